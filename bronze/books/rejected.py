@@ -1,0 +1,43 @@
+"""``governance.rejected_values``: what Delta cannot hold, as PostgreSQL writes it.
+
+The records of a batch are there before its rows are. A batch that dies in between leaves records
+of a batch that no row names: they do no harm, and the next run writes its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import polars as pl
+
+from bronze.model import Kind, Rejected, Stamp
+
+COLUMNS: tuple[tuple[str, Kind], ...] = (
+    ("batch_id", Kind("string")),
+    ("rejected_timestamp", Kind("timestamp")),
+    ("source_system", Kind("string")),
+    ("source_table", Kind("string")),
+    ("target_table", Kind("string")),
+    ("row_key", Kind("string")),
+    ("column_name", Kind("string")),
+    ("source_text", Kind("string")),
+)
+NAME = "rejected_values"
+
+
+def frame(
+    records: Iterable[Rejected], *, stamp: Stamp, source_table: str, target_table: str
+) -> pl.DataFrame:
+    """The records of one table's run as a frame with `COLUMNS`."""
+    texts = [(record.key, record.column, record.text) for record in records]
+    schema = {"row_key": pl.String, "column_name": pl.String, "source_text": pl.String}
+    return pl.DataFrame(texts, schema=schema, orient="row").select(
+        pl.lit(stamp.batch_id).alias("batch_id"),
+        pl.lit(stamp.loaded_at).cast(pl.Datetime("us", "UTC")).alias("rejected_timestamp"),
+        pl.lit(stamp.source_system).alias("source_system"),
+        pl.lit(source_table).alias("source_table"),
+        pl.lit(target_table).alias("target_table"),
+        "row_key",
+        "column_name",
+        "source_text",
+    )

@@ -1,0 +1,330 @@
+"""bronze.toml: checked, frozen settings.
+
+`load` reads a file, `parse` a mapping. Whatever is wrong is said with its place in the file, and
+an unknown key with the nearest known one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from bronze.errors import ConfigError
+from bronze.model import Method, Origin, Place, Secret
+
+_SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?\s*$", re.IGNORECASE)
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_DURATION = re.compile(r"^\s*(\d+)\s*(s|m|h|d|)\s*$", re.IGNORECASE)
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_DECIMAL = re.compile(r"^decimal\(\s*(\d+)\s*,\s*(\d+)\s*\)$", re.IGNORECASE)
+MINIMUM_MEMORY = 128 * 10**6
+
+
+def _bytes(value: object) -> object:
+    if isinstance(value, str):
+        match = _SIZE.match(value)
+        if not match:
+            raise ValueError('a size looks like "500MB" or "2GB"')
+        return int(float(match[1]) * _UNITS[match[2].upper()])
+    return value
+
+
+def _duration(value: object) -> object:
+    if isinstance(value, str):
+        match = _DURATION.match(value)
+        if not match:
+            raise ValueError('a time looks like "30s", "5m" or "2h"')
+        return int(match[1]) * _SECONDS[match[2].lower()]
+    return value
+
+
+def _decimal(value: object) -> object:
+    match = _DECIMAL.match(str(value))
+    if not match:
+        raise ValueError('it looks like "decimal(38,10)"')
+    precision, scale = int(match[1]), int(match[2])
+    if not 1 <= precision <= 38 or scale > precision:
+        raise ValueError("the precision is 1 to 38, the scale at most the precision")
+    return precision, scale
+
+
+def _listed(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+Bytes = Annotated[int, BeforeValidator(_bytes)]
+Seconds = Annotated[int, Field(ge=0), BeforeValidator(_duration)]
+Decimal = Annotated[tuple[int, int], BeforeValidator(_decimal)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SecretName(_Section):
+    """``{ secret = "KConnectionString" }``: asked of the provider under [secrets]."""
+
+    secret: str
+
+
+class Pool(_Section):
+    """Connections to the source: ``max`` bounds all of them, the parallel reads included."""
+
+    min: PositiveInt = 1
+    max: PositiveInt = 10
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Pool:
+        if self.max < max(self.min, 2):
+            raise ValueError("max is at least 2 (one holds the snapshot, one reads) and at least min")
+        return self
+
+
+class SourceSettings(_Section):
+    """One PostgreSQL database."""
+
+    name: str = ""
+    dsn: str | SecretName = Field(repr=False)
+    password: SecretName | None = None
+    schema_: Names = Field(default=("public",), alias="schema")
+    tables: Names = ("*",)
+    exclude: Names = ()
+    consistency: Literal["run", "per-table"] = "run"
+    pool: Pool = Pool()
+    connect_timeout: Seconds = 10
+    statement_timeout: Seconds = 0
+    lock_timeout: Seconds = 10
+    row_security: Literal["refuse", "apply"] = "refuse"
+
+    def takes(self, table: str) -> bool:
+        """Whether a table of this name is wanted, by the patterns of tables and exclude."""
+        return any(fnmatchcase(table, p) for p in self.tables) and not any(
+            fnmatchcase(table, p) for p in self.exclude
+        )
+
+
+class LakeSettings(_Section):
+    """Where the Delta tables are."""
+
+    root: str
+    schema_: str = Field(default="bronze", alias="schema", pattern=r"^[\w-]+$")
+    options: Mapping[str, str | SecretName] = {}
+
+
+class RunSettings(_Section):
+    """How a run works."""
+
+    workers: PositiveInt = Field(default_factory=lambda: os.cpu_count() or 2)
+    memory: Bytes = 10**9
+    engine: str = Field(default="threads", pattern=r"^(threads|processes|dask://.+)$")
+    max_retries: int = Field(default=3, ge=0)
+    retry_delay: Seconds = 2
+
+    @model_validator(mode="after")
+    def _enough(self) -> RunSettings:
+        if self.memory < MINIMUM_MEMORY:
+            raise ValueError("memory is at least 128MB")
+        return self
+
+
+class SecretSettings(_Section):
+    """Where ``{ secret = … }`` is looked up."""
+
+    provider: Literal["env", "file", "azure-key-vault"] = "env"
+    folder: str = ""
+    vault: str = ""
+
+    @model_validator(mode="after")
+    def _placed(self) -> SecretSettings:
+        needs = {"file": "folder", "azure-key-vault": "vault"}.get(self.provider)
+        if needs and not getattr(self, needs):
+            raise ValueError(f'provider "{self.provider}" needs {needs}')
+        return self
+
+    def place(self) -> str:
+        """What the provider needs to find its store."""
+        return self.vault or self.folder
+
+
+class TableSettings(_Section):
+    """What one table has of its own."""
+
+    pattern: Literal["full_refresh"] = "full_refresh"
+    priority: int = Field(default=2, ge=1, le=9)
+    target: str | None = Field(default=None, pattern=r"^[^/\\\s.]+$")
+    key: Names = ()
+    rename: Mapping[str, str] = {}
+    decimals: Mapping[str, Decimal] = {}
+    arrays: Literal["array", "string"] = "array"
+    timestamps: Literal["timestamp_ntz", "timestamp"] = "timestamp_ntz"
+
+    @property
+    def method(self) -> Method:
+        """The name of the pattern in the column ingestion_method."""
+        return self.pattern
+
+
+class Settings(_Section):
+    """All of bronze.toml. ``path`` is the file it came from, if any."""
+
+    source: Mapping[str, SourceSettings]
+    lake: LakeSettings
+    run: RunSettings = Field(default_factory=RunSettings)
+    secrets: SecretSettings = SecretSettings()
+    tables: Mapping[str, TableSettings] = {}
+    path: str = Field(default="", exclude=True)
+
+    def table(self, source: str, schema: str, name: str) -> TableSettings:
+        """A table's settings; the longest of its names that the config has wins."""
+        for key in (f"{source}.{schema}.{name}", f"{schema}.{name}", name):
+            if key in self.tables:
+                return self.tables[key]
+        return TableSettings()
+
+    def origin(self, name: str) -> Origin:
+        """How to reach a source, its passwords left where they are."""
+        given = self.source[name]
+        conninfo = given.dsn if isinstance(given.dsn, str) else ""
+        key = "source/dsn" if self._alone() else f"source/{name}/dsn"
+        dsn = self._secret(given.dsn) if isinstance(given.dsn, SecretName) else None
+        if conninfo and _has_password(conninfo):
+            if not self.path:
+                raise ConfigError(
+                    f"The connection string of source {name} has a password in it.",
+                    hint="Give it as password = { secret = … }, or by PGPASSWORD or ~/.pgpass.",
+                )
+            dsn, conninfo = Secret("config", key, self.path), ""
+        return Origin(
+            name=name,
+            conninfo=conninfo,
+            dsn=dsn,
+            password=self._secret(given.password) if given.password else None,
+            connect_timeout=given.connect_timeout,
+            statement_timeout=given.statement_timeout,
+            lock_timeout=given.lock_timeout,
+            row_security=given.row_security,
+        )
+
+    def place(self, schema: str, name: str) -> Place:
+        """Where a table lies in the lake."""
+        options = {
+            key: self._secret(value) if isinstance(value, SecretName) else value
+            for key, value in self.lake.options.items()
+        }
+        root = self.lake.root.rstrip("/")
+        return Place(f"{root}/{schema}/{name}", tuple(options.items()))
+
+    def _secret(self, name: SecretName) -> Secret:
+        return Secret(self.secrets.provider, name.secret, self.secrets.place())
+
+    def _alone(self) -> bool:
+        return len(self.source) == 1 and bool(next(iter(self.source.values())).name)
+
+
+def _has_password(conninfo: str) -> bool:
+    from bronze.source.connect import parse
+
+    return "password" in parse(conninfo, "")
+
+
+def load(path: str | Path) -> Settings:
+    """The settings in a TOML file. Relative paths in it are relative to the file.
+
+    Raises:
+        ConfigError: with all that is wrong in it.
+    """
+    file = Path(path).absolute()
+    try:
+        document = tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"There is no config file {path}.",
+            hint="Write one with `bronze init --dsn …`, or name another with -c.",
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The config file {path} cannot be read: {error}.") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"The config file {path} is not valid TOML: {error}.") from None
+    settings = parse(document, str(path)).model_copy(update={"path": str(file)})
+    root = settings.lake.root
+    if "://" not in root:
+        root = str(file.parent / Path(root).expanduser())
+    lake = settings.lake.model_copy(update={"root": root})
+    return settings.model_copy(update={"lake": lake})
+
+
+def parse(document: Mapping[str, Any], name: str = "the config") -> Settings:
+    """The settings in a mapping of the shape of bronze.toml.
+
+    Raises:
+        ConfigError: with all that is wrong in it.
+    """
+    checked = dict(document)
+    source = checked.get("source")
+    if isinstance(source, Mapping) and "dsn" in source:
+        checked["source"] = {str(source.get("name", "source")): {"name": "source", **source}}
+    elif isinstance(source, Mapping) and not any(isinstance(v, Mapping) for v in source.values()):
+        checked["source"] = {str(source.get("name", "source")): dict(source)}
+    try:
+        return Settings.model_validate(checked)
+    except ValidationError as error:
+        alone = checked.get("source") is not source
+        raise ConfigError(_explained(error, name, alone), hint="See `bronze init`.") from None
+
+
+def _explained(error: ValidationError, name: str, alone: bool) -> str:
+    lines = []
+    for problem in error.errors(include_input=False, include_url=False):
+        where = [str(part) for part in problem["loc"] if not _is_type(part)]
+        if alone and where[:1] == ["source"] and len(where) > 1:
+            del where[1]
+        key = ".".join(where)
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"unknown key {key}{_nearest(where)}")
+        elif problem["type"] == "missing":
+            lines.append(f"{key} is missing")
+        else:
+            said = problem["msg"].removeprefix("Value error, ")
+            lines.append(f"{key}: {said[:1].lower()}{said[1:]}")
+    return f"{name}: " + "; ".join(dict.fromkeys(lines)) + "."
+
+
+def _is_type(part: object) -> bool:
+    return part in ("str", "SecretName") or str(part).startswith(("function-", "constrained-"))
+
+
+_SECTIONS: Mapping[str, type[BaseModel]] = {
+    "source": SourceSettings,
+    "lake": LakeSettings,
+    "run": RunSettings,
+    "secrets": SecretSettings,
+    "tables": TableSettings,
+    "pool": Pool,
+    "secret": SecretName,
+}
+
+
+def _nearest(where: list[str]) -> str:
+    model = next((_SECTIONS[p] for p in reversed(where[:-1]) if p in _SECTIONS), Settings)
+    known = [field.alias or name for name, field in model.model_fields.items() if name != "path"]
+    close = difflib.get_close_matches(where[-1], known, 1, 0.5)
+    if close:
+        return f" (did you mean {close[0]}?)"
+    return f" (known are {', '.join(known)})"

@@ -1,0 +1,1 @@
+"""A PostgreSQL server and an inventory database to try bronze on, with nothing else installed."""

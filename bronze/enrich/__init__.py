@@ -1,0 +1,1 @@
+"""Rows become Bronze rows: identities, times and hashes are added."""

@@ -1,0 +1,162 @@
+"""The canonical encoding of rows, which ``row_hash`` and ``checksum`` are computed over.
+
+It is defined here, once, and depends on no library's version. `bronze.source.digest` computes the
+same bytes in PostgreSQL. All numbers are big-endian; a row is the concatenation of
+
+1. *flags*: for each fifteen columns, in order, a 2-byte integer, whose bit ``i`` (1 << i) is set
+   where the i-th of these columns is NULL;
+2. *fixed parts*, one a column, in order:
+
+   ====================  =====  ==================================================
+   short, int, long      2 4 8  the number; 0 for NULL
+   float, double         4 8    IEEE 754; every NaN, and NULL, as 7fc00000 and
+                                7ff8000000000000
+   boolean               1      1 or 0; 0 for NULL
+   date                  4      days since 2000-01-01; 0 for NULL
+   timestamp (both)      8      microseconds since 2000-01-01 00:00 (UTC); 0 for NULL
+   decimal(p <= 18, s)   8      value x 10^s as an integer; 0 for NULL
+   string, binary,       4      the length of the variable part in bytes; 0 for NULL
+   decimal(p > 18)
+   array                 4      the number of elements; 0 for NULL
+   ====================  =====  ==================================================
+
+3. *variable parts*, one for each column that has one, in order: a string's UTF-8 bytes, a
+   binary's bytes, a decimal's text with all ``s`` digits after the point; for an array its
+   elements one after another, each encoded as a row of one column.
+
+No two different rows of the same columns have the same encoding: the flags and fixed parts have
+a known size, and say the size of all that follows.
+
+``row_hash`` is the first 128 bits of SHA-256 over the encoding of the source's columns followed by
+the row's rejected values, if it has any, as UTF-8 text (see `bronze.source.statement`; rejected
+values are NULL in the encoding). ``checksum`` is XXH3-64 over the encoding of the values as
+stored. Both are written as hexadecimal digits in lower case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+
+_FLAGS_PER_WORD = 15
+_EPOCH_DAYS = 10_957
+_EPOCH_MICROSECONDS = _EPOCH_DAYS * 86_400_000_000
+
+_FIXED: dict[type[pl.DataType], str] = {
+    pl.Int16: ">i2",
+    pl.Int32: ">i4",
+    pl.Int64: ">i8",
+    pl.Float32: ">f4",
+    pl.Float64: ">f8",
+    pl.Boolean: "u1",
+    pl.Date: ">i4",
+    pl.Datetime: ">i8",
+}
+_LENGTH = ">i4"
+_SHORT_DECIMAL = 18
+
+Bytes = npt.NDArray[Any]
+
+
+def encode(columns: Sequence[pl.Series]) -> pa.LargeBinaryArray:
+    """The encoding of each row of ``columns``, all of the same length n > 0, as n binaries.
+
+    Strings must be UTF-8 as polars keeps them; Datetimes in microseconds.
+    """
+    rows = len(columns[0])
+    fixed = [_fixed(series) for series in columns]
+    words = -(-len(columns) // _FLAGS_PER_WORD)
+    layout = [(f"n{i}", ">i2") for i in range(words)]
+    layout += [(f"v{i}", values.dtype.newbyteorder(">")) for i, values in enumerate(fixed)]
+    packed = np.empty(rows, np.dtype(layout))  # type: ignore[arg-type]
+    for word in range(words):
+        packed[f"n{word}"] = _flags(columns[word * _FLAGS_PER_WORD :][:_FLAGS_PER_WORD], rows)
+    for i, values in enumerate(fixed):
+        packed[f"v{i}"] = values
+    parts = [_sliced(pa.py_buffer(packed), np.arange(rows + 1) * packed.dtype.itemsize)]
+    parts += [part for series in columns if (part := _variable(series)) is not None]
+    if len(parts) == 1:
+        return parts[0]
+    nothing = pa.scalar(b"", pa.large_binary())
+    return pc.binary_join_element_wise(
+        *parts, nothing, null_handling="replace", null_replacement=""
+    )
+
+
+def _flags(columns: Sequence[pl.Series], rows: int) -> npt.NDArray[np.int16]:
+    flags = np.zeros(rows, np.int16)
+    for i, series in enumerate(columns):
+        if series.null_count():
+            flags |= series.is_null().to_numpy().astype(np.int16) << i
+    return flags
+
+
+def _fixed(series: pl.Series) -> Bytes:
+    kind = series.dtype
+    if isinstance(kind, pl.List):
+        return series.list.len().fill_null(0).cast(pl.Int32).to_numpy()
+    if isinstance(kind, pl.Decimal) and kind.precision <= _SHORT_DECIMAL:
+        return unscaled(series)
+    if type(kind) not in _FIXED:
+        lengths = _text(series) if isinstance(kind, pl.Decimal) else series
+        sizes = lengths.bin.size() if kind == pl.Binary else lengths.str.len_bytes()
+        return sizes.fill_null(0).cast(pl.Int32).to_numpy()
+    if kind.is_float():
+        return series.fill_nan(None).fill_null(float("nan")).to_numpy()
+    values = series.to_physical()
+    if kind == pl.Boolean:
+        return values.fill_null(False).cast(pl.UInt8).to_numpy()
+    if kind == pl.Date:
+        return values.fill_null(_EPOCH_DAYS).to_numpy() - np.int32(_EPOCH_DAYS)
+    if isinstance(kind, pl.Datetime):
+        return values.fill_null(_EPOCH_MICROSECONDS).to_numpy() - np.int64(_EPOCH_MICROSECONDS)
+    return values.fill_null(0).to_numpy()
+
+
+def unscaled(series: pl.Series) -> npt.NDArray[np.int64]:
+    """The integers ``value * 10**scale`` of decimals of at most 18 digits; 0 for NULL."""
+    array = series.fill_null(0).to_arrow()
+    # Decimals are 128-bit little-endian integers; 18 digits fit in the lower half.
+    halves = np.frombuffer(array.buffers()[1], np.int64).reshape(-1, 2)
+    return halves[array.offset : array.offset + len(array), 0]
+
+
+def _text(series: pl.Series) -> pl.Series:
+    return series.cast(pl.String)
+
+
+def _variable(series: pl.Series) -> pa.LargeBinaryArray | None:
+    kind = series.dtype
+    if isinstance(kind, pl.List):
+        return _elements(series)
+    if isinstance(kind, pl.Decimal):
+        if kind.precision <= _SHORT_DECIMAL:
+            return None
+        series = _text(series)
+    elif type(kind) in _FIXED:
+        return None
+    # Binary of any layout becomes one with 64-bit offsets.
+    return series.cast(pl.Binary).to_arrow(compat_level=pl.CompatLevel.oldest())
+
+
+def _elements(series: pl.Series) -> pa.LargeBinaryArray:
+    lengths = series.list.len().fill_null(0).to_numpy().astype(np.int64)
+    flat = series.drop_nulls().list.explode(empty_as_null=False)
+    bounds = np.concatenate([[0], np.cumsum(lengths)])
+    if not len(flat):
+        return _sliced(pa.py_buffer(b""), np.zeros(len(series) + 1, np.int64))
+    encoded = encode([flat])
+    offsets = np.frombuffer(encoded.buffers()[1], np.int64)[encoded.offset :][: len(flat) + 1]
+    # The elements lie one after another, so a row's elements are one slice of the same bytes.
+    return _sliced(encoded.buffers()[2], offsets[bounds])
+
+
+def _sliced(data: pa.Buffer, offsets: npt.NDArray[np.int64]) -> pa.LargeBinaryArray:
+    buffers = [None, pa.py_buffer(offsets), data]
+    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(offsets) - 1, buffers)

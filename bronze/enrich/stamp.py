@@ -1,0 +1,88 @@
+"""Rows of the source become Bronze rows: the columns of identity, time and proof are added.
+
+``row_hash`` and ``checksum`` are computed over the encoding in `bronze.enrich.encoding`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import polars_hash as plh
+import pyarrow as pa
+
+from bronze.enrich.encoding import encode
+from bronze.model import Column, Kind, Stamp
+
+ACTIVE = "ACTIVE"
+
+METADATA: tuple[tuple[str, Kind], ...] = (
+    ("load_timestamp", Kind("timestamp")),
+    ("update_timestamp", Kind("timestamp")),
+    ("source_system", Kind("string")),
+    ("record_status", Kind("string")),
+    ("batch_id", Kind("string")),
+    ("ingestion_method", Kind("string")),
+    ("checksum", Kind("string")),
+    ("row_hash", Kind("string")),
+)
+"""The columns that every Bronze table has after the source's own, in their order."""
+
+_HASH_DIGITS = 32
+_CHECKSUM_DIGITS = 16
+# Four hexadecimal digits for each of the 65,536 values of two bytes.
+_HEX = np.array([f"{i:04x}".encode() for i in range(1 << 16)]).view(np.uint32)
+
+
+def stamped(rows: pl.DataFrame, rejected: pl.Series, stamp: Stamp) -> pl.DataFrame:
+    """Bronze rows: the source's columns followed by `METADATA`.
+
+    Args:
+        rows: the source's columns, typed, under their target names.
+        rejected: each row's rejected values as text, NULL where it has none.
+        stamp: what the run writes beside every row.
+    """
+    hashes, checksums = digests(rows, rejected)
+    moment = pl.lit(stamp.loaded_at).cast(pl.Datetime("us", "UTC"))
+    added = {
+        "load_timestamp": moment,
+        "update_timestamp": moment,
+        "source_system": _constant(stamp.source_system),
+        "record_status": _constant(ACTIVE),
+        "batch_id": _constant(stamp.batch_id),
+        "ingestion_method": _constant(stamp.method),
+        "checksum": pl.lit(checksums),
+        "row_hash": pl.lit(hashes),
+    }
+    return rows.with_columns(added[name].alias(name) for name, _ in METADATA)
+
+
+def _constant(text: str) -> pl.Expr:
+    # An enum of one value takes one byte a row, and is a string again in Parquet.
+    return pl.lit(text, dtype=pl.Enum([text]))
+
+
+def digests(rows: pl.DataFrame, rejected: pl.Series) -> tuple[pl.Series, pl.Series]:
+    """``row_hash`` and ``checksum`` of each row, as strings of hexadecimal digits."""
+    if not rows.height:
+        return pl.Series([], dtype=pl.String), pl.Series([], dtype=pl.String)
+    encoded = pl.DataFrame({"bytes": pl.Series(encode(rows.get_columns()))})
+    sums = encoded.select(plh.col("bytes").nchash.xxh3_64()).to_series()
+    if rejected.null_count() < len(rejected):
+        encoded = encoded.with_columns(_with_rejected(encoded["bytes"], rejected))
+    hashes = encoded.select(plh.col("bytes").chash.sha2_256().str.slice(0, _HASH_DIGITS))
+    return hashes.to_series(), _hexadecimal(sums)
+
+
+def _with_rejected(encoded: pl.Series, rejected: pl.Series) -> pl.Series:
+    pairs = zip(encoded, rejected, strict=True)
+    joined = [row if text is None else row + text.encode() for row, text in pairs]
+    return pl.Series("bytes", joined, dtype=pl.Binary)
+
+
+def _hexadecimal(numbers: pl.Series) -> pl.Series:
+    pairs = numbers.to_numpy().astype(">u8").view(">u2").astype(np.uint16)
+    offsets = np.arange(len(numbers) + 1, dtype=np.int64) * _CHECKSUM_DIGITS
+    text = pa.LargeStringArray.from_buffers(
+        len(numbers), pa.py_buffer(offsets), pa.py_buffer(_HEX[pairs])
+    )
+    return pl.Series(text)

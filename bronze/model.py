@@ -1,0 +1,220 @@
+"""The frozen values that cross stages. They hold no behaviour beyond what their names say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal
+
+KindName = Literal[
+    "short",
+    "int",
+    "long",
+    "float",
+    "double",
+    "boolean",
+    "decimal",
+    "string",
+    "binary",
+    "date",
+    "timestamp",
+    "timestamp_ntz",
+    "array",
+]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a value is in the Bronze table, in Delta's terms.
+
+    ``precision`` and ``scale`` belong to ``decimal``, ``element`` to ``array``.
+    """
+
+    name: KindName
+    precision: int = 0
+    scale: int = 0
+    element: Kind | None = None
+
+    def __str__(self) -> str:
+        if self.name == "decimal":
+            return f"decimal({self.precision},{self.scale})"
+        if self.element is not None:
+            return f"array<{self.element}>"
+        return self.name
+
+
+Wire = Literal["same", "unscaled", "text", "texts"]
+"""How a value travels from PostgreSQL to us: as it is; as the integer ``value * 10**scale``; as
+text to be parsed; as an array of such texts."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table, with everything the stages need to carry it exactly.
+
+    ``name`` is the source's, ``target`` the Bronze table's. ``select`` is the SQL that fetches the
+    value, ``canonical`` the SQL of the value whose binary form is hashed, ``reject`` a SQL
+    condition that is true for values which Delta cannot hold ("" where there are none),
+    ``text`` the SQL of PostgreSQL's own text of the value, and ``element``, for arrays, the
+    canonical SQL of one element ``e``.
+    """
+
+    name: str
+    target: str
+    source_type: str
+    kind: Kind
+    wire: Wire
+    select: str
+    canonical: str
+    reject: str
+    text: str
+    element: str = ""
+    not_null: bool = False
+
+
+@dataclass(frozen=True)
+class Secret:
+    """Where a secret is to be found; never the secret itself.
+
+    ``provider`` is one of ``bronze.secret.PROVIDERS``, ``place`` what that provider needs to find
+    its store (a vault's URL, a folder), ``name`` the secret's name there.
+    """
+
+    provider: str
+    name: str
+    place: str = ""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How to reach one PostgreSQL database, without the password.
+
+    ``conninfo`` is libpq's, with no password in it; ``password`` or ``dsn`` say where the missing
+    part is to be found. Times are in seconds; 0 is no limit.
+    """
+
+    name: str
+    conninfo: str
+    dsn: Secret | None = None
+    password: Secret | None = None
+    connect_timeout: int = 10
+    statement_timeout: int = 0
+    lock_timeout: int = 10
+    row_security: Literal["refuse", "apply"] = "refuse"
+    application_name: str = "bronze"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one Delta table lies: a URL or path, and the object store's options."""
+
+    url: str
+    options: tuple[tuple[str, str | Secret], ...] = ()
+
+
+Method = Literal["batch", "micro_batch", "full_refresh", "streaming"]
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What a run writes beside every row."""
+
+    batch_id: str
+    loaded_at: datetime
+    source_system: str
+    method: Method
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A piece of work that any worker can do alone: read some slices, write one file.
+
+    ``query`` is the SELECT without its WHERE; ``slices`` are the conditions, each of which fits in
+    the memory of one worker. ``session`` are the statements that join the run's snapshot.
+    ``key`` are target names, ``stats`` the target names that get file statistics.
+    """
+
+    number: int
+    table: str
+    origin: Origin
+    session: tuple[str, ...]
+    query: str
+    slices: tuple[str, ...]
+    columns: tuple[Column, ...]
+    key: tuple[str, ...]
+    stats: tuple[str, ...]
+    stamp: Stamp
+    place: Place
+    estimate: int
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A value that Delta cannot hold, as PostgreSQL writes it. ``key`` is a JSON object."""
+
+    column: str
+    key: str
+    text: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One Parquet file. ``path`` is relative to the table, ``stats`` is Delta's JSON."""
+
+    path: str
+    size: int
+    rows: int
+    stats: str
+
+
+@dataclass(frozen=True)
+class Written:
+    """What one unit did: its file (none when it had no rows), and the values it rejected."""
+
+    unit: int
+    rows: int
+    file: DataFile | None
+    rejected: tuple[Rejected, ...] = ()
+    seconds: float = 0.0
+
+
+Status = Literal["landed", "unchanged", "failed"]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a table failed, in the words of an error."""
+
+    kind: str
+    message: str
+    hint: str
+    sqlstate: str = ""
+
+
+@dataclass(frozen=True)
+class TableResult:
+    """What a run did to one table. ``bytes`` is the size of the files it wrote."""
+
+    table: str
+    target: str
+    status: Status
+    rows_read: int = 0
+    inserted: int = 0
+    updated: int = 0
+    deleted: int = 0
+    rejected: int = 0
+    version: int | None = None
+    files: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    error: Failure | None = None
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run did. ``position`` is the source's log position (LSN) at the snapshot, an int."""
+
+    batch_id: str
+    position: int
+    seconds: float
+    tables: tuple[TableResult, ...]

@@ -1,0 +1,343 @@
+"""A run: plan → read → enrich → files → commit → books.
+
+`run` plans here, hands units of work to an executor, and commits here what they wrote: one
+transaction a table, as soon as all units of the table have ended.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+
+import tenacity
+import uuid_utils
+
+from bronze import engine, prepare
+from bronze.books import rejected as book
+from bronze.config import Settings
+from bronze.errors import BronzeError, CommitConflict, SnapshotLost, TableRefused
+from bronze.model import (
+    DataFile,
+    Failure,
+    Origin,
+    Place,
+    Rejected,
+    RunResult,
+    Stamp,
+    TableResult,
+    Unit,
+    Written,
+)
+from bronze.prepare import Plan, Target
+from bronze.source import connect, snapshot
+from bronze.source.catalog import Relation, relations
+from bronze.table import commit, files, store
+from bronze.work import work
+
+GOVERNANCE = "governance"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a table is, for whoever shows it: ``share`` of its work, from 0 to 1."""
+
+    table: str
+    rows: int
+    share: float
+    result: TableResult | None = None
+
+
+Notify = Callable[[Progress], None]
+
+
+@dataclass
+class _Table:
+    """A table on its way through a run."""
+
+    target: Target
+    origin: Origin
+    held: snapshot.Snapshot
+    stamp: Stamp
+    readers: int
+    plan: Plan | None = None
+    written: list[Written] = field(default_factory=list)
+    error: BronzeError | None = None
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def rows(self) -> int:
+        return sum(part.rows for part in self.written)
+
+    @property
+    def files(self) -> list[DataFile]:
+        return [part.file for part in self.written if part.file]
+
+    @property
+    def rejected(self) -> list[Rejected]:
+        return [record for part in self.written for record in part.rejected]
+
+    @property
+    def size(self) -> int:
+        return sum(unit.estimate for unit in self.plan.units) if self.plan else 0
+
+
+def run(
+    settings: Settings,
+    tables: Sequence[str] = (),
+    *,
+    pool: Executor | None = None,
+    notify: Notify = lambda _: None,
+) -> RunResult:
+    """Takes tables of the source into the lake, all as of one snapshot of it.
+
+    When the source goes away in the middle, the run begins again from a new snapshot, for all its
+    tables, as often as the config's max_retries says.
+
+    Args:
+        settings: the config.
+        tables: names (``table`` or ``schema.table``) to take only; none takes all of the config.
+        pool: where to run the units instead of the config's engine.
+        notify: is told of progress, from this thread.
+
+    Returns:
+        What happened to each table; a table that failed does not stop the others.
+
+    Raises:
+        ConfigError, SourceError, LakeError: nothing could be done at all.
+    """
+    began = time.monotonic()
+    batch_id = str(uuid_utils.uuid7())
+    results: dict[str, TableResult] = {}
+    position = 0
+    for attempt in tenacity.Retrying(
+        retry=tenacity.retry_if_exception(_passing),
+        stop=tenacity.stop_after_attempt(settings.run.max_retries + 1),
+        wait=tenacity.wait_exponential_jitter(initial=settings.run.retry_delay, max=60),
+        reraise=True,
+    ):
+        with attempt, ExitStack() as stack:
+            planned = _planned(settings, tables, batch_id, stack)
+            position = planned[0].held.position
+            for result in _landed(settings, planned, pool, stack, notify):
+                results[result.target] = result
+    return RunResult(batch_id, position, time.monotonic() - began, tuple(results.values()))
+
+
+def _passing(error: BaseException) -> bool:
+    return isinstance(error, BronzeError) and error.retry
+
+
+def _planned(
+    settings: Settings, wanted: Sequence[str], batch_id: str, stack: ExitStack
+) -> list[_Table]:
+    """Opens a snapshot of each source and plans each table, most urgent first."""
+    found: list[tuple[str, Relation]] = []
+    sources: dict[str, tuple[Origin, connect.Pool]] = {}
+    for name, source in settings.source.items():
+        origin = replace(settings.origin(name), application_name=f"bronze {batch_id}")
+        pool = stack.enter_context(connect.pool(origin, source.pool.min, source.pool.max))
+        sources[name] = (origin, pool)
+        with connect.mapped(origin), pool.connection() as connection:
+            found += [(name, relation) for relation in relations(connection, source.schema_)]
+    chosen = prepare.targets(settings, found, wanted)
+    store.prove_writable(settings.place(settings.lake.schema_, ""))
+    tables: list[_Table] = []
+    for name, (origin, pool) in sources.items():
+        mine = [target for target in chosen if target.source == name]
+        if mine:
+            tables += _of_source(settings, origin, pool, mine, batch_id, stack)
+    return sorted(tables, key=lambda table: (table.target.settings.priority, -table.size))
+
+
+def _of_source(
+    settings: Settings,
+    origin: Origin,
+    pool: connect.Pool,
+    targets: Sequence[Target],
+    batch_id: str,
+    stack: ExitStack,
+) -> list[_Table]:
+    source = settings.source[origin.name]
+    readable = [target.relation for target in targets if target.relation.readable]
+    held = stack.enter_context(
+        snapshot.hold(origin, pool, readable, source.schema_, source.consistency)
+    )
+    readers = min(settings.run.workers, connect.slots(pool))
+    now = datetime.now(UTC)
+    seen = {relation.oid: relation for relation in held.relations}
+    tables = []
+    for target in targets:
+        stamp = Stamp(batch_id, now, origin.name, target.settings.method)
+        table = _Table(target, origin, held, stamp, readers)
+        tables.append(table)
+        try:
+            current = replace(target, relation=_still_there(target, held, seen))
+            table.plan = prepare.plan_table(current, held, origin, stamp, settings.run, readers)
+        except TableRefused as error:
+            table.error = error
+    return tables
+
+
+def _still_there(
+    target: Target, held: snapshot.Snapshot, seen: Mapping[int, Relation]
+) -> Relation:
+    for label, error in held.refused:
+        if label == target.label:
+            raise error
+    if not target.relation.readable:
+        raise TableRefused(
+            f"Table {target.label} cannot be read: permission denied.",
+            hint=f'GRANT USAGE ON SCHEMA "{target.relation.schema}" and SELECT on the table to the'
+            " role that bronze uses.",
+            table=target.label,
+            sqlstate="42501",
+        )
+    if target.relation.oid not in seen:
+        raise TableRefused(
+            f"Table {target.label} was dropped while the run began.",
+            hint="Its Bronze table stays as it was.",
+            table=target.label,
+            sqlstate="42P01",
+        )
+    return seen[target.relation.oid]
+
+
+def _landed(
+    settings: Settings,
+    tables: Sequence[_Table],
+    pool: Executor | None,
+    stack: ExitStack,
+    notify: Notify,
+) -> Iterator[TableResult]:
+    """Reads and commits the tables; yields each one's result as soon as it is there."""
+    by_place = {table.target.place: table for table in tables}
+    units = [unit for table in tables if table.plan for unit in table.plan.units]
+    limit = min(table.readers for table in tables)
+    yield from (_result(table, None, notify) for table in tables if table.error)
+
+    def wanted(unit: Unit) -> bool:
+        return by_place[unit.place].error is None
+
+    try:
+        running = pool or stack.enter_context(engine.executor(settings.run.engine, limit))
+        for unit, outcome in engine.dispatch(running, work, units, limit, wanted):
+            table = by_place[unit.place]
+            if _taken(table, outcome):
+                yield _result(table, _committed(settings, table), notify)
+            elif table.error and isinstance(outcome, BronzeError):
+                yield _result(table, None, notify)
+            else:
+                notify(_progress(table))
+    except BaseException:
+        # Nobody waits for the reads any more, and nothing uncommitted is of use.
+        for table in tables:
+            with suppress(BronzeError):
+                connect.cancel(table.origin)
+                _forget(table)
+        raise
+
+
+def _taken(table: _Table, outcome: engine.Outcome) -> bool:
+    """Notes a unit's outcome; true when it was the table's last one and all went well."""
+    if isinstance(outcome, BronzeError):
+        if outcome.retry and not table.held.alive():
+            raise SnapshotLost(
+                f"The source {table.origin.name} went away in the middle of the run:"
+                f" {outcome.message}",
+                hint=outcome.hint,
+            ) from outcome
+        table.error = table.error or outcome
+        return False
+    table.written.append(outcome)
+    if table.error:
+        _forget(table)
+        return False
+    assert table.plan is not None
+    return len(table.written) == len(table.plan.units)
+
+
+def _committed(settings: Settings, table: _Table) -> int | None:
+    """Makes the table's rows visible; returns the new version, None when it failed."""
+    assert table.plan is not None
+    reached = commit.Position(table.held.timeline, table.held.position)
+    facts = {
+        "batch_id": table.stamp.batch_id,
+        "source": table.origin.name,
+        "table": table.target.label,
+        "snapshot": table.held.name,
+        "position": reached.value,
+        "loaded_at": table.stamp.loaded_at.isoformat(),
+        "rows": table.rows,
+        "rejected": len(table.rejected),
+    }
+    try:
+        _book_rejected(settings, table)
+        commit.sweep(table.target.place, time.time())
+        return commit.replace(
+            table.target.place,
+            table.plan.layout,
+            table.plan.stats,
+            table.files,
+            reached,
+            facts,
+        )
+    except BronzeError as error:
+        table.error = error
+        return None
+
+
+def _book_rejected(settings: Settings, table: _Table) -> None:
+    if not table.rejected:
+        return
+    place = settings.place(GOVERNANCE, book.NAME)
+    frame = book.frame(
+        table.rejected,
+        stamp=table.stamp,
+        source_table=table.target.label,
+        target_table=table.target.name,
+    )
+    file = files.write([frame], place, table.stamp.batch_id, ())
+    if file:
+        commit.append(place, book.COLUMNS, file, {"batch_id": table.stamp.batch_id})
+
+
+def _forget(table: _Table) -> None:
+    """Deletes what was written for a table that will not land."""
+    store.delete(table.target.place, [file.path for file in table.files])
+    table.written.clear()
+
+
+def _progress(table: _Table, result: TableResult | None = None) -> Progress:
+    done = sum(table.plan.units[part.unit].estimate for part in table.written) if table.plan else 0
+    share = 1.0 if result or not table.size else done / table.size
+    return Progress(table.target.label, table.rows, share, result)
+
+
+def _result(table: _Table, version: int | None, notify: Notify) -> TableResult:
+    error = table.error
+    result = TableResult(
+        table=table.target.label,
+        target=f"{table.target.schema}.{table.target.name}",
+        status="failed" if error else "landed",
+        rows_read=table.rows,
+        inserted=0 if error else table.rows,
+        rejected=0 if error else len(table.rejected),
+        version=version,
+        files=0 if error else len(table.files),
+        bytes=0 if error else sum(file.size for file in table.files),
+        seconds=time.monotonic() - table.began,
+        error=_failure(error) if error else None,
+    )
+    notify(_progress(table, result))
+    if error and not isinstance(error, CommitConflict):
+        with suppress(BronzeError):
+            _forget(table)
+    return result
+
+
+def _failure(error: BronzeError) -> Failure:
+    return Failure(type(error).__name__, error.message, error.hint, error.sqlstate)

@@ -1,0 +1,230 @@
+"""From the config and a snapshot to plans: what to read of each table, and where it goes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import psycopg
+
+from bronze.config import RunSettings, Settings, TableSettings
+from bronze.enrich.stamp import METADATA
+from bronze.errors import BronzeError, ConfigError, TableRefused
+from bronze.model import Column, Kind, Origin, Place, Stamp, Unit
+from bronze.source import plan, statement
+from bronze.source.catalog import Relation
+from bronze.source.connect import Connection, explain
+from bronze.source.snapshot import Snapshot
+from bronze.source.types import Choices, contract
+from bronze.table.naming import faults, table_name
+from bronze.table.statistics import SAFE
+
+# What the process takes before it reads anything.
+_BASE = 160 * 10**6
+# The bytes that a slice takes while it is read, hashed and encoded, for each of its bytes on disk.
+_GROWTH = 8
+_SLICE = 12 * 2**20
+_FILE = 128 * 2**20
+_UNITS_PER_WORKER = 3
+
+
+@dataclass(frozen=True)
+class Target:
+    """A table of the source and the Bronze table that it becomes."""
+
+    source: str
+    relation: Relation
+    settings: TableSettings
+    schema: str
+    name: str
+    place: Place
+
+    @property
+    def label(self) -> str:
+        """The source table's ``schema.name``."""
+        return self.relation.label
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run does with one table."""
+
+    target: Target
+    columns: tuple[Column, ...]
+    key: tuple[str, ...]
+    stats: tuple[str, ...]
+    units: tuple[Unit, ...]
+
+    @property
+    def layout(self) -> tuple[tuple[str, Kind], ...]:
+        """The Bronze table's columns in their order."""
+        return (*((column.target, column.kind) for column in self.columns), *METADATA)
+
+
+def targets(
+    settings: Settings, found: Sequence[tuple[str, Relation]], wanted: Sequence[str]
+) -> list[Target]:
+    """The tables to take, of those found (each with its source's name), by the config.
+
+    Args:
+        settings: the config.
+        found: the relations of all sources.
+        wanted: names to take only (``table``, ``schema.table``); none takes all.
+
+    Raises:
+        ConfigError: a wanted or configured table is not there, two tables would become one.
+    """
+    taken = [
+        _target(settings, source, relation)
+        for source, relation in found
+        if settings.source[source].takes(relation.name)
+    ]
+    _all_there(settings, taken, wanted)
+    chosen = [
+        t for t in taken if not wanted or t.relation.name in wanted or t.label in wanted
+    ]
+    for place, count in Counter(t.place.url for t in chosen).items():
+        if count > 1:
+            both = " and ".join(t.label for t in chosen if t.place.url == place)
+            raise ConfigError(
+                f"The tables {both} would both become {place}.",
+                hint=f'Give one another name: [tables."{both.split()[-1]}"] target = "bz_…"',
+            )
+    if not chosen:
+        raise ConfigError(
+            "The config takes no table of the source.",
+            hint="Check [source] schema, tables and exclude; and that the role has USAGE on the"
+            " schema.",
+        )
+    return chosen
+
+
+def _target(settings: Settings, source: str, relation: Relation) -> Target:
+    own = settings.table(source, relation.schema, relation.name)
+    name = own.target or table_name(relation.name)
+    schema = settings.lake.schema_
+    return Target(source, relation, own, schema, name, settings.place(schema, name))
+
+
+def _all_there(settings: Settings, taken: Sequence[Target], wanted: Sequence[str]) -> None:
+    names = {
+        name
+        for t in taken
+        for name in (t.relation.name, t.label, f"{t.source}.{t.label}")
+    }
+    missing = [name for name in (*wanted, *settings.tables) if name not in names]
+    if missing:
+        raise ConfigError(
+            f"There is no table {', '.join(dict.fromkeys(missing))} in the source.",
+            hint="`bronze check` lists the tables that the config takes; names are"
+            " case-sensitive.",
+        )
+
+
+def columns(target: Target) -> tuple[Column, ...]:
+    """The type contract of a table's columns.
+
+    Raises:
+        TableRefused: a column cannot have its name in Delta, or the config names one that is not
+            there.
+    """
+    own, relation = target.settings, target.relation
+    present = {attribute.name for attribute in relation.attributes}
+    unknown = sorted({*own.rename, *own.decimals, *own.key} - present)
+    if unknown:
+        raise TableRefused(
+            f"Table {target.label} has no column {', '.join(unknown)}.",
+            hint=f'Correct [tables."{relation.name}"] in the config.',
+            table=target.label,
+        )
+    choices = Choices(own.decimals, own.arrays, own.timestamps)
+    found = tuple(
+        contract(
+            attribute.name,
+            own.rename.get(attribute.name, attribute.name),
+            statement.quoted(attribute.name),
+            attribute.type,
+            choices,
+            attribute.not_null,
+        )
+        for attribute in relation.attributes
+    )
+    bad = faults([c.target for c in found], [name for name, _ in METADATA])
+    if bad:
+        name, reason = next(iter(bad.items()))
+        renames = ", ".join(f'"{n}" = "…"' for n in bad)
+        raise TableRefused(
+            f"Column {name!r} of table {target.label} cannot keep its name: {reason}.",
+            hint=f'Rename it: [tables."{relation.name}"] rename = {{ {renames} }}',
+            table=target.label,
+        )
+    return found
+
+
+def plan_table(
+    target: Target, held: Snapshot, origin: Origin, stamp: Stamp, run: RunSettings, readers: int
+) -> Plan:
+    """The units of one table.
+
+    Raises:
+        TableRefused: the table cannot be read, or its columns cannot be held.
+        SourceError: the snapshot's connection failed.
+    """
+    found = columns(target)
+    relation = target.relation
+    key = target.settings.key or relation.key
+    names = {column.name: column.target for column in found}
+    kept_key = tuple(names[name] for name in key)
+    stats = tuple(c.target for c in found if c.target in kept_key and c.kind.name in SAFE)
+    slice_size, file_size = sizes(run.memory, readers)
+    parts = _slices(target, held, origin, slice_size, key)
+    whole = sum(part.size for part in parts)
+    packed = plan.packed(parts, min(file_size, whole // (readers * _UNITS_PER_WORKER) + 1))
+    query = statement.select(found, statement.quoted(relation.schema, relation.name))
+    units = tuple(
+        Unit(
+            number=number,
+            table=target.label,
+            origin=origin,
+            session=held.session(origin),
+            query=query,
+            slices=tuple(part.where for part in group),
+            columns=found,
+            key=kept_key,
+            stats=stats,
+            stamp=stamp,
+            place=target.place,
+            estimate=sum(part.size for part in group),
+        )
+        for number, group in enumerate(packed)
+    )
+    return Plan(target, found, kept_key, stats, units)
+
+
+def sizes(memory: int, readers: int) -> tuple[int, int]:
+    """The bytes of source data in one slice and in one file, so that all readers fit in memory.
+
+    Half of what the process itself leaves is for the slices in hand, half for the files in hand.
+    """
+    each = max(memory - _BASE, memory // 4) // (2 * readers)
+    return min(_SLICE, each // _GROWTH), min(_FILE, each)
+
+
+def _slices(
+    target: Target, held: Snapshot, origin: Origin, size: int, key: Sequence[str]
+) -> list[plan.Slice]:
+    if held.name is None:
+        # Without a shared snapshot only one statement sees one state.
+        return [plan.Slice(plan.WHOLE, sum(target.relation.heaps) * target.relation.page)]
+    holder: Connection = held.holder
+    try:
+        holder.execute("SAVEPOINT plan")
+        parts = plan.slices(holder, target.relation, held.version, size, key)
+        holder.execute("RELEASE SAVEPOINT plan")
+    except psycopg.Error as error:
+        mine: BronzeError = explain(error, origin, target.label)
+        if not mine.retry:
+            holder.execute("ROLLBACK TO SAVEPOINT plan")
+        raise mine from error
+    return parts

@@ -1,0 +1,1 @@
+"""PostgreSQL: connect, catalog, types, plan, read."""

@@ -1,0 +1,197 @@
+"""What is in the source: tables, columns, types, keys and sizes, found by looking."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from bronze.source.connect import Connection
+from bronze.source.types import SourceType
+
+RelationKind = Literal["table", "partitioned", "materialized view", "view", "foreign table"]
+
+_KINDS: Mapping[str, RelationKind] = {
+    "r": "table",
+    "p": "partitioned",
+    "m": "materialized view",
+    "v": "view",
+    "f": "foreign table",
+}
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """A column as PostgreSQL has it."""
+
+    name: str
+    type: SourceType
+    not_null: bool
+    comment: str = ""
+
+
+@dataclass(frozen=True)
+class Relation:
+    """A table, or what can be read like one.
+
+    ``heaps`` are the sizes in pages of the heaps that a SELECT from it scans (its partitions',
+    its heirs', or its own; empty where there is no heap or one that has no ctid ranges),
+    ``page`` the size of a page in bytes, ``toast`` the bytes stored out of line, ``rows`` the
+    planner's estimate (-1: never analysed), ``width`` its estimate of a row's bytes.
+    ``key`` is the primary key, or else a unique key over NOT NULL columns, or else empty.
+    """
+
+    oid: int
+    schema: str
+    name: str
+    kind: RelationKind
+    attributes: tuple[Attribute, ...]
+    key: tuple[str, ...]
+    heaps: tuple[int, ...]
+    page: int
+    toast: int
+    rows: int
+    readable: bool
+    comment: str = ""
+
+    @property
+    def label(self) -> str:
+        """``schema.name``, for people and results."""
+        return f"{self.schema}.{self.name}"
+
+
+_RELATIONS = """
+WITH RECURSIVE tree(root, oid) AS (
+    SELECT c.oid, c.oid FROM pg_class c
+    JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = ANY(%(schemas)s) AND c.relkind IN ('r', 'p', 'm', 'v', 'f')
+  UNION
+    SELECT tree.root, i.inhrelid FROM tree JOIN pg_inherits i ON i.inhparent = tree.oid
+), sizes AS (
+    SELECT tree.root,
+           bool_and(c.relkind = 'p' OR am.amname = 'heap') AS ranged,
+           array_agg(pg_relation_size(c.oid) / current_setting('block_size')::int8)
+               FILTER (WHERE c.relkind IN ('r', 'm')) AS heaps,
+           sum(CASE WHEN c.reltoastrelid <> 0 THEN pg_relation_size(c.reltoastrelid) ELSE 0 END)
+               ::int8 AS toast,
+           sum(c.reltuples) FILTER (WHERE c.relkind <> 'p')::int8 AS rows
+    FROM tree JOIN pg_class c ON c.oid = tree.oid LEFT JOIN pg_am am ON am.oid = c.relam
+    GROUP BY tree.root
+)
+SELECT c.oid::int8, n.nspname, c.relname, c.relkind::text,
+       coalesce(CASE WHEN s.ranged THEN s.heaps END, '{}') AS heaps,
+       coalesce(s.toast, 0), coalesce(s.rows, -1),
+       current_setting('block_size')::int4 AS page,
+       has_schema_privilege(n.oid, 'USAGE')
+           AND has_any_column_privilege(c.oid, 'SELECT') AS readable,
+       obj_description(c.oid, 'pg_class')
+FROM pg_class c
+JOIN pg_namespace n ON n.oid = c.relnamespace
+JOIN sizes s ON s.root = c.oid
+WHERE NOT c.relispartition AND c.relpersistence <> 't'
+ORDER BY n.nspname, c.relname
+"""
+
+_ATTRIBUTES = """
+SELECT a.attrelid::int8, a.attname, a.atttypid::int8, a.atttypmod,
+       format_type(a.atttypid, a.atttypmod), a.attnotnull, col_description(a.attrelid, a.attnum)
+FROM pg_attribute a
+WHERE a.attrelid = ANY(%(oids)s::oid[]) AND a.attnum > 0 AND NOT a.attisdropped
+ORDER BY a.attrelid, a.attnum
+"""
+
+_TYPES = """
+WITH RECURSIVE used(oid) AS (
+    SELECT DISTINCT a.atttypid FROM pg_attribute a
+    WHERE a.attrelid = ANY(%(oids)s::oid[]) AND a.attnum > 0 AND NOT a.attisdropped
+  UNION
+    SELECT next.oid FROM used
+    JOIN pg_type t ON t.oid = used.oid
+    CROSS JOIN LATERAL (VALUES (t.typbasetype), (t.typelem)) AS next(oid)
+    WHERE next.oid <> 0
+)
+SELECT t.oid::int8,
+       CASE WHEN n.nspname = 'pg_catalog' THEN t.typname ELSE n.nspname || '.' || t.typname END,
+       t.typtype::text, t.typbasetype::int8, t.typtypmod,
+       CASE WHEN t.typlen = -1 THEN t.typelem::int8 ELSE 0 END
+FROM used JOIN pg_type t ON t.oid = used.oid JOIN pg_namespace n ON n.oid = t.typnamespace
+"""
+
+_KEYS = """
+SELECT DISTINCT ON (i.indrelid) i.indrelid::int8,
+       ARRAY(SELECT a.attname::text FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, o)
+             JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+             WHERE k.o <= i.indnkeyatts ORDER BY k.o)
+FROM pg_index i
+WHERE i.indrelid = ANY(%(oids)s::oid[]) AND i.indisunique AND i.indisvalid AND i.indimmediate
+  AND i.indpred IS NULL AND i.indexprs IS NULL
+  AND NOT EXISTS (SELECT FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, o)
+                  JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+                  WHERE k.o <= i.indnkeyatts AND NOT a.attnotnull)
+ORDER BY i.indrelid, i.indisprimary DESC, i.indnkeyatts, i.indexrelid
+"""
+
+
+def relations(connection: Connection, schemas: Sequence[str]) -> tuple[Relation, ...]:
+    """All that can be read like a table in ``schemas``; partitions belong to their parents.
+
+    Sorted by schema and name. Needs no rights beyond connecting; what the role may not read is
+    listed with ``readable`` false.
+    """
+    found = connection.execute(_RELATIONS, {"schemas": list(schemas)}).fetchall()
+    oids = {"oids": [row[0] for row in found]}
+    types = {row[0]: row[1:] for row in connection.execute(_TYPES, oids)}
+    keys: dict[Any, Any] = dict(connection.execute(_KEYS, oids).fetchall())  # type: ignore[arg-type]
+    attributes: dict[Any, list[Attribute]] = {}
+    for oid, name, type_oid, typmod, declared, not_null, comment in _rows(
+        connection, _ATTRIBUTES, oids
+    ):
+        kind = _resolve(types, type_oid, typmod, declared)
+        attributes.setdefault(oid, []).append(Attribute(name, kind, not_null, comment or ""))
+    return tuple(
+        Relation(
+            oid=oid,
+            schema=schema,
+            name=name,
+            kind=_KINDS[kind],
+            attributes=tuple(attributes.get(oid, ())),
+            key=tuple(keys.get(oid, ())),
+            heaps=tuple(heaps),
+            page=page,
+            toast=toast,
+            rows=rows,
+            readable=readable,
+            comment=comment or "",
+        )
+        for oid, schema, name, kind, heaps, toast, rows, page, readable, comment in _any(found)
+    )
+
+
+def schemas(connection: Connection) -> tuple[str, ...]:
+    """The names of all schemas but PostgreSQL's own."""
+    query = """
+        SELECT nspname FROM pg_namespace
+        WHERE nspname <> 'information_schema' AND nspname NOT LIKE 'pg\\_%' ORDER BY 1
+    """
+    return tuple(str(row[0]) for row in connection.execute(query))
+
+
+def _rows(connection: Connection, query: Any, arguments: Mapping[str, Any]) -> list[Any]:
+    return connection.execute(query, arguments).fetchall()
+
+
+def _any(rows: Any) -> Any:
+    return rows
+
+
+def _resolve(types: Mapping[Any, Any], oid: int, typmod: int, declared: str) -> SourceType:
+    name, typtype, base, base_typmod, element = types[oid]
+    domain = False
+    while typtype == "d":
+        # A domain's own modifier lies on its base type.
+        domain, typmod = True, base_typmod
+        name, typtype, base, base_typmod, element = types[base]
+    if not element:
+        return SourceType(name, typmod, declared, cast=domain)
+    inner = _resolve(types, element, typmod, f"{declared} element")
+    return SourceType(name, typmod, declared, element=inner, cast=domain)

@@ -1,0 +1,288 @@
+"""Connections to PostgreSQL: one way to make them, one way to name what goes wrong.
+
+Every session is pinned to the same settings, so that a value has one text form whatever the
+server, the database or the role say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import LiteralString, cast
+
+import psycopg
+from psycopg import errors as pg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg_pool import ConnectionPool, PoolTimeout
+
+from bronze import secret
+from bronze.errors import (
+    BronzeError,
+    ConfigError,
+    SnapshotLost,
+    SnapshotRefused,
+    SourceBusy,
+    SourceError,
+    SourceRefused,
+    SourceUnreachable,
+    TableRefused,
+)
+from bronze.model import Origin
+
+Connection = psycopg.Connection[tuple[object, ...]]
+Pool = ConnectionPool[Connection]
+
+PINNED = {
+    "DateStyle": "ISO, YMD",
+    "TimeZone": "UTC",
+    "IntervalStyle": "postgres",
+    "extra_float_digits": "1",
+    "bytea_output": "hex",
+    "lc_monetary": "C",
+    "xmloption": "content",
+    "client_encoding": "UTF8",
+    "standard_conforming_strings": "on",
+    "quote_all_identifiers": "off",
+    "jit": "off",
+    # The transaction that holds the snapshot does nothing for as long as the reads last.
+    "idle_in_transaction_session_timeout": "0",
+}
+
+
+def parameters(origin: Origin) -> dict[str, str]:
+    """libpq's connection parameters with the password in them.
+
+    Raises:
+        ConfigError: a secret cannot be found, or the connection string is not one.
+    """
+    text = secret.resolve(origin.dsn) if origin.dsn else origin.conninfo
+    given = parse(text, origin.name)
+    if origin.password:
+        given["password"] = secret.resolve(origin.password)
+    given.setdefault("application_name", origin.application_name)
+    given.setdefault("connect_timeout", str(origin.connect_timeout))
+    given.setdefault("keepalives_idle", "30")
+    return given
+
+
+def parse(conninfo: str, source: str) -> dict[str, str]:
+    """A connection string's parameters; an unreadable one is the user's error."""
+    try:
+        return {k: str(v) for k, v in conninfo_to_dict(conninfo).items() if v is not None}
+    except psycopg.ProgrammingError:
+        raise ConfigError(
+            f"The connection string of source {source} cannot be read.",
+            hint="It looks like postgresql://user@host:5432/database?sslmode=verify-full;"
+            " special characters in its parts are percent-encoded.",
+        ) from None
+
+
+def settings(origin: Origin) -> list[str]:
+    """The statements that pin a session."""
+    chosen = PINNED | {
+        "statement_timeout": f"{origin.statement_timeout}s",
+        "lock_timeout": f"{origin.lock_timeout}s",
+        # Without it, row-level security would silently leave rows out.
+        "row_security": "on" if origin.row_security == "apply" else "off",
+    }
+    return [f"SET {name} = '{value}'" for name, value in chosen.items()]
+
+
+def connect(origin: Origin) -> Connection:
+    """One connection of its own, in autocommit mode, pinned.
+
+    Raises:
+        SourceUnreachable, SourceBusy, SourceRefused, ConfigError
+    """
+    with mapped(origin):
+        connection = psycopg.connect(make_conninfo("", **parameters(origin)), autocommit=True)
+        try:
+            _pin(connection, origin)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
+def _pin(connection: Connection, origin: Origin) -> None:
+    connection.execute(cast(LiteralString, "; ".join(settings(origin))))
+
+
+@contextmanager
+def pool(origin: Origin, minimum: int, maximum: int) -> Iterator[Pool]:
+    """A pool of pinned connections in autocommit mode, for control queries.
+
+    Raises:
+        SourceUnreachable, SourceBusy, SourceRefused, ConfigError: the first connection failed.
+    """
+    # A pool only reports that time ran out; the first connection tells why.
+    connect(origin).close()
+    with ConnectionPool(
+        make_conninfo("", **parameters(origin)),
+        connection_class=psycopg.Connection[tuple[object, ...]],
+        kwargs={"autocommit": True},
+        configure=lambda connection: _pin(connection, origin),
+        min_size=minimum,
+        max_size=maximum,
+        timeout=origin.connect_timeout,
+        name=f"bronze-{origin.name}",
+        open=True,
+    ) as opened:
+        yield opened
+
+
+def slots(pool: Pool) -> int:
+    """How many connections may be opened beside those that the pool has; at least one."""
+    return max(1, pool.max_size - pool.get_stats()["pool_size"])
+
+
+def cancel(origin: Origin) -> None:
+    """Ends the queries that run under the origin's application name."""
+    with mapped(origin), connect(origin) as connection:
+        connection.execute(
+            "SELECT pg_cancel_backend(pid) FROM pg_stat_activity"
+            " WHERE application_name = %s AND pid <> pg_backend_pid()",
+            [origin.application_name],
+        )
+
+
+@contextmanager
+def mapped(origin: Origin, table: str = "") -> Iterator[None]:
+    """Turns psycopg's errors into ours."""
+    try:
+        yield
+    except PoolTimeout:
+        raise SourceBusy(
+            f"Source {origin.name} gave no connection within {origin.connect_timeout} s.",
+            hint="Raise [source] pool.max, or the server's max_connections.",
+            table=table,
+        ) from None
+    except psycopg.Error as error:
+        raise explain(error, origin, table) from error
+
+
+def address(origin: Origin) -> str:
+    """Where the source is, for people: ``host:port/database``, without secrets."""
+    try:
+        given = parameters(origin)
+    except ConfigError:
+        return origin.name
+    host = given.get("host", "localhost")
+    return f"{host}:{given.get('port', '5432')}/{given.get('dbname', given.get('user', ''))}"
+
+
+_BUSY = (pg.TooManyConnections, pg.CannotConnectNow)
+_GONE = (
+    pg.AdminShutdown,
+    pg.CrashShutdown,
+    pg.DatabaseDropped,
+    pg.IdleInTransactionSessionTimeout,
+    pg.ConnectionException,
+)
+_LOGIN = (pg.InvalidPassword, pg.InvalidAuthorizationSpecification, pg.InvalidCatalogName)
+
+# (SQLSTATE's error, what to say after the table's name, what to do)
+_TABLE: Sequence[tuple[type[psycopg.Error], str, str]] = (
+    (
+        pg.InsufficientPrivilege,
+        "cannot be read: permission denied",
+        "GRANT USAGE on its schema and SELECT on the table to the role that bronze uses; where"
+        " row-level security hides rows, give it BYPASSRLS or set row_security = \"apply\".",
+    ),
+    (pg.UndefinedTable, "does not exist", "It was dropped or renamed; see `bronze check`."),
+    (
+        pg.UndefinedColumn,
+        "has lost a column that was there when the run was planned",
+        "Run again: the new columns are then taken.",
+    ),
+    (
+        pg.LockNotAvailable,
+        "is locked by somebody else for longer than lock_timeout",
+        "Wait for the ALTER or VACUUM FULL on it to end, or raise [source] lock_timeout.",
+    ),
+    (
+        pg.QueryCanceled,
+        "took longer to read than statement_timeout allows",
+        "Raise [source] statement_timeout, or the role's own.",
+    ),
+)
+
+
+def explain(error: psycopg.Error, origin: Origin, table: str = "") -> BronzeError:
+    """Our error for one of psycopg's."""
+    state = error.sqlstate or ""
+    where = address(origin)
+    text = _first_line(error)
+
+    def made(kind: type[BronzeError], message: str, hint: str) -> BronzeError:
+        return kind(message, hint=hint, table=table, sqlstate=state)
+
+    if isinstance(error, _BUSY):
+        return made(SourceBusy, f"{where} has no connection free: {text}", "It is retried.")
+    if isinstance(error, _LOGIN):
+        return made(
+            SourceRefused,
+            f"{where} refused the login: {text}",
+            "Check user, password and database of the connection string.",
+        )
+    if isinstance(error, _GONE) or (isinstance(error, psycopg.OperationalError) and not state):
+        return _no_connection(where, text)
+    for kind, what, hint in _TABLE:
+        if isinstance(error, kind) and table:
+            return made(TableRefused, f"Table {table} {what} ({text}).", hint)
+    if "snapshot" in text and isinstance(error, (pg.UndefinedObject, pg.InvalidParameterValue)):
+        return made(SnapshotLost, f"The snapshot of this run at {where} is gone: {text}", "")
+    if isinstance(error, (pg.FeatureNotSupported, pg.ObjectNotInPrerequisiteState)) and not table:
+        return made(SnapshotRefused, f"{where} hands out no snapshot: {text}", SNAPSHOT_HINT)
+    kind = TableRefused if table else SourceError
+    subject = f"Table {table} at {where}" if table else where
+    return made(kind, f"{subject} could not be read: {text}", "")
+
+
+SNAPSHOT_HINT = (
+    "Connect to the primary itself, past any pooler; or accept that each table is read at a moment"
+    ' of its own with [source] consistency = "per-table".'
+)
+
+
+# (words in libpq's message, our error, what happened, what to do): libpq gives no SQLSTATE for a
+# connection that was never made.
+_CONNECTING: Sequence[tuple[tuple[str, ...], type[SourceError], str, str]] = (
+    (
+        ("too many clients", "remaining connection slots", "too many connections"),
+        SourceBusy,
+        "has no connection free",
+        "Close some, or raise the server's max_connections.",
+    ),
+    (
+        ("password", "authentication", "does not exist", "pg_hba", "not permitted to log in"),
+        SourceRefused,
+        "refused the login",
+        "Check user, password and database of the connection string.",
+    ),
+    (
+        ("ssl", "certificate"),
+        SourceRefused,
+        "refused the encryption",
+        "Check sslmode and sslrootcert of the connection string.",
+    ),
+    (
+        (),
+        SourceUnreachable,
+        "cannot be reached",
+        "Check host and port, that PostgreSQL runs, and that no firewall stands between.",
+    ),
+)
+
+
+def _no_connection(where: str, text: str) -> SourceError:
+    low = text.lower()
+    for words, kind, what, hint in _CONNECTING:
+        if not words or any(word in low for word in words):
+            return kind(f"{where} {what}: {text}.", hint=hint)
+    raise AssertionError("the last line matches all")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__).rstrip(".")

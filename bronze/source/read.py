@@ -1,0 +1,219 @@
+"""Slices are read with connectorx, and its rows become typed columns.
+
+This is the only place where connectorx is called. What it raises, panics included, leaves it as
+one of our errors.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import polars as pl
+import psycopg
+import pyarrow as pa
+
+from bronze.errors import Mismatch, SourceBusy, SourceError, SourceUnreachable, TableRefused
+from bronze.model import Column, Kind, Origin
+from bronze.source import tunnel
+from bronze.source.connect import connect, explain, parameters
+
+# connectorx's connection pool writes each failed attempt to stderr unless it is told not to.
+os.environ.setdefault("RUST_LOG", "off")
+
+_CUT = ("closed", "reset", "eof", "terminating", "broken pipe", "timed out", "connecting")
+_FULL = ("too many clients", "remaining connection slots", "too many connections")
+
+
+def rows(
+    origin: Origin,
+    session: Sequence[str],
+    query: str,
+    where: Sequence[str],
+    columns: Sequence[Column],
+    table: str,
+) -> Iterator[tuple[pl.DataFrame, pl.Series]]:
+    """The rows of each slice, under their target names, and each row's rejected values.
+
+    Rejected values are as in `bronze.source.statement`.
+
+    Args:
+        origin: the database.
+        session: the statements that join the snapshot.
+        query: the SELECT of `bronze.source.statement.select`.
+        where: the slices' conditions.
+        columns: what the query selects.
+        table: the table's label, for errors.
+
+    Raises:
+        SourceError: and its kinds; a `TableRefused` where only this table is at fault.
+    """
+    with _reachable(origin) as url:
+        for condition in where:
+            statement = f"{query} WHERE {condition}"
+            yield _typed(_fetch(origin, url, session, statement, table), columns, table)
+
+
+@contextmanager
+def _reachable(origin: Origin) -> Iterator[str]:
+    given = parameters(origin)
+    if tunnel.needed(given):
+        with tunnel.relay(given) as relayed:
+            yield _url(relayed)
+    else:
+        yield _url(given)
+
+
+def _url(given: Mapping[str, str]) -> str:
+    user = quote(given.get("user", os.environ.get("USER", "postgres")), safe="")
+    password = given.get("password") or os.environ.get("PGPASSWORD", "")
+    login = f"{user}:{quote(password, safe='')}" if password else user
+    host = quote(given.get("host", "localhost"), safe="[]:.,-")
+    name = quote(given.get("dbname", given.get("user", "postgres")), safe="")
+    options = {
+        "application_name": given["application_name"],
+        "connect_timeout": given["connect_timeout"],
+        "sslmode": given.get("sslmode", "prefer").replace("allow", "prefer"),
+    }
+    tail = "&".join(f"{key}={quote(value, safe='')}" for key, value in options.items())
+    return f"postgresql://{login}@{host}:{given.get('port', '5432')}/{name}?{tail}"
+
+
+def _fetch(origin: Origin, url: str, session: Sequence[str], query: str, table: str) -> pa.Table:
+    import connectorx
+
+    try:
+        return connectorx.read_sql(
+            url, query, return_type="arrow", protocol="binary", pre_execution_query=list(session)
+        )
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # noqa: BLE001 - its panics are no Exceptions
+        raise _why(origin, session, query, table, error) from None
+
+
+def _why(
+    origin: Origin, session: Sequence[str], query: str, table: str, error: BaseException
+) -> SourceError:
+    """Our error for a failed read. connectorx gives no SQLSTATE, so PostgreSQL is asked again."""
+    text = " ".join(str(error).split())
+    low = text.lower()
+    if any(word in low for word in _FULL):
+        return SourceBusy(f"{origin.name} has no connection free.", table=table)
+    try:
+        with connect(origin) as probe:
+            for statement in (*session, f"EXPLAIN {query}"):
+                probe.execute(statement)  # type: ignore[arg-type]
+            probe.execute("ROLLBACK")
+    except psycopg.Error as known:
+        mine = explain(known, origin, table)
+        return mine if isinstance(mine, SourceError) else SourceError(str(mine), table=table)
+    except SourceError as known:
+        known.table = table
+        return known
+    if any(word in low for word in _CUT):
+        return SourceUnreachable(
+            f"The connection to {origin.name} was cut while table {table} was read.",
+            hint="It is retried while the server is there.",
+            table=table,
+        )
+    return TableRefused(
+        f"Table {table} could not be read: {_without_values(text)}.",
+        hint="If a type is at fault, read the column as text through a view.",
+        table=table,
+    )
+
+
+def _without_values(text: str) -> str:
+    # PostgreSQL quotes the offending value behind a colon; it may be anybody's data.
+    head, _, _ = text.partition(': "')
+    return head[:300].rstrip(". ")
+
+
+def _typed(
+    raw: pa.Table, columns: Sequence[Column], table: str
+) -> tuple[pl.DataFrame, pl.Series]:
+    if raw.num_columns != len(columns) + 1:
+        raise Mismatch(
+            f"Table {table} gave {raw.num_columns} columns instead of {len(columns) + 1}.",
+            table=table,
+        )
+    frame = pl.DataFrame(raw)
+    series = [
+        decoded(frame[f"c{i}"], column.kind, column.wire).alias(column.target)
+        for i, column in enumerate(columns)
+    ]
+    rejected = frame["rejected"].cast(pl.String)
+    if not series:
+        return pl.DataFrame(height=len(rejected)), rejected
+    return pl.DataFrame(series), rejected
+
+
+_DTYPES: Mapping[str, Any] = {
+    "short": pl.Int16,
+    "int": pl.Int32,
+    "long": pl.Int64,
+    "float": pl.Float32,
+    "double": pl.Float64,
+    "boolean": pl.Boolean,
+    "string": pl.String,
+    "binary": pl.Binary,
+    "date": pl.Date,
+    "timestamp": pl.Datetime("us", "UTC"),
+    "timestamp_ntz": pl.Datetime("us"),
+}
+
+
+def dtype(kind: Kind) -> Any:
+    """The polars type of a kind."""
+    if kind.name == "decimal":
+        return pl.Decimal(kind.precision, kind.scale)
+    if kind.element is not None:
+        return pl.List(dtype(kind.element))
+    return _DTYPES[kind.name]
+
+
+def decoded(series: pl.Series, kind: Kind, wire: str) -> pl.Series:
+    """Values as they travelled (see `bronze.model.Wire`) as what they are."""
+    if wire == "unscaled":
+        return _scaled(series.cast(pl.Int64), kind)
+    if wire == "texts":
+        assert kind.element is not None
+        flat = series.list.explode(empty_as_null=False, keep_nulls=False)
+        return _regrouped(_parsed(flat, kind.element), series)
+    return series.cast(dtype(kind))
+
+
+def _scaled(series: pl.Series, kind: Kind) -> pl.Series:
+    # The 128-bit integer of an Arrow decimal is the unscaled value: widening it loses nothing.
+    halves = np.empty((len(series), 2), np.int64)
+    halves[:, 0] = series.fill_null(0).to_numpy()
+    halves[:, 1] = halves[:, 0] >> 63
+    mask = pa.array(series.is_not_null().to_numpy()) if series.null_count() else None
+    buffers = [mask.buffers()[1] if mask is not None else None, pa.py_buffer(halves)]
+    decimal = pa.decimal128(kind.precision, kind.scale)
+    return pl.Series(pa.Array.from_buffers(decimal, len(series), buffers))
+
+
+def _parsed(texts: pl.Series, kind: Kind) -> pl.Series:
+    if kind.name in ("date", "timestamp", "timestamp_ntz"):
+        whole = texts.cast(pl.Int32 if kind.name == "date" else pl.Int64)
+        return whole.cast(dtype(kind))
+    if kind.name == "boolean":
+        return texts == "true"
+    if kind.name == "binary":
+        return texts.str.decode("hex")
+    return texts.cast(dtype(kind))
+
+
+def _regrouped(flat: pl.Series, like: pl.Series) -> pl.Series:
+    lengths = like.list.len().fill_null(0).to_numpy().astype(np.int64)
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+    values = flat.to_arrow(compat_level=pl.CompatLevel.oldest())
+    missing = pa.array(like.is_null().to_numpy()) if like.null_count() else None
+    lists = pa.LargeListArray.from_arrays(pa.array(offsets), values, mask=missing)
+    return pl.Series(lists, dtype=pl.List(flat.dtype))

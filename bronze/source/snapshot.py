@@ -1,0 +1,190 @@
+"""The snapshot that all reads of a run share.
+
+One transaction, REPEATABLE READ and read only, is held open for as long as the run reads. It
+first takes an ACCESS SHARE lock on every table, as pg_dump does: what a snapshot shows is only
+true as long as nobody truncates or rewrites the table beneath it. Only then it takes the snapshot
+and exports it, so that no such change can lie between the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import psycopg
+
+from bronze.errors import BronzeError, SnapshotLost, SnapshotRefused
+from bronze.model import Origin
+from bronze.source.catalog import Relation, relations
+from bronze.source.connect import (
+    SNAPSHOT_HINT,
+    Connection,
+    Pool,
+    address,
+    connect,
+    explain,
+    mapped,
+    settings,
+)
+from bronze.source.statement import literal, quoted
+
+Consistency = Literal["run", "per-table"]
+
+BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A state of the source that reads can join.
+
+    ``name`` is PostgreSQL's (None with consistency "per-table"), ``position`` the log position
+    (LSN) as an integer, ``timeline`` names the history that positions belong to, ``version`` is
+    the server's (for example 180006), ``relations`` what was there, ``refused`` why a table that
+    was asked for is not among them.
+    """
+
+    name: str | None
+    position: int
+    timeline: str
+    version: int
+    relations: tuple[Relation, ...]
+    refused: tuple[tuple[str, BronzeError], ...]
+    holder: Connection
+
+    def session(self, origin: Origin) -> tuple[str, ...]:
+        """The statements with which another connection joins the snapshot."""
+        joining = [f"SET TRANSACTION SNAPSHOT '{self.name}'"] if self.name else []
+        return (BEGIN, *joining, *settings(origin))
+
+    def alive(self) -> bool:
+        """Whether the transaction that holds the snapshot is still there."""
+        try:
+            self.holder.execute("SELECT 1")
+        except psycopg.Error:
+            return False
+        return True
+
+
+@contextmanager
+def hold(
+    origin: Origin,
+    pool: Pool,
+    wanted: Sequence[Relation],
+    schemas: Sequence[str],
+    consistency: Consistency,
+) -> Iterator[Snapshot]:
+    """Holds a snapshot of ``wanted`` for as long as the context lasts.
+
+    Raises:
+        SnapshotRefused: on a standby, or behind a pooler, with consistency "run".
+        SourceUnreachable, SourceBusy, SourceRefused
+    """
+    with mapped(origin), pool.connection() as holder:
+        _refuse_standby(origin, holder, consistency)
+        holder.execute(BEGIN)
+        try:
+            refused = _lock(origin, holder, wanted)
+            taken = _take(origin, holder, consistency, schemas, refused)
+            if taken.name:
+                _prove(origin, taken)
+            yield taken
+        finally:
+            _end(holder)
+
+
+def _end(holder: Connection) -> None:
+    try:
+        holder.execute("ROLLBACK")
+    except psycopg.Error:
+        # The connection is gone, and the transaction with it.
+        holder.close()
+
+
+def _refuse_standby(origin: Origin, holder: Connection, consistency: Consistency) -> None:
+    row: Any = holder.execute("SELECT pg_is_in_recovery()").fetchone()
+    if row[0] and consistency == "run":
+        raise SnapshotRefused(
+            f"{address(origin)} is a standby, which cannot share a snapshot between connections.",
+            hint=SNAPSHOT_HINT,
+        )
+
+
+def _lock(
+    origin: Origin, holder: Connection, wanted: Sequence[Relation]
+) -> list[tuple[str, BronzeError]]:
+    refused: list[tuple[str, BronzeError]] = []
+    for relation in wanted:
+        if relation.kind in ("materialized view", "foreign table"):
+            continue  # PostgreSQL locks only tables and views on demand
+        holder.execute("SAVEPOINT one")
+        try:
+            name = quoted(relation.schema, relation.name)
+            holder.execute(f"LOCK TABLE {name} IN ACCESS SHARE MODE")  # type: ignore[arg-type]
+            holder.execute("RELEASE SAVEPOINT one")
+        except psycopg.Error as error:
+            mine = explain(error, origin, relation.label)
+            if mine.retry:
+                raise mine from error
+            refused.append((relation.label, mine))
+            holder.execute("ROLLBACK TO SAVEPOINT one")
+    return refused
+
+
+def _take(
+    origin: Origin,
+    holder: Connection,
+    consistency: Consistency,
+    schemas: Sequence[str],
+    refused: list[tuple[str, BronzeError]],
+) -> Snapshot:
+    exported = "pg_export_snapshot()" if consistency == "run" else "NULL::text"
+    query = f"""
+        SELECT {exported},
+               CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
+                    ELSE pg_current_wal_lsn() END - '0/0'::pg_lsn,
+               current_setting('server_version_num')::int4,
+               current_database()
+    """  # noqa: S608 - no value of the user's
+    row: Any = holder.execute(query).fetchone()  # type: ignore[arg-type]
+    return Snapshot(
+        name=row[0],
+        position=int(row[1]),
+        timeline=f"{_identity(holder)}/{row[3]}",
+        version=row[2],
+        relations=relations(holder, schemas),
+        refused=tuple(refused),
+        holder=holder,
+    )
+
+
+def _identity(holder: Connection) -> str:
+    # Positions can be compared only within one cluster and one timeline of it: a restored
+    # database starts a new one. Some hosted servers hide these functions.
+    holder.execute("SAVEPOINT identity")
+    try:
+        row: Any = holder.execute(
+            "SELECT s.system_identifier, c.timeline_id"
+            " FROM pg_control_system() s, pg_control_checkpoint() c"
+        ).fetchone()
+    except psycopg.errors.InsufficientPrivilege:
+        holder.execute("ROLLBACK TO SAVEPOINT identity")
+        return "unknown"
+    return f"{row[0]}/{row[1]}"
+
+
+def _prove(origin: Origin, taken: Snapshot) -> None:
+    with connect(origin) as other:
+        try:
+            for statement in taken.session(origin)[:2]:
+                other.execute(statement)  # type: ignore[arg-type]
+        except psycopg.Error as error:
+            mine = explain(error, origin)
+            if not isinstance(mine, (SnapshotRefused, SnapshotLost)):
+                raise mine from error
+            raise SnapshotRefused(
+                f"A second connection to {address(origin)} cannot join the snapshot of the first"
+                f" ({literal(str(taken.name))}): they do not reach the same server.",
+                hint=SNAPSHOT_HINT,
+            ) from error

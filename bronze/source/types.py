@@ -1,0 +1,242 @@
+"""The type contract: what each PostgreSQL type becomes, and how its values travel.
+
+The contract is total: a type that no rule names travels as PostgreSQL's own text. A rule gives
+four pieces of SQL over a value ``v`` (see `bronze.model.Column`): what to select, what to hash,
+what to reject, and the value's text. Everything that connectorx would change silently or panic at
+is cast here, in PostgreSQL, to a type that it carries exactly.
+
+Dates are counted from 1970-01-01 where they travel as numbers (Delta's epoch).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from bronze.model import Column, Kind, Wire
+
+MAX_PRECISION = 38
+INT8_PRECISION = 18
+
+_NUMERIC_TYPMOD_HEADER = 4
+
+
+@dataclass(frozen=True)
+class SourceType:
+    """A PostgreSQL type as the catalog names it, with domains resolved to their base.
+
+    ``name`` is pg_type.typname, qualified by its schema unless it is pg_catalog; ``typmod`` is
+    atttypmod (-1 for none); ``declared`` is format_type's text, for people; ``cast`` says that
+    the column's own type is a domain, so that values need a cast to the base type.
+    """
+
+    name: str
+    typmod: int
+    declared: str
+    element: SourceType | None = None
+    cast: bool = False
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the config may choose about types, for a table.
+
+    ``decimals`` gives columns of unbounded numerics a decimal(p, s); ``arrays`` and
+    ``timestamps`` choose between the two ways that the contract allows.
+    """
+
+    decimals: Mapping[str, tuple[int, int]]
+    arrays: Literal["array", "string"] = "array"
+    timestamps: Literal["timestamp_ntz", "timestamp"] = "timestamp_ntz"
+
+
+@dataclass(frozen=True)
+class Carried:
+    """How a value expression is carried: the pieces of a `Column` that depend on its type."""
+
+    kind: Kind
+    wire: Wire
+    select: str
+    canonical: str
+    reject: str
+    text: str
+    element: str = ""
+
+
+def _plain(kind: Kind, value: str) -> Carried:
+    return Carried(kind, "same", value, value, "", f"{value}::text")
+
+
+def _simple(name: str) -> Callable[[str, SourceType], Carried]:
+    return lambda v, _: _plain(Kind(name), v)  # type: ignore[arg-type]
+
+
+def _cast(name: str, to: str) -> Callable[[str, SourceType], Carried]:
+    return lambda v, _: _plain(Kind(name), f"{v}::{to}")  # type: ignore[arg-type]
+
+
+def output(value: str) -> str:
+    """SQL for the text that a client would see: the type's output function.
+
+    A cast to text is another thing for some types: inet gains a netmask, char(n) loses its blanks.
+    """
+    return f"CASE WHEN {value} IS NOT NULL THEN concat({value}) END"
+
+
+def _text(value: str, _: SourceType) -> Carried:
+    return _plain(Kind("string"), output(value))
+
+
+def _between(name: str, low: str, high: str) -> Callable[[str, SourceType], Carried]:
+    def rule(value: str, _: SourceType) -> Carried:
+        inside = f"({value} >= {low} AND {value} < {high})"
+        guarded = f"CASE WHEN {inside} THEN {value} END"
+        return Carried(
+            Kind(name),  # type: ignore[arg-type]
+            "same",
+            guarded,
+            guarded,
+            f"NOT {inside}",
+            f"{value}::text",
+        )
+
+    return rule
+
+
+_date = _between("date", "'0001-01-01'::date", "'10000-01-01'::date")
+_timestamp = _between("timestamp_ntz", "'0001-01-01'::timestamp", "'10000-01-01'::timestamp")
+_timestamptz = _between(
+    "timestamp", "'0001-01-01 00:00:00+00'::timestamptz", "'10000-01-01 00:00:00+00'::timestamptz"
+)
+
+
+def _numeric(value: str, source: SourceType) -> Carried:
+    if source.typmod < _NUMERIC_TYPMOD_HEADER:
+        return _plain(Kind("string"), f"{value}::text")
+    packed = source.typmod - _NUMERIC_TYPMOD_HEADER
+    precision = packed >> 16 & 0xFFFF
+    scale = (packed & 0x7FF ^ 0x400) - 0x400
+    kind = Kind("decimal", max(precision - min(scale, 0), scale), max(scale, 0))
+    if kind.precision > MAX_PRECISION:
+        return _plain(Kind("string"), f"{value}::text")
+    # A numeric with a precision can hold no infinity: NaN is its only special value.
+    return _decimal(kind, f"nullif({value}, 'NaN')", f"{value} = 'NaN'", value)
+
+
+def _decimal(kind: Kind, guarded: str, reject: str, value: str) -> Carried:
+    text = f"{value}::text"
+    if kind.precision > INT8_PRECISION:
+        carried = f"{guarded}::text"
+        return Carried(kind, "text", carried, carried, reject, text)
+    scaled = f"({guarded} * 1e{kind.scale})::int8" if kind.scale else f"({guarded})::int8"
+    return Carried(kind, "unscaled", scaled, scaled, reject, text)
+
+
+def _chosen_decimal(value: str, precision: int, scale: int) -> Carried:
+    fits = (
+        f"({value} NOT IN ('NaN', 'Infinity', '-Infinity') AND min_scale({value}) <= {scale}"
+        f" AND abs({value}) < 1e{precision - scale})"
+    )
+    guarded = f"CASE WHEN {fits} THEN {value}::numeric({precision},{scale}) END"
+    kind = Kind("decimal", precision, scale)
+    return _decimal(kind, f"({guarded})", f"{fits} IS NOT TRUE AND {value} IS NOT NULL", value)
+
+
+RULES: Mapping[str, Callable[[str, SourceType], Carried]] = {
+    "int2": _simple("short"),
+    "int4": _simple("int"),
+    "int8": _simple("long"),
+    "oid": _cast("long", "int8"),
+    "float4": _simple("float"),
+    "float8": _simple("double"),
+    "numeric": _numeric,
+    "bool": _simple("boolean"),
+    "bytea": _simple("binary"),
+    "text": _simple("string"),
+    "varchar": _simple("string"),
+    "name": _cast("string", "text"),
+    "uuid": _cast("string", "text"),
+    "json": _cast("string", "text"),
+    "jsonb": _cast("string", "text"),
+    "xml": _cast("string", "text"),
+    "date": _date,
+    "timestamp": _timestamp,
+    "timestamptz": _timestamptz,
+}
+"""PostgreSQL's types to their rules; every type that is not here has the rule `_text`."""
+
+# A server array of these has bounds of its own and no element semantics worth keeping.
+_NOT_ARRAYS = ("int2vector", "oidvector")
+
+
+def carry(value: str, source: SourceType, choices: Choices, name: str = "") -> Carried:
+    """The contract for one value expression of one type; ``name`` is the column's, for choices."""
+    if source.element is not None and source.name not in _NOT_ARRAYS and choices.arrays == "array":
+        return _array(value, source.element, choices)
+    if source.name == "numeric" and source.typmod < 0 and name in choices.decimals:
+        return _chosen_decimal(value, *choices.decimals[name])
+    if source.cast and source.name in RULES:
+        # A domain is sent under its own name; the cast says its base type.
+        value = f"{value}::{source.name}"
+    if source.name == "timestamp" and choices.timestamps == "timestamp":
+        carried = _timestamp(value, source)
+        utc = f"(({carried.select}) AT TIME ZONE 'UTC')"
+        return replace(carried, kind=Kind("timestamp"), select=utc, canonical=utc)
+    return RULES.get(source.name, _text)(value, source)
+
+
+_ELEMENT_TEXT: Mapping[str, str] = {
+    "binary": "encode({}, 'hex')",
+    "date": "({} - '1970-01-01'::date)::text",
+    "timestamp": "(extract(epoch FROM {}) * 1000000)::int8::text",
+    "timestamp_ntz": "(extract(epoch FROM {}) * 1000000)::int8::text",
+}
+
+
+def _array(value: str, element: SourceType, choices: Choices) -> Carried:
+    inner = carry("e", replace(element, cast=False), replace(choices, arrays="string"))
+    flat = (
+        f"(array_ndims({value}) IS NULL"
+        f" OR (array_ndims({value}) = 1 AND array_lower({value}, 1) = 1))"
+    )
+    if inner.reject:
+        flat += f" AND NOT EXISTS (SELECT FROM unnest({value}) e WHERE {inner.reject})"
+    text = _ELEMENT_TEXT.get(inner.kind.name, "({})::text").format(f"({inner.select})")
+    if inner.wire == "unscaled":
+        text = "e::text"
+    elements = f"ARRAY(SELECT {text} FROM unnest({value}) WITH ORDINALITY AS u(e, o) ORDER BY o)"
+    return Carried(
+        Kind("array", element=inner.kind),
+        "texts",
+        f"CASE WHEN {flat} AND {value} IS NOT NULL THEN {elements} END",
+        f"CASE WHEN {flat} THEN {value} END",
+        f"NOT ({flat})",
+        f"{value}::text",
+        element=inner.canonical,
+    )
+
+
+def contract(
+    name: str,
+    target: str,
+    value: str,
+    source: SourceType,
+    choices: Choices,
+    not_null: bool = False,
+) -> Column:
+    """The contract for one column, ``value`` being its quoted name in SQL."""
+    carried = carry(value, source, choices, name)
+    return Column(
+        name=name,
+        target=target,
+        source_type=source.declared,
+        kind=carried.kind,
+        wire=carried.wire,
+        select=carried.select,
+        canonical=carried.canonical,
+        reject=carried.reject,
+        text=carried.text,
+        element=carried.element,
+        not_null=not_null,
+    )

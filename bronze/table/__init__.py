@@ -1,0 +1,1 @@
+"""Delta tables: schema, files, commit."""

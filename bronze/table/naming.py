@@ -1,0 +1,39 @@
+"""Names in the lake: of tables, and which names of columns Delta cannot hold."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Mapping
+
+PREFIX = "bz_"
+
+# Delta refuses these without column mapping, which our readers and writers do not share.
+_FORBIDDEN = frozenset(" ,;{}()\n\t=")
+
+
+def table_name(source_name: str) -> str:
+    """``bz_`` and the source's name in lower case, what is no letter or digit being ``_``."""
+    name = unicodedata.normalize("NFC", source_name).lower()
+    return PREFIX + "".join(c if c.isalnum() else "_" for c in name)
+
+
+def faults(names: Iterable[str], metadata: Iterable[str]) -> Mapping[str, str]:
+    """The column names that cannot be, each with the reason.
+
+    Args:
+        names: the columns' names in the Bronze table, in order.
+        metadata: the names of the columns that bronze adds.
+    """
+    found: dict[str, str] = {}
+    taken = {name.lower(): name for name in metadata}
+    for name in names:
+        other = taken.get(name.lower())
+        bad = sorted(_FORBIDDEN.intersection(name))
+        if bad:
+            found[name] = f"Delta allows no {' '.join(map(repr, bad))} in a name"
+        elif other in metadata:
+            found[name] = "bronze adds a column of that name"
+        elif other is not None:
+            found[name] = f"Delta takes it for the same as {other!r}"
+        taken.setdefault(name.lower(), name)
+    return found

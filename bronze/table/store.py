@@ -1,0 +1,157 @@
+"""The object store beneath the lake: local folders, S3, Azure, Google Cloud, by one interface."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+from uuid import uuid4
+
+import obstore
+import pyarrow as pa
+from obstore.exceptions import BaseError
+from obstore.store import LocalStore, from_url
+
+from bronze import secret
+from bronze.errors import BronzeError, LakeError, LakeUnreachable
+from bronze.model import Place, Secret
+
+_UPLOAD_BUFFER = 8 * 2**20
+_REMOTE = re.compile(r"^[a-z][a-z0-9+]*://", re.IGNORECASE)
+
+
+def options(place: Place) -> dict[str, str]:
+    """The object store's options with their secrets resolved; deltalake takes the same ones."""
+    return {
+        name: secret.resolve(value) if isinstance(value, Secret) else value
+        for name, value in place.options
+    }
+
+
+def is_local(place: Place) -> bool:
+    """Whether the table lies in a folder of this machine."""
+    return not _REMOTE.match(place.url)
+
+
+def opened(place: Place) -> Any:
+    """The store whose root is the table's folder."""
+    try:
+        if is_local(place):
+            return LocalStore(prefix=Path(place.url).absolute(), mkdir=True)
+        return from_url(place.url, config=options(place))  # type: ignore[arg-type]
+    except (BaseError, OSError, ValueError) as error:
+        raise failure(place, "opened", error) from None
+
+
+@contextmanager
+def writer(place: Place, path: str) -> Iterator[IO[bytes]]:
+    """A file to write one object with, whose memory is bounded however large the object gets.
+
+    When the context ends with an error the object is not there, or is of no use.
+
+    Raises:
+        LakeError, LakeUnreachable: it cannot be written.
+    """
+    try:
+        if is_local(place):
+            folder = Path(place.url)
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / path).open("xb") as file:
+                yield file
+        else:
+            upload = _Upload(obstore.open_writer(opened(place), path))
+            yield io.BufferedWriter(upload, _UPLOAD_BUFFER)
+            upload.finish()
+    except (BaseError, OSError, pa.ArrowException) as error:
+        raise failure(place, "written", error) from None
+
+
+class _Upload(io.RawIOBase):
+    """An obstore upload as a file. It is abandoned unless it is finished."""
+
+    def __init__(self, upload: Any) -> None:
+        self._upload = upload
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        return int(self._upload.write(bytes(data)))
+
+    def finish(self) -> None:
+        self._upload.close()
+
+
+def put(place: Place, path: str, data: bytes) -> None:
+    """Writes one object, wholly or not at all.
+
+    Raises:
+        LakeUnreachable: it cannot be written.
+    """
+    try:
+        obstore.put(opened(place), path, data)
+    except (BaseError, OSError) as error:
+        raise failure(place, "written", error) from None
+
+
+def prove_writable(place: Place) -> None:
+    """Writes and deletes an object, so that a run does not read for nothing.
+
+    Raises:
+        LakeError, LakeUnreachable
+    """
+    path = f"_bronze_{uuid4().hex}"
+    put(place, path, b"")
+    delete(place, [path])
+
+
+def delete(place: Place, paths: list[str]) -> None:
+    """Deletes objects; one that is not there is no error."""
+    if not paths:
+        return
+    try:
+        obstore.delete(opened(place), paths)
+    except FileNotFoundError:
+        return
+    except (BaseError, OSError) as error:
+        raise failure(place, "cleaned", error) from None
+
+
+def listing(place: Place) -> list[str]:
+    """The paths of all objects under the table's folder."""
+    try:
+        found = obstore.list(opened(place), chunk_size=1000)
+        return [meta["path"] for chunk in found for meta in chunk]
+    except FileNotFoundError:
+        return []
+    except (BaseError, OSError) as error:
+        raise failure(place, "listed", error) from None
+
+
+def failure(place: Place, what: str, error: BaseException) -> BronzeError:
+    """Our error for one of the store's."""
+    text = " ".join(str(error).split())
+    low = text.lower()
+    for sign, said, hint in _SIGNS:
+        if sign in low:
+            return LakeUnreachable(f"The lake at {place.url} could not be {what}: {said}.", hint=hint)
+    return LakeError(f"The lake at {place.url} could not be {what}: {text[:300]}.")
+
+
+_SIGNS = (
+    ("no space left", "no space left on the device", "Free some space, and run again."),
+    ("file too large", "no space left for the file", "Free some space, and run again."),
+    ("quota", "the disk quota is used up", "Free some space, and run again."),
+    ("permission denied", "permission denied", "Check who owns the folder of [lake] root."),
+    ("read-only file system", "the file system is read-only", "Choose another [lake] root."),
+    ("not a directory", "a part of its path is a file", "Choose another [lake] root."),
+    ("unauthorized", "the credentials are refused", "Check [lake.options] and the environment."),
+    ("forbidden", "the credentials do not allow it", "Check the role's rights on the container."),
+    ("403", "the credentials do not allow it", "Check the role's rights on the container."),
+    ("401", "the credentials are refused", "Check [lake.options] and the environment."),
+    ("connect", "it cannot be reached", "Check the URL of [lake] root and the network."),
+    ("dns", "its name cannot be resolved", "Check the URL of [lake] root."),
+)

@@ -1,0 +1,66 @@
+"""One PostgreSQL for the session, one database of its own for each test that wants one."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from bronze import config
+from bronze.demo.server import Server, running
+
+FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The session's PostgreSQL."""
+    data = tmp_path_factory.mktemp("postgres") / "data"
+    with running(data, settings={**FAST, "max_connections": "60"}) as started:
+        yield started
+
+
+@dataclass(frozen=True)
+class Source:
+    """A database of a test's own, and a lake beside it."""
+
+    dsn: str
+    lake: Path
+
+    def execute(self, statement: str, *arguments: Any) -> list[tuple[Any, ...]]:
+        """Runs one statement, committed; returns its rows, if it has any."""
+        with psycopg.connect(self.dsn, autocommit=True) as connection:
+            cursor = connection.execute(statement, arguments or None)  # type: ignore[call-overload]
+            return cursor.fetchall() if cursor.description else []
+
+    def settings(self, **sections: Mapping[str, Any]) -> config.Settings:
+        """Settings for this database and lake; ``sections`` add to the config's sections."""
+        document: dict[str, Any] = {
+            "source": {"name": "test", "dsn": self.dsn, "schema": "public"},
+            "lake": {"root": str(self.lake), "schema": "bronze"},
+            "run": {"workers": 2, "max_retries": 0, "retry_delay": 0},
+        }
+        for name, values in sections.items():
+            document[name] = {**document.get(name, {}), **values}
+        return config.parse(document)
+
+    def table(self, name: str) -> Path:
+        """The folder of a Bronze table."""
+        return self.lake / "bronze" / f"bz_{name}"
+
+
+@pytest.fixture
+def source(server: Server, tmp_path: Path) -> Iterator[Source]:
+    """An empty database."""
+    name = f"test_{next(_numbers)}"
+    with psycopg.connect(server.dsn(), autocommit=True) as admin:
+        admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        yield Source(server.dsn(name), tmp_path / "lake")
+        admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))

