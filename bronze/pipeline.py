@@ -116,7 +116,7 @@ def run(
     for attempt in tenacity.Retrying(
         retry=tenacity.retry_if_exception(_passing),
         stop=tenacity.stop_after_attempt(settings.run.max_retries + 1),
-        wait=tenacity.wait_exponential_jitter(initial=settings.run.retry_delay, max=60),
+        wait=tenacity.wait_exponential_jitter(multiplier=settings.run.retry_delay, max=60),
         reraise=True,
     ):
         with attempt, ExitStack() as stack:

@@ -26,7 +26,7 @@ _MAX_DELAY = 8.0
 @tenacity.retry(
     retry=tenacity.retry_if_exception_type(SourceUnreachable),
     stop=tenacity.stop_after_attempt(_TRIES),
-    wait=tenacity.wait_exponential_jitter(initial=0.5, max=_MAX_DELAY),
+    wait=tenacity.wait_exponential_jitter(multiplier=0.5, max=_MAX_DELAY),
     reraise=True,
 )
 def work(unit: Unit) -> Written:

@@ -192,6 +192,6 @@ def _resolve(types: Mapping[Any, Any], oid: int, typmod: int, declared: str) -> 
         domain, typmod = True, base_typmod
         name, typtype, base, base_typmod, element = types[base]
     if not element:
-        return SourceType(name, typmod, declared, cast=domain)
+        return SourceType(name, typmod, declared, cast=domain, composite=typtype == "c")
     inner = _resolve(types, element, typmod, f"{declared} element")
     return SourceType(name, typmod, declared, element=inner, cast=domain)

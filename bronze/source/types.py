@@ -36,6 +36,7 @@ class SourceType:
     declared: str
     element: SourceType | None = None
     cast: bool = False
+    composite: bool = False
 
 
 @dataclass(frozen=True)
@@ -195,6 +196,9 @@ _ELEMENT_TEXT: Mapping[str, str] = {
 
 
 def _array(value: str, element: SourceType, choices: Choices) -> Carried:
+    if element.composite:
+        # unnest would take the elements apart into their fields.
+        value, element = f"{value}::text[]", SourceType("text", -1, "text")
     inner = carry("e", replace(element, cast=False), replace(choices, arrays="string"))
     flat = (
         f"(array_ndims({value}) IS NULL"

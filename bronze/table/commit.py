@@ -83,7 +83,7 @@ def position(state: State, timeline: str) -> int | None:
 @tenacity.retry(
     retry=tenacity.retry_if_exception_type(CommitConflict),
     stop=tenacity.stop_after_attempt(_COMMIT_TRIES),
-    wait=tenacity.wait_exponential_jitter(initial=0.1, max=5),
+    wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=5),
     reraise=True,
 )
 def replace(
@@ -150,7 +150,7 @@ def _create(
 @tenacity.retry(
     retry=tenacity.retry_if_exception_type(CommitConflict),
     stop=tenacity.stop_after_attempt(_COMMIT_TRIES),
-    wait=tenacity.wait_exponential_jitter(initial=0.1, max=5),
+    wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=5),
     reraise=True,
 )
 def append(

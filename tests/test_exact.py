@@ -1,0 +1,229 @@
+"""Every type and special value of the contract, from PostgreSQL to Delta and back."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from decimal import Decimal
+from typing import Any
+
+import polars as pl
+import pytest
+from deltalake import DeltaTable
+
+from bronze import pipeline
+from bronze.model import RunResult
+from bronze.source import digest
+from tests.conftest import Source
+
+SETUP = """
+CREATE EXTENSION hstore; CREATE EXTENSION citext; CREATE EXTENSION ltree;
+CREATE TYPE mood AS ENUM ('sad', 'it''s "ok"');
+CREATE TYPE pair AS (a int, b text);
+CREATE DOMAIN positive AS int CHECK (value > 0);
+CREATE DOMAIN price AS numeric(12,2);
+CREATE DOMAIN prices AS numeric(12,2)[];
+"""
+
+UTC = dt.UTC
+NAN = float("nan")
+
+# type, then values as SQL, each with what Bronze must hold (REJECTED: NULL, and the text kept)
+REJECTED = object()
+CASES: list[tuple[str, list[tuple[str, Any]]]] = [
+    ("smallint", [("-32768", -32768), ("32767", 32767)]),
+    ("integer", [("-2147483648", -2147483648), ("2147483647", 2147483647)]),
+    ("bigint", [("-9223372036854775808", -(2**63)), ("9223372036854775807", 2**63 - 1)]),
+    ("oid", [("4294967295", 4294967295)]),
+    ("real", [("1e-45", 1.401298464324817e-45), ("'NaN'", NAN), ("'-Infinity'", -float("inf"))]),
+    ("float8", [("5e-324", 5e-324), ("'NaN'", NAN), ("'Infinity'", float("inf")), ("'-0'", -0.0)]),
+    (
+        "numeric(12,2)",
+        [("9999999999.99", Decimal("9999999999.99")), ("-0.01", Decimal("-0.01")),
+         ("'NaN'", REJECTED)],
+    ),
+    ("numeric(18,18)", [("0.999999999999999999", Decimal("0.999999999999999999"))]),
+    (
+        "numeric(38,10)",
+        [("-9999999999999999999999999999.9999999999",
+          Decimal("-9999999999999999999999999999.9999999999")), ("'NaN'", REJECTED)],
+    ),
+    ("numeric(5,-2)", [("1234567", Decimal(1234600))]),
+    ("numeric(3,5)", [("0.00123", Decimal("0.00123"))]),
+    ("numeric(40,2)", [("1.5", "1.50"), ("'NaN'", "NaN")]),
+    (
+        "numeric",
+        [("1.10", "1.10"), ("'Infinity'", "Infinity"), ("1e-400", f"0.{'0' * 399}1"),
+         ("123456789012345678901234567890123456789012345", "1234567890123456789012345678901234"
+          "56789012345")],
+    ),
+    ("boolean", [("true", True), ("false", False)]),
+    ("bytea", [("'\\x00ff'", b"\x00\xff"), ("''", b"")]),
+    ("text", [("''", ""), ("E'a\\n\\t\\\\\"'", 'a\n\t\\"'), ("'日本 🚀 ﷽'", "日本 🚀 ﷽")]),
+    ("varchar(5)", [("'ab  '", "ab  ")]),
+    ("char(5)", [("'ab'", "ab   "), ("''", "     ")]),
+    ('"char"', [("'x'", "x"), ("''", "")]),
+    ("name", [("'n'", "n")]),
+    ("citext", [("'AbC'", "AbC")]),
+    ("mood", [("'it''s \"ok\"'", 'it\'s "ok"')]),
+    ("uuid", [("'00000000-0000-0000-0000-0000000000ff'", "00000000-0000-0000-0000-0000000000ff")]),
+    ("json", [("'{\"b\": 1, \"a\":1.10, \"a\":  2}'", '{"b": 1, "a":1.10, "a":  2}')]),
+    ("jsonb", [("'{\"b\": 12345678901234567890.10}'", '{"b": 12345678901234567890.10}')]),
+    (
+        "date",
+        [("'0001-01-01'", dt.date(1, 1, 1)), ("'9999-12-31'", dt.date(9999, 12, 31)),
+         ("'1969-12-31'", dt.date(1969, 12, 31)), ("'infinity'", REJECTED),
+         ("'-infinity'", REJECTED), ("'0001-01-01 BC'", REJECTED), ("'10000-01-01'", REJECTED)],
+    ),
+    (
+        "timestamp",
+        [("'0001-01-01'", dt.datetime(1, 1, 1)),
+         ("'9999-12-31 23:59:59.999999'", dt.datetime(9999, 12, 31, 23, 59, 59, 999999)),
+         ("'1969-12-31 23:59:59.999999'", dt.datetime(1969, 12, 31, 23, 59, 59, 999999)),
+         ("'infinity'", REJECTED), ("'294276-12-31'", REJECTED), ("'4713-01-01 BC'", REJECTED)],
+    ),
+    (
+        "timestamptz",
+        [("'2024-03-31 02:30:00.000001+02'", dt.datetime(2024, 3, 31, 0, 30, 0, 1, UTC)),
+         ("'-infinity'", REJECTED), ("'294276-12-31'", REJECTED)],
+    ),
+    ("time", [("'24:00'", "24:00:00"), ("'00:00:00.000001'", "00:00:00.000001")]),
+    ("timetz", [("'23:59:59.5-15:59'", "23:59:59.5-15:59")]),
+    ("interval", [("'-1 year 2 mons -3 days 04:05:06.7'", "-10 mons -3 days +04:05:06.7")]),
+    ("money", [("'-1234.5'", "-$1,234.50")]),
+    ("inet", [("'1.2.3.4'", "1.2.3.4"), ("'::1/64'", "::1/64")]),
+    ("cidr", [("'10.0.0.0/8'", "10.0.0.0/8")]),
+    ("macaddr", [("'08:00:2b:01:02:03'", "08:00:2b:01:02:03")]),
+    ("macaddr8", [("'08:00:2b:01:02:03:04:05'", "08:00:2b:01:02:03:04:05")]),
+    ("bit(3)", [("B'101'", "101")]),
+    ("varbit", [("B'10'", "10"), ("B''", "")]),
+    ("int4range", [("'[1,5)'", "[1,5)"), ("'empty'", "empty")]),
+    ("tstzrange", [("'[2024-01-01 00:00+00,)'", '["2024-01-01 00:00:00+00",)')]),
+    ("int4multirange", [("'{[1,3),[5,7)}'", "{[1,3),[5,7)}")]),
+    ("tsvector", [("'a:1 b'", "'a':1 'b'"), ("''", "")]),
+    ("tsquery", [("'a & b'", "'a' & 'b'")]),
+    ("point", [("'(1,2.5)'", "(1,2.5)")]),
+    ("box", [("'(1,1),(0,0)'", "(1,1),(0,0)")]),
+    ("polygon", [("'((0,0),(1,1))'", "((0,0),(1,1))")]),
+    ("pair", [("ROW(1, 'a,b\"')::pair", '(1,"a,b""")')]),
+    ("hstore", [("'a=>1,b=>NULL'", '"a"=>"1", "b"=>NULL'), ("''", "")]),
+    ("ltree", [("'a.b'", "a.b")]),
+    ("pg_lsn", [("'16/B374D848'", "16/B374D848")]),
+    ("xid", [("'4294967295'", "4294967295")]),
+    ("xid8", [("'18446744073709551615'", "18446744073709551615")]),
+    ("tid", [("'(4294967295,1)'", "(4294967295,1)")]),
+    ("jsonpath", [("'$.a'", '$."a"')]),
+    ("int2vector", [("'1 2'", "1 2")]),
+    ("positive", [("7", 7)]),
+    ("price", [("1.5", Decimal("1.50")), ("'NaN'", REJECTED)]),
+    (
+        "int[]",
+        [("'{1,NULL,-3}'", [1, None, -3]), ("'{}'", []), ("'{{1,2},{3,4}}'", REJECTED),
+         ("'[0:1]={1,2}'", REJECTED)],
+    ),
+    ("bigint[]", [("'{9223372036854775807}'", [2**63 - 1])]),
+    ("smallint[]", [("'{-32768}'", [-32768])]),
+    ("boolean[]", [("'{t,f,NULL}'", [True, False, None])]),
+    ("real[]", [("'{1e-45,NaN,-Infinity}'", [1.401298464324817e-45, NAN, -float("inf")])]),
+    ("float8[]", [("'{5e-324,-0,1e300}'", [5e-324, -0.0, 1e300])]),
+    ("text[]", [("'{\"\",\"a,b\",NULL,\"NULL\",\"é\\\\\"}'", ["", "a,b", None, "NULL", "é\\"])]),
+    ("char(3)[]", [("'{a}'", ["a  "])]),
+    ("numeric[]", [("'{1.10,NaN}'", ["1.10", "NaN"])]),
+    ("numeric(12,2)[]", [("'{1.1,NULL}'", [Decimal("1.10"), None]), ("'{NaN}'", REJECTED)]),
+    ("numeric(30,3)[]", [("'{1.1}'", [Decimal("1.100")])]),
+    ("date[]", [("'{0001-01-01,2024-02-29}'", [dt.date(1, 1, 1), dt.date(2024, 2, 29)]),
+                ("'{infinity}'", REJECTED)]),
+    ("timestamp[]", [("'{0001-01-01 00:00:00.000001}'", [dt.datetime(1, 1, 1, 0, 0, 0, 1)])]),
+    ("timestamptz[]", [("'{2024-01-01 00:00:00+02}'", [dt.datetime(2023, 12, 31, 22, tzinfo=UTC)]),
+                       ("'{-infinity}'", REJECTED)]),
+    ("bytea[]", [("ARRAY['\\x00ff','']::bytea[]", [b"\x00\xff", b""])]),
+    ("uuid[]", [("'{00000000-0000-0000-0000-0000000000ff}'",
+                 ["00000000-0000-0000-0000-0000000000ff"])]),
+    ("jsonb[]", [("ARRAY['{\"a\": 1.10}']::jsonb[]", ['{"a": 1.10}'])]),
+    ("mood[]", [("'{sad}'", ["sad"])]),
+    ("inet[]", [("'{1.2.3.4}'", ["1.2.3.4"])]),
+    ("interval[]", [("'{1 day}'", ["1 day"])]),
+    ("positive[]", [("'{1}'", [1])]),
+    ("prices", [("'{1.5}'", [Decimal("1.50")])]),
+    ("pair[]", [("ARRAY[ROW(1,'x')::pair]", ["(1,x)"])]),
+]
+
+
+def same(left: Any, right: Any) -> bool:
+    """Equality to the bit: NaN is NaN, and -0.0 is not 0.0."""
+    if isinstance(left, list) and isinstance(right, list):
+        return len(left) == len(right) and all(map(same, left, right))
+    if isinstance(left, dt.datetime) and left.tzinfo:
+        left = left.astimezone(UTC)
+    return repr(left) == repr(right) and type(left) is type(right)
+
+
+def land(source: Source, **sections: Any) -> RunResult:
+    """Runs, and expects that all went well."""
+    result = pipeline.run(source.settings(**sections))
+    assert [t.error for t in result.tables if t.error] == []
+    return result
+
+
+def hashes_in_source(source: Source, settings: Any, table: str) -> set[str]:
+    """The row hashes of a table as PostgreSQL computes them."""
+    from bronze import prepare
+    from bronze.source import connect, statement
+    from bronze.source.catalog import relations
+
+    origin = settings.origin("test")
+    with connect.connect(origin) as connection:
+        found = [("test", r) for r in relations(connection, ["public"])]
+        (target,) = prepare.targets(settings, found, [table])
+        query = digest.row_hash(prepare.columns(target), statement.quoted("public", table), "true")
+        return {str(row[0]) for row in connection.execute(query)}  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(("kind", "values"), CASES, ids=[kind for kind, _ in CASES])
+def test_each_value_arrives_exactly_or_is_kept_as_text(
+    source: Source, kind: str, values: list[tuple[str, Any]]
+) -> None:
+    """Each value of each type equals the source's, or is NULL and kept as text in the books."""
+    source.execute(SETUP)
+    source.execute(f"CREATE TABLE t (id int PRIMARY KEY, v {kind})")
+    for i, (value, _) in enumerate([*values, ("NULL", None)]):
+        source.execute(f"INSERT INTO t VALUES ({i}, {value})")
+    result = land(source)
+    frame = pl.read_delta(str(source.table("t"))).sort("id")
+    for (value, expected), held in zip([*values, ("NULL", None)], frame["v"].to_list(), strict=True):
+        wanted = None if expected is REJECTED else expected
+        assert same(held, wanted), (kind, value, held, wanted)
+    refused = {i: value for i, (value, e) in enumerate(values) if e is REJECTED}
+    assert result.tables[0].rejected == len(refused)
+    if refused:
+        book = pl.read_delta(str(source.lake / "governance" / "rejected_values"))
+        texts = dict(source.execute("SELECT id, v::text FROM t"))
+        kept = {json.loads(r["row_key"])["id"]: r["source_text"] for r in book.to_dicts()}
+        assert kept == {i: texts[i] for i in refused}
+    assert set(frame["row_hash"]) == hashes_in_source(source, source.settings(), "t")
+    assert len(set(frame["row_hash"])) == len(values) + 1
+
+
+def test_deltalake_reads_what_was_written(source: Source) -> None:
+    """The table's schema is the contract's, followed by the metadata columns."""
+    source.execute("CREATE TABLE t (id bigint PRIMARY KEY, at timestamp, tags text[], n numeric(9,3))")
+    land(source)
+    fields = [(f.name, f.type) for f in DeltaTable(str(source.table("t"))).schema().fields]
+    assert [str(kind) for _, kind in fields[:4]] == [
+        'PrimitiveType("long")',
+        'PrimitiveType("timestamp_ntz")',
+        'ArrayType(PrimitiveType("string"), contains_null=True)',
+        'PrimitiveType("decimal(9,3)")',
+    ]
+    assert [name for name, _ in fields[4:]] == [
+        "load_timestamp",
+        "update_timestamp",
+        "source_system",
+        "record_status",
+        "batch_id",
+        "ingestion_method",
+        "checksum",
+        "row_hash",
+    ]
+
+
