@@ -1,8 +1,14 @@
-"""PostgreSQL tables become Delta Lake Bronze tables: exact, consistent, fast, without Spark."""
+"""PostgreSQL tables become Delta Lake Bronze tables: exact, consistent, fast, without Spark.
 
-from __future__ import annotations
+::
 
+    import bronze
+
+    result = bronze.open("bronze.toml").run(tables=["orders"])
+"""
+
+from bronze.api import Bronze, open
 from bronze.errors import BronzeError
 
 __version__ = "0.1.0"
-__all__ = ["BronzeError", "__version__"]
+__all__ = ["Bronze", "BronzeError", "__version__", "open"]

@@ -93,7 +93,9 @@ class Pool(_Section):
     @model_validator(mode="after")
     def _ordered(self) -> Pool:
         if self.max < max(self.min, 2):
-            raise ValueError("max is at least 2 (one holds the snapshot, one reads) and at least min")
+            raise ValueError(
+                "max is at least 2 (one holds the snapshot, one reads) and at least min"
+            )
         return self
 
 

@@ -24,6 +24,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from bronze.model import Failure
+
 
 class BronzeError(Exception):
     """The root. ``retry`` says whether doing the same again later can help.
@@ -54,6 +56,10 @@ class BronzeError(Exception):
         self.table = table
         self.batch_id = batch_id
         self.sqlstate = sqlstate
+
+    def failure(self) -> Failure:
+        """The error as a value, for results."""
+        return Failure(type(self).__name__, self.message, self.hint, self.sqlstate)
 
     def __reduce__(self) -> tuple[object, ...]:
         # Keyword-only arguments do not survive the default pickling of exceptions, and errors

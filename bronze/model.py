@@ -218,3 +218,11 @@ class RunResult:
     position: int
     seconds: float
     tables: tuple[TableResult, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """0: all landed; 3: nothing did, as a side could not be reached; 1: some failed."""
+        kinds = {table.error.kind if table.error else "" for table in self.tables}
+        if kinds <= {""}:
+            return 0
+        return 3 if kinds <= {"SourceUnreachable", "SourceBusy", "LakeUnreachable"} else 1

@@ -19,10 +19,15 @@ import uuid_utils
 from bronze import engine, prepare
 from bronze.books import rejected as book
 from bronze.config import Settings
-from bronze.errors import BronzeError, CommitConflict, SnapshotLost, TableRefused
+from bronze.errors import (
+    BronzeError,
+    CommitConflict,
+    SnapshotLost,
+    SourceUnreachable,
+    TableRefused,
+)
 from bronze.model import (
     DataFile,
-    Failure,
     Origin,
     Place,
     Rejected,
@@ -112,9 +117,15 @@ def run(
     began = time.monotonic()
     batch_id = str(uuid_utils.uuid7())
     results: dict[str, TableResult] = {}
-    position = 0
+    position: int | None = None
+
+    def passing(error: BaseException) -> bool:
+        # A source that was never there is a matter for the user, not for patience.
+        absent = position is None and isinstance(error, SourceUnreachable)
+        return isinstance(error, BronzeError) and error.retry and not absent
+
     for attempt in tenacity.Retrying(
-        retry=tenacity.retry_if_exception(_passing),
+        retry=tenacity.retry_if_exception(passing),
         stop=tenacity.stop_after_attempt(settings.run.max_retries + 1),
         wait=tenacity.wait_exponential_jitter(multiplier=settings.run.retry_delay, max=60),
         reraise=True,
@@ -124,11 +135,7 @@ def run(
             position = planned[0].held.position
             for result in _landed(settings, planned, pool, stack, notify):
                 results[result.target] = result
-    return RunResult(batch_id, position, time.monotonic() - began, tuple(results.values()))
-
-
-def _passing(error: BaseException) -> bool:
-    return isinstance(error, BronzeError) and error.retry
+    return RunResult(batch_id, position or 0, time.monotonic() - began, tuple(results.values()))
 
 
 def _planned(
@@ -182,20 +189,12 @@ def _of_source(
     return tables
 
 
-def _still_there(
-    target: Target, held: snapshot.Snapshot, seen: Mapping[int, Relation]
-) -> Relation:
+def _still_there(target: Target, held: snapshot.Snapshot, seen: Mapping[int, Relation]) -> Relation:
     for label, error in held.refused:
         if label == target.label:
             raise error
     if not target.relation.readable:
-        raise TableRefused(
-            f"Table {target.label} cannot be read: permission denied.",
-            hint=f'GRANT USAGE ON SCHEMA "{target.relation.schema}" and SELECT on the table to the'
-            " role that bronze uses.",
-            table=target.label,
-            sqlstate="42501",
-        )
+        raise prepare.unreadable(target)
     if target.relation.oid not in seen:
         raise TableRefused(
             f"Table {target.label} was dropped while the run began.",
@@ -330,14 +329,10 @@ def _result(table: _Table, version: int | None, notify: Notify) -> TableResult:
         files=0 if error else len(table.files),
         bytes=0 if error else sum(file.size for file in table.files),
         seconds=time.monotonic() - table.began,
-        error=_failure(error) if error else None,
+        error=error.failure() if error else None,
     )
     notify(_progress(table, result))
     if error and not isinstance(error, CommitConflict):
         with suppress(BronzeError):
             _forget(table)
     return result
-
-
-def _failure(error: BronzeError) -> Failure:
-    return Failure(type(error).__name__, error.message, error.hint, error.sqlstate)

@@ -81,9 +81,7 @@ def targets(
         if settings.source[source].takes(relation.name)
     ]
     _all_there(settings, taken, wanted)
-    chosen = [
-        t for t in taken if not wanted or t.relation.name in wanted or t.label in wanted
-    ]
+    chosen = [t for t in taken if not wanted or t.relation.name in wanted or t.label in wanted]
     for place, count in Counter(t.place.url for t in chosen).items():
         if count > 1:
             both = " and ".join(t.label for t in chosen if t.place.url == place)
@@ -108,17 +106,12 @@ def _target(settings: Settings, source: str, relation: Relation) -> Target:
 
 
 def _all_there(settings: Settings, taken: Sequence[Target], wanted: Sequence[str]) -> None:
-    names = {
-        name
-        for t in taken
-        for name in (t.relation.name, t.label, f"{t.source}.{t.label}")
-    }
+    names = {name for t in taken for name in (t.relation.name, t.label, f"{t.source}.{t.label}")}
     missing = [name for name in (*wanted, *settings.tables) if name not in names]
     if missing:
         raise ConfigError(
             f"There is no table {', '.join(dict.fromkeys(missing))} in the source.",
-            hint="`bronze check` lists the tables that the config takes; names are"
-            " case-sensitive.",
+            hint="`bronze check` lists the tables that the config takes; names are case-sensitive.",
         )
 
 
@@ -160,6 +153,17 @@ def columns(target: Target) -> tuple[Column, ...]:
             table=target.label,
         )
     return found
+
+
+def unreadable(target: Target) -> TableRefused:
+    """The error for a table that the role may not read."""
+    return TableRefused(
+        f"Table {target.label} cannot be read: permission denied.",
+        hint=f'GRANT USAGE ON SCHEMA "{target.relation.schema}" and SELECT on the table to the role'
+        " that bronze uses.",
+        table=target.label,
+        sqlstate="42501",
+    )
 
 
 def plan_table(

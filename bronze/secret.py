@@ -61,9 +61,7 @@ def _key_vault(secret: Secret) -> str:
     return key_vault(secret)
 
 
-def key_vault(
-    secret: Secret, credential: TokenCredential | None = None, **options: Any
-) -> str:
+def key_vault(secret: Secret, credential: TokenCredential | None = None, **options: Any) -> str:
     """A secret's current version from Azure Key Vault.
 
     Args:

@@ -39,17 +39,13 @@ def work(unit: Unit) -> Written:
     """
     began = time.monotonic()
     found: list[Rejected] = []
-    file = files.write(
-        _bronze_rows(unit, found), unit.place, unit.stamp.batch_id, unit.stats
-    )
+    file = files.write(_bronze_rows(unit, found), unit.place, unit.stamp.batch_id, unit.stats)
     rows = file.rows if file else 0
     return Written(unit.number, rows, file, tuple(found), time.monotonic() - began)
 
 
 def _bronze_rows(unit: Unit, found: list[Rejected]) -> Iterator[pl.DataFrame]:
-    frames = read.rows(
-        unit.origin, unit.session, unit.query, unit.slices, unit.columns, unit.table
-    )
+    frames = read.rows(unit.origin, unit.session, unit.query, unit.slices, unit.columns, unit.table)
 
     def enriched(read_slice: tuple[pl.DataFrame, pl.Series]) -> pl.DataFrame:
         rows, rejected = read_slice
@@ -70,5 +66,3 @@ def _rejections(rows: pl.DataFrame, rejected: pl.Series, unit: Unit) -> Iterator
         for line in lines.splitlines():
             column, text = json.loads(line)
             yield Rejected(column, written, text)
-
-

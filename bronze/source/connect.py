@@ -187,7 +187,7 @@ _TABLE: Sequence[tuple[type[psycopg.Error], str, str]] = (
         pg.InsufficientPrivilege,
         "cannot be read: permission denied",
         "GRANT USAGE on its schema and SELECT on the table to the role that bronze uses; where"
-        " row-level security hides rows, give it BYPASSRLS or set row_security = \"apply\".",
+        ' row-level security hides rows, give it BYPASSRLS or set row_security = "apply".',
     ),
     (pg.UndefinedTable, "does not exist", "It was dropped or renamed; see `bronze check`."),
     (
@@ -285,4 +285,5 @@ def _no_connection(where: str, text: str) -> SourceError:
 
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).rstrip(".")
+    # libpq puts the host and port before its reason, which we have said already.
+    return (lines[0] if lines else type(error).__name__).rpartition("failed: ")[2].rstrip(".")

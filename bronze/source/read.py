@@ -134,9 +134,7 @@ def _without_values(text: str) -> str:
     return head[:300].rstrip(". ")
 
 
-def _typed(
-    raw: pa.Table, columns: Sequence[Column], table: str
-) -> tuple[pl.DataFrame, pl.Series]:
+def _typed(raw: pa.Table, columns: Sequence[Column], table: str) -> tuple[pl.DataFrame, pl.Series]:
     if raw.num_columns != len(columns) + 1:
         raise Mismatch(
             f"Table {table} gave {raw.num_columns} columns instead of {len(columns) + 1}.",

@@ -163,9 +163,7 @@ def append(
     """
     state = read(place)
     with _mapped(place, "committed"):
-        commit = CommitProperties(
-            custom_metadata={FACTS: json.dumps(facts)}, max_commit_retries=0
-        )
+        commit = CommitProperties(custom_metadata={FACTS: json.dumps(facts)}, max_commit_retries=0)
         if state is None:
             create_table_with_add_actions(
                 place.url,

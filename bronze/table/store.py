@@ -137,7 +137,9 @@ def failure(place: Place, what: str, error: BaseException) -> BronzeError:
     low = text.lower()
     for sign, said, hint in _SIGNS:
         if sign in low:
-            return LakeUnreachable(f"The lake at {place.url} could not be {what}: {said}.", hint=hint)
+            return LakeUnreachable(
+                f"The lake at {place.url} could not be {what}: {said}.", hint=hint
+            )
     return LakeError(f"The lake at {place.url} could not be {what}: {text[:300]}.")
 
 

@@ -1,0 +1,51 @@
+"""The Python interface: the commands of the command line as methods."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bronze.check import Report
+    from bronze.config import Settings
+    from bronze.model import RunResult
+    from bronze.pipeline import Notify
+
+
+@dataclass(frozen=True)
+class Bronze:
+    """A config, ready to be worked with."""
+
+    settings: Settings
+
+    def run(
+        self,
+        tables: Sequence[str] = (),
+        *,
+        pool: Executor | None = None,
+        notify: Notify | None = None,
+    ) -> RunResult:
+        """Takes tables of the source into the lake; see `bronze.pipeline.run`."""
+        from bronze import pipeline
+
+        return pipeline.run(self.settings, tables, pool=pool, notify=notify or (lambda _: None))
+
+    def check(self, tables: Sequence[str] = ()) -> Report:
+        """Says what a run would do, and what stands in its way; see `bronze.check.check`."""
+        from bronze import check
+
+        return check.check(self.settings, tables)
+
+
+def open(path: str | Path = "bronze.toml") -> Bronze:  # noqa: A001 - as in gzip.open
+    """Reads a config.
+
+    Raises:
+        ConfigError: with all that is wrong in it.
+    """
+    from bronze import config
+
+    return Bronze(config.load(path))

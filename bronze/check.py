@@ -1,0 +1,104 @@
+"""What a run would do with each table, and what stands in its way, without reading a row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bronze import prepare
+from bronze.config import Settings
+from bronze.errors import TableRefused
+from bronze.model import Column, Failure
+from bronze.source import connect
+from bronze.source.catalog import Relation, relations
+from bronze.table import store
+
+KEPT = "values Delta cannot hold become NULL and are kept in governance.rejected_values"
+AS_TEXT = "PostgreSQL's text"
+
+
+@dataclass(frozen=True)
+class ColumnReport:
+    """What a column becomes."""
+
+    name: str
+    source_type: str
+    target: str
+    delta_type: str
+    note: str
+
+
+@dataclass(frozen=True)
+class TableReport:
+    """What a table becomes. ``rows`` is the planner's estimate (-1: never analysed)."""
+
+    table: str
+    target: str
+    kind: str
+    rows: int
+    bytes: int
+    key: tuple[str, ...]
+    columns: tuple[ColumnReport, ...]
+    problem: Failure | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run would do."""
+
+    tables: tuple[TableReport, ...]
+
+    @property
+    def problems(self) -> tuple[Failure, ...]:
+        """What has to be mended first."""
+        return tuple(table.problem for table in self.tables if table.problem)
+
+
+def check(settings: Settings, tables: Sequence[str] = ()) -> Report:
+    """Looks at the source and the lake as a run would.
+
+    Raises:
+        ConfigError, SourceError, LakeError: neither a run nor this can begin.
+    """
+    found: list[tuple[str, Relation]] = []
+    for name, source in settings.source.items():
+        origin = settings.origin(name)
+        with connect.mapped(origin), connect.connect(origin) as connection:
+            found += [(name, relation) for relation in relations(connection, source.schema_)]
+    chosen = prepare.targets(settings, found, tables)
+    store.prove_writable(settings.place(settings.lake.schema_, ""))
+    return Report(tuple(_table(target) for target in chosen))
+
+
+def _table(target: prepare.Target) -> TableReport:
+    relation = target.relation
+    columns: tuple[Column, ...] = ()
+    problem = None
+    try:
+        if not relation.readable:
+            raise prepare.unreadable(target)
+        columns = prepare.columns(target)
+    except TableRefused as error:
+        problem = error.failure()
+    return TableReport(
+        table=target.label,
+        target=f"{target.schema}.{target.name}",
+        kind=relation.kind,
+        rows=relation.rows,
+        bytes=sum(relation.heaps) * relation.page + relation.toast,
+        key=tuple(target.settings.key or relation.key),
+        columns=tuple(_column(column) for column in columns),
+        problem=problem,
+    )
+
+
+def _column(column: Column) -> ColumnReport:
+    note = ""
+    if column.reject:
+        note = KEPT
+    elif column.kind.name == "string" and column.source_type.split("(")[0] not in (
+        "text",
+        "character varying",
+    ):
+        note = AS_TEXT
+    return ColumnReport(column.name, column.source_type, column.target, str(column.kind), note)

@@ -1,0 +1,149 @@
+"""The command line: parse, call, render. It holds no logic of its own.
+
+Imports of the work itself are made when a command runs, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bronze.errors import BronzeError
+
+app = typer.Typer(
+    name="bronze",
+    help="PostgreSQL tables become Delta Lake Bronze tables: every row once, every value exact.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+INTERRUPTED = 130
+_BUG = 70
+
+Config = Annotated[
+    Path,
+    typer.Option("-c", "--config", envvar="BRONZE_CONFIG", help="The config file."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, nothing else.")]
+Tables = Annotated[
+    list[str] | None,
+    typer.Argument(help="Tables to take (table or schema.table); all of the config if none."),
+]
+
+
+@app.command()
+def run(
+    tables: Tables = None, config: Config = Path("bronze.toml"), as_json: AsJson = False
+) -> None:
+    """Take tables of the source into the lake, all as of one moment."""
+    import bronze
+    from bronze import show
+
+    with _errors(as_json):
+        opened = bronze.open(config)
+        with show.progress(as_json) as notify:
+            result = opened.run(tables or (), notify=notify)
+        show.document(result) if as_json else show.run(result)
+        raise typer.Exit(result.exit_code)
+
+
+@app.command()
+def check(
+    tables: Tables = None, config: Config = Path("bronze.toml"), as_json: AsJson = False
+) -> None:
+    """Say what a run would do with each column, and what stands in its way."""
+    import bronze
+    from bronze import show
+
+    with _errors(as_json):
+        report = bronze.open(config).check(tables or ())
+        show.document(report) if as_json else show.check(report)
+        raise typer.Exit(1 if report.problems else 0)
+
+
+@app.command()
+def init(
+    dsn: Annotated[str, typer.Option(help="The database: postgresql://user@host:5432/name")],
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("bronze.toml"),
+    schema: Annotated[
+        list[str] | None, typer.Option(help="Schemas to look at; all that hold tables if none.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="The source's name; the database's if none.")] = "",
+) -> None:
+    """Look at a database and write a commented config for it."""
+    from bronze import propose, show
+
+    with _errors(False):
+        propose.write(out, propose.propose(dsn, schemas=schema or (), name=name))
+        show.said(f"Wrote {out}. Look it over, then: bronze check -c {out}; bronze run -c {out}")
+
+
+@app.command()
+def demo(
+    directory: Annotated[
+        Path, typer.Option("--dir", help="Where the demo lives: source, config and lake.")
+    ] = Path("bronze-demo"),
+    scale: Annotated[
+        float, typer.Option(min=0.001, max=10, help="1.0 is 3.3 million rows in ten tables.")
+    ] = 0.02,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the source running.")] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="Stop a source left running.")] = False,
+) -> None:
+    """Run the whole job on an embedded PostgreSQL with an inventory to take in."""
+    from bronze.demo import tour
+
+    with _errors(False):
+        tour.stop(directory) if stop else tour.take(directory, scale, keep)
+
+
+@contextmanager
+def _errors(as_json: bool) -> Iterator[None]:
+    """Turns errors into a sentence, or a document, and an exit code."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    except BronzeError as error:
+        if as_json:
+            print(json.dumps({"error": asdict(error.failure())}, ensure_ascii=False))
+        typer.secho(f"Error: {error.message}", fg=typer.colors.RED, err=True)
+        if error.hint:
+            typer.echo(f"  {error.hint}", err=True)
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        typer.echo("Interrupted. Nothing half-written is visible; run it again.", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    except typer.Exit:
+        raise
+    except Exception as error:
+        if os.environ.get("BRONZE_DEBUG"):
+            raise
+        typer.secho(
+            f"Error: {type(error).__name__} inside bronze. This is a bug in it: run again with"
+            " BRONZE_DEBUG=1 and report what it prints.",
+            fg=typer.colors.RED,
+            err=True,
+        )
+        raise typer.Exit(_BUG) from None
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """The console script."""
+    app()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

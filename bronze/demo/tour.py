@@ -1,0 +1,115 @@
+"""The demo: a source is made, taken in, changed, and taken in again."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import psycopg
+
+import bronze
+from bronze import show
+from bronze.demo import inventory, server
+from bronze.errors import ConfigError
+
+CONFIG = """\
+# The demo's config. `bronze init` writes one for a database of your own.
+
+[source]
+name   = "PostgreSQL_DE"
+dsn    = "{dsn}"
+schema = "{schema}"
+
+[lake]
+root   = "lake"
+schema = "inventory_bronze"
+
+[tables.inventory]
+priority = 1
+
+[tables.orders]
+priority = 1
+
+[tables.order_details]
+priority = 1
+"""
+
+
+def take(directory: Path, scale: float, keep: bool) -> None:
+    """Shows the whole job under ``directory``; PostgreSQL runs only meanwhile, unless ``keep``.
+
+    A source that an earlier demo made there is gone on with.
+
+    Raises:
+        BronzeError: PostgreSQL does not start, or the job fails.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    started = server.start(directory.absolute() / "postgres")
+    try:
+        _show(directory, started, scale)
+    except BaseException:
+        started.stop()
+        raise
+    if keep:
+        show.said(f"The source is left running at {started.dsn(inventory.DATABASE)}")
+        show.said(f"Stop it with: bronze demo --dir {directory} --stop")
+    else:
+        started.stop()
+    show.said(f"All of it took {time.monotonic() - began:.0f} s. Look around under {directory}:")
+    show.said(f"  python -c \"import polars; print(polars.read_delta('{_orders(directory)}'))\"")
+    if keep:
+        show.said(f"  bronze check -c {directory / 'bronze.toml'}")
+        show.said(f"  bronze run -c {directory / 'bronze.toml'}")
+    else:
+        show.said(f"  bronze demo --dir {directory} --keep    then run and check by hand")
+
+
+def stop(directory: Path) -> None:
+    """Stops the source of a demo that was kept running.
+
+    Raises:
+        ConfigError: there is no demo.
+    """
+    data = directory.absolute() / "postgres"
+    if not data.is_dir():
+        raise ConfigError(f"There is no demo under {directory}.", hint="Name it with --dir.")
+    server.Server(data, server.HOST, 0).stop()
+    show.said("The source is stopped.")
+
+
+def _orders(directory: Path) -> Path:
+    return directory / "lake" / "inventory_bronze" / "bz_orders"
+
+
+def _show(directory: Path, started: server.Server, scale: float) -> None:
+    dsn = started.dsn(inventory.DATABASE)
+    if _there(started):
+        show.said(f"Going on with the source that is there: {dsn}")
+    else:
+        show.said(f"Making the source at scale {scale:g}: {dsn}")
+        inventory.create(started.dsn(), scale=scale)
+    config = directory / "bronze.toml"
+    config.write_text(CONFIG.format(dsn=dsn, schema=inventory.SCHEMA))
+    opened = bronze.open(config)
+    show.said("\nFirst run: everything")
+    _run(opened)
+    changed = inventory.change(dsn)
+    counts = [
+        sum(getattr(change, kind) for change in changed.values())
+        for kind in ("inserted", "updated", "deleted")
+    ]
+    show.said("\nA day of business: {:,} rows inserted, {:,} updated, {:,} deleted".format(*counts))
+    show.said("Second run:")
+    _run(opened)
+
+
+def _run(opened: bronze.Bronze) -> None:
+    with show.progress(False) as notify:
+        show.run(opened.run(notify=notify))
+
+
+def _there(started: server.Server) -> bool:
+    with psycopg.connect(started.dsn()) as connection:
+        query = "SELECT 1 FROM pg_database WHERE datname = %s"
+        return connection.execute(query, [inventory.DATABASE]).fetchone() is not None

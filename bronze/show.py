@@ -1,0 +1,144 @@
+"""What people and programs see of results: tables and progress bars, or one JSON document."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from bronze.check import Report
+    from bronze.model import RunResult, TableResult
+    from bronze.pipeline import Notify
+    from bronze.pipeline import Progress as Step
+
+_out = Console(highlight=False)
+_err = Console(stderr=True, highlight=False)
+_UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
+
+
+def said(text: str) -> None:
+    """One line for people."""
+    _out.print(text, markup=False, soft_wrap=True)
+
+
+def document(value: Any) -> None:
+    """A result as one JSON document on stdout."""
+    print(json.dumps(asdict(value), ensure_ascii=False, default=str))
+
+
+def size(count: int) -> str:
+    """A number of bytes for people."""
+    for unit, name in _UNITS:
+        if count >= unit:
+            return f"{count / unit:.1f} {name}"
+    return f"{count} B"
+
+
+@contextmanager
+def progress(quiet: bool) -> Iterator[Notify]:
+    """A bar for each table on a terminal, a log line for each elsewhere, nothing if quiet."""
+    if quiet:
+        yield lambda _: None
+    elif _err.is_terminal:
+        with _bars() as bars:
+            yield bars
+    else:
+        yield _log
+
+
+@contextmanager
+def _bars() -> Iterator[Notify]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TextColumn("{task.fields[rows]:>12,} rows"),
+    )
+    with Progress(*columns, console=_err, transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def notify(step: Step) -> None:
+            if step.table not in tasks:
+                tasks[step.table] = bars.add_task(step.table, total=1.0, rows=0)
+            bars.update(tasks[step.table], completed=step.share, rows=step.rows)
+
+        yield notify
+
+
+def _log(step: Step) -> None:
+    if not step.result:
+        return
+    import structlog
+
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    done = step.result
+    facts: dict[str, Any] = {"table": done.table, "rows": done.rows_read}
+    if done.error:
+        structlog.get_logger().error("failed", **facts, error=done.error.message)
+    else:
+        structlog.get_logger().info(
+            "landed", **facts, version=done.version, files=done.files, bytes=done.bytes
+        )
+
+
+def run(result: RunResult) -> None:
+    """A run's tables, then what went wrong, if anything did."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("Bronze table", "status"):
+        table.add_column(name, overflow="fold")
+    for name in ("rows", "rejected", "files", "size", "seconds", "version"):
+        table.add_column(name, justify="right")
+    for row in result.tables:
+        table.add_row(*_cells(row))
+    _out.print(table)
+    rows = sum(row.rows_read for row in result.tables)
+    said(f"{rows:,} rows in {result.seconds:.1f} s, batch {result.batch_id}")
+    for row in result.tables:
+        if row.error:
+            _err.print(f"{row.table}: {row.error.message}", style="red", markup=False)
+            _err.print(f"  {row.error.hint}", markup=False)
+
+
+def _cells(row: TableResult) -> list[str]:
+    version = "" if row.version is None else str(row.version)
+    return [
+        row.target.rpartition(".")[2],
+        row.status,
+        f"{row.rows_read:,}",
+        f"{row.rejected:,}",
+        str(row.files),
+        size(row.bytes),
+        f"{row.seconds:.1f}",
+        version,
+    ]
+
+
+def check(report: Report) -> None:
+    """What each table and column becomes, then what stands in the way."""
+    for found in report.tables:
+        rows = "never analysed" if found.rows < 0 else f"about {found.rows:,} rows"
+        key = ", ".join(found.key) or "no key"
+        said(
+            f"\n{found.table} → {found.target}  ({found.kind}, {rows}, {size(found.bytes)}, {key})"
+        )
+        table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 2))
+        for name in ("column", "PostgreSQL", "Delta", ""):
+            table.add_column(name, overflow="fold")
+        for column in found.columns:
+            name = (
+                column.name if column.name == column.target else f"{column.name} → {column.target}"
+            )
+            table.add_row(name, column.source_type, column.delta_type, column.note)
+        if found.columns:
+            _out.print(table)
+    for problem in report.problems:
+        _err.print(f"\n{problem.message}", style="red", markup=False)
+        _err.print(f"  {problem.hint}", markup=False)

@@ -1,0 +1,65 @@
+"""The project's checks. ``nox -s tests`` is the one to begin with."""
+
+import nox
+
+nox.options.sessions = ["tests", "lint", "types", "imports"]
+nox.options.reuse_existing_virtualenvs = True
+
+
+@nox.session
+def tests(session):
+    """The tests: real PostgreSQL, real Delta tables, under three minutes on two cores."""
+    session.install("-e", ".[test]")
+    session.run(
+        "pytest",
+        "-n",
+        "2",
+        "--dist",
+        "loadfile",
+        "-m",
+        "not interop and not soak",
+        *session.posargs,
+    )
+
+
+@nox.session
+def lint(session):
+    """Style and formatting."""
+    session.install("ruff>=0.17")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session):
+    """Static types."""
+    session.install("-e", ".[types]")
+    session.run("mypy")
+
+
+@nox.session
+def imports(session):
+    """The direction of imports."""
+    session.install("-e", ".", "import-linter>=2.3")
+    session.run("lint-imports")
+
+
+@nox.session
+def interop(session):
+    """The tables read back by independent engines."""
+    session.install("-e", ".[interop]")
+    session.run("pytest", "-m", "interop", *session.posargs)
+
+
+@nox.session
+def soak(session):
+    """Kills, memory, long runs."""
+    session.install("-e", ".[test]")
+    session.run("pytest", "-m", "soak", "--timeout", "1800", *session.posargs)
+
+
+@nox.session
+def bench(session):
+    """The measurements; see benchmarks/__init__.py."""
+    session.install("-e", ".[bench]")
+    session.run("python", "-m", "benchmarks.load", *session.posargs)
