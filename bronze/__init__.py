@@ -7,7 +7,7 @@
     result = bronze.open("bronze.toml").run(tables=["orders"])
 """
 
-from bronze.api import Bronze, open
+from bronze.api import Bronze, open  # noqa: A004 - as in gzip.open
 from bronze.errors import BronzeError
 
 __version__ = "0.1.0"

@@ -20,6 +20,7 @@ from concurrent.futures import (
     wait,
 )
 from contextlib import contextmanager
+from typing import Any
 
 from bronze.errors import BronzeError, ConfigError, SourceBusy
 from bronze.model import Unit, Written
@@ -61,7 +62,7 @@ def _dask(address: str) -> Iterator[Executor]:
             hint="pip install 'bronze[dask]', here and on the workers.",
         ) from None
     try:
-        client = Client(f"tcp://{address}", timeout="10s", set_as_default=False)
+        client: Any = Client(f"tcp://{address}", timeout="10s", set_as_default=False)  # type: ignore[no-untyped-call]
     except OSError as error:
         raise ConfigError(
             f"The Dask scheduler at {address} does not answer: {error}.",

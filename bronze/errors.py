@@ -111,7 +111,7 @@ class SnapshotLost(SourceError):
 
 
 class SnapshotRefused(SourceError):
-    """This server cannot hand out a snapshot for parallel reads."""
+    """The server cannot hand out a snapshot for parallel reads."""
 
     exit_code = 2
 

@@ -35,6 +35,13 @@ class Kind:
     scale: int = 0
     element: Kind | None = None
 
+    @property
+    def of(self) -> Kind:
+        """An array's element."""
+        if self.element is None:
+            raise TypeError(f"{self} is no array")
+        return self.element
+
     def __str__(self) -> str:
         if self.name == "decimal":
             return f"decimal({self.precision},{self.scale})"

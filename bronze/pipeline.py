@@ -29,7 +29,6 @@ from bronze.errors import (
 from bronze.model import (
     DataFile,
     Origin,
-    Place,
     Rejected,
     RunResult,
     Stamp,
@@ -74,6 +73,10 @@ class _Table:
     began: float = field(default_factory=time.monotonic)
 
     @property
+    def units(self) -> tuple[Unit, ...]:
+        return self.plan.units if self.plan else ()
+
+    @property
     def rows(self) -> int:
         return sum(part.rows for part in self.written)
 
@@ -87,7 +90,7 @@ class _Table:
 
     @property
     def size(self) -> int:
-        return sum(unit.estimate for unit in self.plan.units) if self.plan else 0
+        return sum(unit.estimate for unit in self.units)
 
 
 def run(
@@ -214,7 +217,7 @@ def _landed(
 ) -> Iterator[TableResult]:
     """Reads and commits the tables; yields each one's result as soon as it is there."""
     by_place = {table.target.place: table for table in tables}
-    units = [unit for table in tables if table.plan for unit in table.plan.units]
+    units = [unit for table in tables for unit in table.units]
     limit = min(table.readers for table in tables)
     yield from (_result(table, None, notify) for table in tables if table.error)
 
@@ -225,8 +228,8 @@ def _landed(
         running = pool or stack.enter_context(engine.executor(settings.run.engine, limit))
         for unit, outcome in engine.dispatch(running, work, units, limit, wanted):
             table = by_place[unit.place]
-            if _taken(table, outcome):
-                yield _result(table, _committed(settings, table), notify)
+            if table.plan and _taken(table, outcome):
+                yield _result(table, _committed(settings, table, table.plan), notify)
             elif table.error and isinstance(outcome, BronzeError):
                 yield _result(table, None, notify)
             else:
@@ -255,13 +258,11 @@ def _taken(table: _Table, outcome: engine.Outcome) -> bool:
     if table.error:
         _forget(table)
         return False
-    assert table.plan is not None
-    return len(table.written) == len(table.plan.units)
+    return len(table.written) == len(table.units)
 
 
-def _committed(settings: Settings, table: _Table) -> int | None:
+def _committed(settings: Settings, table: _Table, plan: Plan) -> int | None:
     """Makes the table's rows visible; returns the new version, None when it failed."""
-    assert table.plan is not None
     reached = commit.Position(table.held.timeline, table.held.position)
     facts = {
         "batch_id": table.stamp.batch_id,
@@ -278,8 +279,8 @@ def _committed(settings: Settings, table: _Table) -> int | None:
         commit.sweep(table.target.place, time.time())
         return commit.replace(
             table.target.place,
-            table.plan.layout,
-            table.plan.stats,
+            plan.layout,
+            plan.stats,
             table.files,
             reached,
             facts,
@@ -311,7 +312,7 @@ def _forget(table: _Table) -> None:
 
 
 def _progress(table: _Table, result: TableResult | None = None) -> Progress:
-    done = sum(table.plan.units[part.unit].estimate for part in table.written) if table.plan else 0
+    done = sum(table.units[part.unit].estimate for part in table.written)
     share = 1.0 if result or not table.size else done / table.size
     return Progress(table.target.label, table.rows, share, result)
 

@@ -37,7 +37,7 @@ class Source:
     def execute(self, statement: str, *arguments: Any) -> list[tuple[Any, ...]]:
         """Runs one statement, committed; returns its rows, if it has any."""
         with psycopg.connect(self.dsn, autocommit=True) as connection:
-            cursor = connection.execute(statement, arguments or None)  # type: ignore[call-overload]
+            cursor = connection.execute(statement, arguments or None)
             return cursor.fetchall() if cursor.description else []
 
     def settings(self, **sections: Mapping[str, Any]) -> config.Settings:

@@ -219,7 +219,7 @@ def hashes_in_source(source: Source, settings: Any, table: str) -> set[str]:
         found = [("test", r) for r in relations(connection, ["public"])]
         (target,) = prepare.targets(settings, found, [table])
         query = digest.row_hash(prepare.columns(target), statement.quoted("public", table), "true")
-        return {str(row[0]) for row in connection.execute(query)}  # type: ignore[call-overload]
+        return {str(row[0]) for row in connection.execute(query)}
 
 
 @pytest.mark.parametrize(("kind", "values"), CASES, ids=[kind for kind, _ in CASES])

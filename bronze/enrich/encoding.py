@@ -72,9 +72,9 @@ def encode(columns: Sequence[pl.Series]) -> pa.LargeBinaryArray:
     rows = len(columns[0])
     fixed = [_fixed(series) for series in columns]
     words = -(-len(columns) // _FLAGS_PER_WORD)
-    layout = [(f"n{i}", ">i2") for i in range(words)]
+    layout: list[tuple[str, Any]] = [(f"n{i}", ">i2") for i in range(words)]
     layout += [(f"v{i}", values.dtype.newbyteorder(">")) for i, values in enumerate(fixed)]
-    packed = np.empty(rows, np.dtype(layout))  # type: ignore[arg-type]
+    packed = np.empty(rows, np.dtype(layout))
     for word in range(words):
         packed[f"n{word}"] = _flags(columns[word * _FLAGS_PER_WORD :][:_FLAGS_PER_WORD], rows)
     for i, values in enumerate(fixed):

@@ -11,7 +11,7 @@ import polars_hash as plh
 import pyarrow as pa
 
 from bronze.enrich.encoding import encode
-from bronze.model import Column, Kind, Stamp
+from bronze.model import Kind, Stamp
 
 ACTIVE = "ACTIVE"
 

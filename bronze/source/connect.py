@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import LiteralString, cast
 
 import psycopg
 from psycopg import errors as pg
@@ -50,7 +49,7 @@ PINNED = {
 
 
 def parameters(origin: Origin) -> dict[str, str]:
-    """libpq's connection parameters with the password in them.
+    """Libpq's connection parameters with the password in them.
 
     Raises:
         ConfigError: a secret cannot be found, or the connection string is not one.
@@ -105,7 +104,7 @@ def connect(origin: Origin) -> Connection:
 
 
 def _pin(connection: Connection, origin: Origin) -> None:
-    connection.execute(cast(LiteralString, "; ".join(settings(origin))))
+    connection.execute("; ".join(settings(origin)))
 
 
 @contextmanager
@@ -234,9 +233,9 @@ def explain(error: psycopg.Error, origin: Origin, table: str = "") -> BronzeErro
         return made(SnapshotLost, f"The snapshot of this run at {where} is gone: {text}", "")
     if isinstance(error, (pg.FeatureNotSupported, pg.ObjectNotInPrerequisiteState)) and not table:
         return made(SnapshotRefused, f"{where} hands out no snapshot: {text}", SNAPSHOT_HINT)
-    kind = TableRefused if table else SourceError
-    subject = f"Table {table} at {where}" if table else where
-    return made(kind, f"{subject} could not be read: {text}", "")
+    if table:
+        return made(TableRefused, f"Table {table} at {where} could not be read: {text}.", "")
+    return made(SourceError, f"{where} could not be read: {text}.", "")
 
 
 SNAPSHOT_HINT = (

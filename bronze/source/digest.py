@@ -43,7 +43,7 @@ def row_hash(columns: Sequence[Column], relation: str, where: str) -> str:
 
 
 def encoding(columns: Sequence[Column]) -> str:
-    """The SQL of the canonical encoding (bytea) of the values v0, v1, …"""
+    """The SQL of the canonical encoding (bytea) of the values v0, v1 and so on."""
     fields = [(f"v{i}", column.kind, column.element) for i, column in enumerate(columns)]
     return _joined(_parts(fields))
 
@@ -78,8 +78,7 @@ def _fixed(value: str, kind: Kind, _: str) -> str:
 
 def _variable(value: str, kind: Kind, element: str) -> str:
     if kind.name == "array":
-        assert kind.element is not None
-        inner = _joined(_parts([("x", kind.element, "")]))
+        inner = _joined(_parts([("x", kind.of, "")]))
         return (
             f"coalesce((SELECT string_agg({inner}, ''::bytea ORDER BY o) FROM"  # noqa: S608
             f" (SELECT {element} AS x, o FROM unnest({value}) WITH ORDINALITY AS u(e, o)) AS w),"

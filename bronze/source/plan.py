@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from bronze.source.catalog import Relation
@@ -91,7 +92,7 @@ def by_key(
     """Ranges of one column at its quantiles; rows where it is NULL are in the first one."""
     name = quoted(column)
     row: Any = connection.execute(
-        f"SELECT percentile_disc(%s::float8[]) WITHIN GROUP (ORDER BY {name})::text[]"  # type: ignore[arg-type]  # noqa: S608
+        f"SELECT percentile_disc(%s::float8[]) WITHIN GROUP (ORDER BY {name})::text[]"  # noqa: S608
         f", pg_typeof(min({name}))::text FROM {quoted(relation.schema, relation.name)}",
         [[i / count for i in range(1, count)]],
     ).fetchone()
@@ -100,17 +101,14 @@ def by_key(
     if not bounds:
         return [Slice(WHOLE, total)]
     wheres = [f"({name} < {bounds[0]} OR {name} IS NULL)"]
-    wheres += [
-        f"{name} >= {low} AND {name} < {high}"
-        for low, high in zip(bounds, bounds[1:], strict=False)
-    ]
+    wheres += [f"{name} >= {low} AND {name} < {high}" for low, high in pairwise(bounds)]
     wheres.append(f"{name} >= {bounds[-1]}")
     return [Slice(where, total // len(wheres)) for where in wheres]
 
 
 def _estimate(connection: Connection, relation: Relation) -> int:
     query = f"EXPLAIN (FORMAT JSON) SELECT * FROM {quoted(relation.schema, relation.name)}"  # noqa: S608
-    row: Any = connection.execute(query).fetchone()  # type: ignore[arg-type]
+    row: Any = connection.execute(query).fetchone()
     plan = (json.loads(row[0]) if isinstance(row[0], str) else row[0])[0]["Plan"]
     return int(plan["Plan Rows"] * max(plan["Plan Width"], 1)) + TOAST_GROWTH * relation.toast
 

@@ -92,7 +92,7 @@ def _fetch(origin: Origin, url: str, session: Sequence[str], query: str, table: 
         )
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except BaseException as error:  # noqa: BLE001 - its panics are no Exceptions
+    except BaseException as error:
         raise _why(origin, session, query, table, error) from None
 
 
@@ -107,7 +107,7 @@ def _why(
     try:
         with connect(origin) as probe:
             for statement in (*session, f"EXPLAIN {query}"):
-                probe.execute(statement)  # type: ignore[arg-type]
+                probe.execute(statement)
             probe.execute("ROLLBACK")
     except psycopg.Error as known:
         mine = explain(known, origin, table)
@@ -170,8 +170,8 @@ def dtype(kind: Kind) -> Any:
     """The polars type of a kind."""
     if kind.name == "decimal":
         return pl.Decimal(kind.precision, kind.scale)
-    if kind.element is not None:
-        return pl.List(dtype(kind.element))
+    if kind.name == "array":
+        return pl.List(dtype(kind.of))
     return _DTYPES[kind.name]
 
 
@@ -180,9 +180,8 @@ def decoded(series: pl.Series, kind: Kind, wire: str) -> pl.Series:
     if wire == "unscaled":
         return _scaled(series.cast(pl.Int64), kind)
     if wire == "texts":
-        assert kind.element is not None
         flat = series.list.explode(empty_as_null=False, keep_nulls=False)
-        return _regrouped(_parsed(flat, kind.element), series)
+        return _regrouped(_parsed(flat, kind.of), series)
     return series.cast(dtype(kind))
 
 

@@ -121,7 +121,7 @@ def _lock(
         holder.execute("SAVEPOINT one")
         try:
             name = quoted(relation.schema, relation.name)
-            holder.execute(f"LOCK TABLE {name} IN ACCESS SHARE MODE")  # type: ignore[arg-type]
+            holder.execute(f"LOCK TABLE {name} IN ACCESS SHARE MODE")
             holder.execute("RELEASE SAVEPOINT one")
         except psycopg.Error as error:
             mine = explain(error, origin, relation.label)
@@ -146,8 +146,8 @@ def _take(
                     ELSE pg_current_wal_lsn() END - '0/0'::pg_lsn,
                current_setting('server_version_num')::int4,
                current_database()
-    """  # noqa: S608 - no value of the user's
-    row: Any = holder.execute(query).fetchone()  # type: ignore[arg-type]
+    """
+    row: Any = holder.execute(query).fetchone()
     return Snapshot(
         name=row[0],
         position=int(row[1]),
@@ -178,7 +178,7 @@ def _prove(origin: Origin, taken: Snapshot) -> None:
     with connect(origin) as other:
         try:
             for statement in taken.session(origin)[:2]:
-                other.execute(statement)  # type: ignore[arg-type]
+                other.execute(statement)
         except psycopg.Error as error:
             mine = explain(error, origin)
             if not isinstance(mine, (SnapshotRefused, SnapshotLost)):

@@ -209,7 +209,7 @@ def _array(value: str, element: SourceType, choices: Choices) -> Carried:
     text = _ELEMENT_TEXT.get(inner.kind.name, "({})::text").format(f"({inner.select})")
     if inner.wire == "unscaled":
         text = "e::text"
-    elements = f"ARRAY(SELECT {text} FROM unnest({value}) WITH ORDINALITY AS u(e, o) ORDER BY o)"
+    elements = f"ARRAY(SELECT {text} FROM unnest({value}) WITH ORDINALITY AS u(e, o) ORDER BY o)"  # noqa: S608
     return Carried(
         Kind("array", element=inner.kind),
         "texts",

@@ -86,7 +86,7 @@ def batch_of(path: str) -> str | None:
 def _repeating(frame: pl.DataFrame) -> list[str]:
     sample = frame.head(10_000)
     flat = [s for s in sample.get_columns() if not isinstance(s.dtype, pl.List)]
-    return [s.name for s in flat if s.approx_n_unique() * _REPEATS <= sample.height]
+    return [s.name for s in flat if sample[s.name].n_unique() * _REPEATS <= sample.height]
 
 
 def _ordered(frame: pl.DataFrame) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 PREFIX = "bz_"
 
@@ -17,7 +17,7 @@ def table_name(source_name: str) -> str:
     return PREFIX + "".join(c if c.isalnum() else "_" for c in name)
 
 
-def faults(names: Iterable[str], metadata: Iterable[str]) -> Mapping[str, str]:
+def faults(names: Iterable[str], metadata: Collection[str]) -> Mapping[str, str]:
     """The column names that cannot be, each with the reason.
 
     Args:

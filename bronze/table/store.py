@@ -41,7 +41,7 @@ def opened(place: Place) -> Any:
     try:
         if is_local(place):
             return LocalStore(prefix=Path(place.url).absolute(), mkdir=True)
-        return from_url(place.url, config=options(place))  # type: ignore[arg-type]
+        return from_url(place.url, config=options(place))  # type: ignore[call-overload]
     except (BaseError, OSError, ValueError) as error:
         raise failure(place, "opened", error) from None
 

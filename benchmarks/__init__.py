@@ -1,0 +1,31 @@
+"""What bronze costs, beside what people use today and beside the least that is possible.
+
+Everything runs on one machine against an embedded PostgreSQL on made-up data::
+
+    pip install 'bronze[bench]'
+    python -m benchmarks.load                                # about 2,000,000 and 500,000 rows
+    python -m benchmarks.load --rows 50000 --wide-rows 20000 --runs 1
+    python -m benchmarks.load --table wide --only bronze naive --json wide.json
+    python -m benchmarks.memory --rows 2000000 20000000
+
+`load` takes two tables into a new, empty lake: ``order_details`` of the demo (9 columns), and
+``wide`` (40 columns of mixed types, see `benchmarks.wide`). Every contestant in
+`benchmarks.contestants` is a process of its own, started anew for each round; the rounds are
+interleaved (A B C A B C), and the table shows medians. Only one process works at a time, so run it
+on a machine that does nothing else.
+
+work      seconds from the first connection to the committed table, imports left out
+process   seconds of the whole process, the interpreter's start and all imports included
+CPU       user and system seconds of the process and its children; PostgreSQL's own are not in it
+peak      the most memory that the process and its children had resident at once
+query     the longest time that one query on the source was seen to run (looked at every 50 ms)
+MB        the Parquet files of the table
+content   whether the table holds what the source holds; the columns which differ (see
+          `benchmarks.content`). It is looked at after the first round.
+
+The line ``limit`` is no tool but a bound: one ``COPY … TO STDOUT (FORMAT binary)`` thrown away,
+plus encoding the same rows, which already lie in memory as Arrow, as Parquet files on two threads.
+Its CPU seconds are those of these two steps, and it has no peak.
+
+`memory` loads ``order_details`` of several sizes and shows how much memory bronze took for each.
+"""
