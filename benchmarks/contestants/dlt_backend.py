@@ -22,6 +22,8 @@ from dlt.sources.sql_database.helpers import TableBackend, unwrap_json_connector
 
 from benchmarks.contestants import Task
 
+_PRECISION, _SCALE = 38, 15
+
 
 def load(task: Task, backend: TableBackend) -> Path:
     """Runs a dlt pipeline for the one table."""
@@ -32,6 +34,7 @@ def load(task: Task, backend: TableBackend) -> Path:
         chunk_size=100_000,
         backend=backend,
         reflection_level="full_with_precision",
+        table_adapter_callback=_bounded,
     )
     if backend == "connectorx":
         for column in _json_columns(task):
@@ -46,6 +49,16 @@ def load(task: Task, backend: TableBackend) -> Path:
         resource, write_disposition="replace", table_format="delta", loader_file_format="parquet"
     ).raise_on_failed_jobs()
     return task.lake / "lake" / "bench" / task.table
+
+
+def _bounded(table: sqlalchemy.Table) -> None:
+    # dlt takes a numeric without precision for decimal(38, 9), and then fails at the tenth digit.
+    for column in table.columns:
+        if isinstance(column.type, sqlalchemy.Numeric) and not isinstance(
+            column.type, sqlalchemy.Float
+        ):
+            column.type.precision = column.type.precision or _PRECISION
+            column.type.scale = column.type.scale or _SCALE
 
 
 def _json_columns(task: Task) -> list[str]:

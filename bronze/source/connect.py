@@ -76,15 +76,16 @@ def parse(conninfo: str, source: str) -> dict[str, str]:
         ) from None
 
 
-def settings(origin: Origin) -> list[str]:
-    """The statements that pin a session."""
+def pinning(origin: Origin) -> str:
+    """The statement that pins a session."""
     chosen = PINNED | {
         "statement_timeout": f"{origin.statement_timeout}s",
         "lock_timeout": f"{origin.lock_timeout}s",
         # Without it, row-level security would silently leave rows out.
         "row_security": "on" if origin.row_security == "apply" else "off",
     }
-    return [f"SET {name} = '{value}'" for name, value in chosen.items()]
+    pinned = (f"set_config('{name}', '{value}', false)" for name, value in chosen.items())
+    return f"SELECT {', '.join(pinned)}"
 
 
 def connect(origin: Origin) -> Connection:
@@ -104,7 +105,7 @@ def connect(origin: Origin) -> Connection:
 
 
 def _pin(connection: Connection, origin: Origin) -> None:
-    connection.execute("; ".join(settings(origin)))
+    connection.execute(pinning(origin))
 
 
 @contextmanager

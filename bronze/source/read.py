@@ -25,6 +25,10 @@ from bronze.source.connect import connect, explain, parameters
 # connectorx's connection pool writes each failed attempt to stderr unless it is told not to.
 os.environ.setdefault("RUST_LOG", "off")
 
+# What follows the reading takes several times the memory of the rows themselves, so it is given
+# few at a time: a third less memory in all, at no cost in time (measured).
+_PART = 2**20
+
 _CUT = ("closed", "reset", "eof", "terminating", "broken pipe", "timed out", "connecting")
 _FULL = ("too many clients", "remaining connection slots", "too many connections")
 
@@ -37,7 +41,7 @@ def rows(
     columns: Sequence[Column],
     table: str,
 ) -> Iterator[tuple[pl.DataFrame, pl.Series]]:
-    """The rows of each slice, under their target names, and each row's rejected values.
+    """The rows under their target names, a few megabytes at a time, and their rejected values.
 
     Rejected values are as in `bronze.source.statement`.
 
@@ -54,8 +58,14 @@ def rows(
     """
     with _reachable(origin) as url:
         for condition in where:
-            statement = f"{query} WHERE {condition}"
-            yield _typed(_fetch(origin, url, session, statement, table), columns, table)
+            raw = _fetch(origin, url, session, f"{query} WHERE {condition}", table)
+            yield from (_typed(part, columns, table) for part in _parts(raw))
+
+
+def _parts(raw: pa.Table) -> Iterator[pa.Table]:
+    step = max(1, raw.num_rows * _PART // max(raw.nbytes, 1))
+    for start in range(0, raw.num_rows, step):
+        yield raw.slice(start, step)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from bronze.source.connect import (
     connect,
     explain,
     mapped,
-    settings,
+    pinning,
 )
 from bronze.source.statement import literal, quoted
 
@@ -56,7 +56,7 @@ class Snapshot:
     def session(self, origin: Origin) -> tuple[str, ...]:
         """The statements with which another connection joins the snapshot."""
         joining = [f"SET TRANSACTION SNAPSHOT '{self.name}'"] if self.name else []
-        return (BEGIN, *joining, *settings(origin))
+        return (BEGIN, *joining, pinning(origin))
 
     def alive(self) -> bool:
         """Whether the transaction that holds the snapshot is still there."""

@@ -8,6 +8,10 @@ is verified as libpq would have done::
     with relay(params) as near:
         read(near)  # host, port and sslmode of ``near`` lead through the relay
 
+A client in this process must let go of the GIL while it waits, or both wait for ever. connectorx
+does so while it reads; it does not for ``partition_on``, nor does psycopg's ``cancel()`` (its
+``cancel_safe()`` does).
+
 Where libpq and this relay differ:
 
 - SCRAM runs without channel binding, because client and server do not share one TLS connection;

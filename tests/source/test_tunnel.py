@@ -504,8 +504,9 @@ def test_end(door: OpenDoor, roots: str) -> None:
     with pytest.raises((psycopg.OperationalError, OSError)):
         connection.execute("SELECT 1")
     connection.close()
-    assert mute.recv(1) == b""
-    mute.close()
+    # Accepted or still in the queue: it is closed or reset.
+    with mute, suppress(ConnectionResetError):
+        assert mute.recv(1) == b""
     assert not folder.exists()
     doorman.close()
     assert set(threading.enumerate()) <= before

@@ -1,0 +1,285 @@
+"""The command line as its users meet it: exit codes, one JSON document, signals, help."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from deltalake import DeltaTable
+from typer.testing import CliRunner, Result
+
+import bronze
+from bronze.cli import app
+from tests.conftest import Source
+from tests.proxy import GATE, closed_gate, sessions, until
+
+PASSWORD = "pa55-w0rd"
+COMMANDS = ("run", "check", "init", "demo")
+
+
+def toml(value: object) -> str:
+    """A value in TOML; its strings are those of JSON."""
+    if isinstance(value, Mapping):
+        return f"{{ {', '.join(f'{toml(k)} = {toml(v)}' for k, v in value.items())} }}"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def configured(source: Source, **sections: Mapping[str, Any]) -> Path:
+    """A config file for a database and its lake; ``sections`` add to the config's sections."""
+    document: dict[str, Any] = {
+        "source": {"name": "test", "dsn": source.dsn},
+        "lake": {"root": str(source.lake)},
+        "run": {"workers": 2, "max_retries": 0, "retry_delay": 0},
+    }
+    for name, values in sections.items():
+        document[name] = {**document.get(name, {}), **values}
+    path = source.lake.parent / "bronze.toml"
+    path.write_text("\n".join(f"{key} = {toml(value)}" for key, value in document.items()))
+    return path
+
+
+def invoke(*arguments: object) -> Result:
+    """Runs a command in this process."""
+    return CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
+
+
+@contextmanager
+def started(*arguments: object, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """A command in a process of its own, which is killed if it does not end."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "bronze.cli", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def data_files(source: Source) -> set[str]:
+    """The names of the data files in the lake, whether they are visible or not."""
+    return {path.name for path in source.lake.rglob("*.parquet")}
+
+
+def visible_files(source: Source, *tables: str) -> set[str]:
+    """The names of the files that the tables' logs name."""
+    found = (DeltaTable(str(source.table(table))).file_uris() for table in tables)
+    return {Path(uri).name for uris in found for uri in uris}
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_names_the_commands(flag: str) -> None:
+    """The overview says what each command is for."""
+    result = invoke(flag)
+    assert result.exit_code == 0
+    for command in COMMANDS:
+        assert command in result.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_has_help(command: str) -> None:
+    """Each command explains itself without a config or a source."""
+    result = invoke(command, "--help")
+    assert result.exit_code == 0
+    assert "Usage" in result.stdout
+    assert result.stderr == ""
+
+
+def test_no_command_is_a_question_for_help() -> None:
+    """Nothing at all shows the overview."""
+    assert "Usage" in invoke().output
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """The answer to --help does not wait for the libraries that do the work."""
+    code = (
+        "import sys; from bronze.cli import app; app(['--help'], standalone_mode=False);"
+        "print([m for m in ('polars', 'deltalake', 'connectorx', 'psycopg', 'sklearn')"
+        " if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_version_is_the_packages() -> None:
+    """One number, wherever one looks."""
+    assert bronze.__version__ == importlib.metadata.version("bronze")
+
+
+def test_an_unknown_option_is_the_users_error() -> None:
+    """Exit code 2, and the option is named."""
+    result = invoke("run", "--jsno")
+    assert result.exit_code == 2
+    assert "--jsno" in result.stderr
+
+
+def test_a_run_prints_one_document(source: Source) -> None:
+    """With --json stdout holds the result and nothing else, and stderr is silent."""
+    source.execute("CREATE TABLE t AS SELECT generate_series(1, 3) AS id")
+    result = invoke("run", "--json", "-c", configured(source))
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert set(document) == {"batch_id", "position", "seconds", "tables"}
+    (table,) = document["tables"]
+    assert (table["table"], table["target"]) == ("public.t", "bronze.bz_t")
+    assert (table["status"], table["rows_read"], table["version"]) == ("landed", 3, 0)
+    assert table["error"] is None
+    assert result.stderr == ""
+
+
+def test_a_run_tells_people_what_it_did(source: Source) -> None:
+    """Without --json there is a table of tables, and a log line for each."""
+    source.execute("CREATE TABLE orders AS SELECT generate_series(1, 3) AS id")
+    result = invoke("run", "orders", "-c", configured(source))
+    assert result.exit_code == 0, result.output
+    assert "bz_orders" in result.stdout
+    assert "landed" in result.stdout
+    assert "public.orders" in result.stderr
+
+
+def test_check_prints_one_document(source: Source) -> None:
+    """What stands in the way is in the document, and exit code 1 says that there is something."""
+    source.execute('CREATE TABLE t (id int PRIMARY KEY, "a b" text)')
+    result = invoke("check", "--json", "-c", configured(source))
+    assert result.exit_code == 1, result.output
+    (table,) = json.loads(result.stdout)["tables"]
+    assert "'a b'" in table["problem"]["message"]
+    source.execute('ALTER TABLE t RENAME "a b" TO ab')
+    result = invoke("check", "--json", "-c", configured(source))
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["tables"][0]["problem"] is None
+    assert not source.table("t").exists()
+
+
+@pytest.mark.parametrize("command", ["run", "check"])
+@pytest.mark.parametrize(
+    ("section", "exit_code", "kind"),
+    [
+        ({"lake": {"rot": "x"}}, 2, "ConfigError"),
+        ({"tables": {"nothing": {}}}, 2, "ConfigError"),
+        ({"source": {"dsn": "postgresql://x@127.0.0.1:1/db"}}, 3, "SourceUnreachable"),
+        ({"lake": {"root": "/dev/null/lake"}}, 3, "LakeUnreachable"),
+    ],
+)
+def test_an_error_is_one_document_too(
+    source: Source, command: str, section: dict[str, Any], exit_code: int, kind: str
+) -> None:
+    """With --json an error has its kind, its sentence and its hint on stdout."""
+    source.execute("CREATE TABLE t ()")
+    result = invoke(command, "--json", "-c", configured(source, **section))
+    assert result.exit_code == exit_code, result.output
+    error = json.loads(result.stdout)["error"]
+    assert error["kind"] == kind
+    assert error["message"]
+    assert error["hint"]
+
+
+def test_a_failed_table_is_in_the_document(source: Source) -> None:
+    """The others landed, and exit code 1 says that not all did."""
+    source.execute('CREATE TABLE good AS SELECT 1 AS id; CREATE TABLE bad ("a b" int)')
+    result = invoke("run", "--json", "-c", configured(source))
+    assert result.exit_code == 1
+    found = {table["table"]: table for table in json.loads(result.stdout)["tables"]}
+    assert found["public.good"]["status"] == "landed"
+    assert found["public.bad"]["status"] == "failed"
+    assert found["public.bad"]["error"]["kind"] == "TableRefused"
+    assert "rename" in found["public.bad"]["error"]["hint"]
+
+
+def test_the_config_can_be_named_by_the_environment(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """BRONZE_CONFIG is -c for those who cannot give options."""
+    source.execute("CREATE TABLE t AS SELECT 1 AS id")
+    monkeypatch.setenv("BRONZE_CONFIG", str(configured(source)))
+    assert invoke("run").exit_code == 0
+
+
+def test_a_missing_config_says_how_to_write_one(tmp_path: Path) -> None:
+    """The first thing a new user meets."""
+    result = invoke("run", "-c", tmp_path / "bronze.toml")
+    assert result.exit_code == 2
+    assert "There is no config file" in result.stderr
+    assert "bronze init --dsn" in result.stderr
+    assert result.stdout == ""
+
+
+def test_the_lake_lies_beside_the_config(source: Source) -> None:
+    """A relative root is relative to the config file, wherever the command runs."""
+    source.execute("CREATE TABLE t AS SELECT 1 AS id")
+    result = invoke("run", "-c", configured(source, lake={"root": "lake"}))
+    assert result.exit_code == 0, result.output
+    assert source.table("t").is_dir()
+
+
+@pytest.mark.parametrize(("stop", "table"), [(signal.SIGINT, "gated"), (signal.SIGTERM, "gated")])
+def test_an_interrupted_run_leaves_nothing_half_written(
+    source: Source, stop: signal.Signals, table: str
+) -> None:
+    """What had landed stays whole, what had not is not there, and the source is left alone."""
+    source.execute(GATE)
+    source.execute("CREATE TABLE first AS SELECT generate_series(1, 10) AS id")
+    source.execute(f"CREATE VIEW {table} AS SELECT gate(id) AS id FROM first")
+    config = configured(source, tables={"first": {"priority": 1}}, run={"workers": 2})
+    with closed_gate(source.dsn) as gate, started("run", "--json", "-c", config) as process:
+        gate.reached()
+        until(lambda: (source.table("first") / "_delta_log").is_dir())
+        until(lambda: DeltaTable.is_deltatable(str(source.table("first"))))
+        process.send_signal(stop)
+        output, errors = process.communicate(timeout=30)
+        assert process.returncode == 130, errors
+        assert gate.waiting() == []
+        assert sessions(source.dsn) == []
+    assert "Traceback" not in output + errors
+    assert "Interrupted" in errors
+    assert json.loads(output)["error"]["message"]
+    assert pl.read_delta(str(source.table("first"))).height == 10
+    assert not DeltaTable.is_deltatable(str(source.table(table)))
+    assert data_files(source) == visible_files(source, "first")
+    result = invoke("run", "--json", "-c", config)
+    assert result.exit_code == 0, result.output
+    assert pl.read_delta(str(source.table(table))).height == 10
+
+
+def test_a_kill_in_the_middle_leaves_nothing_visible(source: Source) -> None:
+    """Not even the chance to say goodbye is needed: the next run lands all."""
+    source.execute(GATE)
+    source.execute("CREATE TABLE t AS SELECT generate_series(1, 10) AS id")
+    source.execute("CREATE VIEW gated AS SELECT gate(id) AS id FROM t")
+    config = configured(source)
+    with closed_gate(source.dsn) as gate, started("run", "gated", "-c", config) as process:
+        gate.reached()
+        process.kill()
+        process.communicate(timeout=30)
+    assert not DeltaTable.is_deltatable(str(source.table("gated")))
+    assert invoke("run", "-c", config).exit_code == 0
+    assert pl.read_delta(str(source.table("gated"))).height == 10
+
+
+def test_no_output_has_the_password(source: Source) -> None:
+    """Neither a good run, nor an error, nor the trace of a debugging run shows it."""
+    source.execute('CREATE TABLE t AS SELECT 1 AS id; CREATE TABLE bad ("a b" int)')
+    good = source.dsn.replace("postgres@", f"postgres:{PASSWORD}@")
+    lost = f"postgresql://postgres:{PASSWORD}@127.0.0.1:1/db"
+    strange = f"postgresql://postgres:{PASSWORD}@[::1"
+    for dsn, exit_code in ((good, 1), (lost, 3), (strange, 2)):
+        config = configured(source, source={"dsn": dsn})
+        for command in (("run",), ("run", "--json"), ("check",)):
+            result = invoke(*command, "-c", config)
+            assert result.exit_code == exit_code, result.output
+            assert PASSWORD not in result.stdout + result.stderr
+    kept = (path for path in source.lake.rglob("*") if path.is_file())
+    assert not [path for path in kept if PASSWORD.encode() in path.read_bytes()]

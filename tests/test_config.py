@@ -1,0 +1,372 @@
+"""bronze.toml: what is wrong in it is said with its place, and no secret leaves its place."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import pickle
+import ssl
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from azure.core.credentials import AccessToken
+
+from bronze import config, pipeline, secret
+from bronze.errors import ConfigError
+from bronze.model import Secret, Unit, Written
+from bronze.work import work
+from tests.conftest import Source
+
+PASSWORD = "pa55-w0rd"
+DSN = "postgresql://me@localhost/db"
+SOUND: dict[str, Any] = {"source": {"dsn": DSN}, "lake": {"root": "lake"}}
+
+
+def refused(*wrong: tuple[str, Any], base: dict[str, Any] = SOUND) -> ConfigError:
+    """The error for a config that is sound but for values put at dotted places."""
+    document = json.loads(json.dumps(base))
+    for place, value in wrong:
+        *path, last = place.split("/")
+        section = document
+        for part in path:
+            section = section.setdefault(part, {})
+        section[last] = value
+    with pytest.raises(ConfigError) as caught:
+        config.parse(document)
+    assert caught.value.exit_code == 2
+    assert caught.value.hint
+    return caught.value
+
+
+def test_a_sound_config_is_taken() -> None:
+    """What the other tests break is sound to begin with."""
+    assert config.parse(SOUND).lake.root == "lake"
+
+
+@pytest.mark.parametrize(
+    ("place", "nearest"),
+    [
+        ("tabels", "tables"),
+        ("source/consistancy", "consistency"),
+        ("source/shema", "schema"),
+        ("source/pool/maximum", "max"),
+        ("source/password/secrt", "secret"),
+        ("source/dsn", "secret"),
+        ("lake/rot", "root"),
+        ("lake/options/key", "secret"),
+        ("run/worker", "workers"),
+        ("secrets/provder", "provider"),
+        ("tables/orders/patern", "pattern"),
+        ("tables/run/patern", "pattern"),
+        ("tables/source/patern", "pattern"),
+        ("tables/pool/decimal", "decimals"),
+    ],
+)
+def test_an_unknown_key_names_its_place_and_the_nearest_known_one(place: str, nearest: str) -> None:
+    """At each level of the config, whatever the tables are called."""
+    value: Any = {"secrt": "X"} if place in ("source/dsn", "lake/options/key") else "x"
+    error = refused((place, value))
+    dotted = place.replace("/", ".") + (".secrt" if isinstance(value, dict) else "")
+    assert f"unknown key {dotted} (did you mean {nearest}?)" in error.message
+
+
+def test_a_key_like_no_other_lists_the_known_ones() -> None:
+    """Where no known key is near, all of them are named."""
+    error = refused(("run/zzz", 1))
+    assert "unknown key run.zzz (known are workers, memory, engine," in error.message
+
+
+@pytest.mark.parametrize("misspelt", [DSN, {"secret": "DSN"}])
+@pytest.mark.parametrize("more", [{}, {"pool": {"max": 4}}])
+def test_a_misspelt_dsn_is_called_so(misspelt: object, more: dict[str, Any]) -> None:
+    """A source without a dsn is one source with a wrong key, not a list of sources."""
+    base = {"source": {"name": "pg", "dns": misspelt, **more}, "lake": {"root": "lake"}}
+    error = refused(base=base)
+    assert "unknown key source.dns (did you mean dsn?)" in error.message
+    assert "source.dsn is missing" in error.message
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        ("source/dsn", 5, "source.dsn"),
+        ("source/schema", 5, "source.schema"),
+        ("source/pool/max", 1, "max is at least 2"),
+        ("source/pool", {"min": 5, "max": 4}, "at least min"),
+        ("source/consistency", "sometimes", "source.consistency"),
+        ("source/row_security", "off", "source.row_security"),
+        ("source/lock_timeout", "soon", 'a time looks like "30s"'),
+        ("source/lock_timeout", -1, "source.lock_timeout"),
+        ("lake/schema", "a/b", "lake.schema"),
+        ("lake", "lake", "lake"),
+        ("run/workers", "four", "run.workers"),
+        ("run/workers", 0, "run.workers"),
+        ("run/memory", "lots", 'a size looks like "500MB"'),
+        ("run/memory", "127MB", "memory is at least 128MB"),
+        ("run/engine", "spark", "run.engine"),
+        ("run/max_retries", -1, "run.max_retries"),
+        ("secrets/provider", "vault", "secrets.provider"),
+        ("secrets/provider", "file", 'provider "file" needs folder'),
+        ("secrets/provider", "azure-key-vault", 'provider "azure-key-vault" needs vault'),
+        ("tables", 3, "tables"),
+        ("tables/t/priority", 10, "tables.t.priority"),
+        ("tables/t/pattern", "hourly", "tables.t.pattern"),
+        ("tables/t/target", "a/b", "tables.t.target"),
+        ("tables/t/decimals", {"n": "decimal(39,2)"}, "the precision is 1 to 38"),
+        ("tables/t/decimals", {"n": "money"}, 'it looks like "decimal(38,10)"'),
+    ],
+)
+def test_a_wrong_value_names_its_place(place: str, value: object, said: str) -> None:
+    """A value of a wrong type or out of its range is refused before anything is touched."""
+    error = refused((place, value))
+    assert said in error.message
+    assert place.split("/")[0] in error.message
+
+
+def test_all_faults_are_said_at_once() -> None:
+    """Nobody has to mend a config fault by fault."""
+    error = refused(("run/workers", 0), ("lake/rot", "x"), ("tables/t/priority", 0))
+    for place in ("run.workers", "lake.rot", "tables.t.priority"):
+        assert place in error.message
+
+
+def test_a_missing_section_is_named() -> None:
+    """A config without a source or a lake says which is missing."""
+    error = refused(base={"source": {"dsn": DSN}})
+    assert "lake is missing" in error.message
+    assert "source is missing" in refused(base={"lake": {"root": "lake"}}).message
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "There is no config file"),
+        (b"[source\ndsn = 1", "is not valid TOML"),
+        (b"\xff\xfe", "cannot be read"),
+    ],
+)
+def test_a_file_that_is_no_config_is_named(
+    tmp_path: Path, content: bytes | None, said: str
+) -> None:
+    """A missing file, one that is not TOML, and one that is not text each say so."""
+    path = tmp_path / "my.toml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        config.load(path)
+    assert said in caught.value.message
+    assert str(path) in caught.value.message
+
+
+def test_a_folder_is_no_config(tmp_path: Path) -> None:
+    """A folder in the config's place is an error like any other."""
+    with pytest.raises(ConfigError, match="cannot be read"):
+        config.load(tmp_path)
+
+
+@pytest.mark.parametrize("dsn", ["postgresql://me:pa55-w0rd@[::1", "host=x nonsense=pa55-w0rd"])
+def test_an_unreadable_connection_string_is_not_repeated(dsn: str) -> None:
+    """The error names the source, not what is in the connection string."""
+    settings = config.parse({**SOUND, "source": {"name": "shop", "dsn": dsn}})
+    with pytest.raises(ConfigError, match="source shop cannot be read") as caught:
+        settings.origin("shop")
+    assert PASSWORD not in caught.value.message + caught.value.hint
+    assert "postgresql://" in caught.value.hint
+
+
+def file_with(tmp_path: Path, source: str) -> Path:
+    """A config file with the lines of a source."""
+    path = tmp_path / "bronze.toml"
+    path.write_text(f'{source}\n[lake]\nroot = "lake"\n')
+    return path
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        "[source]",
+        '[source]\nname = "pg/1"',
+        "[source.pg]",
+        '[source."pg/1"]',
+        '[source.pg]\nname = "x"',
+    ],
+)
+def test_a_password_in_the_config_stays_there(tmp_path: Path, section: str) -> None:
+    """It is in no repr and no pickle, and is found again in the file, however it is written."""
+    dsn = f"postgresql://me:{PASSWORD}@localhost/db"
+    settings = config.load(file_with(tmp_path, f'{section}\ndsn = "{dsn}"'))
+    (name,) = settings.source
+    origin = settings.origin(name)
+    for shown in (repr(settings), str(settings), repr(origin), str(pickle.dumps(origin))):
+        assert PASSWORD not in shown
+    assert origin.dsn is not None
+    assert secret.resolve(origin.dsn) == dsn
+
+
+def test_a_password_in_a_mapping_is_refused() -> None:
+    """Without a file, workers could not find it again: the hint says how to give it."""
+    dsn = f"postgresql://me:{PASSWORD}@localhost/db"
+    with pytest.raises(ConfigError, match="has a password in it") as caught:
+        config.parse({**SOUND, "source": {"dsn": dsn}}).origin("source")
+    assert PASSWORD not in caught.value.message + caught.value.hint
+    assert "password = { secret = " in caught.value.hint
+
+
+def test_keys_of_the_lake_are_in_no_repr() -> None:
+    """Neither a key written into the config's options nor one named there is shown."""
+    options = {"access_key": PASSWORD, "other": {"secret": "LAKE_KEY"}}
+    settings = config.parse({**SOUND, "lake": {"root": "s3://b/x", "options": options}})
+    for shown in (repr(settings), repr(settings.lake), repr(settings.place("bronze", "bz_t"))):
+        assert PASSWORD not in shown
+
+
+class Watching(ThreadPoolExecutor):
+    """An executor that keeps what a worker would be sent."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.seen: list[bytes] = []
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Keeps the pickles and the reprs of a unit of work."""
+        if fn is work:
+            self.seen += [pickle.dumps(args[0]), repr(args[0]).encode()]
+        return super().submit(fn, *args, **kwargs)
+
+
+@pytest.mark.parametrize("provider", ["env", "file", "config"])
+def test_a_connection_string_can_be_secret(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, provider: str
+) -> None:
+    """It is looked up where the config says, and is in no unit and in no file of the lake."""
+    source.execute("CREATE TABLE t AS SELECT 1 AS id")
+    dsn = source.dsn.replace("postgres@", f"postgres:{PASSWORD}@")
+    (tmp_path / "DSN").write_text(f"{dsn}\n")
+    monkeypatch.setenv("DSN", dsn)
+    if provider == "config":
+        settings = config.load(file_with(tmp_path, f'[source]\ndsn = "{dsn}"'))
+    else:
+        settings = source.settings(
+            source={"dsn": {"secret": "DSN"}},
+            secrets={"provider": provider, "folder": str(tmp_path) if provider == "file" else ""},
+        )
+    with Watching() as pool:
+        result = pipeline.run(settings, pool=pool)
+    assert result.exit_code == 0
+    assert len(pool.seen) == 2
+    files = [path.read_bytes() for path in (tmp_path / "lake").rglob("*") if path.is_file()]
+    assert len(files) == 2
+    shown = [*pool.seen, *files, repr(settings).encode(), repr(result).encode()]
+    assert not [text for text in shown if PASSWORD.encode() in text]
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        (Secret("env", "NO_SUCH_SECRET"), "environment variable NO_SUCH_SECRET is not set"),
+        (Secret("file", "nothing", "/nowhere"), "secret file /nowhere/nothing cannot be read"),
+    ],
+)
+def test_a_missing_secret_names_its_place(place: Secret, said: str) -> None:
+    """The error says which secret was looked for where, and what to do."""
+    with pytest.raises(ConfigError, match=said) as caught:
+        secret.resolve(place)
+    assert "[secrets]" in caught.value.hint
+    assert caught.value.exit_code == 2
+
+
+@dataclass
+class Vault:
+    """A local server that speaks Key Vault's protocol."""
+
+    url: str
+    ca: str
+    values: dict[str, str]
+    asked: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def vault(folder: Path) -> Iterator[Vault]:
+    """The protocol on the wire: a challenge, a bearer token, a JSON document."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            path, _, query = self.path.partition("?")
+            known.asked.append(self.path)
+            assert query.startswith("api-version=")
+            if self.headers.get("Authorization") != "Bearer token-1":
+                challenge = (
+                    'Bearer authorization="https://login.microsoftonline.com/tenant",'
+                    ' resource="https://vault.azure.net"'
+                )
+                return self.answer(401, {}, challenge)
+            name = path.split("/")[2]
+            if name not in known.values:
+                return self.answer(404, {"error": {"code": "SecretNotFound", "message": "no"}})
+            where = f"{known.url}/secrets/{name}/1"
+            return self.answer(200, {"value": known.values[name], "id": where, "attributes": {}})
+
+        def answer(self, status: int, body: dict[str, Any], challenge: str = "") -> None:
+            data = json.dumps(body).encode()
+            self.send_response(status)
+            if challenge:
+                self.send_header("WWW-Authenticate", challenge)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    authority.cert_pem.write_to_path(str(folder / "ca.pem"))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    known = Vault(f"https://localhost:{server.server_port}", str(folder / "ca.pem"), {})
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        yield known
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+class Credential:
+    """An identity that gets a token without asking anybody."""
+
+    def get_token(self, *_: str, **__: Any) -> AccessToken:
+        """The token that the vault knows."""
+        return AccessToken("token-1", 2**31)
+
+
+def test_key_vault_is_asked_by_its_protocol(tmp_path: Path) -> None:
+    """The current version of a secret is fetched; a missing one is said, and nothing leaks."""
+    with vault(tmp_path) as known:
+        known.values["KConnectionString"] = PASSWORD
+        options = {
+            "connection_verify": known.ca,
+            "verify_challenge_resource": False,
+            "retry_total": 0,
+        }
+        found = Secret("azure-key-vault", "KConnectionString", known.url)
+        assert secret.key_vault(found, Credential(), **options) == PASSWORD
+        assert known.asked[0].startswith("/secrets/KConnectionString/?api-version=")
+        missing = Secret("azure-key-vault", "Nothing", known.url)
+        with pytest.raises(ConfigError, match="did not give the secret Nothing") as caught:
+            secret.key_vault(missing, Credential(), **options)
+    assert known.url in caught.value.message
+    assert "Key Vault Secrets User" in caught.value.hint
+    with pytest.raises(ConfigError, match="did not give the secret"):
+        secret.key_vault(found, Credential(), **options)
