@@ -146,11 +146,11 @@ def _nothing(
 
 
 def _heading(found: _Found) -> str:
-    tables = len(found.surveys)
+    tables = _count(len(found.surveys), "table")
     size = _size(sum(s.size for s in found.surveys))
     return _comment(
         f"Proposed by `bronze init` for the database {_shown(found.database)}: PostgreSQL"
-        f" {found.version}, {tables:,} table{'s' * (tables != 1)}, {size}.",
+        f" {found.version}, {tables}, {size}.",
         "Rows and sizes are PostgreSQL's estimates. `bronze check` shows what each column becomes,"
         " `bronze run` copies the tables.",
     )
@@ -335,13 +335,13 @@ def _live(surveyed: Survey, target: str | None) -> list[str]:
 def _said(surveyed: Survey) -> Iterator[str]:
     relation = surveyed.relation
     kind = "" if relation.kind == "table" else f"{relation.kind}, "
-    rows = "rows unknown" if surveyed.rows < 0 else f"{surveyed.rows:,} rows"
+    rows = "rows unknown" if surveyed.rows < 0 else _count(surveyed.rows, "row")
     key = ", ".join(map(_shown, relation.key)) or "none"
     yield f"{kind}{rows}, {_size(surveyed.size)}, key: {key}"
     cursor = f", cursor {_shown(surveyed.cursor)}" if surveyed.cursor else ""
     yield f"proposed pattern: {surveyed.pattern}{cursor} ({surveyed.reason})"
     others = [c.column for c in surveyed.cursors if c.whole and c.column != surveyed.cursor]
-    if others:
+    if others and relation.key:
         yield f"could be a cursor: {', '.join(map(_shown, others))}"
     if surveyed.personal:
         columns = ", ".join(
@@ -352,6 +352,10 @@ def _said(surveyed: Survey) -> Iterator[str]:
         yield "this role may not read it: GRANT USAGE on its schema and SELECT on it, or exclude it"
     elif not surveyed.sampled:
         yield "its rows could not be looked at, only its columns' names"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def _size(size: int) -> str:

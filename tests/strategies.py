@@ -53,7 +53,9 @@ class Declared:
 
 # No zero byte and no lone surrogate: PostgreSQL has neither. Short alphabets make collisions.
 _CHARACTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\0")
-words = st.text(st.sampled_from('ab\'"\\,{}() \n\t\u2028\x85é日🚀\U0010ffff')) | st.text(_CHARACTERS)
+words = st.text(st.sampled_from("ab'\"\\,{}() \n\t\u2028\x85é日🚀\U0010ffff")) | st.text(
+    _CHARACTERS
+)
 
 
 def _either(values: Texts, *special: str) -> Texts:
@@ -215,7 +217,7 @@ EVERY = SCALARS + ARRAYS
 
 # Names that our own SQL uses, that SQL reserves, and that files and logs have to quote.
 NAMES = (
-    *('e', 'o', 'x', 'r', 's', 'u', 'w', 'v0', 'c1', 'rejected', 'select', 'Order', 'a.b'),
+    *("e", "o", "x", "r", "s", "u", "w", "v0", "c1", "rejected", "select", "Order", "a.b"),
     *('quo"te', "apo's", "back`tick", "100%", "ünï", "日本", "a:b"),
 )
 

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 import itertools
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import psycopg
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 from psycopg import sql
 
 from bronze import pipeline, prepare
+from bronze.enrich.encoding import encode
 from bronze.source import connect, digest, statement
 from bronze.source.catalog import relations
 from tests.conftest import Source
-from tests.strategies import EVERY, REJECTED, SETUP, Declared, Sample, expected, samples
+from tests.strategies import EVERY, REJECTED, SETUP, Sample, expected, samples
 from tests.test_exact import same
 
 IN_DATABASE = settings(
@@ -29,6 +34,7 @@ IN_DATABASE = settings(
     phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
+IN_MEMORY = settings(derandomize=True, database=None, deadline=None, max_examples=100)
 
 
 @pytest.fixture
@@ -136,3 +142,212 @@ def test_random_tables_arrive_exactly_and_hash_as_in_the_source(
 ) -> None:
     """Whatever a table's types and values: Bronze holds them, and both sides' hashes are equal."""
     prove(typed, sample, typed.lake / str(next(_numbers)))
+
+
+@settings(IN_DATABASE, max_examples=2)
+@given(rows=st.lists(st.tuples(*(st.none() | kind.texts for kind in EVERY)), min_size=9))
+def test_all_types_side_by_side(typed: Source, rows: list[tuple[str | None, ...]]) -> None:
+    """A table with a column of each type, in several words of flags, is proven at once."""
+    columns = tuple((f"c{i}", kind) for i, kind in enumerate(EVERY))
+    prove(typed, Sample(columns, tuple(rows)), typed.lake / str(next(_numbers)))
+
+
+UTC = dt.UTC
+GOLDEN: list[tuple[Any, list[Any], list[str]]] = [
+    (pl.Int16, [1, -2, None], ["0000 0001", "0000 fffe", "0001 0000"]),
+    (pl.Int32, [1, -2, None], ["0000 00000001", "0000 fffffffe", "0001 00000000"]),
+    (
+        pl.Int64,
+        [2**63 - 1, -(2**63), None],
+        ["0000 7fffffffffffffff", "0000 8000000000000000", "0001 0000000000000000"],
+    ),
+    (
+        pl.Float32,
+        [1.5, -0.0, float("nan"), None, float("inf")],
+        ["0000 3fc00000", "0000 80000000", "0000 7fc00000", "0001 7fc00000", "0000 7f800000"],
+    ),
+    (
+        pl.Float64,
+        [1.5, -0.0, float("nan"), None, -float("inf")],
+        [
+            "0000 3ff8000000000000",
+            "0000 8000000000000000",
+            "0000 7ff8000000000000",
+            "0001 7ff8000000000000",
+            "0000 fff0000000000000",
+        ],
+    ),
+    (pl.Boolean, [True, False, None], ["0000 01", "0000 00", "0001 00"]),
+    (
+        pl.Date,
+        [dt.date(2000, 1, 1), dt.date(1999, 12, 31), dt.date(1, 1, 1), None],
+        ["0000 00000000", "0000 ffffffff", "0000 fff4dbf9", "0001 00000000"],
+    ),
+    (
+        pl.Datetime("us"),
+        [dt.datetime(2000, 1, 1, 0, 0, 0, 1), dt.datetime(1999, 12, 31, 23, 59, 59, 999999), None],
+        ["0000 0000000000000001", "0000 ffffffffffffffff", "0001 0000000000000000"],
+    ),
+    (
+        pl.Datetime("us", "UTC"),
+        [dt.datetime(2000, 1, 1, 0, 0, 1, tzinfo=UTC), dt.datetime(1970, 1, 1, tzinfo=UTC), None],
+        ["0000 00000000000f4240", "0000 fffca2fec4c82000", "0001 0000000000000000"],
+    ),
+    (
+        pl.Decimal(12, 2),
+        [Decimal("1.50"), Decimal("-0.01"), None],
+        ["0000 0000000000000096", "0000 ffffffffffffffff", "0001 0000000000000000"],
+    ),
+    (
+        pl.Decimal(18, 18),
+        [Decimal("0.999999999999999999")],
+        ["0000 0de0b6b3a763ffff"],
+    ),
+    (
+        pl.Decimal(19, 2),
+        [Decimal("-1.50"), Decimal(0), None],
+        ["0000 00000005 2d312e3530", "0000 00000004 302e3030", "0001 00000000"],
+    ),
+    (pl.Decimal(38, 0), [Decimal(-10), None], ["0000 00000003 2d3130", "0001 00000000"]),
+    (
+        pl.String,
+        ["a", "", None, "é🚀"],
+        ["0000 00000001 61", "0000 00000000", "0001 00000000", "0000 00000006 c3a9f09f9a80"],
+    ),
+    (
+        pl.Binary,
+        [b"\x00\xff", b"", None],
+        ["0000 00000002 00ff", "0000 00000000", "0001 00000000"],
+    ),
+    (
+        pl.List(pl.Int32),
+        [[1, None], [], None, [2]],
+        [
+            "0000 00000002 0000 00000001 0001 00000000",
+            "0000 00000000",
+            "0001 00000000",
+            "0000 00000001 0000 00000002",
+        ],
+    ),
+    (
+        pl.List(pl.String),
+        [["a", ""], ["", "a"], [None]],
+        [
+            "0000 00000002 0000 00000001 61 0000 00000000",
+            "0000 00000002 0000 00000000 0000 00000001 61",
+            "0000 00000001 0001 00000000",
+        ],
+    ),
+    (pl.List(pl.Decimal(5, 2)), [[Decimal("1.50")]], ["0000 00000001 0000 0000000000000096"]),
+    (pl.List(pl.Boolean), [[True, None]], ["0000 00000002 0000 01 0001 00"]),
+]
+
+
+def encoded(*columns: pl.Series) -> list[bytes]:
+    """The encoding of each row."""
+    found: list[bytes] = encode(columns).to_pylist()
+    return found
+
+
+@pytest.mark.parametrize(("kind", "values", "wanted"), GOLDEN, ids=[str(g[0]) for g in GOLDEN])
+def test_the_bytes_of_each_kind_are_fixed_for_ever(
+    kind: Any, values: list[Any], wanted: list[str]
+) -> None:
+    """The encoding of a kind's values is what the format says, byte by byte."""
+    found = encoded(pl.Series(values, dtype=kind))
+    assert [row.hex() for row in found] == [text.replace(" ", "") for text in wanted]
+
+
+def test_every_nan_is_the_same() -> None:
+    """A NaN with a sign or a payload is encoded as any other."""
+    bits = np.array([0x7FF8000000000000, 0xFFF8000000000001, 0x7FF0000000000001], np.uint64)
+    assert len(set(encoded(pl.Series(bits.view(np.float64))))) == 1
+    short = np.array([0x7FC00000, 0xFFC00001, 0x7F800001], np.uint32)
+    assert len(set(encoded(pl.Series(short.view(np.float32))))) == 1
+
+
+def test_a_row_is_flags_then_fixed_then_variable_parts() -> None:
+    """Parts of several columns lie in the format's order."""
+    columns = [
+        pl.Series([1], dtype=pl.Int16),
+        pl.Series(["ab"]),
+        pl.Series([None], dtype=pl.Boolean),
+        pl.Series([[7]], dtype=pl.List(pl.Int16)),
+        pl.Series(["c"]),
+    ]
+    wanted = "0004 0001 00000002 00 00000001 00000001 6162 0000 0007 63"
+    assert encoded(*columns)[0].hex() == wanted.replace(" ", "")
+
+
+@pytest.mark.parametrize(
+    ("width", "flags"),
+    [(1, "0001"), (15, "7fff"), (16, "7fff0001"), (30, "7fff7fff"), (31, "7fff7fff0001")],
+)
+def test_there_is_a_word_of_flags_for_fifteen_columns(width: int, flags: str) -> None:
+    """NULL in every column sets every bit that there is."""
+    nothing = pl.Series([None], dtype=pl.Boolean)
+    assert encoded(*[nothing] * width)[0].hex() == flags + "00" * width
+
+
+_SMALL = st.sampled_from
+KINDS: list[tuple[Any, st.SearchStrategy[Any]]] = [
+    (pl.Int16, _SMALL([0, 1, -1])),
+    (pl.Int64, _SMALL([0, 1, 256])),
+    (pl.Float64, _SMALL([0.0, -0.0, float("nan"), float("inf")])),
+    (pl.Boolean, st.booleans()),
+    (pl.Date, _SMALL([dt.date(2000, 1, 1), dt.date(2000, 1, 2)])),
+    (pl.Datetime("us"), _SMALL([dt.datetime(2000, 1, 1), dt.datetime(2000, 1, 1, 0, 0, 0, 1)])),
+    (pl.Decimal(5, 1), _SMALL([Decimal("0.0"), Decimal("0.1")])),
+    (pl.Decimal(20, 1), _SMALL([Decimal("0.0"), Decimal("0.1"), Decimal("10.1")])),
+    (pl.String, st.text("a\0", max_size=3)),
+    (pl.Binary, st.binary(max_size=3)),
+    (pl.List(pl.String), st.lists(st.none() | st.text("a\0", max_size=2), max_size=3)),
+    (pl.List(pl.Int16), st.lists(st.none() | _SMALL([0, 1]), max_size=3)),
+    (pl.List(pl.Float32), st.lists(st.none() | _SMALL([0.0, -0.0, float("nan")]), max_size=2)),
+]
+
+
+@st.composite
+def frames(draw: st.DrawFn) -> pl.DataFrame:
+    """Frames of a few columns over few values, so that rows are often equal or nearly so."""
+    kinds = draw(st.lists(st.sampled_from(KINDS), min_size=1, max_size=4))
+    height = draw(st.integers(1, 12))
+    return pl.DataFrame(
+        [
+            pl.Series(
+                f"c{i}",
+                draw(st.lists(st.none() | values, min_size=height, max_size=height)),
+                dtype=kind,
+            )
+            for i, (kind, values) in enumerate(kinds)
+        ]
+    )
+
+
+@IN_MEMORY
+@given(frame=frames())
+def test_rows_are_equal_if_and_only_if_their_encodings_are(frame: pl.DataFrame) -> None:
+    """No two different rows of the same columns share an encoding; equal ones do."""
+    pairs = {(repr(row), code) for row, code in _rows(frame)}
+    assert len(pairs) == len({row for row, _ in pairs}) == len({code for _, code in pairs})
+
+
+def _rows(frame: pl.DataFrame) -> list[tuple[tuple[Any, ...], bytes]]:
+    return list(zip(frame.rows(), encoded(*frame.get_columns()), strict=True))
+
+
+@IN_MEMORY
+@given(frame=frames(), data=st.data())
+def test_the_encoding_does_not_depend_on_how_rows_lie_in_memory(
+    frame: pl.DataFrame, data: st.DataObject
+) -> None:
+    """Slices with an offset, several chunks and single rows give the bytes that the whole gives."""
+    whole = encoded(*frame.get_columns())
+    low = data.draw(st.integers(0, frame.height - 1))
+    high = data.draw(st.integers(low + 1, frame.height))
+    assert encoded(*frame[low:high].get_columns()) == whole[low:high]
+    chunked = pl.concat([frame[:low], frame[low:high], frame[high:]], rechunk=False)
+    assert encoded(*chunked.get_columns()) == whole
+    assert encoded(*pl.concat([frame, frame], rechunk=False).get_columns()) == whole * 2
+    single = [encoded(*frame[i].get_columns())[0] for i in range(frame.height)]
+    assert single == whole

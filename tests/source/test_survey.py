@@ -91,7 +91,8 @@ def test_cursors_are_ranked(source: Source) -> None:
     source.execute(
         """CREATE TABLE orders (
             created_at timestamptz NOT NULL, "insertedOn" date,
-            price_updated_at timestamptz NOT NULL, last_update timestamp, changed_on date NOT NULL, "ModifiedDate" timestamptz NOT NULL,
+            price_updated_at timestamptz NOT NULL, last_update timestamp,
+            changed_on date NOT NULL, "ModifiedDate" timestamptz NOT NULL,
             lastmodified timestamptz, order_updated_at timestamptz NOT NULL)"""
     )
     source.execute("CREATE INDEX ON orders (order_updated_at)")
@@ -309,9 +310,7 @@ def test_what_does_not_answer_is_surveyed_without_its_rows(source: Source) -> No
 
 def test_a_lost_connection_is_an_error(source: Source) -> None:
     """A server that goes away is not taken for a table that does not answer."""
-    source.execute(
-        "CREATE VIEW v AS SELECT pg_terminate_backend(pg_backend_pid())::text AS t"
-    )
+    source.execute("CREATE VIEW v AS SELECT pg_terminate_backend(pg_backend_pid())::text AS t")
     with (
         connect.connect(source.settings().origin("test")) as connection,
         pytest.raises(psycopg.OperationalError),

@@ -1,0 +1,50 @@
+"""Equality by content: the source as PostgreSQL hashes it, the lake as it is read back."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import polars as pl
+
+from bronze import prepare
+from bronze.config import Settings
+from bronze.enrich.stamp import METADATA, digests
+from bronze.source import connect, digest, statement
+from bronze.source.catalog import relations
+
+
+def differences(settings: Settings) -> dict[str, str]:
+    """What is wrong with each table that does not equal its source; {} when all do.
+
+    A row's hash is computed three times: by PostgreSQL from what it holds, by bronze from what it
+    read, and here from what a reader finds in the lake.
+    """
+    wrong: dict[str, str] = {}
+    for name, source in settings.source.items():
+        with connect.connect(settings.origin(name)) as connection:
+            found = [(name, r) for r in relations(connection, source.schema_)]
+            for target in prepare.targets(settings, found, ()):
+                relation = target.relation
+                query = digest.row_hash(
+                    prepare.columns(target),
+                    statement.quoted(relation.schema, relation.name),
+                    "true",
+                )
+                hashes = Counter(str(row[0]) for row in connection.execute(query))
+                fault = _fault(target.place.url, hashes)
+                if fault:
+                    wrong[target.label] = fault
+    return wrong
+
+
+def _fault(url: str, hashes: Counter[str]) -> str:
+    frame = pl.read_delta(url)
+    held = Counter(frame["row_hash"])
+    if held != hashes:
+        return f"{(hashes - held).total()} rows missing, {(held - hashes).total()} rows too many"
+    values = frame.drop([name for name, _ in METADATA])
+    again, sums = digests(values, pl.repeat(None, frame.height, dtype=pl.String, eager=True))
+    if not sums.equals(frame["checksum"]):
+        return "the stored values are not those that were hashed"
+    changed = (again != frame["row_hash"]).sum()
+    return f"{changed} rows have rejected values" if changed else ""

@@ -1,0 +1,123 @@
+"""The columns that bronze adds to a row, and the digests among them."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+from typing import Any
+
+import polars as pl
+import pytest
+
+from bronze.enrich.encoding import encode
+from bronze.enrich.stamp import METADATA, digests, stamped
+from bronze.model import Stamp
+from bronze.source.read import dtype
+
+MOMENT = dt.datetime(2024, 2, 29, 23, 59, 59, 999999, dt.UTC)
+STAMP = Stamp("018df7a0-0000-7000-8000-000000000000", MOMENT, "shop", "full_refresh")
+
+
+def nothing(height: int) -> pl.Series:
+    """Rejected values of rows that have none."""
+    return pl.Series([None] * height, dtype=pl.String)
+
+
+# A row of one text column is flags (0000), its length, its bytes. The sums were computed with the
+# reference implementation of XXH3; the lengths lie in each of its branches.
+SUMS = [
+    ("", "06df73813892fde7"),
+    ("a", "3c560962aa446ab3"),
+    ("abcdefg", "31a41052909590f3"),
+    ("0123456789" * 2, "83b48bb7f3fd095b"),
+    ("0123456789" * 15, "6f26152cce080f69"),
+    ("0123456789" * 30, "ed188a9ec5f63736"),
+    ("0123456789" * 120, "a94ae26fc531538c"),
+]
+
+
+@pytest.mark.parametrize(("text", "wanted"), SUMS, ids=[str(len(text)) for text, _ in SUMS])
+def test_checksum_is_xxh3_64(text: str, wanted: str) -> None:
+    """The checksum is XXH3-64 of the encoding, its bytes from high to low, in 16 digits."""
+    _, sums = digests(pl.DataFrame({"t": [text]}), nothing(1))
+    assert sums.to_list() == [wanted]
+
+
+def test_checksum_of_null_and_of_a_short_number() -> None:
+    """Leading zeros are kept, and four bytes are hashed as four bytes."""
+    _, sums = digests(pl.DataFrame({"n": [None, 300]}, schema={"n": pl.Int16}), nothing(2))
+    assert sums.to_list() == ["ac9b6337f1f1fe57", "2bdc8bc6e76c3e50"]
+
+
+def test_checksums_always_have_sixteen_digits() -> None:
+    """Small sums are padded with zeros."""
+    _, sums = digests(pl.DataFrame({"n": range(5000)}), nothing(5000))
+    assert set(sums.str.len_chars()) == {16}
+    assert sums.str.starts_with("00").any()
+    assert sums.str.contains("^[0-9a-f]+$").all()
+
+
+def test_row_hash_is_sha_256() -> None:
+    """The row hash is the first 128 bits of SHA-256 over the encoding, as 32 digits."""
+    texts = ["", "a", "é🚀", "0123456789" * 120]
+    hashes, _ = digests(pl.DataFrame({"t": texts}), nothing(4))
+    rows = [b"\0\0" + len(t.encode()).to_bytes(4, "big") + t.encode() for t in texts]
+    assert hashes.to_list() == [hashlib.sha256(row).hexdigest()[:32] for row in rows]
+    assert hashes[1] == "cc7ec49a0f0d1dbbc9e8c2e0f0e1a1a1"[:0] + hashes[1]
+
+
+def test_rejected_values_change_the_hash_and_not_the_checksum() -> None:
+    """Two rows that land alike but for what was rejected are told apart by row_hash alone."""
+    frame = pl.DataFrame({"n": [None, None, None]}, schema={"n": pl.Int16})
+    rejected = pl.Series([None, '["n", "NaN"]\n', '["n", "é"]\n'])
+    hashes, sums = digests(frame, rejected)
+    tails = ["", '["n", "NaN"]\n', '["n", "é"]\n']
+    row = b"\0\1\0\0"
+    assert hashes.to_list() == [hashlib.sha256(row + t.encode()).hexdigest()[:32] for t in tails]
+    assert len(set(sums)) == 1
+
+
+def test_digests_do_not_depend_on_how_rows_lie_in_memory() -> None:
+    """Slices and chunks of a frame have the digests of its rows, rejected values included."""
+    frame = pl.DataFrame({"n": range(100), "t": [str(i) * (i % 7) for i in range(100)]})
+    rejected = pl.Series([None if i % 3 else f'["x", "{i}"]\n' for i in range(100)])
+    whole = digests(frame, rejected)
+    for low, high in [(0, 100), (1, 2), (37, 90), (99, 100)]:
+        part = digests(frame[low:high], rejected[low:high])
+        assert [s.to_list() for s in part] == [s[low:high].to_list() for s in whole]
+    chunks = pl.concat([frame[:5], frame[5:]], rechunk=False)
+    told = pl.concat([rejected[:60], rejected[60:]], rechunk=False)
+    assert [s.to_list() for s in digests(chunks, told)] == [s.to_list() for s in whole]
+
+
+@pytest.mark.parametrize("height", [0, 1, 3])
+def test_stamped_rows_have_all_columns_in_their_order(height: int) -> None:
+    """The source's columns come first and unchanged, then the metadata, whatever the height."""
+    rows = pl.DataFrame({"b": [1] * height, "a": ["x"] * height}, schema={"b": pl.Int32, "a": str})
+    frame = stamped(rows, nothing(height), STAMP)
+    assert frame.columns == ["b", "a", *(name for name, _ in METADATA)]
+    assert frame.height == height
+    assert frame.select("b", "a").equals(rows)
+    for name, kind in METADATA:
+        held = frame.schema[name]
+        assert held == dtype(kind) or (kind.name == "string" and held == pl.Enum), name
+    wanted: dict[str, Any] = {
+        "load_timestamp": MOMENT,
+        "update_timestamp": MOMENT,
+        "source_system": "shop",
+        "record_status": "ACTIVE",
+        "batch_id": STAMP.batch_id,
+        "ingestion_method": "full_refresh",
+    }
+    for row in frame.to_dicts():
+        assert {name: row[name] for name in wanted} == wanted
+
+
+def test_a_table_without_columns_has_stamped_rows() -> None:
+    """PostgreSQL allows tables of no columns: their rows are stamped like any other's."""
+    empty = pl.Series("rejected", [None, None], dtype=pl.String)
+    with pytest.raises(IndexError):
+        encode([])
+    frame = stamped(pl.DataFrame(height=2), empty, STAMP)
+    assert frame.height == 2
+    assert frame["row_hash"].to_list() == [hashlib.sha256(b"").hexdigest()[:32]] * 2
