@@ -33,7 +33,7 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _DURATION = re.compile(r"^\s*(\d+)\s*(s|m|h|d|)\s*$", re.IGNORECASE)
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _DECIMAL = re.compile(r"^decimal\(\s*(\d+)\s*,\s*(\d+)\s*\)$", re.IGNORECASE)
-MINIMUM_MEMORY = 128 * 10**6
+MINIMUM_MEMORY = 320 * 10**6
 
 
 def _bytes(value: object) -> object:
@@ -142,7 +142,7 @@ class RunSettings(_Section):
     @model_validator(mode="after")
     def _enough(self) -> RunSettings:
         if self.memory < MINIMUM_MEMORY:
-            raise ValueError("memory is at least 128MB")
+            raise ValueError("memory is at least 320MB: the libraries alone take most of that")
         return self
 
 

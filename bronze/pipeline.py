@@ -176,7 +176,7 @@ def _of_source(
     held = stack.enter_context(
         snapshot.hold(origin, pool, readable, source.schema_, source.consistency)
     )
-    readers = min(settings.run.workers, connect.slots(pool))
+    readers = prepare.readers(settings.run, connect.slots(pool))
     now = datetime.now(UTC)
     seen = {relation.oid: relation for relation in held.relations}
     tables = []
@@ -204,6 +204,12 @@ def _still_there(target: Target, held: snapshot.Snapshot, seen: Mapping[int, Rel
             hint="Its Bronze table stays as it was.",
             table=target.label,
             sqlstate="42P01",
+        )
+    if seen[target.relation.oid].rewritten:
+        raise TableRefused(
+            f"Table {target.label} was refreshed or rewritten while the run began.",
+            hint="Run again; its Bronze table stays as it was.",
+            table=target.label,
         )
     return seen[target.relation.oid]
 

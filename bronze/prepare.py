@@ -20,13 +20,14 @@ from bronze.source.types import Choices, contract
 from bronze.table.naming import faults, table_name
 from bronze.table.statistics import SAFE
 
-# What the process takes before it reads anything.
-_BASE = 160 * 10**6
-# The bytes that a slice takes while it is read, hashed and encoded, for each of its bytes on disk.
-_GROWTH = 8
+# Measured: what the process takes with all its libraries, what a reader takes for the rows that
+# it is hashing and encoding, and how many bytes a slice takes for each of its bytes on disk.
+_BASE = 240 * 10**6
+_READER = 24 * 10**6
+_GROWTH = 4
 _SLICE = 12 * 2**20
 _FILE = 128 * 2**20
-_UNITS_PER_WORKER = 3
+_UNITS_PER_READER = 3
 
 
 @dataclass(frozen=True)
@@ -181,10 +182,9 @@ def plan_table(
     names = {column.name: column.target for column in found}
     kept_key = tuple(names[name] for name in key)
     stats = tuple(c.target for c in found if c.target in kept_key and c.kind.name in SAFE)
-    slice_size, file_size = sizes(run.memory, readers)
-    parts = _slices(target, held, origin, slice_size, key)
+    parts = _slices(target, held, origin, _slice_size(run.memory, readers), key)
     whole = sum(part.size for part in parts)
-    packed = plan.packed(parts, min(file_size, whole // (readers * _UNITS_PER_WORKER) + 1))
+    packed = plan.packed(parts, min(_FILE, whole // (readers * _UNITS_PER_READER) + 1))
     query = statement.select(found, statement.quoted(relation.schema, relation.name))
     units = tuple(
         Unit(
@@ -206,13 +206,15 @@ def plan_table(
     return Plan(target, found, kept_key, stats, units)
 
 
-def sizes(memory: int, readers: int) -> tuple[int, int]:
-    """The bytes of source data in one slice and in one file, so that all readers fit in memory.
+def readers(run: RunSettings, slots: int) -> int:
+    """How many units may run at once: as many as the workers, the source and the memory allow."""
+    fitting = (run.memory - _BASE) // (2 * _READER)
+    return max(1, min(run.workers, slots, fitting))
 
-    Half of what the process itself leaves is for the slices in hand, half for the files in hand.
-    """
-    each = max(memory - _BASE, memory // 4) // (2 * readers)
-    return min(_SLICE, each // _GROWTH), min(_FILE, each)
+
+def _slice_size(memory: int, readers: int) -> int:
+    each = (memory - _BASE) // readers - _READER
+    return max(2**20, min(_SLICE, each // _GROWTH))
 
 
 def _slices(

@@ -321,8 +321,10 @@ def _free(wanted: str, taken: Collection[str]) -> str:
 def _live(surveyed: Survey, target: str | None) -> list[str]:
     lines = ["priority = 1   # its rows change much"] if surveyed.hot else []
     if target:
-        lines.append(f"target = {_text(target)}   # another table would become"
-                     f" {table_name(surveyed.relation.name)} too")
+        lines.append(
+            f"target = {_text(target)}   # another table would become"
+            f" {table_name(surveyed.relation.name)} too"
+        )
     renames, reasons = _renames(surveyed.relation)
     if renames:
         lines += [_comment(reason).rstrip() for reason in reasons]

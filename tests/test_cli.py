@@ -233,12 +233,13 @@ def test_an_interrupted_run_leaves_nothing_half_written(
     source.execute(GATE)
     source.execute("CREATE TABLE first AS SELECT generate_series(1, 10) AS id")
     source.execute("CREATE VIEW gated AS SELECT gate(id) AS id FROM first")
-    config = configured(source, tables={"first": {"priority": 1}}, run={"workers": 2})
+    patient = {"lock_timeout": "10m"}
+    config = configured(source, source=patient, tables={"first": {"priority": 1}})
     with closed_gate(source.dsn) as gate, started("run", "--json", "-c", config) as process:
         gate.reached()
         until(lambda: DeltaTable.is_deltatable(str(source.table("first"))))
         process.send_signal(stop)
-        output, errors = process.communicate(timeout=30)
+        output, errors = process.communicate(timeout=10)
         assert process.returncode == 130, errors
         assert gate.waiting() == []
         assert sessions(source.dsn) == []

@@ -39,6 +39,8 @@ class Relation:
     ``page`` the size of a page in bytes, ``toast`` the bytes stored out of line, ``rows`` the
     planner's estimate (-1: never analysed), ``width`` its estimate of a row's bytes.
     ``key`` is the primary key, or else a unique key over NOT NULL columns, or else empty.
+    ``rewritten`` says that its storage was replaced after the transaction's snapshot, which
+    therefore shows it empty.
     """
 
     oid: int
@@ -53,6 +55,7 @@ class Relation:
     rows: int
     readable: bool
     comment: str = ""
+    rewritten: bool = False
 
     @property
     def label(self) -> str:
@@ -70,12 +73,22 @@ WITH RECURSIVE tree(root, oid) AS (
 ), sizes AS (
     SELECT tree.root,
            bool_and(c.relkind = 'p' OR am.amname = 'heap') AS ranged,
-           array_agg(pg_relation_size(c.oid) / current_setting('block_size')::int8)
+           -- The true size takes a lock: it is asked for only where we hold one already.
+           array_agg(CASE WHEN tree.root = ANY(%(locked)s::oid[])
+                          THEN pg_relation_size(c.oid) / current_setting('block_size')::int8
+                          ELSE c.relpages END)
                FILTER (WHERE c.relkind IN ('r', 'm')) AS heaps,
-           sum(CASE WHEN c.reltoastrelid <> 0 THEN pg_relation_size(c.reltoastrelid) ELSE 0 END)
+           sum(CASE WHEN tree.root = ANY(%(locked)s::oid[])
+                    THEN coalesce(pg_relation_size(t.oid), 0)
+                    ELSE coalesce(t.relpages, 0) * current_setting('block_size')::int8 END)
                ::int8 AS toast,
-           sum(c.reltuples) FILTER (WHERE c.relkind <> 'p')::int8 AS rows
-    FROM tree JOIN pg_class c ON c.oid = tree.oid LEFT JOIN pg_am am ON am.oid = c.relam
+           CASE WHEN bool_or(c.reltuples >= 0 AND c.relkind <> 'p')
+                THEN sum(greatest(c.reltuples, 0)) FILTER (WHERE c.relkind <> 'p') END
+               ::int8 AS rows,
+           bool_or(c.relfilenode <> 0 AND c.relfilenode <> pg_relation_filenode(c.oid))
+               AS rewritten
+    FROM tree JOIN pg_class c ON c.oid = tree.oid
+    LEFT JOIN pg_class t ON t.oid = c.reltoastrelid LEFT JOIN pg_am am ON am.oid = c.relam
     GROUP BY tree.root
 )
 SELECT c.oid::int8, n.nspname, c.relname, c.relkind::text,
@@ -84,7 +97,7 @@ SELECT c.oid::int8, n.nspname, c.relname, c.relkind::text,
        current_setting('block_size')::int4 AS page,
        has_schema_privilege(n.oid, 'USAGE')
            AND has_any_column_privilege(c.oid, 'SELECT') AS readable,
-       obj_description(c.oid, 'pg_class')
+       obj_description(c.oid, 'pg_class'), coalesce(s.rewritten, true) AS rewritten
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
 JOIN sizes s ON s.root = c.oid
@@ -132,13 +145,17 @@ ORDER BY i.indrelid, i.indisprimary DESC, i.indnkeyatts, i.indexrelid
 """
 
 
-def relations(connection: Connection, schemas: Sequence[str]) -> tuple[Relation, ...]:
+def relations(
+    connection: Connection, schemas: Sequence[str], locked: Sequence[int] = ()
+) -> tuple[Relation, ...]:
     """All that can be read like a table in ``schemas``; partitions belong to their parents.
 
     Sorted by schema and name. Needs no rights beyond connecting; what the role may not read is
-    listed with ``readable`` false.
+    listed with ``readable`` false. Sizes are true for the oids in ``locked``, on which the
+    transaction must hold a lock, and as of the last VACUUM or ANALYZE for the others.
     """
-    found = connection.execute(_RELATIONS, {"schemas": list(schemas)}).fetchall()
+    wanted = {"schemas": list(schemas), "locked": list(locked)}
+    found = connection.execute(_RELATIONS, wanted).fetchall()
     oids = {"oids": [row[0] for row in found]}
     types = {row[0]: row[1:] for row in connection.execute(_TYPES, oids)}
     keys: dict[Any, Any] = dict(connection.execute(_KEYS, oids).fetchall())  # type: ignore[arg-type]
@@ -162,8 +179,11 @@ def relations(connection: Connection, schemas: Sequence[str]) -> tuple[Relation,
             rows=rows,
             readable=readable,
             comment=comment or "",
+            rewritten=rewritten,
         )
-        for oid, schema, name, kind, heaps, toast, rows, page, readable, comment in _any(found)
+        for oid, schema, name, kind, heaps, toast, rows, page, readable, comment, rewritten in _any(
+            found
+        )
     )
 
 

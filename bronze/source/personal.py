@@ -63,8 +63,11 @@ _NAMES: Sequence[tuple[PersonalKind, str]] = (
         r"_(tele|cell|mobile)?_?phones?(_?(number|no|num|nr))?_|_telef[oa]n[oa]?e?(_?(nummer|nr))?_"
         r"|_(tel|fax|mobile|mobil|handy|movil|msisdn|whatsapp)_|_(contact|mobile|cell)_?number_",
     ),
-    ("birth", r"_(birth|birthday|birth_?date|dob)_|_date_?of_?birth_|_geburt|_naissance_|_nascita_"
-     r"|_nacimiento_|_geboorte"),
+    (
+        "birth",
+        r"_(birth|birthday|birth_?date|dob)_|_date_?of_?birth_|_geburt|_naissance_|_nascita_"
+        r"|_nacimiento_|_geboorte",
+    ),
     (
         "person's name",
         r"_(first|last|full|given|family|middle|maiden|birth|sur|fore|nick|user|vor|nach|familien"

@@ -32,6 +32,9 @@ from bronze.source.statement import literal, quoted
 
 Consistency = Literal["run", "per-table"]
 
+# LOCK TABLE knows only these; the others are locked by a SELECT, after the snapshot.
+_LOCKABLE = ("table", "partitioned", "view")
+
 BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
 
@@ -47,8 +50,8 @@ class Snapshot:
 
     name: str | None
     position: int
-    timeline: str
     version: int
+    timeline: str
     relations: tuple[Relation, ...]
     refused: tuple[tuple[str, BronzeError], ...]
     holder: Connection
@@ -85,8 +88,20 @@ def hold(
         _refuse_standby(origin, holder, consistency)
         holder.execute(BEGIN)
         try:
-            refused = _lock(origin, holder, wanted)
-            taken = _take(origin, holder, consistency, schemas, refused)
+            tables = [r for r in wanted if r.kind in _LOCKABLE]
+            refused = _lock(origin, holder, tables, "LOCK TABLE {} IN ACCESS SHARE MODE")
+            moment = _export(holder, consistency)
+            others = [r for r in wanted if r.kind not in _LOCKABLE]
+            refused += _lock(origin, holder, others, "SELECT FROM {} LIMIT 0")
+            failed = {label for label, _ in refused}
+            locked = [r.oid for r in wanted if r.label not in failed]
+            taken = Snapshot(
+                *moment,
+                timeline=_identity(holder),
+                relations=relations(holder, schemas, locked),
+                refused=tuple(refused),
+                holder=holder,
+            )
             if taken.name:
                 _prove(origin, taken)
             yield taken
@@ -112,16 +127,13 @@ def _refuse_standby(origin: Origin, holder: Connection, consistency: Consistency
 
 
 def _lock(
-    origin: Origin, holder: Connection, wanted: Sequence[Relation]
+    origin: Origin, holder: Connection, wanted: Sequence[Relation], statement: str
 ) -> list[tuple[str, BronzeError]]:
     refused: list[tuple[str, BronzeError]] = []
     for relation in wanted:
-        if relation.kind in ("materialized view", "foreign table"):
-            continue  # PostgreSQL locks only tables and views on demand
         holder.execute("SAVEPOINT one")
         try:
-            name = quoted(relation.schema, relation.name)
-            holder.execute(f"LOCK TABLE {name} IN ACCESS SHARE MODE")
+            holder.execute(statement.format(quoted(relation.schema, relation.name)))
             holder.execute("RELEASE SAVEPOINT one")
         except psycopg.Error as error:
             mine = explain(error, origin, relation.label)
@@ -132,31 +144,16 @@ def _lock(
     return refused
 
 
-def _take(
-    origin: Origin,
-    holder: Connection,
-    consistency: Consistency,
-    schemas: Sequence[str],
-    refused: list[tuple[str, BronzeError]],
-) -> Snapshot:
+def _export(holder: Connection, consistency: Consistency) -> tuple[str | None, int, int]:
     exported = "pg_export_snapshot()" if consistency == "run" else "NULL::text"
     query = f"""
         SELECT {exported},
                CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
                     ELSE pg_current_wal_lsn() END - '0/0'::pg_lsn,
-               current_setting('server_version_num')::int4,
-               current_database()
+               current_setting('server_version_num')::int4
     """
     row: Any = holder.execute(query).fetchone()
-    return Snapshot(
-        name=row[0],
-        position=int(row[1]),
-        timeline=f"{_identity(holder)}/{row[3]}",
-        version=row[2],
-        relations=relations(holder, schemas),
-        refused=tuple(refused),
-        holder=holder,
-    )
+    return row[0], int(row[1]), row[2]
 
 
 def _identity(holder: Connection) -> str:
@@ -165,13 +162,13 @@ def _identity(holder: Connection) -> str:
     holder.execute("SAVEPOINT identity")
     try:
         row: Any = holder.execute(
-            "SELECT s.system_identifier, c.timeline_id"
+            "SELECT s.system_identifier, c.timeline_id, current_database()"
             " FROM pg_control_system() s, pg_control_checkpoint() c"
         ).fetchone()
     except psycopg.errors.InsufficientPrivilege:
         holder.execute("ROLLBACK TO SAVEPOINT identity")
         return "unknown"
-    return f"{row[0]}/{row[1]}"
+    return "/".join(map(str, row))
 
 
 def _prove(origin: Origin, taken: Snapshot) -> None:

@@ -288,9 +288,7 @@ def _base(attribute: Attribute) -> SourceType:
     return attribute.type.element or attribute.type
 
 
-def _sample(
-    connection: Connection, relation: Relation, rows: int
-) -> dict[str, list[str]] | None:
+def _sample(connection: Connection, relation: Relation, rows: int) -> dict[str, list[str]] | None:
     """Values of the columns that can be looked at, None when the relation does not answer."""
     names = [a.name for a in relation.attributes if _is_sampled(_base(a).name)]
     if not relation.readable:
@@ -309,9 +307,7 @@ def _sample(
         if connection.closed:
             raise
         return None
-    return {
-        name: [row[i] for row in found if row[i] is not None] for i, name in enumerate(names)
-    }
+    return {name: [row[i] for row in found if row[i] is not None] for i, name in enumerate(names)}
 
 
 def _is_sampled(name: str) -> bool:
