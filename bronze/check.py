@@ -47,11 +47,13 @@ class Report:
     """What a run would do."""
 
     tables: tuple[TableReport, ...]
+    missing: tuple[Failure, ...]
 
     @property
     def problems(self) -> tuple[Failure, ...]:
         """What has to be mended first."""
-        return tuple(table.problem for table in self.tables if table.problem)
+        found = tuple(table.problem for table in self.tables if table.problem)
+        return self.missing + found
 
 
 def check(settings: Settings, tables: Sequence[str] = ()) -> Report:
@@ -67,7 +69,10 @@ def check(settings: Settings, tables: Sequence[str] = ()) -> Report:
             found += [(name, relation) for relation in relations(connection, source.schema_)]
     chosen = prepare.targets(settings, found, tables)
     store.prove_writable(settings.place(settings.lake.schema_, ""))
-    return Report(tuple(_table(target) for target in chosen))
+    missing = () if tables else prepare.missing(settings, chosen)
+    return Report(
+        tuple(_table(target) for target in chosen), tuple(error.failure() for error in missing)
+    )
 
 
 def _table(target: prepare.Target) -> TableReport:

@@ -136,6 +136,12 @@ def run(
         with attempt, ExitStack() as stack:
             planned = _planned(settings, tables, batch_id, stack)
             position = planned[0].held.position
+            if not tables:
+                targets = [table.target for table in planned]
+                for error in prepare.missing(settings, targets):
+                    lost = TableResult(error.table, "", "failed", error=error.failure())
+                    results[error.table] = lost
+                    notify(Progress(error.table, 0, 1.0, lost))
             for result in _landed(settings, planned, pool, stack, notify):
                 results[result.target] = result
     return RunResult(batch_id, position or 0, time.monotonic() - began, tuple(results.values()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,6 +47,11 @@ class Target:
         """The source table's ``schema.name``."""
         return self.relation.label
 
+    @property
+    def names(self) -> tuple[str, str, str]:
+        """The names that config and arguments may call it by."""
+        return self.relation.name, self.label, f"{self.source}.{self.label}"
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -74,21 +80,26 @@ def targets(
         wanted: names to take only (``table``, ``schema.table``); none takes all.
 
     Raises:
-        ConfigError: a wanted or configured table is not there, two tables would become one.
+        ConfigError: a wanted table is not there, there is none at all, or two would become one.
     """
     taken = [
         _target(settings, source, relation)
         for source, relation in found
         if settings.source[source].takes(relation.name)
     ]
-    _all_there(settings, taken, wanted)
-    chosen = [t for t in taken if not wanted or t.relation.name in wanted or t.label in wanted]
+    unknown = [name for name in wanted if not any(name in t.names for t in taken)]
+    if unknown:
+        raise ConfigError(
+            f"There is no table {', '.join(unknown)} in the source{_nearest(unknown[0], taken)}.",
+            hint="`bronze check` lists the tables that the config takes; names are case-sensitive.",
+        )
+    chosen = [t for t in taken if not wanted or any(name in t.names for name in wanted)]
     for place, count in Counter(t.place.url for t in chosen).items():
         if count > 1:
-            both = " and ".join(t.label for t in chosen if t.place.url == place)
+            both = [t.label for t in chosen if t.place.url == place]
             raise ConfigError(
-                f"The tables {both} would both become {place}.",
-                hint=f'Give one another name: [tables."{both.split()[-1]}"] target = "bz_…"',
+                f"The tables {' and '.join(both)} would both become {place}.",
+                hint=f'Give one another name: [tables."{both[-1]}"] target = "bz_…"',
             )
     if not chosen:
         raise ConfigError(
@@ -99,21 +110,31 @@ def targets(
     return chosen
 
 
+def missing(settings: Settings, chosen: Sequence[Target]) -> list[TableRefused]:
+    """An error for each table that the config has a section for, and the source has not."""
+    known = {name for target in chosen for name in target.names}
+    return [
+        TableRefused(
+            f"There is no table {name} in the source{_nearest(name, chosen)}.",
+            hint=f'Correct or remove [tables."{name}"]; what it was in Bronze stays as it is.',
+            table=name,
+            sqlstate="42P01",
+        )
+        for name in settings.tables
+        if name not in known
+    ]
+
+
+def _nearest(name: str, known: Sequence[Target]) -> str:
+    close = difflib.get_close_matches(name, [n for t in known for n in t.names], 1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
 def _target(settings: Settings, source: str, relation: Relation) -> Target:
     own = settings.table(source, relation.schema, relation.name)
     name = own.target or table_name(relation.name)
     schema = settings.lake.schema_
     return Target(source, relation, own, schema, name, settings.place(schema, name))
-
-
-def _all_there(settings: Settings, taken: Sequence[Target], wanted: Sequence[str]) -> None:
-    names = {name for t in taken for name in (t.relation.name, t.label, f"{t.source}.{t.label}")}
-    missing = [name for name in (*wanted, *settings.tables) if name not in names]
-    if missing:
-        raise ConfigError(
-            f"There is no table {', '.join(dict.fromkeys(missing))} in the source.",
-            hint="`bronze check` lists the tables that the config takes; names are case-sensitive.",
-        )
 
 
 def columns(target: Target) -> tuple[Column, ...]:

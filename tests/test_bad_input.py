@@ -31,12 +31,12 @@ from tests.test_cli import configured, invoke
 _numbers = itertools.count()
 
 
-def refused(source: Source, *tables: str, **sections: Any) -> BronzeError:
+def refused(to: Source, /, *tables: str, **sections: Any) -> BronzeError:
     """The error of a run that could not begin; nothing of it is in the lake."""
     with pytest.raises(BronzeError) as caught:
-        pipeline.run(source.settings(**sections), tables)
+        pipeline.run(to.settings(**sections), tables)
     assert caught.value.hint
-    assert not [path for path in source.lake.rglob("*") if path.is_file()]
+    assert not [path for path in to.lake.rglob("*") if path.is_file()]
     return caught.value
 
 
@@ -89,7 +89,7 @@ def password_needed(server: Server, role: str) -> Iterator[None]:
 
         def asks() -> bool:
             try:
-                psycopg.connect(server.dsn(user=role)).close()
+                psycopg.connect(server.dsn(user=role), password="wrong").close()
             except psycopg.OperationalError:
                 return True
             return False
