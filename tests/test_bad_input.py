@@ -18,6 +18,7 @@ import polars as pl
 import psycopg
 import pytest
 from deltalake import DeltaTable
+from psycopg.conninfo import conninfo_to_dict
 
 from bronze import pipeline
 from bronze.demo.server import Server
@@ -168,6 +169,19 @@ def test_a_password_may_come_from_elsewhere(
     with password_needed(server, role):
         result = pipeline.run(source.settings(source=more))
     assert failures(result) == {}
+    assert rows(source, "t") == 1
+
+
+def test_the_address_may_come_from_the_environment(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All reads go where libpq's variables lead, as the planning does."""
+    source.execute("CREATE TABLE t AS SELECT 1 AS id")
+    given = conninfo_to_dict(source.dsn)
+    for name, key in (("HOST", "host"), ("PORT", "port"), ("USER", "user"), ("DATABASE", "dbname")):
+        monkeypatch.setenv(f"PG{name}", str(given[key]))
+    more = {"dsn": "connect_timeout=3"}
+    assert failures(pipeline.run(source.settings(source=more))) == {}
     assert rows(source, "t") == 1
 
 

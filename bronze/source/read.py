@@ -26,8 +26,9 @@ from bronze.source.connect import connect, explain, parameters
 os.environ.setdefault("RUST_LOG", "off")
 
 # What follows the reading takes several times the memory of the rows themselves, so it is given
-# few at a time: a third less memory in all, at no cost in time (measured).
-_PART = 2**20
+# few at a time: a quarter less memory in all, at no cost in time (measured).
+_PART_VALUES = 300_000
+_PART_BYTES = 8 * 2**20
 
 _CUT = ("closed", "reset", "eof", "terminating", "broken pipe", "timed out", "connecting")
 _FULL = ("too many clients", "remaining connection slots", "too many connections")
@@ -63,7 +64,8 @@ def rows(
 
 
 def _parts(raw: pa.Table) -> Iterator[pa.Table]:
-    step = max(1, raw.num_rows * _PART // max(raw.nbytes, 1))
+    fitting = raw.num_rows * _PART_BYTES // max(raw.nbytes, 1)
+    step = max(1, min(fitting, _PART_VALUES // raw.num_columns))
     for start in range(0, raw.num_rows, step):
         yield raw.slice(start, step)
 

@@ -187,6 +187,9 @@ def carry(value: str, source: SourceType, choices: Choices, name: str = "") -> C
     return RULES.get(source.name, _text)(value, source)
 
 
+# Arrays of these travel as they are; those of other types as arrays of text.
+_NATIVE_ELEMENTS = ("int2", "int4", "int8", "float4", "float8", "bool", "text", "varchar")
+
 _ELEMENT_TEXT: Mapping[str, str] = {
     "binary": "encode({}, 'hex')",
     "date": "({} - '1970-01-01'::date)::text",
@@ -209,12 +212,19 @@ def _array(value: str, element: SourceType, choices: Choices) -> Carried:
     text = _ELEMENT_TEXT.get(inner.kind.name, "({})::text").format(f"({inner.select})")
     if inner.wire == "unscaled":
         text = "e::text"
+    guarded = f"CASE WHEN {flat} THEN {value} END"
+    if element.name in _NATIVE_ELEMENTS:
+        select = f"CASE WHEN {flat} THEN {value}::{element.name}[] END"
+        kind = Kind("array", element=inner.kind)
+        return Carried(
+            kind, "same", select, guarded, f"NOT ({flat})", f"{value}::text", inner.canonical
+        )
     elements = f"ARRAY(SELECT {text} FROM unnest({value}) WITH ORDINALITY AS u(e, o) ORDER BY o)"  # noqa: S608
     return Carried(
         Kind("array", element=inner.kind),
         "texts",
         f"CASE WHEN {flat} AND {value} IS NOT NULL THEN {elements} END",
-        f"CASE WHEN {flat} THEN {value} END",
+        guarded,
         f"NOT ({flat})",
         f"{value}::text",
         element=inner.canonical,

@@ -1,0 +1,278 @@
+"""Slices: together they hold every row exactly once, and none holds too much."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import psycopg
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bronze import pipeline
+from bronze.model import Origin
+from bronze.source import connect, plan
+from bronze.source.catalog import Relation, relations
+from bronze.source.plan import Slice
+from tests.conftest import Source
+
+IN_MEMORY = settings(derandomize=True, database=None, deadline=None, max_examples=200)
+NEW, OLD = 180_000, 130_000
+PAGE = 8192
+
+
+@IN_MEMORY
+@given(
+    heaps=st.lists(st.integers(0, 3000) | st.integers(0, 3), max_size=6),
+    pages=st.integers(1, 400),
+)
+def test_page_ranges_are_contiguous_and_complete(heaps: list[int], pages: int) -> None:
+    """Ranges rise without a gap, weigh as many pages as they hold, and few of them at once."""
+    bounds, weights = plan._bounds(sorted(heaps), pages)
+    assert bounds == sorted(set(bounds))
+    assert all(bound > 0 for bound in bounds)
+    assert all(bound < max(heaps) for bound in bounds)
+    edges = [0, *bounds, max(heaps, default=0)]
+    for low, high, weight in zip(edges, edges[1:], weights, strict=True):
+        assert weight == sum(1 for heap in heaps for _ in range(low, min(heap, high)))
+        assert weight <= max(pages, len(heaps))
+    assert sum(weights) == sum(heaps)
+
+
+@IN_MEMORY
+@given(sizes=st.lists(st.integers(0, 50), min_size=1), size=st.integers(1, 100))
+def test_packed_slices_are_neighbours_and_fit(sizes: list[int], size: int) -> None:
+    """Units hold all slices in their order, and more than one only where they fit."""
+    parts = [Slice(str(i), weight) for i, weight in enumerate(sizes)]
+    units = plan.packed(parts, size)
+    assert [part for unit in units for part in unit] == parts
+    assert all(len(unit) == 1 or sum(part.size for part in unit) <= size for unit in units)
+
+
+@pytest.fixture
+def connection(source: Source) -> Iterator[connect.Connection]:
+    """A pinned connection to the test's database."""
+    with connect.connect(Origin("test", source.dsn)) as opened:
+        yield opened
+
+
+def found(connection: connect.Connection, name: str = "t") -> Relation:
+    """A relation as the catalog has it."""
+    (relation,) = [r for r in relations(connection, ["public"]) if r.name == name]
+    return relation
+
+
+def proven(
+    connection: connect.Connection,
+    size: int,
+    version: int = NEW,
+    key: Sequence[str] | None = None,
+    name: str = "t",
+) -> list[int]:
+    """Slices a relation with a column ``id``, and checks that each row is in exactly one.
+
+    Returns the rows in each slice.
+    """
+    relation = found(connection, name)
+    chosen = relation.key if key is None else key
+    parts = plan.slices(connection, relation, version, size, chosen)
+    assert parts
+    rows: list[list[Any]] = [
+        connection.execute(
+            f"SELECT tableoid, id FROM {name} WHERE {part.where}"  # type: ignore[arg-type]
+            if relation.heaps
+            else f"SELECT id FROM {name} WHERE {part.where}"
+        ).fetchall()
+        for part in parts
+    ]
+    every = f"SELECT {'tableoid, ' if relation.heaps else ''}id FROM {name}"
+    whole = connection.execute(every).fetchall()  # type: ignore[arg-type]
+    assert Counter(row for part in rows for row in part) == Counter(whole)
+    return [len(part) for part in rows]
+
+
+def test_a_heap_is_split_evenly(source: Source, connection: connect.Connection) -> None:
+    """A table without a key, whose values are all the same, is split by its pages."""
+    source.execute(
+        "CREATE TABLE t AS SELECT 1 AS id, repeat('x', 100) FROM generate_series(1,5000)"
+    )
+    counts = proven(connection, 10 * PAGE)
+    assert len(counts) >= 8
+    assert max(counts) < 2 * 5000 / len(counts)
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_small_tables_are_one_slice(
+    source: Source, connection: connect.Connection, rows: int
+) -> None:
+    """A table of a page or none is read at once, with pages and without."""
+    source.execute("CREATE TABLE t (id int PRIMARY KEY)")
+    source.execute(f"INSERT INTO t SELECT generate_series(1, {rows})")
+    assert proven(connection, 1) == [rows]
+    assert proven(connection, 10 * PAGE, OLD) == [rows]
+
+
+def test_uneven_partitions(source: Source, connection: connect.Connection) -> None:
+    """One big partition among small and empty ones, at two levels, is split without a gap."""
+    source.execute(
+        "CREATE TABLE t (id int, pad text) PARTITION BY RANGE (id);"
+        "CREATE TABLE t_big PARTITION OF t FOR VALUES FROM (0) TO (100000);"
+        "CREATE TABLE t_none PARTITION OF t FOR VALUES FROM (100000) TO (100001);"
+        "CREATE TABLE t_sub PARTITION OF t FOR VALUES FROM (100001) TO (200000)"
+        " PARTITION BY LIST (id);"
+        "CREATE TABLE t_one PARTITION OF t_sub FOR VALUES IN (100001);"
+        "CREATE TABLE t_rest PARTITION OF t_sub DEFAULT;"
+        "INSERT INTO t SELECT i, repeat('x', 200) FROM generate_series(1, 5000) i;"
+        "INSERT INTO t SELECT 100001, 'y' FROM generate_series(1, 40);"
+        "INSERT INTO t SELECT 150000 + i, 'z' FROM generate_series(1, 700) i"
+    )
+    counts = proven(connection, 12 * PAGE)
+    assert len(counts) > 8
+    assert sum(counts) == 5740
+    assert proven(connection, PAGE)
+
+
+def test_partitioned_without_partitions(source: Source, connection: connect.Connection) -> None:
+    """A parent that has no partition yet is one empty slice."""
+    source.execute("CREATE TABLE t (id int) PARTITION BY LIST (id)")
+    assert proven(connection, PAGE) == [0]
+
+
+def test_heirs_are_read_with_their_parent(source: Source, connection: connect.Connection) -> None:
+    """Old-style inheritance: the parent's own rows and its heirs' are all there."""
+    source.execute(
+        "CREATE TABLE t (id int, pad text); CREATE TABLE heir (more int) INHERITS (t);"
+        "INSERT INTO t SELECT i, repeat('x', 200) FROM generate_series(1, 300) i;"
+        "INSERT INTO heir SELECT i, repeat('x', 200), 1 FROM generate_series(1, 3000) i"
+    )
+    assert sum(proven(connection, 8 * PAGE)) == 3300
+
+
+def test_a_foreign_partition(source: Source, connection: connect.Connection) -> None:
+    """A partition that lies in another server has no pages here, and loses or doubles no row."""
+    port = psycopg.conninfo.conninfo_to_dict(source.dsn)
+    source.execute(
+        "CREATE EXTENSION postgres_fdw; CREATE SCHEMA far;"
+        "CREATE TABLE far.v AS SELECT i AS id, repeat('x', 200) AS pad"
+        " FROM generate_series(10001, 13000) i;"
+        f"CREATE SERVER other FOREIGN DATA WRAPPER postgres_fdw"
+        f" OPTIONS (host '127.0.0.1', port '{port['port']}', dbname '{port['dbname']}');"
+        "CREATE USER MAPPING FOR CURRENT_USER SERVER other OPTIONS (user 'postgres');"
+        "CREATE TABLE t (id int, pad text) PARTITION BY RANGE (id);"
+        "CREATE TABLE t_near PARTITION OF t FOR VALUES FROM (0) TO (10000);"
+        "CREATE FOREIGN TABLE t_far PARTITION OF t FOR VALUES FROM (10000) TO (20000)"
+        " SERVER other OPTIONS (schema_name 'far', table_name 'v');"
+        "INSERT INTO t SELECT i, repeat('x', 200) FROM generate_series(1, 1000) i"
+    )
+    assert sum(proven(connection, 8 * PAGE)) == 4000
+
+
+def test_deleted_and_bloated_pages(source: Source, connection: connect.Connection) -> None:
+    """Pages of dead rows, empty ranges and moved rows neither hide nor double anything."""
+    source.execute(
+        "CREATE TABLE t (id int, pad text) WITH (autovacuum_enabled = off);"
+        "INSERT INTO t SELECT i, repeat('x', 200) FROM generate_series(1, 4000) i"
+    )
+    source.execute("DELETE FROM t WHERE id BETWEEN 500 AND 3500")
+    source.execute("UPDATE t SET pad = repeat('y', 500) WHERE id % 3 = 0")
+    assert sum(proven(connection, 6 * PAGE)) == 999
+    source.execute("VACUUM t")
+    assert sum(proven(connection, 6 * PAGE)) == 999
+
+
+def test_values_out_of_line_count(source: Source, connection: connect.Connection) -> None:
+    """A table of few pages and much TOAST is split by what it really holds."""
+    source.execute("CREATE TABLE t (id int, pad text)")
+    source.execute("ALTER TABLE t ALTER pad SET STORAGE EXTERNAL")
+    source.execute("INSERT INTO t SELECT i, repeat('x', 10000) || i FROM generate_series(1, 300) i")
+    assert found(connection).heaps == (2,)
+    counts = proven(connection, 10 * PAGE)
+    assert len(counts) == 2
+
+
+def test_growth_after_the_plan(source: Source, connection: connect.Connection) -> None:
+    """Rows that come after the plan are in a slice as well; which count, the snapshot decides."""
+    source.execute("CREATE TABLE t AS SELECT i AS id FROM generate_series(1, 5000) i")
+    connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+    parts = plan.slices(connection, found(connection), NEW, 5 * PAGE, ())
+    source.execute("INSERT INTO t SELECT i FROM generate_series(5001, 20000) i")
+    wheres = [part.where for part in parts]
+    in_snapshot = [
+        connection.execute(f"SELECT count(*) FROM t WHERE {w}").fetchone()  # type: ignore[arg-type]
+        for w in wheres
+    ]
+    assert sum(int(str(row[0])) for row in in_snapshot if row) == 5000
+    connection.execute("ROLLBACK")
+    counts = [source.execute(f"SELECT count(*) FROM t WHERE {w}")[0][0] for w in wheres]
+    assert sum(counts) == 20000
+
+
+KEYS = {
+    "integers": "i",
+    "duplicates": "i % 3",
+    "all the same": "7",
+    "nulls": "nullif(i % 7, 0)",
+    "mostly null": "CASE WHEN i = 1 THEN 1 END",
+    "only null": "NULL::int",
+    "text": "md5(i::text)",
+    "odd text": "'O''Brien \\%s ' || i",
+    "letters of both cases": "chr(65 + i % 26) || chr(97 + i % 7)",
+    "char(6)": "i::text::char(6)",
+    "bit(16)": "(i % 65536)::bit(16)",
+    "uuid": "md5(i::text)::uuid",
+    "numeric": "i / 7.0",
+    "equal numerics": "CASE i % 3 WHEN 0 THEN 1.0 WHEN 1 THEN 1.00 ELSE 1.000 END",
+    "floats": "CASE i % 5 WHEN 0 THEN 'NaN' WHEN 1 THEN '-Infinity' ELSE i / 3.0 END::float8",
+    "date": "CASE i % 5 WHEN 0 THEN 'infinity' ELSE '2024-01-01'::date + i END",
+    "timestamptz": "'2024-01-01'::timestamptz + i * interval '1 hour'",
+    "interval": "i % 50 * interval '1 day' - i * interval '24 hours'",
+    "boolean": "i % 2 = 0",
+    "bytea": "int4send(i)",
+    "range": "int4range(i, i + 1)",
+    "array": "ARRAY[i % 9, i]",
+    "jsonb": "to_jsonb(i)",
+}
+
+
+@pytest.mark.parametrize("key", KEYS.values(), ids=KEYS.keys())
+def test_views_are_split_by_key(source: Source, connection: connect.Connection, key: str) -> None:
+    """A view is split by ranges of its key, whatever its type, its repeats and its NULLs."""
+    source.execute(f"CREATE VIEW t AS SELECT {key} AS k, i AS id FROM generate_series(1, 3000) i")
+    counts = proven(connection, 20_000, key=["k"])
+    distinct = source.execute("SELECT count(DISTINCT k) FROM t")[0][0]
+    if distinct > 1000:
+        assert len(counts) > 1
+        assert max(counts) < 3000 / 2
+
+
+def test_a_view_without_a_key_is_read_whole(source: Source, connection: connect.Connection) -> None:
+    """What has neither pages nor a key is one slice."""
+    source.execute("CREATE VIEW t AS SELECT i AS id FROM generate_series(1, 3000) i")
+    assert proven(connection, 100) == [3000]
+
+
+def test_old_servers_are_split_by_key(source: Source, connection: connect.Connection) -> None:
+    """Before PostgreSQL 14 a table is split by its key, as ctid ranges would read it whole."""
+    source.execute(
+        "CREATE TABLE t (id bigint, part text, PRIMARY KEY (part, id));"
+        "INSERT INTO t SELECT i, md5((i % 100)::text) FROM generate_series(1, 5000) i;"
+        "ANALYZE t"
+    )
+    counts = proven(connection, 40_000, OLD)
+    assert len(counts) > 3
+    assert proven(connection, 40_000, OLD, key=()) == [5000]
+
+
+@pytest.mark.parametrize("kind", ["TABLE", "MATERIALIZED VIEW", "VIEW"])
+def test_many_small_slices_land_whole(source: Source, kind: str) -> None:
+    """A run whose slices are small, of a relation of any kind, lands each row once."""
+    source.execute(
+        f"CREATE {kind} t AS SELECT i AS id, repeat('x', 300) AS pad"
+        " FROM generate_series(1, 20000) i"
+    )
+    settings = source.settings(run={"memory": "128MB"}, tables={"t": {"key": ["id"]}})
+    result = pipeline.run(settings)
+    assert [table.error for table in result.tables] == [None]
+    assert result.tables[0].rows_read == 20000
