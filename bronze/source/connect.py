@@ -6,6 +6,7 @@ server, the database or the role say.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -27,6 +28,9 @@ from bronze.errors import (
     TableRefused,
 )
 from bronze.model import Origin
+
+# What the pool's own threads meet is met, and said, by the next connection that we ask for.
+logging.getLogger("psycopg.pool").addHandler(logging.NullHandler())
 
 Connection = psycopg.Connection[tuple[object, ...]]
 Pool = ConnectionPool[Connection]
@@ -106,6 +110,21 @@ def connect(origin: Origin) -> Connection:
 
 def _pin(connection: Connection, origin: Origin) -> None:
     connection.execute(pinning(origin))
+
+
+def answer(origin: Origin) -> None:
+    """Asks whether the server takes connections, without opening one.
+
+    Raises:
+        SourceUnreachable: it does not answer, or is starting up or shutting down.
+    """
+    found = psycopg.pq.PGconn.ping(make_conninfo("", **parameters(origin)).encode())
+    if found not in (psycopg.pq.Ping.OK, psycopg.pq.Ping.NO_ATTEMPT):
+        said = "is starting up or shutting down" if found == psycopg.pq.Ping.REJECT else "is away"
+        raise SourceUnreachable(
+            f"The PostgreSQL at {address(origin)} {said}.",
+            hint="Check that it runs, and that no firewall stands between.",
+        )
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import pyarrow as pa
 from bronze.errors import Mismatch, SourceBusy, SourceError, SourceUnreachable, TableRefused
 from bronze.model import Column, Kind, Origin
 from bronze.source import tunnel
-from bronze.source.connect import connect, explain, parameters
+from bronze.source.connect import answer, connect, explain, parameters
 
 # connectorx's connection pool writes each failed attempt to stderr unless it is told not to.
 os.environ.setdefault("RUST_LOG", "off")
@@ -73,6 +73,8 @@ def _parts(raw: pa.Table) -> Iterator[pa.Table]:
 @contextmanager
 def _reachable(origin: Origin) -> Iterator[str]:
     given = parameters(origin)
+    # connectorx tries for half a minute to reach a server that is not there.
+    answer(origin)
     if tunnel.needed(given):
         with tunnel.relay(given) as relayed:
             yield _url(relayed)
