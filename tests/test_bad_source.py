@@ -145,7 +145,10 @@ def test_a_read_that_takes_too_long_fails_alone(source: Source) -> None:
 def test_one_reader_that_is_cut_reads_again(source: Source) -> None:
     """The snapshot lives on, so only that read is begun again; all is one batch."""
     source.execute(GATED)
-    with closed_gate(source.dsn) as gate, under_way(source, "gated", source=PATIENT, run=AGAIN) as run:
+    with (
+        closed_gate(source.dsn) as gate,
+        under_way(source, "gated", source=PATIENT, run=AGAIN) as run,
+    ):
         gate.reached()
         (reader,) = gate.waiting()
         gate.keeper.execute("SELECT pg_terminate_backend(%s)", [reader])
@@ -321,7 +324,7 @@ def test_the_pool_bounds_all_connections(source: Source, pool: dict[str, int]) -
     for i in range(6):
         source.execute(f"CREATE TABLE t{i} AS TABLE t")
     most = 0
-    with under_way(source, source={"pool": pool}, run={"workers": 8, "memory": "128MB"}) as run:
+    with under_way(source, source={"pool": pool}, run={"workers": 8}) as run:
         while not run.done():
             most = max(most, len(sessions(source.dsn)))
         assert failures(run.result()) == {}

@@ -7,7 +7,7 @@ larger; dictionaries help only columns with few values and make keys and hashes 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import IO
+from typing import Any
 from uuid import uuid4
 
 import polars as pl
@@ -59,7 +59,7 @@ def write(
     return DataFile(path, size, statistics.rows, statistics.json())
 
 
-def _parquet(sink: IO[bytes], first: pl.DataFrame) -> pq.ParquetWriter:
+def _parquet(sink: Any, first: pl.DataFrame) -> pq.ParquetWriter:
     return pq.ParquetWriter(
         sink,
         _arrow(first.head(0)).schema,

@@ -19,7 +19,15 @@ from bronze import secret
 from bronze.errors import BronzeError, LakeError, LakeUnreachable
 from bronze.model import Place, Secret
 
-_UPLOAD_BUFFER = 8 * 2**20
+_CLIENT = (
+    "allow_http",
+    "allow_invalid_certificates",
+    "connect_timeout",
+    "pool_idle_timeout",
+    "proxy_url",
+    "timeout",
+    "user_agent",
+)
 _REMOTE = re.compile(r"^[a-z][a-z0-9+]*://", re.IGNORECASE)
 
 
@@ -41,13 +49,18 @@ def opened(place: Place) -> Any:
     try:
         if is_local(place):
             return LocalStore(prefix=Path(place.url).absolute(), mkdir=True)
-        return from_url(place.url, config=options(place))  # type: ignore[call-overload]
-    except (BaseError, OSError, ValueError) as error:
+        given = options(place)
+        # deltalake takes the options of the connection among those of the store.
+        client = {name: given.pop(name) for name in _CLIENT if name in given}
+        return from_url(place.url, config=given, client_options=client)  # type: ignore[call-overload]
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # an option that it does not know makes obstore panic
         raise failure(place, "opened", error) from None
 
 
 @contextmanager
-def writer(place: Place, path: str) -> Iterator[IO[bytes]]:
+def writer(place: Place, path: str) -> Iterator[IO[bytes] | io.RawIOBase]:
     """A file to write one object with, whose memory is bounded however large the object gets.
 
     When the context ends with an error the object is not there, or is of no use.
@@ -63,7 +76,7 @@ def writer(place: Place, path: str) -> Iterator[IO[bytes]]:
                 yield file
         else:
             upload = _Upload(obstore.open_writer(opened(place), path))
-            yield io.BufferedWriter(upload, _UPLOAD_BUFFER)
+            yield upload
             upload.finish()
     except (BaseError, OSError, pa.ArrowException) as error:
         raise failure(place, "written", error) from None
@@ -74,12 +87,18 @@ class _Upload(io.RawIOBase):
 
     def __init__(self, upload: Any) -> None:
         self._upload = upload
+        self._size = 0
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: Any) -> int:
-        return int(self._upload.write(bytes(data)))
+        self._upload.write(bytes(data))
+        self._size += len(data)
+        return len(data)
+
+    def tell(self) -> int:
+        return self._size
 
     def finish(self) -> None:
         self._upload.close()

@@ -273,9 +273,11 @@ def test_many_small_slices_land_whole(
     """A run whose slices are small, of a relation of any kind, lands each row once."""
     monkeypatch.setattr(prepare, "_SLICE", 2**20)
     source.execute(
-        f"CREATE {kind} t AS SELECT i AS id, repeat('x', 300) AS pad"
-        " FROM generate_series(1, 20000) i"
+        "CREATE SCHEMA base; CREATE TABLE base.t AS"
+        " SELECT i AS id, repeat('x', 300) AS pad FROM generate_series(1, 20000) i;"
+        f"CREATE {kind} t AS SELECT * FROM base.t"
     )
+    source.execute("ANALYZE")
     result = pipeline.run(source.settings(tables={"t": {"key": ["id"]}}))
     assert [table.error for table in result.tables] == [None]
     assert result.tables[0].rows_read == 20000
