@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import cycle
@@ -161,11 +161,10 @@ def proxied(*servers: Server) -> Iterator[Proxy]:
         proxy.close()
 
 
-def sessions(dsn: str, names: Sequence[str] = ("bronze%",)) -> list[str]:
-    """The application names of the sessions in a database that are bronze's."""
+def sessions(connection: psycopg.Connection[Any]) -> list[int]:
+    """The process ids of bronze's sessions in the connection's database."""
     query = """
-        SELECT application_name FROM pg_stat_activity
-        WHERE datname = current_database() AND application_name LIKE ANY(%s)
+        SELECT pid FROM pg_stat_activity
+        WHERE datname = current_database() AND application_name LIKE 'bronze%'
     """
-    with psycopg.connect(dsn) as connection:
-        return [row[0] for row in connection.execute(query, [list(names)])]
+    return [row[0] for row in connection.execute(query)]

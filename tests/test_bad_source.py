@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -234,23 +234,23 @@ SMALL = {
 
 
 @pytest.fixture
-def fresh(small: Server, tmp_path: Path) -> Iterator[Source]:
+def fresh(small: Server, tmp_path: Path) -> Source:
     """An empty database in it."""
-    until(lambda: not _others(small))
+    until(lambda: _alone(small))
     with psycopg.connect(small.dsn(), autocommit=True) as admin:
         admin.execute("DROP DATABASE IF EXISTS fresh WITH (FORCE)")
         admin.execute("CREATE DATABASE fresh")
-    yield Source(small.dsn("fresh"), tmp_path / "lake")
+    return Source(small.dsn("fresh"), tmp_path / "lake")
 
 
-def _others(server: Server) -> int:
+def _alone(server: Server) -> bool:
     query = (
         "SELECT count(*) FROM pg_stat_activity"
         " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
     )
-    with psycopg.connect(server.dsn()) as connection:
-        row = connection.execute(query).fetchone()
-        return int(row[0]) if row else 0
+    with suppress(psycopg.OperationalError), psycopg.connect(server.dsn()) as connection:
+        return connection.execute(query).fetchone() == (0,)
+    return False
 
 
 def test_a_restart_in_the_middle_is_survived(small: Server, fresh: Source) -> None:
@@ -287,14 +287,17 @@ def test_a_full_server_is_waited_for(fresh: Source) -> None:
     fresh.execute(GATED)
     for i in range(4):
         fresh.execute(f"CREATE TABLE t{i} AS SELECT {i} AS id")
-    with closed_gate(fresh.dsn) as gate, taken(fresh.dsn, 4) as give_back:
-        # Of 8, the gate has 1 and others have 4: 3 are left, where the run wants 5.
-        with under_way(fresh, source=PATIENT, run={"workers": 4}) as run:
-            gate.reached()
-            until(lambda: _full(fresh.dsn))
-            give_back(2)
-            gate.open()
-            assert failures(run.result(60)) == {}
+    # Of 8, the gate has 1 and others have 4: 3 are left, where the run wants 5.
+    with (
+        closed_gate(fresh.dsn) as gate,
+        taken(fresh.dsn, 4) as give_back,
+        under_way(fresh, source=PATIENT, run={"workers": 4}) as run,
+    ):
+        gate.reached()
+        until(lambda: _full(fresh.dsn))
+        give_back(2)
+        gate.open()
+        assert failures(run.result(60)) == {}
     assert whole(fresh, "t", "gated", "gated_too", "t0", "t1", "t2", "t3")
 
 
@@ -324,9 +327,12 @@ def test_the_pool_bounds_all_connections(source: Source, pool: dict[str, int]) -
     for i in range(6):
         source.execute(f"CREATE TABLE t{i} AS TABLE t")
     most = 0
-    with under_way(source, source={"pool": pool}, run={"workers": 8}) as run:
+    with (
+        psycopg.connect(source.dsn, autocommit=True) as watcher,
+        under_way(source, source={"pool": pool}, run={"workers": 8}) as run,
+    ):
         while not run.done():
-            most = max(most, len(sessions(source.dsn)))
+            most = max(most, len(sessions(watcher)))
         assert failures(run.result()) == {}
     assert 2 <= most <= pool["max"]
 

@@ -20,7 +20,7 @@ from azure.core.credentials import AccessToken
 
 from bronze import config, pipeline, secret
 from bronze.errors import ConfigError
-from bronze.model import Secret, Unit, Written
+from bronze.model import Secret
 from bronze.work import work
 from tests.conftest import Source
 

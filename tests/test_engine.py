@@ -9,9 +9,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import distributed
 import polars as pl
 import pytest
 
@@ -23,7 +25,7 @@ from bronze.work import work
 from tests.conftest import Source
 from tests.table.test_commit import batch
 
-STAMP = Stamp(batch(), __import__("datetime").datetime(2024, 1, 1), "test", "full_refresh")
+STAMP = Stamp(batch(), datetime(2024, 1, 1, tzinfo=UTC), "test", "full_refresh")
 
 
 def units(count: int) -> list[Unit]:
@@ -51,6 +53,7 @@ class Gauge:
         self._lock = threading.Lock()
 
     def __call__(self, unit: Unit) -> Written:
+        """Runs one unit."""
         with self._lock:
             if self.running >= self.slots:
                 self.refused += 1
@@ -201,10 +204,8 @@ def test_a_unit_may_run_twice(source: Source) -> None:
 
 @contextmanager
 def _cluster() -> Iterator[Executor]:
-    from distributed import LocalCluster
-
     with (
-        LocalCluster(
+        distributed.LocalCluster(  # type: ignore[no-untyped-call]
             processes=True, n_workers=2, threads_per_worker=1, dashboard_address=None
         ) as cluster,
         executor(f"dask://{cluster.scheduler_address.removeprefix('tcp://')}", 2) as pool,
@@ -230,14 +231,15 @@ def test_every_engine_gives_the_same_tables(
         " CASE WHEN i % 5000 = 0 THEN 'NaN' ELSE i / 4.0 END::numeric(12,2) AS n,"
         " ARRAY[i, NULL] AS list FROM generate_series(1, 12000) i;"
         "ALTER TABLE t ADD PRIMARY KEY (id);"
-        "CREATE TABLE broken AS SELECT 1 AS id; CREATE VIEW bad AS SELECT 1/(id - 1) AS x FROM broken"
+        "CREATE TABLE one AS SELECT 1 AS id;"
+        "CREATE VIEW bad AS SELECT 1 / (id - 1) AS x FROM one"
     )
     with ENGINES[name]() as pool:
         result = pipeline.run(source.settings(), pool=pool)
     ended = {table.table: table for table in result.tables}
     assert {label: table.status for label, table in ended.items()} == {
         "public.t": "landed",
-        "public.broken": "landed",
+        "public.one": "landed",
         "public.bad": "failed",
     }
     assert ended["public.t"].rejected == 2
@@ -245,7 +247,6 @@ def test_every_engine_gives_the_same_tables(
     error = ended["public.bad"].error
     assert error is not None
     assert error.kind == "TableRefused"
-    assert source.execute("SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in%'")
     landed = pl.read_delta(str(source.table("t"))).sort("id")
     assert landed["id"].to_list() == list(range(1, 12001))
     assert landed["n"].null_count() == 2
@@ -261,8 +262,16 @@ def test_work_is_what_engines_run() -> None:
     assert pickle.loads(pickle.dumps(work)) is work  # noqa: S301 - our own bytes
 
 
-def test_a_scheduler_that_is_not_there_is_the_configs_fault() -> None:
+def test_a_scheduler_that_is_not_there_is_the_configs_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A cluster that does not answer is said to be so."""
+
+    def impatient(address: str, **options: Any) -> Any:
+        return client(address, **{**options, "timeout": "200ms"})
+
+    client: Any = distributed.Client
+    monkeypatch.setattr(distributed, "Client", impatient)
     with (
         pytest.raises(ConfigError, match="does not answer") as caught,
         executor("dask://127.0.0.1:1", 1),

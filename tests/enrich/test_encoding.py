@@ -50,10 +50,10 @@ _numbers = itertools.count()
 def fill(source: Source, sample: Sample) -> None:
     """Makes the table ``t`` anew with a sample's rows, and a key ``id``."""
     names = [sql.Identifier(name) for name, _ in sample.columns]
-    kinds = [sql.SQL(declared.type) for _, declared in sample.columns]  # type: ignore[arg-type]
+    kinds = [sql.SQL(declared.type) for _, declared in sample.columns]
     defined = [sql.SQL("{} {}").format(n, k) for n, k in zip(names, kinds, strict=True)]
-    cast = [sql.SQL("t{}::{}").format(sql.SQL(str(i)), k) for i, k in enumerate(kinds)]  # type: ignore[arg-type]
-    texts = [sql.SQL("t{}").format(sql.SQL(str(i))) for i in range(len(kinds))]  # type: ignore[arg-type]
+    cast = [sql.SQL("t{}::{}").format(sql.SQL(str(i)), k) for i, k in enumerate(kinds)]
+    texts = [sql.SQL("t{}").format(sql.SQL(str(i))) for i in range(len(kinds))]
     comma = sql.SQL(", ")
     with psycopg.connect(source.dsn) as connection:
         connection.execute("DROP TABLE IF EXISTS t")
@@ -95,8 +95,7 @@ def hashes(source: Source) -> dict[int, str]:
         keys = [row[0] for row in connection.execute("SELECT id FROM t").fetchall()]
         queries = {key: digest.row_hash(columns, table, f"id = {key}") for key in keys}
         rows: dict[Any, Any] = {
-            key: connection.execute(query).fetchone()  # type: ignore[call-overload]
-            for key, query in queries.items()
+            key: connection.execute(query).fetchone() for key, query in queries.items()
         }
     return {key: row[0] for key, row in rows.items()}
 

@@ -83,14 +83,14 @@ def proven(
     assert parts
     rows: list[list[Any]] = [
         connection.execute(
-            f"SELECT tableoid, id FROM {name} WHERE {part.where}"  # type: ignore[arg-type]
+            f"SELECT tableoid, id FROM {name} WHERE {part.where}"
             if relation.heaps
             else f"SELECT id FROM {name} WHERE {part.where}"
         ).fetchall()
         for part in parts
     ]
     every = f"SELECT {'tableoid, ' if relation.heaps else ''}id FROM {name}"
-    whole = connection.execute(every).fetchall()  # type: ignore[arg-type]
+    whole = connection.execute(every).fetchall()
     assert Counter(row for part in rows for row in part) == Counter(whole)
     return [len(part) for part in rows]
 
@@ -202,8 +202,7 @@ def test_growth_after_the_plan(source: Source, connection: connect.Connection) -
     source.execute("INSERT INTO t SELECT i FROM generate_series(5001, 20000) i")
     wheres = [part.where for part in parts]
     in_snapshot = [
-        connection.execute(f"SELECT count(*) FROM t WHERE {w}").fetchone()  # type: ignore[arg-type]
-        for w in wheres
+        connection.execute(f"SELECT count(*) FROM t WHERE {w}").fetchone() for w in wheres
     ]
     assert sum(int(str(row[0])) for row in in_snapshot if row) == 5000
     connection.execute("ROLLBACK")
@@ -245,7 +244,7 @@ def test_views_are_split_by_key(source: Source, connection: connect.Connection, 
     distinct = source.execute("SELECT count(DISTINCT k) FROM t")[0][0]
     if distinct > 1000:
         assert len(counts) > 1
-        assert max(counts) < 3000 / 2
+        assert max(counts) < 3 * 3000 / len(counts)
 
 
 def test_a_view_without_a_key_is_read_whole(source: Source, connection: connect.Connection) -> None:

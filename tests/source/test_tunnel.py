@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import parse_qs, quote, urlsplit
 
 import connectorx as cx
 import psycopg
@@ -29,6 +29,9 @@ from psycopg.conninfo import make_conninfo
 
 from bronze.demo import server as demo
 from bronze.errors import ConfigError, SourceRefused, SourceUnreachable
+from bronze.model import Origin
+from bronze.source.connect import parameters
+from bronze.source.read import _url
 from bronze.source.tunnel import needed, relay
 
 LONG_RESULT = "SELECT i, repeat(md5(i::text), 32) FROM generate_series(1, {rows}) AS i"
@@ -41,15 +44,16 @@ class Doorman:
     """
 
     def __init__(
-        self, backend: int, tls: ssl.SSLContext | None, answer: bytes | None = None
+        self, backend: int, tls: ssl.SSLContext, family: socket.AddressFamily = socket.AF_INET
     ) -> None:
         self.backend = backend
         self.tls = tls
-        self.answer = answer if answer is not None else (b"S" if tls else b"N")
+        self.answer = b"S"
         self.sessions: list[tuple[str | None, str | None]] = []
         self.clients: list[str] = []
         self._open: list[socket.socket] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        here = "::1" if family == socket.AF_INET6 else "127.0.0.1"
+        self._listener = socket.create_server((here, 0), family=family)
         self.port = int(self._listener.getsockname()[1])
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
@@ -83,7 +87,7 @@ class Doorman:
             if sock.recv(1, socket.MSG_PEEK) == b"\0":
                 assert sock.recv(8) == struct.pack("!II", 8, 80877103)
                 sock.sendall(self.answer)
-            if self.tls is None or self.answer != b"S":
+            if self.answer != b"S":
                 sock.recv(1)
                 return
             with self.tls.wrap_socket(sock, server_side=True) as near:
@@ -135,14 +139,19 @@ def door(postgres: demo.Server, ca: trustme.CA) -> Iterator[OpenDoor]:
     """Opens doormen in front of that PostgreSQL; by default with a certificate for localhost."""
     doormen: list[Doorman] = []
 
-    def open_door(*names: str, issuer: trustme.CA = ca, demand: bool = False) -> Doorman:
+    def open_door(
+        *names: str,
+        issuer: trustme.CA = ca,
+        demand: bool = False,
+        family: socket.AddressFamily = socket.AF_INET,
+    ) -> Doorman:
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         tls.set_alpn_protocols(["postgresql"])
         issuer.issue_cert(*(names or ("localhost",))).configure_cert(tls)
         if demand:
             tls.verify_mode = ssl.CERT_REQUIRED
             ca.configure_trust(tls)
-        doormen.append(Doorman(postgres.port, tls))
+        doormen.append(Doorman(postgres.port, tls, family))
         return doormen[-1]
 
     yield open_door
@@ -366,6 +375,48 @@ def test_several_hosts(door: OpenDoor, roots: str) -> None:
     assert not second.sessions
 
 
+@pytest.mark.parametrize(
+    ("conninfo", "family"),
+    [
+        ("postgresql://postgres@[::1]:{port}/postgres", socket.AF_INET6),
+        ("postgresql://postgres@[::1]:1,127.0.0.1:{port}/postgres", socket.AF_INET),
+        ("postgresql://postgres@localhost:1,localhost:{port}/postgres", socket.AF_INET),
+        ("postgresql://postgres@localhost:{port}/postgres?hostaddr=127.0.0.1", socket.AF_INET),
+        ("host=localhost,127.0.0.1 port={port} user=postgres dbname=postgres", socket.AF_INET),
+    ],
+)
+def test_url(
+    door: OpenDoor,
+    roots: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    conninfo: str,
+    family: socket.AddressFamily,
+) -> None:
+    """However the DSN names its servers, connectorx's URL has the relay as its only host."""
+    if family == socket.AF_INET6 and not _has_ipv6():
+        pytest.skip("this machine has no IPv6")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    doorman = door("localhost", "127.0.0.1", "::1", family=family)
+    monkeypatch.setenv("PGSSLMODE", "verify-full")
+    monkeypatch.setenv("PGSSLROOTCERT", roots)
+    given = parameters(Origin("here", conninfo.format(port=doorman.port)))
+    with relay(given) as near:
+        made = _url(near)
+        assert cx.read_sql(made, "SELECT 42 AS answer", return_type="arrow").num_rows == 1
+    host = quote(near["host"], safe="")
+    assert made.startswith(f"postgresql://postgres@{host}:5432/postgres?")
+    assert parse_qs(urlsplit(made).query)["sslmode"] == ["disable"]
+
+
+def _has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
 def test_client_certificate(door: OpenDoor, roots: str, ca: trustme.CA, tmp_path: Path) -> None:
     """A client certificate is shown; one that is missing or of a wrong CA is named as the cause."""
     doorman = door(demand=True)
@@ -391,16 +442,12 @@ def test_client_certificate(door: OpenDoor, roots: str, ca: trustme.CA, tmp_path
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"channel_binding": "require"}, "channel_binding=require"),
-        ({"sslcertmode": "require"}, "sslcertmode=require"),
         ({"sslmode": "verify-ca", "sslrootcert": "system"}, "sslrootcert=system"),
         ({"sslrootcert": "/no/such/file"}, "/no/such/file does not exist"),
         ({"sslmode": "require", "sslrootcert": "/no/such/file"}, "does not exist"),
         ({"sslrootcert": __file__}, "cannot be used: NO_CERTIFICATE"),
         ({"sslcert": "ROOTS", "sslkey": "/no/key"}, "key /no/key cannot be used: No such file"),
         ({"sslcert": __file__, "sslkey": __file__}, "cannot be used: it is not in PEM format"),
-        ({"sslcrl": "/no/such/file"}, "revocation list /no/such/file cannot be used"),
-        ({"ssl_min_protocol_version": "SSLv3"}, "SSLv3 is no version"),
         ({"sslmode": "prefer"}, "needs no relay"),
         ({"host": ""}, "only hostaddr"),
         ({"host": "", "hostaddr": ""}, "needs a host name"),
@@ -418,6 +465,61 @@ def test_contradictions(roots: str, change: dict[str, str], message: str) -> Non
     """What cannot be honoured is refused, never ignored."""
     change = {key: value.replace("ROOTS", roots) for key, value in change.items()}
     with pytest.raises(ConfigError, match=message), relay({**params_for(1, roots), **change}):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("channel_binding", "require"),
+        ("gssencmode", "require"),
+        ("ssl_max_protocol_version", "TLSv1.2"),
+        ("ssl_min_protocol_version", "TLSv1"),
+        ("sslcertmode", "require"),
+        ("sslcompression", "1"),
+        ("sslcrl", "/some/file"),
+        ("sslcrldir", "/some/folder"),
+        ("sslkeylogfile", "/some/file"),
+        ("sslnegotiation", "later"),
+        ("sslsni", "0"),
+        ("ssl_of_tomorrow", "1"),
+    ],
+)
+def test_unsupported(roots: str, monkeypatch: pytest.MonkeyPatch, key: str, value: str) -> None:
+    """A parameter of TLS that cannot be honoured is refused by name, in the environment too."""
+    params = params_for(1, roots, **{key: value})
+    with pytest.raises(ConfigError, match=f"{key} cannot") as caught, relay(params):
+        pass
+    assert "leave it out" in caught.value.hint
+    if key not in ("sslkeylogfile", "ssl_of_tomorrow"):
+        monkeypatch.setenv(f"PG{key.replace('_', '').upper()}", value)
+        with pytest.raises(ConfigError, match=f"{key} cannot"), relay(params_for(1, roots)):
+            pass
+
+
+def test_harmless(door: OpenDoor, roots: str) -> None:
+    """What asks for nothing beyond what is done anyway is no reason to refuse."""
+    asked = {
+        "channel_binding": "prefer",
+        "gssencmode": "disable",
+        "ssl_min_protocol_version": "TLSv1.3",
+        "sslcertmode": "allow",
+        "sslcompression": "0",
+        "sslcrl": "",
+        "sslnegotiation": "postgres",
+        "sslsni": "1",
+    }
+    with relay(params_for(door().port, roots, **asked)) as near:
+        assert not asked.keys() & near.keys()
+
+
+def test_revocation_list(roots: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A revocation list where libpq looks for one is not passed over."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".postgresql").mkdir()
+    (tmp_path / ".postgresql" / "root.crl").touch()
+    refused = relay(params_for(1, roots))
+    with pytest.raises(ConfigError, match=r"root\.crl cannot be honoured"), refused:
         pass
 
 

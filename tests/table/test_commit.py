@@ -34,7 +34,7 @@ def place(tmp_path: Path) -> Place:
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Conflicts are retried without a pause."""
     for function in (commit.replace, commit.append):
-        monkeypatch.setattr(function.retry, "wait", tenacity.wait_none())  # type: ignore[attr-defined]
+        monkeypatch.setattr(function.retry, "wait", tenacity.wait_none())
 
 
 def batch(seconds_ago: float = 0.0) -> str:

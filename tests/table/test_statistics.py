@@ -54,7 +54,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "timestamp": _MOMENTS.map(lambda moment: moment.replace(tzinfo=UTC)),
     "timestamp_ntz": _MOMENTS,
 }
-COLUMNS = tuple((f"v {name}".replace(" ", "."), Kind(name)) for name in SAFE)
+COLUMNS = tuple((f"v.{name}", Kind(name)) for name in SAFE)  # type: ignore[arg-type]
 ROWS = st.lists(st.tuples(*(st.none() | VALUES[name] for name in SAFE)), max_size=5)
 
 
