@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,13 @@ _numbers = itertools.count()
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server() -> Iterator[Server]:
     """The session's PostgreSQL."""
-    data = tmp_path_factory.mktemp("postgres") / "data"
-    with running(data, settings={**FAST, "max_connections": "60"}) as started:
+    # Under root PostgreSQL runs as another user, to whom another pytest would close its folders.
+    with (
+        tempfile.TemporaryDirectory(prefix="bronze-tests-") as folder,
+        running(Path(folder) / "data", settings={**FAST, "max_connections": "60"}) as started,
+    ):
         yield started
 
 

@@ -7,7 +7,7 @@ server, the database or the role say.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import psycopg
@@ -112,19 +112,44 @@ def _pin(connection: Connection, origin: Origin) -> None:
     connection.execute(pinning(origin))
 
 
-def answer(origin: Origin) -> None:
-    """Asks whether the server takes connections, without opening one.
+def located(origin: Origin) -> dict[str, str]:
+    """Libpq's parameters for the very server that a connection reached, with the password.
+
+    What libpq finds out for itself (environment, service and password files, which of several
+    hosts answers) is found out once per process by a connection, for clients that cannot; until
+    `forget`. From then on this only asks whether the server is there.
 
     Raises:
-        SourceUnreachable: it does not answer, or is starting up or shutting down.
+        SourceUnreachable, SourceBusy, SourceRefused, ConfigError
     """
-    found = psycopg.pq.PGconn.ping(make_conninfo("", **parameters(origin)).encode())
-    if found not in (psycopg.pq.Ping.OK, psycopg.pq.Ping.NO_ATTEMPT):
-        said = "is starting up or shutting down" if found == psycopg.pq.Ping.REJECT else "is away"
+    if origin not in _located:
+        with connect(origin) as connection:
+            info = connection.info
+            found = {**info.get_parameters(), "host": info.host, "port": str(info.port)}
+            found |= {"user": info.user, "dbname": info.dbname}
+            if info.hostaddr and not info.host.startswith("/"):
+                found["hostaddr"] = info.hostaddr
+            if info.password:
+                found["password"] = info.password
+            _located[origin] = found
+    elif psycopg.pq.PGconn.ping(_conninfo(_located[origin])) != psycopg.pq.Ping.OK:
         raise SourceUnreachable(
-            f"The PostgreSQL at {address(origin)} {said}.",
+            f"The PostgreSQL at {address(origin)} does not take connections.",
             hint="Check that it runs, and that no firewall stands between.",
         )
+    return _located[origin]
+
+
+_located: dict[Origin, dict[str, str]] = {}
+
+
+def forget(origin: Origin) -> None:
+    """Lets the next connection find out anew, after a failure: a password may have changed."""
+    _located.pop(origin, None)
+
+
+def _conninfo(given: Mapping[str, str]) -> bytes:
+    return make_conninfo("", **given).encode()
 
 
 @contextmanager

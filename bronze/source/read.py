@@ -17,10 +17,17 @@ import polars as pl
 import psycopg
 import pyarrow as pa
 
-from bronze.errors import Mismatch, SourceBusy, SourceError, SourceUnreachable, TableRefused
+from bronze.errors import (
+    ConfigError,
+    Mismatch,
+    SourceBusy,
+    SourceError,
+    SourceUnreachable,
+    TableRefused,
+)
 from bronze.model import Column, Kind, Origin
 from bronze.source import tunnel
-from bronze.source.connect import answer, connect, explain, parameters
+from bronze.source.connect import connect, explain, forget, located
 
 # connectorx's connection pool writes each failed attempt to stderr unless it is told not to.
 os.environ.setdefault("RUST_LOG", "off")
@@ -30,6 +37,7 @@ os.environ.setdefault("RUST_LOG", "off")
 _PART_VALUES = 300_000
 _PART_BYTES = 8 * 2**20
 
+_PASSED_ON = ("application_name", "connect_timeout", "options")
 _CUT = ("closed", "reset", "eof", "terminating", "broken pipe", "timed out", "connecting")
 _FULL = ("too many clients", "remaining connection slots", "too many connections")
 
@@ -72,9 +80,7 @@ def _parts(raw: pa.Table) -> Iterator[pa.Table]:
 
 @contextmanager
 def _reachable(origin: Origin) -> Iterator[str]:
-    given = parameters(origin)
-    # connectorx tries for half a minute to reach a server that is not there.
-    answer(origin)
+    given = located(origin)
     if tunnel.needed(given):
         with tunnel.relay(given) as relayed:
             yield _url(relayed)
@@ -83,18 +89,22 @@ def _reachable(origin: Origin) -> Iterator[str]:
 
 
 def _url(given: Mapping[str, str]) -> str:
-    user = quote(given.get("user", os.environ.get("USER", "postgres")), safe="")
-    password = given.get("password") or os.environ.get("PGPASSWORD", "")
-    login = f"{user}:{quote(password, safe='')}" if password else user
-    host = quote(given.get("host", "localhost"), safe="[]:.,-")
-    name = quote(given.get("dbname", given.get("user", "postgres")), safe="")
-    options = {
-        "application_name": given["application_name"],
-        "connect_timeout": given["connect_timeout"],
-        "sslmode": given.get("sslmode", "prefer").replace("allow", "prefer"),
-    }
-    tail = "&".join(f"{key}={quote(value, safe='')}" for key, value in options.items())
-    return f"postgresql://{login}@{host}:{given.get('port', '5432')}/{name}?{tail}"
+    if given.get("require_auth"):
+        raise ConfigError(
+            "The connection parameter require_auth cannot be kept by the parallel reads.",
+            hint="Leave it out; sslmode=verify-full proves the server's identity.",
+        )
+    host = given.get("hostaddr") or given["host"]
+    place = f"[{host}]" if ":" in host and not host.startswith("/") else quote(host, safe="")
+    login = quote(given["user"], safe="")
+    if "password" in given:
+        login += f":{quote(given['password'], safe='')}"
+    options = {name: given[name] for name in _PASSED_ON if name in given}
+    options["sslmode"] = {"allow": "prefer"}.get(
+        given.get("sslmode", ""), given.get("sslmode", "prefer")
+    )
+    tail = "&".join(f"{name}={quote(value, safe='')}" for name, value in options.items())
+    return f"postgresql://{login}@{place}:{given['port']}/{quote(given['dbname'], safe='')}?{tail}"
 
 
 def _fetch(origin: Origin, url: str, session: Sequence[str], query: str, table: str) -> pa.Table:
@@ -107,6 +117,7 @@ def _fetch(origin: Origin, url: str, session: Sequence[str], query: str, table: 
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:
+        forget(origin)
         raise _why(origin, session, query, table, error) from None
 
 
