@@ -6,6 +6,7 @@ Imports of the work itself are made when a command runs, so that ``--help`` answ
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ app = typer.Typer(
 
 INTERRUPTED = 130
 _BUG = 70
+_DEBUG = "BRONZE_DEBUG"
 
 Config = Annotated[
     Path,
@@ -109,6 +111,9 @@ def demo(
 def _errors(as_json: bool) -> Iterator[None]:
     """Turns errors into a sentence, or a document, and an exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
+    if _DEBUG in os.environ:
+        logging.basicConfig(level=logging.INFO)
+        logging.getLogger("bronze").setLevel(logging.DEBUG)
     try:
         yield
     except BronzeError as error:
@@ -124,7 +129,7 @@ def _errors(as_json: bool) -> Iterator[None]:
     except typer.Exit:
         raise
     except Exception as error:
-        if os.environ.get("BRONZE_DEBUG"):
+        if _DEBUG in os.environ:
             raise
         typer.secho(
             f"Error: {type(error).__name__} inside bronze. This is a bug in it: run again with"

@@ -7,6 +7,7 @@ when the source has no connection left.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import time
 from collections import deque
@@ -24,6 +25,8 @@ from typing import Any
 
 from bronze.errors import BronzeError, ConfigError, SourceBusy
 from bronze.model import Unit, Written
+
+_log = logging.getLogger(__name__)
 
 Outcome = Written | BronzeError
 
@@ -82,7 +85,7 @@ def dispatch(
     """Runs units in their order, at most ``limit`` at once; yields each as it ends.
 
     A unit that finds no free connection is put back, and from then on one unit less runs at once.
-    A unit that ``wanted`` says no to is left out. Errors that are not ours are raised.
+    A unit that ``wanted`` says no to is left out.
     """
     waiting = deque(units)
     flying: dict[Future[Written], Unit] = {}
@@ -97,7 +100,7 @@ def dispatch(
                 continue
             for future in wait(flying, return_when=FIRST_COMPLETED).done:
                 unit = flying.pop(future)
-                outcome = _outcome(future)
+                outcome = _outcome(future, unit)
                 if isinstance(outcome, SourceBusy) and refused < _BUSY_TRIES:
                     refused += 1
                     limit = max(1, min(limit, len(flying)))
@@ -111,8 +114,15 @@ def dispatch(
             future.cancel()
 
 
-def _outcome(future: Future[Written]) -> Outcome:
+def _outcome(future: Future[Written], unit: Unit) -> Outcome:
     try:
         return future.result()
     except BronzeError as error:
         return error
+    except Exception as error:  # a fault of ours in one table must not stop the others
+        _log.debug("a unit of table %s failed", unit.table, exc_info=error)
+        return BronzeError(
+            f"Table {unit.table} could not be taken: {type(error).__name__} inside bronze.",
+            hint="This is a bug in it: run again with BRONZE_DEBUG=1 and report what it prints.",
+            table=unit.table,
+        )

@@ -165,6 +165,12 @@ def columns(target: Target) -> tuple[Column, ...]:
         )
         for attribute in relation.attributes
     )
+    if not found:
+        raise TableRefused(
+            f"Table {target.label} has no columns.",
+            hint="Leave it out: [source] exclude.",
+            table=target.label,
+        )
     bad = faults([c.target for c in found], [name for name, _ in METADATA])
     if bad:
         name, reason = next(iter(bad.items()))

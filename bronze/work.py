@@ -60,9 +60,10 @@ def _rejections(rows: pl.DataFrame, rejected: pl.Series, unit: Unit) -> Iterator
     if rejected.null_count() == len(rejected):
         return
     where = rejected.is_not_null()
-    keys = rows.select(unit.key).filter(where).rows(named=True)
+    kept = rows.filter(where)
+    keys = kept.select(unit.key).rows(named=True) if unit.key else [{}] * kept.height
     for key, lines in zip(keys, rejected.filter(where), strict=True):
         written = json.dumps(key, default=str, ensure_ascii=False)
-        for line in lines.splitlines():
+        for line in lines.removesuffix("\n").split("\n"):
             column, text = json.loads(line)
             yield Rejected(column, written, text)

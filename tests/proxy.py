@@ -14,6 +14,7 @@ from typing import Any
 import psycopg
 
 from bronze.demo.server import Server
+from tests.conftest import Source
 
 PATIENCE = 30.0
 
@@ -168,3 +169,8 @@ def sessions(connection: psycopg.Connection[Any]) -> list[int]:
         WHERE datname = current_database() AND application_name LIKE 'bronze%'
     """
     return [row[0] for row in connection.execute(query)]
+
+
+def landed(source: Source, table: str) -> bool:
+    """Whether the first version of a Bronze table is there."""
+    return (source.table(table) / "_delta_log" / f"{0:020}.json").exists()

@@ -20,7 +20,7 @@ from bronze.demo.server import Server, running, start
 from bronze.errors import BronzeError, SnapshotRefused
 from bronze.model import Failure, RunResult
 from tests.conftest import FAST, Source
-from tests.proxy import GATE, closed_gate, proxied, sessions, until
+from tests.proxy import GATE, closed_gate, landed, proxied, sessions, until
 
 GATED = f"""
 {GATE}; CREATE TABLE t AS SELECT generate_series(1, 50) AS id;
@@ -42,12 +42,15 @@ def ids(source: Source, table: str) -> list[int]:
 
 
 def whole(source: Source, *tables: str) -> bool:
-    """Whether the tables equal the source, and no data file of theirs is invisible."""
+    """Whether the tables equal the source, and their files are those of their versions."""
     for table in tables:
         if ids(source, table) != [row[0] for row in source.execute(f"SELECT id FROM {table}")]:
             return False
-        visible = {Path(uri).name for uri in DeltaTable(str(source.table(table))).file_uris()}
-        if {path.name for path in source.table(table).glob("*.parquet")} != visible:
+        folder = str(source.table(table))
+        versions = range(DeltaTable(folder).version() + 1)
+        known = [uri for version in versions for uri in DeltaTable(folder, version).file_uris()]
+        files = {path.name for path in source.table(table).glob("*.parquet")}
+        if files != {Path(uri).name for uri in known}:
             return False
     return True
 
@@ -173,7 +176,7 @@ def test_a_source_that_comes_back_is_read_anew(server: Server, source: Source, a
             under_way(source, source={"dsn": dsn, **PATIENT}, run=AGAIN, tables=tables) as run,
         ):
             gate.reached()
-            until(lambda: DeltaTable.is_deltatable(str(source.table("t"))))
+            until(lambda: landed(source, "t"))
             proxy.refuse()
             proxy.cut()
             source.execute("INSERT INTO t VALUES (99)")
@@ -203,7 +206,7 @@ def test_a_source_that_stays_away_ends_the_run(server: Server, source: Source) -
             under_way(source, source=more, run=once, tables=tables) as run,
         ):
             gate.reached()
-            until(lambda: DeltaTable.is_deltatable(str(source.table("t"))))
+            until(lambda: landed(source, "t"))
             proxy.refuse()
             proxy.cut()
             gate.open()

@@ -21,7 +21,7 @@ from typer.testing import CliRunner, Result
 import bronze
 from bronze.cli import app
 from tests.conftest import Source
-from tests.proxy import GATE, closed_gate, sessions, until
+from tests.proxy import GATE, closed_gate, landed, sessions, until
 
 PASSWORD = "pa55-w0rd"
 COMMANDS = ("run", "check", "init", "demo")
@@ -237,7 +237,7 @@ def test_an_interrupted_run_leaves_nothing_half_written(
     config = configured(source, source=patient, tables={"first": {"priority": 1}})
     with closed_gate(source.dsn) as gate, started("run", "--json", "-c", config) as process:
         gate.reached()
-        until(lambda: DeltaTable.is_deltatable(str(source.table("first"))))
+        until(lambda: landed(source, "first"))
         process.send_signal(stop)
         output, errors = process.communicate(timeout=10)
         assert process.returncode == 130, errors

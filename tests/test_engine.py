@@ -136,17 +136,19 @@ def test_unwanted_units_are_left_out() -> None:
     assert outcomes(Gauge(), 3, 2, lambda _: False) == []
 
 
-def test_foreign_errors_end_the_run() -> None:
-    """An error that is not ours is raised, and what has not begun is given up."""
-    began = []
+def test_a_fault_of_ours_is_the_error_of_its_unit_alone() -> None:
+    """An error that is not ours is told as a fault in bronze, and the other units go on."""
 
     def broken(unit: Unit) -> Written:
-        began.append(unit.number)
-        raise ZeroDivisionError
+        if unit.number == 1:
+            raise ZeroDivisionError
+        return Written(unit.number, 0, None)
 
-    with ThreadPoolExecutor(1) as pool, pytest.raises(ZeroDivisionError):
-        list(dispatch(pool, broken, units(50), 4, always))
-    assert len(began) < 6
+    with ThreadPoolExecutor(1) as pool:
+        ended = [outcome for _, outcome in dispatch(pool, broken, units(3), 2, always)]
+    (fault,) = [outcome for outcome in ended if isinstance(outcome, BronzeError)]
+    assert "ZeroDivisionError inside bronze" in fault.message
+    assert len(ended) == 3
 
 
 def secretive(source: Source, tmp_path: Path) -> config.Settings:

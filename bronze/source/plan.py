@@ -92,8 +92,9 @@ def by_key(
     """Ranges of one column at its quantiles; rows where it is NULL are in the first one."""
     name = quoted(column)
     row: Any = connection.execute(
-        f"SELECT percentile_disc(%s::float8[]) WITHIN GROUP (ORDER BY {name})::text[]"  # noqa: S608
-        f", pg_typeof(min({name}))::text FROM {quoted(relation.schema, relation.name)}",
+        f"SELECT percentile_disc(%s::float8[]) WITHIN GROUP (ORDER BY {name})::text[],"  # noqa: S608
+        f" format_type(pg_typeof(percentile_disc(0) WITHIN GROUP (ORDER BY {name}))::oid, -1)"
+        f" FROM {quoted(relation.schema, relation.name)}",
         [[i / count for i in range(1, count)]],
     ).fetchone()
     found, kind = row

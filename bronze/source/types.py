@@ -82,7 +82,7 @@ def output(value: str) -> str:
 
     A cast to text is another thing for some types: inet gains a netmask, char(n) loses its blanks.
     """
-    return f"CASE WHEN {value} IS NOT NULL THEN concat({value}) END"
+    return f"CASE WHEN {value} IS DISTINCT FROM NULL THEN concat({value}) END"
 
 
 def _text(value: str, _: SourceType) -> Carried:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import tenacity
-from deltalake import DeltaTable, Schema
+from deltalake import DeltaTable, Schema, TableFeatures
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import (
     AddAction,
@@ -115,13 +115,36 @@ def replace(
             hint="Another run has overtaken this one: there is nothing to do.",
         )
     with _mapped(place, "committed"):
+        _upgrade(state.table, schema)
+        version = state.table.version() + 1
         state.table.create_write_transaction(
             _adds(data),
             "overwrite",
             schema,
             commit_properties=_properties(reached, facts),
         )
-    return state.version + 1
+    return version
+
+
+def _upgrade(table: DeltaTable, schema: Schema) -> None:
+    """Lets a table have its first timestamp without time zone.
+
+    deltalake commits such a schema without the feature that it needs, and no reader can open the
+    table from then on. The features that the old protocol implied have to be named, or are lost.
+    """
+    known = table.protocol().reader_features or []
+    if '"timestamp_ntz"' not in schema.to_json() or "timestampNtz" in known:
+        return
+    table.alter.add_feature(
+        [
+            TableFeatures.AppendOnly,
+            TableFeatures.ChangeDataFeed,
+            TableFeatures.Invariants,
+            TableFeatures.TimestampWithoutTimezone,
+        ],
+        allow_protocol_versions_increase=True,
+        commit_properties=CommitProperties(max_commit_retries=0),
+    )
 
 
 def _create(

@@ -56,9 +56,14 @@ def test_a_lake_on_s3_equals_the_source(source: Source, bucket: dict[str, str]) 
 def test_an_upload_that_fails_leaves_no_object(bucket: dict[str, str]) -> None:
     """An error while a file is written leaves nothing under its name."""
     place = Place("s3://lake/two", tuple(bucket.items()))
-    with pytest.raises(RuntimeError), store.writer(place, "half") as file:
-        file.write(b"x" * 20_000_000)
-        raise RuntimeError
+
+    def half() -> None:
+        with store.writer(place, "half") as file:
+            file.write(b"x" * 20_000_000)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        half()
     assert store.listing(place) == []
 
 
