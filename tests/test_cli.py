@@ -76,7 +76,7 @@ def data_files(source: Source) -> set[str]:
 
 def visible_files(source: Source, *tables: str) -> set[str]:
     """The names of the files that the tables' logs name."""
-    found = (DeltaTable(str(source.table("gated"))).file_uris() for table in tables)
+    found = (DeltaTable(str(source.table(table))).file_uris() for table in tables)
     return {Path(uri).name for uris in found for uri in uris}
 
 
