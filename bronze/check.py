@@ -10,7 +10,7 @@ from bronze.config import Settings
 from bronze.errors import TableRefused
 from bronze.model import Column, Failure
 from bronze.source import connect
-from bronze.source.catalog import Relation, relations
+from bronze.source.catalog import Relation
 from bronze.table import store
 
 KEPT = "values Delta cannot hold become NULL and are kept in governance.rejected_values"
@@ -66,7 +66,7 @@ def check(settings: Settings, tables: Sequence[str] = ()) -> Report:
     for name, source in settings.source.items():
         origin = settings.origin(name)
         with connect.mapped(origin), connect.connect(origin) as connection:
-            found += [(name, relation) for relation in relations(connection, source.schema_)]
+            found += [(name, r) for r in prepare.found(connection, name, source.schema_)]
     chosen = prepare.targets(settings, found, tables)
     store.prove_writable(settings.place(settings.lake.schema_, ""))
     missing = () if tables else prepare.missing(settings, chosen)

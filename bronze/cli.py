@@ -18,6 +18,7 @@ from typing import Annotated
 import typer
 
 from bronze.errors import BronzeError
+from bronze.model import Failure
 
 app = typer.Typer(
     name="bronze",
@@ -30,6 +31,7 @@ app = typer.Typer(
 INTERRUPTED = 130
 _BUG = 70
 _DEBUG = "BRONZE_DEBUG"
+_REPORT = "This is a bug in it: run again with BRONZE_DEBUG=1 and report what it prints."
 
 Config = Annotated[
     Path,
@@ -117,13 +119,13 @@ def _errors(as_json: bool) -> Iterator[None]:
     try:
         yield
     except BronzeError as error:
-        if as_json:
-            print(json.dumps({"error": asdict(error.failure())}, ensure_ascii=False))
+        _document(as_json, error.failure())
         typer.secho(f"Error: {error.message}", fg=typer.colors.RED, err=True)
         if error.hint:
             typer.echo(f"  {error.hint}", err=True)
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
+        _document(as_json, Failure("Interrupted", "Interrupted.", "Run it again."))
         typer.echo("Interrupted. Nothing half-written is visible; run it again.", err=True)
         raise typer.Exit(INTERRUPTED) from None
     except typer.Exit:
@@ -131,13 +133,18 @@ def _errors(as_json: bool) -> Iterator[None]:
     except Exception as error:
         if _DEBUG in os.environ:
             raise
+        _document(as_json, Failure(type(error).__name__, "A fault inside bronze.", _REPORT))
         typer.secho(
-            f"Error: {type(error).__name__} inside bronze. This is a bug in it: run again with"
-            " BRONZE_DEBUG=1 and report what it prints.",
+            f"Error: {type(error).__name__} inside bronze. {_REPORT}",
             fg=typer.colors.RED,
             err=True,
         )
         raise typer.Exit(_BUG) from None
+
+
+def _document(as_json: bool, failure: Failure) -> None:
+    if as_json:
+        print(json.dumps({"error": asdict(failure)}, ensure_ascii=False))
 
 
 def _interrupt(*_: object) -> None:

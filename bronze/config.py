@@ -7,6 +7,7 @@ an unknown key with the nearest known one.
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 import tomllib
@@ -33,6 +34,7 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _DURATION = re.compile(r"^\s*(\d+)\s*(s|m|h|d|)\s*$", re.IGNORECASE)
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _DECIMAL = re.compile(r"^decimal\(\s*(\d+)\s*,\s*(\d+)\s*\)$", re.IGNORECASE)
+_SECRET = re.compile(r"key|secret|token|password|credential|sas", re.IGNORECASE)
 MINIMUM_MEMORY = 320 * 10**6
 
 
@@ -127,7 +129,7 @@ class LakeSettings(_Section):
 
     root: str
     schema_: str = Field(default="bronze", alias="schema", pattern=r"^[\w-]+$")
-    options: Mapping[str, str | SecretName] = {}
+    options: Mapping[str, str | SecretName] = Field(default={}, repr=False)
 
 
 class RunSettings(_Section):
@@ -184,7 +186,10 @@ class TableSettings(_Section):
 
 
 class Settings(_Section):
-    """All of bronze.toml. ``path`` is the file it came from, if any."""
+    """All of bronze.toml.
+
+    ``path`` is the file it came from, if any; ``alone`` says that [source] is itself a source.
+    """
 
     source: Mapping[str, SourceSettings]
     lake: LakeSettings
@@ -192,6 +197,7 @@ class Settings(_Section):
     secrets: SecretSettings = SecretSettings()
     tables: Mapping[str, TableSettings] = {}
     path: str = Field(default="", exclude=True)
+    alone: bool = Field(default=False, exclude=True)
 
     def table(self, source: str, schema: str, name: str) -> TableSettings:
         """A table's settings; the longest of its names that the config has wins."""
@@ -204,15 +210,15 @@ class Settings(_Section):
         """How to reach a source, its passwords left where they are."""
         given = self.source[name]
         conninfo = given.dsn if isinstance(given.dsn, str) else ""
-        key = "source/dsn" if self._alone() else f"source/{name}/dsn"
         dsn = self._secret(given.dsn) if isinstance(given.dsn, SecretName) else None
-        if conninfo and _has_password(conninfo):
+        if conninfo and _has_password(conninfo, name):
             if not self.path:
                 raise ConfigError(
                     f"The connection string of source {name} has a password in it.",
                     hint="Give it as password = { secret = … }, or by PGPASSWORD or ~/.pgpass.",
                 )
-            dsn, conninfo = Secret("config", key, self.path), ""
+            where = ["source", "dsn"] if self.alone else ["source", name, "dsn"]
+            dsn, conninfo = self._written(where), ""
         return Origin(
             name=name,
             conninfo=conninfo,
@@ -226,24 +232,29 @@ class Settings(_Section):
 
     def place(self, schema: str, name: str) -> Place:
         """Where a table lies in the lake."""
-        options = {
-            key: self._secret(value) if isinstance(value, SecretName) else value
-            for key, value in self.lake.options.items()
-        }
+        options: dict[str, str | Secret] = {}
+        for key, value in self.lake.options.items():
+            if isinstance(value, SecretName):
+                options[key] = self._secret(value)
+            elif self.path and _SECRET.search(key):
+                options[key] = self._written(["lake", "options", key])
+            else:
+                options[key] = value
         root = self.lake.root.rstrip("/")
         return Place(f"{root}/{schema}/{name}", tuple(options.items()))
 
     def _secret(self, name: SecretName) -> Secret:
         return Secret(self.secrets.provider, name.secret, self.secrets.place())
 
-    def _alone(self) -> bool:
-        return len(self.source) == 1 and bool(next(iter(self.source.values())).name)
+    def _written(self, where: list[str]) -> Secret:
+        # It stands in the file: there it is found again, so that nothing has to carry it.
+        return Secret("config", json.dumps(where), self.path)
 
 
-def _has_password(conninfo: str) -> bool:
+def _has_password(conninfo: str, name: str) -> bool:
     from bronze.source.connect import parse
 
-    return "password" in parse(conninfo, "")
+    return "password" in parse(conninfo, name)
 
 
 def load(path: str | Path) -> Settings:
@@ -280,15 +291,18 @@ def parse(document: Mapping[str, Any], name: str = "the config") -> Settings:
     """
     checked = dict(document)
     source = checked.get("source")
-    if isinstance(source, Mapping) and "dsn" in source:
-        checked["source"] = {str(source.get("name", "source")): {"name": "source", **source}}
-    elif isinstance(source, Mapping) and not any(isinstance(v, Mapping) for v in source.values()):
+    alone = isinstance(source, Mapping) and _is_one(source)
+    if isinstance(source, Mapping) and alone:
         checked["source"] = {str(source.get("name", "source")): dict(source)}
     try:
-        return Settings.model_validate(checked)
+        return Settings.model_validate(checked | {"alone": alone})
     except ValidationError as error:
-        alone = checked.get("source") is not source
         raise ConfigError(_explained(error, name, alone), hint="See `bronze init`.") from None
+
+
+def _is_one(source: Mapping[str, Any]) -> bool:
+    """Whether [source] is a source itself, and not a table of them."""
+    return "dsn" in source or not all(isinstance(value, Mapping) for value in source.values())
 
 
 def _explained(error: ValidationError, name: str, alone: bool) -> str:
@@ -312,20 +326,27 @@ def _is_type(part: object) -> bool:
     return part in ("str", "SecretName") or str(part).startswith(("function-", "constrained-"))
 
 
-_SECTIONS: Mapping[str, type[BaseModel]] = {
-    "source": SourceSettings,
-    "lake": LakeSettings,
-    "run": RunSettings,
-    "secrets": SecretSettings,
-    "tables": TableSettings,
-    "pool": Pool,
-    "secret": SecretName,
-}
+def _section(where: list[str]) -> type[BaseModel]:
+    """The section of the config that a key at this place belongs to."""
+    top, rest = where[0], where[1:-1]
+    if not where[1:]:
+        return Settings
+    if top == "lake":
+        return SecretName if rest else LakeSettings
+    if top == "source" and rest and rest[-1] in ("dsn", "password", "pool"):
+        return Pool if rest[-1] == "pool" else SecretName
+    sections: dict[str, type[BaseModel]] = {
+        "source": SourceSettings,
+        "run": RunSettings,
+        "secrets": SecretSettings,
+        "tables": TableSettings,
+    }
+    return sections.get(top, Settings)
 
 
 def _nearest(where: list[str]) -> str:
-    model = next((_SECTIONS[p] for p in reversed(where[:-1]) if p in _SECTIONS), Settings)
-    known = [field.alias or name for name, field in model.model_fields.items() if name != "path"]
+    fields = _section(where).model_fields.items()
+    known = [field.alias or name for name, field in fields if not field.exclude]
     close = difflib.get_close_matches(where[-1], known, 1, 0.5)
     if close:
         return f" (did you mean {close[0]}?)"

@@ -33,6 +33,7 @@ Outcome = Written | BronzeError
 # How long to wait for a connection slot before a unit is tried again, and how often.
 _BUSY_DELAY = 1.0
 _BUSY_TRIES = 60
+_PATIENCE = 0.5
 
 
 @contextmanager
@@ -98,7 +99,8 @@ def dispatch(
                     flying[pool.submit(work, unit)] = unit
             if not flying:
                 continue
-            for future in wait(flying, return_when=FIRST_COMPLETED).done:
+            # Without a time limit an interrupt would be seen only when a unit has ended.
+            for future in wait(flying, _PATIENCE, FIRST_COMPLETED).done:
                 unit = flying.pop(future)
                 outcome = _outcome(future, unit)
                 if isinstance(outcome, SourceBusy) and refused < _BUSY_TRIES:

@@ -116,7 +116,7 @@ class Place:
     """Where one Delta table lies: a URL or path, and the object store's options."""
 
     url: str
-    options: tuple[tuple[str, str | Secret], ...] = ()
+    options: tuple[tuple[str, str | Secret], ...] = field(default=(), repr=False)
 
 
 Method = Literal["batch", "micro_batch", "full_refresh", "streaming"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
@@ -21,7 +21,6 @@ from bronze.books import rejected as book
 from bronze.config import Settings
 from bronze.errors import (
     BronzeError,
-    CommitConflict,
     SnapshotLost,
     SourceUnreachable,
     TableRefused,
@@ -38,7 +37,7 @@ from bronze.model import (
 )
 from bronze.prepare import Plan, Target
 from bronze.source import connect, snapshot
-from bronze.source.catalog import Relation, relations
+from bronze.source.catalog import Relation
 from bronze.table import commit, files, store
 from bronze.work import work
 
@@ -118,7 +117,7 @@ def run(
         ConfigError, SourceError, LakeError: nothing could be done at all.
     """
     began = time.monotonic()
-    batch_id = str(uuid_utils.uuid7())
+    batch_id = ""
     results: dict[str, TableResult] = {}
     position: int | None = None
 
@@ -134,6 +133,8 @@ def run(
         reraise=True,
     ):
         with attempt, ExitStack() as stack:
+            # Each attempt is a batch of its own: what an earlier one landed is told from it.
+            batch_id = str(uuid_utils.uuid7())
             planned = _planned(settings, tables, batch_id, stack)
             position = planned[0].held.position
             if not tables:
@@ -142,7 +143,7 @@ def run(
                     lost = TableResult(error.table, "", "failed", error=error.failure())
                     results[error.table] = lost
                     notify(Progress(error.table, 0, 1.0, lost))
-            for result in _landed(settings, planned, pool, stack, notify):
+            for result in _landed(settings, planned, pool, notify):
                 results[result.target] = result
     return RunResult(batch_id, position or 0, time.monotonic() - began, tuple(results.values()))
 
@@ -152,37 +153,50 @@ def _planned(
 ) -> list[_Table]:
     """Opens a snapshot of each source and plans each table, most urgent first."""
     found: list[tuple[str, Relation]] = []
-    sources: dict[str, tuple[Origin, connect.Pool]] = {}
+    sources: dict[str, tuple[Origin, connect.Connection, int]] = {}
     for name, source in settings.source.items():
         origin = replace(settings.origin(name), application_name=f"bronze {batch_id}")
+        stack.callback(connect.forget, origin)
         pool = stack.enter_context(connect.pool(origin, source.pool.min, source.pool.max))
-        sources[name] = (origin, pool)
-        with connect.mapped(origin), pool.connection() as connection:
-            found += [(name, relation) for relation in relations(connection, source.schema_)]
+        with connect.mapped(origin):
+            connection = stack.enter_context(pool.connection())
+            found += [(name, r) for r in prepare.found(connection, name, source.schema_)]
+        connect.located(origin)
+        sources[name] = (origin, connection, source.pool.max - source.pool.min)
     chosen = prepare.targets(settings, found, wanted)
     store.prove_writable(settings.place(settings.lake.schema_, ""))
     tables: list[_Table] = []
-    for name, (origin, pool) in sources.items():
+    for name, (origin, connection, slots) in sources.items():
         mine = [target for target in chosen if target.source == name]
         if mine:
-            tables += _of_source(settings, origin, pool, mine, batch_id, stack)
+            held = _held(settings, origin, connection, mine, stack)
+            tables += _of_source(settings, origin, held, mine, batch_id, slots)
     return sorted(tables, key=lambda table: (table.target.settings.priority, -table.size))
+
+
+def _held(
+    settings: Settings,
+    origin: Origin,
+    connection: connect.Connection,
+    targets: Sequence[Target],
+    stack: ExitStack,
+) -> snapshot.Snapshot:
+    source = settings.source[origin.name]
+    readable = [target.relation for target in targets if target.relation.readable]
+    return stack.enter_context(
+        snapshot.hold(origin, connection, readable, source.schema_, source.consistency)
+    )
 
 
 def _of_source(
     settings: Settings,
     origin: Origin,
-    pool: connect.Pool,
+    held: snapshot.Snapshot,
     targets: Sequence[Target],
     batch_id: str,
-    stack: ExitStack,
+    slots: int,
 ) -> list[_Table]:
-    source = settings.source[origin.name]
-    readable = [target.relation for target in targets if target.relation.readable]
-    held = stack.enter_context(
-        snapshot.hold(origin, pool, readable, source.schema_, source.consistency)
-    )
-    readers = prepare.readers(settings.run, connect.slots(pool))
+    readers = prepare.readers(settings.run, slots)
     now = datetime.now(UTC)
     seen = {relation.oid: relation for relation in held.relations}
     tables = []
@@ -224,7 +238,6 @@ def _landed(
     settings: Settings,
     tables: Sequence[_Table],
     pool: Executor | None,
-    stack: ExitStack,
     notify: Notify,
 ) -> Iterator[TableResult]:
     """Reads and commits the tables; yields each one's result as soon as it is there."""
@@ -237,22 +250,41 @@ def _landed(
         return by_place[unit.place].error is None
 
     try:
-        running = pool or stack.enter_context(engine.executor(settings.run.engine, limit))
-        for unit, outcome in engine.dispatch(running, work, units, limit, wanted):
-            table = by_place[unit.place]
-            if table.plan and _taken(table, outcome):
-                yield _result(table, _committed(settings, table, table.plan), notify)
-            elif table.error and isinstance(outcome, BronzeError):
-                yield _result(table, None, notify)
-            else:
-                notify(_progress(table))
+        with _running(settings, pool, limit, tables) as running:
+            for unit, outcome in engine.dispatch(running, work, units, limit, wanted):
+                table = by_place[unit.place]
+                if table.plan and _taken(table, outcome):
+                    yield _result(table, _committed(settings, table, table.plan), notify)
+                elif table.error and isinstance(outcome, BronzeError):
+                    yield _result(table, None, notify)
+                else:
+                    notify(_progress(table))
     except BaseException:
-        # Nobody waits for the reads any more, and nothing uncommitted is of use.
         for table in tables:
-            with suppress(BronzeError):
-                connect.cancel(table.origin)
-                _forget(table)
+            _discard(table)
         raise
+
+
+@contextmanager
+def _running(
+    settings: Settings, pool: Executor | None, limit: int, tables: Sequence[_Table]
+) -> Iterator[Executor]:
+    """The executor; when it is left by an error, the reads that still go on are ended first."""
+    given = nullcontext(pool) if pool else engine.executor(settings.run.engine, limit)
+    with given as running:
+        try:
+            yield running
+        except BaseException:
+            for origin in {table.origin for table in tables}:
+                with suppress(BronzeError):
+                    connect.cancel(origin)
+            raise
+
+
+def _discard(table: _Table) -> None:
+    """Deletes what was written for a table and will not land; what did land is kept."""
+    with suppress(BronzeError):
+        commit.discard(table.target.place, table.stamp.batch_id)
 
 
 def _taken(table: _Table, outcome: engine.Outcome) -> bool:
@@ -268,7 +300,7 @@ def _taken(table: _Table, outcome: engine.Outcome) -> bool:
         return False
     table.written.append(outcome)
     if table.error:
-        _forget(table)
+        _discard(table)
         return False
     return len(table.written) == len(table.units)
 
@@ -317,12 +349,6 @@ def _book_rejected(settings: Settings, table: _Table) -> None:
         commit.append(place, book.COLUMNS, file, {"batch_id": table.stamp.batch_id})
 
 
-def _forget(table: _Table) -> None:
-    """Deletes what was written for a table that will not land."""
-    store.delete(table.target.place, [file.path for file in table.files])
-    table.written.clear()
-
-
 def _progress(table: _Table, result: TableResult | None = None) -> Progress:
     done = sum(table.units[part.unit].estimate for part in table.written)
     share = 1.0 if result or not table.size else done / table.size
@@ -345,7 +371,6 @@ def _result(table: _Table, version: int | None, notify: Notify) -> TableResult:
         error=error.failure() if error else None,
     )
     notify(_progress(table, result))
-    if error and not isinstance(error, CommitConflict):
-        with suppress(BronzeError):
-            _forget(table)
+    if error:
+        _discard(table)
     return result

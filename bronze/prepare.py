@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import psycopg
+from psycopg import errors as pg
 
 from bronze.config import RunSettings, Settings, TableSettings
 from bronze.enrich.stamp import METADATA
 from bronze.errors import BronzeError, ConfigError, TableRefused
 from bronze.model import Column, Kind, Origin, Place, Stamp, Unit
 from bronze.source import plan, statement
-from bronze.source.catalog import Relation
+from bronze.source.catalog import Relation, relations, schemas
 from bronze.source.connect import Connection, explain
 from bronze.source.snapshot import Snapshot
 from bronze.source.types import Choices, contract
-from bronze.table.naming import faults, table_name
+from bronze.table.naming import faults, renames, table_name
 from bronze.table.statistics import SAFE
 
 # Measured: what the process takes with all its libraries, what a reader takes for the rows that
@@ -69,6 +71,22 @@ class Plan:
         return (*((column.target, column.kind) for column in self.columns), *METADATA)
 
 
+def found(connection: Connection, source: str, wanted: Sequence[str]) -> tuple[Relation, ...]:
+    """All relations in the schemas that a source's config names.
+
+    Raises:
+        ConfigError: there is no such schema.
+    """
+    known = schemas(connection)
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        raise ConfigError(
+            f"There is no schema {', '.join(unknown)} in the source {source}.",
+            hint=f"It has {', '.join(known)}.",
+        )
+    return relations(connection, wanted)
+
+
 def targets(
     settings: Settings, found: Sequence[tuple[str, Relation]], wanted: Sequence[str]
 ) -> list[Target]:
@@ -99,7 +117,7 @@ def targets(
             both = [t.label for t in chosen if t.place.url == place]
             raise ConfigError(
                 f"The tables {' and '.join(both)} would both become {place}.",
-                hint=f'Give one another name: [tables."{both[-1]}"] target = "bz_…"',
+                hint=f'Give one another name: [tables.{_toml(both[-1])}] target = "bz_…"',
             )
     if not chosen:
         raise ConfigError(
@@ -116,13 +134,18 @@ def missing(settings: Settings, chosen: Sequence[Target]) -> list[TableRefused]:
     return [
         TableRefused(
             f"There is no table {name} in the source{_nearest(name, chosen)}.",
-            hint=f'Correct or remove [tables."{name}"]; what it was in Bronze stays as it is.',
+            hint=f"Correct or remove [tables.{_toml(name)}]; its Bronze table stays as it is.",
             table=name,
             sqlstate="42P01",
         )
         for name in settings.tables
         if name not in known
     ]
+
+
+def _toml(text: str) -> str:
+    # A JSON string is a TOML string.
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _nearest(name: str, known: Sequence[Target]) -> str:
@@ -150,7 +173,7 @@ def columns(target: Target) -> tuple[Column, ...]:
     if unknown:
         raise TableRefused(
             f"Table {target.label} has no column {', '.join(unknown)}.",
-            hint=f'Correct [tables."{relation.name}"] in the config.',
+            hint=f"Correct [tables.{_toml(relation.name)}] in the config.",
             table=target.label,
         )
     choices = Choices(own.decimals, own.arrays, own.timestamps)
@@ -165,19 +188,14 @@ def columns(target: Target) -> tuple[Column, ...]:
         )
         for attribute in relation.attributes
     )
-    if not found:
-        raise TableRefused(
-            f"Table {target.label} has no columns.",
-            hint="Leave it out: [source] exclude.",
-            table=target.label,
-        )
     bad = faults([c.target for c in found], [name for name, _ in METADATA])
     if bad:
         name, reason = next(iter(bad.items()))
-        renames = ", ".join(f'"{n}" = "…"' for n in bad)
+        proposed = renames([c.target for c in found], [name for name, _ in METADATA])
+        pairs = ", ".join(f"{_toml(old)} = {_toml(new)}" for old, new in proposed.items())
         raise TableRefused(
             f"Column {name!r} of table {target.label} cannot keep its name: {reason}.",
-            hint=f'Rename it: [tables."{relation.name}"] rename = {{ {renames} }}',
+            hint=f"Rename it: [tables.{_toml(relation.name)}] rename = {{ {pairs} }}",
             table=target.label,
         )
     return found
@@ -255,9 +273,13 @@ def _slices(
         holder.execute("SAVEPOINT plan")
         parts = plan.slices(holder, target.relation, held.version, size, key)
         holder.execute("RELEASE SAVEPOINT plan")
+    except (pg.UndefinedFunction, pg.UndefinedObject):
+        # A key of a type without an order, such as json, cannot be split.
+        holder.execute("ROLLBACK TO SAVEPOINT plan; RELEASE SAVEPOINT plan")
+        return [plan.Slice(plan.WHOLE, size)]
     except psycopg.Error as error:
         mine: BronzeError = explain(error, origin, target.label)
         if not mine.retry:
-            holder.execute("ROLLBACK TO SAVEPOINT plan")
+            holder.execute("ROLLBACK TO SAVEPOINT plan; RELEASE SAVEPOINT plan")
         raise mine from error
     return parts

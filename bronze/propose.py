@@ -24,7 +24,7 @@ from bronze.model import Origin
 from bronze.source import catalog, connect, survey
 from bronze.source.catalog import Relation
 from bronze.source.survey import Survey
-from bronze.table.naming import faults, table_name
+from bronze.table.naming import faults, free, renames, table_name
 
 PASSWORD = "BRONZE_SOURCE_PASSWORD"  # noqa: S105 - a name
 DSN = "BRONZE_SOURCE_DSN"
@@ -288,34 +288,18 @@ def _targets(relations: Sequence[Relation]) -> dict[int, str]:
     for relation in relations:
         if counts[usual[relation.oid]] > 1:
             wanted = table_name(relation.label) if schemas > 1 else usual[relation.oid]
-            name = _free(wanted, taken)
+            name = free(wanted, taken)
             taken.add(name)
             if name != usual[relation.oid]:
                 chosen[relation.oid] = name
     return chosen
 
 
-def _renames(relation: Relation) -> tuple[dict[str, str], list[str]]:
+def _renames(relation: Relation) -> tuple[Mapping[str, str], list[str]]:
     """New names for the columns that Delta cannot hold, and why each needs one."""
     names = [attribute.name for attribute in relation.attributes]
-    bad = faults(names, _ADDED)
-    taken = {name.lower() for name in (*names, *_ADDED)}
-    renames = {}
-    for name in bad:
-        wanted = re.sub(r"[ ,;{}()\n\t=]", "_", name)
-        if wanted.lower() in _ADDED:
-            wanted = f"source_{wanted}"
-        renames[name] = _free(wanted, taken)
-        taken.add(renames[name].lower())
-    return renames, [f"{_shown(name)} is renamed: {reason}" for name, reason in bad.items()]
-
-
-def _free(wanted: str, taken: Collection[str]) -> str:
-    number, name = 1, wanted
-    while name.lower() in taken:
-        number += 1
-        name = f"{wanted}_{number}"
-    return name
+    why = [f"{_shown(name)} is renamed: {reason}" for name, reason in faults(names, _ADDED).items()]
+    return renames(names, _ADDED), why
 
 
 def _live(surveyed: Survey, target: str | None) -> list[str]:
@@ -325,10 +309,10 @@ def _live(surveyed: Survey, target: str | None) -> list[str]:
             f"target = {_text(target)}   # another table would become"
             f" {table_name(surveyed.relation.name)} too"
         )
-    renames, reasons = _renames(surveyed.relation)
-    if renames:
+    renamed, reasons = _renames(surveyed.relation)
+    if renamed:
         lines += [_comment(reason).rstrip() for reason in reasons]
-        pairs = [f"{_key(name)} = {_text(new)}" for name, new in renames.items()]
+        pairs = [f"{_key(name)} = {_text(new)}" for name, new in renamed.items()]
         inline = f"rename = {{ {', '.join(pairs)} }}"
         lines += [inline] if len(inline) <= _WIDTH else [f"rename.{pair}" for pair in pairs]
     return lines

@@ -6,6 +6,7 @@ it where the work is done.
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
 from collections.abc import Callable, Mapping
@@ -51,9 +52,15 @@ def _file(secret: Secret) -> str:
 
 def _config(secret: Secret) -> str:
     # A password written into the config file: the file is where it is found again.
-    value: Any = tomllib.loads(Path(secret.place).read_text())
-    for part in secret.name.split("/"):
-        value = value[part]
+    try:
+        value: Any = tomllib.loads(Path(secret.place).read_text(encoding="utf-8"))
+        for part in json.loads(secret.name):
+            value = value[part]
+    except (OSError, ValueError, KeyError):
+        raise ConfigError(
+            f"The config file {secret.place} no longer has what a run needs of it.",
+            hint="It has to stay as it is, and be where the workers are, while a run goes on.",
+        ) from None
     return str(value)
 
 

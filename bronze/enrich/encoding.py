@@ -64,12 +64,13 @@ _SHORT_DECIMAL = 18
 Bytes = npt.NDArray[Any]
 
 
-def encode(columns: Sequence[pl.Series]) -> pa.LargeBinaryArray:
-    """The encoding of each row of ``columns``, all of the same length n > 0, as n binaries.
+def encode(columns: Sequence[pl.Series], rows: int) -> pa.LargeBinaryArray:
+    """The encoding of each of the ``rows`` > 0 rows of ``columns``, as so many binaries.
 
     Strings must be UTF-8 as polars keeps them; Datetimes in microseconds.
     """
-    rows = len(columns[0])
+    if not columns:
+        return _sliced(pa.py_buffer(b""), np.zeros(rows + 1, np.int64))
     fixed = [_fixed(series) for series in columns]
     words = -(-len(columns) // _FLAGS_PER_WORD)
     layout: list[tuple[str, Any]] = [(f"n{i}", ">i2") for i in range(words)]
@@ -151,7 +152,7 @@ def _elements(series: pl.Series) -> pa.LargeBinaryArray:
     bounds = np.concatenate([[0], np.cumsum(lengths)])
     if not len(flat):
         return _sliced(pa.py_buffer(b""), np.zeros(len(series) + 1, np.int64))
-    encoded = encode([flat])
+    encoded = encode([flat], len(flat))
     offsets = np.frombuffer(encoded.buffers()[1], np.int64)[encoded.offset :][: len(flat) + 1]
     # The elements lie one after another, so a row's elements are one slice of the same bytes.
     return _sliced(encoded.buffers()[2], offsets[bounds])

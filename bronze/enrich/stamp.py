@@ -65,7 +65,7 @@ def digests(rows: pl.DataFrame, rejected: pl.Series) -> tuple[pl.Series, pl.Seri
     """``row_hash`` and ``checksum`` of each row, as strings of hexadecimal digits."""
     if not rows.height:
         return pl.Series([], dtype=pl.String), pl.Series([], dtype=pl.String)
-    encoded = pl.DataFrame({"bytes": pl.Series(encode(rows.get_columns()))})
+    encoded = pl.DataFrame({"bytes": pl.Series(encode(rows.get_columns(), rows.height))})
     sums = encoded.select(plh.col("bytes").nchash.xxh3_64()).to_series()
     if rejected.null_count() < len(rejected):
         encoded = encoded.with_columns(_with_rejected(encoded["bytes"], rejected))

@@ -7,6 +7,7 @@ server, the database or the role say.
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -132,11 +133,8 @@ def located(origin: Origin) -> dict[str, str]:
             if info.password:
                 found["password"] = info.password
             _located[origin] = found
-    elif psycopg.pq.PGconn.ping(_conninfo(_located[origin])) != psycopg.pq.Ping.OK:
-        raise SourceUnreachable(
-            f"The PostgreSQL at {address(origin)} does not take connections.",
-            hint="Check that it runs, and that no firewall stands between.",
-        )
+    else:
+        _knock(origin, _located[origin])
     return _located[origin]
 
 
@@ -148,8 +146,20 @@ def forget(origin: Origin) -> None:
     _located.pop(origin, None)
 
 
-def _conninfo(given: Mapping[str, str]) -> bytes:
-    return make_conninfo("", **given).encode()
+def _knock(origin: Origin, given: Mapping[str, str]) -> None:
+    # A login would take one of the connections that the config allows.
+    host, port = given.get("hostaddr") or given["host"], given["port"]
+    try:
+        if host.startswith("/"):
+            with socket.socket(socket.AF_UNIX) as door:
+                door.connect(f"{host}/.s.PGSQL.{port}")
+        else:
+            socket.create_connection((host, int(port)), origin.connect_timeout or None).close()
+    except OSError as error:
+        raise SourceUnreachable(
+            f"{address(origin)} cannot be reached: {error.strerror or 'no answer'}.",
+            hint="Check that it runs, and that no firewall stands between.",
+        ) from None
 
 
 @contextmanager
@@ -173,11 +183,6 @@ def pool(origin: Origin, minimum: int, maximum: int) -> Iterator[Pool]:
         open=True,
     ) as opened:
         yield opened
-
-
-def slots(pool: Pool) -> int:
-    """How many connections may be opened beside those that the pool has; at least one."""
-    return max(1, pool.max_size - pool.get_stats()["pool_size"])
 
 
 def cancel(origin: Origin) -> None:
@@ -291,7 +296,9 @@ SNAPSHOT_HINT = (
 
 # (words in libpq's message, our error, what happened, what to do): libpq gives no SQLSTATE for a
 # connection that was never made.
+_AWAY = "Check host and port, that PostgreSQL runs, and that no firewall stands between."
 _CONNECTING: Sequence[tuple[tuple[str, ...], type[SourceError], str, str]] = (
+    (("resolve host", "translate host"), SourceUnreachable, "cannot be reached", _AWAY),
     (
         ("too many clients", "remaining connection slots", "too many connections"),
         SourceBusy,
@@ -314,7 +321,7 @@ _CONNECTING: Sequence[tuple[tuple[str, ...], type[SourceError], str, str]] = (
         (),
         SourceUnreachable,
         "cannot be reached",
-        "Check host and port, that PostgreSQL runs, and that no firewall stands between.",
+        _AWAY,
     ),
 )
 

@@ -92,7 +92,7 @@ def _variable(value: str, kind: Kind, element: str) -> str:
 def _joined(parts: Sequence[str]) -> str:
     # A balanced tree: a thousand columns as one chain would nest too deep, and copy each byte
     # once per column.
-    if len(parts) == 1:
-        return parts[0]
+    if len(parts) < 2:
+        return parts[0] if parts else "''::bytea"
     middle = len(parts) // 2
     return f"({_joined(parts[:middle])} || {_joined(parts[middle:])})"

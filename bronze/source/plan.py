@@ -91,11 +91,11 @@ def by_key(
 ) -> list[Slice]:
     """Ranges of one column at its quantiles; rows where it is NULL are in the first one."""
     name = quoted(column)
+    shares = [i / count for i in range(1, count)]
     row: Any = connection.execute(
-        f"SELECT percentile_disc(%s::float8[]) WITHIN GROUP (ORDER BY {name})::text[],"  # noqa: S608
+        f"SELECT percentile_disc(ARRAY{shares}::float8[]) WITHIN GROUP (ORDER BY {name})::text[],"  # noqa: S608
         f" format_type(pg_typeof(percentile_disc(0) WITHIN GROUP (ORDER BY {name}))::oid, -1)"
-        f" FROM {quoted(relation.schema, relation.name)}",
-        [[i / count for i in range(1, count)]],
+        f" FROM {quoted(relation.schema, relation.name)}"
     ).fetchone()
     found, kind = row
     bounds = [f"{literal(b)}::{kind}" for b in dict.fromkeys(found or []) if b is not None]

@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 import psycopg
 import pyarrow as pa
+from psycopg import errors as pg
 
 from bronze.errors import (
     ConfigError,
@@ -39,6 +40,7 @@ _PART_BYTES = 8 * 2**20
 
 _PASSED_ON = ("application_name", "connect_timeout", "options")
 _CUT = ("closed", "reset", "eof", "terminating", "broken pipe", "timed out", "connecting")
+_TIMED_OUT = {pg.QueryCanceled: "statement timeout", pg.LockNotAvailable: "lock timeout"}
 _FULL = ("too many clients", "remaining connection slots", "too many connections")
 
 
@@ -140,6 +142,10 @@ def _why(
     except SourceError as known:
         known.table = table
         return known
+    for kind, words in _TIMED_OUT.items():
+        if words in low:
+            mine = explain(kind(text), origin, table)
+            return mine if isinstance(mine, SourceError) else SourceError(str(mine), table=table)
     if any(word in low for word in _CUT):
         return SourceUnreachable(
             f"The connection to {origin.name} was cut while table {table} was read.",

@@ -21,7 +21,6 @@ from bronze.source.catalog import Relation, relations
 from bronze.source.connect import (
     SNAPSHOT_HINT,
     Connection,
-    Pool,
     address,
     connect,
     explain,
@@ -73,18 +72,18 @@ class Snapshot:
 @contextmanager
 def hold(
     origin: Origin,
-    pool: Pool,
+    holder: Connection,
     wanted: Sequence[Relation],
     schemas: Sequence[str],
     consistency: Consistency,
 ) -> Iterator[Snapshot]:
-    """Holds a snapshot of ``wanted`` for as long as the context lasts.
+    """Holds a snapshot of ``wanted`` on ``holder`` for as long as the context lasts.
 
     Raises:
         SnapshotRefused: on a standby, or behind a pooler, with consistency "run".
         SourceUnreachable, SourceBusy, SourceRefused
     """
-    with mapped(origin), pool.connection() as holder:
+    with mapped(origin):
         _refuse_standby(origin, holder, consistency)
         holder.execute(BEGIN)
         try:
@@ -140,7 +139,7 @@ def _lock(
             if mine.retry:
                 raise mine from error
             refused.append((relation.label, mine))
-            holder.execute("ROLLBACK TO SAVEPOINT one")
+            holder.execute("ROLLBACK TO SAVEPOINT one; RELEASE SAVEPOINT one")
     return refused
 
 
@@ -166,7 +165,7 @@ def _identity(holder: Connection) -> str:
             " FROM pg_control_system() s, pg_control_checkpoint() c"
         ).fetchone()
     except psycopg.errors.InsufficientPrivilege:
-        holder.execute("ROLLBACK TO SAVEPOINT identity")
+        holder.execute("ROLLBACK TO SAVEPOINT identity; RELEASE SAVEPOINT identity")
         return "unknown"
     return "/".join(map(str, row))
 

@@ -69,7 +69,7 @@ def read(place: Place) -> State | None:
     """
     with _mapped(place, "read"):
         try:
-            table = DeltaTable(place.url, storage_options=store.options(place) or None)
+            table = DeltaTable(store.location(place), storage_options=store.options(place) or None)
         except TableNotFoundError:
             return None
         return State(table, table.version())
@@ -159,7 +159,7 @@ def _create(
         if store.is_local(place):
             store.opened(place)
         create_table_with_add_actions(
-            place.url,
+            store.location(place),
             schema,
             _adds(data),
             mode="error",
@@ -189,7 +189,7 @@ def append(
         commit = CommitProperties(custom_metadata={FACTS: json.dumps(facts)}, max_commit_retries=0)
         if state is None:
             create_table_with_add_actions(
-                place.url,
+                store.location(place),
                 delta_schema(columns),
                 _adds([data]),
                 mode="error",
@@ -233,6 +233,19 @@ def _conflict(place: Place) -> CommitConflict:
         f"Another writer committed to the table at {place.url} first.",
         hint="Run again; nothing of this run is in that table.",
     )
+
+
+def discard(place: Place, batch_id: str) -> None:
+    """Deletes the files of a batch that did not land; those of one that did are kept.
+
+    Args:
+        place: the table.
+        batch_id: a batch that will write no more.
+    """
+    state = read(place)
+    live = {uri.rpartition("/")[2] for uri in state.table.file_uris()} if state else set()
+    paths = [path for path in store.listing(place) if files.batch_of(path) == batch_id]
+    store.delete(place, [path for path in paths if path not in live])
 
 
 def sweep(place: Place, now: float) -> int:

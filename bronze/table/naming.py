@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 PREFIX = "bz_"
 
@@ -37,3 +37,25 @@ def faults(names: Iterable[str], metadata: Collection[str]) -> Mapping[str, str]
             found[name] = f"Delta takes it for the same as {other!r}"
         taken.setdefault(name.lower(), name)
     return found
+
+
+def renames(names: Sequence[str], metadata: Collection[str]) -> Mapping[str, str]:
+    """A name that can be for each of `faults`, near to the column's own."""
+    taken = {name.lower() for name in (*names, *metadata)}
+    found: dict[str, str] = {}
+    for name in faults(names, metadata):
+        wanted = "".join("_" if c in _FORBIDDEN else c for c in name)
+        if wanted.lower() in metadata:
+            wanted = f"source_{wanted}"
+        found[name] = free(wanted, taken)
+        taken.add(found[name].lower())
+    return found
+
+
+def free(wanted: str, taken: Collection[str]) -> str:
+    """``wanted``, or with a number behind it, so that its lower case is not among ``taken``."""
+    number, name = 1, wanted
+    while name.lower() in taken:
+        number += 1
+        name = f"{wanted}_{number}"
+    return name

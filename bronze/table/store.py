@@ -39,6 +39,11 @@ def options(place: Place) -> dict[str, str]:
     }
 
 
+def location(place: Place) -> str:
+    """The table's URL as deltalake wants it, which decodes a plain path as if it were one."""
+    return Path(place.url).absolute().as_uri() if is_local(place) else place.url
+
+
 def is_local(place: Place) -> bool:
     """Whether the table lies in a folder of this machine."""
     return not _REMOTE.match(place.url)
@@ -72,8 +77,12 @@ def writer(place: Place, path: str) -> Iterator[IO[bytes] | io.RawIOBase]:
         if is_local(place):
             folder = Path(place.url)
             folder.mkdir(parents=True, exist_ok=True)
-            with (folder / path).open("xb") as file:
-                yield file
+            try:
+                with (folder / path).open("xb") as file:
+                    yield file
+            except BaseException:
+                (folder / path).unlink(missing_ok=True)
+                raise
         else:
             upload = _Upload(obstore.open_writer(opened(place), path))
             yield upload
@@ -168,6 +177,7 @@ _SIGNS = (
     ("quota", "the disk quota is used up", "Free some space, and run again."),
     ("permission denied", "permission denied", "Check who owns the folder of [lake] root."),
     ("read-only file system", "the file system is read-only", "Choose another [lake] root."),
+    ("no such file", "there is no such folder", "Choose another [lake] root."),
     ("not a directory", "a part of its path is a file", "Choose another [lake] root."),
     ("unauthorized", "the credentials are refused", "Check [lake.options] and the environment."),
     ("forbidden", "the credentials do not allow it", "Check the role's rights on the container."),

@@ -244,7 +244,7 @@ GOLDEN: list[tuple[Any, list[Any], list[str]]] = [
 
 def encoded(*columns: pl.Series) -> list[bytes]:
     """The encoding of each row."""
-    found: list[bytes] = encode(columns).to_pylist()
+    found: list[bytes] = encode(columns, len(columns[0])).to_pylist()
     return found
 
 
