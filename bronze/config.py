@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -34,6 +35,7 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _DURATION = re.compile(r"^\s*(\d+)\s*(s|m|h|d|)\s*$", re.IGNORECASE)
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _DECIMAL = re.compile(r"^decimal\(\s*(\d+)\s*,\s*(\d+)\s*\)$", re.IGNORECASE)
+_ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
 _SECRET = re.compile(r"key|secret|token|password|credential|sas", re.IGNORECASE)
 MINIMUM_MEMORY = 320 * 10**6
 
@@ -66,6 +68,12 @@ def _decimal(value: object) -> object:
     return precision, scale
 
 
+def _plain(root: str) -> str:
+    if "://" not in root and _ESCAPE.search(root):
+        raise ValueError("a percent sign before two digits is taken for an escape by readers")
+    return root
+
+
 def _listed(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
@@ -92,12 +100,18 @@ class Pool(_Section):
     min: PositiveInt = 1
     max: PositiveInt = 10
 
+    @property
+    def readers(self) -> int:
+        """How many reads may go on at once beside the pool's own connections.
+
+        Each read opens a connection anew while PostgreSQL may still be closing the last one.
+        """
+        return (self.max - self.min) // 2
+
     @model_validator(mode="after")
     def _ordered(self) -> Pool:
-        if self.max < max(self.min, 2):
-            raise ValueError(
-                "max is at least 2 (one holds the snapshot, one reads) and at least min"
-            )
+        if self.max < self.min + 2:
+            raise ValueError("max is at least min + 2: a read has one connection, and one closing")
         return self
 
 
@@ -127,7 +141,7 @@ class SourceSettings(_Section):
 class LakeSettings(_Section):
     """Where the Delta tables are."""
 
-    root: str
+    root: Annotated[str, AfterValidator(_plain)]
     schema_: str = Field(default="bronze", alias="schema", pattern=r"^[\w-]+$")
     options: Mapping[str, str | SecretName] = Field(default={}, repr=False)
 

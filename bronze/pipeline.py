@@ -161,8 +161,8 @@ def _planned(
         with connect.mapped(origin):
             connection = stack.enter_context(pool.connection())
             found += [(name, r) for r in prepare.found(connection, name, source.schema_)]
-        connect.located(origin)
-        sources[name] = (origin, connection, source.pool.max - source.pool.min)
+        connect.locate(origin, connection)
+        sources[name] = (origin, connection, source.pool.readers)
     chosen = prepare.targets(settings, found, wanted)
     store.prove_writable(settings.place(settings.lake.schema_, ""))
     tables: list[_Table] = []

@@ -82,7 +82,7 @@ def found(connection: Connection, source: str, wanted: Sequence[str]) -> tuple[R
     if unknown:
         raise ConfigError(
             f"There is no schema {', '.join(unknown)} in the source {source}.",
-            hint=f"It has {', '.join(known)}.",
+            hint=f"Correct [source] schema; there are the schemas {', '.join(known)}.",
         )
     return relations(connection, wanted)
 

@@ -108,7 +108,7 @@ def _look(connection: connect.Connection, wanted: Sequence[str]) -> _Found:
             f"There is no schema {', '.join(missing)} in the database.",
             hint=f"There are: {', '.join(present)}; names are case-sensitive.",
         )
-    surveys = survey.look(connection, catalog.relations(connection, tuple(wanted) or present))
+    surveys = survey.look(connection, survey.sized(connection, tuple(wanted) or present))
     own = [s.relation for s in surveys if not s.extension]
     taken = set(wanted) or {relation.schema for relation in own if relation.readable}
     row: Any = connection.execute(

@@ -323,7 +323,7 @@ def test_a_server_that_stays_full_is_said(fresh: Source) -> None:
     assert caught.value.exit_code == 3
 
 
-@pytest.mark.parametrize("pool", [{"max": 2}, {"min": 2, "max": 2}, {"min": 1, "max": 4}])
+@pytest.mark.parametrize("pool", [{"max": 3}, {"min": 2, "max": 4}, {"min": 1, "max": 6}])
 def test_the_pool_bounds_all_connections(source: Source, pool: dict[str, int]) -> None:
     """The snapshot's, the readers' and all others together never exceed pool.max."""
     source.execute("CREATE TABLE t AS SELECT generate_series(1, 60000) AS id")

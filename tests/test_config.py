@@ -98,7 +98,7 @@ def test_a_misspelt_dsn_is_called_so(misspelt: object, more: dict[str, Any]) -> 
     [
         ("source/dsn", 5, "source.dsn"),
         ("source/schema", 5, "source.schema"),
-        ("source/pool/max", 1, "max is at least 2"),
+        ("source/pool/max", 1, "max is at least min + 2"),
         ("source/pool", {"min": 5, "max": 4}, "at least min"),
         ("source/consistency", "sometimes", "source.consistency"),
         ("source/row_security", "off", "source.row_security"),

@@ -123,19 +123,24 @@ def located(origin: Origin) -> dict[str, str]:
     Raises:
         SourceUnreachable, SourceBusy, SourceRefused, ConfigError
     """
-    if origin not in _located:
-        with connect(origin) as connection:
-            info = connection.info
-            found = {**info.get_parameters(), "host": info.host, "port": str(info.port)}
-            found |= {"user": info.user, "dbname": info.dbname}
-            if info.hostaddr and not info.host.startswith("/"):
-                found["hostaddr"] = info.hostaddr
-            if info.password:
-                found["password"] = info.password
-            _located[origin] = found
-    else:
+    if origin in _located:
         _knock(origin, _located[origin])
+    else:
+        with connect(origin) as connection:
+            locate(origin, connection)
     return _located[origin]
+
+
+def locate(origin: Origin, connection: Connection) -> None:
+    """Remembers where ``connection`` leads, so that `located` needs none of its own."""
+    info = connection.info
+    found = {**info.get_parameters(), "host": info.host, "port": str(info.port)}
+    found |= {"user": info.user, "dbname": info.dbname}
+    if info.hostaddr and not info.host.startswith("/"):
+        found["hostaddr"] = info.hostaddr
+    if info.password:
+        found["password"] = info.password
+    _located[origin] = found
 
 
 _located: dict[Origin, dict[str, str]] = {}

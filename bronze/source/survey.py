@@ -15,7 +15,7 @@ import psycopg
 from psycopg import sql
 
 from bronze.model import Method
-from bronze.source.catalog import Attribute, Relation
+from bronze.source.catalog import Attribute, Relation, relations
 from bronze.source.connect import Connection
 from bronze.source.personal import PersonalKind, kind_by_content, kind_by_name, words
 from bronze.source.statement import quoted
@@ -134,6 +134,20 @@ FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid
 WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_extension'::regclass
   AND d.deptype = 'e' AND d.objid = ANY(%(oids)s::oid[])
 """
+
+
+def sized(connection: Connection, schemas: Sequence[str]) -> tuple[Relation, ...]:
+    """The relations of ``schemas`` with their true sizes, or those of their last VACUUM.
+
+    The true sizes take a lock on each, which may be somebody else's for long.
+    """
+    found = relations(connection, schemas)
+    try:
+        with connection.transaction():
+            connection.execute("SET LOCAL lock_timeout = '1s'")
+            return relations(connection, schemas, [relation.oid for relation in found])
+    except psycopg.errors.LockNotAvailable:
+        return found
 
 
 def look(connection: Connection, relations: Sequence[Relation]) -> tuple[Survey, ...]:

@@ -69,7 +69,7 @@ def read(place: Place) -> State | None:
     """
     with _mapped(place, "read"):
         try:
-            table = DeltaTable(store.location(place), storage_options=store.options(place) or None)
+            table = DeltaTable(place.url, storage_options=store.options(place) or None)
         except TableNotFoundError:
             return None
         return State(table, table.version())
@@ -159,7 +159,7 @@ def _create(
         if store.is_local(place):
             store.opened(place)
         create_table_with_add_actions(
-            store.location(place),
+            place.url,
             schema,
             _adds(data),
             mode="error",
@@ -189,7 +189,7 @@ def append(
         commit = CommitProperties(custom_metadata={FACTS: json.dumps(facts)}, max_commit_retries=0)
         if state is None:
             create_table_with_add_actions(
-                store.location(place),
+                place.url,
                 delta_schema(columns),
                 _adds([data]),
                 mode="error",

@@ -39,14 +39,14 @@ def options(place: Place) -> dict[str, str]:
     }
 
 
-def location(place: Place) -> str:
-    """The table's URL as deltalake wants it, which decodes a plain path as if it were one."""
-    return Path(place.url).absolute().as_uri() if is_local(place) else place.url
-
-
 def is_local(place: Place) -> bool:
     """Whether the table lies in a folder of this machine."""
     return not _REMOTE.match(place.url)
+
+
+def _is_missing(place: Place) -> bool:
+    # Only writing may make a folder.
+    return is_local(place) and not Path(place.url).is_dir()
 
 
 def opened(place: Place) -> Any:
@@ -138,7 +138,7 @@ def prove_writable(place: Place) -> None:
 
 def delete(place: Place, paths: list[str]) -> None:
     """Deletes objects; one that is not there is no error."""
-    if not paths:
+    if not paths or _is_missing(place):
         return
     try:
         obstore.delete(opened(place), paths)
@@ -150,6 +150,8 @@ def delete(place: Place, paths: list[str]) -> None:
 
 def listing(place: Place) -> list[str]:
     """The paths of all objects under the table's folder."""
+    if _is_missing(place):
+        return []
     try:
         found = obstore.list(opened(place), chunk_size=1000)
         return [meta["path"] for chunk in found for meta in chunk]

@@ -20,7 +20,7 @@ BIG_ROWS = 15_000
 def surveyed(source: Source, *schemas: str) -> dict[str, Survey]:
     """The survey of every relation, by its name."""
     with connect.connect(source.settings().origin("test")) as connection:
-        found = catalog.relations(connection, schemas or ("public",))
+        found = survey.sized(connection, schemas or ("public",))
         return {s.relation.name: s for s in survey.look(connection, found)}
 
 
