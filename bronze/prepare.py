@@ -227,9 +227,10 @@ def plan_table(
     names = {column.name: column.target for column in found}
     kept_key = tuple(names[name] for name in key)
     stats = tuple(c.target for c in found if c.target in kept_key and c.kind.name in SAFE)
-    parts = _slices(target, held, origin, _slice_size(run.memory, readers), key)
-    whole = sum(part.size for part in parts)
-    packed = plan.packed(parts, min(_FILE, whole // (readers * _UNITS_PER_READER) + 1))
+    per_slice, _ = _sizes(plan.size_of(relation), run.memory, readers)
+    parts = _slices(target, held, origin, run.memory // readers, per_slice, key)
+    _, per_file = _sizes(sum(part.size for part in parts), run.memory, readers)
+    packed = plan.packed(parts, per_file)
     query = statement.select(found, statement.quoted(relation.schema, relation.name))
     units = tuple(
         Unit(
@@ -257,17 +258,28 @@ def readers(run: RunSettings, slots: int) -> int:
     return max(1, min(run.workers, slots, fitting))
 
 
-def _slice_size(memory: int, readers: int) -> int:
+def _sizes(whole: int, memory: int, readers: int) -> tuple[int, int]:
+    """The bytes of the source in a slice and in a file, for a table of ``whole`` bytes.
+
+    All files are alike, and their number is a multiple of the readers', so that no reader is left
+    without work at the end.
+    """
     each = (memory - _BASE) // readers - _READER
-    return max(2**20, min(_SLICE, each // _GROWTH))
+    largest = max(2**20, min(_SLICE, each // _GROWTH))
+    if whole <= largest:
+        return largest, _FILE
+    rounds = max(_UNITS_PER_READER, -(-whole // (_FILE * readers)))
+    per_file = -(-whole // (rounds * readers))
+    per_slice = -(-per_file // -(-per_file // largest))
+    # Pages do not divide evenly: a little more room keeps the last one out of a file of its own.
+    return per_slice, per_file + per_slice // 2
 
 
 def _slices(
-    target: Target, held: Snapshot, origin: Origin, size: int, key: Sequence[str]
+    target: Target, held: Snapshot, origin: Origin, memory: int, size: int, key: Sequence[str]
 ) -> list[plan.Slice]:
     if held.name is None:
-        # Without a shared snapshot only one statement sees one state.
-        return [plan.Slice(plan.WHOLE, sum(target.relation.heaps) * target.relation.page)]
+        return [_whole(target, memory)]
     holder: Connection = held.holder
     try:
         holder.execute("SAVEPOINT plan")
@@ -283,3 +295,17 @@ def _slices(
             holder.execute("ROLLBACK TO SAVEPOINT plan; RELEASE SAVEPOINT plan")
         raise mine from error
     return parts
+
+
+def _whole(target: Target, memory: int) -> plan.Slice:
+    # Without a shared snapshot only one statement sees one state.
+    relation = target.relation
+    size = plan.size_of(relation)
+    if size * _GROWTH > memory:
+        raise TableRefused(
+            f"Table {target.label} is too large to be read by one statement, which"
+            ' consistency = "per-table" asks for.',
+            hint=f"Raise [run] memory: it takes about {size * _GROWTH // 10**6} MB for a worker.",
+            table=target.label,
+        )
+    return plan.Slice(plan.WHOLE, size)

@@ -36,6 +36,8 @@ logging.getLogger("psycopg.pool").addHandler(logging.NullHandler())
 Connection = psycopg.Connection[tuple[object, ...]]
 Pool = ConnectionPool[Connection]
 
+_POOL_PATIENCE = 30
+
 PINNED = {
     "DateStyle": "ISO, YMD",
     "TimeZone": "UTC",
@@ -183,10 +185,13 @@ def pool(origin: Origin, minimum: int, maximum: int) -> Iterator[Pool]:
         configure=lambda connection: _pin(connection, origin),
         min_size=minimum,
         max_size=maximum,
-        timeout=origin.connect_timeout,
+        timeout=origin.connect_timeout or _POOL_PATIENCE,
         name=f"bronze-{origin.name}",
         open=True,
     ) as opened:
+        with mapped(origin):
+            # Asked for a connection before it has one, the pool would open two.
+            opened.wait(origin.connect_timeout or _POOL_PATIENCE)
         yield opened
 
 

@@ -54,10 +54,14 @@ def slices(
     return by_key(connection, relation, key[0], count, total)
 
 
+def size_of(relation: Relation) -> int:
+    """About how many bytes the rows have, uncompressed; 0 for what has no pages."""
+    return sum(relation.heaps) * relation.page + TOAST_GROWTH * relation.toast
+
+
 def by_pages(relation: Relation, size: int) -> Iterator[Slice]:
     """Ranges of ctid over all heaps of a table at once, which a SELECT from it applies to each."""
-    pages = sum(relation.heaps)
-    per_page = relation.page + (TOAST_GROWTH * relation.toast // pages if pages else 0)
+    per_page = size_of(relation) // max(sum(relation.heaps), 1) or relation.page
     bounds, weights = _bounds(sorted(relation.heaps), max(1, size // per_page))
     for low, high, weight in zip([0, *bounds], [*bounds, None], weights, strict=True):
         where = f"ctid >= '({low},0)'::tid"

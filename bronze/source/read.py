@@ -6,12 +6,12 @@ one of our errors.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote
 
+import connectorx
 import numpy as np
 import polars as pl
 import psycopg
@@ -29,9 +29,6 @@ from bronze.errors import (
 from bronze.model import Column, Kind, Origin
 from bronze.source import tunnel
 from bronze.source.connect import connect, explain, forget, located
-
-# connectorx's connection pool writes each failed attempt to stderr unless it is told not to.
-os.environ.setdefault("RUST_LOG", "off")
 
 # What follows the reading takes several times the memory of the rows themselves, so it is given
 # few at a time: a quarter less memory in all, at no cost in time (measured).
@@ -110,8 +107,6 @@ def _url(given: Mapping[str, str]) -> str:
 
 
 def _fetch(origin: Origin, url: str, session: Sequence[str], query: str, table: str) -> pa.Table:
-    import connectorx
-
     try:
         return connectorx.read_sql(
             url, query, return_type="arrow", protocol="binary", pre_execution_query=list(session)
