@@ -106,7 +106,8 @@ def _show(directory: Path, started: server.Server, scale: float) -> None:
 
 def _run(opened: bronze.Bronze) -> None:
     with show.progress(False) as notify:
-        show.run(opened.run(notify=notify))
+        result = opened.run(notify=notify)
+    show.run(result)
 
 
 def _there(started: server.Server) -> bool:
