@@ -37,7 +37,7 @@ _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _DECIMAL = re.compile(r"^decimal\(\s*(\d+)\s*,\s*(\d+)\s*\)$", re.IGNORECASE)
 _ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
 _SECRET = re.compile(r"key|secret|token|password|credential|sas", re.IGNORECASE)
-MINIMUM_MEMORY = 320 * 10**6
+MINIMUM_MEMORY = 512 * 10**6
 
 
 def _bytes(value: object) -> object:
@@ -158,7 +158,7 @@ class RunSettings(_Section):
     @model_validator(mode="after")
     def _enough(self) -> RunSettings:
         if self.memory < MINIMUM_MEMORY:
-            raise ValueError("memory is at least 320MB: the libraries alone take most of that")
+            raise ValueError("memory is at least 512MB: the libraries alone take most of that")
         return self
 
 

@@ -25,7 +25,7 @@ from bronze.table.statistics import SAFE
 
 # Measured: what the process takes with all its libraries, what a reader takes for the rows that
 # it is hashing and encoding, and how many bytes a slice takes for each of its bytes on disk.
-_BASE = 240 * 10**6
+_BASE = 320 * 10**6
 _READER = 24 * 10**6
 _GROWTH = 4
 _SLICE = 12 * 2**20
