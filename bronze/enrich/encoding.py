@@ -58,7 +58,6 @@ _FIXED: dict[type[pl.DataType], str] = {
     pl.Date: ">i4",
     pl.Datetime: ">i8",
 }
-_LENGTH = ">i4"
 _SHORT_DECIMAL = 18
 
 Bytes = npt.NDArray[Any]
