@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 KindName = Literal[
     "short",
@@ -166,12 +166,31 @@ class Rejected:
 
 @dataclass(frozen=True)
 class DataFile:
-    """One Parquet file. ``path`` is relative to the table, ``stats`` is Delta's JSON."""
+    """One Parquet file that was written. ``path`` is relative to the table, ``stats`` is Delta's
+    JSON, ``partition`` the value of the partition column, if the table has one.
+    """
 
     path: str
     size: int
     rows: int
     stats: str
+    partition: tuple[tuple[str, str | None], ...] = ()
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One Parquet file that is part of a table, as the log has it.
+
+    ``path`` is percent-encoded, as in the log; ``rows`` is -1 where its writer did not say;
+    ``low`` and ``high`` are the bounds that the log knows of columns of safe kinds.
+    """
+
+    path: str
+    size: int
+    rows: int
+    low: tuple[tuple[str, Any], ...] = ()
+    high: tuple[tuple[str, Any], ...] = ()
+    partition: tuple[tuple[str, str | None], ...] = ()
 
 
 @dataclass(frozen=True)

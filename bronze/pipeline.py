@@ -323,8 +323,7 @@ def _committed(settings: Settings, table: _Table, plan: Plan) -> int | None:
         commit.sweep(table.target.place, time.time())
         return commit.replace(
             table.target.place,
-            plan.layout,
-            plan.stats,
+            commit.Shape(plan.layout, plan.stats),
             table.files,
             reached,
             facts,

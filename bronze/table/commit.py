@@ -1,37 +1,31 @@
 """Commits: each one a compare-and-swap against the version that was read.
 
-A table's run becomes visible by one transaction, which holds its files, the position that they
-stand for, and the run's facts. We never let the library resolve a conflict: a lost race raises,
-and the caller reads again.
+A table's run becomes visible by one entry of the log, which holds its files, the position that
+they stand for, and the run's facts. A lost race is never resolved here: it raises, and the caller
+reads again.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+from uuid import uuid4
 
 import tenacity
-from deltalake import DeltaTable, Schema, TableFeatures
-from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
-from deltalake.transaction import (
-    AddAction,
-    CommitProperties,
-    Transaction,
-    create_table_with_add_actions,
-)
 
 from bronze.errors import CommitConflict, LakeError
-from bronze.model import DataFile, Kind, Place
+from bronze.model import DataFile, Kind, Place, Stored
 from bronze.table import files, store
-from bronze.table.schema import delta_schema, properties
+from bronze.table.log import Action, State, read, write
+from bronze.table.schema import NTZ, delta_schema, properties, protocol
 
 FACTS = "bronze"
 """The key in a commit's info under which the run's facts are, as JSON."""
 
+_ENGINE = "bronze"
 # A file of a run that has not committed is left alone for so long: the run may still be alive.
 ORPHAN_AGE = 24 * 3600.0
 # Once the log that says which batches have committed may be cleaned up, a missing entry proves
@@ -41,43 +35,195 @@ _COMMIT_TRIES = 6
 
 
 @dataclass(frozen=True)
-class State:
-    """A table as it was read: what a commit is compared against."""
-
-    table: DeltaTable
-    version: int
-
-
-@dataclass(frozen=True)
 class Position:
-    """How far the source has been taken in, within one history of it."""
+    """How far the source has been taken in, within one history of it.
+
+    ``value`` is the log position (LSN); ``marks`` are further numbers to go on from, by name.
+    """
 
     timeline: str
     value: int
+    marks: tuple[tuple[str, int], ...] = ()
 
     @property
-    def app_id(self) -> str:
-        """The app transaction that holds it."""
-        return f"bronze/{self.timeline}"
+    def transactions(self) -> tuple[tuple[str, int], ...]:
+        """The app transactions that hold it."""
+        own = transaction(self.timeline)
+        return ((own, self.value), *((f"{own}/{name}", value) for name, value in self.marks))
 
 
-def read(place: Place) -> State | None:
-    """The table as it is now, None where there is none.
+def transaction(timeline: str) -> str:
+    """The name of the app transaction that holds the position in a history of the source."""
+    return f"bronze/{timeline}"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a table looks like: its columns, those with file statistics, its partition column, and
+    properties of ours beside Delta's.
+    """
+
+    columns: tuple[tuple[str, Kind], ...]
+    stats: tuple[str, ...]
+    partition: str | None = None
+    notes: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a commit does to the files of a table.
+
+    ``feed`` are the files of the change data feed; where there are none, readers derive it from
+    the others. ``is_data`` is false for a rewrite that leaves every row as it was.
+    """
+
+    operation: Literal["WRITE", "MERGE", "OPTIMIZE"]
+    added: Sequence[DataFile] = ()
+    removed: Sequence[Stored] = ()
+    feed: Sequence[DataFile] = ()
+    is_data: bool = True
+    parameters: Mapping[str, str] = field(default_factory=dict)
+
+
+def commit(
+    place: Place,
+    state: State | None,
+    change: Change,
+    facts: Mapping[str, Any],
+    *,
+    shape: Shape | None = None,
+    reached: Position | None = None,
+) -> int:
+    """Commits once, on top of ``state``; creates the table where that is None.
+
+    Args:
+        place: the table.
+        state: what the change was made for.
+        change: the files that come and go.
+        facts: what the run has to say of itself.
+        shape: what the table looks like from now on; None leaves it as it is.
+        reached: the position that the table holds from now on.
+
+    Returns:
+        The new version.
 
     Raises:
-        LakeError, LakeUnreachable
+        CommitConflict: somebody else committed since ``state`` was read.
+        LakeError: the table cannot be written by us, or holds a later position already.
     """
-    with _mapped(place, "read"):
-        try:
-            table = DeltaTable(place.url, storage_options=store.options(place) or None)
-        except TableNotFoundError:
-            return None
-        return State(table, table.version())
+    now = int(time.time() * 1000)
+    actions: list[Action] = [_info(change, facts, now)]
+    if state is None and shape is None:
+        raise ValueError("a new table needs a shape")
+    if state is not None:
+        state.writable()
+    if shape is not None:
+        actions += _shaped(state, shape, now)
+    if reached is not None:
+        if state is not None:
+            _not_overtaken(state, reached)
+        actions += [
+            {"txn": {"appId": name, "version": value, "lastUpdated": now}}
+            for name, value in reached.transactions
+        ]
+    actions += [_remove(file, change.is_data, now) for file in change.removed]
+    actions += [_add(file, change.is_data, now) for file in change.added]
+    actions += [_feed(file) for file in change.feed]
+    version = 0 if state is None else state.version + 1
+    write(place, version, actions)
+    return version
 
 
-def position(state: State, timeline: str) -> int | None:
-    """The position that the table holds in this history of the source."""
-    return state.table.transaction_version(Position(timeline, 0).app_id)
+def _info(change: Change, facts: Mapping[str, Any], now: int) -> Action:
+    return {
+        "commitInfo": {
+            "timestamp": now,
+            "operation": change.operation,
+            "operationParameters": dict(change.parameters),
+            "isBlindAppend": not change.removed and change.operation == "WRITE",
+            "engineInfo": _ENGINE,
+            FACTS: json.dumps(facts),
+        }
+    }
+
+
+def _shaped(state: State | None, shape: Shape, now: int) -> list[Action]:
+    wanted = {**properties(shape.stats), **dict(shape.notes)}
+    if state is None:
+        metadata = {
+            "id": str(uuid4()),
+            "format": {"provider": "parquet", "options": {}},
+            "schemaString": delta_schema(shape.columns),
+            "partitionColumns": [shape.partition] if shape.partition else [],
+            "configuration": wanted,
+            "createdTime": now,
+        }
+        return [{"protocol": protocol(shape.columns)}, {"metaData": metadata}]
+    configuration = {**state.properties, **wanted}
+    if shape.columns == state.columns and configuration == state.properties:
+        return []
+    held = state.table.metadata()
+    metadata = {
+        "id": held.id,
+        "name": held.name,
+        "description": held.description,
+        "format": {"provider": "parquet", "options": {}},
+        "schemaString": delta_schema(shape.columns),
+        "partitionColumns": held.partition_columns,
+        "configuration": configuration,
+        "createdTime": held.created_time,
+    }
+    needed = protocol(shape.columns)
+    known = state.table.protocol().reader_features or ()
+    upgrade = NTZ in needed.get("readerFeatures", ()) and NTZ not in known
+    return [*([{"protocol": needed}] if upgrade else []), {"metaData": metadata}]
+
+
+def _not_overtaken(state: State, reached: Position) -> None:
+    held = state.position(transaction(reached.timeline))
+    if held is not None and held > reached.value:
+        raise LakeError(
+            f"The table at {state.place.url} already holds a later state of the source"
+            f" (position {held}) than this run read ({reached.value}).",
+            hint="Another run has overtaken this one: there is nothing to do.",
+        )
+
+
+def _add(file: DataFile, is_data: bool, now: int) -> Action:
+    return {
+        "add": {
+            "path": file.path,
+            "partitionValues": dict(file.partition),
+            "size": file.size,
+            "modificationTime": now,
+            "dataChange": is_data,
+            "stats": file.stats,
+        }
+    }
+
+
+def _remove(file: Stored, is_data: bool, now: int) -> Action:
+    return {
+        "remove": {
+            "path": file.path,
+            "deletionTimestamp": now,
+            "dataChange": is_data,
+            "extendedFileMetadata": True,
+            "partitionValues": dict(file.partition),
+            "size": file.size,
+        }
+    }
+
+
+def _feed(file: DataFile) -> Action:
+    return {
+        "cdc": {
+            "path": file.path,
+            "partitionValues": dict(file.partition),
+            "size": file.size,
+            "dataChange": False,
+        }
+    }
 
 
 @tenacity.retry(
@@ -88,8 +234,7 @@ def position(state: State, timeline: str) -> int | None:
 )
 def replace(
     place: Place,
-    columns: Sequence[tuple[str, Kind]],
-    stats: Sequence[str],
+    shape: Shape,
     data: Sequence[DataFile],
     reached: Position,
     facts: Mapping[str, Any],
@@ -101,73 +246,12 @@ def replace(
 
     Raises:
         CommitConflict: somebody else committed in between, again and again.
-        LakeError: the table holds a later position already.
+        LakeError: the table cannot be written by us, or holds a later position already.
     """
     state = read(place)
-    schema = delta_schema(columns)
-    if state is None:
-        return _create(place, schema, stats, data, reached, facts)
-    held = position(state, reached.timeline)
-    if held is not None and held > reached.value:
-        raise LakeError(
-            f"The table at {place.url} already holds a later state of the source"
-            f" (position {held}) than this run read ({reached.value}).",
-            hint="Another run has overtaken this one: there is nothing to do.",
-        )
-    with _mapped(place, "committed"):
-        _upgrade(state.table, schema)
-        version = state.table.version() + 1
-        state.table.create_write_transaction(
-            _adds(data),
-            "overwrite",
-            schema,
-            commit_properties=_properties(reached, facts),
-        )
-    return version
-
-
-def _upgrade(table: DeltaTable, schema: Schema) -> None:
-    """Lets a table have its first timestamp without time zone.
-
-    deltalake commits such a schema without the feature that it needs, and no reader can open the
-    table from then on. The features that the old protocol implied have to be named, or are lost.
-    """
-    known = table.protocol().reader_features or []
-    if '"timestamp_ntz"' not in schema.to_json() or "timestampNtz" in known:
-        return
-    table.alter.add_feature(
-        [
-            TableFeatures.AppendOnly,
-            TableFeatures.ChangeDataFeed,
-            TableFeatures.Invariants,
-            TableFeatures.TimestampWithoutTimezone,
-        ],
-        allow_protocol_versions_increase=True,
-        commit_properties=CommitProperties(max_commit_retries=0),
-    )
-
-
-def _create(
-    place: Place,
-    schema: Schema,
-    stats: Sequence[str],
-    data: Sequence[DataFile],
-    reached: Position,
-    facts: Mapping[str, Any],
-) -> int:
-    with _mapped(place, "created"):
-        if store.is_local(place):
-            store.opened(place)
-        create_table_with_add_actions(
-            place.url,
-            schema,
-            _adds(data),
-            mode="error",
-            configuration=properties(stats),
-            storage_options=store.options(place) or None,
-            commit_properties=_properties(reached, facts),
-        )
-    return 0
+    removed = state.files if state else ()
+    change = Change("WRITE", data, removed, parameters={"mode": "Overwrite"})
+    return commit(place, state, change, facts, shape=shape, reached=reached)
 
 
 @tenacity.retry(
@@ -185,54 +269,8 @@ def append(
         CommitConflict: somebody else committed in between, again and again.
     """
     state = read(place)
-    with _mapped(place, "committed"):
-        commit = CommitProperties(custom_metadata={FACTS: json.dumps(facts)}, max_commit_retries=0)
-        if state is None:
-            create_table_with_add_actions(
-                place.url,
-                delta_schema(columns),
-                _adds([data]),
-                mode="error",
-                configuration=properties(()),
-                storage_options=store.options(place) or None,
-                commit_properties=commit,
-            )
-        else:
-            state.table.create_write_transaction(
-                _adds([data]), "append", delta_schema(columns), commit_properties=commit
-            )
-
-
-def _adds(data: Sequence[DataFile]) -> list[Any]:
-    now = int(time.time() * 1000)
-    return [AddAction(file.path, file.size, {}, now, True, file.stats) for file in data]
-
-
-def _properties(reached: Position, facts: Mapping[str, Any]) -> CommitProperties:
-    return CommitProperties(
-        custom_metadata={FACTS: json.dumps(facts)},
-        max_commit_retries=0,
-        app_transactions=[Transaction(reached.app_id, reached.value)],
-    )
-
-
-@contextmanager
-def _mapped(place: Place, what: str) -> Iterator[None]:
-    try:
-        yield
-    except CommitFailedError:
-        raise _conflict(place) from None
-    except (DeltaError, OSError, ValueError) as error:
-        if "already exists" in str(error):
-            raise _conflict(place) from None
-        raise store.failure(place, what, error) from error
-
-
-def _conflict(place: Place) -> CommitConflict:
-    return CommitConflict(
-        f"Another writer committed to the table at {place.url} first.",
-        hint="Run again; nothing of this run is in that table.",
-    )
+    change = Change("WRITE", [data], parameters={"mode": "Append"})
+    commit(place, state, change, facts, shape=None if state else Shape(tuple(columns), ()))
 
 
 def discard(place: Place, batch_id: str) -> None:
@@ -243,7 +281,7 @@ def discard(place: Place, batch_id: str) -> None:
         batch_id: a batch that will write no more.
     """
     state = read(place)
-    live = {uri.rpartition("/")[2] for uri in state.table.file_uris()} if state else set()
+    live = {file.path for file in state.files} if state else set()
     paths = [path for path in store.listing(place) if files.batch_of(path) == batch_id]
     store.delete(place, [path for path in paths if path not in live])
 
@@ -259,7 +297,7 @@ def sweep(place: Place, now: float) -> int:
     state = read(place)
     if state is None:
         return 0
-    live = {files.batch_of(path) for path in state.table.file_uris()}
+    live = {files.batch_of(file.path) for file in state.files}
     suspects = [
         path
         for path in store.listing(place)

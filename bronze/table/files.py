@@ -6,35 +6,102 @@ larger; dictionaries help only columns with few values and make keys and hashes 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import IO, Any
+from urllib.parse import unquote
 from uuid import uuid4
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bronze.model import DataFile, Place
+from bronze.model import DataFile, Kind, Place, Stored
 from bronze.table import store
 from bronze.table.statistics import Statistics
 
 _LEVEL = 1
 # A column whose values in the first row group repeat at least so often gets a dictionary.
 _REPEATS = 8
-_PREFIX = "part-"
+_SAMPLE = 10_000
+_DATA = "part-"
+_FEED = "_change_data/cdc-"
 _SUFFIX = ".zstd.parquet"
+# Few values at a time are read of the row groups of other writers, which may be large.
+_PART_VALUES = 1_200_000
+
+CHANGE = "_change_type"
+"""The column of a file of the change data feed that says what happened to the row."""
+
+Layout = Sequence[tuple[str, Kind]]
+
+
+class Output:
+    """A file being written; it is made when the first rows come, and gone if an error comes.
+
+    ``file`` is there when the context has ended: None where there were no rows.
+    """
+
+    def __init__(self, place: Place, batch_id: str, stats: Sequence[str], prefix: str) -> None:
+        self._place = place
+        self._path = f"{prefix}{batch_id}-{uuid4().hex}{_SUFFIX}"
+        self._statistics = Statistics(tuple(stats))
+        self._stack = ExitStack()
+        self._sink: IO[bytes] | Any = None
+        self._parquet: pq.ParquetWriter | None = None
+        self.file: DataFile | None = None
+
+    def __enter__(self) -> Output:
+        return self
+
+    def add(self, rows: pl.DataFrame | pa.Table) -> None:
+        """Adds a row group."""
+        table = rows if isinstance(rows, pa.Table) else _arrow(rows)
+        if not table.num_rows:
+            return
+        if self._parquet is None:
+            self._sink = self._stack.enter_context(store.writer(self._place, self._path))
+            self._parquet = self._stack.enter_context(_parquet(self._sink, table))
+        self._statistics.add(_frame(table.select(self._statistics.columns), table.num_rows))
+        self._parquet.write_table(table, row_group_size=table.num_rows)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._parquet is None:
+            return
+        if kind is not None:
+            # A file is abandoned only by an error inside its own context.
+            self._stack.__exit__(kind, error, trace)
+            return
+        with self._stack:
+            self._parquet.close()
+            size = self._sink.tell()
+        self.file = DataFile(self._path, size, self._statistics.rows, self._statistics.json())
+
+
+def data(place: Place, batch_id: str, stats: Sequence[str]) -> Output:
+    """A new data file; ``batch_id`` names it, so that a file of a dead run can be told.
+
+    Raises:
+        LakeUnreachable: it cannot be written.
+    """
+    return Output(place, batch_id, stats, _DATA)
+
+
+def feed(place: Place, batch_id: str) -> Output:
+    """A new file of the change data feed; its rows have the column `CHANGE` as well."""
+    return Output(place, batch_id, (), _FEED)
 
 
 def write(
-    frames: Iterable[pl.DataFrame], place: Place, batch_id: str, stats: tuple[str, ...]
+    frames: Iterable[pl.DataFrame], place: Place, batch_id: str, stats: Sequence[str]
 ) -> DataFile | None:
     """Writes the rows of all frames into one new file, a row group a frame.
-
-    Args:
-        frames: all with the same columns.
-        place: the table.
-        batch_id: names the file, so that a file of a dead run can be told.
-        stats: the columns that get statistics.
 
     Returns:
         The file, or None where there were no rows.
@@ -42,31 +109,22 @@ def write(
     Raises:
         LakeUnreachable: it cannot be written.
     """
-    path = f"{_PREFIX}{batch_id}-{uuid4().hex}{_SUFFIX}"
-    filled = (frame for frame in frames if frame.height)
-    frame = next(filled, None)
-    if frame is None:
-        return None
-    statistics = Statistics(stats)
-    with store.writer(place, path) as sink:
-        with _parquet(sink, frame) as parquet:
-            while frame is not None:
-                statistics.add(frame)
-                parquet.write_table(_arrow(frame), row_group_size=frame.height)
-                del frame  # not kept while the next one is made
-                frame = next(filled, None)
-        size = sink.tell()
-    return DataFile(path, size, statistics.rows, statistics.json())
+    with data(place, batch_id, stats) as output:
+        # Unlike a loop, map keeps no frame while the next one is made.
+        for _ in map(output.add, frames):
+            pass
+    return output.file
 
 
-def _parquet(sink: Any, first: pl.DataFrame) -> pq.ParquetWriter:
+def _parquet(sink: Any, first: pa.Table) -> pq.ParquetWriter:
+    sample = _frame(first.slice(0, _SAMPLE), min(first.num_rows, _SAMPLE))
     return pq.ParquetWriter(
         sink,
-        _arrow(first.head(0)).schema,
+        first.schema,
         compression="zstd",
         compression_level=_LEVEL,
-        use_dictionary=_repeating(first),
-        write_statistics=_ordered(first),
+        use_dictionary=_repeating(sample),
+        write_statistics=_ordered(sample),
         store_schema=False,
     )
 
@@ -75,18 +133,107 @@ def _arrow(frame: pl.DataFrame) -> pa.Table:
     return frame.to_arrow(compat_level=pl.CompatLevel.oldest())
 
 
+def _frame(table: pa.Table, height: int) -> pl.DataFrame:
+    if not table.num_columns:
+        return pl.DataFrame(height=height)
+    return pl.DataFrame(table)
+
+
+def opened(place: Place, file: Stored | DataFile) -> pq.ParquetFile:
+    """A file to read from."""
+    path = unquote(file.path) if isinstance(file, Stored) else file.path
+    return pq.ParquetFile(store.reader(place, path), pre_buffer=False)
+
+
+def parts(
+    parquet: pq.ParquetFile,
+    layout: Layout,
+    columns: Sequence[str] | None = None,
+    groups: Sequence[int] | None = None,
+    partition: Mapping[str, str | None] | None = None,
+) -> Iterator[tuple[int, pa.Table]]:
+    """The rows, a row group at a time, each part with the number of its first row in the file.
+
+    Every part has the columns of ``layout`` in their order and types, whoever wrote the file;
+    what the file does not have is NULL, or the value of its partition.
+
+    Args:
+        parquet: the file.
+        layout: the table's columns.
+        columns: the names of those to read; None is all.
+        groups: the row groups to read; None is all.
+        partition: the file's partition values.
+    """
+    wanted = [(n, k) for n, k in layout if columns is None or n in columns]
+    present = set(parquet.schema_arrow.names)
+    names = [name for name, _ in wanted if name in present]
+    size = max(1, _PART_VALUES // max(1, len(names)))
+    counts = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
+    for number in range(len(counts)) if groups is None else groups:
+        start = sum(counts[:number])
+        if not names or counts[number] <= size:
+            read = parquet.read_row_group(number, names, use_threads=False)
+            yield start, conform(read, wanted, partition or {}, counts[number])
+            continue
+        for batch in parquet.iter_batches(size, [number], names, use_threads=False):
+            piece = pa.Table.from_batches([batch])
+            yield start, conform(piece, wanted, partition or {}, piece.num_rows)
+            start += piece.num_rows
+
+
+def conform(
+    table: pa.Table, layout: Layout, constants: Mapping[str, str | None], height: int
+) -> pa.Table:
+    """The columns of ``layout``, in their order and types."""
+    present = set(table.column_names)
+    columns = []
+    for name, kind in layout:
+        kept = arrow_type(kind)
+        if name in present:
+            columns.append(table[name].cast(kept))
+        elif constants.get(name) is not None:
+            value = pa.scalar(constants[name]).cast(kept)
+            columns.append(pa.chunked_array([pa.repeat(value, height)]))
+        else:
+            columns.append(pa.chunked_array([pa.nulls(height, kept)]))
+    return pa.Table.from_arrays(columns, [name for name, _ in layout])
+
+
+_ARROW: Mapping[str, Any] = {
+    "short": pa.int16(),
+    "int": pa.int32(),
+    "long": pa.int64(),
+    "float": pa.float32(),
+    "double": pa.float64(),
+    "boolean": pa.bool_(),
+    "string": pa.large_string(),
+    "binary": pa.large_binary(),
+    "date": pa.date32(),
+    "timestamp": pa.timestamp("us", "UTC"),
+    "timestamp_ntz": pa.timestamp("us"),
+}
+
+
+def arrow_type(kind: Kind) -> pa.DataType:
+    """The Arrow type of a kind, as polars exports it."""
+    if kind.name == "decimal":
+        return pa.decimal128(kind.precision, kind.scale)
+    if kind.name == "array":
+        return pa.large_list(arrow_type(kind.of))
+    return _ARROW[kind.name]
+
+
 def batch_of(path: str) -> str | None:
-    """The batch that a path names, None for a file that is not ours."""
-    name = path.rpartition("/")[2]
-    if not name.startswith(_PREFIX) or not name.endswith(_SUFFIX):
-        return None
-    return name[len(_PREFIX) : -len(_SUFFIX)].rpartition("-")[0]
+    """The batch that a path in the table names, None for a file that is not ours."""
+    for prefix in (_DATA, _FEED):
+        if path.startswith(prefix) and path.endswith(_SUFFIX):
+            return path[len(prefix) : -len(_SUFFIX)].rpartition("-")[0]
+    return None
 
 
 def _repeating(frame: pl.DataFrame) -> list[str]:
-    sample = frame.head(10_000)
-    flat = [s for s in sample.get_columns() if not isinstance(s.dtype, pl.List)]
-    return [s.name for s in flat if sample[s.name].n_unique() * _REPEATS <= sample.height]
+    flat = [s for s in frame.get_columns() if not isinstance(s.dtype, pl.List)]
+    return [s.name for s in flat if s.n_unique() * _REPEATS <= frame.height]
 
 
 def _ordered(frame: pl.DataFrame) -> list[str]:

@@ -7,12 +7,12 @@ Databricks is reported to reject, and PostgreSQL's NOT NULL is checked as qualit
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, get_args
 
-from deltalake import Schema
-
-from bronze.model import Kind
+from bronze.errors import LakeError
+from bronze.model import Kind, KindName
 
 PROPERTIES: Mapping[str, str] = {
     "delta.enableChangeDataFeed": "true",
@@ -24,15 +24,19 @@ PROPERTIES: Mapping[str, str] = {
 
 # Delta's names where they are not ours.
 _NAMES = {"int": "integer"}
+_KINDS = {_NAMES.get(name, name): name for name in get_args(KindName)}
+_DECIMAL = re.compile(r"decimal\((\d+),(\d+)\)")
+
+NTZ = "timestampNtz"
 
 
-def delta_schema(columns: Iterable[tuple[str, Kind]]) -> Schema:
-    """The schema of a table with these columns, in this order."""
+def delta_schema(columns: Iterable[tuple[str, Kind]]) -> str:
+    """The schema of a table with these columns, in this order, as Delta's JSON."""
     fields = [
         {"name": name, "type": _type(kind), "nullable": True, "metadata": {}}
         for name, kind in columns
     ]
-    return Schema.from_json(json.dumps({"type": "struct", "fields": fields}))
+    return json.dumps({"type": "struct", "fields": fields}, ensure_ascii=False)
 
 
 def _type(kind: Kind) -> Any:
@@ -41,6 +45,48 @@ def _type(kind: Kind) -> Any:
     if kind.name == "decimal":
         return f"decimal({kind.precision},{kind.scale})"
     return _NAMES.get(kind.name, kind.name)
+
+
+def kinds(schema: str) -> tuple[tuple[str, Kind], ...]:
+    """The columns of a Delta schema in JSON.
+
+    Raises:
+        LakeError: one of them is of a type that bronze never writes.
+    """
+    return tuple((f["name"], _kind(f["name"], f["type"])) for f in json.loads(schema)["fields"])
+
+
+def _kind(name: str, found: Any) -> Kind:
+    if isinstance(found, dict) and found.get("type") == "array":
+        return Kind("array", element=_kind(name, found["elementType"]))
+    if isinstance(found, str) and (decimal := _DECIMAL.fullmatch(found)):
+        return Kind("decimal", int(decimal[1]), int(decimal[2]))
+    if not isinstance(found, str) or found not in _KINDS:
+        raise LakeError(
+            f"Column {name!r} is of type {found}, which bronze does not write.",
+            hint="Somebody else added it: drop it, or give the table another target.",
+        )
+    return Kind(_KINDS[found])
+
+
+def protocol(columns: Iterable[tuple[str, Kind]]) -> dict[str, Any]:
+    """What a reader and a writer of a table with these columns have to know.
+
+    A timestamp without time zone is a feature of its own, and the features that a protocol of
+    numbers implies have to be named beside it.
+    """
+    if not any(_has_ntz(kind) for _, kind in columns):
+        return {"minReaderVersion": 1, "minWriterVersion": 4}
+    return {
+        "minReaderVersion": 3,
+        "minWriterVersion": 7,
+        "readerFeatures": [NTZ],
+        "writerFeatures": ["appendOnly", "invariants", "changeDataFeed", NTZ],
+    }
+
+
+def _has_ntz(kind: Kind) -> bool:
+    return kind.name == "timestamp_ntz" or (kind.element is not None and _has_ntz(kind.element))
 
 
 def properties(stats: Iterable[str]) -> dict[str, str]:

@@ -75,13 +75,13 @@ def writer(place: Place, path: str) -> Iterator[IO[bytes] | io.RawIOBase]:
     """
     try:
         if is_local(place):
-            folder = Path(place.url)
-            folder.mkdir(parents=True, exist_ok=True)
+            local = Path(place.url) / path
+            local.parent.mkdir(parents=True, exist_ok=True)
             try:
-                with (folder / path).open("xb") as file:
+                with local.open("xb") as file:
                     yield file
             except BaseException:
-                (folder / path).unlink(missing_ok=True)
+                local.unlink(missing_ok=True)
                 raise
         else:
             upload = _Upload(obstore.open_writer(opened(place), path))
@@ -111,6 +111,20 @@ class _Upload(io.RawIOBase):
 
     def finish(self) -> None:
         self._upload.close()
+
+
+def reader(place: Place, path: str) -> IO[bytes] | Any:
+    """An object to read from, from any position.
+
+    Raises:
+        LakeError, LakeUnreachable: it cannot be read.
+    """
+    try:
+        if is_local(place):
+            return pa.OSFile(str(Path(place.url) / path))
+        return obstore.open_reader(opened(place), path)
+    except (BaseError, OSError) as error:
+        raise failure(place, "read", error) from None
 
 
 def put(place: Place, path: str, data: bytes) -> None:

@@ -252,7 +252,8 @@ def landed(place: Place, batches: Sequence[Sequence[Sequence[tuple[Any, ...]]]])
         file = files.write(frames, place, "batch", stats)
         written += [file] if file else []
     columns = (*COLUMNS, ("id", Kind("long")))
-    commit.replace(place, columns, stats, written, commit.Position("t", 1), {})
+    shape = commit.Shape(tuple(columns), tuple(stats))
+    commit.replace(place, shape, written, commit.Position("t", 1), {})
     return rows
 
 

@@ -1,0 +1,165 @@
+"""A table's Delta log: the state that it describes, and new entries by compare-and-swap.
+
+A commit is the object ``_delta_log/<version>.json``, put only if it is not there: whoever puts
+the next version first has won, and everybody else reads again. The format is that of the Delta
+transaction log protocol (PROTOCOL.md of delta-io/delta). The entries are written here rather than
+by deltalake because it cannot write the files of a change data feed (``cdc`` actions), and because
+its own resolution of conflicts is not ours (see `bronze.table.commit`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import obstore
+import polars as pl
+from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError, TableNotFoundError
+from obstore.exceptions import AlreadyExistsError, BaseError
+
+from bronze.errors import CommitConflict, LakeError
+from bronze.model import Kind, Place, Stored
+from bronze.table import store
+from bronze.table.schema import kinds
+from bronze.table.statistics import SAFE
+
+Action = Mapping[str, Any]
+
+# So that a reader never replays more entries than this.
+_CHECKPOINT_EVERY = 100
+_FEATURES = frozenset({"appendOnly", "invariants", "changeDataFeed", "timestampNtz"})
+# Up to 4 the protocol has neither column mapping nor deletion vectors; from 7 on it names what it
+# has; between them it has column mapping.
+_OLD_WRITER = 4
+_NAMED_FEATURES = 7
+
+
+@dataclass(frozen=True)
+class State:
+    """A table as it was read: what a commit is compared against."""
+
+    place: Place
+    table: DeltaTable
+    version: int
+
+    @cached_property
+    def columns(self) -> tuple[tuple[str, Kind], ...]:
+        """The columns in their order.
+
+        Raises:
+            LakeError: one of them is of a type that bronze never writes.
+        """
+        return kinds(self.table.schema().to_json())
+
+    @cached_property
+    def properties(self) -> Mapping[str, str]:
+        """The table properties."""
+        found: dict[str, str] = dict(self.table.metadata().configuration)
+        return found
+
+    @property
+    def partition(self) -> str | None:
+        """The partition column, if there is one."""
+        found = self.table.metadata().partition_columns
+        return str(found[0]) if found else None
+
+    @cached_property
+    def files(self) -> tuple[Stored, ...]:
+        """The data files that make up the table."""
+        safe = [name for name, kind in self.columns if kind.name in SAFE]
+        with mapped(self.place, "read"):
+            adds: Any = pl.DataFrame(self.table.get_add_actions(flatten=False))
+        return tuple(_stored(row, safe) for row in adds.iter_rows(named=True))
+
+    def position(self, name: str) -> int | None:
+        """The value of an app transaction, None where there is none."""
+        found: int | None = self.table.transaction_version(name)
+        return found
+
+    def writable(self) -> None:
+        """Makes sure that we may add, rewrite and remove files.
+
+        Raises:
+            LakeError: the table uses something that we would break.
+        """
+        protocol = self.table.protocol()
+        used = {*(protocol.writer_features or ()), *(protocol.reader_features or ())}
+        more = sorted(used - _FEATURES)
+        if protocol.min_writer_version not in (*range(_OLD_WRITER + 1), _NAMED_FEATURES):
+            more.append(f"writer version {protocol.min_writer_version}")
+        more += [name for name in self.properties if name.startswith("delta.constraints.")]
+        if len(self.table.metadata().partition_columns) > 1:
+            more.append("several partition columns")
+        if more:
+            raise LakeError(
+                f"The table at {self.place.url} uses {', '.join(more)}, which bronze cannot write.",
+                hint="Drop the feature or constraint with the tool that added it, or give the"
+                " table another target.",
+            )
+
+
+def _stored(row: Mapping[str, Any], safe: Sequence[str]) -> Stored:
+    low, high = (row.get(side) or {} for side in ("min", "max"))
+    partition = row.get("partition") or {}
+    return Stored(
+        path=row["path"],
+        size=row["size_bytes"],
+        rows=-1 if row["num_records"] is None else row["num_records"],
+        low=tuple((n, low[n]) for n in safe if low.get(n) is not None),
+        high=tuple((n, high[n]) for n in safe if high.get(n) is not None),
+        partition=tuple((n, None if v is None else str(v)) for n, v in partition.items()),
+    )
+
+
+def read(place: Place) -> State | None:
+    """The table as it is now, None where there is none.
+
+    Raises:
+        LakeError, LakeUnreachable
+    """
+    with mapped(place, "read"):
+        try:
+            table = DeltaTable(place.url, storage_options=store.options(place) or None)
+        except TableNotFoundError:
+            return None
+        return State(place, table, table.version())
+
+
+def write(place: Place, version: int, actions: Sequence[Action]) -> None:
+    """Puts one entry of the log.
+
+    Raises:
+        CommitConflict: somebody else has put this version first.
+        LakeError, LakeUnreachable: it could not be put.
+    """
+    lines = "".join(json.dumps(action, ensure_ascii=False) + "\n" for action in actions)
+    try:
+        opened = store.opened(place)
+        obstore.put(opened, f"_delta_log/{version:020}.json", lines.encode(), mode="create")
+    except AlreadyExistsError:
+        raise CommitConflict(
+            f"Another writer committed to the table at {place.url} first.",
+            hint="Run again; nothing of this run is in that table.",
+        ) from None
+    except (BaseError, OSError) as error:
+        raise store.failure(place, "committed", error) from None
+    if version and version % _CHECKPOINT_EVERY == 0:
+        # The commit stands; a checkpoint that fails is made up for by the next one.
+        with suppress(DeltaError, OSError):
+            DeltaTable(
+                place.url, version=version, storage_options=store.options(place) or None
+            ).create_checkpoint()
+
+
+@contextmanager
+def mapped(place: Place, what: str) -> Iterator[None]:
+    """Turns deltalake's errors into ours."""
+    try:
+        yield
+    except (DeltaError, OSError, ValueError) as error:
+        raise store.failure(place, what, error) from error
