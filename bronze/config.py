@@ -184,7 +184,11 @@ class SecretSettings(_Section):
 class TableSettings(_Section):
     """What one table has of its own."""
 
-    pattern: Literal["full_refresh"] = "full_refresh"
+    pattern: Literal["full_refresh", "batch", "micro_batch"] = "full_refresh"
+    cursor: str = "xmin"
+    overlap: Seconds | None = None
+    deletes: Literal["detect", "ignore"] | Seconds = "detect"
+    on_delete: Literal["mark", "remove"] = "mark"
     priority: int = Field(default=2, ge=1, le=9)
     target: str | None = Field(default=None, pattern=r"^[^/\\\s.]+$")
     key: Names = ()
@@ -192,6 +196,17 @@ class TableSettings(_Section):
     decimals: Mapping[str, Decimal] = {}
     arrays: Literal["array", "string"] = "array"
     timestamps: Literal["timestamp_ntz", "timestamp"] = "timestamp_ntz"
+
+    @model_validator(mode="after")
+    def _sensible(self) -> TableSettings:
+        given = self.model_fields_set
+        if self.pattern == "full_refresh":
+            for name in ("cursor", "overlap", "deletes"):
+                if name in given:
+                    raise ValueError(f'{name} is for the patterns "batch" and "micro_batch" only')
+        if self.overlap is not None and self.cursor == "xmin":
+            raise ValueError('overlap is for a cursor column only; cursor = "xmin" needs none')
+        return self
 
     @property
     def method(self) -> Method:

@@ -7,11 +7,11 @@ when the source has no connection left.
 
 from __future__ import annotations
 
+import heapq
 import logging
 import multiprocessing
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
     Executor,
@@ -21,14 +21,14 @@ from concurrent.futures import (
     wait,
 )
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 from bronze.errors import BronzeError, ConfigError, SourceBusy
-from bronze.model import Unit, Written
 
 _log = logging.getLogger(__name__)
 
-Outcome = Written | BronzeError
+T = TypeVar("T")
 
 # How long to wait for a connection slot before a unit is tried again, and how often.
 _BUSY_DELAY = 1.0
@@ -76,55 +76,132 @@ def _dask(address: str) -> Iterator[Executor]:
         yield cluster
 
 
-def dispatch(
-    pool: Executor,
-    work: Callable[[Unit], Written],
-    units: Sequence[Unit],
-    limit: int,
-    wanted: Callable[[Unit], bool],
-) -> Iterator[tuple[Unit, Outcome]]:
-    """Runs units in their order, at most ``limit`` at once; yields each as it ends.
+@dataclass(frozen=True)
+class Task:
+    """Something that any worker can do: a function of a module, and what it is given."""
 
-    A unit that finds no free connection is put back, and from then on one unit less runs at once.
-    A unit that ``wanted`` says no to is left out.
+    work: Callable[[Any], Any]
+    given: Any
+    table: str
+
+
+Course = Generator[Sequence[Task], list[Any], T]
+"""What becomes of one table: it yields the tasks that it needs done, is sent their results in
+the tasks' order (or thrown the error of one of them), and at last returns what came of it."""
+
+
+@dataclass
+class _Stage(Generic[T]):
+    """Where a course is: its tasks that are not done yet, and the results of the others."""
+
+    course: Course[T]
+    results: list[Any] = field(default_factory=list)
+    begun: bool = False
+    left: int = 0
+    error: BronzeError | None = None
+
+
+def drive(
+    pool: Executor,
+    courses: Sequence[Course[T]],
+    limit: int,
+    told: Callable[[int, Any], None] = lambda *_: None,
+) -> Iterator[T]:
+    """Runs courses side by side, at most ``limit`` tasks at once; yields what each returns.
+
+    The tasks of earlier courses come first. A task that finds no free connection is put back, and
+    from then on one task less runs at once. Of a course in which a task has failed no further
+    task is begun.
+
+    Args:
+        pool: where the tasks run.
+        courses: in the order of their urgency.
+        limit: how many tasks run at once.
+        told: is told of each result, with its course's number, from this thread.
+
+    Raises:
+        Exception: what a course raises ends the others too.
     """
-    waiting = deque(units)
-    flying: dict[Future[Written], Unit] = {}
+    stages = [_Stage(course) for course in courses]
+    waiting: list[tuple[int, int, Task]] = []
+    flying: dict[Future[Any], tuple[int, int, Task]] = {}
     refused = 0
     try:
+        for number in range(len(stages)):
+            yield from _advanced(stages, number, waiting)
         while waiting or flying:
             while waiting and len(flying) < limit:
-                unit = waiting.popleft()
-                if wanted(unit):
-                    flying[pool.submit(work, unit)] = unit
-            if not flying:
-                continue
-            # Without a time limit an interrupt would be seen only when a unit has ended.
+                entry = heapq.heappop(waiting)
+                flying[pool.submit(entry[2].work, entry[2].given)] = entry
+            # Without a time limit an interrupt would be seen only when a task has ended.
             for future in wait(flying, _PATIENCE, FIRST_COMPLETED).done:
-                unit = flying.pop(future)
-                outcome = _outcome(future, unit)
+                number, place, task = entry = flying.pop(future)
+                outcome = _outcome(future, task)
                 if isinstance(outcome, SourceBusy) and refused < _BUSY_TRIES:
                     refused += 1
                     limit = max(1, min(limit, len(flying)))
-                    waiting.appendleft(unit)
+                    heapq.heappush(waiting, entry)
                     if not flying:
                         time.sleep(_BUSY_DELAY)
                     continue
-                yield unit, outcome
+                stage = stages[number]
+                stage.left -= 1
+                if isinstance(outcome, BronzeError):
+                    stage.error = stage.error or outcome
+                    stage.left -= _withdrawn(waiting, number)
+                else:
+                    stage.results[place] = outcome
+                    told(number, outcome)
+                if not stage.left:
+                    yield from _advanced(stages, number, waiting)
     finally:
         for future in flying:
             future.cancel()
+        for stage in stages:
+            stage.course.close()
 
 
-def _outcome(future: Future[Written], unit: Unit) -> Outcome:
+def _advanced(
+    stages: Sequence[_Stage[T]], number: int, waiting: list[tuple[int, int, Task]]
+) -> Iterator[T]:
+    """Takes a course to its next tasks, or yields what it returns."""
+    stage = stages[number]
+    try:
+        tasks: Sequence[Task] = ()
+        while not tasks:
+            if stage.error:
+                error, stage.error = stage.error, None
+                tasks = stage.course.throw(error)
+            elif stage.begun:
+                tasks = stage.course.send(stage.results)
+            else:
+                stage.begun, tasks = True, next(stage.course)
+            stage.results = [None] * len(tasks)
+    except StopIteration as end:
+        yield end.value
+        return
+    stage.left = len(tasks)
+    for place, task in enumerate(tasks):
+        heapq.heappush(waiting, (number, place, task))
+
+
+def _withdrawn(waiting: list[tuple[int, int, Task]], number: int) -> int:
+    kept = [entry for entry in waiting if entry[0] != number]
+    count = len(waiting) - len(kept)
+    waiting[:] = kept
+    heapq.heapify(waiting)
+    return count
+
+
+def _outcome(future: Future[Any], task: Task) -> Any:
     try:
         return future.result()
     except BronzeError as error:
         return error
     except Exception as error:  # a fault of ours in one table must not stop the others
-        _log.debug("a unit of table %s failed", unit.table, exc_info=error)
+        _log.debug("a task of table %s failed", task.table, exc_info=error)
         return BronzeError(
-            f"Table {unit.table} could not be taken: {type(error).__name__} inside bronze.",
+            f"Table {task.table} could not be taken: {type(error).__name__} inside bronze.",
             hint="This is a bug in it: run again with BRONZE_DEBUG=1 and report what it prints.",
-            table=unit.table,
+            table=task.table,
         )

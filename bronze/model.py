@@ -119,6 +119,9 @@ class Place:
     options: tuple[tuple[str, str | Secret], ...] = field(default=(), repr=False)
 
 
+ACTIVE, DELETED = "ACTIVE", "DELETED"
+"""What record_status says of a row: it is in the source, or it has gone from there."""
+
 Method = Literal["batch", "micro_batch", "full_refresh", "streaming"]
 
 
@@ -130,29 +133,6 @@ class Stamp:
     loaded_at: datetime
     source_system: str
     method: Method
-
-
-@dataclass(frozen=True)
-class Unit:
-    """A piece of work that any worker can do alone: read some slices, write one file.
-
-    ``query`` is the SELECT without its WHERE; ``slices`` are the conditions, each of which fits in
-    the memory of one worker. ``session`` are the statements that join the run's snapshot.
-    ``key`` are target names, ``stats`` the target names that get file statistics.
-    """
-
-    number: int
-    table: str
-    origin: Origin
-    session: tuple[str, ...]
-    query: str
-    slices: tuple[str, ...]
-    columns: tuple[Column, ...]
-    key: tuple[str, ...]
-    stats: tuple[str, ...]
-    stamp: Stamp
-    place: Place
-    estimate: int
 
 
 @dataclass(frozen=True)
@@ -194,14 +174,66 @@ class Stored:
 
 
 @dataclass(frozen=True)
+class Known:
+    """What a table is known by: the fingerprints of its rows, or of their keys.
+
+    ``files`` and ``layout`` are the table's; ``key`` are the key's columns, none for rows;
+    ``offset`` chooses the digits of row_hash that are compared; ``share`` of ``shares`` is the
+    part of all fingerprints that is meant. Rows that are marked as deleted do not count.
+    """
+
+    place: Place
+    version: int
+    files: tuple[Stored, ...] = field(repr=False)
+    layout: tuple[tuple[str, Kind], ...]
+    key: tuple[str, ...]
+    offset: int
+    share: int = 0
+    shares: int = 1
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A piece of work that any worker can do alone: read some slices, write them beside the table.
+
+    ``query`` is the SELECT without its WHERE; ``slices`` are the conditions, each of which fits in
+    the memory of one worker. ``session`` are the statements that join the run's snapshot.
+    ``key`` are target names, ``stats`` the target names that get file statistics, ``base`` as in
+    `bronze.enrich.encoding`. With ``known``, only rows that the table does not hold are kept; with
+    ``keys_only``, none are, and all that matters is which of the table's keys were seen. With
+    ``inline``, few rows are given back rather than written.
+    """
+
+    number: int
+    table: str
+    origin: Origin
+    session: tuple[str, ...]
+    query: str
+    slices: tuple[str, ...]
+    columns: tuple[Column, ...]
+    key: tuple[str, ...]
+    stats: tuple[str, ...]
+    stamp: Stamp
+    place: Place
+    estimate: int
+    base: int = 0
+    known: Known | None = None
+    keys_only: bool = False
+    inline: bool = False
+
+
+@dataclass(frozen=True)
 class Written:
-    """What one unit did: its file (none when it had no rows), and the values it rejected."""
+    """What one unit did: how many rows it read, and those that it kept, in a file or, where they
+    are few, as they are. ``seen`` is a mask over the fingerprints of the unit's ``known``.
+    """
 
     unit: int
     rows: int
-    file: DataFile | None
+    file: DataFile | None = None
+    frame: Any = field(default=None, repr=False)
     rejected: tuple[Rejected, ...] = ()
-    seconds: float = 0.0
+    seen: bytes = field(default=b"", repr=False)
 
 
 Status = Literal["landed", "unchanged", "failed"]
@@ -219,7 +251,10 @@ class Failure:
 
 @dataclass(frozen=True)
 class TableResult:
-    """What a run did to one table. ``bytes`` is the size of the files it wrote."""
+    """What a run did to one table.
+
+    ``bytes`` is the size of the ``files`` that it wrote, ``notes`` what else there is to know.
+    """
 
     table: str
     target: str
@@ -233,6 +268,7 @@ class TableResult:
     files: int = 0
     bytes: int = 0
     seconds: float = 0.0
+    notes: tuple[str, ...] = ()
     error: Failure | None = None
 
 

@@ -1,7 +1,7 @@
 """A run: plan → read → enrich → files → commit → books.
 
-`run` plans here, hands units of work to an executor, and commits here what they wrote: one
-transaction a table, as soon as all units of the table have ended.
+`run` plans here and hands the landings of all tables to an executor; what happens to each is in
+`bronze.landing`: one transaction a table, as soon as its tasks have ended.
 """
 
 from __future__ import annotations
@@ -10,38 +10,27 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import tenacity
 import uuid_utils
 
-from bronze import engine, prepare
-from bronze.books import rejected as book
+from bronze import engine, landing, plan, prepare
 from bronze.config import Settings
 from bronze.errors import (
     BronzeError,
-    SnapshotLost,
+    CommitConflict,
+    LakeError,
     SourceUnreachable,
     TableRefused,
 )
-from bronze.model import (
-    DataFile,
-    Origin,
-    Rejected,
-    RunResult,
-    Stamp,
-    TableResult,
-    Unit,
-    Written,
-)
-from bronze.prepare import Plan, Target
+from bronze.landing import Table
+from bronze.model import Origin, RunResult, Stamp, TableResult, Written
+from bronze.prepare import Target
 from bronze.source import connect, snapshot
 from bronze.source.catalog import Relation
-from bronze.table import commit, files, store
-from bronze.work import work
-
-GOVERNANCE = "governance"
+from bronze.table import store
 
 
 @dataclass(frozen=True)
@@ -55,41 +44,6 @@ class Progress:
 
 
 Notify = Callable[[Progress], None]
-
-
-@dataclass
-class _Table:
-    """A table on its way through a run."""
-
-    target: Target
-    origin: Origin
-    held: snapshot.Snapshot
-    stamp: Stamp
-    readers: int
-    plan: Plan | None = None
-    written: list[Written] = field(default_factory=list)
-    error: BronzeError | None = None
-    began: float = field(default_factory=time.monotonic)
-
-    @property
-    def units(self) -> tuple[Unit, ...]:
-        return self.plan.units if self.plan else ()
-
-    @property
-    def rows(self) -> int:
-        return sum(part.rows for part in self.written)
-
-    @property
-    def files(self) -> list[DataFile]:
-        return [part.file for part in self.written if part.file]
-
-    @property
-    def rejected(self) -> list[Rejected]:
-        return [record for part in self.written for record in part.rejected]
-
-    @property
-    def size(self) -> int:
-        return sum(unit.estimate for unit in self.units)
 
 
 def run(
@@ -143,14 +97,20 @@ def run(
                     lost = TableResult(error.table, "", "failed", error=error.failure())
                     results[error.table] = lost
                     notify(Progress(error.table, 0, 1.0, lost))
+            beaten = []
             for result in _landed(settings, planned, pool, notify):
                 results[result.target] = result
+                if result.error and result.error.kind == CommitConflict.__name__:
+                    beaten.append(result.table)
+            if beaten and attempt.retry_state.attempt_number <= settings.run.max_retries:
+                tables = beaten
+                raise CommitConflict(f"Another run landed {', '.join(beaten)} meanwhile.")
     return RunResult(batch_id, position or 0, time.monotonic() - began, tuple(results.values()))
 
 
 def _planned(
     settings: Settings, wanted: Sequence[str], batch_id: str, stack: ExitStack
-) -> list[_Table]:
+) -> list[Table]:
     """Opens a snapshot of each source and plans each table, most urgent first."""
     found: list[tuple[str, Relation]] = []
     sources: dict[str, tuple[Origin, connect.Connection, int]] = {}
@@ -165,7 +125,7 @@ def _planned(
         sources[name] = (origin, connection, source.pool.readers)
     chosen = prepare.targets(settings, found, wanted)
     store.prove_writable(settings.place(settings.lake.schema_, ""))
-    tables: list[_Table] = []
+    tables: list[Table] = []
     for name, (origin, connection, slots) in sources.items():
         mine = [target for target in chosen if target.source == name]
         if mine:
@@ -195,19 +155,19 @@ def _of_source(
     targets: Sequence[Target],
     batch_id: str,
     slots: int,
-) -> list[_Table]:
-    readers = prepare.readers(settings.run, slots)
+) -> list[Table]:
+    readers = plan.readers(settings.run, slots)
     now = datetime.now(UTC)
     seen = {relation.oid: relation for relation in held.relations}
     tables = []
     for target in targets:
         stamp = Stamp(batch_id, now, origin.name, target.settings.method)
-        table = _Table(target, origin, held, stamp, readers)
+        table = Table(target, origin, held, stamp, readers)
         tables.append(table)
         try:
             current = replace(target, relation=_still_there(target, held, seen))
-            table.plan = prepare.plan_table(current, held, origin, stamp, settings.run, readers)
-        except TableRefused as error:
+            table.plan = plan.plan_table(current, held, origin, stamp, settings.run, readers)
+        except (TableRefused, LakeError) as error:
             table.error = error
     return tables
 
@@ -236,38 +196,36 @@ def _still_there(target: Target, held: snapshot.Snapshot, seen: Mapping[int, Rel
 
 def _landed(
     settings: Settings,
-    tables: Sequence[_Table],
+    tables: Sequence[Table],
     pool: Executor | None,
     notify: Notify,
 ) -> Iterator[TableResult]:
     """Reads and commits the tables; yields each one's result as soon as it is there."""
-    by_place = {table.target.place: table for table in tables}
-    units = [unit for table in tables for unit in table.units]
     limit = min(table.readers for table in tables)
-    yield from (_result(table, None, notify) for table in tables if table.error)
+    by_label = {table.target.label: table for table in tables}
 
-    def wanted(unit: Unit) -> bool:
-        return by_place[unit.place].error is None
+    def told(number: int, outcome: object) -> None:
+        table = tables[number]
+        if isinstance(outcome, Written):
+            table.written.append(outcome)
+            share = table.done / table.size if table.size else 0.0
+            notify(Progress(table.target.label, table.rows, share))
 
     try:
         with _running(settings, pool, limit, tables) as running:
-            for unit, outcome in engine.dispatch(running, work, units, limit, wanted):
-                table = by_place[unit.place]
-                if table.plan and _taken(table, outcome):
-                    yield _result(table, _committed(settings, table, table.plan), notify)
-                elif table.error and isinstance(outcome, BronzeError):
-                    yield _result(table, None, notify)
-                else:
-                    notify(_progress(table))
+            courses = [landing.landing(settings, table) for table in tables]
+            for result in engine.drive(running, courses, limit, told):
+                notify(Progress(result.table, by_label[result.table].rows, 1.0, result))
+                yield result
     except BaseException:
         for table in tables:
-            _discard(table)
+            landing.discard(table.target.place, table.stamp.batch_id)
         raise
 
 
 @contextmanager
 def _running(
-    settings: Settings, pool: Executor | None, limit: int, tables: Sequence[_Table]
+    settings: Settings, pool: Executor | None, limit: int, tables: Sequence[Table]
 ) -> Iterator[Executor]:
     """The executor; when it is left by an error, the reads that still go on are ended first."""
     given = nullcontext(pool) if pool else engine.executor(settings.run.engine, limit)
@@ -279,97 +237,3 @@ def _running(
                 with suppress(BronzeError):
                     connect.cancel(origin)
             raise
-
-
-def _discard(table: _Table) -> None:
-    """Deletes what was written for a table and will not land; what did land is kept."""
-    with suppress(BronzeError):
-        commit.discard(table.target.place, table.stamp.batch_id)
-
-
-def _taken(table: _Table, outcome: engine.Outcome) -> bool:
-    """Notes a unit's outcome; true when it was the table's last one and all went well."""
-    if isinstance(outcome, BronzeError):
-        if outcome.retry and not table.held.alive():
-            raise SnapshotLost(
-                f"The source {table.origin.name} went away in the middle of the run:"
-                f" {outcome.message}",
-                hint=outcome.hint,
-            ) from outcome
-        table.error = table.error or outcome
-        return False
-    table.written.append(outcome)
-    if table.error:
-        _discard(table)
-        return False
-    return len(table.written) == len(table.units)
-
-
-def _committed(settings: Settings, table: _Table, plan: Plan) -> int | None:
-    """Makes the table's rows visible; returns the new version, None when it failed."""
-    reached = commit.Position(table.held.timeline, table.held.position)
-    facts = {
-        "batch_id": table.stamp.batch_id,
-        "source": table.origin.name,
-        "table": table.target.label,
-        "snapshot": table.held.name,
-        "position": reached.value,
-        "loaded_at": table.stamp.loaded_at.isoformat(),
-        "rows": table.rows,
-        "rejected": len(table.rejected),
-    }
-    try:
-        _book_rejected(settings, table)
-        commit.sweep(table.target.place, time.time())
-        return commit.replace(
-            table.target.place,
-            commit.Shape(plan.layout, plan.stats),
-            table.files,
-            reached,
-            facts,
-        )
-    except BronzeError as error:
-        table.error = error
-        return None
-
-
-def _book_rejected(settings: Settings, table: _Table) -> None:
-    if not table.rejected:
-        return
-    place = settings.place(GOVERNANCE, book.NAME)
-    frame = book.frame(
-        table.rejected,
-        stamp=table.stamp,
-        source_table=table.target.label,
-        target_table=table.target.name,
-    )
-    file = files.write([frame], place, table.stamp.batch_id, ())
-    if file:
-        commit.append(place, book.COLUMNS, file, {"batch_id": table.stamp.batch_id})
-
-
-def _progress(table: _Table, result: TableResult | None = None) -> Progress:
-    done = sum(table.units[part.unit].estimate for part in table.written)
-    share = 1.0 if result or not table.size else done / table.size
-    return Progress(table.target.label, table.rows, share, result)
-
-
-def _result(table: _Table, version: int | None, notify: Notify) -> TableResult:
-    error = table.error
-    result = TableResult(
-        table=table.target.label,
-        target=f"{table.target.schema}.{table.target.name}",
-        status="failed" if error else "landed",
-        rows_read=table.rows,
-        inserted=0 if error else table.rows,
-        rejected=0 if error else len(table.rejected),
-        version=version,
-        files=0 if error else len(table.files),
-        bytes=0 if error else sum(file.size for file in table.files),
-        seconds=time.monotonic() - table.began,
-        error=error.failure() if error else None,
-    )
-    notify(_progress(table, result))
-    if error:
-        _discard(table)
-    return result

@@ -1,26 +1,33 @@
-"""What a worker does with a unit: read → enrich → files.
+"""What a worker does: read → enrich → files, and the rewriting of files.
 
-It knows nothing of other units and keeps nothing, so it runs in a thread, a process or on another
-machine alike, and may run twice.
+It knows nothing of other tasks and keeps nothing but what it read of a table to compare with, so
+it runs in a thread, a process or on another machine alike, and may run twice.
 """
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import chain
 
+import numpy as np
 import polars as pl
+import polars.selectors as cs
 import tenacity
 
+from bronze import compare
+from bronze.enrich.fingerprint import Fingerprints
 from bronze.enrich.stamp import stamped
 from bronze.errors import SourceUnreachable
-from bronze.model import Rejected, Unit, Written
+from bronze.model import Known, Rejected, Unit, Written
 from bronze.source import read
-from bronze.table import files
+from bronze.table import files, merge
 
 _TRIES = 4
 _MAX_DELAY = 8.0
+# Rows that take no more than this are given back as they are.
+_FEW = 4 * 2**20
 
 
 @tenacity.retry(
@@ -30,35 +37,102 @@ _MAX_DELAY = 8.0
     reraise=True,
 )
 def work(unit: Unit) -> Written:
-    """Reads a unit's slices and writes them as one file beside the table.
+    """Reads a unit's slices, and keeps its rows, or those of them that the table does not hold.
 
     A connection that is cut is made anew and the unit begun again; nothing of it was visible.
 
     Raises:
         SourceError, LakeError
     """
-    began = time.monotonic()
-    found: list[Rejected] = []
-    file = files.write(_bronze_rows(unit, found), unit.place, unit.stamp.batch_id, unit.stats)
-    rows = file.rows if file else 0
-    return Written(unit.number, rows, file, tuple(found), time.monotonic() - began)
+    tally = _Tally(unit, _Sieve(unit.known) if unit.known else None)
+    frames = _bronze_rows(unit, tally)
+    few: list[pl.DataFrame] = []
+    file = None
+    if unit.keys_only:
+        for _ in frames:
+            pass
+    else:
+        while unit.inline and sum(frame.estimated_size() for frame in few) < _FEW:
+            frame = next(frames, None)
+            if frame is None:
+                break
+            few += [frame] if frame.height else []
+        else:
+            file = files.write(chain(few, frames), unit.place, unit.stamp.batch_id, unit.stats)
+            few = []
+    return Written(
+        unit.number,
+        tally.rows,
+        file,
+        pl.concat(few).with_columns(cs.enum().cast(pl.String)) if few else None,
+        tuple(tally.rejected),
+        tally.seen(),
+    )
 
 
-def _bronze_rows(unit: Unit, found: list[Rejected]) -> Iterator[pl.DataFrame]:
-    frames = read.rows(unit.origin, unit.session, unit.query, unit.slices, unit.columns, unit.table)
+@dataclass
+class _Sieve:
+    """Holds back the rows that a table has already, and notes which of its own were seen."""
 
-    def enriched(read_slice: tuple[pl.DataFrame, pl.Series]) -> pl.DataFrame:
+    known: Known
+
+    def __post_init__(self) -> None:
+        self._held: Fingerprints = compare.known(self.known)
+        self._places = np.zeros(len(self._held), np.bool_)
+
+    def new(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """The rows that the table does not hold."""
+        prints = compare.fingerprints(self.known, rows)
+        there, places = compare.seen(self._held, prints)
+        self._places[places] = True
+        return rows.filter(pl.Series(~there & compare.shared(self.known, prints)))
+
+    def seen(self) -> bytes:
+        """The mask of what was seen."""
+        return np.packbits(self._places).tobytes()
+
+
+@dataclass
+class _Tally:
+    """What is counted while rows pass by."""
+
+    unit: Unit
+    sieve: _Sieve | None
+    rows: int = 0
+    rejected: list[Rejected] = field(default_factory=list)
+
+    def passed(self, read_slice: tuple[pl.DataFrame, pl.Series]) -> pl.DataFrame:
+        """The Bronze rows of one part that was read."""
         rows, rejected = read_slice
-        found.extend(_rejections(rows, rejected, unit))
-        return stamped(rows, rejected, unit.stamp)
+        unit = self.unit
+        self.rows += rows.height
+        if unit.keys_only:
+            return self.sieve.new(rows) if self.sieve else rows
+        made = stamped(rows, rejected, unit.stamp, unit.base)
+        if rejected.null_count() < len(rejected):
+            made = made.with_columns(rejected.alias(_REJECTED))
+        if self.sieve:
+            made = self.sieve.new(made)
+        if _REJECTED in made.columns:
+            self.rejected.extend(_rejections(made, made[_REJECTED], unit))
+            made = made.drop(_REJECTED)
+        return made
 
+    def seen(self) -> bytes:
+        """The mask of what was seen of the table's own."""
+        return self.sieve.seen() if self.sieve else b""
+
+
+_REJECTED = "\0rejected"
+
+
+def _bronze_rows(unit: Unit, tally: _Tally) -> Iterator[pl.DataFrame]:
+    frames = read.rows(unit.origin, unit.session, unit.query, unit.slices, unit.columns, unit.table)
     # Unlike a loop, map keeps no slice while the next one is read.
-    return map(enriched, frames)
+    return map(tally.passed, frames)
 
 
 def _rejections(rows: pl.DataFrame, rejected: pl.Series, unit: Unit) -> Iterator[Rejected]:
-    if rejected.null_count() == len(rejected):
-        return
     where = rejected.is_not_null()
     kept = rows.filter(where)
     keys = kept.select(unit.key).rows(named=True) if unit.key else [{}] * kept.height
@@ -67,3 +141,22 @@ def _rejections(rows: pl.DataFrame, rejected: pl.Series, unit: Unit) -> Iterator
         for line in lines.removesuffix("\n").split("\n"):
             column, text = json.loads(line)
             yield Rejected(column, written, text)
+
+
+@dataclass(frozen=True)
+class Replacing:
+    """A file to merge into, and the fingerprints of the table's rows that have vanished."""
+
+    job: merge.Merge
+    gone: tuple[tuple[Known, Fingerprints], ...] = field(repr=False)
+
+
+def replacing(task: Replacing) -> merge.Merged:
+    """Merges changes into one file.
+
+    Raises:
+        LakeError
+    """
+    job = task.job
+    rows = [compare.positions(known, job.file, gone) for known, gone in task.gone if len(gone)]
+    return merge.merge(replace(job, gone=np.sort(np.concatenate(rows))) if rows else job)

@@ -6,11 +6,13 @@ from collections import Counter
 
 import polars as pl
 
-from bronze import prepare
+from bronze import drift, prepare
 from bronze.config import Settings
 from bronze.enrich.stamp import METADATA, digests
+from bronze.model import DELETED
 from bronze.source import connect, digest, statement
 from bronze.source.catalog import relations
+from bronze.table import log
 
 
 def differences(settings: Settings) -> dict[str, str]:
@@ -25,25 +27,32 @@ def differences(settings: Settings) -> dict[str, str]:
             found = [(name, r) for r in relations(connection, source.schema_)]
             for target in prepare.targets(settings, found, ()):
                 relation = target.relation
+                state = log.read(target.place)
+                if state is None:
+                    wrong[target.label] = "there is no Bronze table"
+                    continue
+                found_columns = prepare.columns(target)
+                now = drift.settled(found_columns, state.columns, state.properties, relation)
                 query = digest.row_hash(
-                    prepare.columns(target),
+                    now.columns,
                     statement.quoted(relation.schema, relation.name),
                     "true",
+                    now.base,
                 )
                 hashes = Counter(str(row[0]) for row in connection.execute(query))
-                fault = _fault(target.place.url, hashes)
+                fault = _fault(target.place.url, hashes, now.base)
                 if fault:
                     wrong[target.label] = fault
     return wrong
 
 
-def _fault(url: str, hashes: Counter[str]) -> str:
-    frame = pl.read_delta(url)
+def _fault(url: str, hashes: Counter[str], base: int) -> str:
+    frame = pl.read_delta(url).filter(pl.col("record_status") != DELETED)
     held = Counter(frame["row_hash"])
     if held != hashes:
         return f"{(hashes - held).total()} rows missing, {(held - hashes).total()} rows too many"
     values = frame.drop([name for name, _ in METADATA])
-    again, sums = digests(values, pl.repeat(None, frame.height, dtype=pl.String, eager=True))
+    again, sums = digests(values, pl.repeat(None, frame.height, dtype=pl.String, eager=True), base)
     if not sums.equals(frame["checksum"]):
         return "the stored values are not those that were hashed"
     changed = (again != frame["row_hash"]).sum()

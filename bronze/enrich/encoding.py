@@ -24,6 +24,10 @@ same bytes in PostgreSQL. All numbers are big-endian; a row is the concatenation
    binary's bytes, a decimal's text with all ``s`` digits after the point; for an array its
    elements one after another, each encoded as a row of one column.
 
+Columns that were added to a table later are left out of these three. Each of them that is not
+NULL follows behind: its number in the row, counted from 0, as 2 bytes, and its value encoded as a
+row of one column. So a column that is added, and NULL, changes no row's encoding.
+
 No two different rows of the same columns have the same encoding: the flags and fixed parts have
 a known size, and say the size of all that follows.
 
@@ -63,11 +67,15 @@ _SHORT_DECIMAL = 18
 Bytes = npt.NDArray[Any]
 
 
-def encode(columns: Sequence[pl.Series], rows: int) -> pa.LargeBinaryArray:
+def encode(columns: Sequence[pl.Series], rows: int, base: int | None = None) -> pa.LargeBinaryArray:
     """The encoding of each of the ``rows`` > 0 rows of ``columns``, as so many binaries.
 
-    Strings must be UTF-8 as polars keeps them; Datetimes in microseconds.
+    Strings must be UTF-8 as polars keeps them; Datetimes in microseconds. The columns from number
+    ``base`` on are those that were added later; None is no column.
     """
+    if base is not None and base < len(columns):
+        later = [_later(number, columns[number]) for number in range(base, len(columns))]
+        return _joined([encode(columns[:base], rows), *later])
     if not columns:
         return _sliced(pa.py_buffer(b""), np.zeros(rows + 1, np.int64))
     fixed = [_fixed(series) for series in columns]
@@ -81,6 +89,19 @@ def encode(columns: Sequence[pl.Series], rows: int) -> pa.LargeBinaryArray:
         packed[f"v{i}"] = values
     parts = [_sliced(pa.py_buffer(packed), np.arange(rows + 1) * packed.dtype.itemsize)]
     parts += [part for series in columns if (part := _variable(series)) is not None]
+    return _joined(parts)
+
+
+def _later(number: int, series: pl.Series) -> pa.LargeBinaryArray:
+    """The part of a column that was added later; NULL, and so nothing, where its value is."""
+    rows = len(series)
+    alone = encode([series], rows)
+    prefix = pa.repeat(pa.scalar(number.to_bytes(2, "big"), pa.large_binary()), rows)
+    there = pa.array(series.is_not_null().to_numpy())
+    return pc.if_else(there, _joined([prefix, alone]), pa.scalar(None, pa.large_binary()))
+
+
+def _joined(parts: Sequence[pa.LargeBinaryArray]) -> pa.LargeBinaryArray:
     if len(parts) == 1:
         return parts[0]
     nothing = pa.scalar(b"", pa.large_binary())

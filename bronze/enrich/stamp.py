@@ -11,9 +11,7 @@ import polars_hash as plh
 import pyarrow as pa
 
 from bronze.enrich.encoding import encode
-from bronze.model import Kind, Stamp
-
-ACTIVE = "ACTIVE"
+from bronze.model import ACTIVE, Kind, Stamp
 
 METADATA: tuple[tuple[str, Kind], ...] = (
     ("load_timestamp", Kind("timestamp")),
@@ -33,15 +31,16 @@ _CHECKSUM_DIGITS = 16
 _HEX = np.array([f"{i:04x}".encode() for i in range(1 << 16)]).view(np.uint32)
 
 
-def stamped(rows: pl.DataFrame, rejected: pl.Series, stamp: Stamp) -> pl.DataFrame:
+def stamped(rows: pl.DataFrame, rejected: pl.Series, stamp: Stamp, base: int) -> pl.DataFrame:
     """Bronze rows: the source's columns followed by `METADATA`.
 
     Args:
         rows: the source's columns, typed, under their target names.
         rejected: each row's rejected values as text, NULL where it has none.
         stamp: what the run writes beside every row.
+        base: how many of the columns the table began with.
     """
-    hashes, checksums = digests(rows, rejected)
+    hashes, checksums = digests(rows, rejected, base)
     moment = pl.lit(stamp.loaded_at).cast(pl.Datetime("us", "UTC"))
     added = {
         "load_timestamp": moment,
@@ -61,11 +60,13 @@ def _constant(text: str) -> pl.Expr:
     return pl.lit(text, dtype=pl.Enum([text]))
 
 
-def digests(rows: pl.DataFrame, rejected: pl.Series) -> tuple[pl.Series, pl.Series]:
+def digests(
+    rows: pl.DataFrame, rejected: pl.Series, base: int | None = None
+) -> tuple[pl.Series, pl.Series]:
     """``row_hash`` and ``checksum`` of each row, as strings of hexadecimal digits."""
     if not rows.height:
         return pl.Series([], dtype=pl.String), pl.Series([], dtype=pl.String)
-    encoded = pl.DataFrame({"bytes": pl.Series(encode(rows.get_columns(), rows.height))})
+    encoded = pl.DataFrame({"bytes": pl.Series(encode(rows.get_columns(), rows.height, base))})
     sums = encoded.select(plh.col("bytes").nchash.xxh3_64()).to_series()
     if rejected.null_count() < len(rejected):
         encoded = encoded.with_columns(_with_rejected(encoded["bytes"], rejected))

@@ -22,12 +22,13 @@ _KINDS: Mapping[str, RelationKind] = {
 
 @dataclass(frozen=True)
 class Attribute:
-    """A column as PostgreSQL has it."""
+    """A column as PostgreSQL has it. ``number`` is its attnum, which a renaming leaves as it is."""
 
     name: str
     type: SourceType
     not_null: bool
     comment: str = ""
+    number: int = 0
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,8 @@ ORDER BY n.nspname, c.relname
 
 _ATTRIBUTES = """
 SELECT a.attrelid::int8, a.attname, a.atttypid::int8, a.atttypmod,
-       format_type(a.atttypid, a.atttypmod), a.attnotnull, col_description(a.attrelid, a.attnum)
+       format_type(a.atttypid, a.atttypmod), a.attnotnull, col_description(a.attrelid, a.attnum),
+       a.attnum
 FROM pg_attribute a
 WHERE a.attrelid = ANY(%(oids)s::oid[]) AND a.attnum > 0 AND NOT a.attisdropped
 ORDER BY a.attrelid, a.attnum
@@ -160,11 +162,13 @@ def relations(
     types = {row[0]: row[1:] for row in connection.execute(_TYPES, oids)}
     keys: dict[Any, Any] = dict(connection.execute(_KEYS, oids).fetchall())  # type: ignore[arg-type]
     attributes: dict[Any, list[Attribute]] = {}
-    for oid, name, type_oid, typmod, declared, not_null, comment in _rows(
+    for oid, name, type_oid, typmod, declared, not_null, comment, number in _rows(
         connection, _ATTRIBUTES, oids
     ):
         kind = _resolve(types, type_oid, typmod, declared)
-        attributes.setdefault(oid, []).append(Attribute(name, kind, not_null, comment or ""))
+        attributes.setdefault(oid, []).append(
+            Attribute(name, kind, not_null, comment or "", number)
+        )
     return tuple(
         Relation(
             oid=oid,

@@ -27,25 +27,32 @@ _FIXED = {
 }
 
 
-def row_hash(columns: Sequence[Column], relation: str, where: str) -> str:
+def row_hash(columns: Sequence[Column], relation: str, where: str, base: int | None = None) -> str:
     """A query for ``row_hash`` (32 hexadecimal digits) of the rows of ``relation``.
 
-    It is the unkeyed hash; rows come in no order. Selects one column of text.
+    It is the unkeyed hash; rows come in no order. Selects one column of text. ``base`` is how
+    many of the columns the table began with, None being all.
     """
     values = [f"{column.canonical} AS v{i}" for i, column in enumerate(columns)]
     values.append(f"{rejected(columns)} AS r")
     # OFFSET 0 keeps the planner from computing each value once per use.
     return (
-        f"SELECT left(encode(sha256({encoding(columns)}"  # noqa: S608 - made of quoted names
+        f"SELECT left(encode(sha256({encoding(columns, base)}"  # noqa: S608 - made of quoted names
         " || convert_to(coalesce(r, ''), 'UTF8')), 'hex'), 32) AS row_hash"
         f" FROM (SELECT {', '.join(values)} FROM {relation} WHERE {where} OFFSET 0) AS s"
     )
 
 
-def encoding(columns: Sequence[Column]) -> str:
+def encoding(columns: Sequence[Column], base: int | None = None) -> str:
     """The SQL of the canonical encoding (bytea) of the values v0, v1 and so on."""
     fields = [(f"v{i}", column.kind, column.element) for i, column in enumerate(columns)]
-    return _joined(_parts(fields))
+    base = len(fields) if base is None else base
+    later = [
+        f"CASE WHEN v{i} IS NULL THEN ''::bytea"
+        f" ELSE int2send({i}::int2) || {_joined(_parts([fields[i]]))} END"
+        for i in range(base, len(fields))
+    ]
+    return _joined([*_parts(fields[:base]), *later])
 
 
 def _parts(fields: Sequence[tuple[str, Kind, str]]) -> list[str]:

@@ -38,18 +38,39 @@ BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
 
 @dataclass(frozen=True)
+class Since:
+    """When the oldest transaction began that was open just before the snapshot.
+
+    ``began`` is in microseconds since 1970 (UTC), at most the time of looking; it is true only if
+    ``visible``: others' transactions are shown to members of pg_read_all_stats alone. ``prepared``
+    says that there are prepared transactions, whose beginning nobody knows. ``zone`` is the time
+    zone in which sessions of the role are, if they do not set one.
+    """
+
+    began: int
+    visible: bool
+    prepared: bool
+    zone: str
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """A state of the source that reads can join.
 
     ``name`` is PostgreSQL's (None with consistency "per-table"), ``position`` the log position
     (LSN) as an integer, ``timeline`` names the history that positions belong to, ``version`` is
     the server's (for example 180006), ``relations`` what was there, ``refused`` why a table that
-    was asked for is not among them.
+    was asked for is not among them. Of the transaction ids (64 bits, with their epoch) all below
+    ``horizon`` had ended, and none from ``following`` on had begun. ``since`` says since when
+    transactions were open.
     """
 
     name: str | None
     position: int
     version: int
+    horizon: int
+    following: int
+    since: Since
     timeline: str
     relations: tuple[Relation, ...]
     refused: tuple[tuple[str, BronzeError], ...]
@@ -85,6 +106,8 @@ def hold(
     """
     with mapped(origin):
         _refuse_standby(origin, holder, consistency)
+        # Asked before the snapshot is taken: whoever begins between the two began later.
+        since = _since(holder)
         holder.execute(BEGIN)
         try:
             tables = [r for r in wanted if r.kind in _LOCKABLE]
@@ -96,6 +119,7 @@ def hold(
             locked = [r.oid for r in wanted if r.label not in failed]
             taken = Snapshot(
                 *moment,
+                since=since,
                 timeline=_identity(holder),
                 relations=relations(holder, schemas, locked),
                 refused=tuple(refused),
@@ -143,16 +167,36 @@ def _lock(
     return refused
 
 
-def _export(holder: Connection, consistency: Consistency) -> tuple[str | None, int, int]:
+# A transaction's beginning is shown a little after it was noted.
+_MARGIN = 10 * 10**6
+_SINCE = """
+SELECT (extract(epoch FROM least(clock_timestamp(), min(a.xact_start))) * 1000000)::int8,
+       pg_has_role(current_user, 'pg_read_all_stats', 'USAGE'),
+       EXISTS (SELECT FROM pg_prepared_xacts WHERE database = current_database()),
+       (SELECT reset_val FROM pg_settings WHERE name = 'TimeZone')
+FROM pg_stat_activity a
+WHERE a.datname = current_database() AND a.pid <> pg_backend_pid()
+  AND a.backend_type <> 'autovacuum worker'
+"""
+
+
+def _since(holder: Connection) -> Since:
+    row: Any = holder.execute(_SINCE).fetchone()
+    return Since(row[0] - _MARGIN, *row[1:])
+
+
+def _export(holder: Connection, consistency: Consistency) -> tuple[str | None, int, int, int, int]:
     exported = "pg_export_snapshot()" if consistency == "run" else "NULL::text"
     query = f"""
         SELECT {exported},
                CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
                     ELSE pg_current_wal_lsn() END - '0/0'::pg_lsn,
-               current_setting('server_version_num')::int4
+               current_setting('server_version_num')::int4,
+               txid_snapshot_xmin(txid_current_snapshot()),
+               txid_snapshot_xmax(txid_current_snapshot())
     """
     row: Any = holder.execute(query).fetchone()
-    return row[0], int(row[1]), row[2]
+    return row[0], int(row[1]), *row[2:]
 
 
 def _identity(holder: Connection) -> str:

@@ -254,3 +254,59 @@ def contract(
         element=carried.element,
         not_null=not_null,
     )
+
+
+_BACK: Mapping[str, str] = {
+    "short": "int2",
+    "int": "int4",
+    "long": "int8",
+    "float": "float4",
+    "double": "float8",
+    "boolean": "bool",
+    "string": "text",
+    "binary": "bytea",
+    "date": "date",
+    "timestamp": "timestamptz",
+    "timestamp_ntz": "timestamp",
+}
+
+
+def of_kind(kind: Kind) -> tuple[str, SourceType]:
+    """A PostgreSQL type that becomes this kind: its name in SQL, and as the catalog has it."""
+    if kind.name == "decimal":
+        typmod = (kind.precision << 16 | kind.scale) + _NUMERIC_TYPMOD_HEADER
+        declared = f"numeric({kind.precision},{kind.scale})"
+        return declared, SourceType("numeric", typmod, declared)
+    if kind.name == "array":
+        inner, element = of_kind(kind.of)
+        return f"{inner}[]", SourceType(f"_{element.name}", -1, f"{inner}[]", element=element)
+    name = _BACK[kind.name]
+    return name, SourceType(name, -1, name)
+
+
+def recast(column: Column, value: str, kind: Kind) -> Column:
+    """A column that is carried as another kind, to which ``value`` can be cast exactly."""
+    name, source = of_kind(kind)
+    cast = contract(column.name, column.target, f"{value}::{name}", source, Choices({}))
+    return replace(cast, source_type=column.source_type, not_null=column.not_null)
+
+
+def absent(target: str, kind: Kind) -> Column:
+    """A column that the table has and the source has not: it is NULL from now on."""
+    name, source = of_kind(kind)
+    return contract("", target, f"NULL::{name}", source, Choices({}))
+
+
+_INTEGERS, _FLOATS = ("short", "int", "long"), ("float", "double")
+
+
+def wider(one: Kind, other: Kind) -> Kind | None:
+    """The narrowest kind that holds all values of both exactly, of the same family; else None."""
+    for family in (_INTEGERS, _FLOATS):
+        if one.name in family and other.name in family:
+            return max(one, other, key=lambda kind: family.index(kind.name))
+    if one.name == other.name == "decimal":
+        scale = max(one.scale, other.scale)
+        digits = max(one.precision - one.scale, other.precision - other.scale)
+        return Kind("decimal", digits + scale, scale) if digits + scale <= MAX_PRECISION else None
+    return one if one == other else None

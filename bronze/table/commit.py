@@ -280,10 +280,10 @@ def discard(place: Place, batch_id: str) -> None:
         place: the table.
         batch_id: a batch that will write no more.
     """
-    state = read(place)
-    live = {file.path for file in state.files} if state else set()
     paths = [path for path in store.listing(place) if files.batch_of(path) == batch_id]
-    store.delete(place, [path for path in paths if path not in live])
+    state = read(place) if paths else None
+    if state is None or batch_id not in _landed(state):
+        store.delete(place, paths)
 
 
 def sweep(place: Place, now: float) -> int:
@@ -307,11 +307,16 @@ def sweep(place: Place, now: float) -> int:
     ]
     if not suspects:
         return 0
-    facts = (entry.get(FACTS) for entry in state.table.history())
-    landed = {json.loads(text).get("batch_id") for text in facts if text}
+    landed = _landed(state)
     dead = [path for path in suspects if files.batch_of(path) not in landed]
     store.delete(place, dead)
     return len(dead)
+
+
+def _landed(state: State) -> set[str]:
+    """The batches that the log knows to have committed."""
+    facts = (entry.get(FACTS) for entry in state.table.history())
+    return {json.loads(text).get("batch_id") for text in facts if text}
 
 
 def _age(batch: str, now: float) -> float:

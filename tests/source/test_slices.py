@@ -15,9 +15,9 @@ from psycopg.conninfo import conninfo_to_dict
 
 from bronze import pipeline, prepare
 from bronze.model import Origin
-from bronze.source import connect, plan
+from bronze.source import connect, slices
 from bronze.source.catalog import Relation, relations
-from bronze.source.plan import Slice
+from bronze.source.slices import Slice
 from tests.conftest import Source
 
 IN_MEMORY = settings(derandomize=True, database=None, deadline=None, max_examples=200)
@@ -32,7 +32,7 @@ PAGE = 8192
 )
 def test_page_ranges_are_contiguous_and_complete(heaps: list[int], pages: int) -> None:
     """Ranges rise without a gap, weigh as many pages as they hold, and few of them at once."""
-    bounds, weights = plan._bounds(sorted(heaps), pages)
+    bounds, weights = slices._bounds(sorted(heaps), pages)
     assert bounds == sorted(set(bounds))
     assert all(bound > 0 for bound in bounds)
     assert all(bound < max(heaps) for bound in bounds)
@@ -48,7 +48,7 @@ def test_page_ranges_are_contiguous_and_complete(heaps: list[int], pages: int) -
 def test_packed_slices_are_neighbours_and_fit(sizes: list[int], size: int) -> None:
     """Units hold all slices in their order, and more than one only where they fit."""
     parts = [Slice(str(i), weight) for i, weight in enumerate(sizes)]
-    units = plan.packed(parts, size)
+    units = slices.packed(parts, size)
     assert [part for unit in units for part in unit] == parts
     assert all(len(unit) == 1 or sum(part.size for part in unit) <= size for unit in units)
 
@@ -79,7 +79,7 @@ def proven(
     """
     relation = found(connection, name)
     chosen = relation.key if key is None else key
-    parts = plan.slices(connection, relation, version, size, chosen)
+    parts = slices.slices(connection, relation, version, size, chosen)
     assert parts
     rows: list[list[Any]] = [
         connection.execute(
@@ -198,7 +198,7 @@ def test_growth_after_the_plan(source: Source, connection: connect.Connection) -
     """Rows that come after the plan are in a slice as well; which count, the snapshot decides."""
     source.execute("CREATE TABLE t AS SELECT i AS id FROM generate_series(1, 5000) i")
     connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
-    parts = plan.slices(connection, found(connection), NEW, 5 * PAGE, ())
+    parts = slices.slices(connection, found(connection), NEW, 5 * PAGE, ())
     source.execute("INSERT INTO t SELECT i FROM generate_series(5001, 20000) i")
     wheres = [part.where for part in parts]
     in_snapshot = [

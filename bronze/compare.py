@@ -1,0 +1,128 @@
+"""What a table holds already: a sorted set of fingerprints that rows of the source are held
+against, and which of them were seen there.
+
+It takes 8 bytes a row. A table too large for that is compared in several rounds, each for one
+share of all fingerprints.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from bronze.enrich import fingerprint
+from bronze.enrich.fingerprint import Fingerprints
+from bronze.model import DELETED, Known, Place, Stored
+from bronze.table import files
+
+Positions = npt.NDArray[np.int64]
+
+# At most so many sets are kept at once: the tables that are being read overlap where one ends.
+_KEPT = 2
+
+
+def fingerprints(what: Known, rows: pl.DataFrame) -> Fingerprints:
+    """Those of rows that have at least the columns that are compared."""
+    if what.key:
+        return fingerprint.of_keys(rows.select(what.key).get_columns())
+    return fingerprint.of_hashes(rows["row_hash"], what.offset)
+
+
+def shared(what: Known, prints: Fingerprints) -> npt.NDArray[np.bool_]:
+    """Which of them belong to the share that is meant."""
+    mine: npt.NDArray[np.bool_] = (prints % np.uint64(what.shares)) == np.uint64(what.share)
+    return mine
+
+
+def known(what: Known) -> Fingerprints:
+    """The table's fingerprints, sorted. They are read once per process.
+
+    Raises:
+        LakeError, LakeUnreachable: the table cannot be read.
+    """
+    with _lock:
+        if what not in _sets:
+            while len(_sets) >= _KEPT:
+                del _sets[next(iter(_sets))]
+            _sets[what] = _read(what)
+        return _sets[what]
+
+
+def forget(place: Place) -> None:
+    """Frees what is kept for a table."""
+    with _lock:
+        for what in [w for w in _sets if w.place == place]:
+            del _sets[what]
+
+
+_sets: dict[Known, Fingerprints] = {}
+_lock = threading.Lock()
+
+
+def _read(what: Known) -> Fingerprints:
+    found = np.empty(sum(file.rows for file in what.files if file.rows > 0), np.uint64)
+    filled = 0
+    for file in what.files:
+        for _, _, part in _fingerprints(what, file):
+            if filled + len(part) > len(found):
+                found = np.concatenate([found[:filled], np.empty(len(part), np.uint64)])
+            found[filled : filled + len(part)] = part
+            filled += len(part)
+    found = found[:filled]
+    found.sort()
+    return found
+
+
+def _fingerprints(what: Known, file: Stored) -> Iterator[tuple[int, Positions, Fingerprints]]:
+    """For each part of a file: the first row's number, the live rows within it, their prints."""
+    columns = (*(what.key or ("row_hash",)), "record_status")
+    parquet = files.opened(what.place, file)
+    for start, table in files.parts(parquet, what.layout, columns, None, dict(file.partition)):
+        rows = pl.DataFrame(table)
+        live = rows["record_status"].ne_missing(DELETED)
+        for name in columns[:-1]:
+            live &= rows[name].is_not_null()
+        prints = fingerprints(what, rows.filter(live))
+        mine = shared(what, prints)
+        yield start, np.flatnonzero(live.to_numpy())[mine], prints[mine]
+
+
+def positions(what: Known, file: Stored, gone: Fingerprints) -> Positions:
+    """The numbers of the rows of a file whose fingerprints are in ``gone``, which is sorted."""
+    found = [np.empty(0, np.int64)]
+    for start, rows, prints in _fingerprints(what, file):
+        found.append(start + rows[_among(gone, prints)])
+    return np.concatenate(found)
+
+
+def _among(held: Fingerprints, wanted: Fingerprints) -> npt.NDArray[np.bool_]:
+    if not len(held):
+        return np.zeros(len(wanted), np.bool_)
+    at = np.searchsorted(held, wanted)
+    at[at == len(held)] = 0
+    found: npt.NDArray[np.bool_] = held[at] == wanted
+    return found
+
+
+def unseen(held: Fingerprints, places: npt.NDArray[np.bool_]) -> Fingerprints:
+    """Those of ``held`` that were seen at none of their places."""
+    left = held[~places]
+    return left[~_among(held[places], left)]
+
+
+def seen(held: Fingerprints, prints: Fingerprints) -> tuple[npt.NDArray[np.bool_], Positions]:
+    """Which of ``prints`` the table holds, and the places of these in ``held``."""
+    if not len(held):
+        return np.zeros(len(prints), np.bool_), np.empty(0, np.int64)
+    # Sorted ones walk through memory in order, which is several times faster.
+    order = np.argsort(prints)
+    at = np.searchsorted(held, prints[order])
+    at[at == len(held)] = 0
+    hits = held[at] == prints[order]
+    mask = np.empty(len(prints), np.bool_)
+    mask[order] = hits
+    return mask, at[hits]

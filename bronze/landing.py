@@ -1,0 +1,382 @@
+"""How a table's rows land: they are read, merged into the files that are there, and committed.
+
+A landing is a course of `bronze.engine`: it hands out tasks, goes on with their results, and ends
+with what was done to the table. Whatever it wrote and did not commit is deleted when it fails.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import tenacity
+
+from bronze import compare
+from bronze.books import rejected as book
+from bronze.config import Settings
+from bronze.engine import Course, Task
+from bronze.enrich.fingerprint import Fingerprints
+from bronze.errors import BronzeError, CommitConflict, Mismatch, SnapshotLost
+from bronze.model import DataFile, Known, Origin, Place, Rejected, Stamp, TableResult, Written
+from bronze.plan import Plan
+from bronze.prepare import Target
+from bronze.source.snapshot import Snapshot
+from bronze.table import commit, files, log, merge, store
+from bronze.table.commit import Change
+from bronze.table.log import State
+from bronze.work import Replacing, replacing, work
+
+GOVERNANCE = "governance"
+# So many changes are merged in one go from memory; more are put into a file first.
+_IN_MEMORY = 32 * 2**20
+# New rows that one task writes.
+_INSERT_ROWS = 1_000_000
+_TRIES = 6
+
+
+@dataclass
+class Table:
+    """A table on its way through a run."""
+
+    target: Target
+    origin: Origin
+    held: Snapshot
+    stamp: Stamp
+    readers: int
+    plan: Plan | None = None
+    error: BronzeError | None = None
+    written: list[Written] = field(default_factory=list)
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def rows(self) -> int:
+        """How many rows were read; keys alone are no rows."""
+        units = self.plan.units if self.plan else ()
+        return sum(part.rows for part in self.written if not units[part.unit].keys_only)
+
+    @property
+    def rejected(self) -> list[Rejected]:
+        """The values that Delta cannot hold."""
+        return [record for part in self.written for record in part.rejected]
+
+    @property
+    def size(self) -> int:
+        """About how many bytes are read of the source."""
+        return sum(unit.estimate for unit in self.plan.units) if self.plan else 0
+
+    @property
+    def done(self) -> int:
+        """About how many of them have been read."""
+        if self.plan is None:
+            return 0
+        return sum(self.plan.units[part.unit].estimate for part in self.written)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a commit did, and of which files it is made."""
+
+    version: int
+    inserted: int
+    updated: int
+    deleted: int
+    written: tuple[DataFile, ...]
+
+
+def landing(settings: Settings, table: Table) -> Course[TableResult]:
+    """The course of one table.
+
+    Returns:
+        What was done; a failure of this table alone is in it.
+
+    Raises:
+        SnapshotLost: the source went away, and with it the state that all tables share.
+    """
+    try:
+        if table.error or table.plan is None:
+            return _failed(table, table.error or BronzeError("There is no plan."))
+        plan = table.plan
+        # The results come back through told() one by one, too: there they are counted.
+        yield [Task(work, unit, table.target.label) for unit in plan.units]
+        _book_rejected(settings, table)
+        commit.sweep(plan.target.place, time.time())
+        outcome = _loaded(table, plan) if plan.mode == "load" else (yield from _merged(table, plan))
+        compare.forget(plan.target.place)
+        return _result(table, outcome)
+    except BronzeError as error:
+        if error.retry and not isinstance(error, CommitConflict) and not table.held.alive():
+            raise SnapshotLost(
+                f"The source {table.origin.name} went away in the middle of the run:"
+                f" {error.message}",
+                hint=error.hint,
+            ) from error
+        return _failed(table, error)
+
+
+def _loaded(table: Table, plan: Plan) -> Outcome:
+    """All rows become the table's whole content."""
+    data = [part.file for part in table.written if part.file]
+    version = commit.replace(
+        plan.target.place, plan.shape, data, plan.reached, _facts(table, inserted=table.rows)
+    )
+    return Outcome(version, table.rows, 0, 0, tuple(data))
+
+
+@dataclass(frozen=True)
+class _Difference:
+    """How the source differs from the table as it was when the plan was made."""
+
+    changes: tuple[merge.Changes, ...]
+    gone: tuple[tuple[Known, Fingerprints], ...]
+
+
+def _merged(table: Table, plan: Plan) -> Course[Outcome]:
+    """The differences become changes of the table."""
+    difference = _difference(table, plan)
+    for attempt in tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(CommitConflict),
+        stop=tenacity.stop_after_attempt(_TRIES),
+        wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=5),
+        reraise=True,
+    ):
+        with attempt:
+            state = log.read(plan.target.place)
+            if state is None or _moved(state, plan):
+                raise CommitConflict(
+                    f"Another run has landed table {table.target.label} since this one read it.",
+                    hint="Run again; nothing of this run is in that table.",
+                )
+            return (yield from _attempted(table, plan, difference, state))
+    raise AssertionError("the last attempt raises")
+
+
+def _moved(state: State, plan: Plan) -> bool:
+    """Whether another run of ours has committed since the plan was made."""
+    before = plan.state
+    names = [name for name, _ in plan.reached.transactions]
+    return before is not None and any(
+        state.position(name) != before.position(name) for name in names
+    )
+
+
+def _attempted(table: Table, plan: Plan, difference: _Difference, state: State) -> Course[Outcome]:
+    changes = difference.changes
+    label = table.target.label
+    merged: list[merge.Merged] = yield [
+        Task(replacing, task, label) for task in _replacements(table, plan, difference, state)
+    ]
+    found = merge.joined([one.found for one in merged], changes)
+    rewritten = [one for one in merged if one.rewritten]
+    feed = [one.feed for one in rewritten if one.feed]
+    kept, inserts = _inserts(plan, table.stamp.batch_id, changes, found, bool(feed))
+    inserted: list[merge.Inserted] = yield [Task(merge.insert, job, label) for job in inserts]
+    added = [one.file for one in rewritten if one.file]
+    added += [*kept, *(one.file for one in inserted if one.file)]
+    feed += [one.feed for one in inserted if one.feed]
+    fresh = sum(file.rows for file in kept) + sum(one.rows for one in inserted)
+    updated, deleted = (sum(getattr(one, n) for one in merged) for n in ("updated", "deleted"))
+    _prove(plan, merged)
+    change = Change("MERGE", added, [one.old for one in rewritten], feed)
+    counts = {"inserted": fresh, "updated": updated, "deleted": deleted}
+    try:
+        version = commit.commit(
+            plan.target.place,
+            state,
+            change,
+            _facts(table, **counts),
+            shape=plan.shape,
+            reached=plan.reached,
+        )
+    except BaseException:
+        spared = {change.path for change in changes if isinstance(change, DataFile)}
+        paths = [file.path for file in (*added, *feed) if file.path not in spared]
+        with suppress(BronzeError):
+            store.delete(plan.target.place, paths)
+        raise
+    landed = {file.path for file in added}
+    staged = [change.path for change in changes if isinstance(change, DataFile)]
+    with suppress(BronzeError):
+        store.delete(plan.target.place, [path for path in staged if path not in landed])
+    return Outcome(version, fresh, updated, deleted, (*added, *feed))
+
+
+def _difference(table: Table, plan: Plan) -> _Difference:
+    """What the units have found."""
+    changes: list[merge.Changes] = [part.file for part in table.written if part.file]
+    frames: list[pl.DataFrame] = []
+    for part in table.written:
+        frames += [] if part.frame is None else [part.frame]
+        if sum(frame.estimated_size() for frame in frames) > _IN_MEMORY:
+            changes += _spilled(table, plan, frames)
+            frames = []
+    changes += [pl.concat(frames)] if frames else []
+    places: dict[Known, npt.NDArray[np.uint8]] = {}
+    for part in table.written:
+        known = plan.units[part.unit].known
+        if known is not None:
+            mask = np.frombuffer(part.seen, np.uint8)
+            places[known] = places[known] | mask if known in places else mask
+    gone = []
+    for known, mask in places.items():
+        held = compare.known(known)
+        seen = np.unpackbits(mask, count=len(held)).astype(np.bool_)
+        gone.append((known, compare.unseen(held, seen)))
+    return _Difference(tuple(changes), tuple(gone))
+
+
+def _spilled(table: Table, plan: Plan, frames: Sequence[pl.DataFrame]) -> list[DataFile]:
+    file = files.write(frames, plan.target.place, table.stamp.batch_id, plan.shape.stats)
+    return [file] if file else []
+
+
+def _replacements(
+    table: Table, plan: Plan, difference: _Difference, state: State
+) -> Iterator[Replacing]:
+    """A task for each file that may have to be written anew."""
+    place, changes = plan.target.place, difference.changes
+    looking = any(len(gone) for _, gone in difference.gone)
+    anew = plan.settled.rewrite
+    wanted = (
+        state.files if looking or anew else merge.candidates(state.files, changes, plan.key, place)
+    )
+    for file in wanted:
+        job = merge.Merge(
+            place=place,
+            file=file,
+            layout=tuple(plan.shape.columns),
+            key=plan.key,
+            stats=plan.shape.stats,
+            stamp=table.stamp,
+            changes=changes,
+            on_delete=plan.target.settings.on_delete,
+            anew=anew,
+        )
+        yield Replacing(job, difference.gone)
+
+
+def _inserts(
+    plan: Plan,
+    batch_id: str,
+    changes: Sequence[merge.Changes],
+    found: Sequence[bytes],
+    feed: bool,
+) -> tuple[list[DataFile], list[merge.Insert]]:
+    """The staged files that are the table's as they are, and jobs for the other new rows."""
+    kept: list[DataFile] = []
+    jobs: list[merge.Insert] = []
+    group: list[tuple[merge.Changes, bytes]] = []
+    size = 0
+
+    def flush() -> None:
+        if group:
+            ones, masks = zip(*group, strict=True)
+            columns, stats = tuple(plan.shape.columns), plan.shape.stats
+            jobs.append(
+                merge.Insert(plan.target.place, columns, stats, batch_id, ones, masks, feed)
+            )
+        group.clear()
+
+    for change, mask in zip(changes, found, strict=True):
+        height = change.rows if isinstance(change, DataFile) else change.height
+        new = len(merge.unfound(mask, height))
+        if isinstance(change, DataFile) and new == height and not feed:
+            kept.append(change)
+        elif new:
+            group.append((change, mask))
+            size += new
+            if size >= _INSERT_ROWS:
+                flush()
+                size = 0
+    flush()
+    return kept, jobs
+
+
+def _prove(plan: Plan, merged: Sequence[merge.Merged]) -> None:
+    """A rewritten file has the rows of the old one, less those that were removed."""
+    removes = plan.target.settings.on_delete == "remove"
+    for one in merged:
+        if not one.rewritten or one.old.rows < 0:
+            continue
+        rows = one.file.rows if one.file else 0
+        if rows != one.old.rows - (one.deleted if removes else 0):
+            raise Mismatch(
+                f"A file of {plan.target.name} with {one.old.rows} rows became one with {rows}.",
+                hint="Nothing was committed. This is a bug in bronze: report it.",
+                table=plan.target.label,
+            )
+
+
+def _facts(table: Table, **counts: int) -> dict[str, Any]:
+    return {
+        "batch_id": table.stamp.batch_id,
+        "source": table.origin.name,
+        "table": table.target.label,
+        "snapshot": table.held.name,
+        "position": table.held.position,
+        "loaded_at": table.stamp.loaded_at.isoformat(),
+        "mode": table.plan.mode if table.plan else "",
+        "rows": table.rows,
+        "rejected": len(table.rejected),
+        **counts,
+    }
+
+
+def _book_rejected(settings: Settings, table: Table) -> None:
+    if not table.rejected:
+        return
+    place = settings.place(GOVERNANCE, book.NAME)
+    frame = book.frame(
+        table.rejected,
+        stamp=table.stamp,
+        source_table=table.target.label,
+        target_table=table.target.name,
+    )
+    file = files.write([frame], place, table.stamp.batch_id, ())
+    if file:
+        commit.append(place, book.COLUMNS, file, {"batch_id": table.stamp.batch_id})
+
+
+def discard(place: Place, batch_id: str) -> None:
+    """Deletes what was written for a table and will not land; what did land is kept."""
+    compare.forget(place)
+    with suppress(BronzeError):
+        commit.discard(place, batch_id)
+
+
+def _failed(table: Table, error: BronzeError) -> TableResult:
+    table.error = error
+    discard(table.target.place, table.stamp.batch_id)
+    return TableResult(
+        table=table.target.label,
+        target=f"{table.target.schema}.{table.target.name}",
+        status="failed",
+        rows_read=table.rows,
+        seconds=time.monotonic() - table.began,
+        error=error.failure(),
+    )
+
+
+def _result(table: Table, outcome: Outcome) -> TableResult:
+    moved = outcome.inserted or outcome.updated or outcome.deleted or outcome.written
+    same = not moved and table.plan is not None and table.plan.mode != "load"
+    return TableResult(
+        table=table.target.label,
+        target=f"{table.target.schema}.{table.target.name}",
+        status="unchanged" if same else "landed",
+        rows_read=table.rows,
+        inserted=outcome.inserted,
+        updated=outcome.updated,
+        deleted=outcome.deleted,
+        rejected=len(table.rejected),
+        version=outcome.version,
+        files=len(outcome.written),
+        bytes=sum(file.size for file in outcome.written),
+        seconds=time.monotonic() - table.began,
+        notes=table.plan.notes if table.plan else (),
+    )
