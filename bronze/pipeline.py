@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 import tenacity
 import uuid_utils
 
-from bronze import engine, landing, plan, prepare
+from bronze import engine, landing, plan, prepare, units
 from bronze.config import Settings
 from bronze.errors import (
     BronzeError,
@@ -156,7 +156,7 @@ def _of_source(
     batch_id: str,
     slots: int,
 ) -> list[Table]:
-    readers = plan.readers(settings.run, slots)
+    readers = units.readers(settings.run, slots)
     now = datetime.now(UTC)
     seen = {relation.oid: relation for relation in held.relations}
     tables = []

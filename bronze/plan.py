@@ -1,44 +1,27 @@
-"""What a run does with one table: how its rows are found, read and compared, in units of work."""
+"""What a run does with one table: which of its rows are read, and how they become the table's."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
-import psycopg
-from psycopg import errors as pg
-
-from bronze import drift, prepare
+from bronze import drift, prepare, units
 from bronze.config import RunSettings
 from bronze.drift import Settled
 from bronze.enrich.stamp import METADATA
-from bronze.errors import BronzeError, TableRefused
-from bronze.model import Column, Known, Origin, Stamp, Unit
+from bronze.errors import TableRefused
+from bronze.model import Origin, Stamp, Unit
 from bronze.prepare import Target
 from bronze.source import increment, slices, statement
 from bronze.source.catalog import Relation
-from bronze.source.connect import Connection, explain
-from bronze.source.slices import Slice
 from bronze.source.snapshot import Snapshot
 from bronze.table import log
 from bronze.table.commit import Position, Shape, transaction
 from bronze.table.log import State
 from bronze.table.statistics import SAFE
-
-# Measured: what the process takes with all its libraries, what a reader takes for the rows that
-# it is hashing and encoding, and how many bytes a slice takes for each of its bytes on disk.
-_BASE = 320 * 10**6
-_READER = 24 * 10**6
-_GROWTH = 4
-_SLICE = 12 * 2**20
-_FILE = 128 * 2**20
-_UNITS_PER_READER = 3
-# Keys alone take so much less room than rows.
-_KEYS_GROWTH = 4
-# A fingerprint, and whether it was seen: by the worker, and here.
-_KNOWN_ROW = 10
+from bronze.units import Assignment
 
 Mode = Literal["load", "compare", "changes"]
 """How rows become the table's: all of them replace what is there; all are held against it and
@@ -64,28 +47,6 @@ class Plan:
     notes: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class _Frame:
-    """What all units of a table have in common, and the means to make them."""
-
-    target: Target
-    held: Snapshot
-    origin: Origin
-    stamp: Stamp
-    run: RunSettings
-    readers: int
-
-    def mark(self, name: str) -> str:
-        """The name of a mark of this very table (another one may get its name, not its oid)."""
-        return f"{self.target.relation.oid}/{name}"
-
-    def marked(self, state: State | None, name: str) -> int | None:
-        """The value of a mark in the Bronze table."""
-        if state is None:
-            return None
-        return state.position(f"{transaction(self.held.timeline)}/{self.mark(name)}")
-
-
 def plan_table(
     target: Target, held: Snapshot, origin: Origin, stamp: Stamp, run: RunSettings, readers: int
 ) -> Plan:
@@ -96,7 +57,7 @@ def plan_table(
         SourceError: the snapshot's connection failed.
         LakeError: the Bronze table is none that we can write.
     """
-    frame = _Frame(target, held, origin, stamp, run, readers)
+    given = Assignment(target, held, origin, stamp, run, readers)
     found = prepare.columns(target)
     state = log.read(target.place)
     if state is None:
@@ -105,16 +66,17 @@ def plan_table(
         state.writable()
         _same_table(target, state)
         settled = drift.settled(found, state.columns, state.properties, target.relation)
-    key, notes = _key(frame, settled)
-    shape = _shape(frame, settled, key)
-    mode, where, why = _mode(frame, state, settled, key)
-    marks, looking = _marks(frame, state, mode)
-    units = _units(frame, settled, shape, key, mode, where, state)
+    key, notes = _key(given, settled)
+    shape = _shape(given, settled, key)
+    mode, where, why = _mode(given, state, settled, key)
+    marks, looking = _marks(given, state, mode)
+    against = state if mode == "compare" else None
+    work = units.of_rows(given, settled, shape, key, where, against, inline=mode != "load")
     if looking and mode == "changes" and state is not None:
-        units += _key_units(frame, settled, shape, key, state, len(units))
+        work += units.of_keys(given, settled, shape, key, state, len(work))
     reached = Position(held.timeline, held.position, tuple(marks))
     return Plan(
-        target, mode, settled, key, shape, state, reached, tuple(units), settled.notes + notes + why
+        target, mode, settled, key, shape, state, reached, tuple(work), settled.notes + notes + why
     )
 
 
@@ -130,13 +92,13 @@ def _same_table(target: Target, state: State) -> None:
         )
 
 
-def _key(frame: _Frame, settled: Settled) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _key(given: Assignment, settled: Settled) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The key's target names, and why there is none where the source has one.
 
     Raises:
         TableRefused: rows of the source share a key, or have none.
     """
-    target = frame.target
+    target = given.target
     relation = target.relation
     names = tuple(target.settings.key or relation.key)
     columns = [column for name in names for column in settled.columns if column.name == name]
@@ -147,7 +109,7 @@ def _key(frame: _Frame, settled: Settled) -> tuple[tuple[str, ...], tuple[str, .
     lists = [c.name for c in columns if c.kind.name == "array"]
     if lists:
         return (), (f"column {lists[0]} of the key is an array: rows cannot be told apart by it",)
-    if rejecting and _true(frame, f"SELECT EXISTS (SELECT FROM {table} WHERE {rejecting})"):  # noqa: S608
+    if rejecting and _true(given, f"SELECT EXISTS (SELECT FROM {table} WHERE {rejecting})"):  # noqa: S608
         said = "the key has values that Delta cannot hold: rows cannot be told apart by it"
         return (), (said,)
     if _enforced(relation, names):
@@ -160,7 +122,7 @@ def _key(frame: _Frame, settled: Settled) -> tuple[tuple[str, ...], tuple[str, .
         " HAVING count(*) > 1)",
     }
     for what, query in checks.items():
-        if _true(frame, query):
+        if _true(given, query):
             raise TableRefused(
                 f"Rows of table {target.label} have {what} the key {', '.join(names)}.",
                 hint="Name columns that are unique and never NULL:"
@@ -178,28 +140,13 @@ def _enforced(relation: Relation, names: Sequence[str]) -> bool:
     return alone and bool(relation.key) and set(relation.key) <= set(names)
 
 
-def _true(frame: _Frame, query: str) -> bool:
-    row: Any = _asked(frame, lambda holder: holder.execute(query).fetchone())
+def _true(given: Assignment, query: str) -> bool:
+    row: Any = units.asked(given, lambda holder: holder.execute(query).fetchone())
     return bool(row[0])
 
 
-def _asked(frame: _Frame, question: Any) -> Any:
-    """Asks in the snapshot's own transaction, which an error must not end."""
-    holder: Connection = frame.held.holder
-    try:
-        holder.execute("SAVEPOINT plan")
-        answer = question(holder)
-        holder.execute("RELEASE SAVEPOINT plan")
-    except psycopg.Error as error:
-        mine: BronzeError = explain(error, frame.origin, frame.target.label)
-        if not mine.retry:
-            holder.execute("ROLLBACK TO SAVEPOINT plan; RELEASE SAVEPOINT plan")
-        raise mine from error
-    return answer
-
-
-def _shape(frame: _Frame, settled: Settled, key: tuple[str, ...]) -> Shape:
-    target = frame.target
+def _shape(given: Assignment, settled: Settled, key: tuple[str, ...]) -> Shape:
+    target = given.target
     layout = (*((column.target, column.kind) for column in settled.columns), *METADATA)
     wanted = {*key, *(_cursor(target, settled) or ())}
     stats = tuple(name for name, kind in layout if name in wanted and kind.name in SAFE)
@@ -222,10 +169,10 @@ def _cursor(target: Target, settled: Settled) -> tuple[str, ...] | None:
 
 
 def _mode(
-    frame: _Frame, state: State | None, settled: Settled, key: tuple[str, ...]
+    given: Assignment, state: State | None, settled: Settled, key: tuple[str, ...]
 ) -> tuple[Mode, str, tuple[str, ...]]:
     """How the table is taken, the condition for changes, and what to say about it."""
-    own, relation = frame.target.settings, frame.target.relation
+    own, relation = given.target.settings, given.target.relation
     if own.pattern == "full_refresh":
         return ("load" if state is None or not key else "compare"), slices.WHOLE, ()
     if not key:
@@ -235,32 +182,44 @@ def _mode(
             f' [tables.{prepare.toml(relation.name)}] key = […]; or use pattern = "full_refresh".',
             table=relation.label,
         )
-    refused = unfit(relation, own.cursor, own.overlap, frame.held.since.visible)
+    refused = unfit(relation, own.cursor, own.overlap, given.held.since.visible)
     if refused:
         raise refused
     if state is None:
         return "load", slices.WHOLE, ()
-    why = _why_all(frame, state, settled, key)
+    why = _why_all(given, state, settled, key)
     if why:
         return "compare", slices.WHOLE, (f"all rows are compared: {why}",)
-    where = _where(frame, state)
+    where = _where(given, state)
     if where is None:
         return "compare", slices.WHOLE, ("all rows are compared: the last run was too long ago",)
     return "changes", where, ()
 
 
-def _why_all(frame: _Frame, state: State, settled: Settled, key: tuple[str, ...]) -> str:
+def _why_all(given: Assignment, state: State, settled: Settled, key: tuple[str, ...]) -> str:
     """Why changes alone would not do."""
     known = state.properties
     if settled.notes:
         return "its columns have changed"
-    if known.get(drift.OID) != str(frame.target.relation.oid):
+    if known.get(drift.OID) != str(given.target.relation.oid):
         return "the table was made anew in the source"
     if known.get(drift.KEY) != json.dumps(key):
         return "its key has changed"
-    if frame.marked(state, _mark_name(frame.target)) is None:
+    if _marked(given, state, _mark_name(given.target)) is None:
         return "the Bronze table has no position to go on from"
     return ""
+
+
+def _mark(given: Assignment, name: str) -> str:
+    """The name of a mark of this very table: another one may get its name, but not its oid."""
+    return f"{given.target.relation.oid}/{name}"
+
+
+def _marked(given: Assignment, state: State | None, name: str) -> int | None:
+    """The value of a mark in the Bronze table."""
+    if state is None:
+        return None
+    return state.position(f"{transaction(given.held.timeline)}/{_mark(given, name)}")
 
 
 def _mark_name(target: Target) -> str:
@@ -268,15 +227,15 @@ def _mark_name(target: Target) -> str:
     return name if name == increment.XMIN else f"cursor/{name}"
 
 
-def _where(frame: _Frame, state: State) -> str | None:
-    own = frame.target.settings
-    mark = frame.marked(state, _mark_name(frame.target))
+def _where(given: Assignment, state: State) -> str | None:
+    own = given.target.settings
+    mark = _marked(given, state, _mark_name(given.target))
     if mark is None:
         return None
     if own.cursor == increment.XMIN:
-        return increment.by_xmin(mark, frame.held)
-    kind = _type_of(frame.target.relation, own.cursor)
-    return increment.by_cursor(own.cursor, kind, mark, frame.held.since.zone)
+        return increment.by_xmin(mark, given.held)
+    kind = _type_of(given.target.relation, own.cursor)
+    return increment.by_cursor(own.cursor, kind, mark, given.held.since.zone)
 
 
 def _type_of(relation: Relation, column: str) -> str:
@@ -330,192 +289,23 @@ def unfit(
     return None
 
 
-def _marks(frame: _Frame, state: State | None, mode: Mode) -> tuple[list[tuple[str, int]], bool]:
+def _marks(
+    given: Assignment, state: State | None, mode: Mode
+) -> tuple[list[tuple[str, int]], bool]:
     """The marks to leave, and whether vanished rows are to be looked for."""
-    own, since = frame.target.settings, frame.held.since
-    marks = [(frame.mark(increment.XMIN), frame.held.horizon)]
+    own, since = given.target.settings, given.held.since
+    marks = [(_mark(given, increment.XMIN), given.held.horizon)]
     if own.pattern == "full_refresh":
         return marks, True
     if own.cursor != increment.XMIN:
-        name = _mark_name(frame.target)
-        mark = increment.watermark(since, own.overlap, frame.marked(state, name))
-        marks += [] if mark is None else [(frame.mark(name), mark)]
-    now = int(frame.stamp.loaded_at.timestamp())
-    looked = frame.marked(state, "deletes")
+        name = _mark_name(given.target)
+        mark = increment.watermark(since, own.overlap, _marked(given, state, name))
+        marks += [] if mark is None else [(_mark(given, name), mark)]
+    now = int(given.stamp.loaded_at.timestamp())
+    looked = _marked(given, state, "deletes")
     due = own.deletes == "detect" or (
         isinstance(own.deletes, int) and (looked is None or now - looked >= own.deletes)
     )
     if due or mode != "changes":
-        marks.append((frame.mark("deletes"), now))
+        marks.append((_mark(given, "deletes"), now))
     return marks, due
-
-
-def _units(
-    frame: _Frame,
-    settled: Settled,
-    shape: Shape,
-    key: tuple[str, ...],
-    mode: Mode,
-    where: str,
-    state: State | None,
-) -> list[Unit]:
-    """The units that read rows."""
-    run, relation = frame.run, frame.target.relation
-    known: list[Known | None] = [None]
-    memory = run.memory
-    if mode == "compare" and state is not None:
-        known = list(_known(frame, shape, (), state))
-        memory = _beside_known(run.memory)
-    per_slice, _ = _sizes(slices.size_of(relation), memory, frame.readers)
-    parts = _slices(frame, per_slice, key)
-    _, per_file = _sizes(sum(part.size for part in parts), memory, frame.readers)
-    groups = slices.packed(parts, per_file)
-    table = statement.quoted(relation.schema, relation.name)
-    columns = settled.columns
-    first = _unit(frame, settled, shape, key, columns, statement.select(columns, table))
-    return [
-        replace(
-            first,
-            number=number * len(groups) + i,
-            slices=tuple(_both(part.where, where) for part in group),
-            estimate=sum(part.size for part in group),
-            known=share,
-            inline=mode != "load",
-        )
-        for number, share in enumerate(known)
-        for i, group in enumerate(groups)
-    ]
-
-
-def _key_units(
-    frame: _Frame,
-    settled: Settled,
-    shape: Shape,
-    key: tuple[str, ...],
-    state: State,
-    start: int,
-) -> list[Unit]:
-    """The units that only see which keys are still there."""
-    relation = frame.target.relation
-    columns = tuple(column for name in key for column in settled.columns if column.target == name)
-    per_slice, per_file = _sizes(
-        slices.size_of(relation), _beside_known(frame.run.memory), frame.readers
-    )
-    names = [column.name for column in columns]
-    parts = _slices(frame, per_slice * _KEYS_GROWTH, names)
-    groups = slices.packed(parts, per_file * _KEYS_GROWTH)
-    table = statement.quoted(relation.schema, relation.name)
-    first = _unit(frame, settled, shape, key, columns, statement.select(columns, table))
-    return [
-        replace(
-            first,
-            number=start + number * len(groups) + i,
-            slices=tuple(part.where for part in group),
-            estimate=sum(part.size for part in group) // _KEYS_GROWTH,
-            known=share,
-            keys_only=True,
-        )
-        for number, share in enumerate(_known(frame, shape, key, state))
-        for i, group in enumerate(groups)
-    ]
-
-
-def _unit(
-    frame: _Frame,
-    settled: Settled,
-    shape: Shape,
-    key: tuple[str, ...],
-    columns: tuple[Column, ...],
-    query: str,
-) -> Unit:
-    return Unit(
-        number=0,
-        table=frame.target.label,
-        origin=frame.origin,
-        session=frame.held.session(frame.origin),
-        query=query,
-        slices=(),
-        columns=columns,
-        key=key,
-        stats=shape.stats,
-        stamp=frame.stamp,
-        place=frame.target.place,
-        estimate=0,
-        base=settled.base,
-    )
-
-
-def _both(one: str, other: str) -> str:
-    return one if other == slices.WHOLE else f"{one} AND {other}"
-
-
-def _known(frame: _Frame, shape: Shape, key: tuple[str, ...], state: State) -> list[Known]:
-    """What the table is known by, in as many shares as the memory asks for."""
-    rows = sum(max(file.rows, 0) for file in state.files)
-    shares = max(1, -(-rows * _KNOWN_ROW // ((frame.run.memory - _BASE) // 4)))
-    # Other digits in each run: what two rows share by chance in one, they do not in the next.
-    offset = int(frame.stamp.batch_id[-1], 16)
-    layout = tuple(shape.columns)
-    whole = Known(frame.target.place, state.version, state.files, layout, key, offset, 0, shares)
-    return [replace(whole, share=share) for share in range(shares)]
-
-
-def _beside_known(memory: int) -> int:
-    return memory - (memory - _BASE) // 2
-
-
-def readers(run: RunSettings, slots: int) -> int:
-    """How many units may run at once: as many as the workers, the source and the memory allow."""
-    fitting = (run.memory - _BASE) // (2 * _READER)
-    return max(1, min(run.workers, slots, fitting))
-
-
-def _sizes(whole: int, memory: int, readers: int) -> tuple[int, int]:
-    """The bytes of the source in a slice and in a file, for a table of ``whole`` bytes.
-
-    All files are alike, and their number is a multiple of the readers', so that no reader is left
-    without work at the end.
-    """
-    each = (memory - _BASE) // readers - _READER
-    largest = max(2**20, min(_SLICE, each // _GROWTH))
-    if whole <= largest:
-        return largest, _FILE
-    rounds = max(_UNITS_PER_READER, -(-whole // (_FILE * readers)))
-    per_file = -(-whole // (rounds * readers))
-    per_slice = -(-per_file // -(-per_file // largest))
-    # Pages do not divide evenly: a little more room keeps the last one out of a file of its own.
-    return per_slice, per_file + per_slice // 2
-
-
-def _slices(frame: _Frame, size: int, key: Sequence[str]) -> list[Slice]:
-    held, relation = frame.held, frame.target.relation
-    if held.name is None:
-        return [_whole(frame)]
-
-    def split(holder: Connection) -> list[Slice]:
-        return slices.slices(holder, relation, held.version, size, key)
-
-    try:
-        return list(_asked(frame, split))
-    except TableRefused as error:
-        if error.sqlstate not in _NO_ORDER:
-            raise
-        # A key of a type without an order, such as json, cannot be split.
-        return [Slice(slices.WHOLE, size)]
-
-
-_NO_ORDER = (pg.UndefinedFunction.sqlstate, pg.UndefinedObject.sqlstate)
-
-
-def _whole(frame: _Frame) -> Slice:
-    # Without a shared snapshot only one statement sees one state.
-    relation, memory = frame.target.relation, frame.run.memory // frame.readers
-    size = slices.size_of(relation)
-    if size * _GROWTH > memory:
-        raise TableRefused(
-            f"Table {relation.label} is too large to be read by one statement, which"
-            ' consistency = "per-table" asks for.',
-            hint=f"Raise [run] memory: it takes about {size * _GROWTH // 10**6} MB for a worker.",
-            table=relation.label,
-        )
-    return Slice(slices.WHOLE, size)

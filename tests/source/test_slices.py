@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from psycopg.conninfo import conninfo_to_dict
 
-from bronze import pipeline, prepare
+from bronze import pipeline, units
 from bronze.model import Origin
 from bronze.source import connect, slices
 from bronze.source.catalog import Relation, relations
@@ -270,7 +270,7 @@ def test_many_small_slices_land_whole(
     source: Source, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run whose slices are small, of a relation of any kind, lands each row once."""
-    monkeypatch.setattr(prepare, "_SLICE", 2**20)
+    monkeypatch.setattr(units, "_SLICE", 2**20)
     source.execute(
         "CREATE SCHEMA base; CREATE TABLE base.t AS"
         " SELECT i AS id, repeat('x', 300) AS pad FROM generate_series(1, 20000) i;"

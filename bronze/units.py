@@ -1,0 +1,233 @@
+"""Units of work: how a table's rows are divided among workers, within the memory of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import psycopg
+from psycopg import errors as pg
+
+from bronze.config import RunSettings
+from bronze.drift import Settled
+from bronze.errors import BronzeError, TableRefused
+from bronze.model import Column, Known, Origin, Stamp, Unit
+from bronze.prepare import Target
+from bronze.source import slices, statement
+from bronze.source.connect import Connection, explain
+from bronze.source.slices import Slice
+from bronze.source.snapshot import Snapshot
+from bronze.table.commit import Shape
+from bronze.table.log import State
+
+# Measured: what the process takes with all its libraries, what a reader takes for the rows that
+# it is hashing and encoding, and how many bytes a slice takes for each of its bytes on disk.
+_BASE = 320 * 10**6
+_READER = 24 * 10**6
+_GROWTH = 4
+_SLICE = 12 * 2**20
+_FILE = 128 * 2**20
+_UNITS_PER_READER = 3
+# Keys alone take so much less room than rows.
+_KEYS_GROWTH = 4
+# A fingerprint, and whether it was seen: by the worker, and here.
+_KNOWN_ROW = 10
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One table of a run: what all its units have in common."""
+
+    target: Target
+    held: Snapshot
+    origin: Origin
+    stamp: Stamp
+    run: RunSettings
+    readers: int
+
+
+def asked(given: Assignment, question: Any) -> Any:
+    """Asks in the snapshot's own transaction, which an error must not end."""
+    holder: Connection = given.held.holder
+    try:
+        holder.execute("SAVEPOINT plan")
+        answer = question(holder)
+        holder.execute("RELEASE SAVEPOINT plan")
+    except psycopg.Error as error:
+        mine: BronzeError = explain(error, given.origin, given.target.label)
+        if not mine.retry:
+            holder.execute("ROLLBACK TO SAVEPOINT plan; RELEASE SAVEPOINT plan")
+        raise mine from error
+    return answer
+
+
+def of_rows(
+    given: Assignment,
+    settled: Settled,
+    shape: Shape,
+    key: tuple[str, ...],
+    where: str,
+    against: State | None,
+    inline: bool,
+) -> list[Unit]:
+    """The units that read the rows for which ``where`` is true."""
+    run, relation = given.run, given.target.relation
+    known: list[Known | None] = [None]
+    memory = run.memory
+    if against is not None:
+        known = list(_known(given, shape, (), against))
+        memory = _beside_known(run.memory)
+    per_slice, _ = _sizes(slices.size_of(relation), memory, given.readers)
+    parts = _slices(given, per_slice, key)
+    _, per_file = _sizes(sum(part.size for part in parts), memory, given.readers)
+    groups = slices.packed(parts, per_file)
+    table = statement.quoted(relation.schema, relation.name)
+    columns = settled.columns
+    first = _unit(given, settled, shape, key, columns, statement.select(columns, table))
+    return [
+        replace(
+            first,
+            number=number * len(groups) + i,
+            slices=tuple(_both(part.where, where) for part in group),
+            estimate=sum(part.size for part in group),
+            known=share,
+            inline=inline,
+        )
+        for number, share in enumerate(known)
+        for i, group in enumerate(groups)
+    ]
+
+
+def of_keys(
+    given: Assignment,
+    settled: Settled,
+    shape: Shape,
+    key: tuple[str, ...],
+    state: State,
+    start: int,
+) -> list[Unit]:
+    """The units that only see which keys are still there."""
+    relation = given.target.relation
+    columns = tuple(column for name in key for column in settled.columns if column.target == name)
+    per_slice, per_file = _sizes(
+        slices.size_of(relation), _beside_known(given.run.memory), given.readers
+    )
+    names = [column.name for column in columns]
+    parts = _slices(given, per_slice * _KEYS_GROWTH, names)
+    groups = slices.packed(parts, per_file * _KEYS_GROWTH)
+    table = statement.quoted(relation.schema, relation.name)
+    first = _unit(given, settled, shape, key, columns, statement.select(columns, table))
+    return [
+        replace(
+            first,
+            number=start + number * len(groups) + i,
+            slices=tuple(part.where for part in group),
+            estimate=sum(part.size for part in group) // _KEYS_GROWTH,
+            known=share,
+            keys_only=True,
+        )
+        for number, share in enumerate(_known(given, shape, key, state))
+        for i, group in enumerate(groups)
+    ]
+
+
+def _unit(
+    given: Assignment,
+    settled: Settled,
+    shape: Shape,
+    key: tuple[str, ...],
+    columns: tuple[Column, ...],
+    query: str,
+) -> Unit:
+    return Unit(
+        number=0,
+        table=given.target.label,
+        origin=given.origin,
+        session=given.held.session(given.origin),
+        query=query,
+        slices=(),
+        columns=columns,
+        key=key,
+        stats=shape.stats,
+        stamp=given.stamp,
+        place=given.target.place,
+        estimate=0,
+        base=settled.base,
+    )
+
+
+def _both(one: str, other: str) -> str:
+    return one if other == slices.WHOLE else f"{one} AND {other}"
+
+
+def _known(given: Assignment, shape: Shape, key: tuple[str, ...], state: State) -> list[Known]:
+    """What the table is known by, in as many shares as the memory asks for."""
+    rows = sum(max(file.rows, 0) for file in state.files)
+    shares = max(1, -(-rows * _KNOWN_ROW // ((given.run.memory - _BASE) // 4)))
+    # Other digits in each run: what two rows share by chance in one, they do not in the next.
+    offset = int(given.stamp.batch_id[-1], 16)
+    layout = tuple(shape.columns)
+    whole = Known(given.target.place, state.version, state.files, layout, key, offset, 0, shares)
+    return [replace(whole, share=share) for share in range(shares)]
+
+
+def _beside_known(memory: int) -> int:
+    return memory - (memory - _BASE) // 2
+
+
+def readers(run: RunSettings, slots: int) -> int:
+    """How many units may run at once: as many as the workers, the source and the memory allow."""
+    fitting = (run.memory - _BASE) // (2 * _READER)
+    return max(1, min(run.workers, slots, fitting))
+
+
+def _sizes(whole: int, memory: int, readers: int) -> tuple[int, int]:
+    """The bytes of the source in a slice and in a file, for a table of ``whole`` bytes.
+
+    All files are alike, and their number is a multiple of the readers', so that no reader is left
+    without work at the end.
+    """
+    each = (memory - _BASE) // readers - _READER
+    largest = max(2**20, min(_SLICE, each // _GROWTH))
+    if whole <= largest:
+        return largest, _FILE
+    rounds = max(_UNITS_PER_READER, -(-whole // (_FILE * readers)))
+    per_file = -(-whole // (rounds * readers))
+    per_slice = -(-per_file // -(-per_file // largest))
+    # Pages do not divide evenly: a little more room keeps the last one out of a file of its own.
+    return per_slice, per_file + per_slice // 2
+
+
+def _slices(given: Assignment, size: int, key: Sequence[str]) -> list[Slice]:
+    held, relation = given.held, given.target.relation
+    if held.name is None:
+        return [_whole(given)]
+
+    def split(holder: Connection) -> list[Slice]:
+        return slices.slices(holder, relation, held.version, size, key)
+
+    try:
+        return list(asked(given, split))
+    except TableRefused as error:
+        if error.sqlstate not in _NO_ORDER:
+            raise
+        # A key of a type without an order, such as json, cannot be split.
+        return [Slice(slices.WHOLE, size)]
+
+
+_NO_ORDER = (pg.UndefinedFunction.sqlstate, pg.UndefinedObject.sqlstate)
+
+
+def _whole(given: Assignment) -> Slice:
+    # Without a shared snapshot only one statement sees one state.
+    relation, memory = given.target.relation, given.run.memory // given.readers
+    size = slices.size_of(relation)
+    if size * _GROWTH > memory:
+        raise TableRefused(
+            f"Table {relation.label} is too large to be read by one statement, which"
+            ' consistency = "per-table" asks for.',
+            hint=f"Raise [run] memory: it takes about {size * _GROWTH // 10**6} MB for a worker.",
+            table=relation.label,
+        )
+    return Slice(slices.WHOLE, size)
