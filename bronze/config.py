@@ -189,6 +189,8 @@ class TableSettings(_Section):
     overlap: Seconds | None = None
     deletes: Literal["detect", "ignore"] | Seconds = "detect"
     on_delete: Literal["mark", "remove"] = "mark"
+    cluster_by: Names = Field(default=(), max_length=4)
+    partition_by: str | None = None
     priority: int = Field(default=2, ge=1, le=9)
     target: str | None = Field(default=None, pattern=r"^[^/\\\s.]+$")
     key: Names = ()

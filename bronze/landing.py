@@ -121,7 +121,7 @@ def landing(settings: Settings, table: Table) -> Course[TableResult]:
 
 def _loaded(table: Table, plan: Plan) -> Outcome:
     """All rows become the table's whole content."""
-    data = [part.file for part in table.written if part.file]
+    data = [file for part in table.written for file in part.files]
     version = commit.replace(
         plan.target.place, plan.shape, data, plan.reached, _facts(table, inserted=table.rows)
     )
@@ -174,15 +174,18 @@ def _attempted(table: Table, plan: Plan, difference: _Difference, state: State) 
     found = merge.joined([one.found for one in merged], changes)
     rewritten = [one for one in merged if one.rewritten]
     feed = [one.feed for one in rewritten if one.feed]
-    kept, inserts = _inserts(plan, table.stamp.batch_id, changes, found, bool(feed))
+    moved = tuple(one.moved for one in merged if one.moved is not None)
+    kept, inserts = _inserts(plan, table.stamp.batch_id, changes, found, moved, bool(feed))
     inserted: list[merge.Inserted] = yield [Task(merge.insert, job, label) for job in inserts]
-    added = [one.file for one in rewritten if one.file]
-    added += [*kept, *(one.file for one in inserted if one.file)]
-    feed += [one.feed for one in inserted if one.feed]
+    quiet = [(one.old, one.file) for one in rewritten if one.file and not one.edits]
+    loud = [one for one in rewritten if one.edits or not one.file]
+    added = [one.file for one in loud if one.file]
+    added += [*kept, *(file for one in inserted for file in one.files)]
+    feed += [file for one in inserted for file in one.feed]
     fresh = sum(file.rows for file in kept) + sum(one.rows for one in inserted)
     updated, deleted = (sum(getattr(one, n) for one in merged) for n in ("updated", "deleted"))
     _prove(plan, merged)
-    change = Change("MERGE", added, [one.old for one in rewritten], feed)
+    change = Change("MERGE", added, [one.old for one in loud], feed, quiet=quiet)
     counts = {"inserted": fresh, "updated": updated, "deleted": deleted}
     try:
         version = commit.commit(
@@ -195,7 +198,8 @@ def _attempted(table: Table, plan: Plan, difference: _Difference, state: State) 
         )
     except BaseException:
         spared = {change.path for change in changes if isinstance(change, DataFile)}
-        paths = [file.path for file in (*added, *feed) if file.path not in spared]
+        mine = (*added, *feed, *(new for _, new in quiet))
+        paths = [file.path for file in mine if file.path not in spared]
         with suppress(BronzeError):
             store.delete(plan.target.place, paths)
         raise
@@ -203,12 +207,13 @@ def _attempted(table: Table, plan: Plan, difference: _Difference, state: State) 
     staged = [change.path for change in changes if isinstance(change, DataFile)]
     with suppress(BronzeError):
         store.delete(plan.target.place, [path for path in staged if path not in landed])
-    return Outcome(version, fresh, updated, deleted, (*added, *feed))
+    written = (*added, *feed, *(new for _, new in quiet))
+    return Outcome(version, fresh, updated, deleted, written)
 
 
 def _difference(table: Table, plan: Plan) -> _Difference:
     """What the units have found."""
-    changes: list[merge.Changes] = [part.file for part in table.written if part.file]
+    changes: list[merge.Changes] = [f for part in table.written for f in part.files]
     frames: list[pl.DataFrame] = []
     for part in table.written:
         frames += [] if part.frame is None else [part.frame]
@@ -249,13 +254,14 @@ def _replacements(
         job = merge.Merge(
             place=place,
             file=file,
-            layout=tuple(plan.shape.columns),
+            layout=plan.shape.columns,
             key=plan.key,
             stats=plan.shape.stats,
             stamp=table.stamp,
             changes=changes,
             on_delete=plan.target.settings.on_delete,
             anew=anew,
+            dates_of=plan.dates_of,
         )
         yield Replacing(job, difference.gone)
 
@@ -265,6 +271,7 @@ def _inserts(
     batch_id: str,
     changes: Sequence[merge.Changes],
     found: Sequence[bytes],
+    moved: tuple[pl.DataFrame, ...],
     feed: bool,
 ) -> tuple[list[DataFile], list[merge.Insert]]:
     """The staged files that are the table's as they are, and jobs for the other new rows."""
@@ -273,19 +280,27 @@ def _inserts(
     group: list[tuple[merge.Changes, bytes]] = []
     size = 0
 
-    def flush() -> None:
-        if group:
-            ones, masks = zip(*group, strict=True)
-            columns, stats = tuple(plan.shape.columns), plan.shape.stats
+    def flush(*moved: pl.DataFrame) -> None:
+        if group or moved:
             jobs.append(
-                merge.Insert(plan.target.place, columns, stats, batch_id, ones, masks, feed)
+                merge.Insert(
+                    place=plan.target.place,
+                    layout=plan.shape.columns,
+                    stats=plan.shape.stats,
+                    batch_id=batch_id,
+                    changes=tuple(change for change, _ in group),
+                    found=tuple(mask for _, mask in group),
+                    feed=feed,
+                    moved=moved,
+                    dates_of=plan.dates_of,
+                )
             )
         group.clear()
 
     for change, mask in zip(changes, found, strict=True):
         height = change.rows if isinstance(change, DataFile) else change.height
         new = len(merge.unfound(mask, height))
-        if isinstance(change, DataFile) and new == height and not feed:
+        if isinstance(change, DataFile) and new == height and not feed and not plan.dates_of:
             kept.append(change)
         elif new:
             group.append((change, mask))
@@ -293,7 +308,7 @@ def _inserts(
             if size >= _INSERT_ROWS:
                 flush()
                 size = 0
-    flush()
+    flush(*moved)
     return kept, jobs
 
 
@@ -304,6 +319,7 @@ def _prove(plan: Plan, merged: Sequence[merge.Merged]) -> None:
         if not one.rewritten or one.old.rows < 0:
             continue
         rows = one.file.rows if one.file else 0
+        rows += one.moved.height if one.moved is not None else 0
         if rows != one.old.rows - (one.deleted if removes else 0):
             raise Mismatch(
                 f"A file of {plan.target.name} with {one.old.rows} rows became one with {rows}.",

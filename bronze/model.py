@@ -201,7 +201,8 @@ class Unit:
     ``key`` are target names, ``stats`` the target names that get file statistics, ``base`` as in
     `bronze.enrich.encoding`. With ``known``, only rows that the table does not hold are kept; with
     ``keys_only``, none are, and all that matters is which of the table's keys were seen. With
-    ``inline``, few rows are given back rather than written.
+    ``inline``, few rows are given back rather than written. ``dates_of`` is the column whose dates
+    are the table's partitions.
     """
 
     number: int
@@ -220,17 +221,18 @@ class Unit:
     known: Known | None = None
     keys_only: bool = False
     inline: bool = False
+    dates_of: str | None = None
 
 
 @dataclass(frozen=True)
 class Written:
-    """What one unit did: how many rows it read, and those that it kept, in a file or, where they
+    """What one unit did: how many rows it read, and those that it kept, in files or, where they
     are few, as they are. ``seen`` is a mask over the fingerprints of the unit's ``known``.
     """
 
     unit: int
     rows: int
-    file: DataFile | None = None
+    files: tuple[DataFile, ...] = ()
     frame: Any = field(default=None, repr=False)
     rejected: tuple[Rejected, ...] = ()
     seen: bytes = field(default=b"", repr=False)

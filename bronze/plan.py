@@ -12,7 +12,7 @@ from bronze.config import RunSettings
 from bronze.drift import Settled
 from bronze.enrich.stamp import METADATA
 from bronze.errors import TableRefused
-from bronze.model import Origin, Stamp, Unit
+from bronze.model import Kind, Origin, Stamp, Unit
 from bronze.prepare import Target
 from bronze.source import increment, slices, statement
 from bronze.source.catalog import Relation
@@ -20,6 +20,7 @@ from bronze.source.snapshot import Snapshot
 from bronze.table import log
 from bronze.table.commit import Position, Shape, transaction
 from bronze.table.log import State
+from bronze.table.partition import column_of, source_of
 from bronze.table.statistics import SAFE
 from bronze.units import Assignment
 
@@ -46,9 +47,19 @@ class Plan:
     units: tuple[Unit, ...]
     notes: tuple[str, ...]
 
+    @property
+    def dates_of(self) -> str | None:
+        """The column whose dates are the table's partitions."""
+        return source_of(self.shape.partition) if self.shape.partition else None
+
 
 def plan_table(
-    target: Target, held: Snapshot, origin: Origin, stamp: Stamp, run: RunSettings, readers: int
+    target: Target,
+    snapshot: Snapshot,
+    origin: Origin,
+    stamp: Stamp,
+    run: RunSettings,
+    readers: int,
 ) -> Plan:
     """The plan of one table.
 
@@ -57,7 +68,7 @@ def plan_table(
         SourceError: the snapshot's connection failed.
         LakeError: the Bronze table is none that we can write.
     """
-    given = Assignment(target, held, origin, stamp, run, readers)
+    given = Assignment(target, snapshot, origin, stamp, run, readers)
     found = prepare.columns(target)
     state = log.read(target.place)
     if state is None:
@@ -65,16 +76,17 @@ def plan_table(
     else:
         state.writable()
         _same_table(target, state)
-        settled = drift.settled(found, state.columns, state.properties, target.relation)
+        held = [pair for pair in state.columns if pair[0] != state.partition]
+        settled = drift.settled(found, held, state.properties, target.relation)
     key, notes = _key(given, settled)
-    shape = _shape(given, settled, key)
+    shape = _shape(given, settled, key, _partition(given, settled, state))
     mode, where, why = _mode(given, state, settled, key)
     marks, looking = _marks(given, state, mode)
     against = state if mode == "compare" else None
     work = units.of_rows(given, settled, shape, key, where, against, inline=mode != "load")
     if looking and mode == "changes" and state is not None:
         work += units.of_keys(given, settled, shape, key, state, len(work))
-    reached = Position(held.timeline, held.position, tuple(marks))
+    reached = Position(snapshot.timeline, snapshot.position, tuple(marks))
     return Plan(
         target, mode, settled, key, shape, state, reached, tuple(work), settled.notes + notes + why
     )
@@ -145,10 +157,53 @@ def _true(given: Assignment, query: str) -> bool:
     return bool(row[0])
 
 
-def _shape(given: Assignment, settled: Settled, key: tuple[str, ...]) -> Shape:
+def _partition(given: Assignment, settled: Settled, state: State | None) -> str | None:
+    """The partition column.
+
+    Raises:
+        TableRefused: the config asks for one that cannot be, or that the table has not.
+    """
+    target, name = given.target, given.target.settings.partition_by
+    kinds = {column.name: (column.target, column.kind) for column in settled.columns}
+    kinds |= {own: (own, kind) for own, kind in METADATA}
+    wanted = None
+    if name:
+        source, kind = kinds.get(name, ("", None))
+        if kind is None or kind.name not in _DATED:
+            what = f"is of type {kind}" if kind else "is not there"
+            raise TableRefused(
+                f"The column {name} of table {target.label} {what}; partition_by has to be a date"
+                " or timestamp.",
+                hint=f"Correct [tables.{prepare.toml(target.relation.name)}] partition_by.",
+                table=target.label,
+            )
+        wanted = column_of(source)
+        if wanted in kinds:
+            raise TableRefused(
+                f"Table {target.label} has a column {wanted}, which partition_by would add.",
+                hint=f'Rename it: rename = {{ "{wanted}" = "source_{wanted}" }}',
+                table=target.label,
+            )
+    if state is not None and state.partition != wanted:
+        raise TableRefused(
+            f"The Bronze table {target.name} is partitioned by {state.partition or 'nothing'}, not"
+            f" {wanted or 'nothing'}; that cannot be changed.",
+            hint="Correct partition_by, or move the Bronze table away, and it is loaded anew.",
+            table=target.label,
+        )
+    return wanted
+
+
+_DATED = ("date", "timestamp", "timestamp_ntz")
+
+
+def _shape(
+    given: Assignment, settled: Settled, key: tuple[str, ...], partition: str | None
+) -> Shape:
     target = given.target
-    layout = (*((column.target, column.kind) for column in settled.columns), *METADATA)
-    wanted = {*key, *(_cursor(target, settled) or ())}
+    layout = [*((column.target, column.kind) for column in settled.columns), *METADATA]
+    layout += [(partition, Kind("date"))] if partition else []
+    wanted = {*key, *(_cursor(target, settled) or ()), *_clustered(target, settled)}
     stats = tuple(name for name, kind in layout if name in wanted and kind.name in SAFE)
     notes = {
         drift.SOURCE: target.source,
@@ -158,7 +213,25 @@ def _shape(given: Assignment, settled: Settled, key: tuple[str, ...]) -> Shape:
         drift.BASE: str(settled.base),
         drift.NUMBERS: drift.numbers(settled.columns, target.relation),
     }
-    return Shape(layout, stats, notes=tuple(notes.items()))
+    return Shape(tuple(layout), stats, partition, tuple(notes.items()))
+
+
+def _clustered(target: Target, settled: Settled) -> tuple[str, ...]:
+    """The target names of the columns to cluster by.
+
+    Raises:
+        TableRefused: one of them is not there.
+    """
+    names = {column.name: column.target for column in settled.columns}
+    names |= {own: own for own, _ in METADATA}
+    missing = [name for name in target.settings.cluster_by if name not in names]
+    if missing:
+        raise TableRefused(
+            f"Table {target.label} has no column {missing[0]} to cluster by.",
+            hint=f"Correct [tables.{prepare.toml(target.relation.name)}] cluster_by.",
+            table=target.label,
+        )
+    return tuple(names[name] for name in target.settings.cluster_by)
 
 
 def _cursor(target: Target, settled: Settled) -> tuple[str, ...] | None:

@@ -20,6 +20,7 @@ from bronze.source.slices import Slice
 from bronze.source.snapshot import Snapshot
 from bronze.table.commit import Shape
 from bronze.table.log import State
+from bronze.table.partition import source_of
 
 # Measured: what the process takes with all its libraries, what a reader takes for the rows that
 # it is hashing and encoding, and how many bytes a slice takes for each of its bytes on disk.
@@ -154,6 +155,7 @@ def _unit(
         place=given.target.place,
         estimate=0,
         base=settled.base,
+        dates_of=source_of(shape.partition) if shape.partition else None,
     )
 
 

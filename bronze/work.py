@@ -20,9 +20,9 @@ from bronze import compare
 from bronze.enrich.fingerprint import Fingerprints
 from bronze.enrich.stamp import stamped
 from bronze.errors import SourceUnreachable
-from bronze.model import Known, Rejected, Unit, Written
+from bronze.model import DataFile, Known, Rejected, Unit, Written
 from bronze.source import read
-from bronze.table import files, merge
+from bronze.table import files, merge, partition
 
 _TRIES = 4
 _MAX_DELAY = 8.0
@@ -47,7 +47,7 @@ def work(unit: Unit) -> Written:
     tally = _Tally(unit, _Sieve(unit.known) if unit.known else None)
     frames = _bronze_rows(unit, tally)
     few: list[pl.DataFrame] = []
-    file = None
+    written: tuple[DataFile, ...] = ()
     if unit.keys_only:
         for _ in frames:
             pass
@@ -58,16 +58,25 @@ def work(unit: Unit) -> Written:
                 break
             few += [frame] if frame.height else []
         else:
-            file = files.write(chain(few, frames), unit.place, unit.stamp.batch_id, unit.stats)
+            written = _written(unit, chain(few, frames))
             few = []
     return Written(
         unit.number,
         tally.rows,
-        file,
+        written,
         pl.concat(few).with_columns(cs.enum().cast(pl.String)) if few else None,
         tuple(tally.rejected),
         tally.seen(),
     )
+
+
+def _written(unit: Unit, frames: Iterator[pl.DataFrame]) -> tuple[DataFile, ...]:
+    def new(values: files.Partition) -> files.Output:
+        return files.data(unit.place, unit.stamp.batch_id, unit.stats, values)
+
+    # What is still to be merged is no part of the table yet, nor of a partition.
+    date = partition.column_of(unit.dates_of) if unit.dates_of and not unit.inline else None
+    return partition.write(frames, new, date)
 
 
 @dataclass
@@ -111,6 +120,8 @@ class _Tally:
         made = stamped(rows, rejected, unit.stamp, unit.base)
         if rejected.null_count() < len(rejected):
             made = made.with_columns(rejected.alias(_REJECTED))
+        if unit.dates_of:
+            made = partition.dated(made, unit.dates_of)
         if self.sieve:
             made = self.sieve.new(made)
         if _REJECTED in made.columns:

@@ -74,7 +74,8 @@ class Change:
     """What a commit does to the files of a table.
 
     ``feed`` are the files of the change data feed; where there are none, readers derive it from
-    the others. ``is_data`` is false for a rewrite that leaves every row as it was.
+    the others. ``is_data`` is false for a rewrite that leaves every row as it was; ``quiet`` are
+    such rewrites, old and new, beside others that do not.
     """
 
     operation: Literal["WRITE", "MERGE", "OPTIMIZE"]
@@ -82,6 +83,7 @@ class Change:
     removed: Sequence[Stored] = ()
     feed: Sequence[DataFile] = ()
     is_data: bool = True
+    quiet: Sequence[tuple[Stored, DataFile]] = ()
     parameters: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -128,6 +130,8 @@ def commit(
         ]
     actions += [_remove(file, change.is_data, now) for file in change.removed]
     actions += [_add(file, change.is_data, now) for file in change.added]
+    for old, new in change.quiet:
+        actions += [_remove(old, False, now), _add(new, False, now)]
     actions += [_feed(file) for file in change.feed]
     version = 0 if state is None else state.version + 1
     write(place, version, actions)
@@ -140,7 +144,7 @@ def _info(change: Change, facts: Mapping[str, Any], now: int) -> Action:
             "timestamp": now,
             "operation": change.operation,
             "operationParameters": dict(change.parameters),
-            "isBlindAppend": not change.removed and change.operation == "WRITE",
+            "isBlindAppend": not (change.removed or change.quiet) and change.operation == "WRITE",
             "engineInfo": _ENGINE,
             FACTS: json.dumps(facts),
         }

@@ -6,6 +6,7 @@ larger; dictionaries help only columns with few values and make keys and hashes 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
@@ -28,6 +29,10 @@ _SAMPLE = 10_000
 _DATA = "part-"
 _FEED = "_change_data/cdc-"
 _SUFFIX = ".zstd.parquet"
+_NAME = re.compile(
+    f"(?:{_DATA}|{_FEED})(?P<batch>.+?)(?:-(?P<spec>[0-9a-f]{{8}})-(?P<cluster>[0-9a-f]{{8}}))?"
+    f"-[0-9a-f]{{32}}{re.escape(_SUFFIX)}"
+)
 # Few values at a time are read of the row groups of other writers, which may be large.
 _PART_VALUES = 1_200_000
 
@@ -35,6 +40,7 @@ CHANGE = "_change_type"
 """The column of a file of the change data feed that says what happened to the row."""
 
 Layout = Sequence[tuple[str, Kind]]
+Partition = tuple[tuple[str, str | None], ...]
 
 
 class Output:
@@ -43,8 +49,16 @@ class Output:
     ``file`` is there when the context has ended: None where there were no rows.
     """
 
-    def __init__(self, place: Place, batch_id: str, stats: Sequence[str], prefix: str) -> None:
+    def __init__(
+        self,
+        place: Place,
+        batch_id: str,
+        stats: Sequence[str],
+        prefix: str,
+        partition: Partition = (),
+    ) -> None:
         self._place = place
+        self._partition = partition
         self._path = f"{prefix}{batch_id}-{uuid4().hex}{_SUFFIX}"
         self._statistics = Statistics(tuple(stats))
         self._stack = ExitStack()
@@ -60,6 +74,8 @@ class Output:
         table = rows if isinstance(rows, pa.Table) else _arrow(rows)
         if not table.num_rows:
             return
+        # The log has the partition's value; a file has the other columns.
+        table = table.drop_columns([name for name, _ in self._partition])
         if self._parquet is None:
             self._sink = self._stack.enter_context(store.writer(self._place, self._path))
             self._parquet = self._stack.enter_context(_parquet(self._sink, table))
@@ -81,21 +97,22 @@ class Output:
         with self._stack:
             self._parquet.close()
             size = self._sink.tell()
-        self.file = DataFile(self._path, size, self._statistics.rows, self._statistics.json())
+        stats = self._statistics
+        self.file = DataFile(self._path, size, stats.rows, stats.json(), self._partition)
 
 
-def data(place: Place, batch_id: str, stats: Sequence[str]) -> Output:
+def data(place: Place, batch_id: str, stats: Sequence[str], partition: Partition = ()) -> Output:
     """A new data file; ``batch_id`` names it, so that a file of a dead run can be told.
 
     Raises:
         LakeUnreachable: it cannot be written.
     """
-    return Output(place, batch_id, stats, _DATA)
+    return Output(place, batch_id, stats, _DATA, partition)
 
 
-def feed(place: Place, batch_id: str) -> Output:
+def feed(place: Place, batch_id: str, partition: Partition = ()) -> Output:
     """A new file of the change data feed; its rows have the column `CHANGE` as well."""
-    return Output(place, batch_id, (), _FEED)
+    return Output(place, batch_id, (), _FEED, partition)
 
 
 def write(
@@ -223,12 +240,27 @@ def arrow_type(kind: Kind) -> pa.DataType:
     return _ARROW[kind.name]
 
 
+def clustered(batch_id: str, spec: str, cluster: str) -> str:
+    """What names a file that belongs to a cluster, where otherwise its batch alone does.
+
+    Args:
+        batch_id: the batch that writes it.
+        spec: eight hexadecimal digits for what the rows are clustered by.
+        cluster: eight hexadecimal digits for the cluster.
+    """
+    return f"{batch_id}-{spec}-{cluster}"
+
+
 def batch_of(path: str) -> str | None:
     """The batch that a path in the table names, None for a file that is not ours."""
-    for prefix in (_DATA, _FEED):
-        if path.startswith(prefix) and path.endswith(_SUFFIX):
-            return path[len(prefix) : -len(_SUFFIX)].rpartition("-")[0]
-    return None
+    named = _NAME.fullmatch(path)
+    return named["batch"] if named else None
+
+
+def cluster_of(path: str) -> tuple[str, str] | None:
+    """The clustering and the cluster that a path in the table names, None where it names none."""
+    named = _NAME.fullmatch(path)
+    return (named["spec"], named["cluster"]) if named and named["spec"] else None
 
 
 def _repeating(frame: pl.DataFrame) -> list[str]:

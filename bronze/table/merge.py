@@ -12,7 +12,7 @@ changes there are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -25,7 +25,8 @@ import pyarrow.parquet as pq
 
 from bronze.model import DELETED, DataFile, Kind, Place, Stamp, Stored
 from bronze.table import files
-from bronze.table.files import CHANGE, Output
+from bronze.table.files import CHANGE
+from bronze.table.partition import Outputs, column_of, dated
 
 Rows = npt.NDArray[np.int64]
 OnDelete = Literal["mark", "remove"]
@@ -44,7 +45,8 @@ class Merge:
     """What is to be done to one file.
 
     ``gone`` are the numbers of its rows that have vanished from the source. ``anew`` asks for the
-    file to be written even if none of its rows changes, because its columns have.
+    file to be written even if none of its rows changes, because its columns have. ``dates_of`` is
+    the column whose dates are the table's partitions.
     """
 
     place: Place
@@ -57,6 +59,7 @@ class Merge:
     gone: npt.NDArray[np.int64] | None = field(default=None, repr=False)
     on_delete: OnDelete = "mark"
     anew: bool = False
+    dates_of: str | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,8 @@ class Merged:
     """What became of one file.
 
     ``found`` has for each of the changes a mask of its rows whose keys the file has. ``file`` is
-    None where nothing changed, or (``rewritten`` being true) where no row is left.
+    None where nothing changed, or (``rewritten`` being true) where no row is left. ``moved`` are
+    updated rows that belong in another partition now.
     """
 
     old: Stored
@@ -74,6 +78,12 @@ class Merged:
     feed: DataFile | None = None
     updated: int = 0
     deleted: int = 0
+    moved: pl.DataFrame | None = field(default=None, repr=False)
+
+    @property
+    def edits(self) -> int:
+        """How many rows changed."""
+        return self.updated + self.deleted
 
 
 def candidates(
@@ -117,16 +127,18 @@ def merge(job: Merge) -> Merged:
     edits = _effective(job, parquet, matches)
     if not edits.height and not job.anew:
         return Merged(job.file, found)
-    stamp = job.stamp
+    stamp, partition = job.stamp, job.file.partition
+    moved: list[pl.DataFrame] = []
     with (
-        files.data(job.place, stamp.batch_id, job.stats) as output,
-        files.feed(job.place, stamp.batch_id) as feed,
+        files.data(job.place, stamp.batch_id, job.stats, partition) as output,
+        files.feed(job.place, stamp.batch_id, partition) as feed,
     ):
-        told = Gathered(feed)
+        told = Gathered(feed.add)
         for start, table in _parts(job, parquet):
             mine = edits.filter(pl.col("row").is_between(start, start + table.num_rows - 1))
             if mine.height:
-                output.add(_edited(job, table, mine.with_columns(pl.col("row") - start), told))
+                here = mine.with_columns(pl.col("row") - start)
+                output.add(_edited(job, table, here, told, moved))
             else:
                 output.add(table)
         told.flush()
@@ -135,15 +147,12 @@ def merge(job: Merge) -> Merged:
         job.file,
         found,
         rewritten=True,
-        file=_placed(output.file, job.file.partition),
-        feed=_placed(feed.file, job.file.partition),
+        file=output.file,
+        feed=feed.file,
         updated=updated,
         deleted=edits.height - updated,
+        moved=pl.concat(moved) if moved else None,
     )
-
-
-def _placed(file: DataFile | None, partition: Any) -> DataFile | None:
-    return file and DataFile(file.path, file.size, file.rows, file.stats, partition)
 
 
 def _parts(
@@ -215,31 +224,43 @@ def _rows(
     return gathered
 
 
-def _edited(job: Merge, table: pa.Table, edits: pl.DataFrame, told: Gathered) -> pa.Table:
+def _edited(
+    job: Merge, table: pa.Table, edits: pl.DataFrame, told: Gathered, moved: list[pl.DataFrame]
+) -> pa.Table:
     """One row group with its edits, which are told to the change data feed."""
     updates = edits.filter(pl.col("line").is_not_null())
-    gone = edits.filter(pl.col("line").is_null())
-    rows, after = [], []
+    gone = edits.filter(pl.col("line").is_null())["row"].to_numpy()
+    rows, after, removed = [], [], []
     if updates.height:
         before = pl.DataFrame(table.take(updates["row"].to_arrow()))
         new = _lines(job, updates, before.columns).with_columns(before["load_timestamp"])
-        told.add(_image(before, "update_preimage"), _image(new, "update_postimage"))
-        rows.append(updates["row"])
-        after.append(new)
-    if gone.height:
-        before = pl.DataFrame(table.take(gone["row"].to_arrow()))
+        here = np.ones(new.height, np.bool_)
+        if job.dates_of:
+            new = dated(new, job.dates_of)
+            date = column_of(job.dates_of)
+            here = new[date].eq_missing(before[date]).to_numpy()
+            moved += [new.filter(~here)] if not here.all() else []
+        told.add(_image(before, "update_preimage"), _image(new.filter(here), "update_postimage"))
+        rows.append(updates["row"].to_numpy()[here])
+        removed.append(updates["row"].to_numpy()[~here])
+        after.append(new.filter(here))
+    if len(gone):
+        before = pl.DataFrame(table.take(pa.array(gone)))
         if job.on_delete == "remove":
             told.add(_image(before, "delete"))
+            removed.append(gone)
         else:
             new = _marked(before, job.stamp)
             told.add(_image(before, "update_preimage"), _image(new, "update_postimage"))
-            rows.append(gone["row"])
+            rows.append(gone)
             after.append(new)
-    removed = gone["row"].to_numpy() if job.on_delete == "remove" else np.empty(0, np.int64)
-    if not after:
-        return _replaced(table, np.empty(0, np.int64), table.slice(0, 0), removed)
-    changed = pl.concat(after).to_arrow(compat_level=pl.CompatLevel.oldest())
-    return _replaced(table, pl.concat(rows).to_numpy(), changed.cast(table.schema), removed)
+    changed = pl.concat(after) if after else pl.DataFrame(table.slice(0, 0))
+    arrow = changed.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(table.schema)
+    return _replaced(table, _all(rows), arrow, _all(removed))
+
+
+def _all(rows: Sequence[Rows]) -> Rows:
+    return np.concatenate([np.empty(0, np.int64), *rows])
 
 
 def _replaced(table: pa.Table, rows: Rows, changed: pa.Table, removed: Rows) -> pa.Table:
@@ -276,8 +297,8 @@ def _image(rows: pl.DataFrame, kind: str) -> pl.DataFrame:
 class Gathered:
     """Small frames on their way into a file, as row groups of a good size."""
 
-    def __init__(self, output: Output) -> None:
-        self._output = output
+    def __init__(self, add: Callable[[pl.DataFrame], None]) -> None:
+        self._add = add
         self._frames: list[pl.DataFrame] = []
 
     def add(self, *frames: pl.DataFrame) -> None:
@@ -289,7 +310,7 @@ class Gathered:
     def flush(self) -> None:
         """Writes what is kept."""
         if self._frames:
-            self._output.add(pl.concat(self._frames))
+            self._add(pl.concat(self._frames))
         self._frames = []
 
 
@@ -347,7 +368,8 @@ def _picked(
 
 @dataclass(frozen=True)
 class Insert:
-    """Rows to be added: of each of the changes, those that no file had the key of.
+    """Rows to be added: of each of the changes, those that no file had the key of, and the rows
+    that have ``moved`` from another partition.
 
     ``found`` are masks as in `Merged`, joined over all files. ``feed`` asks for the rows in the
     change data feed too, where the commit has one.
@@ -360,6 +382,8 @@ class Insert:
     changes: tuple[Changes, ...] = field(repr=False)
     found: tuple[bytes, ...] = field(repr=False)
     feed: bool = True
+    moved: tuple[pl.DataFrame, ...] = field(default=(), repr=False)
+    dates_of: str | None = None
 
     @cached_property
     def lines(self) -> tuple[npt.NDArray[np.int64], ...]:
@@ -372,11 +396,11 @@ class Insert:
 
 @dataclass(frozen=True)
 class Inserted:
-    """What an `Insert` wrote."""
+    """What an `Insert` wrote; ``rows`` counts those that are new."""
 
     rows: int
-    file: DataFile | None
-    feed: DataFile | None
+    files: tuple[DataFile, ...]
+    feed: tuple[DataFile, ...]
 
 
 def unfound(mask: bytes, height: int) -> npt.NDArray[np.int64]:
@@ -395,22 +419,27 @@ def joined(masks: Sequence[Sequence[bytes]], changes: Sequence[Changes]) -> tupl
 
 
 def insert(job: Insert) -> Inserted:
-    """Writes the rows that are new into one file, and into one of the change data feed.
+    """Writes the rows that are new into files, and into some of the change data feed.
 
     Raises:
         LakeError, LakeUnreachable: a file cannot be read or written.
     """
+    place, batch = job.place, job.batch_id
+    date = column_of(job.dates_of) if job.dates_of else None
     with (
-        files.data(job.place, job.batch_id, job.stats) as output,
-        files.feed(job.place, job.batch_id) as feed,
+        Outputs(lambda values: files.data(place, batch, job.stats, values), date) as output,
+        Outputs(lambda values: files.feed(place, batch, values), date) as feed,
     ):
-        kept, told = Gathered(output), Gathered(feed)
+        kept, told = Gathered(output.add), Gathered(feed.add)
         for change, lines in zip(job.changes, job.lines, strict=True):
             for start in range(0, len(lines), _GROUP):
-                rows = _picked(job.place, change, lines[start : start + _GROUP], job.layout)
+                rows = _picked(place, change, lines[start : start + _GROUP], job.layout)
                 kept.add(rows)
                 if job.feed:
                     told.add(_image(rows, "insert"))
+        for rows in job.moved:
+            kept.add(rows)
+            told.add(_image(rows, "update_postimage"))
         kept.flush()
         told.flush()
-    return Inserted(sum(map(len, job.lines)), output.file, feed.file)
+    return Inserted(sum(map(len, job.lines)), tuple(output.files), tuple(feed.files))
