@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -64,6 +65,10 @@ _lock = threading.Lock()
 
 
 def _read(what: Known) -> Fingerprints:
+    if what.history:
+        last = _versions(what)
+        prints = last["print"].filter(last["live"]).to_numpy()
+        return np.sort(prints[shared(what, prints)])
     found = np.empty(sum(file.rows for file in what.files if file.rows > 0), np.uint64)
     filled = 0
     for file in what.files:
@@ -97,6 +102,54 @@ def positions(what: Known, file: Stored, gone: Fingerprints) -> Positions:
     for start, rows, prints in _fingerprints(what, file):
         found.append(start + rows[_among(gone, prints)])
     return np.concatenate(found)
+
+
+def last_positions(what: Known, gone: Fingerprints) -> list[tuple[Stored, Positions]]:
+    """In a history, the rows that are the last versions with fingerprints in ``gone``, by file."""
+    last = _versions(what)
+    hits = _among(gone, last["print"].to_numpy())
+    found = last.filter(pl.Series(hits) & last["live"])
+    return [
+        (what.files[number], rows["row"].sort().to_numpy())
+        for (number,), rows in found.partition_by("file", as_dict=True).items()
+    ]
+
+
+def _versions(what: Known) -> pl.DataFrame:
+    """The last version of each key in a history: file, row, key, order, print and live."""
+    names = [*what.versions, "update_timestamp", "row_hash", "record_status"]
+    found = [pl.DataFrame(schema=_VERSION)]
+    for number, file in enumerate(what.files):
+        parquet = files.opened(what.place, file)
+        for start, table in files.parts(parquet, what.layout, names, None, dict(file.partition)):
+            rows = pl.DataFrame(table).with_row_index("row", start)
+            rows = rows.filter(pl.all_horizontal(pl.col(*names[:-1]).is_not_null()))
+            keys = fingerprint.of_keys(rows.select(what.versions).get_columns())
+            prints = keys if what.key else fingerprint.of_hashes(rows["row_hash"], what.offset)
+            found.append(
+                pl.DataFrame(
+                    {
+                        "file": pl.repeat(number, rows.height, eager=True),
+                        "row": rows["row"],
+                        "key": keys,
+                        "order": rows["update_timestamp"],
+                        "print": prints,
+                        "live": rows["record_status"].ne_missing(DELETED),
+                    }
+                ).cast(_VERSION)
+            )
+    ordered = pl.concat(found).sort("order", maintain_order=True)
+    return ordered.unique("key", keep="last", maintain_order=True)
+
+
+_VERSION: dict[str, Any] = {
+    "file": pl.Int64,
+    "row": pl.Int64,
+    "key": pl.UInt64,
+    "order": pl.Datetime("us", "UTC"),
+    "print": pl.UInt64,
+    "live": pl.Boolean,
+}
 
 
 def _among(held: Fingerprints, wanted: Fingerprints) -> npt.NDArray[np.bool_]:

@@ -189,6 +189,7 @@ class TableSettings(_Section):
     overlap: Seconds | None = None
     deletes: Literal["detect", "ignore"] | Seconds = "detect"
     on_delete: Literal["mark", "remove"] = "mark"
+    history: bool = False
     cluster_by: Names = Field(default=(), max_length=4)
     partition_by: str | None = None
     priority: int = Field(default=2, ge=1, le=9)
@@ -206,6 +207,8 @@ class TableSettings(_Section):
             for name in ("cursor", "overlap", "deletes"):
                 if name in given:
                     raise ValueError(f'{name} is for the patterns "batch" and "micro_batch" only')
+        if self.history and "on_delete" in given:
+            raise ValueError("on_delete is not for a history, which removes nothing")
         if self.overlap is not None and self.cursor == "xmin":
             raise ValueError('overlap is for a cursor column only; cursor = "xmin" needs none')
         return self

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from bronze.model import DataFile, Known, Origin, Place, Rejected, Stamp, TableR
 from bronze.plan import Plan
 from bronze.prepare import Target
 from bronze.source.snapshot import Snapshot
-from bronze.table import commit, files, log, merge, store
+from bronze.table import commit, files, history, log, merge, store
 from bronze.table.commit import Change
 from bronze.table.log import State
 from bronze.work import Replacing, replacing, work
@@ -152,7 +152,8 @@ def _merged(table: Table, plan: Plan) -> Course[Outcome]:
                     f"Another run has landed table {table.target.label} since this one read it.",
                     hint="Run again; nothing of this run is in that table.",
                 )
-            return (yield from _attempted(table, plan, difference, state))
+            land = _versioned if table.target.settings.history else _attempted
+            return (yield from land(table, plan, difference, state))
     raise AssertionError("the last attempt raises")
 
 
@@ -209,6 +210,55 @@ def _attempted(table: Table, plan: Plan, difference: _Difference, state: State) 
         store.delete(plan.target.place, [path for path in staged if path not in landed])
     written = (*added, *feed, *(new for _, new in quiet))
     return Outcome(version, fresh, updated, deleted, written)
+
+
+def _versioned(table: Table, plan: Plan, difference: _Difference, state: State) -> Course[Outcome]:
+    """The differences become versions of their own, behind those that are there."""
+    changes, label, place = difference.changes, table.target.label, plan.target.place
+    gone = [
+        found
+        for known, prints in difference.gone
+        if len(prints)
+        for found in compare.last_positions(replace(known, files=state.files), prints)
+    ]
+    job = history.Append(
+        place=place,
+        stored=state.files,
+        layout=plan.shape.columns,
+        key=plan.key,
+        stats=plan.shape.stats,
+        stamp=table.stamp,
+        changes=changes,
+        gone=tuple(gone),
+        dates_of=plan.dates_of,
+    )
+    done: list[history.Appended] = []
+    if changes or gone:
+        done = yield [Task(history.append, job, label)]
+    added = [file for one in done for file in one.files]
+    inserted, updated, deleted = (
+        sum(getattr(one, kind) for one in done) for kind in ("inserted", "updated", "deleted")
+    )
+    counts = {"inserted": inserted, "updated": updated, "deleted": deleted}
+    rewritten: list[merge.Merged] = []
+    if plan.settled.rewrite:
+        plain = _Difference((), ())
+        tasks = _replacements(table, plan, plain, state)
+        rewritten = yield [Task(replacing, task, label) for task in tasks]
+    quiet = [(one.old, one.file) for one in rewritten if one.file]
+    _prove(plan, rewritten)
+    change = Change("WRITE", added, parameters={"mode": "Append"}, quiet=quiet)
+    try:
+        version = commit.commit(
+            place, state, change, _facts(table, **counts), shape=plan.shape, reached=plan.reached
+        )
+    except BaseException:
+        with suppress(BronzeError):
+            store.delete(place, [file.path for file in (*added, *(new for _, new in quiet))])
+        raise
+    with suppress(BronzeError):
+        store.delete(place, [c.path for c in changes if isinstance(c, DataFile)])
+    return Outcome(version, inserted, updated, deleted, (*added, *(new for _, new in quiet)))
 
 
 def _difference(table: Table, plan: Plan) -> _Difference:

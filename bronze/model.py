@@ -179,7 +179,8 @@ class Known:
 
     ``files`` and ``layout`` are the table's; ``key`` are the key's columns, none for rows;
     ``offset`` chooses the digits of row_hash that are compared; ``share`` of ``shares`` is the
-    part of all fingerprints that is meant. Rows that are marked as deleted do not count.
+    part of all fingerprints that is meant. Rows that are marked as deleted do not count; in a
+    table that keeps the history of its rows, whose key is ``versions``, only last versions do.
     """
 
     place: Place
@@ -190,6 +191,12 @@ class Known:
     offset: int
     share: int = 0
     shares: int = 1
+    versions: tuple[str, ...] = ()
+
+    @property
+    def history(self) -> bool:
+        """Whether the table keeps every version of a row."""
+        return bool(self.versions)
 
 
 @dataclass(frozen=True)
@@ -202,7 +209,7 @@ class Unit:
     `bronze.enrich.encoding`. With ``known``, only rows that the table does not hold are kept; with
     ``keys_only``, none are, and all that matters is which of the table's keys were seen. With
     ``inline``, few rows are given back rather than written. ``dates_of`` is the column whose dates
-    are the table's partitions.
+    are the table's partitions; ``history`` says that the table keeps every version of a row.
     """
 
     number: int
@@ -222,6 +229,7 @@ class Unit:
     keys_only: bool = False
     inline: bool = False
     dates_of: str | None = None
+    history: bool = False
 
 
 @dataclass(frozen=True)

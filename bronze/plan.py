@@ -19,6 +19,7 @@ from bronze.source.catalog import Relation
 from bronze.source.snapshot import Snapshot
 from bronze.table import log
 from bronze.table.commit import Position, Shape, transaction
+from bronze.table.history import KIND
 from bronze.table.log import State
 from bronze.table.partition import column_of, source_of
 from bronze.table.statistics import SAFE
@@ -76,7 +77,8 @@ def plan_table(
     else:
         state.writable()
         _same_table(target, state)
-        held = [pair for pair in state.columns if pair[0] != state.partition]
+        added = {state.partition, KIND if target.settings.history else None}
+        held = [pair for pair in state.columns if pair[0] not in added]
         settled = drift.settled(found, held, state.properties, target.relation)
     key, notes = _key(given, settled)
     shape = _shape(given, settled, key, _partition(given, settled, state))
@@ -202,6 +204,7 @@ def _shape(
 ) -> Shape:
     target = given.target
     layout = [*((column.target, column.kind) for column in settled.columns), *METADATA]
+    layout += [(KIND, Kind("string"))] if target.settings.history else []
     layout += [(partition, Kind("date"))] if partition else []
     wanted = {*key, *(_cursor(target, settled) or ()), *_clustered(target, settled)}
     stats = tuple(name for name, kind in layout if name in wanted and kind.name in SAFE)
@@ -246,6 +249,8 @@ def _mode(
 ) -> tuple[Mode, str, tuple[str, ...]]:
     """How the table is taken, the condition for changes, and what to say about it."""
     own, relation = given.target.settings, given.target.relation
+    if own.history and (refused := _no_history(given, state, key)):
+        raise refused
     if own.pattern == "full_refresh":
         return ("load" if state is None or not key else "compare"), slices.WHOLE, ()
     if not key:
@@ -267,6 +272,26 @@ def _mode(
     if where is None:
         return "compare", slices.WHOLE, ("all rows are compared: the last run was too long ago",)
     return "changes", where, ()
+
+
+def _no_history(
+    given: Assignment, state: State | None, key: tuple[str, ...]
+) -> TableRefused | None:
+    """Why a table's history cannot be kept, None where it can."""
+    label = given.target.label
+    if not key:
+        return TableRefused(
+            f"Table {label} has no key, without which there are no versions of a row.",
+            hint="Name columns that are unique and never NULL: key = […]; or leave history out.",
+            table=label,
+        )
+    if state is not None and KIND not in dict(state.columns):
+        return TableRefused(
+            f"The Bronze table {given.target.name} keeps no history, and cannot begin to.",
+            hint='Give the history another target = "bz_…", or move the Bronze table away.',
+            table=label,
+        )
+    return None
 
 
 def _why_all(given: Assignment, state: State, settled: Settled, key: tuple[str, ...]) -> str:

@@ -34,6 +34,8 @@ _UNITS_PER_READER = 3
 _KEYS_GROWTH = 4
 # A fingerprint, and whether it was seen: by the worker, and here.
 _KNOWN_ROW = 10
+# A version of a row, while the last ones are found.
+_VERSION = 100
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def of_rows(
     known: list[Known | None] = [None]
     memory = run.memory
     if against is not None:
-        known = list(_known(given, shape, (), against))
+        known = list(_known(given, shape, key, (), against))
         memory = _beside_known(run.memory)
     per_slice, _ = _sizes(slices.size_of(relation), memory, given.readers)
     parts = _slices(given, per_slice, key)
@@ -128,7 +130,7 @@ def of_keys(
             known=share,
             keys_only=True,
         )
-        for number, share in enumerate(_known(given, shape, key, state))
+        for number, share in enumerate(_known(given, shape, key, key, state))
         for i, group in enumerate(groups)
     ]
 
@@ -156,6 +158,7 @@ def _unit(
         estimate=0,
         base=settled.base,
         dates_of=source_of(shape.partition) if shape.partition else None,
+        history=given.target.settings.history,
     )
 
 
@@ -163,14 +166,32 @@ def _both(one: str, other: str) -> str:
     return one if other == slices.WHOLE else f"{one} AND {other}"
 
 
-def _known(given: Assignment, shape: Shape, key: tuple[str, ...], state: State) -> list[Known]:
+def _known(
+    given: Assignment, shape: Shape, key: tuple[str, ...], by: tuple[str, ...], state: State
+) -> list[Known]:
     """What the table is known by, in as many shares as the memory asks for."""
     rows = sum(max(file.rows, 0) for file in state.files)
-    shares = max(1, -(-rows * _KNOWN_ROW // ((given.run.memory - _BASE) // 4)))
+    room = (given.run.memory - _BASE) // 4
+    history = given.target.settings.history
+    if history and rows * _VERSION > room:
+        raise TableRefused(
+            f"The history {given.target.name} has {rows:,} versions, too many for the memory.",
+            hint=f"Raise [run] memory: it takes about {rows * _VERSION * 4 // 10**6} MB more.",
+            table=given.target.label,
+        )
+    shares = 1 if history else max(1, -(-rows * _KNOWN_ROW // room))
     # Other digits in each run: what two rows share by chance in one, they do not in the next.
     offset = int(given.stamp.batch_id[-1], 16)
-    layout = tuple(shape.columns)
-    whole = Known(given.target.place, state.version, state.files, layout, key, offset, 0, shares)
+    whole = Known(
+        place=given.target.place,
+        version=state.version,
+        files=state.files,
+        layout=shape.columns,
+        key=by,
+        offset=offset,
+        shares=shares,
+        versions=key if history else (),
+    )
     return [replace(whole, share=share) for share in range(shares)]
 
 

@@ -22,7 +22,7 @@ from bronze.enrich.stamp import stamped
 from bronze.errors import SourceUnreachable
 from bronze.model import DataFile, Known, Rejected, Unit, Written
 from bronze.source import read
-from bronze.table import files, merge, partition
+from bronze.table import files, history, merge, partition
 
 _TRIES = 4
 _MAX_DELAY = 8.0
@@ -120,6 +120,8 @@ class _Tally:
         made = stamped(rows, rejected, unit.stamp, unit.base)
         if rejected.null_count() < len(rejected):
             made = made.with_columns(rejected.alias(_REJECTED))
+        if unit.history:
+            made = made.with_columns(pl.lit("insert").alias(history.KIND))
         if unit.dates_of:
             made = partition.dated(made, unit.dates_of)
         if self.sieve:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import polars as pl
 
 from bronze import drift, prepare
 from bronze.config import Settings
-from bronze.enrich.stamp import METADATA, digests
+from bronze.enrich.stamp import digests
 from bronze.model import DELETED
 from bronze.source import connect, digest, statement
 from bronze.source.catalog import relations
 from bronze.table import log
+from bronze.table.history import KIND
 
 
 def differences(settings: Settings) -> dict[str, str]:
@@ -32,7 +34,8 @@ def differences(settings: Settings) -> dict[str, str]:
                     wrong[target.label] = "there is no Bronze table"
                     continue
                 found_columns = prepare.columns(target)
-                now = drift.settled(found_columns, state.columns, state.properties, relation)
+                held = [p for p in state.columns if p[0] not in (state.partition, KIND)]
+                now = drift.settled(found_columns, held, state.properties, relation)
                 query = digest.row_hash(
                     now.columns,
                     statement.quoted(relation.schema, relation.name),
@@ -40,18 +43,24 @@ def differences(settings: Settings) -> dict[str, str]:
                     now.base,
                 )
                 hashes = Counter(str(row[0]) for row in connection.execute(query))
-                fault = _fault(target.place.url, hashes, now.base)
+                key = json.loads(state.properties[drift.KEY])
+                values = [column.target for column in now.columns]
+                fault = _fault(target.place.url, hashes, key, values, now.base)
                 if fault:
                     wrong[target.label] = fault
     return wrong
 
 
-def _fault(url: str, hashes: Counter[str], base: int) -> str:
-    frame = pl.read_delta(url).filter(pl.col("record_status") != DELETED)
+def _fault(url: str, hashes: Counter[str], key: list[str], columns: list[str], base: int) -> str:
+    frame = pl.read_delta(url)
+    if KIND in frame.columns:
+        frame = frame.sort("update_timestamp", maintain_order=True)
+        frame = frame.unique(key, keep="last", maintain_order=True).drop(KIND)
+    frame = frame.filter(pl.col("record_status") != DELETED)
     held = Counter(frame["row_hash"])
     if held != hashes:
         return f"{(hashes - held).total()} rows missing, {(held - hashes).total()} rows too many"
-    values = frame.drop([name for name, _ in METADATA])
+    values = frame.select(columns)
     again, sums = digests(values, pl.repeat(None, frame.height, dtype=pl.String, eager=True), base)
     if not sums.equals(frame["checksum"]):
         return "the stored values are not those that were hashed"

@@ -94,7 +94,7 @@ def candidates(
     left = list(stored)
     found: list[Stored] = []
     for change in changes:
-        keys = _read(place, change, [first])[first].drop_nulls().unique().sort()
+        keys = read(place, change, [first])[first].drop_nulls().unique().sort()
         hit = [file for file in left if _overlaps(file, first, keys)]
         found += hit
         left = [file for file in left if file not in hit]
@@ -182,7 +182,7 @@ def _keys(job: Merge) -> Iterator[pl.DataFrame]:
     """The keys of the changes with source and line, a bounded number at once."""
     gathered: list[pl.DataFrame] = []
     for source, change in enumerate(job.changes):
-        keys = _read(job.place, change, job.key).with_row_index("line")
+        keys = read(job.place, change, job.key).with_row_index("line")
         gathered.append(keys.with_columns(pl.lit(source, pl.Int64).alias("source")))
         if sum(frame.height for frame in gathered) >= _KEYS:
             yield pl.concat(gathered)
@@ -250,7 +250,7 @@ def _edited(
             told.add(_image(before, "delete"))
             removed.append(gone)
         else:
-            new = _marked(before, job.stamp)
+            new = marked(before, job.stamp)
             told.add(_image(before, "update_preimage"), _image(new, "update_postimage"))
             rows.append(gone)
             after.append(new)
@@ -281,7 +281,8 @@ def _replaced(table: pa.Table, rows: Rows, changed: pa.Table, removed: Rows) -> 
     return pa.concat_tables([*pieces, table.slice(start)])
 
 
-def _marked(rows: pl.DataFrame, stamp: Stamp) -> pl.DataFrame:
+def marked(rows: pl.DataFrame, stamp: Stamp) -> pl.DataFrame:
+    """The rows as what they are when the source has them no more."""
     return rows.with_columns(
         pl.lit(DELETED).alias("record_status"),
         pl.lit(stamp.loaded_at).cast(pl.Datetime("us", "UTC")).alias("update_timestamp"),
@@ -324,7 +325,7 @@ def _mask(lines: pl.Series, height: int) -> bytes:
     return np.packbits(mask).tobytes()
 
 
-def _read(place: Place, change: Changes, columns: Sequence[str]) -> pl.DataFrame:
+def read(place: Place, change: Changes, columns: Sequence[str]) -> pl.DataFrame:
     """Some columns of all rows of the changes."""
     if isinstance(change, pl.DataFrame):
         return change.select(columns)
@@ -339,18 +340,18 @@ def _lines(job: Merge, wanted: pl.DataFrame, columns: Sequence[str]) -> pl.DataF
         here = np.flatnonzero((wanted["source"] == source).to_numpy())
         lines = wanted["line"].to_numpy()[here]
         sequence = np.argsort(lines)
-        frames.append(_picked(job.place, job.changes[source], lines[sequence], layout))
+        frames.append(picked(job.place, job.changes[source], lines[sequence], layout))
         order.append(here[sequence])
     return pl.concat(frames)[np.argsort(np.concatenate(order))]
 
 
-def _picked(
+def picked(
     place: Place,
     change: Changes,
     lines: npt.NDArray[np.int64],
     layout: Sequence[tuple[str, Kind]],
 ) -> pl.DataFrame:
-    """Some rows (sorted lines) of the changes."""
+    """Some rows (their lines sorted) of the changes."""
     names = [name for name, _ in layout]
     if isinstance(change, pl.DataFrame):
         return change.select(names)[lines]
@@ -433,7 +434,7 @@ def insert(job: Insert) -> Inserted:
         kept, told = Gathered(output.add), Gathered(feed.add)
         for change, lines in zip(job.changes, job.lines, strict=True):
             for start in range(0, len(lines), _GROUP):
-                rows = _picked(place, change, lines[start : start + _GROUP], job.layout)
+                rows = picked(place, change, lines[start : start + _GROUP], job.layout)
                 kept.add(rows)
                 if job.feed:
                     told.add(_image(rows, "insert"))

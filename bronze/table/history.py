@@ -1,0 +1,131 @@
+"""History: a table that keeps every version of a row, and so is only ever appended to.
+
+The latest version of a key is the one that landed last. A change of the source becomes one more
+version, with the kind of change in the column `KIND`; a row that has vanished becomes a copy of
+its last version, marked as deleted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+
+import numpy as np
+import polars as pl
+
+from bronze.model import DELETED, DataFile, Kind, Place, Stamp, Stored
+from bronze.table import files
+from bronze.table.merge import Changes, Gathered, Rows, marked, picked, read
+from bronze.table.partition import Outputs, column_of
+
+KIND = "change_type"
+"""The column that says what a version is: an insert, an update, or a delete."""
+
+ORDER = "update_timestamp"
+_LINES = 30_000
+_HELD = "\0held"
+
+
+@dataclass(frozen=True)
+class Append:
+    """The versions to add: changed rows of the source, and copies of the rows that have gone.
+
+    ``gone`` gives, for each of the table's files, the numbers of the last versions of vanished
+    rows. ``dates_of`` is the column whose dates are the table's partitions.
+    """
+
+    place: Place
+    stored: tuple[Stored, ...]
+    layout: tuple[tuple[str, Kind], ...]
+    key: tuple[str, ...]
+    stats: tuple[str, ...]
+    stamp: Stamp
+    changes: tuple[Changes, ...] = field(repr=False)
+    gone: tuple[tuple[Stored, Rows], ...] = field(default=(), repr=False)
+    dates_of: str | None = None
+
+
+@dataclass(frozen=True)
+class Appended:
+    """What was added."""
+
+    files: tuple[DataFile, ...]
+    inserted: int
+    updated: int
+    deleted: int
+
+
+def append(job: Append) -> Appended:
+    """Writes the new versions.
+
+    Raises:
+        LakeError, LakeUnreachable: a file cannot be read or written.
+    """
+    counts = dict.fromkeys(("insert", "update", "delete"), 0)
+    date = column_of(job.dates_of) if job.dates_of else None
+    place, batch = job.place, job.stamp.batch_id
+    with Outputs(lambda values: files.data(place, batch, job.stats, values), date) as output:
+        gathered = Gathered(output.add)
+        for rows in chain(_changed(job), _vanished(job)):
+            for kind, count in rows[KIND].value_counts().iter_rows():
+                counts[kind] += count
+            gathered.add(rows)
+        gathered.flush()
+    return Appended(tuple(output.files), counts["insert"], counts["update"], counts["delete"])
+
+
+def _changed(job: Append) -> Iterator[pl.DataFrame]:
+    """The rows of the source that differ from their last version."""
+    for change in job.changes:
+        keys = read(job.place, change, job.key)
+        last = latest(job.place, job.stored, job.layout, job.key, keys)
+        for start in range(0, keys.height, _LINES):
+            lines = np.arange(start, min(keys.height, start + _LINES))
+            rows = picked(job.place, change, lines, job.layout)
+            joined = rows.join(last, on=list(job.key), how="left", suffix=_HELD)
+            there = joined[f"record_status{_HELD}"].is_not_null()
+            live = there & joined[f"record_status{_HELD}"].ne_missing(DELETED)
+            same = live & joined["row_hash"].eq_missing(joined[f"row_hash{_HELD}"])
+            first = pl.coalesce(f"load_timestamp{_HELD}", "load_timestamp")
+            kind = pl.when(live).then(pl.lit("update")).otherwise(pl.lit("insert"))
+            told = joined.with_columns(first.alias("load_timestamp"), kind.alias(KIND))
+            yield told.filter(~same).select(rows.columns)
+
+
+def _vanished(job: Append) -> Iterator[pl.DataFrame]:
+    """Copies of the rows that have gone, marked as deleted; a changed row has not gone."""
+    keys = [read(job.place, change, job.key) for change in job.changes]
+    for file, numbers in job.gone:
+        parquet = files.opened(job.place, file)
+        for start, table in files.parts(parquet, job.layout, None, None, dict(file.partition)):
+            inside = numbers[(numbers >= start) & (numbers < start + table.num_rows)]
+            if len(inside):
+                rows = pl.DataFrame(table)[inside - start]
+                for changed in keys:
+                    rows = rows.join(changed, on=list(job.key), how="anti")
+                yield marked(rows, job.stamp).with_columns(pl.lit("delete").alias(KIND))
+
+
+def latest(
+    place: Place,
+    stored: Sequence[Stored],
+    layout: Sequence[tuple[str, Kind]],
+    key: Sequence[str],
+    wanted: pl.DataFrame,
+) -> pl.DataFrame:
+    """When the row landed first, hash and status of the last version of each key in ``wanted``."""
+    names = [*key, ORDER, "load_timestamp", "row_hash", "record_status"]
+    found = []
+    for file in stored:
+        parquet = files.opened(place, file)
+        for _, table in files.parts(parquet, layout, names, None, dict(file.partition)):
+            rows = pl.DataFrame(table).select(names)
+            found.append(rows.join(wanted, on=list(key), how="semi"))
+    if not found:
+        return wanted.head(0).with_columns(
+            pl.lit(None, pl.Datetime("us", "UTC")).alias("load_timestamp"),
+            *(pl.lit(None, pl.String).alias(name) for name in ("row_hash", "record_status")),
+        )
+    ordered = pl.concat(found).sort(ORDER, maintain_order=True)
+    return ordered.unique(list(key), keep="last", maintain_order=True).drop(ORDER)

@@ -1,0 +1,854 @@
+"""Merge: what the changes say is in the table, everything else is as it was, and the feed tells."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import hashlib
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from deltalake import DeltaTable, write_deltalake
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from bronze.enrich.stamp import METADATA
+from bronze.model import ACTIVE, DELETED, DataFile, Kind, Place, Stamp, Stored
+from bronze.source.read import dtype
+from bronze.table import commit, files, log, merge
+from bronze.table.statistics import SAFE
+
+ON_DISK = settings(
+    derandomize=True,
+    database=None,
+    deadline=None,
+    max_examples=60,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+UTC = dt.UTC
+BEFORE = Stamp("018df7a0-0000-7000-8000-00000000000a", dt.datetime(2024, 1, 1, tzinfo=UTC), "s", "batch")
+NOW = Stamp(
+    "018df7a0-0000-7000-8000-00000000000b",
+    dt.datetime(2024, 2, 29, 1, 2, 3, 4, tzinfo=UTC),
+    "s",
+    "micro_batch",
+)
+VALUES: tuple[tuple[str, Kind], ...] = (
+    ("x", Kind("double")),
+    ("text", Kind("string")),
+    ("price", Kind("decimal", 20, 2)),
+    ("tags", Kind("array", element=Kind("string"))),
+    ("raw", Kind("binary")),
+)
+
+Layout = tuple[tuple[str, Kind], ...]
+Row = tuple[Any, ...]
+
+
+def layout_of(*key: tuple[str, Kind]) -> Layout:
+    """A table's columns: the first key column, the values, the other key columns, and ours."""
+    return (*key[:1], *VALUES, *key[1:], *METADATA)
+
+
+def row(
+    layout: Layout,
+    key: Mapping[str, Any],
+    values: Sequence[Any],
+    stamp: Stamp = BEFORE,
+    **more: Any,
+) -> Row:
+    """A Bronze row."""
+    digest = hashlib.sha256(repr((dict(key), values)).encode()).hexdigest()
+    whole = {
+        **key,
+        **dict(zip((name for name, _ in VALUES), values, strict=True)),
+        "load_timestamp": stamp.loaded_at,
+        "update_timestamp": stamp.loaded_at,
+        "source_system": stamp.source_system,
+        "record_status": ACTIVE,
+        "batch_id": stamp.batch_id,
+        "ingestion_method": stamp.method,
+        "checksum": digest[:16],
+        "row_hash": digest[:32],
+        **more,
+    }
+    return tuple(whole[name] for name, _ in layout)
+
+
+def frame(layout: Layout, rows: Sequence[Row]) -> pl.DataFrame:
+    """Rows as a frame."""
+    schema = {name: dtype(kind) for name, kind in layout}
+    return pl.DataFrame(list(rows), schema=schema, orient="row")
+
+
+def shown(rows: pl.DataFrame) -> list[str]:
+    """Rows so that they can be compared to the bit: NaN equals NaN, and -0.0 is not 0.0."""
+    return [repr(one) for one in rows.rows()]
+
+
+@dataclass
+class Bench:
+    """A table, and how changes are made to it: as `bronze.landing` does it."""
+
+    place: Place
+    layout: Layout
+    key: tuple[str, ...]
+    wanted: list[str] = field(default_factory=list)
+
+    @property
+    def stats(self) -> tuple[str, ...]:
+        """The columns with file statistics."""
+        return tuple(n for n, kind in self.layout if n in self.key and kind.name in SAFE)
+
+    @property
+    def state(self) -> log.State:
+        """The table as it is."""
+        state = log.read(self.place)
+        assert state is not None
+        return state
+
+    def create(self, contents: Sequence[Sequence[Sequence[Row]]]) -> list[str]:
+        """Makes the table of files of row groups of rows; returns the files' paths."""
+        made = []
+        for groups in contents:
+            frames = [frame(self.layout, group) for group in groups]
+            file = files.write(frames, self.place, BEFORE.batch_id, self.stats)
+            assert file is not None
+            made.append(file)
+        change = commit.Change("WRITE", made)
+        shape = commit.Shape(self.layout, self.stats)
+        commit.commit(self.place, None, change, {"batch_id": BEFORE.batch_id}, shape=shape)
+        return [file.path for file in made]
+
+    def changed(
+        self,
+        changes: Sequence[merge.Changes],
+        gone: Mapping[str, Sequence[int]] | None = None,
+        on_delete: merge.OnDelete = "mark",
+        anew: bool = False,
+    ) -> Landed:
+        """Merges changes and commits them; ``gone`` are row numbers by path."""
+        gone = gone or {}
+        state = self.state
+        found = list(state.files)
+        if not gone and not anew:
+            found = merge.candidates(state.files, changes, self.key, self.place)
+        jobs = [
+            merge.Merge(
+                place=self.place,
+                file=file,
+                layout=self.layout,
+                key=self.key,
+                stats=self.stats,
+                stamp=NOW,
+                changes=tuple(changes),
+                gone=np.array(gone[file.path], np.int64) if file.path in gone else None,
+                on_delete=on_delete,
+                anew=anew,
+            )
+            for file in found
+        ]
+        merged = [merge.merge(job) for job in jobs]
+        rewritten = [one for one in merged if one.rewritten]
+        feed = [one.feed for one in rewritten if one.feed]
+        masks = merge.joined([one.found for one in merged], changes)
+        insert = merge.Insert(
+            self.place,
+            self.layout,
+            self.stats,
+            NOW.batch_id,
+            tuple(changes),
+            masks,
+            bool(feed),
+        )
+        inserted = merge.insert(insert)
+        added = [one.file for one in rewritten if one.file]
+        added += [inserted.file] if inserted.file else []
+        feed += [inserted.feed] if inserted.feed else []
+        change = commit.Change("MERGE", added, [one.old for one in rewritten], feed)
+        version = commit.commit(self.place, state, change, {"batch_id": NOW.batch_id})
+        return Landed(version, [file.path for file in found], merged, inserted, feed)
+
+    def rows(self, file: DataFile | Stored) -> pl.DataFrame:
+        """A data file's content as it lies there."""
+        path = unquote(file.path) if isinstance(file, Stored) else file.path
+        return pl.read_parquet(Path(self.place.url) / path, hive_partitioning=False)
+
+    def content(self) -> Counter[str]:
+        """The table's rows, as a reader finds them."""
+        names = [name for name, _ in self.layout]
+        return Counter(shown(pl.read_delta(self.place.url).select(names)))
+
+    def told(self, version: int) -> Counter[tuple[str, str]]:
+        """What the change data feed says of a version."""
+        table = DeltaTable(self.place.url)
+        read = table.load_cdf(starting_version=version, ending_version=version).read_all()
+        changes = pl.DataFrame(read)
+        if not changes.height:
+            return Counter()
+        kinds = changes["_change_type"].to_list()
+        rows = shown(changes.select([name for name, _ in self.layout]))
+        return Counter(zip(kinds, rows, strict=True))
+
+
+@dataclass(frozen=True)
+class Landed:
+    """What one change came to."""
+
+    version: int
+    looked: list[str]
+    merged: list[merge.Merged]
+    inserted: merge.Inserted
+    feed: list[DataFile]
+
+    @property
+    def rewritten(self) -> list[str]:
+        """The paths of the files that were written anew."""
+        return [one.old.path for one in self.merged if one.rewritten]
+
+
+# The model
+
+_LONG = "k" * 40
+_WORDS = st.text("aé\U0010ffff", max_size=2)
+_STRINGS = _WORDS | _WORDS.map(_LONG.__add__)
+_MOMENTS = st.integers(0, 9).map(
+    lambda i: dt.datetime(2024, 1, 1, 0, 0, 0, 123_450 + i, tzinfo=UTC)
+)
+_DECIMALS = st.integers(-50, 50).map(lambda i: Decimal(i).scaleb(-2))
+KEYS: dict[str, tuple[tuple[tuple[str, Kind], st.SearchStrategy[Any]], ...]] = {
+    "long": ((("id", Kind("long")), st.integers(-20, 20) | st.just(2**53 + 1)),),
+    "short": ((("id", Kind("short")), st.integers(-20, 20)),),
+    "string": ((("id", Kind("string")), _STRINGS),),
+    "date": ((("id", Kind("date")), st.dates(dt.date(2024, 1, 1), dt.date(2024, 1, 31))),),
+    "timestamp": ((("id", Kind("timestamp")), _MOMENTS),),
+    "decimal": ((("id", Kind("decimal", 12, 2)), _DECIMALS),),
+    "composite": (
+        (("id", Kind("int")), st.integers(-3, 3)),
+        (("part", Kind("string")), _STRINGS),
+    ),
+    "mixed": (
+        (("a.b", Kind("decimal", 12, 2)), _DECIMALS),
+        (("ta`g", Kind("date")), st.dates(dt.date(2024, 1, 1), dt.date(2024, 1, 3))),
+    ),
+}
+_VALUES = st.tuples(
+    st.sampled_from([None, float("nan"), -0.0, 0.0, float("-inf"), 1.5]),
+    st.none() | st.text("a\0é", max_size=3),
+    st.none() | _DECIMALS,
+    st.none() | st.lists(st.none() | st.text("a", max_size=1), max_size=2),
+    st.none() | st.binary(max_size=2),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A table and what is done to it.
+
+    ``files`` are those of the table: row groups of numbers of ``old``. ``new`` are the changed
+    rows, ``chunks`` how they come: their numbers, and whether in a file of so many rows a group.
+    """
+
+    layout: Layout
+    key: tuple[str, ...]
+    old: list[Row]
+    files: list[list[list[int]]]
+    new: list[Row]
+    chunks: list[tuple[list[int], int]]
+    gone: set[int]
+    on_delete: merge.OnDelete
+    seams: dict[str, int]
+
+
+def _cut(draw: st.DrawFn, items: list[int], most: int) -> list[list[int]]:
+    ends = sorted(draw(st.lists(st.integers(0, len(items)), max_size=most - 1)))
+    pieces = itertools.pairwise([0, *ends, len(items)])
+    return [items[low:high] for low, high in pieces if high > low]
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    """Small tables with few keys, so that anything may meet anything."""
+    columns = KEYS[draw(st.sampled_from(sorted(KEYS)))]
+    layout = layout_of(*(column for column, _ in columns))
+    names = tuple(name for (name, _), _ in columns)
+    keys = draw(st.lists(st.tuples(*(v for _, v in columns)), unique=True, max_size=30))
+    count = draw(st.integers(0, len(keys)))
+    old: list[Row] = []
+    new: list[Row] = []
+    gone: set[int] = set()
+    for number, values in enumerate(keys):
+        key = dict(zip(names, values, strict=True))
+        if number >= count:
+            new.append(row(layout, key, draw(_VALUES), NOW))
+            continue
+        before = draw(_VALUES)
+        status = draw(st.sampled_from([ACTIVE, ACTIVE, ACTIVE, DELETED, None]))
+        more: dict[str, Any] = {"record_status": status}
+        if draw(st.integers(0, 9)) == 0:
+            more |= {"row_hash": None, "checksum": None}
+        old.append(row(layout, key, before, **more))
+        action = draw(st.sampled_from(["keep", "keep", "update", "same", "gone"]))
+        if action == "update":
+            new.append(row(layout, key, draw(_VALUES), NOW))
+        elif action == "same":
+            new.append(row(layout, key, before, NOW))
+        elif action == "gone" and status != DELETED:
+            gone.add(number)
+    held = list(range(count))
+    if draw(st.booleans()):
+        held = draw(st.permutations(held))
+    order = draw(st.permutations(range(len(new))))
+    group = st.integers(0, 4)
+    return Case(
+        layout,
+        names,
+        old,
+        [_cut(draw, part, 3) for part in _cut(draw, held, 4)],
+        new,
+        [(part, draw(group)) for part in _cut(draw, order, 3)],
+        gone,
+        draw(st.sampled_from(["mark", "remove"])),
+        {
+            "_FEW": draw(st.sampled_from([0, 1, 100])),
+            "_KEYS": draw(st.sampled_from([1, 4, 2_000_000])),
+            "_GROUP": draw(st.sampled_from([1, 3, 30_000])),
+            "_PART_VALUES": draw(st.sampled_from([1, 20, 1_200_000])),
+        },
+    )
+
+
+_places = itertools.count()
+
+
+def _values(layout: Layout, one: Row) -> dict[str, Any]:
+    return dict(zip((name for name, _ in layout), one, strict=True))
+
+
+def _after(case: Case, number: int, new: Mapping[Any, Row]) -> Row | None:
+    """What a row of the table has to become; None where it has to go."""
+    names = [name for name, _ in case.layout]
+    before = _values(case.layout, case.old[number])
+    change = new.get(tuple(before[name] for name in case.key))
+    if change is not None:
+        after = _values(case.layout, change)
+        if before["row_hash"] == after["row_hash"] and before["record_status"] != DELETED:
+            return case.old[number]
+        after["load_timestamp"] = before["load_timestamp"]
+        return tuple(after[name] for name in names)
+    if number not in case.gone:
+        return case.old[number]
+    if case.on_delete == "remove":
+        return None
+    marks = {
+        "record_status": DELETED,
+        "update_timestamp": NOW.loaded_at,
+        "batch_id": NOW.batch_id,
+        "ingestion_method": NOW.method,
+    }
+    return tuple({**before, **marks}[name] for name in names)
+
+
+def _feed(before: Row | None, after: Row | None) -> Iterator[tuple[str, str]]:
+    if before is None:
+        yield "insert", repr(after)
+    elif after is None:
+        yield "delete", repr(before)
+    elif repr(before) != repr(after):
+        yield "update_preimage", repr(before)
+        yield "update_postimage", repr(after)
+
+
+@ON_DISK
+@given(case=cases())
+def test_a_merge_does_what_the_model_does(tmp_path: Path, case: Case) -> None:
+    """Rows are replaced, revived, marked, removed and added; all others stay, in their order.
+
+    The feed says exactly that, and only files with a changed row are written anew.
+    """
+    bench = Bench(Place(str(tmp_path / str(next(_places)))), case.layout, case.key)
+    paths = bench.create([[[case.old[i] for i in group] for group in one] for one in case.files])
+    numbers = {
+        path: list(itertools.chain.from_iterable(groups))
+        for path, groups in zip(paths, case.files, strict=True)
+    }
+    changes: list[merge.Changes] = []
+    for chunk, group in case.chunks:
+        rows = frame(case.layout, [case.new[i] for i in chunk])
+        staged = None
+        if group:
+            staged = files.write(rows.iter_slices(group), bench.place, NOW.batch_id, ())
+        changes.append(staged or rows)
+    gone = {p: [i for i, n in enumerate(ns) if n in case.gone] for p, ns in numbers.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in case.seams.items():
+            patch.setattr(files if name == "_PART_VALUES" else merge, name, value)
+        landed = bench.changed(changes, gone if case.gone else None, case.on_delete)
+
+    new = {
+        tuple(_values(case.layout, one)[name] for name in case.key): one for one in case.new
+    }
+    keys = [tuple(_values(case.layout, one)[name] for name in case.key) for one in case.old]
+    fresh = [one for key, one in new.items() if key not in set(keys)]
+    wanted: Counter[str] = Counter(map(repr, fresh))
+    told: Counter[tuple[str, str]] = Counter(("insert", repr(one)) for one in fresh)
+    results = {one.old.path: one for one in landed.merged}
+    kept = {file.path for file in bench.state.files}
+    for path, mine in numbers.items():
+        after = {number: _after(case, number, new) for number in mine}
+        left = [repr(one) for one in after.values() if one is not None]
+        pairs = [("x", "y") for _ in ()] or [
+            pair for n in mine for pair in _feed(case.old[n], after[n])
+        ]
+        wanted.update(left)
+        told.update(pairs)
+        assert (path in landed.rewritten) == bool(pairs)
+        assert (path in kept) != bool(pairs)
+        if any(keys[number] in new for number in mine):
+            assert path in landed.looked
+        if pairs:
+            file = results[path].file
+            assert (file is None) == (not left)
+            if file is not None:
+                assert shown(bench.rows(file)) == left
+                assert file.rows == len(left)
+            assert results[path].updated == sum(
+                keys[n] in new and repr(after[n]) != repr(case.old[n]) for n in mine
+            )
+            assert results[path].deleted == sum(n in case.gone for n in mine)
+    assert bench.content() == wanted
+    assert bench.told(landed.version) == told
+    assert landed.inserted.rows == len(fresh)
+    assert bool(landed.feed) == bool(landed.rewritten)
+    assert len(kept) == len(set(paths) - set(landed.rewritten)) + sum(
+        one.file is not None for one in landed.merged
+    ) + bool(fresh)
+
+
+# Which files are looked at
+
+ID: tuple[str, Kind] = ("id", Kind("long"))
+PLAIN = layout_of(ID)
+NOTHING = (None, "a", None, None, None)
+
+
+def plain(number: int, text: str = "a", stamp: Stamp = BEFORE, **more: Any) -> Row:
+    """A row with a key of one number."""
+    return row(PLAIN, {"id": number}, (None, text, None, None, None), stamp, **more)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    """A table to be, whose key is a number."""
+    return Bench(Place(str(tmp_path / "t")), PLAIN, ("id",))
+
+
+def test_a_file_without_a_changed_key_is_not_opened(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of files with a hundred keys each, only the one with the changed key is read and written."""
+    paths = bench.create([[[plain(100 * i + j) for j in range(100)]] for i in range(3)])
+    read: list[str] = []
+    honest = files.opened
+
+    def opened(place: Place, file: Stored | DataFile) -> pq.ParquetFile:
+        read.append(file.path)
+        return honest(place, file)
+
+    monkeypatch.setattr(files, "opened", opened)
+    landed = bench.changed([frame(PLAIN, [plain(150, "b", NOW), plain(999, "c", NOW)])])
+    assert set(read) == {paths[1]} == set(landed.looked)
+    now = {file.path for file in bench.state.files}
+    assert {paths[0], paths[2]} < now
+    assert len(now) == 4
+    assert paths[1] not in now
+
+
+def test_a_file_with_the_key_but_no_change_is_not_written(bench: Bench) -> None:
+    """A row that comes again as it was is no change: no file, no feed, only its place is known."""
+    paths = bench.create([[[plain(i) for i in range(9)]]])
+    landed = bench.changed([frame(PLAIN, [plain(4, "a", NOW)])])
+    assert landed.looked == paths
+    assert landed.rewritten == []
+    assert landed.inserted == merge.Inserted(0, None, None)
+    assert [file.path for file in bench.state.files] == paths
+    assert bench.told(landed.version) == Counter()
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "hit"),
+    [
+        (None, 5, True),
+        (1, None, True),
+        (1, 6, False),
+        (7, 7, True),
+        (1, 7, True),
+        (7, 9, True),
+        (8, 9, False),
+        (0, 100, True),
+        (-(2**63), 2**63 - 1, True),
+    ],
+)
+def test_bounds_choose_the_files(
+    bench: Bench, low: int | None, high: int | None, hit: bool
+) -> None:
+    """A file may hold a key if its bounds do not say otherwise; without both it always may."""
+    file = Stored(
+        "x",
+        1,
+        1,
+        () if low is None else (("id", low),),
+        () if high is None else (("id", high),),
+    )
+    keys = frame(PLAIN, [plain(7)])
+    found = merge.candidates([file], [keys, keys], ("id",), bench.place)
+    assert found == [file] * hit
+
+
+def test_no_changes_look_at_no_file(bench: Bench) -> None:
+    """Without changes, and with changes of no rows, there is nothing to look for."""
+    bench.create([[[plain(1)]]])
+    stored = bench.state.files
+    assert merge.candidates(stored, [], ("id",), bench.place) == []
+    empty = frame(PLAIN, [])
+    assert merge.candidates(stored, [empty], ("id",), bench.place) == []
+
+
+# What the feed says
+
+
+def test_inserts_alone_have_no_feed_of_their_own(bench: Bench) -> None:
+    """A commit that only adds rows has no cdc file, and readers still see the inserts."""
+    bench.create([[[plain(1), plain(3)]]])
+    fresh = [plain(2, "b", NOW), plain(9, "c", NOW)]
+    landed = bench.changed([frame(PLAIN, fresh)])
+    assert landed.feed == []
+    assert _actions(bench.place, landed.version, "cdc") == []
+    assert bench.told(landed.version) == Counter(("insert", repr(one)) for one in fresh)
+
+
+def _actions(place: Place, version: int, name: str) -> list[dict[str, Any]]:
+    text = (Path(place.url) / "_delta_log" / f"{version:020}.json").read_text()
+    return [a[name] for a in map(json.loads, text.splitlines()) if name in a]
+
+
+def test_all_rows_of_a_file_may_go(bench: Bench) -> None:
+    """A file whose rows all go is replaced by none, and its rows are deletes of the feed."""
+    paths = bench.create([[[plain(1), plain(2)]], [[plain(3)]]])
+    landed = bench.changed([], {paths[0]: [0, 1]}, "remove")
+    (one,) = [one for one in landed.merged if one.rewritten]
+    assert (one.file, one.deleted, one.updated) == (None, 2, 0)
+    assert [file.path for file in bench.state.files] == [paths[1]]
+    assert bench.told(landed.version) == Counter(
+        ("delete", repr(one)) for one in (plain(1), plain(2))
+    )
+
+
+def test_a_row_that_changed_is_not_gone(bench: Bench) -> None:
+    """A row whose hash vanished because it was changed is updated, once, and not deleted."""
+    paths = bench.create([[[plain(1), plain(2)]]])
+    after = plain(1, "b", NOW, load_timestamp=BEFORE.loaded_at)
+    landed = bench.changed([frame(PLAIN, [plain(1, "b", NOW)])], {paths[0]: [0]}, "remove")
+    assert bench.content() == Counter(map(repr, [after, plain(2)]))
+    assert bench.told(landed.version) == Counter(
+        [("update_preimage", repr(plain(1))), ("update_postimage", repr(after))]
+    )
+
+
+# Large and small edits
+
+
+@pytest.mark.parametrize("edits", [1, 99, 100, 101, 250, 400])
+@pytest.mark.parametrize("on_delete", ["mark", "remove"])
+def test_few_and_many_edits_of_a_row_group_do_the_same(
+    bench: Bench, edits: int, on_delete: merge.OnDelete
+) -> None:
+    """Whichever way rows are put together, a row group keeps its order, and others their bytes."""
+    rows = [plain(i, f"t{i}") for i in range(900)]
+    paths = bench.create([[rows[:400], rows[400:500], rows[500:]]])
+    generator = np.random.default_rng(edits)
+    chosen = generator.permutation(400)[:edits].tolist()
+    new = {i: plain(i, f"new {i}", NOW) for i in chosen[: edits - edits // 3]}
+    gone = chosen[edits - edits // 3 :]
+    assert set(gone) | set(new) <= set(range(400))
+    staged = list(new.values())
+    landed = bench.changed([frame(PLAIN, staged)], {paths[0]: sorted(gone)}, on_delete)
+    wanted = []
+    marks = {
+        "record_status": DELETED,
+        "update_timestamp": NOW.loaded_at,
+        "batch_id": NOW.batch_id,
+        "ingestion_method": NOW.method,
+    }
+    for i, one in enumerate(rows):
+        if i in new:
+            wanted.append(plain(i, f"new {i}", NOW, load_timestamp=BEFORE.loaded_at))
+        elif i not in gone:
+            wanted.append(one)
+        elif on_delete == "mark":
+            wanted.append(tuple({**_values(PLAIN, one), **marks}.values()))
+    (file,) = [one.file for one in landed.merged if one.file]
+    assert shown(bench.rows(file)) == [repr(one) for one in wanted]
+    footer = pq.read_metadata(Path(bench.place.url) / file.path)
+    groups = [footer.row_group(i).num_rows for i in range(footer.num_row_groups)]
+    assert groups == [400 - len(gone) * (on_delete == "remove"), 100, 400]
+
+
+def test_columns_change_without_rows(bench: Bench) -> None:
+    """A file may be written anew for its columns alone: wider, and with one more, all else kept."""
+    paths = bench.create([[[plain(1), plain(2)], [plain(3)]]])
+    layout = (*PLAIN[:1], ("price", Kind("decimal", 30, 4)), ("more", Kind("date")), *METADATA)
+    job = merge.Merge(
+        bench.place, bench.state.files[0], layout, ("id",), ("id",), NOW, (), anew=True
+    )
+    made = merge.merge(job)
+    assert made.rewritten
+    assert (made.updated, made.deleted, made.feed, made.found) == (0, 0, None, ())
+    assert made.file is not None
+    now = bench.rows(made.file)
+    assert now.columns == [name for name, _ in layout]
+    assert now.schema["price"] == pl.Decimal(30, 4)
+    assert now["id"].to_list() == [1, 2, 3]
+    assert now["more"].to_list() == [None] * 3
+    assert files.batch_of(made.file.path) == NOW.batch_id
+    assert made.old.path == paths[0]
+
+
+# Masks
+
+_MASKS = st.lists(st.lists(st.booleans(), max_size=20), min_size=1, max_size=4)
+
+
+@settings(derandomize=True, database=None, deadline=None)
+@given(masks=_MASKS, data=st.data())
+def test_masks_are_joined_bit_by_bit(masks: list[list[bool]], data: st.DataObject) -> None:
+    """What one file or another has the key of is found; the rest is to be inserted."""
+    changes = [pl.DataFrame({"id": mask}, schema={"id": pl.Boolean}) for mask in masks]
+    parts = [
+        [[data.draw(st.booleans()) and bit for bit in mask] for mask in masks] for _ in range(3)
+    ]
+    packed = [[np.packbits(np.array(bits, np.bool_)).tobytes() for bits in one] for one in parts]
+    whole = merge.joined(packed, changes)
+    for i, mask in enumerate(masks):
+        wanted = [j for j in range(len(mask)) if not any(one[i][j] for one in parts)]
+        assert merge.unfound(whole[i], len(mask)).tolist() == wanted
+    nothing = merge.joined([], changes)
+    assert [len(merge.unfound(m, c.height)) for m, c in zip(nothing, changes, strict=True)] == [
+        len(mask) for mask in masks
+    ]
+
+
+# Files of others
+
+
+def foreign(bench: Bench, path: str, table: pa.Table, stats: str | None, **options: Any) -> None:
+    """Adds a file of another writer to the table."""
+    target = Path(bench.place.url) / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, target, **options)
+    add: dict[str, Any] = {
+        "path": path,
+        "partitionValues": {},
+        "size": target.stat().st_size,
+        "modificationTime": 0,
+        "dataChange": True,
+    }
+    add |= {} if stats is None else {"stats": stats}
+    log.write(bench.place, bench.state.version + 1, [{"add": add}])
+
+
+def _stored(bench: Bench, path: str) -> Stored:
+    (found,) = [file for file in bench.state.files if file.path == path]
+    return found
+
+
+@pytest.mark.parametrize("stats", [None, '{"numRecords": 3}', "{}"])
+def test_a_file_without_bounds_is_always_looked_at(bench: Bench, stats: str | None) -> None:
+    """A file of which the log says nothing may hold any key; its rows are changed like others."""
+    bench.create([[[plain(1)]]])
+    theirs = [plain(10), plain(11, "x"), plain(12)]
+    arrow = frame(PLAIN, theirs).to_arrow(compat_level=pl.CompatLevel.oldest())
+    foreign(bench, "theirs.parquet", arrow, stats)
+    assert _stored(bench, "theirs.parquet").rows == (3 if stats and "3" in stats else -1)
+    landed = bench.changed([frame(PLAIN, [plain(11, "y", NOW), plain(13, "z", NOW)])])
+    assert landed.looked == ["theirs.parquet"]
+    after = plain(11, "y", NOW, load_timestamp=BEFORE.loaded_at)
+    left = [plain(1), theirs[0], after, theirs[2], plain(13, "z", NOW)]
+    assert bench.content() == Counter(map(repr, left))
+    assert bench.told(landed.version) == Counter(
+        [
+            ("update_preimage", repr(theirs[1])),
+            ("update_postimage", repr(after)),
+            ("insert", repr(left[-1])),
+        ]
+    )
+
+
+def test_a_file_of_other_columns_fits_in(bench: Bench) -> None:
+    """A file with other column order and Arrow types, without some columns and with nobody's."""
+    bench.create([[[plain(1)]]])
+    theirs = pa.table(
+        {
+            "nobodys": [1, 2, 3],
+            "text": pa.array(["é", None, "c"]).dictionary_encode(),
+            "record_status": pa.array([ACTIVE, None, DELETED], pa.string()),
+            "id": pa.array([5, 6, 7], pa.int32()),
+            "x": pa.array([float("nan"), -0.0, None], pa.float64()),
+        }
+    )
+    foreign(bench, "sub dir/their%20s.parquet", theirs, None)
+    (path,) = [f.path for f in bench.state.files if "their" in f.path]
+    gone = {path: [0]}
+    landed = bench.changed([frame(PLAIN, [plain(7, "new", NOW)])], gone)
+    (file,) = [one.file for one in landed.merged if one.file]
+    now = bench.rows(file)
+    assert now.columns == [name for name, _ in PLAIN]
+    assert now["id"].to_list() == [5, 6, 7]
+    assert [repr(x) for x in now["x"]] == ["nan", "-0.0", "None"]
+    assert now["text"].to_list() == ["é", None, "new"]
+    assert now["record_status"].to_list() == [DELETED, None, ACTIVE]
+    assert now["load_timestamp"].to_list() == [None] * 3
+    assert now["row_hash"].is_null().to_list() == [True, True, False]
+
+
+def test_a_large_row_group_of_others_is_taken_in_parts(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row group larger than what is read at once loses no row, and becomes several."""
+    monkeypatch.setattr(files, "_PART_VALUES", 100 * len(PLAIN))
+    bench.create([[[plain(-1)]]])
+    theirs = [plain(i, f"t{i}") for i in range(1000)]
+    arrow = frame(PLAIN, theirs).to_arrow(compat_level=pl.CompatLevel.oldest())
+    foreign(bench, "large.parquet", arrow, None, row_group_size=1000)
+    new = [plain(i, "new", NOW) for i in (0, 99, 100, 555, 999)]
+    landed = bench.changed([frame(PLAIN, new)], {"large.parquet": [1, 98, 101, 998]}, "remove")
+    (file,) = [one.file for one in landed.merged if one.file]
+    now = bench.rows(file)
+    left = [i for i in range(1000) if i not in (1, 98, 101, 998)]
+    assert now["id"].to_list() == left
+    assert now.filter(pl.col("text") == "new")["id"].to_list() == [0, 99, 100, 555, 999]
+    assert pq.read_metadata(Path(bench.place.url) / file.path).num_row_groups == 10
+
+
+def test_an_empty_file_of_others_is_no_obstacle(bench: Bench) -> None:
+    """Spark writes files of no rows: nothing is found in them, and they stay."""
+    bench.create([[[plain(1)]]])
+    arrow = frame(PLAIN, []).to_arrow(compat_level=pl.CompatLevel.oldest())
+    foreign(bench, "empty.parquet", arrow, '{"numRecords": 0}')
+    assert pq.read_metadata(Path(bench.place.url) / "empty.parquet").num_row_groups == 0
+    landed = bench.changed([frame(PLAIN, [plain(1, "b", NOW), plain(2, "c", NOW)])])
+    assert landed.inserted.rows == 1
+    assert {"empty.parquet"} < {file.path for file in bench.state.files}
+
+
+def test_bounds_of_times_that_others_cut_lose_no_key(tmp_path: Path) -> None:
+    """Other writers cut the bounds of timestamps to milliseconds: the key is there all the same."""
+    moment = dt.datetime(2024, 1, 1, 0, 0, 0, 123_456, tzinfo=UTC)
+    layout = layout_of(("id", Kind("timestamp")))
+    bench = Bench(Place(str(tmp_path / "t")), layout, ("id",))
+    bench.create([])
+    rows = frame(layout, [row(layout, {"id": moment}, NOTHING)])
+    write_deltalake(bench.place.url, rows.to_arrow(), mode="append")
+    new = row(layout, {"id": moment}, (1.0, *NOTHING[1:]), NOW)
+    landed = bench.changed([frame(layout, [new])])
+    assert landed.inserted.rows == 0
+    assert pl.read_delta(bench.place.url).height == 1
+
+
+@pytest.mark.parametrize("text", ["k" * 400, "k" * 63 + "é" * 9, "\U0010ffff" * 90, "k" * 31 + "é"])
+def test_bounds_of_long_strings_that_others_cut_lose_no_key(tmp_path: Path, text: str) -> None:
+    """Other writers cut the bounds of strings in their way: the key is there all the same."""
+    layout = layout_of(("id", Kind("string")))
+    bench = Bench(Place(str(tmp_path / "t")), layout, ("id",))
+    bench.create([])
+    rows = frame(layout, [row(layout, {"id": text}, NOTHING)])
+    write_deltalake(bench.place.url, rows.to_arrow(), mode="append")
+    new = row(layout, {"id": text}, (1.0, *NOTHING[1:]), NOW)
+    landed = bench.changed([frame(layout, [new])])
+    assert landed.inserted.rows == 0
+    assert pl.read_delta(bench.place.url).height == 1
+
+
+def test_rows_that_others_added_are_merged_with_ours(bench: Bench) -> None:
+    """Rows appended by deltalake, without our columns, are updated and kept like our own."""
+    bench.create([[[plain(1)]]])
+    theirs = pl.DataFrame({"x": [-0.0, 2.0], "id": [5, 6]}, schema={"x": pl.Float64, "id": pl.Int64})
+    write_deltalake(bench.place.url, theirs.to_arrow(), mode="append", schema_mode="merge")
+    landed = bench.changed([frame(PLAIN, [plain(6, "b", NOW)])])
+    table = pl.read_delta(bench.place.url).sort("id")
+    assert table["id"].to_list() == [1, 5, 6]
+    assert [repr(x) for x in table["x"]] == ["None", "-0.0", "None"]
+    assert table["text"].to_list() == ["a", None, "b"]
+    assert [kind for kind, _ in sorted(bench.told(landed.version))] == [
+        "update_postimage",
+        "update_preimage",
+    ]
+
+
+REGIONS = ["plain", "a b", "é%/x", "50%20", None]
+
+
+def test_files_in_partitions_keep_their_place(tmp_path: Path) -> None:
+    """Files in folders of any partition value, NULL too, are found, rewritten and removed."""
+    layout = (*PLAIN, ("region", Kind("string")))
+    bench = Bench(Place(str(tmp_path / "t")), layout, ("id",))
+    rows = [
+        (*plain(10 * i + j), region) for i, region in enumerate(REGIONS) for j in range(2)
+    ]
+    write_deltalake(
+        bench.place.url,
+        frame(layout, rows).to_arrow(),
+        partition_by=["region"],
+        configuration={"delta.enableChangeDataFeed": "true"},
+    )
+    before = bench.state.files
+    assert sorted(map(str, (dict(f.partition)["region"] for f in before))) == sorted(
+        map(str, REGIONS)
+    )
+    new = [(*plain(10 * i, "b", NOW), region) for i, region in enumerate(REGIONS)]
+    landed = bench.changed([frame(layout, new)])
+    assert set(landed.rewritten) == {file.path for file in before}
+    kept = [
+        (*plain(10 * i, "b", NOW, load_timestamp=BEFORE.loaded_at), region)
+        for i, region in enumerate(REGIONS)
+    ]
+    wanted = Counter(map(repr, [*kept, *rows[1::2]]))
+    assert bench.content() == wanted
+    theirs = pl.DataFrame(DeltaTable(bench.place.url).to_pyarrow_table())
+    assert Counter(shown(theirs.select([name for name, _ in layout]))) == wanted
+    assert sorted(map(str, (dict(f.partition)["region"] for f in bench.state.files))) == sorted(
+        map(str, REGIONS)
+    )
+    told = Counter(("update_preimage", repr(one)) for one in rows[::2])
+    told.update(("update_postimage", repr(one)) for one in kept)
+    assert bench.told(landed.version) == told
+
+
+def test_a_job_is_a_value(bench: Bench) -> None:
+    """A job may run twice: the second file is like the first, and neither touches the table."""
+    bench.create([[[plain(1), plain(2)]]])
+    state = bench.state
+    changes = (frame(PLAIN, [plain(2, "b", NOW)]),)
+    job = merge.Merge(
+        bench.place, state.files[0], PLAIN, ("id",), ("id",), NOW, changes
+    )
+    one, two = merge.merge(job), merge.merge(dataclasses.replace(job))
+    assert one.file is not None
+    assert two.file is not None
+    assert one.file.path != two.file.path
+    assert dataclasses.replace(one.file, path="") == dataclasses.replace(two.file, path="")
+    assert bench.rows(one.file).equals(bench.rows(two.file))
+    assert bench.state.version == state.version
