@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bronze import prepare
+from bronze import drift, plan, prepare
 from bronze.config import Settings
-from bronze.errors import TableRefused
+from bronze.errors import LakeError, TableRefused
 from bronze.model import Column, Failure
-from bronze.source import connect
+from bronze.source import connect, snapshot
 from bronze.source.catalog import Relation
-from bronze.table import store
+from bronze.table import log, store
 
 KEPT = "values Delta cannot hold become NULL and are kept in governance.rejected_values"
 AS_TEXT = "PostgreSQL's text"
@@ -30,7 +30,9 @@ class ColumnReport:
 
 @dataclass(frozen=True)
 class TableReport:
-    """What a table becomes. ``rows`` is the planner's estimate (-1: never analysed)."""
+    """What a table becomes. ``rows`` is the planner's estimate (-1: never analysed), ``notes``
+    what has changed since it was last taken in.
+    """
 
     table: str
     target: str
@@ -39,6 +41,7 @@ class TableReport:
     bytes: int
     key: tuple[str, ...]
     columns: tuple[ColumnReport, ...]
+    notes: tuple[str, ...] = ()
     problem: Failure | None = None
 
 
@@ -63,27 +66,55 @@ def check(settings: Settings, tables: Sequence[str] = ()) -> Report:
         ConfigError, SourceError, LakeError: neither a run nor this can begin.
     """
     found: list[tuple[str, Relation]] = []
+    visible: dict[str, bool] = {}
     for name, source in settings.source.items():
         origin = settings.origin(name)
         with connect.mapped(origin), connect.connect(origin) as connection:
             found += [(name, r) for r in prepare.found(connection, name, source.schema_)]
+            visible[name] = snapshot.opened(connection).visible
     chosen = prepare.targets(settings, found, tables)
     store.prove_writable(settings.place(settings.lake.schema_, ""))
     missing = () if tables else prepare.missing(settings, chosen)
+    left = _left(settings, chosen)
     return Report(
-        tuple(_table(target) for target in chosen), tuple(error.failure() for error in missing)
+        tuple(_table(target, visible[target.source], left) for target in chosen),
+        tuple(error.failure() for error in missing),
     )
 
 
-def _table(target: prepare.Target) -> TableReport:
+def _left(settings: Settings, chosen: Sequence[prepare.Target]) -> dict[tuple[str, str], str]:
+    """The Bronze tables that no table of the source becomes: source and oid of what they were."""
+    if all(log.read(target.place) for target in chosen):
+        return {}
+    taken = {target.name for target in chosen}
+    found: dict[tuple[str, str], str] = {}
+    for name in store.folders(settings.place(settings.lake.schema_, "")):
+        state = None if name in taken else log.read(settings.place(settings.lake.schema_, name))
+        if state and drift.OID in state.properties:
+            known = state.properties
+            found[known[drift.SOURCE], known[drift.OID]] = name
+    return found
+
+
+def _table(
+    target: prepare.Target, visible: bool, left: Mapping[tuple[str, str], str]
+) -> TableReport:
     relation = target.relation
     columns: tuple[Column, ...] = ()
+    notes: tuple[str, ...] = ()
     problem = None
     try:
         if not relation.readable:
             raise prepare.unreadable(target)
         columns = prepare.columns(target)
-    except TableRefused as error:
+        state, settled, _ = plan.settle(target, visible)
+        notes = settled.notes
+        if state is None and (before := left.get((target.source, str(relation.oid)))):
+            notes += (
+                f"it was taken as {before} until it was renamed: it becomes a new table, unless"
+                f' the config says target = "{before}"',
+            )
+    except (TableRefused, LakeError) as error:
         problem = error.failure()
     return TableReport(
         table=target.label,
@@ -93,6 +124,7 @@ def _table(target: prepare.Target) -> TableReport:
         bytes=sum(relation.heaps) * relation.page + relation.toast,
         key=tuple(target.settings.key or relation.key),
         columns=tuple(_column(column) for column in columns),
+        notes=notes,
         problem=problem,
     )
 

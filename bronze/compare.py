@@ -136,7 +136,7 @@ def _versions(what: Known) -> pl.DataFrame:
                         "print": prints,
                         "live": rows["record_status"].ne_missing(DELETED),
                     }
-                ).cast(_VERSION)
+                ).select(pl.col(name).cast(kind) for name, kind in _VERSION.items())
             )
     ordered = pl.concat(found).sort("order", maintain_order=True)
     return ordered.unique("key", keep="last", maintain_order=True)

@@ -70,18 +70,9 @@ def plan_table(
         LakeError: the Bronze table is none that we can write.
     """
     given = Assignment(target, snapshot, origin, stamp, run, readers)
-    found = prepare.columns(target)
-    state = log.read(target.place)
-    if state is None:
-        settled = Settled(found, len(found))
-    else:
-        state.writable()
-        _same_table(target, state)
-        added = {state.partition, KIND if target.settings.history else None}
-        held = [pair for pair in state.columns if pair[0] not in added]
-        settled = drift.settled(found, held, state.properties, target.relation)
+    state, settled, partition = settle(target, snapshot.since.visible)
     key, notes = _key(given, settled)
-    shape = _shape(given, settled, key, _partition(given, settled, state))
+    shape = _shape(given, settled, key, partition)
     mode, where, why = _mode(given, state, settled, key)
     marks, looking = _marks(given, state, mode)
     against = state if mode == "compare" else None
@@ -92,6 +83,37 @@ def plan_table(
     return Plan(
         target, mode, settled, key, shape, state, reached, tuple(work), settled.notes + notes + why
     )
+
+
+def settle(target: Target, visible: bool) -> tuple[State | None, Settled, str | None]:
+    """What can be told of a table's run before its snapshot: the Bronze table as it is, the
+    columns, and the partition column.
+
+    Args:
+        target: the table.
+        visible: whether the role is shown since when others' transactions are open.
+
+    Raises:
+        TableRefused: it cannot be taken as the config says.
+        LakeError: the Bronze table is none that we can write.
+    """
+    own = target.settings
+    found = prepare.columns(target)
+    if own.pattern != "full_refresh":
+        refused = unfit(target.relation, own.cursor, own.overlap, visible)
+        if refused:
+            raise refused
+    state = log.read(target.place)
+    if state is None:
+        settled = Settled(found, len(found))
+    else:
+        state.writable()
+        _same_table(target, state)
+        added = {state.partition, KIND if own.history else None}
+        held = [pair for pair in state.columns if pair[0] not in added]
+        settled = drift.settled(found, held, state.properties, target.relation)
+    _clustered(target, settled)
+    return state, settled, _partition(target, settled, state)
 
 
 def _same_table(target: Target, state: State) -> None:
@@ -159,13 +181,13 @@ def _true(given: Assignment, query: str) -> bool:
     return bool(row[0])
 
 
-def _partition(given: Assignment, settled: Settled, state: State | None) -> str | None:
+def _partition(target: Target, settled: Settled, state: State | None) -> str | None:
     """The partition column.
 
     Raises:
         TableRefused: the config asks for one that cannot be, or that the table has not.
     """
-    target, name = given.target, given.target.settings.partition_by
+    name = target.settings.partition_by
     kinds = {column.name: (column.target, column.kind) for column in settled.columns}
     kinds |= {own: (own, kind) for own, kind in METADATA}
     wanted = None
@@ -260,9 +282,6 @@ def _mode(
             f' [tables.{prepare.toml(relation.name)}] key = […]; or use pattern = "full_refresh".',
             table=relation.label,
         )
-    refused = unfit(relation, own.cursor, own.overlap, given.held.since.visible)
-    if refused:
-        raise refused
     if state is None:
         return "load", slices.WHOLE, ()
     why = _why_all(given, state, settled, key)

@@ -94,14 +94,16 @@ def run(result: RunResult) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("Bronze table", "status"):
         table.add_column(name, overflow="fold")
-    for name in ("rows", "rejected", "files", "size", "seconds", "version"):
+    for name in ("read", "new", "changed", "gone", "rejected", "files", "size", "s", "version"):
         table.add_column(name, justify="right")
     for row in result.tables:
         table.add_row(*_cells(row))
     _out.print(table)
     rows = sum(row.rows_read for row in result.tables)
-    said(f"{rows:,} rows in {result.seconds:.1f} s, batch {result.batch_id}")
+    said(f"{rows:,} rows read in {result.seconds:.1f} s, batch {result.batch_id}")
     for row in result.tables:
+        for note in row.notes:
+            said(f"{row.table}: {note}")
         if row.error:
             _err.print(f"{row.table}: {row.error.message}", style="red", markup=False)
             _err.print(f"  {row.error.hint}", markup=False)
@@ -113,6 +115,9 @@ def _cells(row: TableResult) -> list[str]:
         row.target.rpartition(".")[2],
         row.status,
         f"{row.rows_read:,}",
+        f"{row.inserted:,}",
+        f"{row.updated:,}",
+        f"{row.deleted:,}",
         f"{row.rejected:,}",
         str(row.files),
         size(row.bytes),
@@ -139,6 +144,8 @@ def check(report: Report) -> None:
             table.add_row(name, column.source_type, column.delta_type, column.note)
         if found.columns:
             _out.print(table)
+        for note in found.notes:
+            said(f"  note: {note}")
     for problem in report.problems:
         _err.print(f"\n{problem.message}", style="red", markup=False)
         _err.print(f"  {problem.hint}", markup=False)

@@ -107,7 +107,7 @@ def hold(
     with mapped(origin):
         _refuse_standby(origin, holder, consistency)
         # Asked before the snapshot is taken: whoever begins between the two began later.
-        since = _since(holder)
+        since = opened(holder)
         holder.execute(BEGIN)
         try:
             tables = [r for r in wanted if r.kind in _LOCKABLE]
@@ -180,7 +180,8 @@ WHERE a.datname = current_database() AND a.pid <> pg_backend_pid()
 """
 
 
-def _since(holder: Connection) -> Since:
+def opened(holder: Connection) -> Since:
+    """Since when transactions are open, as it is shown now."""
     row: Any = holder.execute(_SINCE).fetchone()
     return Since(row[0] - _MARGIN, *row[1:])
 

@@ -175,6 +175,17 @@ def listing(place: Place) -> list[str]:
         raise failure(place, "listed", error) from None
 
 
+def folders(place: Place) -> list[str]:
+    """The names of the folders right under a place."""
+    if _is_missing(place):
+        return []
+    try:
+        found = obstore.list_with_delimiter(opened(place))["common_prefixes"]
+    except (BaseError, OSError) as error:
+        raise failure(place, "listed", error) from None
+    return sorted(path.rstrip("/").rpartition("/")[2] for path in found)
+
+
 def failure(place: Place, what: str, error: BaseException) -> BronzeError:
     """Our error for one of the store's."""
     text = " ".join(str(error).split())

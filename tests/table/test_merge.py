@@ -9,11 +9,11 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import numpy as np
 import polars as pl
@@ -39,7 +39,9 @@ ON_DISK = settings(
     suppress_health_check=list(HealthCheck),
 )
 UTC = dt.UTC
-BEFORE = Stamp("018df7a0-0000-7000-8000-00000000000a", dt.datetime(2024, 1, 1, tzinfo=UTC), "s", "batch")
+BEFORE = Stamp(
+    "018df7a0-0000-7000-8000-00000000000a", dt.datetime(2024, 1, 1, tzinfo=UTC), "s", "batch"
+)
 NOW = Stamp(
     "018df7a0-0000-7000-8000-00000000000b",
     dt.datetime(2024, 2, 29, 1, 2, 3, 4, tzinfo=UTC),
@@ -94,9 +96,14 @@ def frame(layout: Layout, rows: Sequence[Row]) -> pl.DataFrame:
     return pl.DataFrame(list(rows), schema=schema, orient="row")
 
 
+def bits(one: Row) -> str:
+    """A row so that it can be compared to the bit: NaN equals NaN, and -0.0 is not 0.0."""
+    return repr([v.astimezone(UTC) if isinstance(v, dt.datetime) else v for v in one])
+
+
 def shown(rows: pl.DataFrame) -> list[str]:
-    """Rows so that they can be compared to the bit: NaN equals NaN, and -0.0 is not 0.0."""
-    return [repr(one) for one in rows.rows()]
+    """Each row's bits."""
+    return [bits(one) for one in rows.rows()]
 
 
 @dataclass
@@ -106,7 +113,7 @@ class Bench:
     place: Place
     layout: Layout
     key: tuple[str, ...]
-    wanted: list[str] = field(default_factory=list)
+    dates_of: str | None = None
 
     @property
     def stats(self) -> tuple[str, ...]:
@@ -158,6 +165,7 @@ class Bench:
                 gone=np.array(gone[file.path], np.int64) if file.path in gone else None,
                 on_delete=on_delete,
                 anew=anew,
+                dates_of=self.dates_of,
             )
             for file in found
         ]
@@ -165,20 +173,25 @@ class Bench:
         rewritten = [one for one in merged if one.rewritten]
         feed = [one.feed for one in rewritten if one.feed]
         masks = merge.joined([one.found for one in merged], changes)
-        insert = merge.Insert(
-            self.place,
-            self.layout,
-            self.stats,
-            NOW.batch_id,
-            tuple(changes),
-            masks,
-            bool(feed),
+        moved = tuple(one.moved for one in merged if one.moved is not None)
+        inserted = merge.insert(
+            merge.Insert(
+                place=self.place,
+                layout=self.layout,
+                stats=self.stats,
+                batch_id=NOW.batch_id,
+                changes=tuple(changes),
+                found=masks,
+                feed=bool(feed),
+                moved=moved,
+                dates_of=self.dates_of,
+            )
         )
-        inserted = merge.insert(insert)
-        added = [one.file for one in rewritten if one.file]
-        added += [inserted.file] if inserted.file else []
-        feed += [inserted.feed] if inserted.feed else []
-        change = commit.Change("MERGE", added, [one.old for one in rewritten], feed)
+        quiet = [(one.old, one.file) for one in rewritten if one.file and not one.edits]
+        loud = [one for one in rewritten if one.edits or not one.file]
+        added = [*(one.file for one in loud if one.file), *inserted.files]
+        feed += inserted.feed
+        change = commit.Change("MERGE", added, [one.old for one in loud], feed, quiet=quiet)
         version = commit.commit(self.place, state, change, {"batch_id": NOW.batch_id})
         return Landed(version, [file.path for file in found], merged, inserted, feed)
 
@@ -362,14 +375,12 @@ def _after(case: Case, number: int, new: Mapping[Any, Row]) -> Row | None:
     return tuple({**before, **marks}[name] for name in names)
 
 
-def _feed(before: Row | None, after: Row | None) -> Iterator[tuple[str, str]]:
-    if before is None:
-        yield "insert", repr(after)
-    elif after is None:
-        yield "delete", repr(before)
-    elif repr(before) != repr(after):
-        yield "update_preimage", repr(before)
-        yield "update_postimage", repr(after)
+def _feed(before: Row, after: Row | None) -> Iterator[tuple[str, str]]:
+    if after is None:
+        yield "delete", bits(before)
+    elif after is not before:
+        yield "update_preimage", bits(before)
+        yield "update_postimage", bits(after)
 
 
 @ON_DISK
@@ -398,21 +409,17 @@ def test_a_merge_does_what_the_model_does(tmp_path: Path, case: Case) -> None:
             patch.setattr(files if name == "_PART_VALUES" else merge, name, value)
         landed = bench.changed(changes, gone if case.gone else None, case.on_delete)
 
-    new = {
-        tuple(_values(case.layout, one)[name] for name in case.key): one for one in case.new
-    }
+    new = {tuple(_values(case.layout, one)[name] for name in case.key): one for one in case.new}
     keys = [tuple(_values(case.layout, one)[name] for name in case.key) for one in case.old]
     fresh = [one for key, one in new.items() if key not in set(keys)]
-    wanted: Counter[str] = Counter(map(repr, fresh))
-    told: Counter[tuple[str, str]] = Counter(("insert", repr(one)) for one in fresh)
+    wanted: Counter[str] = Counter(map(bits, fresh))
+    told: Counter[tuple[str, str]] = Counter(("insert", bits(one)) for one in fresh)
     results = {one.old.path: one for one in landed.merged}
     kept = {file.path for file in bench.state.files}
     for path, mine in numbers.items():
         after = {number: _after(case, number, new) for number in mine}
-        left = [repr(one) for one in after.values() if one is not None]
-        pairs = [("x", "y") for _ in ()] or [
-            pair for n in mine for pair in _feed(case.old[n], after[n])
-        ]
+        left = [bits(one) for one in after.values() if one is not None]
+        pairs = [pair for n in mine for pair in _feed(case.old[n], after[n])]
         wanted.update(left)
         told.update(pairs)
         assert (path in landed.rewritten) == bool(pairs)
@@ -426,7 +433,7 @@ def test_a_merge_does_what_the_model_does(tmp_path: Path, case: Case) -> None:
                 assert shown(bench.rows(file)) == left
                 assert file.rows == len(left)
             assert results[path].updated == sum(
-                keys[n] in new and repr(after[n]) != repr(case.old[n]) for n in mine
+                keys[n] in new and after[n] is not case.old[n] for n in mine
             )
             assert results[path].deleted == sum(n in case.gone for n in mine)
     assert bench.content() == wanted
@@ -483,7 +490,7 @@ def test_a_file_with_the_key_but_no_change_is_not_written(bench: Bench) -> None:
     landed = bench.changed([frame(PLAIN, [plain(4, "a", NOW)])])
     assert landed.looked == paths
     assert landed.rewritten == []
-    assert landed.inserted == merge.Inserted(0, None, None)
+    assert landed.inserted == merge.Inserted(0, (), ())
     assert [file.path for file in bench.state.files] == paths
     assert bench.told(landed.version) == Counter()
 
@@ -537,7 +544,7 @@ def test_inserts_alone_have_no_feed_of_their_own(bench: Bench) -> None:
     landed = bench.changed([frame(PLAIN, fresh)])
     assert landed.feed == []
     assert _actions(bench.place, landed.version, "cdc") == []
-    assert bench.told(landed.version) == Counter(("insert", repr(one)) for one in fresh)
+    assert bench.told(landed.version) == Counter(("insert", bits(one)) for one in fresh)
 
 
 def _actions(place: Place, version: int, name: str) -> list[dict[str, Any]]:
@@ -553,7 +560,7 @@ def test_all_rows_of_a_file_may_go(bench: Bench) -> None:
     assert (one.file, one.deleted, one.updated) == (None, 2, 0)
     assert [file.path for file in bench.state.files] == [paths[1]]
     assert bench.told(landed.version) == Counter(
-        ("delete", repr(one)) for one in (plain(1), plain(2))
+        ("delete", bits(one)) for one in (plain(1), plain(2))
     )
 
 
@@ -562,9 +569,9 @@ def test_a_row_that_changed_is_not_gone(bench: Bench) -> None:
     paths = bench.create([[[plain(1), plain(2)]]])
     after = plain(1, "b", NOW, load_timestamp=BEFORE.loaded_at)
     landed = bench.changed([frame(PLAIN, [plain(1, "b", NOW)])], {paths[0]: [0]}, "remove")
-    assert bench.content() == Counter(map(repr, [after, plain(2)]))
+    assert bench.content() == Counter(map(bits, [after, plain(2)]))
     assert bench.told(landed.version) == Counter(
-        [("update_preimage", repr(plain(1))), ("update_postimage", repr(after))]
+        [("update_preimage", bits(plain(1))), ("update_postimage", bits(after))]
     )
 
 
@@ -601,7 +608,7 @@ def test_few_and_many_edits_of_a_row_group_do_the_same(
         elif on_delete == "mark":
             wanted.append(tuple({**_values(PLAIN, one), **marks}.values()))
     (file,) = [one.file for one in landed.merged if one.file]
-    assert shown(bench.rows(file)) == [repr(one) for one in wanted]
+    assert shown(bench.rows(file)) == [bits(one) for one in wanted]
     footer = pq.read_metadata(Path(bench.place.url) / file.path)
     groups = [footer.row_group(i).num_rows for i in range(footer.num_row_groups)]
     assert groups == [400 - len(gone) * (on_delete == "remove"), 100, 400]
@@ -658,9 +665,11 @@ def foreign(bench: Bench, path: str, table: pa.Table, stats: str | None, **optio
     """Adds a file of another writer to the table."""
     target = Path(bench.place.url) / path
     target.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, target, **options)
+    with pq.ParquetWriter(target, table.schema) as writer:
+        if table.num_rows:
+            writer.write_table(table, **options)
     add: dict[str, Any] = {
-        "path": path,
+        "path": quote(path),
         "partitionValues": {},
         "size": target.stat().st_size,
         "modificationTime": 0,
@@ -687,12 +696,12 @@ def test_a_file_without_bounds_is_always_looked_at(bench: Bench, stats: str | No
     assert landed.looked == ["theirs.parquet"]
     after = plain(11, "y", NOW, load_timestamp=BEFORE.loaded_at)
     left = [plain(1), theirs[0], after, theirs[2], plain(13, "z", NOW)]
-    assert bench.content() == Counter(map(repr, left))
+    assert bench.content() == Counter(map(bits, left))
     assert bench.told(landed.version) == Counter(
         [
-            ("update_preimage", repr(theirs[1])),
-            ("update_postimage", repr(after)),
-            ("insert", repr(left[-1])),
+            ("update_preimage", bits(theirs[1])),
+            ("update_postimage", bits(after)),
+            ("insert", bits(left[-1])),
         ]
     )
 
@@ -785,7 +794,9 @@ def test_bounds_of_long_strings_that_others_cut_lose_no_key(tmp_path: Path, text
 def test_rows_that_others_added_are_merged_with_ours(bench: Bench) -> None:
     """Rows appended by deltalake, without our columns, are updated and kept like our own."""
     bench.create([[[plain(1)]]])
-    theirs = pl.DataFrame({"x": [-0.0, 2.0], "id": [5, 6]}, schema={"x": pl.Float64, "id": pl.Int64})
+    theirs = pl.DataFrame(
+        {"x": [-0.0, 2.0], "id": [5, 6]}, schema={"x": pl.Float64, "id": pl.Int64}
+    )
     write_deltalake(bench.place.url, theirs.to_arrow(), mode="append", schema_mode="merge")
     landed = bench.changed([frame(PLAIN, [plain(6, "b", NOW)])])
     table = pl.read_delta(bench.place.url).sort("id")
@@ -805,9 +816,7 @@ def test_files_in_partitions_keep_their_place(tmp_path: Path) -> None:
     """Files in folders of any partition value, NULL too, are found, rewritten and removed."""
     layout = (*PLAIN, ("region", Kind("string")))
     bench = Bench(Place(str(tmp_path / "t")), layout, ("id",))
-    rows = [
-        (*plain(10 * i + j), region) for i, region in enumerate(REGIONS) for j in range(2)
-    ]
+    rows = [(*plain(10 * i + j), region) for i, region in enumerate(REGIONS) for j in range(2)]
     write_deltalake(
         bench.place.url,
         frame(layout, rows).to_arrow(),
@@ -825,15 +834,15 @@ def test_files_in_partitions_keep_their_place(tmp_path: Path) -> None:
         (*plain(10 * i, "b", NOW, load_timestamp=BEFORE.loaded_at), region)
         for i, region in enumerate(REGIONS)
     ]
-    wanted = Counter(map(repr, [*kept, *rows[1::2]]))
+    wanted = Counter(map(bits, [*kept, *rows[1::2]]))
     assert bench.content() == wanted
     theirs = pl.DataFrame(DeltaTable(bench.place.url).to_pyarrow_table())
     assert Counter(shown(theirs.select([name for name, _ in layout]))) == wanted
     assert sorted(map(str, (dict(f.partition)["region"] for f in bench.state.files))) == sorted(
         map(str, REGIONS)
     )
-    told = Counter(("update_preimage", repr(one)) for one in rows[::2])
-    told.update(("update_postimage", repr(one)) for one in kept)
+    told = Counter(("update_preimage", bits(one)) for one in rows[::2])
+    told.update(("update_postimage", bits(one)) for one in kept)
     assert bench.told(landed.version) == told
 
 
@@ -842,9 +851,7 @@ def test_a_job_is_a_value(bench: Bench) -> None:
     bench.create([[[plain(1), plain(2)]]])
     state = bench.state
     changes = (frame(PLAIN, [plain(2, "b", NOW)]),)
-    job = merge.Merge(
-        bench.place, state.files[0], PLAIN, ("id",), ("id",), NOW, changes
-    )
+    job = merge.Merge(bench.place, state.files[0], PLAIN, ("id",), ("id",), NOW, changes)
     one, two = merge.merge(job), merge.merge(dataclasses.replace(job))
     assert one.file is not None
     assert two.file is not None
