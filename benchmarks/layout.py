@@ -180,3 +180,72 @@ def zorder(axes: Sequence[Keys], bits: int) -> Keys:
         for axis in axes:
             key = (key << np.uint64(1)) | ((axis >> np.uint64(bit)) & np.uint64(1))
     return key
+
+
+def curves(days: int, rows: int, counts: Sequence[int]) -> dict[str, dict[int, float]]:
+    """The share of files that filters skip when all rows are cut along one curve into ``counts``
+    files, for each curve over the same ranks.
+    """
+    frame = pl.concat([append(day, rows) for day in range(days)]).select(BY)
+    scales = curve.scales(frame[:: max(1, frame.height // 100_000)], BY)
+    axes = [curve.keys(frame, [scale]) for scale in scales]
+    found: dict[str, dict[int, float]] = {}
+    for name, key in (
+        ("hilbert", curve.hilbert(axes, curve.BITS)),
+        ("z", zorder(axes, curve.BITS)),
+    ):
+        ordered = frame[np.argsort(key, kind="stable")]
+        found[name] = {}
+        for count in counts:
+            parts = np.array_split(np.arange(frame.height), count)
+            cut = [ordered[int(part[0]) : int(part[-1]) + 1] for part in parts]
+            stored = [_stored(piece) for piece in cut]
+            shares = skipped(stored, filters(days)).values()
+            found[name][count] = float(np.mean([share.files for share in shares]))
+    return found
+
+
+def _stored(frame: pl.DataFrame) -> Stored:
+    low, high = frame.min().row(0, named=True), frame.max().row(0, named=True)
+    return Stored("", 1, frame.height, tuple(low.items()), tuple(high.items()))
+
+
+def show(field: Mapping[str, Contestant]) -> None:
+    """Prints the figures."""
+    grid = Table(title="skipped: files / bytes", title_justify="left")
+    grid.add_column("")
+    for name in field:
+        grid.add_column(name, justify="right")
+    first = next(iter(field.values()))
+    for key in first.last or {}:
+        cells = [one.last[key] for one in field.values() if one.last]
+        grid.add_row(" ".join(key), *(f"{c.files:.1%} / {c.bytes:.1%}" for c in cells))
+    every = [one.days or [0.0] for one in field.values()]
+    grid.add_row("all filters, last day", *(f"{days[-1]:.1%}" for days in every))
+    grid.add_row("all filters, all days", *(f"{float(np.mean(days)):.1%}" for days in every))
+    grid.add_row("MB rewritten", *(f"{one.rewritten / 1e6:,.1f}" for one in field.values()))
+    grid.add_row("seconds", *(f"{one.seconds:.1f}" for one in field.values()))
+    grid.add_row("files", *(str(one.files) for one in field.values()))
+    Console().print(grid)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.layout", description=__doc__)
+    parser.add_argument("--days", type=int, default=100)
+    parser.add_argument("--rows", type=int, default=20_000, help="a day")
+    parser.add_argument("--target", type=int, default=512 * 1024, help="bytes of a file")
+    parser.add_argument("--only", choices=("bronze", "z_order", "curves"), default="")
+    given = parser.parse_args()
+    if given.only in ("", "curves"):
+        for name, shares in curves(given.days, given.rows, (16, 64, 75, 128, 256)).items():
+            said = ", ".join(f"{count} files {share:.1%}" for count, share in shares.items())
+            print(f"one {name} curve through all rows skips: {said}")
+    if given.only != "curves":
+        wish = layout.Wish(BY, given.target)
+        with tempfile.TemporaryDirectory() as folder:
+            show(run(Path(folder), given.days, given.rows, wish, given.only))
+
+
+if __name__ == "__main__":
+    main()

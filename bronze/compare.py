@@ -53,6 +53,22 @@ def known(what: Known) -> Fingerprints:
         return _sets[what]
 
 
+def total(what: Known) -> tuple[int, int]:
+    """How many rows a table has, and what their fingerprints add up to.
+
+    Raises:
+        LakeError, LakeUnreachable: the table cannot be read.
+    """
+    rows, sums = 0, 0
+    for file in what.files:
+        parquet = files.opened(what.place, file)
+        for _, table in files.parts(parquet, what.layout, ("row_hash",), None):
+            hashes = pl.DataFrame(table)["row_hash"].drop_nulls()
+            rows += table.num_rows
+            sums = fingerprint.added(sums, fingerprint.total(hashes))
+    return rows, sums
+
+
 def forget(place: Place) -> None:
     """Frees what is kept for a table."""
     with _lock:

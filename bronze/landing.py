@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from bronze import compare
 from bronze.books import rejected as book
 from bronze.config import Settings
 from bronze.engine import Course, Task
+from bronze.enrich import fingerprint
 from bronze.enrich.fingerprint import Fingerprints
 from bronze.errors import BronzeError, CommitConflict, Mismatch, SnapshotLost
 from bronze.model import DataFile, Known, Origin, Place, Rejected, Stamp, TableResult, Written
@@ -106,7 +108,8 @@ def landing(settings: Settings, table: Table) -> Course[TableResult]:
         yield [Task(work, unit, table.target.label) for unit in plan.units]
         _book_rejected(settings, table)
         commit.sweep(plan.target.place, time.time())
-        outcome = _loaded(table, plan) if plan.mode == "load" else (yield from _merged(table, plan))
+        land = _loaded if plan.mode == "load" else _merged
+        outcome = yield from land(table, plan)
         compare.forget(plan.target.place)
         return _result(table, outcome)
     except BronzeError as error:
@@ -119,11 +122,27 @@ def landing(settings: Settings, table: Table) -> Course[TableResult]:
         return _failed(table, error)
 
 
-def _loaded(table: Table, plan: Plan) -> Outcome:
-    """All rows become the table's whole content."""
+def _loaded(table: Table, plan: Plan) -> Course[Outcome]:
+    """All rows become the table's whole content, unless they are already."""
+    place, state = plan.target.place, plan.state
     data = [file for part in table.written for file in part.files]
+    if state is not None and not plan.settled.rewrite:
+        whole = Known(place, state.version, state.files, plan.shape.columns, (), 0)
+        ((rows, total),) = yield [Task(compare.total, whole, table.target.label)]
+        mine = reduce(fingerprint.added, (part.sum for part in table.written), 0)
+        if (rows, total) == (table.rows, mine):
+            version = commit.commit(
+                place,
+                state,
+                Change("WRITE"),
+                _facts(table),
+                shape=plan.shape,
+                reached=plan.reached,
+            )
+            store.delete(place, [file.path for file in data])
+            return Outcome(version, 0, 0, 0, ())
     version = commit.replace(
-        plan.target.place, plan.shape, data, plan.reached, _facts(table, inserted=table.rows)
+        place, plan.shape, data, plan.reached, _facts(table, inserted=table.rows)
     )
     return Outcome(version, table.rows, 0, 0, tuple(data))
 
@@ -430,7 +449,7 @@ def _failed(table: Table, error: BronzeError) -> TableResult:
 
 def _result(table: Table, outcome: Outcome) -> TableResult:
     moved = outcome.inserted or outcome.updated or outcome.deleted or outcome.written
-    same = not moved and table.plan is not None and table.plan.mode != "load"
+    same = not moved and table.plan is not None and table.plan.state is not None
     return TableResult(
         table=table.target.label,
         target=f"{table.target.schema}.{table.target.name}",

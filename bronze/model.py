@@ -210,6 +210,7 @@ class Unit:
     ``keys_only``, none are, and all that matters is which of the table's keys were seen. With
     ``inline``, few rows are given back rather than written. ``dates_of`` is the column whose dates
     are the table's partitions; ``history`` says that the table keeps every version of a row.
+    With ``summed``, the fingerprints of all rows are added up.
     """
 
     number: int
@@ -230,12 +231,14 @@ class Unit:
     inline: bool = False
     dates_of: str | None = None
     history: bool = False
+    summed: bool = False
 
 
 @dataclass(frozen=True)
 class Written:
     """What one unit did: how many rows it read, and those that it kept, in files or, where they
-    are few, as they are. ``seen`` is a mask over the fingerprints of the unit's ``known``.
+    are few, as they are. ``seen`` is a mask over the fingerprints of the unit's ``known``, ``sum``
+    what the rows' fingerprints add up to (see `bronze.enrich.fingerprint.total`).
     """
 
     unit: int
@@ -244,6 +247,7 @@ class Written:
     frame: Any = field(default=None, repr=False)
     rejected: tuple[Rejected, ...] = ()
     seen: bytes = field(default=b"", repr=False)
+    sum: int = 0
 
 
 Status = Literal["landed", "unchanged", "failed"]

@@ -85,7 +85,7 @@ def _log(step: Step) -> None:
         structlog.get_logger().error("failed", **facts, error=done.error.message)
     else:
         structlog.get_logger().info(
-            "landed", **facts, version=done.version, files=done.files, bytes=done.bytes
+            done.status, **facts, version=done.version, files=done.files, bytes=done.bytes
         )
 
 
@@ -93,8 +93,8 @@ def run(result: RunResult) -> None:
     """A run's tables, then what went wrong, if anything did."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("Bronze table", "status"):
-        table.add_column(name, overflow="fold")
-    for name in ("read", "new", "changed", "gone", "rejected", "files", "size", "s", "version"):
+        table.add_column(name, no_wrap=True)
+    for name in ("read", "new", "upd.", "gone", "rej.", "files", "size", "s", "v"):
         table.add_column(name, justify="right")
     for row in result.tables:
         table.add_row(*_cells(row))
@@ -112,7 +112,7 @@ def run(result: RunResult) -> None:
 def _cells(row: TableResult) -> list[str]:
     version = "" if row.version is None else str(row.version)
     return [
-        row.target.rpartition(".")[2],
+        row.target.rpartition(".")[2] or row.table,
         row.status,
         f"{row.rows_read:,}",
         f"{row.inserted:,}",

@@ -96,6 +96,8 @@ def of_rows(
             estimate=sum(part.size for part in group),
             known=share,
             inline=inline,
+            # Without a key rows cannot be compared one by one, but all of them at once.
+            summed=not key,
         )
         for number, share in enumerate(known)
         for i, group in enumerate(groups)

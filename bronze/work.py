@@ -17,6 +17,7 @@ import polars.selectors as cs
 import tenacity
 
 from bronze import compare
+from bronze.enrich import fingerprint
 from bronze.enrich.fingerprint import Fingerprints
 from bronze.enrich.stamp import stamped
 from bronze.errors import SourceUnreachable
@@ -67,6 +68,7 @@ def work(unit: Unit) -> Written:
         pl.concat(few).with_columns(cs.enum().cast(pl.String)) if few else None,
         tuple(tally.rejected),
         tally.seen(),
+        tally.sum,
     )
 
 
@@ -108,6 +110,7 @@ class _Tally:
     unit: Unit
     sieve: _Sieve | None
     rows: int = 0
+    sum: int = 0
     rejected: list[Rejected] = field(default_factory=list)
 
     def passed(self, read_slice: tuple[pl.DataFrame, pl.Series]) -> pl.DataFrame:
@@ -120,6 +123,8 @@ class _Tally:
         made = stamped(rows, rejected, unit.stamp, unit.base)
         if rejected.null_count() < len(rejected):
             made = made.with_columns(rejected.alias(_REJECTED))
+        if unit.summed and made.height:
+            self.sum = fingerprint.added(self.sum, fingerprint.total(made["row_hash"]))
         if unit.history:
             made = made.with_columns(pl.lit("insert").alias(history.KIND))
         if unit.dates_of:

@@ -44,3 +44,18 @@ def of_keys(columns: Sequence[pl.Series]) -> Fingerprints:
     encoded = pl.DataFrame({"bytes": pl.Series(encode(columns, len(first)))})
     hashed = encoded.select(plh.col("bytes").nchash.xxh3_64()).to_series()
     return np.asarray(hashed.to_numpy(), np.uint64)
+
+
+def total(hashes: pl.Series) -> int:
+    """The sum of the row hashes as two 64-bit numbers, each modulo 2^64, as one of 128 bits.
+
+    Sums of parts may be added by `added`; rows in another order have the same one.
+    """
+    high, low = (int(of_hashes(hashes, offset).sum(dtype=np.uint64)) for offset in (0, _DIGITS))
+    return high << 64 | low
+
+
+def added(one: int, other: int) -> int:
+    """The total of all rows of which these are the totals of two parts."""
+    mask = (1 << 64) - 1
+    return ((one >> 64) + (other >> 64) & mask) << 64 | ((one & mask) + (other & mask) & mask)

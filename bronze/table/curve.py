@@ -30,8 +30,9 @@ from bronze.table import files, store
 Keys = npt.NDArray[np.uint64]
 Numbers = npt.NDArray[np.int64]
 
-# Of a rank. Four columns of them still fit in a key of 64 bits.
-_BITS = 10
+
+BITS = 10
+"""Of a rank. Four columns of them still fit in a key of 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +68,13 @@ def scales(sample: pl.DataFrame, columns: Sequence[str]) -> tuple[Scale, ...]:
 def _cuts(values: pl.Series) -> pl.Series:
     values = values.drop_nulls().sort()
     # Rank 0 is for NULL alone.
-    places = np.arange(1, 2**_BITS - 1) * len(values) // (2**_BITS - 1)
+    places = np.arange(1, 2**BITS - 1) * len(values) // (2**BITS - 1)
     return values[places] if len(values) else values
 
 
 def keys(frame: pl.DataFrame, by: Sequence[Scale]) -> Keys:
     """Each row's place on the curve through the columns of ``by``."""
-    return hilbert([_ranks(_plain(frame[scale.column]), scale.cuts) for scale in by], _BITS)
+    return hilbert([_ranks(_plain(frame[scale.column]), scale.cuts) for scale in by], BITS)
 
 
 def along(frame: pl.DataFrame, by: Sequence[Scale]) -> tuple[Numbers, Keys]:
