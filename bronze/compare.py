@@ -177,6 +177,11 @@ def _among(held: Fingerprints, wanted: Fingerprints) -> npt.NDArray[np.bool_]:
     return found
 
 
+def distinct(held: Fingerprints) -> int:
+    """How many different ones there are."""
+    return int(np.count_nonzero(np.diff(held))) + 1 if len(held) else 0
+
+
 def unseen(held: Fingerprints, places: npt.NDArray[np.bool_]) -> Fingerprints:
     """Those of ``held`` that were seen at none of their places."""
     left = held[~places]

@@ -58,9 +58,14 @@ class Table:
 
     @property
     def rows(self) -> int:
-        """How many rows were read; keys alone are no rows."""
+        """How many rows were read, each counted once; keys alone are no rows."""
         units = self.plan.units if self.plan else ()
-        return sum(part.rows for part in self.written if not units[part.unit].keys_only)
+        return sum(
+            part.rows
+            for part in self.written
+            if not units[part.unit].keys_only
+            and ((known := units[part.unit].known) is None or known.share == 0)
+        )
 
     @property
     def rejected(self) -> list[Rejected]:
@@ -149,10 +154,16 @@ def _loaded(table: Table, plan: Plan) -> Course[Outcome]:
 
 @dataclass(frozen=True)
 class _Difference:
-    """How the source differs from the table as it was when the plan was made."""
+    """How the source differs from the table as it was when the plan was made.
+
+    ``live`` is how many rows the table had, ``there`` how many the source has, if all of them
+    were looked at.
+    """
 
     changes: tuple[merge.Changes, ...]
     gone: tuple[tuple[Known, Fingerprints], ...]
+    live: int = 0
+    there: int = 0
 
 
 def _merged(table: Table, plan: Plan) -> Course[Outcome]:
@@ -205,6 +216,9 @@ def _attempted(table: Table, plan: Plan, difference: _Difference, state: State) 
     fresh = sum(file.rows for file in kept) + sum(one.rows for one in inserted)
     updated, deleted = (sum(getattr(one, n) for one in merged) for n in ("updated", "deleted"))
     _prove(plan, merged)
+    if plan.state and state.version == plan.state.version:
+        revived = sum(one.revived for one in merged)
+        _prove_count(table, difference, fresh + revived - deleted)
     change = Change("MERGE", added, [one.old for one in loud], feed, quiet=quiet)
     counts = {"inserted": fresh, "updated": updated, "deleted": deleted}
     try:
@@ -296,12 +310,18 @@ def _difference(table: Table, plan: Plan) -> _Difference:
         if known is not None:
             mask = np.frombuffer(part.seen, np.uint8)
             places[known] = places[known] | mask if known in places else mask
-    gone = []
+    gone, live = [], 0
     for known, mask in places.items():
         held = compare.known(known)
         seen = np.unpackbits(mask, count=len(held)).astype(np.bool_)
         gone.append((known, compare.unseen(held, seen)))
-    return _Difference(tuple(changes), tuple(gone))
+        live += compare.distinct(held)
+    there = sum(
+        part.rows
+        for part in table.written
+        if (share := plan.units[part.unit].known) is not None and share.share == 0
+    )
+    return _Difference(tuple(changes), tuple(gone), live, there)
 
 
 def _spilled(table: Table, plan: Plan, frames: Sequence[pl.DataFrame]) -> list[DataFile]:
@@ -395,6 +415,20 @@ def _prove(plan: Plan, merged: Sequence[merge.Merged]) -> None:
                 hint="Nothing was committed. This is a bug in bronze: report it.",
                 table=plan.target.label,
             )
+
+
+def _prove_count(table: Table, difference: _Difference, growth: int) -> None:
+    """The table has as many rows as the source; two with one fingerprint would be told by it."""
+    if not difference.gone or table.held.name is None:
+        return
+    rows = difference.live + growth
+    if rows != difference.there:
+        raise Mismatch(
+            f"Table {table.target.label} has {difference.there} rows, and {rows} would be in"
+            " Bronze.",
+            hint="Nothing was committed. Run again; if it is said again, report it as a bug.",
+            table=table.target.label,
+        )
 
 
 def _facts(table: Table, **counts: int) -> dict[str, Any]:

@@ -68,7 +68,8 @@ class Merged:
 
     ``found`` has for each of the changes a mask of its rows whose keys the file has. ``file`` is
     None where nothing changed, or (``rewritten`` being true) where no row is left. ``moved`` are
-    updated rows that belong in another partition now.
+    updated rows that belong in another partition now; ``revived`` counts the updated rows that
+    were not live before.
     """
 
     old: Stored
@@ -79,6 +80,7 @@ class Merged:
     updated: int = 0
     deleted: int = 0
     moved: pl.DataFrame | None = field(default=None, repr=False)
+    revived: int = 0
 
     @property
     def edits(self) -> int:
@@ -124,7 +126,7 @@ def merge(job: Merge) -> Merged:
         _mask(matches.filter(pl.col("source") == i)["line"], _height(change))
         for i, change in enumerate(job.changes)
     )
-    edits = _effective(job, parquet, matches)
+    edits, revived = _effective(job, parquet, matches)
     if not edits.height and not job.anew:
         return Merged(job.file, found)
     stamp, partition = job.stamp, job.file.partition
@@ -152,6 +154,7 @@ def merge(job: Merge) -> Merged:
         updated=updated,
         deleted=edits.height - updated,
         moved=pl.concat(moved) if moved else None,
+        revived=revived,
     )
 
 
@@ -191,13 +194,18 @@ def _keys(job: Merge) -> Iterator[pl.DataFrame]:
         yield pl.concat(gathered)
 
 
-def _effective(job: Merge, parquet: pq.ParquetFile, matches: pl.DataFrame) -> pl.DataFrame:
-    """The rows to replace (with source and line) and to delete (without)."""
+def _effective(
+    job: Merge, parquet: pq.ParquetFile, matches: pl.DataFrame
+) -> tuple[pl.DataFrame, int]:
+    """The rows to replace (with source and line) and to delete (without); how many revive."""
+    revived = 0
     edits = [pl.DataFrame(schema=_EDITS)]
     if matches.height:
         hashes = _lines(job, matches, ["row_hash"])["row_hash"]
         old = _rows(job, parquet, matches["row"], ["row_hash", "record_status"])
-        same = (old["row_hash"] == hashes) & old["record_status"].ne_missing(DELETED)
+        live = old["record_status"].ne_missing(DELETED) & old["row_hash"].is_not_null()
+        same = (old["row_hash"] == hashes) & live
+        revived = int((~live).sum())
         edits.append(matches.filter(~same.fill_null(False)))
     if job.gone is not None and len(job.gone):
         gone = pl.DataFrame({"row": job.gone}).cast(pl.Int64)
@@ -207,7 +215,7 @@ def _effective(job: Merge, parquet: pq.ParquetFile, matches: pl.DataFrame) -> pl
                 pl.col(name).cast(kind) for name, kind in _EDITS.items()
             )
         )
-    return pl.concat(edits).sort("row")
+    return pl.concat(edits).sort("row"), revived
 
 
 def _rows(

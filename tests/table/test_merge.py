@@ -34,7 +34,7 @@ ON_DISK = settings(
     derandomize=True,
     database=None,
     deadline=None,
-    max_examples=60,
+    max_examples=100,
     phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
@@ -835,15 +835,73 @@ def test_files_in_partitions_keep_their_place(tmp_path: Path) -> None:
         for i, region in enumerate(REGIONS)
     ]
     wanted = Counter(map(bits, [*kept, *rows[1::2]]))
-    assert bench.content() == wanted
-    theirs = pl.DataFrame(DeltaTable(bench.place.url).to_pyarrow_table())
-    assert Counter(shown(theirs.select([name for name, _ in layout]))) == wanted
+    assert by_pyarrow(bench) == wanted
     assert sorted(map(str, (dict(f.partition)["region"] for f in bench.state.files))) == sorted(
         map(str, REGIONS)
     )
     told = Counter(("update_preimage", bits(one)) for one in rows[::2])
     told.update(("update_postimage", bits(one)) for one in kept)
     assert bench.told(landed.version) == told
+
+
+def by_pyarrow(bench: Bench) -> Counter[str]:
+    """The table's rows as pyarrow finds them, which takes partition values from the log."""
+    found = pl.DataFrame(DeltaTable(bench.place.url).to_pyarrow_table())
+    return Counter(shown(found.select([name for name, _ in bench.layout])))
+
+
+DATED: Layout = (*PLAIN[:-8], ("at", Kind("timestamp")), *METADATA, ("at_date", Kind("date")))
+
+
+def dated(number: int, at: dt.datetime | None, stamp: Stamp = BEFORE, **more: Any) -> Row:
+    """A row with a date."""
+    text = f"{number} {at}"
+    date = at and at.date()
+    values = (None, text, None, None, None)
+    return row(DATED, {"id": number, "at": at, "at_date": date}, values, stamp, **more)
+
+
+def _days(bench: Bench) -> dict[str | None, int]:
+    return {dict(file.partition)["at_date"]: file.rows for file in bench.state.files}
+
+
+@pytest.mark.parametrize("few", [0, 100])
+def test_a_row_moves_with_its_date(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few: int
+) -> None:
+    """A row whose date changes leaves its partition for the other, as one update of the feed."""
+    monkeypatch.setattr(merge, "_FEW", few)
+    bench = Bench(Place(str(tmp_path / "t")), DATED, ("id",), "at")
+    shape = commit.Shape(DATED, ("id",), partition="at_date")
+    commit.commit(bench.place, None, commit.Change("WRITE"), {}, shape=shape)
+    one, two = (dt.datetime(2024, 2, day, 23, 59, 59, 999_999, tzinfo=UTC) for day in (28, 29))
+    old = [dated(1, one), dated(2, one), dated(3, two), dated(4, None)]
+    bench.changed([frame(DATED, old)])
+    assert _days(bench) == {"2024-02-28": 2, "2024-02-29": 1, None: 1}
+    assert by_pyarrow(bench) == Counter(map(bits, old))
+    new = [dated(1, two, NOW), dated(4, one, NOW), dated(3, None, NOW), dated(5, two, NOW)]
+    landed = bench.changed([frame(DATED, new)])
+    kept = [
+        tuple({**_values(DATED, after), "load_timestamp": BEFORE.loaded_at}.values())
+        for after in new[:3]
+    ]
+    assert by_pyarrow(bench) == Counter(map(bits, [old[1], *kept, new[3]]))
+    assert landed.inserted.rows == 1
+    assert sum(one.updated for one in landed.merged) == 3
+    told = Counter(("update_preimage", bits(old[i])) for i in (0, 3, 2))
+    told.update(("update_postimage", bits(after)) for after in kept)
+    told["insert", bits(new[3])] += 1
+    assert bench.told(landed.version) == told
+
+
+def test_polars_finds_the_dates_of_partitions_too(tmp_path: Path) -> None:
+    """A reader that goes by the names of folders rather than by the log sees the same dates."""
+    bench = Bench(Place(str(tmp_path / "t")), DATED, ("id",), "at")
+    shape = commit.Shape(DATED, ("id",), partition="at_date")
+    commit.commit(bench.place, None, commit.Change("WRITE"), {}, shape=shape)
+    rows = [dated(i, dt.datetime(2024, 2, 27 + i, tzinfo=UTC)) for i in range(3)]
+    bench.changed([frame(DATED, rows)])
+    assert bench.content() == Counter(map(bits, rows))
 
 
 def test_a_job_is_a_value(bench: Bench) -> None:

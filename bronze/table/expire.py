@@ -1,0 +1,177 @@
+"""Expiry: files and log entries that no version which must stay readable needs are deleted.
+
+What is needed is worked out from the log, entry by entry, rather than by deltalake's ``vacuum``:
+that one takes the age of a tombstone for the age of a version, so it knows nothing of versions
+that must stay readable for longer, and it deletes what the log does not know by the table's
+retention alone, which a long run may exceed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import unquote
+
+import obstore
+from deltalake import DeltaTable
+from obstore.exceptions import BaseError
+
+from bronze.errors import LakeError
+from bronze.model import Place
+from bronze.table import store
+from bronze.table.commit import ORPHAN_AGE
+from bronze.table.log import mapped, read
+
+# As long as this an entry is kept whatever the retention: `bronze.table.commit.sweep` asks the log
+# whether a batch has landed.
+_LOG_AGE = 30 * 24 * 3600.0
+_LOG = "_delta_log/"
+_ENTRY = re.compile(rf"{_LOG}(\d{{20}})\.json")
+_OF_LOG = re.compile(rf"{_LOG}(\d{{20}})\.(?:json|crc|checkpoint\..*parquet)")
+_CHECKPOINT = re.compile(rf"{_LOG}(\d{{20}})\.checkpoint\..*parquet")
+_FEED = "_change_data/"
+
+
+@dataclass(frozen=True)
+class Expired:
+    """What was deleted: files of rows and of the change data feed, their bytes, and log files."""
+
+    files: int = 0
+    bytes: int = 0
+    entries: int = 0
+
+
+@dataclass(frozen=True)
+class _Object:
+    """Something that lies in the table's folder; ``at`` is when it was written (seconds)."""
+
+    path: str
+    size: int
+    at: float
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """An entry of the log: when it was committed, and the paths that it names."""
+
+    version: int
+    at: float
+    paths: frozenset[str] = field(repr=False)
+
+
+def expire(place: Place, retention: float, keep: Sequence[int], now: float) -> Expired:
+    """Deletes what no version needs that was current less than ``retention`` ago.
+
+    Args:
+        place: the table.
+        retention: seconds.
+        keep: versions which stay readable however old they are.
+        now: seconds since 1970. A file that the log does not know is spared for a day at least,
+            and for the retention, as a run may be about to commit it.
+
+    Raises:
+        LakeError: a version to keep cannot be read, or the table uses something that we do not
+            know; nothing was deleted.
+        LakeUnreachable: the table cannot be read or cleaned.
+    """
+    if retention < 0:
+        raise ValueError("a retention is not negative")
+    state = read(place)
+    if state is None:
+        return Expired()
+    state.writable()
+    objects = list(_objects(place))
+    entries = _entries(place, objects)
+    oldest = _current(entries, now - retention, state.version)
+    kept = sorted({version for version in keep if version < oldest} | {oldest})
+    young = [entry for entry in entries if entry.version >= oldest]
+    needed = {path for entry in young for path in entry.paths}
+    needed |= {unquote(path) for version in kept for path in _live(place, version)}
+    known = {path for entry in entries for path in entry.paths}
+    spared = now - max(retention, ORPHAN_AGE)
+    dead = [
+        found
+        for found in objects
+        if _is_data(found.path)
+        and not {found.path, unquote(found.path)} & needed
+        and (found.path in known or found.at < spared)
+    ]
+    floor = min(kept[0], _current(entries, now - max(retention, _LOG_AGE), state.version))
+    logs = _forgotten(place, objects, floor, state.version)
+    store.delete(place, [found.path for found in dead])
+    store.delete(place, logs)
+    return Expired(len(dead), sum(found.size for found in dead), len(logs))
+
+
+def _objects(place: Place) -> Iterator[_Object]:
+    try:
+        for chunk in obstore.list(store.opened(place), chunk_size=1000):
+            for meta in chunk:
+                yield _Object(meta["path"], meta["size"], meta["last_modified"].timestamp())
+    except (BaseError, OSError) as error:
+        raise store.failure(place, "listed", error) from None
+
+
+def _entries(place: Place, objects: Iterable[_Object]) -> list[_Entry]:
+    """All entries of the log that are still there, in their order."""
+    opened = store.opened(place)
+    found = []
+    for entry in objects:
+        if named := _ENTRY.fullmatch(entry.path):
+            try:
+                text = bytes(obstore.get(opened, entry.path).bytes())
+            except (BaseError, OSError) as error:
+                raise store.failure(place, "read", error) from None
+            actions = [json.loads(line) for line in text.splitlines() if line.strip()]
+            found.append(_Entry(int(named[1]), _time(actions, entry.at), _paths(actions)))
+    return sorted(found, key=lambda entry: entry.version)
+
+
+def _time(actions: Iterable[Mapping[str, Any]], written: float) -> float:
+    """When an entry was committed: the later one where its own time and its file's differ."""
+    told = (action.get("commitInfo", {}).get("timestamp", 0) for action in actions)
+    return max(written, *(milliseconds / 1000 for milliseconds in told))
+
+
+def _paths(actions: Iterable[Mapping[str, Any]]) -> frozenset[str]:
+    named = (action.get(kind) for action in actions for kind in ("add", "remove", "cdc"))
+    return frozenset(unquote(action["path"]) for action in named if action)
+
+
+def _current(entries: Sequence[_Entry], moment: float, latest: int) -> int:
+    """The version that was current at a moment; the oldest known one if that is younger."""
+    before = [entry.version for entry in entries if entry.at <= moment]
+    return max(before, default=entries[0].version if entries else latest)
+
+
+def _live(place: Place, version: int) -> list[str]:
+    with mapped(place, "read"):
+        table = DeltaTable(place.url, version=version, storage_options=store.options(place) or None)
+        found: Any = table.get_add_actions(flatten=False)
+        return [str(path) for path in found["path"].to_pylist()]
+
+
+def _is_data(path: str) -> bool:
+    """Whether it is a Parquet file of rows or of the change data feed, and no hidden one."""
+    folders = path.removeprefix(_FEED).split("/")
+    hidden = any(name.startswith(("_", ".")) and "=" not in name for name in folders)
+    return path.endswith(".parquet") and not hidden
+
+
+def _forgotten(place: Place, objects: Iterable[_Object], floor: int, latest: int) -> list[str]:
+    """The files of the log below a version, which a checkpoint then stands for."""
+    named = [(found.path, _OF_LOG.fullmatch(found.path)) for found in objects]
+    old = [path for path, name in named if name and int(name[1]) < floor]
+    if not old:
+        return []
+    has = {int(name[1]) for path, name in named if name and _CHECKPOINT.fullmatch(path)}
+    # The last one that is made is where readers begin.
+    for version in sorted({floor, latest} - has):
+        with mapped(place, "checkpointed"):
+            DeltaTable(
+                place.url, version=version, storage_options=store.options(place) or None
+            ).create_checkpoint()
+    return old

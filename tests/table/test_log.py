@@ -1,0 +1,493 @@
+"""The Delta log: what it says of a table, and that a version belongs to whoever puts it first."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import logging
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import boto3
+import polars as pl
+import pytest
+from deltalake import DeltaTable, write_deltalake
+from moto.server import ThreadedMotoServer
+
+from bronze.errors import CommitConflict, LakeError, LakeUnreachable
+from bronze.model import DataFile, Kind, Place
+from bronze.source.read import dtype
+from bronze.table import commit, files, log
+from bronze.table.schema import delta_schema
+
+BATCH = "018df7a0-0000-7000-8000-000000000000"
+ID = (("id", Kind("long")),)
+UTC = dt.UTC
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    """Where a table will be."""
+    return Place(str(tmp_path / "t"))
+
+
+def read(place: Place) -> log.State:
+    """The table, which is there."""
+    state = log.read(place)
+    assert state is not None
+    return state
+
+
+def written(place: Place, *ids: int) -> DataFile:
+    """A file with these ids."""
+    frame = pl.DataFrame({"id": ids}, schema={"id": pl.Int64})
+    file = files.write([frame], place, BATCH, ("id",))
+    assert file is not None
+    return file
+
+
+def create(place: Place, *ids: int, reached: commit.Position | None = None) -> None:
+    """A table of one file with these ids."""
+    change = commit.Change("WRITE", [written(place, *ids)] if ids else [])
+    shape = commit.Shape(ID, ("id",), notes=(("bronze.note", 'é "x"'),))
+    commit.commit(place, None, change, {}, shape=shape, reached=reached)
+
+
+def add(place: Place, state: log.State, *ids: int) -> int:
+    """Appends a file, on top of what was read."""
+    return commit.commit(place, state, commit.Change("WRITE", [written(place, *ids)]), {})
+
+
+def ids(place: Place) -> list[int]:
+    """The table's content."""
+    found = pl.read_delta(place.url, storage_options=dict(place.options))  # type: ignore[arg-type]
+    return sorted(found["id"].to_list())
+
+
+# What is read
+
+EVERY: dict[str, tuple[Kind, Any, Any]] = {
+    "short": (Kind("short"), -5, 7),
+    "int": (Kind("int"), -(2**31), 2**31 - 1),
+    "long": (Kind("long"), -(2**63), 2**63 - 1),
+    "past.double": (Kind("long"), 2**53 + 1, 2**53 + 3),
+    "boolean": (Kind("boolean"), False, True),
+    "string": (Kind("string"), "", "é\U0010ffff"),
+    "quo`te": (Kind("string"), 'a"b', "b\\c\n"),
+    "date": (Kind("date"), dt.date(1, 1, 1), dt.date(9999, 12, 31)),
+    "at": (
+        Kind("timestamp"),
+        dt.datetime(1, 1, 1, 0, 0, 0, 1, tzinfo=UTC),
+        dt.datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC),
+    ),
+    "naive": (
+        Kind("timestamp_ntz"),
+        dt.datetime(1, 1, 1, 0, 0, 0, 1),
+        dt.datetime(9999, 12, 31, 23, 59, 59, 999_999),
+    ),
+    "nothing": (Kind("long"), None, None),
+}
+UNSAFE = {
+    "x": Kind("double"),
+    "f": Kind("float"),
+    "d": Kind("decimal", 38, 10),
+    "raw": Kind("binary"),
+    "list": Kind("array", element=Kind("decimal", 5, 2)),
+}
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_a_state_says_what_was_committed(place: Place, checkpointed: bool) -> None:
+    """Columns, properties, files and their bounds are read as they were written, to the digit."""
+    columns = (*((n, kind) for n, (kind, _, _) in EVERY.items()), *UNSAFE.items())
+    data = [pl.Series(n, list(ends), dtype=dtype(kind)) for n, (kind, *ends) in EVERY.items()]
+    data += [pl.Series(n, [None, None], dtype=dtype(kind)) for n, kind in UNSAFE.items()]
+    file = files.write([pl.DataFrame(data)], place, BATCH, tuple(EVERY))
+    assert file is not None
+    shape = commit.Shape(columns, tuple(EVERY), notes=(("bronze.key", '["é"]'),))
+    commit.commit(place, None, commit.Change("WRITE", [file]), {}, shape=shape)
+    if checkpointed:
+        DeltaTable(place.url).create_checkpoint()
+        (Path(place.url) / "_delta_log" / f"{0:020}.json").unlink()
+    state = read(place)
+    assert state.version == 0
+    assert state.columns == columns
+    assert state.properties["bronze.key"] == '["é"]'
+    assert state.properties["delta.enableChangeDataFeed"] == "true"
+    assert state.partition is None
+    state.writable()
+    (stored,) = state.files
+    assert (stored.path, stored.size, stored.rows, stored.partition) == (
+        file.path,
+        file.size,
+        2,
+        (),
+    )
+    low, high = dict(stored.low), dict(stored.high)
+    assert "nothing" not in {*low, *high}
+    for name, (_, least, most) in EVERY.items():
+        if least is not None and name in low:
+            assert low[name] <= least
+        if most is not None and name in high:
+            assert high[name] >= most
+    exact = {n for n, (kind, _, _) in EVERY.items() if kind.name in ("short", "int", "long")}
+    for name in exact - {"nothing"}:
+        assert (low[name], high[name]) == EVERY[name][1:]
+
+
+def test_a_table_without_files_has_none(place: Place) -> None:
+    """A table that was created empty has columns and no files."""
+    create(place)
+    assert read(place).files == ()
+    assert read(place).columns == ID
+
+
+def test_partitions_are_as_the_log_has_them(place: Place) -> None:
+    """A partitioned table's column, and each file's value of it, encoded names and NULL included."""
+    values = ["plain", "a b", "é%/x", None, ""]
+    rows = pl.DataFrame({"id": range(5), "region": values})
+    write_deltalake(place.url, rows.to_arrow(), partition_by=["region"])
+    state = read(place)
+    assert state.partition == "region"
+    found = {file.partition: file for file in state.files}
+    assert {dict(p)["region"] for p in found} == {"plain", "a b", "é%/x", None}
+    for file in state.files:
+        assert files.opened(place, file).metadata.num_rows == file.rows
+
+
+def test_positions_are_kept_by_name(place: Place) -> None:
+    """A position and its marks are there under their names, up to the largest, and no other is."""
+    reached = commit.Position("here", 2**62, (("deletes", 5), ("1/xmin", 0)))
+    create(place, 1, reached=reached)
+    state = read(place)
+    name = commit.transaction("here")
+    assert state.position(name) == 2**62
+    assert state.position(f"{name}/deletes") == 5
+    assert state.position(f"{name}/1/xmin") == 0
+    assert state.position(f"{name}/else") is None
+    assert state.position(commit.transaction("there")) is None
+
+
+# Who comes first
+
+
+def test_a_version_is_put_once(place: Place) -> None:
+    """Of many writers of one version exactly one wins; the others are told, and change nothing."""
+    create(place, 0)
+    state = read(place)
+    start = threading.Barrier(8)
+
+    def one(number: int) -> int | None:
+        start.wait(30)
+        try:
+            add(place, state, number)
+        except CommitConflict as error:
+            assert error.retry
+            assert place.url in error.message
+            return None
+        return number
+
+    with ThreadPoolExecutor(8) as pool:
+        (winner,) = [n for n in pool.map(one, range(1, 9)) if n is not None]
+    assert ids(place) == [0, winner]
+    assert read(place).version == 1
+
+
+def test_writers_that_read_again_all_get_in(place: Place) -> None:
+    """Whoever loses and reads again wins in the end, and no commit is lost or written over."""
+    create(place, 0)
+    start = threading.Barrier(4)
+
+    def one(number: int) -> int:
+        start.wait(30)
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                add(place, read(place), number)
+            except CommitConflict:
+                continue
+            return tries
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(one, range(1, 5)))
+    assert ids(place) == [0, 1, 2, 3, 4]
+    assert read(place).version == 4
+
+
+def test_a_foreign_commit_in_between_is_a_conflict(place: Place) -> None:
+    """What deltalake appended between our read and our commit is seen, and stays."""
+    create(place, 1)
+    state = read(place)
+    row = pl.DataFrame({"id": [-1]}, schema={"id": pl.Int64})
+    write_deltalake(place.url, row.to_arrow(), mode="append")
+    with pytest.raises(CommitConflict):
+        add(place, state, 2)
+    assert ids(place) == [-1, 1]
+    assert add(place, read(place), 2) == 2
+    assert ids(place) == [-1, 1, 2]
+
+
+def test_a_table_is_created_once(place: Place) -> None:
+    """Two that both found no table do not make two."""
+    create(place, 1)
+    with pytest.raises(CommitConflict):
+        create(place, 2)
+    assert ids(place) == [1]
+
+
+def test_a_log_that_cannot_be_written_is_said_to_be_so(tmp_path: Path) -> None:
+    """A folder that cannot be made is the lake's fault, and no conflict."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LakeError) as caught:
+        log.write(Place(str(tmp_path / "file" / "t")), 0, [])
+    assert not isinstance(caught.value, CommitConflict)
+    assert "file" in caught.value.message
+
+
+# Checkpoints
+
+
+def test_every_hundredth_commit_is_a_checkpoint(place: Place) -> None:
+    """A checkpoint is written with it, and the table is read from there without older entries."""
+    create(place, 0, reached=commit.Position("here", 7))
+    folder = Path(place.url) / "_delta_log"
+    state = read(place)
+    for version in range(1, 100):
+        state = log.State(place, state.table, version - 1)
+        assert add(place, state, version) == version
+    assert not list(folder.glob("*.checkpoint.parquet"))
+    assert add(place, log.State(place, state.table, 99), 100) == 100
+    (checkpoint,) = folder.glob("*.checkpoint.parquet")
+    assert checkpoint.name.startswith(f"{100:020}")
+    for version in range(100):
+        (folder / f"{version:020}.json").unlink()
+    now = read(place)
+    assert now.version == 100
+    assert now.position(commit.transaction("here")) == 7
+    assert sorted(dict(f.low)["id"] for f in now.files) == list(range(101))
+    assert now.properties["bronze.note"] == 'é "x"'
+    assert ids(place) == list(range(101))
+    assert add(place, now, 101) == 101
+    assert len(list(folder.glob("*.checkpoint.parquet"))) == 1
+
+
+def test_a_checkpoint_that_fails_does_not_undo_the_commit(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commit stands, and the table is read without the checkpoint."""
+    monkeypatch.setattr(log, "_CHECKPOINT_EVERY", 1)
+    create(place, 0)
+
+    def failing(*_: Any, **__: Any) -> Any:
+        raise OSError("disk full")
+
+    state = read(place)
+    with monkeypatch.context() as patch:
+        patch.setattr(log, "DeltaTable", failing)
+        assert add(place, state, 1) == 1
+    assert ids(place) == [0, 1]
+    assert not list(Path(place.url).rglob("*.checkpoint.parquet"))
+    assert add(place, read(place), 2) == 2
+    assert len(list(Path(place.url).rglob("*.checkpoint.parquet"))) == 1
+
+
+# What we must not write to
+
+
+def put(
+    place: Place,
+    protocol: Mapping[str, Any],
+    configuration: Mapping[str, str] | None = None,
+    partition: tuple[str, ...] = (),
+    schema: str = "",
+) -> None:
+    """A table of somebody else's making."""
+    columns = (*ID, ("a", Kind("string")), ("b", Kind("string")))
+    metadata = {
+        "id": "6a5b7a3e-9a55-4a1c-b3a9-3f2a1e5d7c11",
+        "format": {"provider": "parquet", "options": {}},
+        "schemaString": schema or delta_schema(columns),
+        "partitionColumns": list(partition),
+        "configuration": dict(configuration or {}),
+        "createdTime": 0,
+    }
+    log.write(place, 0, [{"protocol": dict(protocol)}, {"metaData": metadata}])
+
+
+def named(*writer: str, reader: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A protocol that names its features."""
+    return {
+        "minReaderVersion": 3 if reader else 1,
+        "minWriterVersion": 7,
+        "writerFeatures": list(writer),
+        **({"readerFeatures": list(reader)} if reader else {}),
+    }
+
+
+OLD = {"minReaderVersion": 1, "minWriterVersion": 4}
+REFUSED: dict[str, tuple[dict[str, Any], dict[str, str], tuple[str, ...], str]] = {
+    "deletion vectors": (
+        named("deletionVectors", reader=("deletionVectors",)),
+        {"delta.enableDeletionVectors": "true"},
+        (),
+        "deletionVectors",
+    ),
+    "column mapping": (
+        {"minReaderVersion": 2, "minWriterVersion": 5},
+        {"delta.columnMapping.mode": "name"},
+        (),
+        "writer version 5",
+    ),
+    "named column mapping": (
+        named("columnMapping", reader=("columnMapping",)),
+        {},
+        (),
+        "columnMapping",
+    ),
+    "version 6": ({"minReaderVersion": 1, "minWriterVersion": 6}, {}, (), "writer version 6"),
+    "constraint": (OLD, {"delta.constraints.positive": "id > 0"}, (), "constraints.positive"),
+    "row tracking": (named("rowTracking", "domainMetadata"), {}, (), "rowTracking"),
+    "partitions": (OLD, {}, ("a", "b"), "several partition columns"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_we_would_break_is_refused(place: Place, name: str) -> None:
+    """A table that uses more than we know is not written: it is refused by name, with a hint."""
+    protocol, configuration, partition, said = REFUSED[name]
+    put(place, protocol, configuration, partition)
+    with pytest.raises(LakeError, match=said) as caught:
+        read(place).writable()
+    assert place.url in caught.value.message
+    assert caught.value.hint
+    with pytest.raises(LakeError, match=said):
+        commit.commit(place, read(place), commit.Change("WRITE"), {})
+    assert read(place).version == 0
+
+
+@pytest.mark.parametrize(
+    ("protocol", "configuration", "partition"),
+    [
+        ({"minReaderVersion": 1, "minWriterVersion": 2}, {}, ()),
+        (OLD, {"delta.enableChangeDataFeed": "true"}, ("a",)),
+        (named("appendOnly", "invariants"), {}, ()),
+        (named("timestampNtz", "changeDataFeed", reader=("timestampNtz",)), {}, ()),
+    ],
+)
+def test_what_we_know_is_written(
+    place: Place,
+    protocol: dict[str, Any],
+    configuration: dict[str, str],
+    partition: tuple[str, ...],
+) -> None:
+    """Old protocols, known features and one partition column are no obstacle."""
+    put(place, protocol, configuration, partition)
+    state = read(place)
+    state.writable()
+    assert state.partition == (partition[0] if partition else None)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        "byte",
+        {"type": "struct", "fields": []},
+        {"type": "map", "keyType": "string", "valueType": "long", "valueContainsNull": True},
+        {"type": "array", "elementType": "byte", "containsNull": True},
+    ],
+)
+def test_columns_of_types_that_are_not_ours_are_refused(place: Place, field: Any) -> None:
+    """A column that bronze never writes is named, with what to do about it."""
+    fields = json.loads(delta_schema(ID))["fields"]
+    odd = {"name": "od d", "type": field, "nullable": True, "metadata": {}}
+    schema = json.dumps({"type": "struct", "fields": [*fields, odd]})
+    put(place, OLD, schema=schema)
+    with pytest.raises(LakeError, match=r"Column 'od d' is of type .*") as caught:
+        _ = read(place).columns
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("broken", ["not json", '{"add": 1}', ""])
+def test_a_broken_log_is_the_lakes_fault(place: Place, broken: str) -> None:
+    """A log that cannot be read is one of our errors, which names the table."""
+    create(place, 1)
+    (Path(place.url) / "_delta_log" / f"{0:020}.json").write_text(broken)
+    with pytest.raises(LakeError) as caught:
+        _ = read(place).files
+    assert place.url in caught.value.message
+
+
+# On an object store
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[dict[str, str]]:
+    """The options that reach the bucket ``lake``."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    login = {"aws_access_key_id": "key", "aws_secret_access_key": "word"}
+    url = f"http://{host}:{port}"
+    client: Any = boto3.client("s3", endpoint_url=url, region_name="us-east-1", **login)
+    client.create_bucket(Bucket="lake")
+    yield {"aws_endpoint_url": url, "aws_region": "us-east-1", "allow_http": "true", **login}
+    client.close()
+    server.stop()
+
+
+def test_on_s3_a_version_is_put_once(bucket: dict[str, str]) -> None:
+    """The store itself refuses a version that is there: one of several writers wins."""
+    place = Place("s3://lake/put/t", tuple(bucket.items()))
+    create(place, 0)
+    state = read(place)
+    start = threading.Barrier(4)
+
+    def one(number: int) -> int | None:
+        start.wait(30)
+        try:
+            add(place, state, number)
+        except CommitConflict:
+            return None
+        return number
+
+    with ThreadPoolExecutor(4) as pool:
+        winners = [n for n in pool.map(one, range(1, 5)) if n is not None]
+    assert len(winners) == 1
+    assert ids(place) == [0, *winners]
+    assert add(place, read(place), 9) == 2
+    assert ids(place) == sorted([0, *winners, 9])
+
+
+def test_on_s3_checkpoints_are_written(
+    bucket: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint goes where the table is, with the same options."""
+    monkeypatch.setattr(log, "_CHECKPOINT_EVERY", 2)
+    place = Place("s3://lake/check/t", tuple(bucket.items()))
+    create(place, 0)
+    add(place, read(place), 1)
+    add(place, read(place), 2)
+    client: Any = boto3.client(
+        "s3",
+        endpoint_url=bucket["aws_endpoint_url"],
+        region_name="us-east-1",
+        aws_access_key_id="key",
+        aws_secret_access_key="word",
+    )
+    listed = client.list_objects_v2(Bucket="lake", Prefix="check/t/_delta_log/")["Contents"]
+    client.close()
+    names = [entry["Key"].rpartition("/")[2] for entry in listed]
+    assert f"{2:020}.checkpoint.parquet" in names
+    assert ids(place) == [0, 1, 2]
+
+
+def test_a_store_that_does_not_answer_is_no_conflict(bucket: dict[str, str]) -> None:
+    """A commit that could not be put is the lake's fault, and nobody is told of another writer."""
+    options = {**bucket, "aws_endpoint_url": "http://127.0.0.1:9", "max_retries": "0"}
+    with pytest.raises(LakeUnreachable):
+        log.write(Place("s3://lake/none", tuple(options.items())), 0, [])

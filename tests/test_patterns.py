@@ -1,0 +1,945 @@
+"""Patterns: only differences land, exactly once, and nothing that was committed late is missed."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import polars as pl
+import psycopg
+import pytest
+import tenacity
+from deltalake import DeltaTable
+
+from bronze import pipeline
+from bronze.config import Settings
+from bronze.demo.server import running
+from bronze.model import TableResult
+from bronze.pipeline import Progress
+from bronze.source import snapshot
+from tests.conftest import FAST, Source
+from tests.content import differences
+
+FULL = {"pattern": "full_refresh"}
+BATCH = {"pattern": "batch"}
+BY_TIME = {"pattern": "batch", "cursor": "at"}
+EACH = pytest.mark.parametrize("own", [FULL, BATCH, {"pattern": "micro_batch"}, BY_TIME])
+LONG_AGO = "'2020-01-01 00:00Z'::timestamptz"
+THING = f"""
+CREATE TABLE t (id int PRIMARY KEY, v text, at timestamptz DEFAULT now());
+INSERT INTO t SELECT i, 'v' || i, {LONG_AGO} FROM generate_series(1, 50) i
+"""
+
+
+def settings(source: Source, own: dict[str, Any], name: str = "t") -> Settings:
+    """Settings with what one table has of its own."""
+    return source.settings(tables={name: own})
+
+
+def run(source: Source, own: dict[str, Any], name: str = "t") -> TableResult:
+    """Runs, for a source whose only table is to land."""
+    (result,) = pipeline.run(settings(source, own, name)).tables
+    return result
+
+
+def land(source: Source, own: dict[str, Any], name: str = "t") -> TableResult:
+    """Runs; afterwards the Bronze table equals its source."""
+    result = run(source, own, name)
+    assert result.error is None
+    assert differences(settings(source, own, name)) == {}
+    return result
+
+
+def counts(result: TableResult) -> tuple[int, int, int]:
+    """What a run inserted, updated and deleted."""
+    assert result.error is None
+    return result.inserted, result.updated, result.deleted
+
+
+def entry(source: Source, version: int | None, name: str = "t") -> dict[str, list[Any]]:
+    """The actions of one commit, by their names."""
+    path = source.table(name) / "_delta_log" / f"{version:020}.json"
+    found: dict[str, list[Any]] = {}
+    for line in path.read_text().splitlines():
+        for kind, action in json.loads(line).items():
+            found.setdefault(kind, []).append(action)
+    return found
+
+
+def position(source: Source, version: int | None) -> dict[str, int]:
+    """The position that a commit left: the marks by the last part of their names."""
+    return {
+        action["appId"].rpartition("/")[2]: action["version"]
+        for action in entry(source, version)["txn"]
+    }
+
+
+def files(source: Source, version: int | None = None, name: str = "t") -> set[str]:
+    """The data files of a version."""
+    return set(DeltaTable(str(source.table(name)), version=version).file_uris())
+
+
+def feed(source: Source, version: int | None, name: str = "t") -> list[tuple[str, Any]]:
+    """What the change data feed has of one version: kinds of change and ids, sorted."""
+    assert version is not None
+    found = DeltaTable(str(source.table(name))).load_cdf(version, version).read_all()
+    return sorted(pl.DataFrame(found).select("_change_type", "id").rows())
+
+
+def row(source: Source, key: Any, name: str = "t") -> dict[str, Any]:
+    """The one row with an id in a Bronze table."""
+    (found,) = pl.read_delta(str(source.table(name))).filter(pl.col("id") == key).to_dicts()
+    return dict(found)
+
+
+def updates(*ids: Any) -> list[tuple[str, Any]]:
+    """The change data feed of updates."""
+    kinds = ("update_postimage", "update_preimage")
+    return sorted((kind, key) for kind in kinds for key in ids)
+
+
+@contextmanager
+def open_transaction(source: Source, *statements: str) -> Iterator[psycopg.Connection]:
+    """A second connection with a transaction that has begun and run some statements."""
+    with psycopg.connect(source.dsn, autocommit=True) as connection:
+        connection.execute("BEGIN")
+        for statement in statements:
+            connection.execute(statement)
+        yield connection
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Conflicts are retried without a pause."""
+    monkeypatch.setattr(tenacity.nap, "time", SimpleNamespace(sleep=lambda _: None))
+
+
+@pytest.fixture
+def exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No margin around the beginning of transactions, which would cover mistakes up."""
+    monkeypatch.setattr(snapshot, "_MARGIN", 0)
+
+
+# --- what lands ------------------------------------------------------------------------------
+
+
+@EACH
+def test_only_differences_land(source: Source, own: dict[str, Any]) -> None:
+    """New, changed and vanished rows become inserts, updates and marks, and nothing else does."""
+    source.execute(THING)
+    assert counts(land(source, own)) == (50, 0, 0)
+    before = {key: row(source, key) for key in (1, 2, 3)}
+    source.execute(
+        "UPDATE t SET v = 'new', at = now() WHERE id = 2; DELETE FROM t WHERE id = 3;"
+        " INSERT INTO t VALUES (51, 'v51')"
+    )
+    result = land(source, own)
+    assert counts(result) == (1, 1, 1)
+    assert feed(source, result.version) == sorted([("insert", 51), *updates(2, 3)])
+    assert row(source, 1) == before[1]
+    changed, gone = row(source, 2), row(source, 3)
+    assert (changed["v"], changed["record_status"]) == ("new", "ACTIVE")
+    assert (gone["v"], gone["record_status"]) == ("v3", "DELETED")
+    for now, then in ((changed, before[2]), (gone, before[3])):
+        assert now["load_timestamp"] == then["load_timestamp"]
+        assert now["update_timestamp"] > then["update_timestamp"]
+        assert now["batch_id"] != then["batch_id"]
+        assert now["ingestion_method"] == own["pattern"]
+    if own["pattern"] != "full_refresh":
+        assert result.rows_read == 2
+
+
+@EACH
+def test_where_nothing_changed_only_the_position_moves(source: Source, own: dict[str, Any]) -> None:
+    """The commit has no file in it, and a later position."""
+    source.execute(THING)
+    first = land(source, own)
+    source.execute("CREATE TABLE other (id int); DROP TABLE other")
+    second = land(source, own)
+    assert (second.status, counts(second), second.files) == ("unchanged", (0, 0, 0), 0)
+    assert second.version == 1
+    assert not {"add", "remove", "cdc", "metaData"} & set(entry(source, 1))
+    assert files(source, 0) == files(source, 1)
+    before, after = position(source, first.version), position(source, second.version)
+    assert before.keys() == after.keys()
+    assert all(after[name] >= before[name] for name in before)
+    assert after["xmin"] > before["xmin"]
+
+
+@EACH
+def test_a_row_that_comes_back_is_active_again(source: Source, own: dict[str, Any]) -> None:
+    """The same row with the same values, deleted and inserted again, is one row throughout."""
+    source.execute(THING)
+    land(source, own)
+    source.execute("DELETE FROM t WHERE id = 7")
+    assert counts(land(source, own)) == (0, 0, 1)
+    assert counts(land(source, own)) == (0, 0, 0)
+    source.execute(f"INSERT INTO t VALUES (7, 'v7', {LONG_AGO})")
+    if own == BY_TIME:
+        source.execute("UPDATE t SET at = now() WHERE id = 7")
+    result = land(source, own)
+    assert counts(result) == (0, 1, 0)
+    assert row(source, 7)["record_status"] == "ACTIVE"
+    assert feed(source, result.version) == updates(7)
+
+
+@EACH
+def test_vanished_rows_can_be_removed(source: Source, own: dict[str, Any]) -> None:
+    """With on_delete = "remove" they are gone from the table, and come back as new."""
+    own = {**own, "on_delete": "remove"}
+    source.execute(THING)
+    land(source, own)
+    source.execute("DELETE FROM t WHERE id IN (7, 8)")
+    result = land(source, own)
+    assert counts(result) == (0, 0, 2)
+    assert feed(source, result.version) == [("delete", 7), ("delete", 8)]
+    assert pl.read_delta(str(source.table("t"))).height == 48
+    source.execute("INSERT INTO t VALUES (7, 'v7')")
+    result = land(source, own)
+    assert counts(result) == (1, 0, 0)
+    assert feed(source, result.version) == [("insert", 7)]
+
+
+@EACH
+def test_a_key_that_changes_is_another_row(source: Source, own: dict[str, Any]) -> None:
+    """UPDATE of a key: the old one has vanished, the new one is new, even where they swap."""
+    source.execute(THING)
+    land(source, own)
+    source.execute("UPDATE t SET id = id + 1000, at = now() WHERE id = 1")
+    source.execute(
+        "UPDATE t SET v = CASE id WHEN 2 THEN 'v3' ELSE 'v2' END, at = now() WHERE id IN (2, 3)"
+    )
+    result = land(source, own)
+    assert counts(result) == (1, 2, 1)
+    assert feed(source, result.version) == sorted([("insert", 1001), *updates(1, 2, 3)])
+
+
+@EACH
+def test_all_rows_may_vanish_and_come_back(source: Source, own: dict[str, Any]) -> None:
+    """TRUNCATE marks every row; loading the same again changes each once."""
+    source.execute(THING)
+    land(source, own)
+    source.execute("TRUNCATE t")
+    assert counts(land(source, own)) == (0, 0, 50)
+    source.execute("INSERT INTO t SELECT i, 'v' || i FROM generate_series(1, 50) i")
+    assert counts(land(source, own)) == (0, 50, 0)
+
+
+@pytest.mark.parametrize("own", [BATCH, BY_TIME])
+def test_truncate_and_reload_between_two_runs(source: Source, own: dict[str, Any]) -> None:
+    """Rows that are loaded again as they were are no change."""
+    source.execute(THING)
+    land(source, own)
+    at = LONG_AGO if own == BATCH else "now()"
+    source.execute(
+        f"TRUNCATE t; INSERT INTO t SELECT i, 'v' || i, {at} FROM generate_series(2, 51) i"
+    )
+    result = land(source, own)
+    assert result.rows_read == 50
+    assert counts(result) == ((1, 0, 1) if own == BATCH else (1, 49, 1))
+
+
+def test_a_table_without_a_key_is_replaced(source: Source) -> None:
+    """Rows that cannot be told apart: the whole content changes at once, duplicates included."""
+    source.execute("CREATE TABLE t AS SELECT 1 AS id, 'x' AS v FROM generate_series(1, 3)")
+    land(source, FULL)
+    source.execute("DELETE FROM t WHERE ctid = '(0,1)'; INSERT INTO t VALUES (2, 'y')")
+    result = land(source, FULL)
+    assert counts(result) == (3, 0, 0)
+    frame = pl.read_delta(str(source.table("t")))
+    assert sorted(frame["id"].to_list()) == [1, 1, 2]
+    assert set(frame["record_status"]) == {"ACTIVE"}
+    refused = run(source, BATCH).error
+    assert refused is not None
+    assert 'Table public.t has no key, which the pattern "batch" needs' in refused.message
+    assert "key = […]" in refused.hint
+
+
+def test_only_files_with_changed_keys_are_rewritten(source: Source) -> None:
+    """Rows of three files, a change in one of them: the other two stay as they are."""
+    source.execute(THING)
+    land(source, BATCH)
+    for start in (100, 200):
+        source.execute(f"INSERT INTO t SELECT i FROM generate_series({start}, {start + 50}) i")
+        land(source, BATCH)
+    before = files(source)
+    assert len(before) == 3
+    source.execute("UPDATE t SET v = 'new' WHERE id IN (110, 111)")
+    result = land(source, BATCH)
+    assert (result.rows_read, counts(result)) == (2, (0, 2, 0))
+    assert len(before - files(source)) == len(files(source) - before) == 1
+    source.execute("DELETE FROM t WHERE id = 220")
+    before = files(source)
+    assert (result.rows_read, counts(land(source, BATCH))) == (2, (0, 0, 1))
+    assert len(before - files(source)) == 1
+
+
+def test_rows_that_were_only_read_again_change_nothing(source: Source) -> None:
+    """An UPDATE to the same values is read, and is no change."""
+    source.execute(THING)
+    land(source, BATCH)
+    before = files(source)
+    source.execute("UPDATE t SET v = v WHERE id <= 10")
+    result = land(source, BATCH)
+    assert (result.rows_read, counts(result), result.status) == (10, (0, 0, 0), "unchanged")
+    assert files(source) == before
+
+
+# --- deletes ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("own", [BATCH, BY_TIME])
+def test_deletes_can_be_ignored(source: Source, own: dict[str, Any]) -> None:
+    """Vanished rows stay as they are, and a row that is inserted again is an update."""
+    own = {**own, "deletes": "ignore"}
+    source.execute(THING)
+    run(source, own)
+    source.execute("DELETE FROM t WHERE id IN (1, 2); UPDATE t SET v = 'x', at = now() WHERE id=3")
+    assert counts(run(source, own)) == (0, 1, 0)
+    assert row(source, 1)["record_status"] == "ACTIVE"
+    source.execute("INSERT INTO t VALUES (1, 'again')")
+    assert counts(run(source, own)) == (0, 1, 0)
+    assert counts(land(source, {**own, "deletes": "detect"})) == (0, 0, 1)
+
+
+def test_deletes_can_be_looked_for_now_and_then(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With an interval they are found once it has passed, not before, and then not again."""
+    own = {**BATCH, "deletes": "1h"}
+    start = dt.datetime.now(dt.UTC)
+    passed = dt.timedelta()
+
+    class Clock(dt.datetime):
+        @classmethod
+        def now(cls, tz: dt.tzinfo | None = None) -> Any:
+            return (start + passed).astimezone(tz)
+
+    monkeypatch.setattr(pipeline, "datetime", Clock)
+    source.execute(THING)
+    run(source, own)
+    found = []
+    for minutes in (59, 61, 119, 122):
+        passed = dt.timedelta(minutes=minutes)
+        source.execute("DELETE FROM t WHERE id = (SELECT min(id) FROM t)")
+        found.append(counts(run(source, own)))
+    assert found == [(0, 0, 0), (0, 0, 2), (0, 0, 0), (0, 0, 2)]
+
+
+# --- what has committed late -----------------------------------------------------------------
+
+
+LATE = pytest.mark.parametrize("own", [BATCH, BY_TIME])
+
+
+@LATE
+@pytest.mark.usefixtures("exact")
+def test_a_late_commit_is_not_missed(source: Source, own: dict[str, Any]) -> None:
+    """Rows written before a run by a transaction that commits after it, whatever ran between."""
+    source.execute(THING)
+    run(source, own)
+    write = "INSERT INTO t VALUES (60, 'late'); UPDATE t SET v = 'late', at = now() WHERE id = 5"
+    with open_transaction(source, write) as late:
+        for key in (61, 62):
+            source.execute(f"INSERT INTO t VALUES ({key}, 'soon')")
+            assert counts(land(source, own)) == (1, 0, 0)
+        late.execute("COMMIT")
+    result = land(source, own)
+    assert counts(result) == (1, 1, 0)
+    assert feed(source, result.version) == sorted([("insert", 60), *updates(5)])
+
+
+@LATE
+@pytest.mark.usefixtures("exact")
+def test_a_transaction_may_write_long_after_it_began(source: Source, own: dict[str, Any]) -> None:
+    """now() is when a transaction began: it writes that time after a run that saw nothing of it."""
+    source.execute(THING)
+    with open_transaction(source) as late:
+        run(source, own)
+        source.execute("INSERT INTO t VALUES (61, 'soon')")
+        land(source, own)
+        late.execute("INSERT INTO t VALUES (60, 'late')")
+        late.execute("COMMIT")
+    assert counts(land(source, own)) == (1, 0, 0)
+
+
+@LATE
+@pytest.mark.usefixtures("exact")
+def test_a_savepoint_in_a_late_commit_is_not_missed(source: Source, own: dict[str, Any]) -> None:
+    """Subtransactions have ids of their own, given out at any time."""
+    source.execute(THING)
+    write = "INSERT INTO t VALUES (60, 'late'); SAVEPOINT a; INSERT INTO t VALUES (61, 'late')"
+    with open_transaction(source, write, "ROLLBACK TO a") as late:
+        run(source, own)
+        for key in range(70, 73):
+            late.execute(f"SAVEPOINT s{key}; INSERT INTO t VALUES ({key}, 'sub')")
+        source.execute("INSERT INTO t VALUES (62, 'soon')")
+        land(source, own)
+        late.execute("COMMIT")
+    assert counts(land(source, own)) == (4, 0, 0)
+
+
+@pytest.mark.usefixtures("exact")
+def test_the_mark_is_the_beginning_of_the_oldest_transaction(source: Source) -> None:
+    """It does not pass it while that is open, and moves on afterwards; it never goes back."""
+    source.execute(THING)
+    with open_transaction(source) as late:
+        row: Any = late.execute("SELECT now()").fetchone()
+        began = int(row[0].timestamp() * 1_000_000)
+        marks = [position(source, land(source, BY_TIME).version)["at"] for _ in range(2)]
+        assert marks == [began, began]
+        late.execute("COMMIT")
+    after = position(source, land(source, BY_TIME).version)["at"]
+    assert after > began
+    later = position(source, land(source, {**BY_TIME, "overlap": "1h"}).version)["at"]
+    assert later == after
+
+
+def test_values_without_a_time_are_always_read(source: Source) -> None:
+    """A cursor that is NULL says nothing of when a row changed."""
+    source.execute(THING)
+    source.execute("INSERT INTO t VALUES (51, 'a', NULL), (52, 'b', NULL)")
+    land(source, BY_TIME)
+    source.execute("UPDATE t SET v = 'c' WHERE id = 51")
+    result = land(source, BY_TIME)
+    assert (result.rows_read, counts(result)) == (2, (0, 1, 0))
+
+
+def test_only_rows_since_the_mark_are_read(source: Source) -> None:
+    """What the cursor says did not change is not read: neither are changes that it hides."""
+    source.execute(THING)
+    land(source, BY_TIME)
+    source.execute("UPDATE t SET v = 'hidden' WHERE id = 1")
+    source.execute("UPDATE t SET v = 'told', at = now() WHERE id = 2")
+    result = run(source, BY_TIME)
+    assert (result.rows_read, counts(result)) == (1, (0, 1, 0))
+    assert counts(land(source, FULL)) == (0, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "zone"),
+    [("timestamp", "UTC"), ("timestamp", "Pacific/Kiritimati"), ("timestamp", "Pacific/Pago_Pago"),
+     ("date", "UTC"), ("date", "Pacific/Kiritimati"), ("date", "Pacific/Pago_Pago")],
+)  # fmt: skip
+def test_a_cursor_without_a_time_zone_needs_an_overlap(
+    source: Source, kind: str, zone: str
+) -> None:
+    """Whether such a column holds UTC or the server's time, late commits are not missed."""
+    (name,) = source.execute("SELECT current_database()")
+    source.execute(f"ALTER DATABASE {name[0]} SET timezone = '{zone}'")
+    source.execute(
+        f"CREATE TABLE t (id int PRIMARY KEY, at {kind}, utc {kind} DEFAULT (now() AT TIME ZONE"
+        f" 'UTC'), local {kind} DEFAULT now()); INSERT INTO t SELECT i, '2020-01-01', '2020-01-01',"
+        " '2020-01-01' FROM generate_series(1, 20) i"
+    )
+    for cursor in ("utc", "local"):
+        refused = run(source, {**BATCH, "cursor": cursor}).error
+        assert refused is not None
+        assert f"The cursor {cursor} of table public.t has no time zone" in refused.message
+        assert 'overlap, such as "1h"' in refused.hint
+    for number, cursor in enumerate(("utc", "local")):
+        own = {**BATCH, "cursor": cursor, "overlap": "1m"}
+        with open_transaction(source) as late:
+            run(source, own)
+            run(source, own)
+            late.execute(f"INSERT INTO t (id) VALUES ({100 + number})")
+            late.execute("COMMIT")
+        result = land(source, own)
+        assert counts(result) == (1, 0, 0)
+        assert result.rows_read <= 2
+
+
+@pytest.mark.parametrize(
+    ("cursor", "said"),
+    [
+        ("nothing", "The cursor nothing of table public.t is not there"),
+        ("id", "The cursor id of table public.t is of type int4"),
+        ("v", "The cursor v of table public.t is of type text"),
+    ],
+)
+def test_a_column_that_is_no_cursor_is_refused(source: Source, cursor: str, said: str) -> None:
+    """The error names the column, its type and the types that would do."""
+    source.execute(THING)
+    failed = run(source, {**BATCH, "cursor": cursor})
+    assert failed.error is not None
+    assert said in failed.error.message
+    assert "timestamptz, timestamp, date" in failed.error.message
+    assert "xmin" in failed.error.hint
+    assert not source.table("t").exists()
+
+
+def test_a_role_that_sees_no_transactions_needs_an_overlap(source: Source) -> None:
+    """Without pg_read_all_stats nobody knows what is open; with it, or with an overlap, it runs."""
+    source.execute(THING)
+    (name,) = source.execute("SELECT 'reader_' || current_database()")
+    role = name[0]
+    source.execute(f"CREATE ROLE {role} LOGIN; GRANT SELECT ON t TO {role}")
+    try:
+        dsn = source.dsn.replace("postgres@", f"{role}@")
+        mine = Source(dsn, source.lake)
+        refused = run(mine, BY_TIME).error
+        assert refused is not None
+        assert "The cursor at of table public.t needs to know since when" in refused.message
+        assert "GRANT pg_read_all_stats" in refused.hint
+        assert counts(land(mine, {**BY_TIME, "overlap": "1h"})) == (50, 0, 0)
+        source.execute("INSERT INTO t VALUES (51, 'new')")
+        result = land(mine, {**BY_TIME, "overlap": "1h"})
+        assert (result.rows_read, counts(result)) == (1, (1, 0, 0))
+        source.execute(f"GRANT pg_read_all_stats TO {role}")
+        assert counts(land(mine, BY_TIME)) == (0, 0, 0)
+    finally:
+        source.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+# --- xmin and what PostgreSQL does to rows ---------------------------------------------------
+
+
+def test_rows_that_are_frozen_or_moved_are_no_changes(source: Source) -> None:
+    """VACUUM FREEZE and VACUUM FULL leave rows as they are: neither is read again nor missed."""
+    source.execute(THING)
+    land(source, BATCH)
+    source.execute("UPDATE t SET v = 'new' WHERE id = 4")
+    source.execute("INSERT INTO t VALUES (51, 'new')")
+    source.execute("VACUUM (FREEZE) t")
+    result = land(source, BATCH)
+    assert (result.rows_read, counts(result)) == (2, (1, 1, 0))
+    source.execute("UPDATE t SET v = 'newer' WHERE id = 5")
+    source.execute("VACUUM (FULL, FREEZE) t")
+    result = land(source, BATCH)
+    assert (result.rows_read, counts(result)) == (1, (0, 1, 0))
+    source.execute("CLUSTER t USING t_pkey")
+    result = land(source, BATCH)
+    assert (result.rows_read, counts(result)) == (0, (0, 0, 0))
+
+
+def test_rows_that_are_frozen_from_the_start_are_not_missed(source: Source) -> None:
+    """COPY FREEZE writes rows that look as if they had always been there."""
+    source.execute(THING)
+    land(source, BATCH)
+    with psycopg.connect(source.dsn) as connection:
+        connection.execute("TRUNCATE t")
+        with connection.cursor().copy("COPY t (id, v) FROM STDIN (FREEZE)") as copy:
+            copy.write("".join(f"{i}\tcopied{i}\n" for i in range(10, 80)))
+    assert counts(land(source, BATCH)) == (29, 41, 9)
+
+
+@EACH
+def test_partitions_come_go_and_exchange_rows(source: Source, own: dict[str, Any]) -> None:
+    """A row that moves to another partition is an update; a partition is no table of its own."""
+    source.execute(
+        "CREATE TABLE t (id int, p int, at timestamptz DEFAULT now(), PRIMARY KEY (id, p))"
+        " PARTITION BY LIST (p);"
+        " CREATE TABLE t1 PARTITION OF t FOR VALUES IN (1);"
+        " CREATE TABLE t2 PARTITION OF t FOR VALUES IN (2);"
+        f" INSERT INTO t SELECT i, 1 + i % 2, {LONG_AGO} FROM generate_series(1, 40) i"
+    )
+    own = {**own, "key": "id"}
+    land(source, own)
+    source.execute("UPDATE t SET p = 3 - p, at = now() WHERE id IN (1, 2, 3)")
+    result = land(source, own)
+    assert counts(result) == (0, 3, 0)
+    assert feed(source, result.version) == updates(1, 2, 3)
+    source.execute(
+        "CREATE TABLE t3 PARTITION OF t FOR VALUES IN (3); INSERT INTO t VALUES (50, 3), (51, 3)"
+    )
+    assert counts(land(source, own)) == (2, 0, 0)
+    source.execute("ALTER TABLE t DETACH PARTITION t3; DROP TABLE t3")
+    assert counts(land(source, own)) == (0, 0, 2)
+
+
+def test_a_partition_that_is_attached_with_its_rows_is_not_missed(source: Source) -> None:
+    """Its rows are older than the last run, but were no rows of this table then."""
+    source.execute(
+        "CREATE TABLE t (id int PRIMARY KEY) PARTITION BY RANGE (id);"
+        " CREATE TABLE t1 PARTITION OF t FOR VALUES FROM (0) TO (100);"
+        " CREATE TABLE t2 (id int PRIMARY KEY);"
+        " INSERT INTO t VALUES (1); INSERT INTO t2 VALUES (101)"
+    )
+    only = source.settings(source={"tables": ["t"]}, tables={"t": BATCH})
+    pipeline.run(only)
+    source.execute("ALTER TABLE t ATTACH PARTITION t2 FOR VALUES FROM (100) TO (200)")
+    (result,) = pipeline.run(only).tables
+    assert differences(only) == {}
+    assert counts(result) == (1, 0, 0)
+
+
+def test_rows_of_heirs_are_taken_with_their_parent(source: Source) -> None:
+    """With inheritance, a change in a child table is one of its parent too."""
+    source.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE u (more int) INHERITS (t);"
+        " ALTER TABLE u ADD PRIMARY KEY (id);"
+        " INSERT INTO t VALUES (1, 'a'), (2, 'b'); INSERT INTO u VALUES (3, 'c'), (4, 'd')"
+    )
+    both = source.settings(tables={"t": BATCH, "u": BATCH})
+    pipeline.run(both)
+    source.execute("UPDATE t SET v = 'new' WHERE id IN (1, 3); DELETE FROM u WHERE id = 4")
+    parent, child = pipeline.run(both).tables
+    assert differences(both) == {}
+    assert (parent.rows_read, counts(parent)) == (2, (0, 2, 1))
+    assert (child.rows_read, counts(child)) == (1, (0, 1, 1))
+    source.execute("INSERT INTO u VALUES (1, 'twice')")
+    error = {r.table: r.error for r in pipeline.run(both).tables}["public.t"]
+    assert error is not None
+    assert "have the same value of the key id" in error.message
+    assert pl.read_delta(str(source.table("t"))).height == 4
+
+
+def test_views_have_no_xmin(source: Source) -> None:
+    """A view by xmin is refused, and taken by a cursor column of its own."""
+    source.execute(THING)
+    source.execute("CREATE VIEW w AS SELECT * FROM t")
+
+    def of_view(own: dict[str, Any]) -> TableResult:
+        only = source.settings(source={"tables": ["w"]}, tables={"w": {"key": "id", **own}})
+        (result,) = pipeline.run(only).tables
+        assert result.error or differences(only) == {}
+        return result
+
+    error = of_view(BATCH).error
+    assert error is not None
+    assert "public.w is a view, whose rows have no xmin" in error.message
+    assert counts(of_view(BY_TIME)) == (50, 0, 0)
+    source.execute("UPDATE t SET v = 'new', at = now() WHERE id = 9; DELETE FROM t WHERE id = 8")
+    result = of_view(BY_TIME)
+    assert (result.rows_read, counts(result)) == (1, (0, 1, 1))
+
+
+# --- exactly once ----------------------------------------------------------------------------
+
+
+def test_patterns_may_be_switched(source: Source) -> None:
+    """Each goes on from where another has left the table, and positions never go back."""
+    source.execute(THING)
+    last: dict[str, int] = {}
+    for number, own in enumerate([FULL, BATCH, FULL, BY_TIME, BATCH, BY_TIME, FULL, BATCH]):
+        source.execute(
+            f"UPDATE t SET v = v || '!', at = now() WHERE id = {number + 1};"
+            f" DELETE FROM t WHERE id = {50 - number}; INSERT INTO t VALUES ({100 + number})"
+        )
+        result = land(source, own)
+        assert counts(result) == ((1, 1, 1) if number else (50, 0, 0))
+        marks = position(source, result.version)
+        assert all(marks[name] >= last[name] for name in marks.keys() & last.keys())
+        last |= marks
+        if own is BATCH:
+            assert result.rows_read == 2
+
+
+def test_another_cursor_leads_to_a_full_comparison(source: Source) -> None:
+    """What the one cursor has missed, the other finds."""
+    source.execute(THING)
+    source.execute(f"ALTER TABLE t ADD b timestamptz; UPDATE t SET b = {LONG_AGO}")
+    land(source, BATCH)
+    result = land(source, BY_TIME)
+    assert (result.rows_read, counts(result)) == (50, (0, 0, 0))
+    assert any("all rows are compared" in note for note in result.notes)
+    source.execute("UPDATE t SET v = 'missed' WHERE id = 3")
+    assert counts(run(source, BY_TIME)) == (0, 0, 0)
+    result = land(source, {**BATCH, "cursor": "b"})
+    assert (result.rows_read, counts(result)) == (50, (0, 1, 0))
+
+
+def test_xmin_after_a_cursor_leads_to_a_full_comparison(source: Source) -> None:
+    """What the cursor has missed, xmin finds."""
+    source.execute(THING)
+    land(source, BATCH)
+    land(source, BY_TIME)
+    source.execute("UPDATE t SET v = 'missed' WHERE id = 3")
+    assert counts(run(source, BY_TIME)) == (0, 0, 0)
+    assert counts(land(source, BATCH)) == (0, 1, 0)
+
+
+def test_a_cursor_that_is_taken_up_again_misses_nothing(source: Source) -> None:
+    """The position that it left stays as it was while another one was used."""
+    source.execute(THING)
+    land(source, BY_TIME)
+    source.execute("INSERT INTO t VALUES (51, 'a')")
+    land(source, BATCH)
+    source.execute("INSERT INTO t VALUES (52, 'b'); UPDATE t SET v = 'c', at = now() WHERE id = 1")
+    assert counts(land(source, BY_TIME)) == (1, 1, 0)
+
+
+@pytest.mark.parametrize("own", [FULL, BATCH, BY_TIME])
+@pytest.mark.usefixtures("hurried")
+def test_a_run_that_was_overtaken_changes_nothing(source: Source, own: dict[str, Any]) -> None:
+    """Between its reading and its commit another run lands: the older one fails and says why."""
+    source.execute(THING)
+    land(source, own)
+    source.execute("UPDATE t SET v = 'older', at = now() WHERE id = 1")
+    rivals: list[TableResult] = []
+
+    def overtaken(_: Progress) -> None:
+        if not rivals:
+            source.execute("UPDATE t SET v = 'newer', at = now() WHERE id IN (1, 2)")
+            rivals.append(run(source, own))
+
+    (result,) = pipeline.run(settings(source, own), notify=overtaken).tables
+    assert counts(rivals[0]) == (0, 2, 0)
+    assert result.status == "failed"
+    assert result.error is not None
+    assert "Another run has landed table public.t" in result.error.message
+    assert DeltaTable(str(source.table("t"))).version() == rivals[0].version
+    assert differences(settings(source, own)) == {}
+    log = "".join(path.read_text() for path in (source.table("t") / "_delta_log").glob("*.json"))
+    assert not [path for path in source.table("t").rglob("*.parquet") if path.name not in log]
+    again = land(source, own)
+    assert counts(again) == (0, 0, 0)
+
+
+@pytest.mark.usefixtures("hurried")
+def test_a_run_that_was_overtaken_begins_again(source: Source) -> None:
+    """With retries left it reads anew, from a new snapshot."""
+    source.execute(THING)
+    land(source, BATCH)
+    patient = source.settings(tables={"t": BATCH}, run={"max_retries": 2})
+    rivals: list[TableResult] = []
+
+    def overtaken(_: Progress) -> None:
+        if not rivals:
+            source.execute("UPDATE t SET v = 'newer' WHERE id IN (1, 2)")
+            rivals.append(run(source, BATCH))
+            source.execute("UPDATE t SET v = 'newest' WHERE id = 3")
+
+    (result,) = pipeline.run(patient, notify=overtaken).tables
+    assert counts(result) == (0, 1, 0)
+    assert differences(patient) == {}
+
+
+@pytest.mark.usefixtures("hurried")
+def test_a_replacement_that_was_overtaken_changes_nothing(source: Source) -> None:
+    """A table without a key, too, never goes back to an older state."""
+    source.execute("CREATE TABLE t AS SELECT 1 AS id")
+    land(source, FULL)
+    rivals: list[TableResult] = []
+
+    def overtaken(_: Progress) -> None:
+        if not rivals:
+            source.execute("INSERT INTO t VALUES (2)")
+            rivals.append(run(source, FULL))
+
+    (result,) = pipeline.run(settings(source, FULL), notify=overtaken).tables
+    assert result.error is not None
+    assert result.error.kind in ("CommitConflict", "LakeError")
+    assert DeltaTable(str(source.table("t"))).version() == rivals[0].version
+    assert differences(settings(source, FULL)) == {}
+
+
+@pytest.mark.usefixtures("hurried")
+def test_a_foreign_commit_in_between_is_no_conflict(source: Source) -> None:
+    """Somebody compacts the table while a run reads: its changes land on top of that."""
+    source.execute(THING)
+    land(source, BATCH)
+    source.execute("INSERT INTO t SELECT i FROM generate_series(51, 60) i")
+    land(source, BATCH)
+    source.execute("UPDATE t SET v = 'new' WHERE id IN (5, 55); DELETE FROM t WHERE id = 6")
+    done: list[Any] = []
+
+    def compacted(_: Progress) -> None:
+        if not done:
+            done.append(DeltaTable(str(source.table("t"))).optimize.compact())
+
+    (result,) = pipeline.run(settings(source, BATCH), notify=compacted).tables
+    assert done[0]["numFilesRemoved"] == 2
+    assert counts(result) == (0, 2, 1)
+    assert differences(settings(source, BATCH)) == {}
+    assert feed(source, result.version) == updates(5, 6, 55)
+
+
+# --- keys ------------------------------------------------------------------------------------
+
+
+KEYS = {
+    "text": ("text", "'k' || i || 'ü'"),
+    "uuid": ("uuid", "md5(i::text)::uuid"),
+    "timestamptz": ("timestamptz", "'2024-01-01Z'::timestamptz + i * interval '1 us'"),
+    "numeric": ("numeric", "i + 0.50"),
+    "decimal": ("numeric(30,5)", "i * 1e20::numeric + 0.5"),
+    "date": ("date", "'2024-01-01'::date + i"),
+    "boolean": ("bytea", "sha256(i::text::bytea)"),
+    "double": ("float8", "i / 8.0"),
+}
+
+
+@pytest.mark.parametrize("kind", KEYS)
+def test_keys_of_any_type(source: Source, kind: str) -> None:
+    """Rows are told apart by keys of every usual type, alone and as one of two columns."""
+    declared, value = KEYS[kind]
+    source.execute(
+        f"CREATE TABLE one (id {declared} PRIMARY KEY, v int);"
+        f" INSERT INTO one SELECT {value}, i FROM generate_series(1, 40) i;"
+        f" CREATE TABLE two (a int, id {declared}, v int, PRIMARY KEY (a, id));"
+        f" INSERT INTO two SELECT i % 3, {value}, i FROM generate_series(1, 40) i"
+    )
+    config = source.settings(tables={"one": BATCH, "two": FULL})
+    pipeline.run(config)
+    for name in ("one", "two"):
+        source.execute(
+            f"UPDATE {name} SET v = -v WHERE v IN (1, 2); DELETE FROM {name} WHERE v IN (3, 4, 5);"
+            f" INSERT INTO {name} (id, v{', a' if name == 'two' else ''})"
+            f" SELECT {value}, i{', 0' if name == 'two' else ''} FROM generate_series(41, 44) i"
+        )
+    results = pipeline.run(config).tables
+    assert {r.table: counts(r) for r in results} == {
+        "public.one": (4, 2, 3),
+        "public.two": (4, 2, 3),
+    }
+    assert differences(config) == {}
+    config = source.settings(tables={"one": FULL, "two": BATCH})
+    assert {counts(r) for r in pipeline.run(config).tables} == {(0, 0, 0)}
+
+
+def test_the_config_may_name_another_key(source: Source) -> None:
+    """A key of one's own wins over the primary key; what is not unique is refused, with a hint."""
+    source.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, code text, v text);"
+        " INSERT INTO t SELECT i, 'c' || i, 'v' FROM generate_series(1, 20) i"
+    )
+    own = {**BATCH, "key": "code"}
+    land(source, own)
+    source.execute("UPDATE t SET id = id + 100 WHERE id <= 2; UPDATE t SET code = 'x' WHERE id = 3")
+    result = land(source, own)
+    assert counts(result) == (1, 2, 1)
+    result = land(source, BATCH)
+    assert "all rows are compared: its key has changed" in result.notes
+    assert counts(result) == (0, 0, 0)
+    source.execute("UPDATE t SET code = 'twice' WHERE id IN (5, 6)")
+    for wrong, said in (
+        ({"key": "code"}, "have the same value of the key code"),
+        ({"key": "nothing"}, "has no column nothing"),
+    ):
+        error = run(source, {**BATCH, **wrong}).error
+        assert error is not None
+        assert said in error.message
+        assert error.hint
+    source.execute("UPDATE t SET code = NULL WHERE id = 5")
+    error = run(source, own).error
+    assert error is not None
+    assert "have no value in the key code" in error.message
+    assert counts(land(source, BATCH)) == (0, 2, 0)
+
+
+def test_another_primary_key_in_the_source(source: Source) -> None:
+    """All rows are compared by the new key, which is said once; only differences land."""
+    source.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, code text NOT NULL, v text);"
+        " INSERT INTO t SELECT i, 'c' || i, 'v' FROM generate_series(1, 20) i"
+    )
+    land(source, BATCH)
+    source.execute(
+        "ALTER TABLE t DROP CONSTRAINT t_pkey; ALTER TABLE t ADD PRIMARY KEY (code);"
+        " UPDATE t SET id = 1000 WHERE id = 1; DELETE FROM t WHERE id = 2"
+    )
+    result = land(source, BATCH)
+    assert result.notes == ("all rows are compared: its key has changed",)
+    assert counts(result) == (0, 1, 1)
+    assert land(source, BATCH).notes == ()
+
+
+def test_a_key_that_delta_cannot_hold(source: Source) -> None:
+    """An infinite time in a key: full_refresh replaces and says so, batch refuses."""
+    source.execute(
+        "CREATE TABLE t (id timestamptz PRIMARY KEY, v int);"
+        " INSERT INTO t SELECT '2024-01-01Z'::timestamptz + i * interval '1 day', i"
+        " FROM generate_series(1, 10) i"
+    )
+    land(source, FULL)
+    source.execute("INSERT INTO t VALUES ('infinity', 11), ('-infinity', 12)")
+    result = run(source, FULL)
+    assert counts(result) == (12, 0, 0)
+    said = "the key has values that Delta cannot hold: rows cannot be told apart by it"
+    assert said in result.notes
+    assert pl.read_delta(str(source.table("t")))["id"].null_count() == 2
+    error = run(source, BATCH).error
+    assert error is not None
+    assert "has no key" in error.message
+    source.execute("DELETE FROM t WHERE NOT isfinite(id)")
+    result = land(source, FULL)
+    assert pl.read_delta(str(source.table("t")))["id"].drop_nulls().len() == 10
+
+
+@EACH
+def test_only_values_of_changed_rows_are_booked(source: Source, own: dict[str, Any]) -> None:
+    """A rejected value that was there before is not booked again."""
+    source.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, n numeric(10,2), at timestamptz DEFAULT now());"
+        f" INSERT INTO t SELECT i, 'NaN', {LONG_AGO} FROM generate_series(1, 5) i;"
+        f" INSERT INTO t SELECT i, i, {LONG_AGO} FROM generate_series(6, 20) i"
+    )
+
+    def booked() -> list[int]:
+        frame = pl.read_delta(str(source.lake / "governance" / "rejected_values"))
+        return sorted(json.loads(key)["id"] for key in frame["row_key"])
+
+    assert run(source, own).rejected == 5
+    assert run(source, own).rejected == 0
+    assert booked() == [1, 2, 3, 4, 5]
+    source.execute(
+        "UPDATE t SET n = 'NaN', at = now() WHERE id = 6; UPDATE t SET n = 0, at = now()"
+        " WHERE id = 1; INSERT INTO t VALUES (21, 'NaN')"
+    )
+    result = run(source, own)
+    assert (counts(result), result.rejected) == ((1, 2, 0), 2)
+    assert booked() == [1, 2, 3, 4, 5, 6, 21]
+    assert row(source, 6)["n"] is None
+
+
+# --- prepared transactions -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def preparing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Source]:
+    """A database of a server that knows prepared transactions."""
+    with (
+        tempfile.TemporaryDirectory(prefix="bronze-tests-") as folder,
+        running(
+            Path(folder) / "data", settings={**FAST, "max_prepared_transactions": "5"}
+        ) as server,
+    ):
+        yield Source(server.dsn(), tmp_path_factory.mktemp("prepared") / "lake")
+
+
+@LATE
+@pytest.mark.usefixtures("exact")
+def test_prepared_transactions_hold_the_mark(preparing: Source, own: dict[str, Any]) -> None:
+    """Nobody knows when they began: the mark waits for them, and their rows land."""
+    source = Source(preparing.dsn, preparing.lake / own.get("cursor", "xmin"))
+    source.execute(f"DROP TABLE IF EXISTS t; {THING}")
+    marks = [position(source, land(source, own).version)]
+    with open_transaction(source, "INSERT INTO t VALUES (60, 'late')") as late:
+        late.execute("PREPARE TRANSACTION 'late'")
+    for key in (61, 62):
+        source.execute(f"INSERT INTO t VALUES ({key}, 'soon')")
+        result = land(source, own)
+        assert counts(result) == (1, 0, 0)
+        marks.append(position(source, result.version))
+    mark = own.get("cursor", "xmin")
+    assert marks[1][mark] == marks[2][mark]
+    if own is BY_TIME:
+        assert marks[0][mark] == marks[1][mark]
+    source.execute("COMMIT PREPARED 'late'")
+    result = land(source, own)
+    assert counts(result) == (1, 0, 0)
+    assert position(source, result.version)[mark] > marks[2][mark]
+
+
+@pytest.mark.usefixtures("exact")
+def test_a_first_run_beside_a_prepared_transaction_leaves_no_mark(preparing: Source) -> None:
+    """There is nothing to go on from: all rows are compared until there is."""
+    source = Source(preparing.dsn, preparing.lake / "first")
+    source.execute(f"DROP TABLE IF EXISTS t; {THING}")
+    with open_transaction(source, "INSERT INTO t VALUES (60, 'late')") as late:
+        late.execute("PREPARE TRANSACTION 'first'")
+    assert "at" not in position(source, land(source, BY_TIME).version)
+    assert "at" not in position(source, land(source, BY_TIME).version)
+    source.execute("COMMIT PREPARED 'first'")
+    result = land(source, BY_TIME)
+    assert counts(result) == (1, 0, 0)
+    assert "all rows are compared" in result.notes[0]
+    assert "at" in position(source, result.version)
+    assert land(source, BY_TIME).notes == ()
