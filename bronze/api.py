@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from bronze.check import Report
     from bronze.config import Settings
-    from bronze.model import RunResult
+    from bronze.maintain import Notify as NotifyMaintained
+    from bronze.model import MaintainResult, RunResult
     from bronze.pipeline import Notify
 
 
@@ -32,6 +33,20 @@ class Bronze:
         from bronze import pipeline
 
         return pipeline.run(self.settings, tables, pool=pool, notify=notify or (lambda _: None))
+
+    def maintain(
+        self,
+        tables: Sequence[str] = (),
+        *,
+        pool: Executor | None = None,
+        notify: NotifyMaintained | None = None,
+    ) -> MaintainResult:
+        """Joins, clusters and expires files; see `bronze.maintain.maintain`."""
+        from bronze import maintain
+
+        return maintain.maintain(
+            self.settings, tables, pool=pool, notify=notify or (lambda _: None)
+        )
 
     def check(self, tables: Sequence[str] = ()) -> Report:
         """Says what a run would do, and what stands in its way; see `bronze.check.check`."""

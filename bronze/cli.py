@@ -75,6 +75,24 @@ def check(
 
 
 @app.command()
+def maintain(
+    tables: Annotated[
+        list[str] | None, typer.Argument(help="Bronze tables; all in the lake if none.")
+    ] = None,
+    config: Config = Path("bronze.toml"),
+    as_json: AsJson = False,
+) -> None:
+    """Join small files, cluster rows, and delete what is older than the retention."""
+    import bronze
+    from bronze import show
+
+    with _errors(as_json):
+        result = bronze.open(config).maintain(tables or ())
+        show.document(result) if as_json else show.maintained(result)
+        raise typer.Exit(result.exit_code)
+
+
+@app.command()
 def init(
     dsn: Annotated[str, typer.Option(help="The database: postgresql://user@host:5432/name")],
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("bronze.toml"),

@@ -162,6 +162,29 @@ class RunSettings(_Section):
         return self
 
 
+class MaintainSettings(_Section):
+    """How the tables are kept in shape, after runs and by ``bronze maintain``."""
+
+    auto: bool = True
+    file_size: Bytes = 128 * 2**20
+    retention: Annotated[int, Field(ge=86400), BeforeValidator(_duration)] = 30 * 86400
+
+    @model_validator(mode="after")
+    def _sensible(self) -> MaintainSettings:
+        if self.file_size < 2**20:
+            raise ValueError("file_size is at least 1MB")
+        return self
+
+    def properties(self) -> tuple[tuple[str, str], ...]:
+        """The table properties that say the same to others."""
+        # What ages is counted in whole days there.
+        days = f"interval {-(-self.retention // 86400)} days"
+        return (
+            ("delta.deletedFileRetentionDuration", days),
+            ("delta.logRetentionDuration", days),
+        )
+
+
 class SecretSettings(_Section):
     """Where ``{ secret = … }`` is looked up."""
 
@@ -228,6 +251,7 @@ class Settings(_Section):
     source: Mapping[str, SourceSettings]
     lake: LakeSettings
     run: RunSettings = Field(default_factory=RunSettings)
+    maintain: MaintainSettings = MaintainSettings()
     secrets: SecretSettings = SecretSettings()
     tables: Mapping[str, TableSettings] = {}
     path: str = Field(default="", exclude=True)
@@ -372,6 +396,7 @@ def _section(where: list[str]) -> type[BaseModel]:
     sections: dict[str, type[BaseModel]] = {
         "source": SourceSettings,
         "run": RunSettings,
+        "maintain": MaintainSettings,
         "secrets": SecretSettings,
         "tables": TableSettings,
     }

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import polars as pl
 import tenacity
 
-from bronze import compare
+from bronze import compare, failpoint, maintain
 from bronze.books import rejected as book
 from bronze.config import Settings
 from bronze.engine import Course, Task
@@ -29,7 +29,7 @@ from bronze.model import DataFile, Known, Origin, Place, Rejected, Stamp, TableR
 from bronze.plan import Plan
 from bronze.prepare import Target
 from bronze.source.snapshot import Snapshot
-from bronze.table import commit, files, history, log, merge, store
+from bronze.table import commit, files, history, layout, log, merge, store
 from bronze.table.commit import Change
 from bronze.table.log import State
 from bronze.work import Replacing, replacing, work
@@ -111,12 +111,16 @@ def landing(settings: Settings, table: Table) -> Course[TableResult]:
         plan = table.plan
         # The results come back through told() one by one, too: there they are counted.
         yield [Task(work, unit, table.target.label) for unit in plan.units]
+        failpoint.reach("read")
         _book_rejected(settings, table)
+        failpoint.reach("booked")
         commit.sweep(plan.target.place, time.time())
         land = _loaded if plan.mode == "load" else _merged
         outcome = yield from land(table, plan)
+        failpoint.reach("landed")
         compare.forget(plan.target.place)
-        return _result(table, outcome)
+        notes = plan.notes + (yield from _laid_out(settings, table))
+        return _result(table, outcome, notes)
     except BronzeError as error:
         if error.retry and not isinstance(error, CommitConflict) and not table.held.alive():
             raise SnapshotLost(
@@ -202,6 +206,7 @@ def _attempted(table: Table, plan: Plan, difference: _Difference, state: State) 
     merged: list[merge.Merged] = yield [
         Task(replacing, task, label) for task in _replacements(table, plan, difference, state)
     ]
+    failpoint.reach("merged")
     found = merge.joined([one.found for one in merged], changes)
     rewritten = [one for one in merged if one.rewritten]
     feed = [one.feed for one in rewritten if one.feed]
@@ -210,6 +215,7 @@ def _attempted(table: Table, plan: Plan, difference: _Difference, state: State) 
     inserted: list[merge.Inserted] = yield [Task(merge.insert, job, label) for job in inserts]
     quiet = [(one.old, one.file) for one in rewritten if one.file and not one.edits]
     loud = [one for one in rewritten if one.edits or not one.file]
+    failpoint.reach("inserted")
     added = [one.file for one in loud if one.file]
     added += [*kept, *(file for one in inserted for file in one.files)]
     feed += [file for one in inserted for file in one.feed]
@@ -241,6 +247,7 @@ def _attempted(table: Table, plan: Plan, difference: _Difference, state: State) 
     staged = [change.path for change in changes if isinstance(change, DataFile)]
     with suppress(BronzeError):
         store.delete(plan.target.place, [path for path in staged if path not in landed])
+    failpoint.reach("cleaned")
     written = (*added, *feed, *(new for _, new in quiet))
     return Outcome(version, fresh, updated, deleted, written)
 
@@ -481,7 +488,22 @@ def _failed(table: Table, error: BronzeError) -> TableResult:
     )
 
 
-def _result(table: Table, outcome: Outcome) -> TableResult:
+def _laid_out(settings: Settings, table: Table) -> Course[tuple[str, ...]]:
+    """Improves the layout where the table needs it; what hinders that is told, and no failure."""
+    if not settings.maintain.auto:
+        return ()
+    place = table.target.place
+    try:
+        wish = maintain.wished(settings, table.target.settings)
+        state = log.read(place)
+        if state is not None and layout.needed(state, wish):
+            yield from maintain.improvement(settings, place, wish, table.target.label)
+    except BronzeError as error:
+        return (f"the layout was not improved: {error.message}",)
+    return ()
+
+
+def _result(table: Table, outcome: Outcome, notes: tuple[str, ...]) -> TableResult:
     moved = outcome.inserted or outcome.updated or outcome.deleted or outcome.written
     same = not moved and table.plan is not None and table.plan.state is not None
     return TableResult(
@@ -497,5 +519,5 @@ def _result(table: Table, outcome: Outcome) -> TableResult:
         files=len(outcome.written),
         bytes=sum(file.size for file in outcome.written),
         seconds=time.monotonic() - table.began,
-        notes=table.plan.notes if table.plan else (),
+        notes=notes,
     )

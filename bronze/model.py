@@ -302,3 +302,34 @@ class RunResult:
         if kinds <= {""}:
             return 0
         return 3 if kinds <= {"SourceUnreachable", "SourceBusy", "LakeUnreachable"} else 1
+
+
+@dataclass(frozen=True)
+class MaintainedTable:
+    """What maintenance did to one table. ``version`` is that of its new layout, None where that
+    stayed as it was; ``rewritten`` and ``expired_bytes`` are bytes.
+    """
+
+    target: str
+    version: int | None = None
+    files_before: int = 0
+    files_after: int = 0
+    rewritten: int = 0
+    expired_files: int = 0
+    expired_bytes: int = 0
+    expired_entries: int = 0
+    seconds: float = 0.0
+    error: Failure | None = None
+
+
+@dataclass(frozen=True)
+class MaintainResult:
+    """What maintenance did."""
+
+    seconds: float
+    tables: tuple[MaintainedTable, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """0: all well; 1: some tables failed."""
+        return 1 if any(table.error for table in self.tables) else 0

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 import tenacity
 import uuid_utils
 
-from bronze import engine, landing, plan, prepare, units
+from bronze import engine, failpoint, landing, plan, prepare, units
 from bronze.config import Settings
 from bronze.errors import (
     BronzeError,
@@ -97,6 +97,7 @@ def run(
                     lost = TableResult(error.table, "", "failed", error=error.failure())
                     results[error.table] = lost
                     notify(Progress(error.table, 0, 1.0, lost))
+            failpoint.reach("planned")
             beaten = []
             for result in _landed(settings, planned, pool, notify):
                 results[result.target] = result
@@ -166,7 +167,15 @@ def _of_source(
         tables.append(table)
         try:
             current = replace(target, relation=_still_there(target, held, seen))
-            table.plan = plan.plan_table(current, held, origin, stamp, settings.run, readers)
+            table.plan = plan.plan_table(
+                current,
+                held,
+                origin,
+                stamp,
+                settings.run,
+                readers,
+                settings.maintain.properties(),
+            )
         except (TableRefused, LakeError) as error:
             table.error = error
     return tables

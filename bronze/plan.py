@@ -61,6 +61,7 @@ def plan_table(
     stamp: Stamp,
     run: RunSettings,
     readers: int,
+    properties: Sequence[tuple[str, str]] = (),
 ) -> Plan:
     """The plan of one table.
 
@@ -72,7 +73,7 @@ def plan_table(
     given = Assignment(target, snapshot, origin, stamp, run, readers)
     state, settled, partition = settle(target, snapshot.since.visible)
     key, notes = _key(given, settled)
-    shape = _shape(given, settled, key, partition)
+    shape = _shape(given, settled, key, partition, properties)
     mode, where, why = _mode(given, state, settled, key)
     marks, looking = _marks(given, state, mode)
     against = state if mode == "compare" else None
@@ -222,7 +223,11 @@ _DATED = ("date", "timestamp", "timestamp_ntz")
 
 
 def _shape(
-    given: Assignment, settled: Settled, key: tuple[str, ...], partition: str | None
+    given: Assignment,
+    settled: Settled,
+    key: tuple[str, ...],
+    partition: str | None,
+    properties: Sequence[tuple[str, str]],
 ) -> Shape:
     target = given.target
     layout = [*((column.target, column.kind) for column in settled.columns), *METADATA]
@@ -238,7 +243,7 @@ def _shape(
         drift.BASE: str(settled.base),
         drift.NUMBERS: drift.numbers(settled.columns, target.relation),
     }
-    return Shape(tuple(layout), stats, partition, tuple(notes.items()))
+    return Shape(tuple(layout), stats, partition, (*properties, *notes.items()))
 
 
 def _clustered(target: Target, settled: Settled) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from bronze.check import Report
-    from bronze.model import RunResult, TableResult
+    from bronze.model import MaintainResult, RunResult, TableResult
     from bronze.pipeline import Notify
     from bronze.pipeline import Progress as Step
 
@@ -124,6 +124,30 @@ def _cells(row: TableResult) -> list[str]:
         f"{row.seconds:.1f}",
         version,
     ]
+
+
+def maintained(result: MaintainResult) -> None:
+    """What maintenance did to each table, then what went wrong, if anything did."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("Bronze table", no_wrap=True)
+    for name in ("files", "now", "rewritten", "expired", "freed", "log", "s"):
+        table.add_column(name, justify="right")
+    for row in result.tables:
+        table.add_row(
+            row.target.rpartition(".")[2],
+            str(row.files_before) if row.version is not None else "",
+            str(row.files_after) if row.version is not None else "",
+            size(row.rewritten),
+            str(row.expired_files),
+            size(row.expired_bytes),
+            str(row.expired_entries),
+            f"{row.seconds:.1f}",
+        )
+    _out.print(table)
+    for row in result.tables:
+        if row.error:
+            _err.print(f"{row.target}: {row.error.message}", style="red", markup=False)
+            _err.print(f"  {row.error.hint}", markup=False)
 
 
 def check(report: Report) -> None:

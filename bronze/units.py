@@ -207,6 +207,11 @@ def readers(run: RunSettings, slots: int) -> int:
     return max(1, min(run.workers, slots, fitting))
 
 
+def each(run: RunSettings) -> int:
+    """The bytes that one of the tasks may take which rewrite files."""
+    return (run.memory - _BASE) // readers(run, run.workers)
+
+
 def _sizes(whole: int, memory: int, readers: int) -> tuple[int, int]:
     """The bytes of the source in a slice and in a file, for a table of ``whole`` bytes.
 

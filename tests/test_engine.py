@@ -6,10 +6,9 @@ import dataclasses
 import pickle
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +16,14 @@ import distributed
 import polars as pl
 import pytest
 
-from bronze import config, engine, pipeline, prepare
-from bronze.engine import dispatch, executor
+from bronze import config, engine, pipeline, units
+from bronze.engine import Course, Task, drive, executor
 from bronze.errors import BronzeError, ConfigError, SourceBusy, TableRefused
-from bronze.model import Origin, Place, Stamp, Unit, Written
+from bronze.model import ACTIVE, Unit
 from bronze.work import work
 from tests.conftest import Source
-from tests.table.test_commit import batch
 
-STAMP = Stamp(batch(), datetime(2024, 1, 1, tzinfo=UTC), "test", "full_refresh")
-
-
-def units(count: int) -> list[Unit]:
-    """Units that nobody reads with."""
-    origin, place = Origin("test", ""), Place("nowhere")
-    return [
-        Unit(i, "public.t", origin, (), "", (), (), (), (), STAMP, place, 1) for i in range(count)
-    ]
-
-
-def always(_: Unit) -> bool:
-    """All units are wanted."""
-    return True
+TABLE = "public.t"
 
 
 class Gauge:
@@ -50,17 +35,18 @@ class Gauge:
     def __init__(self, together: int = 1, slots: int = 99, fails: Sequence[int] = ()) -> None:
         self.slots = slots
         self.fails = fails
-        self.calls = self.running = self.most = self.refused = 0
+        self.running = self.most = self.refused = 0
+        self.begun: list[int] = []
         self._lock = threading.Lock()
         self._together = together
         self._gate = threading.Barrier(together)
 
-    def __call__(self, unit: Unit) -> Written:
-        """Runs one unit."""
+    def __call__(self, number: int) -> int:
+        """Does one task."""
         with self._lock:
-            first = self.calls < self._together
+            first = len(self.begun) < self._together
             granted = self.running < self.slots
-            self.calls += 1
+            self.begun.append(number)
             self.refused += not granted
             self.running += granted
             self.most = max(self.most, self.running)
@@ -71,84 +57,269 @@ class Gauge:
         time.sleep(0.002)
         with self._lock:
             self.running -= 1
-        if unit.number in self.fails:
-            raise TableRefused(f"unit {unit.number}")
-        return Written(unit.number, unit.number, None)
+        if number in self.fails:
+            raise TableRefused(f"task {number}")
+        return number
 
 
-def outcomes(
-    gauge: Callable[[Unit], Written],
-    count: int,
-    limit: int,
-    wanted: Callable[[Unit], bool] = always,
-) -> list[tuple[int, Any]]:
-    """What each unit came to: its rows, or its error's class, in order of the units."""
-    with ThreadPoolExecutor(8) as pool:
-        ended = list(dispatch(pool, gauge, units(count), limit, wanted))
-    return sorted(
-        (unit.number, type(outcome) if isinstance(outcome, BronzeError) else outcome.rows)
-        for unit, outcome in ended
-    )
+def tasks(work: Callable[[int], Any], numbers: Iterable[int]) -> list[Task]:
+    """A task for each number."""
+    return [Task(work, number, TABLE) for number in numbers]
+
+
+def course(work: Callable[[int], Any], *stages: Iterable[int]) -> Course[list[list[Any]]]:
+    """A course of some stages, which returns all that it was sent."""
+    sent: list[list[Any]] = []
+    for numbers in stages:
+        sent += [(yield tasks(work, numbers))]
+    return sent
+
+
+def told_off(work: Callable[[int], Any], numbers: Iterable[int]) -> Course[Any]:
+    """A course of one stage, which returns its results, or the error that it was thrown."""
+    try:
+        return (yield tasks(work, numbers))
+    except BronzeError as error:
+        return error
+
+
+def driven(courses: Sequence[Course[Any]], limit: int, threads: int = 8) -> list[Any]:
+    """What the courses return, as they end."""
+    with ThreadPoolExecutor(threads) as pool:
+        return list(drive(pool, courses, limit))
 
 
 @pytest.mark.parametrize("limit", [1, 3, 8])
-def test_no_more_units_run_at_once_than_allowed(limit: int) -> None:
-    """Each unit runs once, and never more of them together than the limit."""
+def test_no_more_tasks_run_at_once_than_allowed(limit: int) -> None:
+    """Each task runs once, and never more of them together than the limit, over all courses."""
     gauge = Gauge(together=limit)
-    assert outcomes(gauge, 20, limit) == [(i, i) for i in range(20)]
+    courses = [course(gauge, range(9)), course(gauge, range(9, 15), range(15, 20))]
+    found = driven(courses, limit)
+    assert sorted(found) == [[list(range(9))], [list(range(9, 15)), list(range(15, 20))]]
+    assert sorted(gauge.begun) == list(range(20))
     assert gauge.most == limit
 
 
-def test_no_units_are_no_work() -> None:
+def test_no_courses_are_no_work() -> None:
     """Nothing to do ends at once."""
-    assert outcomes(Gauge(), 0, 3) == []
+    assert driven([], 3) == []
+
+
+def test_courses_without_tasks_end_at_once() -> None:
+    """A course that returns without a task, or asks for none, is not waited for, nor is it lost."""
+
+    def nothing() -> Course[str]:
+        return "nothing"
+        yield []
+
+    gauge = Gauge()
+    empty = course(gauge, [], [], [])
+    between = course(gauge, [], [1], [], [2])
+    assert driven([nothing(), empty, between, nothing()], 2) == [
+        "nothing",
+        [[], [], []],
+        "nothing",
+        [[], [1], [], [2]],
+    ]
+    assert gauge.begun == [1, 2]
+
+
+def test_results_are_in_the_order_of_the_tasks() -> None:
+    """A course is sent its results in its tasks' order, however they end."""
+    gates = [threading.Event() for _ in range(5)]
+
+    def backwards(number: int) -> int:
+        assert number == 4 or gates[number + 1].wait(30)
+        gates[number].set()
+        return number
+
+    told: list[tuple[int, Any]] = []
+    with ThreadPoolExecutor(5) as pool:
+        courses = [course(backwards, []), course(backwards, range(5))]
+        found = list(drive(pool, courses, 5, lambda *one: told.append(one)))
+    assert found == [[[]], [[0, 1, 2, 3, 4]]]
+    assert sorted(told) == [(1, number) for number in range(5)]
+
+
+def test_results_are_told_in_the_calling_thread() -> None:
+    """Whoever is told of results needs no lock; an error is no result."""
+    threads = set()
+    told = []
+
+    def hear(number: int, result: Any) -> None:
+        threads.add(threading.get_ident())
+        told.append((number, result))
+
+    gauge = Gauge(fails=[1])
+    courses = [told_off(gauge, [0, 1]), course(gauge, [2], [3])]
+    with ThreadPoolExecutor(2) as pool:
+        list(drive(pool, courses, 2, hear))
+    assert threads == {threading.get_ident()}
+    assert sorted(told) == [(0, 0), (1, 2), (1, 3)]
+
+
+def test_a_stage_begins_when_the_one_before_has_ended() -> None:
+    """All tasks of a stage have ended before the course goes on, and may decide what is next."""
+    running: list[int] = []
+
+    def halves(number: int) -> Course[list[int]]:
+        found = []
+        while number:
+            parts = yield tasks(noted, [number, number])
+            assert running == []
+            found += parts
+            number //= 2
+        return found
+
+    def noted(number: int) -> int:
+        running.append(number)
+        time.sleep(0.001)
+        running.remove(number)
+        return number
+
+    assert driven([halves(9)], 8) == [[9, 9, 4, 4, 2, 2, 1, 1]]
+
+
+def test_tasks_of_earlier_courses_come_first() -> None:
+    """One at a time: a course's later stages go before what later courses have been waiting for."""
+    gauge = Gauge()
+    courses = [course(gauge, [0, 1], [2]), course(gauge, [10, 11], [12]), course(gauge, [20])]
+    assert driven(courses, 1) == [[[0, 1], [2]], [[10, 11], [12]], [[20]]]
+    assert gauge.begun == [0, 1, 2, 10, 11, 12, 20]
 
 
 @pytest.mark.parametrize("slots", [1, 2])
 def test_a_full_source_slows_the_run_down(slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Units that found no connection run again, with fewer at once, and all of them end well."""
+    """Tasks that found no connection run again, with fewer at once, and all of them end well."""
     monkeypatch.setattr(engine, "_BUSY_DELAY", 0.001)
     gauge = Gauge(together=8, slots=slots)
-    assert outcomes(gauge, 20, 8) == [(i, i) for i in range(20)]
+    assert driven([course(gauge, range(20))], 8) == [[list(range(20))]]
     assert gauge.most == slots
     assert 8 - slots <= gauge.refused < 30
 
 
 def test_a_source_that_stays_full_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After many tries a full source is an error of the unit, not an endless loop."""
+    """After many tries a full source is an error of the courses, not an endless loop."""
     monkeypatch.setattr(engine, "_BUSY_DELAY", 0)
     monkeypatch.setattr(engine, "_BUSY_TRIES", 5)
     gauge = Gauge(slots=0)
-    assert outcomes(gauge, 2, 2) == [(0, SourceBusy), (1, SourceBusy)]
+    found = driven([told_off(gauge, [0]), told_off(gauge, [1])], 2)
+    assert [type(one) for one in found] == [SourceBusy, SourceBusy]
     assert gauge.refused == 7
 
 
-def test_one_units_error_does_not_stop_the_others() -> None:
-    """Failed units are told, and all others still run."""
-    ended = outcomes(Gauge(fails=[3, 4]), 9, 2)
-    assert [i for i, outcome in ended if outcome is TableRefused] == [3, 4]
-    assert [i for i, outcome in ended if outcome == i] == [0, 1, 2, 5, 6, 7, 8]
+def test_an_error_in_one_course_does_not_stop_the_others() -> None:
+    """A failed task is the error of its course alone."""
+    gauge = Gauge(fails=[1, 21])
+    found = driven([told_off(gauge, range(10 * i, 10 * i + 3)) for i in range(4)], 2)
+    kinds = {str(one) if isinstance(one, TableRefused) else tuple(one) for one in found}
+    assert kinds == {"task 1", (10, 11, 12), "task 21", (30, 31, 32)}
 
 
-def test_unwanted_units_are_left_out() -> None:
-    """A unit whose table has failed meanwhile is not begun."""
-    assert outcomes(Gauge(), 6, 2, lambda unit: unit.number % 2 == 0) == [(0, 0), (2, 2), (4, 4)]
-    assert outcomes(Gauge(), 3, 2, lambda _: False) == []
+def test_of_a_failed_course_no_further_task_begins() -> None:
+    """What is waiting of it is dropped; what is running is waited for before it hears of the error.
+
+    Of several errors it is thrown the first.
+    """
+    begun = []
+    fails, ends = threading.Event(), threading.Event()
+
+    def one(number: int) -> int:
+        begun.append(number)
+        if number == 0:
+            fails.wait(30)
+            raise TableRefused("first")
+        if number == 1:
+            fails.set()
+            ends.wait(30)
+            raise TableRefused("second")
+        ends.set()
+        return number
+
+    # Once the first has failed, the other course's task gets its place, and lets the second end.
+    found = driven([told_off(one, range(9)), told_off(one, [100])], 2)
+    assert begun in ([0, 1, 100], [1, 0, 100])
+    assert [str(outcome) for outcome in found] in (["first", "[100]"], ["[100]", "first"])
 
 
-def test_a_fault_of_ours_is_the_error_of_its_unit_alone() -> None:
-    """An error that is not ours is told as a fault in bronze, and the other units go on."""
+def test_a_course_may_catch_an_error_and_go_on() -> None:
+    """After an error a course may ask for more, and its results are those of the new tasks."""
+    gauge = Gauge(fails=[0, 3])
 
-    def broken(unit: Unit) -> Written:
-        if unit.number == 1:
-            raise ZeroDivisionError
-        return Written(unit.number, 0, None)
+    def stubborn() -> Course[list[Any]]:
+        seen: list[Any] = []
+        for stage in ([0, 1], [2], [3], []):
+            try:
+                seen.append((yield tasks(gauge, stage)))
+            except TableRefused as error:
+                seen.append(str(error))
+        return seen
+
+    assert driven([stubborn()], 1) == [["task 0", [2], "task 3", []]]
+    assert gauge.begun == [0, 2, 3]
+
+
+def test_a_fault_of_ours_is_the_error_of_its_course_alone() -> None:
+    """An error that is not ours is told as a fault in bronze, and the other courses go on."""
+
+    def broken(number: int) -> int:
+        return 1 // number
+
+    failed, fine = driven([told_off(broken, [0]), course(broken, [1])], 1)
+    assert isinstance(failed, BronzeError)
+    assert "ZeroDivisionError inside bronze" in failed.message
+    assert TABLE in failed.message
+    assert failed.table == TABLE
+    assert fine == [[1]]
+
+
+def test_what_a_course_raises_ends_all() -> None:
+    """The others are closed, nothing further begins, and the error reaches the caller as it is."""
+    gauge = Gauge()
+    closed = []
+
+    def waiting() -> Course[None]:
+        try:
+            yield tasks(gauge, [10, 11])
+        finally:
+            closed.append("waiting")
+
+    def bursting() -> Course[None]:
+        try:
+            yield tasks(gauge, [0])
+            raise KeyError("mine")
+        finally:
+            closed.append("bursting")
+
+    with pytest.raises(KeyError, match="mine"):
+        driven([bursting(), waiting(), waiting()], 1)
+    assert sorted(closed) == ["bursting", "waiting", "waiting"]
+    assert gauge.begun == [0]
+
+
+def test_an_error_that_a_course_lets_pass_ends_all() -> None:
+    """A task's error that its course does not catch is raised to the caller."""
+    with pytest.raises(TableRefused, match="task 0"):
+        driven([course(Gauge(fails=[0]), [0])], 1)
+
+
+def test_a_caller_that_goes_away_closes_the_courses() -> None:
+    """Whoever stops listening leaves no generator behind, nor a task that has not begun."""
+    gauge = Gauge()
+    closed = []
+
+    def waiting() -> Course[None]:
+        try:
+            yield tasks(gauge, range(10, 99))
+        finally:
+            closed.append(True)
 
     with ThreadPoolExecutor(1) as pool:
-        ended = [outcome for _, outcome in dispatch(pool, broken, units(3), 2, always)]
-    (fault,) = [outcome for outcome in ended if isinstance(outcome, BronzeError)]
-    assert "ZeroDivisionError inside bronze" in fault.message
-    assert len(ended) == 3
+        running: Any = drive(pool, [course(gauge, [0]), waiting()], 1)
+        assert next(running) == [[0]]
+        running.close()
+    assert closed == [True]
+    assert len(gauge.begun) <= 2
 
 
 def secretive(source: Source, tmp_path: Path) -> config.Settings:
@@ -235,7 +406,7 @@ def test_every_engine_gives_the_same_tables(
     source: Source, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Threads, processes and a cluster land the same rows, hashes and rejected values."""
-    monkeypatch.setattr(prepare, "_SLICE", 2**20)
+    monkeypatch.setattr(units, "_SLICE", 2**20)
     source.execute(
         "CREATE TABLE t AS SELECT i AS id, repeat('x', 300) || i AS pad,"
         " CASE WHEN i % 5000 = 0 THEN 'NaN' ELSE i / 4.0 END::numeric(12,2) AS n,"
@@ -260,11 +431,34 @@ def test_every_engine_gives_the_same_tables(
     landed = pl.read_delta(str(source.table("t"))).sort("id")
     assert landed["id"].to_list() == list(range(1, 12001))
     assert landed["n"].null_count() == 2
-    digest = landed.select(pl.col("row_hash", "checksum").str.join())
-    again = pipeline.run(source.settings(), ["t"])
-    assert again.tables[0].status == "landed"
-    here = pl.read_delta(str(source.table("t"))).sort("id")
-    assert here.select(pl.col("row_hash", "checksum").str.join()).equals(digest)
+    assert digests(landed) == fresh(source, "one")
+    source.execute(
+        "UPDATE t SET pad = 'new' WHERE id % 1000 = 7;"
+        "DELETE FROM t WHERE id BETWEEN 100 AND 199;"
+        "INSERT INTO t VALUES (-1, 'x', 'NaN', NULL)"
+    )
+    with ENGINES[name]() as pool:
+        again = pipeline.run(source.settings(), ["t", "one"], pool=pool)
+    changed, same = sorted(again.tables, key=lambda table: -table.rows_read)
+    assert (changed.status, same.status) == ("landed", "unchanged")
+    assert (changed.inserted, changed.updated, changed.deleted) == (1, 12, 100)
+    landed = pl.read_delta(str(source.table("t")))
+    assert landed.height == 12001
+    live = landed.filter(pl.col("record_status") == ACTIVE).sort("id")
+    assert digests(live) == fresh(source, "two")
+
+
+def digests(rows: pl.DataFrame) -> list[tuple[str, str]]:
+    """Each row's hash and checksum."""
+    return rows.select("row_hash", "checksum").rows()
+
+
+def fresh(source: Source, lake: str) -> list[tuple[str, str]]:
+    """The hashes and checksums of the table ``t`` as threads load it into a lake of its own."""
+    elsewhere = dataclasses.replace(source, lake=source.lake.parent / lake)
+    (table,) = pipeline.run(elsewhere.settings(), ["t"]).tables
+    assert (table.error, table.status) == (None, "landed")
+    return digests(pl.read_delta(str(elsewhere.table("t"))).sort("id"))
 
 
 def test_work_is_what_engines_run() -> None:

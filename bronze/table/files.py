@@ -18,6 +18,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bronze import failpoint
 from bronze.model import DataFile, Kind, Place, Stored
 from bronze.table import store
 from bronze.table.statistics import Statistics
@@ -97,6 +98,7 @@ class Output:
         with self._stack:
             self._parquet.close()
             size = self._sink.tell()
+        failpoint.reach("file")
         stats = self._statistics
         self.file = DataFile(self._path, size, stats.rows, stats.json(), self._partition)
 

@@ -22,6 +22,7 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 from obstore.exceptions import AlreadyExistsError, BaseError
 
+from bronze import failpoint
 from bronze.errors import CommitConflict, LakeError
 from bronze.model import Kind, Place, Stored
 from bronze.table import store
@@ -138,6 +139,7 @@ def write(place: Place, version: int, actions: Sequence[Action]) -> None:
         LakeError, LakeUnreachable: it could not be put.
     """
     lines = "".join(json.dumps(action, ensure_ascii=False) + "\n" for action in actions)
+    failpoint.reach("commit")
     try:
         opened = store.opened(place)
         obstore.put(opened, f"_delta_log/{version:020}.json", lines.encode(), mode="create")
@@ -148,6 +150,7 @@ def write(place: Place, version: int, actions: Sequence[Action]) -> None:
         ) from None
     except (BaseError, OSError) as error:
         raise store.failure(place, "committed", error) from None
+    failpoint.reach("committed")
     if version and version % _CHECKPOINT_EVERY == 0:
         # The commit stands; a checkpoint that fails is made up for by the next one.
         with suppress(DeltaError, OSError):

@@ -1,0 +1,130 @@
+"""Maintenance: files are joined and clustered, and what nobody needs any more is deleted.
+
+The tables are found in the lake; the source is not asked.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import nullcontext
+
+import uuid_utils
+
+from bronze import drift, engine, failpoint, units
+from bronze.config import Settings, TableSettings
+from bronze.engine import Course, Task
+from bronze.errors import BronzeError, ConfigError
+from bronze.model import MaintainedTable, MaintainResult, Place
+from bronze.table import expire, layout, log, store
+from bronze.table.layout import Improved, Wish
+from bronze.table.log import State
+
+Notify = Callable[[MaintainedTable], None]
+
+
+def maintain(
+    settings: Settings,
+    tables: Sequence[str] = (),
+    *,
+    pool: Executor | None = None,
+    notify: Notify = lambda _: None,
+) -> MaintainResult:
+    """Improves the layout of Bronze tables, and expires their old files and log entries.
+
+    Args:
+        settings: the config.
+        tables: names of Bronze tables, or of the source's; none takes all that are in the lake.
+        pool: where to run the work instead of the config's engine.
+        notify: is told of each table, from this thread.
+
+    Raises:
+        ConfigError: there is no such table.
+        LakeError, LakeUnreachable: the lake cannot be read.
+    """
+    began = time.monotonic()
+    found = list(_found(settings))
+    unknown = [name for name in tables if not any(name in _names(state) for _, state in found)]
+    if unknown:
+        raise ConfigError(
+            f"There is no Bronze table {unknown[0]} in {settings.lake.root}.",
+            hint=f"There are {', '.join(sorted(name for name, _ in found)) or 'none'}.",
+        )
+    chosen = [pair for pair in found if not tables or set(_names(pair[1])) & set(tables)]
+    limit = units.readers(settings.run, settings.run.workers)
+    given = nullcontext(pool) if pool else engine.executor(settings.run.engine, limit)
+    results = []
+    with given as running:
+        courses = [_maintained(settings, name, state) for name, state in chosen]
+        for result in engine.drive(running, courses, limit):
+            notify(result)
+            results.append(result)
+    return MaintainResult(time.monotonic() - began, tuple(results))
+
+
+def _found(settings: Settings) -> Iterator[tuple[str, State]]:
+    """The Bronze tables in the lake: what else lies there is left alone."""
+    schema = settings.lake.schema_
+    for name in store.folders(settings.place(schema, "")):
+        state = log.read(settings.place(schema, name))
+        if state is not None and drift.TABLE in state.properties:
+            yield name, state
+
+
+def _names(state: State) -> tuple[str, ...]:
+    label = state.properties[drift.TABLE]
+    return state.place.url.rpartition("/")[2], label, label.rpartition(".")[2]
+
+
+def _maintained(settings: Settings, name: str, state: State) -> Course[MaintainedTable]:
+    began = time.monotonic()
+    known = state.properties
+    schema, _, table = known[drift.TABLE].partition(".")
+    own = settings.table(known.get(drift.SOURCE, ""), schema, table)
+    improved, expired = Improved(), expire.Expired()
+    error = None
+    try:
+        wish = wished(settings, own)
+        improved = yield from improvement(settings, state.place, wish, name)
+        expired = expire.expire(state.place, settings.maintain.retention, (), time.time())
+    except BronzeError as caught:
+        error = caught.failure()
+    return MaintainedTable(
+        target=f"{settings.lake.schema_}.{name}",
+        version=improved.version,
+        files_before=improved.files_before,
+        files_after=improved.files_after,
+        rewritten=improved.rewritten,
+        expired_files=expired.files,
+        expired_bytes=expired.bytes,
+        expired_entries=expired.entries,
+        seconds=time.monotonic() - began,
+        error=error,
+    )
+
+
+def wished(settings: Settings, own: TableSettings) -> Wish:
+    """How the config wants a table to lie."""
+    by = tuple(own.rename.get(name, name) for name in own.cluster_by)
+    return Wish(by, settings.maintain.file_size)
+
+
+def improvement(settings: Settings, place: Place, wish: Wish, table: str) -> Course[Improved]:
+    """The course of `bronze.table.layout.improve`."""
+    steps = layout.steps(
+        place, wish, batch_id=str(uuid_utils.uuid7()), memory=units.each(settings.run)
+    )
+    try:
+        work, jobs = next(steps)
+        while True:
+            try:
+                results = yield [Task(work, job, table) for job in jobs]
+            except BronzeError as error:
+                work, jobs = steps.throw(error)
+            else:
+                failpoint.reach("rewritten")
+                work, jobs = steps.send(results)
+    except StopIteration as end:
+        done: Improved = end.value
+        return done
