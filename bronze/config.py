@@ -171,7 +171,7 @@ class MaintainSettings(_Section):
 
     @model_validator(mode="after")
     def _sensible(self) -> MaintainSettings:
-        if self.file_size < 2**20:
+        if self.file_size < 10**6:
             raise ValueError("file_size is at least 1MB")
         return self
 

@@ -16,7 +16,6 @@ Rows never change, and the commit says so, so that the change data feed shows no
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import random
 import re
@@ -113,7 +112,8 @@ def improve(place: Place, wish: Wish, *, batch_id: str, memory: int, each: Each)
         wish: how it should lie.
         batch_id: a batch (UUIDv7) of its own, which names the files.
         memory: the bytes that each job may take.
-        each: where the jobs run.
+        each: where the jobs run. When it raises, the files of the batch are left for
+            `bronze.table.commit.sweep`, as jobs may still be writing.
 
     Raises:
         CommitConflict: others committed in between, again and again.
@@ -227,9 +227,13 @@ def _clustering(
 
 
 def _within(stored: Sequence[Stored], budget: int) -> list[Stored]:
-    """The first ones that do not exceed the budget."""
-    sums = itertools.accumulate(file.size for file in stored)
-    return [file for file, size in zip(stored, sums, strict=True) if size <= budget]
+    """The first ones that fit in the budget."""
+    taken: list[Stored] = []
+    for file in stored:
+        if file.size <= budget:
+            taken.append(file)
+            budget -= file.size
+    return taken
 
 
 def _joined(sizes: Sequence[int], start: int, budget: int) -> int:
@@ -304,6 +308,7 @@ def _landed(state: State, wish: Wish, made: Sequence[Made], batch_id: str) -> Im
         if not made:
             return None
         try:
+            # After any other error nobody knows whether the entry is there: the files have to stay.
             version = _commit(state, wish, made, batch_id)
         except CommitConflict:
             # An answer that was lost on its way makes the store try again, and find our own entry.
@@ -397,7 +402,7 @@ def _stats(state: State, wish: Wish) -> tuple[str, ...]:
     else:
         most = int(state.properties.get(_STATS_COUNT, _DEFAULT_STATS))
         named = [name for name, _ in state.columns[: most if most >= 0 else None]]
-    return tuple(dict.fromkeys(name for name in (*named, *wish.cluster_by) if name in safe))
+    return tuple(dict.fromkeys(n for n in (*named, *_columns(state, wish)) if n in safe))
 
 
 def _names(given: str) -> list[str]:
