@@ -14,6 +14,7 @@
     ├── LakeError              files and the Delta log                   exit 1
     │   ├── LakeUnreachable    cannot be read or written                 exit 3
     │   └── CommitConflict     another writer was first         retried  exit 1
+    │       └── Overtaken      it was a run with a later state  retried  exit 1
     └── Mismatch               what was read is not what is there        exit 1
 
 An error's ``str`` is one sentence that says what is wrong and where; ``hint`` says what to do
@@ -134,6 +135,10 @@ class CommitConflict(LakeError):
     """Another writer committed between our read of the table and our commit."""
 
     retry = True
+
+
+class Overtaken(CommitConflict):
+    """Another run has landed since this one read the source: only reading again helps."""
 
 
 class Mismatch(BronzeError):

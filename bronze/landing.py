@@ -7,38 +7,31 @@ with what was done to the table. Whatever it wrote and did not commit is deleted
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import polars as pl
 import tenacity
 
-from bronze import compare, failpoint, maintain
+from bronze import compare, difference, failpoint, maintain
 from bronze.books import rejected as book
 from bronze.config import Settings
+from bronze.difference import Difference, Edit
 from bronze.engine import Course, Task
 from bronze.enrich import fingerprint
-from bronze.enrich.fingerprint import Fingerprints
-from bronze.errors import BronzeError, CommitConflict, Mismatch, SnapshotLost
+from bronze.errors import BronzeError, CommitConflict, Mismatch, Overtaken, SnapshotLost
 from bronze.model import DataFile, Known, Origin, Place, Rejected, Stamp, TableResult, Written
 from bronze.plan import Plan
 from bronze.prepare import Target
 from bronze.source.snapshot import Snapshot
-from bronze.table import commit, files, history, layout, log, merge, store
+from bronze.table import commit, files, layout, log, store
 from bronze.table.commit import Change
 from bronze.table.log import State
-from bronze.work import Replacing, replacing, work
+from bronze.work import work
 
 GOVERNANCE = "governance"
-# So many changes are merged in one go from memory; more are put into a file first.
-_IN_MEMORY = 32 * 2**20
-# New rows that one task writes.
-_INSERT_ROWS = 1_000_000
 _TRIES = 6
 
 
@@ -84,6 +77,13 @@ class Table:
             return 0
         return sum(self.plan.units[part.unit].estimate for part in self.written)
 
+    def begin_again(self, plan: Plan) -> Plan:
+        """Lets the table be compared row by row, as its changes alone were not all."""
+        compare.forget(self.target.place)
+        self.written.clear()
+        self.plan = plan.whole()
+        return self.plan
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -119,7 +119,7 @@ def landing(settings: Settings, table: Table) -> Course[TableResult]:
         outcome = yield from land(table, plan)
         failpoint.reach("landed")
         compare.forget(plan.target.place)
-        notes = plan.notes + (yield from _laid_out(settings, table))
+        notes = table.plan.notes + (yield from _laid_out(settings, table))
         return _result(table, outcome, notes)
     except BronzeError as error:
         if error.retry and not isinstance(error, CommitConflict) and not table.held.alive():
@@ -156,25 +156,11 @@ def _loaded(table: Table, plan: Plan) -> Course[Outcome]:
     return Outcome(version, table.rows, 0, 0, tuple(data))
 
 
-@dataclass(frozen=True)
-class _Difference:
-    """How the source differs from the table as it was when the plan was made.
-
-    ``live`` is how many rows the table had, ``there`` how many the source has, if all of them
-    were looked at.
-    """
-
-    changes: tuple[merge.Changes, ...]
-    gone: tuple[tuple[Known, Fingerprints], ...]
-    live: int = 0
-    there: int = 0
-
-
 def _merged(table: Table, plan: Plan) -> Course[Outcome]:
-    """The differences become changes of the table."""
-    difference = _difference(table, plan)
+    """The differences between source and table become changes of the table."""
+    found = difference.found(plan, table.stamp, table.written)
     for attempt in tenacity.Retrying(
-        retry=tenacity.retry_if_exception_type(CommitConflict),
+        retry=tenacity.retry_if_exception(commit.lost_race),
         stop=tenacity.stop_after_attempt(_TRIES),
         wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=5),
         reraise=True,
@@ -182,13 +168,72 @@ def _merged(table: Table, plan: Plan) -> Course[Outcome]:
         with attempt:
             state = log.read(plan.target.place)
             if state is None or _moved(state, plan):
-                raise CommitConflict(
+                raise Overtaken(
                     f"Another run has landed table {table.target.label} since this one read it.",
                     hint="Run again; nothing of this run is in that table.",
                 )
-            land = _versioned if table.target.settings.history else _attempted
-            return (yield from land(table, plan, difference, state))
+            edit = yield from difference.edited(plan, table.stamp, found, state)
+            if _misses(table, plan, found, edit, state):
+                _forget(table, edit.written)
+                plan = table.begin_again(plan)
+                yield [Task(work, unit, table.target.label) for unit in plan.units]
+                found = difference.found(plan, table.stamp, table.written)
+                edit = yield from difference.edited(plan, table.stamp, found, state)
+                if _misses(table, plan, found, edit, state):
+                    raise _miscounted(table, found, edit)
+            version = _committed(table, plan, edit, found.staged, state)
+            return Outcome(version, edit.inserted, edit.updated, edit.deleted, edit.written)
     raise AssertionError("the last attempt raises")
+
+
+def _misses(table: Table, plan: Plan, found: Difference, edit: Edit, state: State) -> bool:
+    """Whether the table would not have as many rows as the source.
+
+    A cursor column may have passed over rows; two rows may share a fingerprint.
+    """
+    comparable = found.gone and table.held.name is not None
+    if not comparable or plan.state is None or state.version != plan.state.version:
+        return False
+    return found.live + edit.growth != found.there
+
+
+def _miscounted(table: Table, found: Difference, edit: Edit) -> Mismatch:
+    return Mismatch(
+        f"Table {table.target.label} has {found.there} rows, and {found.live + edit.growth} would"
+        " be in Bronze.",
+        hint="Nothing was committed. Run again; if it is said again, report it as a bug.",
+        table=table.target.label,
+    )
+
+
+def _committed(
+    table: Table, plan: Plan, edit: Edit, staged: Sequence[DataFile], state: State
+) -> int:
+    place = plan.target.place
+    counts = {"inserted": edit.inserted, "updated": edit.updated, "deleted": edit.deleted}
+    try:
+        version = commit.commit(
+            place,
+            state,
+            edit.change,
+            _facts(table, **counts),
+            shape=plan.shape,
+            reached=plan.reached,
+        )
+    except BaseException:
+        # What is staged is needed again.
+        kept = {file.path for file in staged}
+        _forget(table, [file for file in edit.written if file.path not in kept])
+        raise
+    needed = {file.path for file in edit.written}
+    _forget(table, [file for file in staged if file.path not in needed])
+    failpoint.reach("cleaned")
+    return version
+
+
+def _forget(table: Table, written: Sequence[DataFile]) -> None:
+    with suppress(BronzeError):
+        store.delete(table.target.place, [file.path for file in written])
 
 
 def _moved(state: State, plan: Plan) -> bool:
@@ -198,244 +243,6 @@ def _moved(state: State, plan: Plan) -> bool:
     return before is not None and any(
         state.position(name) != before.position(name) for name in names
     )
-
-
-def _attempted(table: Table, plan: Plan, difference: _Difference, state: State) -> Course[Outcome]:
-    changes = difference.changes
-    label = table.target.label
-    merged: list[merge.Merged] = yield [
-        Task(replacing, task, label) for task in _replacements(table, plan, difference, state)
-    ]
-    failpoint.reach("merged")
-    found = merge.joined([one.found for one in merged], changes)
-    rewritten = [one for one in merged if one.rewritten]
-    feed = [one.feed for one in rewritten if one.feed]
-    moved = tuple(one.moved for one in merged if one.moved is not None)
-    kept, inserts = _inserts(plan, table.stamp.batch_id, changes, found, moved, bool(feed))
-    inserted: list[merge.Inserted] = yield [Task(merge.insert, job, label) for job in inserts]
-    quiet = [(one.old, one.file) for one in rewritten if one.file and not one.edits]
-    loud = [one for one in rewritten if one.edits or not one.file]
-    failpoint.reach("inserted")
-    added = [one.file for one in loud if one.file]
-    added += [*kept, *(file for one in inserted for file in one.files)]
-    feed += [file for one in inserted for file in one.feed]
-    fresh = sum(file.rows for file in kept) + sum(one.rows for one in inserted)
-    updated, deleted = (sum(getattr(one, n) for one in merged) for n in ("updated", "deleted"))
-    _prove(plan, merged)
-    if plan.state and state.version == plan.state.version:
-        revived = sum(one.revived for one in merged)
-        _prove_count(table, difference, fresh + revived - deleted)
-    change = Change("MERGE", added, [one.old for one in loud], feed, quiet=quiet)
-    counts = {"inserted": fresh, "updated": updated, "deleted": deleted}
-    try:
-        version = commit.commit(
-            plan.target.place,
-            state,
-            change,
-            _facts(table, **counts),
-            shape=plan.shape,
-            reached=plan.reached,
-        )
-    except BaseException:
-        spared = {change.path for change in changes if isinstance(change, DataFile)}
-        mine = (*added, *feed, *(new for _, new in quiet))
-        paths = [file.path for file in mine if file.path not in spared]
-        with suppress(BronzeError):
-            store.delete(plan.target.place, paths)
-        raise
-    landed = {file.path for file in added}
-    staged = [change.path for change in changes if isinstance(change, DataFile)]
-    with suppress(BronzeError):
-        store.delete(plan.target.place, [path for path in staged if path not in landed])
-    failpoint.reach("cleaned")
-    written = (*added, *feed, *(new for _, new in quiet))
-    return Outcome(version, fresh, updated, deleted, written)
-
-
-def _versioned(table: Table, plan: Plan, difference: _Difference, state: State) -> Course[Outcome]:
-    """The differences become versions of their own, behind those that are there."""
-    changes, label, place = difference.changes, table.target.label, plan.target.place
-    gone = [
-        found
-        for known, prints in difference.gone
-        if len(prints)
-        for found in compare.last_positions(replace(known, files=state.files), prints)
-    ]
-    job = history.Append(
-        place=place,
-        stored=state.files,
-        layout=plan.shape.columns,
-        key=plan.key,
-        stats=plan.shape.stats,
-        stamp=table.stamp,
-        changes=changes,
-        gone=tuple(gone),
-        dates_of=plan.dates_of,
-    )
-    done: list[history.Appended] = []
-    if changes or gone:
-        done = yield [Task(history.append, job, label)]
-    added = [file for one in done for file in one.files]
-    inserted, updated, deleted = (
-        sum(getattr(one, kind) for one in done) for kind in ("inserted", "updated", "deleted")
-    )
-    counts = {"inserted": inserted, "updated": updated, "deleted": deleted}
-    rewritten: list[merge.Merged] = []
-    if plan.settled.rewrite:
-        plain = _Difference((), ())
-        tasks = _replacements(table, plan, plain, state)
-        rewritten = yield [Task(replacing, task, label) for task in tasks]
-    quiet = [(one.old, one.file) for one in rewritten if one.file]
-    _prove(plan, rewritten)
-    change = Change("WRITE", added, parameters={"mode": "Append"}, quiet=quiet)
-    try:
-        version = commit.commit(
-            place, state, change, _facts(table, **counts), shape=plan.shape, reached=plan.reached
-        )
-    except BaseException:
-        with suppress(BronzeError):
-            store.delete(place, [file.path for file in (*added, *(new for _, new in quiet))])
-        raise
-    with suppress(BronzeError):
-        store.delete(place, [c.path for c in changes if isinstance(c, DataFile)])
-    return Outcome(version, inserted, updated, deleted, (*added, *(new for _, new in quiet)))
-
-
-def _difference(table: Table, plan: Plan) -> _Difference:
-    """What the units have found."""
-    changes: list[merge.Changes] = [f for part in table.written for f in part.files]
-    frames: list[pl.DataFrame] = []
-    for part in table.written:
-        frames += [] if part.frame is None else [part.frame]
-        if sum(frame.estimated_size() for frame in frames) > _IN_MEMORY:
-            changes += _spilled(table, plan, frames)
-            frames = []
-    changes += [pl.concat(frames)] if frames else []
-    places: dict[Known, npt.NDArray[np.uint8]] = {}
-    for part in table.written:
-        known = plan.units[part.unit].known
-        if known is not None:
-            mask = np.frombuffer(part.seen, np.uint8)
-            places[known] = places[known] | mask if known in places else mask
-    gone, live = [], 0
-    for known, mask in places.items():
-        held = compare.known(known)
-        seen = np.unpackbits(mask, count=len(held)).astype(np.bool_)
-        gone.append((known, compare.unseen(held, seen)))
-        live += compare.distinct(held)
-    there = sum(
-        part.rows
-        for part in table.written
-        if (share := plan.units[part.unit].known) is not None and share.share == 0
-    )
-    return _Difference(tuple(changes), tuple(gone), live, there)
-
-
-def _spilled(table: Table, plan: Plan, frames: Sequence[pl.DataFrame]) -> list[DataFile]:
-    file = files.write(frames, plan.target.place, table.stamp.batch_id, plan.shape.stats)
-    return [file] if file else []
-
-
-def _replacements(
-    table: Table, plan: Plan, difference: _Difference, state: State
-) -> Iterator[Replacing]:
-    """A task for each file that may have to be written anew."""
-    place, changes = plan.target.place, difference.changes
-    looking = any(len(gone) for _, gone in difference.gone)
-    anew = plan.settled.rewrite
-    wanted = (
-        state.files if looking or anew else merge.candidates(state.files, changes, plan.key, place)
-    )
-    for file in wanted:
-        job = merge.Merge(
-            place=place,
-            file=file,
-            layout=plan.shape.columns,
-            key=plan.key,
-            stats=plan.shape.stats,
-            stamp=table.stamp,
-            changes=changes,
-            on_delete=plan.target.settings.on_delete,
-            anew=anew,
-            dates_of=plan.dates_of,
-        )
-        yield Replacing(job, difference.gone)
-
-
-def _inserts(
-    plan: Plan,
-    batch_id: str,
-    changes: Sequence[merge.Changes],
-    found: Sequence[bytes],
-    moved: tuple[pl.DataFrame, ...],
-    feed: bool,
-) -> tuple[list[DataFile], list[merge.Insert]]:
-    """The staged files that are the table's as they are, and jobs for the other new rows."""
-    kept: list[DataFile] = []
-    jobs: list[merge.Insert] = []
-    group: list[tuple[merge.Changes, bytes]] = []
-    size = 0
-
-    def flush(*moved: pl.DataFrame) -> None:
-        if group or moved:
-            jobs.append(
-                merge.Insert(
-                    place=plan.target.place,
-                    layout=plan.shape.columns,
-                    stats=plan.shape.stats,
-                    batch_id=batch_id,
-                    changes=tuple(change for change, _ in group),
-                    found=tuple(mask for _, mask in group),
-                    feed=feed,
-                    moved=moved,
-                    dates_of=plan.dates_of,
-                )
-            )
-        group.clear()
-
-    for change, mask in zip(changes, found, strict=True):
-        height = change.rows if isinstance(change, DataFile) else change.height
-        new = len(merge.unfound(mask, height))
-        if isinstance(change, DataFile) and new == height and not feed and not plan.dates_of:
-            kept.append(change)
-        elif new:
-            group.append((change, mask))
-            size += new
-            if size >= _INSERT_ROWS:
-                flush()
-                size = 0
-    flush(*moved)
-    return kept, jobs
-
-
-def _prove(plan: Plan, merged: Sequence[merge.Merged]) -> None:
-    """A rewritten file has the rows of the old one, less those that were removed."""
-    removes = plan.target.settings.on_delete == "remove"
-    for one in merged:
-        if not one.rewritten or one.old.rows < 0:
-            continue
-        rows = one.file.rows if one.file else 0
-        rows += one.moved.height if one.moved is not None else 0
-        if rows != one.old.rows - (one.deleted if removes else 0):
-            raise Mismatch(
-                f"A file of {plan.target.name} with {one.old.rows} rows became one with {rows}.",
-                hint="Nothing was committed. This is a bug in bronze: report it.",
-                table=plan.target.label,
-            )
-
-
-def _prove_count(table: Table, difference: _Difference, growth: int) -> None:
-    """The table has as many rows as the source; two with one fingerprint would be told by it."""
-    if not difference.gone or table.held.name is None:
-        return
-    rows = difference.live + growth
-    if rows != difference.there:
-        raise Mismatch(
-            f"Table {table.target.label} has {difference.there} rows, and {rows} would be in"
-            " Bronze.",
-            hint="Nothing was committed. Run again; if it is said again, report it as a bug.",
-            table=table.target.label,
-        )
 
 
 def _facts(table: Table, **counts: int) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from bronze.errors import (
     BronzeError,
     CommitConflict,
     LakeError,
+    Overtaken,
     SourceUnreachable,
     TableRefused,
 )
@@ -44,6 +45,8 @@ class Progress:
 
 
 Notify = Callable[[Progress], None]
+
+_BEATEN = (CommitConflict.__name__, Overtaken.__name__)
 
 
 def run(
@@ -101,7 +104,7 @@ def run(
             beaten = []
             for result in _landed(settings, planned, pool, notify):
                 results[result.target] = result
-                if result.error and result.error.kind == CommitConflict.__name__:
+                if result.error and result.error.kind in _BEATEN:
                     beaten.append(result.table)
             if beaten and attempt.retry_state.attempt_number <= settings.run.max_retries:
                 tables = beaten

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from bronze import drift, prepare, units
@@ -47,6 +47,12 @@ class Plan:
     reached: Position
     units: tuple[Unit, ...]
     notes: tuple[str, ...]
+    all_units: Callable[[], tuple[Unit, ...]] = field(repr=False)
+
+    def whole(self) -> Plan:
+        """The plan that compares all rows, in the same snapshot."""
+        note = "all rows were compared: its cursor has not shown all that changed"
+        return replace(self, mode="compare", units=self.all_units(), notes=(*self.notes, note))
 
     @property
     def dates_of(self) -> str | None:
@@ -77,12 +83,26 @@ def plan_table(
     mode, where, why = _mode(given, state, settled, key)
     marks, looking = _marks(given, state, mode)
     against = state if mode == "compare" else None
-    work = units.of_rows(given, settled, shape, key, where, against, inline=mode != "load")
+
+    def rows(where: str, against: State | None) -> tuple[Unit, ...]:
+        inline = mode != "load"
+        return tuple(units.of_rows(given, settled, shape, key, where, against, inline=inline))
+
+    work = rows(where, against)
     if looking and mode == "changes" and state is not None:
-        work += units.of_keys(given, settled, shape, key, state, len(work))
+        work += tuple(units.of_keys(given, settled, shape, key, state, len(work)))
     reached = Position(snapshot.timeline, snapshot.position, tuple(marks))
     return Plan(
-        target, mode, settled, key, shape, state, reached, tuple(work), settled.notes + notes + why
+        target=target,
+        mode=mode,
+        settled=settled,
+        key=key,
+        shape=shape,
+        state=state,
+        reached=reached,
+        units=work,
+        notes=settled.notes + notes + why,
+        all_units=lambda: rows(slices.WHOLE, state),
     )
 
 

@@ -66,8 +66,8 @@ def faults(folder: Path, since: int = 0) -> list[str]:
 
 def _rows(frame: pl.DataFrame, key: list[str]) -> dict[tuple[object, ...], tuple[object, ...]]:
     values = frame.select(sorted(set(frame.columns) - _TOLD))
-    keys = frame.select(key).rows()
-    return dict(zip(keys, values.with_columns(pl.all().cast(pl.String)).rows(), strict=True))
+    rows = (tuple(map(repr, row)) for row in values.rows())  # NaN differs from itself
+    return dict(zip(frame.select(key).rows(), rows, strict=True))
 
 
 def _of_history(folder: Path, since: int) -> list[str]:

@@ -128,10 +128,11 @@ def test_a_lake_may_lie_in_a_folder_of_any_name(source: Source, folder: str) -> 
     made(source, "t", "id")
     root = source.lake / folder
     land(source, lake={"root": str(root)})
+    source.execute("INSERT INTO t VALUES ('another')")
     land(source, lake={"root": str(root)})
     assert [path.name for path in source.lake.iterdir()] == [folder]
     assert len(list(root.rglob("*.parquet"))) == len(list(root.rglob("_delta_log/*.json"))) == 2
-    assert DeltaTable(str(root / "bronze" / "bz_t")).to_pyarrow_table().num_rows == 1
+    assert DeltaTable(str(root / "bronze" / "bz_t")).to_pyarrow_table().num_rows == 2
 
 
 def test_a_folder_that_reads_like_an_escape_is_refused(source: Source) -> None:
@@ -430,7 +431,6 @@ def test_a_view_split_by_ranges_gives_each_row_once(source: Source, kind: str) -
         "i % 50",
         "nullif(i % 7, 0)",
         "(ARRAY['z', 'a', 'm'])[i % 3 + 1]::mood",
-        "ARRAY[i % 7, NULL]",
         "(ARRAY['NaN', '-Infinity', '1e40', '0.10', NULL])[i % 5 + 1]::numeric",
         "(ARRAY['NaN', '-0', '0', 'Infinity', NULL])[i % 5 + 1]::float8",
         "(ARRAY['-infinity', '2024-01-01Z', '0001-01-01 BC', NULL])[i % 4 + 1]::timestamptz",
@@ -459,9 +459,8 @@ NO_KEYS = {
     "a view": "CREATE TABLE base AS {rows}; CREATE VIEW t AS SELECT * FROM base",
     "a table": "CREATE TABLE t AS {rows}",
     "a materialised view": "CREATE MATERIALIZED VIEW t AS {rows}",
-    "a parent with heirs": "CREATE TABLE t (id int PRIMARY KEY, part int);"
-    "CREATE TABLE heir () INHERITS (t); ALTER TABLE heir ALTER id DROP NOT NULL;"
-    "INSERT INTO heir {rows}; INSERT INTO t VALUES (1, 1)",
+    "a parent with heirs": "CREATE TABLE t (id int UNIQUE, part int);"
+    "CREATE TABLE heir () INHERITS (t); INSERT INTO heir {rows}; INSERT INTO t VALUES (1, 1)",
 }
 
 
@@ -471,8 +470,6 @@ NO_KEYS = {
 )
 def test_a_key_that_is_none_is_refused(source: Source, kind: str, last: str, said: str) -> None:
     """Rows that share a key or have none are refused before anything is written; others land."""
-    if kind == "a parent with heirs" and last == "NULL":
-        pytest.skip("PostgreSQL keeps heirs of a primary key NOT NULL")
     rows = f"SELECT * FROM (VALUES (2, 1), (3, 1), ({last}, 1)) v (id, part)"
     source.execute(NO_KEYS[kind].format(rows=rows))
     tables = "base" if kind == "a view" else "heir"
@@ -488,6 +485,17 @@ def test_a_key_that_is_none_is_refused(source: Source, kind: str, last: str, sai
     assert settings_in(failure.hint.replace("[…]", '["part"]')) == {"t": {"key": ["part"]}}
     assert not source.table("t").exists()
     assert result.exit_code == 1
+
+
+def test_a_key_that_is_an_array_is_none(source: Source) -> None:
+    """Such rows land, but nobody can tell them apart, which the result says."""
+    source.execute(f"""
+        CREATE TABLE t AS SELECT i AS id, ARRAY[i % 7, NULL] AS key FROM generate_series(1, 900) i;
+        {MANY}
+    """)
+    (table,) = land(source, source={"tables": "v"}, tables={"v": {"key": ["key"]}}).tables
+    assert sorted(read(source, "v")["id"]) == list(range(1, 901))
+    assert any("is an array" in note for note in table.notes)
 
 
 def test_heirs_may_repeat_the_key_of_their_parent(source: Source) -> None:

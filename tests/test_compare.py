@@ -231,6 +231,22 @@ def test_a_file_without_the_columns_is_of_no_account(tmp_path: Path) -> None:
     compare.forget(place)
 
 
+@pytest.mark.parametrize("text", ["abc", "", "z" * 32, "A" * 32, "0" * 31 + "é"])
+def test_a_hash_that_is_none_of_ours_is_of_no_account(tmp_path: Path, text: str) -> None:
+    """Whatever others wrote as a hash: the other rows are known, and found where they are."""
+    place, layout = Place(str(tmp_path)), layout_of([Kind("long")])
+    ours = [digest(1), digest(2)]
+    rows = [(i, None, ACTIVE, one) for i, one in enumerate([ours[0], text, ours[1]])]
+    stored = table_of(place, layout, [[rows]])
+    what = Known(place, 0, stored, layout, (), 16)
+    read = pl.DataFrame({"row_hash": ours})
+    prints = compare.fingerprints(what, read)
+    assert set(prints.tolist()) <= set(compare.known(what).tolist())
+    gone = held(prints.tolist()[1:])
+    assert compare.positions(what, stored[0], gone).tolist() == [2]
+    compare.forget(place)
+
+
 def test_few_sets_are_kept_and_can_be_freed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -309,8 +325,8 @@ def test_of_a_history_the_last_versions_count(
                     last[key] = (at, number, position, status, text)
                 position += 1
     stored = table_of(place, layout, rows)
-    key = ("k0",) if by_key else ()
-    what = Known(place, 0, stored, layout, key, 5, versions=("k0",))
+    names = ("k0",) if by_key else ()
+    what = Known(place, 0, stored, layout, names, 5, versions=("k0",))
     live = {key: one for key, one in last.items() if one[3] != DELETED}
     lines = pl.DataFrame(
         [(key, None, None, one[4]) for key, one in live.items()],

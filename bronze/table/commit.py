@@ -16,7 +16,7 @@ from uuid import uuid4
 
 import tenacity
 
-from bronze.errors import CommitConflict, LakeError
+from bronze.errors import CommitConflict, Overtaken
 from bronze.model import DataFile, Kind, Place, Stored
 from bronze.table import files, store
 from bronze.table.log import Action, State, read, write
@@ -32,6 +32,11 @@ ORPHAN_AGE = 24 * 3600.0
 # nothing; an older orphan is left to the expiry of old files.
 _LOG_AGE = 25 * 24 * 3600.0
 _COMMIT_TRIES = 6
+
+
+def lost_race(error: BaseException) -> bool:
+    """Whether the same change may be committed after all, once the table is read again."""
+    return isinstance(error, CommitConflict) and not isinstance(error, Overtaken)
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,8 @@ def commit(
 
     Raises:
         CommitConflict: somebody else committed since ``state`` was read.
-        LakeError: the table cannot be written by us, or holds a later position already.
+        LakeError: the table cannot be written by us.
+        Overtaken: the table holds a later position already.
     """
     now = int(time.time() * 1000)
     actions: list[Action] = [_info(change, facts, now)]
@@ -186,10 +192,10 @@ def _shaped(state: State | None, shape: Shape, now: int) -> list[Action]:
 def _not_overtaken(state: State, reached: Position) -> None:
     held = state.position(transaction(reached.timeline))
     if held is not None and held > reached.value:
-        raise LakeError(
+        raise Overtaken(
             f"The table at {state.place.url} already holds a later state of the source"
             f" (position {held}) than this run read ({reached.value}).",
-            hint="Another run has overtaken this one: there is nothing to do.",
+            hint="Another run has overtaken this one: run again, or leave it at that.",
         )
 
 
@@ -231,7 +237,7 @@ def _feed(file: DataFile) -> Action:
 
 
 @tenacity.retry(
-    retry=tenacity.retry_if_exception_type(CommitConflict),
+    retry=tenacity.retry_if_exception(lost_race),
     stop=tenacity.stop_after_attempt(_COMMIT_TRIES),
     wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=5),
     reraise=True,
@@ -250,7 +256,8 @@ def replace(
 
     Raises:
         CommitConflict: somebody else committed in between, again and again.
-        LakeError: the table cannot be written by us, or holds a later position already.
+        LakeError: the table cannot be written by us.
+        Overtaken: the table holds a later position already.
     """
     state = read(place)
     removed = state.files if state else ()
@@ -259,7 +266,7 @@ def replace(
 
 
 @tenacity.retry(
-    retry=tenacity.retry_if_exception_type(CommitConflict),
+    retry=tenacity.retry_if_exception(lost_race),
     stop=tenacity.stop_after_attempt(_COMMIT_TRIES),
     wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=5),
     reraise=True,

@@ -329,8 +329,9 @@ def survey(job: Look) -> Surveyed:
     footer = parquet.metadata
     groups = range(0, footer.num_row_groups, -(-footer.num_row_groups // _LOOKS) or 1)
     step = -(-job.step * len(groups) // max(1, footer.num_row_groups))
-    schema = pl.DataFrame(files.conform(pa.table({}), order.layout, {}, 0)).select(order.by)
-    parts = files.parts(parquet, order.layout, order.by, groups, dict(job.file.partition))
+    layout = [(name, kind) for name, kind in order.layout if name in order.by]
+    schema = pl.DataFrame(files.conform(pa.table({}), layout, {}, 0))
+    parts = files.parts(parquet, layout, None, groups, dict(job.file.partition))
     sample = pl.concat([schema, *(pl.DataFrame(table)[::step] for _, table in parts)])
     size = sum(footer.row_group(i).total_byte_size for i in range(footer.num_row_groups))
     head = next(parquet.iter_batches(_WEIGHED, use_threads=False), None)

@@ -87,7 +87,8 @@ def expire(place: Place, retention: float, keep: Sequence[int], now: float) -> E
     entries = _entries(place, objects)
     oldest = _current(entries, now - retention, state.version)
     kept = sorted({version for version in keep if version < oldest} | {oldest})
-    young = [entry for entry in entries if entry.version >= oldest]
+    # Its changes can be read for as long as an entry is young: what it removed is needed too.
+    young = [e for e in entries if e.version > oldest or e.at > now - retention]
     needed = {path for entry in young for path in entry.paths}
     needed |= {unquote(path) for version in kept for path in _live(place, version)}
     known = {path for entry in entries for path in entry.paths}

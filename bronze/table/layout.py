@@ -259,7 +259,8 @@ def _joining(stored: Sequence[Stored], wish: Wish, budget: int) -> list[tuple[St
             runs.append([])
         runs[-1].append(file)
     if len(runs) > 1 and _size(runs[-1]) < wish.target * _FULL:
-        runs[-2] += runs.pop()
+        last = runs.pop()
+        runs[-1] += last
     return [tuple(run) for run in runs] if len(runs) * 2 <= len(chosen) else []
 
 
@@ -347,7 +348,8 @@ def _shape(state: State, wish: Wish) -> commit.Shape | None:
         or not set(PROPERTIES) <= {*state.properties}
     ):
         return None
-    notes = {**state.properties, _STATS: properties((*_names(held), *stats))[_STATS]}
+    named = dict.fromkeys((*_names(held), *stats))
+    notes = {**state.properties, _STATS: properties(named)[_STATS]}
     return commit.Shape(state.columns, stats, state.partition, tuple(notes.items()))
 
 

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from psycopg import sql
 
 from bronze import pipeline, prepare
+from bronze.enrich import stamp
 from bronze.enrich.encoding import encode
-from bronze.source import connect, digest, statement
+from bronze.source import connect, digest, read, statement
 from bronze.source.catalog import relations
 from tests.conftest import Source
 from tests.strategies import EVERY, REJECTED, SETUP, Sample, expected, samples
@@ -350,3 +351,126 @@ def test_the_encoding_does_not_depend_on_how_rows_lie_in_memory(
     assert encoded(*pl.concat([frame, frame], rechunk=False).get_columns()) == whole * 2
     single = [encoded(*frame[i].get_columns())[0] for i in range(frame.height)]
     assert single == whole
+
+
+# Columns that were added later
+
+
+@st.composite
+def grown(draw: st.DrawFn) -> tuple[pl.DataFrame, int]:
+    """Frames of which some columns at the end, maybe all, were added later."""
+    frame = draw(frames())
+    return frame, draw(st.integers(0, frame.width))
+
+
+@IN_MEMORY
+@given(case=grown())
+def test_rows_with_later_columns_are_equal_if_and_only_if_their_encodings_are(
+    case: tuple[pl.DataFrame, int],
+) -> None:
+    """No two different rows share an encoding, however many of the columns were added later."""
+    frame, base = case
+    codes = encode(frame.get_columns(), frame.height, base).to_pylist()
+    pairs = set(zip(map(repr, frame.rows()), codes, strict=True))
+    assert len(pairs) == len({row for row, _ in pairs}) == len({code for _, code in pairs})
+
+
+@IN_MEMORY
+@given(case=grown(), more=st.lists(st.sampled_from([kind for kind, _ in KINDS]), max_size=20))
+def test_a_later_column_that_is_null_changes_nothing(
+    case: tuple[pl.DataFrame, int], more: list[Any]
+) -> None:
+    """However many columns follow and are NULL, a row is encoded as it was before they came."""
+    frame, base = case
+    rows, before = frame.height, frame.get_columns()
+    added = [pl.Series([None] * rows, dtype=kind) for kind in more]
+    whole = encode(before, rows, base).to_pylist()
+    assert encode([*before, *added], rows, base).to_pylist() == whole
+    assert encode(before, rows, frame.width).to_pylist() == encoded(*before)
+    assert encode(before, rows, None).to_pylist() == encoded(*before)
+    both = encode([*before, *added], rows, frame.width).to_pylist()
+    assert both == encoded(*before)
+
+
+@IN_MEMORY
+@given(case=grown(), data=st.data())
+def test_a_later_column_that_is_not_null_changes_its_row_alone(
+    case: tuple[pl.DataFrame, int], data: st.DataObject
+) -> None:
+    """A row with a value in a new column differs from what it was; and so does each value of it.
+
+    Where the new column stands among the later ones makes a difference too.
+    """
+    frame, base = case
+    rows, before = frame.height, frame.get_columns()
+    kind, strategy = data.draw(st.sampled_from(KINDS))
+    values = data.draw(st.lists(st.none() | strategy, min_size=rows, max_size=rows))
+    added = pl.Series(values, dtype=kind)
+    gap = pl.Series([None] * rows, dtype=kind)
+    whole = encode(before, rows, base).to_pylist()
+    after = encode([*before, added], rows, base).to_pylist()
+    shifted = encode([*before, gap, added], rows, base).to_pylist()
+    for i, value in enumerate(values):
+        assert (after[i] == whole[i]) == (value is None)
+        assert after[i].startswith(whole[i])
+        assert (shifted[i] == after[i]) == (value is None)
+
+
+def test_the_bytes_of_later_columns_are_fixed_for_ever() -> None:
+    """A later column is its number and its value as a row of one column, and nothing if NULL."""
+    columns = [
+        pl.Series([1, 2], dtype=pl.Int16),
+        pl.Series(["ab", None]),
+        pl.Series([None, True], dtype=pl.Boolean),
+    ]
+    found = [row.hex() for row in encode(columns, 2, 1).to_pylist()]
+    wanted = ["0000 0001 0001 0000 00000002 6162", "0000 0002 0002 0000 01"]
+    assert found == [text.replace(" ", "") for text in wanted]
+    assert encode(columns[2:], 2, 0).to_pylist() == [b"", bytes.fromhex("0000000001")]
+
+
+@IN_DATABASE
+@given(sample=samples(), data=st.data())
+def test_later_columns_hash_as_in_the_source(
+    typed: Source, sample: Sample, data: st.DataObject
+) -> None:
+    """PostgreSQL and we agree on rows of tables that had only some of their columns at first."""
+    prove_later(typed, sample, data.draw(st.integers(0, len(sample.columns))))
+
+
+@settings(IN_DATABASE, max_examples=2)
+@given(
+    rows=st.lists(st.tuples(*(st.none() | kind.texts for kind in EVERY)), min_size=9),
+    base=st.sampled_from([0, 3]),
+)
+def test_later_columns_of_all_types_hash_as_in_the_source(
+    typed: Source, rows: list[tuple[str | None, ...]], base: int
+) -> None:
+    """A column of each type may be the one that came later."""
+    columns = tuple((f"c{i}", kind) for i, kind in enumerate(EVERY))
+    prove_later(typed, Sample(columns, tuple(rows)), base)
+
+
+def prove_later(source: Source, sample: Sample, base: int) -> None:
+    """Hashes a sample's rows on both sides, as if its first columns had been all at first.
+
+    The key ``id`` is one of them.
+    """
+    fill(source, sample)
+    origin = source.settings().origin("test")
+    table = statement.quoted("public", "t")
+    with connect.connect(origin) as connection:
+        found = [("test", relation) for relation in relations(connection, ["public"])]
+        (target,) = prepare.targets(source.settings(), found, ["t"])
+        columns = prepare.columns(target)
+        query = digest.row_hash(columns, table, "true", base + 1)
+        theirs = [str(row[0]) for row in connection.execute(query)]
+        whole = [str(row[0]) for row in connection.execute(digest.row_hash(columns, table, "true"))]
+    ours: list[str] = []
+    select = statement.select(columns, table)
+    for rows, rejected in read.rows(origin, (), select, ["true"], columns, "public.t"):
+        ours.extend(stamp.digests(rows, rejected, base + 1)[0])
+    assert sorted(ours) == sorted(theirs)
+    assert len(set(ours)) == len(sample.rows)
+    if base < len(sample.columns) and sample.rows:
+        assert set(ours).isdisjoint(whole)

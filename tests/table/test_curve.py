@@ -54,9 +54,7 @@ def test_one_column_is_simply_sorted(name: str) -> None:
     rows, keys = curve.along(mixed, by)
     ordered = mixed[rows]["x"].to_list()
     assert ordered[0] is None
-    assert [str(v) for v in ordered[1:]] == [
-        str(v) for v in column.drop_nulls().sort().to_list()
-    ]
+    assert [str(v) for v in ordered[1:]] == [str(v) for v in column.drop_nulls().sort().to_list()]
     assert (np.diff(keys.astype(np.int64)) >= 0).all()
 
 

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import obstore
 import polars as pl
 import pytest
 from deltalake import DeltaTable, write_deltalake
 from moto.server import ThreadedMotoServer
+from obstore.exceptions import AlreadyExistsError, GenericError
 
 from bronze.errors import CommitConflict, LakeError
 from bronze.model import DataFile, Kind, Place
@@ -63,7 +65,7 @@ def add(place: Place, state: log.State, *ids: int) -> int:
 
 def ids(place: Place) -> list[int]:
     """The table's content."""
-    found = pl.read_delta(place.url, storage_options=dict(place.options))  # type: ignore[arg-type]
+    found = pl.read_delta(place.url, storage_options=dict(place.options))
     return sorted(found["id"].to_list())
 
 
@@ -246,6 +248,28 @@ def test_a_log_that_cannot_be_written_is_said_to_be_so(tmp_path: Path) -> None:
         log.write(Place(str(tmp_path / "file" / "t")), 0, [])
     assert not isinstance(caught.value, CommitConflict)
     assert "file" in caught.value.message
+
+
+@pytest.mark.parametrize("error", [GenericError, AlreadyExistsError])
+def test_a_commit_whose_answer_was_lost_stands(
+    place: Place, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    """A store may do what it is asked and then fail to say so, or be asked twice by its client.
+
+    Who is told of a failure deletes the files of the commit: so what is there must count.
+    """
+    create(place, 0)
+    honest = obstore.put
+
+    def put(*given: Any, **options: Any) -> Any:
+        honest(*given, **options)
+        raise error("the connection was reset")
+
+    state = read(place)
+    with monkeypatch.context() as patch:
+        patch.setattr(obstore, "put", put)
+        assert add(place, state, 1) == 1
+    assert ids(place) == [0, 1]
 
 
 # Checkpoints

@@ -436,6 +436,10 @@ def test_a_merge_does_what_the_model_does(tmp_path: Path, case: Case) -> None:
                 keys[n] in new and after[n] is not case.old[n] for n in mine
             )
             assert results[path].deleted == sum(n in case.gone for n in mine)
+        was = [_values(case.layout, case.old[n]) for n in mine if keys[n] in new]
+        if path in results:
+            dead = [one["record_status"] == DELETED or one["row_hash"] is None for one in was]
+            assert results[path].revived == sum(dead)
     assert bench.content() == wanted
     assert bench.told(landed.version) == told
     assert landed.inserted.rows == len(fresh)

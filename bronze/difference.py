@@ -1,0 +1,269 @@
+"""The difference between the source and a table, and the edit of the table that makes it none.
+
+An edit is a course of `bronze.engine` that ends with what there is to commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from bronze import compare, failpoint
+from bronze.engine import Course, Task
+from bronze.enrich.fingerprint import Fingerprints
+from bronze.errors import Mismatch
+from bronze.model import DataFile, Known, Stamp, Stored, Written
+from bronze.plan import Plan
+from bronze.table import files, history, merge
+from bronze.table.commit import Change
+from bronze.table.log import State
+from bronze.work import Replacing, replacing
+
+# So many changes are merged in one go from memory; more are put into a file first.
+_IN_MEMORY = 32 * 2**20
+# New rows that one task writes.
+_INSERT_ROWS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How the source differs from the table as it was when the plan was made.
+
+    ``changes`` are the rows that the table does not hold as they are, ``gone`` what it holds and
+    the source has no more (or otherwise). ``live`` is how many rows the table had, ``there`` how
+    many the source has, where all of them were looked at.
+    """
+
+    changes: tuple[merge.Changes, ...]
+    gone: tuple[tuple[Known, Fingerprints], ...]
+    live: int = 0
+    there: int = 0
+
+    @property
+    def staged(self) -> tuple[DataFile, ...]:
+        """The changes that lie in files."""
+        return tuple(change for change in self.changes if isinstance(change, DataFile))
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What there is to commit. ``growth`` is by how many the table's live rows become more."""
+
+    change: Change
+    inserted: int
+    updated: int
+    deleted: int
+    growth: int
+
+    @property
+    def written(self) -> tuple[DataFile, ...]:
+        """All files that the commit needs."""
+        rewritten = (new for _, new in self.change.quiet)
+        return (*self.change.added, *self.change.feed, *rewritten)
+
+
+def found(plan: Plan, stamp: Stamp, written: Sequence[Written]) -> Difference:
+    """What the units of a plan have found.
+
+    Raises:
+        LakeError, LakeUnreachable: the changes are too many for memory, and cannot be written.
+    """
+    changes: list[merge.Changes] = [f for part in written for f in part.files]
+    frames: list[pl.DataFrame] = []
+    for part in written:
+        frames += [] if part.frame is None else [part.frame]
+        if sum(frame.estimated_size() for frame in frames) > _IN_MEMORY:
+            changes += _spilled(plan, stamp, frames)
+            frames = []
+    changes += [pl.concat(frames)] if frames else []
+    places: dict[Known, npt.NDArray[np.uint8]] = {}
+    for part in written:
+        known = plan.units[part.unit].known
+        if known is not None:
+            mask = np.frombuffer(part.seen, np.uint8)
+            places[known] = places[known] | mask if known in places else mask
+    gone, live = [], 0
+    for known, mask in places.items():
+        held = compare.known(known)
+        seen = np.unpackbits(mask, count=len(held)).astype(np.bool_)
+        gone.append((known, compare.unseen(held, seen)))
+        live += compare.distinct(held)
+    there = sum(
+        part.rows
+        for part in written
+        if (share := plan.units[part.unit].known) is not None and share.share == 0
+    )
+    return Difference(tuple(changes), tuple(gone), live, there)
+
+
+def _spilled(plan: Plan, stamp: Stamp, frames: Sequence[pl.DataFrame]) -> list[DataFile]:
+    file = files.write(frames, plan.target.place, stamp.batch_id, plan.shape.stats)
+    return [file] if file else []
+
+
+def edited(plan: Plan, stamp: Stamp, difference: Difference, state: State) -> Course[Edit]:
+    """The differences become changes of the rows that are there.
+
+    Raises:
+        LakeError, LakeUnreachable: a file cannot be read or written.
+        Mismatch: a file has not the rows that it should have.
+    """
+    if plan.target.settings.history:
+        return (yield from _versioned(plan, stamp, difference, state))
+    changes, label = difference.changes, plan.target.label
+    merged: list[merge.Merged] = yield [
+        Task(replacing, task, label) for task in _replacements(plan, stamp, difference, state.files)
+    ]
+    _prove(plan, merged)
+    failpoint.reach("merged")
+    known = merge.joined([one.found for one in merged], changes)
+    loud = [one for one in merged if one.rewritten and (one.edits or not one.file)]
+    feed = [one.feed for one in loud if one.feed]
+    moved = tuple(one.moved for one in merged if one.moved is not None)
+    kept, jobs = _inserts(plan, stamp.batch_id, changes, known, moved, bool(feed))
+    inserted: list[merge.Inserted] = yield [Task(merge.insert, job, label) for job in jobs]
+    failpoint.reach("inserted")
+    added = [one.file for one in loud if one.file]
+    added += [*kept, *(file for one in inserted for file in one.files)]
+    feed += [file for one in inserted for file in one.feed]
+    new = sum(file.rows for file in kept) + sum(one.rows for one in inserted)
+    deleted = sum(one.deleted for one in merged)
+    return Edit(
+        Change("MERGE", added, [one.old for one in loud], feed, quiet=_quiet(merged)),
+        inserted=new,
+        updated=sum(one.updated for one in merged),
+        deleted=deleted,
+        growth=new + sum(one.revived for one in merged) - deleted,
+    )
+
+
+def _quiet(merged: Sequence[merge.Merged]) -> list[tuple[Stored, DataFile]]:
+    """Files that were written anew though no row has changed."""
+    return [(one.old, one.file) for one in merged if one.file and not one.edits]
+
+
+def _versioned(plan: Plan, stamp: Stamp, difference: Difference, state: State) -> Course[Edit]:
+    """The differences become versions of their own, behind those that are there."""
+    changes, label, place = difference.changes, plan.target.label, plan.target.place
+    gone = [
+        found
+        for known, prints in difference.gone
+        if len(prints)
+        for found in compare.last_positions(replace(known, files=state.files), prints)
+    ]
+    job = history.Append(
+        place=place,
+        stored=state.files,
+        layout=plan.shape.columns,
+        key=plan.key,
+        stats=plan.shape.stats,
+        stamp=stamp,
+        changes=changes,
+        gone=tuple(gone),
+        dates_of=plan.dates_of,
+    )
+    done: list[history.Appended] = []
+    if changes or gone:
+        done = yield [Task(history.append, job, label)]
+    rewritten: list[merge.Merged] = []
+    if plan.settled.rewrite:
+        tasks = _replacements(plan, stamp, Difference((), ()), state.files)
+        rewritten = yield [Task(replacing, task, label) for task in tasks]
+    _prove(plan, rewritten)
+    failpoint.reach("inserted")
+    added = [file for one in done for file in one.files]
+    inserted, updated, deleted = (
+        sum(getattr(one, kind) for one in done) for kind in ("inserted", "updated", "deleted")
+    )
+    change = Change("WRITE", added, parameters={"mode": "Append"}, quiet=_quiet(rewritten))
+    return Edit(change, inserted, updated, deleted, inserted - deleted)
+
+
+def _replacements(
+    plan: Plan, stamp: Stamp, difference: Difference, stored: Sequence[Stored]
+) -> Iterator[Replacing]:
+    """A task for each file that may have to be written anew."""
+    place, changes = plan.target.place, difference.changes
+    looking = any(len(gone) for _, gone in difference.gone)
+    anew = plan.settled.rewrite
+    wanted = stored if looking or anew else merge.candidates(stored, changes, plan.key, place)
+    for file in wanted:
+        job = merge.Merge(
+            place=place,
+            file=file,
+            layout=plan.shape.columns,
+            key=plan.key,
+            stats=plan.shape.stats,
+            stamp=stamp,
+            changes=changes,
+            on_delete=plan.target.settings.on_delete,
+            anew=anew,
+            dates_of=plan.dates_of,
+        )
+        yield Replacing(job, difference.gone)
+
+
+def _inserts(
+    plan: Plan,
+    batch_id: str,
+    changes: Sequence[merge.Changes],
+    found: Sequence[bytes],
+    moved: tuple[pl.DataFrame, ...],
+    feed: bool,
+) -> tuple[list[DataFile], list[merge.Insert]]:
+    """The staged files that are the table's as they are, and jobs for the other new rows."""
+    kept: list[DataFile] = []
+    jobs: list[merge.Insert] = []
+    group: list[tuple[merge.Changes, bytes]] = []
+    size = 0
+
+    def flush(*moved: pl.DataFrame) -> None:
+        if group or moved:
+            jobs.append(
+                merge.Insert(
+                    place=plan.target.place,
+                    layout=plan.shape.columns,
+                    stats=plan.shape.stats,
+                    batch_id=batch_id,
+                    changes=tuple(change for change, _ in group),
+                    found=tuple(mask for _, mask in group),
+                    feed=feed,
+                    moved=moved,
+                    dates_of=plan.dates_of,
+                )
+            )
+        group.clear()
+
+    for change, mask in zip(changes, found, strict=True):
+        height = change.rows if isinstance(change, DataFile) else change.height
+        new = len(merge.unfound(mask, height))
+        if isinstance(change, DataFile) and new == height and not feed and not plan.dates_of:
+            kept.append(change)
+        elif new:
+            group.append((change, mask))
+            size += new
+            if size >= _INSERT_ROWS:
+                flush()
+                size = 0
+    flush(*moved)
+    return kept, jobs
+
+
+def _prove(plan: Plan, merged: Sequence[merge.Merged]) -> None:
+    """A rewritten file has the rows of the old one, less those that were removed."""
+    removes = plan.target.settings.on_delete == "remove"
+    for one in merged:
+        if not one.rewritten or one.old.rows < 0:
+            continue
+        rows = one.file.rows if one.file else 0
+        rows += one.moved.height if one.moved is not None else 0
+        if rows != one.old.rows - (one.deleted if removes else 0):
+            raise Mismatch(
+                f"A file of {plan.target.name} with {one.old.rows} rows became one with {rows}.",
+                hint="Nothing was committed. This is a bug in bronze: report it.",
+                table=plan.target.label,
+            )

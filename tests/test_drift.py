@@ -1,0 +1,427 @@
+"""Drift: whatever becomes of a table's columns, its Bronze table goes on, or says why not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+import pytest
+from deltalake import DeltaTable
+
+from bronze import pipeline
+from bronze.model import TableResult
+from tests.conftest import Source
+from tests.content import differences
+from tests.test_patterns import (
+    BATCH,
+    FULL,
+    THING,
+    counts,
+    entry,
+    feed,
+    files,
+    land,
+    row,
+    run,
+    updates,
+)
+
+BOTH = pytest.mark.parametrize("own", [FULL, BATCH])
+ALL = range(1, 51)
+
+
+def schema(source: Source, name: str = "t") -> dict[str, str]:
+    """The Bronze table's columns and their Delta types."""
+    fields = DeltaTable(str(source.table(name))).schema().fields
+    return {field.name: str(field.type).partition('"')[2].rstrip('")') for field in fields}
+
+
+def values(source: Source, column: str, version: int | None = None) -> dict[Any, Any]:
+    """A column of the Bronze table by id."""
+    frame = pl.read_delta(str(source.table("t")), version=version)
+    return dict(frame.select("id", column).rows())
+
+
+def quiet(source: Source, own: dict[str, Any]) -> TableResult:
+    """Runs, and nothing but the position changes: no row, no file, nothing is said."""
+    before = files(source)
+    result = land(source, own)
+    assert (counts(result), result.notes) == ((0, 0, 0), ())
+    assert files(source) == before
+    assert feed(source, result.version) == []
+    return result
+
+
+# --- columns come and go ---------------------------------------------------------------------
+
+
+@BOTH
+def test_an_added_column_is_null_in_old_rows(source: Source, own: dict[str, Any]) -> None:
+    """Without a default no row changes and no file; a later value arrives as an update."""
+    source.execute(THING)
+    land(source, own)
+    before = files(source)
+    source.execute("ALTER TABLE t ADD c numeric(8,2)")
+    result = land(source, own)
+    assert counts(result) == (0, 0, 0)
+    assert "column c was added" in result.notes
+    assert files(source) == before
+    assert feed(source, result.version) == []
+    assert set(values(source, "c").values()) == {None}
+    source.execute("UPDATE t SET c = 1.50 WHERE id = 3; INSERT INTO t (id, c) VALUES (51, 2)")
+    result = land(source, own)
+    assert (counts(result), result.notes) == ((1, 1, 0), ())
+    assert feed(source, result.version) == sorted([("insert", 51), *updates(3)])
+    assert str(row(source, 3)["c"]) == "1.50"
+    quiet(source, own)
+
+
+@BOTH
+@pytest.mark.parametrize("default", ["7", "(random() * 100)::int"])
+def test_an_added_column_with_a_default_is_filled(
+    source: Source, own: dict[str, Any], default: str
+) -> None:
+    """Old rows have the value too, whether PostgreSQL rewrites them or not."""
+    source.execute(THING)
+    land(source, own)
+    source.execute(f"ALTER TABLE t ADD c int NOT NULL DEFAULT {default}")
+    result = land(source, own)
+    assert counts(result) == (0, 50, 0)
+    assert feed(source, result.version) == updates(*ALL)
+    assert None not in values(source, "c").values()
+    quiet(source, own)
+
+
+@BOTH
+def test_a_dropped_column_stays_and_is_null(source: Source, own: dict[str, Any]) -> None:
+    """Rows that had a value there have it no more, which is said once; others do not change."""
+    source.execute(THING)
+    source.execute("UPDATE t SET v = NULL WHERE id > 10")
+    land(source, own)
+    source.execute("ALTER TABLE t DROP v")
+    result = land(source, own)
+    assert counts(result) == (0, 10, 0)
+    assert "column v was dropped: it is NULL from now on" in result.notes
+    assert feed(source, result.version) == updates(*range(1, 11))
+    assert list(schema(source))[:3] == ["id", "v", "at"]
+    assert values(source, "v", 0)[1] == "v1"
+    quiet(source, own)
+    source.execute("INSERT INTO t VALUES (51)")
+    assert counts(land(source, own)) == (1, 0, 0)
+
+
+@BOTH
+@pytest.mark.parametrize("default", ["", "DEFAULT 'again'"])
+@pytest.mark.parametrize("between", [False, True])
+def test_a_column_that_is_dropped_and_added_again(
+    source: Source, own: dict[str, Any], default: str, between: bool
+) -> None:
+    """It is another column of the same name: what the old one held is there no more."""
+    source.execute(THING)
+    land(source, own)
+    source.execute("ALTER TABLE t DROP v")
+    if between:
+        land(source, own)
+    source.execute(f"ALTER TABLE t ADD v text {default}")
+    land(source, own)
+    assert set(values(source, "v").values()) == {"again" if default else None}
+    quiet(source, own)
+
+
+@BOTH
+def test_a_column_that_comes_back_with_a_wider_type(source: Source, own: dict[str, Any]) -> None:
+    """It is widened; with a type that does not fit it is refused."""
+    source.execute(THING)
+    source.execute("ALTER TABLE t ADD c int DEFAULT 5")
+    land(source, own)
+    source.execute("ALTER TABLE t DROP c; ALTER TABLE t ADD c bigint DEFAULT 1::int8 << 40")
+    assert counts(land(source, own)) == (0, 50, 0)
+    assert schema(source)["c"] == "long"
+    assert set(values(source, "c").values()) == {1 << 40}
+    source.execute("ALTER TABLE t DROP c; ALTER TABLE t ADD c text")
+    error = run(source, own).error
+    assert error is not None
+    assert "Column c of table public.t has become text" in error.message
+    assert set(values(source, "c").values()) == {1 << 40}
+
+
+@BOTH
+def test_columns_come_and_go_with_rows(source: Source, own: dict[str, Any]) -> None:
+    """One run takes dropped and added columns, inserts, updates and deletes together."""
+    source.execute(THING)
+    land(source, own)
+    source.execute(
+        "ALTER TABLE t DROP v; ALTER TABLE t ADD a int; ALTER TABLE t ADD b text DEFAULT 'b';"
+        " UPDATE t SET a = id WHERE id = 1; DELETE FROM t WHERE id = 2; INSERT INTO t VALUES (51)"
+    )
+    result = land(source, own)
+    assert counts(result) == (1, 49, 1)
+    assert feed(source, result.version) == sorted([("insert", 51), *updates(*ALL)])
+    assert row(source, 2)["v"] == "v2"
+    quiet(source, own)
+
+
+# --- types -----------------------------------------------------------------------------------
+
+WIDER = {
+    "short": ("smallint", "int", "int", "i * 100"),
+    "int": ("int", "bigint", "long", "i * -1000000"),
+    "real": ("real", "float8", "double", "i / 10.0"),
+    "decimal": ("numeric(10,2)", "numeric(14,4)", "decimal(14,4)", "i + 0.25"),
+    "long decimal": ("numeric(10,2)", "numeric(30,2)", "decimal(30,2)", "i + 0.25"),
+    "digits": ("numeric(6,4)", "numeric(10,2)", "decimal(12,4)", "i + 0.25"),
+}
+
+
+@BOTH
+@pytest.mark.parametrize("kind", WIDER)
+def test_a_wider_type_takes_all_values_along(
+    source: Source, own: dict[str, Any], kind: str
+) -> None:
+    """One commit, all values as they were; the version before is read as it was."""
+    old, new, delta, value = WIDER[kind]
+    source.execute(
+        f"CREATE TABLE t (id int PRIMARY KEY, c {old});"
+        f" INSERT INTO t SELECT i, {value} FROM generate_series(1, 50) i;"
+        " INSERT INTO t VALUES (51, NULL), (52, 1)"
+    )
+    land(source, own)
+    source.execute("DELETE FROM t WHERE id = 52")
+    land(source, own)
+    before = pl.read_delta(str(source.table("t")))
+    source.execute(f"ALTER TABLE t ALTER c TYPE {new}")
+    result = land(source, own)
+    assert result.version == 2
+    assert any(note.startswith("column c is widened from") for note in result.notes)
+    assert schema(source)["c"] == delta
+    after = pl.read_delta(str(source.table("t")))
+    both = before.select("id", old="c").join(after.select("id", new="c"), on="id", validate="1:1")
+    assert both.height == 52
+    assert both.select(
+        (pl.col("old").cast(after.schema["c"]).eq_missing(pl.col("new"))).all()
+    ).item()
+    assert pl.read_delta(str(source.table("t")), version=1).equals(before)
+    assert {kind for kind, _ in feed(source, 2)} <= {"update_preimage", "update_postimage"}
+    assert after.filter(pl.col("record_status") == "DELETED")["id"].to_list() == [52]
+    quiet(source, own)
+    source.execute("UPDATE t SET c = -c WHERE id = 4")
+    assert counts(land(source, own)) == (0, 1, 0)
+
+
+@BOTH
+@pytest.mark.parametrize("new", ["varchar(50)", "text"])
+def test_a_longer_text_is_no_change(source: Source, own: dict[str, Any], new: str) -> None:
+    """Delta knows one type of text: nothing is rewritten."""
+    source.execute("CREATE TABLE t (id int PRIMARY KEY, c varchar(10)); INSERT INTO t VALUES (1)")
+    land(source, own)
+    source.execute(f"ALTER TABLE t ALTER c TYPE {new}")
+    quiet(source, own)
+
+
+@BOTH
+def test_a_narrower_type_keeps_the_wider_one(source: Source, own: dict[str, Any]) -> None:
+    """The Bronze table's column can hold it: no row changes, now or later."""
+    source.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, c bigint, d numeric(14,4), e float8);"
+        " INSERT INTO t SELECT i, i, i, i FROM generate_series(1, 50) i"
+    )
+    land(source, own)
+    source.execute("ALTER TABLE t ALTER c TYPE int, ALTER d TYPE numeric(8,2), ALTER e TYPE float4")
+    quiet(source, own)
+    types = schema(source)
+    assert (types["c"], types["d"], types["e"]) == ("long", "decimal(14,4)", "double")
+    source.execute("UPDATE t SET c = 7, d = 7.25, e = 0.5 WHERE id = 1")
+    assert counts(land(source, own)) == (0, 1, 0)
+
+
+@BOTH
+def test_the_key_itself_is_widened(source: Source, own: dict[str, Any]) -> None:
+    """Rows are found by it all the same, with changes and deletes in the same run."""
+    source.execute(THING)
+    land(source, own)
+    source.execute(
+        "ALTER TABLE t ALTER id TYPE bigint; UPDATE t SET v = 'new' WHERE id = 1;"
+        " DELETE FROM t WHERE id = 2; INSERT INTO t VALUES (1::int8 << 40, 'far')"
+    )
+    result = land(source, own)
+    assert (result.inserted, result.deleted) == (1, 1)
+    told = feed(source, result.version)
+    assert ("insert", 1 << 40) in told
+    assert {kind for kind, _ in told} == {"insert", "update_preimage", "update_postimage"}
+    assert pl.read_delta(str(source.table("t"))).height == 51
+    quiet(source, own)
+    source.execute("UPDATE t SET v = 'newer' WHERE id IN (1, 1::int8 << 40)")
+    assert counts(land(source, own)) == (0, 2, 0)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("new", "using"),
+    [
+        ("text", "c::text"),
+        ("numeric(20,0)", "c::numeric"),
+        ("float8", "c::float8"),
+        ("int[]", "ARRAY[c]"),
+    ],
+)
+def test_another_type_is_refused(source: Source, own: dict[str, Any], new: str, using: str) -> None:
+    """The choices are spelled out, nothing changes, and the other tables of the run land."""
+    source.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, c int); INSERT INTO t VALUES (1, 10);"
+        " CREATE TABLE u (id int PRIMARY KEY)"
+    )
+    config = source.settings(tables={"t": own, "u": own})
+    pipeline.run(config)
+    before = pl.read_delta(str(source.table("t")))
+    source.execute(f"ALTER TABLE t ALTER c TYPE {new} USING {using}; INSERT INTO u VALUES (1)")
+    result = pipeline.run(config)
+    mine, other = result.tables
+    assert result.exit_code == 1
+    assert (mine.status, counts(other)) == ("failed", (1, 0, 0))
+    assert mine.error is not None
+    assert "Column c of table public.t has become" in mine.error.message
+    for choice in ('rename = { "c" = "c_new" }', "target = ", "move the Bronze table away"):
+        assert choice in mine.error.hint
+    assert pl.read_delta(str(source.table("t"))).equals(before)
+    assert DeltaTable(str(source.table("t"))).version() == 0
+
+
+@BOTH
+def test_the_choices_after_a_refusal_work(source: Source, own: dict[str, Any]) -> None:
+    """The new type as a column beside the old one, or in a new table."""
+    source.execute("CREATE TABLE t (id int PRIMARY KEY, c int); INSERT INTO t VALUES (1, 10)")
+    land(source, own)
+    source.execute("ALTER TABLE t ALTER c TYPE text USING 'x' || c")
+    assert run(source, own).status == "failed"
+    assert counts(land(source, {**own, "target": "bz_other"})) == (1, 0, 0)
+    beside = {**own, "rename": {"c": "c_new"}}
+    result = land(source, beside)
+    assert counts(result) == (0, 1, 0)
+    assert (row(source, 1)["c"], row(source, 1)["c_new"]) == (None, "x10")
+    assert not [note for note in result.notes if "is called c now" in note]
+    quiet(source, beside)
+
+
+# --- names -----------------------------------------------------------------------------------
+
+
+@BOTH
+def test_a_renamed_column_is_told_with_the_way_to_keep_its_name(
+    source: Source, own: dict[str, Any]
+) -> None:
+    """As it is, it goes on under the new name, and the old one is NULL."""
+    source.execute(THING)
+    land(source, own)
+    source.execute("ALTER TABLE t RENAME v TO w")
+    result = land(source, own)
+    assert counts(result) == (0, 50, 0)
+    (note,) = [note for note in result.notes if "rename" in note]
+    assert note.startswith("column v is called w now")
+    assert 'rename = { "w" = "v" }' in note
+    assert set(values(source, "v").values()) == {None}
+    assert values(source, "w")[1] == "v1"
+    quiet(source, own)
+
+
+@BOTH
+def test_a_renamed_column_can_keep_its_name(source: Source, own: dict[str, Any]) -> None:
+    """With rename in the config nothing changes at all."""
+    source.execute(THING)
+    land(source, own)
+    source.execute("ALTER TABLE t RENAME v TO w")
+    own = {**own, "rename": {"w": "v"}}
+    quiet(source, own)
+    source.execute("UPDATE t SET w = 'new' WHERE id = 1")
+    result = land(source, own)
+    assert counts(result) == (0, 1, 0)
+    assert list(schema(source))[:3] == ["id", "v", "at"]
+
+
+@BOTH
+def test_a_renamed_key(source: Source, own: dict[str, Any]) -> None:
+    """Under its old name it goes on; without that every row is another one."""
+    source.execute(THING)
+    land(source, own)
+    source.execute("ALTER TABLE t RENAME id TO number")
+    kept = {**own, "rename": {"number": "id"}}
+    quiet(source, kept)
+    source.execute("UPDATE t SET v = 'new' WHERE number = 1")
+    assert counts(land(source, kept)) == (0, 1, 0)
+    assert counts(land(source, own)) == (50, 0, 50)
+
+
+@BOTH
+def test_a_renamed_table_is_a_new_one(source: Source, own: dict[str, Any]) -> None:
+    """It becomes a Bronze table of its own; the old one stays, and the config's is missed."""
+    source.execute(THING)
+    land(source, own)
+    source.execute("ALTER TABLE t RENAME TO u; UPDATE u SET v = 'new' WHERE id = 1")
+    config = source.settings(tables={"u": own})
+    (result,) = pipeline.run(config).tables
+    assert (result.target, counts(result)) == ("bronze.bz_u", (50, 0, 0))
+    assert differences(config) == {}
+    assert row(source, 1)["v"] == "v1"
+    assert pipeline.run(source.settings(tables={"t": own})).exit_code == 1
+
+
+def test_a_renamed_table_goes_on_in_its_old_target(source: Source) -> None:
+    """It is the same table still: only what changed is read."""
+    source.execute(THING)
+    land(source, BATCH)
+    source.execute("ALTER TABLE t RENAME TO u; UPDATE u SET v = 'new' WHERE id = 1")
+    own = {**BATCH, "target": "bz_t"}
+    result = land(source, own, "u")
+    assert (result.rows_read, counts(result)) == (1, (0, 1, 0))
+    assert feed(source, result.version) == updates(1)
+    source.execute("INSERT INTO u VALUES (51)")
+    result = land(source, own, "u")
+    assert (result.rows_read, counts(result)) == (1, (1, 0, 0))
+
+
+@BOTH
+def test_a_table_that_was_made_anew(source: Source, own: dict[str, Any]) -> None:
+    """All rows are compared, whatever their xmin; only true differences land."""
+    source.execute(THING)
+    land(source, own)
+    source.execute(f"DROP TABLE t; {THING}; DELETE FROM t WHERE id = 1; INSERT INTO t VALUES (51)")
+    source.execute("UPDATE t SET v = 'new' WHERE id = 2")
+    result = land(source, own)
+    assert counts(result) == (1, 1, 1)
+    assert feed(source, result.version) == sorted([("insert", 51), *updates(1, 2)])
+    if own is BATCH:
+        assert result.rows_read == 50
+        assert "all rows are compared: the table was made anew in the source" in result.notes
+    quiet(source, own)
+
+
+def test_a_table_that_took_the_name_of_another(source: Source) -> None:
+    """Rows of the new one are older than the last run, and are no rows of the old one."""
+    source.execute(THING)
+    source.execute("CREATE TABLE u (LIKE t INCLUDING ALL); INSERT INTO u SELECT 100 + id FROM t")
+    only = source.settings(source={"tables": ["t"]}, tables={"t": BATCH})
+    pipeline.run(only)
+    source.execute("ALTER TABLE t RENAME TO old; ALTER TABLE u RENAME TO t")
+    (result,) = pipeline.run(only).tables
+    assert counts(result) == (50, 0, 50)
+    assert differences(only) == {}
+
+
+@BOTH
+def test_two_tables_do_not_take_turns_in_one(source: Source, own: dict[str, Any]) -> None:
+    """A Bronze table that holds another table of the source is refused, and stays."""
+    source.execute(f"{THING}; CREATE TABLE u (LIKE t INCLUDING ALL)")
+
+    def only(name: str) -> TableResult:
+        own_target = {name: {**own, "target": "bz_t"}}
+        config = source.settings(source={"tables": [name]}, tables=own_target)
+        (result,) = pipeline.run(config).tables
+        return result
+
+    assert counts(only("t")) == (50, 0, 0)
+    error = only("u").error
+    assert error is not None
+    assert "The Bronze table bz_t holds public.t, not public.u" in error.message
+    assert "another target" in error.hint
+    assert counts(only("t")) == (0, 0, 0)
+    assert pl.read_delta(str(source.table("t"))).height == 50
+    assert not {"add", "remove"} & set(entry(source, 1))

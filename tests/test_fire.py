@@ -1,0 +1,200 @@
+"""Under fire: kills at every step and at random, runs that race each other, foreign writers."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import psycopg
+import pytest
+from deltalake import DeltaTable, write_deltalake
+
+from bronze import config, failpoint, maintain, pipeline
+from bronze.config import Settings
+from bronze.demo import inventory
+from bronze.demo.server import Server
+from tests import feed
+from tests.content import differences
+
+pytestmark = pytest.mark.soak
+
+KILLS = int(os.environ.get("BRONZE_SOAK_KILLS", "30"))
+TABLES: Mapping[str, Mapping[str, Any]] = {
+    "orders": {"pattern": "batch", "cluster_by": ["customer_id", "ordered_at"]},
+    "order_details": {"pattern": "batch"},
+    "inventory": {"pattern": "batch", "cursor": "updated_at"},
+    "stock_levels": {"pattern": "micro_batch"},
+    "shipments": {"pattern": "batch", "partition_by": "shipped_at"},
+    "returns": {"pattern": "batch", "history": True},
+    "suppliers": {"on_delete": "remove"},
+}
+
+CHILD = """
+import json, sys
+from bronze import config, maintain, pipeline
+settings = config.parse(json.loads(sys.argv[1]))
+result = pipeline.run(settings)
+maintain.maintain(settings)
+sys.exit(result.exit_code)
+"""
+
+
+@pytest.fixture
+def shop(server: Server) -> Iterator[str]:
+    """The demo's source, small."""
+    yield inventory.create(server.dsn(), scale=0.004)
+    with psycopg.connect(server.dsn(), autocommit=True) as admin:
+        admin.execute(f'DROP DATABASE "{inventory.DATABASE}" WITH (FORCE)')
+
+
+def document(dsn: str, lake: Path) -> dict[str, Any]:
+    """A config with tables of every pattern."""
+    return {
+        "source": {"name": "DE", "dsn": dsn, "schema": inventory.SCHEMA},
+        "lake": {"root": str(lake), "schema": "bronze"},
+        "run": {"workers": 2, "retry_delay": 0},
+        "tables": dict(TABLES),
+    }
+
+
+def child(settings: Settings, point: str = "") -> subprocess.Popen[bytes]:
+    """A run and maintenance in a process of its own, which is killed at a failpoint."""
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD, settings.model_dump_json(by_alias=True, exclude_unset=True)],
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "BRONZE_FAILPOINT": point},
+    )
+
+
+def landed(settings: Settings) -> None:
+    """Runs, and all tables land."""
+    result = pipeline.run(settings)
+    assert [table.error for table in result.tables if table.error] == []
+
+
+def proven(settings: Settings, lake: Path) -> None:
+    """All tables equal the source, their feeds are true, their positions never went back."""
+    assert differences(settings) == {}
+    for folder in sorted((lake / "bronze").glob("bz_*")):
+        assert (folder.name, feed.faults(folder)) == (folder.name, [])
+        reached = feed.positions(folder)
+        assert reached == sorted(reached)
+
+
+def test_killed_at_every_failpoint(shop: str, tmp_path: Path) -> None:
+    """Wherever a process dies, the next run leaves all as if it never had."""
+    settings = config.parse(document(shop, tmp_path))
+    landed(settings)
+    reached = set()
+    for day, (point, times) in enumerate((p, n) for p in failpoint.POINTS for n in (1, 4)):
+        inventory.change(shop, seed=day)
+        code = child(settings, f"{point}:{times}").wait()
+        assert code in (0, -signal.SIGKILL)
+        reached |= {point} if code else set()
+        landed(settings)
+        assert differences(settings) == {}
+    assert reached == set(failpoint.POINTS)
+    proven(settings, tmp_path)
+
+
+def test_killed_at_random_while_the_source_changes(shop: str, tmp_path: Path) -> None:
+    """Many kills in a row, the source changing all the time: nothing is lost or told twice."""
+    settings = config.parse(document(shop, tmp_path))
+    dice = random.Random(5)  # noqa: S311 - a load, no secret
+    killed = 0
+    for day in range(KILLS):
+        running = child(settings)
+        with changing(shop, day):
+            try:
+                running.wait(dice.uniform(0.8, 4))
+            except subprocess.TimeoutExpired:
+                running.kill()
+                running.wait()
+                killed += 1
+    assert killed
+    landed(settings)
+    proven(settings, tmp_path)
+
+
+@contextmanager
+def changing(dsn: str, seed: int) -> Iterator[None]:
+    """Days of business that go on until the context ends."""
+    stopped = threading.Event()
+
+    def work() -> None:
+        for day in range(1000):
+            if stopped.is_set():
+                return
+            inventory.change(dsn, seed=seed * 1000 + day)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def test_runs_that_race_each_other(shop: str, tmp_path: Path) -> None:
+    """Two runs at once, again and again: whoever loses a table takes it anew, and none is torn."""
+    settings = config.parse(document(shop, tmp_path))
+    for day in range(8):
+        racing = [child(settings) for _ in range(2)]
+        with changing(shop, day):
+            assert [one.wait() for one in racing] == [0, 0]
+        for folder in (tmp_path / "bronze").glob("bz_*"):
+            assert feed.faults(folder) == []
+    landed(settings)
+    proven(settings, tmp_path)
+
+
+def test_runs_beside_maintenance_and_a_foreign_writer(shop: str, tmp_path: Path) -> None:
+    """Others rewrite and append all the time: each of their rows is there once, and all of ours."""
+    own = document(shop, tmp_path)
+    own["run"] = {"workers": 2, "retry_delay": 0, "max_retries": 20}
+    settings = config.parse(own)
+    landed(settings)
+    stopped = threading.Event()
+    orders = tmp_path / "bronze" / "bz_orders"
+    foreign: list[int] = []
+
+    def append() -> None:
+        number = -1
+        while not stopped.wait(0.3):
+            row = pl.DataFrame({"order_id": [number]}, schema={"order_id": pl.Int32})
+            with suppress(Exception):
+                write_deltalake(str(orders), row.to_arrow(), mode="append", schema_mode="merge")
+                foreign.append(number)
+            number -= 1
+
+    def tidy() -> None:
+        while not stopped.wait(0.2):
+            maintain.maintain(settings)
+
+    threads = [threading.Thread(target=work) for work in (append, tidy)]
+    for thread in threads:
+        thread.start()
+    try:
+        for day in range(10):
+            inventory.change(shop, seed=day)
+            landed(settings)
+    finally:
+        stopped.set()
+        for thread in threads:
+            thread.join()
+    landed(settings)
+    held = pl.read_delta(str(orders)).filter(pl.col("order_id") < 0)["order_id"].to_list()
+    assert foreign
+    assert sorted(held) == sorted(foreign)
+    DeltaTable(str(orders)).delete("order_id < 0")
+    assert differences(settings) == {}
