@@ -22,6 +22,7 @@ from bronze.table import files
 
 Positions = npt.NDArray[np.int64]
 
+_DIGITS = 32
 # At most so many sets are kept at once: the tables that are being read overlap where one ends.
 _KEPT = 2
 
@@ -64,6 +65,7 @@ def total(what: Known) -> tuple[int, int]:
         parquet = files.opened(what.place, file)
         for _, table in files.parts(parquet, what.layout, ("row_hash",), None):
             hashes = pl.DataFrame(table)["row_hash"].drop_nulls()
+            hashes = hashes.filter(_ours(hashes))
             rows += table.num_rows
             sums = fingerprint.added(sums, fingerprint.total(hashes))
     return rows, sums
@@ -107,6 +109,8 @@ def _fingerprints(what: Known, file: Stored) -> Iterator[tuple[int, Positions, F
         live = rows["record_status"].ne_missing(DELETED)
         for name in columns[:-1]:
             live &= rows[name].is_not_null()
+        if not what.key:
+            live &= _ours(rows["row_hash"])
         prints = fingerprints(what, rows.filter(live))
         mine = shared(what, prints)
         yield start, np.flatnonzero(live.to_numpy())[mine], prints[mine]
@@ -131,6 +135,11 @@ def last_positions(what: Known, gone: Fingerprints) -> list[tuple[Stored, Positi
     ]
 
 
+def _ours(hashes: pl.Series) -> pl.Series:
+    """Which hashes have the form of ours; other writers put what they like there."""
+    return (hashes.str.len_bytes() == _DIGITS) & (hashes.str.len_chars() == _DIGITS)
+
+
 def _versions(what: Known) -> pl.DataFrame:
     """The last version of each key in a history: file, row, key, order, print and live."""
     names = [*what.versions, "update_timestamp", "row_hash", "record_status"]
@@ -140,6 +149,7 @@ def _versions(what: Known) -> pl.DataFrame:
         for start, table in files.parts(parquet, what.layout, names, None, dict(file.partition)):
             rows = pl.DataFrame(table).with_row_index("row", start)
             rows = rows.filter(pl.all_horizontal(pl.col(*names[:-1]).is_not_null()))
+            rows = rows.filter(_ours(rows["row_hash"]))
             keys = fingerprint.of_keys(rows.select(what.versions).get_columns())
             prints = keys if what.key else fingerprint.of_hashes(rows["row_hash"], what.offset)
             found.append(

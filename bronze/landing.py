@@ -220,8 +220,8 @@ def _committed(
             shape=plan.shape,
             reached=plan.reached,
         )
-    except BaseException:
-        # What is staged is needed again.
+    except CommitConflict:
+        # Only then it is certain that nobody needs them. What is staged is needed again.
         kept = {file.path for file in staged}
         _forget(table, [file for file in edit.written if file.path not in kept])
         raise

@@ -29,6 +29,9 @@ DSN = "postgresql://me@localhost/db"
 SOUND: dict[str, Any] = {"source": {"dsn": DSN}, "lake": {"root": "lake"}}
 
 
+BATCH = {"pattern": "batch", "cursor": "at"}
+
+
 def refused(*wrong: tuple[str, Any], base: dict[str, Any] = SOUND) -> ConfigError:
     """The error for a config that is sound but for values put at dotted places."""
     document = json.loads(json.dumps(base))
@@ -67,6 +70,10 @@ def test_a_sound_config_is_taken() -> None:
         ("tables/run/patern", "pattern"),
         ("tables/source/patern", "pattern"),
         ("tables/pool/decimal", "decimals"),
+        ("tables/t/cursr", "cursor"),
+        ("tables/t/overlapp", "overlap"),
+        ("tables/t/delete", "deletes"),
+        ("tables/t/ondelete", "on_delete"),
     ],
 )
 def test_an_unknown_key_names_its_place_and_the_nearest_known_one(place: str, nearest: str) -> None:
@@ -118,6 +125,18 @@ def test_a_misspelt_dsn_is_called_so(misspelt: object, more: dict[str, Any]) -> 
         ("tables", 3, "tables"),
         ("tables/t/priority", 10, "tables.t.priority"),
         ("tables/t/pattern", "hourly", "tables.t.pattern"),
+        ("tables/t/pattern", "streaming", "tables.t.pattern"),
+        ("tables/t", {"cursor": "at"}, 'cursor is for the patterns "batch" and "micro_batch" only'),
+        ("tables/t", {"overlap": "1h"}, 'overlap is for the patterns "batch"'),
+        ("tables/t", {"deletes": "ignore"}, 'deletes is for the patterns "batch"'),
+        ("tables/t", {"pattern": "batch", "overlap": "1h"}, 'cursor = "xmin" needs none'),
+        ("tables/t", {**BATCH, "overlap": "a while"}, 'a time looks like "30s"'),
+        ("tables/t", {**BATCH, "overlap": -1}, "tables.t.overlap"),
+        ("tables/t", {**BATCH, "deletes": "sometimes"}, 'a time looks like "30s"'),
+        ("tables/t", {**BATCH, "deletes": -5}, "tables.t.deletes"),
+        ("tables/t/on_delete", "keep", "tables.t.on_delete: input should be 'mark' or 'remove'"),
+        ("tables/t/key", 5, "tables.t.key"),
+        ("tables/t/rename", {"a": 5}, "tables.t.rename.a"),
         ("tables/t/target", "a/b", "tables.t.target"),
         ("tables/t/decimals", {"n": "decimal(39,2)"}, "the precision is 1 to 38"),
         ("tables/t/decimals", {"n": "money"}, 'it looks like "decimal(38,10)"'),
@@ -128,6 +147,44 @@ def test_a_wrong_value_names_its_place(place: str, value: object, said: str) -> 
     error = refused((place, value))
     assert said in error.message
     assert place.split("/")[0] in error.message
+
+
+@pytest.mark.parametrize(
+    ("own", "found"),
+    [
+        ({}, ("full_refresh", "xmin", None, "detect", "mark")),
+        ({"pattern": "batch"}, ("batch", "xmin", None, "detect", "mark")),
+        ({**BATCH, "overlap": "1h"}, ("batch", "at", 3600, "detect", "mark")),
+        ({**BATCH, "deletes": "1d"}, ("batch", "at", None, 86400, "mark")),
+        ({**BATCH, "deletes": "ignore"}, ("batch", "at", None, "ignore", "mark")),
+        (
+            {"pattern": "micro_batch", "deletes": 90, "on_delete": "remove"},
+            ("micro_batch", "xmin", None, 90, "remove"),
+        ),
+        ({"on_delete": "remove"}, ("full_refresh", "xmin", None, "detect", "remove")),
+    ],
+)
+def test_how_a_table_is_taken(own: dict[str, Any], found: tuple[object, ...]) -> None:
+    """The defaults, and intervals in seconds."""
+    taken = config.parse({**SOUND, "tables": {"t": own}}).table("source", "public", "t")
+    names = ("pattern", "cursor", "overlap", "deletes", "on_delete")
+    assert tuple(getattr(taken, name) for name in names) == found
+    assert taken.method == found[0]
+
+
+def test_a_wrong_value_of_deletes_says_what_it_may_be() -> None:
+    """The words and the times that it may be, under the name that it has in the config."""
+    error = refused(("tables/t", {**BATCH, "deletes": "sometimes"}))
+    for said in ("tables.t.deletes: ", "'detect' or 'ignore'", '"30s", "5m" or "2h"'):
+        assert said in error.message
+    assert "literal" not in error.message
+
+
+def test_one_key_may_be_given_as_a_string() -> None:
+    """A key of one column needs no list."""
+    for key in ("id", ["id"]):
+        taken = config.parse({**SOUND, "tables": {"t": {"key": key}}}).table("source", "s", "t")
+        assert taken.key == ("id",)
 
 
 def test_all_faults_are_said_at_once() -> None:

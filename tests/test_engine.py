@@ -291,8 +291,9 @@ def test_what_a_course_raises_ends_all() -> None:
         finally:
             closed.append("bursting")
 
+    courses = [bursting(), waiting(), waiting()]
     with pytest.raises(KeyError, match="mine"):
-        driven([bursting(), waiting(), waiting()], 1)
+        driven(courses, 1)
     assert sorted(closed) == ["bursting", "waiting", "waiting"]
     assert gauge.begun == [0]
 
@@ -314,12 +315,14 @@ def test_a_caller_that_goes_away_closes_the_courses() -> None:
         finally:
             closed.append(True)
 
+    courses: list[Course[Any]] = [course(gauge, [0]), waiting()]
     with ThreadPoolExecutor(1) as pool:
-        running: Any = drive(pool, [course(gauge, [0]), waiting()], 1)
+        # More is asked for than the pool can run: what it has not begun is called back.
+        running: Any = drive(pool, courses, 50)
         assert next(running) == [[0]]
         running.close()
     assert closed == [True]
-    assert len(gauge.begun) <= 2
+    assert len(gauge.begun) < 30
 
 
 def secretive(source: Source, tmp_path: Path) -> config.Settings:

@@ -29,7 +29,8 @@ from tests.content import differences
 FULL = {"pattern": "full_refresh"}
 BATCH = {"pattern": "batch"}
 BY_TIME = {"pattern": "batch", "cursor": "at"}
-EACH = pytest.mark.parametrize("own", [FULL, BATCH, {"pattern": "micro_batch"}, BY_TIME])
+EACH = pytest.mark.parametrize("own", [FULL, BATCH, BY_TIME])
+BOTH = pytest.mark.parametrize("own", [FULL, BATCH])
 LONG_AGO = "'2020-01-01 00:00Z'::timestamptz"
 THING = f"""
 CREATE TABLE t (id int PRIMARY KEY, v text, at timestamptz DEFAULT now());
@@ -129,7 +130,7 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- what lands ------------------------------------------------------------------------------
 
 
-@EACH
+@pytest.mark.parametrize("own", [FULL, BATCH, {"pattern": "micro_batch"}, BY_TIME])
 def test_only_differences_land(source: Source, own: dict[str, Any]) -> None:
     """New, changed and vanished rows become inserts, updates and marks, and nothing else does."""
     source.execute(THING)
@@ -189,7 +190,7 @@ def test_a_row_that_comes_back_is_active_again(source: Source, own: dict[str, An
     assert feed(source, result.version) == updates(7)
 
 
-@EACH
+@BOTH
 def test_vanished_rows_can_be_removed(source: Source, own: dict[str, Any]) -> None:
     """With on_delete = "remove" they are gone from the table, and come back as new."""
     own = {**own, "on_delete": "remove"}
@@ -206,7 +207,7 @@ def test_vanished_rows_can_be_removed(source: Source, own: dict[str, Any]) -> No
     assert feed(source, result.version) == [("insert", 7)]
 
 
-@EACH
+@BOTH
 def test_a_key_that_changes_is_another_row(source: Source, own: dict[str, Any]) -> None:
     """UPDATE of a key: the old one has vanished, the new one is new, even where they swap."""
     source.execute(THING)
@@ -220,7 +221,7 @@ def test_a_key_that_changes_is_another_row(source: Source, own: dict[str, Any]) 
     assert feed(source, result.version) == sorted([("insert", 1001), *updates(1, 2, 3)])
 
 
-@EACH
+@BOTH
 def test_all_rows_may_vanish_and_come_back(source: Source, own: dict[str, Any]) -> None:
     """TRUNCATE marks every row; loading the same again changes each once."""
     source.execute(THING)
@@ -351,7 +352,8 @@ def test_a_late_commit_is_not_missed(source: Source, own: dict[str, Any]) -> Non
             assert counts(land(source, own)) == (1, 0, 0)
         late.execute("COMMIT")
     result = land(source, own)
-    assert counts(result) == (1, 1, 0)
+    assert (counts(result), result.notes) == ((1, 1, 0), ())
+    assert result.rows_read <= 5
     assert feed(source, result.version) == sorted([("insert", 60), *updates(5)])
 
 
@@ -366,7 +368,9 @@ def test_a_transaction_may_write_long_after_it_began(source: Source, own: dict[s
         land(source, own)
         late.execute("INSERT INTO t VALUES (60, 'late')")
         late.execute("COMMIT")
-    assert counts(land(source, own)) == (1, 0, 0)
+    result = land(source, own)
+    assert (counts(result), result.notes) == ((1, 0, 0), ())
+    assert result.rows_read <= 5
 
 
 @LATE
@@ -382,7 +386,23 @@ def test_a_savepoint_in_a_late_commit_is_not_missed(source: Source, own: dict[st
         source.execute("INSERT INTO t VALUES (62, 'soon')")
         land(source, own)
         late.execute("COMMIT")
-    assert counts(land(source, own)) == (4, 0, 0)
+    result = land(source, own)
+    assert (counts(result), result.notes) == ((4, 0, 0), ())
+    assert result.rows_read <= 5
+
+
+@pytest.mark.usefixtures("exact")
+def test_a_transaction_whose_beginning_is_not_shown_is_not_missed(source: Source) -> None:
+    """With track_activities off nobody sees when it began: its rows land, or runs are refused."""
+    source.execute(THING)
+    with open_transaction(source) as late:
+        for statement in ("COMMIT", "SET track_activities = off", "BEGIN", "SELECT now()"):
+            late.execute(statement)
+        for _ in range(2):
+            run(source, BY_TIME)
+        late.execute("UPDATE t SET v = 'late', at = now() WHERE id = 1")
+        late.execute("COMMIT")
+        assert run(source, BY_TIME).error or differences(settings(source, BY_TIME)) == {}
 
 
 @pytest.mark.usefixtures("exact")
@@ -424,9 +444,13 @@ def test_only_rows_since_the_mark_are_read(source: Source) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "zone"),
-    [("timestamp", "UTC"), ("timestamp", "Pacific/Kiritimati"), ("timestamp", "Pacific/Pago_Pago"),
-     ("date", "UTC"), ("date", "Pacific/Kiritimati"), ("date", "Pacific/Pago_Pago")],
-)  # fmt: skip
+    [
+        ("timestamp", "Pacific/Kiritimati"),
+        ("timestamp", "Pacific/Pago_Pago"),
+        ("date", "Pacific/Kiritimati"),
+        ("date", "Pacific/Pago_Pago"),
+    ],
+)
 def test_a_cursor_without_a_time_zone_needs_an_overlap(
     source: Source, kind: str, zone: str
 ) -> None:
@@ -529,7 +553,7 @@ def test_rows_that_are_frozen_from_the_start_are_not_missed(source: Source) -> N
     assert counts(land(source, BATCH)) == (29, 41, 9)
 
 
-@EACH
+@BOTH
 def test_partitions_come_go_and_exchange_rows(source: Source, own: dict[str, Any]) -> None:
     """A row that moves to another partition is an update; a partition is no table of its own."""
     source.execute(
@@ -567,6 +591,25 @@ def test_a_partition_that_is_attached_with_its_rows_is_not_missed(source: Source
     (result,) = pipeline.run(only).tables
     assert differences(only) == {}
     assert counts(result) == (1, 0, 0)
+
+
+def test_a_partition_that_takes_the_place_of_another_is_not_missed(source: Source) -> None:
+    """As many rows with the same keys, prepared before the last run, with other values."""
+    source.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);"
+        " CREATE TABLE t1 PARTITION OF t FOR VALUES FROM (0) TO (100);"
+        " CREATE TABLE t2 (id int PRIMARY KEY, v text);"
+        " INSERT INTO t VALUES (1, 'old'); INSERT INTO t2 VALUES (1, 'new')"
+    )
+    only = source.settings(source={"tables": ["t"]}, tables={"t": BATCH})
+    pipeline.run(only)
+    source.execute(
+        "ALTER TABLE t DETACH PARTITION t1; DROP TABLE t1;"
+        " ALTER TABLE t ATTACH PARTITION t2 FOR VALUES FROM (0) TO (100)"
+    )
+    (result,) = pipeline.run(only).tables
+    assert differences(only) == {}
+    assert counts(result) == (0, 1, 0)
 
 
 def test_rows_of_heirs_are_taken_with_their_parent(source: Source) -> None:
@@ -760,9 +803,7 @@ KEYS = {
     "timestamptz": ("timestamptz", "'2024-01-01Z'::timestamptz + i * interval '1 us'"),
     "numeric": ("numeric", "i + 0.50"),
     "decimal": ("numeric(30,5)", "i * 1e20::numeric + 0.5"),
-    "date": ("date", "'2024-01-01'::date + i"),
-    "boolean": ("bytea", "sha256(i::text::bytea)"),
-    "double": ("float8", "i / 8.0"),
+    "bytea": ("bytea", "sha256(i::text::bytea)"),
 }
 
 
@@ -863,7 +904,7 @@ def test_a_key_that_delta_cannot_hold(source: Source) -> None:
     assert pl.read_delta(str(source.table("t")))["id"].drop_nulls().len() == 10
 
 
-@EACH
+@BOTH
 def test_only_values_of_changed_rows_are_booked(source: Source, own: dict[str, Any]) -> None:
     """A rejected value that was there before is not booked again."""
     source.execute(
@@ -904,11 +945,19 @@ def preparing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Source]:
         yield Source(server.dsn(), tmp_path_factory.mktemp("prepared") / "lake")
 
 
+@pytest.fixture
+def unprepared(preparing: Source) -> Iterator[Source]:
+    """That database; what a test has prepared and left does not stay."""
+    yield preparing
+    for (name,) in preparing.execute("SELECT gid FROM pg_prepared_xacts"):
+        preparing.execute(f"ROLLBACK PREPARED '{name}'")
+
+
 @LATE
 @pytest.mark.usefixtures("exact")
-def test_prepared_transactions_hold_the_mark(preparing: Source, own: dict[str, Any]) -> None:
+def test_prepared_transactions_hold_the_mark(unprepared: Source, own: dict[str, Any]) -> None:
     """Nobody knows when they began: the mark waits for them, and their rows land."""
-    source = Source(preparing.dsn, preparing.lake / own.get("cursor", "xmin"))
+    source = Source(unprepared.dsn, unprepared.lake / own.get("cursor", "xmin"))
     source.execute(f"DROP TABLE IF EXISTS t; {THING}")
     marks = [position(source, land(source, own).version)]
     with open_transaction(source, "INSERT INTO t VALUES (60, 'late')") as late:
@@ -924,14 +973,15 @@ def test_prepared_transactions_hold_the_mark(preparing: Source, own: dict[str, A
         assert marks[0][mark] == marks[1][mark]
     source.execute("COMMIT PREPARED 'late'")
     result = land(source, own)
-    assert counts(result) == (1, 0, 0)
+    assert (counts(result), result.notes) == ((1, 0, 0), ())
+    assert result.rows_read <= 5
     assert position(source, result.version)[mark] > marks[2][mark]
 
 
 @pytest.mark.usefixtures("exact")
-def test_a_first_run_beside_a_prepared_transaction_leaves_no_mark(preparing: Source) -> None:
+def test_a_first_run_beside_a_prepared_transaction_leaves_no_mark(unprepared: Source) -> None:
     """There is nothing to go on from: all rows are compared until there is."""
-    source = Source(preparing.dsn, preparing.lake / "first")
+    source = Source(unprepared.dsn, unprepared.lake / "first")
     source.execute(f"DROP TABLE IF EXISTS t; {THING}")
     with open_transaction(source, "INSERT INTO t VALUES (60, 'late')") as late:
         late.execute("PREPARE TRANSACTION 'first'")

@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
+from urllib.parse import quote
 from uuid import uuid4
 
 import tenacity
@@ -19,13 +20,15 @@ import tenacity
 from bronze.errors import CommitConflict, Overtaken
 from bronze.model import DataFile, Kind, Place, Stored
 from bronze.table import files, store
-from bronze.table.log import Action, State, read, write
+from bronze.table.log import Action, State, infos, read, write
 from bronze.table.schema import NTZ, delta_schema, properties, protocol
 
 FACTS = "bronze"
 """The key in a commit's info under which the run's facts are, as JSON."""
 
 _ENGINE = "bronze"
+# Of a path in the log what is not percent-encoded, beside letters and digits.
+_PLAIN = "/=-_.~"
 # A file of a run that has not committed is left alone for so long: the run may still be alive.
 ORPHAN_AGE = 24 * 3600.0
 # Once the log that says which batches have committed may be cleaned up, a missing entry proves
@@ -152,6 +155,8 @@ def _info(change: Change, facts: Mapping[str, Any], now: int) -> Action:
             "operationParameters": dict(change.parameters),
             "isBlindAppend": not (change.removed or change.quiet) and change.operation == "WRITE",
             "engineInfo": _ENGINE,
+            # No two entries are alike, so that one's own can be told.
+            "txnId": str(uuid4()),
             FACTS: json.dumps(facts),
         }
     }
@@ -202,7 +207,7 @@ def _not_overtaken(state: State, reached: Position) -> None:
 def _add(file: DataFile, is_data: bool, now: int) -> Action:
     return {
         "add": {
-            "path": file.path,
+            "path": quote(file.path, safe=_PLAIN),
             "partitionValues": dict(file.partition),
             "size": file.size,
             "modificationTime": now,
@@ -228,7 +233,7 @@ def _remove(file: Stored, is_data: bool, now: int) -> Action:
 def _feed(file: DataFile) -> Action:
     return {
         "cdc": {
-            "path": file.path,
+            "path": quote(file.path, safe=_PLAIN),
             "partitionValues": dict(file.partition),
             "size": file.size,
             "dataChange": False,
@@ -326,7 +331,7 @@ def sweep(place: Place, now: float) -> int:
 
 def _landed(state: State) -> set[str]:
     """The batches that the log knows to have committed."""
-    facts = (entry.get(FACTS) for entry in state.table.history())
+    facts = (info.get(FACTS) for info in infos(state.place))
     return {json.loads(text).get("batch_id") for text in facts if text}
 
 

@@ -28,10 +28,14 @@ _LEVEL = 1
 _REPEATS = 8
 _SAMPLE = 10_000
 _DATA = "part-"
-_FEED = "_change_data/cdc-"
+_FEED_FOLDER = "_change_data/"
+_FEED = "cdc-"
+# The folder of rows without a date.
+_PLAIN = re.compile(r"[\w=/.-]*", re.ASCII)
+_NULL = "__HIVE_DEFAULT_PARTITION__"
 _SUFFIX = ".zstd.parquet"
 _NAME = re.compile(
-    f"(?:{_DATA}|{_FEED})(?P<batch>.+?)(?:-(?P<spec>[0-9a-f]{{8}})-(?P<cluster>[0-9a-f]{{8}}))?"
+    f"(?:{_FEED_FOLDER})?(?:[^/]+=[^/]*/)?(?:{_DATA}|{_FEED})(?P<batch>.+?)(?:-(?P<spec>[0-9a-f]{{8}})-(?P<cluster>[0-9a-f]{{8}}))?"
     f"-[0-9a-f]{{32}}{re.escape(_SUFFIX)}"
 )
 # Few values at a time are read of the row groups of other writers, which may be large.
@@ -57,10 +61,11 @@ class Output:
         stats: Sequence[str],
         prefix: str,
         partition: Partition = (),
+        folder: str = "",
     ) -> None:
         self._place = place
         self._partition = partition
-        self._path = f"{prefix}{batch_id}-{uuid4().hex}{_SUFFIX}"
+        self._path = f"{folder}{_folders(partition)}{prefix}{batch_id}-{uuid4().hex}{_SUFFIX}"
         self._statistics = Statistics(tuple(stats))
         self._stack = ExitStack()
         self._sink: IO[bytes] | Any = None
@@ -103,6 +108,13 @@ class Output:
         self.file = DataFile(self._path, size, stats.rows, stats.json(), self._partition)
 
 
+def _folders(partition: Partition) -> str:
+    # Polars takes a partition's value from the folder's name, not from the log; but readers do
+    # not agree on how other characters are written there.
+    folders = "".join(f"{name}={_NULL if value is None else value}/" for name, value in partition)
+    return folders if _PLAIN.fullmatch(folders) else ""
+
+
 def data(place: Place, batch_id: str, stats: Sequence[str], partition: Partition = ()) -> Output:
     """A new data file; ``batch_id`` names it, so that a file of a dead run can be told.
 
@@ -114,7 +126,7 @@ def data(place: Place, batch_id: str, stats: Sequence[str], partition: Partition
 
 def feed(place: Place, batch_id: str, partition: Partition = ()) -> Output:
     """A new file of the change data feed; its rows have the column `CHANGE` as well."""
-    return Output(place, batch_id, (), _FEED, partition)
+    return Output(place, batch_id, (), _FEED, partition, _FEED_FOLDER)
 
 
 def write(

@@ -25,14 +25,11 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
-import obstore
-from obstore.exceptions import BaseError
-
 from bronze.errors import CommitConflict, LakeError
 from bronze.model import Kind, Place, Stored
-from bronze.table import commit, curve, files, store
-from bronze.table.curve import Made
+from bronze.table import commit, files, rewrite
 from bronze.table.log import State, read
+from bronze.table.rewrite import Made
 from bronze.table.schema import PROPERTIES, properties
 from bronze.table.statistics import SAFE
 
@@ -144,7 +141,7 @@ def steps(place: Place, wish: Wish, *, batch_id: str, memory: int) -> Steps:
         if state is None or not groups:
             return Improved()
         state.writable()
-        made = yield from curve.rewrite(_orders(state, wish, groups, batch_id, memory))
+        made = yield from rewrite.steps(_orders(state, wish, groups, batch_id, memory))
         done = _landed(state, wish, made, batch_id)
         if done:
             return done
@@ -278,12 +275,12 @@ def _near(stored: Sequence[Stored], column: str) -> Callable[[Stored], Any]:
 
 def _orders(
     state: State, wish: Wish, groups: Sequence[tuple[Stored, ...]], batch_id: str, memory: int
-) -> list[curve.Order]:
+) -> list[rewrite.Order]:
     by = _columns(state, wish)
     layout = tuple((name, kind) for name, kind in state.columns if name != state.partition)
     stats = tuple(n for n in _stats(state, wish) if n in dict(layout))
     return [
-        curve.Order(
+        rewrite.Order(
             number=number,
             place=state.place,
             files=group,
@@ -312,14 +309,11 @@ def _landed(state: State, wish: Wish, made: Sequence[Made], batch_id: str) -> Im
             # After any other error nobody knows whether the entry is there: the files have to stay.
             version = _commit(state, wish, made, batch_id)
         except CommitConflict:
-            # An answer that was lost on its way makes the store try again, and find our own entry.
-            version = state.version + 1
-            if not _is_ours(state.place, version, made):
-                _pause(attempt + 1)
-                now = read(state.place)
-                made = _valid(now, columns, made)
-                state = now or state
-                continue
+            _pause(attempt + 1)
+            now = read(state.place)
+            made = _valid(now, columns, made)
+            state = now or state
+            continue
         return _summary(state, made, version)
     _discard(state.place, made)
     raise _lost(state.place)
@@ -353,14 +347,6 @@ def _shape(state: State, wish: Wish) -> commit.Shape | None:
     return commit.Shape(state.columns, stats, state.partition, tuple(notes.items()))
 
 
-def _is_ours(place: Place, version: int, made: Sequence[Made]) -> bool:
-    try:
-        entry = obstore.get(store.opened(place), f"_delta_log/{version:020}.json").bytes()
-    except (BaseError, OSError) as error:
-        raise store.failure(place, "read", error) from None
-    return any(file.path.encode() in bytes(entry) for one in made for file in one.files)
-
-
 def _valid(
     state: State | None, columns: tuple[tuple[str, Kind], ...], made: Sequence[Made]
 ) -> list[Made]:
@@ -373,7 +359,7 @@ def _valid(
 
 
 def _discard(place: Place, made: Iterable[Made]) -> None:
-    curve.discard(place, [file for one in made for file in one.files])
+    rewrite.discard(place, [file for one in made for file in one.files])
 
 
 def _summary(state: State, made: Sequence[Made], version: int) -> Improved:

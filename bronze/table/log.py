@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 
@@ -112,9 +113,16 @@ def _stored(row: Mapping[str, Any], safe: Sequence[str]) -> Stored:
         size=row["size_bytes"],
         rows=-1 if row["num_records"] is None else row["num_records"],
         low=tuple((n, low[n]) for n in safe if low.get(n) is not None),
-        high=tuple((n, high[n]) for n in safe if high.get(n) is not None),
+        high=tuple((n, _whole(high[n])) for n in safe if high.get(n) is not None),
         partition=tuple((n, None if v is None else str(v)) for n, v in partition.items()),
     )
+
+
+def _whole(bound: Any) -> Any:
+    """Other writers cut bounds to milliseconds, so the values may be a little greater."""
+    if not isinstance(bound, datetime) or bound.microsecond % 1000:
+        return bound
+    return bound.replace(microsecond=bound.microsecond + 999)
 
 
 def read(place: Place) -> State | None:
@@ -139,17 +147,19 @@ def write(place: Place, version: int, actions: Sequence[Action]) -> None:
         LakeError, LakeUnreachable: it could not be put.
     """
     lines = "".join(json.dumps(action, ensure_ascii=False) + "\n" for action in actions)
+    path, entry = f"_delta_log/{version:020}.json", lines.encode()
     failpoint.reach("commit")
     try:
-        opened = store.opened(place)
-        obstore.put(opened, f"_delta_log/{version:020}.json", lines.encode(), mode="create")
+        obstore.put(store.opened(place), path, entry, mode="create")
     except AlreadyExistsError:
-        raise CommitConflict(
-            f"Another writer committed to the table at {place.url} first.",
-            hint="Run again; nothing of this run is in that table.",
-        ) from None
+        if not _stands(place, path, entry):
+            raise CommitConflict(
+                f"Another writer committed to the table at {place.url} first.",
+                hint="Run again; nothing of this run is in that table.",
+            ) from None
     except (BaseError, OSError) as error:
-        raise store.failure(place, "committed", error) from None
+        if not _stands(place, path, entry):
+            raise store.failure(place, "committed", error) from None
     failpoint.reach("committed")
     if version and version % _CHECKPOINT_EVERY == 0:
         # The commit stands; a checkpoint that fails is made up for by the next one.
@@ -157,6 +167,32 @@ def write(place: Place, version: int, actions: Sequence[Action]) -> None:
             DeltaTable(
                 place.url, version=version, storage_options=store.options(place) or None
             ).create_checkpoint()
+
+
+def infos(place: Place) -> Iterator[Action]:
+    """What the commits say of themselves, as far as the log still has them, in no order.
+
+    Raises:
+        LakeError, LakeUnreachable
+    """
+    opened = store.opened(place)
+    for path in store.listing(place, "_delta_log"):
+        if path.endswith(".json"):
+            try:
+                lines = bytes(obstore.get(opened, path).bytes()).splitlines()
+            except (BaseError, OSError) as error:
+                raise store.failure(place, "read", error) from None
+            yield from (
+                entry["commitInfo"] for entry in map(json.loads, lines) if "commitInfo" in entry
+            )
+
+
+def _stands(place: Place, path: str, entry: bytes) -> bool:
+    """Whether an entry is there after all: the store's answer may have been lost on its way."""
+    try:
+        return bytes(obstore.get(store.opened(place), path).bytes()) == entry
+    except (BaseError, OSError):
+        return False
 
 
 @contextmanager

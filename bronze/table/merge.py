@@ -105,7 +105,7 @@ def candidates(
 
 def _overlaps(file: Stored, column: str, keys: pl.Series) -> bool:
     low, high = dict(file.low).get(column), dict(file.high).get(column)
-    if low is None or high is None or not len(keys):
+    if low is None or high is None:
         return bool(len(keys))
     bounds = pl.Series([low, high], dtype=keys.dtype, strict=False)
     if bounds.null_count():
@@ -129,11 +129,14 @@ def merge(job: Merge) -> Merged:
     edits, revived = _effective(job, parquet, matches)
     if not edits.height and not job.anew:
         return Merged(job.file, found)
-    stamp, partition = job.stamp, job.file.partition
+    batch, partition = job.stamp.batch_id, job.file.partition
+    cluster = files.cluster_of(job.file.path)
+    # Rows that take each other's places leave a cluster one.
+    name = files.clustered(batch, *cluster) if cluster else batch
     moved: list[pl.DataFrame] = []
     with (
-        files.data(job.place, stamp.batch_id, job.stats, partition) as output,
-        files.feed(job.place, stamp.batch_id, partition) as feed,
+        files.data(job.place, name, job.stats, partition) as output,
+        files.feed(job.place, batch, partition) as feed,
     ):
         told = Gathered(feed.add)
         for start, table in _parts(job, parquet):
@@ -170,7 +173,9 @@ def _matches(job: Merge, parquet: pq.ParquetFile) -> pl.DataFrame:
     if not job.changes:
         return nothing
     parts = [pl.DataFrame(table) for _, table in _parts(job, parquet, job.key)]
-    held = pl.concat(parts).with_row_index("row") if parts else nothing
+    if not parts:
+        return nothing
+    held = pl.concat(parts).with_row_index("row")
     found = [nothing]
     for keys in _keys(job):
         joined = held.join(keys, on=list(job.key), how="inner")

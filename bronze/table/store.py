@@ -113,6 +113,28 @@ class _Upload(io.RawIOBase):
         self._upload.close()
 
 
+class _Download(io.RawIOBase):
+    """An object of obstore as a file."""
+
+    def __init__(self, source: Any) -> None:
+        self._source = source
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        return bytes(self._source.read(None if size < 0 else size))
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return int(self._source.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._source.tell())
+
+
 def reader(place: Place, path: str) -> IO[bytes] | Any:
     """An object to read from, from any position.
 
@@ -122,7 +144,7 @@ def reader(place: Place, path: str) -> IO[bytes] | Any:
     try:
         if is_local(place):
             return pa.OSFile(str(Path(place.url) / path))
-        return obstore.open_reader(opened(place), path)
+        return _Download(obstore.open_reader(opened(place), path))
     except (BaseError, OSError) as error:
         raise failure(place, "read", error) from None
 
@@ -162,12 +184,12 @@ def delete(place: Place, paths: list[str]) -> None:
         raise failure(place, "cleaned", error) from None
 
 
-def listing(place: Place) -> list[str]:
-    """The paths of all objects under the table's folder."""
+def listing(place: Place, under: str = "") -> list[str]:
+    """The paths of all objects in the table's folder, or in one of its folders."""
     if _is_missing(place):
         return []
     try:
-        found = obstore.list(opened(place), chunk_size=1000)
+        found = obstore.list(opened(place), under or None, chunk_size=1000)
         return [meta["path"] for chunk in found for meta in chunk]
     except FileNotFoundError:
         return []

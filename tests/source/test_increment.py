@@ -6,6 +6,7 @@ import datetime as dt
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -25,7 +26,7 @@ from tests.conftest import FAST, Source
 from tests.test_patterns import BATCH, counts, land, position
 
 SEVERAL = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 HALF = 2**31
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
@@ -50,7 +51,7 @@ def held(asking: psycopg.Connection, condition: str, xids: Sequence[int]) -> lis
     query = f"SELECT {condition} FROM unnest(%s::text[]) WITH ORDINALITY AS u(x, n), " + (
         "LATERAL (SELECT x::xid AS xmin) AS row ORDER BY n"
     )
-    return [row[0] for row in asking.execute(query, [[str(xid) for xid in xids]])]  # type: ignore[arg-type]
+    return [row[0] for row in asking.execute(query, [[str(xid) for xid in xids]])]
 
 
 def following(asking: psycopg.Connection) -> int:
@@ -140,8 +141,8 @@ def test_changes_land_across_the_wraparound(wrapping: Source) -> None:
     source.execute("CREATE TABLE t (id int PRIMARY KEY, v text)")
     source.execute("INSERT INTO t SELECT i, 'v' FROM generate_series(1, 20) i")
     horizons = [position(source, land(source, BATCH).version)["xmin"]]
-    for number in range(10):
-        for _ in range(10):
+    for number in range(6):
+        for _ in range(20):
             source.execute("SELECT txid_current()")
         source.execute(f"UPDATE t SET v = 'n{number}' WHERE id = {number + 1}")
         with psycopg.connect(source.dsn) as late:
@@ -169,7 +170,7 @@ def asked(asking: psycopg.Connection, kind: str, value: str, mark: dt.datetime, 
     """Whether the condition since a mark is true for a value, which is given as SQL."""
     condition = increment.by_cursor('the "cursor"', kind, (mark - EPOCH) // MICRO, zone)
     query = f'SELECT {condition} FROM (SELECT ({value})::{kind} AS "the ""cursor""") AS row'
-    row: Any = asking.execute(query).fetchone()  # type: ignore[arg-type]
+    row: Any = asking.execute(query).fetchone()
     return bool(row[0])
 
 
@@ -211,7 +212,7 @@ def test_an_hour_that_comes_twice_is_not_missed(asking: psycopg.Connection, zone
     hours = [(day + dt.timedelta(minutes=i)).replace(tzinfo=dt.UTC) for i in range(0, 14400, 10)]
     backs = [
         (one, other)
-        for one, other in zip(hours, hours[1:], strict=False)
+        for one, other in pairwise(hours)
         if other.astimezone(place).replace(tzinfo=None) < one.astimezone(place).replace(tzinfo=None)
     ]
     (mark, later) = backs[0]

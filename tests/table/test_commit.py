@@ -16,7 +16,7 @@ import pytest
 import tenacity
 from deltalake import DeltaTable, write_deltalake
 
-from bronze.errors import BronzeError, CommitConflict, LakeError
+from bronze.errors import BronzeError, CommitConflict, Overtaken
 from bronze.model import DataFile, Kind, Place
 from bronze.table import commit, files, log
 
@@ -119,7 +119,7 @@ def test_the_table_holds_its_position(place: Place) -> None:
 def test_the_position_never_goes_back(place: Place) -> None:
     """A run that another has overtaken is refused, and changes nothing; the same one may repeat."""
     put(place, [1], 20)
-    with pytest.raises(LakeError, match=r"later state .*20.*19") as caught:
+    with pytest.raises(Overtaken, match=r"later state .*20.*19") as caught:
         put(place, [9], 19)
     assert caught.value.hint
     assert (ids(place), held(place), DeltaTable(place.url).version()) == ([1], 20, 0)
@@ -204,7 +204,7 @@ def test_a_rival_run_with_a_later_position_wins(
             put(place, [30], 30)
 
     racing(monkeypatch, rival, times=1)
-    with pytest.raises(LakeError, match="later state"):
+    with pytest.raises(Overtaken, match="later state"):
         put(place, [20], 20)
     monkeypatch.undo()
     assert (ids(place), held(place)) == ([30], 30)
@@ -233,7 +233,7 @@ def test_concurrent_runs_leave_one_consistent_table(place: Place, created: bool)
     assert held(place) == 4
     landed = [outcome for outcome in outcomes if outcome.startswith("version")]
     assert len(set(landed)) == len(versions) - created
-    assert set(outcomes) - set(landed) <= {"LakeError"}
+    assert set(outcomes) - set(landed) <= {"Overtaken"}
 
 
 def test_only_dead_runs_are_swept(place: Place) -> None:
