@@ -381,7 +381,9 @@ def _explained(error: ValidationError, name: str, alone: bool) -> str:
 
 
 def _is_type(part: object) -> bool:
-    return part in ("str", "SecretName") or str(part).startswith(("function-", "constrained-"))
+    return part in ("str", "SecretName") or str(part).startswith(
+        ("function-", "constrained-", "literal[")
+    )
 
 
 def _section(where: list[str]) -> type[BaseModel]:

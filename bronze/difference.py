@@ -87,6 +87,8 @@ def found(plan: Plan, stamp: Stamp, written: Sequence[Written]) -> Difference:
             mask = np.frombuffer(part.seen, np.uint8)
             places[known] = places[known] | mask if known in places else mask
     gone, live = [], 0
+    if plan.target.settings.deletes == "ignore":
+        places = {}
     for known, mask in places.items():
         held = compare.known(known)
         seen = np.unpackbits(mask, count=len(held)).astype(np.bool_)

@@ -7,6 +7,7 @@ the row_hash of a row whose values did not change stays the same, whatever comes
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ from bronze.source.statement import quoted
 from bronze.source.types import absent, recast, wider
 
 # Properties of a Bronze table in which it says what it was made from.
-SOURCE, TABLE, OID, KEY, BASE, NUMBERS = (
-    f"bronze.{name}" for name in ("source", "table", "oid", "key", "base", "columns")
+SOURCE, TABLE, OID, KEY, BASE, NUMBERS, PARTS = (
+    f"bronze.{name}" for name in ("source", "table", "oid", "key", "base", "columns", "parts")
 )
 
 
@@ -60,14 +61,18 @@ def settled(
     columns: list[Column] = []
     notes: list[str] = []
     rewrite = False
+    known = json.loads(properties.get(NUMBERS, "{}"))
+    now = {attribute.name: attribute.number for attribute in relation.attributes}
     for name, kind in held:
         if name in ours:
             continue
         if name not in mine:
             columns.append(absent(name, kind))
-            if properties.get(NUMBERS) and name in json.loads(properties[NUMBERS]):
-                notes.append(_gone(name, properties, relation))
+            if name in known:
+                notes.append(_gone(name, known[name], found, properties, relation))
             continue
+        if known and known.get(name) != now[mine[name].name] and _same(properties, relation):
+            notes.append(f"column {name} was dropped and added again")
         column = _fitting(mine.pop(name), kind, relation)
         if column.kind != kind:
             rewrite = True
@@ -92,15 +97,27 @@ def _fitting(column: Column, held: Kind, relation: Relation) -> Column:
     return column if both == column.kind else recast(column, quoted(column.name), both)
 
 
-def _gone(name: str, properties: Mapping[str, str], relation: Relation) -> str:
-    """What to say of a column that the source has no more."""
-    number = json.loads(properties[NUMBERS])[name]
-    for attribute in relation.attributes:
-        if attribute.number == number and properties.get(OID) == str(relation.oid):
+def _same(properties: Mapping[str, str], relation: Relation) -> bool:
+    return properties.get(OID) == str(relation.oid)
+
+
+def _gone(
+    name: str,
+    number: int,
+    found: Sequence[Column],
+    properties: Mapping[str, str],
+    relation: Relation,
+) -> str:
+    """What to say of a column that the source has no more under its name."""
+    names = {attribute.number: attribute.name for attribute in relation.attributes}
+    if _same(properties, relation) and number in names:
+        target = next(column.target for column in found if column.name == names[number])
+        if names[number] == target:
             return (
-                f"column {name} is called {attribute.name} now: it goes on under the new name,"
-                f' unless the config says rename = {{ "{attribute.name}" = "{name}" }}'
+                f"column {name} is called {target} now: it goes on under the new name,"
+                f' unless the config says rename = {{ "{target}" = "{name}" }}'
             )
+        return f"column {name} goes on as {target}: it is NULL from now on"
     return f"column {name} was dropped: it is NULL from now on"
 
 
@@ -108,3 +125,8 @@ def numbers(columns: Sequence[Column], relation: Relation) -> str:
     """The property that tells a renamed column from a new one: each column's attnum."""
     known = {attribute.name: attribute.number for attribute in relation.attributes}
     return json.dumps({c.target: known[c.name] for c in columns if c.name in known})
+
+
+def parts(relation: Relation) -> str:
+    """The property that tells whether the same heaps make up the table, its partitions or heirs."""
+    return hashlib.sha256(json.dumps(sorted(relation.parts)).encode()).hexdigest()[:16]

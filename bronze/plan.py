@@ -262,6 +262,7 @@ def _shape(
         drift.KEY: json.dumps(key),
         drift.BASE: str(settled.base),
         drift.NUMBERS: drift.numbers(settled.columns, target.relation),
+        drift.PARTS: drift.parts(target.relation),
     }
     return Shape(tuple(layout), stats, partition, (*properties, *notes.items()))
 
@@ -345,6 +346,8 @@ def _why_all(given: Assignment, state: State, settled: Settled, key: tuple[str, 
         return "its columns have changed"
     if known.get(drift.OID) != str(given.target.relation.oid):
         return "the table was made anew in the source"
+    if known.get(drift.PARTS) != drift.parts(given.target.relation):
+        return "its partitions have changed"
     if known.get(drift.KEY) != json.dumps(key):
         return "its key has changed"
     if _marked(given, state, _mark_name(given.target)) is None:
@@ -440,6 +443,8 @@ def _marks(
     if own.pattern == "full_refresh":
         return marks, True
     if own.cursor != increment.XMIN:
+        # What the cursor column has not shown, xmin is still to show.
+        marks = marks if mode != "changes" else []
         name = _mark_name(given.target)
         mark = increment.watermark(since, own.overlap, _marked(given, state, name))
         marks += [] if mark is None else [(_mark(given, name), mark)]

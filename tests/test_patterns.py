@@ -168,9 +168,11 @@ def test_where_nothing_changed_only_the_position_moves(source: Source, own: dict
     assert not {"add", "remove", "cdc", "metaData"} & set(entry(source, 1))
     assert files(source, 0) == files(source, 1)
     before, after = position(source, first.version), position(source, second.version)
-    assert before.keys() == after.keys()
-    assert all(after[name] >= before[name] for name in before)
-    assert after["xmin"] > before["xmin"]
+    # Whoever reads by a cursor column has not seen what xmin would show.
+    left = {"xmin"} if "cursor" in own else set()
+    assert before.keys() - left == after.keys()
+    assert all(after[name] >= before[name] for name in after)
+    assert left or after["xmin"] > before["xmin"]
 
 
 @EACH

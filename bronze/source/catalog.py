@@ -40,8 +40,8 @@ class Relation:
     ``page`` the size of a page in bytes, ``toast`` the bytes stored out of line, ``rows`` the
     planner's estimate (-1: never analysed), ``width`` its estimate of a row's bytes.
     ``key`` is the primary key, or else a unique key over NOT NULL columns, or else empty.
-    ``rewritten`` says that its storage was replaced after the transaction's snapshot, which
-    therefore shows it empty.
+    ``parts`` are the oids of it and of all its partitions or heirs. ``rewritten`` says that its
+    storage was replaced after the transaction's snapshot, which therefore shows it empty.
     """
 
     oid: int
@@ -57,6 +57,7 @@ class Relation:
     readable: bool
     comment: str = ""
     rewritten: bool = False
+    parts: tuple[int, ...] = ()
 
     @property
     def label(self) -> str:
@@ -87,7 +88,8 @@ WITH RECURSIVE tree(root, oid) AS (
                 THEN sum(greatest(c.reltuples, 0)) FILTER (WHERE c.relkind <> 'p') END
                ::int8 AS rows,
            bool_or(c.relfilenode <> 0 AND c.relfilenode <> pg_relation_filenode(c.oid))
-               AS rewritten
+               AS rewritten,
+           array_agg(c.oid::int8) AS parts
     FROM tree JOIN pg_class c ON c.oid = tree.oid
     LEFT JOIN pg_class t ON t.oid = c.reltoastrelid LEFT JOIN pg_am am ON am.oid = c.relam
     GROUP BY tree.root
@@ -98,7 +100,7 @@ SELECT c.oid::int8, n.nspname, c.relname, c.relkind::text,
        current_setting('block_size')::int4 AS page,
        has_schema_privilege(n.oid, 'USAGE')
            AND has_any_column_privilege(c.oid, 'SELECT') AS readable,
-       obj_description(c.oid, 'pg_class'), coalesce(s.rewritten, true) AS rewritten
+       obj_description(c.oid, 'pg_class'), coalesce(s.rewritten, true) AS rewritten, s.parts
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
 JOIN sizes s ON s.root = c.oid
@@ -169,25 +171,26 @@ def relations(
         attributes.setdefault(oid, []).append(
             Attribute(name, kind, not_null, comment or "", number)
         )
-    return tuple(
-        Relation(
-            oid=oid,
-            schema=schema,
-            name=name,
-            kind=_KINDS[kind],
-            attributes=tuple(attributes.get(oid, ())),
-            key=tuple(keys.get(oid, ())),
-            heaps=tuple(heaps),
-            page=page,
-            toast=toast,
-            rows=rows,
-            readable=readable,
-            comment=comment or "",
-            rewritten=rewritten,
-        )
-        for oid, schema, name, kind, heaps, toast, rows, page, readable, comment, rewritten in _any(
-            found
-        )
+    return tuple(_relation(row, attributes, keys) for row in found)
+
+
+def _relation(row: Any, attributes: Mapping[Any, list[Attribute]], keys: Any) -> Relation:
+    oid, schema, name, kind, heaps, toast, rows, page, readable, comment, rewritten, parts = row
+    return Relation(
+        oid=oid,
+        schema=schema,
+        name=name,
+        kind=_KINDS[kind],
+        attributes=tuple(attributes.get(oid, ())),
+        key=tuple(keys.get(oid, ())),
+        heaps=tuple(heaps),
+        page=page,
+        toast=toast,
+        rows=rows,
+        readable=readable,
+        comment=comment or "",
+        rewritten=rewritten,
+        parts=tuple(parts),
     )
 
 
@@ -202,10 +205,6 @@ def schemas(connection: Connection) -> tuple[str, ...]:
 
 def _rows(connection: Connection, query: Any, arguments: Mapping[str, Any]) -> list[Any]:
     return connection.execute(query, arguments).fetchall()
-
-
-def _any(rows: Any) -> Any:
-    return rows
 
 
 def _resolve(types: Mapping[Any, Any], oid: int, typmod: int, declared: str) -> SourceType:

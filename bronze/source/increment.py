@@ -50,7 +50,11 @@ def by_cursor(column: str, kind: str, watermark: int, zone: str) -> str:
     moment = f"{literal(str(_EPOCH + timedelta(microseconds=watermark)))}::timestamptz"
     if kind == "timestamptz":
         return f"({name} >= {moment} OR {name} IS NULL)"
-    local = f"least({moment} AT TIME ZONE 'UTC', {moment} AT TIME ZONE {literal(zone)})"
+    # When clocks go back, an hour comes twice.
+    local = (
+        f"(least({moment} AT TIME ZONE 'UTC', {moment} AT TIME ZONE {literal(zone)})"
+        " - interval '1 hour')"
+    )
     if kind == "date":
         local = f"({local})::date"
     return f"({name} >= {local} OR {name} IS NULL)"

@@ -42,7 +42,8 @@ class Since:
     """When the oldest transaction began that was open just before the snapshot.
 
     ``began`` is in microseconds since 1970 (UTC), at most the time of looking; it is true only if
-    ``visible``: others' transactions are shown to members of pg_read_all_stats alone. ``prepared``
+    ``visible``: others' transactions are shown to members of pg_read_all_stats alone, and not where
+    track_activities is off. ``prepared``
     says that there are prepared transactions, whose beginning nobody knows. ``zone`` is the time
     zone in which sessions of the role are, if they do not set one.
     """
@@ -171,7 +172,8 @@ def _lock(
 _MARGIN = 10 * 10**6
 _SINCE = """
 SELECT (extract(epoch FROM least(clock_timestamp(), min(a.xact_start))) * 1000000)::int8,
-       pg_has_role(current_user, 'pg_read_all_stats', 'USAGE'),
+       pg_has_role(current_user, 'pg_read_all_stats', 'USAGE')
+           AND coalesce(bool_and(a.state IS DISTINCT FROM 'disabled'), true),
        EXISTS (SELECT FROM pg_prepared_xacts WHERE database = current_database()),
        (SELECT reset_val FROM pg_settings WHERE name = 'TimeZone')
 FROM pg_stat_activity a
