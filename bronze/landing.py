@@ -21,7 +21,7 @@ from bronze.config import Settings
 from bronze.difference import Difference, Edit
 from bronze.engine import Course, Task
 from bronze.enrich import fingerprint
-from bronze.errors import BronzeError, CommitConflict, Mismatch, Overtaken, SnapshotLost
+from bronze.errors import BronzeError, CommitConflict, Mismatch, SnapshotLost
 from bronze.model import DataFile, Known, Origin, Place, Rejected, Stamp, TableResult, Written
 from bronze.plan import Plan
 from bronze.prepare import Target
@@ -150,8 +150,9 @@ def _loaded(table: Table, plan: Plan) -> Course[Outcome]:
             )
             store.delete(place, [file.path for file in data])
             return Outcome(version, 0, 0, 0, ())
+    facts = _facts(table, inserted=table.rows)
     version = commit.replace(
-        place, plan.shape, data, plan.reached, _facts(table, inserted=table.rows)
+        place, plan.shape, data, plan.reached, facts, lambda state: _moved(state, plan)
     )
     return Outcome(version, table.rows, 0, 0, tuple(data))
 
@@ -168,10 +169,7 @@ def _merged(table: Table, plan: Plan) -> Course[Outcome]:
         with attempt:
             state = log.read(plan.target.place)
             if state is None or _moved(state, plan):
-                raise Overtaken(
-                    f"Another run has landed table {table.target.label} since this one read it.",
-                    hint="Run again; nothing of this run is in that table.",
-                )
+                raise commit.overtaken(plan.target.place)
             edit = yield from difference.edited(plan, table.stamp, found, state)
             if _misses(table, plan, found, edit, state):
                 _forget(table, edit.written)
@@ -236,13 +234,14 @@ def _forget(table: Table, written: Sequence[DataFile]) -> None:
         store.delete(table.target.place, [file.path for file in written])
 
 
-def _moved(state: State, plan: Plan) -> bool:
+def _moved(state: State | None, plan: Plan) -> bool:
     """Whether another run of ours has committed since the plan was made."""
-    before = plan.state
+
+    def held(one: State | None, name: str) -> int | None:
+        return one.position(name) if one else None
+
     names = [name for name, _ in plan.reached.transactions]
-    return before is not None and any(
-        state.position(name) != before.position(name) for name in names
-    )
+    return any(held(state, name) != held(plan.state, name) for name in names)
 
 
 def _facts(table: Table, **counts: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import quote
@@ -35,6 +35,14 @@ ORPHAN_AGE = 24 * 3600.0
 # nothing; an older orphan is left to the expiry of old files.
 _LOG_AGE = 25 * 24 * 3600.0
 _COMMIT_TRIES = 6
+
+
+def overtaken(place: Place) -> Overtaken:
+    """The error of a run that has to read the source again."""
+    return Overtaken(
+        f"Another run has landed the table at {place.url} since this one read the source.",
+        hint="Run again; nothing of this run is in that table.",
+    )
 
 
 def lost_race(error: BaseException) -> bool:
@@ -253,8 +261,17 @@ def replace(
     data: Sequence[DataFile],
     reached: Position,
     facts: Mapping[str, Any],
+    outdated: Callable[[State | None], bool] = lambda _: False,
 ) -> int:
     """Makes ``data`` the table's whole content, creating the table if there is none.
+
+    Args:
+        place: the table.
+        shape: what it looks like from now on.
+        data: its files.
+        reached: the position that it holds from now on.
+        facts: what the run has to say of itself.
+        outdated: whether the table, as it is now, is no more what the data was made for.
 
     Returns:
         The new version.
@@ -262,9 +279,11 @@ def replace(
     Raises:
         CommitConflict: somebody else committed in between, again and again.
         LakeError: the table cannot be written by us.
-        Overtaken: the table holds a later position already.
+        Overtaken: the table holds a later position already, or the data is outdated.
     """
     state = read(place)
+    if outdated(state):
+        raise overtaken(place)
     removed = state.files if state else ()
     change = Change("WRITE", data, removed, parameters={"mode": "Overwrite"})
     return commit(place, state, change, facts, shape=shape, reached=reached)
