@@ -728,7 +728,7 @@ def test_a_run_that_was_overtaken_changes_nothing(source: Source, own: dict[str,
     assert counts(rivals[0]) == (0, 2, 0)
     assert result.status == "failed"
     assert result.error is not None
-    assert "Another run has landed table public.t" in result.error.message
+    assert "Another run has landed the table at" in result.error.message
     assert DeltaTable(str(source.table("t"))).version() == rivals[0].version
     assert differences(settings(source, own)) == {}
     log = "".join(path.read_text() for path in (source.table("t") / "_delta_log").glob("*.json"))
