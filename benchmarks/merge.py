@@ -32,7 +32,7 @@ from rich.table import Table
 from bronze import compare
 from bronze.enrich.stamp import METADATA, stamped
 from bronze.model import Kind, Known, Place, Stamp
-from bronze.table import commit, files, log, merge
+from bronze.table import commit, files, insert, log, merge
 from bronze.table.commit import Change, Position, Shape
 
 KEY = "order_detail_id"
@@ -99,7 +99,8 @@ def keys(what: str, count: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """The keys that a case changes."""
     dice = np.random.default_rng(1)
     if what == "neighbouring":
-        return np.arange(count // 2, count // 2 + _RANGE)
+        middle = count // 2 + _FILE // 2  # inside a file
+        return np.arange(middle, middle + _RANGE)
     many = int(what.split()[0].replace(",", ""))
     return np.sort(dice.choice(count, many, replace=False) + 1)
 
@@ -117,8 +118,10 @@ def bronze(folder: Path, changes: Path) -> None:
     ]
     with ThreadPoolExecutor(2) as pool:
         merged = list(pool.map(merge.merge, jobs))
-    found = merge.joined([one.found for one in merged], [frame])
-    new = merge.insert(merge.Insert(place, SHAPE.columns, (KEY,), stamp.batch_id, (frame,), found))
+    found = insert.joined([one.found for one in merged], [frame])
+    new = insert.insert(
+        insert.Insert(place, SHAPE.columns, (KEY,), stamp.batch_id, (frame,), found)
+    )
     loud = [one for one in merged if one.rewritten]
     added = [*(one.file for one in loud if one.file), *new.files]
     feed = [*(one.feed for one in loud if one.feed), *new.feed]

@@ -18,7 +18,8 @@ from bronze.enrich.fingerprint import Fingerprints
 from bronze.errors import Mismatch
 from bronze.model import DataFile, Known, Stamp, Stored, Written
 from bronze.plan import Plan
-from bronze.table import files, history, merge
+from bronze.table import files, history, insert, merge
+from bronze.table.changes import Changes
 from bronze.table.commit import Change
 from bronze.table.log import State
 from bronze.work import Replacing, replacing
@@ -38,7 +39,7 @@ class Difference:
     many the source has, where all of them were looked at.
     """
 
-    changes: tuple[merge.Changes, ...]
+    changes: tuple[Changes, ...]
     gone: tuple[tuple[Known, Fingerprints], ...]
     live: int = 0
     there: int = 0
@@ -72,7 +73,7 @@ def found(plan: Plan, stamp: Stamp, written: Sequence[Written]) -> Difference:
     Raises:
         LakeError, LakeUnreachable: the changes are too many for memory, and cannot be written.
     """
-    changes: list[merge.Changes] = [f for part in written for f in part.files]
+    changes: list[Changes] = [f for part in written for f in part.files]
     frames: list[pl.DataFrame] = []
     for part in written:
         frames += [] if part.frame is None else [part.frame]
@@ -122,12 +123,12 @@ def edited(plan: Plan, stamp: Stamp, difference: Difference, state: State) -> Co
     ]
     _prove(plan, merged)
     failpoint.reach("merged")
-    known = merge.joined([one.found for one in merged], changes)
+    known = insert.joined([one.found for one in merged], changes)
     loud = [one for one in merged if one.rewritten and (one.edits or not one.file)]
     feed = [one.feed for one in loud if one.feed]
     moved = tuple(one.moved for one in merged if one.moved is not None)
     kept, jobs = _inserts(plan, stamp.batch_id, changes, known, moved, bool(feed))
-    inserted: list[merge.Inserted] = yield [Task(merge.insert, job, label) for job in jobs]
+    inserted: list[insert.Inserted] = yield [Task(insert.insert, job, label) for job in jobs]
     failpoint.reach("inserted")
     added = [one.file for one in loud if one.file]
     added += [*kept, *(file for one in inserted for file in one.files)]
@@ -212,21 +213,21 @@ def _replacements(
 def _inserts(
     plan: Plan,
     batch_id: str,
-    changes: Sequence[merge.Changes],
+    changes: Sequence[Changes],
     found: Sequence[bytes],
     moved: tuple[pl.DataFrame, ...],
     feed: bool,
-) -> tuple[list[DataFile], list[merge.Insert]]:
+) -> tuple[list[DataFile], list[insert.Insert]]:
     """The staged files that are the table's as they are, and jobs for the other new rows."""
     kept: list[DataFile] = []
-    jobs: list[merge.Insert] = []
-    group: list[tuple[merge.Changes, bytes]] = []
+    jobs: list[insert.Insert] = []
+    group: list[tuple[Changes, bytes]] = []
     size = 0
 
     def flush(*moved: pl.DataFrame) -> None:
         if group or moved:
             jobs.append(
-                merge.Insert(
+                insert.Insert(
                     place=plan.target.place,
                     layout=plan.shape.columns,
                     stats=plan.shape.stats,
@@ -242,7 +243,7 @@ def _inserts(
 
     for change, mask in zip(changes, found, strict=True):
         height = change.rows if isinstance(change, DataFile) else change.height
-        new = len(merge.unfound(mask, height))
+        new = len(insert.unfound(mask, height))
         if isinstance(change, DataFile) and new == height and not feed and not plan.dates_of:
             kept.append(change)
         elif new:

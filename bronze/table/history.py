@@ -16,7 +16,7 @@ import polars as pl
 
 from bronze.model import DELETED, DataFile, Kind, Place, Stamp, Stored
 from bronze.table import files
-from bronze.table.merge import Changes, Gathered, Rows, marked, picked, read
+from bronze.table.changes import Changes, Gathered, Rows, marked, picked, read
 from bronze.table.partition import Outputs, column_of
 
 KIND = "change_type"

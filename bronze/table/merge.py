@@ -4,7 +4,8 @@ Each file of the table that may hold a changed key is a job of its own: its keys
 those of the changes, and only if rows differ it is written anew, row by row in its old order. The
 job also writes what happened to the change data feed (``cdc`` files, as in the Delta protocol):
 the images of a row before and after an update, and deleted rows. Changes that no file has the key
-of are inserted at the end, by `insert`. `bronze.table.commit` makes all of it visible at once.
+of are inserted at the end, by `bronze.table.insert`. `bronze.table.commit` makes all of it visible
+at once.
 
 A job's memory is bounded by the rows of one file's keys and by a few row groups, however many
 changes there are.
@@ -12,9 +13,8 @@ changes there are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -25,19 +25,14 @@ import pyarrow.parquet as pq
 
 from bronze.model import DELETED, DataFile, Kind, Place, Stamp, Stored
 from bronze.table import files
-from bronze.table.files import CHANGE
-from bronze.table.partition import Outputs, column_of, dated
+from bronze.table.changes import Changes, Gathered, Rows, height, image, marked, picked, read
+from bronze.table.partition import column_of, dated
 
-Rows = npt.NDArray[np.int64]
 OnDelete = Literal["mark", "remove"]
-Changes = pl.DataFrame | DataFile
-"""Changed rows as they are stored: in memory where they are few, else in a file."""
-
 # The keys of so many changes are joined at once.
 _KEYS = 2_000_000
 # Up to so many rows of a row group are replaced without copying the others.
 _FEW = 100
-_GROUP = 30_000
 
 
 @dataclass(frozen=True)
@@ -123,7 +118,7 @@ def merge(job: Merge) -> Merged:
     parquet = files.opened(job.place, job.file)
     matches = _matches(job, parquet)
     found = tuple(
-        _mask(matches.filter(pl.col("source") == i)["line"], _height(change))
+        _mask(matches.filter(pl.col("source") == i)["line"], height(change))
         for i, change in enumerate(job.changes)
     )
     edits, revived = _effective(job, parquet, matches)
@@ -253,18 +248,18 @@ def _edited(
             date = column_of(job.dates_of)
             here = new[date].eq_missing(before[date]).to_numpy()
             moved += [new.filter(~here)] if not here.all() else []
-        told.add(_image(before, "update_preimage"), _image(new.filter(here), "update_postimage"))
+        told.add(image(before, "update_preimage"), image(new.filter(here), "update_postimage"))
         rows.append(updates["row"].to_numpy()[here])
         removed.append(updates["row"].to_numpy()[~here])
         after.append(new.filter(here))
     if len(gone):
         before = pl.DataFrame(table.take(pa.array(gone)))
         if job.on_delete == "remove":
-            told.add(_image(before, "delete"))
+            told.add(image(before, "delete"))
             removed.append(gone)
         else:
             new = marked(before, job.stamp)
-            told.add(_image(before, "update_preimage"), _image(new, "update_postimage"))
+            told.add(image(before, "update_preimage"), image(new, "update_postimage"))
             rows.append(gone)
             after.append(new)
     changed = pl.concat(after) if after else pl.DataFrame(table.slice(0, 0))
@@ -294,55 +289,10 @@ def _replaced(table: pa.Table, rows: Rows, changed: pa.Table, removed: Rows) -> 
     return pa.concat_tables([*pieces, table.slice(start)])
 
 
-def marked(rows: pl.DataFrame, stamp: Stamp) -> pl.DataFrame:
-    """The rows as what they are when the source has them no more."""
-    return rows.with_columns(
-        pl.lit(DELETED).alias("record_status"),
-        pl.lit(stamp.loaded_at).cast(pl.Datetime("us", "UTC")).alias("update_timestamp"),
-        pl.lit(stamp.batch_id).alias("batch_id"),
-        pl.lit(stamp.method).alias("ingestion_method"),
-    )
-
-
-def _image(rows: pl.DataFrame, kind: str) -> pl.DataFrame:
-    return rows.with_columns(pl.lit(kind).alias(CHANGE))
-
-
-class Gathered:
-    """Small frames on their way into a file, as row groups of a good size."""
-
-    def __init__(self, add: Callable[[pl.DataFrame], None]) -> None:
-        self._add = add
-        self._frames: list[pl.DataFrame] = []
-
-    def add(self, *frames: pl.DataFrame) -> None:
-        """Keeps frames until they are enough."""
-        self._frames += frames
-        if sum(frame.height for frame in self._frames) >= _GROUP:
-            self.flush()
-
-    def flush(self) -> None:
-        """Writes what is kept."""
-        if self._frames:
-            self._add(pl.concat(self._frames))
-        self._frames = []
-
-
-def _height(change: Changes) -> int:
-    return change.rows if isinstance(change, DataFile) else change.height
-
-
 def _mask(lines: pl.Series, height: int) -> bytes:
     mask = np.zeros(height, np.bool_)
     mask[lines.to_numpy()] = True
     return np.packbits(mask).tobytes()
-
-
-def read(place: Place, change: Changes, columns: Sequence[str]) -> pl.DataFrame:
-    """Some columns of all rows of the changes."""
-    if isinstance(change, pl.DataFrame):
-        return change.select(columns)
-    return pl.DataFrame(files.opened(place, change).read(list(columns), use_threads=False))
 
 
 def _lines(job: Merge, wanted: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
@@ -356,104 +306,3 @@ def _lines(job: Merge, wanted: pl.DataFrame, columns: Sequence[str]) -> pl.DataF
         frames.append(picked(job.place, job.changes[source], lines[sequence], layout))
         order.append(here[sequence])
     return pl.concat(frames)[np.argsort(np.concatenate(order))]
-
-
-def picked(
-    place: Place,
-    change: Changes,
-    lines: npt.NDArray[np.int64],
-    layout: Sequence[tuple[str, Kind]],
-) -> pl.DataFrame:
-    """Some rows (their lines sorted) of the changes."""
-    names = [name for name, _ in layout]
-    if isinstance(change, pl.DataFrame):
-        return change.select(names)[lines]
-    parquet = files.opened(place, change)
-    counts = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
-    ends = np.cumsum(counts)
-    groups = np.unique(np.searchsorted(ends, lines, side="right"))
-    found = []
-    for start, table in files.parts(parquet, layout, names, [int(g) for g in groups]):
-        inside = lines[(lines >= start) & (lines < start + table.num_rows)]
-        found.append(pl.DataFrame(table)[inside - start])
-    gathered: pl.DataFrame = pl.concat(found)
-    return gathered
-
-
-@dataclass(frozen=True)
-class Insert:
-    """Rows to be added: of each of the changes, those that no file had the key of, and the rows
-    that have ``moved`` from another partition.
-
-    ``found`` are masks as in `Merged`, joined over all files. ``feed`` asks for the rows in the
-    change data feed too, where the commit has one.
-    """
-
-    place: Place
-    layout: tuple[tuple[str, Kind], ...]
-    stats: tuple[str, ...]
-    batch_id: str
-    changes: tuple[Changes, ...] = field(repr=False)
-    found: tuple[bytes, ...] = field(repr=False)
-    feed: bool = True
-    moved: tuple[pl.DataFrame, ...] = field(default=(), repr=False)
-    dates_of: str | None = None
-
-    @cached_property
-    def lines(self) -> tuple[npt.NDArray[np.int64], ...]:
-        """For each of the changes the lines to insert."""
-        return tuple(
-            unfound(mask, _height(change))
-            for change, mask in zip(self.changes, self.found, strict=True)
-        )
-
-
-@dataclass(frozen=True)
-class Inserted:
-    """What an `Insert` wrote; ``rows`` counts those that are new."""
-
-    rows: int
-    files: tuple[DataFile, ...]
-    feed: tuple[DataFile, ...]
-
-
-def unfound(mask: bytes, height: int) -> npt.NDArray[np.int64]:
-    """The lines of changes that a mask of `Merged` leaves out."""
-    bits = np.unpackbits(np.frombuffer(mask, np.uint8), count=height)
-    return np.flatnonzero(bits == 0)
-
-
-def joined(masks: Sequence[Sequence[bytes]], changes: Sequence[Changes]) -> tuple[bytes, ...]:
-    """The masks of several files as one for each of the changes."""
-    whole = [np.zeros(-(-_height(change) // 8), np.uint8) for change in changes]
-    for found in masks:
-        for one, mask in zip(whole, found, strict=True):
-            one |= np.frombuffer(mask, np.uint8)
-    return tuple(one.tobytes() for one in whole)
-
-
-def insert(job: Insert) -> Inserted:
-    """Writes the rows that are new into files, and into some of the change data feed.
-
-    Raises:
-        LakeError, LakeUnreachable: a file cannot be read or written.
-    """
-    place, batch = job.place, job.batch_id
-    date = column_of(job.dates_of) if job.dates_of else None
-    with (
-        Outputs(lambda values: files.data(place, batch, job.stats, values), date) as output,
-        Outputs(lambda values: files.feed(place, batch, values), date) as feed,
-    ):
-        kept, told = Gathered(output.add), Gathered(feed.add)
-        for change, lines in zip(job.changes, job.lines, strict=True):
-            for start in range(0, len(lines), _GROUP):
-                rows = picked(place, change, lines[start : start + _GROUP], job.layout)
-                kept.add(rows)
-                if job.feed:
-                    told.add(_image(rows, "insert"))
-        for rows in job.moved:
-            kept.add(rows)
-            told.add(_image(rows, "update_postimage"))
-        kept.flush()
-        told.flush()
-    return Inserted(sum(map(len, job.lines)), tuple(output.files), tuple(feed.files))

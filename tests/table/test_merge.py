@@ -27,7 +27,9 @@ from hypothesis import strategies as st
 from bronze.enrich.stamp import METADATA
 from bronze.model import ACTIVE, DELETED, DataFile, Kind, Place, Stamp, Stored
 from bronze.source.read import dtype
-from bronze.table import commit, files, log, merge
+from bronze.table import changes as changing
+from bronze.table import commit, files, insert, log, merge
+from bronze.table.changes import Changes
 from bronze.table.statistics import SAFE
 
 ON_DISK = settings(
@@ -142,7 +144,7 @@ class Bench:
 
     def changed(
         self,
-        changes: Sequence[merge.Changes],
+        changes: Sequence[Changes],
         gone: Mapping[str, Sequence[int]] | None = None,
         on_delete: merge.OnDelete = "mark",
         anew: bool = False,
@@ -172,10 +174,10 @@ class Bench:
         merged = [merge.merge(job) for job in jobs]
         rewritten = [one for one in merged if one.rewritten]
         feed = [one.feed for one in rewritten if one.feed]
-        masks = merge.joined([one.found for one in merged], changes)
+        masks = insert.joined([one.found for one in merged], changes)
         moved = tuple(one.moved for one in merged if one.moved is not None)
-        inserted = merge.insert(
-            merge.Insert(
+        inserted = insert.insert(
+            insert.Insert(
                 place=self.place,
                 layout=self.layout,
                 stats=self.stats,
@@ -224,7 +226,7 @@ class Landed:
     version: int
     looked: list[str]
     merged: list[merge.Merged]
-    inserted: merge.Inserted
+    inserted: insert.Inserted
     feed: list[DataFile]
 
     @property
@@ -338,13 +340,20 @@ def cases(draw: st.DrawFn) -> Case:
         {
             "_FEW": draw(st.sampled_from([0, 1, 100])),
             "_KEYS": draw(st.sampled_from([1, 4, 2_000_000])),
-            "_GROUP": draw(st.sampled_from([1, 3, 30_000])),
+            "GROUP": draw(st.sampled_from([1, 3, 30_000])),
             "_PART_VALUES": draw(st.sampled_from([1, 20, 1_200_000])),
         },
     )
 
 
 _places = itertools.count()
+
+_LIMITED = {
+    "_FEW": [merge],
+    "_KEYS": [merge],
+    "GROUP": [changing, insert],
+    "_PART_VALUES": [files],
+}
 
 
 def _values(layout: Layout, one: Row) -> dict[str, Any]:
@@ -396,7 +405,7 @@ def test_a_merge_does_what_the_model_does(tmp_path: Path, case: Case) -> None:
         path: list(itertools.chain.from_iterable(groups))
         for path, groups in zip(paths, case.files, strict=True)
     }
-    changes: list[merge.Changes] = []
+    changes: list[Changes] = []
     for chunk, group in case.chunks:
         rows = frame(case.layout, [case.new[i] for i in chunk])
         staged = None
@@ -406,7 +415,8 @@ def test_a_merge_does_what_the_model_does(tmp_path: Path, case: Case) -> None:
     gone = {p: [i for i, n in enumerate(ns) if n in case.gone] for p, ns in numbers.items()}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in case.seams.items():
-            patch.setattr(files if name == "_PART_VALUES" else merge, name, value)
+            for module in _LIMITED[name]:
+                patch.setattr(module, name, value)
         landed = bench.changed(changes, gone if case.gone else None, case.on_delete)
 
     new = {tuple(_values(case.layout, one)[name] for name in case.key): one for one in case.new}
@@ -494,7 +504,7 @@ def test_a_file_with_the_key_but_no_change_is_not_written(bench: Bench) -> None:
     landed = bench.changed([frame(PLAIN, [plain(4, "a", NOW)])])
     assert landed.looked == paths
     assert landed.rewritten == []
-    assert landed.inserted == merge.Inserted(0, (), ())
+    assert landed.inserted == insert.Inserted(0, (), ())
     assert [file.path for file in bench.state.files] == paths
     assert bench.told(landed.version) == Counter()
 
@@ -652,12 +662,12 @@ def test_masks_are_joined_bit_by_bit(masks: list[list[bool]], data: st.DataObjec
         [[data.draw(st.booleans()) and bit for bit in mask] for mask in masks] for _ in range(3)
     ]
     packed = [[np.packbits(np.array(bits, np.bool_)).tobytes() for bits in one] for one in parts]
-    whole = merge.joined(packed, changes)
+    whole = insert.joined(packed, changes)
     for i, mask in enumerate(masks):
         wanted = [j for j in range(len(mask)) if not any(one[i][j] for one in parts)]
-        assert merge.unfound(whole[i], len(mask)).tolist() == wanted
-    nothing = merge.joined([], changes)
-    assert [len(merge.unfound(m, c.height)) for m, c in zip(nothing, changes, strict=True)] == [
+        assert insert.unfound(whole[i], len(mask)).tolist() == wanted
+    nothing = insert.joined([], changes)
+    assert [len(insert.unfound(m, c.height)) for m, c in zip(nothing, changes, strict=True)] == [
         len(mask) for mask in masks
     ]
 
