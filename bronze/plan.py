@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from bronze import drift, prepare, units
+from bronze import drift, prepare, resume, units
 from bronze.config import RunSettings
 from bronze.drift import Settled
 from bronze.enrich.stamp import METADATA
@@ -18,7 +18,7 @@ from bronze.source import increment, slices, statement
 from bronze.source.catalog import Relation
 from bronze.source.snapshot import Snapshot
 from bronze.table import log
-from bronze.table.commit import Position, Shape, transaction
+from bronze.table.commit import Position, Shape
 from bronze.table.history import KIND
 from bronze.table.log import State
 from bronze.table.partition import column_of, source_of
@@ -81,7 +81,7 @@ def plan_table(
     key, notes = _key(given, settled)
     shape = _shape(given, settled, key, partition, properties)
     mode, where, why = _mode(given, state, settled, key)
-    marks, looking = _marks(given, state, mode)
+    marks, looking = resume.marks(given, state, whole=mode != "changes")
     against = state if mode == "compare" else None
 
     def rows(where: str, against: State | None) -> tuple[Unit, ...]:
@@ -121,7 +121,7 @@ def settle(target: Target, visible: bool) -> tuple[State | None, Settled, str | 
     own = target.settings
     found = prepare.columns(target)
     if own.pattern != "full_refresh":
-        refused = unfit(target.relation, own.cursor, own.overlap, visible)
+        refused = resume.unfit(target.relation, own.cursor, own.overlap, visible)
         if refused:
             raise refused
     state = log.read(target.place)
@@ -310,10 +310,10 @@ def _mode(
         )
     if state is None:
         return "load", slices.WHOLE, ()
-    why = _why_all(given, state, settled, key)
+    why = resume.why_all(given, state, settled, key)
     if why:
         return "compare", slices.WHOLE, (f"all rows are compared: {why}",)
-    where = _where(given, state)
+    where = resume.where(given, state)
     if where is None:
         return "compare", slices.WHOLE, ("all rows are compared: the last run was too long ago",)
     return "changes", where, ()
@@ -337,122 +337,3 @@ def _no_history(
             table=label,
         )
     return None
-
-
-def _why_all(given: Assignment, state: State, settled: Settled, key: tuple[str, ...]) -> str:
-    """Why changes alone would not do."""
-    known = state.properties
-    if settled.notes:
-        return "its columns have changed"
-    if known.get(drift.OID) != str(given.target.relation.oid):
-        return "the table was made anew in the source"
-    if known.get(drift.PARTS) != drift.parts(given.target.relation):
-        return "its partitions have changed"
-    if known.get(drift.KEY) != json.dumps(key):
-        return "its key has changed"
-    if _marked(given, state, _mark_name(given.target)) is None:
-        return "the Bronze table has no position to go on from"
-    return ""
-
-
-def _mark(given: Assignment, name: str) -> str:
-    """The name of a mark of this very table: another one may get its name, but not its oid."""
-    return f"{given.target.relation.oid}/{name}"
-
-
-def _marked(given: Assignment, state: State | None, name: str) -> int | None:
-    """The value of a mark in the Bronze table."""
-    if state is None:
-        return None
-    return state.position(f"{transaction(given.held.timeline)}/{_mark(given, name)}")
-
-
-def _mark_name(target: Target) -> str:
-    name = target.settings.cursor
-    return name if name == increment.XMIN else f"cursor/{name}"
-
-
-def _where(given: Assignment, state: State) -> str | None:
-    own = given.target.settings
-    mark = _marked(given, state, _mark_name(given.target))
-    if mark is None:
-        return None
-    if own.cursor == increment.XMIN:
-        return increment.by_xmin(mark, given.held)
-    kind = _type_of(given.target.relation, own.cursor)
-    return increment.by_cursor(own.cursor, kind, mark, given.held.since.zone)
-
-
-def _type_of(relation: Relation, column: str) -> str:
-    return next((a.type.name for a in relation.attributes if a.name == column), "")
-
-
-def unfit(
-    relation: Relation, cursor: str, overlap: int | None, visible: bool
-) -> TableRefused | None:
-    """Why a table cannot be taken by this cursor, None where it can.
-
-    Args:
-        relation: the source's table.
-        cursor: "xmin", or a column.
-        overlap: seconds, None where the config gives none.
-        visible: whether the role is shown since when others' transactions are open.
-    """
-
-    def refused(message: str, hint: str) -> TableRefused:
-        return TableRefused(message, hint=hint, table=relation.label)
-
-    if cursor == increment.XMIN:
-        if relation.kind in ("view", "foreign table"):
-            return refused(
-                f"{relation.label} is a {relation.kind}, whose rows have no xmin.",
-                'Name a timestamp column as cursor, or use pattern = "full_refresh".',
-            )
-        return None
-    kind = _type_of(relation, cursor)
-    if kind not in increment.CURSORS:
-        what = f"is of type {kind}" if kind else "is not there"
-        return refused(
-            f"The cursor {cursor} of table {relation.label} {what}; it has to be a column of type"
-            f" {', '.join(increment.CURSORS)}.",
-            'Leave cursor out: "xmin" needs no column.',
-        )
-    if overlap is None and kind in increment.ZONELESS:
-        return refused(
-            f"The cursor {cursor} of table {relation.label} has no time zone, so nobody can tell"
-            " which of its values are earlier than a transaction that is still open.",
-            'Give an overlap, such as "1h", that is longer than your transactions; or leave cursor'
-            " out.",
-        )
-    if overlap is None and not visible:
-        return refused(
-            f"The cursor {cursor} of table {relation.label} needs to know since when transactions"
-            " are open, which the role may not see.",
-            'GRANT pg_read_all_stats to it; or give an overlap, such as "1h", that is longer than'
-            " your transactions.",
-        )
-    return None
-
-
-def _marks(
-    given: Assignment, state: State | None, mode: Mode
-) -> tuple[list[tuple[str, int]], bool]:
-    """The marks to leave, and whether vanished rows are to be looked for."""
-    own, since = given.target.settings, given.held.since
-    marks = [(_mark(given, increment.XMIN), given.held.horizon)]
-    if own.pattern == "full_refresh":
-        return marks, True
-    if own.cursor != increment.XMIN:
-        # What the cursor column has not shown, xmin is still to show.
-        marks = marks if mode != "changes" else []
-        name = _mark_name(given.target)
-        mark = increment.watermark(since, own.overlap, _marked(given, state, name))
-        marks += [] if mark is None else [(_mark(given, name), mark)]
-    now = int(given.stamp.loaded_at.timestamp())
-    looked = _marked(given, state, "deletes")
-    due = own.deletes == "detect" or (
-        isinstance(own.deletes, int) and (looked is None or now - looked >= own.deletes)
-    )
-    if due or mode != "changes":
-        marks.append((_mark(given, "deletes"), now))
-    return marks, due

@@ -27,7 +27,7 @@ from tests.content import differences
 
 pytestmark = pytest.mark.soak
 
-KILLS = int(os.environ.get("BRONZE_SOAK_KILLS", "30"))
+KILLS = int(os.environ.get("BRONZE_SOAK_KILLS", "10"))
 TABLES: Mapping[str, Mapping[str, Any]] = {
     "orders": {"pattern": "batch", "cluster_by": ["customer_id", "ordered_at"]},
     "order_details": {"pattern": "batch"},
@@ -95,7 +95,8 @@ def test_killed_at_every_failpoint(shop: str, tmp_path: Path) -> None:
     settings = config.parse(document(shop, tmp_path))
     landed(settings)
     reached = set()
-    for day, (point, times) in enumerate((p, n) for p in failpoint.POINTS for n in (1, 4)):
+    later = [("file", 4), ("merged", 3), ("inserted", 3), ("commit", 4), ("committed", 4)]
+    for day, (point, times) in enumerate([*((p, 1) for p in failpoint.POINTS), *later]):
         inventory.change(shop, seed=day)
         code = child(settings, f"{point}:{times}").wait()
         assert code in (0, -signal.SIGKILL)
@@ -148,7 +149,7 @@ def changing(dsn: str, seed: int) -> Iterator[None]:
 def test_runs_that_race_each_other(shop: str, tmp_path: Path) -> None:
     """Two runs at once, again and again: whoever loses a table takes it anew, and none is torn."""
     settings = config.parse(document(shop, tmp_path))
-    for day in range(8):
+    for day in range(4):
         racing = [child(settings) for _ in range(2)]
         with changing(shop, day):
             assert [one.wait() for one in racing] == [0, 0]
@@ -185,7 +186,7 @@ def test_runs_beside_maintenance_and_a_foreign_writer(shop: str, tmp_path: Path)
     for thread in threads:
         thread.start()
     try:
-        for day in range(10):
+        for day in range(6):
             inventory.change(shop, seed=day)
             landed(settings)
     finally:

@@ -1,0 +1,145 @@
+"""Where a run goes on from: the marks that the last one left in the table, and those it leaves.
+
+A mark is a number in the table's own log, beside the position: the horizon of transaction ids, the
+watermark of a cursor column, the time when deleted rows were last looked for.
+"""
+
+from __future__ import annotations
+
+import json
+
+from bronze import drift
+from bronze.drift import Settled
+from bronze.errors import TableRefused
+from bronze.prepare import Target
+from bronze.source import increment
+from bronze.source.catalog import Relation
+from bronze.table.commit import transaction
+from bronze.table.log import State
+from bronze.units import Assignment
+
+
+def unfit(
+    relation: Relation, cursor: str, overlap: int | None, visible: bool
+) -> TableRefused | None:
+    """Why a table cannot be taken by this cursor, None where it can.
+
+    Args:
+        relation: the source's table.
+        cursor: "xmin", or a column.
+        overlap: seconds, None where the config gives none.
+        visible: whether the role is shown since when others' transactions are open.
+    """
+
+    def refused(message: str, hint: str) -> TableRefused:
+        return TableRefused(message, hint=hint, table=relation.label)
+
+    if cursor == increment.XMIN:
+        if relation.kind in ("view", "foreign table"):
+            return refused(
+                f"{relation.label} is a {relation.kind}, whose rows have no xmin.",
+                'Name a timestamp column as cursor, or use pattern = "full_refresh".',
+            )
+        return None
+    kind = _type_of(relation, cursor)
+    if kind not in increment.CURSORS:
+        what = f"is of type {kind}" if kind else "is not there"
+        return refused(
+            f"The cursor {cursor} of table {relation.label} {what}; it has to be a column of type"
+            f" {', '.join(increment.CURSORS)}.",
+            'Leave cursor out: "xmin" needs no column.',
+        )
+    if overlap is None and kind in increment.ZONELESS:
+        return refused(
+            f"The cursor {cursor} of table {relation.label} has no time zone, so nobody can tell"
+            " which of its values are earlier than a transaction that is still open.",
+            'Give an overlap, such as "1h", that is longer than your transactions; or leave cursor'
+            " out.",
+        )
+    if overlap is None and not visible:
+        return refused(
+            f"The cursor {cursor} of table {relation.label} needs to know since when transactions"
+            " are open, which the role may not see.",
+            'GRANT pg_read_all_stats to it; or give an overlap, such as "1h", that is longer than'
+            " your transactions.",
+        )
+    return None
+
+
+def _type_of(relation: Relation, column: str) -> str:
+    return next((a.type.name for a in relation.attributes if a.name == column), "")
+
+
+def why_all(given: Assignment, state: State, settled: Settled, key: tuple[str, ...]) -> str:
+    """Why changes alone would not do; "" where they would."""
+    known = state.properties
+    if settled.notes:
+        return "its columns have changed"
+    if known.get(drift.OID) != str(given.target.relation.oid):
+        return "the table was made anew in the source"
+    if known.get(drift.PARTS) != drift.parts(given.target.relation):
+        return "its partitions have changed"
+    if known.get(drift.KEY) != json.dumps(key):
+        return "its key has changed"
+    if _marked(given, state, _mark_name(given.target)) is None:
+        return "the Bronze table has no position to go on from"
+    return ""
+
+
+def where(given: Assignment, state: State) -> str | None:
+    """The condition in SQL for what may have changed, None where it cannot be told any more."""
+    own = given.target.settings
+    mark = _marked(given, state, _mark_name(given.target))
+    if mark is None:
+        return None
+    if own.cursor == increment.XMIN:
+        return increment.by_xmin(mark, given.held)
+    kind = _type_of(given.target.relation, own.cursor)
+    return increment.by_cursor(own.cursor, kind, mark, given.held.since.zone)
+
+
+def marks(
+    given: Assignment, state: State | None, whole: bool
+) -> tuple[list[tuple[str, int]], bool]:
+    """The marks to leave, and whether vanished rows are to be looked for.
+
+    Args:
+        given: the table.
+        state: the Bronze table.
+        whole: whether all rows are read.
+    """
+    own, since = given.target.settings, given.held.since
+    left = [(_mark(given, increment.XMIN), given.held.horizon)]
+    if own.pattern == "full_refresh":
+        return left, True
+    if own.cursor != increment.XMIN:
+        # What the cursor column has not shown, xmin is still to show.
+        left = left if whole else []
+        name = _mark_name(given.target)
+        mark = increment.watermark(since, own.overlap, _marked(given, state, name))
+        left += [] if mark is None else [(_mark(given, name), mark)]
+    now = int(given.stamp.loaded_at.timestamp())
+    looked = _marked(given, state, "deletes")
+    due = own.deletes == "detect" or (
+        isinstance(own.deletes, int) and (looked is None or now - looked >= own.deletes)
+    )
+    if due or whole:
+        left.append((_mark(given, "deletes"), now))
+    return left, due
+
+
+def _mark(given: Assignment, name: str) -> str:
+    """The name of a mark of this very table: another one may get its name, but not its oid."""
+    return f"{given.target.relation.oid}/{name}"
+
+
+def _marked(given: Assignment, state: State | None, name: str) -> int | None:
+    """The value of a mark in the Bronze table."""
+    if state is None:
+        return None
+    return state.position(f"{transaction(given.held.timeline)}/{_mark(given, name)}")
+
+
+def _mark_name(target: Target) -> str:
+    name = target.settings.cursor
+    return name if name == increment.XMIN else f"cursor/{name}"
