@@ -142,10 +142,6 @@ def _errors(as_json: bool) -> Iterator[None]:
         if error.hint:
             typer.echo(f"  {error.hint}", err=True)
         raise typer.Exit(error.exit_code) from None
-    except KeyboardInterrupt:
-        _document(as_json, Failure("Interrupted", "Interrupted.", "Run it again."))
-        typer.echo("Interrupted. Nothing half-written is visible; run it again.", err=True)
-        raise typer.Exit(INTERRUPTED) from None
     except typer.Exit:
         raise
     except Exception as error:
@@ -158,6 +154,13 @@ def _errors(as_json: bool) -> Iterator[None]:
             err=True,
         )
         raise typer.Exit(_BUG) from None
+    except BaseException as error:
+        # An interrupt within polars comes out of it as a panic.
+        if not isinstance(error, KeyboardInterrupt) and KeyboardInterrupt.__name__ not in str(error):
+            raise
+        _document(as_json, Failure("Interrupted", "Interrupted.", "Run it again."))
+        typer.echo("Interrupted. Nothing half-written is visible; run it again.", err=True)
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def _document(as_json: bool, failure: Failure) -> None:
