@@ -156,7 +156,7 @@ def _errors(as_json: bool) -> Iterator[None]:
         raise typer.Exit(_BUG) from None
     except BaseException as error:
         # An interrupt within polars comes out of it as a panic.
-        if not isinstance(error, KeyboardInterrupt) and KeyboardInterrupt.__name__ not in str(error):
+        if "KeyboardInterrupt" not in f"{type(error).__name__} {error}":
             raise
         _document(as_json, Failure("Interrupted", "Interrupted.", "Run it again."))
         typer.echo("Interrupted. Nothing half-written is visible; run it again.", err=True)
