@@ -44,7 +44,7 @@ KEYS = st.lists(st.integers(1, 40), min_size=1, max_size=12, unique=True)
 VALUES = st.sampled_from(["", "a", "é", "NaN", "x" * 50, "\x01", None])
 # Keys of transactions that stay open, which nobody else waits for.
 LATE = 1000
-EXAMPLES = int(os.environ.get("BRONZE_SOAK_EXAMPLES", "15"))
+EXAMPLES = int(os.environ.get("BRONZE_SOAK_EXAMPLES", "4"))
 _numbers = itertools.count()
 
 
@@ -262,4 +262,4 @@ def test_a_little_of_everything(source: Source, tmp_path: Path) -> None:
 @pytest.mark.timeout(1800)
 def test_much_of_everything(source: Source, tmp_path: Path) -> None:
     """Many long stories."""
-    _driven(source, tmp_path, EXAMPLES, 40)
+    _driven(source, tmp_path, EXAMPLES, 30)
