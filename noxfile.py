@@ -60,6 +60,6 @@ def soak(session):
 
 @nox.session
 def bench(session):
-    """The measurements; see benchmarks/__init__.py."""
+    """The main measurement; benchmarks/__init__.py tells of the others."""
     session.install("-e", ".[bench]")
     session.run("python", "-m", "benchmarks.load", *session.posargs)

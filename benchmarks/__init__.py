@@ -7,6 +7,8 @@ Everything runs on one machine against an embedded PostgreSQL on made-up data::
     python -m benchmarks.load --rows 50000 --wide-rows 20000 --runs 1
     python -m benchmarks.load --table wide --only bronze naive --json wide.json
     python -m benchmarks.memory --rows 2000000 20000000
+    python -m benchmarks.merge --rows 2000000
+    python -m benchmarks.layout
 
 `load` takes two tables into a new, empty lake: ``order_details`` of the demo (9 columns), and
 ``wide`` (40 columns of mixed types, see `benchmarks.wide`). Every contestant in
@@ -28,4 +30,9 @@ plus encoding the same rows, which already lie in memory as Arrow, as Parquet fi
 Its CPU seconds are those of these two steps, and it has no peak.
 
 `memory` loads ``order_details`` of several sizes and shows how much memory bronze took for each.
+
+`merge` changes rows of a large table, beside deltalake's MERGE; `layout` clusters a table that
+grows daily, beside deltalake's Z-order. Neither needs a source. With 20 million rows deltalake's
+MERGE of a source in which nothing changed takes more memory than many machines have: leave it out
+with ``--cases`` and ``--only``.
 """
