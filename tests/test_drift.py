@@ -27,7 +27,7 @@ from tests.test_patterns import (
     updates,
 )
 
-BOTH = pytest.mark.parametrize("own", [FULL, BATCH])
+BOTH = pytest.mark.parametrize("own", [BATCH])
 ALL = range(1, 51)
 
 
