@@ -81,7 +81,8 @@ class Output:
         if not table.num_rows:
             return
         # The log has the partition's value; a file has the other columns.
-        table = table.drop_columns([name for name, _ in self._partition])
+        outside = {name for name, _ in self._partition}
+        table = table.select([name for name in table.column_names if name not in outside])
         if self._parquet is None:
             self._sink = self._stack.enter_context(store.writer(self._place, self._path))
             self._parquet = self._stack.enter_context(_parquet(self._sink, table))
@@ -130,9 +131,13 @@ def feed(place: Place, batch_id: str, partition: Partition = ()) -> Output:
 
 
 def write(
-    frames: Iterable[pl.DataFrame], place: Place, batch_id: str, stats: Sequence[str]
+    frames: Iterable[pl.DataFrame],
+    place: Place,
+    batch_id: str,
+    stats: Sequence[str],
+    partition: Partition = (),
 ) -> DataFile | None:
-    """Writes the rows of all frames into one new file, a row group a frame.
+    """Writes the rows of all frames, all of one partition, into one new file, a row group a frame.
 
     Returns:
         The file, or None where there were no rows.
@@ -140,7 +145,7 @@ def write(
     Raises:
         LakeUnreachable: it cannot be written.
     """
-    with data(place, batch_id, stats) as output:
+    with data(place, batch_id, stats, partition) as output:
         # Unlike a loop, map keeps no frame while the next one is made.
         for _ in map(output.add, frames):
             pass

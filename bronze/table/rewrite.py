@@ -9,7 +9,7 @@ group for each range of the curve; then each output file is a job that takes its
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -282,9 +282,9 @@ def write(job: Write) -> Written:
     name = files.clustered(order.batch_id, *order.cluster) if order.cluster else order.batch_id
     try:
         for frames in _outputs(job, tally):
-            file = files.write(frames, order.place, name, order.stats)
+            file = files.write(frames, order.place, name, order.stats, order.files[0].partition)
             if file is not None:
-                made.append(replace(file, partition=order.files[0].partition))
+                made.append(file)
     except BaseException:
         discard(order.place, made)
         raise

@@ -344,6 +344,19 @@ def test_partitions_are_never_mixed(tmp_path: Path) -> None:
         assert not layout.needed(state_of(place), Wish(by, 20_000))
 
 
+@pytest.mark.parametrize("by", [(), ("id",)])
+def test_partitions_stay_in_their_folders(place: Place, by: tuple[str, ...]) -> None:
+    """Readers that take a partition's value from the folder's name, as polars, see the same."""
+    days = [dt.date(2024, 1, day) for day in (1, 2, 3)]
+    for seed in range(9):
+        frame = pl.DataFrame({"id": range(seed, 900 + seed), "day": days * 300})
+        write_deltalake(place.url, frame.to_arrow(), mode="append", partition_by=["day"])
+    before = multiset(pl.read_delta(place.url))
+    assert improve(place, Wish(by, 20_000)).files_after == 3
+    assert all(file.path.startswith("day=2024-01-0") for file in state_of(place).files)
+    assert multiset(pl.read_delta(place.url)) == before
+
+
 def test_files_of_other_writers_and_older_schemas(place: Place) -> None:
     """Columns that a file does not have are NULL, and types are the table's."""
     put(
