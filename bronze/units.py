@@ -26,6 +26,9 @@ from bronze.table.partition import source_of
 # it is hashing and encoding, and how many bytes a slice takes for each of its bytes on disk.
 _BASE = 320 * 10**6
 _READER = 24 * 10**6
+# Now and then all readers are at their most: so many as have this much room beside the libraries.
+_LIBRARIES = 150 * 10**6
+_MOST = 190 * 10**6
 _GROWTH = 4
 _SLICE = 12 * 2**20
 _FILE = 128 * 2**20
@@ -203,7 +206,7 @@ def _beside_known(memory: int) -> int:
 
 def readers(run: RunSettings, slots: int) -> int:
     """How many units may run at once: as many as the workers, the source and the memory allow."""
-    fitting = (run.memory - _BASE) // (2 * _READER)
+    fitting = (run.memory - _LIBRARIES) // _MOST
     return max(1, min(run.workers, slots, fitting))
 
 
