@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from bronze.check import Report
     from bronze.config import Settings
     from bronze.maintain import Notify as NotifyMaintained
-    from bronze.model import MaintainResult, RunResult
+    from bronze.model import MaintainResult, RunResult, StreamResult
     from bronze.pipeline import Notify
+    from bronze.stream import Notify as NotifyStep
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,33 @@ class Bronze:
         from bronze import pipeline
 
         return pipeline.run(self.settings, tables, pool=pool, notify=notify or (lambda _: None))
+
+    def stream(
+        self,
+        tables: Sequence[str] = (),
+        *,
+        until_caught_up: bool = False,
+        stop: Event | None = None,
+        notify: NotifyStep | None = None,
+        copied: Notify | None = None,
+    ) -> StreamResult:
+        """Follows the tables that the config has streamed; see `bronze.stream.stream`."""
+        from bronze import stream
+
+        return stream.stream(
+            self.settings,
+            tables,
+            until_caught_up=until_caught_up,
+            stop=stop,
+            notify=notify or (lambda _: None),
+            copied=copied or (lambda _: None),
+        )
+
+    def drop_stream(self, tables: Sequence[str] = ()) -> str:
+        """Drops the stream's slot and publication; see `bronze.stream.drop`."""
+        from bronze import stream
+
+        return stream.drop(self.settings, tables)
 
     def maintain(
         self,

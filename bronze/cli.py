@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -72,6 +73,59 @@ def check(
         report = bronze.open(config).check(tables or ())
         show.document(report) if as_json else show.check(report)
         raise typer.Exit(1 if report.problems else 0)
+
+
+@app.command()
+def stream(
+    tables: Tables = None,
+    config: Config = Path("bronze.toml"),
+    until_caught_up: Annotated[
+        bool,
+        typer.Option("--until-caught-up", help="End when all is landed that is committed now."),
+    ] = False,
+    drop: Annotated[
+        bool, typer.Option("--drop", help="Drop slot and publication; the Bronze tables stay.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Follow the tables whose pattern is "streaming", within seconds of each change."""
+    import bronze
+    from bronze import show
+
+    with _errors(as_json):
+        opened = bronze.open(config)
+        if drop:
+            dropped = opened.drop_stream(tables or ())
+            show.dropped(dropped, as_json)
+            return
+        stop = threading.Event()
+        with _stopped_by_signals(stop), show.progress(as_json) as copied:
+            result = opened.stream(
+                tables or (),
+                until_caught_up=until_caught_up,
+                stop=stop,
+                notify=show.steps(as_json),
+                copied=copied,
+            )
+        show.document(result) if as_json else show.streamed(result)
+        raise typer.Exit(result.exit_code)
+
+
+@contextmanager
+def _stopped_by_signals(stop: threading.Event) -> Iterator[None]:
+    """The first SIGINT or SIGTERM lets the batch in hand be finished, the next one interrupts."""
+
+    def handle(*_: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @app.command()

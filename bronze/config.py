@@ -162,6 +162,22 @@ class RunSettings(_Section):
         return self
 
 
+class StreamSettings(_Section):
+    """How changes are streamed. Slot and publication are called after the source by default."""
+
+    slot: str = Field(default="", pattern=r"^[a-z0-9_]{0,63}$")
+    publication: str = ""
+    interval: Seconds = 1
+    heartbeat: Seconds = 60
+    wal_budget: Bytes = 10**9
+
+    def names(self, source: str) -> tuple[str, str]:
+        """The names of slot and publication for a source."""
+        plain = re.sub(r"[^a-z0-9]+", "_", source.lower()).strip("_")
+        own = f"bronze_{plain}"[:63]
+        return self.slot or own, self.publication or own
+
+
 class MaintainSettings(_Section):
     """How the tables are kept in shape, after runs and by ``bronze maintain``."""
 
@@ -207,7 +223,7 @@ class SecretSettings(_Section):
 class TableSettings(_Section):
     """What one table has of its own."""
 
-    pattern: Literal["full_refresh", "batch", "micro_batch"] = "full_refresh"
+    pattern: Method = "full_refresh"
     cursor: str = "xmin"
     overlap: Seconds | None = None
     deletes: Literal["detect", "ignore"] | Seconds = "detect"
@@ -226,10 +242,15 @@ class TableSettings(_Section):
     @model_validator(mode="after")
     def _sensible(self) -> TableSettings:
         given = self.model_fields_set
-        if self.pattern == "full_refresh":
+        if self.pattern in ("full_refresh", "streaming"):
             for name in ("cursor", "overlap", "deletes"):
                 if name in given:
                     raise ValueError(f'{name} is for the patterns "batch" and "micro_batch" only')
+        if self.history and self.pattern == "streaming":
+            raise ValueError(
+                'history is not for the pattern "streaming": there the change data feed is the'
+                " history"
+            )
         if self.history and "on_delete" in given:
             raise ValueError("on_delete is not for a history, which removes nothing")
         if self.overlap is not None and self.cursor == "xmin":
@@ -251,6 +272,7 @@ class Settings(_Section):
     source: Mapping[str, SourceSettings]
     lake: LakeSettings
     run: RunSettings = Field(default_factory=RunSettings)
+    stream: StreamSettings = StreamSettings()
     maintain: MaintainSettings = MaintainSettings()
     secrets: SecretSettings = SecretSettings()
     tables: Mapping[str, TableSettings] = {}
@@ -398,6 +420,7 @@ def _section(where: list[str]) -> type[BaseModel]:
     sections: dict[str, type[BaseModel]] = {
         "source": SourceSettings,
         "run": RunSettings,
+        "stream": StreamSettings,
         "maintain": MaintainSettings,
         "secrets": SecretSettings,
         "tables": TableSettings,

@@ -35,19 +35,23 @@ class Difference:
     """How the source differs from the table as it was when the plan was made.
 
     ``changes`` are the rows that the table does not hold as they are, ``gone`` what it holds and
-    the source has no more (or otherwise). ``live`` is how many rows the table had, ``there`` how
-    many the source has, where all of them were looked at.
+    the source has no more (or otherwise); ``deletes`` are the keys of such rows, and with
+    ``emptied`` they are all that are not among the changes. ``live`` is how many rows the table
+    had, ``there`` how many the source has, where all of them were looked at.
     """
 
     changes: tuple[Changes, ...]
-    gone: tuple[tuple[Known, Fingerprints], ...]
+    gone: tuple[tuple[Known, Fingerprints], ...] = ()
     live: int = 0
     there: int = 0
+    deletes: tuple[Changes, ...] = ()
+    emptied: bool = False
 
     @property
     def staged(self) -> tuple[DataFile, ...]:
         """The changes that lie in files."""
-        return tuple(change for change in self.changes if isinstance(change, DataFile))
+        both = (*self.changes, *self.deletes)
+        return tuple(change for change in both if isinstance(change, DataFile))
 
 
 @dataclass(frozen=True)
@@ -174,7 +178,7 @@ def _versioned(plan: Plan, stamp: Stamp, difference: Difference, state: State) -
         done = yield [Task(history.append, job, label)]
     rewritten: list[merge.Merged] = []
     if plan.settled.rewrite:
-        tasks = _replacements(plan, stamp, Difference((), ()), state.files)
+        tasks = _replacements(plan, stamp, Difference(()), state.files)
         rewritten = yield [Task(replacing, task, label) for task in tasks]
     _prove(plan, rewritten)
     failpoint.reach("inserted")
@@ -191,9 +195,10 @@ def _replacements(
 ) -> Iterator[Replacing]:
     """A task for each file that may have to be written anew."""
     place, changes = plan.target.place, difference.changes
-    looking = any(len(gone) for _, gone in difference.gone)
+    looking = difference.emptied or any(len(gone) for _, gone in difference.gone)
     anew = plan.settled.rewrite
-    wanted = stored if looking or anew else merge.candidates(stored, changes, plan.key, place)
+    keys = (*changes, *difference.deletes)
+    wanted = stored if looking or anew else merge.candidates(stored, keys, plan.key, place)
     for file in wanted:
         job = merge.Merge(
             place=place,
@@ -203,6 +208,8 @@ def _replacements(
             stats=plan.shape.stats,
             stamp=stamp,
             changes=changes,
+            deletes=difference.deletes,
+            emptied=difference.emptied,
             on_delete=plan.target.settings.on_delete,
             anew=anew,
             dates_of=plan.dates_of,

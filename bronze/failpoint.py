@@ -10,16 +10,19 @@ import os
 import signal
 
 POINTS = (
+    "slotted",
     "planned",
     "file",
     "read",
     "booked",
+    "netted",
     "merged",
     "inserted",
     "commit",
     "committed",
     "landed",
     "cleaned",
+    "recorded",
     "rewritten",
     "expiring",
     "expired",

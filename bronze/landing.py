@@ -112,7 +112,7 @@ def landing(settings: Settings, table: Table) -> Course[TableResult]:
         # The results come back through told() one by one, too: there they are counted.
         yield [Task(work, unit, table.target.label) for unit in plan.units]
         failpoint.reach("read")
-        _book_rejected(settings, table)
+        book_rejected(settings, table.target, table.stamp, table.rejected)
         failpoint.reach("booked")
         commit.sweep(plan.target.place, time.time())
         land = _loaded if plan.mode == "load" else _merged
@@ -259,19 +259,17 @@ def _facts(table: Table, **counts: int) -> dict[str, Any]:
     }
 
 
-def _book_rejected(settings: Settings, table: Table) -> None:
-    if not table.rejected:
+def book_rejected(
+    settings: Settings, target: Target, stamp: Stamp, rejected: Sequence[Rejected]
+) -> None:
+    """Enters values that Delta cannot hold into ``governance.rejected_values``."""
+    if not rejected:
         return
     place = settings.place(GOVERNANCE, book.NAME)
-    frame = book.frame(
-        table.rejected,
-        stamp=table.stamp,
-        source_table=table.target.label,
-        target_table=table.target.name,
-    )
-    file = files.write([frame], place, table.stamp.batch_id, ())
+    frame = book.frame(rejected, stamp=stamp, source_table=target.label, target_table=target.name)
+    file = files.write([frame], place, stamp.batch_id, ())
     if file:
-        commit.append(place, book.COLUMNS, file, {"batch_id": table.stamp.batch_id})
+        commit.append(place, book.COLUMNS, file, {"batch_id": stamp.batch_id})
 
 
 def discard(place: Place, batch_id: str) -> None:

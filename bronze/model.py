@@ -209,8 +209,9 @@ class Unit:
     `bronze.enrich.encoding`. With ``known``, only rows that the table does not hold are kept; with
     ``keys_only``, none are, and all that matters is which of the table's keys were seen. With
     ``inline``, few rows are given back rather than written. ``dates_of`` is the column whose dates
-    are the table's partitions; ``history`` says that the table keeps every version of a row.
-    With ``summed``, the fingerprints of all rows are added up.
+    are the table's partitions; ``history`` says that the table keeps every version of a row,
+    ``streamed`` that it has the time of a row's commit. With ``summed``, the fingerprints of all
+    rows are added up.
     """
 
     number: int
@@ -231,6 +232,7 @@ class Unit:
     inline: bool = False
     dates_of: str | None = None
     history: bool = False
+    streamed: bool = False
     summed: bool = False
 
 
@@ -302,6 +304,26 @@ class RunResult:
         if kinds <= {""}:
             return 0
         return 3 if kinds <= {"SourceUnreachable", "SourceBusy", "LakeUnreachable"} else 1
+
+
+@dataclass(frozen=True)
+class StreamResult:
+    """What a stream did until it ended. ``position`` is the LSN up to which all tables have
+    followed; their ``rows_read`` counts the changes that came.
+    """
+
+    stream: str
+    position: int
+    seconds: float
+    batches: int
+    transactions: int
+    changes: int
+    tables: tuple[TableResult, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """0: all well; 1: some tables are not followed any more."""
+        return 1 if any(table.error for table in self.tables) else 0
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from bronze.config import Settings
 from bronze.errors import (
     BronzeError,
     CommitConflict,
+    ConfigError,
     LakeError,
     Overtaken,
     SourceUnreachable,
@@ -92,17 +93,17 @@ def run(
         with attempt, ExitStack() as stack:
             # Each attempt is a batch of its own: what an earlier one landed is told from it.
             batch_id = str(uuid_utils.uuid7())
-            planned = _planned(settings, tables, batch_id, stack)
-            position = planned[0].held.position
+            chosen = _planned(settings, tables, batch_id, stack)
+            position = chosen[0].held.position
             if not tables:
-                targets = [table.target for table in planned]
+                targets = [table.target for table in chosen]
                 for error in prepare.missing(settings, targets):
                     lost = TableResult(error.table, "", "failed", error=error.failure())
                     results[error.table] = lost
                     notify(Progress(error.table, 0, 1.0, lost))
             failpoint.reach("planned")
             beaten = []
-            for result in _landed(settings, planned, pool, notify):
+            for result in landed(settings, chosen, pool, notify):
                 results[result.target] = result
                 if result.error and result.error.kind in _BEATEN:
                     beaten.append(result.table)
@@ -127,15 +128,27 @@ def _planned(
             found += [(name, r) for r in prepare.found(connection, name, source.schema_)]
         connect.locate(origin, connection)
         sources[name] = (origin, connection, source.pool.readers)
-    chosen = prepare.targets(settings, found, wanted)
+    chosen = _batched(prepare.targets(settings, found, wanted), wanted)
     store.prove_writable(settings.place(settings.lake.schema_, ""))
     tables: list[Table] = []
     for name, (origin, connection, slots) in sources.items():
         mine = [target for target in chosen if target.source == name]
         if mine:
             held = _held(settings, origin, connection, mine, stack)
-            tables += _of_source(settings, origin, held, mine, batch_id, slots)
+            tables += planned(settings, origin, held, mine, batch_id, slots)
     return sorted(tables, key=lambda table: (table.target.settings.priority, -table.size))
+
+
+def _batched(chosen: Sequence[Target], wanted: Sequence[str]) -> list[Target]:
+    """Those that are not streamed."""
+    left = [target for target in chosen if target.settings.pattern != "streaming"]
+    if not left or (wanted and len(left) < len(chosen)):
+        labels = [target.label for target in chosen if target not in left]
+        raise ConfigError(
+            f"The config has {', '.join(labels)} streamed: a run does not take what is streamed.",
+            hint="Use `bronze stream`, or give it another pattern.",
+        )
+    return left
 
 
 def _held(
@@ -152,14 +165,19 @@ def _held(
     )
 
 
-def _of_source(
+def planned(
     settings: Settings,
     origin: Origin,
     held: snapshot.Snapshot,
     targets: Sequence[Target],
     batch_id: str,
     slots: int,
+    fitted: Callable[[Target], Target] = lambda target: target,
 ) -> list[Table]:
+    """The tables of one source with their plans; what hinders one is in its ``error``.
+
+    ``fitted`` may change a table, as the snapshot shows it, before it is planned.
+    """
     readers = units.readers(settings.run, slots)
     now = datetime.now(UTC)
     seen = {relation.oid: relation for relation in held.relations}
@@ -169,7 +187,7 @@ def _of_source(
         table = Table(target, origin, held, stamp, readers)
         tables.append(table)
         try:
-            current = replace(target, relation=_still_there(target, held, seen))
+            current = fitted(replace(target, relation=_still_there(target, held, seen)))
             table.plan = plan.plan_table(
                 current,
                 held,
@@ -206,7 +224,7 @@ def _still_there(target: Target, held: snapshot.Snapshot, seen: Mapping[int, Rel
     return seen[target.relation.oid]
 
 
-def _landed(
+def landed(
     settings: Settings,
     tables: Sequence[Table],
     pool: Executor | None,

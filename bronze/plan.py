@@ -10,7 +10,7 @@ from typing import Any, Literal
 from bronze import drift, prepare, resume, units
 from bronze.config import RunSettings
 from bronze.drift import Settled
-from bronze.enrich.stamp import METADATA
+from bronze.enrich.stamp import COMMITTED, METADATA
 from bronze.errors import TableRefused
 from bronze.model import Kind, Origin, Stamp, Unit
 from bronze.prepare import Target
@@ -49,9 +49,9 @@ class Plan:
     notes: tuple[str, ...]
     all_units: Callable[[], tuple[Unit, ...]] = field(repr=False)
 
-    def whole(self) -> Plan:
+    def whole(self, why: str = "its cursor has not shown all that changed") -> Plan:
         """The plan that compares all rows, in the same snapshot."""
-        note = "all rows were compared: its cursor has not shown all that changed"
+        note = f"all rows were compared: {why}"
         return replace(self, mode="compare", units=self.all_units(), notes=(*self.notes, note))
 
     @property
@@ -79,7 +79,7 @@ def plan_table(
     given = Assignment(target, snapshot, origin, stamp, run, readers)
     state, settled, partition = settle(target, snapshot.since.visible)
     key, notes = _key(given, settled)
-    shape = _shape(given, settled, key, partition, properties)
+    shape = _shape(given, settled, key, partition, properties, state)
     mode, where, why = _mode(given, state, settled, key)
     marks, looking = resume.marks(given, state, whole=mode != "changes")
     against = state if mode == "compare" else None
@@ -88,7 +88,11 @@ def plan_table(
         inline = mode != "load"
         return tuple(units.of_rows(given, settled, shape, key, where, against, inline=inline))
 
-    work = rows(where, against)
+    streamed = target.settings.pattern == "streaming"
+    # What has changed comes by the stream.
+    work = () if streamed and mode == "changes" else rows(where, against)
+    if streamed:
+        looking = False
     if looking and mode == "changes" and state is not None:
         work += tuple(units.of_keys(given, settled, shape, key, state, len(work)))
     reached = Position(snapshot.timeline, snapshot.position, tuple(marks))
@@ -120,7 +124,7 @@ def settle(target: Target, visible: bool) -> tuple[State | None, Settled, str | 
     """
     own = target.settings
     found = prepare.columns(target)
-    if own.pattern != "full_refresh":
+    if own.pattern not in ("full_refresh", "streaming"):
         refused = resume.unfit(target.relation, own.cursor, own.overlap, visible)
         if refused:
             raise refused
@@ -130,7 +134,7 @@ def settle(target: Target, visible: bool) -> tuple[State | None, Settled, str | 
     else:
         state.writable()
         _same_table(target, state)
-        added = {state.partition, KIND if own.history else None}
+        added = {state.partition, COMMITTED, KIND if own.history else None}
         held = [pair for pair in state.columns if pair[0] not in added]
         settled = drift.settled(found, held, state.properties, target.relation)
     _clustered(target, settled)
@@ -248,10 +252,13 @@ def _shape(
     key: tuple[str, ...],
     partition: str | None,
     properties: Sequence[tuple[str, str]],
+    state: State | None,
 ) -> Shape:
     target = given.target
     layout = [*((column.target, column.kind) for column in settled.columns), *METADATA]
     layout += [(KIND, Kind("string"))] if target.settings.history else []
+    if target.settings.pattern == "streaming" or (state and COMMITTED in dict(state.columns)):
+        layout.append((COMMITTED, Kind("timestamp")))
     layout += [(partition, Kind("date"))] if partition else []
     wanted = {*key, *(_cursor(target, settled) or ()), *_clustered(target, settled)}
     stats = tuple(name for name, kind in layout if name in wanted and kind.name in SAFE)
@@ -287,7 +294,7 @@ def _clustered(target: Target, settled: Settled) -> tuple[str, ...]:
 
 def _cursor(target: Target, settled: Settled) -> tuple[str, ...] | None:
     name = target.settings.cursor
-    if target.settings.pattern == "full_refresh" or name == increment.XMIN:
+    if name == increment.XMIN:
         return None
     return tuple(column.target for column in settled.columns if column.name == name)
 
@@ -311,6 +318,8 @@ def _mode(
     if state is None:
         return "load", slices.WHOLE, ()
     why = resume.why_all(given, state, settled, key)
+    if not why and own.pattern == "streaming":
+        return "changes", slices.WHOLE, ()
     if why:
         return "compare", slices.WHOLE, (f"all rows are compared: {why}",)
     where = resume.where(given, state)

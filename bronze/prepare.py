@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bronze.config import Settings, TableSettings
-from bronze.enrich.stamp import METADATA
+from bronze.enrich.stamp import COMMITTED, METADATA
 from bronze.errors import ConfigError, TableRefused
 from bronze.model import Column, Place
 from bronze.source import statement
@@ -108,8 +108,8 @@ def missing(settings: Settings, chosen: Sequence[Target]) -> list[TableRefused]:
             table=name,
             sqlstate="42P01",
         )
-        for name in settings.tables
-        if name not in known
+        for name, own in settings.tables.items()
+        if name not in known and own.pattern != "streaming"
     ]
 
 
@@ -159,10 +159,12 @@ def columns(target: Target) -> tuple[Column, ...]:
         )
         for attribute in relation.attributes
     )
-    bad = faults([c.target for c in found], [name for name, _ in METADATA])
+    ours = [name for name, _ in METADATA]
+    ours += [COMMITTED] if own.pattern == "streaming" else []
+    bad = faults([c.target for c in found], ours)
     if bad:
         name, reason = next(iter(bad.items()))
-        proposed = renames([c.target for c in found], [name for name, _ in METADATA])
+        proposed = renames([c.target for c in found], ours)
         pairs = ", ".join(f"{toml(old)} = {toml(new)}" for old, new in proposed.items())
         raise TableRefused(
             f"Column {name!r} of table {target.label} cannot keep its name: {reason}.",

@@ -112,6 +112,8 @@ def marks(
     left = [(_mark(given, increment.XMIN), given.held.horizon)]
     if own.pattern == "full_refresh":
         return left, True
+    if own.pattern == "streaming":
+        return [(_mark(given, STREAM), given.held.position)], True
     if own.cursor != increment.XMIN:
         # What the cursor column has not shown, xmin is still to show.
         left = left if whole else []
@@ -140,6 +142,12 @@ def _marked(given: Assignment, state: State | None, name: str) -> int | None:
     return state.position(f"{transaction(given.held.timeline)}/{_mark(given, name)}")
 
 
+STREAM = "stream"
+"""The mark that says how far the stream has been taken in; it is the position then."""
+
+
 def _mark_name(target: Target) -> str:
+    if target.settings.pattern == "streaming":
+        return STREAM
     name = target.settings.cursor
     return name if name == increment.XMIN else f"cursor/{name}"

@@ -15,9 +15,11 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from bronze.check import Report
-    from bronze.model import MaintainResult, RunResult, TableResult
+    from bronze.model import MaintainResult, RunResult, StreamResult, TableResult
     from bronze.pipeline import Notify
     from bronze.pipeline import Progress as Step
+    from bronze.stream import Notify as NotifyStep
+    from bronze.stream import Step as StreamStep
 
 _out = Console(highlight=False)
 _err = Console(stderr=True, highlight=False)
@@ -107,6 +109,58 @@ def run(result: RunResult) -> None:
         if row.error:
             _err.print(f"{row.table}: {row.error.message}", style="red", markup=False)
             _err.print(f"  {row.error.hint}", markup=False)
+
+
+def steps(quiet: bool) -> NotifyStep:
+    """A structured line for each batch of a stream on stderr, only notes if quiet."""
+    import structlog
+
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    log = structlog.get_logger()
+
+    def told(step: StreamStep) -> None:
+        if step.note:
+            log.warning(step.note)
+        elif not quiet and step.changes:
+            log.info(
+                "landed",
+                transactions=step.transactions,
+                changes=step.changes,
+                tables=",".join(step.tables),
+                lag_bytes=step.lag_bytes,
+                lag_seconds=round(step.lag_seconds, 2),
+            )
+
+    return told
+
+
+def streamed(result: StreamResult) -> None:
+    """What a stream did to each table until it ended."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("Bronze table", "status"):
+        table.add_column(name, no_wrap=True)
+    for name in ("read", "new", "upd.", "gone", "rej.", "v"):
+        table.add_column(name, justify="right")
+    for row in result.tables:
+        cells = _cells(row)
+        table.add_row(*cells[:7], cells[-1])
+    _out.print(table)
+    said(
+        f"{result.changes:,} changes in {result.transactions:,} transactions, landed in"
+        f" {result.batches:,} batches in {result.seconds:.1f} s by stream {result.stream}"
+    )
+    for row in result.tables:
+        if row.error:
+            _err.print(f"{row.table}: {row.error.message}", style="red", markup=False)
+            _err.print(f"  {row.error.hint}", markup=False)
+
+
+def dropped(name: str, as_json: bool) -> None:
+    """What became of a stream's slot."""
+    if as_json:
+        print(json.dumps({"dropped": name}))
+    else:
+        said(f"Dropped the slot {name} and its publication. The Bronze tables stay as they are.")
 
 
 def _cells(row: TableResult) -> list[str]:

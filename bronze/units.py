@@ -11,6 +11,7 @@ from psycopg import errors as pg
 
 from bronze.config import RunSettings
 from bronze.drift import Settled
+from bronze.enrich.stamp import COMMITTED
 from bronze.errors import BronzeError, TableRefused
 from bronze.model import Column, Known, Origin, Stamp, Unit
 from bronze.prepare import Target
@@ -164,6 +165,7 @@ def _unit(
         base=settled.base,
         dates_of=source_of(shape.partition) if shape.partition else None,
         history=given.target.settings.history,
+        streamed=COMMITTED in dict(shape.columns),
     )
 
 

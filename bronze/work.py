@@ -7,7 +7,7 @@ it runs in a thread, a process or on another machine alike, and may run twice.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
@@ -19,7 +19,7 @@ import tenacity
 from bronze import compare
 from bronze.enrich import fingerprint
 from bronze.enrich.fingerprint import Fingerprints
-from bronze.enrich.stamp import stamped
+from bronze.enrich.stamp import COMMITTED, stamped
 from bronze.errors import SourceUnreachable
 from bronze.model import DataFile, Known, Rejected, Unit, Written
 from bronze.source import read
@@ -127,12 +127,14 @@ class _Tally:
             self.sum = fingerprint.added(self.sum, fingerprint.total(made["row_hash"]))
         if unit.history:
             made = made.with_columns(pl.lit("insert").alias(history.KIND))
+        if unit.streamed:
+            made = made.with_columns(pl.lit(None, pl.Datetime("us", "UTC")).alias(COMMITTED))
         if unit.dates_of:
             made = partition.dated(made, unit.dates_of)
         if self.sieve:
             made = self.sieve.new(made)
         if _REJECTED in made.columns:
-            self.rejected.extend(_rejections(made, made[_REJECTED], unit))
+            self.rejected.extend(rejections(made, made[_REJECTED], unit.key))
             made = made.drop(_REJECTED)
         return made
 
@@ -150,12 +152,13 @@ def _bronze_rows(unit: Unit, tally: _Tally) -> Iterator[pl.DataFrame]:
     return map(tally.passed, frames)
 
 
-def _rejections(rows: pl.DataFrame, rejected: pl.Series, unit: Unit) -> Iterator[Rejected]:
+def rejections(rows: pl.DataFrame, rejected: pl.Series, key: Sequence[str]) -> Iterator[Rejected]:
+    """The records of rejected values, which are as in `bronze.source.statement`."""
     where = rejected.is_not_null()
     kept = rows.filter(where)
-    keys = kept.select(unit.key).rows(named=True) if unit.key else [{}] * kept.height
-    for key, lines in zip(keys, rejected.filter(where), strict=True):
-        written = json.dumps(key, default=str, ensure_ascii=False)
+    keys = kept.select(key).rows(named=True) if key else [{}] * kept.height
+    for values, lines in zip(keys, rejected.filter(where), strict=True):
+        written = json.dumps(values, default=str, ensure_ascii=False)
         for line in lines.removesuffix("\n").split("\n"):
             column, text = json.loads(line)
             yield Rejected(column, written, text)

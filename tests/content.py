@@ -9,7 +9,7 @@ import polars as pl
 
 from bronze import drift, prepare
 from bronze.config import Settings
-from bronze.enrich.stamp import digests
+from bronze.enrich.stamp import COMMITTED, digests
 from bronze.model import DELETED
 from bronze.source import connect, digest, statement
 from bronze.source.catalog import relations
@@ -34,7 +34,7 @@ def differences(settings: Settings) -> dict[str, str]:
                     wrong[target.label] = "there is no Bronze table"
                     continue
                 found_columns = prepare.columns(target)
-                held = [p for p in state.columns if p[0] not in (state.partition, KIND)]
+                held = [p for p in state.columns if p[0] not in (state.partition, KIND, COMMITTED)]
                 now = drift.settled(found_columns, held, state.properties, relation)
                 query = digest.row_hash(
                     now.columns,

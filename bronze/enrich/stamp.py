@@ -25,6 +25,10 @@ METADATA: tuple[tuple[str, Kind], ...] = (
 )
 """The columns that every Bronze table has after the source's own, in their order."""
 
+COMMITTED = "source_commit_timestamp"
+"""In a table that is streamed: when the transaction committed that wrote the row; NULL for rows
+that came otherwise."""
+
 _HASH_DIGITS = 32
 _CHECKSUM_DIGITS = 16
 # Four hexadecimal digits for each of the 65,536 values of two bytes.

@@ -8,7 +8,7 @@ and exports it, so that no such change can lie between the two.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -98,8 +98,18 @@ def hold(
     wanted: Sequence[Relation],
     schemas: Sequence[str],
     consistency: Consistency,
+    export: Callable[[], tuple[str, int]] | None = None,
 ) -> Iterator[Snapshot]:
     """Holds a snapshot of ``wanted`` on ``holder`` for as long as the context lasts.
+
+    Args:
+        origin: the source.
+        holder: a connection to it.
+        wanted: what is to be read.
+        schemas: where that is.
+        consistency: whether all reads are of one snapshot.
+        export: another one's snapshot to join instead of taking one, with its position; it is
+            asked for once the tables are locked.
 
     Raises:
         SnapshotRefused: on a standby, or behind a pooler, with consistency "run".
@@ -113,7 +123,10 @@ def hold(
         try:
             tables = [r for r in wanted if r.kind in _LOCKABLE]
             refused = _lock(origin, holder, tables, "LOCK TABLE {} IN ACCESS SHARE MODE")
-            moment = _export(holder, consistency)
+            name, position = export() if export else ("", None)
+            if name:
+                holder.execute(f"SET TRANSACTION SNAPSHOT {literal(name)}")
+            moment = _export(holder, consistency, position)
             others = [r for r in wanted if r.kind not in _LOCKABLE]
             refused += _lock(origin, holder, others, "SELECT FROM {} LIMIT 0")
             failed = {label for label, _ in refused}
@@ -188,7 +201,9 @@ def opened(holder: Connection) -> Since:
     return Since(row[0] - _MARGIN, *row[1:])
 
 
-def _export(holder: Connection, consistency: Consistency) -> tuple[str | None, int, int, int, int]:
+def _export(
+    holder: Connection, consistency: Consistency, position: int | None
+) -> tuple[str | None, int, int, int, int]:
     exported = "pg_export_snapshot()" if consistency == "run" else "NULL::text"
     query = f"""
         SELECT {exported},
@@ -199,7 +214,7 @@ def _export(holder: Connection, consistency: Consistency) -> tuple[str | None, i
                txid_snapshot_xmax(txid_current_snapshot())
     """
     row: Any = holder.execute(query).fetchone()
-    return row[0], int(row[1]), *row[2:]
+    return row[0], int(row[1]) if position is None else position, *row[2:]
 
 
 def _identity(holder: Connection) -> str:

@@ -39,7 +39,8 @@ _FEW = 100
 class Merge:
     """What is to be done to one file.
 
-    ``gone`` are the numbers of its rows that have vanished from the source. ``anew`` asks for the
+    ``gone`` are the numbers of its rows that have vanished from the source, ``deletes`` the keys
+    of such rows; with ``emptied`` all have that are not among the changes. ``anew`` asks for the
     file to be written even if none of its rows changes, because its columns have. ``dates_of`` is
     the column whose dates are the table's partitions.
     """
@@ -52,6 +53,8 @@ class Merge:
     stamp: Stamp
     changes: tuple[Changes, ...] = field(repr=False)
     gone: npt.NDArray[np.int64] | None = field(default=None, repr=False)
+    deletes: tuple[Changes, ...] = field(default=(), repr=False)
+    emptied: bool = False
     on_delete: OnDelete = "mark"
     anew: bool = False
     dates_of: str | None = None
@@ -116,7 +119,7 @@ def merge(job: Merge) -> Merged:
         LakeError, LakeUnreachable: a file cannot be read or written.
     """
     parquet = files.opened(job.place, job.file)
-    matches = _matches(job, parquet)
+    matches = _matches(job, parquet, job.changes)
     found = tuple(
         _mask(matches.filter(pl.col("source") == i)["line"], height(change))
         for i, change in enumerate(job.changes)
@@ -162,17 +165,17 @@ def _parts(
     return files.parts(parquet, job.layout, columns, None, dict(job.file.partition))
 
 
-def _matches(job: Merge, parquet: pq.ParquetFile) -> pl.DataFrame:
+def _matches(job: Merge, parquet: pq.ParquetFile, changes: Sequence[Changes]) -> pl.DataFrame:
     """The rows of the file whose keys are among the changes: row, source and line of each."""
     nothing = pl.DataFrame(schema=_EDITS)
-    if not job.changes:
+    if not changes:
         return nothing
     parts = [pl.DataFrame(table) for _, table in _parts(job, parquet, job.key)]
     if not parts:
         return nothing
     held = pl.concat(parts).with_row_index("row")
     found = [nothing]
-    for keys in _keys(job):
+    for keys in _keys(job, changes):
         joined = held.join(keys, on=list(job.key), how="inner")
         found.append(joined.select(pl.col(n).cast(t) for n, t in _EDITS.items()))
     return pl.concat(found).sort("row")
@@ -181,10 +184,10 @@ def _matches(job: Merge, parquet: pq.ParquetFile) -> pl.DataFrame:
 _EDITS: dict[str, Any] = {"row": pl.Int64, "source": pl.Int64, "line": pl.Int64}
 
 
-def _keys(job: Merge) -> Iterator[pl.DataFrame]:
+def _keys(job: Merge, changes: Sequence[Changes]) -> Iterator[pl.DataFrame]:
     """The keys of the changes with source and line, a bounded number at once."""
     gathered: list[pl.DataFrame] = []
-    for source, change in enumerate(job.changes):
+    for source, change in enumerate(changes):
         keys = read(job.place, change, job.key).with_row_index("line")
         gathered.append(keys.with_columns(pl.lit(source, pl.Int64).alias("source")))
         if sum(frame.height for frame in gathered) >= _KEYS:
@@ -207,8 +210,9 @@ def _effective(
         same = (old["row_hash"] == hashes) & live
         revived = int((~live).sum())
         edits.append(matches.filter(~same.fill_null(False)))
-    if job.gone is not None and len(job.gone):
-        gone = pl.DataFrame({"row": job.gone}).cast(pl.Int64)
+    vanished = _vanished(job, parquet)
+    if len(vanished):
+        gone = pl.DataFrame({"row": vanished}).cast(pl.Int64)
         gone = gone.join(matches, on="row", how="anti")
         edits.append(
             gone.with_columns(source=None, line=None).select(
@@ -216,6 +220,27 @@ def _effective(
             )
         )
     return pl.concat(edits).sort("row"), revived
+
+
+def _vanished(job: Merge, parquet: pq.ParquetFile) -> Rows:
+    """The numbers of the live rows that have gone from the source."""
+    found = [] if job.gone is None else [job.gone]
+    if job.deletes and not job.emptied:
+        rows = _matches(job, parquet, job.deletes)["row"].unique().sort()
+        if len(rows):
+            found.append(rows.to_numpy()[_live(_rows(job, parquet, rows, _STATUS))])
+    if job.emptied:
+        parts = _parts(job, parquet, _STATUS)
+        found += [start + np.flatnonzero(_live(pl.DataFrame(table))) for start, table in parts]
+    return np.unique(_all(found))
+
+
+_STATUS = ["record_status"]
+
+
+def _live(rows: pl.DataFrame) -> npt.NDArray[np.bool_]:
+    live: npt.NDArray[np.bool_] = rows["record_status"].ne_missing(DELETED).to_numpy()
+    return live
 
 
 def _rows(

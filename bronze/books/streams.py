@@ -1,0 +1,68 @@
+"""``governance.streams``: which states of the source the tables have shown together.
+
+Each record maps one position of a stream to the version that each of its tables has there, so
+that a reader can see all of them as of one moment. Its position is what the slot was told: from
+there on the source sends everything again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import polars as pl
+
+from bronze.model import Kind
+
+COLUMNS: tuple[tuple[str, Kind], ...] = (
+    ("stream", Kind("string")),
+    ("source_system", Kind("string")),
+    ("position", Kind("long")),
+    ("source_commit_timestamp", Kind("timestamp")),
+    ("recorded_timestamp", Kind("timestamp")),
+    ("batch_id", Kind("string")),
+    ("transactions", Kind("long")),
+    ("changes", Kind("long")),
+    ("lag_bytes", Kind("long")),
+    ("lag_seconds", Kind("double")),
+    ("tables", Kind("string")),
+)
+NAME = "streams"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One record: ``tables`` is a JSON object of table names and versions, ``committed`` when the
+    last transaction was committed in the source, in microseconds since 1970; None for a heartbeat.
+    """
+
+    stream: str
+    source: str
+    position: int
+    committed: int | None
+    batch_id: str
+    transactions: int
+    changes: int
+    lag_bytes: int
+    lag_seconds: float
+    tables: str
+
+
+def frame(record: Record) -> pl.DataFrame:
+    """The record as a frame with `COLUMNS`."""
+    moment = pl.Datetime("us", "UTC")
+    return pl.DataFrame(
+        {
+            "stream": [record.stream],
+            "source_system": [record.source],
+            "position": [record.position],
+            "source_commit_timestamp": pl.Series([record.committed], dtype=pl.Int64).cast(moment),
+            "recorded_timestamp": pl.Series([datetime.now(UTC)], dtype=moment),
+            "batch_id": [record.batch_id],
+            "transactions": [record.transactions],
+            "changes": [record.changes],
+            "lag_bytes": [record.lag_bytes],
+            "lag_seconds": [record.lag_seconds],
+            "tables": [record.tables],
+        }
+    )

@@ -1,0 +1,233 @@
+"""How a batch of the stream lands in one table: netted, merged into its files, and committed with
+the position in the same commit. What the table holds already is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import tenacity
+
+from bronze import difference, failpoint
+from bronze.config import Settings
+from bronze.difference import Difference, Edit
+from bronze.engine import Course, Task
+from bronze.errors import BronzeError, CommitConflict, Mismatch
+from bronze.landing import book_rejected
+from bronze.model import DataFile, Stamp
+from bronze.net import Net, Netted, net
+from bronze.plan import Plan
+from bronze.resume import STREAM
+from bronze.source.replication import Batch, Gathered
+from bronze.source.texts import Text
+from bronze.table import commit, log, store
+from bronze.table.commit import Position
+from bronze.table.log import State
+
+_TRIES = 8
+
+
+@dataclass
+class Following:
+    """A table that follows the stream.
+
+    Attributes:
+        plan: its contract, shape and key.
+        described: the relation's columns (name, type oid, modifier) that the contract is made for.
+        texts: how the stream's texts become its columns.
+        floor: transactions before this position are in the table.
+        held: the position that the table itself has.
+        version: its version there.
+        error: why it does not follow any more.
+    """
+
+    plan: Plan
+    described: tuple[tuple[str, int, int], ...]
+    texts: tuple[Text, ...]
+    floor: int
+    held: int
+    version: int
+    error: BronzeError | None = field(default=None)
+
+    @property
+    def label(self) -> str:
+        """The source table's ``schema.name``."""
+        return self.plan.target.label
+
+    @property
+    def name(self) -> str:
+        """The Bronze table's."""
+        return self.plan.target.name
+
+    @property
+    def oid(self) -> int:
+        """The source table's."""
+        return self.plan.target.relation.oid
+
+
+@dataclass(frozen=True)
+class Followed:
+    """What a batch did to one table; ``read`` counts the changes that came."""
+
+    following: Following
+    read: int = 0
+    inserted: int = 0
+    updated: int = 0
+    deleted: int = 0
+    rejected: int = 0
+    error: BronzeError | None = None
+
+
+def fits(following: Following, gathered: Gathered) -> bool:
+    """Whether the stream's columns are those that the table's contract is made for."""
+    return not gathered.drifted and gathered.described.columns == following.described
+
+
+def landing(
+    settings: Settings, following: Following, gathered: Gathered, batch: Batch, stamp: Stamp
+) -> Course[Followed]:
+    """The course of one table and one batch.
+
+    Returns:
+        What was done; a failure of this table alone is in it.
+
+    Raises:
+        LakeUnreachable: nothing can be written now; the batch may be landed again.
+    """
+    try:
+        return (yield from _landed(settings, following, gathered, batch, stamp))
+    except BronzeError as error:
+        with suppress(BronzeError):
+            commit.discard(following.plan.target.place, stamp.batch_id)
+        if error.retry and not isinstance(error, (CommitConflict, Mismatch)):
+            raise
+        return Followed(following, error=error)
+
+
+def _landed(
+    settings: Settings, following: Following, gathered: Gathered, batch: Batch, stamp: Stamp
+) -> Course[Followed]:
+    plan = following.plan
+    label = following.label
+    state = _current(following)
+    (netted,) = yield [Task(net, _job(following, gathered, stamp, state), label)]
+    failpoint.reach("netted")
+    book_rejected(settings, plan.target, stamp, netted.rejected)
+    if netted.empty:
+        return Followed(following, netted.read)
+    wanted = Difference(netted.changes, deletes=netted.deletes, emptied=netted.emptied)
+    for attempt in tenacity.Retrying(
+        retry=tenacity.retry_if_exception(commit.lost_race),
+        stop=tenacity.stop_after_attempt(_TRIES),
+        wait=tenacity.wait_exponential_jitter(multiplier=0.05, max=2),
+        reraise=True,
+    ):
+        with attempt:
+            if attempt.retry_state.attempt_number > 1:
+                state = _current(following)
+            edit = yield from difference.edited(plan, stamp, wanted, state)
+            _commit(following, netted, edit, wanted.staged, batch, stamp, state)
+    return Followed(
+        following,
+        netted.read,
+        edit.inserted,
+        edit.updated,
+        edit.deleted,
+        len(netted.rejected),
+    )
+
+
+def _current(following: Following) -> State:
+    """The table as it is.
+
+    Raises:
+        Overtaken: somebody else has moved its position.
+    """
+    plan = following.plan
+    state = log.read(plan.target.place)
+    if state is None or held(state, plan) != following.held:
+        raise commit.overtaken(plan.target.place)
+    return state
+
+
+def held(state: State, plan: Plan) -> int | None:
+    """How far a table has followed, None where it has not, or something else came after."""
+    own = commit.transaction(plan.reached.timeline)
+    position = state.position(f"{own}/{plan.target.relation.oid}/{STREAM}")
+    return position if position is not None and position == state.position(own) else None
+
+
+def reached(plan: Plan, position: int) -> Position:
+    """The position that a commit leaves in the table."""
+    mark = (f"{plan.target.relation.oid}/{STREAM}", position)
+    return Position(plan.reached.timeline, position, (mark,))
+
+
+def _job(following: Following, gathered: Gathered, stamp: Stamp, state: State) -> Net:
+    plan = following.plan
+    named = {column.target: column.name for column in plan.settled.columns if column.name}
+    return Net(
+        table=following.label,
+        gathered=gathered,
+        floor=following.floor,
+        columns=plan.settled.columns,
+        texts=following.texts,
+        key=tuple(named[name] for name in plan.key),
+        place=plan.target.place,
+        stored=state.files,
+        layout=plan.shape.columns,
+        stats=plan.shape.stats,
+        stamp=stamp,
+        base=plan.settled.base,
+        dates_of=plan.dates_of,
+    )
+
+
+def _commit(
+    following: Following,
+    netted: Netted,
+    edit: Edit,
+    staged: Sequence[DataFile],
+    batch: Batch,
+    stamp: Stamp,
+    state: State,
+) -> None:
+    plan = following.plan
+    place = plan.target.place
+    needed = {file.path for file in edit.written}
+    if edit.inserted or edit.updated or edit.deleted:
+        facts = {
+            "batch_id": stamp.batch_id,
+            "source": plan.target.source,
+            "table": following.label,
+            "position": batch.position,
+            "loaded_at": stamp.loaded_at.isoformat(),
+            "mode": "stream",
+            "rows": netted.read,
+            "rejected": len(netted.rejected),
+            "inserted": edit.inserted,
+            "updated": edit.updated,
+            "deleted": edit.deleted,
+        }
+        try:
+            following.version = commit.commit(
+                place,
+                state,
+                edit.change,
+                facts,
+                shape=plan.shape,
+                reached=reached(plan, batch.position),
+            )
+        except CommitConflict:
+            kept = {file.path for file in staged}
+            _forget(following, [file for file in edit.written if file.path not in kept])
+            raise
+        following.held = following.floor = batch.position
+    _forget(following, [file for file in staged if file.path not in needed])
+
+
+def _forget(following: Following, written: Sequence[DataFile]) -> None:
+    with suppress(BronzeError):
+        store.delete(following.plan.target.place, [file.path for file in written])

@@ -1,0 +1,402 @@
+"""The stream of changes, over PostgreSQL's streaming replication protocol.
+
+Source: PostgreSQL's documentation, "Streaming Replication Protocol". A thread of its own receives
+what the server sends, gathers whole transactions into batches, and tells the server that it is
+alive and how far its slot may move on. It reads ahead while a batch is being landed, but never
+more than its memory allows: then it leaves the rest with the server. What one transaction is
+larger than is put aside in files.
+"""
+
+from __future__ import annotations
+
+import itertools
+import select
+import struct
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import psycopg
+from psycopg import pq
+
+from bronze.errors import Mismatch, SourceUnreachable
+from bronze.model import Origin
+from bronze.source import pgoutput
+from bronze.source.connect import explain, mapped
+from bronze.source.pgoutput import Described
+from bronze.source.statement import literal, quoted
+
+# What is gathered of a table is packed in pieces of this size.
+_PIECE = 8 * 2**20
+# A message's share of memory beside its bytes.
+_OVERHEAD = 120
+_STATUS_EVERY = 5.0
+_PATIENCE = 0.2
+# Of the frame around each message: its kind, two positions and a time.
+_FRAME = 25
+_DATA, _ALIVE = b"wk"
+_STATUS = struct.Struct(">cQQQqB")
+_POSITION = struct.Struct(">Q")
+_EPOCH = 946_684_800
+
+
+@dataclass
+class Piece:
+    """Changes of one table: messages one after another, in memory or in a file.
+
+    ``marks`` has, for each transaction, the number of its first change here, its position and
+    the time of its commit (as in `bronze.source.pgoutput.Begin`).
+    """
+
+    lengths: npt.NDArray[np.int64]
+    marks: tuple[tuple[int, int, int], ...]
+    data: bytes = field(default=b"", repr=False)
+    path: Path | None = None
+
+    def read(self) -> bytes:
+        """The messages."""
+        return self.path.read_bytes() if self.path else self.data
+
+
+@dataclass
+class Gathered:
+    """What happened to one table within a batch.
+
+    Where it was truncated, what was before is left out, and ``emptied`` is the position of that
+    transaction. ``drifted`` says that its columns changed in between.
+    """
+
+    described: Described
+    pieces: list[Piece] = field(default_factory=list)
+    emptied: int | None = None
+    drifted: bool = False
+
+
+@dataclass
+class Batch:
+    """Whole transactions, the last of which ends at ``position`` (an LSN) and was committed at
+    ``committed`` (microseconds since 1970); ``tables`` is by oid.
+    """
+
+    tables: dict[int, Gathered] = field(default_factory=dict)
+    position: int = 0
+    committed: int = 0
+    transactions: int = 0
+    changes: int = 0
+    size: int = 0
+    began: float = field(default_factory=time.monotonic)
+
+
+class Receiver:
+    """Receives batches in a thread of its own, for as long as the context lasts."""
+
+    def __init__(
+        self,
+        origin: Origin,
+        connection: psycopg.Connection[Any],
+        slot: str,
+        publication: str,
+        tables: Iterable[int],
+        *,
+        interval: float,
+        memory: int,
+    ) -> None:
+        """Takes over a connection in replication mode.
+
+        Args:
+            origin: the source, for errors.
+            connection: to the server, opened with ``replication=database``.
+            slot: the replication slot.
+            publication: the publication.
+            tables: the oids of the tables that are wanted.
+            interval: the seconds for which transactions are gathered.
+            memory: how many bytes a batch may take before the next one is begun.
+        """
+        self._origin, self._connection, self._pg = origin, connection, connection.pgconn
+        self._tables = frozenset(tables)
+        self._interval, self._memory = interval, memory
+        self._start = _start(slot, publication)
+        self._relations: dict[int, Described] = {}
+        self._open: dict[int, list[Any]] = {}
+        self._marks: dict[int, list[tuple[int, int, int]]] = {}
+        self._kept = 0
+        self._batch = Batch()
+        self._begin: pgoutput.Begin | None = None
+        self._lock = threading.Condition()
+        self._ready: Batch | None = None
+        self._waiting = False
+        self._error: BaseException | None = None
+        self._stopped = False
+        self._flushed = self._idle = 0
+        self._told = 0.0
+        self._folder = tempfile.TemporaryDirectory(prefix="bronze-stream-")
+        self._numbers = itertools.count()
+        self._thread = threading.Thread(target=self._run, name="bronze receiver", daemon=True)
+
+    def __enter__(self) -> Receiver:
+        with mapped(self._origin):
+            result = self._pg.exec_(self._start.encode())
+            if result.status != pq.ExecStatus.COPY_BOTH:
+                raise psycopg.errors.error_from_result(result)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._stopped = True
+            self._lock.notify_all()
+        self._thread.join()
+        self._folder.cleanup()
+        with suppress(psycopg.Error):
+            self._connection.close()
+
+    def take(self, patience: float) -> Batch | None:
+        """The next batch, None if there is none within ``patience`` seconds.
+
+        Raises:
+            SourceUnreachable: the connection was lost.
+            SourceError: the server ended the stream.
+        """
+        with self._lock:
+            self._waiting = True
+            self._lock.wait_for(lambda: self._ready or self._error, patience)
+            self._waiting = False
+            batch, self._ready = self._ready, None
+            self._lock.notify_all()
+            if batch is None and self._error:
+                raise self._error
+            return batch
+
+    @property
+    def idle(self) -> int:
+        """The position before which nothing is left to land, once all batches taken have."""
+        with self._lock:
+            return 0 if self._ready else self._idle
+
+    def confirm(self, position: int) -> None:
+        """Lets the slot forget what is before ``position``."""
+        with self._lock:
+            self._flushed = max(self._flushed, position)
+            self._told = 0.0
+
+    def nudge(self) -> None:
+        """Asks the server how far it is."""
+        with self._lock:
+            self._told = 0.0
+
+    # The thread
+
+    def _run(self) -> None:
+        try:
+            while not self._stopped:
+                self._status()
+                if not self._received():
+                    self._wait()
+                self._offer()
+            with suppress(psycopg.Error):
+                self._status(last=True)
+        except psycopg.Error as error:
+            self._fail(explain(error, self._origin))
+        except BaseException as error:  # whatever it is, the one who waits has to hear of it
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        with self._lock:
+            self._error = error
+            self._lock.notify_all()
+
+    def _received(self) -> bool:
+        """Takes in what is there; whether there was anything."""
+        get, found = self._pg.get_copy_data, False
+        for _ in range(1000):
+            size, message = get(1)
+            if size <= 0:
+                if size < 0:
+                    self._ended()
+                return found
+            found = True
+            if message[0] == _DATA:
+                self._take_in(message)
+            elif message[0] == _ALIVE:
+                self._alive(message)
+        return True
+
+    def _ended(self) -> None:
+        result = self._pg.get_result()
+        if result is not None and result.status == pq.ExecStatus.FATAL_ERROR:
+            raise psycopg.errors.error_from_result(result)
+        raise SourceUnreachable(
+            f"The source {self._origin.name} has ended the stream.", hint="It is begun again."
+        )
+
+    def _wait(self) -> None:
+        full = self._begin is None and self._batch.size >= self._memory
+        if full:
+            # What is not read stays with the server.
+            with self._lock:
+                self._lock.wait(_PATIENCE)
+            return
+        due = self._batch.began + self._interval - time.monotonic()
+        wait = min(_PATIENCE, max(due, 0.005)) if self._batch.transactions else _PATIENCE
+        if select.select([self._pg.socket], [], [], wait)[0]:
+            self._pg.consume_input()
+
+    def _take_in(self, message: Any) -> None:
+        body = message[_FRAME:]
+        kind = body[0]
+        if kind in pgoutput.CHANGES:
+            oid = int.from_bytes(body[1:5], "big")
+            if oid in self._open:
+                self._open[oid].append(body)
+                self._kept += len(body) + _OVERHEAD
+                if self._kept > _PIECE:
+                    self._pack()
+            elif oid in self._tables:
+                self._first(oid, body)
+        elif kind == pgoutput.BEGIN:
+            self._begin = pgoutput.begin(body)
+            if not self._batch.transactions:
+                self._batch.began = time.monotonic()
+            for oid in self._open:
+                self._mark(oid)
+        elif kind == pgoutput.COMMIT:
+            self._committed(pgoutput.commit(body))
+        elif kind == pgoutput.RELATION:
+            self._describe(pgoutput.relation(body))
+        elif kind == pgoutput.TRUNCATE:
+            for oid in pgoutput.truncate(body):
+                self._empty(oid)
+
+    def _first(self, oid: int, body: Any) -> None:
+        self._table(oid)
+        self._open[oid] = [body]
+        self._mark(oid, 0)
+
+    def _table(self, oid: int) -> Gathered:
+        if oid not in self._batch.tables:
+            if oid not in self._relations:
+                raise Mismatch(f"The stream did not describe the relation {oid}.")
+            self._batch.tables[oid] = Gathered(self._relations[oid])
+        return self._batch.tables[oid]
+
+    def _mark(self, oid: int, start: int | None = None) -> None:
+        begin = self._begin
+        if begin is None:
+            raise Mismatch("The stream has a change outside of a transaction.")
+        at = len(self._open[oid]) if start is None else start
+        self._marks.setdefault(oid, []).append((at, begin.position, begin.committed))
+
+    def _describe(self, described: Described) -> None:
+        oid = described.oid
+        gathered = self._batch.tables.get(oid)
+        if gathered and gathered.described.columns != described.columns:
+            gathered.drifted = True
+        self._relations[oid] = described
+
+    def _empty(self, oid: int) -> None:
+        if oid in self._tables and self._begin:
+            gathered = self._table(oid)
+            for piece in gathered.pieces:
+                _remove(piece)
+            gathered.pieces.clear()
+            self._open.pop(oid, None)
+            self._marks.pop(oid, None)
+            gathered.emptied = self._begin.position
+
+    def _committed(self, end: int) -> None:
+        batch, begin = self._batch, self._begin
+        self._begin = None
+        self._idle_at(0)
+        batch.position = end
+        batch.committed = begin.committed if begin else 0
+        batch.transactions += 1
+        self._offer()
+
+    def _pack(self) -> None:
+        """Packs what is gathered; beyond the memory it is put into files."""
+        for oid, messages in self._open.items():
+            lengths = np.fromiter(map(len, messages), np.int64, len(messages))
+            piece = Piece(lengths, tuple(self._marks[oid]), b"".join(messages))
+            self._batch.tables[oid].pieces.append(piece)
+            self._batch.changes += len(messages)
+            self._batch.size += len(piece.data)
+            if self._batch.size > self._memory:
+                piece.path = Path(self._folder.name) / str(next(self._numbers))
+                piece.path.write_bytes(piece.data)
+                piece.data = b""
+        self._open, self._marks, self._kept = {}, {}, 0
+
+    def _offer(self) -> None:
+        """Hands the batch over if it is due and somebody waits for it."""
+        batch = self._batch
+        if self._begin is not None or not batch.transactions:
+            return
+        with self._lock:
+            if not batch.tables and not self._ready:
+                # Nothing of it concerns us.
+                self._idle = max(self._idle, batch.position)
+                self._batch = Batch()
+                return
+        due = time.monotonic() >= batch.began + self._interval
+        if not due and batch.size + self._kept < self._memory:
+            return
+        with self._lock:
+            if self._ready is None and (self._waiting or batch.size + self._kept > self._memory):
+                self._pack()
+                self._ready, self._batch = batch, Batch()
+                self._lock.notify_all()
+
+    def _idle_at(self, position: int) -> None:
+        with self._lock:
+            self._idle = position
+
+    def _alive(self, message: Any) -> None:
+        (position,) = _POSITION.unpack_from(message, 1)
+        if self._begin is None and not self._batch.transactions:
+            self._idle_at(position)
+        if message[17]:
+            self._told = 0.0
+
+    def _status(self, last: bool = False) -> None:
+        now = time.monotonic()
+        if now - self._told < _STATUS_EVERY and not last:
+            return
+        self._told = now
+        with self._lock:
+            flushed = self._flushed
+        clock = int((time.time() - _EPOCH) * 1_000_000)
+        # An answer is asked for, as it tells how far the server is.
+        self._pg.put_copy_data(
+            _STATUS.pack(b"r", flushed, flushed, flushed, clock, 0 if last else 1)
+        )
+        self._pg.flush()
+
+
+def _remove(piece: Piece) -> None:
+    if piece.path:
+        piece.path.unlink(missing_ok=True)
+
+
+def _start(slot: str, publication: str) -> str:
+    return (
+        f"START_REPLICATION SLOT {quoted(slot)} LOGICAL 0/0"
+        f" (proto_version '1', publication_names {literal(quoted(publication))})"
+    )
+
+
+def release(batch: Batch) -> None:
+    """Deletes the files of a batch."""
+    for piece in pieces(batch):
+        _remove(piece)
+
+
+def pieces(batch: Batch) -> Iterator[Piece]:
+    """All pieces of a batch."""
+    return (piece for gathered in batch.tables.values() for piece in gathered.pieces)

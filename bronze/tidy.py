@@ -1,0 +1,92 @@
+"""Tidying: while a stream goes on, the layout of its tables is improved beside it.
+
+A thread of its own looks every few seconds at the tables that were written to, one at a time, so
+that it never stands in the way of a batch; now and then it deletes old files and log entries.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+
+from bronze import engine, maintain
+from bronze.config import Settings
+from bronze.errors import BronzeError
+from bronze.follow import Following
+from bronze.model import Place
+from bronze.table import expire, layout, log
+
+_log = logging.getLogger(__name__)
+
+_EVERY = 5.0
+_EXPIRE_EVERY = 3600.0
+_LAST_WAIT = 5.0
+
+
+class Tidy:
+    """Improves tables in the background, for as long as the context lasts."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Does nothing where the config has [maintain] auto off."""
+        self._settings = settings
+        self._touched: dict[str, Following] = {}
+        self._expired: dict[str, float] = {}
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="bronze tidy", daemon=True)
+
+    def __enter__(self) -> Tidy:
+        if self._settings.maintain.auto:
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stopped.set()
+        if self._thread.is_alive():
+            # What it has not committed by then is left for a later sweep.
+            self._thread.join(_LAST_WAIT)
+
+    def touched(self, followings: Sequence[Following]) -> None:
+        """Tells which tables may have been written to."""
+        with self._lock:
+            self._touched |= {f.name: f for f in followings}
+
+    def _run(self) -> None:
+        with ThreadPoolExecutor(1, thread_name_prefix="bronze tidy") as pool:
+            while not self._stopped.wait(_EVERY):
+                with self._lock:
+                    todo: Mapping[str, Following] = dict(self._touched)
+                    self._touched.clear()
+                for following in todo.values():
+                    if self._stopped.is_set():
+                        return
+                    try:
+                        self._improve(pool, following)
+                        self._expire(following.plan.target.place)
+                    except BronzeError as error:
+                        _log.warning("%s was not tidied: %s", following.name, error.message)
+
+    def _improve(self, pool: ThreadPoolExecutor, following: Following) -> None:
+        target = following.plan.target
+        wish = maintain.wished(self._settings, target.settings)
+        state = log.read(target.place)
+        if state is not None and layout.needed(state, wish):
+            course = maintain.improvement(self._settings, target.place, wish, target.label)
+            for _ in engine.drive(pool, [course], 1):
+                pass
+
+    def _expire(self, place: Place) -> None:
+        now = time.monotonic()
+        last = self._expired.setdefault(place.url, now)
+        if now - last > _EXPIRE_EVERY:
+            self._expired[place.url] = now
+            expire.expire(place, self._settings.maintain.retention, (), time.time())
