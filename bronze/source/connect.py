@@ -328,6 +328,19 @@ _CONNECTING: Sequence[tuple[tuple[str, ...], type[SourceError], str, str]] = (
         "Check sslmode and sslrootcert of the connection string.",
     ),
     (
+        ("standby connections exceeds",),
+        SourceBusy,
+        "has no WAL sender free",
+        "End another replication connection, or raise the server's max_wal_senders.",
+    ),
+    (
+        ("start wal sender", "startup parameter: replication"),
+        SourceRefused,
+        "refused a replication connection",
+        "Give the role the REPLICATION attribute (ALTER ROLE … REPLICATION), and connect to the"
+        " server itself, past any pooler.",
+    ),
+    (
         (),
         SourceUnreachable,
         "cannot be reached",

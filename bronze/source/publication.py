@@ -324,8 +324,8 @@ def _of_limits(server: _Server) -> list[Wanting]:
         if need > most:
             found.append(
                 Wanting(
-                    f"The server's {name} is {most}, of which {used} are in use; {need - used} more"
-                    f" {'is' if need - used == 1 else 'are'} needed.",
+                    f"The server's {name} is {most}, of which {used} are in use;"
+                    f" {need - used} must be free.",
                     f"ALTER SYSTEM SET {name} = {need}; -- then restart the server",
                 )
             )

@@ -249,12 +249,14 @@ def walsender(origin: Origin) -> Connection:
 
 
 def horizon(connection: Connection) -> int:
-    """The position up to which the server's log is safe on its disk, at this moment.
+    """The position before which everything lies in the server's log that is committed by now.
+
+    With synchronous_commit off it may not be on disk yet, and is streamed a moment later.
 
     Raises:
         psycopg.Error: also on a standby, which writes no log.
     """
-    row: Any = connection.execute("SELECT pg_current_wal_flush_lsn()::text").fetchone()
+    row: Any = connection.execute("SELECT pg_current_wal_insert_lsn()::text").fetchone()
     return lsn(row[0])
 
 
