@@ -327,8 +327,7 @@ class _Session:
                 self._copy(targets, lambda: self._make(sender, self.own), "a new slot was made")
             self.done = min((f.floor for f in self.followings.values()), default=0)
         else:
-            self.done = found.confirmed or 0
-            late = self._resume(targets, self.done)
+            late = self._resume(targets, found.confirmed or 0)
             if late:
                 self._copy_apart(late)
         if not self.followings:
@@ -370,6 +369,9 @@ class _Session:
         with self._held(targets, None) as held:
             self.timeline = held.timeline
             recorded = log.read(self._book())
+            known = recorded.position(commit.transaction(self._stream)) if recorded else None
+            # What was recorded may not have been confirmed any more.
+            self.done = max(confirmed, known or 0)
             for table in self._planned(held, targets):
                 plan, target = table.plan, table.target
                 if plan is None:
@@ -546,7 +548,7 @@ class _Session:
                 if self.stop.wait(pause):
                     raise
         replication.release(batch)
-        self.done = batch.position
+        self.done = max(self.done, batch.position)
         self.tally.batches += 1
         self.tally.transactions += batch.transactions
         self.tally.changes += batch.changes

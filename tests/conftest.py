@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,4 +68,20 @@ def source(server: Server, tmp_path: Path) -> Iterator[Source]:
     with psycopg.connect(server.dsn(), autocommit=True) as admin:
         admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         yield Source(server.dsn(name), tmp_path / "lake")
+        _without_slots(admin, name)
         admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def _without_slots(admin: psycopg.Connection[Any], database: str) -> None:
+    """Drops the slots of a database, which cannot be dropped as long as it has any."""
+    for _ in range(500):
+        left = admin.execute(
+            "SELECT slot_name, active_pid FROM pg_replication_slots WHERE database = %s",
+            [database],
+        ).fetchall()
+        if not left:
+            return
+        for name, pid in left:
+            admin.execute("SELECT pg_terminate_backend(%s)", [pid])
+            with suppress(psycopg.errors.ObjectInUse, psycopg.errors.UndefinedObject):
+                admin.execute("SELECT pg_drop_replication_slot(%s)", [name])

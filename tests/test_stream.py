@@ -1,0 +1,674 @@
+"""Streaming: what the source does is what the tables show, whatever it is and whatever happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import psycopg
+import pytest
+
+from bronze import pipeline, stream
+from bronze.config import Settings
+from bronze.errors import ConfigError, SourceRefused, TableRefused
+from bronze.model import StreamResult
+from bronze.stream import Step
+from bronze.table import log
+from tests import feed
+from tests.conftest import Source
+from tests.content import differences
+
+TABLE = "CREATE TABLE t (id int PRIMARY KEY, v text, n numeric(10,2), at timestamptz DEFAULT now())"
+STREAMED: Mapping[str, Any] = {"t": {"pattern": "streaming"}}
+
+
+def settings(source: Source, tables: Mapping[str, Any] = STREAMED, **more: Any) -> Settings:
+    """A config in which tables are streamed, gathered for no time at all; ``more`` is of [run]."""
+    return source.settings(tables=tables, stream={"interval": 0}, run=more)
+
+
+def caught_up(given: Settings, notes: list[str] | None = None) -> StreamResult:
+    """Streams until all that is committed has landed."""
+
+    def told(step: Step) -> None:
+        if step.note and notes is not None:
+            notes.append(step.note)
+
+    result = stream.stream(given, until_caught_up=True, notify=told)
+    assert [table.error for table in result.tables if table.error] == []
+    return result
+
+
+def proven(source: Source, given: Settings, *tables: str) -> None:
+    """The tables equal the source, and their feeds are true."""
+    assert differences(given) == {}
+    for name in tables or ("t",):
+        assert feed.faults(source.table(name)) == []
+
+
+def rows(source: Source, name: str = "t") -> pl.DataFrame:
+    """The rows that a Bronze table shows as there."""
+    return pl.read_delta(str(source.table(name))).filter(pl.col("record_status") == "ACTIVE")
+
+
+def version(source: Source, name: str = "t") -> int:
+    """A Bronze table's version."""
+    return int(pl.read_delta(str(source.table(name))).height and _state(source, name).version)
+
+
+def _state(source: Source, name: str = "t") -> log.State:
+    state = log.read(settings(source).place("bronze", f"bz_{name}"))
+    assert state is not None
+    return state
+
+
+@contextmanager
+def streaming(given: Settings) -> Iterator[list[Step]]:
+    """A stream in a thread, stopped at the end; gives the steps that it has told of so far."""
+    stop, steps, failures = threading.Event(), list[Step](), list[BaseException]()
+
+    def work() -> None:
+        try:
+            stream.stream(given, stop=stop, notify=steps.append)
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield steps
+    finally:
+        stop.set()
+        thread.join(60)
+    assert failures == []
+
+
+def until(true: Callable[[], object], patience: float = 30) -> None:
+    """Waits until something is true."""
+    end = time.monotonic() + patience
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_what_changes_is_followed(source: Source) -> None:
+    """After the copy: rows come, change, change their keys and go, in one batch and in several."""
+    source.execute(TABLE)
+    source.execute("INSERT INTO t SELECT g, 'v' || g, g / 7.0 FROM generate_series(1, 200) g")
+    given = settings(source)
+    first = caught_up(given)
+    assert [(t.status, t.inserted) for t in first.tables] == [("landed", 200)]
+    proven(source, given)
+    source.execute("INSERT INTO t SELECT g, NULL, g FROM generate_series(201, 300) g")
+    source.execute("UPDATE t SET v = v || '!' WHERE id <= 50")
+    source.execute("UPDATE t SET id = id + 1000 WHERE id BETWEEN 60 AND 69")
+    source.execute("DELETE FROM t WHERE id BETWEEN 70 AND 79")
+    source.execute("INSERT INTO t VALUES (70, 'again')")
+    second = caught_up(given)
+    assert second.transactions == 5
+    proven(source, given)
+    for _ in range(3):
+        source.execute("UPDATE t SET n = coalesce(n, 0) + 1 WHERE id % 3 = 0")
+        source.execute("DELETE FROM t WHERE id IN (SELECT min(id) FROM t)")
+        caught_up(given)
+        proven(source, given)
+
+
+def test_rows_say_how_and_when_they_came(source: Source) -> None:
+    """Rows of the stream have its method, and the time of their commit in the source."""
+    source.execute(TABLE)
+    source.execute("INSERT INTO t VALUES (1, 'copied')")
+    given = settings(source)
+    caught_up(given)
+    source.execute("INSERT INTO t VALUES (2, 'streamed')")
+    ((after,),) = source.execute("SELECT clock_timestamp()")
+    caught_up(given)
+    found = rows(source).sort("id")
+    assert found["ingestion_method"].to_list() == ["streaming", "streaming"]
+    assert found["source_commit_timestamp"].is_null().to_list() == [True, False]
+    assert found["at"][1] <= found["source_commit_timestamp"][1] <= after
+
+
+def test_nothing_new_writes_nothing(source: Source) -> None:
+    """A table that did not change gets no new version; what concerns others moves the slot on."""
+    source.execute(TABLE)
+    source.execute("INSERT INTO t VALUES (1)")
+    source.execute("CREATE TABLE other (id int)")
+    given = source.settings(source={"exclude": ["other"]}, tables=STREAMED, stream={"interval": 0})
+    caught_up(given)
+    before = _state(source).version
+    source.execute("INSERT INTO other SELECT generate_series(1, 1000)")
+    source.execute("UPDATE t SET v = v")
+    result = caught_up(given)
+    assert _state(source).version == before
+    ((confirmed, now),) = source.execute(
+        "SELECT confirmed_flush_lsn - '0/0', pg_current_wal_lsn() - '0/0'"
+        " FROM pg_replication_slots WHERE slot_name = 'bronze_test'"
+    )
+    assert result.position <= confirmed + 1 <= now + 1
+    assert [t.inserted for t in caught_up(given).tables] == []
+    proven(source, given)
+
+
+@pytest.mark.parametrize("on_delete", ["mark", "remove"])
+def test_truncated_tables_are_emptied(source: Source, on_delete: str) -> None:
+    """All rows are gone but those that came afterwards, in the same transaction or a later one."""
+    source.execute(TABLE)
+    source.execute("INSERT INTO t SELECT g, 'v' FROM generate_series(1, 20) g")
+    given = settings(source, {"t": {"pattern": "streaming", "on_delete": on_delete}})
+    caught_up(given)
+    with psycopg.connect(source.dsn) as connection:
+        connection.execute("INSERT INTO t VALUES (99, 'before')")
+        connection.execute("TRUNCATE t")
+        connection.execute("INSERT INTO t VALUES (5, 'new'), (30, 'new')")
+    caught_up(given)
+    proven(source, given)
+    assert sorted(rows(source)["id"]) == [5, 30]
+    source.execute("TRUNCATE t")
+    caught_up(given)
+    assert rows(source).height == 0
+    proven(source, given)
+
+
+def test_large_values_that_are_left_out(source: Source) -> None:
+    """What the stream does not send, as it is large and unchanged, stays what it is."""
+    source.execute("CREATE TABLE t (id int PRIMARY KEY, n int, big text, other text)")
+    source.execute("ALTER TABLE t ALTER big SET STORAGE EXTERNAL, ALTER other SET STORAGE EXTERNAL")
+    big = "repeat(md5(%s::text), 200)"
+    fill = f"INSERT INTO t SELECT g, 0, {big % 'g'}, {big % '(-g)'} FROM generate_series(%s, %s) g"
+    source.execute(fill % (1, 10))
+    given = settings(source)
+    caught_up(given)
+    with psycopg.connect(source.dsn) as connection:
+        connection.execute("UPDATE t SET n = 1 WHERE id <= 5")
+        connection.execute("UPDATE t SET id = 101 WHERE id = 1")
+        connection.execute("UPDATE t SET id = 102, n = 2 WHERE id = 101")
+        connection.execute("UPDATE t SET big = 'small' WHERE id = 2")
+        connection.execute("UPDATE t SET n = 3 WHERE id = 2")
+        connection.execute(fill % (11, 12))
+        connection.execute("UPDATE t SET n = 4 WHERE id = 11")
+        connection.execute("UPDATE t SET id = 112 WHERE id = 12")
+        connection.execute("DELETE FROM t WHERE id = 3")
+    caught_up(given)
+    proven(source, given)
+
+
+IDENTITIES = {
+    "full": ("REPLICA IDENTITY FULL", {}),
+    "index": ("REPLICA IDENTITY USING INDEX other", {}),
+    "default": ("REPLICA IDENTITY DEFAULT", {}),
+}
+
+
+@pytest.mark.parametrize("identity", IDENTITIES)
+def test_every_replica_identity_that_tells_rows_apart(source: Source, identity: str) -> None:
+    """Old rows come whole, or with the columns of an index: rows are known by them."""
+    source.execute("CREATE TABLE t (id int PRIMARY KEY, k text NOT NULL, v text)")
+    source.execute("CREATE UNIQUE INDEX other ON t (k)")
+    source.execute(f"ALTER TABLE t {IDENTITIES[identity][0]}")
+    source.execute("INSERT INTO t SELECT g, 'k' || g, 'v' FROM generate_series(1, 20) g")
+    given = settings(source)
+    caught_up(given)
+    source.execute("UPDATE t SET v = 'w' WHERE id < 5")
+    source.execute("UPDATE t SET id = id + 100 WHERE id = 5")
+    source.execute("UPDATE t SET k = k || 'x' WHERE id = 6")
+    source.execute("DELETE FROM t WHERE id = 7")
+    caught_up(given)
+    proven(source, given)
+
+
+def test_tables_whose_rows_cannot_be_told_apart_are_refused(source: Source) -> None:
+    """REPLICA IDENTITY NOTHING, and a table without a key, are refused with the mend; others go."""
+    source.execute(TABLE)
+    source.execute("CREATE TABLE none (id int PRIMARY KEY)")
+    source.execute("ALTER TABLE none REPLICA IDENTITY NOTHING")
+    source.execute("CREATE TABLE bare (id int)")
+    source.execute("INSERT INTO t VALUES (1)")
+    tables = {name: {"pattern": "streaming"} for name in ("t", "none", "bare")}
+    result = stream.stream(settings(source, tables), until_caught_up=True)
+    found = {table.table: table.error for table in result.tables}
+    assert found["public.t"] is None
+    error = found["public.none"]
+    assert error is not None
+    assert "ALTER TABLE" in error.hint
+    assert "REPLICA IDENTITY" in error.hint
+    assert found["public.bare"] is not None
+    assert result.exit_code == 1
+    assert rows(source).height == 1
+
+
+DRIFTS = {
+    "a column with a default": ["ALTER TABLE t ADD extra int DEFAULT 7"],
+    "a column dropped": ["ALTER TABLE t DROP v"],
+    "a wider type": ["ALTER TABLE t ALTER id TYPE bigint"],
+    "a column renamed": ["ALTER TABLE t RENAME v TO w"],
+    "dropped and added": ["ALTER TABLE t DROP v", "ALTER TABLE t ADD v text DEFAULT 'd'"],
+    "several": ["ALTER TABLE t ADD a text", "UPDATE t SET a = 'x'", "ALTER TABLE t DROP a"],
+}
+
+
+@pytest.mark.parametrize("drift", DRIFTS)
+def test_columns_that_change_in_between(source: Source, drift: str) -> None:
+    """A table whose columns change in mid-stream is compared once, and goes on."""
+    source.execute(TABLE)
+    source.execute("INSERT INTO t SELECT g, 'v' FROM generate_series(1, 20) g")
+    given = settings(source)
+    caught_up(given)
+    with psycopg.connect(source.dsn) as connection:
+        connection.execute("UPDATE t SET n = 1 WHERE id < 5")
+        for statement in DRIFTS[drift]:
+            connection.execute(statement)
+        connection.execute("UPDATE t SET n = 2 WHERE id < 3")
+        connection.execute("INSERT INTO t (id) VALUES (50)")
+    caught_up(given)
+    assert differences(given) == {}
+    since = _state(source).version
+    source.execute("UPDATE t SET n = 3 WHERE id < 10")
+    result = caught_up(given)
+    assert [table.rows_read for table in result.tables] == [9]
+    assert differences(given) == {}
+    assert feed.faults(source.table("t"), since) == []
+
+
+def test_a_change_of_type_that_cannot_be_held_stops_this_table_alone(source: Source) -> None:
+    """The table stays as it was, the others go on, and the error says what to do."""
+    source.execute(TABLE)
+    source.execute("CREATE TABLE u (id int PRIMARY KEY)")
+    source.execute("INSERT INTO t VALUES (1, '5')")
+    given = settings(source, {"t": {"pattern": "streaming"}, "u": {"pattern": "streaming"}})
+    caught_up(given)
+    source.execute("ALTER TABLE t ALTER v TYPE int USING v::int")
+    source.execute("UPDATE t SET v = 6")
+    source.execute("INSERT INTO u VALUES (1)")
+    result = stream.stream(given, until_caught_up=True)
+    found = {table.table: table for table in result.tables}
+    assert found["public.t"].error is not None
+    assert "rename" in found["public.t"].error.hint
+    assert found["public.u"].inserted == 1
+    assert rows(source)["v"].to_list() == ["5"]
+
+
+def test_partitioned_tables_are_one(source: Source) -> None:
+    """Changes of all partitions, and rows that move between them, are the root's."""
+    source.execute(
+        "CREATE TABLE t (id int, d date, v text, PRIMARY KEY (id, d)) PARTITION BY RANGE (d)"
+    )
+    for year in (2023, 2024):
+        source.execute(
+            f"CREATE TABLE t_{year} PARTITION OF t FOR VALUES FROM ('{year}-01-01')"
+            f" TO ('{year + 1}-01-01')"
+        )
+    source.execute(
+        "INSERT INTO t SELECT g, date '2023-06-01' + g, 'v' FROM generate_series(1, 300) g"
+    )
+    given = settings(source, {"t": {"pattern": "streaming", "partition_by": "d"}})
+    caught_up(given)
+    source.execute("UPDATE t SET v = 'w' WHERE id % 7 = 0")
+    source.execute("UPDATE t SET d = d + 365 WHERE d < '2023-07-01'")
+    source.execute("DELETE FROM t WHERE id = 200")
+    caught_up(given)
+    proven(source, given)
+
+
+def test_generated_columns(source: Source) -> None:
+    """Stored ones come by the stream; virtual ones are left out of the table."""
+    source.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, n int, s int GENERATED ALWAYS AS (n * 2) STORED,"
+        " w int GENERATED ALWAYS AS (n * 3) VIRTUAL)"
+    )
+    source.execute("INSERT INTO t VALUES (1, 1)")
+    given = settings(source)
+    caught_up(given)
+    source.execute("UPDATE t SET n = 5")
+    source.execute("INSERT INTO t VALUES (2, 2)")
+    caught_up(given)
+    assert rows(source).sort("id").select("id", "n", "s").rows() == [(1, 5, 10), (2, 2, 4)]
+    assert "w" not in rows(source).columns
+
+
+def test_a_transaction_larger_than_memory(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is put aside in files, and lands whole."""
+    monkeypatch.setattr(stream, "_SHARE", 10**6)
+    monkeypatch.setattr(stream, "_LEAST_BATCH", 2**16)
+    monkeypatch.setattr("bronze.source.replication._PIECE", 2**15)
+    monkeypatch.setattr("bronze.net._IN_MEMORY", 2**16)
+    source.execute(TABLE)
+    given = settings(source)
+    caught_up(given)
+    with psycopg.connect(source.dsn) as connection:
+        connection.execute("INSERT INTO t SELECT g, 'v' || g, g FROM generate_series(1, 20000) g")
+        connection.execute("UPDATE t SET v = 'w' WHERE id % 3 = 0")
+        connection.execute("DELETE FROM t WHERE id % 5 = 0")
+    caught_up(given)
+    proven(source, given)
+    source.execute("DELETE FROM t WHERE id % 2 = 0")
+    source.execute("UPDATE t SET id = -id")
+    caught_up(given)
+    proven(source, given)
+
+
+def test_a_slot_that_has_gone_is_made_up_for(source: Source) -> None:
+    """All rows are compared, and only what differs is written."""
+    source.execute(TABLE)
+    source.execute("INSERT INTO t SELECT g, 'v' FROM generate_series(1, 100) g")
+    given = settings(source)
+    caught_up(given)
+    source.execute("SELECT pg_drop_replication_slot('bronze_test')")
+    source.execute("UPDATE t SET v = 'w' WHERE id = 1")
+    source.execute("DELETE FROM t WHERE id = 2")
+    (table,) = caught_up(given).tables
+    assert (table.inserted, table.updated, table.deleted) == (0, 1, 1)
+    proven(source, given)
+
+
+def test_a_slot_that_somebody_moved_is_noticed(source: Source) -> None:
+    """What the slot has passed over is found by comparing."""
+    source.execute(TABLE)
+    source.execute("INSERT INTO t SELECT g, 'v' FROM generate_series(1, 100) g")
+    given = settings(source)
+    caught_up(given)
+    source.execute("UPDATE t SET v = 'w' WHERE id = 1")
+    source.execute("SELECT pg_replication_slot_advance('bronze_test', pg_current_wal_lsn())")
+    (table,) = caught_up(given).tables
+    assert (table.inserted, table.updated, table.deleted) == (0, 1, 0)
+    proven(source, given)
+
+
+def test_a_table_that_was_away_is_compared(source: Source) -> None:
+    """A table that others streamed without, or that a run took in between, is compared first."""
+    source.execute(TABLE)
+    source.execute("CREATE TABLE u (id int PRIMARY KEY)")
+    source.execute("INSERT INTO t SELECT g, 'v' FROM generate_series(1, 10) g")
+    both = settings(source, {"t": {"pattern": "streaming"}, "u": {"pattern": "streaming"}})
+    caught_up(both)
+    source.execute("UPDATE t SET v = 'w' WHERE id = 1")
+    caught_up(settings(source, {"u": {"pattern": "streaming"}}))
+    source.execute("UPDATE t SET v = 'w' WHERE id = 2")
+    found = {t.table: t for t in caught_up(both).tables}
+    assert found["public.t"].updated == 2
+    proven(source, both, "t", "u")
+    assert pipeline.run(source.settings(tables={"t": {"pattern": "batch"}})).exit_code == 0
+    source.execute("UPDATE t SET v = 'x' WHERE id = 3")
+    found = {t.table: t for t in caught_up(both).tables}
+    assert found["public.t"].updated == 1
+    proven(source, both, "t", "u")
+
+
+def test_a_table_restored_to_an_earlier_version_is_compared(source: Source) -> None:
+    """A table whose position went back has lost what the slot no longer has."""
+    from deltalake import DeltaTable
+
+    source.execute(TABLE)
+    given = settings(source)
+    caught_up(given)
+    for number in (1, 2):
+        source.execute("INSERT INTO t VALUES (%s)", number)
+        caught_up(given)
+    folder = source.table("t") / "_delta_log"
+    assert DeltaTable(str(source.table("t"))).version() == 2
+    (folder / f"{2:020}.json").unlink()
+    assert rows(source)["id"].to_list() == [1]
+    (table,) = caught_up(given).tables
+    assert table.inserted == 1
+    proven(source, given)
+
+
+def test_a_second_copy_is_refused(source: Source) -> None:
+    """Two streams would take turns with one slot."""
+    source.execute(TABLE)
+    given = settings(source)
+    with streaming(given) as steps:
+        until(lambda: steps)
+        with pytest.raises(SourceRefused, match="Another copy"):
+            stream.stream(given, until_caught_up=True)
+        source.execute("INSERT INTO t VALUES (1)")
+        until(lambda: any(step.changes for step in steps))
+    proven(source, given)
+
+
+def test_changes_land_while_it_runs(source: Source) -> None:
+    """A stream that goes on lands each change within moments."""
+    source.execute(TABLE)
+    given = settings(source)
+    with streaming(given) as steps:
+        for number in range(3):
+            until(lambda: steps)
+            source.execute("INSERT INTO t VALUES (%s)", number)
+            until(lambda number=number: rows(source).height == number + 1)  # type: ignore[misc]
+    assert [step.note for step in steps if step.note] == []
+    proven(source, given)
+
+
+def test_a_connection_that_is_cut_is_made_again(source: Source) -> None:
+    """The stream goes on where it was, and says that it was cut."""
+    source.execute(TABLE)
+    given = settings(source, retry_delay=0)
+    cut = (
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE application_name ~ '^bronze stream'"
+    )
+    with streaming(given) as steps:
+        for number in range(3):
+            until(lambda: steps)
+            source.execute("INSERT INTO t VALUES (%s)", number)
+            source.execute(cut)
+            until(lambda number=number: rows(source).height == number + 1)  # type: ignore[misc]
+    assert any("Again" in step.note for step in steps)
+    proven(source, given)
+
+
+def test_a_dropped_table_is_left_as_it_is(source: Source) -> None:
+    """The others go on; its Bronze table stays."""
+    source.execute(TABLE)
+    source.execute("CREATE TABLE u (id int PRIMARY KEY)")
+    source.execute("INSERT INTO t VALUES (1)")
+    tables = {"t": {"pattern": "streaming"}, "u": {"pattern": "streaming"}}
+    given = settings(source, tables)
+    caught_up(given)
+    source.execute("DROP TABLE t")
+    source.execute("INSERT INTO u VALUES (1)")
+    caught_up(given)
+    assert rows(source).height == 1
+    assert rows(source, "u").height == 1
+
+
+def test_a_table_that_was_made_anew_is_compared(source: Source) -> None:
+    """Another table of the same name: its rows take the place of the old ones."""
+    source.execute(TABLE)
+    source.execute("INSERT INTO t VALUES (1, 'old'), (2, 'old')")
+    given = settings(source)
+    caught_up(given)
+    source.execute("DROP TABLE t")
+    source.execute(TABLE)
+    source.execute("INSERT INTO t VALUES (2, 'new'), (3, 'new')")
+    caught_up(given)
+    source.execute("INSERT INTO t VALUES (4, 'new')")
+    caught_up(given)
+    proven(source, given)
+    assert sorted(rows(source)["id"]) == [2, 3, 4]
+
+
+def test_records_map_a_position_to_versions(source: Source) -> None:
+    """Read at the versions of one record, two tables show one moment."""
+    source.execute(TABLE)
+    source.execute("CREATE TABLE u (id int PRIMARY KEY, n int)")
+    given = settings(source, {"t": {"pattern": "streaming"}, "u": {"pattern": "streaming"}})
+    source.execute("INSERT INTO t VALUES (1, '', 100)")
+    source.execute("INSERT INTO u VALUES (1, 0)")
+    caught_up(given)
+    for _ in range(5):
+        with psycopg.connect(source.dsn) as connection:
+            connection.execute("UPDATE t SET n = n - 1")
+            connection.execute("UPDATE u SET n = n + 1")
+        caught_up(given)
+    records = pl.read_delta(str(source.lake / "governance" / "streams")).sort("position")
+    positions = records["position"].to_list()
+    assert positions == sorted(positions)
+    for text in records["tables"]:
+        at = json.loads(text)
+        t = pl.read_delta(str(source.table("t")), version=at["bz_t"])["n"].sum()
+        u = pl.read_delta(str(source.table("u")), version=at["bz_u"])["n"].sum()
+        assert int(t) + u == 100
+    assert len({tuple(json.loads(text).items()) for text in records["tables"]}) == 6
+
+
+def test_an_idle_slot_is_moved_on(source: Source) -> None:
+    """What others do in the database is not kept for a stream whose tables rest."""
+    source.execute(TABLE)
+    source.execute("CREATE TABLE other (id int)")
+    given = source.settings(tables=STREAMED, stream={"interval": 0, "heartbeat": 0})
+    query = (
+        "SELECT confirmed_flush_lsn - '0/0' FROM pg_replication_slots"
+        " WHERE slot_name = 'bronze_test'"
+    )
+    with streaming(given) as steps:
+        until(lambda: steps)
+        ((before,),) = source.execute(query)
+        source.execute("INSERT INTO other SELECT generate_series(1, 10000)")
+        until(lambda: source.execute(query)[0][0] > before + 100_000)
+    assert _state(source).version == 0
+
+
+def test_a_budget_for_the_log_is_watched(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slot that makes the server keep more than the budget is told of, long before it is lost."""
+    monkeypatch.setattr(stream, "_GUARD_EVERY", 0.0)
+    source.execute(TABLE)
+    given = source.settings(tables=STREAMED, stream={"interval": 0, "wal_budget": "1KB"})
+    with streaming(given) as steps:
+        until(lambda: steps)
+        source.execute("INSERT INTO t SELECT generate_series(1, 1000)")
+        until(lambda: any("wal_budget" in step.note for step in steps))
+
+
+def test_what_a_role_may_not_do_is_said_with_the_mend(source: Source) -> None:
+    """Without the right to replicate nothing begins, and the DBA gets the SQL."""
+    source.execute(TABLE)
+    source.execute("CREATE ROLE reader LOGIN")
+    source.execute("GRANT SELECT ON t TO reader")
+    given = source.settings(
+        source={"dsn": source.dsn.replace("postgres@", "reader@")},
+        tables=STREAMED,
+    )
+    try:
+        with pytest.raises(SourceRefused) as caught:
+            stream.stream(given, until_caught_up=True)
+    finally:
+        source.execute("DROP OWNED BY reader")
+        source.execute("DROP ROLE reader")
+    assert "REPLICATION" in caught.value.hint
+    assert "CREATE PUBLICATION" in caught.value.hint
+
+
+def test_the_config_decides_what_is_streamed(source: Source) -> None:
+    """A run leaves streamed tables alone, and a stream all others; each says so where asked."""
+    source.execute(TABLE)
+    source.execute("CREATE TABLE u (id int PRIMARY KEY)")
+    given = settings(source)
+    assert [table.table for table in pipeline.run(given).tables] == ["public.u"]
+    with pytest.raises(ConfigError, match=r"public\.t streamed"):
+        pipeline.run(given, ["t"])
+    with pytest.raises(ConfigError, match=r"public\.u streamed"):
+        stream.stream(given, ["u"], until_caught_up=True)
+    with pytest.raises(ConfigError, match="any table"):
+        stream.stream(source.settings(), until_caught_up=True)
+    assert [t.table for t in stream.stream(given, ["t"], until_caught_up=True).tables] == [
+        "public.t"
+    ]
+
+
+def test_drop_leaves_nothing_at_the_source(source: Source) -> None:
+    """Slot and publication go, the tables stay, and dropping twice is no error."""
+    source.execute(TABLE)
+    source.execute("INSERT INTO t VALUES (1)")
+    given = settings(source)
+    caught_up(given)
+    assert stream.drop(given) == "bronze_test"
+    assert stream.drop(given) == "bronze_test"
+    assert (
+        source.execute("SELECT * FROM pg_replication_slots WHERE slot_name = 'bronze_test'") == []
+    )
+    assert source.execute("SELECT * FROM pg_publication") == []
+    assert rows(source).height == 1
+
+
+COMMAND = [sys.executable, "-m", "bronze.cli", "stream"]
+
+
+def config_file(source: Source, tmp_path: Path) -> Path:
+    """A bronze.toml that streams the table."""
+    path = tmp_path / "bronze.toml"
+    path.write_text(
+        f'[source]\nname = "test"\ndsn = "{source.dsn}"\n'
+        f'[lake]\nroot = "{source.lake}"\n[run]\nworkers = 2\n[stream]\ninterval = 0\n'
+        '[tables.t]\npattern = "streaming"\n'
+    )
+    return path
+
+
+def test_sigterm_finishes_the_batch_and_leaves(source: Source, tmp_path: Path) -> None:
+    """The command ends well, and what it has landed is recorded."""
+    source.execute(TABLE)
+    path = config_file(source, tmp_path)
+    process = subprocess.Popen(
+        [*COMMAND, "-c", str(path), "--json"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    until(lambda: (source.table("t") / "_delta_log").exists())
+    source.execute("INSERT INTO t VALUES (1)")
+    until(lambda: rows(source).height == 1)
+    process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    out, _ = process.communicate(timeout=30)
+    assert time.monotonic() - began < 15
+    assert process.returncode == 0
+    assert json.loads(out)["changes"] == 1
+    assert [t.inserted for t in caught_up(settings(source)).tables] == []
+
+
+@pytest.mark.parametrize(
+    "point", ["slotted", "planned", "netted", "committed", "landed", "recorded"]
+)
+def test_killed_in_the_middle_nothing_comes_twice(
+    source: Source, tmp_path: Path, point: str
+) -> None:
+    """What was landed and not recorded is sent again, and left out by each table."""
+    source.execute(TABLE)
+    source.execute("INSERT INTO t SELECT g, 'v' FROM generate_series(1, 50) g")
+    path, given = config_file(source, tmp_path), settings(source)
+    command = [*COMMAND, "--until-caught-up", "-c", str(path)]
+
+    def killed(times: int) -> None:
+        env = {**os.environ, "BRONZE_FAILPOINT": f"{point}:{times}"}
+        subprocess.run(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    killed(1)
+    source.execute("UPDATE t SET v = v || '+' WHERE id <= 20")
+    source.execute("INSERT INTO t SELECT g, 'w' FROM generate_series(51, 60) g")
+    killed(2)
+    source.execute("DELETE FROM t WHERE id > 55")
+    caught_up(given)
+    proven(source, given)
+
+
+def test_help_names_what_there_is() -> None:
+    """The command tells of its options."""
+    done = subprocess.run([*COMMAND, "--help"], capture_output=True, text=True, check=True)
+    assert "--until-caught-up" in done.stdout
+    assert "--drop" in done.stdout
+
+
+def test_all_tables_refused_is_an_error(source: Source) -> None:
+    """Where no table can be streamed, the first reason is the error."""
+    source.execute(TABLE)
+    source.execute("ALTER TABLE t REPLICA IDENTITY NOTHING")
+    with pytest.raises(TableRefused, match="t"):
+        stream.stream(settings(source), until_caught_up=True)
