@@ -207,7 +207,7 @@ def decoded(series: pl.Series, kind: Kind, wire: str) -> pl.Series:
         return _scaled(series.cast(pl.Int64), kind)
     if wire == "texts":
         flat = series.list.explode(empty_as_null=False, keep_nulls=False)
-        return _regrouped(_parsed(flat, kind.of), series)
+        return regrouped(_parsed(flat, kind.of), series)
     return series.cast(dtype(kind))
 
 
@@ -233,7 +233,8 @@ def _parsed(texts: pl.Series, kind: Kind) -> pl.Series:
     return texts.cast(dtype(kind))
 
 
-def _regrouped(flat: pl.Series, like: pl.Series) -> pl.Series:
+def regrouped(flat: pl.Series, like: pl.Series) -> pl.Series:
+    """Elements, one after another, as lists as long as those of ``like``, null where it is."""
     lengths = like.list.len().fill_null(0).to_numpy().astype(np.int64)
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
     values = flat.to_arrow(compat_level=pl.CompatLevel.oldest())
