@@ -506,7 +506,7 @@ class _Session:
         ):
             receiver.confirm(self.recorded)
             while not self.stop.is_set():
-                batch = receiver.take(_PATIENCE)
+                batch = receiver.take(_PATIENCE, self.done)
                 if batch:
                     self._land(batch)
                     receiver.confirm(self.recorded)

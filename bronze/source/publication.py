@@ -1,7 +1,7 @@
 """What must be true before changes can be streamed, and the publication that names the tables.
 
-A publication is looked up as it was at the position that is decoded: it has to be there before
-the slot is made.
+The server looks a publication up as it was at the position that it decodes: one that is made, or
+gets a table, after the slot was made lacks the changes before, and nothing says so.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def identity(
 
     All columns for REPLICA IDENTITY FULL, none for NOTHING or a DEFAULT without a primary key. For
     a partitioned table they are those that all its partitions have in common, for what is logged
-    is up to each partition.
+    is up to each partition; that the stream calls an old row whole is up to the root alone.
 
     Raises:
         psycopg.Error
@@ -139,8 +139,7 @@ def identity(
 def publish(connection: Connection, publication: str, relations: Sequence[Relation]) -> None:
     """Makes the publication; or adds the tables and sets the options that it lacks.
 
-    Does nothing to one that is as it should be, and takes nothing out of one. Others may make or
-    change the same publication at the same time.
+    Takes nothing out of one that is there. Others may make or change the same one meanwhile.
 
     Args:
         connection: in autocommit mode.

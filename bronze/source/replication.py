@@ -38,7 +38,7 @@ _PIECE = 8 * 2**20
 # A message's share of memory beside its bytes.
 _OVERHEAD = 120
 _STATUS_EVERY = 5.0
-_PATIENCE = 0.2
+_PATIENCE = 0.05
 # Of the frame around each message: its kind, two positions and a time.
 _FRAME = 25
 _DATA, _ALIVE = b"wk"
@@ -157,8 +157,9 @@ class Receiver:
         with suppress(psycopg.Error):
             self._connection.close()
 
-    def take(self, patience: float) -> Batch | None:
-        """The next batch, None if there is none within ``patience`` seconds.
+    def take(self, patience: float, beyond: int) -> Batch | None:
+        """The next batch, None if there is none within ``patience`` seconds, or if nothing is left
+        to land before a position ``beyond`` the one given.
 
         Raises:
             SourceUnreachable: the connection was lost.
@@ -166,7 +167,9 @@ class Receiver:
         """
         with self._lock:
             self._waiting = True
-            self._lock.wait_for(lambda: self._ready or self._error, patience)
+            self._lock.wait_for(
+                lambda: self._ready or self._error or self._idle > beyond, patience
+            )
             self._waiting = False
             batch, self._ready = self._ready, None
             self._lock.notify_all()
@@ -343,6 +346,7 @@ class Receiver:
                 # Nothing of it concerns us.
                 self._idle = max(self._idle, batch.position)
                 self._batch = Batch()
+                self._lock.notify_all()
                 return
         due = time.monotonic() >= batch.began + self._interval
         if not due and batch.size + self._kept < self._memory:
@@ -356,6 +360,7 @@ class Receiver:
     def _idle_at(self, position: int) -> None:
         with self._lock:
             self._idle = position
+            self._lock.notify_all()
 
     def _alive(self, message: Any) -> None:
         (position,) = _POSITION.unpack_from(message, 1)

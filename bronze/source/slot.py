@@ -231,7 +231,8 @@ def walsender(origin: Origin) -> Connection:
 
     It is pinned as `bronze.source.connect.connect` pins, so that pgoutput's values have the same
     texts as those of a SELECT, and nothing on it times out but by wal_sender_timeout, which is the
-    server's. It takes statements without parameters only.
+    server's. It takes statements without parameters only. Once it streams, `close` it: leaving a
+    ``with`` block says COMMIT, which a stream does not take.
 
     Raises:
         SourceUnreachable, SourceBusy, SourceRefused, ConfigError

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,29 @@ def test_positions_are_integers_and_postgresqls_text(source: Source) -> None:
         assert slot.lsn(text) == number
 
 
+@contextmanager
+def writing(source: Source) -> Iterator[None]:
+    """Somebody inserts 1, 2, 3, … into t, each in a transaction of its own."""
+    stop = threading.Event()
+
+    def write() -> None:
+        with psycopg.connect(source.dsn, autocommit=True) as writer:
+            # What is not on the server's disk yet is not streamed.
+            writer.execute("SET synchronous_commit = on")
+            for number in itertools.count(1):
+                writer.execute("INSERT INTO t VALUES (%s)", [number])
+                if stop.is_set():
+                    return
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
 def test_the_snapshot_is_the_state_at_the_consistent_point(
     source: Source, origin: Origin, name: str
 ) -> None:
@@ -94,31 +118,14 @@ def test_the_snapshot_is_the_state_at_the_consistent_point(
     A writer commits all the while; another connection joins the snapshot later.
     """
     source.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION p FOR TABLE t")
-    stop = threading.Event()
-
-    def write() -> None:
-        with psycopg.connect(source.dsn, autocommit=True) as writer:
-            # What is not on the server's disk yet is not streamed.
-            writer.execute("SET synchronous_commit = on")
-            number = 0
-            while not stop.is_set():
-                number += 1
-                writer.execute("INSERT INTO t VALUES (%s)", [number])
-
-    thread = threading.Thread(target=write)
-    thread.start()
-    try:
+    with writing(source), sending(origin) as sender, psycopg.connect(source.dsn) as reader:
         until(lambda: source.execute("SELECT count(*) > 20 FROM t")[0][0])
-        with sending(origin) as sender, psycopg.connect(source.dsn) as reader:
-            made = slot.make(sender, name, temporary=False, failover=False)
-            after: Any = source.execute("SELECT max(id) FROM t")[0][0]
-            until(lambda: source.execute(f"SELECT max(id) > {after} + 20 FROM t")[0][0])
-            reader.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            reader.execute(sql.SQL(f"SET TRANSACTION SNAPSHOT '{made.snapshot}'"))
-            seen = [row[0] for row in reader.execute("SELECT id FROM t ORDER BY id")]
-    finally:
-        stop.set()
-        thread.join()
+        made = slot.make(sender, name, temporary=False, failover=False)
+        after: Any = source.execute("SELECT max(id) FROM t")[0][0]
+        until(lambda: source.execute(f"SELECT max(id) > {after} + 20 FROM t")[0][0])
+        reader.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        reader.execute(sql.SQL(f"SET TRANSACTION SNAPSHOT '{made.snapshot}'"))
+        seen = [row[0] for row in reader.execute("SELECT id FROM t ORDER BY id")]
     query = (
         "SELECT data FROM pg_logical_slot_peek_binary_changes("
         "%s, NULL, NULL, 'proto_version', '1', 'publication_names', 'p')"
@@ -322,13 +329,15 @@ def test_the_stream_is_utf8_whatever_the_databases_encoding(server: Server, name
         admin.execute(sql.SQL(f"CREATE DATABASE {database} {made}"))
         try:
             origin = Origin("test", server.dsn(database))
-            with sending(origin) as sender, connect.connect(origin) as writer:
+            with connect.connect(origin) as writer, sending(origin) as sender:
                 writer.execute("CREATE TABLE t (id int PRIMARY KEY, s text)")
                 writer.execute("CREATE PUBLICATION p FOR TABLE t")
                 slot.make(sender, name, temporary=True, failover=False)
                 writer.execute("INSERT INTO t VALUES (1, 'é')")
                 assert "é".encode() in streamed(sender, name, "p")
         finally:
+            there = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = %s"
+            until(lambda: admin.execute(there, [name]).fetchone() == (0,))
             admin.execute(sql.SQL(f"DROP DATABASE {database} WITH (FORCE)"))
 
 
@@ -351,11 +360,11 @@ def test_the_horizon_is_the_logs_end(source: Source, origin: Origin) -> None:
     source.execute("CREATE TABLE t (id int)")
     with connect.connect(origin) as connection:
         before = slot.horizon(connection)
-        ((flushed,),) = source.execute("SELECT pg_current_wal_flush_lsn() - '0/0'::pg_lsn")
-        assert before <= flushed
-        connection.execute("SET synchronous_commit = on")
-        connection.execute("INSERT INTO t SELECT generate_series(1, 1000)")
-        assert slot.horizon(connection) > before + 1000
+        source.execute("INSERT INTO t SELECT generate_series(1, 1000)")
+        after = slot.horizon(connection)
+        assert after > before + 1000
+        ((now,),) = source.execute("SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn")
+        assert after <= now
 
 
 def test_the_servers_timeout_is_in_seconds(source: Source, origin: Origin) -> None:
@@ -399,7 +408,7 @@ def test_a_lost_slot_says_so(narrow: Server) -> None:
     """Past max_slot_wal_keep_size the slot is in danger, and after a checkpoint it is lost."""
     origin = Origin("test", narrow.dsn())
     with connect.connect(origin) as connection:
-        with sending(origin) as sender:
+        with closing(_patiently(origin)) as sender:
             slot.make(sender, "one", temporary=False, failover=False)
         found = slot.find(connection, "one")
         assert found
@@ -421,7 +430,7 @@ def test_a_lost_slot_says_so(narrow: Server) -> None:
 def test_no_slot_and_no_sender_left(narrow: Server) -> None:
     """With all of the server's slots or WAL senders in use, the error says how to have more."""
     origin = Origin("test", narrow.dsn())
-    with sending(origin) as sender:
+    with closing(_patiently(origin)) as sender:
         slot.make(sender, "one", temporary=True, failover=False)
         with pytest.raises(SourceBusy, match="no WAL sender free") as caught:
             slot.walsender(origin)
