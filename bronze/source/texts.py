@@ -141,7 +141,7 @@ def _layout(kind: Kind, source: SourceType) -> tuple[str, str] | None:
         token = _token(source)
         more = f"(?:{re.escape(_delimiter(source))}(?:{token}))*"
         bounds = r"(\[-?[0-9]+:-?[0-9]+\])+="
-        return rf"(?s)^\{{(?:(?:{token}){more})?\}}$", rf"(?s)^({bounds}\{{.*|\{{\{{.*\}})\}}$"
+        return rf"^\{{(?:(?:{token}){more})?\}}$", rf"(?s)^({bounds}\{{.*|\{{\{{.*\}})\}}$"
     if kind.name == "decimal":
         whole = kind.precision - kind.scale
         fitting = rf"^-?0*[0-9]{{0,{whole}}}(\.[0-9]{{0,{kind.scale}}}0*)?$"
@@ -162,8 +162,8 @@ def _parsed(texts: pl.Series, kind: Kind) -> pl.Series:
         if kind.name == "timestamp":
             texts = texts.str.strip_suffix("+00")
         # Ten times as fast as polars, and as exact.
-        moments = pl.Series(pc.cast(_arrow(texts), _ARROW[kind.name]))
-        return moments.dt.replace_time_zone("UTC") if kind.name == "timestamp" else moments
+        arrow = texts.to_arrow(compat_level=pl.CompatLevel.oldest())
+        return pl.Series(pc.cast(arrow, _ARROW[kind.name])).cast(dtype(kind))
     if kind.name == "boolean":
         if not texts.is_in(["t", "f"]).all():
             raise ValueError("no boolean")
@@ -174,10 +174,6 @@ def _parsed(texts: pl.Series, kind: Kind) -> pl.Series:
             raise ValueError("no hex")
         return texts.str.slice(2).str.decode("hex")
     return texts.cast(dtype(kind))
-
-
-def _arrow(texts: pl.Series) -> pa.Array:
-    return texts.to_arrow(compat_level=pl.CompatLevel.oldest())
 
 
 # The types whose arrays have another delimiter than a comma, by their names without a schema:
@@ -194,12 +190,12 @@ def _delimiter(source: SourceType) -> str:
 
 def _token(source: SourceType) -> str:
     """A regular expression for one element as an array's text has it, quoted or not."""
-    return rf'"(?:[^"\\]|\\.)*"|[^"\\{{}}{re.escape(_delimiter(source))}]+'
+    return rf'"(?:[^"\\]|\\["\\])*"|[^"\\{{}}{re.escape(_delimiter(source))}]+'
 
 
 def _lists(texts: pl.Series, kind: Kind, source: SourceType) -> tuple[pl.Series, pl.Series]:
     """Arrays of one dimension, null where an element is rejected, and for each whether one is."""
-    tokens = texts.str.extract_all(f"(?s){_token(source)}")
+    tokens = texts.str.extract_all(_token(source))
     flat = _unquoted(tokens.list.explode(empty_as_null=False, keep_nulls=False))
     elements, bad = _read(flat, kind.of, source.element or source)
     if not bad.any():
@@ -216,4 +212,4 @@ def _unquoted(tokens: pl.Series) -> pl.Series:
         return tokens
     # Only a quoted token has quotes or backslashes.
     bare = tokens.str.strip_prefix('"').str.strip_suffix('"')
-    return bare.str.replace_all(r"(?s)\\(.)", "$1")
+    return bare.str.replace_all(r'\\(["\\])', "$1")
