@@ -176,16 +176,17 @@ def _parsed(texts: pl.Series, kind: Kind) -> pl.Series:
     return texts.cast(dtype(kind))
 
 
-# The types whose arrays have another delimiter than a comma, by their names without a schema:
-# PostgreSQL's own, and PostGIS's.
-_DELIMITERS: Mapping[str, str] = {"box": ";", "geometry": ":", "geography": ":"}
+# PostGIS is in whatever schema it was installed in.
+_POSTGIS = (".geometry", ".geography")
 
 
 def _delimiter(source: SourceType) -> str:
     """What stands between an array's elements: a domain, or an array, has that of its base."""
     while source.element is not None:
         source = source.element
-    return _DELIMITERS.get(source.name.rpartition(".")[2], ",")
+    if source.name.endswith(_POSTGIS):
+        return ":"
+    return ";" if source.name == "box" else ","
 
 
 def _token(source: SourceType) -> str:

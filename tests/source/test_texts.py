@@ -183,6 +183,7 @@ NASTY: Mapping[str, Sequence[str]] = {
     "box[]": ["{(1,1),(0,0);(2,2),(1,1)}", "{}", "{NULL;(1,1),(0,0)}", "{{(1,1),(0,0)}}"],
     "boxes": ["{(1,1),(0,0);(2,2),(1,1)}", "{NULL}"],
     "boxes[]": ['{"{(1,1),(0,0);(2,2),(1,1)}";NULL}', "{}"],
+    "public.box[]": ["{a,b,NULL}", "{b}"],
     "point[]": ['{"(1,2)",NULL}'],
     "int2vector": ["1 2", ""],
     "int2vector[]": ['{"1 2",NULL}', '{""}', "{1}"],
@@ -210,6 +211,7 @@ def test_nasty_values(source: Source, kind: str, values: Sequence[str]) -> None:
         """
         CREATE EXTENSION hstore;
         CREATE TYPE mood AS ENUM ('NULL', 'a,b', '{');
+        CREATE TYPE public.box AS ENUM ('a', 'b');
         CREATE TYPE pair AS (a int, b text);
         CREATE DOMAIN couple AS pair;
         CREATE DOMAIN smalls AS int[]; CREATE DOMAIN boxes AS box[];
