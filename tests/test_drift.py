@@ -244,6 +244,18 @@ def test_a_narrower_type_keeps_the_wider_one(source: Source) -> None:
     assert counts(land(source, BATCH)) == (0, 1, 0)
 
 
+def test_a_narrower_choice_rounds_nothing(source: Source) -> None:
+    """A table keeps its wider decimals; numerics that do not fit them are rejected values."""
+    source.execute("CREATE TABLE t (id int PRIMARY KEY, n numeric)")
+    land(source, {"decimals": {"n": "decimal(8,4)"}})
+    source.execute("INSERT INTO t VALUES (1, 1.2345), (2, 1.23456), (3, 10000), (4, 'Infinity')")
+    narrower = source.settings(tables={"t": {"decimals": {"n": "decimal(5,2)"}}})
+    (result,) = pipeline.run(narrower).tables
+    assert result.rejected == 3
+    assert str(row(source, 1)["n"]) == "1.2345"
+    assert [row(source, id_)["n"] for id_ in (2, 3, 4)] == [None, None, None]
+
+
 @BOTH
 def test_the_key_itself_is_widened(source: Source, own: dict[str, Any]) -> None:
     """Rows are found by it all the same, with changes and deletes in the same run."""

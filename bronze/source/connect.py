@@ -55,6 +55,13 @@ PINNED = {
 }
 
 
+# Not every version has them. They would end a session that holds a snapshot, or waits for changes.
+_PATIENT = (
+    "SELECT count(set_config(name, '0', false)) FROM pg_settings"
+    " WHERE name IN ('idle_session_timeout', 'transaction_timeout')"
+)
+
+
 def parameters(origin: Origin) -> dict[str, str]:
     """Libpq's connection parameters with the password in them.
 
@@ -92,7 +99,7 @@ def pinning(origin: Origin) -> str:
         "row_security": "on" if origin.row_security == "apply" else "off",
     }
     pinned = (f"set_config('{name}', '{value}', false)" for name, value in chosen.items())
-    return f"SELECT {', '.join(pinned)}"
+    return f"SELECT {', '.join(pinned)}, ({_PATIENT})"
 
 
 def connect(origin: Origin) -> Connection:

@@ -218,14 +218,6 @@ def drop(connection: Connection, name: str) -> None:
         ) from error
 
 
-# Which of them there are depends on the server's version. Any of them would end, for doing
-# nothing, a session that holds a snapshot, or one that waits for changes.
-_PATIENT = """
-SELECT set_config(name, '0', false) FROM pg_settings
-WHERE name IN ('idle_session_timeout', 'transaction_timeout')
-"""
-
-
 def walsender(origin: Origin) -> Connection:
     """A connection that can make slots and stream from them, in autocommit mode.
 
@@ -242,7 +234,6 @@ def walsender(origin: Origin) -> Connection:
         connection = psycopg.connect(make_conninfo("", **given), autocommit=True)
         try:
             connection.execute(pinning(replace(origin, statement_timeout=0, lock_timeout=0)))
-            connection.execute(_PATIENT)
         except BaseException:
             connection.close()
             raise

@@ -160,7 +160,6 @@ RULES: Mapping[str, Callable[[str, SourceType], Carried]] = {
     "uuid": _cast("string", "text"),
     "json": _cast("string", "text"),
     "jsonb": _cast("string", "text"),
-    "xml": _cast("string", "text"),
     "date": _date,
     "timestamp": _timestamp,
     "timestamptz": _timestamptz,
@@ -287,7 +286,12 @@ def of_kind(kind: Kind) -> tuple[str, SourceType]:
 def recast(column: Column, value: str, kind: Kind) -> Column:
     """A column that is carried as another kind, to which ``value`` can be cast exactly."""
     name, source = of_kind(kind)
-    cast = contract(column.name, column.target, f"{value}::{name}", source, Choices({}))
+    choices = Choices({})
+    if kind.name == "decimal":
+        # The source's may be an unbounded numeric, which a cast would round.
+        name, source = "numeric", SourceType("numeric", -1, "numeric")
+        choices = Choices({column.name: (kind.precision, kind.scale)})
+    cast = contract(column.name, column.target, f"{value}::{name}", source, choices)
     return replace(cast, source_type=column.source_type, not_null=column.not_null)
 
 
