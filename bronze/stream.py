@@ -556,6 +556,7 @@ class _Session:
 
     def _landed(self, batch: Batch) -> None:
         misfits: list[Following] = []
+        unreachable: list[LakeUnreachable] = []
         courses = []
         stamp = Stamp(str(uuid_utils.uuid7()), datetime.now(UTC), self.origin.name, "streaming")
         self.batch_id = stamp.batch_id
@@ -572,9 +573,15 @@ class _Session:
                 self._say(f"{one.following.label} is compared: {one.error.message}")
                 misfits.append(one.following)
                 continue
+            if isinstance(one.error, LakeUnreachable):
+                unreachable.append(one.error)
+                continue
             one.following.error = one.error
             self.tally.followed(one)
         failpoint.reach("landed")
+        # Only now: what raises while others are landed would leave their files lying about.
+        if unreachable:
+            raise unreachable[0]
         if misfits:
             self._compare(misfits)
 
