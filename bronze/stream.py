@@ -58,7 +58,7 @@ _log = logging.getLogger(__name__)
 _PATIENCE = 0.5
 _GUARD_EVERY = 10.0
 _LONGEST_PAUSE = 60.0
-# A stream that has gone well for so long begins to count its interruptions anew.
+# A stream that has gone well for so long, or landed anything, counts its interruptions anew.
 _STEADY = 60.0
 # Of the memory beside the libraries, a batch may take this share: one is landed, one is ready and
 # one is gathered, and each grows as it is taken apart.
@@ -169,7 +169,7 @@ def stream(
     own, published = settings.stream.names(name)
     failures, known = 0, False
     while not stop.is_set():
-        started = time.monotonic()
+        started, landed = time.monotonic(), tally.batches
         try:
             with _opened(settings, name, own, published, tables, known, stop) as session:
                 session.tally, session.notify, session.copied = tally, notify, copied
@@ -179,7 +179,8 @@ def stream(
             break
         except BronzeError as error:
             passing = error.retry or isinstance(error, LakeUnreachable)
-            failures = 1 if time.monotonic() - started > _STEADY else failures + 1
+            well = tally.batches > landed or time.monotonic() - started > _STEADY
+            failures = 1 if well else failures + 1
             given_up = until_caught_up and failures > settings.run.max_retries
             if not known or not passing or given_up:
                 raise
