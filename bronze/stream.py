@@ -56,6 +56,7 @@ from bronze.table.commit import Change, Position, Shape
 _log = logging.getLogger(__name__)
 
 _PATIENCE = 0.5
+_LEAST_PATIENCE = 2.0
 _GUARD_EVERY = 10.0
 _LONGEST_PAUSE = 60.0
 # A stream that has gone well for so long, or landed anything, counts its interruptions anew.
@@ -168,10 +169,11 @@ def stream(
     name = _source(settings, tables)
     own, published = settings.stream.names(name)
     failures, known = 0, False
+    mine: list[slot.Session] = []
     while not stop.is_set():
         started, landed = time.monotonic(), tally.batches
         try:
-            with _opened(settings, name, own, published, tables, known, stop) as session:
+            with _opened(settings, name, own, published, tables, mine, stop) as session:
                 session.tally, session.notify, session.copied = tally, notify, copied
                 known = True
                 session.begin()
@@ -241,29 +243,38 @@ def _opened(
     own: str,
     published: str,
     wanted: Sequence[str],
-    known: bool,
+    mine: list[slot.Session],
     stop: threading.Event,
 ) -> Iterator[_Session]:
-    """A session: all that lasts as long as the connection does."""
+    """A session: all that lasts as long as the connection does.
+
+    ``mine`` are the sessions of the last one at the server, and then of this one.
+    """
     with ExitStack() as stack:
         origin = replace(settings.origin(name), application_name=f"bronze stream {own}")
         stack.callback(connect.forget, origin)
         control = stack.enter_context(connect.connect(origin))
         connect.locate(origin, control)
         with connect.mapped(origin):
-            _claim(control, own, known, stop)
+            # Where a connection fell silent, the server keeps its session for hours.
+            slot.end(control, mine)
+            _claim(control, own, bool(mine), stop)
+            mine[:] = [slot.session(control)]
             found = prepare.found(control, name, settings.source[name].schema_)
             session = _Session(settings, origin, control, own, published, stack, stop)
+            session.mine = mine
             session.targets = _streamed(settings, name, found, wanted)
             yield session
 
 
 def _claim(control: Connection, own: str, known: bool, stop: threading.Event) -> None:
-    # After a cut the server may take a while to notice that the last session has gone.
-    patience = slot.timeout(control) * 2 if known else 0
+    # The server may take a while to notice that the last session has gone, or its process.
+    patience = max(_LEAST_PATIENCE, slot.timeout(control) * 2 if known else 0)
     until = time.monotonic() + patience
     while not slot.claim(control, own):
-        if time.monotonic() >= until or stop.wait(_PATIENCE):
+        if stop.wait(_PATIENCE):
+            raise SourceBusy(f"The slot {own} has not been let go of yet.", hint="Begin again.")
+        if time.monotonic() >= until:
             raise SourceRefused(
                 f"Another copy of bronze is streaming from the slot {own}.",
                 hint="Stop it first; or give this one a [stream] slot of its own.",
@@ -303,6 +314,7 @@ class _Session:
         self.notify: Notify = lambda _: None
         self.copied: pipeline.Notify = lambda _: None
         self.targets: list[Target] = []
+        self.mine: list[slot.Session] = []
         self.followings: dict[int, Following] = {}
         self.timeline = ""
         self.done = self.recorded = 0
@@ -525,14 +537,21 @@ class _Session:
 
     def _receiver(self) -> Receiver:
         memory = self.settings.run.memory
+        with connect.mapped(self.origin):
+            silence = slot.timeout(self.control)
+            sender = slot.walsender(self.origin)
+            self.mine.append(slot.session(sender))
         return Receiver(
             self.origin,
-            slot.walsender(self.origin),
+            sender,
             self.own,
             self.published,
             [target.relation.oid for target in self.targets],
             interval=self.settings.stream.interval,
             memory=max(_LEAST_BATCH, (memory - _BASE) // _SHARE),
+            silence=silence,
+            # Nobody answers there either, and who waits for it would wait for ever.
+            lost=lambda: connect.cut(self.control),
         )
 
     def _land(self, batch: Batch) -> None:

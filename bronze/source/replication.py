@@ -15,7 +15,7 @@ import struct
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,7 @@ import numpy.typing as npt
 import psycopg
 from psycopg import pq
 
-from bronze.errors import Mismatch, SourceUnreachable
+from bronze.errors import Mismatch, SourceBusy, SourceUnreachable
 from bronze.model import Origin
 from bronze.source import pgoutput
 from bronze.source.connect import explain, mapped
@@ -38,6 +38,8 @@ _PIECE = 8 * 2**20
 # A message's share of memory beside its bytes.
 _OVERHEAD = 120
 _STATUS_EVERY = 5.0
+# A process that was just killed may hold its slot for a moment.
+_BUSY_PATIENCE = 5.0
 _PATIENCE = 0.05
 # Of the frame around each message: its kind, two positions and a time.
 _FRAME = 25
@@ -107,6 +109,8 @@ class Receiver:
         *,
         interval: float,
         memory: int,
+        silence: float,
+        lost: Callable[[], None] = lambda: None,
     ) -> None:
         """Takes over a connection in replication mode.
 
@@ -118,10 +122,16 @@ class Receiver:
             tables: the oids of the tables that are wanted.
             interval: the seconds for which transactions are gathered.
             memory: how many bytes a batch may take before the next one is begun.
+            silence: seconds after which a server that says nothing counts as gone (as
+                wal_sender_timeout, and not much less often it is asked); 0 is never.
+            lost: is told in the receiver's thread that the server has gone without a word.
         """
         self._origin, self._connection, self._pg = origin, connection, connection.pgconn
         self._tables = frozenset(tables)
         self._interval, self._memory = interval, memory
+        self._silence, self._lost = silence, lost
+        self._asking = min(_STATUS_EVERY, silence / 3) if silence else _STATUS_EVERY
+        self._heard = time.monotonic()
         self._start = _start(slot, publication)
         self._relations: dict[int, Described] = {}
         self._open: dict[int, list[Any]] = {}
@@ -141,12 +151,35 @@ class Receiver:
         self._thread = threading.Thread(target=self._run, name="bronze receiver", daemon=True)
 
     def __enter__(self) -> Receiver:
+        until = time.monotonic() + _BUSY_PATIENCE
         with mapped(self._origin):
-            result = self._pg.exec_(self._start.encode())
-            if result.status != pq.ExecStatus.COPY_BOTH:
-                raise psycopg.errors.error_from_result(result)
+            while not self._streams(last=time.monotonic() > until):
+                time.sleep(_PATIENCE)
+        self._heard = time.monotonic()
         self._thread.start()
         return self
+
+    def _streams(self, last: bool) -> bool:
+        """Asks for the stream; False while the slot is in somebody's use.
+
+        Raises:
+            SourceBusy: it still is, the ``last`` time.
+        """
+        result = self._pg.exec_(self._start.encode())
+        if result.status == pq.ExecStatus.COPY_BOTH:
+            return True
+        error = psycopg.errors.error_from_result(result)
+        if not isinstance(error, psycopg.errors.ObjectInUse):
+            raise error
+        if last:
+            text = (error.diag.message_primary or str(error)).rstrip(".")
+            raise SourceBusy(
+                f"Nothing can be streamed from {self._origin.name}: {text}.",
+                hint="Stop what else streams from it; after a crash the server takes a while to"
+                " notice (wal_sender_timeout).",
+                sqlstate=error.sqlstate or "",
+            )
+        return False
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
@@ -167,9 +200,7 @@ class Receiver:
         """
         with self._lock:
             self._waiting = True
-            self._lock.wait_for(
-                lambda: self._ready or self._error or self._idle > beyond, patience
-            )
+            self._lock.wait_for(lambda: self._ready or self._error or self._idle > beyond, patience)
             self._waiting = False
             batch, self._ready = self._ready, None
             self._lock.notify_all()
@@ -245,11 +276,19 @@ class Receiver:
             # What is not read stays with the server.
             with self._lock:
                 self._lock.wait(_PATIENCE)
+            self._heard = time.monotonic()
             return
         due = self._batch.began + self._interval - time.monotonic()
         wait = min(_PATIENCE, max(due, 0.005)) if self._batch.transactions else _PATIENCE
         if select.select([self._pg.socket], [], [], wait)[0]:
             self._pg.consume_input()
+            self._heard = time.monotonic()
+        elif self._silence and time.monotonic() - self._heard > self._silence + self._asking:
+            self._lost()
+            raise SourceUnreachable(
+                f"The source {self._origin.name} has not said a word for {self._silence:.0f} s.",
+                hint="A firewall or a proxy between may have lost the connection.",
+            )
 
     def _take_in(self, message: Any) -> None:
         body = message[_FRAME:]
@@ -371,7 +410,7 @@ class Receiver:
 
     def _status(self, last: bool = False) -> None:
         now = time.monotonic()
-        if now - self._told < _STATUS_EVERY and not last:
+        if now - self._told < self._asking and not last:
             return
         self._told = now
         with self._lock:
