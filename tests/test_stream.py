@@ -513,13 +513,14 @@ def test_a_lake_without_room_is_waited_for(source: Source) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     with streaming(given) as steps:
         until(lambda: steps)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, hard))
         try:
-            source.execute("INSERT INTO t VALUES (1)")
+            # What the stream records still has room.
+            source.execute("INSERT INTO t SELECT g, md5(g::text) FROM generate_series(1, 9999) g")
             until(lambda: any("no space left" in step.note for step in steps))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-        until(lambda: rows(source).height == 1)
+        until(lambda: rows(source).height == 9999)
     proven(source, given)
 
 
