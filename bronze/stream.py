@@ -56,6 +56,7 @@ from bronze.table.commit import Change, Position, Shape
 _log = logging.getLogger(__name__)
 
 _PATIENCE = 0.5
+_LEAVING = 2.0
 _GUARD_EVERY = 10.0
 _LONGEST_PAUSE = 60.0
 # A stream that has gone well for so long begins to count its interruptions anew.
@@ -258,11 +259,11 @@ def _opened(
 
 
 def _claim(control: Connection, own: str, known: bool, stop: threading.Event) -> None:
-    # After a cut the server may take a while to notice that the last session has gone.
-    patience = slot.timeout(control) * 2 if known else 0
+    # The server may take a moment to notice that a session has gone, and a while after a cut.
+    patience = max(_LEAVING, slot.timeout(control) * 2 if known else 0)
     until = time.monotonic() + patience
     while not slot.claim(control, own):
-        if time.monotonic() >= until or stop.wait(_PATIENCE):
+        if time.monotonic() >= until or stop.wait(_PATIENCE / 10):
             raise SourceRefused(
                 f"Another copy of bronze is streaming from the slot {own}.",
                 hint="Stop it first; or give this one a [stream] slot of its own.",
@@ -340,11 +341,7 @@ class _Session:
         Raises:
             SourceRefused: something is missing that concerns all of them.
         """
-        relations = [target.relation for target in self.targets]
-        known = publication.identity(self.control, relations)
-        self.targets = [_keyed(target, known.get(target.label, ())) for target in self.targets]
-        keys = {t.label: t.settings.key or t.relation.key for t in self.targets}
-        wanting = publication.wanting(self.control, relations, keys, self.published, self.own)
+        self.targets, wanting = follow.fitted(self.control, self.targets, self.own, self.published)
         general = [one for one in wanting if not one.table]
         if general:
             raise SourceRefused(
@@ -686,16 +683,6 @@ class _Session:
     def _say(self, note: str) -> None:
         _log.warning("%s", note)
         self.notify(Step(self.done, lag_bytes=self.lag, note=note))
-
-
-def _keyed(target: Target, identity: tuple[str, ...]) -> Target:
-    """The table with the key by which the stream tells its rows apart."""
-    own = target.settings
-    key = own.key or target.relation.key
-    columns = len(target.relation.attributes)
-    if own.key or not identity or set(key) <= set(identity) or len(identity) == columns:
-        return target
-    return replace(target, settings=own.model_copy(update={"key": identity}))
 
 
 _DESCRIBED = """

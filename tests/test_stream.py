@@ -18,7 +18,7 @@ import polars as pl
 import psycopg
 import pytest
 
-from bronze import pipeline, stream
+from bronze import check, pipeline, stream
 from bronze.config import Settings
 from bronze.errors import ConfigError, SourceRefused, TableRefused
 from bronze.model import StreamResult
@@ -660,6 +660,16 @@ def test_help_names_what_there_is() -> None:
     done = subprocess.run([*COMMAND, "--help"], capture_output=True, text=True, check=True)
     assert "--until-caught-up" in done.stdout
     assert "--drop" in done.stdout
+
+
+def test_check_says_what_keeps_a_table_from_being_streamed(source: Source) -> None:
+    """The same sentences as the stream's, before it begins."""
+    source.execute(TABLE)
+    assert check.check(settings(source)).problems == ()
+    source.execute("ALTER TABLE t REPLICA IDENTITY NOTHING")
+    (problem,) = check.check(settings(source)).problems
+    assert "REPLICA IDENTITY" in problem.hint
+    assert source.execute("SELECT * FROM pg_publication") == []
 
 
 def test_all_tables_refused_is_an_error(source: Source) -> None:

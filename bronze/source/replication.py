@@ -167,9 +167,7 @@ class Receiver:
         """
         with self._lock:
             self._waiting = True
-            self._lock.wait_for(
-                lambda: self._ready or self._error or self._idle > beyond, patience
-            )
+            self._lock.wait_for(lambda: self._ready or self._error or self._idle > beyond, patience)
             self._waiting = False
             batch, self._ready = self._ready, None
             self._lock.notify_all()
