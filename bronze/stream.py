@@ -26,7 +26,7 @@ from typing import Any
 import tenacity
 import uuid_utils
 
-from bronze import engine, failpoint, follow, pipeline, prepare, tidy, units
+from bronze import drift, engine, failpoint, follow, pipeline, prepare, tidy, units
 from bronze.books import streams as book
 from bronze.config import Settings
 from bronze.errors import (
@@ -58,13 +58,14 @@ _log = logging.getLogger(__name__)
 _PATIENCE = 0.5
 _LEAVING = 2.0
 _GUARD_EVERY = 10.0
+_LOOK_EVERY = 60.0
 _LONGEST_PAUSE = 60.0
 # A stream that has gone well for so long begins to count its interruptions anew.
 _STEADY = 60.0
-# Of the memory beside the libraries, a batch may take this share: one is landed, one is ready and
-# one is gathered, and each grows as it is taken apart.
-_SHARE = 24
-_BASE = 320 * 10**6
+# Of the memory beside the libraries and the merging, a batch may take this share: one is landed,
+# one is ready and one is gathered, and each grows as it is taken apart.
+_SHARE = 20
+_BASE = 420 * 10**6
 _LEAST_BATCH = 4 * 2**20
 
 
@@ -87,6 +88,10 @@ class Step:
 
 
 Notify = Callable[[Step], None]
+
+
+class _Stopped(Exception):
+    """The stream was asked to stop while it copied."""
 
 
 @dataclass
@@ -177,6 +182,8 @@ def stream(
                 known = True
                 session.begin()
                 session.follow(until_caught_up)
+            break
+        except _Stopped:
             break
         except BronzeError as error:
             passing = error.retry or isinstance(error, LakeUnreachable)
@@ -307,6 +314,7 @@ class _Session:
         self.timeline = ""
         self.done = self.recorded = 0
         self.recorded_at = self.guarded_at = 0.0
+        self.looked_at = time.monotonic()
         self.lag = 0
         self.batch_id = ""
         self.pool: Executor
@@ -430,7 +438,7 @@ class _Session:
             failpoint.reach("planned")
             results = {
                 result.table: result
-                for result in pipeline.landed(self.settings, tables, None, self.copied)
+                for result in pipeline.landed(self.settings, tables, None, self._copying)
             }
             for table in tables:
                 result = results[table.target.label]
@@ -438,6 +446,11 @@ class _Session:
                 self.followings.pop(table.target.relation.oid, None)
                 if result.error is None and result.version is not None:
                     self._join(held, table, held.position, held.position, result.version)
+
+    def _copying(self, progress: pipeline.Progress) -> None:
+        if self.stop.is_set():
+            raise _Stopped
+        self.copied(progress)
 
     @contextmanager
     def _held(
@@ -499,7 +512,7 @@ class _Session:
         with (
             engine.executor("threads", self.limit) as self.pool,
             self._receiver() as receiver,
-            tidy.Tidy(self.settings) as tidying,
+            tidy.Tidy(self.settings, self.pool) as tidying,
         ):
             receiver.confirm(self.recorded)
             while not self.stop.is_set():
@@ -577,10 +590,7 @@ class _Session:
 
     def _compare(self, misfits: Sequence[Following]) -> None:
         """Tables that the stream cannot bring up to date are compared as they are now."""
-        found = prepare.found(
-            self.control, self.origin.name, self.settings.source[self.origin.name].schema_
-        )
-        now = {relation.oid: relation for relation in found}
+        now = {relation.oid: relation for relation in self._found()}
         targets = []
         for following in misfits:
             target = following.plan.target
@@ -666,12 +676,15 @@ class _Session:
         if now - self.guarded_at > _GUARD_EVERY:
             self.guarded_at = now
             self._guard()
+        if now - self.looked_at > _LOOK_EVERY:
+            self.looked_at = now
+            self._look()
 
     def _guard(self) -> None:
         with connect.mapped(self.origin):
             found = slot.find(self.control, self.own)
-        if found is None:
-            raise SourceBusy(f"The slot {self.own} has gone.", hint="It is made anew.")
+        if found is None or found.lost:
+            raise SourceBusy(f"The slot {self.own} was lost.", hint="It is made anew.")
         budget = self.settings.stream.wal_budget
         if found.retained > budget:
             left = f", {found.safe_wal_size} bytes before it is lost" if found.safe_wal_size else ""
@@ -679,6 +692,30 @@ class _Session:
                 f"The slot {self.own} makes the server keep {found.retained} bytes of its log"
                 f" ({found.wal_status}{left}); [stream] wal_budget is {budget}."
             )
+
+    def _look(self) -> None:
+        """Looks for what the stream does not tell: partitions that came, went or were emptied."""
+        now = {relation.oid: relation for relation in self._found()}
+        exchanged = [
+            following
+            for oid, following in self.followings.items()
+            if oid in now
+            and now[oid].kind == "partitioned"
+            and drift.parts(now[oid], True) != drift.parts(following.plan.target.relation, True)
+        ]
+        if exchanged:
+            self._compare(exchanged)
+        names = {relation.label: relation.oid for relation in now.values()}
+        for oid, following in self.followings.items():
+            if names.get(following.label, oid) != oid and not following.error:
+                raise SourceBusy(
+                    f"Table {following.label} was made anew.", hint="It is compared and followed."
+                )
+
+    def _found(self) -> tuple[Relation, ...]:
+        schemas = self.settings.source[self.origin.name].schema_
+        with connect.mapped(self.origin):
+            return prepare.found(self.control, self.origin.name, schemas)
 
     def _say(self, note: str) -> None:
         _log.warning("%s", note)

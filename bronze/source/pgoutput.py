@@ -82,21 +82,21 @@ _BEGIN = struct.Struct(">xQqI")
 _COMMIT = struct.Struct(">xBQQq")
 
 
-def begin(message: memoryview) -> Begin:
+def begin(message: bytes) -> Begin:
     """Reads the message `BEGIN`."""
     position, committed, _ = _BEGIN.unpack(message)
     return Begin(position, committed + _EPOCH)
 
 
-def commit(message: memoryview) -> int:
+def commit(message: bytes) -> int:
     """Reads the message `COMMIT`: the LSN at which the transaction ends."""
     _, _, end, _ = _COMMIT.unpack(message)
     return int(end)
 
 
-def relation(message: memoryview) -> Described:
+def relation(message: bytes) -> Described:
     """Reads the message `RELATION`."""
-    data = bytes(message)
+    data = message
     (oid,) = struct.unpack_from(">I", data, 1)
     schema, name, rest = data[_HEAD:].split(b"\0", 2)
     identity, count = rest[:1], struct.unpack_from(">h", rest, 1)[0]
@@ -111,7 +111,7 @@ def relation(message: memoryview) -> Described:
     )
 
 
-def truncate(message: memoryview) -> tuple[int, ...]:
+def truncate(message: bytes) -> tuple[int, ...]:
     """Reads the message `TRUNCATE`: the oids of the relations that are emptied."""
     (count,) = struct.unpack_from(">I", message, 1)
     return struct.unpack_from(f">{count}I", message, 6)

@@ -36,7 +36,7 @@ from bronze.source.statement import literal, quoted
 # What is gathered of a table is packed in pieces of this size.
 _PIECE = 8 * 2**20
 # A message's share of memory beside its bytes.
-_OVERHEAD = 120
+_OVERHEAD = 60
 _STATUS_EVERY = 5.0
 _PATIENCE = 0.05
 # Of the frame around each message: its kind, two positions and a time.
@@ -250,7 +250,8 @@ class Receiver:
             self._pg.consume_input()
 
     def _take_in(self, message: Any) -> None:
-        body = message[_FRAME:]
+        # A copy is smaller than the buffer that libpq gives, with all that keeps it alive.
+        body = message[_FRAME:].tobytes()
         kind = body[0]
         if kind in pgoutput.CHANGES:
             oid = int.from_bytes(body[1:5], "big")
