@@ -8,14 +8,14 @@ nox.options.reuse_existing_virtualenvs = True
 
 @nox.session
 def tests(session):
-    """The tests: real PostgreSQL, real Delta tables, under three minutes on two cores."""
+    """The tests: real PostgreSQL, real Delta tables, about two minutes on two cores."""
     session.install("-e", ".[test]")
     session.run(
         "pytest",
         "-n",
         "2",
         "--dist",
-        "loadfile",
+        "worksteal",
         "-m",
         "not interop and not soak",
         *session.posargs,

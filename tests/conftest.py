@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -18,15 +19,25 @@ from bronze import config
 from bronze.demo.server import Server, running
 
 FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+_MEMORY = Path("/dev/shm")  # noqa: S108 - a folder of random name is made in it
+_ENOUGH = 4 * 2**30
 _numbers = itertools.count()
+
+
+def _quick() -> Path | None:
+    """A folder in memory with room for a server, None where there is none."""
+    if _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > _ENOUGH:
+        return _MEMORY
+    return None
 
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     """The session's PostgreSQL."""
     # Under root PostgreSQL runs as another user, to whom another pytest would close its folders.
+    # A database is three hundred files, which most disks make and remove slowly.
     with (
-        tempfile.TemporaryDirectory(prefix="bronze-tests-") as folder,
+        tempfile.TemporaryDirectory(prefix="bronze-tests-", dir=_quick()) as folder,
         running(Path(folder) / "data", settings={**FAST, "max_connections": "60"}) as started,
     ):
         yield started
@@ -66,7 +77,8 @@ def source(server: Server, tmp_path: Path) -> Iterator[Source]:
     """An empty database."""
     name = f"test_{next(_numbers)}"
     with psycopg.connect(server.dsn(), autocommit=True) as admin:
-        admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        create = sql.SQL("CREATE DATABASE {} STRATEGY file_copy")
+        admin.execute(create.format(sql.Identifier(name)))
         yield Source(server.dsn(name), tmp_path / "lake")
         _without_slots(admin, name)
         admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))

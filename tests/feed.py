@@ -35,7 +35,7 @@ def faults(folder: Path, since: int = 0) -> list[str]:
     key = json.loads(properties[drift.KEY])
     if KIND in [field.name for field in table.schema().fields]:
         return _of_history(folder, since)
-    rows: dict[tuple[object, ...], tuple[object, ...]] = {}
+    rows: dict[tuple[object, ...], object] = {}
     wrong: list[str] = []
     for version in range(since, table.version() + 1):
         if version == since:
@@ -64,9 +64,13 @@ def faults(folder: Path, since: int = 0) -> list[str]:
     return wrong
 
 
-def _rows(frame: pl.DataFrame, key: list[str]) -> dict[tuple[object, ...], tuple[object, ...]]:
-    values = frame.select(sorted(set(frame.columns) - _TOLD))
-    rows = (tuple(map(repr, row)) for row in values.rows())  # NaN differs from itself
+def _rows(frame: pl.DataFrame, key: list[str]) -> dict[tuple[object, ...], object]:
+    names = sorted(set(frame.columns) - _TOLD)
+    # NaN differs from itself; a column that came later is NULL in the rows of before.
+    rows = (
+        {name: repr(value) for name, value in zip(names, row, strict=True) if value is not None}
+        for row in frame.select(names).rows()
+    )
     return dict(zip(frame.select(key).rows(), rows, strict=True))
 
 

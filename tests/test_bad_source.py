@@ -13,12 +13,14 @@ from typing import Any
 import polars as pl
 import psycopg
 import pytest
+import tenacity
 from deltalake import DeltaTable
 
 from bronze import pipeline
 from bronze.demo.server import Server, running, start
 from bronze.errors import BronzeError, SnapshotRefused
 from bronze.model import Failure, RunResult
+from bronze.work import work
 from tests.conftest import FAST, Source
 from tests.proxy import GATE, closed_gate, landed, proxied, sessions, until
 
@@ -164,7 +166,7 @@ def test_one_reader_that_is_cut_reads_again(source: Source) -> None:
     assert len(list(source.table("gated").glob("*.parquet"))) == 1
 
 
-@pytest.mark.parametrize("away", [0.0, 2.0])
+@pytest.mark.parametrize("away", [0.0, 1.0])
 def test_a_source_that_comes_back_is_read_anew(server: Server, source: Source, away: float) -> None:
     """When all is cut the snapshot is lost: all tables are taken again, of one new snapshot."""
     source.execute(GATED)
@@ -175,7 +177,8 @@ def test_a_source_that_comes_back_is_read_anew(server: Server, source: Source, a
             closed_gate(source.dsn) as gate,
             under_way(source, source={"dsn": dsn, **PATIENT}, run=AGAIN, tables=tables) as run,
         ):
-            gate.reached()
+            # Both: a reader that is about to connect would be cut off in a way of its own.
+            gate.reached(2)
             until(lambda: landed(source, "t"))
             proxy.refuse()
             proxy.cut()
@@ -193,19 +196,23 @@ def test_a_source_that_comes_back_is_read_anew(server: Server, source: Source, a
         assert frame["batch_id"].unique().to_list() == [result.batch_id]
 
 
-def test_a_source_that_stays_away_ends_the_run(server: Server, source: Source) -> None:
+def test_a_source_that_stays_away_ends_the_run(
+    server: Server, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """After its retries the run says that the source cannot be reached; what landed stays."""
+    monkeypatch.setattr(work.retry, "wait", tenacity.wait_none())
     source.execute(GATED)
     with proxied(server) as proxy:
         dsn = proxy.dsn(source.dsn.rpartition("/")[2])
         more = {"dsn": dsn, "connect_timeout": 2, **PATIENT}
         tables = {"t": {"priority": 1}}
-        once = {"max_retries": 1, "retry_delay": 1}
+        once = {"max_retries": 1, "retry_delay": 0, "workers": 2}
         with (
             closed_gate(source.dsn) as gate,
             under_way(source, source=more, run=once, tables=tables) as run,
         ):
-            gate.reached()
+            # Both: a reader that is about to connect waits for half a minute, in connectorx.
+            gate.reached(2)
             until(lambda: landed(source, "t"))
             proxy.refuse()
             proxy.cut()

@@ -26,7 +26,7 @@ from bronze.table import files
 IN_MEMORY = settings(derandomize=True, database=None, deadline=None, max_examples=200)
 ON_DISK = settings(
     IN_MEMORY,
-    max_examples=60,
+    max_examples=40,
     phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),
 )

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
+    initialize,
     precondition,
     rule,
     run_state_machine_as_test,
@@ -44,7 +45,7 @@ KEYS = st.lists(st.integers(1, 40), min_size=1, max_size=12, unique=True)
 VALUES = st.sampled_from(["", "a", "é", "NaN", "x" * 50, "\x01", None])
 # Keys of transactions that stay open, which nobody else waits for.
 LATE = 1000
-EXAMPLES = int(os.environ.get("BRONZE_SOAK_EXAMPLES", "4"))
+EXAMPLES = int(os.environ.get("BRONZE_SOAK_EXAMPLES", "40"))
 _numbers = itertools.count()
 
 
@@ -53,7 +54,7 @@ class Death(BaseException):
 
 
 class Machine(RuleBasedStateMachine):
-    """One table of the source, and a lake for each pattern."""
+    """One table of the source, and lakes of some patterns."""
 
     def __init__(self, source: Source, folder: Path, patch: pytest.MonkeyPatch) -> None:
         """Begins with an empty table and no lake."""
@@ -64,6 +65,7 @@ class Machine(RuleBasedStateMachine):
         self.columns = 0
         self.late = 0
         self.open: psycopg.Connection[Any] | None = None
+        self.lakes: list[str] = []
         self.ever: dict[str, set[int]] = {lake: set() for lake in LAKES}
         source.execute("DROP TABLE IF EXISTS t")
         source.execute(
@@ -80,6 +82,12 @@ class Machine(RuleBasedStateMachine):
         return self.source.settings(
             lake={"root": str(self.folder / lake)}, tables={"t": LAKES[lake]}
         )
+
+    # With all lakes in one story, few of them would be landed in more than once.
+    @initialize(lakes=st.lists(st.sampled_from(sorted(LAKES)), min_size=1, max_size=2, unique=True))
+    def choose(self, lakes: list[str]) -> None:
+        """The story is about one lake, or two."""
+        self.lakes = lakes
 
     @rule(keys=KEYS, value=VALUES)
     def write(self, keys: list[int], value: str | None) -> None:
@@ -161,9 +169,26 @@ class Machine(RuleBasedStateMachine):
         """A column goes, if it is there."""
         self.source.execute(f"ALTER TABLE t DROP COLUMN IF EXISTS c{number}")
 
-    @rule(lake=st.sampled_from(sorted(LAKES)))
-    def run(self, lake: str) -> None:
-        """A run lands what is there."""
+    @rule()
+    def run(self) -> None:
+        """Runs land what is there."""
+        for lake in self.lakes:
+            self.land(lake)
+
+    @rule(keys=KEYS, value=VALUES)
+    def write_and_run(self, keys: list[int], value: str | None) -> None:
+        """What has just been written lands."""
+        self.write(keys, value)
+        self.run()
+
+    @rule(keys=KEYS)
+    def delete_and_run(self, keys: list[int]) -> None:
+        """What has just been deleted is seen to be gone."""
+        self.delete(keys)
+        self.run()
+
+    def land(self, lake: str) -> None:
+        """A run lands what is there, and another one finds nothing more."""
         found = self.settings(lake)
         before = feed.positions(self.table(lake)) if self.table(lake).exists() else []
         (result,) = pipeline.run(found).tables
@@ -173,13 +198,10 @@ class Machine(RuleBasedStateMachine):
         (again,) = pipeline.run(found).tables
         assert (again.status, again.files) == ("unchanged", 0)
 
-    @rule(
-        lake=st.sampled_from(sorted(LAKES)),
-        point=st.sampled_from(failpoint.POINTS),
-        times=st.integers(1, 3),
-    )
-    def die(self, lake: str, point: str, times: int) -> None:
+    @rule(data=st.data(), point=st.sampled_from(failpoint.POINTS), times=st.integers(1, 3))
+    def die(self, data: st.DataObject, point: str, times: int) -> None:
         """A run dies somewhere; what is visible is whole."""
+        lake = data.draw(st.sampled_from(self.lakes))
         left = times
 
         def reach(name: str) -> None:
@@ -199,15 +221,16 @@ class Machine(RuleBasedStateMachine):
             assert feed.faults(self.table(lake)) == []
             self.ever[lake] |= set(pl.read_delta(str(self.table(lake)))["id"])
 
-    @rule(lake=st.sampled_from(sorted(LAKES)))
-    def maintain(self, lake: str) -> None:
+    @rule()
+    def maintain(self) -> None:
         """Maintenance changes nothing that one can see."""
-        if not self.table(lake).exists():
-            return
-        before = pl.read_delta(str(self.table(lake)))
-        assert maintain.maintain(self.settings(lake)).exit_code == 0
-        after = pl.read_delta(str(self.table(lake)))
-        assert sorted(map(repr, before.rows())) == sorted(map(repr, after.rows()))
+        for lake in self.lakes:
+            if not self.table(lake).exists():
+                continue
+            before = pl.read_delta(str(self.table(lake)))
+            assert maintain.maintain(self.settings(lake)).exit_code == 0
+            after = pl.read_delta(str(self.table(lake)))
+            assert sorted(map(repr, before.rows())) == sorted(map(repr, after.rows()))
 
     def table(self, lake: str) -> Path:
         """The folder of a lake's table."""
@@ -255,7 +278,7 @@ def _driven(source: Source, folder: Path, examples: int, steps: int) -> None:
 @pytest.mark.timeout(120)
 def test_a_little_of_everything(source: Source, tmp_path: Path) -> None:
     """Some short stories."""
-    _driven(source, tmp_path, 5, 12)
+    _driven(source, tmp_path, 4, 10)
 
 
 @pytest.mark.soak

@@ -31,11 +31,11 @@ IN_DATABASE = settings(
     derandomize=True,
     database=None,
     deadline=None,
-    max_examples=30,
+    max_examples=20,
     phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
-IN_MEMORY = settings(derandomize=True, database=None, deadline=None, max_examples=100)
+IN_MEMORY = settings(derandomize=True, database=None, deadline=None, max_examples=60)
 
 
 @pytest.fixture
