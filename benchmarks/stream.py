@@ -60,10 +60,10 @@ END $$;
 """
 FILL = """
 INSERT INTO orders SELECT g, (g * 7919) % 100000, 'new', (g % 1000) / 7.0, now(), now()
-FROM generate_series(0, %(orders)s - 1) g;
+FROM generate_series(0::int8, %(orders)s - 1) g;
 INSERT INTO order_details SELECT g, g / 3, (g * 31) % 10000, 1 + g % 9, (g % 99999) / 100.0, 0.05,
     CASE WHEN g % 27 = 0 THEN 'gift' END
-FROM generate_series(0, %(orders)s * 3 - 1) g;
+FROM generate_series(0::int8, %(orders)s * 3 - 1) g;
 ANALYZE orders, order_details;
 """
 

@@ -18,7 +18,7 @@ import polars as pl
 import psycopg
 import pytest
 
-from bronze import config, pipeline
+from bronze import config, pipeline, stream
 from bronze.demo import inventory
 from bronze.demo.server import Server
 from tests.content import differences
@@ -198,3 +198,44 @@ def test_a_table_without_a_key_stays_within_its_memory(lines: str, tmp_path: Pat
     first, second = outcome(settings, "keyless"), outcome(settings, "keyless")
     assert (first["status"], second["status"]) == ("landed", "unchanged")
     assert max(first["peak"], second["peak"]) <= settings.run.memory
+
+
+STREAM = """
+import json, sys
+from pathlib import Path
+from bronze import config, stream
+settings = config.parse(json.loads(sys.argv[1]))
+(result,) = stream.stream(settings, sys.argv[2:], until_caught_up=True).tables
+status = Path("/proc/self/status").read_text()
+peak = int(status.partition("VmHWM:")[2].split()[0]) * 1024
+print(json.dumps({"status": result.status, "updated": result.updated, "peak": peak}))
+"""
+
+
+def test_a_stream_stays_within_its_memory(lines: str, tmp_path: Path) -> None:
+    """So does a stream: as it copies, with one transaction of half a million changes, with many."""
+    settings = settings_for(lines, tmp_path, "512MB", {"lines": {"pattern": "streaming"}})
+    peaks = [streamed(settings)["peak"]]
+    update = "UPDATE tests.lines SET quantity = quantity + 1 WHERE line_id % 4 = 1"
+    with psycopg.connect(lines, autocommit=True) as connection:
+        connection.execute(update)
+        second = streamed(settings)
+        assert second["updated"] == 500_000
+        for part in range(200):
+            connection.execute(f"{update} AND line_id / 4 % 200 = {part}")
+    third = streamed(settings)
+    assert third["updated"] >= 500_000
+    peaks += [second["peak"], third["peak"]]
+    stream.drop(settings)
+    assert max(peaks) <= settings.run.memory, peaks
+    assert differences(settings) == {}
+
+
+def streamed(settings: config.Settings) -> dict[str, Any]:
+    """What a stream in a process of its own did until it had caught up, and its peak."""
+    document = settings.model_dump_json(by_alias=True, exclude_unset=True)
+    done = subprocess.run(
+        [sys.executable, "-c", STREAM, document, "lines"], stdout=subprocess.PIPE, check=True
+    )
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
