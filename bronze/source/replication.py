@@ -26,9 +26,9 @@ import numpy.typing as npt
 import psycopg
 from psycopg import pq
 
-from bronze.errors import Mismatch, SourceUnreachable
+from bronze.errors import Mismatch, SourceBusy, SourceUnreachable
 from bronze.model import Origin
-from bronze.source import pgoutput
+from bronze.source import pgoutput, slot
 from bronze.source.connect import explain, mapped
 from bronze.source.pgoutput import Described
 from bronze.source.statement import literal, quoted
@@ -101,7 +101,7 @@ class Receiver:
         self,
         origin: Origin,
         connection: psycopg.Connection[Any],
-        slot: str,
+        name: str,
         publication: str,
         tables: Iterable[int],
         *,
@@ -113,7 +113,7 @@ class Receiver:
         Args:
             origin: the source, for errors.
             connection: to the server, opened with ``replication=database``.
-            slot: the replication slot.
+            name: the replication slot's.
             publication: the publication.
             tables: the oids of the tables that are wanted.
             interval: the seconds for which transactions are gathered.
@@ -122,10 +122,12 @@ class Receiver:
         self._origin, self._connection, self._pg = origin, connection, connection.pgconn
         self._tables = frozenset(tables)
         self._interval, self._memory = interval, memory
-        self._start = _start(slot, publication)
+        self._name, self._start = name, _start(name, publication)
         self._relations: dict[int, Described] = {}
         self._open: dict[int, list[Any]] = {}
         self._marks: dict[int, list[tuple[int, int, int]]] = {}
+        # Of what is open, that of the tables that the transaction at hand has touched.
+        self._touched: dict[int, list[Any]] = {}
         self._kept = 0
         self._batch = Batch()
         self._begin: pgoutput.Begin | None = None
@@ -135,24 +137,45 @@ class Receiver:
         self._error: BaseException | None = None
         self._stopped = False
         self._flushed = self._idle = 0
-        self._told = 0.0
+        self._told, self._every = 0.0, _STATUS_EVERY
         self._folder = tempfile.TemporaryDirectory(prefix="bronze-stream-")
         self._numbers = itertools.count()
         self._thread = threading.Thread(target=self._run, name="bronze receiver", daemon=True)
 
     def __enter__(self) -> Receiver:
-        with mapped(self._origin):
-            result = self._pg.exec_(self._start.encode())
-            if result.status != pq.ExecStatus.COPY_BOTH:
-                raise psycopg.errors.error_from_result(result)
+        try:
+            with mapped(self._origin):
+                self._begun()
+        except BaseException:
+            self._close()
+            raise
         self._thread.start()
         return self
+
+    def _begun(self) -> None:
+        # While a batch waits nothing is read: the server has to hear from us unasked.
+        timeout = slot.timeout(self._connection)
+        self._every = min(_STATUS_EVERY, timeout / 4) if timeout else _STATUS_EVERY
+        result = self._pg.exec_(self._start.encode())
+        if result.status == pq.ExecStatus.COPY_BOTH:
+            return
+        error = psycopg.errors.error_from_result(result)
+        if isinstance(error, psycopg.errors.ObjectInUse):
+            raise SourceBusy(
+                f"The slot {self._name} is in use.",
+                hint="The server lets go of a connection that was cut after wal_sender_timeout.",
+                sqlstate=error.sqlstate or "",
+            ) from error
+        raise error
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._stopped = True
             self._lock.notify_all()
         self._thread.join()
+        self._close()
+
+    def _close(self) -> None:
         self._folder.cleanup()
         with suppress(psycopg.Error):
             self._connection.close()
@@ -238,7 +261,7 @@ class Receiver:
         )
 
     def _wait(self) -> None:
-        full = self._begin is None and self._batch.size >= self._memory
+        full = self._begin is None and self._batch.size + self._kept >= self._memory
         if full:
             # What is not read stays with the server.
             with self._lock:
@@ -255,8 +278,8 @@ class Receiver:
         kind = body[0]
         if kind in pgoutput.CHANGES:
             oid = int.from_bytes(body[1:5], "big")
-            if oid in self._open:
-                self._open[oid].append(body)
+            if oid in self._touched:
+                self._touched[oid].append(body)
                 self._kept += len(body) + _OVERHEAD
                 if self._kept > _PIECE:
                     self._pack()
@@ -266,8 +289,7 @@ class Receiver:
             self._begin = pgoutput.begin(body)
             if not self._batch.transactions:
                 self._batch.began = time.monotonic()
-            for oid in self._open:
-                self._mark(oid)
+            self._touched = {}
         elif kind == pgoutput.COMMIT:
             self._committed(pgoutput.commit(body))
         elif kind == pgoutput.RELATION:
@@ -277,9 +299,16 @@ class Receiver:
                 self._empty(oid)
 
     def _first(self, oid: int, body: Any) -> None:
+        begin = self._begin
+        if begin is None:
+            raise Mismatch("The stream has a change outside of a transaction.")
         self._table(oid)
-        self._open[oid] = [body]
-        self._mark(oid, 0)
+        messages = self._open.setdefault(oid, [])
+        mark = (len(messages), begin.position, begin.committed)
+        self._marks.setdefault(oid, []).append(mark)
+        messages.append(body)
+        self._kept += len(body) + _OVERHEAD
+        self._touched[oid] = messages
 
     def _table(self, oid: int) -> Gathered:
         if oid not in self._batch.tables:
@@ -287,13 +316,6 @@ class Receiver:
                 raise Mismatch(f"The stream did not describe the relation {oid}.")
             self._batch.tables[oid] = Gathered(self._relations[oid])
         return self._batch.tables[oid]
-
-    def _mark(self, oid: int, start: int | None = None) -> None:
-        begin = self._begin
-        if begin is None:
-            raise Mismatch("The stream has a change outside of a transaction.")
-        at = len(self._open[oid]) if start is None else start
-        self._marks.setdefault(oid, []).append((at, begin.position, begin.committed))
 
     def _describe(self, described: Described) -> None:
         oid = described.oid
@@ -309,6 +331,7 @@ class Receiver:
                 _remove(piece)
             gathered.pieces.clear()
             self._open.pop(oid, None)
+            self._touched.pop(oid, None)
             self._marks.pop(oid, None)
             gathered.emptied = self._begin.position
 
@@ -333,7 +356,7 @@ class Receiver:
                 piece.path = Path(self._folder.name) / str(next(self._numbers))
                 piece.path.write_bytes(piece.data)
                 piece.data = b""
-        self._open, self._marks, self._kept = {}, {}, 0
+        self._open, self._marks, self._touched, self._kept = {}, {}, {}, 0
 
     def _offer(self) -> None:
         """Hands the batch over if it is due and somebody waits for it."""
@@ -370,7 +393,7 @@ class Receiver:
 
     def _status(self, last: bool = False) -> None:
         now = time.monotonic()
-        if now - self._told < _STATUS_EVERY and not last:
+        if now - self._told < self._every and not last:
             return
         self._told = now
         with self._lock:
@@ -388,9 +411,9 @@ def _remove(piece: Piece) -> None:
         piece.path.unlink(missing_ok=True)
 
 
-def _start(slot: str, publication: str) -> str:
+def _start(name: str, publication: str) -> str:
     return (
-        f"START_REPLICATION SLOT {quoted(slot)} LOGICAL 0/0"
+        f"START_REPLICATION SLOT {quoted(name)} LOGICAL 0/0"
         f" (proto_version '1', publication_names {literal(quoted(publication))})"
     )
 
