@@ -41,7 +41,7 @@ class Wire:
             found.append(message[_FRAME:])
             kind, body = found[-1][0], found[-1]
             if kind == pgoutput.RELATION:
-                described = pgoutput.relation(memoryview(body))
+                described = pgoutput.relation(body)
                 self.relations[described.oid] = described
             elif kind == pgoutput.COMMIT and self._ends(found):
                 return found

@@ -128,7 +128,7 @@ class Receiver:
         self._marks: dict[int, list[tuple[int, int, int]]] = {}
         # Of what is open, that of the tables that the transaction at hand has touched.
         self._touched: dict[int, list[Any]] = {}
-        self._kept = 0
+        self._kept, self._full = 0, False
         self._batch = Batch()
         self._begin: pgoutput.Begin | None = None
         self._lock = threading.Condition()
@@ -221,7 +221,7 @@ class Receiver:
         try:
             while not self._stopped:
                 self._status()
-                if not self._received():
+                if self._full or not self._received():
                     self._wait()
                 self._offer()
             with suppress(psycopg.Error):
@@ -250,6 +250,8 @@ class Receiver:
                 self._take_in(message)
             elif message[0] == _ALIVE:
                 self._alive(message)
+            if self._full:
+                return True
         return True
 
     def _ended(self) -> None:
@@ -261,8 +263,7 @@ class Receiver:
         )
 
     def _wait(self) -> None:
-        full = self._begin is None and self._batch.size + self._kept >= self._memory
-        if full:
+        if self._full:
             # What is not read stays with the server.
             with self._lock:
                 self._lock.wait(_PATIENCE)
@@ -342,6 +343,7 @@ class Receiver:
         batch.position = end
         batch.committed = begin.committed if begin else 0
         batch.transactions += 1
+        self._full = batch.size + self._kept >= self._memory
         self._offer()
 
     def _pack(self) -> None:
@@ -376,7 +378,7 @@ class Receiver:
         with self._lock:
             if self._ready is None and (self._waiting or batch.size + self._kept > self._memory):
                 self._pack()
-                self._ready, self._batch = batch, Batch()
+                self._ready, self._batch, self._full = batch, Batch(), False
                 self._lock.notify_all()
 
     def _idle_at(self, position: int) -> None:

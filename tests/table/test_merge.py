@@ -968,7 +968,8 @@ def held_to(
 ) -> None:
     """The table and its feed say that rows became others (by key; None: they went)."""
     kept = {_values(PLAIN, one)["id"]: one for one in before}
-    wanted = [row for row in (kept | after).values() if row is not None]
+    both: dict[int, Row | None] = {**kept, **after}
+    wanted = [row for row in both.values() if row is not None]
     assert bench.content() == Counter(map(bits, wanted))
     told: Counter[tuple[str, str]] = Counter()
     for number, new in after.items():
