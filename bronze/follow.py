@@ -14,7 +14,7 @@ from bronze import difference, failpoint
 from bronze.config import Settings
 from bronze.difference import Difference, Edit
 from bronze.engine import Course, Task
-from bronze.errors import BronzeError, CommitConflict, Mismatch
+from bronze.errors import BronzeError, CommitConflict
 from bronze.landing import book_rejected
 from bronze.model import DataFile, Stamp
 from bronze.net import Net, Netted, net
@@ -121,18 +121,13 @@ def landing(
     """The course of one table and one batch.
 
     Returns:
-        What was done; a failure of this table alone is in it.
-
-    Raises:
-        LakeUnreachable: nothing can be written now; the batch may be landed again.
+        What was done; a failure is in it. After `LakeUnreachable` the batch may be landed again.
     """
     try:
         return (yield from _landed(settings, following, gathered, batch, stamp))
     except BronzeError as error:
         with suppress(BronzeError):
             commit.discard(following.plan.target.place, stamp.batch_id)
-        if error.retry and not isinstance(error, (CommitConflict, Mismatch)):
-            raise
         return Followed(following, error=error)
 
 

@@ -16,6 +16,7 @@ from bronze.prepare import Target
 from bronze.source import connect
 from bronze.source.catalog import Relation
 from bronze.source.connect import Connection
+from bronze.source.slot import Session
 
 _log = logging.getLogger(__name__)
 
@@ -110,6 +111,7 @@ class Line:
         tally: what the stream has done so far, on earlier lines too.
         notify: is told of each batch.
         copied: is told of the progress of copies.
+        mine: the sessions at the server.
         done: the position before which everything has landed.
         lag: the bytes of the source's log behind it.
     """
@@ -123,6 +125,7 @@ class Line:
     tally: Tally
     notify: Notify
     copied: pipeline.Notify
+    mine: list[Session]
     done: int = 0
     lag: int = 0
 

@@ -52,7 +52,7 @@ _LONGEST_LEAVING = 120.0
 _GUARD_EVERY = 10.0
 _LOOK_EVERY = 60.0
 _LONGEST_PAUSE = 60.0
-# A stream that has gone well for so long begins to count its interruptions anew.
+# A stream that has gone well for so long, or landed anything, counts its interruptions anew.
 _STEADY = 60.0
 # Of the memory beside the libraries and the merging, a batch may take this share: one is landed,
 # one is ready and one is gathered, and each grows as it is taken apart.
@@ -89,10 +89,11 @@ def stream(
     stop = stop or threading.Event()
     name = _source(settings, tables)
     failures, known = 0, False
+    mine: list[slot.Session] = []
     while not stop.is_set():
-        started = time.monotonic()
+        started, landed = time.monotonic(), tally.batches
         try:
-            with _opened(settings, name, stop, tally, notify, copied, known) as line:
+            with _opened(settings, name, stop, tally, notify, copied, mine) as line:
                 targets = _streamed(line, tables)
                 known = True
                 _Session(line, targets).follow(until_caught_up)
@@ -101,7 +102,8 @@ def stream(
             break
         except BronzeError as error:
             passing = error.retry or isinstance(error, LakeUnreachable)
-            failures = 1 if time.monotonic() - started > _STEADY else failures + 1
+            well = tally.batches > landed or time.monotonic() - started > _STEADY
+            failures = 1 if well else failures + 1
             given_up = until_caught_up and failures > settings.run.max_retries
             if not known or not passing or given_up:
                 raise
@@ -163,8 +165,9 @@ def _opened(
     tally: Tally,
     notify: Notify,
     copied: pipeline.Notify,
-    known: bool,
+    mine: list[slot.Session],
 ) -> Iterator[Line]:
+    """A line; ``mine`` are the sessions at the server of the last one, and then of this one."""
     own, published = settings.stream.names(name)
     with ExitStack() as stack:
         origin = replace(settings.origin(name), application_name=f"bronze stream {own}")
@@ -172,8 +175,11 @@ def _opened(
         control = stack.enter_context(connect.connect(origin))
         connect.locate(origin, control)
         with connect.mapped(origin):
-            _claim(control, own, known, stop)
-            yield Line(settings, origin, control, own, published, stop, tally, notify, copied)
+            # Where a connection fell silent, the server keeps its session for hours.
+            slot.end(control, mine)
+            _claim(control, own, bool(mine), stop)
+            mine[:] = [slot.session(control)]
+            yield Line(settings, origin, control, own, published, stop, tally, notify, copied, mine)
 
 
 def _claim(control: Connection, own: str, known: bool, stop: threading.Event) -> None:
@@ -182,7 +188,9 @@ def _claim(control: Connection, own: str, known: bool, stop: threading.Event) ->
     patience = cut if known else _LEAVING
     until = time.monotonic() + patience
     while not slot.claim(control, own):
-        if time.monotonic() >= until or stop.wait(_PATIENCE / 10):
+        if stop.wait(_PATIENCE / 10):
+            raise Stopped
+        if time.monotonic() >= until:
             raise SourceRefused(
                 f"Another copy of bronze is streaming from the slot {own}.",
                 hint="Stop it first; or give this one a [stream] slot of its own.",
@@ -249,14 +257,18 @@ class _Session:
 
     def _receiver(self) -> Receiver:
         line, memory = self._line, self._settings.run.memory
+        sender = slot.walsender(line.origin)
+        line.mine.append(slot.session(sender))
         return Receiver(
             line.origin,
-            slot.walsender(line.origin),
+            sender,
             line.slot,
             line.publication,
             self._followings,
             interval=self._settings.stream.interval,
             memory=max(_LEAST_BATCH, (memory - _BASE) // _SHARE),
+            # Nobody answers there either, and who waits for it would wait for ever.
+            lost=lambda: connect.cut(line.control),
         )
 
     def _land(self, pool: Executor, batch: Batch) -> None:
@@ -283,6 +295,7 @@ class _Session:
     def _landed(self, pool: Executor, batch: Batch, stamp: Stamp) -> None:
         line = self._line
         misfits: list[Following] = []
+        unreachable: list[LakeUnreachable] = []
         courses = []
         for oid, gathered in batch.tables.items():
             following = self._followings.get(oid)
@@ -297,9 +310,15 @@ class _Session:
                 line.say(f"{one.following.label} is compared: {one.error.message}")
                 misfits.append(one.following)
                 continue
+            if isinstance(one.error, LakeUnreachable):
+                unreachable.append(one.error)
+                continue
             one.following.error = one.error
             line.tally.followed(one)
         failpoint.reach("landed")
+        # Only now: what raises while others are landed would leave their files lying about.
+        if unreachable:
+            raise unreachable[0]
         if misfits:
             self._compare(misfits)
 

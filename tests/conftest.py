@@ -80,11 +80,11 @@ def source(server: Server, tmp_path: Path) -> Iterator[Source]:
         create = sql.SQL("CREATE DATABASE {} STRATEGY file_copy")
         admin.execute(create.format(sql.Identifier(name)))
         yield Source(server.dsn(name), tmp_path / "lake")
-        _without_slots(admin, name)
+        without_slots(admin, name)
         admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
-def _without_slots(admin: psycopg.Connection[Any], database: str) -> None:
+def without_slots(admin: psycopg.Connection[Any], database: str) -> None:
     """Drops the slots of a database, which cannot be dropped as long as it has any."""
     for _ in range(500):
         left = admin.execute(

@@ -1,4 +1,6 @@
-"""Ways to get between bronze and its source: a TCP proxy that cuts, and a gate that stops reads."""
+"""Ways to get between bronze and its source: a TCP proxy that cuts or falls silent, and a gate that
+stops reads.
+"""
 
 from __future__ import annotations
 
@@ -71,6 +73,7 @@ class Proxy:
     def __init__(self, *targets: tuple[str, int]) -> None:
         self._targets = cycle(targets)
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        self._quiet = threading.Event()
         self._lock = threading.Lock()
         self._listener: socket.socket | None = None
         self._threads: list[threading.Thread] = []
@@ -99,6 +102,14 @@ class Proxy:
             self._listener.close()
             self._listener = None
 
+    def stall(self) -> None:
+        """Passes nothing more on over the connections that are there, which stay open all the same
+        until they are cut.
+        """
+        with self._lock:
+            self._quiet.set()
+            self._quiet = threading.Event()
+
     def cut(self) -> None:
         """Cuts all connections that are there."""
         with self._lock:
@@ -114,7 +125,7 @@ class Proxy:
         for thread in self._threads:
             thread.join()
 
-    def _start(self, target: Callable[..., None], *arguments: socket.socket) -> None:
+    def _start(self, target: Callable[..., None], *arguments: object) -> None:
         thread = threading.Thread(target=target, args=arguments, daemon=True)
         self._threads.append(thread)
         thread.start()
@@ -132,21 +143,26 @@ class Proxy:
                 continue
             with self._lock:
                 self._pairs.append((near, far))
-            self._start(self._passing, near, far)
+                quiet = self._quiet
+            self._start(self._passing, near, far, quiet)
 
-    def _passing(self, near: socket.socket, far: socket.socket) -> None:
-        back = threading.Thread(target=_pump, args=(far, near), daemon=True)
+    def _passing(self, near: socket.socket, far: socket.socket, quiet: threading.Event) -> None:
+        back = threading.Thread(target=_pump, args=(far, near, quiet), daemon=True)
         back.start()
-        _pump(near, far)
+        _pump(near, far, quiet)
         back.join()
         near.close()
         far.close()
 
 
-def _pump(source: socket.socket, sink: socket.socket) -> None:
+def _pump(source: socket.socket, sink: socket.socket, quiet: threading.Event) -> None:
     with suppress(OSError):
         while data := source.recv(1 << 16):
-            sink.sendall(data)
+            # What comes is still taken: a network that loses it lets neither side's buffers fill.
+            if not quiet.is_set():
+                sink.sendall(data)
+        if quiet.is_set():
+            return
     for sock in (source, sink):
         with suppress(OSError):
             sock.shutdown(socket.SHUT_RDWR)

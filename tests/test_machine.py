@@ -23,14 +23,15 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from bronze import failpoint, maintain, pipeline
+from bronze import failpoint, maintain, pipeline, stream
 from bronze.config import Settings
 from bronze.model import DELETED
-from bronze.table import layout
+from bronze.table import layout, log
 from bronze.table.history import KIND
 from tests import feed
 from tests.conftest import Source
 from tests.content import differences
+from tests.proxy import until
 
 LAKES: Mapping[str, Mapping[str, Any]] = {
     "full": {},
@@ -40,6 +41,7 @@ LAKES: Mapping[str, Mapping[str, Any]] = {
     "history": {"pattern": "batch", "history": True},
     "dated": {"pattern": "batch", "partition_by": "day"},
     "clustered": {"pattern": "batch", "cluster_by": ["v", "id"]},
+    "streamed": {"pattern": "streaming"},
 }
 KEYS = st.lists(st.integers(1, 40), min_size=1, max_size=12, unique=True)
 VALUES = st.sampled_from(["", "a", "é", "NaN", "x" * 50, "\x01", None])
@@ -59,13 +61,16 @@ class Machine(RuleBasedStateMachine):
     def __init__(self, source: Source, folder: Path, patch: pytest.MonkeyPatch) -> None:
         """Begins with an empty table and no lake."""
         super().__init__()
-        self.source, self.folder, self.patch = source, folder / str(next(_numbers)), patch
+        self.number = next(_numbers)
+        self.source, self.folder, self.patch = source, folder / str(self.number), patch
         self.rows: dict[int, str | None] = {}
+        self.existed: set[int] = set()
         self.pending: dict[int, str | None] = {}
         self.columns = 0
         self.late = 0
         self.open: psycopg.Connection[Any] | None = None
         self.lakes: list[str] = []
+        self.following = False
         self.ever: dict[str, set[int]] = {lake: set() for lake in LAKES}
         source.execute("DROP TABLE IF EXISTS t")
         source.execute(
@@ -73,14 +78,19 @@ class Machine(RuleBasedStateMachine):
         )
 
     def teardown(self) -> None:
-        """Nothing is left open."""
+        """Nothing is left open, and no slot is left."""
         if self.open:
             self.open.close()
+        if "streamed" in self.lakes:
+            until(lambda: not self.source.execute("SELECT FROM pg_replication_slots WHERE active"))
+            stream.drop(self.settings("streamed"))
 
     def settings(self, lake: str) -> Settings:
         """The config of one lake."""
         return self.source.settings(
-            lake={"root": str(self.folder / lake)}, tables={"t": LAKES[lake]}
+            lake={"root": str(self.folder / lake)},
+            tables={"t": LAKES[lake]},
+            stream={"interval": 0, "slot": f"machine_{self.number}"},
         )
 
     # With all lakes in one story, few of them would be landed in more than once.
@@ -100,6 +110,7 @@ class Machine(RuleBasedStateMachine):
             keys,
         )
         self.rows |= dict.fromkeys(keys, value)
+        self.existed |= set(keys)
 
     @rule()
     def touch(self) -> None:
@@ -119,6 +130,7 @@ class Machine(RuleBasedStateMachine):
         if old in self.rows and new not in self.rows:
             self.source.execute("UPDATE t SET id = %s, at = now() WHERE id = %s", new, old)
             self.rows[new] = self.rows.pop(old)
+            self.existed.add(new)
 
     @precondition(lambda self: self.open is None)
     @rule(value=VALUES)
@@ -141,6 +153,7 @@ class Machine(RuleBasedStateMachine):
         if commits:
             self.open.commit()
             self.rows |= self.pending
+            self.existed |= set(self.pending)
         self.open.close()
         self.open, self.pending = None, {}
 
@@ -161,12 +174,14 @@ class Machine(RuleBasedStateMachine):
     def add_column(self, default: str) -> None:
         """A column comes."""
         self.columns += 1
+        self.following = False
         self.source.execute(f"ALTER TABLE t ADD c{self.columns} int {default}")
 
     @precondition(lambda self: self.open is None and self.columns)
     @rule(number=st.integers(1, 5))
     def drop_column(self, number: int) -> None:
         """A column goes, if it is there."""
+        self.following = False
         self.source.execute(f"ALTER TABLE t DROP COLUMN IF EXISTS c{number}")
 
     @rule()
@@ -189,20 +204,58 @@ class Machine(RuleBasedStateMachine):
 
     def land(self, lake: str) -> None:
         """A run lands what is there, and another one finds nothing more."""
+        if lake == "streamed":
+            self.stream()
+            return
         found = self.settings(lake)
-        before = feed.positions(self.table(lake)) if self.table(lake).exists() else []
+        before = self.positions(lake)
         (result,) = pipeline.run(found).tables
         assert result.error is None
         self.check(lake)
-        assert feed.positions(self.table(lake))[: len(before)] == before
+        assert self.positions(lake)[: len(before)] == before
         (again,) = pipeline.run(found).tables
         assert (again.status, again.files) == ("unchanged", 0)
+
+    def stream(self) -> None:
+        """A stream lands what is there, and another one finds nothing more."""
+        if not self.following:
+            self.finish()
+        found, before = self.settings("streamed"), self.positions("streamed")
+        result = stream.stream(found, until_caught_up=True)
+        assert [table.error for table in result.tables if table.error] == []
+        self.following = True
+        self.check("streamed")
+        now = self.positions("streamed")
+        assert now[: len(before)] == before
+        assert now == sorted(now)
+        state = log.read(found.place("bronze", "bz_t"))
+        assert stream.stream(found, until_caught_up=True).tables == ()
+        again = log.read(found.place("bronze", "bz_t"))
+        assert state is not None
+        assert again is not None
+        assert again.version == state.version
+
+    def finish(self) -> None:
+        """No transaction is open any more: a new slot would wait for it."""
+        if self.open:
+            self.end(commits=True)
+
+    def positions(self, lake: str) -> list[int]:
+        """The positions that a lake's table has reached so far."""
+        return feed.positions(self.table(lake)) if self.landed(lake) else []
+
+    def landed(self, lake: str) -> bool:
+        """Whether a lake's table is there."""
+        return (self.table(lake) / "_delta_log").exists()
 
     @rule(data=st.data(), point=st.sampled_from(failpoint.POINTS), times=st.integers(1, 3))
     def die(self, data: st.DataObject, point: str, times: int) -> None:
         """A run dies somewhere; what is visible is whole."""
         lake = data.draw(st.sampled_from(self.lakes))
         left = times
+        if lake == "streamed":
+            self.finish()
+            self.following = False
 
         def reach(name: str) -> None:
             nonlocal left
@@ -213,11 +266,14 @@ class Machine(RuleBasedStateMachine):
         with self.patch.context() as patch:
             patch.setattr(failpoint, "reach", reach)
             try:
-                pipeline.run(self.settings(lake))
+                if lake == "streamed":
+                    stream.stream(self.settings(lake), until_caught_up=True)
+                else:
+                    pipeline.run(self.settings(lake))
                 maintain.maintain(self.settings(lake))
             except Death:
                 pass
-        if self.table(lake).exists() and (self.table(lake) / "_delta_log").exists():
+        if self.landed(lake):
             assert feed.faults(self.table(lake)) == []
             self.ever[lake] |= set(pl.read_delta(str(self.table(lake)))["id"])
 
@@ -247,7 +303,10 @@ class Machine(RuleBasedStateMachine):
         assert dict(live.select("id", "v").rows()) == self.rows
         self.ever[lake] |= set(self.rows)
         gone = set() if lake == "removing" else self.ever[lake] - set(self.rows)
-        assert set(frame.filter(pl.col("record_status") == DELETED)["id"]) == gone
+        marked = set(frame.filter(pl.col("record_status") == DELETED)["id"])
+        assert gone <= marked
+        # A stream lands rows, too, that come and go between two of its landings here.
+        assert marked <= (self.existed - set(self.rows) if lake == "streamed" else gone)
         assert differences(self.settings(lake)) == {}
         assert feed.faults(self.table(lake)) == []
 

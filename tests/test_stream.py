@@ -20,6 +20,7 @@ import pytest
 
 from bronze import check, pipeline, stream
 from bronze.config import Settings
+from bronze.demo.server import Server
 from bronze.errors import ConfigError, SourceRefused, TableRefused
 from bronze.model import StreamResult
 from bronze.stream import Step
@@ -27,6 +28,7 @@ from bronze.table import log
 from tests import feed
 from tests.conftest import Source
 from tests.content import differences
+from tests.proxy import proxied
 
 TABLE = "CREATE TABLE t (id int PRIMARY KEY, v text, n numeric(10,2), at timestamptz DEFAULT now())"
 STREAMED: Mapping[str, Any] = {"t": {"pattern": "streaming"}}
@@ -523,6 +525,64 @@ def test_a_connection_that_is_cut_is_made_again(source: Source) -> None:
             source.execute(cut)
             until(lambda number=number: rows(source).height == number + 1)  # type: ignore[misc]
     assert any("Again" in step.note for step in steps)
+    proven(source, given)
+
+
+def test_interruptions_are_counted_anew_once_something_has_landed(source: Source) -> None:
+    """However often the connection is cut, a stream that lands in between is back at once."""
+    source.execute(TABLE)
+    given = settings(source, retry_delay=1)
+    cut = (
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE application_name ~ '^bronze stream'"
+    )
+    with streaming(given) as steps:
+        until(lambda: steps)
+        for number in range(4):
+            source.execute("INSERT INTO t VALUES (%s)", number)
+            until(lambda number=number: rows(source).height == number + 1)  # type: ignore[misc]
+            source.execute(cut)
+            told = number + 1
+            until(lambda told=told: sum("Again" in s.note for s in steps) == told)  # type: ignore[misc]
+        source.execute("INSERT INTO t VALUES (9)")
+        until(lambda: rows(source).height == 5)
+    notes = [step.note for step in steps if step.note]
+    assert [note for note in notes if not note.endswith(("Again in 0 s.", "Again in 1 s."))] == []
+
+
+def test_a_server_that_says_nothing_is_left(source: Source, server: Server) -> None:
+    """A connection over which nothing comes any more is made again, though nobody closed it."""
+    source.execute(TABLE)
+    ((database,),) = source.execute("SELECT current_database()")
+    source.execute(f"ALTER DATABASE {database} SET wal_sender_timeout = '1s'")
+    with proxied(server) as proxy:
+        given = settings(Source(proxy.dsn(database), source.lake), retry_delay=0)
+        with streaming(given) as steps:
+            until(lambda: steps)
+            source.execute("INSERT INTO t VALUES (1)")
+            until(lambda: any(step.changes for step in steps))
+            proxy.stall()
+            source.execute("INSERT INTO t VALUES (2)")
+            until(lambda: rows(source).height == 2)
+    assert any("has not said a word" in step.note for step in steps)
+    proven(source, settings(source))
+
+
+def test_a_lake_without_room_is_waited_for(source: Source) -> None:
+    """No table is given up because nothing can be written for a while."""
+    resource = pytest.importorskip("resource")
+    source.execute(TABLE)
+    given = settings(source, retry_delay=1)
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with streaming(given) as steps:
+        until(lambda: steps)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+        try:
+            source.execute("INSERT INTO t VALUES (1)")
+            until(lambda: any("no space left" in step.note for step in steps))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        until(lambda: rows(source).height == 1)
     proven(source, given)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import psycopg
 from psycopg import errors as pg
@@ -116,6 +116,15 @@ def connect(origin: Origin) -> Connection:
             connection.close()
             raise
         return connection
+
+
+def cut(connection: Connection) -> None:
+    """Cuts a connection from another thread: whoever waits for an answer on it gets an error."""
+    with (
+        suppress(OSError, psycopg.Error),
+        socket.fromfd(connection.fileno(), socket.AF_INET, socket.SOCK_STREAM) as twin,
+    ):
+        twin.shutdown(socket.SHUT_RDWR)
 
 
 def _pin(connection: Connection, origin: Origin) -> None:

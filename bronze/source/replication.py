@@ -15,7 +15,7 @@ import struct
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +38,8 @@ _PIECE = 8 * 2**20
 # A message's share of memory beside its bytes.
 _OVERHEAD = 60
 _STATUS_EVERY = 5.0
+# A process that was just killed may hold its slot for a moment.
+_BUSY_PATIENCE = 5.0
 _PATIENCE = 0.05
 # Of the frame around each message: its kind, two positions and a time.
 _FRAME = 25
@@ -107,6 +109,7 @@ class Receiver:
         *,
         interval: float,
         memory: int,
+        lost: Callable[[], None] = lambda: None,
     ) -> None:
         """Takes over a connection in replication mode.
 
@@ -118,6 +121,8 @@ class Receiver:
             tables: the oids of the tables that are wanted.
             interval: the seconds for which transactions are gathered.
             memory: how many bytes a batch may take before the next one is begun.
+            lost: is told in the receiver's thread that the server has gone without a word: it has
+                been silent for longer than its wal_sender_timeout, though it was asked.
         """
         self._origin, self._connection, self._pg = origin, connection, connection.pgconn
         self._tables = frozenset(tables)
@@ -138,6 +143,7 @@ class Receiver:
         self._stopped = False
         self._flushed = self._idle = 0
         self._told, self._every = 0.0, _STATUS_EVERY
+        self._silence, self._heard, self._lost = 0.0, 0.0, lost
         self._folder = tempfile.TemporaryDirectory(prefix="bronze-stream-")
         self._numbers = itertools.count()
         self._thread = threading.Thread(target=self._run, name="bronze receiver", daemon=True)
@@ -145,28 +151,38 @@ class Receiver:
     def __enter__(self) -> Receiver:
         try:
             with mapped(self._origin):
-                self._begun()
+                self._silence = slot.timeout(self._connection)
+                until = time.monotonic() + _BUSY_PATIENCE
+                while not self._begun(last=time.monotonic() > until):
+                    time.sleep(_PATIENCE)
         except BaseException:
             self._close()
             raise
+        # While a batch waits nothing is read: the server has to hear from us unasked.
+        self._every = min(_STATUS_EVERY, self._silence / 4 or _STATUS_EVERY)
+        self._heard = time.monotonic()
         self._thread.start()
         return self
 
-    def _begun(self) -> None:
-        # While a batch waits nothing is read: the server has to hear from us unasked.
-        timeout = slot.timeout(self._connection)
-        self._every = min(_STATUS_EVERY, timeout / 4) if timeout else _STATUS_EVERY
+    def _begun(self, last: bool) -> bool:
+        """Asks for the stream; False while the slot is in somebody's use.
+
+        Raises:
+            SourceBusy: it still is, the ``last`` time.
+        """
         result = self._pg.exec_(self._start.encode())
         if result.status == pq.ExecStatus.COPY_BOTH:
-            return
+            return True
         error = psycopg.errors.error_from_result(result)
-        if isinstance(error, psycopg.errors.ObjectInUse):
+        if not isinstance(error, psycopg.errors.ObjectInUse):
+            raise error
+        if last:
             raise SourceBusy(
                 f"The slot {self._name} is in use.",
                 hint="The server lets go of a connection that was cut after wal_sender_timeout.",
                 sqlstate=error.sqlstate or "",
             ) from error
-        raise error
+        return False
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
@@ -267,11 +283,19 @@ class Receiver:
             # What is not read stays with the server.
             with self._lock:
                 self._lock.wait(_PATIENCE)
+            self._heard = time.monotonic()
             return
         due = self._batch.began + self._interval - time.monotonic()
         wait = min(_PATIENCE, max(due, 0.005)) if self._batch.transactions else _PATIENCE
         if select.select([self._pg.socket], [], [], wait)[0]:
             self._pg.consume_input()
+            self._heard = time.monotonic()
+        elif self._silence and time.monotonic() - self._heard > self._silence + self._every:
+            self._lost()
+            raise SourceUnreachable(
+                f"The source {self._origin.name} has not said a word for {self._silence:.0f} s.",
+                hint="A firewall or a proxy between may have lost the connection.",
+            )
 
     def _take_in(self, message: Any) -> None:
         # A copy is smaller than the buffer that libpq gives, with all that keeps it alive.

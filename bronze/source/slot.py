@@ -6,6 +6,7 @@ A position in the log (LSN) is an integer here, as everywhere in bronze.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -272,3 +273,28 @@ def claim(connection: Connection, name: str) -> bool:
     key = int.from_bytes(digest, signed=True)
     row: Any = connection.execute("SELECT pg_try_advisory_lock(%s)", [key]).fetchone()
     return bool(row[0])
+
+
+@dataclass(frozen=True)
+class Session:
+    """A session of ours at the server, told apart from a later one of the same process id."""
+
+    pid: int
+    began: str
+
+
+def session(connection: Connection) -> Session:
+    """The session of a connection."""
+    query = "SELECT pid, backend_start::text FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+    row: Any = connection.execute(query).fetchone()
+    return Session(*row)
+
+
+def end(connection: Connection, sessions: Iterable[Session]) -> None:
+    """Ends sessions whose connection was lost, where the server has not noticed it yet."""
+    query = (
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE pid = %s AND backend_start = %s::timestamptz"
+    )
+    for lost in sessions:
+        connection.execute(query, [lost.pid, lost.began])
