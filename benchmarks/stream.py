@@ -5,9 +5,9 @@ the total of one of the last thousand orders (``--random`` updates any order). T
 ``bronze stream`` in a process of its own; PostgreSQL runs on the same cores.
 
 ``catchup``: the stream is stopped, transactions of ``--changes`` row changes are committed, and the
-stream is timed until it has caught up. ``rates``: transactions are committed at a steady rate;
-the latency of each is the time until the record of the batch that it landed in is there. ``sizes``: the same at one rate, for tables of several
-sizes.
+stream is timed until it has caught up. ``rates``: transactions are committed at a steady rate; the
+latency of each is the time until the record of the batch that it landed in is there. Several
+``--rows`` show what the tables' size costs.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ END $$;
 """
 FILL = """
 INSERT INTO orders SELECT g, (g * 7919) % 100000, 'new', (g % 1000) / 7.0, now(), now()
-FROM generate_series(0, %(orders)s - 1) g;
+FROM generate_series(0::int8, %(orders)s - 1) g;
 INSERT INTO order_details SELECT g, g / 3, (g * 31) % 10000, 1 + g % 9, (g % 99999) / 100.0, 0.05,
     CASE WHEN g % 27 = 0 THEN 'gift' END
-FROM generate_series(0, %(orders)s * 3 - 1) g;
+FROM generate_series(0::int8, %(orders)s * 3 - 1) g;
 ANALYZE orders, order_details;
 """
 
@@ -178,12 +178,10 @@ def steady(shop: Shop, rate: int, seconds: int) -> dict[str, float]:
         last = moments[-1]
         _until(
             lambda: (
-                (shop.records()["source_commit_timestamp"].dt.epoch("us") >= (last - 0.5) * 1e6).any()
-            )
+                shop.records()["source_commit_timestamp"].dt.epoch("us") >= (last - 0.5) * 1e6
+            ).any()
         )
-    records = shop.records().filter(
-        pl.col("source_commit_timestamp").dt.epoch("us") >= began * 1e6
-    )
+    records = shop.records().filter(pl.col("source_commit_timestamp").dt.epoch("us") >= began * 1e6)
     landed = records["source_commit_timestamp"].dt.epoch("us").to_numpy() / 1e6
     known = records["recorded_timestamp"].dt.epoch("us").to_numpy() / 1e6
     at = np.searchsorted(landed, np.array(moments))
@@ -240,7 +238,7 @@ def shop(rows: int, reach: int, memory: str, **settings: str) -> Iterator[Shop]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("what", choices=("catchup", "rates", "sizes"))
+    parser.add_argument("what", choices=("catchup", "rates"))
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000])
     parser.add_argument("--changes", type=int, default=1_000_000)
     parser.add_argument("--rate", type=int, nargs="+", default=[100, 1_000, 5_000])

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bronze import drift, plan, prepare
+from bronze import drift, follow, plan, prepare
 from bronze.config import Settings
-from bronze.errors import LakeError, TableRefused
+from bronze.errors import BronzeError, LakeError, SourceRefused, TableRefused
 from bronze.model import Column, Failure
 from bronze.source import connect, snapshot
 from bronze.source.catalog import Relation
+from bronze.source.connect import Connection
+from bronze.source.publication import Wanting
 from bronze.table import log, store
 
 KEPT = "values Delta cannot hold become NULL and are kept in governance.rejected_values"
@@ -67,19 +69,43 @@ def check(settings: Settings, tables: Sequence[str] = ()) -> Report:
     """
     found: list[tuple[str, Relation]] = []
     visible: dict[str, bool] = {}
+    wanting: list[Wanting] = []
     for name, source in settings.source.items():
         origin = settings.origin(name)
         with connect.mapped(origin), connect.connect(origin) as connection:
-            found += [(name, r) for r in prepare.found(connection, name, source.schema_)]
+            mine = [(name, r) for r in prepare.found(connection, name, source.schema_)]
             visible[name] = snapshot.opened(connection).visible
+            wanting += _wanting(settings, name, connection, mine)
+            found += mine
     chosen = prepare.targets(settings, found, tables)
     store.prove_writable(settings.place(settings.lake.schema_, ""))
-    missing = () if tables else prepare.missing(settings, chosen)
+    missing: list[BronzeError] = [] if tables else [*prepare.missing(settings, chosen)]
+    missing += [SourceRefused(w.what, hint=w.mend) for w in wanting if not w.table]
+    unfit = {w.table: TableRefused(w.what, hint=w.mend, table=w.table) for w in wanting if w.table}
     left = _left(settings, chosen)
     return Report(
-        tuple(_table(target, visible[target.source], left) for target in chosen),
+        tuple(
+            _table(target, visible[target.source], left, unfit.get(target.label))
+            for target in chosen
+        ),
         tuple(error.failure() for error in missing),
     )
+
+
+def _wanting(
+    settings: Settings, name: str, connection: Connection, found: Sequence[tuple[str, Relation]]
+) -> tuple[Wanting, ...]:
+    """What keeps the tables of a source from being streamed that the config has streamed."""
+    relations = [
+        (name, relation)
+        for _, relation in found
+        if settings.table(name, relation.schema, relation.name).pattern == "streaming"
+        and settings.source[name].takes(relation.name)
+    ]
+    if not relations:
+        return ()
+    targets = prepare.targets(settings, relations, ())
+    return follow.fitted(connection, targets, *settings.stream.names(name))[1]
 
 
 def _left(settings: Settings, chosen: Sequence[prepare.Target]) -> dict[tuple[str, str], str]:
@@ -97,7 +123,10 @@ def _left(settings: Settings, chosen: Sequence[prepare.Target]) -> dict[tuple[st
 
 
 def _table(
-    target: prepare.Target, visible: bool, left: Mapping[tuple[str, str], str]
+    target: prepare.Target,
+    visible: bool,
+    left: Mapping[tuple[str, str], str],
+    unfit: TableRefused | None,
 ) -> TableReport:
     relation = target.relation
     columns: tuple[Column, ...] = ()
@@ -107,6 +136,8 @@ def _table(
         if not relation.readable:
             raise prepare.unreadable(target)
         columns = prepare.columns(target)
+        if unfit:
+            raise unfit
         state, settled, _ = plan.settle(target, visible)
         notes = settled.notes
         if state is None and (before := left.get((target.source, str(relation.oid)))):

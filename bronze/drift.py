@@ -127,6 +127,13 @@ def numbers(columns: Sequence[Column], relation: Relation) -> str:
     return json.dumps({c.target: known[c.name] for c in columns if c.name in known})
 
 
-def parts(relation: Relation) -> str:
-    """The property that tells whether the same heaps make up the table, its partitions or heirs."""
-    return hashlib.sha256(json.dumps(sorted(relation.parts)).encode()).hexdigest()[:16]
+def parts(relation: Relation, streamed: bool) -> str:
+    """The property that tells whether the same heaps make up the table, its partitions or heirs.
+
+    A stream does not tell that a partition was truncated: there it also tells whether their files
+    are the same.
+    """
+    known = sorted(relation.parts)
+    if streamed and relation.kind == "partitioned":
+        known += sorted(relation.stores)
+    return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]

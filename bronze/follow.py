@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import tenacity
 
@@ -19,7 +19,11 @@ from bronze.landing import book_rejected
 from bronze.model import DataFile, Stamp
 from bronze.net import Net, Netted, net
 from bronze.plan import Plan
+from bronze.prepare import Target
 from bronze.resume import STREAM
+from bronze.source import publication
+from bronze.source.connect import Connection
+from bronze.source.publication import Wanting
 from bronze.source.replication import Batch, Gathered
 from bronze.source.texts import Text
 from bronze.table import commit, log, store
@@ -78,6 +82,32 @@ class Followed:
     deleted: int = 0
     rejected: int = 0
     error: BronzeError | None = None
+
+
+def fitted(
+    connection: Connection, targets: Sequence[Target], own: str, published: str
+) -> tuple[list[Target], tuple[Wanting, ...]]:
+    """The tables with the keys by which a stream tells their rows apart, and what is missing.
+
+    Args:
+        connection: to the source.
+        targets: the tables.
+        own: the slot's name.
+        published: the publication's.
+    """
+    relations = [target.relation for target in targets]
+    known = publication.identity(connection, relations)
+    keyed = [_keyed(target, known.get(target.label, ())) for target in targets]
+    keys = {target.label: target.settings.key or target.relation.key for target in keyed}
+    return keyed, publication.wanting(connection, relations, keys, published, own)
+
+
+def _keyed(target: Target, identity: tuple[str, ...]) -> Target:
+    own, relation = target.settings, target.relation
+    whole = len(identity) == len(relation.attributes)
+    if own.key or not identity or whole or set(relation.key) <= set(identity):
+        return target
+    return replace(target, settings=own.model_copy(update={"key": identity}))
 
 
 def fits(following: Following, gathered: Gathered) -> bool:

@@ -110,10 +110,12 @@ def wished(settings: Settings, own: TableSettings) -> Wish:
     return Wish(by, settings.maintain.file_size)
 
 
-def improvement(settings: Settings, place: Place, wish: Wish, table: str) -> Course[Improved]:
-    """The course of `bronze.table.layout.improve`."""
+def improvement(
+    settings: Settings, place: Place, wish: Wish, table: str, share: int = 1
+) -> Course[Improved]:
+    """The course of `bronze.table.layout.improve`; of the memory it takes one ``share``-th."""
     steps = layout.steps(
-        place, wish, batch_id=str(uuid_utils.uuid7()), memory=units.each(settings.run)
+        place, wish, batch_id=str(uuid_utils.uuid7()), memory=units.each(settings.run) // share
     )
     try:
         work, jobs = next(steps)

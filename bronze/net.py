@@ -117,7 +117,9 @@ def _keys(job: Net) -> list[Text]:
 
 
 def _staged(job: Net, frames: Sequence[pl.DataFrame]) -> list[DataFile]:
-    file = files.write(frames, job.place, job.stamp.batch_id, job.stats)
+    # Keys alone have not all columns that the table has statistics of.
+    stats = [name for name in job.stats if all(name in frame.columns for frame in frames)]
+    file = files.write(frames, job.place, job.stamp.batch_id, stats)
     return [file] if file else []
 
 
@@ -328,10 +330,17 @@ def _patched(
 ) -> pl.DataFrame:
     """The texts with the values that stand in other changes."""
     rows = {int(line): row for row, line in enumerate(lines)}
+    # A part that lies in a file is read whenever it is asked.
+    wanted: dict[int, dict[str, list[tuple[int, int]]]] = {}
     for (_, line, name), origin in missing.items():
         if isinstance(origin, Spot):
-            value = parts[origin.part].changes.new[name][origin.line]
-            raw = raw.with_columns(raw[name].scatter(rows[line], value))
+            columns = wanted.setdefault(origin.part, {})
+            columns.setdefault(name, []).append((rows[line], origin.line))
+    for part, columns in wanted.items():
+        new = parts[part].changes.new
+        for name, places in columns.items():
+            at, there = zip(*places, strict=True)
+            raw = raw.with_columns(raw[name].scatter(at, new[name].gather(list(there))))
     return raw
 
 

@@ -269,7 +269,7 @@ def _shape(
         drift.KEY: json.dumps(key),
         drift.BASE: str(settled.base),
         drift.NUMBERS: drift.numbers(settled.columns, target.relation),
-        drift.PARTS: drift.parts(target.relation),
+        drift.PARTS: drift.parts(target.relation, target.settings.pattern == "streaming"),
     }
     return Shape(tuple(layout), stats, partition, (*properties, *notes.items()))
 

@@ -1,7 +1,8 @@
 """Tidying: while a stream goes on, the layout of its tables is improved beside it.
 
-A thread of its own looks every few seconds at the tables that were written to, one at a time, so
-that it never stands in the way of a batch; now and then it deletes old files and log entries.
+A thread of its own looks every few seconds at the tables that were written to, one at a time. Its
+work runs where the stream's does, one task after another, so that both keep within the memory and
+a batch waits for no more than one of them. Now and then it deletes old files and log entries.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from types import TracebackType
 
 from bronze import engine, maintain
@@ -25,14 +26,16 @@ _log = logging.getLogger(__name__)
 _EVERY = 5.0
 _EXPIRE_EVERY = 3600.0
 _LAST_WAIT = 5.0
+# Batches are gathered and landed beside it.
+_SHARE = 4
 
 
 class Tidy:
     """Improves tables in the background, for as long as the context lasts."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Does nothing where the config has [maintain] auto off."""
-        self._settings = settings
+    def __init__(self, settings: Settings, pool: Executor) -> None:
+        """Works in ``pool``; does nothing where the config has [maintain] auto off."""
+        self._settings, self._pool = settings, pool
         self._touched: dict[str, Following] = {}
         self._expired: dict[str, float] = {}
         self._lock = threading.Lock()
@@ -61,27 +64,26 @@ class Tidy:
             self._touched |= {f.name: f for f in followings}
 
     def _run(self) -> None:
-        with ThreadPoolExecutor(1, thread_name_prefix="bronze tidy") as pool:
-            while not self._stopped.wait(_EVERY):
-                with self._lock:
-                    todo: Mapping[str, Following] = dict(self._touched)
-                    self._touched.clear()
-                for following in todo.values():
-                    if self._stopped.is_set():
-                        return
-                    try:
-                        self._improve(pool, following)
-                        self._expire(following.plan.target.place)
-                    except BronzeError as error:
-                        _log.warning("%s was not tidied: %s", following.name, error.message)
+        while not self._stopped.wait(_EVERY):
+            with self._lock:
+                todo: Mapping[str, Following] = dict(self._touched)
+                self._touched.clear()
+            for following in todo.values():
+                if self._stopped.is_set():
+                    return
+                try:
+                    self._improve(following)
+                    self._expire(following.plan.target.place)
+                except BronzeError as error:
+                    _log.warning("%s was not tidied: %s", following.name, error.message)
 
-    def _improve(self, pool: ThreadPoolExecutor, following: Following) -> None:
+    def _improve(self, following: Following) -> None:
         target = following.plan.target
         wish = maintain.wished(self._settings, target.settings)
         state = log.read(target.place)
         if state is not None and layout.needed(state, wish):
-            course = maintain.improvement(self._settings, target.place, wish, target.label)
-            for _ in engine.drive(pool, [course], 1):
+            course = maintain.improvement(self._settings, target.place, wish, target.label, _SHARE)
+            for _ in engine.drive(self._pool, [course], 1):
                 pass
 
     def _expire(self, place: Place) -> None:

@@ -8,15 +8,17 @@ import random
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import polars as pl
 import psycopg
 import pytest
 
-from bronze import config, pipeline
+from bronze import config, pipeline, stream
 from bronze.demo import inventory
 from bronze.demo.server import Server
 from tests.content import differences
@@ -34,13 +36,17 @@ def shop(server: Server) -> Iterator[str]:
         admin.execute(f'DROP DATABASE "{inventory.DATABASE}" WITH (FORCE)')
 
 
-def settings_for(dsn: str, lake: Path, memory: str = "1GB") -> config.Settings:
+def settings_for(
+    dsn: str, lake: Path, memory: str = "1GB", tables: Mapping[str, Any] = MappingProxyType({})
+) -> config.Settings:
     """The demo's config."""
+    chosen = {"tables": sorted(tables)} if tables else {}
     return config.parse(
         {
-            "source": {"name": "DE", "dsn": dsn, "schema": inventory.SCHEMA},
+            "source": {"name": "DE", "dsn": dsn, "schema": inventory.SCHEMA, **chosen},
             "lake": {"root": str(lake), "schema": "inventory_bronze"},
             "run": {"workers": 2, "memory": memory},
+            "tables": dict(tables),
         }
     )
 
@@ -125,28 +131,111 @@ import json, sys
 from pathlib import Path
 from bronze import config, pipeline
 settings = config.parse(json.loads(sys.argv[1]))
-result = pipeline.run(settings, sys.argv[2:])
+(result,) = pipeline.run(settings, sys.argv[2:]).tables
 status = Path("/proc/self/status").read_text()
 peak = int(status.partition("VmHWM:")[2].split()[0]) * 1024
-print(json.dumps({"code": result.exit_code, "peak": peak}))
+print(json.dumps({"status": result.status, "updated": result.updated, "peak": peak}))
 """
 
 
-@pytest.mark.parametrize("memory", ["512MB", "1GB"])
-def test_a_run_stays_within_its_memory(shop: str, tmp_path: Path, memory: str) -> None:
-    """The peak of the whole process, libraries included, stays below the config's memory."""
+def outcome(settings: config.Settings, table: str) -> dict[str, Any]:
+    """What a run in a process of its own did, and its peak."""
+    document = settings.model_dump_json(by_alias=True, exclude_unset=True)
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, document, table], stdout=subprocess.PIPE, check=True
+    )
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.fixture(scope="module")
+def lines(shop: str) -> Iterator[str]:
+    """About two million rows with a key, in the order that they came in."""
     with psycopg.connect(shop, autocommit=True) as connection:
         connection.execute("""
-            CREATE TABLE IF NOT EXISTS tests.lines AS
-            SELECT l.*, g FROM tests.order_details l,
-                 generate_series(1, (2000000 / (SELECT count(*) FROM tests.order_details))::int) g
+            CREATE TABLE tests.lines AS
+            SELECT row_number() OVER () AS line_id, l.* FROM tests.order_details l,
+                 generate_series(1, (2000000 / (SELECT count(*) FROM tests.order_details))::int)
         """)
-        connection.execute("ANALYZE tests.lines")
-    settings = settings_for(shop, tmp_path, memory)
-    document = settings.model_dump_json(by_alias=True)
+        connection.execute("ALTER TABLE tests.lines ADD PRIMARY KEY (line_id)")
+        connection.execute("VACUUM ANALYZE tests.lines")
+        connection.execute("CREATE TABLE tests.keyless AS TABLE tests.lines")
+        yield shop
+        connection.execute("DROP TABLE tests.lines, tests.keyless")
+
+
+@pytest.mark.parametrize("memory", ["512MB", "1GB"])
+@pytest.mark.parametrize("pattern", ["full_refresh", "batch"])
+def test_runs_stay_within_their_memory(
+    lines: str, tmp_path: Path, memory: str, pattern: str
+) -> None:
+    """The peak of the whole process, libraries included, stays below the config's memory.
+
+    That is so when a table lands, when nothing is new, and when 100,000 rows are to be merged that
+    lie all over the table.
+    """
+    settings = settings_for(lines, tmp_path, memory, {"lines": {"pattern": pattern}})
+    first = outcome(settings, "lines")
+    assert first["status"] == "landed"
+    second = outcome(settings, "lines")
+    assert second["status"] == "unchanged"
+    with psycopg.connect(lines, autocommit=True) as connection:
+        connection.execute("""
+            UPDATE tests.lines SET quantity = quantity + 1 WHERE line_id IN (
+                SELECT line_id FROM tests.lines ORDER BY hashint8(line_id) LIMIT 100000
+            )
+        """)
+    third = outcome(settings, "lines")
+    assert (third["status"], third["updated"]) == ("landed", 100_000)
+    peaks = [one["peak"] for one in (first, second, third)]
+    assert max(peaks) <= settings.run.memory, peaks
+    assert differences(settings) == {}
+
+
+def test_a_table_without_a_key_stays_within_its_memory(lines: str, tmp_path: Path) -> None:
+    """Landing it anew, and finding that nothing has changed, as well."""
+    settings = settings_for(lines, tmp_path, "512MB", {"keyless": {}})
+    first, second = outcome(settings, "keyless"), outcome(settings, "keyless")
+    assert (first["status"], second["status"]) == ("landed", "unchanged")
+    assert max(first["peak"], second["peak"]) <= settings.run.memory
+
+
+STREAM = """
+import json, sys
+from pathlib import Path
+from bronze import config, stream
+settings = config.parse(json.loads(sys.argv[1]))
+(result,) = stream.stream(settings, sys.argv[2:], until_caught_up=True).tables
+status = Path("/proc/self/status").read_text()
+peak = int(status.partition("VmHWM:")[2].split()[0]) * 1024
+print(json.dumps({"status": result.status, "updated": result.updated, "peak": peak}))
+"""
+
+
+def test_a_stream_stays_within_its_memory(lines: str, tmp_path: Path) -> None:
+    """So does a stream: as it copies, with one transaction of half a million changes, with many."""
+    settings = settings_for(lines, tmp_path, "512MB", {"lines": {"pattern": "streaming"}})
+    peaks = [streamed(settings)["peak"]]
+    update = "UPDATE tests.lines SET quantity = quantity + 1 WHERE line_id % 4 = 1"
+    with psycopg.connect(lines, autocommit=True) as connection:
+        connection.execute(update)
+        second = streamed(settings)
+        assert second["updated"] == 500_000
+        for part in range(200):
+            connection.execute(f"{update} AND line_id / 4 % 200 = {part}")
+    third = streamed(settings)
+    assert third["updated"] >= 500_000
+    peaks += [second["peak"], third["peak"]]
+    stream.drop(settings)
+    assert max(peaks) <= settings.run.memory, peaks
+    assert differences(settings) == {}
+
+
+def streamed(settings: config.Settings) -> dict[str, Any]:
+    """What a stream in a process of its own did until it had caught up, and its peak."""
+    document = settings.model_dump_json(by_alias=True, exclude_unset=True)
     done = subprocess.run(
-        [sys.executable, "-c", RUN, document, "lines"], stdout=subprocess.PIPE, check=True
+        [sys.executable, "-c", STREAM, document, "lines"], stdout=subprocess.PIPE, check=True
     )
-    outcome = json.loads(done.stdout)
-    assert outcome["code"] == 0
-    assert outcome["peak"] <= settings.run.memory
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found

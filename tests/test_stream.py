@@ -18,7 +18,7 @@ import polars as pl
 import psycopg
 import pytest
 
-from bronze import pipeline, stream
+from bronze import check, pipeline, stream
 from bronze.config import Settings
 from bronze.demo.server import Server
 from bronze.errors import ConfigError, SourceRefused, TableRefused
@@ -318,6 +318,40 @@ def test_partitioned_tables_are_one(source: Source) -> None:
     proven(source, given)
 
 
+PARTED = (
+    "CREATE TABLE t (id int, d int, PRIMARY KEY (id, d)) PARTITION BY LIST (d);"
+    "CREATE TABLE t_1 PARTITION OF t FOR VALUES IN (1);"
+    "CREATE TABLE t_2 PARTITION OF t FOR VALUES IN (2);"
+    "INSERT INTO t SELECT g, 1 + g % 2 FROM generate_series(1, 100) g"
+)
+
+
+@pytest.mark.parametrize("running", [True, False])
+@pytest.mark.parametrize("how", ["TRUNCATE t_1", "ALTER TABLE t DETACH PARTITION t_2", "attach"])
+def test_partitions_that_are_exchanged(
+    source: Source, monkeypatch: pytest.MonkeyPatch, how: str, running: bool
+) -> None:
+    """The stream does not tell of it: it is seen in the catalog, and the table is compared."""
+    monkeypatch.setattr(stream, "_LOOK_EVERY", 0.1)
+    source.execute(PARTED)
+    given = source.settings(source={"tables": ["t"]}, tables=STREAMED, stream={"interval": 0})
+    if how == "attach":
+        how = (
+            "CREATE TABLE t_3 (id int NOT NULL, d int NOT NULL); INSERT INTO t_3 VALUES (500, 3);"
+            " ALTER TABLE t ATTACH PARTITION t_3 FOR VALUES IN (3)"
+        )
+    if running:
+        with streaming(given) as steps:
+            until(lambda: steps)
+            source.execute(how)
+            until(lambda: differences(given) == {})
+    else:
+        caught_up(given)
+        source.execute(how)
+        caught_up(given)
+    proven(source, given)
+
+
 def test_generated_columns(source: Source) -> None:
     """Stored ones come by the stream; virtual ones are left out of the table."""
     source.execute(
@@ -367,6 +401,35 @@ def test_a_slot_that_has_gone_is_made_up_for(source: Source) -> None:
     (table,) = caught_up(given).tables
     assert (table.inserted, table.updated, table.deleted) == (0, 1, 1)
     proven(source, given)
+
+
+def test_a_slot_that_the_server_gave_up_is_made_up_for(source: Source) -> None:
+    """Beyond max_slot_wal_keep_size the slot is lost: it is said, and only differences land."""
+    source.execute(TABLE)
+    source.execute("INSERT INTO t SELECT g, 'v' FROM generate_series(1, 100) g")
+    given, notes = settings(source), list[str]()
+    caught_up(given)
+    source.execute("UPDATE t SET v = 'w' WHERE id = 1")
+    source.execute("ALTER SYSTEM SET max_slot_wal_keep_size = '1MB'")
+    try:
+        source.execute("SELECT pg_reload_conf()")
+        for _ in range(3):
+            source.execute("INSERT INTO t (id) VALUES (1000) ON CONFLICT DO NOTHING")
+            source.execute("SELECT pg_switch_wal()")
+        until(lambda: _lost(source))
+        (table,) = caught_up(given, notes).tables
+    finally:
+        source.execute("ALTER SYSTEM RESET max_slot_wal_keep_size")
+        source.execute("SELECT pg_reload_conf()")
+    assert (table.inserted, table.updated, table.deleted) == (1, 1, 0)
+    assert any("was lost" in note for note in notes)
+    proven(source, given)
+
+
+def _lost(source: Source) -> bool:
+    source.execute("CHECKPOINT")
+    query = "SELECT wal_status FROM pg_replication_slots WHERE slot_name = 'bronze_test'"
+    return source.execute(query) == [("lost",)]
 
 
 def test_a_slot_that_somebody_moved_is_noticed(source: Source) -> None:
@@ -721,6 +784,16 @@ def test_help_names_what_there_is() -> None:
     done = subprocess.run([*COMMAND, "--help"], capture_output=True, text=True, check=True)
     assert "--until-caught-up" in done.stdout
     assert "--drop" in done.stdout
+
+
+def test_check_says_what_keeps_a_table_from_being_streamed(source: Source) -> None:
+    """The same sentences as the stream's, before it begins."""
+    source.execute(TABLE)
+    assert check.check(settings(source)).problems == ()
+    source.execute("ALTER TABLE t REPLICA IDENTITY NOTHING")
+    (problem,) = check.check(settings(source)).problems
+    assert "REPLICA IDENTITY" in problem.hint
+    assert source.execute("SELECT * FROM pg_publication") == []
 
 
 def test_all_tables_refused_is_an_error(source: Source) -> None:

@@ -40,7 +40,8 @@ class Relation:
     ``page`` the size of a page in bytes, ``toast`` the bytes stored out of line, ``rows`` the
     planner's estimate (-1: never analysed), ``width`` its estimate of a row's bytes.
     ``key`` is the primary key, or else a unique key over NOT NULL columns, or else empty.
-    ``parts`` are the oids of it and of all its partitions or heirs. ``rewritten`` says that its
+    ``parts`` are the oids of it and of all its partitions or heirs, ``stores`` the numbers of
+    their files, which change when one is truncated. ``rewritten`` says that its
     storage was replaced after the transaction's snapshot, which therefore shows it empty.
     """
 
@@ -58,6 +59,7 @@ class Relation:
     comment: str = ""
     rewritten: bool = False
     parts: tuple[int, ...] = ()
+    stores: tuple[int, ...] = ()
 
     @property
     def label(self) -> str:
@@ -89,7 +91,7 @@ WITH RECURSIVE tree(root, oid) AS (
                ::int8 AS rows,
            bool_or(c.relfilenode <> 0 AND c.relfilenode <> pg_relation_filenode(c.oid))
                AS rewritten,
-           array_agg(c.oid::int8) AS parts
+           array_agg(c.oid::int8) AS parts, array_agg(c.relfilenode::int8) AS stores
     FROM tree JOIN pg_class c ON c.oid = tree.oid
     LEFT JOIN pg_class t ON t.oid = c.reltoastrelid LEFT JOIN pg_am am ON am.oid = c.relam
     GROUP BY tree.root
@@ -100,7 +102,8 @@ SELECT c.oid::int8, n.nspname, c.relname, c.relkind::text,
        current_setting('block_size')::int4 AS page,
        has_schema_privilege(n.oid, 'USAGE')
            AND has_any_column_privilege(c.oid, 'SELECT') AS readable,
-       obj_description(c.oid, 'pg_class'), coalesce(s.rewritten, true) AS rewritten, s.parts
+       obj_description(c.oid, 'pg_class'), coalesce(s.rewritten, true) AS rewritten, s.parts,
+       s.stores
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
 JOIN sizes s ON s.root = c.oid
@@ -175,7 +178,8 @@ def relations(
 
 
 def _relation(row: Any, attributes: Mapping[Any, list[Attribute]], keys: Any) -> Relation:
-    oid, schema, name, kind, heaps, toast, rows, page, readable, comment, rewritten, parts = row
+    oid, schema, name, kind, heaps, toast, rows, page, readable, comment, *rest = row
+    rewritten, parts, stores = rest
     return Relation(
         oid=oid,
         schema=schema,
@@ -191,6 +195,7 @@ def _relation(row: Any, attributes: Mapping[Any, list[Attribute]], keys: Any) ->
         comment=comment or "",
         rewritten=rewritten,
         parts=tuple(parts),
+        stores=tuple(stores),
     )
 
 

@@ -9,7 +9,8 @@ columns are views (Arrow's string_view) into the messages.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -82,39 +83,57 @@ _BEGIN = struct.Struct(">xQqI")
 _COMMIT = struct.Struct(">xBQQq")
 
 
-def begin(message: memoryview) -> Begin:
-    """Reads the message `BEGIN`."""
-    position, committed, _ = _BEGIN.unpack(message)
-    return Begin(position, committed + _EPOCH)
+@contextmanager
+def _whole(what: str) -> Iterator[None]:
+    """A message that is too short, too long or no text is a mismatch."""
+    try:
+        yield
+    except (struct.error, ValueError):
+        raise Mismatch(f"The stream has a message {what} that cannot be read.") from None
 
 
-def commit(message: memoryview) -> int:
+def begin(message: bytes) -> Begin:
+    """Reads the message `BEGIN`.
+
+    Raises:
+        Mismatch: it is not what the protocol says; so for the other messages.
+    """
+    with _whole("BEGIN"):
+        position, committed, _ = _BEGIN.unpack(message)
+        return Begin(position, committed + _EPOCH)
+
+
+def commit(message: bytes) -> int:
     """Reads the message `COMMIT`: the LSN at which the transaction ends."""
-    _, _, end, _ = _COMMIT.unpack(message)
-    return int(end)
+    with _whole("COMMIT"):
+        _, _, end, _ = _COMMIT.unpack(message)
+        return int(end)
 
 
-def relation(message: memoryview) -> Described:
+def relation(message: bytes) -> Described:
     """Reads the message `RELATION`."""
-    data = bytes(message)
-    (oid,) = struct.unpack_from(">I", data, 1)
-    schema, name, rest = data[_HEAD:].split(b"\0", 2)
-    identity, count = rest[:1], struct.unpack_from(">h", rest, 1)[0]
-    at, columns = 3, []
-    for _ in range(count):
-        end = rest.index(b"\0", at + 1)
-        kind, modifier = struct.unpack_from(">Ii", rest, end + 1)
-        columns.append((rest[at + 1 : end].decode(), kind, modifier))
-        at = end + 9
-    return Described(
-        oid, schema.decode() or "pg_catalog", name.decode(), identity.decode(), tuple(columns)
-    )
+    with _whole("RELATION"):
+        (oid,) = struct.unpack_from(">I", message, 1)
+        schema, name, rest = message[_HEAD:].split(b"\0", 2)
+        identity, count = rest[:1], struct.unpack_from(">h", rest, 1)[0]
+        at, columns = 3, []
+        for _ in range(count):
+            end = rest.index(b"\0", at + 1)
+            kind, modifier = struct.unpack_from(">Ii", rest, end + 1)
+            columns.append((rest[at + 1 : end].decode(), kind, modifier))
+            at = end + 9
+        if count < 0 or at != len(rest):
+            raise ValueError(count)
+        return Described(
+            oid, schema.decode() or "pg_catalog", name.decode(), identity.decode(), tuple(columns)
+        )
 
 
-def truncate(message: memoryview) -> tuple[int, ...]:
+def truncate(message: bytes) -> tuple[int, ...]:
     """Reads the message `TRUNCATE`: the oids of the relations that are emptied."""
-    (count,) = struct.unpack_from(">I", message, 1)
-    return struct.unpack_from(f">{count}I", message, 6)
+    with _whole("TRUNCATE"):
+        (count,) = struct.unpack_from(">I", message, 1)
+        return struct.unpack(f">{count}I", message[6:])
 
 
 def changes(messages: bytes, lengths: Numbers, names: Sequence[str]) -> Changes:
@@ -128,20 +147,25 @@ def changes(messages: bytes, lengths: Numbers, names: Sequence[str]) -> Changes:
     Raises:
         Mismatch: they are not what the protocol says.
     """
+    if (lengths <= _HEAD).any() or lengths.sum() != len(messages):
+        raise Mismatch("The changes in the stream are longer or shorter than they say.")
     data = np.frombuffer(messages + bytes(_PADDING), np.uint8)
-    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
+    limits = np.cumsum(lengths).astype(np.int64)
+    starts = limits - lengths
     kinds, marker = data[starts], data[starts + _HEAD]
+    if not np.isin(kinds, list(CHANGES)).all():
+        raise Mismatch("A message in the stream is no change of a row.")
     keyed = (marker == _KEY) | (marker == _OLD)
     after = starts + _HEAD
-    old, _, ends = _tuples(data, after[keyed] + 1, names)
+    old, _, ends = _tuples(data, after[keyed] + 1, limits[keyed], names)
     # Behind the old row of an update comes the new one.
     after[keyed] = ends
     filled = kinds != DELETE
     if (data[after[filled]] != _NEW).any():
         raise Mismatch("A change in the stream has no row.")
-    new, unchanged, ends = _tuples(data, after[filled] + 1, names)
+    new, unchanged, ends = _tuples(data, after[filled] + 1, limits[filled], names)
     after[filled] = ends
-    if (after != starts + lengths).any():
+    if (after != limits).any():
         raise Mismatch("The changes in the stream are longer or shorter than their columns.")
     return Changes(
         kinds,
@@ -153,9 +177,12 @@ def changes(messages: bytes, lengths: Numbers, names: Sequence[str]) -> Changes:
 
 
 def _tuples(
-    data: Bytes, at: Numbers, names: Sequence[str]
+    data: Bytes, at: Numbers, limits: Numbers, names: Sequence[str]
 ) -> tuple[pl.DataFrame, list[Flags | None], Numbers]:
-    """The columns of the rows that begin at ``at``, what of them is unchanged, and their ends."""
+    """The columns of the rows that begin at ``at``, what of them is unchanged, and their ends.
+
+    None of them goes beyond the end of its message, which is in ``limits``.
+    """
     counts = data[at].astype(np.int64) << 8 | data[at + 1]
     if (counts != len(names)).any():
         raise Mismatch("A row in the stream has other columns than its relation.")
@@ -170,10 +197,14 @@ def _tuples(
             raise Mismatch("A value in the stream is no text.")
         sizes = np.where(there, words[np.where(there, at + 1, 0)].view(">u4")[:, 0], 0)
         sizes = sizes.astype(np.int64)
+        following = np.where(there, at + _HEAD + sizes, at + 1)
+        # The views are not looked at again: what they say is read, whatever it is.
+        if (following > limits).any():
+            raise Mismatch("A value in the stream is longer than its message.")
         columns.append(_viewed(data, at + _HEAD, sizes, there).alias(name))
         same = kind == _UNCHANGED
         unchanged.append(same if same.any() else None)
-        at = np.where(there, at + _HEAD + sizes, at + 1)
+        at = following
     frame = pl.DataFrame(columns) if columns else pl.DataFrame(height=len(at))
     return frame, unchanged, at
 
@@ -192,16 +223,23 @@ def _viewed(data: Bytes, starts: Numbers, sizes: Numbers, there: Flags) -> pl.Se
     numbers[long, 3] = starts[long]
     bitmap = pa.py_buffer(np.packbits(there, bitorder="little"))
     buffers = [bitmap, pa.py_buffer(views), pa.py_buffer(data)]
-    return pl.Series(pa.Array.from_buffers(pa.string_view(), len(starts), buffers))
+    texts = pa.Array.from_buffers(pa.string_view(), len(starts), buffers)
+    try:
+        # Nobody after us looks whether these are strings.
+        texts.validate(full=True)
+    except pa.ArrowInvalid:
+        raise Mismatch("A value in the stream is no text in UTF-8.") from None
+    return pl.Series(texts)
 
 
 def _spread(rows: pl.DataFrame, places: Flags) -> pl.DataFrame:
     """Rows at the places that are true; NULL at the others."""
     if places.all():
         return rows
+    if not rows.width:
+        return pl.DataFrame(height=len(places))
     if not places.any():
-        nothing = [pl.lit(None, pl.String).alias(name) for name in rows.columns]
-        return pl.DataFrame({"at": places}).select(nothing)
+        return rows.clear(len(places))
     at = pl.Series(np.where(places, np.cumsum(places) - 1, -1), dtype=pl.Int64)
     return rows.select(pl.all().gather(at.set(at < 0, None)))
 

@@ -28,7 +28,7 @@ from psycopg import pq
 
 from bronze.errors import Mismatch, SourceBusy, SourceUnreachable
 from bronze.model import Origin
-from bronze.source import pgoutput
+from bronze.source import pgoutput, slot
 from bronze.source.connect import explain, mapped
 from bronze.source.pgoutput import Described
 from bronze.source.statement import literal, quoted
@@ -36,7 +36,7 @@ from bronze.source.statement import literal, quoted
 # What is gathered of a table is packed in pieces of this size.
 _PIECE = 8 * 2**20
 # A message's share of memory beside its bytes.
-_OVERHEAD = 120
+_OVERHEAD = 60
 _STATUS_EVERY = 5.0
 # A process that was just killed may hold its slot for a moment.
 _BUSY_PATIENCE = 5.0
@@ -103,13 +103,12 @@ class Receiver:
         self,
         origin: Origin,
         connection: psycopg.Connection[Any],
-        slot: str,
+        name: str,
         publication: str,
         tables: Iterable[int],
         *,
         interval: float,
         memory: int,
-        silence: float,
         lost: Callable[[], None] = lambda: None,
     ) -> None:
         """Takes over a connection in replication mode.
@@ -117,26 +116,24 @@ class Receiver:
         Args:
             origin: the source, for errors.
             connection: to the server, opened with ``replication=database``.
-            slot: the replication slot.
+            name: the replication slot's.
             publication: the publication.
             tables: the oids of the tables that are wanted.
             interval: the seconds for which transactions are gathered.
             memory: how many bytes a batch may take before the next one is begun.
-            silence: seconds after which a server that says nothing counts as gone (as
-                wal_sender_timeout, and not much less often it is asked); 0 is never.
-            lost: is told in the receiver's thread that the server has gone without a word.
+            lost: is told in the receiver's thread that the server has gone without a word: it has
+                been silent for longer than its wal_sender_timeout, though it was asked.
         """
         self._origin, self._connection, self._pg = origin, connection, connection.pgconn
         self._tables = frozenset(tables)
         self._interval, self._memory = interval, memory
-        self._silence, self._lost = silence, lost
-        self._asking = min(_STATUS_EVERY, silence / 3) if silence else _STATUS_EVERY
-        self._heard = time.monotonic()
-        self._start = _start(slot, publication)
+        self._name, self._start = name, _start(name, publication)
         self._relations: dict[int, Described] = {}
         self._open: dict[int, list[Any]] = {}
         self._marks: dict[int, list[tuple[int, int, int]]] = {}
-        self._kept = 0
+        # Of what is open, that of the tables that the transaction at hand has touched.
+        self._touched: dict[int, list[Any]] = {}
+        self._kept, self._full = 0, False
         self._batch = Batch()
         self._begin: pgoutput.Begin | None = None
         self._lock = threading.Condition()
@@ -145,21 +142,29 @@ class Receiver:
         self._error: BaseException | None = None
         self._stopped = False
         self._flushed = self._idle = 0
-        self._told = 0.0
+        self._told, self._every = 0.0, _STATUS_EVERY
+        self._silence, self._heard, self._lost = 0.0, 0.0, lost
         self._folder = tempfile.TemporaryDirectory(prefix="bronze-stream-")
         self._numbers = itertools.count()
         self._thread = threading.Thread(target=self._run, name="bronze receiver", daemon=True)
 
     def __enter__(self) -> Receiver:
-        until = time.monotonic() + _BUSY_PATIENCE
-        with mapped(self._origin):
-            while not self._streams(last=time.monotonic() > until):
-                time.sleep(_PATIENCE)
+        try:
+            with mapped(self._origin):
+                self._silence = slot.timeout(self._connection)
+                until = time.monotonic() + _BUSY_PATIENCE
+                while not self._begun(last=time.monotonic() > until):
+                    time.sleep(_PATIENCE)
+        except BaseException:
+            self._close()
+            raise
+        # While a batch waits nothing is read: the server has to hear from us unasked.
+        self._every = min(_STATUS_EVERY, self._silence / 4 or _STATUS_EVERY)
         self._heard = time.monotonic()
         self._thread.start()
         return self
 
-    def _streams(self, last: bool) -> bool:
+    def _begun(self, last: bool) -> bool:
         """Asks for the stream; False while the slot is in somebody's use.
 
         Raises:
@@ -172,13 +177,11 @@ class Receiver:
         if not isinstance(error, psycopg.errors.ObjectInUse):
             raise error
         if last:
-            text = (error.diag.message_primary or str(error)).rstrip(".")
             raise SourceBusy(
-                f"Nothing can be streamed from {self._origin.name}: {text}.",
-                hint="Stop what else streams from it; after a crash the server takes a while to"
-                " notice (wal_sender_timeout).",
+                f"The slot {self._name} is in use.",
+                hint="The server lets go of a connection that was cut after wal_sender_timeout.",
                 sqlstate=error.sqlstate or "",
-            )
+            ) from error
         return False
 
     def __exit__(self, *_: object) -> None:
@@ -186,6 +189,9 @@ class Receiver:
             self._stopped = True
             self._lock.notify_all()
         self._thread.join()
+        self._close()
+
+    def _close(self) -> None:
         self._folder.cleanup()
         with suppress(psycopg.Error):
             self._connection.close()
@@ -231,7 +237,7 @@ class Receiver:
         try:
             while not self._stopped:
                 self._status()
-                if not self._received():
+                if self._full or not self._received():
                     self._wait()
                 self._offer()
             with suppress(psycopg.Error):
@@ -260,6 +266,8 @@ class Receiver:
                 self._take_in(message)
             elif message[0] == _ALIVE:
                 self._alive(message)
+            if self._full:
+                return True
         return True
 
     def _ended(self) -> None:
@@ -271,8 +279,7 @@ class Receiver:
         )
 
     def _wait(self) -> None:
-        full = self._begin is None and self._batch.size >= self._memory
-        if full:
+        if self._full:
             # What is not read stays with the server.
             with self._lock:
                 self._lock.wait(_PATIENCE)
@@ -283,7 +290,7 @@ class Receiver:
         if select.select([self._pg.socket], [], [], wait)[0]:
             self._pg.consume_input()
             self._heard = time.monotonic()
-        elif self._silence and time.monotonic() - self._heard > self._silence + self._asking:
+        elif self._silence and time.monotonic() - self._heard > self._silence + self._every:
             self._lost()
             raise SourceUnreachable(
                 f"The source {self._origin.name} has not said a word for {self._silence:.0f} s.",
@@ -291,12 +298,13 @@ class Receiver:
             )
 
     def _take_in(self, message: Any) -> None:
-        body = message[_FRAME:]
+        # A copy is smaller than the buffer that libpq gives, with all that keeps it alive.
+        body = message[_FRAME:].tobytes()
         kind = body[0]
         if kind in pgoutput.CHANGES:
             oid = int.from_bytes(body[1:5], "big")
-            if oid in self._open:
-                self._open[oid].append(body)
+            if oid in self._touched:
+                self._touched[oid].append(body)
                 self._kept += len(body) + _OVERHEAD
                 if self._kept > _PIECE:
                     self._pack()
@@ -306,8 +314,7 @@ class Receiver:
             self._begin = pgoutput.begin(body)
             if not self._batch.transactions:
                 self._batch.began = time.monotonic()
-            for oid in self._open:
-                self._mark(oid)
+            self._touched = {}
         elif kind == pgoutput.COMMIT:
             self._committed(pgoutput.commit(body))
         elif kind == pgoutput.RELATION:
@@ -317,9 +324,16 @@ class Receiver:
                 self._empty(oid)
 
     def _first(self, oid: int, body: Any) -> None:
+        begin = self._begin
+        if begin is None:
+            raise Mismatch("The stream has a change outside of a transaction.")
         self._table(oid)
-        self._open[oid] = [body]
-        self._mark(oid, 0)
+        messages = self._open.setdefault(oid, [])
+        mark = (len(messages), begin.position, begin.committed)
+        self._marks.setdefault(oid, []).append(mark)
+        messages.append(body)
+        self._kept += len(body) + _OVERHEAD
+        self._touched[oid] = messages
 
     def _table(self, oid: int) -> Gathered:
         if oid not in self._batch.tables:
@@ -327,13 +341,6 @@ class Receiver:
                 raise Mismatch(f"The stream did not describe the relation {oid}.")
             self._batch.tables[oid] = Gathered(self._relations[oid])
         return self._batch.tables[oid]
-
-    def _mark(self, oid: int, start: int | None = None) -> None:
-        begin = self._begin
-        if begin is None:
-            raise Mismatch("The stream has a change outside of a transaction.")
-        at = len(self._open[oid]) if start is None else start
-        self._marks.setdefault(oid, []).append((at, begin.position, begin.committed))
 
     def _describe(self, described: Described) -> None:
         oid = described.oid
@@ -349,6 +356,7 @@ class Receiver:
                 _remove(piece)
             gathered.pieces.clear()
             self._open.pop(oid, None)
+            self._touched.pop(oid, None)
             self._marks.pop(oid, None)
             gathered.emptied = self._begin.position
 
@@ -359,6 +367,7 @@ class Receiver:
         batch.position = end
         batch.committed = begin.committed if begin else 0
         batch.transactions += 1
+        self._full = batch.size + self._kept >= self._memory
         self._offer()
 
     def _pack(self) -> None:
@@ -373,7 +382,7 @@ class Receiver:
                 piece.path = Path(self._folder.name) / str(next(self._numbers))
                 piece.path.write_bytes(piece.data)
                 piece.data = b""
-        self._open, self._marks, self._kept = {}, {}, 0
+        self._open, self._marks, self._touched, self._kept = {}, {}, {}, 0
 
     def _offer(self) -> None:
         """Hands the batch over if it is due and somebody waits for it."""
@@ -393,7 +402,7 @@ class Receiver:
         with self._lock:
             if self._ready is None and (self._waiting or batch.size + self._kept > self._memory):
                 self._pack()
-                self._ready, self._batch = batch, Batch()
+                self._ready, self._batch, self._full = batch, Batch(), False
                 self._lock.notify_all()
 
     def _idle_at(self, position: int) -> None:
@@ -410,7 +419,7 @@ class Receiver:
 
     def _status(self, last: bool = False) -> None:
         now = time.monotonic()
-        if now - self._told < self._asking and not last:
+        if now - self._told < self._every and not last:
             return
         self._told = now
         with self._lock:
@@ -428,9 +437,9 @@ def _remove(piece: Piece) -> None:
         piece.path.unlink(missing_ok=True)
 
 
-def _start(slot: str, publication: str) -> str:
+def _start(name: str, publication: str) -> str:
     return (
-        f"START_REPLICATION SLOT {quoted(slot)} LOGICAL 0/0"
+        f"START_REPLICATION SLOT {quoted(name)} LOGICAL 0/0"
         f" (proto_version '1', publication_names {literal(quoted(publication))})"
     )
 

@@ -148,13 +148,16 @@ class Bench:
         gone: Mapping[str, Sequence[int]] | None = None,
         on_delete: merge.OnDelete = "mark",
         anew: bool = False,
+        deletes: Sequence[Changes] = (),
+        emptied: bool = False,
     ) -> Landed:
         """Merges changes and commits them; ``gone`` are row numbers by path."""
         gone = gone or {}
         state = self.state
         found = list(state.files)
-        if not gone and not anew:
-            found = merge.candidates(state.files, changes, self.key, self.place)
+        if not gone and not anew and not emptied:
+            both = (*changes, *deletes)
+            found = merge.candidates(state.files, both, self.key, self.place)
         jobs = [
             merge.Merge(
                 place=self.place,
@@ -165,6 +168,8 @@ class Bench:
                 stamp=NOW,
                 changes=tuple(changes),
                 gone=np.array(gone[file.path], np.int64) if file.path in gone else None,
+                deletes=tuple(deletes),
+                emptied=emptied,
                 on_delete=on_delete,
                 anew=anew,
                 dates_of=self.dates_of,
@@ -931,3 +936,149 @@ def test_a_job_is_a_value(bench: Bench) -> None:
     assert dataclasses.replace(one.file, path="") == dataclasses.replace(two.file, path="")
     assert bench.rows(one.file).equals(bench.rows(two.file))
     assert bench.state.version == state.version
+
+
+# Rows that are gone by their keys, or all at once
+
+
+def keys_of(bench: Bench, numbers: Sequence[int], staged: bool) -> tuple[Changes, ...]:
+    """Keys of deleted rows, in memory or in a file of several row groups."""
+    keys = pl.DataFrame({"id": list(numbers)}, schema={"id": pl.Int64})
+    if not staged:
+        return (keys,)
+    file = files.write(keys.iter_slices(2), bench.place, NOW.batch_id, ("id",))
+    assert file is not None
+    return (file,)
+
+
+def gone_now(one: Row) -> Row:
+    """A row once it is marked."""
+    marks = {
+        "record_status": DELETED,
+        "update_timestamp": NOW.loaded_at,
+        "batch_id": NOW.batch_id,
+        "ingestion_method": NOW.method,
+    }
+    names = [name for name, _ in PLAIN]
+    return tuple({**_values(PLAIN, one), **marks}[name] for name in names)
+
+
+def held_to(
+    bench: Bench, landed: Landed, before: Sequence[Row], after: Mapping[int, Row | None]
+) -> None:
+    """The table and its feed say that rows became others (by key; None: they went)."""
+    kept = {_values(PLAIN, one)["id"]: one for one in before}
+    both: dict[int, Row | None] = {**kept, **after}
+    wanted = [row for row in both.values() if row is not None]
+    assert bench.content() == Counter(map(bits, wanted))
+    told: Counter[tuple[str, str]] = Counter()
+    for number, new in after.items():
+        if number in kept:
+            told.update(_feed(kept[number], new))
+        elif new is not None:
+            told["insert", bits(new)] += 1
+    assert bench.told(landed.version) == told
+
+
+@pytest.mark.parametrize("staged", [False, True])
+@pytest.mark.parametrize("on_delete", ["mark", "remove"])
+def test_rows_go_by_their_keys(bench: Bench, on_delete: merge.OnDelete, staged: bool) -> None:
+    """Live rows are marked or removed, in whatever file; no other row and no other file changes.
+
+    Rows that are marked already are left as they are, keys that are not there are no matter, and
+    the same key twice is one row.
+    """
+    marked = plain(3, record_status=DELETED)
+    rows = [plain(1), plain(2), marked, plain(4), plain(5, record_status=None), plain(9)]
+    paths = bench.create([[rows[:2], rows[2:3]], [rows[3:5]], [rows[5:]]])
+    deletes = keys_of(bench, [2, 3, 5, 77, 2, -1, 6], staged)
+    landed = bench.changed([], on_delete=on_delete, deletes=deletes)
+    marks = on_delete == "mark"
+    after = {2: gone_now(rows[1]) if marks else None, 5: gone_now(rows[4]) if marks else None}
+    held_to(bench, landed, rows, after)
+    assert landed.rewritten == [path for path in paths[:2] if path in landed.rewritten]
+    assert len(landed.rewritten) == 2
+    assert sum(one.deleted for one in landed.merged) == 2
+    assert sum(one.updated for one in landed.merged) == 0
+    assert landed.inserted.rows == 0
+    assert paths[2] in {file.path for file in bench.state.files}
+
+
+@pytest.mark.parametrize("staged", [False, True])
+def test_keys_that_no_live_row_has_change_nothing(bench: Bench, staged: bool) -> None:
+    """A file whose only such rows are marked already is not written anew."""
+    rows = [plain(1), plain(2, record_status=DELETED), plain(8)]
+    paths = bench.create([[rows]])
+    landed = bench.changed([], deletes=keys_of(bench, [2, 3, 99], staged), on_delete="remove")
+    assert landed.looked == paths
+    assert landed.rewritten == []
+    assert bench.content() == Counter(map(bits, rows))
+
+
+@pytest.mark.parametrize("staged", [False, True])
+def test_rows_that_go_beside_rows_that_change(bench: Bench, staged: bool) -> None:
+    """In one file: a change wins over a deletion of the same key, others do as they should."""
+    rows = [plain(number) for number in range(6)]
+    bench.create([[rows[:3], rows[3:]]])
+    new = [plain(1, "b", NOW), plain(4, "b", NOW), plain(7, "b", NOW)]
+    deletes = keys_of(bench, [0, 1, 5], staged)
+    landed = bench.changed([frame(PLAIN, new)], on_delete="remove", deletes=deletes)
+    old = {"load_timestamp": BEFORE.loaded_at}
+    after: dict[int, Row | None] = {
+        0: None,
+        1: plain(1, "b", NOW, **old),
+        4: plain(4, "b", NOW, **old),
+        5: None,
+        7: new[2],
+    }
+    held_to(bench, landed, rows, after)
+    assert (landed.merged[0].updated, landed.merged[0].deleted) == (2, 2)
+
+
+@pytest.mark.parametrize("on_delete", ["mark", "remove"])
+@pytest.mark.parametrize("changed", [False, True])
+def test_all_rows_go_at_once(bench: Bench, on_delete: merge.OnDelete, changed: bool) -> None:
+    """An emptied table has those rows only that have come since, as they were if they are equal."""
+    rows = [plain(number) for number in range(5)] + [plain(5, record_status=DELETED)]
+    rows += [plain(6, record_status=DELETED)]
+    bench.create([[rows[:2], rows[2:4]], [rows[4:]]])
+    new = [plain(1, "a", NOW), plain(2, "b", NOW), plain(6, "a", NOW), plain(8, "a", NOW)]
+    changes = [frame(PLAIN, new)] if changed else []
+    landed = bench.changed(changes, on_delete=on_delete, emptied=True)
+    marks = on_delete == "mark"
+    after: dict[int, Row | None] = {
+        number: gone_now(rows[number]) if marks else None for number in range(5)
+    }
+    if changed:
+        old = {"load_timestamp": BEFORE.loaded_at}
+        del after[1]
+        after |= {2: plain(2, "b", NOW, **old), 6: plain(6, "a", NOW, **old), 8: new[3]}
+    held_to(bench, landed, rows, after)
+    assert sum(one.deleted for one in landed.merged) == (3 if changed else 5)
+    assert sum(one.revived for one in landed.merged) == (1 if changed else 0)
+    again = bench.changed(changes, on_delete=on_delete, emptied=True)
+    assert again.rewritten == []
+
+
+def test_keys_do_not_count_where_all_rows_go(bench: Bench) -> None:
+    """The same rows go with and without the keys of some of them."""
+    rows = [plain(1), plain(2)]
+    bench.create([[rows]])
+    landed = bench.changed([], deletes=keys_of(bench, [1], False), emptied=True)
+    held_to(bench, landed, rows, {1: gone_now(rows[0]), 2: gone_now(rows[1])})
+
+
+@pytest.mark.parametrize("emptied", [False, True])
+def test_rows_of_partitions_go(tmp_path: Path, emptied: bool) -> None:
+    """By key or all at once, in files of several partitions."""
+    bench = Bench(Place(str(tmp_path / "t")), DATED, ("id",), "at")
+    shape = commit.Shape(DATED, ("id",), partition="at_date")
+    commit.commit(bench.place, None, commit.Change("WRITE"), {}, shape=shape)
+    rows = [dated(i, dt.datetime(2024, 2, 26 + i // 2, tzinfo=UTC)) for i in range(5)]
+    bench.changed([frame(DATED, rows)])
+    deletes = keys_of(bench, [0, 3], True)
+    landed = bench.changed([], on_delete="remove", deletes=deletes, emptied=emptied)
+    left = [] if emptied else [rows[1], rows[2], rows[4]]
+    assert bench.content() == Counter(map(bits, left))
+    gone = [one for one in rows if one not in left]
+    assert bench.told(landed.version) == Counter(("delete", bits(one)) for one in gone)

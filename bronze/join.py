@@ -1,0 +1,212 @@
+"""How tables join a stream: from where they are, or by a copy in the snapshot of a slot.
+
+A snapshot that was exported when a slot was made shows what was committed before the slot's
+position, and nothing else. So a table that is copied in it, or compared with it, goes on with the
+transactions from that position on. The stream's own slot serves for its first copy. Later ones
+have a slot that is there for them alone: what the stream brings of earlier transactions is left
+out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import uuid_utils
+
+from bronze import failpoint, follow, pipeline, record
+from bronze.errors import BronzeError, SourceRefused, TableRefused
+from bronze.follow import Following
+from bronze.landing import Table
+from bronze.line import Line
+from bronze.prepare import Target
+from bronze.source import connect, publication, slot, snapshot, texts
+from bronze.source.catalog import Relation
+from bronze.source.connect import Connection
+from bronze.source.slot import Made
+from bronze.source.snapshot import Snapshot
+from bronze.source.types import Choices
+from bronze.table import log
+
+Export = Callable[[], tuple[str, int]]
+_NAME = 50
+
+
+def begun(line: Line, targets: Sequence[Target]) -> tuple[str, dict[int, Following]]:
+    """Makes publication and slot, and brings the tables to positions on the stream.
+
+    Returns:
+        The history that positions belong to, and by oid the tables that follow; of the others the
+        line has been told.
+
+    Raises:
+        SourceRefused: something is missing at the source that concerns all of them.
+        TableRefused: no table can be streamed; this is why the first one cannot.
+    """
+    fit = _fit(line, targets)
+    publication.publish(line.control, line.publication, [target.relation for target in fit])
+    found = slot.find(line.control, line.slot)
+    if found and found.lost:
+        line.say(f"The slot {line.slot} was lost: all tables are compared with the source.")
+        slot.drop(line.control, line.slot)
+        found = None
+    if found is not None:
+        history, joined, late = _resumed(line, fit, found.confirmed or 0)
+        return history, {**joined, **(compared(line, late) if late else {})}
+    with slot.walsender(line.origin) as sender:
+        history, joined = _copied(line, fit, _making(sender, line.slot), "a new slot was made")
+    line.done = min((following.floor for following in joined.values()), default=0)
+    return history, joined
+
+
+def compared(
+    line: Line, targets: Sequence[Target], why: str = "the stream does not tell how it came to be"
+) -> dict[int, Following]:
+    """Copies tables, or compares those that are there, in the snapshot of a slot for this alone."""
+    with slot.walsender(line.origin) as sender:
+        name = f"{line.slot[:_NAME]}_{uuid_utils.uuid4().hex[:8]}"
+        return _copied(line, targets, _making(sender, name, temporary=True), why)[1]
+
+
+def _fit(line: Line, targets: Sequence[Target]) -> list[Target]:
+    """The tables that can be streamed, with the keys that tell their rows apart."""
+    keyed, wanting = follow.fitted(line.control, targets, line.slot, line.publication)
+    general = [one for one in wanting if not one.table]
+    if general:
+        raise SourceRefused(
+            f"{line.origin.name} cannot be streamed yet: " + " ".join(one.what for one in general),
+            hint="Have this done: " + " ".join(one.mend for one in general),
+        )
+    unfit = {w.table: TableRefused(w.what, hint=w.mend, table=w.table) for w in reversed(wanting)}
+    for target in keyed:
+        if target.label in unfit:
+            line.failed(target, unfit[target.label])
+    fit = [target for target in keyed if target.label not in unfit]
+    if not fit:
+        raise unfit[keyed[0].label]
+    return fit
+
+
+def _resumed(
+    line: Line, targets: Sequence[Target], confirmed: int
+) -> tuple[str, dict[int, Following], list[Target]]:
+    """Lets tables follow from where they are; tells those that cannot, too."""
+    joined: dict[int, Following] = {}
+    late: list[Target] = []
+    with _held(line, targets, None) as held:
+        stream = f"{held.timeline}/{line.slot}"
+        records = log.read(record.place(line.settings))
+        # What was recorded may not have been confirmed any more.
+        line.done = max(confirmed, record.position(records, stream))
+        for table in _planned(line, held, targets):
+            plan, target = table.plan, table.target
+            if plan is None:
+                line.failed(target, table.error or BronzeError("There is no plan."))
+                continue
+            at = follow.held(plan.state, plan) if plan.state else None
+            if plan.mode != "changes" or plan.state is None or at is None:
+                late.append(target)
+                continue
+            oid = target.relation.oid
+            floor = record.floor(records, stream, oid, at, confirmed)
+            if floor is None:
+                line.say(f"{target.label} is compared: the slot has moved on without it.")
+                late.append(target)
+                continue
+            joined[oid] = _following(held, table, floor, at, plan.state.version)
+        return held.timeline, joined, late
+
+
+def _making(sender: Connection, name: str, temporary: bool = False) -> Export:
+    def export() -> tuple[str, int]:
+        made: Made = slot.make(sender, name, temporary=temporary, failover=not temporary)
+        failpoint.reach("slotted")
+        return made.snapshot, made.position
+
+    return export
+
+
+def _copied(
+    line: Line, targets: Sequence[Target], export: Export, why: str
+) -> tuple[str, dict[int, Following]]:
+    joined: dict[int, Following] = {}
+    with _held(line, targets, export) as held:
+        tables = _planned(line, held, targets)
+        for table in tables:
+            if table.plan and table.plan.mode == "changes":
+                table.plan = table.plan.whole(why)
+        failpoint.reach("planned")
+        landed = pipeline.landed(line.settings, tables, None, line.copying)
+        results = {result.table: result for result in landed}
+        for table in tables:
+            result = results[table.target.label]
+            line.tally.copied(result)
+            if result.error is None and result.version is not None:
+                at = held.position
+                oid = table.target.relation.oid
+                joined[oid] = _following(held, table, at, at, result.version)
+        return held.timeline, joined
+
+
+@contextmanager
+def _held(line: Line, targets: Sequence[Target], export: Export | None) -> Iterator[Snapshot]:
+    schemas = line.settings.source[line.origin.name].schema_
+    relations = [target.relation for target in targets if target.relation.readable]
+    with (
+        connect.connect(line.origin) as holder,
+        snapshot.hold(
+            line.origin, holder, relations, schemas, "run" if export else "per-table", export
+        ) as held,
+    ):
+        yield held
+
+
+def _planned(line: Line, held: Snapshot, targets: Sequence[Target]) -> list[Table]:
+    slots = line.settings.source[line.origin.name].pool.readers
+    batch = str(uuid_utils.uuid7())
+
+    def carried(target: Target) -> Target:
+        """The table with those columns only that the stream carries."""
+        relation = target.relation
+        names = publication.carried(line.control, relation, line.publication)
+        kept = tuple(a for a in relation.attributes if a.name in names)
+        return replace(target, relation=replace(relation, attributes=kept))
+
+    tables = pipeline.planned(line.settings, line.origin, held, targets, batch, slots, carried)
+    return sorted(tables, key=lambda table: (table.target.settings.priority, -table.size))
+
+
+def _following(held: Snapshot, table: Table, floor: int, at: int, version: int) -> Following:
+    plan = table.plan
+    if plan is None:
+        raise BronzeError("There is no plan.")
+    relation, own = plan.target.relation, plan.target.settings
+    choices = Choices(own.decimals, own.arrays, own.timestamps)
+    kinds = {attribute.name: attribute.type for attribute in relation.attributes}
+    return Following(
+        plan=plan,
+        described=_described(held.holder, relation),
+        texts=tuple(
+            texts.text(column, kinds[column.name], choices)
+            for column in plan.settled.columns
+            if column.name in kinds
+        ),
+        floor=floor,
+        held=at,
+        version=version,
+    )
+
+
+_DESCRIBED = """
+SELECT a.attname, a.atttypid::int8, a.atttypmod FROM pg_attribute a
+WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
+"""
+
+
+def _described(holder: Connection, relation: Relation) -> tuple[tuple[str, int, int], ...]:
+    """The columns as the stream describes them."""
+    kept = {attribute.name for attribute in relation.attributes}
+    rows: list[Any] = holder.execute(_DESCRIBED, [relation.oid]).fetchall()
+    return tuple((name, kind, modifier) for name, kind, modifier in rows if name in kept)

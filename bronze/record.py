@@ -1,0 +1,96 @@
+"""The record of a stream: which position all its tables have reached, and at which versions.
+
+Its position, and what each table had then, are app transactions of ``governance.streams``. A table
+that did not change since has reached that position too, though its own says less.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+import tenacity
+import uuid_utils
+
+from bronze.books import streams as book
+from bronze.config import Settings
+from bronze.errors import BronzeError
+from bronze.follow import Following
+from bronze.landing import GOVERNANCE
+from bronze.model import Place
+from bronze.table import commit, files, log
+from bronze.table.commit import Change, Position, Shape
+from bronze.table.log import State
+
+_HELD = "held"
+
+
+def place(settings: Settings) -> Place:
+    """Where the records are."""
+    return settings.place(GOVERNANCE, book.NAME)
+
+
+def position(state: State | None, stream: str) -> int:
+    """How far a stream was recorded; 0 if it was not.
+
+    Args:
+        state: the table of records.
+        stream: the history of the source's positions and the slot, as ``history/slot``.
+    """
+    return (state.position(commit.transaction(stream)) or 0) if state else 0
+
+
+def floor(state: State | None, stream: str, oid: int, at: int, confirmed: int) -> int | None:
+    """Where a table goes on; None if the slot has moved on without it.
+
+    Args:
+        state: the table of records.
+        stream: as for `position`.
+        oid: the source table's.
+        at: the position that the Bronze table itself has.
+        confirmed: the position that the slot has.
+    """
+    if at >= confirmed:
+        return at
+    if state is None:
+        return None
+    own = f"{commit.transaction(stream)}/{oid}"
+    complete, then = state.position(own), state.position(f"{own}/{_HELD}")
+    # A table that was put back to an earlier version has less than it had then.
+    good = complete is not None and complete >= confirmed and then is not None and then <= at
+    return complete if good else None
+
+
+@tenacity.retry(
+    retry=tenacity.retry_if_exception(commit.lost_race),
+    stop=tenacity.stop_after_attempt(8),
+    wait=tenacity.wait_exponential_jitter(multiplier=0.05, max=2),
+    reraise=True,
+)
+def enter(
+    settings: Settings,
+    history: str,
+    record: book.Record,
+    followings: Iterable[Following],
+) -> None:
+    """Enters a record, for the tables that follow.
+
+    Raises:
+        LakeError, LakeUnreachable: it cannot be written.
+    """
+    marks = [(str(f.oid), max(record.position, f.held)) for f in followings]
+    marks += [(f"{f.oid}/{_HELD}", f.held) for f in followings]
+    reached = Position(f"{history}/{record.stream}", record.position, tuple(marks))
+    books = place(settings)
+    state = log.read(books)
+    file = files.write([book.frame(record)], books, str(uuid_utils.uuid7()), ())
+    if file is None:
+        raise BronzeError("A record is empty.")
+    change = Change("WRITE", [file], parameters={"mode": "Append"})
+    shape = None if state else Shape(book.COLUMNS, ())
+    commit.commit(books, state, change, {"batch_id": record.batch_id}, shape=shape, reached=reached)
+
+
+def versions(followings: Iterable[Following], position: int) -> str:
+    """A JSON object of the tables' versions at a position; null for one that is ahead of it."""
+    return json.dumps({f.name: f.version if f.held <= position else None for f in followings})
