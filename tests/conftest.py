@@ -18,7 +18,13 @@ from psycopg import sql
 from bronze import config
 from bronze.demo.server import Server, running
 
-FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+FAST = {
+    "fsync": "off",
+    "synchronous_commit": "off",
+    "full_page_writes": "off",
+    # What commits is streamed at once.
+    "wal_writer_delay": "10ms",
+}
 _MEMORY = Path("/dev/shm")  # noqa: S108 - a folder of random name is made in it
 _ENOUGH = 4 * 2**30
 _numbers = itertools.count()

@@ -168,8 +168,9 @@ def test_transactions_are_gathered_for_the_interval(
     """What commits within the interval is one batch, which comes when it is over."""
     with receiving(source, interval=2) as receiver:
         began = time.monotonic()
-        for key in range(5):
-            written.execute("INSERT INTO t VALUES (%s)", [key])
+        written.execute(
+            "DO $$ BEGIN FOR k IN 1..5 LOOP INSERT INTO t VALUES (k); COMMIT; END LOOP; END $$"
+        )
         batch = taken(receiver)
         assert time.monotonic() - began >= 2
         assert batch.transactions == batch.changes == 5
@@ -367,13 +368,13 @@ def test_the_server_hears_of_us_while_a_full_batch_waits(
 ) -> None:
     """Nobody takes for longer than wal_sender_timeout, and nothing is read: the stream lives on."""
     name = psycopg.conninfo.conninfo_to_dict(source.dsn)["dbname"]
-    source.execute(f"ALTER DATABASE {name} SET wal_sender_timeout = '2s'")
+    source.execute(f"ALTER DATABASE {name} SET wal_sender_timeout = '1s'")
     with receiving(source, memory=2**15) as receiver:
         pid = walsender(source)
         assert pid is not None
         for key in range(40):
             written.execute("INSERT INTO t VALUES (%s, %s)", [key, "x" * 8000])
-        end = time.monotonic() + 5
+        end = time.monotonic() + 2.5
         while time.monotonic() < end:
             assert walsender(source) == pid
             time.sleep(0.1)
@@ -397,9 +398,10 @@ def test_a_connection_that_is_cut(source: Source, written: psycopg.Connection[An
 
 
 def test_a_slot_that_another_streams_from_is_busy(
-    source: Source, written: psycopg.Connection[Any]
+    source: Source, written: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server may not know yet that the last connection is gone: it is worth another try."""
+    monkeypatch.setattr(replication, "_BUSY_PATIENCE", 0.3)
     with receiving(source) as receiver:
         with pytest.raises(SourceBusy) as raised, receiving(source, made=True):
             pass
