@@ -231,7 +231,7 @@ class _Session:
     def follow(self, until_caught_up: bool) -> None:
         """Lands batch after batch."""
         line = self._line
-        target = slot.horizon(line.control) if until_caught_up else None
+        target = slot.settled(line.control) if until_caught_up else None
         with (
             engine.executor("threads", self._limit) as pool,
             self._receiver() as receiver,

@@ -228,7 +228,7 @@ def test_a_history_nets_to_what_the_source_has(
     seen = {"left out": 0, "files": 0, "pieces": 0}
 
     @settings(
-        max_examples=40,
+        max_examples=15,
         deadline=None,
         suppress_health_check=list(HealthCheck),
     )

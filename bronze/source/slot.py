@@ -6,6 +6,7 @@ A position in the log (LSN) is an integer here, as everywhere in bronze.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -242,15 +243,38 @@ def walsender(origin: Origin) -> Connection:
 
 
 def horizon(connection: Connection) -> int:
-    """The position before which everything lies in the server's log that is committed by now.
-
-    With synchronous_commit off it may not be on disk yet, and is streamed a moment later.
+    """The position up to which the server's log is safe on its disk, at this moment.
 
     Raises:
         psycopg.Error: also on a standby, which writes no log.
     """
-    row: Any = connection.execute("SELECT pg_current_wal_insert_lsn()::text").fetchone()
+    row: Any = connection.execute("SELECT pg_current_wal_flush_lsn()::text").fetchone()
     return lsn(row[0])
+
+
+_WRITTEN = """
+SELECT pg_current_wal_insert_lsn()::text,
+       (SELECT setting::float8 / 1000 FROM pg_settings WHERE name = 'wal_writer_delay')
+"""
+# PostgreSQL's documentation, "Asynchronous Commit": it lasts at most so many delays.
+_DELAYS = 3
+_PAUSE = 0.005
+
+
+def settled(connection: Connection) -> int:
+    """The position before which everything lies that is committed by now; it is on disk.
+
+    With synchronous_commit off, commits are on disk a moment later, which is waited for. Other
+    records may stay in memory for long, and concern nobody.
+
+    Raises:
+        psycopg.Error: also on a standby, which writes no log.
+    """
+    row: Any = connection.execute(_WRITTEN).fetchone()
+    written, until = lsn(row[0]), time.monotonic() + _DELAYS * float(row[1])
+    while (flushed := horizon(connection)) < written and time.monotonic() < until:
+        time.sleep(_PAUSE)
+    return flushed
 
 
 def timeout(connection: Connection) -> float:

@@ -360,11 +360,25 @@ def test_the_horizon_is_the_logs_end(source: Source, origin: Origin) -> None:
     source.execute("CREATE TABLE t (id int)")
     with connect.connect(origin) as connection:
         before = slot.horizon(connection)
-        source.execute("INSERT INTO t SELECT generate_series(1, 1000)")
-        after = slot.horizon(connection)
-        assert after > before + 1000
-        ((now,),) = source.execute("SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn")
-        assert after <= now
+        ((flushed,),) = source.execute("SELECT pg_current_wal_flush_lsn() - '0/0'::pg_lsn")
+        assert before <= flushed
+        connection.execute("SET synchronous_commit = on")
+        connection.execute("INSERT INTO t SELECT generate_series(1, 1000)")
+        assert slot.horizon(connection) > before + 1000
+
+
+def test_what_is_committed_asynchronously_is_waited_for(source: Source, origin: Origin) -> None:
+    """Each commit lies before what is settled after it, on disk."""
+    source.execute("CREATE TABLE t (id int)")
+    with connect.connect(origin) as connection:
+        connection.execute("SET synchronous_commit = off")
+        for _ in range(20):
+            row = connection.execute(
+                "INSERT INTO t VALUES (1) RETURNING pg_current_wal_insert_lsn() - '0/0'::pg_lsn"
+            ).fetchone()
+            assert row is not None
+            position = slot.settled(connection)
+            assert int(str(row[0])) <= position <= slot.horizon(connection)
 
 
 def test_the_servers_timeout_is_in_seconds(source: Source, origin: Origin) -> None:
