@@ -13,7 +13,8 @@ def tests(session):
     session.run(
         "pytest",
         "-n",
-        "2",
+        # Tests wait for servers and processes: three keep two cores busy.
+        "3",
         "--dist",
         "worksteal",
         "-m",

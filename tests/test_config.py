@@ -125,7 +125,6 @@ def test_a_misspelt_dsn_is_called_so(misspelt: object, more: dict[str, Any]) -> 
         ("tables", 3, "tables"),
         ("tables/t/priority", 10, "tables.t.priority"),
         ("tables/t/pattern", "hourly", "tables.t.pattern"),
-        ("tables/t/pattern", "hourly", "tables.t.pattern"),
         ("tables/t", {"cursor": "at"}, 'cursor is for the patterns "batch" and "micro_batch" only'),
         ("tables/t", {"overlap": "1h"}, 'overlap is for the patterns "batch"'),
         ("tables/t", {"deletes": "ignore"}, 'deletes is for the patterns "batch"'),
