@@ -8,6 +8,8 @@ Everything runs on one machine against an embedded PostgreSQL on made-up data::
     python -m benchmarks.load --table wide --only bronze naive --json wide.json
     python -m benchmarks.memory --rows 2000000 20000000
     python -m benchmarks.merge --rows 2000000
+    python -m benchmarks.stream catchup
+    python -m benchmarks.stream rates --rows 1000000 10000000 --rate 1000
     python -m benchmarks.layout
 
 `load` takes two tables into a new, empty lake: ``order_details`` of the demo (9 columns), and

@@ -91,6 +91,7 @@ def proven(settings: Settings, lake: Path) -> None:
         assert reached == sorted(reached)
 
 
+@pytest.mark.slow
 def test_killed_at_every_failpoint(shop: str, tmp_path: Path) -> None:
     """Wherever a process dies, the next run leaves all as if it never had."""
     settings = config.parse(document(shop, tmp_path))

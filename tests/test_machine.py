@@ -47,7 +47,7 @@ KEYS = st.lists(st.integers(1, 40), min_size=1, max_size=12, unique=True)
 VALUES = st.sampled_from(["", "a", "é", "NaN", "x" * 50, "\x01", None])
 # Keys of transactions that stay open, which nobody else waits for.
 LATE = 1000
-EXAMPLES = int(os.environ.get("BRONZE_SOAK_EXAMPLES", "40"))
+EXAMPLES = int(os.environ.get("BRONZE_SOAK_EXAMPLES", "12"))
 _numbers = itertools.count()
 
 

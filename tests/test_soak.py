@@ -212,6 +212,7 @@ print(json.dumps({"status": result.status, "updated": result.updated, "peak": pe
 """
 
 
+@pytest.mark.slow
 def test_a_stream_stays_within_its_memory(lines: str, tmp_path: Path) -> None:
     """So does a stream: as it copies, with one transaction of half a million changes, with many."""
     settings = settings_for(lines, tmp_path, "512MB", {"lines": {"pattern": "streaming"}})

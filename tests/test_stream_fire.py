@@ -166,6 +166,7 @@ def torn(lake: Path, at: Mapping[str, int]) -> set[int]:
     return set(rows["orders"]) ^ set(rows["order_details"])
 
 
+@pytest.mark.slow
 def test_killed_at_every_failpoint(shop: str, tmp_path: Path) -> None:
     """Wherever a stream dies, the next one leaves all as if it never had, at every record."""
     path = shop_file(shop, tmp_path)
@@ -228,6 +229,7 @@ def test_killed_while_the_layout_is_improved(shop: str, tmp_path: Path) -> None:
         proven(given, tmp_path / "lake", SHOP)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("point", "times"),
     [
