@@ -91,8 +91,6 @@ def plan_table(
     streamed = target.settings.pattern == "streaming"
     # What has changed comes by the stream.
     work = () if streamed and mode == "changes" else rows(where, against)
-    if streamed:
-        looking = False
     if looking and mode == "changes" and state is not None:
         work += tuple(units.of_keys(given, settled, shape, key, state, len(work)))
     reached = Position(snapshot.timeline, snapshot.position, tuple(marks))

@@ -114,7 +114,7 @@ def marks(
     if own.pattern == "full_refresh":
         return left, True
     if own.pattern == "streaming":
-        return [(_mark(given, STREAM), given.held.position)], True
+        return [(_mark(given, STREAM), given.held.position)], False
     if own.cursor != increment.XMIN:
         # What the cursor column has not shown, xmin is still to show.
         left = left if whole else []
