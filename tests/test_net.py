@@ -238,7 +238,7 @@ def test_a_history_nets_to_what_the_source_has(
         suppress_health_check=list(HealthCheck),
     )
     @given(history=HISTORY, at=st.integers(0, 6), staged=st.booleans())
-    # A transaction that is larger than the memory, and one in pieces: the random ones may miss them.
+    # A transaction larger than the memory, and one in pieces: the random ones may miss them.
     @example(history=[[PUT, TOUCH], [*[PUT] * 5, TOUCH]], at=1, staged=False)
     @example(history=[[PUT], [PUT, PUT, TOUCH]], at=1, staged=True)
     def check(history: list[list[tuple[Any, ...]]], at: int, staged: bool) -> None:
