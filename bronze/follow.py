@@ -44,6 +44,7 @@ class Following:
         floor: transactions before this position are in the table.
         held: the position that the table itself has.
         version: its version there.
+        lineage: the id of the stream's record of the table in ``governance.data_lineage``.
         error: why it does not follow any more.
     """
 
@@ -53,6 +54,7 @@ class Following:
     floor: int
     held: int
     version: int
+    lineage: str
     error: BronzeError | None = field(default=None)
 
     @property
@@ -136,6 +138,7 @@ def _landed(
 ) -> Course[Followed]:
     plan = following.plan
     label = following.label
+    stamp = replace(stamp, lineage=following.lineage)
     state = _current(following)
     (netted,) = yield [Task(net, _job(following, gathered, stamp, state), label)]
     failpoint.reach("netted")
@@ -207,6 +210,7 @@ def _job(following: Following, gathered: Gathered, stamp: Stamp, state: State) -
         stamp=stamp,
         base=plan.settled.base,
         dates_of=plan.dates_of,
+        enrichment=plan.enrichment,
     )
 
 

@@ -196,6 +196,7 @@ def _following(held: Snapshot, table: Table, floor: int, at: int, version: int) 
         floor=floor,
         held=at,
         version=version,
+        lineage=table.stamp.lineage,
     )
 
 

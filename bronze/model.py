@@ -119,20 +119,42 @@ class Place:
     options: tuple[tuple[str, str | Secret], ...] = field(default=(), repr=False)
 
 
-ACTIVE, DELETED = "ACTIVE", "DELETED"
-"""What record_status says of a row: it is in the source, or it has gone from there."""
+ACTIVE, QUARANTINED, DELETED = "ACTIVE", "QUARANTINED", "DELETED"
+"""What record_status says of a row: it is in the source; it is there, but its quality is below the
+threshold; it has gone from there.
+"""
 
 Method = Literal["batch", "micro_batch", "full_refresh", "streaming"]
 
 
 @dataclass(frozen=True)
 class Stamp:
-    """What a run writes beside every row."""
+    """What a run writes beside every row. ``lineage`` is the id of the run's record of the table
+    in ``governance.data_lineage``.
+    """
 
     batch_id: str
     loaded_at: datetime
     source_system: str
     method: Method
+    lineage: str = ""
+
+
+@dataclass(frozen=True)
+class Enrichment:
+    """What the rows of a table are given on their way in, beside identity, times and hashes."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was found out about rows on their way in. Those of parts may be added up."""
+
+    def __add__(self, other: Findings) -> Findings:
+        return self
+
+
+NONE_GIVEN = Enrichment()
+NOTHING_FOUND = Findings()
 
 
 @dataclass(frozen=True)
@@ -234,6 +256,7 @@ class Unit:
     history: bool = False
     streamed: bool = False
     summed: bool = False
+    enrichment: Enrichment = NONE_GIVEN
 
 
 @dataclass(frozen=True)
@@ -250,6 +273,7 @@ class Written:
     rejected: tuple[Rejected, ...] = ()
     seen: bytes = field(default=b"", repr=False)
     sum: int = 0
+    findings: Findings = NOTHING_FOUND
 
 
 Status = Literal["landed", "unchanged", "failed"]

@@ -17,9 +17,22 @@ import numpy.typing as npt
 import polars as pl
 import polars.selectors as cs
 
-from bronze.enrich.stamp import COMMITTED, stamped
+from bronze.enrich.enrichment import enriched
+from bronze.enrich.stamp import COMMITTED
 from bronze.errors import Mismatch, TableRefused
-from bronze.model import Column, DataFile, Kind, Place, Rejected, Stamp, Stored
+from bronze.model import (
+    NONE_GIVEN,
+    NOTHING_FOUND,
+    Column,
+    DataFile,
+    Enrichment,
+    Findings,
+    Kind,
+    Place,
+    Rejected,
+    Stamp,
+    Stored,
+)
 from bronze.source import pgoutput, read, texts
 from bronze.source.replication import Gathered, Piece
 from bronze.source.texts import Text
@@ -59,6 +72,7 @@ class Net:
     stamp: Stamp
     base: int
     dates_of: str | None = None
+    enrichment: Enrichment = NONE_GIVEN
 
 
 @dataclass(frozen=True)
@@ -73,6 +87,7 @@ class Netted:
     emptied: bool
     rejected: tuple[Rejected, ...]
     read: int
+    findings: Findings = NOTHING_FOUND
 
     @property
     def empty(self) -> bool:
@@ -94,7 +109,9 @@ def net(job: Net) -> Netted:
     frames: list[pl.DataFrame] = []
     rejected: list[Rejected] = []
     changes: list[Changes] = []
-    for rows, refused in _rows(job, parts, last.filter("upsert")):
+    findings = NOTHING_FOUND
+    for rows, refused, found in _rows(job, parts, last.filter("upsert")):
+        findings += found
         rejected += rejections(rows, refused, [t.target for t in _keys(job)])
         frames.append(rows)
         if sum(frame.estimated_size() for frame in frames) > _IN_MEMORY:
@@ -108,6 +125,7 @@ def net(job: Net) -> Netted:
         emptied,
         tuple(rejected),
         sum(part.count for part in parts),
+        findings,
     )
 
 
@@ -237,8 +255,8 @@ _EVENT = {"upsert": pl.Boolean, "part": pl.Int32, "line": pl.Int64}
 
 def _rows(
     job: Net, parts: Sequence[_Part], last: pl.DataFrame
-) -> Iterator[tuple[pl.DataFrame, pl.Series]]:
-    """The Bronze rows of the last changes, and their rejected values."""
+) -> Iterator[tuple[pl.DataFrame, pl.Series, Findings]]:
+    """The Bronze rows of the last changes, their rejected values, and what was found out."""
     missing = _missing(job, parts, last)
     for part in parts:
         lines = last.filter(pl.col("part") == part.number)["line"].to_numpy()
@@ -249,9 +267,11 @@ def _rows(
         mine = {place: value for place, value in missing.items() if place[0] == part.number}
         rows, rejected = texts.typed(_patched(raw, lines, parts, mine), job.texts)
         rows = _looked_up(job, rows, lines, mine)
-        made = stamped(_whole(rows, job.columns), rejected, job.stamp, job.base)
+        whole = _whole(rows, job.columns)
+        made, findings = enriched(whole, rejected, job.stamp, job.base, job.enrichment)
         made = made.with_columns(cs.enum().cast(pl.String), part.committed(lines))
-        yield (partition.dated(made, job.dates_of) if job.dates_of else made), rejected
+        made = partition.dated(made, job.dates_of) if job.dates_of else made
+        yield made, rejected, findings
 
 
 def _whole(rows: pl.DataFrame, columns: Sequence[Column]) -> pl.DataFrame:

@@ -183,7 +183,8 @@ def planned(
     seen = {relation.oid: relation for relation in held.relations}
     tables = []
     for target in targets:
-        stamp = Stamp(batch_id, now, origin.name, target.settings.method)
+        lineage = str(uuid_utils.uuid7())
+        stamp = Stamp(batch_id, now, origin.name, target.settings.method, lineage)
         table = Table(target, origin, held, stamp, readers)
         tables.append(table)
         try:
@@ -193,9 +194,8 @@ def planned(
                 held,
                 origin,
                 stamp,
-                settings.run,
+                settings,
                 readers,
-                settings.maintain.properties(),
             )
         except (TableRefused, LakeError) as error:
             table.error = error

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from bronze import drift, prepare, resume, units
-from bronze.config import RunSettings
+from bronze import drift, prepare, provide, resume, units
+from bronze.config import Settings
 from bronze.drift import Settled
 from bronze.enrich.stamp import COMMITTED, METADATA
 from bronze.errors import TableRefused
-from bronze.model import Kind, Origin, Stamp, Unit
+from bronze.model import Enrichment, Kind, Origin, Stamp, Unit
 from bronze.prepare import Target
 from bronze.source import increment, slices, statement
 from bronze.source.catalog import Relation
@@ -48,6 +48,7 @@ class Plan:
     units: tuple[Unit, ...]
     notes: tuple[str, ...]
     all_units: Callable[[], tuple[Unit, ...]] = field(repr=False)
+    enrichment: Enrichment
 
     def whole(self, why: str = "its cursor has not shown all that changed") -> Plan:
         """The plan that compares all rows, in the same snapshot."""
@@ -65,9 +66,8 @@ def plan_table(
     snapshot: Snapshot,
     origin: Origin,
     stamp: Stamp,
-    run: RunSettings,
+    settings: Settings,
     readers: int,
-    properties: Sequence[tuple[str, str]] = (),
 ) -> Plan:
     """The plan of one table.
 
@@ -76,23 +76,24 @@ def plan_table(
         SourceError: the snapshot's connection failed.
         LakeError: the Bronze table is none that we can write.
     """
-    given = Assignment(target, snapshot, origin, stamp, run, readers)
+    given = Assignment(target, snapshot, origin, stamp, settings, readers)
     state, settled, partition = settle(target, snapshot.since.visible)
     key, notes = _key(given, settled)
-    shape = _shape(given, settled, key, partition, properties, state)
+    shape = _shape(given, settled, key, partition, state)
+    enrichment = provide.enrichment(given, settled, key, state)
     mode, where, why = _mode(given, state, settled, key)
     marks, looking = resume.marks(given, state, whole=mode != "changes")
     against = state if mode == "compare" else None
 
     def rows(where: str, against: State | None) -> tuple[Unit, ...]:
         inline = mode != "load"
-        return tuple(units.of_rows(given, settled, shape, key, where, against, inline=inline))
+        return tuple(units.of_rows(given, settled, shape, key, where, against, inline, enrichment))
 
     streamed = target.settings.pattern == "streaming"
     # What has changed comes by the stream.
     work = () if streamed and mode == "changes" else rows(where, against)
     if looking and mode == "changes" and state is not None:
-        work += tuple(units.of_keys(given, settled, shape, key, state, len(work)))
+        work += tuple(units.of_keys(given, settled, shape, key, state, len(work), enrichment))
     reached = Position(snapshot.timeline, snapshot.position, tuple(marks))
     return Plan(
         target=target,
@@ -105,6 +106,7 @@ def plan_table(
         units=work,
         notes=settled.notes + notes + why,
         all_units=lambda: rows(slices.WHOLE, state),
+        enrichment=enrichment,
     )
 
 
@@ -249,7 +251,6 @@ def _shape(
     settled: Settled,
     key: tuple[str, ...],
     partition: str | None,
-    properties: Sequence[tuple[str, str]],
     state: State | None,
 ) -> Shape:
     target = given.target
@@ -269,7 +270,8 @@ def _shape(
         drift.NUMBERS: drift.numbers(settled.columns, target.relation),
         drift.PARTS: drift.parts(target.relation, target.settings.pattern == "streaming"),
     }
-    return Shape(tuple(layout), stats, partition, (*properties, *notes.items()))
+    kept = given.settings.maintain.properties()
+    return Shape(tuple(layout), stats, partition, (*kept, *notes.items()))
 
 
 def _clustered(target: Target, settled: Settled) -> tuple[str, ...]:

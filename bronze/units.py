@@ -9,11 +9,11 @@ from typing import Any
 import psycopg
 from psycopg import errors as pg
 
-from bronze.config import RunSettings
+from bronze.config import RunSettings, Settings
 from bronze.drift import Settled
 from bronze.enrich.stamp import COMMITTED
 from bronze.errors import BronzeError, TableRefused
-from bronze.model import Column, Known, Origin, Stamp, Unit
+from bronze.model import Column, Enrichment, Known, Origin, Stamp, Unit
 from bronze.prepare import Target
 from bronze.source import slices, statement
 from bronze.source.connect import Connection, explain
@@ -50,8 +50,13 @@ class Assignment:
     held: Snapshot
     origin: Origin
     stamp: Stamp
-    run: RunSettings
+    settings: Settings
     readers: int
+
+    @property
+    def run(self) -> RunSettings:
+        """How the run works."""
+        return self.settings.run
 
 
 def asked(given: Assignment, question: Any) -> Any:
@@ -77,6 +82,7 @@ def of_rows(
     where: str,
     against: State | None,
     inline: bool,
+    enrichment: Enrichment,
 ) -> list[Unit]:
     """The units that read the rows for which ``where`` is true."""
     run, relation = given.run, given.target.relation
@@ -102,6 +108,7 @@ def of_rows(
             inline=inline,
             # Without a key rows cannot be compared one by one, but all of them at once.
             summed=not key,
+            enrichment=enrichment,
         )
         for number, share in enumerate(known)
         for i, group in enumerate(groups)
@@ -115,6 +122,7 @@ def of_keys(
     key: tuple[str, ...],
     state: State,
     start: int,
+    enrichment: Enrichment,
 ) -> list[Unit]:
     """The units that only see which keys are still there."""
     relation = given.target.relation
@@ -135,6 +143,7 @@ def of_keys(
             estimate=sum(part.size for part in group) // _KEYS_GROWTH,
             known=share,
             keys_only=True,
+            enrichment=enrichment,
         )
         for number, share in enumerate(_known(given, shape, key, key, state))
         for i, group in enumerate(groups)

@@ -18,10 +18,11 @@ import tenacity
 
 from bronze import compare
 from bronze.enrich import fingerprint
+from bronze.enrich.enrichment import enriched
 from bronze.enrich.fingerprint import Fingerprints
-from bronze.enrich.stamp import COMMITTED, stamped
+from bronze.enrich.stamp import COMMITTED
 from bronze.errors import SourceUnreachable
-from bronze.model import DataFile, Known, Rejected, Unit, Written
+from bronze.model import NOTHING_FOUND, DataFile, Findings, Known, Rejected, Unit, Written
 from bronze.source import read
 from bronze.table import files, history, merge, partition
 
@@ -69,6 +70,7 @@ def work(unit: Unit) -> Written:
         tuple(tally.rejected),
         tally.seen(),
         tally.sum,
+        tally.findings,
     )
 
 
@@ -112,6 +114,7 @@ class _Tally:
     rows: int = 0
     sum: int = 0
     rejected: list[Rejected] = field(default_factory=list)
+    findings: Findings = NOTHING_FOUND
 
     def passed(self, read_slice: tuple[pl.DataFrame, pl.Series]) -> pl.DataFrame:
         """The Bronze rows of one part that was read."""
@@ -120,7 +123,10 @@ class _Tally:
         self.rows += rows.height
         if unit.keys_only:
             return self.sieve.new(rows) if self.sieve else rows
-        made = stamped(rows, rejected, unit.stamp, unit.base)
+        made, findings = enriched(rows, rejected, unit.stamp, unit.base, unit.enrichment)
+        # What is read several times, for as many shares of the table, is told once.
+        if unit.known is None or unit.known.share == 0:
+            self.findings += findings
         if rejected.null_count() < len(rejected):
             made = made.with_columns(rejected.alias(_REJECTED))
         if unit.summed and made.height:

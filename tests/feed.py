@@ -20,6 +20,7 @@ _TOLD = {
     "update_timestamp",
     "batch_id",
     "ingestion_method",
+    "data_lineage",
 }
 
 

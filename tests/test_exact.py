@@ -267,8 +267,10 @@ def test_deltalake_reads_what_was_written(source: Source) -> None:
         "update_timestamp",
         "source_system",
         "record_status",
+        "data_quality_score",
         "batch_id",
         "ingestion_method",
+        "data_lineage",
         "checksum",
         "row_hash",
     ]

@@ -18,8 +18,10 @@ METADATA: tuple[tuple[str, Kind], ...] = (
     ("update_timestamp", Kind("timestamp")),
     ("source_system", Kind("string")),
     ("record_status", Kind("string")),
+    ("data_quality_score", Kind("int")),
     ("batch_id", Kind("string")),
     ("ingestion_method", Kind("string")),
+    ("data_lineage", Kind("string")),
     ("checksum", Kind("string")),
     ("row_hash", Kind("string")),
 )
@@ -29,6 +31,7 @@ COMMITTED = "source_commit_timestamp"
 """In a table that is streamed: when the transaction committed that wrote the row; NULL for rows
 that came otherwise."""
 
+_BEST = 100
 _HASH_DIGITS = 32
 _CHECKSUM_DIGITS = 16
 # Four hexadecimal digits for each of the 65,536 values of two bytes.
@@ -51,8 +54,10 @@ def stamped(rows: pl.DataFrame, rejected: pl.Series, stamp: Stamp, base: int) ->
         "update_timestamp": moment,
         "source_system": _constant(stamp.source_system),
         "record_status": _constant(ACTIVE),
+        "data_quality_score": pl.lit(_BEST, pl.Int32),
         "batch_id": _constant(stamp.batch_id),
         "ingestion_method": _constant(stamp.method),
+        "data_lineage": _constant(stamp.lineage),
         "checksum": pl.lit(checksums),
         "row_hash": pl.lit(hashes),
     }

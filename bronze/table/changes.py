@@ -61,6 +61,7 @@ def marked(rows: pl.DataFrame, stamp: Stamp) -> pl.DataFrame:
         pl.lit(stamp.loaded_at).cast(pl.Datetime("us", "UTC")).alias("update_timestamp"),
         pl.lit(stamp.batch_id).alias("batch_id"),
         pl.lit(stamp.method).alias("ingestion_method"),
+        pl.lit(stamp.lineage).alias("data_lineage"),
     )
 
 

@@ -14,7 +14,7 @@ from bronze.model import Stamp
 from bronze.source.read import dtype
 
 MOMENT = dt.datetime(2024, 2, 29, 23, 59, 59, 999999, dt.UTC)
-STAMP = Stamp("018df7a0-0000-7000-8000-000000000000", MOMENT, "shop", "full_refresh")
+STAMP = Stamp("018df7a0-0000-7000-8000-000000000000", MOMENT, "shop", "full_refresh", "a lineage")
 
 
 def nothing(height: int) -> pl.Series:
@@ -106,6 +106,8 @@ def test_stamped_rows_have_all_columns_in_their_order(height: int) -> None:
         "record_status": "ACTIVE",
         "batch_id": STAMP.batch_id,
         "ingestion_method": "full_refresh",
+        "data_lineage": "a lineage",
+        "data_quality_score": 100,
     }
     for row in frame.to_dicts():
         assert {name: row[name] for name in wanted} == wanted

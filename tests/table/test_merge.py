@@ -42,13 +42,18 @@ ON_DISK = settings(
 )
 UTC = dt.UTC
 BEFORE = Stamp(
-    "018df7a0-0000-7000-8000-00000000000a", dt.datetime(2024, 1, 1, tzinfo=UTC), "s", "batch"
+    "018df7a0-0000-7000-8000-00000000000a",
+    dt.datetime(2024, 1, 1, tzinfo=UTC),
+    "s",
+    "batch",
+    "before",
 )
 NOW = Stamp(
     "018df7a0-0000-7000-8000-00000000000b",
     dt.datetime(2024, 2, 29, 1, 2, 3, 4, tzinfo=UTC),
     "s",
     "micro_batch",
+    "now",
 )
 VALUES: tuple[tuple[str, Kind], ...] = (
     ("x", Kind("double")),
@@ -83,8 +88,10 @@ def row(
         "update_timestamp": stamp.loaded_at,
         "source_system": stamp.source_system,
         "record_status": ACTIVE,
+        "data_quality_score": 100,
         "batch_id": stamp.batch_id,
         "ingestion_method": stamp.method,
+        "data_lineage": stamp.lineage,
         "checksum": digest[:16],
         "row_hash": digest[:32],
         **more,
@@ -385,6 +392,7 @@ def _after(case: Case, number: int, new: Mapping[Any, Row]) -> Row | None:
         "update_timestamp": NOW.loaded_at,
         "batch_id": NOW.batch_id,
         "ingestion_method": NOW.method,
+        "data_lineage": NOW.lineage,
     }
     return tuple({**before, **marks}[name] for name in names)
 
@@ -618,6 +626,7 @@ def test_few_and_many_edits_of_a_row_group_do_the_same(
         "update_timestamp": NOW.loaded_at,
         "batch_id": NOW.batch_id,
         "ingestion_method": NOW.method,
+        "data_lineage": NOW.lineage,
     }
     for i, one in enumerate(rows):
         if i in new:
@@ -869,7 +878,12 @@ def by_pyarrow(bench: Bench) -> Counter[str]:
     return Counter(shown(found.select([name for name, _ in bench.layout])))
 
 
-DATED: Layout = (*PLAIN[:-8], ("at", Kind("timestamp")), *METADATA, ("at_date", Kind("date")))
+DATED: Layout = (
+    *PLAIN[: -len(METADATA)],
+    ("at", Kind("timestamp")),
+    *METADATA,
+    ("at_date", Kind("date")),
+)
 
 
 def dated(number: int, at: dt.datetime | None, stamp: Stamp = BEFORE, **more: Any) -> Row:
@@ -958,6 +972,7 @@ def gone_now(one: Row) -> Row:
         "update_timestamp": NOW.loaded_at,
         "batch_id": NOW.batch_id,
         "ingestion_method": NOW.method,
+        "data_lineage": NOW.lineage,
     }
     names = [name for name, _ in PLAIN]
     return tuple({**_values(PLAIN, one), **marks}[name] for name in names)
