@@ -39,6 +39,8 @@ TABLES: Mapping[str, Mapping[str, Any]] = {
     "suppliers": {"on_delete": "remove"},
 }
 
+# Only a stream comes by these.
+STREAMED = ("slotted", "netted", "recorded")
 CHILD = """
 import json, sys
 from bronze import config, maintain, pipeline
@@ -96,10 +98,11 @@ def test_killed_at_every_failpoint(shop: str, tmp_path: Path) -> None:
     """Wherever a process dies, the next run leaves all as if it never had."""
     settings = config.parse(document(shop, tmp_path))
     landed(settings)
+    points = [point for point in failpoint.POINTS if point not in STREAMED]
     reached = set()
     later = [("file", 4), ("merged", 3), ("inserted", 3), ("commit", 4), ("committed", 4)]
     days = itertools.count()
-    for point, times in [*((p, 1) for p in failpoint.POINTS), *later]:
+    for point, times in [*((p, 1) for p in points), *later]:
         # A layout is improved only when enough has come together.
         for _ in range(10):
             inventory.change(shop, seed=next(days))
@@ -110,7 +113,7 @@ def test_killed_at_every_failpoint(shop: str, tmp_path: Path) -> None:
             if code:
                 reached.add(point)
                 break
-    assert reached == set(failpoint.POINTS)
+    assert reached == set(points)
     proven(settings, tmp_path)
 
 
