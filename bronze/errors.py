@@ -8,6 +8,7 @@
     │   ├── SourceUnreachable  no connection, or it was cut     retried  exit 3
     │   ├── SourceBusy         no free connection slot          retried  exit 3
     │   ├── SourceRefused      wrong password, database, TLS             exit 3
+    │   ├── SourceRewound      it was put back to an earlier    retried  exit 3
     │   ├── SnapshotLost       the run's snapshot has ended     retried  exit 3
     │   ├── SnapshotRefused    no snapshot can be shared here            exit 2
     │   └── TableRefused       one table cannot be read                  exit 1
@@ -102,6 +103,13 @@ class SourceRefused(SourceError):
     """PostgreSQL refused the login, the database or the encryption."""
 
     exit_code = 3
+
+
+class SourceRewound(SourceError):
+    """PostgreSQL was put back to an earlier state: positions of before mean something else now."""
+
+    exit_code = 3
+    retry = True
 
 
 class SnapshotLost(SourceError):

@@ -187,10 +187,26 @@ def held(state: State, plan: Plan) -> int | None:
     return position if position is not None and position == state.position(own) else None
 
 
-def reached(plan: Plan, position: int) -> Position:
-    """The position that a commit leaves in the table."""
-    mark = (f"{plan.target.relation.oid}/{STREAM}", position)
-    return Position(plan.reached.timeline, position, (mark,))
+_LAST, _COMMITTED = "last", "last/committed"
+
+
+def reached(plan: Plan, batch: Batch) -> Position:
+    """The position that a commit leaves in the table, and which transaction ended there."""
+    oid, position = plan.target.relation.oid, batch.position
+    marks = {STREAM: position, _LAST: position, _COMMITTED: batch.committed}
+    named = tuple((f"{oid}/{name}", value) for name, value in marks.items())
+    return Position(plan.reached.timeline, position, named)
+
+
+def last(state: State, plan: Plan) -> tuple[int, int] | None:
+    """The end and the time of the transaction that the table followed to, None where it was
+    copied or compared since.
+    """
+    own = f"{commit.transaction(plan.reached.timeline)}/{plan.target.relation.oid}"
+    at, committed = (state.position(f"{own}/{name}") for name in (_LAST, _COMMITTED))
+    if at is None or committed is None or at != held(state, plan):
+        return None
+    return at, committed
 
 
 def _job(following: Following, gathered: Gathered, stamp: Stamp, state: State) -> Net:
@@ -247,7 +263,7 @@ def _commit(
                 edit.change,
                 facts,
                 shape=plan.shape,
-                reached=reached(plan, batch.position),
+                reached=reached(plan, batch),
             )
         except CommitConflict:
             kept = {file.path for file in staged}

@@ -22,13 +22,14 @@ from bronze.follow import Following
 from bronze.landing import Table
 from bronze.line import Line
 from bronze.prepare import Target
-from bronze.source import connect, publication, slot, snapshot, texts
+from bronze.source import connect, past, publication, slot, snapshot, texts
 from bronze.source.catalog import Relation
 from bronze.source.connect import Connection
 from bronze.source.slot import Made
 from bronze.source.snapshot import Snapshot
 from bronze.source.types import Choices
-from bronze.table import log
+from bronze.table import commit, log
+from bronze.table.log import State
 
 Export = Callable[[], tuple[str, int]]
 _NAME = 50
@@ -95,18 +96,21 @@ def _resumed(
     """Lets tables follow from where they are; tells those that cannot, too."""
     joined: dict[int, Following] = {}
     late: list[Target] = []
-    with _held(line, targets, None) as held:
+    ends: set[tuple[int, int]] = set()
+    with _held(line, targets, None) as taken:
+        held, records, tables = _placed(line, taken, targets)
         stream = f"{held.timeline}/{line.slot}"
-        records = log.read(record.place(line.settings))
         # What was recorded may not have been confirmed any more.
         line.done = max(confirmed, record.position(records, stream))
-        for table in _planned(line, held, targets):
+        for table in tables:
             plan, target = table.plan, table.target
             if plan is None:
                 line.failed(target, table.error or BronzeError("There is no plan."))
                 continue
             at = follow.held(plan.state, plan) if plan.state else None
             if plan.mode != "changes" or plan.state is None or at is None:
+                for note in plan.notes if plan.state else ():
+                    line.say(f"{target.label}: {note}")
                 late.append(target)
                 continue
             oid = target.relation.oid
@@ -116,7 +120,33 @@ def _resumed(
                 late.append(target)
                 continue
             joined[oid] = _following(held, table, floor, at, plan.state.version)
+            last = follow.last(plan.state, plan)
+            ends |= {last} if last and last[0] > confirmed else set()
+        line.past = replace(record.past(records, stream), ends=tuple(sorted(ends)))
         return held.timeline, joined, late
+
+
+def _placed(
+    line: Line, held: Snapshot, targets: Sequence[Target]
+) -> tuple[Snapshot, State | None, list[Table]]:
+    """The snapshot in its history of positions, the records, and the tables' plans.
+
+    A server whose log is shorter than a position of ours was put back to an earlier state. Then
+    another history begins, in which no table has a position yet.
+    """
+    records = log.read(record.place(line.settings))
+    history = record.history(records, held.timeline, line.slot)
+    placed = replace(held, timeline=history)
+    tables = _planned(line, placed, targets)
+    own = commit.transaction(history)
+    states = [table.plan.state for table in tables if table.plan]
+    known = [state.position(own) or 0 for state in states if state]
+    known.append(record.position(records, f"{history}/{line.slot}"))
+    if max(known) <= slot.moment(line.control).written:
+        return placed, records, tables
+    line.say(past.rewound().message)
+    record.forsake(line.settings, held.timeline, line.slot)
+    return _placed(line, held, targets)
 
 
 def _making(sender: Connection, name: str, temporary: bool = False) -> Export:
@@ -132,8 +162,8 @@ def _copied(
     line: Line, targets: Sequence[Target], export: Export, why: str
 ) -> tuple[str, dict[int, Following]]:
     joined: dict[int, Following] = {}
-    with _held(line, targets, export) as held:
-        tables = _planned(line, held, targets)
+    with _held(line, targets, export) as taken:
+        held, _, tables = _placed(line, taken, targets)
         for table in tables:
             if table.plan and table.plan.mode == "changes":
                 table.plan = table.plan.whole(why)

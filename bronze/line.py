@@ -16,6 +16,7 @@ from bronze.prepare import Target
 from bronze.source import connect
 from bronze.source.catalog import Relation
 from bronze.source.connect import Connection
+from bronze.source.past import Past
 from bronze.source.slot import Session
 
 _log = logging.getLogger(__name__)
@@ -114,6 +115,7 @@ class Line:
         mine: the sessions at the server.
         done: the position before which everything has landed.
         lag: the bytes of the source's log behind it.
+        past: what the server has to tell again first.
     """
 
     settings: Settings
@@ -128,6 +130,7 @@ class Line:
     mine: list[Session]
     done: int = 0
     lag: int = 0
+    past: Past = field(default_factory=Past)
 
     def say(self, note: str) -> None:
         """Tells people."""

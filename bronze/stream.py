@@ -33,13 +33,14 @@ from bronze.errors import (
     Mismatch,
     SourceBusy,
     SourceRefused,
+    SourceRewound,
     TableRefused,
 )
 from bronze.follow import Following
 from bronze.line import Line, Notify, Step, Stopped, Tally
 from bronze.model import Stamp, StreamResult
 from bronze.prepare import Target
-from bronze.source import connect, publication, replication, slot
+from bronze.source import connect, publication, replication, slot, snapshot
 from bronze.source.catalog import Relation
 from bronze.source.connect import Connection
 from bronze.source.replication import Batch, Receiver
@@ -100,6 +101,8 @@ def stream(
             break
         except Stopped:
             break
+        except SourceRewound as error:
+            notify(Step(tally.position, note=f"{error.message} {error.hint}"))
         except BronzeError as error:
             passing = error.retry or isinstance(error, LakeUnreachable)
             well = tally.batches > landed or time.monotonic() - started > _STEADY
@@ -229,7 +232,19 @@ class _Session:
         return [following for following in self._followings.values() if not following.error]
 
     def follow(self, until_caught_up: bool) -> None:
-        """Lands batch after batch."""
+        """Lands batch after batch.
+
+        Raises:
+            SourceRewound: positions mean something else from now on.
+        """
+        try:
+            self._follow(until_caught_up)
+        except SourceRewound:
+            line = self._line
+            record.forsake(self._settings, snapshot.identity(line.control), line.slot)
+            raise
+
+    def _follow(self, until_caught_up: bool) -> None:
         line = self._line
         target = slot.settled(line.control) if until_caught_up else None
         with (
@@ -267,6 +282,7 @@ class _Session:
             self._followings,
             interval=self._settings.stream.interval,
             memory=max(_LEAST_BATCH, (memory - _BASE) // _SHARE),
+            past=line.past,
             # Nobody answers there either, and who waits for it would wait for ever.
             lost=lambda: connect.cut(line.control),
         )
@@ -344,7 +360,8 @@ class _Session:
     def _record(self, batch: Batch | None, batch_id: str) -> None:
         """Records the position, and with it that all tables have landed what is before it."""
         line = self._line
-        line.lag = max(0, slot.horizon(line.control) - line.done)
+        moment = slot.moment(line.control)
+        line.lag = max(0, moment.flushed - line.done)
         entry = book.Record(
             stream=line.slot,
             source=line.origin.name,
@@ -357,7 +374,7 @@ class _Session:
             lag_seconds=max(0.0, time.time() - batch.committed / 10**6) if batch else 0.0,
             tables=record.versions(self._following, line.done),
         )
-        record.enter(self._settings, self._history, entry, self._following)
+        record.enter(self._settings, self._history, entry, moment.clock, self._following)
         failpoint.reach("recorded")
         self._recorded, self._recorded_at = line.done, time.monotonic()
         line.tally.position = line.done

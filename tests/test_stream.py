@@ -22,9 +22,9 @@ from bronze import check, pipeline, stream
 from bronze.config import Settings
 from bronze.demo.server import Server
 from bronze.errors import ConfigError, SourceRefused, TableRefused
-from bronze.model import StreamResult
+from bronze.model import Place, StreamResult
 from bronze.stream import Step
-from bronze.table import log
+from bronze.table import commit, log
 from tests import feed
 from tests.conftest import Source
 from tests.content import differences
@@ -442,6 +442,57 @@ def test_a_slot_that_somebody_moved_is_noticed(source: Source) -> None:
     source.execute("SELECT pg_replication_slot_advance('bronze_test', pg_current_wal_lsn())")
     (table,) = caught_up(given).tables
     assert (table.inserted, table.updated, table.deleted) == (0, 1, 0)
+    proven(source, given)
+
+
+def _with_an_earlier_slot(source: Source, given: Settings) -> None:
+    """Streams a change, and has the slot forget it."""
+    source.execute("SELECT pg_copy_logical_replication_slot('bronze_test', 'test_earlier')")
+    source.execute("UPDATE t SET v = 'w' WHERE id = 1")
+    caught_up(given)
+    for slot in ("bronze_test", "test_earlier"):
+        if slot == "test_earlier":
+            copy = "SELECT pg_copy_logical_replication_slot('test_earlier', 'bronze_test')"
+            source.execute(copy)
+        source.execute("SELECT pg_drop_replication_slot(%s)", slot)
+
+
+def _puts(source: Source, place: Place, name: str, change: int) -> None:
+    """Moves one of a table's app transactions."""
+    state = log.read(place)
+    ((identity,),) = source.execute(
+        "SELECT system_identifier || '/1/' || current_database() FROM pg_control_system()"
+    )
+    assert state is not None
+    value = state.position(commit.transaction(f"{identity}/{name}"))
+    assert value is not None
+    moved = commit.Position(f"{identity}/{name}", value + change)
+    commit.commit(place, state, commit.Change("WRITE"), {}, reached=moved)
+
+
+@pytest.mark.parametrize("another", ["nothing", "time", "log"])
+def test_a_source_that_was_put_back_is_compared(source: Source, another: str) -> None:
+    """What a slot brings again is left out; if it is something else, all tables are compared.
+
+    So they are if the server's log ends before a position of ours.
+    """
+    source.execute(TABLE)
+    source.execute("INSERT INTO t SELECT g, 'v' FROM generate_series(1, 10) g")
+    given, notes = settings(source), list[str]()
+    caught_up(given)
+    _with_an_earlier_slot(source, given)
+    if another == "time":
+        ((oid,),) = source.execute("SELECT 't'::regclass::oid::int8")
+        _puts(source, given.place("bronze", "bz_t"), f"{oid}/last/committed", 1)
+    if another == "log":
+        _puts(source, given.place("governance", "streams"), "bronze_test", 10**12)
+    before = _state(source).version
+    result = caught_up(given, notes)
+    assert [t.rows_read for t in result.tables] == ([] if another == "nothing" else [10])
+    assert any("put back to an earlier state" in note for note in notes) == (another != "nothing")
+    assert _state(source).version - before == (another != "nothing")
+    source.execute("UPDATE t SET v = 'x' WHERE id = 2")
+    assert [t.updated for t in caught_up(given).tables] == [1]
     proven(source, given)
 
 

@@ -30,6 +30,7 @@ from bronze.errors import Mismatch, SourceBusy, SourceUnreachable
 from bronze.model import Origin
 from bronze.source import pgoutput, slot
 from bronze.source.connect import explain, mapped
+from bronze.source.past import Past
 from bronze.source.pgoutput import Described
 from bronze.source.statement import literal, quoted
 
@@ -109,6 +110,7 @@ class Receiver:
         *,
         interval: float,
         memory: int,
+        past: Past | None = None,
         lost: Callable[[], None] = lambda: None,
     ) -> None:
         """Takes over a connection in replication mode.
@@ -121,6 +123,7 @@ class Receiver:
             tables: the oids of the tables that are wanted.
             interval: the seconds for which transactions are gathered.
             memory: how many bytes a batch may take before the next one is begun.
+            past: what the server has to tell again first.
             lost: is told in the receiver's thread that the server has gone without a word: it has
                 been silent for longer than its wal_sender_timeout, though it was asked.
         """
@@ -134,7 +137,7 @@ class Receiver:
         # Of what is open, that of the tables that the transaction at hand has touched.
         self._touched: dict[int, list[Any]] = {}
         self._kept, self._full = 0, False
-        self._batch = Batch()
+        self._batch, self._past = Batch(), past
         self._begin: pgoutput.Begin | None = None
         self._lock = threading.Condition()
         self._ready: Batch | None = None
@@ -202,6 +205,7 @@ class Receiver:
 
         Raises:
             SourceUnreachable: the connection was lost.
+            SourceRewound: the server's past is not what it was.
             SourceError: the server ended the stream.
         """
         with self._lock:
@@ -363,6 +367,8 @@ class Receiver:
     def _committed(self, end: int) -> None:
         batch, begin = self._batch, self._begin
         self._begin = None
+        if self._past and begin:
+            self._past = self._past.told(end, begin.committed)
         self._idle_at(0)
         batch.position = end
         batch.committed = begin.committed if begin else 0
@@ -412,6 +418,8 @@ class Receiver:
 
     def _alive(self, message: Any) -> None:
         (position,) = _POSITION.unpack_from(message, 1)
+        if self._past and self._begin is None:
+            self._past.passed(position)
         if self._begin is None and not self._batch.transactions:
             self._idle_at(position)
         if message[17]:
