@@ -12,7 +12,7 @@ from bronze.model import Column, Failure
 from bronze.source import connect, snapshot
 from bronze.source.catalog import Relation
 from bronze.source.connect import Connection
-from bronze.source.publication import Wanting
+from bronze.source.readiness import Wanting
 from bronze.table import log, store
 
 KEPT = "values Delta cannot hold become NULL and are kept in governance.rejected_values"

@@ -21,9 +21,9 @@ from bronze.net import Net, Netted, net
 from bronze.plan import Plan
 from bronze.prepare import Target
 from bronze.resume import STREAM
-from bronze.source import publication
+from bronze.source import publication, readiness
 from bronze.source.connect import Connection
-from bronze.source.publication import Wanting
+from bronze.source.readiness import Wanting
 from bronze.source.replication import Batch, Gathered
 from bronze.source.texts import Text
 from bronze.table import commit, log, store
@@ -101,7 +101,7 @@ def fitted(
     known = publication.identity(connection, relations)
     keyed = [_keyed(target, known.get(target.label, ())) for target in targets]
     keys = {target.label: target.settings.key or target.relation.key for target in keyed}
-    return keyed, publication.wanting(connection, relations, keys, published, own)
+    return keyed, readiness.wanting(connection, relations, keys, published, own)
 
 
 def _keyed(target: Target, identity: tuple[str, ...]) -> Target:
