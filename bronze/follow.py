@@ -22,9 +22,9 @@ from bronze.plan import Plan
 from bronze.prepare import Target
 from bronze.resume import STREAM
 from bronze.source import publication, readiness
+from bronze.source.batch import Batch, Gathered
 from bronze.source.connect import Connection
 from bronze.source.readiness import Wanting
-from bronze.source.replication import Batch, Gathered
 from bronze.source.texts import Text
 from bronze.table import commit, log, store
 from bronze.table.commit import Position

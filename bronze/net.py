@@ -34,7 +34,7 @@ from bronze.model import (
     Stored,
 )
 from bronze.source import pgoutput, read, texts
-from bronze.source.replication import Gathered, Piece
+from bronze.source.batch import Gathered, Piece
 from bronze.source.texts import Text
 from bronze.table import files, lookup, partition
 from bronze.table.changes import Changes

@@ -20,8 +20,9 @@ from bronze.errors import Mismatch, TableRefused
 from bronze.model import Column, Kind, Place, Stamp
 from bronze.net import Net, Netted, net
 from bronze.source import pgoutput, replication, slot, texts
+from bronze.source.batch import Gathered, Piece
 from bronze.source.pgoutput import Described
-from bronze.source.replication import Gathered, Piece, Receiver
+from bronze.source.replication import Receiver
 from bronze.source.types import Choices, SourceType, contract
 from bronze.table import changes as changing
 from bronze.table import commit, files, log

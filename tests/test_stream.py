@@ -18,7 +18,7 @@ import polars as pl
 import psycopg
 import pytest
 
-from bronze import check, pipeline, stream
+from bronze import check, pipeline, session, stream
 from bronze.config import Settings
 from bronze.demo.server import Server
 from bronze.errors import ConfigError, SourceRefused, TableRefused
@@ -332,7 +332,7 @@ def test_partitions_that_are_exchanged(
     source: Source, monkeypatch: pytest.MonkeyPatch, how: str, running: bool
 ) -> None:
     """The stream does not tell of it: it is seen in the catalog, and the table is compared."""
-    monkeypatch.setattr(stream, "_LOOK_EVERY", 0.1)
+    monkeypatch.setattr(session, "_LOOK_EVERY", 0.1)
     source.execute(PARTED)
     given = source.settings(source={"tables": ["t"]}, tables=STREAMED, stream={"interval": 0})
     if how == "attach":
@@ -370,8 +370,8 @@ def test_generated_columns(source: Source) -> None:
 
 def test_a_transaction_larger_than_memory(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is put aside in files, and lands whole."""
-    monkeypatch.setattr(stream, "_SHARE", 10**6)
-    monkeypatch.setattr(stream, "_LEAST_BATCH", 2**16)
+    monkeypatch.setattr(session, "_SHARE", 10**6)
+    monkeypatch.setattr(session, "_LEAST_BATCH", 2**16)
     monkeypatch.setattr("bronze.source.replication._PIECE", 2**15)
     monkeypatch.setattr("bronze.net._IN_MEMORY", 2**16)
     source.execute(TABLE)
@@ -713,7 +713,7 @@ def test_an_idle_slot_is_moved_on(source: Source) -> None:
 
 def test_a_budget_for_the_log_is_watched(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     """A slot that makes the server keep more than the budget is told of, long before it is lost."""
-    monkeypatch.setattr(stream, "_GUARD_EVERY", 0.0)
+    monkeypatch.setattr(session, "_GUARD_EVERY", 0.0)
     source.execute(TABLE)
     given = source.settings(tables=STREAMED, stream={"interval": 0, "wal_budget": "1KB"})
     with streaming(given) as steps:

@@ -15,20 +15,19 @@ import struct
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import psycopg
 from psycopg import pq
 
 from bronze.errors import Mismatch, SourceBusy, SourceUnreachable
 from bronze.model import Origin
 from bronze.source import pgoutput, slot
+from bronze.source.batch import Batch, Gathered, Piece, remove
 from bronze.source.connect import explain, mapped
 from bronze.source.past import Past
 from bronze.source.pgoutput import Described
@@ -48,53 +47,6 @@ _DATA, _ALIVE = b"wk"
 _STATUS = struct.Struct(">cQQQqB")
 _POSITION = struct.Struct(">Q")
 _EPOCH = 946_684_800
-
-
-@dataclass
-class Piece:
-    """Changes of one table: messages one after another, in memory or in a file.
-
-    ``marks`` has, for each transaction, the number of its first change here, its position and
-    the time of its commit (as in `bronze.source.pgoutput.Begin`).
-    """
-
-    lengths: npt.NDArray[np.int64]
-    marks: tuple[tuple[int, int, int], ...]
-    data: bytes = field(default=b"", repr=False)
-    path: Path | None = None
-
-    def read(self) -> bytes:
-        """The messages."""
-        return self.path.read_bytes() if self.path else self.data
-
-
-@dataclass
-class Gathered:
-    """What happened to one table within a batch.
-
-    Where it was truncated, what was before is left out, and ``emptied`` is the position of that
-    transaction. ``drifted`` says that its columns changed in between.
-    """
-
-    described: Described
-    pieces: list[Piece] = field(default_factory=list)
-    emptied: int | None = None
-    drifted: bool = False
-
-
-@dataclass
-class Batch:
-    """Whole transactions, the last of which ends at ``position`` (an LSN) and was committed at
-    ``committed`` (microseconds since 1970); ``tables`` is by oid.
-    """
-
-    tables: dict[int, Gathered] = field(default_factory=dict)
-    position: int = 0
-    committed: int = 0
-    transactions: int = 0
-    changes: int = 0
-    size: int = 0
-    began: float = field(default_factory=time.monotonic)
 
 
 class Receiver:
@@ -357,7 +309,7 @@ class Receiver:
         if oid in self._tables and self._begin:
             gathered = self._table(oid)
             for piece in gathered.pieces:
-                _remove(piece)
+                remove(piece)
             gathered.pieces.clear()
             self._open.pop(oid, None)
             self._touched.pop(oid, None)
@@ -440,24 +392,8 @@ class Receiver:
         self._pg.flush()
 
 
-def _remove(piece: Piece) -> None:
-    if piece.path:
-        piece.path.unlink(missing_ok=True)
-
-
 def _start(name: str, publication: str) -> str:
     return (
         f"START_REPLICATION SLOT {quoted(name)} LOGICAL 0/0"
         f" (proto_version '1', publication_names {literal(quoted(publication))})"
     )
-
-
-def release(batch: Batch) -> None:
-    """Deletes the files of a batch."""
-    for piece in pieces(batch):
-        _remove(piece)
-
-
-def pieces(batch: Batch) -> Iterator[Piece]:
-    """All pieces of a batch."""
-    return (piece for gathered in batch.tables.values() for piece in gathered.pieces)
