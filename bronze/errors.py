@@ -14,6 +14,7 @@
     │   └── TableRefused       one table cannot be read                  exit 1
     ├── LakeError              files and the Delta log                   exit 1
     │   ├── LakeUnreachable    cannot be read or written                 exit 3
+    │   ├── TableVanished      a Bronze table that was there is gone     exit 1
     │   └── CommitConflict     another writer was first         retried  exit 1
     │       └── Overtaken      it was a run with a later state  retried  exit 1
     └── Mismatch               what was read is not what is there        exit 1
@@ -137,6 +138,10 @@ class LakeUnreachable(LakeError):
     """The lake cannot be read or written."""
 
     exit_code = 3
+
+
+class TableVanished(LakeError):
+    """A Bronze table that was written to is not there any more."""
 
 
 class CommitConflict(LakeError):

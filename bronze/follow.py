@@ -14,7 +14,7 @@ from bronze import difference, failpoint
 from bronze.config import Settings
 from bronze.difference import Difference, Edit
 from bronze.engine import Course, Task
-from bronze.errors import BronzeError, CommitConflict
+from bronze.errors import BronzeError, CommitConflict, TableVanished
 from bronze.landing import book_rejected
 from bronze.model import DataFile, Stamp
 from bronze.net import Net, Netted, net
@@ -172,12 +172,24 @@ def _current(following: Following) -> State:
 
     Raises:
         Overtaken: somebody else has moved its position.
+        TableVanished: it is not there any more.
     """
     plan = following.plan
     state = log.read(plan.target.place)
-    if state is None or held(state, plan) != following.held:
+    if state is None:
+        raise vanished(plan.target)
+    if held(state, plan) != following.held:
         raise commit.overtaken(plan.target.place)
     return state
+
+
+def vanished(target: Target) -> TableVanished:
+    """The error of a table that has followed, and whose Bronze table is gone."""
+    return TableVanished(
+        f"The Bronze table {target.name} was there and is gone from {target.place.url}.",
+        hint="Put it back; or start the stream again, which then copies the table anew.",
+        table=target.label,
+    )
 
 
 def held(state: State, plan: Plan) -> int | None:

@@ -71,6 +71,17 @@ def compared(
         return _copied(line, targets, _making(sender, name, temporary=True), why)[1]
 
 
+def again(line: Line, targets: Sequence[Target]) -> dict[int, Following]:
+    """Tries tables again that could not follow; those that still cannot are told."""
+    try:
+        fit = _fit(line, targets)
+        publication.publish(line.control, line.publication, [target.relation for target in fit])
+        return compared(line, fit, "it could not follow before")
+    except (SourceRefused, TableRefused) as error:
+        line.say(f"{', '.join(t.label for t in targets)}: {error.message}")
+        return {}
+
+
 def _fit(line: Line, targets: Sequence[Target]) -> list[Target]:
     """The tables that can be streamed, with the keys that tell their rows apart."""
     keyed, wanting = follow.fitted(line.control, targets, line.slot, line.publication)
@@ -119,7 +130,7 @@ def _resumed(
                 line.say(f"{target.label} is compared: the slot has moved on without it.")
                 late.append(target)
                 continue
-            joined[oid] = _following(held, table, floor, at, plan.state.version)
+            joined[oid] = _following(line, held, table, floor, at, plan.state.version)
             last = follow.last(plan.state, plan)
             ends |= {last} if last and last[0] > confirmed else set()
         line.past = replace(record.past(records, stream), ends=tuple(sorted(ends)))
@@ -133,11 +144,19 @@ def _placed(
 
     A server whose log is shorter than a position of ours was put back to an earlier state. Then
     another history begins, in which no table has a position yet.
+
+    Raises:
+        LakeUnreachable: the lake was there, and is gone.
     """
     records = log.read(record.place(line.settings))
+    if records is None and line.tally.position:
+        raise record.gone(line.settings)
     history = record.history(records, held.timeline, line.slot)
     placed = replace(held, timeline=history)
     tables = _planned(line, placed, targets)
+    for table in tables:
+        if table.plan and table.plan.state is None and table.target.name in line.tally.names:
+            table.plan, table.error = None, follow.vanished(table.target)
     own = commit.transaction(history)
     states = [table.plan.state for table in tables if table.plan]
     known = [state.position(own) or 0 for state in states if state]
@@ -176,7 +195,7 @@ def _copied(
             if result.error is None and result.version is not None:
                 at = held.position
                 oid = table.target.relation.oid
-                joined[oid] = _following(held, table, at, at, result.version)
+                joined[oid] = _following(line, held, table, at, at, result.version)
         return held.timeline, joined
 
 
@@ -208,11 +227,14 @@ def _planned(line: Line, held: Snapshot, targets: Sequence[Target]) -> list[Tabl
     return sorted(tables, key=lambda table: (table.target.settings.priority, -table.size))
 
 
-def _following(held: Snapshot, table: Table, floor: int, at: int, version: int) -> Following:
+def _following(
+    line: Line, held: Snapshot, table: Table, floor: int, at: int, version: int
+) -> Following:
     plan = table.plan
     if plan is None:
         raise BronzeError("There is no plan.")
     relation, own = plan.target.relation, plan.target.settings
+    line.tally.names.add(plan.target.name)
     choices = Choices(own.decimals, own.arrays, own.timestamps)
     kinds = {attribute.name: attribute.type for attribute in relation.attributes}
     return Following(

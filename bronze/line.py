@@ -49,13 +49,16 @@ class Stopped(Exception):
 
 @dataclass
 class Tally:
-    """What a stream has done since it began."""
+    """What a stream has done since it began; ``names`` are the Bronze tables that it has made, or
+    found there.
+    """
 
     batches: int = 0
     transactions: int = 0
     changes: int = 0
     position: int = 0
     tables: dict[str, TableResult] = field(default_factory=dict)
+    names: set[str] = field(default_factory=set)
 
     def copied(self, result: TableResult) -> None:
         """Adds what a copy did."""

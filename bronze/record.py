@@ -14,7 +14,7 @@ import uuid_utils
 
 from bronze.books import streams as book
 from bronze.config import Settings
-from bronze.errors import BronzeError
+from bronze.errors import BronzeError, LakeUnreachable
 from bronze.follow import Following
 from bronze.landing import GOVERNANCE
 from bronze.model import Place
@@ -31,6 +31,23 @@ _RECORDED = "recorded"
 def place(settings: Settings) -> Place:
     """Where the records are."""
     return settings.place(GOVERNANCE, book.NAME)
+
+
+def gone(settings: Settings) -> LakeUnreachable:
+    """The error of a lake that had this stream's records, and has none any more."""
+    return LakeUnreachable(
+        f"The lake at {settings.lake.root} is gone: the records of this stream are not there.",
+        hint="Mount it, or move it back. If it was deleted on purpose, start the stream again.",
+    )
+
+
+def found(settings: Settings) -> bool:
+    """Whether there are records.
+
+    Raises:
+        LakeError, LakeUnreachable: they cannot be read.
+    """
+    return log.read(place(settings)) is not None
 
 
 def position(state: State | None, stream: str) -> int:
@@ -116,8 +133,17 @@ def enter(
     record: book.Record,
     clock: int,
     followings: Iterable[Following],
+    first: bool,
 ) -> None:
-    """Enters a record, for the tables that follow; ``clock`` is the server's, as of now.
+    """Enters a record, for the tables that follow.
+
+    Args:
+        settings: the config.
+        history: that of the source's positions.
+        record: the record.
+        clock: the server's, as of now.
+        followings: the tables.
+        first: no record was entered before by this process: there may be none.
 
     Raises:
         LakeError, LakeUnreachable: it cannot be written.
@@ -128,6 +154,8 @@ def enter(
     reached = Position(f"{history}/{record.stream}", record.position, tuple(marks))
     books = place(settings)
     state = log.read(books)
+    if state is None and not first:
+        raise gone(settings)
     file = files.write([book.frame(record)], books, str(uuid_utils.uuid7()), ())
     if file is None:
         raise BronzeError("A record is empty.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import uuid_utils
@@ -13,12 +13,14 @@ import uuid_utils
 from bronze import drift, engine, failpoint, follow, join, record, tidy, units
 from bronze.books import streams as book
 from bronze.errors import (
+    BronzeError,
     CommitConflict,
     LakeUnreachable,
     Mismatch,
     SourceBusy,
     SourceRewound,
     TableRefused,
+    TableVanished,
 )
 from bronze.follow import Following
 from bronze.line import Line, Step, Stopped
@@ -33,11 +35,22 @@ _PATIENCE = 0.5
 _GUARD_EVERY = 10.0
 _LOOK_EVERY = 60.0
 _LONGEST_PAUSE = 60.0
+# How long a table that failed is left alone, at first and at most.
+_FIRST_REST, _LONGEST_REST = 60.0, 3600.0
 # Of the memory beside the libraries and the merging, a batch may take this share: one is landed,
 # one is ready and one is gathered, and each grows as it is taken apart.
 _SHARE = 20
 _BASE = 420 * 10**6
 _LEAST_BATCH = 4 * 2**20
+
+
+@dataclass
+class _Failing:
+    """A table that does not follow, and when it is tried again."""
+
+    target: Target
+    pause: float
+    due: float
 
 
 class Session:
@@ -47,6 +60,10 @@ class Session:
         """Brings the tables onto the stream."""
         self._line, self._settings = line, line.settings
         self._history, self._followings = join.begun(line, targets)
+        self._failing: dict[str, _Failing] = {}
+        for target in targets:
+            if target.relation.oid not in self._followings:
+                self._fails(target)
         self._limit = units.readers(self._settings.run, self._settings.run.workers)
         self._recorded = 0
         self._recorded_at = self._guarded_at = 0.0
@@ -80,7 +97,7 @@ class Session:
             tidy.Tidy(self._settings, pool) as tidying,
         ):
             receiver.confirm(self._recorded)
-            while self._followings and not line.stop.is_set():
+            while self._left(until_caught_up) and not line.stop.is_set():
                 batch = receiver.take(_PATIENCE, line.done)
                 if batch:
                     self._land(pool, batch)
@@ -89,6 +106,8 @@ class Session:
                 elif receiver.idle > line.done:
                     line.done = receiver.idle
                 self._watch(receiver)
+                if target is None:
+                    self._try_again(receiver)
                 if target is not None and line.done >= target:
                     break
                 if target is not None and not batch:
@@ -96,6 +115,10 @@ class Session:
             if line.done > self._recorded:
                 self._record(None, "")
                 receiver.confirm(self._recorded)
+
+    def _left(self, until_caught_up: bool) -> bool:
+        """Whether any table follows, or may follow again."""
+        return bool(self._followings or (self._failing and not until_caught_up))
 
     def _receiver(self) -> Receiver:
         line, memory = self._line, self._settings.run.memory
@@ -153,11 +176,15 @@ class Session:
                 line.say(f"{one.following.label} is compared: {one.error.message}")
                 misfits.append(one.following)
                 continue
+            if isinstance(one.error, TableVanished) and not record.found(self._settings):
+                unreachable.append(record.gone(self._settings))
+                continue
             if isinstance(one.error, LakeUnreachable):
                 unreachable.append(one.error)
                 continue
-            one.following.error = one.error
             line.tally.followed(one)
+            if one.error:
+                self._gives_up(one.following, one.error)
         failpoint.reach("landed")
         # Only now: what raises while others are landed would leave their files lying about.
         if unreachable:
@@ -182,12 +209,56 @@ class Session:
                 self._line.failed(target, error)
         if targets:
             why = "its columns or its place in the stream have changed"
-            self._followings |= join.compared(self._line, targets, why)
+            joined = join.compared(self._line, targets, why)
+            self._followings |= joined
+            for target in targets:
+                if target.relation.oid not in joined:
+                    self._fails(target)
+
+    # Tables that failed
+
+    def _gives_up(self, following: Following, error: BronzeError) -> None:
+        following.error = error
+        self._line.say(f"{following.label} is not followed: {error.message} {error.hint}")
+        self._fails(following.plan.target)
+
+    def _fails(self, target: Target) -> None:
+        known = self._failing.get(target.label)
+        pause = min(_LONGEST_REST, known.pause * 2) if known else _FIRST_REST
+        self._failing[target.label] = _Failing(target, pause, time.monotonic() + pause)
+
+    def _try_again(self, receiver: Receiver) -> None:
+        """Compares tables that failed some time ago, as the failure may have passed."""
+        due = [one for one in self._failing.values() if one.due <= time.monotonic()]
+        if not due:
+            return
+        now = {relation.label: relation for relation in self._line.found()}
+        targets = []
+        for one in due:
+            if one.target.label in now:
+                targets.append(replace(one.target, relation=now[one.target.label]))
+            else:
+                # It may come back under its name.
+                self._fails(one.target)
+        if not targets:
+            return
+        self._line.say(f"{', '.join(target.label for target in targets)}: tried again.")
+        receiver.want(target.relation.oid for target in targets)
+        for one in due:
+            self._followings.pop(one.target.relation.oid, None)
+        joined = join.again(self._line, targets)
+        self._followings |= joined
+        for target in targets:
+            if target.relation.oid in joined:
+                del self._failing[target.label]
+                self._line.say(f"{target.label} is followed again.")
+            else:
+                self._fails(target)
 
     def _record(self, batch: Batch | None, batch_id: str) -> None:
         """Records the position, and with it that all tables have landed what is before it."""
         line = self._line
-        moment = slot.moment(line.control)
+        moment, first = slot.moment(line.control), not line.tally.position
         line.lag = max(0, moment.flushed - line.done)
         entry = book.Record(
             stream=line.slot,
@@ -201,7 +272,7 @@ class Session:
             lag_seconds=max(0.0, time.time() - batch.committed / 10**6) if batch else 0.0,
             tables=record.versions(self._following, line.done),
         )
-        record.enter(self._settings, self._history, entry, moment.clock, self._following)
+        record.enter(self._settings, self._history, entry, moment.clock, self._following, first)
         failpoint.reach("recorded")
         self._recorded, self._recorded_at = line.done, time.monotonic()
         line.tally.position = line.done

@@ -639,6 +639,84 @@ def test_a_lake_without_room_is_waited_for(source: Source) -> None:
     proven(source, given)
 
 
+@pytest.mark.parametrize("met", ["by a batch", "on a line of its own"])
+def test_a_lake_that_is_gone_is_waited_for(source: Source, met: str) -> None:
+    """Whether its folder is gone or, once unmounted, empty: nothing is made in its place."""
+    source.execute(TABLE)
+    given, away = settings(source, retry_delay=1), source.lake.with_name("away")
+    with streaming(given) as steps:
+        until(lambda: steps)
+        source.lake.rename(away)
+        if met == "by a batch":
+            source.execute("INSERT INTO t VALUES (1)")
+        else:
+            source.lake.mkdir()
+            source.execute(f"SELECT pg_terminate_backend(pid) {SESSIONS}")
+        until(lambda: any("is gone" in step.note for step in steps))
+        assert not list(source.lake.rglob("*"))
+        if met != "by a batch":
+            source.lake.rmdir()
+            source.execute("INSERT INTO t VALUES (1)")
+        away.rename(source.lake)
+        until(lambda: rows(source).height == 1)
+    proven(source, given)
+
+
+SESSIONS = "FROM pg_stat_activity WHERE application_name ~ '^bronze stream'"
+
+
+def test_a_table_that_is_gone_is_given_up(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not taken for a new one, on another line neither; once it is back, it follows again."""
+    monkeypatch.setattr(session, "_FIRST_REST", 0.3)
+    monkeypatch.setattr(session, "_LONGEST_REST", 0.3)
+    source.execute(TABLE)
+    source.execute("CREATE TABLE u (id int PRIMARY KEY)")
+    both = {"t": {"pattern": "streaming"}, "u": {"pattern": "streaming"}}
+    given, away = settings(source, both, retry_delay=0), source.lake / "away"
+    with streaming(given) as steps:
+        until(lambda: steps)
+        source.table("t").rename(away)
+        source.execute("INSERT INTO t VALUES (1)")
+        until(lambda: any("bz_t was there and is gone" in step.note for step in steps))
+        source.execute("INSERT INTO u VALUES (1)")
+        until(lambda: rows(source, "u").height == 1)
+        source.execute(f"SELECT pg_terminate_backend(pid) {SESSIONS}")
+        told = len(steps)
+        until(lambda: any("tried again" in step.note for step in steps[told:]))
+        assert not source.table("t").exists()
+        away.rename(source.table("t"))
+        until(lambda: any("t is followed again" in step.note for step in steps))
+        source.execute("INSERT INTO t VALUES (2)")
+        until(lambda: rows(source).height == 2)
+    proven(source, given, "t", "u")
+
+
+def test_a_table_that_failed_is_tried_again(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Now and then, and at growing intervals: then it is compared, and what comes later follows."""
+    monkeypatch.setattr(session, "_FIRST_REST", 0.3)
+    source.execute(TABLE)
+    source.execute("CREATE TABLE u (id int)")
+    both = {"t": {"pattern": "streaming"}, "u": {"pattern": "streaming"}}
+    given = settings(source, both)
+    with streaming(given) as steps:
+        until(lambda: any(not step.note for step in steps))
+        assert any("u is not followed" in step.note for step in steps)
+        source.execute("ALTER TABLE t ALTER v TYPE int USING 7")
+        source.execute("INSERT INTO t VALUES (1, 7)")
+        until(lambda: any("public.t: tried again" in step.note for step in steps), 60)
+        source.execute("ALTER TABLE t ALTER v TYPE text")
+        source.execute("ALTER TABLE u ADD PRIMARY KEY (id)")
+        source.execute("INSERT INTO u VALUES (1)")
+        for name in ("t", "u"):
+            said = f"public.{name} is followed again."
+            until(lambda said=said: any(said in step.note for step in steps), 60)  # type: ignore[misc]
+            source.execute(f"INSERT INTO {name} VALUES (2)")
+            until(lambda name=name: rows(source, name).height == 2)  # type: ignore[misc]
+    proven(source, given, "t", "u")
+
+
 def test_a_dropped_table_is_left_as_it_is(source: Source) -> None:
     """The others go on; its Bronze table stays."""
     source.execute(TABLE)

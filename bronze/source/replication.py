@@ -176,6 +176,10 @@ class Receiver:
         with self._lock:
             return 0 if self._ready else self._idle
 
+    def want(self, tables: Iterable[int]) -> None:
+        """Receives what happens from now on in these tables, too; ``tables`` are oids."""
+        self._tables |= frozenset(tables)
+
     def confirm(self, position: int) -> None:
         """Lets the slot forget what is before ``position``."""
         with self._lock:

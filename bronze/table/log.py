@@ -149,6 +149,9 @@ def write(place: Place, version: int, actions: Sequence[Action]) -> None:
     lines = "".join(json.dumps(action, ensure_ascii=False) + "\n" for action in actions)
     path, entry = f"_delta_log/{version:020}.json", lines.encode()
     failpoint.reach("commit")
+    if version and store.is_missing(place, "_delta_log"):
+        # Putting the entry would make a folder where the table has been, as it would a new one.
+        raise store.failure(place, "committed", FileNotFoundError("no such file or directory"))
     try:
         obstore.put(store.opened(place), path, entry, mode="create")
     except AlreadyExistsError:
