@@ -12,6 +12,9 @@ Everything runs on one machine against an embedded PostgreSQL on made-up data::
     python -m benchmarks.stream rates --rows 1000000 10000000 --rate 1000
     python -m benchmarks.layout
 
+`nox -s bench` runs `load`, in an environment of its own; what comes after ``--`` are its options,
+or another one's name and options: ``nox -s bench -- stream catchup``.
+
 `load` takes two tables into a new, empty lake: ``order_details`` of the demo (9 columns), and
 ``wide`` (40 columns of mixed types, see `benchmarks.wide`). Every contestant in
 `benchmarks.contestants` is a process of its own, started anew for each round; the rounds are

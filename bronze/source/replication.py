@@ -82,7 +82,10 @@ class Receiver:
         self._origin, self._connection, self._pg = origin, connection, connection.pgconn
         self._tables = frozenset(tables)
         self._interval, self._memory = interval, memory
-        self._name, self._start = name, _start(name, publication)
+        self._name = name
+        names = literal(quoted(publication))
+        options = f"(proto_version '1', publication_names {names})"
+        self._start = f"START_REPLICATION SLOT {quoted(name)} LOGICAL 0/0 {options}"
         self._relations: dict[int, Described] = {}
         self._open: dict[int, list[Any]] = {}
         self._marks: dict[int, list[tuple[int, int, int]]] = {}
@@ -394,10 +397,3 @@ class Receiver:
             _STATUS.pack(b"r", flushed, flushed, flushed, clock, 0 if last else 1)
         )
         self._pg.flush()
-
-
-def _start(name: str, publication: str) -> str:
-    return (
-        f"START_REPLICATION SLOT {quoted(name)} LOGICAL 0/0"
-        f" (proto_version '1', publication_names {literal(quoted(publication))})"
-    )
