@@ -29,6 +29,7 @@ from pydantic import (
 
 from bronze.errors import ConfigError
 from bronze.model import Method, Origin, Place, Secret
+from bronze.privacy import MASTER_KEY, ColumnProtection
 
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?\s*$", re.IGNORECASE)
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -38,6 +39,9 @@ _DECIMAL = re.compile(r"^decimal\(\s*(\d+)\s*,\s*(\d+)\s*\)$", re.IGNORECASE)
 _ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
 _SECRET = re.compile(r"key|secret|token|password|credential|sas", re.IGNORECASE)
 MINIMUM_MEMORY = 512 * 10**6
+
+GOVERNANCE = "governance"
+"""The schema of the tables in which is remembered what was done."""
 
 
 def _bytes(value: object) -> object:
@@ -204,20 +208,29 @@ class MaintainSettings(_Section):
 class SecretSettings(_Section):
     """Where ``{ secret = … }`` is looked up."""
 
-    provider: Literal["env", "file", "azure-key-vault"] = "env"
+    provider: Literal["env", "file", "azure-key-vault", "databricks"] = "env"
     folder: str = ""
     vault: str = ""
+    scope: str = ""
 
     @model_validator(mode="after")
     def _placed(self) -> SecretSettings:
-        needs = {"file": "folder", "azure-key-vault": "vault"}.get(self.provider)
+        places = {"file": "folder", "azure-key-vault": "vault", "databricks": "scope"}
+        needs = places.get(self.provider)
         if needs and not getattr(self, needs):
             raise ValueError(f'provider "{self.provider}" needs {needs}')
         return self
 
     def place(self) -> str:
         """What the provider needs to find its store."""
-        return self.vault or self.folder
+        return self.vault or self.folder or self.scope
+
+
+class ProtectionSettings(_Section):
+    """The keys that wrap all others: ``key`` wraps new ones, ``previous`` open old ones."""
+
+    key: SecretName | None = None
+    previous: tuple[SecretName, ...] = ()
 
 
 class TableSettings(_Section):
@@ -238,6 +251,7 @@ class TableSettings(_Section):
     decimals: Mapping[str, Decimal] = {}
     arrays: Literal["array", "string"] = "array"
     timestamps: Literal["timestamp_ntz", "timestamp"] = "timestamp_ntz"
+    protect: Mapping[str, ColumnProtection] = {}
 
     @model_validator(mode="after")
     def _sensible(self) -> TableSettings:
@@ -275,6 +289,7 @@ class Settings(_Section):
     stream: StreamSettings = StreamSettings()
     maintain: MaintainSettings = MaintainSettings()
     secrets: SecretSettings = SecretSettings()
+    protection: ProtectionSettings = ProtectionSettings()
     tables: Mapping[str, TableSettings] = {}
     path: str = Field(default="", exclude=True)
     alone: bool = Field(default=False, exclude=True)
@@ -309,6 +324,18 @@ class Settings(_Section):
             lock_timeout=given.lock_timeout,
             row_security=given.row_security,
         )
+
+    @property
+    def masters(self) -> tuple[Secret, ...]:
+        """Where the master keys are found; the first one wraps new keys."""
+        given = self.protection
+        first = self._secret(given.key) if given.key else Secret("env", MASTER_KEY)
+        return (first, *(self._secret(name) for name in given.previous))
+
+    @property
+    def protects(self) -> bool:
+        """Whether columns of any table are protected."""
+        return any(how.rule for own in self.tables.values() for how in own.protect.values())
 
     def place(self, schema: str, name: str) -> Place:
         """Where a table lies in the lake."""
@@ -417,12 +444,17 @@ def _section(where: list[str]) -> type[BaseModel]:
         return SecretName if rest else LakeSettings
     if top == "source" and rest and rest[-1] in ("dsn", "password", "pool"):
         return Pool if rest[-1] == "pool" else SecretName
+    if top == "protection" and rest:
+        return SecretName
+    if top == "tables" and "protect" in rest:
+        return ColumnProtection
     sections: dict[str, type[BaseModel]] = {
         "source": SourceSettings,
         "run": RunSettings,
         "stream": StreamSettings,
         "maintain": MaintainSettings,
         "secrets": SecretSettings,
+        "protection": ProtectionSettings,
         "tables": TableSettings,
     }
     return sections.get(top, Settings)

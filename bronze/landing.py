@@ -17,7 +17,7 @@ import tenacity
 
 from bronze import compare, difference, failpoint, maintain
 from bronze.books import rejected as book
-from bronze.config import Settings
+from bronze.config import GOVERNANCE, Settings
 from bronze.difference import Difference, Edit
 from bronze.engine import Course, Task
 from bronze.enrich import fingerprint
@@ -31,7 +31,6 @@ from bronze.table.commit import Change
 from bronze.table.log import State
 from bronze.work import work
 
-GOVERNANCE = "governance"
 _TRIES = 6
 
 

@@ -55,6 +55,31 @@ Wire = Literal["same", "unscaled", "text", "texts"]
 text to be parsed; as an array of such texts."""
 
 
+ProtectMethod = Literal["encrypt", "encrypt_deterministic", "tokenize", "hash", "mask"]
+
+STABLE = ("encrypt_deterministic", "tokenize", "hash")
+"""The methods by which equal values stay equal, so that rows can be told apart by them."""
+
+
+@dataclass(frozen=True)
+class Protect:
+    """How the values of a column are protected (see `bronze.enrich.protect`).
+
+    ``join`` names a key that several columns share; ``format`` says that tokens have the shape of
+    their values, ``keep`` how many characters at the end a mask leaves.
+    """
+
+    method: ProtectMethod
+    join: str = ""
+    format: bool = False
+    keep: int = 0
+
+    @property
+    def stable(self) -> bool:
+        """Whether equal values stay equal."""
+        return self.method in STABLE
+
+
 @dataclass(frozen=True)
 class Column:
     """One column of a table, with everything the stages need to carry it exactly.
@@ -63,7 +88,8 @@ class Column:
     value, ``canonical`` the SQL of the value whose binary form is hashed, ``reject`` a SQL
     condition that is true for values which Delta cannot hold ("" where there are none),
     ``text`` the SQL of PostgreSQL's own text of the value, and ``element``, for arrays, the
-    canonical SQL of one element ``e``.
+    canonical SQL of one element ``e``. ``kind`` is that of the value as it is read and hashed,
+    ``stored`` that of what the Bronze table has of it.
     """
 
     name: str
@@ -77,6 +103,12 @@ class Column:
     text: str
     element: str = ""
     not_null: bool = False
+    protect: Protect | None = None
+
+    @property
+    def stored(self) -> Kind:
+        """What the value is in the Bronze table."""
+        return Kind("string") if self.protect else self.kind
 
 
 @dataclass(frozen=True)
@@ -141,8 +173,55 @@ class Stamp:
 
 
 @dataclass(frozen=True)
+class DataKey:
+    """A key for data as the lake keeps it: wrapped by the master key ``master`` (its id).
+
+    It serves one ``purpose`` for one ``column`` of one ``table`` ("": for all columns that share
+    the key called ``column``).
+    """
+
+    id: str
+    table: str
+    column: str
+    purpose: str
+    wrapped: str = field(repr=False)
+    master: str
+
+
+@dataclass(frozen=True)
+class Protected:
+    """A protected column: ``column`` is the Bronze table's, ``name`` the source's ("": it has
+    none). The first of ``keys`` is for new values, the others for those that are there.
+    """
+
+    column: str
+    name: str
+    kind: Kind
+    protect: Protect
+    keys: tuple[DataKey, ...] = ()
+
+
+@dataclass(frozen=True)
+class Protection:
+    """How the rows of a table are protected.
+
+    ``row_hash`` is the key of the hashes of rows, None where no column is protected; ``masters``
+    say where the keys are found that wrap all others.
+    """
+
+    columns: tuple[Protected, ...]
+    row_hash: DataKey | None
+    masters: tuple[Secret, ...]
+
+
+@dataclass(frozen=True)
 class Enrichment:
-    """What the rows of a table are given on their way in, beside identity, times and hashes."""
+    """What the rows of a table are given on their way in, beside identity, times and hashes.
+
+    ``protection`` is None for a table all of whose columns are taken in clear.
+    """
+
+    protection: Protection | None = None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from bronze.enrich.stamp import COMMITTED, METADATA, stamped
+from bronze.enrich.stamp import COMMITTED, METADATA, digests, stamped
 from bronze.errors import Mismatch, TableRefused
 from bronze.model import Column, Kind, Place, Stamp
 from bronze.net import Net, Netted, net
@@ -71,7 +71,7 @@ def table(place: Place, rows: Sequence[Row]) -> tuple[Any, ...]:
     for part in (rows[:half], rows[half:]):
         frame = pl.DataFrame(list(part), schema=schema, orient="row")
         nothing = pl.Series([None] * frame.height, dtype=pl.String)
-        made = stamped(frame, nothing, NOW, len(COLUMNS)).with_columns(
+        made = stamped(frame, *digests(frame, nothing, len(COLUMNS)), NOW).with_columns(
             pl.lit(None, pl.Datetime("us", "UTC")).alias(COMMITTED)
         )
         file = files.write([made], place, NOW.batch_id, STATS)
@@ -114,13 +114,9 @@ def applied(rows: Mapping[Row, Row], netted: Netted, place: Place) -> dict[Row, 
         held = changing.read(place, change, [name for name, _ in LAYOUT])
         seen += held.select(key).rows()
         # What is said to be a row's hash is that of its values.
-        again = stamped(
-            held.select(TARGETS),
-            pl.Series([None] * held.height, dtype=pl.String),
-            NOW,
-            len(COLUMNS),
-        )
-        assert again["row_hash"].equals(held["row_hash"])
+        nothing = pl.Series([None] * held.height, dtype=pl.String)
+        again, _ = digests(held.select(TARGETS), nothing, len(COLUMNS))
+        assert again.equals(held["row_hash"])
         assert held[COMMITTED].null_count() == 0
         after |= dict(zip(held.select(key).rows(), held.select(TARGETS).rows(), strict=True))
     assert len(seen) == len(set(seen))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import polars as pl
 
-from bronze.enrich.stamp import stamped
+from bronze.enrich import protect
+from bronze.enrich.stamp import checksum, digests, row_hash, stamped
 from bronze.model import Enrichment, Findings, Stamp
 
 
@@ -19,5 +20,15 @@ def enriched(
         stamp: what the run writes beside every row.
         base: how many of the columns the table began with.
         wanted: what the rows are given.
+
+    Raises:
+        ConfigError: a key cannot be had.
     """
-    return stamped(rows, rejected, stamp, base), Findings()
+    if wanted.protection:
+        hashes = row_hash(rows, rejected, base)
+        rows, hashes = protect.protected(rows, hashes, wanted.protection)
+        checksums = checksum(rows, base)
+    else:
+        # What is stored is what is hashed: one encoding serves both.
+        hashes, checksums = digests(rows, rejected, base)
+    return stamped(rows, hashes, checksums, stamp), Findings()
