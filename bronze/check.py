@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bronze import drift, follow, plan, prepare
+from bronze import drift, follow, keys, plan, prepare
 from bronze.config import Settings
 from bronze.errors import BronzeError, LakeError, SourceRefused, TableRefused
 from bronze.model import Column, Failure
@@ -17,6 +17,13 @@ from bronze.table import log, store
 
 KEPT = "values Delta cannot hold become NULL and are kept in governance.rejected_values"
 AS_TEXT = "PostgreSQL's text"
+PROTECTED = {
+    "encrypt": "encrypted with AES-256-GCM",
+    "encrypt_deterministic": "encrypted with AES-256-SIV, equal values alike",
+    "tokenize": "a token takes its place",
+    "hash": "its keyed hash takes its place",
+    "mask": "masked",
+}
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,7 @@ def check(settings: Settings, tables: Sequence[str] = ()) -> Report:
     Raises:
         ConfigError, SourceError, LakeError: neither a run nor this can begin.
     """
+    keys.ready(settings)
     found: list[tuple[str, Relation]] = []
     visible: dict[str, bool] = {}
     wanting: list[Wanting] = []
@@ -162,11 +170,13 @@ def _table(
 
 def _column(column: Column) -> ColumnReport:
     note = ""
-    if column.reject:
+    if column.protect:
+        note = PROTECTED[column.protect.method]
+    elif column.reject:
         note = KEPT
     elif column.kind.name == "string" and column.source_type.split("(")[0] not in (
         "text",
         "character varying",
     ):
         note = AS_TEXT
-    return ColumnReport(column.name, column.source_type, column.target, str(column.kind), note)
+    return ColumnReport(column.name, column.source_type, column.target, str(column.stored), note)

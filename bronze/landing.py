@@ -134,7 +134,7 @@ def _loaded(table: Table, plan: Plan) -> Course[Outcome]:
     """All rows become the table's whole content, unless they are already."""
     place, state = plan.target.place, plan.state
     data = [file for part in table.written for file in part.files]
-    if state is not None and not plan.settled.rewrite:
+    if state is not None and not (plan.settled.rewrite or plan.settled.anew):
         whole = Known(place, state.version, state.files, plan.shape.columns, (), 0)
         ((rows, total),) = yield [Task(compare.total, whole, table.target.label)]
         mine = reduce(fingerprint.added, (part.sum for part in table.written), 0)

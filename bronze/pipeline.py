@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 import tenacity
 import uuid_utils
 
-from bronze import engine, failpoint, landing, plan, prepare, units
+from bronze import engine, failpoint, keys, landing, plan, prepare, units
 from bronze.config import Settings
 from bronze.errors import (
     BronzeError,
@@ -74,6 +74,7 @@ def run(
     Raises:
         ConfigError, SourceError, LakeError: nothing could be done at all.
     """
+    keys.ready(settings)
     began = time.monotonic()
     batch_id = ""
     results: dict[str, TableResult] = {}

@@ -11,9 +11,7 @@ from bronze.model import Protect, ProtectMethod
 MASTER_KEY = "BRONZE_MASTER_KEY"
 """The environment variable with the master key where the config names none."""
 
-Choice = Literal[
-    "encrypt", "encrypt_deterministic", "tokenize", "hash", "mask", "drop", "clear"
-]
+Choice = Literal["encrypt", "encrypt_deterministic", "tokenize", "hash", "mask", "drop", "clear"]
 
 
 class ColumnProtection(BaseModel):

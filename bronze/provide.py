@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bronze import keys
 from bronze.drift import Settled
 from bronze.model import Enrichment
 from bronze.table.log import State
@@ -20,7 +21,8 @@ def enrichment(
         state: the Bronze table as it was found.
 
     Raises:
+        ConfigError: columns are to be protected, and there is no master key.
         TableRefused: the table cannot be taken as the config says.
         LakeError: what the lake holds for this cannot be read.
     """
-    return Enrichment()
+    return Enrichment(protection=keys.protection(given.settings, given.target, settled))

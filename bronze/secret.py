@@ -114,7 +114,7 @@ def _databricks(secret: Secret) -> str:
             hint="Set them to the workspace's address and to a token that may read the scope.",
         )
     query = urlencode({"scope": secret.place, "key": secret.name})
-    request = Request(  # noqa: S310 - its scheme is given here
+    request = Request(
         f"https://{host}/api/2.0/secrets/get?{query}", headers={"Authorization": f"Bearer {token}"}
     )
     try:

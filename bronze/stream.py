@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from random import uniform
 
-from bronze import pipeline, prepare
+from bronze import keys, pipeline, prepare
 from bronze.config import Settings
 from bronze.errors import (
     BronzeError,
@@ -68,6 +68,7 @@ def stream(
         SourceRefused: something is missing at the source; the error says what, and the mend.
         SourceError, LakeError: nothing could be done at all.
     """
+    keys.ready(settings)
     began, tally = time.monotonic(), Tally()
     stop = stop or threading.Event()
     name = _source(settings, tables)

@@ -42,7 +42,7 @@ def values(texts: pl.Series, kind: Any) -> pl.Series:
         return texts
     if kind == pl.Binary:
         return texts.str.strip_prefix(_HEX).str.decode("hex")
-    if isinstance(kind, (pl.Datetime, pl.Date)):
+    if kind == pl.Date or isinstance(kind, pl.Datetime):
         # Polars takes no year of five digits for what it is, and is slower.
         plain = texts.str.strip_suffix(_ZONE).to_arrow(compat_level=pl.CompatLevel.oldest())
         arrow = pa.date32() if kind == pl.Date else pa.timestamp("us")

@@ -23,7 +23,7 @@ from __future__ import annotations
 import base64
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -91,7 +91,7 @@ def keyed(hashes: pl.Series, key: bytes) -> pl.Series:
     return _hmac(hashes.str.decode("hex"), key, _HASH_DIGITS).alias(hashes.name)
 
 
-def rejections(records: Sequence[Rejected], protection: Protection | None) -> list[Rejected]:
+def rejections(records: Iterable[Rejected], protection: Protection | None) -> list[Rejected]:
     """Records of rejected values, with the texts of protected columns replaced.
 
     A text is protected as a value would be; its column's method and key are the same.
@@ -198,7 +198,9 @@ def _shaped(texts: Sequence[str], key: bytes) -> list[tuple[list[int], list[str]
     for (alphabet, _), rows in groups.items():
         values = [[alphabet.index(c) for c in texts[r].lower() if c in alphabet] for r in rows]
         made = ff1.encrypt(key[:_HALF], len(alphabet), np.array(values, np.uint8))
-        done.append((rows, [_refilled(texts[r], alphabet, n) for r, n in zip(rows, made, strict=True)]))
+        done.append(
+            (rows, [_refilled(texts[r], alphabet, n) for r, n in zip(rows, made, strict=True)])
+        )
     return done
 
 
@@ -219,7 +221,9 @@ def _refilled(text: str, alphabet: str, numerals: Any) -> str:
     return "".join(made)
 
 
-def revealed(stored: pl.Series, column: Protected, masters: Sequence[Secret], kind: Any) -> pl.Series:
+def revealed(
+    stored: pl.Series, column: Protected, masters: Sequence[Secret], kind: Any
+) -> pl.Series:
     """The values that `covered` made the stored ones of, with the polars type ``kind``.
 
     Raises:
@@ -227,8 +231,10 @@ def revealed(stored: pl.Series, column: Protected, masters: Sequence[Secret], ki
         Mismatch: the method cannot be undone, or a value is none that a key of this column made.
     """
     if column.protect.method not in REVEALED:
-        raise Mismatch(f"Column {column.column} is protected by {column.protect.method}, which"
-                       " cannot be undone.")
+        raise Mismatch(
+            f"Column {column.column} is protected by {column.protect.method}, which"
+            " cannot be undone."
+        )
     keys = {key.id: key for key in column.keys}
     ciphers: dict[str, Any] = {}
 
@@ -246,7 +252,7 @@ def revealed(stored: pl.Series, column: Protected, masters: Sequence[Secret], ki
         found = [None if text is None else clear(text) for text in stored.to_list()]
     except (ValueError, InvalidTag):
         raise Mismatch(
-            f"A value of column {column.column} cannot be decrypted: no key of this column made it.",
+            f"A value of column {column.column} cannot be decrypted by any key of this column.",
             hint="It was changed, moved from elsewhere, or its key is missing in governance.keys.",
         ) from None
     return plaintext.values(pl.Series(stored.name, found, dtype=pl.String), kind)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -9,13 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from bronze.source.pgoutput import Described
+
+_NONCE = 12
 
 
 @dataclass
 class Piece:
-    """Changes of one table: messages one after another, in memory or in a file.
+    """Changes of one table: messages one after another, in memory or in a file, encrypted with a
+    ``cipher`` that nobody else has and that ends with this process.
 
     ``marks`` has, for each transaction, the number of its first change here, its position and
     the time of its commit (as in `bronze.source.pgoutput.Begin`).
@@ -25,10 +30,22 @@ class Piece:
     marks: tuple[tuple[int, int, int], ...]
     data: bytes = field(default=b"", repr=False)
     path: Path | None = None
+    cipher: AESGCM | None = field(default=None, repr=False)
 
     def read(self) -> bytes:
         """The messages."""
-        return self.path.read_bytes() if self.path else self.data
+        if self.path is None or self.cipher is None:
+            return self.data
+        sealed = memoryview(self.path.read_bytes())
+        return self.cipher.decrypt(bytes(sealed[:_NONCE]), sealed[_NONCE:], None)
+
+    def put_aside(self, path: Path, cipher: AESGCM) -> None:
+        """Puts the messages into a file."""
+        nonce = os.urandom(_NONCE)
+        with path.open("xb") as file:
+            file.write(nonce)
+            file.write(cipher.encrypt(nonce, self.data, None))
+        self.path, self.cipher, self.data = path, cipher, b""
 
 
 @dataclass

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import psycopg
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from psycopg import pq
 
 from bronze.errors import Mismatch, SourceBusy, SourceUnreachable
@@ -102,6 +103,7 @@ class Receiver:
         self._flushed = self._idle = 0
         self._told, self._every = 0.0, _STATUS_EVERY
         self._silence, self._heard, self._lost = 0.0, 0.0, lost
+        self._cipher = AESGCM(AESGCM.generate_key(256))
         self._folder = tempfile.TemporaryDirectory(prefix="bronze-stream-")
         self._numbers = itertools.count()
         self._thread = threading.Thread(target=self._run, name="bronze receiver", daemon=True)
@@ -344,9 +346,8 @@ class Receiver:
             self._batch.changes += len(messages)
             self._batch.size += len(piece.data)
             if self._batch.size > self._memory:
-                piece.path = Path(self._folder.name) / str(next(self._numbers))
-                piece.path.write_bytes(piece.data)
-                piece.data = b""
+                path = Path(self._folder.name) / str(next(self._numbers))
+                piece.put_aside(path, self._cipher)
         self._open, self._marks, self._touched, self._kept = {}, {}, {}, 0
 
     def _offer(self) -> None:

@@ -294,7 +294,9 @@ def recast(column: Column, value: str, kind: Kind) -> Column:
         name, source = "numeric", SourceType("numeric", -1, "numeric")
         choices = Choices({column.name: (kind.precision, kind.scale)})
     cast = contract(column.name, column.target, f"{value}::{name}", source, choices)
-    return replace(cast, source_type=column.source_type, not_null=column.not_null)
+    return replace(
+        cast, source_type=column.source_type, not_null=column.not_null, protect=column.protect
+    )
 
 
 def absent(target: str, kind: Kind) -> Column:
