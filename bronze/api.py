@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +10,12 @@ from threading import Event
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from polars import DataFrame
+
     from bronze.check import Report
     from bronze.config import Settings
+    from bronze.forget import Forgotten
+    from bronze.keys import KeyReport
     from bronze.maintain import Notify as NotifyMaintained
     from bronze.model import MaintainResult, RunResult, StreamResult
     from bronze.pipeline import Notify
@@ -76,6 +80,59 @@ class Bronze:
         return maintain.maintain(
             self.settings, tables, pool=pool, notify=notify or (lambda _: None)
         )
+
+    def keys(self) -> tuple[KeyReport, ...]:
+        """The keys that protect the tables, without their secrets; see `bronze.keys`."""
+        from bronze import keys
+
+        return keys.reports(keys.held(self.settings)[1])
+
+    def rotate_keys(
+        self, tables: Sequence[str] = (), *, reencrypt: bool = False
+    ) -> tuple[KeyReport, ...]:
+        """Makes new keys; those that were made. See `bronze.keys.rotate`."""
+        from bronze import keys, subject
+        from bronze.audited import audited
+
+        names = [subject.held(self.settings, table).name for table in tables]
+        made = keys.rotate(self.settings, names, reencrypt)
+        said = f"{len(made)} keys made"
+        audited(self.settings, "rotate", ", ".join(names) or "all", said, {})
+        return made
+
+    def rewrap_keys(self) -> int:
+        """Wraps all keys by the config's master key; see `bronze.keys.rewrap`."""
+        from bronze import keys
+        from bronze.audited import audited
+
+        count = keys.rewrap(self.settings)
+        audited(self.settings, "rewrap", "all", f"{count} keys wrapped anew", {})
+        return count
+
+    def reveal(
+        self,
+        table: str,
+        *,
+        key: Mapping[str, str] | None = None,
+        columns: Sequence[str] = (),
+        limit: int = 100,
+    ) -> DataFrame:
+        """Decrypts rows of a Bronze table; see `bronze.reveal.reveal`."""
+        from bronze import reveal
+
+        return reveal.reveal(self.settings, table, key=key, columns=columns, limit=limit)
+
+    def forget(self, table: str, key: Mapping[str, str], *, ask: bool = True) -> Forgotten:
+        """Erases the rows of a person; see `bronze.forget.forget`."""
+        from bronze import forget
+
+        return forget.forget(self.settings, table, key, ask=ask)
+
+    def delete_old_versions(self, table: str) -> Forgotten:
+        """Deletes what a table was before; see `bronze.forget.old_versions`."""
+        from bronze import forget
+
+        return forget.old_versions(self.settings, table)
 
     def check(self, tables: Sequence[str] = ()) -> Report:
         """Says what a run would do, and what stands in its way; see `bronze.check.check`."""

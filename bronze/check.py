@@ -1,4 +1,7 @@
-"""What a run would do with each table, and what stands in its way, without reading a row."""
+"""What a run would do with each table, and what stands in its way.
+
+Of each table no more than a small sample is looked at, for what may be personal in it.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,11 @@ from bronze import drift, follow, keys, plan, prepare
 from bronze.config import Settings
 from bronze.errors import BronzeError, LakeError, SourceRefused, TableRefused
 from bronze.model import Column, Failure
-from bronze.source import connect, snapshot
+from bronze.source import connect, snapshot, survey
 from bronze.source.catalog import Relation
 from bronze.source.connect import Connection
 from bronze.source.readiness import Wanting
+from bronze.source.survey import Personal
 from bronze.table import log, store
 
 KEPT = "values Delta cannot hold become NULL and are kept in governance.rejected_values"
@@ -78,6 +82,7 @@ def check(settings: Settings, tables: Sequence[str] = ()) -> Report:
     found: list[tuple[str, Relation]] = []
     visible: dict[str, bool] = {}
     wanting: list[Wanting] = []
+    personal: dict[tuple[str, int], tuple[Personal, ...]] = {}
     for name, source in settings.source.items():
         origin = settings.origin(name)
         with connect.mapped(origin), connect.connect(origin) as connection:
@@ -85,6 +90,9 @@ def check(settings: Settings, tables: Sequence[str] = ()) -> Report:
             visible[name] = snapshot.opened(connection).visible
             wanting += _wanting(settings, name, connection, mine)
             found += mine
+            taken = [t.relation for t in prepare.targets(settings, mine, ())]
+            for seen in survey.look(connection, taken):
+                personal[name, seen.relation.oid] = seen.personal
     chosen = prepare.targets(settings, found, tables)
     store.prove_writable(settings.place(settings.lake.schema_, ""))
     missing: list[BronzeError] = [] if tables else [*prepare.missing(settings, chosen)]
@@ -93,7 +101,13 @@ def check(settings: Settings, tables: Sequence[str] = ()) -> Report:
     left = _left(settings, chosen)
     return Report(
         tuple(
-            _table(target, visible[target.source], left, unfit.get(target.label))
+            _table(
+                target,
+                visible[target.source],
+                left,
+                unfit.get(target.label),
+                personal.get((target.source, target.relation.oid), ()),
+            )
             for target in chosen
         ),
         tuple(error.failure() for error in missing),
@@ -135,10 +149,11 @@ def _table(
     visible: bool,
     left: Mapping[tuple[str, str], str],
     unfit: TableRefused | None,
+    personal: Sequence[Personal],
 ) -> TableReport:
     relation = target.relation
     columns: tuple[Column, ...] = ()
-    notes: tuple[str, ...] = ()
+    notes = _unprotected(target, personal)
     problem = None
     try:
         if not relation.readable:
@@ -147,7 +162,7 @@ def _table(
         if unfit:
             raise unfit
         state, settled, _ = plan.settle(target, visible)
-        notes = settled.notes
+        notes += settled.notes
         if state is None and (before := left.get((target.source, str(relation.oid)))):
             notes += (
                 f"it was taken as {before} until it was renamed: it becomes a new table, unless"
@@ -166,6 +181,17 @@ def _table(
         notes=notes,
         problem=problem,
     )
+
+
+def _unprotected(target: prepare.Target, personal: Sequence[Personal]) -> tuple[str, ...]:
+    """What to say of columns that look personal, and that the config does not speak of."""
+    left = [one for one in personal if one.column not in target.settings.protect]
+    if not left:
+        return ()
+    names = ", ".join(f"{one.column} ({one.kind}, by {' and '.join(one.signs)})" for one in left)
+    pairs = ", ".join(f'{prepare.toml(one.column)} = "encrypt"' for one in left)
+    said = f"looks personal and is not protected: {names}. Say protect = {{ {pairs} }},"
+    return (f'{said} or "clear" for what may be read by all',)
 
 
 def _column(column: Column) -> ColumnReport:

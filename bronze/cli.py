@@ -147,6 +147,108 @@ def maintain(
 
 
 @app.command()
+def reveal(
+    table: Annotated[str, typer.Argument(help="The Bronze table, or the source's.")],
+    key: Annotated[
+        list[str] | None, typer.Option("--key", help="Only rows like this: customer_id=42")
+    ] = None,
+    columns: Annotated[str, typer.Option(help="Only these columns, with commas between.")] = "",
+    limit: Annotated[int, typer.Option(min=0, help="At most so many rows; 0 is all.")] = 100,
+    config: Config = Path("bronze.toml"),
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, nothing else.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show rows with their encrypted values as they are; it is audited."""
+    import bronze
+    from bronze import show, subject
+
+    with _errors(as_json):
+        wanted = [name.strip() for name in columns.split(",") if name.strip()]
+        rows = bronze.open(config).reveal(
+            table, key=subject.parsed(key or ()), columns=wanted, limit=limit
+        )
+        show.revealed(rows, "json" if as_json else "csv" if as_csv else "")
+
+
+@app.command()
+def forget(
+    table: Annotated[str, typer.Argument(help="The Bronze table, or the source's.")],
+    key: Annotated[
+        list[str] | None, typer.Option("--key", help="Whose rows: customer_id=42")
+    ] = None,
+    without_source: Annotated[
+        bool, typer.Option("--without-source", help="Do not ask whether the source has them.")
+    ] = False,
+    old_versions: Annotated[
+        bool, typer.Option("--old-versions", help="Delete only what the table was before.")
+    ] = False,
+    config: Config = Path("bronze.toml"),
+    as_json: AsJson = False,
+) -> None:
+    """Erase a person's rows: from the table, its older versions and its change data feed."""
+    import bronze
+    from bronze import show, subject
+
+    with _errors(as_json):
+        opened = bronze.open(config)
+        if old_versions:
+            done = opened.delete_old_versions(table)
+        else:
+            done = opened.forget(table, subject.parsed(key or ()), ask=not without_source)
+        show.document(done) if as_json else show.forgotten(done)
+        raise typer.Exit(done.exit_code)
+
+
+_keys = typer.Typer(
+    help="The keys that protect personal data.",
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(_keys, name="keys")
+
+
+@_keys.callback()
+def keys(
+    context: typer.Context, config: Config = Path("bronze.toml"), as_json: AsJson = False
+) -> None:
+    """List the keys, without their secrets."""
+    import bronze
+    from bronze import show
+
+    if context.invoked_subcommand is None:
+        with _errors(as_json):
+            show.keys(bronze.open(config).keys(), as_json)
+
+
+@_keys.command()
+def rotate(
+    tables: Tables = None,
+    reencrypt: Annotated[
+        bool,
+        typer.Option("--reencrypt", help="All keys; the next run writes the tables anew."),
+    ] = False,
+    config: Config = Path("bronze.toml"),
+    as_json: AsJson = False,
+) -> None:
+    """Make new keys; what the old ones have encrypted stays readable."""
+    import bronze
+    from bronze import show
+
+    with _errors(as_json):
+        show.keys(bronze.open(config).rotate_keys(tables or (), reencrypt=reencrypt), as_json)
+
+
+@_keys.command()
+def rewrap(config: Config = Path("bronze.toml"), as_json: AsJson = False) -> None:
+    """Wrap all keys by the master key under [protection] key; previous opens the old ones."""
+    import bronze
+    from bronze import show
+
+    with _errors(as_json):
+        show.rewrapped(bronze.open(config).rewrap_keys(), as_json)
+
+
+@app.command()
 def init(
     dsn: Annotated[str, typer.Option(help="The database: postgresql://user@host:5432/name")],
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("bronze.toml"),

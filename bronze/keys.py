@@ -7,6 +7,7 @@ same ones. What a run gets are wrapped keys; they are unwrapped where rows are w
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -23,7 +24,7 @@ from bronze.enrich import keyring
 from bronze.errors import BronzeError, ConfigError
 from bronze.model import STABLE, DataKey, Place, Protected, Protection
 from bronze.prepare import Target
-from bronze.table import commit, files, log, store
+from bronze.table import commit, expire, files, log, store
 from bronze.table.commit import Change, Shape
 from bronze.table.log import State
 
@@ -201,6 +202,7 @@ def rewrap(settings: Settings) -> int:
         for record in records
     ]
     _committed(settings, state, done, replacing=True)
+    expire.purge(state.place, time.time())
     return len(old)
 
 

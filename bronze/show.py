@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,14 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
+    from polars import DataFrame
+
     from bronze.check import Report
+    from bronze.forget import Forgotten
+    from bronze.keys import KeyReport
     from bronze.model import MaintainResult, RunResult, StreamResult, TableResult
     from bronze.pipeline import Notify
     from bronze.pipeline import Progress as Step
@@ -202,6 +208,69 @@ def maintained(result: MaintainResult) -> None:
         if row.error:
             _err.print(f"{row.target}: {row.error.message}", style="red", markup=False)
             _err.print(f"  {row.error.hint}", markup=False)
+
+
+def revealed(rows: DataFrame, form: str) -> None:
+    """Rows as a table, or all of them as ``json`` or ``csv``."""
+    if form == "json":
+        print(json.dumps(rows.to_dicts(), ensure_ascii=False, default=_text))
+        return
+    if form == "csv":
+        writer = csv.writer(sys.stdout)
+        writer.writerow(rows.columns)
+        writer.writerows(rows.iter_rows())
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in rows.columns:
+        table.add_column(name, overflow="fold")
+    for row in rows.iter_rows():
+        table.add_row(*("" if value is None else Text(str(value)) for value in row))
+    _out.print(table)
+
+
+def _text(value: Any) -> str:
+    return value.hex() if isinstance(value, bytes) else str(value)
+
+
+def forgotten(done: Forgotten) -> None:
+    """What was erased, and what is left."""
+    said(
+        f"{done.target}: {done.rows} rows and {done.records} records erased; {done.files} files"
+        f" ({size(done.bytes)}) and {done.entries} log entries deleted. Only version"
+        f" {done.version} can be read now."
+    )
+    if done.left:
+        _err.print(
+            f"{done.left} rows are left in files that a run may be about to commit: let it end,"
+            " and run this again.",
+            style="red",
+            markup=False,
+        )
+    elif done.scanned:
+        said(f"Proof: {done.scanned} Parquet files were read, none has such a row.")
+
+
+def keys(found: Sequence[KeyReport], as_json: bool) -> None:
+    """Keys, without their secrets."""
+    if as_json:
+        print(json.dumps([asdict(key) for key in found], ensure_ascii=False, default=str))
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("key", "table", "column", "purpose", "master key", "made", ""):
+        table.add_column(name, overflow="fold")
+    for key in found:
+        made = f"{key.created:%Y-%m-%d %H:%M}"
+        state = "current" if key.current else "old"
+        table.add_row(key.id, key.table, key.column, key.purpose, key.master, made, state)
+    _out.print(table)
+
+
+def rewrapped(count: int, as_json: bool) -> None:
+    """How many keys were wrapped anew."""
+    if as_json:
+        print(json.dumps({"rewrapped": count}))
+    else:
+        said(f"{count} keys were wrapped anew." if count else "All keys are wrapped by it already.")
 
 
 def check(report: Report) -> None:

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import base64
-import json
 import logging
 import os
 import re
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-import psycopg
 import pytest
 
-from bronze import check, drift, keys, pipeline
-from bronze.books import keys as book
-from bronze.config import Settings, parse
+from bronze import drift, keys, pipeline
+from bronze.config import Settings
 from bronze.enrich import keyring, protect
-from bronze.errors import ConfigError, Mismatch, TableRefused
 from bronze.model import Protected, TableResult
-from bronze.source import connect, digest, snapshot
+from bronze.source import connect, digest
 from bronze.source.read import dtype
 from bronze.table import log
 from tests.conftest import Source

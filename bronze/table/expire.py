@@ -43,6 +43,11 @@ class Expired:
     bytes: int = 0
     entries: int = 0
 
+    def __add__(self, other: Expired) -> Expired:
+        return Expired(
+            self.files + other.files, self.bytes + other.bytes, self.entries + other.entries
+        )
+
 
 @dataclass(frozen=True)
 class _Object:
@@ -96,7 +101,7 @@ def expire(place: Place, retention: float, keep: Sequence[int], now: float) -> E
     dead = [
         found
         for found in objects
-        if _is_data(found.path)
+        if is_data(found.path)
         and not {found.path, unquote(found.path)} & needed
         and (found.path in known or found.at < spared)
     ]
@@ -105,6 +110,40 @@ def expire(place: Place, retention: float, keep: Sequence[int], now: float) -> E
     failpoint.reach("expiring")
     store.delete(place, [found.path for found in dead])
     failpoint.reach("expired")
+    store.delete(place, logs)
+    return Expired(len(dead), sum(found.size for found in dead), len(logs))
+
+
+def purge(place: Place, now: float) -> Expired:
+    """Deletes all that the current version does not need, however young it is: no older version
+    can be read any more, nor what the change data feed told of them.
+
+    Args:
+        place: the table.
+        now: seconds since 1970. A file that the log does not know is spared for a day, as a run
+            may be about to commit it.
+
+    Raises:
+        LakeError: the table uses something that we do not know; nothing was deleted.
+        LakeUnreachable: the table cannot be read or cleaned.
+    """
+    state = read(place)
+    if state is None:
+        return Expired()
+    state.writable()
+    objects = list(_objects(place))
+    known = {path for entry in _entries(place, objects) for path in entry.paths}
+    needed = {unquote(path) for path in _live(place, state.version)}
+    dead = [
+        found
+        for found in objects
+        if is_data(found.path)
+        and not {found.path, unquote(found.path)} & needed
+        and (found.path in known or found.at < now - ORPHAN_AGE)
+    ]
+    logs = _forgotten(place, objects, state.version, state.version)
+    failpoint.reach("expiring")
+    store.delete(place, [found.path for found in dead])
     store.delete(place, logs)
     return Expired(len(dead), sum(found.size for found in dead), len(logs))
 
@@ -157,7 +196,7 @@ def _live(place: Place, version: int) -> list[str]:
         return [str(path) for path in found["path"].to_pylist()]
 
 
-def _is_data(path: str) -> bool:
+def is_data(path: str) -> bool:
     """Whether it is a Parquet file of rows or of the change data feed, and no hidden one."""
     folders = path.removeprefix(_FEED).split("/")
     hidden = any(name.startswith(("_", ".")) and "=" not in name for name in folders)
