@@ -90,7 +90,7 @@ def check(settings: Settings, tables: Sequence[str] = ()) -> Report:
             visible[name] = snapshot.opened(connection).visible
             wanting += _wanting(settings, name, connection, mine)
             found += mine
-            taken = [t.relation for t in prepare.targets(settings, mine, ())]
+            taken = [relation for _, relation in mine if source.takes(relation.name)]
             for seen in survey.look(connection, taken):
                 personal[name, seen.relation.oid] = seen.personal
     chosen = prepare.targets(settings, found, tables)

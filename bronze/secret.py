@@ -121,7 +121,10 @@ def _databricks(secret: Secret) -> str:
         with urlopen(request, timeout=_DATABRICKS_TIMEOUT) as answer:  # noqa: S310
             return base64.b64decode(json.load(answer)["value"], validate=True).decode()
     except (OSError, ValueError, KeyError) as error:
-        said = f"HTTP {error.code}" if isinstance(error, HTTPError) else type(error).__name__
+        said = type(error).__name__
+        if isinstance(error, HTTPError):
+            said = f"HTTP {error.code}"
+            error.close()
         raise ConfigError(
             f"Databricks at {host} did not give the secret {secret.name} of the scope"
             f" {secret.place}: {said}.",

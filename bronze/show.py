@@ -257,7 +257,7 @@ def keys(found: Sequence[KeyReport], as_json: bool) -> None:
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("key", "table", "column", "purpose", "master key", "made", ""):
-        table.add_column(name, overflow="fold")
+        table.add_column(name, overflow="fold", no_wrap=name == "key")
     for key in found:
         made = f"{key.created:%Y-%m-%d %H:%M}"
         state = "current" if key.current else "old"

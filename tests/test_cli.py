@@ -282,3 +282,38 @@ def test_no_output_has_the_password(source: Source) -> None:
             assert PASSWORD not in result.stdout + result.stderr
     kept = (path for path in source.lake.rglob("*") if path.is_file())
     assert not [path for path in kept if PASSWORD.encode() in path.read_bytes()]
+
+
+def test_protected_values_are_revealed_rotated_and_forgotten(source: Source) -> None:
+    """The commands for personal data print what they promise, as text, JSON and CSV."""
+    source.execute("CREATE TABLE t (id int PRIMARY KEY, mail text)")
+    source.execute("INSERT INTO t VALUES (1, 'ann@example.com'), (2, 'bob@example.com')")
+    path = configured(source, tables={"t": {"protect": {"mail": "encrypt"}}})
+    assert invoke("run", "-c", path).exit_code == 0
+    told = invoke("reveal", "t", "--key", "id=1", "--columns", "id,mail", "-c", path)
+    assert "ann@example.com" in told.stdout
+    assert "bob" not in told.stdout
+    told = invoke("reveal", "t", "--columns", "mail", "--limit", "1", "--json", "-c", path)
+    assert json.loads(told.stdout) == [{"mail": "ann@example.com"}]
+    told = invoke("reveal", "t", "--columns", "mail,id", "--csv", "-c", path)
+    assert told.stdout.splitlines() == ["mail,id", "ann@example.com,1", "bob@example.com,2"]
+    assert invoke("reveal", "t", "--key", "id", "-c", path).exit_code == 2
+    made = json.loads(invoke("keys", "rotate", "t", "--json", "-c", path).stdout)
+    assert [key["column"] for key in made] == ["mail"]
+    listed = json.loads(invoke("keys", "--json", "-c", path).stdout)
+    assert [key["current"] for key in listed if key["column"] == "mail"] == [False, True]
+    assert made[0]["id"] in invoke("keys", "-c", path).stdout
+    assert json.loads(invoke("keys", "rewrap", "--json", "-c", path).stdout) == {"rewrapped": 0}
+    still = invoke("forget", "t", "--key", "id=1", "-c", path)
+    assert still.exit_code == 1
+    assert "still has such a row" in still.stderr
+    source.execute("DELETE FROM t WHERE id = 1")
+    assert invoke("run", "-c", path).exit_code == 0
+    done = invoke("forget", "t", "--key", "id=1", "-c", path)
+    assert done.exit_code == 0
+    assert "none has such a row" in done.stdout
+    done = invoke("forget", "t", "--key", "id=2", "--without-source", "--json", "-c", path)
+    assert json.loads(done.stdout)["rows"] == 1
+    done = invoke("forget", "t", "--old-versions", "--json", "-c", path)
+    assert json.loads(done.stdout)["left"] == 0
+    assert invoke("forget", "t", "-c", path).exit_code == 2
