@@ -490,7 +490,7 @@ def test_a_master_key_may_be_in_key_vault(tmp_path: Path, monkeypatch: pytest.Mo
         known.values["KMaster"] = key
         options = {"connection_verify": known.ca, "verify_challenge_resource": False}
         monkeypatch.setitem(
-            secret.PROVIDERS,  # type: ignore[arg-type]
+            secret.PROVIDERS,
             "azure-key-vault",
             lambda given: secret.key_vault(
                 dataclasses.replace(given, place=known.url), Credential(), **options

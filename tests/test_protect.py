@@ -401,8 +401,12 @@ def test_two_that_make_the_first_keys_make_the_same(source: Source) -> None:
 @pytest.mark.parametrize(
     "expression", ["v::int", "shout(v)", "(v || '-01')::date", "('{' || v)::int[]"]
 )
-def test_errors_do_not_quote_values(source: Source, expression: str) -> None:
-    """What PostgreSQL says of a row that it cannot read is kept from results, logs and errors."""
+def test_errors_do_not_quote_values(
+    source: Source, expression: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What PostgreSQL says of a row that it cannot read is kept from results, logs and errors, and
+    from what libraries print.
+    """
     source.execute(
         "CREATE FUNCTION shout(text) RETURNS text LANGUAGE plpgsql AS"
         " $$ BEGIN RAISE EXCEPTION 'no % here', $1; END $$"
@@ -418,6 +422,7 @@ def test_errors_do_not_quote_values(source: Source, expression: str) -> None:
     assert "public.t" in result.error.message
     error = run(source.settings(source={"tables": ["t"]}, tables={"t": {"key": ["v"]}})).error
     assert error is not None
+    assert not PLANTED.search("".join(capfd.readouterr()).encode())
 
 
 def test_reveal_shows_rows_to_those_who_hold_the_key(
