@@ -164,6 +164,7 @@ def test_only_differences_land_by_a_protected_key(
     source.execute("INSERT INTO t VALUES ('plantx', 10, 'plant')")
     result = landed(given)
     assert (result.inserted, result.updated, result.deleted) == (1, 1, 2)
+    assert result.notes == ()
     after = pl.read_delta(str(source.table("t")))
     assert len(set(before["a"]) & set(after["a"])) == 8
     assert differences(given) == {}

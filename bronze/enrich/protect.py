@@ -5,7 +5,8 @@ stored is a string, and NULL for NULL. By the method it is
 
 - ``encrypt``: ``v1:<key id>:<base64>`` of a nonce of 12 bytes, the text encrypted with AES-256-GCM,
   and a tag of 16 bytes. Every value has a random nonce of its own, so equal values differ.
-- ``encrypt_deterministic``: ``s1:<key id>:<base64>`` of AES-256-SIV: equal values are equal.
+- ``encrypt_deterministic``: ``s1:<key id>:<base64>`` of the text after a byte 0 (SIV takes nothing
+  empty), encrypted with AES-256-SIV: equal values are equal.
 - ``tokenize``: ``tok_`` and the first 128 bits of HMAC-SHA-256. With ``format``, a text of ASCII
   digits, or letters, and anything else but other letters and digits keeps its length, its
   punctuation and its case, and has other digits (at least 6) or letters (at least 5), by FF1;

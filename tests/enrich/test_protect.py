@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESSIV
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_series_equal
@@ -190,6 +191,22 @@ def test_ff1_is_one_to_one_whatever_the_length(length: int) -> None:
     assert len(np.unique(ff1.encrypt(bytes(32), 10, rows), axis=0)) == len(rows)
     with pytest.raises(ValueError, match="too few"):
         ff1.encrypt(bytes(32), 10, rows[:, :5])
+
+
+def test_what_is_stored_can_be_read_by_anybody_with_the_key() -> None:
+    """The form is the documented one, bound to table and column, for AES as others have it."""
+    for method, cipher in (("encrypt", AESGCM), ("encrypt_deterministic", AESSIV)):
+        mine = key(method)
+        data = keyring.unwrapped(mine, MASTERS)
+        (sealed,) = stored(["plant"], column(method, mine))
+        version, name, text = sealed.split(":")
+        raw = base64.b64decode(text)
+        assert (version, name) == ("v1" if cipher is AESGCM else "s1", mine.id)
+        where = b"bronze.bz_t\0v"
+        if cipher is AESGCM:
+            assert AESGCM(data[:32]).decrypt(raw[:12], raw[12:], where) == b"plant"
+        else:
+            assert AESSIV(data).decrypt(raw, [where]) == b"\0plant"
 
 
 def test_a_moved_or_changed_value_is_not_decrypted() -> None:
