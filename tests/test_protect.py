@@ -22,8 +22,8 @@ from bronze.enrich import keyring, protect
 from bronze.errors import ConfigError, TableRefused
 from bronze.model import Protected, TableResult
 from bronze.source import replication
+from bronze.source.batch import Piece
 from bronze.source.read import dtype
-from bronze.source.replication import Piece
 from bronze.table import log
 from tests.conftest import Source
 from tests.content import differences
@@ -193,8 +193,8 @@ def test_a_stream_protects_what_it_brings(
     aside: list[bytes] = []
     if memory:
         monkeypatch.setattr(replication, "_PIECE", memory)
-        monkeypatch.setattr("bronze.stream._LEAST_BATCH", memory)
-        monkeypatch.setattr("bronze.stream._SHARE", 10**9)
+        monkeypatch.setattr("bronze.session._LEAST_BATCH", memory)
+        monkeypatch.setattr("bronze.session._SHARE", 10**9)
         put_aside = Piece.put_aside
 
         def seen(piece: Piece, path: Path, cipher: Any) -> None:
