@@ -79,14 +79,14 @@ def _digests(
         encoded += " || coalesce(r, ''::bytea)"
     # OFFSET 0 keeps the planner from computing each value once per use.
     return (
-        f"SELECT {', '.join([f'substring(sha256({encoded}), 1, 16) AS d', *names])}"  # noqa: S608
-        f" FROM (SELECT {', '.join([*values, *beside])} FROM {relation} WHERE {where} OFFSET 0) AS s"
+        f"SELECT {', '.join([f'substring(sha256({encoded}), 1, 16) AS d', *names])} FROM"  # noqa: S608
+        f" (SELECT {', '.join([*values, *beside])} FROM {relation} WHERE {where} OFFSET 0) AS s"
         " OFFSET 0"
     )
 
 
 def encoding(columns: Sequence[Column], base: int | None = None) -> str:
-    """The SQL of the canonical encoding (bytea) of the values v0, v1 and so on, texts being bytes."""
+    """The SQL of the canonical encoding (bytea) of the values v0, v1 and so on, texts as UTF-8."""
     fields = [(f"v{i}", column.kind, column.element) for i, column in enumerate(columns)]
     base = len(fields) if base is None else base
     later = [
@@ -136,10 +136,10 @@ def _fixed(value: str, kind: Kind, _: str) -> str:
 
 def _variable(value: str, kind: Kind, element: str) -> str:
     if kind.name == "array":
-        inner = _joined(_parts([("x", kind.of, "")]))
+        inner, sent = _joined(_parts([("x", kind.of, "")])), _bytes(element, kind.of)
         return (
             f"coalesce((SELECT string_agg({inner}, ''::bytea ORDER BY o) FROM"  # noqa: S608
-            f" (SELECT {_bytes(element, kind.of)} AS x, o FROM unnest({value}) WITH ORDINALITY AS u(e, o)) AS w),"
+            f" (SELECT {sent} AS x, o FROM unnest({value}) WITH ORDINALITY AS u(e, o)) AS w),"
             " ''::bytea)"
         )
     return f"coalesce({value}, ''::bytea)"

@@ -94,7 +94,7 @@ class Change:
     such rewrites, old and new, beside others that do not.
     """
 
-    operation: Literal["WRITE", "MERGE", "OPTIMIZE"]
+    operation: Literal["WRITE", "MERGE", "DELETE", "OPTIMIZE"]
     added: Sequence[DataFile] = ()
     removed: Sequence[Stored] = ()
     feed: Sequence[DataFile] = ()
