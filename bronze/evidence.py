@@ -158,7 +158,9 @@ def held(task: Held) -> pl.DataFrame:
     found = [pl.DataFrame(schema=schema)]
     for rows in _live(task, (*task.key, HASH)):
         kept = rows if task.wanted is None else task.wanted.of(rows, task.key)
-        found.append(kept.with_columns(pl.lit(task.number, pl.Int64).alias(FILE)).select(schema))
+        found.append(
+            kept.with_columns(pl.lit(task.number, pl.Int64).alias(FILE)).select(list(schema))
+        )
     return pl.concat(found)
 
 

@@ -147,9 +147,9 @@ def _rows_cut(subject: Subject, damage: Damage, batch_id: str) -> Course[int]:
     done: list[merge.Merged] = yield [Task(merge.merge, job, subject.label) for job in jobs]
     change = Change(
         "DELETE",
-        _there(one.file for one in done),
-        [one.old for one in done],
-        _there(one.feed for one in done),
+        added=[one.file for one in done if one.file],
+        removed=[one.old for one in done],
+        feed=[one.feed for one in done if one.feed],
     )
     commit.commit(place, state, change, _facts(subject, batch_id))
     return sum(one.deleted for one in done)

@@ -64,7 +64,8 @@ def of(digests: Digests) -> npt.NDArray[np.uint64]:
 def condition(chosen: npt.NDArray[np.bool_]) -> str:
     """The condition in SQL for the digests ``d`` (bytea) of chosen buckets."""
     numbers = ",".join(map(str, np.flatnonzero(chosen)))
-    return f"(get_byte(d, 0) | (get_byte(d, 1) & {COUNT // 256 - 1}) << 8) = ANY('{{{numbers}}}')"
+    bucket = f"get_byte(d, 0) + 256 * (get_byte(d, 1) & {COUNT // 256 - 1})"
+    return f"{bucket} = ANY('{{{numbers}}}')"
 
 
 def nothing() -> Sums:
