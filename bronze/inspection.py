@@ -80,6 +80,10 @@ _UNREACHABLE = 3
 def _read(task: Resting) -> Inspected:
     file = task.file
     parquet = files.opened(task.place, file, proven=True)
+    unknown = sorted(set(parquet.schema_arrow.names) - {name for name, _ in task.layout})
+    if unknown:
+        # What the file calls otherwise would be read as NULL.
+        return Inspected(file, f"has columns that the table has not: {', '.join(unknown)[:200]}")
     bounds: dict[str, tuple[Any, Any]] = {}
     rows, gone = 0, 0
     altered = [np.empty(0, np.int64)]
