@@ -6,9 +6,8 @@ import argparse
 import os
 import shutil
 import time
-from collections.abc import Callable
-from contextlib import contextmanager
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import median
 
@@ -31,13 +30,13 @@ def measured(rows: int, rounds: int) -> dict[str, list[tuple[float, float]]]:
     """Seconds, and CPU seconds with PostgreSQL's own, of loads and proofs in turn."""
     figures: dict[str, list[tuple[float, float]]] = {}
     with running({_TABLE: rows}) as (dsn, folder):
-        settings = _settings(dsn, folder / "lake")
+        settings, server = _settings(dsn, folder / "lake"), _server(dsn)
 
         def timed(name: str, work: Callable[[], None]) -> None:
-            before, began = _cpu(), time.perf_counter()
+            before, began = _cpu(server), time.perf_counter()
             work()
             seconds = time.perf_counter() - began
-            figures.setdefault(name, []).append((seconds, _cpu() - before))
+            figures.setdefault(name, []).append((seconds, _cpu(server) - before))
 
         for _ in range(rounds):
             shutil.rmtree(folder / "lake", ignore_errors=True)
@@ -59,16 +58,20 @@ def _settings(dsn: str, lake: Path) -> Settings:
     )
 
 
-def _cpu() -> float:
-    """CPU seconds of this process and of all that it has started, PostgreSQL among it."""
+def _server(dsn: str) -> psutil.Process:
+    """The process that has started all others of PostgreSQL."""
+    with psycopg.connect(dsn) as connection:
+        server: psutil.Process = psutil.Process(connection.info.backend_pid).parent()
+        return server
+
+
+def _cpu(server: psutil.Process) -> float:
+    """CPU seconds of this process, and of PostgreSQL."""
     total = sum(os.times()[:4])
-    # What has ended is counted by its parent, the server, once that has waited for it.
-    for child in psutil.Process().children(recursive=True):
-        try:
-            used = child.cpu_times()
-        except psutil.Error:
-            continue
-        total += used.user + used.system + used.children_user + used.children_system
+    for process in (server, *server.children()):
+        with suppress(psutil.Error):
+            used = process.cpu_times()
+            total += used.user + used.system + used.children_user + used.children_system
     return total
 
 
@@ -115,17 +118,15 @@ def main() -> None:
     load = [median(values) for values in zip(*figures["load"], strict=True)]
     for name, runs in figures.items():
         mine = [median(values) for values in zip(*runs, strict=True)]
-        cells = (f(value) for i in (0, 1) for f, value in ((_s, mine[i]), (_share, mine[i] / load[i])))
+        cells = (
+            f(value) for i in (0, 1) for f, value in ((_s, mine[i]), (_share, mine[i] / load[i]))
+        )
         grid.add_row(name, *cells)
     Console().print(grid)
 
 
-def _s(seconds: float) -> str:
-    return f"{seconds:.2f}"
-
-
-def _share(part: float) -> str:
-    return f"{part:.0%}"
+def _cells(seconds: float, share: float) -> tuple[str, str]:
+    return f"{seconds:.2f}", f"{share:.0%}"
 
 
 if __name__ == "__main__":
