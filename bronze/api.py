@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from bronze.model import MaintainResult, RunResult, StreamResult
     from bronze.pipeline import Notify
     from bronze.stream import Notify as NotifyStep
+    from bronze.verdict import VerifyResult
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,27 @@ class Bronze:
         from bronze import forget
 
         return forget.old_versions(self.settings, table)
+
+    def verify(
+        self,
+        tables: Sequence[str] = (),
+        *,
+        repair: bool = False,
+        at_rest: bool = False,
+        pool: Executor | None = None,
+        notify: Notify | None = None,
+    ) -> VerifyResult:
+        """Proves that Bronze equals the source, or names what differs; see `bronze.verify`."""
+        from bronze import verify
+
+        return verify.verify(
+            self.settings,
+            tables,
+            repair=repair,
+            at_rest=at_rest,
+            pool=pool,
+            notify=notify or (lambda _: None),
+        )
 
     def check(self, tables: Sequence[str] = ()) -> Report:
         """Says what a run would do, and what stands in its way; see `bronze.check.check`."""

@@ -129,6 +129,34 @@ def _stopped_by_signals(stop: threading.Event) -> Iterator[None]:
 
 
 @app.command()
+def verify(
+    tables: Annotated[
+        list[str] | None,
+        typer.Argument(help="Tables (table or schema.table); all of the config, or lake, if none."),
+    ] = None,
+    config: Config = Path("bronze.toml"),
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Take anew what differs, and verify again.")
+    ] = False,
+    at_rest: Annotated[
+        bool,
+        typer.Option("--at-rest", help="Look at files and checksums; needs no source."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Prove that Bronze equals the source, or name the rows that differ."""
+    import bronze
+    from bronze import show
+
+    with _errors(as_json):
+        opened = bronze.open(config)
+        with show.progress(as_json) as notify:
+            result = opened.verify(tables or (), repair=repair, at_rest=at_rest, notify=notify)
+        show.document(result) if as_json else show.verified(result)
+        raise typer.Exit(result.exit_code)
+
+
+@app.command()
 def maintain(
     tables: Annotated[
         list[str] | None, typer.Argument(help="Bronze tables; all in the lake if none.")

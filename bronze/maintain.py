@@ -44,14 +44,7 @@ def maintain(
         LakeError, LakeUnreachable: the lake cannot be read.
     """
     began = time.monotonic()
-    found = list(_found(settings))
-    unknown = [name for name in tables if not any(name in _names(state) for _, state in found)]
-    if unknown:
-        raise ConfigError(
-            f"There is no Bronze table {unknown[0]} in {settings.lake.root}.",
-            hint=f"There are {', '.join(sorted(name for name, _ in found)) or 'none'}.",
-        )
-    chosen = [pair for pair in found if not tables or set(_names(pair[1])) & set(tables)]
+    chosen = in_lake(settings, tables)
     limit = units.readers(settings.run, settings.run.workers)
     given = nullcontext(pool) if pool else engine.executor(settings.run.engine, limit)
     results = []
@@ -61,6 +54,23 @@ def maintain(
             notify(result)
             results.append(result)
     return MaintainResult(time.monotonic() - began, tuple(results))
+
+
+def in_lake(settings: Settings, tables: Sequence[str]) -> list[tuple[str, State]]:
+    """The Bronze tables of these names (theirs, or those of the source's tables); all if none.
+
+    Raises:
+        ConfigError: there is no such table.
+        LakeError, LakeUnreachable: the lake cannot be read.
+    """
+    found = list(_found(settings))
+    unknown = [name for name in tables if not any(name in _names(state) for _, state in found)]
+    if unknown:
+        raise ConfigError(
+            f"There is no Bronze table {unknown[0]} in {settings.lake.root}.",
+            hint=f"There are {', '.join(sorted(name for name, _ in found)) or 'none'}.",
+        )
+    return [pair for pair in found if not tables or set(_names(pair[1])) & set(tables)]
 
 
 def _found(settings: Settings) -> Iterator[tuple[str, State]]:

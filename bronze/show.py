@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from bronze.pipeline import Progress as Step
     from bronze.stream import Notify as NotifyStep
     from bronze.stream import Step as StreamStep
+    from bronze.verdict import VerifyResult
 
 _out = Console(highlight=False)
 _err = Console(stderr=True, highlight=False)
@@ -271,6 +272,42 @@ def rewrapped(count: int, as_json: bool) -> None:
         print(json.dumps({"rewrapped": count}))
     else:
         said(f"{count} keys were wrapped anew." if count else "All keys are wrapped by it already.")
+
+
+def verified(result: VerifyResult) -> None:
+    """What was found out about each table, then the faulty rows and files."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("Bronze table", "status"):
+        table.add_column(name, no_wrap=True)
+    for name in ("source", "Bronze", "missing", "extra", "different", "altered", "files", "s", "v"):
+        table.add_column(name, justify="right")
+    for row in result.tables:
+        counts = (row.bronze_rows, row.missing, row.extra, row.different, row.altered)
+        table.add_row(
+            row.target.rpartition(".")[2] or row.table,
+            row.status,
+            f"{row.source_rows:,}" if row.source_rows >= 0 else "",
+            *(f"{count:,}" for count in (*counts, len(row.files))),
+            f"{row.seconds:.1f}",
+            "" if row.version is None else str(row.version),
+        )
+    _out.print(table)
+    for row in result.tables:
+        for note in row.notes:
+            said(f"{row.table}: {note}")
+        if row.stray_files:
+            strays = f"{row.stray_files:,} files ({size(row.stray_bytes)})"
+            said(f"{row.table}: {strays} in its folder are unknown to its log")
+        for file in row.files:
+            said(f"{row.table}: file {file.file} {file.what} ({file.rows:,} rows)")
+        for faulty in row.rows:
+            said(f"{row.table}: {faulty.fault} {faulty.key} {faulty.file}".rstrip())
+        left = row.missing + row.extra + row.different + row.altered - len(row.rows)
+        if row.rows and left > 0:
+            said(f"{row.table}: and {left:,} more")
+        if row.error:
+            _err.print(f"{row.table}: {row.error.message}", style="red", markup=False)
+            _err.print(f"  {row.error.hint}", markup=False)
 
 
 def check(report: Report) -> None:
