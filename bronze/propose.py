@@ -188,7 +188,11 @@ def _source(dsn: str, name: str, found: _Found) -> str:
         extensions = ", ".join(dict.fromkeys(_shown(s.extension) for s in found.left_out))
         lines.append(f"exclude = {_list(names)}   # of the extension {extensions}")
     if secrets:
-        lines += ["", "[secrets]", 'provider = "env"   # or "file", "azure-key-vault"']
+        lines += [
+            "",
+            "[secrets]",
+            'provider = "env"   # or "file", "azure-key-vault", "databricks"',
+        ]
     return "\n".join(lines) + "\n"
 
 
