@@ -270,6 +270,8 @@ def _shape(
         drift.NUMBERS: drift.numbers(settled.columns, target.relation),
         drift.PARTS: drift.parts(target.relation, target.settings.pattern == "streaming"),
     }
+    if state is not None:
+        notes |= drift.widened(settled.columns, state.columns, state.properties)
     kept = given.settings.maintain.properties()
     return Shape(tuple(layout), stats, partition, (*kept, *notes.items()))
 
