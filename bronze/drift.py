@@ -21,9 +21,9 @@ from bronze.source.types import absent, recast, wider
 from bronze.table.schema import delta_schema, kinds
 
 # Properties of a Bronze table in which it says what it was made from.
-SOURCE, TABLE, OID, KEY, BASE, NUMBERS, PARTS, PROTECT = (
+SOURCE, TABLE, OID, KEY, BASE, NUMBERS, PARTS, PROTECT, WIDENED = (
     f"bronze.{name}"
-    for name in ("source", "table", "oid", "key", "base", "columns", "parts", "protect")
+    for name in ("source", "table", "oid", "key", "base", "columns", "parts", "protect", "widened")
 )
 
 
@@ -170,6 +170,32 @@ def numbers(columns: Sequence[Column], relation: Relation) -> str:
     """The property that tells a renamed column from a new one: each column's attnum."""
     known = {attribute.name: attribute.number for attribute in relation.attributes}
     return json.dumps({c.target: known[c.name] for c in columns if c.name in known})
+
+
+def widened(
+    columns: Sequence[Column], held: Sequence[tuple[str, Kind]], properties: Mapping[str, str]
+) -> dict[str, str]:
+    """The property that tells what columns were each time before some were widened, if any were:
+    rows that have gone from the source keep the checksum of their narrower values.
+    """
+    times = json.loads(properties.get(WIDENED, "[]"))
+    before = dict(held)
+    narrower = {c.target: k for c in columns if (k := before.get(c.target, c.stored)) != c.stored}
+    if narrower:
+        times.append({name: [k.name, k.precision, k.scale] for name, k in narrower.items()})
+    return {WIDENED: json.dumps(times)} if times else {}
+
+
+def earlier(properties: Mapping[str, str]) -> tuple[tuple[tuple[str, Kind], ...], ...]:
+    """The kinds of columns as they were, from the last time on back; each holds for all columns
+    that were ever widened since then.
+    """
+    kinds: dict[str, Kind] = {}
+    found = []
+    for time in reversed(json.loads(properties.get(WIDENED, "[]"))):
+        kinds |= {name: Kind(*kind) for name, kind in time.items()}
+        found.append(tuple(kinds.items()))
+    return tuple(found)
 
 
 def parts(relation: Relation, streamed: bool) -> str:

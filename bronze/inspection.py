@@ -17,6 +17,7 @@ from bronze.enrich import fingerprint
 from bronze.enrich.encoding import encode
 from bronze.errors import BronzeError
 from bronze.model import DELETED, Kind, Place, Stored
+from bronze.source.read import dtype
 from bronze.table import files
 
 _DIGITS = 16
@@ -26,6 +27,7 @@ _DIGITS = 16
 class Resting:
     """A file. ``size`` is that of what lies there, None where nothing does; ``values`` are the
     columns of the source, of which the table began with ``base``; ``listed`` rows are named.
+    ``earlier`` are kinds that columns had before they were widened, at one time or another.
     """
 
     place: Place
@@ -36,6 +38,7 @@ class Resting:
     base: int
     key: tuple[str, ...]
     listed: int
+    earlier: tuple[tuple[tuple[str, Kind], ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,16 @@ def _read(task: Resting) -> Inspected:
 
 
 def _proven(rows: pl.DataFrame, task: Resting) -> npt.NDArray[np.bool_]:
-    """Which rows have the checksum of their values."""
+    """Which rows have the checksum of their values, as these are or as they were once."""
+    proven = _sealed(rows, task)
+    for kinds in task.earlier:
+        left = np.flatnonzero(~proven)
+        were = (pl.col(name).cast(dtype(kind), strict=False) for name, kind in kinds)
+        proven[left] = _sealed(rows[left].with_columns(were), task)
+    return proven
+
+
+def _sealed(rows: pl.DataFrame, task: Resting) -> npt.NDArray[np.bool_]:
     if not rows.height:
         return np.ones(0, np.bool_)
     values = rows.select(task.values).get_columns()

@@ -293,6 +293,8 @@ def _shape(
     if enrichment.protection or (state and drift.PROTECT in state.properties):
         notes[drift.PROTECT] = drift.protects(settled.columns)
         notes[keys.IDS] = keys.ids(enrichment.protection)
+    if state is not None:
+        notes |= drift.widened(settled.columns, state.columns, state.properties)
     kept = given.settings.maintain.properties()
     return Shape(tuple(layout), stats, partition, (*kept, *notes.items()))
 

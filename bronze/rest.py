@@ -151,6 +151,7 @@ def _tasks(state: State, sizes: dict[str, int]) -> list[Resting]:
             base=int(state.properties.get(drift.BASE, len(values))),
             key=key if set(key) <= set(values) else (),
             listed=LISTED,
+            earlier=drift.earlier(state.properties),
         )
         for file in state.files
     ]
