@@ -38,6 +38,8 @@ _DECIMAL = re.compile(r"^decimal\(\s*(\d+)\s*,\s*(\d+)\s*\)$", re.IGNORECASE)
 _ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
 _SECRET = re.compile(r"key|secret|token|password|credential|sas", re.IGNORECASE)
 MINIMUM_MEMORY = 512 * 10**6
+GOVERNANCE = "governance"
+"""The folder of the lake in which is remembered what happened."""
 
 
 def _bytes(value: object) -> object:
@@ -263,6 +265,32 @@ class TableSettings(_Section):
         return self.pattern
 
 
+class AuditSettings(_Section):
+    """How the records of ``governance.audit_log`` are sealed: by a key, or by their hashes alone.
+
+    ``former_keys`` are those that older records were sealed with.
+    """
+
+    key: SecretName | None = None
+    former_keys: tuple[SecretName, ...] = ()
+
+
+class LineageSettings(_Section):
+    """Where lineage goes as OpenLineage events, beside ``governance.data_lineage``."""
+
+    url: str = Field(default="", pattern=r"^(https?://.+)?$")
+    file: str = ""
+    api_key: SecretName | None = None
+    namespace: str = "bronze"
+    timeout: Annotated[int, Field(ge=1), BeforeValidator(_duration)] = 5
+
+    @model_validator(mode="after")
+    def _one(self) -> LineageSettings:
+        if self.url and self.file:
+            raise ValueError("events go to a url or to a file")
+        return self
+
+
 class Settings(_Section):
     """All of bronze.toml.
 
@@ -275,6 +303,8 @@ class Settings(_Section):
     stream: StreamSettings = StreamSettings()
     maintain: MaintainSettings = MaintainSettings()
     secrets: SecretSettings = SecretSettings()
+    audit: AuditSettings = AuditSettings()
+    lineage: LineageSettings = LineageSettings()
     tables: Mapping[str, TableSettings] = {}
     path: str = Field(default="", exclude=True)
     alone: bool = Field(default=False, exclude=True)
@@ -290,7 +320,7 @@ class Settings(_Section):
         """How to reach a source, its passwords left where they are."""
         given = self.source[name]
         conninfo = given.dsn if isinstance(given.dsn, str) else ""
-        dsn = self._secret(given.dsn) if isinstance(given.dsn, SecretName) else None
+        dsn = self.secret(given.dsn) if isinstance(given.dsn, SecretName) else None
         if conninfo and _has_password(conninfo, name):
             if not self.path:
                 raise ConfigError(
@@ -303,7 +333,7 @@ class Settings(_Section):
             name=name,
             conninfo=conninfo,
             dsn=dsn,
-            password=self._secret(given.password) if given.password else None,
+            password=self.secret(given.password) if given.password else None,
             connect_timeout=given.connect_timeout,
             statement_timeout=given.statement_timeout,
             lock_timeout=given.lock_timeout,
@@ -315,20 +345,26 @@ class Settings(_Section):
         options: dict[str, str | Secret] = {}
         for key, value in self.lake.options.items():
             if isinstance(value, SecretName):
-                options[key] = self._secret(value)
-            elif self.path and _SECRET.search(key):
+                options[key] = self.secret(value)
+            elif self.path and is_secret(key):
                 options[key] = self._written(["lake", "options", key])
             else:
                 options[key] = value
         root = self.lake.root.rstrip("/")
         return Place(f"{root}/{schema}/{name}", tuple(options.items()))
 
-    def _secret(self, name: SecretName) -> Secret:
+    def secret(self, name: SecretName) -> Secret:
+        """Where a secret that the config names is to be found."""
         return Secret(self.secrets.provider, name.secret, self.secrets.place())
 
     def _written(self, where: list[str]) -> Secret:
         # It stands in the file: there it is found again, so that nothing has to carry it.
         return Secret("config", json.dumps(where), self.path)
+
+
+def is_secret(option: str) -> bool:
+    """Whether an option of the object store, by its name, holds a secret."""
+    return bool(_SECRET.search(option))
 
 
 def _has_password(conninfo: str, name: str) -> bool:
@@ -415,6 +451,8 @@ def _section(where: list[str]) -> type[BaseModel]:
         return Settings
     if top == "lake":
         return SecretName if rest else LakeSettings
+    if top in ("audit", "lineage") and rest:
+        return SecretName
     if top == "source" and rest and rest[-1] in ("dsn", "password", "pool"):
         return Pool if rest[-1] == "pool" else SecretName
     sections: dict[str, type[BaseModel]] = {
@@ -423,6 +461,8 @@ def _section(where: list[str]) -> type[BaseModel]:
         "stream": StreamSettings,
         "maintain": MaintainSettings,
         "secrets": SecretSettings,
+        "audit": AuditSettings,
+        "lineage": LineageSettings,
         "tables": TableSettings,
     }
     return sections.get(top, Settings)

@@ -16,11 +16,12 @@ from typing import Any
 
 import uuid_utils
 
-from bronze import failpoint, follow, pipeline, record
+from bronze import failpoint, follow, lineage, pipeline, record
 from bronze.errors import BronzeError, SourceRefused, TableRefused
 from bronze.follow import Following
 from bronze.landing import Table
 from bronze.line import Line
+from bronze.lineage import Entry
 from bronze.prepare import Target
 from bronze.source import connect, publication, slot, snapshot, texts
 from bronze.source.catalog import Relation
@@ -95,6 +96,7 @@ def _resumed(
     """Lets tables follow from where they are; tells those that cannot, too."""
     joined: dict[int, Following] = {}
     late: list[Target] = []
+    left: list[Entry] = []
     with _held(line, targets, None) as held:
         stream = f"{held.timeline}/{line.slot}"
         records = log.read(record.place(line.settings))
@@ -103,7 +105,9 @@ def _resumed(
         for table in _planned(line, held, targets):
             plan, target = table.plan, table.target
             if plan is None:
-                line.failed(target, table.error or BronzeError("There is no plan."))
+                error = table.error or BronzeError("There is no plan.")
+                line.failed(target, error)
+                left.append(lineage.left(table.entry, error))
                 continue
             at = follow.held(plan.state, plan) if plan.state else None
             if plan.mode != "changes" or plan.state is None or at is None:
@@ -116,6 +120,7 @@ def _resumed(
                 late.append(target)
                 continue
             joined[oid] = _following(held, table, floor, at, plan.state.version)
+        line.remember([*left, *(following.entry for following in joined.values())])
         return held.timeline, joined, late
 
 
@@ -140,13 +145,18 @@ def _copied(
         failpoint.reach("planned")
         landed = pipeline.landed(line.settings, tables, None, line.copying)
         results = {result.table: result for result in landed}
+        left = []
         for table in tables:
             result = results[table.target.label]
             line.tally.copied(result)
+            table.entry = lineage.ended(table.entry, result)
             if result.error is None and result.version is not None:
                 at = held.position
                 oid = table.target.relation.oid
                 joined[oid] = _following(held, table, at, at, result.version)
+            else:
+                left.append(table.entry)
+        line.remember([*left, *(following.entry for following in joined.values())])
         return held.timeline, joined
 
 
@@ -196,7 +206,7 @@ def _following(held: Snapshot, table: Table, floor: int, at: int, version: int) 
         floor=floor,
         held=at,
         version=version,
-        lineage=table.stamp.lineage,
+        entry=lineage.streaming(table.entry),
     )
 
 

@@ -13,10 +13,9 @@ import tenacity
 import uuid_utils
 
 from bronze.books import streams as book
-from bronze.config import Settings
+from bronze.config import GOVERNANCE, Settings
 from bronze.errors import BronzeError
 from bronze.follow import Following
-from bronze.landing import GOVERNANCE
 from bronze.model import Place
 from bronze.table import commit, files, log
 from bronze.table.commit import Change, Position, Shape

@@ -22,7 +22,19 @@ from random import uniform
 
 import uuid_utils
 
-from bronze import drift, engine, failpoint, follow, join, pipeline, prepare, record, tidy, units
+from bronze import (
+    drift,
+    engine,
+    failpoint,
+    follow,
+    join,
+    lineage,
+    pipeline,
+    prepare,
+    record,
+    tidy,
+    units,
+)
 from bronze.books import streams as book
 from bronze.config import Settings
 from bronze.errors import (
@@ -51,6 +63,7 @@ _LEAVING = 2.0
 _LONGEST_LEAVING = 120.0
 _GUARD_EVERY = 10.0
 _LOOK_EVERY = 60.0
+_REMEMBER_EVERY = 3600.0
 _LONGEST_PAUSE = 60.0
 # A stream that has gone well for so long, or landed anything, counts its interruptions anew.
 _STEADY = 60.0
@@ -119,6 +132,8 @@ def stream(
         transactions=tally.transactions,
         changes=tally.changes,
         tables=tuple(tally.tables.values()),
+        late=tuple(tally.late),
+        unrecorded=tally.unrecorded,
     )
 
 
@@ -220,7 +235,7 @@ class _Session:
         self._limit = units.readers(self._settings.run, self._settings.run.workers)
         self._recorded = 0
         self._recorded_at = self._guarded_at = 0.0
-        self._looked_at = time.monotonic()
+        self._looked_at = self._remembered_at = time.monotonic()
         if self._followings:
             self._record(None, "")
 
@@ -230,6 +245,12 @@ class _Session:
 
     def follow(self, until_caught_up: bool) -> None:
         """Lands batch after batch."""
+        try:
+            self._follow(until_caught_up)
+        finally:
+            self._remember_last()
+
+    def _follow(self, until_caught_up: bool) -> None:
         line = self._line
         target = slot.settled(line.control) if until_caught_up else None
         with (
@@ -326,6 +347,7 @@ class _Session:
         """Tables that the stream cannot bring up to date are compared as they are now."""
         now = {relation.oid: relation for relation in self._line.found()}
         targets = []
+        self._line.remember([lineage.left(following.entry, None) for following in misfits])
         for following in misfits:
             target = self._followings.pop(following.oid).plan.target
             if following.oid in now:
@@ -373,6 +395,15 @@ class _Session:
             )
         )
 
+    def _remember_last(self) -> None:
+        """Enters what became of each table; what cannot be is entered by the next stream or run."""
+        self._line.tally.unrecorded = None
+        try:
+            known = self._followings.values()
+            self._line.remember([lineage.left(f.entry, f.error) for f in known])
+        except BronzeError as error:
+            self._line.tally.unrecorded = error.failure()
+
     # The guard
 
     def _watch(self, receiver: Receiver) -> None:
@@ -381,6 +412,9 @@ class _Session:
         if behind and now - self._recorded_at > self._settings.stream.heartbeat:
             self._record(None, "")
             receiver.confirm(self._recorded)
+        if now - self._remembered_at > _REMEMBER_EVERY:
+            self._remembered_at = now
+            self._line.remember([following.entry for following in self._following])
         if now - self._guarded_at > _GUARD_EVERY:
             self._guarded_at = now
             self._guard()
