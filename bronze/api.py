@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from bronze.audit import Report as AuditReport
     from bronze.check import Report
     from bronze.config import Settings
     from bronze.maintain import Notify as NotifyMaintained
@@ -32,9 +34,9 @@ class Bronze:
         notify: Notify | None = None,
     ) -> RunResult:
         """Takes tables of the source into the lake; see `bronze.pipeline.run`."""
-        from bronze import pipeline
+        from bronze import audited
 
-        return pipeline.run(self.settings, tables, pool=pool, notify=notify or (lambda _: None))
+        return audited.run(self.settings, tables, pool=pool, notify=notify or (lambda _: None))
 
     def stream(
         self,
@@ -46,9 +48,9 @@ class Bronze:
         copied: Notify | None = None,
     ) -> StreamResult:
         """Follows the tables that the config has streamed; see `bronze.stream.stream`."""
-        from bronze import stream
+        from bronze import audited
 
-        return stream.stream(
+        return audited.follow(
             self.settings,
             tables,
             until_caught_up=until_caught_up,
@@ -59,9 +61,9 @@ class Bronze:
 
     def drop_stream(self, tables: Sequence[str] = ()) -> str:
         """Drops the stream's slot and publication; see `bronze.stream.drop`."""
-        from bronze import stream
+        from bronze import audited
 
-        return stream.drop(self.settings, tables)
+        return audited.drop(self.settings, tables)
 
     def maintain(
         self,
@@ -71,10 +73,24 @@ class Bronze:
         notify: NotifyMaintained | None = None,
     ) -> MaintainResult:
         """Joins, clusters and expires files; see `bronze.maintain.maintain`."""
-        from bronze import maintain
+        from bronze import audited
 
-        return maintain.maintain(
-            self.settings, tables, pool=pool, notify=notify or (lambda _: None)
+        return audited.tidy(self.settings, tables, pool=pool, notify=notify or (lambda _: None))
+
+    def audit(
+        self,
+        *,
+        verify: bool = False,
+        head: str = "",
+        since: datetime | None = None,
+        action: str = "",
+        table: str = "",
+    ) -> AuditReport:
+        """Reads the audit log, and proves it; see `bronze.audit.report`."""
+        from bronze import audit
+
+        return audit.report(
+            self.settings, verify=verify, head=head, since=since, action=action, table=table
         )
 
     def check(self, tables: Sequence[str] = ()) -> Report:

@@ -30,9 +30,9 @@ def imprint(settings: Settings) -> dict[str, str]:
     return {place: _hash(value)[:_DIGITS] for place, value in sorted(_leaves("", document))}
 
 
-def whole(settings: Settings) -> str:
+def whole(imprinted: Mapping[str, str]) -> str:
     """The hash of all of it, as 32 hexadecimal digits."""
-    return _hash(imprint(settings))[:32]
+    return _hash(imprinted)[:32]
 
 
 def _without_password(dsn: str) -> Mapping[str, Any]:

@@ -202,7 +202,7 @@ def planned(
     readers = units.readers(settings.run, slots)
     now = datetime.now(UTC)
     seen = {relation.oid: relation for relation in held.relations}
-    config = imprint.whole(settings)
+    config = imprint.whole(imprint.imprint(settings))
     tables = []
     for target in targets:
         own = str(uuid_utils.uuid7())

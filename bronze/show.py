@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from bronze.audit import Report as AuditReport
     from bronze.check import Report
     from bronze.model import MaintainResult, RunResult, StreamResult, TableResult
     from bronze.pipeline import Notify
@@ -109,6 +110,7 @@ def run(result: RunResult) -> None:
         if row.error:
             _err.print(f"{row.table}: {row.error.message}", style="red", markup=False)
             _err.print(f"  {row.error.hint}", markup=False)
+    _told(result)
 
 
 def steps(quiet: bool) -> NotifyStep:
@@ -153,6 +155,7 @@ def streamed(result: StreamResult) -> None:
         if row.error:
             _err.print(f"{row.table}: {row.error.message}", style="red", markup=False)
             _err.print(f"  {row.error.hint}", markup=False)
+    _told(result)
 
 
 def dropped(name: str, as_json: bool) -> None:
@@ -202,6 +205,58 @@ def maintained(result: MaintainResult) -> None:
         if row.error:
             _err.print(f"{row.target}: {row.error.message}", style="red", markup=False)
             _err.print(f"  {row.error.hint}", markup=False)
+    _unrecorded(result)
+
+
+def audit(report: AuditReport) -> None:
+    """Records of the audit log, then whether the log is whole."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("#", "when", "who", "action", "subject", "result"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("details", overflow="fold")
+    for row in report.records:
+        when = row.recorded_timestamp.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        who = f"{row.actor}@{row.host}"
+        details = _brief(row.details)
+        table.add_row(str(row.sequence), when, who, row.action, row.subject, row.result, details)
+    if report.records:
+        _out.print(table)
+    for problem in report.problems:
+        _err.print(f"{problem}.", style="red", markup=False)
+    said(f"{report.count:,} records in all{_proof(report)}")
+    if report.head:
+        said(f"head {report.head}")
+
+
+def _proof(report: AuditReport) -> str:
+    if not report.verified:
+        return "; `bronze audit --verify` proves them"
+    return ", and they are not as they were written" if report.problems else ", all of them whole"
+
+
+def _brief(details: str) -> str:
+    """Details for people, without the hashes of a config's keys."""
+    known = {name: value for name, value in json.loads(details).items() if name != "keys"}
+    return ", ".join(
+        f"{name} {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
+        for name, value in known.items()
+        if value or name == "position"
+    )
+
+
+def _told(result: RunResult | StreamResult) -> None:
+    for note in result.notes:
+        said(note)
+    for one in result.late:
+        said(f"{one.table}: batch {one.batch_id} died before it was recorded, and is recorded now")
+    _unrecorded(result)
+
+
+def _unrecorded(result: RunResult | StreamResult | MaintainResult) -> None:
+    if result.unrecorded:
+        said = "What was done could not be recorded in full"
+        _err.print(f"{said}: {result.unrecorded.message}", style="red", markup=False)
+        _err.print(f"  {result.unrecorded.hint}", markup=False)
 
 
 def check(report: Report) -> None:
