@@ -250,9 +250,11 @@ def _left_out(table: Sequence[Entry], mark: int | None) -> Iterator[Record]:
     if known is None:
         return
     mine = {one.record.lineage_id for one in table}
-    versions = {one.record.version_after for one in table}
+    made = {
+        r.version_after for r in (e.record for e in table) if r.version_after != r.version_before
+    }
     for version in range(known, -1 if mark is None else mark, -1):
-        if version in versions:
+        if version in made:
             continue
         info = log.info(table[0].place, version)
         if info is None:

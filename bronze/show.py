@@ -210,17 +210,10 @@ def maintained(result: MaintainResult) -> None:
 
 def audit(report: AuditReport) -> None:
     """Records of the audit log, then whether the log is whole."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("#", "when", "who", "action", "subject", "result"):
-        table.add_column(name, no_wrap=True)
-    table.add_column("details", overflow="fold")
     for row in report.records:
         when = row.recorded_timestamp.astimezone().strftime("%Y-%m-%d %H:%M:%S")
-        who = f"{row.actor}@{row.host}"
-        details = _brief(row.details)
-        table.add_row(str(row.sequence), when, who, row.action, row.subject, row.result, details)
-    if report.records:
-        _out.print(table)
+        what = " ".join(filter(None, (row.action, row.subject, row.result)))
+        said(f"{row.sequence:>6}  {when}  {row.actor}@{row.host}  {what}  {_brief(row.details)}")
     for problem in report.problems:
         _err.print(f"{problem}.", style="red", markup=False)
     said(f"{report.count:,} records in all{_proof(report)}")
