@@ -249,10 +249,9 @@ def _left_out(table: Sequence[Entry], mark: int | None) -> Iterator[Record]:
     known = _latest(table)
     if known is None:
         return
-    mine = {one.record.lineage_id for one in table}
-    made = {
-        r.version_after for r in (e.record for e in table) if r.version_after != r.version_before
-    }
+    own = [one.record for one in table]
+    mine = {record.lineage_id for record in own}
+    made = {r.version_after for r in own if r.version_after != r.version_before}
     for version in range(known, -1 if mark is None else mark, -1):
         if version in made:
             continue
