@@ -120,7 +120,7 @@ def _resumed(
                 late.append(target)
                 continue
             joined[oid] = _following(held, table, floor, at, plan.state.version)
-        line.remember([*left, *(following.entry for following in joined.values())])
+        line.remember([*left, *(f.entry for f in joined.values())], begins=True)
         return held.timeline, joined, late
 
 
@@ -156,7 +156,7 @@ def _copied(
                 joined[oid] = _following(held, table, at, at, result.version)
             else:
                 left.append(table.entry)
-        line.remember([*left, *(following.entry for following in joined.values())])
+        line.remember([*left, *(f.entry for f in joined.values())], begins=True)
         return held.timeline, joined
 
 

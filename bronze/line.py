@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from bronze import lineage, pipeline, prepare
+from bronze import lineage, openlineage, pipeline, prepare
 from bronze.config import Settings
 from bronze.errors import BronzeError
 from bronze.follow import Followed
@@ -160,14 +160,16 @@ class Line:
         )
         self.say(f"{target.label} is not followed: {error.message} {error.hint}")
 
-    def remember(self, entries: Sequence[Entry]) -> None:
-        """Enters records of lineage.
+    def remember(self, entries: Sequence[Entry], *, begins: bool = False) -> None:
+        """Enters records of lineage; ``begins`` says that they are of tables that have just come.
 
         Raises:
             LakeError, LakeUnreachable: they cannot be written.
         """
         late = lineage.enter(self.settings, entries)
         self.tally.late += [lineage.late(record) for record in late]
+        for note in openlineage.tell(self.settings, entries, begins=begins):
+            self.say(note)
 
     def found(self) -> tuple[Relation, ...]:
         """What is in the source's schemas now."""

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 import tenacity
 import uuid_utils
 
-from bronze import engine, failpoint, imprint, landing, lineage, plan, prepare, units
+from bronze import engine, failpoint, imprint, landing, lineage, openlineage, plan, prepare, units
 from bronze.config import Settings
 from bronze.errors import (
     BronzeError,
@@ -74,16 +74,19 @@ def run(
     Raises:
         ConfigError, SourceError, LakeError: nothing could be done at all.
     """
+    openlineage.ready(settings)
     ledger = lineage.Ledger(settings)
     try:
         result = _taken(settings, tables, pool, notify, ledger)
     except BronzeError:
         # What had landed by then is remembered all the same.
         ledger.closed()
+        openlineage.tell(settings, ledger.entries)
         raise
     late, unrecorded = ledger.closed()
     failpoint.reach("remembered")
-    return replace(result, late=late, unrecorded=unrecorded)
+    notes = openlineage.tell(settings, ledger.entries)
+    return replace(result, late=late, notes=notes, unrecorded=unrecorded)
 
 
 def _taken(

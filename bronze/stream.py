@@ -29,6 +29,7 @@ from bronze import (
     follow,
     join,
     lineage,
+    openlineage,
     pipeline,
     prepare,
     record,
@@ -98,6 +99,7 @@ def stream(
         SourceRefused: something is missing at the source; the error says what, and the mend.
         SourceError, LakeError: nothing could be done at all.
     """
+    openlineage.ready(settings)
     began, tally = time.monotonic(), Tally()
     stop = stop or threading.Event()
     name = _source(settings, tables)

@@ -183,24 +183,16 @@ def headless(settings: Settings) -> None:
 
 
 def remade(settings: Settings) -> None:
-    """All records from one on are chained anew, and the end in the log's last entry is theirs."""
-    log = sorted((folder(settings) / "_delta_log").glob("*.json"))[-1]
-    head = Head()
-    for number in range(1, 6):
+    """All records are chained anew, and the end in the log's last entry is theirs."""
+    last = max((folder(settings) / "_delta_log").glob("*.json"))
+    before = audit.report(settings)
+    edits = [replace(r, result="denied") if r.sequence == 3 else r for r in before.records]
+    links = book.chained(edits, Head(), None)
+    for number in (1, 3, 4, 5):
         file = held(settings, number)
-        found = [
-            replace(one, result="denied") if one.sequence == 3 else one
-            for one in book.read(pl.read_parquet(file))
-            if one.sequence == number or number == 1
-        ]
-        if number in (2,):
-            continue
-        links = book.chained(found, head, None)
-        old = found[-1].record_hash
-        head = Head(links[-1].sequence, links[-1].record_hash)
-        book.frame(links).write_parquet(file)
-        if number == 5:
-            log.write_text(log.read_text().replace(old, head.hash))
+        mine = pl.read_parquet(file)["sequence"].to_list()
+        book.frame([link for link in links if link.sequence in mine]).write_parquet(file)
+    last.write_text(last.read_text().replace(before.head, links[-1].record_hash))
 
 
 TAMPERINGS = {

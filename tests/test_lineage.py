@@ -15,6 +15,7 @@ import pytest
 from bronze import config, lineage, pipeline, stream
 from bronze.books import lineage as book
 from bronze.config import Settings
+from bronze.model import Failure, Late
 from bronze.source import connect
 from tests.conftest import Source
 
@@ -164,8 +165,13 @@ def test_a_slow_run_does_not_enter_what_a_faster_one_has(shop: Source) -> None:
     settings = shop.settings()
     held: list[lineage.Ledger] = []
     closed = lineage.Ledger.closed
+
+    def kept(ledger: lineage.Ledger) -> tuple[tuple[Late, ...], Failure | None]:
+        held.append(ledger)
+        return (), None
+
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(lineage.Ledger, "closed", lambda self: (held.append(self), ((), None))[1])
+        patched.setattr(lineage.Ledger, "closed", kept)
         pipeline.run(settings)
     fast = pipeline.run(settings)
     assert len(fast.late) == 1
