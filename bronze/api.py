@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from polars import DataFrame
 
+    from bronze.audit import Report as AuditReport
     from bronze.check import Report
     from bronze.config import Settings
     from bronze.forget import Forgotten
@@ -37,9 +39,9 @@ class Bronze:
         notify: Notify | None = None,
     ) -> RunResult:
         """Takes tables of the source into the lake; see `bronze.pipeline.run`."""
-        from bronze import pipeline
+        from bronze import audited
 
-        return pipeline.run(self.settings, tables, pool=pool, notify=notify or (lambda _: None))
+        return audited.run(self.settings, tables, pool=pool, notify=notify or (lambda _: None))
 
     def stream(
         self,
@@ -51,9 +53,9 @@ class Bronze:
         copied: Notify | None = None,
     ) -> StreamResult:
         """Follows the tables that the config has streamed; see `bronze.stream.stream`."""
-        from bronze import stream
+        from bronze import audited
 
-        return stream.stream(
+        return audited.follow(
             self.settings,
             tables,
             until_caught_up=until_caught_up,
@@ -64,9 +66,9 @@ class Bronze:
 
     def drop_stream(self, tables: Sequence[str] = ()) -> str:
         """Drops the stream's slot and publication; see `bronze.stream.drop`."""
-        from bronze import stream
+        from bronze import audited
 
-        return stream.drop(self.settings, tables)
+        return audited.drop(self.settings, tables)
 
     def maintain(
         self,
@@ -76,10 +78,24 @@ class Bronze:
         notify: NotifyMaintained | None = None,
     ) -> MaintainResult:
         """Joins, clusters and expires files; see `bronze.maintain.maintain`."""
-        from bronze import maintain
+        from bronze import audited
 
-        return maintain.maintain(
-            self.settings, tables, pool=pool, notify=notify or (lambda _: None)
+        return audited.tidy(self.settings, tables, pool=pool, notify=notify or (lambda _: None))
+
+    def audit(
+        self,
+        *,
+        verify: bool = False,
+        head: str = "",
+        since: datetime | None = None,
+        action: str = "",
+        table: str = "",
+    ) -> AuditReport:
+        """Reads the audit log, and proves it; see `bronze.audit.report`."""
+        from bronze import audit
+
+        return audit.report(
+            self.settings, verify=verify, head=head, since=since, action=action, table=table
         )
 
     def keys(self) -> tuple[KeyReport, ...]:
@@ -92,22 +108,20 @@ class Bronze:
         self, tables: Sequence[str] = (), *, reencrypt: bool = False
     ) -> tuple[KeyReport, ...]:
         """Makes new keys; those that were made. See `bronze.keys.rotate`."""
-        from bronze import keys, subject
-        from bronze.audited import audited
+        from bronze import audit, keys, subject
 
         names = [subject.held(self.settings, table).name for table in tables]
         made = keys.rotate(self.settings, names, reencrypt)
         said = f"{len(made)} keys made"
-        audited(self.settings, "rotate", ", ".join(names) or "all", said, {})
+        audit.record(self.settings, "rotate", ", ".join(names) or "all", said, {})
         return made
 
     def rewrap_keys(self) -> int:
         """Wraps all keys by the config's master key; see `bronze.keys.rewrap`."""
-        from bronze import keys
-        from bronze.audited import audited
+        from bronze import audit, keys
 
         count = keys.rewrap(self.settings)
-        audited(self.settings, "rewrap", "all", f"{count} keys wrapped anew", {})
+        audit.record(self.settings, "rewrap", "all", f"{count} keys wrapped anew", {})
         return count
 
     def reveal(

@@ -277,6 +277,39 @@ def rewrap(config: Config = Path("bronze.toml"), as_json: AsJson = False) -> Non
 
 
 @app.command()
+def audit(
+    config: Config = Path("bronze.toml"),
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Prove that no record was changed, added or removed.")
+    ] = False,
+    head: Annotated[
+        str, typer.Option(help="With --verify: a hash kept elsewhere, to be found again.")
+    ] = "",
+    since: Annotated[
+        str, typer.Option(help='Records since then: "7d", "12h", or an ISO date or time.')
+    ] = "",
+    action: Annotated[str, typer.Option(help="Records of this action: run, schema, …")] = "",
+    table: Annotated[str, typer.Option(help="Records about this table.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Show who did what and when, and prove that the record of it is whole."""
+    import bronze
+    from bronze import show
+    from bronze.audit import moment
+
+    with _errors(as_json):
+        report = bronze.open(config).audit(
+            verify=verify or bool(head),
+            head=head,
+            since=moment(since) if since else None,
+            action=action,
+            table=table,
+        )
+        show.document(report) if as_json else show.audit(report)
+        raise typer.Exit(report.exit_code)
+
+
+@app.command()
 def init(
     dsn: Annotated[str, typer.Option(help="The database: postgresql://user@host:5432/name")],
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("bronze.toml"),

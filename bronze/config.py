@@ -39,9 +39,8 @@ _DECIMAL = re.compile(r"^decimal\(\s*(\d+)\s*,\s*(\d+)\s*\)$", re.IGNORECASE)
 _ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
 _SECRET = re.compile(r"key|secret|token|password|credential|sas", re.IGNORECASE)
 MINIMUM_MEMORY = 512 * 10**6
-
 GOVERNANCE = "governance"
-"""The schema of the tables in which is remembered what was done."""
+"""The folder of the lake in which is remembered what happened."""
 
 
 def _bytes(value: object) -> object:
@@ -277,6 +276,32 @@ class TableSettings(_Section):
         return self.pattern
 
 
+class AuditSettings(_Section):
+    """How the records of ``governance.audit_log`` are sealed: by a key, or by their hashes alone.
+
+    ``former_keys`` are those that older records were sealed with.
+    """
+
+    key: SecretName | None = None
+    former_keys: tuple[SecretName, ...] = ()
+
+
+class LineageSettings(_Section):
+    """Where lineage goes as OpenLineage events, beside ``governance.data_lineage``."""
+
+    url: str = Field(default="", pattern=r"^(https?://.+)?$")
+    file: str = ""
+    api_key: SecretName | None = None
+    namespace: str = "bronze"
+    timeout: Annotated[int, Field(ge=1), BeforeValidator(_duration)] = 5
+
+    @model_validator(mode="after")
+    def _one(self) -> LineageSettings:
+        if self.url and self.file:
+            raise ValueError("events go to a url or to a file")
+        return self
+
+
 class Settings(_Section):
     """All of bronze.toml.
 
@@ -290,6 +315,8 @@ class Settings(_Section):
     maintain: MaintainSettings = MaintainSettings()
     secrets: SecretSettings = SecretSettings()
     protection: ProtectionSettings = ProtectionSettings()
+    audit: AuditSettings = AuditSettings()
+    lineage: LineageSettings = LineageSettings()
     tables: Mapping[str, TableSettings] = {}
     path: str = Field(default="", exclude=True)
     alone: bool = Field(default=False, exclude=True)
@@ -305,7 +332,7 @@ class Settings(_Section):
         """How to reach a source, its passwords left where they are."""
         given = self.source[name]
         conninfo = given.dsn if isinstance(given.dsn, str) else ""
-        dsn = self._secret(given.dsn) if isinstance(given.dsn, SecretName) else None
+        dsn = self.secret(given.dsn) if isinstance(given.dsn, SecretName) else None
         if conninfo and _has_password(conninfo, name):
             if not self.path:
                 raise ConfigError(
@@ -318,7 +345,7 @@ class Settings(_Section):
             name=name,
             conninfo=conninfo,
             dsn=dsn,
-            password=self._secret(given.password) if given.password else None,
+            password=self.secret(given.password) if given.password else None,
             connect_timeout=given.connect_timeout,
             statement_timeout=given.statement_timeout,
             lock_timeout=given.lock_timeout,
@@ -329,8 +356,8 @@ class Settings(_Section):
     def masters(self) -> tuple[Secret, ...]:
         """Where the master keys are found; the first one wraps new keys."""
         given = self.protection
-        first = self._secret(given.key) if given.key else Secret("env", MASTER_KEY)
-        return (first, *(self._secret(name) for name in given.previous))
+        first = self.secret(given.key) if given.key else Secret("env", MASTER_KEY)
+        return (first, *(self.secret(name) for name in given.previous))
 
     @property
     def protects(self) -> bool:
@@ -342,20 +369,26 @@ class Settings(_Section):
         options: dict[str, str | Secret] = {}
         for key, value in self.lake.options.items():
             if isinstance(value, SecretName):
-                options[key] = self._secret(value)
-            elif self.path and _SECRET.search(key):
+                options[key] = self.secret(value)
+            elif self.path and is_secret(key):
                 options[key] = self._written(["lake", "options", key])
             else:
                 options[key] = value
         root = self.lake.root.rstrip("/")
         return Place(f"{root}/{schema}/{name}", tuple(options.items()))
 
-    def _secret(self, name: SecretName) -> Secret:
+    def secret(self, name: SecretName) -> Secret:
+        """Where a secret that the config names is to be found."""
         return Secret(self.secrets.provider, name.secret, self.secrets.place())
 
     def _written(self, where: list[str]) -> Secret:
         # It stands in the file: there it is found again, so that nothing has to carry it.
         return Secret("config", json.dumps(where), self.path)
+
+
+def is_secret(option: str) -> bool:
+    """Whether an option of the object store, by its name, holds a secret."""
+    return bool(_SECRET.search(option))
 
 
 def _has_password(conninfo: str, name: str) -> bool:
@@ -442,6 +475,8 @@ def _section(where: list[str]) -> type[BaseModel]:
         return Settings
     if top == "lake":
         return SecretName if rest else LakeSettings
+    if top in ("audit", "lineage") and rest:
+        return SecretName
     if top == "source" and rest and rest[-1] in ("dsn", "password", "pool"):
         return Pool if rest[-1] == "pool" else SecretName
     if top == "protection" and rest:
@@ -455,6 +490,8 @@ def _section(where: list[str]) -> type[BaseModel]:
         "maintain": MaintainSettings,
         "secrets": SecretSettings,
         "protection": ProtectionSettings,
+        "audit": AuditSettings,
+        "lineage": LineageSettings,
         "tables": TableSettings,
     }
     return sections.get(top, Settings)

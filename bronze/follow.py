@@ -10,12 +10,13 @@ from dataclasses import dataclass, field, replace
 
 import tenacity
 
-from bronze import difference, failpoint
+from bronze import difference, failpoint, lineage
 from bronze.config import Settings
 from bronze.difference import Difference, Edit
 from bronze.engine import Course, Task
 from bronze.errors import BronzeError, CommitConflict, TableVanished
 from bronze.landing import book_rejected
+from bronze.lineage import Entry
 from bronze.model import DataFile, Stamp
 from bronze.net import Net, Netted, net
 from bronze.plan import Plan
@@ -44,7 +45,7 @@ class Following:
         floor: transactions before this position are in the table.
         held: the position that the table itself has.
         version: its version there.
-        lineage: the id of the stream's record of the table in ``governance.data_lineage``.
+        entry: the stream's record of the table in ``governance.data_lineage``, as it is by now.
         error: why it does not follow any more.
     """
 
@@ -54,7 +55,7 @@ class Following:
     floor: int
     held: int
     version: int
-    lineage: str
+    entry: Entry
     error: BronzeError | None = field(default=None)
 
     @property
@@ -138,12 +139,13 @@ def _landed(
 ) -> Course[Followed]:
     plan = following.plan
     label = following.label
-    stamp = replace(stamp, lineage=following.lineage)
+    stamp = replace(stamp, lineage=following.entry.record.lineage_id)
     state = _current(following)
     (netted,) = yield [Task(net, _job(following, gathered, stamp, state), label)]
     failpoint.reach("netted")
     book_rejected(settings, plan.target, stamp, netted.rejected)
     if netted.empty:
+        following.entry = lineage.followed(following.entry, rows_read=netted.read)
         return Followed(following, netted.read)
     wanted = Difference(netted.changes, deletes=netted.deletes, emptied=netted.emptied)
     for attempt in tenacity.Retrying(
@@ -254,7 +256,16 @@ def _commit(
     plan = following.plan
     place = plan.target.place
     needed = {file.path for file in edit.written}
+    entry = lineage.followed(
+        following.entry,
+        rows_read=netted.read,
+        rejected=len(netted.rejected),
+        inserted=edit.inserted,
+        updated=edit.updated,
+        deleted=edit.deleted,
+    )
     if edit.inserted or edit.updated or edit.deleted:
+        entry = lineage.at(entry, stamp.batch_id, batch.position, state.version + 1)
         facts = {
             "batch_id": stamp.batch_id,
             "source": plan.target.source,
@@ -267,6 +278,7 @@ def _commit(
             "inserted": edit.inserted,
             "updated": edit.updated,
             "deleted": edit.deleted,
+            **lineage.told(entry, status="landed"),
         }
         try:
             following.version = commit.commit(
@@ -282,6 +294,7 @@ def _commit(
             _forget(following, [file for file in edit.written if file.path not in kept])
             raise
         following.held = following.floor = batch.position
+    following.entry = entry
     _forget(following, [file for file in staged if file.path not in needed])
 
 

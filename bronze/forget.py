@@ -22,8 +22,8 @@ import tenacity
 import uuid_utils
 from psycopg import errors as pg
 
+from bronze import audit
 from bronze import subject as subjects
-from bronze.audited import audited
 from bronze.config import GOVERNANCE, Settings
 from bronze.errors import ConfigError, TableRefused
 from bronze.model import DataFile, Place, Stored
@@ -112,7 +112,7 @@ def forget(
         seconds=time.monotonic() - began,
     )
     said = f"{rows} rows and {records} records erased, {left} left"
-    audited(settings, "forget", mine.name, said, {"by": ", ".join(key)})
+    audit.record(settings, "forget", mine.name, said, {"by": ", ".join(key)})
     return done
 
 
@@ -126,7 +126,7 @@ def old_versions(settings: Settings, table: str) -> Forgotten:
     began = time.monotonic()
     mine = subjects.held(settings, table)
     expired = expire.purge(mine.state.place, time.time())
-    audited(settings, "forget", mine.name, "older versions deleted", {})
+    audit.record(settings, "forget", mine.name, "older versions deleted", {})
     return Forgotten(
         target=mine.name,
         version=mine.state.version,

@@ -16,11 +16,12 @@ from typing import Any
 
 import uuid_utils
 
-from bronze import failpoint, follow, pipeline, record
+from bronze import failpoint, follow, lineage, pipeline, record
 from bronze.errors import BronzeError, SourceRefused, TableRefused
 from bronze.follow import Following
 from bronze.landing import Table
 from bronze.line import Line
+from bronze.lineage import Entry
 from bronze.prepare import Target
 from bronze.source import connect, past, publication, slot, snapshot, texts
 from bronze.source.catalog import Relation
@@ -108,6 +109,7 @@ def _resumed(
     joined: dict[int, Following] = {}
     late: list[Target] = []
     ends: set[tuple[int, int]] = set()
+    left: list[Entry] = []
     with _held(line, targets, None) as taken:
         held, records, tables = _placed(line, taken, targets)
         stream = f"{held.timeline}/{line.slot}"
@@ -116,7 +118,9 @@ def _resumed(
         for table in tables:
             plan, target = table.plan, table.target
             if plan is None:
-                line.failed(target, table.error or BronzeError("There is no plan."))
+                error = table.error or BronzeError("There is no plan.")
+                line.failed(target, error)
+                left.append(lineage.left(table.entry, error))
                 continue
             at = follow.held(plan.state, plan) if plan.state else None
             if plan.mode != "changes" or plan.state is None or at is None:
@@ -134,6 +138,7 @@ def _resumed(
             last = follow.last(plan.state, plan)
             ends |= {last} if last and last[0] > confirmed else set()
         line.past = replace(record.past(records, stream), ends=tuple(sorted(ends)))
+        line.remember([*left, *(f.entry for f in joined.values())], begins=True)
         return held.timeline, joined, late
 
 
@@ -189,13 +194,18 @@ def _copied(
         failpoint.reach("planned")
         landed = pipeline.landed(line.settings, tables, None, line.copying)
         results = {result.table: result for result in landed}
+        left = []
         for table in tables:
             result = results[table.target.label]
             line.tally.copied(result)
+            table.entry = lineage.ended(table.entry, result)
             if result.error is None and result.version is not None:
                 at = held.position
                 oid = table.target.relation.oid
                 joined[oid] = _following(line, held, table, at, at, result.version)
+            else:
+                left.append(table.entry)
+        line.remember([*left, *(f.entry for f in joined.values())], begins=True)
         return held.timeline, joined
 
 
@@ -248,7 +258,7 @@ def _following(
         floor=floor,
         held=at,
         version=version,
-        lineage=table.stamp.lineage,
+        entry=lineage.streaming(table.entry),
     )
 
 

@@ -15,13 +15,14 @@ from typing import Any
 
 import tenacity
 
-from bronze import compare, difference, failpoint, maintain
+from bronze import compare, difference, failpoint, lineage, maintain
 from bronze.books import rejected as book
 from bronze.config import GOVERNANCE, Settings
 from bronze.difference import Difference, Edit
 from bronze.engine import Course, Task
 from bronze.enrich import fingerprint
 from bronze.errors import BronzeError, CommitConflict, Mismatch, SnapshotLost
+from bronze.lineage import Entry
 from bronze.model import DataFile, Known, Origin, Place, Rejected, Stamp, TableResult, Written
 from bronze.plan import Plan
 from bronze.prepare import Target
@@ -43,6 +44,7 @@ class Table:
     held: Snapshot
     stamp: Stamp
     readers: int
+    entry: Entry
     plan: Plan | None = None
     error: BronzeError | None = None
     written: list[Written] = field(default_factory=list)
@@ -244,6 +246,10 @@ def _moved(state: State | None, plan: Plan) -> bool:
 
 
 def _facts(table: Table, **counts: int) -> dict[str, Any]:
+    mode = table.plan.mode if table.plan else ""
+    made = table.plan is not None and table.plan.state is None
+    done = {"rows_read": table.rows, "rejected": len(table.rejected), **counts}
+    status = "landed" if made or any(counts.values()) else "unchanged"
     return {
         "batch_id": table.stamp.batch_id,
         "source": table.origin.name,
@@ -251,10 +257,11 @@ def _facts(table: Table, **counts: int) -> dict[str, Any]:
         "snapshot": table.held.name,
         "position": table.held.position,
         "loaded_at": table.stamp.loaded_at.isoformat(),
-        "mode": table.plan.mode if table.plan else "",
+        "mode": mode,
         "rows": table.rows,
         "rejected": len(table.rejected),
         **counts,
+        **lineage.told(table.entry, mode=mode, status=status, **done),
     }
 
 
@@ -322,5 +329,6 @@ def _result(table: Table, outcome: Outcome, notes: tuple[str, ...]) -> TableResu
         files=len(outcome.written),
         bytes=sum(file.size for file in outcome.written),
         seconds=time.monotonic() - table.began,
+        schema_changes=lineage.changes(table.plan),
         notes=notes,
     )

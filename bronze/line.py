@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from bronze import pipeline, prepare
+from bronze import lineage, openlineage, pipeline, prepare
 from bronze.config import Settings
 from bronze.errors import BronzeError
 from bronze.follow import Followed
-from bronze.model import Origin, TableResult
+from bronze.lineage import Entry
+from bronze.model import Failure, Late, Origin, TableResult
 from bronze.prepare import Target
 from bronze.source import connect
 from bronze.source.catalog import Relation
@@ -59,6 +60,8 @@ class Tally:
     position: int = 0
     tables: dict[str, TableResult] = field(default_factory=dict)
     names: set[str] = field(default_factory=set)
+    late: list[Late] = field(default_factory=list)
+    unrecorded: Failure | None = None
 
     def copied(self, result: TableResult) -> None:
         """Adds what a copy did."""
@@ -97,6 +100,7 @@ class Tally:
             deleted=old.deleted + new.deleted,
             rejected=old.rejected + new.rejected,
             seconds=old.seconds + new.seconds,
+            schema_changes=(*old.schema_changes, *new.schema_changes),
             notes=tuple(dict.fromkeys((*old.notes, *new.notes))),
         )
 
@@ -161,6 +165,17 @@ class Line:
             )
         )
         self.say(f"{target.label} is not followed: {error.message} {error.hint}")
+
+    def remember(self, entries: Sequence[Entry], *, begins: bool = False) -> None:
+        """Enters records of lineage; ``begins`` says that they are of tables that have just come.
+
+        Raises:
+            LakeError, LakeUnreachable: they cannot be written.
+        """
+        late = lineage.enter(self.settings, entries)
+        self.tally.late += [lineage.late(record) for record in late]
+        for note in openlineage.tell(self.settings, entries, begins=begins):
+            self.say(note)
 
     def found(self) -> tuple[Relation, ...]:
         """What is in the source's schemas now."""

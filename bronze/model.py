@@ -372,7 +372,8 @@ class Failure:
 class TableResult:
     """What a run did to one table.
 
-    ``bytes`` is the size of the ``files`` that it wrote, ``notes`` what else there is to know.
+    ``bytes`` is the size of the ``files`` that it wrote, ``schema_changes`` what happened to the
+    table's columns, ``notes`` what else there is to know.
     """
 
     table: str
@@ -387,25 +388,47 @@ class TableResult:
     files: int = 0
     bytes: int = 0
     seconds: float = 0.0
+    schema_changes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     error: Failure | None = None
 
 
 @dataclass(frozen=True)
+class Late:
+    """A table's run of which the record was left out, as it died; another run has entered it."""
+
+    batch_id: str
+    table: str
+    target: str
+    version: int | None
+    schema_changes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class RunResult:
-    """What a run did. ``position`` is the source's log position (LSN) at the snapshot, an int."""
+    """What a run did. ``position`` is the source's log position (LSN) at the snapshot, an int.
+
+    ``late`` is what earlier runs did and could not enter into the books, ``notes`` what else there
+    is to know; ``unrecorded`` is why something of this run could not be entered: the tables have
+    landed all the same.
+    """
 
     batch_id: str
     position: int
     seconds: float
     tables: tuple[TableResult, ...]
+    late: tuple[Late, ...] = ()
+    notes: tuple[str, ...] = ()
+    unrecorded: Failure | None = None
 
     @property
     def exit_code(self) -> int:
-        """0: all landed; 3: nothing did, as a side could not be reached; 1: some failed."""
+        """0: all landed; 3: nothing did, as a side could not be reached; 1: some failed, or what
+        was done could not be recorded.
+        """
         kinds = {table.error.kind if table.error else "" for table in self.tables}
         if kinds <= {""}:
-            return 0
+            return 1 if self.unrecorded else 0
         return 3 if kinds <= {"SourceUnreachable", "SourceBusy", "LakeUnreachable"} else 1
 
 
@@ -422,11 +445,14 @@ class StreamResult:
     transactions: int
     changes: int
     tables: tuple[TableResult, ...]
+    late: tuple[Late, ...] = ()
+    notes: tuple[str, ...] = ()
+    unrecorded: Failure | None = None
 
     @property
     def exit_code(self) -> int:
-        """0: all well; 1: some tables are not followed any more."""
-        return 1 if any(table.error for table in self.tables) else 0
+        """0: all well; 1: some tables are not followed any more, or it could not be recorded."""
+        return 1 if self.unrecorded or any(table.error for table in self.tables) else 0
 
 
 @dataclass(frozen=True)
@@ -453,8 +479,9 @@ class MaintainResult:
 
     seconds: float
     tables: tuple[MaintainedTable, ...]
+    unrecorded: Failure | None = None
 
     @property
     def exit_code(self) -> int:
-        """0: all well; 1: some tables failed."""
-        return 1 if any(table.error for table in self.tables) else 0
+        """0: all well; 1: some tables failed, or it could not be recorded."""
+        return 1 if self.unrecorded or any(table.error for table in self.tables) else 0

@@ -16,7 +16,18 @@ from datetime import UTC, datetime
 import tenacity
 import uuid_utils
 
-from bronze import engine, failpoint, keys, landing, plan, prepare, units
+from bronze import (
+    engine,
+    failpoint,
+    imprint,
+    keys,
+    landing,
+    lineage,
+    openlineage,
+    plan,
+    prepare,
+    units,
+)
 from bronze.config import Settings
 from bronze.errors import (
     BronzeError,
@@ -75,6 +86,28 @@ def run(
         ConfigError, SourceError, LakeError: nothing could be done at all.
     """
     keys.ready(settings)
+    openlineage.ready(settings)
+    ledger = lineage.Ledger(settings)
+    try:
+        result = _taken(settings, tables, pool, notify, ledger)
+    except BronzeError:
+        # What had landed by then is remembered all the same.
+        ledger.closed()
+        openlineage.tell(settings, ledger.entries)
+        raise
+    late, unrecorded = ledger.closed()
+    failpoint.reach("remembered")
+    notes = openlineage.tell(settings, ledger.entries)
+    return replace(result, late=late, notes=notes, unrecorded=unrecorded)
+
+
+def _taken(
+    settings: Settings,
+    tables: Sequence[str],
+    pool: Executor | None,
+    notify: Notify,
+    ledger: lineage.Ledger,
+) -> RunResult:
     began = time.monotonic()
     batch_id = ""
     results: dict[str, TableResult] = {}
@@ -104,8 +137,10 @@ def run(
                     notify(Progress(error.table, 0, 1.0, lost))
             failpoint.reach("planned")
             beaten = []
+            entries = {table.target.label: table.entry for table in chosen}
             for result in landed(settings, chosen, pool, notify):
                 results[result.target] = result
+                ledger.add(lineage.ended(entries[result.table], result))
                 if result.error and result.error.kind in _BEATEN:
                     beaten.append(result.table)
             if beaten and attempt.retry_state.attempt_number <= settings.run.max_retries:
@@ -201,24 +236,19 @@ def planned(
     readers = units.readers(settings.run, slots)
     now = datetime.now(UTC)
     seen = {relation.oid: relation for relation in held.relations}
+    config = imprint.whole(imprint.imprint(settings))
     tables = []
     for target in targets:
-        lineage = str(uuid_utils.uuid7())
-        stamp = Stamp(batch_id, now, origin.name, target.settings.method, lineage)
-        table = Table(target, origin, held, stamp, readers)
-        tables.append(table)
+        own = str(uuid_utils.uuid7())
+        stamp = Stamp(batch_id, now, origin.name, target.settings.method, own)
+        found, refused = None, None
         try:
             current = fitted(replace(target, relation=still_there(target, held, seen)))
-            table.plan = plan.plan_table(
-                current,
-                held,
-                origin,
-                stamp,
-                settings,
-                readers,
-            )
+            found = plan.plan_table(current, held, origin, stamp, settings, readers)
         except (TableRefused, LakeError) as error:
-            table.error = error
+            refused = error
+        entry = lineage.begun(settings, config, target, stamp, held, found)
+        tables.append(Table(target, origin, held, stamp, readers, entry, found, refused))
     return tables
 
 

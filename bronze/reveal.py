@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import polars as pl
 
-from bronze.audited import audited
+from bronze import audit
 from bronze.config import Settings
 from bronze.enrich import protect
 from bronze.errors import BronzeError, ConfigError
@@ -47,11 +47,11 @@ def reveal(
         mine = held(settings, table)
         rows = _decrypted(mine, _rows(mine, key or {}, columns, limit), columns)
     except BronzeError as error:
-        audited(settings, "reveal", table, f"failed: {type(error).__name__}", asked)
+        audit.record(settings, "reveal", table, f"failed: {type(error).__name__}", asked)
         raise
     hashes = ", ".join(rows["row_hash"].head(_NAMED).fill_null(""))
     said = f"{rows.height} rows revealed"
-    audited(settings, "reveal", mine.name, said, {**asked, "row_hash": hashes})
+    audit.record(settings, "reveal", mine.name, said, {**asked, "row_hash": hashes})
     return rows if not columns else rows.select(columns)
 
 

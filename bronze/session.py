@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import uuid_utils
 
-from bronze import drift, engine, failpoint, follow, join, record, tidy, units
+from bronze import drift, engine, failpoint, follow, join, lineage, record, tidy, units
 from bronze.books import streams as book
 from bronze.errors import (
     BronzeError,
@@ -34,6 +35,7 @@ from bronze.source.replication import Receiver
 _PATIENCE = 0.5
 _GUARD_EVERY = 10.0
 _LOOK_EVERY = 60.0
+_REMEMBER_EVERY = 3600.0
 _LONGEST_PAUSE = 60.0
 # How long a table that failed is left alone, at first and at most.
 _FIRST_REST, _LONGEST_REST = 60.0, 3600.0
@@ -67,7 +69,7 @@ class Session:
         self._limit = units.readers(self._settings.run, self._settings.run.workers)
         self._recorded = 0
         self._recorded_at = self._guarded_at = 0.0
-        self._looked_at = time.monotonic()
+        self._looked_at = self._remembered_at = time.monotonic()
         if self._followings:
             self._record(None, "")
 
@@ -87,6 +89,8 @@ class Session:
             line = self._line
             record.forsake(self._settings, snapshot.identity(line.control), line.slot)
             raise
+        finally:
+            self._remember_last()
 
     def _follow(self, until_caught_up: bool) -> None:
         line = self._line
@@ -196,6 +200,7 @@ class Session:
         """Tables that the stream cannot bring up to date are compared as they are now."""
         now = {relation.oid: relation for relation in self._line.found()}
         targets = []
+        self._line.remember([lineage.left(following.entry, None) for following in misfits])
         for following in misfits:
             target = self._followings.pop(following.oid).plan.target
             if following.oid in now:
@@ -219,6 +224,9 @@ class Session:
 
     def _gives_up(self, following: Following, error: BronzeError) -> None:
         following.error = error
+        # What cannot be written yet is entered by whoever comes next.
+        with suppress(BronzeError):
+            self._line.remember([lineage.left(following.entry, error)])
         self._line.say(f"{following.label} is not followed: {error.message} {error.hint}")
         self._fails(following.plan.target)
 
@@ -288,6 +296,17 @@ class Session:
             )
         )
 
+    def _remember_last(self) -> None:
+        """Enters what became of each table; what cannot be is entered by the next stream or run."""
+        line = self._line
+        line.tally.unrecorded = None
+        try:
+            if not record.found(self._settings):
+                raise record.gone(self._settings)
+            line.remember([lineage.left(f.entry, f.error) for f in self._followings.values()])
+        except BronzeError as error:
+            line.tally.unrecorded = error.failure()
+
     # The guard
 
     def _watch(self, receiver: Receiver) -> None:
@@ -296,6 +315,9 @@ class Session:
         if behind and now - self._recorded_at > self._settings.stream.heartbeat:
             self._record(None, "")
             receiver.confirm(self._recorded)
+        if now - self._remembered_at > _REMEMBER_EVERY:
+            self._remembered_at = now
+            self._line.remember([following.entry for following in self._following])
         if now - self._guarded_at > _GUARD_EVERY:
             self._guarded_at = now
             self._guard()

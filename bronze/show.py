@@ -18,6 +18,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from polars import DataFrame
 
+    from bronze.audit import Report as AuditReport
     from bronze.check import Report
     from bronze.forget import Forgotten
     from bronze.keys import KeyReport
@@ -116,6 +117,7 @@ def run(result: RunResult) -> None:
         if row.error:
             _err.print(f"{row.table}: {row.error.message}", style="red", markup=False)
             _err.print(f"  {row.error.hint}", markup=False)
+    _told(result)
 
 
 def steps(quiet: bool) -> NotifyStep:
@@ -160,6 +162,7 @@ def streamed(result: StreamResult) -> None:
         if row.error:
             _err.print(f"{row.table}: {row.error.message}", style="red", markup=False)
             _err.print(f"  {row.error.hint}", markup=False)
+    _told(result)
 
 
 def dropped(name: str, as_json: bool) -> None:
@@ -209,6 +212,51 @@ def maintained(result: MaintainResult) -> None:
         if row.error:
             _err.print(f"{row.target}: {row.error.message}", style="red", markup=False)
             _err.print(f"  {row.error.hint}", markup=False)
+    _unrecorded(result)
+
+
+def audit(report: AuditReport) -> None:
+    """Records of the audit log, then whether the log is whole."""
+    for row in report.records:
+        when = row.recorded_timestamp.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        what = " ".join(filter(None, (row.action, row.subject, row.result)))
+        said(f"{row.sequence:>6}  {when}  {row.actor}@{row.host}  {what}  {_brief(row.details)}")
+    for problem in report.problems:
+        _err.print(f"{problem}.", style="red", markup=False)
+    said(f"{report.count:,} records in all{_proof(report)}")
+    if report.head:
+        said(f"head {report.head}")
+
+
+def _proof(report: AuditReport) -> str:
+    if not report.verified:
+        return "; `bronze audit --verify` proves them"
+    return ", and they are not as they were written" if report.problems else ", all of them whole"
+
+
+def _brief(details: str) -> str:
+    """Details for people, without the hashes of a config's keys."""
+    known = {name: value for name, value in json.loads(details).items() if name != "keys"}
+    return ", ".join(
+        f"{name} {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
+        for name, value in known.items()
+        if value or name == "position"
+    )
+
+
+def _told(result: RunResult | StreamResult) -> None:
+    for note in result.notes:
+        said(note)
+    for one in result.late:
+        said(f"{one.table}: batch {one.batch_id} died before it was recorded, and is recorded now")
+    _unrecorded(result)
+
+
+def _unrecorded(result: RunResult | StreamResult | MaintainResult) -> None:
+    if result.unrecorded:
+        said = "What was done could not be recorded in full"
+        _err.print(f"{said}: {result.unrecorded.message}", style="red", markup=False)
+        _err.print(f"  {result.unrecorded.hint}", markup=False)
 
 
 def revealed(rows: DataFrame, form: str) -> None:

@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from random import uniform
 
-from bronze import keys, pipeline, prepare
+from bronze import keys, openlineage, pipeline, prepare
 from bronze.config import Settings
 from bronze.errors import (
     BronzeError,
@@ -69,6 +69,7 @@ def stream(
         SourceError, LakeError: nothing could be done at all.
     """
     keys.ready(settings)
+    openlineage.ready(settings)
     began, tally = time.monotonic(), Tally()
     stop = stop or threading.Event()
     name = _source(settings, tables)
@@ -105,6 +106,8 @@ def stream(
         transactions=tally.transactions,
         changes=tally.changes,
         tables=tuple(tally.tables.values()),
+        late=tuple(tally.late),
+        unrecorded=tally.unrecorded,
     )
 
 

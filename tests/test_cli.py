@@ -70,8 +70,8 @@ def started(*arguments: object, **environment: str) -> Iterator[subprocess.Popen
 
 
 def data_files(source: Source) -> set[str]:
-    """The names of the data files in the lake, whether they are visible or not."""
-    return {path.name for path in source.lake.rglob("*.parquet")}
+    """The names of the Bronze tables' data files, whether they are visible or not."""
+    return {path.name for path in source.table("t").parent.rglob("*.parquet")}
 
 
 def visible_files(source: Source, *tables: str) -> set[str]:
@@ -132,7 +132,8 @@ def test_a_run_prints_one_document(source: Source) -> None:
     result = invoke("run", "--json", "-c", configured(source))
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
-    assert set(document) == {"batch_id", "position", "seconds", "tables"}
+    told = {"batch_id", "position", "seconds", "tables"}
+    assert set(document) == told | {"late", "notes", "unrecorded"}
     (table,) = document["tables"]
     assert (table["table"], table["target"]) == ("public.t", "bronze.bz_t")
     assert (table["status"], table["rows_read"], table["version"]) == ("landed", 3, 0)
@@ -317,3 +318,35 @@ def test_protected_values_are_revealed_rotated_and_forgotten(source: Source) -> 
     done = invoke("forget", "t", "--old-versions", "--json", "-c", path)
     assert json.loads(done.stdout)["left"] == 0
     assert invoke("forget", "t", "-c", path).exit_code == 2
+
+
+def test_the_audit_is_shown_and_proven(source: Source) -> None:
+    """Records are lines for people, one document for programs; what is wrong ends with 1."""
+    source.execute("CREATE TABLE t AS SELECT 1 AS id")
+    config = configured(source)
+    invoke("run", "-c", config)
+    shown = invoke("audit", "-c", config, "--action", "run")
+    assert (shown.exit_code, shown.stdout.count("succeeded")) == (0, 1)
+    document = json.loads(invoke("audit", "--verify", "--json", "-c", config).stdout)
+    assert (document["verified"], document["problems"], document["count"]) == (True, [], 3)
+    assert document["head"] in shown.stdout
+    kept = invoke("audit", "--head", document["head"], "-c", config)
+    assert (kept.exit_code, "all of them whole" in kept.stdout) == (0, True)
+    lost = invoke("audit", "--head", "0" * 64, "-c", config)
+    assert (lost.exit_code, "put back" in lost.stderr) == (1, True)
+    assert invoke("audit", "--since", "1h", "--table", "t", "-c", config).exit_code == 0
+    wrong = invoke("audit", "--since", "yesterday", "-c", config)
+    assert (wrong.exit_code, "is no time" in wrong.stderr) == (2, True)
+
+
+def test_what_a_dead_run_did_is_told_by_the_next(source: Source) -> None:
+    """The one that enters it says so, and the audit has it."""
+    source.execute("CREATE TABLE t AS SELECT 1 AS id")
+    config = configured(source)
+    with started("run", "-c", config, BRONZE_FAILPOINT="landed") as dying:
+        dying.wait(30)
+    told = invoke("run", "-c", config)
+    assert "died before it was recorded" in told.stdout
+    shown = invoke("audit", "-c", config, "--table", "t").stdout
+    assert shown.count("died") == 1
+    assert "created with 1 columns" in shown

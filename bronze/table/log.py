@@ -190,6 +190,22 @@ def infos(place: Place) -> Iterator[Action]:
             )
 
 
+def info(place: Place, version: int) -> Action | None:
+    """What one commit says of itself; None where the log has it no more.
+
+    Raises:
+        LakeError, LakeUnreachable
+    """
+    try:
+        entry = bytes(obstore.get(store.opened(place), f"_delta_log/{version:020}.json").bytes())
+    except FileNotFoundError:
+        return None
+    except (BaseError, OSError) as error:
+        raise store.failure(place, "read", error) from None
+    actions = (json.loads(line) for line in entry.splitlines())
+    return next((a["commitInfo"] for a in actions if "commitInfo" in a), {})
+
+
 def _stands(place: Place, path: str, entry: bytes) -> bool:
     """Whether an entry is there after all: the store's answer may have been lost on its way."""
     try:
