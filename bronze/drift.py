@@ -21,9 +21,9 @@ from bronze.source.types import absent, recast, wider
 from bronze.table.schema import delta_schema, kinds
 
 # Properties of a Bronze table in which it says what it was made from.
-SOURCE, TABLE, OID, KEY, BASE, NUMBERS, PARTS, PROTECT = (
+SOURCE, TABLE, OID, KEY, BASE, NUMBERS, PARTS, PROTECT, WATCHED = (
     f"bronze.{name}"
-    for name in ("source", "table", "oid", "key", "base", "columns", "parts", "protect")
+    for name in ("source", "table", "oid", "key", "base", "columns", "parts", "protect", "watched")
 )
 
 

@@ -78,6 +78,7 @@ class Tally:
                 updated=one.updated,
                 deleted=one.deleted,
                 rejected=one.rejected,
+                anomalies=one.anomalies,
                 version=one.following.version,
                 error=one.error.failure() if one.error else None,
             ),
@@ -96,6 +97,7 @@ class Tally:
             updated=old.updated + new.updated,
             deleted=old.deleted + new.deleted,
             rejected=old.rejected + new.rejected,
+            anomalies=old.anomalies + new.anomalies,
             seconds=old.seconds + new.seconds,
             notes=tuple(dict.fromkeys((*old.notes, *new.notes))),
         )
