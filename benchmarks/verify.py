@@ -118,10 +118,8 @@ def main() -> None:
     load = [median(values) for values in zip(*figures["load"], strict=True)]
     for name, runs in figures.items():
         mine = [median(values) for values in zip(*runs, strict=True)]
-        cells = (
-            f(value) for i in (0, 1) for f, value in ((_s, mine[i]), (_share, mine[i] / load[i]))
-        )
-        grid.add_row(name, *cells)
+        pairs = zip(mine, load, strict=True)
+        grid.add_row(name, *(cell for own, all_ in pairs for cell in _cells(own, own / all_)))
     Console().print(grid)
 
 
