@@ -246,6 +246,10 @@ def keys(
     if context.invoked_subcommand is None:
         with _errors(as_json):
             show.keys(bronze.open(config).keys(), as_json)
+        return
+    sources = {context.get_parameter_source(name) for name in ("config", "as_json")}
+    if any(source and source.name == "COMMANDLINE" for source in sources):
+        raise typer.BadParameter("options come after the command: bronze keys rotate -c …")
 
 
 @_keys.command()

@@ -305,6 +305,7 @@ def test_protected_values_are_revealed_rotated_and_forgotten(source: Source) -> 
     assert [key["current"] for key in listed if key["column"] == "mail"] == [False, True]
     assert made[0]["id"] in invoke("keys", "-c", path).stdout
     assert json.loads(invoke("keys", "rewrap", "--json", "-c", path).stdout) == {"rewrapped": 0}
+    assert invoke("keys", "-c", path, "rotate").exit_code == 2
     still = invoke("forget", "t", "--key", "id=1", "-c", path)
     assert still.exit_code == 1
     assert "still has such a row" in still.stderr
