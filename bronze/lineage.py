@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
 from typing import Any
 
-from bronze import actor
+from bronze import actor, failpoint
 from bronze.books import lineage as book
 from bronze.books.lineage import Record
 from bronze.config import GOVERNANCE, Settings
@@ -212,6 +212,7 @@ def enter(settings: Settings, entries: Sequence[Entry]) -> tuple[Record, ...]:
         return Page(book.frame(records), reached, notes, {"records": len(records)})
 
     append(place(settings), book.COLUMNS, page)
+    failpoint.reach("remembered")
     return tuple(late)
 
 

@@ -96,7 +96,6 @@ def run(
         openlineage.tell(settings, ledger.entries)
         raise
     late, unrecorded = ledger.closed()
-    failpoint.reach("remembered")
     notes = openlineage.tell(settings, ledger.entries)
     return replace(result, late=late, notes=notes, unrecorded=unrecorded)
 
