@@ -20,7 +20,6 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PositiveInt,
     ValidationError,
@@ -29,11 +28,12 @@ from pydantic import (
 
 from bronze.errors import ConfigError
 from bronze.model import Method, Origin, Place, Secret
+from bronze.rule import Criterion
+from bronze.section import Names, Seconds, Section, duration
+from bronze.standard import PARTS, QualitySettings, RuleSettings
 
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?\s*$", re.IGNORECASE)
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_DURATION = re.compile(r"^\s*(\d+)\s*(s|m|h|d|)\s*$", re.IGNORECASE)
-_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _DECIMAL = re.compile(r"^decimal\(\s*(\d+)\s*,\s*(\d+)\s*\)$", re.IGNORECASE)
 _ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
 _SECRET = re.compile(r"key|secret|token|password|credential|sas", re.IGNORECASE)
@@ -46,15 +46,6 @@ def _bytes(value: object) -> object:
         if not match:
             raise ValueError('a size looks like "500MB" or "2GB"')
         return int(float(match[1]) * _UNITS[match[2].upper()])
-    return value
-
-
-def _duration(value: object) -> object:
-    if isinstance(value, str):
-        match = _DURATION.match(value)
-        if not match:
-            raise ValueError('a time looks like "30s", "5m" or "2h"')
-        return int(match[1]) * _SECONDS[match[2].lower()]
     return value
 
 
@@ -74,27 +65,17 @@ def _plain(root: str) -> str:
     return root
 
 
-def _listed(value: object) -> object:
-    return [value] if isinstance(value, str) else value
-
-
 Bytes = Annotated[int, BeforeValidator(_bytes)]
-Seconds = Annotated[int, Field(ge=0), BeforeValidator(_duration)]
 Decimal = Annotated[tuple[int, int], BeforeValidator(_decimal)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class SecretName(_Section):
+class SecretName(Section):
     """``{ secret = "KConnectionString" }``: asked of the provider under [secrets]."""
 
     secret: str
 
 
-class Pool(_Section):
+class Pool(Section):
     """Connections to the source: ``max`` bounds all of them, the parallel reads included."""
 
     min: PositiveInt = 1
@@ -115,7 +96,7 @@ class Pool(_Section):
         return self
 
 
-class SourceSettings(_Section):
+class SourceSettings(Section):
     """One PostgreSQL database."""
 
     name: str = ""
@@ -138,7 +119,7 @@ class SourceSettings(_Section):
         )
 
 
-class LakeSettings(_Section):
+class LakeSettings(Section):
     """Where the Delta tables are."""
 
     root: Annotated[str, AfterValidator(_plain)]
@@ -146,7 +127,7 @@ class LakeSettings(_Section):
     options: Mapping[str, str | SecretName] = Field(default={}, repr=False)
 
 
-class RunSettings(_Section):
+class RunSettings(Section):
     """How a run works."""
 
     workers: PositiveInt = Field(default_factory=lambda: os.cpu_count() or 2)
@@ -162,7 +143,7 @@ class RunSettings(_Section):
         return self
 
 
-class StreamSettings(_Section):
+class StreamSettings(Section):
     """How changes are streamed. Slot and publication are called after the source by default."""
 
     slot: str = Field(default="", pattern=r"^[a-z0-9_]{0,63}$")
@@ -178,12 +159,12 @@ class StreamSettings(_Section):
         return self.slot or own, self.publication or own
 
 
-class MaintainSettings(_Section):
+class MaintainSettings(Section):
     """How the tables are kept in shape, after runs and by ``bronze maintain``."""
 
     auto: bool = True
     file_size: Bytes = 128 * 2**20
-    retention: Annotated[int, Field(ge=86400), BeforeValidator(_duration)] = 30 * 86400
+    retention: Annotated[int, Field(ge=86400), BeforeValidator(duration)] = 30 * 86400
 
     @model_validator(mode="after")
     def _sensible(self) -> MaintainSettings:
@@ -201,7 +182,7 @@ class MaintainSettings(_Section):
         )
 
 
-class SecretSettings(_Section):
+class SecretSettings(Section):
     """Where ``{ secret = … }`` is looked up."""
 
     provider: Literal["env", "file", "azure-key-vault"] = "env"
@@ -220,7 +201,7 @@ class SecretSettings(_Section):
         return self.vault or self.folder
 
 
-class TableSettings(_Section):
+class TableSettings(Section):
     """What one table has of its own."""
 
     pattern: Method = "full_refresh"
@@ -238,6 +219,9 @@ class TableSettings(_Section):
     decimals: Mapping[str, Decimal] = {}
     arrays: Literal["array", "string"] = "array"
     timestamps: Literal["timestamp_ntz", "timestamp"] = "timestamp_ntz"
+    sla: Annotated[int, Field(ge=1), BeforeValidator(duration)] | None = None
+    rules: tuple[RuleSettings, ...] = ()
+    quality: QualitySettings = QualitySettings()
 
     @model_validator(mode="after")
     def _sensible(self) -> TableSettings:
@@ -255,6 +239,10 @@ class TableSettings(_Section):
             raise ValueError("on_delete is not for a history, which removes nothing")
         if self.overlap is not None and self.cursor == "xmin":
             raise ValueError('overlap is for a cursor column only; cursor = "xmin" needs none')
+        names = [rule.called for rule in self.rules]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice:
+            raise ValueError(f"two rules are called {twice!r}: give one of them another name")
         return self
 
     @property
@@ -263,7 +251,7 @@ class TableSettings(_Section):
         return self.pattern
 
 
-class Settings(_Section):
+class Settings(Section):
     """All of bronze.toml.
 
     ``path`` is the file it came from, if any; ``alone`` says that [source] is itself a source.
@@ -274,10 +262,29 @@ class Settings(_Section):
     run: RunSettings = Field(default_factory=RunSettings)
     stream: StreamSettings = StreamSettings()
     maintain: MaintainSettings = MaintainSettings()
+    quality: QualitySettings = QualitySettings()
     secrets: SecretSettings = SecretSettings()
     tables: Mapping[str, TableSettings] = {}
     path: str = Field(default="", exclude=True)
     alone: bool = Field(default=False, exclude=True)
+    added: Mapping[str, tuple[Criterion, ...]] = Field(default={}, exclude=True)
+
+    @model_validator(mode="after")
+    def _streams_go_on(self) -> Settings:
+        for name, own in self.tables.items():
+            if own.pattern == "streaming" and self.demanded(own).on_failure == "stop":
+                raise ValueError(
+                    f'tables.{name} is streamed, and a stream cannot leave a batch out: on_failure'
+                    f' = "stop" is not for it; say "land" in [tables.{name}.quality]'
+                )
+        return self
+
+    def demanded(self, own: TableSettings) -> QualitySettings:
+        """What is demanded of a table's quality, by [quality] and what the table has of its own."""
+        given = {name: getattr(own.quality, name) for name in own.quality.model_fields_set}
+        if own.sla is not None:
+            given.setdefault("freshness", own.sla)
+        return self.quality.model_copy(update=given)
 
     def table(self, source: str, schema: str, name: str) -> TableSettings:
         """A table's settings; the longest of its names that the config has wins."""
@@ -408,6 +415,9 @@ def _is_type(part: object) -> bool:
     )
 
 
+_OF_TABLES: Mapping[str, type[BaseModel]] = {"rules": RuleSettings, "quality": QualitySettings}
+
+
 def _section(where: list[str]) -> type[BaseModel]:
     """The section of the config that a key at this place belongs to."""
     top, rest = where[0], where[1:-1]
@@ -415,6 +425,8 @@ def _section(where: list[str]) -> type[BaseModel]:
         return Settings
     if top == "lake":
         return SecretName if rest else LakeSettings
+    if top == "tables" and len(rest) > 1 and rest[1] in _OF_TABLES:
+        return PARTS.get(rest[-1], _OF_TABLES[rest[1]])
     if top == "source" and rest and rest[-1] in ("dsn", "password", "pool"):
         return Pool if rest[-1] == "pool" else SecretName
     sections: dict[str, type[BaseModel]] = {
@@ -422,6 +434,7 @@ def _section(where: list[str]) -> type[BaseModel]:
         "run": RunSettings,
         "stream": StreamSettings,
         "maintain": MaintainSettings,
+        "quality": QualitySettings,
         "secrets": SecretSettings,
         "tables": TableSettings,
     }

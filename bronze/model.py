@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
+from bronze.rule import Quality, Scored
+
 KindName = Literal[
     "short",
     "int",
@@ -144,13 +146,17 @@ class Stamp:
 class Enrichment:
     """What the rows of a table are given on their way in, beside identity, times and hashes."""
 
+    quality: Quality = Quality()
+
 
 @dataclass(frozen=True)
 class Findings:
     """What was found out about rows on their way in. Those of parts may be added up."""
 
+    quality: Scored = Scored()
+
     def __add__(self, other: Findings) -> Findings:
-        return self
+        return Findings(quality=self.quality + other.quality)
 
 
 NONE_GIVEN = Enrichment()

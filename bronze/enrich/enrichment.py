@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
+from bronze.enrich import quality
 from bronze.enrich.stamp import stamped
 from bronze.model import Enrichment, Findings, Stamp
 
@@ -19,5 +20,11 @@ def enriched(
         stamp: what the run writes beside every row.
         base: how many of the columns the table began with.
         wanted: what the rows are given.
+
+    Raises:
+        TableRefused: a rule fails on these rows.
     """
-    return stamped(rows, rejected, stamp, base), Findings()
+    scores, found = quality.scored(rows, rejected, stamp, wanted.quality)
+    made = stamped(rows, rejected, stamp, base, scores, wanted.quality.threshold)
+    found = quality.told_apart(found, made["row_hash"], wanted.quality)
+    return made, Findings(quality=found)
