@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bronze import drift, follow, plan, prepare
+from bronze import drift, follow, plan, prepare, rules
 from bronze.config import Settings
 from bronze.errors import BronzeError, LakeError, SourceRefused, TableRefused
 from bronze.model import Column, Failure
-from bronze.source import connect, snapshot
+from bronze.rule import Criterion
+from bronze.source import connect, constraint, snapshot
 from bronze.source.catalog import Relation
 from bronze.source.connect import Connection
+from bronze.source.constraint import Constraints
 from bronze.source.publication import Wanting
 from bronze.table import log, store
 
@@ -31,9 +33,22 @@ class ColumnReport:
 
 
 @dataclass(frozen=True)
+class RuleReport:
+    """A rule that the rows of a table are held against."""
+
+    name: str
+    kind: str
+    columns: tuple[str, ...]
+    severity: str
+    origin: str
+    evaluation: str
+
+
+@dataclass(frozen=True)
 class TableReport:
     """What a table becomes. ``rows`` is the planner's estimate (-1: never analysed), ``notes``
-    what has changed since it was last taken in.
+    what has changed since it was last taken in, ``untranslated`` the CHECK constraints that are
+    left to PostgreSQL alone.
     """
 
     table: str
@@ -45,6 +60,8 @@ class TableReport:
     columns: tuple[ColumnReport, ...]
     notes: tuple[str, ...] = ()
     problem: Failure | None = None
+    rules: tuple[RuleReport, ...] = ()
+    untranslated: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,12 +87,14 @@ def check(settings: Settings, tables: Sequence[str] = ()) -> Report:
     found: list[tuple[str, Relation]] = []
     visible: dict[str, bool] = {}
     wanting: list[Wanting] = []
+    known: dict[tuple[str, int], Constraints] = {}
     for name, source in settings.source.items():
         origin = settings.origin(name)
         with connect.mapped(origin), connect.connect(origin) as connection:
             mine = [(name, r) for r in prepare.found(connection, name, source.schema_)]
             visible[name] = snapshot.opened(connection).visible
             wanting += _wanting(settings, name, connection, mine)
+            known |= {(name, r.oid): constraint.constraints(connection, r) for _, r in mine}
             found += mine
     chosen = prepare.targets(settings, found, tables)
     store.prove_writable(settings.place(settings.lake.schema_, ""))
@@ -85,7 +104,7 @@ def check(settings: Settings, tables: Sequence[str] = ()) -> Report:
     left = _left(settings, chosen)
     return Report(
         tuple(
-            _table(target, visible[target.source], left, unfit.get(target.label))
+            _table(settings, target, visible[target.source], left, unfit.get(target.label), known)
             for target in chosen
         ),
         tuple(error.failure() for error in missing),
@@ -123,15 +142,19 @@ def _left(settings: Settings, chosen: Sequence[prepare.Target]) -> dict[tuple[st
 
 
 def _table(
+    settings: Settings,
     target: prepare.Target,
     visible: bool,
     left: Mapping[tuple[str, str], str],
     unfit: TableRefused | None,
+    known: Mapping[tuple[str, int], Constraints],
 ) -> TableReport:
     relation = target.relation
     columns: tuple[Column, ...] = ()
     notes: tuple[str, ...] = ()
     problem = None
+    held: tuple[RuleReport, ...] = ()
+    untranslated: tuple[str, ...] = ()
     try:
         if not relation.readable:
             raise prepare.unreadable(target)
@@ -140,6 +163,10 @@ def _table(
             raise unfit
         state, settled, _ = plan.settle(target, visible)
         notes = settled.notes
+        promised = known[target.source, relation.oid]
+        key = target.settings.key or relation.key
+        held = tuple(map(_rule, rules.criteria(settings, target, settled, key, promised)))
+        untranslated = rules.untranslated(target, settled, promised)
         if state is None and (before := left.get((target.source, str(relation.oid)))):
             notes += (
                 f"it was taken as {before} until it was renamed: it becomes a new table, unless"
@@ -157,6 +184,19 @@ def _table(
         columns=tuple(_column(column) for column in columns),
         notes=notes,
         problem=problem,
+        rules=held,
+        untranslated=untranslated,
+    )
+
+
+def _rule(criterion: Criterion) -> RuleReport:
+    return RuleReport(
+        criterion.name,
+        criterion.kind,
+        criterion.columns,
+        criterion.severity,
+        criterion.origin,
+        criterion.evaluation,
     )
 
 

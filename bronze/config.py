@@ -274,7 +274,7 @@ class Settings(Section):
         for name, own in self.tables.items():
             if own.pattern == "streaming" and self.demanded(own).on_failure == "stop":
                 raise ValueError(
-                    f'tables.{name} is streamed, and a stream cannot leave a batch out: on_failure'
+                    f"tables.{name} is streamed, and a stream cannot leave a batch out: on_failure"
                     f' = "stop" is not for it; say "land" in [tables.{name}.quality]'
                 )
         return self

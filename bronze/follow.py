@@ -4,23 +4,28 @@ the position in the same commit. What the table holds already is left out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 
 import tenacity
 
-from bronze import difference, failpoint
+from bronze import difference, failpoint, grade, provide
+from bronze.books import quality as book
+from bronze.books.quality import Graded
 from bronze.config import Settings
 from bronze.difference import Difference, Edit
 from bronze.engine import Course, Task
 from bronze.errors import BronzeError, CommitConflict
-from bronze.landing import book_rejected
+from bronze.landing import GOVERNANCE, book_rejected
 from bronze.model import DataFile, Stamp
 from bronze.net import Net, Netted, net
 from bronze.plan import Plan
 from bronze.prepare import Target
 from bronze.resume import STREAM
+from bronze.rule import Scored
 from bronze.source import publication
 from bronze.source.connect import Connection
 from bronze.source.publication import Wanting
@@ -31,6 +36,18 @@ from bronze.table.commit import Position
 from bronze.table.log import State
 
 _TRIES = 8
+
+
+@dataclass(frozen=True)
+class Fared:
+    """How the rows of some batches fared, the last of which was committed in the source at
+    ``as_of`` and landed ``age`` seconds later.
+    """
+
+    scored: Scored
+    stamp: Stamp
+    as_of: datetime
+    age: float
 
 
 @dataclass
@@ -46,6 +63,7 @@ class Following:
         version: its version there.
         lineage: the id of the stream's record of the table in ``governance.data_lineage``.
         error: why it does not follow any more.
+        fared: how the rows fared that have landed since that was entered last.
     """
 
     plan: Plan
@@ -56,6 +74,7 @@ class Following:
     version: int
     lineage: str
     error: BronzeError | None = field(default=None)
+    fared: Fared | None = field(default=None)
 
     @property
     def label(self) -> str:
@@ -83,6 +102,7 @@ class Followed:
     updated: int = 0
     deleted: int = 0
     rejected: int = 0
+    quarantined: int = 0
     error: BronzeError | None = None
 
 
@@ -157,6 +177,8 @@ def _landed(
                 state = _current(following)
             edit = yield from difference.edited(plan, stamp, wanted, state)
             _commit(following, netted, edit, wanted.staged, batch, stamp, state)
+    found = netted.findings.quality
+    following.fared = _added(following.fared, found, stamp, batch)
     return Followed(
         following,
         netted.read,
@@ -164,7 +186,43 @@ def _landed(
         edit.updated,
         edit.deleted,
         len(netted.rejected),
+        found.quarantined,
     )
+
+
+def _added(before: Fared | None, found: Scored, stamp: Stamp, batch: Batch) -> Fared:
+    seconds = batch.committed / 10**6
+    scored = before.scored + found if before else found
+    return Fared(scored, stamp, datetime.fromtimestamp(seconds, UTC), time.time() - seconds)
+
+
+def book_quality(settings: Settings, followings: Iterable[Following]) -> None:
+    """Enters how the rows fared that have landed since this was done last.
+
+    Raises:
+        LakeError, LakeUnreachable: it cannot be written.
+    """
+    some = [(f, f.fared) for f in followings if f.fared and f.fared.scored.rows]
+    graded = [
+        Graded(
+            source_table=following.label,
+            target_table=following.name,
+            stamp=fared.stamp,
+            mode="stream",
+            as_of=fared.as_of,
+            landed=True,
+            figures=grade.figures(
+                provide.streamed(following.plan.enrichment).quality,
+                fared.scored,
+                settings.demanded(following.plan.target.settings),
+                fared.age,
+            ),
+        )
+        for following, fared in some
+    ]
+    grade.enter(settings.place(GOVERNANCE, book.NAME), graded)
+    for following, _ in some:
+        following.fared = None
 
 
 def _current(following: Following) -> State:
@@ -210,7 +268,7 @@ def _job(following: Following, gathered: Gathered, stamp: Stamp, state: State) -
         stamp=stamp,
         base=plan.settled.base,
         dates_of=plan.dates_of,
-        enrichment=plan.enrichment,
+        enrichment=provide.streamed(plan.enrichment),
     )
 
 

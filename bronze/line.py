@@ -74,6 +74,7 @@ class Tally:
                 updated=one.updated,
                 deleted=one.deleted,
                 rejected=one.rejected,
+                quarantined=one.quarantined,
                 version=one.following.version,
                 error=one.error.failure() if one.error else None,
             ),
@@ -92,6 +93,7 @@ class Tally:
             updated=old.updated + new.updated,
             deleted=old.deleted + new.deleted,
             rejected=old.rejected + new.rejected,
+            quarantined=old.quarantined + new.quarantined,
             seconds=old.seconds + new.seconds,
             notes=tuple(dict.fromkeys((*old.notes, *new.notes))),
         )

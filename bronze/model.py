@@ -300,6 +300,8 @@ class TableResult:
     """What a run did to one table.
 
     ``bytes`` is the size of the ``files`` that it wrote, ``notes`` what else there is to know.
+    ``score`` is the average of the rows that were read, None where none were; ``quarantined`` of
+    them are below the threshold.
     """
 
     table: str
@@ -316,6 +318,8 @@ class TableResult:
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
     error: Failure | None = None
+    score: float | None = None
+    quarantined: int = 0
 
 
 @dataclass(frozen=True)

@@ -80,8 +80,10 @@ def plan_table(
     state, settled, partition = settle(target, snapshot.since.visible)
     key, notes = _key(given, settled)
     shape = _shape(given, settled, key, partition, state)
-    enrichment = provide.enrichment(given, settled, key, state)
     mode, where, why = _mode(given, state, settled, key)
+    streamed = target.settings.pattern == "streaming"
+    reading = not (streamed and mode == "changes")
+    enrichment = provide.enrichment(given, settled, key, state, reading=reading)
     marks, looking = resume.marks(given, state, whole=mode != "changes")
     against = state if mode == "compare" else None
 
@@ -89,9 +91,8 @@ def plan_table(
         inline = mode != "load"
         return tuple(units.of_rows(given, settled, shape, key, where, against, inline, enrichment))
 
-    streamed = target.settings.pattern == "streaming"
     # What has changed comes by the stream.
-    work = () if streamed and mode == "changes" else rows(where, against)
+    work = rows(where, against) if reading else ()
     if looking and mode == "changes" and state is not None:
         work += tuple(units.of_keys(given, settled, shape, key, state, len(work), enrichment))
     reached = Position(snapshot.timeline, snapshot.position, tuple(marks))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from bronze import spanning
 from bronze.drift import Settled
 from bronze.model import Enrichment
 from bronze.table.log import State
@@ -9,7 +12,12 @@ from bronze.units import Assignment
 
 
 def enrichment(
-    given: Assignment, settled: Settled, key: tuple[str, ...], state: State | None
+    given: Assignment,
+    settled: Settled,
+    key: tuple[str, ...],
+    state: State | None,
+    *,
+    reading: bool = True,
 ) -> Enrichment:
     """What all units of a table's run give its rows.
 
@@ -18,9 +26,16 @@ def enrichment(
         settled: its columns.
         key: the key's target names.
         state: the Bronze table as it was found.
+        reading: whether rows are read of the snapshot; else they come by a stream.
 
     Raises:
         TableRefused: the table cannot be taken as the config says.
         LakeError: what the lake holds for this cannot be read.
     """
-    return Enrichment()
+    return Enrichment(quality=spanning.quality(given, settled, key, asking=reading))
+
+
+def streamed(copied: Enrichment) -> Enrichment:
+    """What the rows that a stream brings are given, by what those of the copy were."""
+    quality = replace(copied.quality, criteria=spanning.followed(copied.quality.criteria))
+    return replace(copied, quality=quality)

@@ -114,9 +114,7 @@ class Scored:
             self.quarantined + other.quarantined,
             self.refused + other.refused,
             tuple(a + b for a, b in zip(self.failed, other.failed, strict=True)),
-            tuple(
-                (a + b)[:EXAMPLES] for a, b in zip(self.examples, other.examples, strict=True)
-            ),
+            tuple((a + b)[:EXAMPLES] for a, b in zip(self.examples, other.examples, strict=True)),
             tuple(a + b for a, b in zip(self.nulls, other.nulls, strict=True)),
             self.prints + other.prints,
         )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -14,12 +16,13 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from bronze.check import Report
+    from bronze.check import Report, TableReport
     from bronze.model import MaintainResult, RunResult, StreamResult, TableResult
     from bronze.pipeline import Notify
     from bronze.pipeline import Progress as Step
     from bronze.stream import Notify as NotifyStep
     from bronze.stream import Step as StreamStep
+    from bronze.trend import QualityReport, TableQuality
 
 _out = Console(highlight=False)
 _err = Console(stderr=True, highlight=False)
@@ -96,10 +99,24 @@ def run(result: RunResult) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("Bronze table", "status"):
         table.add_column(name, no_wrap=True)
-    for name in ("read", "new", "upd.", "gone", "rej.", "files", "size", "s", "v"):
+    for name in (
+        "read",
+        "new",
+        "upd.",
+        "gone",
+        "rej.",
+        "score",
+        "quar.",
+        "files",
+        "size",
+        "s",
+        "v",
+    ):
         table.add_column(name, justify="right")
     for row in result.tables:
-        table.add_row(*_cells(row))
+        cells = _cells(row)
+        score = "" if row.score is None else _score(row.score)
+        table.add_row(*cells[:7], score, f"{row.quarantined:,}", *cells[7:])
     _out.print(table)
     rows = sum(row.rows_read for row in result.tables)
     said(f"{rows:,} rows read in {result.seconds:.1f} s, batch {result.batch_id}")
@@ -204,6 +221,61 @@ def maintained(result: MaintainResult) -> None:
             _err.print(f"  {row.error.hint}", markup=False)
 
 
+def _rules(found: TableReport) -> str:
+    """How many rules a table has, by where they come from."""
+    counts = Counter(rule.origin for rule in found.rules)
+    proven = sum(rule.evaluation == "proven" for rule in found.rules)
+    names = {"config": "of the config", "python": "made in Python", "derived": "derived"}
+    parts = [f"{counts[origin]} {name}" for origin, name in names.items() if counts[origin]]
+    parts += [f"{proven} of them proven by PostgreSQL"] if proven else []
+    left = ", ".join(found.untranslated)
+    return ", ".join(parts) + (f"; left to PostgreSQL alone: {left}" if left else "")
+
+
+def _score(score: float) -> str:
+    # Not rounded to a hundred that it is not.
+    return f"{math.floor(score * 10) / 10:.1f}"
+
+
+def quality(report: QualityReport, trend: int) -> None:
+    """How tables fare, what is not as demanded, and how it came to be so."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("Bronze table", no_wrap=True)
+    for name in ("rows", "score", "below 100", "quarantined", "unmet", "age"):
+        table.add_column(name, justify="right")
+    for one in report.tables:
+        for number, run in enumerate(one.runs):
+            table.add_row(
+                one.target.rpartition(".")[2]
+                if not number
+                else f"  {run.evaluated:%Y-%m-%d %H:%M}",
+                f"{run.rows:,}",
+                _score(run.score),
+                f"{run.flawed:,}",
+                f"{run.quarantined:,}",
+                str(run.unmet),
+                "" if number else _age(one),
+            )
+    if not report.tables:
+        said("There are no figures yet: `bronze run` and `bronze stream` enter them.")
+        return
+    _out.print(table)
+    for one in report.tables:
+        for figure in one.unmet:
+            what = figure.rule if figure.kind != "check" else f"{figure.rule} (check)"
+            count = f"{figure.failed:,} of {figure.checked:,}"
+            keys = f", such as {', '.join(figure.examples)}" if figure.examples else ""
+            said(f"{one.target}: {what}: {count} ({figure.share or 0:.2%}){keys}")
+        if not one.fresh:
+            said(f"{one.target}: not fresh: {_age(one)} old, to be below {one.allowed:,} s")
+
+
+def _age(table: TableQuality) -> str:
+    minutes, seconds = divmod(int(min(table.age, 10**9)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds:02}s"
+
+
 def check(report: Report) -> None:
     """What each table and column becomes, then what stands in the way."""
     for found in report.tables:
@@ -222,6 +294,8 @@ def check(report: Report) -> None:
             table.add_row(name, column.source_type, column.delta_type, column.note)
         if found.columns:
             _out.print(table)
+        if found.rules:
+            said(f"  rules: {_rules(found)}")
         for note in found.notes:
             said(f"  note: {note}")
     for problem in report.problems:

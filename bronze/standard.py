@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import date, datetime
-from typing import Annotated, Literal
+from decimal import Decimal
+from typing import Annotated, Any, Literal
 
 import polars as pl
-from pydantic import BaseModel, Field, StrictBool, StrictInt, StrictStr, model_validator
+from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from bronze.rule import Kind, Severity
 from bronze.section import Names, Seconds, Section
 
 Share = Annotated[float, Field(ge=0, le=1)]
-# What TOML can write. Strict, so that no text is taken for a number, nor a number for a truth.
-Value = StrictBool | StrictInt | Annotated[float, Field(strict=True)] | StrictStr | datetime | date
+
+
+def _plain(value: Any) -> Any:
+    if not isinstance(value, (bool, int, float, str, date, datetime, Decimal)):
+        raise ValueError("a value is a number, a text, a date, a time stamp, true or false")
+    return value
+
+
+Value = Annotated[Any, AfterValidator(_plain)]
 
 
 class QualitySettings(Section):
@@ -32,8 +40,8 @@ class QualitySettings(Section):
 class Bounds(Section):
     """What a value lies between; both ends belong to it."""
 
-    min: Value | None = None
-    max: Value | None = None
+    min: Value = None
+    max: Value = None
 
     @model_validator(mode="after")
     def _some(self) -> Bounds:

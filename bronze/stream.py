@@ -54,6 +54,8 @@ _LOOK_EVERY = 60.0
 _LONGEST_PAUSE = 60.0
 # A stream that has gone well for so long, or landed anything, counts its interruptions anew.
 _STEADY = 60.0
+# How the rows fared is entered so often.
+_GRADE_EVERY = 60.0
 # Of the memory beside the libraries and the merging, a batch may take this share: one is landed,
 # one is ready and one is gathered, and each grows as it is taken apart.
 _SHARE = 20
@@ -220,7 +222,7 @@ class _Session:
         self._limit = units.readers(self._settings.run, self._settings.run.workers)
         self._recorded = 0
         self._recorded_at = self._guarded_at = 0.0
-        self._looked_at = time.monotonic()
+        self._looked_at = self._graded_at = time.monotonic()
         if self._followings:
             self._record(None, "")
 
@@ -254,6 +256,7 @@ class _Session:
             if line.done > self._recorded:
                 self._record(None, "")
                 receiver.confirm(self._recorded)
+            follow.book_quality(self._settings, self._followings.values())
 
     def _receiver(self) -> Receiver:
         line, memory = self._line, self._settings.run.memory
@@ -324,6 +327,7 @@ class _Session:
 
     def _compare(self, misfits: Sequence[Following]) -> None:
         """Tables that the stream cannot bring up to date are compared as they are now."""
+        follow.book_quality(self._settings, misfits)
         now = {relation.oid: relation for relation in self._line.found()}
         targets = []
         for following in misfits:
@@ -384,6 +388,9 @@ class _Session:
         if now - self._guarded_at > _GUARD_EVERY:
             self._guarded_at = now
             self._guard()
+        if now - self._graded_at > _GRADE_EVERY:
+            self._graded_at = now
+            follow.book_quality(self._settings, self._followings.values())
         if now - self._looked_at > _LOOK_EVERY:
             self._looked_at = now
             self._look()

@@ -112,8 +112,7 @@ def _unfit(rows: pl.DataFrame, criteria: Sequence[Criterion]) -> TableRefused:
             rows.select(_broken(criterion))
         except pl.exceptions.PolarsError as error:
             return TableRefused(
-                f"The rule {criterion.name!r} fails on rows of the table:"
-                f" {type(error).__name__}.",
+                f"The rule {criterion.name!r} fails on rows of the table: {type(error).__name__}.",
                 hint="Write it so that it has an answer for every value, for example with TRY_CAST"
                 " instead of CAST.",
             )
