@@ -65,9 +65,8 @@ def _checks(
     cells, empty = rows * len(quality.names), sum(nulls.values())
     yield _below("null_share", cells, empty, demanded.null_share)
     for name, count in nulls.items():
-        yield Figure(
-            "null_share", "check", name, checked=rows, failed=count, measured=count / max(rows, 1)
-        )
+        share = count / max(rows, 1)
+        yield Figure("null_share", "check", name, checked=rows, failed=count, measured=share)
     yield _duplicates(quality, found, demanded)
     compliant = (rows - found.refused) / rows if rows else 1.0
     yield Figure(

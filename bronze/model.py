@@ -146,14 +146,14 @@ class Stamp:
 class Enrichment:
     """What the rows of a table are given on their way in, beside identity, times and hashes."""
 
-    quality: Quality = Quality()
+    quality: Quality = field(default_factory=Quality)
 
 
 @dataclass(frozen=True)
 class Findings:
     """What was found out about rows on their way in. Those of parts may be added up."""
 
-    quality: Scored = Scored()
+    quality: Scored = field(default_factory=Scored)
 
     def __add__(self, other: Findings) -> Findings:
         return Findings(quality=self.quality + other.quality)

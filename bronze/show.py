@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -99,27 +99,16 @@ def run(result: RunResult) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("Bronze table", "status"):
         table.add_column(name, no_wrap=True)
-    for name in (
-        "read",
-        "new",
-        "upd.",
-        "gone",
-        "rej.",
-        "score",
-        "quar.",
-        "files",
-        "size",
-        "s",
-        "v",
-    ):
+    for name in ("read", "new", "upd.", "gone", "rej.", "files", "size", "s", "v"):
         table.add_column(name, justify="right")
     for row in result.tables:
-        cells = _cells(row)
-        score = "" if row.score is None else _score(row.score)
-        table.add_row(*cells[:7], score, f"{row.quarantined:,}", *cells[7:])
+        table.add_row(*_cells(row))
     _out.print(table)
     rows = sum(row.rows_read for row in result.tables)
     said(f"{rows:,} rows read in {result.seconds:.1f} s, batch {result.batch_id}")
+    scored = [row for row in result.tables if row.score is not None]
+    if scored:
+        said(_scores(scored))
     for row in result.tables:
         for note in row.notes:
             said(f"{row.table}: {note}")
@@ -230,6 +219,15 @@ def _rules(found: TableReport) -> str:
     parts += [f"{proven} of them proven by PostgreSQL"] if proven else []
     left = ", ".join(found.untranslated)
     return ", ".join(parts) + (f"; left to PostgreSQL alone: {left}" if left else "")
+
+
+def _scores(scored: Sequence[TableResult]) -> str:
+    """The average score of all rows, and which tables have some that are quarantined."""
+    rows = sum(row.rows_read for row in scored)
+    average = sum((row.score or 0.0) * row.rows_read for row in scored) / max(rows, 1)
+    low = [f"{row.quarantined:,} of {row.table}" for row in scored if row.quarantined]
+    quarantined = f"; quarantined: {', '.join(low)}" if low else ""
+    return f"average score {_score(average)}{quarantined}"
 
 
 def _score(score: float) -> str:
