@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, date, datetime
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from typing import Any
@@ -183,12 +183,21 @@ _PARTS = {
     "Ternary": ("predicate", "truthy", "falsy"),
     "Cast": ("expr",),
 }
-_OTHER_ROWS = {"IsUnique", "IsDuplicated", "IsFirstDistinct", "IsLastDistinct", "Any", "All"}
-_FAMILIES = {"Boolean", "StringExpr", "TemporalExpr", "BinaryExpr", "ListExpr", "Bitwise"}
+# Functions that look at one row alone, as polars' JSON calls them; of a family without names all
+# do but those that are named here as looking further.
+_FAMILIES: Mapping[str, Collection[str]] = {
+    "Sql": (),
+    "StringExpr": ("ConcatVertical",),
+    "TemporalExpr": (),
+    "BinaryExpr": (),
+    "ListExpr": (),
+}
 _ALONE = {
-    "Abs", "Sign", "Floor", "Ceil", "Round", "RoundSF", "Clip", "Pow", "Sqrt", "Log", "Log1p",
-    "Exp", "Negate", "Coalesce", "FillNull", "NullIf", "AsStruct", "MaxHorizontal",
-    "MinHorizontal", "SumHorizontal", "MeanHorizontal", "Trigonometry", "Truncate",
+    "IsNull", "IsNotNull", "IsFinite", "IsInfinite", "IsNan", "IsNotNan", "IsBetween", "IsIn",
+    "IsClose", "AnyHorizontal", "AllHorizontal", "Not", "Abs", "Sign", "Floor", "Ceil", "Round",
+    "RoundSF", "Clip", "Pow", "Sqrt", "Log", "Log1p", "Exp", "Negate", "Coalesce", "FillNull",
+    "AsStruct", "MaxHorizontal", "MinHorizontal", "SumHorizontal", "MeanHorizontal", "Truncate",
+    "Trigonometry",
 }  # fmt: skip
 
 
@@ -231,17 +240,22 @@ def _outside(node: Any) -> str:
     if what == "Alias":
         return _outside(inner[0])
     if what == "Function":
-        function = inner["function"]
-        known = isinstance(function, dict)
-        family, name = next(iter(function.items())) if known else ("", function)
-        if family not in _FAMILIES and family not in _ALONE and name not in _ALONE:
-            return str(family or name)
-        if isinstance(name, str) and name in _OTHER_ROWS:
-            return name
+        family, name = _named(inner["function"])
+        known = family in _ALONE or (family in _FAMILIES and name not in _FAMILIES[family])
+        if not known and not (family in ("", "Boolean") and name in _ALONE):
+            return name or family
         return _first(inner["input"])
     if what in _PARTS:
         return _first([inner[part] for part in _PARTS[what]])
     return str(what)
+
+
+def _named(function: Any) -> tuple[str, str]:
+    """A function's family, if it has one, and its name."""
+    if isinstance(function, str):
+        return "", function
+    ((family, name),) = function.items()
+    return family, next(iter(name), "") if isinstance(name, (dict, list)) else str(name)
 
 
 def _first(nodes: Sequence[Any]) -> str:
