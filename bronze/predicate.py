@@ -213,8 +213,10 @@ def checked(holds: pl.Expr, schema: Mapping[str, Any]) -> tuple[str, ...]:
         raise Unfit(f"there is no column {unknown[0]}")
     if not used:
         raise Unfit("it names no column")
+    # Of its types polars is sure only once it has been evaluated.
+    nothing = pl.DataFrame({name: [None] for name in schema}, schema=dict(schema))
     try:
-        found = pl.LazyFrame(schema=dict(schema)).select(holds).collect_schema()
+        found = nothing.select(holds).schema
     except pl.exceptions.PolarsError as error:
         raise Unfit(_first_line(error)) from None
     if found.dtypes() != [pl.Boolean]:
