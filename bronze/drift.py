@@ -20,8 +20,9 @@ from bronze.source.statement import quoted
 from bronze.source.types import absent, recast, wider
 
 # Properties of a Bronze table in which it says what it was made from.
-SOURCE, TABLE, OID, KEY, BASE, NUMBERS, PARTS = (
-    f"bronze.{name}" for name in ("source", "table", "oid", "key", "base", "columns", "parts")
+SOURCE, TABLE, OID, KEY, BASE, NUMBERS, PARTS, RULES = (
+    f"bronze.{name}"
+    for name in ("source", "table", "oid", "key", "base", "columns", "parts", "rules")
 )
 
 

@@ -305,7 +305,9 @@ def _grade(settings: Settings, table: Table, plan: Plan) -> None:
     quality = plan.enrichment.quality
     table.figures = grade.figures(quality, table.findings.quality, demanded, age)
     # They have been counted; those of all tables of a run would not fit into its memory.
-    table.written[:] = [replace(part, findings=_lighter(part.findings)) for part in table.written]
+    for i, part in enumerate(table.written):
+        lighter = replace(part.findings, quality=replace(part.findings.quality, prints=()))
+        table.written[i] = replace(part, findings=lighter)
     said = grade.against(table.figures) if demanded.on_failure == "stop" else ""
     if said:
         raise QualityRefused(
@@ -314,10 +316,6 @@ def _grade(settings: Settings, table: Table, plan: Plan) -> None:
             ' figures; on_failure = "land" lets such rows land.',
             table=table.target.label,
         )
-
-
-def _lighter(findings: Findings) -> Findings:
-    return replace(findings, quality=replace(findings.quality, prints=()))
 
 
 def book_quality(settings: Settings, tables: Sequence[Table]) -> None:

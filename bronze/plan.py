@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from bronze import drift, prepare, provide, resume, units
+from bronze import drift, prepare, provide, resume, rules, units
 from bronze.config import Settings
 from bronze.drift import Settled
 from bronze.enrich.stamp import COMMITTED, METADATA
@@ -79,11 +79,14 @@ def plan_table(
     given = Assignment(target, snapshot, origin, stamp, settings, readers)
     state, settled, partition = settle(target, snapshot.since.visible)
     key, notes = _key(given, settled)
-    shape = _shape(given, settled, key, partition, state)
     mode, where, why = _mode(given, state, settled, key)
     streamed = target.settings.pattern == "streaming"
     reading = not (streamed and mode == "changes")
     enrichment = provide.enrichment(given, settled, key, state, reading=reading)
+    scoring = rules.fingerprint(settings, target, enrichment.quality.criteria)
+    shape = _shape(given, settled, key, partition, state, scoring)
+    if state is not None and state.properties.get(drift.RULES, scoring) != scoring:
+        why += ("its rules have changed: rows that do not change keep the scores that they have",)
     marks, looking = resume.marks(given, state, whole=mode != "changes")
     against = state if mode == "compare" else None
 
@@ -253,6 +256,7 @@ def _shape(
     key: tuple[str, ...],
     partition: str | None,
     state: State | None,
+    scoring: str,
 ) -> Shape:
     target = given.target
     layout = [*((column.target, column.kind) for column in settled.columns), *METADATA]
@@ -269,6 +273,7 @@ def _shape(
         drift.KEY: json.dumps(key),
         drift.BASE: str(settled.base),
         drift.NUMBERS: drift.numbers(settled.columns, target.relation),
+        drift.RULES: scoring,
         drift.PARTS: drift.parts(target.relation, target.settings.pattern == "streaming"),
     }
     kept = given.settings.maintain.properties()

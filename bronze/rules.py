@@ -7,6 +7,7 @@ same: what they say of the source has to hold for what was carried into Bronze.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -57,6 +58,14 @@ def criteria(
         for derived in _derived(settled, key, known):
             found.setdefault(derived.name, derived)
     return tuple(found.values())
+
+
+def fingerprint(settings: Settings, target: Target, criteria: Sequence[Criterion]) -> str:
+    """What tells whether rows would be scored as they were before."""
+    said = [rule.model_dump_json() for rule in target.settings.rules]
+    said += [f"{c.name} {c.kind} {c.columns} {c.severity} {c.origin}" for c in criteria]
+    said.append(str(settings.demanded(target.settings).threshold))
+    return hashlib.sha256("\n".join(said).encode()).hexdigest()[:16]
 
 
 def untranslated(target: Target, settled: Settled, known: Constraints) -> tuple[str, ...]:

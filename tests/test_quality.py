@@ -1,4 +1,4 @@
-"""Quality from end to end: rows are scored and quarantined, figures are entered, bad ones stopped."""
+"""Quality from end to end: rows are scored, figures are entered, bad batches are stopped."""
 
 from __future__ import annotations
 
@@ -88,9 +88,8 @@ def test_a_bad_row_is_quarantined_and_recovers(source: Source, pattern: str) -> 
 
 def test_every_kind_of_rule_marks_its_rows(source: Source) -> None:
     """Those about one row, those that span rows, and those that refer to another table."""
-    source.execute(
-        "CREATE TABLE other (a int, b text); INSERT INTO other VALUES (1, 'x'), (2, 'y')"
-    )
+    source.execute("CREATE TABLE other (a int, b text)")
+    source.execute("INSERT INTO other VALUES (1, 'x'), (2, 'y')")
     source.execute(
         "CREATE TABLE t (id int PRIMARY KEY, a int, b text, p numeric(8, 2), at timestamptz);"
         " INSERT INTO t VALUES (1, 1, 'x', 1.50, now()), (2, 2, 'x', 1.5, now()),"
@@ -133,7 +132,7 @@ def test_rules_travel_to_other_processes(source: Source) -> None:
     """Units are pickled with what their rows are held against."""
     source.execute(TABLE)
     source.execute("INSERT INTO t VALUES (30, -4, 's1')")
-    rules = [POSITIVE, {"column": "s", "unique": True}, {"expression": "q < 20"}]
+    rules: Rules = [POSITIVE, {"column": "s", "unique": True}, {"expression": "q < 20"}]
     given = source.settings(tables={"t": {"rules": rules}}, run={"engine": "processes"})
     assert run(given).error is None
     assert scores(source)[30] == (65, "QUARANTINED")
@@ -143,10 +142,9 @@ def test_rules_travel_to_other_processes(source: Source) -> None:
 
 def test_rules_speak_of_the_sources_columns(source: Source) -> None:
     """Whatever they are called in Bronze."""
-    source.execute(
-        'CREATE TABLE t (id int PRIMARY KEY, "odd name" int); INSERT INTO t VALUES (1, -1)'
-    )
-    rules = [
+    source.execute('CREATE TABLE t (id int PRIMARY KEY, "odd name" int)')
+    source.execute("INSERT INTO t VALUES (1, -1)")
+    rules: Rules = [
         {"column": "odd name", "range": {"min": 0}},
         {"expression": '"odd name" > 0'},
         {"column": "odd name", "unique": True},
@@ -354,7 +352,7 @@ def test_examples_hold_keys_alone(source: Source) -> None:
     """No other value of a row is anywhere in the book."""
     source.execute(TABLE)
     source.execute("INSERT INTO t VALUES (30, -4, 's3cret')")
-    rules = [POSITIVE, {"column": "s", "pattern": "^s[0-9]+$"}]
+    rules: Rules = [POSITIVE, {"column": "s", "pattern": "^s[0-9]+$"}]
     assert run(settings(source, rules)).error is None
     assert json.loads(figure(source, "s pattern")["examples"]) == [{"id": 30}]
     for file in (source.lake / "governance").rglob("*"):
@@ -419,7 +417,7 @@ def test_what_changed_is_what_is_held_against_rules(source: Source) -> None:
 def test_a_stream_scores_what_it_brings(source: Source) -> None:
     """Batch by batch, one set of figures; a rule that spans rows is not evaluated there."""
     source.execute(TABLE)
-    rules = [POSITIVE, {"column": "s", "unique": True}, {"unique": True, "name": "key"}]
+    rules: Rules = [POSITIVE, {"column": "s", "unique": True}, {"unique": True, "name": "key"}]
     given = settings(source, rules, pattern="streaming")
     stream.stream(given, until_caught_up=True)
     row = figure(source, "s unique")
@@ -512,7 +510,7 @@ def test_freshness_is_measured_when_it_is_asked_for(
         ({"columns": ["a", "b"], "not_null": True}, "is about one column"),
         ({"column": "q", "expression": "q > 1"}, "leave column out"),
         ({"expression": "q >"}, "cannot be used"),
-        ({"column": "q", "pattern": "(?=x)"}, "cannot be used: regex parse error"),
+        ({"column": "q", "pattern": "(?=x)"}, "cannot be used: regex error"),
         ({"column": "q", "range": {}}, "min or max is missing"),
         ({"column": "q", "length": {"min": 3, "max": 2}}, "could never hold"),
         ({"column": "q", "accepted_values": []}, "at least 1"),
@@ -569,3 +567,17 @@ def test_what_a_table_demands_of_itself_wins() -> None:
     a, b = (given.demanded(given.tables[name]) for name in "ab")
     assert (a.threshold, a.null_share, a.freshness) == (60, 0.2, 300)
     assert (b.threshold, b.freshness) == (50, 3600)
+
+
+def test_that_rules_have_changed_is_told_once(source: Source) -> None:
+    """Rows that do not change keep their scores, so people are to know."""
+    source.execute(TABLE)
+    source.execute("UPDATE t SET q = -1 WHERE id = 7")
+    run(settings(source, []))
+    result = run(settings(source, [POSITIVE]))
+    assert any("its rules have changed" in note for note in result.notes)
+    assert scores(source)[7] == (100, "ACTIVE")
+    assert figure(source, "positive")["failed"] == 1
+    assert run(settings(source, [POSITIVE])).notes == ()
+    stricter = {**POSITIVE, "range": {"min": 2}}
+    assert any("its rules have changed" in note for note in run(settings(source, [stricter])).notes)
