@@ -98,7 +98,11 @@ def stream(
             with _opened(settings, name, stop, tally, notify, copied, mine) as line:
                 targets = _streamed(line, tables)
                 known = True
-                _Session(line, targets).follow(until_caught_up)
+                session = _Session(line, targets)
+                try:
+                    session.follow(until_caught_up)
+                finally:
+                    session.grade()
             break
         except Stopped:
             break
@@ -256,7 +260,15 @@ class _Session:
             if line.done > self._recorded:
                 self._record(None, "")
                 receiver.confirm(self._recorded)
+
+    def grade(self) -> None:
+        """Enters how the rows fared since it was done last; what hinders that is told, and the
+        stream goes on: it is tried again.
+        """
+        try:
             follow.book_quality(self._settings, self._followings.values())
+        except BronzeError as error:
+            self._line.say(f"How the rows fared could not be entered: {error.message}")
 
     def _receiver(self) -> Receiver:
         line, memory = self._line, self._settings.run.memory
@@ -327,7 +339,7 @@ class _Session:
 
     def _compare(self, misfits: Sequence[Following]) -> None:
         """Tables that the stream cannot bring up to date are compared as they are now."""
-        follow.book_quality(self._settings, misfits)
+        self.grade()
         now = {relation.oid: relation for relation in self._line.found()}
         targets = []
         for following in misfits:
@@ -390,7 +402,7 @@ class _Session:
             self._guard()
         if now - self._graded_at > _GRADE_EVERY:
             self._graded_at = now
-            follow.book_quality(self._settings, self._followings.values())
+            self.grade()
         if now - self._looked_at > _LOOK_EVERY:
             self._looked_at = now
             self._look()
