@@ -7,9 +7,9 @@
     result = bronze.open("bronze.toml").run(tables=["orders"])
 """
 
-from bronze.api import Bronze, open  # noqa: A004 - as in gzip.open
+from bronze.api import Bronze, Rule, open  # noqa: A004 - as in gzip.open
 from bronze.errors import BronzeError
 from bronze.version import VERSION
 
 __version__ = VERSION
-__all__ = ["Bronze", "BronzeError", "__version__", "open"]
+__all__ = ["Bronze", "BronzeError", "Rule", "__version__", "open"]

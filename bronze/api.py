@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING
 
+from bronze.errors import ConfigError
+from bronze.rule import POINTS, Criterion, Severity
+
 if TYPE_CHECKING:
+    import polars as pl
     from polars import DataFrame
 
     from bronze.audit import Report as AuditReport
@@ -22,7 +26,43 @@ if TYPE_CHECKING:
     from bronze.model import MaintainResult, RunResult, StreamResult
     from bronze.pipeline import Notify
     from bronze.stream import Notify as NotifyStep
+    from bronze.trend import QualityReport
     from bronze.verdict import VerifyResult
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule for the rows of a table, made in Python.
+
+    Args:
+        name: what it is called, once in its table.
+        holds: a polars expression over the source's columns that is false for rows that break
+            the rule; where it is NULL they keep it. It looks at no other rows.
+        severity: "low", "medium", "high" or "critical"; see `bronze.rule.POINTS`.
+        allow: the share of rows that may break it.
+    """
+
+    name: str
+    holds: pl.Expr = field(compare=False)
+    severity: Severity = "medium"
+    allow: float = 0.0
+
+    def criterion(self) -> Criterion:
+        """The rule as it travels.
+
+        Raises:
+            ConfigError: its severity or share is none.
+        """
+        if self.severity not in POINTS or not 0 <= self.allow <= 1:
+            raise ConfigError(
+                f"The rule {self.name!r} has the severity {self.severity!r} and allows"
+                f" {self.allow!r}.",
+                hint=f"A severity is one of {', '.join(POINTS)}; a share is from 0 to 1.",
+            )
+        serialised = self.holds.meta.serialize()
+        return Criterion(
+            self.name, "expression", (), self.severity, "python", self.allow, holds=serialised
+        )
 
 
 @dataclass(frozen=True)
@@ -169,6 +209,23 @@ class Bronze:
             pool=pool,
             notify=notify or (lambda _: None),
         )
+
+    def with_rules(self, rules: Mapping[str, Sequence[Rule]]) -> Bronze:
+        """The same with more rules, by the names of their tables.
+
+        Raises:
+            ConfigError: one of them cannot be used.
+        """
+        added = dict(self.settings.added)
+        for table, more in rules.items():
+            added[table] = (*added.get(table, ()), *(rule.criterion() for rule in more))
+        return Bronze(self.settings.model_copy(update={"added": added}))
+
+    def quality(self, tables: Sequence[str] = (), *, trend: int = 1) -> QualityReport:
+        """How the tables in the lake fare; see `bronze.trend.quality`."""
+        from bronze import trend as past
+
+        return past.quality(self.settings, tables, trend)
 
     def check(self, tables: Sequence[str] = ()) -> Report:
         """Says what a run would do, and what stands in its way; see `bronze.check.check`."""

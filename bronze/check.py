@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bronze import drift, follow, keys, plan, prepare
+from bronze import drift, follow, keys, plan, prepare, rules
 from bronze.config import Settings
 from bronze.errors import BronzeError, LakeError, SourceRefused, TableRefused
 from bronze.model import Column, Failure
-from bronze.source import connect, snapshot, survey
+from bronze.rule import Criterion
+from bronze.source import connect, constraint, snapshot, survey
 from bronze.source.catalog import Relation
 from bronze.source.connect import Connection
+from bronze.source.constraint import Constraints
 from bronze.source.readiness import Wanting
 from bronze.source.survey import Personal
 from bronze.table import log, store
@@ -42,9 +44,22 @@ class ColumnReport:
 
 
 @dataclass(frozen=True)
+class RuleReport:
+    """A rule that the rows of a table are held against."""
+
+    name: str
+    kind: str
+    columns: tuple[str, ...]
+    severity: str
+    origin: str
+    evaluation: str
+
+
+@dataclass(frozen=True)
 class TableReport:
     """What a table becomes. ``rows`` is the planner's estimate (-1: never analysed), ``notes``
-    what has changed since it was last taken in.
+    what has changed since it was last taken in, ``untranslated`` the CHECK constraints that are
+    left to PostgreSQL alone.
     """
 
     table: str
@@ -56,6 +71,8 @@ class TableReport:
     columns: tuple[ColumnReport, ...]
     notes: tuple[str, ...] = ()
     problem: Failure | None = None
+    rules: tuple[RuleReport, ...] = ()
+    untranslated: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,12 +100,14 @@ def check(settings: Settings, tables: Sequence[str] = ()) -> Report:
     visible: dict[str, bool] = {}
     wanting: list[Wanting] = []
     personal: dict[tuple[str, int], tuple[Personal, ...]] = {}
+    known: dict[tuple[str, int], Constraints] = {}
     for name, source in settings.source.items():
         origin = settings.origin(name)
         with connect.mapped(origin), connect.connect(origin) as connection:
             mine = [(name, r) for r in prepare.found(connection, name, source.schema_)]
             visible[name] = snapshot.opened(connection).visible
             wanting += _wanting(settings, name, connection, mine)
+            known |= {(name, r.oid): constraint.constraints(connection, r) for _, r in mine}
             found += mine
             taken = [relation for _, relation in mine if source.takes(relation.name)]
             for seen in survey.look(connection, taken):
@@ -102,11 +121,13 @@ def check(settings: Settings, tables: Sequence[str] = ()) -> Report:
     return Report(
         tuple(
             _table(
+                settings,
                 target,
                 visible[target.source],
                 left,
                 unfit.get(target.label),
                 personal.get((target.source, target.relation.oid), ()),
+                known,
             )
             for target in chosen
         ),
@@ -145,16 +166,20 @@ def _left(settings: Settings, chosen: Sequence[prepare.Target]) -> dict[tuple[st
 
 
 def _table(
+    settings: Settings,
     target: prepare.Target,
     visible: bool,
     left: Mapping[tuple[str, str], str],
     unfit: TableRefused | None,
     personal: Sequence[Personal],
+    known: Mapping[tuple[str, int], Constraints],
 ) -> TableReport:
     relation = target.relation
     columns: tuple[Column, ...] = ()
     notes = _unprotected(target, personal)
     problem = None
+    held: tuple[RuleReport, ...] = ()
+    untranslated: tuple[str, ...] = ()
     try:
         if not relation.readable:
             raise prepare.unreadable(target)
@@ -163,6 +188,10 @@ def _table(
             raise unfit
         state, settled, _ = plan.settle(target, visible)
         notes += settled.notes
+        promised = known[target.source, relation.oid]
+        key = target.settings.key or relation.key
+        held = tuple(map(_rule, rules.criteria(settings, target, settled, key, promised)))
+        untranslated = rules.untranslated(target, settled, promised)
         if state is None and (before := left.get((target.source, str(relation.oid)))):
             notes += (
                 f"it was taken as {before} until it was renamed: it becomes a new table, unless"
@@ -180,6 +209,19 @@ def _table(
         columns=tuple(_column(column) for column in columns),
         notes=notes,
         problem=problem,
+        rules=held,
+        untranslated=untranslated,
+    )
+
+
+def _rule(criterion: Criterion) -> RuleReport:
+    return RuleReport(
+        criterion.name,
+        criterion.kind,
+        criterion.columns,
+        criterion.severity,
+        criterion.origin,
+        criterion.evaluation,
     )
 
 

@@ -314,6 +314,27 @@ def audit(
 
 
 @app.command()
+def quality(
+    tables: Annotated[
+        list[str] | None, typer.Argument(help="Tables; all that there are figures of if none.")
+    ] = None,
+    config: Config = Path("bronze.toml"),
+    trend: Annotated[
+        int, typer.Option(min=1, help="Show so many of the last runs of each table.")
+    ] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Show how the rows of the tables fare, by rule; from the lake alone."""
+    import bronze
+    from bronze import show
+
+    with _errors(as_json):
+        report = bronze.open(config).quality(tables or (), trend=trend)
+        show.document(report) if as_json else show.quality(report, trend)
+        raise typer.Exit(report.exit_code)
+
+
+@app.command()
 def init(
     dsn: Annotated[str, typer.Option(help="The database: postgresql://user@host:5432/name")],
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("bronze.toml"),

@@ -20,7 +20,6 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PositiveInt,
     ValidationError,
@@ -30,11 +29,12 @@ from pydantic import (
 from bronze.errors import ConfigError
 from bronze.model import Method, Origin, Place, Secret
 from bronze.privacy import MASTER_KEY, ColumnProtection
+from bronze.rule import Criterion
+from bronze.section import Names, Seconds, Section, duration
+from bronze.standard import PARTS, QualitySettings, RuleSettings
 
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?\s*$", re.IGNORECASE)
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_DURATION = re.compile(r"^\s*(\d+)\s*(s|m|h|d|)\s*$", re.IGNORECASE)
-_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _DECIMAL = re.compile(r"^decimal\(\s*(\d+)\s*,\s*(\d+)\s*\)$", re.IGNORECASE)
 _ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
 _SECRET = re.compile(r"key|secret|token|password|credential|sas", re.IGNORECASE)
@@ -49,15 +49,6 @@ def _bytes(value: object) -> object:
         if not match:
             raise ValueError('a size looks like "500MB" or "2GB"')
         return int(float(match[1]) * _UNITS[match[2].upper()])
-    return value
-
-
-def _duration(value: object) -> object:
-    if isinstance(value, str):
-        match = _DURATION.match(value)
-        if not match:
-            raise ValueError('a time looks like "30s", "5m" or "2h"')
-        return int(match[1]) * _SECONDS[match[2].lower()]
     return value
 
 
@@ -77,27 +68,17 @@ def _plain(root: str) -> str:
     return root
 
 
-def _listed(value: object) -> object:
-    return [value] if isinstance(value, str) else value
-
-
 Bytes = Annotated[int, BeforeValidator(_bytes)]
-Seconds = Annotated[int, Field(ge=0), BeforeValidator(_duration)]
 Decimal = Annotated[tuple[int, int], BeforeValidator(_decimal)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class SecretName(_Section):
+class SecretName(Section):
     """``{ secret = "KConnectionString" }``: asked of the provider under [secrets]."""
 
     secret: str
 
 
-class Pool(_Section):
+class Pool(Section):
     """Connections to the source: ``max`` bounds all of them, the parallel reads included."""
 
     min: PositiveInt = 1
@@ -118,7 +99,7 @@ class Pool(_Section):
         return self
 
 
-class SourceSettings(_Section):
+class SourceSettings(Section):
     """One PostgreSQL database."""
 
     name: str = ""
@@ -141,7 +122,7 @@ class SourceSettings(_Section):
         )
 
 
-class LakeSettings(_Section):
+class LakeSettings(Section):
     """Where the Delta tables are."""
 
     root: Annotated[str, AfterValidator(_plain)]
@@ -149,7 +130,7 @@ class LakeSettings(_Section):
     options: Mapping[str, str | SecretName] = Field(default={}, repr=False)
 
 
-class RunSettings(_Section):
+class RunSettings(Section):
     """How a run works."""
 
     workers: PositiveInt = Field(default_factory=lambda: os.cpu_count() or 2)
@@ -165,7 +146,7 @@ class RunSettings(_Section):
         return self
 
 
-class StreamSettings(_Section):
+class StreamSettings(Section):
     """How changes are streamed. Slot and publication are called after the source by default."""
 
     slot: str = Field(default="", pattern=r"^[a-z0-9_]{0,63}$")
@@ -181,12 +162,12 @@ class StreamSettings(_Section):
         return self.slot or own, self.publication or own
 
 
-class MaintainSettings(_Section):
+class MaintainSettings(Section):
     """How the tables are kept in shape, after runs and by ``bronze maintain``."""
 
     auto: bool = True
     file_size: Bytes = 128 * 2**20
-    retention: Annotated[int, Field(ge=86400), BeforeValidator(_duration)] = 30 * 86400
+    retention: Annotated[int, Field(ge=86400), BeforeValidator(duration)] = 30 * 86400
 
     @model_validator(mode="after")
     def _sensible(self) -> MaintainSettings:
@@ -204,7 +185,7 @@ class MaintainSettings(_Section):
         )
 
 
-class SecretSettings(_Section):
+class SecretSettings(Section):
     """Where ``{ secret = … }`` is looked up."""
 
     provider: Literal["env", "file", "azure-key-vault", "databricks"] = "env"
@@ -225,7 +206,7 @@ class SecretSettings(_Section):
         return self.vault or self.folder or self.scope
 
 
-class ProtectionSettings(_Section):
+class ProtectionSettings(Section):
     """The keys that wrap all others: ``key`` wraps new ones, ``previous`` open old ones."""
 
     key: SecretName | None = None
@@ -238,7 +219,7 @@ def _switched(value: object) -> object:
     return value
 
 
-class AnomalySettings(_Section):
+class AnomalySettings(Section):
     """How a table's rows are watched: ``anomalies = true``, or some of these."""
 
     expected: float = Field(default=0.01, gt=0, le=0.5)
@@ -248,7 +229,7 @@ class AnomalySettings(_Section):
     seed: int = Field(default=7, ge=0, lt=2**31)
 
 
-class TableSettings(_Section):
+class TableSettings(Section):
     """What one table has of its own."""
 
     pattern: Method = "full_refresh"
@@ -268,6 +249,9 @@ class TableSettings(_Section):
     timestamps: Literal["timestamp_ntz", "timestamp"] = "timestamp_ntz"
     protect: Mapping[str, ColumnProtection] = {}
     anomalies: Annotated[AnomalySettings | None, BeforeValidator(_switched)] = None
+    sla: Annotated[int, Field(ge=1), BeforeValidator(duration)] | None = None
+    rules: tuple[RuleSettings, ...] = ()
+    quality: QualitySettings = QualitySettings()
 
     @model_validator(mode="after")
     def _sensible(self) -> TableSettings:
@@ -285,6 +269,10 @@ class TableSettings(_Section):
             raise ValueError("on_delete is not for a history, which removes nothing")
         if self.overlap is not None and self.cursor == "xmin":
             raise ValueError('overlap is for a cursor column only; cursor = "xmin" needs none')
+        names = [rule.called for rule in self.rules]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice:
+            raise ValueError(f"two rules are called {twice!r}: give one of them another name")
         return self
 
     @property
@@ -293,7 +281,7 @@ class TableSettings(_Section):
         return self.pattern
 
 
-class AuditSettings(_Section):
+class AuditSettings(Section):
     """How the records of ``governance.audit_log`` are sealed: by a key, or by their hashes alone.
 
     ``former_keys`` are those that older records were sealed with.
@@ -303,14 +291,14 @@ class AuditSettings(_Section):
     former_keys: tuple[SecretName, ...] = ()
 
 
-class LineageSettings(_Section):
+class LineageSettings(Section):
     """Where lineage goes as OpenLineage events, beside ``governance.data_lineage``."""
 
     url: str = Field(default="", pattern=r"^(https?://.+)?$")
     file: str = ""
     api_key: SecretName | None = None
     namespace: str = "bronze"
-    timeout: Annotated[int, Field(ge=1), BeforeValidator(_duration)] = 5
+    timeout: Annotated[int, Field(ge=1), BeforeValidator(duration)] = 5
 
     @model_validator(mode="after")
     def _one(self) -> LineageSettings:
@@ -319,7 +307,7 @@ class LineageSettings(_Section):
         return self
 
 
-class Settings(_Section):
+class Settings(Section):
     """All of bronze.toml.
 
     ``path`` is the file it came from, if any; ``alone`` says that [source] is itself a source.
@@ -330,6 +318,7 @@ class Settings(_Section):
     run: RunSettings = Field(default_factory=RunSettings)
     stream: StreamSettings = StreamSettings()
     maintain: MaintainSettings = MaintainSettings()
+    quality: QualitySettings = QualitySettings()
     secrets: SecretSettings = SecretSettings()
     protection: ProtectionSettings = ProtectionSettings()
     audit: AuditSettings = AuditSettings()
@@ -337,6 +326,24 @@ class Settings(_Section):
     tables: Mapping[str, TableSettings] = {}
     path: str = Field(default="", exclude=True)
     alone: bool = Field(default=False, exclude=True)
+    added: Mapping[str, tuple[Criterion, ...]] = Field(default={}, exclude=True)
+
+    @model_validator(mode="after")
+    def _streams_go_on(self) -> Settings:
+        for name, own in self.tables.items():
+            if own.pattern == "streaming" and self.demanded(own).on_failure == "stop":
+                raise ValueError(
+                    f"tables.{name} is streamed, and a stream cannot leave a batch out: on_failure"
+                    f' = "stop" is not for it; say "land" in [tables.{name}.quality]'
+                )
+        return self
+
+    def demanded(self, own: TableSettings) -> QualitySettings:
+        """What is demanded of a table's quality, by [quality] and what the table has of its own."""
+        given = {name: getattr(own.quality, name) for name in own.quality.model_fields_set}
+        if own.sla is not None:
+            given.setdefault("freshness", own.sla)
+        return self.quality.model_copy(update=given)
 
     def table(self, source: str, schema: str, name: str) -> TableSettings:
         """A table's settings; the longest of its names that the config has wins."""
@@ -485,6 +492,9 @@ def _is_type(part: object) -> bool:
     )
 
 
+_OF_TABLES: Mapping[str, type[BaseModel]] = {"rules": RuleSettings, "quality": QualitySettings}
+
+
 def _section(where: list[str]) -> type[BaseModel]:
     """The section of the config that a key at this place belongs to."""
     top, rest = where[0], where[1:-1]
@@ -494,6 +504,8 @@ def _section(where: list[str]) -> type[BaseModel]:
         return SecretName if rest else LakeSettings
     if top in ("audit", "lineage") and rest:
         return SecretName
+    if top == "tables" and len(rest) > 1 and rest[1] in _OF_TABLES:
+        return PARTS.get(rest[-1], _OF_TABLES[rest[1]])
     if top == "source" and rest and rest[-1] in ("dsn", "password", "pool"):
         return Pool if rest[-1] == "pool" else SecretName
     if top == "protection" and rest:
@@ -507,6 +519,7 @@ def _section(where: list[str]) -> type[BaseModel]:
         "run": RunSettings,
         "stream": StreamSettings,
         "maintain": MaintainSettings,
+        "quality": QualitySettings,
         "secrets": SecretSettings,
         "protection": ProtectionSettings,
         "audit": AuditSettings,

@@ -32,8 +32,9 @@ _NAMES = (
     "protect",
     "widened",
     "watched",
+    "rules",
 )
-SOURCE, TABLE, OID, KEY, BASE, NUMBERS, PARTS, PROTECT, WIDENED, WATCHED = (
+SOURCE, TABLE, OID, KEY, BASE, NUMBERS, PARTS, PROTECT, WIDENED, WATCHED, RULES = (
     f"bronze.{name}" for name in _NAMES
 )
 

@@ -17,7 +17,8 @@
     │   ├── TableVanished      a Bronze table that was there is gone     exit 1
     │   └── CommitConflict     another writer was first         retried  exit 1
     │       └── Overtaken      it was a run with a later state  retried  exit 1
-    └── Mismatch               what was read is not what is there        exit 1
+    ├── Mismatch               what was read is not what is there        exit 1
+    └── QualityRefused         rows are worse than the config allows     exit 1
 
 An error's ``str`` is one sentence that says what is wrong and where; ``hint`` says what to do
 about it. Neither ever holds a secret or a cell's value.
@@ -156,3 +157,7 @@ class Overtaken(CommitConflict):
 
 class Mismatch(BronzeError):
     """A count or a hash that must be equal on both sides is not."""
+
+
+class QualityRefused(BronzeError):
+    """The rows of a table are worse than its config lets land."""

@@ -4,14 +4,18 @@ the position in the same commit. What the table holds already is left out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 
 import tenacity
 
-from bronze import difference, failpoint, lineage, unusual
-from bronze.config import Settings
+from bronze import difference, failpoint, grade, lineage, provide, unusual
+from bronze.books import quality as book
+from bronze.books.quality import Graded
+from bronze.config import GOVERNANCE, Settings
 from bronze.difference import Difference, Edit
 from bronze.engine import Course, Task
 from bronze.errors import BronzeError, CommitConflict, TableVanished
@@ -22,6 +26,7 @@ from bronze.net import Net, Netted, net
 from bronze.plan import Plan
 from bronze.prepare import Target
 from bronze.resume import STREAM
+from bronze.rule import Scored
 from bronze.source import publication, readiness
 from bronze.source.batch import Batch, Gathered
 from bronze.source.connect import Connection
@@ -32,6 +37,18 @@ from bronze.table.commit import Position
 from bronze.table.log import State
 
 _TRIES = 8
+
+
+@dataclass(frozen=True)
+class Fared:
+    """How the rows of some batches fared, the last of which was committed in the source at
+    ``as_of`` and landed ``age`` seconds later.
+    """
+
+    scored: Scored
+    stamp: Stamp
+    as_of: datetime
+    age: float
 
 
 @dataclass
@@ -48,6 +65,7 @@ class Following:
         entry: the stream's record of the table in ``governance.data_lineage``, as it is by now.
         findings: what was found out about its rows, and is not in the books yet.
         error: why it does not follow any more.
+        fared: how the rows fared that have landed since that was entered last.
     """
 
     plan: Plan
@@ -59,6 +77,7 @@ class Following:
     entry: Entry
     findings: Findings = NOTHING_FOUND
     error: BronzeError | None = field(default=None)
+    fared: Fared | None = field(default=None)
 
     @property
     def label(self) -> str:
@@ -87,6 +106,7 @@ class Followed:
     deleted: int = 0
     rejected: int = 0
     anomalies: int = 0
+    quarantined: int = 0
     error: BronzeError | None = None
 
 
@@ -176,6 +196,8 @@ def _landed(
             edit = yield from difference.edited(plan, stamp, wanted, state)
             _commit(following, netted, edit, wanted.staged, batch, stamp, state)
     following.findings += netted.findings
+    found = netted.findings.quality
+    following.fared = _added(following.fared, found, stamp, batch)
     return Followed(
         following,
         netted.read,
@@ -184,7 +206,43 @@ def _landed(
         edit.deleted,
         len(netted.rejected),
         netted.findings.outliers.count,
+        found.quarantined,
     )
+
+
+def _added(before: Fared | None, found: Scored, stamp: Stamp, batch: Batch) -> Fared:
+    seconds = batch.committed / 10**6
+    scored = before.scored + found if before else found
+    return Fared(scored, stamp, datetime.fromtimestamp(seconds, UTC), time.time() - seconds)
+
+
+def book_quality(settings: Settings, followings: Iterable[Following]) -> None:
+    """Enters how the rows fared that have landed since this was done last.
+
+    Raises:
+        LakeError, LakeUnreachable: it cannot be written.
+    """
+    some = [(f, f.fared) for f in followings if f.fared and f.fared.scored.rows]
+    graded = [
+        Graded(
+            source_table=following.label,
+            target_table=following.name,
+            stamp=fared.stamp,
+            mode="stream",
+            as_of=fared.as_of,
+            landed=True,
+            figures=grade.figures(
+                provide.streamed(following.plan.enrichment).quality,
+                fared.scored,
+                settings.demanded(following.plan.target.settings),
+                fared.age,
+            ),
+        )
+        for following, fared in some
+    ]
+    grade.enter(settings.place(GOVERNANCE, book.NAME), graded)
+    for following, _ in some:
+        following.fared = None
 
 
 def _current(following: Following) -> State:
@@ -258,7 +316,7 @@ def _job(following: Following, gathered: Gathered, stamp: Stamp, state: State) -
         stamp=stamp,
         base=plan.settled.base,
         dates_of=plan.dates_of,
-        enrichment=plan.enrichment,
+        enrichment=provide.streamed(plan.enrichment),
     )
 
 

@@ -16,14 +16,16 @@ from typing import Any
 
 import tenacity
 
-from bronze import compare, difference, failpoint, lineage, maintain, unusual
+from bronze import compare, difference, failpoint, grade, lineage, maintain, unusual
+from bronze.books import quality as quality_book
 from bronze.books import rejected as book
 from bronze.books.profiles import Scope
+from bronze.books.quality import Figure, Graded
 from bronze.config import GOVERNANCE, Settings
 from bronze.difference import Difference, Edit
 from bronze.engine import Course, Task
 from bronze.enrich import fingerprint
-from bronze.errors import BronzeError, CommitConflict, Mismatch, SnapshotLost
+from bronze.errors import BronzeError, CommitConflict, Mismatch, QualityRefused, SnapshotLost
 from bronze.lineage import Entry
 from bronze.model import (
     NOTHING_FOUND,
@@ -63,6 +65,7 @@ class Table:
     error: BronzeError | None = None
     written: list[Written] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
+    figures: tuple[Figure, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -139,9 +142,10 @@ def landing(settings: Settings, table: Table) -> Course[TableResult]:
         failpoint.reach("read")
         book_rejected(settings, table.target, table.stamp, table.rejected)
         failpoint.reach("booked")
+        _grade(settings, table, plan)
         commit.sweep(plan.target.place, time.time())
         land = _loaded if plan.mode == "load" else _merged
-        outcome = yield from land(table, plan)
+        outcome = yield from land(settings, table, plan)
         failpoint.reach("landed")
         compare.forget(plan.target.place)
         notes = table.plan.notes + _told(settings, table, outcome)
@@ -157,7 +161,7 @@ def landing(settings: Settings, table: Table) -> Course[TableResult]:
         return _failed(table, error)
 
 
-def _loaded(table: Table, plan: Plan) -> Course[Outcome]:
+def _loaded(settings: Settings, table: Table, plan: Plan) -> Course[Outcome]:
     """All rows become the table's whole content, unless they are already."""
     place, state = plan.target.place, plan.state
     data = [file for part in table.written for file in part.files]
@@ -183,7 +187,7 @@ def _loaded(table: Table, plan: Plan) -> Course[Outcome]:
     return Outcome(version, table.rows, 0, 0, tuple(data))
 
 
-def _merged(table: Table, plan: Plan) -> Course[Outcome]:
+def _merged(settings: Settings, table: Table, plan: Plan) -> Course[Outcome]:
     """The differences between source and table become changes of the table."""
     found = difference.found(plan, table.stamp, table.written)
     for attempt in tenacity.Retrying(
@@ -201,6 +205,7 @@ def _merged(table: Table, plan: Plan) -> Course[Outcome]:
                 _forget(table, edit.written)
                 plan = table.begin_again(plan)
                 yield [Task(work, unit, table.target.label) for unit in plan.units]
+                _grade(settings, table, plan)
                 found = difference.found(plan, table.stamp, table.written)
                 edit = yield from difference.edited(plan, table.stamp, found, state)
                 if _misses(table, plan, found, edit, state):
@@ -315,6 +320,50 @@ def book_rejected(
         commit.append(place, book.COLUMNS, file, {"batch_id": stamp.batch_id})
 
 
+def _grade(settings: Settings, table: Table, plan: Plan) -> None:
+    """Holds the rows that were read against what is demanded of them.
+
+    Raises:
+        QualityRefused: they are not to land.
+    """
+    demanded = settings.demanded(table.target.settings)
+    age = time.time() - table.stamp.loaded_at.timestamp()
+    quality = plan.enrichment.quality
+    table.figures = grade.figures(quality, table.findings.quality, demanded, age)
+    # They have been counted; those of all tables of a run would not fit into its memory.
+    for i, part in enumerate(table.written):
+        lighter = replace(part.findings, quality=replace(part.findings.quality, prints=()))
+        table.written[i] = replace(part, findings=lighter)
+    said = grade.against(table.figures) if demanded.on_failure == "stop" else ""
+    if said:
+        raise QualityRefused(
+            f"The rows of table {table.target.label} are not good enough: {said}.",
+            hint="Nothing of it landed, its Bronze table is as it was. `bronze quality` shows all"
+            ' figures; on_failure = "land" lets such rows land.',
+            table=table.target.label,
+        )
+
+
+def book_quality(settings: Settings, tables: Sequence[Table]) -> None:
+    """Enters how the rows fared that have landed, or were refused, into ``governance.quality``."""
+    graded = [
+        Graded(
+            source_table=table.target.label,
+            target_table=table.target.name,
+            stamp=table.stamp,
+            mode=table.plan.mode,
+            as_of=table.stamp.loaded_at,
+            landed=table.error is None,
+            figures=table.figures,
+        )
+        for table in tables
+        if table.figures
+        and table.plan
+        and (table.error is None or isinstance(table.error, QualityRefused))
+    ]
+    grade.enter(settings.place(GOVERNANCE, quality_book.NAME), graded)
+
+
 def discard(place: Place, batch_id: str) -> None:
     """Deletes what was written for a table and will not land; what did land is kept."""
     compare.forget(place)
@@ -332,7 +381,14 @@ def _failed(table: Table, error: BronzeError) -> TableResult:
         rows_read=table.rows,
         seconds=time.monotonic() - table.began,
         error=error.failure(),
+        **_fared(table),
     )
+
+
+def _fared(table: Table) -> dict[str, Any]:
+    found = table.findings.quality
+    score = round(found.total / found.rows, 2) if found.rows else None
+    return {"score": score, "quarantined": found.quarantined}
 
 
 def _laid_out(settings: Settings, table: Table) -> Course[tuple[str, ...]]:
@@ -368,4 +424,5 @@ def _result(table: Table, outcome: Outcome, notes: tuple[str, ...]) -> TableResu
         seconds=time.monotonic() - table.began,
         schema_changes=lineage.changes(table.plan),
         notes=notes,
+        **_fared(table),
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
+from bronze.rule import Quality, Scored
 from bronze.watch import NO_OUTLIERS, NO_PROFILE, Outliers, Profile, Watch
 
 KindName = Literal[
@@ -227,6 +228,8 @@ class Enrichment:
     protection: Protection | None = None
     watch: Watch | None = None
 
+    quality: Quality = field(default_factory=Quality)
+
 
 @dataclass(frozen=True)
 class Findings:
@@ -234,9 +237,14 @@ class Findings:
 
     outliers: Outliers = NO_OUTLIERS
     profile: Profile = NO_PROFILE
+    quality: Scored = field(default_factory=Scored)
 
     def __add__(self, other: Findings) -> Findings:
-        return Findings(self.outliers + other.outliers, self.profile + other.profile)
+        return Findings(
+            self.outliers + other.outliers,
+            self.profile + other.profile,
+            self.quality + other.quality,
+        )
 
 
 NONE_GIVEN = Enrichment()
@@ -380,8 +388,9 @@ class TableResult:
     """What a run did to one table.
 
     ``bytes`` is the size of the ``files`` that it wrote, ``anomalies`` counts those among the rows
-    that it wrote, ``schema_changes`` are what happened to the table's columns, ``notes`` what else
-    there is to know.
+    that it wrote. ``score`` is the average of the rows that were read, None where none were;
+    ``quarantined`` of them are below the threshold. ``schema_changes`` are what happened to the
+    table's columns, ``notes`` what else there is to know.
     """
 
     table: str
@@ -400,6 +409,8 @@ class TableResult:
     schema_changes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     error: Failure | None = None
+    score: float | None = None
+    quarantined: int = 0
 
 
 @dataclass(frozen=True)

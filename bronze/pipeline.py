@@ -301,6 +301,7 @@ def landed(
             for result in engine.drive(workers, courses, limit, told):
                 notify(Progress(result.table, by_label[result.table].rows, 1.0, result))
                 yield result
+        landing.book_quality(settings, tables)
     except BaseException:
         for table in tables:
             landing.discard(table.target.place, table.stamp.batch_id)

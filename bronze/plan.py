@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from bronze import drift, keys, prepare, provide, resume, units
+from bronze import drift, keys, prepare, provide, resume, rules, units
 from bronze.config import Settings
 from bronze.drift import Settled
 from bronze.enrich import anomaly
@@ -80,12 +80,18 @@ def plan_table(
     given = Assignment(target, snapshot, origin, stamp, settings, readers)
     state, settled, partition = settle(target, snapshot.since.visible)
     key, notes = _key(given, settled)
-    enrichment = provide.enrichment(given, settled, key, state)
-    if keys.moved(enrichment.protection, state):
+    protection = keys.protection(settings, target, settled)
+    if keys.moved(protection, state):
         said = f"its keys have been rotated: {drift.ANEW}"
         settled = replace(settled, anew=True, notes=(*settled.notes, said))
-    shape = _shape(given, settled, key, partition, state, enrichment)
     mode, where, why = _mode(given, state, settled, key)
+    streamed = target.settings.pattern == "streaming"
+    reading = not (streamed and mode == "changes")
+    enrichment = provide.enrichment(given, settled, key, state, protection, reading=reading)
+    scoring = rules.fingerprint(settings, target, enrichment.quality.criteria)
+    shape = _shape(given, settled, key, partition, state, enrichment, scoring)
+    if state is not None and state.properties.get(drift.RULES, scoring) != scoring:
+        why += ("its rules have changed: rows that do not change keep the scores that they have",)
     marks, looking = resume.marks(given, state, whole=mode != "changes")
     against = state if mode == "compare" else None
 
@@ -93,9 +99,8 @@ def plan_table(
         inline = mode != "load"
         return tuple(units.of_rows(given, settled, shape, key, where, against, inline, enrichment))
 
-    streamed = target.settings.pattern == "streaming"
     # What has changed comes by the stream.
-    work = () if streamed and mode == "changes" else rows(where, against)
+    work = rows(where, against) if reading else ()
     if looking and mode == "changes" and state is not None:
         work += tuple(units.of_keys(given, settled, shape, key, state, len(work), enrichment))
     reached = Position(snapshot.timeline, snapshot.position, tuple(marks))
@@ -279,6 +284,7 @@ def _shape(
     partition: str | None,
     state: State | None,
     enrichment: Enrichment,
+    scoring: str,
 ) -> Shape:
     target = given.target
     layout = [*((column.target, column.stored) for column in settled.columns), *METADATA]
@@ -297,6 +303,7 @@ def _shape(
         drift.KEY: json.dumps(key),
         drift.BASE: str(settled.base),
         drift.NUMBERS: drift.numbers(settled.columns, target.relation),
+        drift.RULES: scoring,
         drift.PARTS: drift.parts(target.relation, target.settings.pattern == "streaming"),
     }
     if enrichment.protection or (state and drift.PROTECT in state.properties):

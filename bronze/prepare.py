@@ -109,8 +109,9 @@ def missing(settings: Settings, chosen: Sequence[Target]) -> list[TableRefused]:
             table=name,
             sqlstate="42P01",
         )
-        for name, own in settings.tables.items()
-        if name not in known and own.pattern != "streaming"
+        for name in dict.fromkeys((*settings.tables, *settings.added))
+        if name not in known
+        and not (name in settings.tables and settings.tables[name].pattern == "streaming")
     ]
 
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from bronze import anomalies, keys
+from dataclasses import replace
+
+from bronze import anomalies, spanning
 from bronze.drift import Settled
-from bronze.model import Enrichment
+from bronze.model import Enrichment, Protection
 from bronze.table.log import State
 from bronze.units import Assignment
 
 
 def enrichment(
-    given: Assignment, settled: Settled, key: tuple[str, ...], state: State | None
+    given: Assignment,
+    settled: Settled,
+    key: tuple[str, ...],
+    state: State | None,
+    protection: Protection | None,
+    *,
+    reading: bool = True,
 ) -> Enrichment:
     """What all units of a table's run give its rows.
 
@@ -19,14 +27,21 @@ def enrichment(
         settled: its columns.
         key: the key's target names.
         state: the Bronze table as it was found.
+        protection: how it is protected.
+        reading: whether rows are read of the snapshot; else they come by a stream.
 
     Raises:
-        ConfigError: columns are to be protected, and there is no master key.
         TableRefused: the table cannot be taken as the config says.
         LakeError: what the lake holds for this cannot be read.
     """
-    protect = given.target.settings.protect
     return Enrichment(
-        protection=keys.protection(given.settings, given.target, settled),
-        watch=anomalies.watch(given, settled, key, state, protect),
+        protection=protection,
+        watch=anomalies.watch(given, settled, key, state, given.target.settings.protect),
+        quality=spanning.quality(given, settled, key, asking=reading),
     )
+
+
+def streamed(copied: Enrichment) -> Enrichment:
+    """What the rows that a stream brings are given, by what those of the copy were."""
+    quality = replace(copied.quality, criteria=spanning.followed(copied.quality.criteria))
+    return replace(copied, quality=quality)

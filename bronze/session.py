@@ -36,7 +36,7 @@ _PATIENCE = 0.5
 _GUARD_EVERY = 10.0
 _LOOK_EVERY = 60.0
 _REMEMBER_EVERY = 3600.0
-# The books of anomalies grow by a file each time.
+# The books of anomalies and quality grow by a file each time.
 _TELL_EVERY = 60.0
 _LONGEST_PAUSE = 60.0
 # How long a table that failed is left alone, at first and at most.
@@ -71,7 +71,7 @@ class Session:
         self._limit = units.readers(self._settings.run, self._settings.run.workers)
         self._recorded = 0
         self._recorded_at = self._guarded_at = 0.0
-        self._looked_at = self._remembered_at = self._told_at = time.monotonic()
+        self._looked_at = self._remembered_at = self._told_at = self._graded_at = time.monotonic()
         self._last: Stamp | None = None
         if self._followings:
             self._record(None, "")
@@ -175,6 +175,16 @@ class Session:
             for note in follow.told(self._settings, following, self._last):
                 self._line.say(f"{following.label}: {note}")
 
+    def _grade(self) -> None:
+        """Enters how the rows fared since it was done last; what hinders that is told, and the
+        stream goes on: it is tried again.
+        """
+        self._graded_at = time.monotonic()
+        try:
+            follow.book_quality(self._settings, self._followings.values())
+        except BronzeError as error:
+            self._line.say(f"How the rows fared could not be entered: {error.message}")
+
     def _landed(self, pool: Executor, batch: Batch, stamp: Stamp) -> None:
         line = self._line
         misfits: list[Following] = []
@@ -212,6 +222,7 @@ class Session:
     def _compare(self, misfits: Sequence[Following]) -> None:
         """Tables that the stream cannot bring up to date are compared as they are now."""
         self._tell()
+        self._grade()
         now = {relation.oid: relation for relation in self._line.found()}
         targets = []
         self._line.remember([lineage.left(following.entry, None) for following in misfits])
@@ -318,6 +329,7 @@ class Session:
             if not record.found(self._settings):
                 raise record.gone(self._settings)
             self._tell()
+            self._grade()
             line.remember([lineage.left(f.entry, f.error) for f in self._followings.values()])
         except BronzeError as error:
             line.tally.unrecorded = error.failure()
@@ -338,6 +350,8 @@ class Session:
             self._guard()
         if now - self._told_at > _TELL_EVERY:
             self._tell()
+        if now - self._graded_at > _TELL_EVERY:
+            self._grade()
         if now - self._looked_at > _LOOK_EVERY:
             self._looked_at = now
             self._look()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from polars import DataFrame
 
     from bronze.audit import Report as AuditReport
-    from bronze.check import Report
+    from bronze.check import Report, TableReport
     from bronze.forget import Forgotten
     from bronze.keys import KeyReport
     from bronze.model import MaintainResult, RunResult, StreamResult, TableResult
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from bronze.pipeline import Progress as Step
     from bronze.stream import Notify as NotifyStep
     from bronze.stream import Step as StreamStep
+    from bronze.trend import QualityReport, TableQuality
     from bronze.verdict import VerifyResult
 
 _out = Console(highlight=False)
@@ -111,6 +114,9 @@ def run(result: RunResult) -> None:
     _out.print(table)
     rows = sum(row.rows_read for row in result.tables)
     said(f"{rows:,} rows read in {result.seconds:.1f} s, batch {result.batch_id}")
+    scored = [row for row in result.tables if row.score is not None]
+    if scored:
+        said(_scores(scored))
     for row in result.tables:
         for note in row.notes:
             said(f"{row.table}: {note}")
@@ -359,6 +365,70 @@ def verified(result: VerifyResult) -> None:
             _err.print(f"  {row.error.hint}", markup=False)
 
 
+def _rules(found: TableReport) -> str:
+    """How many rules a table has, by where they come from."""
+    counts = Counter(rule.origin for rule in found.rules)
+    proven = sum(rule.evaluation == "proven" for rule in found.rules)
+    names = {"config": "of the config", "python": "made in Python", "derived": "derived"}
+    parts = [f"{counts[origin]} {name}" for origin, name in names.items() if counts[origin]]
+    parts += [f"{proven} of them proven by PostgreSQL"] if proven else []
+    left = ", ".join(found.untranslated)
+    return ", ".join(parts) + (f"; left to PostgreSQL alone: {left}" if left else "")
+
+
+def _scores(scored: Sequence[TableResult]) -> str:
+    """The average score of all rows, and which tables have some that are quarantined."""
+    rows = sum(row.rows_read for row in scored)
+    average = sum((row.score or 0.0) * row.rows_read for row in scored) / max(rows, 1)
+    low = [f"{row.quarantined:,} of {row.table}" for row in scored if row.quarantined]
+    quarantined = f"; quarantined: {', '.join(low)}" if low else ""
+    return f"average score {_score(average)}{quarantined}"
+
+
+def _score(score: float) -> str:
+    # Not rounded to a hundred that it is not.
+    return f"{math.floor(score * 10) / 10:.1f}"
+
+
+def quality(report: QualityReport, trend: int) -> None:
+    """How tables fare, what is not as demanded, and how it came to be so."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("Bronze table", no_wrap=True)
+    for name in ("rows", "score", "below 100", "quarantined", "unmet", "age"):
+        table.add_column(name, justify="right")
+    for one in report.tables:
+        for number, run in enumerate(one.runs):
+            table.add_row(
+                one.target.rpartition(".")[2]
+                if not number
+                else f"  {run.evaluated:%Y-%m-%d %H:%M}",
+                f"{run.rows:,}",
+                _score(run.score),
+                f"{run.flawed:,}",
+                f"{run.quarantined:,}",
+                str(run.unmet),
+                "" if number else _age(one),
+            )
+    if not report.tables:
+        said("There are no figures yet: `bronze run` and `bronze stream` enter them.")
+        return
+    _out.print(table)
+    for one in report.tables:
+        for figure in one.unmet:
+            what = figure.rule if figure.kind != "check" else f"{figure.rule} (check)"
+            count = f"{figure.failed:,} of {figure.checked:,}"
+            keys = f", such as {', '.join(figure.examples)}" if figure.examples else ""
+            said(f"{one.target}: {what}: {count} ({figure.share or 0:.2%}){keys}")
+        if not one.fresh:
+            said(f"{one.target}: not fresh: {_age(one)} old, to be below {one.allowed:,} s")
+
+
+def _age(table: TableQuality) -> str:
+    minutes, seconds = divmod(int(min(table.age, 10**9)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds:02}s"
+
+
 def check(report: Report) -> None:
     """What each table and column becomes, then what stands in the way."""
     for found in report.tables:
@@ -377,6 +447,8 @@ def check(report: Report) -> None:
             table.add_row(name, column.source_type, column.delta_type, column.note)
         if found.columns:
             _out.print(table)
+        if found.rules:
+            said(f"  rules: {_rules(found)}")
         for note in found.notes:
             said(f"  note: {note}")
     for problem in report.problems:

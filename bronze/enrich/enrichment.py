@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from bronze.enrich import protect
+from bronze.enrich import protect, quality
 from bronze.enrich.profile import profiled
 from bronze.enrich.stamp import checksum, digests, row_hash, stamped
 from bronze.model import Enrichment, Findings, Stamp
@@ -25,7 +25,9 @@ def enriched(
 
     Raises:
         ConfigError: a key cannot be had.
+        TableRefused: a rule fails on these rows.
     """
+    scores, found = quality.scored(rows, rejected, stamp, wanted.quality, wanted.protection)
     profile = profiled(rows, wanted.watch) if wanted.watch else Profile()
     if wanted.protection:
         hashes = row_hash(rows, rejected, base)
@@ -34,4 +36,6 @@ def enriched(
     else:
         # What is stored is what is hashed: one encoding serves both.
         hashes, checksums = digests(rows, rejected, base)
-    return stamped(rows, hashes, checksums, stamp), Findings(profile=profile)
+    found = quality.told_apart(found, hashes, wanted.quality)
+    made = stamped(rows, hashes, checksums, stamp, scores, wanted.quality.threshold)
+    return made, Findings(profile=profile, quality=found)

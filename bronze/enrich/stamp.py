@@ -11,7 +11,8 @@ import polars_hash as plh
 import pyarrow as pa
 
 from bronze.enrich.encoding import encode
-from bronze.model import ACTIVE, Kind, Stamp
+from bronze.model import ACTIVE, QUARANTINED, Kind, Stamp
+from bronze.rule import BEST
 
 METADATA: tuple[tuple[str, Kind], ...] = (
     ("load_timestamp", Kind("timestamp")),
@@ -31,7 +32,6 @@ COMMITTED = "source_commit_timestamp"
 """In a table that is streamed: when the transaction committed that wrote the row; NULL for rows
 that came otherwise."""
 
-_BEST = 100
 _HASH_DIGITS = 32
 _CHECKSUM_DIGITS = 16
 # Four hexadecimal digits for each of the 65,536 values of two bytes.
@@ -39,7 +39,12 @@ _HEX = np.array([f"{i:04x}".encode() for i in range(1 << 16)]).view(np.uint32)
 
 
 def stamped(
-    rows: pl.DataFrame, hashes: pl.Series, checksums: pl.Series, stamp: Stamp
+    rows: pl.DataFrame,
+    hashes: pl.Series,
+    checksums: pl.Series,
+    stamp: Stamp,
+    scores: pl.Series | None = None,
+    threshold: int = 0,
 ) -> pl.DataFrame:
     """Bronze rows: the source's columns followed by `METADATA`.
 
@@ -48,14 +53,16 @@ def stamped(
         hashes: ``row_hash`` of each row.
         checksums: ``checksum`` of each row.
         stamp: what the run writes beside every row.
+        scores: each row's score; None where all are the best.
+        threshold: the score below which a row is quarantined.
     """
     moment = pl.lit(stamp.loaded_at).cast(pl.Datetime("us", "UTC"))
     added = {
         "load_timestamp": moment,
         "update_timestamp": moment,
         "source_system": _constant(stamp.source_system),
-        "record_status": _constant(ACTIVE),
-        "data_quality_score": pl.lit(_BEST, pl.Int32),
+        "record_status": _status(scores, threshold),
+        "data_quality_score": pl.lit(BEST if scores is None else scores).cast(pl.Int32),
         "batch_id": _constant(stamp.batch_id),
         "ingestion_method": _constant(stamp.method),
         "data_lineage": _constant(stamp.lineage),
@@ -63,6 +70,15 @@ def stamped(
         "row_hash": pl.lit(hashes),
     }
     return rows.with_columns(added[name].alias(name) for name, _ in METADATA)
+
+
+def _status(scores: pl.Series | None, threshold: int) -> pl.Expr:
+    # The same enum for all rows, so that those of several slices can be put together.
+    status = pl.Enum([ACTIVE, QUARANTINED])
+    if scores is None:
+        return pl.lit(ACTIVE, status)
+    low = pl.lit(scores < threshold)
+    return pl.when(low).then(pl.lit(QUARANTINED, status)).otherwise(pl.lit(ACTIVE, status))
 
 
 def _constant(text: str) -> pl.Expr:

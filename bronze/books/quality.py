@@ -1,0 +1,130 @@
+"""``governance.quality``: how the rows of each run fared, by rule and for the table as a whole.
+
+There is a record for each rule, and one for each check of the table: ``null_share`` (also by
+column), ``duplicates``, ``schema_compliance``, ``freshness``, ``score`` (rows below 100, and the
+average) and ``quarantined``. Rows are named by their keys alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import polars as pl
+
+from bronze.model import Kind, Stamp
+
+COLUMNS: tuple[tuple[str, Kind], ...] = (
+    ("batch_id", Kind("string")),
+    ("data_lineage", Kind("string")),
+    ("evaluated_timestamp", Kind("timestamp")),
+    ("as_of_timestamp", Kind("timestamp")),
+    ("source_system", Kind("string")),
+    ("source_table", Kind("string")),
+    ("target_table", Kind("string")),
+    ("mode", Kind("string")),
+    ("landed", Kind("boolean")),
+    ("rule", Kind("string")),
+    ("kind", Kind("string")),
+    ("column_name", Kind("string")),
+    ("severity", Kind("string")),
+    ("origin", Kind("string")),
+    ("evaluation", Kind("string")),
+    ("checked", Kind("long")),
+    ("failed", Kind("long")),
+    ("share", Kind("double")),
+    ("measured", Kind("double")),
+    ("allowed", Kind("double")),
+    ("passed", Kind("boolean")),
+    ("examples", Kind("string")),
+)
+NAME = "quality"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One rule or check.
+
+    ``share`` is that of the rows (or cells) that fail; ``measured`` is what is held against
+    ``allowed``: that share, the share that complies, seconds, or an average. What is not known is
+    None; ``passed`` is None where nothing is demanded. ``examples`` are keys as JSON objects.
+    """
+
+    rule: str
+    kind: str
+    column: str = ""
+    severity: str = ""
+    origin: str = "check"
+    evaluation: str = "rows"
+    checked: int | None = None
+    failed: int | None = None
+    measured: float | None = None
+    allowed: float | None = None
+    passed: bool | None = None
+    examples: tuple[str, ...] = ()
+
+    @property
+    def share(self) -> float | None:
+        """The share that fails."""
+        if self.checked is None or self.failed is None:
+            return None
+        return self.failed / self.checked if self.checked else 0.0
+
+
+@dataclass(frozen=True)
+class Graded:
+    """How one table's rows fared: ``as_of`` is the moment of the source that they are of."""
+
+    source_table: str
+    target_table: str
+    stamp: Stamp
+    mode: str
+    as_of: datetime
+    landed: bool
+    figures: tuple[Figure, ...]
+
+
+def frame(tables: Iterable[Graded]) -> pl.DataFrame:
+    """The records of some tables as a frame with `COLUMNS`."""
+    now = datetime.now(UTC)
+    rows = [
+        (
+            table.stamp.batch_id,
+            table.stamp.lineage,
+            now,
+            table.as_of,
+            table.stamp.source_system,
+            table.source_table,
+            table.target_table,
+            table.mode,
+            table.landed,
+            figure.rule,
+            figure.kind,
+            figure.column,
+            figure.severity,
+            figure.origin,
+            figure.evaluation,
+            figure.checked,
+            figure.failed,
+            figure.share,
+            figure.measured,
+            figure.allowed,
+            figure.passed,
+            f"[{', '.join(figure.examples)}]",
+        )
+        for table in tables
+        for figure in table.figures
+    ]
+    return pl.DataFrame(rows, schema=_SCHEMA, orient="row")
+
+
+_TYPES: dict[str, Any] = {
+    "string": pl.String,
+    "timestamp": pl.Datetime("us", "UTC"),
+    "boolean": pl.Boolean,
+    "long": pl.Int64,
+    "double": pl.Float64,
+}
+_SCHEMA: dict[str, Any] = {name: _TYPES[kind.name] for name, kind in COLUMNS}

@@ -1,0 +1,161 @@
+"""How a table's rows fared, held against what is demanded of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from bronze.books import quality as book
+from bronze.books.quality import Figure, Graded
+from bronze.model import Place
+from bronze.rule import BEST, Criterion, Quality, Scored
+from bronze.standard import QualitySettings
+from bronze.table import commit, files
+
+SCORE, QUARANTINED, FRESHNESS = "score", "quarantined", "freshness"
+_SEVERE = ("high", "critical")
+_NAMED = 3
+
+
+def figures(
+    quality: Quality, found: Scored, demanded: QualitySettings, age: float
+) -> tuple[Figure, ...]:
+    """A figure for each rule and each check of a table.
+
+    Args:
+        quality: what the rows were held against.
+        found: how they fared.
+        demanded: what is demanded of the table as a whole.
+        age: how old the source's state is that they are of, in seconds.
+    """
+    rules = [_rule(criterion, found, i) for i, criterion in enumerate(quality.criteria)]
+    return (*rules, *_checks(quality, found, demanded, age))
+
+
+def _rule(criterion: Criterion, found: Scored, number: int) -> Figure:
+    checked: int | None = found.rows
+    failed: int | None = found.failed[number] if found.failed else 0
+    if criterion.evaluation == "counted":
+        checked, failed = criterion.counted
+    elif criterion.evaluation == "none":
+        checked = failed = None
+    share = None if checked is None or failed is None else failed / max(checked, 1)
+    return Figure(
+        rule=criterion.name,
+        kind=criterion.kind,
+        column=", ".join(criterion.columns),
+        severity=criterion.severity,
+        origin=criterion.origin,
+        evaluation=criterion.evaluation,
+        checked=checked,
+        failed=failed,
+        measured=share,
+        allowed=criterion.allow,
+        passed=None if share is None else share <= criterion.allow,
+        examples=found.examples[number] if found.examples else (),
+    )
+
+
+def _checks(
+    quality: Quality, found: Scored, demanded: QualitySettings, age: float
+) -> Iterator[Figure]:
+    rows = found.rows
+    nulls = dict(zip((source for source, _ in quality.names), found.nulls, strict=False))
+    cells, empty = rows * len(quality.names), sum(nulls.values())
+    yield _below("null_share", cells, empty, demanded.null_share)
+    for name, count in nulls.items():
+        share = count / max(rows, 1)
+        yield Figure("null_share", "check", name, checked=rows, failed=count, measured=share)
+    yield _duplicates(quality, found, demanded)
+    compliant = (rows - found.refused) / rows if rows else 1.0
+    yield Figure(
+        "schema_compliance",
+        "check",
+        checked=rows,
+        failed=found.refused,
+        measured=compliant,
+        allowed=demanded.schema_compliance,
+        passed=compliant >= demanded.schema_compliance,
+    )
+    yield Figure(
+        FRESHNESS,
+        "check",
+        measured=age,
+        allowed=float(demanded.freshness),
+        passed=age < demanded.freshness,
+    )
+    average = found.total / rows if rows else float(BEST)
+    yield Figure(SCORE, "check", checked=rows, failed=found.flawed, measured=average)
+    yield Figure(QUARANTINED, "check", checked=rows, failed=found.quarantined)
+
+
+def _below(name: str, checked: int, failed: int, limit: float, evaluation: str = "rows") -> Figure:
+    share = failed / checked if checked else 0.0
+    return Figure(
+        name,
+        "check",
+        evaluation=evaluation,
+        checked=checked,
+        failed=failed,
+        measured=share,
+        allowed=limit,
+        # None at all is below every limit.
+        passed=share < limit or not failed,
+    )
+
+
+def _duplicates(quality: Quality, found: Scored, demanded: QualitySettings) -> Figure:
+    """Rows beyond the first of each key, or, without one, beyond the first that is the same."""
+    if not quality.distinct:
+        return _below("duplicates", found.rows, 0, demanded.duplicates, "proven")
+    prints = np.sort(np.frombuffer(b"".join(found.prints), np.uint64))
+    # The same rows have the same fingerprint, so a share of all fingerprints tells of all.
+    again = int(np.count_nonzero(prints[1:] == prints[:-1])) * quality.distinct
+    how = "rows" if quality.distinct == 1 else "estimated"
+    return _below("duplicates", found.rows, min(again, found.rows), demanded.duplicates, how)
+
+
+def against(figures: Sequence[Figure]) -> str:
+    """What speaks against landing these rows, "" if nothing does: checks that are not met, and
+    rules of severity high or critical that more rows break than may.
+
+    Freshness is none of it: what took long to read would be no fresher for being left out.
+    """
+    bad = [
+        figure
+        for figure in figures
+        if figure.passed is False
+        and figure.rule != FRESHNESS
+        and (figure.origin == "check" or figure.severity in _SEVERE)
+    ]
+    said = [_said(figure) for figure in bad[:_NAMED]]
+    if len(bad) > _NAMED:
+        said.append(f"and {len(bad) - _NAMED} more")
+    return "; ".join(said)
+
+
+def _said(figure: Figure) -> str:
+    what = f"{figure.failed:,} of {figure.checked:,}"
+    if figure.kind != "check":
+        return f"{what} rows break the rule {figure.rule!r}"
+    if figure.rule == "schema_compliance":
+        return f"{what} rows have values that Delta cannot hold"
+    if figure.rule == "duplicates":
+        return f"{what} rows are duplicates, not below {figure.allowed:.2%}"
+    return f"{what} values are NULL, not below {figure.allowed:.2%}"
+
+
+def enter(place: Place, graded: Iterable[Graded]) -> None:
+    """Enters how tables fared into the book at ``place``.
+
+    Raises:
+        LakeError, LakeUnreachable: it cannot be written.
+    """
+    tables = list(graded)
+    if not tables:
+        return
+    batch = tables[-1].stamp.batch_id
+    file = files.write([book.frame(tables)], place, batch, ())
+    if file:
+        commit.append(place, book.COLUMNS, file, {"batch_id": batch})

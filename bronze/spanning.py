@@ -1,0 +1,162 @@
+"""Rules that span rows are asked of PostgreSQL, in the run's own snapshot: there the answer is of
+the very rows that land. What comes back are the values that break a rule, by which the workers
+know the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import polars as pl
+
+from bronze import rules, units
+from bronze.drift import Settled
+from bronze.model import Column
+from bronze.rule import SPANNING, Criterion, Quality
+from bronze.source import constraint
+from bronze.source.catalog import Relation
+from bronze.source.constraint import Constraints
+from bronze.source.read import decoded, dtype
+from bronze.source.slices import size_of
+from bronze.source.statement import quoted
+from bronze.units import Assignment
+
+VALUES = 10_000
+"""So many values that break a rule are told to the workers; beyond, they are only counted."""
+
+_PRINTS = 2_000_000
+_NARROW_ROW = 50
+
+
+def quality(
+    given: Assignment,
+    settled: Settled,
+    key: Sequence[str],
+    *,
+    asking: bool,
+    protected: Sequence[str] = (),
+) -> Quality:
+    """What the rows of a table are held against in a run.
+
+    Args:
+        given: the table.
+        settled: its columns.
+        key: the key's target names.
+        asking: whether rows are read of the snapshot, so that it can be asked.
+        protected: the source's names of columns whose values must not be told.
+
+    Raises:
+        TableRefused: a rule cannot be used on this table.
+    """
+    relation = given.target.relation
+    known: Constraints = units.asked(given, lambda holder: constraint.constraints(holder, relation))
+    names = tuple((c.name, c.target) for c in settled.columns if c.name)
+    of_key = [source for wanted in key for source, target in names if target == wanted]
+    found = rules.criteria(given.settings, given.target, settled, of_key, known)
+    if asking:
+        found = tuple(_answered(given, settled, known, criterion) for criterion in found)
+    hidden = {target for source, target in names if source in protected}
+    return Quality(
+        criteria=found if asking else followed(found),
+        threshold=given.settings.demanded(given.target.settings).threshold,
+        names=names,
+        key=tuple(name for name in key if name not in hidden),
+        distinct=0 if key else -(-_rows(relation) // _PRINTS) or 1,
+    )
+
+
+def followed(criteria: Sequence[Criterion]) -> tuple[Criterion, ...]:
+    """The rules as they are in a stream, where nobody can be asked about a batch's moment."""
+    return tuple(
+        replace(criterion, evaluation="none", holds=b"", counted=(0, 0))
+        if criterion.kind in SPANNING and criterion.evaluation != "proven"
+        else criterion
+        for criterion in criteria
+    )
+
+
+def _rows(relation: Relation) -> int:
+    return relation.rows if relation.rows >= 0 else size_of(relation) // _NARROW_ROW
+
+
+def _answered(
+    given: Assignment, settled: Settled, known: Constraints, criterion: Criterion
+) -> Criterion:
+    if criterion.kind not in SPANNING or criterion.evaluation != "rows":
+        return criterion
+    table = quoted(given.target.relation.schema, given.target.relation.name)
+    columns = [
+        column for name in criterion.columns for column in settled.columns if column.name == name
+    ]
+    broken = _condition(given, known, criterion, table)
+    selected = ", ".join(f"{column.select} AS c{i}" for i, column in enumerate(columns))
+    query = f"SELECT DISTINCT {selected} FROM {table} AS own WHERE {broken}"  # noqa: S608
+    rows = _fetched(given, f"{query} LIMIT {VALUES + 1}")
+    if len(rows) > VALUES:
+        ((checked, failed),) = _fetched(
+            given,
+            f"SELECT count(*), count(*) FILTER (WHERE {broken}) FROM {table} AS own",  # noqa: S608
+        )
+        return replace(criterion, evaluation="counted", counted=(checked, failed))
+    return replace(criterion, holds=_none_of(columns, rows).meta.serialize())
+
+
+def _fetched(given: Assignment, query: str) -> list[Any]:
+    return list(units.asked(given, lambda holder: holder.execute(query).fetchall()))
+
+
+def _condition(given: Assignment, known: Constraints, criterion: Criterion, table: str) -> str:
+    """The SQL condition that rows of ``table AS own`` break the rule."""
+    own = [f"own.{quoted(name)}" for name in criterion.columns]
+    there = " AND ".join(f"{name} IS NOT NULL" for name in own)
+    if criterion.kind == "unique":
+        names = ", ".join(quoted(name) for name in criterion.columns)
+        given_names = " AND ".join(f"{quoted(name)} IS NOT NULL" for name in criterion.columns)
+        several = (
+            f"SELECT {names} FROM {table} WHERE {given_names}"  # noqa: S608
+            f" GROUP BY {names} HAVING count(*) > 1"
+        )
+        return f"{there} AND ({', '.join(own)}) IN ({several})"
+    other, names_there = _other(given, known, criterion)
+    same = " AND ".join(
+        f"other.{quoted(there)} = {mine}" for there, mine in zip(names_there, own, strict=True)
+    )
+    return f"{there} AND NOT EXISTS (SELECT FROM {other} AS other WHERE {same})"
+
+
+def _other(
+    given: Assignment, known: Constraints, criterion: Criterion
+) -> tuple[str, tuple[str, ...]]:
+    """The quoted table that a rule refers to, and its columns."""
+    for rule in given.target.settings.rules:
+        if rule.called == criterion.name and criterion.origin == "config":
+            schema, table, others = rules.referred(given.target, rule)
+            return quoted(schema, table), others
+    held = next(one for one in known.references if one.name == criterion.name)
+    return quoted(held.schema, held.table), held.others
+
+
+def _none_of(columns: Sequence[Column], rows: Sequence[Any]) -> pl.Expr:
+    """That a row has none of these values."""
+    values = [
+        decoded(
+            pl.Series([row[i] for row in rows], dtype=_travelling(column)), column.kind, column.wire
+        )
+        for i, column in enumerate(columns)
+    ]
+    names = [column.name for column in columns]
+    if len(names) == 1:
+        held = pl.col(names[0]).is_in(values[0].drop_nulls().implode())
+    else:
+        frame = pl.DataFrame([one.alias(name) for one, name in zip(values, names, strict=True)])
+        held = pl.struct(names).is_in(frame.drop_nulls().to_struct().implode())
+    return held.not_()
+
+
+_WIRES = {"unscaled": pl.Int64, "text": pl.String}
+
+
+def _travelling(column: Column) -> Any:
+    return _WIRES.get(column.wire) or dtype(column.kind)

@@ -1,0 +1,197 @@
+"""How the tables in the lake fare: the latest figures of each, and how they came to be so.
+
+It needs the lake alone. How fresh a table is, is measured anew: by the moment of the source that
+its last run has brought, or, for a table that is streamed, that its stream has recorded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import polars as pl
+
+from bronze import grade
+from bronze.books import quality as book
+from bronze.books import streams
+from bronze.books.quality import Figure
+from bronze.config import GOVERNANCE, Settings
+from bronze.errors import ConfigError
+from bronze.model import Stored
+from bronze.table import files, log
+from bronze.table.log import State
+
+# Of a stream's records only so many files are looked into, from the newest on.
+_RECORDS = 20
+
+
+@dataclass(frozen=True)
+class Run:
+    """How the rows of one run fared; ``unmet`` counts the rules and checks that were not met."""
+
+    batch_id: str
+    evaluated: datetime
+    mode: str
+    landed: bool
+    rows: int
+    score: float
+    flawed: int
+    quarantined: int
+    unmet: int
+
+
+@dataclass(frozen=True)
+class TableQuality:
+    """One table: its runs, newest first, and the figures of the newest.
+
+    ``age`` is how old the source's state is that the table holds, in seconds; it is to be below
+    ``allowed``.
+    """
+
+    table: str
+    target: str
+    runs: tuple[Run, ...]
+    figures: tuple[Figure, ...]
+    age: float
+    allowed: int
+
+    @property
+    def fresh(self) -> bool:
+        """Whether it is as fresh as demanded."""
+        return self.age < self.allowed
+
+    @property
+    def unmet(self) -> tuple[Figure, ...]:
+        """The figures of the newest run that are not as demanded."""
+        return tuple(f for f in self.figures if f.passed is False and f.rule != grade.FRESHNESS)
+
+
+@dataclass(frozen=True)
+class QualityReport:
+    """How tables fare."""
+
+    tables: tuple[TableQuality, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """0: all is as demanded; 1: something is not."""
+        return 1 if any(table.unmet or not table.fresh for table in self.tables) else 0
+
+
+def quality(settings: Settings, tables: Sequence[str] = (), trend: int = 1) -> QualityReport:
+    """How tables fare.
+
+    Args:
+        settings: the config.
+        tables: names of the source's tables, or of Bronze tables; none takes all that there are.
+        trend: how many of the last runs are told.
+
+    Raises:
+        ConfigError: there are no figures of such a table.
+        LakeError, LakeUnreachable: the lake cannot be read.
+    """
+    state = log.read(settings.place(GOVERNANCE, book.NAME))
+    frame = _read(state, state.files) if state else pl.DataFrame(schema=dict.fromkeys(_KEYS))
+    found = {
+        (str(source), str(target)): records
+        for (source, target), records in frame.partition_by(_KEYS, as_dict=True).items()
+    }
+    known = {name for source, target in found for name in _names(source, target)}
+    unknown = [name for name in tables if name not in known]
+    if unknown:
+        raise ConfigError(
+            f"There are no figures of a table {unknown[0]} in {settings.lake.root}.",
+            hint="They are entered by `bronze run` and `bronze stream`. There are those of"
+            f" {', '.join(sorted(target for _, target in found)) or 'none'}.",
+        )
+    recorded = _recorded(settings)
+    return QualityReport(
+        tuple(
+            _table(settings, records, recorded.get(target), trend)
+            for (source, target), records in sorted(found.items())
+            if not tables or set(_names(source, target)) & set(tables)
+        )
+    )
+
+
+_KEYS = ["source_table", "target_table"]
+
+
+def _names(source: str, target: str) -> tuple[str, str, str]:
+    return source, source.rpartition(".")[2], target
+
+
+def _read(state: State, stored: Sequence[Stored]) -> pl.DataFrame:
+    names = [name for name, _ in state.columns]
+    frames = [
+        pl.DataFrame(table)
+        for file in stored
+        for _, table in files.parts(files.opened(state.place, file), state.columns)
+    ]
+    return pl.concat(frames) if frames else pl.DataFrame(schema=names)
+
+
+def _recorded(settings: Settings) -> dict[str, datetime]:
+    """For tables that are streamed, the moment of the source that they have reached."""
+    state = log.read(settings.place(GOVERNANCE, streams.NAME))
+    if state is None:
+        return {}
+    newest = sorted(state.files, key=lambda file: files.batch_of(file.path) or "", reverse=True)
+    found: dict[str, datetime] = {}
+    records = _read(state, newest[:_RECORDS]).sort("recorded_timestamp")
+    for at, lag, tables in records.select(
+        "recorded_timestamp", "lag_seconds", "tables"
+    ).iter_rows():
+        found |= dict.fromkeys(json.loads(tables), at - timedelta(seconds=lag))
+    return found
+
+
+def _table(
+    settings: Settings, records: pl.DataFrame, recorded: datetime | None, trend: int
+) -> TableQuality:
+    newest = records.sort("evaluated_timestamp", descending=True, maintain_order=True)
+    batches = newest["batch_id"].unique(maintain_order=True).head(max(trend, 1))
+    runs = [newest.filter(pl.col("batch_id") == batch) for batch in batches]
+    source, target, system = newest.select(*_KEYS, "source_system").row(0)
+    schema, _, name = source.partition(".")
+    landed = records.filter("landed")["as_of_timestamp"].max()
+    moments = [at for at in (landed, recorded) if isinstance(at, datetime)]
+    age = (datetime.now(UTC) - max(moments)).total_seconds() if moments else float("inf")
+    return TableQuality(
+        table=source,
+        target=f"{settings.lake.schema_}.{target}",
+        runs=tuple(_run(rows) for rows in runs),
+        figures=tuple(_figure(row) for row in runs[0].to_dicts()),
+        age=age,
+        allowed=settings.demanded(settings.table(system, schema, name)).freshness,
+    )
+
+
+def _run(rows: pl.DataFrame) -> Run:
+    score = rows.filter(pl.col("rule") == grade.SCORE, pl.col("kind") == "check").to_dicts()[0]
+    low = rows.filter(pl.col("rule") == grade.QUARANTINED, pl.col("kind") == "check").to_dicts()[0]
+    return Run(
+        batch_id=score["batch_id"],
+        evaluated=score["evaluated_timestamp"],
+        mode=score["mode"],
+        landed=score["landed"],
+        rows=score["checked"],
+        score=score["measured"],
+        flawed=score["failed"],
+        quarantined=low["failed"],
+        unmet=rows.filter(pl.col("passed") == False).height,  # noqa: E712 - NULL is not False
+    )
+
+
+def _figure(row: dict[str, object]) -> Figure:
+    names = [name for name in Figure.__dataclass_fields__ if name not in ("column", "examples")]
+    examples = tuple(
+        json.dumps(key, ensure_ascii=False) for key in json.loads(str(row["examples"]))
+    )
+    return Figure(
+        **{name: row[name] for name in names},  # type: ignore[arg-type]
+        column=str(row["column_name"]),
+        examples=examples,
+    )

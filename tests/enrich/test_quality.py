@@ -1,0 +1,213 @@
+"""Scores: what a row loses, what is counted, and what examples tell."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from functools import reduce
+from operator import add
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bronze.enrich.enrichment import enriched
+from bronze.enrich.quality import scored, told_apart
+from bronze.errors import TableRefused
+from bronze.model import Enrichment, Stamp
+from bronze.rule import POINTS, Criterion, Quality, Scored, Severity
+
+MOMENT = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
+STAMP = Stamp("018df7a0-0000-7000-8000-000000000000", MOMENT, "shop", "batch", "a lineage")
+PROVEN = settings(derandomize=True, database=None, deadline=None, max_examples=60)
+
+
+def criterion(name: str, holds: pl.Expr, severity: Severity = "medium") -> Criterion:
+    """A rule of an expression."""
+    columns = tuple(holds.meta.root_names())
+    return Criterion(name, "expression", columns, severity, "config", holds=holds.meta.serialize())
+
+
+def nothing(height: int) -> pl.Series:
+    """Rejected values of rows that have none."""
+    return pl.Series([None] * height, dtype=pl.String)
+
+
+ROWS = pl.DataFrame({"id": [1, 2, 3, 4], "q": [5, -1, None, -7], "s": ["a", "b", None, "a"]})
+SAME = (("id", "id"), ("q", "q"), ("s", "s"))
+
+
+def quality(*criteria: Criterion, **more: Any) -> Quality:
+    """What `ROWS` are held against."""
+    return Quality(criteria, **{"names": SAME, "key": ("id",), **more})
+
+
+def test_each_broken_rule_costs_the_points_of_its_severity() -> None:
+    """100 less 5, 10, 25 and 100, and never below 0; NULL keeps every rule."""
+    assert POINTS == {"low": 5, "medium": 10, "high": 25, "critical": 100}
+    for severity, points in POINTS.items():
+        rule = criterion("positive", pl.col("q") > 0, severity)
+        scores, found = scored(ROWS, nothing(4), STAMP, quality(rule))
+        assert scores is not None
+        assert scores.to_list() == [100, 100 - points, 100, 100 - points]
+        assert found.total == 400 - 2 * points
+    several = [criterion(str(i), pl.col("q") > 0, "high") for i in range(5)]
+    scores, _ = scored(ROWS, nothing(4), STAMP, quality(*several))
+    assert scores is not None
+    assert scores.to_list() == [100, 0, 100, 0]
+
+
+def test_a_rule_that_a_row_keeps_changes_no_score() -> None:
+    """However many rules a row keeps, what it loses by the others is the same."""
+    bad = criterion("positive", pl.col("q") > 0, "high")
+    good = [criterion(str(i), pl.col("id") > 0, "critical") for i in range(20)]
+    alone, _ = scored(ROWS, nothing(4), STAMP, quality(bad))
+    among, _ = scored(ROWS, nothing(4), STAMP, quality(*good, bad))
+    assert alone is not None
+    assert among is not None
+    assert alone.to_list() == among.to_list()
+
+
+@pytest.mark.parametrize(("threshold", "status"), [(75, "ACTIVE"), (76, "QUARANTINED")])
+def test_rows_below_the_threshold_are_quarantined(threshold: int, status: str) -> None:
+    """At the threshold they are not."""
+    wanted = quality(criterion("positive", pl.col("q") > 0, "high"), threshold=threshold)
+    made, found = enriched(ROWS, nothing(4), STAMP, 3, Enrichment(quality=wanted))
+    assert made["data_quality_score"].to_list() == [100, 75, 100, 75]
+    assert made["record_status"].cast(pl.String).to_list() == ["ACTIVE", status, "ACTIVE", status]
+    assert found.quality.quarantined == (2 if status == "QUARANTINED" else 0)
+    assert found.quality.flawed == 2
+
+
+def test_slices_with_and_without_faults_can_be_put_together() -> None:
+    """Their columns have the same types, whether any row is quarantined or not."""
+    wanted = Enrichment(quality=quality(criterion("positive", pl.col("q") > 0, "high")))
+    parts = [enriched(ROWS[i : i + 1], nothing(1), STAMP, 3, wanted)[0] for i in range(4)]
+    assert pl.concat(parts).schema == parts[0].schema
+    assert pl.concat(parts)["data_quality_score"].to_list() == [100, 75, 100, 75]
+
+
+def test_a_rejected_value_breaks_the_schema_rule_of_its_column() -> None:
+    """Whatever the column is called, and whatever the value's text holds."""
+    name = 'odd "na.me\\'
+    rule = Criterion("schema", "schema", (name,), "medium", "derived", rejects=name)
+    other = Criterion("other", "schema", ("na",), "low", "derived", rejects="na")
+    lines = [json.dumps([name, "NaN"]), json.dumps(["x", f'\n["na", "{name}"]'])]
+    rejected = pl.Series([lines[0] + "\n", lines[1] + "\n", None, "\n".join([*lines, ""])])
+    scores, found = scored(ROWS, rejected, STAMP, quality(rule, other))
+    assert scores is not None
+    assert scores.to_list() == [90, 100, 100, 90]
+    assert found.failed == (2, 0)
+    assert found.refused == 3
+
+
+def test_examples_are_keys_and_nothing_else() -> None:
+    """Up to five of them, as JSON objects of the key's columns alone."""
+    rows = pl.DataFrame({"a": range(9), "b": ["x"] * 9, "secret": ["s3cret"] * 9})
+    wanted = Quality(
+        (criterion("none", pl.col("secret") == ""),),
+        names=(("a", "a"), ("b", "b"), ("secret", "secret")),
+        key=("a", "b"),
+    )
+    _, found = scored(rows, nothing(9), STAMP, wanted)
+    assert [json.loads(text) for text in found.examples[0]] == [
+        {"a": i, "b": "x"} for i in range(5)
+    ]
+    _, without = scored(rows, nothing(9), STAMP, Quality(wanted.criteria, names=wanted.names))
+    assert without.examples == ((),)
+
+
+def test_rules_speak_of_the_sources_names() -> None:
+    """A column that has another name in Bronze is still the source's to the rules."""
+    rows = pl.DataFrame({"id": [1, 2], "b": [1, -1]})
+    wanted = Quality(
+        (criterion("positive", pl.col("a") > 0),), names=(("id", "id"), ("a", "b")), key=("id",)
+    )
+    scores, found = scored(rows, nothing(2), STAMP, wanted)
+    assert scores is not None
+    assert scores.to_list() == [100, 90]
+    assert found.examples == (('{"id": 2}',),)
+
+
+def test_an_expression_that_fails_is_named_and_tells_no_value() -> None:
+    """Polars would quote the value that cannot be cast."""
+    rows = pl.DataFrame({"s": ["1", "s3cret"]})
+    wanted = Quality(
+        (
+            criterion("fine", pl.col("s") != ""),
+            criterion("a number", pl.col("s").cast(pl.Int64) > 0),
+        ),
+        names=(("s", "s"),),
+    )
+    with pytest.raises(TableRefused, match="'a number' fails") as caught:
+        scored(rows, nothing(2), STAMP, wanted)
+    assert "s3cret" not in f"{caught.value} {caught.value.hint}"
+    assert "TRY_CAST" in caught.value.hint
+
+
+@PROVEN
+@given(
+    st.lists(
+        st.tuples(st.none() | st.integers(-3, 3), st.none() | st.sampled_from("abc")), max_size=30
+    ),
+    st.lists(st.sampled_from(list(POINTS)), min_size=3, max_size=3),
+    st.integers(1, 9),
+)
+def test_scores_are_those_of_each_row_alone(
+    cells: list[tuple[int | None, str | None]], severities: list[Severity], step: int
+) -> None:
+    """Scores, counts and NULLs equal a loop over rows, however the rows are cut into slices."""
+    rules = [
+        criterion("positive", pl.col("q") > 0, severities[0]),
+        criterion("known", pl.col("s").is_in(["a", "b"]), severities[1]),
+        criterion("there", pl.col("q").is_not_null(), severities[2]),
+    ]
+    frame = pl.DataFrame(cells, schema={"q": pl.Int32, "s": pl.String}, orient="row")
+    rows = frame.with_row_index("id")
+    wanted = quality(*rules, threshold=80)
+    broken = [
+        (q is not None and q <= 0, s is not None and s not in "ab", q is None) for q, s in cells
+    ]
+    expected = [
+        max(0, 100 - sum(POINTS[s] for s, bad in zip(severities, row, strict=True) if bad))
+        for row in broken
+    ]
+    parts = [
+        scored(rows[i : i + step], nothing(len(cells[i : i + step])), STAMP, wanted)
+        for i in range(0, len(cells), step)
+    ]
+    scores = [
+        score
+        for i, (part, found) in enumerate(parts)
+        for score in (part.to_list() if part is not None else [100] * found.rows)
+    ]
+    found = reduce(add, (found for _, found in parts), Scored())
+    assert scores == expected
+    assert found.rows == len(cells)
+    assert found.total == sum(expected)
+    assert found.quarantined == sum(score < 80 for score in expected)
+    assert found.flawed == sum(score < 100 for score in expected)
+    if cells:
+        assert found.failed == tuple(sum(row[i] for row in broken) for i in range(3))
+        assert found.nulls == (
+            0,
+            sum(q is None for q, _ in cells),
+            sum(s is None for _, s in cells),
+        )
+        firsts = [[i for i, row in enumerate(broken) if row[rule]][:5] for rule in range(3)]
+        assert [[json.loads(key)["id"] for key in keys] for keys in found.examples] == firsts
+
+
+@pytest.mark.parametrize("share", [1, 3])
+def test_whole_rows_are_told_apart_by_their_hashes(share: int) -> None:
+    """All fingerprints, or one in so many: the same rows are always both in it or both not."""
+    hashes = pl.Series([f"{i:032x}"[::-1] for i in range(300)] * 2)
+    found = told_apart(Scored(rows=600), hashes, Quality(distinct=share))
+    prints = np.frombuffer(b"".join(found.prints), np.uint64)
+    assert len(prints) == 600 if share == 1 else 100 < len(prints) < 300
+    _, counts = np.unique(prints, return_counts=True)
+    assert set(counts) == {2}
+    assert told_apart(Scored(rows=600), hashes, Quality()).prints == ()

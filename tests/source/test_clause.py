@@ -1,0 +1,226 @@
+"""CHECK constraints: what is translated means in polars exactly what it means in PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import polars as pl
+import psycopg
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from bronze import prepare
+from bronze.model import Column
+from bronze.source import connect, read, statement
+from bronze.source.catalog import Relation, relations
+from bronze.source.clause import translated
+from tests.conftest import Source
+
+TABLE = """
+CREATE TABLE t (
+    id int PRIMARY KEY, a smallint, b int, big bigint, p numeric(8, 2), q numeric(8, 2),
+    wide numeric, f float8, f4 float4, s text, v varchar(9), c char(4), folded text,
+    ok boolean, no boolean, d date, ts timestamp, tz timestamptz, "Odd""name" int
+);
+INSERT INTO t (id) VALUES (0);
+INSERT INTO t SELECT i, x, x, x, x + 0.25, x - 0.25, x, x / 2.0, x / 2.0, w, w, w, w, i % 2 = 0,
+    i % 3 = 0, '2020-01-01'::date + x, '2020-01-01'::timestamp + x * interval '12 hours',
+    '2020-01-01 00:00Z'::timestamptz + x * interval '12 hours', x
+FROM (SELECT i, i % 7 - 3 AS x, (ARRAY['a', 'A', 'b ', 'ab', 'é', ''])[i % 6 + 1] AS w
+      FROM generate_series(1, 42) i) AS made;
+INSERT INTO t (id, f, p, d) VALUES (100, 'NaN', 'NaN', 'infinity'), (102, '-0', -1, NULL),
+    (101, 'Infinity', 1, '-infinity'), (103, '-Infinity', NULL, '0001-01-01 BC')
+"""
+
+_ORDER = st.sampled_from(["=", "<>", "<", "<=", ">", ">="])
+_SAME = st.sampled_from(["=", "<>"])
+_NUMBER = st.sampled_from(["-3", "-1", "0", "1", "2"])
+_EXACT = st.sampled_from(["-1", "0", "0.25", "1.25", "0.5", "2.750", "0.001", "123456789012.5"])
+_WORD = st.sampled_from(["'a'", "'A'", "'b '", "'é'", "''", "'nobody'"])
+
+
+def _joined(*parts: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    return st.tuples(*parts).map(" ".join)
+
+
+_LEAVES = st.one_of(
+    _joined(st.sampled_from(["a", "b", "big", '"Odd""name"', "a + b", "b - 1"]), _ORDER, _NUMBER),
+    _joined(st.sampled_from(["a", "b", "p"]), _ORDER, st.sampled_from(["b", "q", "a"])),
+    _joined(st.sampled_from(["p", "q", "wide", "b"]), _ORDER, _EXACT),
+    _joined(st.just("f"), _ORDER, st.sampled_from(["0", "0.5", "'Infinity'", "-1"])),
+    _joined(st.just("f4"), _ORDER, st.just("0.5")),
+    _joined(st.sampled_from(["s", "v", "c", "folded"]), _SAME | _ORDER, _WORD),
+    _joined(st.sampled_from(["s", "v", "c"]), st.just("IN ('a', 'b', 'é')")),
+    _joined(st.sampled_from(["s", "v"]), st.just("NOT IN ('a', 'b ')")),
+    _joined(st.just("b"), st.sampled_from(["BETWEEN -1 AND 2", "IN (1, 2)", "NOT IN (0, 3)"])),
+    _joined(st.sampled_from(["length(s)", "char_length(v)", "length(c)"]), _ORDER, _NUMBER),
+    _joined(st.just("d"), _ORDER, st.sampled_from(["'2020-01-01'", "'2019-12-30'"])),
+    _joined(st.just("ts"), _ORDER, st.just("'2020-01-01 12:00'")),
+    _joined(st.just("tz"), _ORDER, st.just("'2020-01-01 12:00+00'")),
+    _joined(
+        st.sampled_from(["b", "s", "ok", "p", "d", "f", "ts"]),
+        st.sampled_from(["IS NULL", "IS NOT NULL"]),
+    ),
+    st.sampled_from(
+        ["ok", "NOT ok", "ok IS TRUE", "ok IS NOT TRUE", "no IS FALSE", "ok = no", "ok = true",
+         "(b > 0) IS TRUE", "(p > 0) IS NOT TRUE", "s ~ 'a'", "upper(s) = 'A'", "b % 2 = 0",
+         "b * 2 > 1", "coalesce(b, 0) > 0", "s LIKE 'a%'", "b::text = '1'", "f::int > 0"]
+    ),
+)  # fmt: skip
+CLAUSES = st.recursive(
+    _LEAVES,
+    lambda inner: st.one_of(
+        inner.map("NOT ({})".format),
+        _joined(inner.map("({})".format), st.sampled_from(["AND", "OR"]), inner.map("({})".format)),
+    ),
+    max_leaves=4,
+)
+
+
+class Known:
+    """The table, as it is read and as PostgreSQL knows it."""
+
+    def __init__(self, source: Source, connection: psycopg.Connection[Any]) -> None:
+        """Makes and reads it."""
+        source.execute(TABLE)
+        self.connection = connection
+        given_settings = source.settings()
+        origin = given_settings.origin("test")
+        with connect.connect(origin) as reader:
+            self.relation: Relation = relations(reader, ["public"])[0]
+            (target,) = prepare.targets(given_settings, [("test", self.relation)], ())
+            self.columns: tuple[Column, ...] = prepare.columns(target)
+        query = statement.select(self.columns, '"t"')
+        ((self.rows, self.rejected),) = read.rows(origin, (), query, ["true"], self.columns, "t")
+        self.rows = self.rows.sort("id")
+
+    def written(self, clause: str) -> str:
+        """The clause as PostgreSQL writes it in its catalog."""
+        self.connection.execute(f"ALTER TABLE t ADD CONSTRAINT tried CHECK ({clause}) NOT VALID")
+        row = self.connection.execute(
+            "SELECT pg_get_expr(conbin, conrelid) FROM pg_constraint WHERE conname = 'tried'"
+        ).fetchone()
+        self.connection.execute("ALTER TABLE t DROP CONSTRAINT tried")
+        assert row
+        return str(row[0])
+
+    def broken(self, clause: str) -> list[bool]:
+        """Which rows break a clause, by PostgreSQL."""
+        rows = self.connection.execute(f"SELECT ({clause}) IS FALSE FROM t ORDER BY id")
+        return [bool(row[0]) for row in rows]
+
+    def mine(self, clause: str) -> list[bool] | None:
+        """Which rows break a clause, as translated; None where it is not."""
+        found = translated(self.written(clause), self.columns, ["folded"])
+        if found is None:
+            return None
+        return self.rows.select(found.not_().fill_null(False)).to_series().to_list()
+
+
+@pytest.fixture
+def known(source: Source) -> Iterator[Known]:
+    """The table of these tests."""
+    with psycopg.connect(source.dsn, autocommit=True) as connection:
+        yield Known(source, connection)
+
+
+@settings(
+    derandomize=True,
+    database=None,
+    deadline=None,
+    max_examples=250,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much],
+)
+@given(CLAUSES)
+def test_what_is_translated_means_the_same(known: Known, clause: str) -> None:
+    """Of whole random conditions: no row breaks one that it keeps in PostgreSQL, and where no
+    value is rejected the rows that break it are the same.
+    """
+    try:
+        mine = known.mine(clause)
+    except psycopg.errors.UndefinedFunction:
+        assume(False)
+    if mine is None:
+        return
+    theirs = known.broken(clause)
+    ids = known.rows["id"].to_list()
+    for number, one, other in zip(ids, mine, theirs, strict=True):
+        if number < 100 or number == 102:
+            assert one == other, (number, clause)
+        else:
+            assert other or not one, (number, clause)
+
+
+COMMON = [
+    "b > 0 AND p < 1000",
+    "s IN ('a', 'b')",
+    "v IN ('a', 'b')",
+    "v NOT IN ('a', 'b')",
+    "length(s) <= 3",
+    "b BETWEEN 1 AND 9",
+    "b IS NOT NULL OR NOT ok",
+    "d >= '2020-01-01'",
+    "p >= 0.01",
+    "a + b < 10",
+    "p <= q",
+    "f > 0.5",
+    "tz > '2020-01-01 00:00Z'",
+    "ok IS TRUE",
+    "(b > 0) IS NOT FALSE",
+]
+
+
+def test_common_conditions_are_translated(known: Known) -> None:
+    """What people write most is understood, and breaks the same rows."""
+    ordinary = known.rows["id"] < 100
+    for clause in COMMON:
+        mine = known.mine(clause)
+        assert mine is not None, clause
+        pairs = zip(ordinary, mine, known.broken(clause), strict=True)
+        assert all(one == other for usual, one, other in pairs if usual), clause
+
+
+LEFT_OUT = [
+    "s > 'a'",
+    "folded = 'a'",
+    "c = 'a'",
+    "s ~ '^a'",
+    "s LIKE 'a%'",
+    "lower(s) = 'a'",
+    "p IS NOT NULL",
+    "d IS NULL",
+    "(p > 0) IS NOT TRUE",
+    "p > 0.001",
+    "p > 123456789012",
+    "big + 1 > 0",
+    "b * b > 0",
+    "b / 2 > 0",
+    "f4 > 0.5",
+    "wide > 0",
+    "coalesce(b, 1) > 0",
+    "d > 'infinity'",
+    "f < 'NaN'",
+    "num_nonnulls(a, b) = 1",
+    "extract(year from ts) > 2000",
+]
+
+
+def test_what_may_mean_something_else_is_left_out(known: Known) -> None:
+    """Orders of texts, collations that fold, padded texts, functions, values that Bronze lacks."""
+    assert [clause for clause in LEFT_OUT if known.mine(clause) is not None] == []
+
+
+def test_columns_that_are_not_known_are_left_out() -> None:
+    """As where the role may not read them."""
+    assert translated("(b > 0)", ()) is None
+    assert translated("not ( sql", ()) is None
+
+
+def test_translations_look_at_the_sources_names(known: Known) -> None:
+    """Also where PostgreSQL quotes them."""
+    found = translated(known.written('"Odd""name" > 0'), known.columns)
+    assert found is not None
+    assert found.meta.root_names() == ['Odd"name']
+    assert isinstance(found, pl.Expr)

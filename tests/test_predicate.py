@@ -1,0 +1,217 @@
+"""Rules about one column, and expressions of the user's: what they mean, and which are refused."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Any
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bronze.enrich.quality import MOMENT, expression
+from bronze.model import Column, Kind
+from bronze.predicate import Unfit, checked, of_rule
+from bronze.source.read import dtype
+from bronze.standard import RuleSettings
+
+NOW = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
+PROVEN = settings(derandomize=True, database=None, deadline=None, max_examples=150)
+
+
+def column(kind: Kind, name: str = "x") -> Column:
+    """A column of a kind."""
+    return Column(name, name, str(kind), kind, "same", "", "", "", "")
+
+
+def kept(rule: dict[str, Any], kind: Kind, values: list[Any]) -> list[bool]:
+    """Which values keep a rule on their column, after it has travelled."""
+    made = of_rule(RuleSettings.model_validate({"column": "x", **rule}), column(kind))
+    frame = pl.DataFrame({"x": pl.Series(values, dtype=dtype(kind))})
+    frame = frame.with_columns(pl.lit(NOW).alias(MOMENT))
+    holds = expression(made.meta.serialize())
+    return frame.select(holds.fill_null(True)).to_series().to_list()
+
+
+DECIMAL = Kind("decimal", 6, 2)
+_SMALL = st.integers(-40_000, 40_000)
+CASES: dict[str, tuple[Kind, Any, Any]] = {
+    "short": (Kind("short"), st.integers(-(2**15), 2**15 - 1), st.integers(-(2**17), 2**17)),
+    "int": (Kind("int"), _SMALL, _SMALL | st.floats(-9, 9)),
+    "decimal": (
+        DECIMAL,
+        st.integers(-999_999, 999_999).map(lambda n: Decimal(n).scaleb(-2)),
+        st.floats(-20_000, 20_000) | _SMALL | st.decimals(-99, 99, places=3),
+    ),
+    "double": (Kind("double"), st.floats(allow_nan=False), st.floats(-9, 9) | _SMALL),
+    "float": (Kind("float"), st.floats(-9, 9, width=32), st.floats(-9, 9)),
+    "string": (Kind("string"), st.text("abé", max_size=3), st.text("abé", max_size=3)),
+    "date": (
+        Kind("date"),
+        st.dates(dt.date(2020, 1, 1), dt.date(2020, 1, 9)),
+        st.dates(dt.date(2020, 1, 1), dt.date(2020, 1, 9)),
+    ),
+    "timestamp": (
+        Kind("timestamp"),
+        st.datetimes(dt.datetime(2020, 1, 1), dt.datetime(2020, 1, 2), timezones=st.just(dt.UTC)),
+        st.datetimes(dt.datetime(2020, 1, 1), dt.datetime(2020, 1, 2), timezones=st.just(dt.UTC)),
+    ),
+}
+
+
+def _exact(value: Any, inexact: bool) -> Any:
+    # A float of the config means what it looks like.
+    return Decimal(str(value)) if isinstance(value, float) and not inexact else value
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_range_is_that_of_the_values_themselves(case: str) -> None:
+    """Both ends belong to it, NULL keeps it, and bounds between two values are not rounded."""
+    kind, values, bounds = CASES[case]
+
+    @PROVEN
+    @given(st.lists(st.none() | values, min_size=1, max_size=8), bounds, st.none() | bounds)
+    def holds(cells: list[Any], low: Any, high: Any) -> None:
+        said = {"min": low} if high is None else {"min": low, "max": high}
+        inexact = case in ("double", "float")
+        wanted = [
+            v is None
+            or (_exact(low, inexact) <= v and (high is None or v <= _exact(high, inexact)))
+            for v in cells
+        ]
+        try:
+            found = kept({"range": said}, kind, cells)
+        except Unfit:
+            # It could never hold.
+            found = [v is None for v in cells]
+        assert found == wanted
+
+    holds()
+
+
+@PROVEN
+@given(st.lists(st.none() | st.text("ab.é\n🚀", max_size=5)), st.integers(0, 3), st.integers(3, 5))
+def test_lengths_are_characters_and_patterns_are_found_anywhere(
+    cells: list[str | None], low: int, high: int
+) -> None:
+    """Not bytes; and only ^ and $ tie a pattern to the ends."""
+    lengths = [v is None or low <= len(v) <= high for v in cells]
+    assert kept({"length": {"min": low, "max": high}}, Kind("string"), cells) == lengths
+    for pattern in ("a.b", "^a", "é", r"\."):
+        found = [v is None or re.search(pattern, v) is not None for v in cells]
+        assert kept({"pattern": pattern}, Kind("string"), cells) == found
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "good", "bad"),
+    [
+        (Kind("int"), [1, 2], 1, 3),
+        (DECIMAL, [0.1, 2], Decimal("0.10"), Decimal("0.11")),
+        (Kind("string"), ["a", ""], "", "A"),
+        (Kind("boolean"), [True], True, False),
+        (Kind("float"), [0.1], 0.1, 0.2),
+        (Kind("date"), [dt.date(2020, 1, 1)], dt.date(2020, 1, 1), dt.date(2020, 1, 2)),
+    ],
+)
+def test_accepted_values_are_of_the_columns_type(
+    kind: Kind, values: list[Any], good: Any, bad: Any
+) -> None:
+    """A value that is listed keeps the rule, and NULL; another breaks it."""
+    assert kept({"accepted_values": values}, kind, [good, bad, None]) == [True, False, True]
+
+
+def test_not_null_and_freshness() -> None:
+    """NULL breaks not_null alone; an age is measured from the run's moment, a date's from its
+    beginning.
+    """
+    assert kept({"not_null": True}, Kind("int"), [1, None]) == [True, False]
+    hour = dt.timedelta(hours=1)
+    times = [NOW - hour, NOW - hour - dt.timedelta(microseconds=1), NOW + hour, None]
+    fresh = [True, False, True, True]
+    assert kept({"freshness": "1h"}, Kind("timestamp"), times) == fresh
+    plain = [time and time.replace(tzinfo=None) for time in times]
+    assert kept({"freshness": "1h"}, Kind("timestamp_ntz"), plain) == fresh
+    days = [dt.date(2026, 3, 1), dt.date(2026, 2, 28)]
+    assert kept({"freshness": "12h"}, Kind("date"), days) == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("rule", "kind", "reason"),
+    [
+        ({"range": {"min": 40_000}}, Kind("short"), "could never hold: no value of short"),
+        ({"range": {"max": -10_000}}, DECIMAL, "could never hold: no value of"),
+        ({"range": {"min": 2, "max": 1}}, Kind("int"), "could never hold: min is more than max"),
+        ({"range": {"min": 1.2, "max": 1.8}}, Kind("int"), "could never hold"),
+        ({"range": {"min": "a"}}, Kind("int"), "'a' is no value of column x, which is int"),
+        ({"range": {"min": True}}, Kind("int"), "is no value"),
+        ({"range": {"min": float("nan")}}, Kind("double"), "is no value"),
+        ({"range": {"min": float("inf")}}, DECIMAL, "is no value"),
+        ({"range": {"min": 1}}, Kind("boolean"), "has no range"),
+        ({"range": {"min": 1}}, Kind("date"), "is no value"),
+        ({"range": {"min": NOW}}, Kind("timestamp_ntz"), "is no value"),
+        ({"accepted_values": [0.125]}, DECIMAL, "is no value"),
+        ({"accepted_values": [12345]}, DECIMAL, "is no value"),
+        ({"accepted_values": [2**31]}, Kind("int"), "is no value"),
+        ({"accepted_values": [1]}, Kind("string"), "is no value"),
+        ({"accepted_values": [1]}, Kind("boolean"), "is no value"),
+        ({"accepted_values": ["x"]}, Kind("binary"), "has no values to compare with"),
+        ({"pattern": "a"}, Kind("int"), "is no text but int"),
+        ({"length": {"min": 1}}, Kind("binary"), "is no text but binary"),
+        ({"freshness": "1h"}, Kind("string"), "has no age"),
+    ],
+)
+def test_rules_that_cannot_be_are_refused(rule: dict[str, Any], kind: Kind, reason: str) -> None:
+    """Before any row is read, with the reason."""
+    with pytest.raises(Unfit, match=re.escape(reason)):
+        of_rule(RuleSettings.model_validate({"column": "x", **rule}), column(kind))
+
+
+SCHEMA = {"i": pl.Int32, "d": pl.Decimal(6, 2), "s": pl.String, "t": pl.Datetime("us", "UTC")}
+ALONE: list[Callable[[], pl.Expr]] = [
+    lambda: pl.sql_expr("i > 0 AND length(s) < 9 OR d BETWEEN 1 AND 2"),
+    lambda: pl.sql_expr("s LIKE 'a%' AND s ~ '^a' AND upper(s) IN ('A', 'B')"),
+    lambda: pl.sql_expr("CASE WHEN i > 1 THEN d > 1 ELSE s IS NULL END"),
+    lambda: pl.sql_expr("coalesce(s, 'x') <> 'x' AND extract(year from t) >= 2020 AND i % 2 = 0"),
+    lambda: pl.sql_expr("TRY_CAST(s AS INT) > 0"),
+    lambda: pl.col("i").is_between(1, 2) & pl.col("s").str.contains("a", literal=True),
+    lambda: pl.any_horizontal(pl.col("i") > 1, pl.col("d").abs() > 1),
+    lambda: pl.when(pl.col("i") > 1).then(pl.col("t").dt.year() > 2000).otherwise(None),
+]
+
+
+def test_expressions_of_one_row_are_taken() -> None:
+    """Of SQL and of polars, with the columns that they look at."""
+    for make in ALONE:
+        assert set(checked(make(), SCHEMA)) <= set(SCHEMA)
+    assert checked(pl.sql_expr("i > 0 AND d > i"), SCHEMA) == ("i", "d")
+
+
+@pytest.mark.parametrize(
+    ("holds", "reason"),
+    [
+        (pl.sql_expr("i > avg(i)"), "looks at other rows"),
+        (pl.sql_expr("row_number() OVER (ORDER BY i) > 1"), "looks at other rows"),
+        (pl.col("i").sum().over("s") > 1, "looks at other rows"),
+        (pl.col("i").is_unique(), "looks at other rows"),
+        (pl.col("i").shift() > 1, "looks at other rows"),
+        (pl.col("i").cum_sum() > 1, "looks at other rows"),
+        (pl.col("i").rank() > 1, "looks at other rows"),
+        (pl.col("i").is_first_distinct(), "looks at other rows"),
+        (pl.col("i").sort() > 1, "looks at other rows"),
+        (pl.col("s").str.join() == "a", "looks at other rows"),
+        ((pl.col("i") > 1).any(), "looks at other rows"),
+        (pl.col("i") > pl.len(), "looks at other rows"),
+        (pl.sql_expr("i + 1"), "it is no condition: its value is Int"),
+        (pl.sql_expr("1 > 0"), "it names no column"),
+        (pl.sql_expr("nosuch > 0"), "there is no column nosuch"),
+        (pl.sql_expr("s > 1"), "cannot compare string with numeric"),
+    ],
+)
+def test_other_expressions_are_refused(holds: pl.Expr, reason: str) -> None:
+    """What looks at other rows would depend on how the rows are cut into slices."""
+    with pytest.raises(Unfit, match=re.escape(reason)):
+        checked(holds, SCHEMA)
