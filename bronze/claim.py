@@ -9,12 +9,11 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from bronze import drift, pipeline, prepare, units
+from bronze import drift, keys, pipeline, plan, prepare, units
 from bronze.config import Settings
-from bronze.enrich.stamp import COMMITTED
-from bronze.errors import BronzeError, LakeError
+from bronze.errors import BronzeError, LakeError, TableRefused
 from bronze.evidence import Asked
-from bronze.model import Column, Stamp
+from bronze.model import Column, Protection, Stamp
 from bronze.pipeline import Opened
 from bronze.prepare import Target
 from bronze.source import digest, publication, slices, statement
@@ -22,7 +21,6 @@ from bronze.source.catalog import Relation
 from bronze.source.snapshot import Snapshot
 from bronze.table import log
 from bronze.table.commit import transaction
-from bronze.table.history import KIND
 from bronze.table.log import State
 from bronze.units import Assignment
 from bronze.verdict import VerifiedTable
@@ -39,6 +37,7 @@ class Claim:
     columns: tuple[Column, ...] = ()
     base: int = 0
     key: tuple[Column, ...] = ()
+    protection: Protection | None = None
     error: BronzeError | None = None
 
     @property
@@ -92,6 +91,7 @@ class Claim:
                     table=self.label,
                     queries=tuple(packed),
                     estimate=sum(part.size for part in group),
+                    protection=self.protection,
                 )
             )
             named = (digest.named(columns, self.table, w, self.base, self.key) for w in wheres)
@@ -202,12 +202,17 @@ def _settled(given: Assignment) -> Claim:
                 hint="Move it away, or give the source's table another target.",
                 table=target.label,
             )
-        own = {state.partition, COMMITTED, KIND if target.settings.history else None}
-        kept = [pair for pair in state.columns if pair[0] not in own]
-        now = drift.settled(columns, kept, state.properties, target.relation)
+        now = plan.drifted(target, columns, state)
+        protection = None if now.anew else keys.protection(given.settings, target, now)
+        if now.anew or keys.moved(protection, state):
+            raise TableRefused(
+                f"The protection of table {target.label} has changed since it landed last.",
+                hint="A run writes it anew; then it can be proven.",
+                table=target.label,
+            )
         by = json.loads(state.properties.get(drift.KEY, "[]"))
         there = {column.target: column for column in now.columns if column.name}
         key = tuple(there[name] for name in by) if set(by) <= there.keys() else ()
-        return Claim(given, state, now.columns, now.base, key)
+        return Claim(given, state, now.columns, now.base, key, protection)
     except BronzeError as error:
         return Claim(given, error=error)

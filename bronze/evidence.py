@@ -17,10 +17,10 @@ import pyarrow as pa
 import tenacity
 
 from bronze import compare
-from bronze.enrich import buckets, fingerprint
+from bronze.enrich import buckets, fingerprint, protect
 from bronze.enrich.buckets import Keyed, Sums
 from bronze.errors import LakeError, SourceUnreachable
-from bronze.model import DELETED, Column, Kind, Known, Origin, Place, Stored
+from bronze.model import DELETED, Column, Kind, Known, Origin, Place, Protection, Stored
 from bronze.source import read, witness
 from bronze.table import files
 
@@ -67,7 +67,7 @@ class Asked:
     queries: tuple[str, ...]
     estimate: int = 0
     key: tuple[Column, ...] = ()
-    keyed: Keyed | None = field(default=None, repr=False)
+    protection: Protection | None = None
     wanted: Wanted | None = None
 
 
@@ -102,7 +102,7 @@ def of_source(task: Asked) -> Summed:
     """
     sums = buckets.nothing()
     for data in witness.digests(task.origin, task.session, task.queries, task.table):
-        buckets.add(sums, buckets.unpacked(data, task.keyed))
+        buckets.add(sums, buckets.unpacked(data, _keyed(task)))
     return Summed(True, sums, task.estimate)
 
 
@@ -116,19 +116,27 @@ def named(task: Asked) -> pl.DataFrame:
     if task.wanted is None:
         raise ValueError("which rows?")
     # Of keyed hashes PostgreSQL cannot tell the buckets.
-    condition = "true" if task.keyed else buckets.condition(task.wanted.chosen)
+    keyed = _keyed(task)
+    condition = "true" if keyed else buckets.condition(task.wanted.chosen)
     names = [column.target for column in task.key]
     columns = (*task.key, _HASHES)
-    found = [pl.DataFrame(schema={**{c.target: read.dtype(c.kind) for c in task.key}, HASH: _TEXT})]
+    found = [
+        pl.DataFrame(schema={**{c.target: read.dtype(c.stored) for c in task.key}, HASH: _TEXT})
+    ]
     for query in task.queries:
         rows = read.rows(task.origin, task.session, query, (condition,), columns, task.table)
         for frame, _ in rows:
-            if task.keyed:
+            if keyed:
                 raw = b"".join(frame[HASH].str.decode("hex").to_list())
-                hashes = buckets.written(buckets.unpacked(raw, task.keyed))
+                hashes = buckets.written(buckets.unpacked(raw, keyed))
                 frame = frame.with_columns(hashes.alias(HASH))
-            found.append(task.wanted.of(frame, names))
+            found.append(task.wanted.of(protect.values(frame, task.protection), names))
     return pl.concat(found)
+
+
+def _keyed(task: Asked) -> Keyed | None:
+    given = task.protection
+    return protect.Keying(given) if given and given.row_hash else None
 
 
 _TEXT = pl.String

@@ -48,7 +48,7 @@ def maintain(
         LakeError, LakeUnreachable: the lake cannot be read.
     """
     began = time.monotonic()
-    chosen = in_lake(settings, tables)
+    chosen = in_lake(settings, tables, books=True)
     limit = units.readers(settings.run, settings.run.workers)
     given = nullcontext(pool) if pool else engine.executor(settings.run.engine, limit)
     results = []
@@ -60,14 +60,17 @@ def maintain(
     return MaintainResult(time.monotonic() - began, tuple(results))
 
 
-def in_lake(settings: Settings, tables: Sequence[str]) -> list[tuple[str, State]]:
+def in_lake(
+    settings: Settings, tables: Sequence[str], books: bool = False
+) -> list[tuple[str, State]]:
     """The Bronze tables of these names (theirs, or those of the source's tables); all if none.
+    With ``books`` the tables in which is remembered what happened are among them.
 
     Raises:
         ConfigError: there is no such table.
         LakeError, LakeUnreachable: the lake cannot be read.
     """
-    found = list(_found(settings))
+    found = list(_found(settings, books))
     unknown = [name for name in tables if not any(name in _names(state) for _, state in found)]
     if unknown:
         raise ConfigError(
@@ -77,12 +80,15 @@ def in_lake(settings: Settings, tables: Sequence[str]) -> list[tuple[str, State]
     return [pair for pair in found if not tables or set(_names(pair[1])) & set(tables)]
 
 
-def _found(settings: Settings) -> Iterator[tuple[str, State]]:
-    """The Bronze tables in the lake, and the books: what else lies there is left alone."""
-    for schema in dict.fromkeys((settings.lake.schema_, GOVERNANCE)):
+def _found(settings: Settings, books: bool) -> Iterator[tuple[str, State]]:
+    """The Bronze tables in the lake, or the books too: what else lies there is left alone."""
+    schemas = (settings.lake.schema_, GOVERNANCE) if books else (settings.lake.schema_,)
+    for schema in dict.fromkeys(schemas):
         for name in store.folders(settings.place(schema, "")):
             state = log.read(settings.place(schema, name))
-            if state is not None and (drift.TABLE in state.properties or schema == GOVERNANCE):
+            if state is not None and (
+                drift.TABLE in state.properties or (books and schema == GOVERNANCE)
+            ):
                 yield name, state
 
 

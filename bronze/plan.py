@@ -143,13 +143,23 @@ def settle(target: Target, visible: bool) -> tuple[State | None, Settled, str | 
     else:
         state.writable()
         _same_table(target, state)
-        added = {state.partition, COMMITTED, KIND if own.history else None}
-        added |= {name for name, _ in anomaly.COLUMNS} if _watched(target, state) else set()
-        held = [pair for pair in state.columns if pair[0] not in added]
-        dropped = [own.rename.get(n, n) for n, how in own.protect.items() if how.dropped]
-        settled = drift.settled(found, held, state.properties, target.relation, dropped=dropped)
+        settled = drifted(target, found, state)
     _clustered(target, settled)
     return state, settled, _partition(target, settled, state)
+
+
+def drifted(target: Target, found: Sequence[Column], state: State) -> Settled:
+    """The columns of a table's run into the Bronze table that is there.
+
+    Raises:
+        TableRefused: a column has become something that the table's column cannot hold.
+    """
+    own = target.settings
+    added = {state.partition, COMMITTED, KIND if own.history else None}
+    added |= {name for name, _ in anomaly.COLUMNS} if _watched(target, state) else set()
+    held = [pair for pair in state.columns if pair[0] not in added]
+    dropped = [own.rename.get(n, n) for n, how in own.protect.items() if how.dropped]
+    return drift.settled(found, held, state.properties, target.relation, dropped=dropped)
 
 
 def _watched(target: Target, state: State | None) -> bool:

@@ -18,6 +18,7 @@ from bronze import drift, engine, inspection, maintain, mend, units
 from bronze.claim import found
 from bronze.config import Settings
 from bronze.engine import Course, Task
+from bronze.enrich import anomaly
 from bronze.enrich.stamp import COMMITTED, METADATA
 from bronze.errors import BronzeError
 from bronze.inspection import Inspected, Resting
@@ -148,6 +149,7 @@ def _inspected(state: State, look: _Look) -> Course[_Look]:
 def _tasks(state: State, sizes: dict[str, int]) -> list[Resting]:
     own = {*(name for name, _ in METADATA), state.partition, COMMITTED}
     own |= {KIND} if _is_history(state) else set()
+    own |= {name for name, _ in anomaly.COLUMNS} if drift.WATCHED in state.properties else set()
     values = tuple(name for name, _ in state.columns if name not in own)
     key = tuple(json.loads(state.properties.get(drift.KEY, "[]")))
     return [

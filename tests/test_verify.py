@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,10 @@ import pytest
 from deltalake import DeltaTable
 from psycopg.conninfo import make_conninfo
 
-from bronze import claim, config, evidence, pipeline, stream, units
+from bronze import claim, config, pipeline, stream, units
 from bronze import verify as verifying
 from bronze.config import Settings
 from bronze.errors import ConfigError, SourceUnreachable
-from bronze.evidence import Held, Wanted
-from bronze.source import digest
 from bronze.verdict import VerifiedTable
 from tests.conftest import Source
 from tests.content import differences
@@ -389,35 +387,28 @@ def test_without_a_source_tables_at_rest_are_proven(source: Source) -> None:
     assert (result.tables[0].altered, result.exit_code) == (1, 1)
 
 
-def test_keyed_hashes_are_compared_by_the_client(source: Source) -> None:
-    """Where Bronze holds keyed hashes, PostgreSQL gives unkeyed ones, which are keyed here."""
-    settings = landed(source)
-
-    def keyed(digests: pl.Series) -> pl.Series:
-        return pl.Series([bytes(b ^ 0x5A for b in d) for d in digests], dtype=pl.Binary)
-
-    with tampered(source) as held:
-        raw = keyed(held[0]["row_hash"].str.decode("hex")).bin.encode("hex")
-        held[0] = held[0].with_columns(raw.alias("row_hash"))
-    assert counts(verify(settings)) == (0, 0, 50)
-    source.execute("UPDATE t SET v = 'new' WHERE id = 5")
-    with ExitStack() as stack:
-        (found,) = claim.found(settings, (), "batch", stack)
-        assert found.state is not None
-        (asked,), (queries,) = found.asking()
-        asked = replace(asked, keyed=keyed)
-        ours = evidence.of_file(
-            Held(found.state.place, 0, found.state.files[0], found.state.columns)
-        )
-        differing = (evidence.of_source(asked).sums != ours.sums).any(axis=1)
-        assert differing.sum() == 2
-        task = replace(asked, queries=queries, key=found.key, wanted=Wanted(differing))
-        named = evidence.named(task)
-    assert 5 in named["id"]
-    assert len(named) < 50
-    (hash_of_5,) = named.filter(pl.col("id") == 5)["row_hash"]
-    (plain,) = source.execute(digest.row_hash(found.columns, "t", "id = 5"))[0]
-    assert bytes.fromhex(hash_of_5) == keyed(pl.Series([bytes.fromhex(plain)]))[0]
+def test_protected_tables_are_proven_without_the_key_leaving(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL gives unkeyed hashes, which are keyed here; keys are told as they are stored."""
+    monkeypatch.setenv("BRONZE_MASTER_KEY", base64.b64encode(bytes(range(32))).decode())
+    source.execute("CREATE TABLE p (mail text PRIMARY KEY, v text, n int)")
+    source.execute(
+        "INSERT INTO p SELECT i || '@example.com', 'v' || i, i FROM generate_series(1, 900) i"
+    )
+    own = {"mail": "tokenize", "v": "encrypt"}
+    settings = source.settings(tables={"p": {"protect": own}})
+    assert pipeline.run(settings).exit_code == 0
+    first = verifying.verify(settings)
+    assert [table.status for table in first.tables] == ["equal"]
+    source.execute("UPDATE p SET v = 'other' WHERE n = 5; DELETE FROM p WHERE n = 6")
+    (found,) = verifying.verify(settings).tables
+    assert (found.missing, found.extra, found.different) == (0, 1, 1)
+    assert all("tok_" in row.key for row in found.rows)
+    assert "example.com" not in repr(found)
+    (mended,) = verifying.verify(settings, repair=True).tables
+    assert (mended.status, mended.repaired) == ("equal", 2)
+    assert [t.status for t in verifying.verify(settings, at_rest=True).tables] == ["equal"]
 
 
 def test_a_database_of_another_encoding(source: Source) -> None:
