@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import astuple, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -264,6 +265,8 @@ WRITER = """
 import json, sys
 from bronze import audit, config
 settings = config.parse(json.loads(sys.argv[1]))
+print("ready", flush=True)
+sys.stdin.readline()
 for number in range(12):
     audit.record(settings, "reveal", sys.argv[2], "succeeded", {"number": number})
 """
@@ -272,10 +275,28 @@ for number in range(12):
 def test_writers_at_once_keep_one_chain(settings: Settings) -> None:
     """Two processes that record at the same time take turns: nothing is lost, nothing torn."""
     document = settings.model_dump_json(by_alias=True, exclude_unset=True)
-    writers = [
-        subprocess.Popen([sys.executable, "-c", WRITER, document, name]) for name in ("a", "b")
-    ]
-    assert [writer.wait(60) for writer in writers] == [0, 0]
+    with ExitStack() as stack:
+        writers = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", WRITER, document, name],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            for name in ("a", "b")
+        ]
+        for writer in writers:
+            assert writer.stdout
+            assert writer.stdout.readline() == "ready\n"
+        for writer in writers:
+            assert writer.stdin
+            writer.stdin.write("go\n")
+            writer.stdin.flush()
+        for writer in writers:
+            writer.communicate(timeout=60)
+        assert [writer.returncode for writer in writers] == [0, 0]
     report = audit.report(settings, verify=True)
     assert report.problems == ()
     assert [record.sequence for record in report.records] == list(range(1, 26))
