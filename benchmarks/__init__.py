@@ -12,6 +12,7 @@ Everything runs on one machine against an embedded PostgreSQL on made-up data::
     python -m benchmarks.stream rates --rows 1000000 10000000 --rate 1000
     python -m benchmarks.layout
     python -m benchmarks.verify
+    python -m benchmarks.anomaly
 
 `nox -s bench` runs `load`, in an environment of its own; what comes after ``--`` are its options,
 or another one's name and options: ``nox -s bench -- stream catchup``.
@@ -44,4 +45,7 @@ CPU seconds have PostgreSQL's in them.
 grows daily, beside deltalake's Z-order. Neither needs a source. With 20 million rows deltalake's
 MERGE of a source in which nothing changed takes more memory than many machines have: leave it out
 with ``--cases`` and ``--only``.
+
+`anomaly` takes the demo's tables with anomaly scores: how many of the planted outliers are found,
+and how much longer a first load takes than without.
 """

@@ -232,6 +232,22 @@ class ProtectionSettings(_Section):
     previous: tuple[SecretName, ...] = ()
 
 
+def _switched(value: object) -> object:
+    if isinstance(value, bool):
+        return {} if value else None
+    return value
+
+
+class AnomalySettings(_Section):
+    """How a table's rows are watched: ``anomalies = true``, or some of these."""
+
+    expected: float = Field(default=0.01, gt=0, le=0.5)
+    trees: int = Field(default=100, ge=10, le=1000)
+    columns: Names = ()
+    retrain: Seconds = 30 * 86400
+    seed: int = Field(default=7, ge=0, lt=2**31)
+
+
 class TableSettings(_Section):
     """What one table has of its own."""
 
@@ -251,6 +267,7 @@ class TableSettings(_Section):
     arrays: Literal["array", "string"] = "array"
     timestamps: Literal["timestamp_ntz", "timestamp"] = "timestamp_ntz"
     protect: Mapping[str, ColumnProtection] = {}
+    anomalies: Annotated[AnomalySettings | None, BeforeValidator(_switched)] = None
 
     @model_validator(mode="after")
     def _sensible(self) -> TableSettings:
@@ -483,6 +500,8 @@ def _section(where: list[str]) -> type[BaseModel]:
         return SecretName
     if top == "tables" and "protect" in rest:
         return ColumnProtection
+    if top == "tables" and rest[-1:] == ["anomalies"]:
+        return AnomalySettings
     sections: dict[str, type[BaseModel]] = {
         "source": SourceSettings,
         "run": RunSettings,

@@ -21,9 +21,20 @@ from bronze.source.types import absent, recast, wider
 from bronze.table.schema import delta_schema, kinds
 
 # Properties of a Bronze table in which it says what it was made from.
-SOURCE, TABLE, OID, KEY, BASE, NUMBERS, PARTS, PROTECT, WIDENED = (
+SOURCE, TABLE, OID, KEY, BASE, NUMBERS, PARTS, PROTECT, WIDENED, WATCHED = (
     f"bronze.{name}"
-    for name in ("source", "table", "oid", "key", "base", "columns", "parts", "protect", "widened")
+    for name in (
+        "source",
+        "table",
+        "oid",
+        "key",
+        "base",
+        "columns",
+        "parts",
+        "protect",
+        "widened",
+        "watched",
+    )
 )
 
 

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field, replace
 
 import tenacity
 
-from bronze import difference, failpoint, lineage
+from bronze import difference, failpoint, lineage, unusual
 from bronze.config import Settings
 from bronze.difference import Difference, Edit
 from bronze.engine import Course, Task
 from bronze.errors import BronzeError, CommitConflict, TableVanished
 from bronze.landing import book_rejected
 from bronze.lineage import Entry
-from bronze.model import DataFile, Stamp
+from bronze.model import NOTHING_FOUND, DataFile, Findings, Stamp
 from bronze.net import Net, Netted, net
 from bronze.plan import Plan
 from bronze.prepare import Target
@@ -46,6 +46,7 @@ class Following:
         held: the position that the table itself has.
         version: its version there.
         entry: the stream's record of the table in ``governance.data_lineage``, as it is by now.
+        findings: what was found out about its rows, and is not in the books yet.
         error: why it does not follow any more.
     """
 
@@ -56,6 +57,7 @@ class Following:
     held: int
     version: int
     entry: Entry
+    findings: Findings = NOTHING_FOUND
     error: BronzeError | None = field(default=None)
 
     @property
@@ -84,7 +86,21 @@ class Followed:
     updated: int = 0
     deleted: int = 0
     rejected: int = 0
+    anomalies: int = 0
     error: BronzeError | None = None
+
+
+def told(settings: Settings, following: Following, stamp: Stamp) -> tuple[str, ...]:
+    """Enters what was found out about the rows of a table's last batches into the books.
+
+    Returns:
+        What there is to say about them.
+    """
+    watch, findings = following.plan.enrichment.watch, following.findings
+    following.findings = NOTHING_FOUND
+    if watch is None or findings is NOTHING_FOUND:
+        return ()
+    return unusual.told(settings, following.plan.target, stamp, watch, findings, "stream")
 
 
 def fitted(
@@ -159,6 +175,7 @@ def _landed(
                 state = _current(following)
             edit = yield from difference.edited(plan, stamp, wanted, state)
             _commit(following, netted, edit, wanted.staged, batch, stamp, state)
+    following.findings += netted.findings
     return Followed(
         following,
         netted.read,
@@ -166,6 +183,7 @@ def _landed(
         edit.updated,
         edit.deleted,
         len(netted.rejected),
+        netted.findings.outliers.count,
     )
 
 

@@ -9,27 +9,41 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
+from operator import add
 from typing import Any
 
 import tenacity
 
-from bronze import compare, difference, failpoint, lineage, maintain
+from bronze import compare, difference, failpoint, lineage, maintain, unusual
 from bronze.books import rejected as book
+from bronze.books.profiles import Scope
 from bronze.config import GOVERNANCE, Settings
 from bronze.difference import Difference, Edit
 from bronze.engine import Course, Task
 from bronze.enrich import fingerprint
 from bronze.errors import BronzeError, CommitConflict, Mismatch, SnapshotLost
 from bronze.lineage import Entry
-from bronze.model import DataFile, Known, Origin, Place, Rejected, Stamp, TableResult, Written
+from bronze.model import (
+    NOTHING_FOUND,
+    DataFile,
+    Findings,
+    Known,
+    Origin,
+    Place,
+    Rejected,
+    Stamp,
+    TableResult,
+    Written,
+)
 from bronze.plan import Plan
 from bronze.prepare import Target
 from bronze.source.snapshot import Snapshot
 from bronze.table import commit, files, layout, log, store
 from bronze.table.commit import Change
 from bronze.table.log import State
+from bronze.watch import Outliers
 from bronze.work import work
 
 _TRIES = 6
@@ -67,6 +81,11 @@ class Table:
         return [record for part in self.written for record in part.rejected]
 
     @property
+    def findings(self) -> Findings:
+        """What was found out about the rows."""
+        return reduce(add, (part.findings for part in self.written), NOTHING_FOUND)
+
+    @property
     def size(self) -> int:
         """About how many bytes are read of the source."""
         return sum(unit.estimate for unit in self.plan.units) if self.plan else 0
@@ -96,6 +115,11 @@ class Outcome:
     deleted: int
     written: tuple[DataFile, ...]
 
+    @property
+    def changed(self) -> bool:
+        """Whether the table has other rows than before, or others of them."""
+        return bool(self.inserted or self.updated or self.deleted or self.written)
+
 
 def landing(settings: Settings, table: Table) -> Course[TableResult]:
     """The course of one table.
@@ -120,7 +144,8 @@ def landing(settings: Settings, table: Table) -> Course[TableResult]:
         outcome = yield from land(table, plan)
         failpoint.reach("landed")
         compare.forget(plan.target.place)
-        notes = table.plan.notes + (yield from _laid_out(settings, table))
+        notes = table.plan.notes + _told(settings, table, outcome)
+        notes += yield from _laid_out(settings, table)
         return _result(table, outcome, notes)
     except BronzeError as error:
         if error.retry and not isinstance(error, CommitConflict) and not table.held.alive():
@@ -265,6 +290,18 @@ def _facts(table: Table, **counts: int) -> dict[str, Any]:
     }
 
 
+def _told(settings: Settings, table: Table, outcome: Outcome) -> tuple[str, ...]:
+    """Enters what was found out about the rows that have landed."""
+    plan = table.plan
+    if plan is None or plan.enrichment.watch is None:
+        return ()
+    findings = table.findings
+    if not outcome.changed:
+        findings = replace(findings, outliers=Outliers())
+    scope: Scope = "changes" if plan.mode == "changes" else "whole"
+    return unusual.told(settings, table.target, table.stamp, plan.enrichment.watch, findings, scope)
+
+
 def book_rejected(
     settings: Settings, target: Target, stamp: Stamp, rejected: Sequence[Rejected]
 ) -> None:
@@ -314,8 +351,7 @@ def _laid_out(settings: Settings, table: Table) -> Course[tuple[str, ...]]:
 
 
 def _result(table: Table, outcome: Outcome, notes: tuple[str, ...]) -> TableResult:
-    moved = outcome.inserted or outcome.updated or outcome.deleted or outcome.written
-    same = not moved and table.plan is not None and table.plan.state is not None
+    same = not outcome.changed and table.plan is not None and table.plan.state is not None
     return TableResult(
         table=table.target.label,
         target=f"{table.target.schema}.{table.target.name}",
@@ -325,6 +361,7 @@ def _result(table: Table, outcome: Outcome, notes: tuple[str, ...]) -> TableResu
         updated=outcome.updated,
         deleted=outcome.deleted,
         rejected=len(table.rejected),
+        anomalies=table.findings.outliers.count if outcome.changed else 0,
         version=outcome.version,
         files=len(outcome.written),
         bytes=sum(file.size for file in outcome.written),

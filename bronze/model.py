@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
+from bronze.watch import NO_OUTLIERS, NO_PROFILE, Outliers, Profile, Watch
+
 KindName = Literal[
     "short",
     "int",
@@ -218,18 +220,23 @@ class Protection:
 class Enrichment:
     """What the rows of a table are given on their way in, beside identity, times and hashes.
 
-    ``protection`` is None for a table all of whose columns are taken in clear.
+    ``protection`` is None for a table all of whose columns are taken in clear. With ``watch``, a
+    score that tells anomalies, in columns of its own.
     """
 
     protection: Protection | None = None
+    watch: Watch | None = None
 
 
 @dataclass(frozen=True)
 class Findings:
     """What was found out about rows on their way in. Those of parts may be added up."""
 
+    outliers: Outliers = NO_OUTLIERS
+    profile: Profile = NO_PROFILE
+
     def __add__(self, other: Findings) -> Findings:
-        return self
+        return Findings(self.outliers + other.outliers, self.profile + other.profile)
 
 
 NONE_GIVEN = Enrichment()
@@ -372,8 +379,9 @@ class Failure:
 class TableResult:
     """What a run did to one table.
 
-    ``bytes`` is the size of the ``files`` that it wrote, ``schema_changes`` what happened to the
-    table's columns, ``notes`` what else there is to know.
+    ``bytes`` is the size of the ``files`` that it wrote, ``anomalies`` counts those among the rows
+    that it wrote, ``schema_changes`` are what happened to the table's columns, ``notes`` what else
+    there is to know.
     """
 
     table: str
@@ -384,6 +392,7 @@ class TableResult:
     updated: int = 0
     deleted: int = 0
     rejected: int = 0
+    anomalies: int = 0
     version: int | None = None
     files: int = 0
     bytes: int = 0

@@ -18,6 +18,7 @@ import polars as pl
 import polars.selectors as cs
 
 from bronze.enrich import protect
+from bronze.enrich.anomaly import scored
 from bronze.enrich.enrichment import enriched
 from bronze.enrich.stamp import COMMITTED
 from bronze.errors import Mismatch, TableRefused
@@ -276,6 +277,10 @@ def _rows(
         rows = _looked_up(job, rows, lines, mine)
         whole = _whole(rows, job.columns)
         made, findings = enriched(whole, rejected, job.stamp, job.base, job.enrichment)
+        if job.enrichment.watch:
+            key = [text.target for text in _keys(job)]
+            made, outliers = scored(made, job.enrichment.watch, key, job.stamp)
+            findings += Findings(outliers)
         made = made.with_columns(cs.enum().cast(pl.String), part.committed(lines))
         made = partition.dated(made, job.dates_of) if job.dates_of else made
         yield made, rejected, findings

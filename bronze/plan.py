@@ -10,6 +10,7 @@ from typing import Any, Literal
 from bronze import drift, keys, prepare, provide, resume, units
 from bronze.config import Settings
 from bronze.drift import Settled
+from bronze.enrich import anomaly
 from bronze.enrich.stamp import COMMITTED, METADATA
 from bronze.errors import TableRefused
 from bronze.model import Column, Enrichment, Kind, Origin, Stamp, Unit
@@ -107,7 +108,7 @@ def plan_table(
         state=state,
         reached=reached,
         units=work,
-        notes=settled.notes + notes + why,
+        notes=settled.notes + notes + why + (enrichment.watch.notes if enrichment.watch else ()),
         all_units=lambda: rows(slices.WHOLE, state),
         enrichment=enrichment,
     )
@@ -138,11 +139,18 @@ def settle(target: Target, visible: bool) -> tuple[State | None, Settled, str | 
         state.writable()
         _same_table(target, state)
         added = {state.partition, COMMITTED, KIND if own.history else None}
+        added |= {name for name, _ in anomaly.COLUMNS} if _watched(target, state) else set()
         held = [pair for pair in state.columns if pair[0] not in added]
         dropped = [own.rename.get(n, n) for n, how in own.protect.items() if how.dropped]
         settled = drift.settled(found, held, state.properties, target.relation, dropped=dropped)
     _clustered(target, settled)
     return state, settled, _partition(target, settled, state)
+
+
+def _watched(target: Target, state: State | None) -> bool:
+    """Whether the table has the columns of anomalies; once there, they stay."""
+    before = state is not None and drift.WATCHED in state.properties
+    return before or target.settings.anomalies is not None
 
 
 def _same_table(target: Target, state: State) -> None:
@@ -274,6 +282,7 @@ def _shape(
 ) -> Shape:
     target = given.target
     layout = [*((column.target, column.stored) for column in settled.columns), *METADATA]
+    layout += anomaly.COLUMNS if _watched(target, state) else ()
     layout += [(KIND, Kind("string"))] if target.settings.history else []
     if target.settings.pattern == "streaming" or (state and COMMITTED in dict(state.columns)):
         layout.append((COMMITTED, Kind("timestamp")))
@@ -295,6 +304,8 @@ def _shape(
         notes[keys.IDS] = keys.ids(enrichment.protection)
     if state is not None:
         notes |= drift.widened(settled.columns, state.columns, state.properties)
+    if _watched(target, state):
+        notes[drift.WATCHED] = "true"
     kept = given.settings.maintain.properties()
     return Shape(tuple(layout), stats, partition, (*kept, *notes.items()))
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from bronze.config import Settings, TableSettings
+from bronze.enrich import anomaly
 from bronze.enrich.stamp import COMMITTED, METADATA
 from bronze.errors import ConfigError, TableRefused
 from bronze.model import Column, Place
@@ -140,7 +141,9 @@ def columns(target: Target) -> tuple[Column, ...]:
     """
     own, relation = target.settings, target.relation
     present = {attribute.name for attribute in relation.attributes}
-    unknown = sorted({*own.rename, *own.decimals, *own.key, *own.protect} - present)
+    watched = own.anomalies.columns if own.anomalies else ()
+    named = {*own.rename, *own.decimals, *own.key, *own.protect, *watched}
+    unknown = sorted(named - present)
     if unknown:
         raise TableRefused(
             f"Table {target.label} has no column {', '.join(unknown)}.",
@@ -172,6 +175,7 @@ def columns(target: Target) -> tuple[Column, ...]:
     )
     ours = [name for name, _ in METADATA]
     ours += [COMMITTED] if own.pattern == "streaming" else []
+    ours += [name for name, _ in anomaly.COLUMNS] if own.anomalies else []
     bad = faults([c.target for c in found], ours)
     if bad:
         name, reason = next(iter(bad.items()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bronze import keys
+from bronze import anomalies, keys
 from bronze.drift import Settled
 from bronze.model import Enrichment
 from bronze.table.log import State
@@ -25,4 +25,8 @@ def enrichment(
         TableRefused: the table cannot be taken as the config says.
         LakeError: what the lake holds for this cannot be read.
     """
-    return Enrichment(protection=keys.protection(given.settings, given.target, settled))
+    protect = given.target.settings.protect
+    return Enrichment(
+        protection=keys.protection(given.settings, given.target, settled),
+        watch=anomalies.watch(given, settled, key, state, protect),
+    )

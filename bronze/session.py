@@ -36,6 +36,8 @@ _PATIENCE = 0.5
 _GUARD_EVERY = 10.0
 _LOOK_EVERY = 60.0
 _REMEMBER_EVERY = 3600.0
+# The books of anomalies grow by a file each time.
+_TELL_EVERY = 60.0
 _LONGEST_PAUSE = 60.0
 # How long a table that failed is left alone, at first and at most.
 _FIRST_REST, _LONGEST_REST = 60.0, 3600.0
@@ -69,7 +71,8 @@ class Session:
         self._limit = units.readers(self._settings.run, self._settings.run.workers)
         self._recorded = 0
         self._recorded_at = self._guarded_at = 0.0
-        self._looked_at = self._remembered_at = time.monotonic()
+        self._looked_at = self._remembered_at = self._told_at = time.monotonic()
+        self._last: Stamp | None = None
         if self._followings:
             self._record(None, "")
 
@@ -90,6 +93,7 @@ class Session:
             record.forsake(self._settings, snapshot.identity(line.control), line.slot)
             raise
         finally:
+            self._tell()
             self._remember_last()
 
     def _follow(self, until_caught_up: bool) -> None:
@@ -161,6 +165,16 @@ class Session:
         line.tally.transactions += batch.transactions
         line.tally.changes += batch.changes
         self._record(batch, stamp.batch_id)
+        self._last = stamp
+
+    def _tell(self) -> None:
+        """Enters what was found out about the last batches' rows into the books."""
+        self._told_at = time.monotonic()
+        if self._last is None:
+            return
+        for following in self._followings.values():
+            for note in follow.told(self._settings, following, self._last):
+                self._line.say(f"{following.label}: {note}")
 
     def _landed(self, pool: Executor, batch: Batch, stamp: Stamp) -> None:
         line = self._line
@@ -198,6 +212,7 @@ class Session:
 
     def _compare(self, misfits: Sequence[Following]) -> None:
         """Tables that the stream cannot bring up to date are compared as they are now."""
+        self._tell()
         now = {relation.oid: relation for relation in self._line.found()}
         targets = []
         self._line.remember([lineage.left(following.entry, None) for following in misfits])
@@ -321,6 +336,8 @@ class Session:
         if now - self._guarded_at > _GUARD_EVERY:
             self._guarded_at = now
             self._guard()
+        if now - self._told_at > _TELL_EVERY:
+            self._tell()
         if now - self._looked_at > _LOOK_EVERY:
             self._looked_at = now
             self._look()

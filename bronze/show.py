@@ -104,7 +104,7 @@ def run(result: RunResult) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("Bronze table", "status"):
         table.add_column(name, no_wrap=True)
-    for name in ("read", "new", "upd.", "gone", "rej.", "files", "size", "s", "v"):
+    for name in ("read", "new", "upd.", "gone", "rej.", "odd", "files", "size", "s", "v"):
         table.add_column(name, justify="right")
     for row in result.tables:
         table.add_row(*_cells(row))
@@ -148,11 +148,11 @@ def streamed(result: StreamResult) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("Bronze table", "status"):
         table.add_column(name, no_wrap=True)
-    for name in ("read", "new", "upd.", "gone", "rej.", "v"):
+    for name in ("read", "new", "upd.", "gone", "rej.", "odd", "v"):
         table.add_column(name, justify="right")
     for row in result.tables:
         cells = _cells(row)
-        table.add_row(*cells[:7], cells[-1])
+        table.add_row(*cells[:8], cells[-1])
     _out.print(table)
     said(
         f"{result.changes:,} changes in {result.transactions:,} transactions, landed in"
@@ -183,6 +183,7 @@ def _cells(row: TableResult) -> list[str]:
         f"{row.updated:,}",
         f"{row.deleted:,}",
         f"{row.rejected:,}",
+        f"{row.anomalies:,}",
         str(row.files),
         size(row.bytes),
         f"{row.seconds:.1f}",

@@ -18,6 +18,7 @@ import tenacity
 
 from bronze import compare
 from bronze.enrich import fingerprint, protect
+from bronze.enrich.anomaly import scored
 from bronze.enrich.enrichment import enriched
 from bronze.enrich.fingerprint import Fingerprints
 from bronze.enrich.stamp import COMMITTED
@@ -140,6 +141,10 @@ class _Tally:
             made = partition.dated(made, unit.dates_of)
         if self.sieve:
             made = self.sieve.new(made)
+        if unit.enrichment.watch:
+            # The rows that the table holds have their scores.
+            made, outliers = scored(made, unit.enrichment.watch, unit.key, unit.stamp)
+            self.findings += Findings(outliers)
         if _REJECTED in made.columns:
             found = rejections(made, made[_REJECTED], unit.key)
             self.rejected += protect.rejections(found, unit.enrichment.protection)

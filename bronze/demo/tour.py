@@ -41,12 +41,15 @@ protect = {{ contact_number = "tokenize" }}
 
 [tables.inventory]
 priority = 1
+anomalies = {{ expected = 0.001, columns = ["quantity_available", "unit_cost"] }}
 
 [tables.orders]
 priority = 1
+anomalies = true
 
 [tables.order_details]
 priority = 1
+anomalies = {{ expected = 0.00025, columns = ["quantity", "unit_price", "line_total"] }}
 """
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import polars as pl
 
 from bronze.enrich import protect
+from bronze.enrich.profile import profiled
 from bronze.enrich.stamp import checksum, digests, row_hash, stamped
 from bronze.model import Enrichment, Findings, Stamp
+from bronze.watch import Profile
 
 
 def enriched(
@@ -24,6 +26,7 @@ def enriched(
     Raises:
         ConfigError: a key cannot be had.
     """
+    profile = profiled(rows, wanted.watch) if wanted.watch else Profile()
     if wanted.protection:
         hashes = row_hash(rows, rejected, base)
         rows, hashes = protect.protected(rows, hashes, wanted.protection)
@@ -31,4 +34,4 @@ def enriched(
     else:
         # What is stored is what is hashed: one encoding serves both.
         hashes, checksums = digests(rows, rejected, base)
-    return stamped(rows, hashes, checksums, stamp), Findings()
+    return stamped(rows, hashes, checksums, stamp), Findings(profile=profile)

@@ -296,16 +296,23 @@ def replace(
     reraise=True,
 )
 def append(
-    place: Place, columns: Sequence[tuple[str, Kind]], data: DataFile, facts: Mapping[str, Any]
+    place: Place,
+    columns: Sequence[tuple[str, Kind]],
+    data: DataFile,
+    facts: Mapping[str, Any],
+    stats: Sequence[str] = (),
 ) -> None:
     """Adds one file to a table that many runs append to, creating it if there is none.
+
+    ``stats`` are the columns with file statistics.
 
     Raises:
         CommitConflict: somebody else committed in between, again and again.
     """
     state = read(place)
     change = Change("WRITE", [data], parameters={"mode": "Append"})
-    commit(place, state, change, facts, shape=None if state else Shape(tuple(columns), ()))
+    shape = None if state else Shape(tuple(columns), tuple(stats))
+    commit(place, state, change, facts, shape=shape)
 
 
 def discard(place: Place, batch_id: str) -> None:

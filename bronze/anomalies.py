@@ -1,0 +1,338 @@
+"""How a table's rows are watched: its model is taken from the lake, or made of a sample of what is
+in the Bronze table; before there is one, of the rows that it will be made of.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from bronze import drift
+from bronze.books import models as book
+from bronze.books import profiles
+from bronze.config import GOVERNANCE, AnomalySettings, Settings
+from bronze.drift import Settled
+from bronze.enrich import training
+from bronze.enrich.forest import scorer
+from bronze.errors import LakeError
+from bronze.model import DELETED, Column, Kind, Place, Stored
+from bronze.prepare import Target
+from bronze.source import read, slices, statement
+from bronze.table import commit, files, log
+from bronze.table.files import Layout
+from bronze.table.log import State
+from bronze.units import Assignment, asked
+from bronze.watch import Model, Watch
+
+# A sample has about so many rows, of so many pages or files, and so many bytes.
+_ROWS = 50_000
+_PAGES = 500
+_FILES = 64
+_BYTES = 32 * 2**20
+# A model is made anew when its table has grown so much, or when so many times as many rows as
+# expected were anomalies in a run of so many rows.
+_GROWTH = 2
+_EXCESS = 5
+_JUDGED = 1000
+_PROFILED = 100
+
+
+def watch(
+    given: Assignment,
+    settled: Settled,
+    key: tuple[str, ...],
+    state: State | None,
+    protected: Collection[str] = (),
+) -> Watch | None:
+    """How a table's rows are watched; None where they are not, and have no columns for it.
+
+    Args:
+        given: the table.
+        settled: its columns.
+        key: the key's target names.
+        state: the Bronze table as it was found.
+        protected: source names of columns whose values nothing may be learned of.
+
+    Raises:
+        SourceError: the sample cannot be read.
+        LakeError: the models in the lake, or the table, cannot be read.
+    """
+    own = given.target.settings.anomalies
+    if own is None:
+        return Watch() if state is not None and drift.WATCHED in state.properties else None
+    free = [c for c in settled.columns if c.name not in protected and c.kind.name != "array"]
+    profiled = [c for c in settled.columns if c.kind.name != "array"][:_PROFILED]
+    numeric = {c.target for c in free if c.kind.name in _AVERAGED}
+    model, notes = _model(given, own, _candidates(given, own, free, key), state)
+    return Watch(
+        model,
+        tuple(c.target for c in profiled),
+        frozenset(numeric - _named(given, settled.columns, key)),
+        notes,
+    )
+
+
+_AVERAGED = ("short", "int", "long", "float", "double", "decimal")
+_FOREIGN = """
+SELECT DISTINCT a.attname FROM pg_constraint c
+JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = ANY(c.conkey)
+WHERE c.conrelid = %s AND c.contype IN ('p', 'u', 'f')
+"""
+_NAMING = ("id", "key", "no", "nr", "number", "code", "uuid", "zip")
+
+
+def _named(given: Assignment, columns: Sequence[Column], key: Sequence[str]) -> set[str]:
+    """The target names of columns that name something: of keys and foreign keys, or by their
+    names.
+    """
+    oid = given.target.relation.oid
+    rows: list[Any] = asked(given, lambda holder: holder.execute(_FOREIGN, [oid]).fetchall())
+    names = {name for (name,) in rows}
+    return {
+        c.target
+        for c in columns
+        if c.name in names or c.target in key or c.name.lower().rpartition("_")[2] in _NAMING
+    }
+
+
+def _candidates(
+    given: Assignment, own: AnomalySettings, free: Sequence[Column], key: Sequence[str]
+) -> list[Column]:
+    """The columns that features may be made of."""
+    fit = [c for c in free if c.name and training.suitable(c)]
+    if own.columns:
+        return [c for c in fit if c.name in own.columns]
+    named = _named(given, fit, key)
+    return [c for c in fit if c.target not in named]
+
+
+def _model(
+    given: Assignment, own: AnomalySettings, columns: Sequence[Column], state: State | None
+) -> tuple[Model | None, tuple[str, ...]]:
+    """The model to go by, and what to say about it."""
+    if not columns:
+        return None, ("no column is fit for anomaly scores: there are none",)
+    said = [own.trees, own.expected, own.seed, [(c.target, str(c.kind)) for c in columns]]
+    settings = hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
+    rows = sum(max(file.rows, 0) for file in state.files) if state else 0
+    place = given.settings.place(GOVERNANCE, book.NAME)
+    known, why = _stored(given, own, place, settings, rows)
+    if known is not None and not why:
+        return known, ()
+    sample = _sample(given, columns, state, own.seed)
+    rows = max(rows, sample.height, 0 if state else given.target.relation.rows)
+    if sample.height < training.LEAST:
+        return None, (f"no anomaly scores: the table has fewer than {training.LEAST} rows",)
+    chosen = {c.target for c in columns} if own.columns else set()
+    day = given.stamp.loaded_at.replace(hour=0, minute=0, second=0, microsecond=0)
+    model = training.trained(
+        sample,
+        training.found(sample, columns, chosen),
+        day,
+        rows,
+        expected=own.expected,
+        trees=own.trees,
+        seed=own.seed,
+    )
+    if model is None:
+        return None, ("no anomaly scores: no column has values that differ",)
+    _keep(given, place, model, why, settings)
+    return model, (f"the anomaly model was trained ({why}): version {model.version}",)
+
+
+def _keep(given: Assignment, place: Place, model: Model, why: str, settings: str) -> None:
+    target, stamp = given.target, given.stamp
+    record = book.Record(
+        model, stamp.loaded_at, target.source, target.label, target.name, why, settings
+    )
+    entered(place, book.COLUMNS, book.frame(record), stamp.batch_id)
+
+
+def entered(place: Place, columns: Layout, records: pl.DataFrame, batch_id: str) -> None:
+    """Enters records into one of the books of this part.
+
+    Raises:
+        LakeError, LakeUnreachable
+    """
+    file = files.write([records], place, batch_id, BY)
+    if file:
+        commit.append(place, columns, file, {"batch_id": batch_id}, BY)
+
+
+# The models in the lake
+
+
+def _stored(
+    given: Assignment, own: AnomalySettings, place: Place, settings: str, rows: int
+) -> tuple[Model | None, str]:
+    """The table's model, and why another one is needed; "" where it is not."""
+    state = log.read(place)
+    found = None
+    if state is not None:
+        try:
+            found = _latest(place, state, given)
+        except (OSError, ValueError, KeyError, TypeError, pa.ArrowException, LakeError):
+            return None, "the one in the lake is damaged"
+    if found is None:
+        return None, "there was none"
+    model, record = found
+    age = (given.stamp.loaded_at - record["trained_timestamp"]).total_seconds()
+    if record["settings"] != settings:
+        return model, "its columns or settings have changed"
+    if own.retrain and age >= own.retrain:
+        return model, f"the last one is {age / 86400:.0f} days old"
+    if rows >= _GROWTH * max(model.rows, 1):
+        return model, f"the table has grown from {model.rows:,} to {rows:,} rows"
+    share = _last_share(given, model)
+    if share > _EXCESS * own.expected:
+        return model, f"{share:.1%} of the last run's rows were anomalies"
+    return model, ""
+
+
+def _latest(place: Place, state: State, given: Assignment) -> tuple[Model, dict[str, Any]] | None:
+    """The newest record of the table, and its model."""
+    best: tuple[Any, Any] | None = None
+    for file in state.files:
+        if not _may_hold(file, given.target.name):
+            continue
+        parquet = files.opened(place, file)
+        for start, part in files.parts(parquet, book.COLUMNS, book.TOLD):
+            told = pl.DataFrame(part).with_row_index("at", start)
+            mine = told.filter(
+                pl.col("source_table") == given.target.label,
+                pl.col("target_table") == given.target.name,
+            )
+            for row in mine.iter_rows(named=True):
+                if best is None or row["trained_timestamp"] > best[1]["trained_timestamp"]:
+                    best = file, row
+    if best is None:
+        return None
+    file, record = best
+    for start, part in files.parts(files.opened(place, file), book.COLUMNS):
+        if start <= record["at"] < start + part.num_rows:
+            row = pl.DataFrame(part.slice(record["at"] - start, 1)).row(0, named=True)
+            model = book.model(row)
+            if training.version(model) != model.version:
+                raise LakeError(f"The model {model.version} is not what it was.")
+            scorer(model.version, model.forest, len(model.features))
+            return model, record
+    return None
+
+
+def _last_share(given: Assignment, model: Model) -> float:
+    """The share of anomalies in the last run of which the model has told many rows."""
+    told = pl.DataFrame(schema={"model_version": pl.String, "scored": pl.Int64})
+    # What hinders the reading is told when the run is to be entered.
+    with suppress(LakeError):
+        told = earlier(given.settings, given.target)
+    told = told.filter(pl.col("model_version") == model.version, pl.col("scored") >= _JUDGED)
+    if told.is_empty():
+        return 0.0
+    row = told.row(-1, named=True)
+    return float(row["anomalies"] / row["scored"])
+
+
+BY = ("target_table",)
+"""What the books of this part have file statistics of, so that few files are read of them."""
+
+
+def earlier(settings: Settings, target: Target, most: int = 40) -> pl.DataFrame:
+    """The last profiles of a table, in the order of their time.
+
+    Raises:
+        LakeError, LakeUnreachable: they cannot be read.
+    """
+    place = settings.place(GOVERNANCE, profiles.NAME)
+    state = log.read(place)
+    parts = [pl.DataFrame(files.conform(pa.table({}), profiles.COLUMNS, {}, 0))]
+    # Files are named by their batches, which are named by their times.
+    newest = sorted(state.files, key=lambda file: file.path, reverse=True) if state else []
+    for file in newest:
+        if sum(part.height for part in parts) >= most:
+            break
+        if not _may_hold(file, target.name):
+            continue
+        own = (pl.col("source_table") == target.label, pl.col("target_table") == target.name)
+        with log.mapped(place, "read"):
+            for _, part in files.parts(files.opened(place, file), profiles.COLUMNS):
+                parts.append(pl.DataFrame(part).filter(own))
+    return pl.concat(parts).sort("profiled_timestamp").tail(most)
+
+
+def _may_hold(file: Stored, name: str) -> bool:
+    low, high = (dict(side).get(BY[0]) for side in (file.low, file.high))
+    return (low is None or low <= name) and (high is None or name <= high)
+
+
+# Samples
+
+
+def _sample(
+    given: Assignment, columns: Sequence[Column], state: State | None, seed: int
+) -> pl.DataFrame:
+    """Rows of the Bronze table; of the source, where that has not these columns, or no rows."""
+    if state is not None and {c.target for c in columns} <= {name for name, _ in state.columns}:
+        with log.mapped(state.place, "read"):
+            sample = _from_bronze(state, columns, seed)
+        if sample.height >= training.LEAST:
+            return sample
+    return _from_source(given, columns, seed)
+
+
+def _from_bronze(state: State, columns: Sequence[Column], seed: int) -> pl.DataFrame:
+    """Rows of the Bronze table: some row groups of some files, chosen by the seed."""
+    chance = np.random.default_rng(seed)
+    some = sorted(state.files, key=lambda file: file.path)
+    if len(some) > _FILES:
+        some = [some[i] for i in sorted(chance.choice(len(some), _FILES, replace=False))]
+    layout = [*((c.target, c.kind) for c in columns), *_STATUS]
+    each = -(-_ROWS // max(len(some), 1))
+    found = []
+    for file in some:
+        parquet = files.opened(state.place, file)
+        groups = chance.permutation(parquet.num_row_groups).tolist()
+        left = each
+        for group in groups:
+            if left <= 0:
+                break
+            for _, part in files.parts(parquet, layout, None, [group], dict(file.partition)):
+                rows = pl.DataFrame(part).filter(pl.col("record_status").ne_missing(DELETED))
+                rows = _some(rows.drop("record_status"), left, chance)
+                left -= rows.height
+                found.append(rows)
+    return pl.concat(found) if found else pl.DataFrame()
+
+
+_STATUS = (("record_status", Kind("string")),)
+
+
+def _from_source(given: Assignment, columns: Sequence[Column], seed: int) -> pl.DataFrame:
+    """Rows of the source, in the run's snapshot: those of some pages, chosen by the seed."""
+    relation = given.target.relation
+    table = statement.quoted(relation.schema, relation.name)
+    pages = sum(relation.heaps)
+    if not pages:
+        # What has no pages is sampled from its beginning.
+        table = f"(SELECT * FROM {table} LIMIT {_ROWS}) AS sample"  # noqa: S608
+    else:
+        wanted = min(_PAGES, max(1, _BYTES * pages // max(slices.size_of(relation), 1)))
+        if pages > wanted:
+            table += f" TABLESAMPLE SYSTEM ({100 * wanted / pages:.6f}) REPEATABLE ({seed})"
+    query = statement.select(columns, table)
+    session = given.held.session(given.origin)
+    parts = read.rows(given.origin, session, query, (slices.WHOLE,), columns, given.target.label)
+    rows = pl.concat([rows for rows, _ in parts] or [pl.DataFrame()])
+    return _some(rows, _ROWS, np.random.default_rng(seed))
+
+
+def _some(rows: pl.DataFrame, most: int, chance: np.random.Generator) -> pl.DataFrame:
+    if rows.height <= most:
+        return rows
+    return rows[np.sort(chance.choice(rows.height, most, replace=False))]

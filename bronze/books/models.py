@@ -1,0 +1,123 @@
+"""``governance.models``: the isolation forests that tell anomalies, as numbers.
+
+A record is a model: its features as JSON, and its trees as arrays, which are those of
+`bronze.watch.Forest`. Nothing in it is code; what cannot be a forest is refused when it is used.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from bronze.model import Kind
+from bronze.watch import Feature, Forest, Model
+
+_INTS, _DOUBLES = Kind("array", element=Kind("int")), Kind("array", element=Kind("double"))
+_ARRAYS = ("sizes", "feature", "threshold", "left", "right", "rows")
+
+COLUMNS: tuple[tuple[str, Kind], ...] = (
+    ("model_version", Kind("string")),
+    ("trained_timestamp", Kind("timestamp")),
+    ("source_system", Kind("string")),
+    ("source_table", Kind("string")),
+    ("target_table", Kind("string")),
+    ("reason", Kind("string")),
+    ("settings", Kind("string")),
+    ("moment", Kind("timestamp")),
+    ("table_rows", Kind("long")),
+    ("seed", Kind("long")),
+    ("expected", Kind("double")),
+    ("threshold", Kind("double")),
+    ("features", Kind("string")),
+    ("sample", Kind("int")),
+    *((f"tree_{name}", _DOUBLES if name == "threshold" else _INTS) for name in _ARRAYS),
+)
+NAME = "models"
+TOLD = ("trained_timestamp", "source_table", "target_table", "settings", "table_rows")
+"""The columns by which a record is chosen."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """A model, and what it was made for and why."""
+
+    model: Model
+    trained: datetime
+    source: str
+    source_table: str
+    target_table: str
+    reason: str
+    settings: str
+
+
+def frame(record: Record) -> pl.DataFrame:
+    """The record as a frame with `COLUMNS`."""
+    model, forest = record.model, record.model.forest
+    moment = pl.Datetime("us", "UTC")
+    return pl.DataFrame(
+        {
+            "model_version": [model.version],
+            "trained_timestamp": pl.Series([record.trained], dtype=moment),
+            "source_system": [record.source],
+            "source_table": [record.source_table],
+            "target_table": [record.target_table],
+            "reason": [record.reason],
+            "settings": [record.settings],
+            "moment": pl.Series([model.moment], dtype=moment),
+            "table_rows": [model.rows],
+            "seed": [model.seed],
+            "expected": [model.expected],
+            "threshold": [model.threshold],
+            "features": [json.dumps([asdict(f) for f in model.features], ensure_ascii=False)],
+            "sample": pl.Series([forest.sample], dtype=pl.Int32),
+            **{f"tree_{name}": [pl.Series(getattr(forest, name))] for name in _ARRAYS},
+        }
+    )
+
+
+def model(row: dict[str, Any]) -> Model:
+    """The model of a record.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is none.
+    """
+
+    def whole(name: str) -> npt.NDArray[np.int32]:
+        return np.array(row[f"tree_{name}"], np.int32)
+
+    forest = Forest(
+        sample=int(row["sample"]),
+        sizes=whole("sizes"),
+        feature=whole("feature"),
+        threshold=np.array(row["tree_threshold"], np.float64),
+        left=whole("left"),
+        right=whole("right"),
+        rows=whole("rows"),
+    )
+    features = tuple(
+        Feature(
+            f["column"],
+            f["measure"],
+            float(f["fill"]),
+            float(f["centre"]),
+            float(f["scale"]),
+            tuple((value, share) for value, share in f["shares"]),
+        )
+        for f in json.loads(row["features"])
+    )
+    return Model(
+        version=row["model_version"],
+        moment=row["moment"],
+        rows=int(row["table_rows"]),
+        seed=int(row["seed"]),
+        expected=float(row["expected"]),
+        threshold=float(row["threshold"]),
+        features=features,
+        forest=forest,
+    )

@@ -1,0 +1,74 @@
+"""``governance.profiles``: what the rows of each run were like, for the next ones to be held
+against.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Literal
+
+import polars as pl
+
+from bronze.model import Kind, Stamp
+from bronze.watch import Outliers, Profile
+
+Scope = Literal["whole", "changes", "stream"]
+"""Which rows a profile is of: all of the table's, those that may have changed, or those that a
+stream brought. Only like is held against like."""
+
+COLUMNS: tuple[tuple[str, Kind], ...] = (
+    ("batch_id", Kind("string")),
+    ("profiled_timestamp", Kind("timestamp")),
+    ("source_system", Kind("string")),
+    ("source_table", Kind("string")),
+    ("target_table", Kind("string")),
+    ("scope", Kind("string")),
+    ("rows", Kind("long")),
+    ("scored", Kind("long")),
+    ("anomalies", Kind("long")),
+    ("model_version", Kind("string")),
+    ("measures", Kind("string")),
+)
+NAME = "profiles"
+
+
+def measures(profile: Profile) -> dict[str, float]:
+    """The numbers of a profile by name: of the rows, and of each column."""
+    found = {"rows": float(profile.rows)}
+    for name, column in profile.columns.items():
+        if profile.rows:
+            found[f"null_share {name}"] = column.nulls / profile.rows
+        if column.mean is not None:
+            found[f"mean {name}"] = column.mean
+        found[f"distinct {name}"] = round(column.distinct)
+    return found
+
+
+def frame(
+    profile: Profile,
+    outliers: Outliers,
+    *,
+    scope: Scope,
+    model: str | None,
+    at: datetime,
+    stamp: Stamp,
+    source_table: str,
+    target_table: str,
+) -> pl.DataFrame:
+    """The record of one table's run as a frame with `COLUMNS`."""
+    return pl.DataFrame(
+        {
+            "batch_id": [stamp.batch_id],
+            "profiled_timestamp": pl.Series([at], dtype=pl.Datetime("us", "UTC")),
+            "source_system": [stamp.source_system],
+            "source_table": [source_table],
+            "target_table": [target_table],
+            "scope": [scope],
+            "rows": [profile.rows],
+            "scored": [outliers.scored],
+            "anomalies": [outliers.count],
+            "model_version": pl.Series([model], dtype=pl.String),
+            "measures": [json.dumps(measures(profile), ensure_ascii=False)],
+        }
+    )

@@ -1,0 +1,36 @@
+"""What the values of rows are like, summed up so that those of many parts can be added."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from bronze.watch import SKETCH, ColumnProfile, Profile, Watch
+
+_ENOUGH = 3
+
+
+def profiled(rows: pl.DataFrame, watch: Watch) -> Profile:
+    """The profile of clear source rows."""
+    names = [name for name in watch.profiled if name in rows.columns]
+    return Profile(rows.height, {name: _column(rows[name], watch) for name in names})
+
+
+def _column(values: pl.Series, watch: Watch) -> ColumnProfile:
+    present = values.drop_nulls()
+    total, numbers = 0.0, 0
+    if values.name in watch.averaged:
+        floats = present.cast(pl.Float64)
+        floats = floats.filter(floats.is_finite()) if present.dtype.is_float() else floats
+        total, numbers = float(floats.sum()), len(floats)
+    return ColumnProfile(len(values) - len(present), total, numbers, _least(present.hash()))
+
+
+def _least(hashes: pl.Series) -> npt.NDArray[np.uint64]:
+    """The smallest different ones, sorted."""
+    # Where most values differ, those below a bound suffice.
+    bound = 2**64 * min(1.0, _ENOUGH * SKETCH / max(len(hashes), 1))
+    some = hashes.filter(hashes < min(int(bound), 2**64 - 1)).unique()
+    least = some if len(some) >= SKETCH else hashes.unique()
+    return np.sort(least.to_numpy())[:SKETCH].copy()

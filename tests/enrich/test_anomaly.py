@@ -1,0 +1,214 @@
+"""Models, scores, reasons and profiles, without a database."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import math
+import pickle
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bronze.enrich import training
+from bronze.enrich.anomaly import reasons, scored
+from bronze.enrich.features import numbers
+from bronze.enrich.profile import profiled
+from bronze.model import Column, Findings, Kind, Stamp
+from bronze.watch import MOST, SKETCH, Feature, Model, Watch
+
+DAY = dt.datetime(2026, 1, 10, tzinfo=dt.UTC)
+STAMP = Stamp("a batch", DAY, "shop", "batch")
+
+
+def columns(**kinds: str) -> list[Column]:
+    """Contracts of columns by name and kind."""
+    return [
+        Column(name, name, "text", Kind(kind), "same", "", "", "", "")  # type: ignore[arg-type]
+        for name, kind in kinds.items()
+    ]
+
+
+def shop(height: int, seed: int = 1) -> pl.DataFrame:
+    """Ordinary rows."""
+    chance = np.random.default_rng(seed)
+    days = chance.integers(0, 300, height)
+    return pl.DataFrame(
+        {
+            "id": np.arange(height),
+            "price": chance.normal(100, 15, height),
+            "pieces": chance.integers(1, 9, height),
+            "state": chance.choice(["new", "paid", "sent"], height),
+            "sold": [DAY - dt.timedelta(days=int(day)) for day in days],
+        }
+    )
+
+
+KINDS = {"price": "double", "pieces": "long", "state": "string", "sold": "timestamp"}
+
+
+def model(rows: pl.DataFrame, kinds: dict[str, str] | None = None, **given: Any) -> Model:
+    """A model of rows."""
+    wanted = {"expected": 0.01, "trees": 50, "seed": 7, **given}
+    features = training.found(rows, columns(**(kinds or KINDS)), set())
+    made = training.trained(rows, features, DAY, rows.height, **wanted)
+    assert made is not None
+    return made
+
+
+def test_the_same_sample_gives_the_same_version() -> None:
+    """A model is told by what it was made of: another seed, share or row gives another one."""
+    rows = shop(500)
+    first = model(rows)
+    assert first.version == model(rows).version
+    others = [model(rows, seed=8), model(rows, expected=0.02), model(shop(500, 2))]
+    assert len({first.version, *(other.version for other in others)}) == 4
+
+
+def test_about_the_expected_share_is_flagged() -> None:
+    """The threshold is where the expected share of the sample lies above it."""
+    rows = shop(5000)
+    made, found = scored(rows, Watch(model(rows, expected=0.02)), ["id"], STAMP)
+    assert 0.01 <= made["is_anomaly"].mean() <= 0.03  # type: ignore[operator]
+    assert found.count == made["is_anomaly"].sum()
+    assert found.scored == 5000
+    assert made["anomaly_score"].is_between(0, 1).all()
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("price", 1e9), ("price", -1e300), ("price", math.inf), ("pieces", 10**17)],
+)
+def test_the_column_that_is_out_of_line_is_named(column: str, value: float) -> None:
+    """A gross outlier is flagged, and the first reason is its column."""
+    planted = shop(3000).with_columns(
+        pl.when(pl.col("id") % 500 == 7).then(value).otherwise(pl.col(column)).alias(column)
+    )
+    planted = planted.cast({"pieces": pl.Int64, "price": pl.Float64})
+    made = model(planted, expected=0.002)
+    rows, found = scored(planted, Watch(made), ["id"], STAMP)
+    assert set(rows.filter("is_anomaly")["id"]) >= {7, 507, 1007, 1507, 2007, 2507}
+    told = dict(zip(found.rows["key"], reasons(made, found), strict=True))
+    first = json.loads(told[json.dumps({"id": 507})])[0]
+    assert first["column"] == column
+    assert first["contribution"] > 0.5
+
+
+def test_a_category_nobody_has_seen_is_unlikely() -> None:
+    """A value that the sample has not scores higher than one that it has."""
+    rows = shop(3000)
+    made = model(rows, {"state": "string", "price": "double"})
+    two = pl.DataFrame({"id": [1, 2], "price": [100.0, 100.0], "state": ["paid", "stolen"]})
+    known, unseen = scored(two, Watch(made), ["id"], STAMP)[0]["anomaly_score"]
+    assert unseen > known
+
+
+def test_newer_rows_are_not_strange_for_being_new() -> None:
+    """A date after the model's moment is as old as nothing when it lands; one far ahead is not."""
+    ages = [Feature("sold", "age")]
+    later = DAY + dt.timedelta(days=400)
+    times = [DAY - dt.timedelta(days=3), DAY + dt.timedelta(days=399), later + dt.timedelta(days=9)]
+    rows = pl.DataFrame({"sold": [*times, None]})
+    assert numbers(rows, ages, DAY, later)[0].tolist() == [3, 0, -9, 0]
+
+
+VALUES = st.one_of(
+    st.none(), st.floats(), st.sampled_from([math.inf, -math.inf, math.nan, 1e308, -1e308, 0.0])
+)
+
+
+@given(st.lists(VALUES, min_size=60, max_size=80), st.lists(VALUES, min_size=1, max_size=5))
+@settings(derandomize=True, database=None, deadline=None, max_examples=25)
+def test_any_number_has_a_score(sample: list[float | None], rows: list[float | None]) -> None:
+    """Whatever a model was made of, NULL, infinite and huge values get finite scores."""
+    kinds = {"value": "double"}
+    frame = pl.DataFrame({"value": sample}, schema={"value": pl.Float64})
+    features = training.found(frame, columns(**kinds), {"value"})
+    made = training.trained(frame, features, DAY, 80, expected=0.1, trees=10, seed=1)
+    if made is None:
+        return
+    other = pl.DataFrame({"value": rows}, schema={"value": pl.Float64})
+    found = scored(other, Watch(made), [], STAMP)[0]
+    assert found["anomaly_score"].is_between(0, 1).all()
+    assert found["is_anomaly"].null_count() == 0
+
+
+@pytest.mark.parametrize("values", [[None] * 60, [5.0] * 60, [math.nan] * 60])
+def test_what_never_differs_teaches_nothing(values: list[float | None]) -> None:
+    """Of constant columns there is no model."""
+    frame = pl.DataFrame({"value": values}, schema={"value": pl.Float64})
+    features = training.found(frame, columns(value="double"), set())
+    assert training.trained(frame, features, DAY, 60, expected=0.1, trees=10, seed=1) is None
+
+
+def test_kinds_of_columns_make_their_features() -> None:
+    """Numbers, ages, categories and lengths are found; numbers that name something are not."""
+    rows = shop(200).with_columns(
+        note=pl.Series([f"{'x' * (i % 60)}{i}" for i in range(200)]), maybe=pl.lit(True)
+    )
+    kinds = {"id": "long", **KINDS, "note": "string", "maybe": "boolean"}
+    found = training.found(rows, columns(**kinds), set())
+    assert {(f.column, f.measure) for f in found} == {
+        ("price", "number"),
+        ("pieces", "number"),
+        ("state", "frequency"),
+        ("sold", "age"),
+        ("note", "length"),
+        ("maybe", "frequency"),
+    }
+    chosen = training.found(rows, columns(id="long"), {"id"})
+    assert [f.measure for f in chosen] == ["number"]
+
+
+def test_without_a_model_there_is_no_score() -> None:
+    """The columns are there, and NULL."""
+    made, found = scored(shop(3), Watch(), ["id"], STAMP)
+    assert made["anomaly_score"].null_count() == made["is_anomaly"].null_count() == 3
+    assert made.schema["is_anomaly"] == pl.Boolean
+    assert found.count == 0
+
+
+def test_findings_of_parts_add_up_to_those_of_the_whole() -> None:
+    """However rows are divided: all anomalies are counted, the most striking are kept."""
+    rows = shop(6000)
+    watch = Watch(model(rows, expected=0.3), tuple(rows.columns), frozenset({"price"}))
+    parts = [rows[:10], rows[10:4000], rows[4000:]]
+
+    def findings(part: pl.DataFrame) -> Findings:
+        return Findings(scored(part, watch, ["id"], STAMP)[1], profiled(part, watch))
+
+    whole = findings(rows)
+    summed = Findings()
+    for part in parts:
+        summed += findings(part)
+    assert summed.outliers.count == whole.outliers.count > MOST
+    assert summed.outliers.rows["score"].to_list() == whole.outliers.rows["score"].to_list()
+    assert summed.profile.rows == 6000
+    for name, column in whole.profile.columns.items():
+        mine = summed.profile.columns[name]
+        assert mine.hashes.tolist() == column.hashes.tolist(), name
+        assert (mine.nulls, mine.numbers) == (column.nulls, column.numbers)
+        assert mine.sum == pytest.approx(column.sum)
+
+
+@pytest.mark.parametrize("count", [1, SKETCH - 1, 20_000])
+def test_distinct_values_are_estimated(count: int) -> None:
+    """Few are counted, of many the number is known to some percent."""
+    rows = pl.DataFrame({"value": [i % count for i in range(60_000)]})
+    found = profiled(rows, Watch(None, ("value",))).columns["value"]
+    assert found.distinct == pytest.approx(count, rel=0 if count < SKETCH else 0.15)
+    assert found.mean is None
+
+
+def test_a_model_travels_to_other_processes() -> None:
+    """What a unit carries is the same on the other side."""
+    rows = shop(300)
+    watch = Watch(model(rows))
+    other: Watch = pickle.loads(pickle.dumps(watch))  # noqa: S301
+    mine, its = (scored(rows, one, ["id"], STAMP)[0]["anomaly_score"] for one in (watch, other))
+    assert mine.to_list() == its.to_list()
+    assert watch.model == other.model

@@ -1,0 +1,125 @@
+"""The scores of a forest, against those of scikit-learn."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.ensemble import IsolationForest
+
+from bronze.enrich import forest as module
+from bronze.enrich.forest import Scorer
+from bronze.enrich.training import _forest
+from bronze.errors import LakeError
+from bronze.watch import Forest
+
+
+def learned(rows: Any, trees: int, sample: int, seed: int) -> tuple[IsolationForest, Forest]:
+    """scikit-learn's forest, and ours of the same trees."""
+    theirs = IsolationForest(n_estimators=trees, max_samples=sample, random_state=seed).fit(rows)
+    return theirs, _forest(theirs, np.arange(rows.shape[1], dtype=np.int32))
+
+
+def kinds(chance: np.random.Generator, height: int, width: int) -> Any:
+    """Columns of unlike kinds: continuous, of few values, constant, heavy of tail."""
+    made = [
+        chance.normal(size=height),
+        chance.integers(0, 3, height).astype(float),
+        np.zeros(height),
+        np.exp(chance.normal(0, 8, height)),
+        np.where(chance.random(height) < 0.01, 1e30, chance.random(height)),
+        -chance.integers(0, 10**9, height).astype(float),
+    ]
+    return np.column_stack(made[:width]).astype(np.float32)
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 6),
+    st.integers(2, 700),
+    st.integers(2, 256),
+    st.integers(1, 12),
+)
+@settings(derandomize=True, database=None, deadline=None, max_examples=30)
+def test_scores_are_those_of_scikit_learn(
+    seed: int, width: int, height: int, sample: int, trees: int
+) -> None:
+    """Whatever the data, and for rows that no tree has seen, the scores are equal."""
+    chance = np.random.default_rng(seed)
+    rows = kinds(chance, height, width)
+    theirs, mine = learned(rows, trees, min(sample, height), seed)
+    other = np.vstack([kinds(chance, 50, width), rows, np.full((1, width), 1e30, np.float32)])
+    found = Scorer(mine, width).scores(list(np.ascontiguousarray(other.T)))
+    np.testing.assert_allclose(found, -theirs.score_samples(other), rtol=0, atol=1e-9)
+
+
+def test_values_at_a_threshold_go_left() -> None:
+    """A value that is a threshold's nearest float, or its neighbours, falls where it does there."""
+    chance = np.random.default_rng(3)
+    rows = chance.normal(size=(400, 1)).astype(np.float32)
+    theirs, mine = learned(rows, 20, 256, 3)
+    near = mine.threshold[mine.feature >= 0].astype(np.float32)
+    both = (np.nextafter(near, np.float32(side)) for side in (-np.inf, np.inf))
+    other = np.concatenate([near, *both])[:, None]
+    found = Scorer(mine, 1).scores([other[:, 0]])
+    np.testing.assert_allclose(found, -theirs.score_samples(other), rtol=0, atol=1e-9)
+
+
+def test_large_trees_take_several_pairs_of_words() -> None:
+    """Trees of up to 256 leaves are scored as well."""
+    rows = np.arange(256, dtype=np.float32)[:, None]
+    theirs, mine = learned(rows, 8, 256, 0)
+    assert max((tree.tree_.node_count + 1) // 2 for tree in theirs.estimators_) > 60
+    found = Scorer(mine, 1).scores([rows[:, 0]])
+    np.testing.assert_allclose(found, -theirs.score_samples(rows), rtol=0, atol=1e-9)
+    # A full tree of 256 leaves, which chance does not make.
+    nodes = np.arange(511)
+    inner = nodes < 255
+    starts = 128.0 / 2.0 ** np.floor(np.log2(nodes[inner] + 1))
+    within = nodes[inner] + 1 - 2.0 ** np.floor(np.log2(nodes[inner] + 1))
+    full = Forest(
+        256,
+        np.array([511], np.int32),
+        np.where(inner, 0, -1).astype(np.int32),
+        np.append(starts * (2 * within + 1) - 0.5, np.zeros(256)),
+        np.where(inner, 2 * nodes + 1, -1).astype(np.int32),
+        np.where(inner, 2 * nodes + 2, -1).astype(np.int32),
+        np.ones(511, np.int32),
+    )
+    scores = Scorer(full, 1).scores([rows[:, 0]])
+    scale = 2 * (np.log(255) + module._EULER) - 2 * 255 / 256
+    np.testing.assert_allclose(scores, 2 ** (-8 / scale))
+
+
+def test_each_leafs_bit_has_a_slot_of_its_own() -> None:
+    """The multipliers tell all bits apart."""
+    bits = np.uint64(1) << np.arange(module._USED, dtype=np.uint64)
+    slots = (bits * module._MULTIPLIERS[:, None]) >> module._SHIFT
+    assert len(np.unique(slots)) == slots.size == module._LEAVES
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda f: replace(f, sizes=f.sizes[:-1]),
+        lambda f: replace(f, left=f.left[:-1]),
+        lambda f: replace(f, left=np.zeros_like(f.left)),
+        lambda f: replace(f, right=f.left),
+        lambda f: replace(f, right=f.right + 10**6),
+        lambda f: replace(f, feature=f.feature + 5),
+        lambda f: replace(f, threshold=np.full_like(f.threshold, np.nan)),
+        lambda f: replace(f, rows=np.zeros_like(f.rows)),
+        lambda f: replace(f, sample=0),
+        lambda f: replace(f, sizes=f.sizes[:0], feature=f.feature[:0]),
+    ],
+)
+def test_what_is_no_forest_is_refused(damage: Any) -> None:
+    """Arrays that would lead astray, or round in circles, are an error before they are used."""
+    _, mine = learned(kinds(np.random.default_rng(1), 300, 2), 5, 256, 1)
+    Scorer(mine, 2)
+    with pytest.raises(LakeError, match="damaged"):
+        Scorer(damage(mine), 2)
