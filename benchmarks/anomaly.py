@@ -137,6 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.anomaly", description=__doc__)
     parser.add_argument("--scale", type=float, default=1.0, help="of the demo's source")
     parser.add_argument("--runs", type=int, default=3, help="rounds, whose medians are shown")
+    parser.add_argument("--only", choices=("finds", "costs"), help="one of the two; both without")
     parser.add_argument("--load", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.load:
@@ -146,8 +147,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder = Path(name)
         with server.running(folder / "postgres", settings=_SETTINGS) as started:
             dsn = inventory.create(started.dsn(), scale=given.scale)
-            finds(dsn, folder)
-            costs(dsn, folder, given.runs)
+            if given.only != "costs":
+                finds(dsn, folder)
+            if given.only != "finds":
+                costs(dsn, folder, given.runs)
 
 
 if __name__ == "__main__":
