@@ -59,8 +59,13 @@ def soak(session):
     session.run("pytest", "-m", "soak", "--timeout", "1800", *session.posargs)
 
 
+BENCHMARKS = ("load", "memory", "merge", "layout", "stream")
+
+
 @nox.session
 def bench(session):
-    """The main measurement; benchmarks/__init__.py tells of the others."""
+    """A measurement: load, or another one by name, such as ``nox -s bench -- stream catchup``."""
+    named = session.posargs[:1] and session.posargs[0] in BENCHMARKS
+    name, *given = session.posargs if named else ("load", *session.posargs)
     session.install("-e", ".[bench]")
-    session.run("python", "-m", "benchmarks.load", *session.posargs)
+    session.run("python", "-m", f"benchmarks.{name}", *given)

@@ -11,6 +11,10 @@ Everything runs on one machine against an embedded PostgreSQL on made-up data::
     python -m benchmarks.stream catchup
     python -m benchmarks.stream rates --rows 1000000 10000000 --rate 1000
     python -m benchmarks.layout
+    python -m benchmarks.verify
+
+`nox -s bench` runs `load`, in an environment of its own; what comes after ``--`` are its options,
+or another one's name and options: ``nox -s bench -- stream catchup``.
 
 `load` takes two tables into a new, empty lake: ``order_details`` of the demo (9 columns), and
 ``wide`` (40 columns of mixed types, see `benchmarks.wide`). Every contestant in
@@ -32,6 +36,9 @@ plus encoding the same rows, which already lie in memory as Arrow, as Parquet fi
 Its CPU seconds are those of these two steps, and it has no peak.
 
 `memory` loads ``order_details`` of several sizes and shows how much memory bronze took for each.
+
+`verify` loads ``order_details`` and proves it, in turn, with and without a row that differs; its
+CPU seconds have PostgreSQL's in them.
 
 `merge` changes rows of a large table, beside deltalake's MERGE; `layout` clusters a table that
 grows daily, beside deltalake's Z-order. Neither needs a source. With 20 million rows deltalake's

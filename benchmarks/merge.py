@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bronze import compare
-from bronze.enrich.stamp import METADATA, stamped
+from bronze.enrich.stamp import METADATA, digests, stamped
 from bronze.model import Kind, Known, Place, Stamp
 from bronze.table import commit, files, insert, log, merge
 from bronze.table.commit import Change, Position, Shape
@@ -80,7 +80,7 @@ def rows(keys: np.ndarray[tuple[int], np.dtype[np.int64]], version: int) -> pl.D
     moment = dt.datetime(2026, 1, 1 + version, tzinfo=dt.UTC)
     stamp = Stamp(_BATCH.format(version), moment, "bench", "batch")
     nothing = pl.repeat(None, height, dtype=pl.String, eager=True)
-    return stamped(frame, nothing, stamp, frame.width)
+    return stamped(frame, *digests(frame, nothing), stamp)
 
 
 def build(folder: Path, count: int) -> None:

@@ -9,6 +9,7 @@
 
 from bronze.api import Bronze, Rule, open  # noqa: A004 - as in gzip.open
 from bronze.errors import BronzeError
+from bronze.version import VERSION
 
-__version__ = "0.1.0"
+__version__ = VERSION
 __all__ = ["Bronze", "BronzeError", "Rule", "__version__", "open"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING
@@ -14,14 +15,19 @@ from bronze.rule import POINTS, Criterion, Severity
 
 if TYPE_CHECKING:
     import polars as pl
+    from polars import DataFrame
 
+    from bronze.audit import Report as AuditReport
     from bronze.check import Report
     from bronze.config import Settings
+    from bronze.forget import Forgotten
+    from bronze.keys import KeyReport
     from bronze.maintain import Notify as NotifyMaintained
     from bronze.model import MaintainResult, RunResult, StreamResult
     from bronze.pipeline import Notify
     from bronze.stream import Notify as NotifyStep
     from bronze.trend import QualityReport
+    from bronze.verdict import VerifyResult
 
 
 @dataclass(frozen=True)
@@ -73,9 +79,9 @@ class Bronze:
         notify: Notify | None = None,
     ) -> RunResult:
         """Takes tables of the source into the lake; see `bronze.pipeline.run`."""
-        from bronze import pipeline
+        from bronze import audited
 
-        return pipeline.run(self.settings, tables, pool=pool, notify=notify or (lambda _: None))
+        return audited.run(self.settings, tables, pool=pool, notify=notify or (lambda _: None))
 
     def stream(
         self,
@@ -87,9 +93,9 @@ class Bronze:
         copied: Notify | None = None,
     ) -> StreamResult:
         """Follows the tables that the config has streamed; see `bronze.stream.stream`."""
-        from bronze import stream
+        from bronze import audited
 
-        return stream.stream(
+        return audited.follow(
             self.settings,
             tables,
             until_caught_up=until_caught_up,
@@ -100,9 +106,9 @@ class Bronze:
 
     def drop_stream(self, tables: Sequence[str] = ()) -> str:
         """Drops the stream's slot and publication; see `bronze.stream.drop`."""
-        from bronze import stream
+        from bronze import audited
 
-        return stream.drop(self.settings, tables)
+        return audited.drop(self.settings, tables)
 
     def maintain(
         self,
@@ -112,10 +118,96 @@ class Bronze:
         notify: NotifyMaintained | None = None,
     ) -> MaintainResult:
         """Joins, clusters and expires files; see `bronze.maintain.maintain`."""
-        from bronze import maintain
+        from bronze import audited
 
-        return maintain.maintain(
-            self.settings, tables, pool=pool, notify=notify or (lambda _: None)
+        return audited.tidy(self.settings, tables, pool=pool, notify=notify or (lambda _: None))
+
+    def audit(
+        self,
+        *,
+        verify: bool = False,
+        head: str = "",
+        since: datetime | None = None,
+        action: str = "",
+        table: str = "",
+    ) -> AuditReport:
+        """Reads the audit log, and proves it; see `bronze.audit.report`."""
+        from bronze import audit
+
+        return audit.report(
+            self.settings, verify=verify, head=head, since=since, action=action, table=table
+        )
+
+    def keys(self) -> tuple[KeyReport, ...]:
+        """The keys that protect the tables, without their secrets; see `bronze.keys`."""
+        from bronze import keys
+
+        return keys.reports(keys.held(self.settings)[1])
+
+    def rotate_keys(
+        self, tables: Sequence[str] = (), *, reencrypt: bool = False
+    ) -> tuple[KeyReport, ...]:
+        """Makes new keys; those that were made. See `bronze.keys.rotate`."""
+        from bronze import audit, keys, subject
+
+        names = [subject.held(self.settings, table).name for table in tables]
+        made = keys.rotate(self.settings, names, reencrypt)
+        said = f"{len(made)} keys made"
+        audit.record(self.settings, "rotate", ", ".join(names) or "all", said, {})
+        return made
+
+    def rewrap_keys(self) -> int:
+        """Wraps all keys by the config's master key; see `bronze.keys.rewrap`."""
+        from bronze import audit, keys
+
+        count = keys.rewrap(self.settings)
+        audit.record(self.settings, "rewrap", "all", f"{count} keys wrapped anew", {})
+        return count
+
+    def reveal(
+        self,
+        table: str,
+        *,
+        key: Mapping[str, str] | None = None,
+        columns: Sequence[str] = (),
+        limit: int = 100,
+    ) -> DataFrame:
+        """Decrypts rows of a Bronze table; see `bronze.reveal.reveal`."""
+        from bronze import reveal
+
+        return reveal.reveal(self.settings, table, key=key, columns=columns, limit=limit)
+
+    def forget(self, table: str, key: Mapping[str, str], *, ask: bool = True) -> Forgotten:
+        """Erases the rows of a person; see `bronze.forget.forget`."""
+        from bronze import forget
+
+        return forget.forget(self.settings, table, key, ask=ask)
+
+    def delete_old_versions(self, table: str) -> Forgotten:
+        """Deletes what a table was before; see `bronze.forget.old_versions`."""
+        from bronze import forget
+
+        return forget.old_versions(self.settings, table)
+
+    def verify(
+        self,
+        tables: Sequence[str] = (),
+        *,
+        repair: bool = False,
+        at_rest: bool = False,
+        pool: Executor | None = None,
+        notify: Notify | None = None,
+    ) -> VerifyResult:
+        """Proves that Bronze equals the source, or names what differs; see `bronze.verify`."""
+        from bronze import verify
+
+        return verify.verify(
+            self.settings,
+            tables,
+            repair=repair,
+            at_rest=at_rest,
+            pool=pool,
+            notify=notify or (lambda _: None),
         )
 
     def with_rules(self, rules: Mapping[str, Sequence[Rule]]) -> Bronze:

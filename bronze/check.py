@@ -1,24 +1,35 @@
-"""What a run would do with each table, and what stands in its way, without reading a row."""
+"""What a run would do with each table, and what stands in its way.
+
+Of each table no more than a small sample is looked at, for what may be personal in it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bronze import drift, follow, plan, prepare, rules
+from bronze import drift, follow, keys, plan, prepare, rules
 from bronze.config import Settings
 from bronze.errors import BronzeError, LakeError, SourceRefused, TableRefused
 from bronze.model import Column, Failure
 from bronze.rule import Criterion
-from bronze.source import connect, constraint, snapshot
+from bronze.source import connect, constraint, snapshot, survey
 from bronze.source.catalog import Relation
 from bronze.source.connect import Connection
 from bronze.source.constraint import Constraints
-from bronze.source.publication import Wanting
+from bronze.source.readiness import Wanting
+from bronze.source.survey import Personal
 from bronze.table import log, store
 
 KEPT = "values Delta cannot hold become NULL and are kept in governance.rejected_values"
 AS_TEXT = "PostgreSQL's text"
+PROTECTED = {
+    "encrypt": "encrypted with AES-256-GCM",
+    "encrypt_deterministic": "encrypted with AES-256-SIV, equal values alike",
+    "tokenize": "a token takes its place",
+    "hash": "its keyed hash takes its place",
+    "mask": "masked",
+}
 
 
 @dataclass(frozen=True)
@@ -84,10 +95,12 @@ def check(settings: Settings, tables: Sequence[str] = ()) -> Report:
     Raises:
         ConfigError, SourceError, LakeError: neither a run nor this can begin.
     """
+    keys.ready(settings)
     found: list[tuple[str, Relation]] = []
     visible: dict[str, bool] = {}
     wanting: list[Wanting] = []
     known: dict[tuple[str, int], Constraints] = {}
+    personal: dict[tuple[str, int], tuple[Personal, ...]] = {}
     for name, source in settings.source.items():
         origin = settings.origin(name)
         with connect.mapped(origin), connect.connect(origin) as connection:
@@ -96,6 +109,9 @@ def check(settings: Settings, tables: Sequence[str] = ()) -> Report:
             wanting += _wanting(settings, name, connection, mine)
             known |= {(name, r.oid): constraint.constraints(connection, r) for _, r in mine}
             found += mine
+            taken = [relation for _, relation in mine if source.takes(relation.name)]
+            for seen in survey.look(connection, taken):
+                personal[name, seen.relation.oid] = seen.personal
     chosen = prepare.targets(settings, found, tables)
     store.prove_writable(settings.place(settings.lake.schema_, ""))
     missing: list[BronzeError] = [] if tables else [*prepare.missing(settings, chosen)]
@@ -104,7 +120,15 @@ def check(settings: Settings, tables: Sequence[str] = ()) -> Report:
     left = _left(settings, chosen)
     return Report(
         tuple(
-            _table(settings, target, visible[target.source], left, unfit.get(target.label), known)
+            _table(
+                settings,
+                target,
+                visible[target.source],
+                left,
+                unfit.get(target.label),
+                known,
+                personal.get((target.source, target.relation.oid), ()),
+            )
             for target in chosen
         ),
         tuple(error.failure() for error in missing),
@@ -148,10 +172,11 @@ def _table(
     left: Mapping[tuple[str, str], str],
     unfit: TableRefused | None,
     known: Mapping[tuple[str, int], Constraints],
+    personal: Sequence[Personal],
 ) -> TableReport:
     relation = target.relation
     columns: tuple[Column, ...] = ()
-    notes: tuple[str, ...] = ()
+    notes = _unprotected(target, personal)
     problem = None
     held: tuple[RuleReport, ...] = ()
     untranslated: tuple[str, ...] = ()
@@ -162,7 +187,7 @@ def _table(
         if unfit:
             raise unfit
         state, settled, _ = plan.settle(target, visible)
-        notes = settled.notes
+        notes += settled.notes
         promised = known[target.source, relation.oid]
         key = target.settings.key or relation.key
         held = tuple(map(_rule, rules.criteria(settings, target, settled, key, promised)))
@@ -200,13 +225,26 @@ def _rule(criterion: Criterion) -> RuleReport:
     )
 
 
+def _unprotected(target: prepare.Target, personal: Sequence[Personal]) -> tuple[str, ...]:
+    """What to say of columns that look personal, and that the config does not speak of."""
+    left = [one for one in personal if one.column not in target.settings.protect]
+    if not left:
+        return ()
+    names = ", ".join(f"{one.column} ({one.kind}, by {' and '.join(one.signs)})" for one in left)
+    pairs = ", ".join(f'{prepare.toml(one.column)} = "encrypt"' for one in left)
+    said = f"looks personal and is not protected: {names}. Say protect = {{ {pairs} }},"
+    return (f'{said} or "clear" for what may be read by all',)
+
+
 def _column(column: Column) -> ColumnReport:
     note = ""
-    if column.reject:
+    if column.protect:
+        note = PROTECTED[column.protect.method]
+    elif column.reject:
         note = KEPT
     elif column.kind.name == "string" and column.source_type.split("(")[0] not in (
         "text",
         "character varying",
     ):
         note = AS_TEXT
-    return ColumnReport(column.name, column.source_type, column.target, str(column.kind), note)
+    return ColumnReport(column.name, column.source_type, column.target, str(column.stored), note)

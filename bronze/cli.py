@@ -129,6 +129,34 @@ def _stopped_by_signals(stop: threading.Event) -> Iterator[None]:
 
 
 @app.command()
+def verify(
+    tables: Annotated[
+        list[str] | None,
+        typer.Argument(help="Tables (table or schema.table); all of the config, or lake, if none."),
+    ] = None,
+    config: Config = Path("bronze.toml"),
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Take anew what differs, and verify again.")
+    ] = False,
+    at_rest: Annotated[
+        bool,
+        typer.Option("--at-rest", help="Look at files and checksums; needs no source."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Prove that Bronze equals the source, or name the rows that differ."""
+    import bronze
+    from bronze import show
+
+    with _errors(as_json):
+        opened = bronze.open(config)
+        with show.progress(as_json) as notify:
+            result = opened.verify(tables or (), repair=repair, at_rest=at_rest, notify=notify)
+        show.document(result) if as_json else show.verified(result)
+        raise typer.Exit(result.exit_code)
+
+
+@app.command()
 def maintain(
     tables: Annotated[
         list[str] | None, typer.Argument(help="Bronze tables; all in the lake if none.")
@@ -164,6 +192,141 @@ def quality(
     with _errors(as_json):
         report = bronze.open(config).quality(tables or (), trend=trend)
         show.document(report) if as_json else show.quality(report, trend)
+        raise typer.Exit(report.exit_code)
+
+
+@app.command()
+def reveal(
+    table: Annotated[str, typer.Argument(help="The Bronze table, or the source's.")],
+    key: Annotated[
+        list[str] | None, typer.Option("--key", help="Only rows like this: customer_id=42")
+    ] = None,
+    columns: Annotated[str, typer.Option(help="Only these columns, with commas between.")] = "",
+    limit: Annotated[int, typer.Option(min=0, help="At most so many rows; 0 is all.")] = 100,
+    config: Config = Path("bronze.toml"),
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, nothing else.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show rows with their encrypted values as they are; it is audited."""
+    import bronze
+    from bronze import show, subject
+
+    with _errors(as_json):
+        wanted = [name.strip() for name in columns.split(",") if name.strip()]
+        rows = bronze.open(config).reveal(
+            table, key=subject.parsed(key or ()), columns=wanted, limit=limit
+        )
+        show.revealed(rows, "json" if as_json else "csv" if as_csv else "")
+
+
+@app.command()
+def forget(
+    table: Annotated[str, typer.Argument(help="The Bronze table, or the source's.")],
+    key: Annotated[
+        list[str] | None, typer.Option("--key", help="Whose rows: customer_id=42")
+    ] = None,
+    without_source: Annotated[
+        bool, typer.Option("--without-source", help="Do not ask whether the source has them.")
+    ] = False,
+    old_versions: Annotated[
+        bool, typer.Option("--old-versions", help="Delete only what the table was before.")
+    ] = False,
+    config: Config = Path("bronze.toml"),
+    as_json: AsJson = False,
+) -> None:
+    """Erase a person's rows: from the table, its older versions and its change data feed."""
+    import bronze
+    from bronze import show, subject
+
+    with _errors(as_json):
+        opened = bronze.open(config)
+        if old_versions:
+            done = opened.delete_old_versions(table)
+        else:
+            done = opened.forget(table, subject.parsed(key or ()), ask=not without_source)
+        show.document(done) if as_json else show.forgotten(done)
+        raise typer.Exit(done.exit_code)
+
+
+_keys = typer.Typer(
+    help="The keys that protect personal data.",
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(_keys, name="keys")
+
+
+@_keys.callback()
+def keys(
+    context: typer.Context, config: Config = Path("bronze.toml"), as_json: AsJson = False
+) -> None:
+    """List the keys, without their secrets."""
+    import bronze
+    from bronze import show
+
+    if context.invoked_subcommand is None:
+        with _errors(as_json):
+            show.keys(bronze.open(config).keys(), as_json)
+
+
+@_keys.command()
+def rotate(
+    tables: Tables = None,
+    reencrypt: Annotated[
+        bool,
+        typer.Option("--reencrypt", help="All keys; the next run writes the tables anew."),
+    ] = False,
+    config: Config = Path("bronze.toml"),
+    as_json: AsJson = False,
+) -> None:
+    """Make new keys; what the old ones have encrypted stays readable."""
+    import bronze
+    from bronze import show
+
+    with _errors(as_json):
+        show.keys(bronze.open(config).rotate_keys(tables or (), reencrypt=reencrypt), as_json)
+
+
+@_keys.command()
+def rewrap(config: Config = Path("bronze.toml"), as_json: AsJson = False) -> None:
+    """Wrap all keys by the master key under [protection] key; previous opens the old ones."""
+    import bronze
+    from bronze import show
+
+    with _errors(as_json):
+        show.rewrapped(bronze.open(config).rewrap_keys(), as_json)
+
+
+@app.command()
+def audit(
+    config: Config = Path("bronze.toml"),
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Prove that no record was changed, added or removed.")
+    ] = False,
+    head: Annotated[
+        str, typer.Option(help="With --verify: a hash kept elsewhere, to be found again.")
+    ] = "",
+    since: Annotated[
+        str, typer.Option(help='Records since then: "7d", "12h", or an ISO date or time.')
+    ] = "",
+    action: Annotated[str, typer.Option(help="Records of this action: run, schema, …")] = "",
+    table: Annotated[str, typer.Option(help="Records about this table.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Show who did what and when, and prove that the record of it is whole."""
+    import bronze
+    from bronze import show
+    from bronze.audit import moment
+
+    with _errors(as_json):
+        report = bronze.open(config).audit(
+            verify=verify or bool(head),
+            head=head,
+            since=moment(since) if since else None,
+            action=action,
+            table=table,
+        )
+        show.document(report) if as_json else show.audit(report)
         raise typer.Exit(report.exit_code)
 
 

@@ -124,11 +124,13 @@ def positions(what: Known, file: Stored, gone: Fingerprints) -> Positions:
     return np.concatenate(found)
 
 
-def last_positions(what: Known, gone: Fingerprints) -> list[tuple[Stored, Positions]]:
-    """In a history, the rows that are the last versions with fingerprints in ``gone``, by file."""
-    last = _versions(what)
-    hits = _among(gone, last["print"].to_numpy())
-    found = last.filter(pl.Series(hits) & last["live"])
+def last_positions(what: Known, gone: Fingerprints | None = None) -> list[tuple[Stored, Positions]]:
+    """In a history, the rows that are live last versions with fingerprints in ``gone``, by file;
+    all of them where that is None.
+    """
+    found = _versions(what).filter("live")
+    if gone is not None:
+        found = found.filter(pl.Series(_among(gone, found["print"].to_numpy())))
     return [
         (what.files[number], rows["row"].sort().to_numpy())
         for (number,), rows in found.partition_by("file", as_dict=True).items()

@@ -28,6 +28,7 @@ from pydantic import (
 
 from bronze.errors import ConfigError
 from bronze.model import Method, Origin, Place, Secret
+from bronze.privacy import MASTER_KEY, ColumnProtection
 from bronze.rule import Criterion
 from bronze.section import Names, Seconds, Section, duration
 from bronze.standard import PARTS, QualitySettings, RuleSettings
@@ -38,6 +39,8 @@ _DECIMAL = re.compile(r"^decimal\(\s*(\d+)\s*,\s*(\d+)\s*\)$", re.IGNORECASE)
 _ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
 _SECRET = re.compile(r"key|secret|token|password|credential|sas", re.IGNORECASE)
 MINIMUM_MEMORY = 512 * 10**6
+GOVERNANCE = "governance"
+"""The folder of the lake in which is remembered what happened."""
 
 
 def _bytes(value: object) -> object:
@@ -185,20 +188,29 @@ class MaintainSettings(Section):
 class SecretSettings(Section):
     """Where ``{ secret = … }`` is looked up."""
 
-    provider: Literal["env", "file", "azure-key-vault"] = "env"
+    provider: Literal["env", "file", "azure-key-vault", "databricks"] = "env"
     folder: str = ""
     vault: str = ""
+    scope: str = ""
 
     @model_validator(mode="after")
     def _placed(self) -> SecretSettings:
-        needs = {"file": "folder", "azure-key-vault": "vault"}.get(self.provider)
+        places = {"file": "folder", "azure-key-vault": "vault", "databricks": "scope"}
+        needs = places.get(self.provider)
         if needs and not getattr(self, needs):
             raise ValueError(f'provider "{self.provider}" needs {needs}')
         return self
 
     def place(self) -> str:
         """What the provider needs to find its store."""
-        return self.vault or self.folder
+        return self.vault or self.folder or self.scope
+
+
+class ProtectionSettings(Section):
+    """The keys that wrap all others: ``key`` wraps new ones, ``previous`` open old ones."""
+
+    key: SecretName | None = None
+    previous: tuple[SecretName, ...] = ()
 
 
 class TableSettings(Section):
@@ -222,6 +234,7 @@ class TableSettings(Section):
     sla: Annotated[int, Field(ge=1), BeforeValidator(duration)] | None = None
     rules: tuple[RuleSettings, ...] = ()
     quality: QualitySettings = QualitySettings()
+    protect: Mapping[str, ColumnProtection] = {}
 
     @model_validator(mode="after")
     def _sensible(self) -> TableSettings:
@@ -251,6 +264,32 @@ class TableSettings(Section):
         return self.pattern
 
 
+class AuditSettings(Section):
+    """How the records of ``governance.audit_log`` are sealed: by a key, or by their hashes alone.
+
+    ``former_keys`` are those that older records were sealed with.
+    """
+
+    key: SecretName | None = None
+    former_keys: tuple[SecretName, ...] = ()
+
+
+class LineageSettings(Section):
+    """Where lineage goes as OpenLineage events, beside ``governance.data_lineage``."""
+
+    url: str = Field(default="", pattern=r"^(https?://.+)?$")
+    file: str = ""
+    api_key: SecretName | None = None
+    namespace: str = "bronze"
+    timeout: Annotated[int, Field(ge=1), BeforeValidator(duration)] = 5
+
+    @model_validator(mode="after")
+    def _one(self) -> LineageSettings:
+        if self.url and self.file:
+            raise ValueError("events go to a url or to a file")
+        return self
+
+
 class Settings(Section):
     """All of bronze.toml.
 
@@ -264,6 +303,9 @@ class Settings(Section):
     maintain: MaintainSettings = MaintainSettings()
     quality: QualitySettings = QualitySettings()
     secrets: SecretSettings = SecretSettings()
+    protection: ProtectionSettings = ProtectionSettings()
+    audit: AuditSettings = AuditSettings()
+    lineage: LineageSettings = LineageSettings()
     tables: Mapping[str, TableSettings] = {}
     path: str = Field(default="", exclude=True)
     alone: bool = Field(default=False, exclude=True)
@@ -297,7 +339,7 @@ class Settings(Section):
         """How to reach a source, its passwords left where they are."""
         given = self.source[name]
         conninfo = given.dsn if isinstance(given.dsn, str) else ""
-        dsn = self._secret(given.dsn) if isinstance(given.dsn, SecretName) else None
+        dsn = self.secret(given.dsn) if isinstance(given.dsn, SecretName) else None
         if conninfo and _has_password(conninfo, name):
             if not self.path:
                 raise ConfigError(
@@ -310,32 +352,50 @@ class Settings(Section):
             name=name,
             conninfo=conninfo,
             dsn=dsn,
-            password=self._secret(given.password) if given.password else None,
+            password=self.secret(given.password) if given.password else None,
             connect_timeout=given.connect_timeout,
             statement_timeout=given.statement_timeout,
             lock_timeout=given.lock_timeout,
             row_security=given.row_security,
         )
 
+    @property
+    def masters(self) -> tuple[Secret, ...]:
+        """Where the master keys are found; the first one wraps new keys."""
+        given = self.protection
+        first = self.secret(given.key) if given.key else Secret("env", MASTER_KEY)
+        return (first, *(self.secret(name) for name in given.previous))
+
+    @property
+    def protects(self) -> bool:
+        """Whether columns of any table are protected."""
+        return any(how.rule for own in self.tables.values() for how in own.protect.values())
+
     def place(self, schema: str, name: str) -> Place:
         """Where a table lies in the lake."""
         options: dict[str, str | Secret] = {}
         for key, value in self.lake.options.items():
             if isinstance(value, SecretName):
-                options[key] = self._secret(value)
-            elif self.path and _SECRET.search(key):
+                options[key] = self.secret(value)
+            elif self.path and is_secret(key):
                 options[key] = self._written(["lake", "options", key])
             else:
                 options[key] = value
         root = self.lake.root.rstrip("/")
         return Place(f"{root}/{schema}/{name}", tuple(options.items()))
 
-    def _secret(self, name: SecretName) -> Secret:
+    def secret(self, name: SecretName) -> Secret:
+        """Where a secret that the config names is to be found."""
         return Secret(self.secrets.provider, name.secret, self.secrets.place())
 
     def _written(self, where: list[str]) -> Secret:
         # It stands in the file: there it is found again, so that nothing has to carry it.
         return Secret("config", json.dumps(where), self.path)
+
+
+def is_secret(option: str) -> bool:
+    """Whether an option of the object store, by its name, holds a secret."""
+    return bool(_SECRET.search(option))
 
 
 def _has_password(conninfo: str, name: str) -> bool:
@@ -427,8 +487,14 @@ def _section(where: list[str]) -> type[BaseModel]:
         return SecretName if rest else LakeSettings
     if top == "tables" and len(rest) > 1 and rest[1] in _OF_TABLES:
         return PARTS.get(rest[-1], _OF_TABLES[rest[1]])
+    if top in ("audit", "lineage") and rest:
+        return SecretName
     if top == "source" and rest and rest[-1] in ("dsn", "password", "pool"):
         return Pool if rest[-1] == "pool" else SecretName
+    if top == "protection" and rest:
+        return SecretName
+    if top == "tables" and "protect" in rest:
+        return ColumnProtection
     sections: dict[str, type[BaseModel]] = {
         "source": SourceSettings,
         "run": RunSettings,
@@ -436,6 +502,9 @@ def _section(where: list[str]) -> type[BaseModel]:
         "maintain": MaintainSettings,
         "quality": QualitySettings,
         "secrets": SecretSettings,
+        "protection": ProtectionSettings,
+        "audit": AuditSettings,
+        "lineage": LineageSettings,
         "tables": TableSettings,
     }
     return sections.get(top, Settings)

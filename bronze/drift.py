@@ -10,32 +10,46 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 from bronze.enrich.stamp import METADATA
 from bronze.errors import TableRefused
-from bronze.model import Column, Kind
+from bronze.model import Column, Kind, Protect
 from bronze.source.catalog import Relation
 from bronze.source.statement import quoted
 from bronze.source.types import absent, recast, wider
+from bronze.table.schema import delta_schema, kinds
 
 # Properties of a Bronze table in which it says what it was made from.
-SOURCE, TABLE, OID, KEY, BASE, NUMBERS, PARTS, RULES = (
+SOURCE, TABLE, OID, KEY, BASE, NUMBERS, PARTS, PROTECT, WIDENED, RULES = (
     f"bronze.{name}"
-    for name in ("source", "table", "oid", "key", "base", "columns", "parts", "rules")
+    for name in (
+        "source",
+        "table",
+        "oid",
+        "key",
+        "base",
+        "columns",
+        "parts",
+        "protect",
+        "widened",
+        "rules",
+    )
 )
 
 
 @dataclass(frozen=True)
 class Settled:
     """The columns of a table's run. ``base`` is how many the table began with; ``rewrite`` says
-    that files of the table have to be written anew, ``notes`` tell people what has changed.
+    that files of the table have to be written anew, ``anew`` that all its rows have to be read and
+    written anew, ``notes`` tell people what has changed.
     """
 
     columns: tuple[Column, ...]
     base: int
     rewrite: bool = False
     notes: tuple[str, ...] = ()
+    anew: bool = False
 
 
 def settled(
@@ -44,6 +58,7 @@ def settled(
     properties: Mapping[str, str],
     relation: Relation,
     added: Sequence[str] = (),
+    dropped: Sequence[str] = (),
 ) -> Settled:
     """The columns of a run into a table that is there.
 
@@ -53,6 +68,7 @@ def settled(
         properties: the Bronze table's.
         relation: the source's table.
         added: columns that bronze adds to this table beside its usual ones.
+        dropped: columns that the config does not take.
 
     Raises:
         TableRefused: a column has become something that the table's column cannot hold.
@@ -62,26 +78,65 @@ def settled(
     columns: list[Column] = []
     notes: list[str] = []
     rewrite = False
+    before = protected(properties)
+    changed: list[str] = []
     known = json.loads(properties.get(NUMBERS, "{}"))
     now = {attribute.name: attribute.number for attribute in relation.attributes}
     for name, kind in held:
         if name in ours:
             continue
+        how, kind = before.get(name, (None, kind))
+        if name in dropped:
+            changed.append(name)
+            continue
         if name not in mine:
-            columns.append(absent(name, kind))
+            columns.append(replace(absent(name, kind), protect=how))
             if name in known:
                 notes.append(_gone(name, known[name], found, properties, relation))
             continue
         if known and known.get(name) != now[mine[name].name] and _same(properties, relation):
             notes.append(f"column {name} was dropped and added again")
+        if mine[name].protect != how:
+            changed.append(name)
+            columns.append(mine.pop(name))
+            continue
         column = _fitting(mine.pop(name), kind, relation)
         if column.kind != kind:
-            rewrite = True
+            rewrite |= column.protect is None
             notes.append(f"column {name} is widened from {kind} to {column.kind}")
         columns.append(column)
     base = int(properties.get(BASE, len(columns)))
     notes += [f"column {name} was added" for name in mine]
-    return Settled((*columns, *mine.values()), base, rewrite, tuple(notes))
+    columns += mine.values()
+    if changed:
+        notes.append(f"the protection of {', '.join(changed)} has changed: {ANEW}")
+        base = len(columns)
+    return Settled(tuple(columns), base, rewrite, tuple(notes), bool(changed))
+
+
+ANEW = (
+    "the table is written anew; its older versions stay as they were until they have expired, or"
+    " `bronze forget --old-versions` deletes them"
+)
+
+
+def protected(properties: Mapping[str, str]) -> dict[str, tuple[Protect | None, Kind]]:
+    """How the protected columns of a Bronze table are protected, and their kinds in the source."""
+    known = json.loads(properties.get(PROTECT, "{}"))
+    return {
+        name: (Protect(**how["protect"]), kinds(how["kind"])[0][1]) for name, how in known.items()
+    }
+
+
+def protects(columns: Sequence[Column]) -> str:
+    """The property that says how columns are protected."""
+    return json.dumps(
+        {
+            c.target: {"protect": asdict(c.protect), "kind": delta_schema([(c.target, c.kind)])}
+            for c in columns
+            if c.protect
+        }
+    )
 
 
 def _fitting(column: Column, held: Kind, relation: Relation) -> Column:
@@ -126,6 +181,32 @@ def numbers(columns: Sequence[Column], relation: Relation) -> str:
     """The property that tells a renamed column from a new one: each column's attnum."""
     known = {attribute.name: attribute.number for attribute in relation.attributes}
     return json.dumps({c.target: known[c.name] for c in columns if c.name in known})
+
+
+def widened(
+    columns: Sequence[Column], held: Sequence[tuple[str, Kind]], properties: Mapping[str, str]
+) -> dict[str, str]:
+    """The property that tells what columns were each time before some were widened, if any were:
+    rows that have gone from the source keep the checksum of their narrower values.
+    """
+    times = json.loads(properties.get(WIDENED, "[]"))
+    before = dict(held)
+    narrower = {c.target: k for c in columns if (k := before.get(c.target, c.stored)) != c.stored}
+    if narrower:
+        times.append({name: [k.name, k.precision, k.scale] for name, k in narrower.items()})
+    return {WIDENED: json.dumps(times)} if times else {}
+
+
+def earlier(properties: Mapping[str, str]) -> tuple[tuple[tuple[str, Kind], ...], ...]:
+    """The kinds of columns as they were, from the last time on back; each holds for all columns
+    that were ever widened since then.
+    """
+    kinds: dict[str, Kind] = {}
+    found = []
+    for time in reversed(json.loads(properties.get(WIDENED, "[]"))):
+        kinds |= {name: Kind(*kind) for name, kind in time.items()}
+        found.append(tuple(kinds.items()))
+    return tuple(found)
 
 
 def parts(relation: Relation, streamed: bool) -> str:

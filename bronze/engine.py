@@ -11,6 +11,7 @@ import heapq
 import logging
 import multiprocessing
 import time
+import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
@@ -199,7 +200,9 @@ def _outcome(future: Future[Any], task: Task) -> Any:
     except BronzeError as error:
         return error
     except Exception as error:  # a fault of ours in one table must not stop the others
-        _log.debug("a task of table %s failed", task.table, exc_info=error)
+        # Where it was is told, not what was said: the messages of libraries quote cells.
+        where = "".join(traceback.format_tb(error.__traceback__))
+        _log.debug("a task of table %s failed: %s\n%s", task.table, type(error).__name__, where)
         return BronzeError(
             f"Table {task.table} could not be taken: {type(error).__name__} inside bronze.",
             hint="This is a bug in it: run again with BRONZE_DEBUG=1 and report what it prints.",

@@ -8,11 +8,13 @@
     │   ├── SourceUnreachable  no connection, or it was cut     retried  exit 3
     │   ├── SourceBusy         no free connection slot          retried  exit 3
     │   ├── SourceRefused      wrong password, database, TLS             exit 3
+    │   ├── SourceRewound      it was put back to an earlier    retried  exit 3
     │   ├── SnapshotLost       the run's snapshot has ended     retried  exit 3
     │   ├── SnapshotRefused    no snapshot can be shared here            exit 2
     │   └── TableRefused       one table cannot be read                  exit 1
     ├── LakeError              files and the Delta log                   exit 1
     │   ├── LakeUnreachable    cannot be read or written                 exit 3
+    │   ├── TableVanished      a Bronze table that was there is gone     exit 1
     │   └── CommitConflict     another writer was first         retried  exit 1
     │       └── Overtaken      it was a run with a later state  retried  exit 1
     ├── Mismatch               what was read is not what is there        exit 1
@@ -105,6 +107,13 @@ class SourceRefused(SourceError):
     exit_code = 3
 
 
+class SourceRewound(SourceError):
+    """PostgreSQL was put back to an earlier state: positions of before mean something else now."""
+
+    exit_code = 3
+    retry = True
+
+
 class SnapshotLost(SourceError):
     """The transaction that held the run's snapshot has ended, so nobody can join it any more."""
 
@@ -130,6 +139,10 @@ class LakeUnreachable(LakeError):
     """The lake cannot be read or written."""
 
     exit_code = 3
+
+
+class TableVanished(LakeError):
+    """A Bronze table that was written to is not there any more."""
 
 
 class CommitConflict(LakeError):

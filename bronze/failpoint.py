@@ -22,6 +22,7 @@ POINTS = (
     "committed",
     "landed",
     "cleaned",
+    "remembered",
     "recorded",
     "rewritten",
     "expiring",

@@ -12,24 +12,25 @@ from datetime import UTC, datetime
 
 import tenacity
 
-from bronze import difference, failpoint, grade, provide
+from bronze import difference, failpoint, grade, lineage, provide
 from bronze.books import quality as book
 from bronze.books.quality import Graded
-from bronze.config import Settings
+from bronze.config import GOVERNANCE, Settings
 from bronze.difference import Difference, Edit
 from bronze.engine import Course, Task
-from bronze.errors import BronzeError, CommitConflict
-from bronze.landing import GOVERNANCE, book_rejected
+from bronze.errors import BronzeError, CommitConflict, TableVanished
+from bronze.landing import book_rejected
+from bronze.lineage import Entry
 from bronze.model import DataFile, Stamp
 from bronze.net import Net, Netted, net
 from bronze.plan import Plan
 from bronze.prepare import Target
 from bronze.resume import STREAM
 from bronze.rule import Scored
-from bronze.source import publication
+from bronze.source import publication, readiness
+from bronze.source.batch import Batch, Gathered
 from bronze.source.connect import Connection
-from bronze.source.publication import Wanting
-from bronze.source.replication import Batch, Gathered
+from bronze.source.readiness import Wanting
 from bronze.source.texts import Text
 from bronze.table import commit, log, store
 from bronze.table.commit import Position
@@ -61,7 +62,7 @@ class Following:
         floor: transactions before this position are in the table.
         held: the position that the table itself has.
         version: its version there.
-        lineage: the id of the stream's record of the table in ``governance.data_lineage``.
+        entry: the stream's record of the table in ``governance.data_lineage``, as it is by now.
         error: why it does not follow any more.
         fared: how the rows fared that have landed since that was entered last.
     """
@@ -72,7 +73,7 @@ class Following:
     floor: int
     held: int
     version: int
-    lineage: str
+    entry: Entry
     error: BronzeError | None = field(default=None)
     fared: Fared | None = field(default=None)
 
@@ -121,7 +122,7 @@ def fitted(
     known = publication.identity(connection, relations)
     keyed = [_keyed(target, known.get(target.label, ())) for target in targets]
     keys = {target.label: target.settings.key or target.relation.key for target in keyed}
-    return keyed, publication.wanting(connection, relations, keys, published, own)
+    return keyed, readiness.wanting(connection, relations, keys, published, own)
 
 
 def _keyed(target: Target, identity: tuple[str, ...]) -> Target:
@@ -158,12 +159,13 @@ def _landed(
 ) -> Course[Followed]:
     plan = following.plan
     label = following.label
-    stamp = replace(stamp, lineage=following.lineage)
+    stamp = replace(stamp, lineage=following.entry.record.lineage_id)
     state = _current(following)
     (netted,) = yield [Task(net, _job(following, gathered, stamp, state), label)]
     failpoint.reach("netted")
     book_rejected(settings, plan.target, stamp, netted.rejected)
     if netted.empty:
+        following.entry = lineage.followed(following.entry, rows_read=netted.read)
         return Followed(following, netted.read)
     wanted = Difference(netted.changes, deletes=netted.deletes, emptied=netted.emptied)
     for attempt in tenacity.Retrying(
@@ -230,12 +232,24 @@ def _current(following: Following) -> State:
 
     Raises:
         Overtaken: somebody else has moved its position.
+        TableVanished: it is not there any more.
     """
     plan = following.plan
     state = log.read(plan.target.place)
-    if state is None or held(state, plan) != following.held:
+    if state is None:
+        raise vanished(plan.target)
+    if held(state, plan) != following.held:
         raise commit.overtaken(plan.target.place)
     return state
+
+
+def vanished(target: Target) -> TableVanished:
+    """The error of a table that has followed, and whose Bronze table is gone."""
+    return TableVanished(
+        f"The Bronze table {target.name} was there and is gone from {target.place.url}.",
+        hint="Put it back; or start the stream again, which then copies the table anew.",
+        table=target.label,
+    )
 
 
 def held(state: State, plan: Plan) -> int | None:
@@ -245,10 +259,26 @@ def held(state: State, plan: Plan) -> int | None:
     return position if position is not None and position == state.position(own) else None
 
 
-def reached(plan: Plan, position: int) -> Position:
-    """The position that a commit leaves in the table."""
-    mark = (f"{plan.target.relation.oid}/{STREAM}", position)
-    return Position(plan.reached.timeline, position, (mark,))
+_LAST, _COMMITTED = "last", "last/committed"
+
+
+def reached(plan: Plan, batch: Batch) -> Position:
+    """The position that a commit leaves in the table, and which transaction ended there."""
+    oid, position = plan.target.relation.oid, batch.position
+    marks = {STREAM: position, _LAST: position, _COMMITTED: batch.committed}
+    named = tuple((f"{oid}/{name}", value) for name, value in marks.items())
+    return Position(plan.reached.timeline, position, named)
+
+
+def last(state: State, plan: Plan) -> tuple[int, int] | None:
+    """The end and the time of the transaction that the table followed to, None where it was
+    copied or compared since.
+    """
+    own = f"{commit.transaction(plan.reached.timeline)}/{plan.target.relation.oid}"
+    at, committed = (state.position(f"{own}/{name}") for name in (_LAST, _COMMITTED))
+    if at is None or committed is None or at != held(state, plan):
+        return None
+    return at, committed
 
 
 def _job(following: Following, gathered: Gathered, stamp: Stamp, state: State) -> Net:
@@ -284,7 +314,16 @@ def _commit(
     plan = following.plan
     place = plan.target.place
     needed = {file.path for file in edit.written}
+    entry = lineage.followed(
+        following.entry,
+        rows_read=netted.read,
+        rejected=len(netted.rejected),
+        inserted=edit.inserted,
+        updated=edit.updated,
+        deleted=edit.deleted,
+    )
     if edit.inserted or edit.updated or edit.deleted:
+        entry = lineage.at(entry, stamp.batch_id, batch.position, state.version + 1)
         facts = {
             "batch_id": stamp.batch_id,
             "source": plan.target.source,
@@ -297,6 +336,7 @@ def _commit(
             "inserted": edit.inserted,
             "updated": edit.updated,
             "deleted": edit.deleted,
+            **lineage.told(entry, status="landed"),
         }
         try:
             following.version = commit.commit(
@@ -305,13 +345,14 @@ def _commit(
                 edit.change,
                 facts,
                 shape=plan.shape,
-                reached=reached(plan, batch.position),
+                reached=reached(plan, batch),
             )
         except CommitConflict:
             kept = {file.path for file in staged}
             _forget(following, [file for file in edit.written if file.path not in kept])
             raise
         following.held = following.floor = batch.position
+    following.entry = entry
     _forget(following, [file for file in staged if file.path not in needed])
 
 

@@ -16,19 +16,21 @@ from typing import Any
 
 import uuid_utils
 
-from bronze import failpoint, follow, pipeline, record
+from bronze import failpoint, follow, lineage, pipeline, record
 from bronze.errors import BronzeError, SourceRefused, TableRefused
 from bronze.follow import Following
 from bronze.landing import Table
 from bronze.line import Line
+from bronze.lineage import Entry
 from bronze.prepare import Target
-from bronze.source import connect, publication, slot, snapshot, texts
+from bronze.source import connect, past, publication, slot, snapshot, texts
 from bronze.source.catalog import Relation
 from bronze.source.connect import Connection
 from bronze.source.slot import Made
 from bronze.source.snapshot import Snapshot
 from bronze.source.types import Choices
-from bronze.table import log
+from bronze.table import commit, log
+from bronze.table.log import State
 
 Export = Callable[[], tuple[str, int]]
 _NAME = 50
@@ -70,6 +72,17 @@ def compared(
         return _copied(line, targets, _making(sender, name, temporary=True), why)[1]
 
 
+def again(line: Line, targets: Sequence[Target]) -> dict[int, Following]:
+    """Tries tables again that could not follow; those that still cannot are told."""
+    try:
+        fit = _fit(line, targets)
+        publication.publish(line.control, line.publication, [target.relation for target in fit])
+        return compared(line, fit, "it could not follow before")
+    except (SourceRefused, TableRefused) as error:
+        line.say(f"{', '.join(t.label for t in targets)}: {error.message}")
+        return {}
+
+
 def _fit(line: Line, targets: Sequence[Target]) -> list[Target]:
     """The tables that can be streamed, with the keys that tell their rows apart."""
     keyed, wanting = follow.fitted(line.control, targets, line.slot, line.publication)
@@ -95,18 +108,24 @@ def _resumed(
     """Lets tables follow from where they are; tells those that cannot, too."""
     joined: dict[int, Following] = {}
     late: list[Target] = []
-    with _held(line, targets, None) as held:
+    ends: set[tuple[int, int]] = set()
+    left: list[Entry] = []
+    with _held(line, targets, None) as taken:
+        held, records, tables = _placed(line, taken, targets)
         stream = f"{held.timeline}/{line.slot}"
-        records = log.read(record.place(line.settings))
         # What was recorded may not have been confirmed any more.
         line.done = max(confirmed, record.position(records, stream))
-        for table in _planned(line, held, targets):
+        for table in tables:
             plan, target = table.plan, table.target
             if plan is None:
-                line.failed(target, table.error or BronzeError("There is no plan."))
+                error = table.error or BronzeError("There is no plan.")
+                line.failed(target, error)
+                left.append(lineage.left(table.entry, error))
                 continue
             at = follow.held(plan.state, plan) if plan.state else None
             if plan.mode != "changes" or plan.state is None or at is None:
+                for note in plan.notes if plan.state else ():
+                    line.say(f"{target.label}: {note}")
                 late.append(target)
                 continue
             oid = target.relation.oid
@@ -115,8 +134,43 @@ def _resumed(
                 line.say(f"{target.label} is compared: the slot has moved on without it.")
                 late.append(target)
                 continue
-            joined[oid] = _following(held, table, floor, at, plan.state.version)
+            joined[oid] = _following(line, held, table, floor, at, plan.state.version)
+            last = follow.last(plan.state, plan)
+            ends |= {last} if last and last[0] > confirmed else set()
+        line.past = replace(record.past(records, stream), ends=tuple(sorted(ends)))
+        line.remember([*left, *(f.entry for f in joined.values())], begins=True)
         return held.timeline, joined, late
+
+
+def _placed(
+    line: Line, held: Snapshot, targets: Sequence[Target]
+) -> tuple[Snapshot, State | None, list[Table]]:
+    """The snapshot in its history of positions, the records, and the tables' plans.
+
+    A server whose log is shorter than a position of ours was put back to an earlier state. Then
+    another history begins, in which no table has a position yet.
+
+    Raises:
+        LakeUnreachable: the lake was there, and is gone.
+    """
+    records = log.read(record.place(line.settings))
+    if records is None and line.tally.position:
+        raise record.gone(line.settings)
+    history = record.history(records, held.timeline, line.slot)
+    placed = replace(held, timeline=history)
+    tables = _planned(line, placed, targets)
+    for table in tables:
+        if table.plan and table.plan.state is None and table.target.name in line.tally.names:
+            table.plan, table.error = None, follow.vanished(table.target)
+    own = commit.transaction(history)
+    states = [table.plan.state for table in tables if table.plan]
+    known = [state.position(own) or 0 for state in states if state]
+    known.append(record.position(records, f"{history}/{line.slot}"))
+    if max(known) <= slot.moment(line.control).written:
+        return placed, records, tables
+    line.say(past.rewound().message)
+    record.forsake(line.settings, held.timeline, line.slot)
+    return _placed(line, held, targets)
 
 
 def _making(sender: Connection, name: str, temporary: bool = False) -> Export:
@@ -132,21 +186,26 @@ def _copied(
     line: Line, targets: Sequence[Target], export: Export, why: str
 ) -> tuple[str, dict[int, Following]]:
     joined: dict[int, Following] = {}
-    with _held(line, targets, export) as held:
-        tables = _planned(line, held, targets)
+    with _held(line, targets, export) as taken:
+        held, _, tables = _placed(line, taken, targets)
         for table in tables:
             if table.plan and table.plan.mode == "changes":
                 table.plan = table.plan.whole(why)
         failpoint.reach("planned")
         landed = pipeline.landed(line.settings, tables, None, line.copying)
         results = {result.table: result for result in landed}
+        left = []
         for table in tables:
             result = results[table.target.label]
             line.tally.copied(result)
+            table.entry = lineage.ended(table.entry, result)
             if result.error is None and result.version is not None:
                 at = held.position
                 oid = table.target.relation.oid
-                joined[oid] = _following(held, table, at, at, result.version)
+                joined[oid] = _following(line, held, table, at, at, result.version)
+            else:
+                left.append(table.entry)
+        line.remember([*left, *(f.entry for f in joined.values())], begins=True)
         return held.timeline, joined
 
 
@@ -178,11 +237,14 @@ def _planned(line: Line, held: Snapshot, targets: Sequence[Target]) -> list[Tabl
     return sorted(tables, key=lambda table: (table.target.settings.priority, -table.size))
 
 
-def _following(held: Snapshot, table: Table, floor: int, at: int, version: int) -> Following:
+def _following(
+    line: Line, held: Snapshot, table: Table, floor: int, at: int, version: int
+) -> Following:
     plan = table.plan
     if plan is None:
         raise BronzeError("There is no plan.")
     relation, own = plan.target.relation, plan.target.settings
+    line.tally.names.add(plan.target.name)
     choices = Choices(own.decimals, own.arrays, own.timestamps)
     kinds = {attribute.name: attribute.type for attribute in relation.attributes}
     return Following(
@@ -196,7 +258,7 @@ def _following(held: Snapshot, table: Table, floor: int, at: int, version: int) 
         floor=floor,
         held=at,
         version=version,
-        lineage=table.stamp.lineage,
+        entry=lineage.streaming(table.entry),
     )
 
 

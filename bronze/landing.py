@@ -16,15 +16,16 @@ from typing import Any
 
 import tenacity
 
-from bronze import compare, difference, failpoint, grade, maintain
+from bronze import compare, difference, failpoint, grade, lineage, maintain
 from bronze.books import quality as quality_book
 from bronze.books import rejected as book
 from bronze.books.quality import Figure, Graded
-from bronze.config import Settings
+from bronze.config import GOVERNANCE, Settings
 from bronze.difference import Difference, Edit
 from bronze.engine import Course, Task
 from bronze.enrich import fingerprint
 from bronze.errors import BronzeError, CommitConflict, Mismatch, QualityRefused, SnapshotLost
+from bronze.lineage import Entry
 from bronze.model import (
     NOTHING_FOUND,
     DataFile,
@@ -45,7 +46,6 @@ from bronze.table.commit import Change
 from bronze.table.log import State
 from bronze.work import work
 
-GOVERNANCE = "governance"
 _TRIES = 6
 
 
@@ -58,6 +58,7 @@ class Table:
     held: Snapshot
     stamp: Stamp
     readers: int
+    entry: Entry
     plan: Plan | None = None
     error: BronzeError | None = None
     written: list[Written] = field(default_factory=list)
@@ -156,7 +157,7 @@ def _loaded(settings: Settings, table: Table, plan: Plan) -> Course[Outcome]:
     """All rows become the table's whole content, unless they are already."""
     place, state = plan.target.place, plan.state
     data = [file for part in table.written for file in part.files]
-    if state is not None and not plan.settled.rewrite:
+    if state is not None and not (plan.settled.rewrite or plan.settled.anew):
         whole = Known(place, state.version, state.files, plan.shape.columns, (), 0)
         ((rows, total),) = yield [Task(compare.total, whole, table.target.label)]
         mine = reduce(fingerprint.added, (part.sum for part in table.written), 0)
@@ -267,6 +268,10 @@ def _moved(state: State | None, plan: Plan) -> bool:
 
 
 def _facts(table: Table, **counts: int) -> dict[str, Any]:
+    mode = table.plan.mode if table.plan else ""
+    made = table.plan is not None and table.plan.state is None
+    done = {"rows_read": table.rows, "rejected": len(table.rejected), **counts}
+    status = "landed" if made or any(counts.values()) else "unchanged"
     return {
         "batch_id": table.stamp.batch_id,
         "source": table.origin.name,
@@ -274,10 +279,11 @@ def _facts(table: Table, **counts: int) -> dict[str, Any]:
         "snapshot": table.held.name,
         "position": table.held.position,
         "loaded_at": table.stamp.loaded_at.isoformat(),
-        "mode": table.plan.mode if table.plan else "",
+        "mode": mode,
         "rows": table.rows,
         "rejected": len(table.rejected),
         **counts,
+        **lineage.told(table.entry, mode=mode, status=status, **done),
     }
 
 
@@ -396,6 +402,7 @@ def _result(table: Table, outcome: Outcome, notes: tuple[str, ...]) -> TableResu
         files=len(outcome.written),
         bytes=sum(file.size for file in outcome.written),
         seconds=time.monotonic() - table.began,
+        schema_changes=lineage.changes(table.plan),
         notes=notes,
         **_fared(table),
     )

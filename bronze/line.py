@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from bronze import pipeline, prepare
+from bronze import lineage, openlineage, pipeline, prepare
 from bronze.config import Settings
 from bronze.errors import BronzeError
 from bronze.follow import Followed
-from bronze.model import Origin, TableResult
+from bronze.lineage import Entry
+from bronze.model import Failure, Late, Origin, TableResult
 from bronze.prepare import Target
 from bronze.source import connect
 from bronze.source.catalog import Relation
 from bronze.source.connect import Connection
+from bronze.source.past import Past
 from bronze.source.slot import Session
 
 _log = logging.getLogger(__name__)
@@ -48,13 +50,18 @@ class Stopped(Exception):
 
 @dataclass
 class Tally:
-    """What a stream has done since it began."""
+    """What a stream has done since it began; ``names`` are the Bronze tables that it has made, or
+    found there.
+    """
 
     batches: int = 0
     transactions: int = 0
     changes: int = 0
     position: int = 0
     tables: dict[str, TableResult] = field(default_factory=dict)
+    names: set[str] = field(default_factory=set)
+    late: list[Late] = field(default_factory=list)
+    unrecorded: Failure | None = None
 
     def copied(self, result: TableResult) -> None:
         """Adds what a copy did."""
@@ -95,6 +102,7 @@ class Tally:
             rejected=old.rejected + new.rejected,
             quarantined=old.quarantined + new.quarantined,
             seconds=old.seconds + new.seconds,
+            schema_changes=(*old.schema_changes, *new.schema_changes),
             notes=tuple(dict.fromkeys((*old.notes, *new.notes))),
         )
 
@@ -116,6 +124,7 @@ class Line:
         mine: the sessions at the server.
         done: the position before which everything has landed.
         lag: the bytes of the source's log behind it.
+        past: what the server has to tell again first.
     """
 
     settings: Settings
@@ -130,6 +139,7 @@ class Line:
     mine: list[Session]
     done: int = 0
     lag: int = 0
+    past: Past = field(default_factory=Past)
 
     def say(self, note: str) -> None:
         """Tells people."""
@@ -157,6 +167,17 @@ class Line:
             )
         )
         self.say(f"{target.label} is not followed: {error.message} {error.hint}")
+
+    def remember(self, entries: Sequence[Entry], *, begins: bool = False) -> None:
+        """Enters records of lineage; ``begins`` says that they are of tables that have just come.
+
+        Raises:
+            LakeError, LakeUnreachable: they cannot be written.
+        """
+        late = lineage.enter(self.settings, entries)
+        self.tally.late += [lineage.late(record) for record in late]
+        for note in openlineage.tell(self.settings, entries, begins=begins):
+            self.say(note)
 
     def found(self) -> tuple[Relation, ...]:
         """What is in the source's schemas now."""

@@ -13,7 +13,7 @@ from contextlib import nullcontext
 import uuid_utils
 
 from bronze import drift, engine, failpoint, units
-from bronze.config import Settings, TableSettings
+from bronze.config import GOVERNANCE, Settings, TableSettings
 from bronze.engine import Course, Task
 from bronze.errors import BronzeError, ConfigError
 from bronze.model import MaintainedTable, MaintainResult, Place
@@ -33,9 +33,13 @@ def maintain(
 ) -> MaintainResult:
     """Improves the layout of Bronze tables, and expires their old files and log entries.
 
+    The tables in which is remembered what happened are among them, as each run adds a file to them:
+    their files are joined, their records stay as they are.
+
     Args:
         settings: the config.
-        tables: names of Bronze tables, or of the source's; none takes all that are in the lake.
+        tables: names of Bronze tables, of the source's, or of those of ``governance``; none takes
+            all that are in the lake.
         pool: where to run the work instead of the config's engine.
         notify: is told of each table, from this thread.
 
@@ -44,6 +48,25 @@ def maintain(
         LakeError, LakeUnreachable: the lake cannot be read.
     """
     began = time.monotonic()
+    chosen = in_lake(settings, tables)
+    limit = units.readers(settings.run, settings.run.workers)
+    given = nullcontext(pool) if pool else engine.executor(settings.run.engine, limit)
+    results = []
+    with given as running:
+        courses = [_maintained(settings, state) for _, state in chosen]
+        for result in engine.drive(running, courses, limit):
+            notify(result)
+            results.append(result)
+    return MaintainResult(time.monotonic() - began, tuple(results))
+
+
+def in_lake(settings: Settings, tables: Sequence[str]) -> list[tuple[str, State]]:
+    """The Bronze tables of these names (theirs, or those of the source's tables); all if none.
+
+    Raises:
+        ConfigError: there is no such table.
+        LakeError, LakeUnreachable: the lake cannot be read.
+    """
     found = list(_found(settings))
     unknown = [name for name in tables if not any(name in _names(state) for _, state in found)]
     if unknown:
@@ -51,37 +74,32 @@ def maintain(
             f"There is no Bronze table {unknown[0]} in {settings.lake.root}.",
             hint=f"There are {', '.join(sorted(name for name, _ in found)) or 'none'}.",
         )
-    chosen = [pair for pair in found if not tables or set(_names(pair[1])) & set(tables)]
-    limit = units.readers(settings.run, settings.run.workers)
-    given = nullcontext(pool) if pool else engine.executor(settings.run.engine, limit)
-    results = []
-    with given as running:
-        courses = [_maintained(settings, name, state) for name, state in chosen]
-        for result in engine.drive(running, courses, limit):
-            notify(result)
-            results.append(result)
-    return MaintainResult(time.monotonic() - began, tuple(results))
+    return [pair for pair in found if not tables or set(_names(pair[1])) & set(tables)]
 
 
 def _found(settings: Settings) -> Iterator[tuple[str, State]]:
-    """The Bronze tables in the lake: what else lies there is left alone."""
-    schema = settings.lake.schema_
-    for name in store.folders(settings.place(schema, "")):
-        state = log.read(settings.place(schema, name))
-        if state is not None and drift.TABLE in state.properties:
-            yield name, state
+    """The Bronze tables in the lake, and the books: what else lies there is left alone."""
+    for schema in dict.fromkeys((settings.lake.schema_, GOVERNANCE)):
+        for name in store.folders(settings.place(schema, "")):
+            state = log.read(settings.place(schema, name))
+            if state is not None and (drift.TABLE in state.properties or schema == GOVERNANCE):
+                yield name, state
 
 
 def _names(state: State) -> tuple[str, ...]:
-    label = state.properties[drift.TABLE]
-    return state.place.url.rpartition("/")[2], label, label.rpartition(".")[2]
+    label = state.properties.get(drift.TABLE, "")
+    return _name(state), label, label.rpartition(".")[2]
 
 
-def _maintained(settings: Settings, name: str, state: State) -> Course[MaintainedTable]:
+def _name(state: State) -> str:
+    return state.place.url.rpartition("/")[2]
+
+
+def _maintained(settings: Settings, state: State) -> Course[MaintainedTable]:
     began = time.monotonic()
-    known = state.properties
-    schema, _, table = known[drift.TABLE].partition(".")
-    own = settings.table(known.get(drift.SOURCE, ""), schema, table)
+    known, name = state.properties, _name(state)
+    schema, _, table = known.get(drift.TABLE, "").partition(".")
+    own = settings.table(known.get(drift.SOURCE, ""), schema, table) if table else TableSettings()
     improved, expired = Improved(), expire.Expired()
     error = None
     try:
@@ -91,7 +109,7 @@ def _maintained(settings: Settings, name: str, state: State) -> Course[Maintaine
     except BronzeError as caught:
         error = caught.failure()
     return MaintainedTable(
-        target=f"{settings.lake.schema_}.{name}",
+        target=".".join(state.place.url.split("/")[-2:]),
         version=improved.version,
         files_before=improved.files_before,
         files_after=improved.files_after,

@@ -57,6 +57,31 @@ Wire = Literal["same", "unscaled", "text", "texts"]
 text to be parsed; as an array of such texts."""
 
 
+ProtectMethod = Literal["encrypt", "encrypt_deterministic", "tokenize", "hash", "mask"]
+
+STABLE = ("encrypt_deterministic", "tokenize", "hash")
+"""The methods by which equal values stay equal, so that rows can be told apart by them."""
+
+
+@dataclass(frozen=True)
+class Protect:
+    """How the values of a column are protected (see `bronze.enrich.protect`).
+
+    ``join`` names a key that several columns share; ``format`` says that tokens have the shape of
+    their values, ``keep`` how many characters at the end a mask leaves.
+    """
+
+    method: ProtectMethod
+    join: str = ""
+    format: bool = False
+    keep: int = 0
+
+    @property
+    def stable(self) -> bool:
+        """Whether equal values stay equal."""
+        return self.method in STABLE
+
+
 @dataclass(frozen=True)
 class Column:
     """One column of a table, with everything the stages need to carry it exactly.
@@ -65,7 +90,8 @@ class Column:
     value, ``canonical`` the SQL of the value whose binary form is hashed, ``reject`` a SQL
     condition that is true for values which Delta cannot hold ("" where there are none),
     ``text`` the SQL of PostgreSQL's own text of the value, and ``element``, for arrays, the
-    canonical SQL of one element ``e``.
+    canonical SQL of one element ``e``. ``kind`` is that of the value as it is read and hashed,
+    ``stored`` that of what the Bronze table has of it.
     """
 
     name: str
@@ -79,6 +105,12 @@ class Column:
     text: str
     element: str = ""
     not_null: bool = False
+    protect: Protect | None = None
+
+    @property
+    def stored(self) -> Kind:
+        """What the value is in the Bronze table."""
+        return Kind("string") if self.protect else self.kind
 
 
 @dataclass(frozen=True)
@@ -143,8 +175,55 @@ class Stamp:
 
 
 @dataclass(frozen=True)
+class DataKey:
+    """A key for data as the lake keeps it: wrapped by the master key ``master`` (its id).
+
+    It serves one ``purpose`` for one ``column`` of one ``table`` ("": for all columns that share
+    the key called ``column``).
+    """
+
+    id: str
+    table: str
+    column: str
+    purpose: str
+    wrapped: str = field(repr=False)
+    master: str
+
+
+@dataclass(frozen=True)
+class Protected:
+    """A protected column: ``column`` is the Bronze table's, ``name`` the source's ("": it has
+    none). The first of ``keys`` is for new values, the others for those that are there.
+    """
+
+    column: str
+    name: str
+    kind: Kind
+    protect: Protect
+    keys: tuple[DataKey, ...] = ()
+
+
+@dataclass(frozen=True)
+class Protection:
+    """How the rows of a table are protected.
+
+    ``row_hash`` is the key of the hashes of rows, None where no column is protected; ``masters``
+    say where the keys are found that wrap all others.
+    """
+
+    columns: tuple[Protected, ...]
+    row_hash: DataKey | None
+    masters: tuple[Secret, ...]
+
+
+@dataclass(frozen=True)
 class Enrichment:
-    """What the rows of a table are given on their way in, beside identity, times and hashes."""
+    """What the rows of a table are given on their way in, beside identity, times and hashes.
+
+    ``protection`` is None for a table all of whose columns are taken in clear.
+    """
+
+    protection: Protection | None = None
 
     quality: Quality = field(default_factory=Quality)
 
@@ -299,7 +378,8 @@ class Failure:
 class TableResult:
     """What a run did to one table.
 
-    ``bytes`` is the size of the ``files`` that it wrote, ``notes`` what else there is to know.
+    ``bytes`` is the size of the ``files`` that it wrote, ``schema_changes`` what happened to the
+    table's columns, ``notes`` what else there is to know.
     ``score`` is the average of the rows that were read, None where none were; ``quarantined`` of
     them are below the threshold.
     """
@@ -316,6 +396,7 @@ class TableResult:
     files: int = 0
     bytes: int = 0
     seconds: float = 0.0
+    schema_changes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     error: Failure | None = None
     score: float | None = None
@@ -323,20 +404,41 @@ class TableResult:
 
 
 @dataclass(frozen=True)
+class Late:
+    """A table's run of which the record was left out, as it died; another run has entered it."""
+
+    batch_id: str
+    table: str
+    target: str
+    version: int | None
+    schema_changes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class RunResult:
-    """What a run did. ``position`` is the source's log position (LSN) at the snapshot, an int."""
+    """What a run did. ``position`` is the source's log position (LSN) at the snapshot, an int.
+
+    ``late`` is what earlier runs did and could not enter into the books, ``notes`` what else there
+    is to know; ``unrecorded`` is why something of this run could not be entered: the tables have
+    landed all the same.
+    """
 
     batch_id: str
     position: int
     seconds: float
     tables: tuple[TableResult, ...]
+    late: tuple[Late, ...] = ()
+    notes: tuple[str, ...] = ()
+    unrecorded: Failure | None = None
 
     @property
     def exit_code(self) -> int:
-        """0: all landed; 3: nothing did, as a side could not be reached; 1: some failed."""
+        """0: all landed; 3: nothing did, as a side could not be reached; 1: some failed, or what
+        was done could not be recorded.
+        """
         kinds = {table.error.kind if table.error else "" for table in self.tables}
         if kinds <= {""}:
-            return 0
+            return 1 if self.unrecorded else 0
         return 3 if kinds <= {"SourceUnreachable", "SourceBusy", "LakeUnreachable"} else 1
 
 
@@ -353,11 +455,14 @@ class StreamResult:
     transactions: int
     changes: int
     tables: tuple[TableResult, ...]
+    late: tuple[Late, ...] = ()
+    notes: tuple[str, ...] = ()
+    unrecorded: Failure | None = None
 
     @property
     def exit_code(self) -> int:
-        """0: all well; 1: some tables are not followed any more."""
-        return 1 if any(table.error for table in self.tables) else 0
+        """0: all well; 1: some tables are not followed any more, or it could not be recorded."""
+        return 1 if self.unrecorded or any(table.error for table in self.tables) else 0
 
 
 @dataclass(frozen=True)
@@ -384,8 +489,9 @@ class MaintainResult:
 
     seconds: float
     tables: tuple[MaintainedTable, ...]
+    unrecorded: Failure | None = None
 
     @property
     def exit_code(self) -> int:
-        """0: all well; 1: some tables failed."""
-        return 1 if any(table.error for table in self.tables) else 0
+        """0: all well; 1: some tables failed, or it could not be recorded."""
+        return 1 if self.unrecorded or any(table.error for table in self.tables) else 0

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import polars as pl
 import polars.selectors as cs
 
+from bronze.enrich import protect
 from bronze.enrich.enrichment import enriched
 from bronze.enrich.stamp import COMMITTED
 from bronze.errors import Mismatch, TableRefused
@@ -34,7 +35,7 @@ from bronze.model import (
     Stored,
 )
 from bronze.source import pgoutput, read, texts
-from bronze.source.replication import Gathered, Piece
+from bronze.source.batch import Gathered, Piece
 from bronze.source.texts import Text
 from bronze.table import files, lookup, partition
 from bronze.table.changes import Changes
@@ -112,7 +113,8 @@ def net(job: Net) -> Netted:
     findings = NOTHING_FOUND
     for rows, refused, found in _rows(job, parts, last.filter("upsert")):
         findings += found
-        rejected += rejections(rows, refused, [t.target for t in _keys(job)])
+        records = rejections(rows, refused, [t.target for t in _keys(job)])
+        rejected += protect.rejections(records, job.enrichment.protection)
         frames.append(rows)
         if sum(frame.estimated_size() for frame in frames) > _IN_MEMORY:
             changes += _staged(job, frames)
@@ -142,10 +144,15 @@ def _staged(job: Net, frames: Sequence[pl.DataFrame]) -> list[DataFile]:
 
 
 def _deletes(job: Net, gone: pl.DataFrame) -> tuple[Changes, ...]:
-    keys, _ = texts.typed(gone, _keys(job))
+    keys = _stored_keys(job, gone)
     if keys.estimated_size() > _IN_MEMORY:
         return tuple(_staged(job, [keys]))
     return (keys,)
+
+
+def _stored_keys(job: Net, keys: pl.DataFrame) -> pl.DataFrame:
+    """Keys as the stream has them, as the table has them."""
+    return protect.values(texts.typed(keys, _keys(job))[0], job.enrichment.protection)
 
 
 class _Part:
@@ -384,7 +391,7 @@ def _looked_up(
         raw = pl.DataFrame(
             [origin for _, origin in asked], schema=dict.fromkeys(job.key, pl.String), orient="row"
         )
-        keys, _ = texts.typed(raw, _keys(job))
+        keys = _stored_keys(job, raw)
         target = targets[name]
         held = lookup.values(job.place, job.stored, job.layout, keys.unique(), [target])
         key = keys.columns
@@ -400,5 +407,23 @@ def _looked_up(
                 table=job.table,
             )
         at = pl.Series([row for row, _ in asked], dtype=pl.UInt32)
-        rows = rows.with_columns(rows[target].scatter(at, found["\0value"]))
+        values = _clear(job, target, found["\0value"], rows.schema[target])
+        rows = rows.with_columns(rows[target].scatter(at, values))
     return rows
+
+
+def _clear(job: Net, target: str, stored: pl.Series, kind: pl.DataType) -> pl.Series:
+    """The values of a column as they were before they were protected."""
+    protection = job.enrichment.protection
+    for column in protection.columns if protection else ():
+        if column.column == target and protection:
+            if column.protect.method not in protect.REVEALED:
+                raise Mismatch(
+                    f"The stream left out values of column {column.name} of {job.table}, of which"
+                    f" the table has only what {column.protect.method} made of them.",
+                    hint="All its rows are compared with the source. Where that happens often:"
+                    f" ALTER TABLE {job.table} REPLICA IDENTITY FULL.",
+                    table=job.table,
+                )
+            return protect.revealed(stored, column, protection.masters, kind)
+    return stored

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -16,7 +16,18 @@ from datetime import UTC, datetime
 import tenacity
 import uuid_utils
 
-from bronze import engine, failpoint, landing, plan, prepare, units
+from bronze import (
+    engine,
+    failpoint,
+    imprint,
+    keys,
+    landing,
+    lineage,
+    openlineage,
+    plan,
+    prepare,
+    units,
+)
 from bronze.config import Settings
 from bronze.errors import (
     BronzeError,
@@ -74,6 +85,29 @@ def run(
     Raises:
         ConfigError, SourceError, LakeError: nothing could be done at all.
     """
+    keys.ready(settings)
+    openlineage.ready(settings)
+    ledger = lineage.Ledger(settings)
+    try:
+        result = _taken(settings, tables, pool, notify, ledger)
+    except BronzeError:
+        # What had landed by then is remembered all the same.
+        ledger.closed()
+        openlineage.tell(settings, ledger.entries)
+        raise
+    late, unrecorded = ledger.closed()
+    failpoint.reach("remembered")
+    notes = openlineage.tell(settings, ledger.entries)
+    return replace(result, late=late, notes=notes, unrecorded=unrecorded)
+
+
+def _taken(
+    settings: Settings,
+    tables: Sequence[str],
+    pool: Executor | None,
+    notify: Notify,
+    ledger: lineage.Ledger,
+) -> RunResult:
     began = time.monotonic()
     batch_id = ""
     results: dict[str, TableResult] = {}
@@ -103,8 +137,10 @@ def run(
                     notify(Progress(error.table, 0, 1.0, lost))
             failpoint.reach("planned")
             beaten = []
+            entries = {table.target.label: table.entry for table in chosen}
             for result in landed(settings, chosen, pool, notify):
                 results[result.target] = result
+                ledger.add(lineage.ended(entries[result.table], result))
                 if result.error and result.error.kind in _BEATEN:
                     beaten.append(result.table)
             if beaten and attempt.retry_state.attempt_number <= settings.run.max_retries:
@@ -113,12 +149,37 @@ def run(
     return RunResult(batch_id, position or 0, time.monotonic() - began, tuple(results.values()))
 
 
-def _planned(
-    settings: Settings, wanted: Sequence[str], batch_id: str, stack: ExitStack
-) -> list[Table]:
-    """Opens a snapshot of each source and plans each table, most urgent first."""
+@dataclass(frozen=True)
+class Opened:
+    """A source with a connection to it, beside which ``slots`` reads may go on."""
+
+    origin: Origin
+    connection: connect.Connection
+    slots: int
+
+    def held(
+        self, settings: Settings, targets: Sequence[Target], stack: ExitStack
+    ) -> snapshot.Snapshot:
+        """A snapshot of these tables, for as long as the stack lasts."""
+        source = settings.source[self.origin.name]
+        readable = [target.relation for target in targets if target.relation.readable]
+        return stack.enter_context(
+            snapshot.hold(
+                self.origin, self.connection, readable, source.schema_, source.consistency
+            )
+        )
+
+
+def opened(
+    settings: Settings, batch_id: str, stack: ExitStack
+) -> tuple[list[tuple[str, Relation]], dict[str, Opened]]:
+    """Connects to all sources, for as long as the stack lasts; what tables they have.
+
+    Raises:
+        ConfigError, SourceError
+    """
     found: list[tuple[str, Relation]] = []
-    sources: dict[str, tuple[Origin, connect.Connection, int]] = {}
+    sources: dict[str, Opened] = {}
     for name, source in settings.source.items():
         origin = replace(settings.origin(name), application_name=f"bronze {batch_id}")
         stack.callback(connect.forget, origin)
@@ -127,15 +188,23 @@ def _planned(
             connection = stack.enter_context(pool.connection())
             found += [(name, r) for r in prepare.found(connection, name, source.schema_)]
         connect.locate(origin, connection)
-        sources[name] = (origin, connection, source.pool.readers)
+        sources[name] = Opened(origin, connection, source.pool.readers)
+    return found, sources
+
+
+def _planned(
+    settings: Settings, wanted: Sequence[str], batch_id: str, stack: ExitStack
+) -> list[Table]:
+    """Opens a snapshot of each source and plans each table, most urgent first."""
+    found, sources = opened(settings, batch_id, stack)
     chosen = _batched(prepare.targets(settings, found, wanted), wanted)
     store.prove_writable(settings.place(settings.lake.schema_, ""))
     tables: list[Table] = []
-    for name, (origin, connection, slots) in sources.items():
+    for name, source in sources.items():
         mine = [target for target in chosen if target.source == name]
         if mine:
-            held = _held(settings, origin, connection, mine, stack)
-            tables += planned(settings, origin, held, mine, batch_id, slots)
+            held = source.held(settings, mine, stack)
+            tables += planned(settings, source.origin, held, mine, batch_id, source.slots)
     return sorted(tables, key=lambda table: (table.target.settings.priority, -table.size))
 
 
@@ -149,20 +218,6 @@ def _batched(chosen: Sequence[Target], wanted: Sequence[str]) -> list[Target]:
             hint="Use `bronze stream`, or give it another pattern.",
         )
     return left
-
-
-def _held(
-    settings: Settings,
-    origin: Origin,
-    connection: connect.Connection,
-    targets: Sequence[Target],
-    stack: ExitStack,
-) -> snapshot.Snapshot:
-    source = settings.source[origin.name]
-    readable = [target.relation for target in targets if target.relation.readable]
-    return stack.enter_context(
-        snapshot.hold(origin, connection, readable, source.schema_, source.consistency)
-    )
 
 
 def planned(
@@ -181,28 +236,28 @@ def planned(
     readers = units.readers(settings.run, slots)
     now = datetime.now(UTC)
     seen = {relation.oid: relation for relation in held.relations}
+    config = imprint.whole(imprint.imprint(settings))
     tables = []
     for target in targets:
-        lineage = str(uuid_utils.uuid7())
-        stamp = Stamp(batch_id, now, origin.name, target.settings.method, lineage)
-        table = Table(target, origin, held, stamp, readers)
-        tables.append(table)
+        own = str(uuid_utils.uuid7())
+        stamp = Stamp(batch_id, now, origin.name, target.settings.method, own)
+        found, refused = None, None
         try:
-            current = fitted(replace(target, relation=_still_there(target, held, seen)))
-            table.plan = plan.plan_table(
-                current,
-                held,
-                origin,
-                stamp,
-                settings,
-                readers,
-            )
+            current = fitted(replace(target, relation=still_there(target, held, seen)))
+            found = plan.plan_table(current, held, origin, stamp, settings, readers)
         except (TableRefused, LakeError) as error:
-            table.error = error
+            refused = error
+        entry = lineage.begun(settings, config, target, stamp, held, found)
+        tables.append(Table(target, origin, held, stamp, readers, entry, found, refused))
     return tables
 
 
-def _still_there(target: Target, held: snapshot.Snapshot, seen: Mapping[int, Relation]) -> Relation:
+def still_there(target: Target, held: snapshot.Snapshot, seen: Mapping[int, Relation]) -> Relation:
+    """A table as the snapshot shows it, where ``seen`` are all tables by their oid.
+
+    Raises:
+        SourceError: it cannot be read there.
+    """
     for label, error in held.refused:
         if label == target.label:
             raise error
@@ -242,9 +297,9 @@ def landed(
             notify(Progress(table.target.label, table.rows, share))
 
     try:
-        with _running(settings, pool, limit, tables) as running:
+        with running(settings, pool, limit, {table.origin for table in tables}) as workers:
             courses = [landing.landing(settings, table) for table in tables]
-            for result in engine.drive(running, courses, limit, told):
+            for result in engine.drive(workers, courses, limit, told):
                 notify(Progress(result.table, by_label[result.table].rows, 1.0, result))
                 yield result
         landing.book_quality(settings, tables)
@@ -255,16 +310,16 @@ def landed(
 
 
 @contextmanager
-def _running(
-    settings: Settings, pool: Executor | None, limit: int, tables: Sequence[Table]
+def running(
+    settings: Settings, pool: Executor | None, limit: int, origins: Collection[Origin]
 ) -> Iterator[Executor]:
     """The executor; when it is left by an error, the reads that still go on are ended first."""
     given = nullcontext(pool) if pool else engine.executor(settings.run.engine, limit)
-    with given as running:
+    with given as workers:
         try:
-            yield running
+            yield workers
         except BaseException:
-            for origin in {table.origin for table in tables}:
+            for origin in origins:
                 with suppress(BronzeError):
                     connect.cancel(origin)
             raise

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from bronze import drift, prepare, provide, resume, rules, units
+from bronze import drift, keys, prepare, provide, resume, rules, units
 from bronze.config import Settings
 from bronze.drift import Settled
 from bronze.enrich.stamp import COMMITTED, METADATA
 from bronze.errors import TableRefused
-from bronze.model import Enrichment, Kind, Origin, Stamp, Unit
+from bronze.model import Column, Enrichment, Kind, Origin, Stamp, Unit
 from bronze.prepare import Target
 from bronze.source import increment, slices, statement
 from bronze.source.catalog import Relation
@@ -79,12 +79,16 @@ def plan_table(
     given = Assignment(target, snapshot, origin, stamp, settings, readers)
     state, settled, partition = settle(target, snapshot.since.visible)
     key, notes = _key(given, settled)
+    enrichment = provide.enrichment(given, settled, key, state)
+    if keys.moved(enrichment.protection, state):
+        said = f"its keys have been rotated: {drift.ANEW}"
+        settled = replace(settled, anew=True, notes=(*settled.notes, said))
     mode, where, why = _mode(given, state, settled, key)
     streamed = target.settings.pattern == "streaming"
     reading = not (streamed and mode == "changes")
-    enrichment = provide.enrichment(given, settled, key, state, reading=reading)
+    enrichment = provide.scored(enrichment, given, settled, key, reading=reading)
     scoring = rules.fingerprint(settings, target, enrichment.quality.criteria)
-    shape = _shape(given, settled, key, partition, state, scoring)
+    shape = _shape(given, settled, key, partition, state, enrichment, scoring)
     if state is not None and state.properties.get(drift.RULES, scoring) != scoring:
         why += ("its rules have changed: rows that do not change keep the scores that they have",)
     marks, looking = resume.marks(given, state, whole=mode != "changes")
@@ -140,7 +144,8 @@ def settle(target: Target, visible: bool) -> tuple[State | None, Settled, str | 
         _same_table(target, state)
         added = {state.partition, COMMITTED, KIND if own.history else None}
         held = [pair for pair in state.columns if pair[0] not in added]
-        settled = drift.settled(found, held, state.properties, target.relation)
+        dropped = [own.rename.get(n, n) for n, how in own.protect.items() if how.dropped]
+        settled = drift.settled(found, held, state.properties, target.relation, dropped=dropped)
     _clustered(target, settled)
     return state, settled, _partition(target, settled, state)
 
@@ -171,6 +176,8 @@ def _key(given: Assignment, settled: Settled) -> tuple[tuple[str, ...], tuple[st
         return (), ()
     table = statement.quoted(relation.schema, relation.name)
     rejecting = " OR ".join(f"({c.reject}) IS TRUE" for c in columns if c.reject)
+    if hidden := [c for c in columns if c.protect and not c.protect.stable]:
+        raise _unstable(target, hidden[0], "are told apart")
     lists = [c.name for c in columns if c.kind.name == "array"]
     if lists:
         return (), (f"column {lists[0]} of the key is an array: rows cannot be told apart by it",)
@@ -197,6 +204,18 @@ def _key(given: Assignment, settled: Settled) -> tuple[tuple[str, ...], tuple[st
     return tuple(c.target for c in columns), ()
 
 
+def _unstable(target: Target, column: Column, what: str) -> TableRefused:
+    method = column.protect.method if column.protect else ""
+    name = prepare.toml(column.name)
+    return TableRefused(
+        f"Rows of table {target.label} {what} by column {column.name}, of which {method} leaves"
+        " nothing to compare.",
+        hint=f'Protect it so that equal values stay equal: protect = {{ {name} = "tokenize" }}, or'
+        ' "hash", or "encrypt_deterministic".',
+        table=target.label,
+    )
+
+
 def _enforced(relation: Relation, names: Sequence[str]) -> bool:
     """Whether PostgreSQL itself sees to it that the key is unique; heirs have keys of their own."""
     alone = relation.kind == "partitioned" or (
@@ -217,7 +236,7 @@ def _partition(target: Target, settled: Settled, state: State | None) -> str | N
         TableRefused: the config asks for one that cannot be, or that the table has not.
     """
     name = target.settings.partition_by
-    kinds = {column.name: (column.target, column.kind) for column in settled.columns}
+    kinds = {column.name: (column.target, column.stored) for column in settled.columns}
     kinds |= {own: (own, kind) for own, kind in METADATA}
     wanted = None
     if name:
@@ -256,15 +275,17 @@ def _shape(
     key: tuple[str, ...],
     partition: str | None,
     state: State | None,
+    enrichment: Enrichment,
     scoring: str,
 ) -> Shape:
     target = given.target
-    layout = [*((column.target, column.kind) for column in settled.columns), *METADATA]
+    layout = [*((column.target, column.stored) for column in settled.columns), *METADATA]
     layout += [(KIND, Kind("string"))] if target.settings.history else []
     if target.settings.pattern == "streaming" or (state and COMMITTED in dict(state.columns)):
         layout.append((COMMITTED, Kind("timestamp")))
     layout += [(partition, Kind("date"))] if partition else []
     wanted = {*key, *(_cursor(target, settled) or ()), *_clustered(target, settled)}
+    wanted -= {c.target for c in settled.columns if c.protect and not c.protect.stable}
     stats = tuple(name for name, kind in layout if name in wanted and kind.name in SAFE)
     notes = {
         drift.SOURCE: target.source,
@@ -276,6 +297,11 @@ def _shape(
         drift.RULES: scoring,
         drift.PARTS: drift.parts(target.relation, target.settings.pattern == "streaming"),
     }
+    if enrichment.protection or (state and drift.PROTECT in state.properties):
+        notes[drift.PROTECT] = drift.protects(settled.columns)
+        notes[keys.IDS] = keys.ids(enrichment.protection)
+    if state is not None:
+        notes |= drift.widened(settled.columns, state.columns, state.properties)
     kept = given.settings.maintain.properties()
     return Shape(tuple(layout), stats, partition, (*kept, *notes.items()))
 
@@ -295,6 +321,9 @@ def _clustered(target: Target, settled: Settled) -> tuple[str, ...]:
             hint=f"Correct [tables.{prepare.toml(target.relation.name)}] cluster_by.",
             table=target.label,
         )
+    wanted = [column for column in settled.columns if column.name in target.settings.cluster_by]
+    if hidden := [c for c in wanted if c.protect and not c.protect.stable]:
+        raise _unstable(target, hidden[0], "are clustered")
     return tuple(names[name] for name in target.settings.cluster_by)
 
 
@@ -310,10 +339,11 @@ def _mode(
 ) -> tuple[Mode, str, tuple[str, ...]]:
     """How the table is taken, the condition for changes, and what to say about it."""
     own, relation = given.target.settings, given.target.relation
-    if own.history and (refused := _no_history(given, state, key)):
+    if own.history and (refused := _no_history(given, state, settled, key)):
         raise refused
     if own.pattern == "full_refresh":
-        return ("load" if state is None or not key else "compare"), slices.WHOLE, ()
+        load = state is None or not key or settled.anew
+        return ("load" if load else "compare"), slices.WHOLE, ()
     if not key:
         raise TableRefused(
             f'Table {relation.label} has no key, which the pattern "{own.pattern}" needs.',
@@ -321,7 +351,7 @@ def _mode(
             f' [tables.{prepare.toml(relation.name)}] key = […]; or use pattern = "full_refresh".',
             table=relation.label,
         )
-    if state is None:
+    if state is None or settled.anew:
         return "load", slices.WHOLE, ()
     why = resume.why_all(given, state, settled, key)
     if not why and own.pattern == "streaming":
@@ -335,7 +365,7 @@ def _mode(
 
 
 def _no_history(
-    given: Assignment, state: State | None, key: tuple[str, ...]
+    given: Assignment, state: State | None, settled: Settled, key: tuple[str, ...]
 ) -> TableRefused | None:
     """Why a table's history cannot be kept, None where it can."""
     label = given.target.label
@@ -348,6 +378,13 @@ def _no_history(
     if state is not None and KIND not in dict(state.columns):
         return TableRefused(
             f"The Bronze table {given.target.name} keeps no history, and cannot begin to.",
+            hint='Give the history another target = "bz_…", or move the Bronze table away.',
+            table=label,
+        )
+    if settled.anew:
+        return TableRefused(
+            f"The protection of the history {given.target.name} has changed, and its versions"
+            " cannot be read anew.",
             hint='Give the history another target = "bz_…", or move the Bronze table away.',
             table=label,
         )

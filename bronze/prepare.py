@@ -6,7 +6,7 @@ import difflib
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bronze.config import Settings, TableSettings
 from bronze.enrich.stamp import COMMITTED, METADATA
@@ -133,32 +133,43 @@ def _target(settings: Settings, source: str, relation: Relation) -> Target:
 
 
 def columns(target: Target) -> tuple[Column, ...]:
-    """The type contract of a table's columns.
+    """The type contract of the columns that are taken of a table.
 
     Raises:
         TableRefused: a column cannot have its name in Delta, or the config names one that is not
-            there.
+            there, or drops one of the key.
     """
     own, relation = target.settings, target.relation
     present = {attribute.name for attribute in relation.attributes}
-    unknown = sorted({*own.rename, *own.decimals, *own.key} - present)
+    unknown = sorted({*own.rename, *own.decimals, *own.key, *own.protect} - present)
     if unknown:
         raise TableRefused(
             f"Table {target.label} has no column {', '.join(unknown)}.",
             hint=f"Correct [tables.{toml(relation.name)}] in the config.",
             table=target.label,
         )
+    dropped = {name for name, how in own.protect.items() if how.dropped}
+    if lost := sorted(dropped & {*(own.key or relation.key)}):
+        raise TableRefused(
+            f"Column {lost[0]} of table {target.label} is part of its key, and cannot be dropped.",
+            hint=f'Take its tokens: protect = {{ {toml(lost[0])} = "tokenize" }}',
+            table=target.label,
+        )
     choices = Choices(own.decimals, own.arrays, own.timestamps)
     found = tuple(
-        contract(
-            attribute.name,
-            own.rename.get(attribute.name, attribute.name),
-            statement.quoted(attribute.name),
-            attribute.type,
-            choices,
-            attribute.not_null,
+        replace(
+            contract(
+                attribute.name,
+                own.rename.get(attribute.name, attribute.name),
+                statement.quoted(attribute.name),
+                attribute.type,
+                choices,
+                attribute.not_null,
+            ),
+            protect=own.protect[attribute.name].rule if attribute.name in own.protect else None,
         )
         for attribute in relation.attributes
+        if attribute.name not in dropped
     )
     ours = [name for name, _ in METADATA]
     ours += [COMMITTED] if own.pattern == "streaming" else []

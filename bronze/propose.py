@@ -21,6 +21,7 @@ from psycopg.conninfo import make_conninfo
 from bronze.enrich.stamp import METADATA
 from bronze.errors import ConfigError
 from bronze.model import Origin
+from bronze.privacy import MASTER_KEY
 from bronze.source import catalog, connect, survey
 from bronze.source.catalog import Relation
 from bronze.source.survey import Survey
@@ -187,7 +188,11 @@ def _source(dsn: str, name: str, found: _Found) -> str:
         extensions = ", ".join(dict.fromkeys(_shown(s.extension) for s in found.left_out))
         lines.append(f"exclude = {_list(names)}   # of the extension {extensions}")
     if secrets:
-        lines += ["", "[secrets]", 'provider = "env"   # or "file", "azure-key-vault"']
+        lines += [
+            "",
+            "[secrets]",
+            'provider = "env"   # or "file", "azure-key-vault", "databricks"',
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -255,10 +260,17 @@ def _tables(source: str, found: _Found) -> str:
         else:
             briefs.append(f"# {_shown(relation.label)}: {'; '.join(_said(surveyed))}")
     notes = [_comment(*_NOTES)] if any(s.cursor or s.personal for s in found.surveys) else []
+    notes += [_comment(*_KEY_NOTES)] if any("protect = {" in s for s in sections) else []
     brief = ["\n".join(("# Tables that go without a section:", *briefs, ""))] if briefs else []
     return "\n".join([*notes, *sections, *brief])
 
 
+_KEY_NOTES = (
+    f"Protected columns need a master key, 32 random bytes as base64, in {MASTER_KEY}:"
+    f' export {MASTER_KEY}="$(openssl rand -base64 32)", kept where it cannot be lost; or'
+    " [protection] key = { secret = … }. Methods: encrypt, encrypt_deterministic, tokenize, hash,"
+    " mask, drop.",
+)
 _NOTES = (
     "A proposed pattern is for you to decide; a cursor does not see deleted rows. What looks"
     " personal was found by the columns' names and by the shape of a few values: it is a guess,"
@@ -302,6 +314,13 @@ def _renames(relation: Relation) -> tuple[Mapping[str, str], list[str]]:
     return renames(names, _ADDED), why
 
 
+# What is protected where it is found, unless somebody decides otherwise.
+_USUAL: Mapping[str, Mapping[str, str]] = {
+    "customers": {"customer_name": "encrypt", "email": "encrypt"},
+    "suppliers": {"contact_number": "tokenize"},
+}
+
+
 def _live(surveyed: Survey, target: str | None) -> list[str]:
     lines = ["priority = 1   # its rows change much"] if surveyed.hot else []
     if target:
@@ -309,6 +328,11 @@ def _live(surveyed: Survey, target: str | None) -> list[str]:
             f"target = {_text(target)}   # another table would become"
             f" {table_name(surveyed.relation.name)} too"
         )
+    usual = _USUAL.get(surveyed.relation.name, {})
+    names = {attribute.name for attribute in surveyed.relation.attributes}
+    pairs = [f'{name} = "{method}"' for name, method in usual.items() if name in names]
+    if pairs:
+        lines.append(f"protect = {{ {', '.join(pairs)} }}")
     renamed, reasons = _renames(surveyed.relation)
     if renamed:
         lines += [_comment(reason).rstrip() for reason in reasons]

@@ -13,21 +13,40 @@ import tenacity
 import uuid_utils
 
 from bronze.books import streams as book
-from bronze.config import Settings
-from bronze.errors import BronzeError
+from bronze.config import GOVERNANCE, Settings
+from bronze.errors import BronzeError, LakeUnreachable
 from bronze.follow import Following
-from bronze.landing import GOVERNANCE
 from bronze.model import Place
+from bronze.source.past import Past
 from bronze.table import commit, files, log
 from bronze.table.commit import Change, Position, Shape
 from bronze.table.log import State
 
 _HELD = "held"
+_ERA = "era"
+_RECORDED = "recorded"
 
 
 def place(settings: Settings) -> Place:
     """Where the records are."""
     return settings.place(GOVERNANCE, book.NAME)
+
+
+def gone(settings: Settings) -> LakeUnreachable:
+    """The error of a lake that had this stream's records, and has none any more."""
+    return LakeUnreachable(
+        f"The lake at {settings.lake.root} is gone: the records of this stream are not there.",
+        hint="Mount it, or move it back. If it was deleted on purpose, start the stream again.",
+    )
+
+
+def found(settings: Settings) -> bool:
+    """Whether there are records.
+
+    Raises:
+        LakeError, LakeUnreachable: they cannot be read.
+    """
+    return log.read(place(settings)) is not None
 
 
 def position(state: State | None, stream: str) -> int:
@@ -38,6 +57,46 @@ def position(state: State | None, stream: str) -> int:
         stream: the history of the source's positions and the slot, as ``history/slot``.
     """
     return (state.position(commit.transaction(stream)) or 0) if state else 0
+
+
+def history(state: State | None, identity: str, slot: str) -> str:
+    """The name of the history that a stream's positions belong to.
+
+    Args:
+        state: the table of records.
+        identity: the source's, as `bronze.source.snapshot.identity` gives it.
+        slot: the slot's name.
+    """
+    era = state.position(commit.transaction(f"{identity}/{slot}/{_ERA}")) if state else None
+    return f"{identity}+{era}" if era else identity
+
+
+@tenacity.retry(
+    retry=tenacity.retry_if_exception(commit.lost_race),
+    stop=tenacity.stop_after_attempt(8),
+    wait=tenacity.wait_exponential_jitter(multiplier=0.05, max=2),
+    reraise=True,
+)
+def forsake(settings: Settings, identity: str, slot: str) -> None:
+    """Begins another `history`: from now on no position of before counts.
+
+    Raises:
+        LakeError, LakeUnreachable: it cannot be written.
+    """
+    books = place(settings)
+    state = log.read(books)
+    own = f"{identity}/{slot}/{_ERA}"
+    era = (state.position(commit.transaction(own)) or 0) if state else 0
+    shape = None if state else Shape(book.COLUMNS, ())
+    commit.commit(books, state, Change("WRITE"), {}, shape=shape, reached=Position(own, era + 1))
+
+
+def past(state: State | None, stream: str) -> Past:
+    """What the records know of a stream's past; ``stream`` as for `position`."""
+    recorded = None
+    if state:
+        recorded = state.position(f"{commit.transaction(stream)}/{_RECORDED}")
+    return Past(position(state, stream), recorded) if recorded else Past()
 
 
 def floor(state: State | None, stream: str, oid: int, at: int, confirmed: int) -> int | None:
@@ -71,18 +130,31 @@ def enter(
     settings: Settings,
     history: str,
     record: book.Record,
+    clock: int,
     followings: Iterable[Following],
+    first: bool,
 ) -> None:
     """Enters a record, for the tables that follow.
+
+    Args:
+        settings: the config.
+        history: that of the source's positions.
+        record: the record.
+        clock: the server's, as of now.
+        followings: the tables.
+        first: no record was entered before by this process: there may be none.
 
     Raises:
         LakeError, LakeUnreachable: it cannot be written.
     """
     marks = [(str(f.oid), max(record.position, f.held)) for f in followings]
     marks += [(f"{f.oid}/{_HELD}", f.held) for f in followings]
+    marks += [(_RECORDED, clock)]
     reached = Position(f"{history}/{record.stream}", record.position, tuple(marks))
     books = place(settings)
     state = log.read(books)
+    if state is None and not first:
+        raise gone(settings)
     file = files.write([book.frame(record)], books, str(uuid_utils.uuid7()), ())
     if file is None:
         raise BronzeError("A record is empty.")

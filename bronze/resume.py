@@ -83,7 +83,7 @@ def why_all(given: Assignment, state: State, settled: Settled, key: tuple[str, .
     if known.get(drift.KEY) != json.dumps(key):
         return "its key has changed"
     if _marked(given, state, _mark_name(given.target)) is None:
-        return "the Bronze table has no position to go on from"
+        return "the Bronze table has no position in this history of the source"
     return ""
 
 

@@ -6,12 +6,16 @@ it where the work is done.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.error import HTTPError
+from urllib.parse import urlencode
+from urllib.request import Request, urlopen
 
 from bronze.errors import ConfigError
 from bronze.model import Secret
@@ -97,9 +101,41 @@ def key_vault(secret: Secret, credential: TokenCredential | None = None, **optio
         ) from None
 
 
+_DATABRICKS_TIMEOUT = 30.0
+
+
+def _databricks(secret: Secret) -> str:
+    """A secret of a Databricks scope, by its REST API. ``place`` is the scope."""
+    host = os.environ.get("DATABRICKS_HOST", "").removeprefix("https://").rstrip("/")
+    token = os.environ.get("DATABRICKS_TOKEN", "")
+    if not host or not token:
+        raise ConfigError(
+            "The environment variables DATABRICKS_HOST and DATABRICKS_TOKEN are not set.",
+            hint="Set them to the workspace's address and to a token that may read the scope.",
+        )
+    query = urlencode({"scope": secret.place, "key": secret.name})
+    request = Request(
+        f"https://{host}/api/2.0/secrets/get?{query}", headers={"Authorization": f"Bearer {token}"}
+    )
+    try:
+        with urlopen(request, timeout=_DATABRICKS_TIMEOUT) as answer:  # noqa: S310
+            return base64.b64decode(json.load(answer)["value"], validate=True).decode()
+    except (OSError, ValueError, KeyError) as error:
+        said = type(error).__name__
+        if isinstance(error, HTTPError):
+            said = f"HTTP {error.code}"
+            error.close()
+        raise ConfigError(
+            f"Databricks at {host} did not give the secret {secret.name} of the scope"
+            f" {secret.place}: {said}.",
+            hint="The token needs READ on the scope.",
+        ) from None
+
+
 PROVIDERS: Mapping[str, Callable[[Secret], str]] = {
     "env": _environment,
     "file": _file,
     "config": _config,
     "azure-key-vault": _key_vault,
+    "databricks": _databricks,
 }

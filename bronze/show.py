@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import sys
@@ -14,15 +15,22 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
+    from polars import DataFrame
+
+    from bronze.audit import Report as AuditReport
     from bronze.check import Report, TableReport
+    from bronze.forget import Forgotten
+    from bronze.keys import KeyReport
     from bronze.model import MaintainResult, RunResult, StreamResult, TableResult
     from bronze.pipeline import Notify
     from bronze.pipeline import Progress as Step
     from bronze.stream import Notify as NotifyStep
     from bronze.stream import Step as StreamStep
     from bronze.trend import QualityReport, TableQuality
+    from bronze.verdict import VerifyResult
 
 _out = Console(highlight=False)
 _err = Console(stderr=True, highlight=False)
@@ -115,6 +123,7 @@ def run(result: RunResult) -> None:
         if row.error:
             _err.print(f"{row.table}: {row.error.message}", style="red", markup=False)
             _err.print(f"  {row.error.hint}", markup=False)
+    _told(result)
 
 
 def steps(quiet: bool) -> NotifyStep:
@@ -159,6 +168,7 @@ def streamed(result: StreamResult) -> None:
         if row.error:
             _err.print(f"{row.table}: {row.error.message}", style="red", markup=False)
             _err.print(f"  {row.error.hint}", markup=False)
+    _told(result)
 
 
 def dropped(name: str, as_json: bool) -> None:
@@ -207,6 +217,150 @@ def maintained(result: MaintainResult) -> None:
     for row in result.tables:
         if row.error:
             _err.print(f"{row.target}: {row.error.message}", style="red", markup=False)
+            _err.print(f"  {row.error.hint}", markup=False)
+    _unrecorded(result)
+
+
+def audit(report: AuditReport) -> None:
+    """Records of the audit log, then whether the log is whole."""
+    for row in report.records:
+        when = row.recorded_timestamp.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        what = " ".join(filter(None, (row.action, row.subject, row.result)))
+        said(f"{row.sequence:>6}  {when}  {row.actor}@{row.host}  {what}  {_brief(row.details)}")
+    for problem in report.problems:
+        _err.print(f"{problem}.", style="red", markup=False)
+    said(f"{report.count:,} records in all{_proof(report)}")
+    if report.head:
+        said(f"head {report.head}")
+
+
+def _proof(report: AuditReport) -> str:
+    if not report.verified:
+        return "; `bronze audit --verify` proves them"
+    return ", and they are not as they were written" if report.problems else ", all of them whole"
+
+
+def _brief(details: str) -> str:
+    """Details for people, without the hashes of a config's keys."""
+    known = {name: value for name, value in json.loads(details).items() if name != "keys"}
+    return ", ".join(
+        f"{name} {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
+        for name, value in known.items()
+        if value or name == "position"
+    )
+
+
+def _told(result: RunResult | StreamResult) -> None:
+    for note in result.notes:
+        said(note)
+    for one in result.late:
+        said(f"{one.table}: batch {one.batch_id} died before it was recorded, and is recorded now")
+    _unrecorded(result)
+
+
+def _unrecorded(result: RunResult | StreamResult | MaintainResult) -> None:
+    if result.unrecorded:
+        said = "What was done could not be recorded in full"
+        _err.print(f"{said}: {result.unrecorded.message}", style="red", markup=False)
+        _err.print(f"  {result.unrecorded.hint}", markup=False)
+
+
+def revealed(rows: DataFrame, form: str) -> None:
+    """Rows as a table, or all of them as ``json`` or ``csv``."""
+    if form == "json":
+        print(json.dumps(rows.to_dicts(), ensure_ascii=False, default=_text))
+        return
+    if form == "csv":
+        writer = csv.writer(sys.stdout)
+        writer.writerow(rows.columns)
+        writer.writerows(rows.iter_rows())
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in rows.columns:
+        table.add_column(name, overflow="fold")
+    for row in rows.iter_rows():
+        table.add_row(*("" if value is None else Text(str(value)) for value in row))
+    _out.print(table)
+
+
+def _text(value: Any) -> str:
+    return value.hex() if isinstance(value, bytes) else str(value)
+
+
+def forgotten(done: Forgotten) -> None:
+    """What was erased, and what is left."""
+    said(
+        f"{done.target}: {done.rows} rows and {done.records} records erased; {done.files} files"
+        f" ({size(done.bytes)}) and {done.entries} log entries deleted. Only version"
+        f" {done.version} can be read now."
+    )
+    if done.left:
+        _err.print(
+            f"{done.left} rows are left in files that a run may be about to commit: let it end,"
+            " and run this again.",
+            style="red",
+            markup=False,
+        )
+    elif done.scanned:
+        said(f"Proof: {done.scanned} Parquet files were read, none has such a row.")
+
+
+def keys(found: Sequence[KeyReport], as_json: bool) -> None:
+    """Keys, without their secrets."""
+    if as_json:
+        print(json.dumps([asdict(key) for key in found], ensure_ascii=False, default=str))
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("key", "table", "column", "purpose", "master key", "made", ""):
+        table.add_column(name, overflow="fold", no_wrap=name == "key")
+    for key in found:
+        made = f"{key.created:%Y-%m-%d %H:%M}"
+        state = "current" if key.current else "old"
+        table.add_row(key.id, key.table, key.column, key.purpose, key.master, made, state)
+    _out.print(table)
+
+
+def rewrapped(count: int, as_json: bool) -> None:
+    """How many keys were wrapped anew."""
+    if as_json:
+        print(json.dumps({"rewrapped": count}))
+    else:
+        said(f"{count} keys were wrapped anew." if count else "All keys are wrapped by it already.")
+
+
+def verified(result: VerifyResult) -> None:
+    """What was found out about each table, then the faulty rows and files."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("Bronze table", "status"):
+        table.add_column(name, no_wrap=True)
+    for name in ("source", "Bronze", "missing", "extra", "different", "altered", "files", "s", "v"):
+        table.add_column(name, justify="right")
+    for row in result.tables:
+        counts = (row.bronze_rows, row.missing, row.extra, row.different, row.altered)
+        table.add_row(
+            row.target.rpartition(".")[2] or row.table,
+            row.status,
+            f"{row.source_rows:,}" if row.source_rows >= 0 else "",
+            *(f"{count:,}" for count in (*counts, len(row.files))),
+            f"{row.seconds:.1f}",
+            "" if row.version is None else str(row.version),
+        )
+    _out.print(table)
+    for row in result.tables:
+        for note in row.notes:
+            said(f"{row.table}: {note}")
+        if row.stray_files:
+            strays = f"{row.stray_files:,} files ({size(row.stray_bytes)})"
+            said(f"{row.table}: {strays} in its folder are unknown to its log")
+        for file in row.files:
+            said(f"{row.table}: file {file.file} {file.what} ({file.rows:,} rows)")
+        for faulty in row.rows:
+            said(f"{row.table}: {faulty.fault} {faulty.key} {faulty.file}".rstrip())
+        left = row.missing + row.extra + row.different + row.altered - len(row.rows)
+        if row.rows and left > 0:
+            said(f"{row.table}: and {left:,} more")
+        if row.error:
+            _err.print(f"{row.table}: {row.error.message}", style="red", markup=False)
             _err.print(f"  {row.error.hint}", markup=False)
 
 

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from types import TracebackType
 
-from bronze import engine, maintain
-from bronze.config import Settings
+from bronze import engine, maintain, record
+from bronze.config import Settings, TableSettings
 from bronze.errors import BronzeError
 from bronze.follow import Following
 from bronze.model import Place
@@ -25,6 +25,7 @@ _log = logging.getLogger(__name__)
 
 _EVERY = 5.0
 _EXPIRE_EVERY = 3600.0
+_BOOK_EVERY = 300.0
 _LAST_WAIT = 5.0
 # Batches are gathered and landed beside it.
 _SHARE = 4
@@ -38,6 +39,7 @@ class Tidy:
         self._settings, self._pool = settings, pool
         self._touched: dict[str, Following] = {}
         self._expired: dict[str, float] = {}
+        self._improved: dict[str, float] = {}
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="bronze tidy", daemon=True)
@@ -71,18 +73,28 @@ class Tidy:
             for following in todo.values():
                 if self._stopped.is_set():
                     return
-                try:
-                    self._improve(following)
-                    self._expire(following.plan.target.place)
-                except BronzeError as error:
-                    _log.warning("%s was not tidied: %s", following.name, error.message)
+                target = following.plan.target
+                self._tidied(target.place, target.settings)
+            # The record of each batch is a file there.
+            self._tidied(record.place(self._settings), TableSettings(), _BOOK_EVERY)
 
-    def _improve(self, following: Following) -> None:
-        target = following.plan.target
-        wish = maintain.wished(self._settings, target.settings)
-        state = log.read(target.place)
+    def _tidied(self, place: Place, own: TableSettings, every: float = 0) -> None:
+        now = time.monotonic()
+        if now - self._improved.setdefault(place.url, now - every) < every:
+            return
+        self._improved[place.url] = now
+        name = place.url.rpartition("/")[2]
+        try:
+            self._improve(place, own, name)
+            self._expire(place)
+        except BronzeError as error:
+            _log.warning("%s was not tidied: %s", name, error.message)
+
+    def _improve(self, place: Place, own: TableSettings, name: str) -> None:
+        wish = maintain.wished(self._settings, own)
+        state = log.read(place)
         if state is not None and layout.needed(state, wish):
-            course = maintain.improvement(self._settings, target.place, wish, target.label, _SHARE)
+            course = maintain.improvement(self._settings, place, wish, name, _SHARE)
             for _ in engine.drive(self._pool, [course], 1):
                 pass
 

@@ -40,6 +40,8 @@ _KEYS_GROWTH = 4
 _KNOWN_ROW = 10
 # A version of a row, while the last ones are found.
 _VERSION = 100
+# The key and hash of a row that is named, while both sides are held against each other.
+_NAMED_ROW = 300
 
 
 @dataclass(frozen=True)
@@ -91,10 +93,7 @@ def of_rows(
     if against is not None:
         known = list(_known(given, shape, key, (), against))
         memory = _beside_known(run.memory)
-    per_slice, _ = _sizes(slices.size_of(relation), memory, given.readers)
-    parts = _slices(given, per_slice, key)
-    _, per_file = _sizes(sum(part.size for part in parts), memory, given.readers)
-    groups = slices.packed(parts, per_file)
+    groups = grouped(given, memory, key)
     table = statement.quoted(relation.schema, relation.name)
     columns = settled.columns
     first = _unit(given, settled, shape, key, columns, statement.select(columns, table))
@@ -113,6 +112,15 @@ def of_rows(
         for number, share in enumerate(known)
         for i, group in enumerate(groups)
     ]
+
+
+def grouped(given: Assignment, memory: int, key: Sequence[str]) -> list[list[Slice]]:
+    """The slices of a table, in groups that are work for one reader each."""
+    whole = slices.size_of(given.target.relation)
+    per_slice, _ = _sizes(whole, memory, given.readers)
+    parts = _slices(given, per_slice, key)
+    _, per_file = _sizes(sum(part.size for part in parts), memory, given.readers)
+    return slices.packed(parts, per_file)
 
 
 def of_keys(
@@ -187,14 +195,10 @@ def _known(
 ) -> list[Known]:
     """What the table is known by, in as many shares as the memory asks for."""
     rows = sum(max(file.rows, 0) for file in state.files)
-    room = (given.run.memory - _BASE) // 4
+    room = _room(given.run)
     history = given.target.settings.history
-    if history and rows * _VERSION > room:
-        raise TableRefused(
-            f"The history {given.target.name} has {rows:,} versions, too many for the memory.",
-            hint=f"Raise [run] memory: it takes about {rows * _VERSION * 4 // 10**6} MB more.",
-            table=given.target.label,
-        )
+    if history:
+        fitting_history(given, rows)
     shares = 1 if history else max(1, -(-rows * _KNOWN_ROW // room))
     # Other digits in each run: what two rows share by chance in one, they do not in the next.
     offset = int(given.stamp.batch_id[-1], 16)
@@ -209,6 +213,30 @@ def _known(
         versions=key if history else (),
     )
     return [replace(whole, share=share) for share in range(shares)]
+
+
+def _room(run: RunSettings) -> int:
+    """The bytes that what is known of a table may take."""
+    return (run.memory - _BASE) // 4
+
+
+def fitting_history(given: Assignment, rows: int) -> None:
+    """Makes sure that the last ones of so many versions can be found within the memory.
+
+    Raises:
+        TableRefused: they are too many.
+    """
+    if rows * _VERSION > _room(given.run):
+        raise TableRefused(
+            f"The history {given.target.name} has {rows:,} versions, too many for the memory.",
+            hint=f"Raise [run] memory: it takes about {rows * _VERSION * 4 // 10**6} MB more.",
+            table=given.target.label,
+        )
+
+
+def shares(run: RunSettings, rows: int) -> int:
+    """In how many rounds so many rows are named, within the memory."""
+    return max(1, -(-rows * _NAMED_ROW // _room(run)))
 
 
 def _beside_known(memory: int) -> int:

@@ -17,7 +17,7 @@ import polars.selectors as cs
 import tenacity
 
 from bronze import compare
-from bronze.enrich import fingerprint
+from bronze.enrich import fingerprint, protect
 from bronze.enrich.enrichment import enriched
 from bronze.enrich.fingerprint import Fingerprints
 from bronze.enrich.stamp import COMMITTED
@@ -122,7 +122,8 @@ class _Tally:
         unit = self.unit
         self.rows += rows.height
         if unit.keys_only:
-            return self.sieve.new(rows) if self.sieve else rows
+            kept = protect.values(rows, unit.enrichment.protection)
+            return self.sieve.new(kept) if self.sieve else kept
         made, findings = enriched(rows, rejected, unit.stamp, unit.base, unit.enrichment)
         # What is read several times, for as many shares of the table, is told once.
         if unit.known is None or unit.known.share == 0:
@@ -140,7 +141,8 @@ class _Tally:
         if self.sieve:
             made = self.sieve.new(made)
         if _REJECTED in made.columns:
-            self.rejected.extend(rejections(made, made[_REJECTED], unit.key))
+            found = rejections(made, made[_REJECTED], unit.key)
+            self.rejected += protect.rejections(found, unit.enrichment.protection)
             made = made.drop(_REJECTED)
         return made
 
@@ -153,7 +155,15 @@ _REJECTED = "\0rejected"
 
 
 def _bronze_rows(unit: Unit, tally: _Tally) -> Iterator[pl.DataFrame]:
-    frames = read.rows(unit.origin, unit.session, unit.query, unit.slices, unit.columns, unit.table)
+    frames = read.rows(
+        unit.origin,
+        unit.session,
+        unit.query,
+        unit.slices,
+        unit.columns,
+        unit.table,
+        guarded=unit.enrichment.protection is not None,
+    )
     # Unlike a loop, map keeps no slice while the next one is read.
     return map(tally.passed, frames)
 

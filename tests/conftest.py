@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -17,6 +19,7 @@ from psycopg import sql
 
 from bronze import config
 from bronze.demo.server import Server, running
+from bronze.privacy import MASTER_KEY
 
 FAST = {
     "fsync": "off",
@@ -47,6 +50,14 @@ def server() -> Iterator[Server]:
         running(Path(folder) / "data", settings={**FAST, "max_connections": "60"}) as started,
     ):
         yield started
+
+
+@pytest.fixture(autouse=True)
+def master_key(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A master key of the test's own, in the environment."""
+    key = base64.b64encode(os.urandom(32)).decode()
+    monkeypatch.setenv(MASTER_KEY, key)
+    return key
 
 
 @dataclass(frozen=True)

@@ -70,8 +70,8 @@ def started(*arguments: object, **environment: str) -> Iterator[subprocess.Popen
 
 
 def data_files(source: Source) -> set[str]:
-    """The names of the data files in the lake, whether they are visible or not."""
-    return {path.name for path in source.lake.rglob("*.parquet")}
+    """The names of the Bronze tables' data files, whether they are visible or not."""
+    return {path.name for path in source.table("t").parent.rglob("*.parquet")}
 
 
 def visible_files(source: Source, *tables: str) -> set[str]:
@@ -132,7 +132,8 @@ def test_a_run_prints_one_document(source: Source) -> None:
     result = invoke("run", "--json", "-c", configured(source))
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
-    assert set(document) == {"batch_id", "position", "seconds", "tables"}
+    told = {"batch_id", "position", "seconds", "tables"}
+    assert set(document) == told | {"late", "notes", "unrecorded"}
     (table,) = document["tables"]
     assert (table["table"], table["target"]) == ("public.t", "bronze.bz_t")
     assert (table["status"], table["rows_read"], table["version"]) == ("landed", 3, 0)
@@ -282,3 +283,70 @@ def test_no_output_has_the_password(source: Source) -> None:
             assert PASSWORD not in result.stdout + result.stderr
     kept = (path for path in source.lake.rglob("*") if path.is_file())
     assert not [path for path in kept if PASSWORD.encode() in path.read_bytes()]
+
+
+def test_protected_values_are_revealed_rotated_and_forgotten(source: Source) -> None:
+    """The commands for personal data print what they promise, as text, JSON and CSV."""
+    source.execute("CREATE TABLE t (id int PRIMARY KEY, mail text)")
+    source.execute("INSERT INTO t VALUES (1, 'ann@example.com'), (2, 'bob@example.com')")
+    path = configured(source, tables={"t": {"protect": {"mail": "encrypt"}}})
+    assert invoke("run", "-c", path).exit_code == 0
+    told = invoke("reveal", "t", "--key", "id=1", "--columns", "id,mail", "-c", path)
+    assert "ann@example.com" in told.stdout
+    assert "bob" not in told.stdout
+    told = invoke("reveal", "t", "--columns", "mail", "--limit", "1", "--json", "-c", path)
+    assert json.loads(told.stdout) == [{"mail": "ann@example.com"}]
+    told = invoke("reveal", "t", "--columns", "mail,id", "--csv", "-c", path)
+    assert told.stdout.splitlines() == ["mail,id", "ann@example.com,1", "bob@example.com,2"]
+    assert invoke("reveal", "t", "--key", "id", "-c", path).exit_code == 2
+    made = json.loads(invoke("keys", "rotate", "t", "--json", "-c", path).stdout)
+    assert [key["column"] for key in made] == ["mail"]
+    listed = json.loads(invoke("keys", "--json", "-c", path).stdout)
+    assert [key["current"] for key in listed if key["column"] == "mail"] == [False, True]
+    assert made[0]["id"] in invoke("keys", "-c", path).stdout
+    assert json.loads(invoke("keys", "rewrap", "--json", "-c", path).stdout) == {"rewrapped": 0}
+    still = invoke("forget", "t", "--key", "id=1", "-c", path)
+    assert still.exit_code == 1
+    assert "still has such a row" in still.stderr
+    source.execute("DELETE FROM t WHERE id = 1")
+    assert invoke("run", "-c", path).exit_code == 0
+    done = invoke("forget", "t", "--key", "id=1", "-c", path)
+    assert done.exit_code == 0
+    assert "none has such a row" in done.stdout
+    done = invoke("forget", "t", "--key", "id=2", "--without-source", "--json", "-c", path)
+    assert json.loads(done.stdout)["rows"] == 1
+    done = invoke("forget", "t", "--old-versions", "--json", "-c", path)
+    assert json.loads(done.stdout)["left"] == 0
+    assert invoke("forget", "t", "-c", path).exit_code == 2
+
+
+def test_the_audit_is_shown_and_proven(source: Source) -> None:
+    """Records are lines for people, one document for programs; what is wrong ends with 1."""
+    source.execute("CREATE TABLE t AS SELECT 1 AS id")
+    config = configured(source)
+    invoke("run", "-c", config)
+    shown = invoke("audit", "-c", config, "--action", "run")
+    assert (shown.exit_code, shown.stdout.count("succeeded")) == (0, 1)
+    document = json.loads(invoke("audit", "--verify", "--json", "-c", config).stdout)
+    assert (document["verified"], document["problems"], document["count"]) == (True, [], 3)
+    assert document["head"] in shown.stdout
+    kept = invoke("audit", "--head", document["head"], "-c", config)
+    assert (kept.exit_code, "all of them whole" in kept.stdout) == (0, True)
+    lost = invoke("audit", "--head", "0" * 64, "-c", config)
+    assert (lost.exit_code, "put back" in lost.stderr) == (1, True)
+    assert invoke("audit", "--since", "1h", "--table", "t", "-c", config).exit_code == 0
+    wrong = invoke("audit", "--since", "yesterday", "-c", config)
+    assert (wrong.exit_code, "is no time" in wrong.stderr) == (2, True)
+
+
+def test_what_a_dead_run_did_is_told_by_the_next(source: Source) -> None:
+    """The one that enters it says so, and the audit has it."""
+    source.execute("CREATE TABLE t AS SELECT 1 AS id")
+    config = configured(source)
+    with started("run", "-c", config, BRONZE_FAILPOINT="landed") as dying:
+        dying.wait(30)
+    told = invoke("run", "-c", config)
+    assert "died before it was recorded" in told.stdout
+    shown = invoke("audit", "-c", config, "--table", "t").stdout
+    assert shown.count("died") == 1
+    assert "created with 1 columns" in shown

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import dataclasses
 import http.server
 import json
 import pickle
 import ssl
 import threading
+import urllib.parse
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,6 +22,7 @@ import trustme
 from azure.core.credentials import AccessToken
 
 from bronze import config, pipeline, secret
+from bronze.enrich import keyring
 from bronze.errors import ConfigError
 from bronze.model import Secret
 from bronze.work import work
@@ -318,8 +322,8 @@ def test_a_connection_string_can_be_secret(
     assert result.exit_code == 0
     assert len(pool.seen) == 2
     files = [path.read_bytes() for path in (tmp_path / "lake").rglob("*") if path.is_file()]
-    # A file and a log entry of the table, and as many of governance.quality.
-    assert len(files) == 4
+    # A file and a log entry of the table, and as many of each of the books.
+    assert len(files) == 6
     shown = [*pool.seen, *files, repr(settings).encode(), repr(result).encode()]
     assert not [text for text in shown if PASSWORD.encode() in text]
 
@@ -383,17 +387,26 @@ def vault(folder: Path) -> Iterator[Vault]:
         def log_message(self, *_: Any) -> None:
             pass
 
+    with served(Handler, folder) as port:
+        known = Vault(f"https://localhost:{port}", str(folder / "ca.pem"), {})
+        yield known
+
+
+@contextmanager
+def served(handler: type[http.server.BaseHTTPRequestHandler], folder: Path) -> Iterator[int]:
+    """A server over TLS in a thread; its authority is in ``ca.pem`` in the folder."""
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("localhost").configure_cert(context)
     authority.cert_pem.write_to_path(str(folder / "ca.pem"))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-    known = Vault(f"https://localhost:{server.server_port}", str(folder / "ca.pem"), {})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.socket = context.wrap_socket(
+        server.socket, server_side=True, do_handshake_on_connect=False
+    )
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
     try:
-        yield known
+        yield server.server_port
     finally:
         server.shutdown()
         thread.join()
@@ -406,6 +419,87 @@ class Credential:
     def get_token(self, *_: str, **__: Any) -> AccessToken:
         """The token that the vault knows."""
         return AccessToken("token-1", 2**31)
+
+
+@contextmanager
+def workspace(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """A local server that speaks the protocol of Databricks' secrets: where it is, and what it was
+    asked.
+    """
+    asked: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            if self.headers.get("Authorization") != "Bearer token-2":
+                return self.answer(403, {"error_code": "PERMISSION_DENIED"})
+            path, _, query = self.path.partition("?")
+            assert path == "/api/2.0/secrets/get"
+            given = urllib.parse.parse_qs(query)
+            if given != {"scope": ["my scope"], "key": ["K1"]}:
+                return self.answer(404, {"error_code": "RESOURCE_DOES_NOT_EXIST"})
+            value = base64.b64encode(PASSWORD.encode()).decode()
+            return self.answer(200, {"key": "K1", "value": value})
+
+        def answer(self, status: int, body: dict[str, Any]) -> None:
+            data = json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with served(Handler, folder) as port:
+        yield f"https://localhost:{port}/", asked
+
+
+def test_databricks_is_asked_by_its_protocol(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A secret of a scope is fetched over TLS; what is wrong is said, and nothing leaks."""
+    found = Secret("databricks", "K1", "my scope")
+    with pytest.raises(ConfigError, match="DATABRICKS_HOST and DATABRICKS_TOKEN"):
+        secret.resolve(found)
+    with workspace(tmp_path) as (url, asked):
+        monkeypatch.setenv("DATABRICKS_HOST", url)
+        monkeypatch.setenv("DATABRICKS_TOKEN", "token-2")
+        with pytest.raises(ConfigError, match="did not give"):
+            secret.resolve(found)
+        assert asked == []
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+        assert secret.resolve(found) == PASSWORD
+        with pytest.raises(ConfigError, match="scope my scope: HTTP 404"):
+            secret.resolve(Secret("databricks", "K2", "my scope"))
+        monkeypatch.setenv("DATABRICKS_TOKEN", "token-3")
+        with pytest.raises(ConfigError, match="HTTP 403") as caught:
+            secret.resolve(found)
+    assert "token-3" not in caught.value.message + caught.value.hint
+
+
+def test_a_master_key_may_be_in_key_vault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The config names the vault; the key wraps data keys as one from the environment does."""
+    key = base64.b64encode(bytes(range(32))).decode()
+    document = SOUND | {
+        "secrets": {"provider": "azure-key-vault", "vault": "https://localhost"},
+        "protection": {"key": {"secret": "KMaster"}, "previous": [{"secret": "KOld"}]},
+    }
+    first, old = config.parse(document).masters
+    assert (first.provider, first.name, old.name) == ("azure-key-vault", "KMaster", "KOld")
+    with vault(tmp_path) as known:
+        known.values["KMaster"] = key
+        options = {"connection_verify": known.ca, "verify_challenge_resource": False}
+        monkeypatch.setitem(
+            secret.PROVIDERS,
+            "azure-key-vault",
+            lambda given: secret.key_vault(
+                dataclasses.replace(given, place=known.url), Credential(), **options
+            ),
+        )
+        assert keyring.master(first) == bytes(range(32))
+        made = keyring.new(keyring.master(first), "t", "c", "encrypt")
+        assert len(keyring.unwrapped(made, (first,))) == 64
 
 
 def test_key_vault_is_asked_by_its_protocol(tmp_path: Path) -> None:

@@ -12,16 +12,18 @@ import numpy as np
 import polars as pl
 import psycopg
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from bronze.enrich.stamp import COMMITTED, METADATA, stamped
+from bronze.enrich.stamp import COMMITTED, METADATA, digests, stamped
 from bronze.errors import Mismatch, TableRefused
 from bronze.model import Column, Kind, Place, Stamp
 from bronze.net import Net, Netted, net
 from bronze.source import pgoutput, replication, slot, texts
+from bronze.source.batch import Gathered, Piece
 from bronze.source.pgoutput import Described
-from bronze.source.replication import Gathered, Piece, Receiver
+from bronze.source.replication import Receiver
 from bronze.source.types import Choices, SourceType, contract
 from bronze.table import changes as changing
 from bronze.table import commit, files, log
@@ -70,7 +72,7 @@ def table(place: Place, rows: Sequence[Row]) -> tuple[Any, ...]:
     for part in (rows[:half], rows[half:]):
         frame = pl.DataFrame(list(part), schema=schema, orient="row")
         nothing = pl.Series([None] * frame.height, dtype=pl.String)
-        made = stamped(frame, nothing, NOW, len(COLUMNS)).with_columns(
+        made = stamped(frame, *digests(frame, nothing, len(COLUMNS)), NOW).with_columns(
             pl.lit(None, pl.Datetime("us", "UTC")).alias(COMMITTED)
         )
         file = files.write([made], place, NOW.batch_id, STATS)
@@ -113,13 +115,9 @@ def applied(rows: Mapping[Row, Row], netted: Netted, place: Place) -> dict[Row, 
         held = changing.read(place, change, [name for name, _ in LAYOUT])
         seen += held.select(key).rows()
         # What is said to be a row's hash is that of its values.
-        again = stamped(
-            held.select(TARGETS),
-            pl.Series([None] * held.height, dtype=pl.String),
-            NOW,
-            len(COLUMNS),
-        )
-        assert again["row_hash"].equals(held["row_hash"])
+        nothing = pl.Series([None] * held.height, dtype=pl.String)
+        again, _ = digests(held.select(TARGETS), nothing, len(COLUMNS))
+        assert again.equals(held["row_hash"])
         assert held[COMMITTED].null_count() == 0
         after |= dict(zip(held.select(key).rows(), held.select(TARGETS).rows(), strict=True))
     assert len(seen) == len(set(seen))
@@ -344,12 +342,10 @@ def happened(*pieces: Sequence[bytes], folder: Path | None = None) -> Gathered:
         lengths = np.array([len(message) for message in piece], np.int64)
         marks = tuple((line, next(positions), 10**15) for line in range(len(piece)))
         data = b"".join(piece)
-        if folder is None:
-            found.append(Piece(lengths, marks, data))
-        else:
-            path = folder / f"piece {number}"
-            path.write_bytes(data)
-            found.append(Piece(lengths, marks, b"", path))
+        found.append(Piece(lengths, marks, data))
+        if folder is not None:
+            cipher = AESGCM(AESGCM.generate_key(256))
+            found[-1].put_aside(folder / f"piece {number}", cipher)
     return Gathered(DESCRIBED, found)
 
 

@@ -18,13 +18,13 @@ import polars as pl
 import psycopg
 import pytest
 
-from bronze import check, pipeline, stream
+from bronze import check, pipeline, session, stream
 from bronze.config import Settings
 from bronze.demo.server import Server
 from bronze.errors import ConfigError, SourceRefused, TableRefused
-from bronze.model import StreamResult
+from bronze.model import Place, StreamResult
 from bronze.stream import Step
-from bronze.table import log
+from bronze.table import commit, log
 from tests import feed
 from tests.conftest import Source
 from tests.content import differences
@@ -332,7 +332,7 @@ def test_partitions_that_are_exchanged(
     source: Source, monkeypatch: pytest.MonkeyPatch, how: str, running: bool
 ) -> None:
     """The stream does not tell of it: it is seen in the catalog, and the table is compared."""
-    monkeypatch.setattr(stream, "_LOOK_EVERY", 0.1)
+    monkeypatch.setattr(session, "_LOOK_EVERY", 0.1)
     source.execute(PARTED)
     given = source.settings(source={"tables": ["t"]}, tables=STREAMED, stream={"interval": 0})
     if how == "attach":
@@ -370,8 +370,8 @@ def test_generated_columns(source: Source) -> None:
 
 def test_a_transaction_larger_than_memory(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is put aside in files, and lands whole."""
-    monkeypatch.setattr(stream, "_SHARE", 10**6)
-    monkeypatch.setattr(stream, "_LEAST_BATCH", 2**16)
+    monkeypatch.setattr(session, "_SHARE", 10**6)
+    monkeypatch.setattr(session, "_LEAST_BATCH", 2**16)
     monkeypatch.setattr("bronze.source.replication._PIECE", 2**15)
     monkeypatch.setattr("bronze.net._IN_MEMORY", 2**16)
     source.execute(TABLE)
@@ -442,6 +442,57 @@ def test_a_slot_that_somebody_moved_is_noticed(source: Source) -> None:
     source.execute("SELECT pg_replication_slot_advance('bronze_test', pg_current_wal_lsn())")
     (table,) = caught_up(given).tables
     assert (table.inserted, table.updated, table.deleted) == (0, 1, 0)
+    proven(source, given)
+
+
+def _with_an_earlier_slot(source: Source, given: Settings) -> None:
+    """Streams a change, and has the slot forget it."""
+    source.execute("SELECT pg_copy_logical_replication_slot('bronze_test', 'test_earlier')")
+    source.execute("UPDATE t SET v = 'w' WHERE id = 1")
+    caught_up(given)
+    for slot in ("bronze_test", "test_earlier"):
+        if slot == "test_earlier":
+            copy = "SELECT pg_copy_logical_replication_slot('test_earlier', 'bronze_test')"
+            source.execute(copy)
+        source.execute("SELECT pg_drop_replication_slot(%s)", slot)
+
+
+def _puts(source: Source, place: Place, name: str, change: int) -> None:
+    """Moves one of a table's app transactions."""
+    state = log.read(place)
+    ((identity,),) = source.execute(
+        "SELECT system_identifier || '/1/' || current_database() FROM pg_control_system()"
+    )
+    assert state is not None
+    value = state.position(commit.transaction(f"{identity}/{name}"))
+    assert value is not None
+    moved = commit.Position(f"{identity}/{name}", value + change)
+    commit.commit(place, state, commit.Change("WRITE"), {}, reached=moved)
+
+
+@pytest.mark.parametrize("another", ["nothing", "time", "log"])
+def test_a_source_that_was_put_back_is_compared(source: Source, another: str) -> None:
+    """What a slot brings again is left out; if it is something else, all tables are compared.
+
+    So they are if the server's log ends before a position of ours.
+    """
+    source.execute(TABLE)
+    source.execute("INSERT INTO t SELECT g, 'v' FROM generate_series(1, 10) g")
+    given, notes = settings(source), list[str]()
+    caught_up(given)
+    _with_an_earlier_slot(source, given)
+    if another == "time":
+        ((oid,),) = source.execute("SELECT 't'::regclass::oid::int8")
+        _puts(source, given.place("bronze", "bz_t"), f"{oid}/last/committed", 1)
+    if another == "log":
+        _puts(source, given.place("governance", "streams"), "bronze_test", 10**12)
+    before = _state(source).version
+    result = caught_up(given, notes)
+    assert [t.rows_read for t in result.tables] == ([] if another == "nothing" else [10])
+    assert any("put back to an earlier state" in note for note in notes) == (another != "nothing")
+    assert _state(source).version - before == (another != "nothing")
+    source.execute("UPDATE t SET v = 'x' WHERE id = 2")
+    assert [t.updated for t in caught_up(given).tables] == [1]
     proven(source, given)
 
 
@@ -588,6 +639,84 @@ def test_a_lake_without_room_is_waited_for(source: Source) -> None:
     proven(source, given)
 
 
+@pytest.mark.parametrize("met", ["by a batch", "on a line of its own"])
+def test_a_lake_that_is_gone_is_waited_for(source: Source, met: str) -> None:
+    """Whether its folder is gone or, once unmounted, empty: nothing is made in its place."""
+    source.execute(TABLE)
+    given, away = settings(source, retry_delay=1), source.lake.with_name("away")
+    with streaming(given) as steps:
+        until(lambda: steps)
+        source.lake.rename(away)
+        if met == "by a batch":
+            source.execute("INSERT INTO t VALUES (1)")
+        else:
+            source.lake.mkdir()
+            source.execute(f"SELECT pg_terminate_backend(pid) {SESSIONS}")
+        until(lambda: any("is gone" in step.note for step in steps))
+        assert not list(source.lake.rglob("*"))
+        if met != "by a batch":
+            source.lake.rmdir()
+            source.execute("INSERT INTO t VALUES (1)")
+        away.rename(source.lake)
+        until(lambda: rows(source).height == 1)
+    proven(source, given)
+
+
+SESSIONS = "FROM pg_stat_activity WHERE application_name ~ '^bronze stream'"
+
+
+def test_a_table_that_is_gone_is_given_up(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not taken for a new one, on another line neither; once it is back, it follows again."""
+    monkeypatch.setattr(session, "_FIRST_REST", 0.3)
+    monkeypatch.setattr(session, "_LONGEST_REST", 0.3)
+    source.execute(TABLE)
+    source.execute("CREATE TABLE u (id int PRIMARY KEY)")
+    both = {"t": {"pattern": "streaming"}, "u": {"pattern": "streaming"}}
+    given, away = settings(source, both, retry_delay=0), source.lake / "away"
+    with streaming(given) as steps:
+        until(lambda: steps)
+        source.table("t").rename(away)
+        source.execute("INSERT INTO t VALUES (1)")
+        until(lambda: any("bz_t was there and is gone" in step.note for step in steps))
+        source.execute("INSERT INTO u VALUES (1)")
+        until(lambda: rows(source, "u").height == 1)
+        source.execute(f"SELECT pg_terminate_backend(pid) {SESSIONS}")
+        told = len(steps)
+        until(lambda: any("tried again" in step.note for step in steps[told:]))
+        assert not source.table("t").exists()
+        away.rename(source.table("t"))
+        until(lambda: any("t is followed again" in step.note for step in steps))
+        source.execute("INSERT INTO t VALUES (2)")
+        until(lambda: rows(source).height == 2)
+    proven(source, given, "t", "u")
+
+
+def test_a_table_that_failed_is_tried_again(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Now and then, and at growing intervals: then it is compared, and what comes later follows."""
+    monkeypatch.setattr(session, "_FIRST_REST", 0.3)
+    source.execute(TABLE)
+    source.execute("CREATE TABLE u (id int)")
+    both = {"t": {"pattern": "streaming"}, "u": {"pattern": "streaming"}}
+    given = settings(source, both)
+    with streaming(given) as steps:
+        until(lambda: any(not step.note for step in steps))
+        assert any("u is not followed" in step.note for step in steps)
+        source.execute("ALTER TABLE t ALTER v TYPE int USING 7")
+        source.execute("INSERT INTO t VALUES (1, 7)")
+        until(lambda: any("public.t: tried again" in step.note for step in steps), 60)
+        source.execute("ALTER TABLE t ALTER v TYPE text")
+        source.execute("ALTER TABLE u ADD PRIMARY KEY (id)")
+        source.execute("INSERT INTO u VALUES (1)")
+        for name in ("t", "u"):
+            said = f"public.{name} is followed again."
+            until(lambda said=said: any(said in step.note for step in steps), 60)  # type: ignore[misc]
+            source.execute(f"INSERT INTO {name} VALUES (2)")
+            until(lambda name=name: rows(source, name).height == 2)  # type: ignore[misc]
+    proven(source, given, "t", "u")
+
+
 def test_a_dropped_table_is_left_as_it_is(source: Source) -> None:
     """The others go on; its Bronze table stays."""
     source.execute(TABLE)
@@ -662,7 +791,7 @@ def test_an_idle_slot_is_moved_on(source: Source) -> None:
 
 def test_a_budget_for_the_log_is_watched(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     """A slot that makes the server keep more than the budget is told of, long before it is lost."""
-    monkeypatch.setattr(stream, "_GUARD_EVERY", 0.0)
+    monkeypatch.setattr(session, "_GUARD_EVERY", 0.0)
     source.execute(TABLE)
     given = source.settings(tables=STREAMED, stream={"interval": 0, "wal_budget": "1KB"})
     with streaming(given) as steps:

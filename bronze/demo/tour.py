@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import os
 import time
 from pathlib import Path
 
@@ -23,6 +25,19 @@ schema = "{schema}"
 [lake]
 root   = "lake"
 schema = "inventory_bronze"
+
+[secrets]
+provider = "file"
+folder   = "{secrets}"
+
+[protection]
+key = {{ secret = "master.key" }}
+
+[tables.customers]
+protect = {{ customer_name = "encrypt", email = "encrypt" }}
+
+[tables.suppliers]
+protect = {{ contact_number = "tokenize" }}
 
 [tables.inventory]
 priority = 1
@@ -90,7 +105,8 @@ def _show(directory: Path, started: server.Server, scale: float) -> None:
         show.said(f"Making the source at scale {scale:g}: {dsn}")
         inventory.create(started.dsn(), scale=scale)
     config = directory / "bronze.toml"
-    config.write_text(CONFIG.format(dsn=dsn, schema=inventory.SCHEMA))
+    secrets = _keyed(directory.absolute() / "secrets")
+    config.write_text(CONFIG.format(dsn=dsn, schema=inventory.SCHEMA, secrets=secrets))
     opened = bronze.open(config)
     show.said("\nFirst run: everything")
     _run(opened)
@@ -102,6 +118,16 @@ def _show(directory: Path, started: server.Server, scale: float) -> None:
     show.said("\nA day of business: {:,} rows inserted, {:,} updated, {:,} deleted".format(*counts))
     show.said("Second run:")
     _run(opened)
+
+
+def _keyed(folder: Path) -> Path:
+    """A folder with a master key in it, which is made if there is none."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    key = folder / "master.key"
+    if not key.exists():
+        key.touch(mode=0o600)
+        key.write_text(base64.b64encode(os.urandom(32)).decode())
+    return folder
 
 
 def _run(opened: bronze.Bronze) -> None:

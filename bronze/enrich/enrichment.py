@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import polars as pl
 
-from bronze.enrich import quality
-from bronze.enrich.stamp import stamped
+from bronze.enrich import protect, quality
+from bronze.enrich.stamp import checksum, digests, row_hash, stamped
 from bronze.model import Enrichment, Findings, Stamp
 
 
@@ -22,9 +22,17 @@ def enriched(
         wanted: what the rows are given.
 
     Raises:
+        ConfigError: a key cannot be had.
         TableRefused: a rule fails on these rows.
     """
     scores, found = quality.scored(rows, rejected, stamp, wanted.quality)
-    made = stamped(rows, rejected, stamp, base, scores, wanted.quality.threshold)
-    found = quality.told_apart(found, made["row_hash"], wanted.quality)
+    if wanted.protection:
+        hashes = row_hash(rows, rejected, base)
+        rows, hashes = protect.protected(rows, hashes, wanted.protection)
+        checksums = checksum(rows, base)
+    else:
+        # What is stored is what is hashed: one encoding serves both.
+        hashes, checksums = digests(rows, rejected, base)
+    found = quality.told_apart(found, hashes, wanted.quality)
+    made = stamped(rows, hashes, checksums, stamp, scores, wanted.quality.threshold)
     return made, Findings(quality=found)

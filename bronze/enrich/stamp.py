@@ -40,23 +40,22 @@ _HEX = np.array([f"{i:04x}".encode() for i in range(1 << 16)]).view(np.uint32)
 
 def stamped(
     rows: pl.DataFrame,
-    rejected: pl.Series,
+    hashes: pl.Series,
+    checksums: pl.Series,
     stamp: Stamp,
-    base: int,
     scores: pl.Series | None = None,
     threshold: int = 0,
 ) -> pl.DataFrame:
     """Bronze rows: the source's columns followed by `METADATA`.
 
     Args:
-        rows: the source's columns, typed, under their target names.
-        rejected: each row's rejected values as text, NULL where it has none.
+        rows: the source's columns as they are stored, under their target names.
+        hashes: ``row_hash`` of each row.
+        checksums: ``checksum`` of each row.
         stamp: what the run writes beside every row.
-        base: how many of the columns the table began with.
         scores: each row's score; None where all are the best.
         threshold: the score below which a row is quarantined.
     """
-    hashes, checksums = digests(rows, rejected, base)
     moment = pl.lit(stamp.loaded_at).cast(pl.Datetime("us", "UTC"))
     added = {
         "load_timestamp": moment,
@@ -90,15 +89,43 @@ def _constant(text: str) -> pl.Expr:
 def digests(
     rows: pl.DataFrame, rejected: pl.Series, base: int | None = None
 ) -> tuple[pl.Series, pl.Series]:
-    """``row_hash`` and ``checksum`` of each row, as strings of hexadecimal digits."""
+    """``row_hash`` and ``checksum`` of each row, as strings of hexadecimal digits.
+
+    Args:
+        rows: the source's columns, typed, under their target names.
+        rejected: each row's rejected values as text, NULL where it has none.
+        base: how many of the columns the table began with; None is all.
+    """
+    encoded = _encoded(rows, base)
+    return _row_hash(encoded, rejected), _checksum(encoded)
+
+
+def row_hash(rows: pl.DataFrame, rejected: pl.Series, base: int) -> pl.Series:
+    """The first of `digests` alone."""
+    return _row_hash(_encoded(rows, base), rejected)
+
+
+def checksum(rows: pl.DataFrame, base: int) -> pl.Series:
+    """The second of `digests` alone."""
+    return _checksum(_encoded(rows, base))
+
+
+def _encoded(rows: pl.DataFrame, base: int | None) -> pl.DataFrame:
     if not rows.height:
-        return pl.Series([], dtype=pl.String), pl.Series([], dtype=pl.String)
-    encoded = pl.DataFrame({"bytes": pl.Series(encode(rows.get_columns(), rows.height, base))})
-    sums = encoded.select(plh.col("bytes").nchash.xxh3_64()).to_series()
+        return pl.DataFrame(schema={"bytes": pl.Binary})
+    return pl.DataFrame({"bytes": pl.Series(encode(rows.get_columns(), rows.height, base))})
+
+
+def _row_hash(encoded: pl.DataFrame, rejected: pl.Series) -> pl.Series:
     if rejected.null_count() < len(rejected):
         encoded = encoded.with_columns(_with_rejected(encoded["bytes"], rejected))
-    hashes = encoded.select(plh.col("bytes").chash.sha2_256().str.slice(0, _HASH_DIGITS))
-    return hashes.to_series(), _hexadecimal(sums)
+    hashes = plh.col("bytes").chash.sha2_256().str.slice(0, _HASH_DIGITS)
+    found: pl.Series = encoded.select(hashes).to_series()
+    return found
+
+
+def _checksum(encoded: pl.DataFrame) -> pl.Series:
+    return _hexadecimal(encoded.select(plh.col("bytes").nchash.xxh3_64()).to_series())
 
 
 def _with_rejected(encoded: pl.Series, rejected: pl.Series) -> pl.Series:

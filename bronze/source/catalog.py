@@ -133,7 +133,7 @@ WITH RECURSIVE used(oid) AS (
 SELECT t.oid::int8,
        CASE WHEN n.nspname = 'pg_catalog' THEN t.typname ELSE n.nspname || '.' || t.typname END,
        t.typtype::text, t.typbasetype::int8, t.typtypmod,
-       CASE WHEN t.typlen = -1 THEN t.typelem::int8 ELSE 0 END
+       CASE WHEN t.typlen = -1 THEN t.typelem::int8 ELSE 0 END, t.typdelim::text
 FROM used JOIN pg_type t ON t.oid = used.oid JOIN pg_namespace n ON n.oid = t.typnamespace
 """
 
@@ -213,13 +213,12 @@ def _rows(connection: Connection, query: Any, arguments: Mapping[str, Any]) -> l
 
 
 def _resolve(types: Mapping[Any, Any], oid: int, typmod: int, declared: str) -> SourceType:
-    name, typtype, base, base_typmod, element = types[oid]
+    name, typtype, base, base_typmod, element, delimiter = types[oid]
     domain = False
     while typtype == "d":
         # A domain's own modifier lies on its base type.
         domain, typmod = True, base_typmod
-        name, typtype, base, base_typmod, element = types[base]
-    if not element:
-        return SourceType(name, typmod, declared, cast=domain, composite=typtype == "c")
-    inner = _resolve(types, element, typmod, f"{declared} element")
-    return SourceType(name, typmod, declared, element=inner, cast=domain)
+        name, typtype, base, base_typmod, element, _ = types[base]
+    inner = _resolve(types, element, typmod, f"{declared} element") if element else None
+    composite = typtype == "c"
+    return SourceType(name, typmod, declared, inner, domain, composite, delimiter)

@@ -246,6 +246,9 @@ def address(origin: Origin) -> str:
     return f"{host}:{given.get('port', '5432')}/{given.get('dbname', given.get('user', ''))}"
 
 
+# The SQLSTATE classes of errors that values cause: data exception, integrity constraint violation,
+# and what a function raises.
+_OF_VALUES = ("22", "23", "P0")
 _BUSY = (pg.TooManyConnections, pg.CannotConnectNow)
 _GONE = (
     pg.AdminShutdown,
@@ -288,6 +291,9 @@ def explain(error: psycopg.Error, origin: Origin, table: str = "") -> BronzeErro
     state = error.sqlstate or ""
     where = address(origin)
     text = _first_line(error)
+    if state[:2] in _OF_VALUES:
+        # What PostgreSQL says of these quotes what is in a row.
+        text = f"{type(error).__name__} (SQLSTATE {state})"
 
     def made(kind: type[BronzeError], message: str, hint: str) -> BronzeError:
         return kind(message, hint=hint, table=table, sqlstate=state)

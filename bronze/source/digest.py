@@ -33,18 +33,60 @@ def row_hash(columns: Sequence[Column], relation: str, where: str, base: int | N
     It is the unkeyed hash; rows come in no order. Selects one column of text. ``base`` is how
     many of the columns the table began with, None being all.
     """
-    values = [f"{column.canonical} AS v{i}" for i, column in enumerate(columns)]
-    values.append(f"{rejected(columns)} AS r")
+    digests = _digests(columns, relation, where, base)
+    return f"SELECT encode(d, 'hex') AS row_hash FROM ({digests}) AS h"  # noqa: S608 - quoted names
+
+
+def packed(columns: Sequence[Column], relation: str, where: str, base: int) -> str:
+    """A query for the hashes of all rows as one value (bytea), 16 bytes a row, in no order.
+
+    Measured on 2,000,000 rows: this costs hardly more than the hashes alone; adding them up in
+    PostgreSQL, which has no number of 64 bits for bytes, costs as much as the hashes again.
+    """
+    digests = _digests(columns, relation, where, base)
+    return f"SELECT string_agg(d, ''::bytea) FROM ({digests}) AS h"  # noqa: S608 - quoted names
+
+
+def named(
+    columns: Sequence[Column], relation: str, where: str, base: int, key: Sequence[Column]
+) -> str:
+    """A SELECT without its WHERE, for `bronze.source.read.rows`: the key's columns, as they travel,
+    and ``row_hash`` as text. In its WHERE, ``d`` is the hash (bytea).
+    """
+    values = [f"{column.select} AS k{i}" for i, column in enumerate(key)]
+    names = [f"k{i}" for i in range(len(key))]
+    digests = _digests(columns, relation, where, base, values, names)
+    told = [
+        *(f"{name} AS c{i}" for i, name in enumerate(names)),
+        f"encode(d, 'hex') AS c{len(key)}",
+    ]
+    return f"SELECT {', '.join(told)}, NULL::text AS rejected FROM ({digests}) AS h"  # noqa: S608
+
+
+def _digests(
+    columns: Sequence[Column],
+    relation: str,
+    where: str,
+    base: int | None,
+    beside: Sequence[str] = (),
+    names: Sequence[str] = (),
+) -> str:
+    """The rows' hashes (bytea, 16 bytes) as ``d``, and beside them the columns ``names``."""
+    values = [f"{_bytes(c.canonical, c.kind)} AS v{i}" for i, c in enumerate(columns)]
+    encoded = encoding(columns, base)
+    if any(column.reject for column in columns):
+        values.append(f"convert_to({rejected(columns)}, 'UTF8') AS r")
+        encoded += " || coalesce(r, ''::bytea)"
     # OFFSET 0 keeps the planner from computing each value once per use.
     return (
-        f"SELECT left(encode(sha256({encoding(columns, base)}"  # noqa: S608 - made of quoted names
-        " || convert_to(coalesce(r, ''), 'UTF8')), 'hex'), 32) AS row_hash"
-        f" FROM (SELECT {', '.join(values)} FROM {relation} WHERE {where} OFFSET 0) AS s"
+        f"SELECT {', '.join([f'substring(sha256({encoded}), 1, 16) AS d', *names])} FROM"  # noqa: S608
+        f" (SELECT {', '.join([*values, *beside])} FROM {relation} WHERE {where} OFFSET 0) AS s"
+        " OFFSET 0"
     )
 
 
 def encoding(columns: Sequence[Column], base: int | None = None) -> str:
-    """The SQL of the canonical encoding (bytea) of the values v0, v1 and so on."""
+    """The SQL of the canonical encoding (bytea) of the values v0, v1 and so on, texts as UTF-8."""
     fields = [(f"v{i}", column.kind, column.element) for i, column in enumerate(columns)]
     base = len(fields) if base is None else base
     later = [
@@ -60,10 +102,19 @@ def _parts(fields: Sequence[tuple[str, Kind, str]]) -> list[str]:
     for start in range(0, len(fields), _FLAGS_PER_WORD):
         word = fields[start : start + _FLAGS_PER_WORD]
         bits = " + ".join(f"({v} IS NULL)::int4 * {1 << i}" for i, (v, _, _) in enumerate(word))
-        flags.append(f"int2send(({bits})::int2)")
+        some = " OR ".join(f"{v} IS NULL" for v, _, _ in word)
+        # Most rows have no NULL, which is told faster than it is added up.
+        flags.append(rf"CASE WHEN {some} THEN int2send(({bits})::int2) ELSE '\x0000'::bytea END")
     fixed = [_fixed(*field) for field in fields]
     variable = [_variable(*field) for field in fields if _is_variable(field[1])]
     return flags + fixed + variable
+
+
+def _bytes(value: str, kind: Kind) -> str:
+    """A value as the encoding wants it: a text as UTF-8, whatever the database is encoded in."""
+    if kind.name in ("array", "binary") or not _is_variable(kind):
+        return value
+    return f"convert_to({value}, 'UTF8')"
 
 
 def _is_variable(kind: Kind) -> bool:
@@ -85,15 +136,13 @@ def _fixed(value: str, kind: Kind, _: str) -> str:
 
 def _variable(value: str, kind: Kind, element: str) -> str:
     if kind.name == "array":
-        inner = _joined(_parts([("x", kind.of, "")]))
+        inner, sent = _joined(_parts([("x", kind.of, "")])), _bytes(element, kind.of)
         return (
             f"coalesce((SELECT string_agg({inner}, ''::bytea ORDER BY o) FROM"  # noqa: S608
-            f" (SELECT {element} AS x, o FROM unnest({value}) WITH ORDINALITY AS u(e, o)) AS w),"
+            f" (SELECT {sent} AS x, o FROM unnest({value}) WITH ORDINALITY AS u(e, o)) AS w),"
             " ''::bytea)"
         )
-    if kind.name == "binary":
-        return f"coalesce({value}, ''::bytea)"
-    return f"convert_to(coalesce({value}, ''), 'UTF8')"
+    return f"coalesce({value}, ''::bytea)"
 
 
 def _joined(parts: Sequence[str]) -> str:

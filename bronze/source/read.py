@@ -6,6 +6,7 @@ one of our errors.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -35,6 +36,7 @@ from bronze.source.connect import connect, explain, forget, located
 _PART_VALUES = 300_000
 _PART_BYTES = 8 * 2**20
 
+_QUOTED = re.compile(r"""\s*(?:"[^"]*"|'[^']*')""")
 _PASSED_ON = ("application_name", "connect_timeout", "options")
 _CUT = ("closed", "reset", "eof", "terminating", "broken pipe", "timed out", "connecting")
 _TIMED_OUT = {pg.QueryCanceled: "statement timeout", pg.LockNotAvailable: "lock timeout"}
@@ -48,6 +50,7 @@ def rows(
     where: Sequence[str],
     columns: Sequence[Column],
     table: str,
+    guarded: bool = False,
 ) -> Iterator[tuple[pl.DataFrame, pl.Series]]:
     """The rows under their target names, a few megabytes at a time, and their rejected values.
 
@@ -60,13 +63,14 @@ def rows(
         where: the slices' conditions.
         columns: what the query selects.
         table: the table's label, for errors.
+        guarded: whether what PostgreSQL says of a row is told to nobody, as it may hold values.
 
     Raises:
         SourceError: and its kinds; a `TableRefused` where only this table is at fault.
     """
     with _reachable(origin) as url:
         for condition in where:
-            raw = _fetch(origin, url, session, f"{query} WHERE {condition}", table)
+            raw = _fetch(origin, url, session, f"{query} WHERE {condition}", table, guarded)
             yield from (_typed(part, columns, table) for part in _parts(raw))
 
 
@@ -106,7 +110,9 @@ def _url(given: Mapping[str, str]) -> str:
     return f"postgresql://{login}@{place}:{given['port']}/{quote(given['dbname'], safe='')}?{tail}"
 
 
-def _fetch(origin: Origin, url: str, session: Sequence[str], query: str, table: str) -> pa.Table:
+def _fetch(
+    origin: Origin, url: str, session: Sequence[str], query: str, table: str, guarded: bool
+) -> pa.Table:
     try:
         return connectorx.read_sql(
             url, query, return_type="arrow", protocol="binary", pre_execution_query=list(session)
@@ -115,11 +121,16 @@ def _fetch(origin: Origin, url: str, session: Sequence[str], query: str, table: 
         raise
     except BaseException as error:
         forget(origin)
-        raise _why(origin, session, query, table, error) from None
+        raise _why(origin, session, query, table, error, guarded) from None
 
 
 def _why(
-    origin: Origin, session: Sequence[str], query: str, table: str, error: BaseException
+    origin: Origin,
+    session: Sequence[str],
+    query: str,
+    table: str,
+    error: BaseException,
+    guarded: bool,
 ) -> SourceError:
     """Our error for a failed read. connectorx gives no SQLSTATE, so PostgreSQL is asked again."""
     text = " ".join(str(error).split())
@@ -147,17 +158,17 @@ def _why(
             hint="It is retried while the server is there.",
             table=table,
         )
+    said = "PostgreSQL refused a value of one of its rows" if guarded else _without_values(text)
     return TableRefused(
-        f"Table {table} could not be read: {_without_values(text)}.",
+        f"Table {table} could not be read: {said}.",
         hint="If a type is at fault, read the column as text through a view.",
         table=table,
     )
 
 
 def _without_values(text: str) -> str:
-    # PostgreSQL quotes the offending value behind a colon; it may be anybody's data.
-    head, _, _ = text.partition(': "')
-    return head[:300].rstrip(". ")
+    # PostgreSQL quotes the offending value; it may be anybody's data.
+    return _QUOTED.sub("", text.partition(': "')[0])[:300].rstrip(". ")
 
 
 def _typed(raw: pa.Table, columns: Sequence[Column], table: str) -> tuple[pl.DataFrame, pl.Series]:

@@ -15,21 +15,22 @@ import struct
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import psycopg
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from psycopg import pq
 
 from bronze.errors import Mismatch, SourceBusy, SourceUnreachable
 from bronze.model import Origin
 from bronze.source import pgoutput, slot
+from bronze.source.batch import Batch, Gathered, Piece, remove
 from bronze.source.connect import explain, mapped
+from bronze.source.past import Past
 from bronze.source.pgoutput import Described
 from bronze.source.statement import literal, quoted
 
@@ -49,53 +50,6 @@ _POSITION = struct.Struct(">Q")
 _EPOCH = 946_684_800
 
 
-@dataclass
-class Piece:
-    """Changes of one table: messages one after another, in memory or in a file.
-
-    ``marks`` has, for each transaction, the number of its first change here, its position and
-    the time of its commit (as in `bronze.source.pgoutput.Begin`).
-    """
-
-    lengths: npt.NDArray[np.int64]
-    marks: tuple[tuple[int, int, int], ...]
-    data: bytes = field(default=b"", repr=False)
-    path: Path | None = None
-
-    def read(self) -> bytes:
-        """The messages."""
-        return self.path.read_bytes() if self.path else self.data
-
-
-@dataclass
-class Gathered:
-    """What happened to one table within a batch.
-
-    Where it was truncated, what was before is left out, and ``emptied`` is the position of that
-    transaction. ``drifted`` says that its columns changed in between.
-    """
-
-    described: Described
-    pieces: list[Piece] = field(default_factory=list)
-    emptied: int | None = None
-    drifted: bool = False
-
-
-@dataclass
-class Batch:
-    """Whole transactions, the last of which ends at ``position`` (an LSN) and was committed at
-    ``committed`` (microseconds since 1970); ``tables`` is by oid.
-    """
-
-    tables: dict[int, Gathered] = field(default_factory=dict)
-    position: int = 0
-    committed: int = 0
-    transactions: int = 0
-    changes: int = 0
-    size: int = 0
-    began: float = field(default_factory=time.monotonic)
-
-
 class Receiver:
     """Receives batches in a thread of its own, for as long as the context lasts."""
 
@@ -109,6 +63,7 @@ class Receiver:
         *,
         interval: float,
         memory: int,
+        past: Past | None = None,
         lost: Callable[[], None] = lambda: None,
     ) -> None:
         """Takes over a connection in replication mode.
@@ -121,20 +76,24 @@ class Receiver:
             tables: the oids of the tables that are wanted.
             interval: the seconds for which transactions are gathered.
             memory: how many bytes a batch may take before the next one is begun.
+            past: what the server has to tell again first.
             lost: is told in the receiver's thread that the server has gone without a word: it has
                 been silent for longer than its wal_sender_timeout, though it was asked.
         """
         self._origin, self._connection, self._pg = origin, connection, connection.pgconn
         self._tables = frozenset(tables)
         self._interval, self._memory = interval, memory
-        self._name, self._start = name, _start(name, publication)
+        self._name = name
+        names = literal(quoted(publication))
+        options = f"(proto_version '1', publication_names {names})"
+        self._start = f"START_REPLICATION SLOT {quoted(name)} LOGICAL 0/0 {options}"
         self._relations: dict[int, Described] = {}
         self._open: dict[int, list[Any]] = {}
         self._marks: dict[int, list[tuple[int, int, int]]] = {}
         # Of what is open, that of the tables that the transaction at hand has touched.
         self._touched: dict[int, list[Any]] = {}
         self._kept, self._full = 0, False
-        self._batch = Batch()
+        self._batch, self._past = Batch(), past
         self._begin: pgoutput.Begin | None = None
         self._lock = threading.Condition()
         self._ready: Batch | None = None
@@ -144,6 +103,7 @@ class Receiver:
         self._flushed = self._idle = 0
         self._told, self._every = 0.0, _STATUS_EVERY
         self._silence, self._heard, self._lost = 0.0, 0.0, lost
+        self._cipher = AESGCM(AESGCM.generate_key(256))
         self._folder = tempfile.TemporaryDirectory(prefix="bronze-stream-")
         self._numbers = itertools.count()
         self._thread = threading.Thread(target=self._run, name="bronze receiver", daemon=True)
@@ -202,6 +162,7 @@ class Receiver:
 
         Raises:
             SourceUnreachable: the connection was lost.
+            SourceRewound: the server's past is not what it was.
             SourceError: the server ended the stream.
         """
         with self._lock:
@@ -219,6 +180,10 @@ class Receiver:
         """The position before which nothing is left to land, once all batches taken have."""
         with self._lock:
             return 0 if self._ready else self._idle
+
+    def want(self, tables: Iterable[int]) -> None:
+        """Receives what happens from now on in these tables, too; ``tables`` are oids."""
+        self._tables |= frozenset(tables)
 
     def confirm(self, position: int) -> None:
         """Lets the slot forget what is before ``position``."""
@@ -353,7 +318,7 @@ class Receiver:
         if oid in self._tables and self._begin:
             gathered = self._table(oid)
             for piece in gathered.pieces:
-                _remove(piece)
+                remove(piece)
             gathered.pieces.clear()
             self._open.pop(oid, None)
             self._touched.pop(oid, None)
@@ -363,6 +328,8 @@ class Receiver:
     def _committed(self, end: int) -> None:
         batch, begin = self._batch, self._begin
         self._begin = None
+        if self._past and begin:
+            self._past = self._past.told(end, begin.committed)
         self._idle_at(0)
         batch.position = end
         batch.committed = begin.committed if begin else 0
@@ -379,9 +346,8 @@ class Receiver:
             self._batch.changes += len(messages)
             self._batch.size += len(piece.data)
             if self._batch.size > self._memory:
-                piece.path = Path(self._folder.name) / str(next(self._numbers))
-                piece.path.write_bytes(piece.data)
-                piece.data = b""
+                path = Path(self._folder.name) / str(next(self._numbers))
+                piece.put_aside(path, self._cipher)
         self._open, self._marks, self._touched, self._kept = {}, {}, {}, 0
 
     def _offer(self) -> None:
@@ -412,6 +378,8 @@ class Receiver:
 
     def _alive(self, message: Any) -> None:
         (position,) = _POSITION.unpack_from(message, 1)
+        if self._past and self._begin is None:
+            self._past.passed(position)
         if self._begin is None and not self._batch.transactions:
             self._idle_at(position)
         if message[17]:
@@ -430,26 +398,3 @@ class Receiver:
             _STATUS.pack(b"r", flushed, flushed, flushed, clock, 0 if last else 1)
         )
         self._pg.flush()
-
-
-def _remove(piece: Piece) -> None:
-    if piece.path:
-        piece.path.unlink(missing_ok=True)
-
-
-def _start(name: str, publication: str) -> str:
-    return (
-        f"START_REPLICATION SLOT {quoted(name)} LOGICAL 0/0"
-        f" (proto_version '1', publication_names {literal(quoted(publication))})"
-    )
-
-
-def release(batch: Batch) -> None:
-    """Deletes the files of a batch."""
-    for piece in pieces(batch):
-        _remove(piece)
-
-
-def pieces(batch: Batch) -> Iterator[Piece]:
-    """All pieces of a batch."""
-    return (piece for gathered in batch.tables.values() for piece in gathered.pieces)

@@ -74,11 +74,6 @@ def lsn(text: str) -> int:
     return (int(high, 16) << 32) + int(low, 16)
 
 
-def lsn_text(position: int) -> str:
-    """PostgreSQL's text of a log position."""
-    return f"{position >> 32:X}/{position & 0xFFFFFFFF:X}"
-
-
 # Newer servers know more columns: by way of JSON those that are missing are NULL.
 _FIND = """
 SELECT s.active_pid, s.restart_lsn::text, s.confirmed_flush_lsn::text, coalesce(s.wal_status, ''),
@@ -250,6 +245,31 @@ def horizon(connection: Connection) -> int:
     """
     row: Any = connection.execute("SELECT pg_current_wal_flush_lsn()::text").fetchone()
     return lsn(row[0])
+
+
+@dataclass(frozen=True)
+class Moment:
+    """How far the server is: positions up to which its log is ``written`` (into memory, at least)
+    and ``flushed`` (to disk), and its clock, in microseconds since 1970.
+    """
+
+    written: int
+    flushed: int
+    clock: int
+
+
+def moment(connection: Connection) -> Moment:
+    """How far the server is now.
+
+    Raises:
+        psycopg.Error: also on a standby, which writes no log.
+    """
+    query = """
+        SELECT pg_current_wal_insert_lsn()::text, pg_current_wal_flush_lsn()::text,
+               (extract(epoch FROM clock_timestamp()) * 1000000)::int8
+    """
+    row: Any = connection.execute(query).fetchone()
+    return Moment(lsn(row[0]), lsn(row[1]), row[2])
 
 
 _WRITTEN = """

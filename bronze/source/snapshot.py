@@ -134,7 +134,7 @@ def hold(
             taken = Snapshot(
                 *moment,
                 since=since,
-                timeline=_identity(holder),
+                timeline=identity(holder),
                 relations=relations(holder, schemas, locked),
                 refused=tuple(refused),
                 holder=holder,
@@ -217,17 +217,28 @@ def _export(
     return row[0], int(row[1]) if position is None else position, *row[2:]
 
 
-def _identity(holder: Connection) -> str:
-    # Positions can be compared only within one cluster and one timeline of it: a restored
-    # database starts a new one. Some hosted servers hide these functions.
-    holder.execute("SAVEPOINT identity")
+# A server that was promoted has the timeline that it writes in its control file only after its
+# next checkpoint; the names of its log's files have it at once.
+_IDENTITY = """
+SELECT s.system_identifier,
+       CASE WHEN pg_is_in_recovery() THEN c.timeline_id
+            ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int4 END,
+       current_database()
+FROM pg_control_system() s, pg_control_checkpoint() c
+"""
+
+
+def identity(connection: Connection) -> str:
+    """The name of the history that the server's positions belong to.
+
+    Positions can be compared only within one cluster and one timeline of it: a standby that was
+    promoted, or a backup that was recovered up to some moment, starts a new one.
+    """
     try:
-        row: Any = holder.execute(
-            "SELECT s.system_identifier, c.timeline_id, current_database()"
-            " FROM pg_control_system() s, pg_control_checkpoint() c"
-        ).fetchone()
+        with connection.transaction():
+            row: Any = connection.execute(_IDENTITY).fetchone()
     except psycopg.errors.InsufficientPrivilege:
-        holder.execute("ROLLBACK TO SAVEPOINT identity; RELEASE SAVEPOINT identity")
+        # Some hosted servers hide these functions.
         return "unknown"
     return "/".join(map(str, row))
 

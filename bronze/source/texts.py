@@ -176,17 +176,9 @@ def _parsed(texts: pl.Series, kind: Kind) -> pl.Series:
     return texts.cast(dtype(kind))
 
 
-# PostGIS is in whatever schema it was installed in.
-_POSTGIS = (".geometry", ".geography")
-
-
 def _delimiter(source: SourceType) -> str:
-    """What stands between an array's elements: a domain, or an array, has that of its base."""
-    while source.element is not None:
-        source = source.element
-    if source.name.endswith(_POSTGIS):
-        return ":"
-    return ";" if source.name == "box" else ","
+    """What stands between an array's elements."""
+    return source.element.delimiter if source.element else ","
 
 
 def _token(source: SourceType) -> str:

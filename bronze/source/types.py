@@ -28,7 +28,8 @@ class SourceType:
 
     ``name`` is pg_type.typname, qualified by its schema unless it is pg_catalog; ``typmod`` is
     atttypmod (-1 for none); ``declared`` is format_type's text, for people; ``cast`` says that
-    the column's own type is a domain, so that values need a cast to the base type.
+    the column's own type is a domain, so that values need a cast to the base type; ``delimiter``
+    (pg_type.typdelim) is what stands between the elements of an array of this type.
     """
 
     name: str
@@ -37,6 +38,7 @@ class SourceType:
     element: SourceType | None = None
     cast: bool = False
     composite: bool = False
+    delimiter: str = ","
 
 
 @dataclass(frozen=True)
@@ -292,7 +294,9 @@ def recast(column: Column, value: str, kind: Kind) -> Column:
         name, source = "numeric", SourceType("numeric", -1, "numeric")
         choices = Choices({column.name: (kind.precision, kind.scale)})
     cast = contract(column.name, column.target, f"{value}::{name}", source, choices)
-    return replace(cast, source_type=column.source_type, not_null=column.not_null)
+    return replace(
+        cast, source_type=column.source_type, not_null=column.not_null, protect=column.protect
+    )
 
 
 def absent(target: str, kind: Kind) -> Column:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 from uuid import uuid4
 
 import tenacity
@@ -94,7 +94,7 @@ class Change:
     such rewrites, old and new, beside others that do not.
     """
 
-    operation: Literal["WRITE", "MERGE", "OPTIMIZE"]
+    operation: Literal["WRITE", "MERGE", "DELETE", "OPTIMIZE"]
     added: Sequence[DataFile] = ()
     removed: Sequence[Stored] = ()
     feed: Sequence[DataFile] = ()
@@ -317,7 +317,9 @@ def discard(place: Place, batch_id: str) -> None:
     """
     paths = [path for path in store.listing(place) if files.batch_of(path) == batch_id]
     state = read(place) if paths else None
-    if state is None or batch_id not in _landed(state):
+    # What has landed may have lost its entry in the log, but not its place in the table.
+    live = {files.batch_of(unquote(file.path)) for file in state.files} if state else set()
+    if state is None or batch_id not in live | _landed(state):
         store.delete(place, paths)
 
 

@@ -23,7 +23,7 @@ from bronze import failpoint
 from bronze.model import Place
 from bronze.table import store
 from bronze.table.commit import ORPHAN_AGE
-from bronze.table.log import mapped, read
+from bronze.table.log import State, mapped, read
 
 # As long as this an entry is kept whatever the retention: `bronze.table.commit.sweep` asks the log
 # whether a batch has landed.
@@ -43,9 +43,14 @@ class Expired:
     bytes: int = 0
     entries: int = 0
 
+    def __add__(self, other: Expired) -> Expired:
+        return Expired(
+            self.files + other.files, self.bytes + other.bytes, self.entries + other.entries
+        )
+
 
 @dataclass(frozen=True)
-class _Object:
+class Object:
     """Something that lies in the table's folder; ``at`` is when it was written (seconds)."""
 
     path: str
@@ -83,7 +88,7 @@ def expire(place: Place, retention: float, keep: Sequence[int], now: float) -> E
     if state is None:
         return Expired()
     state.writable()
-    objects = list(_objects(place))
+    objects = list(lying(place))
     entries = _entries(place, objects)
     oldest = _current(entries, now - retention, state.version)
     kept = sorted({version for version in keep if version < oldest} | {oldest})
@@ -96,7 +101,7 @@ def expire(place: Place, retention: float, keep: Sequence[int], now: float) -> E
     dead = [
         found
         for found in objects
-        if _is_data(found.path)
+        if is_data(found.path)
         and not {found.path, unquote(found.path)} & needed
         and (found.path in known or found.at < spared)
     ]
@@ -109,16 +114,69 @@ def expire(place: Place, retention: float, keep: Sequence[int], now: float) -> E
     return Expired(len(dead), sum(found.size for found in dead), len(logs))
 
 
-def _objects(place: Place) -> Iterator[_Object]:
+def purge(place: Place, now: float) -> Expired:
+    """Deletes all that the current version does not need, however young it is: no older version
+    can be read any more, nor what the change data feed told of them.
+
+    Args:
+        place: the table.
+        now: seconds since 1970. A file that the log does not know is spared for a day, as a run
+            may be about to commit it.
+
+    Raises:
+        LakeError: the table uses something that we do not know; nothing was deleted.
+        LakeUnreachable: the table cannot be read or cleaned.
+    """
+    state = read(place)
+    if state is None:
+        return Expired()
+    state.writable()
+    objects = list(lying(place))
+    known = {path for entry in _entries(place, objects) for path in entry.paths}
+    needed = {unquote(path) for path in _live(place, state.version)}
+    dead = [
+        found
+        for found in objects
+        if is_data(found.path)
+        and not {found.path, unquote(found.path)} & needed
+        and (found.path in known or found.at < now - ORPHAN_AGE)
+    ]
+    logs = _forgotten(place, objects, state.version, state.version)
+    failpoint.reach("expiring")
+    store.delete(place, [found.path for found in dead])
+    store.delete(place, logs)
+    return Expired(len(dead), sum(found.size for found in dead), len(logs))
+
+
+def strays(state: State, objects: Sequence[Object]) -> list[Object]:
+    """The data files in a table's folder that no version which the log still has knows.
+
+    Raises:
+        LakeError, LakeUnreachable
+    """
+    known = {unquote(file.path) for file in state.files}
+    others = [o for o in objects if is_data(o.path) and not {o.path, unquote(o.path)} & known]
+    if not others:
+        return []
+    known = {path for entry in _entries(state.place, objects) for path in entry.paths}
+    return [found for found in others if not {found.path, unquote(found.path)} & known]
+
+
+def lying(place: Place) -> Iterator[Object]:
+    """All that lies in a table's folder.
+
+    Raises:
+        LakeError, LakeUnreachable
+    """
     try:
         for chunk in obstore.list(store.opened(place), chunk_size=1000):
             for meta in chunk:
-                yield _Object(meta["path"], meta["size"], meta["last_modified"].timestamp())
+                yield Object(meta["path"], meta["size"], meta["last_modified"].timestamp())
     except (BaseError, OSError) as error:
         raise store.failure(place, "listed", error) from None
 
 
-def _entries(place: Place, objects: Iterable[_Object]) -> list[_Entry]:
+def _entries(place: Place, objects: Iterable[Object]) -> list[_Entry]:
     """All entries of the log that are still there, in their order."""
     opened = store.opened(place)
     found = []
@@ -157,14 +215,14 @@ def _live(place: Place, version: int) -> list[str]:
         return [str(path) for path in found["path"].to_pylist()]
 
 
-def _is_data(path: str) -> bool:
+def is_data(path: str) -> bool:
     """Whether it is a Parquet file of rows or of the change data feed, and no hidden one."""
     folders = path.removeprefix(_FEED).split("/")
     hidden = any(name.startswith(("_", ".")) and "=" not in name for name in folders)
     return path.endswith(".parquet") and not hidden
 
 
-def _forgotten(place: Place, objects: Iterable[_Object], floor: int, latest: int) -> list[str]:
+def _forgotten(place: Place, objects: Iterable[Object], floor: int, latest: int) -> list[str]:
     """The files of the log below a version, which a checkpoint then stands for."""
     named = [(found.path, _OF_LOG.fullmatch(found.path)) for found in objects]
     old = [path for path, name in named if name and int(name[1]) < floor]

@@ -161,6 +161,7 @@ def _parquet(sink: Any, first: pa.Table) -> pq.ParquetWriter:
         compression_level=_LEVEL,
         use_dictionary=_repeating(sample),
         write_statistics=_ordered(sample),
+        write_page_checksum=True,
         store_schema=False,
     )
 
@@ -175,10 +176,11 @@ def _frame(table: pa.Table, height: int) -> pl.DataFrame:
     return pl.DataFrame(table)
 
 
-def opened(place: Place, file: Stored | DataFile) -> pq.ParquetFile:
-    """A file to read from."""
+def opened(place: Place, file: Stored | DataFile, proven: bool = False) -> pq.ParquetFile:
+    """A file to read from; where it is to be ``proven``, a damaged page is an error."""
     path = unquote(file.path) if isinstance(file, Stored) else file.path
-    return pq.ParquetFile(store.reader(place, path), pre_buffer=False)
+    source = store.reader(place, path)
+    return pq.ParquetFile(source, pre_buffer=False, page_checksum_verification=proven)
 
 
 def parts(

@@ -381,6 +381,11 @@ def _summary(state: State, made: Sequence[Made], version: int) -> Improved:
 # The columns with file statistics
 
 
+def statistics(state: State) -> tuple[str, ...]:
+    """The columns that a table has file statistics of."""
+    return _stats(state, Wish((), 0))
+
+
 def _stats(state: State, wish: Wish) -> tuple[str, ...]:
     """Those of the table, and those to cluster by."""
     safe = [name for name, kind in state.columns if kind.name in SAFE]

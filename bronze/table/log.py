@@ -149,6 +149,9 @@ def write(place: Place, version: int, actions: Sequence[Action]) -> None:
     lines = "".join(json.dumps(action, ensure_ascii=False) + "\n" for action in actions)
     path, entry = f"_delta_log/{version:020}.json", lines.encode()
     failpoint.reach("commit")
+    if version and store.is_missing(place, "_delta_log"):
+        # Putting the entry would make a folder where the table has been, as it would a new one.
+        raise store.failure(place, "committed", FileNotFoundError("no such file or directory"))
     try:
         obstore.put(store.opened(place), path, entry, mode="create")
     except AlreadyExistsError:
@@ -185,6 +188,22 @@ def infos(place: Place) -> Iterator[Action]:
             yield from (
                 entry["commitInfo"] for entry in map(json.loads, lines) if "commitInfo" in entry
             )
+
+
+def info(place: Place, version: int) -> Action | None:
+    """What one commit says of itself; None where the log has it no more.
+
+    Raises:
+        LakeError, LakeUnreachable
+    """
+    try:
+        entry = bytes(obstore.get(store.opened(place), f"_delta_log/{version:020}.json").bytes())
+    except FileNotFoundError:
+        return None
+    except (BaseError, OSError) as error:
+        raise store.failure(place, "read", error) from None
+    actions = (json.loads(line) for line in entry.splitlines())
+    return next((a["commitInfo"] for a in actions if "commitInfo" in a), {})
 
 
 def _stands(place: Place, path: str, entry: bytes) -> bool:

@@ -44,9 +44,9 @@ def is_local(place: Place) -> bool:
     return not _REMOTE.match(place.url)
 
 
-def _is_missing(place: Place) -> bool:
-    # Only writing may make a folder.
-    return is_local(place) and not Path(place.url).is_dir()
+def is_missing(place: Place, under: str = "") -> bool:
+    """Whether a folder of this machine is not there; only writing may make one."""
+    return is_local(place) and not (Path(place.url) / under).is_dir()
 
 
 def opened(place: Place) -> Any:
@@ -174,7 +174,7 @@ def prove_writable(place: Place) -> None:
 
 def delete(place: Place, paths: list[str]) -> None:
     """Deletes objects; one that is not there is no error."""
-    if not paths or _is_missing(place):
+    if not paths or is_missing(place):
         return
     try:
         obstore.delete(opened(place), paths)
@@ -186,7 +186,7 @@ def delete(place: Place, paths: list[str]) -> None:
 
 def listing(place: Place, under: str = "") -> list[str]:
     """The paths of all objects in the table's folder, or in one of its folders."""
-    if _is_missing(place):
+    if is_missing(place):
         return []
     try:
         found = obstore.list(opened(place), under or None, chunk_size=1000)
@@ -199,7 +199,7 @@ def listing(place: Place, under: str = "") -> list[str]:
 
 def folders(place: Place) -> list[str]:
     """The names of the folders right under a place."""
-    if _is_missing(place):
+    if is_missing(place):
         return []
     try:
         found = obstore.list_with_delimiter(opened(place))["common_prefixes"]

@@ -92,7 +92,7 @@ def test_digests_do_not_depend_on_how_rows_lie_in_memory() -> None:
 def test_stamped_rows_have_all_columns_in_their_order(height: int) -> None:
     """The source's columns come first and unchanged, then the metadata, whatever the height."""
     rows = pl.DataFrame({"b": [1] * height, "a": ["x"] * height}, schema={"b": pl.Int32, "a": str})
-    frame = stamped(rows, nothing(height), STAMP, rows.width)
+    frame = stamped(rows, *digests(rows, nothing(height)), STAMP)
     assert frame.columns == ["b", "a", *(name for name, _ in METADATA)]
     assert frame.height == height
     assert frame.select("b", "a").equals(rows)

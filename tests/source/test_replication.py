@@ -14,7 +14,8 @@ import pytest
 
 from bronze.errors import SourceBusy, SourceError, SourceUnreachable
 from bronze.source import pgoutput, replication, slot
-from bronze.source.replication import Batch, Gathered, Receiver
+from bronze.source.batch import Batch, Gathered, pieces, release
+from bronze.source.replication import Receiver
 from tests import wire
 from tests.conftest import Source
 from tests.proxy import until
@@ -196,7 +197,7 @@ def test_a_batch_is_no_larger_than_its_memory(
 
 def folder(batch: Batch) -> Path:
     """Where a batch has its files."""
-    return next(piece.path.parent for piece in replication.pieces(batch) if piece.path)
+    return next(piece.path.parent for piece in pieces(batch) if piece.path)
 
 
 def test_a_transaction_larger_than_memory_is_put_into_files(
@@ -220,19 +221,19 @@ def test_a_transaction_larger_than_memory_is_put_into_files(
             found = [row for row in rows(gathered) if row[0] is not None]
             assert found == expected
             assert len(set(marked(gathered))) == 1
-            stored = [piece for piece in replication.pieces(batch) if piece.path]
+            stored = [piece for piece in pieces(batch) if piece.path]
             assert len(stored) > 5
             assert all(not piece.data for piece in stored)
-            kept = sum(len(piece.data) for piece in replication.pieces(batch))
+            kept = sum(len(piece.data) for piece in pieces(batch))
             assert kept <= 2**16
             batches.append(batch)
         first, batch = batches
         place = folder(batch)
         assert len(list(place.iterdir())) == sum(
-            piece.path is not None for one in (first, batch) for piece in replication.pieces(one)
+            piece.path is not None for one in (first, batch) for piece in pieces(one)
         )
-        replication.release(first)
-        mine = {piece.path for piece in replication.pieces(batch) if piece.path}
+        release(first)
+        mine = {piece.path for piece in pieces(batch) if piece.path}
         assert set(place.iterdir()) == mine
     assert not place.exists()
 
@@ -257,7 +258,7 @@ def test_a_truncation_leaves_out_what_was_before(
         assert rows(batch.tables[number(source, "marker")]) == [("7",)]
         assert batch.tables[number(source, "marker")].emptied is None
         assert number(source, "other") not in batch.tables
-        left = {piece.path for piece in replication.pieces(batch) if piece.path}
+        left = {piece.path for piece in pieces(batch) if piece.path}
         assert set(Path(receiver._folder.name).iterdir()) == left
         written.execute("TRUNCATE t")
         again = taken(receiver)

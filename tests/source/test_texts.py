@@ -184,6 +184,10 @@ NASTY: Mapping[str, Sequence[str]] = {
     "boxes": ["{(1,1),(0,0);(2,2),(1,1)}", "{NULL}"],
     "boxes[]": ['{"{(1,1),(0,0);(2,2),(1,1)}";NULL}', "{}"],
     "public.box[]": ["{a,b,NULL}", "{b}"],
+    "odd[]": ["{a,b|NULL|c:d;e}", '{"a|b"|"NULL"|"{x}"}', "{}", "{{a|b}|{c|d}}", "[0:0]={a,b}"],
+    "odds": ["{a,b|NULL}", "{{a|b}}"],
+    "odds[]": ['{"{a|b}"|NULL}', '{"{\\"a|b\\"|c}"}'],
+    "strange[]": ["{a,b|NULL}"],
     "point[]": ['{"(1,2)",NULL}'],
     "int2vector": ["1 2", ""],
     "int2vector[]": ['{"1 2",NULL}', '{""}', "{1}"],
@@ -214,6 +218,12 @@ def test_nasty_values(source: Source, kind: str, values: Sequence[str]) -> None:
         CREATE TYPE public.box AS ENUM ('a', 'b');
         CREATE TYPE pair AS (a int, b text);
         CREATE DOMAIN couple AS pair;
+        CREATE TYPE odd;
+        CREATE FUNCTION odd_in(cstring) RETURNS odd AS 'textin' LANGUAGE internal IMMUTABLE STRICT;
+        CREATE FUNCTION odd_out(odd) RETURNS cstring AS 'textout' LANGUAGE internal
+            IMMUTABLE STRICT;
+        CREATE TYPE odd (INPUT = odd_in, OUTPUT = odd_out, LIKE = text, DELIMITER = '|');
+        CREATE DOMAIN odds AS odd[]; CREATE DOMAIN strange AS odd;
         CREATE DOMAIN smalls AS int[]; CREATE DOMAIN boxes AS box[];
         CREATE DOMAIN day AS date; CREATE DOMAIN days AS day[];
         CREATE DOMAIN moment AS timestamptz(3);
@@ -393,11 +403,3 @@ def test_texts_that_are_no_chosen_decimal(value: str) -> None:
     column = _of("numeric", decimals={"v": (5, 2)})
     with pytest.raises(Mismatch):
         typed(pl.DataFrame({"v": [value]}), [column])
-
-
-def test_delimiters_of_types_that_are_not_here() -> None:
-    """PostGIS separates geometries by colons, wherever it is installed."""
-    source = SourceType("gis._geometry", -1, "g", element=SourceType("gis.geometry", -1, "g"))
-    column = text(contract("v", "v", '"v"', source, Choices({})), source, Choices({}))
-    frame, _ = typed(pl.DataFrame({"v": ["{0101:NULL:0102}"]}), [column])
-    assert frame["v"].to_list() == [["0101", None, "0102"]]

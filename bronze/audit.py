@@ -1,0 +1,278 @@
+"""The audit: what commands do is entered into ``governance.audit_log``, and can be proven.
+
+Records are appended by compare-and-swap onto the head of the chain (see `bronze.books.audit`). The
+head is in each commit, as a property of the table and an app transaction, which checkpoints keep.
+A config that has changed since it was last at work here is a record too: it names the keys.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+
+from bronze import actor, imprint, secret
+from bronze.books import audit as book
+from bronze.books.audit import Head, Record
+from bronze.config import GOVERNANCE, Settings
+from bronze.entry import Page, append
+from bronze.errors import BronzeError, ConfigError
+from bronze.model import Place
+from bronze.table import commit, files, log
+from bronze.table.commit import Position, transaction
+from bronze.table.log import State
+from bronze.version import VERSION
+
+CONFIG = "config"
+"""The action of a record that tells of a config that is new here, or has changed."""
+
+_CHAIN = "audit"
+_HEAD, _CONFIGS = "bronze.audit.head", "bronze.audit.configs"
+_APPEND_ONLY = {"delta.appendOnly": "true"}
+_SINCE = re.compile(r"(\d+)\s*([smhd])", re.IGNORECASE)
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+@dataclass(frozen=True)
+class Event:
+    """What is to be recorded; ``details`` are values that JSON knows, without any secret."""
+
+    action: str
+    subject: str
+    result: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+    batch_id: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the audit log holds. ``records`` are those that were asked for, of ``count`` in all;
+    ``head`` is the hash of the last one. ``verified`` says that the chain was checked, ``problems``
+    what is wrong with it.
+    """
+
+    records: tuple[Record, ...]
+    count: int
+    head: str
+    verified: bool = False
+    problems: tuple[str, ...] = ()
+
+    @property
+    def exit_code(self) -> int:
+        """0: nothing is known to be wrong; 1: something is."""
+        return 1 if self.problems else 0
+
+
+def record(
+    settings: Settings,
+    action: str,
+    subject: str,
+    result: str,
+    details: Mapping[str, Any] | None = None,
+) -> None:
+    """Enters one record.
+
+    Args:
+        settings: the config.
+        action: what was done.
+        subject: what it was done to.
+        result: what came of it.
+        details: what else there is to know, in values that JSON knows, without any secret.
+
+    Raises:
+        ConfigError: there is no key to seal it with, though the config names one.
+        LakeError, LakeUnreachable: it cannot be written.
+    """
+    enter(settings, [Event(action, subject, result, details or {})])
+
+
+def enter(settings: Settings, events: Sequence[Event]) -> None:
+    """Enters records, in one commit. Raises as `record` does."""
+    key = _key(settings)
+    now = datetime.now(UTC)
+    imprinted = imprint.imprint(settings)
+
+    def drafted(event: Event) -> Record:
+        return Record(
+            sequence=0,
+            recorded_timestamp=now,
+            actor=actor.user(),
+            identity=actor.identity(),
+            host=actor.host(),
+            action=event.action,
+            subject=event.subject,
+            result=event.result,
+            details=json.dumps(event.details, ensure_ascii=False, sort_keys=True, default=str),
+            batch_id=event.batch_id,
+            bronze_version=VERSION,
+        )
+
+    def page(state: State | None) -> Page:
+        configs = _configs(state)
+        name, whole = settings.path or "python", imprint.whole(imprinted)
+        changed = [] if configs.get(name) == whole else [_configured(state, name, imprinted)]
+        drafts = [drafted(event) for event in (*changed, *events)]
+        links = book.chained(drafts, _end(state), key)
+        last = Head(links[-1].sequence, links[-1].record_hash)
+        notes = {
+            **dict(settings.maintain.properties()),
+            **_APPEND_ONLY,
+            _HEAD: f"{last.sequence}:{last.hash}",
+            _CONFIGS: json.dumps({**configs, name: whole}, ensure_ascii=False),
+        }
+        facts = {"sequence": last.sequence, "hash": last.hash}
+        return Page(book.frame(links), Position(_CHAIN, last.sequence), notes, {_CHAIN: facts})
+
+    append(place(settings), book.COLUMNS, page)
+
+
+def place(settings: Settings) -> Place:
+    """Where the records are."""
+    return settings.place(GOVERNANCE, book.NAME)
+
+
+def report(
+    settings: Settings,
+    *,
+    verify: bool = False,
+    head: str = "",
+    since: datetime | None = None,
+    action: str = "",
+    table: str = "",
+) -> Report:
+    """Reads records, and proves them where that is asked for.
+
+    Args:
+        settings: the config.
+        verify: computes the chain anew, and compares its end with the Delta log's.
+        head: a hash that was kept elsewhere, which the chain must still hold.
+        since: records of that time and later only.
+        action: records of this action only.
+        table: records about this table only: ``schema.table``, or the name alone.
+
+    Raises:
+        ConfigError: a key that the config names is not there.
+        LakeError, LakeUnreachable: they cannot be read.
+    """
+    state = log.read(place(settings))
+    records, unreadable = _read(state) if state else ([], [])
+    if unreadable and not verify:
+        raise BronzeError(unreadable[0], hint="See `bronze audit --verify`.")
+    problems: list[str] = []
+    if verify:
+        problems = [*unreadable, *_proven(settings, state, records)]
+        if head and head not in {one.record_hash for one in records}:
+            problems.append("no record has the hash that was kept: the log was put back, or remade")
+    asked = tuple(
+        one
+        for one in records
+        if (since is None or one.recorded_timestamp >= since)
+        and action in ("", one.action)
+        and table in ("", one.subject, one.subject.rpartition(".")[2])
+    )
+    last = records[-1].record_hash if records else ""
+    return Report(asked, len(records), last, verify, tuple(problems))
+
+
+def moment(text: str) -> datetime:
+    """The time that somebody means: ``7d`` or ``12h`` ago, or an ISO date or time.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if ago := _SINCE.fullmatch(text.strip()):
+        return datetime.now(UTC) - timedelta(**{_UNITS[ago[2].lower()]: int(ago[1])})
+    try:
+        told = datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(
+            f"{text!r} is no time.", hint='It looks like "7d", "12h", or "2026-05-01T08:00".'
+        ) from None
+    return told if told.tzinfo else told.astimezone()
+
+
+def _key(settings: Settings) -> bytes | None:
+    name = settings.audit.key
+    return secret.resolve(settings.secret(name)).encode() if name else None
+
+
+def _keys(settings: Settings) -> dict[str, bytes]:
+    names = [name for name in (settings.audit.key, *settings.audit.former_keys) if name]
+    keys = [secret.resolve(settings.secret(name)).encode() for name in names]
+    return {book.key_id(key): key for key in keys}
+
+
+def _told(state: State | None) -> Head | None:
+    """The head that the table tells of, None where it tells of none."""
+    found = re.fullmatch(r"(\d+):([0-9a-f]{64})", state.properties.get(_HEAD, "") if state else "")
+    return Head(int(found[1]), found[2]) if found else None
+
+
+def _end(state: State | None) -> Head:
+    if state is None:
+        return Head()
+    told = _told(state)
+    if told is None:
+        # Somebody has taken it away; the chain goes on, and `verify` tells of it.
+        records, _ = _read(state)
+        return Head(records[-1].sequence, records[-1].record_hash) if records else Head()
+    return told
+
+
+def _configs(state: State | None) -> dict[str, str]:
+    found: dict[str, str] = json.loads(state.properties.get(_CONFIGS, "{}")) if state else {}
+    return found
+
+
+def _configured(state: State | None, name: str, now: Mapping[str, str]) -> Event:
+    """The record of a config that is not as it was known here; it keeps a hash for each key."""
+    records, _ = _read(state) if state else ([], [])
+    known = [one for one in records if one.action == CONFIG and one.subject == name]
+    if not known:
+        return Event(CONFIG, name, "first seen", {"keys": now})
+    then = json.loads(known[-1].details)["keys"]
+    details = {
+        "added": sorted(set(now) - set(then)),
+        "removed": sorted(set(then) - set(now)),
+        "changed": sorted(key for key in set(now) & set(then) if now[key] != then[key]),
+        "keys": now,
+    }
+    return Event(CONFIG, name, "changed", details)
+
+
+def _read(state: State) -> tuple[list[Record], list[str]]:
+    """All records by their numbers, and which files cannot be read."""
+    frames: list[pl.DataFrame] = []
+    unreadable = []
+    for file in state.files:
+        try:
+            parquet = files.opened(state.place, file)
+            frames += [pl.DataFrame(rows) for _, rows in files.parts(parquet, book.COLUMNS)]
+        except (BronzeError, pa.ArrowException, OSError) as error:
+            kind = type(error).__name__
+            unreadable.append(f"the file {file.path} cannot be read ({kind})")
+    return book.read(pl.concat(frames)) if frames else [], unreadable
+
+
+def _proven(settings: Settings, state: State | None, records: Sequence[Record]) -> Iterator[str]:
+    if state is None:
+        return
+    told = _told(state)
+    if told is None:
+        yield "the Delta log does not tell where the chain ends"
+    elif state.position(transaction(_CHAIN)) != told.sequence:
+        yield "the Delta log tells of two ends of the chain"
+    keys = _keys(settings)
+    end = told or _end(state)
+    yield from book.faults(records, end, keys, settings.audit.key is not None)
+    hashes = {one.sequence: one.record_hash for one in records}
+    for info in log.infos(state.place):
+        fact = json.loads(info.get(commit.FACTS, "{}")).get(_CHAIN)
+        if fact and hashes.get(fact["sequence"]) != fact["hash"]:
+            yield f"record {fact['sequence']} is not the one that was committed"

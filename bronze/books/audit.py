@@ -1,0 +1,170 @@
+"""``governance.audit_log``: who did what, when, and what came of it; each record seals the last.
+
+A record's hash is SHA-256 over the hash of the record before it and all its own fields, in one
+canonical encoding; with a key it is HMAC-SHA256, which nobody can compute who has only the lake.
+The last hash is known to the Delta log. So a record that was changed, removed, put in or moved is
+told by those that come after it, or by the log.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import polars as pl
+
+from bronze.model import Kind
+
+COLUMNS: tuple[tuple[str, Kind], ...] = (
+    ("sequence", Kind("long")),
+    ("recorded_timestamp", Kind("timestamp")),
+    ("actor", Kind("string")),
+    ("identity", Kind("string")),
+    ("host", Kind("string")),
+    ("action", Kind("string")),
+    ("subject", Kind("string")),
+    ("result", Kind("string")),
+    ("details", Kind("string")),
+    ("batch_id", Kind("string")),
+    ("bronze_version", Kind("string")),
+    ("key_id", Kind("string")),
+    ("previous_hash", Kind("string")),
+    ("record_hash", Kind("string")),
+)
+NAME = "audit_log"
+FIRST = "0" * 64
+"""What the first record has for the hash of the one before it."""
+
+_POLARS = {"string": pl.String(), "long": pl.Int64(), "timestamp": pl.Datetime("us", "UTC")}
+_SCHEMA = {name: _POLARS[kind.name] for name, kind in COLUMNS}
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_ID_DIGITS = 8
+
+
+@dataclass(frozen=True)
+class Record:
+    """One record.
+
+    ``actor`` is the user of the operating system, ``identity`` that of the cloud, if there is one;
+    ``subject`` is what the action was about (a table, a config), ``details`` a JSON object.
+    ``key_id`` tells which key it is sealed with, "" where with none.
+    """
+
+    sequence: int
+    recorded_timestamp: datetime
+    actor: str
+    identity: str
+    host: str
+    action: str
+    subject: str
+    result: str
+    details: str
+    batch_id: str
+    bronze_version: str
+    key_id: str = ""
+    previous_hash: str = ""
+    record_hash: str = ""
+
+
+@dataclass(frozen=True)
+class Head:
+    """The end of a chain: the last record's number, 0 where there is none, and its hash."""
+
+    sequence: int = 0
+    hash: str = FIRST
+
+
+def chained(records: Iterable[Record], head: Head, key: bytes | None) -> list[Record]:
+    """The records with their numbers and hashes, as they follow a head."""
+    links = []
+    for record in records:
+        numbered = replace(
+            record,
+            sequence=head.sequence + 1,
+            key_id=key_id(key) if key else "",
+            previous_hash=head.hash,
+        )
+        links.append(replace(numbered, record_hash=digest(numbered, key)))
+        head = Head(links[-1].sequence, links[-1].record_hash)
+    return links
+
+
+def digest(record: Record, key: bytes | None) -> str:
+    """A record's hash, as 64 hexadecimal digits; its own ``record_hash`` is no part of it."""
+    *values, _ = astuple(record)
+    told = [_encoded(value) for value in values]
+    text = json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode()
+    return hmac.new(key, text, "sha256").hexdigest() if key else hashlib.sha256(text).hexdigest()
+
+
+def _encoded(value: Any) -> Any:
+    # Microseconds since 1970, as the file has them.
+    return (value - _EPOCH) // timedelta(microseconds=1) if isinstance(value, datetime) else value
+
+
+def key_id(key: bytes) -> str:
+    """What tells keys apart, and nothing about them."""
+    return hmac.new(key, b"bronze audit key", "sha256").hexdigest()[:_ID_DIGITS]
+
+
+def faults(
+    records: Sequence[Record], head: Head, keys: Mapping[str, bytes], sealed: bool
+) -> Iterator[str]:
+    """What is wrong with a chain, in words.
+
+    Args:
+        records: all of them, by their numbers.
+        head: where the chain ends by the Delta log.
+        keys: the keys that there are, by `key_id`.
+        sealed: whether the records have to be sealed from the first that is on.
+    """
+    before = Head()
+    for record in records:
+        if record.sequence == before.sequence:
+            yield f"record {record.sequence} is there twice"
+        elif record.sequence != before.sequence + 1:
+            yield f"{_span(before.sequence + 1, record.sequence - 1)} missing"
+        elif record.previous_hash != before.hash:
+            yield f"record {record.sequence} does not follow the one before it"
+        if record.key_id and record.key_id not in keys:
+            yield f"record {record.sequence} is sealed with another key, {record.key_id}"
+        elif digest(record, keys.get(record.key_id)) != record.record_hash:
+            yield f"record {record.sequence} was changed"
+        before = Head(record.sequence, record.record_hash)
+    if before.sequence < head.sequence:
+        yield f"{_span(before.sequence + 1, head.sequence)} missing at the end"
+    elif before != head:
+        yield "the last record is not the one that the Delta log tells of"
+    yield from _unsealed(records, sealed)
+
+
+def _unsealed(records: Sequence[Record], sealed: bool) -> Iterator[str]:
+    """Records without a key where there has to be one: who has no key could have written them."""
+    keyed = [record.sequence for record in records if record.key_id]
+    if sealed and records and not keyed:
+        yield "no record is sealed with a key, and the config has one"
+    bare = [r.sequence for r in records if not r.key_id and keyed and r.sequence > keyed[0]]
+    if bare:
+        yield f"record {bare[0]} is not sealed with a key, and earlier ones are"
+
+
+def _span(first: int, last: int) -> str:
+    return f"record {first} is" if first == last else f"records {first} to {last} are"
+
+
+def frame(records: Sequence[Record]) -> pl.DataFrame:
+    """The records as a frame with `COLUMNS`."""
+    names = [field.name for field in fields(Record)]
+    values = {name: [getattr(record, name) for record in records] for name in names}
+    return pl.DataFrame(values, schema=_SCHEMA)
+
+
+def read(rows: pl.DataFrame) -> list[Record]:
+    """The records of a frame with `COLUMNS`, by their numbers."""
+    ordered = rows.select(list(_SCHEMA)).cast(_SCHEMA).sort("sequence", "record_hash")  # type: ignore[arg-type]
+    return [Record(*row) for row in ordered.iter_rows()]

@@ -1,0 +1,56 @@
+"""``governance.keys``: the data keys, each wrapped by a master key that is not in the lake.
+
+Nothing is ever changed in it: the latest record of a table, column and purpose is the key for new
+values; earlier ones open old values. Whoever has the table alone can open nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+import polars as pl
+
+from bronze.model import DataKey, Kind
+
+COLUMNS: tuple[tuple[str, Kind], ...] = (
+    ("key_id", Kind("string")),
+    ("target_table", Kind("string")),
+    ("column_name", Kind("string")),
+    ("purpose", Kind("string")),
+    ("wrapped_key", Kind("string")),
+    ("master_key_id", Kind("string")),
+    ("created_timestamp", Kind("timestamp")),
+)
+NAME = "keys"
+
+
+@dataclass(frozen=True)
+class Record:
+    """A key, and when it was made."""
+
+    key: DataKey
+    created: datetime
+
+
+def frame(records: Iterable[Record]) -> pl.DataFrame:
+    """The records as a frame with `COLUMNS`."""
+    rows = [
+        (k.id, k.table, k.column, k.purpose, k.wrapped, k.master, record.created)
+        for record in records
+        for k in [record.key]
+    ]
+    schema = {name: pl.String for name, _ in COLUMNS} | {
+        "created_timestamp": pl.Datetime("us", "UTC")
+    }
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def records(frame: pl.DataFrame) -> tuple[Record, ...]:
+    """The records of such a frame, earliest first."""
+    ordered = frame.sort("created_timestamp", maintain_order=True)
+    return tuple(
+        Record(DataKey(*values), created)
+        for *values, created in ordered.select(name for name, _ in COLUMNS).rows()
+    )

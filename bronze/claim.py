@@ -1,0 +1,208 @@
+"""What is to be proven: tables of the source in a snapshot, and their Bronze tables beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from bronze import drift, pipeline, prepare, units
+from bronze.config import Settings
+from bronze.enrich.stamp import COMMITTED
+from bronze.errors import BronzeError, LakeError
+from bronze.evidence import Asked
+from bronze.model import Column, Stamp
+from bronze.pipeline import Opened
+from bronze.prepare import Target
+from bronze.source import digest, publication, slices, statement
+from bronze.source.catalog import Relation
+from bronze.source.snapshot import Snapshot
+from bronze.table import log
+from bronze.table.commit import transaction
+from bronze.table.history import KIND
+from bronze.table.log import State
+from bronze.units import Assignment
+from bronze.verdict import VerifiedTable
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One table. ``state`` is its Bronze table, None where there is none yet; ``key`` are the
+    columns that tell its rows apart; ``error`` is what hinders the proof.
+    """
+
+    given: Assignment
+    state: State | None = None
+    columns: tuple[Column, ...] = ()
+    base: int = 0
+    key: tuple[Column, ...] = ()
+    error: BronzeError | None = None
+
+    @property
+    def label(self) -> str:
+        """The source table's ``schema.name``."""
+        return self.given.target.label
+
+    @property
+    def target(self) -> str:
+        """The Bronze table's ``schema.name``."""
+        return f"{self.given.target.schema}.{self.given.target.name}"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The target names of the key."""
+        return tuple(column.target for column in self.key)
+
+    @property
+    def history(self) -> bool:
+        """Whether the Bronze table keeps every version of a row."""
+        return self.state is not None and KIND in dict(self.state.columns)
+
+    @property
+    def keeps_gone(self) -> bool:
+        """Whether the config has rows stay that the source has no more."""
+        return self.given.target.settings.deletes == "ignore"
+
+    @property
+    def table(self) -> str:
+        """The source table in SQL."""
+        relation = self.given.target.relation
+        return statement.quoted(relation.schema, relation.name)
+
+    @property
+    def size(self) -> int:
+        """About how many bytes are read of the source."""
+        return slices.size_of(self.given.target.relation)
+
+    def asking(self) -> tuple[list[Asked], list[tuple[str, ...]]]:
+        """What to ask the source for all hashes, and for those of rows with their keys."""
+        given, columns = self.given, self.columns
+        groups = units.grouped(given, given.run.memory, [column.name for column in self.key])
+        asked, naming = [], []
+        for group in groups:
+            wheres = [part.where for part in group]
+            packed = [digest.packed(columns, self.table, where, self.base) for where in wheres]
+            asked.append(
+                Asked(
+                    origin=given.origin,
+                    session=given.held.session(given.origin),
+                    table=self.label,
+                    queries=tuple(packed),
+                    estimate=sum(part.size for part in group),
+                )
+            )
+            named = (digest.named(columns, self.table, w, self.base, self.key) for w in wheres)
+            naming.append(tuple(named))
+        return asked, naming
+
+    def placed(self) -> dict[str, Any]:
+        """Where the Bronze table is, and how far behind the snapshot."""
+        if self.state is None:
+            return {}
+        held = self.given.held
+        position = self.state.position(transaction(held.timeline))
+        lag = None if position is None else max(0, held.position - position)
+        return {"version": self.state.version, "position": position, "lag_bytes": lag}
+
+    def notes(self, result: VerifiedTable) -> tuple[str, ...]:
+        """What else there is to say."""
+        streamed = self.given.target.settings.pattern == "streaming"
+        take = "`bronze stream --until-caught-up`" if streamed else "`bronze run`"
+        said = []
+        if self.state is None:
+            said.append(f"there is no Bronze table yet: {take} makes it")
+        elif result.status == "differs" and result.lag_bytes:
+            said.append(
+                f"Bronze is as of an earlier position, {result.lag_bytes:,} bytes of the source's"
+                f" log ago: what differs may be changes not yet taken in; {take} takes them in"
+            )
+        elif result.status == "differs" and result.position is None:
+            said.append("the Bronze table has no position in this history of the source")
+        if self.keeps_gone and result.extra:
+            said.append(f'{result.extra:,} rows are in Bronze alone, as deletes = "ignore" has it')
+        if self.given.held.name is None:
+            said.append("the source shares no snapshot: each statement saw a moment of its own")
+        return tuple(said)
+
+    def again(self) -> Claim:
+        """The same, with the Bronze table as it is now."""
+        return _settled(self.given)
+
+
+def found(
+    settings: Settings, tables: Sequence[str], batch_id: str, stack: ExitStack
+) -> list[Claim]:
+    """The tables to be proven, each source in one snapshot for as long as the stack lasts.
+
+    Raises:
+        ConfigError: a table is not there.
+        SourceError: a source cannot be asked.
+    """
+    relations, sources = pipeline.opened(settings, batch_id, stack)
+    chosen = prepare.targets(settings, relations, tables)
+    claims = []
+    for name, source in sources.items():
+        mine = [target for target in chosen if target.source == name]
+        if mine:
+            held = source.held(settings, mine, stack)
+            seen = {relation.oid: relation for relation in held.relations}
+            claims += [_claim(settings, source, held, seen, target) for target in mine]
+    return claims
+
+
+def _claim(
+    settings: Settings,
+    source: Opened,
+    held: Snapshot,
+    seen: dict[int, Relation],
+    target: Target,
+) -> Claim:
+    stamp = Stamp("0", datetime.now(UTC), source.origin.name, target.settings.method)
+    readers = units.readers(settings.run, source.slots)
+    given = Assignment(target, held, source.origin, stamp, settings, readers)
+    try:
+        there = replace(target, relation=pipeline.still_there(target, held, seen))
+        return _settled(replace(given, target=carried(given, there)))
+    except BronzeError as error:
+        return Claim(given, error=error)
+
+
+def carried(given: Assignment, target: Target) -> Target:
+    """A table with those columns only that its stream carries, if it is streamed."""
+    if target.settings.pattern != "streaming":
+        return target
+    relation = target.relation
+    _, published = given.settings.stream.names(given.origin.name)
+    names = units.asked(given, lambda holder: publication.carried(holder, relation, published)) or {
+        attribute.name for attribute in relation.attributes
+    }
+    kept = tuple(a for a in relation.attributes if a.name in names)
+    return replace(target, relation=replace(relation, attributes=kept))
+
+
+def _settled(given: Assignment) -> Claim:
+    """The columns and the key by which both sides are compared."""
+    target = given.target
+    try:
+        columns = prepare.columns(target)
+        state = log.read(target.place)
+        if state is None:
+            return Claim(given, None, columns, len(columns))
+        if drift.TABLE not in state.properties:
+            raise LakeError(
+                f"The table at {target.place.url} was not made by bronze.",
+                hint="Move it away, or give the source's table another target.",
+                table=target.label,
+            )
+        own = {state.partition, COMMITTED, KIND if target.settings.history else None}
+        kept = [pair for pair in state.columns if pair[0] not in own]
+        now = drift.settled(columns, kept, state.properties, target.relation)
+        by = json.loads(state.properties.get(drift.KEY, "[]"))
+        there = {column.target: column for column in now.columns if column.name}
+        key = tuple(there[name] for name in by) if set(by) <= there.keys() else ()
+        return Claim(given, state, now.columns, now.base, key)
+    except BronzeError as error:
+        return Claim(given, error=error)

@@ -1,0 +1,266 @@
+"""Protection: values of personal columns are replaced before they are written anywhere.
+
+What is protected is the text of a value (`bronze.enrich.plaintext`), whatever its type; what is
+stored is a string, and NULL for NULL. By the method it is
+
+- ``encrypt``: ``v1:<key id>:<base64>`` of a nonce of 12 bytes, the text encrypted with AES-256-GCM,
+  and a tag of 16 bytes. Every value has a random nonce of its own, so equal values differ.
+- ``encrypt_deterministic``: ``s1:<key id>:<base64>`` of the text after a byte 0 (SIV takes nothing
+  empty), encrypted with AES-256-SIV: equal values are equal.
+- ``tokenize``: ``tok_`` and the first 128 bits of HMAC-SHA-256. With ``format``, a text of ASCII
+  digits, or letters, and anything else but other letters and digits keeps its length, its
+  punctuation and its case, and has other digits (at least 6) or letters (at least 5), by FF1;
+  a text which that cannot be done with becomes a usual token.
+- ``hash``: HMAC-SHA-256, as 64 hexadecimal digits.
+- ``mask``: ``***``, and the last ``keep`` characters of texts that are more than twice as long.
+
+Encryption is bound to the key's table and column: what is moved to another one cannot be read
+there. Keys of HMAC are the hexadecimal digits of 32 bytes of a data key, as ASCII; AES-GCM and FF1
+take these 32 bytes, AES-SIV all 64.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import polars as pl
+import polars_hash as plh
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESSIV
+
+from bronze.enrich import ff1, plaintext
+from bronze.enrich.keyring import unwrapped
+from bronze.errors import Mismatch
+from bronze.model import DataKey, Protected, Protection, Rejected, Secret
+
+REVEALED = ("encrypt", "encrypt_deterministic")
+"""The methods that can be undone."""
+
+MASK = "***"
+
+_HALF = 32
+_NONCE = 12
+_HASH_DIGITS = 32
+_TOKEN = "tok_"  # noqa: S105 - a prefix
+_VERSIONS = {"encrypt": "v1", "encrypt_deterministic": "s1"}
+_SEALED = re.compile(r"^(v1|s1):([0-9a-f]{16}):(.*)$", re.DOTALL)
+_DIGITS, _LETTERS = "0123456789", "abcdefghijklmnopqrstuvwxyz"
+# The alphabets that a text may be of, and the fewest of their characters.
+_FORMATS = ((_DIGITS, 6), (_LETTERS, 5))
+
+
+def protected(
+    rows: pl.DataFrame, hashes: pl.Series, protection: Protection
+) -> tuple[pl.DataFrame, pl.Series]:
+    """The rows with their personal values replaced, and their ``row_hash`` keyed.
+
+    Args:
+        rows: the source's columns in clear.
+        hashes: the unkeyed ``row_hash`` of each.
+        protection: how.
+
+    Raises:
+        ConfigError: a key cannot be unwrapped.
+    """
+    done = values(rows, protection)
+    if protection.row_hash is None:
+        return done, hashes
+    return done, keyed(hashes, unwrapped(protection.row_hash, protection.masters))
+
+
+def values(rows: pl.DataFrame, protection: Protection | None) -> pl.DataFrame:
+    """The rows with those of their columns replaced that are protected."""
+    columns = protection.columns if protection else ()
+    there = [column for column in columns if column.column in rows.columns]
+    masters = protection.masters if protection else ()
+    return rows.with_columns(
+        covered(rows[column.column], column, masters).alias(column.column) for column in there
+    )
+
+
+def keyed(hashes: pl.Series, key: bytes) -> pl.Series:
+    """Row hashes as a table with protected columns has them: the first 128 bits of HMAC-SHA-256
+    over the 16 bytes of each hash, as 32 hexadecimal digits. So PostgreSQL can compute the hashes
+    without knowing the key.
+    """
+    return _hmac(hashes.str.decode("hex"), key, _HASH_DIGITS).alias(hashes.name)
+
+
+def rejections(records: Iterable[Rejected], protection: Protection | None) -> list[Rejected]:
+    """Records of rejected values, with the texts of protected columns replaced.
+
+    A text is protected as a value would be; its column's method and key are the same.
+    """
+    columns = {c.name: c for c in protection.columns} if protection else {}
+    if not columns or protection is None:
+        return list(records)
+    kept = []
+    for record in records:
+        column = columns.get(record.column)
+        if column:
+            text = covered(pl.Series([record.text]), column, protection.masters)[0]
+            record = replace(record, text=text)
+        kept.append(record)
+    return kept
+
+
+def covered(clear: pl.Series, column: Protected, masters: Sequence[Secret]) -> pl.Series:
+    """The values of a column as they are stored.
+
+    Raises:
+        ConfigError: the key cannot be unwrapped.
+    """
+    texts, how = plaintext.texts(clear), column.protect
+    if texts.null_count() == len(texts):
+        return pl.Series([None] * len(texts), dtype=pl.String)
+    if how.method == "mask":
+        return _masked(texts, how.keep)
+    key = column.keys[0]
+    data = unwrapped(key, tuple(masters))
+    if how.method == "encrypt":
+        return _sealed(texts, key, AESGCM(data[:_HALF]))
+    if how.method == "hash":
+        return _hmac(texts, data)
+    methods: Mapping[str, Callable[[pl.Series], pl.Series]] = {
+        "encrypt_deterministic": lambda one: _sealed(one, key, AESSIV(data)),
+        "tokenize": lambda one: _tokens(one, data, how.format),
+    }
+    return _once(texts, methods[how.method])
+
+
+def _once(texts: pl.Series, method: Callable[[pl.Series], pl.Series]) -> pl.Series:
+    """The texts with a method applied to each different one."""
+    unique = texts.drop_nulls().unique()
+    known = pl.DataFrame({"clear": unique, "stored": method(unique)})
+    frame = pl.DataFrame({"clear": texts})
+    return frame.join(known, on="clear", how="left", maintain_order="left")["stored"]
+
+
+def _sealed(texts: pl.Series, key: DataKey, cipher: AESGCM | AESSIV) -> pl.Series:
+    where = bound(key)
+    clear = texts.cast(pl.Binary).to_list()
+    if isinstance(cipher, AESGCM):
+        drawn = os.urandom(_NONCE * len(clear))
+        nonces = [drawn[at : at + _NONCE] for at in range(0, len(drawn), _NONCE)]
+        pairs = zip(nonces, clear, strict=True)
+        sealed = [None if v is None else n + cipher.encrypt(n, v, where) for n, v in pairs]
+    else:
+        sealed = [None if v is None else cipher.encrypt(b"\0" + v, [where]) for v in clear]
+    version = _VERSIONS["encrypt" if isinstance(cipher, AESGCM) else "encrypt_deterministic"]
+    return f"{version}:{key.id}:" + pl.Series(sealed, dtype=pl.Binary).bin.encode("base64")
+
+
+def bound(key: DataKey) -> bytes:
+    """What a value under a key is bound to."""
+    return f"{key.table}\0{key.column}".encode()
+
+
+def _hmac(values: pl.Series, key: bytes, digits: int = 64) -> pl.Series:
+    frame = pl.DataFrame({"v": values.cast(pl.Binary)})
+    made = plh.col("v").chash.hmac_sha256(key=key[:_HALF].hex()).str.slice(0, digits)
+    found: pl.Series = frame.select(made).to_series()
+    return found
+
+
+def _masked(texts: pl.Series, keep: int) -> pl.Series:
+    text = pl.col("text")
+    shown = MASK + text.str.tail(keep) if keep else pl.lit(MASK)
+    long = text.str.len_chars() > 2 * keep
+    found = pl.when(long).then(shown).when(text.is_not_null()).then(pl.lit(MASK))
+    return pl.DataFrame({"text": texts}).select(found).to_series()
+
+
+def _tokens(texts: pl.Series, key: bytes, shaped: bool) -> pl.Series:
+    plain = _TOKEN + _hmac(texts, key, _HASH_DIGITS)
+    if not shaped:
+        return plain
+    made = plain.to_list()
+    for rows, stored in _shaped(texts.to_list(), key):
+        for row, text in zip(rows, stored, strict=True):
+            made[row] = text
+    return pl.Series(made, dtype=pl.String)
+
+
+def _shaped(texts: Sequence[str], key: bytes) -> list[tuple[list[int], list[str]]]:
+    """The numbers of the texts whose shape can be kept, and what they become."""
+    groups: dict[tuple[str, int], list[int]] = {}
+    for row, text in enumerate(texts):
+        found = [alphabet for alphabet, least in _FORMATS if _fits(text, alphabet, least)]
+        if len(found) == 1:
+            count = sum(c.lower() in found[0] for c in text)
+            groups.setdefault((found[0], count), []).append(row)
+    done = []
+    for (alphabet, _), rows in groups.items():
+        values = [[alphabet.index(c) for c in texts[r].lower() if c in alphabet] for r in rows]
+        made = ff1.encrypt(key[:_HALF], len(alphabet), np.array(values, np.uint8))
+        done.append(
+            (rows, [_refilled(texts[r], alphabet, n) for r, n in zip(rows, made, strict=True)])
+        )
+    return done
+
+
+def _fits(text: str, alphabet: str, least: int) -> bool:
+    """Whether a text has enough of an alphabet, and no other letters and digits."""
+    word = [c for c in text if c.isalnum()]
+    return len(word) >= least and text.isascii() and all(c.lower() in alphabet for c in word)
+
+
+def _refilled(text: str, alphabet: str, numerals: Any) -> str:
+    drawn = iter(numerals.tolist())
+    made = []
+    for c in text:
+        if c.isalnum():
+            new = alphabet[next(drawn)]
+            c = new.upper() if c.isupper() else new
+        made.append(c)
+    return "".join(made)
+
+
+def revealed(
+    stored: pl.Series, column: Protected, masters: Sequence[Secret], kind: Any
+) -> pl.Series:
+    """The values that `covered` made the stored ones of, with the polars type ``kind``.
+
+    Raises:
+        ConfigError: a key cannot be unwrapped.
+        Mismatch: the method cannot be undone, or a value is none that a key of this column made.
+    """
+    if column.protect.method not in REVEALED:
+        raise Mismatch(
+            f"Column {column.column} is protected by {column.protect.method}, which"
+            " cannot be undone."
+        )
+    keys = {key.id: key for key in column.keys}
+    ciphers: dict[str, Any] = {}
+
+    def clear(text: str) -> str:
+        parts = _SEALED.match(text)
+        key = keys.get(parts[2]) if parts else None
+        if parts is None or key is None:
+            raise ValueError
+        if parts[2] not in ciphers:
+            data = unwrapped(key, tuple(masters))
+            ciphers[key.id] = AESGCM(data[:_HALF]) if parts[1] == "v1" else AESSIV(data)
+        return _opened(parts[3], ciphers[key.id], bound(key))
+
+    try:
+        found = [None if text is None else clear(text) for text in stored.to_list()]
+    except (ValueError, InvalidTag):
+        raise Mismatch(
+            f"A value of column {column.column} cannot be decrypted by any key of this column.",
+            hint="It was changed, moved from elsewhere, or its key is missing in governance.keys.",
+        ) from None
+    return plaintext.values(pl.Series(stored.name, found, dtype=pl.String), kind)
+
+
+def _opened(text: str, cipher: AESGCM | AESSIV, where: bytes) -> str:
+    sealed = base64.b64decode(text, validate=True)
+    if isinstance(cipher, AESGCM):
+        return cipher.decrypt(sealed[:_NONCE], sealed[_NONCE:], where).decode()
+    return cipher.decrypt(sealed, [where])[1:].decode()

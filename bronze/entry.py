@@ -1,0 +1,68 @@
+"""How a book is written that depends on what it already holds: read, then appended to, at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import polars as pl
+import tenacity
+import uuid_utils
+
+from bronze.errors import BronzeError, CommitConflict
+from bronze.model import Kind, Place
+from bronze.table import commit, files, log, store
+from bronze.table.commit import Change, Position, Shape
+from bronze.table.log import State
+
+_TRIES = 20
+
+
+@dataclass(frozen=True)
+class Page:
+    """What is appended: rows, the position that the book then has, properties of the table, and
+    the facts of the commit.
+    """
+
+    rows: pl.DataFrame = field(repr=False)
+    reached: Position
+    notes: Mapping[str, str]
+    facts: Mapping[str, Any]
+
+
+@tenacity.retry(
+    retry=tenacity.retry_if_exception(commit.lost_race),
+    stop=tenacity.stop_after_attempt(_TRIES),
+    wait=tenacity.wait_exponential_jitter(multiplier=0.02, max=1, jitter=0.1),
+    reraise=True,
+)
+def append(
+    place: Place,
+    columns: Sequence[tuple[str, Kind]],
+    made: Callable[[State | None], Page | None],
+) -> None:
+    """Appends the page that is made for the book as it is; made anew when others were first.
+
+    Raises:
+        CommitConflict: others were first, again and again.
+        LakeError, LakeUnreachable: the book cannot be read or written.
+    """
+    state = log.read(place)
+    page = made(state)
+    if page is None:
+        return
+    file = files.write([page.rows], place, str(uuid_utils.uuid7()), ())
+    if file is None:
+        return
+    change = Change("WRITE", [file], parameters={"mode": "Append"})
+    # What other writers have added to the properties stays.
+    known = dict(state.properties) if state else {}
+    shape = Shape(tuple(columns), (), notes=tuple((known | dict(page.notes)).items()))
+    try:
+        commit.commit(place, state, change, page.facts, shape=shape, reached=page.reached)
+    except CommitConflict:
+        with suppress(BronzeError):
+            store.delete(place, [file.path])
+        raise

@@ -1,0 +1,237 @@
+"""What a worker finds out for a proof: the rows of one side, summed up by buckets or by name.
+
+Nothing here knows of the other side; `bronze.verify` holds the two against each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+import tenacity
+
+from bronze import compare
+from bronze.enrich import buckets, fingerprint
+from bronze.enrich.buckets import Keyed, Sums
+from bronze.errors import LakeError, SourceUnreachable
+from bronze.model import DELETED, Column, Kind, Known, Origin, Place, Stored
+from bronze.source import read, witness
+from bronze.table import files
+
+_TRIES = 4
+_MAX_DELAY = 8.0
+
+HASH, FILE, ROW = "row_hash", "\0file", "\0row"
+
+patient = tenacity.retry(
+    retry=tenacity.retry_if_exception_type(SourceUnreachable),
+    stop=tenacity.stop_after_attempt(_TRIES),
+    wait=tenacity.wait_exponential_jitter(multiplier=0.5, max=_MAX_DELAY),
+    reraise=True,
+)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which rows are to be named: those of some buckets, and of them one share by their keys."""
+
+    chosen: npt.NDArray[np.bool_] = field(repr=False)
+    share: int = 0
+    shares: int = 1
+
+    def of(self, rows: pl.DataFrame, key: Sequence[str]) -> pl.DataFrame:
+        """Those of the rows that are meant."""
+        digests = buckets.of_hashes(rows[HASH])
+        mine = self.chosen[buckets.of(digests)]
+        if self.shares > 1:
+            prints = fingerprint.of_keys(rows.select(key).get_columns()) if key else digests[:, 1]
+            mine &= prints % np.uint64(self.shares) == np.uint64(self.share)
+        return rows.filter(pl.Series(mine))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Some slices of a table of the source. ``queries`` are those of `bronze.source.digest`: to
+    name rows, each has its condition, and ``key`` the columns of the key.
+    """
+
+    origin: Origin
+    session: tuple[str, ...]
+    table: str
+    queries: tuple[str, ...]
+    estimate: int = 0
+    key: tuple[Column, ...] = ()
+    keyed: Keyed | None = field(default=None, repr=False)
+    wanted: Wanted | None = None
+
+
+@dataclass(frozen=True)
+class Held:
+    """A file of a Bronze table. ``live`` are the numbers of its rows that count in a history."""
+
+    place: Place
+    number: int
+    file: Stored
+    layout: tuple[tuple[str, Kind], ...]
+    key: tuple[str, ...] = ()
+    live: npt.NDArray[np.int64] | None = field(default=None, repr=False)
+    wanted: Wanted | None = None
+
+
+@dataclass(frozen=True)
+class Summed:
+    """The sums of some rows, of one side."""
+
+    source: bool
+    sums: Sums = field(repr=False)
+    estimate: int = 0
+
+
+@patient
+def of_source(task: Asked) -> Summed:
+    """The sums of what PostgreSQL hashes.
+
+    Raises:
+        SourceError
+    """
+    sums = buckets.nothing()
+    for data in witness.digests(task.origin, task.session, task.queries, task.table):
+        buckets.add(sums, buckets.unpacked(data, task.keyed))
+    return Summed(True, sums, task.estimate)
+
+
+@patient
+def named(task: Asked) -> pl.DataFrame:
+    """The wanted rows of the source: their keys, and ``row_hash``.
+
+    Raises:
+        SourceError
+    """
+    if task.wanted is None:
+        raise ValueError("which rows?")
+    # Of keyed hashes PostgreSQL cannot tell the buckets.
+    condition = "true" if task.keyed else buckets.condition(task.wanted.chosen)
+    names = [column.target for column in task.key]
+    columns = (*task.key, _HASHES)
+    found = [pl.DataFrame(schema={**{c.target: read.dtype(c.kind) for c in task.key}, HASH: _TEXT})]
+    for query in task.queries:
+        rows = read.rows(task.origin, task.session, query, (condition,), columns, task.table)
+        for frame, _ in rows:
+            if task.keyed:
+                raw = b"".join(frame[HASH].str.decode("hex").to_list())
+                hashes = buckets.written(buckets.unpacked(raw, task.keyed))
+                frame = frame.with_columns(hashes.alias(HASH))
+            found.append(task.wanted.of(frame, names))
+    return pl.concat(found)
+
+
+_TEXT = pl.String
+_HASHES = Column("", HASH, "text", Kind("string"), "same", "", "", "", "")
+
+
+def of_file(task: Held) -> Summed:
+    """The sums of the hashes in a file.
+
+    Raises:
+        LakeError, LakeUnreachable
+    """
+    sums = buckets.nothing()
+    for rows in _live(task, (HASH,)):
+        buckets.add(sums, buckets.of_hashes(rows[HASH]))
+    return Summed(False, sums)
+
+
+def held(task: Held) -> pl.DataFrame:
+    """The wanted rows of a file: their keys, ``row_hash``, and where they are (`FILE`, `ROW`).
+
+    Raises:
+        LakeError, LakeUnreachable
+    """
+    kinds = {name: read.dtype(kind) for name, kind in task.layout if name in task.key}
+    schema = {**{n: kinds[n] for n in task.key}, HASH: _TEXT, FILE: pl.Int64, ROW: pl.Int64}
+    found = [pl.DataFrame(schema=schema)]
+    for rows in _live(task, (*task.key, HASH)):
+        kept = rows if task.wanted is None else task.wanted.of(rows, task.key)
+        found.append(
+            kept.with_columns(pl.lit(task.number, pl.Int64).alias(FILE)).select(list(schema))
+        )
+    return pl.concat(found)
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """A file in which the rows with some keys are looked for."""
+
+    held: Held
+    keys: pl.DataFrame = field(repr=False)
+
+
+def sharing(task: Sharing) -> pl.DataFrame:
+    """The keys of all rows that count and have one of the keys.
+
+    Raises:
+        LakeError, LakeUnreachable
+    """
+    names = task.keys.columns
+    parts = (rows.select(names) for rows in _live(task.held, names))
+    found = [rows.join(task.keys, on=names, how="semi") for rows in parts]
+    return pl.concat([task.keys.clear(), *found])
+
+
+def last(known: Known) -> tuple[npt.NDArray[np.int64], ...]:
+    """For each file of a history the numbers of its rows that are live last versions.
+
+    Raises:
+        LakeError, LakeUnreachable
+    """
+    with readable(known.place):
+        found = dict(compare.last_positions(known))
+    nothing = np.empty(0, np.int64)
+    return tuple(found.get(file, nothing) for file in known.files)
+
+
+def _live(task: Held, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
+    """Some columns of the rows that count, and their numbers."""
+    names = (*columns, "record_status")
+    with readable(task.place, task.file):
+        parquet = files.opened(task.place, task.file)
+        constants = dict(task.file.partition)
+        for start, table in files.parts(parquet, task.layout, names, None, constants):
+            rows = pl.DataFrame(table).with_columns(
+                pl.int_range(start, start + table.num_rows, dtype=pl.Int64).alias(ROW)
+            )
+            if task.live is not None:
+                inside = (task.live >= start) & (task.live < start + table.num_rows)
+                rows = rows[task.live[inside] - start]
+            yield rows.filter(pl.col("record_status").ne_missing(DELETED))
+
+
+@contextmanager
+def readable(place: Place, file: Stored | None = None) -> Iterator[None]:
+    """Makes errors of what cannot be read as Parquet ours."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, pl.exceptions.PolarsError) as error:
+        what = f"The file {file.path} of" if file else "A file of"
+        text = " ".join(str(error).split())[:200]
+        raise LakeError(
+            f"{what} the table at {place.url} cannot be read: {text}.",
+            hint="`bronze verify --at-rest` says which files and rows are damaged.",
+        ) from error
+
+
+def concatenated(parts: Sequence[Any]) -> pl.DataFrame:
+    """The rows that several workers have found."""
+    return pl.concat([part for part in parts if isinstance(part, pl.DataFrame)])
+
+
+def no_rows(like: pl.DataFrame) -> pl.DataFrame:
+    """No rows of a Bronze table, with the columns of `held`."""
+    kinds = {FILE: pl.Int64, ROW: pl.Int64}
+    return like.clear().with_columns(pl.lit(None, kind).alias(name) for name, kind in kinds.items())

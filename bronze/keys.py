@@ -1,0 +1,256 @@
+"""The keys of the tables: looked up in ``governance.keys``, made where there are none, rotated.
+
+They are made when a table is planned, by compare-and-swap, so two runs that begin at once use the
+same ones. What a run gets are wrapped keys; they are unwrapped where rows are worked on.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import polars as pl
+import tenacity
+import uuid_utils
+
+from bronze.books import keys as book
+from bronze.books.keys import Record
+from bronze.config import GOVERNANCE, Settings
+from bronze.drift import Settled
+from bronze.enrich import keyring
+from bronze.errors import BronzeError, ConfigError
+from bronze.model import STABLE, DataKey, Place, Protected, Protection
+from bronze.prepare import Target
+from bronze.table import commit, expire, files, log, store
+from bronze.table.commit import Change, Shape
+from bronze.table.log import State
+
+ROW_HASH = "row_hash"
+"""The purpose of the key of a table's row hashes."""
+
+IDS = "bronze.keys"
+"""The property of a Bronze table that names the keys of its row hashes ("") and columns."""
+
+Use = tuple[str, str, str]
+"""What a key is for: table, column and purpose."""
+
+
+@dataclass(frozen=True)
+class KeyReport:
+    """One key, without its secret. ``current`` is what new values are protected with."""
+
+    id: str
+    table: str
+    column: str
+    purpose: str
+    master: str
+    created: datetime
+    current: bool
+
+
+def ready(settings: Settings) -> None:
+    """Makes sure that what is to be protected can be.
+
+    Raises:
+        ConfigError: the config protects columns, and there is no master key.
+    """
+    if settings.protects:
+        for given in settings.masters:
+            keyring.master(given)
+
+
+def protection(settings: Settings, target: Target, settled: Settled) -> Protection | None:
+    """How a table is protected by the config; None where all of it is taken in clear.
+
+    Raises:
+        ConfigError: there is no master key.
+        LakeError, LakeUnreachable: the keys cannot be read or written.
+    """
+    columns = [column for column in settled.columns if column.protect]
+    if not columns:
+        dropped = any(how.dropped for how in target.settings.protect.values())
+        return Protection((), None, ()) if dropped else None
+    table = f"{target.schema}.{target.name}"
+    uses: dict[str, Use] = {}
+    for column in columns:
+        how = column.protect
+        if how and how.method != "mask":
+            where = ("", how.join) if how.join else (table, column.target)
+            uses[column.target] = (*where, how.method)
+    hashes = (table, "", ROW_HASH)
+    held = ensured(settings, [*uses.values(), hashes])
+    return Protection(
+        tuple(
+            Protected(c.target, c.name, c.kind, c.protect, held.get(uses.get(c.target, hashes), ()))
+            for c in columns
+            if c.protect
+        ),
+        held[hashes][0],
+        settings.masters,
+    )
+
+
+def ids(given: Protection | None) -> str:
+    """The property `IDS` of a table."""
+    if given is None or given.row_hash is None:
+        return "{}"
+    named = {c.column: c.keys[0].id for c in given.columns if c.protect.stable}
+    return json.dumps({"": given.row_hash.id, **named})
+
+
+def moved(given: Protection | None, state: State | None) -> bool:
+    """Whether the table was written with other keys than those that equality depends on now."""
+    if given is None or given.row_hash is None or state is None:
+        return False
+    was: dict[str, str] = json.loads(state.properties.get(IDS, "{}"))
+    now: dict[str, str] = json.loads(ids(given))
+    return bool(was) and any(was.get(name, key) != key for name, key in now.items())
+
+
+def place(settings: Settings) -> Place:
+    """Where the keys are."""
+    return settings.place(GOVERNANCE, book.NAME)
+
+
+def held(settings: Settings) -> tuple[State | None, tuple[Record, ...]]:
+    """The table of keys as it is, and its records, earliest first.
+
+    Raises:
+        LakeError, LakeUnreachable
+    """
+    where = place(settings)
+    state = log.read(where)
+    frames = [files.conform(pl.DataFrame().to_arrow(), book.COLUMNS, {}, 0)]
+    for file in state.files if state else ():
+        frames += [part for _, part in files.parts(files.opened(where, file), book.COLUMNS)]
+    return state, book.records(pl.concat([pl.DataFrame(part) for part in frames]))
+
+
+def found(records: Sequence[Record]) -> dict[Use, tuple[DataKey, ...]]:
+    """The keys for each use, the latest first."""
+    keys: dict[Use, tuple[DataKey, ...]] = {}
+    for key in (record.key for record in records):
+        use = (key.table, key.column, key.purpose)
+        keys[use] = (key, *keys.get(use, ()))
+    return keys
+
+
+def ensured(settings: Settings, uses: Collection[Use]) -> Mapping[Use, tuple[DataKey, ...]]:
+    """The keys for some uses, made where there are none."""
+
+    def missing(records: Sequence[Record]) -> list[Use]:
+        known = found(records)
+        return [use for use in dict.fromkeys(uses) if use not in known]
+
+    return found(_added(settings, missing))
+
+
+def rotate(settings: Settings, tables: Collection[str], reencrypt: bool) -> tuple[KeyReport, ...]:
+    """Makes new keys for tables: what was written with the old ones stays readable.
+
+    Args:
+        settings: the config.
+        tables: as keys name them (``schema.bz_table``); none is all that have keys. Keys that
+            several tables share are left as they are, unless no table is named.
+        reencrypt: new keys for row hashes and for methods that keep equal values equal as well:
+            the next run of these tables writes them anew.
+
+    Raises:
+        ConfigError: there is no master key, or a table has no keys.
+        LakeError, LakeUnreachable
+    """
+
+    def wanted(records: Sequence[Record]) -> list[Use]:
+        known = found(records)
+        unknown = sorted(set(tables) - {table for table, _, _ in known})
+        if unknown:
+            raise ConfigError(
+                f"There are no keys for the table {unknown[0]}.",
+                hint="`bronze keys` lists those that there are.",
+            )
+        chosen = [use for use in known if not tables or use[0] in tables]
+        return [use for use in chosen if reencrypt or use[2] not in (*STABLE, ROW_HASH)]
+
+    before = {record.key.id for record in held(settings)[1]}
+    records = _added(settings, wanted)
+    return tuple(report for report in reports(records) if report.id not in before)
+
+
+def rewrap(settings: Settings) -> int:
+    """Wraps all keys by the first master key of the config; returns how many were not yet.
+
+    The table of keys is replaced, and its older versions, which the old master key opens, are
+    deleted.
+
+    Raises:
+        ConfigError: a key was wrapped by a master key that the config does not name.
+        LakeError, LakeUnreachable
+    """
+    wrapping = keyring.master(settings.masters[0])
+    mine = keyring.fingerprint(wrapping)
+    state, records = held(settings)
+    old = [record for record in records if record.key.master != mine]
+    if state is None or not old:
+        return 0
+    done = [
+        record
+        if record.key.master == mine
+        else Record(keyring.rewrapped(record.key, settings.masters, wrapping), record.created)
+        for record in records
+    ]
+    _committed(settings, state, done, replacing=True)
+    expire.purge(state.place, time.time())
+    return len(old)
+
+
+def reports(records: Sequence[Record]) -> tuple[KeyReport, ...]:
+    """What may be shown of keys."""
+    current = {keys[0].id for keys in found(records).values()}
+    return tuple(
+        KeyReport(k.id, k.table, k.column, k.purpose, k.master, record.created, k.id in current)
+        for record in records
+        for k in [record.key]
+    )
+
+
+@tenacity.retry(
+    retry=tenacity.retry_if_exception(commit.lost_race),
+    stop=tenacity.stop_after_attempt(8),
+    wait=tenacity.wait_exponential_jitter(multiplier=0.05, max=2),
+    reraise=True,
+)
+def _added(
+    settings: Settings, wanted: Callable[[Sequence[Record]], Sequence[Use]]
+) -> tuple[Record, ...]:
+    """The records, once there are new ones for what is wanted of those that there are."""
+    state, records = held(settings)
+    uses = wanted(records)
+    if not uses:
+        return records
+    wrapping = keyring.master(settings.masters[0])
+    # The latest one counts, whatever the clocks of different machines say.
+    last = max((record.created for record in records), default=datetime.min.replace(tzinfo=UTC))
+    now = max(datetime.now(UTC), last + timedelta(microseconds=1))
+    new = tuple(Record(keyring.new(wrapping, *use), now) for use in uses)
+    _committed(settings, state, new)
+    return (*records, *new)
+
+
+def _committed(
+    settings: Settings, state: State | None, records: Sequence[Record], replacing: bool = False
+) -> None:
+    where, batch = place(settings), str(uuid_utils.uuid7())
+    file = files.write([book.frame(records)], where, batch, ())
+    if file is None:
+        raise BronzeError("There is no key to keep.")
+    removed = state.files if replacing and state else ()
+    change = Change("WRITE", [file], removed, parameters={"mode": "Append"})
+    shape = None if state else Shape(book.COLUMNS, ())
+    try:
+        commit.commit(where, state, change, {"batch_id": batch}, shape=shape)
+    except BronzeError:
+        store.delete(where, [file.path])
+        raise

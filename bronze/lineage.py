@@ -1,0 +1,317 @@
+"""Lineage: what a run did to each table is entered into ``governance.data_lineage``, once.
+
+All records of a run are one append at its end. Each commit of a table holds its record among its
+facts, and the book holds, for each table, the version up to which all commits are in it (as app
+transactions). So whoever writes next sees which commits lie between, and enters those of runs that
+died, or that are still to write theirs, which then leave it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import datetime
+from typing import Any
+
+from bronze import actor
+from bronze.books import lineage as book
+from bronze.books.lineage import Record
+from bronze.config import GOVERNANCE, Settings
+from bronze.drift import Settled
+from bronze.entry import Page, append
+from bronze.errors import BronzeError
+from bronze.model import Column, Failure, Late, Place, Stamp, TableResult
+from bronze.plan import Plan
+from bronze.prepare import Target
+from bronze.source.snapshot import Snapshot
+from bronze.table import commit, log
+from bronze.table.commit import Position, transaction
+from bronze.table.log import State
+
+FACT = "lineage"
+"""The key of a commit's facts under which its record is."""
+
+STREAM = "stream"
+_BOOK = "lineage"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A record to be entered, and what it is about.
+
+    ``version`` is the latest one that is known of its table, which lies at ``place``; None where
+    nothing is known. ``columns`` are the contract, ``database`` is the source's as
+    ``host:port/name``, ``began`` when the run began.
+    """
+
+    record: Record
+    place: Place
+    version: int | None
+    columns: tuple[Column, ...]
+    database: str
+    began: datetime
+
+
+def begun(
+    settings: Settings,
+    config: str,
+    target: Target,
+    stamp: Stamp,
+    held: Snapshot,
+    plan: Plan | None,
+) -> Entry:
+    """The record of a table before anything has happened to it; ``config`` is the config's hash."""
+    state = plan.state if plan else None
+    version = state.version if state else None
+    record = Record(
+        lineage_id=stamp.lineage,
+        source_system=stamp.source_system,
+        source_table=target.label,
+        target_system=settings.lake.root,
+        target_table=f"{target.schema}.{target.name}",
+        transformation_type=stamp.method,
+        created_by=", ".join(filter(None, (actor.user(), actor.identity()))),
+        batch_id=stamp.batch_id,
+        mode=plan.mode if plan else "",
+        position=held.position,
+        snapshot=held.name,
+        timeline=held.timeline,
+        version_before=version,
+        version_after=None,
+        rows_read=0,
+        inserted=0,
+        updated=0,
+        deleted=0,
+        rejected=0,
+        contract_hash=contract(plan.settled) if plan else "",
+        config_hash=config,
+        schema_changes=json.dumps(changes(plan), ensure_ascii=False),
+        status="failed",
+        error_kind="",
+    )
+    at = held.holder.info
+    return Entry(
+        record=record,
+        place=target.place,
+        version=version,
+        columns=plan.settled.columns if plan else (),
+        database=f"{at.host}:{at.port}/{at.dbname}",
+        began=stamp.loaded_at,
+    )
+
+
+def contract(settled: Settled) -> str:
+    """The hash of what each column becomes, as 32 hexadecimal digits."""
+    told = [(c.name, c.target, c.source_type, str(c.kind), c.wire) for c in settled.columns]
+    return hashlib.sha256(json.dumps(told, ensure_ascii=False).encode()).hexdigest()[:32]
+
+
+def changes(plan: Plan | None) -> tuple[str, ...]:
+    """What happens to a table's columns by its plan."""
+    if plan is None:
+        return ()
+    if plan.state is None:
+        return (f"created with {len(plan.settled.columns)} columns",)
+    return plan.settled.notes
+
+
+def ended(entry: Entry, result: TableResult) -> Entry:
+    """The record with what was done."""
+    record, landed = entry.record, result.version is not None
+    done = replace(
+        record,
+        version_before=_before(result.version) if landed else record.version_before,
+        version_after=result.version,
+        rows_read=result.rows_read,
+        inserted=result.inserted,
+        updated=result.updated,
+        deleted=result.deleted,
+        rejected=result.rejected,
+        schema_changes=record.schema_changes if landed else "[]",
+        status=result.status,
+        error_kind=result.error.kind if result.error else "",
+    )
+    return replace(entry, record=done, version=result.version if landed else entry.version)
+
+
+def _before(version: int | None) -> int | None:
+    return version - 1 if version else None
+
+
+def streaming(entry: Entry) -> Entry:
+    """The record of a table that follows a stream from here on."""
+    record = entry.record
+    known = record.version_before if record.version_after is None else record.version_after
+    done = replace(record, mode=STREAM, status="streaming", version_after=known, error_kind="")
+    return replace(entry, record=done)
+
+
+def followed(entry: Entry, **done: int) -> Entry:
+    """The record with what a batch of the stream has added to its counts."""
+    known = asdict(entry.record)
+    sums = {name: known[name] + count for name, count in done.items()}
+    return replace(entry, record=replace(entry.record, **sums))
+
+
+def at(entry: Entry, batch_id: str, position: int, version: int) -> Entry:
+    """The record of a table that a stream has brought to a version."""
+    done = replace(entry.record, batch_id=batch_id, position=position, version_after=version)
+    return replace(entry, record=done, version=version)
+
+
+def left(entry: Entry, error: BronzeError | None) -> Entry:
+    """The record of a table that does not follow the stream any more."""
+    record = entry.record
+    moved = record.inserted or record.updated or record.deleted
+    status = "failed" if error else "landed" if moved else "unchanged"
+    kind = type(error).__name__ if error else ""
+    return replace(entry, record=replace(record, status=status, error_kind=kind))
+
+
+def told(entry: Entry, **done: Any) -> Mapping[str, Any]:
+    """The record as a commit holds it; its version is told by where it is."""
+    return {FACT: asdict(replace(entry.record, **done))}
+
+
+def place(settings: Settings) -> Place:
+    """Where the records are."""
+    return settings.place(GOVERNANCE, book.NAME)
+
+
+def enter(settings: Settings, entries: Sequence[Entry]) -> tuple[Record, ...]:
+    """Enters records, and with them those that others have left out about the same tables.
+
+    Returns:
+        The latter.
+
+    Raises:
+        CommitConflict: others wrote at the same time, again and again.
+        LakeError, LakeUnreachable: the book cannot be written, or a table's log not be read.
+    """
+    late: list[Record] = []
+
+    def page(state: State | None) -> Page | None:
+        late[:] = []
+        marks: dict[str, int] = {}
+        own: list[Record] = []
+        for table in _by_table(entries):
+            mark = _mark(state, table)
+            late.extend(_left_out(table, mark))
+            own += [e.record for e in table if not _entered(e.record, mark)]
+            if (known := _latest(table)) is not None:
+                name = table[0].record.target_table
+                marks[name] = known if mark is None else max(known, mark)
+        records = [*late, *own]
+        if not records:
+            return None
+        count = (state.position(transaction(_BOOK)) or 0) if state else 0
+        reached = Position(_BOOK, count + len(records), tuple(marks.items()))
+        notes = dict(settings.maintain.properties())
+        return Page(book.frame(records), reached, notes, {"records": len(records)})
+
+    append(place(settings), book.COLUMNS, page)
+    return tuple(late)
+
+
+def _by_table(entries: Sequence[Entry]) -> Iterable[list[Entry]]:
+    tables: dict[str, list[Entry]] = {}
+    for one in entries:
+        tables.setdefault(one.record.target_table, []).append(one)
+    return tables.values()
+
+
+def _latest(table: Sequence[Entry]) -> int | None:
+    return max((one.version for one in table if one.version is not None), default=None)
+
+
+def _mark(state: State | None, table: Sequence[Entry]) -> int | None:
+    """The version up to which the book has all commits of a table, None where it has none."""
+    first, known = table[0], _latest(table)
+    name = transaction(f"{_BOOK}/{first.record.target_table}")
+    mark = state.position(name) if state else None
+    if mark is None or known is None or known >= mark:
+        return mark
+    # Either somebody else was faster, or the table was moved away and made anew.
+    now = log.read(first.place)
+    return mark if now is not None and now.version >= mark else None
+
+
+def _entered(record: Record, mark: int | None) -> bool:
+    """Whether somebody else has entered it: a stream's records are its own to enter."""
+    version = record.version_after
+    return record.mode != STREAM and version is not None and mark is not None and version <= mark
+
+
+def _left_out(table: Sequence[Entry], mark: int | None) -> Iterator[Record]:
+    """The records in a table's log that the book does not have, latest first."""
+    known = _latest(table)
+    if known is None:
+        return
+    own = [one.record for one in table]
+    mine = {record.lineage_id for record in own}
+    made = {r.version_after for r in own if r.version_after != r.version_before}
+    for version in range(known, -1 if mark is None else mark, -1):
+        if version in made:
+            continue
+        info = log.info(table[0].place, version)
+        if info is None:
+            return
+        fact = json.loads(info.get(commit.FACTS, "{}")).get(FACT)
+        if not fact:
+            continue
+        found = _read(fact, version)
+        if found.lineage_id not in mine:
+            mine.add(found.lineage_id)
+            yield found
+        if found.mode == STREAM:
+            # Its counts are of all its commits, and before its first one it has entered the table.
+            return
+
+
+def _read(fact: Mapping[str, Any], version: int) -> Record:
+    known: dict[str, Any] = {one.name: fact.get(one.name) for one in fields(Record)}
+    before = _before(version) if known["mode"] != STREAM else known["version_before"]
+    return Record(**{**known, "version_before": before, "version_after": version})
+
+
+@dataclass
+class Ledger:
+    """The entries of a run, until they are entered together."""
+
+    settings: Settings
+    entries: list[Entry] = field(default_factory=list)
+
+    def add(self, entry: Entry) -> None:
+        """Keeps an entry. A failure gives way to what a later attempt has done."""
+        target = entry.record.target_table
+        self.entries = [
+            one
+            for one in self.entries
+            if one.record.target_table != target or one.record.version_after is not None
+        ]
+        self.entries.append(entry)
+
+    def closed(self) -> tuple[tuple[Late, ...], Failure | None]:
+        """Enters them.
+
+        Returns:
+            What was entered of others, and why nothing could be entered, if so. What is in the
+            tables then is entered by the next run.
+        """
+        try:
+            return tuple(late(record) for record in enter(self.settings, self.entries)), None
+        except BronzeError as error:
+            return (), error.failure()
+
+
+def late(record: Record) -> Late:
+    """What is told of a record that somebody else has left out."""
+    return Late(
+        record.batch_id,
+        record.source_table,
+        record.target_table,
+        record.version_after,
+        tuple(json.loads(record.schema_changes)),
+    )

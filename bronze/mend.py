@@ -1,0 +1,228 @@
+"""Repair: what differs is taken anew from the source.
+
+First the rows that a comparison would not see are cut out: those whose values were altered beneath
+their hash, those that are there more than once, and those of files that cannot be read. Then all
+rows are compared, as a run does it, in the snapshot of the proof: only what differs lands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import uuid_utils
+
+from bronze import engine, pipeline
+from bronze.claim import Claim, carried
+from bronze.config import Settings
+from bronze.engine import Course, Task
+from bronze.errors import BronzeError, CommitConflict, TableRefused
+from bronze.landing import Table
+from bronze.model import Failure, Stored, TableResult
+from bronze.pipeline import Notify, running
+from bronze.prepare import Target
+from bronze.table import commit, log, merge, store
+from bronze.table.commit import Change
+from bronze.table.log import State
+from bronze.verdict import VerifiedTable
+
+
+@dataclass
+class Damage:
+    """What is to be cut out: rows of files by their numbers, and whole files."""
+
+    rows: dict[Stored, list[npt.NDArray[np.int64]]] = field(default_factory=dict)
+    lost: list[Stored] = field(default_factory=list)
+
+    def add(self, file: Stored, numbers: npt.NDArray[np.int64]) -> None:
+        """Adds rows of a file."""
+        self.rows.setdefault(file, []).append(numbers)
+
+
+@dataclass(frozen=True)
+class Mended:
+    """What a repair did to a table: it cut out rows, and landed others."""
+
+    cut: int = 0
+    landed: TableResult | None = None
+    error: Failure | None = None
+    streamed: bool = False
+
+
+def mended(
+    settings: Settings,
+    wanting: Sequence[tuple[Claim, Damage]],
+    pool: Executor | None,
+    notify: Notify,
+) -> dict[str, Mended]:
+    """Repairs tables; what was done to each, by its target.
+
+    Raises:
+        LakeError, LakeUnreachable: the lake cannot be written.
+    """
+    done: dict[str, Mended] = {}
+    if not wanting:
+        return done
+    batch_id = str(uuid_utils.uuid7())
+    store.prove_writable(settings.place(settings.lake.schema_, ""))
+    limit = min(claim.given.readers for claim, _ in wanting)
+    with running(settings, pool, limit, ()) as workers:
+        courses = [_cut(claim, damage, batch_id) for claim, damage in wanting]
+        done.update(engine.drive(workers, courses, limit))
+    cut = [claim for claim, _ in wanting if done[claim.target].error is None]
+    tables = [table for claim in cut for table in _planned(settings, claim, batch_id)]
+    if tables:
+        for result in pipeline.landed(settings, tables, pool, notify):
+            before = done[result.target]
+            done[result.target] = replace(before, landed=result, error=result.error)
+    return done
+
+
+def _planned(settings: Settings, claim: Claim, batch_id: str) -> list[Table]:
+    """The run of one table, which compares all rows."""
+    given = claim.given
+    slots = settings.source[given.origin.name].pool.readers
+
+    def fitted(target: Target) -> Target:
+        there = carried(given, target)
+        if target.settings.pattern != "streaming":
+            return there
+        own = {"pattern": "full_refresh", "key": tuple(column.name for column in claim.key)}
+        return replace(there, settings=target.settings.model_copy(update=own))
+
+    targets = [given.target]
+    planned = pipeline.planned(settings, given.origin, given.held, targets, batch_id, slots, fitted)
+    for table in planned:
+        if table.plan and table.plan.mode == "changes":
+            table.plan = table.plan.whole("a repair")
+    return planned
+
+
+def _cut(claim: Claim, damage: Damage, batch_id: str) -> Course[tuple[str, Mended]]:
+    """Cuts out what is damaged."""
+    place, streamed = claim.given.target.place, _is_streamed(claim)
+    try:
+        if claim.error:
+            raise claim.error
+        refused = _refused(claim, damage)
+        if refused:
+            raise refused
+        count = 0
+        if damage.rows:
+            count = yield from _rows_cut(claim, damage, batch_id)
+        if damage.lost:
+            state = _state(claim, damage.lost)
+            # Nobody can tell what these rows were; the next commit tells what they are.
+            change = Change("DELETE", removed=damage.lost, is_data=False)
+            commit.commit(place, state, change, _facts(claim, batch_id))
+        return claim.target, Mended(count, streamed=streamed)
+    except BronzeError as error:
+        with suppress(BronzeError):
+            commit.discard(place, batch_id)
+        return claim.target, Mended(error=error.failure(), streamed=streamed)
+
+
+def _rows_cut(claim: Claim, damage: Damage, batch_id: str) -> Course[int]:
+    place = claim.given.target.place
+    state = _state(claim, list(damage.rows))
+    jobs = [
+        merge.Merge(
+            place=place,
+            file=file,
+            layout=state.columns,
+            key=(),
+            stats=_stats(state),
+            stamp=replace(claim.given.stamp, batch_id=batch_id),
+            changes=(),
+            gone=np.unique(np.concatenate(numbers)),
+            on_delete="remove",
+        )
+        for file, numbers in damage.rows.items()
+    ]
+    done: list[merge.Merged] = yield [Task(merge.merge, job, claim.label) for job in jobs]
+    change = Change(
+        "DELETE",
+        added=[one.file for one in done if one.file],
+        removed=[one.old for one in done],
+        feed=[one.feed for one in done if one.feed],
+    )
+    commit.commit(place, state, change, _facts(claim, batch_id))
+    return sum(one.deleted for one in done)
+
+
+def _stats(state: State) -> tuple[str, ...]:
+    named = state.properties.get("delta.dataSkippingStatsColumns", "")
+    return tuple(name for name, _ in state.columns if name in named)
+
+
+def _state(claim: Claim, wanted: Sequence[Stored]) -> State:
+    """The table as it is now, which must still have the files that are meant.
+
+    Raises:
+        CommitConflict: somebody else has written them anew.
+    """
+    state = log.read(claim.given.target.place)
+    if state is None or not {file.path for file in wanted} <= {file.path for file in state.files}:
+        raise CommitConflict(
+            f"Another writer committed to the table at {claim.given.target.place.url} first.",
+            hint="Verify again; nothing of this repair is in that table.",
+        )
+    return state
+
+
+def _is_streamed(claim: Claim) -> bool:
+    return claim.given.target.settings.pattern == "streaming"
+
+
+def _refused(claim: Claim, damage: Damage) -> TableRefused | None:
+    """Why a table cannot be repaired, None where it can."""
+    if claim.history and (damage.rows or damage.lost):
+        return TableRefused(
+            f"The history {claim.given.target.name} is damaged; the source has no earlier"
+            " versions to mend it with.",
+            hint="Restore its files from a backup, or move the table away and begin a new one.",
+            table=claim.label,
+        )
+    if claim.state is None and _is_streamed(claim):
+        return TableRefused(
+            f"Table {claim.label} is streamed, and not there yet.",
+            hint="`bronze stream` copies it.",
+            table=claim.label,
+        )
+    return None
+
+
+def _facts(claim: Claim, batch_id: str) -> Mapping[str, Any]:
+    return {
+        "batch_id": batch_id,
+        "source": claim.given.origin.name,
+        "table": claim.label,
+        "mode": "repair",
+    }
+
+
+def told(result: VerifiedTable, done: Mapping[str, Mended]) -> VerifiedTable:
+    """What a table is after its repair, with what the repair did."""
+    one = done.get(result.target)
+    if one is None:
+        return result
+    landed = one.landed
+    counts = (landed.inserted, landed.updated, landed.deleted) if landed else ()
+    said = f"repaired: {one.cut:,} rows cut out"
+    if landed:
+        said += ", {:,} inserted, {:,} updated, {:,} deleted".format(*counts)
+    notes = [said] if one.error is None else []
+    if one.streamed and one.error is None:
+        notes.append("the stream compares this table once when it goes on")
+    failed = result.error or one.error
+    return replace(
+        result,
+        repaired=one.cut + sum(counts),
+        notes=(*notes, *result.notes),
+        error=failed,
+    )

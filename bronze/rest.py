@@ -1,0 +1,163 @@
+"""The proof of Bronze tables at rest: their files are what the log says, and their rows what their
+checksums say. The source is asked for nothing but a repair.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from urllib.parse import unquote
+
+import uuid_utils
+
+from bronze import drift, engine, inspection, maintain, mend, units
+from bronze.claim import found
+from bronze.config import Settings
+from bronze.engine import Course, Task
+from bronze.enrich.stamp import COMMITTED, METADATA
+from bronze.errors import BronzeError
+from bronze.inspection import Inspected, Resting
+from bronze.mend import Damage
+from bronze.opposed import LISTED
+from bronze.pipeline import Notify, Progress, running
+from bronze.table import expire
+from bronze.table.history import KIND
+from bronze.table.log import State
+from bronze.verdict import FaultyFile, FaultyRow, VerifiedTable
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What one look at a table has found, and which of it may be taken anew from the source."""
+
+    source: str
+    result: VerifiedTable
+    damage: Damage = field(default_factory=Damage)
+
+
+def verified(
+    settings: Settings,
+    tables: Sequence[str],
+    repair: bool,
+    pool: Executor | None,
+    notify: Notify,
+) -> list[VerifiedTable]:
+    """What was found out about each table; see `bronze.verify.verify`.
+
+    Raises:
+        ConfigError: there is no such table.
+        LakeError, LakeUnreachable: the lake cannot be read.
+    """
+    looks = _driven(settings, tables, pool, notify)
+    wanting = {look.source: look for look in looks if look.result.status == "differs"}
+    if not repair or not wanting:
+        return [look.result for look in looks]
+    with ExitStack() as stack:
+        claims = found(settings, list(wanting), str(uuid_utils.uuid7()), stack)
+        pairs = [(s, wanting[f"{s.given.target.source}.{s.label}"].damage) for s in claims]
+        mended = mend.mended(settings, pairs, pool, notify)
+    after = _driven(settings, [s.given.target.name for s in claims], pool, notify)
+    second = {look.source: mend.told(look.result, mended) for look in after}
+    return [second.get(look.source, look.result) for look in looks]
+
+
+def _driven(
+    settings: Settings, tables: Sequence[str], pool: Executor | None, notify: Notify
+) -> list[_Look]:
+    chosen = maintain.in_lake(settings, tables)
+    limit = units.readers(settings.run, settings.run.workers)
+    sizes = [sum(file.size for file in state.files) for _, state in chosen]
+    done = [[0, 0] for _ in chosen]
+
+    def told(number: int, outcome: object) -> None:
+        if isinstance(outcome, Inspected):
+            done[number][0] += outcome.rows
+            done[number][1] += outcome.file.size
+            share = done[number][1] / max(sizes[number], 1)
+            notify(Progress(chosen[number][0], done[number][0], share))
+
+    looks: dict[str, _Look] = {}
+    with running(settings, pool, limit, ()) as workers:
+        courses = [_look(settings, name, state) for name, state in chosen]
+        for look in engine.drive(workers, courses, limit, told):
+            looks[look.result.target] = look
+    return [looks[f"{settings.lake.schema_}.{name}"] for name, _ in chosen]
+
+
+def _look(settings: Settings, name: str, state: State) -> Course[_Look]:
+    """The course of one table; what hinders it is in the result."""
+    began = time.monotonic()
+    known = state.properties
+    label = known[drift.TABLE]
+    source = f"{known.get(drift.SOURCE, '')}.{label}"
+    look = _Look(source, VerifiedTable(label, f"{settings.lake.schema_}.{name}", "equal"))
+    try:
+        look = yield from _inspected(state, look)
+    except BronzeError as error:
+        look = replace(look, result=replace(look.result, status="failed", error=error.failure()))
+    return replace(look, result=replace(look.result, seconds=time.monotonic() - began))
+
+
+def _inspected(state: State, look: _Look) -> Course[_Look]:
+    objects = list(expire.lying(state.place))
+    sizes = {found.path: found.size for found in objects}
+    parts: list[Inspected] = yield [
+        Task(inspection.inspect, task, look.result.table) for task in _tasks(state, sizes)
+    ]
+    damage = Damage()
+    for part in parts:
+        if part.fault:
+            damage.lost.append(part.file)
+        elif len(part.altered):
+            damage.add(part.file, part.altered)
+    faulty = [FaultyFile(p.file.path, p.fault, max(p.file.rows, 0)) for p in parts if p.fault]
+    rows = [FaultyRow("altered", key, part.file.path) for part in parts for key in part.keys]
+    gone = sum(part.gone for part in parts)
+    strays = expire.strays(state, objects)
+    notes = []
+    if gone:
+        notes.append(f"{gone:,} of the altered rows have gone from the source: no repair has them")
+    result = replace(
+        look.result,
+        status="differs" if faulty or rows else "equal",
+        bronze_rows=sum(part.rows for part in parts),
+        altered=gone + sum(len(part.altered) for part in parts),
+        rows=tuple(rows[:LISTED]),
+        files=tuple(faulty),
+        version=state.version,
+        stray_files=len(strays),
+        stray_bytes=sum(stray.size for stray in strays),
+        notes=tuple(notes),
+    )
+    return replace(look, result=result, damage=damage)
+
+
+def _tasks(state: State, sizes: dict[str, int]) -> list[Resting]:
+    own = {*(name for name, _ in METADATA), state.partition, COMMITTED}
+    own |= {KIND} if _is_history(state) else set()
+    values = tuple(name for name, _ in state.columns if name not in own)
+    key = tuple(json.loads(state.properties.get(drift.KEY, "[]")))
+    return [
+        Resting(
+            place=state.place,
+            file=file,
+            size=sizes.get(file.path, sizes.get(unquote(file.path))),
+            layout=state.columns,
+            values=values,
+            base=int(state.properties.get(drift.BASE, len(values))),
+            key=key if set(key) <= set(values) else (),
+            listed=LISTED,
+            earlier=drift.earlier(state.properties),
+        )
+        for file in state.files
+    ]
+
+
+def _is_history(state: State) -> bool:
+    # A table of the source may have a column of this name, before the columns of ours.
+    names = [name for name, _ in state.columns]
+    return KIND in names and names.index(KIND) > names.index(METADATA[-1][0])

@@ -1,0 +1,87 @@
+"""Reveal: protected values are decrypted for those who hold the master key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import polars as pl
+
+from bronze import audit
+from bronze.config import Settings
+from bronze.enrich import protect
+from bronze.errors import BronzeError, ConfigError
+from bronze.source.read import dtype
+from bronze.subject import Held, held, subject
+from bronze.table import files
+
+_NAMED = 100
+
+
+def reveal(
+    settings: Settings,
+    table: str,
+    *,
+    key: Mapping[str, str] | None = None,
+    columns: Sequence[str] = (),
+    limit: int = 100,
+) -> pl.DataFrame:
+    """The rows of a Bronze table with their encrypted values as they are in the source.
+
+    Tokens, hashes and masks cannot be undone, and stay as they are. That it was done is audited,
+    with the ``row_hash`` of the rows, whether it worked or not.
+
+    Args:
+        settings: the config, which names the master key.
+        table: the Bronze table, or the source's.
+        key: only rows whose columns have these values, given as text.
+        columns: only these columns; none is all.
+        limit: how many rows at most; 0 is all.
+
+    Raises:
+        ConfigError: there is no such table or column, or the master key is not the one.
+        Mismatch: a value was changed, or moved from elsewhere.
+        LakeError, LakeUnreachable
+    """
+    asked = {"columns": ", ".join(columns) or "all", "by": ", ".join(key or {}) or "none"}
+    try:
+        mine = held(settings, table)
+        rows = _decrypted(mine, _rows(mine, key or {}, columns, limit), columns)
+    except BronzeError as error:
+        audit.record(settings, "reveal", table, f"failed: {type(error).__name__}", asked)
+        raise
+    hashes = ", ".join(rows["row_hash"].head(_NAMED).fill_null(""))
+    said = f"{rows.height} rows revealed"
+    audit.record(settings, "reveal", mine.name, said, {**asked, "row_hash": hashes})
+    return rows if not columns else rows.select(columns)
+
+
+def _rows(table: Held, key: Mapping[str, str], columns: Sequence[str], limit: int) -> pl.DataFrame:
+    layout = table.state.columns
+    unknown = [name for name in columns if name not in dict(layout)]
+    if unknown:
+        raise ConfigError(
+            f"The Bronze table {table.name} has no column {unknown[0]}.",
+            hint=f"It has {', '.join(name for name, _ in layout)}.",
+        )
+    whose = subject(table, key)
+    wanted = {*columns, *whose.columns, "row_hash"} if columns else None
+    names = [name for name, _ in layout if wanted is None or name in wanted]
+    found = [pl.DataFrame(schema={name: dtype(kind) for name, kind in layout if name in names})]
+    for file in table.state.files:
+        parquet = files.opened(table.state.place, file)
+        for _, part in files.parts(parquet, layout, names, None, dict(file.partition)):
+            rows = pl.DataFrame(part)
+            found.append(rows.filter(whose.condition) if key else rows)
+            if limit and sum(frame.height for frame in found) >= limit:
+                return pl.concat(found).head(limit)
+    return pl.concat(found)
+
+
+def _decrypted(table: Held, rows: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
+    masters = table.protection.masters
+    for column in table.protection.columns:
+        wanted = column.column in rows.columns and (not columns or column.column in columns)
+        if wanted and column.protect.method in protect.REVEALED:
+            values = protect.revealed(rows[column.column], column, masters, dtype(column.kind))
+            rows = rows.with_columns(values.alias(column.column))
+    return rows

@@ -1,0 +1,82 @@
+"""The frozen values that a proof ends with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from bronze.model import Failure
+
+Fault = Literal["missing", "extra", "different", "altered"]
+"""What is wrong with a row: it is in the source alone; in Bronze alone; in both, but with other
+values; or its stored values are not those that its checksum was made of."""
+
+
+@dataclass(frozen=True)
+class FaultyRow:
+    """A row that is not as it should be. ``key`` is a JSON object: the row's key, or its row_hash
+    where there is none; ``file`` is where it lies, if it was looked at there.
+    """
+
+    fault: Fault
+    key: str
+    file: str = ""
+
+
+@dataclass(frozen=True)
+class FaultyFile:
+    """A file that is not what the table's log says; ``rows`` are those that the log has in it."""
+
+    file: str
+    what: str
+    rows: int
+
+
+@dataclass(frozen=True)
+class VerifiedTable:
+    """What was found out about one table.
+
+    ``source_rows`` is -1 where the source was not asked. ``rows`` are the first faulty ones, which
+    the four counts have in full. ``position`` is what the Bronze table holds, and ``lag_bytes`` how
+    much of the source's log lies between that and the snapshot; both are None where the table has
+    no position in this history of the source. ``stray_files`` lie in the table's folder, unknown to
+    its log. ``repaired`` is how many rows a repair has inserted, updated, and deleted or cut out.
+    """
+
+    table: str
+    target: str
+    status: Literal["equal", "differs", "failed"]
+    source_rows: int = -1
+    bronze_rows: int = 0
+    missing: int = 0
+    extra: int = 0
+    different: int = 0
+    altered: int = 0
+    rows: tuple[FaultyRow, ...] = ()
+    files: tuple[FaultyFile, ...] = ()
+    version: int | None = None
+    position: int | None = None
+    lag_bytes: int | None = None
+    stray_files: int = 0
+    stray_bytes: int = 0
+    repaired: int = 0
+    seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+    error: Failure | None = None
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """A proof, or what stands against it. ``at_rest`` says that the source was not asked."""
+
+    at_rest: bool
+    seconds: float
+    tables: tuple[VerifiedTable, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """0: all equal; 3: nothing could be found out, as a side is out of reach; 1: otherwise."""
+        if all(table.status == "equal" for table in self.tables):
+            return 0
+        kinds = {table.error.kind if table.error else "" for table in self.tables}
+        return 3 if kinds <= {"SourceUnreachable", "SourceBusy", "LakeUnreachable"} else 1

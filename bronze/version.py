@@ -1,0 +1,3 @@
+"""The version of bronze."""
+
+VERSION = "0.1.0"

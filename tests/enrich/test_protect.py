@@ -1,0 +1,278 @@
+"""Protected values: what is stored of them, and what those who hold the key get back."""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import hashlib
+import hmac
+import os
+import pickle
+from dataclasses import replace
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESSIV
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from polars.testing import assert_series_equal
+
+from bronze.enrich import ff1, keyring, protect
+from bronze.errors import ConfigError, Mismatch
+from bronze.model import DataKey, Kind, Protect, Protected, Protection, Rejected, Secret
+from bronze.privacy import MASTER_KEY
+
+MASTERS = (Secret("env", MASTER_KEY),)
+_ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
+
+
+def key(purpose: str = "encrypt", table: str = "bronze.bz_t", column: str = "v") -> DataKey:
+    """A new key."""
+    return keyring.new(keyring.master(MASTERS[0]), table, column, purpose)
+
+
+def column(method: Any, *keys: DataKey, **more: Any) -> Protected:
+    """A protected column."""
+    how = Protect(method, **more)
+    return Protected("v", "v", Kind("string"), how, keys or (key(method),))
+
+
+def stored(values: list[Any], one: Protected, kind: Any = pl.String) -> pl.Series:
+    """What is stored for values."""
+    return protect.covered(pl.Series("v", values, dtype=kind), one, MASTERS)
+
+
+_MOMENT = st.datetimes(dt.datetime(1, 1, 1), dt.datetime(9999, 12, 31, 23, 59, 59, 999999))
+_KINDS: dict[str, tuple[Any, st.SearchStrategy[Any]]] = {
+    "short": (pl.Int16(), st.integers(-(2**15), 2**15 - 1)),
+    "long": (pl.Int64(), st.integers(-(2**63), 2**63 - 1)),
+    "float": (pl.Float32(), st.floats(width=32)),
+    "double": (pl.Float64(), st.floats()),
+    "boolean": (pl.Boolean(), st.booleans()),
+    "decimal": (
+        pl.Decimal(38, 9),
+        st.integers(-(10**38) + 1, 10**38 - 1).map(lambda i: Decimal(i).scaleb(-9)),
+    ),
+    "whole": (pl.Decimal(20, 0), st.integers(-(10**20) + 1, 10**20 - 1).map(Decimal)),
+    "string": (pl.String(), st.text()),
+    "binary": (pl.Binary(), st.binary()),
+    "date": (pl.Date(), st.dates()),
+    "timestamp": (pl.Datetime("us", "UTC"), _MOMENT.map(lambda t: t.replace(tzinfo=dt.UTC))),
+    "timestamp_ntz": (pl.Datetime("us"), _MOMENT),
+    "strings": (pl.List(pl.String()), st.lists(st.none() | st.text(), max_size=4)),
+    "dates": (pl.List(pl.Date()), st.lists(st.none() | st.dates(), max_size=4)),
+    "bytes": (pl.List(pl.Binary()), st.lists(st.none() | st.binary(), max_size=4)),
+}
+
+
+@pytest.mark.parametrize("method", protect.REVEALED)
+@pytest.mark.parametrize("kind", _KINDS)
+def test_what_is_encrypted_comes_back_as_it_was(kind: str, method: str) -> None:
+    """Values of each kind, and NULL, come back exactly; equal ones are alike if they are to be."""
+    dtype, values = _KINDS[kind]
+    one = column(method)
+
+    @settings(derandomize=True, database=None, deadline=None, max_examples=15)
+    @given(st.lists(st.none() | values, max_size=6))
+    def comes_back(rows: list[Any]) -> None:
+        clear = pl.Series("v", rows, dtype=dtype, strict=False)
+        sealed = protect.covered(clear, one, MASTERS)
+        assert sealed.dtype == pl.String
+        assert sealed.is_null().equals(clear.is_null())
+        back = protect.revealed(sealed, one, MASTERS, dtype)
+        assert_series_equal(back, clear, check_names=False, check_exact=True)
+        again = protect.covered(clear, one, MASTERS)
+        same = sealed.drop_nulls().equals(again.drop_nulls())
+        assert same == (method == "encrypt_deterministic" or not len(sealed.drop_nulls()))
+
+    comes_back()
+
+
+def test_equal_numbers_of_different_types_are_protected_alike() -> None:
+    """An int equals a bigint, and 1.5 equals 1.50: columns that become wider stay comparable."""
+    one = column("tokenize")
+    assert stored([7], one, pl.Int16).equals(stored([7], one, pl.Int64))
+    narrow, wide = pl.Decimal(5, 1), pl.Decimal(9, 3)
+    assert stored([Decimal("1.5")], one, narrow).equals(stored([Decimal("1.500")], one, wide))
+    assert stored([Decimal("100")], one, pl.Decimal(5, 0))[0] == stored([100], one, pl.Int32)[0]
+
+
+@pytest.mark.parametrize(
+    ("more", "text", "shape"),
+    [
+        ({}, "+49 30 1234567", "tok_"),
+        ({"format": True}, "+49 (30) 1234-567", "+dd (dd) dddd-ddd"),
+        ({"format": True}, "John Smith-Doe", "Ccccc... "),
+        ({"format": True}, "12345", "tok_"),
+        ({"format": True}, "Anna", "tok_"),
+        ({"format": True}, "call 1234567 x2", "tok_"),
+        ({"format": True}, "Jürgen Müller", "tok_"),
+        ({"format": True}, "", "tok_"),
+    ],
+)
+def test_tokens_keep_a_shape_only_where_that_is_safe(
+    more: dict[str, Any], text: str, shape: str
+) -> None:
+    """Enough digits alone, or letters alone, keep their shape; all else becomes a plain token."""
+    (token,) = stored([text], column("tokenize", **more))
+    if shape == "tok_":
+        assert token.startswith("tok_")
+        assert len(token) == 36
+        return
+    assert token != text
+    assert len(token) == len(text)
+    for old, new in zip(text, token, strict=True):
+        assert old.isdigit() == new.isdigit()
+        assert old.isalpha() == new.isalpha()
+        assert old.isupper() == new.isupper()
+        assert old.isalnum() or old == new
+
+
+def test_tokens_of_different_values_differ() -> None:
+    """A token stands for one value alone, with its shape or without."""
+    values = [f"{i:07d}" for i in range(3000)]
+    for shaped in (True, False):
+        assert stored(values, column("tokenize", format=shaped)).n_unique() == 3000
+
+
+def test_masks_show_the_end_of_long_values_alone() -> None:
+    """At most the last characters are left, and none of a value that is not twice as long."""
+    values = ["4242424242424242", "12345678", "", None]
+    assert stored(values, column("mask", keep=4)).to_list() == ["***4242", "***", "***", None]
+    assert stored(values, column("mask")).to_list() == ["***", "***", "***", None]
+
+
+def test_hashes_and_tokens_are_hmac_as_python_has_it() -> None:
+    """What polars computes is HMAC-SHA-256 with the key that the docstring names."""
+    mine = key("hash")
+    secret = keyring.unwrapped(mine, MASTERS)[:32].hex().encode()
+    wanted = hmac.digest(secret, "ünï".encode(), hashlib.sha256).hex()
+    assert stored(["ünï", None], column("hash", mine)).to_list() == [wanted, None]
+    assert stored(["ünï"], column("tokenize", mine))[0] == f"tok_{wanted[:32]}"
+    row = hashlib.sha256(b"row").hexdigest()[:32]
+    data = os.urandom(64)
+    wanted = hmac.digest(data[:32].hex().encode(), bytes.fromhex(row), hashlib.sha256).hex()
+    assert protect.keyed(pl.Series([row, None]), data).to_list() == [wanted[:32], None]
+
+
+# NIST's samples for FF1 (csrc.nist.gov, "FF1samples.pdf"): key, radix, text, tweak, result.
+_KEY = "2B7E151628AED2A6ABF7158809CF4F3C"
+_LONG = _KEY + "EF4359D8D580AA4F7F036D6F04FC6A94"
+_DIGITS, _MIXED = "0123456789", "0123456789abcdefghi"
+_TWEAK, _OTHER = "39383736353433323130", "3737373770717273373737"
+
+
+@pytest.mark.parametrize(
+    ("secret", "radix", "text", "tweak", "result"),
+    [
+        (_KEY, 10, _DIGITS, "", "2433477484"),
+        (_KEY, 10, _DIGITS, _TWEAK, "6124200773"),
+        (_KEY, 36, _MIXED, _OTHER, "a9tv40mll9kdu509eum"),
+        (_LONG, 10, _DIGITS, "", "6657667009"),
+        (_LONG, 10, _DIGITS, _TWEAK, "1001623463"),
+        (_LONG, 36, _MIXED, _OTHER, "xs8a0azh2avyalyzuwd"),
+    ],
+)
+def test_ff1_is_that_of_nist(secret: str, radix: int, text: str, tweak: str, result: str) -> None:
+    """The samples that NIST has published come out."""
+    numerals = np.array([[_ALPHABET.index(c) for c in text]] * 3, np.uint8)
+    made = ff1.encrypt(bytes.fromhex(secret), radix, numerals, bytes.fromhex(tweak))
+    assert ["".join(_ALPHABET[i] for i in row) for row in made] == [result] * 3
+
+
+@pytest.mark.parametrize("length", [6, 7, 18, 19, 40, 120])
+def test_ff1_is_one_to_one_whatever_the_length(length: int) -> None:
+    """Different strings of any length become different ones; small domains are refused."""
+    drawn = np.random.default_rng(length).integers(0, 10, (500, length), dtype=np.uint8)
+    rows = np.unique(drawn, axis=0)
+    assert len(np.unique(ff1.encrypt(bytes(32), 10, rows), axis=0)) == len(rows)
+    with pytest.raises(ValueError, match="too few"):
+        ff1.encrypt(bytes(32), 10, rows[:, :5])
+
+
+def test_what_is_stored_can_be_read_by_anybody_with_the_key() -> None:
+    """The form is the documented one, bound to table and column, for AES as others have it."""
+    for method, cipher in (("encrypt", AESGCM), ("encrypt_deterministic", AESSIV)):
+        mine = key(method)
+        data = keyring.unwrapped(mine, MASTERS)
+        (sealed,) = stored(["plant"], column(method, mine))
+        version, name, text = sealed.split(":")
+        raw = base64.b64decode(text)
+        assert (version, name) == ("v1" if cipher is AESGCM else "s1", mine.id)
+        where = b"bronze.bz_t\0v"
+        if cipher is AESGCM:
+            assert AESGCM(data[:32]).decrypt(raw[:12], raw[12:], where) == b"plant"
+        else:
+            assert AESSIV(data).decrypt(raw, [where]) == b"\0plant"
+
+
+def test_a_moved_or_changed_value_is_not_decrypted() -> None:
+    """What belongs to another column, table or key, or was changed, is refused without a word."""
+    mine, other = key(), key(column="w")
+    sealed = stored(["plant"], column("encrypt", mine))[0]
+    head, data = sealed.rsplit(":", 1)
+    raw = bytearray(base64.b64decode(data))
+    raw[-1] ^= 1
+    wrong = [
+        (sealed, column("encrypt", other)),
+        (sealed, column("encrypt", replace(other, id=mine.id))),
+        (f"{head}:{base64.b64encode(bytes(raw)).decode()}", column("encrypt", mine)),
+        (f"s1{sealed[2:]}", column("encrypt", mine)),
+        ("plant", column("encrypt", mine)),
+        (f"{head}:!", column("encrypt", mine)),
+        (f"{head}:", column("encrypt", mine)),
+    ]
+    for text, one in wrong:
+        with pytest.raises((Mismatch, ConfigError)) as caught:
+            protect.revealed(pl.Series([text]), one, MASTERS, pl.String)
+        assert "plant" not in caught.value.message
+    with pytest.raises(Mismatch, match="cannot be undone"):
+        protect.revealed(pl.Series(["x"]), column("hash"), MASTERS, pl.String)
+
+
+def test_data_keys_open_with_their_master_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another master key, or a record that was changed, opens nothing; the right one among several
+    is found; and no key is in a repr.
+    """
+    mine = key()
+    data = keyring.unwrapped(mine, MASTERS)
+    assert len(data) == 64
+    assert mine.wrapped not in repr(mine)
+    sent = pickle.dumps(Protection((column("encrypt", mine),), mine, MASTERS))
+    assert not any(secret in sent for secret in (data, keyring.master(MASTERS[0])))
+    with pytest.raises(ConfigError, match="was changed"):
+        keyring.unwrapped(replace(mine, column="other"), MASTERS)
+    old = os.environ[MASTER_KEY]
+    monkeypatch.setenv("OLD", old)
+    monkeypatch.setenv(MASTER_KEY, base64.b64encode(bytes(32)).decode())
+    keyring.unwrapped.cache_clear()
+    with pytest.raises(ConfigError, match="none of those"):
+        keyring.unwrapped(mine, MASTERS)
+    both = (*MASTERS, Secret("env", "OLD"))
+    assert keyring.unwrapped(mine, both) == data
+    again = keyring.rewrapped(mine, both, bytes(32))
+    assert again.master == keyring.fingerprint(bytes(32)) != mine.master
+    assert keyring.unwrapped(again, MASTERS) == data
+
+
+@pytest.mark.parametrize("text", ["", "short", "!" * 44, base64.b64encode(bytes(31)).decode()])
+def test_a_master_key_that_is_none_is_said(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The master key is 32 bytes in base64; what was given instead is not repeated."""
+    monkeypatch.setenv(MASTER_KEY, text)
+    with pytest.raises(ConfigError, match="not the base64 of 32 bytes") as caught:
+        keyring.master(MASTERS[0])
+    assert not text or text not in caught.value.message + caught.value.hint
+
+
+def test_rejected_values_are_protected_like_others() -> None:
+    """The text of a rejected value of a protected column is protected; others are left alone."""
+    one = replace(column("encrypt"), name="source name")
+    protection = Protection((one,), key("row_hash"), MASTERS)
+    records = [Rejected("source name", "{}", "plant"), Rejected("v", "{}", "open")]
+    first, second = protect.rejections(records, protection)
+    assert protect.revealed(pl.Series([first.text]), one, MASTERS, pl.String)[0] == "plant"
+    assert second == records[1]
+    assert protect.rejections(records, None) == records

@@ -1,0 +1,28 @@
+"""Connections to a test's own database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+
+from bronze.source import connect
+from bronze.source.connect import Connection
+from tests.conftest import Source
+
+
+@pytest.fixture
+def connection(source: Source) -> Iterator[Connection]:
+    """A pinned connection of the superuser."""
+    with connect.connect(source.settings().origin("test")) as made:
+        yield made
+
+
+@pytest.fixture
+def login(source: Source) -> Iterator[str]:
+    """A role that may log in and replicate, and nothing else."""
+    role = f"{conninfo_to_dict(source.dsn)['dbname']}_streamer"
+    source.execute(f"CREATE ROLE {role} LOGIN REPLICATION")
+    yield role
+    source.execute(f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}")
