@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import datetime as dt
 import json
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -581,3 +584,36 @@ def test_that_rules_have_changed_is_told_once(source: Source) -> None:
     assert run(settings(source, [POSITIVE])).notes == ()
     stricter = {**POSITIVE, "range": {"min": 2}}
     assert any("its rules have changed" in note for note in run(settings(source, [stricter])).notes)
+
+
+def test_protected_values_are_in_no_example_and_no_unit(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A protected key is no example, and protected values that span rows are only counted; rules
+    about one row see them in clear all the same.
+    """
+    monkeypatch.setenv("BRONZE_MASTER_KEY", base64.b64encode(b"k" * 32).decode())
+    source.execute("CREATE TABLE t (id text PRIMARY KEY, mail text)")
+    source.execute("INSERT INTO t VALUES ('s3cret1', 's3cret'), ('s3cret2', 's3cret'), ('x', 'y')")
+    rules: Rules = [
+        {"column": "mail", "unique": True},
+        {"column": "mail", "pattern": "^[^y]$", "name": "short"},
+    ]
+    protect = {"id": "tokenize", "mail": "encrypt"}
+    units: list[bytes] = []
+
+    class Watching(ThreadPoolExecutor):
+        def submit(self, work: Any, /, *given: Any, **named: Any) -> Any:
+            units.append(pickle.dumps((given, named)))
+            return super().submit(work, *given, **named)
+
+    with Watching(2) as pool:
+        (result,) = pipeline.run(settings(source, rules, protect=protect), pool=pool).tables
+    assert result.error is None
+    assert units
+    assert not any(b"s3cret" in unit for unit in units)
+    counted, short = figure(source, "mail unique"), figure(source, "short")
+    assert (counted["evaluation"], counted["failed"]) == ("counted", 2)
+    assert (short["failed"], short["examples"]) == (3, "[]")
+    for file in source.lake.rglob("*"):
+        assert not file.is_file() or b"s3cret" not in file.read_bytes()
