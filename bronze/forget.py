@@ -36,7 +36,7 @@ from bronze.table.commit import Change
 from bronze.table.expire import Expired
 from bronze.table.log import State
 
-_ROW_KEY, _TARGET = "row_key", "target_table"
+_ROW_KEY, _EXAMPLES, _TARGET = "row_key", "examples", "target_table"
 
 
 @dataclass(frozen=True)
@@ -261,36 +261,43 @@ def _left(state: State, file: Stored, condition: pl.Expr, batch: str) -> DataFil
 
 
 def _records(settings: Settings) -> Iterator[State]:
-    """The tables of governance whose records are of single rows."""
+    """The tables of governance whose records name rows: one each, or a few as examples."""
     for name in store.folders(settings.place(GOVERNANCE, "")):
         state = log.read(settings.place(GOVERNANCE, name))
-        if state and {_ROW_KEY, _TARGET} <= dict(state.columns).keys():
+        if state and _TARGET in dict(state.columns) and _named(state):
             yield state
 
 
-def _of(table: Held, keys: Keys) -> pl.Expr:
-    """The condition that is true for records of rows with some keys."""
+def _named(state: State) -> str:
+    """The column in which records name rows, "" where they do not."""
+    return next((name for name in (_ROW_KEY, _EXAMPLES) if name in dict(state.columns)), "")
+
+
+def _of(table: Held, keys: Keys, column: str) -> pl.Expr:
+    """The condition that is true for records that name rows with some keys in a column."""
 
     def meant(text: str | None) -> bool:
         try:
             known = json.loads(text or "{}")
         except ValueError:
             return False
-        return isinstance(known, dict) and any(
-            all(name in known and str(known[name]) in values for name, values in key.items())
+        return any(
+            all(name in one and str(one[name]) in values for name, values in key.items())
+            for one in (known if isinstance(known, list) else [known])
             for key in keys
-            if key
+            if key and isinstance(one, dict)
         )
 
     short = table.name.rpartition(".")[2]
     mine = pl.col(_TARGET).is_in([table.name, short])
-    return mine & pl.col(_ROW_KEY).map_elements(meant, pl.Boolean, skip_nulls=False)
+    return mine & pl.col(column).map_elements(meant, pl.Boolean, skip_nulls=False)
 
 
 def _unrecorded(settings: Settings, table: Held, keys: Keys) -> tuple[int, Expired]:
     """Erases the records of rows with some keys."""
     rows, done = 0, Expired()
     for state in _records(settings):
+        column = _named(state)
         again = tenacity.Retrying(
             retry=tenacity.retry_if_exception(commit.lost_race),
             stop=tenacity.stop_after_attempt(8),
@@ -300,7 +307,7 @@ def _unrecorded(settings: Settings, table: Held, keys: Keys) -> tuple[int, Expir
         for attempt in again:
             with attempt:
                 now = log.read(state.place) or state
-                found = _committed(now, _of(table, keys), [_ROW_KEY, _TARGET])[1]
+                found = _committed(now, _of(table, keys, column), [column, _TARGET])[1]
         if found:
             rows += found
             done += expire.purge(state.place, time.time())
@@ -311,8 +318,9 @@ def _recorded(settings: Settings, table: Held, keys: Keys) -> int:
     """How many records of rows with some keys are left in files, whatever version they are of."""
     count = 0
     for state in _records(settings):
+        column = _named(state)
         for path in _paths(state.place):
             parquet = pq.ParquetFile(store.reader(state.place, path), pre_buffer=False)
-            for _, part in files.parts(parquet, state.columns, [_ROW_KEY, _TARGET]):
-                count += pl.DataFrame(part).filter(_of(table, keys)).height
+            for _, part in files.parts(parquet, state.columns, [column, _TARGET]):
+                count += pl.DataFrame(part).filter(_of(table, keys, column)).height
     return count

@@ -34,10 +34,11 @@ def enrichment(
         TableRefused: the table cannot be taken as the config says.
         LakeError: what the lake holds for this cannot be read.
     """
+    hidden = given.target.settings.protect
     return Enrichment(
         protection=protection,
-        watch=anomalies.watch(given, settled, key, state, given.target.settings.protect),
-        quality=spanning.quality(given, settled, key, asking=reading),
+        watch=anomalies.watch(given, settled, key, state, hidden),
+        quality=spanning.quality(given, settled, key, asking=reading, protected=hidden),
     )
 
 

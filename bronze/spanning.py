@@ -5,7 +5,7 @@ know the rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -36,7 +36,7 @@ def quality(
     key: Sequence[str],
     *,
     asking: bool,
-    protected: Sequence[str] = (),
+    protected: Collection[str] = (),
 ) -> Quality:
     """What the rows of a table are held against in a run.
 
@@ -56,7 +56,7 @@ def quality(
     of_key = [source for wanted in key for source, target in names if target == wanted]
     found = rules.criteria(given.settings, given.target, settled, of_key, known)
     if asking:
-        found = tuple(_answered(given, settled, known, criterion) for criterion in found)
+        found = tuple(_answered(given, settled, known, one, protected) for one in found)
     hidden = {target for source, target in names if source in protected}
     return Quality(
         criteria=found if asking else followed(found),
@@ -82,7 +82,11 @@ def _rows(relation: Relation) -> int:
 
 
 def _answered(
-    given: Assignment, settled: Settled, known: Constraints, criterion: Criterion
+    given: Assignment,
+    settled: Settled,
+    known: Constraints,
+    criterion: Criterion,
+    protected: Collection[str],
 ) -> Criterion:
     if criterion.kind not in SPANNING or criterion.evaluation != "rows":
         return criterion
@@ -93,8 +97,10 @@ def _answered(
     broken = _condition(given, known, criterion, table)
     selected = ", ".join(f"{column.select} AS c{i}" for i, column in enumerate(columns))
     query = f"SELECT DISTINCT {selected} FROM {table} AS own WHERE {broken}"  # noqa: S608
-    rows = _fetched(given, f"{query} LIMIT {VALUES + 1}")
-    if len(rows) > VALUES:
+    # Values that are protected must not travel.
+    secret = bool(set(criterion.columns) & set(protected))
+    rows = [] if secret else _fetched(given, f"{query} LIMIT {VALUES + 1}")
+    if secret or len(rows) > VALUES:
         ((checked, failed),) = _fetched(
             given,
             f"SELECT count(*), count(*) FILTER (WHERE {broken}) FROM {table} AS own",  # noqa: S608

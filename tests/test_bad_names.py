@@ -131,10 +131,11 @@ def test_a_lake_may_lie_in_a_folder_of_any_name(source: Source, folder: str) -> 
     source.execute("INSERT INTO t VALUES ('another')")
     land(source, lake={"root": str(root)})
     assert [path.name for path in source.lake.iterdir()] == [folder]
-    folders = [root / "bronze" / "bz_t", root / "governance" / "quality"]
-    for table in folders:
+    books = [root / "governance" / name for name in ("data_lineage", "quality")]
+    for table in (root / "bronze" / "bz_t", *books):
         assert len(list(table.rglob("*.parquet"))) == len(list(table.rglob("*.json"))) == 2
-    assert sorted(path for path in root.glob("*/*")) == folders
+    assert sorted(path.name for path in root.iterdir()) == ["bronze", "governance"]
+    assert sorted(root.glob("governance/*")) == books
     assert DeltaTable(str(root / "bronze" / "bz_t")).to_pyarrow_table().num_rows == 2
 
 

@@ -27,7 +27,7 @@ def enriched(
         ConfigError: a key cannot be had.
         TableRefused: a rule fails on these rows.
     """
-    scores, found = quality.scored(rows, rejected, stamp, wanted.quality, wanted.protection)
+    scores, found = quality.scored(rows, rejected, stamp, wanted.quality)
     profile = profiled(rows, wanted.watch) if wanted.watch else Profile()
     if wanted.protection:
         hashes = row_hash(rows, rejected, base)

@@ -11,9 +11,9 @@ from functools import lru_cache
 import numpy as np
 import polars as pl
 
-from bronze.enrich import fingerprint, protect
+from bronze.enrich import fingerprint
 from bronze.errors import TableRefused
-from bronze.model import Protection, Stamp
+from bronze.model import Stamp
 from bronze.rule import BEST, EXAMPLES, POINTS, Criterion, Quality, Scored
 
 MOMENT = "\0moment"
@@ -21,11 +21,7 @@ MOMENT = "\0moment"
 
 
 def scored(
-    rows: pl.DataFrame,
-    rejected: pl.Series,
-    stamp: Stamp,
-    wanted: Quality,
-    protection: Protection | None = None,
+    rows: pl.DataFrame, rejected: pl.Series, stamp: Stamp, wanted: Quality
 ) -> tuple[pl.Series | None, Scored]:
     """The score of each row, None where all are the best, and how the rows fared.
 
@@ -34,7 +30,6 @@ def scored(
         rejected: each row's rejected values as text, NULL where it has none.
         stamp: says from when freshness is measured.
         wanted: the rules.
-        protection: how the keys that are told as examples are protected.
 
     Raises:
         TableRefused: an expression fails on these rows.
@@ -47,7 +42,7 @@ def scored(
         refused=len(rejected) - rejected.null_count(),
         failed=failed,
         examples=tuple(
-            _examples(rows, mask, wanted.key, protection) if mask is not None and count else ()
+            _examples(rows, mask, wanted.key) if mask is not None and count else ()
             for mask, count in zip(masks, failed, strict=True)
         ),
         nulls=tuple(rows[target].null_count() for _, target in wanted.names),
@@ -130,11 +125,9 @@ def _rejected(lines: pl.Series, column: str) -> pl.Series:
     return lines.fill_null("").str.contains(rf"(?m)^\[{begins}, ")
 
 
-def _examples(
-    rows: pl.DataFrame, mask: pl.Series, key: Sequence[str], protection: Protection | None
-) -> tuple[str, ...]:
-    """The keys of a few of the rows, as they are stored, as JSON objects."""
+def _examples(rows: pl.DataFrame, mask: pl.Series, key: Sequence[str]) -> tuple[str, ...]:
+    """The keys of a few of the rows, as JSON objects."""
     if not key:
         return ()
-    few = protect.values(rows.select(key)[mask.arg_true().head(EXAMPLES)], protection)
+    few = rows.select(key)[mask.arg_true().head(EXAMPLES)]
     return tuple(json.dumps(row, default=str, ensure_ascii=False) for row in few.to_dicts())
