@@ -156,6 +156,7 @@ def changing(dsn: str, seed: int) -> Iterator[None]:
         thread.join()
 
 
+@pytest.mark.slow
 def test_runs_that_race_each_other(shop: str, tmp_path: Path) -> None:
     """Two runs at once, again and again: whoever loses a table takes it anew, and none is torn."""
     settings = config.parse(document(shop, tmp_path))

@@ -178,7 +178,7 @@ def lines(shop: str) -> Iterator[str]:
         connection.execute("DROP TABLE tests.lines, tests.keyless")
 
 
-@pytest.mark.parametrize("memory", ["512MB", "1GB"])
+@pytest.mark.parametrize("memory", ["512MB", pytest.param("1GB", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("pattern", ["full_refresh", "batch"])
 def test_runs_stay_within_their_memory(
     lines: str, tmp_path: Path, memory: str, pattern: str

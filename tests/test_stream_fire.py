@@ -489,7 +489,7 @@ def test_the_server_crashes_while_it_runs(tmp_path: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.mark.parametrize("how", ["cut", "stall"])
+@pytest.mark.parametrize("how", ["cut", pytest.param("stall", marks=pytest.mark.slow)])
 def test_the_connection_is_lost_again_and_again(source: Source, server: Server, how: str) -> None:
     """Whether connections are cut, or say nothing any more, the stream makes them again."""
     opened(source)
