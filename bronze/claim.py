@@ -59,7 +59,7 @@ class Claim:
     @property
     def history(self) -> bool:
         """Whether the Bronze table keeps every version of a row."""
-        return self.state is not None and KIND in dict(self.state.columns)
+        return self.state is not None and self.given.target.settings.history
 
     @property
     def keeps_gone(self) -> bool:
@@ -114,6 +114,8 @@ class Claim:
         said = []
         if self.state is None:
             said.append(f"there is no Bronze table yet: {take} makes it")
+        elif result.status == "differs" and self._ahead(result):
+            said.append("another run has landed it since the source was looked at: verify again")
         elif result.status == "differs" and result.lag_bytes:
             said.append(
                 f"Bronze is as of an earlier position, {result.lag_bytes:,} bytes of the source's"
@@ -126,6 +128,9 @@ class Claim:
         if self.given.held.name is None:
             said.append("the source shares no snapshot: each statement saw a moment of its own")
         return tuple(said)
+
+    def _ahead(self, result: VerifiedTable) -> bool:
+        return result.position is not None and result.position > self.given.held.position
 
     def again(self) -> Claim:
         """The same, with the Bronze table as it is now."""

@@ -60,14 +60,21 @@ def maintain(
     return MaintainResult(time.monotonic() - began, tuple(results))
 
 
-def in_lake(settings: Settings, tables: Sequence[str]) -> list[tuple[str, State]]:
+def in_lake(
+    settings: Settings, tables: Sequence[str], books: bool = True
+) -> list[tuple[str, State]]:
     """The Bronze tables of these names (theirs, or those of the source's tables); all if none.
+
+    Args:
+        settings: the config.
+        tables: the names.
+        books: whether the tables of the governance are among them.
 
     Raises:
         ConfigError: there is no such table.
         LakeError, LakeUnreachable: the lake cannot be read.
     """
-    found = list(_found(settings))
+    found = [pair for pair in _found(settings) if books or drift.TABLE in pair[1].properties]
     unknown = [name for name in tables if not any(name in _names(state) for _, state in found)]
     if unknown:
         raise ConfigError(

@@ -56,19 +56,28 @@ def verified(
     wanting = {look.source: look for look in looks if look.result.status == "differs"}
     if not repair or not wanting:
         return [look.result for look in looks]
-    with ExitStack() as stack:
-        claims = found(settings, list(wanting), str(uuid_utils.uuid7()), stack)
-        pairs = [(s, wanting[f"{s.given.target.source}.{s.label}"].damage) for s in claims]
-        mended = mend.mended(settings, pairs, pool, notify)
+    try:
+        with ExitStack() as stack:
+            claims = found(settings, list(wanting), str(uuid_utils.uuid7()), stack)
+            pairs = [(s, wanting[f"{s.given.target.source}.{s.label}"].damage) for s in claims]
+            mended = mend.mended(settings, pairs, pool, notify)
+    except BronzeError as error:
+        # What was found stays true, though nothing could be mended.
+        return [_unmended(look, error) for look in looks]
     after = _driven(settings, [s.given.target.name for s in claims], pool, notify)
     second = {look.source: mend.told(look.result, mended) for look in after}
     return [second.get(look.source, look.result) for look in looks]
 
 
+def _unmended(look: _Look, error: BronzeError) -> VerifiedTable:
+    wanting = look.result.status == "differs"
+    return replace(look.result, error=error.failure()) if wanting else look.result
+
+
 def _driven(
     settings: Settings, tables: Sequence[str], pool: Executor | None, notify: Notify
 ) -> list[_Look]:
-    chosen = maintain.in_lake(settings, tables)
+    chosen = maintain.in_lake(settings, tables, books=False)
     limit = units.readers(settings.run, settings.run.workers)
     sizes = [sum(file.size for file in state.files) for _, state in chosen]
     done = [[0, 0] for _ in chosen]

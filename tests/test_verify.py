@@ -222,6 +222,19 @@ def test_what_no_run_has_taken_in_yet_is_said_to_be_behind(source: Source) -> No
     assert faults(source.table("t")) == []
 
 
+def test_a_run_that_lands_meanwhile_is_told(source: Source) -> None:
+    """Bronze is then of a later moment than the snapshot: nothing is wrong with it."""
+    settings = landed(source)
+    with ExitStack() as stack:
+        (before,) = claim.found(settings, (), "batch", stack)
+        source.execute("UPDATE t SET v = 'new' WHERE id = 3")
+        assert pipeline.run(settings).exit_code == 0
+        (look,) = verifying._driven(settings, [before.again()], False, None, lambda _: None)
+    found = look.result
+    assert (found.status, counts(found)) == ("differs", (0, 0, 1))
+    assert any("verify again" in note for note in found.notes)
+
+
 def test_rows_that_are_to_stay_are_no_difference(source: Source) -> None:
     """With deletes = "ignore" what the source has no more is told, and not held against Bronze."""
     settings = landed(source, pattern="batch", deletes="ignore")
@@ -366,6 +379,14 @@ def test_without_a_source_tables_at_rest_are_proven(source: Source) -> None:
         verifying.verify(dead)
     found = verify(dead, at_rest=True)
     assert (found.status, found.bronze_rows, found.source_rows) == ("equal", 50, -1)
+    with tampered(source) as held:
+        held[0] = held[0].with_columns(value(7, "other"))
+    result = verifying.verify(dead, at_rest=True, repair=True)
+    assert [table.altered for table in result.tables] == [1]
+    assert result.exit_code == 3
+    source.execute("ALTER TABLE t RENAME TO u")
+    result = verifying.verify(settings, at_rest=True, repair=True)
+    assert (result.tables[0].altered, result.exit_code) == (1, 1)
 
 
 def test_keyed_hashes_are_compared_by_the_client(source: Source) -> None:
