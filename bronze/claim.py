@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from bronze import drift, pipeline, prepare, units
+from bronze import drift, keys, pipeline, prepare, units
 from bronze.config import Settings
+from bronze.drift import Settled
 from bronze.enrich.stamp import COMMITTED
 from bronze.errors import BronzeError, LakeError
 from bronze.evidence import Asked
-from bronze.model import Column, Stamp
+from bronze.model import Column, Protection, Stamp
 from bronze.pipeline import Opened
 from bronze.prepare import Target
 from bronze.source import digest, publication, slices, statement
@@ -31,7 +32,8 @@ from bronze.verdict import VerifiedTable
 @dataclass(frozen=True)
 class Claim:
     """One table. ``state`` is its Bronze table, None where there is none yet; ``key`` are the
-    columns that tell its rows apart; ``error`` is what hinders the proof.
+    columns that tell its rows apart; ``protection`` is how personal ones were protected; ``error``
+    is what hinders the proof.
     """
 
     given: Assignment
@@ -39,6 +41,7 @@ class Claim:
     columns: tuple[Column, ...] = ()
     base: int = 0
     key: tuple[Column, ...] = ()
+    protection: Protection | None = None
     error: BronzeError | None = None
 
     @property
@@ -92,6 +95,7 @@ class Claim:
                     table=self.label,
                     queries=tuple(packed),
                     estimate=sum(part.size for part in group),
+                    protection=self.protection,
                 )
             )
             named = (digest.named(columns, self.table, w, self.base, self.key) for w in wheres)
@@ -208,6 +212,20 @@ def _settled(given: Assignment) -> Claim:
         by = json.loads(state.properties.get(drift.KEY, "[]"))
         there = {column.target: column for column in now.columns if column.name}
         key = tuple(there[name] for name in by) if set(by) <= there.keys() else ()
-        return Claim(given, state, now.columns, now.base, key)
+        return Claim(given, state, now.columns, now.base, key, _protection(given, state, now))
     except BronzeError as error:
         return Claim(given, error=error)
+
+
+def _protection(given: Assignment, state: State, settled: Settled) -> Protection | None:
+    """How what is in the Bronze table was protected; no key is made for a proof."""
+    if not json.loads(state.properties.get(keys.IDS, "{}")).get(""):
+        return None
+    found = keys.protection(given.settings, given.target, settled)
+    if keys.moved(found, state):
+        raise LakeError(
+            f"The Bronze table {given.target.name} was written with other keys than those of now.",
+            hint="`bronze run` writes it anew; verify it then.",
+            table=given.target.label,
+        )
+    return found

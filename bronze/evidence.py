@@ -17,10 +17,10 @@ import pyarrow as pa
 import tenacity
 
 from bronze import compare
-from bronze.enrich import buckets, fingerprint
-from bronze.enrich.buckets import Keyed, Sums
+from bronze.enrich import buckets, fingerprint, keyring, protect
+from bronze.enrich.buckets import Sums
 from bronze.errors import LakeError, SourceUnreachable
-from bronze.model import DELETED, Column, Kind, Known, Origin, Place, Stored
+from bronze.model import DELETED, Column, Kind, Known, Origin, Place, Protection, Stored
 from bronze.source import read, witness
 from bronze.table import files
 
@@ -58,7 +58,8 @@ class Wanted:
 @dataclass(frozen=True)
 class Asked:
     """Some slices of a table of the source. ``queries`` are those of `bronze.source.digest`: to
-    name rows, each has its condition, and ``key`` the columns of the key.
+    name rows, each has its condition, and ``key`` the columns of the key. With ``protection`` what
+    comes of the source is protected here, as it is in Bronze: PostgreSQL never sees a key.
     """
 
     origin: Origin
@@ -67,7 +68,7 @@ class Asked:
     queries: tuple[str, ...]
     estimate: int = 0
     key: tuple[Column, ...] = ()
-    keyed: Keyed | None = field(default=None, repr=False)
+    protection: Protection | None = None
     wanted: Wanted | None = None
 
 
@@ -101,8 +102,12 @@ def of_source(task: Asked) -> Summed:
         SourceError
     """
     sums = buckets.nothing()
+    key = _key(task)
     for data in witness.digests(task.origin, task.session, task.queries, task.table):
-        buckets.add(sums, buckets.unpacked(data, task.keyed))
+        digests = buckets.unpacked(data)
+        if key and len(digests):
+            digests = buckets.of_hashes(protect.keyed(buckets.written(digests), key))
+        buckets.add(sums, digests)
     return Summed(True, sums, task.estimate)
 
 
@@ -115,20 +120,29 @@ def named(task: Asked) -> pl.DataFrame:
     """
     if task.wanted is None:
         raise ValueError("which rows?")
+    key = _key(task)
     # Of keyed hashes PostgreSQL cannot tell the buckets.
-    condition = "true" if task.keyed else buckets.condition(task.wanted.chosen)
+    condition = "true" if key else buckets.condition(task.wanted.chosen)
     names = [column.target for column in task.key]
     columns = (*task.key, _HASHES)
-    found = [pl.DataFrame(schema={**{c.target: read.dtype(c.kind) for c in task.key}, HASH: _TEXT})]
+    kinds = {c.target: _TEXT if c.protect else read.dtype(c.kind) for c in task.key}
+    found = [pl.DataFrame(schema={**kinds, HASH: _TEXT})]
     for query in task.queries:
         rows = read.rows(task.origin, task.session, query, (condition,), columns, task.table)
         for frame, _ in rows:
-            if task.keyed:
-                raw = b"".join(frame[HASH].str.decode("hex").to_list())
-                hashes = buckets.written(buckets.unpacked(raw, task.keyed))
-                frame = frame.with_columns(hashes.alias(HASH))
+            if key:
+                frame = protect.values(frame, task.protection)
+                frame = frame.with_columns(protect.keyed(frame[HASH], key))
             found.append(task.wanted.of(frame, names))
     return pl.concat(found)
+
+
+def _key(task: Asked) -> bytes:
+    """The key of the table's row hashes, b"" where they have none."""
+    given = task.protection
+    if given is None or given.row_hash is None:
+        return b""
+    return keyring.unwrapped(given.row_hash, given.masters)
 
 
 _TEXT = pl.String

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,10 @@ import pytest
 from deltalake import DeltaTable
 from psycopg.conninfo import make_conninfo
 
-from bronze import claim, config, evidence, pipeline, stream, units
+from bronze import claim, config, pipeline, stream, units
 from bronze import verify as verifying
 from bronze.config import Settings
 from bronze.errors import ConfigError, SourceUnreachable
-from bronze.evidence import Held, Wanted
-from bronze.source import digest
 from bronze.verdict import VerifiedTable
 from tests.conftest import Source
 from tests.content import differences
@@ -68,9 +66,9 @@ def files(source: Source) -> list[Path]:
 
 
 @contextmanager
-def tampered(source: Source) -> Iterator[list[pl.DataFrame]]:
-    """The rows of the table's one file, to be changed behind everybody's back."""
-    (path,) = files(source)
+def tampered(source: Source, number: int | None = None) -> Iterator[list[pl.DataFrame]]:
+    """The rows of the table's one file (or one of them), to be changed behind everybody's back."""
+    (path,) = files(source) if number is None else sorted(files(source))[number : number + 1]
     before = pq.read_table(path)
     held = [pl.DataFrame(before)]
     yield held
@@ -389,35 +387,35 @@ def test_without_a_source_tables_at_rest_are_proven(source: Source) -> None:
     assert (result.tables[0].altered, result.exit_code) == (1, 1)
 
 
-def test_keyed_hashes_are_compared_by_the_client(source: Source) -> None:
-    """Where Bronze holds keyed hashes, PostgreSQL gives unkeyed ones, which are keyed here."""
-    settings = landed(source)
+MASTER = base64.b64encode(bytes(range(32))).decode()
 
-    def keyed(digests: pl.Series) -> pl.Series:
-        return pl.Series([bytes(b ^ 0x5A for b in d) for d in digests], dtype=pl.Binary)
 
-    with tampered(source) as held:
-        raw = keyed(held[0]["row_hash"].str.decode("hex")).bin.encode("hex")
-        held[0] = held[0].with_columns(raw.alias("row_hash"))
-    assert counts(verify(settings)) == (0, 0, 50)
-    source.execute("UPDATE t SET v = 'new' WHERE id = 5")
-    with ExitStack() as stack:
-        (found,) = claim.found(settings, (), "batch", stack)
-        assert found.state is not None
-        (asked,), (queries,) = found.asking()
-        asked = replace(asked, keyed=keyed)
-        ours = evidence.of_file(
-            Held(found.state.place, 0, found.state.files[0], found.state.columns)
-        )
-        differing = (evidence.of_source(asked).sums != ours.sums).any(axis=1)
-        assert differing.sum() == 2
-        task = replace(asked, queries=queries, key=found.key, wanted=Wanted(differing))
-        named = evidence.named(task)
-    assert 5 in named["id"]
-    assert len(named) < 50
-    (hash_of_5,) = named.filter(pl.col("id") == 5)["row_hash"]
-    (plain,) = source.execute(digest.row_hash(found.columns, "t", "id = 5"))[0]
-    assert bytes.fromhex(hash_of_5) == keyed(pl.Series([bytes.fromhex(plain)]))[0]
+def test_protected_tables_are_proven(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostgreSQL's hashes are keyed here, and keys of rows are told as they are in Bronze."""
+    monkeypatch.setenv("BRONZE_MASTER_KEY", MASTER)
+    source.execute("CREATE TABLE t (mail text PRIMARY KEY, born date, paid numeric(8,2), v text)")
+    source.execute(
+        "INSERT INTO t SELECT 'p' || i || '@x.org', '1990-01-01'::date + i, i / 3.0, 'v'"
+        " FROM generate_series(1, 30) i"
+    )
+    own = {"mail": "tokenize", "born": "encrypt", "paid": "mask"}
+    settings = source.settings(tables={"t": {"protect": own}})
+    assert pipeline.run(settings).exit_code == 0
+    assert verify(settings).status == "equal"
+    assert verify(settings, at_rest=True).status == "equal"
+    source.execute("UPDATE t SET born = born + 1 WHERE mail = 'p7@x.org'")
+    source.execute("INSERT INTO t VALUES ('new@x.org')")
+    found = verify(settings)
+    assert counts(found) == (1, 0, 1)
+    assert all(key["mail"].startswith("tok_") for _, key in rows(found))
+    assert "x.org" not in repr(found)
+    mended = verify(settings, repair=True)
+    assert (mended.status, mended.repaired) == ("equal", 2)
+    with tampered(source, 0) as held:
+        held[0] = held[0].with_columns(pl.lit("***").alias("v"))
+    assert verify(settings).status == "equal"
+    assert verify(settings, at_rest=True, repair=True).status == "equal"
+    assert verify(settings).status == "equal"
 
 
 def test_a_database_of_another_encoding(source: Source) -> None:
