@@ -17,8 +17,8 @@ import pyarrow as pa
 import tenacity
 
 from bronze import compare
-from bronze.enrich import buckets, fingerprint, protect
-from bronze.enrich.buckets import Keyed, Sums
+from bronze.enrich import buckets, fingerprint, keyring, protect
+from bronze.enrich.buckets import Sums
 from bronze.errors import LakeError, SourceUnreachable
 from bronze.model import DELETED, Column, Kind, Known, Origin, Place, Protection, Stored
 from bronze.source import read, witness
@@ -58,7 +58,8 @@ class Wanted:
 @dataclass(frozen=True)
 class Asked:
     """Some slices of a table of the source. ``queries`` are those of `bronze.source.digest`: to
-    name rows, each has its condition, and ``key`` the columns of the key.
+    name rows, each has its condition, and ``key`` the columns of the key. With ``protection`` what
+    comes of the source is protected here, as it is in Bronze: PostgreSQL never sees a key.
     """
 
     origin: Origin
@@ -101,8 +102,12 @@ def of_source(task: Asked) -> Summed:
         SourceError
     """
     sums = buckets.nothing()
+    key = _key(task)
     for data in witness.digests(task.origin, task.session, task.queries, task.table):
-        buckets.add(sums, buckets.unpacked(data, _keyed(task)))
+        digests = buckets.unpacked(data)
+        if key and len(digests):
+            digests = buckets.of_hashes(protect.keyed(buckets.written(digests), key))
+        buckets.add(sums, digests)
     return Summed(True, sums, task.estimate)
 
 
@@ -115,28 +120,29 @@ def named(task: Asked) -> pl.DataFrame:
     """
     if task.wanted is None:
         raise ValueError("which rows?")
+    key = _key(task)
     # Of keyed hashes PostgreSQL cannot tell the buckets.
-    keyed = _keyed(task)
-    condition = "true" if keyed else buckets.condition(task.wanted.chosen)
+    condition = "true" if key else buckets.condition(task.wanted.chosen)
     names = [column.target for column in task.key]
     columns = (*task.key, _HASHES)
-    found = [
-        pl.DataFrame(schema={**{c.target: read.dtype(c.stored) for c in task.key}, HASH: _TEXT})
-    ]
+    kinds = {c.target: _TEXT if c.protect else read.dtype(c.kind) for c in task.key}
+    found = [pl.DataFrame(schema={**kinds, HASH: _TEXT})]
     for query in task.queries:
         rows = read.rows(task.origin, task.session, query, (condition,), columns, task.table)
         for frame, _ in rows:
-            if keyed:
-                raw = b"".join(frame[HASH].str.decode("hex").to_list())
-                hashes = buckets.written(buckets.unpacked(raw, keyed))
-                frame = frame.with_columns(hashes.alias(HASH))
-            found.append(task.wanted.of(protect.values(frame, task.protection), names))
+            if key:
+                frame = protect.values(frame, task.protection)
+                frame = frame.with_columns(protect.keyed(frame[HASH], key))
+            found.append(task.wanted.of(frame, names))
     return pl.concat(found)
 
 
-def _keyed(task: Asked) -> Keyed | None:
+def _key(task: Asked) -> bytes:
+    """The key of the table's row hashes, b"" where they have none."""
     given = task.protection
-    return protect.Keying(given) if given and given.row_hash else None
+    if given is None or given.row_hash is None:
+        return b""
+    return keyring.unwrapped(given.row_hash, given.masters)
 
 
 _TEXT = pl.String

@@ -205,6 +205,8 @@ def _copied(
                 joined[oid] = _following(line, held, table, at, at, result.version)
             else:
                 left.append(table.entry)
+        if failure := pipeline.graded(line.settings, tables):
+            line.say(f"How the rows fared could not be entered: {failure.message}")
         line.remember([*left, *(f.entry for f in joined.values())], begins=True)
         return held.timeline, joined
 

@@ -279,10 +279,13 @@ def _read(fact: Mapping[str, Any], version: int) -> Record:
 
 @dataclass
 class Ledger:
-    """The entries of a run, until they are entered together."""
+    """The entries of a run, until they are entered together; ``unwritten`` is why something else
+    that is to be remembered could not be entered.
+    """
 
     settings: Settings
     entries: list[Entry] = field(default_factory=list)
+    unwritten: Failure | None = None
 
     def add(self, entry: Entry) -> None:
         """Keeps an entry. A failure gives way to what a later attempt has done."""
@@ -302,7 +305,9 @@ class Ledger:
             tables then is entered by the next run.
         """
         try:
-            return tuple(late(record) for record in enter(self.settings, self.entries)), None
+            return tuple(
+                late(record) for record in enter(self.settings, self.entries)
+            ), self.unwritten
         except BronzeError as error:
             return (), error.failure()
 

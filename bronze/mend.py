@@ -80,6 +80,11 @@ def mended(
         for result in pipeline.landed(settings, tables, pool, notify):
             before = done[result.target]
             done[result.target] = replace(before, landed=result, error=result.error)
+        if failure := pipeline.graded(settings, tables):
+            for claim in cut:
+                done[claim.target] = replace(
+                    done[claim.target], error=done[claim.target].error or failure
+                )
     return done
 
 

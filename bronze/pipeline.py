@@ -39,7 +39,7 @@ from bronze.errors import (
     TableRefused,
 )
 from bronze.landing import Table
-from bronze.model import Origin, RunResult, Stamp, TableResult, Written
+from bronze.model import Failure, Origin, RunResult, Stamp, TableResult, Written
 from bronze.prepare import Target
 from bronze.source import connect, snapshot
 from bronze.source.catalog import Relation
@@ -142,6 +142,7 @@ def _taken(
                 ledger.add(lineage.ended(entries[result.table], result))
                 if result.error and result.error.kind in _BEATEN:
                     beaten.append(result.table)
+            ledger.unwritten = graded(settings, chosen) or ledger.unwritten
             if beaten and attempt.retry_state.attempt_number <= settings.run.max_retries:
                 tables = beaten
                 raise CommitConflict(f"Another run landed {', '.join(beaten)} meanwhile.")
@@ -301,11 +302,19 @@ def landed(
             for result in engine.drive(workers, courses, limit, told):
                 notify(Progress(result.table, by_label[result.table].rows, 1.0, result))
                 yield result
-        landing.book_quality(settings, tables)
     except BaseException:
         for table in tables:
             landing.discard(table.target.place, table.stamp.batch_id)
         raise
+
+
+def graded(settings: Settings, tables: Sequence[Table]) -> Failure | None:
+    """Enters how the rows of tables fared; why that cannot be done, if so: they have landed."""
+    try:
+        landing.book_quality(settings, tables)
+    except BronzeError as error:
+        return error.failure()
+    return None
 
 
 @contextmanager

@@ -63,7 +63,9 @@ def criteria(
 def fingerprint(settings: Settings, target: Target, criteria: Sequence[Criterion]) -> str:
     """What tells whether rows would be scored as they were before."""
     said = [rule.model_dump_json() for rule in target.settings.rules]
-    said += [f"{c.name} {c.kind} {c.columns} {c.severity} {c.origin}" for c in criteria]
+    # What PostgreSQL proves costs no row a point.
+    scoring = [c for c in criteria if c.origin != "derived" or c.evaluation != "proven"]
+    said += [f"{c.name} {c.kind} {c.columns} {c.severity} {c.origin}" for c in scoring]
     said.append(str(settings.demanded(target.settings).threshold))
     return hashlib.sha256("\n".join(said).encode()).hexdigest()[:16]
 

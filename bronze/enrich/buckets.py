@@ -9,8 +9,6 @@ Digests are rows of two 64-bit numbers: the halves of a row hash, as in `bronze.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import numpy.typing as npt
 import polars as pl
@@ -25,18 +23,13 @@ Digests = npt.NDArray[np.uint64]
 Sums = npt.NDArray[np.uint64]
 """For each bucket: the number of its rows, and the sums of both halves modulo 2^64."""
 
-Keyed = Callable[[pl.Series], pl.Series]
-"""Turns unkeyed digests (16 bytes each) into keyed ones, where a table's row_hash is keyed."""
-
 SIZE = 16
 _HALF = 16
 _DIGITS = 32
 
 
-def unpacked(data: bytes, keyed: Keyed | None = None) -> Digests:
+def unpacked(data: bytes) -> Digests:
     """Digests that lie one after another, 16 bytes each."""
-    if keyed is not None and data:
-        data = _packed(keyed(_binaries(data)))
     return np.frombuffer(data, "<u8").reshape(-1, 2)
 
 
@@ -86,8 +79,3 @@ def _binaries(data: bytes) -> pl.Series:
     buffers = [None, pa.py_buffer(offsets), pa.py_buffer(data)]
     array = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(offsets) - 1, buffers)
     return pl.Series(array)
-
-
-def _packed(digests: pl.Series) -> bytes:
-    joined: bytes = b"".join(digests.to_list())
-    return joined

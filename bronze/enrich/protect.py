@@ -25,7 +25,7 @@ import base64
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -90,21 +90,6 @@ def keyed(hashes: pl.Series, key: bytes) -> pl.Series:
     without knowing the key.
     """
     return _hmac(hashes.str.decode("hex"), key, _HASH_DIGITS).alias(hashes.name)
-
-
-@dataclass(frozen=True)
-class Keying:
-    """Keys the digests of rows (16 bytes each) as `keyed` does hashes, where the work is done."""
-
-    protection: Protection
-
-    def __call__(self, digests: pl.Series) -> pl.Series:
-        """The keyed digests."""
-        given = self.protection
-        if given.row_hash is None:
-            return digests
-        made = keyed(digests.bin.encode("hex"), unwrapped(given.row_hash, given.masters))
-        return made.str.decode("hex")
 
 
 def rejections(records: Iterable[Rejected], protection: Protection | None) -> list[Rejected]:
