@@ -148,21 +148,16 @@ class Bronze:
         self, tables: Sequence[str] = (), *, reencrypt: bool = False
     ) -> tuple[KeyReport, ...]:
         """Makes new keys; those that were made. See `bronze.keys.rotate`."""
-        from bronze import audit, keys, subject
+        from bronze import keys, subject
 
         names = [subject.held(self.settings, table).name for table in tables]
-        made = keys.rotate(self.settings, names, reencrypt)
-        said = f"{len(made)} keys made"
-        audit.record(self.settings, "rotate", ", ".join(names) or "all", said, {})
-        return made
+        return keys.rotate(self.settings, names, reencrypt)
 
     def rewrap_keys(self) -> int:
         """Wraps all keys by the config's master key; see `bronze.keys.rewrap`."""
-        from bronze import audit, keys
+        from bronze import keys
 
-        count = keys.rewrap(self.settings)
-        audit.record(self.settings, "rewrap", "all", f"{count} keys wrapped anew", {})
-        return count
+        return keys.rewrap(self.settings)
 
     def reveal(
         self,
@@ -179,15 +174,15 @@ class Bronze:
 
     def forget(self, table: str, key: Mapping[str, str], *, ask: bool = True) -> Forgotten:
         """Erases the rows of a person; see `bronze.forget.forget`."""
-        from bronze import forget
+        from bronze import audited
 
-        return forget.forget(self.settings, table, key, ask=ask)
+        return audited.forget(self.settings, table, key, ask=ask)
 
     def delete_old_versions(self, table: str) -> Forgotten:
         """Deletes what a table was before; see `bronze.forget.old_versions`."""
-        from bronze import forget
+        from bronze import audited
 
-        return forget.old_versions(self.settings, table)
+        return audited.old_versions(self.settings, table)
 
     def verify(
         self,
@@ -199,9 +194,9 @@ class Bronze:
         notify: Notify | None = None,
     ) -> VerifyResult:
         """Proves that Bronze equals the source, or names what differs; see `bronze.verify`."""
-        from bronze import verify
+        from bronze import audited
 
-        return verify.verify(
+        return audited.verify(
             self.settings,
             tables,
             repair=repair,

@@ -1,4 +1,4 @@
-"""The commands that change something, each with its record in ``governance.audit_log``.
+"""The commands that change or prove something, with their records in ``governance.audit_log``.
 
 What a command did is recorded when it ends, in one commit; that a stream begins is a record of its
 own. A command that was refused for its config or arguments has touched nothing, and leaves none.
@@ -7,7 +7,7 @@ When the record of what was done cannot be written, the result says so: the data
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import replace
@@ -15,12 +15,16 @@ from threading import Event as Stop
 from typing import Any, TypeVar
 
 from bronze import audit, maintain, pipeline, stream
+from bronze import forget as erasure
+from bronze import verify as proof
 from bronze.audit import Event
 from bronze.config import Settings
 from bronze.errors import BronzeError, ConfigError
+from bronze.forget import Forgotten
 from bronze.model import Late, MaintainResult, RunResult, StreamResult, TableResult
+from bronze.verdict import VerifyResult
 
-R = TypeVar("R", RunResult, StreamResult, MaintainResult)
+R = TypeVar("R", RunResult, StreamResult, MaintainResult, VerifyResult, Forgotten)
 
 
 def run(
@@ -118,6 +122,72 @@ def tidy(
     return _recorded(settings, "maintain", tables, work, events)
 
 
+def verify(
+    settings: Settings,
+    tables: Sequence[str],
+    *,
+    repair: bool,
+    at_rest: bool,
+    pool: Executor | None,
+    notify: pipeline.Notify,
+) -> VerifyResult:
+    """`bronze.verify.verify`."""
+
+    def events(done: VerifyResult) -> list[Event]:
+        counts = ("missing", "extra", "different", "altered", "repaired")
+        differing = {
+            t.target: {name: getattr(t, name) for name in counts if getattr(t, name)}
+            for t in done.tables
+            if t.status == "differs" or t.repaired
+        }
+        failed = {t.target: t.error.kind for t in done.tables if t.error}
+        details = {
+            "seconds": round(done.seconds, 3),
+            **_asked(tables),
+            **({"at_rest": True} if at_rest else {}),
+            **({"repair": True} if repair else {}),
+            "equal": sum(t.status == "equal" for t in done.tables),
+            **({"differing": differing} if differing else {}),
+            **({"failed": failed} if failed else {}),
+        }
+        return [Event("verify", "", _result(done), details)]
+
+    def work() -> VerifyResult:
+        return proof.verify(
+            settings, tables, repair=repair, at_rest=at_rest, pool=pool, notify=notify
+        )
+
+    return _recorded(settings, "verify", tables, work, events)
+
+
+def forget(settings: Settings, table: str, key: Mapping[str, str], *, ask: bool) -> Forgotten:
+    """`bronze.forget.forget`. The values of the key are not recorded."""
+
+    def events(done: Forgotten) -> list[Event]:
+        details = {
+            "by": ", ".join(key),
+            "rows": done.rows,
+            "records": done.records,
+            "left": done.left,
+            "version": done.version,
+        }
+        return [Event("forget", done.target, _result(done), details)]
+
+    work = lambda: erasure.forget(settings, table, key, ask=ask)  # noqa: E731
+    return _recorded(settings, "forget", [table], work, events)
+
+
+def old_versions(settings: Settings, table: str) -> Forgotten:
+    """`bronze.forget.old_versions`."""
+
+    def events(done: Forgotten) -> list[Event]:
+        details = {"old_versions": True, "files": done.files, "version": done.version}
+        return [Event("forget", done.target, _result(done), details)]
+
+    work = lambda: erasure.old_versions(settings, table)  # noqa: E731
+    return _recorded(settings, "forget", [table], work, events)
+
+
 def _recorded(
     settings: Settings,
     action: str,
@@ -149,7 +219,7 @@ def _failed(action: str, tables: Sequence[str], error: BaseException) -> Event:
     return Event(action, "", result, {"error": kind, **said, **_asked(tables)})
 
 
-def _result(done: RunResult | StreamResult | MaintainResult) -> str:
+def _result(done: R) -> str:
     return "incomplete" if done.exit_code else "succeeded"
 
 

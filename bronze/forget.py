@@ -22,11 +22,10 @@ import tenacity
 import uuid_utils
 from psycopg import errors as pg
 
-from bronze import audit
 from bronze import subject as subjects
 from bronze.config import GOVERNANCE, Settings
 from bronze.errors import ConfigError, TableRefused
-from bronze.model import DataFile, Place, Stored
+from bronze.model import DataFile, Failure, Place, Stored
 from bronze.source import connect
 from bronze.source.connect import explain
 from bronze.source.statement import quoted
@@ -45,7 +44,7 @@ class Forgotten:
 
     ``rows`` left the current version of the table, ``records`` the tables of governance;
     ``files`` and ``entries`` of the log were deleted. Afterwards ``scanned`` files were read, and
-    ``left`` rows found.
+    ``left`` rows found. ``unrecorded`` is why the audit log does not have it, if so.
     """
 
     target: str
@@ -58,11 +57,12 @@ class Forgotten:
     scanned: int = 0
     left: int = 0
     seconds: float = 0.0
+    unrecorded: Failure | None = None
 
     @property
     def exit_code(self) -> int:
-        """0: nothing is left; 1: something is."""
-        return 1 if self.left else 0
+        """0: nothing is left, and that is recorded; 1: otherwise."""
+        return 1 if self.left or self.unrecorded else 0
 
 
 def forget(
@@ -99,7 +99,7 @@ def forget(
     records, more = _unrecorded(settings, mine, keys)
     scanned, left = _scanned(mine, whose)
     left += _recorded(settings, mine, keys)
-    done = Forgotten(
+    return Forgotten(
         target=mine.name,
         version=version,
         rows=rows,
@@ -111,9 +111,6 @@ def forget(
         left=left,
         seconds=time.monotonic() - began,
     )
-    said = f"{rows} rows and {records} records erased, {left} left"
-    audit.record(settings, "forget", mine.name, said, {"by": ", ".join(key)})
-    return done
 
 
 def old_versions(settings: Settings, table: str) -> Forgotten:
@@ -126,7 +123,6 @@ def old_versions(settings: Settings, table: str) -> Forgotten:
     began = time.monotonic()
     mine = subjects.held(settings, table)
     expired = expire.purge(mine.state.place, time.time())
-    audit.record(settings, "forget", mine.name, "older versions deleted", {})
     return Forgotten(
         target=mine.name,
         version=mine.state.version,

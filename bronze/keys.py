@@ -16,6 +16,7 @@ import polars as pl
 import tenacity
 import uuid_utils
 
+from bronze import audit
 from bronze.books import keys as book
 from bronze.books.keys import Record
 from bronze.config import GOVERNANCE, Settings
@@ -180,7 +181,7 @@ def rotate(settings: Settings, tables: Collection[str], reencrypt: bool) -> tupl
 
 
 def rewrap(settings: Settings) -> int:
-    """Wraps all keys by the first master key of the config; returns how many were not yet.
+    """Wraps all keys by the first master key of the config; returns how many were not yet. Audited.
 
     The table of keys is replaced, and its older versions, which the old master key opens, are
     deleted.
@@ -203,6 +204,7 @@ def rewrap(settings: Settings) -> int:
     ]
     _committed(settings, state, done, replacing=True)
     expire.purge(state.place, time.time())
+    audit.record(settings, "keys", "", "rewrapped", {"by": mine, "rewrapped": len(old)})
     return len(old)
 
 
@@ -225,7 +227,7 @@ def reports(records: Sequence[Record]) -> tuple[KeyReport, ...]:
 def _added(
     settings: Settings, wanted: Callable[[Sequence[Record]], Sequence[Use]]
 ) -> tuple[Record, ...]:
-    """The records, once there are new ones for what is wanted of those that there are."""
+    """The records, once there are new ones for what is wanted of those that there are; audited."""
     state, records = held(settings)
     uses = wanted(records)
     if not uses:
@@ -236,6 +238,10 @@ def _added(
     now = max(datetime.now(UTC), last + timedelta(microseconds=1))
     new = tuple(Record(keyring.new(wrapping, *use), now) for use in uses)
     _committed(settings, state, new)
+    made = {
+        k.id: " ".join(filter(None, (k.table, k.column, k.purpose))) for k in (r.key for r in new)
+    }
+    audit.record(settings, "keys", "", "made", {"made": made})
     return (*records, *new)
 
 

@@ -47,11 +47,11 @@ def reveal(
         mine = held(settings, table)
         rows = _decrypted(mine, _rows(mine, key or {}, columns, limit), columns)
     except BronzeError as error:
-        audit.record(settings, "reveal", table, f"failed: {type(error).__name__}", asked)
+        audit.record(settings, "reveal", table, "failed", {"error": type(error).__name__, **asked})
         raise
     hashes = ", ".join(rows["row_hash"].head(_NAMED).fill_null(""))
-    said = f"{rows.height} rows revealed"
-    audit.record(settings, "reveal", mine.name, said, {**asked, "row_hash": hashes})
+    details = {"rows": rows.height, **asked, "row_hash": hashes}
+    audit.record(settings, "reveal", mine.name, "succeeded", details)
     return rows if not columns else rows.select(columns)
 
 

@@ -259,7 +259,9 @@ def _told(result: RunResult | StreamResult) -> None:
     _unrecorded(result)
 
 
-def _unrecorded(result: RunResult | StreamResult | MaintainResult) -> None:
+def _unrecorded(
+    result: RunResult | StreamResult | MaintainResult | VerifyResult | Forgotten,
+) -> None:
     if result.unrecorded:
         said = "What was done could not be recorded in full"
         _err.print(f"{said}: {result.unrecorded.message}", style="red", markup=False)
@@ -304,6 +306,7 @@ def forgotten(done: Forgotten) -> None:
         )
     elif done.scanned:
         said(f"Proof: {done.scanned} Parquet files were read, none has such a row.")
+    _unrecorded(done)
 
 
 def keys(found: Sequence[KeyReport], as_json: bool) -> None:
@@ -363,6 +366,7 @@ def verified(result: VerifyResult) -> None:
         if row.error:
             _err.print(f"{row.table}: {row.error.message}", style="red", markup=False)
             _err.print(f"  {row.error.hint}", markup=False)
+    _unrecorded(result)
 
 
 def _rules(found: TableReport) -> str:

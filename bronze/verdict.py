@@ -67,16 +67,21 @@ class VerifiedTable:
 
 @dataclass(frozen=True)
 class VerifyResult:
-    """A proof, or what stands against it. ``at_rest`` says that the source was not asked."""
+    """A proof, or what stands against it. ``at_rest`` says that the source was not asked;
+    ``unrecorded`` is why the audit log does not have it, if so.
+    """
 
     at_rest: bool
     seconds: float
     tables: tuple[VerifiedTable, ...]
+    unrecorded: Failure | None = None
 
     @property
     def exit_code(self) -> int:
-        """0: all equal; 3: nothing could be found out, as a side is out of reach; 1: otherwise."""
+        """0: all equal, and recorded; 3: nothing could be found out, as a side is out of reach;
+        1: otherwise.
+        """
         if all(table.status == "equal" for table in self.tables):
-            return 0
+            return 1 if self.unrecorded else 0
         kinds = {table.error.kind if table.error else "" for table in self.tables}
         return 3 if kinds <= {"SourceUnreachable", "SourceBusy", "LakeUnreachable"} else 1

@@ -25,7 +25,7 @@ from bronze.api import Bronze
 from bronze.books import audit as book
 from bronze.books.audit import Head, Record
 from bronze.config import Settings
-from bronze.errors import BronzeError, ConfigError, LakeUnreachable
+from bronze.errors import BronzeError, ConfigError, LakeUnreachable, TableRefused
 from tests.conftest import Source
 
 KEY = "a key for sealing"
@@ -96,6 +96,62 @@ def test_records_say_who_what_when_and_what_came_of_it(settings: Settings) -> No
     assert own.host
     assert own.bronze_version == bronze.__version__
     assert own.previous_hash == first.record_hash
+
+
+def test_proofs_erasures_and_keys_are_recorded(source: Source) -> None:
+    """So are those that find or cannot do something; what makes a key is a record of its own."""
+    source.execute("CREATE TABLE t (id int PRIMARY KEY, mail text)")
+    source.execute("INSERT INTO t VALUES (1, 'a'), (2, 'b')")
+    opened = Bronze(source.settings(tables={"t": {"protect": {"mail": "encrypt"}}}))
+    assert opened.run().exit_code == 0
+    assert opened.verify(["t"]).exit_code == 0
+    source.execute("DELETE FROM t WHERE id = 1")
+    assert opened.verify().exit_code == 1
+    assert opened.verify(repair=True).exit_code == 0
+    with pytest.raises(TableRefused):
+        opened.forget("t", {"id": "2"})
+    assert opened.forget("t", {"id": "1"}).exit_code == 0
+    assert opened.delete_old_versions("t").exit_code == 0
+    opened.rotate_keys()
+    records = [one for one in opened.audit().records if one.action != "schema"]
+    assert [(one.action, one.subject, one.result) for one in records] == [
+        ("config", "python", "first seen"),
+        ("keys", "", "made"),
+        ("run", "", "succeeded"),
+        ("verify", "", "succeeded"),
+        ("verify", "", "incomplete"),
+        ("verify", "", "succeeded"),
+        ("forget", "", "failed"),
+        ("forget", "bronze.bz_t", "succeeded"),
+        ("forget", "bronze.bz_t", "succeeded"),
+        ("keys", "", "made"),
+    ]
+    details = [json.loads(one.details) for one in records]
+    assert set(details[1]["made"].values()) == {"bronze.bz_t row_hash", "bronze.bz_t mail encrypt"}
+    assert (details[3]["asked"], details[3]["equal"]) == (["t"], 1)
+    assert details[4]["differing"] == {"bronze.bz_t": {"extra": 1}}
+    assert details[5]["differing"] == {"bronze.bz_t": {"extra": 1, "repaired": 1}}
+    assert details[6] == {
+        "asked": ["t"],
+        "error": "TableRefused",
+        "message": "The source still has such a row in public.t: the next run would bring it back.",
+    }
+    assert (details[7]["by"], details[7]["rows"]) == ("id", 1)
+    assert list(details[9]["made"].values()) == ["bronze.bz_t mail encrypt"]
+
+
+def test_what_could_not_be_recorded_is_told(source: Source) -> None:
+    """A proof whose record cannot be written is no success, and says why."""
+    source.execute("CREATE TABLE t (id int PRIMARY KEY)")
+    settings = source.settings()
+    assert Bronze(settings).run().exit_code == 0
+    log = Path(audit.place(settings).url) / "_delta_log"
+    log.rename(log.with_name("elsewhere"))
+    log.write_text("not a folder")
+    done = Bronze(settings).verify()
+    assert [table.status for table in done.tables] == ["equal"]
+    assert done.exit_code == 1
+    assert done.unrecorded
 
 
 def test_an_untouched_log_is_whole(settings: Settings) -> None:

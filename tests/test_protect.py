@@ -450,9 +450,10 @@ def test_reveal_shows_rows_to_those_who_hold_the_key(
     with pytest.raises(ConfigError, match="no Bronze table nope"):
         reveal.reveal(given, "nope")
     book = pl.read_delta(str(source.lake / "governance" / "audit_log")).sort("sequence")
-    results = book.filter(pl.col("action") == "reveal")["result"].to_list()
-    assert results[:3] == ["1 rows revealed", "5 rows revealed", "2 rows revealed"]
-    assert results[3:] == ["failed: ConfigError"] * 4
+    revealed = book.filter(pl.col("action") == "reveal")
+    assert revealed["result"].to_list() == ["succeeded"] * 3 + ["failed"] * 4
+    details = revealed["details"].str.json_path_match("$.rows").to_list()
+    assert details == ["1", "5", "2"] + [None] * 4
     assert not PLANTED.search(book.write_json().encode())
 
 
