@@ -27,11 +27,11 @@ from rich.console import Console
 from rich.table import Table
 
 from bronze import config, drift, forget
-from bronze.config import Settings
 from bronze.enrich import keyring
 from bronze.enrich.enrichment import enriched
 from bronze.enrich.stamp import METADATA
 from bronze.model import Enrichment, Kind, Protect, Protected, Protection, Secret, Stamp
+from bronze.settings import Settings
 from bronze.table import commit, files
 from bronze.table.commit import Change, Shape
 from bronze.table.schema import delta_schema

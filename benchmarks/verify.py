@@ -18,7 +18,7 @@ from rich.table import Table
 
 from benchmarks.source import SCHEMA, running
 from bronze import config, pipeline
-from bronze.config import Settings
+from bronze.settings import Settings
 from bronze.verdict import VerifiedTable
 from bronze.verify import verify
 

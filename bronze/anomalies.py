@@ -17,13 +17,13 @@ import pyarrow as pa
 from bronze import drift
 from bronze.books import models as book
 from bronze.books import profiles
-from bronze.config import GOVERNANCE, AnomalySettings, Settings
 from bronze.drift import Settled
 from bronze.enrich import training
 from bronze.enrich.forest import scorer
 from bronze.errors import LakeError
 from bronze.model import DELETED, Column, Kind, Place, Stored
 from bronze.prepare import Target
+from bronze.settings import GOVERNANCE, AnomalySettings, Settings
 from bronze.source import read, slices, statement
 from bronze.table import commit, files, log
 from bronze.table.files import Layout

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
     from bronze.audit import Report as AuditReport
     from bronze.check import Report
-    from bronze.config import Settings
     from bronze.forget import Forgotten
     from bronze.keys import KeyReport
     from bronze.maintain import Notify as NotifyMaintained
-    from bronze.model import MaintainResult, RunResult, StreamResult
     from bronze.pipeline import Notify
+    from bronze.result import MaintainResult, RunResult, StreamResult
+    from bronze.settings import Settings
     from bronze.stream import Notify as NotifyStep
     from bronze.trend import QualityReport
     from bronze.verdict import VerifyResult

@@ -20,10 +20,10 @@ import pyarrow as pa
 from bronze import actor, imprint, secret
 from bronze.books import audit as book
 from bronze.books.audit import Head, Record
-from bronze.config import GOVERNANCE, Settings
 from bronze.entry import Page, append
 from bronze.errors import BronzeError, ConfigError
 from bronze.model import Place
+from bronze.settings import GOVERNANCE, Settings
 from bronze.table import commit, files, log
 from bronze.table.commit import Position, transaction
 from bronze.table.log import State

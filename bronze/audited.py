@@ -18,10 +18,10 @@ from bronze import audit, maintain, pipeline, stream
 from bronze import forget as erasure
 from bronze import verify as proof
 from bronze.audit import Event
-from bronze.config import Settings
 from bronze.errors import BronzeError, ConfigError
 from bronze.forget import Forgotten
-from bronze.model import Late, MaintainResult, RunResult, StreamResult, TableResult
+from bronze.result import Late, MaintainResult, RunResult, StreamResult, TableResult
+from bronze.settings import Settings
 from bronze.verdict import VerifyResult
 
 R = TypeVar("R", RunResult, StreamResult, MaintainResult, VerifyResult, Forgotten)

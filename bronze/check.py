@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bronze import drift, follow, keys, plan, prepare, rules
-from bronze.config import Settings
 from bronze.errors import BronzeError, LakeError, SourceRefused, TableRefused
-from bronze.model import Column, Failure
+from bronze.model import Column
+from bronze.result import Failure
 from bronze.rule import Criterion
+from bronze.settings import Settings
 from bronze.source import connect, constraint, snapshot, survey
 from bronze.source.catalog import Relation
 from bronze.source.connect import Connection

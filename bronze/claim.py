@@ -10,12 +10,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from bronze import drift, keys, pipeline, plan, prepare, units
-from bronze.config import Settings
 from bronze.errors import BronzeError, LakeError, TableRefused
 from bronze.evidence import Asked
 from bronze.model import Column, Protection, Stamp
 from bronze.pipeline import Opened
 from bronze.prepare import Target
+from bronze.settings import Settings
 from bronze.source import digest, publication, slices, statement
 from bronze.source.catalog import Relation
 from bronze.source.snapshot import Snapshot

@@ -19,7 +19,7 @@ from typing import Annotated
 import typer
 
 from bronze.errors import BronzeError
-from bronze.model import Failure
+from bronze.result import Failure
 
 app = typer.Typer(
     name="bronze",

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from bronze.model import Failure
+from bronze.result import Failure
 
 
 class BronzeError(Exception):

@@ -15,7 +15,6 @@ import tenacity
 from bronze import difference, failpoint, grade, lineage, provide, unusual
 from bronze.books import quality as book
 from bronze.books.quality import Graded
-from bronze.config import GOVERNANCE, Settings
 from bronze.difference import Difference, Edit
 from bronze.engine import Course, Task
 from bronze.errors import BronzeError, CommitConflict, TableVanished
@@ -27,6 +26,7 @@ from bronze.plan import Plan
 from bronze.prepare import Target
 from bronze.resume import STREAM
 from bronze.rule import Scored
+from bronze.settings import GOVERNANCE, Settings
 from bronze.source import publication, readiness
 from bronze.source.batch import Batch, Gathered
 from bronze.source.connect import Connection

@@ -23,9 +23,10 @@ import uuid_utils
 from psycopg import errors as pg
 
 from bronze import subject as subjects
-from bronze.config import GOVERNANCE, Settings
 from bronze.errors import ConfigError, TableRefused
-from bronze.model import DataFile, Failure, Place, Stored
+from bronze.model import DataFile, Place, Stored
+from bronze.result import Failure
+from bronze.settings import GOVERNANCE, Settings
 from bronze.source import connect
 from bronze.source.connect import explain
 from bronze.source.statement import quoted

@@ -19,12 +19,12 @@ import uuid_utils
 from bronze import audit
 from bronze.books import keys as book
 from bronze.books.keys import Record
-from bronze.config import GOVERNANCE, Settings
 from bronze.drift import Settled
 from bronze.enrich import keyring
 from bronze.errors import BronzeError, ConfigError
 from bronze.model import STABLE, DataKey, Place, Protected, Protection
 from bronze.prepare import Target
+from bronze.settings import GOVERNANCE, Settings
 from bronze.table import commit, expire, files, log, store
 from bronze.table.commit import Change, Shape
 from bronze.table.log import State

@@ -21,7 +21,6 @@ from bronze.books import quality as quality_book
 from bronze.books import rejected as book
 from bronze.books.profiles import Scope
 from bronze.books.quality import Figure, Graded
-from bronze.config import GOVERNANCE, Settings
 from bronze.difference import Difference, Edit
 from bronze.engine import Course, Task
 from bronze.enrich import fingerprint
@@ -36,11 +35,12 @@ from bronze.model import (
     Place,
     Rejected,
     Stamp,
-    TableResult,
     Written,
 )
 from bronze.plan import Plan
 from bronze.prepare import Target
+from bronze.result import TableResult
+from bronze.settings import GOVERNANCE, Settings
 from bronze.source.snapshot import Snapshot
 from bronze.table import commit, files, layout, log, store
 from bronze.table.commit import Change

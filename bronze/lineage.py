@@ -18,13 +18,14 @@ from typing import Any
 from bronze import actor, failpoint
 from bronze.books import lineage as book
 from bronze.books.lineage import Record
-from bronze.config import GOVERNANCE, Settings
 from bronze.drift import Settled
 from bronze.entry import Page, append
 from bronze.errors import BronzeError
-from bronze.model import Column, Failure, Late, Place, Stamp, TableResult
+from bronze.model import Column, Place, Stamp
 from bronze.plan import Plan
 from bronze.prepare import Target
+from bronze.result import Failure, Late, TableResult
+from bronze.settings import GOVERNANCE, Settings
 from bronze.source.snapshot import Snapshot
 from bronze.table import commit, log
 from bronze.table.commit import Position, transaction

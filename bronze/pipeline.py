@@ -28,7 +28,6 @@ from bronze import (
     prepare,
     units,
 )
-from bronze.config import Settings
 from bronze.errors import (
     BronzeError,
     CommitConflict,
@@ -39,8 +38,10 @@ from bronze.errors import (
     TableRefused,
 )
 from bronze.landing import Table
-from bronze.model import Failure, Origin, RunResult, Stamp, TableResult, Written
+from bronze.model import Origin, Stamp, Written
 from bronze.prepare import Target
+from bronze.result import Failure, RunResult, TableResult
+from bronze.settings import Settings
 from bronze.source import connect, snapshot
 from bronze.source.catalog import Relation
 from bronze.table import store

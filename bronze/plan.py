@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from bronze import drift, keys, prepare, provide, resume, rules, units
-from bronze.config import Settings
 from bronze.drift import Settled
 from bronze.enrich import anomaly
 from bronze.enrich.stamp import COMMITTED, METADATA
 from bronze.errors import TableRefused
 from bronze.model import Column, Enrichment, Kind, Origin, Stamp, Unit
 from bronze.prepare import Target
+from bronze.settings import Settings
 from bronze.source import increment, slices, statement
 from bronze.source.catalog import Relation
 from bronze.source.snapshot import Snapshot

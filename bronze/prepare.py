@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from bronze.config import Settings, TableSettings
 from bronze.enrich import anomaly
 from bronze.enrich.stamp import COMMITTED, METADATA
 from bronze.errors import ConfigError, TableRefused
 from bronze.model import Column, Place
+from bronze.settings import Settings, TableSettings
 from bronze.source import statement
 from bronze.source.catalog import Relation, relations, schemas
 from bronze.source.connect import Connection

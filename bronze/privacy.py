@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from bronze.model import Protect, ProtectMethod
+from bronze.section import Section
 
 MASTER_KEY = "BRONZE_MASTER_KEY"
 """The environment variable with the master key where the config names none."""
@@ -14,14 +15,12 @@ MASTER_KEY = "BRONZE_MASTER_KEY"
 Choice = Literal["encrypt", "encrypt_deterministic", "tokenize", "hash", "mask", "drop", "clear"]
 
 
-class ColumnProtection(BaseModel):
+class ColumnProtection(Section):
     """``protect = { email = "encrypt" }``, or with more than a method
     ``{ phone = { method = "tokenize", format = true } }``.
 
     ``drop`` does not take the column at all; ``clear`` takes it as it is, on purpose.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     method: Choice
     join: str = Field(default="", pattern=r"^[\w-]*$")

@@ -16,7 +16,6 @@ import uuid_utils
 
 from bronze import drift, engine, inspection, maintain, mend, units
 from bronze.claim import found
-from bronze.config import Settings
 from bronze.engine import Course, Task
 from bronze.enrich import anomaly
 from bronze.enrich.stamp import COMMITTED, METADATA
@@ -25,6 +24,7 @@ from bronze.inspection import Inspected, Resting
 from bronze.mend import Damage
 from bronze.opposed import LISTED
 from bronze.pipeline import Notify, Progress, running
+from bronze.settings import Settings
 from bronze.table import expire
 from bronze.table.history import KIND
 from bronze.table.log import State

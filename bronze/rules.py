@@ -14,13 +14,13 @@ from dataclasses import replace
 import polars as pl
 
 from bronze import predicate
-from bronze.config import Settings
 from bronze.drift import Settled
 from bronze.enrich import quality
 from bronze.errors import TableRefused
 from bronze.predicate import Unfit
 from bronze.prepare import Target, toml
 from bronze.rule import Criterion, Kind
+from bronze.settings import Settings
 from bronze.source.constraint import Check, Constraints
 from bronze.source.read import dtype
 from bronze.standard import RuleSettings

@@ -7,6 +7,9 @@ from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+_SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?\s*$", re.IGNORECASE)
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_DECIMAL = re.compile(r"^decimal\(\s*(\d+)\s*,\s*(\d+)\s*\)$", re.IGNORECASE)
 _DURATION = re.compile(r"^\s*(\d+)\s*(s|m|h|d|)\s*$", re.IGNORECASE)
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -21,11 +24,32 @@ def duration(value: object) -> object:
     return value
 
 
+def _bytes(value: object) -> object:
+    if isinstance(value, str):
+        match = _SIZE.match(value)
+        if not match:
+            raise ValueError('a size looks like "500MB" or "2GB"')
+        return int(float(match[1]) * _UNITS[match[2].upper()])
+    return value
+
+
+def _decimal(value: object) -> object:
+    match = _DECIMAL.match(str(value))
+    if not match:
+        raise ValueError('it looks like "decimal(38,10)"')
+    precision, scale = int(match[1]), int(match[2])
+    if not 1 <= precision <= 38 or scale > precision:
+        raise ValueError("the precision is 1 to 38, the scale at most the precision")
+    return precision, scale
+
+
 def _listed(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
 Seconds = Annotated[int, Field(ge=0), BeforeValidator(duration)]
+Bytes = Annotated[int, BeforeValidator(_bytes)]
+Decimal = Annotated[tuple[int, int], BeforeValidator(_decimal)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 
 

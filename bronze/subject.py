@@ -15,10 +15,10 @@ import polars as pl
 
 from bronze import drift, keys
 from bronze.books.keys import Record
-from bronze.config import Settings
 from bronze.enrich import plaintext, protect
 from bronze.errors import ConfigError
 from bronze.model import STABLE, DataKey, Kind, Protect, Protected, Protection
+from bronze.settings import Settings
 from bronze.source.read import dtype
 from bronze.table import log, store
 from bronze.table.log import State

@@ -17,9 +17,9 @@ from bronze import grade
 from bronze.books import quality as book
 from bronze.books import streams
 from bronze.books.quality import Figure
-from bronze.config import GOVERNANCE, Settings
 from bronze.errors import ConfigError
 from bronze.model import Stored
+from bronze.settings import GOVERNANCE, Settings
 from bronze.table import files, log
 from bronze.table.log import State
 

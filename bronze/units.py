@@ -9,12 +9,12 @@ from typing import Any
 import psycopg
 from psycopg import errors as pg
 
-from bronze.config import RunSettings, Settings
 from bronze.drift import Settled
 from bronze.enrich.stamp import COMMITTED
 from bronze.errors import BronzeError, TableRefused
 from bronze.model import Column, Enrichment, Known, Origin, Stamp, Unit
 from bronze.prepare import Target
+from bronze.settings import RunSettings, Settings
 from bronze.source import slices, statement
 from bronze.source.connect import Connection, explain
 from bronze.source.slices import Slice

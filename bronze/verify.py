@@ -20,7 +20,6 @@ import uuid_utils
 
 from bronze import engine, evidence, mend, rest, units
 from bronze.claim import Claim, found
-from bronze.config import Settings
 from bronze.engine import Course, Task
 from bronze.enrich import buckets
 from bronze.enrich.buckets import Sums
@@ -30,6 +29,7 @@ from bronze.mend import Damage
 from bronze.model import Known
 from bronze.opposed import LISTED, Opposed, doubled, opposed
 from bronze.pipeline import Notify, Progress, running
+from bronze.settings import Settings
 from bronze.verdict import VerifiedTable, VerifyResult
 
 

@@ -20,6 +20,7 @@ from psycopg import sql
 from bronze import config
 from bronze.demo.server import Server, running
 from bronze.privacy import MASTER_KEY
+from bronze.settings import Settings
 
 FAST = {
     "fsync": "off",
@@ -73,7 +74,7 @@ class Source:
             cursor = connection.execute(statement, arguments or None)
             return cursor.fetchall() if cursor.description else []
 
-    def settings(self, **sections: Mapping[str, Any]) -> config.Settings:
+    def settings(self, **sections: Mapping[str, Any]) -> Settings:
         """Settings for this database and lake; ``sections`` add to the config's sections."""
         document: dict[str, Any] = {
             "source": {"name": "test", "dsn": self.dsn, "schema": "public"},

@@ -10,10 +10,11 @@ from typing import Any
 import polars as pl
 import pytest
 
-from bronze import config, pipeline, stream
+from bronze import pipeline, stream
 from bronze.enrich import training
 from bronze.errors import ConfigError
-from bronze.model import RunResult, TableResult
+from bronze.result import RunResult, TableResult
+from bronze.settings import Settings
 from bronze.unusual import far
 from tests.conftest import Source
 
@@ -35,7 +36,7 @@ SELECT id + n * 3000, shop_id, price, pieces, state, sold FROM goods, generate_s
 """
 
 
-def made(source: Source, **own: Any) -> config.Settings:
+def made(source: Source, **own: Any) -> Settings:
     """A table with an outlier in 500 rows, and settings that watch it."""
     source.execute(MADE)
     source.execute(FILLED, 1, ROWS)
@@ -43,13 +44,13 @@ def made(source: Source, **own: Any) -> config.Settings:
     return watching(source, **own)
 
 
-def watching(source: Source, **own: Any) -> config.Settings:
+def watching(source: Source, **own: Any) -> Settings:
     """Settings that watch the table."""
     given = {"anomalies": {"expected": 0.002, "trees": 20}, **own}
     return source.settings(tables={"goods": given})
 
 
-def ran(settings: config.Settings) -> TableResult:
+def ran(settings: Settings) -> TableResult:
     """A run that goes well."""
     result: RunResult = pipeline.run(settings)
     assert result.exit_code == 0, result

@@ -24,8 +24,8 @@ from bronze import audit, config, maintain
 from bronze.api import Bronze
 from bronze.books import audit as book
 from bronze.books.audit import Head, Record
-from bronze.config import Settings
 from bronze.errors import BronzeError, ConfigError, LakeUnreachable, TableRefused
+from bronze.settings import Settings
 from tests.conftest import Source
 
 KEY = "a key for sealing"

@@ -29,7 +29,7 @@ from bronze.errors import (
     SourceRefused,
     SourceUnreachable,
 )
-from bronze.model import Failure, RunResult
+from bronze.result import Failure, RunResult
 from tests.conftest import Source
 from tests.proxy import until
 from tests.test_cli import configured, invoke

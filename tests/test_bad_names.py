@@ -12,10 +12,12 @@ import pytest
 from deltalake import DeltaTable
 from psycopg import sql
 
-from bronze import check, config, pipeline
+from bronze import check, pipeline
 from bronze.enrich.stamp import METADATA
 from bronze.errors import ConfigError
-from bronze.model import Failure, Origin, RunResult
+from bronze.model import Origin
+from bronze.result import Failure, RunResult
+from bronze.settings import MINIMUM_MEMORY
 from bronze.source import connect, slices
 from bronze.source.catalog import relations
 from tests.conftest import Source
@@ -370,7 +372,7 @@ def test_a_bloated_table_gives_each_row_once(source: Source) -> None:
             FROM generate_series(1, 30000) i;
         DELETE FROM t WHERE id NOT IN (1, 15000, 15001, 30000)
     """)
-    land(source, run={"workers": 2, "memory": config.MINIMUM_MEMORY})
+    land(source, run={"workers": 2, "memory": MINIMUM_MEMORY})
     assert sorted(read(source, "t")["id"]) == [1, 15000, 15001, 30000]
 
 

@@ -19,7 +19,7 @@ from deltalake import DeltaTable
 from bronze import pipeline
 from bronze.demo.server import Server, running, start
 from bronze.errors import BronzeError, SnapshotRefused
-from bronze.model import Failure, RunResult
+from bronze.result import Failure, RunResult
 from bronze.work import work
 from tests.conftest import FAST, Source
 from tests.proxy import GATE, closed_gate, landed, proxied, sessions, until

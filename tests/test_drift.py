@@ -10,7 +10,7 @@ import pytest
 from deltalake import DeltaTable
 
 from bronze import pipeline
-from bronze.model import TableResult
+from bronze.result import TableResult
 from tests.conftest import Source
 from tests.content import differences
 from tests.test_patterns import (

@@ -20,6 +20,7 @@ from bronze import config, engine, pipeline, units
 from bronze.engine import Course, Task, drive, executor
 from bronze.errors import BronzeError, ConfigError, SourceBusy, TableRefused
 from bronze.model import ACTIVE, Unit
+from bronze.settings import Settings
 from bronze.work import work
 from tests.conftest import Source
 
@@ -325,7 +326,7 @@ def test_a_caller_that_goes_away_closes_the_courses() -> None:
     assert len(gauge.begun) < 30
 
 
-def secretive(source: Source, tmp_path: Path) -> config.Settings:
+def secretive(source: Source, tmp_path: Path) -> Settings:
     """Settings whose connection string has a password in it."""
     dsn = source.dsn.replace("postgres@", "postgres:hunter2@")
     file = tmp_path / "bronze.toml"

@@ -12,7 +12,7 @@ import pytest
 from deltalake import DeltaTable
 
 from bronze import pipeline
-from bronze.model import RunResult
+from bronze.result import RunResult
 from bronze.source import digest
 from tests.conftest import Source
 

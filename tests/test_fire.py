@@ -20,9 +20,9 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 
 from bronze import config, failpoint, maintain, pipeline
-from bronze.config import Settings
 from bronze.demo import inventory
 from bronze.demo.server import Server
+from bronze.settings import Settings
 from tests import feed
 from tests.content import differences
 

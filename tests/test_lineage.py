@@ -14,8 +14,8 @@ import pytest
 
 from bronze import config, lineage, pipeline, stream
 from bronze.books import lineage as book
-from bronze.config import Settings
-from bronze.model import Failure, Late
+from bronze.result import Failure, Late
+from bronze.settings import Settings
 from bronze.source import connect
 from tests.conftest import Source
 

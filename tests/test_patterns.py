@@ -18,10 +18,10 @@ import tenacity
 from deltalake import DeltaTable
 
 from bronze import pipeline
-from bronze.config import Settings
 from bronze.demo.server import running
-from bronze.model import TableResult
 from bronze.pipeline import Progress
+from bronze.result import TableResult
+from bronze.settings import Settings
 from bronze.source import snapshot
 from tests.conftest import FAST, Source
 from tests.content import differences

@@ -14,12 +14,12 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from bronze import config, pipeline
-from bronze.config import RunSettings, Settings
 from bronze.demo import inventory
 from bronze.demo.server import Server
 from bronze.errors import ConfigError, SourceRefused, SourceUnreachable
-from bronze.model import RunResult
 from bronze.propose import MANY, PASSWORD, propose, write
+from bronze.result import RunResult
+from bronze.settings import RunSettings, Settings
 from tests.conftest import Source
 from tests.source.test_survey import BIG_ROWS, big, execute
 

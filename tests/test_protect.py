@@ -17,10 +17,12 @@ import psycopg
 import pytest
 
 from bronze import check, drift, forget, keys, pipeline, reveal, stream
-from bronze.config import ProtectionSettings, SecretName, Settings, parse
+from bronze.config import parse
 from bronze.enrich import keyring, protect
 from bronze.errors import ConfigError, TableRefused
-from bronze.model import Protected, TableResult
+from bronze.model import Protected
+from bronze.result import TableResult
+from bronze.settings import ProtectionSettings, SecretName, Settings
 from bronze.source import replication
 from bronze.source.batch import Piece
 from bronze.source.read import dtype

@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 import bronze
 from bronze import check, config, pipeline, spanning, stream, trend
 from bronze.cli import app
-from bronze.config import Settings
 from bronze.errors import ConfigError
-from bronze.model import TableResult
+from bronze.result import TableResult
+from bronze.settings import Settings
 from tests.conftest import Source
 from tests.content import differences
 

@@ -21,6 +21,7 @@ import pytest
 from bronze import config, pipeline, stream
 from bronze.demo import inventory
 from bronze.demo.server import Server
+from bronze.settings import Settings
 from tests.content import differences
 
 pytestmark = pytest.mark.soak
@@ -38,7 +39,7 @@ def shop(server: Server) -> Iterator[str]:
 
 def settings_for(
     dsn: str, lake: Path, memory: str = "1GB", tables: Mapping[str, Any] = MappingProxyType({})
-) -> config.Settings:
+) -> Settings:
     """The demo's config."""
     chosen = {"tables": sorted(tables)} if tables else {}
     return config.parse(
@@ -152,7 +153,7 @@ print(json.dumps({"status": result.status, "updated": result.updated, "peak": ma
 )
 
 
-def outcome(settings: config.Settings, table: str) -> dict[str, Any]:
+def outcome(settings: Settings, table: str) -> dict[str, Any]:
     """What a run in a process of its own did, and its peak."""
     document = settings.model_dump_json(by_alias=True, exclude_unset=True)
     done = subprocess.run(
@@ -247,7 +248,7 @@ def test_a_stream_stays_within_its_memory(lines: str, tmp_path: Path) -> None:
     assert differences(settings) == {}
 
 
-def streamed(settings: config.Settings) -> dict[str, Any]:
+def streamed(settings: Settings) -> dict[str, Any]:
     """What a stream in a process of its own did until it had caught up, and its peak."""
     document = settings.model_dump_json(by_alias=True, exclude_unset=True)
     done = subprocess.run(

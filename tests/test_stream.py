@@ -19,10 +19,11 @@ import psycopg
 import pytest
 
 from bronze import check, pipeline, session, stream
-from bronze.config import Settings
 from bronze.demo.server import Server
 from bronze.errors import ConfigError, SourceRefused, TableRefused
-from bronze.model import Place, StreamResult
+from bronze.model import Place
+from bronze.result import StreamResult
+from bronze.settings import Settings
 from bronze.stream import Step
 from bronze.table import commit, log
 from tests import feed

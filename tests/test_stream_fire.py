@@ -24,11 +24,11 @@ import psycopg
 import pytest
 
 from bronze import config, failpoint, stream
-from bronze.config import Settings
 from bronze.demo import inventory
 from bronze.demo import server as postgres
 from bronze.demo.server import Server
 from bronze.errors import BronzeError
+from bronze.settings import Settings
 from bronze.stream import Step
 from tests import feed
 from tests.conftest import Source, without_slots

@@ -20,8 +20,8 @@ from psycopg.conninfo import make_conninfo
 
 from bronze import claim, config, pipeline, stream, units
 from bronze import verify as verifying
-from bronze.config import Settings
 from bronze.errors import ConfigError, SourceUnreachable
+from bronze.settings import Settings
 from bronze.verdict import VerifiedTable
 from tests.conftest import Source
 from tests.content import differences
