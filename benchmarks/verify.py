@@ -18,9 +18,9 @@ from rich.table import Table
 
 from benchmarks.source import SCHEMA, running
 from bronze import config, pipeline
+from bronze.proof.verdict import VerifiedTable
+from bronze.proof.verify import verify
 from bronze.settings import Settings
-from bronze.verdict import VerifiedTable
-from bronze.verify import verify
 
 _TABLE = "order_details"
 _CHANGED = 1_234_567

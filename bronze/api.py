@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from bronze.keys import KeyReport
     from bronze.maintain import Notify as NotifyMaintained
     from bronze.pipeline import Notify
+    from bronze.proof.verdict import VerifyResult
     from bronze.result import MaintainResult, RunResult, StreamResult
     from bronze.settings import Settings
     from bronze.stream import Notify as NotifyStep
     from bronze.trend import QualityReport
-    from bronze.verdict import VerifyResult
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ class Bronze:
         pool: Executor | None = None,
         notify: Notify | None = None,
     ) -> VerifyResult:
-        """Proves that Bronze equals the source, or names what differs; see `bronze.verify`."""
+        """Proves that Bronze equals the source, or names what differs; `bronze.proof.verify`."""
         from bronze import audited
 
         return audited.verify(

@@ -16,13 +16,13 @@ from typing import Any, TypeVar
 
 from bronze import audit, maintain, pipeline, stream
 from bronze import forget as erasure
-from bronze import verify as proof
 from bronze.audit import Event
 from bronze.errors import BronzeError, ConfigError
 from bronze.forget import Forgotten
+from bronze.proof import verify as proof
+from bronze.proof.verdict import VerifyResult
 from bronze.result import Late, MaintainResult, RunResult, StreamResult, TableResult
 from bronze.settings import Settings
-from bronze.verdict import VerifyResult
 
 R = TypeVar("R", RunResult, StreamResult, MaintainResult, VerifyResult, Forgotten)
 
@@ -131,7 +131,7 @@ def verify(
     pool: Executor | None,
     notify: pipeline.Notify,
 ) -> VerifyResult:
-    """`bronze.verify.verify`."""
+    """`bronze.proof.verify.verify`."""
 
     def events(done: VerifyResult) -> list[Event]:
         counts = ("missing", "extra", "different", "altered", "repaired")

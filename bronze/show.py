@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from bronze.keys import KeyReport
     from bronze.pipeline import Notify
     from bronze.pipeline import Progress as Step
+    from bronze.proof.verdict import VerifyResult
     from bronze.result import MaintainResult, RunResult, StreamResult, TableResult
     from bronze.stream import Notify as NotifyStep
     from bronze.stream import Step as StreamStep
     from bronze.trend import QualityReport, TableQuality
-    from bronze.verdict import VerifyResult
 
 _out = Console(highlight=False)
 _err = Console(stderr=True, highlight=False)

@@ -18,11 +18,12 @@ import pytest
 from deltalake import DeltaTable
 from psycopg.conninfo import make_conninfo
 
-from bronze import claim, config, pipeline, stream, units
-from bronze import verify as verifying
+from bronze import config, pipeline, stream, units
 from bronze.errors import ConfigError, SourceUnreachable
+from bronze.proof import claim
+from bronze.proof import verify as verifying
+from bronze.proof.verdict import VerifiedTable
 from bronze.settings import Settings
-from bronze.verdict import VerifiedTable
 from tests.conftest import Source
 from tests.content import differences
 from tests.feed import faults

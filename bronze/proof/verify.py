@@ -18,19 +18,20 @@ import numpy as np
 import numpy.typing as npt
 import uuid_utils
 
-from bronze import engine, evidence, mend, rest, units
-from bronze.claim import Claim, found
+from bronze import engine, units
 from bronze.engine import Course, Task
 from bronze.enrich import buckets
 from bronze.enrich.buckets import Sums
 from bronze.errors import BronzeError
-from bronze.evidence import FILE, ROW, Asked, Held, Sharing, Summed, Wanted
-from bronze.mend import Damage
 from bronze.model import Known
-from bronze.opposed import LISTED, Opposed, doubled, opposed
 from bronze.pipeline import Notify, Progress, running
+from bronze.proof import evidence, mend, rest
+from bronze.proof.claim import Claim, found
+from bronze.proof.evidence import FILE, ROW, Asked, Held, Sharing, Summed, Wanted
+from bronze.proof.mend import Damage
+from bronze.proof.opposed import LISTED, Opposed, doubled, opposed
+from bronze.proof.verdict import VerifiedTable, VerifyResult
 from bronze.settings import Settings
-from bronze.verdict import VerifiedTable, VerifyResult
 
 
 def verify(

@@ -14,21 +14,22 @@ from urllib.parse import unquote
 
 import uuid_utils
 
-from bronze import drift, engine, inspection, maintain, mend, units
-from bronze.claim import found
+from bronze import drift, engine, maintain, units
 from bronze.engine import Course, Task
 from bronze.enrich import anomaly
 from bronze.enrich.stamp import COMMITTED, METADATA
 from bronze.errors import BronzeError
-from bronze.inspection import Inspected, Resting
-from bronze.mend import Damage
-from bronze.opposed import LISTED
 from bronze.pipeline import Notify, Progress, running
+from bronze.proof import inspection, mend
+from bronze.proof.claim import found
+from bronze.proof.inspection import Inspected, Resting
+from bronze.proof.mend import Damage
+from bronze.proof.opposed import LISTED
+from bronze.proof.verdict import FaultyFile, FaultyRow, VerifiedTable
 from bronze.settings import Settings
 from bronze.table import expire
 from bronze.table.history import KIND
 from bronze.table.log import State
-from bronze.verdict import FaultyFile, FaultyRow, VerifiedTable
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def verified(
     pool: Executor | None,
     notify: Notify,
 ) -> list[VerifiedTable]:
-    """What was found out about each table; see `bronze.verify.verify`.
+    """What was found out about each table; see `bronze.proof.verify.verify`.
 
     Raises:
         ConfigError: there is no such table.

@@ -1,6 +1,6 @@
 """What a worker finds out for a proof: the rows of one side, summed up by buckets or by name.
 
-Nothing here knows of the other side; `bronze.verify` holds the two against each other.
+Nothing here knows of the other side; `bronze.proof.verify` holds the two against each other.
 """
 
 from __future__ import annotations

@@ -18,19 +18,19 @@ import numpy.typing as npt
 import uuid_utils
 
 from bronze import engine, pipeline
-from bronze.claim import Claim, carried
 from bronze.engine import Course, Task
 from bronze.errors import BronzeError, CommitConflict, TableRefused
 from bronze.landing import Table
 from bronze.model import Stored
 from bronze.pipeline import Notify, running
 from bronze.prepare import Target
+from bronze.proof.claim import Claim, carried
+from bronze.proof.verdict import VerifiedTable
 from bronze.result import Failure, TableResult
 from bronze.settings import Settings
 from bronze.table import commit, log, merge, store
 from bronze.table.commit import Change
 from bronze.table.log import State
-from bronze.verdict import VerifiedTable
 
 
 @dataclass

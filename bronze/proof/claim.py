@@ -11,10 +11,11 @@ from typing import Any
 
 from bronze import drift, keys, pipeline, plan, prepare, units
 from bronze.errors import BronzeError, LakeError, TableRefused
-from bronze.evidence import Asked
 from bronze.model import Column, Protection, Stamp
 from bronze.pipeline import Opened
 from bronze.prepare import Target
+from bronze.proof.evidence import Asked
+from bronze.proof.verdict import VerifiedTable
 from bronze.settings import Settings
 from bronze.source import digest, publication, slices, statement
 from bronze.source.catalog import Relation
@@ -23,7 +24,6 @@ from bronze.table import log
 from bronze.table.commit import transaction
 from bronze.table.log import State
 from bronze.units import Assignment
-from bronze.verdict import VerifiedTable
 
 
 @dataclass(frozen=True)
