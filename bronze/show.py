@@ -7,11 +7,12 @@ import json
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
@@ -102,16 +103,29 @@ def _log(step: Step) -> None:
         )
 
 
+_CELLS = ("read", "new", "upd.", "gone", "rej.", "odd", "files", "size", "s", "v")
+_NOTHING = {"", "0", size(0)}
+
+
+def _figures(
+    names: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    texts: Collection[str] = ("Bronze table", "status"),
+) -> None:
+    """A table of figures, without the columns that have nothing to tell, so that it is narrow."""
+    told = [i for i, _ in enumerate(names) if any(row[i] not in _NOTHING for row in rows)]
+    widths = {i: max(cell_len(row[i]) for row in (names, *rows)) for i in told}
+    for number, row in enumerate((names, *rows)):
+        pads = {i: " " * (widths[i] - cell_len(row[i])) for i in told}
+        cells = [row[i] + pads[i] if names[i] in texts else pads[i] + row[i] for i in told]
+        # A terminal that is narrower breaks the line itself: no digit is left out.
+        style = None if number else "bold"
+        _out.print("  ".join(cells).rstrip(), style=style, markup=False, soft_wrap=True)
+
+
 def run(result: RunResult) -> None:
     """A run's tables, then what went wrong, if anything did."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("Bronze table", "status"):
-        table.add_column(name, no_wrap=True)
-    for name in ("read", "new", "upd.", "gone", "rej.", "odd", "files", "size", "s", "v"):
-        table.add_column(name, justify="right")
-    for row in result.tables:
-        table.add_row(*_cells(row))
-    _out.print(table)
+    _figures(("Bronze table", "status", *_CELLS), [_cells(row) for row in result.tables])
     rows = sum(row.rows_read for row in result.tables)
     said(f"{rows:,} rows read in {result.seconds:.1f} s, batch {result.batch_id}")
     scored = [row for row in result.tables if row.score is not None]
@@ -151,15 +165,9 @@ def steps(quiet: bool) -> NotifyStep:
 
 def streamed(result: StreamResult) -> None:
     """What a stream did to each table until it ended."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("Bronze table", "status"):
-        table.add_column(name, no_wrap=True)
-    for name in ("read", "new", "upd.", "gone", "rej.", "odd", "v"):
-        table.add_column(name, justify="right")
-    for row in result.tables:
-        cells = _cells(row)
-        table.add_row(*cells[:8], cells[-1])
-    _out.print(table)
+    cells = [_cells(row) for row in result.tables]
+    names = ("Bronze table", "status", *_CELLS[:6], _CELLS[-1])
+    _figures(names, [[*row[:8], row[-1]] for row in cells])
     said(
         f"{result.changes:,} changes in {result.transactions:,} transactions, landed in"
         f" {result.batches:,} batches in {result.seconds:.1f} s by stream {result.stream}"
@@ -180,7 +188,6 @@ def dropped(name: str, as_json: bool) -> None:
 
 
 def _cells(row: TableResult) -> list[str]:
-    version = "" if row.version is None else str(row.version)
     return [
         row.target.rpartition(".")[2] or row.table,
         row.status,
@@ -193,18 +200,18 @@ def _cells(row: TableResult) -> list[str]:
         str(row.files),
         size(row.bytes),
         f"{row.seconds:.1f}",
-        version,
+        _version(row.version),
     ]
+
+
+def _version(number: int | None) -> str:
+    return "" if number is None else str(number)
 
 
 def maintained(result: MaintainResult) -> None:
     """What maintenance did to each table, then what went wrong, if anything did."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("Bronze table", no_wrap=True)
-    for name in ("files", "now", "rewritten", "expired", "freed", "log", "s"):
-        table.add_column(name, justify="right")
-    for row in result.tables:
-        table.add_row(
+    rows = [
+        [
             row.target.rpartition(".")[2],
             str(row.files_before) if row.version is not None else "",
             str(row.files_after) if row.version is not None else "",
@@ -213,8 +220,10 @@ def maintained(result: MaintainResult) -> None:
             size(row.expired_bytes),
             str(row.expired_entries),
             f"{row.seconds:.1f}",
-        )
-    _out.print(table)
+        ]
+        for row in result.tables
+    ]
+    _figures(("Bronze table", "files", "now", "rewritten", "expired", "freed", "log", "s"), rows)
     for row in result.tables:
         if row.error:
             _err.print(f"{row.target}: {row.error.message}", style="red", markup=False)
@@ -314,14 +323,16 @@ def keys(found: Sequence[KeyReport], as_json: bool) -> None:
     if as_json:
         print(json.dumps([asdict(key) for key in found], ensure_ascii=False, default=str))
         return
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("key", "table", "column", "purpose", "master key", "made", ""):
-        table.add_column(name, overflow="fold", no_wrap=name == "key")
-    for key in found:
-        made = f"{key.created:%Y-%m-%d %H:%M}"
-        state = "current" if key.current else "old"
-        table.add_row(key.id, key.table, key.column, key.purpose, key.master, made, state)
-    _out.print(table)
+    names = ("key", "table", "column", "purpose", "master key", "made", "state")
+    rows = [
+        [
+            *(key.id, key.table, key.column, key.purpose, key.master),
+            f"{key.created:%Y-%m-%d %H:%M}",
+            "current" if key.current else "old",
+        ]
+        for key in found
+    ]
+    _figures(names, rows, names)
 
 
 def rewrapped(count: int, as_json: bool) -> None:
@@ -334,22 +345,15 @@ def rewrapped(count: int, as_json: bool) -> None:
 
 def verified(result: VerifyResult) -> None:
     """What was found out about each table, then the faulty rows and files."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("Bronze table", "status"):
-        table.add_column(name, no_wrap=True)
-    for name in ("source", "Bronze", "missing", "extra", "different", "altered", "files", "s", "v"):
-        table.add_column(name, justify="right")
+    names = ("source", "Bronze", "missing", "extra", "different", "altered", "bad files", "s", "v")
+    rows = []
     for row in result.tables:
         counts = (row.bronze_rows, row.missing, row.extra, row.different, row.altered)
-        table.add_row(
-            row.target.rpartition(".")[2] or row.table,
-            row.status,
-            f"{row.source_rows:,}" if row.source_rows >= 0 else "",
-            *(f"{count:,}" for count in (*counts, len(row.files))),
-            f"{row.seconds:.1f}",
-            "" if row.version is None else str(row.version),
-        )
-    _out.print(table)
+        cells = [row.target.rpartition(".")[2] or row.table, row.status]
+        cells += [f"{row.source_rows:,}" if row.source_rows >= 0 else ""]
+        cells += [f"{count:,}" for count in (*counts, len(row.files))]
+        rows.append([*cells, f"{row.seconds:.1f}", _version(row.version)])
+    _figures(("Bronze table", "status", *names), rows)
     for row in result.tables:
         for note in row.notes:
             said(f"{row.table}: {note}")
@@ -396,27 +400,18 @@ def _score(score: float) -> str:
 
 def quality(report: QualityReport, trend: int) -> None:
     """How tables fare, what is not as demanded, and how it came to be so."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("Bronze table", no_wrap=True)
-    for name in ("rows", "score", "below 100", "quarantined", "unmet", "age"):
-        table.add_column(name, justify="right")
-    for one in report.tables:
-        for number, run in enumerate(one.runs):
-            table.add_row(
-                one.target.rpartition(".")[2]
-                if not number
-                else f"  {run.evaluated:%Y-%m-%d %H:%M}",
-                f"{run.rows:,}",
-                _score(run.score),
-                f"{run.flawed:,}",
-                f"{run.quarantined:,}",
-                str(run.unmet),
-                "" if number else _age(one),
-            )
     if not report.tables:
         said("There are no figures yet: `bronze run` and `bronze stream` enter them.")
         return
-    _out.print(table)
+    rows = []
+    for one in report.tables:
+        for number, run in enumerate(one.runs):
+            when = f"  {run.evaluated:%Y-%m-%d %H:%M}"
+            cells = [when if number else one.target.rpartition(".")[2], f"{run.rows:,}"]
+            cells += [_score(run.score), f"{run.flawed:,}", f"{run.quarantined:,}", str(run.unmet)]
+            rows.append([*cells, "" if number else _age(one)])
+    names = ("rows", "score", "below 100", "quarantined", "unmet", "age")
+    _figures(("Bronze table", *names), rows)
     for one in report.tables:
         for figure in one.unmet:
             what = figure.rule if figure.kind != "check" else f"{figure.rule} (check)"
