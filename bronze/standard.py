@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import date, datetime
 from decimal import Decimal
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import polars as pl
 from pydantic import AfterValidator, BaseModel, Field, model_validator
@@ -125,17 +125,8 @@ class RuleSettings(Section):
         return self.name or what
 
 
-KINDS: tuple[Kind, ...] = (
-    "not_null",
-    "unique",
-    "range",
-    "length",
-    "pattern",
-    "accepted_values",
-    "references",
-    "freshness",
-    "expression",
-)
+KINDS: tuple[Kind, ...] = tuple(kind for kind in get_args(Kind) if kind != "schema")
+"""The kinds that a config may name; the schema is always looked at."""
 
 PARTS: Mapping[str, type[BaseModel]] = {
     "range": Bounds,
