@@ -64,5 +64,4 @@ def _micros(moment: datetime) -> int:
 
 
 def _finite(values: pl.Series, fill: float) -> npt.NDArray[np.float32]:
-    whole = values.fill_nan(None).fill_null(fill).to_numpy()
-    return np.asarray(np.clip(whole, -MOST, MOST), np.float32)
+    return values.fill_nan(None).fill_null(fill).cast(pl.Float32).to_numpy()

@@ -8,7 +8,7 @@ import polars as pl
 
 from bronze.watch import SKETCH, ColumnProfile, Profile, Watch
 
-_ENOUGH = 3
+_MARGIN = 1.5
 
 
 def profiled(rows: pl.DataFrame, watch: Watch) -> Profile:
@@ -29,8 +29,15 @@ def _column(values: pl.Series, watch: Watch) -> ColumnProfile:
 
 def _least(hashes: pl.Series) -> npt.NDArray[np.uint64]:
     """The smallest different ones, sorted."""
-    # Where most values differ, those below a bound suffice.
-    bound = 2**64 * min(1.0, _ENOUGH * SKETCH / max(len(hashes), 1))
-    some = hashes.filter(hashes < min(int(bound), 2**64 - 1)).unique()
-    least = some if len(some) >= SKETCH else hashes.unique()
+    # To find those below a bound costs less than to find all, and where many differ they suffice.
+    share = _MARGIN * SKETCH / max(len(hashes), 1)
+    while share < 1:
+        least = hashes.filter(hashes < int(2**64 * share)).unique()
+        if len(least) >= SKETCH:
+            break
+        # So many different ones there are, as far as can be told.
+        many = len(least) / share
+        share = max(_MARGIN * SKETCH / max(many, 1), 2 * share)
+    else:
+        least = hashes.unique()
     return np.sort(least.to_numpy())[:SKETCH].copy()
