@@ -61,12 +61,12 @@ def verified(
     try:
         with ExitStack() as stack:
             claims = found(settings, list(wanting), str(uuid_utils.uuid7()), stack)
-            pairs = [(s, wanting[f"{s.given.target.source}.{s.label}"].damage) for s in claims]
+            pairs = [(c, wanting[f"{c.given.target.source}.{c.label}"].damage) for c in claims]
             mended = mend.mended(settings, pairs, pool, notify)
     except BronzeError as error:
         # What was found stays true, though nothing could be mended.
         return [_unmended(look, error) for look in looks]
-    after = _driven(settings, [s.given.target.name for s in claims], pool, notify)
+    after = _driven(settings, [claim.given.target.name for claim in claims], pool, notify)
     second = {look.source: mend.told(look.result, mended) for look in after}
     return [second.get(look.source, look.result) for look in looks]
 

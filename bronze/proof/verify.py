@@ -89,7 +89,7 @@ def _repaired(
 ) -> list[VerifiedTable]:
     """Repairs what differs, and looks at it again in the same snapshot."""
     pairs = zip(claims, looks, strict=True)
-    wanting = [(s, look.damage) for s, look in pairs if look.result.status == "differs"]
+    wanting = [(claim, look.damage) for claim, look in pairs if look.result.status == "differs"]
     mended = mend.mended(settings, wanting, pool, notify)
     again = [claim.again() for claim, _ in wanting]
     after = _driven(settings, again, False, pool, notify)
