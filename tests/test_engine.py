@@ -390,7 +390,7 @@ def test_a_unit_may_run_twice(source: Source) -> None:
 def _cluster() -> Iterator[Executor]:
     with (
         distributed.LocalCluster(  # type: ignore[no-untyped-call]
-            processes=True, n_workers=2, threads_per_worker=1, dashboard_address=None
+            processes=True, n_workers=1, threads_per_worker=2, dashboard_address=None
         ) as cluster,
         executor(f"dask://{cluster.scheduler_address.removeprefix('tcp://')}", 2) as pool,
     ):

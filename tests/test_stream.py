@@ -297,7 +297,7 @@ def streams(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             with psycopg.connect(source.dsn, autocommit=True) as connection:
                 for name, case in CASES.items():
                     for transaction in ([case.made], case.second, case.third)[number]:
-                        connection.execute(transaction.replace("{t}", name))  # type: ignore[arg-type]
+                        connection.execute(transaction.replace("{t}", name))
             tables = caught_up(given).tables
             found.tables.append({t.table.removeprefix("public."): t for t in tables})
             found.wrong.append(differences(given))
