@@ -131,7 +131,10 @@ def test_the_key_must_be_in_the_replica_identity(source: Source, connection: Con
     keys = {label: case[3] for label, case in cases.items()}
     has = {label: case[2] for label, case in cases.items()}
     assert publication.identity(connection, tables(connection)) == has
-    found = {one.table: one for one in wanted(connection, keys=keys) if one.table}
+    every = wanted(connection, keys=keys)
+    # The first that is said of each table.
+    found = {one.table: one for one in reversed(every)}
+    assert set(found) <= set(cases)
     wrong = {}
     for label, (*_, says, does) in cases.items():
         one = found.get(label)
@@ -140,7 +143,7 @@ def test_the_key_must_be_in_the_replica_identity(source: Source, connection: Con
         if not good:
             wrong[label, says] = one
     assert wrong == {}
-    mend(source, list(found.values()))
+    mend(source, every)
     assert wanted(connection, keys=keys) == ()
 
 
@@ -368,7 +371,8 @@ def test_an_adequate_publication_of_somebody_else_will_do(
         for made in ADEQUATE:
             source.execute(f"CREATE PUBLICATION p {made}")
             found[made] = wanted(mine, keys={"public.a": ["id"], "public.r": ["id"]})
-            publication.publish(mine, "p", tables(mine))
+            if not found[made]:
+                publication.publish(mine, "p", tables(mine))
             source.execute("DROP PUBLICATION p")
     assert found == dict.fromkeys(ADEQUATE, ())
 
