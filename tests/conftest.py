@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,16 +90,23 @@ class Source:
         return self.lake / "bronze" / f"bz_{name}"
 
 
-@pytest.fixture
-def source(server: Server, tmp_path: Path) -> Iterator[Source]:
-    """An empty database."""
+@contextmanager
+def database(server: Server, lake: Path) -> Iterator[Source]:
+    """An empty database, which is dropped in the end."""
     name = f"test_{next(_numbers)}"
     with psycopg.connect(server.dsn(), autocommit=True) as admin:
         create = sql.SQL("CREATE DATABASE {} STRATEGY file_copy")
         admin.execute(create.format(sql.Identifier(name)))
-        yield Source(server.dsn(name), tmp_path / "lake")
+        yield Source(server.dsn(name), lake)
         without_slots(admin, name)
         admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def source(server: Server, tmp_path: Path) -> Iterator[Source]:
+    """A test's own database."""
+    with database(server, tmp_path / "lake") as made:
+        yield made
 
 
 def without_slots(admin: psycopg.Connection[Any], database: str) -> None:

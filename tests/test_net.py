@@ -231,7 +231,7 @@ def test_a_history_nets_to_what_the_source_has(
     @settings(
         derandomize=True,
         database=None,
-        max_examples=15,
+        max_examples=8,
         deadline=None,
         suppress_health_check=list(HealthCheck),
     )
