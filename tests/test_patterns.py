@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import json
-import tempfile
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,18 +19,16 @@ from deltalake import DeltaTable
 
 from bronze import pipeline
 from bronze.config import Settings
-from bronze.demo.server import running
 from bronze.model import TableResult
 from bronze.pipeline import Progress
 from bronze.source import snapshot
-from tests.conftest import FAST, Source
+from tests.conftest import Source
 from tests.content import differences
+from tests.together import Case, Story, Unproven, tell, together
 
 FULL = {"pattern": "full_refresh"}
 BATCH = {"pattern": "batch"}
 BY_TIME = {"pattern": "batch", "cursor": "at"}
-EACH = pytest.mark.parametrize("own", [FULL, BATCH, BY_TIME])
-BOTH = pytest.mark.parametrize("own", [FULL, BATCH])
 LONG_AGO = "'2020-01-01 00:00Z'::timestamptz"
 THING = f"""
 CREATE TABLE t (id int PRIMARY KEY, v text, at timestamptz DEFAULT now());
@@ -130,17 +128,17 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- what lands ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("own", [FULL, BATCH, {"pattern": "micro_batch"}, BY_TIME])
-def test_only_differences_land(source: Source, own: dict[str, Any]) -> None:
+@together(FULL, BATCH, {"pattern": "micro_batch"}, BY_TIME)
+def test_only_differences_land(source: Case, own: dict[str, Any]) -> Story:
     """New, changed and vanished rows become inserts, updates and marks, and nothing else does."""
     source.execute(THING)
-    assert counts(land(source, own)) == (50, 0, 0)
+    assert counts((yield own)) == (50, 0, 0)
     before = {key: row(source, key) for key in (1, 2, 3)}
     source.execute(
         "UPDATE t SET v = 'new', at = now() WHERE id = 2; DELETE FROM t WHERE id = 3;"
         " INSERT INTO t VALUES (51, 'v51')"
     )
-    result = land(source, own)
+    result = yield own
     assert counts(result) == (1, 1, 1)
     assert feed(source, result.version) == sorted([("insert", 51), *updates(2, 3)])
     assert row(source, 1) == before[1]
@@ -156,13 +154,13 @@ def test_only_differences_land(source: Source, own: dict[str, Any]) -> None:
         assert result.rows_read == 2
 
 
-@EACH
-def test_where_nothing_changed_only_the_position_moves(source: Source, own: dict[str, Any]) -> None:
+@together(FULL, BATCH, BY_TIME)
+def test_where_nothing_changed_only_the_position_moves(source: Case, own: dict[str, Any]) -> Story:
     """The commit has no file in it, and a later position."""
     source.execute(THING)
-    first = land(source, own)
+    first = yield own
     source.execute("CREATE TABLE other (id int); DROP TABLE other")
-    second = land(source, own)
+    second = yield own
     assert (second.status, counts(second), second.files) == ("unchanged", (0, 0, 0), 0)
     assert second.version == 1
     assert not {"add", "remove", "cdc", "metaData"} & set(entry(source, 1))
@@ -175,75 +173,75 @@ def test_where_nothing_changed_only_the_position_moves(source: Source, own: dict
     assert left or after["xmin"] > before["xmin"]
 
 
-@EACH
-def test_a_row_that_comes_back_is_active_again(source: Source, own: dict[str, Any]) -> None:
+@together(FULL, BATCH, BY_TIME)
+def test_a_row_that_comes_back_is_active_again(source: Case, own: dict[str, Any]) -> Story:
     """The same row with the same values, deleted and inserted again, is one row throughout."""
     source.execute(THING)
-    land(source, own)
+    yield own
     source.execute("DELETE FROM t WHERE id = 7")
-    assert counts(land(source, own)) == (0, 0, 1)
-    assert counts(land(source, own)) == (0, 0, 0)
+    assert counts((yield own)) == (0, 0, 1)
+    assert counts((yield own)) == (0, 0, 0)
     source.execute(f"INSERT INTO t VALUES (7, 'v7', {LONG_AGO})")
     if own == BY_TIME:
         source.execute("UPDATE t SET at = now() WHERE id = 7")
-    result = land(source, own)
+    result = yield own
     assert counts(result) == (0, 1, 0)
     assert row(source, 7)["record_status"] == "ACTIVE"
     assert feed(source, result.version) == updates(7)
 
 
-@BOTH
-def test_vanished_rows_can_be_removed(source: Source, own: dict[str, Any]) -> None:
+@together(FULL, BATCH)
+def test_vanished_rows_can_be_removed(source: Case, own: dict[str, Any]) -> Story:
     """With on_delete = "remove" they are gone from the table, and come back as new."""
     own = {**own, "on_delete": "remove"}
     source.execute(THING)
-    land(source, own)
+    yield own
     source.execute("DELETE FROM t WHERE id IN (7, 8)")
-    result = land(source, own)
+    result = yield own
     assert counts(result) == (0, 0, 2)
     assert feed(source, result.version) == [("delete", 7), ("delete", 8)]
     assert pl.read_delta(str(source.table("t"))).height == 48
     source.execute("INSERT INTO t VALUES (7, 'v7')")
-    result = land(source, own)
+    result = yield own
     assert counts(result) == (1, 0, 0)
     assert feed(source, result.version) == [("insert", 7)]
 
 
-@BOTH
-def test_a_key_that_changes_is_another_row(source: Source, own: dict[str, Any]) -> None:
+@together(FULL, BATCH)
+def test_a_key_that_changes_is_another_row(source: Case, own: dict[str, Any]) -> Story:
     """UPDATE of a key: the old one has vanished, the new one is new, even where they swap."""
     source.execute(THING)
-    land(source, own)
+    yield own
     source.execute("UPDATE t SET id = id + 1000, at = now() WHERE id = 1")
     source.execute(
         "UPDATE t SET v = CASE id WHEN 2 THEN 'v3' ELSE 'v2' END, at = now() WHERE id IN (2, 3)"
     )
-    result = land(source, own)
+    result = yield own
     assert counts(result) == (1, 2, 1)
     assert feed(source, result.version) == sorted([("insert", 1001), *updates(1, 2, 3)])
 
 
-@BOTH
-def test_all_rows_may_vanish_and_come_back(source: Source, own: dict[str, Any]) -> None:
+@together(FULL, BATCH)
+def test_all_rows_may_vanish_and_come_back(source: Case, own: dict[str, Any]) -> Story:
     """TRUNCATE marks every row; loading the same again changes each once."""
     source.execute(THING)
-    land(source, own)
+    yield own
     source.execute("TRUNCATE t")
-    assert counts(land(source, own)) == (0, 0, 50)
+    assert counts((yield own)) == (0, 0, 50)
     source.execute("INSERT INTO t SELECT i, 'v' || i FROM generate_series(1, 50) i")
-    assert counts(land(source, own)) == (0, 50, 0)
+    assert counts((yield own)) == (0, 50, 0)
 
 
-@pytest.mark.parametrize("own", [BATCH, BY_TIME])
-def test_truncate_and_reload_between_two_runs(source: Source, own: dict[str, Any]) -> None:
+@together(BATCH, BY_TIME)
+def test_truncate_and_reload_between_two_runs(source: Case, own: dict[str, Any]) -> Story:
     """Rows that are loaded again as they were are no change."""
     source.execute(THING)
-    land(source, own)
+    yield own
     at = LONG_AGO if own == BATCH else "now()"
     source.execute(
         f"TRUNCATE t; INSERT INTO t SELECT i, 'v' || i, {at} FROM generate_series(2, 51) i"
     )
-    result = land(source, own)
+    result = yield own
     assert result.rows_read == 50
     assert counts(result) == ((1, 0, 1) if own == BATCH else (1, 49, 1))
 
@@ -297,18 +295,18 @@ def test_rows_that_were_only_read_again_change_nothing(source: Source) -> None:
 # --- deletes ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("own", [BATCH, BY_TIME])
-def test_deletes_can_be_ignored(source: Source, own: dict[str, Any]) -> None:
+@together(BATCH, BY_TIME)
+def test_deletes_can_be_ignored(source: Case, own: dict[str, Any]) -> Story:
     """Vanished rows stay as they are, and a row that is inserted again is an update."""
     own = {**own, "deletes": "ignore"}
     source.execute(THING)
-    run(source, own)
+    yield Unproven(own)
     source.execute("DELETE FROM t WHERE id IN (1, 2); UPDATE t SET v = 'x', at = now() WHERE id=3")
-    assert counts(run(source, own)) == (0, 1, 0)
+    assert counts((yield Unproven(own))) == (0, 1, 0)
     assert row(source, 1)["record_status"] == "ACTIVE"
     source.execute("INSERT INTO t VALUES (1, 'again')")
-    assert counts(run(source, own)) == (0, 1, 0)
-    assert counts(land(source, {**own, "deletes": "detect"})) == (0, 0, 1)
+    assert counts((yield Unproven(own))) == (0, 1, 0)
+    assert counts((yield {**own, "deletes": "detect"})) == (0, 0, 1)
 
 
 def test_deletes_can_be_looked_for_now_and_then(
@@ -338,57 +336,61 @@ def test_deletes_can_be_looked_for_now_and_then(
 # --- what has committed late -----------------------------------------------------------------
 
 
-LATE = pytest.mark.parametrize("own", [BATCH, BY_TIME])
-
-
-@LATE
 @pytest.mark.usefixtures("exact")
-def test_a_late_commit_is_not_missed(source: Source, own: dict[str, Any]) -> None:
+@together(BATCH, BY_TIME)
+def test_a_late_commit_is_not_missed(source: Case, own: dict[str, Any]) -> Story:
     """Rows written before a run by a transaction that commits after it, whatever ran between."""
     source.execute(THING)
-    run(source, own)
-    write = "INSERT INTO t VALUES (60, 'late'); UPDATE t SET v = 'late', at = now() WHERE id = 5"
+    yield Unproven(own)
+    write = source.named(
+        "INSERT INTO t VALUES (60, 'late'); UPDATE t SET v = 'late', at = now() WHERE id = 5"
+    )
     with open_transaction(source, write) as late:
         for key in (61, 62):
             source.execute(f"INSERT INTO t VALUES ({key}, 'soon')")
-            assert counts(land(source, own)) == (1, 0, 0)
+            assert counts((yield own)) == (1, 0, 0)
         late.execute("COMMIT")
-    result = land(source, own)
+    result = yield own
     assert (counts(result), result.notes) == ((1, 1, 0), ())
     assert result.rows_read <= 5
     assert feed(source, result.version) == sorted([("insert", 60), *updates(5)])
 
 
-@LATE
 @pytest.mark.usefixtures("exact")
-def test_a_transaction_may_write_long_after_it_began(source: Source, own: dict[str, Any]) -> None:
+@together(BATCH, BY_TIME)
+def test_a_transaction_may_write_long_after_it_began(source: Case, own: dict[str, Any]) -> Story:
     """now() is when a transaction began: it writes that time after a run that saw nothing of it."""
     source.execute(THING)
     with open_transaction(source) as late:
-        run(source, own)
+        yield Unproven(own)
         source.execute("INSERT INTO t VALUES (61, 'soon')")
-        land(source, own)
-        late.execute("INSERT INTO t VALUES (60, 'late')")
+        yield own
+        late.execute(source.named("INSERT INTO t VALUES (60, 'late')").encode())
         late.execute("COMMIT")
-    result = land(source, own)
+    result = yield own
     assert (counts(result), result.notes) == ((1, 0, 0), ())
     assert result.rows_read <= 5
 
 
-@LATE
 @pytest.mark.usefixtures("exact")
-def test_a_savepoint_in_a_late_commit_is_not_missed(source: Source, own: dict[str, Any]) -> None:
+@together(BATCH, BY_TIME)
+def test_a_savepoint_in_a_late_commit_is_not_missed(source: Case, own: dict[str, Any]) -> Story:
     """Subtransactions have ids of their own, given out at any time."""
     source.execute(THING)
-    write = "INSERT INTO t VALUES (60, 'late'); SAVEPOINT a; INSERT INTO t VALUES (61, 'late')"
-    with open_transaction(source, write, "ROLLBACK TO a") as late:
-        run(source, own)
+    one = source.named("INSERT INTO t VALUES (%s, %s)")
+    with open_transaction(source) as late:
+        late.execute(one, (60, "late"))
+        late.execute("SAVEPOINT a")
+        late.execute(one, (61, "late"))
+        late.execute("ROLLBACK TO a")
+        yield Unproven(own)
         for key in range(70, 73):
-            late.execute(f"SAVEPOINT s{key}; INSERT INTO t VALUES ({key}, 'sub')")
+            late.execute(f"SAVEPOINT s{key}")
+            late.execute(one, (key, "sub"))
         source.execute("INSERT INTO t VALUES (62, 'soon')")
-        land(source, own)
+        yield own
         late.execute("COMMIT")
-    result = land(source, own)
+    result = yield own
     assert (counts(result), result.notes) == ((4, 0, 0), ())
     assert result.rows_read <= 5
 
@@ -444,57 +446,47 @@ def test_only_rows_since_the_mark_are_read(source: Source) -> None:
     assert counts(land(source, FULL)) == (0, 1, 0)
 
 
-@pytest.mark.parametrize(
-    ("kind", "zone"),
-    [
-        ("timestamp", "Pacific/Kiritimati"),
-        ("timestamp", "Pacific/Pago_Pago"),
-        ("date", "Pacific/Kiritimati"),
-        ("date", "Pacific/Pago_Pago"),
-    ],
-)
-def test_a_cursor_without_a_time_zone_needs_an_overlap(
-    source: Source, kind: str, zone: str
-) -> None:
+@pytest.mark.parametrize("zone", ["Pacific/Kiritimati", "Pacific/Pago_Pago"])
+def test_a_cursor_without_a_time_zone_needs_an_overlap(source: Source, zone: str) -> None:
     """Whether such a column holds UTC or the server's time, late commits are not missed."""
     (name,) = source.execute("SELECT current_database()")
     source.execute(f"ALTER DATABASE {name[0]} SET timezone = '{zone}'")
-    source.execute(
-        f"CREATE TABLE t (id int PRIMARY KEY, at {kind}, utc {kind} DEFAULT (now() AT TIME ZONE"
-        f" 'UTC'), local {kind} DEFAULT now()); INSERT INTO t SELECT i, '2020-01-01', '2020-01-01',"
-        " '2020-01-01' FROM generate_series(1, 20) i"
-    )
-    for cursor in ("utc", "local"):
-        refused = run(source, {**BATCH, "cursor": cursor}).error
+
+    def story(source: Case, kind: str, cursor: str) -> Story:
+        source.execute(
+            f"CREATE TABLE t (id int PRIMARY KEY, at {kind}, utc {kind} DEFAULT (now() AT TIME ZONE"
+            f" 'UTC'), local {kind} DEFAULT now()); INSERT INTO t SELECT i, '2020-01-01',"
+            " '2020-01-01', '2020-01-01' FROM generate_series(1, 20) i"
+        )
+        refused = (yield Unproven({**BATCH, "cursor": cursor})).error
         assert refused is not None
-        assert f"The cursor {cursor} of table public.t has no time zone" in refused.message
+        said = source.named(f"The cursor {cursor} of table public.t has no time zone")
+        assert said in refused.message
         assert 'overlap, such as "1h"' in refused.hint
-    for number, cursor in enumerate(("utc", "local")):
         own = {**BATCH, "cursor": cursor, "overlap": "1m"}
         with open_transaction(source) as late:
-            run(source, own)
-            run(source, own)
-            late.execute(f"INSERT INTO t (id) VALUES ({100 + number})")
+            yield Unproven(own)
+            yield Unproven(own)
+            late.execute(source.named("INSERT INTO t (id) VALUES (100)").encode())
             late.execute("COMMIT")
-        result = land(source, own)
+        result = yield own
         assert counts(result) == (1, 0, 0)
         assert result.rows_read <= 2
 
+    tell(source, story, *itertools.product(("timestamp", "date"), ("utc", "local")))
 
-@pytest.mark.parametrize(
-    ("cursor", "said"),
-    [
-        ("nothing", "The cursor nothing of table public.t is not there"),
-        ("id", "The cursor id of table public.t is of type int4"),
-        ("v", "The cursor v of table public.t is of type text"),
-    ],
+
+@together(
+    ("nothing", "The cursor nothing of table public.t is not there"),
+    ("id", "The cursor id of table public.t is of type int4"),
+    ("v", "The cursor v of table public.t is of type text"),
 )
-def test_a_column_that_is_no_cursor_is_refused(source: Source, cursor: str, said: str) -> None:
+def test_a_column_that_is_no_cursor_is_refused(source: Case, cursor: str, said: str) -> Story:
     """The error names the column, its type and the types that would do."""
     source.execute(THING)
-    failed = run(source, {**BATCH, "cursor": cursor})
+    failed = yield Unproven({**BATCH, "cursor": cursor})
     assert failed.error is not None
-    assert said in failed.error.message
+    assert source.named(said) in failed.error.message
     assert "timestamptz, timestamp, date" in failed.error.message
     assert "xmin" in failed.error.hint
     assert not source.table("t").exists()
@@ -555,28 +547,29 @@ def test_rows_that_are_frozen_from_the_start_are_not_missed(source: Source) -> N
     assert counts(land(source, BATCH)) == (29, 41, 9)
 
 
-@BOTH
-def test_partitions_come_go_and_exchange_rows(source: Source, own: dict[str, Any]) -> None:
+@together(FULL, BATCH)
+def test_partitions_come_go_and_exchange_rows(source: Case, own: dict[str, Any]) -> Story:
     """A row that moves to another partition is an update; a partition is no table of its own."""
     source.execute(
         "CREATE TABLE t (id int, p int, at timestamptz DEFAULT now(), PRIMARY KEY (id, p))"
         " PARTITION BY LIST (p);"
-        " CREATE TABLE t1 PARTITION OF t FOR VALUES IN (1);"
-        " CREATE TABLE t2 PARTITION OF t FOR VALUES IN (2);"
+        f" CREATE TABLE {source.name}1 PARTITION OF t FOR VALUES IN (1);"
+        f" CREATE TABLE {source.name}2 PARTITION OF t FOR VALUES IN (2);"
         f" INSERT INTO t SELECT i, 1 + i % 2, {LONG_AGO} FROM generate_series(1, 40) i"
     )
     own = {**own, "key": "id"}
-    land(source, own)
+    yield own
     source.execute("UPDATE t SET p = 3 - p, at = now() WHERE id IN (1, 2, 3)")
-    result = land(source, own)
+    result = yield own
     assert counts(result) == (0, 3, 0)
     assert feed(source, result.version) == updates(1, 2, 3)
     source.execute(
-        "CREATE TABLE t3 PARTITION OF t FOR VALUES IN (3); INSERT INTO t VALUES (50, 3), (51, 3)"
+        f"CREATE TABLE {source.name}3 PARTITION OF t FOR VALUES IN (3);"
+        " INSERT INTO t VALUES (50, 3), (51, 3)"
     )
-    assert counts(land(source, own)) == (2, 0, 0)
-    source.execute("ALTER TABLE t DETACH PARTITION t3; DROP TABLE t3")
-    assert counts(land(source, own)) == (0, 0, 2)
+    assert counts((yield own)) == (2, 0, 0)
+    source.execute(f"ALTER TABLE t DETACH PARTITION {source.name}3; DROP TABLE {source.name}3")
+    assert counts((yield own)) == (0, 0, 2)
 
 
 def test_a_partition_that_is_attached_with_its_rows_is_not_missed(source: Source) -> None:
@@ -710,31 +703,41 @@ def test_a_cursor_that_is_taken_up_again_misses_nothing(source: Source) -> None:
     assert counts(land(source, BY_TIME)) == (1, 1, 0)
 
 
-@pytest.mark.parametrize("own", [FULL, BATCH, BY_TIME])
 @pytest.mark.usefixtures("hurried")
-def test_a_run_that_was_overtaken_changes_nothing(source: Source, own: dict[str, Any]) -> None:
+def test_a_run_that_was_overtaken_changes_nothing(source: Source) -> None:
     """Between its reading and its commit another run lands: the older one fails and says why."""
-    source.execute(THING)
-    land(source, own)
-    source.execute("UPDATE t SET v = 'older', at = now() WHERE id = 1")
-    rivals: list[TableResult] = []
+    every = source.settings(tables={"whole": FULL, "by_xmin": BATCH, "by_time": BY_TIME})
+
+    def execute(statement: str) -> None:
+        for name in every.tables:
+            source.execute(re.sub(r"\bt\b", name, statement))
+
+    execute(THING)
+    pipeline.run(every)
+    execute("UPDATE t SET v = 'older', at = now() WHERE id = 1")
+    rivals: dict[str, TableResult] = {}
 
     def overtaken(_: Progress) -> None:
         if not rivals:
-            source.execute("UPDATE t SET v = 'newer', at = now() WHERE id IN (1, 2)")
-            rivals.append(run(source, own))
+            execute("UPDATE t SET v = 'newer', at = now() WHERE id IN (1, 2)")
+            rivals.update({result.table: result for result in pipeline.run(every).tables})
 
-    (result,) = pipeline.run(settings(source, own), notify=overtaken).tables
-    assert counts(rivals[0]) == (0, 2, 0)
-    assert result.status == "failed"
-    assert result.error is not None
-    assert "Another run has landed the table at" in result.error.message
-    assert DeltaTable(str(source.table("t"))).version() == rivals[0].version
-    assert differences(settings(source, own)) == {}
-    log = "".join(path.read_text() for path in (source.table("t") / "_delta_log").glob("*.json"))
-    assert not [path for path in source.table("t").rglob("*.parquet") if path.name not in log]
-    again = land(source, own)
-    assert counts(again) == (0, 0, 0)
+    results = {result.table: result for result in pipeline.run(every, notify=overtaken).tables}
+    assert {table: counts(rival) for table, rival in rivals.items()} == {
+        f"public.{name}": (0, 2, 0) for name in every.tables
+    }
+    said = {table: (r.status, r.error.message if r.error else "") for table, r in results.items()}
+    for name in every.tables:
+        assert said[f"public.{name}"][0] == "failed", name
+        assert "Another run has landed the table at" in said[f"public.{name}"][1], name
+        folder = source.table(name)
+        assert DeltaTable(str(folder)).version() == rivals[f"public.{name}"].version, name
+        log = "".join(path.read_text() for path in (folder / "_delta_log").glob("*.json"))
+        assert not [path for path in folder.rglob("*.parquet") if path.name not in log], name
+    assert differences(every) == {}
+    again = pipeline.run(every).tables
+    assert {result.table: counts(result) for result in again} == dict.fromkeys(rivals, (0, 0, 0))
+    assert differences(every) == {}
 
 
 @pytest.mark.usefixtures("hurried")
@@ -809,32 +812,34 @@ KEYS = {
 }
 
 
-@pytest.mark.parametrize("kind", KEYS)
-def test_keys_of_any_type(source: Source, kind: str) -> None:
+def test_keys_of_any_type(source: Source) -> None:
     """Rows are told apart by keys of every usual type, alone and as one of two columns."""
-    declared, value = KEYS[kind]
-    source.execute(
-        f"CREATE TABLE one (id {declared} PRIMARY KEY, v int);"
-        f" INSERT INTO one SELECT {value}, i FROM generate_series(1, 40) i;"
-        f" CREATE TABLE two (a int, id {declared}, v int, PRIMARY KEY (a, id));"
-        f" INSERT INTO two SELECT i % 3, {value}, i FROM generate_series(1, 40) i"
-    )
-    config = source.settings(tables={"one": BATCH, "two": FULL})
-    pipeline.run(config)
-    for name in ("one", "two"):
+    one, two = ([f"{count} {kind}" for kind in KEYS] for count in ("one", "two"))
+    for kind, (declared, value) in KEYS.items():
         source.execute(
-            f"UPDATE {name} SET v = -v WHERE v IN (1, 2); DELETE FROM {name} WHERE v IN (3, 4, 5);"
-            f" INSERT INTO {name} (id, v{', a' if name == 'two' else ''})"
-            f" SELECT {value}, i{', 0' if name == 'two' else ''} FROM generate_series(41, 44) i"
+            f'CREATE TABLE "one {kind}" (id {declared} PRIMARY KEY, v int);'
+            f' INSERT INTO "one {kind}" SELECT {value}, i FROM generate_series(1, 40) i;'
+            f' CREATE TABLE "two {kind}" (a int, id {declared}, v int, PRIMARY KEY (a, id));'
+            f' INSERT INTO "two {kind}" SELECT i % 3, {value}, i FROM generate_series(1, 40) i'
+        )
+    config = source.settings(tables=dict.fromkeys(one, BATCH) | dict.fromkeys(two, FULL))
+    pipeline.run(config)
+    for name in one + two:
+        of_two = name in two
+        value = KEYS[name.partition(" ")[2]][1]
+        source.execute(
+            f'UPDATE "{name}" SET v = -v WHERE v IN (1, 2);'
+            f' DELETE FROM "{name}" WHERE v IN (3, 4, 5);'
+            f' INSERT INTO "{name}" (id, v{", a" if of_two else ""})'
+            f" SELECT {value}, i{', 0' if of_two else ''} FROM generate_series(41, 44) i"
         )
     results = pipeline.run(config).tables
-    assert {r.table: counts(r) for r in results} == {
-        "public.one": (4, 2, 3),
-        "public.two": (4, 2, 3),
-    }
+    every = [f"public.{name}" for name in one + two]
+    assert {r.table: counts(r) for r in results} == dict.fromkeys(every, (4, 2, 3))
     assert differences(config) == {}
-    config = source.settings(tables={"one": FULL, "two": BATCH})
-    assert {counts(r) for r in pipeline.run(config).tables} == {(0, 0, 0)}
+    config = source.settings(tables=dict.fromkeys(one, FULL) | dict.fromkeys(two, BATCH))
+    results = pipeline.run(config).tables
+    assert {r.table: counts(r) for r in results} == dict.fromkeys(every, (0, 0, 0))
 
 
 def test_the_config_may_name_another_key(source: Source) -> None:
@@ -906,8 +911,8 @@ def test_a_key_that_delta_cannot_hold(source: Source) -> None:
     assert pl.read_delta(str(source.table("t")))["id"].drop_nulls().len() == 10
 
 
-@BOTH
-def test_only_values_of_changed_rows_are_booked(source: Source, own: dict[str, Any]) -> None:
+@together(FULL, BATCH)
+def test_only_values_of_changed_rows_are_booked(source: Case, own: dict[str, Any]) -> Story:
     """A rejected value that was there before is not booked again."""
     source.execute(
         "CREATE TABLE t (id int PRIMARY KEY, n numeric(10,2), at timestamptz DEFAULT now());"
@@ -917,16 +922,17 @@ def test_only_values_of_changed_rows_are_booked(source: Source, own: dict[str, A
 
     def booked() -> list[int]:
         frame = pl.read_delta(str(source.lake / "governance" / "rejected_values"))
-        return sorted(json.loads(key)["id"] for key in frame["row_key"])
+        mine = frame.filter(pl.col("source_table") == f"public.{source.name}")
+        return sorted(json.loads(key)["id"] for key in mine["row_key"])
 
-    assert run(source, own).rejected == 5
-    assert run(source, own).rejected == 0
+    assert (yield Unproven(own)).rejected == 5
+    assert (yield Unproven(own)).rejected == 0
     assert booked() == [1, 2, 3, 4, 5]
     source.execute(
         "UPDATE t SET n = 'NaN', at = now() WHERE id = 6; UPDATE t SET n = 0, at = now()"
         " WHERE id = 1; INSERT INTO t VALUES (21, 'NaN')"
     )
-    result = run(source, own)
+    result = yield Unproven(own)
     assert (counts(result), result.rejected) == ((1, 2, 0), 2)
     assert booked() == [1, 2, 3, 4, 5, 6, 21]
     assert row(source, 6)["n"] is None
@@ -935,56 +941,42 @@ def test_only_values_of_changed_rows_are_booked(source: Source, own: dict[str, A
 # --- prepared transactions -------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def preparing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Source]:
-    """A database of a server that knows prepared transactions."""
-    with (
-        tempfile.TemporaryDirectory(prefix="bronze-tests-") as folder,
-        running(
-            Path(folder) / "data", settings={**FAST, "max_prepared_transactions": "5"}
-        ) as server,
-    ):
-        yield Source(server.dsn(), tmp_path_factory.mktemp("prepared") / "lake")
-
-
 @pytest.fixture
-def unprepared(preparing: Source) -> Iterator[Source]:
-    """That database; what a test has prepared and left does not stay."""
-    yield preparing
-    for (name,) in preparing.execute("SELECT gid FROM pg_prepared_xacts"):
-        preparing.execute(f"ROLLBACK PREPARED '{name}'")
+def unprepared(source: Source) -> Iterator[None]:
+    """What a test has prepared and left does not stay."""
+    yield
+    for (name,) in source.execute("SELECT gid FROM pg_prepared_xacts"):
+        source.execute(f"ROLLBACK PREPARED '{name}'")
 
 
-@LATE
-@pytest.mark.usefixtures("exact")
-def test_prepared_transactions_hold_the_mark(unprepared: Source, own: dict[str, Any]) -> None:
+@pytest.mark.usefixtures("exact", "unprepared")
+@together(BATCH, BY_TIME)
+def test_prepared_transactions_hold_the_mark(source: Case, own: dict[str, Any]) -> Story:
     """Nobody knows when they began: the mark waits for them, and their rows land."""
-    source = Source(unprepared.dsn, unprepared.lake / own.get("cursor", "xmin"))
-    source.execute(f"DROP TABLE IF EXISTS t; {THING}")
-    marks = [position(source, land(source, own).version)]
-    with open_transaction(source, "INSERT INTO t VALUES (60, 'late')") as late:
-        late.execute("PREPARE TRANSACTION 'late'")
+    source.execute(THING)
+    marks = [position(source, (yield own).version)]
+    with open_transaction(source, source.named("INSERT INTO t VALUES (60, 'late')")) as late:
+        late.execute(f"PREPARE TRANSACTION '{source.name}'".encode())
     for key in (61, 62):
         source.execute(f"INSERT INTO t VALUES ({key}, 'soon')")
-        result = land(source, own)
+        result = yield own
         assert counts(result) == (1, 0, 0)
         marks.append(position(source, result.version))
     mark = own.get("cursor", "xmin")
     assert marks[1][mark] == marks[2][mark]
     if own is BY_TIME:
         assert marks[0][mark] == marks[1][mark]
-    source.execute("COMMIT PREPARED 'late'")
-    result = land(source, own)
+    source.execute(f"COMMIT PREPARED '{source.name}'")
+    result = yield own
     assert (counts(result), result.notes) == ((1, 0, 0), ())
     assert result.rows_read <= 5
     assert position(source, result.version)[mark] > marks[2][mark]
 
 
-@pytest.mark.usefixtures("exact")
-def test_a_first_run_beside_a_prepared_transaction_leaves_no_mark(unprepared: Source) -> None:
+@pytest.mark.usefixtures("exact", "unprepared")
+def test_a_first_run_beside_a_prepared_transaction_leaves_no_mark(source: Source) -> None:
     """There is nothing to go on from: all rows are compared until there is."""
-    source = Source(unprepared.dsn, unprepared.lake / "first")
-    source.execute(f"DROP TABLE IF EXISTS t; {THING}")
+    source.execute(THING)
     with open_transaction(source, "INSERT INTO t VALUES (60, 'late')") as late:
         late.execute("PREPARE TRANSACTION 'first'")
     assert "at" not in position(source, land(source, BY_TIME).version)
