@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from decimal import Decimal
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,6 +29,7 @@ from bronze.errors import CommitConflict, LakeError, Mismatch
 from bronze.model import Kind, Place
 from bronze.table import commit, curve, files, layout, log, rewrite, store
 from bronze.table.layout import Improved, Wish
+from tests.sent import Sent
 
 MEMORY = 64 * 2**20
 COLUMNS = (
@@ -71,6 +73,7 @@ def _hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "_PAUSE", 0)
 
 
+@cache
 def rows(count: int, seed: int = 0) -> pl.DataFrame:
     """Rows of all kinds, with NULLs, NaN and equal ones among them."""
     draw = np.random.default_rng(seed)
@@ -389,14 +392,17 @@ def test_other_columns_to_cluster_by(place: Place) -> None:
     assert content(place) == before
 
 
-def test_processes_do_the_jobs_as_well(place: Place) -> None:
+SPAWN = partial(ProcessPoolExecutor, mp_context=multiprocessing.get_context("spawn"))
+
+
+@pytest.mark.parametrize("pools", [Sent, pytest.param(SPAWN, marks=pytest.mark.soak)])
+def test_processes_do_the_jobs_as_well(place: Place, pools: Callable[[int], Executor]) -> None:
     """Jobs and their results travel to other processes and back."""
     for seed in range(3):
-        put(place, rows(2000, seed))
+        put(place, rows(1000, seed))
     before = content(place)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(2, mp_context=context) as pool:
-        assert improve(place, Wish(("id", "name"), 30_000), on(pool), 150_000).rows == 6000
+    with pools(2) as pool:
+        assert improve(place, Wish(("id", "name"), 15_000), on(pool), 75_000).rows == 3000
     assert content(place) == before
 
 
