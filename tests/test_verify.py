@@ -568,7 +568,7 @@ def test_a_lost_file_is_named_and_its_rows_are_taken_anew(source: Source) -> Non
         (named,) = found.files
         expected = ("differs", held[name][0].name, 30)
         assert (found.status, named.file, named.rows) == expected, name
-        assert named.what.startswith(cases[name])
+        assert named.what.startswith(cases[name]), name
     unproven = verified(settings)
     assert {name for name, found in unproven.items() if found.error} == cases.keys()
     mended = verified(settings, at_rest=True, repair=True)
