@@ -29,6 +29,7 @@ FAST = {
     # What commits is streamed at once.
     "wal_writer_delay": "10ms",
 }
+ROOM = {"max_connections": "60", "max_prepared_transactions": "5"}
 _MEMORY = Path("/dev/shm")  # noqa: S108 - a folder of random name is made in it
 _ENOUGH = 4 * 2**30
 _numbers = itertools.count()
@@ -48,7 +49,7 @@ def server() -> Iterator[Server]:
     # A database is three hundred files, which most disks make and remove slowly.
     with (
         tempfile.TemporaryDirectory(prefix="bronze-tests-", dir=_quick()) as folder,
-        running(Path(folder) / "data", settings={**FAST, "max_connections": "60"}) as started,
+        running(Path(folder) / "data", settings={**FAST, **ROOM}) as started,
     ):
         yield started
 

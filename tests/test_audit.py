@@ -499,7 +499,7 @@ DRAFTS = st.builds(
 )
 
 
-@fuzz(derandomize=True, database=None, deadline=None, max_examples=60)
+@fuzz(derandomize=True, database=None, deadline=None, max_examples=20)
 @given(st.lists(DRAFTS, min_size=1, max_size=5), st.sampled_from([None, b"key"]), st.data())
 def test_any_other_value_breaks_the_chain(
     drafts: list[Record], key: bytes | None, data: st.DataObject

@@ -23,10 +23,10 @@ from bronze.model import ACTIVE, DELETED, Kind, Known, Place, Stored
 from bronze.source.read import dtype
 from bronze.table import files
 
-IN_MEMORY = settings(derandomize=True, database=None, deadline=None, max_examples=200)
+IN_MEMORY = settings(derandomize=True, database=None, deadline=None, max_examples=60)
 ON_DISK = settings(
     IN_MEMORY,
-    max_examples=40,
+    max_examples=15,
     phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),
 )

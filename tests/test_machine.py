@@ -337,7 +337,7 @@ def _driven(source: Source, folder: Path, examples: int, steps: int) -> None:
 @pytest.mark.timeout(120)
 def test_a_little_of_everything(source: Source, tmp_path: Path) -> None:
     """Some short stories."""
-    _driven(source, tmp_path, 4, 10)
+    _driven(source, tmp_path, 3, 6)
 
 
 @pytest.mark.soak

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+import re
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from bronze.settings import Settings
 from tests.conftest import Source
 from tests.content import differences
 from tests.feed import faults
+from tests.sent import Sent
 from tests.test_cli import configured, invoke
 
 THING = """
@@ -61,26 +64,29 @@ def rows(found: VerifiedTable) -> list[tuple[str, Any]]:
     return [(row.fault, json.loads(row.key)) for row in found.rows]
 
 
-def files(source: Source) -> list[Path]:
+def files(source: Source, table: str = "t") -> list[Path]:
     """The files of the table's current version."""
-    return [Path(path) for path in DeltaTable(str(source.table("t"))).file_uris()]
+    return [Path(path) for path in DeltaTable(str(source.table(table))).file_uris()]
 
 
 @contextmanager
-def tampered(source: Source, number: int | None = None) -> Iterator[list[pl.DataFrame]]:
+def tampered(
+    source: Source, number: int | None = None, table: str = "t"
+) -> Iterator[list[pl.DataFrame]]:
     """The rows of the table's one file (or one of them), to be changed behind everybody's back."""
-    (path,) = files(source) if number is None else sorted(files(source))[number : number + 1]
+    found = sorted(files(source, table))
+    (path,) = found if number is None else found[number : number + 1]
     before = pq.read_table(path)
     held = [pl.DataFrame(before)]
     yield held
     changed = held[0].to_arrow(compat_level=pl.CompatLevel.oldest()).cast(before.schema)
     pq.write_table(changed, path, compression="zstd", store_schema=False)
-    _logged(source, path)
+    _logged(path)
 
 
-def _logged(source: Source, path: Path) -> None:
+def _logged(path: Path) -> None:
     """Lets the log say the size and the number of rows that a file has."""
-    log = source.table("t") / "_delta_log"
+    log = path.parent / "_delta_log"
     rows = pq.read_metadata(path).num_rows
     for entry in log.glob("*.json"):
         actions = [json.loads(line) for line in entry.read_text().splitlines()]
@@ -140,7 +146,6 @@ CASES = [
     (unformed, (0, 0, 1), [("different", {"id": 7})]),
 ]
 Change = Callable[[pl.DataFrame], pl.DataFrame]
-EACH = pytest.mark.parametrize(("change", "expected", "named"), CASES)
 
 
 # --- what differs ----------------------------------------------------------------------------
@@ -155,40 +160,58 @@ def test_equal_tables_are_proven(source: Source) -> None:
     assert found.position is not None
 
 
-@EACH
-def test_a_row_behind_our_back_is_found_and_mended(
-    source: Source, change: Change, expected: tuple[int, int, int], named: list[Any]
-) -> None:
+def several(source: Source, table: str, changes: Sequence[Change]) -> Settings:
+    """A database with a table for each change, which befalls it after a run."""
+    names = [change.__name__ for change in changes]
+    for name in names:
+        source.execute(re.sub(r"\bt\b", name, table))
+    settings = source.settings()
+    assert pipeline.run(settings).exit_code == 0
+    for name, change in zip(names, changes, strict=True):
+        with tampered(source, table=name) as held:
+            held[0] = change(held[0])
+    return settings
+
+
+def verified(settings: Settings, **how: Any) -> dict[str, VerifiedTable]:
+    """What was found out about each table."""
+    tables = verifying.verify(settings, **how).tables
+    return {found.table.removeprefix("public."): found for found in tables}
+
+
+def test_a_row_behind_our_back_is_found_and_mended(source: Source) -> None:
     """It is named by its key; a repair changes it alone, tells the feed, and proves the table."""
-    settings = landed(source)
-    with tampered(source) as held:
-        held[0] = change(held[0])
-    found = verify(settings)
-    assert (found.status, counts(found), rows(found)) == ("differs", expected, named)
+    settings = several(source, THING, [change for change, _, _ in CASES])
+    assert {
+        name: (found.status, counts(found), rows(found))
+        for name, found in verified(settings).items()
+    } == {change.__name__: ("differs", expected, named) for change, expected, named in CASES}
     assert verifying.verify(settings).exit_code == 1
-    since = DeltaTable(str(source.table("t"))).version()
-    mended = verify(settings, repair=True)
-    assert (mended.status, counts(mended), mended.bronze_rows) == ("equal", (0, 0, 0), 50)
-    assert 1 <= mended.repaired <= 3
+    names = [change.__name__ for change, _, _ in CASES]
+    since = {name: DeltaTable(str(source.table(name))).version() for name in names}
+    mended = verified(settings, repair=True)
+    assert {
+        name: (found.status, counts(found), found.bronze_rows) for name, found in mended.items()
+    } == dict.fromkeys(names, ("equal", (0, 0, 0), 50))
+    assert {name: f.repaired for name, f in mended.items() if not 1 <= f.repaired <= 3} == {}
     assert differences(settings) == {}
-    if change in (changed, removed, added, unformed):
-        assert faults(source.table("t"), since) == []
-    assert verify(settings).status == "equal"
+    told = [change.__name__ for change in (changed, removed, added, unformed)]
+    assert {n: faults(source.table(n), since[n]) for n in told} == {name: [] for name in told}
+    assert {n: f.status for n, f in verified(settings).items()} == dict.fromkeys(names, "equal")
 
 
-@pytest.mark.parametrize(("change", "expected", "named"), [CASES[0], CASES[2]])
-def test_without_a_key_rows_are_named_by_their_hash(
-    source: Source, change: Change, expected: tuple[int, int, int], named: list[Any]
-) -> None:
+def test_without_a_key_rows_are_named_by_their_hash(source: Source) -> None:
     """A row that differs is missing on one side and extra on the other."""
-    settings = landed(source, KEYLESS)
-    with tampered(source) as held:
-        held[0] = change(held[0])
-    missing, extra, different = expected
-    found = verify(settings)
-    assert counts(found) == (missing + different, extra + different, 0)
-    assert all(list(key) == ["row_hash"] for _, key in rows(found))
-    assert verify(settings, repair=True).status == "equal"
+    settings = several(source, KEYLESS, [changed, twice])
+    found = verified(settings)
+    assert {name: counts(one) for name, one in found.items()} == {
+        "changed": (1, 1, 0),
+        "twice": (0, 1, 0),
+    }
+    for name, one in found.items():
+        assert all(list(key) == ["row_hash"] for _, key in rows(one)), name
+    mended = {name: one.status for name, one in verified(settings, repair=True).items()}
+    assert mended == {"changed": "equal", "twice": "equal"}
     assert differences(settings) == {}
 
 
@@ -457,11 +480,15 @@ def test_a_streamed_table(source: Source) -> None:
     assert faults(source.table("t")) == []
 
 
-def test_workers_in_processes_do_the_same(source: Source) -> None:
+SPAWN = partial(ProcessPoolExecutor, mp_context=get_context("spawn"))
+
+
+@pytest.mark.parametrize("pools", [Sent, pytest.param(SPAWN, marks=pytest.mark.soak)])
+def test_workers_in_processes_do_the_same(source: Source, pools: Callable[[int], Executor]) -> None:
     """What is asked of a worker, and what it finds, can be sent."""
     settings = landed(source)
     source.execute("UPDATE t SET v = 'new' WHERE id = 3")
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+    with pools(1) as pool:
         assert rows(verify(settings, pool=pool)) == [("different", {"id": 3})]
         assert verify(settings, repair=True, pool=pool).status == "equal"
         assert verify(settings, at_rest=True, pool=pool).status == "equal"
@@ -512,38 +539,48 @@ def test_a_flipped_byte_is_found_wherever_it_is(source: Source, table: str) -> N
     (path,) = files(source)
     whole, rows = path.read_bytes(), pl.read_delta(str(source.table("t")))
     found = 0
-    for place in range(10, len(whole) - 8, 61):
+    for place in range(10, len(whole) - 8, 149):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
         if verify(settings, at_rest=True).status == "differs":
             found += 1
         else:
             assert pl.DataFrame(pq.read_table(path)).equals(rows)
-    assert found > len(range(10, len(whole) - 8, 61)) // 2
+    assert found > len(range(10, len(whole) - 8, 149)) // 2
     path.write_bytes(whole[:200] + bytes([whole[200] ^ 0x10]) + whole[201:])
     mended = verify(settings, at_rest=True, repair=True)
     assert mended.status == "equal"
     assert differences(settings) == {}
 
 
-@pytest.mark.parametrize("fault", ["is missing", "has 9 bytes"])
-def test_a_lost_file_is_named_and_its_rows_are_taken_anew(source: Source, fault: str) -> None:
+def test_a_lost_file_is_named_and_its_rows_are_taken_anew(source: Source) -> None:
     """The other files stay as they are."""
-    settings = landed(source)
-    source.execute("INSERT INTO t SELECT i, 'more', i FROM generate_series(51, 80) i")
+    cases = {"gone": "is missing", "short": "has 9 bytes"}
+    for name in cases:
+        source.execute(re.sub(r"\bt\b", name, THING))
+    settings = source.settings()
     assert pipeline.run(settings).exit_code == 0
-    lost, kept = sorted(files(source), key=lambda file: file.stat().st_size)
-    lost.unlink() if fault == "is missing" else lost.write_bytes(b"nine byte")
-    found = verify(settings, at_rest=True)
-    (named,) = found.files
-    assert (found.status, named.file, named.rows) == ("differs", lost.name, 30)
-    assert named.what.startswith(fault)
-    assert verify(settings).error is not None
-    mended = verify(settings, at_rest=True, repair=True)
-    assert (mended.status, mended.bronze_rows) == ("equal", 80)
-    assert kept in files(source)
-    assert lost not in files(source)
+    for name in cases:
+        source.execute(f"INSERT INTO {name} SELECT i, 'more', i FROM generate_series(51, 80) i")
+    assert pipeline.run(settings).exit_code == 0
+    held = {n: sorted(files(source, n), key=lambda file: file.stat().st_size) for n in cases}
+    held["gone"][0].unlink()
+    held["short"][0].write_bytes(b"nine byte")
+    for name, found in verified(settings, at_rest=True).items():
+        (named,) = found.files
+        expected = ("differs", held[name][0].name, 30)
+        assert (found.status, named.file, named.rows) == expected, name
+        assert named.what.startswith(cases[name]), name
+    unproven = verified(settings)
+    assert {name for name, found in unproven.items() if found.error} == cases.keys()
+    mended = verified(settings, at_rest=True, repair=True)
+    assert {name: (found.status, found.bronze_rows) for name, found in mended.items()} == (
+        dict.fromkeys(cases, ("equal", 80))
+    )
+    for name, (lost, kept) in held.items():
+        assert kept in files(source, name), name
+        assert lost not in files(source, name), name
+        assert faults(source.table(name), 2) == [], name
     assert differences(settings) == {}
-    assert faults(source.table("t"), 2) == []
 
 
 def test_a_history_that_is_damaged_is_not_repaired(source: Source) -> None:

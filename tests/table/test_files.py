@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -157,11 +158,15 @@ def remote(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_store_is_written_as_a_folder_is(tmp_path: Path) -> None:
     """Through the object store's interface, the file is the same, its size included."""
     place = Place(str(tmp_path / "t"))
-    file = files.write([frame(200_000), frame(5)], place, BATCH, ("long",))
+    # Noise cannot be packed: it fills more than one part.
+    noise = frame(3000).with_columns(binary=pl.Series([os.urandom(5000) for _ in range(3000)]))
+    file = files.write([noise, frame(5)], place, BATCH, ("long",))
     assert file is not None
     there = tmp_path / "t" / file.path
     assert file.size == there.stat().st_size
-    assert pl.read_parquet(there).height == file.rows == 200_005
+    assert file.size > 10 * 2**20
+    assert_frame_equal(pl.read_parquet(there), pl.concat([noise, frame(5)]))
+    assert file.rows == 3005
 
 
 def rows_that_fail() -> Iterator[pl.DataFrame]:

@@ -36,7 +36,7 @@ ON_DISK = settings(
     derandomize=True,
     database=None,
     deadline=None,
-    max_examples=60,
+    max_examples=24,
     phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),
 )

@@ -24,10 +24,10 @@ from bronze.source.read import dtype
 from bronze.table import commit, files
 from bronze.table.statistics import SAFE, Statistics, lower_bound, upper_bound
 
-FIXED = settings(derandomize=True, database=None, deadline=None, max_examples=200)
+FIXED = settings(derandomize=True, database=None, deadline=None, max_examples=60)
 ON_DISK = settings(
     FIXED,
-    max_examples=12,
+    max_examples=5,
     phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
