@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import re
 import tomllib
-from decimal import Decimal
 from typing import Any
 
 import polars as pl
@@ -252,24 +251,6 @@ def test_a_table_may_become_empty(source: Source) -> None:
     land(source)
     assert read(source, "t").height == 0
     assert pl.read_delta(str(source.table("t")), version=0).height == 1
-
-
-def test_a_thousand_columns_land(source: Source) -> None:
-    """Of all kinds, half of them NULL."""
-    kinds = ("int", "text", "bool", "date", "numeric(12,2)", "timestamptz", "text[]", "inet")
-    values = ("7", "'x'", "true", "'2024-01-01'", "1.5", "'2024-01-01Z'", "'{a}'", "'1.2.3.4'")
-    columns = [f"column_{i} {kinds[i % 8]}" for i in range(1000)]
-    source.execute(f"CREATE TABLE wide ({', '.join(columns)})")
-    row = [values[i % 8] if i % 16 < 8 else "NULL" for i in range(1000)]
-    source.execute(f"INSERT INTO wide VALUES ({', '.join(row)})")
-    source.execute("INSERT INTO wide (column_999) VALUES ('::1')")
-    land(source)
-    frame = read(source, "wide").sort("column_0", nulls_last=True)
-    assert frame.width == 1000
-    first, second = frame.rows()
-    assert first[:5] == (7, "x", True, frame["column_3"][0], Decimal("1.50"))
-    assert [value is None for value in first] == [i % 16 >= 8 for i in range(1000)]
-    assert [i for i, value in enumerate(second) if value is not None] == [999]
 
 
 def test_a_huge_row_lands(source: Source) -> None:
