@@ -6,8 +6,8 @@ import itertools
 import json
 import os
 import re
+import resource
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -380,13 +380,14 @@ def test_a_full_disk_leaves_nothing_behind(source: Source, options: str) -> None
 def test_a_limit_on_files_is_a_full_disk(source: Source) -> None:
     """A process that may not write large files says so, and leaves nothing behind."""
     source.execute("CREATE TABLE t AS SELECT i, md5(i::text) FROM generate_series(1, 9999) i")
-    code = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000));"
-        f"from bronze.cli import app; app(['run', '-c', {str(configured(source))!r}])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 3, done.stderr
-    assert "no space left for the file" in done.stderr
-    assert "Free some space" in done.stderr
+    config = configured(source)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        result = invoke("run", "-c", config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert result.exit_code == 3, result.stderr
+    assert "no space left for the file" in result.stderr
+    assert "Free some space" in result.stderr
     assert absent(source, "t")

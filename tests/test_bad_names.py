@@ -254,16 +254,16 @@ def test_a_table_may_become_empty(source: Source) -> None:
 
 
 def test_a_huge_row_lands(source: Source) -> None:
-    """Text and bytes of 50 MB each, beside a small row."""
+    """Text and bytes of 20 MB each, beside a small row."""
     source.execute("""
-        CREATE TABLE t AS SELECT 1 AS id, repeat('ab', 25000000) AS text,
-                                 decode(repeat('00ff', 25000000), 'hex') AS bytes;
+        CREATE TABLE t AS SELECT 1 AS id, repeat('ab', 10000000) AS text,
+                                 decode(repeat('00ff', 10000000), 'hex') AS bytes;
         INSERT INTO t VALUES (2, 'x', NULL)
     """)
     land(source)
     frame = read(source, "t").sort("id")
-    assert frame["text"].str.len_bytes().to_list() == [50_000_000, 1]
-    assert frame["bytes"][0] == b"\x00\xff" * 25_000_000
+    assert frame["text"].str.len_bytes().to_list() == [20_000_000, 1]
+    assert frame["bytes"][0] == b"\x00\xff" * 10_000_000
 
 
 def test_relations_of_all_kinds_land(source: Source) -> None:

@@ -75,9 +75,8 @@ def test_is_made_for_logical_decoding_in_utf8_on_loopback(data: Path) -> None:
 
 
 @posix
-def test_recovers_after_the_postmaster_was_killed(tmp_path: Path) -> None:
+def test_recovers_after_the_postmaster_was_killed(data: Path) -> None:
     """A stale lock file and backends that outlive their postmaster do not stop a restart."""
-    data = tmp_path / "data"
     crashed = server.start(data, settings=FAST)
     with psycopg.connect(crashed.dsn(), autocommit=True) as connection:
         connection.execute("CREATE TABLE kept AS SELECT 1 AS a")

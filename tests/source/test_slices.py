@@ -20,7 +20,7 @@ from bronze.source.catalog import Relation, relations
 from bronze.source.slices import Slice
 from tests.conftest import Source
 
-IN_MEMORY = settings(derandomize=True, database=None, deadline=None, max_examples=50)
+IN_MEMORY = settings(derandomize=True, database=None, deadline=None, max_examples=30)
 NEW, OLD = 180_000, 130_000
 PAGE = 8192
 
