@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from collections import defaultdict
 from decimal import Decimal
 from typing import Any
 
@@ -227,41 +226,49 @@ def hashes_in_source(source: Source, settings: Settings, *tables: str) -> dict[s
 
 
 def test_each_value_arrives_exactly_or_is_kept_as_text(source: Source) -> None:
-    """Each value of each type equals the source's, or is NULL and kept as text in the books."""
-    tables = {f"t{i}": case for i, case in enumerate(CASES)}
+    """Each value of each type equals the source's, or is NULL and kept as text in the books.
+
+    Each has a row of its own, so that no two rows may share a hash.
+    """
+    columns = {f"c{i}": kind for i, (kind, _) in enumerate(CASES)}
+    cells = [
+        (column, value, wanted)
+        for column, (_, values) in zip(columns, CASES, strict=True)
+        for value, wanted in values
+    ]
     source.execute(
-        SETUP
+        f"{SETUP};CREATE TABLE t (id int PRIMARY KEY, {', '.join(map(' '.join, columns.items()))});"
         + "".join(
-            f"CREATE TABLE {name} (id int PRIMARY KEY, v {kind});"
-            + "".join(f"INSERT INTO {name} VALUES ({i}, {v});" for i, (v, _) in enumerate(values))
-            + f"INSERT INTO {name} VALUES ({len(values)}, NULL);"
-            for name, (kind, values) in tables.items()
+            f"INSERT INTO t (id, {column}) VALUES ({i}, {value});"
+            for i, (column, value, _) in enumerate(cells)
         )
+        + "INSERT INTO t VALUES (-1)"
     )
-    ended = {table.table.partition(".")[2]: table for table in land(source).tables}
-    hashes = hashes_in_source(source, source.settings())
-    book = pl.read_delta(str(source.lake / "governance" / "rejected_values"))
-    kept: dict[str, dict[int, str]] = defaultdict(dict)
-    for row in book.to_dicts():
-        kept[row["source_table"]][json.loads(row["row_key"])["id"]] = row["source_text"]
-    wrong: dict[str, list[Any]] = {}
-    for name, (kind, values) in tables.items():
-        frame = pl.read_delta(str(source.table(name))).sort("id")
-        wanted = [None if value is REJECTED else value for _, value in [*values, ("NULL", None)]]
-        refused = {i for i, (_, value) in enumerate(values) if value is REJECTED}
-        texts = dict(source.execute(f"SELECT id, v::text FROM {name}")) if refused else {}
-        pairs = [
-            (ended[name].rejected, len(refused)),
-            (kept[f"public.{name}"], {i: texts[i] for i in refused}),
-            (set(frame["row_hash"]), hashes[name]),
-            (frame["row_hash"].n_unique(), len(values) + 1),
-        ]
-        bad = [pair for pair in pairs if pair[0] != pair[1]]
-        if not same(held := frame["v"].to_list(), wanted):
-            bad.append((held, wanted))
-        if bad:
-            wrong[kind] = bad
+    (result,) = land(source).tables
+    frame = pl.read_delta(str(source.table("t"))).sort("id")
+    nothing, *rows = frame.select("id", *columns).rows(named=True)
+    assert nothing == {"id": -1, **dict.fromkeys(columns)}
+    wrong = {}
+    for i, (column, value, wanted) in enumerate(cells):
+        expected = {"id": i, **dict.fromkeys(columns)}
+        expected[column] = None if wanted is REJECTED else wanted
+        if bad := [key for key in expected if not same(rows[i][key], expected[key])]:
+            wrong[f"{columns[column]}: {value}"] = {key: rows[i][key] for key in bad}
     assert wrong == {}
+    texts = {
+        (i, column): source.execute(f"SELECT {column}::text FROM t WHERE id = {i}")[0][0]
+        for i, (column, _, wanted) in enumerate(cells)
+        if wanted is REJECTED
+    }
+    book = pl.read_delta(str(source.lake / "governance" / "rejected_values"))
+    assert result.rejected == len(book) == len(texts)
+    assert texts == {
+        (json.loads(row["row_key"])["id"], row["column_name"]): row["source_text"]
+        for row in book.to_dicts()
+    }
+    assert {"t": set(frame["row_hash"])} == hashes_in_source(source, source.settings(), "t")
+    alike = frame.filter(pl.col("row_hash").is_duplicated())["id"]
+    assert {i: cells[i] for i in alike} == {}
 
 
 def test_deltalake_reads_what_was_written(source: Source) -> None:

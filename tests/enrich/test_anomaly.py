@@ -53,7 +53,7 @@ KINDS = {"price": "double", "pieces": "long", "state": "string", "sold": "timest
 
 def model(rows: pl.DataFrame, kinds: dict[str, str] | None = None, **given: Any) -> Model:
     """A model of rows."""
-    wanted = {"expected": 0.01, "trees": 50, "seed": 7, **given}
+    wanted = {"expected": 0.01, "trees": 20, "seed": 7, **given}
     features = training.found(rows, columns(**(kinds or KINDS)), set())
     made = training.trained(rows, features, DAY, rows.height, **wanted)
     assert made is not None

@@ -141,7 +141,7 @@ def test_composite_values_with_null_fields(source: Source) -> None:
         assert frame["row_hash"].n_unique() == len(frame), kind
 
 
-CHOSEN = [
+CHOSEN: list[tuple[str, list[str | None], list[str | None]]] = [
     (
         "decimal(10,2)",
         ["1.10", "1.1000", "1.101", "-99999999.99", "100000000", "NaN", "Infinity", "0", None],
