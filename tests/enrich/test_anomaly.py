@@ -101,7 +101,7 @@ def test_the_column_that_is_out_of_line_is_named(column: str, value: float) -> N
 def test_a_category_nobody_has_seen_is_unlikely() -> None:
     """A value that the sample has not scores higher than one that it has."""
     rows = shop(3000)
-    made = model(rows, {"state": "string", "price": "double"})
+    made = model(rows, {"state": "string", "price": "double"}, trees=50)
     two = pl.DataFrame({"id": [1, 2], "price": [100.0, 100.0], "state": ["paid", "stolen"]})
     known, unseen = scored(two, Watch(made), ["id"], STAMP)[0]["anomaly_score"]
     assert unseen > known
