@@ -206,13 +206,15 @@ def test_a_damaged_model_is_made_anew(source: Source) -> None:
     settings = made(source)
     ran(settings)
     folder = source.lake / "governance" / "models"
+    reasons = ["there was none"]
     for column in ("features", "tree_left", "tree_sizes"):
         bad = book(source, "models")
         value: Any = "{" if bad.schema[column] == pl.String else [1, 2, 3]
         broken = pl.Series(column, [value] * len(bad), dtype=bad.schema[column])
         bad.with_columns(broken).write_delta(str(folder), mode="overwrite")
         assert "the one in the lake is damaged" in ran(settings).notes[0], column
-        assert retrained(source)[-1] == "the one in the lake is damaged", column
+        reasons.append("the one in the lake is damaged")
+        assert retrained(source) == reasons, column
     for file in folder.glob("*.parquet"):
         file.unlink()
     assert "damaged" in ran(settings).notes[0]
