@@ -377,7 +377,7 @@ TYPES = {"enum": "mood"}
 def many(of: int | str = "") -> str:
     """The SQL of a view of a table, as large as the planner believes: enough to be split."""
     return (
-        f"CREATE FUNCTION many{of}() RETURNS SETOF t{of} LANGUAGE plpgsql ROWS 3000000 AS"
+        f"CREATE FUNCTION many{of}() RETURNS SETOF t{of} LANGUAGE plpgsql ROWS 2000000 AS"
         f" $$ BEGIN RETURN QUERY SELECT * FROM t{of}; END $$;"
         f"CREATE VIEW v{of} AS SELECT * FROM many{of}()"
     )
@@ -413,8 +413,7 @@ def test_a_view_split_by_ranges_gives_each_row_once(source: Source) -> None:
             continue
         assert sorted(read(source, name)["id"]) == list(range(1, 1001)), kind
         assert ended[name].rows_read == 1000, kind
-        if kind == "int":
-            assert ended[name].files > 1, "the test means to have several ranges"
+        assert ended[name].files > 1, f"{kind}: the test means to have several ranges"
 
 
 FEW = (
