@@ -14,7 +14,7 @@ from bronze.source.survey import Activity, Survey
 from tests.conftest import Source
 
 BIG = "repeat('x', 900)"
-BIG_ROWS = 15_000
+BIG_ROWS = 11_000
 
 
 def surveyed(source: Source, *schemas: str) -> dict[str, Survey]:
