@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import re
-import resource
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -380,6 +379,7 @@ def test_a_full_disk_leaves_nothing_behind(source: Source, options: str) -> None
 def test_a_limit_on_files_is_a_full_disk(source: Source) -> None:
     """A process that may not write large files says so, and leaves nothing behind."""
     source.execute("CREATE TABLE t AS SELECT i, md5(i::text) FROM generate_series(1, 9999) i")
+    resource = pytest.importorskip("resource", reason="POSIX limits")
     config = configured(source)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
