@@ -17,10 +17,10 @@ import tenacity
 from deltalake import DeltaTable
 
 from bronze import pipeline
-from bronze.config import Pool
 from bronze.demo.server import Server, running, start
 from bronze.errors import BronzeError, SnapshotRefused
 from bronze.result import Failure, RunResult
+from bronze.settings import Pool
 from bronze.work import work
 from tests.conftest import FAST, Source
 from tests.proxy import GATE, closed_gate, landed, proxied, sessions, until

@@ -8,12 +8,13 @@ from decimal import Decimal
 from typing import Any
 
 import polars as pl
-import pytest
 from deltalake import DeltaTable
 
-from bronze import pipeline
+from bronze import pipeline, prepare
 from bronze.result import RunResult
-from bronze.source import digest
+from bronze.settings import Settings
+from bronze.source import connect, digest, statement
+from bronze.source.catalog import relations
 from tests.conftest import Source
 
 SETUP = """
@@ -208,45 +209,66 @@ def land(source: Source, **sections: Any) -> RunResult:
     return result
 
 
-def hashes_in_source(source: Source, settings: Any, table: str) -> set[str]:
-    """The row hashes of a table as PostgreSQL computes them."""
-    from bronze import prepare
-    from bronze.source import connect, statement
-    from bronze.source.catalog import relations
-
-    origin = settings.origin("test")
-    with connect.connect(origin) as connection:
+def hashes_in_source(source: Source, settings: Settings, *tables: str) -> dict[str, set[str]]:
+    """The row hashes of tables as PostgreSQL computes them."""
+    with connect.connect(settings.origin("test")) as connection:
         found = [("test", r) for r in relations(connection, ["public"])]
-        (target,) = prepare.targets(settings, found, [table])
-        query = digest.row_hash(prepare.columns(target), statement.quoted("public", table), "true")
-        return {str(row[0]) for row in connection.execute(query)}
+        queries = {
+            target.relation.name: digest.row_hash(
+                prepare.columns(target), statement.quoted("public", target.relation.name), "true"
+            )
+            for target in prepare.targets(settings, found, tables)
+        }
+        return {
+            name: {str(row[0]) for row in connection.execute(query)}
+            for name, query in queries.items()
+        }
 
 
-@pytest.mark.parametrize(("kind", "values"), CASES, ids=[kind for kind, _ in CASES])
-def test_each_value_arrives_exactly_or_is_kept_as_text(
-    source: Source, kind: str, values: list[tuple[str, Any]]
-) -> None:
-    """Each value of each type equals the source's, or is NULL and kept as text in the books."""
-    source.execute(SETUP)
-    source.execute(f"CREATE TABLE t (id int PRIMARY KEY, v {kind})")
-    for i, (value, _) in enumerate([*values, ("NULL", None)]):
-        source.execute(f"INSERT INTO t VALUES ({i}, {value})")
-    result = land(source)
+def test_each_value_arrives_exactly_or_is_kept_as_text(source: Source) -> None:
+    """Each value of each type equals the source's, or is NULL and kept as text in the books.
+
+    Each has a row of its own, so that no two rows may share a hash.
+    """
+    columns = {f"c{i}": kind for i, (kind, _) in enumerate(CASES)}
+    cells = [
+        (column, value, wanted)
+        for column, (_, values) in zip(columns, CASES, strict=True)
+        for value, wanted in values
+    ]
+    source.execute(
+        f"{SETUP};CREATE TABLE t (id int PRIMARY KEY, {', '.join(map(' '.join, columns.items()))});"
+        + "".join(
+            f"INSERT INTO t (id, {column}) VALUES ({i}, {value});"
+            for i, (column, value, _) in enumerate(cells)
+        )
+        + "INSERT INTO t VALUES (-1)"
+    )
+    (result,) = land(source).tables
     frame = pl.read_delta(str(source.table("t"))).sort("id")
-    for (value, expected), held in zip(
-        [*values, ("NULL", None)], frame["v"].to_list(), strict=True
-    ):
-        wanted = None if expected is REJECTED else expected
-        assert same(held, wanted), (kind, value, held, wanted)
-    refused = {i: value for i, (value, e) in enumerate(values) if e is REJECTED}
-    assert result.tables[0].rejected == len(refused)
-    if refused:
-        book = pl.read_delta(str(source.lake / "governance" / "rejected_values"))
-        texts = dict(source.execute("SELECT id, v::text FROM t"))
-        kept = {json.loads(r["row_key"])["id"]: r["source_text"] for r in book.to_dicts()}
-        assert kept == {i: texts[i] for i in refused}
-    assert set(frame["row_hash"]) == hashes_in_source(source, source.settings(), "t")
-    assert len(set(frame["row_hash"])) == len(values) + 1
+    nothing, *rows = frame.select("id", *columns).rows(named=True)
+    assert nothing == {"id": -1, **dict.fromkeys(columns)}
+    wrong = {}
+    for i, (column, value, wanted) in enumerate(cells):
+        expected = {"id": i, **dict.fromkeys(columns)}
+        expected[column] = None if wanted is REJECTED else wanted
+        if bad := [key for key in expected if not same(rows[i][key], expected[key])]:
+            wrong[f"{columns[column]}: {value}"] = {key: rows[i][key] for key in bad}
+    assert wrong == {}
+    texts = {
+        (i, column): source.execute(f"SELECT {column}::text FROM t WHERE id = {i}")[0][0]
+        for i, (column, _, wanted) in enumerate(cells)
+        if wanted is REJECTED
+    }
+    book = pl.read_delta(str(source.lake / "governance" / "rejected_values"))
+    assert result.rejected == len(book) == len(texts)
+    assert texts == {
+        (json.loads(row["row_key"])["id"], row["column_name"]): row["source_text"]
+        for row in book.to_dicts()
+    }
+    assert {"t": set(frame["row_hash"])} == hashes_in_source(source, source.settings(), "t")
+    alike = frame.filter(pl.col("row_hash").is_duplicated())["id"]
+    assert {i: cells[i] for i in alike} == {}
 
 
 def test_deltalake_reads_what_was_written(source: Source) -> None:

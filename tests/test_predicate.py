@@ -20,7 +20,7 @@ from bronze.source.read import dtype
 from bronze.standard import RuleSettings
 
 NOW = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
-PROVEN = settings(derandomize=True, database=None, deadline=None, max_examples=150)
+PROVEN = settings(derandomize=True, database=None, deadline=None, max_examples=30)
 
 
 def column(kind: Kind, name: str = "x") -> Column:

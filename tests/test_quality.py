@@ -22,10 +22,17 @@ from tests.content import differences
 
 Rules = list[dict[str, Any]]
 POSITIVE = {"name": "positive", "column": "q", "range": {"min": 1}, "severity": "high"}
-TABLE = """
-CREATE TABLE t (id int PRIMARY KEY, q int, s text);
-INSERT INTO t SELECT i, i, 's' || i FROM generate_series(1, 20) i
-"""
+
+
+def filled(table: str) -> str:
+    """The SQL of a table of twenty good rows."""
+    return (
+        f"CREATE TABLE {table} (id int PRIMARY KEY, q int, s text);"
+        f"INSERT INTO {table} SELECT i, i, 's' || i FROM generate_series(1, 20) i"
+    )
+
+
+TABLE = filled("t")
 
 
 def settings(source: Source, rules: Rules, **more: Any) -> Settings:
@@ -33,9 +40,14 @@ def settings(source: Source, rules: Rules, **more: Any) -> Settings:
     return source.settings(tables={"t": {"rules": rules, **more}})
 
 
-def run(given: Settings, table: str = "public.t") -> TableResult:
-    """What a run does with one table."""
-    return next(result for result in pipeline.run(given).tables if result.table == table)
+def ran(given: Settings) -> dict[str, TableResult]:
+    """What a run does with each table."""
+    return {result.table.partition(".")[2]: result for result in pipeline.run(given).tables}
+
+
+def run(given: Settings) -> TableResult:
+    """What a run does with the table t."""
+    return ran(given)["t"]
 
 
 def scores(source: Source, name: str = "t") -> dict[int, tuple[int, str]]:
@@ -64,26 +76,36 @@ def figure(source: Source, rule: str, column: str | None = None, **more: Any) ->
 # --- rows ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("pattern", ["full_refresh", "batch", "micro_batch"])
-def test_a_bad_row_is_quarantined_and_recovers(source: Source, pattern: str) -> None:
+def test_a_bad_row_is_quarantined_and_recovers(source: Source) -> None:
     """It is in the table all the same, and ACTIVE again once it is mended in the source."""
-    source.execute(TABLE)
-    source.execute("UPDATE t SET q = -1 WHERE id = 7")
-    given = settings(source, [POSITIVE], pattern=pattern)
-    result = run(given)
-    assert (result.score, result.quarantined) == (98.75, 1)
-    assert scores(source)[7] == (75, "QUARANTINED")
-    assert scores(source)[8] == (100, "ACTIVE")
+    patterns = ("full_refresh", "batch", "micro_batch")
+    for name in patterns:
+        source.execute(filled(name))
+        source.execute(f"UPDATE {name} SET q = -1 WHERE id = 7")
+    own = {name: {"rules": [POSITIVE], "pattern": name} for name in patterns}
+    given = source.settings(tables=own)
+    results = ran(given)
+    for name in patterns:
+        assert (results[name].score, results[name].quarantined) == (98.75, 1), name
+        assert scores(source, name)[7] == (75, "QUARANTINED"), name
+        assert scores(source, name)[8] == (100, "ACTIVE"), name
     assert differences(given) == {}
-    source.execute("UPDATE t SET q = 1 WHERE id = 7; UPDATE t SET q = 0 WHERE id = 8")
-    result = run(given)
-    assert (result.updated, result.quarantined) == (2, 1)
-    assert scores(source)[7] == (100, "ACTIVE")
-    assert scores(source)[8] == (75, "QUARANTINED")
+    for name in patterns:
+        source.execute(
+            f"UPDATE {name} SET q = 1 WHERE id = 7; UPDATE {name} SET q = 0 WHERE id = 8"
+        )
+    results = ran(given)
+    for name in patterns:
+        assert (results[name].updated, results[name].quarantined) == (2, 1), name
+        assert scores(source, name)[7] == (100, "ACTIVE"), name
+        assert scores(source, name)[8] == (75, "QUARANTINED"), name
     assert differences(given) == {}
-    source.execute("DELETE FROM t WHERE id = 8")
-    assert run(given).deleted == 1
-    assert scores(source)[8] == (75, "DELETED")
+    for name in patterns:
+        source.execute(f"DELETE FROM {name} WHERE id = 8")
+    results = ran(given)
+    for name in patterns:
+        assert results[name].deleted == 1, name
+        assert scores(source, name)[8] == (75, "DELETED"), name
 
 
 def test_every_kind_of_rule_marks_its_rows(source: Source) -> None:
@@ -278,32 +300,38 @@ def test_too_many_values_are_only_counted(source: Source, monkeypatch: pytest.Mo
     assert {score for score, _ in scores(source).values()} == {100}
 
 
-@pytest.mark.parametrize(
-    ("rule", "said"),
-    [
-        ({"column": "nosuch", "not_null": True}, "there is no column nosuch"),
-        ({"column": "q", "range": {"min": 2**40}}, "it could never hold"),
-        ({"expression": "nosuch > 1"}, "there is no column nosuch"),
-        ({"expression": "q > avg(q)"}, "it looks at other rows"),
-        ({"column": "q", "pattern": "a"}, "is no text"),
-        ({"column": "q", "references": {"table": "t", "columns": ["a", "b"]}}, "another number"),
-        ({"column": "q", "references": {"table": "nosuch", "columns": "id"}}, "nosuch"),
-        ({"columns": ["l"], "unique": True}, "column l is an array"),
-    ],
-)
-def test_a_wrong_rule_fails_its_table_before_it_is_read(
-    source: Source, rule: dict[str, Any], said: str
-) -> None:
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"column": "nosuch", "not_null": True}, "there is no column nosuch"),
+    ({"column": "q", "range": {"min": 2**40}}, "it could never hold"),
+    ({"expression": "nosuch > 1"}, "there is no column nosuch"),
+    ({"expression": "q > avg(q)"}, "it looks at other rows"),
+    ({"column": "q", "pattern": "a"}, "is no text"),
+    ({"column": "q", "references": {"table": "u", "columns": ["a", "b"]}}, "another number"),
+    ({"column": "q", "references": {"table": "nosuch", "columns": "id"}}, "nosuch"),
+    ({"columns": ["l"], "unique": True}, "column l is an array"),
+]
+
+
+def test_a_wrong_rule_fails_its_table_before_it_is_read(source: Source) -> None:
     """With the rule and the reason; other tables land."""
-    source.execute("CREATE TABLE t (id int PRIMARY KEY, q int, l int[]); CREATE TABLE u (id int)")
-    results = pipeline.run(settings(source, [rule])).tables
-    assert {r.table: r.status for r in results} == {"public.t": "failed", "public.u": "landed"}
-    error = next(r.error for r in results if r.error)
-    assert said in error.message
-    assert not source.table("t").exists()
-    if "nosuch" not in said or "column" in said:
-        (report,) = check.check(settings(source, [rule]), ["t"]).tables
-        assert report.problem == error
+    tables = {f"t{i}": case for i, case in enumerate(WRONG)}
+    source.execute("CREATE TABLE u (id int)")
+    for name in tables:
+        source.execute(f"CREATE TABLE {name} (id int PRIMARY KEY, q int, l int[])")
+    given = source.settings(tables={name: {"rules": [rule]} for name, (rule, _) in tables.items()})
+    results = ran(given)
+    assert {name: result.status for name, result in results.items()} == {
+        **dict.fromkeys(tables, "failed"),
+        "u": "landed",
+    }
+    problems = {report.table: report.problem for report in check.check(given).tables}
+    for name, (rule, said) in tables.items():
+        error = results[name].error
+        assert error, rule
+        assert said in error.message, rule
+        assert not source.table(name).exists(), rule
+        if "nosuch" not in said or "column" in said:
+            assert problems[f"public.{name}"] == error, rule
 
 
 # --- the table as a whole ----------------------------------------------------------------------
@@ -381,24 +409,33 @@ def test_the_gate_keeps_a_bad_batch_from_landing(source: Source) -> None:
     assert (run(given).updated, figure(source, "positive")["landed"]) == (1, True)
 
 
-@pytest.mark.parametrize(
-    ("own", "stopped"),
-    [
-        ({"rules": [{**POSITIVE, "allow": 0.05}]}, False),
-        ({"rules": [{**POSITIVE, "allow": 0.04}]}, True),
-        ({"rules": [{**POSITIVE, "severity": "medium"}]}, False),
-        ({"quality": {"null_share": 0.01}}, True),
-        ({"quality": {"null_share": 0.02}}, False),
-        ({"quality": {"freshness": 0}}, False),
-    ],
-)
-def test_what_the_gate_goes_by(source: Source, own: dict[str, Any], stopped: bool) -> None:
+GATED: list[tuple[dict[str, Any], bool]] = [
+    ({"rules": [{**POSITIVE, "allow": 0.05}]}, False),
+    ({"rules": [{**POSITIVE, "allow": 0.04}]}, True),
+    ({"rules": [{**POSITIVE, "severity": "medium"}]}, False),
+    ({"quality": {"null_share": 0.01}}, True),
+    ({"quality": {"null_share": 0.02}}, False),
+    ({"quality": {"freshness": 0}}, False),
+]
+
+
+def test_what_the_gate_goes_by(source: Source) -> None:
     """Checks, and rules of severity high or critical, beyond the share that they allow."""
-    source.execute(TABLE)
-    source.execute("UPDATE t SET q = -1 WHERE id = 7; UPDATE t SET s = NULL WHERE id = 8")
-    quality = {"null_share": 0.05, **own.get("quality", {}), "on_failure": "stop"}
-    result = run(settings(source, own.get("rules", []), quality=quality))
-    assert (result.status == "failed") == stopped
+    own: dict[str, Any] = {}
+    for i, (case, _) in enumerate(GATED):
+        name = f"t{i}"
+        source.execute(filled(name))
+        source.execute(f"UPDATE {name} SET q = -1 WHERE id = 7")
+        source.execute(f"UPDATE {name} SET s = NULL WHERE id = 8")
+        quality = {"null_share": 0.05, **case.get("quality", {}), "on_failure": "stop"}
+        own[name] = {"rules": case.get("rules", []), "quality": quality}
+    results = ran(source.settings(tables=own))
+    wrong = {
+        str(case): results[f"t{i}"].status
+        for i, (case, stopped) in enumerate(GATED)
+        if (results[f"t{i}"].status == "failed") != stopped
+    }
+    assert wrong == {}
 
 
 def test_what_changed_is_what_is_held_against_rules(source: Source) -> None:
@@ -418,7 +455,8 @@ def test_a_stream_scores_what_it_brings(source: Source) -> None:
     """Batch by batch, one set of figures; a rule that spans rows is not evaluated there."""
     source.execute(TABLE)
     rules: Rules = [POSITIVE, {"column": "s", "unique": True}, {"unique": True, "name": "key"}]
-    given = settings(source, rules, pattern="streaming")
+    own = {"rules": rules, "pattern": "streaming"}
+    given = source.settings(tables={"t": own}, stream={"interval": 0})
     stream.stream(given, until_caught_up=True)
     row = figure(source, "s unique")
     assert (row["evaluation"], row["checked"], row["failed"]) == ("rows", 20, 0)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bronze import pipeline
-from bronze.model import TableResult
+from bronze.result import TableResult
 from tests.conftest import Source
 from tests.content import differences
 

@@ -9,7 +9,8 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from bronze.demo import inventory, server
+from bronze.demo import inventory
+from bronze.demo.server import Server
 from bronze.errors import ConfigError, SourceUnreachable
 
 SCALE = 0.002
@@ -89,29 +90,21 @@ PLANTED = [
 
 
 @pytest.fixture(scope="session")
-def demo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[server.Server]:
-    """One PostgreSQL for the tests of this file."""
-    data = tmp_path_factory.mktemp("demo") / "data"
-    with server.running(data, settings={"fsync": "off"}) as running:
-        yield running
-
-
-@pytest.fixture(scope="session")
-def demo(demo_server: server.Server) -> str:
+def demo(server: Server) -> str:
     """The DSN of a demo database that no test changes."""
-    return keep(demo_server, inventory.create(demo_server.dsn(), scale=SCALE), "unchanged")
+    return keep(server, inventory.create(server.dsn(), scale=SCALE), "unchanged")
 
 
 @pytest.fixture
-def fresh(demo_server: server.Server, demo: str) -> Iterator[str]:
+def fresh(server: Server, demo: str) -> Iterator[str]:
     """The DSN of a copy that a test may change."""
-    with psycopg.connect(demo_server.dsn(), autocommit=True) as connection:
+    with psycopg.connect(server.dsn(), autocommit=True) as connection:
         connection.execute("CREATE DATABASE fresh TEMPLATE unchanged")
-        yield demo_server.dsn("fresh")
+        yield server.dsn("fresh")
         connection.execute("DROP DATABASE fresh WITH (FORCE)")
 
 
-def keep(running: server.Server, dsn: str, name: str) -> str:
+def keep(running: Server, dsn: str, name: str) -> str:
     """Rename the database that was just made, so that another can be; returns its new DSN."""
     assert dsn == running.dsn("DE")
     with psycopg.connect(running.dsn(), autocommit=True) as connection:
@@ -145,19 +138,19 @@ def test_full_scale_is_3_3_million_rows_and_no_scale_is_empty() -> None:
 
 
 def test_the_same_seed_gives_the_same_data_and_another_other_data(
-    demo_server: server.Server, demo: str
+    server: Server, demo: str
 ) -> None:
     """Data is a function of seed and scale, in every column of every table."""
-    same = keep(demo_server, inventory.create(demo_server.dsn(), scale=SCALE), "same")
-    other = keep(demo_server, inventory.create(demo_server.dsn(), scale=SCALE, seed=-1), "other")
+    same = keep(server, inventory.create(server.dsn(), scale=SCALE), "same")
+    other = keep(server, inventory.create(server.dsn(), scale=SCALE, seed=-1), "other")
     for table in KEYS:
         assert content(same, table) == content(demo, table)
         assert content(other, table) != content(demo, table)
 
 
-def test_the_smallest_scale_keeps_the_rules(demo_server: server.Server) -> None:
+def test_the_smallest_scale_keeps_the_rules(server: Server) -> None:
     """Minimum sizes are still a whole business, and it can have a day."""
-    dsn = keep(demo_server, inventory.create(demo_server.dsn(), scale=1e-9), "smallest")
+    dsn = keep(server, inventory.create(server.dsn(), scale=1e-9), "smallest")
     inventory.change(dsn)
     for rule, query in RULES.items():
         assert rows(dsn, query) == [(0,)], rule
@@ -243,34 +236,34 @@ def test_a_day_changes_what_it_says_and_keeps_the_rules(fresh: str) -> None:
     assert {(table, "deleted") for table in KEYS.keys() - quiet} <= kinds
 
 
-def test_the_same_day_on_the_same_data_is_the_same(demo_server: server.Server, demo: str) -> None:
+def test_the_same_day_on_the_same_data_is_the_same(server: Server, demo: str) -> None:
     """Changes are a function of the data and the seed."""
     results = []
     for seed in (8, 8, 9):
-        with psycopg.connect(demo_server.dsn(), autocommit=True) as connection:
+        with psycopg.connect(server.dsn(), autocommit=True) as connection:
             connection.execute("CREATE DATABASE day TEMPLATE unchanged")
-            inventory.change(demo_server.dsn("day"), seed=seed)
-            results.append([content(demo_server.dsn("day"), table) for table in KEYS])
+            inventory.change(server.dsn("day"), seed=seed)
+            results.append([content(server.dsn("day"), table) for table in KEYS])
             connection.execute("DROP DATABASE day")
     assert results[0] == results[1]
     assert results[0] != results[2]
 
 
-def test_a_database_that_is_there_is_not_touched(demo_server: server.Server) -> None:
+def test_a_database_that_is_there_is_not_touched(server: Server) -> None:
     """A second create is refused and leaves the first one's data."""
-    dsn = inventory.create(demo_server.dsn(), scale=1e-9)
+    dsn = inventory.create(server.dsn(), scale=1e-9)
     try:
         with pytest.raises(ConfigError, match="there already") as caught:
-            inventory.create(demo_server.dsn(), scale=SCALE)
+            inventory.create(server.dsn(), scale=SCALE)
         assert caught.value.hint
         assert rows(dsn, "select count(*) from orders") == [(50,)]
     finally:
-        with psycopg.connect(demo_server.dsn(), autocommit=True) as connection:
+        with psycopg.connect(server.dsn(), autocommit=True) as connection:
             connection.execute('DROP DATABASE "DE"')
 
 
 def test_a_create_that_fails_leaves_no_database(
-    demo_server: server.Server, monkeypatch: pytest.MonkeyPatch
+    server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After an interrupt the same call can simply be made again."""
 
@@ -279,8 +272,8 @@ def test_a_create_that_fails_leaves_no_database(
 
     monkeypatch.setattr(inventory, "_define", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        inventory.create(demo_server.dsn())
-    assert rows(demo_server.dsn(), "select from pg_database where datname = 'DE'") == []
+        inventory.create(server.dsn())
+    assert rows(server.dsn(), "select from pg_database where datname = 'DE'") == []
 
 
 @pytest.mark.parametrize("scale", [0, -1, float("nan"), float("inf")])
@@ -296,11 +289,11 @@ def test_an_unreachable_server_is_reported_as_such() -> None:
         inventory.create("postgresql://nobody@127.0.0.1:1/x")
 
 
-def test_dsns_in_keyword_form_stay_in_that_form(demo_server: server.Server) -> None:
+def test_dsns_in_keyword_form_stay_in_that_form(server: Server) -> None:
     """Only the database's name changes in the DSN that comes back."""
-    keywords = f"host={demo_server.host} port={demo_server.port} user=postgres dbname=postgres"
+    keywords = f"host={server.host} port={server.port} user=postgres dbname=postgres"
     dsn = inventory.create(keywords, scale=1e-9)
-    with psycopg.connect(demo_server.dsn(), autocommit=True) as connection:
+    with psycopg.connect(server.dsn(), autocommit=True) as connection:
         connection.execute('DROP DATABASE "DE"')
     assert psycopg.conninfo.conninfo_to_dict(dsn)["dbname"] == "DE"
     assert "://" not in dsn

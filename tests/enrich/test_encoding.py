@@ -31,11 +31,11 @@ IN_DATABASE = settings(
     derandomize=True,
     database=None,
     deadline=None,
-    max_examples=20,
+    max_examples=10,
     phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
-IN_MEMORY = settings(derandomize=True, database=None, deadline=None, max_examples=60)
+IN_MEMORY = settings(derandomize=True, database=None, deadline=None, max_examples=25)
 
 
 @pytest.fixture

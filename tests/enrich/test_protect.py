@@ -75,7 +75,7 @@ def test_what_is_encrypted_comes_back_as_it_was(kind: str, method: str) -> None:
     dtype, values = _KINDS[kind]
     one = column(method)
 
-    @settings(derandomize=True, database=None, deadline=None, max_examples=15)
+    @settings(derandomize=True, database=None, deadline=None, max_examples=6)
     @given(st.lists(st.none() | values, max_size=6))
     def comes_back(rows: list[Any]) -> None:
         clear = pl.Series("v", rows, dtype=dtype, strict=False)

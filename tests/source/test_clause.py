@@ -130,7 +130,7 @@ def known(source: Source) -> Iterator[Known]:
     derandomize=True,
     database=None,
     deadline=None,
-    max_examples=250,
+    max_examples=100,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much],
 )
 @given(CLAUSES)

@@ -27,7 +27,7 @@ import pytest
 import trustme
 from psycopg.conninfo import make_conninfo
 
-from bronze.demo import server as demo
+from bronze.demo.server import Server
 from bronze.errors import ConfigError, SourceRefused, SourceUnreachable
 from bronze.model import Origin
 from bronze.source.connect import parameters
@@ -113,14 +113,6 @@ OpenDoor = Callable[..., Doorman]
 
 
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[demo.Server]:
-    """A PostgreSQL without TLS."""
-    data = tmp_path_factory.mktemp("postgres") / "data"
-    with demo.running(data, settings={"fsync": "off"}) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def ca() -> trustme.CA:
     """The CA that the clients trust."""
     return trustme.CA()
@@ -135,7 +127,7 @@ def roots(ca: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def door(postgres: demo.Server, ca: trustme.CA) -> Iterator[OpenDoor]:
+def door(server: Server, ca: trustme.CA) -> Iterator[OpenDoor]:
     """Opens doormen in front of that PostgreSQL; by default with a certificate for localhost."""
     doormen: list[Doorman] = []
 
@@ -151,7 +143,7 @@ def door(postgres: demo.Server, ca: trustme.CA) -> Iterator[OpenDoor]:
         if demand:
             tls.verify_mode = ssl.CERT_REQUIRED
             ca.configure_trust(tls)
-        doormen.append(Doorman(postgres.port, tls, family))
+        doormen.append(Doorman(server.port, tls, family))
         return doormen[-1]
 
     yield open_door
@@ -319,11 +311,11 @@ def test_default_files(
     assert doorman.clients[-1] == "carol"
 
 
-def test_no_tls(postgres: demo.Server, roots: str) -> None:
+def test_no_tls(server: Server, roots: str) -> None:
     """A server without TLS is refused; nothing is read in the clear."""
     with (
         pytest.raises(SourceRefused, match="the server has no TLS"),
-        relay(params_for(postgres.port, roots)),
+        relay(params_for(server.port, roots)),
     ):
         pass
 
@@ -523,10 +515,10 @@ def test_revocation_list(roots: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
         pass
 
 
-def test_intact(door: OpenDoor, postgres: demo.Server, roots: str) -> None:
+def test_intact(door: OpenDoor, server: Server, roots: str) -> None:
     """20 MB arrive unchanged, four times at once, through two relays of one process."""
     query = LONG_RESULT.format(rows=20_000)
-    expected = digest({**params_for(postgres.port, mode="disable")}, query)
+    expected = digest({**params_for(server.port, mode="disable")}, query)
     doorman = door()
     params = params_for(doorman.port, roots)
     with relay(params) as one, relay(params) as two, ThreadPoolExecutor(4) as pool:
@@ -544,12 +536,12 @@ def test_intact_upwards(door: OpenDoor, roots: str) -> None:
     assert row == (hashlib.md5(text.encode(), usedforsecurity=False).hexdigest(),)
 
 
-def test_backpressure(door: OpenDoor, postgres: demo.Server, roots: str) -> None:
+def test_backpressure(door: OpenDoor, server: Server, roots: str) -> None:
     """While the client does not read, the server waits: the relay does not hoard its result."""
     query = f"COPY ({LONG_RESULT.format(rows=100_000)}) TO STDOUT"
     with (
         relay(params_for(door().port, roots, application_name="slow")) as near,
-        psycopg.connect(postgres.dsn(), autocommit=True) as watcher,
+        psycopg.connect(server.dsn(), autocommit=True) as watcher,
     ):
         connection = psycopg.connect(make_conninfo(**near))
         connection.pgconn.send_query(query.encode())
