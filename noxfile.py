@@ -5,6 +5,9 @@ import nox
 nox.options.sessions = ["tests", "lint", "types", "imports"]
 nox.options.reuse_existing_virtualenvs = True
 
+# Without kept bytecode each worker, and each process that a test starts, compiles all anew.
+KEPT = {"PYTHONDONTWRITEBYTECODE": None}
+
 
 @nox.session
 def tests(session):
@@ -20,6 +23,7 @@ def tests(session):
         "-m",
         "not interop and not soak",
         *session.posargs,
+        env=KEPT,
     )
 
 
@@ -56,10 +60,20 @@ def interop(session):
 def soak(session):
     """Kills, memory, long runs."""
     session.install("-e", ".[test]")
-    session.run("pytest", "-m", "soak", "--timeout", "1800", *session.posargs)
+    session.run("pytest", "-m", "soak", "--timeout", "1800", *session.posargs, env=KEPT)
 
 
-BENCHMARKS = ("load", "memory", "merge", "layout", "stream")
+BENCHMARKS = (
+    "load",
+    "memory",
+    "merge",
+    "layout",
+    "stream",
+    "verify",
+    "quality",
+    "anomaly",
+    "forget",
+)
 
 
 @nox.session

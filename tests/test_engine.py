@@ -405,6 +405,7 @@ ENGINES: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.mark.soak
 def test_every_engine_gives_the_same_tables(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:

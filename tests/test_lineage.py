@@ -138,6 +138,7 @@ def test_a_run_that_dies_after_its_commit_is_entered_by_the_next(shop: Source) -
     assert records(shop)[0]["lineage_id"] == dead
 
 
+@pytest.mark.soak
 def test_deaths_in_a_row_are_all_entered(shop: Source) -> None:
     """Each run that died is entered with its own figures, beside rewrites that are no runs."""
     settings = shop.settings()
@@ -245,6 +246,7 @@ def test_a_stream_has_one_record_per_session(shop: Source) -> None:
     assert set(rows(shop)["data_lineage"]) == {joined["lineage_id"], last["lineage_id"]}
 
 
+@pytest.mark.soak
 def test_a_stream_that_dies_is_entered_by_the_next(shop: Source) -> None:
     """Killed after its commit: the next stream enters what it had landed, with all its counts."""
     settings = shop.settings(tables=STREAMED)

@@ -492,6 +492,7 @@ def test_a_dropped_table_is_left_as_it_is(trouble: Trouble) -> None:
     assert rows(trouble.source, "good").height == 2
 
 
+@pytest.mark.soak
 def test_a_transaction_larger_than_memory(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is put aside in files, and lands whole."""
     monkeypatch.setattr(session, "_SHARE", 10**6)
@@ -974,6 +975,7 @@ def test_sigterm_finishes_the_batch_and_leaves(source: Source, tmp_path: Path) -
     assert [t.inserted for t in caught_up(settings(source)).tables] == []
 
 
+@pytest.mark.soak
 def test_killed_in_the_middle_nothing_comes_twice(source: Source, tmp_path: Path) -> None:
     """What was landed and not recorded, or recorded and not confirmed, is sent again, and left out
     by each table.

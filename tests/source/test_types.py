@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 import psycopg
+import pytest
 
 from bronze import pipeline
 from bronze.result import TableResult
@@ -266,6 +267,7 @@ def test_a_table_without_columns_stops_no_other(source: Source) -> None:
         assert refused.hint
 
 
+@pytest.mark.soak
 def test_the_widest_table_there_can_be(source: Source) -> None:
     """A table of 1,600 columns of all kinds, half of them NULL, is read, hashed and proven like any
     other.
