@@ -16,7 +16,6 @@ from bronze import config, lineage, pipeline, stream
 from bronze.books import lineage as book
 from bronze.result import Failure, Late
 from bronze.settings import Settings
-from bronze.source import connect
 from tests.conftest import Source
 
 CHILD = """
@@ -214,8 +213,8 @@ def test_a_source_that_goes_away_leaves_its_records(
         tables = planned(*arguments)
         calls.append(tables)
         if len(calls) == 1:
-            for table in tables:
-                connect.cut(table.held.holder)
+            (holder,) = {table.held.holder for table in tables}
+            shop.execute("SELECT pg_terminate_backend(%s, 10000)", holder.info.backend_pid)
         return tables
 
     monkeypatch.setattr(pipeline, "_planned", once)

@@ -656,10 +656,13 @@ def test_a_table_restored_to_an_earlier_version_is_compared(source: Source) -> N
     proven(source, given)
 
 
-CUT = (
-    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-    " WHERE application_name ~ '^bronze stream'"
-)
+def cut(source: Source) -> None:
+    """Cuts a stream's connections, the one that brings the changes among them."""
+    query = (
+        "SELECT backend_type, pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE application_name ~ '^bronze stream'"
+    )
+    until(lambda: "walsender" in dict(source.execute(query)))
 
 
 def test_a_second_copy_is_refused(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -697,7 +700,7 @@ def test_a_connection_that_is_cut_is_made_again(source: Source) -> None:
         for number in range(2):
             until(lambda: steps)
             source.execute("INSERT INTO t VALUES (%s)", number)
-            source.execute(CUT)
+            cut(source)
             until(lambda number=number: rows(source).height == number + 1)  # type: ignore[misc]
     assert any("Again" in step.note for step in steps)
     proven(source, given)
@@ -713,7 +716,7 @@ def test_interruptions_are_counted_anew_once_something_has_landed(source: Source
         for number in range(3):
             source.execute("INSERT INTO t VALUES (%s)", number)
             until(lambda number=number: rows(source).height == number + 1)  # type: ignore[misc]
-            source.execute(CUT)
+            cut(source)
             told = number + 1
             until(lambda told=told: sum("Again" in s.note for s in steps) == told)  # type: ignore[misc]
         source.execute("INSERT INTO t VALUES (9)")
@@ -776,7 +779,7 @@ def test_a_lake_that_is_gone_is_waited_for(
             source.execute("INSERT INTO t VALUES (1)")
         else:
             source.lake.mkdir()
-            source.execute(CUT)
+            cut(source)
         until(lambda: any("is gone" in step.note for step in steps))
         assert not list(source.lake.rglob("*"))
         if met != "by a batch":
@@ -802,7 +805,7 @@ def test_a_table_that_is_gone_is_given_up(source: Source, monkeypatch: pytest.Mo
         until(lambda: any("bz_t was there and is gone" in step.note for step in steps))
         source.execute("INSERT INTO u VALUES (1)")
         until(lambda: rows(source, "u").height == 1)
-        source.execute(CUT)
+        cut(source)
         told = len(steps)
         until(lambda: any("tried again" in step.note for step in steps[told:]))
         assert not source.table("t").exists()
