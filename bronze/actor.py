@@ -5,7 +5,11 @@ from __future__ import annotations
 import getpass
 import os
 import socket
+import sys
 from functools import cache
+
+if sys.platform != "win32":
+    import pwd
 
 # What a login through sudo, a Databricks job and an Azure workload tell of who is behind them.
 _IDENTITIES = (
@@ -17,10 +21,13 @@ _IDENTITIES = (
 
 def user() -> str:
     """The user of the operating system, by number where it has no name."""
-    try:
+    if sys.platform == "win32":
         return getpass.getuser()
-    except (KeyError, OSError):  # a container may run as a user that nobody has named
-        return str(os.getuid()) if hasattr(os, "getuid") else "unknown"
+    try:
+        # Not by getpass: it believes the environment first, which anybody can set.
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # a container may run as a user that nobody has named
+        return str(os.getuid())
 
 
 def identity() -> str:

@@ -327,7 +327,9 @@ def _from_source(given: Assignment, columns: Sequence[Column], seed: int) -> pl.
             table += f" TABLESAMPLE SYSTEM ({100 * wanted / pages:.6f}) REPEATABLE ({seed})"
     query = statement.select(columns, table)
     session = given.held.session(given.origin)
-    parts = read.rows(given.origin, session, query, (slices.WHOLE,), columns, given.target.label)
+    guarded = bool(given.target.settings.protect)
+    label = given.target.label
+    parts = read.rows(given.origin, session, query, (slices.WHOLE,), columns, label, guarded)
     rows = pl.concat([rows for rows, _ in parts] or [pl.DataFrame()])
     return _some(rows, _ROWS, np.random.default_rng(seed))
 

@@ -54,7 +54,8 @@ class Event:
 class Report:
     """What the audit log holds. ``records`` are those that were asked for, of ``count`` in all;
     ``head`` is the hash of the last one. ``verified`` says that the chain was checked, ``problems``
-    what is wrong with it.
+    what is wrong with it; of ``unsealed`` records at its beginning, which are older than the key of
+    the config, nobody can tell who has written them.
     """
 
     records: tuple[Record, ...]
@@ -62,6 +63,7 @@ class Report:
     head: str
     verified: bool = False
     problems: tuple[str, ...] = ()
+    unsealed: int = 0
 
     @property
     def exit_code(self) -> int:
@@ -177,7 +179,10 @@ def report(
         and table in ("", one.subject, one.subject.rpartition(".")[2])
     )
     last = records[-1].record_hash if records else ""
-    return Report(asked, len(records), last, verify, tuple(problems))
+    bare = 0
+    if verify and settings.audit.key:
+        bare = next((i for i, one in enumerate(records) if one.key_id), 0)
+    return Report(asked, len(records), last, verify, tuple(problems), bare)
 
 
 def moment(text: str) -> datetime:
@@ -234,9 +239,11 @@ def _configured(state: State | None, name: str, now: Mapping[str, str]) -> Event
     """The record of a config that is not as it was known here; it keeps a hash for each key."""
     records, _ = _read(state) if state else ([], [])
     known = [one for one in records if one.action == CONFIG and one.subject == name]
-    if not known:
+    try:
+        then = dict(json.loads(known[-1].details)["keys"])
+    except (IndexError, KeyError, TypeError, ValueError):
+        # There is none, or somebody has changed it, which `verify` tells of.
         return Event(CONFIG, name, "first seen", {"keys": now})
-    then = json.loads(known[-1].details)["keys"]
     details = {
         "added": sorted(set(now) - set(then)),
         "removed": sorted(set(then) - set(now)),
@@ -253,7 +260,11 @@ def _read(state: State) -> tuple[list[Record], list[str]]:
     for file in state.files:
         try:
             parquet = files.opened(state.place, file)
-            frames += [pl.DataFrame(rows) for _, rows in files.parts(parquet, book.COLUMNS)]
+            rows = [pl.DataFrame(part) for _, part in files.parts(parquet, book.COLUMNS)]
+            whole = [part.drop_nulls() for part in rows]
+            frames += whole
+            if [part.height for part in whole] != [part.height for part in rows]:
+                unreadable.append(f"the file {file.path} has records that lack values")
         except (BronzeError, pa.ArrowException, OSError) as error:
             kind = type(error).__name__
             unreadable.append(f"the file {file.path} cannot be read ({kind})")
@@ -272,7 +283,7 @@ def _proven(settings: Settings, state: State | None, records: Sequence[Record]) 
     end = told or _end(state)
     yield from book.faults(records, end, keys, settings.audit.key is not None)
     hashes = {one.sequence: one.record_hash for one in records}
-    for info in log.infos(state.place):
+    for info in log.infos(state.place, state.version):
         fact = json.loads(info.get(commit.FACTS, "{}")).get(_CHAIN)
         if fact and hashes.get(fact["sequence"]) != fact["hash"]:
             yield f"record {fact['sequence']} is not the one that was committed"

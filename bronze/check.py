@@ -99,7 +99,7 @@ def check(settings: Settings, tables: Sequence[str] = ()) -> Report:
     keys.ready(settings)
     found: list[tuple[str, Relation]] = []
     visible: dict[str, bool] = {}
-    wanting: list[Wanting] = []
+    wanting: list[tuple[str, Wanting]] = []
     personal: dict[tuple[str, int], tuple[Personal, ...]] = {}
     known: dict[tuple[str, int], Constraints] = {}
     for name, source in settings.source.items():
@@ -107,7 +107,7 @@ def check(settings: Settings, tables: Sequence[str] = ()) -> Report:
         with connect.mapped(origin), connect.connect(origin) as connection:
             mine = [(name, r) for r in prepare.found(connection, name, source.schema_)]
             visible[name] = snapshot.opened(connection).visible
-            wanting += _wanting(settings, name, connection, mine)
+            wanting += [(name, w) for w in _wanting(settings, name, connection, mine)]
             known |= {(name, r.oid): constraint.constraints(connection, r) for _, r in mine}
             found += mine
             taken = [relation for _, relation in mine if source.takes(relation.name)]
@@ -116,8 +116,12 @@ def check(settings: Settings, tables: Sequence[str] = ()) -> Report:
     chosen = prepare.targets(settings, found, tables)
     store.prove_writable(settings.place(settings.lake.schema_, ""))
     missing: list[BronzeError] = [] if tables else [*prepare.missing(settings, chosen)]
-    missing += [SourceRefused(w.what, hint=w.mend) for w in wanting if not w.table]
-    unfit = {w.table: TableRefused(w.what, hint=w.mend, table=w.table) for w in wanting if w.table}
+    missing += [SourceRefused(w.what, hint=w.mend) for _, w in wanting if not w.table]
+    unfit = {
+        (name, w.table): TableRefused(w.what, hint=w.mend, table=w.table)
+        for name, w in wanting
+        if w.table
+    }
     left = _left(settings, chosen)
     return Report(
         tuple(
@@ -126,7 +130,7 @@ def check(settings: Settings, tables: Sequence[str] = ()) -> Report:
                 target,
                 visible[target.source],
                 left,
-                unfit.get(target.label),
+                unfit.get((target.source, target.label)),
                 personal.get((target.source, target.relation.oid), ()),
                 known,
             )

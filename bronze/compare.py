@@ -71,6 +71,21 @@ def total(what: Known) -> tuple[int, int]:
     return rows, sums
 
 
+def doubled(what: Known) -> bool:
+    """Whether several rows of a table, gone ones among them, have the same key.
+
+    Raises:
+        LakeError, LakeUnreachable: the table cannot be read.
+    """
+    found = [np.empty(0, np.uint64)]
+    for file in what.files:
+        parquet = files.opened(what.place, file)
+        for _, table in files.parts(parquet, what.layout, what.key, None, dict(file.partition)):
+            found.append(fingerprints(what, pl.DataFrame(table).drop_nulls()))
+    prints = np.sort(np.concatenate(found))
+    return bool((prints[1:] == prints[:-1]).any())
+
+
 def forget(place: Place) -> None:
     """Frees what is kept for a table."""
     with _lock:

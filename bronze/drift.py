@@ -33,8 +33,9 @@ _NAMES = (
     "widened",
     "watched",
     "rules",
+    "cut",
 )
-SOURCE, TABLE, OID, KEY, BASE, NUMBERS, PARTS, PROTECT, WIDENED, WATCHED, RULES = (
+SOURCE, TABLE, OID, KEY, BASE, NUMBERS, PARTS, PROTECT, WIDENED, WATCHED, RULES, CUT = (
     f"bronze.{name}" for name in _NAMES
 )
 
@@ -116,8 +117,8 @@ def settled(
 
 
 ANEW = (
-    "the table is written anew; its older versions stay as they were until they have expired, or"
-    " `bronze forget --old-versions` deletes them"
+    "the table is written anew, without the rows that the source has no more; its older versions"
+    " stay as they were until they have expired, or `bronze forget --old-versions` deletes them"
 )
 
 

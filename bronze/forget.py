@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
@@ -23,7 +24,7 @@ import uuid_utils
 from psycopg import errors as pg
 
 from bronze import subject as subjects
-from bronze.errors import ConfigError, TableRefused
+from bronze.errors import BronzeError, ConfigError, TableRefused
 from bronze.model import DataFile, Place, Stored
 from bronze.result import Failure
 from bronze.settings import GOVERNANCE, Settings
@@ -95,9 +96,10 @@ def forget(
     if ask:
         _gone(settings, mine, key)
     keys = _keys(mine, whose)
+    # First the records: which rows they name is known only while older versions are there.
+    records, more = _unrecorded(settings, mine, keys)
     version, rows = _removed(mine, whose)
     expired = expire.purge(mine.state.place, time.time())
-    records, more = _unrecorded(settings, mine, keys)
     scanned, left = _scanned(mine, whose)
     left += _recorded(settings, mine, keys)
     return Forgotten(
@@ -178,10 +180,8 @@ def _keys(table: Held, whose: Subject) -> Keys:
         if present != names:
             continue
         for part in parquet.iter_batches(columns=present, use_threads=False):
-            # A column may have been of another type: the texts are compared.
-            rows = pl.DataFrame(part).select(pl.col(names).cast(pl.String, strict=False))
-            mine = [pl.col(name).is_in(list(texts)) for name, texts in whose.texts.items()]
-            keys = rows.filter(pl.all_horizontal(mine)).select(table.key).unique()
+            rows = pl.DataFrame(part)
+            keys = rows.filter(whose.earlier(rows)).select(table.key).unique()
             found += [{n: {str(v)} for n, v in row.items()} for row in keys.iter_rows(named=True)]
     return found
 
@@ -236,7 +236,9 @@ def _committed(state: State, condition: pl.Expr, columns: Sequence[str]) -> tupl
         change = Change("DELETE", new, old, is_data=False)
         return commit.commit(state.place, state, change, {"batch_id": batch, "erased": rows}), rows
     except BaseException:
-        store.delete(state.place, [file.path for file in new])
+        # Where no answer came, the commit may stand all the same.
+        with suppress(BronzeError):
+            commit.discard(state.place, batch)
         raise
 
 
@@ -278,11 +280,12 @@ def _of(table: Held, keys: Keys, column: str) -> pl.Expr:
             known = json.loads(text or "{}")
         except ValueError:
             return False
+        # Protected columns of a key are left out of examples.
         return any(
-            all(name in one and str(one[name]) in values for name, values in key.items())
+            (named := key.keys() & one.keys()) and all(str(one[n]) in key[n] for n in named)
             for one in (known if isinstance(known, list) else [known])
             for key in keys
-            if key and isinstance(one, dict)
+            if isinstance(one, dict)
         )
 
     short = table.name.rpartition(".")[2]

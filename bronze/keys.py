@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -25,7 +26,7 @@ from bronze.errors import BronzeError, ConfigError
 from bronze.model import STABLE, DataKey, Place, Protected, Protection
 from bronze.prepare import Target
 from bronze.settings import GOVERNANCE, Settings
-from bronze.table import commit, expire, files, log, store
+from bronze.table import commit, expire, files, log
 from bronze.table.commit import Change, Shape
 from bronze.table.log import State
 
@@ -184,7 +185,7 @@ def rewrap(settings: Settings) -> int:
     """Wraps all keys by the first master key of the config; returns how many were not yet. Audited.
 
     The table of keys is replaced, and its older versions, which the old master key opens, are
-    deleted.
+    deleted, even if an earlier call could only replace it.
 
     Raises:
         ConfigError: a key was wrapped by a master key that the config does not name.
@@ -194,7 +195,11 @@ def rewrap(settings: Settings) -> int:
     mine = keyring.fingerprint(wrapping)
     state, records = held(settings)
     old = [record for record in records if record.key.master != mine]
-    if state is None or not old:
+    if state is None:
+        return 0
+    if not old:
+        if expire.purge(state.place, time.time()).files:
+            audit.record(settings, "keys", "", "rewrapped", {"by": mine, "rewrapped": 0})
         return 0
     done = [
         record
@@ -258,5 +263,7 @@ def _committed(
     try:
         commit.commit(where, state, change, {"batch_id": batch}, shape=shape)
     except BronzeError:
-        store.delete(where, [file.path])
+        # Where no answer came, the commit may stand all the same.
+        with suppress(BronzeError):
+            commit.discard(where, batch)
         raise

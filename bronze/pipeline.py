@@ -137,10 +137,10 @@ def _taken(
                     notify(Progress(error.table, 0, 1.0, lost))
             failpoint.reach("planned")
             beaten = []
-            entries = {table.target.label: table.entry for table in chosen}
+            entries = {table.entry.record.target_table: table.entry for table in chosen}
             for result in landed(settings, chosen, pool, notify):
                 results[result.target] = result
-                ledger.add(lineage.ended(entries[result.table], result))
+                ledger.add(lineage.ended(entries[result.target], result))
                 if result.error and result.error.kind in _BEATEN:
                     beaten.append(result.table)
             ledger.unwritten = graded(settings, chosen) or ledger.unwritten
@@ -288,7 +288,7 @@ def landed(
 ) -> Iterator[TableResult]:
     """Reads and commits the tables; yields each one's result as soon as it is there."""
     limit = min(table.readers for table in tables)
-    by_label = {table.target.label: table for table in tables}
+    by_target = {table.entry.record.target_table: table for table in tables}
 
     def told(number: int, outcome: object) -> None:
         table = tables[number]
@@ -301,7 +301,7 @@ def landed(
         with running(settings, pool, limit, {table.origin for table in tables}) as workers:
             courses = [landing.landing(settings, table) for table in tables]
             for result in engine.drive(workers, courses, limit, told):
-                notify(Progress(result.table, by_label[result.table].rows, 1.0, result))
+                notify(Progress(result.table, by_target[result.target].rows, 1.0, result))
                 yield result
     except BaseException:
         for table in tables:

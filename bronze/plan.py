@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from bronze import drift, keys, prepare, provide, resume, rules, units
+from bronze import compare, drift, keys, prepare, provide, resume, rules, units
 from bronze.drift import Settled
 from bronze.enrich import anomaly
 from bronze.enrich.stamp import COMMITTED, METADATA
 from bronze.errors import TableRefused
-from bronze.model import Column, Enrichment, Kind, Origin, Stamp, Unit
+from bronze.model import Column, Enrichment, Kind, Known, Origin, Stamp, Unit
 from bronze.prepare import Target
 from bronze.settings import Settings
 from bronze.source import increment, slices, statement
@@ -83,6 +83,9 @@ def plan_table(
     protection = keys.protection(settings, target, settled)
     if keys.moved(protection, state):
         said = f"its keys have been rotated: {drift.ANEW}"
+        settled = replace(settled, anew=True, notes=(*settled.notes, said))
+    if state is not None and _merges_rows(target, state, key):
+        said = "rows that are gone share the new key with others: the table is written anew"
         settled = replace(settled, anew=True, notes=(*settled.notes, said))
     mode, where, why = _mode(given, state, settled, key)
     streamed = target.settings.pattern == "streaming"
@@ -166,6 +169,16 @@ def _watched(target: Target, state: State | None) -> bool:
     """Whether the table has the columns of anomalies; once there, they stay."""
     before = state is not None and drift.WATCHED in state.properties
     return before or target.settings.anomalies is not None
+
+
+def _merges_rows(target: Target, state: State, key: tuple[str, ...]) -> bool:
+    """Whether the key is another one, by which rows that the table has are the same."""
+    known = state.properties.get(drift.KEY)
+    if not key or target.settings.history or known in (None, json.dumps(key)):
+        return False
+    if not set(key) <= dict(state.columns).keys():
+        return False
+    return compare.doubled(Known(target.place, state.version, state.files, state.columns, key, 0))
 
 
 def _same_table(target: Target, state: State) -> None:
@@ -319,6 +332,8 @@ def _shape(
     if enrichment.protection or (state and drift.PROTECT in state.properties):
         notes[drift.PROTECT] = drift.protects(settled.columns)
         notes[keys.IDS] = keys.ids(enrichment.protection)
+    if state is not None and drift.CUT in state.properties:
+        notes[drift.CUT] = ""
     if state is not None:
         notes |= drift.widened(settled.columns, state.columns, state.properties)
     if _watched(target, state):
@@ -362,6 +377,14 @@ def _mode(
     own, relation = given.target.settings, given.target.relation
     if own.history and (refused := _no_history(given, state, settled, key)):
         raise refused
+    if settled.anew and own.deletes == "ignore":
+        raise TableRefused(
+            f"The table {given.target.name} would have to be written anew"
+            f" ({settled.notes[-1].partition(':')[0]}), without the rows that are in Bronze alone.",
+            hint='Give the table another target = "bz_…"; or have deletes = "detect", which lets'
+            " those rows go.",
+            table=relation.label,
+        )
     if own.pattern == "full_refresh":
         load = state is None or not key or settled.anew
         return ("load" if load else "compare"), slices.WHOLE, ()

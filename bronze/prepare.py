@@ -17,6 +17,7 @@ from bronze.source import statement
 from bronze.source.catalog import Relation, relations, schemas
 from bronze.source.connect import Connection
 from bronze.source.types import Choices, contract
+from bronze.table.history import KIND
 from bronze.table.naming import faults, renames, table_name
 
 
@@ -175,7 +176,7 @@ def columns(target: Target) -> tuple[Column, ...]:
         if attribute.name not in dropped
     )
     ours = [name for name, _ in METADATA]
-    ours += [COMMITTED] if own.pattern == "streaming" else []
+    ours += [COMMITTED, *([KIND] if own.history else [])]
     ours += [name for name, _ in anomaly.COLUMNS] if own.anomalies else []
     bad = faults([c.target for c in found], ours)
     if bad:

@@ -34,7 +34,7 @@ def enrichment(
         TableRefused: the table cannot be taken as the config says.
         LakeError: what the lake holds for this cannot be read.
     """
-    hidden = given.target.settings.protect
+    hidden = {n for n, how in given.target.settings.protect.items() if how.method != "clear"}
     return Enrichment(
         protection=protection,
         watch=anomalies.watch(given, settled, key, state, hidden),

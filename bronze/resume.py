@@ -73,6 +73,8 @@ def _type_of(relation: Relation, column: str) -> str:
 def why_all(given: Assignment, state: State, settled: Settled, key: tuple[str, ...]) -> str:
     """Why changes alone would not do; "" where they would."""
     known = state.properties
+    if known.get(drift.CUT):
+        return "a repair has cut rows out"
     if settled.notes:
         return "its columns have changed"
     if known.get(drift.OID) != str(given.target.relation.oid):

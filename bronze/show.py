@@ -45,7 +45,16 @@ def said(text: str) -> None:
 
 def document(value: Any) -> None:
     """A result as one JSON document on stdout."""
-    print(json.dumps(asdict(value), ensure_ascii=False, default=str))
+    print(json.dumps(_finite(asdict(value)), ensure_ascii=False, default=str, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    """The same with texts for the numbers that JSON has not."""
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def size(count: int) -> str:
@@ -71,7 +80,7 @@ def progress(quiet: bool) -> Iterator[Notify]:
 @contextmanager
 def _bars() -> Iterator[Notify]:
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %"),
         TextColumn("{task.fields[rows]:>12,} rows"),
@@ -247,12 +256,19 @@ def audit(report: AuditReport) -> None:
 def _proof(report: AuditReport) -> str:
     if not report.verified:
         return "; `bronze audit --verify` proves them"
-    return ", and they are not as they were written" if report.problems else ", all of them whole"
+    if report.problems:
+        return ", and they are not as they were written"
+    bare = f"; the first {report.unsealed:,} are not sealed: anybody could have written them"
+    return f", all of them whole{bare if report.unsealed else ''}"
 
 
 def _brief(details: str) -> str:
     """Details for people, without the hashes of a config's keys."""
-    known = {name: value for name, value in json.loads(details).items() if name != "keys"}
+    try:
+        known = dict(json.loads(details))
+    except (TypeError, ValueError):
+        return details
+    known.pop("keys", None)
     return ", ".join(
         f"{name} {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
         for name, value in known.items()
@@ -280,7 +296,8 @@ def _unrecorded(
 def revealed(rows: DataFrame, form: str) -> None:
     """Rows as a table, or all of them as ``json`` or ``csv``."""
     if form == "json":
-        print(json.dumps(rows.to_dicts(), ensure_ascii=False, default=_text))
+        found = _finite(rows.to_dicts())
+        print(json.dumps(found, ensure_ascii=False, default=_text, allow_nan=False))
         return
     if form == "csv":
         writer = csv.writer(sys.stdout)
@@ -289,7 +306,7 @@ def revealed(rows: DataFrame, form: str) -> None:
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in rows.columns:
-        table.add_column(name, overflow="fold")
+        table.add_column(Text(name), overflow="fold")
     for row in rows.iter_rows():
         table.add_row(*("" if value is None else Text(str(value)) for value in row))
     _out.print(table)
@@ -443,7 +460,8 @@ def check(report: Report) -> None:
             name = (
                 column.name if column.name == column.target else f"{column.name} → {column.target}"
             )
-            table.add_row(name, column.source_type, column.delta_type, column.note)
+            cells = (name, column.source_type, column.delta_type, column.note)
+            table.add_row(*map(Text, cells))
         if found.columns:
             _out.print(table)
         if found.rules:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Any
 
 import polars as pl
@@ -57,19 +58,28 @@ def held(settings: Settings, table: str) -> Held:
         ConfigError: there is no such table.
         LakeError, LakeUnreachable
     """
-    schema, found = settings.lake.schema_, []
+    schema, found = settings.lake.schema_, list[tuple[str, str, State]]()
     for name in store.folders(settings.place(schema, "")):
         state = log.read(settings.place(schema, name))
-        label = state.properties.get(drift.TABLE, "") if state else ""
-        if state is None or not label:
-            continue
-        if table in (name, f"{schema}.{name}", label, label.rpartition(".")[2]):
-            return _held(settings, f"{schema}.{name}", label, state)
-        found.append(name)
-    raise ConfigError(
-        f"There is no Bronze table {table} in {settings.lake.root}.",
-        hint=f"There are {', '.join(found) or 'none'}.",
-    )
+        if state and (label := state.properties.get(drift.TABLE)):
+            found.append((name, label, state))
+    own = [one for one in found if table in (one[0], f"{schema}.{one[0]}")]
+    full = [one for one in found if table == one[1]]
+    short = [one for one in found if table == one[1].rpartition(".")[2]]
+    meant = own or full or short
+    if not meant:
+        raise ConfigError(
+            f"There is no Bronze table {table} in {settings.lake.root}.",
+            hint=f"There are {', '.join(name for name, _, _ in found) or 'none'}.",
+        )
+    if len(meant) > 1:
+        names = [name for name, _, _ in meant]
+        raise ConfigError(
+            f"Several Bronze tables hold a table {table}: {', '.join(names)}.",
+            hint=f"Name one of them, such as {names[0]}.",
+        )
+    ((name, label, state),) = meant
+    return _held(settings, f"{schema}.{name}", label, state)
 
 
 def _held(settings: Settings, name: str, label: str, state: State) -> Held:
@@ -92,9 +102,12 @@ def _keys(records: Sequence[Record], table: str, column: str, how: Protect) -> t
 
 @dataclass(frozen=True)
 class Subject:
-    """Rows by the values of some columns, of each what may be stored for it."""
+    """Rows by the values of some columns: of each what may be stored for it now, and what may have
+    been ``ever``.
+    """
 
     stored: Mapping[str, pl.Series]
+    ever: Mapping[str, pl.Series]
 
     @property
     def condition(self) -> pl.Expr:
@@ -110,8 +123,15 @@ class Subject:
 
     @property
     def texts(self) -> dict[str, set[str]]:
-        """The same as texts."""
-        return {name: {str(v) for v in values} for name, values in self.stored.items()}
+        """What may ever have been stored, as texts."""
+        return {name: {str(v) for v in values} for name, values in self.ever.items()}
+
+    def earlier(self, rows: pl.DataFrame) -> pl.Expr:
+        """The condition that is true for the rows in a file of any version, whose columns may have
+        been of other types.
+        """
+        alike = [_alike(rows[name], values) for name, values in self.ever.items()]
+        return pl.all_horizontal(*(pl.lit(mine) for mine in alike))
 
 
 def subject(table: Held, given: Mapping[str, str]) -> Subject:
@@ -122,6 +142,8 @@ def subject(table: Held, given: Mapping[str, str]) -> Subject:
     """
     kinds, protected = table.kinds, {c.column: c for c in table.protection.columns}
     stored: dict[str, pl.Series] = {}
+    ever: dict[str, pl.Series] = {}
+    used = json.loads(table.state.properties.get(keys.IDS, "{}"))
     for name, text in given.items():
         if name not in kinds:
             raise ConfigError(
@@ -131,23 +153,46 @@ def subject(table: Held, given: Mapping[str, str]) -> Subject:
         value = _value(text, name, kinds[name])
         column = protected.get(name)
         if column is None:
-            stored[name] = value
+            stored[name] = ever[name] = value
         elif column.protect.stable:
-            stored[name] = _possible(value, column, table.protection)
+            ever[name] = _possible(value, column, table.protection)
+            stored[name] = ever[name]
+            now = tuple(key for key in column.keys if key.id == used.get(name))
+            if column.protect.format and now:
+                # What is shaped like a value may be the token of another one by another key.
+                one = replace(column, keys=now)
+                stored[name] = protect.covered(value, one, table.protection.masters)
         else:
             raise ConfigError(
                 f"Rows of {table.name} cannot be told by column {name}: {column.protect.method}"
                 " leaves nothing to compare.",
                 hint=f"Name them by the key: {', '.join(table.key) or 'the table has none'}.",
             )
-    return Subject(stored)
+    return Subject(stored, ever)
 
 
 def _value(text: str, name: str, kind: Kind) -> pl.Series:
     try:
-        return plaintext.values(pl.Series(name, [text]), dtype(kind))
-    except (pl.exceptions.PolarsError, ValueError):
-        raise ConfigError(f"What is given for column {name} is no value of type {kind}.") from None
+        value = plaintext.values(pl.Series(name, [text]), dtype(kind))
+        if _is(text, value[0]):
+            return value
+    except (pl.exceptions.PolarsError, ValueError, ArithmeticError):
+        pass
+    raise ConfigError(f"What is given for column {name} is no value of type {kind}.")
+
+
+def _is(text: str, value: Any) -> bool:
+    """Whether a text is what it was read as: not any text is false, and no digit may be lost."""
+    if isinstance(value, bool):
+        return text in ("true", "false")
+    return Decimal(text) == value if isinstance(value, Decimal) else value is not None
+
+
+def _alike(mine: pl.Series, values: pl.Series) -> pl.Series:
+    """Which of the values of a file's column are among some, whatever its type was."""
+    if values.dtype == pl.String:
+        mine = plaintext.texts(mine)
+    return mine.cast(values.dtype, strict=False).is_in(values.implode()).fill_null(False)
 
 
 def _possible(value: pl.Series, column: Protected, protection: Protection) -> pl.Series:

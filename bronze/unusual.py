@@ -165,15 +165,6 @@ def _rows(model: Model, findings: Findings) -> pl.DataFrame:
     )
 
 
-def _entry(f: Far) -> dict[str, str | float | None]:
-    return {
-        "column": f.column or None,
-        "measure": f.measure,
-        "value": f.value,
-        "usual": f.usual,
-    }
-
-
 def _runs(found: Sequence[Far]) -> pl.DataFrame:
     """A record of each measure."""
     written = [

@@ -658,11 +658,12 @@ def test_a_table_restored_to_an_earlier_version_is_compared(source: Source) -> N
 
 def cut(source: Source) -> None:
     """Cuts a stream's connections, the one that brings the changes among them."""
-    query = (
-        "SELECT backend_type, pg_terminate_backend(pid) FROM pg_stat_activity"
-        " WHERE application_name ~ '^bronze stream'"
-    )
-    until(lambda: "walsender" in dict(source.execute(query)))
+    query = """
+        WITH mine AS (SELECT * FROM pg_stat_activity WHERE application_name ~ '^bronze stream')
+        SELECT pg_terminate_backend(pid) FROM mine
+        WHERE EXISTS (SELECT FROM mine WHERE backend_type = 'walsender')
+    """
+    until(lambda: source.execute(query))
 
 
 def test_a_second_copy_is_refused(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,8 +84,8 @@ def _measure(column: Column, values: pl.Series, chosen: bool) -> Measure | None:
 
 
 def _shares(values: pl.Series) -> tuple[tuple[str, float], ...]:
-    text = values.cast(pl.String).drop_nulls()
-    counts = text.value_counts(sort=True, name="count").sort(text.name)
+    text = values.cast(pl.String).drop_nulls().alias("text")
+    counts = text.value_counts(sort=True, name="count").sort("text")
     return tuple((value, count / len(text)) for value, count in counts.iter_rows())
 
 

@@ -107,8 +107,8 @@ class Claim:
         lag = None if position is None else max(0, held.position - position)
         return {"version": self.state.version, "position": position, "lag_bytes": lag}
 
-    def notes(self, result: VerifiedTable) -> tuple[str, ...]:
-        """What else there is to say."""
+    def notes(self, result: VerifiedTable, doubled: int) -> tuple[str, ...]:
+        """What else there is to say; ``doubled`` of the extra rows share their key with others."""
         streamed = self.given.target.settings.pattern == "streaming"
         take = "`bronze stream --until-caught-up`" if streamed else "`bronze run`"
         said = []
@@ -123,8 +123,8 @@ class Claim:
             )
         elif result.status == "differs" and result.position is None:
             said.append("the Bronze table has no position in this history of the source")
-        if self.keeps_gone and result.extra:
-            said.append(f'{result.extra:,} rows are in Bronze alone, as deletes = "ignore" has it')
+        if self.keeps_gone and (alone := result.extra - doubled):
+            said.append(f'{alone:,} rows are in Bronze alone, as deletes = "ignore" has it')
         if self.given.held.name is None:
             said.append("the source shares no snapshot: each statement saw a moment of its own")
         return tuple(said)

@@ -128,7 +128,9 @@ def named(task: Asked) -> pl.DataFrame:
     kinds = {c.target: _TEXT if c.protect else read.dtype(c.kind) for c in task.key}
     found = [pl.DataFrame(schema={**kinds, HASH: _TEXT})]
     for query in task.queries:
-        rows = read.rows(task.origin, task.session, query, (condition,), columns, task.table)
+        rows = read.rows(
+            task.origin, task.session, query, (condition,), columns, task.table, bool(key)
+        )
         for frame, _ in rows:
             if key:
                 frame = protect.values(frame, task.protection)

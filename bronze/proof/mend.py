@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import uuid_utils
 
-from bronze import engine, pipeline
+from bronze import drift, engine, lineage, pipeline
 from bronze.engine import Course, Task
 from bronze.errors import BronzeError, CommitConflict, TableRefused
 from bronze.landing import Table
@@ -28,8 +28,8 @@ from bronze.proof.claim import Claim, carried
 from bronze.proof.verdict import VerifiedTable
 from bronze.result import Failure, TableResult
 from bronze.settings import Settings
-from bronze.table import commit, log, merge, store
-from bronze.table.commit import Change
+from bronze.table import commit, layout, log, merge, store
+from bronze.table.commit import Change, Shape
 from bronze.table.log import State
 
 
@@ -47,12 +47,15 @@ class Damage:
 
 @dataclass(frozen=True)
 class Mended:
-    """What a repair did to a table: it cut out rows, and landed others."""
+    """What a repair did to a table: it cut out rows, and landed others. ``error`` is why it could
+    not, ``unrecorded`` why what it did could not be entered into the books.
+    """
 
     cut: int = 0
     landed: TableResult | None = None
     error: Failure | None = None
     streamed: bool = False
+    unrecorded: Failure | None = None
 
 
 def mended(
@@ -78,14 +81,16 @@ def mended(
     cut = [claim for claim, _ in wanting if done[claim.target].error is None]
     tables = [table for claim in cut for table in _planned(settings, claim, batch_id)]
     if tables:
+        ledger = lineage.Ledger(settings)
+        entries = {table.entry.record.target_table: table.entry for table in tables}
         for result in pipeline.landed(settings, tables, pool, notify):
             before = done[result.target]
             done[result.target] = replace(before, landed=result, error=result.error)
-        if failure := pipeline.graded(settings, tables):
-            for claim in cut:
-                done[claim.target] = replace(
-                    done[claim.target], error=done[claim.target].error or failure
-                )
+            ledger.add(lineage.ended(entries[result.target], result))
+        ledger.unwritten = pipeline.graded(settings, tables)
+        _, unrecorded = ledger.closed()
+        for claim in cut:
+            done[claim.target] = replace(done[claim.target], unrecorded=unrecorded)
     return done
 
 
@@ -125,7 +130,7 @@ def _cut(claim: Claim, damage: Damage, batch_id: str) -> Course[tuple[str, Mende
             state = _state(claim, damage.lost)
             # Nobody can tell what these rows were; the next commit tells what they are.
             change = Change("DELETE", removed=damage.lost, is_data=False)
-            commit.commit(place, state, change, _facts(claim, batch_id))
+            commit.commit(place, state, change, _facts(claim, batch_id), shape=_open(state))
         return claim.target, Mended(count, streamed=streamed)
     except BronzeError as error:
         with suppress(BronzeError):
@@ -142,7 +147,7 @@ def _rows_cut(claim: Claim, damage: Damage, batch_id: str) -> Course[int]:
             file=file,
             layout=state.columns,
             key=(),
-            stats=_stats(state),
+            stats=tuple(n for n in layout.statistics(state) if n in dict(state.columns)),
             stamp=replace(claim.given.stamp, batch_id=batch_id),
             changes=(),
             gone=np.unique(np.concatenate(numbers)),
@@ -157,13 +162,13 @@ def _rows_cut(claim: Claim, damage: Damage, batch_id: str) -> Course[int]:
         removed=[one.old for one in done],
         feed=[one.feed for one in done if one.feed],
     )
-    commit.commit(place, state, change, _facts(claim, batch_id))
+    commit.commit(place, state, change, _facts(claim, batch_id), shape=_open(state))
     return sum(one.deleted for one in done)
 
 
-def _stats(state: State) -> tuple[str, ...]:
-    named = state.properties.get("delta.dataSkippingStatsColumns", "")
-    return tuple(name for name, _ in state.columns if name in named)
+def _open(state: State) -> Shape:
+    """The table as it is, which says that all its rows are to be compared."""
+    return Shape(state.columns, layout.statistics(state), state.partition, ((drift.CUT, "true"),))
 
 
 def _state(claim: Claim, wanted: Sequence[Stored]) -> State:
@@ -225,10 +230,13 @@ def told(result: VerifiedTable, done: Mapping[str, Mended]) -> VerifiedTable:
     notes = [said] if one.error is None else []
     if one.streamed and one.error is None:
         notes.append("the stream compares this table once when it goes on")
-    failed = result.error or one.error
+    if one.error and one.cut:
+        notes.append(f"{one.cut:,} rows were cut out and not brought back: verify again")
     return replace(
         result,
+        # What is left may well be sound: rows may be missing all the same.
+        status="failed" if one.error and result.status == "equal" else result.status,
         repaired=one.cut + sum(counts),
         notes=(*notes, *result.notes),
-        error=failed,
+        error=result.error or one.error or one.unrecorded,
     )

@@ -55,20 +55,22 @@ def verified(
         LakeError, LakeUnreachable: the lake cannot be read.
     """
     looks = _driven(settings, tables, pool, notify)
-    wanting = {look.source: look for look in looks if look.result.status == "differs"}
+    wanting = {look.result.target: look for look in looks if look.result.status == "differs"}
     if not repair or not wanting:
         return [look.result for look in looks]
     try:
         with ExitStack() as stack:
-            claims = found(settings, list(wanting), str(uuid_utils.uuid7()), stack)
-            pairs = [(c, wanting[f"{c.given.target.source}.{c.label}"].damage) for c in claims]
+            names = sorted({look.source for look in wanting.values()})
+            claims = found(settings, names, str(uuid_utils.uuid7()), stack)
+            # The config may have a table taken into another Bronze table by now.
+            pairs = [(c, wanting[c.target].damage) for c in claims if c.target in wanting]
             mended = mend.mended(settings, pairs, pool, notify)
     except BronzeError as error:
         # What was found stays true, though nothing could be mended.
         return [_unmended(look, error) for look in looks]
-    after = _driven(settings, [claim.given.target.name for claim in claims], pool, notify)
-    second = {look.source: mend.told(look.result, mended) for look in after}
-    return [second.get(look.source, look.result) for look in looks]
+    after = _driven(settings, [claim.given.target.name for claim, _ in pairs], pool, notify)
+    second = {look.result.target: mend.told(look.result, mended) for look in after}
+    return [second.get(look.result.target, look.result) for look in looks]
 
 
 def _unmended(look: _Look, error: BronzeError) -> VerifiedTable:

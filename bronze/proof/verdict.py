@@ -81,7 +81,10 @@ class VerifyResult:
         """0: all equal, and recorded; 3: nothing could be found out, as a side is out of reach;
         1: otherwise.
         """
-        if all(table.status == "equal" for table in self.tables):
+        if all(table.status == "equal" and not table.error for table in self.tables):
             return 1 if self.unrecorded else 0
-        kinds = {table.error.kind if table.error else "" for table in self.tables}
+        kinds = {
+            table.error.kind if table.error and table.status != "equal" else ""
+            for table in self.tables
+        }
         return 3 if kinds <= {"SourceUnreachable", "SourceBusy", "LakeUnreachable"} else 1

@@ -73,11 +73,14 @@ def verify(
 
 @dataclass
 class _Look:
-    """What one look at a table has found; ``damage`` is gathered where it is to be repaired."""
+    """What one look at a table has found; ``damage`` is gathered where it is to be repaired.
+    ``doubled`` of the extra rows share their key with others.
+    """
 
     result: VerifiedTable
     repair: bool
     damage: Damage = field(default_factory=Damage)
+    doubled: int = 0
 
 
 def _repaired(
@@ -135,7 +138,7 @@ def _look(settings: Settings, claim: Claim, repair: bool) -> Course[_Look]:
         if claim.error:
             raise claim.error
         yield from _compared(settings, claim, look)
-        look.result = replace(look.result, notes=claim.notes(look.result))
+        look.result = replace(look.result, notes=claim.notes(look.result, look.doubled))
     except BronzeError as error:
         look.result = replace(look.result, status="failed", error=error.failure())
     look.result = replace(look.result, seconds=time.monotonic() - began)
@@ -170,7 +173,8 @@ def _compared(settings: Settings, claim: Claim, look: _Look) -> Course[None]:
         for share in range(shares):
             yield from _named(claim, Wanted(chosen, share, shares), names, held, look)
         done = look.result
-        wrong = done.missing or done.different or (done.extra and not claim.keeps_gone)
+        extra = look.doubled if claim.keeps_gone else done.extra
+        wrong = done.missing or done.different or extra
         look.result = replace(done, status="differs" if wrong else "equal")
 
 
@@ -215,22 +219,25 @@ def _named(
     theirs = evidence.concatenated(parts[: len(asked)])
     ours = evidence.concatenated(parts[len(asked) :]) if held else evidence.no_rows(theirs)
     fault = opposed(theirs, ours, key)
-    look.result = _counted(claim, look.result, fault)
-    if look.repair and key and not claim.history and fault.extra.height:
+    several = fault.extra.clear()
+    told = look.repair or claim.keeps_gone
+    if told and key and not claim.history and fault.extra.height:
         keys = fault.extra.select(key).unique()
         looks = [Task(evidence.sharing, Sharing(task, keys), label) for task in held]
         several = doubled(fault.extra, evidence.concatenated((yield looks)), key)
+        look.doubled += several.height
+    if look.repair:
         for number, rows in several.group_by(FILE):
             look.damage.add(held[int(str(number[0]))].file, rows[ROW].to_numpy())
+    wrong = replace(fault, extra=several) if claim.keeps_gone else fault
+    look.result = _counted(claim, look.result, fault, wrong)
 
 
-def _counted(claim: Claim, result: VerifiedTable, fault: Opposed) -> VerifiedTable:
-    """The result with what one round has found."""
+def _counted(claim: Claim, result: VerifiedTable, fault: Opposed, wrong: Opposed) -> VerifiedTable:
+    """The result with what one round has found; only what is ``wrong`` is listed."""
     rows = list(result.rows)
-    rows += fault.listed("missing", claim.names, LISTED - len(rows))
-    rows += fault.listed("different", claim.names, LISTED - len(rows))
-    if not claim.keeps_gone:
-        rows += fault.listed("extra", claim.names, LISTED - len(rows))
+    for kind in ("missing", "different", "extra"):
+        rows += wrong.listed(kind, claim.names, LISTED - len(rows))
     return replace(
         result,
         missing=result.missing + fault.missing.height,

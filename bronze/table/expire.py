@@ -132,8 +132,11 @@ def purge(place: Place, now: float) -> Expired:
         return Expired()
     state.writable()
     objects = list(lying(place))
-    known = {path for entry in _entries(place, objects) for path in entry.paths}
+    entries = _entries(place, objects)
+    known = {path for entry in entries for path in entry.paths}
     needed = {unquote(path) for path in _live(place, state.version)}
+    # What others have committed since.
+    needed |= {path for e in entries if e.version > state.version for path in e.paths}
     dead = [
         found
         for found in objects

@@ -172,8 +172,9 @@ def write(place: Place, version: int, actions: Sequence[Action]) -> None:
             ).create_checkpoint()
 
 
-def infos(place: Place) -> Iterator[Action]:
-    """What the commits say of themselves, as far as the log still has them, in no order.
+def infos(place: Place, latest: int | None = None) -> Iterator[Action]:
+    """What the commits up to a version say of themselves, as far as the log still has them, in no
+    order.
 
     Raises:
         LakeError, LakeUnreachable
@@ -181,6 +182,8 @@ def infos(place: Place) -> Iterator[Action]:
     opened = store.opened(place)
     for path in store.listing(place, "_delta_log"):
         if path.endswith(".json"):
+            if latest is not None and int(path.rpartition("/")[2].removesuffix(".json")) > latest:
+                continue
             try:
                 lines = bytes(obstore.get(opened, path).bytes()).splitlines()
             except (BaseError, OSError) as error:
