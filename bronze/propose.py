@@ -18,7 +18,7 @@ from urllib.parse import quote, urlencode
 from psycopg import pq
 from psycopg.conninfo import make_conninfo
 
-from bronze.enrich.stamp import METADATA
+from bronze.enrich.stamp import COMMITTED, METADATA
 from bronze.errors import ConfigError
 from bronze.model import Origin
 from bronze.privacy import MASTER_KEY
@@ -37,7 +37,7 @@ _WIDTH = 96
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 _SHOWN = re.compile(r"[\w.-]+")
 _PLAIN_HOST = re.compile(r"[\w.-]+", re.ASCII)
-_ADDED = tuple(name for name, _ in METADATA)
+_ADDED = (*(name for name, _ in METADATA), COMMITTED)
 
 
 @dataclass(frozen=True)

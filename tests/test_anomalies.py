@@ -282,7 +282,7 @@ def test_a_column_that_is_called_so_is_refused(source: Source) -> None:
 def test_protected_columns_are_left_out(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is learned of a column that is protected, and it has no mean in the profiles."""
     monkeypatch.setenv("BRONZE_MASTER_KEY", base64.b64encode(bytes(range(32))).decode())
-    ran(made(source, protect={"price": "encrypt", "state": "encrypt"}))
+    ran(made(source, protect={"price": "encrypt", "state": "encrypt", "pieces": "clear"}))
     (features,) = book(source, "models")["features"]
     assert {feature["column"] for feature in json.loads(features)} == {"pieces", "sold"}
     (measures,) = book(source, "profiles")["measures"]
@@ -347,3 +347,12 @@ def test_a_chosen_column_that_is_not_there_is_refused(source: Source) -> None:
     error = pipeline.run(settings).tables[0].error
     assert error is not None
     assert "no column pricee" in error.message
+
+
+def test_a_category_may_have_any_name(source: Source) -> None:
+    """One that polars would give to a column of its own, too."""
+    settings = made(source)
+    source.execute('ALTER TABLE goods RENAME state TO "count"')
+    ran(settings)
+    (features,) = book(source, "models")["features"]
+    assert "count" in {feature["column"] for feature in json.loads(features)}

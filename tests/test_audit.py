@@ -20,7 +20,7 @@ from hypothesis import settings as fuzz
 from hypothesis import strategies as st
 
 import bronze
-from bronze import audit, config, maintain
+from bronze import actor, audit, config, maintain, show
 from bronze.api import Bronze
 from bronze.books import audit as book
 from bronze.books.audit import Head, Record
@@ -531,3 +531,47 @@ def test_a_time_that_is_none_is_refused() -> None:
     with pytest.raises(ConfigError, match="no time") as caught:
         audit.moment("yesterday")
     assert "7d" in caught.value.hint
+
+
+def test_records_of_before_the_key_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They hold as they are, and anybody could have written them."""
+    monkeypatch.setenv("AUDIT", KEY)
+    recorded(parsed(tmp_path), 2)
+    sealing = parsed(tmp_path, audit={"key": {"secret": "AUDIT"}})
+    recorded(sealing, 1)
+    report = audit.report(sealing, verify=True)
+    assert (report.problems, report.unsealed) == ((), 3)
+    show.audit(report)
+    assert "the first 3 are not sealed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("column", ["sequence", "recorded_timestamp", "details"])
+def test_a_record_without_a_value_is_detected(settings: Settings, column: str) -> None:
+    """It is told as a fault, and breaks nothing."""
+    recorded(settings, 3)
+    file = held(settings, 3)
+    rows = pl.read_parquet(file)
+    rows.with_columns(pl.lit(None, rows.schema[column]).alias(column)).write_parquet(file)
+    assert any("lack values" in said for said in problems(settings))
+
+
+@pytest.mark.parametrize("details", ["", "[1]", '"text"', "{"])
+def test_details_that_nobody_can_read_break_nothing(settings: Settings, details: str) -> None:
+    """They are shown as they are, and a config whose record is such is recorded anew."""
+    recorded(settings, 1)
+    edited(settings, 1, lambda held: [replace(one, details=details) for one in held])
+    report = audit.report(settings, verify=True)
+    assert report.problems
+    show.audit(report)
+    other = parsed(folder(settings).parents[2], run={"workers": 1})
+    audit.record(other, "reveal", "t", "succeeded")
+
+
+def test_the_environment_does_not_say_who_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anybody can set it."""
+    before = actor.user()
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.setenv(name, "somebody else")
+    assert actor.user() == before != "somebody else"

@@ -163,7 +163,7 @@ def test_columns_of_any_name_land(source: Source) -> None:
 # What Delta or the metadata columns allow in no table that has a column ``id``.
 REFUSED = (
     *("a b", "a,b", "a;b", "{a}", "f(x)", "a=b", "a\tb", "a\nb", 'say "hi" to'),
-    *("Id", "row_hash", "Batch_ID"),
+    *("Id", "row_hash", "Batch_ID", "source_commit_timestamp"),
 )
 
 
@@ -534,3 +534,12 @@ def test_of_two_columns_one_may_repeat(source: Source) -> None:
     source.execute("INSERT INTO t VALUES (100, NULL)")
     (failure,) = failures(pipeline.run(source.settings(**settings))).values()
     assert "Rows of table public.t have no value in the key a, b." in failure.message
+
+
+def test_a_history_has_a_column_of_its_own(source: Source) -> None:
+    """One of that name is refused where the history is kept, and lands elsewhere."""
+    made(source, "t", "id", "change_type", key="id")
+    (failure,) = failures(pipeline.run(source.settings(tables={"t": {"history": True}}))).values()
+    assert "'change_type'" in failure.message
+    land(source)
+    assert read(source, "t")["change_type"].to_list() == ["change_type"]

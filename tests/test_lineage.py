@@ -273,3 +273,26 @@ def test_no_secret_is_in_a_commit(shop: Source, tmp_path: Path) -> None:
     held = [file for file in (tmp_path / "lake").rglob("*") if file.is_file()]
     assert held
     assert not [file for file in held if b"hush-hush" in file.read_bytes()]
+
+
+def test_tables_of_one_name_in_two_sources(shop: Source) -> None:
+    """Each has its own record; nothing is taken for a dead run."""
+    document = {
+        "source": {name: {"dsn": shop.dsn, "schema": "public"} for name in ("one", "two")},
+        "lake": {"root": str(shop.lake)},
+        "tables": {"two.public.t": {"target": "bz_other"}},
+    }
+    settings = config.parse(document)
+    first = pipeline.run(settings)
+    assert first.exit_code == 0, first
+    found = {(r["source_system"], r["target_table"], r["lineage_id"]) for r in records(shop)}
+    assert {(system, target) for system, target, _ in found} == {
+        ("one", "bronze.bz_t"),
+        ("two", "bronze.bz_other"),
+    }
+    held = {path: pl.read_delta(str(shop.lake / "bronze" / path)) for path in ("bz_t", "bz_other")}
+    assert {(f"bronze.{name}", rows["data_lineage"][0]) for name, rows in held.items()} == {
+        (target, own) for _, target, own in found
+    }
+    assert pipeline.run(settings).late == ()
+    assert pipeline.run(settings).late == ()

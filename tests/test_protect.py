@@ -19,14 +19,14 @@ import pytest
 from bronze import check, drift, forget, keys, pipeline, reveal, stream
 from bronze.config import parse
 from bronze.enrich import keyring, protect
-from bronze.errors import ConfigError, TableRefused
+from bronze.errors import ConfigError, LakeUnreachable, TableRefused
 from bronze.model import Protected
 from bronze.result import TableResult
 from bronze.settings import ProtectionSettings, SecretName, Settings
 from bronze.source import replication
 from bronze.source.batch import Piece
 from bronze.source.read import dtype
-from bronze.table import log
+from bronze.table import expire, log
 from tests import feed
 from tests.conftest import Source
 from tests.content import differences
@@ -347,6 +347,11 @@ def test_joined_columns_have_equal_tokens_in_all_tables(source: Source) -> None:
         assert (rows[f"a{i}"][0] == rows[f"b{i}"][0]) == bool(i % 2)
 
 
+def failed(*_: Any) -> Any:
+    """A lake that cannot be reached."""
+    raise LakeUnreachable("The lake is away.")
+
+
 def test_keys_rotate_and_old_values_stay_readable(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -386,7 +391,14 @@ def test_keys_rotate_and_old_values_stay_readable(
     both = given.model_copy(
         update={"protection": ProtectionSettings(previous=(SecretName(secret="OLD"),))}
     )
-    assert keys.rewrap(both) == 7
+    with monkeypatch.context() as failing:
+        failing.setattr(expire, "purge", failed)
+        with pytest.raises(LakeUnreachable):
+            keys.rewrap(both)
+    assert len(list((source.lake / "governance" / "keys").glob("*.parquet"))) > 1
+    # What an earlier call did not come to is done by the next.
+    assert keys.rewrap(both) == 0
+    assert len(list((source.lake / "governance" / "keys").glob("*.parquet"))) == 1
     assert keys.rewrap(both) == 0
     keyring.unwrapped.cache_clear()
     assert clear(given, again, "bz_t")["a"].to_list() == [f"plant{i}" for i in range(1, 7)]
@@ -573,3 +585,82 @@ def test_what_is_wrong_with_a_protection_is_said(given: dict[str, Any], said: st
     }
     with pytest.raises(ConfigError, match=said):
         parse(document)
+
+
+def test_a_name_that_several_tables_have_is_refused(source: Source) -> None:
+    """What is erased or shown is never somebody else's: the Bronze table is to be named."""
+    source.execute(
+        "CREATE SCHEMA crm; CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE crm.t (id int)"
+    )
+    source.execute("INSERT INTO t VALUES (42)")
+    given = source.settings(
+        source={"schema": ["public", "crm"]}, tables={"crm.t": {"target": "bz_crm_t"}}
+    )
+    assert pipeline.run(given).exit_code == 0
+    for wrong in (forget.forget, reveal.reveal):
+        with pytest.raises(ConfigError, match="Several Bronze tables hold a table t"):
+            wrong(given, "t", key={"id": "42"})
+    assert reveal.reveal(given, "bz_t", key={"id": "42"}).height == 1
+    assert reveal.reveal(given, "public.t", key={"id": "42"}).height == 1
+    assert reveal.reveal(given, "crm.t", key={"id": "42"}).height == 0
+
+
+def test_what_is_no_value_of_a_column_names_nobody(source: Source) -> None:
+    """Nothing is taken for false, and no digit is lost."""
+    source.execute("CREATE TABLE t (id int PRIMARY KEY, active bool, pay numeric(10, 2))")
+    source.execute("INSERT INTO t VALUES (1, false, 12.34), (2, true, 5)")
+    given = source.settings()
+    landed(given)
+    for name, wrong in (("active", "True"), ("active", "no"), ("pay", "12.345"), ("pay", "x")):
+        with pytest.raises(ConfigError, match="no value of type"):
+            reveal.reveal(given, "t", key={name: wrong})
+    for name, right in (("active", "false"), ("pay", "12.34"), ("pay", "12.340")):
+        assert reveal.reveal(given, "t", key={name: right})["id"].to_list() == [1]
+
+
+def test_tokens_that_look_like_values_name_their_own_row(source: Source) -> None:
+    """The token of one may be the value of another, or its token by an older key."""
+    source.execute("CREATE TABLE t (id int PRIMARY KEY, code text)")
+    source.execute("INSERT INTO t SELECT i, lpad(i::text, 6, '0') FROM generate_series(1, 20000) i")
+    given = settings(source, "t", protect={"code": {"method": "tokenize", "format": True}})
+    landed(given)
+    keys.rotate(given, [], reencrypt=True)
+    landed(given)
+    rows = table(source, "t")
+    taken = rows.filter(pl.col("code").is_in([f"{i:06}" for i in range(1, 20001)]))
+    assert taken.height > 50
+    for own, token in taken.select("id", "code").head(3).rows():
+        shown = reveal.reveal(given, "t", key={"code": token})["id"].to_list()
+        assert shown == [int(token)] != [own]
+
+
+def test_records_are_found_by_keys_of_any_type(source: Source) -> None:
+    """A key of times, of which a part is protected, named by another column: records go too."""
+    source.execute(
+        "CREATE TABLE t (at timestamptz, mail text, active bool, day date, PRIMARY KEY (at, mail))"
+    )
+    source.execute(
+        "INSERT INTO t SELECT '2024-01-01Z'::timestamptz + i * interval '1 hour', 'plant' || i,"
+        " i = 7, 'infinity' FROM generate_series(1, 9) i"
+    )
+    given = source.settings(tables={"t": {"protect": {"mail": "tokenize"}}})
+    landed(given)
+    source.execute("DELETE FROM t WHERE active")
+    done = forget.forget(given, "t", {"active": "true"})
+    assert (done.rows, done.records, done.left) == (1, 1, 0)
+    book = pl.read_delta(str(source.lake / "governance" / "rejected_values"))
+    assert book.height == 8
+
+
+def test_rows_that_are_in_bronze_alone_are_not_lost_to_a_new_protection(source: Source) -> None:
+    """With deletes = "ignore" the table is their only place: it is not written anew."""
+    source.execute("CREATE TABLE t (id int PRIMARY KEY, mail text)")
+    source.execute("INSERT INTO t VALUES (1, 'plant'), (2, 'plant')")
+    own = {"pattern": "batch", "deletes": "ignore"}
+    landed(source.settings(tables={"t": own}))
+    source.execute("DELETE FROM t WHERE id = 1")
+    given = source.settings(tables={"t": {**own, "protect": {"mail": "hash"}}})
+    refused = run(given).error
+    assert refused is not None
+    assert "in Bronze alone" in refused.message
+    assert table(source, "t")["id"].to_list() == [1, 2]

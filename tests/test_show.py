@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import math
+
+import polars as pl
 import pytest
 from rich.console import Console
 
 from bronze import show
+from bronze.check import ColumnReport, Report, TableReport
 from bronze.result import RunResult, TableResult
 
 
@@ -25,3 +30,16 @@ def test_no_digit_is_left_out(
         "bz_a          landed  3,000,000  2,999,999  0.0   1",
         "bz_数据       landed         12          0  0.0  12",
     ]
+
+
+def test_names_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever brackets they have."""
+    rows = pl.DataFrame({"price[eur]": [1.0], "a[/b]": [math.inf]})
+    show.revealed(rows, "table")
+    assert "price[eur]" in (shown := capsys.readouterr().out)
+    assert "a[/b]" in shown
+    columns = (ColumnReport("a[/b]", "text", "price[eur]", "string", ""),)
+    show.check(Report((TableReport("t", "bz_t", "table", 1, 1, (), columns),), ()))
+    assert "a[/b] → price[eur]" in capsys.readouterr().out
+    show.revealed(rows, "json")
+    assert json.loads(capsys.readouterr().out) == [{"price[eur]": 1.0, "a[/b]": "inf"}]

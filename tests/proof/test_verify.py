@@ -665,3 +665,80 @@ def test_nothing_in_a_damaged_page_is_read_into_a_proof(source: Source) -> None:
     assert found.status == "failed"
     assert found.error is not None
     assert "--at-rest" in found.error.hint
+
+
+def test_rows_that_a_repair_could_not_bring_back_are_told(source: Source) -> None:
+    """What was cut out is missing, however sound the rest is; the next run compares all rows."""
+    settings = landed(source, pattern="batch", deletes="ignore")
+    rule = {"name": "no", "expression": "id < 0", "severity": "critical"}
+    strict = {"rules": [rule], "quality": {"on_failure": "stop"}}
+    own = {"pattern": "batch", "deletes": "ignore", **strict}
+    with tampered(source) as held:
+        held[0] = held[0].with_columns(value(7, "other"))
+    result = verifying.verify(source.settings(tables={"t": own}), at_rest=True, repair=True)
+    (found,) = result.tables
+    assert (found.status, found.repaired, result.exit_code) == ("failed", 1, 1)
+    assert found.error is not None
+    assert any("1 rows were cut out" in note for note in found.notes)
+    assert counts(verify(settings)) == (1, 0, 0)
+    (again,) = pipeline.run(settings).tables
+    assert (again.inserted, again.updated, again.deleted) == (1, 0, 0)
+    assert "all rows are compared: a repair has cut rows out" in again.notes
+    assert differences(settings) == {}
+    (after,) = pipeline.run(settings).tables
+    assert not any("repair" in note for note in after.notes)
+
+
+def test_a_repair_has_its_record(source: Source) -> None:
+    """It is not taken for a run that died, nor are its rows without a lineage."""
+    settings = landed(source)
+    with tampered(source) as held:
+        held[0] = changed(held[0])
+    assert verify(settings, repair=True).status == "equal"
+    book = pl.read_delta(str(source.lake / "governance" / "data_lineage"))
+    rows = pl.read_delta(str(source.table("t")))
+    assert set(rows["data_lineage"]) == set(book["lineage_id"])
+    assert pipeline.run(settings).late == ()
+
+
+def test_doubled_rows_are_no_rows_that_are_to_stay(source: Source) -> None:
+    """With deletes = "ignore" a row that is there twice is told all the same, and mended."""
+    settings = landed(source, pattern="batch", deletes="ignore")
+    source.execute("DELETE FROM t WHERE id < 4")
+    with tampered(source) as held:
+        held[0] = twice(held[0])
+    found = verify(settings)
+    assert (found.status, counts(found), rows(found)) == (
+        "differs",
+        (0, 4, 0),
+        [("extra", {"id": 7})],
+    )
+    assert any("3 rows are in Bronze alone" in note for note in found.notes)
+    mended = verify(settings, repair=True)
+    assert (mended.status, counts(mended)) == ("equal", (0, 3, 0))
+
+
+def test_a_table_that_goes_elsewhere_by_now_is_not_mistaken(source: Source) -> None:
+    """The damage of a former Bronze table is not that of the one which the config names."""
+    landed(source)
+    settings = source.settings(tables={"t": {"target": "bz_new"}})
+    assert pipeline.run(settings).exit_code == 0
+    with tampered(source) as held:
+        held[0] = held[0].with_columns(value(7, "other"))
+    result = verifying.verify(settings, at_rest=True, repair=True)
+    found = {table.target: (table.status, table.altered) for table in result.tables}
+    assert found == {"bronze.bz_t": ("differs", 1), "bronze.bz_new": ("equal", 0)}
+    assert result.exit_code == 1
+
+
+def test_a_column_whose_name_is_part_of_the_keys(source: Source) -> None:
+    """Rows are cut out of a file whose bounds are the key's alone."""
+    settings = landed(
+        source,
+        "CREATE TABLE t (rate_id int PRIMARY KEY, id int, v text, rate numeric(18,6), te float8);"
+        " INSERT INTO t SELECT i, i, 'v' || i, i, i FROM generate_series(1, 50) i",
+    )
+    with tampered(source) as held:
+        held[0] = held[0].with_columns(value(7, "other"))
+    assert verify(settings, at_rest=True, repair=True).status == "equal"
+    assert differences(settings) == {}

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -14,7 +15,8 @@ from deltalake import DeltaTable, write_deltalake
 from bronze.errors import LakeError
 from bronze.model import Kind, Place
 from bronze.table import commit, files, log
-from bronze.table.expire import Expired, expire
+from bronze.table import expire as expiring
+from bronze.table.expire import Expired, expire, purge
 
 COLUMNS = (("id", Kind("long")),)
 SHAPE = commit.Shape(COLUMNS, ("id",))
@@ -214,3 +216,18 @@ def test_a_negative_retention_is_refused(place: Place) -> None:
     """A retention in the future would delete what is live."""
     with pytest.raises(ValueError, match="negative"):
         expire(place, -1, (), time.time())
+
+
+def test_what_lands_during_a_purge_stays(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A version that comes after the table was read is no older one."""
+    put(place, 0, 1)
+    put(place, 0, 2)
+    lying = expiring.lying
+
+    def meanwhile(where: Place) -> Any:
+        put(place, 0, 3)
+        return lying(where)
+
+    monkeypatch.setattr(expiring, "lying", meanwhile)
+    assert purge(place, time.time()).files == 1
+    assert ids(place) == [3]
