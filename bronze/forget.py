@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import unquote
 
@@ -23,7 +24,9 @@ import tenacity
 import uuid_utils
 from psycopg import errors as pg
 
+from bronze import drift
 from bronze import subject as subjects
+from bronze.books import anomalies, models, profiles, quality, rejected
 from bronze.errors import BronzeError, ConfigError, TableRefused
 from bronze.model import DataFile, Place, Stored
 from bronze.result import Failure
@@ -38,6 +41,7 @@ from bronze.table.expire import Expired
 from bronze.table.log import State
 
 _ROW_KEY, _EXAMPLES, _TARGET = "row_key", "examples", "target_table"
+_BATCH, _TRAINED = "batch_id", "trained_timestamp"
 
 
 @dataclass(frozen=True)
@@ -117,18 +121,24 @@ def forget(
 
 
 def old_versions(settings: Settings, table: str) -> Forgotten:
-    """Deletes all that the current version of a table does not need.
+    """Deletes all that the current version of a table does not need; if its columns are protected,
+    or were, also what was recorded of rows that are older than all of its rows.
 
     Raises:
         ConfigError: there is no such table.
+        CommitConflict: others committed again and again.
         LakeError, LakeUnreachable
     """
     began = time.monotonic()
     mine = subjects.held(settings, table)
-    expired = expire.purge(mine.state.place, time.time())
+    records, more = 0, Expired()
+    if drift.PROTECT in mine.state.properties:
+        records, more = _outdated(settings, mine)
+    expired = expire.purge(mine.state.place, time.time()) + more
     return Forgotten(
         target=mine.name,
         version=mine.state.version,
+        records=records,
         files=expired.files,
         bytes=expired.bytes,
         entries=expired.entries,
@@ -288,9 +298,12 @@ def _of(table: Held, keys: Keys, column: str) -> pl.Expr:
             if isinstance(one, dict)
         )
 
-    short = table.name.rpartition(".")[2]
-    mine = pl.col(_TARGET).is_in([table.name, short])
-    return mine & pl.col(column).map_elements(meant, pl.Boolean, skip_nulls=False)
+    return _about(table) & pl.col(column).map_elements(meant, pl.Boolean, skip_nulls=False)
+
+
+def _about(table: Held) -> pl.Expr:
+    """The condition that is true for records about a table."""
+    return pl.col(_TARGET).is_in([table.name, table.name.rpartition(".")[2]])
 
 
 def _unrecorded(settings: Settings, table: Held, keys: Keys) -> tuple[int, Expired]:
@@ -298,20 +311,51 @@ def _unrecorded(settings: Settings, table: Held, keys: Keys) -> tuple[int, Expir
     rows, done = 0, Expired()
     for state in _records(settings):
         column = _named(state)
-        again = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(commit.lost_race),
-            stop=tenacity.stop_after_attempt(8),
-            wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=5),
-            reraise=True,
-        )
-        for attempt in again:
-            with attempt:
-                now = log.read(state.place) or state
-                found = _committed(now, _of(table, keys, column), [column, _TARGET])[1]
-        if found:
-            rows += found
-            done += expire.purge(state.place, time.time())
+        found, more = _erased(state.place, _of(table, keys, column), [column, _TARGET])
+        rows, done = rows + found, done + more
     return rows, done
+
+
+def _outdated(settings: Settings, table: Held) -> tuple[int, Expired]:
+    """Erases the records that are older than all rows of a table, and what was learned of them."""
+    batches: set[str] = set()
+    for file in table.state.files:
+        parquet = files.opened(table.state.place, file)
+        for _, part in files.parts(parquet, table.state.columns, [_BATCH]):
+            batches |= {*pl.DataFrame(part)[_BATCH].drop_nulls().unique()}
+    rows, done = 0, Expired()
+    for book in (rejected, quality, anomalies, profiles, models):
+        place = settings.place(GOVERNANCE, book.NAME)
+        state = log.read(place)
+        if state is None:
+            continue
+        column = _BATCH if _BATCH in dict(state.columns) else _TRAINED
+        before = pl.lit(True)
+        if batches:
+            oldest = min(batches)
+            before = pl.col(column) < (oldest if column == _BATCH else _moment(oldest))
+        found, more = _erased(place, _about(table) & before, [column, _TARGET])
+        rows, done = rows + found, done + more
+    return rows, done
+
+
+def _moment(batch: str) -> datetime:
+    """When a batch began: the first 48 bits of a UUIDv7 are its time in milliseconds (RFC 9562)."""
+    return datetime.fromtimestamp(int(batch.replace("-", "")[:12], 16) / 1000, UTC)
+
+
+def _erased(place: Place, condition: pl.Expr, columns: Sequence[str]) -> tuple[int, Expired]:
+    """Erases the records of a book for which a condition is true."""
+    for attempt in tenacity.Retrying(
+        retry=tenacity.retry_if_exception(commit.lost_race),
+        stop=tenacity.stop_after_attempt(8),
+        wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=5),
+        reraise=True,
+    ):
+        with attempt:
+            state = log.read(place)
+            rows = _committed(state, condition, columns)[1] if state else 0
+    return rows, expire.purge(place, time.time()) if rows else Expired()
 
 
 def _recorded(settings: Settings, table: Held, keys: Keys) -> int:

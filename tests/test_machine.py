@@ -334,12 +334,6 @@ def _driven(source: Source, folder: Path, examples: int, steps: int) -> None:
         )
 
 
-@pytest.mark.timeout(120)
-def test_a_little_of_everything(source: Source, tmp_path: Path) -> None:
-    """Some short stories."""
-    _driven(source, tmp_path, 3, 6)
-
-
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
 def test_much_of_everything(source: Source, tmp_path: Path) -> None:

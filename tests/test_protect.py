@@ -301,6 +301,32 @@ def test_a_table_in_clear_is_written_anew_once_it_is_protected(source: Source) -
     landed(given)
 
 
+def test_records_of_before_a_protection_go_with_the_old_versions(source: Source) -> None:
+    """They name rows, or tell of values, in clear; those of the rows that are there stay."""
+    source.execute("CREATE TABLE t (mail text PRIMARY KEY, kind text, day date, n int)")
+    source.execute(
+        "INSERT INTO t SELECT 'plant' || i, 'plant' || i % 3,"
+        " CASE WHEN i < 4 THEN 'infinity'::date END,"
+        " CASE WHEN i = 7 THEN 1000000 ELSE i % 10 END FROM generate_series(1, 1500) i"
+    )
+    own: dict[str, Any] = {
+        "anomalies": {"expected": 0.01, "trees": 10},
+        "rules": [{"name": "small", "column": "n", "range": {"max": 3}}],
+    }
+    landed(source.settings(tables={"t": own}))
+    given = settings(source, "t", protect={"mail": "tokenize", "kind": "encrypt"}, **own)
+    landed(given)
+    books = ("rejected_values", "quality", "anomalies", "models", "profiles")
+    before = {name: pl.read_delta(str(source.lake / "governance" / name)) for name in books}
+    assert planted(source.lake / "governance")
+    done = forget.old_versions(given, "t")
+    assert planted(source.lake) == []
+    after = {name: pl.read_delta(str(source.lake / "governance" / name)) for name in books}
+    assert all(0 < after[name].height < before[name].height for name in books)
+    assert done.records == sum(before[name].height - after[name].height for name in books)
+    assert landed(given).status == "unchanged"
+
+
 def test_a_config_without_a_key_is_refused_before_anything_is_read(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -707,6 +707,7 @@ def test_a_connection_that_is_cut_is_made_again(source: Source) -> None:
     proven(source, given)
 
 
+@pytest.mark.soak
 def test_interruptions_are_counted_anew_once_something_has_landed(source: Source) -> None:
     """However often the connection is cut, a stream that lands in between is back at once."""
     source.execute(TABLE)
