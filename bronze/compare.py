@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ from bronze.table import files
 Positions = npt.NDArray[np.int64]
 
 _DIGITS = 32
+# So many fingerprints take 80 MB, and as much again while they are sorted.
+_AT_ONCE = 10**7
 # At most so many sets are kept at once: the tables that are being read overlap where one ends.
 _KEPT = 2
 
@@ -77,11 +80,17 @@ def doubled(what: Known) -> bool:
     Raises:
         LakeError, LakeUnreachable: the table cannot be read.
     """
+    shares = 1 + sum(max(file.rows, 0) for file in what.files) // _AT_ONCE
+    return any(_doubled(replace(what, share=i, shares=shares)) for i in range(shares))
+
+
+def _doubled(what: Known) -> bool:
     found = [np.empty(0, np.uint64)]
     for file in what.files:
         parquet = files.opened(what.place, file)
         for _, table in files.parts(parquet, what.layout, what.key, None, dict(file.partition)):
-            found.append(fingerprints(what, pl.DataFrame(table).drop_nulls()))
+            prints = fingerprints(what, pl.DataFrame(table).drop_nulls())
+            found.append(prints[shared(what, prints)])
     prints = np.sort(np.concatenate(found))
     return bool((prints[1:] == prints[:-1]).any())
 

@@ -344,3 +344,24 @@ def test_of_a_history_the_last_versions_count(
     }
     assert found == {(file, position) for _, file, position, _, _ in chosen.values()}
     compare.forget(place)
+
+
+@pytest.mark.parametrize("at_once", [1, 10**7])
+def test_keys_that_several_rows_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    """Rows that are gone count, in whatever file they are; keys with NULLs are none."""
+    monkeypatch.setattr(compare, "_AT_ONCE", at_once)
+    place, layout = Place(str(tmp_path)), layout_of([Kind("int"), Kind("string")])
+
+    def doubled(*keys: tuple[int | None, str]) -> bool:
+        rows = [
+            [[(*key, None, status, None)]]
+            for key, status in zip(keys, itertools.cycle((ACTIVE, DELETED)), strict=False)
+        ]
+        stored = table_of(place, layout, rows)
+        return compare.doubled(Known(place, 0, stored, layout, ("k0", "k1"), 0))
+
+    assert not doubled()
+    assert not doubled((1, "a"), (1, "b"), (2, "a"), (None, "a"), (None, "a"))
+    assert doubled((1, "a"), (2, "a"), (3, "a"), (1, "a"))
