@@ -143,13 +143,14 @@ def landing(settings: Settings, table: Table) -> Course[TableResult]:
         book_rejected(settings, table.target, table.stamp, table.rejected)
         failpoint.reach("booked")
         _grade(settings, table, plan)
-        commit.sweep(plan.target.place, time.time())
+        if plan.state:
+            commit.sweep(plan.state, time.time())
         land = _loaded if plan.mode == "load" else _merged
         outcome = yield from land(settings, table, plan)
         failpoint.reach("landed")
         compare.forget(plan.target.place)
         notes = table.plan.notes + _told(settings, table, outcome)
-        notes += yield from _laid_out(settings, table)
+        notes += yield from _laid_out(settings, table, outcome.changed)
         return _result(table, outcome, notes)
     except BronzeError as error:
         if error.retry and not isinstance(error, CommitConflict) and not table.held.alive():
@@ -391,14 +392,16 @@ def _fared(table: Table) -> dict[str, Any]:
     return {"score": score, "quarantined": found.quarantined}
 
 
-def _laid_out(settings: Settings, table: Table) -> Course[tuple[str, ...]]:
+def _laid_out(settings: Settings, table: Table, changed: bool) -> Course[tuple[str, ...]]:
     """Improves the layout where the table needs it; what hinders that is told, and no failure."""
     if not settings.maintain.auto:
         return ()
     place = table.target.place
     try:
         wish = maintain.wished(settings, table.target.settings)
-        state = log.read(place)
+        known = table.plan.state if table.plan else None
+        # Where nothing has changed, the files are those that were found.
+        state = log.read(place) if changed or known is None else known
         if state is not None and layout.needed(state, wish):
             yield from maintain.improvement(settings, place, wish, table.target.label)
     except BronzeError as error:

@@ -24,6 +24,8 @@ from bronze.table.log import State
 
 Notify = Callable[[MaintainedTable], None]
 
+_FULL_BOOK = 50
+
 
 def maintain(
     settings: Settings,
@@ -59,6 +61,37 @@ def maintain(
             notify(result)
             results.append(result)
     return MaintainResult(time.monotonic() - began, tuple(results))
+
+
+def books(settings: Settings) -> tuple[str, ...]:
+    """Joins the files of the books that have many: each run adds some to them, and reads them.
+
+    Returns:
+        What hindered it.
+    """
+    notes = []
+    try:
+        names = store.folders(settings.place(GOVERNANCE, ""))
+    except BronzeError as error:
+        return (f"the books were not looked through: {error.message}",)
+    for name in names:
+        place = settings.place(GOVERNANCE, name)
+        try:
+            # Not each book is to be opened in each run.
+            if sum(path.endswith(".parquet") for path in store.listing(place)) < _FULL_BOOK:
+                continue
+            state = log.read(place)
+            if state is not None and len(state.files) >= _FULL_BOOK:
+                layout.improve(
+                    place,
+                    wished(settings, TableSettings()),
+                    batch_id=str(uuid_utils.uuid7()),
+                    memory=units.each(settings.run),
+                    each=map,
+                )
+        except BronzeError as error:
+            notes.append(f"the files of {GOVERNANCE}.{name} were not joined: {error.message}")
+    return tuple(notes)
 
 
 def in_lake(

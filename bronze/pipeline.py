@@ -23,6 +23,7 @@ from bronze import (
     keys,
     landing,
     lineage,
+    maintain,
     openlineage,
     plan,
     prepare,
@@ -98,6 +99,8 @@ def run(
         raise
     late, unrecorded = ledger.closed()
     notes = openlineage.tell(settings, ledger.entries)
+    if settings.maintain.auto:
+        notes += maintain.books(settings)
     return replace(result, late=late, notes=notes, unrecorded=unrecorded)
 
 

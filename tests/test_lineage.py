@@ -12,10 +12,12 @@ from typing import Any
 import polars as pl
 import pytest
 
-from bronze import config, lineage, pipeline, stream
+from bronze import config, lineage, maintain, pipeline, stream
 from bronze.books import lineage as book
+from bronze.errors import LakeUnreachable
 from bronze.result import Failure, Late
 from bronze.settings import Settings
+from bronze.table import layout, log
 from tests.conftest import Source
 
 CHILD = """
@@ -296,3 +298,28 @@ def test_tables_of_one_name_in_two_sources(shop: Source) -> None:
     }
     assert pipeline.run(settings).late == ()
     assert pipeline.run(settings).late == ()
+
+
+def test_books_do_not_grow_into_many_files(shop: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each run adds files to them; runs join these now and then, and what hinders it is told."""
+    monkeypatch.setattr(maintain, "_FULL_BOOK", 4)
+    settings = shop.settings()
+    place = settings.place("governance", book.NAME)
+    counts = []
+    for _ in range(6):
+        assert pipeline.run(settings).notes == ()
+        state = log.read(place)
+        assert state is not None
+        counts.append(len(state.files))
+    assert counts == [1, 2, 3, 1, 2, 3]
+    assert len(records(shop)) == 6
+    monkeypatch.setattr(maintain, "_FULL_BOOK", 1)
+    monkeypatch.setattr(layout, "improve", failed)
+    (note, *_) = pipeline.run(settings).notes
+    assert "were not joined: The lake is away." in note
+    assert len(records(shop)) == 7
+
+
+def failed(*_: Any, **__: Any) -> Any:
+    """A lake that cannot be reached."""
+    raise LakeUnreachable("The lake is away.")

@@ -330,17 +330,15 @@ def discard(place: Place, batch_id: str) -> None:
         store.delete(place, paths)
 
 
-def sweep(place: Place, now: float) -> int:
+def sweep(state: State, now: float) -> int:
     """Deletes the files of runs that died before their commit; returns how many.
 
     Args:
-        place: the table.
+        state: the table, as it was at any time of the last hours.
         now: seconds since 1970; files of runs that began less than a day before it are spared,
             and those of runs so old that the log may have forgotten them.
     """
-    state = read(place)
-    if state is None:
-        return 0
+    place = state.place
     live = {files.batch_of(file.path) for file in state.files}
     suspects = [
         path

@@ -33,7 +33,7 @@ from bronze.table.statistics import SAFE
 Action = Mapping[str, Any]
 
 # So that a reader never replays more entries than this.
-_CHECKPOINT_EVERY = 100
+_CHECKPOINT_EVERY = 20
 _FEATURES = frozenset({"appendOnly", "invariants", "changeDataFeed", "timestampNtz"})
 # Up to 4 the protocol has neither column mapping nor deletion vectors; from 7 on it names what it
 # has; between them it has column mapping.

@@ -236,6 +236,13 @@ def test_concurrent_runs_leave_one_consistent_table(place: Place, created: bool)
     assert set(outcomes) - set(landed) <= {"Overtaken"}
 
 
+def swept(place: Place) -> int:
+    """How many files were deleted."""
+    state = log.read(place)
+    assert state is not None
+    return commit.sweep(state, time.time())
+
+
 def test_only_dead_runs_are_swept(place: Place) -> None:
     """A file goes if its run began over a day ago and never landed here; nothing else does."""
     put(place, [1], 1, name=batch(3 * DAY))
@@ -246,12 +253,12 @@ def test_only_dead_runs_are_swept(place: Place) -> None:
     _foreign(place)()
     folder = Path(place.url)
     before = {path.name for path in folder.rglob("*") if path.is_file()}
-    assert commit.sweep(place, time.time()) == len(dead)
+    assert swept(place) == len(dead)
     after = {path.name for path in folder.rglob("*") if path.is_file()}
     assert before - after == set(dead)
     assert set(spared) < after
     assert [ids(place, version) for version in (0, 1, 2)] == [[1], [2], [-1, 2]]
-    assert commit.sweep(place, time.time()) == 0
+    assert swept(place) == 0
 
 
 def test_all_files_of_a_landed_run_are_kept(place: Place) -> None:
@@ -260,15 +267,8 @@ def test_all_files_of_a_landed_run_are_kept(place: Place) -> None:
     put(place, [1], 1, name=name)
     again = written(place, [1], name).path
     put(place, [2], 2)
-    assert commit.sweep(place, time.time()) == 0
+    assert swept(place) == 0
     assert (Path(place.url) / again).exists()
-
-
-def test_nothing_is_swept_where_there_is_no_table(place: Place) -> None:
-    """Without a log nobody can tell the dead from the living."""
-    orphan = written(place, [1], batch(2 * DAY))
-    assert commit.sweep(place, time.time()) == 0
-    assert (Path(place.url) / orphan.path).exists()
 
 
 def _replace(place: Place, columns: Sequence[tuple[str, Kind]], frame: pl.DataFrame) -> int:

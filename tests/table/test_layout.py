@@ -573,7 +573,7 @@ def test_what_a_killed_improvement_leaves(
     assert left
     assert None not in {files.batch_of(name) for name in left}
     later = dt.datetime.now().timestamp() + 2 * 24 * 3600
-    assert commit.sweep(place, later) == len(left)
+    assert commit.sweep(state_of(place), later) == len(left)
     assert content(place) == before
 
 

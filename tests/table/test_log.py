@@ -275,27 +275,27 @@ def test_a_commit_whose_answer_was_lost_stands(
 # Checkpoints
 
 
-def test_every_hundredth_commit_is_a_checkpoint(place: Place) -> None:
+def test_every_twentieth_commit_is_a_checkpoint(place: Place) -> None:
     """A checkpoint is written with it, and the table is read from there without older entries."""
     create(place, 0, reached=commit.Position("here", 7))
     folder = Path(place.url) / "_delta_log"
     state = read(place)
-    for version in range(1, 100):
+    for version in range(1, 20):
         state = log.State(place, state.table, version - 1)
         assert add(place, state, version) == version
     assert not list(folder.glob("*.checkpoint.parquet"))
-    assert add(place, log.State(place, state.table, 99), 100) == 100
+    assert add(place, log.State(place, state.table, 19), 20) == 20
     (checkpoint,) = folder.glob("*.checkpoint.parquet")
-    assert checkpoint.name.startswith(f"{100:020}")
-    for version in range(100):
+    assert checkpoint.name.startswith(f"{20:020}")
+    for version in range(20):
         (folder / f"{version:020}.json").unlink()
     now = read(place)
-    assert now.version == 100
+    assert now.version == 20
     assert now.position(commit.transaction("here")) == 7
-    assert sorted(dict(f.low)["id"] for f in now.files) == list(range(101))
+    assert sorted(dict(f.low)["id"] for f in now.files) == list(range(21))
     assert now.properties["bronze.note"] == 'é "x"'
-    assert ids(place) == list(range(101))
-    assert add(place, now, 101) == 101
+    assert ids(place) == list(range(21))
+    assert add(place, now, 21) == 21
     assert len(list(folder.glob("*.checkpoint.parquet"))) == 1
 
 
