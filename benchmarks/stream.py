@@ -139,7 +139,7 @@ class Shop:
         return pl.read_delta(str(place)).sort("recorded_timestamp")
 
 
-_BRONZE = [sys.executable, "-m", "bronze.cli"]
+_BRONZE = [sys.executable, "-m", "bronze"]
 
 
 class _Peak:

@@ -19,7 +19,7 @@ from bronze.books import models as book
 from bronze.books import profiles
 from bronze.drift import Settled
 from bronze.enrich import training
-from bronze.enrich.forest import scorer
+from bronze.enrich.forest import prove
 from bronze.errors import LakeError
 from bronze.model import DELETED, Column, Kind, Place, Stored
 from bronze.prepare import Target
@@ -221,7 +221,7 @@ def _latest(place: Place, state: State, given: Assignment) -> tuple[Model, dict[
             model = book.model(row)
             if training.version(model) != model.version:
                 raise LakeError(f"The model {model.version} is not what it was.")
-            scorer(model.version, model.forest, len(model.features))
+            prove(model.forest, len(model.features))
             return model, record
     return None
 

@@ -59,7 +59,7 @@ def invoke(*arguments: object) -> Result:
 def started(*arguments: object, **environment: str) -> Iterator[subprocess.Popen[str]]:
     """A command in a process of its own, which is killed if it does not end."""
     with subprocess.Popen(
-        [sys.executable, "-m", "bronze.cli", *map(str, arguments)],
+        [sys.executable, "-m", "bronze", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -947,7 +947,7 @@ def test_drop_leaves_nothing_at_the_source(source: Source) -> None:
     assert rows(source).height == 1
 
 
-COMMAND = [sys.executable, "-m", "bronze.cli", "stream"]
+COMMAND = [sys.executable, "-m", "bronze", "stream"]
 
 
 def config_file(source: Source, tmp_path: Path) -> Path:

@@ -39,7 +39,7 @@ from tests.test_fire import changing
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
 
 KILLS = int(os.environ.get("BRONZE_SOAK_KILLS", "8"))
-COMMAND = [sys.executable, "-m", "bronze.cli", "stream"]
+COMMAND = [sys.executable, "-m", "bronze", "stream"]
 
 
 def until(true: Callable[[], object], patience: float = 60) -> None:

@@ -56,14 +56,9 @@ _CELLS = 1 << 16
 
 
 class Scorer:
-    """A forest made ready to score.
-
-    Raises:
-        LakeError: what is there is no forest.
-    """
+    """A proven forest made ready to score."""
 
     def __init__(self, forest: Forest, features: int) -> None:
-        _prove(forest, features)
         bounds = np.cumsum([0, *forest.sizes])
         trees = [slice(a, b) for a, b in pairwise(bounds)]
         inner = forest.feature >= 0
@@ -268,11 +263,11 @@ def _below(thresholds: Floats) -> npt.NDArray[np.float32]:
     return np.where(near > thresholds, np.nextafter(near, np.float32(-np.inf)), near)
 
 
-def _prove(forest: Forest, features: int) -> None:
-    """Makes sure that the arrays are trees.
+def prove(forest: Forest, features: int) -> None:
+    """Makes sure that the arrays are trees, which neither lead astray nor round in circles.
 
     Raises:
-        LakeError
+        LakeError: what is there is no forest.
     """
     nodes = len(forest.feature)
     arrays = (forest.threshold, forest.left, forest.right, forest.rows)
@@ -313,11 +308,7 @@ def _each_once(forest: Forest, inner: npt.NDArray[np.bool_]) -> bool:
 
 
 def scorer(version: str, forest: Forest, features: int) -> Scorer:
-    """The scorer of a model's version, made once per process.
-
-    Raises:
-        LakeError: what is there is no forest.
-    """
+    """The scorer of a model's version, made once per process."""
     with _lock:
         if version not in _scorers:
             while len(_scorers) >= _KEPT:

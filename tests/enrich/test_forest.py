@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.ensemble import IsolationForest
 
 from bronze.enrich import forest as module
-from bronze.enrich.forest import Scorer
+from bronze.enrich.forest import Scorer, prove
 from bronze.enrich.training import _forest
 from bronze.errors import LakeError
 from bronze.watch import Forest
@@ -120,6 +120,6 @@ def test_each_leafs_bit_has_a_slot_of_its_own() -> None:
 def test_what_is_no_forest_is_refused(damage: Any) -> None:
     """Arrays that would lead astray, or round in circles, are an error before they are used."""
     _, mine = learned(kinds(np.random.default_rng(1), 300, 2), 5, 256, 1)
-    Scorer(mine, 2)
+    prove(mine, 2)
     with pytest.raises(LakeError, match="damaged"):
-        Scorer(damage(mine), 2)
+        prove(damage(mine), 2)
