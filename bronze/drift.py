@@ -214,10 +214,10 @@ def earlier(properties: Mapping[str, str]) -> tuple[tuple[tuple[str, Kind], ...]
 def parts(relation: Relation, streamed: bool) -> str:
     """The property that tells whether the same heaps make up the table, its partitions or heirs.
 
-    A stream does not tell that a partition was truncated: there it also tells whether their files
-    are the same.
+    A stream does not tell that a partition was truncated, or that a column's values were made anew
+    by ALTER TABLE: there it also tells whether their files are the same.
     """
     known = sorted(relation.parts)
-    if streamed and relation.kind == "partitioned":
+    if streamed:
         known += sorted(relation.stores)
     return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]

@@ -150,8 +150,14 @@ def _keyed(target: Target, identity: tuple[str, ...]) -> Target:
 
 
 def fits(following: Following, gathered: Gathered) -> bool:
-    """Whether the stream's columns are those that the table's contract is made for."""
-    return not gathered.drifted and gathered.described.columns == following.described
+    """Whether the stream's columns are those that the table's contract is made for, and it tells
+    the old keys of rows.
+    """
+    plan, described = following.plan, gathered.described
+    key = {c.name for c in plan.settled.columns if c.target in plan.key}
+    # Of a partitioned table each partition has its own; `readiness` knows them.
+    told = plan.target.relation.kind == "partitioned" or key <= described.told
+    return not gathered.drifted and told and described.columns == following.described
 
 
 def landing(

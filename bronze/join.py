@@ -9,18 +9,21 @@ out.
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import psycopg
 import uuid_utils
 
 from bronze import failpoint, follow, lineage, pipeline, record
 from bronze.errors import BronzeError, SourceRefused, TableRefused
 from bronze.follow import Following
 from bronze.landing import Table
-from bronze.line import Line
+from bronze.line import Line, Stopped
 from bronze.lineage import Entry
 from bronze.prepare import Target
 from bronze.source import connect, past, publication, slot, snapshot, texts
@@ -34,6 +37,9 @@ from bronze.table.log import State
 
 Export = Callable[[], tuple[str, int]]
 _NAME = 50
+_POLL = 0.1
+# After so many seconds people are told what it waits for.
+_LONG = 10.0
 
 
 def begun(line: Line, targets: Sequence[Target]) -> tuple[str, dict[int, Following]]:
@@ -48,19 +54,34 @@ def begun(line: Line, targets: Sequence[Target]) -> tuple[str, dict[int, Followi
         TableRefused: no table can be streamed; this is why the first one cannot.
     """
     fit = _fit(line, targets)
-    publication.publish(line.control, line.publication, [target.relation for target in fit])
     found = slot.find(line.control, line.slot)
-    if found and found.lost:
-        line.say(f"The slot {line.slot} was lost: all tables are compared with the source.")
+    why = f"The slot {line.slot} was lost" if found and found.lost else ""
+    if found and (missed := _missed(line, fit)):
+        why = f"Publication {line.publication} was without {', '.join(missed)}"
+    if why:
+        line.say(f"{why}: all tables are compared with the source.")
+        # Before it is mended: whoever dies in between leaves no slot that seems to be whole.
         slot.drop(line.control, line.slot)
         found = None
+    publication.publish(line.control, line.publication, [target.relation for target in fit])
     if found is not None:
         history, joined, late = _resumed(line, fit, found.confirmed or 0)
         return history, {**joined, **(compared(line, late) if late else {})}
     with slot.walsender(line.origin) as sender:
-        history, joined = _copied(line, fit, _making(sender, line.slot), "a new slot was made")
+        history, joined = _copied(
+            line, fit, _making(line, sender, line.slot), "a new slot was made"
+        )
     line.done = min((following.floor for following in joined.values()), default=0)
     return history, joined
+
+
+def _missed(line: Line, targets: Sequence[Target]) -> list[str]:
+    """The labels of tables that have followed, and are not published any more."""
+    published = publication.find(line.control, line.publication)
+    lacking = publication.lacking(published, [target.relation for target in targets])
+    records = log.read(record.place(line.settings))
+    history = record.history(records, snapshot.identity(line.control), line.slot)
+    return [r.label for r in lacking if record.followed(records, f"{history}/{line.slot}", r.oid)]
 
 
 def compared(
@@ -69,7 +90,7 @@ def compared(
     """Copies tables, or compares those that are there, in the snapshot of a slot for this alone."""
     with slot.walsender(line.origin) as sender:
         name = f"{line.slot[:_NAME]}_{uuid_utils.uuid4().hex[:8]}"
-        return _copied(line, targets, _making(sender, name, temporary=True), why)[1]
+        return _copied(line, targets, _making(line, sender, name, temporary=True), why)[1]
 
 
 def again(line: Line, targets: Sequence[Target]) -> dict[int, Following]:
@@ -129,7 +150,7 @@ def _resumed(
                 late.append(target)
                 continue
             oid = target.relation.oid
-            floor = record.floor(records, stream, oid, at, confirmed)
+            floor = record.floor(records, stream, oid, at, line.done)
             if floor is None:
                 line.say(f"{target.label} is compared: the slot has moved on without it.")
                 late.append(target)
@@ -173,9 +194,41 @@ def _placed(
     return _placed(line, held, targets)
 
 
-def _making(sender: Connection, name: str, temporary: bool = False) -> Export:
+@contextmanager
+def _interruptible(line: Line, sender: Connection) -> Iterator[None]:
+    """Ends a statement once the stream is to stop: a slot waits for all transactions that write.
+
+    Raises:
+        Stopped
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        told, began = False, time.monotonic()
+        while not over.wait(_POLL):
+            if line.stop.is_set():
+                sender.cancel()
+            elif not told and time.monotonic() - began > _LONG:
+                told = True
+                line.say("The new slot waits for transactions at the source that are still open.")
+
+    watching = threading.Thread(target=watch, name="bronze slot", daemon=True)
+    watching.start()
+    try:
+        yield
+    except psycopg.errors.QueryCanceled:
+        if line.stop.is_set():
+            raise Stopped from None
+        raise
+    finally:
+        over.set()
+        watching.join()
+
+
+def _making(line: Line, sender: Connection, name: str, temporary: bool = False) -> Export:
     def export() -> tuple[str, int]:
-        made: Made = slot.make(sender, name, temporary=temporary, failover=not temporary)
+        with _interruptible(line, sender):
+            made: Made = slot.make(sender, name, temporary=temporary, failover=not temporary)
         failpoint.reach("slotted")
         return made.snapshot, made.position
 

@@ -99,6 +99,12 @@ def past(state: State | None, stream: str) -> Past:
     return Past(position(state, stream), recorded) if recorded else Past()
 
 
+def followed(state: State | None, stream: str, oid: int) -> bool:
+    """Whether a table was on a stream; ``stream`` as for `position`."""
+    own = f"{commit.transaction(stream)}/{oid}"
+    return state is not None and state.position(own) is not None
+
+
 def floor(state: State | None, stream: str, oid: int, at: int, confirmed: int) -> int | None:
     """Where a table goes on; None if the slot has moved on without it.
 
@@ -107,7 +113,7 @@ def floor(state: State | None, stream: str, oid: int, at: int, confirmed: int) -
         stream: as for `position`.
         oid: the source table's.
         at: the position that the Bronze table itself has.
-        confirmed: the position that the slot has.
+        confirmed: the position that the slot has, or that was recorded, if that is later.
     """
     if at >= confirmed:
         return at

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -27,7 +27,7 @@ from bronze.follow import Following
 from bronze.line import Line, Step, Stopped
 from bronze.model import Stamp
 from bronze.prepare import Target
-from bronze.source import connect, slot, snapshot
+from bronze.source import connect, publication, slot, snapshot
 from bronze.source.batch import Batch, release
 from bronze.source.catalog import Relation
 from bronze.source.replication import Receiver
@@ -220,10 +220,15 @@ class Session:
             self._compare(misfits)
 
     def _compare(self, misfits: Sequence[Following]) -> None:
-        """Tables that the stream cannot bring up to date are compared as they are now."""
+        """Tables that the stream cannot bring up to date are compared as they are now.
+
+        Raises:
+            SourceBusy: one was made anew, which is another one for the slot.
+        """
         self._tell()
         self._grade()
         now = {relation.oid: relation for relation in self._line.found()}
+        _refuse_remade(misfits, now.values())
         targets = []
         self._line.remember([lineage.left(following.entry, None) for following in misfits])
         for following in misfits:
@@ -360,12 +365,18 @@ class Session:
         """Says when the slot makes the server keep too much of its log.
 
         Raises:
-            SourceBusy: the slot was lost.
+            SourceBusy: the slot was lost, or the publication lacks tables.
         """
         line = self._line
         found = slot.find(line.control, line.slot)
         if found is None or found.lost:
             raise SourceBusy(f"The slot {line.slot} was lost.", hint="It is made anew.")
+        followed = [following.plan.target.relation for following in self._following]
+        if publication.lacking(publication.find(line.control, line.publication), followed):
+            raise SourceBusy(
+                f"Publication {line.publication} was changed: tables are missing from it.",
+                hint="It is mended, and the tables are compared.",
+            )
         budget = self._settings.stream.wal_budget
         if found.retained > budget:
             left = f", {found.safe_wal_size} bytes before it is lost" if found.safe_wal_size else ""
@@ -375,23 +386,28 @@ class Session:
             )
 
     def _look(self) -> None:
-        """Looks for what the stream does not tell: partitions that came, went or were emptied.
+        """Looks for what the stream does not tell: partitions that came, went or were emptied, and
+        tables that were rewritten.
 
         Raises:
             SourceBusy: a table was made anew, which is another one for the slot.
         """
         now = {relation.oid: relation for relation in self._line.found()}
-        names = {relation.label: relation.oid for relation in now.values()}
-        for following in self._following:
-            if names.get(following.label, following.oid) != following.oid:
-                raise SourceBusy(
-                    f"Table {following.label} was made anew.", hint="It is compared and followed."
-                )
+        _refuse_remade(self._following, now.values())
         exchanged = [f for f in self._following if f.oid in now and _exchanged(f, now[f.oid])]
         if exchanged:
             self._compare(exchanged)
 
 
+def _refuse_remade(followings: Iterable[Following], now: Iterable[Relation]) -> None:
+    names = {relation.label: relation.oid for relation in now}
+    for following in followings:
+        if names.get(following.label, following.oid) != following.oid:
+            raise SourceBusy(
+                f"Table {following.label} was made anew.", hint="It is compared and followed."
+            )
+
+
 def _exchanged(following: Following, now: Relation) -> bool:
     known = following.plan.target.relation
-    return now.kind == "partitioned" and drift.parts(now, True) != drift.parts(known, True)
+    return drift.parts(now, True) != drift.parts(known, True)

@@ -89,6 +89,10 @@ class Tidy:
             self._expire(place)
         except BronzeError as error:
             _log.warning("%s was not tidied: %s", name, error.message)
+        except Exception as error:
+            # At the end the pool is gone first. What else fails here is no matter of the stream.
+            if not self._stopped.is_set():
+                _log.warning("%s was not tidied: %s", name, type(error).__name__)
 
     def _improve(self, place: Place, own: TableSettings, name: str) -> None:
         wish = maintain.wished(self._settings, own)

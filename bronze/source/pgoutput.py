@@ -48,13 +48,16 @@ class Begin:
 
 @dataclass(frozen=True)
 class Described:
-    """A relation as the stream has it: its columns' names, type oids and modifiers."""
+    """A relation as the stream has it: its columns' names, type oids and modifiers; and the names
+    of those whose old values come with an update or a delete (for a partitioned table: the root's).
+    """
 
     oid: int
     schema: str
     name: str
     identity: str
     columns: tuple[tuple[str, int, int], ...]
+    told: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ class Changes:
 
 # PostgreSQL counts microseconds from 2000-01-01.
 _EPOCH = 946_684_800_000_000
+_IDENTITY = 1
 _BEGIN = struct.Struct(">xQqI")
 _COMMIT = struct.Struct(">xBQQq")
 
@@ -116,16 +120,23 @@ def relation(message: bytes) -> Described:
         (oid,) = struct.unpack_from(">I", message, 1)
         schema, name, rest = message[_HEAD:].split(b"\0", 2)
         identity, count = rest[:1], struct.unpack_from(">h", rest, 1)[0]
-        at, columns = 3, []
+        at, columns, told = 3, [], set()
         for _ in range(count):
             end = rest.index(b"\0", at + 1)
             kind, modifier = struct.unpack_from(">Ii", rest, end + 1)
             columns.append((rest[at + 1 : end].decode(), kind, modifier))
+            if rest[at] & _IDENTITY:
+                told.add(columns[-1][0])
             at = end + 9
         if count < 0 or at != len(rest):
             raise ValueError(count)
         return Described(
-            oid, schema.decode() or "pg_catalog", name.decode(), identity.decode(), tuple(columns)
+            oid,
+            schema.decode() or "pg_catalog",
+            name.decode(),
+            identity.decode(),
+            tuple(columns),
+            frozenset(told),
         )
 
 

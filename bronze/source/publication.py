@@ -319,6 +319,17 @@ def mending(
     return todo
 
 
+def lacking(published: Published | None, relations: Sequence[Relation]) -> list[Relation]:
+    """The tables that a publication does not bring all changes of."""
+    if published is None or not published.publishes:
+        return list(relations)
+    return [
+        r
+        for r in relations
+        if r.oid not in published.listed or (r.kind == "partitioned" and not published.by_root)
+    ]
+
+
 def _options(
     published: Published, relations: Sequence[Relation], parts: Parts, version: int
 ) -> list[str]:

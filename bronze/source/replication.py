@@ -310,8 +310,9 @@ class Receiver:
     def _describe(self, described: Described) -> None:
         oid = described.oid
         gathered = self._batch.tables.get(oid)
-        if gathered and gathered.described.columns != described.columns:
-            gathered.drifted = True
+        if gathered:
+            known = gathered.described
+            gathered.drifted |= (known.columns, known.told) != (described.columns, described.told)
         self._relations[oid] = described
 
     def _empty(self, oid: int) -> None:
