@@ -19,7 +19,7 @@ from typing import Any
 import psycopg
 import uuid_utils
 
-from bronze import failpoint, follow, lineage, pipeline, record
+from bronze import failpoint, follow, lineage, pipeline, prepare, record
 from bronze.errors import BronzeError, SourceRefused, TableRefused
 from bronze.follow import Following
 from bronze.landing import Table
@@ -107,13 +107,9 @@ def again(line: Line, targets: Sequence[Target]) -> dict[int, Following]:
 def _fit(line: Line, targets: Sequence[Target]) -> list[Target]:
     """The tables that can be streamed, with the keys that tell their rows apart."""
     keyed, wanting = follow.fitted(line.control, targets, line.slot, line.publication)
-    general = [one for one in wanting if not one.table]
-    if general:
-        raise SourceRefused(
-            f"{line.origin.name} cannot be streamed yet: " + " ".join(one.what for one in general),
-            hint="Have this done: " + " ".join(one.mend for one in general),
-        )
-    unfit = {w.table: TableRefused(w.what, hint=w.mend, table=w.table) for w in reversed(wanting)}
+    if refused := follow.refusal(line.origin.name, wanting):
+        raise refused
+    unfit = follow.unfit(wanting)
     for target in keyed:
         if target.label in unfit:
             line.failed(target, unfit[target.label])
@@ -283,10 +279,8 @@ def _planned(line: Line, held: Snapshot, targets: Sequence[Target]) -> list[Tabl
 
     def carried(target: Target) -> Target:
         """The table with those columns only that the stream carries."""
-        relation = target.relation
-        names = publication.carried(line.control, relation, line.publication)
-        kept = tuple(a for a in relation.attributes if a.name in names)
-        return replace(target, relation=replace(relation, attributes=kept))
+        names = publication.carried(line.control, target.relation, line.publication)
+        return prepare.carried(target, names)
 
     tables = pipeline.planned(line.settings, line.origin, held, targets, batch, slots, carried)
     return sorted(tables, key=lambda table: (table.target.settings.priority, -table.size))
@@ -304,7 +298,7 @@ def _following(
     kinds = {attribute.name: attribute.type for attribute in relation.attributes}
     return Following(
         plan=plan,
-        described=_described(held.holder, relation),
+        described=_described(line, held.holder, relation),
         texts=tuple(
             texts.text(column, kinds[column.name], choices)
             for column in plan.settled.columns
@@ -323,8 +317,11 @@ WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
 """
 
 
-def _described(holder: Connection, relation: Relation) -> tuple[tuple[str, int, int], ...]:
+def _described(
+    line: Line, holder: Connection, relation: Relation
+) -> tuple[tuple[str, int, int], ...]:
     """The columns as the stream describes them."""
-    kept = {attribute.name for attribute in relation.attributes}
+    published = publication.carried(line.control, relation, line.publication)
+    kept = published.intersection(attribute.name for attribute in relation.attributes)
     rows: list[Any] = holder.execute(_DESCRIBED, [relation.oid]).fetchall()
     return tuple((name, kind, modifier) for name, kind, modifier in rows if name in kept)

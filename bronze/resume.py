@@ -14,6 +14,7 @@ from bronze.errors import TableRefused
 from bronze.prepare import Target
 from bronze.source import increment
 from bronze.source.catalog import Relation
+from bronze.source.statement import quoted
 from bronze.table.commit import transaction
 from bronze.table.log import State
 from bronze.units import Assignment
@@ -40,7 +41,21 @@ def unfit(
                 f"{relation.label} is a {relation.kind}, whose rows have no xmin.",
                 'Name a timestamp column as cursor, or use pattern = "full_refresh".',
             )
+        if increment.XMIN not in relation.system:
+            return refused(
+                f"The system column xmin of table {relation.label}, its cursor, cannot be read:"
+                " permission denied.",
+                f"GRANT SELECT (xmin) ON {quoted(relation.schema, relation.name)} to the role that"
+                " bronze uses; or name a timestamp column as cursor, or use pattern ="
+                ' "full_refresh".',
+            )
         return None
+    if any(a.name == cursor and not a.readable for a in relation.attributes):
+        return refused(
+            f"The cursor {cursor} of table {relation.label} cannot be read: permission denied.",
+            f"GRANT SELECT ({quoted(cursor)}) ON {quoted(relation.schema, relation.name)} to the"
+            " role that bronze uses; or name another cursor.",
+        )
     kind = _type_of(relation, cursor)
     if kind not in increment.CURSORS:
         what = f"is of type {kind}" if kind else "is not there"

@@ -22,13 +22,16 @@ _KINDS: Mapping[str, RelationKind] = {
 
 @dataclass(frozen=True)
 class Attribute:
-    """A column as PostgreSQL has it. ``number`` is its attnum, which a renaming leaves as it is."""
+    """A column as PostgreSQL has it. ``number`` is its attnum, which a renaming leaves as it is,
+    ``readable`` says that the role may read it.
+    """
 
     name: str
     type: SourceType
     not_null: bool
     comment: str = ""
     number: int = 0
+    readable: bool = True
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,9 @@ class Relation:
     ``parts`` are the oids of it and of all its partitions or heirs, ``stores`` the numbers of
     their files, which change when one is truncated. ``rewritten`` says that its
     storage was replaced after the transaction's snapshot, which therefore shows it empty.
+    ``readable`` says that the role may read some column, ``whole`` that SELECT on the table is
+    granted and not on columns alone, ``system`` which of ctid and xmin may be read. ``secured``
+    says that row-level security hides rows from the role.
     """
 
     oid: int
@@ -60,6 +66,9 @@ class Relation:
     rewritten: bool = False
     parts: tuple[int, ...] = ()
     stores: tuple[int, ...] = ()
+    whole: bool = True
+    system: frozenset[str] = frozenset({"ctid", "xmin"})
+    secured: bool = False
 
     @property
     def label(self) -> str:
@@ -103,7 +112,11 @@ SELECT c.oid::int8, n.nspname, c.relname, c.relkind::text,
        has_schema_privilege(n.oid, 'USAGE')
            AND has_any_column_privilege(c.oid, 'SELECT') AS readable,
        obj_description(c.oid, 'pg_class'), coalesce(s.rewritten, true) AS rewritten, s.parts,
-       s.stores
+       s.stores, has_table_privilege(c.oid, 'SELECT'),
+       -- Nobody has these columns in a view: there the answer is NULL.
+       ARRAY(SELECT x.name FROM (VALUES ('ctid', -1), ('xmin', -2)) AS x(name, number)
+             WHERE has_column_privilege(c.oid, x.number::int2, 'SELECT')),
+       row_security_active(c.oid)
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
 JOIN sizes s ON s.root = c.oid
@@ -114,7 +127,7 @@ ORDER BY n.nspname, c.relname
 _ATTRIBUTES = """
 SELECT a.attrelid::int8, a.attname, a.atttypid::int8, a.atttypmod,
        format_type(a.atttypid, a.atttypmod), a.attnotnull, col_description(a.attrelid, a.attnum),
-       a.attnum
+       a.attnum, has_column_privilege(a.attrelid, a.attnum, 'SELECT')
 FROM pg_attribute a
 WHERE a.attrelid = ANY(%(oids)s::oid[]) AND a.attnum > 0 AND NOT a.attisdropped
 ORDER BY a.attrelid, a.attnum
@@ -167,19 +180,19 @@ def relations(
     types = {row[0]: row[1:] for row in connection.execute(_TYPES, oids)}
     keys: dict[Any, Any] = dict(connection.execute(_KEYS, oids).fetchall())  # type: ignore[arg-type]
     attributes: dict[Any, list[Attribute]] = {}
-    for oid, name, type_oid, typmod, declared, not_null, comment, number in _rows(
+    for oid, name, type_oid, typmod, declared, not_null, comment, number, readable in _rows(
         connection, _ATTRIBUTES, oids
     ):
         kind = _resolve(types, type_oid, typmod, declared)
         attributes.setdefault(oid, []).append(
-            Attribute(name, kind, not_null, comment or "", number)
+            Attribute(name, kind, not_null, comment or "", number, readable)
         )
     return tuple(_relation(row, attributes, keys) for row in found)
 
 
 def _relation(row: Any, attributes: Mapping[Any, list[Attribute]], keys: Any) -> Relation:
     oid, schema, name, kind, heaps, toast, rows, page, readable, comment, *rest = row
-    rewritten, parts, stores = rest
+    rewritten, parts, stores, whole, system, secured = rest
     return Relation(
         oid=oid,
         schema=schema,
@@ -196,6 +209,9 @@ def _relation(row: Any, attributes: Mapping[Any, list[Attribute]], keys: Any) ->
         rewritten=rewritten,
         parts=tuple(parts),
         stores=tuple(stores),
+        whole=whole,
+        system=frozenset(system),
+        secured=secured,
     )
 
 

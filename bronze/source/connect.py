@@ -286,6 +286,20 @@ _TABLE: Sequence[tuple[type[psycopg.Error], str, str]] = (
 )
 
 
+_ELSEWHERE = (
+    "It is read from a foreign server: see that this answers, and that the role that bronze uses"
+    " has a mapping (CREATE USER MAPPING); or leave the table out with [source] exclude."
+)
+# What a SQLSTATE, or its beginning, says of a table that was not read: no user mapping, no answer,
+# a fault of a foreign data wrapper; a materialized view that was never populated.
+_UNREAD = {
+    "42704": _ELSEWHERE,
+    "08001": _ELSEWHERE,
+    "HV": _ELSEWHERE,
+    "55000": "REFRESH MATERIALIZED VIEW fills it; or leave it out with [source] exclude.",
+}
+
+
 def explain(error: psycopg.Error, origin: Origin, table: str = "") -> BronzeError:
     """Our error for one of psycopg's."""
     state = error.sqlstate or ""
@@ -316,7 +330,8 @@ def explain(error: psycopg.Error, origin: Origin, table: str = "") -> BronzeErro
     if isinstance(error, (pg.FeatureNotSupported, pg.ObjectNotInPrerequisiteState)) and not table:
         return made(SnapshotRefused, f"{where} hands out no snapshot: {text}", SNAPSHOT_HINT)
     if table:
-        return made(TableRefused, f"Table {table} at {where} could not be read: {text}.", "")
+        hint = next((mend for begins, mend in _UNREAD.items() if state.startswith(begins)), "")
+        return made(TableRefused, f"Table {table} at {where} could not be read: {text}.", hint)
     return made(SourceError, f"{where} could not be read: {text}.", "")
 
 

@@ -74,6 +74,17 @@ def rows(
             yield from (_typed(part, columns, table) for part in _parts(raw))
 
 
+def reachable(origin: Origin) -> None:
+    """Makes sure that the parallel reads can reach a source as the config says.
+
+    Raises:
+        ConfigError: a connection parameter cannot be kept by them.
+        SourceError
+    """
+    with _reachable(origin):
+        pass
+
+
 def _parts(raw: pa.Table) -> Iterator[pa.Table]:
     fitting = raw.num_rows * _PART_BYTES // max(raw.nbytes, 1)
     step = max(1, min(fitting, _PART_VALUES // raw.num_columns))

@@ -33,6 +33,8 @@ Consistency = Literal["run", "per-table"]
 
 # LOCK TABLE knows only these; the others are locked by a SELECT, after the snapshot.
 _LOCKABLE = ("table", "partitioned", "view")
+# It takes the lock of a SELECT with all that it asks for, and reads no row.
+_PROBE = "SELECT FROM {} LIMIT 0"
 
 BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
@@ -121,14 +123,17 @@ def hold(
         since = opened(holder)
         holder.execute(BEGIN)
         try:
-            tables = [r for r in wanted if r.kind in _LOCKABLE]
+            tables = [r for r in wanted if r.kind in _LOCKABLE and r.whole]
             refused = _lock(origin, holder, tables, "LOCK TABLE {} IN ACCESS SHARE MODE")
-            name, position = export() if export else ("", None)
-            if name:
-                holder.execute(f"SET TRANSACTION SNAPSHOT {literal(name)}")
-            moment = _export(holder, consistency, position)
-            others = [r for r in wanted if r.kind not in _LOCKABLE]
-            refused += _lock(origin, holder, others, "SELECT FROM {} LIMIT 0")
+            with _locked_by_columns(origin, wanted, refused):
+                name, position = export() if export else ("", None)
+                if name:
+                    holder.execute(f"SET TRANSACTION SNAPSHOT {literal(name)}")
+                moment = _export(holder, consistency, position)
+                # It shows what the catalog does not: policies, a view that was never populated, a
+                # foreign server that does not answer. It is also the lock of what knows no other.
+                left = [r for r in wanted if r.label not in {label for label, _ in refused}]
+                refused += _lock(origin, holder, left, _PROBE)
             failed = {label for label, _ in refused}
             locked = [r.oid for r in wanted if r.label not in failed]
             taken = Snapshot(
@@ -168,10 +173,9 @@ def _lock(
 ) -> list[tuple[str, BronzeError]]:
     refused: list[tuple[str, BronzeError]] = []
     for relation in wanted:
-        holder.execute("SAVEPOINT one")
+        asked = statement.format(quoted(relation.schema, relation.name))
         try:
-            holder.execute(statement.format(quoted(relation.schema, relation.name)))
-            holder.execute("RELEASE SAVEPOINT one")
+            holder.execute(f"SAVEPOINT one; {asked}; RELEASE SAVEPOINT one")
         except psycopg.Error as error:
             mine = explain(error, origin, relation.label)
             if mine.retry:
@@ -179,6 +183,27 @@ def _lock(
             refused.append((relation.label, mine))
             holder.execute("ROLLBACK TO SAVEPOINT one; RELEASE SAVEPOINT one")
     return refused
+
+
+@contextmanager
+def _locked_by_columns(
+    origin: Origin, wanted: Sequence[Relation], refused: list[tuple[str, BronzeError]]
+) -> Iterator[None]:
+    """Keeps tables locked of which only columns are granted, until the snapshot's own transaction
+    has locked them.
+
+    LOCK TABLE wants SELECT on the whole table, and a SELECT takes its snapshot before it locks. So
+    another transaction locks them first.
+    """
+    tables = [r for r in wanted if r.kind in _LOCKABLE and not r.whole]
+    if not tables:
+        yield
+        return
+    with connect(origin) as other:
+        other.execute("BEGIN READ ONLY")
+        refused += _lock(origin, other, tables, _PROBE)
+        yield
+        _end(other)
 
 
 # A transaction's beginning is shown a little after it was noted.
