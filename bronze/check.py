@@ -164,11 +164,12 @@ def _look(
     streamed = [target for target in mine if target.settings.pattern == "streaming"]
     keyed: list[prepare.Target] = []
     wanting: tuple[Wanting, ...] = ()
+    refused: BronzeError | None = None
     with connect.mapped(source.origin):
         if streamed:
             own, published = settings.stream.names(name)
-            slot.find(connection, own)
             keyed, wanting = follow.fitted(connection, streamed, own, published)
+            refused = follow.refusal(name, wanting) or _misnamed(connection, own)
         surveyed = survey.look(connection, [target.relation for target in mine])
     if len(streamed) < len(mine):
         read.reachable(source.origin)
@@ -178,12 +179,21 @@ def _look(
     return _Looked(
         source=source,
         held=held,
-        refused=follow.refusal(name, wanting),
+        refused=refused,
         unfit=follow.unfit(wanting),
         keyed={target.label: target for target in keyed},
         seen={relation.oid: relation for relation in held.relations},
         personal={one.relation.oid: one.personal for one in surveyed},
     )
+
+
+def _misnamed(connection: connect.Connection, name: str) -> ConfigError | None:
+    """Why a slot of this name cannot be the stream's, None where it can."""
+    try:
+        slot.find(connection, name)
+    except ConfigError as error:
+        return error
+    return None
 
 
 def _left(settings: Settings, chosen: Sequence[prepare.Target]) -> dict[tuple[str, str], str]:
