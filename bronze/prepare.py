@@ -176,8 +176,8 @@ def columns(target: Target) -> tuple[Column, ...]:
     out = left_out(target)
     if lost := sorted(out & {*(own.key or relation.key)}):
         raise _keyless(target, lost[0])
-    if closed := [a.name for a in relation.attributes if not a.readable and a.name not in out]:
-        raise _closed(target, closed)
+    if any(not a.readable for a in relation.attributes if a.name not in out):
+        raise closed(target)
     choices = Choices(own.decimals, own.arrays, own.timestamps)
     found = tuple(
         replace(
@@ -218,9 +218,20 @@ def unprotected(target: Target, personal: Sequence[Personal]) -> tuple[str, ...]
     if not left:
         return ()
     names = ", ".join(f"{one.column} ({one.kind}, by {' and '.join(one.signs)})" for one in left)
-    pairs = ", ".join(f'{toml(one.column)} = "encrypt"' for one in left)
+    key = target.settings.key or target.relation.key
+    pairs = ", ".join(f"{toml(n)} = {toml(how)}" for n, how in protections(left, key).items())
     said = f"looks personal and is not protected: {names}. Say protect = {{ {pairs} }},"
     return (f'{said} or "clear" for what may be read by all',)
+
+
+def protections(personal: Sequence[Personal], key: Sequence[str]) -> dict[str, str]:
+    """A method of protection for each column that looks personal; rows are known by those of the
+    key, which have to stay alike.
+    """
+    return {
+        one.column: "tokenize" if one.column in key or one.kind == "phone" else "encrypt"
+        for one in personal
+    }
 
 
 def unreadable(target: Target) -> TableRefused:
@@ -248,23 +259,24 @@ def _keyless(target: Target, column: str) -> TableRefused:
     )
 
 
-def _closed(target: Target, closed: Sequence[str]) -> TableRefused:
-    """The error for a table of which the role may read some of the columns to be taken alone."""
-    own, relation = target.settings, target.relation
-    names = ", ".join(closed)
-    grant = ", ".join(statement.quoted(name) for name in closed)
+def closed(target: Target) -> TableRefused:
+    """The error for a table of which the role may read only some of the columns to be taken."""
+    own, relation, out = target.settings, target.relation, left_out(target)
+    shut = [a.name for a in relation.attributes if not a.readable and a.name not in out]
+    names = ", ".join(shut)
+    grant = ", ".join(statement.quoted(name) for name in shut)
     hint = (
         f"GRANT SELECT ({grant}) ON {statement.quoted(relation.schema, relation.name)} to the role"
-        f" that bronze uses; or leave {'it' if len(closed) == 1 else 'them'} out:"
-        f" [tables.{toml(relation.name)}] {_leaving_out(target, closed)}"
+        f" that bronze uses; or leave {'it' if len(shut) == 1 else 'them'} out:"
+        f" [tables.{toml(relation.name)}] {_leaving_out(target, shut)}"
     )
-    if in_key := sorted({*closed} & {*(own.key or relation.key)}):
+    if in_key := sorted({*shut} & {*(own.key or relation.key)}):
         hint += (
             f", with other columns that are unique and never NULL as key = […], as {in_key[0]} is"
             " part of the key"
         )
     return TableRefused(
-        f"Column{'' if len(closed) == 1 else 's'} {names} of table {target.label} cannot be read:"
+        f"Column{'' if len(shut) == 1 else 's'} {names} of table {target.label} cannot be read:"
         " permission denied.",
         hint=f"{hint}.",
         table=target.label,
