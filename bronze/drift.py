@@ -7,9 +7,8 @@ the row_hash of a row whose values did not change stays the same, whatever comes
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from bronze.enrich.stamp import METADATA
@@ -28,16 +27,29 @@ _NAMES = (
     "key",
     "base",
     "columns",
-    "parts",
+    "definition",
+    "published",
     "protect",
     "widened",
     "watched",
     "rules",
     "cut",
 )
-SOURCE, TABLE, OID, KEY, BASE, NUMBERS, PARTS, PROTECT, WIDENED, WATCHED, RULES, CUT = (
-    f"bronze.{name}" for name in _NAMES
-)
+(
+    SOURCE,
+    TABLE,
+    OID,
+    KEY,
+    BASE,
+    NUMBERS,
+    DEFINITION,
+    PUBLISHED,
+    PROTECT,
+    WIDENED,
+    WATCHED,
+    RULES,
+    CUT,
+) = (f"bronze.{name}" for name in _NAMES)
 
 
 @dataclass(frozen=True)
@@ -76,7 +88,9 @@ def settled(
         TableRefused: a column has become something that the table's column cannot hold.
     """
     ours = {*(name for name, _ in METADATA), *added}
+    found = tuple(_respelled(found, [name for name, _ in held]))
     mine = {column.target: column for column in found}
+    gone = {name.lower() for name in dropped}
     columns: list[Column] = []
     notes: list[str] = []
     rewrite = False
@@ -88,7 +102,7 @@ def settled(
         if name in ours:
             continue
         how, kind = before.get(name, (None, kind))
-        if name in dropped:
+        if name.lower() in gone:
             changed.append(name)
             continue
         if name not in mine:
@@ -114,6 +128,16 @@ def settled(
         notes.append(f"the protection of {', '.join(changed)} has changed: {ANEW}")
         base = len(columns)
     return Settled(tuple(columns), base, rewrite, tuple(notes), bool(changed))
+
+
+def _respelled(found: Sequence[Column], held: Sequence[str]) -> Iterator[Column]:
+    """The columns under the table's own spelling of their names: to those who read it, names that
+    differ in nothing but case are the same one, and no table can have both.
+    """
+    known = {name.lower(): name for name in held}
+    for column in found:
+        own = column.target if column.target in held else known.get(column.target.lower())
+        yield replace(column, target=own) if own else column
 
 
 ANEW = (
@@ -209,15 +233,3 @@ def earlier(properties: Mapping[str, str]) -> tuple[tuple[tuple[str, Kind], ...]
         kinds |= {name: Kind(*kind) for name, kind in time.items()}
         found.append(tuple(kinds.items()))
     return tuple(found)
-
-
-def parts(relation: Relation, streamed: bool) -> str:
-    """The property that tells whether the same heaps make up the table, its partitions or heirs.
-
-    A stream does not tell that a partition was truncated, or that a column's values were made anew
-    by ALTER TABLE: there it also tells whether their files are the same.
-    """
-    known = sorted(relation.parts)
-    if streamed:
-        known += sorted(relation.stores)
-    return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]

@@ -327,8 +327,10 @@ def _shape(
         drift.BASE: str(settled.base),
         drift.NUMBERS: drift.numbers(settled.columns, target.relation),
         drift.RULES: scoring,
-        drift.PARTS: drift.parts(target.relation, target.settings.pattern == "streaming"),
+        drift.DEFINITION: json.dumps(target.relation.definition, sort_keys=True),
     }
+    if target.published:
+        notes[drift.PUBLISHED] = target.published
     if enrichment.protection or (state and drift.PROTECT in state.properties):
         notes[drift.PROTECT] = drift.protects(settled.columns)
         notes[keys.IDS] = keys.ids(enrichment.protection)

@@ -207,6 +207,16 @@ class Receiver:
                 self._offer()
             with suppress(psycopg.Error):
                 self._status(last=True)
+        except psycopg.errors.UndefinedObject as error:
+            # Servers before 18 end the stream where there is no publication.
+            self._fail(
+                SourceBusy(
+                    f"The source {self._origin.name} has ended the stream:"
+                    f" {error.diag.message_primary}.",
+                    hint="It is begun anew, and all tables are compared.",
+                    sqlstate=error.sqlstate or "",
+                )
+            )
         except psycopg.Error as error:
             self._fail(explain(error, self._origin))
         except BaseException as error:  # whatever it is, the one who waits has to hear of it

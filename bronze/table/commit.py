@@ -17,10 +17,11 @@ from uuid import uuid4
 
 import tenacity
 
-from bronze.errors import CommitConflict, Overtaken
+from bronze.errors import CommitConflict, LakeError, Overtaken
 from bronze.model import DataFile, Kind, Place, Stored
 from bronze.table import files, store
 from bronze.table.log import Action, State, infos, read, write
+from bronze.table.naming import faults
 from bronze.table.schema import NTZ, delta_schema, properties, protocol
 
 FACTS = "bronze"
@@ -171,6 +172,7 @@ def _info(change: Change, facts: Mapping[str, Any], now: int) -> Action:
 
 
 def _shaped(state: State | None, shape: Shape, now: int) -> list[Action]:
+    _prove_readable(shape)
     wanted = {**properties(shape.stats), **dict(shape.notes)}
     if state is None:
         metadata = {
@@ -200,6 +202,15 @@ def _shaped(state: State | None, shape: Shape, now: int) -> list[Action]:
     known = state.table.protocol().reader_features or ()
     upgrade = NTZ in needed.get("readerFeatures", ()) and NTZ not in known
     return [*([{"protocol": needed}] if upgrade else []), {"metaData": metadata}]
+
+
+def _prove_readable(shape: Shape) -> None:
+    # Once in the log, such a name keeps every reader from opening the table, for good.
+    for name, reason in faults([name for name, _ in shape.columns], ()).items():
+        raise LakeError(
+            f"A table with a column {name!r} could not be read: {reason}.",
+            hint="Nothing was committed. Give the column another name: rename = { … }",
+        )
 
 
 def _not_overtaken(state: State, reached: Position) -> None:
