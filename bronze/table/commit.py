@@ -207,13 +207,14 @@ def _prove_readable(shape: Shape) -> None:
     # Once in the log, such names keep every reader from opening the table, for good.
     spelled: dict[str, str] = {}
     for name, _ in shape.columns:
-        other = spelled.setdefault(name.lower(), name)
-        if other is not name:
+        other = spelled.get(name.lower())
+        if other is not None:
             raise LakeError(
                 f"A table with the columns {other!r} and {name!r} could not be read: Delta takes"
                 " them for the same one.",
                 hint=f'Nothing was committed. Rename one: rename = {{ "{name}" = "{name}_2" }}',
             )
+        spelled[name.lower()] = name
 
 
 def _not_overtaken(state: State, reached: Position) -> None:
