@@ -13,7 +13,7 @@ from bronze.source.catalog import Relation
 from bronze.source.statement import quoted
 
 _OF_KINDS = {
-    "view": "what functions that it calls read elsewhere is not part of the snapshot",
+    "view": "what functions that it calls read or call by themselves is not seen",
     "materialized view": "it shows its source as of the last REFRESH, not as of the snapshot",
     "foreign table": "it is read from another server, at a moment of its own, not the snapshot's",
 }
@@ -55,19 +55,9 @@ def _of_columns(target: Target, columns: Sequence[Column]) -> Iterator[str]:
 
 
 def _of_pattern(own: TableSettings) -> Iterator[str]:
-    if own.pattern == "streaming":
-        yield (
-            "partitions that are attached, detached or truncated by themselves, and ALTER TABLE"
-            " that makes a column's values anew, are seen within a minute, by a comparison"
-        )
     if own.pattern not in ("batch", "micro_batch"):
         return
-    if own.cursor == increment.XMIN:
-        yield (
-            "values that change without a row being written (ALTER TYPE … RENAME VALUE, a new"
-            " expression of a virtual column) are not seen"
-        )
-    else:
+    if own.cursor != increment.XMIN:
         yield f"updates that leave {own.cursor} alone, or set it to an earlier time, are not seen"
     if own.deletes == "ignore":
         yield 'deleted rows are not seen: deletes = "ignore"'

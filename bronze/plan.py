@@ -88,8 +88,9 @@ def plan_table(
         said = "rows that are gone share the new key with others: the table is written anew"
         settled = replace(settled, anew=True, notes=(*settled.notes, said))
     mode, where, why = _mode(given, state, settled, key)
+    # A stream reads in the snapshot of a slot: without one it only finds out what is to be read.
     streamed = target.settings.pattern == "streaming"
-    reading = not (streamed and mode == "changes")
+    reading = not (streamed and (mode == "changes" or snapshot.name is None))
     enrichment = provide.enrichment(given, settled, key, state, protection, reading=reading)
     scoring = rules.fingerprint(settings, target, enrichment.quality.criteria)
     shape = _shape(given, settled, key, known.partition, state, enrichment, scoring)
@@ -154,8 +155,8 @@ def outline(given: Assignment) -> Outline:
         said = f"its keys have been rotated: {drift.ANEW}"
         settled = replace(settled, anew=True, notes=(*settled.notes, said))
     key = () if any(column.kind.name == "array" for column in key) else key
-    mode, _, _ = _mode(given, state, settled, tuple(column.target for column in key))
-    if target.settings.pattern != "streaming" or mode != "changes":
+    _mode(given, state, settled, tuple(column.target for column in key))
+    if target.settings.pattern != "streaming":
         units.fitting(given, state)
     return Outline(state, settled, partition, key, protection)
 
@@ -372,14 +373,17 @@ def _shape(
     stats = tuple(name for name, kind in layout if name in wanted and kind.name in SAFE)
     notes = {
         drift.SOURCE: target.source,
+        drift.SCHEMA: target.relation.schema,
         drift.TABLE: target.label,
         drift.OID: str(target.relation.oid),
         drift.KEY: json.dumps(key),
         drift.BASE: str(settled.base),
         drift.NUMBERS: drift.numbers(settled.columns, target.relation),
         drift.RULES: scoring,
-        drift.PARTS: drift.parts(target.relation, target.settings.pattern == "streaming"),
+        drift.DEFINITION: json.dumps(target.relation.definition, sort_keys=True),
     }
+    if target.published:
+        notes[drift.PUBLISHED] = target.published
     if enrichment.protection or (state and drift.PROTECT in state.properties):
         notes[drift.PROTECT] = drift.protects(settled.columns)
         notes[keys.IDS] = keys.ids(enrichment.protection)

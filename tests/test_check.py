@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
 import psycopg
 import pytest
 
-from bronze import check, keys, pipeline, stream
+from bronze import check, pipeline, stream
 from bronze.demo.server import Server
 from bronze.errors import BronzeError, ConfigError, SourceRefused
 from bronze.result import Failure
@@ -138,11 +139,11 @@ def test_what_the_lake_stands_against_is_known_before(source: Source) -> None:
     """Another type, another partition, another table's place, histories that cannot begin or be
     written anew.
     """
-    names = ("retyped", "parted", "begun", "anew", "kept", "turned", "rotated")
+    names = ("retyped", "parted", "begun", "anew", "kept", "turned", "unlocked")
     before = {
         "anew": {"history": True},
         "kept": {"pattern": "batch", "deletes": "ignore"},
-        "rotated": {"history": True, "protect": {"a": "tokenize"}},
+        "unlocked": {"history": True, "protect": {"a": "tokenize"}},
     }
     for name in (*names, "fine"):
         source.execute(f"CREATE TABLE {name} ({KEYED}); INSERT INTO {name} VALUES (1, 'a')")
@@ -155,11 +156,11 @@ def test_what_the_lake_stands_against_is_known_before(source: Source) -> None:
         "kept": {"pattern": "batch", "deletes": "ignore", "protect": {"a": "mask"}},
         "turned": {"target": "bz_moved"},
         "other": {"target": "bz_turned"},
-        "rotated": {"history": True, "protect": {"a": "tokenize"}},
+        "unlocked": {"history": True, "protect": {"a": "tokenize"}},
     }
-    keys.rotate(source.settings(), ["bronze.bz_rotated"], True)
+    shutil.rmtree(source.lake / "governance" / "keys")
     given = source.settings(tables=after)
-    expected = {"retyped", "parted", "begun", "anew", "kept", "other", "rotated"}
+    expected = {"retyped", "parted", "begun", "anew", "kept", "other", "unlocked"}
     refused(source, given, expected)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from bronze.source.connect import Connection
+from bronze.source.definition import Definition, definitions
 from bronze.source.types import SourceType
 
 RelationKind = Literal["table", "partitioned", "materialized view", "view", "foreign table"]
@@ -43,12 +46,12 @@ class Relation:
     ``page`` the size of a page in bytes, ``toast`` the bytes stored out of line, ``rows`` the
     planner's estimate (-1: never analysed), ``width`` its estimate of a row's bytes.
     ``key`` is the primary key, or else a unique key over NOT NULL columns, or else empty.
-    ``parts`` are the oids of it and of all its partitions or heirs, ``stores`` the numbers of
-    their files, which change when one is truncated. ``rewritten`` says that its
+    ``parts`` are the oids of it and of all its partitions or heirs. ``rewritten`` says that its
     storage was replaced after the transaction's snapshot, which therefore shows it empty.
     ``readable`` says that the role may read some column, ``whole`` that SELECT on the table is
     granted and not on columns alone, ``system`` which of ctid and xmin may be read. ``secured``
     says that row-level security hides rows from the role.
+    ``definition`` is as `bronze.source.definition` has it.
     """
 
     oid: int
@@ -65,10 +68,10 @@ class Relation:
     comment: str = ""
     rewritten: bool = False
     parts: tuple[int, ...] = ()
-    stores: tuple[int, ...] = ()
     whole: bool = True
     system: frozenset[str] = frozenset({"ctid", "xmin"})
     secured: bool = False
+    definition: Definition = field(default_factory=dict, repr=False, hash=False)
 
     @property
     def label(self) -> str:
@@ -100,7 +103,7 @@ WITH RECURSIVE tree(root, oid) AS (
                ::int8 AS rows,
            bool_or(c.relfilenode <> 0 AND c.relfilenode <> pg_relation_filenode(c.oid))
                AS rewritten,
-           array_agg(c.oid::int8) AS parts, array_agg(c.relfilenode::int8) AS stores
+           array_agg(c.oid::int8) AS parts
     FROM tree JOIN pg_class c ON c.oid = tree.oid
     LEFT JOIN pg_class t ON t.oid = c.reltoastrelid LEFT JOIN pg_am am ON am.oid = c.relam
     GROUP BY tree.root
@@ -112,7 +115,7 @@ SELECT c.oid::int8, n.nspname, c.relname, c.relkind::text,
        has_schema_privilege(n.oid, 'USAGE')
            AND has_any_column_privilege(c.oid, 'SELECT') AS readable,
        obj_description(c.oid, 'pg_class'), coalesce(s.rewritten, true) AS rewritten, s.parts,
-       s.stores, has_table_privilege(c.oid, 'SELECT'),
+       has_table_privilege(c.oid, 'SELECT'),
        -- Nobody has these columns in a view: there the answer is NULL.
        ARRAY(SELECT x.name FROM (VALUES ('ctid', -1), ('xmin', -2)) AS x(name, number)
              WHERE has_column_privilege(c.oid, x.number::int2, 'SELECT')),
@@ -175,7 +178,7 @@ def relations(
     transaction must hold a lock, and as of the last VACUUM or ANALYZE for the others.
     """
     wanted = {"schemas": list(schemas), "locked": list(locked)}
-    found = connection.execute(_RELATIONS, wanted).fetchall()
+    found = _rows(connection, _RELATIONS, wanted)
     oids = {"oids": [row[0] for row in found]}
     types = {row[0]: row[1:] for row in connection.execute(_TYPES, oids)}
     keys: dict[Any, Any] = dict(connection.execute(_KEYS, oids).fetchall())  # type: ignore[arg-type]
@@ -187,12 +190,18 @@ def relations(
         attributes.setdefault(oid, []).append(
             Attribute(name, kind, not_null, comment or "", number, readable)
         )
-    return tuple(_relation(row, attributes, keys) for row in found)
+    known = definitions(connection, oids["oids"])
+    return tuple(_relation(row, attributes, keys, known) for row in found)
 
 
-def _relation(row: Any, attributes: Mapping[Any, list[Attribute]], keys: Any) -> Relation:
+def _relation(
+    row: Any,
+    attributes: Mapping[Any, list[Attribute]],
+    keys: Any,
+    known: Mapping[int, Mapping[str, str]],
+) -> Relation:
     oid, schema, name, kind, heaps, toast, rows, page, readable, comment, *rest = row
-    rewritten, parts, stores, whole, system, secured = rest
+    rewritten, parts, whole, system, secured = rest
     return Relation(
         oid=oid,
         schema=schema,
@@ -208,11 +217,15 @@ def _relation(row: Any, attributes: Mapping[Any, list[Attribute]], keys: Any) ->
         comment=comment or "",
         rewritten=rewritten,
         parts=tuple(parts),
-        stores=tuple(stores),
         whole=whole,
         system=frozenset(system),
         secured=secured,
+        definition={**known[oid], "parts": _digest(sorted(parts))},
     )
+
+
+def _digest(oids: Sequence[int]) -> str:
+    return hashlib.sha256(json.dumps(oids).encode()).hexdigest()[:16]
 
 
 def schemas(connection: Connection) -> tuple[str, ...]:
