@@ -275,7 +275,7 @@ def _streamable(given: Assignment) -> prepare.Target:
         return target
     _, published = given.settings.stream.names(given.origin.name)
     names = units.asked(
-        given, lambda holder: publication.streamable(holder, target.relation, published)
+        given, lambda holder: publication.carried(holder, target.relation, published)
     )
     return prepare.carried(target, names)
 

@@ -27,7 +27,6 @@ from bronze.line import Line, Stopped
 from bronze.lineage import Entry
 from bronze.prepare import Target
 from bronze.source import connect, past, publication, slot, snapshot, texts
-from bronze.source.catalog import Relation
 from bronze.source.connect import Connection
 from bronze.source.slot import Made
 from bronze.source.snapshot import Snapshot
@@ -319,7 +318,7 @@ def _following(
     kinds = {attribute.name: attribute.type for attribute in relation.attributes}
     return Following(
         plan=plan,
-        described=_described(line, held.holder, relation),
+        described=_described(line, held.holder, plan.target),
         texts=tuple(
             texts.text(column, kinds[column.name], choices)
             for column in plan.settled.columns
@@ -338,11 +337,16 @@ WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
 """
 
 
-def _described(
-    line: Line, holder: Connection, relation: Relation
-) -> tuple[tuple[str, int, int], ...]:
-    """The columns as the stream describes them."""
-    published = publication.carried(line.control, relation, line.publication)
-    kept = published.intersection(attribute.name for attribute in relation.attributes)
+def _described(line: Line, holder: Connection, target: Target) -> tuple[tuple[str, int, int], ...]:
+    """The columns as the stream describes them; a column list may be without those not taken."""
+    relation, out = target.relation, prepare.left_out(target)
+    carried = publication.carried(line.control, relation, line.publication)
+    published = publication.find(line.control, line.publication)
+    sent = published.attributes.get(relation.oid, carried) if published else carried
+    kept = {
+        a.name
+        for a in relation.attributes
+        if a.name in carried and (a.name in sent or a.name not in out)
+    }
     rows: list[Any] = holder.execute(_DESCRIBED, [relation.oid]).fetchall()
     return tuple((name, kind, modifier) for name, kind, modifier in rows if name in kept)

@@ -16,7 +16,7 @@ import pytest
 import tenacity
 from deltalake import DeltaTable
 
-from bronze import pipeline
+from bronze import check, pipeline
 from bronze.demo.server import Server, running, start
 from bronze.errors import BronzeError, SnapshotRefused
 from bronze.result import Failure, RunResult
@@ -383,10 +383,13 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Ser
 
 
 def test_a_standby_is_refused(pair: tuple[Server, Server], tmp_path: Path) -> None:
-    """It cannot share a snapshot: the error says so, and what to do."""
+    """It cannot share a snapshot: the error says so, and what to do; check says the same."""
     source = Source(pair[1].dsn("shop"), tmp_path / "lake")
     with pytest.raises(SnapshotRefused) as caught:
         pipeline.run(source.settings())
+    with pytest.raises(SnapshotRefused) as checked:
+        check.check(source.settings())
+    assert checked.value.failure() == caught.value.failure()
     assert f"127.0.0.1:{pair[1].port}/shop is a standby" in caught.value.message
     assert "primary" in caught.value.hint
     assert 'consistency = "per-table"' in caught.value.hint

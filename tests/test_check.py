@@ -218,3 +218,48 @@ def test_what_keeps_a_source_from_being_streamed_is_known_before(
         stream.stream(given, until_caught_up=True)
     assert check.check(given).problems == (caught.value.failure(),)
     assert isinstance(caught.value, ConfigError if why == "slot" else SourceRefused)
+
+
+def test_what_by_design_is_not_seen_is_said(role: str, source: Source) -> None:
+    """Of each table check says the limits of its kind, its pattern and its columns, and of a table
+    of which everything is seen none.
+    """
+    source.execute(f"""
+        CREATE EXTENSION postgres_fdw;
+        CREATE SERVER s FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host '127.0.0.1', port '1');
+        CREATE TABLE seen ({KEYED}); CREATE TABLE xmined ({KEYED});
+        CREATE TABLE cursored (id int PRIMARY KEY, at timestamptz);
+        CREATE TABLE seldom (id int PRIMARY KEY); CREATE VIEW shown AS SELECT 1 AS id;
+        CREATE MATERIALIZED VIEW stored AS SELECT 1 AS id;
+        CREATE FOREIGN TABLE away (id int) SERVER s;
+        CREATE TABLE followed (id int PRIMARY KEY, v int GENERATED ALWAYS AS (id) VIRTUAL);
+        CREATE TABLE chosen ({KEYED}); CREATE TABLE secured (id int);
+        ALTER TABLE secured ENABLE ROW LEVEL SECURITY;
+        GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}
+    """)
+    own: dict[str, Any] = {
+        "xmined": {"pattern": "batch"},
+        "cursored": {"pattern": "batch", "cursor": "at", "overlap": "1h", "deletes": "ignore"},
+        "seldom": {"pattern": "batch", "deletes": "1d"},
+        "followed": {"pattern": "streaming"},
+        "chosen": {"columns": ["id", "a"]},
+    }
+    given = seen_by(role, source).settings(tables=own, source={"row_security": "apply"})
+    limits = {t.table.removeprefix("public."): t.limits for t in check.check(given).tables}
+    said: dict[str, tuple[str, ...]] = {
+        "seen": (),
+        "xmined": (),
+        "cursored": ("leave at alone, or set it to an earlier time", "deleted rows are not seen"),
+        "seldom": ("deleted rows are looked for every 86,400 seconds",),
+        "shown": ("functions that it calls",),
+        "stored": ("last REFRESH",),
+        "away": ("another server",),
+        "followed": ("the server's log has no generated columns such as these: v",),
+        "chosen": ("leaves these columns out: arr, at",),
+        "secured": ("row-level security hides",),
+    }
+    assert limits.keys() == said.keys()
+    for name, parts in said.items():
+        assert len(limits[name]) == len(parts), name
+        for part, limit in zip(parts, limits[name], strict=True):
+            assert part in limit, name

@@ -196,22 +196,6 @@ def coverage(
     return found
 
 
-def streamable(connection: Connection, relation: Relation, publication: str) -> frozenset[str]:
-    """The names of the table's columns that the stream has, or will once the publication is made.
-
-    Raises:
-        psycopg.Error
-    """
-    names = carried(connection, relation, publication)
-    part = parts_of(connection, [relation]).get(relation.oid)
-    if names or part is None:
-        return names
-    never = (
-        part.virtual if connection.info.server_version >= GENERATED else part.virtual | part.stored
-    )
-    return frozenset(part.columns) - never
-
-
 def identity(
     connection: Connection, relations: Sequence[Relation]
 ) -> Mapping[str, tuple[str, ...]]:
