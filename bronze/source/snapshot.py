@@ -35,6 +35,7 @@ Consistency = Literal["run", "per-table"]
 _LOCKABLE = ("table", "partitioned", "view")
 # It takes the lock of a SELECT with all that it asks for, and reads no row.
 _PROBE = "SELECT FROM {} LIMIT 0"
+_AT_ONCE = 50
 
 BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
@@ -172,17 +173,27 @@ def _lock(
     origin: Origin, holder: Connection, wanted: Sequence[Relation], statement: str
 ) -> list[tuple[str, BronzeError]]:
     refused: list[tuple[str, BronzeError]] = []
-    for relation in wanted:
-        asked = statement.format(quoted(relation.schema, relation.name))
-        try:
-            holder.execute(f"SAVEPOINT one; {asked}; RELEASE SAVEPOINT one")
-        except psycopg.Error as error:
-            mine = explain(error, origin, relation.label)
-            if mine.retry:
-                raise mine from error
-            refused.append((relation.label, mine))
-            holder.execute("ROLLBACK TO SAVEPOINT one; RELEASE SAVEPOINT one")
+    for start in range(0, len(wanted), _AT_ONCE):
+        refused += _lock_some(origin, holder, wanted[start : start + _AT_ONCE], statement)
     return refused
+
+
+def _lock_some(
+    origin: Origin, holder: Connection, wanted: Sequence[Relation], statement: str
+) -> list[tuple[str, BronzeError]]:
+    asked = "; ".join(statement.format(quoted(r.schema, r.name)) for r in wanted)
+    try:
+        holder.execute(f"SAVEPOINT one; {asked}; RELEASE SAVEPOINT one")
+    except psycopg.Error as error:
+        mine = explain(error, origin, wanted[0].label)
+        if mine.retry:
+            raise mine from error
+        holder.execute("ROLLBACK TO SAVEPOINT one; RELEASE SAVEPOINT one")
+        if len(wanted) == 1:
+            return [(wanted[0].label, mine)]
+        # Which one it was is found out one by one.
+        return [fault for one in wanted for fault in _lock_some(origin, holder, [one], statement)]
+    return []
 
 
 @contextmanager
