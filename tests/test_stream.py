@@ -782,7 +782,7 @@ def test_a_lake_that_is_gone_is_waited_for(
         else:
             source.lake.mkdir()
             cut(source)
-        until(lambda: any("is gone" in step.note for step in steps))
+        until(lambda: any("is gone" in step.note for step in steps), told=lambda: steps)
         assert not list(source.lake.rglob("*"))
         if met != "by a batch":
             source.lake.rmdir()

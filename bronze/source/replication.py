@@ -134,7 +134,7 @@ class Receiver:
         result = self._pg.exec_(self._start.encode())
         if result.status == pq.ExecStatus.COPY_BOTH:
             return True
-        error = psycopg.errors.error_from_result(result)
+        error = _error(result)
         if not isinstance(error, psycopg.errors.ObjectInUse):
             raise error
         if last:
@@ -249,7 +249,7 @@ class Receiver:
     def _ended(self) -> None:
         result = self._pg.get_result()
         if result is not None and result.status == pq.ExecStatus.FATAL_ERROR:
-            raise psycopg.errors.error_from_result(result)
+            raise _error(result)
         raise SourceUnreachable(
             f"The source {self._origin.name} has ended the stream.", hint="It is begun again."
         )
@@ -412,3 +412,9 @@ class Receiver:
             _STATUS.pack(b"r", flushed, flushed, flushed, clock, 0 if last else 1)
         )
         self._pg.flush()
+
+
+def _error(result: pq.abc.PGresult) -> psycopg.Error:
+    """The error of a result. One without an SQLSTATE is libpq's own: the connection is gone."""
+    error = psycopg.errors.error_from_result(result)
+    return error if error.sqlstate else psycopg.OperationalError(str(error))
