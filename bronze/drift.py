@@ -34,8 +34,9 @@ _NAMES = (
     "watched",
     "rules",
     "cut",
+    "enforced",
 )
-SOURCE, TABLE, OID, KEY, BASE, NUMBERS, PARTS, PROTECT, WIDENED, WATCHED, RULES, CUT = (
+SOURCE, TABLE, OID, KEY, BASE, NUMBERS, PARTS, PROTECT, WIDENED, WATCHED, RULES, CUT, ENFORCED = (
     f"bronze.{name}" for name in _NAMES
 )
 

@@ -93,19 +93,45 @@ def compared(
         return _copied(line, targets, _making(line, sender, name, temporary=True), why)[1]
 
 
-def again(line: Line, targets: Sequence[Target]) -> dict[int, Following]:
-    """Tries tables again that could not follow; those that still cannot are told."""
+def again(
+    line: Line, targets: Sequence[Target], why: str = "it could not follow before"
+) -> dict[int, Following]:
+    """Compares tables that can be streamed now, and tells of those that cannot."""
+    fit: Sequence[Target] = targets
     try:
-        fit = _fit(line, targets)
+        fit, unfit = _sorted(line, targets)
+        for target, refused in unfit:
+            line.failed(target, refused)
         publication.publish(line.control, line.publication, [target.relation for target in fit])
-        return compared(line, fit, "it could not follow before")
+        return compared(line, fit, why) if fit else {}
     except (SourceRefused, TableRefused) as error:
-        line.say(f"{', '.join(t.label for t in targets)}: {error.message}")
+        for target in fit:
+            line.failed(target, error)
         return {}
 
 
 def _fit(line: Line, targets: Sequence[Target]) -> list[Target]:
-    """The tables that can be streamed, with the keys that tell their rows apart."""
+    """The tables that can be streamed, with the keys that tell their rows apart.
+
+    Raises:
+        TableRefused: none can; this is why the first one cannot.
+    """
+    fit, unfit = _sorted(line, targets)
+    if not fit:
+        raise unfit[0][1]
+    for target, refused in unfit:
+        line.failed(target, refused)
+    return fit
+
+
+def _sorted(
+    line: Line, targets: Sequence[Target]
+) -> tuple[list[Target], list[tuple[Target, TableRefused]]]:
+    """The tables that can be streamed, and why others cannot.
+
+    Raises:
+        SourceRefused: something is missing at the source that concerns all of them.
+    """
     keyed, wanting = follow.fitted(line.control, targets, line.slot, line.publication)
     general = [one for one in wanting if not one.table]
     if general:
@@ -113,14 +139,9 @@ def _fit(line: Line, targets: Sequence[Target]) -> list[Target]:
             f"{line.origin.name} cannot be streamed yet: " + " ".join(one.what for one in general),
             hint="Have this done: " + " ".join(one.mend for one in general),
         )
-    unfit = {w.table: TableRefused(w.what, hint=w.mend, table=w.table) for w in reversed(wanting)}
-    for target in keyed:
-        if target.label in unfit:
-            line.failed(target, unfit[target.label])
-    fit = [target for target in keyed if target.label not in unfit]
-    if not fit:
-        raise unfit[keyed[0].label]
-    return fit
+    why = {w.table: TableRefused(w.what, hint=w.mend, table=w.table) for w in reversed(wanting)}
+    fit = [target for target in keyed if target.label not in why]
+    return fit, [(target, why[target.label]) for target in keyed if target.label in why]
 
 
 def _resumed(
@@ -299,6 +320,7 @@ def _following(
     if plan is None:
         raise BronzeError("There is no plan.")
     relation, own = plan.target.relation, plan.target.settings
+    identity = publication.telling(line.control, [(relation, plan.target.key)])
     line.tally.names.add(plan.target.name)
     choices = Choices(own.decimals, own.arrays, own.timestamps)
     kinds = {attribute.name: attribute.type for attribute in relation.attributes}
@@ -310,6 +332,7 @@ def _following(
             for column in plan.settled.columns
             if column.name in kinds
         ),
+        identity=identity.get(relation.oid, ()),
         floor=floor,
         held=at,
         version=version,

@@ -234,7 +234,7 @@ class Session:
         for following in misfits:
             target = self._followings.pop(following.oid).plan.target
             if following.oid in now:
-                targets.append(replace(target, relation=now[following.oid]))
+                targets.append(self._as_now(target, now[following.oid]))
             else:
                 error = TableRefused(
                     f"Table {following.label} was dropped.",
@@ -243,12 +243,20 @@ class Session:
                 )
                 self._line.failed(target, error)
         if targets:
+            # What is mended in the publication now, nobody would notice any more.
+            self._guard()
             why = "its columns or its place in the stream have changed"
-            joined = join.compared(self._line, targets, why)
+            joined = join.again(self._line, targets, why)
             self._followings |= joined
             for target in targets:
                 if target.relation.oid not in joined:
                     self._fails(target)
+
+    def _as_now(self, target: Target, relation: Relation) -> Target:
+        """A table as it is now; which key its replica identity gives it is to be seen again."""
+        known = target.relation
+        own = self._settings.table(target.source, known.schema, known.name)
+        return replace(target, relation=relation, settings=own)
 
     # Tables that failed
 
@@ -274,12 +282,13 @@ class Session:
         targets = []
         for one in due:
             if one.target.label in now:
-                targets.append(replace(one.target, relation=now[one.target.label]))
+                targets.append(self._as_now(one.target, now[one.target.label]))
             else:
                 # It may come back under its name.
                 self._fails(one.target)
         if not targets:
             return
+        self._guard()
         self._line.say(f"{', '.join(target.label for target in targets)}: tried again.")
         receiver.want(target.relation.oid for target in targets)
         for one in due:
@@ -386,17 +395,25 @@ class Session:
             )
 
     def _look(self) -> None:
-        """Looks for what the stream does not tell: partitions that came, went or were emptied, and
-        tables that were rewritten.
+        """Looks for what the stream does not tell: partitions that came, went or were emptied,
+        tables that were rewritten, and keys that PostgreSQL does not keep unique any more.
 
         Raises:
             SourceBusy: a table was made anew, which is another one for the slot.
         """
         now = {relation.oid: relation for relation in self._line.found()}
         _refuse_remade(self._following, now.values())
-        exchanged = [f for f in self._following if f.oid in now and _exchanged(f, now[f.oid])]
-        if exchanged:
-            self._compare(exchanged)
+        there = [following for following in self._following if following.oid in now]
+        keyed = [(now[following.oid], following.plan.target.key) for following in there]
+        told = publication.telling(self._line.control, keyed)
+        changed = [
+            following
+            for following in there
+            if _exchanged(following, now[following.oid])
+            or told.get(following.oid) != following.identity
+        ]
+        if changed:
+            self._compare(changed)
 
 
 def _refuse_remade(followings: Iterable[Following], now: Iterable[Relation]) -> None:
