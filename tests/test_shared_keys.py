@@ -152,7 +152,7 @@ _STEP = st.tuples(
 _BATCHES = st.lists(st.lists(st.lists(_STEP, max_size=5), min_size=1, max_size=3), max_size=4)
 _START = st.lists(_ONE, max_size=4, unique_by=lambda one: one.k)
 
-A, B, C = (One(k, f"large of {k}", 1, "x") for k in "abc")
+A, B, C = (One(k, f"large of {k}", n, "x") for n, k in enumerate("abc"))
 ANY = One("d", None, 0, "x")
 
 
@@ -202,8 +202,8 @@ def test_histories_net_to_what_the_model_has(
     @given(start=_START, batches=_BATCHES, filed=st.booleans(), staged=st.booleans())
     @example([A, B], [[[("swap", 0, ANY, 1)]]], False, False)
     @example([A, B, C], [[[("cycle", 0, ANY, 0)] * 2], [[("cycle", 0, ANY, 0)]]], True, True)
-    @example([A], [[[("insert", 0, replace(A, n=2), 0), ("delete", 0, ANY, 0)]]], False, False)
-    @example([A], [[[("insert", 0, replace(A, n=2), 0)]]], False, False)
+    @example([A], [[[("insert", 0, replace(A, n=7), 0), ("delete", 0, ANY, 0)]]], False, False)
+    @example([A], [[[("insert", 0, replace(A, n=7), 0)]]], False, False)
     @example([A, B], [[[("move", 0, B, 0)]]], False, False)
     @example([A], [[[("delete", 0, ANY, 0)]], [[("insert", 0, A, 0)]]], False, False)
     def check(start: list[One], batches: list[Any], filed: bool, staged: bool) -> None:
