@@ -279,6 +279,8 @@ def _copied(
                 joined[oid] = _following(line, held, table, at, at, result.version)
             else:
                 left.append(table.entry)
+                if error := result.error:
+                    line.say(f"{table.target.label} is not followed: {error.message} {error.hint}")
         if failure := pipeline.graded(line.settings, tables):
             line.say(f"How the rows fared could not be entered: {failure.message}")
         line.remember([*left, *(f.entry for f in joined.values())], begins=True)

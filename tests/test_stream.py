@@ -912,6 +912,80 @@ def test_a_table_that_failed_is_tried_again(
     proven(source, given, "t", "u")
 
 
+LOOSE: Mapping[str, Any] = {"t": {"pattern": "streaming", "key": ["id"]}}
+
+
+def test_rows_that_share_a_key_for_good_are_refused(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the config's key is not unique any more the table is left as it was, and that is said;
+    it follows again once the key is unique.
+    """
+    monkeypatch.setattr(session, "_FIRST_REST", 0.5)
+    source.execute("CREATE TABLE t (id int, v text); ALTER TABLE t REPLICA IDENTITY FULL")
+    source.execute("INSERT INTO t VALUES (1, 'a'), (2, 'b')")
+    given = settings(source, LOOSE)
+    with streaming(given) as steps:
+        until(lambda: steps)
+        source.execute("INSERT INTO t VALUES (2, 'c'); DELETE FROM t WHERE v = 'b'")
+        until(lambda: sorted(rows(source)["v"]) == ["a", "c"])
+        assert not [step.note for step in steps if step.note]
+        source.execute("INSERT INTO t VALUES (1, 'twice')")
+        until(lambda: any("public.t: tried again" in step.note for step in steps), 60)
+        assert any("share the key id" in step.note for step in steps), [s.note for s in steps]
+        assert any("the same value of the key id" in step.note for step in steps)
+        assert sorted(rows(source)["v"]) == ["a", "c"]
+        source.execute("UPDATE t SET id = 3 WHERE v = 'twice'")
+        until(lambda: any("is followed again" in step.note for step in steps), 60)
+        source.execute("UPDATE t SET id = 4 - id")
+        until(lambda: sorted(rows(source)["v"]) == ["a", "c", "twice"])
+    proven(source, given)
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_a_key_that_is_not_enforced_any_more(
+    source: Source, monkeypatch: pytest.MonkeyPatch, running: bool
+) -> None:
+    """The stream does not tell: the table is compared as soon as that is seen, be it by the next
+    stream.
+    """
+    monkeypatch.setattr(session, "_LOOK_EVERY", 0.2 if running else 60.0)
+    source.execute(TABLE + "; ALTER TABLE t REPLICA IDENTITY FULL")
+    source.execute("INSERT INTO t SELECT g FROM generate_series(1, 20) g")
+    given, notes = settings(source, LOOSE), list[str]()
+    with streaming(given) as steps:
+        until(lambda: steps)
+        source.execute("ALTER TABLE t DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (id) DEFERRABLE")
+        source.execute("UPDATE t SET id = id + 1")
+        shifted = list(range(2, 22))
+        until(lambda: not running or sorted(rows(source)["id"]) == shifted)
+        until(lambda: running or rows(source)["id"].max() == 21)
+    caught_up(given, notes)
+    assert bool(notes) is not running
+    source.execute("UPDATE t SET id = 23 - id")
+    caught_up(given, notes)
+    assert len(notes) == (not running)
+    proven(source, given)
+
+
+def test_a_partition_that_tells_its_rows_otherwise(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where rows may share a key and not all old rows come whole, the table is refused."""
+    monkeypatch.setattr(session, "_LOOK_EVERY", 0.2)
+    source.execute(
+        "CREATE TABLE t (id int, d int) PARTITION BY LIST (d);"
+        "CREATE TABLE t_1 PARTITION OF t FOR VALUES IN (1);"
+        "ALTER TABLE t_1 REPLICA IDENTITY FULL; INSERT INTO t VALUES (1, 1);"
+        "CREATE TABLE t_2 (id int PRIMARY KEY, d int)"
+    )
+    with streaming(settings(source, LOOSE)) as steps:
+        until(lambda: steps)
+        source.execute("ALTER TABLE t ATTACH PARTITION t_2 FOR VALUES IN (2)")
+        said = "rows of several partitions may share the key id"
+        until(lambda: any(said in step.note for step in steps), told=lambda: steps)
+
+
 def test_records_map_a_position_to_versions(source: Source) -> None:
     """Read at the versions of one record, two tables show one moment."""
     source.execute(TABLE)
