@@ -211,7 +211,8 @@ def test_histories_net_to_what_the_model_has(
         rows = {one.k: one.values for one in start}
         gone: set[str] = set()
         for transactions in batches:
-            pieces, emptied = [], None
+            pieces: list[list[bytes]] = []
+            emptied = None
             for number, steps in enumerate(transactions):
                 model.does_all(steps, deferred)
                 if model.emptied:
