@@ -7,9 +7,8 @@ the row_hash of a row whose values did not change stays the same, whatever comes
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from bronze.enrich.stamp import METADATA
@@ -21,24 +20,21 @@ from bronze.source.types import absent, recast, wider
 from bronze.table.schema import delta_schema, kinds
 
 # Properties of a Bronze table in which it says what it was made from.
-_NAMES = (
-    "source",
-    "table",
-    "oid",
-    "key",
-    "base",
-    "columns",
-    "parts",
-    "protect",
-    "widened",
-    "watched",
-    "rules",
-    "cut",
-    "enforced",
-)
-SOURCE, TABLE, OID, KEY, BASE, NUMBERS, PARTS, PROTECT, WIDENED, WATCHED, RULES, CUT, ENFORCED = (
-    f"bronze.{name}" for name in _NAMES
-)
+SOURCE = "bronze.source"
+SCHEMA = "bronze.schema"
+TABLE = "bronze.table"
+OID = "bronze.oid"
+KEY = "bronze.key"
+BASE = "bronze.base"
+NUMBERS = "bronze.columns"
+DEFINITION = "bronze.definition"
+PUBLISHED = "bronze.published"
+PROTECT = "bronze.protect"
+WIDENED = "bronze.widened"
+WATCHED = "bronze.watched"
+RULES = "bronze.rules"
+CUT = "bronze.cut"
+ENFORCED = "bronze.enforced"
 
 
 @dataclass(frozen=True)
@@ -77,7 +73,9 @@ def settled(
         TableRefused: a column has become something that the table's column cannot hold.
     """
     ours = {*(name for name, _ in METADATA), *added}
+    found = tuple(_respelled(found, [name for name, _ in held]))
     mine = {column.target: column for column in found}
+    gone = {name.lower() for name in dropped}
     columns: list[Column] = []
     notes: list[str] = []
     rewrite = False
@@ -89,7 +87,7 @@ def settled(
         if name in ours:
             continue
         how, kind = before.get(name, (None, kind))
-        if name in dropped:
+        if name.lower() in gone:
             changed.append(name)
             continue
         if name not in mine:
@@ -117,10 +115,32 @@ def settled(
     return Settled(tuple(columns), base, rewrite, tuple(notes), bool(changed))
 
 
+def _respelled(found: Sequence[Column], held: Sequence[str]) -> Iterator[Column]:
+    """The columns under the table's own spelling of their names: to those who read it, names that
+    differ in nothing but case are the same one, and no table can have both.
+    """
+    known = {name.lower(): name for name in held}
+    for column in found:
+        own = column.target if column.target in held else known.get(column.target.lower())
+        yield replace(column, target=own) if own else column
+
+
 ANEW = (
     "the table is written anew, without the rows that the source has no more; its older versions"
     " stay as they were until they have expired, or `bronze forget --old-versions` deletes them"
 )
+
+
+def table_of(properties: Mapping[str, str]) -> tuple[str, str]:
+    """The schema and the name of the source's table that a Bronze table was made from, each of
+    which may have dots; ("", "") where nothing is said of it.
+    """
+    label = properties.get(TABLE, "")
+    schema = properties.get(SCHEMA)
+    if schema is None:
+        # Tables of before say their label alone.
+        schema = label.partition(".")[0]
+    return schema, label[len(schema) + 1 :]
 
 
 def protected(properties: Mapping[str, str]) -> dict[str, tuple[Protect | None, Kind]]:
@@ -210,15 +230,3 @@ def earlier(properties: Mapping[str, str]) -> tuple[tuple[tuple[str, Kind], ...]
         kinds |= {name: Kind(*kind) for name, kind in time.items()}
         found.append(tuple(kinds.items()))
     return tuple(found)
-
-
-def parts(relation: Relation, streamed: bool) -> str:
-    """The property that tells whether the same heaps make up the table, its partitions or heirs.
-
-    A stream does not tell that a partition was truncated, or that a column's values were made anew
-    by ALTER TABLE: there it also tells whether their files are the same.
-    """
-    known = sorted(relation.parts)
-    if streamed:
-        known += sorted(relation.stores)
-    return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]

@@ -55,15 +55,17 @@ def begun(line: Line, targets: Sequence[Target]) -> tuple[str, dict[int, Followi
     """
     fit = _fit(line, targets)
     found = slot.find(line.control, line.slot)
-    why = f"The slot {line.slot} was lost" if found and found.lost else ""
-    if found and (missed := _missed(line, fit)):
-        why = f"Publication {line.publication} was without {', '.join(missed)}"
+    why = ""
+    if found and found.lost:
+        why = f"The slot {line.slot} was lost"
+    elif found and _remade(line):
+        # Older servers cannot decode what was written while there was none.
+        why = f"Publication {line.publication} was made anew"
     if why:
         line.say(f"{why}: all tables are compared with the source.")
-        # Before it is mended: whoever dies in between leaves no slot that seems to be whole.
         slot.drop(line.control, line.slot)
         found = None
-    publication.publish(line.control, line.publication, [target.relation for target in fit])
+    fit = _published(line, fit)
     if found is not None:
         history, joined, late = _resumed(line, fit, found.confirmed or 0)
         return history, {**joined, **(compared(line, late) if late else {})}
@@ -75,13 +77,24 @@ def begun(line: Line, targets: Sequence[Target]) -> tuple[str, dict[int, Followi
     return history, joined
 
 
-def _missed(line: Line, targets: Sequence[Target]) -> list[str]:
-    """The labels of tables that have followed, and are not published any more."""
-    published = publication.find(line.control, line.publication)
-    lacking = publication.lacking(published, [target.relation for target in targets])
+def _published(line: Line, targets: Sequence[Target]) -> list[Target]:
+    """Publishes tables, and notes how. That is asked for before the snapshot is taken in which they
+    are read: what is changed after it is noticed later.
+    """
+    relations = [target.relation for target in targets]
+    publication.publish(line.control, line.publication, relations)
+    line.published = publication.number(line.control, line.publication) or 0
+    found = publication.coverage(line.control, line.publication, relations)
+    return [replace(target, published=found.get(target.relation.oid, "")) for target in targets]
+
+
+def _remade(line: Line) -> bool:
+    """Whether the publication is not the one that the stream was recorded with."""
     records = log.read(record.place(line.settings))
     history = record.history(records, snapshot.identity(line.control), line.slot)
-    return [r.label for r in lacking if record.followed(records, f"{history}/{line.slot}", r.oid)]
+    known = record.publication(records, f"{history}/{line.slot}")
+    now = publication.number(line.control, line.publication)
+    return now is None or known not in (None, now)
 
 
 def compared(
@@ -96,14 +109,15 @@ def compared(
 def again(
     line: Line, targets: Sequence[Target], why: str = "it could not follow before"
 ) -> dict[int, Following]:
-    """Compares tables that can be streamed now, and tells of those that cannot."""
+    """Compares tables that could not follow, or that the stream does not tell all of; of those that
+    cannot follow the line is told.
+    """
     fit: Sequence[Target] = targets
     try:
         fit, unfit = _sorted(line, targets)
         for target, refused in unfit:
             line.failed(target, refused)
-        publication.publish(line.control, line.publication, [target.relation for target in fit])
-        return compared(line, fit, why) if fit else {}
+        return compared(line, _published(line, fit), why) if fit else {}
     except (SourceRefused, TableRefused) as error:
         for target in fit:
             line.failed(target, error)
@@ -307,6 +321,12 @@ def _planned(line: Line, held: Snapshot, targets: Sequence[Target]) -> list[Tabl
     def carried(target: Target) -> Target:
         """The table with those columns only that the stream carries."""
         relation = target.relation
+        if not target.published:
+            raise TableRefused(
+                f"Table {target.label} was taken out of publication {line.publication}.",
+                hint="It is put back when it is tried again.",
+                table=target.label,
+            )
         names = publication.carried(line.control, relation, line.publication)
         kept = tuple(a for a in relation.attributes if a.name in names)
         return replace(target, relation=replace(relation, attributes=kept))

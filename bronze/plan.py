@@ -312,14 +312,17 @@ def _shape(
     stats = tuple(name for name, kind in layout if name in wanted and kind.name in SAFE)
     notes = {
         drift.SOURCE: target.source,
+        drift.SCHEMA: target.relation.schema,
         drift.TABLE: target.label,
         drift.OID: str(target.relation.oid),
         drift.KEY: json.dumps(key),
         drift.BASE: str(settled.base),
         drift.NUMBERS: drift.numbers(settled.columns, target.relation),
         drift.RULES: scoring,
-        drift.PARTS: drift.parts(target.relation, target.settings.pattern == "streaming"),
+        drift.DEFINITION: json.dumps(target.relation.definition, sort_keys=True),
     }
+    if target.published:
+        notes[drift.PUBLISHED] = target.published
     if enrichment.protection or (state and drift.PROTECT in state.properties):
         notes[drift.PROTECT] = drift.protects(settled.columns)
         notes[keys.IDS] = keys.ids(enrichment.protection)

@@ -23,7 +23,11 @@ from bronze.table.naming import faults, renames, table_name
 
 @dataclass(frozen=True)
 class Target:
-    """A table of the source and the Bronze table that it becomes."""
+    """A table of the source and the Bronze table that it becomes.
+
+    ``published`` tells how a publication has it, where it is streamed (see
+    `bronze.source.publication.Published`).
+    """
 
     source: str
     relation: Relation
@@ -31,6 +35,7 @@ class Target:
     schema: str
     name: str
     place: Place
+    published: str = ""
 
     @property
     def label(self) -> str:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 import uuid_utils
 
-from bronze import drift, engine, failpoint, follow, join, lineage, record, tidy, units
+from bronze import engine, failpoint, follow, join, lineage, record, tidy, units
 from bronze.books import streams as book
 from bronze.errors import (
     BronzeError,
@@ -27,7 +27,7 @@ from bronze.follow import Following
 from bronze.line import Line, Step, Stopped
 from bronze.model import Stamp
 from bronze.prepare import Target
-from bronze.source import connect, publication, slot, snapshot
+from bronze.source import connect, definition, publication, slot, snapshot
 from bronze.source.batch import Batch, release
 from bronze.source.catalog import Relation
 from bronze.source.replication import Receiver
@@ -219,7 +219,11 @@ class Session:
         if misfits:
             self._compare(misfits)
 
-    def _compare(self, misfits: Sequence[Following]) -> None:
+    def _compare(
+        self,
+        misfits: Sequence[Following],
+        why: str = "its columns or its place in the stream have changed",
+    ) -> None:
         """Tables that the stream cannot bring up to date are compared as they are now.
 
         Raises:
@@ -243,9 +247,6 @@ class Session:
                 )
                 self._line.failed(target, error)
         if targets:
-            # What is mended in the publication now, nobody would notice any more.
-            self._guard()
-            why = "its columns or its place in the stream have changed"
             joined = join.again(self._line, targets, why)
             self._followings |= joined
             for target in targets:
@@ -288,7 +289,6 @@ class Session:
                 self._fails(one.target)
         if not targets:
             return
-        self._guard()
         self._line.say(f"{', '.join(target.label for target in targets)}: tried again.")
         receiver.want(target.relation.oid for target in targets)
         for one in due:
@@ -319,7 +319,15 @@ class Session:
             lag_seconds=max(0.0, time.time() - batch.committed / 10**6) if batch else 0.0,
             tables=record.versions(self._following, line.done),
         )
-        record.enter(self._settings, self._history, entry, moment.clock, self._following, first)
+        record.enter(
+            self._settings,
+            self._history,
+            entry,
+            moment.clock,
+            self._following,
+            line.published,
+            first,
+        )
         failpoint.reach("recorded")
         self._recorded, self._recorded_at = line.done, time.monotonic()
         line.tally.position = line.done
@@ -374,18 +382,12 @@ class Session:
         """Says when the slot makes the server keep too much of its log.
 
         Raises:
-            SourceBusy: the slot was lost, or the publication lacks tables.
+            SourceBusy: the slot was lost.
         """
         line = self._line
         found = slot.find(line.control, line.slot)
         if found is None or found.lost:
             raise SourceBusy(f"The slot {line.slot} was lost.", hint="It is made anew.")
-        followed = [following.plan.target.relation for following in self._following]
-        if publication.lacking(publication.find(line.control, line.publication), followed):
-            raise SourceBusy(
-                f"Publication {line.publication} was changed: tables are missing from it.",
-                hint="It is mended, and the tables are compared.",
-            )
         budget = self._settings.stream.wal_budget
         if found.retained > budget:
             left = f", {found.safe_wal_size} bytes before it is lost" if found.safe_wal_size else ""
@@ -395,25 +397,61 @@ class Session:
             )
 
     def _look(self) -> None:
-        """Looks for what the stream does not tell: partitions that came, went or were emptied,
-        tables that were rewritten, and keys that PostgreSQL does not keep unique any more.
+        """Looks for what the stream does not tell, or only with the next row: in the catalog, and
+        in the publication.
 
         Raises:
             SourceBusy: a table was made anew, which is another one for the slot.
         """
-        now = {relation.oid: relation for relation in self._line.found()}
-        _refuse_remade(self._following, now.values())
-        there = [following for following in self._following if following.oid in now]
-        keyed = [(now[following.oid], following.plan.target.key) for following in there]
-        told = publication.telling(self._line.control, keyed)
-        changed = [
-            following
-            for following in there
-            if _exchanged(following, now[following.oid])
-            or told.get(following.oid) != following.identity
-        ]
-        if changed:
-            self._compare(changed)
+        line, following = self._line, self._following
+        now = {relation.oid: relation for relation in line.found()}
+        _refuse_remade(following, now.values())
+        with connect.mapped(line.origin):
+            there = [f for f in following if f.oid in now]
+            relations = [now[f.oid] for f in there]
+            covered = publication.coverage(line.control, line.publication, relations)
+            keyed = [(now[f.oid], f.plan.target.key) for f in there]
+            telling = publication.telling(line.control, keyed)
+        for one in following:
+            if one.oid not in now or now[one.oid].label != one.label:
+                self._gives_up(one, _left(one, now.get(one.oid)))
+        changed: dict[str, list[Following]] = {}
+        for one in self._following:
+            if why := _changed(one, now[one.oid], covered.get(one.oid, "")):
+                changed.setdefault(why, []).append(one)
+            elif telling.get(one.oid) != one.identity:
+                changed.setdefault("what tells its rows apart has changed", []).append(one)
+        for why, some in changed.items():
+            line.say(f"{', '.join(one.label for one in some)}: {why}. All rows are compared.")
+            self._compare(some, why)
+
+
+def _left(following: Following, now: Relation | None) -> TableRefused:
+    """The error of a table that is not there any more under its name."""
+    return TableRefused(
+        f"Table {following.label} was renamed to {now.label}."
+        if now
+        else f"Table {following.label} was dropped, or moved to another schema.",
+        hint="Its Bronze table stays as it was. To go on with it under another name, give that"
+        f' name a section of its own with target = "{following.name}".',
+        table=following.label,
+    )
+
+
+def _changed(following: Following, now: Relation, covered: str) -> str:
+    """What has changed of a table that the stream may not have told of; "" if nothing has."""
+    target = following.plan.target
+    known = target.relation
+    if why := definition.changed(known.definition, now.definition, storage=True):
+        return why
+    if covered != target.published:
+        return "its publication or its replica identity has changed"
+    if now.key != known.key:
+        return "its key has changed"
+    names = {(a.number, a.name) for a in now.attributes}
+    if not {(a.number, a.name) for a in known.attributes} <= names:
+        return "its columns have changed"
+    return ""
 
 
 def _refuse_remade(followings: Iterable[Following], now: Iterable[Relation]) -> None:
@@ -423,8 +461,3 @@ def _refuse_remade(followings: Iterable[Following], now: Iterable[Relation]) -> 
             raise SourceBusy(
                 f"Table {following.label} was made anew.", hint="It is compared and followed."
             )
-
-
-def _exchanged(following: Following, now: Relation) -> bool:
-    known = following.plan.target.relation
-    return drift.parts(now, True) != drift.parts(known, True)

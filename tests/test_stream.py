@@ -20,14 +20,13 @@ import psycopg
 import pytest
 from typer.testing import CliRunner
 
-from bronze import check, follow, join, pipeline, session, stream
+from bronze import check, pipeline, session, stream
 from bronze.cli import app
 from bronze.demo.server import Server
 from bronze.errors import ConfigError, SourceRefused, TableRefused
 from bronze.model import Place
 from bronze.result import Failure, StreamResult, TableResult
 from bronze.settings import Settings
-from bronze.source.replication import Receiver
 from bronze.stream import Step
 from bronze.table import commit, log
 from tests import feed
@@ -1173,146 +1172,3 @@ def test_all_tables_refused_is_an_error(source: Source) -> None:
     source.execute("ALTER TABLE t REPLICA IDENTITY NOTHING")
     with pytest.raises(TableRefused, match="t"):
         stream.stream(settings(source), until_caught_up=True)
-
-
-# What the stream itself does not tell
-
-
-@pytest.mark.parametrize(
-    "statement", ["ALTER PUBLICATION {p} DROP TABLE t", "DROP PUBLICATION {p}"]
-)
-@pytest.mark.parametrize("running", [True, False])
-def test_changes_while_a_table_was_not_published(
-    source: Source, monkeypatch: pytest.MonkeyPatch, statement: str, running: bool
-) -> None:
-    """The server skips them: all tables are compared, and that is said."""
-    monkeypatch.setattr(session, "_GUARD_EVERY", 0.2)
-    source.execute(TABLE)
-    source.execute("INSERT INTO t VALUES (1, 'a')")
-    given = settings(source, retry_delay=0.05)
-    notes: list[str] = []
-
-    def unpublished() -> None:
-        ((name,),) = source.execute("SELECT pubname FROM pg_publication")
-        source.execute(statement.format(p=name))
-        source.execute("INSERT INTO t VALUES (2, 'b')")
-
-    if running:
-        with streaming(given) as steps:
-            until(lambda: steps)
-            unpublished()
-            until(lambda: rows(source).height == 2, told=lambda: steps)
-            notes = [step.note for step in steps]
-    else:
-        caught_up(given)
-        unpublished()
-        caught_up(given, notes)
-    assert any("was without public.t: all tables are compared" in note for note in notes)
-    notes.clear()
-    source.execute("INSERT INTO t VALUES (3, 'c')")
-    caught_up(given, notes)
-    assert notes == []
-    proven(source, given, "t")
-
-
-@pytest.mark.parametrize("back", [True, False])
-def test_another_replica_identity(source: Source, back: bool) -> None:
-    """From then on other columns' old values are sent: the table is compared, though the identity
-    be what it was by then.
-    """
-    source.execute("CREATE TABLE t (id int PRIMARY KEY, email text NOT NULL UNIQUE)")
-    source.execute("INSERT INTO t VALUES (1, 'a'), (2, 'b')")
-    given = settings(source)
-    with streaming(given) as steps:
-        until(lambda: steps)
-        source.execute("INSERT INTO t VALUES (3, 'c')")
-        until(lambda: rows(source).height == 3)
-        source.execute("ALTER TABLE t REPLICA IDENTITY USING INDEX t_email_key")
-        source.execute("UPDATE t SET id = 20 WHERE id = 2")
-        if back:
-            source.execute("ALTER TABLE t REPLICA IDENTITY DEFAULT")
-        source.execute("INSERT INTO t VALUES (4, 'd')")
-        until(lambda: sorted(rows(source)["id"]) == [1, 3, 4, 20], told=lambda: rows(source))
-    proven(source, given, "t")
-
-
-@pytest.mark.parametrize("running", [True, False])
-def test_a_column_that_is_rewritten_in_its_own_type(
-    source: Source, monkeypatch: pytest.MonkeyPatch, running: bool
-) -> None:
-    """Its rows are not in the stream: the table is compared as soon as that is seen."""
-    monkeypatch.setattr(session, "_LOOK_EVERY", 0.2)
-    source.execute("CREATE TABLE t (id int PRIMARY KEY, v int)")
-    source.execute("INSERT INTO t VALUES (1, 1), (2, 2)")
-    given = settings(source)
-    rewrite = "ALTER TABLE t ALTER COLUMN v TYPE int USING v * 100"
-    if running:
-        with streaming(given) as steps:
-            until(lambda: steps)
-            source.execute(rewrite)
-            until(lambda: sorted(rows(source)["v"]) == [100, 200], told=lambda: rows(source))
-    else:
-        caught_up(given)
-        source.execute(rewrite)
-        caught_up(given)
-    proven(source, given, "t")
-
-
-def test_a_confirmation_that_was_lost(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A table that failed in a batch that was recorded, and not confirmed, is not taken for whole
-    by the streams that follow.
-    """
-    source.execute(TABLE)
-    source.execute("CREATE TABLE u (id int PRIMARY KEY)")
-    source.execute("INSERT INTO t VALUES (1, 'a')")
-    given = settings(source, {"t": {"pattern": "streaming"}, "u": {"pattern": "streaming"}})
-    caught_up(given)
-    source.execute("INSERT INTO t VALUES (2, 'b')")
-    true = follow._landed
-
-    def failing(settings: Any, following: Any, *others: Any) -> Any:
-        if following.label == "public.t":
-            raise TableRefused("It cannot be.", table="public.t")
-        return (yield from true(settings, following, *others))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(follow, "_landed", failing)
-        with monkeypatch.context() as unheard:
-            unheard.setattr(Receiver, "confirm", lambda *_: None)
-            stream.stream(given, until_caught_up=True)
-        stream.stream(given, until_caught_up=True)
-    caught_up(given)
-    proven(source, given, "t", "u")
-
-
-def test_a_stop_while_a_slot_waits(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A new slot waits for open transactions: that is said, and a stop does not wait for them."""
-    monkeypatch.setattr(join, "_LONG", 0.2)
-    source.execute(TABLE)
-    given = settings(source)
-    with psycopg.connect(source.dsn) as other:
-        other.execute("INSERT INTO t VALUES (9, 'x')")
-        with streaming(given) as steps:
-            until(lambda: any("still open" in step.note for step in steps))
-        assert other.execute("SELECT count(*) FROM t").fetchone() == (1,)
-    caught_up(given)
-    proven(source, given, "t")
-
-
-def test_a_table_that_is_made_anew_after_it_has_drifted(source: Source) -> None:
-    """Both in one batch: the new one is compared and followed."""
-    source.execute("CREATE TABLE t (id int PRIMARY KEY)")
-    given = source.settings(tables=STREAMED, stream={"interval": 1}, run={"retry_delay": 0.05})
-    with streaming(given) as steps:
-        until(lambda: steps)
-        for statement in (
-            "INSERT INTO t VALUES (2)",
-            "ALTER TABLE t ADD COLUMN w int",
-            "INSERT INTO t VALUES (3, 1)",
-            "DROP TABLE t",
-            "CREATE TABLE t (id int PRIMARY KEY)",
-            "INSERT INTO t VALUES (9)",
-        ):
-            source.execute(statement)
-        until(lambda: rows(source)["id"].to_list() == [9], told=lambda: steps)
-    proven(source, given, "t")

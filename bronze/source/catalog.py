@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from bronze.source.connect import Connection
+from bronze.source.definition import Definition, definitions
 from bronze.source.types import SourceType
 
 RelationKind = Literal["table", "partitioned", "materialized view", "view", "foreign table"]
@@ -41,9 +44,9 @@ class Relation:
     planner's estimate (-1: never analysed), ``width`` its estimate of a row's bytes.
     ``keys`` are the keys that PostgreSQL keeps unique at any moment, over NOT NULL columns: the
     primary key first; a deferrable one, which rows may share within a transaction, is none.
-    ``parts`` are the oids of it and of all its partitions or heirs, ``stores`` the numbers of
-    their files, which change when one is truncated. ``rewritten`` says that its
+    ``parts`` are the oids of it and of all its partitions or heirs. ``rewritten`` says that its
     storage was replaced after the transaction's snapshot, which therefore shows it empty.
+    ``definition`` is as `bronze.source.definition` has it.
     """
 
     oid: int
@@ -60,7 +63,7 @@ class Relation:
     comment: str = ""
     rewritten: bool = False
     parts: tuple[int, ...] = ()
-    stores: tuple[int, ...] = ()
+    definition: Definition = field(default_factory=dict, repr=False, hash=False)
 
     @property
     def label(self) -> str:
@@ -104,7 +107,7 @@ WITH RECURSIVE tree(root, oid) AS (
                ::int8 AS rows,
            bool_or(c.relfilenode <> 0 AND c.relfilenode <> pg_relation_filenode(c.oid))
                AS rewritten,
-           array_agg(c.oid::int8) AS parts, array_agg(c.relfilenode::int8) AS stores
+           array_agg(c.oid::int8) AS parts
     FROM tree JOIN pg_class c ON c.oid = tree.oid
     LEFT JOIN pg_class t ON t.oid = c.reltoastrelid LEFT JOIN pg_am am ON am.oid = c.relam
     GROUP BY tree.root
@@ -115,8 +118,7 @@ SELECT c.oid::int8, n.nspname, c.relname, c.relkind::text,
        current_setting('block_size')::int4 AS page,
        has_schema_privilege(n.oid, 'USAGE')
            AND has_any_column_privilege(c.oid, 'SELECT') AS readable,
-       obj_description(c.oid, 'pg_class'), coalesce(s.rewritten, true) AS rewritten, s.parts,
-       s.stores
+       obj_description(c.oid, 'pg_class'), coalesce(s.rewritten, true) AS rewritten, s.parts
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
 JOIN sizes s ON s.root = c.oid
@@ -175,7 +177,7 @@ def relations(
     transaction must hold a lock, and as of the last VACUUM or ANALYZE for the others.
     """
     wanted = {"schemas": list(schemas), "locked": list(locked)}
-    found = connection.execute(_RELATIONS, wanted).fetchall()
+    found = _rows(connection, _RELATIONS, wanted)
     oids = {"oids": [row[0] for row in found]}
     types = {row[0]: row[1:] for row in connection.execute(_TYPES, oids)}
     keys: dict[Any, list[tuple[str, ...]]] = {}
@@ -189,12 +191,18 @@ def relations(
         attributes.setdefault(oid, []).append(
             Attribute(name, kind, not_null, comment or "", number)
         )
-    return tuple(_relation(row, attributes, keys) for row in found)
+    known = definitions(connection, oids["oids"])
+    return tuple(_relation(row, attributes, keys, known) for row in found)
 
 
-def _relation(row: Any, attributes: Mapping[Any, list[Attribute]], keys: Any) -> Relation:
+def _relation(
+    row: Any,
+    attributes: Mapping[Any, list[Attribute]],
+    keys: Any,
+    known: Mapping[int, Mapping[str, str]],
+) -> Relation:
     oid, schema, name, kind, heaps, toast, rows, page, readable, comment, *rest = row
-    rewritten, parts, stores = rest
+    rewritten, parts = rest
     return Relation(
         oid=oid,
         schema=schema,
@@ -210,8 +218,12 @@ def _relation(row: Any, attributes: Mapping[Any, list[Attribute]], keys: Any) ->
         comment=comment or "",
         rewritten=rewritten,
         parts=tuple(parts),
-        stores=tuple(stores),
+        definition={**known[oid], "parts": _digest(sorted(parts))},
     )
+
+
+def _digest(oids: Sequence[int]) -> str:
+    return hashlib.sha256(json.dumps(oids).encode()).hexdigest()[:16]
 
 
 def schemas(connection: Connection) -> tuple[str, ...]:

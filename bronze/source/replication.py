@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,16 @@ class Receiver:
                 self._offer()
             with suppress(psycopg.Error):
                 self._status(last=True)
+        except psycopg.errors.UndefinedObject as error:
+            # Servers before 18 end the stream where there is no publication.
+            self._fail(
+                SourceBusy(
+                    f"The source {self._origin.name} has ended the stream:"
+                    f" {error.diag.message_primary}.",
+                    hint="It is begun anew, and all tables are compared.",
+                    sqlstate=error.sqlstate or "",
+                )
+            )
         except psycopg.Error as error:
             self._fail(explain(error, self._origin))
         except BaseException as error:  # whatever it is, the one who waits has to hear of it
@@ -312,7 +323,9 @@ class Receiver:
         gathered = self._batch.tables.get(oid)
         if gathered:
             known = gathered.described
-            gathered.drifted |= (known.columns, known.told) != (described.columns, described.told)
+            gathered.drifted |= known.columns != described.columns
+            # What counts is told with each of the batch's changes.
+            gathered.described = replace(known, told=known.told & described.told)
         self._relations[oid] = described
 
     def _empty(self, oid: int) -> None:
