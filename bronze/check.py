@@ -194,8 +194,7 @@ def _table(
         state, settled, _ = plan.settle(target, visible)
         notes += settled.notes
         promised = known[target.source, relation.oid]
-        key = target.settings.key or relation.key
-        held = tuple(map(_rule, rules.criteria(settings, target, settled, key, promised)))
+        held = tuple(map(_rule, rules.criteria(settings, target, settled, target.key, promised)))
         untranslated = rules.untranslated(target, settled, promised)
         if state is None and (before := left.get((target.source, str(relation.oid)))):
             notes += (
@@ -210,7 +209,7 @@ def _table(
         kind=relation.kind,
         rows=relation.rows,
         bytes=sum(relation.heaps) * relation.page + relation.toast,
-        key=tuple(target.settings.key or relation.key),
+        key=target.key,
         columns=tuple(_column(column) for column in columns),
         notes=notes,
         problem=problem,

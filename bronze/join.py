@@ -132,16 +132,40 @@ def another_slot(line: Line, targets: Sequence[Target]) -> NewSlot:
 
 
 def fit_again(line: Line, targets: Sequence[Target]) -> list[Target]:
-    """Those that can be streamed by now, of tables that could not follow; the others are told."""
+    """Those that can be streamed by now, of tables that have to be copied or compared; the others
+    are told.
+    """
     try:
-        return _fit(line, targets)
-    except (SourceRefused, TableRefused) as error:
-        line.say(f"{', '.join(t.label for t in targets)}: {error.message}")
-        return []
+        fit, unfit = _sorted(line, targets)
+    except SourceRefused as error:
+        fit, unfit = [], [(target, error) for target in targets]
+    for target, refused in unfit:
+        line.failed(target, refused)
+    return fit
 
 
 def _fit(line: Line, targets: Sequence[Target]) -> list[Target]:
-    """The tables that can be streamed, with the keys that tell their rows apart."""
+    """The tables that can be streamed, with the keys that tell their rows apart.
+
+    Raises:
+        TableRefused: none can; this is why the first one cannot.
+    """
+    fit, unfit = _sorted(line, targets)
+    if not fit:
+        raise unfit[0][1]
+    for target, refused in unfit:
+        line.failed(target, refused)
+    return fit
+
+
+def _sorted(
+    line: Line, targets: Sequence[Target]
+) -> tuple[list[Target], list[tuple[Target, BronzeError]]]:
+    """The tables that can be streamed, and why others cannot.
+
+    Raises:
+        SourceRefused: something is missing at the source that concerns all of them.
+    """
     keyed, wanting = follow.fitted(line.control, targets, line.slot, line.publication)
     general = [one for one in wanting if not one.table]
     if general:
@@ -149,14 +173,9 @@ def _fit(line: Line, targets: Sequence[Target]) -> list[Target]:
             f"{line.origin.name} cannot be streamed yet: " + " ".join(one.what for one in general),
             hint="Have this done: " + " ".join(one.mend for one in general),
         )
-    unfit = {w.table: TableRefused(w.what, hint=w.mend, table=w.table) for w in reversed(wanting)}
-    for target in keyed:
-        if target.label in unfit:
-            line.failed(target, unfit[target.label])
-    fit = [target for target in keyed if target.label not in unfit]
-    if not fit:
-        raise unfit[keyed[0].label]
-    return fit
+    why = {w.table: TableRefused(w.what, hint=w.mend, table=w.table) for w in reversed(wanting)}
+    fit = [target for target in keyed if target.label not in why]
+    return fit, [(target, why[target.label]) for target in keyed if target.label in why]
 
 
 def _resumed(
@@ -337,6 +356,7 @@ def _following(
     if plan is None:
         raise BronzeError("There is no plan.")
     relation, own = plan.target.relation, plan.target.settings
+    identity = publication.telling(line.control, [(relation, plan.target.key)])
     line.tally.names.add(plan.target.name)
     choices = Choices(own.decimals, own.arrays, own.timestamps)
     kinds = {attribute.name: attribute.type for attribute in relation.attributes}
@@ -348,6 +368,7 @@ def _following(
             for column in plan.settled.columns
             if column.name in kinds
         ),
+        identity=identity.get(relation.oid, ()),
         floor=floor,
         held=at,
         version=version,

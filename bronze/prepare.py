@@ -47,6 +47,11 @@ class Target:
         """The names that config and arguments may call it by."""
         return self.relation.name, self.label, f"{self.source}.{self.label}"
 
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The source's columns by which its rows are known: the config's, or the table's own."""
+        return self.settings.key or self.relation.key
+
 
 def found(connection: Connection, source: str, wanted: Sequence[str]) -> tuple[Relation, ...]:
     """All relations in the schemas that a source's config names.
@@ -158,7 +163,7 @@ def columns(target: Target) -> tuple[Column, ...]:
             table=target.label,
         )
     dropped = {name for name, how in own.protect.items() if how.dropped}
-    if lost := sorted(dropped & {*(own.key or relation.key)}):
+    if lost := sorted(dropped & {*target.key}):
         raise TableRefused(
             f"Column {lost[0]} of table {target.label} is part of its key, and cannot be dropped.",
             hint=f'Take its tokens: protect = {{ {toml(lost[0])} = "tokenize" }}',

@@ -275,7 +275,7 @@ class Session:
         self._line.remember([lineage.left(following.entry, None) for following in misfits])
         targets = [self._followings.pop(following.oid).plan.target for following in misfits]
         there = [
-            replace(target, relation=now[target.relation.oid])
+            self._as_now(target, now[target.relation.oid])
             for target in targets
             if target.relation.oid in now
         ]
@@ -344,6 +344,12 @@ class Session:
                     reached = receiver.idle
                     receiver.nudge()
 
+    def _as_now(self, target: Target, relation: Relation) -> Target:
+        """A table as it is now; which key its replica identity gives it is to be seen again."""
+        known = target.relation
+        own = self._settings.table(target.source, known.schema, known.name)
+        return replace(target, relation=relation, settings=own)
+
     # Tables that failed
 
     def _gives_up(self, following: Following, error: BronzeError) -> None:
@@ -374,7 +380,7 @@ class Session:
         targets = []
         for one in due:
             if one.target.label in there:
-                targets.append(replace(one.target, relation=there[one.target.label]))
+                targets.append(self._as_now(one.target, there[one.target.label]))
             else:
                 # It may come back under its name.
                 self._fails(one.target)
@@ -491,8 +497,11 @@ class Session:
         now = {relation.oid: relation for relation in line.found()}
         _refuse_remade(following, now.values())
         with connect.mapped(line.origin):
-            relations = [now[f.oid] for f in following if f.oid in now]
+            there = [f for f in following if f.oid in now]
+            relations = [now[f.oid] for f in there]
             covered = publication.coverage(line.control, line.publication, relations)
+            keyed = [(now[f.oid], f.plan.target.key) for f in there]
+            telling = publication.telling(line.control, keyed)
         for one in following:
             if one.oid not in now or now[one.oid].label != one.label:
                 self._gives_up(one, _left(one, now.get(one.oid)))
@@ -500,6 +509,8 @@ class Session:
         for one in self._following:
             if why := _changed(one, now[one.oid], covered.get(one.oid, "")):
                 changed.setdefault(why, []).append(one)
+            elif telling.get(one.oid) != one.identity:
+                changed.setdefault("what tells its rows apart has changed", []).append(one)
         for why, some in changed.items():
             line.say(f"{', '.join(one.label for one in some)}: {why}. All rows are compared.")
             self._compare(some, why)

@@ -93,6 +93,7 @@ def job(gathered: Gathered, place: Place, stored: Sequence[Any], **more: Any) ->
         "columns": COLUMNS,
         "texts": TEXTS,
         "key": KEY,
+        "identity": KEY,
         "place": place,
         "stored": tuple(stored),
         "layout": LAYOUT,

@@ -212,6 +212,38 @@ def identity(
     return {r.label: _common(r, parts) for r in relations if r.oid in parts}
 
 
+def telling(
+    connection: Connection, targets: Sequence[tuple[Relation, Sequence[str]]]
+) -> Mapping[int, tuple[str, ...]]:
+    """By each table's oid the columns by which a stream tells its rows apart at any moment.
+
+    Args:
+        connection: to the source.
+        targets: the tables, each with the columns of its key.
+
+    Raises:
+        psycopg.Error
+    """
+    parts = parts_of(connection, [relation for relation, _ in targets])
+    return {r.oid: apart(r, parts, key) for r, key in targets if r.oid in parts}
+
+
+def apart(relation: Relation, parts: Parts, key: Sequence[str]) -> tuple[str, ...]:
+    """The columns by which a stream tells a table's rows apart at any moment; none if it cannot.
+
+    That is the key where PostgreSQL keeps it unique. Rows that may share a key, be it within a
+    transaction alone, are known by the old rows that are logged: by unique columns in these, or
+    by all columns (REPLICA IDENTITY FULL), for then rows that are alike are of equal worth.
+    """
+    if relation.enforces(key):
+        return tuple(key)
+    logged = _common(relation, parts)
+    whole = all(leaf.replica == "f" for leaf in leaves(relation, parts))
+    if set(key) <= set(logged) and (whole or relation.enforces(logged)):
+        return logged
+    return ()
+
+
 _PARTS = """
 SELECT c.oid::int8, n.nspname, c.relname, c.relkind::text, c.relpersistence::text,
        c.relreplident::text, pg_has_role(c.relowner, 'USAGE'), a.columns, a.virtual, a.stored

@@ -147,6 +147,48 @@ def test_the_key_must_be_in_the_replica_identity(source: Source, connection: Con
     assert wanted(connection, keys=keys) == ()
 
 
+def test_a_key_that_partitions_may_share_needs_whole_rows(
+    source: Source, connection: Connection
+) -> None:
+    """Each partition's own key is unique within it alone; a key of the root's is fine."""
+    for name, own in (("a", ""), ("b", ", PRIMARY KEY (id, d)")):
+        source.execute(f"CREATE TABLE {name} (id int NOT NULL, d int{own}) PARTITION BY LIST (d)")
+        for number in (1, 2):
+            source.execute(
+                f"CREATE TABLE {name}_{number} PARTITION OF {name} FOR VALUES IN ({number})"
+            )
+    source.execute("ALTER TABLE a_1 ADD PRIMARY KEY (id); ALTER TABLE a_2 ADD PRIMARY KEY (id)")
+    keys = {"public.a": ["id"], "public.b": ["id"]}
+    (found,) = wanted(connection, "a", "b", keys=keys)
+    assert found.table == "public.a"
+    assert "rows of several partitions may share the key id" in found.what
+    assert found.mend.count("REPLICA IDENTITY FULL") == 2
+    mend(source, [found])
+    assert wanted(connection, "a", "b", keys=keys) == ()
+    told = publication.telling(connection, [(r, ["id"]) for r in tables(connection, "a", "b")])
+    assert sorted(told.values()) == [("id", "d")] * 2
+
+
+@pytest.mark.parametrize(
+    ("own", "key", "told"),
+    [
+        ("id int PRIMARY KEY, x int NOT NULL UNIQUE", ("id",), ("id",)),
+        ("id int PRIMARY KEY, x int NOT NULL UNIQUE", ("x",), ("x",)),
+        ("id int PRIMARY KEY, x int UNIQUE", ("x",), ("id", "x")),
+        ("id int PRIMARY KEY, x int NOT NULL UNIQUE DEFERRABLE", ("x",), ("id", "x")),
+        ("id int PRIMARY KEY DEFERRABLE, x int", ("id",), ("id", "x")),
+        ("id int PRIMARY KEY, x int", ("x", "id"), ("x", "id")),
+    ],
+)
+def test_what_tells_rows_apart_at_any_moment(
+    source: Source, connection: Connection, own: str, key: tuple[str, ...], told: tuple[str, ...]
+) -> None:
+    """A key that PostgreSQL checks with each row, or else whole rows."""
+    source.execute(f"CREATE TABLE t ({own}); ALTER TABLE t REPLICA IDENTITY FULL")
+    (found,) = publication.telling(connection, [(r, key) for r in tables(connection)]).values()
+    assert found == told
+
+
 def test_what_has_no_replica_identity_fails_its_writers(
     source: Source, connection: Connection
 ) -> None:
