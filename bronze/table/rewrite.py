@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from bronze import portion
 from bronze.errors import Mismatch
 from bronze.model import DataFile, Kind, Place, Stored
 from bronze.table import files, store
@@ -293,7 +294,7 @@ def write(job: Write) -> Written:
 
 def _outputs(job: Write, tally: list[int]) -> Iterator[Iterator[pl.DataFrame]]:
     """The row groups of each file; the rows that were read for them are added to ``tally``."""
-    size = max(1, _GROUP_VALUES // max(1, len(job.order.layout)))
+    size = portion.rows(_GROUP_VALUES, len(job.order.layout))
     if not job.by:
         tables = _counted(_tables(job.order, [s for pile in job.piles for s in pile]), tally)
         yield (pl.DataFrame(table) for table in _gathered(tables, _rows, size))
