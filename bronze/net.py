@@ -17,6 +17,7 @@ import numpy.typing as npt
 import polars as pl
 import polars.selectors as cs
 
+from bronze import portion
 from bronze.enrich import protect
 from bronze.enrich.anomaly import scored
 from bronze.enrich.enrichment import enriched
@@ -117,7 +118,7 @@ def net(job: Net) -> Netted:
         records = rejections(rows, refused, [t.target for t in _keys(job)])
         rejected += protect.rejections(records, job.enrichment.protection)
         frames.append(rows)
-        if sum(frame.estimated_size() for frame in frames) > _IN_MEMORY:
+        if sum(portion.size(frame) for frame in frames) > _IN_MEMORY:
             changes += _staged(job, frames)
             frames = []
     changes += [pl.concat(frames)] if frames else []
@@ -146,7 +147,7 @@ def _staged(job: Net, frames: Sequence[pl.DataFrame]) -> list[DataFile]:
 
 def _deletes(job: Net, gone: pl.DataFrame) -> tuple[Changes, ...]:
     keys = _stored_keys(job, gone)
-    if keys.estimated_size() > _IN_MEMORY:
+    if portion.size(keys) > _IN_MEMORY:
         return tuple(_staged(job, [keys]))
     return (keys,)
 

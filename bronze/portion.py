@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import polars as pl
 import pyarrow as pa
 
 FEWEST = 1_000
 """What is done for a portion costs so much for each of its columns that wide rows are taken in
 portions of at least so many, where their bytes allow it."""
+
+_VIEW = 16
 
 
 def rows(values: int, columns: int) -> int:
@@ -35,3 +38,9 @@ def _halves(table: pa.Table, size: int) -> Iterator[pa.Table]:
     middle = table.num_rows // 2
     yield from _halves(table.slice(0, middle), size)
     yield from _halves(table.slice(middle), size)
+
+
+def size(frame: pl.DataFrame) -> int:
+    """About how many bytes a frame takes, which counts a text's own and those that point to it."""
+    pointing = sum(dtype in (pl.String, pl.Binary) for dtype in frame.dtypes)
+    return int(frame.estimated_size()) + _VIEW * pointing * frame.height

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow.parquet as pq
 
+from bronze import portion
 from bronze.model import DELETED, DataFile, Kind, Place, Stamp
 from bronze.table import files
 from bronze.table.files import CHANGE
@@ -71,7 +72,7 @@ def picks(
 def weights(place: Place, change: Changes) -> Weights:
     """About how many bytes each row of the changes takes."""
     if isinstance(change, pl.DataFrame):
-        return np.full(change.height, change.estimated_size() / max(change.height, 1))
+        return np.full(change.height, portion.size(change) / max(change.height, 1))
     parquet = files.opened(place, change)
     groups = [parquet.metadata.row_group(i) for i in range(parquet.num_row_groups)]
     means = [group.total_byte_size / max(group.num_rows, 1) for group in groups]
@@ -110,7 +111,7 @@ class Gathered:
         """Keeps frames until they are enough."""
         self._frames += frames
         height = sum(frame.height for frame in self._frames)
-        if height >= GROUP or sum(frame.estimated_size() for frame in self._frames) >= BYTES:
+        if height >= GROUP or sum(portion.size(frame) for frame in self._frames) >= BYTES:
             self.flush()
 
     def flush(self) -> None:

@@ -320,7 +320,7 @@ def _sorted(job: Write, pile: Sequence[Source], tally: list[int]) -> tuple[pl.Da
 def _slices(frame: pl.DataFrame, rows: Numbers, size: int) -> Iterator[pl.DataFrame]:
     if not len(rows):
         return
-    mean = frame.estimated_size() / frame.height
+    mean = portion.size(frame) / frame.height
     size = max(1, min(size, int(_GROUP_BYTES / max(mean, 1))))
     for start in range(0, len(rows), size):
         yield frame[rows[start : start + size]]
