@@ -163,6 +163,7 @@ class _Part:
     def __init__(self, job: Net, number: int, piece: Piece) -> None:
         self._job, self._piece, self.number = job, piece, number
         self._kept: pgoutput.Changes | None = None
+        self.open: tuple[tuple[str, npt.NDArray[np.bool_]], ...] = ()
 
     @cached_property
     def names(self) -> list[str]:
@@ -202,27 +203,15 @@ class _Part:
         moments = pl.Series(COMMITTED, times[self.transactions[lines]])
         return moments.cast(pl.Datetime("us", "UTC"))
 
-    @cached_property
-    def seen(self) -> tuple[pl.DataFrame, tuple[tuple[str, npt.NDArray[np.bool_]], ...]]:
-        """The events, and for each column with values that were not sent where that is.
-
-        That is all that is kept of changes that lie in a file.
-        """
-        found = self.changes
-        flagged = zip(self.names, found.unchanged, strict=True)
-        left = tuple((name, flags) for name, flags in flagged if flags is not None)
-        return self._events(found), left
-
-    @property
     def events(self) -> pl.DataFrame:
         """What happens to which key: the key, ``upsert``, and where it stands: ``part``, ``line``.
 
-        A row that gets another key goes under the old one, and comes under the new one.
+        A row that gets another key goes under the old one, and comes under the new one. What was
+        not sent is known from now on, as ``open``.
         """
-        return self.seen[0]
-
-    def _events(self, found: pgoutput.Changes) -> pl.DataFrame:
-        key = list(self._job.key)
+        found, key = self.changes, list(self._job.key)
+        flagged = zip(self.names, found.unchanged, strict=True)
+        self.open = tuple((name, flags) for name, flags in flagged if flags is not None)
         deleted = pl.Series(found.kinds == pgoutput.DELETE)
         old, new = found.old.select(key), found.new.select(key)
         both = pl.DataFrame(
@@ -266,7 +255,7 @@ def _last(job: Net, parts: Sequence[_Part]) -> pl.DataFrame:
     key = list(job.key)
     if not parts:
         return pl.DataFrame(schema={**dict.fromkeys(key, pl.String), **_EVENT})
-    events = pl.concat([part.events for part in parts])
+    events = pl.concat([part.events() for part in parts])
     if any(events[name].null_count() for name in key):
         raise TableRefused(
             f"A row of table {job.table} has no value in its key {', '.join(key)}.",
@@ -330,7 +319,7 @@ def _missing(job: Net, parts: Sequence[_Part], last: pl.DataFrame) -> Mapping[Sp
     """Where the values are that the last changes leave out: in another change, or in the table
     under a key.
     """
-    open_columns = {part.number: part.seen[1] for part in parts}
+    open_columns = {part.number: part.open for part in parts}
     wanted: list[Spot] = []
     for number, columns in open_columns.items():
         lines = last.filter(pl.col("part") == number)["line"].to_numpy()
@@ -345,7 +334,7 @@ def _missing(job: Net, parts: Sequence[_Part], last: pl.DataFrame) -> Mapping[Sp
         flagged = {name: flags for name, flags in open_columns[part.number] if name in names}
         before: tuple[int, Key] | None = None
         moving: dict[str, Spot | Key] = {}
-        for *key, upsert, _, line in part.events.iter_rows():
+        for *key, upsert, _, line in part.events().iter_rows():
             at = tuple(key)
             if not upsert:
                 # If it is a change of key, its second half comes next.
