@@ -17,7 +17,7 @@ import numpy.typing as npt
 import polars as pl
 import polars.selectors as cs
 
-from bronze import identity
+from bronze import identity, portion
 from bronze.enrich import protect
 from bronze.enrich.anomaly import scored
 from bronze.enrich.enrichment import enriched
@@ -124,7 +124,7 @@ def net(job: Net) -> Netted:
         records = rejections(rows, refused, [t.target for t in _keys(job)])
         rejected += protect.rejections(records, job.enrichment.protection)
         frames.append(rows)
-        if sum(frame.estimated_size() for frame in frames) > _IN_MEMORY:
+        if sum(portion.size(frame) for frame in frames) > _IN_MEMORY:
             changes += _staged(job, frames)
             frames = []
     changes += [pl.concat(frames)] if frames else []
@@ -157,7 +157,7 @@ def _staged(job: Net, frames: Sequence[pl.DataFrame]) -> list[DataFile]:
 
 def _deletes(job: Net, gone: pl.DataFrame) -> tuple[Changes, ...]:
     keys = _stored_keys(job, gone)
-    if keys.estimated_size() > _IN_MEMORY:
+    if portion.size(keys) > _IN_MEMORY:
         return tuple(_staged(job, [keys]))
     return (keys,)
 
@@ -299,14 +299,7 @@ def _missing(job: Net, parts: Sequence[Part], last: pl.DataFrame) -> Mapping[Spo
     """Where the values are that the last changes leave out: in another change, or in the table
     under a key.
     """
-    open_columns = {
-        part.number: [
-            (name, flags)
-            for name, flags in zip(part.names, part.changes.unchanged, strict=True)
-            if flags is not None
-        ]
-        for part in parts
-    }
+    open_columns = {part.number: part.open for part in parts}
     wanted: list[Spot] = []
     for number, columns in open_columns.items():
         lines = last.filter(pl.col(PART) == number)[LINE].to_numpy()

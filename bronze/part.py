@@ -24,6 +24,8 @@ class Part:
     Attributes:
         number: which of the pieces it is.
         names: the columns that the stream has.
+        open: which of them were not sent with some changes, and which changes these are; known
+            once the changes were looked at.
     """
 
     def __init__(self, gathered: Gathered, number: int, floor: int) -> None:
@@ -32,6 +34,7 @@ class Part:
         self.names = [name for name, _, _ in gathered.described.columns]
         self._piece, self._floor = gathered.pieces[number], floor
         self._kept: pgoutput.Changes | None = None
+        self.open: tuple[tuple[str, npt.NDArray[np.bool_]], ...] = ()
 
     @property
     def changes(self) -> pgoutput.Changes:
@@ -39,6 +42,8 @@ class Part:
         if self._kept is not None:
             return self._kept
         found = _completed(pgoutput.changes(self._piece.read(), self._piece.lengths, self.names))
+        flagged = zip(self.names, found.unchanged, strict=True)
+        self.open = tuple((name, flags) for name, flags in flagged if flags is not None)
         if self._piece.path is None:
             self._kept = found
         return found
@@ -88,8 +93,8 @@ class Part:
             left = old.with_columns(pl.lit(False).alias(UPSERT)).with_row_index(LINE)
             left = left.filter(pl.Series(moved & other))
             both = pl.concat([left, both.select(left.columns)]).sort(LINE, maintain_order=True)
-        return both.select(
-            *key, UPSERT, pl.lit(self.number).alias(PART), pl.col(LINE).cast(pl.Int64)
+        return _copied(
+            both.select(*key, UPSERT, pl.lit(self.number).alias(PART), pl.col(LINE).cast(pl.Int64))
         )
 
     def moves(self, known: Sequence[str], key: Sequence[str]) -> pl.DataFrame:
@@ -109,7 +114,12 @@ class Part:
         for rows, which, sign in ((old, before, -1), (new, after, 1)):
             lines = np.flatnonzero(which & self.new)
             both.append(identity.moves(rows[lines], key, sign, self.number, lines))
-        return pl.concat(both).sort(LINE, maintain_order=True)
+        return _copied(pl.concat(both).sort(LINE, maintain_order=True))
+
+
+def _copied(rows: pl.DataFrame) -> pl.DataFrame:
+    # The texts are views into the messages, which would stay in memory with them.
+    return pl.DataFrame(rows.to_arrow(compat_level=pl.CompatLevel.oldest()))
 
 
 def _completed(found: pgoutput.Changes) -> pgoutput.Changes:

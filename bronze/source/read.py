@@ -19,6 +19,7 @@ import psycopg
 import pyarrow as pa
 from psycopg import errors as pg
 
+from bronze import portion
 from bronze.errors import (
     ConfigError,
     Mismatch,
@@ -68,17 +69,13 @@ def rows(
     Raises:
         SourceError: and its kinds; a `TableRefused` where only this table is at fault.
     """
+    most = portion.rows(_PART_VALUES, len(columns) + 1)
     with _reachable(origin) as url:
         for condition in where:
             raw = _fetch(origin, url, session, f"{query} WHERE {condition}", table, guarded)
-            yield from (_typed(part, columns, table) for part in _parts(raw))
-
-
-def _parts(raw: pa.Table) -> Iterator[pa.Table]:
-    fitting = raw.num_rows * _PART_BYTES // max(raw.nbytes, 1)
-    step = max(1, min(fitting, _PART_VALUES // raw.num_columns))
-    for start in range(0, raw.num_rows, step):
-        yield raw.slice(start, step)
+            parts = portion.of(raw, most, _PART_BYTES)
+            del raw
+            yield from (_typed(part, columns, table) for part in parts)
 
 
 @contextmanager
