@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import os
+import shutil
 import sys
 import tempfile
 import time
 import traceback
 from pathlib import Path
 
-from bronze.demo.server import running
+from bronze.demo.server import LOG, running
 from bronze.privacy import MASTER_KEY
 from tests.conftest import FAST, ROOM, database
 from tests.model import checker, driver
@@ -27,7 +28,7 @@ def main() -> None:
     failed: list[int] = []
     with (
         tempfile.TemporaryDirectory(prefix="bronze-tests-", dir="/dev/shm") as folder,  # noqa: S108
-        running(Path(folder) / "data", settings={**FAST, **ROOM}) as server,
+        running(Path(folder) / "data", settings={**FAST, **ROOM, "log_lock_waits": "on"}) as server,
     ):
         for seed in range(first, last + 1):
             began = time.monotonic()
@@ -40,6 +41,7 @@ def main() -> None:
                 except Exception as error:
                     failed.append(seed)
                     whole = "".join(traceback.format_exception(error))
+                    shutil.copy(server.data / LOG, where)
                     (where / "error.txt").write_text(whole)
                     said = f"{type(error).__name__}: {error}"
             print(f"seed {seed}: {said[:1500]} ({time.monotonic() - began:.0f} s)", flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ _MOMENT = 2.5
 """How long a stream at rest has to have said, by its shortened minute, what it does not follow."""
 
 _POLL = 0.3
+# Killed, or asked to end before it could tell that it was.
+_ENDS = (0, 1, 2, 3, 130, -signal.SIGKILL, -signal.SIGTERM)
 
 
 class Wrong(AssertionError):
@@ -113,7 +116,7 @@ def _ended(world: World) -> None:
             process.terminate()
         code = process.popen.wait(120)
         said = process.said()
-        if code not in (0, 1, 2, 3, 130, -9) or "Traceback" in said:
+        if code not in _ENDS or "Traceback" in said:
             raise Wrong(f"{process.what} ended with {code}: {said[-2000:]}")
     world.running.clear()
 
@@ -126,7 +129,7 @@ def _followed(world: World, check: Check) -> None:
         code = stream.popen.returncode
         other = "Another copy of bronze" in said
         excused = stream.ended or other or world.hindrances
-        if code not in (0, 1, 2, 3, -9) or "Traceback" in said or not excused:
+        if code not in _ENDS or "Traceback" in said or not excused:
             raise Wrong(f"the stream ended by itself with {code}: {said[-2000:]}")
         world.stream = stream = None
     if stream is None:
@@ -188,6 +191,8 @@ def story(source: Source, folder: Path, seed: int, count: int) -> World:
     world.swaps = operations.SWAPS in {one.name for one in among}
     try:
         world.make()
+        # Before, nobody can say what a table is refused for.
+        settle(world)
         done = number = 0
         while done < count:
             dice = Random(f"{seed}/{number}")

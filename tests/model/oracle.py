@@ -58,7 +58,8 @@ def bronze_rows(folder: Path) -> pl.DataFrame:
     frame = pl.read_delta(str(folder))
     if "change_type" in frame.columns:
         key = json.loads(DeltaTable(str(folder)).metadata().configuration["bronze.key"])
-        frame = frame.sort("update_timestamp", maintain_order=True)
+        # Versions of before a change of the key have no such key.
+        frame = frame.drop_nulls(key).sort("update_timestamp", maintain_order=True)
         frame = frame.unique(key, keep="last", maintain_order=True)
         frame = frame.filter(pl.col("change_type") != "delete")
     return frame.filter(pl.col("record_status") != "DELETED")
@@ -99,7 +100,8 @@ def unlike(dsn: str, table: str, columns: Sequence[Column], folder: Path) -> str
     )
     there: Rows = Counter(
         tuple(
-            None if text is None else read(text) for text, read in zip(row, readers, strict=True)
+            None if text is None else _read(text, read)
+            for text, read in zip(row, readers, strict=True)
         )
         for row in source_rows(dsn, table, columns)
     )
@@ -110,6 +112,13 @@ def unlike(dsn: str, table: str, columns: Sequence[Column], folder: Path) -> str
         f"{missing.total()} rows missing, {extra.total()} too many of {there.total()}"
         f" ({', '.join(named)}): missing {_some(missing)}, too many {_some(extra)}"
     )
+
+
+def _read(text: str, read: Callable[[str], Any]) -> Any:
+    try:
+        return read(text)
+    except (ValueError, ArithmeticError):
+        return f"{text!r} is none of the kind that Bronze has"
 
 
 def _some(rows: Rows) -> str:

@@ -117,7 +117,10 @@ def unfit_type(world: World, table: str) -> str:
         return "no column"
     column = world.dice.choice(fit)
     alter = f"ALTER TABLE {table} ALTER {column.quoted} TYPE"
-    undo = f"{alter} {column.type} USING {column.quoted}::{column.type}"
+    name, kind = column.quoted, column.type
+    # Rows that came meanwhile may hold any text.
+    valid = f"CASE WHEN pg_input_is_valid({name}, '{kind}') THEN {name}::{kind} END"
+    undo = f"{alter} {kind} USING {valid}"
     do = f"{alter} text USING {column.quoted}::text"
     return world.hinder(f"{table}.{column.name} is text", frozenset({table}), [do], [undo])
 
