@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -322,7 +323,9 @@ class Receiver:
         gathered = self._batch.tables.get(oid)
         if gathered:
             known = gathered.described
-            gathered.drifted |= (known.columns, known.told) != (described.columns, described.told)
+            gathered.drifted |= known.columns != described.columns
+            # What counts is told with each of the batch's changes.
+            gathered.described = replace(known, told=known.told & described.told)
         self._relations[oid] = described
 
     def _empty(self, oid: int) -> None:

@@ -21,7 +21,6 @@ from bronze.errors import CommitConflict, LakeError, Overtaken
 from bronze.model import DataFile, Kind, Place, Stored
 from bronze.table import files, store
 from bronze.table.log import Action, State, infos, read, write
-from bronze.table.naming import faults
 from bronze.table.schema import NTZ, delta_schema, properties, protocol
 
 FACTS = "bronze"
@@ -205,12 +204,17 @@ def _shaped(state: State | None, shape: Shape, now: int) -> list[Action]:
 
 
 def _prove_readable(shape: Shape) -> None:
-    # Once in the log, such a name keeps every reader from opening the table, for good.
-    for name, reason in faults([name for name, _ in shape.columns], ()).items():
-        raise LakeError(
-            f"A table with a column {name!r} could not be read: {reason}.",
-            hint="Nothing was committed. Give the column another name: rename = { … }",
-        )
+    # Once in the log, such names keep every reader from opening the table, for good.
+    spelled: dict[str, str] = {}
+    for name, _ in shape.columns:
+        other = spelled.get(name.lower())
+        if other is not None:
+            raise LakeError(
+                f"A table with the columns {other!r} and {name!r} could not be read: Delta takes"
+                " them for the same one.",
+                hint=f'Nothing was committed. Rename one: rename = {{ "{name}" = "{name}_2" }}',
+            )
+        spelled[name.lower()] = name
 
 
 def _not_overtaken(state: State, reached: Position) -> None:
