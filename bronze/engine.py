@@ -107,6 +107,7 @@ def drive(
     courses: Sequence[Course[T]],
     limit: int,
     told: Callable[[int, Any], None] = lambda *_: None,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> Iterator[T]:
     """Runs courses side by side, at most ``limit`` tasks at once; yields what each returns.
 
@@ -119,6 +120,7 @@ def drive(
         courses: in the order of their urgency.
         limit: how many tasks run at once.
         told: is told of each result, with its course's number, from this thread.
+        meanwhile: is called at least twice a second as long as tasks run, from this thread.
 
     Raises:
         Exception: what a course raises ends the others too.
@@ -135,7 +137,9 @@ def drive(
                 entry = heapq.heappop(waiting)
                 flying[pool.submit(entry[2].work, entry[2].given)] = entry
             # Without a time limit an interrupt would be seen only when a task has ended.
-            for future in wait(flying, _PATIENCE, FIRST_COMPLETED).done:
+            ended = wait(flying, _PATIENCE, FIRST_COMPLETED).done
+            meanwhile()
+            for future in ended:
                 number, place, task = entry = flying.pop(future)
                 outcome = _outcome(future, task)
                 if isinstance(outcome, SourceBusy) and refused < _BUSY_TRIES:

@@ -26,6 +26,7 @@ from bronze.errors import (
     SourceError,
     SourceRefused,
     SourceUnreachable,
+    TableContested,
     TableRefused,
 )
 from bronze.model import Origin
@@ -316,6 +317,21 @@ _TABLE: Sequence[tuple[type[psycopg.Error], str, str]] = (
 )
 
 
+# By `bronze.source.snapshot.Snapshot.give_way`; or by an operator, for a reason of their own.
+CANCELED = "canceling statement due to user request"
+
+
+def contested(table: str) -> TableContested:
+    """The error of a table whose reads were canceled, as others wait to change it."""
+    return TableContested(
+        f"Somebody waits to change table {table} (ALTER, TRUNCATE, VACUUM FULL), and its reads"
+        " wait behind them: they were canceled.",
+        hint="Run again when they are done; `bronze run` itself does so, max_retries times.",
+        table=table,
+        sqlstate="57014",
+    )
+
+
 def explain(error: psycopg.Error, origin: Origin, table: str = "") -> BronzeError:
     """Our error for one of psycopg's."""
     state = error.sqlstate or ""
@@ -338,6 +354,10 @@ def explain(error: psycopg.Error, origin: Origin, table: str = "") -> BronzeErro
         )
     if isinstance(error, _GONE) or (isinstance(error, psycopg.OperationalError) and not state):
         return _no_connection(where, text)
+    if table and isinstance(error, pg.QueryCanceled) and CANCELED in text:
+        return contested(table)
+    if isinstance(error, pg.LockNotAvailable) and not table:
+        return made(SourceBusy, f"Somebody holds a lock at {where}: {text}", "It is retried.")
     for kind, what, hint in _TABLE:
         if isinstance(error, kind) and table:
             return made(TableRefused, f"Table {table} {what} ({text}).", hint)

@@ -30,7 +30,7 @@ from bronze.errors import (
 )
 from bronze.model import Column, Kind, Origin
 from bronze.source import tunnel
-from bronze.source.connect import connect, explain, forget, located
+from bronze.source.connect import CANCELED, connect, contested, explain, forget, located
 
 # What follows the reading takes several times the memory of the rows themselves, so it is given
 # few at a time: a quarter less memory in all, at no cost in time (measured).
@@ -134,6 +134,8 @@ def _why(
     low = text.lower()
     if any(word in low for word in _FULL):
         return SourceBusy(f"{origin.name} has no connection free.", table=table)
+    if CANCELED in low:
+        return contested(table)
     try:
         with connect(origin) as probe:
             for statement in (*session, f"EXPLAIN {query}"):

@@ -12,7 +12,7 @@ in between is asked of `changed` then.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -86,6 +86,17 @@ class Snapshot:
         joining = [f"SET TRANSACTION SNAPSHOT '{self.name}'"] if self.name else []
         return (BEGIN, *joining, pinning(origin))
 
+    def give_way(self, origin: Origin) -> None:
+        """Cancels reads that wait for those who wait for the snapshot's own locks.
+
+        An ALTER waits until the tables are no longer locked, and whoever wants to read one of them
+        queues up behind it: our reads, which would wait for ever, and everybody else's. To
+        PostgreSQL that is no deadlock, as it does not know that the snapshot waits for the reads.
+        """
+        with suppress(psycopg.Error), self.holder.transaction():
+            self.holder.execute("SELECT pg_stat_clear_snapshot()")
+            self.holder.execute(_GIVE_WAY, [origin.application_name])
+
     def alive(self) -> bool:
         """Whether the transaction that holds the snapshot is still there."""
         try:
@@ -93,6 +104,15 @@ class Snapshot:
         except psycopg.Error:
             return False
         return True
+
+
+_GIVE_WAY = """
+SELECT pg_cancel_backend(a.pid) FROM pg_stat_activity a
+WHERE a.application_name = %s AND a.usename = session_user AND a.datname = current_database()
+  AND a.wait_event_type = 'Lock' AND a.pid <> pg_backend_pid()
+  AND EXISTS (SELECT FROM unnest(pg_blocking_pids(a.pid)) AS before
+              WHERE pg_backend_pid() = ANY(pg_blocking_pids(before)))
+"""
 
 
 @contextmanager
