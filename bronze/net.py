@@ -169,11 +169,11 @@ class _Part:
 
     @property
     def changes(self) -> pgoutput.Changes:
-        """The changes; those that lie in a file are not kept in memory."""
+        """The changes; those that are put aside are not kept in memory."""
         if self._kept is not None:
             return self._kept
         found = _completed(pgoutput.changes(self._piece.read(), self._piece.lengths, self.names))
-        if self._piece.path is None:
+        if self._piece.aside is None:
             self._kept = found
         return found
 

@@ -70,7 +70,7 @@ class Resync:
         self._left_out[oid] = position
 
     def behind(self, done: Copied) -> dict[int, int]:
-        """By oid the tables of which something after the slot's position was left out, and where."""
+        """By oid the tables of which something after the slot's position is lacking, and where."""
         return {
             oid: self._left_out[oid]
             for oid in done.joined
