@@ -10,6 +10,8 @@ from __future__ import annotations
 import heapq
 import logging
 import multiprocessing
+import os
+import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -50,11 +52,24 @@ def executor(engine: str, workers: int) -> Iterator[Executor]:
     elif engine == "processes":
         # A forked child would inherit the locks of our libraries' threads.
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=context) as processes:
+        made = ProcessPoolExecutor(workers, context, _end_with_parent)
+        with made as processes:
             yield processes
     else:
         with _dask(engine.removeprefix("dask://")) as cluster:
             yield cluster
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that it works for is killed: otherwise it waits for ever."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, name="bronze parent", daemon=True).start()
 
 
 @contextmanager

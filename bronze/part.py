@@ -38,13 +38,13 @@ class Part:
 
     @property
     def changes(self) -> pgoutput.Changes:
-        """The changes; those that lie in a file are not kept in memory."""
+        """The changes; those that are put aside are not kept in memory."""
         if self._kept is not None:
             return self._kept
         found = _completed(pgoutput.changes(self._piece.read(), self._piece.lengths, self.names))
         flagged = zip(self.names, found.unchanged, strict=True)
         self.open = tuple((name, flags) for name, flags in flagged if flags is not None)
-        if self._piece.path is None:
+        if self._piece.aside is None:
             self._kept = found
         return found
 

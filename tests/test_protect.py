@@ -24,7 +24,7 @@ from bronze.model import Protected
 from bronze.result import TableResult
 from bronze.settings import ProtectionSettings, SecretName, Settings
 from bronze.source import replication
-from bronze.source.batch import Piece
+from bronze.source.batch import Piece, Spool
 from bronze.source.read import dtype
 from bronze.table import expire, log
 from tests import feed
@@ -200,11 +200,12 @@ def test_a_stream_protects_what_it_brings(
     monkeypatch.setattr("bronze.session._SHARE", 10**9)
     put_aside = Piece.put_aside
 
-    def seen(piece: Piece, path: Path, cipher: Any) -> None:
+    def seen(piece: Piece, spool: Spool) -> None:
         data = piece.data
-        put_aside(piece, path, cipher)
+        put_aside(piece, spool)
         assert piece.read() == data
-        aside.append(path.read_bytes())
+        spool._file.seek(0)
+        aside.append(spool._file.read())
 
     monkeypatch.setattr(Piece, "put_aside", seen)
     streamed(given)

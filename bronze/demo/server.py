@@ -7,6 +7,7 @@ who owns the data directory.
 
 from __future__ import annotations
 
+import glob
 import importlib.util
 import os
 import shlex
@@ -48,6 +49,7 @@ _SETTINGS: Mapping[str, str] = MappingProxyType(
 _START_SECONDS = 120
 _PORT_ATTEMPTS = 5
 _ORPHAN_SECONDS = 15.0
+_ABANDONED = 3600.0
 _DYING_SECONDS = 2.0
 
 
@@ -158,6 +160,11 @@ def _fill(data: Path, *, durable: bool) -> None:
         _give_away(data)
         return
     data.parent.mkdir(parents=True, exist_ok=True)
+    for left in data.parent.glob(f".{glob.escape(data.name)}.*"):
+        # Somebody who was killed has left it; it takes seconds to fill one.
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > _ABANDONED:
+                shutil.rmtree(left, ignore_errors=True)
     # Filled beside its place and then renamed, so an interrupted initdb leaves no half directory.
     fresh = Path(tempfile.mkdtemp(prefix=f".{data.name}.", dir=data.parent))
     try:

@@ -9,27 +9,23 @@ larger than is put aside in files.
 
 from __future__ import annotations
 
-import itertools
 import select
 import struct
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psycopg
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from psycopg import pq
 
 from bronze.errors import Mismatch, SourceBusy, SourceUnreachable
 from bronze.model import Origin
 from bronze.source import pgoutput, slot
-from bronze.source.batch import Batch, Gathered, Piece, remove
+from bronze.source.batch import Batch, Gathered, Piece, Spool
 from bronze.source.connect import explain, mapped
 from bronze.source.past import Past
 from bronze.source.pgoutput import Described
@@ -104,9 +100,7 @@ class Receiver:
         self._flushed = self._idle = 0
         self._told, self._every = 0.0, _STATUS_EVERY
         self._silence, self._heard, self._lost = 0.0, 0.0, lost
-        self._cipher = AESGCM(AESGCM.generate_key(256))
-        self._folder = tempfile.TemporaryDirectory(prefix="bronze-stream-")
-        self._numbers = itertools.count()
+        self._spools: list[Spool] = []
         self._thread = threading.Thread(target=self._run, name="bronze receiver", daemon=True)
 
     def __enter__(self) -> Receiver:
@@ -153,7 +147,8 @@ class Receiver:
         self._close()
 
     def _close(self) -> None:
-        self._folder.cleanup()
+        for spool in self._spools:
+            spool.close()
         with suppress(psycopg.Error):
             self._connection.close()
 
@@ -331,8 +326,6 @@ class Receiver:
     def _empty(self, oid: int) -> None:
         if oid in self._tables and self._begin:
             gathered = self._table(oid)
-            for piece in gathered.pieces:
-                remove(piece)
             gathered.pieces.clear()
             self._open.pop(oid, None)
             self._touched.pop(oid, None)
@@ -360,9 +353,16 @@ class Receiver:
             self._batch.changes += len(messages)
             self._batch.size += len(piece.data)
             if self._batch.size > self._memory:
-                path = Path(self._folder.name) / str(next(self._numbers))
-                piece.put_aside(path, self._cipher)
+                piece.put_aside(self._spool())
         self._open, self._marks, self._touched, self._kept = {}, {}, {}, 0
+
+    def _spool(self) -> Spool:
+        """The file of the batch."""
+        if self._batch.spool is None:
+            self._batch.spool = Spool()
+            self._spools = [spool for spool in self._spools if not spool.closed]
+            self._spools.append(self._batch.spool)
+        return self._batch.spool
 
     def _offer(self) -> None:
         """Hands the batch over if it is due and somebody waits for it."""
