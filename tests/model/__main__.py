@@ -27,7 +27,7 @@ def main() -> None:
     done: list[World] = []
     failed: list[int] = []
     with (
-        tempfile.TemporaryDirectory(prefix="bronze-tests-", dir="/dev/shm") as folder,  # noqa: S108
+        tempfile.TemporaryDirectory(prefix="bronze-tests-", dir="/dev/shm") as folder,
         running(Path(folder) / "data", settings={**FAST, **ROOM, "log_lock_waits": "on"}) as server,
     ):
         for seed in range(first, last + 1):

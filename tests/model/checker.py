@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from random import Random
 
 import bronze
 from bronze.errors import BronzeError
@@ -16,7 +15,7 @@ from tests.conftest import Source
 from tests.content import differences
 from tests.model import operations, oracle, tables
 from tests.model.processes import Processes
-from tests.model.world import World
+from tests.model.world import World, dice
 
 _PATIENCE = 90.0
 _MOMENT = 2.5
@@ -64,7 +63,9 @@ class Check:
             if not self.world.hindered(name) or (name in there and name not in found):
                 continue
             if name not in self.errors and name in there:
-                found[name] = f"it is hindered, unlike its source, and nothing was said: {found[name]}"
+                found[name] = (
+                    f"it is hindered, unlike its source, and nothing was said: {found[name]}"
+                )
                 continue
             found.pop(name, None)
             self._stayed(name, found)
@@ -186,7 +187,7 @@ def story(source: Source, folder: Path, seed: int, count: int) -> World:
         Wrong: it was not what it has to be; the notes are all that was done.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    world = World(source, folder, seed, Random(f"{seed}"), Processes(folder))
+    world = World(source, folder, seed, dice(seed), Processes(folder))
     among = operations.chosen()
     world.swaps = operations.SWAPS in {one.name for one in among}
     try:
@@ -195,15 +196,15 @@ def story(source: Source, folder: Path, seed: int, count: int) -> World:
         settle(world)
         done = number = 0
         while done < count:
-            dice = Random(f"{seed}/{number}")
-            size = min(count - done, dice.randint(8, 30))
+            drawn = dice(seed, number)
+            size = min(count - done, drawn.randint(8, 30))
             world.say(f"-- round {number}")
-            if dice.random() < 0.6:
+            if drawn.random() < 0.6:
                 world.start()
-            elif world.stream and world.stream.running and dice.random() < 0.7:
+            elif world.stream and world.stream.running and drawn.random() < 0.7:
                 world.stream.terminate()
             for _ in range(size):
-                world.dice = Random(f"{seed}/{number}/{done}")
+                world.dice = dice(seed, number, done)
                 operations.draw(world, world.dice, among)
                 done += 1
             settle(world)
@@ -212,7 +213,9 @@ def story(source: Source, folder: Path, seed: int, count: int) -> World:
         settle(world)
     except Exception as error:
         (folder / "log.sql").write_text("\n".join(world.log))
-        error.add_note(f"BRONZE_MODEL_SEED={seed} BRONZE_MODEL_OPERATIONS={count}\n" + "\n".join(world.log))
+        error.add_note(
+            f"BRONZE_MODEL_SEED={seed} BRONZE_MODEL_OPERATIONS={count}\n" + "\n".join(world.log)
+        )
         raise
     finally:
         world.close()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from collections.abc import Callable
 from typing import Any
 
 SOONER: dict[str, dict[str, Any]] = {
@@ -29,8 +30,8 @@ SOONER: dict[str, dict[str, Any]] = {
 """The constants that are set, by module."""
 
 
-def hurry() -> None:
-    """Sets the constants.
+def hurry(put: Callable[[Any, str, Any], None] = setattr) -> None:
+    """Sets the constants, by ``put``.
 
     Raises:
         AttributeError: there is no such constant any more.
@@ -39,7 +40,7 @@ def hurry() -> None:
         module = importlib.import_module(name)
         for constant, value in constants.items():
             getattr(module, constant)
-            setattr(module, constant, value)
+            put(module, constant, value)
 
 
 def main() -> None:

@@ -89,7 +89,7 @@ def second(world: World, table: str) -> str:
 
 
 def zombie(world: World, table: str) -> str:
-    """The stream is frozen, its sessions are ended and another one takes its place; then it wakes."""
+    """The stream is frozen, its sessions are ended, another one begins; then it wakes."""
     first = world.stream
     if not first or not first.running:
         return "there is none"

@@ -102,9 +102,7 @@ def chosen() -> list[Operation]:
     commas between.
     """
     only, without = _names("BRONZE_MODEL_ONLY"), _names("BRONZE_MODEL_WITHOUT")
-    return [
-        one for one in OPERATIONS if (not only or one.name in only) and one.name not in without
-    ]
+    return [one for one in OPERATIONS if (not only or one.name in only) and one.name not in without]
 
 
 def draw(world: World, dice: Random, among: Sequence[Operation]) -> None:

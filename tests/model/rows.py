@@ -15,7 +15,7 @@ _SPAN = 120
 """Keys are drawn from so many, so that they come again."""
 
 LATE = 5
-"""At most so many transactions are open at once; it is also what the server has of prepared ones."""
+"""At most so many transactions are open at once, which the server has room for prepared."""
 
 
 def seed_of(columns: list[Column]) -> str:
@@ -30,12 +30,15 @@ def some_of(columns: list[Column], dice: Random) -> str:
 
 
 def insert(world: World, table: str, at: int | None = None) -> str:
-    """SQL that inserts rows with keys that are not there; from the key ``at`` on, if it is given."""
+    """SQL that inserts rows with keys that are not there; from ``at`` on if it is given."""
     dice, columns = world.dice, world.columns(table)
     low = dice.randrange(_SPAN) if at is None else at
     high = low + dice.choice([0, 0, 1, 5, 20])
     given = [c for c in columns if not c.generated and c.name != "updated_at"]
-    made = {c.name: tables.key_value(c, "g", dice) if c.key else tables.value(c, "g", dice) for c in given}
+    made = {
+        c.name: tables.key_value(c, "g", dice) if c.key else tables.value(c, "g", dice)
+        for c in given
+    }
     if table == "parts":
         found = world.ask(
             "SELECT right(inhrelid::regclass::text, 1)::int FROM pg_inherits"
@@ -46,7 +49,8 @@ def insert(world: World, table: str, at: int | None = None) -> str:
     fresh = f" WHERE NOT EXISTS (SELECT FROM {table} o WHERE {same})" if same else ""
     names = ", ".join(c.quoted for c in given)
     values = ", ".join(made[c.name] for c in given)
-    return f"INSERT INTO {table} ({names}) SELECT {values} FROM generate_series({low}, {high}) g{fresh}"
+    every = f"generate_series({low}, {high}) g"
+    return f"INSERT INTO {table} ({names}) SELECT {values} FROM {every}{fresh}"
 
 
 def update(world: World, table: str) -> str:
@@ -88,7 +92,7 @@ def rekey(world: World, table: str) -> list[str]:
                     f"UPDATE {table} SET {name} = CASE {name} WHEN {a} THEN {b} ELSE {a} END"
                     f" WHERE {name} IN ({a}, {b})"
                 ],
-                [f"UPDATE {table} SET {name} = {_SPAN} - {name} WHERE {name} BETWEEN 0 AND {_SPAN}"],
+                [f"UPDATE {table} SET {name} = 120 - {name} WHERE {name} BETWEEN 0 AND 120"],
             ]
         )
     if key.name == "d":

@@ -235,10 +235,7 @@ def key(world: World, table: str) -> str:
     """The primary key gets a column more, or other columns, or its first ones again."""
     if table in ("whole", "parts"):
         return "its key is the config's, or that of its partitions"
-    name = world.ask(
-        "SELECT conname::text FROM pg_constraint WHERE conrelid = to_regclass(%s) AND contype = 'p'",
-        table,
-    )
+    name = world.constraint(table)
     columns = world.columns(table)
     keys = [c.quoted for c in columns if c.key]
     fit = [c for c in world.plain(table) if c.base in ("integer", "bigint", "text", "uuid", "date")]
@@ -248,7 +245,7 @@ def key(world: World, table: str) -> str:
     now = keys[:1] if len(keys) > 2 else [*keys, more]
     if len(keys) > 1 and world.dice.random() < 0.4:
         now = keys[1:]
-    statements = [f"ALTER TABLE {table} DROP CONSTRAINT {name[0][0]}"]
+    statements = [f"ALTER TABLE {table} DROP CONSTRAINT {name}"]
     statements += [f"DELETE FROM {table} WHERE {more} IS NULL"] if more in now else []
     statements += [f"ALTER TABLE {table} ADD PRIMARY KEY ({', '.join(now)})"]
     return change(world, table, "BEGIN", *statements, "COMMIT")

@@ -84,13 +84,14 @@ def slot_lost(world: World, table: str) -> str:
         else f"SELECT pg_replication_slot_advance('{SLOT}', pg_current_wal_lsn())"
     )
     world.say(f"{query};")
-    ending = f"SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = '{SLOT}'"
+    sessions = f"FROM pg_replication_slots WHERE slot_name = '{SLOT}'"
+    ending = f"SELECT pg_terminate_backend(active_pid) {sessions}"
     with psycopg.connect(world.source.dsn, autocommit=True) as connection:
         for _ in range(200):
             connection.execute(ending)
             with suppress(psycopg.errors.ObjectInUse):
                 try:
-                    connection.execute(sql.SQL(query))  # type: ignore[arg-type]
+                    connection.execute(sql.SQL(query))
                 except psycopg.errors.UndefinedObject:
                     return "there is none"
                 except psycopg.errors.ObjectNotInPrerequisiteState:
@@ -128,28 +129,25 @@ def unfit_type(world: World, table: str) -> str:
 def without_key(world: World, table: str) -> str:
     """The table has no primary key for a while."""
     keys = [c.quoted for c in world.columns(table) if c.key]
-    name = world.ask(
-        "SELECT conname::text FROM pg_constraint WHERE conrelid = to_regclass(%s) AND contype = 'p'",
-        table,
-    )
+    name = world.constraint(table)
     if not keys or not name or table == "whole":
         return "no key"
     same = " AND ".join(f"a.{key} = b.{key}" for key in keys)
+    later = "(a.tableoid, a.ctid) < (b.tableoid, b.ctid)"
     undo = [
         f"DELETE FROM {table} WHERE {' OR '.join(f'{key} IS NULL' for key in keys)}",
-        f"DELETE FROM {table} a USING {table} b WHERE {same} AND (a.tableoid, a.ctid) < (b.tableoid, b.ctid)",
+        f"DELETE FROM {table} a USING {table} b WHERE {same} AND {later}",
         f"ALTER TABLE {table} ADD PRIMARY KEY ({', '.join(keys)})",
     ]
-    if table == "plain":
+    if table in tables.STREAMED:
         # DELETE needs a replica identity there.
-        undo = [
-            f"ALTER TABLE {table} REPLICA IDENTITY FULL",
-            *undo,
-            f"ALTER TABLE {table} REPLICA IDENTITY DEFAULT",
-        ]
-    if table == "parts":
-        undo = undo[2:]
-    do = [f"ALTER TABLE {table} DROP CONSTRAINT {name[0][0]}"]
+        leaves = [table, *(f"{table}_{d}" for d in range(1, 5))]
+        full, default = (
+            [f"ALTER TABLE IF EXISTS {leaf} REPLICA IDENTITY {kind}" for leaf in leaves]
+            for kind in ("FULL", "DEFAULT")
+        )
+        undo = [*full, *undo, *default]
+    do = [f"ALTER TABLE {table} DROP CONSTRAINT {name}"]
     return world.hinder(f"{table} has no key", frozenset({table}), do, undo)
 
 
@@ -188,7 +186,13 @@ def cursor_gone(world: World, table: str) -> str:
     """The cursor column has another name for a while, or another type."""
     if table != "dated":
         return "it has no cursor column"
-    do = ["ALTER TABLE dated DISABLE TRIGGER stamped", "ALTER TABLE dated RENAME updated_at TO then"]
-    undo = ["ALTER TABLE dated RENAME then TO updated_at", "ALTER TABLE dated ENABLE TRIGGER stamped"]
+    do = [
+        "ALTER TABLE dated DISABLE TRIGGER stamped",
+        "ALTER TABLE dated RENAME updated_at TO then",
+    ]
+    undo = [
+        "ALTER TABLE dated RENAME then TO updated_at",
+        "ALTER TABLE dated ENABLE TRIGGER stamped",
+    ]
     undo.insert(1, "UPDATE dated SET updated_at = now()")
     return world.hinder("dated has no cursor", frozenset({table}), do, undo)

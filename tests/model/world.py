@@ -93,7 +93,7 @@ class World:
     def make(self) -> None:
         """Makes the types, the tables with some rows, and the config."""
         own = tables.config(self.dice)
-        document = {
+        document: dict[str, dict[str, Any]] = {
             "source": {
                 "name": "model",
                 "dsn": self.source.dsn,
@@ -123,13 +123,11 @@ class World:
         self, connection: psycopg.Connection[Any], *statements: str, patient: bool = False
     ) -> str:
         """Runs statements on a connection until one fails; why it did, "" if none did."""
-        connection.execute(
-            sql.SQL("SET lock_timeout = {}").format(_PATIENT if patient else _QUICK)
-        )
+        connection.execute(sql.SQL("SET lock_timeout = {}").format(_PATIENT if patient else _QUICK))
         for statement in statements:
             text = " ".join(statement.split())
             try:
-                connection.execute(sql.SQL(statement))  # type: ignore[arg-type]
+                connection.execute(sql.SQL(statement))
             except psycopg.Error as error:
                 why = str(error).splitlines()[0]
                 self.say(f"{text};  -- {why}")
@@ -151,9 +149,19 @@ class World:
         found = self.columns(table)
         return [c for c in found if not c.key and not c.generated and c.name not in fixed]
 
+    def constraint(self, table: str) -> str:
+        """The name of a table's primary key, "" where it has none."""
+        query = (
+            "SELECT conname FROM pg_constraint WHERE contype = 'p' AND conrelid = to_regclass(%s)"
+        )
+        found = self.ask(query, table)
+        return str(found[0][0]) if found else ""
+
     def there(self) -> list[str]:
         """The tables that are there."""
-        found = self.ask("SELECT relname FROM pg_class WHERE relname = ANY(%s)", list(tables.TABLES))
+        found = self.ask(
+            "SELECT relname FROM pg_class WHERE relname = ANY(%s)", list(tables.TABLES)
+        )
         return sorted(row[0] for row in found)
 
     # Transactions
@@ -173,7 +181,7 @@ class World:
             return
         self.say(f"{how};  -- {one.name}")
         try:
-            one.connection.execute(sql.SQL(how))  # type: ignore[arg-type]
+            one.connection.execute(sql.SQL(how))
         finally:
             one.connection.close()
 
@@ -183,12 +191,15 @@ class World:
         """Whether bronze may refuse to follow a table."""
         return any(table in one.tables for one in self.hindrances)
 
-    def hinder(self, name: str, touched: frozenset[str], do: Sequence[str], undo: Sequence[str]) -> str:
+    def hinder(
+        self, name: str, touched: frozenset[str], do: Sequence[str], undo: Sequence[str]
+    ) -> str:
         """Does something that bronze may refuse, until it is undone; why it failed, if it did."""
         self.release(touched)
         why = self.execute(*do)
         if why:
-            self.execute(*undo)
+            for statement in undo:
+                self.execute(statement)
         else:
             self.hindrances.append(Hindrance(name, touched, undo, self.dice.randint(0, 2)))
         return why
@@ -201,7 +212,8 @@ class World:
                 continue
             self.say(f"-- undone: {one.name}")
             self.release(one.tables)
-            self.execute(*one.undo)
+            for statement in one.undo:
+                self.execute(statement)
             self.hindrances.remove(one)
 
     # Processes
@@ -231,6 +243,11 @@ class World:
             else:
                 self.execute(f"ROLLBACK PREPARED '{one.name}'")
         self.processes.end()
+
+
+def dice(*numbers: int) -> Random:
+    """Dice that fall the same for the same numbers."""
+    return Random("/".join(map(str, numbers)))  # noqa: S311 - no secret
 
 
 def outcomes(worlds: Sequence[World]) -> Mapping[str, str]:
