@@ -20,36 +20,20 @@ from bronze.source.types import absent, recast, wider
 from bronze.table.schema import delta_schema, kinds
 
 # Properties of a Bronze table in which it says what it was made from.
-_NAMES = (
-    "source",
-    "table",
-    "oid",
-    "key",
-    "base",
-    "columns",
-    "definition",
-    "published",
-    "protect",
-    "widened",
-    "watched",
-    "rules",
-    "cut",
-)
-(
-    SOURCE,
-    TABLE,
-    OID,
-    KEY,
-    BASE,
-    NUMBERS,
-    DEFINITION,
-    PUBLISHED,
-    PROTECT,
-    WIDENED,
-    WATCHED,
-    RULES,
-    CUT,
-) = (f"bronze.{name}" for name in _NAMES)
+SOURCE = "bronze.source"
+SCHEMA = "bronze.schema"
+TABLE = "bronze.table"
+OID = "bronze.oid"
+KEY = "bronze.key"
+BASE = "bronze.base"
+NUMBERS = "bronze.columns"
+DEFINITION = "bronze.definition"
+PUBLISHED = "bronze.published"
+PROTECT = "bronze.protect"
+WIDENED = "bronze.widened"
+WATCHED = "bronze.watched"
+RULES = "bronze.rules"
+CUT = "bronze.cut"
 
 
 @dataclass(frozen=True)
@@ -144,6 +128,18 @@ ANEW = (
     "the table is written anew, without the rows that the source has no more; its older versions"
     " stay as they were until they have expired, or `bronze forget --old-versions` deletes them"
 )
+
+
+def table_of(properties: Mapping[str, str]) -> tuple[str, str]:
+    """The schema and the name of the source's table that a Bronze table was made from, each of
+    which may have dots; ("", "") where nothing is said of it.
+    """
+    label = properties.get(TABLE, "")
+    schema = properties.get(SCHEMA)
+    if schema is None:
+        # Tables of before say their label alone.
+        schema = label.partition(".")[0]
+    return schema, label[len(schema) + 1 :]
 
 
 def protected(properties: Mapping[str, str]) -> dict[str, tuple[Protect | None, Kind]]:

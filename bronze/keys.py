@@ -17,17 +17,18 @@ import polars as pl
 import tenacity
 import uuid_utils
 
-from bronze import audit
+from bronze import audit, drift
 from bronze.books import keys as book
 from bronze.books.keys import Record
 from bronze.drift import Settled
 from bronze.enrich import keyring
-from bronze.errors import BronzeError, ConfigError
+from bronze.errors import BronzeError, ConfigError, TableRefused
 from bronze.model import STABLE, DataKey, Place, Protected, Protection
 from bronze.prepare import Target
 from bronze.settings import GOVERNANCE, Settings
-from bronze.table import commit, expire, files, log
+from bronze.table import commit, expire, files, log, store
 from bronze.table.commit import Change, Shape
+from bronze.table.history import KIND
 from bronze.table.log import State
 
 ROW_HASH = "row_hash"
@@ -162,6 +163,7 @@ def rotate(settings: Settings, tables: Collection[str], reencrypt: bool) -> tupl
 
     Raises:
         ConfigError: there is no master key, or a table has no keys.
+        TableRefused: a table cannot be written anew; no key was made.
         LakeError, LakeUnreachable
     """
 
@@ -174,11 +176,39 @@ def rotate(settings: Settings, tables: Collection[str], reencrypt: bool) -> tupl
                 hint="`bronze keys` lists those that there are.",
             )
         chosen = [use for use in known if not tables or use[0] in tables]
+        if reencrypt:
+            _refuse_kept(settings, chosen)
         return [use for use in chosen if reencrypt or use[2] not in (*STABLE, ROW_HASH)]
 
     before = {record.key.id for record in held(settings)[1]}
     records = _added(settings, wanted)
     return tuple(report for report in reports(records) if report.id not in before)
+
+
+def _refuse_kept(settings: Settings, uses: Collection[Use]) -> None:
+    """Refuses to change keys of tables with rows that the source has no more, and that are kept."""
+    names, joins = {table for table, _, _ in uses if table}, {join for t, join, _ in uses if not t}
+    schema = settings.lake.schema_
+    for folder in store.folders(settings.place(schema, "")):
+        state, name = log.read(settings.place(schema, folder)), f"{schema}.{folder}"
+        if state is None or drift.PROTECT not in state.properties:
+            continue
+        shared = {how.join for how, _ in drift.protected(state.properties).values() if how}
+        if name not in names and not shared & joins:
+            continue
+        own = settings.table(
+            state.properties.get(drift.SOURCE, ""), *drift.table_of(state.properties)
+        )
+        kept = "keeps the versions of its rows" if KIND in dict(state.columns) else ""
+        if not kept and own.deletes == "ignore":
+            kept = 'keeps rows that the source has no more (deletes = "ignore")'
+        if kept:
+            raise TableRefused(
+                f"Table {name} cannot be written anew: it {kept}, and they cannot be read again.",
+                hint="No key was made. Rotate without --reencrypt, which is for new values; or"
+                " name the other tables.",
+                table=name,
+            )
 
 
 def rewrap(settings: Settings) -> int:

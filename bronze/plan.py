@@ -321,6 +321,7 @@ def _shape(
     stats = tuple(name for name, kind in layout if name in wanted and kind.name in SAFE)
     notes = {
         drift.SOURCE: target.source,
+        drift.SCHEMA: target.relation.schema,
         drift.TABLE: target.label,
         drift.OID: str(target.relation.oid),
         drift.KEY: json.dumps(key),

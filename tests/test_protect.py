@@ -378,6 +378,31 @@ def failed(*_: Any) -> Any:
     raise LakeUnreachable("The lake is away.")
 
 
+def test_keys_of_rows_that_cannot_be_read_again_stay(source: Source) -> None:
+    """Neither a history nor a table that keeps what the source has no more is written anew: that
+    is said before a key is made, also where it shares its key with another table; and runs go on.
+    """
+    for name in "thu":
+        source.execute(f"CREATE TABLE {name} (id int PRIMARY KEY, a text)")
+        source.execute(f"INSERT INTO {name} VALUES (1, 'plant')")
+    joined = {"method": "tokenize", "join": "person"}
+    given = source.settings(
+        tables={
+            "t": {"protect": {"a": joined}},
+            "h": {"pattern": "batch", "history": True, "protect": {"a": "tokenize"}},
+            "u": {"pattern": "batch", "deletes": "ignore", "protect": {"a": joined}},
+        }
+    )
+    assert all(table.error is None for table in pipeline.run(given).tables)
+    before = keys.held(given)[1]
+    for tables in (["bronze.bz_h"], ["bronze.bz_u"], []):
+        with pytest.raises(TableRefused, match="cannot be written anew"):
+            keys.rotate(given, tables, reencrypt=True)
+    assert keys.held(given)[1] == before
+    assert len(keys.rotate(given, ["bronze.bz_t"], reencrypt=True)) == 1
+    assert all(table.error is None for table in pipeline.run(given).tables)
+
+
 def test_keys_rotate_and_old_values_stay_readable(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
