@@ -65,7 +65,8 @@ class Gathered:
 @dataclass
 class Batch:
     """Whole transactions, the last of which ends at ``position`` (an LSN) and was committed at
-    ``committed`` (microseconds since 1970); ``tables`` is by oid.
+    ``committed`` (microseconds since 1970); ``tables`` is by oid, and ``transactions`` is how many
+    of them have to do with these.
     """
 
     tables: dict[int, Gathered] = field(default_factory=dict)
