@@ -24,6 +24,7 @@ from bronze.result import Failure, RunResult
 from bronze.settings import Pool
 from bronze.work import work
 from tests.conftest import FAST, Source
+from tests.features import has
 from tests.proxy import GATE, closed_gate, landed, proxied, sessions, until
 
 GATED = f"""
@@ -278,8 +279,8 @@ SMALL = {
     **FAST,
     "max_connections": "8",
     "superuser_reserved_connections": "0",
-    "reserved_connections": "0",
     "autovacuum": "off",
+    **({"reserved_connections": "0"} if has("reserved_connections") else {}),
 }
 
 

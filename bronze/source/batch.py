@@ -102,7 +102,8 @@ class Gathered:
 @dataclass
 class Batch:
     """Whole transactions, the last of which ends at ``position`` (an LSN) and was committed at
-    ``committed`` (microseconds since 1970); ``tables`` is by oid, ``spool`` has what is put aside.
+    ``committed`` (microseconds since 1970); ``tables`` is by oid, ``transactions`` is how many of
+    them have to do with these, and ``spool`` has what is put aside.
     """
 
     tables: dict[int, Gathered] = field(default_factory=dict)

@@ -324,11 +324,13 @@ FROM pg_publication p WHERE p.pubname = %(name)s
 """
 
 
+# 14 names no columns, and 15 generated ones too, which no server before 18 sends.
 _MEMBERS = """
-SELECT c.oid::int8, to_jsonb(t) ->> 'rowfilter' IS NOT NULL, coalesce(
-    (SELECT array_agg(value) FROM jsonb_array_elements_text(to_jsonb(t) -> 'attnames')),
-    (SELECT array_agg(attname::text) FROM pg_attribute
-     WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped AND attgenerated = ''), '{}')
+SELECT c.oid::int8, to_jsonb(t) ->> 'rowfilter' IS NOT NULL, ARRAY(
+    SELECT attname::text FROM pg_attribute
+    WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped
+      AND (attgenerated = '' OR %(generated)s)
+      AND coalesce(to_jsonb(t) -> 'attnames' ? attname::text, true))
 FROM pg_publication_tables t
 JOIN pg_namespace n ON n.nspname = t.schemaname
 JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename
@@ -365,8 +367,10 @@ def find(connection: Connection, publication: str) -> Published | None:
     if not found:
         return None
     oid, owned, everything, publishes, by_root, generated = found[0]
-    members = _rows(connection, _MEMBERS, {"name": publication})
-    marks = _rows(connection, _marks(connection.info.server_version), {"name": publication})
+    version = connection.info.server_version
+    wanted = {"name": publication, "generated": version >= GENERATED}
+    members = _rows(connection, _MEMBERS, wanted)
+    marks = _rows(connection, _marks(version), {"name": publication})
     return Published(
         oid=oid,
         owned=owned,

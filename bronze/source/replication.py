@@ -90,6 +90,8 @@ class Receiver:
         # Of what is open, that of the tables that the transaction at hand has touched.
         self._touched: dict[int, list[Any]] = {}
         self._kept, self._full = 0, False
+        # Whether the transaction at hand is of our tables: servers before 15 send empty ones, too.
+        self._ours = False
         self._batch, self._past = Batch(), past
         self._begin: pgoutput.Begin | None = None
         self._lock = threading.Condition()
@@ -257,7 +259,7 @@ class Receiver:
             self._heard = time.monotonic()
             return
         due = self._batch.began + self._interval - time.monotonic()
-        wait = min(_PATIENCE, max(due, 0.005)) if self._batch.transactions else _PATIENCE
+        wait = min(_PATIENCE, max(due, 0.005)) if self._batch.position else _PATIENCE
         if select.select([self._pg.socket], [], [], wait)[0]:
             self._pg.consume_input()
             self._heard = time.monotonic()
@@ -283,9 +285,9 @@ class Receiver:
                 self._first(oid, body)
         elif kind == pgoutput.BEGIN:
             self._begin = pgoutput.begin(body)
-            if not self._batch.transactions:
+            if not self._batch.position:
                 self._batch.began = time.monotonic()
-            self._touched = {}
+            self._touched, self._ours = {}, False
         elif kind == pgoutput.COMMIT:
             self._committed(pgoutput.commit(body))
         elif kind == pgoutput.RELATION:
@@ -307,6 +309,7 @@ class Receiver:
         self._touched[oid] = messages
 
     def _table(self, oid: int) -> Gathered:
+        self._ours = True
         if oid not in self._batch.tables:
             if oid not in self._relations:
                 raise Mismatch(f"The stream did not describe the relation {oid}.")
@@ -340,7 +343,7 @@ class Receiver:
         self._idle_at(0)
         batch.position = end
         batch.committed = begin.committed if begin else 0
-        batch.transactions += 1
+        batch.transactions += self._ours
         self._full = batch.size + self._kept >= self._memory
         self._offer()
 
@@ -367,7 +370,7 @@ class Receiver:
     def _offer(self) -> None:
         """Hands the batch over if it is due and somebody waits for it."""
         batch = self._batch
-        if self._begin is not None or not batch.transactions:
+        if self._begin is not None or not batch.position:
             return
         with self._lock:
             if not batch.tables and not self._ready:
@@ -394,7 +397,7 @@ class Receiver:
         (position,) = _POSITION.unpack_from(message, 1)
         if self._past and self._begin is None:
             self._past.passed(position)
-        if self._begin is None and not self._batch.transactions:
+        if self._begin is None and not self._batch.position:
             self._idle_at(position)
         if message[17]:
             self._told = 0.0

@@ -21,8 +21,15 @@ from bronze.source.connect import Connection
 from bronze.source.readiness import Wanting
 from bronze.source.statement import quoted
 from tests.conftest import FAST, Source
+from tests.features import has, since
 
-OPTIONS = "WITH (publish_via_partition_root = true, publish_generated_columns = stored)"
+OPTIONS = "WITH (publish_via_partition_root = true)"
+if has("generated columns in publications"):
+    OPTIONS = "WITH (publish_via_partition_root = true, publish_generated_columns = stored)"
+_VIRTUAL = ", v int GENERATED ALWAYS AS (id) VIRTUAL" if has("virtual generated columns") else ""
+WITH_GENERATED = f"""
+CREATE TABLE a (id int PRIMARY KEY, s int GENERATED ALWAYS AS (id) STORED{_VIRTUAL})
+"""
 
 
 @contextmanager
@@ -67,6 +74,7 @@ def test_asking_changes_nothing(source: Source, connection: Connection) -> None:
     assert slot.find(connection, "s") is None
 
 
+_DISTINCT = "NULLS NOT DISTINCT" if has("NULLS NOT DISTINCT") else ""
 IDENTITIES = [
     # columns, statements, identity, key, what is wanting (words), its mend
     ("id int PRIMARY KEY, x int", [], ("id",), ["id"], "", ""),
@@ -102,7 +110,7 @@ IDENTITIES = [
     ),
     ("id int PRIMARY KEY, x int NOT NULL UNIQUE", ["USING INDEX {t}_x_key"], ("x",), ["x"], "", ""),
     (
-        "id int, x int, y int, UNIQUE NULLS NOT DISTINCT (x)",
+        f"id int, x int, y int, UNIQUE {_DISTINCT} (x)",
         [],
         (),
         ["x", "y"],
@@ -212,6 +220,7 @@ def test_an_identity_whose_index_is_gone_is_none(source: Source, connection: Con
     assert wanted(connection, keys={"public.t": ["id"]})
 
 
+@since("virtual generated columns")
 def test_full_and_a_virtual_column_do_not_go_together(
     source: Source, connection: Connection
 ) -> None:
@@ -393,9 +402,12 @@ def test_an_owner_may_publish_with_create_on_the_database(
 ADEQUATE = [
     f"FOR TABLE a, r {OPTIONS}",
     f"FOR ALL TABLES {OPTIONS}",
-    f"FOR TABLES IN SCHEMA public {OPTIONS}",
-    f"FOR TABLE a (id, s), r {OPTIONS}",
 ]
+if has("schemas in publications"):
+    ADEQUATE.append(f"FOR TABLES IN SCHEMA public {OPTIONS}")
+if has("column lists of publications"):
+    stored = ", s" if has("generated columns in publications") else ""
+    ADEQUATE.append(f"FOR TABLE a (id{stored}), r {OPTIONS}")
 
 
 def test_an_adequate_publication_of_somebody_else_will_do(
@@ -403,10 +415,7 @@ def test_an_adequate_publication_of_somebody_else_will_do(
 ) -> None:
     """However it has the tables, nothing is wanting and publishing leaves it alone."""
     source.execute(PARTITIONED)
-    source.execute(
-        "CREATE TABLE a (id int PRIMARY KEY, s int GENERATED ALWAYS AS (id) STORED,"
-        " v int GENERATED ALWAYS AS (id) VIRTUAL)"
-    )
+    source.execute(WITH_GENERATED)
     source.execute(f"GRANT SELECT ON a, r TO {login}")
     found = {}
     with logged_in(source, login) as mine:
@@ -451,6 +460,7 @@ def test_what_somebody_elses_publication_lacks(
             source.execute("DROP PUBLICATION p")
 
 
+OF_FILTERS = since("row filters of publications", "column lists of publications")
 LEFT_OUT = {
     "a (id)": "leaves the columns x, y (column list) of table public.a out",
     "a WHERE (id > 3)": "leaves some rows (WHERE) of table public.a out",
@@ -458,6 +468,7 @@ LEFT_OUT = {
 }
 
 
+@OF_FILTERS
 def test_rows_and_columns_left_out_are_wanting(source: Source, connection: Connection) -> None:
     """Even to the owner, who alone knows why; publishing does not take the filter away."""
     source.execute("CREATE TABLE a (id int PRIMARY KEY, x int, y int)")
@@ -472,6 +483,7 @@ def test_rows_and_columns_left_out_are_wanting(source: Source, connection: Conne
         source.execute("DROP PUBLICATION p")
 
 
+@OF_FILTERS
 def test_a_filter_of_a_partitioned_table_is_seen(source: Source, connection: Connection) -> None:
     """It lies on the root, by whose name the changes come."""
     source.execute(PARTITIONED)
@@ -480,6 +492,7 @@ def test_a_filter_of_a_partitioned_table_is_seen(source: Source, connection: Con
     assert "some rows (WHERE) of table public.r" in found.what
 
 
+@since("virtual generated columns")
 def test_a_virtual_column_is_no_key(source: Source, connection: Connection) -> None:
     """What the stream never has cannot tell rows apart."""
     source.execute("CREATE TABLE a (id int PRIMARY KEY, v int GENERATED ALWAYS AS (id) VIRTUAL)")
