@@ -258,7 +258,7 @@ def _table(
         kind=relation.kind,
         rows=relation.rows,
         bytes=sum(relation.heaps) * relation.page + relation.toast,
-        key=tuple(target.settings.key or relation.key),
+        key=target.key,
         columns=tuple(_column(column) for column in columns),
         notes=notes,
         limits=limits.limits(settings, target, columns),

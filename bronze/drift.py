@@ -34,6 +34,7 @@ WIDENED = "bronze.widened"
 WATCHED = "bronze.watched"
 RULES = "bronze.rules"
 CUT = "bronze.cut"
+ENFORCED = "bronze.enforced"
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,7 @@ class Following:
         plan: its contract, shape and key.
         described: the relation's columns (name, type oid, modifier) that the contract is made for.
         texts: how the stream's texts become its columns.
+        identity: the source's columns by which the stream tells its rows apart at any moment.
         floor: transactions before this position are in the table.
         held: the position that the table itself has.
         version: its version there.
@@ -77,6 +78,7 @@ class Following:
     plan: Plan
     described: tuple[tuple[str, int, int], ...]
     texts: tuple[Text, ...]
+    identity: tuple[str, ...]
     floor: int
     held: int
     version: int
@@ -143,7 +145,7 @@ def fitted(
     relations = [target.relation for target in targets]
     known = publication.identity(connection, relations)
     keyed = [_keyed(target, known.get(target.label, ())) for target in targets]
-    keys = {target.label: target.settings.key or target.relation.key for target in keyed}
+    keys = {target.label: target.key for target in keyed}
     out = {target.label: prepare.left_out(target) for target in keyed}
     return keyed, readiness.wanting(connection, relations, keys, published, own, out)
 
@@ -178,13 +180,20 @@ def _keyed(target: Target, identity: tuple[str, ...]) -> Target:
 
 def fits(following: Following, gathered: Gathered) -> bool:
     """Whether the stream's columns are those that the table's contract is made for, and it tells
-    the old keys of rows.
+    rows apart.
     """
     plan, described = following.plan, gathered.described
-    key = {c.name for c in plan.settled.columns if c.target in plan.key}
     # Of a partitioned table each partition has its own; `readiness` knows them.
-    told = plan.target.relation.kind == "partitioned" or key <= described.told
-    return not gathered.drifted and told and described.columns == following.described
+    partitioned = plan.target.relation.kind == "partitioned"
+    told = partitioned or set(_identity(following, gathered)) <= described.told
+    same = described.columns == following.described and not gathered.drifted
+    return same and told and bool(following.identity)
+
+
+def _identity(following: Following, gathered: Gathered) -> tuple[str, ...]:
+    """The columns that tell rows apart, without those that the publication leaves out."""
+    named = {name for name, _, _ in gathered.described.columns}
+    return tuple(name for name in following.identity if name in named)
 
 
 def landing(
@@ -342,6 +351,7 @@ def _job(following: Following, gathered: Gathered, stamp: Stamp, state: State) -
         columns=plan.settled.columns,
         texts=following.texts,
         key=tuple(named[name] for name in plan.key),
+        identity=_identity(following, gathered),
         place=plan.target.place,
         stored=state.files,
         layout=plan.shape.columns,

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -35,6 +35,7 @@ from bronze.errors import (
     LakeError,
     Overtaken,
     SourceUnreachable,
+    TableContested,
     TableRefused,
 )
 from bronze.landing import Table
@@ -59,7 +60,8 @@ class Progress:
 
 Notify = Callable[[Progress], None]
 
-_BEATEN = (CommitConflict.__name__, Overtaken.__name__)
+_BEATEN = (CommitConflict.__name__, Overtaken.__name__, TableContested.__name__)
+_GIVE_WAY_EVERY = 1.0
 
 
 def run(
@@ -147,7 +149,7 @@ def _taken(
             ledger.unwritten = graded(settings, chosen) or ledger.unwritten
             if beaten and attempt.retry_state.attempt_number <= settings.run.max_retries:
                 tables = beaten
-                raise CommitConflict(f"Another run landed {', '.join(beaten)} meanwhile.")
+                raise CommitConflict(f"{', '.join(beaten)} changed while the run went on.")
     return RunResult(batch_id, position or 0, time.monotonic() - began, tuple(results.values()))
 
 
@@ -311,13 +313,30 @@ def landed(
     try:
         with running(settings, pool, limit, {table.origin for table in tables}) as workers:
             courses = [landing.landing(settings, table) for table in tables]
-            for result in engine.drive(workers, courses, limit, told):
+            meanwhile = giving_way((table.held, table.origin) for table in tables)
+            for result in engine.drive(workers, courses, limit, told, meanwhile):
                 notify(Progress(result.table, by_target[result.target].rows, 1.0, result))
                 yield result
     except BaseException:
         for table in tables:
             landing.discard(table.target.place, table.stamp.batch_id)
         raise
+
+
+def giving_way(held: Iterable[tuple[snapshot.Snapshot, Origin]]) -> Callable[[], None]:
+    """What to call again and again while tables are read in snapshots: see `Snapshot.give_way`."""
+    holders = {id(taken.holder): (taken, origin) for taken, origin in held}
+    called = time.monotonic()
+
+    def meanwhile() -> None:
+        nonlocal called
+        if time.monotonic() - called < _GIVE_WAY_EVERY:
+            return
+        called = time.monotonic()
+        for taken, origin in holders.values():
+            taken.give_way(origin)
+
+    return meanwhile
 
 
 def graded(settings: Settings, tables: Sequence[Table]) -> Failure | None:

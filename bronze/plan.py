@@ -16,7 +16,6 @@ from bronze.model import Column, Enrichment, Kind, Known, Origin, Protection, St
 from bronze.prepare import Target
 from bronze.settings import Settings
 from bronze.source import increment, slices, statement, survey
-from bronze.source.catalog import Relation
 from bronze.source.snapshot import Snapshot
 from bronze.table import log
 from bronze.table.commit import Position, Shape
@@ -242,7 +241,7 @@ def _key(given: Assignment, settled: Settled) -> tuple[tuple[str, ...], tuple[st
     """
     target = given.target
     relation = target.relation
-    names = tuple(target.settings.key or relation.key)
+    names = target.key
     columns = _key_columns(target, settled)
     if not columns:
         return (), ()
@@ -254,7 +253,7 @@ def _key(given: Assignment, settled: Settled) -> tuple[tuple[str, ...], tuple[st
     if rejecting and _true(given, f"SELECT EXISTS (SELECT FROM {table} WHERE {rejecting})"):  # noqa: S608
         said = "the key has values that Delta cannot hold: rows cannot be told apart by it"
         return (), (said,)
-    if _enforced(relation, names):
+    if relation.enforces(names):
         return tuple(c.target for c in columns), ()
     quoted = [statement.quoted(name) for name in names]
     missing = " OR ".join(f"{name} IS NULL" for name in quoted)
@@ -280,7 +279,7 @@ def _key_columns(target: Target, settled: Settled) -> tuple[Column, ...]:
     Raises:
         TableRefused: one is protected so that equal values do not stay equal.
     """
-    names = target.settings.key or target.relation.key
+    names = target.key
     columns = tuple(column for name in names for column in settled.columns if column.name == name)
     if hidden := [c for c in columns if c.protect and not c.protect.stable]:
         raise _unstable(target, hidden[0], "are told apart")
@@ -297,14 +296,6 @@ def _unstable(target: Target, column: Column, what: str) -> TableRefused:
         ' "hash", or "encrypt_deterministic".',
         table=target.label,
     )
-
-
-def _enforced(relation: Relation, names: Sequence[str]) -> bool:
-    """Whether PostgreSQL itself sees to it that the key is unique; heirs have keys of their own."""
-    alone = relation.kind == "partitioned" or (
-        relation.kind == "table" and len(relation.heaps) == 1
-    )
-    return alone and bool(relation.key) and set(relation.key) <= set(names)
 
 
 def _true(given: Assignment, query: str) -> bool:
@@ -387,6 +378,8 @@ def _shape(
     if enrichment.protection or (state and drift.PROTECT in state.properties):
         notes[drift.PROTECT] = drift.protects(settled.columns)
         notes[keys.IDS] = keys.ids(enrichment.protection)
+    if target.settings.pattern == "streaming":
+        notes[drift.ENFORCED] = json.dumps(target.relation.enforces(target.key))
     if state is not None and drift.CUT in state.properties:
         notes[drift.CUT] = ""
     if state is not None:

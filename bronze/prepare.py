@@ -48,6 +48,11 @@ class Target:
         """The names that config and arguments may call it by."""
         return self.relation.name, self.label, f"{self.source}.{self.label}"
 
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The source's columns by which its rows are known: the config's, or the table's own."""
+        return self.settings.key or self.relation.key
+
 
 def found(connection: Connection, source: str, wanted: Sequence[str]) -> tuple[Relation, ...]:
     """All relations in the schemas that a source's config names.
@@ -179,7 +184,7 @@ def columns(target: Target) -> tuple[Column, ...]:
             table=target.label,
         )
     out = left_out(target)
-    if lost := sorted(out & {*(own.key or relation.key)}):
+    if lost := sorted(out & {*(target.key)}):
         raise _keyless(target, lost[0])
     if any(not a.readable for a in relation.attributes if a.name not in out):
         raise closed(target)
@@ -223,7 +228,7 @@ def unprotected(target: Target, personal: Sequence[Personal]) -> tuple[str, ...]
     if not left:
         return ()
     names = ", ".join(f"{one.column} ({one.kind}, by {' and '.join(one.signs)})" for one in left)
-    key = target.settings.key or target.relation.key
+    key = target.key
     pairs = ", ".join(f"{toml(n)} = {toml(how)}" for n, how in protections(left, key).items())
     said = f"looks personal and is not protected: {names}. Say protect = {{ {pairs} }},"
     return (f'{said} or "clear" for what may be read by all',)
@@ -266,7 +271,7 @@ def _keyless(target: Target, column: str) -> TableRefused:
 
 def closed(target: Target) -> TableRefused:
     """The error for a table of which the role may read only some of the columns to be taken."""
-    own, relation, out = target.settings, target.relation, left_out(target)
+    relation, out = target.relation, left_out(target)
     shut = [a.name for a in relation.attributes if not a.readable and a.name not in out]
     names = ", ".join(shut)
     grant = ", ".join(statement.quoted(name) for name in shut)
@@ -275,7 +280,7 @@ def closed(target: Target) -> TableRefused:
         f" that bronze uses; or leave {'it' if len(shut) == 1 else 'them'} out:"
         f" [tables.{toml(relation.name)}] {_leaving_out(target, shut)}"
     )
-    if in_key := sorted({*shut} & {*(own.key or relation.key)}):
+    if in_key := sorted({*shut} & {*target.key}):
         hint += (
             f", with other columns that are unique and never NULL as key = […], as {in_key[0]} is"
             " part of the key"

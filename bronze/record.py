@@ -171,6 +171,9 @@ def enter(
     commit.commit(books, state, change, {"batch_id": record.batch_id}, shape=shape, reached=reached)
 
 
-def versions(followings: Iterable[Following], position: int) -> str:
-    """A JSON object of the tables' versions at a position; null for one that is ahead of it."""
-    return json.dumps({f.name: f.version if f.held <= position else None for f in followings})
+def versions(followings: Iterable[Following], position: int, set_aside: Iterable[str] = ()) -> str:
+    """A JSON object of the tables' versions at a position; null for one that is ahead of it, and
+    for those that are ``set_aside`` (names of Bronze tables).
+    """
+    known = {f.name: f.version if f.held <= position else None for f in followings}
+    return json.dumps({**dict.fromkeys(set_aside), **known})

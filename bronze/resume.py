@@ -101,9 +101,16 @@ def why_all(given: Assignment, state: State, settled: Settled, key: tuple[str, .
         return "its publication has changed"
     if known.get(drift.KEY) != json.dumps(key):
         return "its key has changed"
+    if _loose(given.target) and json.loads(known.get(drift.ENFORCED, "true")):
+        return "PostgreSQL does not keep its key unique any more, or not at any moment"
     if _marked(given, state, _mark_name(given.target)) is None:
         return "the Bronze table has no position in this history of the source"
     return ""
+
+
+def _loose(target: Target) -> bool:
+    """Whether rows may share the key, be it within a transaction alone."""
+    return target.settings.pattern == "streaming" and not target.relation.enforces(target.key)
 
 
 def _redefined(given: Assignment, known: Mapping[str, str]) -> str:

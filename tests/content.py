@@ -77,7 +77,8 @@ def _fault(
 ) -> str:
     frame = pl.read_delta(url)
     if KIND in frame.columns:
-        frame = frame.sort("update_timestamp", maintain_order=True)
+        # Versions of before a change of the key have no such key.
+        frame = frame.drop_nulls(key).sort("update_timestamp", maintain_order=True)
         frame = frame.unique(key, keep="last", maintain_order=True).drop(KIND)
     frame = frame.filter(pl.col("record_status") != DELETED)
     held = Counter(frame["row_hash"])

@@ -279,9 +279,8 @@ def test_a_connection_string_that_is_misread_is_not_told(
 
 def test_a_connection_string_may_have_anything_percent_encoded() -> None:
     """What is written as it should be is read."""
-    given = connect.parse(
-        "postgresql://me:a%2Fb%40c@h1:1,h2:2/my%40db?options=-c%20x%3Da@b", "shop"
-    )
+    dsn = "postgresql://me:a%2Fb%40c@h1:1,h2:2/my%40db?options=-c%20x%3Da@b"
+    given = connect.parse(dsn, "shop")
     assert (given["password"], given["dbname"], given["port"]) == ("a/b@c", "my@db", "1,2")
     assert connect.parse("postgresql:///shop?host=/run&user=a", "shop")["host"] == "/run"
 

@@ -25,7 +25,7 @@ from bronze.proof import verify
 from bronze.result import TableResult
 from bronze.settings import ProtectionSettings, SecretName, Settings
 from bronze.source import replication
-from bronze.source.batch import Piece
+from bronze.source.batch import Piece, Spool
 from bronze.source.read import dtype
 from bronze.table import expire, log
 from tests import feed
@@ -178,27 +178,35 @@ def streamed(given: Settings) -> None:
     assert [table.error for table in result.tables if table.error] == []
 
 
-def test_a_stream_protects_what_it_brings(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("deferred", [False, True])
+def test_a_stream_protects_what_it_brings(
+    source: Source, monkeypatch: pytest.MonkeyPatch, deferred: bool
+) -> None:
     """Inserts, updates, moves of protected keys and deletes of the stream are protected, and what
-    is put aside in files is encrypted: no byte of lake and files is in clear.
+    is put aside in files is encrypted: no byte of lake and files is in clear. So are keys that
+    rows exchange.
     """
-    source.execute("CREATE TABLE t (mail text PRIMARY KEY, a text, n numeric(9, 2), day date)")
+    more = "DEFERRABLE INITIALLY DEFERRED" if deferred else ""
+    source.execute(
+        f"CREATE TABLE t (mail text PRIMARY KEY {more}, a text, n numeric(9, 2), day date)"
+    )
+    source.execute("ALTER TABLE t REPLICA IDENTITY FULL")
     source.execute("INSERT INTO t SELECT 'plant' || i, 'plant', i FROM generate_series(1, 9) i")
     own = {"mail": "tokenize", "a": "encrypt", "n": "encrypt_deterministic", "day": "encrypt"}
-    given = source.settings(
-        tables={"t": {"pattern": "streaming", "protect": own}}, stream={"interval": 0}
-    )
+    table = {"pattern": "streaming", "protect": own, "key": ["mail"]}
+    given = source.settings(tables={"t": table}, stream={"interval": 0})
     aside: list[bytes] = []
     monkeypatch.setattr(replication, "_PIECE", 4096)
     monkeypatch.setattr("bronze.session._LEAST_BATCH", 4096)
     monkeypatch.setattr("bronze.session._SHARE", 10**9)
     put_aside = Piece.put_aside
 
-    def seen(piece: Piece, path: Path, cipher: Any) -> None:
+    def seen(piece: Piece, spool: Spool) -> None:
         data = piece.data
-        put_aside(piece, path, cipher)
+        put_aside(piece, spool)
         assert piece.read() == data
-        aside.append(path.read_bytes())
+        spool._file.seek(0)
+        aside.append(spool._file.read())
 
     monkeypatch.setattr(Piece, "put_aside", seen)
     streamed(given)
@@ -210,6 +218,11 @@ def test_a_stream_protects_what_it_brings(source: Source, monkeypatch: pytest.Mo
         connection.execute("UPDATE t SET a = 'plant two' WHERE mail = 'plant3'")
         connection.execute("UPDATE t SET mail = 'plant moved' WHERE mail = 'plant5'")
         connection.execute("DELETE FROM t WHERE mail IN ('plant7', 'plant20')")
+        if deferred:
+            connection.execute(
+                "UPDATE t SET mail = CASE mail WHEN 'plant1' THEN 'plant2' ELSE 'plant1' END"
+                " WHERE mail IN ('plant1', 'plant2')"
+            )
     streamed(given)
     assert differences(given) == {}
     assert aside

@@ -45,7 +45,8 @@ class Relation:
     its heirs', or its own; empty where there is no heap or one that has no ctid ranges),
     ``page`` the size of a page in bytes, ``toast`` the bytes stored out of line, ``rows`` the
     planner's estimate (-1: never analysed), ``width`` its estimate of a row's bytes.
-    ``key`` is the primary key, or else a unique key over NOT NULL columns, or else empty.
+    ``keys`` are the keys that PostgreSQL keeps unique at any moment, over NOT NULL columns: the
+    primary key first; a deferrable one, which rows may share within a transaction, is none.
     ``parts`` are the oids of it and of all its partitions or heirs. ``rewritten`` says that its
     storage was replaced after the transaction's snapshot, which therefore shows it empty.
     ``readable`` says that the role may read some column, ``whole`` that SELECT on the table is
@@ -59,7 +60,7 @@ class Relation:
     name: str
     kind: RelationKind
     attributes: tuple[Attribute, ...]
-    key: tuple[str, ...]
+    keys: tuple[tuple[str, ...], ...]
     heaps: tuple[int, ...]
     page: int
     toast: int
@@ -77,6 +78,18 @@ class Relation:
     def label(self) -> str:
         """``schema.name``, for people and results."""
         return f"{self.schema}.{self.name}"
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The primary key, or else the first of its keys, or else nothing."""
+        return self.keys[0] if self.keys else ()
+
+    def enforces(self, names: Sequence[str]) -> bool:
+        """Whether PostgreSQL sees to it that no two rows ever have the same values in these
+        columns; heirs have keys of their own.
+        """
+        alone = self.kind == "partitioned" or (self.kind == "table" and len(self.heaps) == 1)
+        return alone and any(set(key) <= set(names) for key in self.keys)
 
 
 _RELATIONS = """
@@ -154,7 +167,7 @@ FROM used JOIN pg_type t ON t.oid = used.oid JOIN pg_namespace n ON n.oid = t.ty
 """
 
 _KEYS = """
-SELECT DISTINCT ON (i.indrelid) i.indrelid::int8,
+SELECT i.indrelid::int8,
        ARRAY(SELECT a.attname::text FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, o)
              JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
              WHERE k.o <= i.indnkeyatts ORDER BY k.o)
@@ -181,7 +194,9 @@ def relations(
     found = _rows(connection, _RELATIONS, wanted)
     oids = {"oids": [row[0] for row in found]}
     types = {row[0]: row[1:] for row in connection.execute(_TYPES, oids)}
-    keys: dict[Any, Any] = dict(connection.execute(_KEYS, oids).fetchall())  # type: ignore[arg-type]
+    keys: dict[Any, list[tuple[str, ...]]] = {}
+    for oid, names in _rows(connection, _KEYS, oids):
+        keys.setdefault(oid, []).append(tuple(names))
     attributes: dict[Any, list[Attribute]] = {}
     for oid, name, type_oid, typmod, declared, not_null, comment, number, readable in _rows(
         connection, _ATTRIBUTES, oids
@@ -208,7 +223,7 @@ def _relation(
         name=name,
         kind=_KINDS[kind],
         attributes=tuple(attributes.get(oid, ())),
-        key=tuple(keys.get(oid, ())),
+        keys=tuple(keys.get(oid, ())),
         heaps=tuple(heaps),
         page=page,
         toast=toast,

@@ -7,6 +7,7 @@ server, the database or the role say.
 from __future__ import annotations
 
 import logging
+import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -26,6 +27,7 @@ from bronze.errors import (
     SourceError,
     SourceRefused,
     SourceUnreachable,
+    TableContested,
     TableRefused,
 )
 from bronze.model import Origin
@@ -287,6 +289,10 @@ _GONE = (
     pg.IdleInTransactionSessionTimeout,
     pg.ConnectionException,
 )
+# Of 17 and later, and of those before, whose SQLSTATE is that of a wrong value.
+_GONE_SNAPSHOT = re.compile(
+    'snapshot "[^"]*" does not exist|invalid snapshot identifier|could not import the requested'
+)
 _LOGIN = (pg.InvalidPassword, pg.InvalidAuthorizationSpecification, pg.InvalidCatalogName)
 
 # (SQLSTATE's error, what to say after the table's name, what to do)
@@ -329,12 +335,26 @@ _UNREAD = {
     "55000": "REFRESH MATERIALIZED VIEW fills it; or leave it out with [source] exclude.",
 }
 
+# By `bronze.source.snapshot.Snapshot.give_way`; or by an operator, for a reason of their own.
+CANCELED = "canceling statement due to user request"
+
+
+def contested(table: str) -> TableContested:
+    """The error of a table whose reads were canceled, as others wait to change it."""
+    return TableContested(
+        f"Somebody waits to change table {table} (ALTER, TRUNCATE, VACUUM FULL), and its reads"
+        " wait behind them: they were canceled.",
+        hint="Run again when they are done; `bronze run` itself does so, max_retries times.",
+        table=table,
+        sqlstate="57014",
+    )
+
 
 def explain(error: psycopg.Error, origin: Origin, table: str = "") -> BronzeError:
     """Our error for one of psycopg's."""
     state = error.sqlstate or ""
     where = address(origin)
-    text = _first_line(error)
+    text = said = _first_line(error)
     if state[:2] in _OF_VALUES:
         # What PostgreSQL says of these quotes what is in a row.
         text = f"{type(error).__name__} (SQLSTATE {state})"
@@ -352,11 +372,15 @@ def explain(error: psycopg.Error, origin: Origin, table: str = "") -> BronzeErro
         )
     if isinstance(error, _GONE) or (isinstance(error, psycopg.OperationalError) and not state):
         return _no_connection(where, text)
+    if table and isinstance(error, pg.QueryCanceled) and CANCELED in text:
+        return contested(table)
+    if isinstance(error, pg.LockNotAvailable) and not table:
+        return made(SourceBusy, f"Somebody holds a lock at {where}: {text}", "It is retried.")
     for kind, what, hint in _TABLE:
         if isinstance(error, kind) and table:
             return made(TableRefused, f"Table {table} {what} ({text}).", hint)
-    if "snapshot" in text and isinstance(error, (pg.UndefinedObject, pg.InvalidParameterValue)):
-        return made(SnapshotLost, f"The snapshot of this run at {where} is gone: {text}", "")
+    if _GONE_SNAPSHOT.match(said):
+        return made(SnapshotLost, f"The snapshot of this run at {where} is gone: {said}", "")
     if isinstance(error, (pg.FeatureNotSupported, pg.ObjectNotInPrerequisiteState)) and not table:
         return made(SnapshotRefused, f"{where} hands out no snapshot: {text}", SNAPSHOT_HINT)
     if table:
@@ -401,7 +425,8 @@ _CONNECTING: Sequence[tuple[tuple[str, ...], type[SourceError], str, str]] = (
         "End another replication connection, or raise the server's max_wal_senders.",
     ),
     (
-        ("start wal sender", "startup parameter: replication"),
+        # The last servers that write it in one word are 15.
+        ("start wal sender", "start walsender", "startup parameter: replication"),
         SourceRefused,
         "refused a replication connection",
         "Give the role the REPLICATION attribute (ALTER ROLE … REPLICATION), and connect to the"

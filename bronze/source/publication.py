@@ -212,6 +212,38 @@ def identity(
     return {r.label: _common(r, parts) for r in relations if r.oid in parts}
 
 
+def telling(
+    connection: Connection, targets: Sequence[tuple[Relation, Sequence[str]]]
+) -> Mapping[int, tuple[str, ...]]:
+    """By each table's oid the columns by which a stream tells its rows apart at any moment.
+
+    Args:
+        connection: to the source.
+        targets: the tables, each with the columns of its key.
+
+    Raises:
+        psycopg.Error
+    """
+    parts = parts_of(connection, [relation for relation, _ in targets])
+    return {r.oid: apart(r, parts, key) for r, key in targets if r.oid in parts}
+
+
+def apart(relation: Relation, parts: Parts, key: Sequence[str]) -> tuple[str, ...]:
+    """The columns by which a stream tells a table's rows apart at any moment; none if it cannot.
+
+    That is the key where PostgreSQL keeps it unique. Rows that may share a key, be it within a
+    transaction alone, are known by the old rows that are logged: by unique columns in these, or
+    by all columns (REPLICA IDENTITY FULL), for then rows that are alike are of equal worth.
+    """
+    if relation.enforces(key):
+        return tuple(key)
+    logged = _common(relation, parts)
+    whole = all(leaf.replica == "f" for leaf in leaves(relation, parts))
+    if set(key) <= set(logged) and (whole or relation.enforces(logged)):
+        return logged
+    return ()
+
+
 _PARTS = """
 SELECT c.oid::int8, n.nspname, c.relname, c.relkind::text, c.relpersistence::text,
        c.relreplident::text, pg_has_role(c.relowner, 'USAGE'), a.columns, a.virtual, a.stored
@@ -292,11 +324,13 @@ FROM pg_publication p WHERE p.pubname = %(name)s
 """
 
 
+# 14 names no columns, and 15 generated ones too, which no server before 18 sends.
 _MEMBERS = """
-SELECT c.oid::int8, to_jsonb(t) ->> 'rowfilter' IS NOT NULL, coalesce(
-    (SELECT array_agg(value) FROM jsonb_array_elements_text(to_jsonb(t) -> 'attnames')),
-    (SELECT array_agg(attname::text) FROM pg_attribute
-     WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped AND attgenerated = ''), '{}')
+SELECT c.oid::int8, to_jsonb(t) ->> 'rowfilter' IS NOT NULL, ARRAY(
+    SELECT attname::text FROM pg_attribute
+    WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped
+      AND (attgenerated = '' OR %(generated)s)
+      AND coalesce(to_jsonb(t) -> 'attnames' ? attname::text, true))
 FROM pg_publication_tables t
 JOIN pg_namespace n ON n.nspname = t.schemaname
 JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename
@@ -333,8 +367,10 @@ def find(connection: Connection, publication: str) -> Published | None:
     if not found:
         return None
     oid, owned, everything, publishes, by_root, generated = found[0]
-    members = _rows(connection, _MEMBERS, {"name": publication})
-    marks = _rows(connection, _marks(connection.info.server_version), {"name": publication})
+    version = connection.info.server_version
+    wanted = {"name": publication, "generated": version >= GENERATED}
+    members = _rows(connection, _MEMBERS, wanted)
+    marks = _rows(connection, _marks(version), {"name": publication})
     return Published(
         oid=oid,
         owned=owned,

@@ -19,6 +19,7 @@ import psycopg
 import pyarrow as pa
 from psycopg import errors as pg
 
+from bronze import portion
 from bronze.errors import (
     ConfigError,
     Mismatch,
@@ -29,7 +30,7 @@ from bronze.errors import (
 )
 from bronze.model import Column, Kind, Origin
 from bronze.source import tunnel
-from bronze.source.connect import connect, explain, forget, located
+from bronze.source.connect import CANCELED, connect, contested, explain, forget, located
 
 # What follows the reading takes several times the memory of the rows themselves, so it is given
 # few at a time: a quarter less memory in all, at no cost in time (measured).
@@ -68,10 +69,13 @@ def rows(
     Raises:
         SourceError: and its kinds; a `TableRefused` where only this table is at fault.
     """
+    most = portion.rows(_PART_VALUES, len(columns) + 1)
     with _reachable(origin) as url:
         for condition in where:
             raw = _fetch(origin, url, session, f"{query} WHERE {condition}", table, guarded)
-            yield from (_typed(part, columns, table) for part in _parts(raw))
+            parts = portion.of(raw, most, _PART_BYTES)
+            del raw
+            yield from (_typed(part, columns, table) for part in parts)
 
 
 def reachable(origin: Origin) -> None:
@@ -83,13 +87,6 @@ def reachable(origin: Origin) -> None:
     """
     with _reachable(origin):
         pass
-
-
-def _parts(raw: pa.Table) -> Iterator[pa.Table]:
-    fitting = raw.num_rows * _PART_BYTES // max(raw.nbytes, 1)
-    step = max(1, min(fitting, _PART_VALUES // raw.num_columns))
-    for start in range(0, raw.num_rows, step):
-        yield raw.slice(start, step)
 
 
 @contextmanager
@@ -148,6 +145,8 @@ def _why(
     low = text.lower()
     if any(word in low for word in _FULL):
         return SourceBusy(f"{origin.name} has no connection free.", table=table)
+    if CANCELED in low:
+        return contested(table)
     try:
         with connect(origin) as probe:
             for statement in (*session, f"EXPLAIN {query}"):

@@ -13,6 +13,7 @@ from bronze.source.publication import (
     Part,
     Parts,
     Published,
+    apart,
     find,
     leaves,
     mending,
@@ -221,6 +222,8 @@ def _of_table(
     found = [] if relation.readable else [_unreadable(relation, server)]
     for leaf in leaves(relation, parts):
         found += _of_identity(relation, leaf, key, server)
+    if key and not found and not apart(relation, parts, key):
+        found += _ambiguous(relation, parts, key)
     lost = [c for c in key if c in _never(parts[relation.oid], server.version)]
     if lost:
         what = (
@@ -261,6 +264,17 @@ def _of_identity(
     else:
         return []
     return [Wanting(what, _better(leaf, key, server.version), relation.label)]
+
+
+def _ambiguous(relation: Relation, parts: Parts, key: tuple[str, ...]) -> list[Wanting]:
+    """What a key lacks that rows of several partitions may share."""
+    partial = [leaf for leaf in leaves(relation, parts) if leaf.replica != "f"]
+    what = (
+        f"Table {relation.label}: rows of several partitions may share the key {', '.join(key)},"
+        f" and the old rows that its partition {partial[0].label} logs do not tell them apart."
+    )
+    mend = "; ".join(f"ALTER TABLE {leaf.name} REPLICA IDENTITY FULL" for leaf in partial)
+    return [Wanting(what, mend, relation.label)]
 
 
 def _better(leaf: Part, key: tuple[str, ...], version: int) -> str:

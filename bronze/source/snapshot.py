@@ -4,12 +4,15 @@ One transaction, REPEATABLE READ and read only, is held open for as long as the 
 first takes an ACCESS SHARE lock on every table, as pg_dump does: what a snapshot shows is only
 true as long as nobody truncates or rewrites the table beneath it. Only then it takes the snapshot
 and exports it, so that no such change can lie between the two.
+
+A snapshot that another session has exported is there before the locks. Which tables were changed
+in between is asked of `changed` then.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +20,7 @@ import psycopg
 
 from bronze.errors import BronzeError, SnapshotLost, SnapshotRefused
 from bronze.model import Origin
+from bronze.source import definition
 from bronze.source.catalog import Relation, relations
 from bronze.source.connect import (
     SNAPSHOT_HINT,
@@ -85,6 +89,17 @@ class Snapshot:
         joining = [f"SET TRANSACTION SNAPSHOT '{self.name}'"] if self.name else []
         return (BEGIN, *joining, pinning(origin))
 
+    def give_way(self, origin: Origin) -> None:
+        """Cancels reads that wait for those who wait for the snapshot's own locks.
+
+        An ALTER waits until the tables are no longer locked, and whoever wants to read one of them
+        queues up behind it: our reads, which would wait for ever, and everybody else's. To
+        PostgreSQL that is no deadlock, as it does not know that the snapshot waits for the reads.
+        """
+        with suppress(psycopg.Error), self.holder.transaction():
+            self.holder.execute("SELECT pg_stat_clear_snapshot()")
+            self.holder.execute(_GIVE_WAY, [origin.application_name])
+
     def alive(self) -> bool:
         """Whether the transaction that holds the snapshot is still there."""
         try:
@@ -94,6 +109,15 @@ class Snapshot:
         return True
 
 
+_GIVE_WAY = """
+SELECT pg_cancel_backend(a.pid) FROM pg_stat_activity a
+WHERE a.application_name = %s AND a.usename = session_user AND a.datname = current_database()
+  AND a.wait_event_type = 'Lock' AND a.pid <> pg_backend_pid()
+  AND EXISTS (SELECT FROM unnest(pg_blocking_pids(a.pid)) AS before
+              WHERE pg_backend_pid() = ANY(pg_blocking_pids(before)))
+"""
+
+
 @contextmanager
 def hold(
     origin: Origin,
@@ -101,7 +125,7 @@ def hold(
     wanted: Sequence[Relation],
     schemas: Sequence[str],
     consistency: Consistency,
-    export: Callable[[], tuple[str, int]] | None = None,
+    exported: tuple[str, int] | None = None,
 ) -> Iterator[Snapshot]:
     """Holds a snapshot of ``wanted`` on ``holder`` for as long as the context lasts.
 
@@ -111,8 +135,7 @@ def hold(
         wanted: what is to be read.
         schemas: where that is.
         consistency: whether all reads are of one snapshot.
-        export: another one's snapshot to join instead of taking one, with its position; it is
-            asked for once the tables are locked.
+        exported: another session's snapshot to join instead of taking one, and its position.
 
     Raises:
         SnapshotRefused: on a standby, or behind a pooler, with consistency "run".
@@ -122,14 +145,14 @@ def hold(
         _refuse_standby(origin, holder, consistency)
         # Asked before the snapshot is taken: whoever begins between the two began later.
         since = opened(holder)
+        name, position = exported or ("", None)
         holder.execute(BEGIN)
         try:
+            if name:
+                holder.execute(f"SET TRANSACTION SNAPSHOT {literal(name)}")
             tables = [r for r in wanted if r.kind in _LOCKABLE and r.whole]
             refused = _lock(origin, holder, tables, "LOCK TABLE {} IN ACCESS SHARE MODE")
             with _locked_by_columns(origin, wanted, refused):
-                name, position = export() if export else ("", None)
-                if name:
-                    holder.execute(f"SET TRANSACTION SNAPSHOT {literal(name)}")
                 moment = _export(holder, consistency, position)
                 # It shows what the catalog does not: policies, a view that was never populated, a
                 # foreign server that does not answer. It is also the lock of what knows no other.
@@ -150,6 +173,33 @@ def hold(
             yield taken
         finally:
             _end(holder)
+
+
+def changed(held: Snapshot, now: Sequence[Relation]) -> frozenset[str]:
+    """The labels of the relations that are not what the snapshot shows any more.
+
+    They were altered, rewritten, truncated, dropped or made anew since; or got or lost partitions.
+
+    Args:
+        held: the snapshot, in which the relations are locked by now.
+        now: the relations as another session sees them after that.
+    """
+    seen = {relation.label: relation for relation in held.relations}
+    there = {relation.label: relation for relation in now}
+    return frozenset(
+        label
+        for label in seen.keys() | there.keys()
+        if label not in seen or label not in there or _differ(seen[label], there[label])
+    )
+
+
+def _differ(one: Relation, other: Relation) -> bool:
+    forms = [
+        (r.oid, r.key, [(a.number, a.name, a.type, a.not_null) for a in r.attributes], r.rewritten)
+        for r in (one, other)
+    ]
+    changed = definition.changed(one.definition, other.definition, storage=True)
+    return forms[0] != forms[1] or bool(changed)
 
 
 def _end(holder: Connection) -> None:

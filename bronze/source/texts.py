@@ -70,6 +70,8 @@ def typed(texts: pl.DataFrame, columns: Sequence[Text]) -> tuple[pl.DataFrame, p
     for series, column in zip(texts.get_columns(), columns, strict=True):
         values, refused = _column(series, column)
         held.append(values.cast(dtype(column.kind)).alias(column.target))
+        if not refused.any():
+            continue
         for row, value in zip(refused.arg_true(), series.filter(refused), strict=True):
             line = json.dumps([column.name, value], ensure_ascii=False)
             lines[row] = f"{lines.get(row, '')}{line}\n"

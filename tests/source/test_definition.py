@@ -8,6 +8,7 @@ import pytest
 from bronze.source import connect, definition
 from bronze.source.catalog import Relation, relations
 from tests.conftest import Source
+from tests.features import since
 
 
 def relation(source: Source, name: str = "t") -> Relation:
@@ -71,7 +72,11 @@ def test_what_changes_no_value_is_no_change(made: Source) -> None:
         ("ALTER TYPE inner_pair ADD ATTRIBUTE c int", "type"),
         ("ALTER TABLE t ADD c int DEFAULT 5", "columns"),
         ("ALTER TABLE t DROP v", "columns"),
-        ("ALTER TABLE t ALTER g SET EXPRESSION AS (id)", "columns"),
+        pytest.param(
+            "ALTER TABLE t ALTER g SET EXPRESSION AS (id)",
+            "columns",
+            marks=since("SET EXPRESSION"),
+        ),
         (
             "CREATE OR REPLACE FUNCTION twice(int) RETURNS int IMMUTABLE LANGUAGE sql"
             " AS 'SELECT 3'",
