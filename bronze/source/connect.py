@@ -297,6 +297,19 @@ _TABLE: Sequence[tuple[type[psycopg.Error], str, str]] = (
 )
 
 
+_NAMELESS = (pg.UndefinedTable, pg.UndefinedFunction, pg.UndefinedObject, pg.InvalidSchemaName)
+PATH_HINT = (
+    "bronze's sessions have an empty search_path, as pg_dump's do, so that nobody can put a function"
+    " or table of theirs in the way. Name the schemas in the function, or give it a path of its own:"
+    " ALTER FUNCTION … SET search_path = …."
+)
+
+
+def nameless(table: str) -> str:
+    """What to say of a view or constraint whose function needs a search_path."""
+    return f"Table {table} calls a function that names something without its schema"
+
+
 def explain(error: psycopg.Error, origin: Origin, table: str = "") -> BronzeError:
     """Our error for one of psycopg's."""
     state = error.sqlstate or ""
@@ -319,6 +332,8 @@ def explain(error: psycopg.Error, origin: Origin, table: str = "") -> BronzeErro
         )
     if isinstance(error, _GONE) or (isinstance(error, psycopg.OperationalError) and not state):
         return _no_connection(where, text)
+    if table and isinstance(error, _NAMELESS) and error.diag.context:
+        return made(TableRefused, f"{nameless(table)} ({text}).", PATH_HINT)
     for kind, what, hint in _TABLE:
         if isinstance(error, kind) and table:
             return made(TableRefused, f"Table {table} {what} ({text}).", hint)

@@ -29,7 +29,7 @@ from bronze.errors import (
 )
 from bronze.model import Column, Kind, Origin
 from bronze.source import tunnel
-from bronze.source.connect import connect, explain, forget, located
+from bronze.source.connect import PATH_HINT, connect, explain, forget, located, nameless
 
 # What follows the reading takes several times the memory of the rows themselves, so it is given
 # few at a time: a quarter less memory in all, at no cost in time (measured).
@@ -158,6 +158,8 @@ def _why(
             hint="It is retried while the server is there.",
             table=table,
         )
+    if "does not exist" in low:
+        return TableRefused(f"{nameless(table)}.", hint=PATH_HINT, table=table)
     said = "PostgreSQL refused a value of one of its rows" if guarded else _without_values(text)
     return TableRefused(
         f"Table {table} could not be read: {said}.",

@@ -330,10 +330,10 @@ def test_the_stream_is_utf8_whatever_the_databases_encoding(server: Server, name
         try:
             origin = Origin("test", server.dsn(database))
             with connect.connect(origin) as writer, sending(origin) as sender:
-                writer.execute("CREATE TABLE t (id int PRIMARY KEY, s text)")
-                writer.execute("CREATE PUBLICATION p FOR TABLE t")
+                writer.execute("CREATE TABLE public.t (id int PRIMARY KEY, s text)")
+                writer.execute("CREATE PUBLICATION p FOR TABLE public.t")
                 slot.make(sender, name, temporary=True, failover=False)
-                writer.execute("INSERT INTO t VALUES (1, 'é')")
+                writer.execute("INSERT INTO public.t VALUES (1, 'é')")
                 assert "é".encode() in streamed(sender, name, "p")
         finally:
             there = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = %s"
@@ -374,7 +374,7 @@ def test_what_is_committed_asynchronously_is_waited_for(source: Source, origin: 
         connection.execute("SET synchronous_commit = off")
         for _ in range(20):
             row = connection.execute(
-                "INSERT INTO t VALUES (1) RETURNING pg_current_wal_insert_lsn() - '0/0'::pg_lsn"
+                "INSERT INTO public.t VALUES (1) RETURNING pg_current_wal_insert_lsn() - '0/0'::pg_lsn"
             ).fetchone()
             assert row is not None
             position = slot.settled(connection)
