@@ -374,7 +374,8 @@ def test_what_is_committed_asynchronously_is_waited_for(source: Source, origin: 
         connection.execute("SET synchronous_commit = off")
         for _ in range(20):
             row = connection.execute(
-                "INSERT INTO public.t VALUES (1) RETURNING pg_current_wal_insert_lsn() - '0/0'::pg_lsn"
+                "INSERT INTO public.t VALUES (1)"
+                " RETURNING pg_current_wal_insert_lsn() - '0/0'::pg_lsn"
             ).fetchone()
             assert row is not None
             position = slot.settled(connection)
