@@ -106,6 +106,11 @@ def _pin(connection: Connection, origin: Origin) -> None:
 _ours: set[Origin] = set()
 
 
+def through(origin: Origin) -> bool:
+    """Whether connections lead through something else to the server, such as a pooler."""
+    return origin in _ours
+
+
 def _refuse_lent(connection: Connection, origin: Origin) -> None:
     """Refuses a pooler that lends the session to others, before anything is set in it."""
     given = parameters(origin)

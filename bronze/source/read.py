@@ -29,7 +29,7 @@ from bronze.errors import (
 )
 from bronze.model import Column, Kind, Origin
 from bronze.source import tunnel
-from bronze.source.connect import PATH_HINT, connect, explain, forget, located, nameless
+from bronze.source.connect import PATH_HINT, connect, explain, forget, located, nameless, through
 
 # What follows the reading takes several times the memory of the rows themselves, so it is given
 # few at a time: a quarter less memory in all, at no cost in time (measured).
@@ -83,7 +83,10 @@ def _parts(raw: pa.Table) -> Iterator[pa.Table]:
 
 @contextmanager
 def _reachable(origin: Origin) -> Iterator[str]:
-    given = located(origin)
+    given = dict(located(origin))
+    if not through(origin):
+        # connectorx asks for the query's types before it pins, and a pooler takes no options.
+        given["options"] = f"{given.get('options', '')} -c search_path=".strip()
     if tunnel.needed(given):
         with tunnel.relay(given) as relayed:
             yield _url(relayed)
