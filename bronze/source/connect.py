@@ -10,7 +10,8 @@ import logging
 import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from typing import Any
 
 import psycopg
 from psycopg import errors as pg
@@ -31,6 +32,8 @@ from bronze.errors import (
     TableRefused,
 )
 from bronze.model import Origin
+from bronze.source import pins, pooler
+from bronze.source.sockets import cut as cut
 
 # What the pool's own threads meet is met, and said, by the next connection that we ask for.
 logging.getLogger("psycopg.pool").addHandler(logging.NullHandler())
@@ -39,29 +42,6 @@ Connection = psycopg.Connection[tuple[object, ...]]
 Pool = ConnectionPool[Connection]
 
 _POOL_PATIENCE = 30
-
-PINNED = {
-    "DateStyle": "ISO, YMD",
-    "TimeZone": "UTC",
-    "IntervalStyle": "postgres",
-    "extra_float_digits": "1",
-    "bytea_output": "hex",
-    "lc_monetary": "C",
-    "xmloption": "content",
-    "client_encoding": "UTF8",
-    "standard_conforming_strings": "on",
-    "quote_all_identifiers": "off",
-    "jit": "off",
-    # The transaction that holds the snapshot does nothing for as long as the reads last.
-    "idle_in_transaction_session_timeout": "0",
-}
-
-
-# Not every version has them. They would end a session that holds a snapshot, or waits for changes.
-_PATIENT = (
-    "SELECT count(set_config(name, '0', false)) FROM pg_settings"
-    " WHERE name IN ('idle_session_timeout', 'transaction_timeout')"
-)
 
 
 def parameters(origin: Origin) -> dict[str, str]:
@@ -122,18 +102,6 @@ def _misread(conninfo: str, given: Mapping[str, str]) -> str:
     return ""
 
 
-def pinning(origin: Origin) -> str:
-    """The statement that pins a session."""
-    chosen = PINNED | {
-        "statement_timeout": f"{origin.statement_timeout}s",
-        "lock_timeout": f"{origin.lock_timeout}s",
-        # Without it, row-level security would silently leave rows out.
-        "row_security": "on" if origin.row_security == "apply" else "off",
-    }
-    pinned = (f"set_config('{name}', '{value}', false)" for name, value in chosen.items())
-    return f"SELECT {', '.join(pinned)}, ({_PATIENT})"
-
-
 def connect(origin: Origin) -> Connection:
     """One connection of its own, in autocommit mode, pinned.
 
@@ -150,17 +118,64 @@ def connect(origin: Origin) -> Connection:
         return connection
 
 
-def cut(connection: Connection) -> None:
-    """Cuts a connection from another thread: whoever waits for an answer on it gets an error."""
-    with (
-        suppress(OSError, psycopg.Error),
-        socket.fromfd(connection.fileno(), socket.AF_INET, socket.SOCK_STREAM) as twin,
-    ):
-        twin.shutdown(socket.SHUT_RDWR)
-
-
 def _pin(connection: Connection, origin: Origin) -> None:
-    connection.execute(pinning(origin))
+    ours = pooler.direct(connection) if origin not in _ours else ""
+    row: Any = connection.execute(pins.pinning(origin, condition=ours).encode()).fetchone()
+    if row is None:
+        _refuse_lent(connection, origin)
+        _ours.add(origin)
+        row = connection.execute(pins.pinning(origin).encode()).fetchone()
+    for name, value in zip(pins.LOSSY, row[-len(pins.LOSSY) :], strict=True):
+        if value == "on":
+            raise SourceRefused(
+                f"Sessions at {address(origin)} have {name} on: damaged pages would be taken for"
+                " empty, or for whole, and nobody would know which rows are missing.",
+                hint=f"ALTER ROLE … RESET {name}, or wherever it is set: pg_settings says where.",
+            )
+
+
+# Those that lead through something else to the server, where sessions were found to be ours.
+_ours: set[Origin] = set()
+
+
+def through(origin: Origin) -> bool:
+    """Whether connections lead through something else to the server, such as a pooler."""
+    return origin in _ours
+
+
+def _refuse_lent(connection: Connection, origin: Origin) -> None:
+    """Refuses a pooler that lends the session to others, before anything is set in it."""
+    given = parameters(origin)
+    conninfo = make_conninfo("", **given)
+    try:
+        pids = pooler.lent(
+            connection,
+            lambda: psycopg.connect(conninfo, autocommit=True),
+            origin.connect_timeout or _POOL_PATIENCE,
+        )
+    except TimeoutError:
+        raise SourceBusy(
+            f"{address(origin)} leads through a pooler, which gave no server connection within"
+            f" {origin.connect_timeout or _POOL_PATIENCE} s.",
+            hint=_POOLER_HINT,
+        ) from None
+    except psycopg.Error as error:
+        mine = explain(error, origin)
+        mine.hint = f"{mine.hint} {_POOLER_HINT}".strip()
+        raise mine from error
+    if pids:
+        raise SourceRefused(
+            f"{address(origin)} leads through a pooler that changes the server connection between"
+            f" transactions: one session of ours met the server process {pids[0]}, and"
+            f" {pids[1] if pids[1] != pids[0] else 'so did another'}.",
+            hint=_POOLER_HINT,
+        )
+
+
+_POOLER_HINT = (
+    "Connect to PostgreSQL itself, or to the pooler in session mode (pgbouncer: pool_mode = session"
+    " for this database), with at least three server connections."
+)
 
 
 def located(origin: Origin) -> dict[str, str]:
@@ -199,6 +214,7 @@ _located: dict[Origin, dict[str, str]] = {}
 def forget(origin: Origin) -> None:
     """Lets the next connection find out anew, after a failure: a password may have changed."""
     _located.pop(origin, None)
+    _ours.discard(origin)
 
 
 def _knock(origin: Origin, given: Mapping[str, str]) -> None:
@@ -350,6 +366,19 @@ def contested(table: str) -> TableContested:
     )
 
 
+_NAMELESS = (pg.UndefinedTable, pg.UndefinedFunction, pg.UndefinedObject, pg.InvalidSchemaName)
+PATH_HINT = (
+    "bronze's sessions have an empty search_path, as pg_dump's do, so that nobody can put a"
+    " function or table of theirs in the way. Name the schemas in the function, or give it a path of"
+    " its own: ALTER FUNCTION … SET search_path = …."
+)
+
+
+def nameless(table: str) -> str:
+    """What to say of a view or constraint whose function needs a search_path."""
+    return f"Table {table} calls a function that names something without its schema"
+
+
 def explain(error: psycopg.Error, origin: Origin, table: str = "") -> BronzeError:
     """Our error for one of psycopg's."""
     state = error.sqlstate or ""
@@ -376,6 +405,8 @@ def explain(error: psycopg.Error, origin: Origin, table: str = "") -> BronzeErro
         return contested(table)
     if isinstance(error, pg.LockNotAvailable) and not table:
         return made(SourceBusy, f"Somebody holds a lock at {where}: {text}", "It is retried.")
+    if table and isinstance(error, _NAMELESS) and error.diag.context:
+        return made(TableRefused, f"{nameless(table)} ({text}).", PATH_HINT)
     for kind, what, hint in _TABLE:
         if isinstance(error, kind) and table:
             return made(TableRefused, f"Table {table} {what} ({text}).", hint)

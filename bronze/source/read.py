@@ -30,7 +30,17 @@ from bronze.errors import (
 )
 from bronze.model import Column, Kind, Origin
 from bronze.source import tunnel
-from bronze.source.connect import CANCELED, connect, contested, explain, forget, located
+from bronze.source.connect import (
+    CANCELED,
+    PATH_HINT,
+    connect,
+    contested,
+    explain,
+    forget,
+    located,
+    nameless,
+    through,
+)
 
 # What follows the reading takes several times the memory of the rows themselves, so it is given
 # few at a time: a quarter less memory in all, at no cost in time (measured).
@@ -91,7 +101,10 @@ def reachable(origin: Origin) -> None:
 
 @contextmanager
 def _reachable(origin: Origin) -> Iterator[str]:
-    given = located(origin)
+    given = dict(located(origin))
+    if not through(origin):
+        # connectorx asks for the query's types before it pins, and a pooler takes no options.
+        given["options"] = f"{given.get('options', '')} -c search_path=".strip()
     if tunnel.needed(given):
         with tunnel.relay(given) as relayed:
             yield _url(relayed)
@@ -168,6 +181,8 @@ def _why(
             hint="It is retried while the server is there.",
             table=table,
         )
+    if "does not exist" in low:
+        return TableRefused(f"{nameless(table)}.", hint=PATH_HINT, table=table)
     said = "PostgreSQL refused a value of one of its rows" if guarded else _without_values(text)
     return TableRefused(
         f"Table {table} could not be read: {said}.",

@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import Any
 
 from bronze.source.catalog import Relation
+from bronze.source.comparison import PLAIN, comparisons
 from bronze.source.connect import Connection
 from bronze.source.statement import literal, quoted
 
@@ -96,6 +97,7 @@ def by_key(
 ) -> list[Slice]:
     """Ranges of one column at its quantiles; rows where it is NULL are in the first one."""
     name = quoted(column)
+    how = comparisons(connection, relation.schema, relation.name).get(column, PLAIN)
     shares = [i / count for i in range(1, count)]
     row: Any = connection.execute(
         f"SELECT percentile_disc(ARRAY{shares}::float8[]) WITHIN GROUP (ORDER BY {name})::text[],"  # noqa: S608
@@ -106,9 +108,12 @@ def by_key(
     bounds = [f"{literal(b)}::{kind}" for b in dict.fromkeys(found or []) if b is not None]
     if not bounds:
         return [Slice(WHOLE, total)]
-    wheres = [f"({name} < {bounds[0]} OR {name} IS NULL)"]
-    wheres += [f"{name} >= {low} AND {name} < {high}" for low, high in pairwise(bounds)]
-    wheres.append(f"{name} >= {bounds[-1]}")
+    wheres = [f"({name} {how.less} {bounds[0]} OR {name} IS NULL)"]
+    wheres += [
+        f"{name} {how.at_least} {low} AND {name} {how.less} {high}"
+        for low, high in pairwise(bounds)
+    ]
+    wheres.append(f"{name} {how.at_least} {bounds[-1]}")
     return [Slice(where, total // len(wheres)) for where in wheres]
 
 

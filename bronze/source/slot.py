@@ -18,7 +18,8 @@ from psycopg.conninfo import make_conninfo
 
 from bronze.errors import BronzeError, ConfigError, SourceBusy, SourceRefused
 from bronze.model import Origin
-from bronze.source.connect import Connection, mapped, parameters, pinning
+from bronze.source.connect import Connection, mapped, parameters
+from bronze.source.pins import pinning
 from bronze.source.statement import quoted
 
 PLUGIN = "pgoutput"
@@ -280,7 +281,8 @@ def walsender(origin: Origin) -> Connection:
     with mapped(origin):
         connection = psycopg.connect(make_conninfo("", **given), autocommit=True)
         try:
-            connection.execute(pinning(replace(origin, statement_timeout=0, lock_timeout=0)))
+            patient = replace(origin, statement_timeout=0, lock_timeout=0)
+            connection.execute(pinning(patient).encode())
         except BaseException:
             connection.close()
             raise

@@ -29,8 +29,8 @@ from bronze.source.connect import (
     connect,
     explain,
     mapped,
-    pinning,
 )
+from bronze.source.pins import pinning
 from bronze.source.statement import literal, quoted
 
 Consistency = Literal["run", "per-table"]
@@ -87,7 +87,8 @@ class Snapshot:
     def session(self, origin: Origin) -> tuple[str, ...]:
         """The statements with which another connection joins the snapshot."""
         joining = [f"SET TRANSACTION SNAPSHOT '{self.name}'"] if self.name else []
-        return (BEGIN, *joining, pinning(origin))
+        # They end with the transaction: whoever has the session next has none of them.
+        return (BEGIN, *joining, pinning(origin, local=True))
 
     def give_way(self, origin: Origin) -> None:
         """Cancels reads that wait for those who wait for the snapshot's own locks.

@@ -1,7 +1,7 @@
 """Values as PostgreSQL's own output text become the columns that `bronze.source.read` gives.
 
 Logical decoding sends each value as its type's output function writes it, from a session pinned
-like `bronze.source.connect.PINNED`. What is held and what is rejected is the type contract's, so
+like `bronze.source.pins.PINNED`. What is held and what is rejected is the type contract's, so
 that a row has the same values and the same row_hash whichever way it came.
 """
 

@@ -84,13 +84,13 @@ def proven(
     assert parts
     rows: list[list[Any]] = [
         connection.execute(
-            f"SELECT tableoid, id FROM {name} WHERE {part.where}"
+            f"SELECT tableoid, id FROM public.{name} WHERE {part.where}"
             if relation.heaps
-            else f"SELECT id FROM {name} WHERE {part.where}"
+            else f"SELECT id FROM public.{name} WHERE {part.where}"
         ).fetchall()
         for part in parts
     ]
-    every = f"SELECT {'tableoid, ' if relation.heaps else ''}id FROM {name}"
+    every = f"SELECT {'tableoid, ' if relation.heaps else ''}id FROM public.{name}"
     whole = connection.execute(every).fetchall()
     assert Counter(row for part in rows for row in part) == Counter(whole), name
     return [len(part) for part in rows]
@@ -203,7 +203,7 @@ def test_growth_after_the_plan(source: Source, connection: connect.Connection) -
     source.execute("INSERT INTO t SELECT i FROM generate_series(5001, 20000) i")
     wheres = [part.where for part in parts]
     in_snapshot = [
-        connection.execute(f"SELECT count(*) FROM t WHERE {w}").fetchone() for w in wheres
+        connection.execute(f"SELECT count(*) FROM public.t WHERE {w}").fetchone() for w in wheres
     ]
     assert sum(int(str(row[0])) for row in in_snapshot if row) == 5000
     connection.execute("ROLLBACK")
@@ -241,9 +241,9 @@ def test_views_are_split_by_key(source: Source, connection: connect.Connection) 
     """A view is split by ranges of its key, whatever its type, its repeats and its NULLs."""
     for i, (case, key) in enumerate(KEYS.items()):
         rows = f"SELECT {key} AS k, i AS id FROM generate_series(1, 3000) i"
-        connection.execute(f"CREATE VIEW v{i} AS {rows}".encode())
+        connection.execute(f"CREATE VIEW public.v{i} AS {rows}".encode())
         counts = proven(connection, 5_000, key=["k"], name=f"v{i}")
-        (distinct,) = connection.execute(f"SELECT count(DISTINCT k) FROM v{i}".encode())
+        (distinct,) = connection.execute(f"SELECT count(DISTINCT k) FROM public.v{i}".encode())
         if int(str(distinct[0])) > 1000:
             assert len(counts) > 1, case
             assert max(counts) < 3 * 3000 / len(counts), case

@@ -18,7 +18,7 @@ from psycopg import sql
 from bronze.demo.server import Server, running
 from bronze.errors import ConfigError, SourceBusy, SourceRefused, SourceUnreachable
 from bronze.model import Origin
-from bronze.source import connect, slot
+from bronze.source import connect, pins, slot
 from tests.conftest import FAST, Source
 from tests.features import has
 from tests.proxy import until
@@ -156,7 +156,7 @@ def test_a_made_slot_is_found_as_it_is(source: Source, origin: Origin, name: str
         assert (found.active_pid, found.wal_status, found.reason) == (None, "reserved", "")
         assert not found.lost
         connection.execute("SET synchronous_commit = on")
-        connection.execute("INSERT INTO t SELECT generate_series(1, 1000)")
+        connection.execute("INSERT INTO public.t SELECT generate_series(1, 1000)")
         later = slot.find(connection, name)
         assert later
         assert later.retained > found.retained + 1000
@@ -311,7 +311,7 @@ def test_pgoutputs_texts_are_pinned(
     mine = as_role(replace(origin, statement_timeout=7, lock_timeout=7), login)
     with sending(mine) as sender:
         assert sender.info.encoding == "utf-8"
-        for setting, value in connect.PINNED.items():
+        for setting, value in pins.PINNED.items():
             shown: Any = sender.execute(sql.SQL(f"SHOW {setting}")).fetchone()
             assert shown[0] == value, setting
         timeouts = (setting for setting in ODD if setting.endswith("_timeout"))
@@ -339,10 +339,10 @@ def test_the_stream_is_utf8_whatever_the_databases_encoding(server: Server, name
         try:
             origin = Origin("test", server.dsn(database))
             with connect.connect(origin) as writer, sending(origin) as sender:
-                writer.execute("CREATE TABLE t (id int PRIMARY KEY, s text)")
-                writer.execute("CREATE PUBLICATION p FOR TABLE t")
+                writer.execute("CREATE TABLE public.t (id int PRIMARY KEY, s text)")
+                writer.execute("CREATE PUBLICATION p FOR TABLE public.t")
                 slot.make(sender, name, temporary=True, failover=False)
-                writer.execute("INSERT INTO t VALUES (1, 'é')")
+                writer.execute("INSERT INTO public.t VALUES (1, 'é')")
                 assert "é".encode() in streamed(sender, name, "p")
         finally:
             there = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = %s"
@@ -372,7 +372,7 @@ def test_the_horizon_is_the_logs_end(source: Source, origin: Origin) -> None:
         ((flushed,),) = source.execute("SELECT pg_current_wal_flush_lsn() - '0/0'::pg_lsn")
         assert before <= flushed
         connection.execute("SET synchronous_commit = on")
-        connection.execute("INSERT INTO t SELECT generate_series(1, 1000)")
+        connection.execute("INSERT INTO public.t SELECT generate_series(1, 1000)")
         assert slot.horizon(connection) > before + 1000
 
 
@@ -383,7 +383,8 @@ def test_what_is_committed_asynchronously_is_waited_for(source: Source, origin: 
         connection.execute("SET synchronous_commit = off")
         for _ in range(20):
             row = connection.execute(
-                "INSERT INTO t VALUES (1) RETURNING pg_current_wal_insert_lsn() - '0/0'::pg_lsn"
+                "INSERT INTO public.t VALUES (1)"
+                " RETURNING pg_current_wal_insert_lsn() - '0/0'::pg_lsn"
             ).fetchone()
             assert row is not None
             position = slot.settled(connection)
