@@ -14,7 +14,7 @@ from bronze.model import Column
 from bronze.result import Failure
 from bronze.rule import Criterion
 from bronze.settings import Settings
-from bronze.source import connect, constraint, snapshot, survey
+from bronze.source import connect, constraint, room, snapshot, survey
 from bronze.source.catalog import Relation
 from bronze.source.connect import Connection
 from bronze.source.constraint import Constraints
@@ -108,6 +108,8 @@ def check(settings: Settings, tables: Sequence[str] = ()) -> Report:
             mine = [(name, r) for r in prepare.found(connection, name, source.schema_)]
             visible[name] = snapshot.opened(connection).visible
             wanting += [(name, w) for w in _wanting(settings, name, connection, mine)]
+            streamed = bool(_streamed(settings, name, mine))
+            wanting += [(name, Wanting(*one)) for one in room.narrow(connection, origin, streamed)]
             known |= {(name, r.oid): constraint.constraints(connection, r) for _, r in mine}
             found += mine
             taken = [relation for _, relation in mine if source.takes(relation.name)]
@@ -144,16 +146,23 @@ def _wanting(
     settings: Settings, name: str, connection: Connection, found: Sequence[tuple[str, Relation]]
 ) -> tuple[Wanting, ...]:
     """What keeps the tables of a source from being streamed that the config has streamed."""
-    relations = [
+    relations = _streamed(settings, name, found)
+    if not relations:
+        return ()
+    targets = prepare.targets(settings, relations, ())
+    return follow.fitted(connection, targets, *settings.stream.names(name))[1]
+
+
+def _streamed(
+    settings: Settings, name: str, found: Sequence[tuple[str, Relation]]
+) -> list[tuple[str, Relation]]:
+    """The tables of a source that the config has streamed."""
+    return [
         (name, relation)
         for _, relation in found
         if settings.table(name, relation.schema, relation.name).pattern == "streaming"
         and settings.source[name].takes(relation.name)
     ]
-    if not relations:
-        return ()
-    targets = prepare.targets(settings, relations, ())
-    return follow.fitted(connection, targets, *settings.stream.names(name))[1]
 
 
 def _left(settings: Settings, chosen: Sequence[prepare.Target]) -> dict[tuple[str, str], str]:
