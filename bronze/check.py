@@ -25,13 +25,20 @@ from bronze import (
     spanning,
     units,
 )
-from bronze.errors import BronzeError, ConfigError, LakeError, SourceError, TableRefused
+from bronze.errors import (
+    BronzeError,
+    ConfigError,
+    LakeError,
+    SourceError,
+    SourceRefused,
+    TableRefused,
+)
 from bronze.model import Column, Stamp
 from bronze.pipeline import Opened
 from bronze.result import Failure
 from bronze.rule import Criterion
 from bronze.settings import Settings
-from bronze.source import connect, constraint, publication, read, slot, survey
+from bronze.source import connect, constraint, publication, read, room, slot, survey
 from bronze.source.catalog import Relation
 from bronze.source.constraint import Constraints
 from bronze.source.readiness import Wanting
@@ -134,6 +141,7 @@ def check(settings: Settings, tables: Sequence[str] = ()) -> Report:
             if mine:
                 looked = _look(settings, source, mine, stack)
                 missing += [looked.refused] if looked.refused else []
+                missing += [SourceRefused(what, hint=mend) for what, mend in looked.narrow]
                 for target in mine:
                     reports[target.place.url] = _table(settings, looked, target, left)
     return Report(
@@ -145,12 +153,14 @@ def check(settings: Settings, tables: Sequence[str] = ()) -> Report:
 @dataclass(frozen=True)
 class _Looked:
     """What a look at a source has found. ``refused`` is why nothing of it can be streamed,
-    ``unfit`` why tables cannot be, ``keyed`` are the streamed ones with the keys of their rows.
+    ``narrow`` what limits of connections are too small, with the mends, ``unfit`` why tables
+    cannot be streamed, ``keyed`` are the streamed ones with the keys of their rows.
     """
 
     source: Opened
     held: Snapshot
     refused: BronzeError | None
+    narrow: Sequence[tuple[str, str]]
     unfit: Mapping[str, TableRefused]
     keyed: Mapping[str, prepare.Target]
     seen: Mapping[int, Relation]
@@ -170,6 +180,7 @@ def _look(
             own, published = settings.stream.names(name)
             keyed, wanting = follow.fitted(connection, streamed, own, published)
             refused = follow.refusal(name, wanting) or _misnamed(connection, own)
+        narrow = room.narrow(connection, source.origin, bool(streamed))
         surveyed = survey.look(connection, [target.relation for target in mine])
     if len(streamed) < len(mine):
         read.reachable(source.origin)
@@ -180,6 +191,7 @@ def _look(
         source=source,
         held=held,
         refused=refused,
+        narrow=narrow,
         unfit=follow.unfit(wanting),
         keyed={target.label: target for target in keyed},
         seen={relation.oid: relation for relation in held.relations},

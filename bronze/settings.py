@@ -340,6 +340,7 @@ class Settings(Section):
             statement_timeout=given.statement_timeout,
             lock_timeout=given.lock_timeout,
             row_security=given.row_security,
+            connections=(given.pool.min, given.pool.max),
         )
 
     @property

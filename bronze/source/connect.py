@@ -10,7 +10,7 @@ import logging
 import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import psycopg
@@ -32,7 +32,7 @@ from bronze.errors import (
     TableRefused,
 )
 from bronze.model import Origin
-from bronze.source import pins, pooler
+from bronze.source import pins, pooler, room
 from bronze.source.sockets import cut as cut
 
 # What the pool's own threads meet is met, and said, by the next connection that we ask for.
@@ -254,8 +254,15 @@ def pool(origin: Origin, minimum: int, maximum: int) -> Iterator[Pool]:
         open=True,
     ) as opened:
         with mapped(origin):
-            # Asked for a connection before it has one, the pool would open two.
-            opened.wait(origin.connect_timeout or _POOL_PATIENCE)
+            try:
+                # Asked for a connection before it has one, the pool would open two.
+                opened.wait(origin.connect_timeout or _POOL_PATIENCE)
+            except PoolTimeout:
+                # As many by themselves tell why.
+                with ExitStack() as stack:
+                    for _ in range(minimum):
+                        stack.enter_context(connect(origin))
+                raise
         yield opened
 
 
@@ -277,7 +284,8 @@ def mapped(origin: Origin, table: str = "") -> Iterator[None]:
     except PoolTimeout:
         raise SourceBusy(
             f"Source {origin.name} gave no connection within {origin.connect_timeout} s.",
-            hint="Raise [source] pool.max, or the server's max_connections.",
+            hint="Raise [source] pool.max, the server's max_connections, or the CONNECTION LIMIT of"
+            " the role or the database.",
             table=table,
         ) from None
     except psycopg.Error as error:
@@ -369,8 +377,8 @@ def contested(table: str) -> TableContested:
 _NAMELESS = (pg.UndefinedTable, pg.UndefinedFunction, pg.UndefinedObject, pg.InvalidSchemaName)
 PATH_HINT = (
     "bronze's sessions have an empty search_path, as pg_dump's do, so that nobody can put a"
-    " function or table of theirs in the way. Name the schemas in the function, or give it a path of"
-    " its own: ALTER FUNCTION … SET search_path = …."
+    " function of theirs in the way. Name the schemas in the function, or give it a path of its"
+    " own: ALTER FUNCTION … SET search_path = …."
 )
 
 
@@ -391,6 +399,11 @@ def explain(error: psycopg.Error, origin: Origin, table: str = "") -> BronzeErro
     def made(kind: type[BronzeError], message: str, hint: str) -> BronzeError:
         return kind(message, hint=hint, table=table, sqlstate=state)
 
+    if limited := room.limit(origin, text):
+        whose, hint = limited
+        return made(
+            SourceBusy, f"{where} has no connection free for {whose}, by its own limit.", hint
+        )
     if isinstance(error, _BUSY):
         return made(SourceBusy, f"{where} has no connection free: {text}", "It is retried.")
     if isinstance(error, _LOGIN):

@@ -157,7 +157,8 @@ def _why(
     text = " ".join(str(error).split())
     low = text.lower()
     if any(word in low for word in _FULL):
-        return SourceBusy(f"{origin.name} has no connection free.", table=table)
+        full = explain(psycopg.OperationalError(text), origin)
+        return SourceBusy(full.message, hint=full.hint, table=table)
     if CANCELED in low:
         return contested(table)
     try:
