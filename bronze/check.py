@@ -19,11 +19,16 @@ from bronze.source.catalog import Relation
 from bronze.source.connect import Connection
 from bronze.source.constraint import Constraints
 from bronze.source.readiness import Wanting
+from bronze.source.snapshot import Since
 from bronze.source.survey import Personal
 from bronze.table import log, store
 
 KEPT = "values Delta cannot hold become NULL and are kept in governance.rejected_values"
 AS_TEXT = "PostgreSQL's text"
+STANDBY = (
+    "is a standby: each table is read at a moment of its own, a cursor column needs an overlap, and"
+    " nothing can be streamed"
+)
 PROTECTED = {
     "encrypt": "encrypted with AES-256-GCM",
     "encrypt_deterministic": "encrypted with AES-256-SIV, equal values alike",
@@ -78,10 +83,11 @@ class TableReport:
 
 @dataclass(frozen=True)
 class Report:
-    """What a run would do."""
+    """What a run would do. ``notes`` are about the sources."""
 
     tables: tuple[TableReport, ...]
     missing: tuple[Failure, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def problems(self) -> tuple[Failure, ...]:
@@ -98,7 +104,9 @@ def check(settings: Settings, tables: Sequence[str] = ()) -> Report:
     """
     keys.ready(settings)
     found: list[tuple[str, Relation]] = []
-    visible: dict[str, bool] = {}
+    since: dict[str, Since] = {}
+    missing: list[BronzeError] = []
+    notes: list[str] = []
     wanting: list[tuple[str, Wanting]] = []
     personal: dict[tuple[str, int], tuple[Personal, ...]] = {}
     known: dict[tuple[str, int], Constraints] = {}
@@ -106,7 +114,11 @@ def check(settings: Settings, tables: Sequence[str] = ()) -> Report:
         origin = settings.origin(name)
         with connect.mapped(origin), connect.connect(origin) as connection:
             mine = [(name, r) for r in prepare.found(connection, name, source.schema_)]
-            visible[name] = snapshot.opened(connection).visible
+            since[name] = snapshot.opened(connection)
+            if since[name].standby and source.consistency == "run":
+                missing.append(snapshot.on_standby(origin))
+            elif since[name].standby:
+                notes.append(f"{connect.address(origin)} {STANDBY}")
             wanting += [(name, w) for w in _wanting(settings, name, connection, mine)]
             streamed = bool(_streamed(settings, name, mine))
             wanting += [(name, Wanting(*one)) for one in room.narrow(connection, origin, streamed)]
@@ -117,7 +129,7 @@ def check(settings: Settings, tables: Sequence[str] = ()) -> Report:
                 personal[name, seen.relation.oid] = seen.personal
     chosen = prepare.targets(settings, found, tables)
     store.prove_writable(settings.place(settings.lake.schema_, ""))
-    missing: list[BronzeError] = [] if tables else [*prepare.missing(settings, chosen)]
+    missing += [] if tables else [*prepare.missing(settings, chosen)]
     missing += [SourceRefused(w.what, hint=w.mend) for _, w in wanting if not w.table]
     unfit = {
         (name, w.table): TableRefused(w.what, hint=w.mend, table=w.table)
@@ -130,7 +142,7 @@ def check(settings: Settings, tables: Sequence[str] = ()) -> Report:
             _table(
                 settings,
                 target,
-                visible[target.source],
+                since[target.source],
                 left,
                 unfit.get((target.source, target.label)),
                 personal.get((target.source, target.relation.oid), ()),
@@ -139,6 +151,7 @@ def check(settings: Settings, tables: Sequence[str] = ()) -> Report:
             for target in chosen
         ),
         tuple(error.failure() for error in missing),
+        tuple(notes),
     )
 
 
@@ -182,7 +195,7 @@ def _left(settings: Settings, chosen: Sequence[prepare.Target]) -> dict[tuple[st
 def _table(
     settings: Settings,
     target: prepare.Target,
-    visible: bool,
+    since: Since,
     left: Mapping[tuple[str, str], str],
     unfit: TableRefused | None,
     personal: Sequence[Personal],
@@ -200,7 +213,7 @@ def _table(
         columns = prepare.columns(target)
         if unfit:
             raise unfit
-        state, settled, _ = plan.settle(target, visible)
+        state, settled, _ = plan.settle(target, since)
         notes += settled.notes
         promised = known[target.source, relation.oid]
         key = target.settings.key or relation.key

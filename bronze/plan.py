@@ -17,7 +17,7 @@ from bronze.prepare import Target
 from bronze.settings import Settings
 from bronze.source import increment, slices, statement
 from bronze.source.catalog import Relation
-from bronze.source.snapshot import Snapshot
+from bronze.source.snapshot import Since, Snapshot
 from bronze.table import log
 from bronze.table.commit import Position, Shape
 from bronze.table.history import KIND
@@ -78,7 +78,7 @@ def plan_table(
         LakeError: the Bronze table is none that we can write.
     """
     given = Assignment(target, snapshot, origin, stamp, settings, readers)
-    state, settled, partition = settle(target, snapshot.since.visible)
+    state, settled, partition = settle(target, snapshot.since)
     key, notes = _key(given, settled)
     protection = keys.protection(settings, target, settled)
     if keys.moved(protection, state):
@@ -122,13 +122,13 @@ def plan_table(
     )
 
 
-def settle(target: Target, visible: bool) -> tuple[State | None, Settled, str | None]:
+def settle(target: Target, since: Since) -> tuple[State | None, Settled, str | None]:
     """What can be told of a table's run before its snapshot: the Bronze table as it is, the
     columns, and the partition column.
 
     Args:
         target: the table.
-        visible: whether the role is shown since when others' transactions are open.
+        since: what the source shows of open transactions.
 
     Raises:
         TableRefused: it cannot be taken as the config says.
@@ -137,7 +137,7 @@ def settle(target: Target, visible: bool) -> tuple[State | None, Settled, str | 
     own = target.settings
     found = prepare.columns(target)
     if own.pattern not in ("full_refresh", "streaming"):
-        refused = resume.unfit(target.relation, own.cursor, own.overlap, visible)
+        refused = resume.unfit(target.relation, own.cursor, own.overlap, since)
         if refused:
             raise refused
     state = log.read(target.place)
