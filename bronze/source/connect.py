@@ -164,10 +164,10 @@ def _refuse_lent(connection: Connection, origin: Origin) -> None:
         mine.hint = f"{mine.hint} {_POOLER_HINT}".strip()
         raise mine from error
     if pids:
+        met = " and ".join(str(pid) for pid in dict.fromkeys(pids))
         raise SourceRefused(
             f"{address(origin)} leads through a pooler that changes the server connection between"
-            f" transactions: one session of ours met the server process {pids[0]}, and"
-            f" {pids[1] if pids[1] != pids[0] else 'so did another'}.",
+            f" transactions: a session of ours has met what is not its own (process {met}).",
             hint=_POOLER_HINT,
         )
 
