@@ -3,7 +3,7 @@
 Heaps are split by pages, as ranges of ``ctid``: that needs no key, is even however the data is
 skewed, and is complete by construction, as the first range starts at the first page and the last
 one is open. What has no pages, or keeps its ``ctid`` from the role, is split by ranges of its first
-key column, or read whole.
+key column, or read whole; and so is what has a key on servers that read a whole heap for each range.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def slices(
         size: the bytes of source data that one slice should hold.
         key: columns whose first one may be used for ranges where there are no pages.
     """
-    if relation.heaps and version >= CTID_RANGES and "ctid" in relation.system:
+    # Without a key an older server reads the heap as often as there are ranges: slow, and bounded.
+    ranged = version >= CTID_RANGES or not key
+    if relation.heaps and ranged and "ctid" in relation.system:
         return list(by_pages(relation, size))
     total = _estimate(connection, relation)
     count = -(-total // size)
