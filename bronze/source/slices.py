@@ -45,13 +45,18 @@ def slices(
         size: the bytes of source data that one slice should hold.
         key: columns whose first one may be used for ranges where there are no pages.
     """
-    if relation.heaps and version >= _CTID_RANGES:
+    if paged(relation, version):
         return list(by_pages(relation, size))
     total = _estimate(connection, relation)
     count = -(-total // size)
     if count <= 1 or not key:
         return [Slice(WHOLE, total)]
     return by_key(connection, relation, key[0], count, total)
+
+
+def paged(relation: Relation, version: int) -> bool:
+    """Whether a table is split by its pages."""
+    return bool(relation.heaps) and version >= _CTID_RANGES
 
 
 def size_of(relation: Relation) -> int:

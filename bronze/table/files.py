@@ -156,7 +156,10 @@ def write(
 
 
 def _parquet(sink: Any, first: pa.Table) -> pq.ParquetWriter:
-    sample = _frame(first.slice(0, _SAMPLE), min(first.num_rows, _SAMPLE))
+    # Values that are large do not repeat, and have no order that counts.
+    head = first.slice(0, _SAMPLE)
+    small = [n for n in head.column_names if head[n].nbytes <= _GROUP_BYTES]
+    sample = _frame(head.select(small), head.num_rows)
     return pq.ParquetWriter(
         sink,
         first.schema,

@@ -340,9 +340,7 @@ def _counted(tables: Iterable[pa.Table], tally: list[int]) -> Iterator[pa.Table]
         yield table
 
 
-def _gathered(
-    tables: Iterable[pa.Table], rows: int | None, size: float
-) -> Iterator[pa.Table]:
+def _gathered(tables: Iterable[pa.Table], rows: int | None, size: float) -> Iterator[pa.Table]:
     """Tables joined until they have so many rows, or bytes."""
     held: list[pa.Table] = []
     height, weight = 0, 0
