@@ -36,7 +36,7 @@ _FILE = 128 * 2**20
 _UNITS_PER_READER = 3
 # Measured: how many times its bytes a row of large values takes, from the source into a file and
 # from one file into another.
-_COPIES = 8
+_COPIES = 12
 # Keys alone take so much less room than rows.
 _KEYS_GROWTH = 4
 # A fingerprint, and whether it was seen: by the worker, and here.

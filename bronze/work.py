@@ -56,12 +56,8 @@ def work(unit: Unit) -> Written:
         for _ in frames:
             pass
     else:
-        while unit.inline and sum(portion.size(frame) for frame in few) < _FEW:
-            frame = next(frames, None)
-            if frame is None:
-                break
-            few += [frame] if frame.height else []
-        else:
+        few = _few(frames) if unit.inline else []
+        if portion.size_of(few) >= _FEW or not unit.inline:
             written = _written(unit, chain(_drained(few), frames))
     return Written(
         unit.number,
@@ -73,6 +69,16 @@ def work(unit: Unit) -> Written:
         tally.sum,
         tally.findings,
     )
+
+
+def _few(frames: Iterator[pl.DataFrame]) -> list[pl.DataFrame]:
+    """The first frames that have rows, until these are no longer few."""
+    found: list[pl.DataFrame] = []
+    for frame in frames:
+        found += [frame] if frame.height else []
+        if portion.size_of(found) >= _FEW:
+            break
+    return found
 
 
 def _written(unit: Unit, frames: Iterator[pl.DataFrame]) -> tuple[DataFile, ...]:

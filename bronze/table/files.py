@@ -134,7 +134,7 @@ def feed(place: Place, batch_id: str, partition: Partition = ()) -> Output:
 
 
 def write(
-    frames: Iterable[pl.DataFrame],
+    frames: Iterable[pl.DataFrame | pa.Table],
     place: Place,
     batch_id: str,
     stats: Sequence[str],
@@ -217,8 +217,16 @@ def parts(
         start = sum(counts[:number])
         size = min(most, _fitting(parquet.metadata.row_group(number), names))
         if not names or counts[number] <= size:
-            read = parquet.read_row_group(number, names, use_threads=False)
-            yield start, conform(read, wanted, partition or {}, counts[number])
+            # What a generator has a name for stays while it waits.
+            yield (
+                start,
+                conform(
+                    parquet.read_row_group(number, names, use_threads=False),
+                    wanted,
+                    partition or {},
+                    counts[number],
+                ),
+            )
             continue
         for batch in parquet.iter_batches(size, [number], names, use_threads=False):
             piece = pa.Table.from_batches([batch])
