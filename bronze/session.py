@@ -69,6 +69,7 @@ class Session:
             if target.relation.oid not in self._followings:
                 self._fails(target)
         self._limit = units.readers(self._settings.run, self._settings.run.workers)
+        self._largest = units.largest_change(self._settings.run, self._limit)
         self._recorded = 0
         self._recorded_at = self._guarded_at = 0.0
         self._looked_at = self._remembered_at = self._told_at = self._graded_at = time.monotonic()
@@ -139,6 +140,7 @@ class Session:
             self._followings,
             interval=self._settings.stream.interval,
             memory=max(_LEAST_BATCH, (memory - _BASE) // _SHARE),
+            largest=self._largest,
             past=line.past,
             # Nobody answers there either, and who waits for it would wait for ever.
             lost=lambda: connect.cut(line.control),
@@ -194,7 +196,10 @@ class Session:
             following = self._followings.get(oid)
             if following is None or following.error or batch.position <= following.floor:
                 continue
-            if follow.fits(following, gathered):
+            if gathered.oversize:
+                line.say(_outgrown(following, gathered.oversize, self._largest))
+                misfits.append(following)
+            elif follow.fits(following, gathered):
                 courses.append(follow.landing(self._settings, following, gathered, batch, stamp))
             else:
                 misfits.append(following)
@@ -397,6 +402,13 @@ class Session:
         exchanged = [f for f in self._following if f.oid in now and _exchanged(f, now[f.oid])]
         if exchanged:
             self._compare(exchanged)
+
+
+def _outgrown(following: Following, size: int, largest: int) -> str:
+    return (
+        f"{following.label} is compared: a change of it has {size:,} bytes, and [run] memory leaves"
+        f" room for {largest:,} in a change."
+    )
 
 
 def _refuse_remade(followings: Iterable[Following], now: Iterable[Relation]) -> None:
