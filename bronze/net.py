@@ -15,7 +15,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import polars.selectors as cs
 
 from bronze import identity, portion
 from bronze.enrich import protect
@@ -123,10 +122,11 @@ def net(job: Net) -> Netted:
         findings += found
         records = rejections(rows, refused, [t.target for t in _keys(job)])
         rejected += protect.rejections(records, job.enrichment.protection)
-        frames.append(rows)
-        if portion.size_of(frames) > _IN_MEMORY:
+        if frames and portion.size_of(frames) + portion.size(rows) > _IN_MEMORY:
             changes += _staged(job, frames)
             frames = []
+        frames.append(rows)
+        del rows
     changes += [pl.concat(frames)] if frames else []
     emptied = _emptied(job)
     return Netted(
@@ -229,8 +229,9 @@ def _refuse_shared(job: Net, found: Rows) -> None:
     there = went.head(0)
     if not _emptied(job):
         names = pl.concat([came, went]).unique()
-        held = lookup.values(job.place, job.stored, job.layout, names, ["record_status"])
-        there = held.filter(pl.col("record_status").ne_missing(DELETED)).select(key)
+        live = pl.col("record_status").ne_missing(DELETED)
+        held = lookup.found(job.place, job.stored, job.layout, names, ["record_status"])
+        there = pl.concat([there, *(rows.filter(live).select(key) for rows in held)])
     new = came.join(went, on=key, how="anti")
     shared = came.is_duplicated().any() or new.join(there, on=key, how="semi").height
     if shared or went.is_duplicated().any() or there.is_duplicated().any():
@@ -259,29 +260,38 @@ def _rows(
         found = part.changes
         raw = found.new.select([text.name for text in job.texts])[lines]
         mine = {place: value for place, value in missing.items() if place[0] == part.number}
-        rows, rejected = texts.typed(_patched(raw, lines, parts, mine), job.texts)
-        _refuse_rejected(job, rows)
-        rows = _looked_up(job, rows, lines, mine)
-        whole = _whole(rows, job.columns)
-        made, findings = enriched(whole, rejected, job.stamp, job.base, job.enrichment)
-        if job.enrichment.watch:
-            key = [text.target for text in _keys(job)]
-            made, outliers = scored(made, job.enrichment.watch, key, job.stamp)
-            findings += Findings(outliers)
-        made = made.with_columns(cs.enum().cast(pl.String), part.committed(lines))
-        made = partition.dated(made, job.dates_of) if job.dates_of else made
-        yield made, rejected, findings
+        typed = texts.typed(_patched(raw, lines, parts, mine), job.texts)
+        _refuse_rejected(job, typed[0])
+        del found, raw
+        for rows, rejected, some in _looked_up(job, *typed, lines, mine):
+            yield _made(job, part, rows, rejected, some)
+
+
+def _made(
+    job: Net, part: Part, rows: pl.DataFrame, rejected: pl.Series, lines: npt.NDArray[np.int64]
+) -> tuple[pl.DataFrame, pl.Series, Findings]:
+    """The Bronze rows of some changes of a piece."""
+    whole = _whole(rows, job.columns)
+    made, findings = enriched(whole, rejected, job.stamp, job.base, job.enrichment)
+    if job.enrichment.watch:
+        key = [text.target for text in _keys(job)]
+        made, outliers = scored(made, job.enrichment.watch, key, job.stamp)
+        findings += Findings(outliers)
+    made = portion.beside(portion.plain(made), [part.committed(lines)])
+    made = partition.dated(made, job.dates_of) if job.dates_of else made
+    return made, rejected, findings
 
 
 def _whole(rows: pl.DataFrame, columns: Sequence[Column]) -> pl.DataFrame:
     """The rows with the columns that the table has and the source has not."""
     present = set(rows.columns)
-    return rows.select(
-        pl.col(c.target)
+    found = [
+        rows[c.target]
         if c.target in present
-        else pl.lit(None, read.dtype(c.kind)).alias(c.target)
+        else pl.Series(c.target, [None], read.dtype(c.kind)).new_from_index(0, rows.height)
         for c in columns
-    )
+    ]
+    return pl.DataFrame(found, height=rows.height)
 
 
 # What the stream left out
@@ -308,7 +318,7 @@ def _missing(job: Net, parts: Sequence[Part], last: pl.DataFrame) -> Mapping[Spo
     if not wanted:
         return {}
     if job.identity != job.key and set(parts[0].names) <= set(job.identity):
-        raise _left_out(job, wanted[0].column)
+        raise _unknown(job, wanted[0].column)
     keyed = [job.identity.index(name) for name in job.key]
     origins: dict[Spot, Spot | Key] = {}
     current: dict[tuple[str, ...], dict[str, Spot | Key]] = {}
@@ -363,40 +373,68 @@ def _patched(
 def _looked_up(
     job: Net,
     rows: pl.DataFrame,
+    rejected: pl.Series,
     lines: npt.NDArray[np.int64],
     missing: Mapping[Spot, Spot | Key],
-) -> pl.DataFrame:
-    """The rows with the values that are in the table."""
+) -> Iterator[tuple[pl.DataFrame, pl.Series, npt.NDArray[np.int64]]]:
+    """The rows with the values that are in the table, a few at a time as these may be large; with
+    their rejected values, and their lines.
+    """
     targets = {text.name: text.target for text in job.texts}
     places = {int(line): row for row, line in enumerate(lines)}
-    for name in {name for _, _, name in missing}:
-        asked = [
-            (places[line], origin)
-            for (_, line, column), origin in missing.items()
-            if column == name and not isinstance(origin, Spot)
-        ]
-        if not asked:
-            continue
-        raw = pl.DataFrame(
-            [origin for _, origin in asked], schema=dict.fromkeys(job.key, pl.String), orient="row"
-        )
-        keys = _stored_keys(job, raw)
-        target = targets[name]
-        held = lookup.values(job.place, job.stored, job.layout, keys.unique(), [target])
-        key = keys.columns
-        found = keys.join(
-            held.rename({target: "\0value"}), on=key, how="left", maintain_order="left"
-        )
-        # A value that is large is no NULL: where the table has one, it was rejected.
-        if found.height != len(asked) or found["\0value"].null_count():
-            raise _left_out(job, name)
-        at = pl.Series([row for row, _ in asked], dtype=pl.UInt32)
-        values = _clear(job, target, found["\0value"], rows.schema[target])
-        rows = rows.with_columns(rows[target].scatter(at, values))
-    return rows
+    # What a row lacks is under one key, as it has had one at a time.
+    under: dict[int, Key] = {}
+    lacking: dict[str, set[int]] = {}
+    for (_, line, name), origin in missing.items():
+        if not isinstance(origin, Spot):
+            under[places[line]] = origin
+            lacking.setdefault(name, set()).add(places[line])
+    complete = np.setdiff1d(np.arange(rows.height), list(under))
+    if len(complete):
+        alone = len(complete) == rows.height
+        yield (rows, rejected, lines) if alone else _some(rows, rejected, lines, complete)
+    if not under:
+        return
+    raw = pl.DataFrame(list(under.values()), schema=dict.fromkeys(job.key, pl.String), orient="row")
+    keys = _stored_keys(job, raw).with_columns(pl.Series(_ROW, list(under), pl.Int64))
+    key = [name for name in keys.columns if name != _ROW]
+    columns = [targets[name] for name in lacking]
+    left = set(under)
+    for held in lookup.found(job.place, job.stored, job.layout, keys.select(key).unique(), columns):
+        # A join copies values: they are found by their number.
+        numbered = held.select(key).with_row_index(_HELD)
+        there = keys.join(numbered, on=key, how="inner")
+        at, of = there[_ROW].to_numpy(), there[_HELD].to_numpy()
+        whole, refused, some = _some(rows, rejected, lines, at)
+        for name, lack in lacking.items():
+            mine = np.flatnonzero(np.isin(at, list(lack)))
+            values = held[targets[name]].gather(of[mine])
+            # A value that is large is no NULL: where the table has one, it was rejected.
+            if values.null_count():
+                raise _unknown(job, name)
+            target = targets[name]
+            values = _clear(job, target, values, rows.schema[target])
+            whole.replace_column(
+                whole.get_column_index(target), whole[target].scatter(mine, values)
+            )
+        if len(left - set(at.tolist())) != len(left) - len(at):
+            raise _unknown(job, next(iter(lacking)))
+        left -= set(at.tolist())
+        yield whole, refused, some
+    if left:
+        raise _unknown(job, next(name for name, lack in lacking.items() if lack & left))
 
 
-def _left_out(job: Net, name: str) -> Mismatch:
+_ROW, _HELD = "\0row", "\0held"
+
+
+def _some(
+    rows: pl.DataFrame, rejected: pl.Series, lines: npt.NDArray[np.int64], at: npt.NDArray[np.int64]
+) -> tuple[pl.DataFrame, pl.Series, npt.NDArray[np.int64]]:
+    return rows[at], rejected.gather(at), lines[at]
+
+
+def _unknown(job: Net, name: str) -> Mismatch:
     return Mismatch(
         f"The table has not all values of column {name} of {job.table} that the stream left out.",
         hint="All its rows are compared with the source.",

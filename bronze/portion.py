@@ -32,7 +32,7 @@ def of(table: pa.Table, most: int, size: int) -> Iterator[pa.Table]:
 
 def _halves(table: pa.Table, size: int) -> Iterator[pa.Table]:
     # Rows may be of very different sizes.
-    if table.num_rows == 1 or table.nbytes <= 2 * size:
+    if table.num_rows == 1 or table.nbytes <= size * 5 // 4:
         yield table
         return
     middle = table.num_rows // 2
@@ -49,3 +49,23 @@ def size(frame: pl.DataFrame) -> int:
 def size_of(frames: Iterable[pl.DataFrame]) -> int:
     """The same for several."""
     return sum(map(size, frames))
+
+
+def release() -> None:
+    """Gives back what Arrow keeps of the room that large rows took."""
+    pa.default_memory_pool().release_unused()
+
+
+def plain(frame: pl.DataFrame) -> pl.DataFrame:
+    """A frame with strings instead of enums; values of other columns are not copied for it."""
+    return pl.DataFrame(
+        [s.cast(pl.String) if isinstance(s.dtype, pl.Enum) else s for s in frame.get_columns()],
+        height=frame.height,
+    )
+
+
+def beside(frame: pl.DataFrame, columns: Iterable[pl.Series]) -> pl.DataFrame:
+    """A frame with columns behind its own, or in their places; no others are copied for it."""
+    new = {series.name: series for series in columns}
+    made = [new.pop(series.name, series) for series in frame.get_columns()]
+    return pl.DataFrame([*made, *new.values()], height=frame.height)

@@ -75,6 +75,7 @@ class Session:
             if target.relation.oid not in self._followings and target.label not in self._resync:
                 self._fails(target)
         self._limit = units.readers(self._settings.run, self._settings.run.workers)
+        self._largest = units.largest_change(self._settings.run, self._limit)
         self._recorded = 0
         self._recorded_at = self._guarded_at = 0.0
         self._looked_at = self._remembered_at = self._told_at = self._graded_at = time.monotonic()
@@ -169,6 +170,7 @@ class Session:
             oids,
             interval=self._settings.stream.interval,
             memory=memory,
+            largest=self._largest,
             past=past,
             # Nobody answers there either, and who waits for it would wait for ever.
             lost=lambda: connect.cut(line.control),
@@ -233,7 +235,10 @@ class Session:
                 continue
             if following.error or batch.position <= following.floor:
                 continue
-            if follow.fits(following, gathered):
+            if gathered.oversize:
+                line.say(_outgrown(following, gathered.oversize, self._largest))
+                misfits.append(following)
+            elif follow.fits(following, gathered):
                 courses.append(follow.landing(self._settings, following, gathered, batch, stamp))
             else:
                 misfits.append(following)
@@ -542,6 +547,13 @@ def _changed(following: Following, now: Relation, covered: str) -> str:
     if not {(a.number, a.name) for a in known.attributes} <= names:
         return "its columns have changed"
     return ""
+
+
+def _outgrown(following: Following, size: int, largest: int) -> str:
+    return (
+        f"{following.label} is compared: a change of it has {size:,} bytes, and [run] memory leaves"
+        f" room for {largest:,} in a change."
+    )
 
 
 def _refuse_remade(followings: Iterable[Following], now: Iterable[Relation]) -> None:

@@ -34,9 +34,11 @@ _GROWTH = 4
 _SLICE = 12 * 2**20
 _FILE = 128 * 2**20
 _UNITS_PER_READER = 3
-# Measured: how many times its bytes a row of large values takes, from the source into a file and
-# from one file into another.
-_COPIES = 12
+# Measured: how many times its bytes a row of large values takes at most, on its way from the source
+# or the stream into a file, and from one file into another; and a change while it is received.
+_COPIES = 16
+_RECEIVED = 5
+_LEAST_CHANGE = 4 * 2**20
 # Keys alone take so much less room than rows.
 _KEYS_GROWTH = 4
 # A fingerprint, and whether it was seen: by the worker, and here.
@@ -134,7 +136,7 @@ def weighed(given: Assignment, columns: Sequence[Column], key: Sequence[str]) ->
         table=statement.quoted(relation.schema, relation.name),
         weight=weight,
         key=f"json_build_object({', '.join(told)})::text" if told else "'at ' || ctid::text",
-        size=_SLICE,
+        size=min(_SLICE, heaviest(given.run, given.readers)),
         heaviest=heaviest(given.run, given.readers),
         copies=_COPIES,
         rest=_rest(given.readers),
@@ -143,7 +145,12 @@ def weighed(given: Assignment, columns: Sequence[Column], key: Sequence[str]) ->
 
 def heaviest(run: RunSettings, readers: int) -> int:
     """How many bytes a row's values may have; one such row at a time is taken."""
-    return max(_SLICE, (run.memory - _rest(readers)) // _COPIES)
+    return max(_LEAST_CHANGE, (run.memory - _rest(readers)) // _COPIES)
+
+
+def largest_change(run: RunSettings, readers: int) -> int:
+    """How many bytes a change in the stream may have, as another one may be on its way."""
+    return max(_LEAST_CHANGE, (run.memory - _rest(readers)) // (_COPIES + _RECEIVED))
 
 
 def _rest(readers: int) -> int:

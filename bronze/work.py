@@ -14,7 +14,6 @@ from itertools import chain, groupby
 
 import numpy as np
 import polars as pl
-import polars.selectors as cs
 import tenacity
 
 from bronze import compare, portion
@@ -63,7 +62,7 @@ def work(unit: Unit) -> Written:
         unit.number,
         tally.rows,
         written,
-        pl.concat(few).with_columns(cs.enum().cast(pl.String)) if few else None,
+        portion.plain(pl.concat(few)) if few else None,
         tuple(tally.rejected),
         tally.seen(),
         tally.sum,
@@ -136,13 +135,14 @@ class _Tally:
         if unit.known is None or unit.known.share == 0:
             self.findings += findings
         if rejected.null_count() < len(rejected):
-            made = made.with_columns(rejected.alias(_REJECTED))
+            made = portion.beside(made, [rejected.alias(_REJECTED)])
         if unit.summed and made.height:
             self.sum = fingerprint.added(self.sum, fingerprint.total(made["row_hash"]))
         if unit.history:
-            made = made.with_columns(pl.lit("insert").alias(history.KIND))
+            made = portion.beside(made, [_constant(history.KIND, "insert", pl.String(), made)])
         if unit.streamed:
-            made = made.with_columns(pl.lit(None, pl.Datetime("us", "UTC")).alias(COMMITTED))
+            moments = _constant(COMMITTED, None, pl.Datetime("us", "UTC"), made)
+            made = portion.beside(made, [moments])
         if unit.dates_of:
             made = partition.dated(made, unit.dates_of)
         if self.sieve:
@@ -163,6 +163,10 @@ class _Tally:
 
 
 _REJECTED = "\0rejected"
+
+
+def _constant(name: str, value: str | None, kind: pl.DataType, like: pl.DataFrame) -> pl.Series:
+    return pl.Series(name, [value], kind).new_from_index(0, like.height)
 
 
 # A row that is larger than a slice takes the room of several: one of them is there at a time.
@@ -187,6 +191,7 @@ def _source_rows(unit: Unit) -> Iterator[tuple[pl.DataFrame, pl.Series]]:
         for where in wheres:
             with _alone:
                 yield from _read(unit, [where])
+                portion.release()
 
 
 def _read(unit: Unit, wheres: Sequence[str]) -> Iterator[tuple[pl.DataFrame, pl.Series]]:

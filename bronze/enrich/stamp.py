@@ -11,6 +11,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from bronze import portion
 from bronze.enrich import hashing
 from bronze.enrich.encoding import pieces
 from bronze.model import ACTIVE, QUARANTINED, Kind, Stamp
@@ -72,9 +73,9 @@ def stamped(
         "row_hash": pl.lit(hashes),
     }
     # An expression over the rows would copy their values.
-    beside = pl.DataFrame(height=rows.height)
-    beside = beside.with_columns(added[name].alias(name) for name, _ in METADATA)
-    return rows.hstack(beside.get_columns()) if rows.width else beside
+    made = pl.DataFrame(height=rows.height)
+    made = made.with_columns(added[name].alias(name) for name, _ in METADATA)
+    return portion.beside(rows, made.get_columns())
 
 
 def _status(scores: pl.Series | None, threshold: int) -> pl.Expr:

@@ -90,13 +90,15 @@ class Gathered:
     """What happened to one table within a batch.
 
     Where it was truncated, what was before is left out, and ``emptied`` is the position of that
-    transaction. ``drifted`` says that its columns changed in between.
+    transaction. ``drifted`` says that its columns changed in between. Of a table with a change
+    that is too large for the memory nothing else is there but its size, ``oversize`` (bytes).
     """
 
     described: Described
     pieces: list[Piece] = field(default_factory=list)
     emptied: int | None = None
     drifted: bool = False
+    oversize: int = 0
 
 
 @dataclass

@@ -33,6 +33,8 @@ from bronze.source.statement import literal, quoted
 
 # What is gathered of a table is packed in pieces of this size.
 _PIECE = 8 * 2**20
+# No value has more.
+_LARGEST = 2**40
 # A message's share of memory beside its bytes.
 _OVERHEAD = 60
 _STATUS_EVERY = 5.0
@@ -60,6 +62,7 @@ class Receiver:
         *,
         interval: float,
         memory: int,
+        largest: int = _LARGEST,
         past: Past | None = None,
         lost: Callable[[], None] = lambda: None,
     ) -> None:
@@ -73,13 +76,14 @@ class Receiver:
             tables: the oids of the tables that are wanted.
             interval: the seconds for which transactions are gathered.
             memory: how many bytes a batch may take before the next one is begun.
+            largest: how many bytes a change may have; larger ones are left out, and told.
             past: what the server has to tell again first.
             lost: is told in the receiver's thread that the server has gone without a word: it has
                 been silent for longer than its wal_sender_timeout, though it was asked.
         """
         self._origin, self._connection, self._pg = origin, connection, connection.pgconn
         self._tables = frozenset(tables)
-        self._interval, self._memory = interval, memory
+        self._interval, self._memory, self._largest = interval, memory, largest
         self._name = name
         names = literal(quoted(publication))
         options = f"(proto_version '1', publication_names {names})"
@@ -271,6 +275,9 @@ class Receiver:
             )
 
     def _take_in(self, message: Any) -> None:
+        if len(message) > self._largest and message[_FRAME] in pgoutput.CHANGES:
+            self._outgrow(int.from_bytes(message[_FRAME + 1 : _FRAME + 5], "big"), len(message))
+            return
         # A copy is smaller than the buffer that libpq gives, with all that keeps it alive.
         body = message[_FRAME:].tobytes()
         kind = body[0]
@@ -300,7 +307,8 @@ class Receiver:
         begin = self._begin
         if begin is None:
             raise Mismatch("The stream has a change outside of a transaction.")
-        self._table(oid)
+        if self._table(oid).oversize:
+            return
         messages = self._open.setdefault(oid, [])
         mark = (len(messages), begin.position, begin.committed)
         self._marks.setdefault(oid, []).append(mark)
@@ -328,12 +336,21 @@ class Receiver:
 
     def _empty(self, oid: int) -> None:
         if oid in self._tables and self._begin:
-            gathered = self._table(oid)
-            gathered.pieces.clear()
-            self._open.pop(oid, None)
-            self._touched.pop(oid, None)
-            self._marks.pop(oid, None)
-            gathered.emptied = self._begin.position
+            self._drop(oid).emptied = self._begin.position
+
+    def _outgrow(self, oid: int, size: int) -> None:
+        """Leaves out what has come of a table with a change that is too large."""
+        if oid in self._tables and self._begin:
+            gathered = self._drop(oid)
+            gathered.oversize = max(gathered.oversize, size)
+
+    def _drop(self, oid: int) -> Gathered:
+        gathered = self._table(oid)
+        gathered.pieces.clear()
+        self._open.pop(oid, None)
+        self._touched.pop(oid, None)
+        self._marks.pop(oid, None)
+        return gathered
 
     def _committed(self, end: int) -> None:
         batch, begin = self._batch, self._begin

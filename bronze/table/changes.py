@@ -103,8 +103,7 @@ def marked(rows: pl.DataFrame, stamp: Stamp) -> pl.DataFrame:
 
 def image(rows: pl.DataFrame, kind: str) -> pl.DataFrame:
     """The rows as the change data feed tells of them."""
-    # An expression over the rows would copy their values.
-    return rows.hstack([pl.Series(CHANGE, [kind]).new_from_index(0, rows.height)])
+    return portion.beside(rows, [pl.Series(CHANGE, [kind]).new_from_index(0, rows.height)])
 
 
 class Gathered:

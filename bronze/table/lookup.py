@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import polars as pl
-import pyarrow as pa
+import pyarrow.parquet as pq
 
 from bronze.model import Kind, Place, Stored
 from bronze.table import files, merge
 
 
-def values(
+def found(
     place: Place,
     stored: Sequence[Stored],
     layout: Sequence[tuple[str, Kind]],
     keys: pl.DataFrame,
     columns: Sequence[str],
-) -> pl.DataFrame:
-    """Some columns of the rows with these keys, the keys' columns first.
+) -> Iterator[pl.DataFrame]:
+    """Some columns of the rows with these keys, the keys' columns first, a few rows at a time.
 
     Args:
         place: the table.
@@ -31,17 +32,29 @@ def values(
         LakeError, LakeUnreachable: a file cannot be read.
     """
     key = keys.columns
-    found = [pl.DataFrame(files.conform(pa.table({}), _of(layout, key, columns), {}, 0))]
+    wanted = [*key, *columns]
     for file in merge.candidates(stored, [keys], key, place):
         parquet = files.opened(place, file)
-        wanted = [*key, *columns]
-        for _, table in files.parts(parquet, layout, wanted, None, dict(file.partition)):
-            found.append(pl.DataFrame(table).join(keys, on=key, how="semi").select(wanted))
-    return pl.concat(found)
+        constants = dict(file.partition)
+        groups = _groups(parquet, layout, keys, constants)
+        for _, table in files.parts(parquet, layout, wanted, groups, constants):
+            rows = pl.DataFrame(table).join(keys, on=key, how="semi").select(wanted)
+            del table
+            if rows.height:
+                yield rows
 
 
-def _of(
-    layout: Sequence[tuple[str, Kind]], key: Sequence[str], columns: Sequence[str]
-) -> list[tuple[str, Kind]]:
-    kinds = dict(layout)
-    return [(name, kinds[name]) for name in (*key, *columns)]
+def _groups(
+    parquet: pq.ParquetFile,
+    layout: Sequence[tuple[str, Kind]],
+    keys: pl.DataFrame,
+    constants: dict[str, str | None],
+) -> list[int]:
+    """The row groups that have one of the keys: the values beside them may be large."""
+    counts = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
+    ends = np.cumsum(counts)
+    hits: set[int] = set()
+    for start, table in files.parts(parquet, layout, keys.columns, None, constants):
+        if pl.DataFrame(table).join(keys, on=keys.columns, how="semi").height:
+            hits.add(int(np.searchsorted(ends, start, side="right")))
+    return sorted(hits)

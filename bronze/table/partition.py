@@ -11,6 +11,7 @@ from typing import Any
 
 import polars as pl
 
+from bronze import portion
 from bronze.model import DataFile
 from bronze.table.files import Output, Partition
 
@@ -33,7 +34,7 @@ def source_of(column: str) -> str:
 
 def dated(rows: pl.DataFrame, source: str) -> pl.DataFrame:
     """The rows with their dates (in UTC) in the partition column."""
-    return rows.with_columns(pl.col(source).cast(pl.Date).alias(column_of(source)))
+    return portion.beside(rows, [rows[source].cast(pl.Date).alias(column_of(source))])
 
 
 class Outputs:
