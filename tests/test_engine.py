@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -504,3 +506,32 @@ def test_a_scheduler_that_is_not_there_is_the_configs_fault(
     ):
         pass
     assert "engine" in caught.value.hint
+
+
+KILLED = """
+import os, time
+from bronze import engine
+if __name__ == "__main__":
+    with engine.executor("processes", 2) as pool:
+        print(*{pool.submit(os.getpid).result() for _ in range(4)}, flush=True)
+        time.sleep(600)
+"""
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+def test_worker_processes_end_with_the_one_that_is_killed(tmp_path: Path) -> None:
+    """Nobody else would ever end them."""
+    script = tmp_path / "script.py"
+    script.write_text(KILLED)
+    with subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout
+        workers = [Path("/proc") / pid for pid in process.stdout.readline().split()]
+        assert workers
+        process.kill()
+    until = time.monotonic() + 10
+    while any(worker.exists() for worker in workers):
+        assert time.monotonic() < until, "a worker goes on"
+        time.sleep(0.02)

@@ -8,6 +8,7 @@ import signal
 import socket
 import stat
 import sys
+import time
 from pathlib import Path
 
 import psycopg
@@ -196,3 +197,15 @@ def test_an_unknown_program_is_refused() -> None:
     assert server.binary("pg_basebackup").exists()
     with pytest.raises(ConfigError, match="no program"):
         server.binary("pg_nothing")
+
+
+def test_what_a_killed_one_has_left_half_made_is_deleted(tmp_path: Path) -> None:
+    """A folder that initdb was filling an hour ago goes; one that is being filled now stays."""
+    old, new = tmp_path / ".data.old", tmp_path / ".data.new"
+    for folder in (old, new):
+        folder.mkdir()
+        (folder / "PG_VERSION").touch()
+    os.utime(old, (time.time() - 7200,) * 2)
+    (tmp_path / ".data2.old").mkdir()
+    server._fill(tmp_path / "data", durable=False)
+    assert {path.name for path in tmp_path.iterdir()} == {"data", ".data.new", ".data2.old"}
