@@ -92,7 +92,7 @@ class Known:
             self.relation: Relation = relations(reader, ["public"])[0]
             (target,) = prepare.targets(given_settings, [("test", self.relation)], ())
             self.columns: tuple[Column, ...] = prepare.columns(target)
-        query = statement.select(self.columns, '"t"')
+        query = statement.select(self.columns, '"public"."t"')
         ((self.rows, self.rejected),) = read.rows(origin, (), query, ["true"], self.columns, "t")
         self.rows = self.rows.sort("id")
 
