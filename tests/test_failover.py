@@ -25,6 +25,7 @@ from bronze.settings import Settings
 from tests import feed
 from tests.conftest import FAST, Source
 from tests.content import differences
+from tests.features import since
 from tests.test_stream_fire import (
     BOOKS,
     TOTAL,
@@ -119,7 +120,7 @@ def synchronise(primary: Server, standby: Server) -> None:
     until(done)
 
 
-@pytest.mark.parametrize("synchronised", [True, False])
+@pytest.mark.parametrize("synchronised", [pytest.param(True, marks=since("failover slots")), False])
 def test_a_standby_takes_over(folder: Path, tmp_path: Path, synchronised: bool) -> None:
     """A stream that runs on finds the server that was promoted, and compares; nothing is lost.
 

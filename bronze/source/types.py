@@ -137,10 +137,8 @@ def _decimal(kind: Kind, guarded: str, reject: str, value: str) -> Carried:
 
 
 def _chosen_decimal(value: str, precision: int, scale: int) -> Carried:
-    fits = (
-        f"({value} NOT IN ('NaN', 'Infinity', '-Infinity') AND min_scale({value}) <= {scale}"
-        f" AND abs({value}) < 1e{precision - scale})"
-    )
+    # NaN and infinities are not below anything.
+    fits = f"(abs({value}) < 1e{precision - scale} AND round({value}, {scale}) = {value})"
     guarded = f"CASE WHEN {fits} THEN {value}::numeric({precision},{scale}) END"
     kind = Kind("decimal", precision, scale)
     return _decimal(kind, f"({guarded})", f"{fits} IS NOT TRUE AND {value} IS NOT NULL", value)
@@ -191,11 +189,14 @@ def carry(value: str, source: SourceType, choices: Choices, name: str = "") -> C
 # Arrays of these travel as they are; those of other types as arrays of text.
 _NATIVE_ELEMENTS = ("int2", "int4", "int8", "float4", "float8", "bool", "text", "varchar")
 
+# The microseconds since 2000 that PostgreSQL holds, since 1970: before 14, extract gives a float,
+# which has no room for the microseconds of distant times.
+_MICROSECONDS = "(('x' || encode({send}({{}}), 'hex'))::bit(64)::int8 + 946684800000000)::text"
 _ELEMENT_TEXT: Mapping[str, str] = {
     "binary": "encode({}, 'hex')",
     "date": "({} - '1970-01-01'::date)::text",
-    "timestamp": "(extract(epoch FROM {}) * 1000000)::int8::text",
-    "timestamp_ntz": "(extract(epoch FROM {}) * 1000000)::int8::text",
+    "timestamp": _MICROSECONDS.format(send="timestamptz_send"),
+    "timestamp_ntz": _MICROSECONDS.format(send="timestamp_send"),
 }
 
 
