@@ -335,7 +335,8 @@ def _planned(line: Line, held: Snapshot, targets: Sequence[Target]) -> list[Tabl
                 hint="It is put back when it is tried again.",
                 table=target.label,
             )
-        names = publication.carried(line.control, target.relation, line.publication)
+        # On this connection, which has the tables' locks: others queue up behind who waits for them.
+        names = publication.carried(held.holder, target.relation, line.publication)
         return prepare.carried(target, names)
 
     tables = pipeline.planned(line.settings, line.origin, held, targets, batch, slots, carried)
@@ -349,7 +350,7 @@ def _following(
     if plan is None:
         raise BronzeError("There is no plan.")
     relation, own = plan.target.relation, plan.target.settings
-    identity = publication.telling(line.control, [(relation, plan.target.key)])
+    identity = publication.telling(held.holder, [(relation, plan.target.key)])
     line.tally.names.add(plan.target.name)
     choices = Choices(own.decimals, own.arrays, own.timestamps)
     kinds = {attribute.name: attribute.type for attribute in relation.attributes}
@@ -378,8 +379,8 @@ WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
 def _described(line: Line, holder: Connection, target: Target) -> tuple[tuple[str, int, int], ...]:
     """The columns as the stream describes them; a column list may be without those not taken."""
     relation, out = target.relation, prepare.left_out(target)
-    carried = publication.carried(line.control, relation, line.publication)
-    published = publication.find(line.control, line.publication)
+    carried = publication.carried(holder, relation, line.publication)
+    published = publication.find(holder, line.publication)
     sent = published.attributes.get(relation.oid, carried) if published else carried
     kept = {
         a.name

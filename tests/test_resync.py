@@ -325,6 +325,39 @@ def test_a_lock_on_one_table_stops_no_other(
     proven(source, given, "t", "u")
 
 
+def test_who_waits_to_change_a_table_that_is_compared_is_let_through(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An ALTER waits for the comparison's lock, and whoever wants to read the table waits behind
+    the ALTER: the comparison gives way and comes again, and the stream goes on all the time.
+    """
+    monkeypatch.setattr(session, "_FIRST_REST", 0.3)
+    given = both(source)
+    hold, altering = snapshot.hold, list[threading.Thread]()
+    waiting = "SELECT 1 FROM pg_locks WHERE NOT granted AND relation = 't'::regclass"
+
+    @contextmanager
+    def holding(*arguments: Any) -> Iterator[Any]:
+        with hold(*arguments) as held:
+            if len(arguments) > 5 and not altering:
+                alter = ("ALTER TABLE t ADD x int DEFAULT 7",)
+                altering.append(threading.Thread(target=source.execute, args=alter))
+                altering[0].start()
+                until(lambda: source.execute(waiting))
+            yield held
+
+    monkeypatch.setattr(snapshot, "hold", holding)
+    with streaming(given) as steps:
+        until(lambda: steps)
+        source.execute("ALTER TABLE t ADD w int; INSERT INTO t VALUES (3, 'c')")
+        until(lambda: said(steps, "public.t is followed again"), told=lambda: steps)
+        altering[0].join(30)
+    assert not altering[0].is_alive()
+    assert said(steps, "Somebody waits to change table public.t")
+    assert not said(steps, "Again in")
+    proven(source, given, "t", "u")
+
+
 def test_a_slot_that_cannot_be_made_stops_no_other(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
