@@ -193,6 +193,8 @@ def _table(
             raise unfit
         state, settled, _ = plan.settle(target, visible)
         notes += settled.notes
+        if refused := plan.no_key(target, target.settings.key or relation.key, relation.keyless):
+            raise refused
         promised = known[target.source, relation.oid]
         key = target.settings.key or relation.key
         held = tuple(map(_rule, rules.criteria(settings, target, settled, key, promised)))

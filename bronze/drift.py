@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 
 from bronze.enrich.stamp import METADATA
 from bronze.errors import TableRefused
-from bronze.model import Column, Kind, Protect
+from bronze.model import KEY_TEXT, Column, Kind, Protect
 from bronze.source.catalog import Relation
 from bronze.source.statement import quoted
 from bronze.source.types import absent, recast, wider
@@ -38,6 +38,8 @@ _NAMES = (
 SOURCE, TABLE, OID, KEY, BASE, NUMBERS, PARTS, PROTECT, WIDENED, WATCHED, RULES, CUT = (
     f"bronze.{name}" for name in _NAMES
 )
+KEYED = "bronze.keyed"
+"""In a table with `KEY_TEXT`: the Bronze names of the columns that the key has in the source."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def settled(
     Raises:
         TableRefused: a column has become something that the table's column cannot hold.
     """
-    ours = {*(name for name, _ in METADATA), *added}
+    ours = {*(name for name, _ in METADATA), KEY_TEXT, *added}
     mine = {column.target: column for column in found}
     columns: list[Column] = []
     notes: list[str] = []
@@ -209,6 +211,11 @@ def earlier(properties: Mapping[str, str]) -> tuple[tuple[tuple[str, Kind], ...]
         kinds |= {name: Kind(*kind) for name, kind in time.items()}
         found.append(tuple(kinds.items()))
     return tuple(found)
+
+
+def keyed(properties: Mapping[str, str]) -> tuple[str, ...]:
+    """The Bronze names of the columns that a table's key has in the source."""
+    return tuple(json.loads(properties.get(KEYED, properties.get(KEY, "[]"))))
 
 
 def parts(relation: Relation, streamed: bool) -> str:

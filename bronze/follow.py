@@ -154,7 +154,7 @@ def fits(following: Following, gathered: Gathered) -> bool:
     the old keys of rows.
     """
     plan, described = following.plan, gathered.described
-    key = {c.name for c in plan.settled.columns if c.target in plan.key}
+    key = set(plan.row_key.source_names)
     # Of a partitioned table each partition has its own; `readiness` knows them.
     told = plan.target.relation.kind == "partitioned" or key <= described.told
     return not gathered.drifted and told and described.columns == following.described
@@ -307,14 +307,13 @@ def last(state: State, plan: Plan) -> tuple[int, int] | None:
 
 def _job(following: Following, gathered: Gathered, stamp: Stamp, state: State) -> Net:
     plan = following.plan
-    named = {column.target: column.name for column in plan.settled.columns if column.name}
     return Net(
         table=following.label,
         gathered=gathered,
         floor=following.floor,
         columns=plan.settled.columns,
         texts=following.texts,
-        key=tuple(named[name] for name in plan.key),
+        row_key=plan.row_key,
         place=plan.target.place,
         stored=state.files,
         layout=plan.shape.columns,

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import polars as pl
 import polars.selectors as cs
 
-from bronze.enrich import protect
+from bronze.enrich import key_text, protect
 from bronze.enrich.anomaly import scored
 from bronze.enrich.enrichment import enriched
 from bronze.enrich.stamp import COMMITTED
@@ -32,6 +32,7 @@ from bronze.model import (
     Kind,
     Place,
     Rejected,
+    RowKey,
     Stamp,
     Stored,
 )
@@ -57,7 +58,7 @@ class Net:
         gathered: its changes.
         floor: transactions before this position are in the table already.
         columns: the table's contract; ``texts`` are those of them that the stream has.
-        key: the names of the key's columns in the source.
+        row_key: what tells rows apart.
         stored: the table's files, with ``layout`` its columns, to look unchanged values up.
     """
 
@@ -66,7 +67,7 @@ class Net:
     floor: int
     columns: tuple[Column, ...]
     texts: tuple[Text, ...]
-    key: tuple[str, ...]
+    row_key: RowKey
     place: Place
     stored: tuple[Stored, ...] = field(repr=False)
     layout: tuple[tuple[str, Kind], ...]
@@ -75,6 +76,11 @@ class Net:
     base: int
     dates_of: str | None = None
     enrichment: Enrichment = NONE_GIVEN
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The names of the key's columns in the source."""
+        return self.row_key.source_names
 
 
 @dataclass(frozen=True)
@@ -114,7 +120,7 @@ def net(job: Net) -> Netted:
     findings = NOTHING_FOUND
     for rows, refused, found in _rows(job, parts, last.filter("upsert")):
         findings += found
-        records = rejections(rows, refused, [t.target for t in _keys(job)])
+        records = rejections(rows, refused, job.row_key.names)
         rejected += protect.rejections(records, job.enrichment.protection)
         frames.append(rows)
         if sum(frame.estimated_size() for frame in frames) > _IN_MEMORY:
@@ -153,7 +159,11 @@ def _deletes(job: Net, gone: pl.DataFrame) -> tuple[Changes, ...]:
 
 def _stored_keys(job: Net, keys: pl.DataFrame) -> pl.DataFrame:
     """Keys as the stream has them, as the table has them."""
-    return protect.values(texts.typed(keys, _keys(job))[0], job.enrichment.protection)
+    clear, rejected = texts.typed(keys, _keys(job))
+    protection = job.enrichment.protection
+    rows = protect.values(clear, protection)
+    told = key_text.with_text(rows, clear, rejected, job.row_key, protection)
+    return told.select(job.row_key.names)
 
 
 class _Part:
@@ -277,8 +287,10 @@ def _rows(
         rows = _looked_up(job, rows, lines, mine)
         whole = _whole(rows, job.columns)
         made, findings = enriched(whole, rejected, job.stamp, job.base, job.enrichment)
+        protection = job.enrichment.protection
+        made = key_text.with_text(made, whole, rejected, job.row_key, protection)
         if job.enrichment.watch:
-            key = [text.target for text in _keys(job)]
+            key = job.row_key.names
             made, outliers = scored(made, job.enrichment.watch, key, job.stamp)
             findings += Findings(outliers)
         made = made.with_columns(cs.enum().cast(pl.String), part.committed(lines))
@@ -401,7 +413,11 @@ def _looked_up(
         held = lookup.values(job.place, job.stored, job.layout, keys.unique(), [target])
         key = keys.columns
         found = keys.join(
-            held.rename({target: "\0value"}), on=key, how="left", maintain_order="left"
+            held.rename({target: "\0value"}),
+            on=key,
+            how="left",
+            maintain_order="left",
+            nulls_equal=True,
         )
         # A value that is large is no NULL: where the table has one, it was rejected.
         if found.height != len(asked) or found["\0value"].null_count():

@@ -9,14 +9,25 @@ from typing import Any, Literal
 
 from bronze import compare, drift, keys, prepare, provide, resume, rules, units
 from bronze.drift import Settled
-from bronze.enrich import anomaly
+from bronze.enrich import anomaly, key_text
 from bronze.enrich.stamp import COMMITTED, METADATA
 from bronze.errors import TableRefused
-from bronze.model import Column, Enrichment, Kind, Known, Origin, Stamp, Unit
+from bronze.model import (
+    KEY_TEXT,
+    NO_KEY,
+    Column,
+    Enrichment,
+    Kind,
+    Known,
+    Origin,
+    RowKey,
+    Stamp,
+    Unit,
+)
 from bronze.prepare import Target
 from bronze.settings import Settings
 from bronze.source import increment, slices, statement
-from bronze.source.catalog import Relation
+from bronze.source.catalog import TABLEOID, Relation
 from bronze.source.snapshot import Snapshot
 from bronze.table import log
 from bronze.table.commit import Position, Shape
@@ -35,14 +46,14 @@ only differences land; or only those are read that may have changed."""
 class Plan:
     """What a run does with one table.
 
-    ``key`` are target names, none where rows cannot be told apart. ``state`` is the Bronze table
-    as it was found, ``reached`` the position that it is to hold.
+    ``row_key`` is what tells rows apart. ``state`` is the Bronze table as it was found, ``reached``
+    the position that it is to hold.
     """
 
     target: Target
     mode: Mode
     settled: Settled
-    key: tuple[str, ...]
+    row_key: RowKey
     shape: Shape
     state: State | None
     reached: Position
@@ -55,6 +66,11 @@ class Plan:
         """The plan that compares all rows, in the same snapshot."""
         note = f"all rows were compared: {why}"
         return replace(self, mode="compare", units=self.all_units(), notes=(*self.notes, note))
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The Bronze table's columns by which its rows are known, none where they are not."""
+        return self.row_key.names
 
     @property
     def dates_of(self) -> str | None:
@@ -79,7 +95,8 @@ def plan_table(
     """
     given = Assignment(target, snapshot, origin, stamp, settings, readers)
     state, settled, partition = settle(target, snapshot.since.visible)
-    key, notes = _key(given, settled)
+    row_key, why_none = _key(given, settled, state)
+    key = row_key.names
     protection = keys.protection(settings, target, settled)
     if keys.moved(protection, state):
         said = f"its keys have been rotated: {drift.ANEW}"
@@ -87,12 +104,16 @@ def plan_table(
     if state is not None and _merges_rows(target, state, key):
         said = "rows that are gone share the new key with others: the table is written anew"
         settled = replace(settled, anew=True, notes=(*settled.notes, said))
-    mode, where, why = _mode(given, state, settled, key)
+    if state is not None and _lacks_text(target, state, row_key):
+        said = f"its rows are known by {KEY_TEXT}, too: the table is written anew"
+        settled = replace(settled, anew=True, notes=(*settled.notes, said))
+    mode, where, why = _mode(given, state, settled, key, why_none)
+    none = (f"its rows cannot be told apart: {why_none}",) if why_none else ()
     streamed = target.settings.pattern == "streaming"
     reading = not (streamed and mode == "changes")
-    enrichment = provide.enrichment(given, settled, key, state, protection, reading=reading)
+    enrichment = provide.enrichment(given, settled, row_key, state, protection, reading=reading)
     scoring = rules.fingerprint(settings, target, enrichment.quality.criteria)
-    shape = _shape(given, settled, key, partition, state, enrichment, scoring)
+    shape = _shape(given, settled, row_key, partition, state, enrichment, scoring)
     if state is not None and state.properties.get(drift.RULES, scoring) != scoring:
         why += ("its rules have changed: rows that do not change keep the scores that they have",)
     marks, looking = resume.marks(given, state, whole=mode != "changes")
@@ -100,23 +121,24 @@ def plan_table(
 
     def rows(where: str, against: State | None) -> tuple[Unit, ...]:
         inline = mode != "load"
-        return tuple(units.of_rows(given, settled, shape, key, where, against, inline, enrichment))
+        work = units.of_rows(given, settled, shape, row_key, where, against, inline, enrichment)
+        return tuple(work)
 
     # What has changed comes by the stream.
     work = rows(where, against) if reading else ()
     if looking and mode == "changes" and state is not None:
-        work += tuple(units.of_keys(given, settled, shape, key, state, len(work), enrichment))
+        work += tuple(units.of_keys(given, settled, shape, row_key, state, len(work), enrichment))
     reached = Position(snapshot.timeline, snapshot.position, tuple(marks))
     return Plan(
         target=target,
         mode=mode,
         settled=settled,
-        key=key,
+        row_key=row_key,
         shape=shape,
         state=state,
         reached=reached,
         units=work,
-        notes=settled.notes + notes + why + (enrichment.watch.notes if enrichment.watch else ()),
+        notes=settled.notes + none + why + (enrichment.watch.notes if enrichment.watch else ()),
         all_units=lambda: rows(slices.WHOLE, state),
         enrichment=enrichment,
     )
@@ -176,9 +198,24 @@ def _merges_rows(target: Target, state: State, key: tuple[str, ...]) -> bool:
     known = state.properties.get(drift.KEY)
     if not key or target.settings.history or known in (None, json.dumps(key)):
         return False
-    if not set(key) <= dict(state.columns).keys():
+    if KEY_TEXT not in dict(state.columns):
+        key = tuple(name for name in key if name != KEY_TEXT)
+    if not key or not set(key) <= dict(state.columns).keys():
         return False
     return compare.doubled(Known(target.place, state.version, state.files, state.columns, key, 0))
+
+
+def _lacks_text(target: Target, state: State, key: RowKey) -> bool:
+    """Whether the key needs `KEY_TEXT` for rows that the table has without it."""
+    columns = dict(state.columns)
+    if not key.has_text or KEY_TEXT in columns:
+        return False
+    if any(map(key_text.is_list, key.columns)):
+        return bool(state.files)
+    names = key.names[:-1]
+    if not set(names) <= columns.keys():
+        return False
+    return compare.keyless(Known(target.place, state.version, state.files, state.columns, names, 0))
 
 
 def _same_table(target: Target, state: State) -> None:
@@ -193,8 +230,8 @@ def _same_table(target: Target, state: State) -> None:
         )
 
 
-def _key(given: Assignment, settled: Settled) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The key's target names, and why there is none where the source has one.
+def _key(given: Assignment, settled: Settled, state: State | None) -> tuple[RowKey, str]:
+    """What tells the table's rows apart, and why nothing does where that is so.
 
     Raises:
         TableRefused: rows of the source share a key, or have none.
@@ -204,35 +241,77 @@ def _key(given: Assignment, settled: Settled) -> tuple[tuple[str, ...], tuple[st
     names = tuple(target.settings.key or relation.key)
     columns = [column for name in names for column in settled.columns if column.name == name]
     if not columns:
-        return (), ()
+        return NO_KEY, relation.keyless
     table = statement.quoted(relation.schema, relation.name)
-    rejecting = " OR ".join(f"({c.reject}) IS TRUE" for c in columns if c.reject)
     if hidden := [c for c in columns if c.protect and not c.protect.stable]:
         raise _unstable(target, hidden[0], "are told apart")
-    lists = [c.name for c in columns if c.kind.name == "array"]
-    if lists:
-        return (), (f"column {lists[0]} of the key is an array: rows cannot be told apart by it",)
-    if rejecting and _true(given, f"SELECT EXISTS (SELECT FROM {table} WHERE {rejecting})"):  # noqa: S608
-        said = "the key has values that Delta cannot hold: rows cannot be told apart by it"
-        return (), (said,)
-    if _enforced(relation, names):
-        return tuple(c.target for c in columns), ()
+    if not _enforced(relation, names):
+        _unique(given, names, table)
+    has_text = state is not None and KEY_TEXT in dict(state.columns)
+    has_text = has_text or any(map(key_text.is_list, columns))
+    if not has_text and (risky := [f"({c.reject}) IS TRUE" for c in columns if c.reject]):
+        query = f"SELECT EXISTS (SELECT FROM {table} WHERE {' OR '.join(risky)})"  # noqa: S608
+        has_text = _true(given, query)
+    return key_text.row_key(columns, has_text), ""
+
+
+def _unique(given: Assignment, names: Sequence[str], table: str) -> None:
+    """Makes sure that a key which PostgreSQL does not enforce is one.
+
+    Raises:
+        TableRefused: rows share it, or have none.
+    """
+    target = given.target
     quoted = [statement.quoted(name) for name in names]
     missing = " OR ".join(f"{name} IS NULL" for name in quoted)
-    checks = {
-        "no value in": f"SELECT EXISTS (SELECT FROM {table} WHERE {missing})",  # noqa: S608
-        "the same value of": f"SELECT EXISTS (SELECT FROM {table} GROUP BY {', '.join(quoted)}"  # noqa: S608
-        " HAVING count(*) > 1)",
-    }
-    for what, query in checks.items():
-        if _true(given, query):
-            raise TableRefused(
-                f"Rows of table {target.label} have {what} the key {', '.join(names)}.",
-                hint="Name columns that are unique and never NULL:"
-                f" [tables.{prepare.toml(relation.name)}] key = […]",
-                table=target.label,
-            )
-    return tuple(c.target for c in columns), ()
+    hint = (
+        "Name columns that are unique and never NULL:"
+        f" [tables.{prepare.toml(target.relation.name)}] key = […]"
+    )
+    if _true(given, f"SELECT EXISTS (SELECT FROM {table} WHERE {missing})"):  # noqa: S608
+        raise TableRefused(
+            f"Rows of table {target.label} have no value in the key {', '.join(names)}.",
+            hint=hint,
+            table=target.label,
+        )
+    key = ", ".join(quoted)
+    query = f"SELECT EXISTS (SELECT FROM {table} GROUP BY {key} HAVING count(*) > 1)"  # noqa: S608
+    if not _true(given, query):
+        return
+    said = f"Rows of table {target.label} have the same value of the key {', '.join(names)}."
+    if heirs := _sharing(given, table, key):
+        named = prepare.toml(target.relation.name)
+        wanted = ", ".join(map(prepare.toml, (TABLEOID, *names)))
+        said += f" They are in {_listed(heirs)}: what inherits has a key of its own, if any."
+        hint = (
+            f"[tables.{named}] key = [{wanted}] tells them apart, by a column of the oid of the"
+            " table that a row is in."
+        )
+    raise TableRefused(said, hint=hint, table=target.label)
+
+
+_MOST_LISTED = 5
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - _MOST_LISTED
+    return ", ".join(names[:_MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _sharing(given: Assignment, table: str, key: str) -> list[str]:
+    """The tables, one inheriting from another, that have rows with the same key."""
+    relation = given.target.relation
+    if relation.kind != "table" or len(relation.parts) < 2 or TABLEOID in given.target.settings.key:
+        return []
+    query = f"""
+        SELECT DISTINCT n.nspname || '.' || c.relname
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE c.oid IN (SELECT tableoid FROM {table} WHERE ({key}) IN (
+            SELECT {key} FROM {table} GROUP BY {key} HAVING count(DISTINCT tableoid) > 1))
+        ORDER BY 1
+    """  # noqa: S608
+    found: list[Any] = units.asked(given, lambda holder: holder.execute(query).fetchall())
+    return [str(row[0]) for row in found]
 
 
 def _unstable(target: Target, column: Column, what: str) -> TableRefused:
@@ -303,7 +382,7 @@ _DATED = ("date", "timestamp", "timestamp_ntz")
 def _shape(
     given: Assignment,
     settled: Settled,
-    key: tuple[str, ...],
+    row_key: RowKey,
     partition: str | None,
     state: State | None,
     enrichment: Enrichment,
@@ -312,18 +391,25 @@ def _shape(
     target = given.target
     layout = [*((column.target, column.stored) for column in settled.columns), *METADATA]
     layout += anomaly.COLUMNS if _watched(target, state) else ()
+    layout += [(KEY_TEXT, Kind("string"))] if row_key.has_text else []
     layout += [(KIND, Kind("string"))] if target.settings.history else []
     if target.settings.pattern == "streaming" or (state and COMMITTED in dict(state.columns)):
         layout.append((COMMITTED, Kind("timestamp")))
     layout += [(partition, Kind("date"))] if partition else []
-    wanted = {*key, *(_cursor(target, settled) or ()), *_clustered(target, settled)}
+    keyed = [column.target for column in row_key.columns]
+    wanted = {
+        *keyed,
+        *row_key.names,
+        *(_cursor(target, settled) or ()),
+        *_clustered(target, settled),
+    }
     wanted -= {c.target for c in settled.columns if c.protect and not c.protect.stable}
     stats = tuple(name for name, kind in layout if name in wanted and kind.name in SAFE)
     notes = {
         drift.SOURCE: target.source,
         drift.TABLE: target.label,
         drift.OID: str(target.relation.oid),
-        drift.KEY: json.dumps(key),
+        drift.KEY: json.dumps(row_key.names),
         drift.BASE: str(settled.base),
         drift.NUMBERS: drift.numbers(settled.columns, target.relation),
         drift.RULES: scoring,
@@ -336,6 +422,8 @@ def _shape(
         notes[drift.CUT] = ""
     if state is not None:
         notes |= drift.widened(settled.columns, state.columns, state.properties)
+    if row_key.has_text:
+        notes[drift.KEYED] = json.dumps(keyed)
     if _watched(target, state):
         notes[drift.WATCHED] = "true"
     kept = given.settings.maintain.properties()
@@ -371,11 +459,17 @@ def _cursor(target: Target, settled: Settled) -> tuple[str, ...] | None:
 
 
 def _mode(
-    given: Assignment, state: State | None, settled: Settled, key: tuple[str, ...]
+    given: Assignment,
+    state: State | None,
+    settled: Settled,
+    key: tuple[str, ...],
+    why_none: str,
 ) -> tuple[Mode, str, tuple[str, ...]]:
     """How the table is taken, the condition for changes, and what to say about it."""
     own, relation = given.target.settings, given.target.relation
-    if own.history and (refused := _no_history(given, state, settled, key)):
+    if refused := no_key(given.target, key, why_none):
+        raise refused
+    if own.history and (refused := _no_history(given, state, settled)):
         raise refused
     if settled.anew and own.deletes == "ignore":
         raise TableRefused(
@@ -388,13 +482,6 @@ def _mode(
     if own.pattern == "full_refresh":
         load = state is None or not key or settled.anew
         return ("load" if load else "compare"), slices.WHOLE, ()
-    if not key:
-        raise TableRefused(
-            f'Table {relation.label} has no key, which the pattern "{own.pattern}" needs.',
-            hint="Name columns that are unique and never NULL:"
-            f' [tables.{prepare.toml(relation.name)}] key = […]; or use pattern = "full_refresh".',
-            table=relation.label,
-        )
     if state is None or settled.anew:
         return "load", slices.WHOLE, ()
     why = resume.why_all(given, state, settled, key)
@@ -408,17 +495,34 @@ def _mode(
     return "changes", where, ()
 
 
-def _no_history(
-    given: Assignment, state: State | None, settled: Settled, key: tuple[str, ...]
-) -> TableRefused | None:
+def no_key(target: Target, key: Sequence[str], why: str) -> TableRefused | None:
+    """Why a table cannot be taken as the config says, having no key; None where it can.
+
+    Args:
+        target: the table.
+        key: its key.
+        why: why it has none.
+    """
+    own = target.settings
+    if key or (own.pattern == "full_refresh" and not own.history):
+        return None
+    wish = "without which there are no versions of a row"
+    otherwise = "or leave history out"
+    if not own.history:
+        wish = f'which the pattern "{own.pattern}" needs'
+        otherwise = 'or use pattern = "full_refresh"'
+    said = f" {why[0].upper()}{why[1:]}." if why else ""
+    return TableRefused(
+        f"Table {target.label} has no key, {wish}.{said}",
+        hint="Name columns that are unique and never NULL:"
+        f" [tables.{prepare.toml(target.relation.name)}] key = […]; {otherwise}.",
+        table=target.label,
+    )
+
+
+def _no_history(given: Assignment, state: State | None, settled: Settled) -> TableRefused | None:
     """Why a table's history cannot be kept, None where it can."""
     label = given.target.label
-    if not key:
-        return TableRefused(
-            f"Table {label} has no key, without which there are no versions of a row.",
-            hint="Name columns that are unique and never NULL: key = […]; or leave history out.",
-            table=label,
-        )
     if state is not None and KIND not in dict(state.columns):
         return TableRefused(
             f"The Bronze table {given.target.name} keeps no history, and cannot begin to.",
@@ -427,8 +531,8 @@ def _no_history(
         )
     if settled.anew:
         return TableRefused(
-            f"The protection of the history {given.target.name} has changed, and its versions"
-            " cannot be read anew.",
+            f"The history {given.target.name} would have to be written anew"
+            f" ({settled.notes[-1].partition(':')[0]}), and its versions cannot be read anew.",
             hint='Give the history another target = "bz_…", or move the Bronze table away.',
             table=label,
         )

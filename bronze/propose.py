@@ -20,7 +20,7 @@ from psycopg.conninfo import make_conninfo
 
 from bronze.enrich.stamp import COMMITTED, METADATA
 from bronze.errors import ConfigError
-from bronze.model import Origin
+from bronze.model import KEY_TEXT, Origin
 from bronze.privacy import MASTER_KEY
 from bronze.source import catalog, connect, survey
 from bronze.source.catalog import Relation
@@ -37,7 +37,7 @@ _WIDTH = 96
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 _SHOWN = re.compile(r"[\w.-]+")
 _PLAIN_HOST = re.compile(r"[\w.-]+", re.ASCII)
-_ADDED = (*(name for name, _ in METADATA), COMMITTED)
+_ADDED = (*(name for name, _ in METADATA), KEY_TEXT, COMMITTED)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from psycopg import errors as pg
 from bronze.drift import Settled
 from bronze.enrich.stamp import COMMITTED
 from bronze.errors import BronzeError, TableRefused
-from bronze.model import Column, Enrichment, Known, Origin, Stamp, Unit
+from bronze.model import Column, Enrichment, Known, Origin, RowKey, Stamp, Unit
 from bronze.prepare import Target
 from bronze.settings import RunSettings, Settings
 from bronze.source import slices, statement
@@ -80,7 +80,7 @@ def of_rows(
     given: Assignment,
     settled: Settled,
     shape: Shape,
-    key: tuple[str, ...],
+    key: RowKey,
     where: str,
     against: State | None,
     inline: bool,
@@ -91,9 +91,9 @@ def of_rows(
     known: list[Known | None] = [None]
     memory = run.memory
     if against is not None:
-        known = list(_known(given, shape, key, (), against))
+        known = list(_known(given, shape, key.names, (), against))
         memory = _beside_known(run.memory)
-    groups = grouped(given, memory, key)
+    groups = grouped(given, memory, key.source_names)
     table = statement.quoted(relation.schema, relation.name)
     columns = settled.columns
     first = _unit(given, settled, shape, key, columns, statement.select(columns, table))
@@ -106,7 +106,7 @@ def of_rows(
             known=share,
             inline=inline,
             # Without a key rows cannot be compared one by one, but all of them at once.
-            summed=not key,
+            summed=not key.columns,
             enrichment=enrichment,
         )
         for number, share in enumerate(known)
@@ -127,19 +127,18 @@ def of_keys(
     given: Assignment,
     settled: Settled,
     shape: Shape,
-    key: tuple[str, ...],
+    key: RowKey,
     state: State,
     start: int,
     enrichment: Enrichment,
 ) -> list[Unit]:
     """The units that only see which keys are still there."""
     relation = given.target.relation
-    columns = tuple(column for name in key for column in settled.columns if column.target == name)
+    columns = key.columns
     per_slice, per_file = _sizes(
         slices.size_of(relation), _beside_known(given.run.memory), given.readers
     )
-    names = [column.name for column in columns]
-    parts = _slices(given, per_slice * _KEYS_GROWTH, names)
+    parts = _slices(given, per_slice * _KEYS_GROWTH, key.source_names)
     groups = slices.packed(parts, per_file * _KEYS_GROWTH)
     table = statement.quoted(relation.schema, relation.name)
     first = _unit(given, settled, shape, key, columns, statement.select(columns, table))
@@ -153,7 +152,7 @@ def of_keys(
             keys_only=True,
             enrichment=enrichment,
         )
-        for number, share in enumerate(_known(given, shape, key, key, state))
+        for number, share in enumerate(_known(given, shape, key.names, key.names, state))
         for i, group in enumerate(groups)
     ]
 
@@ -162,7 +161,7 @@ def _unit(
     given: Assignment,
     settled: Settled,
     shape: Shape,
-    key: tuple[str, ...],
+    key: RowKey,
     columns: tuple[Column, ...],
     query: str,
 ) -> Unit:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from bronze.source.connect import Connection
@@ -39,7 +39,9 @@ class Relation:
     its heirs', or its own; empty where there is no heap or one that has no ctid ranges),
     ``page`` the size of a page in bytes, ``toast`` the bytes stored out of line, ``rows`` the
     planner's estimate (-1: never analysed), ``width`` its estimate of a row's bytes.
-    ``key`` is the primary key, or else a unique key over NOT NULL columns, or else empty.
+    ``key`` is the primary key, or else a unique key over NOT NULL columns, or else empty; it may
+    be ``deferrable``, which is unique once a transaction is committed. ``keyless`` is why what
+    looks like a key is none. ``encoding`` is the database's.
     ``parts`` are the oids of it and of all its partitions or heirs, ``stores`` the numbers of
     their files, which change when one is truncated. ``rewritten`` says that its
     storage was replaced after the transaction's snapshot, which therefore shows it empty.
@@ -60,6 +62,9 @@ class Relation:
     rewritten: bool = False
     parts: tuple[int, ...] = ()
     stores: tuple[int, ...] = ()
+    deferrable: bool = False
+    keyless: str = ""
+    encoding: str = "UTF8"
 
     @property
     def label(self) -> str:
@@ -137,19 +142,48 @@ SELECT t.oid::int8,
 FROM used JOIN pg_type t ON t.oid = used.oid JOIN pg_namespace n ON n.oid = t.typnamespace
 """
 
-_KEYS = """
-SELECT DISTINCT ON (i.indrelid) i.indrelid::int8,
-       ARRAY(SELECT a.attname::text FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, o)
-             JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
-             WHERE k.o <= i.indnkeyatts ORDER BY k.o)
-FROM pg_index i
-WHERE i.indrelid = ANY(%(oids)s::oid[]) AND i.indisunique AND i.indisvalid AND i.indimmediate
-  AND i.indpred IS NULL AND i.indexprs IS NULL
-  AND NOT EXISTS (SELECT FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, o)
-                  JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
-                  WHERE k.o <= i.indnkeyatts AND NOT a.attnotnull)
-ORDER BY i.indrelid, i.indisprimary DESC, i.indnkeyatts, i.indexrelid
+_UNIQUE = """
+SELECT i.indrelid::int8, c.relname, i.indisprimary, i.indimmediate, i.indisvalid,
+       i.indpred IS NOT NULL, i.indexprs IS NOT NULL, k.columns, k.nullable
+FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
+CROSS JOIN LATERAL (
+    SELECT coalesce(array_agg(a.attname::text ORDER BY u.o), '{}') AS columns,
+           coalesce(array_agg(a.attname::text ORDER BY u.o) FILTER (WHERE NOT a.attnotnull), '{}')
+               AS nullable
+    FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS u(attnum, o)
+    JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = u.attnum
+    WHERE u.o <= i.indnkeyatts
+) k
+WHERE i.indrelid = ANY(%(oids)s::oid[]) AND i.indisunique
+ORDER BY i.indrelid, i.indimmediate DESC, i.indisprimary DESC, i.indnkeyatts, i.indexrelid
 """
+
+
+@dataclass(frozen=True)
+class _Unique:
+    """A unique index. ``columns`` are those of its key but expressions."""
+
+    name: str
+    primary: bool
+    immediate: bool
+    valid: bool
+    partial: bool
+    computed: bool
+    columns: Sequence[str]
+    nullable: Sequence[str]
+
+    @property
+    def fault(self) -> str:
+        """Why no rows can be told apart by it, "" where they can."""
+        if not self.valid:
+            return "is not valid (REINDEX makes it so, or says which rows are alike)"
+        if self.partial:
+            return "is partial: it says nothing of the rows that its WHERE leaves out"
+        if self.computed:
+            return "is over an expression"
+        if self.nullable:
+            return f"is over {', '.join(self.nullable)}, which may be NULL"
+        return ""
 
 
 def relations(
@@ -165,7 +199,9 @@ def relations(
     found = connection.execute(_RELATIONS, wanted).fetchall()
     oids = {"oids": [row[0] for row in found]}
     types = {row[0]: row[1:] for row in connection.execute(_TYPES, oids)}
-    keys: dict[Any, Any] = dict(connection.execute(_KEYS, oids).fetchall())  # type: ignore[arg-type]
+    unique: dict[Any, list[_Unique]] = {}
+    for row in _rows(connection, _UNIQUE, oids):
+        unique.setdefault(row[0], []).append(_Unique(*row[1:]))
     attributes: dict[Any, list[Attribute]] = {}
     for oid, name, type_oid, typmod, declared, not_null, comment, number in _rows(
         connection, _ATTRIBUTES, oids
@@ -174,19 +210,27 @@ def relations(
         attributes.setdefault(oid, []).append(
             Attribute(name, kind, not_null, comment or "", number)
         )
-    return tuple(_relation(row, attributes, keys) for row in found)
+    encoding = str(connection.execute("SHOW server_encoding").fetchone()[0])  # type: ignore[index]
+    return tuple(
+        _relation(row, attributes.get(row[0], ()), unique.get(row[0], ()), encoding)
+        for row in found
+    )
 
 
-def _relation(row: Any, attributes: Mapping[Any, list[Attribute]], keys: Any) -> Relation:
+def _relation(
+    row: Any, attributes: Sequence[Attribute], unique: Sequence[_Unique], encoding: str
+) -> Relation:
     oid, schema, name, kind, heaps, toast, rows, page, readable, comment, *rest = row
     rewritten, parts, stores = rest
+    key = next((index for index in unique if not index.fault), None)
+    keyless = "; ".join(f"its unique index {index.name} {index.fault}" for index in unique)
     return Relation(
         oid=oid,
         schema=schema,
         name=name,
         kind=_KINDS[kind],
-        attributes=tuple(attributes.get(oid, ())),
-        key=tuple(keys.get(oid, ())),
+        attributes=tuple(attributes),
+        key=tuple(key.columns) if key else (),
         heaps=tuple(heaps),
         page=page,
         toast=toast,
@@ -196,7 +240,27 @@ def _relation(row: Any, attributes: Mapping[Any, list[Attribute]], keys: Any) ->
         rewritten=rewritten,
         parts=tuple(parts),
         stores=tuple(stores),
+        deferrable=key is not None and not key.immediate,
+        keyless="" if key else keyless,
+        encoding=encoding,
     )
+
+
+TABLEOID = "tableoid"
+
+
+def with_tableoid(relation: Relation) -> Relation:
+    """The relation with the oid of the table that a row is in as a column of its own, by which the
+    rows of tables that inherit from one another can be told apart; the same where it has none.
+    """
+    if relation.kind not in ("table", "partitioned", "materialized view", "foreign table"):
+        return relation
+    column = Attribute(TABLEOID, SourceType("oid", -1, "oid"), not_null=True, number=_TABLEOID)
+    return replace(relation, attributes=(*relation.attributes, column))
+
+
+# The attnum of this system column.
+_TABLEOID = -6
 
 
 def schemas(connection: Connection) -> tuple[str, ...]:

@@ -36,7 +36,8 @@ def values(
         parquet = files.opened(place, file)
         wanted = [*key, *columns]
         for _, table in files.parts(parquet, layout, wanted, None, dict(file.partition)):
-            found.append(pl.DataFrame(table).join(keys, on=key, how="semi").select(wanted))
+            rows = pl.DataFrame(table).join(keys, on=key, how="semi", nulls_equal=True)
+            found.append(rows.select(wanted))
     return pl.concat(found)
 
 
