@@ -10,7 +10,7 @@ text of a protected column is protected like a value.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import polars as pl
 
@@ -67,15 +67,20 @@ def with_text(
     masters = protection.masters if protection else ()
     for name in {name for part in parts.values() for name in part} & protected.keys():
         at = [row for row, part in parts.items() if name in part]
-        texts = pl.Series([parts[row][name] for row in at], dtype=pl.String)
-        for row, text in zip(at, protect.covered(texts, protected[name], masters), strict=True):
+        clear_texts = pl.Series([parts[row][name] for row in at], dtype=pl.String)
+        covered = protect.covered(clear_texts, protected[name], masters)
+        for row, text in zip(at, covered, strict=True):
             parts[row][name] = text
     order = [column.target for column in key.columns]
-    written: list[str | None] = [None] * rows.height
+    texts: list[str | None] = [None] * rows.height
     for row, part in parts.items():
-        named = {name: part[name] for name in order if name in part}
-        written[row] = json.dumps(named, ensure_ascii=False)
-    return rows.with_columns(pl.Series(KEY_TEXT, written, dtype=pl.String))
+        texts[row] = written({name: part[name] for name in order if name in part})
+    return rows.with_columns(pl.Series(KEY_TEXT, texts, dtype=pl.String))
+
+
+def written(parts: Mapping[str, str]) -> str:
+    """Texts by the names of their columns, in the order of the key, as `KEY_TEXT` has them."""
+    return json.dumps(parts, ensure_ascii=False)
 
 
 def _parts(clear: pl.DataFrame, rejected: pl.Series, key: RowKey) -> dict[int, dict[str, str]]:
