@@ -32,6 +32,7 @@ from bronze.source.batch import Batch, Gathered
 from bronze.source.connect import Connection
 from bronze.source.readiness import Wanting
 from bronze.source.texts import Text
+from bronze.source.types import ANY_BYTES
 from bronze.table import commit, log, store
 from bronze.table.commit import Position
 from bronze.table.log import State
@@ -322,6 +323,7 @@ def _job(following: Following, gathered: Gathered, stamp: Stamp, state: State) -
         base=plan.settled.base,
         dates_of=plan.dates_of,
         enrichment=provide.streamed(plan.enrichment),
+        any_bytes=plan.target.relation.encoding == ANY_BYTES,
     )
 
 

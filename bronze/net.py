@@ -59,6 +59,7 @@ class Net:
         floor: transactions before this position are in the table already.
         columns: the table's contract; ``texts`` are those of them that the stream has.
         row_key: what tells rows apart.
+        any_bytes: whether a text may be bytes that are no UTF-8.
         stored: the table's files, with ``layout`` its columns, to look unchanged values up.
     """
 
@@ -76,6 +77,7 @@ class Net:
     base: int
     dates_of: str | None = None
     enrichment: Enrichment = NONE_GIVEN
+    any_bytes: bool = False
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -182,7 +184,9 @@ class _Part:
         """The changes; those that lie in a file are not kept in memory."""
         if self._kept is not None:
             return self._kept
-        found = _completed(pgoutput.changes(self._piece.read(), self._piece.lengths, self.names))
+        piece, any_bytes = self._piece, self._job.any_bytes
+        found = pgoutput.changes(piece.read(), piece.lengths, self.names, any_bytes)
+        found = _completed(found)
         if self._piece.path is None:
             self._kept = found
         return found

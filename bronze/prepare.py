@@ -165,7 +165,7 @@ def columns(target: Target) -> tuple[Column, ...]:
             hint=f'Take its tokens: protect = {{ {toml(lost[0])} = "tokenize" }}',
             table=target.label,
         )
-    choices = Choices(own.decimals, own.arrays, own.timestamps)
+    choices = Choices(own.decimals, own.arrays, own.timestamps, relation.encoding)
     found = tuple(
         replace(
             contract(

@@ -281,13 +281,18 @@ def _slices(given: Assignment, size: int, key: Sequence[str]) -> list[Slice]:
     try:
         return list(asked(given, split))
     except TableRefused as error:
-        if error.sqlstate not in _NO_ORDER:
+        if error.sqlstate not in _NO_BOUNDS:
             raise
-        # A key of a type without an order, such as json, cannot be split.
         return [Slice(slices.WHOLE, size)]
 
 
-_NO_ORDER = (pg.UndefinedFunction.sqlstate, pg.UndefinedObject.sqlstate)
+# A type without an order, such as json; or bounds whose texts cannot be had.
+_NO_BOUNDS = (
+    pg.UndefinedFunction.sqlstate,
+    pg.UndefinedObject.sqlstate,
+    pg.CharacterNotInRepertoire.sqlstate,
+    pg.UntranslatableCharacter.sqlstate,
+)
 
 
 def _whole(given: Assignment) -> Slice:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from bronze.source.connect import Connection
-from bronze.source.types import SourceType
+from bronze.source.types import SourceType, readable
 
 RelationKind = Literal["table", "partitioned", "materialized view", "view", "foreign table"]
 
@@ -72,7 +72,7 @@ class Relation:
         return f"{self.schema}.{self.name}"
 
 
-_RELATIONS = """
+_RELATIONS = f"""
 WITH RECURSIVE tree(root, oid) AS (
     SELECT c.oid, c.oid FROM pg_class c
     JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -102,28 +102,29 @@ WITH RECURSIVE tree(root, oid) AS (
     GROUP BY tree.root
 )
 SELECT c.oid::int8, n.nspname, c.relname, c.relkind::text,
-       coalesce(CASE WHEN s.ranged THEN s.heaps END, '{}') AS heaps,
+       coalesce(CASE WHEN s.ranged THEN s.heaps END, '{{}}') AS heaps,
        coalesce(s.toast, 0), coalesce(s.rows, -1),
        current_setting('block_size')::int4 AS page,
        has_schema_privilege(n.oid, 'USAGE')
            AND has_any_column_privilege(c.oid, 'SELECT') AS readable,
-       obj_description(c.oid, 'pg_class'), coalesce(s.rewritten, true) AS rewritten, s.parts,
-       s.stores
+       {readable("obj_description(c.oid, 'pg_class')")},
+       coalesce(s.rewritten, true) AS rewritten, s.parts, s.stores
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
 JOIN sizes s ON s.root = c.oid
 WHERE NOT c.relispartition AND c.relpersistence <> 't'
 ORDER BY n.nspname, c.relname
-"""
+"""  # noqa: S608 - of constants
 
-_ATTRIBUTES = """
+_ATTRIBUTES = f"""
 SELECT a.attrelid::int8, a.attname, a.atttypid::int8, a.atttypmod,
-       format_type(a.atttypid, a.atttypmod), a.attnotnull, col_description(a.attrelid, a.attnum),
+       format_type(a.atttypid, a.atttypmod), a.attnotnull,
+       {readable("col_description(a.attrelid, a.attnum)")},
        a.attnum
 FROM pg_attribute a
 WHERE a.attrelid = ANY(%(oids)s::oid[]) AND a.attnum > 0 AND NOT a.attisdropped
 ORDER BY a.attrelid, a.attnum
-"""
+"""  # noqa: S608 - of constants
 
 _TYPES = """
 WITH RECURSIVE used(oid) AS (
