@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bronze import drift, follow, keys, plan, prepare, rules
+from bronze import drift, follow, keys, plan, prepare, row_key, rules
 from bronze.errors import BronzeError, LakeError, SourceRefused, TableRefused
 from bronze.model import Column
 from bronze.result import Failure
@@ -193,7 +193,7 @@ def _table(
             raise unfit
         state, settled, _ = plan.settle(target, visible)
         notes += settled.notes
-        if refused := plan.no_key(target, target.settings.key or relation.key, relation.keyless):
+        if refused := row_key.no_key(target, target.settings.key or relation.key, relation.keyless):
             raise refused
         promised = known[target.source, relation.oid]
         key = target.settings.key or relation.key

@@ -215,7 +215,8 @@ def earlier(properties: Mapping[str, str]) -> tuple[tuple[tuple[str, Kind], ...]
 
 def keyed(properties: Mapping[str, str]) -> tuple[str, ...]:
     """The Bronze names of the columns that a table's key has in the source."""
-    return tuple(json.loads(properties.get(KEYED, properties.get(KEY, "[]"))))
+    names = json.loads(properties.get(KEY, "[]"))
+    return tuple(json.loads(properties[KEYED]) if KEY_TEXT in names else names)
 
 
 def parts(relation: Relation, streamed: bool) -> str:

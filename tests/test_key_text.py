@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import polars as pl
@@ -15,6 +15,7 @@ from bronze.model import KEY_TEXT
 from bronze.proof.verify import verify
 from bronze.result import TableResult
 from bronze.settings import Settings
+from bronze.source.types import Choices, SourceType, contract
 from bronze.table.history import KIND
 from tests import feed
 from tests.conftest import Source
@@ -169,15 +170,18 @@ def test_a_value_left_out_of_a_stream_is_found_by_such_a_key(source: Source) -> 
         " ('-infinity', 0, repeat('m', 9000)), ('2024-02-02', 0, repeat('d', 9000))"
     )
     given = source.settings(tables={"t": {"pattern": "streaming"}}, stream={"interval": 0})
+    notes: list[str] = []
     for _ in range(2):
-        result = stream.stream(given, until_caught_up=True)
+        result = stream.stream(
+            given, until_caught_up=True, notify=lambda step: notes.append(step.note)
+        )
         assert [t.error for t in result.tables if t.error] == []
         proven(given)
         source.execute("UPDATE t SET v = v + 1")
+    assert not any("compared" in note for note in notes if note)
     assert feed.faults(source.table("t")) == []
 
 
-Change = Callable[[Source], None]
 KEYS = {
     "numeric(6,2)": ("'NaN'", "1.5", {"valid": "NaN"}),
     "float8": ("'NaN'", "1.5", None),
@@ -244,12 +248,6 @@ def test_rows_that_differ_are_named_by_such_keys(source: Source) -> None:
     proven(source.settings(tables=own))
 
 
-def _named(source: Source, given: Settings) -> int:
-    place = str(source.lake / "governance" / "rejected_values")
-    del given
-    return pl.read_delta(place).filter(pl.col("row_key").str.contains('"infinity')).height
-
-
 def test_an_open_row_is_forgotten_alone(source: Source) -> None:
     """A row is named to be forgotten by the text of its key, too; its neighbours stay, and so do
     the records of theirs.
@@ -287,5 +285,19 @@ def test_a_table_that_has_such_rows_without_the_column(source: Source) -> None:
 
 
 def test_names_that_are_never_null_come_first() -> None:
-    """Files are passed over by the first column: one that a text replaces says nothing."""
-    assert row_key((), False).names == ()
+    """Files are passed over by the first column: one that may be NULL says nothing of them."""
+    types = {"at": "date", "tags": "_int4", "id": "int4"}
+    element = SourceType("int4", -1, "int4")
+    columns = [
+        contract(
+            name,
+            f"bz_{name}",
+            name,
+            SourceType(kind, -1, kind, element=element if kind.startswith("_") else None),
+            Choices({}),
+        )
+        for name, kind in types.items()
+    ]
+    assert row_key(columns, False).names == ("bz_at", "bz_id")
+    assert row_key(columns, True).names == ("bz_id", "bz_at", KEY_TEXT)
+    assert row_key(columns, True).source_names == ("at", "tags", "id")

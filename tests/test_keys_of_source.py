@@ -154,9 +154,9 @@ def test_heirs_that_share_keys(source: Source) -> None:
     rows = pl.read_delta(str(source.table("t"))).filter(pl.col("record_status") == "ACTIVE")
     said = source.execute("SELECT tableoid::int8, id, v FROM t")
     assert sorted(rows.select("tableoid", "id", "v").rows()) == sorted(said)
-    own = source.settings(source={"tables": ["t"]}, tables={"t": patterns["bz_t"]})
-    assert [table.status for table in verify(own).tables] == ["equal"]
-    assert [table.problem for table in check.check(own).tables] == [None]
+    given = source.settings(source={"tables": ["t"]}, tables={"t": patterns["bz_t"]})
+    assert [table.status for table in verify(given).tables] == ["equal"]
+    assert [table.problem for table in check.check(given).tables] == [None]
 
 
 def test_tableoid_where_there_is_none(source: Source) -> None:
