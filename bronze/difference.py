@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from bronze import compare, failpoint
+from bronze import compare, failpoint, portion
 from bronze.engine import Course, Task
 from bronze.enrich.fingerprint import Fingerprints
 from bronze.errors import Mismatch
@@ -81,7 +81,7 @@ def found(plan: Plan, stamp: Stamp, written: Sequence[Written]) -> Difference:
     frames: list[pl.DataFrame] = []
     for part in written:
         frames += [] if part.frame is None else [part.frame]
-        if sum(frame.estimated_size() for frame in frames) > _IN_MEMORY:
+        if sum(portion.size(frame) for frame in frames) > _IN_MEMORY:
             changes += _spilled(plan, stamp, frames)
             frames = []
     changes += [pl.concat(frames)] if frames else []

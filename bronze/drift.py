@@ -7,9 +7,8 @@ the row_hash of a row whose values did not change stays the same, whatever comes
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from bronze.enrich.stamp import METADATA
@@ -21,23 +20,21 @@ from bronze.source.types import absent, recast, wider
 from bronze.table.schema import delta_schema, kinds
 
 # Properties of a Bronze table in which it says what it was made from.
-_NAMES = (
-    "source",
-    "table",
-    "oid",
-    "key",
-    "base",
-    "columns",
-    "parts",
-    "protect",
-    "widened",
-    "watched",
-    "rules",
-    "cut",
-)
-SOURCE, TABLE, OID, KEY, BASE, NUMBERS, PARTS, PROTECT, WIDENED, WATCHED, RULES, CUT = (
-    f"bronze.{name}" for name in _NAMES
-)
+SOURCE = "bronze.source"
+SCHEMA = "bronze.schema"
+TABLE = "bronze.table"
+OID = "bronze.oid"
+KEY = "bronze.key"
+BASE = "bronze.base"
+NUMBERS = "bronze.columns"
+DEFINITION = "bronze.definition"
+PUBLISHED = "bronze.published"
+PROTECT = "bronze.protect"
+WIDENED = "bronze.widened"
+WATCHED = "bronze.watched"
+RULES = "bronze.rules"
+CUT = "bronze.cut"
+ENFORCED = "bronze.enforced"
 KEYED = "bronze.keyed"
 """In a table with `KEY_TEXT`: the Bronze names of the columns that the key has in the source."""
 
@@ -78,7 +75,9 @@ def settled(
         TableRefused: a column has become something that the table's column cannot hold.
     """
     ours = {*(name for name, _ in METADATA), KEY_TEXT, *added}
+    found = tuple(_respelled(found, [name for name, _ in held]))
     mine = {column.target: column for column in found}
+    gone = {name.lower() for name in dropped}
     columns: list[Column] = []
     notes: list[str] = []
     rewrite = False
@@ -90,7 +89,7 @@ def settled(
         if name in ours:
             continue
         how, kind = before.get(name, (None, kind))
-        if name in dropped:
+        if name.lower() in gone:
             changed.append(name)
             continue
         if name not in mine:
@@ -118,10 +117,32 @@ def settled(
     return Settled(tuple(columns), base, rewrite, tuple(notes), bool(changed))
 
 
+def _respelled(found: Sequence[Column], held: Sequence[str]) -> Iterator[Column]:
+    """The columns under the table's own spelling of their names: to those who read it, names that
+    differ in nothing but case are the same one, and no table can have both.
+    """
+    known = {name.lower(): name for name in held}
+    for column in found:
+        own = column.target if column.target in held else known.get(column.target.lower())
+        yield replace(column, target=own) if own else column
+
+
 ANEW = (
     "the table is written anew, without the rows that the source has no more; its older versions"
     " stay as they were until they have expired, or `bronze forget --old-versions` deletes them"
 )
+
+
+def table_of(properties: Mapping[str, str]) -> tuple[str, str]:
+    """The schema and the name of the source's table that a Bronze table was made from, each of
+    which may have dots; ("", "") where nothing is said of it.
+    """
+    label = properties.get(TABLE, "")
+    schema = properties.get(SCHEMA)
+    if schema is None:
+        # Tables of before say their label alone.
+        schema = label.partition(".")[0]
+    return schema, label[len(schema) + 1 :]
 
 
 def protected(properties: Mapping[str, str]) -> dict[str, tuple[Protect | None, Kind]]:
@@ -171,7 +192,12 @@ def _gone(
     """What to say of a column that the source has no more under its name."""
     names = {attribute.number: attribute.name for attribute in relation.attributes}
     if _same(properties, relation) and number in names:
-        target = next(column.target for column in found if column.name == names[number])
+        target = next((c.target for c in found if c.name == names[number]), "")
+        if not target:
+            return (
+                f"column {name} is called {names[number]} now, which the config does not take: it"
+                " is NULL from now on"
+            )
         if names[number] == target:
             return (
                 f"column {name} is called {target} now: it goes on under the new name,"
@@ -217,15 +243,3 @@ def keyed(properties: Mapping[str, str]) -> tuple[str, ...]:
     """The Bronze names of the columns that a table's key has in the source."""
     names = json.loads(properties.get(KEY, "[]"))
     return tuple(json.loads(properties[KEYED]) if KEY_TEXT in names else names)
-
-
-def parts(relation: Relation, streamed: bool) -> str:
-    """The property that tells whether the same heaps make up the table, its partitions or heirs.
-
-    A stream does not tell that a partition was truncated, or that a column's values were made anew
-    by ALTER TABLE: there it also tells whether their files are the same.
-    """
-    known = sorted(relation.parts)
-    if streamed:
-        known += sorted(relation.stores)
-    return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]

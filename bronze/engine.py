@@ -10,6 +10,8 @@ from __future__ import annotations
 import heapq
 import logging
 import multiprocessing
+import os
+import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -50,11 +52,24 @@ def executor(engine: str, workers: int) -> Iterator[Executor]:
     elif engine == "processes":
         # A forked child would inherit the locks of our libraries' threads.
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=context) as processes:
+        made = ProcessPoolExecutor(workers, context, _end_with_parent)
+        with made as processes:
             yield processes
     else:
         with _dask(engine.removeprefix("dask://")) as cluster:
             yield cluster
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that it works for is killed: otherwise it waits for ever."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, name="bronze parent", daemon=True).start()
 
 
 @contextmanager
@@ -107,6 +122,7 @@ def drive(
     courses: Sequence[Course[T]],
     limit: int,
     told: Callable[[int, Any], None] = lambda *_: None,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> Iterator[T]:
     """Runs courses side by side, at most ``limit`` tasks at once; yields what each returns.
 
@@ -119,6 +135,7 @@ def drive(
         courses: in the order of their urgency.
         limit: how many tasks run at once.
         told: is told of each result, with its course's number, from this thread.
+        meanwhile: is called at least twice a second as long as tasks run, from this thread.
 
     Raises:
         Exception: what a course raises ends the others too.
@@ -135,7 +152,9 @@ def drive(
                 entry = heapq.heappop(waiting)
                 flying[pool.submit(entry[2].work, entry[2].given)] = entry
             # Without a time limit an interrupt would be seen only when a task has ended.
-            for future in wait(flying, _PATIENCE, FIRST_COMPLETED).done:
+            ended = wait(flying, _PATIENCE, FIRST_COMPLETED).done
+            meanwhile()
+            for future in ended:
                 number, place, task = entry = flying.pop(future)
                 outcome = _outcome(future, task)
                 if isinstance(outcome, SourceBusy) and refused < _BUSY_TRIES:

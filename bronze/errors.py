@@ -95,7 +95,7 @@ class SourceUnreachable(SourceError):
 
 
 class SourceBusy(SourceError):
-    """PostgreSQL has no free connection slot for us."""
+    """PostgreSQL has no free connection slot for us, or others hold a lock for too long."""
 
     exit_code = 3
     retry = True
@@ -129,6 +129,10 @@ class SnapshotRefused(SourceError):
 
 class TableRefused(SourceError):
     """One table cannot be read as it is; the others can."""
+
+
+class TableContested(TableRefused):
+    """Somebody waits to change a table that is being read, and reads of it wait behind them."""
 
 
 class LakeError(BronzeError):

@@ -12,12 +12,18 @@ from datetime import UTC, datetime
 
 import tenacity
 
-from bronze import difference, failpoint, grade, lineage, provide, unusual
+from bronze import difference, failpoint, grade, lineage, prepare, provide, unusual
 from bronze.books import quality as book
 from bronze.books.quality import Graded
 from bronze.difference import Difference, Edit
 from bronze.engine import Course, Task
-from bronze.errors import BronzeError, CommitConflict, TableVanished
+from bronze.errors import (
+    BronzeError,
+    CommitConflict,
+    SourceRefused,
+    TableRefused,
+    TableVanished,
+)
 from bronze.landing import book_rejected
 from bronze.lineage import Entry
 from bronze.model import NOTHING_FOUND, DataFile, Findings, Stamp
@@ -60,6 +66,7 @@ class Following:
         plan: its contract, shape and key.
         described: the relation's columns (name, type oid, modifier) that the contract is made for.
         texts: how the stream's texts become its columns.
+        identity: the source's columns by which the stream tells its rows apart at any moment.
         floor: transactions before this position are in the table.
         held: the position that the table itself has.
         version: its version there.
@@ -72,6 +79,7 @@ class Following:
     plan: Plan
     described: tuple[tuple[str, int, int], ...]
     texts: tuple[Text, ...]
+    identity: tuple[str, ...]
     floor: int
     held: int
     version: int
@@ -138,8 +146,29 @@ def fitted(
     relations = [target.relation for target in targets]
     known = publication.identity(connection, relations)
     keyed = [_keyed(target, known.get(target.label, ())) for target in targets]
-    keys = {target.label: target.settings.key or target.relation.key for target in keyed}
-    return keyed, readiness.wanting(connection, relations, keys, published, own)
+    keys = {target.label: target.key for target in keyed}
+    out = {target.label: prepare.left_out(target) for target in keyed}
+    return keyed, readiness.wanting(connection, relations, keys, published, own, out)
+
+
+def refusal(source: str, wanting: Sequence[Wanting]) -> SourceRefused | None:
+    """Why nothing of a source can be streamed, None where something can."""
+    general = [one for one in wanting if not one.table]
+    if not general:
+        return None
+    return SourceRefused(
+        f"{source} cannot be streamed yet: " + " ".join(one.what for one in general),
+        hint="Have this done: " + " ".join(one.mend for one in general),
+    )
+
+
+def unfit(wanting: Sequence[Wanting]) -> dict[str, TableRefused]:
+    """Why tables cannot be streamed, by their labels."""
+    return {
+        one.table: TableRefused(one.what, hint=one.mend, table=one.table)
+        for one in reversed(wanting)
+        if one.table
+    }
 
 
 def _keyed(target: Target, identity: tuple[str, ...]) -> Target:
@@ -152,13 +181,20 @@ def _keyed(target: Target, identity: tuple[str, ...]) -> Target:
 
 def fits(following: Following, gathered: Gathered) -> bool:
     """Whether the stream's columns are those that the table's contract is made for, and it tells
-    the old keys of rows.
+    rows apart.
     """
     plan, described = following.plan, gathered.described
-    key = set(plan.row_key.source_names)
     # Of a partitioned table each partition has its own; `readiness` knows them.
-    told = plan.target.relation.kind == "partitioned" or key <= described.told
-    return not gathered.drifted and told and described.columns == following.described
+    partitioned = plan.target.relation.kind == "partitioned"
+    told = partitioned or set(_identity(following, gathered)) <= described.told
+    same = described.columns == following.described and not gathered.drifted
+    return same and told and bool(following.identity)
+
+
+def _identity(following: Following, gathered: Gathered) -> tuple[str, ...]:
+    """The columns that tell rows apart, without those that the publication leaves out."""
+    named = {name for name, _, _ in gathered.described.columns}
+    return tuple(name for name in following.identity if name in named)
 
 
 def landing(
@@ -315,6 +351,7 @@ def _job(following: Following, gathered: Gathered, stamp: Stamp, state: State) -
         columns=plan.settled.columns,
         texts=following.texts,
         row_key=plan.row_key,
+        identity=_identity(following, gathered),
         place=plan.target.place,
         stored=state.files,
         layout=plan.shape.columns,

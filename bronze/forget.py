@@ -32,6 +32,7 @@ from bronze.model import KEY_TEXT, DataFile, Place, Stored
 from bronze.result import Failure
 from bronze.settings import GOVERNANCE, Settings
 from bronze.source import connect
+from bronze.source.comparison import PLAIN, comparisons
 from bronze.source.connect import explain
 from bronze.source.statement import quoted
 from bronze.subject import Held, Subject
@@ -161,11 +162,13 @@ def _gone(settings: Settings, table: Held, key: Mapping[str, str]) -> None:
         )
     own = settings.table(table.source, schema, name)
     names = {target: source for source, target in own.rename.items()}
-    where = " AND ".join(f"{quoted(names.get(column, column))} = %s" for column in key)
-    query = f"SELECT EXISTS (SELECT FROM {quoted(schema, name)} WHERE {where})"  # noqa: S608
     origin = settings.origin(table.source)
     with connect.connect(origin) as connection:
         try:
+            known = comparisons(connection, schema, name)
+            there = [names.get(column, column) for column in key]
+            where = " AND ".join(f"{quoted(c)} {known.get(c, PLAIN).equal} %s" for c in there)
+            query = f"SELECT EXISTS (SELECT FROM {quoted(schema, name)} WHERE {where})"  # noqa: S608
             row: Any = connection.execute(query.encode(), list(key.values())).fetchone()
         except pg.UndefinedTable:
             return

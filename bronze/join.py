@@ -9,118 +9,168 @@ out.
 
 from __future__ import annotations
 
-import threading
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
-import psycopg
 import uuid_utils
 
-from bronze import failpoint, follow, lineage, pipeline, record
+from bronze import failpoint, follow, lineage, pipeline, prepare, record
 from bronze.errors import BronzeError, SourceRefused, TableRefused
 from bronze.follow import Following
 from bronze.landing import Table
-from bronze.line import Line, Stopped
+from bronze.line import Line
 from bronze.lineage import Entry
+from bronze.newslot import NewSlot, publish
 from bronze.prepare import Target
 from bronze.source import connect, past, publication, slot, snapshot, texts
-from bronze.source.catalog import Relation
 from bronze.source.connect import Connection
-from bronze.source.slot import Made
 from bronze.source.snapshot import Snapshot
 from bronze.source.types import Choices
 from bronze.table import commit, log
 from bronze.table.log import State
 
-Export = Callable[[], tuple[str, int]]
-_NAME = 50
-_POLL = 0.1
-# After so many seconds people are told what it waits for.
+# After so many seconds people are told that the others wait for a copy.
 _LONG = 10.0
 
 
-def begun(line: Line, targets: Sequence[Target]) -> tuple[str, dict[int, Following]]:
+@dataclass(frozen=True)
+class Copied:
+    """What came of tables that were copied, or compared, in the snapshot of a slot.
+
+    ``joined`` are by oid those that follow from ``position`` on, ``changed`` the labels of those
+    that were altered or rewritten before they were locked: they were left as they are. Of the
+    others the line was told.
+    """
+
+    history: str
+    position: int
+    joined: dict[int, Following]
+    changed: frozenset[str]
+
+
+def begun(
+    line: Line, targets: Sequence[Target]
+) -> tuple[str, dict[int, Following], dict[str, list[Target]]]:
     """Makes publication and slot, and brings the tables to positions on the stream.
 
     Returns:
-        The history that positions belong to, and by oid the tables that follow; of the others the
-        line has been told.
+        The history that positions belong to; by oid the tables that follow; and, by the reason,
+        those that have to be copied or compared in the snapshot of a slot of their own. Of the
+        others the line has been told.
 
     Raises:
+        Stopped: the slot was waited for, and the stream is to end.
         SourceRefused: something is missing at the source that concerns all of them.
         TableRefused: no table can be streamed; this is why the first one cannot.
     """
     fit = _fit(line, targets)
+    slot.end_abandoned(line.control, line.slot)
     found = slot.find(line.control, line.slot)
-    why = f"The slot {line.slot} was lost" if found and found.lost else ""
-    if found and (missed := _missed(line, fit)):
-        why = f"Publication {line.publication} was without {', '.join(missed)}"
+    why = ""
+    if found and found.lost:
+        why = f"The slot {line.slot} was lost"
+    elif found and _remade(line):
+        # Older servers cannot decode what was written while there was none.
+        why = f"Publication {line.publication} was made anew"
     if why:
         line.say(f"{why}: all tables are compared with the source.")
-        # Before it is mended: whoever dies in between leaves no slot that seems to be whole.
         slot.drop(line.control, line.slot)
         found = None
-    publication.publish(line.control, line.publication, [target.relation for target in fit])
     if found is not None:
+        fit = _published(line, fit)
         history, joined, late = _resumed(line, fit, found.confirmed or 0)
-        return history, {**joined, **(compared(line, late) if late else {})}
-    with slot.walsender(line.origin) as sender:
-        history, joined = _copied(
-            line, fit, _making(line, sender, line.slot), "a new slot was made"
-        )
-    line.done = min((following.floor for following in joined.values()), default=0)
-    return history, joined
+        return history, joined, {UNTOLD: late}
+    with closing(NewSlot(line, fit, line.slot, temporary=False)) as new:
+        new.wait_or_stop("The stream waits")
+        done = copied(line, new, dict.fromkeys((t.label for t in fit), "a new slot was made"))
+    line.done = done.position
+    return done.history, done.joined, {ALTERED: [t for t in fit if t.label in done.changed]}
 
 
-def _missed(line: Line, targets: Sequence[Target]) -> list[str]:
-    """The labels of tables that have followed, and are not published any more."""
-    published = publication.find(line.control, line.publication)
-    lacking = publication.lacking(published, [target.relation for target in targets])
+UNTOLD = "the stream does not tell how it came to be"
+ALTERED = "it was altered before it was locked"
+
+
+def _published(line: Line, targets: Sequence[Target]) -> list[Target]:
+    """Publishes tables, and notes how; those that somebody has locked are told, and left out.
+
+    Raises:
+        SourceRefused, SourceBusy, TableRefused
+    """
+    refused, published = publish(line.origin, line.control, line.publication, targets)
+    line.published = published.oid
+    return _accepted(line, published.targets, refused)
+
+
+def _accepted(
+    line: Line, targets: Sequence[Target], refused: Mapping[str, BronzeError]
+) -> list[Target]:
+    for target in targets:
+        if target.label in refused:
+            line.failed(target, refused[target.label])
+    return [target for target in targets if target.label not in refused]
+
+
+def _remade(line: Line) -> bool:
+    """Whether the publication is not the one that the stream was recorded with."""
     records = log.read(record.place(line.settings))
     history = record.history(records, snapshot.identity(line.control), line.slot)
-    return [r.label for r in lacking if record.followed(records, f"{history}/{line.slot}", r.oid)]
+    known = record.publication(records, f"{history}/{line.slot}")
+    now = publication.number(line.control, line.publication)
+    return now is None or known not in (None, now)
 
 
-def compared(
-    line: Line, targets: Sequence[Target], why: str = "the stream does not tell how it came to be"
-) -> dict[int, Following]:
-    """Copies tables, or compares those that are there, in the snapshot of a slot for this alone."""
-    with slot.walsender(line.origin) as sender:
-        name = f"{line.slot[:_NAME]}_{uuid_utils.uuid4().hex[:8]}"
-        return _copied(line, targets, _making(line, sender, name, temporary=True), why)[1]
+def another_slot(line: Line, targets: Sequence[Target]) -> NewSlot:
+    """Asks for a temporary slot, in whose snapshot tables can be copied or compared."""
+    name = slot.temporary_name(line.slot, uuid_utils.uuid4().hex[:8])
+    return NewSlot(line, targets, name, temporary=True)
 
 
-def again(line: Line, targets: Sequence[Target]) -> dict[int, Following]:
-    """Tries tables again that could not follow; those that still cannot are told."""
+def fit_again(line: Line, targets: Sequence[Target]) -> list[Target]:
+    """Those that can be streamed by now, of tables that have to be copied or compared; the others
+    are told.
+    """
     try:
-        fit = _fit(line, targets)
-        publication.publish(line.control, line.publication, [target.relation for target in fit])
-        return compared(line, fit, "it could not follow before")
-    except (SourceRefused, TableRefused) as error:
-        line.say(f"{', '.join(t.label for t in targets)}: {error.message}")
-        return {}
+        fit, unfit = _sorted(line, targets)
+    except SourceRefused as error:
+        fit, unfit = [], [(target, error) for target in targets]
+    for target, refused in unfit:
+        line.failed(target, refused)
+    return fit
 
 
 def _fit(line: Line, targets: Sequence[Target]) -> list[Target]:
-    """The tables that can be streamed, with the keys that tell their rows apart."""
-    keyed, wanting = follow.fitted(line.control, targets, line.slot, line.publication)
-    general = [one for one in wanting if not one.table]
-    if general:
-        raise SourceRefused(
-            f"{line.origin.name} cannot be streamed yet: " + " ".join(one.what for one in general),
-            hint="Have this done: " + " ".join(one.mend for one in general),
-        )
-    unfit = {w.table: TableRefused(w.what, hint=w.mend, table=w.table) for w in reversed(wanting)}
-    for target in keyed:
-        if target.label in unfit:
-            line.failed(target, unfit[target.label])
-    fit = [target for target in keyed if target.label not in unfit]
+    """The tables that can be streamed, with the keys that tell their rows apart.
+
+    Raises:
+        TableRefused: none can; this is why the first one cannot.
+    """
+    fit, unfit = _sorted(line, targets)
     if not fit:
-        raise unfit[keyed[0].label]
+        raise unfit[0][1]
+    for target, refused in unfit:
+        line.failed(target, refused)
     return fit
+
+
+def _sorted(
+    line: Line, targets: Sequence[Target]
+) -> tuple[list[Target], list[tuple[Target, BronzeError]]]:
+    """The tables that can be streamed, and why others cannot.
+
+    Raises:
+        SourceRefused: something is missing at the source that concerns all of them.
+    """
+    keyed, wanting = follow.fitted(line.control, targets, line.slot, line.publication)
+    if refused := follow.refusal(line.origin.name, wanting):
+        raise refused
+    why = follow.unfit(wanting)
+    fit = [target for target in keyed if target.label not in why]
+    return fit, [(target, why[target.label]) for target in keyed if target.label in why]
 
 
 def _resumed(
@@ -131,7 +181,7 @@ def _resumed(
     late: list[Target] = []
     ends: set[tuple[int, int]] = set()
     left: list[Entry] = []
-    with _held(line, targets, None) as taken:
+    with _held(line) as taken:
         held, records, tables = _placed(line, taken, targets)
         stream = f"{held.timeline}/{line.slot}"
         # What was recorded may not have been confirmed any more.
@@ -194,85 +244,81 @@ def _placed(
     return _placed(line, held, targets)
 
 
-@contextmanager
-def _interruptible(line: Line, sender: Connection) -> Iterator[None]:
-    """Ends a statement once the stream is to stop: a slot waits for all transactions that write.
+def copied(line: Line, new: NewSlot, why: Mapping[str, str], others: bool = False) -> Copied:
+    """Copies the tables of a slot, or compares those that are there, in its snapshot.
+
+    Args:
+        line: the line.
+        new: the slot, which is there.
+        why: by the tables' labels, why those that are there are compared.
+        others: whether other tables follow already, which wait so long.
 
     Raises:
-        Stopped
+        BronzeError: nothing could be done at all.
     """
-    over = threading.Event()
-
-    def watch() -> None:
-        told, began = False, time.monotonic()
-        while not over.wait(_POLL):
-            if line.stop.is_set():
-                sender.cancel()
-            elif not told and time.monotonic() - began > _LONG:
-                told = True
-                line.say("The new slot waits for transactions at the source that are still open.")
-
-    watching = threading.Thread(target=watch, name="bronze slot", daemon=True)
-    watching.start()
-    try:
-        yield
-    except psycopg.errors.QueryCanceled:
-        if line.stop.is_set():
-            raise Stopped from None
-        raise
-    finally:
-        over.set()
-        watching.join()
+    taken = new.held
+    line.published = new.published
+    changed = snapshot.changed(taken, line.found())
+    left = [target for target in new.targets if target.label not in changed]
+    held, _, tables = _placed(line, taken, _accepted(line, left, new.refused))
+    for table in tables:
+        if table.plan and table.plan.mode == "changes":
+            table.plan = table.plan.whole(why[table.target.label])
+    failpoint.reach("planned")
+    joined = _joined(line, held, tables, others) if tables else {}
+    known = {target.label for target in new.targets}
+    return Copied(held.timeline, held.position, joined, changed & known)
 
 
-def _making(line: Line, sender: Connection, name: str, temporary: bool = False) -> Export:
-    def export() -> tuple[str, int]:
-        with _interruptible(line, sender):
-            made: Made = slot.make(sender, name, temporary=temporary, failover=not temporary)
-        failpoint.reach("slotted")
-        return made.snapshot, made.position
-
-    return export
-
-
-def _copied(
-    line: Line, targets: Sequence[Target], export: Export, why: str
-) -> tuple[str, dict[int, Following]]:
+def _joined(
+    line: Line, held: Snapshot, tables: Sequence[Table], others: bool
+) -> dict[int, Following]:
+    notify = _patient(line, tables) if others else line.copying
+    results = {r.table: r for r in pipeline.landed(line.settings, tables, None, notify)}
     joined: dict[int, Following] = {}
-    with _held(line, targets, export) as taken:
-        held, _, tables = _placed(line, taken, targets)
-        for table in tables:
-            if table.plan and table.plan.mode == "changes":
-                table.plan = table.plan.whole(why)
-        failpoint.reach("planned")
-        landed = pipeline.landed(line.settings, tables, None, line.copying)
-        results = {result.table: result for result in landed}
-        left = []
-        for table in tables:
-            result = results[table.target.label]
-            line.tally.copied(result)
-            table.entry = lineage.ended(table.entry, result)
-            if result.error is None and result.version is not None:
-                at = held.position
-                oid = table.target.relation.oid
-                joined[oid] = _following(line, held, table, at, at, result.version)
-            else:
-                left.append(table.entry)
-        if failure := pipeline.graded(line.settings, tables):
-            line.say(f"How the rows fared could not be entered: {failure.message}")
-        line.remember([*left, *(f.entry for f in joined.values())], begins=True)
-        return held.timeline, joined
+    left: list[Entry] = []
+    for table in tables:
+        result = results[table.target.label]
+        line.tally.copied(result)
+        table.entry = lineage.ended(table.entry, result)
+        if result.error is None and result.version is not None:
+            at = held.position
+            oid = table.target.relation.oid
+            joined[oid] = _following(line, held, table, at, at, result.version)
+        else:
+            left.append(table.entry)
+            if result.error:
+                line.say(
+                    f"{result.table} is not followed: {result.error.message} {result.error.hint}"
+                )
+    if failure := pipeline.graded(line.settings, tables):
+        line.say(f"How the rows fared could not be entered: {failure.message}")
+    line.remember([*left, *(f.entry for f in joined.values())], begins=True)
+    return joined
+
+
+def _patient(line: Line, tables: Sequence[Table]) -> pipeline.Notify:
+    """Tells of a copy, and once it takes long that others wait for it."""
+    due = time.monotonic() + _LONG
+    named = ", ".join(table.target.label for table in tables)
+
+    def notify(progress: pipeline.Progress) -> None:
+        nonlocal due
+        if time.monotonic() > due:
+            due = math.inf
+            line.say(f"The stream waits until all of {named} is read.")
+        line.copying(progress)
+
+    return notify
 
 
 @contextmanager
-def _held(line: Line, targets: Sequence[Target], export: Export | None) -> Iterator[Snapshot]:
+def _held(line: Line) -> Iterator[Snapshot]:
+    """What the source has now. No table is locked, as none of them is read."""
     schemas = line.settings.source[line.origin.name].schema_
-    relations = [target.relation for target in targets if target.relation.readable]
     with (
         connect.connect(line.origin) as holder,
-        snapshot.hold(
-            line.origin, holder, relations, schemas, "run" if export else "per-table", export
-        ) as held,
+        snapshot.hold(line.origin, holder, [], schemas, "per-table") as held,
     ):
         yield held
 
@@ -283,10 +329,14 @@ def _planned(line: Line, held: Snapshot, targets: Sequence[Target]) -> list[Tabl
 
     def carried(target: Target) -> Target:
         """The table with those columns only that the stream carries."""
-        relation = target.relation
-        names = publication.carried(line.control, relation, line.publication)
-        kept = tuple(a for a in relation.attributes if a.name in names)
-        return replace(target, relation=replace(relation, attributes=kept))
+        if not target.published:
+            raise TableRefused(
+                f"Table {target.label} was taken out of publication {line.publication}.",
+                hint="It is put back when it is tried again.",
+                table=target.label,
+            )
+        names = publication.carried(line.control, target.relation, line.publication)
+        return prepare.carried(target, names)
 
     tables = pipeline.planned(line.settings, line.origin, held, targets, batch, slots, carried)
     return sorted(tables, key=lambda table: (table.target.settings.priority, -table.size))
@@ -299,17 +349,19 @@ def _following(
     if plan is None:
         raise BronzeError("There is no plan.")
     relation, own = plan.target.relation, plan.target.settings
+    identity = publication.telling(line.control, [(relation, plan.target.key)])
     line.tally.names.add(plan.target.name)
     choices = Choices(own.decimals, own.arrays, own.timestamps)
     kinds = {attribute.name: attribute.type for attribute in relation.attributes}
     return Following(
         plan=plan,
-        described=_described(held.holder, relation),
+        described=_described(line, held.holder, plan.target),
         texts=tuple(
             texts.text(column, kinds[column.name], choices)
             for column in plan.settled.columns
             if column.name in kinds
         ),
+        identity=identity.get(relation.oid, ()),
         floor=floor,
         held=at,
         version=version,
@@ -323,8 +375,16 @@ WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
 """
 
 
-def _described(holder: Connection, relation: Relation) -> tuple[tuple[str, int, int], ...]:
-    """The columns as the stream describes them."""
-    kept = {attribute.name for attribute in relation.attributes}
+def _described(line: Line, holder: Connection, target: Target) -> tuple[tuple[str, int, int], ...]:
+    """The columns as the stream describes them; a column list may be without those not taken."""
+    relation, out = target.relation, prepare.left_out(target)
+    carried = publication.carried(line.control, relation, line.publication)
+    published = publication.find(line.control, line.publication)
+    sent = published.attributes.get(relation.oid, carried) if published else carried
+    kept = {
+        a.name
+        for a in relation.attributes
+        if a.name in carried and (a.name in sent or a.name not in out)
+    }
     rows: list[Any] = holder.execute(_DESCRIBED, [relation.oid]).fetchall()
     return tuple((name, kind, modifier) for name, kind, modifier in rows if name in kept)

@@ -119,7 +119,7 @@ class Line:
         origin: the source.
         control: a connection to it, for everything but the stream itself.
         slot: the replication slot's name.
-        publication: the publication's.
+        publication: the publication's; ``published`` is its oid.
         stop: ends the stream once it is set.
         tally: what the stream has done so far, on earlier lines too.
         notify: is told of each batch.
@@ -140,6 +140,7 @@ class Line:
     notify: Notify
     copied: pipeline.Notify
     mine: list[Session]
+    published: int = 0
     done: int = 0
     lag: int = 0
     past: Past = field(default_factory=Past)

@@ -128,7 +128,7 @@ def _found(settings: Settings, books: bool) -> Iterator[tuple[str, State]]:
 
 def _names(state: State) -> tuple[str, ...]:
     label = state.properties.get(drift.TABLE, "")
-    return _name(state), label, label.rpartition(".")[2]
+    return _name(state), label, drift.table_of(state.properties)[1]
 
 
 def _name(state: State) -> str:
@@ -138,7 +138,7 @@ def _name(state: State) -> str:
 def _maintained(settings: Settings, state: State) -> Course[MaintainedTable]:
     began = time.monotonic()
     known, name = state.properties, _name(state)
-    schema, _, table = known.get(drift.TABLE, "").partition(".")
+    schema, table = drift.table_of(known)
     own = settings.table(known.get(drift.SOURCE, ""), schema, table) if table else TableSettings()
     improved, expired = Improved(), expire.Expired()
     error = None

@@ -162,7 +162,8 @@ class Origin:
     """How to reach one PostgreSQL database, without the password.
 
     ``conninfo`` is libpq's, with no password in it; ``password`` or ``dsn`` say where the missing
-    part is to be found. Times are in seconds; 0 is no limit.
+    part is to be found. Times are in seconds; 0 is no limit. ``connections`` are the config's
+    pool.min and pool.max.
     """
 
     name: str
@@ -174,6 +175,7 @@ class Origin:
     lock_timeout: int = 10
     row_security: Literal["refuse", "apply"] = "refuse"
     application_name: str = "bronze"
+    connections: tuple[int, int] = (1, 10)
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,15 @@
 """Netting: what happened to a table within a batch becomes one change for each key.
 
-The last change of a key counts. A value that the stream left out, as it is large and did not
-change, is taken from an earlier change of the same row, else from the table, even where the row
-had another key then.
+The last change of a key counts, where PostgreSQL keeps it unique at any moment; where rows may
+share one for a while, `bronze.identity` tells which of them has it at the end. A value that the
+stream left out, as it is large and did not change, is taken from an earlier change of the same
+row, else from the table, even where the row had another key then.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -17,12 +17,14 @@ import numpy.typing as npt
 import polars as pl
 import polars.selectors as cs
 
+from bronze import identity, portion
 from bronze.enrich import key_text, protect
 from bronze.enrich.anomaly import scored
 from bronze.enrich.enrichment import enriched
-from bronze.enrich.stamp import COMMITTED
 from bronze.errors import Mismatch, TableRefused
+from bronze.identity import LINE, PART, Rows
 from bronze.model import (
+    DELETED,
     NONE_GIVEN,
     NOTHING_FOUND,
     Column,
@@ -36,8 +38,9 @@ from bronze.model import (
     Stamp,
     Stored,
 )
-from bronze.source import pgoutput, read, texts
-from bronze.source.batch import Gathered, Piece
+from bronze.part import UPSERT, Part
+from bronze.source import read, texts
+from bronze.source.batch import Gathered
 from bronze.source.texts import Text
 from bronze.table import files, lookup, partition
 from bronze.table.changes import Changes
@@ -58,7 +61,9 @@ class Net:
         gathered: its changes.
         floor: transactions before this position are in the table already.
         columns: the table's contract; ``texts`` are those of them that the stream has.
-        row_key: what tells rows apart.
+        row_key: what tells rows apart at the end of a transaction.
+        identity: the names of the columns that tell rows apart at any moment: the key, where
+            PostgreSQL keeps it unique; else others, the key among them.
         any_bytes: whether a text may be bytes that are no UTF-8.
         stored: the table's files, with ``layout`` its columns, to look unchanged values up.
     """
@@ -69,6 +74,7 @@ class Net:
     columns: tuple[Column, ...]
     texts: tuple[Text, ...]
     row_key: RowKey
+    identity: tuple[str, ...]
     place: Place
     stored: tuple[Stored, ...] = field(repr=False)
     layout: tuple[tuple[str, Kind], ...]
@@ -109,27 +115,29 @@ def net(job: Net) -> Netted:
     """Nets a table's changes.
 
     Raises:
-        Mismatch: the stream is not what it has to be; the table has to be compared.
+        Mismatch: the stream is not what it has to be, or rows share a key at the end; the table
+            has to be compared.
         TableRefused: a row has no key.
         LakeError, LakeUnreachable: changes cannot be put into files, or looked up.
     """
-    parts = [_Part(job, number, piece) for number, piece in enumerate(job.gathered.pieces)]
+    pieces = range(len(job.gathered.pieces))
+    parts = [Part(job.gathered, i, job.floor, job.any_bytes) for i in pieces]
     last = _last(job, parts)
-    gone = last.filter(~pl.col("upsert")).select(job.key)
+    gone = last.filter(~pl.col(UPSERT)).select(job.key)
     frames: list[pl.DataFrame] = []
     rejected: list[Rejected] = []
     changes: list[Changes] = []
     findings = NOTHING_FOUND
-    for rows, refused, found in _rows(job, parts, last.filter("upsert")):
+    for rows, refused, found in _rows(job, parts, last.filter(UPSERT)):
         findings += found
         records = rejections(rows, refused, job.row_key.names)
         rejected += protect.rejections(records, job.enrichment.protection)
         frames.append(rows)
-        if sum(frame.estimated_size() for frame in frames) > _IN_MEMORY:
+        if sum(portion.size(frame) for frame in frames) > _IN_MEMORY:
             changes += _staged(job, frames)
             frames = []
     changes += [pl.concat(frames)] if frames else []
-    emptied = job.gathered.emptied is not None and job.gathered.emptied >= job.floor
+    emptied = _emptied(job)
     return Netted(
         tuple(changes),
         _deletes(job, gone) if gone.height and not emptied else (),
@@ -138,6 +146,10 @@ def net(job: Net) -> Netted:
         sum(part.count for part in parts),
         findings,
     )
+
+
+def _emptied(job: Net) -> bool:
+    return job.gathered.emptied is not None and job.gathered.emptied >= job.floor
 
 
 def _keys(job: Net) -> list[Text]:
@@ -154,134 +166,96 @@ def _staged(job: Net, frames: Sequence[pl.DataFrame]) -> list[DataFile]:
 
 def _deletes(job: Net, gone: pl.DataFrame) -> tuple[Changes, ...]:
     keys = _stored_keys(job, gone)
-    if keys.estimated_size() > _IN_MEMORY:
+    if portion.size(keys) > _IN_MEMORY:
         return tuple(_staged(job, [keys]))
     return (keys,)
 
 
 def _stored_keys(job: Net, keys: pl.DataFrame) -> pl.DataFrame:
     """Keys as the stream has them, as the table has them."""
-    clear, rejected = texts.typed(keys, _keys(job))
+    clear, rejected = texts.typed(keys.select(job.key), _keys(job))
     protection = job.enrichment.protection
     rows = protect.values(clear, protection)
     told = key_text.with_text(rows, clear, rejected, job.row_key, protection)
     return told.select(job.row_key.names)
 
 
-class _Part:
-    """One piece of the changes, taken apart."""
-
-    def __init__(self, job: Net, number: int, piece: Piece) -> None:
-        self._job, self._piece, self.number = job, piece, number
-        self._kept: pgoutput.Changes | None = None
-
-    @cached_property
-    def names(self) -> list[str]:
-        return [name for name, _, _ in self._job.gathered.described.columns]
-
-    @property
-    def changes(self) -> pgoutput.Changes:
-        """The changes; those that lie in a file are not kept in memory."""
-        if self._kept is not None:
-            return self._kept
-        piece, any_bytes = self._piece, self._job.any_bytes
-        found = pgoutput.changes(piece.read(), piece.lengths, self.names, any_bytes)
-        found = _completed(found)
-        if self._piece.path is None:
-            self._kept = found
-        return found
-
-    @cached_property
-    def transactions(self) -> npt.NDArray[np.int64]:
-        """For each change the number of its transaction."""
-        starts = np.array([start for start, _, _ in self._piece.marks], np.int64)
-        return np.searchsorted(starts, np.arange(len(self._piece.lengths)), side="right") - 1
-
-    @cached_property
-    def new(self) -> npt.NDArray[np.bool_]:
-        """Which changes are not in the table yet."""
-        positions = np.array([position for _, position, _ in self._piece.marks], np.int64)
-        fresh: npt.NDArray[np.bool_] = positions[self.transactions] >= self._job.floor
-        return fresh
-
-    @property
-    def count(self) -> int:
-        """How many these are."""
-        return int(self.new.sum())
-
-    def committed(self, lines: npt.NDArray[np.int64]) -> pl.Series:
-        """When the transactions of some changes were committed."""
-        times = np.array([time for _, _, time in self._piece.marks], np.int64)
-        moments = pl.Series(COMMITTED, times[self.transactions[lines]])
-        return moments.cast(pl.Datetime("us", "UTC"))
-
-    def events(self) -> pl.DataFrame:
-        """What happens to which key: the key, ``upsert``, and where it stands: ``part``, ``line``.
-
-        A row that gets another key goes under the old one, and comes under the new one.
-        """
-        found, key = self.changes, list(self._job.key)
-        deleted = pl.Series(found.kinds == pgoutput.DELETE)
-        old, new = found.old.select(key), found.new.select(key)
-        both = pl.DataFrame(
-            [new[name].zip_with(~deleted, old[name]).alias(name) for name in key]
-        ).with_columns(upsert=~deleted)
-        both = both.with_row_index("line").filter(pl.Series(self.new))
-        moved = found.keyed & (found.kinds == pgoutput.UPDATE) & self.new
-        if moved.any():
-            other = np.zeros(len(moved), np.bool_)
-            for name in key:
-                other |= old[name].ne_missing(new[name]).to_numpy()
-            left = old.with_columns(upsert=False).with_row_index("line")
-            left = left.filter(pl.Series(moved & other))
-            both = pl.concat([left, both.select(left.columns)]).sort("line", maintain_order=True)
-        return both.select(
-            *key, "upsert", pl.lit(self.number).alias("part"), pl.col("line").cast(pl.Int64)
-        )
-
-
-def _completed(found: pgoutput.Changes) -> pgoutput.Changes:
-    """The changes with what the old row tells of unchanged values."""
-    columns: list[pl.Series] = []
-    unchanged: list[npt.NDArray[np.bool_] | None] = []
-    for series, flags in zip(found.new.get_columns(), found.unchanged, strict=True):
-        if flags is None:
-            columns.append(series)
-            unchanged.append(None)
-            continue
-        old = found.old[series.name]
-        columns.append(series.zip_with(~pl.Series(flags), old))
-        left = flags & old.is_null().to_numpy()
-        unchanged.append(left if left.any() else None)
-    new = pl.DataFrame(columns) if columns else found.new
-    return pgoutput.Changes(found.kinds, new, tuple(unchanged), found.old, found.keyed)
-
-
-def _last(job: Net, parts: Sequence[_Part]) -> pl.DataFrame:
-    """The last event of each key."""
-    key = list(job.key)
+def _last(job: Net, parts: Sequence[Part]) -> pl.DataFrame:
+    """What becomes of each key: `UPSERT`, and where the row stands that it has: `PART`, `LINE`."""
     if not parts:
-        return pl.DataFrame(schema={**dict.fromkeys(key, pl.String), **_EVENT})
-    events = pl.concat([part.events() for part in parts])
-    if any(events[name].null_count() for name in key):
+        return pl.DataFrame(schema={**dict.fromkeys(job.key, pl.String), **_EVENT})
+    if job.identity != job.key:
+        return _by_rows(job, parts)
+    events = pl.concat([part.events(job.key) for part in parts])
+    _refuse_missing(job, events)
+    return events.unique(job.key, keep="last", maintain_order=True)
+
+
+_EVENT = {UPSERT: pl.Boolean, PART: pl.Int32, LINE: pl.Int64}
+
+
+def _refuse_missing(job: Net, rows: pl.DataFrame) -> None:
+    if any(rows[name].null_count() for name in job.key):
         raise TableRefused(
-            f"A row of table {job.table} has no value in its key {', '.join(key)}.",
+            f"A row of table {job.table} has no value in its key {', '.join(job.key)}.",
             hint="Name columns that are unique and never NULL as its key.",
             table=job.table,
         )
-    return events.unique(key, keep="last", maintain_order=True)
 
 
-_EVENT = {"upsert": pl.Boolean, "part": pl.Int32, "line": pl.Int64}
+# Rows that may share a key for a while
+
+
+def _by_rows(job: Net, parts: Sequence[Part]) -> pl.DataFrame:
+    moves = pl.concat([part.moves(job.identity, job.key) for part in parts])
+    _refuse_missing(job, moves)
+    found = identity.netted(moves, job.key)
+    _refuse_shared(job, found)
+    left = found.went.join(found.came, on=job.key, how="anti")
+    frames = [
+        found.came.with_columns(pl.lit(True).alias(UPSERT)),
+        left.with_columns(pl.lit(False).alias(UPSERT)),
+    ]
+    return pl.concat(frames, how="diagonal").select(*job.key, *_EVENT)
+
+
+def _refuse_shared(job: Net, found: Rows) -> None:
+    """Counts the rows of each key: one at most, of which the table has those that were there.
+
+    Raises:
+        Mismatch
+    """
+    came, went = _stored_keys(job, found.came), _stored_keys(job, found.went)
+    key = came.columns
+    there = went.head(0)
+    if not _emptied(job):
+        names = pl.concat([came, went]).unique()
+        held = lookup.values(job.place, job.stored, job.layout, names, ["record_status"])
+        there = held.filter(pl.col("record_status").ne_missing(DELETED)).select(key)
+    new = came.join(went, on=key, how="anti", nulls_equal=True)
+    again = new.join(there, on=key, how="semi", nulls_equal=True).height
+    shared = came.is_duplicated().any() or again
+    if shared or went.is_duplicated().any() or there.is_duplicated().any():
+        raise Mismatch(
+            f"Rows of table {job.table} share the key {', '.join(job.key)}.",
+            hint="All its rows are compared with the source.",
+            table=job.table,
+        )
+    if went.join(there, on=key, how="anti", nulls_equal=True).height:
+        raise Mismatch(
+            f"The table has not all rows of {job.table} that have changed by the stream.",
+            hint="All its rows are compared with the source.",
+            table=job.table,
+        )
 
 
 def _rows(
-    job: Net, parts: Sequence[_Part], last: pl.DataFrame
+    job: Net, parts: Sequence[Part], last: pl.DataFrame
 ) -> Iterator[tuple[pl.DataFrame, pl.Series, Findings]]:
     """The Bronze rows of the last changes, their rejected values, and what was found out."""
     missing = _missing(job, parts, last)
     for part in parts:
-        lines = last.filter(pl.col("part") == part.number)["line"].to_numpy()
+        lines = last.filter(pl.col(PART) == part.number)[LINE].to_numpy()
         if not len(lines):
             continue
         found = part.changes
@@ -324,42 +298,39 @@ class Spot(NamedTuple):
     column: str
 
 
-def _missing(job: Net, parts: Sequence[_Part], last: pl.DataFrame) -> Mapping[Spot, Spot | Key]:
+def _missing(job: Net, parts: Sequence[Part], last: pl.DataFrame) -> Mapping[Spot, Spot | Key]:
     """Where the values are that the last changes leave out: in another change, or in the table
     under a key.
     """
-    open_columns = {
-        part.number: [
-            (name, flags)
-            for name, flags in zip(part.names, part.changes.unchanged, strict=True)
-            if flags is not None
-        ]
-        for part in parts
-    }
+    open_columns = {part.number: part.open for part in parts}
     wanted: list[Spot] = []
     for number, columns in open_columns.items():
-        lines = last.filter(pl.col("part") == number)["line"].to_numpy()
+        lines = last.filter(pl.col(PART) == number)[LINE].to_numpy()
         for name, flags in columns:
             wanted += [Spot(number, int(line), name) for line in lines[flags[lines]]]
     if not wanted:
         return {}
+    if job.identity != job.key and set(parts[0].names) <= set(job.identity):
+        raise _left_out(job, wanted[0].column)
+    keyed = [job.identity.index(name) for name in job.key]
     origins: dict[Spot, Spot | Key] = {}
-    current: dict[Key, dict[str, Spot | Key]] = {}
+    current: dict[tuple[str, ...], dict[str, Spot | Key]] = {}
     names = {name for _, _, name in wanted}
     for part in parts:
         flagged = {name: flags for name, flags in open_columns[part.number] if name in names}
-        before: tuple[int, Key] | None = None
+        before: tuple[int, tuple[str, ...]] | None = None
         moving: dict[str, Spot | Key] = {}
-        for *key, upsert, _, line in part.events().iter_rows():
-            at = tuple(key)
+        for *row, upsert, _, line in part.events(job.identity).iter_rows():
+            at = tuple(row)
             if not upsert:
-                # If it is a change of key, its second half comes next.
+                # If it is a change of identity, its second half comes next.
                 before = (line, at)
                 moving = current.pop(at, {})
                 continue
             left = before is not None and before[0] == line
             known = moving if left else current.get(at, {})
-            origin = before[1] if left and before else at
+            first = before[1] if left and before else at
+            origin = tuple(first[i] for i in keyed)
             story: dict[str, Spot | Key] = {}
             for name in names:
                 if name in flagged and flagged[name][line]:
@@ -373,7 +344,7 @@ def _missing(job: Net, parts: Sequence[_Part], last: pl.DataFrame) -> Mapping[Sp
 def _patched(
     raw: pl.DataFrame,
     lines: npt.NDArray[np.int64],
-    parts: Sequence[_Part],
+    parts: Sequence[Part],
     missing: Mapping[Spot, Spot | Key],
 ) -> pl.DataFrame:
     """The texts with the values that stand in other changes."""
@@ -425,16 +396,19 @@ def _looked_up(
         )
         # A value that is large is no NULL: where the table has one, it was rejected.
         if found.height != len(asked) or found["\0value"].null_count():
-            raise Mismatch(
-                f"The table has not all values of column {name} of {job.table} that the stream"
-                " left out.",
-                hint="All its rows are compared with the source.",
-                table=job.table,
-            )
+            raise _left_out(job, name)
         at = pl.Series([row for row, _ in asked], dtype=pl.UInt32)
         values = _clear(job, target, found["\0value"], rows.schema[target])
         rows = rows.with_columns(rows[target].scatter(at, values))
     return rows
+
+
+def _left_out(job: Net, name: str) -> Mismatch:
+    return Mismatch(
+        f"The table has not all values of column {name} of {job.table} that the stream left out.",
+        hint="All its rows are compared with the source.",
+        table=job.table,
+    )
 
 
 def _clear(job: Net, target: str, stored: pl.Series, kind: pl.DataType) -> pl.Series:

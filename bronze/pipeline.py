@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -20,7 +20,6 @@ from bronze import (
     engine,
     failpoint,
     imprint,
-    keys,
     landing,
     lineage,
     maintain,
@@ -36,6 +35,7 @@ from bronze.errors import (
     LakeError,
     Overtaken,
     SourceUnreachable,
+    TableContested,
     TableRefused,
 )
 from bronze.landing import Table
@@ -60,7 +60,8 @@ class Progress:
 
 Notify = Callable[[Progress], None]
 
-_BEATEN = (CommitConflict.__name__, Overtaken.__name__)
+_BEATEN = (CommitConflict.__name__, Overtaken.__name__, TableContested.__name__)
+_GIVE_WAY_EVERY = 1.0
 
 
 def run(
@@ -87,7 +88,6 @@ def run(
     Raises:
         ConfigError, SourceError, LakeError: nothing could be done at all.
     """
-    keys.ready(settings)
     openlineage.ready(settings)
     ledger = lineage.Ledger(settings)
     try:
@@ -149,7 +149,7 @@ def _taken(
             ledger.unwritten = graded(settings, chosen) or ledger.unwritten
             if beaten and attempt.retry_state.attempt_number <= settings.run.max_retries:
                 tables = beaten
-                raise CommitConflict(f"Another run landed {', '.join(beaten)} meanwhile.")
+                raise CommitConflict(f"{', '.join(beaten)} changed while the run went on.")
     return RunResult(batch_id, position or 0, time.monotonic() - began, tuple(results.values()))
 
 
@@ -162,14 +162,24 @@ class Opened:
     slots: int
 
     def held(
-        self, settings: Settings, targets: Sequence[Target], stack: ExitStack
+        self,
+        settings: Settings,
+        targets: Sequence[Target],
+        stack: ExitStack,
+        consistency: snapshot.Consistency | None = None,
     ) -> snapshot.Snapshot:
-        """A snapshot of these tables, for as long as the stack lasts."""
+        """A snapshot of these tables, for as long as the stack lasts; as consistent as the config
+        says, if nothing else is said.
+        """
         source = settings.source[self.origin.name]
         readable = [target.relation for target in targets if target.relation.readable]
         return stack.enter_context(
             snapshot.hold(
-                self.origin, self.connection, readable, source.schema_, source.consistency
+                self.origin,
+                self.connection,
+                readable,
+                source.schema_,
+                consistency or source.consistency,
             )
         )
 
@@ -303,13 +313,30 @@ def landed(
     try:
         with running(settings, pool, limit, {table.origin for table in tables}) as workers:
             courses = [landing.landing(settings, table) for table in tables]
-            for result in engine.drive(workers, courses, limit, told):
+            meanwhile = giving_way((table.held, table.origin) for table in tables)
+            for result in engine.drive(workers, courses, limit, told, meanwhile):
                 notify(Progress(result.table, by_target[result.target].rows, 1.0, result))
                 yield result
     except BaseException:
         for table in tables:
             landing.discard(table.target.place, table.stamp.batch_id)
         raise
+
+
+def giving_way(held: Iterable[tuple[snapshot.Snapshot, Origin]]) -> Callable[[], None]:
+    """What to call again and again while tables are read in snapshots: see `Snapshot.give_way`."""
+    holders = {id(taken.holder): (taken, origin) for taken, origin in held}
+    called = time.monotonic()
+
+    def meanwhile() -> None:
+        nonlocal called
+        if time.monotonic() - called < _GIVE_WAY_EVERY:
+            return
+        called = time.monotonic()
+        for taken, origin in holders.values():
+            taken.give_way(origin)
+
+    return meanwhile
 
 
 def graded(settings: Settings, tables: Sequence[Table]) -> Failure | None:

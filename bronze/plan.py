@@ -12,11 +12,21 @@ from bronze.drift import Settled
 from bronze.enrich import anomaly
 from bronze.enrich.stamp import COMMITTED, METADATA
 from bronze.errors import TableRefused
-from bronze.model import KEY_TEXT, Column, Enrichment, Kind, Origin, RowKey, Stamp, Unit
+from bronze.model import (
+    KEY_TEXT,
+    Column,
+    Enrichment,
+    Kind,
+    Origin,
+    Protection,
+    RowKey,
+    Stamp,
+    Unit,
+)
 from bronze.prepare import Target
-from bronze.row_key import key_of, lacks_text, merges_rows, no_key, unstable
+from bronze.row_key import key_columns, key_of, lacks_text, merges_rows, no_key, unstable
 from bronze.settings import Settings
-from bronze.source import increment, slices
+from bronze.source import increment, slices, survey
 from bronze.source.snapshot import Snapshot
 from bronze.table import log
 from bronze.table.commit import Position, Shape
@@ -83,13 +93,13 @@ def plan_table(
         LakeError: the Bronze table is none that we can write.
     """
     given = Assignment(target, snapshot, origin, stamp, settings, readers)
-    state, settled, partition = settle(target, snapshot.since.visible)
+    known = outline(given)
+    state, settled = known.state, known.settled
     row_key, why_none = key_of(given, settled, state)
     key = row_key.names
-    protection = keys.protection(settings, target, settled)
-    if keys.moved(protection, state):
-        said = f"its keys have been rotated: {drift.ANEW}"
-        settled = replace(settled, anew=True, notes=(*settled.notes, said))
+    protection = known.protection
+    if not keys.complete(protection):
+        protection = keys.protection(settings, target, settled)
     if state is not None and merges_rows(target, state, key):
         said = "rows that are gone share the new key with others: the table is written anew"
         settled = replace(settled, anew=True, notes=(*settled.notes, said))
@@ -98,11 +108,12 @@ def plan_table(
         settled = replace(settled, anew=True, notes=(*settled.notes, said))
     mode, where, why = _mode(given, state, settled, key, why_none)
     none = (f"its rows cannot be told apart: {why_none}",) if why_none else ()
+    # A stream reads in the snapshot of a slot: without one it only finds out what is to be read.
     streamed = target.settings.pattern == "streaming"
-    reading = not (streamed and mode == "changes")
+    reading = not (streamed and (mode == "changes" or snapshot.name is None))
     enrichment = provide.enrichment(given, settled, row_key, state, protection, reading=reading)
     scoring = rules.fingerprint(settings, target, enrichment.quality.criteria)
-    shape = _shape(given, settled, row_key, partition, state, enrichment, scoring)
+    shape = _shape(given, settled, row_key, known.partition, state, enrichment, scoring)
     if state is not None and state.properties.get(drift.RULES, scoring) != scoring:
         why += ("its rules have changed: rows that do not change keep the scores that they have",)
     marks, looking = resume.marks(given, state, whole=mode != "changes")
@@ -127,10 +138,48 @@ def plan_table(
         state=state,
         reached=reached,
         units=work,
-        notes=settled.notes + none + why + (enrichment.watch.notes if enrichment.watch else ()),
+        notes=settled.notes
+        + none
+        + why
+        + (enrichment.watch.notes if enrichment.watch else ())
+        + prepare.unprotected(target, survey.by_names(target.relation)),
         all_units=lambda: rows(slices.WHOLE, state),
         enrichment=enrichment,
     )
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What is known of a plan before any row of the source is looked at. ``key`` are the key's
+    columns, none where there is none; keys of ``protection`` may be still to make.
+    """
+
+    state: State | None
+    settled: Settled
+    partition: str | None
+    key: tuple[Column, ...]
+    protection: Protection | None
+
+
+def outline(given: Assignment) -> Outline:
+    """What a plan is made of that is not a matter of rows; `bronze check` looks no further.
+
+    Raises:
+        TableRefused: the table cannot be taken as the config says.
+        LakeError: the Bronze table is none that we can write.
+    """
+    target = given.target
+    state, settled, partition = settle(target, given.held.since.visible)
+    key = key_columns(target, settled)
+    protection = keys.protection(given.settings, target, settled, making=False)
+    if keys.moved(protection, state):
+        said = f"its keys have been rotated: {drift.ANEW}"
+        settled = replace(settled, anew=True, notes=(*settled.notes, said))
+    why_none = "" if key else target.relation.keyless
+    _mode(given, state, settled, tuple(column.target for column in key), why_none)
+    if target.settings.pattern != "streaming":
+        units.fitting(given, state)
+    return Outline(state, settled, partition, key, protection)
 
 
 def settle(target: Target, visible: bool) -> tuple[State | None, Settled, str | None]:
@@ -172,8 +221,10 @@ def drifted(target: Target, found: Sequence[Column], state: State) -> Settled:
     added = {state.partition, COMMITTED, KIND if own.history else None}
     added |= {name for name, _ in anomaly.COLUMNS} if _watched(target, state) else set()
     held = [pair for pair in state.columns if pair[0] not in added]
-    dropped = [own.rename.get(n, n) for n, how in own.protect.items() if how.dropped]
-    return drift.settled(found, held, state.properties, target.relation, dropped=dropped)
+    taken = {column.target for column in found}
+    # A column that is taken may have got the name of one that is left out.
+    dropped = {own.rename.get(name, name) for name in prepare.left_out(target)} - taken
+    return drift.settled(found, held, state.properties, target.relation, dropped=sorted(dropped))
 
 
 def _watched(target: Target, state: State | None) -> bool:
@@ -252,27 +303,28 @@ def _shape(
         layout.append((COMMITTED, Kind("timestamp")))
     layout += [(partition, Kind("date"))] if partition else []
     keyed = [column.target for column in row_key.columns]
-    wanted = {
-        *keyed,
-        *row_key.names,
-        *(_cursor(target, settled) or ()),
-        *_clustered(target, settled),
-    }
+    wanted = {*keyed, *row_key.names}
+    wanted |= {*(_cursor(target, settled) or ()), *_clustered(target, settled)}
     wanted -= {c.target for c in settled.columns if c.protect and not c.protect.stable}
     stats = tuple(name for name, kind in layout if name in wanted and kind.name in SAFE)
     notes = {
         drift.SOURCE: target.source,
+        drift.SCHEMA: target.relation.schema,
         drift.TABLE: target.label,
         drift.OID: str(target.relation.oid),
         drift.KEY: json.dumps(row_key.names),
         drift.BASE: str(settled.base),
         drift.NUMBERS: drift.numbers(settled.columns, target.relation),
         drift.RULES: scoring,
-        drift.PARTS: drift.parts(target.relation, target.settings.pattern == "streaming"),
+        drift.DEFINITION: json.dumps(target.relation.definition, sort_keys=True),
     }
+    if target.published:
+        notes[drift.PUBLISHED] = target.published
     if enrichment.protection or (state and drift.PROTECT in state.properties):
         notes[drift.PROTECT] = drift.protects(settled.columns)
         notes[keys.IDS] = keys.ids(enrichment.protection)
+    if target.settings.pattern == "streaming":
+        notes[drift.ENFORCED] = json.dumps(target.relation.enforces(target.key))
     if state is not None and drift.CUT in state.properties:
         notes[drift.CUT] = ""
     if state is not None:

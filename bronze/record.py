@@ -25,6 +25,7 @@ from bronze.table.log import State
 _HELD = "held"
 _ERA = "era"
 _RECORDED = "recorded"
+_PUBLICATION = "publication"
 
 
 def place(settings: Settings) -> Place:
@@ -99,10 +100,9 @@ def past(state: State | None, stream: str) -> Past:
     return Past(position(state, stream), recorded) if recorded else Past()
 
 
-def followed(state: State | None, stream: str, oid: int) -> bool:
-    """Whether a table was on a stream; ``stream`` as for `position`."""
-    own = f"{commit.transaction(stream)}/{oid}"
-    return state is not None and state.position(own) is not None
+def publication(state: State | None, stream: str) -> int | None:
+    """The oid of the publication that was followed last; ``stream`` as for `position`."""
+    return state.position(f"{commit.transaction(stream)}/{_PUBLICATION}") if state else None
 
 
 def floor(state: State | None, stream: str, oid: int, at: int, confirmed: int) -> int | None:
@@ -138,6 +138,7 @@ def enter(
     record: book.Record,
     clock: int,
     followings: Iterable[Following],
+    published: int,
     first: bool,
 ) -> None:
     """Enters a record, for the tables that follow.
@@ -148,6 +149,7 @@ def enter(
         record: the record.
         clock: the server's, as of now.
         followings: the tables.
+        published: the publication's oid.
         first: no record was entered before by this process: there may be none.
 
     Raises:
@@ -155,7 +157,7 @@ def enter(
     """
     marks = [(str(f.oid), max(record.position, f.held)) for f in followings]
     marks += [(f"{f.oid}/{_HELD}", f.held) for f in followings]
-    marks += [(_RECORDED, clock)]
+    marks += [(_RECORDED, clock), (_PUBLICATION, published)]
     reached = Position(f"{history}/{record.stream}", record.position, tuple(marks))
     books = place(settings)
     state = log.read(books)
@@ -169,6 +171,9 @@ def enter(
     commit.commit(books, state, change, {"batch_id": record.batch_id}, shape=shape, reached=reached)
 
 
-def versions(followings: Iterable[Following], position: int) -> str:
-    """A JSON object of the tables' versions at a position; null for one that is ahead of it."""
-    return json.dumps({f.name: f.version if f.held <= position else None for f in followings})
+def versions(followings: Iterable[Following], position: int, set_aside: Iterable[str] = ()) -> str:
+    """A JSON object of the tables' versions at a position; null for one that is ahead of it, and
+    for those that are ``set_aside`` (names of Bronze tables).
+    """
+    known = {f.name: f.version if f.held <= position else None for f in followings}
+    return json.dumps({**dict.fromkeys(set_aside), **known})

@@ -7,13 +7,15 @@ watermark of a cursor column, the time when deleted rows were last looked for.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 from bronze import drift
 from bronze.drift import Settled
 from bronze.errors import TableRefused
 from bronze.prepare import Target
-from bronze.source import increment
+from bronze.source import definition, increment
 from bronze.source.catalog import Relation
+from bronze.source.statement import quoted
 from bronze.table.commit import transaction
 from bronze.table.log import State
 from bronze.units import Assignment
@@ -40,7 +42,21 @@ def unfit(
                 f"{relation.label} is a {relation.kind}, whose rows have no xmin.",
                 'Name a timestamp column as cursor, or use pattern = "full_refresh".',
             )
+        if increment.XMIN not in relation.system:
+            return refused(
+                f"The system column xmin of table {relation.label}, its cursor, cannot be read:"
+                " permission denied.",
+                f"GRANT SELECT (xmin) ON {quoted(relation.schema, relation.name)} to the role that"
+                " bronze uses; or name a timestamp column as cursor, or use pattern ="
+                ' "full_refresh".',
+            )
         return None
+    if any(a.name == cursor and not a.readable for a in relation.attributes):
+        return refused(
+            f"The cursor {cursor} of table {relation.label} cannot be read: permission denied.",
+            f"GRANT SELECT ({quoted(cursor)}) ON {quoted(relation.schema, relation.name)} to the"
+            " role that bronze uses; or name another cursor.",
+        )
     kind = _type_of(relation, cursor)
     if kind not in increment.CURSORS:
         what = f"is of type {kind}" if kind else "is not there"
@@ -79,14 +95,32 @@ def why_all(given: Assignment, state: State, settled: Settled, key: tuple[str, .
         return "its columns have changed"
     if known.get(drift.OID) != str(given.target.relation.oid):
         return "the table was made anew in the source"
-    streamed = given.target.settings.pattern == "streaming"
-    if known.get(drift.PARTS) != drift.parts(given.target.relation, streamed):
-        return "its partitions have changed"
+    if changed := _redefined(given, known):
+        return changed
+    if known.get(drift.PUBLISHED, "") != given.target.published and given.target.published:
+        return "its publication has changed"
     if known.get(drift.KEY) != json.dumps(key):
         return "its key has changed"
+    if _loose(given.target) and json.loads(known.get(drift.ENFORCED, "true")):
+        return "PostgreSQL does not keep its key unique any more, or not at any moment"
     if _marked(given, state, _mark_name(given.target)) is None:
         return "the Bronze table has no position in this history of the source"
     return ""
+
+
+def _loose(target: Target) -> bool:
+    """Whether rows may share the key, be it within a transaction alone."""
+    return target.settings.pattern == "streaming" and not target.relation.enforces(target.key)
+
+
+def _redefined(given: Assignment, known: Mapping[str, str]) -> str:
+    """What has changed of the table's definition, "" if nothing has."""
+    before, own = known.get(drift.DEFINITION), given.target.settings
+    if before is None:
+        return "what its values meant was not remembered"
+    # A rewrite gives all rows a new xmin, and none another time.
+    storage = own.pattern == "streaming" or own.cursor != increment.XMIN
+    return definition.changed(json.loads(before), given.target.relation.definition, storage=storage)
 
 
 def where(given: Assignment, state: State) -> str | None:

@@ -13,7 +13,7 @@ from bronze.errors import TableRefused
 from bronze.model import KEY_TEXT, NO_KEY, Column, Known, RowKey
 from bronze.prepare import Target
 from bronze.source import statement
-from bronze.source.catalog import TABLEOID, Relation
+from bronze.source.catalog import TABLEOID
 from bronze.table.log import State
 from bronze.units import Assignment
 
@@ -26,14 +26,12 @@ def key_of(given: Assignment, settled: Settled, state: State | None) -> tuple[Ro
     """
     target = given.target
     relation = target.relation
-    names = tuple(target.settings.key or relation.key)
-    columns = [column for name in names for column in settled.columns if column.name == name]
+    names = target.key
+    columns = key_columns(target, settled)
     if not columns:
         return NO_KEY, relation.keyless
     table = statement.quoted(relation.schema, relation.name)
-    if hidden := [c for c in columns if c.protect and not c.protect.stable]:
-        raise unstable(target, hidden[0], "are told apart")
-    if not _enforced(relation, names):
+    if not relation.enforces_at_last(names):
         _unique(given, names, table)
     has_text = state is not None and KEY_TEXT in dict(state.columns)
     has_text = has_text or any(map(key_text.is_list, columns))
@@ -41,6 +39,20 @@ def key_of(given: Assignment, settled: Settled, state: State | None) -> tuple[Ro
         query = f"SELECT EXISTS (SELECT FROM {table} WHERE {' OR '.join(risky)})"  # noqa: S608
         has_text = _true(given, query)
     return key_text.row_key(columns, has_text), ""
+
+
+def key_columns(target: Target, settled: Settled) -> tuple[Column, ...]:
+    """The columns of the key that the config names, or that the source has.
+
+    Raises:
+        TableRefused: one is protected so that equal values do not stay equal.
+    """
+    columns = tuple(
+        column for name in target.key for column in settled.columns if column.name == name
+    )
+    if hidden := [c for c in columns if c.protect and not c.protect.stable]:
+        raise unstable(target, hidden[0], "are told apart")
+    return columns
 
 
 def _unique(given: Assignment, names: Sequence[str], table: str) -> None:
@@ -100,14 +112,6 @@ def _sharing(given: Assignment, table: str, key: str) -> list[str]:
     """  # noqa: S608
     found: list[Any] = units.asked(given, lambda holder: holder.execute(query).fetchall())
     return [str(row[0]) for row in found]
-
-
-def _enforced(relation: Relation, names: Sequence[str]) -> bool:
-    """Whether PostgreSQL itself sees to it that the key is unique; heirs have keys of their own."""
-    alone = relation.kind == "partitioned" or (
-        relation.kind == "table" and len(relation.heaps) == 1
-    )
-    return alone and bool(relation.key) and set(relation.key) <= set(names)
 
 
 def _true(given: Assignment, query: str) -> bool:

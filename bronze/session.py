@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import uuid_utils
 
-from bronze import drift, engine, failpoint, follow, join, lineage, record, tidy, units
+from bronze import engine, failpoint, follow, join, lineage, record, tidy, units
 from bronze.books import streams as book
 from bronze.errors import (
     BronzeError,
@@ -26,13 +26,16 @@ from bronze.errors import (
 from bronze.follow import Following
 from bronze.line import Line, Step, Stopped
 from bronze.model import Stamp
+from bronze.newslot import NewSlot
 from bronze.prepare import Target
-from bronze.source import connect, publication, slot, snapshot
+from bronze.resync import Resync, dropped
+from bronze.source import connect, definition, publication, slot, snapshot
 from bronze.source.batch import Batch, release
 from bronze.source.catalog import Relation
+from bronze.source.past import Past
 from bronze.source.replication import Receiver
 
-_PATIENCE = 0.5
+_PATIENCE, _BRIEF = 0.5, 0.05
 _GUARD_EVERY = 10.0
 _LOOK_EVERY = 60.0
 _REMEMBER_EVERY = 3600.0
@@ -63,10 +66,13 @@ class Session:
     def __init__(self, line: Line, targets: Sequence[Target]) -> None:
         """Brings the tables onto the stream."""
         self._line, self._settings = line, line.settings
-        self._history, self._followings = join.begun(line, targets)
         self._failing: dict[str, _Failing] = {}
+        self._resync = Resync(line, self._fails_by)
+        self._history, self._followings, late = join.begun(line, targets)
+        for why, some in late.items():
+            self._resync.add(some, why)
         for target in targets:
-            if target.relation.oid not in self._followings:
+            if target.relation.oid not in self._followings and target.label not in self._resync:
                 self._fails(target)
         self._limit = units.readers(self._settings.run, self._settings.run.workers)
         self._recorded = 0
@@ -102,10 +108,15 @@ class Session:
             engine.executor("threads", self._limit) as pool,
             self._receiver() as receiver,
             tidy.Tidy(self._settings, pool) as tidying,
+            closing(self._resync),
         ):
             receiver.confirm(self._recorded)
             while self._left(until_caught_up) and not line.stop.is_set():
-                batch = receiver.take(_PATIENCE, line.done)
+                joined_at = self._join(pool, receiver, until_caught_up)
+                if target is not None:
+                    target = max(target, joined_at)
+                patience = _BRIEF if self._resync.pending else _PATIENCE
+                batch = receiver.take(patience, line.done)
                 if batch:
                     self._land(pool, batch)
                     receiver.confirm(self._recorded)
@@ -114,8 +125,8 @@ class Session:
                     line.done = receiver.idle
                 self._watch(receiver)
                 if target is None:
-                    self._try_again(receiver)
-                if target is not None and line.done >= target:
+                    self._try_again()
+                if target is not None and line.done >= target and not self._resync:
                     break
                 if target is not None and not batch:
                     receiver.nudge()
@@ -125,26 +136,55 @@ class Session:
 
     def _left(self, until_caught_up: bool) -> bool:
         """Whether any table follows, or may follow again."""
-        return bool(self._followings or (self._failing and not until_caught_up))
+        failing = self._failing and not until_caught_up
+        return bool(self._followings or self._resync or failing)
 
     def _receiver(self) -> Receiver:
         line, memory = self._line, self._settings.run.memory
         sender = slot.walsender(line.origin)
         line.mine.append(slot.session(sender))
+        set_aside = [target.relation.oid for target in self._resync.targets]
+        return self._receiving(
+            sender,
+            line.slot,
+            [*self._followings, *set_aside],
+            max(_LEAST_BATCH, (memory - _BASE) // _SHARE),
+            line.past,
+        )
+
+    def _receiving(
+        self,
+        sender: connect.Connection,
+        name: str,
+        oids: Iterable[int],
+        memory: int,
+        past: Past | None = None,
+    ) -> Receiver:
+        line = self._line
         return Receiver(
             line.origin,
             sender,
-            line.slot,
+            name,
             line.publication,
-            self._followings,
+            oids,
             interval=self._settings.stream.interval,
-            memory=max(_LEAST_BATCH, (memory - _BASE) // _SHARE),
-            past=line.past,
+            memory=memory,
+            past=past,
             # Nobody answers there either, and who waits for it would wait for ever.
             lost=lambda: connect.cut(line.control),
         )
 
     def _land(self, pool: Executor, batch: Batch) -> None:
+        """Lands a batch in all its tables, and records it."""
+        line = self._line
+        stamp = self._apply(pool, batch)
+        line.done = max(line.done, batch.position)
+        line.tally.batches += 1
+        line.tally.transactions += batch.transactions
+        line.tally.changes += batch.changes
+        self._record(batch, stamp.batch_id)
+
+    def _apply(self, pool: Executor, batch: Batch) -> Stamp:
         """Lands a batch in all its tables; waits for a lake that cannot be written."""
         line, failures = self._line, 0
         stamp = Stamp(str(uuid_utils.uuid7()), datetime.now(UTC), line.origin.name, "streaming")
@@ -159,12 +199,8 @@ class Session:
                 if line.stop.wait(pause):
                     raise Stopped from error
         release(batch)
-        line.done = max(line.done, batch.position)
-        line.tally.batches += 1
-        line.tally.transactions += batch.transactions
-        line.tally.changes += batch.changes
-        self._record(batch, stamp.batch_id)
         self._last = stamp
+        return stamp
 
     def _tell(self) -> None:
         """Enters what was found out about the last batches' rows into the books."""
@@ -192,7 +228,10 @@ class Session:
         courses = []
         for oid, gathered in batch.tables.items():
             following = self._followings.get(oid)
-            if following is None or following.error or batch.position <= following.floor:
+            if following is None:
+                self._resync.leave_out(oid, batch.position)
+                continue
+            if following.error or batch.position <= following.floor:
                 continue
             if follow.fits(following, gathered):
                 courses.append(follow.landing(self._settings, following, gathered, batch, stamp))
@@ -219,7 +258,11 @@ class Session:
         if misfits:
             self._compare(misfits)
 
-    def _compare(self, misfits: Sequence[Following]) -> None:
+    def _compare(
+        self,
+        misfits: Sequence[Following],
+        why: str = "its columns or its place in the stream have changed",
+    ) -> None:
         """Tables that the stream cannot bring up to date are compared as they are now.
 
         Raises:
@@ -229,26 +272,83 @@ class Session:
         self._grade()
         now = {relation.oid: relation for relation in self._line.found()}
         _refuse_remade(misfits, now.values())
-        targets = []
         self._line.remember([lineage.left(following.entry, None) for following in misfits])
-        for following in misfits:
-            target = self._followings.pop(following.oid).plan.target
-            if following.oid in now:
-                targets.append(replace(target, relation=now[following.oid]))
-            else:
-                error = TableRefused(
-                    f"Table {following.label} was dropped.",
-                    hint="Its Bronze table stays as it was.",
-                    table=following.label,
-                )
-                self._line.failed(target, error)
-        if targets:
-            why = "its columns or its place in the stream have changed"
-            joined = join.compared(self._line, targets, why)
-            self._followings |= joined
-            for target in targets:
-                if target.relation.oid not in joined:
-                    self._fails(target)
+        targets = [self._followings.pop(following.oid).plan.target for following in misfits]
+        there = [
+            self._as_now(target, now[target.relation.oid])
+            for target in targets
+            if target.relation.oid in now
+        ]
+        self._set_aside(there, why)
+        for target in targets:
+            if target.relation.oid not in now:
+                self._fails_by(target, dropped(target.label))
+
+    def _set_aside(self, targets: Sequence[Target], why: str) -> None:
+        """Has tables copied or compared, if they can be streamed."""
+        self._resync.add(join.fit_again(self._line, targets), why)
+        for target in targets:
+            if target.label not in self._resync:
+                self._fails(target)
+
+    # Tables that are copied or compared
+
+    def _join(self, pool: Executor, receiver: Receiver, until_caught_up: bool) -> int:
+        """Copies or compares the tables that were set aside, once the slot for it is there.
+
+        Returns:
+            The position from which on they follow; 0 where none has come.
+
+        Raises:
+            SourceError: there is no slot, and nobody waits for it to be tried again.
+        """
+        ready = self._resync.ready(receiver.want, bool(self._following))
+        if ready is None:
+            return 0
+        with closing(ready):
+            if isinstance(ready.error, BronzeError) and not (until_caught_up and ready.error.retry):
+                self._resync.refuse(ready.targets, ready.error)
+                return 0
+            done = self._resync.copy(ready, bool(self._following))
+            if done.history != self._history:
+                raise SourceBusy("The source was put back to an earlier state.", hint="Begun anew.")
+            self._followings |= done.joined
+            if behind := self._resync.behind(done):
+                self._catch_up(pool, ready, behind)
+        for target in ready.targets:
+            if target.relation.oid in done.joined:
+                if self._failing.pop(target.label, None):
+                    self._line.say(f"{target.label} is followed again.")
+            elif target.label not in done.changed:
+                self._fails(target)
+        return max((following.floor for following in done.joined.values()), default=0)
+
+    def _catch_up(self, pool: Executor, ready: NewSlot, behind: Mapping[int, int]) -> None:
+        """Lands what was left out of tables after the position of their slot, from that slot.
+
+        Nothing is recorded meanwhile: whoever dies here leaves tables that are compared again.
+
+        Raises:
+            Stopped: the stream is to end.
+        """
+        line, end, reached = self._line, max(behind.values()), 0
+        with self._receiving(ready.take_sender(), ready.name, behind, _LEAST_BATCH) as receiver:
+            while reached < end:
+                if line.stop.is_set():
+                    raise Stopped
+                batch = receiver.take(_BRIEF, end - 1)
+                if batch:
+                    self._apply(pool, batch)
+                    reached = batch.position
+                else:
+                    reached = receiver.idle
+                    receiver.nudge()
+
+    def _as_now(self, target: Target, relation: Relation) -> Target:
+        """A table as it is now; which key its replica identity gives it is to be seen again."""
+        known = target.relation
+        own = self._settings.table(target.source, known.schema, known.name)
+        return replace(target, relation=relation, settings=own)
 
     # Tables that failed
 
@@ -260,44 +360,43 @@ class Session:
         self._line.say(f"{following.label} is not followed: {error.message} {error.hint}")
         self._fails(following.plan.target)
 
+    def _fails_by(self, target: Target, error: BronzeError) -> None:
+        self._line.failed(target, error)
+        self._fails(target)
+
     def _fails(self, target: Target) -> None:
         known = self._failing.get(target.label)
         pause = min(_LONGEST_REST, known.pause * 2) if known else _FIRST_REST
         self._failing[target.label] = _Failing(target, pause, time.monotonic() + pause)
 
-    def _try_again(self, receiver: Receiver) -> None:
+    def _try_again(self) -> None:
         """Compares tables that failed some time ago, as the failure may have passed."""
-        due = [one for one in self._failing.values() if one.due <= time.monotonic()]
+        now = time.monotonic()
+        failing = (one for one in self._failing.values() if one.target.label not in self._resync)
+        due = [one for one in failing if one.due <= now]
         if not due:
             return
-        now = {relation.label: relation for relation in self._line.found()}
+        there = {relation.label: relation for relation in self._line.found()}
         targets = []
         for one in due:
-            if one.target.label in now:
-                targets.append(replace(one.target, relation=now[one.target.label]))
+            if one.target.label in there:
+                targets.append(self._as_now(one.target, there[one.target.label]))
             else:
                 # It may come back under its name.
                 self._fails(one.target)
         if not targets:
             return
         self._line.say(f"{', '.join(target.label for target in targets)}: tried again.")
-        receiver.want(target.relation.oid for target in targets)
         for one in due:
             self._followings.pop(one.target.relation.oid, None)
-        joined = join.again(self._line, targets)
-        self._followings |= joined
-        for target in targets:
-            if target.relation.oid in joined:
-                del self._failing[target.label]
-                self._line.say(f"{target.label} is followed again.")
-            else:
-                self._fails(target)
+        self._set_aside(targets, "it could not follow before")
 
     def _record(self, batch: Batch | None, batch_id: str) -> None:
         """Records the position, and with it that all tables have landed what is before it."""
         line = self._line
         moment, first = slot.moment(line.control), not line.tally.position
         line.lag = max(0, moment.flushed - line.done)
+        set_aside = [target.name for target in self._resync.targets]
         entry = book.Record(
             stream=line.slot,
             source=line.origin.name,
@@ -308,9 +407,17 @@ class Session:
             changes=batch.changes if batch else 0,
             lag_bytes=line.lag,
             lag_seconds=max(0.0, time.time() - batch.committed / 10**6) if batch else 0.0,
-            tables=record.versions(self._following, line.done),
+            tables=record.versions(self._following, line.done, set_aside),
         )
-        record.enter(self._settings, self._history, entry, moment.clock, self._following, first)
+        record.enter(
+            self._settings,
+            self._history,
+            entry,
+            moment.clock,
+            self._following,
+            line.published,
+            first,
+        )
         failpoint.reach("recorded")
         self._recorded, self._recorded_at = line.done, time.monotonic()
         line.tally.position = line.done
@@ -365,18 +472,12 @@ class Session:
         """Says when the slot makes the server keep too much of its log.
 
         Raises:
-            SourceBusy: the slot was lost, or the publication lacks tables.
+            SourceBusy: the slot was lost.
         """
         line = self._line
         found = slot.find(line.control, line.slot)
         if found is None or found.lost:
             raise SourceBusy(f"The slot {line.slot} was lost.", hint="It is made anew.")
-        followed = [following.plan.target.relation for following in self._following]
-        if publication.lacking(publication.find(line.control, line.publication), followed):
-            raise SourceBusy(
-                f"Publication {line.publication} was changed: tables are missing from it.",
-                hint="It is mended, and the tables are compared.",
-            )
         budget = self._settings.stream.wal_budget
         if found.retained > budget:
             left = f", {found.safe_wal_size} bytes before it is lost" if found.safe_wal_size else ""
@@ -386,17 +487,61 @@ class Session:
             )
 
     def _look(self) -> None:
-        """Looks for what the stream does not tell: partitions that came, went or were emptied, and
-        tables that were rewritten.
+        """Looks for what the stream does not tell, or only with the next row: in the catalog, and
+        in the publication.
 
         Raises:
             SourceBusy: a table was made anew, which is another one for the slot.
         """
-        now = {relation.oid: relation for relation in self._line.found()}
-        _refuse_remade(self._following, now.values())
-        exchanged = [f for f in self._following if f.oid in now and _exchanged(f, now[f.oid])]
-        if exchanged:
-            self._compare(exchanged)
+        line, following = self._line, self._following
+        now = {relation.oid: relation for relation in line.found()}
+        _refuse_remade(following, now.values())
+        with connect.mapped(line.origin):
+            there = [f for f in following if f.oid in now]
+            relations = [now[f.oid] for f in there]
+            covered = publication.coverage(line.control, line.publication, relations)
+            keyed = [(now[f.oid], f.plan.target.key) for f in there]
+            telling = publication.telling(line.control, keyed)
+        for one in following:
+            if one.oid not in now or now[one.oid].label != one.label:
+                self._gives_up(one, _left(one, now.get(one.oid)))
+        changed: dict[str, list[Following]] = {}
+        for one in self._following:
+            if why := _changed(one, now[one.oid], covered.get(one.oid, "")):
+                changed.setdefault(why, []).append(one)
+            elif telling.get(one.oid) != one.identity:
+                changed.setdefault("what tells its rows apart has changed", []).append(one)
+        for why, some in changed.items():
+            line.say(f"{', '.join(one.label for one in some)}: {why}. All rows are compared.")
+            self._compare(some, why)
+
+
+def _left(following: Following, now: Relation | None) -> TableRefused:
+    """The error of a table that is not there any more under its name."""
+    return TableRefused(
+        f"Table {following.label} was renamed to {now.label}."
+        if now
+        else f"Table {following.label} was dropped, or moved to another schema.",
+        hint="Its Bronze table stays as it was. To go on with it under another name, give that"
+        f' name a section of its own with target = "{following.name}".',
+        table=following.label,
+    )
+
+
+def _changed(following: Following, now: Relation, covered: str) -> str:
+    """What has changed of a table that the stream may not have told of; "" if nothing has."""
+    target = following.plan.target
+    known = target.relation
+    if why := definition.changed(known.definition, now.definition, storage=True):
+        return why
+    if covered != target.published:
+        return "its publication or its replica identity has changed"
+    if now.key != known.key:
+        return "its key has changed"
+    names = {(a.number, a.name) for a in now.attributes}
+    if not {(a.number, a.name) for a in known.attributes} <= names:
+        return "its columns have changed"
+    return ""
 
 
 def _refuse_remade(followings: Iterable[Following], now: Iterable[Relation]) -> None:
@@ -406,8 +551,3 @@ def _refuse_remade(followings: Iterable[Following], now: Iterable[Relation]) -> 
             raise SourceBusy(
                 f"Table {following.label} was made anew.", hint="It is compared and followed."
             )
-
-
-def _exchanged(following: Following, now: Relation) -> bool:
-    known = following.plan.target.relation
-    return drift.parts(now, True) != drift.parts(known, True)

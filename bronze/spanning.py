@@ -5,7 +5,7 @@ know the rows.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from bronze.model import KEY_TEXT, Column, RowKey
 from bronze.rule import SPANNING, Criterion, Quality
 from bronze.source import constraint
 from bronze.source.catalog import Relation
+from bronze.source.comparison import PLAIN, Comparison, comparisons
 from bronze.source.constraint import Constraints
 from bronze.source.read import decoded, dtype
 from bronze.source.slices import size_of
@@ -108,39 +109,72 @@ def _answered(
     return replace(criterion, holds=_none_of(columns, rows).meta.serialize())
 
 
+def answerable(given: Assignment, known: Constraints, criteria: Sequence[Criterion]) -> None:
+    """Makes sure that PostgreSQL can be asked about the rules that span rows, without a row.
+
+    Raises:
+        TableRefused: a table or column that a rule refers to is not there, or may not be read.
+    """
+    relation = given.target.relation
+    table = quoted(relation.schema, relation.name)
+    for criterion in criteria:
+        if criterion.kind in SPANNING and criterion.evaluation == "rows":
+            broken = _condition(given, known, criterion, table)
+            _fetched(given, f"SELECT FROM {table} AS own WHERE {broken} LIMIT 0")
+
+
 def _fetched(given: Assignment, query: str) -> list[Any]:
     return list(units.asked(given, lambda holder: holder.execute(query).fetchall()))
 
 
 def _condition(given: Assignment, known: Constraints, criterion: Criterion, table: str) -> str:
     """The SQL condition that rows of ``table AS own`` break the rule."""
-    own = [f"own.{quoted(name)}" for name in criterion.columns]
-    there = " AND ".join(f"{name} IS NOT NULL" for name in own)
+    relation = given.target.relation
+    mine = _comparisons(given, relation.schema, relation.name)
+    own = {name: f"own.{quoted(name)}" for name in criterion.columns}
+    there = " AND ".join(f"{name} IS NOT NULL" for name in own.values())
     if criterion.kind == "unique":
-        names = ", ".join(quoted(name) for name in criterion.columns)
-        given_names = " AND ".join(f"{quoted(name)} IS NOT NULL" for name in criterion.columns)
+        names = ", ".join(map(quoted, own))
+        filled = " AND ".join(f"{quoted(name)} IS NOT NULL" for name in own)
         several = (
-            f"SELECT {names} FROM {table} WHERE {given_names}"  # noqa: S608
+            f"SELECT {names} FROM {table} WHERE {filled}"  # noqa: S608
             f" GROUP BY {names} HAVING count(*) > 1"
         )
-        return f"{there} AND ({', '.join(own)}) IN ({several})"
-    other, names_there = _other(given, known, criterion)
+        same = " AND ".join(
+            f"several.{quoted(name)} {mine.get(name, PLAIN).equal} {value}"
+            for name, value in own.items()
+        )
+        return f"{there} AND EXISTS (SELECT FROM ({several}) AS several WHERE {same})"
+    schema, other, names_there = _other(given, known, criterion)
+    theirs = _comparisons(given, schema, other)
     same = " AND ".join(
-        f"other.{quoted(there)} = {mine}" for there, mine in zip(names_there, own, strict=True)
+        f"other.{quoted(name)} {_equal(mine.get(column), theirs.get(name))} {own[column]}"
+        for name, column in zip(names_there, criterion.columns, strict=True)
     )
-    return f"{there} AND NOT EXISTS (SELECT FROM {other} AS other WHERE {same})"
+    return f"{there} AND NOT EXISTS (SELECT FROM {quoted(schema, other)} AS other WHERE {same})"
+
+
+def _comparisons(given: Assignment, schema: str, table: str) -> Mapping[str, Comparison]:
+    found: Mapping[str, Comparison] = units.asked(
+        given, lambda holder: comparisons(holder, schema, table)
+    )
+    return found
+
+
+def _equal(one: Comparison | None, other: Comparison | None) -> str:
+    # An extension's type beside one of PostgreSQL's own is compared as the latter.
+    return one.equal if one and one == other else PLAIN.equal
 
 
 def _other(
     given: Assignment, known: Constraints, criterion: Criterion
-) -> tuple[str, tuple[str, ...]]:
-    """The quoted table that a rule refers to, and its columns."""
+) -> tuple[str, str, tuple[str, ...]]:
+    """The schema and name of the table that a rule refers to, and its columns."""
     for rule in given.target.settings.rules:
         if rule.called == criterion.name and criterion.origin == "config":
-            schema, table, others = rules.referred(given.target, rule)
-            return quoted(schema, table), others
+            return rules.referred(given.target, rule)
     held = next(one for one in known.references if one.name == criterion.name)
-    return quoted(held.schema, held.table), held.others
+    return held.schema, held.table, held.others
 
 
 def _none_of(columns: Sequence[Column], rows: Sequence[Any]) -> pl.Expr:

@@ -115,7 +115,9 @@ def of_rows(
 
 
 def grouped(given: Assignment, memory: int, key: Sequence[str]) -> list[list[Slice]]:
-    """The slices of a table, in groups that are work for one reader each."""
+    """The slices of a table, in groups that are work for one reader each. ``key`` are the source's
+    names.
+    """
     whole = slices.size_of(given.target.relation)
     per_slice, _ = _sizes(whole, memory, given.readers)
     parts = _slices(given, per_slice, key)
@@ -217,6 +219,19 @@ def _known(
 def _room(run: RunSettings) -> int:
     """The bytes that what is known of a table may take."""
     return (run.memory - _BASE) // 4
+
+
+def fitting(given: Assignment, state: State | None) -> None:
+    """Makes sure, as far as sizes tell, that a table can be taken within the memory.
+
+    Raises:
+        TableRefused: its history has too many versions, or it is too large for one statement where
+            only one is of one moment.
+    """
+    if given.held.name is None:
+        _whole(given)
+    if state is not None and given.target.settings.history:
+        fitting_history(given, sum(max(file.rows, 0) for file in state.files))
 
 
 def fitting_history(given: Assignment, rows: int) -> None:

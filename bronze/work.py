@@ -16,7 +16,7 @@ import polars as pl
 import polars.selectors as cs
 import tenacity
 
-from bronze import compare
+from bronze import compare, portion
 from bronze.enrich import fingerprint, key_text, protect
 from bronze.enrich.anomaly import scored
 from bronze.enrich.enrichment import enriched
@@ -55,7 +55,7 @@ def work(unit: Unit) -> Written:
         for _ in frames:
             pass
     else:
-        while unit.inline and sum(frame.estimated_size() for frame in few) < _FEW:
+        while unit.inline and sum(portion.size(frame) for frame in few) < _FEW:
             frame = next(frames, None)
             if frame is None:
                 break

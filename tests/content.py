@@ -36,10 +36,11 @@ def differences(settings: Settings) -> dict[str, str]:
                     continue
                 found_columns = prepare.columns(target)
                 own = target.settings
-                dropped = [own.rename.get(n, n) for n, how in own.protect.items() if how.dropped]
+                dropped = {own.rename.get(name, name) for name in prepare.left_out(target)}
+                dropped -= {column.target for column in found_columns}
                 held = [p for p in state.columns if p[0] not in (state.partition, KIND, COMMITTED)]
                 now = drift.settled(
-                    found_columns, held, state.properties, relation, dropped=dropped
+                    found_columns, held, state.properties, relation, dropped=sorted(dropped)
                 )
                 query = digest.row_hash(
                     now.columns,
@@ -76,7 +77,8 @@ def _fault(
 ) -> str:
     frame = pl.read_delta(url)
     if KIND in frame.columns:
-        frame = frame.sort("update_timestamp", maintain_order=True)
+        # Versions of before a change of the key have no such key.
+        frame = frame.drop_nulls(key).sort("update_timestamp", maintain_order=True)
         frame = frame.unique(key, keep="last", maintain_order=True).drop(KIND)
     frame = frame.filter(pl.col("record_status") != DELETED)
     held = Counter(frame["row_hash"])

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
+from tests.features import has, known
+
 Texts = st.SearchStrategy[str]
 
 SETUP = """
@@ -100,7 +102,9 @@ _ZONED = _either(
 )
 _TIMES = st.times().map(str)
 _INTERVALS = _either(
-    st.builds(_interval, _i := st.integers(-(10**6), 10**6), _i, _i), "infinity", "-1 day +00:00:01"
+    st.builds(_interval, _i := st.integers(-(10**6), 10**6), _i, _i),
+    "-1 day +00:00:01",
+    *(["infinity"] if has("infinite intervals") else []),
 )
 _ADDRESSES = st.ip_addresses()
 _NETWORKS = st.builds(
@@ -214,7 +218,7 @@ ARRAYS: tuple[Declared, ...] = (
     Declared("prices", "array<decimal(12,2)>", _arrays(_numerics(12, 2))),
 )
 
-EVERY = SCALARS + ARRAYS
+EVERY = tuple(declared for declared in SCALARS + ARRAYS if known(declared.type))
 
 # Names that our own SQL uses, that SQL reserves, and that files and logs have to quote.
 NAMES = (

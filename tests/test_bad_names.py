@@ -380,7 +380,7 @@ def many(of: int | str = "") -> str:
     """The SQL of a view of a table, as large as the planner believes: enough to be split."""
     return (
         f"CREATE FUNCTION many{of}() RETURNS SETOF t{of} LANGUAGE plpgsql ROWS 2000000 AS"
-        f" $$ BEGIN RETURN QUERY SELECT * FROM t{of}; END $$;"
+        f" $$ BEGIN RETURN QUERY SELECT * FROM public.t{of}; END $$;"
         f"CREATE VIEW v{of} AS SELECT * FROM many{of}()"
     )
 
@@ -445,7 +445,7 @@ def test_ranges_hold_each_row_once(source: Source) -> None:
         for (i, key), count in itertools.product(enumerate(FEW), (2, 7)):
             parts = slices.by_key(connection, views[f"v{i}"], ODD, count, 10**9)
             assert len(parts) <= count, key
-            queries = [f"SELECT id FROM v{i} WHERE {part.where}" for part in parts]
+            queries = [f"SELECT id FROM public.v{i} WHERE {part.where}" for part in parts]
             rows = [row for query in queries for row in connection.execute(query.encode())]
             found = [int(str(row[0])) for row in rows]
             assert sorted(found) == list(range(1, 1001)), key

@@ -20,11 +20,14 @@ from typing import Any
 import pytest
 import trustme
 from azure.core.credentials import AccessToken
+from typer.testing import CliRunner
 
 from bronze import config, pipeline, secret
+from bronze.cli import app
 from bronze.enrich import keyring
 from bronze.errors import ConfigError
 from bronze.model import Secret
+from bronze.source import connect
 from bronze.work import work
 from tests.conftest import Source
 
@@ -239,6 +242,47 @@ def test_an_unreadable_connection_string_is_not_repeated(dsn: str) -> None:
         settings.origin("shop")
     assert PASSWORD not in caught.value.message + caught.value.hint
     assert "postgresql://" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("dsn", "said"),
+    [
+        ("postgresql://me:s3/cret@db.internal:5432/shop", "a / in its user or password"),
+        ("postgresql://me:s3cr@et@db.internal/shop", "an @ in its user or password"),
+        ("postgresql://me:12/s3cret@db/shop?sslmode=require", "a / in its user or password"),
+        ("postgresql://me:s3%zzcret@db/shop", "cannot be read"),
+        ("postgresql://s3cret:s3cret", "its port is no number"),
+        ("host=db port=s3cret", "its port is no number"),
+        ("host=db password=s3 cret", "cannot be read"),
+    ],
+)
+def test_a_connection_string_that_is_misread_is_not_told(
+    dsn: str, said: str, tmp_path: Path
+) -> None:
+    """Where libpq would take a part of the password for a host, a port or a database, no word of
+    it is in what is said, whichever command it is.
+    """
+    config = tmp_path / "bronze.toml"
+    config.write_text(
+        f'[source]\nname = "shop"\ndsn = "{dsn}"\nschema = "public"\n[lake]\nroot = "lake"\n'
+        'schema = "b"\n[tables.t]\npattern = "streaming"\n'
+    )
+    runner = CliRunner()
+    commands = [[name, "-c", str(config)] for name in ("check", "run", "stream", "verify")]
+    for command in (*commands, ["init", "--dsn", dsn]):
+        result = runner.invoke(app, command)
+        assert result.exit_code == 2, command
+        told = result.output + result.stderr
+        assert said in " ".join(told.split()), command
+        assert "cret" not in told.replace("secret", ""), command
+
+
+def test_a_connection_string_may_have_anything_percent_encoded() -> None:
+    """What is written as it should be is read."""
+    dsn = "postgresql://me:a%2Fb%40c@h1:1,h2:2/my%40db?options=-c%20x%3Da@b"
+    given = connect.parse(dsn, "shop")
+    assert (given["password"], given["dbname"], given["port"]) == ("a/b@c", "my@db", "1,2")
+    assert connect.parse("postgresql:///shop?host=/run&user=a", "shop")["host"] == "/run"
 
 
 def file_with(tmp_path: Path, source: str) -> Path:

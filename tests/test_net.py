@@ -12,7 +12,6 @@ import numpy as np
 import polars as pl
 import psycopg
 import pytest
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -21,7 +20,7 @@ from bronze.errors import Mismatch, TableRefused
 from bronze.model import Column, Kind, Place, RowKey, Stamp
 from bronze.net import Net, Netted, net
 from bronze.source import pgoutput, replication, slot, texts
-from bronze.source.batch import Gathered, Piece
+from bronze.source.batch import Gathered, Piece, Spool
 from bronze.source.pgoutput import Described
 from bronze.source.replication import Receiver
 from bronze.source.types import Choices, SourceType, contract
@@ -94,6 +93,7 @@ def job(gathered: Gathered, place: Place, stored: Sequence[Any], **more: Any) ->
         "columns": COLUMNS,
         "texts": TEXTS,
         "row_key": ROW_KEY,
+        "identity": KEY,
         "place": place,
         "stored": tuple(stored),
         "layout": LAYOUT,
@@ -258,7 +258,7 @@ def test_a_history_nets_to_what_the_source_has(
         stored = table(place, list(held.values()))
         after = dict(held)
         for one in gathered:
-            seen["files"] += sum(piece.path is not None for piece in one.pieces)
+            seen["files"] += sum(piece.aside is not None for piece in one.pieces)
             seen["pieces"] += len(one.pieces) > 1
             seen["left out"] += _left_out(one)
             with pytest.MonkeyPatch.context() as patch:
@@ -335,18 +335,29 @@ def delete(text: str, number: str) -> bytes:
     return b"D" + bytes(4) + b"K" + _row((text, None, number, None))
 
 
-def happened(*pieces: Sequence[bytes], folder: Path | None = None) -> Gathered:
+_spools: list[Spool] = []
+
+
+@pytest.fixture(autouse=True)
+def spools() -> Iterator[None]:
+    """What a test has put aside is closed."""
+    yield
+    while _spools:
+        _spools.pop().close()
+
+
+def happened(*pieces: Sequence[bytes], spilled: bool = False) -> Gathered:
     """Pieces of messages; each message is a transaction, at 100, 101 and so on."""
     positions = itertools.count(100)
     found = []
-    for number, piece in enumerate(pieces):
+    for piece in pieces:
         lengths = np.array([len(message) for message in piece], np.int64)
         marks = tuple((line, next(positions), 10**15) for line in range(len(piece)))
         data = b"".join(piece)
         found.append(Piece(lengths, marks, data))
-        if folder is not None:
-            cipher = AESGCM(AESGCM.generate_key(256))
-            found[-1].put_aside(folder / f"piece {number}", cipher)
+        if spilled:
+            _spools.append(Spool())
+            found[-1].put_aside(_spools[-1])
     return Gathered(DESCRIBED, found)
 
 
@@ -375,7 +386,7 @@ def test_a_chain_of_keys_leads_to_the_table(place: Place, tmp_path: Path, spille
     found = happened(
         [update("a", SAME, "2", "w", old=("a", "1"))],
         [update("c", SAME, "2", SAME, old=("a", "2")), update("d", SAME, "3", "x", old=("c", "2"))],
-        folder=tmp_path if spilled else None,
+        spilled=spilled,
     )
     result = net(job(found, place, stored))
     assert netted_rows(result, place) == [("d", "kept", 3, "x")]
@@ -405,7 +416,7 @@ def test_values_are_found_in_earlier_changes(place: Place, tmp_path: Path, spill
     found = happened(
         [insert("n", "new", "1", "w"), update("a", "newer", "1", None)],
         [update("a", SAME, "1", SAME), update("n", SAME, "2", "z", old=("n", "1"))],
-        folder=tmp_path if spilled else None,
+        spilled=spilled,
     )
     result = net(job(found, place, stored))
     assert netted_rows(result, place) == [("a", "newer", 1, None), ("n", "new", 2, "z")]
@@ -483,7 +494,7 @@ def test_a_file_is_read_a_few_times_only(
     """However many values are found in it."""
     first = [insert(f"k{i}", f"v{i}", "1", None) for i in range(200)]
     second = [update(f"k{i}", SAME, "1", "w") for i in range(200)]
-    found = happened(first, second, folder=tmp_path)
+    found = happened(first, second, spilled=True)
     reads = itertools.count()
     read = Piece.read
 

@@ -21,10 +21,11 @@ from bronze.config import parse
 from bronze.enrich import keyring, protect
 from bronze.errors import ConfigError, LakeUnreachable, TableRefused
 from bronze.model import Protected
+from bronze.proof import verify
 from bronze.result import TableResult
 from bronze.settings import ProtectionSettings, SecretName, Settings
 from bronze.source import replication
-from bronze.source.batch import Piece
+from bronze.source.batch import Piece, Spool
 from bronze.source.read import dtype
 from bronze.table import expire, log
 from tests import feed
@@ -177,27 +178,35 @@ def streamed(given: Settings) -> None:
     assert [table.error for table in result.tables if table.error] == []
 
 
-def test_a_stream_protects_what_it_brings(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("deferred", [False, True])
+def test_a_stream_protects_what_it_brings(
+    source: Source, monkeypatch: pytest.MonkeyPatch, deferred: bool
+) -> None:
     """Inserts, updates, moves of protected keys and deletes of the stream are protected, and what
-    is put aside in files is encrypted: no byte of lake and files is in clear.
+    is put aside in files is encrypted: no byte of lake and files is in clear. So are keys that
+    rows exchange.
     """
-    source.execute("CREATE TABLE t (mail text PRIMARY KEY, a text, n numeric(9, 2), day date)")
+    more = "DEFERRABLE INITIALLY DEFERRED" if deferred else ""
+    source.execute(
+        f"CREATE TABLE t (mail text PRIMARY KEY {more}, a text, n numeric(9, 2), day date)"
+    )
+    source.execute("ALTER TABLE t REPLICA IDENTITY FULL")
     source.execute("INSERT INTO t SELECT 'plant' || i, 'plant', i FROM generate_series(1, 9) i")
     own = {"mail": "tokenize", "a": "encrypt", "n": "encrypt_deterministic", "day": "encrypt"}
-    given = source.settings(
-        tables={"t": {"pattern": "streaming", "protect": own}}, stream={"interval": 0}
-    )
+    table = {"pattern": "streaming", "protect": own, "key": ["mail"]}
+    given = source.settings(tables={"t": table}, stream={"interval": 0})
     aside: list[bytes] = []
     monkeypatch.setattr(replication, "_PIECE", 4096)
     monkeypatch.setattr("bronze.session._LEAST_BATCH", 4096)
     monkeypatch.setattr("bronze.session._SHARE", 10**9)
     put_aside = Piece.put_aside
 
-    def seen(piece: Piece, path: Path, cipher: Any) -> None:
+    def seen(piece: Piece, spool: Spool) -> None:
         data = piece.data
-        put_aside(piece, path, cipher)
+        put_aside(piece, spool)
         assert piece.read() == data
-        aside.append(path.read_bytes())
+        spool._file.seek(0)
+        aside.append(spool._file.read())
 
     monkeypatch.setattr(Piece, "put_aside", seen)
     streamed(given)
@@ -209,6 +218,11 @@ def test_a_stream_protects_what_it_brings(source: Source, monkeypatch: pytest.Mo
         connection.execute("UPDATE t SET a = 'plant two' WHERE mail = 'plant3'")
         connection.execute("UPDATE t SET mail = 'plant moved' WHERE mail = 'plant5'")
         connection.execute("DELETE FROM t WHERE mail IN ('plant7', 'plant20')")
+        if deferred:
+            connection.execute(
+                "UPDATE t SET mail = CASE mail WHEN 'plant1' THEN 'plant2' ELSE 'plant1' END"
+                " WHERE mail IN ('plant1', 'plant2')"
+            )
     streamed(given)
     assert differences(given) == {}
     assert aside
@@ -327,17 +341,54 @@ def test_records_of_before_a_protection_go_with_the_old_versions(source: Source)
     assert landed(given).status == "unchanged"
 
 
-def test_a_config_without_a_key_is_refused_before_anything_is_read(
-    source: Source, monkeypatch: pytest.MonkeyPatch
+def test_a_table_without_its_key_fails_alone(
+    source: Source, monkeypatch: pytest.MonkeyPatch, master_key: str
 ) -> None:
-    """Without a master key neither a run nor a check nor a stream begins."""
+    """Where the master key is missing, is none, or is another one, the table that needs it is
+    refused by check, run, stream and verify in the same words, and nothing of it lands; tables that
+    need no key do.
+    """
     source.execute(PEOPLE)
-    monkeypatch.delenv("BRONZE_MASTER_KEY")
-    given = settings(source)
-    for begin in (pipeline.run, check.check, stream.stream):
-        with pytest.raises(ConfigError, match="BRONZE_MASTER_KEY is not set"):
-            begin(given)
-    assert not source.lake.exists()
+    source.execute("CREATE TABLE plain (id int PRIMARY KEY); INSERT INTO plain VALUES (1)")
+    own: dict[str, Any] = {"protect": METHODS | {"born": "encrypt", "pay": "encrypt_deterministic"}}
+    batched = source.settings(tables={"people": own})
+    streams = {"pattern": "streaming"}
+    streamed = source.settings(
+        tables={"people": own | streams, "plain": streams}, stream={"interval": 0}
+    )
+    wrong = {
+        None: "BRONZE_MASTER_KEY is not set",
+        "c2hvcnQ=": "is not the base64 of 32 bytes",
+        base64.b64encode(b"x" * 32).decode(): "was wrapped by the master key",
+    }
+    for value, said in wrong.items():
+        if "wrapped" in said:
+            monkeypatch.setenv("BRONZE_MASTER_KEY", master_key)
+            assert {t.status for t in pipeline.run(batched).tables} == {"landed", "unchanged"}
+        if value is None:
+            monkeypatch.delenv("BRONZE_MASTER_KEY")
+        else:
+            monkeypatch.setenv("BRONZE_MASTER_KEY", value)
+        keyring.unwrapped.cache_clear()
+        (problem,) = check.check(batched).problems
+        assert problem.message.startswith("Table public.people cannot be protected (")
+        assert said in problem.message
+        assert problem.hint
+        result = pipeline.run(batched)
+        assert {t.table: t.error for t in result.tables} == {
+            "public.people": problem,
+            "public.plain": None,
+        }
+        assert result.exit_code == 1
+        done = stream.stream(streamed, until_caught_up=True)
+        assert {t.table: t.error for t in done.tables if t.error} == {"public.people": problem}
+        assert source.table("plain").exists()
+        if "wrapped" in said:
+            proof = {t.table: t.error for t in verify.verify(batched).tables}
+            assert proof["public.people"] == problem
+        else:
+            assert not source.table("people").exists()
+        assert not planted(source.lake)
 
 
 def test_columns_that_rows_are_known_by_keep_equal_values_equal(source: Source) -> None:
@@ -376,6 +427,31 @@ def test_joined_columns_have_equal_tokens_in_all_tables(source: Source) -> None:
 def failed(*_: Any) -> Any:
     """A lake that cannot be reached."""
     raise LakeUnreachable("The lake is away.")
+
+
+def test_keys_of_rows_that_cannot_be_read_again_stay(source: Source) -> None:
+    """Neither a history nor a table that keeps what the source has no more is written anew: that
+    is said before a key is made, also where it shares its key with another table; and runs go on.
+    """
+    for name in "thu":
+        source.execute(f"CREATE TABLE {name} (id int PRIMARY KEY, a text)")
+        source.execute(f"INSERT INTO {name} VALUES (1, 'plant')")
+    joined = {"method": "tokenize", "join": "person"}
+    given = source.settings(
+        tables={
+            "t": {"protect": {"a": joined}},
+            "h": {"pattern": "batch", "history": True, "protect": {"a": "tokenize"}},
+            "u": {"pattern": "batch", "deletes": "ignore", "protect": {"a": joined}},
+        }
+    )
+    assert all(table.error is None for table in pipeline.run(given).tables)
+    before = keys.held(given)[1]
+    for tables in (["bronze.bz_h"], ["bronze.bz_u"], []):
+        with pytest.raises(TableRefused, match="cannot be written anew"):
+            keys.rotate(given, tables, reencrypt=True)
+    assert keys.held(given)[1] == before
+    assert len(keys.rotate(given, ["bronze.bz_t"], reencrypt=True)) == 1
+    assert all(table.error is None for table in pipeline.run(given).tables)
 
 
 def test_keys_rotate_and_old_values_stay_readable(

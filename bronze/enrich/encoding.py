@@ -40,7 +40,7 @@ stored. Both are written as hexadecimal digits in lower case.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -53,18 +53,36 @@ _EPOCH_DAYS = 10_957
 _EPOCH_MICROSECONDS = _EPOCH_DAYS * 86_400_000_000
 
 _FIXED: dict[type[pl.DataType], str] = {
-    pl.Int16: ">i2",
-    pl.Int32: ">i4",
-    pl.Int64: ">i8",
-    pl.Float32: ">f4",
-    pl.Float64: ">f8",
+    pl.Int8: "i1",
+    pl.Int16: "i2",
+    pl.Int32: "i4",
+    pl.Int64: "i8",
+    pl.UInt8: "u1",
+    pl.UInt16: "u2",
+    pl.UInt32: "u4",
+    pl.UInt64: "u8",
+    pl.Float32: "f4",
+    pl.Float64: "f8",
     pl.Boolean: "u1",
-    pl.Date: ">i4",
-    pl.Datetime: ">i8",
+    pl.Date: "i4",
+    pl.Datetime: "i8",
 }
+# What is 0 in the encoding, and stands there for NULL.
+_ZERO: dict[type[pl.DataType], int] = {pl.Date: _EPOCH_DAYS, pl.Datetime: _EPOCH_MICROSECONDS}
 _SHORT_DECIMAL = 18
 
 Bytes = npt.NDArray[Any]
+Flags = npt.NDArray[np.bool_]
+
+
+class _Part(NamedTuple):
+    """What one column adds: its fixed and its variable parts, and where it is NULL (None where
+    it never is).
+    """
+
+    fixed: Bytes
+    variable: pa.LargeBinaryArray | None
+    missing: Flags | None
 
 
 def encode(columns: Sequence[pl.Series], rows: int, base: int | None = None) -> pa.LargeBinaryArray:
@@ -78,17 +96,19 @@ def encode(columns: Sequence[pl.Series], rows: int, base: int | None = None) -> 
         return _joined([encode(columns[:base], rows), *later])
     if not columns:
         return _sliced(pa.py_buffer(b""), np.zeros(rows + 1, np.int64))
-    fixed = [_fixed(series) for series in columns]
+    # Tables have up to 1,600 columns: each of them is taken from its Arrow buffers, as an
+    # expression of polars costs more than hundreds of its values.
+    made = [_part(series) for series in columns]
     words = -(-len(columns) // _FLAGS_PER_WORD)
     layout: list[tuple[str, Any]] = [(f"n{i}", ">i2") for i in range(words)]
-    layout += [(f"v{i}", values.dtype.newbyteorder(">")) for i, values in enumerate(fixed)]
+    layout += [(f"v{i}", part.fixed.dtype.newbyteorder(">")) for i, part in enumerate(made)]
     packed = np.empty(rows, np.dtype(layout))
     for word in range(words):
-        packed[f"n{word}"] = _flags(columns[word * _FLAGS_PER_WORD :][:_FLAGS_PER_WORD], rows)
-    for i, values in enumerate(fixed):
-        packed[f"v{i}"] = values
+        packed[f"n{word}"] = _flags(made[word * _FLAGS_PER_WORD :][:_FLAGS_PER_WORD], rows)
+    for i, part in enumerate(made):
+        packed[f"v{i}"] = part.fixed
     parts = [_sliced(pa.py_buffer(packed), np.arange(rows + 1) * packed.dtype.itemsize)]
-    parts += [part for series in columns if (part := _variable(series)) is not None]
+    parts += [part.variable for part in made if part.variable is not None]
     return _joined(parts)
 
 
@@ -110,66 +130,95 @@ def _joined(parts: Sequence[pa.LargeBinaryArray]) -> pa.LargeBinaryArray:
     )
 
 
-def _flags(columns: Sequence[pl.Series], rows: int) -> npt.NDArray[np.int16]:
+def _flags(parts: Sequence[_Part], rows: int) -> npt.NDArray[np.int16]:
     flags = np.zeros(rows, np.int16)
-    for i, series in enumerate(columns):
-        if series.null_count():
-            flags |= series.is_null().to_numpy().astype(np.int16) << i
+    for i, part in enumerate(parts):
+        if part.missing is not None:
+            flags |= part.missing.astype(np.int16) << i
     return flags
 
 
-def _fixed(series: pl.Series) -> Bytes:
+def _part(series: pl.Series) -> _Part:
     kind = series.dtype
-    if isinstance(kind, pl.List):
-        return series.list.len().fill_null(0).cast(pl.Int32).to_numpy()
-    if isinstance(kind, pl.Decimal) and kind.precision <= _SHORT_DECIMAL:
-        return unscaled(series)
-    if type(kind) not in _FIXED:
-        lengths = _text(series) if isinstance(kind, pl.Decimal) else series
-        sizes = lengths.bin.size() if kind == pl.Binary else lengths.str.len_bytes()
-        return sizes.fill_null(0).cast(pl.Int32).to_numpy()
-    if kind.is_float():
-        return series.fill_nan(None).fill_null(float("nan")).to_numpy()
-    values = series.to_physical()
-    if kind == pl.Boolean:
-        return values.fill_null(False).cast(pl.UInt8).to_numpy()
-    if kind == pl.Date:
-        return values.fill_null(_EPOCH_DAYS).to_numpy() - np.int32(_EPOCH_DAYS)
-    if isinstance(kind, pl.Datetime):
-        return values.fill_null(_EPOCH_MICROSECONDS).to_numpy() - np.int64(_EPOCH_MICROSECONDS)
-    return values.fill_null(0).to_numpy()
+    if isinstance(kind, pl.Decimal) and kind.precision > _SHORT_DECIMAL:
+        series = series.cast(pl.String)
+    elif kind == pl.String:
+        series = series.cast(pl.Binary)
+    elif isinstance(kind, pl.List):
+        return _list(series)
+    array = series.to_arrow(compat_level=pl.CompatLevel.oldest())
+    missing = _missing(array)
+    if isinstance(array, pa.LargeBinaryArray):
+        return _Part(_without(_lengths(array), missing, 0), array, missing)
+    if isinstance(array, pa.LargeStringArray):
+        binary = array.view(pa.large_binary())
+        return _Part(_without(_lengths(array), missing, 0), binary, missing)
+    if isinstance(kind, pl.Decimal):
+        return _Part(_unscaled(array, missing), None, missing)
+    return _Part(_number(array, type(kind), missing), None, missing)
 
 
-def unscaled(series: pl.Series) -> npt.NDArray[np.int64]:
+def _number(array: pa.Array, kind: type[pl.DataType], missing: Flags | None) -> Bytes:
+    if kind is pl.Boolean:
+        return _without(_bits(array, 1).view(np.uint8), missing, 0)
+    values = _numbers(array, _FIXED[kind])
+    if kind in (pl.Float32, pl.Float64):
+        # There are many NaN, and one of them stands for all, and for NULL.
+        odd = np.isnan(values)
+        odd |= False if missing is None else missing
+        return _without(values, odd if odd.any() else None, np.nan)
+    values = _without(values, missing, _ZERO.get(kind, 0))
+    return values - values.dtype.type(_ZERO[kind]) if kind in _ZERO else values
+
+
+def _numbers(array: pa.Array, dtype: str) -> Bytes:
+    """The numbers in an array's buffer, whatever they are where it is NULL."""
+    return np.frombuffer(array.buffers()[1], dtype)[array.offset : array.offset + len(array)]
+
+
+def _bits(array: pa.Array, buffer: int) -> Flags:
+    """The bits of a buffer, one for each value."""
+    data = np.frombuffer(array.buffers()[buffer], np.uint8)[array.offset // 8 :]
+    start = array.offset % 8
+    bits = np.unpackbits(data, bitorder="little", count=start + len(array))
+    return bits[start:].view(np.bool_)
+
+
+def _missing(array: pa.Array) -> Flags | None:
+    return ~_bits(array, 0) if array.null_count else None
+
+
+def _without(values: Bytes, missing: Flags | None, instead: Any) -> Bytes:
+    if missing is None:
+        return values
+    values = values.copy()
+    values[missing] = instead
+    return values
+
+
+def _lengths(array: pa.Array) -> npt.NDArray[np.int32]:
+    offsets = np.frombuffer(array.buffers()[1], np.int64)[array.offset :][: len(array) + 1]
+    return np.diff(offsets).astype(np.int32)
+
+
+def _unscaled(array: pa.Array, missing: Flags | None) -> npt.NDArray[np.int64]:
     """The integers ``value * 10**scale`` of decimals of at most 18 digits; 0 for NULL."""
-    array = series.fill_null(0).to_arrow()
     # Decimals are 128-bit little-endian integers; 18 digits fit in the lower half.
     halves = np.frombuffer(array.buffers()[1], np.int64).reshape(-1, 2)
-    return halves[array.offset : array.offset + len(array), 0]
+    values = halves[array.offset : array.offset + len(array), 0]
+    return _without(values, missing, 0)
 
 
-def _text(series: pl.Series) -> pl.Series:
-    return series.cast(pl.String)
+def _list(series: pl.Series) -> _Part:
+    array = series.to_arrow(compat_level=pl.CompatLevel.oldest())
+    missing = _missing(array)
+    lengths = _without(_lengths(array), missing, 0)
+    return _Part(lengths, _elements(series, lengths), missing)
 
 
-def _variable(series: pl.Series) -> pa.LargeBinaryArray | None:
-    kind = series.dtype
-    if isinstance(kind, pl.List):
-        return _elements(series)
-    if isinstance(kind, pl.Decimal):
-        if kind.precision <= _SHORT_DECIMAL:
-            return None
-        series = _text(series)
-    elif type(kind) in _FIXED:
-        return None
-    # Binary of any layout becomes one with 64-bit offsets.
-    return series.cast(pl.Binary).to_arrow(compat_level=pl.CompatLevel.oldest())
-
-
-def _elements(series: pl.Series) -> pa.LargeBinaryArray:
-    lengths = series.list.len().fill_null(0).to_numpy().astype(np.int64)
+def _elements(series: pl.Series, lengths: npt.NDArray[np.int32]) -> pa.LargeBinaryArray:
     flat = series.drop_nulls().list.explode(empty_as_null=False)
-    bounds = np.concatenate([[0], np.cumsum(lengths)])
+    bounds = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
     if not len(flat):
         return _sliced(pa.py_buffer(b""), np.zeros(len(series) + 1, np.int64))
     encoded = encode([flat], len(flat))

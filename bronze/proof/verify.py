@@ -24,7 +24,7 @@ from bronze.enrich import buckets
 from bronze.enrich.buckets import Sums
 from bronze.errors import BronzeError
 from bronze.model import Known
-from bronze.pipeline import Notify, Progress, running
+from bronze.pipeline import Notify, Progress, giving_way, running
 from bronze.proof import evidence, mend, rest
 from bronze.proof.claim import Claim, found
 from bronze.proof.evidence import FILE, ROW, Asked, Held, Sharing, Summed, Wanted
@@ -124,7 +124,8 @@ def _driven(
     origins = {claim.given.origin for claim in claims}
     with running(settings, pool, limit, origins) as workers:
         courses = [_look(settings, claim, repair) for claim in claims]
-        for look in engine.drive(workers, courses, limit, told):
+        meanwhile = giving_way((claim.given.held, claim.given.origin) for claim in claims)
+        for look in engine.drive(workers, courses, limit, told, meanwhile):
             notify(Progress(look.result.table, max(look.result.source_rows, 0), 1.0))
             results[look.result.target] = look
     return [results[claim.target] for claim in claims]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +18,51 @@ from bronze.source.pgoutput import Described
 _NONCE = 12
 
 
+class Spool:
+    """A file for what a batch has too much of, encrypted with a key that nobody else has.
+
+    It has no name, so that nothing is left of it when the process has ended, however it did.
+    """
+
+    def __init__(self) -> None:
+        """Makes it in the folder for temporary files."""
+        # POSIX: it is unlinked as soon as it is open. Windows: it is deleted when it is closed.
+        self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - it outlives this call
+        self._cipher = AESGCM(AESGCM.generate_key(256))
+        self._lock = threading.Lock()
+
+    def put(self, data: bytes) -> tuple[int, int]:
+        """Adds data; gives where it is, and how long it is there."""
+        nonce = os.urandom(_NONCE)
+        sealed = memoryview(nonce + self._cipher.encrypt(nonce, data, None))
+        with self._lock:
+            place = start = self._file.seek(0, os.SEEK_END)
+            while place < start + len(sealed):
+                place += self._file.write(sealed[place - start :]) or 0
+        return start, len(sealed)
+
+    def get(self, place: int, length: int) -> bytes:
+        """The data that were put there."""
+        with self._lock:
+            self._file.seek(place)
+            sealed = bytearray()
+            while len(sealed) < length and (part := self._file.read(length - len(sealed))):
+                sealed += part
+        return self._cipher.decrypt(bytes(sealed[:_NONCE]), memoryview(sealed)[_NONCE:], None)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is deleted."""
+        return self._file.closed
+
+    def close(self) -> None:
+        """Deletes it."""
+        self._file.close()
+
+
 @dataclass
 class Piece:
-    """Changes of one table: messages one after another, in memory or in a file, encrypted with a
-    ``cipher`` that nobody else has and that ends with this process.
+    """Changes of one table: messages one after another, in memory or ``aside`` in a spool.
 
     ``marks`` has, for each transaction, the number of its first change here, its position and
     the time of its commit (as in `bronze.source.pgoutput.Begin`).
@@ -29,23 +71,18 @@ class Piece:
     lengths: npt.NDArray[np.int64]
     marks: tuple[tuple[int, int, int], ...]
     data: bytes = field(default=b"", repr=False)
-    path: Path | None = None
-    cipher: AESGCM | None = field(default=None, repr=False)
+    aside: tuple[Spool, int, int] | None = None
 
     def read(self) -> bytes:
         """The messages."""
-        if self.path is None or self.cipher is None:
+        if self.aside is None:
             return self.data
-        sealed = memoryview(self.path.read_bytes())
-        return self.cipher.decrypt(bytes(sealed[:_NONCE]), sealed[_NONCE:], None)
+        spool, place, length = self.aside
+        return spool.get(place, length)
 
-    def put_aside(self, path: Path, cipher: AESGCM) -> None:
-        """Puts the messages into a file."""
-        nonce = os.urandom(_NONCE)
-        with path.open("xb") as file:
-            file.write(nonce)
-            file.write(cipher.encrypt(nonce, self.data, None))
-        self.path, self.cipher, self.data = path, cipher, b""
+    def put_aside(self, spool: Spool) -> None:
+        """Puts the messages into a spool."""
+        self.aside, self.data = (spool, *spool.put(self.data)), b""
 
 
 @dataclass
@@ -65,7 +102,8 @@ class Gathered:
 @dataclass
 class Batch:
     """Whole transactions, the last of which ends at ``position`` (an LSN) and was committed at
-    ``committed`` (microseconds since 1970); ``tables`` is by oid.
+    ``committed`` (microseconds since 1970); ``tables`` is by oid, ``transactions`` is how many of
+    them have to do with these, and ``spool`` has what is put aside.
     """
 
     tables: dict[int, Gathered] = field(default_factory=dict)
@@ -75,6 +113,7 @@ class Batch:
     changes: int = 0
     size: int = 0
     began: float = field(default_factory=time.monotonic)
+    spool: Spool | None = None
 
 
 def pieces(batch: Batch) -> Iterator[Piece]:
@@ -83,12 +122,6 @@ def pieces(batch: Batch) -> Iterator[Piece]:
 
 
 def release(batch: Batch) -> None:
-    """Deletes the files of a batch."""
-    for piece in pieces(batch):
-        remove(piece)
-
-
-def remove(piece: Piece) -> None:
-    """Deletes the file of a piece, if it has one."""
-    if piece.path:
-        piece.path.unlink(missing_ok=True)
+    """Deletes what a batch has put aside."""
+    if batch.spool:
+        batch.spool.close()

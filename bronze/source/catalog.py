@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from bronze.source.connect import Connection
+from bronze.source.definition import Definition, definitions
 from bronze.source.types import SourceType, readable
 
 RelationKind = Literal["table", "partitioned", "materialized view", "view", "foreign table"]
@@ -22,13 +25,16 @@ _KINDS: Mapping[str, RelationKind] = {
 
 @dataclass(frozen=True)
 class Attribute:
-    """A column as PostgreSQL has it. ``number`` is its attnum, which a renaming leaves as it is."""
+    """A column as PostgreSQL has it. ``number`` is its attnum, which a renaming leaves as it is,
+    ``readable`` says that the role may read it.
+    """
 
     name: str
     type: SourceType
     not_null: bool
     comment: str = ""
     number: int = 0
+    readable: bool = True
 
 
 @dataclass(frozen=True)
@@ -39,12 +45,15 @@ class Relation:
     its heirs', or its own; empty where there is no heap or one that has no ctid ranges),
     ``page`` the size of a page in bytes, ``toast`` the bytes stored out of line, ``rows`` the
     planner's estimate (-1: never analysed), ``width`` its estimate of a row's bytes.
-    ``key`` is the primary key, or else a unique key over NOT NULL columns, or else empty; it may
-    be ``deferrable``, which is unique once a transaction is committed. ``keyless`` is why what
-    looks like a key is none. ``encoding`` is the database's.
-    ``parts`` are the oids of it and of all its partitions or heirs, ``stores`` the numbers of
-    their files, which change when one is truncated. ``rewritten`` says that its
+    ``keys`` are the keys that PostgreSQL keeps unique at any moment, over NOT NULL columns: the
+    primary key first. One that is ``deferrable``, which rows may share within a transaction, is
+    none of them; ``keyless`` is why what looks like a key is none at all.
+    ``parts`` are the oids of it and of all its partitions or heirs. ``rewritten`` says that its
     storage was replaced after the transaction's snapshot, which therefore shows it empty.
+    ``readable`` says that the role may read some column, ``whole`` that SELECT on the table is
+    granted and not on columns alone, ``system`` which of ctid and xmin may be read. ``secured``
+    says that row-level security hides rows from the role.
+    ``definition`` is as `bronze.source.definition` has it.
     """
 
     oid: int
@@ -52,7 +61,7 @@ class Relation:
     name: str
     kind: RelationKind
     attributes: tuple[Attribute, ...]
-    key: tuple[str, ...]
+    keys: tuple[tuple[str, ...], ...]
     heaps: tuple[int, ...]
     page: int
     toast: int
@@ -61,8 +70,11 @@ class Relation:
     comment: str = ""
     rewritten: bool = False
     parts: tuple[int, ...] = ()
-    stores: tuple[int, ...] = ()
-    deferrable: bool = False
+    whole: bool = True
+    system: frozenset[str] = frozenset({"ctid", "xmin"})
+    secured: bool = False
+    definition: Definition = field(default_factory=dict, repr=False, hash=False)
+    deferrable: tuple[str, ...] = ()
     keyless: str = ""
     encoding: str = "UTF8"
 
@@ -70,6 +82,25 @@ class Relation:
     def label(self) -> str:
         """``schema.name``, for people and results."""
         return f"{self.schema}.{self.name}"
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The primary key, or else the first of its keys, or else nothing."""
+        return self.keys[0] if self.keys else self.deferrable
+
+    def enforces(self, names: Sequence[str]) -> bool:
+        """Whether PostgreSQL sees to it that no two rows ever have the same values in these
+        columns; heirs have keys of their own.
+        """
+        return self._unique(names, self.keys)
+
+    def enforces_at_last(self, names: Sequence[str]) -> bool:
+        """Whether it sees to that once a transaction is committed."""
+        return self._unique(names, (*self.keys, self.deferrable))
+
+    def _unique(self, names: Sequence[str], keys: Sequence[tuple[str, ...]]) -> bool:
+        alone = self.kind == "partitioned" or (self.kind == "table" and len(self.heaps) == 1)
+        return alone and any(set(key) <= set(names) for key in keys if key)
 
 
 _RELATIONS = f"""
@@ -96,7 +127,7 @@ WITH RECURSIVE tree(root, oid) AS (
                ::int8 AS rows,
            bool_or(c.relfilenode <> 0 AND c.relfilenode <> pg_relation_filenode(c.oid))
                AS rewritten,
-           array_agg(c.oid::int8) AS parts, array_agg(c.relfilenode::int8) AS stores
+           array_agg(c.oid::int8) AS parts
     FROM tree JOIN pg_class c ON c.oid = tree.oid
     LEFT JOIN pg_class t ON t.oid = c.reltoastrelid LEFT JOIN pg_am am ON am.oid = c.relam
     GROUP BY tree.root
@@ -108,7 +139,12 @@ SELECT c.oid::int8, n.nspname, c.relname, c.relkind::text,
        has_schema_privilege(n.oid, 'USAGE')
            AND has_any_column_privilege(c.oid, 'SELECT') AS readable,
        {readable("obj_description(c.oid, 'pg_class')")},
-       coalesce(s.rewritten, true) AS rewritten, s.parts, s.stores
+       coalesce(s.rewritten, true) AS rewritten, s.parts,
+       has_table_privilege(c.oid, 'SELECT'),
+       -- Nobody has these columns in a view: there the answer is NULL.
+       ARRAY(SELECT x.name FROM (VALUES ('ctid', -1), ('xmin', -2)) AS x(name, number)
+             WHERE has_column_privilege(c.oid, x.number::int2, 'SELECT')),
+       row_security_active(c.oid)
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
 JOIN sizes s ON s.root = c.oid
@@ -120,7 +156,7 @@ _ATTRIBUTES = f"""
 SELECT a.attrelid::int8, a.attname, a.atttypid::int8, a.atttypmod,
        format_type(a.atttypid, a.atttypmod), a.attnotnull,
        {readable("col_description(a.attrelid, a.attnum)")},
-       a.attnum
+       a.attnum, has_column_privilege(a.attrelid, a.attnum, 'SELECT')
 FROM pg_attribute a
 WHERE a.attrelid = ANY(%(oids)s::oid[]) AND a.attnum > 0 AND NOT a.attisdropped
 ORDER BY a.attrelid, a.attnum
@@ -197,41 +233,47 @@ def relations(
     transaction must hold a lock, and as of the last VACUUM or ANALYZE for the others.
     """
     wanted = {"schemas": list(schemas), "locked": list(locked)}
-    found = connection.execute(_RELATIONS, wanted).fetchall()
+    found = _rows(connection, _RELATIONS, wanted)
     oids = {"oids": [row[0] for row in found]}
     types = {row[0]: row[1:] for row in connection.execute(_TYPES, oids)}
     unique: dict[Any, list[_Unique]] = {}
     for row in _rows(connection, _UNIQUE, oids):
         unique.setdefault(row[0], []).append(_Unique(*row[1:]))
     attributes: dict[Any, list[Attribute]] = {}
-    for oid, name, type_oid, typmod, declared, not_null, comment, number in _rows(
+    for oid, name, type_oid, typmod, declared, not_null, comment, number, granted in _rows(
         connection, _ATTRIBUTES, oids
     ):
         kind = _resolve(types, type_oid, typmod, declared)
         attributes.setdefault(oid, []).append(
-            Attribute(name, kind, not_null, comment or "", number)
+            Attribute(name, kind, not_null, comment or "", number, granted)
         )
+    known = definitions(connection, oids["oids"])
     encoding = str(connection.execute("SHOW server_encoding").fetchone()[0])  # type: ignore[index]
     return tuple(
-        _relation(row, attributes.get(row[0], ()), unique.get(row[0], ()), encoding)
+        _relation(row, attributes.get(row[0], ()), unique.get(row[0], ()), known, encoding)
         for row in found
     )
 
 
 def _relation(
-    row: Any, attributes: Sequence[Attribute], unique: Sequence[_Unique], encoding: str
+    row: Any,
+    attributes: Sequence[Attribute],
+    unique: Sequence[_Unique],
+    known: Mapping[int, Mapping[str, str]],
+    encoding: str,
 ) -> Relation:
     oid, schema, name, kind, heaps, toast, rows, page, readable, comment, *rest = row
-    rewritten, parts, stores = rest
-    key = next((index for index in unique if not index.fault), None)
-    keyless = "; ".join(f"its unique index {index.name} {index.fault}" for index in unique)
+    rewritten, parts, whole, system, secured = rest
+    keys = [index for index in unique if not index.fault]
+    later = [tuple(index.columns) for index in keys if not index.immediate]
+    faults = "; ".join(f"its unique index {index.name} {index.fault}" for index in unique)
     return Relation(
         oid=oid,
         schema=schema,
         name=name,
         kind=_KINDS[kind],
         attributes=tuple(attributes),
-        key=tuple(key.columns) if key else (),
+        keys=tuple(tuple(index.columns) for index in keys if index.immediate),
         heaps=tuple(heaps),
         page=page,
         toast=toast,
@@ -240,14 +282,23 @@ def _relation(
         comment=comment or "",
         rewritten=rewritten,
         parts=tuple(parts),
-        stores=tuple(stores),
-        deferrable=key is not None and not key.immediate,
-        keyless="" if key else keyless,
+        whole=whole,
+        system=frozenset(system),
+        secured=secured,
+        definition={**known[oid], "parts": _digest(sorted(parts))},
+        deferrable=later[0] if later else (),
+        keyless="" if keys else faults,
         encoding=encoding,
     )
 
 
+def _digest(oids: Sequence[int]) -> str:
+    return hashlib.sha256(json.dumps(oids).encode()).hexdigest()[:16]
+
+
 TABLEOID = "tableoid"
+# The attnum of this system column.
+_TABLEOID = -6
 
 
 def with_tableoid(relation: Relation) -> Relation:
@@ -256,12 +307,9 @@ def with_tableoid(relation: Relation) -> Relation:
     """
     if relation.kind not in ("table", "partitioned", "materialized view", "foreign table"):
         return relation
-    column = Attribute(TABLEOID, SourceType("oid", -1, "oid"), not_null=True, number=_TABLEOID)
+    oid = SourceType("oid", -1, "oid")
+    column = Attribute(TABLEOID, oid, True, number=_TABLEOID, readable=relation.whole)
     return replace(relation, attributes=(*relation.attributes, column))
-
-
-# The attnum of this system column.
-_TABLEOID = -6
 
 
 def schemas(connection: Connection) -> tuple[str, ...]:

@@ -7,9 +7,11 @@ server, the database or the role say.
 from __future__ import annotations
 
 import logging
+import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import psycopg
 from psycopg import errors as pg
@@ -26,9 +28,12 @@ from bronze.errors import (
     SourceError,
     SourceRefused,
     SourceUnreachable,
+    TableContested,
     TableRefused,
 )
 from bronze.model import Origin
+from bronze.source import pins, pooler, room
+from bronze.source.sockets import cut as cut
 
 # What the pool's own threads meet is met, and said, by the next connection that we ask for.
 logging.getLogger("psycopg.pool").addHandler(logging.NullHandler())
@@ -37,29 +42,6 @@ Connection = psycopg.Connection[tuple[object, ...]]
 Pool = ConnectionPool[Connection]
 
 _POOL_PATIENCE = 30
-
-PINNED = {
-    "DateStyle": "ISO, YMD",
-    "TimeZone": "UTC",
-    "IntervalStyle": "postgres",
-    "extra_float_digits": "1",
-    "bytea_output": "hex",
-    "lc_monetary": "C",
-    "xmloption": "content",
-    "client_encoding": "UTF8",
-    "standard_conforming_strings": "on",
-    "quote_all_identifiers": "off",
-    "jit": "off",
-    # The transaction that holds the snapshot does nothing for as long as the reads last.
-    "idle_in_transaction_session_timeout": "0",
-}
-
-
-# Not every version has them. They would end a session that holds a snapshot, or waits for changes.
-_PATIENT = (
-    "SELECT count(set_config(name, '0', false)) FROM pg_settings"
-    " WHERE name IN ('idle_session_timeout', 'transaction_timeout')"
-)
 
 
 def parameters(origin: Origin) -> dict[str, str]:
@@ -76,32 +58,50 @@ def parameters(origin: Origin) -> dict[str, str]:
     given.setdefault("connect_timeout", str(origin.connect_timeout))
     given.setdefault("keepalives_idle", "30")
     # From the first message on: psycopg does not know all encodings that a database may have.
-    given["client_encoding"] = PINNED["client_encoding"]
+    given["client_encoding"] = pins.PINNED["client_encoding"]
     return given
 
 
 def parse(conninfo: str, source: str) -> dict[str, str]:
-    """A connection string's parameters; an unreadable one is the user's error."""
+    """A connection string's parameters.
+
+    Raises:
+        ConfigError: it cannot be read, or reads otherwise than it was meant. Nothing of it is in
+            the error: where a password is not written as it has to be, its parts are anywhere.
+    """
+    where = f"The connection string of source {source}" if source else "The connection string"
     try:
-        return {k: str(v) for k, v in conninfo_to_dict(conninfo).items() if v is not None}
+        given = {k: str(v) for k, v in conninfo_to_dict(conninfo).items() if v is not None}
     except psycopg.ProgrammingError:
+        raise ConfigError(f"{where} cannot be read.", hint=_DSN_HINT) from None
+    if wrong := _misread(conninfo, given):
         raise ConfigError(
-            f"The connection string of source {source} cannot be read.",
-            hint="It looks like postgresql://user@host:5432/database?sslmode=verify-full;"
-            " special characters in its parts are percent-encoded.",
-        ) from None
+            f"{where} does not mean what it seems to: {wrong}.",
+            hint=_DSN_HINT,
+        )
+    return given
 
 
-def pinning(origin: Origin) -> str:
-    """The statement that pins a session."""
-    chosen = PINNED | {
-        "statement_timeout": f"{origin.statement_timeout}s",
-        "lock_timeout": f"{origin.lock_timeout}s",
-        # Without it, row-level security would silently leave rows out.
-        "row_security": "on" if origin.row_security == "apply" else "off",
-    }
-    pinned = (f"set_config('{name}', '{value}', false)" for name, value in chosen.items())
-    return f"SELECT {', '.join(pinned)}, ({_PATIENT})"
+_DSN_HINT = (
+    "It looks like postgresql://user@host:5432/database?sslmode=verify-full; in a name or password"
+    " the characters / @ : ? # % [ ] and blanks are percent-encoded (%2F for /, %40 for @)."
+)
+
+
+def _misread(conninfo: str, given: Mapping[str, str]) -> str:
+    """What looks wrong with a connection string that libpq can read; "" if nothing does."""
+    scheme, found, rest = conninfo.partition("://")
+    if found and scheme in ("postgresql", "postgres"):
+        # libpq takes the first @ for the end of the password, and a / before it for that of host
+        # and port.
+        place, _, path = rest.partition("/")
+        if place.count("@") > 1:
+            return "there is an @ in its user or password"
+        if "@" in path.partition("?")[0]:
+            return "there is a / in its user or password, or an @ in its database"
+    if not all(port.isdecimal() for port in given.get("port", "").split(",") if port):
+        return "its port is no number"
+    return ""
 
 
 def connect(origin: Origin) -> Connection:
@@ -120,17 +120,64 @@ def connect(origin: Origin) -> Connection:
         return connection
 
 
-def cut(connection: Connection) -> None:
-    """Cuts a connection from another thread: whoever waits for an answer on it gets an error."""
-    with (
-        suppress(OSError, psycopg.Error),
-        socket.fromfd(connection.fileno(), socket.AF_INET, socket.SOCK_STREAM) as twin,
-    ):
-        twin.shutdown(socket.SHUT_RDWR)
-
-
 def _pin(connection: Connection, origin: Origin) -> None:
-    connection.execute(pinning(origin))
+    ours = pooler.direct(connection) if origin not in _ours else ""
+    row: Any = connection.execute(pins.pinning(origin, condition=ours).encode()).fetchone()
+    if row is None:
+        _refuse_lent(connection, origin)
+        _ours.add(origin)
+        row = connection.execute(pins.pinning(origin).encode()).fetchone()
+    for name, value in zip(pins.LOSSY, row[-len(pins.LOSSY) :], strict=True):
+        if value == "on":
+            raise SourceRefused(
+                f"Sessions at {address(origin)} have {name} on: damaged pages would be taken for"
+                " empty, or for whole, and nobody would know which rows are missing.",
+                hint=f"ALTER ROLE … RESET {name}, or wherever it is set: pg_settings says where.",
+            )
+
+
+# Those that lead through something else to the server, where sessions were found to be ours.
+_ours: set[Origin] = set()
+
+
+def through(origin: Origin) -> bool:
+    """Whether connections lead through something else to the server, such as a pooler."""
+    return origin in _ours
+
+
+def _refuse_lent(connection: Connection, origin: Origin) -> None:
+    """Refuses a pooler that lends the session to others, before anything is set in it."""
+    given = parameters(origin)
+    conninfo = make_conninfo("", **given)
+    try:
+        pids = pooler.lent(
+            connection,
+            lambda: psycopg.connect(conninfo, autocommit=True),
+            origin.connect_timeout or _POOL_PATIENCE,
+        )
+    except TimeoutError:
+        raise SourceBusy(
+            f"{address(origin)} leads through a pooler, which gave no server connection within"
+            f" {origin.connect_timeout or _POOL_PATIENCE} s.",
+            hint=_POOLER_HINT,
+        ) from None
+    except psycopg.Error as error:
+        mine = explain(error, origin)
+        mine.hint = f"{mine.hint} {_POOLER_HINT}".strip()
+        raise mine from error
+    if pids:
+        raise SourceRefused(
+            f"{address(origin)} leads through a pooler that changes the server connection between"
+            f" transactions: one session of ours met the server process {pids[0]}, and"
+            f" {pids[1] if pids[1] != pids[0] else 'so did another'}.",
+            hint=_POOLER_HINT,
+        )
+
+
+_POOLER_HINT = (
+    "Connect to PostgreSQL itself, or to the pooler in session mode (pgbouncer: pool_mode = session"
+    " for this database), with at least three server connections."
+)
 
 
 def located(origin: Origin) -> dict[str, str]:
@@ -169,6 +216,7 @@ _located: dict[Origin, dict[str, str]] = {}
 def forget(origin: Origin) -> None:
     """Lets the next connection find out anew, after a failure: a password may have changed."""
     _located.pop(origin, None)
+    _ours.discard(origin)
 
 
 def _knock(origin: Origin, given: Mapping[str, str]) -> None:
@@ -208,8 +256,15 @@ def pool(origin: Origin, minimum: int, maximum: int) -> Iterator[Pool]:
         open=True,
     ) as opened:
         with mapped(origin):
-            # Asked for a connection before it has one, the pool would open two.
-            opened.wait(origin.connect_timeout or _POOL_PATIENCE)
+            try:
+                # Asked for a connection before it has one, the pool would open two.
+                opened.wait(origin.connect_timeout or _POOL_PATIENCE)
+            except PoolTimeout:
+                # As many by themselves tell why.
+                with ExitStack() as stack:
+                    for _ in range(minimum):
+                        stack.enter_context(connect(origin))
+                raise
         yield opened
 
 
@@ -231,7 +286,8 @@ def mapped(origin: Origin, table: str = "") -> Iterator[None]:
     except PoolTimeout:
         raise SourceBusy(
             f"Source {origin.name} gave no connection within {origin.connect_timeout} s.",
-            hint="Raise [source] pool.max, or the server's max_connections.",
+            hint="Raise [source] pool.max, the server's max_connections, or the CONNECTION LIMIT of"
+            " the role or the database.",
             table=table,
         ) from None
     except psycopg.Error as error:
@@ -260,6 +316,10 @@ _GONE = (
     pg.ConnectionException,
 )
 _NO_TEXT = (pg.CharacterNotInRepertoire, pg.UntranslatableCharacter)
+# Of 17 and later, and of those before, whose SQLSTATE is that of a wrong value.
+_GONE_SNAPSHOT = re.compile(
+    'snapshot "[^"]*" does not exist|invalid snapshot identifier|could not import the requested'
+)
 _LOGIN = (pg.InvalidPassword, pg.InvalidAuthorizationSpecification, pg.InvalidCatalogName)
 
 # (SQLSTATE's error, what to say after the table's name, what to do)
@@ -289,11 +349,52 @@ _TABLE: Sequence[tuple[type[psycopg.Error], str, str]] = (
 )
 
 
+_ELSEWHERE = (
+    "It is read from a foreign server: see that this answers, and that the role that bronze uses"
+    " has a mapping (CREATE USER MAPPING); or leave the table out with [source] exclude."
+)
+# What a SQLSTATE, or its beginning, says of a table that was not read: no user mapping, no answer,
+# a fault of a foreign data wrapper; a materialized view that was never populated.
+_UNREAD = {
+    "42704": _ELSEWHERE,
+    "08001": _ELSEWHERE,
+    "HV": _ELSEWHERE,
+    "55000": "REFRESH MATERIALIZED VIEW fills it; or leave it out with [source] exclude.",
+}
+
+# By `bronze.source.snapshot.Snapshot.give_way`; or by an operator, for a reason of their own.
+CANCELED = "canceling statement due to user request"
+
+
+def contested(table: str) -> TableContested:
+    """The error of a table whose reads were canceled, as others wait to change it."""
+    return TableContested(
+        f"Somebody waits to change table {table} (ALTER, TRUNCATE, VACUUM FULL), and its reads"
+        " wait behind them: they were canceled.",
+        hint="Run again when they are done; `bronze run` itself does so, max_retries times.",
+        table=table,
+        sqlstate="57014",
+    )
+
+
+_NAMELESS = (pg.UndefinedTable, pg.UndefinedFunction, pg.UndefinedObject, pg.InvalidSchemaName)
+PATH_HINT = (
+    "bronze's sessions have an empty search_path, as pg_dump's do, so that nobody can put a"
+    " function of theirs in the way. Name the schemas in the function, or give it a path of its"
+    " own: ALTER FUNCTION … SET search_path = …."
+)
+
+
+def nameless(table: str) -> str:
+    """What to say of a view or constraint whose function needs a search_path."""
+    return f"Table {table} calls a function that names something without its schema"
+
+
 def explain(error: psycopg.Error, origin: Origin, table: str = "") -> BronzeError:
     """Our error for one of psycopg's."""
     state = error.sqlstate or ""
     where = address(origin)
-    text = _first_line(error)
+    text = said = _first_line(error)
     if state[:2] in _OF_VALUES:
         # What PostgreSQL says of these quotes what is in a row.
         text = f"{type(error).__name__} (SQLSTATE {state})"
@@ -301,6 +402,11 @@ def explain(error: psycopg.Error, origin: Origin, table: str = "") -> BronzeErro
     def made(kind: type[BronzeError], message: str, hint: str) -> BronzeError:
         return kind(message, hint=hint, table=table, sqlstate=state)
 
+    if limited := room.limit(origin, text):
+        whose, hint = limited
+        return made(
+            SourceBusy, f"{where} has no connection free for {whose}, by its own limit.", hint
+        )
     if isinstance(error, _BUSY):
         return made(SourceBusy, f"{where} has no connection free: {text}", "It is retried.")
     if isinstance(error, _LOGIN):
@@ -319,15 +425,22 @@ def explain(error: psycopg.Error, origin: Origin, table: str = "") -> BronzeErro
             "Rename what is so called; psql shows it after SET client_encoding = 'SQL_ASCII'. A"
             " value has to be mended in the source; a run says which one.",
         )
+    if table and isinstance(error, pg.QueryCanceled) and CANCELED in text:
+        return contested(table)
+    if isinstance(error, pg.LockNotAvailable) and not table:
+        return made(SourceBusy, f"Somebody holds a lock at {where}: {text}", "It is retried.")
+    if table and isinstance(error, _NAMELESS) and error.diag.context:
+        return made(TableRefused, f"{nameless(table)} ({text}).", PATH_HINT)
     for kind, what, hint in _TABLE:
         if isinstance(error, kind) and table:
             return made(TableRefused, f"Table {table} {what} ({text}).", hint)
-    if "snapshot" in text and isinstance(error, (pg.UndefinedObject, pg.InvalidParameterValue)):
-        return made(SnapshotLost, f"The snapshot of this run at {where} is gone: {text}", "")
+    if _GONE_SNAPSHOT.match(said):
+        return made(SnapshotLost, f"The snapshot of this run at {where} is gone: {said}", "")
     if isinstance(error, (pg.FeatureNotSupported, pg.ObjectNotInPrerequisiteState)) and not table:
         return made(SnapshotRefused, f"{where} hands out no snapshot: {text}", SNAPSHOT_HINT)
     if table:
-        return made(TableRefused, f"Table {table} at {where} could not be read: {text}.", "")
+        hint = next((mend for begins, mend in _UNREAD.items() if state.startswith(begins)), "")
+        return made(TableRefused, f"Table {table} at {where} could not be read: {text}.", hint)
     return made(SourceError, f"{where} could not be read: {text}.", "")
 
 
@@ -373,7 +486,8 @@ _CONNECTING: Sequence[tuple[tuple[str, ...], type[SourceError], str, str]] = (
         "End another replication connection, or raise the server's max_wal_senders.",
     ),
     (
-        ("start wal sender", "startup parameter: replication"),
+        # The last servers that write it in one word are 15.
+        ("start wal sender", "start walsender", "startup parameter: replication"),
         SourceRefused,
         "refused a replication connection",
         "Give the role the REPLICATION attribute (ALTER ROLE … REPLICATION), and connect to the"

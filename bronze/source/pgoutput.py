@@ -30,6 +30,8 @@ _TEXT, _NULL, _UNCHANGED = b"tnu"
 _HEAD = 5
 _INLINE = 12
 _PADDING = 16
+# So many values, of one column or of several, are made views of at once.
+_TOGETHER = 1 << 16
 
 Numbers = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
@@ -205,25 +207,34 @@ def _tuples(
     counts = data[at].astype(np.int64) << 8 | data[at + 1]
     if (counts != len(names)).any():
         raise Mismatch("A row in the stream has other columns than its relation.")
+    if not len(at):
+        return _nothing(names, 0), [None] * len(names), at
     at = at + 2
     columns: list[pl.Series] = []
     unchanged: list[Flags | None] = []
     words = np.lib.stride_tricks.sliding_window_view(data, 4)
-    for name in names:
-        kind = data[at]
-        there = kind == _TEXT
-        if not (there | (kind == _NULL) | (kind == _UNCHANGED)).all():
+    # A step for each column and each piece costs more than the values of wide rows.
+    together = max(1, _TOGETHER // len(at))
+    for first in range(0, len(names), together):
+        group = names[first : first + together]
+        kinds = np.empty((len(group), len(at)), np.uint8)
+        starts, sizes = (np.empty(kinds.shape, np.int64) for _ in range(2))
+        for i in range(len(group)):
+            kinds[i] = data[at]
+            there = kinds[i] == _TEXT
+            sizes[i] = np.where(there, words[at + 1].view(">u4")[:, 0], 0)
+            starts[i] = at + _HEAD
+            at = at + 1 + (_HEAD - 1) * there + sizes[i]
+            # The views are not looked at again: what they say is read, whatever it is.
+            if (at > limits).any():
+                raise Mismatch("A value in the stream is longer than its message.")
+        there, same = kinds == _TEXT, kinds == _UNCHANGED
+        if not (there | (kinds == _NULL) | same).all():
             raise Mismatch("A value in the stream is no text.")
-        sizes = np.where(there, words[np.where(there, at + 1, 0)].view(">u4")[:, 0], 0)
-        sizes = sizes.astype(np.int64)
-        following = np.where(there, at + _HEAD + sizes, at + 1)
-        # The views are not looked at again: what they say is read, whatever it is.
-        if (following > limits).any():
-            raise Mismatch("A value in the stream is longer than its message.")
-        columns.append(_viewed(data, at + _HEAD, sizes, there, any_bytes).alias(name))
-        same = kind == _UNCHANGED
-        unchanged.append(same if same.any() else None)
-        at = following
+        texts = _viewed(data, starts.ravel(), sizes.ravel(), there.ravel(), any_bytes)
+        size = kinds.shape[1]
+        columns += [texts.slice(i * size, size).alias(name) for i, name in enumerate(group)]
+        unchanged += [same[i] if found else None for i, found in enumerate(same.any(axis=1))]
     frame = pl.DataFrame(columns) if columns else pl.DataFrame(height=len(at))
     return frame, unchanged, at
 
@@ -276,9 +287,16 @@ def _spread(rows: pl.DataFrame, places: Flags) -> pl.DataFrame:
     if not rows.width:
         return pl.DataFrame(height=len(places))
     if not places.any():
-        return rows.clear(len(places))
+        return _nothing(rows.columns, len(places))
     at = pl.Series(np.where(places, np.cumsum(places) - 1, -1), dtype=pl.Int64)
     return rows.select(pl.all().gather(at.set(at < 0, None)))
+
+
+def _nothing(names: Sequence[str], height: int) -> pl.DataFrame:
+    if not names:
+        return pl.DataFrame(height=height)
+    nothing = pl.Series([None], dtype=pl.String).new_from_index(0, height)
+    return pl.DataFrame([nothing.alias(name) for name in names])
 
 
 def _placed(flags: Flags, places: Flags) -> Flags:

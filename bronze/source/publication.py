@@ -6,6 +6,8 @@ gets a table, after the slot was made lacks the changes before, and nothing says
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +23,7 @@ from bronze.source.statement import quoted
 GENERATED = 180000
 """The version from which on stored generated columns can be published."""
 
+_SCHEMAS = 150000
 _PUBLISH = "insert, update, delete, truncate"
 _ATTEMPTS = 5
 
@@ -63,6 +66,7 @@ class Part:
 class Published:
     """A publication as it is. ``filtered`` and ``attributes`` are those of its tables, by oid."""
 
+    oid: int
     owned: bool
     everything: bool
     publishes: bool
@@ -147,7 +151,7 @@ def unpublish(connection: Connection, publication: str) -> None:
 
 
 def carried(connection: Connection, relation: Relation, publication: str) -> frozenset[str]:
-    """The names of the table's columns that the stream has; none if it is not published.
+    """The names of the table's columns that a stream has, whatever a column list leaves out now.
 
     Virtual generated columns are never among them, stored ones only with PostgreSQL 18 and
     ``publish_generated_columns = stored``, or a column list that names them.
@@ -155,10 +159,41 @@ def carried(connection: Connection, relation: Relation, publication: str) -> fro
     Raises:
         psycopg.Error
     """
-    published = find(connection, publication)
-    if published is None or relation.oid not in published.attributes:
+    part = parts_of(connection, [relation]).get(relation.oid)
+    if part is None:
         return frozenset()
-    return published.attributes[relation.oid]
+    published = find(connection, publication)
+    listed = published.attributes.get(relation.oid, frozenset()) if published else frozenset()
+    stored = connection.info.server_version >= GENERATED and (not published or published.generated)
+    return (
+        frozenset(part.columns) - part.virtual - (frozenset() if stored else part.stored - listed)
+    )
+
+
+def coverage(
+    connection: Connection, publication: str, relations: Sequence[Relation]
+) -> Mapping[int, str]:
+    """By each table's oid a fingerprint of how the server's log and the publication tell of it.
+
+    It is another one once the publication, the table's place in it, or a replica identity has been
+    changed, though it be what it was by now: what was committed in between may never be sent.
+    Tables that are not published have none.
+
+    Raises:
+        psycopg.Error
+    """
+    version = connection.info.server_version
+    marks = dict(_rows(connection, _marks(version), {"name": publication}))
+    parts = parts_of(connection, relations)
+    found = {}
+    for relation in relations:
+        if relation.oid in marks and relation.oid in parts:
+            known = sorted(
+                (leaf.label, leaf.replica, leaf.identity) for leaf in leaves(relation, parts)
+            )
+            told = json.dumps([marks[relation.oid], known])
+            found[relation.oid] = hashlib.sha256(told.encode()).hexdigest()[:16]
+    return found
 
 
 def identity(
@@ -175,6 +210,38 @@ def identity(
     """
     parts = parts_of(connection, relations)
     return {r.label: _common(r, parts) for r in relations if r.oid in parts}
+
+
+def telling(
+    connection: Connection, targets: Sequence[tuple[Relation, Sequence[str]]]
+) -> Mapping[int, tuple[str, ...]]:
+    """By each table's oid the columns by which a stream tells its rows apart at any moment.
+
+    Args:
+        connection: to the source.
+        targets: the tables, each with the columns of its key.
+
+    Raises:
+        psycopg.Error
+    """
+    parts = parts_of(connection, [relation for relation, _ in targets])
+    return {r.oid: apart(r, parts, key) for r, key in targets if r.oid in parts}
+
+
+def apart(relation: Relation, parts: Parts, key: Sequence[str]) -> tuple[str, ...]:
+    """The columns by which a stream tells a table's rows apart at any moment; none if it cannot.
+
+    That is the key where PostgreSQL keeps it unique. Rows that may share a key, be it within a
+    transaction alone, are known by the old rows that are logged: by unique columns in these, or
+    by all columns (REPLICA IDENTITY FULL), for then rows that are alike are of equal worth.
+    """
+    if relation.enforces(key):
+        return tuple(key)
+    logged = _common(relation, parts)
+    whole = all(leaf.replica == "f" for leaf in leaves(relation, parts))
+    if set(key) <= set(logged) and (whole or relation.enforces(logged)):
+        return logged
+    return ()
 
 
 _PARTS = """
@@ -257,11 +324,13 @@ FROM pg_publication p WHERE p.pubname = %(name)s
 """
 
 
+# 14 names no columns, and 15 generated ones too, which no server before 18 sends.
 _MEMBERS = """
-SELECT c.oid::int8, to_jsonb(t) ->> 'rowfilter' IS NOT NULL, coalesce(
-    (SELECT array_agg(value) FROM jsonb_array_elements_text(to_jsonb(t) -> 'attnames')),
-    (SELECT array_agg(attname::text) FROM pg_attribute
-     WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped AND attgenerated = ''), '{}')
+SELECT c.oid::int8, to_jsonb(t) ->> 'rowfilter' IS NOT NULL, ARRAY(
+    SELECT attname::text FROM pg_attribute
+    WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped
+      AND (attgenerated = '' OR %(generated)s)
+      AND coalesce(to_jsonb(t) -> 'attnames' ? attname::text, true))
 FROM pg_publication_tables t
 JOIN pg_namespace n ON n.nspname = t.schemaname
 JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename
@@ -269,7 +338,23 @@ WHERE t.pubname = %(name)s
 """
 
 
-_LISTED = "SELECT prrelid::int8 FROM pg_publication_rel WHERE prpubid = %(oid)s::oid"
+def _marks(version: int) -> str:
+    """The query for the rows of the catalog that put tables into a publication.
+
+    Options that are changed and changed back leave another xmin; a table that is taken out and put
+    in again has another row.
+    """
+    schemas = "pg_publication_namespace"
+    if version < _SCHEMAS:
+        schemas = "(SELECT NULL::oid oid, NULL::oid pnpubid, NULL::oid pnnspid, NULL::xid xmin)"
+    return f"""
+    SELECT c.oid::int8, concat_ws(' ', p.oid, p.xmin, r.oid, r.xmin, n.oid, n.xmin)
+    FROM pg_publication p CROSS JOIN pg_class c
+    LEFT JOIN pg_publication_rel r ON r.prpubid = p.oid AND r.prrelid = c.oid
+    LEFT JOIN {schemas} n ON n.pnpubid = p.oid AND n.pnnspid = c.relnamespace
+    WHERE p.pubname = %(name)s AND c.relkind IN ('r', 'p')
+      AND (p.puballtables OR r.oid IS NOT NULL OR n.oid IS NOT NULL)
+    """  # noqa: S608 - no word of it is from outside
 
 
 def find(connection: Connection, publication: str) -> Published | None:
@@ -282,19 +367,32 @@ def find(connection: Connection, publication: str) -> Published | None:
     if not found:
         return None
     oid, owned, everything, publishes, by_root, generated = found[0]
-    members = _rows(connection, _MEMBERS, {"name": publication})
-    named = _rows(connection, _LISTED, {"oid": oid})
+    version = connection.info.server_version
+    wanted = {"name": publication, "generated": version >= GENERATED}
+    members = _rows(connection, _MEMBERS, wanted)
+    marks = _rows(connection, _marks(version), {"name": publication})
     return Published(
+        oid=oid,
         owned=owned,
         everything=everything,
         publishes=publishes,
         by_root=by_root,
         generated=generated,
         # Where changes keep their partitions' names, a root is not among the members.
-        listed=frozenset(row[0] for row in (*members, *named)),
+        listed=frozenset(row[0] for row in (*members, *marks)),
         filtered=frozenset(row[0] for row in members if row[1]),
         attributes={row[0]: frozenset(row[2]) for row in members},
     )
+
+
+def number(connection: Connection, publication: str) -> int | None:
+    """The publication's oid, None where it is not there.
+
+    Raises:
+        psycopg.Error
+    """
+    found = _rows(connection, _PUBLICATION, {"name": publication})
+    return found[0][0] if found else None
 
 
 def mending(
@@ -317,17 +415,6 @@ def mending(
     if missing:
         todo.append(f"ALTER PUBLICATION {name} ADD TABLE {_tables(missing, parts)}")
     return todo
-
-
-def lacking(published: Published | None, relations: Sequence[Relation]) -> list[Relation]:
-    """The tables that a publication does not bring all changes of."""
-    if published is None or not published.publishes:
-        return list(relations)
-    return [
-        r
-        for r in relations
-        if r.oid not in published.listed or (r.kind == "partitioned" and not published.by_root)
-    ]
 
 
 def _options(

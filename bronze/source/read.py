@@ -19,6 +19,7 @@ import psycopg
 import pyarrow as pa
 from psycopg import errors as pg
 
+from bronze import portion
 from bronze.errors import (
     ConfigError,
     Mismatch,
@@ -29,7 +30,17 @@ from bronze.errors import (
 )
 from bronze.model import Column, Kind, Origin
 from bronze.source import tunnel
-from bronze.source.connect import connect, explain, forget, located
+from bronze.source.connect import (
+    CANCELED,
+    PATH_HINT,
+    connect,
+    contested,
+    explain,
+    forget,
+    located,
+    nameless,
+    through,
+)
 
 # What follows the reading takes several times the memory of the rows themselves, so it is given
 # few at a time: a quarter less memory in all, at no cost in time (measured).
@@ -68,25 +79,35 @@ def rows(
     Raises:
         SourceError: and its kinds; a `TableRefused` where only this table is at fault.
     """
+    most = portion.rows(_PART_VALUES, len(columns) + 1)
     with _reachable(origin) as url:
         for condition in where:
             try:
                 raw = _fetch(origin, url, session, f"{query} WHERE {condition}", table, guarded)
             except _Untranslated as error:
                 raise _located(origin, session, query, condition, columns, error) from None
-            yield from (_typed(part, columns, table) for part in _parts(raw))
+            parts = portion.of(raw, most, _PART_BYTES)
+            del raw
+            yield from (_typed(part, columns, table) for part in parts)
 
 
-def _parts(raw: pa.Table) -> Iterator[pa.Table]:
-    fitting = raw.num_rows * _PART_BYTES // max(raw.nbytes, 1)
-    step = max(1, min(fitting, _PART_VALUES // raw.num_columns))
-    for start in range(0, raw.num_rows, step):
-        yield raw.slice(start, step)
+def reachable(origin: Origin) -> None:
+    """Makes sure that the parallel reads can reach a source as the config says.
+
+    Raises:
+        ConfigError: a connection parameter cannot be kept by them.
+        SourceError
+    """
+    with _reachable(origin):
+        pass
 
 
 @contextmanager
 def _reachable(origin: Origin) -> Iterator[str]:
-    given = located(origin)
+    given = dict(located(origin))
+    if not through(origin):
+        # connectorx asks for the query's types before it pins, and a pooler takes no options.
+        given["options"] = f"{given.get('options', '')} -c search_path=".strip()
     if tunnel.needed(given):
         with tunnel.relay(given) as relayed:
             yield _url(relayed)
@@ -139,7 +160,10 @@ def _why(
     text = " ".join(str(error).split())
     low = text.lower()
     if any(word in low for word in _FULL):
-        return SourceBusy(f"{origin.name} has no connection free.", table=table)
+        full = explain(psycopg.OperationalError(text), origin)
+        return SourceBusy(full.message, hint=full.hint, table=table)
+    if CANCELED in low:
+        return contested(table)
     try:
         with connect(origin) as probe:
             for statement in (*session, f"EXPLAIN {query}"):
@@ -163,6 +187,8 @@ def _why(
         )
     if unknown := _UNKNOWN.search(text):
         return _Untranslated(unknown[1], table=table)
+    if "does not exist" in low:
+        return TableRefused(f"{nameless(table)}.", hint=PATH_HINT, table=table)
     said = "PostgreSQL refused a value of one of its rows" if guarded else _without_values(text)
     return TableRefused(
         f"Table {table} could not be read: {said}.",
@@ -211,10 +237,7 @@ def _located(
 
 
 # Whoever reads twice is to find the rows in the same order.
-_IN_ORDER = (
-    "SET LOCAL synchronize_seqscans = off",
-    "SET LOCAL max_parallel_workers_per_gather = 0",
-)
+_IN_ORDER = ("SET LOCAL max_parallel_workers_per_gather = 0",)
 
 
 def _read_before(origin: Origin, session: Sequence[str], query: str) -> int | None:

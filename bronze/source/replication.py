@@ -9,26 +9,23 @@ larger than is put aside in files.
 
 from __future__ import annotations
 
-import itertools
 import select
 import struct
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import psycopg
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from psycopg import pq
 
 from bronze.errors import Mismatch, SourceBusy, SourceUnreachable
 from bronze.model import Origin
 from bronze.source import pgoutput, slot
-from bronze.source.batch import Batch, Gathered, Piece, remove
+from bronze.source.batch import Batch, Gathered, Piece, Spool
 from bronze.source.connect import explain, mapped
 from bronze.source.past import Past
 from bronze.source.pgoutput import Described
@@ -93,6 +90,8 @@ class Receiver:
         # Of what is open, that of the tables that the transaction at hand has touched.
         self._touched: dict[int, list[Any]] = {}
         self._kept, self._full = 0, False
+        # Whether the transaction at hand is of our tables: servers before 15 send empty ones, too.
+        self._ours = False
         self._batch, self._past = Batch(), past
         self._begin: pgoutput.Begin | None = None
         self._lock = threading.Condition()
@@ -103,9 +102,7 @@ class Receiver:
         self._flushed = self._idle = 0
         self._told, self._every = 0.0, _STATUS_EVERY
         self._silence, self._heard, self._lost = 0.0, 0.0, lost
-        self._cipher = AESGCM(AESGCM.generate_key(256))
-        self._folder = tempfile.TemporaryDirectory(prefix="bronze-stream-")
-        self._numbers = itertools.count()
+        self._spools: list[Spool] = []
         self._thread = threading.Thread(target=self._run, name="bronze receiver", daemon=True)
 
     def __enter__(self) -> Receiver:
@@ -134,7 +131,7 @@ class Receiver:
         result = self._pg.exec_(self._start.encode())
         if result.status == pq.ExecStatus.COPY_BOTH:
             return True
-        error = psycopg.errors.error_from_result(result)
+        error = _error(result)
         if not isinstance(error, psycopg.errors.ObjectInUse):
             raise error
         if last:
@@ -153,7 +150,8 @@ class Receiver:
         self._close()
 
     def _close(self) -> None:
-        self._folder.cleanup()
+        for spool in self._spools:
+            spool.close()
         with suppress(psycopg.Error):
             self._connection.close()
 
@@ -208,6 +206,16 @@ class Receiver:
                 self._offer()
             with suppress(psycopg.Error):
                 self._status(last=True)
+        except psycopg.errors.UndefinedObject as error:
+            # Servers before 18 end the stream where there is no publication.
+            self._fail(
+                SourceBusy(
+                    f"The source {self._origin.name} has ended the stream:"
+                    f" {error.diag.message_primary}.",
+                    hint="It is begun anew, and all tables are compared.",
+                    sqlstate=error.sqlstate or "",
+                )
+            )
         except psycopg.Error as error:
             self._fail(explain(error, self._origin))
         except BaseException as error:  # whatever it is, the one who waits has to hear of it
@@ -239,7 +247,7 @@ class Receiver:
     def _ended(self) -> None:
         result = self._pg.get_result()
         if result is not None and result.status == pq.ExecStatus.FATAL_ERROR:
-            raise psycopg.errors.error_from_result(result)
+            raise _error(result)
         raise SourceUnreachable(
             f"The source {self._origin.name} has ended the stream.", hint="It is begun again."
         )
@@ -252,7 +260,7 @@ class Receiver:
             self._heard = time.monotonic()
             return
         due = self._batch.began + self._interval - time.monotonic()
-        wait = min(_PATIENCE, max(due, 0.005)) if self._batch.transactions else _PATIENCE
+        wait = min(_PATIENCE, max(due, 0.005)) if self._batch.position else _PATIENCE
         if select.select([self._pg.socket], [], [], wait)[0]:
             self._pg.consume_input()
             self._heard = time.monotonic()
@@ -278,9 +286,9 @@ class Receiver:
                 self._first(oid, body)
         elif kind == pgoutput.BEGIN:
             self._begin = pgoutput.begin(body)
-            if not self._batch.transactions:
+            if not self._batch.position:
                 self._batch.began = time.monotonic()
-            self._touched = {}
+            self._touched, self._ours = {}, False
         elif kind == pgoutput.COMMIT:
             self._committed(pgoutput.commit(body))
         elif kind == pgoutput.RELATION:
@@ -302,6 +310,7 @@ class Receiver:
         self._touched[oid] = messages
 
     def _table(self, oid: int) -> Gathered:
+        self._ours = True
         if oid not in self._batch.tables:
             if oid not in self._relations:
                 raise Mismatch(f"The stream did not describe the relation {oid}.")
@@ -313,14 +322,14 @@ class Receiver:
         gathered = self._batch.tables.get(oid)
         if gathered:
             known = gathered.described
-            gathered.drifted |= (known.columns, known.told) != (described.columns, described.told)
+            gathered.drifted |= known.columns != described.columns
+            # What counts is told with each of the batch's changes.
+            gathered.described = replace(known, told=known.told & described.told)
         self._relations[oid] = described
 
     def _empty(self, oid: int) -> None:
         if oid in self._tables and self._begin:
             gathered = self._table(oid)
-            for piece in gathered.pieces:
-                remove(piece)
             gathered.pieces.clear()
             self._open.pop(oid, None)
             self._touched.pop(oid, None)
@@ -335,7 +344,7 @@ class Receiver:
         self._idle_at(0)
         batch.position = end
         batch.committed = begin.committed if begin else 0
-        batch.transactions += 1
+        batch.transactions += self._ours
         self._full = batch.size + self._kept >= self._memory
         self._offer()
 
@@ -348,14 +357,21 @@ class Receiver:
             self._batch.changes += len(messages)
             self._batch.size += len(piece.data)
             if self._batch.size > self._memory:
-                path = Path(self._folder.name) / str(next(self._numbers))
-                piece.put_aside(path, self._cipher)
+                piece.put_aside(self._spool())
         self._open, self._marks, self._touched, self._kept = {}, {}, {}, 0
+
+    def _spool(self) -> Spool:
+        """The file of the batch."""
+        if self._batch.spool is None:
+            self._batch.spool = Spool()
+            self._spools = [spool for spool in self._spools if not spool.closed]
+            self._spools.append(self._batch.spool)
+        return self._batch.spool
 
     def _offer(self) -> None:
         """Hands the batch over if it is due and somebody waits for it."""
         batch = self._batch
-        if self._begin is not None or not batch.transactions:
+        if self._begin is not None or not batch.position:
             return
         with self._lock:
             if not batch.tables and not self._ready:
@@ -382,7 +398,7 @@ class Receiver:
         (position,) = _POSITION.unpack_from(message, 1)
         if self._past and self._begin is None:
             self._past.passed(position)
-        if self._begin is None and not self._batch.transactions:
+        if self._begin is None and not self._batch.position:
             self._idle_at(position)
         if message[17]:
             self._told = 0.0
@@ -400,3 +416,9 @@ class Receiver:
             _STATUS.pack(b"r", flushed, flushed, flushed, clock, 0 if last else 1)
         )
         self._pg.flush()
+
+
+def _error(result: pq.abc.PGresult) -> psycopg.Error:
+    """The error of a result. One without an SQLSTATE is libpq's own: the connection is gone."""
+    error = psycopg.errors.error_from_result(result)
+    return error if error.sqlstate else psycopg.OperationalError(str(error))

@@ -2,7 +2,8 @@
 
 Heaps are split by pages, as ranges of ``ctid``: that needs no key, is even however the data is
 skewed, and is complete by construction, as the first range starts at the first page and the last
-one is open. What has no pages is split by ranges of its first key column, or read whole.
+one is open. What has no pages, or keeps its ``ctid`` from the role, is split by ranges of its first
+key column, or read whole.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from itertools import pairwise
 from typing import Any
 
 from bronze.source.catalog import Relation
+from bronze.source.comparison import PLAIN, comparisons
 from bronze.source.connect import Connection
 from bronze.source.statement import literal, quoted
 
 # A value stored out of line is usually compressed: it takes more room with us than on disk.
 TOAST_GROWTH = 4
 # PostgreSQL 14 is the first that scans a range of ctids without reading the whole table.
-_CTID_RANGES = 140_000
+CTID_RANGES = 140_000
 
 WHOLE = "true"
 
@@ -45,7 +47,7 @@ def slices(
         size: the bytes of source data that one slice should hold.
         key: columns whose first one may be used for ranges where there are no pages.
     """
-    if relation.heaps and version >= _CTID_RANGES:
+    if relation.heaps and version >= CTID_RANGES and "ctid" in relation.system:
         return list(by_pages(relation, size))
     total = _estimate(connection, relation)
     count = -(-total // size)
@@ -95,6 +97,7 @@ def by_key(
 ) -> list[Slice]:
     """Ranges of one column at its quantiles; rows where it is NULL are in the first one."""
     name = quoted(column)
+    how = comparisons(connection, relation.schema, relation.name).get(column, PLAIN)
     shares = [i / count for i in range(1, count)]
     row: Any = connection.execute(
         f"SELECT percentile_disc(ARRAY{shares}::float8[]) WITHIN GROUP (ORDER BY {name})::text[],"  # noqa: S608
@@ -105,14 +108,19 @@ def by_key(
     bounds = [f"{literal(b)}::{kind}" for b in dict.fromkeys(found or []) if b is not None]
     if not bounds:
         return [Slice(WHOLE, total)]
-    wheres = [f"({name} < {bounds[0]} OR {name} IS NULL)"]
-    wheres += [f"{name} >= {low} AND {name} < {high}" for low, high in pairwise(bounds)]
-    wheres.append(f"{name} >= {bounds[-1]}")
+    wheres = [f"({name} {how.less} {bounds[0]} OR {name} IS NULL)"]
+    wheres += [
+        f"{name} {how.at_least} {low} AND {name} {how.less} {high}"
+        for low, high in pairwise(bounds)
+    ]
+    wheres.append(f"{name} {how.at_least} {bounds[-1]}")
     return [Slice(where, total // len(wheres)) for where in wheres]
 
 
 def _estimate(connection: Connection, relation: Relation) -> int:
-    query = f"EXPLAIN (FORMAT JSON) SELECT * FROM {quoted(relation.schema, relation.name)}"  # noqa: S608
+    names = ", ".join(quoted(a.name) for a in relation.attributes if a.readable)
+    table = quoted(relation.schema, relation.name)
+    query = f"EXPLAIN (FORMAT JSON) SELECT {names} FROM {table}"  # noqa: S608 - quoted names
     row: Any = connection.execute(query).fetchone()
     plan = (json.loads(row[0]) if isinstance(row[0], str) else row[0])[0]["Plan"]
     return int(plan["Plan Rows"] * max(plan["Plan Width"], 1)) + TOAST_GROWTH * relation.toast

@@ -18,7 +18,8 @@ from psycopg.conninfo import make_conninfo
 
 from bronze.errors import BronzeError, ConfigError, SourceBusy, SourceRefused
 from bronze.model import Origin
-from bronze.source.connect import Connection, mapped, parameters, pinning
+from bronze.source.connect import Connection, mapped, parameters
+from bronze.source.pins import pinning
 from bronze.source.statement import quoted
 from bronze.source.types import ANY_BYTES
 
@@ -216,6 +217,56 @@ def drop(connection: Connection, name: str) -> None:
         ) from error
 
 
+_ABANDONED = """
+SELECT s.slot_name::text, s.active_pid
+FROM pg_replication_slots s
+WHERE s.database = current_database() AND s.active_pid IS NOT NULL
+  AND ((s.slot_name = %(own)s AND s.confirmed_flush_lsn IS NULL)
+       OR (s.temporary AND s.slot_name ~ %(others)s))
+"""
+_TEMPORARY = 50
+_GONE_PATIENCE, _GONE_PAUSE = 5.0, 0.02
+
+
+def temporary_name(own: str, suffix: str) -> str:
+    """The name of a temporary slot beside the slot ``own``; ``suffix`` are 8 hexadecimal digits."""
+    if len(own) > _TEMPORARY:
+        digest = hashlib.blake2b(own.encode(), digest_size=4).hexdigest()
+        own = f"{own[: _TEMPORARY - len(digest)]}{digest}"
+    return f"{own}_{suffix}"
+
+
+def end_abandoned(connection: Connection, own: str) -> None:
+    """Ends what a process that was killed has left behind: sessions that still wait to make the
+    slot ``own``, or a temporary one beside it.
+
+    The server notices that their client is gone only once the slot is there. Call it only with the
+    right to the slot (see `claim`).
+
+    Raises:
+        SourceBusy: they do not go.
+        psycopg.Error
+    """
+    wanted = {"own": own, "others": f"^{temporary_name(own, '[0-9a-f]{8}')}$"}
+    until = time.monotonic() + _GONE_PATIENCE
+    while left := connection.execute(_ABANDONED, wanted).fetchall():
+        for name, pid in left:
+            try:
+                connection.execute("SELECT pg_terminate_backend(%s)", [pid])
+            except pg.InsufficientPrivilege as error:
+                raise _abandoned(str(name), pid) from error
+        if time.monotonic() > until:
+            raise _abandoned(*map(str, left[0]))
+        time.sleep(_GONE_PAUSE)
+
+
+def _abandoned(name: str, pid: object) -> SourceBusy:
+    return SourceBusy(
+        f"Replication slot {name} is being made by server process {pid}, whose client is gone.",
+        hint=f"End it: SELECT pg_terminate_backend({pid}).",
+    )
+
+
 def walsender(origin: Origin) -> Connection:
     """A connection that can make slots and stream from them, in autocommit mode.
 
@@ -231,7 +282,8 @@ def walsender(origin: Origin) -> Connection:
     with mapped(origin):
         connection = psycopg.connect(make_conninfo("", **given), autocommit=True)
         try:
-            connection.execute(pinning(replace(origin, statement_timeout=0, lock_timeout=0)))
+            patient = replace(origin, statement_timeout=0, lock_timeout=0)
+            connection.execute(pinning(patient).encode())
         except BaseException:
             connection.close()
             raise

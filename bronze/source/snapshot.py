@@ -4,12 +4,15 @@ One transaction, REPEATABLE READ and read only, is held open for as long as the 
 first takes an ACCESS SHARE lock on every table, as pg_dump does: what a snapshot shows is only
 true as long as nobody truncates or rewrites the table beneath it. Only then it takes the snapshot
 and exports it, so that no such change can lie between the two.
+
+A snapshot that another session has exported is there before the locks. Which tables were changed
+in between is asked of `changed` then.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +20,7 @@ import psycopg
 
 from bronze.errors import BronzeError, SnapshotLost, SnapshotRefused
 from bronze.model import Origin
+from bronze.source import definition
 from bronze.source.catalog import Relation, relations
 from bronze.source.connect import (
     SNAPSHOT_HINT,
@@ -25,14 +29,17 @@ from bronze.source.connect import (
     connect,
     explain,
     mapped,
-    pinning,
 )
+from bronze.source.pins import pinning
 from bronze.source.statement import literal, quoted
 
 Consistency = Literal["run", "per-table"]
 
 # LOCK TABLE knows only these; the others are locked by a SELECT, after the snapshot.
 _LOCKABLE = ("table", "partitioned", "view")
+# It takes the lock of a SELECT with all that it asks for, and reads no row.
+_PROBE = "SELECT FROM {} LIMIT 0"
+_AT_ONCE = 50
 
 BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
@@ -80,7 +87,19 @@ class Snapshot:
     def session(self, origin: Origin) -> tuple[str, ...]:
         """The statements with which another connection joins the snapshot."""
         joining = [f"SET TRANSACTION SNAPSHOT '{self.name}'"] if self.name else []
-        return (BEGIN, *joining, pinning(origin))
+        # They end with the transaction: whoever has the session next has none of them.
+        return (BEGIN, *joining, pinning(origin, local=True))
+
+    def give_way(self, origin: Origin) -> None:
+        """Cancels reads that wait for those who wait for the snapshot's own locks.
+
+        An ALTER waits until the tables are no longer locked, and whoever wants to read one of them
+        queues up behind it: our reads, which would wait for ever, and everybody else's. To
+        PostgreSQL that is no deadlock, as it does not know that the snapshot waits for the reads.
+        """
+        with suppress(psycopg.Error), self.holder.transaction():
+            self.holder.execute("SELECT pg_stat_clear_snapshot()")
+            self.holder.execute(_GIVE_WAY, [origin.application_name])
 
     def alive(self) -> bool:
         """Whether the transaction that holds the snapshot is still there."""
@@ -91,6 +110,15 @@ class Snapshot:
         return True
 
 
+_GIVE_WAY = """
+SELECT pg_cancel_backend(a.pid) FROM pg_stat_activity a
+WHERE a.application_name = %s AND a.usename = session_user AND a.datname = current_database()
+  AND a.wait_event_type = 'Lock' AND a.pid <> pg_backend_pid()
+  AND EXISTS (SELECT FROM unnest(pg_blocking_pids(a.pid)) AS before
+              WHERE pg_backend_pid() = ANY(pg_blocking_pids(before)))
+"""
+
+
 @contextmanager
 def hold(
     origin: Origin,
@@ -98,7 +126,7 @@ def hold(
     wanted: Sequence[Relation],
     schemas: Sequence[str],
     consistency: Consistency,
-    export: Callable[[], tuple[str, int]] | None = None,
+    exported: tuple[str, int] | None = None,
 ) -> Iterator[Snapshot]:
     """Holds a snapshot of ``wanted`` on ``holder`` for as long as the context lasts.
 
@@ -108,8 +136,7 @@ def hold(
         wanted: what is to be read.
         schemas: where that is.
         consistency: whether all reads are of one snapshot.
-        export: another one's snapshot to join instead of taking one, with its position; it is
-            asked for once the tables are locked.
+        exported: another session's snapshot to join instead of taking one, and its position.
 
     Raises:
         SnapshotRefused: on a standby, or behind a pooler, with consistency "run".
@@ -119,16 +146,19 @@ def hold(
         _refuse_standby(origin, holder, consistency)
         # Asked before the snapshot is taken: whoever begins between the two began later.
         since = opened(holder)
+        name, position = exported or ("", None)
         holder.execute(BEGIN)
         try:
-            tables = [r for r in wanted if r.kind in _LOCKABLE]
-            refused = _lock(origin, holder, tables, "LOCK TABLE {} IN ACCESS SHARE MODE")
-            name, position = export() if export else ("", None)
             if name:
                 holder.execute(f"SET TRANSACTION SNAPSHOT {literal(name)}")
-            moment = _export(holder, consistency, position)
-            others = [r for r in wanted if r.kind not in _LOCKABLE]
-            refused += _lock(origin, holder, others, "SELECT FROM {} LIMIT 0")
+            tables = [r for r in wanted if r.kind in _LOCKABLE and r.whole]
+            refused = _lock(origin, holder, tables, "LOCK TABLE {} IN ACCESS SHARE MODE")
+            with _locked_by_columns(origin, wanted, refused):
+                moment = _export(holder, consistency, position)
+                # It shows what the catalog does not: policies, a view that was never populated, a
+                # foreign server that does not answer. It is also the lock of what knows no other.
+                left = [r for r in wanted if r.label not in {label for label, _ in refused}]
+                refused += _lock(origin, holder, left, _PROBE)
             failed = {label for label, _ in refused}
             locked = [r.oid for r in wanted if r.label not in failed]
             taken = Snapshot(
@@ -144,6 +174,33 @@ def hold(
             yield taken
         finally:
             _end(holder)
+
+
+def changed(held: Snapshot, now: Sequence[Relation]) -> frozenset[str]:
+    """The labels of the relations that are not what the snapshot shows any more.
+
+    They were altered, rewritten, truncated, dropped or made anew since; or got or lost partitions.
+
+    Args:
+        held: the snapshot, in which the relations are locked by now.
+        now: the relations as another session sees them after that.
+    """
+    seen = {relation.label: relation for relation in held.relations}
+    there = {relation.label: relation for relation in now}
+    return frozenset(
+        label
+        for label in seen.keys() | there.keys()
+        if label not in seen or label not in there or _differ(seen[label], there[label])
+    )
+
+
+def _differ(one: Relation, other: Relation) -> bool:
+    forms = [
+        (r.oid, r.key, [(a.number, a.name, a.type, a.not_null) for a in r.attributes], r.rewritten)
+        for r in (one, other)
+    ]
+    changed = definition.changed(one.definition, other.definition, storage=True)
+    return forms[0] != forms[1] or bool(changed)
 
 
 def _end(holder: Connection) -> None:
@@ -167,18 +224,48 @@ def _lock(
     origin: Origin, holder: Connection, wanted: Sequence[Relation], statement: str
 ) -> list[tuple[str, BronzeError]]:
     refused: list[tuple[str, BronzeError]] = []
-    for relation in wanted:
-        holder.execute("SAVEPOINT one")
-        try:
-            holder.execute(statement.format(quoted(relation.schema, relation.name)))
-            holder.execute("RELEASE SAVEPOINT one")
-        except psycopg.Error as error:
-            mine = explain(error, origin, relation.label)
-            if mine.retry:
-                raise mine from error
-            refused.append((relation.label, mine))
-            holder.execute("ROLLBACK TO SAVEPOINT one; RELEASE SAVEPOINT one")
+    for start in range(0, len(wanted), _AT_ONCE):
+        refused += _lock_some(origin, holder, wanted[start : start + _AT_ONCE], statement)
     return refused
+
+
+def _lock_some(
+    origin: Origin, holder: Connection, wanted: Sequence[Relation], statement: str
+) -> list[tuple[str, BronzeError]]:
+    asked = "; ".join(statement.format(quoted(r.schema, r.name)) for r in wanted)
+    try:
+        holder.execute(f"SAVEPOINT one; {asked}; RELEASE SAVEPOINT one")
+    except psycopg.Error as error:
+        mine = explain(error, origin, wanted[0].label)
+        if mine.retry:
+            raise mine from error
+        holder.execute("ROLLBACK TO SAVEPOINT one; RELEASE SAVEPOINT one")
+        if len(wanted) == 1:
+            return [(wanted[0].label, mine)]
+        # Which one it was is found out one by one.
+        return [fault for one in wanted for fault in _lock_some(origin, holder, [one], statement)]
+    return []
+
+
+@contextmanager
+def _locked_by_columns(
+    origin: Origin, wanted: Sequence[Relation], refused: list[tuple[str, BronzeError]]
+) -> Iterator[None]:
+    """Keeps tables locked of which only columns are granted, until the snapshot's own transaction
+    has locked them.
+
+    LOCK TABLE wants SELECT on the whole table, and a SELECT takes its snapshot before it locks. So
+    another transaction locks them first.
+    """
+    tables = [r for r in wanted if r.kind in _LOCKABLE and not r.whole]
+    if not tables:
+        yield
+        return
+    with connect(origin) as other:
+        other.execute("BEGIN READ ONLY")
+        refused += _lock(origin, other, tables, _PROBE)
+        yield
+        _end(other)
 
 
 # A transaction's beginning is shown a little after it was noted.

@@ -1,7 +1,7 @@
 """Values as PostgreSQL's own output text become the columns that `bronze.source.read` gives.
 
 Logical decoding sends each value as its type's output function writes it, from a session pinned
-like `bronze.source.connect.PINNED`. What is held and what is rejected is the type contract's, so
+like `bronze.source.pins.PINNED`. What is held and what is rejected is the type contract's, so
 that a row has the same values and the same row_hash whichever way it came.
 """
 
@@ -71,6 +71,8 @@ def typed(texts: pl.DataFrame, columns: Sequence[Text]) -> tuple[pl.DataFrame, p
     for series, column in zip(texts.get_columns(), columns, strict=True):
         values, refused = _column(series, column)
         held.append(values.cast(dtype(column.kind)).alias(column.target))
+        if not refused.any():
+            continue
         kept = series.filter(refused).str.strip_prefix(NO_TEXT)
         for row, value in zip(refused.arg_true(), kept, strict=True):
             line = json.dumps([column.name, value], ensure_ascii=False)

@@ -25,11 +25,9 @@ Where libpq and this relay differ:
 from __future__ import annotations
 
 import logging
-import shutil
 import socket
 import ssl
 import struct
-import tempfile
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -37,7 +35,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Final
 
 from bronze.errors import ConfigError, SourceError, SourceRefused
-from bronze.source import libpq
+from bronze.source import libpq, scratch
 from bronze.source.tls import READ, WRITE, Server, Stopped, dial, explain, reach, wait
 
 _log = logging.getLogger(__name__)
@@ -104,9 +102,8 @@ def relay(params: Mapping[str, str]) -> Iterator[dict[str, str]]:
 
 def _listen(stack: ExitStack, params: Mapping[str, str]) -> tuple[socket.socket, dict[str, str]]:
     if hasattr(socket, "AF_UNIX"):
-        # mkdtemp makes it for this user alone, who thereby guards the socket as well.
-        folder = tempfile.mkdtemp(prefix="bronze-")
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        # It is for this user alone, who thereby guards the socket as well.
+        folder = stack.enter_context(scratch.folder("bronze-tunnel-"))
         listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
         listener.bind(f"{folder}/.s.PGSQL.5432")
         near = {"host": folder, "port": "5432"}

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import pyarrow.parquet as pq
 
+from bronze import portion
 from bronze.model import DELETED, DataFile, Kind, Place, Stamp
 from bronze.table import files
 from bronze.table.files import CHANGE
 
 Rows = npt.NDArray[np.int64]
+Weights = npt.NDArray[np.float64]
 Changes = pl.DataFrame | DataFile
 """Changed rows as they are stored: in memory where they are few, else in a file."""
 
 GROUP = 30_000
 """A good size for a row group that is put together."""
+BYTES = 16 * 2**20
+"""The bytes in memory that such a row group may have."""
 
 
 def height(change: Changes) -> int:
@@ -39,19 +44,44 @@ def picked(
     layout: Sequence[tuple[str, Kind]],
 ) -> pl.DataFrame:
     """Some rows (their lines sorted) of the changes."""
+    gathered: pl.DataFrame = pl.concat(picks(place, change, lines, layout))
+    return gathered
+
+
+def picks(
+    place: Place,
+    change: Changes,
+    lines: Rows,
+    layout: Sequence[tuple[str, Kind]],
+) -> Iterator[pl.DataFrame]:
+    """The same a few at a time: those of a row group, or of a part of one."""
     names = [name for name, _ in layout]
     if isinstance(change, pl.DataFrame):
-        return change.select(names)[lines]
+        rows = change.select(names)
+        for start in range(0, max(len(lines), 1), GROUP):
+            yield rows[lines[start : start + GROUP]]
+        return
     parquet = files.opened(place, change)
-    counts = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
-    ends = np.cumsum(counts)
+    ends = np.cumsum(_counts(parquet))
     groups = np.unique(np.searchsorted(ends, lines, side="right"))
-    found = []
     for start, table in files.parts(parquet, layout, names, [int(g) for g in groups]):
         inside = lines[(lines >= start) & (lines < start + table.num_rows)]
-        found.append(pl.DataFrame(table)[inside - start])
-    gathered: pl.DataFrame = pl.concat(found)
-    return gathered
+        yield pl.DataFrame(table)[inside - start]
+
+
+def weights(place: Place, change: Changes) -> Weights:
+    """About how many bytes each row of the changes takes."""
+    if isinstance(change, pl.DataFrame):
+        return np.full(change.height, portion.size(change) / max(change.height, 1))
+    parquet = files.opened(place, change)
+    groups = [parquet.metadata.row_group(i) for i in range(parquet.num_row_groups)]
+    means = [group.total_byte_size / max(group.num_rows, 1) for group in groups]
+    return np.repeat(np.array(means, np.float64), _counts(parquet))
+
+
+def _counts(parquet: pq.ParquetFile) -> list[int]:
+    groups = range(parquet.num_row_groups)
+    return [int(parquet.metadata.row_group(i).num_rows) for i in groups]
 
 
 def marked(rows: pl.DataFrame, stamp: Stamp) -> pl.DataFrame:
@@ -80,7 +110,8 @@ class Gathered:
     def add(self, *frames: pl.DataFrame) -> None:
         """Keeps frames until they are enough."""
         self._frames += frames
-        if sum(frame.height for frame in self._frames) >= GROUP:
+        height = sum(frame.height for frame in self._frames)
+        if height >= GROUP or sum(portion.size(frame) for frame in self._frames) >= BYTES:
             self.flush()
 
     def flush(self) -> None:

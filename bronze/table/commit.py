@@ -17,7 +17,7 @@ from uuid import uuid4
 
 import tenacity
 
-from bronze.errors import CommitConflict, Overtaken
+from bronze.errors import CommitConflict, LakeError, Overtaken
 from bronze.model import DataFile, Kind, Place, Stored
 from bronze.table import files, store
 from bronze.table.log import Action, State, infos, read, write
@@ -171,6 +171,7 @@ def _info(change: Change, facts: Mapping[str, Any], now: int) -> Action:
 
 
 def _shaped(state: State | None, shape: Shape, now: int) -> list[Action]:
+    _prove_readable(shape)
     wanted = {**properties(shape.stats), **dict(shape.notes)}
     if state is None:
         metadata = {
@@ -200,6 +201,20 @@ def _shaped(state: State | None, shape: Shape, now: int) -> list[Action]:
     known = state.table.protocol().reader_features or ()
     upgrade = NTZ in needed.get("readerFeatures", ()) and NTZ not in known
     return [*([{"protocol": needed}] if upgrade else []), {"metaData": metadata}]
+
+
+def _prove_readable(shape: Shape) -> None:
+    # Once in the log, such names keep every reader from opening the table, for good.
+    spelled: dict[str, str] = {}
+    for name, _ in shape.columns:
+        other = spelled.get(name.lower())
+        if other is not None:
+            raise LakeError(
+                f"A table with the columns {other!r} and {name!r} could not be read: Delta takes"
+                " them for the same one.",
+                hint=f'Nothing was committed. Rename one: rename = {{ "{name}" = "{name}_2" }}',
+            )
+        spelled[name.lower()] = name
 
 
 def _not_overtaken(state: State, reached: Position) -> None:

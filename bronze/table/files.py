@@ -18,7 +18,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bronze import failpoint
+from bronze import failpoint, portion
 from bronze.model import DataFile, Kind, Place, Stored
 from bronze.table import store
 from bronze.table.statistics import Statistics
@@ -40,6 +40,8 @@ _NAME = re.compile(
 )
 # Few values at a time are read of the row groups of other writers, which may be large.
 _PART_VALUES = 1_200_000
+# A row group is read and written whole: it has no more bytes than this, or one row.
+_GROUP_BYTES = 32 * 2**20
 
 CHANGE = "_change_type"
 """The column of a file of the change data feed that says what happened to the row."""
@@ -76,7 +78,7 @@ class Output:
         return self
 
     def add(self, rows: pl.DataFrame | pa.Table) -> None:
-        """Adds a row group."""
+        """Adds a row group, or several where the rows are large."""
         table = rows if isinstance(rows, pa.Table) else _arrow(rows)
         if not table.num_rows:
             return
@@ -87,7 +89,8 @@ class Output:
             self._sink = self._stack.enter_context(store.writer(self._place, self._path))
             self._parquet = self._stack.enter_context(_parquet(self._sink, table))
         self._statistics.add(_frame(table.select(self._statistics.columns), table.num_rows))
-        self._parquet.write_table(table, row_group_size=table.num_rows)
+        for part in portion.of(table, table.num_rows, _GROUP_BYTES):
+            self._parquet.write_table(part, row_group_size=part.num_rows)
 
     def __exit__(
         self,
@@ -205,10 +208,11 @@ def parts(
     wanted = [(n, k) for n, k in layout if columns is None or n in columns]
     present = set(parquet.schema_arrow.names)
     names = [name for name, _ in wanted if name in present]
-    size = max(1, _PART_VALUES // max(1, len(names)))
+    most = portion.rows(_PART_VALUES, len(names))
     counts = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
     for number in range(len(counts)) if groups is None else groups:
         start = sum(counts[:number])
+        size = min(most, _fitting(parquet.metadata.row_group(number), names))
         if not names or counts[number] <= size:
             read = parquet.read_row_group(number, names, use_threads=False)
             yield start, conform(read, wanted, partition or {}, counts[number])
@@ -217,6 +221,20 @@ def parts(
             piece = pa.Table.from_batches([batch])
             yield start, conform(piece, wanted, partition or {}, piece.num_rows)
             start += piece.num_rows
+
+
+def _fitting(group: pq.RowGroupMetaData, names: Sequence[str]) -> int:
+    """How many rows of a group are read at once; most groups are read whole."""
+    if group.total_byte_size <= _GROUP_BYTES:
+        return int(group.num_rows)
+    chunks = (group.column(i) for i in range(group.num_columns))
+    wanted = set(names)
+    size = sum(
+        chunk.total_uncompressed_size
+        for chunk in chunks
+        if chunk.path_in_schema.partition(".")[0] in wanted or chunk.path_in_schema in wanted
+    )
+    return max(1, int(group.num_rows * _GROUP_BYTES // max(size, 1)))
 
 
 def conform(
@@ -228,7 +246,8 @@ def conform(
     for name, kind in layout:
         kept = arrow_type(kind)
         if name in present:
-            columns.append(table[name].cast(kept))
+            there = table[name]
+            columns.append(there if there.type == kept else there.cast(kept))
         elif constants.get(name) is not None:
             value = pa.scalar(constants[name]).cast(kept)
             columns.append(pa.chunked_array([pa.repeat(value, height)]))

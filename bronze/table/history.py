@@ -16,14 +16,13 @@ import polars as pl
 
 from bronze.model import DELETED, DataFile, Kind, Place, Stamp, Stored
 from bronze.table import files
-from bronze.table.changes import Changes, Gathered, Rows, marked, picked, read
+from bronze.table.changes import Changes, Gathered, Rows, marked, picks, read
 from bronze.table.partition import Outputs, column_of
 
 KIND = "change_type"
 """The column that says what a version is: an insert, an update, or a delete."""
 
 ORDER = "update_timestamp"
-_LINES = 30_000
 _HELD = "\0held"
 
 
@@ -80,9 +79,7 @@ def _changed(job: Append) -> Iterator[pl.DataFrame]:
     for change in job.changes:
         keys = read(job.place, change, job.key)
         last = latest(job.place, job.stored, job.layout, job.key, keys)
-        for start in range(0, keys.height, _LINES):
-            lines = np.arange(start, min(keys.height, start + _LINES))
-            rows = picked(job.place, change, lines, job.layout)
+        for rows in picks(job.place, change, np.arange(keys.height), job.layout):
             joined = rows.join(last, on=list(job.key), how="left", suffix=_HELD, nulls_equal=True)
             there = joined[f"record_status{_HELD}"].is_not_null()
             live = there & joined[f"record_status{_HELD}"].ne_missing(DELETED)

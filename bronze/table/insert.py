@@ -12,7 +12,7 @@ import polars as pl
 
 from bronze.model import DataFile, Kind, Place
 from bronze.table import files
-from bronze.table.changes import GROUP, Changes, Gathered, height, image, picked
+from bronze.table.changes import Changes, Gathered, height, image, picks
 from bronze.table.partition import Outputs, column_of
 
 
@@ -82,8 +82,7 @@ def insert(job: Insert) -> Inserted:
     ):
         kept, told = Gathered(output.add), Gathered(feed.add)
         for change, lines in zip(job.changes, job.lines, strict=True):
-            for start in range(0, len(lines), GROUP):
-                rows = picked(place, change, lines[start : start + GROUP], job.layout)
+            for rows in picks(place, change, lines, job.layout) if len(lines) else ():
                 kept.add(rows)
                 if job.feed:
                     told.add(image(rows, "insert"))

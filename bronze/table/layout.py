@@ -187,13 +187,16 @@ def planned(state: State, wish: Wish) -> tuple[tuple[Stored, ...], ...]:
 def _columns(state: State, wish: Wish) -> tuple[str, ...]:
     """Those to cluster by within a partition."""
     known = dict(state.columns)
-    wrong = [n for n in wish.cluster_by if n not in known or known[n].name not in _SORTABLE]
+    # A column keeps the table's spelling when the source changes the case of its name.
+    spelled = {name.lower(): name for name in known}
+    by = tuple(spelled.get(name.lower(), name) for name in wish.cluster_by)
+    wrong = [n for n in by if n not in known or known[n].name not in _SORTABLE]
     if wrong or len(wish.cluster_by) > _MOST_COLUMNS:
         raise LakeError(
             f"The table at {state.place.url} cannot be clustered by {', '.join(wish.cluster_by)}.",
             hint=f"Name up to {_MOST_COLUMNS} of its columns that hold numbers, texts or times.",
         )
-    return tuple(name for name in wish.cluster_by if name != state.partition)
+    return tuple(name for name in by if name != state.partition)
 
 
 def _spec(by: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bronze.model import DELETED, DataFile, Kind, Place, Stamp, Stored
+from bronze.table import changes as changing
 from bronze.table import files
 from bronze.table.changes import Changes, Gathered, Rows, height, image, marked, picked, read
 from bronze.table.partition import column_of, dated
@@ -133,6 +135,7 @@ def merge(job: Merge) -> Merged:
     # Rows that take each other's places leave a cluster one.
     name = files.clustered(batch, *cluster) if cluster else batch
     moved: list[pl.DataFrame] = []
+    weights = [changing.weights(job.place, change) for change in job.changes]
     with (
         files.data(job.place, name, job.stats, partition) as output,
         files.feed(job.place, batch, partition) as feed,
@@ -140,11 +143,9 @@ def merge(job: Merge) -> Merged:
         told = Gathered(feed.add)
         for start, table in _parts(job, parquet):
             mine = edits.filter(pl.col("row").is_between(start, start + table.num_rows - 1))
-            if mine.height:
-                here = mine.with_columns(pl.col("row") - start)
-                output.add(_edited(job, table, here, told, moved))
-            else:
-                output.add(table)
+            here = mine.with_columns(pl.col("row") - start)
+            for rows, few in _bounded(table, here, weights):
+                output.add(_edited(job, rows, few, told, moved) if few.height else rows)
         told.flush()
     updated = int((edits["line"].is_not_null()).sum())
     return Merged(
@@ -256,6 +257,24 @@ def _rows(
             found.append(pl.DataFrame(table)[inside - start])
     gathered: pl.DataFrame = pl.concat(found)
     return gathered
+
+
+def _bounded(
+    table: pa.Table, edits: pl.DataFrame, weights: Sequence[changing.Weights]
+) -> Iterator[tuple[pa.Table, pl.DataFrame]]:
+    """One row group with its edits, cut where the new rows are too large to be there at once."""
+    sizes = np.zeros(edits.height)
+    for source, known in enumerate(weights):
+        mine = (edits["source"] == source).fill_null(False)
+        sizes[mine.to_numpy()] = known[edits["line"].filter(mine).to_numpy()]
+    runs = (np.cumsum(sizes) - sizes) // changing.BYTES
+    starts = np.flatnonzero(np.diff(runs)) + 1
+    rows = edits["row"].to_numpy()
+    bounds = [0, *starts.tolist(), edits.height]
+    lows = [0, *rows[starts].tolist(), table.num_rows]
+    for i, (low, high) in enumerate(pairwise(lows)):
+        few = edits[bounds[i] : bounds[i + 1]].with_columns(pl.col("row") - low)
+        yield table.slice(low, high - low), few
 
 
 def _edited(

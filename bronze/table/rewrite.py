@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from bronze import portion
 from bronze.errors import Mismatch
 from bronze.model import DataFile, Kind, Place, Stored
 from bronze.table import files, store
@@ -27,8 +28,9 @@ _WEIGHED = 1_000
 _LOOKS = 8
 # What a job holds at once is a part of its memory: sorting copies, and sizes are estimates.
 _ROOM = 3
-# As many values make a row group of an output file.
+# As many values make a row group of an output file, or as many bytes.
 _GROUP_VALUES = 1_200_000
+_GROUP_BYTES = 24 * 2**20
 
 
 @dataclass(frozen=True)
@@ -196,7 +198,9 @@ def survey(job: Look) -> Surveyed:
     parts = files.parts(parquet, layout, None, groups, dict(job.file.partition))
     sample = pl.concat([schema, *(pl.DataFrame(table)[::step] for _, table in parts)])
     size = sum(footer.row_group(i).total_byte_size for i in range(footer.num_row_groups))
-    head = next(parquet.iter_batches(_WEIGHED, use_threads=False), None)
+    first = footer.row_group(0).total_byte_size // footer.row_group(0).num_rows if size else 1
+    weighed = max(1, min(_WEIGHED, _GROUP_BYTES // max(first, 1)))
+    head = next(parquet.iter_batches(weighed, use_threads=False), None)
     width = max(size / max(1, footer.num_rows), head.nbytes / head.num_rows if head else 0)
     return Surveyed(order.number, job.file.path, footer.num_rows, width, sample)
 
@@ -251,7 +255,7 @@ def spread(job: Spread) -> Spilled:
     spills: list[Spill] = []
     room = order.memory / _ROOM
     try:
-        for table in _gathered(_tables(order, [(f, None) for f in job.files]), _bytes, room):
+        for table in _gathered(_tables(order, [(f, None) for f in job.files]), None, room):
             read += table.num_rows
             spills.append(_spilled(job, pl.DataFrame(table)))
     except BaseException:
@@ -293,10 +297,10 @@ def write(job: Write) -> Written:
 
 def _outputs(job: Write, tally: list[int]) -> Iterator[Iterator[pl.DataFrame]]:
     """The row groups of each file; the rows that were read for them are added to ``tally``."""
-    size = max(1, _GROUP_VALUES // max(1, len(job.order.layout)))
+    size = portion.rows(_GROUP_VALUES, len(job.order.layout))
     if not job.by:
         tables = _counted(_tables(job.order, [s for pile in job.piles for s in pile]), tally)
-        yield (pl.DataFrame(table) for table in _gathered(tables, _rows, size))
+        yield (pl.DataFrame(table) for table in _gathered(tables, size, _GROUP_BYTES))
     elif job.count == 1:
         yield (frame for pile in job.piles for frame in _slices(*_sorted(job, pile, tally), size))
     else:
@@ -314,6 +318,10 @@ def _sorted(job: Write, pile: Sequence[Source], tally: list[int]) -> tuple[pl.Da
 
 
 def _slices(frame: pl.DataFrame, rows: Numbers, size: int) -> Iterator[pl.DataFrame]:
+    if not len(rows):
+        return
+    mean = portion.size(frame) / frame.height
+    size = max(1, min(size, int(_GROUP_BYTES / max(mean, 1))))
     for start in range(0, len(rows), size):
         yield frame[rows[start : start + size]]
 
@@ -332,25 +340,21 @@ def _counted(tables: Iterable[pa.Table], tally: list[int]) -> Iterator[pa.Table]
         yield table
 
 
-def _rows(table: pa.Table) -> int:
-    return int(table.num_rows)
-
-
-def _bytes(table: pa.Table) -> int:
-    return int(table.nbytes)
-
-
-def _gathered(
-    tables: Iterable[pa.Table], measure: Callable[[pa.Table], int], enough: float
-) -> Iterator[pa.Table]:
-    """Tables joined until they measure ``enough``."""
+def _gathered(tables: Iterable[pa.Table], rows: int | None, size: float) -> Iterator[pa.Table]:
+    """Tables joined until they have so many rows, or bytes."""
     held: list[pa.Table] = []
+    height, weight = 0, 0
     for table in tables:
-        if table.num_rows:
-            held.append(table)
-        if sum(map(measure, held)) >= enough:
+        if not table.num_rows:
+            continue
+        if held and weight + table.nbytes > size:
             yield pa.concat_tables(held)
-            held = []
+            held, height, weight = [], 0, 0
+        held.append(table)
+        height, weight = height + table.num_rows, weight + table.nbytes
+        if (rows is not None and height >= rows) or weight >= size:
+            yield pa.concat_tables(held)
+            held, height, weight = [], 0, 0
     if held:
         yield pa.concat_tables(held)
 

@@ -93,7 +93,7 @@ def hashes(source: Source) -> dict[int, str]:
         found = [("test", relation) for relation in relations(connection, ["public"])]
         (target,) = prepare.targets(source.settings(), found, ["t"])
         columns, table = prepare.columns(target), statement.quoted("public", "t")
-        keys = [row[0] for row in connection.execute("SELECT id FROM t").fetchall()]
+        keys = [row[0] for row in connection.execute("SELECT id FROM public.t").fetchall()]
         queries = {key: digest.row_hash(columns, table, f"id = {key}") for key in keys}
         rows: dict[Any, Any] = {
             key: connection.execute(query).fetchone() for key, query in queries.items()

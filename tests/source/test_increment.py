@@ -23,6 +23,7 @@ from bronze.source import increment
 from bronze.source.snapshot import Since, Snapshot
 from bronze.source.statement import literal
 from tests.conftest import FAST, Source
+from tests.features import with_program
 from tests.test_patterns import BATCH, counts, land, position
 
 SEVERAL = settings(
@@ -135,6 +136,7 @@ def wrapping(tmp_path: Path) -> Iterator[Source]:
             server.stop()
 
 
+@with_program("pg_resetwal")
 def test_changes_land_across_the_wraparound(wrapping: Source) -> None:
     """Ids begin anew at 3: rows from before are not read again, those from after not missed."""
     source = wrapping

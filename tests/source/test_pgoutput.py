@@ -249,7 +249,7 @@ class Model:
     """A table, and what its stream has to say."""
 
     def __init__(self, connection: connect.Connection, name: str) -> None:
-        self._connection, self._name = connection, name
+        self._connection, self._name = connection, f"public.{name}"
         self._rows: dict[int, Row] = {}
         self.kinds: list[int] = []
         self.new: list[Row | None] = []
@@ -303,7 +303,7 @@ class Model:
         self.new.append(after)
         self.unchanged.append(same)
         moved = before is None or after is None or before[0] != after[0]
-        if self._name == KEYED and before is not None:
+        if self._name == f"public.{KEYED}" and before is not None:
             before = (before[0], *[None] * 7) if moved else None
         self.old.append(before)
 

@@ -21,8 +21,15 @@ from bronze.source.connect import Connection
 from bronze.source.readiness import Wanting
 from bronze.source.statement import quoted
 from tests.conftest import FAST, Source
+from tests.features import has, since
 
-OPTIONS = "WITH (publish_via_partition_root = true, publish_generated_columns = stored)"
+OPTIONS = "WITH (publish_via_partition_root = true)"
+if has("generated columns in publications"):
+    OPTIONS = "WITH (publish_via_partition_root = true, publish_generated_columns = stored)"
+_VIRTUAL = ", v int GENERATED ALWAYS AS (id) VIRTUAL" if has("virtual generated columns") else ""
+WITH_GENERATED = f"""
+CREATE TABLE a (id int PRIMARY KEY, s int GENERATED ALWAYS AS (id) STORED{_VIRTUAL})
+"""
 
 
 @contextmanager
@@ -67,6 +74,7 @@ def test_asking_changes_nothing(source: Source, connection: Connection) -> None:
     assert slot.find(connection, "s") is None
 
 
+_DISTINCT = "NULLS NOT DISTINCT" if has("NULLS NOT DISTINCT") else ""
 IDENTITIES = [
     # columns, statements, identity, key, what is wanting (words), its mend
     ("id int PRIMARY KEY, x int", [], ("id",), ["id"], "", ""),
@@ -102,7 +110,7 @@ IDENTITIES = [
     ),
     ("id int PRIMARY KEY, x int NOT NULL UNIQUE", ["USING INDEX {t}_x_key"], ("x",), ["x"], "", ""),
     (
-        "id int, x int, y int, UNIQUE NULLS NOT DISTINCT (x)",
+        f"id int, x int, y int, UNIQUE {_DISTINCT} (x)",
         [],
         (),
         ["x", "y"],
@@ -147,6 +155,48 @@ def test_the_key_must_be_in_the_replica_identity(source: Source, connection: Con
     assert wanted(connection, keys=keys) == ()
 
 
+def test_a_key_that_partitions_may_share_needs_whole_rows(
+    source: Source, connection: Connection
+) -> None:
+    """Each partition's own key is unique within it alone; a key of the root's is fine."""
+    for name, own in (("a", ""), ("b", ", PRIMARY KEY (id, d)")):
+        source.execute(f"CREATE TABLE {name} (id int NOT NULL, d int{own}) PARTITION BY LIST (d)")
+        for number in (1, 2):
+            source.execute(
+                f"CREATE TABLE {name}_{number} PARTITION OF {name} FOR VALUES IN ({number})"
+            )
+    source.execute("ALTER TABLE a_1 ADD PRIMARY KEY (id); ALTER TABLE a_2 ADD PRIMARY KEY (id)")
+    keys = {"public.a": ["id"], "public.b": ["id"]}
+    (found,) = wanted(connection, "a", "b", keys=keys)
+    assert found.table == "public.a"
+    assert "rows of several partitions may share the key id" in found.what
+    assert found.mend.count("REPLICA IDENTITY FULL") == 2
+    mend(source, [found])
+    assert wanted(connection, "a", "b", keys=keys) == ()
+    told = publication.telling(connection, [(r, ["id"]) for r in tables(connection, "a", "b")])
+    assert sorted(told.values()) == [("id", "d")] * 2
+
+
+@pytest.mark.parametrize(
+    ("own", "key", "told"),
+    [
+        ("id int PRIMARY KEY, x int NOT NULL UNIQUE", ("id",), ("id",)),
+        ("id int PRIMARY KEY, x int NOT NULL UNIQUE", ("x",), ("x",)),
+        ("id int PRIMARY KEY, x int UNIQUE", ("x",), ("id", "x")),
+        ("id int PRIMARY KEY, x int NOT NULL UNIQUE DEFERRABLE", ("x",), ("id", "x")),
+        ("id int PRIMARY KEY DEFERRABLE, x int", ("id",), ("id", "x")),
+        ("id int PRIMARY KEY, x int", ("x", "id"), ("x", "id")),
+    ],
+)
+def test_what_tells_rows_apart_at_any_moment(
+    source: Source, connection: Connection, own: str, key: tuple[str, ...], told: tuple[str, ...]
+) -> None:
+    """A key that PostgreSQL checks with each row, or else whole rows."""
+    source.execute(f"CREATE TABLE t ({own}); ALTER TABLE t REPLICA IDENTITY FULL")
+    (found,) = publication.telling(connection, [(r, key) for r in tables(connection)]).values()
+    assert found == told
+
+
 def test_what_has_no_replica_identity_fails_its_writers(
     source: Source, connection: Connection
 ) -> None:
@@ -170,6 +220,7 @@ def test_an_identity_whose_index_is_gone_is_none(source: Source, connection: Con
     assert wanted(connection, keys={"public.t": ["id"]})
 
 
+@since("virtual generated columns")
 def test_full_and_a_virtual_column_do_not_go_together(
     source: Source, connection: Connection
 ) -> None:
@@ -351,9 +402,12 @@ def test_an_owner_may_publish_with_create_on_the_database(
 ADEQUATE = [
     f"FOR TABLE a, r {OPTIONS}",
     f"FOR ALL TABLES {OPTIONS}",
-    f"FOR TABLES IN SCHEMA public {OPTIONS}",
-    f"FOR TABLE a (id, s), r {OPTIONS}",
 ]
+if has("schemas in publications"):
+    ADEQUATE.append(f"FOR TABLES IN SCHEMA public {OPTIONS}")
+if has("column lists of publications"):
+    stored = ", s" if has("generated columns in publications") else ""
+    ADEQUATE.append(f"FOR TABLE a (id{stored}), r {OPTIONS}")
 
 
 def test_an_adequate_publication_of_somebody_else_will_do(
@@ -361,10 +415,7 @@ def test_an_adequate_publication_of_somebody_else_will_do(
 ) -> None:
     """However it has the tables, nothing is wanting and publishing leaves it alone."""
     source.execute(PARTITIONED)
-    source.execute(
-        "CREATE TABLE a (id int PRIMARY KEY, s int GENERATED ALWAYS AS (id) STORED,"
-        " v int GENERATED ALWAYS AS (id) VIRTUAL)"
-    )
+    source.execute(WITH_GENERATED)
     source.execute(f"GRANT SELECT ON a, r TO {login}")
     found = {}
     with logged_in(source, login) as mine:
@@ -409,6 +460,7 @@ def test_what_somebody_elses_publication_lacks(
             source.execute("DROP PUBLICATION p")
 
 
+OF_FILTERS = since("row filters of publications", "column lists of publications")
 LEFT_OUT = {
     "a (id)": "leaves the columns x, y (column list) of table public.a out",
     "a WHERE (id > 3)": "leaves some rows (WHERE) of table public.a out",
@@ -416,6 +468,7 @@ LEFT_OUT = {
 }
 
 
+@OF_FILTERS
 def test_rows_and_columns_left_out_are_wanting(source: Source, connection: Connection) -> None:
     """Even to the owner, who alone knows why; publishing does not take the filter away."""
     source.execute("CREATE TABLE a (id int PRIMARY KEY, x int, y int)")
@@ -430,6 +483,7 @@ def test_rows_and_columns_left_out_are_wanting(source: Source, connection: Conne
         source.execute("DROP PUBLICATION p")
 
 
+@OF_FILTERS
 def test_a_filter_of_a_partitioned_table_is_seen(source: Source, connection: Connection) -> None:
     """It lies on the root, by whose name the changes come."""
     source.execute(PARTITIONED)
@@ -438,6 +492,7 @@ def test_a_filter_of_a_partitioned_table_is_seen(source: Source, connection: Con
     assert "some rows (WHERE) of table public.r" in found.what
 
 
+@since("virtual generated columns")
 def test_a_virtual_column_is_no_key(source: Source, connection: Connection) -> None:
     """What the stream never has cannot tell rows apart."""
     source.execute("CREATE TABLE a (id int PRIMARY KEY, v int GENERATED ALWAYS AS (id) VIRTUAL)")

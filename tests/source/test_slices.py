@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -83,13 +84,13 @@ def proven(
     assert parts
     rows: list[list[Any]] = [
         connection.execute(
-            f"SELECT tableoid, id FROM {name} WHERE {part.where}"
+            f"SELECT tableoid, id FROM public.{name} WHERE {part.where}"
             if relation.heaps
-            else f"SELECT id FROM {name} WHERE {part.where}"
+            else f"SELECT id FROM public.{name} WHERE {part.where}"
         ).fetchall()
         for part in parts
     ]
-    every = f"SELECT {'tableoid, ' if relation.heaps else ''}id FROM {name}"
+    every = f"SELECT {'tableoid, ' if relation.heaps else ''}id FROM public.{name}"
     whole = connection.execute(every).fetchall()
     assert Counter(row for part in rows for row in part) == Counter(whole), name
     return [len(part) for part in rows]
@@ -202,7 +203,7 @@ def test_growth_after_the_plan(source: Source, connection: connect.Connection) -
     source.execute("INSERT INTO t SELECT i FROM generate_series(5001, 20000) i")
     wheres = [part.where for part in parts]
     in_snapshot = [
-        connection.execute(f"SELECT count(*) FROM t WHERE {w}").fetchone() for w in wheres
+        connection.execute(f"SELECT count(*) FROM public.t WHERE {w}").fetchone() for w in wheres
     ]
     assert sum(int(str(row[0])) for row in in_snapshot if row) == 5000
     connection.execute("ROLLBACK")
@@ -240,9 +241,9 @@ def test_views_are_split_by_key(source: Source, connection: connect.Connection) 
     """A view is split by ranges of its key, whatever its type, its repeats and its NULLs."""
     for i, (case, key) in enumerate(KEYS.items()):
         rows = f"SELECT {key} AS k, i AS id FROM generate_series(1, 3000) i"
-        connection.execute(f"CREATE VIEW v{i} AS {rows}".encode())
+        connection.execute(f"CREATE VIEW public.v{i} AS {rows}".encode())
         counts = proven(connection, 5_000, key=["k"], name=f"v{i}")
-        (distinct,) = connection.execute(f"SELECT count(DISTINCT k) FROM v{i}".encode())
+        (distinct,) = connection.execute(f"SELECT count(DISTINCT k) FROM public.v{i}".encode())
         if int(str(distinct[0])) > 1000:
             assert len(counts) > 1, case
             assert max(counts) < 3 * 3000 / len(counts), case
@@ -264,6 +265,34 @@ def test_old_servers_are_split_by_key(source: Source, connection: connect.Connec
     counts = proven(connection, 40_000, OLD)
     assert len(counts) > 3
     assert proven(connection, 40_000, OLD, key=()) == [5000]
+
+
+def test_a_heap_whose_pages_may_not_be_asked_for_is_split_by_key(
+    source: Source, connection: connect.Connection
+) -> None:
+    """The system column ctid is not among the columns that are granted."""
+    source.execute("CREATE TABLE t AS SELECT generate_series(1, 20000) AS id; ANALYZE t")
+    relation = replace(found(connection, "t"), system=frozenset())
+    parts = slices.slices(connection, relation, NEW, 20_000, ["id"])
+    assert len(parts) > 2
+    assert "ctid" not in "".join(part.where for part in parts)
+    queries = [f"SELECT count(*), min(id) FROM t WHERE {part.where}" for part in parts]
+    counts = [source.execute(query)[0] for query in queries]
+    assert sum(count for count, _ in counts) == 20_000
+    assert len({first for _, first in counts}) == len(parts)
+
+
+def test_ranges_of_a_renamed_key_are_the_sources(source: Source) -> None:
+    """A view is read by ranges of its key, whatever the key is called in Bronze."""
+    source.execute("""
+        CREATE FUNCTION many() RETURNS SETOF int LANGUAGE plpgsql ROWS 100000000 AS
+        $$ BEGIN RETURN QUERY SELECT generate_series(1, 500); END $$;
+        CREATE VIEW v AS SELECT id FROM many() AS id
+    """)
+    own = {"v": {"key": ["id"], "rename": {"id": "number"}}}
+    result = pipeline.run(source.settings(tables=own))
+    assert [(t.error, t.rows_read) for t in result.tables] == [(None, 500)]
+    assert result.tables[0].files > 1
 
 
 def test_many_small_slices_land_whole(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,8 @@ from bronze.source import catalog, connect, survey
 from bronze.source.personal import PersonalKind, kind_by_content, kind_by_name
 from bronze.source.survey import Activity, Survey
 from tests.conftest import Source
+from tests.features import has
+from tests.proxy import until
 
 BIG = "repeat('x', 900)"
 BIG_ROWS = 11_000
@@ -27,8 +29,16 @@ def surveyed(source: Source, *schemas: str) -> dict[str, Survey]:
 def execute(source: Source, *statements: str) -> None:
     """Runs statements and makes PostgreSQL count them at once."""
     with psycopg.connect(source.dsn, autocommit=True) as connection:
-        for statement in (*statements, "SELECT pg_stat_force_next_flush()", "SELECT 1"):
+        for statement in statements:
             connection.execute(statement)
+        if has("pg_stat_force_next_flush"):
+            connection.execute("SELECT pg_stat_force_next_flush()")
+            connection.execute("SELECT 1")
+            return
+    # Older servers have a collector, which has heard of it all when it writes after the end.
+    ((ended,),) = source.execute("SELECT clock_timestamp() + interval '0.5 s'")
+    written = "SELECT pg_stat_get_snapshot_timestamp() > %s"
+    until(lambda: source.execute(written, ended) == [(True,)])
 
 
 def big(name: str, columns: str, values: str) -> str:

@@ -23,6 +23,7 @@ from bronze.source.texts import Text, text, typed
 from bronze.source.types import Choices, SourceType, contract, recast
 from tests.conftest import Source
 from tests.enrich.test_encoding import IN_DATABASE, fill
+from tests.features import known
 from tests.source.test_types import ARRAYS, EXTENSIONS, OWN, TABLES
 from tests.strategies import EVERY, SETUP, Sample, samples
 from tests.test_exact import CASES
@@ -224,6 +225,7 @@ NASTY: Mapping[str, Sequence[str]] = {
     "mood[]": ['{"NULL",NULL,"a,b","{"}'],
     "hstore[]": [r'{"\"a\"=>\"1\", \"b\"=>NULL"}'],
 }
+NASTY = {kind: values for kind, values in NASTY.items() if known(kind)}
 
 
 @pytest.mark.parametrize("chosen", CHOICES, ids=["plain", "zoned", "as strings"])
@@ -331,6 +333,7 @@ WIDER = [
     ("numeric(5,-2)", Kind("decimal", 20, 1), ["1234567"]),
     ("numeric(3,5)", Kind("decimal", 7, 6), ["0.00123"]),
 ]
+WIDER = [(kind, wider, values) for kind, wider, values in WIDER if known(kind)]
 
 
 def test_columns_that_are_wider_in_the_table(source: Source) -> None:

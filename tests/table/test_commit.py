@@ -16,7 +16,7 @@ import pytest
 import tenacity
 from deltalake import DeltaTable, write_deltalake
 
-from bronze.errors import BronzeError, CommitConflict, Overtaken
+from bronze.errors import BronzeError, CommitConflict, LakeError, Overtaken
 from bronze.model import DataFile, Kind, Place
 from bronze.table import commit, files, log
 
@@ -344,3 +344,15 @@ def test_books_are_appended_to_by_many(place: Place) -> None:
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(one, range(4)))
     assert ids(place) == [0, 1, 2, 3]
+
+
+def test_a_table_that_nobody_could_read_is_not_committed(place: Place) -> None:
+    """Names that differ in their case alone are found before they are in the log, where they would
+    keep every reader out for good.
+    """
+    put(place, [1], 10)
+    for name in ("ID", "id"):
+        shape = commit.Shape((*COLUMNS, (name, Kind("long"))), ("id",))
+        with pytest.raises(LakeError, match="could not be read"):
+            commit.commit(place, log.read(place), commit.Change("WRITE"), {}, shape=shape)
+    assert DeltaTable(place.url).version() == 0

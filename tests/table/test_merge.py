@@ -24,6 +24,7 @@ from deltalake import DeltaTable, write_deltalake
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from bronze import portion
 from bronze.enrich.stamp import METADATA
 from bronze.model import ACTIVE, DELETED, DataFile, Kind, Place, Stamp, Stored
 from bronze.source.read import dtype
@@ -353,7 +354,10 @@ def cases(draw: st.DrawFn) -> Case:
             "_FEW": draw(st.sampled_from([0, 1, 100])),
             "_KEYS": draw(st.sampled_from([1, 4, 2_000_000])),
             "GROUP": draw(st.sampled_from([1, 3, 30_000])),
+            "BYTES": draw(st.sampled_from([1, 200, 2**24])),
             "_PART_VALUES": draw(st.sampled_from([1, 20, 1_200_000])),
+            "_GROUP_BYTES": draw(st.sampled_from([1, 2**25])),
+            "FEWEST": 1,
         },
     )
 
@@ -363,8 +367,11 @@ _places = itertools.count()
 _LIMITED = {
     "_FEW": [merge],
     "_KEYS": [merge],
-    "GROUP": [changing, insert],
+    "GROUP": [changing],
+    "BYTES": [changing],
     "_PART_VALUES": [files],
+    "_GROUP_BYTES": [files],
+    "FEWEST": [portion],
 }
 
 
@@ -774,6 +781,7 @@ def test_a_large_row_group_of_others_is_taken_in_parts(
 ) -> None:
     """A row group larger than what is read at once loses no row, and becomes several."""
     monkeypatch.setattr(files, "_PART_VALUES", 100 * len(PLAIN))
+    monkeypatch.setattr(portion, "FEWEST", 1)
     bench.create([[[plain(-1)]]])
     theirs = [plain(i, f"t{i}") for i in range(1000)]
     arrow = frame(PLAIN, theirs).to_arrow(compat_level=pl.CompatLevel.oldest())

@@ -1,0 +1,87 @@
+"""Rows known by their replica identity: what is left of a table's changes where rows may share a
+key, be it for a moment.
+
+PostgreSQL checks a deferrable key when the transaction ends, and a key that the config names
+perhaps never. In between, two rows may have the same one: the delete of a key may mean either.
+What the stream tells of a row before a change does not: either it is unique (a replica identity's
+index), or it is the whole row, and rows that are alike in every column may stand for each other.
+So a change takes one row away (a *move* of -1) and brings one (+1), and it is counted how many
+rows with this identity there were at first, and are at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from bronze.enrich import fingerprint, stamp
+
+SIGN, PART, LINE = "\0sign", "\0part", "\0line"
+_TOKEN = ("\0high", "\0low")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows by their keys: ``came`` are there now, and have changed or are new, with the `PART` and
+    the `LINE` where they stand; ``went`` were in the table, and have changed or are gone. A key is
+    in one of them as often as there are rows.
+    """
+
+    came: pl.DataFrame = field(repr=False)
+    went: pl.DataFrame = field(repr=False)
+
+
+def moves(
+    rows: pl.DataFrame,
+    key: Sequence[str],
+    sign: int,
+    part: int,
+    lines: npt.NDArray[np.int64],
+) -> pl.DataFrame:
+    """Rows, as the texts of the columns that identify them, that come (1) or go (-1).
+
+    Args:
+        rows: one for each of ``lines``.
+        key: which of their columns are the key.
+        sign: 1 or -1.
+        part: the piece of the batch in which they are.
+        lines: their numbers there.
+    """
+    nothing = pl.repeat(None, rows.height, dtype=pl.String, eager=True)
+    hashes = stamp.row_hash(rows, nothing, rows.width)
+    tokens = [
+        pl.Series(name, fingerprint.of_hashes(hashes, offset))
+        for name, offset in zip(_TOKEN, (0, 16), strict=True)
+    ]
+    return rows.select(key).with_columns(
+        *tokens,
+        pl.lit(sign, pl.Int32).alias(SIGN),
+        pl.lit(part, pl.Int32).alias(PART),
+        pl.Series(LINE, lines),
+    )
+
+
+def netted(moves: pl.DataFrame, key: Sequence[str]) -> Rows:
+    """What is left of moves, in the order in which they were made."""
+    there = pl.col(SIGN) > 0
+    each = (
+        moves.with_columns(count=pl.col(SIGN).cum_sum().over(_TOKEN))
+        .group_by(_TOKEN, maintain_order=True)
+        .agg(
+            *(pl.col(name).first() for name in key),
+            # More go than have come: the others were in the table.
+            before=(-pl.col("count").min()).clip(0),
+            after=pl.col("count").last(),
+            **{name: pl.col(name).filter(there).last() for name in (PART, LINE)},
+        )
+        .with_columns(pl.col("after") + pl.col("before"))
+    )
+    came, went = (
+        each.filter(pl.col(when) > 0).select(pl.all().repeat_by(when).explode())
+        for when in ("after", "before")
+    )
+    return Rows(came.select(*key, PART, LINE), went.select(key))

@@ -1,0 +1,145 @@
+"""One piece of a table's changes, taken apart: what happens to which row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from bronze import identity
+from bronze.enrich.stamp import COMMITTED
+from bronze.identity import LINE, PART
+from bronze.source import pgoutput
+from bronze.source.batch import Gathered
+
+UPSERT = "\0upsert"
+
+
+class Part:
+    """One piece of the changes, taken apart.
+
+    Attributes:
+        number: which of the pieces it is.
+        names: the columns that the stream has.
+        open: which of them were not sent with some changes, and which changes these are; known
+            once the changes were looked at.
+    """
+
+    def __init__(
+        self, gathered: Gathered, number: int, floor: int, any_bytes: bool = False
+    ) -> None:
+        """Transactions before the position ``floor`` are in the table already; with ``any_bytes``,
+        a text may be bytes that are no UTF-8.
+        """
+        self.number, self._any_bytes = number, any_bytes
+        self.names = [name for name, _, _ in gathered.described.columns]
+        self._piece, self._floor = gathered.pieces[number], floor
+        self._kept: pgoutput.Changes | None = None
+        self.open: tuple[tuple[str, npt.NDArray[np.bool_]], ...] = ()
+
+    @property
+    def changes(self) -> pgoutput.Changes:
+        """The changes; those that are put aside are not kept in memory."""
+        if self._kept is not None:
+            return self._kept
+        piece = self._piece
+        taken = pgoutput.changes(piece.read(), piece.lengths, self.names, self._any_bytes)
+        found = _completed(taken)
+        flagged = zip(self.names, found.unchanged, strict=True)
+        self.open = tuple((name, flags) for name, flags in flagged if flags is not None)
+        if self._piece.aside is None:
+            self._kept = found
+        return found
+
+    @cached_property
+    def transactions(self) -> npt.NDArray[np.int64]:
+        """For each change the number of its transaction."""
+        starts = np.array([start for start, _, _ in self._piece.marks], np.int64)
+        return np.searchsorted(starts, np.arange(len(self._piece.lengths)), side="right") - 1
+
+    @cached_property
+    def new(self) -> npt.NDArray[np.bool_]:
+        """Which changes are not in the table yet."""
+        positions = np.array([position for _, position, _ in self._piece.marks], np.int64)
+        fresh: npt.NDArray[np.bool_] = positions[self.transactions] >= self._floor
+        return fresh
+
+    @property
+    def count(self) -> int:
+        """How many these are."""
+        return int(self.new.sum())
+
+    def committed(self, lines: npt.NDArray[np.int64]) -> pl.Series:
+        """When the transactions of some changes were committed."""
+        times = np.array([time for _, _, time in self._piece.marks], np.int64)
+        moments = pl.Series(COMMITTED, times[self.transactions[lines]])
+        return moments.cast(pl.Datetime("us", "UTC"))
+
+    def events(self, key: Sequence[str]) -> pl.DataFrame:
+        """What happens to which row: the columns ``key``, by which rows are told apart at any
+        moment, `UPSERT`, and where it stands: `PART`, `LINE`.
+
+        A row whose ``key`` changes goes under the old one, and comes under the new one.
+        """
+        found = self.changes
+        deleted = pl.Series(found.kinds == pgoutput.DELETE)
+        old, new = found.old.select(key), found.new.select(key)
+        both = pl.DataFrame(
+            [new[name].zip_with(~deleted, old[name]).alias(name) for name in key]
+        ).with_columns((~deleted).alias(UPSERT))
+        both = both.with_row_index(LINE).filter(pl.Series(self.new))
+        moved = found.keyed & (found.kinds == pgoutput.UPDATE) & self.new
+        if moved.any():
+            other = np.zeros(len(moved), np.bool_)
+            for name in key:
+                other |= old[name].ne_missing(new[name]).to_numpy()
+            left = old.with_columns(pl.lit(False).alias(UPSERT)).with_row_index(LINE)
+            left = left.filter(pl.Series(moved & other))
+            both = pl.concat([left, both.select(left.columns)]).sort(LINE, maintain_order=True)
+        return _copied(
+            both.select(*key, UPSERT, pl.lit(self.number).alias(PART), pl.col(LINE).cast(pl.Int64))
+        )
+
+    def moves(self, known: Sequence[str], key: Sequence[str]) -> pl.DataFrame:
+        """Which rows go and which come, for `bronze.identity`; an update does both.
+
+        Args:
+            known: the columns by which rows are told apart at any moment.
+            key: those of them that are the key.
+        """
+        found = self.changes
+        before, after = found.kinds != pgoutput.INSERT, found.kinds != pgoutput.DELETE
+        new = found.new.select(known)
+        # Where no old row is sent, an update has left these columns alone.
+        told = pl.Series(found.keyed | ~after)
+        old = pl.DataFrame([found.old[n].zip_with(told, new[n]).alias(n) for n in known])
+        both = []
+        for rows, which, sign in ((old, before, -1), (new, after, 1)):
+            lines = np.flatnonzero(which & self.new)
+            both.append(identity.moves(rows[lines], key, sign, self.number, lines))
+        return _copied(pl.concat(both).sort(LINE, maintain_order=True))
+
+
+def _copied(rows: pl.DataFrame) -> pl.DataFrame:
+    # The texts are views into the messages, which would stay in memory with them.
+    return pl.DataFrame(rows.to_arrow(compat_level=pl.CompatLevel.oldest()))
+
+
+def _completed(found: pgoutput.Changes) -> pgoutput.Changes:
+    """The changes with what the old row tells of unchanged values."""
+    columns: list[pl.Series] = []
+    unchanged: list[npt.NDArray[np.bool_] | None] = []
+    for series, flags in zip(found.new.get_columns(), found.unchanged, strict=True):
+        if flags is None:
+            columns.append(series)
+            unchanged.append(None)
+            continue
+        old = found.old[series.name]
+        columns.append(series.zip_with(~pl.Series(flags), old))
+        left = flags & old.is_null().to_numpy()
+        unchanged.append(left if left.any() else None)
+    new = pl.DataFrame(columns) if columns else found.new
+    return pgoutput.Changes(found.kinds, new, tuple(unchanged), found.old, found.keyed)

@@ -1,0 +1,1 @@
+"""A checker: random operations on tables of many kinds, after which Bronze has to equal them."""
