@@ -38,7 +38,7 @@ from bronze.pipeline import Opened
 from bronze.result import Failure
 from bronze.rule import Criterion
 from bronze.settings import Settings
-from bronze.source import connect, constraint, publication, read, room, slot, survey
+from bronze.source import connect, constraint, publication, read, room, slot, snapshot, survey
 from bronze.source.catalog import Relation
 from bronze.source.constraint import Constraints
 from bronze.source.readiness import Wanting
@@ -49,6 +49,10 @@ from bronze.units import Assignment
 
 KEPT = "values Delta cannot hold become NULL and are kept in governance.rejected_values"
 AS_TEXT = "PostgreSQL's text"
+STANDBY = (
+    "is a standby: each table is read at a moment of its own, a cursor column needs an overlap, and"
+    " nothing can be streamed"
+)
 PROTECTED = {
     "encrypt": "encrypted with AES-256-GCM",
     "encrypt_deterministic": "encrypted with AES-256-SIV, equal values alike",
@@ -105,10 +109,11 @@ class TableReport:
 
 @dataclass(frozen=True)
 class Report:
-    """What a run would do."""
+    """What a run would do. ``notes`` are about the sources."""
 
     tables: tuple[TableReport, ...]
     missing: tuple[Failure, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def problems(self) -> tuple[Failure, ...]:
@@ -125,6 +130,7 @@ def check(settings: Settings, tables: Sequence[str] = ()) -> Report:
     """
     openlineage.ready(settings)
     missing: list[BronzeError] = []
+    notes: list[str] = []
     try:
         audit.ready(settings)
     except ConfigError as error:
@@ -140,6 +146,9 @@ def check(settings: Settings, tables: Sequence[str] = ()) -> Report:
             mine = [target for target in chosen if target.source == name]
             if mine:
                 looked = _look(settings, source, mine, stack)
+                where = f"{connect.address(source.origin)} {STANDBY}"
+                notes += [where] if looked.held.since.standby and not looked.alone else []
+                missing += [looked.alone] if looked.alone else []
                 missing += [looked.refused] if looked.refused else []
                 missing += [SourceRefused(what, hint=mend) for what, mend in looked.narrow]
                 for target in mine:
@@ -147,18 +156,21 @@ def check(settings: Settings, tables: Sequence[str] = ()) -> Report:
     return Report(
         tuple(reports[target.place.url] for target in chosen),
         tuple(error.failure() for error in missing),
+        tuple(notes),
     )
 
 
 @dataclass(frozen=True)
 class _Looked:
-    """What a look at a source has found. ``refused`` is why nothing of it can be streamed,
+    """What a look at a source has found. ``alone`` is why a run can take no snapshot that all its
+    tables share, ``refused`` why nothing of it can be streamed,
     ``narrow`` what limits of connections are too small, with the mends, ``unfit`` why tables
     cannot be streamed, ``keyed`` are the streamed ones with the keys of their rows.
     """
 
     source: Opened
     held: Snapshot
+    alone: BronzeError | None
     refused: BronzeError | None
     narrow: Sequence[tuple[str, str]]
     unfit: Mapping[str, TableRefused]
@@ -184,12 +196,15 @@ def _look(
         surveyed = survey.look(connection, [target.relation for target in mine])
     if len(streamed) < len(mine):
         read.reachable(source.origin)
+    consistency = settings.source[name].consistency
+    standby = snapshot.opened(connection).standby and consistency == "run"
     # A stream's snapshot is that of its slot.
-    own_moment: Consistency | None = None if len(streamed) < len(mine) else "per-table"
+    own_moment: Consistency = "per-table" if standby or len(streamed) == len(mine) else consistency
     held = source.held(settings, mine, stack, own_moment)
     return _Looked(
         source=source,
         held=held,
+        alone=snapshot.on_standby(source.origin) if standby else None,
         refused=refused,
         narrow=narrow,
         unfit=follow.unfit(wanting),

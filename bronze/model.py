@@ -348,6 +348,24 @@ class Known:
 
 
 @dataclass(frozen=True)
+class Weighing:
+    """How the rows of a table with large values are weighed before they are read.
+
+    ``table`` is its name in SQL, ``weight`` the SQL of the bytes of a row's values, ``key`` the SQL
+    of its key as text, to name it. A slice may have ``size`` bytes, and a row ``heaviest``; a row
+    takes ``copies`` times its bytes, beside the ``rest`` of the run's memory.
+    """
+
+    table: str
+    weight: str
+    key: str
+    size: int
+    heaviest: int
+    copies: int
+    rest: int
+
+
+@dataclass(frozen=True)
 class Unit:
     """A piece of work that any worker can do alone: read some slices, write them beside the table.
 
@@ -359,7 +377,7 @@ class Unit:
     ``inline``, few rows are given back rather than written. ``dates_of`` is the column whose dates
     are the table's partitions; ``history`` says that the table keeps every version of a row,
     ``streamed`` that it has the time of a row's commit. With ``summed``, the fingerprints of all
-    rows are added up.
+    rows are added up. With ``weighing``, slices are divided further where their rows are large.
     """
 
     number: int
@@ -382,6 +400,7 @@ class Unit:
     history: bool = False
     streamed: bool = False
     summed: bool = False
+    weighing: Weighing | None = None
     enrichment: Enrichment = NONE_GIVEN
 
 

@@ -133,7 +133,7 @@ def net(job: Net) -> Netted:
         records = rejections(rows, refused, job.row_key.names)
         rejected += protect.rejections(records, job.enrichment.protection)
         frames.append(rows)
-        if sum(portion.size(frame) for frame in frames) > _IN_MEMORY:
+        if portion.size_of(frames) > _IN_MEMORY:
             changes += _staged(job, frames)
             frames = []
     changes += [pl.concat(frames)] if frames else []

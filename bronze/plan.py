@@ -27,7 +27,7 @@ from bronze.prepare import Target
 from bronze.row_key import key_columns, key_of, lacks_text, merges_rows, no_key, unstable
 from bronze.settings import Settings
 from bronze.source import increment, slices, survey
-from bronze.source.snapshot import Snapshot
+from bronze.source.snapshot import Since, Snapshot
 from bronze.table import log
 from bronze.table.commit import Position, Shape
 from bronze.table.history import KIND
@@ -169,7 +169,7 @@ def outline(given: Assignment) -> Outline:
         LakeError: the Bronze table is none that we can write.
     """
     target = given.target
-    state, settled, partition = settle(target, given.held.since.visible)
+    state, settled, partition = settle(target, given.held.since)
     key = key_columns(target, settled)
     protection = keys.protection(given.settings, target, settled, making=False)
     if keys.moved(protection, state):
@@ -182,13 +182,13 @@ def outline(given: Assignment) -> Outline:
     return Outline(state, settled, partition, key, protection)
 
 
-def settle(target: Target, visible: bool) -> tuple[State | None, Settled, str | None]:
+def settle(target: Target, since: Since) -> tuple[State | None, Settled, str | None]:
     """What can be told of a table's run before its snapshot: the Bronze table as it is, the
     columns, and the partition column.
 
     Args:
         target: the table.
-        visible: whether the role is shown since when others' transactions are open.
+        since: what the source shows of open transactions.
 
     Raises:
         TableRefused: it cannot be taken as the config says.
@@ -197,7 +197,7 @@ def settle(target: Target, visible: bool) -> tuple[State | None, Settled, str | 
     own = target.settings
     found = prepare.columns(target)
     if own.pattern not in ("full_refresh", "streaming"):
-        refused = resume.unfit(target.relation, own.cursor, own.overlap, visible)
+        refused = resume.unfit(target.relation, own.cursor, own.overlap, since)
         if refused:
             raise refused
     state = log.read(target.place)

@@ -12,10 +12,10 @@ from psycopg import errors as pg
 from bronze.drift import Settled
 from bronze.enrich.stamp import COMMITTED
 from bronze.errors import BronzeError, TableRefused
-from bronze.model import Column, Enrichment, Known, Origin, RowKey, Stamp, Unit
+from bronze.model import Column, Enrichment, Known, Origin, RowKey, Stamp, Unit, Weighing
 from bronze.prepare import Target
 from bronze.settings import RunSettings, Settings
-from bronze.source import slices, statement
+from bronze.source import slices, statement, weigh
 from bronze.source.connect import Connection, explain
 from bronze.source.slices import Slice
 from bronze.source.snapshot import Snapshot
@@ -34,6 +34,9 @@ _GROWTH = 4
 _SLICE = 12 * 2**20
 _FILE = 128 * 2**20
 _UNITS_PER_READER = 3
+# Measured: how many times its bytes a row of large values takes, from the source into a file and
+# from one file into another.
+_COPIES = 12
 # Keys alone take so much less room than rows.
 _KEYS_GROWTH = 4
 # A fingerprint, and whether it was seen: by the worker, and here.
@@ -97,6 +100,7 @@ def of_rows(
     table = statement.quoted(relation.schema, relation.name)
     columns = settled.columns
     first = _unit(given, settled, shape, key, columns, statement.select(columns, table))
+    weighing = weighed(given, columns, key)
     return [
         replace(
             first,
@@ -107,11 +111,44 @@ def of_rows(
             inline=inline,
             # Without a key rows cannot be compared one by one, but all of them at once.
             summed=not key.columns,
+            weighing=weighing,
             enrichment=enrichment,
         )
         for number, share in enumerate(known)
         for i, group in enumerate(groups)
     ]
+
+
+def weighed(given: Assignment, columns: Sequence[Column], key: RowKey) -> Weighing | None:
+    """How the rows of a table are weighed before they are read, None where they need not be."""
+    held, relation = given.held, given.target.relation
+    names = [column.name for column in columns if column.name]
+    weight = weigh.weight(relation, names)
+    if not (weight and slices.paged(relation, held.version) and held.name):
+        return None
+    if not asked(given, lambda holder: weigh.needed(holder, relation, names)):
+        return None
+    hidden = any(column.protect for column in key.columns)
+    by = () if hidden else key.columns
+    told = [f"{statement.literal(column.name)}::text, {column.text}" for column in by]
+    return Weighing(
+        table=statement.quoted(relation.schema, relation.name),
+        weight=weight,
+        key=f"json_build_object({', '.join(told)})::text" if told else "'at ' || ctid::text",
+        size=_SLICE,
+        heaviest=heaviest(given.run, given.readers),
+        copies=_COPIES,
+        rest=_rest(given.readers),
+    )
+
+
+def heaviest(run: RunSettings, readers: int) -> int:
+    """How many bytes a row's values may have; one such row at a time is taken."""
+    return max(_SLICE, (run.memory - _rest(readers)) // _COPIES)
+
+
+def _rest(readers: int) -> int:
+    return _LIBRARIES + (readers - 1) * _MOST
 
 
 def grouped(given: Assignment, memory: int, key: Sequence[str]) -> list[list[Slice]]:

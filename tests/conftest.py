@@ -103,7 +103,17 @@ def database(server: Server, lake: Path) -> Iterator[Source]:
         admin.execute(create.format(sql.Identifier(name)))
         yield Source(server.dsn(name), lake)
         without_slots(admin, name)
-        admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+        _drop(admin, name)
+
+
+def _drop(admin: psycopg.Connection[Any], name: str) -> None:
+    ending = "WITH (FORCE)"
+    if not has("forced drops of databases"):
+        ending = ""
+        admin.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name]
+        )
+    admin.execute(sql.SQL(f"DROP DATABASE {{}} {ending}").format(sql.Identifier(name)))
 
 
 @pytest.fixture

@@ -50,6 +50,7 @@ FEATURES: Mapping[str, Feature] = {
     "strategies and locale providers of databases": Feature(
         15, "SELECT datlocprovider FROM pg_database"
     ),
+    "infinite numerics": Feature(14, "SELECT 'infinity'::numeric"),
     "multiranges": Feature(14, "SELECT '{[1,3)}'::int4multirange"),
     "idle_session_timeout": Feature(14, "SET idle_session_timeout = 0"),
     "xid8": Feature(13, "SELECT '1'::xid8"),

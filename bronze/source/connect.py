@@ -43,6 +43,9 @@ Pool = ConnectionPool[Connection]
 
 _POOL_PATIENCE = 30
 
+OLDEST = 12
+"""The oldest major version of PostgreSQL that can be read."""
+
 
 def parameters(origin: Origin) -> dict[str, str]:
     """Libpq's connection parameters with the password in them.
@@ -121,6 +124,7 @@ def connect(origin: Origin) -> Connection:
 
 
 def _pin(connection: Connection, origin: Origin) -> None:
+    _refuse_old(connection, origin)
     ours = pooler.direct(connection) if origin not in _ours else ""
     row: Any = connection.execute(pins.pinning(origin, condition=ours).encode()).fetchone()
     if row is None:
@@ -134,6 +138,15 @@ def _pin(connection: Connection, origin: Origin) -> None:
                 " empty, or for whole, and nobody would know which rows are missing.",
                 hint=f"ALTER ROLE … RESET {name}, or wherever it is set: pg_settings says where.",
             )
+
+
+def _refuse_old(connection: Connection, origin: Origin) -> None:
+    if connection.info.server_version < OLDEST * 10_000:
+        found = connection.info.parameter_status("server_version")
+        raise SourceRefused(
+            f"{address(origin)} is PostgreSQL {found}; servers are read from {OLDEST} on.",
+            hint="Upgrade the server.",
+        )
 
 
 # Those that lead through something else to the server, where sessions were found to be ours.
@@ -166,10 +179,10 @@ def _refuse_lent(connection: Connection, origin: Origin) -> None:
         mine.hint = f"{mine.hint} {_POOLER_HINT}".strip()
         raise mine from error
     if pids:
+        met = " and ".join(str(pid) for pid in dict.fromkeys(pids))
         raise SourceRefused(
             f"{address(origin)} leads through a pooler that changes the server connection between"
-            f" transactions: one session of ours met the server process {pids[0]}, and"
-            f" {pids[1] if pids[1] != pids[0] else 'so did another'}.",
+            f" transactions: a session of ours has met what is not its own (process {met}).",
             hint=_POOLER_HINT,
         )
 

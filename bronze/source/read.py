@@ -86,9 +86,10 @@ def rows(
                 raw = _fetch(origin, url, session, f"{query} WHERE {condition}", table, guarded)
             except _Untranslated as error:
                 raise _located(origin, session, query, condition, columns, error) from None
-            parts = portion.of(raw, most, _PART_BYTES)
+            parts = list(portion.of(raw, most, _PART_BYTES))[::-1]
             del raw
-            yield from (_typed(part, columns, table) for part in parts)
+            while parts:
+                yield _typed(parts.pop(), columns, table)
 
 
 def reachable(origin: Origin) -> None:
@@ -267,12 +268,12 @@ def _typed(raw: pa.Table, columns: Sequence[Column], table: str) -> tuple[pl.Dat
             f"Table {table} gave {raw.num_columns} columns instead of {len(columns) + 1}.",
             table=table,
         )
-    frame = pl.DataFrame(raw)
+    found = [pl.Series(values) for values in raw.columns]
     series = [
-        decoded(frame[f"c{i}"], column.kind, column.wire).alias(column.target)
-        for i, column in enumerate(columns)
+        decoded(values, column.kind, column.wire).alias(column.target)
+        for values, column in zip(found, columns, strict=False)
     ]
-    rejected = frame["rejected"].cast(pl.String)
+    rejected = found[-1].cast(pl.String).alias("rejected")
     if not series:
         return pl.DataFrame(height=len(rejected)), rejected
     return pl.DataFrame(series), rejected

@@ -3,7 +3,8 @@
 Heaps are split by pages, as ranges of ``ctid``: that needs no key, is even however the data is
 skewed, and is complete by construction, as the first range starts at the first page and the last
 one is open. What has no pages, or keeps its ``ctid`` from the role, is split by ranges of its first
-key column, or read whole.
+key column, or read whole; and so is what has a key on servers that read a whole heap for each
+range.
 """
 
 from __future__ import annotations
@@ -47,13 +48,19 @@ def slices(
         size: the bytes of source data that one slice should hold.
         key: columns whose first one may be used for ranges where there are no pages.
     """
-    if relation.heaps and version >= CTID_RANGES and "ctid" in relation.system:
+    # Without a key an older server reads the heap as often as there are ranges: slow, and bounded.
+    if paged(relation, version if key else CTID_RANGES):
         return list(by_pages(relation, size))
     total = _estimate(connection, relation)
     count = -(-total // size)
     if count <= 1 or not key:
         return [Slice(WHOLE, total)]
     return by_key(connection, relation, key[0], count, total)
+
+
+def paged(relation: Relation, version: int) -> bool:
+    """Whether a table can be split by its pages."""
+    return bool(relation.heaps) and version >= CTID_RANGES and "ctid" in relation.system
 
 
 def size_of(relation: Relation) -> int:

@@ -78,8 +78,9 @@ def lsn(text: str) -> int:
 
 # Newer servers know more columns: by way of JSON those that are missing are NULL.
 _FIND = """
-SELECT s.active_pid, s.restart_lsn::text, s.confirmed_flush_lsn::text, coalesce(s.wal_status, ''),
-       s.safe_wal_size, coalesce(to_jsonb(s) ->> 'invalidation_reason', ''),
+SELECT s.active_pid, s.restart_lsn::text, s.confirmed_flush_lsn::text,
+       coalesce(to_jsonb(s) ->> 'wal_status', ''), (to_jsonb(s) ->> 'safe_wal_size')::int8,
+       coalesce(to_jsonb(s) ->> 'invalidation_reason', ''),
        coalesce((CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
                       ELSE pg_current_wal_lsn() END - s.restart_lsn)::int8, 0),
        coalesce(s.plugin, ''), s.temporary, coalesce(s.database, ''),

@@ -11,6 +11,7 @@ in between is asked of `changed` then.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -52,13 +53,21 @@ class Since:
     ``visible``: others' transactions are shown to members of pg_read_all_stats alone, and not where
     track_activities is off. ``prepared``
     says that there are prepared transactions, whose beginning nobody knows. ``zone`` is the time
-    zone in which sessions of the role are, if they do not set one.
+    zone in which sessions of the role are, if they do not set one. ``clock`` is the source's, and
+    ``ahead`` by how much it was ahead of ours.
+
+    A ``standby`` does not show the primary's transactions. There ``clock`` is when the last one was
+    committed of those that it has, and ``began`` is not later; where it has had none since it was
+    started, as little is known as of prepared ones. ``ahead`` is None.
     """
 
     began: int
     visible: bool
     prepared: bool
     zone: str
+    clock: int
+    ahead: int | None
+    standby: bool
 
 
 @dataclass(frozen=True)
@@ -214,10 +223,15 @@ def _end(holder: Connection) -> None:
 def _refuse_standby(origin: Origin, holder: Connection, consistency: Consistency) -> None:
     row: Any = holder.execute("SELECT pg_is_in_recovery()").fetchone()
     if row[0] and consistency == "run":
-        raise SnapshotRefused(
-            f"{address(origin)} is a standby, which cannot share a snapshot between connections.",
-            hint=SNAPSHOT_HINT,
-        )
+        raise on_standby(origin)
+
+
+def on_standby(origin: Origin) -> SnapshotRefused:
+    """Why there is no shared snapshot on a standby."""
+    return SnapshotRefused(
+        f"{address(origin)} is a standby, which cannot share a snapshot between connections.",
+        hint=SNAPSHOT_HINT,
+    )
 
 
 def _lock(
@@ -268,24 +282,40 @@ def _locked_by_columns(
         _end(other)
 
 
-# A transaction's beginning is shown a little after it was noted.
-_MARGIN = 10 * 10**6
+MARGIN = 10 * 10**6
+"""By so much (microseconds) `Since.began` is earlier than what was shown: a transaction's beginning
+is shown a little after it was noted."""
+
 _SINCE = """
-SELECT (extract(epoch FROM least(clock_timestamp(), min(a.xact_start))) * 1000000)::int8,
+WITH source AS (
+    SELECT pg_is_in_recovery() AS standby, clock_timestamp() AS now,
+           CASE WHEN pg_is_in_recovery() THEN pg_last_xact_replay_timestamp() END AS replayed
+)
+SELECT (extract(epoch FROM least(s.now, s.replayed, min(a.xact_start))) * 1000000)::int8,
        pg_has_role(current_user, 'pg_read_all_stats', 'USAGE')
            AND coalesce(bool_and(a.state IS DISTINCT FROM 'disabled'), true),
-       EXISTS (SELECT FROM pg_prepared_xacts WHERE database = current_database()),
-       (SELECT reset_val FROM pg_settings WHERE name = 'TimeZone')
-FROM pg_stat_activity a
-WHERE a.datname = current_database() AND a.pid <> pg_backend_pid()
-  AND a.backend_type <> 'autovacuum worker'
+       EXISTS (SELECT FROM pg_prepared_xacts WHERE database = current_database())
+           OR (s.standby AND s.replayed IS NULL),
+       (SELECT reset_val FROM pg_settings WHERE name = 'TimeZone'),
+       (extract(epoch FROM coalesce(s.replayed, s.now)) * 1000000)::int8, s.standby
+FROM source s LEFT JOIN pg_stat_activity a
+    ON a.datname = current_database() AND a.pid <> pg_backend_pid()
+    AND a.backend_type <> 'autovacuum worker'
+GROUP BY s.standby, s.now, s.replayed
 """
 
 
 def opened(holder: Connection) -> Since:
     """Since when transactions are open, as it is shown now."""
     row: Any = holder.execute(_SINCE).fetchone()
-    return Since(row[0] - _MARGIN, *row[1:])
+    began, visible, prepared, zone, clock, standby = row
+    ahead = None if standby else clock - _here()
+    return Since(began - MARGIN, visible, prepared, zone, clock, ahead, standby)
+
+
+def _here() -> int:
+    """Our own clock, in microseconds since 1970."""
+    return time.time_ns() // 1000
 
 
 def _export(

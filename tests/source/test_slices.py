@@ -226,7 +226,7 @@ KEYS = {
     "uuid": "md5(i::text)::uuid",
     "numeric": "i / 7.0",
     "equal numerics": "CASE i % 3 WHEN 0 THEN 1.0 WHEN 1 THEN 1.00 ELSE 1.000 END",
-    "floats": "CASE i % 5 WHEN 0 THEN 'NaN' WHEN 1 THEN '-Infinity' ELSE i / 3.0 END::float8",
+    "floats": "CASE i % 5 WHEN 0 THEN 'NaN' WHEN 1 THEN '-Infinity' ELSE i / 3.0::float8 END",
     "date": "CASE i % 5 WHEN 0 THEN 'infinity' ELSE '2024-01-01'::date + i END",
     "timestamptz": "'2024-01-01'::timestamptz + i * interval '1 hour'",
     "interval": "i % 50 * interval '1 day' - i * interval '24 hours'",
@@ -256,7 +256,9 @@ def test_a_view_without_a_key_is_read_whole(source: Source, connection: connect.
 
 
 def test_old_servers_are_split_by_key(source: Source, connection: connect.Connection) -> None:
-    """Before PostgreSQL 14 a table is split by its key, as ctid ranges would read it whole."""
+    """Before PostgreSQL 14 a table is split by its key, as each range of ctids reads it whole; one
+    without a key is split all the same, for it may be larger than the memory.
+    """
     source.execute(
         "CREATE TABLE t (id bigint, part text, PRIMARY KEY (part, id));"
         "INSERT INTO t SELECT i, md5((i % 100)::text) FROM generate_series(1, 5000) i;"
@@ -264,7 +266,7 @@ def test_old_servers_are_split_by_key(source: Source, connection: connect.Connec
     )
     counts = proven(connection, 40_000, OLD)
     assert len(counts) > 3
-    assert proven(connection, 40_000, OLD, key=()) == [5000]
+    assert len(proven(connection, 40_000, OLD, key=())) > 3
 
 
 def test_a_heap_whose_pages_may_not_be_asked_for_is_split_by_key(
