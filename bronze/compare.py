@@ -18,6 +18,7 @@ import polars as pl
 
 from bronze.enrich import fingerprint
 from bronze.enrich.fingerprint import Fingerprints
+from bronze.enrich.key_text import keyed
 from bronze.model import DELETED, Known, Place, Stored
 from bronze.table import files
 
@@ -89,10 +90,26 @@ def _doubled(what: Known) -> bool:
     for file in what.files:
         parquet = files.opened(what.place, file)
         for _, table in files.parts(parquet, what.layout, what.key, None, dict(file.partition)):
-            prints = fingerprints(what, pl.DataFrame(table).drop_nulls())
+            prints = fingerprints(what, pl.DataFrame(table).filter(keyed(what.key)))
             found.append(prints[shared(what, prints)])
     prints = np.sort(np.concatenate(found))
     return bool((prints[1:] == prints[:-1]).any())
+
+
+def keyless(what: Known) -> bool:
+    """Whether a row of a table that is there has a column of the key NULL.
+
+    Raises:
+        LakeError, LakeUnreachable: the table cannot be read.
+    """
+    names = (*what.key, "record_status")
+    for file in what.files:
+        parquet = files.opened(what.place, file)
+        for _, table in files.parts(parquet, what.layout, names, None, dict(file.partition)):
+            live = pl.col("record_status").ne_missing(DELETED)
+            if pl.DataFrame(table).filter(live & ~keyed(what.key)).height:
+                return True
+    return False
 
 
 def forget(place: Place) -> None:
@@ -130,9 +147,8 @@ def _fingerprints(what: Known, file: Stored) -> Iterator[tuple[int, Positions, F
     parquet = files.opened(what.place, file)
     for start, table in files.parts(parquet, what.layout, columns, None, dict(file.partition)):
         rows = pl.DataFrame(table)
-        live = rows["record_status"].ne_missing(DELETED)
-        for name in columns[:-1]:
-            live &= rows[name].is_not_null()
+        there = pl.col("record_status").ne_missing(DELETED) & keyed(columns[:-1])
+        live = rows.select(there).to_series()
         if not what.key:
             live &= _ours(rows["row_hash"])
         prints = fingerprints(what, rows.filter(live))
@@ -174,7 +190,7 @@ def _versions(what: Known) -> pl.DataFrame:
         parquet = files.opened(what.place, file)
         for start, table in files.parts(parquet, what.layout, names, None, dict(file.partition)):
             rows = pl.DataFrame(table).with_row_index("row", start)
-            rows = rows.filter(pl.all_horizontal(pl.col(*names[:-1]).is_not_null()))
+            rows = rows.filter(keyed(what.versions), pl.col(*names[-3:-1]).is_not_null())
             rows = rows.filter(_ours(rows["row_hash"]))
             keys = fingerprint.of_keys(rows.select(what.versions).get_columns())
             prints = keys if what.key else fingerprint.of_hashes(rows["row_hash"], what.offset)

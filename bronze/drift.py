@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 
 from bronze.enrich.stamp import METADATA
 from bronze.errors import TableRefused
-from bronze.model import Column, Kind, Protect
+from bronze.model import KEY_TEXT, Column, Kind, Protect
 from bronze.source.catalog import Relation
 from bronze.source.statement import quoted
 from bronze.source.types import absent, recast, wider
@@ -35,6 +35,8 @@ WATCHED = "bronze.watched"
 RULES = "bronze.rules"
 CUT = "bronze.cut"
 ENFORCED = "bronze.enforced"
+KEYED = "bronze.keyed"
+"""In a table with `KEY_TEXT`: the Bronze names of the columns that the key has in the source."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def settled(
     Raises:
         TableRefused: a column has become something that the table's column cannot hold.
     """
-    ours = {*(name for name, _ in METADATA), *added}
+    ours = {*(name for name, _ in METADATA), KEY_TEXT, *added}
     found = tuple(_respelled(found, [name for name, _ in held]))
     mine = {column.target: column for column in found}
     gone = {name.lower() for name in dropped}
@@ -235,3 +237,9 @@ def earlier(properties: Mapping[str, str]) -> tuple[tuple[tuple[str, Kind], ...]
         kinds |= {name: Kind(*kind) for name, kind in time.items()}
         found.append(tuple(kinds.items()))
     return tuple(found)
+
+
+def keyed(properties: Mapping[str, str]) -> tuple[str, ...]:
+    """The Bronze names of the columns that a table's key has in the source."""
+    names = json.loads(properties.get(KEY, "[]"))
+    return tuple(json.loads(properties[KEYED]) if KEY_TEXT in names else names)

@@ -38,6 +38,7 @@ from bronze.source.batch import Batch, Gathered
 from bronze.source.connect import Connection
 from bronze.source.readiness import Wanting
 from bronze.source.texts import Text
+from bronze.source.types import ANY_BYTES
 from bronze.table import commit, log, store
 from bronze.table.commit import Position
 from bronze.table.log import State
@@ -343,14 +344,13 @@ def last(state: State, plan: Plan) -> tuple[int, int] | None:
 
 def _job(following: Following, gathered: Gathered, stamp: Stamp, state: State) -> Net:
     plan = following.plan
-    named = {column.target: column.name for column in plan.settled.columns if column.name}
     return Net(
         table=following.label,
         gathered=gathered,
         floor=following.floor,
         columns=plan.settled.columns,
         texts=following.texts,
-        key=tuple(named[name] for name in plan.key),
+        row_key=plan.row_key,
         identity=_identity(following, gathered),
         place=plan.target.place,
         stored=state.files,
@@ -360,6 +360,7 @@ def _job(following: Following, gathered: Gathered, stamp: Stamp, state: State) -
         base=plan.settled.base,
         dates_of=plan.dates_of,
         enrichment=provide.streamed(plan.enrichment),
+        any_bytes=plan.target.relation.encoding == ANY_BYTES,
     )
 
 

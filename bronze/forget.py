@@ -28,7 +28,7 @@ from bronze import drift
 from bronze import subject as subjects
 from bronze.books import anomalies, models, profiles, quality, rejected
 from bronze.errors import BronzeError, ConfigError, TableRefused
-from bronze.model import DataFile, Place, Stored
+from bronze.model import KEY_TEXT, DataFile, Place, Stored
 from bronze.result import Failure
 from bronze.settings import GOVERNANCE, Settings
 from bronze.source import connect
@@ -155,6 +155,11 @@ def _gone(settings: Settings, table: Held, key: Mapping[str, str]) -> None:
             f"The config has no source {table.source}, from which {table.name} is.",
             hint="If the rows are gone there: --without-source",
         )
+    if KEY_TEXT in key:
+        raise ConfigError(
+            f"The source has no column {KEY_TEXT}.",
+            hint="Name the columns of the key; or, if the rows are gone there: --without-source",
+        )
     own = settings.table(table.source, schema, name)
     names = {target: source for source, target in own.rename.items()}
     origin = settings.origin(table.source)
@@ -190,10 +195,13 @@ def _keys(table: Held, whose: Subject) -> Keys:
     for path in _paths(table.state.place):
         parquet = pq.ParquetFile(store.reader(table.state.place, path), pre_buffer=False)
         present = [name for name in names if name in parquet.schema_arrow.names]
-        if present != names:
+        # No row needed the key's text when the table was without it.
+        if present != [n for n in names if n != KEY_TEXT or n in present]:
             continue
         for part in parquet.iter_batches(columns=present, use_threads=False):
             rows = pl.DataFrame(part)
+            if len(present) < len(names):
+                rows = rows.with_columns(pl.lit(None, pl.String).alias(KEY_TEXT))
             keys = rows.filter(whose.earlier(rows)).select(table.key).unique()
             found += [{n: {str(v)} for n, v in row.items()} for row in keys.iter_rows(named=True)]
     return found

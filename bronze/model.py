@@ -114,6 +114,36 @@ class Column:
         return Kind("string") if self.protect else self.kind
 
 
+KEY_TEXT = "key_as_text"
+"""The column that only those Bronze tables have whose key has values that Delta cannot hold or
+compare: in a row with such values they are here, as a JSON object of text; elsewhere NULL."""
+
+
+@dataclass(frozen=True)
+class RowKey:
+    """What tells the rows of a table apart: ``columns`` of the source, none where nothing does.
+
+    ``names`` are the columns of the Bronze table by which a row is found there. Those of its key
+    that are arrays are not among them; where it has `KEY_TEXT`, that is the last one.
+    """
+
+    columns: tuple[Column, ...] = ()
+    names: tuple[str, ...] = ()
+
+    @property
+    def has_text(self) -> bool:
+        """Whether the table has `KEY_TEXT`."""
+        return self.names[-1:] == (KEY_TEXT,)
+
+    @property
+    def source_names(self) -> tuple[str, ...]:
+        """The key's columns as the source calls them."""
+        return tuple(column.name for column in self.columns)
+
+
+NO_KEY = RowKey()
+
+
 @dataclass(frozen=True)
 class Secret:
     """Where a secret is to be found; never the secret itself.
@@ -341,9 +371,9 @@ class Unit:
 
     ``query`` is the SELECT without its WHERE; ``slices`` are the conditions, each of which fits in
     the memory of one worker. ``session`` are the statements that join the run's snapshot.
-    ``key`` are target names, ``stats`` the target names that get file statistics, ``base`` as in
-    `bronze.enrich.encoding`. With ``known``, only rows that the table does not hold are kept; with
-    ``keys_only``, none are, and all that matters is which of the table's keys were seen. With
+    ``key`` tells rows apart, ``stats`` are the target names that get file statistics, ``base`` is
+    as in `bronze.enrich.encoding`. With ``known``, only rows that the table does not hold are kept;
+    with ``keys_only``, none are, and all that matters is which of the table's keys were seen. With
     ``inline``, few rows are given back rather than written. ``dates_of`` is the column whose dates
     are the table's partitions; ``history`` says that the table keeps every version of a row,
     ``streamed`` that it has the time of a row's commit. With ``summed``, the fingerprints of all
@@ -357,7 +387,7 @@ class Unit:
     query: str
     slices: tuple[str, ...]
     columns: tuple[Column, ...]
-    key: tuple[str, ...]
+    key: RowKey
     stats: tuple[str, ...]
     stamp: Stamp
     place: Place

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import polars as pl
 
 from bronze import identity, portion
-from bronze.enrich import protect
+from bronze.enrich import key_text, protect
 from bronze.enrich.anomaly import scored
 from bronze.enrich.enrichment import enriched
 from bronze.errors import Mismatch, TableRefused
@@ -33,6 +33,7 @@ from bronze.model import (
     Kind,
     Place,
     Rejected,
+    RowKey,
     Stamp,
     Stored,
 )
@@ -59,9 +60,10 @@ class Net:
         gathered: its changes.
         floor: transactions before this position are in the table already.
         columns: the table's contract; ``texts`` are those of them that the stream has.
-        key: the names of the key's columns in the source.
+        row_key: what tells rows apart at the end of a transaction.
         identity: the names of the columns that tell rows apart at any moment: the key, where
             PostgreSQL keeps it unique; else others, the key among them.
+        any_bytes: whether a text may be bytes that are no UTF-8.
         stored: the table's files, with ``layout`` its columns, to look unchanged values up.
     """
 
@@ -70,7 +72,7 @@ class Net:
     floor: int
     columns: tuple[Column, ...]
     texts: tuple[Text, ...]
-    key: tuple[str, ...]
+    row_key: RowKey
     identity: tuple[str, ...]
     place: Place
     stored: tuple[Stored, ...] = field(repr=False)
@@ -80,6 +82,12 @@ class Net:
     base: int
     dates_of: str | None = None
     enrichment: Enrichment = NONE_GIVEN
+    any_bytes: bool = False
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The names of the key's columns in the source."""
+        return self.row_key.source_names
 
 
 @dataclass(frozen=True)
@@ -108,10 +116,11 @@ def net(job: Net) -> Netted:
     Raises:
         Mismatch: the stream is not what it has to be, or rows share a key at the end; the table
             has to be compared.
-        TableRefused: a row has no key, or one that Delta cannot hold.
+        TableRefused: a row has no key.
         LakeError, LakeUnreachable: changes cannot be put into files, or looked up.
     """
-    parts = [Part(job.gathered, i, job.floor) for i in range(len(job.gathered.pieces))]
+    pieces = range(len(job.gathered.pieces))
+    parts = [Part(job.gathered, i, job.floor, job.any_bytes) for i in pieces]
     last = _last(job, parts)
     gone = last.filter(~pl.col(UPSERT)).select(job.key)
     frames: list[pl.DataFrame] = []
@@ -120,7 +129,7 @@ def net(job: Net) -> Netted:
     findings = NOTHING_FOUND
     for rows, refused, found in _rows(job, parts, last.filter(UPSERT)):
         findings += found
-        records = rejections(rows, refused, [t.target for t in _keys(job)])
+        records = rejections(rows, refused, job.row_key.names)
         rejected += protect.rejections(records, job.enrichment.protection)
         if frames and portion.size_of(frames) + portion.size(rows) > _IN_MEMORY:
             changes += _staged(job, frames)
@@ -164,19 +173,11 @@ def _deletes(job: Net, gone: pl.DataFrame) -> tuple[Changes, ...]:
 
 def _stored_keys(job: Net, keys: pl.DataFrame) -> pl.DataFrame:
     """Keys as the stream has them, as the table has them."""
-    held = texts.typed(keys.select(job.key), _keys(job))[0]
-    _refuse_rejected(job, held)
-    return protect.values(held, job.enrichment.protection)
-
-
-def _refuse_rejected(job: Net, rows: pl.DataFrame) -> None:
-    if any(rows[text.target].null_count() for text in _keys(job)):
-        raise TableRefused(
-            f"A row of table {job.table} has a value in its key {', '.join(job.key)} that Delta"
-            " cannot hold.",
-            hint="Name columns as its key whose values all can be held.",
-            table=job.table,
-        )
+    clear, rejected = texts.typed(keys.select(job.key), _keys(job))
+    protection = job.enrichment.protection
+    rows = protect.values(clear, protection)
+    told = key_text.with_text(rows, clear, rejected, job.row_key, protection)
+    return told.select(job.row_key.names)
 
 
 def _last(job: Net, parts: Sequence[Part]) -> pl.DataFrame:
@@ -232,15 +233,16 @@ def _refuse_shared(job: Net, found: Rows) -> None:
         live = pl.col("record_status").ne_missing(DELETED)
         held = lookup.found(job.place, job.stored, job.layout, names, ["record_status"])
         there = pl.concat([there, *(rows.filter(live).select(key) for rows in held)])
-    new = came.join(went, on=key, how="anti")
-    shared = came.is_duplicated().any() or new.join(there, on=key, how="semi").height
+    new = came.join(went, on=key, how="anti", nulls_equal=True)
+    again = new.join(there, on=key, how="semi", nulls_equal=True).height
+    shared = came.is_duplicated().any() or again
     if shared or went.is_duplicated().any() or there.is_duplicated().any():
         raise Mismatch(
             f"Rows of table {job.table} share the key {', '.join(job.key)}.",
             hint="All its rows are compared with the source.",
             table=job.table,
         )
-    if went.join(there, on=key, how="anti").height:
+    if went.join(there, on=key, how="anti", nulls_equal=True).height:
         raise Mismatch(
             f"The table has not all rows of {job.table} that have changed by the stream.",
             hint="All its rows are compared with the source.",
@@ -261,7 +263,6 @@ def _rows(
         raw = found.new.select([text.name for text in job.texts])[lines]
         mine = {place: value for place, value in missing.items() if place[0] == part.number}
         typed = texts.typed(_patched(raw, lines, parts, mine), job.texts)
-        _refuse_rejected(job, typed[0])
         del found, raw
         for rows, rejected, some in _looked_up(job, *typed, lines, mine):
             yield _made(job, part, rows, rejected, some)
@@ -273,9 +274,10 @@ def _made(
     """The Bronze rows of some changes of a piece."""
     whole = _whole(rows, job.columns)
     made, findings = enriched(whole, rejected, job.stamp, job.base, job.enrichment)
+    protection = job.enrichment.protection
+    made = key_text.with_text(made, whole, rejected, job.row_key, protection)
     if job.enrichment.watch:
-        key = [text.target for text in _keys(job)]
-        made, outliers = scored(made, job.enrichment.watch, key, job.stamp)
+        made, outliers = scored(made, job.enrichment.watch, job.row_key.names, job.stamp)
         findings += Findings(outliers)
     made = portion.beside(portion.plain(made), [part.committed(lines)])
     made = partition.dated(made, job.dates_of) if job.dates_of else made
@@ -403,7 +405,7 @@ def _looked_up(
     for held in lookup.found(job.place, job.stored, job.layout, keys.select(key).unique(), columns):
         # A join copies values: they are found by their number.
         numbered = held.select(key).with_row_index(_HELD)
-        there = keys.join(numbered, on=key, how="inner")
+        there = keys.join(numbered, on=key, how="inner", nulls_equal=True)
         at, of = there[_ROW].to_numpy(), there[_HELD].to_numpy()
         whole, refused, some = _some(rows, rejected, lines, at)
         for name, lack in lacking.items():

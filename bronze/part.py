@@ -28,9 +28,13 @@ class Part:
             once the changes were looked at.
     """
 
-    def __init__(self, gathered: Gathered, number: int, floor: int) -> None:
-        """Transactions before the position ``floor`` are in the table already."""
-        self.number = number
+    def __init__(
+        self, gathered: Gathered, number: int, floor: int, any_bytes: bool = False
+    ) -> None:
+        """Transactions before the position ``floor`` are in the table already; with ``any_bytes``,
+        a text may be bytes that are no UTF-8.
+        """
+        self.number, self._any_bytes = number, any_bytes
         self.names = [name for name, _, _ in gathered.described.columns]
         self._piece, self._floor = gathered.pieces[number], floor
         self._kept: pgoutput.Changes | None = None
@@ -41,7 +45,9 @@ class Part:
         """The changes; those that are put aside are not kept in memory."""
         if self._kept is not None:
             return self._kept
-        found = _completed(pgoutput.changes(self._piece.read(), self._piece.lengths, self.names))
+        piece = self._piece
+        taken = pgoutput.changes(piece.read(), piece.lengths, self.names, self._any_bytes)
+        found = _completed(taken)
         flagged = zip(self.names, found.unchanged, strict=True)
         self.open = tuple((name, flags) for name, flags in flagged if flags is not None)
         if self._piece.aside is None:

@@ -257,7 +257,7 @@ def planned(
         stamp = Stamp(batch_id, now, origin.name, target.settings.method, own)
         found, refused = None, None
         try:
-            current = fitted(replace(target, relation=still_there(target, held, seen)))
+            current = fitted(prepare.seen(target, still_there(target, held, seen)))
             found = plan.plan_table(current, held, origin, stamp, settings, readers)
         except (TableRefused, LakeError) as error:
             refused = error

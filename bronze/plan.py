@@ -5,17 +5,28 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
-from bronze import compare, drift, keys, prepare, provide, resume, rules, units
+from bronze import drift, keys, prepare, provide, resume, rules, units
 from bronze.drift import Settled
 from bronze.enrich import anomaly
 from bronze.enrich.stamp import COMMITTED, METADATA
 from bronze.errors import TableRefused
-from bronze.model import Column, Enrichment, Kind, Known, Origin, Protection, Stamp, Unit
+from bronze.model import (
+    KEY_TEXT,
+    Column,
+    Enrichment,
+    Kind,
+    Origin,
+    Protection,
+    RowKey,
+    Stamp,
+    Unit,
+)
 from bronze.prepare import Target
+from bronze.row_key import key_columns, key_of, lacks_text, merges_rows, no_key, unstable
 from bronze.settings import Settings
-from bronze.source import increment, slices, statement, survey
+from bronze.source import increment, slices, survey
 from bronze.source.snapshot import Since, Snapshot
 from bronze.table import log
 from bronze.table.commit import Position, Shape
@@ -34,14 +45,14 @@ only differences land; or only those are read that may have changed."""
 class Plan:
     """What a run does with one table.
 
-    ``key`` are target names, none where rows cannot be told apart. ``state`` is the Bronze table
-    as it was found, ``reached`` the position that it is to hold.
+    ``row_key`` is what tells rows apart. ``state`` is the Bronze table as it was found, ``reached``
+    the position that it is to hold.
     """
 
     target: Target
     mode: Mode
     settled: Settled
-    key: tuple[str, ...]
+    row_key: RowKey
     shape: Shape
     state: State | None
     reached: Position
@@ -54,6 +65,11 @@ class Plan:
         """The plan that compares all rows, in the same snapshot."""
         note = f"all rows were compared: {why}"
         return replace(self, mode="compare", units=self.all_units(), notes=(*self.notes, note))
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The Bronze table's columns by which its rows are known, none where they are not."""
+        return self.row_key.names
 
     @property
     def dates_of(self) -> str | None:
@@ -79,20 +95,25 @@ def plan_table(
     given = Assignment(target, snapshot, origin, stamp, settings, readers)
     known = outline(given)
     state, settled = known.state, known.settled
-    key, notes = _key(given, settled)
+    row_key, why_none = key_of(given, settled, state)
+    key = row_key.names
     protection = known.protection
     if not keys.complete(protection):
         protection = keys.protection(settings, target, settled)
-    if state is not None and _merges_rows(target, state, key):
+    if state is not None and merges_rows(target, state, key):
         said = "rows that are gone share the new key with others: the table is written anew"
         settled = replace(settled, anew=True, notes=(*settled.notes, said))
-    mode, where, why = _mode(given, state, settled, key)
+    if state is not None and lacks_text(target, state, row_key):
+        said = f"its rows are known by {KEY_TEXT}, too: the table is written anew"
+        settled = replace(settled, anew=True, notes=(*settled.notes, said))
+    mode, where, why = _mode(given, state, settled, key, why_none)
+    none = (f"its rows cannot be told apart: {why_none}",) if why_none else ()
     # A stream reads in the snapshot of a slot: without one it only finds out what is to be read.
     streamed = target.settings.pattern == "streaming"
     reading = not (streamed and (mode == "changes" or snapshot.name is None))
-    enrichment = provide.enrichment(given, settled, key, state, protection, reading=reading)
+    enrichment = provide.enrichment(given, settled, row_key, state, protection, reading=reading)
     scoring = rules.fingerprint(settings, target, enrichment.quality.criteria)
-    shape = _shape(given, settled, key, known.partition, state, enrichment, scoring)
+    shape = _shape(given, settled, row_key, known.partition, state, enrichment, scoring)
     if state is not None and state.properties.get(drift.RULES, scoring) != scoring:
         why += ("its rules have changed: rows that do not change keep the scores that they have",)
     marks, looking = resume.marks(given, state, whole=mode != "changes")
@@ -100,24 +121,25 @@ def plan_table(
 
     def rows(where: str, against: State | None) -> tuple[Unit, ...]:
         inline = mode != "load"
-        return tuple(units.of_rows(given, settled, shape, key, where, against, inline, enrichment))
+        work = units.of_rows(given, settled, shape, row_key, where, against, inline, enrichment)
+        return tuple(work)
 
     # What has changed comes by the stream.
     work = rows(where, against) if reading else ()
     if looking and mode == "changes" and state is not None:
-        work += tuple(units.of_keys(given, settled, shape, key, state, len(work), enrichment))
+        work += tuple(units.of_keys(given, settled, shape, row_key, state, len(work), enrichment))
     reached = Position(snapshot.timeline, snapshot.position, tuple(marks))
     return Plan(
         target=target,
         mode=mode,
         settled=settled,
-        key=key,
+        row_key=row_key,
         shape=shape,
         state=state,
         reached=reached,
         units=work,
         notes=settled.notes
-        + notes
+        + none
         + why
         + (enrichment.watch.notes if enrichment.watch else ())
         + prepare.unprotected(target, survey.by_names(target.relation)),
@@ -129,7 +151,7 @@ def plan_table(
 @dataclass(frozen=True)
 class Outline:
     """What is known of a plan before any row of the source is looked at. ``key`` are the key's
-    columns, none where they cannot tell rows apart; keys of ``protection`` may be still to make.
+    columns, none where there is none; keys of ``protection`` may be still to make.
     """
 
     state: State | None
@@ -148,13 +170,13 @@ def outline(given: Assignment) -> Outline:
     """
     target = given.target
     state, settled, partition = settle(target, given.held.since)
-    key = _key_columns(target, settled)
+    key = key_columns(target, settled)
     protection = keys.protection(given.settings, target, settled, making=False)
     if keys.moved(protection, state):
         said = f"its keys have been rotated: {drift.ANEW}"
         settled = replace(settled, anew=True, notes=(*settled.notes, said))
-    key = () if any(column.kind.name == "array" for column in key) else key
-    _mode(given, state, settled, tuple(column.target for column in key))
+    why_none = "" if key else target.relation.keyless
+    _mode(given, state, settled, tuple(column.target for column in key), why_none)
     if target.settings.pattern != "streaming":
         units.fitting(given, state)
     return Outline(state, settled, partition, key, protection)
@@ -211,16 +233,6 @@ def _watched(target: Target, state: State | None) -> bool:
     return before or target.settings.anomalies is not None
 
 
-def _merges_rows(target: Target, state: State, key: tuple[str, ...]) -> bool:
-    """Whether the key is another one, by which rows that the table has are the same."""
-    known = state.properties.get(drift.KEY)
-    if not key or target.settings.history or known in (None, json.dumps(key)):
-        return False
-    if not set(key) <= dict(state.columns).keys():
-        return False
-    return compare.doubled(Known(target.place, state.version, state.files, state.columns, key, 0))
-
-
 def _same_table(target: Target, state: State) -> None:
     """Two tables of the source must not take turns in one Bronze table."""
     known = state.properties
@@ -231,76 +243,6 @@ def _same_table(target: Target, state: State) -> None:
             hint="Give this one another target, or move that Bronze table away.",
             table=target.label,
         )
-
-
-def _key(given: Assignment, settled: Settled) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The key's target names, and why there is none where the source has one.
-
-    Raises:
-        TableRefused: rows of the source share a key, or have none.
-    """
-    target = given.target
-    relation = target.relation
-    names = target.key
-    columns = _key_columns(target, settled)
-    if not columns:
-        return (), ()
-    table = statement.quoted(relation.schema, relation.name)
-    rejecting = " OR ".join(f"({c.reject}) IS TRUE" for c in columns if c.reject)
-    lists = [c.name for c in columns if c.kind.name == "array"]
-    if lists:
-        return (), (f"column {lists[0]} of the key is an array: rows cannot be told apart by it",)
-    if rejecting and _true(given, f"SELECT EXISTS (SELECT FROM {table} WHERE {rejecting})"):  # noqa: S608
-        said = "the key has values that Delta cannot hold: rows cannot be told apart by it"
-        return (), (said,)
-    if relation.enforces(names):
-        return tuple(c.target for c in columns), ()
-    quoted = [statement.quoted(name) for name in names]
-    missing = " OR ".join(f"{name} IS NULL" for name in quoted)
-    checks = {
-        "no value in": f"SELECT EXISTS (SELECT FROM {table} WHERE {missing})",  # noqa: S608
-        "the same value of": f"SELECT EXISTS (SELECT FROM {table} GROUP BY {', '.join(quoted)}"  # noqa: S608
-        " HAVING count(*) > 1)",
-    }
-    for what, query in checks.items():
-        if _true(given, query):
-            raise TableRefused(
-                f"Rows of table {target.label} have {what} the key {', '.join(names)}.",
-                hint="Name columns that are unique and never NULL:"
-                f" [tables.{prepare.toml(relation.name)}] key = […]",
-                table=target.label,
-            )
-    return tuple(c.target for c in columns), ()
-
-
-def _key_columns(target: Target, settled: Settled) -> tuple[Column, ...]:
-    """The columns of the key that the config names, or that the source has.
-
-    Raises:
-        TableRefused: one is protected so that equal values do not stay equal.
-    """
-    names = target.key
-    columns = tuple(column for name in names for column in settled.columns if column.name == name)
-    if hidden := [c for c in columns if c.protect and not c.protect.stable]:
-        raise _unstable(target, hidden[0], "are told apart")
-    return columns
-
-
-def _unstable(target: Target, column: Column, what: str) -> TableRefused:
-    method = column.protect.method if column.protect else ""
-    name = prepare.toml(column.name)
-    return TableRefused(
-        f"Rows of table {target.label} {what} by column {column.name}, of which {method} leaves"
-        " nothing to compare.",
-        hint=f'Protect it so that equal values stay equal: protect = {{ {name} = "tokenize" }}, or'
-        ' "hash", or "encrypt_deterministic".',
-        table=target.label,
-    )
-
-
-def _true(given: Assignment, query: str) -> bool:
-    row: Any = units.asked(given, lambda holder: holder.execute(query).fetchone())
-    return bool(row[0])
 
 
 def _partition(target: Target, settled: Settled, state: State | None) -> str | None:
@@ -346,7 +288,7 @@ _DATED = ("date", "timestamp", "timestamp_ntz")
 def _shape(
     given: Assignment,
     settled: Settled,
-    key: tuple[str, ...],
+    row_key: RowKey,
     partition: str | None,
     state: State | None,
     enrichment: Enrichment,
@@ -355,11 +297,14 @@ def _shape(
     target = given.target
     layout = [*((column.target, column.stored) for column in settled.columns), *METADATA]
     layout += anomaly.COLUMNS if _watched(target, state) else ()
+    layout += [(KEY_TEXT, Kind("string"))] if row_key.has_text else []
     layout += [(KIND, Kind("string"))] if target.settings.history else []
     if target.settings.pattern == "streaming" or (state and COMMITTED in dict(state.columns)):
         layout.append((COMMITTED, Kind("timestamp")))
     layout += [(partition, Kind("date"))] if partition else []
-    wanted = {*key, *(_cursor(target, settled) or ()), *_clustered(target, settled)}
+    keyed = [column.target for column in row_key.columns]
+    wanted = {*keyed, *row_key.names}
+    wanted |= {*(_cursor(target, settled) or ()), *_clustered(target, settled)}
     wanted -= {c.target for c in settled.columns if c.protect and not c.protect.stable}
     stats = tuple(name for name, kind in layout if name in wanted and kind.name in SAFE)
     notes = {
@@ -367,7 +312,7 @@ def _shape(
         drift.SCHEMA: target.relation.schema,
         drift.TABLE: target.label,
         drift.OID: str(target.relation.oid),
-        drift.KEY: json.dumps(key),
+        drift.KEY: json.dumps(row_key.names),
         drift.BASE: str(settled.base),
         drift.NUMBERS: drift.numbers(settled.columns, target.relation),
         drift.RULES: scoring,
@@ -384,6 +329,8 @@ def _shape(
         notes[drift.CUT] = ""
     if state is not None:
         notes |= drift.widened(settled.columns, state.columns, state.properties)
+    if row_key.has_text:
+        notes[drift.KEYED] = json.dumps(keyed)
     if _watched(target, state):
         notes[drift.WATCHED] = "true"
     kept = given.settings.maintain.properties()
@@ -407,7 +354,7 @@ def _clustered(target: Target, settled: Settled) -> tuple[str, ...]:
         )
     wanted = [column for column in settled.columns if column.name in target.settings.cluster_by]
     if hidden := [c for c in wanted if c.protect and not c.protect.stable]:
-        raise _unstable(target, hidden[0], "are clustered")
+        raise unstable(target, hidden[0], "are clustered")
     return tuple(names[name] for name in target.settings.cluster_by)
 
 
@@ -419,11 +366,17 @@ def _cursor(target: Target, settled: Settled) -> tuple[str, ...] | None:
 
 
 def _mode(
-    given: Assignment, state: State | None, settled: Settled, key: tuple[str, ...]
+    given: Assignment,
+    state: State | None,
+    settled: Settled,
+    key: tuple[str, ...],
+    why_none: str,
 ) -> tuple[Mode, str, tuple[str, ...]]:
     """How the table is taken, the condition for changes, and what to say about it."""
     own, relation = given.target.settings, given.target.relation
-    if own.history and (refused := _no_history(given, state, settled, key)):
+    if refused := no_key(given.target, key, why_none):
+        raise refused
+    if own.history and (refused := _no_history(given, state, settled)):
         raise refused
     if settled.anew and own.deletes == "ignore":
         raise TableRefused(
@@ -436,13 +389,6 @@ def _mode(
     if own.pattern == "full_refresh":
         load = state is None or not key or settled.anew
         return ("load" if load else "compare"), slices.WHOLE, ()
-    if not key:
-        raise TableRefused(
-            f'Table {relation.label} has no key, which the pattern "{own.pattern}" needs.',
-            hint="Name columns that are unique and never NULL:"
-            f' [tables.{prepare.toml(relation.name)}] key = […]; or use pattern = "full_refresh".',
-            table=relation.label,
-        )
     if state is None or settled.anew:
         return "load", slices.WHOLE, ()
     why = resume.why_all(given, state, settled, key)
@@ -456,17 +402,9 @@ def _mode(
     return "changes", where, ()
 
 
-def _no_history(
-    given: Assignment, state: State | None, settled: Settled, key: tuple[str, ...]
-) -> TableRefused | None:
+def _no_history(given: Assignment, state: State | None, settled: Settled) -> TableRefused | None:
     """Why a table's history cannot be kept, None where it can."""
     label = given.target.label
-    if not key:
-        return TableRefused(
-            f"Table {label} has no key, without which there are no versions of a row.",
-            hint="Name columns that are unique and never NULL: key = […]; or leave history out.",
-            table=label,
-        )
     if state is not None and KIND not in dict(state.columns):
         return TableRefused(
             f"The Bronze table {given.target.name} keeps no history, and cannot begin to.",
@@ -475,8 +413,8 @@ def _no_history(
         )
     if settled.anew:
         return TableRefused(
-            f"The protection of the history {given.target.name} has changed, and its versions"
-            " cannot be read anew.",
+            f"The history {given.target.name} would have to be written anew"
+            f" ({settled.notes[-1].partition(':')[0]}), and its versions cannot be read anew.",
             hint='Give the history another target = "bz_…", or move the Bronze table away.',
             table=label,
         )

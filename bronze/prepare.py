@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from bronze.enrich import anomaly
 from bronze.enrich.stamp import COMMITTED, METADATA
 from bronze.errors import ConfigError, TableRefused
-from bronze.model import Column, Place
+from bronze.model import KEY_TEXT, Column, Place
 from bronze.settings import Settings, TableSettings
 from bronze.source import statement
-from bronze.source.catalog import Relation, relations, schemas
+from bronze.source.catalog import TABLEOID, Relation, relations, schemas, with_tableoid
 from bronze.source.connect import Connection
 from bronze.source.survey import Personal
 from bronze.source.types import Choices, contract
@@ -142,7 +142,13 @@ def _target(settings: Settings, source: str, relation: Relation) -> Target:
     own = settings.table(source, relation.schema, relation.name)
     name = own.target or table_name(relation.name)
     schema = settings.lake.schema_
-    return Target(source, relation, own, schema, name, settings.place(schema, name))
+    return seen(Target(source, relation, own, schema, name, settings.place(schema, name)), relation)
+
+
+def seen(target: Target, relation: Relation) -> Target:
+    """The target with its table as it has been seen."""
+    wanted = TABLEOID in target.settings.key
+    return replace(target, relation=with_tableoid(relation) if wanted else relation)
 
 
 def left_out(target: Target) -> frozenset[str]:
@@ -188,7 +194,7 @@ def columns(target: Target) -> tuple[Column, ...]:
         raise _keyless(target, lost[0])
     if any(not a.readable for a in relation.attributes if a.name not in out):
         raise closed(target)
-    choices = Choices(own.decimals, own.arrays, own.timestamps)
+    choices = Choices(own.decimals, own.arrays, own.timestamps, relation.encoding)
     found = tuple(
         replace(
             contract(
@@ -205,7 +211,7 @@ def columns(target: Target) -> tuple[Column, ...]:
         if attribute.name not in out
     )
     ours = [name for name, _ in METADATA]
-    ours += [COMMITTED, *([KIND] if own.history else [])]
+    ours += [KEY_TEXT, COMMITTED, *([KIND] if own.history else [])]
     ours += [name for name, _ in anomaly.COLUMNS] if own.anomalies else []
     bad = faults([c.target for c in found], ours)
     if bad:

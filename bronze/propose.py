@@ -21,7 +21,7 @@ from psycopg.conninfo import make_conninfo
 from bronze import prepare
 from bronze.enrich.stamp import COMMITTED, METADATA
 from bronze.errors import ConfigError
-from bronze.model import Origin, Place
+from bronze.model import KEY_TEXT, Origin, Place
 from bronze.prepare import Target
 from bronze.privacy import MASTER_KEY
 from bronze.result import Failure
@@ -42,7 +42,7 @@ _LOCKED = "55P03"
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 _SHOWN = re.compile(r"[\w.-]+")
 _PLAIN_HOST = re.compile(r"[\w.-]+", re.ASCII)
-_ADDED = (*(name for name, _ in METADATA), COMMITTED)
+_ADDED = (*(name for name, _ in METADATA), KEY_TEXT, COMMITTED)
 
 
 @dataclass(frozen=True)

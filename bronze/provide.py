@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from bronze import anomalies, spanning
 from bronze.drift import Settled
-from bronze.model import Enrichment, Protection
+from bronze.model import Enrichment, Protection, RowKey
 from bronze.table.log import State
 from bronze.units import Assignment
 
@@ -14,7 +14,7 @@ from bronze.units import Assignment
 def enrichment(
     given: Assignment,
     settled: Settled,
-    key: tuple[str, ...],
+    key: RowKey,
     state: State | None,
     protection: Protection | None,
     *,
@@ -25,7 +25,7 @@ def enrichment(
     Args:
         given: the table.
         settled: its columns.
-        key: the key's target names.
+        key: what tells its rows apart.
         state: the Bronze table as it was found.
         protection: how it is protected.
         reading: whether rows are read of the snapshot; else they come by a stream.
@@ -37,7 +37,7 @@ def enrichment(
     hidden = {n for n, how in given.target.settings.protect.items() if how.method != "clear"}
     return Enrichment(
         protection=protection,
-        watch=anomalies.watch(given, settled, key, state, hidden),
+        watch=anomalies.watch(given, settled, key.names, state, hidden),
         quality=spanning.quality(given, settled, key, asking=reading, protected=hidden),
     )
 

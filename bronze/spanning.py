@@ -13,7 +13,7 @@ import polars as pl
 
 from bronze import rules, units
 from bronze.drift import Settled
-from bronze.model import Column
+from bronze.model import KEY_TEXT, Column, RowKey
 from bronze.rule import SPANNING, Criterion, Quality
 from bronze.source import constraint
 from bronze.source.catalog import Relation
@@ -34,7 +34,7 @@ _NARROW_ROW = 50
 def quality(
     given: Assignment,
     settled: Settled,
-    key: Sequence[str],
+    key: RowKey,
     *,
     asking: bool,
     protected: Collection[str] = (),
@@ -44,7 +44,7 @@ def quality(
     Args:
         given: the table.
         settled: its columns.
-        key: the key's target names.
+        key: what tells its rows apart.
         asking: whether rows are read of the snapshot, so that it can be asked.
         protected: the source's names of columns whose values must not be told.
 
@@ -54,17 +54,16 @@ def quality(
     relation = given.target.relation
     known: Constraints = units.asked(given, lambda holder: constraint.constraints(holder, relation))
     names = tuple((c.name, c.target) for c in settled.columns if c.name)
-    of_key = [source for wanted in key for source, target in names if target == wanted]
-    found = rules.criteria(given.settings, given.target, settled, of_key, known)
+    found = rules.criteria(given.settings, given.target, settled, key.source_names, known)
     if asking:
         found = tuple(_answered(given, settled, known, one, protected) for one in found)
-    hidden = {target for source, target in names if source in protected}
+    hidden = {target for source, target in names if source in protected} | {KEY_TEXT}
     return Quality(
         criteria=found if asking else followed(found),
         threshold=given.settings.demanded(given.target.settings).threshold,
         names=names,
-        key=tuple(name for name in key if name not in hidden),
-        distinct=0 if key else -(-_rows(relation) // _PRINTS) or 1,
+        key=tuple(name for name in key.names if name not in hidden),
+        distinct=0 if key.columns else -(-_rows(relation) // _PRINTS) or 1,
     )
 
 

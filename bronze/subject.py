@@ -6,6 +6,7 @@ column is matched by what its methods and keys have made, or would have made, of
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,9 +17,9 @@ import polars as pl
 
 from bronze import drift, keys
 from bronze.books.keys import Record
-from bronze.enrich import plaintext, protect
+from bronze.enrich import key_text, plaintext, protect
 from bronze.errors import ConfigError
-from bronze.model import STABLE, DataKey, Kind, Protect, Protected, Protection
+from bronze.model import KEY_TEXT, STABLE, DataKey, Kind, Protect, Protected, Protection
 from bronze.settings import Settings
 from bronze.source.read import dtype
 from bronze.table import log, store
@@ -137,10 +138,13 @@ class Subject:
 def subject(table: Held, given: Mapping[str, str]) -> Subject:
     """The rows whose columns have some values, given as text.
 
+    A value of the key that Delta cannot hold is found by `KEY_TEXT`, if all of the key is given.
+
     Raises:
         ConfigError: there is no such column, its values cannot be matched, or the text is none.
     """
     kinds, protected = table.kinds, {c.column: c for c in table.protection.columns}
+    beyond: dict[str, list[str]] = {}
     stored: dict[str, pl.Series] = {}
     ever: dict[str, pl.Series] = {}
     used = json.loads(table.state.properties.get(keys.IDS, "{}"))
@@ -150,12 +154,23 @@ def subject(table: Held, given: Mapping[str, str]) -> Subject:
                 f"The Bronze table {table.name} has no column {name}.",
                 hint=f"It has {', '.join(kinds)}.",
             )
-        value = _value(text, name, kinds[name])
         column = protected.get(name)
+        value = _value(text, kinds[name])
+        if value is None:
+            known = drift.keyed(table.state.properties)
+            if KEY_TEXT not in kinds or name not in known or not given.keys() >= set(known):
+                raise ConfigError(
+                    f"What is given for column {name} is no value of type {kinds[name]}."
+                )
+            texts = pl.Series([text])
+            beyond[name] = _possible(texts, column, table.protection) if column else [text]
+            continue
+        value = value.alias(name)
         if column is None:
             stored[name] = ever[name] = value
         elif column.protect.stable:
-            ever[name] = _possible(value, column, table.protection)
+            possible = _possible(value, column, table.protection)
+            ever[name] = pl.Series(name, possible, dtype=pl.String)
             stored[name] = ever[name]
             now = tuple(key for key in column.keys if key.id == used.get(name))
             if column.protect.format and now:
@@ -168,17 +183,22 @@ def subject(table: Held, given: Mapping[str, str]) -> Subject:
                 " leaves nothing to compare.",
                 hint=f"Name them by the key: {', '.join(table.key) or 'the table has none'}.",
             )
+    if beyond:
+        order = [name for name in drift.keyed(table.state.properties) if name in beyond]
+        texts_of = [beyond[name] for name in order]
+        parts = (dict(zip(order, one, strict=True)) for one in itertools.product(*texts_of))
+        told = [key_text.written(part) for part in parts]
+        stored[KEY_TEXT] = ever[KEY_TEXT] = pl.Series(told, dtype=pl.String)
     return Subject(stored, ever)
 
 
-def _value(text: str, name: str, kind: Kind) -> pl.Series:
+def _value(text: str, kind: Kind) -> pl.Series | None:
+    """A text as a value, None where it is none."""
     try:
-        value = plaintext.values(pl.Series(name, [text]), dtype(kind))
-        if _is(text, value[0]):
-            return value
+        value = plaintext.values(pl.Series([text]), dtype(kind))
+        return value if _is(text, value[0]) else None
     except (pl.exceptions.PolarsError, ValueError, ArithmeticError):
-        pass
-    raise ConfigError(f"What is given for column {name} is no value of type {kind}.")
+        return None
 
 
 def _is(text: str, value: Any) -> bool:
@@ -195,7 +215,7 @@ def _alike(mine: pl.Series, values: pl.Series) -> pl.Series:
     return mine.cast(values.dtype, strict=False).is_in(values.implode()).fill_null(False)
 
 
-def _possible(value: pl.Series, column: Protected, protection: Protection) -> pl.Series:
+def _possible(value: pl.Series, column: Protected, protection: Protection) -> list[str]:
     """What is, or was, stored for a value; in clear too, as it was before it was protected."""
     found: list[Any] = plaintext.texts(value).to_list()
     for key in column.keys:
@@ -205,7 +225,7 @@ def _possible(value: pl.Series, column: Protected, protection: Protection) -> pl
             how = Protect(key.purpose, format=shaped)  # type: ignore[arg-type]
             one = replace(column, protect=how, keys=(key,))
             found += protect.covered(value, one, protection.masters).to_list()
-    return pl.Series(value.name, found, dtype=pl.String).unique(maintain_order=True)
+    return list(dict.fromkeys(found))
 
 
 def parsed(given: Sequence[str]) -> dict[str, str]:

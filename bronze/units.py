@@ -12,7 +12,7 @@ from psycopg import errors as pg
 from bronze.drift import Settled
 from bronze.enrich.stamp import COMMITTED
 from bronze.errors import BronzeError, TableRefused
-from bronze.model import Column, Enrichment, Known, Origin, Stamp, Unit, Weighing
+from bronze.model import Column, Enrichment, Known, Origin, RowKey, Stamp, Unit, Weighing
 from bronze.prepare import Target
 from bronze.settings import RunSettings, Settings
 from bronze.source import slices, statement, weigh
@@ -85,7 +85,7 @@ def of_rows(
     given: Assignment,
     settled: Settled,
     shape: Shape,
-    key: tuple[str, ...],
+    key: RowKey,
     where: str,
     against: State | None,
     inline: bool,
@@ -96,9 +96,9 @@ def of_rows(
     known: list[Known | None] = [None]
     memory = run.memory
     if against is not None:
-        known = list(_known(given, shape, key, (), against))
+        known = list(_known(given, shape, key.names, (), against))
         memory = _beside_known(run.memory)
-    groups = grouped(given, memory, [c.name for t in key for c in settled.columns if c.target == t])
+    groups = grouped(given, memory, key.source_names)
     table = statement.quoted(relation.schema, relation.name)
     columns = settled.columns
     first = _unit(given, settled, shape, key, columns, statement.select(columns, table))
@@ -112,7 +112,7 @@ def of_rows(
             known=share,
             inline=inline,
             # Without a key rows cannot be compared one by one, but all of them at once.
-            summed=not key,
+            summed=not key.columns,
             weighing=weighing,
             enrichment=enrichment,
         )
@@ -121,7 +121,7 @@ def of_rows(
     ]
 
 
-def weighed(given: Assignment, columns: Sequence[Column], key: Sequence[str]) -> Weighing | None:
+def weighed(given: Assignment, columns: Sequence[Column], key: RowKey) -> Weighing | None:
     """How the rows of a table are weighed before they are read, None where they need not be."""
     held, relation = given.held, given.target.relation
     names = [column.name for column in columns if column.name]
@@ -130,8 +130,9 @@ def weighed(given: Assignment, columns: Sequence[Column], key: Sequence[str]) ->
         return None
     if not asked(given, lambda holder: weigh.needed(holder, relation, names)):
         return None
-    by = [c for c in columns if c.target in key and c.protect is None]
-    told = [f"{statement.literal(c.name)}::text, {c.text}" for c in by if len(by) == len(key)]
+    hidden = any(column.protect for column in key.columns)
+    by = () if hidden else key.columns
+    told = [f"{statement.literal(column.name)}::text, {column.text}" for column in by]
     return Weighing(
         table=statement.quoted(relation.schema, relation.name),
         weight=weight,
@@ -172,19 +173,18 @@ def of_keys(
     given: Assignment,
     settled: Settled,
     shape: Shape,
-    key: tuple[str, ...],
+    key: RowKey,
     state: State,
     start: int,
     enrichment: Enrichment,
 ) -> list[Unit]:
     """The units that only see which keys are still there."""
     relation = given.target.relation
-    columns = tuple(column for name in key for column in settled.columns if column.target == name)
+    columns = key.columns
     per_slice, per_file = _sizes(
         slices.size_of(relation), _beside_known(given.run.memory), given.readers
     )
-    names = [column.name for column in columns]
-    parts = _slices(given, per_slice * _KEYS_GROWTH, names)
+    parts = _slices(given, per_slice * _KEYS_GROWTH, key.source_names)
     groups = slices.packed(parts, per_file * _KEYS_GROWTH)
     table = statement.quoted(relation.schema, relation.name)
     first = _unit(given, settled, shape, key, columns, statement.select(columns, table))
@@ -198,7 +198,7 @@ def of_keys(
             keys_only=True,
             enrichment=enrichment,
         )
-        for number, share in enumerate(_known(given, shape, key, key, state))
+        for number, share in enumerate(_known(given, shape, key.names, key.names, state))
         for i, group in enumerate(groups)
     ]
 
@@ -207,7 +207,7 @@ def _unit(
     given: Assignment,
     settled: Settled,
     shape: Shape,
-    key: tuple[str, ...],
+    key: RowKey,
     columns: tuple[Column, ...],
     query: str,
 ) -> Unit:
@@ -340,13 +340,18 @@ def _slices(given: Assignment, size: int, key: Sequence[str]) -> list[Slice]:
     try:
         return list(asked(given, split))
     except TableRefused as error:
-        if error.sqlstate not in _NO_ORDER:
+        if error.sqlstate not in _NO_BOUNDS:
             raise
-        # A key of a type without an order, such as json, cannot be split.
         return [Slice(slices.WHOLE, size)]
 
 
-_NO_ORDER = (pg.UndefinedFunction.sqlstate, pg.UndefinedObject.sqlstate)
+# A type without an order, such as json; or bounds whose texts cannot be had.
+_NO_BOUNDS = (
+    pg.UndefinedFunction.sqlstate,
+    pg.UndefinedObject.sqlstate,
+    pg.CharacterNotInRepertoire.sqlstate,
+    pg.UntranslatableCharacter.sqlstate,
+)
 
 
 def _whole(given: Assignment) -> Slice:

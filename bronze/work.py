@@ -17,7 +17,7 @@ import polars as pl
 import tenacity
 
 from bronze import compare, portion
-from bronze.enrich import fingerprint, protect
+from bronze.enrich import fingerprint, key_text, protect
 from bronze.enrich.anomaly import scored
 from bronze.enrich.enrichment import enriched
 from bronze.enrich.fingerprint import Fingerprints
@@ -129,8 +129,10 @@ class _Tally:
         self.rows += rows.height
         if unit.keys_only:
             kept = protect.values(rows, unit.enrichment.protection)
+            kept = key_text.with_text(kept, rows, rejected, unit.key, unit.enrichment.protection)
             return self.sieve.new(kept) if self.sieve else kept
         made, findings = enriched(rows, rejected, unit.stamp, unit.base, unit.enrichment)
+        made = key_text.with_text(made, rows, rejected, unit.key, unit.enrichment.protection)
         # What is read several times, for as many shares of the table, is told once.
         if unit.known is None or unit.known.share == 0:
             self.findings += findings
@@ -149,10 +151,10 @@ class _Tally:
             made = self.sieve.new(made)
         if unit.enrichment.watch:
             # The rows that the table holds have their scores.
-            made, outliers = scored(made, unit.enrichment.watch, unit.key, unit.stamp)
+            made, outliers = scored(made, unit.enrichment.watch, unit.key.names, unit.stamp)
             self.findings += Findings(outliers)
         if _REJECTED in made.columns:
-            found = rejections(made, made[_REJECTED], unit.key)
+            found = rejections(made, made[_REJECTED], unit.key.names)
             self.rejected += protect.rejections(found, unit.enrichment.protection)
             made = made.drop(_REJECTED)
         return made

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from bronze.enrich.stamp import COMMITTED, METADATA, digests, stamped
 from bronze.errors import Mismatch, TableRefused
-from bronze.model import Column, Kind, Place, Stamp
+from bronze.model import Column, Kind, Place, RowKey, Stamp
 from bronze.net import Net, Netted, net
 from bronze.source import pgoutput, replication, slot, texts
 from bronze.source.batch import Gathered, Piece, Spool
@@ -52,6 +52,7 @@ TEXTS = tuple(
     texts.text(column, kind, CHOICES) for column, kind in zip(COLUMNS, TYPES, strict=True)
 )
 KEY = ("k", "n")
+ROW_KEY = RowKey((COLUMNS[0], COLUMNS[2]), ("bz k", "bz n"))
 TARGETS = tuple(column.target for column in COLUMNS)
 LAYOUT: tuple[tuple[str, Kind], ...] = (
     *((column.target, column.kind) for column in COLUMNS),
@@ -91,7 +92,7 @@ def job(gathered: Gathered, place: Place, stored: Sequence[Any], **more: Any) ->
         "floor": 0,
         "columns": COLUMNS,
         "texts": TEXTS,
-        "key": KEY,
+        "row_key": ROW_KEY,
         "identity": KEY,
         "place": place,
         "stored": tuple(stored),

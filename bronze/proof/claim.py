@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -10,8 +9,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from bronze import drift, keys, pipeline, plan, prepare, units
+from bronze.enrich import key_text
 from bronze.errors import BronzeError, LakeError, TableRefused
-from bronze.model import Column, Protection, Stamp
+from bronze.model import KEY_TEXT, NO_KEY, Column, Protection, RowKey, Stamp
 from bronze.pipeline import Opened
 from bronze.prepare import Target
 from bronze.proof.evidence import Asked
@@ -28,15 +28,15 @@ from bronze.units import Assignment
 
 @dataclass(frozen=True)
 class Claim:
-    """One table. ``state`` is its Bronze table, None where there is none yet; ``key`` are the
-    columns that tell its rows apart; ``error`` is what hinders the proof.
+    """One table. ``state`` is its Bronze table, None where there is none yet; ``key`` is
+    what tells its rows apart; ``error`` is what hinders the proof.
     """
 
     given: Assignment
     state: State | None = None
     columns: tuple[Column, ...] = ()
     base: int = 0
-    key: tuple[Column, ...] = ()
+    key: RowKey = NO_KEY
     protection: Protection | None = None
     error: BronzeError | None = None
 
@@ -52,8 +52,8 @@ class Claim:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The target names of the key."""
-        return tuple(column.target for column in self.key)
+        """The Bronze table's columns by which its rows are known."""
+        return self.key.names
 
     @property
     def history(self) -> bool:
@@ -79,7 +79,7 @@ class Claim:
     def asking(self) -> tuple[list[Asked], list[tuple[str, ...]]]:
         """What to ask the source for all hashes, and for those of rows with their keys."""
         given, columns = self.given, self.columns
-        groups = units.grouped(given, given.run.memory, [column.name for column in self.key])
+        groups = units.grouped(given, given.run.memory, self.key.source_names)
         asked, naming = [], []
         for group in groups:
             wheres = [part.where for part in group]
@@ -94,7 +94,8 @@ class Claim:
                     protection=self.protection,
                 )
             )
-            named = (digest.named(columns, self.table, w, self.base, self.key) for w in wheres)
+            key = self.key.columns
+            named = (digest.named(columns, self.table, w, self.base, key) for w in wheres)
             naming.append(tuple(named))
         return asked, naming
 
@@ -169,7 +170,7 @@ def _claim(
     readers = units.readers(settings.run, source.slots)
     given = Assignment(target, held, source.origin, stamp, settings, readers)
     try:
-        there = replace(target, relation=pipeline.still_there(target, held, seen))
+        there = prepare.seen(target, pipeline.still_there(target, held, seen))
         return _settled(replace(given, target=carried(given, there)))
     except BronzeError as error:
         return Claim(given, error=error)
@@ -209,9 +210,12 @@ def _settled(given: Assignment) -> Claim:
                 hint="A run writes it anew; then it can be proven.",
                 table=target.label,
             )
-        by = json.loads(state.properties.get(drift.KEY, "[]"))
+        by = drift.keyed(state.properties)
         there = {column.target: column for column in now.columns if column.name}
-        key = tuple(there[name] for name in by) if set(by) <= there.keys() else ()
+        key = NO_KEY
+        if by and set(by) <= there.keys():
+            columns_by = [there[name] for name in by]
+            key = key_text.row_key(columns_by, KEY_TEXT in dict(state.columns))
         return Claim(given, state, now.columns, now.base, key, protection)
     except BronzeError as error:
         return Claim(given, error=error)

@@ -17,10 +17,22 @@ import pyarrow as pa
 import tenacity
 
 from bronze import compare
-from bronze.enrich import buckets, fingerprint, keyring, protect
+from bronze.enrich import buckets, fingerprint, key_text, keyring, protect
 from bronze.enrich.buckets import Sums
 from bronze.errors import LakeError, SourceUnreachable
-from bronze.model import DELETED, Column, Kind, Known, Origin, Place, Protection, Stored
+from bronze.model import (
+    DELETED,
+    KEY_TEXT,
+    NO_KEY,
+    Column,
+    Kind,
+    Known,
+    Origin,
+    Place,
+    Protection,
+    RowKey,
+    Stored,
+)
 from bronze.source import read, witness
 from bronze.table import files
 
@@ -58,7 +70,7 @@ class Wanted:
 @dataclass(frozen=True)
 class Asked:
     """Some slices of a table of the source. ``queries`` are those of `bronze.source.digest`: to
-    name rows, each has its condition, and ``key`` the columns of the key. With ``protection`` what
+    name rows, each has its condition, and ``key`` tells them apart. With ``protection`` what
     comes of the source is protected here, as it is in Bronze: PostgreSQL never sees a key.
     """
 
@@ -67,7 +79,7 @@ class Asked:
     table: str
     queries: tuple[str, ...]
     estimate: int = 0
-    key: tuple[Column, ...] = ()
+    key: RowKey = NO_KEY
     protection: Protection | None = None
     wanted: Wanted | None = None
 
@@ -123,19 +135,22 @@ def named(task: Asked) -> pl.DataFrame:
     key = _key(task)
     # Of keyed hashes PostgreSQL cannot tell the buckets.
     condition = "true" if key else buckets.condition(task.wanted.chosen)
-    names = [column.target for column in task.key]
-    columns = (*task.key, _HASHES)
-    kinds = {c.target: _TEXT if c.protect else read.dtype(c.kind) for c in task.key}
-    found = [pl.DataFrame(schema={**kinds, HASH: _TEXT})]
+    names = task.key.names
+    columns = (*task.key.columns, _HASHES)
+    kinds = {c.target: read.dtype(c.stored) for c in task.key.columns} | {KEY_TEXT: _TEXT}
+    found = [pl.DataFrame(schema={**{name: kinds[name] for name in names}, HASH: _TEXT})]
     for query in task.queries:
         rows = read.rows(
             task.origin, task.session, query, (condition,), columns, task.table, bool(key)
         )
-        for frame, _ in rows:
+        for clear, rejected in rows:
+            frame = clear
             if key:
                 frame = protect.values(frame, task.protection)
                 frame = frame.with_columns(protect.keyed(frame[HASH], key))
-            found.append(task.wanted.of(frame, names))
+            if task.key.has_text:
+                frame = key_text.with_text(frame, clear, rejected, task.key, task.protection)
+            found.append(task.wanted.of(frame.select(*names, HASH), names))
     return pl.concat(found)
 
 
@@ -196,7 +211,7 @@ def sharing(task: Sharing) -> pl.DataFrame:
     """
     names = task.keys.columns
     parts = (rows.select(names) for rows in _live(task.held, names))
-    found = [rows.join(task.keys, on=names, how="semi") for rows in parts]
+    found = [rows.join(task.keys, on=names, how="semi", nulls_equal=True) for rows in parts]
     return pl.concat([task.keys.clear(), *found])
 
 

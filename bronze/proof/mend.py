@@ -103,7 +103,7 @@ def _planned(settings: Settings, claim: Claim, batch_id: str) -> list[Table]:
         there = carried(given, target)
         if target.settings.pattern != "streaming":
             return there
-        own = {"pattern": "full_refresh", "key": tuple(column.name for column in claim.key)}
+        own = {"pattern": "full_refresh", "key": claim.key.source_names}
         return replace(there, settings=target.settings.model_copy(update=own))
 
     targets = [given.target]

@@ -19,6 +19,7 @@ from bronze.engine import Course, Task
 from bronze.enrich import anomaly
 from bronze.enrich.stamp import COMMITTED, METADATA
 from bronze.errors import BronzeError
+from bronze.model import KEY_TEXT
 from bronze.pipeline import Notify, Progress, running
 from bronze.proof import inspection, mend
 from bronze.proof.claim import found
@@ -150,7 +151,7 @@ def _inspected(state: State, look: _Look) -> Course[_Look]:
 
 
 def _tasks(state: State, sizes: dict[str, int]) -> list[Resting]:
-    own = {*(name for name, _ in METADATA), state.partition, COMMITTED}
+    own = {*(name for name, _ in METADATA), state.partition, COMMITTED, KEY_TEXT}
     own |= {KIND} if _is_history(state) else set()
     own |= {name for name, _ in anomaly.COLUMNS} if drift.WATCHED in state.properties else set()
     values = tuple(name for name, _ in state.columns if name not in own)
@@ -163,7 +164,7 @@ def _tasks(state: State, sizes: dict[str, int]) -> list[Resting]:
             layout=state.columns,
             values=values,
             base=int(state.properties.get(drift.BASE, len(values))),
-            key=key if set(key) <= set(values) else (),
+            key=key if set(key) <= {*values, KEY_TEXT} else (),
             listed=LISTED,
             earlier=drift.earlier(state.properties),
         )

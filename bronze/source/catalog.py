@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from bronze.source.connect import Connection
 from bronze.source.definition import Definition, definitions
-from bronze.source.types import SourceType
+from bronze.source.types import SourceType, readable
 
 RelationKind = Literal["table", "partitioned", "materialized view", "view", "foreign table"]
 
@@ -46,7 +46,8 @@ class Relation:
     ``page`` the size of a page in bytes, ``toast`` the bytes stored out of line, ``rows`` the
     planner's estimate (-1: never analysed), ``width`` its estimate of a row's bytes.
     ``keys`` are the keys that PostgreSQL keeps unique at any moment, over NOT NULL columns: the
-    primary key first; a deferrable one, which rows may share within a transaction, is none.
+    primary key first. One that is ``deferrable``, which rows may share within a transaction, is
+    none of them; ``keyless`` is why what looks like a key is none at all.
     ``parts`` are the oids of it and of all its partitions or heirs. ``rewritten`` says that its
     storage was replaced after the transaction's snapshot, which therefore shows it empty.
     ``readable`` says that the role may read some column, ``whole`` that SELECT on the table is
@@ -73,6 +74,9 @@ class Relation:
     system: frozenset[str] = frozenset({"ctid", "xmin"})
     secured: bool = False
     definition: Definition = field(default_factory=dict, repr=False, hash=False)
+    deferrable: tuple[str, ...] = ()
+    keyless: str = ""
+    encoding: str = "UTF8"
 
     @property
     def label(self) -> str:
@@ -82,17 +86,24 @@ class Relation:
     @property
     def key(self) -> tuple[str, ...]:
         """The primary key, or else the first of its keys, or else nothing."""
-        return self.keys[0] if self.keys else ()
+        return self.keys[0] if self.keys else self.deferrable
 
     def enforces(self, names: Sequence[str]) -> bool:
         """Whether PostgreSQL sees to it that no two rows ever have the same values in these
         columns; heirs have keys of their own.
         """
+        return self._unique(names, self.keys)
+
+    def enforces_at_last(self, names: Sequence[str]) -> bool:
+        """Whether it sees to that once a transaction is committed."""
+        return self._unique(names, (*self.keys, self.deferrable))
+
+    def _unique(self, names: Sequence[str], keys: Sequence[tuple[str, ...]]) -> bool:
         alone = self.kind == "partitioned" or (self.kind == "table" and len(self.heaps) == 1)
-        return alone and any(set(key) <= set(names) for key in self.keys)
+        return alone and any(set(key) <= set(names) for key in keys if key)
 
 
-_RELATIONS = """
+_RELATIONS = f"""
 WITH RECURSIVE tree(root, oid) AS (
     SELECT c.oid, c.oid FROM pg_class c
     JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -122,12 +133,13 @@ WITH RECURSIVE tree(root, oid) AS (
     GROUP BY tree.root
 )
 SELECT c.oid::int8, n.nspname, c.relname, c.relkind::text,
-       coalesce(CASE WHEN s.ranged THEN s.heaps END, '{}') AS heaps,
+       coalesce(CASE WHEN s.ranged THEN s.heaps END, '{{}}') AS heaps,
        coalesce(s.toast, 0), coalesce(s.rows, -1),
        current_setting('block_size')::int4 AS page,
        has_schema_privilege(n.oid, 'USAGE')
            AND has_any_column_privilege(c.oid, 'SELECT') AS readable,
-       obj_description(c.oid, 'pg_class'), coalesce(s.rewritten, true) AS rewritten, s.parts,
+       {readable("obj_description(c.oid, 'pg_class')")},
+       coalesce(s.rewritten, true) AS rewritten, s.parts,
        has_table_privilege(c.oid, 'SELECT'),
        -- Nobody has these columns in a view: there the answer is NULL.
        ARRAY(SELECT x.name FROM (VALUES ('ctid', -1), ('xmin', -2)) AS x(name, number)
@@ -138,16 +150,17 @@ JOIN pg_namespace n ON n.oid = c.relnamespace
 JOIN sizes s ON s.root = c.oid
 WHERE NOT c.relispartition AND c.relpersistence <> 't'
 ORDER BY n.nspname, c.relname
-"""
+"""  # noqa: S608 - of constants
 
-_ATTRIBUTES = """
+_ATTRIBUTES = f"""
 SELECT a.attrelid::int8, a.attname, a.atttypid::int8, a.atttypmod,
-       format_type(a.atttypid, a.atttypmod), a.attnotnull, col_description(a.attrelid, a.attnum),
+       format_type(a.atttypid, a.atttypmod), a.attnotnull,
+       {readable("col_description(a.attrelid, a.attnum)")},
        a.attnum, has_column_privilege(a.attrelid, a.attnum, 'SELECT')
 FROM pg_attribute a
 WHERE a.attrelid = ANY(%(oids)s::oid[]) AND a.attnum > 0 AND NOT a.attisdropped
 ORDER BY a.attrelid, a.attnum
-"""
+"""  # noqa: S608 - of constants
 
 _TYPES = """
 WITH RECURSIVE used(oid) AS (
@@ -166,19 +179,48 @@ SELECT t.oid::int8,
 FROM used JOIN pg_type t ON t.oid = used.oid JOIN pg_namespace n ON n.oid = t.typnamespace
 """
 
-_KEYS = """
-SELECT i.indrelid::int8,
-       ARRAY(SELECT a.attname::text FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, o)
-             JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
-             WHERE k.o <= i.indnkeyatts ORDER BY k.o)
-FROM pg_index i
-WHERE i.indrelid = ANY(%(oids)s::oid[]) AND i.indisunique AND i.indisvalid AND i.indimmediate
-  AND i.indpred IS NULL AND i.indexprs IS NULL
-  AND NOT EXISTS (SELECT FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, o)
-                  JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
-                  WHERE k.o <= i.indnkeyatts AND NOT a.attnotnull)
-ORDER BY i.indrelid, i.indisprimary DESC, i.indnkeyatts, i.indexrelid
+_UNIQUE = """
+SELECT i.indrelid::int8, c.relname, i.indisprimary, i.indimmediate, i.indisvalid,
+       i.indpred IS NOT NULL, i.indexprs IS NOT NULL, k.columns, k.nullable
+FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
+CROSS JOIN LATERAL (
+    SELECT coalesce(array_agg(a.attname::text ORDER BY u.o), '{}') AS columns,
+           coalesce(array_agg(a.attname::text ORDER BY u.o) FILTER (WHERE NOT a.attnotnull), '{}')
+               AS nullable
+    FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS u(attnum, o)
+    JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = u.attnum
+    WHERE u.o <= i.indnkeyatts
+) k
+WHERE i.indrelid = ANY(%(oids)s::oid[]) AND i.indisunique
+ORDER BY i.indrelid, i.indimmediate DESC, i.indisprimary DESC, i.indnkeyatts, i.indexrelid
 """
+
+
+@dataclass(frozen=True)
+class _Unique:
+    """A unique index. ``columns`` are those of its key but expressions."""
+
+    name: str
+    primary: bool
+    immediate: bool
+    valid: bool
+    partial: bool
+    computed: bool
+    columns: Sequence[str]
+    nullable: Sequence[str]
+
+    @property
+    def fault(self) -> str:
+        """Why no rows can be told apart by it, "" where they can."""
+        if not self.valid:
+            return "is not valid (REINDEX makes it so, or says which rows are alike)"
+        if self.partial:
+            return "is partial: it says nothing of the rows that its WHERE leaves out"
+        if self.computed:
+            return "is over an expression"
+        if self.nullable:
+            return f"is over {', '.join(self.nullable)}, which may be NULL"
+        return ""
 
 
 def relations(
@@ -194,36 +236,44 @@ def relations(
     found = _rows(connection, _RELATIONS, wanted)
     oids = {"oids": [row[0] for row in found]}
     types = {row[0]: row[1:] for row in connection.execute(_TYPES, oids)}
-    keys: dict[Any, list[tuple[str, ...]]] = {}
-    for oid, names in _rows(connection, _KEYS, oids):
-        keys.setdefault(oid, []).append(tuple(names))
+    unique: dict[Any, list[_Unique]] = {}
+    for row in _rows(connection, _UNIQUE, oids):
+        unique.setdefault(row[0], []).append(_Unique(*row[1:]))
     attributes: dict[Any, list[Attribute]] = {}
-    for oid, name, type_oid, typmod, declared, not_null, comment, number, readable in _rows(
+    for oid, name, type_oid, typmod, declared, not_null, comment, number, granted in _rows(
         connection, _ATTRIBUTES, oids
     ):
         kind = _resolve(types, type_oid, typmod, declared)
         attributes.setdefault(oid, []).append(
-            Attribute(name, kind, not_null, comment or "", number, readable)
+            Attribute(name, kind, not_null, comment or "", number, granted)
         )
     known = definitions(connection, oids["oids"])
-    return tuple(_relation(row, attributes, keys, known) for row in found)
+    encoding = str(connection.execute("SHOW server_encoding").fetchone()[0])  # type: ignore[index]
+    return tuple(
+        _relation(row, attributes.get(row[0], ()), unique.get(row[0], ()), known, encoding)
+        for row in found
+    )
 
 
 def _relation(
     row: Any,
-    attributes: Mapping[Any, list[Attribute]],
-    keys: Any,
+    attributes: Sequence[Attribute],
+    unique: Sequence[_Unique],
     known: Mapping[int, Mapping[str, str]],
+    encoding: str,
 ) -> Relation:
     oid, schema, name, kind, heaps, toast, rows, page, readable, comment, *rest = row
     rewritten, parts, whole, system, secured = rest
+    keys = [index for index in unique if not index.fault]
+    later = [tuple(index.columns) for index in keys if not index.immediate]
+    faults = "; ".join(f"its unique index {index.name} {index.fault}" for index in unique)
     return Relation(
         oid=oid,
         schema=schema,
         name=name,
         kind=_KINDS[kind],
-        attributes=tuple(attributes.get(oid, ())),
-        keys=tuple(keys.get(oid, ())),
+        attributes=tuple(attributes),
+        keys=tuple(tuple(index.columns) for index in keys if index.immediate),
         heaps=tuple(heaps),
         page=page,
         toast=toast,
@@ -236,11 +286,30 @@ def _relation(
         system=frozenset(system),
         secured=secured,
         definition={**known[oid], "parts": _digest(sorted(parts))},
+        deferrable=later[0] if later else (),
+        keyless="" if keys else faults,
+        encoding=encoding,
     )
 
 
 def _digest(oids: Sequence[int]) -> str:
     return hashlib.sha256(json.dumps(oids).encode()).hexdigest()[:16]
+
+
+TABLEOID = "tableoid"
+# The attnum of this system column.
+_TABLEOID = -6
+
+
+def with_tableoid(relation: Relation) -> Relation:
+    """The relation with the oid of the table that a row is in as a column of its own, by which the
+    rows of tables that inherit from one another can be told apart; the same where it has none.
+    """
+    if relation.kind not in ("table", "partitioned", "materialized view", "foreign table"):
+        return relation
+    oid = SourceType("oid", -1, "oid")
+    column = Attribute(TABLEOID, oid, True, number=_TABLEOID, readable=relation.whole)
+    return replace(relation, attributes=(*relation.attributes, column))
 
 
 def schemas(connection: Connection) -> tuple[str, ...]:

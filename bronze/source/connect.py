@@ -60,6 +60,8 @@ def parameters(origin: Origin) -> dict[str, str]:
     given.setdefault("application_name", origin.application_name)
     given.setdefault("connect_timeout", str(origin.connect_timeout))
     given.setdefault("keepalives_idle", "30")
+    # From the first message on: psycopg does not know all encodings that a database may have.
+    given["client_encoding"] = pins.PINNED["client_encoding"]
     return given
 
 
@@ -326,6 +328,7 @@ _GONE = (
     pg.IdleInTransactionSessionTimeout,
     pg.ConnectionException,
 )
+_NO_TEXT = (pg.CharacterNotInRepertoire, pg.UntranslatableCharacter)
 # Of 17 and later, and of those before, whose SQLSTATE is that of a wrong value.
 _GONE_SNAPSHOT = re.compile(
     'snapshot "[^"]*" does not exist|invalid snapshot identifier|could not import the requested'
@@ -427,6 +430,14 @@ def explain(error: psycopg.Error, origin: Origin, table: str = "") -> BronzeErro
         )
     if isinstance(error, _GONE) or (isinstance(error, psycopg.OperationalError) and not state):
         return _no_connection(where, text)
+    if isinstance(error, _NO_TEXT) and not table:
+        return made(
+            SourceError,
+            f"{where} has a text that it cannot send as UTF-8: the name of a table, a column, an"
+            f" index or a type, or a value in a stream ({text}).",
+            "Rename what is so called; psql shows it after SET client_encoding = 'SQL_ASCII'. A"
+            " value has to be mended in the source; a run says which one.",
+        )
     if table and isinstance(error, pg.QueryCanceled) and CANCELED in text:
         return contested(table)
     if isinstance(error, pg.LockNotAvailable) and not table:
@@ -457,6 +468,12 @@ SNAPSHOT_HINT = (
 _AWAY = "Check host and port, that PostgreSQL runs, and that no firewall stands between."
 _CONNECTING: Sequence[tuple[tuple[str, ...], type[SourceError], str, str]] = (
     (("resolve host", "translate host"), SourceUnreachable, "cannot be reached", _AWAY),
+    (
+        ("conversion between",),
+        SourceRefused,
+        "cannot send its texts as UTF-8",
+        "Copy the database into one whose encoding PostgreSQL can convert.",
+    ),
     (
         ("too many clients", "remaining connection slots", "too many connections"),
         SourceBusy,

@@ -8,6 +8,7 @@ from typing import Any
 
 from bronze.source.catalog import Relation
 from bronze.source.connect import Connection
+from bronze.source.types import readable
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Constraints:
 
 
 # NOT VALID and NOT ENFORCED constraints are wishes. A NO INHERIT one says nothing of heirs.
-_CONSTRAINTS = """
+_CONSTRAINTS = f"""
 SELECT c.conname, c.contype::text,
        c.convalidated AND coalesce((to_jsonb(c)->>'conenforced')::bool, true),
        ARRAY(SELECT a.attname::text FROM unnest(c.conkey) WITH ORDINALITY AS k(attnum, o)
@@ -60,7 +61,7 @@ SELECT c.conname, c.contype::text,
        ARRAY(SELECT a.attname::text FROM unnest(c.confkey) WITH ORDINALITY AS k(attnum, o)
              JOIN pg_attribute a ON a.attrelid = c.confrelid AND a.attnum = k.attnum
              ORDER BY k.o),
-       CASE WHEN c.contype = 'c' THEN pg_get_expr(c.conbin, c.conrelid) END,
+       CASE WHEN c.contype = 'c' THEN {readable("pg_get_expr(c.conbin, c.conrelid)")} END,
        c.connoinherit,
        c.confrelid = 0 OR (has_schema_privilege(n.oid, 'USAGE')
            AND (SELECT bool_and(has_column_privilege(f.oid, k.attnum, 'SELECT'))
@@ -69,7 +70,7 @@ FROM pg_constraint c
 LEFT JOIN pg_class f ON f.oid = c.confrelid LEFT JOIN pg_namespace n ON n.oid = f.relnamespace
 WHERE c.conrelid = %(oid)s AND c.contype IN ('c', 'f', 'n')
 ORDER BY c.conname
-"""
+"""  # noqa: S608 - of constants
 
 _UNIQUE = """
 SELECT ARRAY(SELECT a.attname::text FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, o)
@@ -81,9 +82,9 @@ WHERE i.indrelid = %(oid)s AND i.indisunique AND i.indisvalid AND i.indpred IS N
 ORDER BY i.indexrelid
 """
 
-_COLUMNS = """
+_COLUMNS = f"""
 SELECT a.attname::text,
-       CASE WHEN t.typtype = 'e' THEN ARRAY(SELECT e.enumlabel::text FROM pg_enum e
+       CASE WHEN t.typtype = 'e' THEN ARRAY(SELECT {readable("e.enumlabel::text")} FROM pg_enum e
             WHERE e.enumtypid = t.oid ORDER BY e.enumsortorder) END,
        NOT coalesce(c.collisdeterministic, true)
 FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
@@ -91,7 +92,7 @@ LEFT JOIN pg_collation c ON c.oid = a.attcollation
 WHERE a.attrelid = %(oid)s AND a.attnum > 0 AND NOT a.attisdropped
   AND (t.typtype = 'e' OR NOT c.collisdeterministic)
 ORDER BY a.attnum
-"""
+"""  # noqa: S608 - of constants
 
 
 def constraints(connection: Connection, relation: Relation) -> Constraints:
@@ -113,10 +114,14 @@ def constraints(connection: Connection, relation: Relation) -> Constraints:
         # Heirs have keys, and refer to others, for themselves.
         unique=tuple(tuple(row[0]) for row in unique) if alone else (),
         checks=tuple(
-            Check(row[0], row[7]) for row in rows if row[1] == "c" and (alone or not row[8])
+            Check(row[0], row[7] or "") for row in rows if row[1] == "c" and (alone or not row[8])
         ),
         references=_references(rows, alone),
-        enums=tuple((name, tuple(labels)) for name, labels, _ in columns if labels is not None),
+        enums=tuple(
+            (name, tuple(label for label in labels if label is not None))
+            for name, labels, _ in columns
+            if labels is not None
+        ),
         folding=tuple(name for name, _, folding in columns if folding),
     )
 

@@ -51,16 +51,17 @@ def named(
     columns: Sequence[Column], relation: str, where: str, base: int, key: Sequence[Column]
 ) -> str:
     """A SELECT without its WHERE, for `bronze.source.read.rows`: the key's columns, as they travel,
-    and ``row_hash`` as text. In its WHERE, ``d`` is the hash (bytea).
+    ``row_hash`` as text, and the key's rejected values. In its WHERE, ``d`` is the hash (bytea).
     """
     values = [f"{column.select} AS k{i}" for i, column in enumerate(key)]
+    values.append(f"{rejected(key)} AS kept")
     names = [f"k{i}" for i in range(len(key))]
-    digests = _digests(columns, relation, where, base, values, names)
+    digests = _digests(columns, relation, where, base, values, [*names, "kept"])
     told = [
         *(f"{name} AS c{i}" for i, name in enumerate(names)),
         f"encode(d, 'hex') AS c{len(key)}",
     ]
-    return f"SELECT {', '.join(told)}, NULL::text AS rejected FROM ({digests}) AS h"  # noqa: S608
+    return f"SELECT {', '.join(told)}, kept AS rejected FROM ({digests}) AS h"  # noqa: S608
 
 
 def _digests(

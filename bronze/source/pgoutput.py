@@ -149,13 +149,21 @@ def truncate(message: bytes) -> tuple[int, ...]:
         return struct.unpack(f">{count}I", message[6:])
 
 
-def changes(messages: bytes, lengths: Numbers, names: Sequence[str]) -> Changes:
+NO_TEXT = "\0"
+"""What a value begins with whose bytes are no UTF-8, which no text does; they follow as those of a
+bytea: ``\\x`` and hexadecimal digits."""
+
+
+def changes(
+    messages: bytes, lengths: Numbers, names: Sequence[str], any_bytes: bool = False
+) -> Changes:
     """Takes messages apart that are changes of one relation.
 
     Args:
         messages: one after another.
         lengths: the length of each, in bytes.
         names: the relation's columns.
+        any_bytes: whether values may be bytes that are no UTF-8 (see `NO_TEXT`).
 
     Raises:
         Mismatch: they are not what the protocol says.
@@ -170,13 +178,13 @@ def changes(messages: bytes, lengths: Numbers, names: Sequence[str]) -> Changes:
         raise Mismatch("A message in the stream is no change of a row.")
     keyed = (marker == _KEY) | (marker == _OLD)
     after = starts + _HEAD
-    old, _, ends = _tuples(data, after[keyed] + 1, limits[keyed], names)
+    old, _, ends = _tuples(data, after[keyed] + 1, limits[keyed], names, any_bytes)
     # Behind the old row of an update comes the new one.
     after[keyed] = ends
     filled = kinds != DELETE
     if (data[after[filled]] != _NEW).any():
         raise Mismatch("A change in the stream has no row.")
-    new, unchanged, ends = _tuples(data, after[filled] + 1, limits[filled], names)
+    new, unchanged, ends = _tuples(data, after[filled] + 1, limits[filled], names, any_bytes)
     after[filled] = ends
     if (after != limits).any():
         raise Mismatch("The changes in the stream are longer or shorter than their columns.")
@@ -190,7 +198,7 @@ def changes(messages: bytes, lengths: Numbers, names: Sequence[str]) -> Changes:
 
 
 def _tuples(
-    data: Bytes, at: Numbers, limits: Numbers, names: Sequence[str]
+    data: Bytes, at: Numbers, limits: Numbers, names: Sequence[str], any_bytes: bool
 ) -> tuple[pl.DataFrame, list[Flags | None], Numbers]:
     """The columns of the rows that begin at ``at``, what of them is unchanged, and their ends.
 
@@ -223,7 +231,7 @@ def _tuples(
         there, same = kinds == _TEXT, kinds == _UNCHANGED
         if not (there | (kinds == _NULL) | same).all():
             raise Mismatch("A value in the stream is no text.")
-        texts = _viewed(data, starts.ravel(), sizes.ravel(), there.ravel())
+        texts = _viewed(data, starts.ravel(), sizes.ravel(), there.ravel(), any_bytes)
         size = kinds.shape[1]
         columns += [texts.slice(i * size, size).alias(name) for i, name in enumerate(group)]
         unchanged += [same[i] if found else None for i, found in enumerate(same.any(axis=1))]
@@ -231,7 +239,9 @@ def _tuples(
     return frame, unchanged, at
 
 
-def _viewed(data: Bytes, starts: Numbers, sizes: Numbers, there: Flags) -> pl.Series:
+def _viewed(
+    data: Bytes, starts: Numbers, sizes: Numbers, there: Flags, any_bytes: bool
+) -> pl.Series:
     """Texts in ``data``, as Arrow's string_view: 16 bytes each, short ones within them."""
     views = np.zeros((len(starts), 16), np.uint8)
     numbers = views.view("<i4")
@@ -250,8 +260,24 @@ def _viewed(data: Bytes, starts: Numbers, sizes: Numbers, there: Flags) -> pl.Se
         # Nobody after us looks whether these are strings.
         texts.validate(full=True)
     except pa.ArrowInvalid:
+        if any_bytes:
+            return _of_bytes(data, starts, sizes, there)
         raise Mismatch("A value in the stream is no text in UTF-8.") from None
     return pl.Series(texts)
+
+
+def _of_bytes(data: Bytes, starts: Numbers, sizes: Numbers, there: Flags) -> pl.Series:
+    """Texts in ``data``, some of which are none."""
+
+    def text(value: bytes) -> str:
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return f"{NO_TEXT}\\x{value.hex()}"
+
+    values = zip(starts.tolist(), sizes.tolist(), there.tolist(), strict=True)
+    found = [text(data[at : at + size].tobytes()) if some else None for at, size, some in values]
+    return pl.Series(found, dtype=pl.String)
 
 
 def _spread(rows: pl.DataFrame, places: Flags) -> pl.DataFrame:

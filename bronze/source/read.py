@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import quote
 
@@ -82,7 +82,10 @@ def rows(
     most = portion.rows(_PART_VALUES, len(columns) + 1)
     with _reachable(origin) as url:
         for condition in where:
-            raw = _fetch(origin, url, session, f"{query} WHERE {condition}", table, guarded)
+            try:
+                raw = _fetch(origin, url, session, f"{query} WHERE {condition}", table, guarded)
+            except _Untranslated as error:
+                raise _located(origin, session, query, condition, columns, error) from None
             parts = list(portion.of(raw, most, _PART_BYTES))[::-1]
             del raw
             while parts:
@@ -183,6 +186,8 @@ def _why(
             hint="It is retried while the server is there.",
             table=table,
         )
+    if unknown := _UNKNOWN.search(text):
+        return _Untranslated(unknown[1], table=table)
     if "does not exist" in low:
         return TableRefused(f"{nameless(table)}.", hint=PATH_HINT, table=table)
     said = "PostgreSQL refused a value of one of its rows" if guarded else _without_values(text)
@@ -191,6 +196,65 @@ def _why(
         hint="If a type is at fault, read the column as text through a view.",
         table=table,
     )
+
+
+_UNKNOWN = re.compile(r'in encoding "(\w+)" has no equivalent')
+
+
+class _Untranslated(TableRefused):
+    """A character that UTF-8 has not; the message is the encoding that has it."""
+
+
+def _located(
+    origin: Origin,
+    session: Sequence[str],
+    query: str,
+    condition: str,
+    columns: Sequence[Column],
+    error: _Untranslated,
+) -> TableRefused:
+    """The error with the column and the row, by reading one after another."""
+    rows = f"{query.rpartition(' AS rejected FROM ')[2]} WHERE {condition}"
+    where = "one of its columns"
+    for column in columns:
+        if column.kind.name not in ("string", "array"):
+            continue
+        texts = f"SELECT convert_to(({column.text})::text, 'UTF8') IS NULL FROM {rows}"  # noqa: S608
+        before = _read_before(origin, session, texts)
+        if before is not None:
+            where = f"column {column.name}"
+            with suppress(psycopg.Error), connect(origin) as again:
+                for statement in (*session, *_IN_ORDER):
+                    again.execute(statement)
+                which = f"SELECT ctid::text FROM {rows} OFFSET {before} LIMIT 1"  # noqa: S608
+                where += f" of the row at ctid {again.execute(which.encode()).fetchone()[0]}"  # type: ignore[index]
+            break
+    return TableRefused(
+        f"Table {error.table} could not be read: {where} has a character of {error.message} that"
+        " UTF-8 has not.",
+        hint="Mend the value in the source, or read the table through a view that leaves it out.",
+        table=error.table,
+    )
+
+
+# Whoever reads twice is to find the rows in the same order.
+_IN_ORDER = ("SET LOCAL max_parallel_workers_per_gather = 0",)
+
+
+def _read_before(origin: Origin, session: Sequence[str], query: str) -> int | None:
+    """How many rows were read before one that PostgreSQL cannot convert, None if there is none."""
+    count = 0
+    with connect(origin) as reader:
+        for statement in (*session, *_IN_ORDER):
+            reader.execute(statement)
+        try:
+            for _ in reader.cursor().stream(query.encode()):
+                count += 1
+        except pg.UntranslatableCharacter:
+            return count
+        except psycopg.Error:
+            return None
+    return None
 
 
 def _without_values(text: str) -> str:

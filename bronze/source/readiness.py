@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bronze.source.catalog import Relation
+from bronze.source.catalog import TABLEOID, Relation
 from bronze.source.connect import Connection
 from bronze.source.publication import (
     GENERATED,
@@ -219,6 +219,9 @@ def _of_table(
     unfit = _unfit(relation, parts)
     if unfit:
         return unfit
+    if TABLEOID in key:
+        what = f"Table {relation.label}: {TABLEOID}, of which its key is made, is in no stream."
+        return [Wanting(what, "Choose a key of plain columns.", relation.label)]
     found = [] if relation.readable else [_unreadable(relation, server)]
     for leaf in leaves(relation, parts):
         found += _of_identity(relation, leaf, key, server)
@@ -251,7 +254,10 @@ def _of_identity(
     where += "" if leaf.label == relation.label else f": its partition {leaf.label}"
     missing = [column for column in key if column not in leaf.identity]
     if not leaf.identity:
-        what = f"{where} has no replica identity: once published, its UPDATEs and DELETEs fail."
+        why = ", as a DEFERRABLE key is none" if relation.deferrable else ""
+        what = (
+            f"{where} has no replica identity{why}: once published, its UPDATEs and DELETEs fail."
+        )
     elif leaf.replica == "f" and leaf.virtual and server.version >= GENERATED:
         what = (
             f"{where} has REPLICA IDENTITY FULL and the virtual generated"

@@ -113,6 +113,7 @@ class Receiver:
         try:
             with mapped(self._origin):
                 self._silence = slot.timeout(self._connection)
+                slot.take_all_bytes(self._connection)
                 until = time.monotonic() + _BUSY_PATIENCE
                 while not self._begun(last=time.monotonic() > until):
                     time.sleep(_PATIENCE)

@@ -21,6 +21,7 @@ from bronze.model import Origin
 from bronze.source.connect import Connection, mapped, parameters
 from bronze.source.pins import pinning
 from bronze.source.statement import quoted
+from bronze.source.types import ANY_BYTES
 
 PLUGIN = "pgoutput"
 
@@ -288,6 +289,18 @@ def walsender(origin: Origin) -> Connection:
             connection.close()
             raise
         return connection
+
+
+def take_all_bytes(sender: Connection) -> None:
+    """Lets a `walsender` connection send texts of a database in SQL_ASCII as they are: else the
+    server would end the stream, each time anew, at bytes that are no UTF-8.
+
+    Raises:
+        psycopg.Error
+    """
+    row: Any = sender.execute("SHOW server_encoding").fetchone()
+    if row[0] == ANY_BYTES:
+        sender.execute(f"SET client_encoding = '{ANY_BYTES}'")
 
 
 def horizon(connection: Connection) -> int:

@@ -265,7 +265,8 @@ def _pattern(
     if size <= SMALL:
         return "full_refresh", "", "it is small"
     changes = activity.updated + activity.deleted
-    if hot:
+    # A stream cannot tell rows apart by a deferrable key.
+    if hot and not relation.deferrable:
         return "streaming", "", f"{changes:,} updates and deletes were counted"
     best = next((cursor for cursor in cursors if cursor.whole), None)
     if best is None:

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from bronze.errors import Mismatch
 from bronze.model import Column, Kind
+from bronze.source.pgoutput import NO_TEXT
 from bronze.source.read import dtype, regrouped
 from bronze.source.types import Choices, SourceType, carry
 
@@ -72,7 +73,8 @@ def typed(texts: pl.DataFrame, columns: Sequence[Text]) -> tuple[pl.DataFrame, p
         held.append(values.cast(dtype(column.kind)).alias(column.target))
         if not refused.any():
             continue
-        for row, value in zip(refused.arg_true(), series.filter(refused), strict=True):
+        kept = series.filter(refused).str.strip_prefix(NO_TEXT)
+        for row, value in zip(refused.arg_true(), kept, strict=True):
             line = json.dumps([column.name, value], ensure_ascii=False)
             lines[row] = f"{lines.get(row, '')}{line}\n"
     rejected = pl.Series("rejected", [None], dtype=pl.String).new_from_index(0, texts.height)
@@ -83,7 +85,11 @@ def typed(texts: pl.DataFrame, columns: Sequence[Text]) -> tuple[pl.DataFrame, p
 
 def _column(texts: pl.Series, column: Text) -> tuple[pl.Series, pl.Series]:
     try:
-        return _read(texts, column.natural, column.source)
+        none = texts.str.starts_with(NO_TEXT).fill_null(False)
+        if not none.any():
+            return _read(texts, column.natural, column.source)
+        values, refused = _read(_without(texts, none), column.natural, column.source)
+        return values, refused | none
     except (ValueError, pl.exceptions.InvalidOperationError, pl.exceptions.ComputeError):
         # Their messages quote values.
         raise Mismatch(

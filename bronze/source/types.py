@@ -46,12 +46,14 @@ class Choices:
     """What the config may choose about types, for a table.
 
     ``decimals`` gives columns of unbounded numerics a decimal(p, s); ``arrays`` and
-    ``timestamps`` choose between the two ways that the contract allows.
+    ``timestamps`` choose between the two ways that the contract allows. ``encoding`` is the
+    database's, which nobody chooses here.
     """
 
     decimals: Mapping[str, tuple[int, int]]
     arrays: Literal["array", "string"] = "array"
     timestamps: Literal["timestamp_ntz", "timestamp"] = "timestamp_ntz"
+    encoding: str = "UTF8"
 
 
 @dataclass(frozen=True)
@@ -243,6 +245,8 @@ def contract(
 ) -> Column:
     """The contract for one column, ``value`` being its quoted name in SQL."""
     carried = carry(value, source, choices, name)
+    if choices.encoding == ANY_BYTES and _may_be_bytes(carried.kind, source):
+        carried = _checked_text(carried)
     return Column(
         name=name,
         target=target,
@@ -255,6 +259,53 @@ def contract(
         text=carried.text,
         element=carried.element,
         not_null=not_null,
+    )
+
+
+ANY_BYTES = "SQL_ASCII"
+"""The encoding of a database in which a text may be any bytes."""
+
+# In such a database each byte is a character. This is RFC 3629, as PostgreSQL has it.
+_UTF8 = (
+    r"^(?:[\u0001-\u007f]|[\u00c2-\u00df][\u0080-\u00bf]|\u00e0[\u00a0-\u00bf][\u0080-\u00bf]"
+    r"|[\u00e1-\u00ec\u00ee\u00ef][\u0080-\u00bf]{2}|\u00ed[\u0080-\u009f][\u0080-\u00bf]"
+    r"|\u00f0[\u0090-\u00bf][\u0080-\u00bf]{2}|[\u00f1-\u00f3][\u0080-\u00bf]{3}"
+    r"|\u00f4[\u0080-\u008f][\u0080-\u00bf]{2})*$"
+)
+# Types whose texts are digits, signs and letters of PostgreSQL's own.
+_ASCII = ("uuid", "numeric", "interval", "time", "timetz", "inet", "cidr", "macaddr", "pg_lsn")
+
+
+def _may_be_bytes(kind: Kind, source: SourceType) -> bool:
+    """Whether values of a type have texts that somebody has written."""
+    if kind.name == "array":
+        return _may_be_bytes(kind.of, source.element or source)
+    return kind.name == "string" and source.name not in _ASCII
+
+
+def _is_text(text: str) -> str:
+    """The SQL condition that a text is UTF-8, in a database of `ANY_BYTES`."""
+    return f"({text} COLLATE \"C\" ~ '{_UTF8}')"
+
+
+def readable(text: str) -> str:
+    """SQL of a text of the catalog, and of NULL where that is bytes which are no text."""
+    other = f"current_setting('server_encoding') <> '{ANY_BYTES}'"
+    return f"CASE WHEN {other} OR {_is_text(text)} THEN {text} END"
+
+
+def _checked_text(carried: Carried) -> Carried:
+    """Values whose text is no UTF-8 are rejected, and their text is that of their bytes."""
+    text = f"({carried.text})"
+    is_text = _is_text(text)
+    reject = f"{is_text} IS FALSE"
+    return replace(
+        carried,
+        select=f"CASE WHEN {is_text} THEN {carried.select} END",
+        canonical=f"CASE WHEN {is_text} THEN {carried.canonical} END",
+        reject=f"({carried.reject} OR {reject})" if carried.reject else reject,
+        text=f"CASE WHEN {is_text} THEN {text} ELSE '\\x' ||"
+        f" encode(convert_to({text}, '{ANY_BYTES}'), 'hex') END",
     )
 
 

@@ -80,7 +80,7 @@ def _changed(job: Append) -> Iterator[pl.DataFrame]:
         keys = read(job.place, change, job.key)
         last = latest(job.place, job.stored, job.layout, job.key, keys)
         for rows in picks(job.place, change, np.arange(keys.height), job.layout):
-            joined = rows.join(last, on=list(job.key), how="left", suffix=_HELD)
+            joined = rows.join(last, on=list(job.key), how="left", suffix=_HELD, nulls_equal=True)
             there = joined[f"record_status{_HELD}"].is_not_null()
             live = there & joined[f"record_status{_HELD}"].ne_missing(DELETED)
             same = live & joined["row_hash"].eq_missing(joined[f"row_hash{_HELD}"])
@@ -100,7 +100,7 @@ def _vanished(job: Append) -> Iterator[pl.DataFrame]:
             if len(inside):
                 rows = pl.DataFrame(table)[inside - start]
                 for changed in keys:
-                    rows = rows.join(changed, on=list(job.key), how="anti")
+                    rows = rows.join(changed, on=list(job.key), how="anti", nulls_equal=True)
                 yield marked(rows, job.stamp).with_columns(pl.lit("delete").alias(KIND))
 
 
@@ -118,7 +118,7 @@ def latest(
         parquet = files.opened(place, file)
         for _, table in files.parts(parquet, layout, names, None, dict(file.partition)):
             rows = pl.DataFrame(table).select(names)
-            found.append(rows.join(wanted, on=list(key), how="semi"))
+            found.append(rows.join(wanted, on=list(key), how="semi", nulls_equal=True))
     if not found:
         return wanted.head(0).with_columns(
             pl.lit(None, pl.Datetime("us", "UTC")).alias("load_timestamp"),

@@ -38,7 +38,9 @@ def found(
         constants = dict(file.partition)
         groups = _groups(parquet, layout, keys, constants)
         for _, table in files.parts(parquet, layout, wanted, groups, constants):
-            rows = pl.DataFrame(table).join(keys, on=key, how="semi").select(wanted)
+            rows = (
+                pl.DataFrame(table).join(keys, on=key, how="semi", nulls_equal=True).select(wanted)
+            )
             del table
             if rows.height:
                 yield rows
@@ -55,6 +57,7 @@ def _groups(
     ends = np.cumsum(counts)
     hits: set[int] = set()
     for start, table in files.parts(parquet, layout, keys.columns, None, constants):
-        if pl.DataFrame(table).join(keys, on=keys.columns, how="semi").height:
+        rows = pl.DataFrame(table)
+        if rows.join(keys, on=keys.columns, how="semi", nulls_equal=True).height:
             hits.add(int(np.searchsorted(ends, start, side="right")))
     return sorted(hits)

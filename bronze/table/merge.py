@@ -106,7 +106,7 @@ def candidates(
     left = list(stored)
     found: list[Stored] = []
     for change in changes:
-        keys = read(place, change, [first])[first].drop_nulls().unique().sort()
+        keys = read(place, change, [first])[first].unique().sort()
         hit = [file for file in left if _overlaps(file, first, keys)]
         found += hit
         left = [file for file in left if file not in hit]
@@ -115,7 +115,8 @@ def candidates(
 
 def _overlaps(file: Stored, column: str, keys: pl.Series) -> bool:
     low, high = dict(file.low).get(column), dict(file.high).get(column)
-    if low is None or high is None:
+    # A value that Delta cannot hold is NULL, of which bounds say nothing.
+    if low is None or high is None or keys.null_count():
         return bool(len(keys))
     bounds = pl.Series([low, high], dtype=keys.dtype, strict=False)
     if bounds.null_count():
@@ -189,7 +190,7 @@ def _matches(job: Merge, parquet: pq.ParquetFile, changes: Sequence[Changes]) ->
     held = pl.concat(parts).with_row_index("row")
     found = [nothing]
     for keys in _keys(job, changes):
-        joined = held.join(keys, on=list(job.key), how="inner")
+        joined = held.join(keys, on=list(job.key), how="inner", nulls_equal=True)
         found.append(joined.select(pl.col(n).cast(t) for n, t in _EDITS.items()))
     return pl.concat(found).sort("row")
 

@@ -559,6 +559,14 @@ def test_bounds_choose_the_files(
     assert found == [file] * hit
 
 
+def test_bounds_say_nothing_of_a_key_that_is_null(bench: Bench) -> None:
+    """What Delta cannot hold is NULL, and may be in any file."""
+    file = Stored("x", 1, 1, (("id", 1),), (("id", 9),))
+    for keys in ([None], [None, 100]):
+        change = pl.DataFrame({"id": pl.Series(keys, dtype=pl.Int64)})
+        assert merge.candidates([file], [change], ("id",), bench.place) == [file]
+
+
 def test_no_changes_look_at_no_file(bench: Bench) -> None:
     """Without changes, and with changes of no rows, there is nothing to look for."""
     bench.create([[[plain(1)]]])

@@ -1,0 +1,182 @@
+"""What tells a table's rows apart: its key in the source, and what Bronze has of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from bronze import compare, drift, prepare, units
+from bronze.drift import Settled
+from bronze.enrich import key_text
+from bronze.errors import TableRefused
+from bronze.model import KEY_TEXT, NO_KEY, Column, Known, RowKey
+from bronze.prepare import Target
+from bronze.source import statement
+from bronze.source.catalog import TABLEOID
+from bronze.table.log import State
+from bronze.units import Assignment
+
+
+def key_of(given: Assignment, settled: Settled, state: State | None) -> tuple[RowKey, str]:
+    """What tells the table's rows apart, and why nothing does where that is so.
+
+    Raises:
+        TableRefused: rows of the source share a key, or have none.
+    """
+    target = given.target
+    relation = target.relation
+    names = target.key
+    columns = key_columns(target, settled)
+    if not columns:
+        return NO_KEY, relation.keyless
+    table = statement.quoted(relation.schema, relation.name)
+    if not relation.enforces_at_last(names):
+        _unique(given, names, table)
+    has_text = state is not None and KEY_TEXT in dict(state.columns)
+    has_text = has_text or any(map(key_text.is_list, columns))
+    if not has_text and (risky := [f"({c.reject}) IS TRUE" for c in columns if c.reject]):
+        query = f"SELECT EXISTS (SELECT FROM {table} WHERE {' OR '.join(risky)})"  # noqa: S608
+        has_text = _true(given, query)
+    return key_text.row_key(columns, has_text), ""
+
+
+def key_columns(target: Target, settled: Settled) -> tuple[Column, ...]:
+    """The columns of the key that the config names, or that the source has.
+
+    Raises:
+        TableRefused: one is protected so that equal values do not stay equal.
+    """
+    columns = tuple(
+        column for name in target.key for column in settled.columns if column.name == name
+    )
+    if hidden := [c for c in columns if c.protect and not c.protect.stable]:
+        raise unstable(target, hidden[0], "are told apart")
+    return columns
+
+
+def _unique(given: Assignment, names: Sequence[str], table: str) -> None:
+    """Makes sure that a key which PostgreSQL does not enforce is one.
+
+    Raises:
+        TableRefused: rows share it, or have none.
+    """
+    target = given.target
+    quoted = [statement.quoted(name) for name in names]
+    missing = " OR ".join(f"{name} IS NULL" for name in quoted)
+    hint = (
+        "Name columns that are unique and never NULL:"
+        f" [tables.{prepare.toml(target.relation.name)}] key = […]"
+    )
+    if _true(given, f"SELECT EXISTS (SELECT FROM {table} WHERE {missing})"):  # noqa: S608
+        raise TableRefused(
+            f"Rows of table {target.label} have no value in the key {', '.join(names)}.",
+            hint=hint,
+            table=target.label,
+        )
+    key = ", ".join(quoted)
+    query = f"SELECT EXISTS (SELECT FROM {table} GROUP BY {key} HAVING count(*) > 1)"  # noqa: S608
+    if not _true(given, query):
+        return
+    said = f"Rows of table {target.label} have the same value of the key {', '.join(names)}."
+    if heirs := _sharing(given, table, key):
+        named = prepare.toml(target.relation.name)
+        wanted = ", ".join(map(prepare.toml, (TABLEOID, *names)))
+        said += f" They are in {_listed(heirs)}: what inherits has a key of its own, if any."
+        hint = (
+            f"[tables.{named}] key = [{wanted}] tells them apart, by a column of the oid of the"
+            " table that a row is in."
+        )
+    raise TableRefused(said, hint=hint, table=target.label)
+
+
+_MOST_LISTED = 5
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - _MOST_LISTED
+    return ", ".join(names[:_MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _sharing(given: Assignment, table: str, key: str) -> list[str]:
+    """The tables, one inheriting from another, that have rows with the same key."""
+    relation = given.target.relation
+    if relation.kind != "table" or len(relation.parts) < 2 or TABLEOID in given.target.settings.key:
+        return []
+    query = f"""
+        SELECT DISTINCT n.nspname || '.' || c.relname
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE c.oid IN (SELECT tableoid FROM {table} WHERE ({key}) IN (
+            SELECT {key} FROM {table} GROUP BY {key} HAVING count(DISTINCT tableoid) > 1))
+        ORDER BY 1
+    """  # noqa: S608
+    found: list[Any] = units.asked(given, lambda holder: holder.execute(query).fetchall())
+    return [str(row[0]) for row in found]
+
+
+def _true(given: Assignment, query: str) -> bool:
+    row: Any = units.asked(given, lambda holder: holder.execute(query).fetchone())
+    return bool(row[0])
+
+
+def unstable(target: Target, column: Column, what: str) -> TableRefused:
+    """The error for a column whose protection leaves nothing to do something by."""
+    method = column.protect.method if column.protect else ""
+    name = prepare.toml(column.name)
+    return TableRefused(
+        f"Rows of table {target.label} {what} by column {column.name}, of which {method} leaves"
+        " nothing to compare.",
+        hint=f'Protect it so that equal values stay equal: protect = {{ {name} = "tokenize" }}, or'
+        ' "hash", or "encrypt_deterministic".',
+        table=target.label,
+    )
+
+
+def merges_rows(target: Target, state: State, key: tuple[str, ...]) -> bool:
+    """Whether the key is another one, by which rows that the table has are the same."""
+    known = state.properties.get(drift.KEY)
+    if not key or target.settings.history or known in (None, json.dumps(key)):
+        return False
+    if KEY_TEXT not in dict(state.columns):
+        key = tuple(name for name in key if name != KEY_TEXT)
+    if not key or not set(key) <= dict(state.columns).keys():
+        return False
+    return compare.doubled(Known(target.place, state.version, state.files, state.columns, key, 0))
+
+
+def lacks_text(target: Target, state: State, key: RowKey) -> bool:
+    """Whether the key needs `KEY_TEXT` for rows that the table has without it."""
+    columns = dict(state.columns)
+    if not key.has_text or KEY_TEXT in columns:
+        return False
+    if any(map(key_text.is_list, key.columns)):
+        return bool(state.files)
+    names = key.names[:-1]
+    if not set(names) <= columns.keys():
+        return False
+    return compare.keyless(Known(target.place, state.version, state.files, state.columns, names, 0))
+
+
+def no_key(target: Target, key: Sequence[str], why: str) -> TableRefused | None:
+    """Why a table cannot be taken as the config says, having no key; None where it can.
+
+    Args:
+        target: the table.
+        key: its key.
+        why: why it has none.
+    """
+    own = target.settings
+    if key or (own.pattern == "full_refresh" and not own.history):
+        return None
+    wish = "without which there are no versions of a row"
+    otherwise = "or leave history out"
+    if not own.history:
+        wish = f'which the pattern "{own.pattern}" needs'
+        otherwise = 'or use pattern = "full_refresh"'
+    said = f" {why[0].upper()}{why[1:]}." if why else ""
+    return TableRefused(
+        f"Table {target.label} has no key, {wish}.{said}",
+        hint="Name columns that are unique and never NULL:"
+        f" [tables.{prepare.toml(target.relation.name)}] key = […]; {otherwise}.",
+        table=target.label,
+    )
