@@ -16,8 +16,8 @@ import pytest
 from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 
-from bronze.errors import Mismatch, TableRefused
-from bronze.model import Place
+from bronze.errors import Mismatch
+from bronze.model import Place, RowKey
 from bronze.net import net
 from bronze.source import texts
 from bronze.source.batch import Gathered, Piece, Spool
@@ -152,6 +152,7 @@ _STEP = st.tuples(
 _BATCHES = st.lists(st.lists(st.lists(_STEP, max_size=5), min_size=1, max_size=3), max_size=4)
 _START = st.lists(_ONE, max_size=4, unique_by=lambda one: one.k)
 
+BY_K = RowKey((COLUMNS[0],), ("bz k",))
 A, B, C = (One(k, f"large of {k}", n, "x") for n, k in enumerate("abc"))
 ANY = One("d", None, 0, "x")
 
@@ -218,7 +219,7 @@ def test_histories_net_to_what_the_model_has(
             place = Place(str(tmp_path / f"{identity}{next(numbers)}"))
             stored = marked_table(place, list(rows.values()), sorted(gone - rows.keys()))
             batch = gathered(pieces, emptied, spool if filed else None)
-            given = job(batch, place, stored, key=("k",), identity=identity)
+            given = job(batch, place, stored, row_key=BY_K, identity=identity)
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr("bronze.net._IN_MEMORY", 0 if staged else 2**25)
                 if model.shared:
@@ -259,27 +260,34 @@ def test_a_row_that_the_table_has_not_is_a_mismatch(place: Place, message: bytes
     """What changes must have been there: something was lost before."""
     stored = table(place, [("b", "v", 1, "w")])
     with pytest.raises(Mismatch, match="not all rows"):
-        net(job(happened([message]), place, stored, key=("k",), identity=INDEX))
+        net(job(happened([message]), place, stored, row_key=BY_K, identity=INDEX))
 
 
 def test_a_value_left_out_though_whole_rows_are_told_is_a_mismatch(place: Place) -> None:
     """Nobody can say of which row it is."""
     stored = table(place, [("a", "v", 1, "w")])
     with pytest.raises(Mismatch, match="left out"):
-        net(job(happened([update("a", SAME, "1", "z")]), place, stored, key=("k",), identity=WHOLE))
+        net(
+            job(
+                happened([update("a", SAME, "1", "z")]), place, stored, row_key=BY_K, identity=WHOLE
+            )
+        )
 
 
 @pytest.mark.parametrize("identity", [("n",), INDEX])
 @pytest.mark.parametrize("message", [insert("a", "v", "infinity", "w"), delete("a", "infinity")])
-def test_a_key_that_delta_cannot_hold_is_refused(
+def test_a_key_that_delta_cannot_hold_is_a_mismatch(
     place: Place, identity: tuple[str, ...], message: bytes
 ) -> None:
-    """Whatever tells rows apart: as NULL it would be the key of many."""
+    """Whatever tells rows apart: as NULL it would be the key of many. The comparison that follows
+    gives the table a column of such keys' texts.
+    """
     kind = SourceType("date", -1, "date")
     column = contract("n", "bz n", "n", kind, CHOICES)
     columns = tuple(column if one.name == "n" else one for one in COLUMNS)
     named = tuple(texts.text(column, kind, CHOICES) if t.name == "n" else t for t in TEXTS)
     layout = tuple((name, column.kind if name == "bz n" else held) for name, held in LAYOUT)
-    more = {"columns": columns, "texts": named, "layout": layout, "key": ("n",)}
-    with pytest.raises(TableRefused, match="that Delta cannot hold"):
+    more: dict[str, Any] = {"columns": columns, "texts": named, "layout": layout}
+    more["row_key"] = RowKey((column,), ("bz n",))
+    with pytest.raises(Mismatch, match="that Delta cannot hold"):
         net(job(happened([message]), place, (), identity=identity, **more))
