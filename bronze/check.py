@@ -256,7 +256,7 @@ def _table(
         if target.label in looked.unfit:
             raise looked.unfit[target.label]
         now = looked.keyed.get(target.label, target)
-        now = replace(now, relation=pipeline.still_there(target, held, looked.seen))
+        now = prepare.seen(now, pipeline.still_there(target, held, looked.seen))
         stamp = Stamp("0", datetime.now(UTC), origin.name, target.settings.method)
         readers = units.readers(settings.run, looked.source.slots)
         given = Assignment(now, held, origin, stamp, settings, readers)
