@@ -122,7 +122,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """No margin around the beginning of transactions, which would cover mistakes up."""
-    monkeypatch.setattr(snapshot, "_MARGIN", 0)
+    monkeypatch.setattr(snapshot, "MARGIN", 0)
 
 
 # --- what lands ------------------------------------------------------------------------------
