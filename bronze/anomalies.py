@@ -320,7 +320,8 @@ def _from_source(given: Assignment, columns: Sequence[Column], seed: int) -> pl.
     pages = sum(relation.heaps)
     if not pages:
         # What has no pages is sampled from its beginning.
-        table = f"(SELECT * FROM {table} LIMIT {_ROWS}) AS sample"  # noqa: S608
+        names = ", ".join(statement.quoted(a.name) for a in relation.attributes if a.readable)
+        table = f"(SELECT {names} FROM {table} LIMIT {_ROWS}) AS sample"  # noqa: S608
     else:
         wanted = min(_PAGES, max(1, _BYTES * pages // max(slices.size_of(relation), 1)))
         if pages > wanted:

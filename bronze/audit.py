@@ -202,6 +202,15 @@ def moment(text: str) -> datetime:
     return told if told.tzinfo else told.astimezone()
 
 
+def ready(settings: Settings) -> None:
+    """Makes sure that records can be sealed as the config says.
+
+    Raises:
+        ConfigError: there is no key to seal them with, though the config names one.
+    """
+    _key(settings)
+
+
 def _key(settings: Settings) -> bytes | None:
     name = settings.audit.key
     return secret.resolve(settings.secret(name)).encode() if name else None

@@ -6,24 +6,53 @@ Of each table no more than a small sample is looked at, for what may be personal
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 
-from bronze import drift, follow, keys, plan, prepare, rules
-from bronze.errors import BronzeError, LakeError, SourceRefused, TableRefused
-from bronze.model import Column
+import uuid_utils
+
+from bronze import (
+    audit,
+    drift,
+    follow,
+    limits,
+    openlineage,
+    pipeline,
+    plan,
+    prepare,
+    rules,
+    spanning,
+    units,
+)
+from bronze.errors import (
+    BronzeError,
+    ConfigError,
+    LakeError,
+    SourceError,
+    SourceRefused,
+    TableRefused,
+)
+from bronze.model import Column, Stamp
+from bronze.pipeline import Opened
 from bronze.result import Failure
 from bronze.rule import Criterion
 from bronze.settings import Settings
-from bronze.source import connect, constraint, snapshot, survey
+from bronze.source import connect, constraint, publication, read, room, slot, snapshot, survey
 from bronze.source.catalog import Relation
-from bronze.source.connect import Connection
 from bronze.source.constraint import Constraints
 from bronze.source.readiness import Wanting
+from bronze.source.snapshot import Consistency, Snapshot
 from bronze.source.survey import Personal
 from bronze.table import log, store
+from bronze.units import Assignment
 
 KEPT = "values Delta cannot hold become NULL and are kept in governance.rejected_values"
 AS_TEXT = "PostgreSQL's text"
+STANDBY = (
+    "is a standby: each table is read at a moment of its own, a cursor column needs an overlap, and"
+    " nothing can be streamed"
+)
 PROTECTED = {
     "encrypt": "encrypted with AES-256-GCM",
     "encrypt_deterministic": "encrypted with AES-256-SIV, equal values alike",
@@ -59,8 +88,9 @@ class RuleReport:
 @dataclass(frozen=True)
 class TableReport:
     """What a table becomes. ``rows`` is the planner's estimate (-1: never analysed), ``notes``
-    what has changed since it was last taken in, ``untranslated`` the CHECK constraints that are
-    left to PostgreSQL alone.
+    what has changed since it was last taken in and what else there is to know, ``limits`` what by
+    design is not seen of it, ``untranslated`` the CHECK constraints that are left to PostgreSQL
+    alone.
     """
 
     table: str
@@ -74,14 +104,16 @@ class TableReport:
     problem: Failure | None = None
     rules: tuple[RuleReport, ...] = ()
     untranslated: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a run would do."""
+    """What a run would do. ``notes`` are about the sources."""
 
     tables: tuple[TableReport, ...]
     missing: tuple[Failure, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def problems(self) -> tuple[Failure, ...]:
@@ -91,69 +123,104 @@ class Report:
 
 
 def check(settings: Settings, tables: Sequence[str] = ()) -> Report:
-    """Looks at the source and the lake as a run would.
+    """Looks at the source and the lake as a run would: in a snapshot, under the same locks.
 
     Raises:
         ConfigError, SourceError, LakeError: neither a run nor this can begin.
     """
-    keys.ready(settings)
-    found: list[tuple[str, Relation]] = []
-    visible: dict[str, bool] = {}
-    wanting: list[tuple[str, Wanting]] = []
-    personal: dict[tuple[str, int], tuple[Personal, ...]] = {}
-    known: dict[tuple[str, int], Constraints] = {}
-    for name, source in settings.source.items():
-        origin = settings.origin(name)
-        with connect.mapped(origin), connect.connect(origin) as connection:
-            mine = [(name, r) for r in prepare.found(connection, name, source.schema_)]
-            visible[name] = snapshot.opened(connection).visible
-            wanting += [(name, w) for w in _wanting(settings, name, connection, mine)]
-            known |= {(name, r.oid): constraint.constraints(connection, r) for _, r in mine}
-            found += mine
-            taken = [relation for _, relation in mine if source.takes(relation.name)]
-            for seen in survey.look(connection, taken):
-                personal[name, seen.relation.oid] = seen.personal
-    chosen = prepare.targets(settings, found, tables)
-    store.prove_writable(settings.place(settings.lake.schema_, ""))
-    missing: list[BronzeError] = [] if tables else [*prepare.missing(settings, chosen)]
-    missing += [SourceRefused(w.what, hint=w.mend) for _, w in wanting if not w.table]
-    unfit = {
-        (name, w.table): TableRefused(w.what, hint=w.mend, table=w.table)
-        for name, w in wanting
-        if w.table
-    }
-    left = _left(settings, chosen)
+    openlineage.ready(settings)
+    missing: list[BronzeError] = []
+    notes: list[str] = []
+    try:
+        audit.ready(settings)
+    except ConfigError as error:
+        missing.append(error)
+    with ExitStack() as stack:
+        found, sources = pipeline.opened(settings, str(uuid_utils.uuid7()), stack)
+        chosen = prepare.targets(settings, found, tables)
+        store.prove_writable(settings.place(settings.lake.schema_, ""))
+        missing += [] if tables else prepare.missing(settings, chosen)
+        left = _left(settings, chosen)
+        reports: dict[str, TableReport] = {}
+        for name, source in sources.items():
+            mine = [target for target in chosen if target.source == name]
+            if mine:
+                looked = _look(settings, source, mine, stack)
+                where = f"{connect.address(source.origin)} {STANDBY}"
+                notes += [where] if looked.held.since.standby and not looked.alone else []
+                missing += [looked.alone] if looked.alone else []
+                missing += [looked.refused] if looked.refused else []
+                missing += [SourceRefused(what, hint=mend) for what, mend in looked.narrow]
+                for target in mine:
+                    reports[target.place.url] = _table(settings, looked, target, left)
     return Report(
-        tuple(
-            _table(
-                settings,
-                target,
-                visible[target.source],
-                left,
-                unfit.get((target.source, target.label)),
-                personal.get((target.source, target.relation.oid), ()),
-                known,
-            )
-            for target in chosen
-        ),
+        tuple(reports[target.place.url] for target in chosen),
         tuple(error.failure() for error in missing),
+        tuple(notes),
     )
 
 
-def _wanting(
-    settings: Settings, name: str, connection: Connection, found: Sequence[tuple[str, Relation]]
-) -> tuple[Wanting, ...]:
-    """What keeps the tables of a source from being streamed that the config has streamed."""
-    relations = [
-        (name, relation)
-        for _, relation in found
-        if settings.table(name, relation.schema, relation.name).pattern == "streaming"
-        and settings.source[name].takes(relation.name)
-    ]
-    if not relations:
-        return ()
-    targets = prepare.targets(settings, relations, ())
-    return follow.fitted(connection, targets, *settings.stream.names(name))[1]
+@dataclass(frozen=True)
+class _Looked:
+    """What a look at a source has found. ``alone`` is why a run can take no snapshot that all its
+    tables share, ``refused`` why nothing of it can be streamed,
+    ``narrow`` what limits of connections are too small, with the mends, ``unfit`` why tables
+    cannot be streamed, ``keyed`` are the streamed ones with the keys of their rows.
+    """
+
+    source: Opened
+    held: Snapshot
+    alone: BronzeError | None
+    refused: BronzeError | None
+    narrow: Sequence[tuple[str, str]]
+    unfit: Mapping[str, TableRefused]
+    keyed: Mapping[str, prepare.Target]
+    seen: Mapping[int, Relation]
+    personal: Mapping[int, Sequence[Personal]]
+
+
+def _look(
+    settings: Settings, source: Opened, mine: Sequence[prepare.Target], stack: ExitStack
+) -> _Looked:
+    connection, name = source.connection, source.origin.name
+    streamed = [target for target in mine if target.settings.pattern == "streaming"]
+    keyed: list[prepare.Target] = []
+    wanting: tuple[Wanting, ...] = ()
+    refused: BronzeError | None = None
+    with connect.mapped(source.origin):
+        if streamed:
+            own, published = settings.stream.names(name)
+            keyed, wanting = follow.fitted(connection, streamed, own, published)
+            refused = follow.refusal(name, wanting) or _misnamed(connection, own)
+        narrow = room.narrow(connection, source.origin, bool(streamed))
+        surveyed = survey.look(connection, [target.relation for target in mine])
+    if len(streamed) < len(mine):
+        read.reachable(source.origin)
+    consistency = settings.source[name].consistency
+    standby = snapshot.opened(connection).standby and consistency == "run"
+    # A stream's snapshot is that of its slot.
+    own_moment: Consistency = "per-table" if standby or len(streamed) == len(mine) else consistency
+    held = source.held(settings, mine, stack, own_moment)
+    return _Looked(
+        source=source,
+        held=held,
+        alone=snapshot.on_standby(source.origin) if standby else None,
+        refused=refused,
+        narrow=narrow,
+        unfit=follow.unfit(wanting),
+        keyed={target.label: target for target in keyed},
+        seen={relation.oid: relation for relation in held.relations},
+        personal={one.relation.oid: one.personal for one in surveyed},
+    )
+
+
+def _misnamed(connection: connect.Connection, name: str) -> ConfigError | None:
+    """Why a slot of this name cannot be the stream's, None where it can."""
+    try:
+        slot.find(connection, name)
+    except ConfigError as error:
+        return error
+    return None
 
 
 def _left(settings: Settings, chosen: Sequence[prepare.Target]) -> dict[tuple[str, str], str]:
@@ -172,36 +239,45 @@ def _left(settings: Settings, chosen: Sequence[prepare.Target]) -> dict[tuple[st
 
 def _table(
     settings: Settings,
+    looked: _Looked,
     target: prepare.Target,
-    visible: bool,
     left: Mapping[tuple[str, str], str],
-    unfit: TableRefused | None,
-    personal: Sequence[Personal],
-    known: Mapping[tuple[str, int], Constraints],
 ) -> TableReport:
     relation = target.relation
+    held, origin = looked.held, looked.source.origin
     columns: tuple[Column, ...] = ()
-    notes = _unprotected(target, personal)
+    notes = prepare.unprotected(target, looked.personal.get(relation.oid, ()))
+    notes += limits.slowly(relation, held.version)
     problem = None
-    held: tuple[RuleReport, ...] = ()
+    known = Constraints()
+    rules_held: tuple[RuleReport, ...] = ()
     untranslated: tuple[str, ...] = ()
     try:
-        if not relation.readable:
-            raise prepare.unreadable(target)
-        columns = prepare.columns(target)
-        if unfit:
-            raise unfit
-        state, settled, _ = plan.settle(target, visible)
+        if target.label in looked.unfit:
+            raise looked.unfit[target.label]
+        now = looked.keyed.get(target.label, target)
+        now = replace(now, relation=pipeline.still_there(target, held, looked.seen))
+        stamp = Stamp("0", datetime.now(UTC), origin.name, target.settings.method)
+        readers = units.readers(settings.run, looked.source.slots)
+        given = Assignment(now, held, origin, stamp, settings, readers)
+        given = replace(given, target=_streamable(given))
+        known = units.asked(given, lambda holder: constraint.constraints(holder, relation))
+        columns = prepare.columns(given.target)
+        outline = plan.outline(given)
+        settled = outline.settled
         notes += settled.notes
-        promised = known[target.source, relation.oid]
-        held = tuple(map(_rule, rules.criteria(settings, target, settled, target.key, promised)))
-        untranslated = rules.untranslated(target, settled, promised)
-        if state is None and (before := left.get((target.source, str(relation.oid)))):
+        key = tuple(column.name for column in outline.key)
+        criteria = rules.criteria(settings, given.target, settled, key, known)
+        spanning.answerable(given, known, criteria)
+        rules_held = tuple(map(_rule, criteria))
+        untranslated = rules.untranslated(given.target, settled, known)
+        before = left.get((target.source, str(relation.oid)))
+        if outline.state is None and before:
             notes += (
                 f"it was taken as {before} until it was renamed: it becomes a new table, unless"
                 f' the config says target = "{before}"',
             )
-    except (TableRefused, LakeError) as error:
+    except (SourceError, LakeError) as error:
         problem = error.failure()
     return TableReport(
         table=target.label,
@@ -212,10 +288,23 @@ def _table(
         key=target.key,
         columns=tuple(_column(column) for column in columns),
         notes=notes,
+        limits=limits.limits(settings, target, columns),
         problem=problem,
-        rules=held,
+        rules=rules_held,
         untranslated=untranslated,
     )
+
+
+def _streamable(given: Assignment) -> prepare.Target:
+    """A table with those columns only that its stream carries, or will, if it is streamed."""
+    target = given.target
+    if target.settings.pattern != "streaming":
+        return target
+    _, published = given.settings.stream.names(given.origin.name)
+    names = units.asked(
+        given, lambda holder: publication.carried(holder, target.relation, published)
+    )
+    return prepare.carried(target, names)
 
 
 def _rule(criterion: Criterion) -> RuleReport:
@@ -227,17 +316,6 @@ def _rule(criterion: Criterion) -> RuleReport:
         criterion.origin,
         criterion.evaluation,
     )
-
-
-def _unprotected(target: prepare.Target, personal: Sequence[Personal]) -> tuple[str, ...]:
-    """What to say of columns that look personal, and that the config does not speak of."""
-    left = [one for one in personal if one.column not in target.settings.protect]
-    if not left:
-        return ()
-    names = ", ".join(f"{one.column} ({one.kind}, by {' and '.join(one.signs)})" for one in left)
-    pairs = ", ".join(f'{prepare.toml(one.column)} = "encrypt"' for one in left)
-    said = f"looks personal and is not protected: {names}. Say protect = {{ {pairs} }},"
-    return (f'{said} or "clear" for what may be read by all',)
 
 
 def _column(column: Column) -> ColumnReport:

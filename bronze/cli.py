@@ -254,6 +254,14 @@ def keys(
 
 
 @_keys.command()
+def new() -> None:
+    """Print a new master key, for BRONZE_MASTER_KEY or a secret store. It is kept nowhere."""
+    from bronze.enrich import keyring
+
+    print(keyring.new_master())
+
+
+@_keys.command()
 def rotate(
     tables: Tables = None,
     reencrypt: Annotated[
@@ -348,7 +356,8 @@ def init(
     from bronze import propose, show
 
     with _errors(False):
-        propose.write(out, propose.propose(dsn, schemas=schema or (), name=name))
+        text = propose.propose(dsn, schemas=schema or (), name=name, notify=show.said)
+        propose.write(out, text)
         show.said(f"Wrote {out}. Look it over, then: bronze check -c {out}; bronze run -c {out}")
 
 

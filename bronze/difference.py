@@ -81,7 +81,7 @@ def found(plan: Plan, stamp: Stamp, written: Sequence[Written]) -> Difference:
     frames: list[pl.DataFrame] = []
     for part in written:
         frames += [] if part.frame is None else [part.frame]
-        if sum(portion.size(frame) for frame in frames) > _IN_MEMORY:
+        if portion.size_of(frames) > _IN_MEMORY:
             changes += _spilled(plan, stamp, frames)
             frames = []
     changes += [pl.concat(frames)] if frames else []

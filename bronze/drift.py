@@ -190,7 +190,12 @@ def _gone(
     """What to say of a column that the source has no more under its name."""
     names = {attribute.number: attribute.name for attribute in relation.attributes}
     if _same(properties, relation) and number in names:
-        target = next(column.target for column in found if column.name == names[number])
+        target = next((c.target for c in found if c.name == names[number]), "")
+        if not target:
+            return (
+                f"column {name} is called {names[number]} now, which the config does not take: it"
+                " is NULL from now on"
+            )
         if names[number] == target:
             return (
                 f"column {name} is called {target} now: it goes on under the new name,"

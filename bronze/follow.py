@@ -12,12 +12,18 @@ from datetime import UTC, datetime
 
 import tenacity
 
-from bronze import difference, failpoint, grade, lineage, provide, unusual
+from bronze import difference, failpoint, grade, lineage, prepare, provide, unusual
 from bronze.books import quality as book
 from bronze.books.quality import Graded
 from bronze.difference import Difference, Edit
 from bronze.engine import Course, Task
-from bronze.errors import BronzeError, CommitConflict, TableVanished
+from bronze.errors import (
+    BronzeError,
+    CommitConflict,
+    SourceRefused,
+    TableRefused,
+    TableVanished,
+)
 from bronze.landing import book_rejected
 from bronze.lineage import Entry
 from bronze.model import NOTHING_FOUND, DataFile, Findings, Stamp
@@ -140,7 +146,28 @@ def fitted(
     known = publication.identity(connection, relations)
     keyed = [_keyed(target, known.get(target.label, ())) for target in targets]
     keys = {target.label: target.key for target in keyed}
-    return keyed, readiness.wanting(connection, relations, keys, published, own)
+    out = {target.label: prepare.left_out(target) for target in keyed}
+    return keyed, readiness.wanting(connection, relations, keys, published, own, out)
+
+
+def refusal(source: str, wanting: Sequence[Wanting]) -> SourceRefused | None:
+    """Why nothing of a source can be streamed, None where something can."""
+    general = [one for one in wanting if not one.table]
+    if not general:
+        return None
+    return SourceRefused(
+        f"{source} cannot be streamed yet: " + " ".join(one.what for one in general),
+        hint="Have this done: " + " ".join(one.mend for one in general),
+    )
+
+
+def unfit(wanting: Sequence[Wanting]) -> dict[str, TableRefused]:
+    """Why tables cannot be streamed, by their labels."""
+    return {
+        one.table: TableRefused(one.what, hint=one.mend, table=one.table)
+        for one in reversed(wanting)
+        if one.table
+    }
 
 
 def _keyed(target: Target, identity: tuple[str, ...]) -> Target:

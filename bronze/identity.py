@@ -67,21 +67,21 @@ def moves(
 
 def netted(moves: pl.DataFrame, key: Sequence[str]) -> Rows:
     """What is left of moves, in the order in which they were made."""
-    there = pl.col(SIGN) > 0
-    each = (
-        moves.with_columns(count=pl.col(SIGN).cum_sum().over(_TOKEN))
-        .group_by(_TOKEN, maintain_order=True)
-        .agg(
-            *(pl.col(name).first() for name in key),
-            # More go than have come: the others were in the table.
-            before=(-pl.col("count").min()).clip(0),
-            after=pl.col("count").last(),
-            **{name: pl.col(name).filter(there).last() for name in (PART, LINE)},
-        )
-        .with_columns(pl.col("after") + pl.col("before"))
-    )
-    came, went = (
-        each.filter(pl.col(when) > 0).select(pl.all().repeat_by(when).explode())
-        for when in ("after", "before")
-    )
-    return Rows(came.select(*key, PART, LINE), went.select(key))
+    high, low = (moves[name].to_numpy() for name in _TOKEN)
+    order = np.lexsort((low, high))
+    high, low, sign = high[order], low[order], moves[SIGN].to_numpy()[order]
+    first = np.ones(len(order), np.bool_)
+    first[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
+    starts = np.flatnonzero(first)
+    if not len(starts):
+        return Rows(moves.select(*key, PART, LINE), moves.select(key))
+    ends = np.append(starts[1:], len(order)) - 1
+    counts = np.cumsum(sign, dtype=np.int64)
+    counts -= np.repeat(counts[starts] - sign[starts], ends - starts + 1)
+    # More go than have come: the others were in the table.
+    before = np.maximum(-np.minimum.reduceat(counts, starts), 0)
+    after = counts[ends] + before
+    latest = np.maximum.reduceat(np.where(sign > 0, np.arange(len(order)), -1), starts)
+    came = np.sort(np.repeat(order[latest], after))
+    went = np.sort(np.repeat(order[starts], before))
+    return Rows(moves[came].select(*key, PART, LINE), moves[went].select(key))

@@ -18,7 +18,7 @@ from typing import Any
 
 import uuid_utils
 
-from bronze import failpoint, follow, lineage, pipeline, record
+from bronze import failpoint, follow, lineage, pipeline, prepare, record
 from bronze.errors import BronzeError, SourceRefused, TableRefused
 from bronze.follow import Following
 from bronze.landing import Table
@@ -27,7 +27,6 @@ from bronze.lineage import Entry
 from bronze.newslot import NewSlot, publish
 from bronze.prepare import Target
 from bronze.source import connect, past, publication, slot, snapshot, texts
-from bronze.source.catalog import Relation
 from bronze.source.connect import Connection
 from bronze.source.snapshot import Snapshot
 from bronze.source.types import Choices
@@ -167,13 +166,9 @@ def _sorted(
         SourceRefused: something is missing at the source that concerns all of them.
     """
     keyed, wanting = follow.fitted(line.control, targets, line.slot, line.publication)
-    general = [one for one in wanting if not one.table]
-    if general:
-        raise SourceRefused(
-            f"{line.origin.name} cannot be streamed yet: " + " ".join(one.what for one in general),
-            hint="Have this done: " + " ".join(one.mend for one in general),
-        )
-    why = {w.table: TableRefused(w.what, hint=w.mend, table=w.table) for w in reversed(wanting)}
+    if refused := follow.refusal(line.origin.name, wanting):
+        raise refused
+    why = follow.unfit(wanting)
     fit = [target for target in keyed if target.label not in why]
     return fit, [(target, why[target.label]) for target in keyed if target.label in why]
 
@@ -334,16 +329,14 @@ def _planned(line: Line, held: Snapshot, targets: Sequence[Target]) -> list[Tabl
 
     def carried(target: Target) -> Target:
         """The table with those columns only that the stream carries."""
-        relation = target.relation
         if not target.published:
             raise TableRefused(
                 f"Table {target.label} was taken out of publication {line.publication}.",
                 hint="It is put back when it is tried again.",
                 table=target.label,
             )
-        names = publication.carried(line.control, relation, line.publication)
-        kept = tuple(a for a in relation.attributes if a.name in names)
-        return replace(target, relation=replace(relation, attributes=kept))
+        names = publication.carried(line.control, target.relation, line.publication)
+        return prepare.carried(target, names)
 
     tables = pipeline.planned(line.settings, line.origin, held, targets, batch, slots, carried)
     return sorted(tables, key=lambda table: (table.target.settings.priority, -table.size))
@@ -362,7 +355,7 @@ def _following(
     kinds = {attribute.name: attribute.type for attribute in relation.attributes}
     return Following(
         plan=plan,
-        described=_described(held.holder, relation),
+        described=_described(line, held.holder, plan.target),
         texts=tuple(
             texts.text(column, kinds[column.name], choices)
             for column in plan.settled.columns
@@ -382,8 +375,16 @@ WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
 """
 
 
-def _described(holder: Connection, relation: Relation) -> tuple[tuple[str, int, int], ...]:
-    """The columns as the stream describes them."""
-    kept = {attribute.name for attribute in relation.attributes}
+def _described(line: Line, holder: Connection, target: Target) -> tuple[tuple[str, int, int], ...]:
+    """The columns as the stream describes them; a column list may be without those not taken."""
+    relation, out = target.relation, prepare.left_out(target)
+    carried = publication.carried(line.control, relation, line.publication)
+    published = publication.find(line.control, line.publication)
+    sent = published.attributes.get(relation.oid, carried) if published else carried
+    kept = {
+        a.name
+        for a in relation.attributes
+        if a.name in carried and (a.name in sent or a.name not in out)
+    }
     rows: list[Any] = holder.execute(_DESCRIBED, [relation.oid]).fetchall()
     return tuple((name, kind, modifier) for name, kind, modifier in rows if name in kept)

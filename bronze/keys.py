@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -17,13 +17,13 @@ import polars as pl
 import tenacity
 import uuid_utils
 
-from bronze import audit, drift
+from bronze import audit, drift, prepare
 from bronze.books import keys as book
 from bronze.books.keys import Record
 from bronze.drift import Settled
 from bronze.enrich import keyring
 from bronze.errors import BronzeError, ConfigError, TableRefused
-from bronze.model import STABLE, DataKey, Place, Protected, Protection
+from bronze.model import STABLE, Column, DataKey, Place, Protected, Protection
 from bronze.prepare import Target
 from bronze.settings import GOVERNANCE, Settings
 from bronze.table import commit, expire, files, log, store
@@ -54,37 +54,34 @@ class KeyReport:
     current: bool
 
 
-def ready(settings: Settings) -> None:
-    """Makes sure that what is to be protected can be.
-
-    Raises:
-        ConfigError: the config protects columns, and there is no master key.
-    """
-    if settings.protects:
-        for given in settings.masters:
-            keyring.master(given)
-
-
-def protection(settings: Settings, target: Target, settled: Settled) -> Protection | None:
+def protection(
+    settings: Settings, target: Target, settled: Settled, *, making: bool = True
+) -> Protection | None:
     """How a table is protected by the config; None where all of it is taken in clear.
 
+    Args:
+        settings: the config.
+        target: the table.
+        settled: its columns.
+        making: whether keys are made where there are none; else they have no id.
+
     Raises:
-        ConfigError: there is no master key.
+        TableRefused: a master key is not there, or is not the one that the table's keys need.
         LakeError, LakeUnreachable: the keys cannot be read or written.
     """
     columns = [column for column in settled.columns if column.protect]
     if not columns:
-        dropped = any(how.dropped for how in target.settings.protect.values())
-        return Protection((), None, ()) if dropped else None
-    table = f"{target.schema}.{target.name}"
-    uses: dict[str, Use] = {}
-    for column in columns:
-        how = column.protect
-        if how and how.method != "mask":
-            where = ("", how.join) if how.join else (table, column.target)
-            uses[column.target] = (*where, how.method)
-    hashes = (table, "", ROW_HASH)
-    held = ensured(settings, [*uses.values(), hashes])
+        return Protection((), None, ()) if prepare.left_out(target) else None
+    uses, hashes = _uses(target, columns)
+    wanted = [*uses.values(), hashes]
+    with _refused(target, columns):
+        for given in settings.masters:
+            keyring.master(given)
+    held = ensured(settings, wanted) if making else _known(settings, wanted)
+    with _refused(target, columns):
+        for current in (held[use][0] for use in wanted):
+            if current.id:
+                keyring.unwrapped(current, settings.masters)
     return Protection(
         tuple(
             Protected(c.target, c.name, c.kind, c.protect, held.get(uses.get(c.target, hashes), ()))
@@ -94,6 +91,46 @@ def protection(settings: Settings, target: Target, settled: Settled) -> Protecti
         held[hashes][0],
         settings.masters,
     )
+
+
+def _uses(target: Target, columns: Sequence[Column]) -> tuple[dict[str, Use], Use]:
+    """What keys the protected columns need, by their target names, and the row hashes."""
+    table = f"{target.schema}.{target.name}"
+    uses: dict[str, Use] = {}
+    for column in columns:
+        how = column.protect
+        if how and how.method != "mask":
+            where = ("", how.join) if how.join else (table, column.target)
+            uses[column.target] = (*where, how.method)
+    return uses, (table, "", ROW_HASH)
+
+
+@contextmanager
+def _refused(target: Target, columns: Sequence[Column]) -> Iterator[None]:
+    """What hinders a key hinders the table that needs it, and no other."""
+    try:
+        yield
+    except ConfigError as error:
+        names = ", ".join(column.name for column in columns)
+        raise TableRefused(
+            f"Table {target.label} cannot be protected ({names}), and is not taken without:"
+            f" {error.message}",
+            hint=error.hint,
+            table=target.label,
+        ) from None
+
+
+def complete(given: Protection | None) -> bool:
+    """Whether all keys that a table needs have been made."""
+    if given is None or given.row_hash is None:
+        return True
+    return bool(given.row_hash.id) and all(column.keys[0].id for column in given.columns)
+
+
+def _known(settings: Settings, uses: Collection[Use]) -> Mapping[Use, tuple[DataKey, ...]]:
+    """The keys for some uses; those that are still to be made have no id."""
+    blanks = {use: (DataKey("", *use, "", ""),) for use in uses}
+    return {**blanks, **found(held(settings)[1])}
 
 
 def ids(given: Protection | None) -> str:

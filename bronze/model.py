@@ -132,7 +132,8 @@ class Origin:
     """How to reach one PostgreSQL database, without the password.
 
     ``conninfo`` is libpq's, with no password in it; ``password`` or ``dsn`` say where the missing
-    part is to be found. Times are in seconds; 0 is no limit.
+    part is to be found. Times are in seconds; 0 is no limit. ``connections`` are the config's
+    pool.min and pool.max.
     """
 
     name: str
@@ -144,6 +145,7 @@ class Origin:
     lock_timeout: int = 10
     row_security: Literal["refuse", "apply"] = "refuse"
     application_name: str = "bronze"
+    connections: tuple[int, int] = (1, 10)
 
 
 @dataclass(frozen=True)
@@ -316,6 +318,24 @@ class Known:
 
 
 @dataclass(frozen=True)
+class Weighing:
+    """How the rows of a table with large values are weighed before they are read.
+
+    ``table`` is its name in SQL, ``weight`` the SQL of the bytes of a row's values, ``key`` the SQL
+    of its key as text, to name it. A slice may have ``size`` bytes, and a row ``heaviest``; a row
+    takes ``copies`` times its bytes, beside the ``rest`` of the run's memory.
+    """
+
+    table: str
+    weight: str
+    key: str
+    size: int
+    heaviest: int
+    copies: int
+    rest: int
+
+
+@dataclass(frozen=True)
 class Unit:
     """A piece of work that any worker can do alone: read some slices, write them beside the table.
 
@@ -327,7 +347,7 @@ class Unit:
     ``inline``, few rows are given back rather than written. ``dates_of`` is the column whose dates
     are the table's partitions; ``history`` says that the table keeps every version of a row,
     ``streamed`` that it has the time of a row's commit. With ``summed``, the fingerprints of all
-    rows are added up.
+    rows are added up. With ``weighing``, slices are divided further where their rows are large.
     """
 
     number: int
@@ -350,6 +370,7 @@ class Unit:
     history: bool = False
     streamed: bool = False
     summed: bool = False
+    weighing: Weighing | None = None
     enrichment: Enrichment = NONE_GIVEN
 
 

@@ -124,7 +124,7 @@ def net(job: Net) -> Netted:
         records = rejections(rows, refused, [t.target for t in _keys(job)])
         rejected += protect.rejections(records, job.enrichment.protection)
         frames.append(rows)
-        if sum(portion.size(frame) for frame in frames) > _IN_MEMORY:
+        if portion.size_of(frames) > _IN_MEMORY:
             changes += _staged(job, frames)
             frames = []
     changes += [pl.concat(frames)] if frames else []

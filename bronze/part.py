@@ -118,8 +118,12 @@ class Part:
 
 
 def _copied(rows: pl.DataFrame) -> pl.DataFrame:
-    # The texts are views into the messages, which would stay in memory with them.
-    return pl.DataFrame(rows.to_arrow(compat_level=pl.CompatLevel.oldest()))
+    # The texts are views into the messages, which would stay in memory with them. Arrow takes no
+    # name that begins with \0.
+    plain = rows.rename({name: str(i) for i, name in enumerate(rows.columns)})
+    copied = pl.DataFrame(plain.to_arrow(compat_level=pl.CompatLevel.oldest()))
+    copied.columns = rows.columns
+    return copied
 
 
 def _completed(found: pgoutput.Changes) -> pgoutput.Changes:

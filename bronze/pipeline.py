@@ -20,7 +20,6 @@ from bronze import (
     engine,
     failpoint,
     imprint,
-    keys,
     landing,
     lineage,
     maintain,
@@ -89,7 +88,6 @@ def run(
     Raises:
         ConfigError, SourceError, LakeError: nothing could be done at all.
     """
-    keys.ready(settings)
     openlineage.ready(settings)
     ledger = lineage.Ledger(settings)
     try:
@@ -164,14 +162,24 @@ class Opened:
     slots: int
 
     def held(
-        self, settings: Settings, targets: Sequence[Target], stack: ExitStack
+        self,
+        settings: Settings,
+        targets: Sequence[Target],
+        stack: ExitStack,
+        consistency: snapshot.Consistency | None = None,
     ) -> snapshot.Snapshot:
-        """A snapshot of these tables, for as long as the stack lasts."""
+        """A snapshot of these tables, for as long as the stack lasts; as consistent as the config
+        says, if nothing else is said.
+        """
         source = settings.source[self.origin.name]
         readable = [target.relation for target in targets if target.relation.readable]
         return stack.enter_context(
             snapshot.hold(
-                self.origin, self.connection, readable, source.schema_, source.consistency
+                self.origin,
+                self.connection,
+                readable,
+                source.schema_,
+                consistency or source.consistency,
             )
         )
 

@@ -12,11 +12,11 @@ from bronze.drift import Settled
 from bronze.enrich import anomaly
 from bronze.enrich.stamp import COMMITTED, METADATA
 from bronze.errors import TableRefused
-from bronze.model import Column, Enrichment, Kind, Known, Origin, Stamp, Unit
+from bronze.model import Column, Enrichment, Kind, Known, Origin, Protection, Stamp, Unit
 from bronze.prepare import Target
 from bronze.settings import Settings
-from bronze.source import increment, slices, statement
-from bronze.source.snapshot import Snapshot
+from bronze.source import increment, slices, statement, survey
+from bronze.source.snapshot import Since, Snapshot
 from bronze.table import log
 from bronze.table.commit import Position, Shape
 from bronze.table.history import KIND
@@ -77,21 +77,22 @@ def plan_table(
         LakeError: the Bronze table is none that we can write.
     """
     given = Assignment(target, snapshot, origin, stamp, settings, readers)
-    state, settled, partition = settle(target, snapshot.since.visible)
+    known = outline(given)
+    state, settled = known.state, known.settled
     key, notes = _key(given, settled)
-    protection = keys.protection(settings, target, settled)
-    if keys.moved(protection, state):
-        said = f"its keys have been rotated: {drift.ANEW}"
-        settled = replace(settled, anew=True, notes=(*settled.notes, said))
+    protection = known.protection
+    if not keys.complete(protection):
+        protection = keys.protection(settings, target, settled)
     if state is not None and _merges_rows(target, state, key):
         said = "rows that are gone share the new key with others: the table is written anew"
         settled = replace(settled, anew=True, notes=(*settled.notes, said))
     mode, where, why = _mode(given, state, settled, key)
+    # A stream reads in the snapshot of a slot: without one it only finds out what is to be read.
     streamed = target.settings.pattern == "streaming"
-    reading = not (streamed and mode == "changes")
+    reading = not (streamed and (mode == "changes" or snapshot.name is None))
     enrichment = provide.enrichment(given, settled, key, state, protection, reading=reading)
     scoring = rules.fingerprint(settings, target, enrichment.quality.criteria)
-    shape = _shape(given, settled, key, partition, state, enrichment, scoring)
+    shape = _shape(given, settled, key, known.partition, state, enrichment, scoring)
     if state is not None and state.properties.get(drift.RULES, scoring) != scoring:
         why += ("its rules have changed: rows that do not change keep the scores that they have",)
     marks, looking = resume.marks(given, state, whole=mode != "changes")
@@ -115,19 +116,57 @@ def plan_table(
         state=state,
         reached=reached,
         units=work,
-        notes=settled.notes + notes + why + (enrichment.watch.notes if enrichment.watch else ()),
+        notes=settled.notes
+        + notes
+        + why
+        + (enrichment.watch.notes if enrichment.watch else ())
+        + prepare.unprotected(target, survey.by_names(target.relation)),
         all_units=lambda: rows(slices.WHOLE, state),
         enrichment=enrichment,
     )
 
 
-def settle(target: Target, visible: bool) -> tuple[State | None, Settled, str | None]:
+@dataclass(frozen=True)
+class Outline:
+    """What is known of a plan before any row of the source is looked at. ``key`` are the key's
+    columns, none where they cannot tell rows apart; keys of ``protection`` may be still to make.
+    """
+
+    state: State | None
+    settled: Settled
+    partition: str | None
+    key: tuple[Column, ...]
+    protection: Protection | None
+
+
+def outline(given: Assignment) -> Outline:
+    """What a plan is made of that is not a matter of rows; `bronze check` looks no further.
+
+    Raises:
+        TableRefused: the table cannot be taken as the config says.
+        LakeError: the Bronze table is none that we can write.
+    """
+    target = given.target
+    state, settled, partition = settle(target, given.held.since)
+    key = _key_columns(target, settled)
+    protection = keys.protection(given.settings, target, settled, making=False)
+    if keys.moved(protection, state):
+        said = f"its keys have been rotated: {drift.ANEW}"
+        settled = replace(settled, anew=True, notes=(*settled.notes, said))
+    key = () if any(column.kind.name == "array" for column in key) else key
+    _mode(given, state, settled, tuple(column.target for column in key))
+    if target.settings.pattern != "streaming":
+        units.fitting(given, state)
+    return Outline(state, settled, partition, key, protection)
+
+
+def settle(target: Target, since: Since) -> tuple[State | None, Settled, str | None]:
     """What can be told of a table's run before its snapshot: the Bronze table as it is, the
     columns, and the partition column.
 
     Args:
         target: the table.
-        visible: whether the role is shown since when others' transactions are open.
+        since: what the source shows of open transactions.
 
     Raises:
         TableRefused: it cannot be taken as the config says.
@@ -136,7 +175,7 @@ def settle(target: Target, visible: bool) -> tuple[State | None, Settled, str | 
     own = target.settings
     found = prepare.columns(target)
     if own.pattern not in ("full_refresh", "streaming"):
-        refused = resume.unfit(target.relation, own.cursor, own.overlap, visible)
+        refused = resume.unfit(target.relation, own.cursor, own.overlap, since)
         if refused:
             raise refused
     state = log.read(target.place)
@@ -160,8 +199,10 @@ def drifted(target: Target, found: Sequence[Column], state: State) -> Settled:
     added = {state.partition, COMMITTED, KIND if own.history else None}
     added |= {name for name, _ in anomaly.COLUMNS} if _watched(target, state) else set()
     held = [pair for pair in state.columns if pair[0] not in added]
-    dropped = [own.rename.get(n, n) for n, how in own.protect.items() if how.dropped]
-    return drift.settled(found, held, state.properties, target.relation, dropped=dropped)
+    taken = {column.target for column in found}
+    # A column that is taken may have got the name of one that is left out.
+    dropped = {own.rename.get(name, name) for name in prepare.left_out(target)} - taken
+    return drift.settled(found, held, state.properties, target.relation, dropped=sorted(dropped))
 
 
 def _watched(target: Target, state: State | None) -> bool:
@@ -201,13 +242,11 @@ def _key(given: Assignment, settled: Settled) -> tuple[tuple[str, ...], tuple[st
     target = given.target
     relation = target.relation
     names = target.key
-    columns = [column for name in names for column in settled.columns if column.name == name]
+    columns = _key_columns(target, settled)
     if not columns:
         return (), ()
     table = statement.quoted(relation.schema, relation.name)
     rejecting = " OR ".join(f"({c.reject}) IS TRUE" for c in columns if c.reject)
-    if hidden := [c for c in columns if c.protect and not c.protect.stable]:
-        raise _unstable(target, hidden[0], "are told apart")
     lists = [c.name for c in columns if c.kind.name == "array"]
     if lists:
         return (), (f"column {lists[0]} of the key is an array: rows cannot be told apart by it",)
@@ -232,6 +271,19 @@ def _key(given: Assignment, settled: Settled) -> tuple[tuple[str, ...], tuple[st
                 table=target.label,
             )
     return tuple(c.target for c in columns), ()
+
+
+def _key_columns(target: Target, settled: Settled) -> tuple[Column, ...]:
+    """The columns of the key that the config names, or that the source has.
+
+    Raises:
+        TableRefused: one is protected so that equal values do not stay equal.
+    """
+    names = target.key
+    columns = tuple(column for name in names for column in settled.columns if column.name == name)
+    if hidden := [c for c in columns if c.protect and not c.protect.stable]:
+        raise _unstable(target, hidden[0], "are told apart")
+    return columns
 
 
 def _unstable(target: Target, column: Column, what: str) -> TableRefused:

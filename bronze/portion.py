@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import polars as pl
 import pyarrow as pa
@@ -44,3 +44,8 @@ def size(frame: pl.DataFrame) -> int:
     """About how many bytes a frame takes, which counts a text's own and those that point to it."""
     pointing = sum(dtype in (pl.String, pl.Binary) for dtype in frame.dtypes)
     return int(frame.estimated_size()) + _VIEW * pointing * frame.height
+
+
+def size_of(frames: Iterable[pl.DataFrame]) -> int:
+    """The same for several."""
+    return sum(map(size, frames))

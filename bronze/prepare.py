@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from bronze.enrich import anomaly
@@ -16,6 +16,7 @@ from bronze.settings import Settings, TableSettings
 from bronze.source import statement
 from bronze.source.catalog import Relation, relations, schemas
 from bronze.source.connect import Connection
+from bronze.source.survey import Personal
 from bronze.source.types import Choices, contract
 from bronze.table.history import KIND
 from bronze.table.naming import faults, renames, table_name
@@ -144,17 +145,37 @@ def _target(settings: Settings, source: str, relation: Relation) -> Target:
     return Target(source, relation, own, schema, name, settings.place(schema, name))
 
 
+def left_out(target: Target) -> frozenset[str]:
+    """The source's names of the columns that the config does not take."""
+    own = target.settings
+    dropped = {name for name, how in own.protect.items() if how.dropped}
+    return frozenset(
+        attribute.name
+        for attribute in target.relation.attributes
+        if attribute.name in dropped or (own.columns and attribute.name not in own.columns)
+    )
+
+
+def carried(target: Target, names: Collection[str]) -> Target:
+    """A streamed table with those columns only that its stream carries, whose ``names`` these are,
+    and those that the config leaves out anyway.
+    """
+    kept = {*names, *left_out(target)}
+    attributes = tuple(a for a in target.relation.attributes if a.name in kept)
+    return replace(target, relation=replace(target.relation, attributes=attributes))
+
+
 def columns(target: Target) -> tuple[Column, ...]:
     """The type contract of the columns that are taken of a table.
 
     Raises:
-        TableRefused: a column cannot have its name in Delta, or the config names one that is not
-            there, or drops one of the key.
+        TableRefused: a column cannot have its name in Delta or may not be read, or the config
+            names one that is not there, or leaves one of the key out.
     """
     own, relation = target.settings, target.relation
     present = {attribute.name for attribute in relation.attributes}
     watched = own.anomalies.columns if own.anomalies else ()
-    named = {*own.rename, *own.decimals, *own.key, *own.protect, *watched}
+    named = {*own.columns, *own.rename, *own.decimals, *own.key, *own.protect, *watched}
     unknown = sorted(named - present)
     if unknown:
         raise TableRefused(
@@ -162,13 +183,11 @@ def columns(target: Target) -> tuple[Column, ...]:
             hint=f"Correct [tables.{toml(relation.name)}] in the config.",
             table=target.label,
         )
-    dropped = {name for name, how in own.protect.items() if how.dropped}
-    if lost := sorted(dropped & {*target.key}):
-        raise TableRefused(
-            f"Column {lost[0]} of table {target.label} is part of its key, and cannot be dropped.",
-            hint=f'Take its tokens: protect = {{ {toml(lost[0])} = "tokenize" }}',
-            table=target.label,
-        )
+    out = left_out(target)
+    if lost := sorted(out & {*(target.key)}):
+        raise _keyless(target, lost[0])
+    if any(not a.readable for a in relation.attributes if a.name not in out):
+        raise closed(target)
     choices = Choices(own.decimals, own.arrays, own.timestamps)
     found = tuple(
         replace(
@@ -183,7 +202,7 @@ def columns(target: Target) -> tuple[Column, ...]:
             protect=own.protect[attribute.name].rule if attribute.name in own.protect else None,
         )
         for attribute in relation.attributes
-        if attribute.name not in dropped
+        if attribute.name not in out
     )
     ours = [name for name, _ in METADATA]
     ours += [COMMITTED, *([KIND] if own.history else [])]
@@ -201,6 +220,30 @@ def columns(target: Target) -> tuple[Column, ...]:
     return found
 
 
+def unprotected(target: Target, personal: Sequence[Personal]) -> tuple[str, ...]:
+    """What to say of columns that look personal, and that the config does not speak of."""
+    out = left_out(target)
+    there = {attribute.name for attribute in target.relation.attributes} - out
+    left = [p for p in personal if p.column in there and p.column not in target.settings.protect]
+    if not left:
+        return ()
+    names = ", ".join(f"{one.column} ({one.kind}, by {' and '.join(one.signs)})" for one in left)
+    key = target.key
+    pairs = ", ".join(f"{toml(n)} = {toml(how)}" for n, how in protections(left, key).items())
+    said = f"looks personal and is not protected: {names}. Say protect = {{ {pairs} }},"
+    return (f'{said} or "clear" for what may be read by all',)
+
+
+def protections(personal: Sequence[Personal], key: Sequence[str]) -> dict[str, str]:
+    """A method of protection for each column that looks personal; rows are known by those of the
+    key, which have to stay alike.
+    """
+    return {
+        one.column: "tokenize" if one.column in key or one.kind == "phone" else "encrypt"
+        for one in personal
+    }
+
+
 def unreadable(target: Target) -> TableRefused:
     """The error for a table that the role may not read."""
     return TableRefused(
@@ -210,3 +253,52 @@ def unreadable(target: Target) -> TableRefused:
         table=target.label,
         sqlstate="42501",
     )
+
+
+def _keyless(target: Target, column: str) -> TableRefused:
+    own = target.settings
+    if column in own.protect and own.protect[column].dropped:
+        hint = f'Take its tokens: protect = {{ {toml(column)} = "tokenize" }}'
+    else:
+        named = ", ".join(map(toml, (*own.columns, column)))
+        hint = f"Take it as well: columns = [{named}]"
+    return TableRefused(
+        f"Column {column} of table {target.label} is part of its key, and cannot be left out.",
+        hint=f"{hint}; or name other columns that are unique and never NULL: key = […].",
+        table=target.label,
+    )
+
+
+def closed(target: Target) -> TableRefused:
+    """The error for a table of which the role may read only some of the columns to be taken."""
+    relation, out = target.relation, left_out(target)
+    shut = [a.name for a in relation.attributes if not a.readable and a.name not in out]
+    names = ", ".join(shut)
+    grant = ", ".join(statement.quoted(name) for name in shut)
+    hint = (
+        f"GRANT SELECT ({grant}) ON {statement.quoted(relation.schema, relation.name)} to the role"
+        f" that bronze uses; or leave {'it' if len(shut) == 1 else 'them'} out:"
+        f" [tables.{toml(relation.name)}] {_leaving_out(target, shut)}"
+    )
+    if in_key := sorted({*shut} & {*target.key}):
+        hint += (
+            f", with other columns that are unique and never NULL as key = […], as {in_key[0]} is"
+            " part of the key"
+        )
+    return TableRefused(
+        f"Column{'' if len(shut) == 1 else 's'} {names} of table {target.label} cannot be read:"
+        " permission denied.",
+        hint=f"{hint}.",
+        table=target.label,
+        sqlstate="42501",
+    )
+
+
+def _leaving_out(target: Target, closed: Sequence[str]) -> str:
+    """The shorter one of the two lines of the config that leave columns out of a table."""
+    own, out = target.settings, left_out(target)
+    taken = [a.name for a in target.relation.attributes if a.name not in {*closed, *out}]
+    if not own.columns and len(closed) <= len(taken):
+        dropped = ", ".join(f'{toml(name)} = "drop"' for name in (*sorted(out), *closed))
+        return f"protect = {{ {dropped} }}"
+    return f"columns = [{', '.join(map(toml, taken))}]"

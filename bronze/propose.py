@@ -9,7 +9,7 @@ import json
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,17 @@ from urllib.parse import quote, urlencode
 from psycopg import pq
 from psycopg.conninfo import make_conninfo
 
+from bronze import prepare
 from bronze.enrich.stamp import COMMITTED, METADATA
 from bronze.errors import ConfigError
-from bronze.model import Origin
+from bronze.model import Origin, Place
+from bronze.prepare import Target
 from bronze.privacy import MASTER_KEY
-from bronze.source import catalog, connect, survey
+from bronze.result import Failure
+from bronze.settings import TableSettings
+from bronze.source import catalog, connect, snapshot, survey
 from bronze.source.catalog import Relation
-from bronze.source.survey import Survey
+from bronze.source.survey import Personal, Survey
 from bronze.table.naming import faults, free, renames, table_name
 
 PASSWORD = "BRONZE_SOURCE_PASSWORD"  # noqa: S105 - a name
@@ -34,6 +38,7 @@ MANY = 200
 """Up to this number of tables each has a section; beyond it only those that need one."""
 
 _WIDTH = 96
+_LOCKED = "55P03"
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 _SHOWN = re.compile(r"[\w.-]+")
 _PLAIN_HOST = re.compile(r"[\w.-]+", re.ASCII)
@@ -44,7 +49,9 @@ _ADDED = (*(name for name, _ in METADATA), COMMITTED)
 class _Found:
     """What a look at the database brought.
 
-    ``hidden`` schemas hold nothing that may be read; ``left_out`` are what extensions brought.
+    ``hidden`` schemas hold nothing that may be read; ``left_out`` are what extensions brought,
+    ``refused`` by oid why tables cannot be read, ``excluded`` those of them that a pattern leaves
+    out.
     """
 
     database: str
@@ -53,9 +60,17 @@ class _Found:
     hidden: tuple[str, ...]
     surveys: tuple[Survey, ...]
     left_out: tuple[Survey, ...]
+    refused: Mapping[int, Failure]
+    excluded: tuple[Survey, ...]
 
 
-def propose(dsn: str, *, schemas: Sequence[str] = (), name: str = "") -> str:
+def propose(
+    dsn: str,
+    *,
+    schemas: Sequence[str] = (),
+    name: str = "",
+    notify: Callable[[str], None] = lambda _: None,
+) -> str:
     """The text of a bronze.toml for a database, which `bronze.config.load` takes as it is.
 
     It holds names, sizes and counts of the source, but no value of a row and no password.
@@ -64,15 +79,19 @@ def propose(dsn: str, *, schemas: Sequence[str] = (), name: str = "") -> str:
         dsn: libpq's connection string, as a URL or as keywords; it may have a password in it.
         schemas: the schemas to take; none takes all that hold something readable.
         name: the source's name in the lake; by default the database's.
+        notify: is told of each table that is left out as it cannot be read, and why.
 
     Raises:
         ConfigError: the connection string is not one, a schema is not there, or there is no
             table that can be read.
         SourceUnreachable, SourceBusy, SourceRefused, SourceError
     """
-    origin = Origin(name=name or "source", conninfo=dsn)
+    # A table that is locked is proposed all the same.
+    origin = Origin(name=name or "source", conninfo=dsn, lock_timeout=1)
     with connect.mapped(origin), connect.connect(origin) as connection:
-        found = _look(connection, schemas)
+        found = _look(origin, connection, schemas)
+    for surveyed in found.excluded:
+        notify(f"Left out: {found.refused[surveyed.relation.oid].message}")
     parts = [
         _heading(found),
         _source(dsn, name or found.database, found),
@@ -101,7 +120,7 @@ def write(path: str | Path, text: str) -> None:
         raise ConfigError(f"The file {path} cannot be written: {error.strerror}.") from None
 
 
-def _look(connection: connect.Connection, wanted: Sequence[str]) -> _Found:
+def _look(origin: Origin, connection: connect.Connection, wanted: Sequence[str]) -> _Found:
     present = catalog.schemas(connection)
     missing = [schema for schema in wanted if schema not in present]
     if missing:
@@ -119,16 +138,47 @@ def _look(connection: connect.Connection, wanted: Sequence[str]) -> _Found:
         raise _nothing(own, row[0], row[2], wanted)
     inside = [s for s in surveys if s.relation.schema in taken]
     # The config leaves tables out by their name alone, and must not leave out another's.
-    names = {s.relation.name for s in inside if not s.extension}
-    left_out = tuple(s for s in inside if s.extension and s.relation.name not in names)
+    refused = _refused(origin, connection, [s.relation for s in inside], sorted(taken))
+    names = {s.relation.name for s in inside if not s.extension and s.relation.oid not in refused}
+    others = [s for s in inside if s.relation.name not in names]
+    if refused and not names:
+        first = next(iter(refused.values()))
+        raise ConfigError(f"No table can be read: {first.message}", hint=first.hint)
+    left_out = tuple(s for s in others if s.extension)
+    excluded = tuple(s for s in others if not s.extension)
     return _Found(
         database=row[0],
         version=row[1],
         schemas=tuple(sorted(taken)),
         hidden=tuple(sorted({relation.schema for relation in own} - taken)),
-        surveys=tuple(s for s in inside if s not in left_out),
+        surveys=tuple(s for s in inside if s not in others),
         left_out=left_out,
+        refused=refused,
+        excluded=excluded,
     )
+
+
+def _refused(
+    origin: Origin,
+    connection: connect.Connection,
+    relations: Sequence[Relation],
+    schemas: Sequence[str],
+) -> dict[int, Failure]:
+    """Why tables cannot be read, in the words of a run. That one is locked passes."""
+    readable = [relation for relation in relations if relation.readable]
+    with snapshot.hold(origin, connection, readable, schemas, "per-table") as held:
+        why = dict(held.refused)
+    found: dict[int, Failure] = {}
+    for relation in relations:
+        target = Target(origin.name, relation, TableSettings(), "", "", Place(""))
+        error = why.get(relation.label)
+        if not relation.readable:
+            error = prepare.unreadable(target)
+        elif {a.name for a in relation.attributes if not a.readable} & {*relation.key}:
+            error = prepare.closed(target)
+        if error and error.sqlstate != _LOCKED:
+            found[relation.oid] = error.failure()
+    return found
 
 
 def _nothing(
@@ -184,9 +234,15 @@ def _source(dsn: str, name: str, found: _Found) -> str:
         hidden = ", ".join(map(_shown, found.hidden))
         lines += [_comment(f"Left out, as this role may read nothing in them: {hidden}").rstrip()]
     if found.left_out:
-        names = dict.fromkeys(_text(_pattern(s.relation.name)) for s in found.left_out)
         extensions = ", ".join(dict.fromkeys(_shown(s.extension) for s in found.left_out))
-        lines.append(f"exclude = {_list(names)}   # of the extension {extensions}")
+        names = ", ".join(_shown(s.relation.label) for s in found.left_out)
+        lines.append(_comment(f"Of the extension {extensions}: {names}").rstrip())
+    for surveyed in found.excluded:
+        why = found.refused[surveyed.relation.oid]
+        lines.append(_comment(f"Left out: {why.message} {why.hint}").rstrip())
+    if excluded := (*found.left_out, *found.excluded):
+        patterns = dict.fromkeys(_text(_pattern(s.relation.name)) for s in excluded)
+        lines.append(f"exclude = {_list(patterns)}")
     if secrets:
         lines += [
             "",
@@ -255,17 +311,25 @@ def _tables(source: str, found: _Found) -> str:
         key = keys[relation.oid]
         live = _live(surveyed, targets.get(relation.oid))
         if key and (live or not many):
-            said = [_comment(line).rstrip() for line in _said(surveyed)]
-            sections.append("\n".join([f"[tables.{_key(key)}]", *said, *live, ""]))
+            said = [_comment(line).rstrip() for line in _said(surveyed, found)]
+            lines = [f"[tables.{_key(key)}]", *said, *live, *_protection(surveyed), ""]
+            sections.append("\n".join(lines))
         else:
-            briefs.append(f"# {_shown(relation.label)}: {'; '.join(_said(surveyed))}")
+            briefs.append(f"# {_shown(relation.label)}: {'; '.join(_said(surveyed, found))}")
     notes = [_comment(*_NOTES)] if any(s.cursor or s.personal for s in found.surveys) else []
-    notes += [_comment(*_KEY_NOTES)] if any("protect = {" in s for s in sections) else []
+    notes += [_comment(*_KEY_NOTES)] if any("# protect" in s for s in sections) else []
     brief = ["\n".join(("# Tables that go without a section:", *briefs, ""))] if briefs else []
     return "\n".join([*notes, *sections, *brief])
 
 
 _KEY_NOTES = (
+    "Protection is proposed in comments, as it needs a master key that you keep: what it encrypts"
+    f" is lost without it. `bronze keys new` makes one; keep it safe, set {MASTER_KEY} to it (or"
+    " name its place: [protection] key = { secret = … }), and take the # off the protect lines."
+    " Until then these columns are taken in clear, as check and run go on saying. Methods: encrypt,"
+    " encrypt_deterministic, tokenize, hash, mask, drop; or clear, for what may be read by all.",
+)
+_NOTES = (
     f"Protected columns need a master key, 32 random bytes as base64, in {MASTER_KEY}:"
     f' export {MASTER_KEY}="$(openssl rand -base64 32)", kept where it cannot be lost; or'
     " [protection] key = { secret = … }. Methods: encrypt, encrypt_deterministic, tokenize, hash,"
@@ -314,13 +378,6 @@ def _renames(relation: Relation) -> tuple[Mapping[str, str], list[str]]:
     return renames(names, _ADDED), why
 
 
-# What is protected where it is found, unless somebody decides otherwise.
-_USUAL: Mapping[str, Mapping[str, str]] = {
-    "customers": {"customer_name": "encrypt", "email": "encrypt"},
-    "suppliers": {"contact_number": "tokenize"},
-}
-
-
 def _live(surveyed: Survey, target: str | None) -> list[str]:
     lines = ["priority = 1   # its rows change much"] if surveyed.hot else []
     if target:
@@ -328,11 +385,10 @@ def _live(surveyed: Survey, target: str | None) -> list[str]:
             f"target = {_text(target)}   # another table would become"
             f" {table_name(surveyed.relation.name)} too"
         )
-    usual = _USUAL.get(surveyed.relation.name, {})
-    names = {attribute.name for attribute in surveyed.relation.attributes}
-    pairs = [f'{name} = "{method}"' for name, method in usual.items() if name in names]
-    if pairs:
-        lines.append(f"protect = {{ {', '.join(pairs)} }}")
+    if closed := [a.name for a in surveyed.relation.attributes if not a.readable]:
+        lines.append(_comment(f"This role may not read {', '.join(map(_shown, closed))}.").rstrip())
+        taken = [_text(a.name) for a in surveyed.relation.attributes if a.readable]
+        lines.append(f"columns = {_list(taken)}")
     renamed, reasons = _renames(surveyed.relation)
     if renamed:
         lines += [_comment(reason).rstrip() for reason in reasons]
@@ -342,7 +398,21 @@ def _live(surveyed: Survey, target: str | None) -> list[str]:
     return lines
 
 
-def _said(surveyed: Survey) -> Iterator[str]:
+def _protection(surveyed: Survey) -> list[str]:
+    """The lines that protect what looks personal, as comments."""
+    methods = prepare.protections(_personal(surveyed), surveyed.relation.key)
+    pairs = [f"{_key(name)} = {_text(how)}" for name, how in methods.items()]
+    inline = f"# protect = {{ {', '.join(pairs)} }}"
+    return [inline] if pairs and len(inline) <= _WIDTH else [f"# protect.{pair}" for pair in pairs]
+
+
+def _personal(surveyed: Survey) -> list[Personal]:
+    """What looks personal, of the columns that are taken."""
+    readable = {a.name for a in surveyed.relation.attributes if a.readable}
+    return [one for one in surveyed.personal if one.column in readable]
+
+
+def _said(surveyed: Survey, found: _Found) -> Iterator[str]:
     relation = surveyed.relation
     kind = "" if relation.kind == "table" else f"{relation.kind}, "
     rows = "rows unknown" if surveyed.rows < 0 else _count(surveyed.rows, "row")
@@ -353,13 +423,13 @@ def _said(surveyed: Survey) -> Iterator[str]:
     others = [c.column for c in surveyed.cursors if c.whole and c.column != surveyed.cursor]
     if others and relation.key:
         yield f"could be a cursor: {', '.join(map(_shown, others))}"
-    if surveyed.personal:
+    if personal := _personal(surveyed):
         columns = ", ".join(
-            f"{_shown(p.column)} ({p.kind}: {', '.join(p.signs)})" for p in surveyed.personal
+            f"{_shown(p.column)} ({p.kind}: {', '.join(p.signs)})" for p in personal
         )
         yield f"looks personal: {columns}: protect it before it leaves the source"
-    if not relation.readable:
-        yield "this role may not read it: GRANT USAGE on its schema and SELECT on it, or exclude it"
+    if why := found.refused.get(relation.oid):
+        yield f"it cannot be taken: {why.message} {why.hint}"
     elif not surveyed.sampled:
         yield "its rows could not be looked at, only its columns' names"
 

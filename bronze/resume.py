@@ -15,13 +15,15 @@ from bronze.errors import TableRefused
 from bronze.prepare import Target
 from bronze.source import definition, increment
 from bronze.source.catalog import Relation
+from bronze.source.snapshot import Since
+from bronze.source.statement import quoted
 from bronze.table.commit import transaction
 from bronze.table.log import State
 from bronze.units import Assignment
 
 
 def unfit(
-    relation: Relation, cursor: str, overlap: int | None, visible: bool
+    relation: Relation, cursor: str, overlap: int | None, since: Since
 ) -> TableRefused | None:
     """Why a table cannot be taken by this cursor, None where it can.
 
@@ -29,7 +31,7 @@ def unfit(
         relation: the source's table.
         cursor: "xmin", or a column.
         overlap: seconds, None where the config gives none.
-        visible: whether the role is shown since when others' transactions are open.
+        since: what the source shows of open transactions.
     """
 
     def refused(message: str, hint: str) -> TableRefused:
@@ -41,7 +43,21 @@ def unfit(
                 f"{relation.label} is a {relation.kind}, whose rows have no xmin.",
                 'Name a timestamp column as cursor, or use pattern = "full_refresh".',
             )
+        if increment.XMIN not in relation.system:
+            return refused(
+                f"The system column xmin of table {relation.label}, its cursor, cannot be read:"
+                " permission denied.",
+                f"GRANT SELECT (xmin) ON {quoted(relation.schema, relation.name)} to the role that"
+                " bronze uses; or name a timestamp column as cursor, or use pattern ="
+                ' "full_refresh".',
+            )
         return None
+    if any(a.name == cursor and not a.readable for a in relation.attributes):
+        return refused(
+            f"The cursor {cursor} of table {relation.label} cannot be read: permission denied.",
+            f"GRANT SELECT ({quoted(cursor)}) ON {quoted(relation.schema, relation.name)} to the"
+            " role that bronze uses; or name another cursor.",
+        )
     kind = _type_of(relation, cursor)
     if kind not in increment.CURSORS:
         what = f"is of type {kind}" if kind else "is not there"
@@ -57,7 +73,14 @@ def unfit(
             'Give an overlap, such as "1h", that is longer than your transactions; or leave cursor'
             " out.",
         )
-    if overlap is None and not visible:
+    if overlap is None and since.standby:
+        return refused(
+            f"The cursor {cursor} of table {relation.label} needs to know since when transactions"
+            " are open, and the source is a standby, which does not show those of the primary.",
+            'Give an overlap, such as "1h", that no transaction there outlasts, prepared ones'
+            " included; or leave cursor out.",
+        )
+    if overlap is None and not since.visible:
         return refused(
             f"The cursor {cursor} of table {relation.label} needs to know since when transactions"
             " are open, which the role may not see.",
@@ -88,8 +111,14 @@ def why_all(given: Assignment, state: State, settled: Settled, key: tuple[str, .
         return "its key has changed"
     if _loose(given.target) and json.loads(known.get(drift.ENFORCED, "true")):
         return "PostgreSQL does not keep its key unique any more, or not at any moment"
-    if _marked(given, state, _mark_name(given.target)) is None:
+    mark = _marked(given, state, _mark_name(given.target))
+    if mark is None:
         return "the Bronze table has no position in this history of the source"
+    streamed = given.target.settings.pattern == "streaming"
+    if not streamed and given.target.settings.cursor != increment.XMIN:
+        ahead = _marked(given, state, _ahead_name(given.target))
+        if increment.set_back(given.held.since, mark, ahead):
+            return "the source's clock was set back"
     return ""
 
 
@@ -140,8 +169,10 @@ def marks(
         # What the cursor column has not shown, xmin is still to show.
         left = left if whole else []
         name = _mark_name(given.target)
-        mark = increment.watermark(since, own.overlap, _marked(given, state, name))
+        mark = increment.watermark(since, own.overlap, _marked(given, state, name), whole)
         left += [] if mark is None else [(_mark(given, name), mark)]
+        if since.ahead is not None:
+            left.append((_mark(given, _ahead_name(given.target)), since.ahead))
     now = int(given.stamp.loaded_at.timestamp())
     looked = _marked(given, state, "deletes")
     due = own.deletes == "detect" or (
@@ -173,3 +204,8 @@ def _mark_name(target: Target) -> str:
         return STREAM
     name = target.settings.cursor
     return name if name == increment.XMIN else f"cursor/{name}"
+
+
+def _ahead_name(target: Target) -> str:
+    """The mark that says by how much the source's clock was ahead of ours."""
+    return f"{_mark_name(target)}/ahead"

@@ -176,10 +176,11 @@ def _derived(settled: Settled, key: Sequence[str], known: Constraints) -> Iterat
     if key:
         # PostgreSQL enforces it, or it was looked at when the run was planned.
         yield proven("unique", *key)
-    yield from (proven("not_null", name) for name in known.not_null)
-    yield from (proven("accepted_values", name) for name, _ in known.enums)
+    taken = {column.name for column in settled.columns}
+    yield from (proven("not_null", name) for name in known.not_null if name in taken)
+    yield from (proven("accepted_values", name) for name, _ in known.enums if name in taken)
     for reference in known.references:
-        if reference.proven or reference.readable:
+        if taken.issuperset(reference.columns) and (reference.proven or reference.readable):
             found = Criterion(reference.name, "references", reference.columns, "medium", "derived")
             yield replace(found, evaluation="proven") if reference.proven else found
     for check in known.checks:

@@ -201,6 +201,7 @@ class TableSettings(Section):
     partition_by: str | None = None
     priority: int = Field(default=2, ge=1, le=9)
     target: str | None = Field(default=None, pattern=r"^[^/\\\s.]+$")
+    columns: Names = ()
     key: Names = ()
     rename: Mapping[str, str] = {}
     decimals: Mapping[str, Decimal] = {}
@@ -228,6 +229,12 @@ class TableSettings(Section):
             raise ValueError("on_delete is not for a history, which removes nothing")
         if self.overlap is not None and self.cursor == "xmin":
             raise ValueError('overlap is for a cursor column only; cursor = "xmin" needs none')
+        both = next(
+            (name for name in self.columns if name in self.protect and self.protect[name].dropped),
+            None,
+        )
+        if both:
+            raise ValueError(f'column {both} is named in columns, and protect says "drop" of it')
         names = [rule.called for rule in self.rules]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice:
@@ -333,6 +340,7 @@ class Settings(Section):
             statement_timeout=given.statement_timeout,
             lock_timeout=given.lock_timeout,
             row_security=given.row_security,
+            connections=(given.pool.min, given.pool.max),
         )
 
     @property
@@ -341,11 +349,6 @@ class Settings(Section):
         given = self.protection
         first = self.secret(given.key) if given.key else Secret("env", MASTER_KEY)
         return (first, *(self.secret(name) for name in given.previous))
-
-    @property
-    def protects(self) -> bool:
-        """Whether columns of any table are protected."""
-        return any(how.rule for own in self.tables.values() for how in own.protect.values())
 
     def place(self, schema: str, name: str) -> Place:
         """Where a table lies in the lake."""

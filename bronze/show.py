@@ -468,6 +468,10 @@ def check(report: Report) -> None:
             said(f"  rules: {_rules(found)}")
         for note in found.notes:
             said(f"  note: {note}")
+        for limit in found.limits:
+            said(f"  by design: {limit}")
+    for note in report.notes:
+        said(f"\nnote: {note}")
     for problem in report.problems:
         _err.print(f"\n{problem.message}", style="red", markup=False)
         _err.print(f"  {problem.hint}", markup=False)

@@ -110,6 +110,20 @@ def _answered(
     return replace(criterion, holds=_none_of(columns, rows).meta.serialize())
 
 
+def answerable(given: Assignment, known: Constraints, criteria: Sequence[Criterion]) -> None:
+    """Makes sure that PostgreSQL can be asked about the rules that span rows, without a row.
+
+    Raises:
+        TableRefused: a table or column that a rule refers to is not there, or may not be read.
+    """
+    relation = given.target.relation
+    table = quoted(relation.schema, relation.name)
+    for criterion in criteria:
+        if criterion.kind in SPANNING and criterion.evaluation == "rows":
+            broken = _condition(given, known, criterion, table)
+            _fetched(given, f"SELECT FROM {table} AS own WHERE {broken} LIMIT 0")
+
+
 def _fetched(given: Assignment, query: str) -> list[Any]:
     return list(units.asked(given, lambda holder: holder.execute(query).fetchall()))
 

@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from random import uniform
 
-from bronze import keys, openlineage, pipeline, prepare
+from bronze import openlineage, pipeline, prepare
 from bronze.errors import (
     BronzeError,
     ConfigError,
@@ -68,7 +68,6 @@ def stream(
         SourceRefused: something is missing at the source; the error says what, and the mend.
         SourceError, LakeError: nothing could be done at all.
     """
-    keys.ready(settings)
     openlineage.ready(settings)
     began, tally = time.monotonic(), Tally()
     stop = stop or threading.Event()

@@ -12,10 +12,10 @@ from psycopg import errors as pg
 from bronze.drift import Settled
 from bronze.enrich.stamp import COMMITTED
 from bronze.errors import BronzeError, TableRefused
-from bronze.model import Column, Enrichment, Known, Origin, Stamp, Unit
+from bronze.model import Column, Enrichment, Known, Origin, Stamp, Unit, Weighing
 from bronze.prepare import Target
 from bronze.settings import RunSettings, Settings
-from bronze.source import slices, statement
+from bronze.source import slices, statement, weigh
 from bronze.source.connect import Connection, explain
 from bronze.source.slices import Slice
 from bronze.source.snapshot import Snapshot
@@ -34,6 +34,9 @@ _GROWTH = 4
 _SLICE = 12 * 2**20
 _FILE = 128 * 2**20
 _UNITS_PER_READER = 3
+# Measured: how many times its bytes a row of large values takes, from the source into a file and
+# from one file into another.
+_COPIES = 12
 # Keys alone take so much less room than rows.
 _KEYS_GROWTH = 4
 # A fingerprint, and whether it was seen: by the worker, and here.
@@ -93,10 +96,11 @@ def of_rows(
     if against is not None:
         known = list(_known(given, shape, key, (), against))
         memory = _beside_known(run.memory)
-    groups = grouped(given, memory, key)
+    groups = grouped(given, memory, [c.name for t in key for c in settled.columns if c.target == t])
     table = statement.quoted(relation.schema, relation.name)
     columns = settled.columns
     first = _unit(given, settled, shape, key, columns, statement.select(columns, table))
+    weighing = weighed(given, columns, key)
     return [
         replace(
             first,
@@ -107,6 +111,7 @@ def of_rows(
             inline=inline,
             # Without a key rows cannot be compared one by one, but all of them at once.
             summed=not key,
+            weighing=weighing,
             enrichment=enrichment,
         )
         for number, share in enumerate(known)
@@ -114,8 +119,41 @@ def of_rows(
     ]
 
 
+def weighed(given: Assignment, columns: Sequence[Column], key: Sequence[str]) -> Weighing | None:
+    """How the rows of a table are weighed before they are read, None where they need not be."""
+    held, relation = given.held, given.target.relation
+    names = [column.name for column in columns if column.name]
+    weight = weigh.weight(relation, names)
+    if not (weight and slices.paged(relation, held.version) and held.name):
+        return None
+    if not asked(given, lambda holder: weigh.needed(holder, relation, names)):
+        return None
+    by = [c for c in columns if c.target in key and c.protect is None]
+    told = [f"{statement.literal(c.name)}::text, {c.text}" for c in by if len(by) == len(key)]
+    return Weighing(
+        table=statement.quoted(relation.schema, relation.name),
+        weight=weight,
+        key=f"json_build_object({', '.join(told)})::text" if told else "'at ' || ctid::text",
+        size=_SLICE,
+        heaviest=heaviest(given.run, given.readers),
+        copies=_COPIES,
+        rest=_rest(given.readers),
+    )
+
+
+def heaviest(run: RunSettings, readers: int) -> int:
+    """How many bytes a row's values may have; one such row at a time is taken."""
+    return max(_SLICE, (run.memory - _rest(readers)) // _COPIES)
+
+
+def _rest(readers: int) -> int:
+    return _LIBRARIES + (readers - 1) * _MOST
+
+
 def grouped(given: Assignment, memory: int, key: Sequence[str]) -> list[list[Slice]]:
-    """The slices of a table, in groups that are work for one reader each."""
+    """The slices of a table, in groups that are work for one reader each. ``key`` are the source's
+    names.
+    """
     whole = slices.size_of(given.target.relation)
     per_slice, _ = _sizes(whole, memory, given.readers)
     parts = _slices(given, per_slice, key)
@@ -218,6 +256,19 @@ def _known(
 def _room(run: RunSettings) -> int:
     """The bytes that what is known of a table may take."""
     return (run.memory - _BASE) // 4
+
+
+def fitting(given: Assignment, state: State | None) -> None:
+    """Makes sure, as far as sizes tell, that a table can be taken within the memory.
+
+    Raises:
+        TableRefused: its history has too many versions, or it is too large for one statement where
+            only one is of one moment.
+    """
+    if given.held.name is None:
+        _whole(given)
+    if state is not None and given.target.settings.history:
+        fitting_history(given, sum(max(file.rows, 0) for file in state.files))
 
 
 def fitting_history(given: Assignment, rows: int) -> None:

@@ -7,9 +7,10 @@ it runs in a thread, a process or on another machine alike, and may run twice.
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, groupby
 
 import numpy as np
 import polars as pl
@@ -24,7 +25,7 @@ from bronze.enrich.fingerprint import Fingerprints
 from bronze.enrich.stamp import COMMITTED
 from bronze.errors import SourceUnreachable
 from bronze.model import NOTHING_FOUND, DataFile, Findings, Known, Rejected, Unit, Written
-from bronze.source import read
+from bronze.source import read, weigh
 from bronze.table import files, history, merge, partition
 
 _TRIES = 4
@@ -55,14 +56,9 @@ def work(unit: Unit) -> Written:
         for _ in frames:
             pass
     else:
-        while unit.inline and sum(portion.size(frame) for frame in few) < _FEW:
-            frame = next(frames, None)
-            if frame is None:
-                break
-            few += [frame] if frame.height else []
-        else:
-            written = _written(unit, chain(few, frames))
-            few = []
+        few = _few(frames) if unit.inline else []
+        if portion.size_of(few) >= _FEW or not unit.inline:
+            written = _written(unit, chain(_drained(few), frames))
     return Written(
         unit.number,
         tally.rows,
@@ -73,6 +69,16 @@ def work(unit: Unit) -> Written:
         tally.sum,
         tally.findings,
     )
+
+
+def _few(frames: Iterator[pl.DataFrame]) -> list[pl.DataFrame]:
+    """The first frames that have rows, until these are no longer few."""
+    found: list[pl.DataFrame] = []
+    for frame in frames:
+        found += [frame] if frame.height else []
+        if portion.size_of(found) >= _FEW:
+            break
+    return found
 
 
 def _written(unit: Unit, frames: Iterator[pl.DataFrame]) -> tuple[DataFile, ...]:
@@ -159,18 +165,46 @@ class _Tally:
 _REJECTED = "\0rejected"
 
 
+# A row that is larger than a slice takes the room of several: one of them is there at a time.
+_alone = threading.Lock()
+
+
 def _bronze_rows(unit: Unit, tally: _Tally) -> Iterator[pl.DataFrame]:
-    frames = read.rows(
+    # Unlike a loop, map keeps no slice while the next one is read.
+    return map(tally.passed, _source_rows(unit))
+
+
+def _source_rows(unit: Unit) -> Iterator[tuple[pl.DataFrame, pl.Series]]:
+    if unit.weighing is None:
+        yield from _read(unit, unit.slices)
+        return
+    found = weigh.parts(unit.origin, unit.session, unit.weighing, unit.slices, unit.table)
+    for heavy, parts in groupby(found, lambda part: part.heavy):
+        wheres = [part.where for part in parts]
+        if not heavy:
+            yield from _read(unit, wheres)
+            continue
+        for where in wheres:
+            with _alone:
+                yield from _read(unit, [where])
+
+
+def _read(unit: Unit, wheres: Sequence[str]) -> Iterator[tuple[pl.DataFrame, pl.Series]]:
+    return read.rows(
         unit.origin,
         unit.session,
         unit.query,
-        unit.slices,
+        wheres,
         unit.columns,
         unit.table,
         guarded=unit.enrichment.protection is not None,
     )
-    # Unlike a loop, map keeps no slice while the next one is read.
-    return map(tally.passed, frames)
+
+
+def _drained(frames: list[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    """The frames, none of which is kept."""
+    while frames:
+        yield frames.pop(0)
 
 
 def rejections(rows: pl.DataFrame, rejected: pl.Series, key: Sequence[str]) -> Iterator[Rejected]:

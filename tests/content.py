@@ -36,10 +36,11 @@ def differences(settings: Settings) -> dict[str, str]:
                     continue
                 found_columns = prepare.columns(target)
                 own = target.settings
-                dropped = [own.rename.get(n, n) for n, how in own.protect.items() if how.dropped]
+                dropped = {own.rename.get(name, name) for name in prepare.left_out(target)}
+                dropped -= {column.target for column in found_columns}
                 held = [p for p in state.columns if p[0] not in (state.partition, KIND, COMMITTED)]
                 now = drift.settled(
-                    found_columns, held, state.properties, relation, dropped=dropped
+                    found_columns, held, state.properties, relation, dropped=sorted(dropped)
                 )
                 query = digest.row_hash(
                     now.columns,

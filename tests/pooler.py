@@ -139,7 +139,8 @@ class Pooler:
                             waiting -= message[:1] == b"Z"
                             clean = message[:1] == b"Z" and message[5:] == b"I" and not waiting
                         if clean and self.mode == "transaction":
-                            far = self._given_back(far)
+                            self._give_back(far)
+                            far = None
         finally:
             if far is not None:
                 with self._change:
@@ -162,7 +163,7 @@ class Pooler:
             pass
         return stream
 
-    def _given_back(self, far: _Stream) -> None:
+    def _give_back(self, far: _Stream) -> None:
         with self._change:
             self._free.append(far)
             self._change.notify()

@@ -16,7 +16,7 @@ import pytest
 import tenacity
 from deltalake import DeltaTable
 
-from bronze import engine, pipeline
+from bronze import check, engine, pipeline
 from bronze.demo.server import Server, running, start
 from bronze.errors import BronzeError, SnapshotRefused
 from bronze.proof import verify
@@ -405,7 +405,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Ser
         with psycopg.connect(made.dsn(), autocommit=True) as admin:
             admin.execute("CREATE DATABASE shop")
         with psycopg.connect(made.dsn("shop"), autocommit=True) as shop:
-            shop.execute("CREATE TABLE t AS SELECT generate_series(1, 50) AS id")
+            shop.execute(
+                "CREATE TABLE t AS SELECT i AS id, now() AS at FROM generate_series(1, 50) i"
+            )
     shutil.copytree(folder / "primary", folder / "standby")
     (folder / "standby" / "standby.signal").touch()
     owner = (folder / "primary").stat()
@@ -419,10 +421,13 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Ser
 
 
 def test_a_standby_is_refused(pair: tuple[Server, Server], tmp_path: Path) -> None:
-    """It cannot share a snapshot: the error says so, and what to do."""
+    """It cannot share a snapshot: the error says so, and what to do; check says the same."""
     source = Source(pair[1].dsn("shop"), tmp_path / "lake")
     with pytest.raises(SnapshotRefused) as caught:
         pipeline.run(source.settings())
+    with pytest.raises(SnapshotRefused) as checked:
+        check.check(source.settings())
+    assert checked.value.failure() == caught.value.failure()
     assert f"127.0.0.1:{pair[1].port}/shop is a standby" in caught.value.message
     assert "primary" in caught.value.hint
     assert 'consistency = "per-table"' in caught.value.hint
@@ -436,6 +441,41 @@ def test_a_standby_lands_table_by_table(pair: tuple[Server, Server], tmp_path: P
     result = pipeline.run(source.settings(source={"consistency": "per-table"}))
     assert failures(result) == {}
     assert whole(source, "t")
+
+
+def test_a_cursor_column_on_a_standby_needs_an_overlap(
+    pair: tuple[Server, Server], tmp_path: Path
+) -> None:
+    """It does not show the primary's transactions: without an overlap a run and a check refuse."""
+    source = Source(pair[1].dsn("shop"), tmp_path / "lake")
+    table = {"t": {"pattern": "batch", "cursor": "at", "key": ["id"]}}
+    given = source.settings(source={"consistency": "per-table"}, tables=table)
+    ((_, failure),) = failures(pipeline.run(given)).items()
+    assert "is a standby, which does not show those of the primary" in failure.message
+    assert "overlap" in failure.hint
+    assert [problem.message for problem in check.check(given).problems] == [failure.message]
+    table["t"]["overlap"] = "1h"
+    given = source.settings(source={"consistency": "per-table"}, tables=table)
+    assert check.check(given).problems == ()
+    assert failures(pipeline.run(given)) == {}
+    assert whole(source, "t")
+
+
+def test_a_check_says_what_a_standby_cannot_do(pair: tuple[Server, Server], tmp_path: Path) -> None:
+    """That nothing shares a snapshot or is streamed there; and where that is no matter, a note."""
+    source = Source(pair[1].dsn("shop"), tmp_path / "lake")
+    (problem,) = check.check(source.settings()).problems
+    assert problem.kind == "SnapshotRefused"
+    assert "is a standby" in problem.message
+    given = source.settings(source={"consistency": "per-table"})
+    found = check.check(given)
+    assert found.problems == ()
+    (note,) = found.notes
+    assert "is a standby: each table is read at a moment of its own" in note
+    streamed = source.settings(
+        source={"consistency": "per-table"}, tables={"t": {"pattern": "streaming"}}
+    )
+    assert any("The server is a standby" in p.message for p in check.check(streamed).problems)
 
 
 @pytest.mark.parametrize("first", [0, 1])

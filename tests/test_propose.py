@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import polars as pl
 import psycopg
 import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
-from bronze import config, pipeline
+from bronze import check, config, pipeline
 from bronze.demo import inventory
 from bronze.demo.server import Server
+from bronze.enrich import keyring
 from bronze.errors import ConfigError, SourceRefused, SourceUnreachable
+from bronze.privacy import MASTER_KEY
 from bronze.propose import MANY, PASSWORD, propose, write
 from bronze.result import RunResult
 from bronze.settings import RunSettings, Settings
@@ -253,12 +257,62 @@ def test_what_the_role_may_not_read_is_said(source: Source, tmp_path: Path) -> N
         text = propose(dsn)
         assert tomllib.loads(text)["source"]["schema"] == "public"
         assert "# Left out, as this role may read nothing in them: closed" in text
-        assert text.count("this role may not read it") == 1
+        assert text.count("Left out: Table public.denied cannot be read") == 1
+        assert tomllib.loads(text)["source"]["exclude"] == ["denied"]
         with pytest.raises(ConfigError, match="reader may read none of the 1 tables") as caught:
             propose(dsn, schemas=["closed"])
         assert "GRANT" in caught.value.hint
     finally:
         source.execute("DROP OWNED BY reader; DROP ROLE reader")
+
+
+def test_what_is_proposed_runs_and_is_protected_once_its_lines_are_live(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a key and with rights to a part of things, check and run of the proposal end well,
+    and say what is not protected; with a key and the comments taken off it is.
+    """
+    monkeypatch.delenv(MASTER_KEY)
+    source.execute("""
+        CREATE TABLE customers (email text PRIMARY KEY, customer_name text, phone text, ok int);
+        INSERT INTO customers VALUES ('ada@mail.example', 'Ada', '+49 12345678', 1);
+        CREATE TABLE people (birth_dates date[], birthday date, first_name text, last_name text,
+            home_address text, postal_code text, mobile text, id uuid);
+        INSERT INTO people VALUES ('{2001-02-03}', '2001-02-03', 'Ada', 'L', 'Here', '1', '2');
+        CREATE TABLE partly (id int PRIMARY KEY, password text);
+        CREATE TABLE keyed (id int PRIMARY KEY, v int);
+        CREATE TABLE secured (id int); ALTER TABLE secured ENABLE ROW LEVEL SECURITY;
+        CREATE MATERIALIZED VIEW empty AS SELECT 1 AS id WITH NO DATA;
+        CREATE TABLE blank ();
+        DROP ROLE IF EXISTS partly; CREATE ROLE partly LOGIN;
+        GRANT SELECT ON customers, people, secured, empty, blank TO partly;
+        GRANT SELECT (id) ON partly TO partly; GRANT SELECT (v) ON keyed TO partly
+    """)
+    try:
+        notes: list[str] = []
+        text = propose(source.dsn.replace("postgres@", "partly@"), notify=notes.append)
+        given = loaded(text, tmp_path)
+        (own,) = given.source.values()
+        assert own.exclude == ("empty", "keyed", "secured")
+        assert len(notes) == 3
+        assert given.tables["partly"].columns == ("id",)
+        report = check.check(given)
+        assert report.problems == ()
+        said = {t.table: " ".join(t.notes) for t in pipeline.run(given).tables}
+        assert said.keys() == {"public.blank", "public.customers", "public.partly", "public.people"}
+        for table, column in {"customers": "email", "people": "mobile"}.items():
+            assert re.search(f"is not protected:.* {column} ", said[f"public.{table}"])
+        monkeypatch.setenv(MASTER_KEY, keyring.new_master())
+        live = text.replace("\n# protect", "\nprotect")
+        (tmp_path / "bronze.toml").unlink()
+        given = loaded(live, tmp_path)
+        assert check.check(given).problems == ()
+        assert [t.error for t in pipeline.run(given).tables if t.error] == []
+        assert "personal" not in " ".join(n for t in check.check(given).tables for n in t.notes)
+        customer = pl.read_delta(str(tmp_path / "lake" / given.lake.schema_ / "bz_customers"))
+        assert "ada" not in str(customer.rows()).lower()
+    finally:
+        source.execute("DROP OWNED BY partly; DROP ROLE partly")
 
 
 def test_an_empty_database_is_refused(source: Source) -> None:

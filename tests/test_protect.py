@@ -21,6 +21,7 @@ from bronze.config import parse
 from bronze.enrich import keyring, protect
 from bronze.errors import ConfigError, LakeUnreachable, TableRefused
 from bronze.model import Protected
+from bronze.proof import verify
 from bronze.result import TableResult
 from bronze.settings import ProtectionSettings, SecretName, Settings
 from bronze.source import replication
@@ -340,17 +341,54 @@ def test_records_of_before_a_protection_go_with_the_old_versions(source: Source)
     assert landed(given).status == "unchanged"
 
 
-def test_a_config_without_a_key_is_refused_before_anything_is_read(
-    source: Source, monkeypatch: pytest.MonkeyPatch
+def test_a_table_without_its_key_fails_alone(
+    source: Source, monkeypatch: pytest.MonkeyPatch, master_key: str
 ) -> None:
-    """Without a master key neither a run nor a check nor a stream begins."""
+    """Where the master key is missing, is none, or is another one, the table that needs it is
+    refused by check, run, stream and verify in the same words, and nothing of it lands; tables that
+    need no key do.
+    """
     source.execute(PEOPLE)
-    monkeypatch.delenv("BRONZE_MASTER_KEY")
-    given = settings(source)
-    for begin in (pipeline.run, check.check, stream.stream):
-        with pytest.raises(ConfigError, match="BRONZE_MASTER_KEY is not set"):
-            begin(given)
-    assert not source.lake.exists()
+    source.execute("CREATE TABLE plain (id int PRIMARY KEY); INSERT INTO plain VALUES (1)")
+    own: dict[str, Any] = {"protect": METHODS | {"born": "encrypt", "pay": "encrypt_deterministic"}}
+    batched = source.settings(tables={"people": own})
+    streams = {"pattern": "streaming"}
+    streamed = source.settings(
+        tables={"people": own | streams, "plain": streams}, stream={"interval": 0}
+    )
+    wrong = {
+        None: "BRONZE_MASTER_KEY is not set",
+        "c2hvcnQ=": "is not the base64 of 32 bytes",
+        base64.b64encode(b"x" * 32).decode(): "was wrapped by the master key",
+    }
+    for value, said in wrong.items():
+        if "wrapped" in said:
+            monkeypatch.setenv("BRONZE_MASTER_KEY", master_key)
+            assert {t.status for t in pipeline.run(batched).tables} == {"landed", "unchanged"}
+        if value is None:
+            monkeypatch.delenv("BRONZE_MASTER_KEY")
+        else:
+            monkeypatch.setenv("BRONZE_MASTER_KEY", value)
+        keyring.unwrapped.cache_clear()
+        (problem,) = check.check(batched).problems
+        assert problem.message.startswith("Table public.people cannot be protected (")
+        assert said in problem.message
+        assert problem.hint
+        result = pipeline.run(batched)
+        assert {t.table: t.error for t in result.tables} == {
+            "public.people": problem,
+            "public.plain": None,
+        }
+        assert result.exit_code == 1
+        done = stream.stream(streamed, until_caught_up=True)
+        assert {t.table: t.error for t in done.tables if t.error} == {"public.people": problem}
+        assert source.table("plain").exists()
+        if "wrapped" in said:
+            proof = {t.table: t.error for t in verify.verify(batched).tables}
+            assert proof["public.people"] == problem
+        else:
+            assert not source.table("people").exists()
+        assert not planted(source.lake)
 
 
 def test_columns_that_rows_are_known_by_keep_equal_values_equal(source: Source) -> None:

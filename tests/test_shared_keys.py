@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +20,7 @@ from bronze.errors import Mismatch, TableRefused
 from bronze.model import Place
 from bronze.net import net
 from bronze.source import texts
-from bronze.source.batch import Gathered, Piece
+from bronze.source.batch import Gathered, Piece, Spool
 from bronze.source.types import SourceType, contract
 from bronze.table import changes as changing
 from bronze.table import files, log
@@ -157,7 +157,7 @@ ANY = One("d", None, 0, "x")
 
 
 def gathered(
-    pieces: Sequence[Sequence[bytes]], emptied: int | None, folder: Path | None
+    pieces: Sequence[Sequence[bytes]], emptied: int | None, spool: Spool | None
 ) -> Gathered:
     """Pieces of messages, one transaction after another."""
     positions = itertools.count(100)
@@ -165,12 +165,9 @@ def gathered(
     for piece in pieces:
         lengths = np.array([len(message) for message in piece], np.int64)
         made.append(Piece(lengths, ((0, next(positions), 10**15),), b"".join(piece)))
-        if folder is not None:
-            made[-1].put_aside(folder / f"{next(_FILES)}", AESGCM(AESGCM.generate_key(256)))
+        if spool is not None:
+            made[-1].put_aside(spool)
     return Gathered(DESCRIBED, made, emptied)
-
-
-_FILES = itertools.count()
 
 
 def applied(rows: dict[str, Any], given: Any, place: Place) -> dict[str, Any]:
@@ -220,7 +217,7 @@ def test_histories_net_to_what_the_model_has(
                 pieces += [model.told] if model.told else []
             place = Place(str(tmp_path / f"{identity}{next(numbers)}"))
             stored = marked_table(place, list(rows.values()), sorted(gone - rows.keys()))
-            batch = gathered(pieces, emptied, tmp_path if filed else None)
+            batch = gathered(pieces, emptied, spool if filed else None)
             given = job(batch, place, stored, key=("k",), identity=identity)
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr("bronze.net._IN_MEMORY", 0 if staged else 2**25)
@@ -233,7 +230,8 @@ def test_histories_net_to_what_the_model_has(
                 rows = applied(rows, given, place)
             assert rows == {one.k: one.values for one in model.rows}
 
-    check()
+    with closing(Spool()) as spool:
+        check()
 
 
 def marked_table(place: Place, rows: Sequence[Any], gone: Sequence[str]) -> tuple[Any, ...]:

@@ -40,6 +40,7 @@ stored. Both are written as hexadecimal digits in lower case.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -91,11 +92,18 @@ def encode(columns: Sequence[pl.Series], rows: int, base: int | None = None) -> 
     Strings must be UTF-8 as polars keeps them; Datetimes in microseconds. The columns from number
     ``base`` on are those that were added later; None is no column.
     """
+    return joined(pieces(columns, rows, base))
+
+
+def pieces(
+    columns: Sequence[pl.Series], rows: int, base: int | None = None
+) -> list[pa.LargeBinaryArray]:
+    """What `encode` joins, row by row; NULL is nothing. Large values are not copied for it."""
     if base is not None and base < len(columns):
-        later = [_later(number, columns[number]) for number in range(base, len(columns))]
-        return _joined([encode(columns[:base], rows), *later])
+        later = (_later(number, columns[number]) for number in range(base, len(columns)))
+        return [*pieces(columns[:base], rows), *chain.from_iterable(later)]
     if not columns:
-        return _sliced(pa.py_buffer(b""), np.zeros(rows + 1, np.int64))
+        return [_sliced(pa.py_buffer(b""), np.zeros(rows + 1, np.int64))]
     # Tables have up to 1,600 columns: each of them is taken from its Arrow buffers, as an
     # expression of polars costs more than hundreds of its values.
     made = [_part(series) for series in columns]
@@ -109,19 +117,24 @@ def encode(columns: Sequence[pl.Series], rows: int, base: int | None = None) -> 
         packed[f"v{i}"] = part.fixed
     parts = [_sliced(pa.py_buffer(packed), np.arange(rows + 1) * packed.dtype.itemsize)]
     parts += [part.variable for part in made if part.variable is not None]
-    return _joined(parts)
+    return parts
 
 
-def _later(number: int, series: pl.Series) -> pa.LargeBinaryArray:
-    """The part of a column that was added later; NULL, and so nothing, where its value is."""
+def _later(number: int, series: pl.Series) -> list[pa.LargeBinaryArray]:
+    """The parts of a column that was added later; NULL, and so nothing, where its value is."""
     rows = len(series)
-    alone = encode([series], rows)
     prefix = pa.repeat(pa.scalar(number.to_bytes(2, "big"), pa.large_binary()), rows)
+    fixed, *variable = pieces([series], rows)
+    if not series.null_count():
+        return [prefix, fixed, *variable]
     there = pa.array(series.is_not_null().to_numpy())
-    return pc.if_else(there, _joined([prefix, alone]), pa.scalar(None, pa.large_binary()))
+    nothing = pa.scalar(None, pa.large_binary())
+    # What varies has nothing where there is no value.
+    return [*(pc.if_else(there, part, nothing) for part in (prefix, fixed)), *variable]
 
 
-def _joined(parts: Sequence[pa.LargeBinaryArray]) -> pa.LargeBinaryArray:
+def joined(parts: Sequence[pa.LargeBinaryArray]) -> pa.LargeBinaryArray:
+    """Pieces, joined row by row."""
     if len(parts) == 1:
         return parts[0]
     nothing = pa.scalar(b"", pa.large_binary())

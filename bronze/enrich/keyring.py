@@ -44,9 +44,14 @@ def master(given: Secret) -> bytes:
     if len(key) != _MASTER:
         raise ConfigError(
             f"The master key {given.name} is not the base64 of {_MASTER} bytes.",
-            hint="Make one: openssl rand -base64 32",
+            hint="`bronze keys new` makes one; what another one has encrypted needs that one.",
         )
     return key
+
+
+def new_master() -> str:
+    """A new master key, as a secret provider keeps it."""
+    return base64.b64encode(os.urandom(_MASTER)).decode()
 
 
 def fingerprint(key: bytes) -> str:

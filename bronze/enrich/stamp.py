@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
-import polars_hash as plh
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from bronze.enrich.encoding import encode
+from bronze.enrich import hashing
+from bronze.enrich.encoding import pieces
 from bronze.model import ACTIVE, QUARANTINED, Kind, Stamp
 from bronze.rule import BEST
 
@@ -69,7 +71,10 @@ def stamped(
         "checksum": pl.lit(checksums),
         "row_hash": pl.lit(hashes),
     }
-    return rows.with_columns(added[name].alias(name) for name, _ in METADATA)
+    # An expression over the rows would copy their values.
+    beside = pl.DataFrame(height=rows.height)
+    beside = beside.with_columns(added[name].alias(name) for name, _ in METADATA)
+    return rows.hstack(beside.get_columns()) if rows.width else beside
 
 
 def _status(scores: pl.Series | None, threshold: int) -> pl.Expr:
@@ -96,46 +101,36 @@ def digests(
         rejected: each row's rejected values as text, NULL where it has none.
         base: how many of the columns the table began with; None is all.
     """
-    encoded = _encoded(rows, base)
-    return _row_hash(encoded, rejected), _checksum(encoded)
+    if not rows.height:
+        return pl.Series(dtype=pl.String), pl.Series(dtype=pl.String)
+    made = pieces(rows.get_columns(), rows.height, base)
+    return _row_hash(made, rejected), _hexadecimal(hashing.xxh3(made, rows.height))
 
 
 def row_hash(rows: pl.DataFrame, rejected: pl.Series, base: int) -> pl.Series:
     """The first of `digests` alone."""
-    return _row_hash(_encoded(rows, base), rejected)
+    if not rows.height:
+        return pl.Series(dtype=pl.String)
+    return _row_hash(pieces(rows.get_columns(), rows.height, base), rejected)
 
 
 def checksum(rows: pl.DataFrame, base: int) -> pl.Series:
     """The second of `digests` alone."""
-    return _checksum(_encoded(rows, base))
-
-
-def _encoded(rows: pl.DataFrame, base: int | None) -> pl.DataFrame:
     if not rows.height:
-        return pl.DataFrame(schema={"bytes": pl.Binary})
-    return pl.DataFrame({"bytes": pl.Series(encode(rows.get_columns(), rows.height, base))})
+        return pl.Series(dtype=pl.String)
+    made = pieces(rows.get_columns(), rows.height, base)
+    return _hexadecimal(hashing.xxh3(made, rows.height))
 
 
-def _row_hash(encoded: pl.DataFrame, rejected: pl.Series) -> pl.Series:
-    if rejected.null_count() < len(rejected):
-        encoded = encoded.with_columns(_with_rejected(encoded["bytes"], rejected))
-    hashes = plh.col("bytes").chash.sha2_256().str.slice(0, _HASH_DIGITS)
-    found: pl.Series = encoded.select(hashes).to_series()
-    return found
+def _row_hash(made: hashing.Pieces, rejected: pl.Series) -> pl.Series:
+    hashes = hashing.sha256(made, len(rejected), rejected)
+    # Arrow cuts texts where they lie.
+    text = hashes.to_arrow(compat_level=pl.CompatLevel.oldest())
+    return pl.Series(pc.utf8_slice_codeunits(text, 0, _HASH_DIGITS))
 
 
-def _checksum(encoded: pl.DataFrame) -> pl.Series:
-    return _hexadecimal(encoded.select(plh.col("bytes").nchash.xxh3_64()).to_series())
-
-
-def _with_rejected(encoded: pl.Series, rejected: pl.Series) -> pl.Series:
-    pairs = zip(encoded, rejected, strict=True)
-    joined = [row if text is None else row + text.encode() for row, text in pairs]
-    return pl.Series("bytes", joined, dtype=pl.Binary)
-
-
-def _hexadecimal(numbers: pl.Series) -> pl.Series:
-    pairs = numbers.to_numpy().astype(">u8").view(">u2").astype(np.uint16)
+def _hexadecimal(numbers: npt.NDArray[np.uint64]) -> pl.Series:
+    pairs = numbers.astype(">u8").view(">u2").astype(np.uint16)
     offsets = np.arange(len(numbers) + 1, dtype=np.int64) * _CHECKSUM_DIGITS
     text = pa.LargeStringArray.from_buffers(
         len(numbers), pa.py_buffer(offsets), pa.py_buffer(_HEX[pairs])

@@ -184,8 +184,7 @@ def carried(given: Assignment, target: Target) -> Target:
     names = units.asked(given, lambda holder: publication.carried(holder, relation, published)) or {
         attribute.name for attribute in relation.attributes
     }
-    kept = tuple(a for a in relation.attributes if a.name in names)
-    return replace(target, relation=replace(relation, attributes=kept))
+    return prepare.carried(target, names)
 
 
 def _settled(given: Assignment) -> Claim:

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import polars_hash as plh
 import pyarrow as pa
 
-from bronze.enrich import fingerprint
-from bronze.enrich.encoding import encode
+from bronze.enrich import fingerprint, hashing
+from bronze.enrich.encoding import pieces
 from bronze.errors import BronzeError
 from bronze.model import DELETED, Kind, Place, Stored
 from bronze.source.read import dtype
@@ -121,8 +120,7 @@ def _sealed(rows: pl.DataFrame, task: Resting) -> npt.NDArray[np.bool_]:
     if not rows.height:
         return np.ones(0, np.bool_)
     values = rows.select(task.values).get_columns()
-    encoded = pl.DataFrame({"bytes": pl.Series(encode(values, rows.height, task.base))})
-    sums = encoded.select(plh.col("bytes").nchash.xxh3_64()).to_series().to_numpy()
+    sums = hashing.xxh3(pieces(values, rows.height, task.base), rows.height)
     said = rows["checksum"].fill_null("")
     formed = (said.str.len_bytes() == _DIGITS) & (said.str.len_chars() == _DIGITS)
     plain = pl.select(pl.when(formed).then(said).otherwise(pl.lit("0" * _DIGITS))).to_series()

@@ -25,13 +25,16 @@ _KINDS: Mapping[str, RelationKind] = {
 
 @dataclass(frozen=True)
 class Attribute:
-    """A column as PostgreSQL has it. ``number`` is its attnum, which a renaming leaves as it is."""
+    """A column as PostgreSQL has it. ``number`` is its attnum, which a renaming leaves as it is,
+    ``readable`` says that the role may read it.
+    """
 
     name: str
     type: SourceType
     not_null: bool
     comment: str = ""
     number: int = 0
+    readable: bool = True
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,9 @@ class Relation:
     primary key first; a deferrable one, which rows may share within a transaction, is none.
     ``parts`` are the oids of it and of all its partitions or heirs. ``rewritten`` says that its
     storage was replaced after the transaction's snapshot, which therefore shows it empty.
+    ``readable`` says that the role may read some column, ``whole`` that SELECT on the table is
+    granted and not on columns alone, ``system`` which of ctid and xmin may be read. ``secured``
+    says that row-level security hides rows from the role.
     ``definition`` is as `bronze.source.definition` has it.
     """
 
@@ -63,6 +69,9 @@ class Relation:
     comment: str = ""
     rewritten: bool = False
     parts: tuple[int, ...] = ()
+    whole: bool = True
+    system: frozenset[str] = frozenset({"ctid", "xmin"})
+    secured: bool = False
     definition: Definition = field(default_factory=dict, repr=False, hash=False)
 
     @property
@@ -118,7 +127,12 @@ SELECT c.oid::int8, n.nspname, c.relname, c.relkind::text,
        current_setting('block_size')::int4 AS page,
        has_schema_privilege(n.oid, 'USAGE')
            AND has_any_column_privilege(c.oid, 'SELECT') AS readable,
-       obj_description(c.oid, 'pg_class'), coalesce(s.rewritten, true) AS rewritten, s.parts
+       obj_description(c.oid, 'pg_class'), coalesce(s.rewritten, true) AS rewritten, s.parts,
+       has_table_privilege(c.oid, 'SELECT'),
+       -- Nobody has these columns in a view: there the answer is NULL.
+       ARRAY(SELECT x.name FROM (VALUES ('ctid', -1), ('xmin', -2)) AS x(name, number)
+             WHERE has_column_privilege(c.oid, x.number::int2, 'SELECT')),
+       row_security_active(c.oid)
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
 JOIN sizes s ON s.root = c.oid
@@ -129,7 +143,7 @@ ORDER BY n.nspname, c.relname
 _ATTRIBUTES = """
 SELECT a.attrelid::int8, a.attname, a.atttypid::int8, a.atttypmod,
        format_type(a.atttypid, a.atttypmod), a.attnotnull, col_description(a.attrelid, a.attnum),
-       a.attnum
+       a.attnum, has_column_privilege(a.attrelid, a.attnum, 'SELECT')
 FROM pg_attribute a
 WHERE a.attrelid = ANY(%(oids)s::oid[]) AND a.attnum > 0 AND NOT a.attisdropped
 ORDER BY a.attrelid, a.attnum
@@ -184,12 +198,12 @@ def relations(
     for oid, names in _rows(connection, _KEYS, oids):
         keys.setdefault(oid, []).append(tuple(names))
     attributes: dict[Any, list[Attribute]] = {}
-    for oid, name, type_oid, typmod, declared, not_null, comment, number in _rows(
+    for oid, name, type_oid, typmod, declared, not_null, comment, number, readable in _rows(
         connection, _ATTRIBUTES, oids
     ):
         kind = _resolve(types, type_oid, typmod, declared)
         attributes.setdefault(oid, []).append(
-            Attribute(name, kind, not_null, comment or "", number)
+            Attribute(name, kind, not_null, comment or "", number, readable)
         )
     known = definitions(connection, oids["oids"])
     return tuple(_relation(row, attributes, keys, known) for row in found)
@@ -202,7 +216,7 @@ def _relation(
     known: Mapping[int, Mapping[str, str]],
 ) -> Relation:
     oid, schema, name, kind, heaps, toast, rows, page, readable, comment, *rest = row
-    rewritten, parts = rest
+    rewritten, parts, whole, system, secured = rest
     return Relation(
         oid=oid,
         schema=schema,
@@ -218,6 +232,9 @@ def _relation(
         comment=comment or "",
         rewritten=rewritten,
         parts=tuple(parts),
+        whole=whole,
+        system=frozenset(system),
+        secured=secured,
         definition={**known[oid], "parts": _digest(sorted(parts))},
     )
 

@@ -10,7 +10,7 @@ import logging
 import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import psycopg
@@ -32,7 +32,7 @@ from bronze.errors import (
     TableRefused,
 )
 from bronze.model import Origin
-from bronze.source import pins, pooler
+from bronze.source import pins, pooler, room
 from bronze.source.sockets import cut as cut
 
 # What the pool's own threads meet is met, and said, by the next connection that we ask for.
@@ -177,10 +177,10 @@ def _refuse_lent(connection: Connection, origin: Origin) -> None:
         mine.hint = f"{mine.hint} {_POOLER_HINT}".strip()
         raise mine from error
     if pids:
+        met = " and ".join(str(pid) for pid in dict.fromkeys(pids))
         raise SourceRefused(
             f"{address(origin)} leads through a pooler that changes the server connection between"
-            f" transactions: one session of ours met the server process {pids[0]}, and"
-            f" {pids[1] if pids[1] != pids[0] else 'so did another'}.",
+            f" transactions: a session of ours has met what is not its own (process {met}).",
             hint=_POOLER_HINT,
         )
 
@@ -267,8 +267,15 @@ def pool(origin: Origin, minimum: int, maximum: int) -> Iterator[Pool]:
         open=True,
     ) as opened:
         with mapped(origin):
-            # Asked for a connection before it has one, the pool would open two.
-            opened.wait(origin.connect_timeout or _POOL_PATIENCE)
+            try:
+                # Asked for a connection before it has one, the pool would open two.
+                opened.wait(origin.connect_timeout or _POOL_PATIENCE)
+            except PoolTimeout:
+                # As many by themselves tell why.
+                with ExitStack() as stack:
+                    for _ in range(minimum):
+                        stack.enter_context(connect(origin))
+                raise
         yield opened
 
 
@@ -290,7 +297,8 @@ def mapped(origin: Origin, table: str = "") -> Iterator[None]:
     except PoolTimeout:
         raise SourceBusy(
             f"Source {origin.name} gave no connection within {origin.connect_timeout} s.",
-            hint="Raise [source] pool.max, or the server's max_connections.",
+            hint="Raise [source] pool.max, the server's max_connections, or the CONNECTION LIMIT of"
+            " the role or the database.",
             table=table,
         ) from None
     except psycopg.Error as error:
@@ -351,6 +359,19 @@ _TABLE: Sequence[tuple[type[psycopg.Error], str, str]] = (
 )
 
 
+_ELSEWHERE = (
+    "It is read from a foreign server: see that this answers, and that the role that bronze uses"
+    " has a mapping (CREATE USER MAPPING); or leave the table out with [source] exclude."
+)
+# What a SQLSTATE, or its beginning, says of a table that was not read: no user mapping, no answer,
+# a fault of a foreign data wrapper; a materialized view that was never populated.
+_UNREAD = {
+    "42704": _ELSEWHERE,
+    "08001": _ELSEWHERE,
+    "HV": _ELSEWHERE,
+    "55000": "REFRESH MATERIALIZED VIEW fills it; or leave it out with [source] exclude.",
+}
+
 # By `bronze.source.snapshot.Snapshot.give_way`; or by an operator, for a reason of their own.
 CANCELED = "canceling statement due to user request"
 
@@ -369,8 +390,8 @@ def contested(table: str) -> TableContested:
 _NAMELESS = (pg.UndefinedTable, pg.UndefinedFunction, pg.UndefinedObject, pg.InvalidSchemaName)
 PATH_HINT = (
     "bronze's sessions have an empty search_path, as pg_dump's do, so that nobody can put a"
-    " function or table of theirs in the way. Name the schemas in the function, or give it a path of"
-    " its own: ALTER FUNCTION … SET search_path = …."
+    " function of theirs in the way. Name the schemas in the function, or give it a path of its"
+    " own: ALTER FUNCTION … SET search_path = …."
 )
 
 
@@ -391,6 +412,11 @@ def explain(error: psycopg.Error, origin: Origin, table: str = "") -> BronzeErro
     def made(kind: type[BronzeError], message: str, hint: str) -> BronzeError:
         return kind(message, hint=hint, table=table, sqlstate=state)
 
+    if limited := room.limit(origin, text):
+        whose, hint = limited
+        return made(
+            SourceBusy, f"{where} has no connection free for {whose}, by its own limit.", hint
+        )
     if isinstance(error, _BUSY):
         return made(SourceBusy, f"{where} has no connection free: {text}", "It is retried.")
     if isinstance(error, _LOGIN):
@@ -415,7 +441,8 @@ def explain(error: psycopg.Error, origin: Origin, table: str = "") -> BronzeErro
     if isinstance(error, (pg.FeatureNotSupported, pg.ObjectNotInPrerequisiteState)) and not table:
         return made(SnapshotRefused, f"{where} hands out no snapshot: {text}", SNAPSHOT_HINT)
     if table:
-        return made(TableRefused, f"Table {table} at {where} could not be read: {text}.", "")
+        hint = next((mend for begins, mend in _UNREAD.items() if state.startswith(begins)), "")
+        return made(TableRefused, f"Table {table} at {where} could not be read: {text}.", hint)
     return made(SourceError, f"{where} could not be read: {text}.", "")
 
 

@@ -21,7 +21,7 @@ class Check:
 @dataclass(frozen=True)
 class Reference:
     """A foreign key. ``proven`` says that every row is known to keep it, ``readable`` that the
-    other table can be asked.
+    other table's columns can be asked.
     """
 
     name: str
@@ -63,7 +63,8 @@ SELECT c.conname, c.contype::text,
        CASE WHEN c.contype = 'c' THEN pg_get_expr(c.conbin, c.conrelid) END,
        c.connoinherit,
        c.confrelid = 0 OR (has_schema_privilege(n.oid, 'USAGE')
-           AND has_table_privilege(f.oid, 'SELECT'))
+           AND (SELECT bool_and(has_column_privilege(f.oid, k.attnum, 'SELECT'))
+                FROM unnest(c.confkey) AS k(attnum)))
 FROM pg_constraint c
 LEFT JOIN pg_class f ON f.oid = c.confrelid LEFT JOIN pg_namespace n ON n.oid = f.relnamespace
 WHERE c.conrelid = %(oid)s AND c.contype IN ('c', 'f', 'n')

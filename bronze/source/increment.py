@@ -8,14 +8,20 @@ rows of an earlier epoch as well; it is never false for a new one, as long as le
 
 With a cursor column: rows whose value is not before the watermark, or is NULL. The watermark is
 the beginning of the oldest transaction that was open at the earlier snapshot: what has committed
-since then cannot have been given an earlier time by ``now()``.
+since then cannot have been given an earlier time by ``now()``, as long as the source's clock is
+not set back.
+
+On a standby the xmin is as true as on the primary: what a snapshot there shows are the transactions
+whose end has been replayed, and its horizon is the oldest of those that have not, which the log
+tells (KnownAssignedXids), prepared ones among them. The beginnings of transactions it does not
+tell.
 """
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from bronze.source.snapshot import Since, Snapshot
+from bronze.source.snapshot import MARGIN, Since, Snapshot
 from bronze.source.statement import literal, quoted
 
 XMIN = "xmin"
@@ -60,18 +66,37 @@ def by_cursor(column: str, kind: str, watermark: int, zone: str) -> str:
     return f"({name} >= {local} OR {name} IS NULL)"
 
 
-def watermark(since: Since, overlap: int | None, held: int | None) -> int | None:
-    """The watermark for the next run, in microseconds since 1970; it never goes back.
+def set_back(since: Since, held: int, ahead: int | None) -> bool:
+    """Whether the source's clock was set back since a watermark was noted, by more than it allows
+    for: rows that were written since then may have earlier times.
+
+    Args:
+        since: of this run's snapshot.
+        held: the watermark.
+        ahead: by how much the source's clock was ahead of ours then, None where that is not known.
+    """
+    slower = ahead is not None and since.ahead is not None and since.ahead < ahead - MARGIN
+    return since.clock < held or slower
+
+
+def watermark(
+    since: Since, overlap: int | None, held: int | None, whole: bool = False
+) -> int | None:
+    """The watermark for the next run, in microseconds since 1970. It goes back only where the whole
+    table is read, so that the source's clock may go back.
 
     Args:
         since: of this run's snapshot.
         overlap: seconds to go further back.
         held: the watermark of the run before, if there was one.
+        whole: whether all rows are read.
 
     Returns:
         None where there is none yet and none can be told.
     """
-    if since.prepared:
-        return held
     reached = since.began - (overlap or 0) * 10**6
-    return reached if held is None else max(reached, held)
+    if held is None:
+        return None if since.prepared else reached
+    if since.prepared:
+        return min(reached, held) if whole else held
+    return reached if whole else max(reached, held)

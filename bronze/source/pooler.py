@@ -38,7 +38,11 @@ def direct(connection: psycopg.Connection[Any]) -> str:
     )
 
 
-_PID = "SELECT pg_catalog.pg_backend_pid()"
+# Each connection may lead to a server of its own, which is no matter here.
+_PROCESS = """
+SELECT pg_catalog.pg_backend_pid(),
+       pg_catalog.date_part('epoch', pg_catalog.pg_postmaster_start_time())
+"""
 _USE = """
 SELECT pg_catalog.date_part('epoch', a.backend_start), pg_catalog.date_part('epoch', a.query_start)
 FROM pg_catalog.pg_stat_activity a
@@ -62,19 +66,21 @@ def lent(connection: psycopg.Connection[Any], another: Opening, patience: float)
         psycopg.Error: a connection fails.
         TimeoutError: patience has run out.
     """
-    pid = _row(connection, _PID, patience)[0]
+    mine = _row(connection, _PROCESS, patience)
+    pid, server = mine
     # Asked for itself, the time is that of this very question, and stays so while nobody asks.
     used = _row(connection, _USE.format("pg_catalog.pg_backend_pid()"), patience)
     with ExitStack() as stack:
         for _ in range(_OTHERS):
             other = stack.enter_context(another())
             _row(other, "BEGIN READ ONLY", patience)
-            theirs = _row(other, _PID, patience)[0]
-            if theirs == pid or _row(other, _USE.format(pid), patience) != used:
-                return pid, theirs
-            again = _row(connection, _PID, patience)[0]
-            if again != pid:
-                return pid, again
+            theirs = _row(other, _PROCESS, patience)
+            beside = theirs[1] == server
+            if beside and (theirs[0] == pid or _row(other, _USE.format(pid), patience) != used):
+                return pid, theirs[0]
+            again = _row(connection, _PROCESS, patience)
+            if again != mine:
+                return pid, again[0]
             used = _row(connection, _USE.format("pg_catalog.pg_backend_pid()"), patience)
     return ()
 

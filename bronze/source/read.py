@@ -83,9 +83,21 @@ def rows(
     with _reachable(origin) as url:
         for condition in where:
             raw = _fetch(origin, url, session, f"{query} WHERE {condition}", table, guarded)
-            parts = portion.of(raw, most, _PART_BYTES)
+            parts = list(portion.of(raw, most, _PART_BYTES))[::-1]
             del raw
-            yield from (_typed(part, columns, table) for part in parts)
+            while parts:
+                yield _typed(parts.pop(), columns, table)
+
+
+def reachable(origin: Origin) -> None:
+    """Makes sure that the parallel reads can reach a source as the config says.
+
+    Raises:
+        ConfigError: a connection parameter cannot be kept by them.
+        SourceError
+    """
+    with _reachable(origin):
+        pass
 
 
 @contextmanager
@@ -146,7 +158,8 @@ def _why(
     text = " ".join(str(error).split())
     low = text.lower()
     if any(word in low for word in _FULL):
-        return SourceBusy(f"{origin.name} has no connection free.", table=table)
+        full = explain(psycopg.OperationalError(text), origin)
+        return SourceBusy(full.message, hint=full.hint, table=table)
     if CANCELED in low:
         return contested(table)
     try:
@@ -191,12 +204,12 @@ def _typed(raw: pa.Table, columns: Sequence[Column], table: str) -> tuple[pl.Dat
             f"Table {table} gave {raw.num_columns} columns instead of {len(columns) + 1}.",
             table=table,
         )
-    frame = pl.DataFrame(raw)
+    found = [pl.Series(values) for values in raw.columns]
     series = [
-        decoded(frame[f"c{i}"], column.kind, column.wire).alias(column.target)
-        for i, column in enumerate(columns)
+        decoded(values, column.kind, column.wire).alias(column.target)
+        for values, column in zip(found, columns, strict=False)
     ]
-    rejected = frame["rejected"].cast(pl.String)
+    rejected = found[-1].cast(pl.String).alias("rejected")
     if not series:
         return pl.DataFrame(height=len(rejected)), rejected
     return pl.DataFrame(series), rejected

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from bronze.source.publication import (
 from bronze.source.statement import quoted
 
 _OLDEST = 140000
+_NONE_OUT: Mapping[str, Collection[str]] = {}
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ def wanting(
     keys: Mapping[str, Sequence[str]],
     publication: str,
     slot: str,
+    out: Mapping[str, Collection[str]] = _NONE_OUT,
 ) -> tuple[Wanting, ...]:
     """Everything that keeps the changes of ``relations`` from being streamed; empty if nothing.
 
@@ -54,6 +56,7 @@ def wanting(
         keys: by a table's label the source names of the columns by which its rows are known.
         publication: the publication's name, whether it is there or not.
         slot: the replication slot's name, whether it is there or not.
+        out: by a table's label the columns that are not taken, which need not be published.
 
     Raises:
         psycopg.Error
@@ -67,7 +70,7 @@ def wanting(
     for relation in streamed:
         found += _of_table(relation, parts, tuple(keys.get(relation.label, ())), server)
     fit = [r for r in streamed if not _unfit(r, parts)]
-    return (*found, *_of_publication(connection, publication, fit, parts, server))
+    return (*found, *_of_publication(connection, publication, fit, parts, server, out))
 
 
 @dataclass(frozen=True)
@@ -309,6 +312,7 @@ def _of_publication(
     relations: Sequence[Relation],
     parts: Parts,
     server: _Server,
+    out: Mapping[str, Collection[str]],
 ) -> list[Wanting]:
     published = find(connection, publication)
     found = []
@@ -323,7 +327,8 @@ def _of_publication(
         found.append(Wanting(what, "; ".join(todo)))
     if published:
         for relation in relations:
-            found += _of_member(publication, published, relation, parts, server.version)
+            unwanted = out.get(relation.label, ())
+            found += _of_member(publication, published, relation, parts, server.version, unwanted)
     return found
 
 
@@ -339,7 +344,12 @@ def _allowed(
 
 
 def _of_member(
-    publication: str, published: Published, relation: Relation, parts: Parts, version: int
+    publication: str,
+    published: Published,
+    relation: Relation,
+    parts: Parts,
+    version: int,
+    unwanted: Collection[str],
 ) -> list[Wanting]:
     """What a publication that somebody made leaves out of a table; only they can know why."""
     part = parts[relation.oid]
@@ -348,7 +358,8 @@ def _of_member(
         return []
     # With the option, which `publish` sets, all but these are there if there is no column list.
     absent = part.stored if not published.generated else frozenset()
-    left = [c for c in part.columns if c not in attributes | _never(part, version) | absent]
+    given = attributes | _never(part, version) | absent
+    left = [c for c in part.columns if c not in given and c not in unwanted]
     what = []
     if relation.oid in published.filtered:
         what.append("some rows (WHERE)")
@@ -357,11 +368,14 @@ def _of_member(
     if not what:
         return []
     name = quoted(publication)
+    # Whoever has columns left out may not want them to travel either.
+    listed = [c for c in part.columns if c not in unwanted and c not in _never(part, version)]
+    names = f" ({', '.join(map(quoted, listed))})" if unwanted else ""
     return [
         Wanting(
             f"Publication {publication} leaves {' and '.join(what)} of table {relation.label} out.",
             f"ALTER PUBLICATION {name} DROP TABLE ONLY {part.name};"
-            f" ALTER PUBLICATION {name} ADD TABLE ONLY {part.name}",
+            f" ALTER PUBLICATION {name} ADD TABLE ONLY {part.name}{names}",
             relation.label,
         )
     ]

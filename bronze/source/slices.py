@@ -2,8 +2,9 @@
 
 Heaps are split by pages, as ranges of ``ctid``: that needs no key, is even however the data is
 skewed, and is complete by construction, as the first range starts at the first page and the last
-one is open. What has no pages is split by ranges of its first key column, or read whole; and so is
-what has a key on servers that read a whole heap for each range.
+one is open. What has no pages, or keeps its ``ctid`` from the role, is split by ranges of its first
+key column, or read whole; and so is what has a key on servers that read a whole heap for each
+range.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from bronze.source.statement import literal, quoted
 # A value stored out of line is usually compressed: it takes more room with us than on disk.
 TOAST_GROWTH = 4
 # PostgreSQL 14 is the first that scans a range of ctids without reading the whole table.
-_CTID_RANGES = 140_000
+CTID_RANGES = 140_000
 
 WHOLE = "true"
 
@@ -48,13 +49,18 @@ def slices(
         key: columns whose first one may be used for ranges where there are no pages.
     """
     # Without a key an older server reads the heap as often as there are ranges: slow, and bounded.
-    if relation.heaps and (version >= _CTID_RANGES or not key):
+    if paged(relation, version if key else CTID_RANGES):
         return list(by_pages(relation, size))
     total = _estimate(connection, relation)
     count = -(-total // size)
     if count <= 1 or not key:
         return [Slice(WHOLE, total)]
     return by_key(connection, relation, key[0], count, total)
+
+
+def paged(relation: Relation, version: int) -> bool:
+    """Whether a table can be split by its pages."""
+    return bool(relation.heaps) and version >= CTID_RANGES and "ctid" in relation.system
 
 
 def size_of(relation: Relation) -> int:
@@ -119,7 +125,9 @@ def by_key(
 
 
 def _estimate(connection: Connection, relation: Relation) -> int:
-    query = f"EXPLAIN (FORMAT JSON) SELECT * FROM {quoted(relation.schema, relation.name)}"  # noqa: S608
+    names = ", ".join(quoted(a.name) for a in relation.attributes if a.readable)
+    table = quoted(relation.schema, relation.name)
+    query = f"EXPLAIN (FORMAT JSON) SELECT {names} FROM {table}"  # noqa: S608 - quoted names
     row: Any = connection.execute(query).fetchone()
     plan = (json.loads(row[0]) if isinstance(row[0], str) else row[0])[0]["Plan"]
     return int(plan["Plan Rows"] * max(plan["Plan Width"], 1)) + TOAST_GROWTH * relation.toast

@@ -11,6 +11,7 @@ in between is asked of `changed` then.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -37,6 +38,9 @@ Consistency = Literal["run", "per-table"]
 
 # LOCK TABLE knows only these; the others are locked by a SELECT, after the snapshot.
 _LOCKABLE = ("table", "partitioned", "view")
+# It takes the lock of a SELECT with all that it asks for, and reads no row.
+_PROBE = "SELECT FROM {} LIMIT 0"
+_AT_ONCE = 50
 
 BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
@@ -49,13 +53,21 @@ class Since:
     ``visible``: others' transactions are shown to members of pg_read_all_stats alone, and not where
     track_activities is off. ``prepared``
     says that there are prepared transactions, whose beginning nobody knows. ``zone`` is the time
-    zone in which sessions of the role are, if they do not set one.
+    zone in which sessions of the role are, if they do not set one. ``clock`` is the source's, and
+    ``ahead`` by how much it was ahead of ours.
+
+    A ``standby`` does not show the primary's transactions. There ``clock`` is when the last one was
+    committed of those that it has, and ``began`` is not later; where it has had none since it was
+    started, as little is known as of prepared ones. ``ahead`` is None.
     """
 
     began: int
     visible: bool
     prepared: bool
     zone: str
+    clock: int
+    ahead: int | None
+    standby: bool
 
 
 @dataclass(frozen=True)
@@ -148,11 +160,14 @@ def hold(
         try:
             if name:
                 holder.execute(f"SET TRANSACTION SNAPSHOT {literal(name)}")
-            tables = [r for r in wanted if r.kind in _LOCKABLE]
+            tables = [r for r in wanted if r.kind in _LOCKABLE and r.whole]
             refused = _lock(origin, holder, tables, "LOCK TABLE {} IN ACCESS SHARE MODE")
-            moment = _export(holder, consistency, position)
-            others = [r for r in wanted if r.kind not in _LOCKABLE]
-            refused += _lock(origin, holder, others, "SELECT FROM {} LIMIT 0")
+            with _locked_by_columns(origin, wanted, refused):
+                moment = _export(holder, consistency, position)
+                # It shows what the catalog does not: policies, a view that was never populated, a
+                # foreign server that does not answer. It is also the lock of what knows no other.
+                left = [r for r in wanted if r.label not in {label for label, _ in refused}]
+                refused += _lock(origin, holder, left, _PROBE)
             failed = {label for label, _ in refused}
             locked = [r.oid for r in wanted if r.label not in failed]
             taken = Snapshot(
@@ -208,48 +223,99 @@ def _end(holder: Connection) -> None:
 def _refuse_standby(origin: Origin, holder: Connection, consistency: Consistency) -> None:
     row: Any = holder.execute("SELECT pg_is_in_recovery()").fetchone()
     if row[0] and consistency == "run":
-        raise SnapshotRefused(
-            f"{address(origin)} is a standby, which cannot share a snapshot between connections.",
-            hint=SNAPSHOT_HINT,
-        )
+        raise on_standby(origin)
+
+
+def on_standby(origin: Origin) -> SnapshotRefused:
+    """Why there is no shared snapshot on a standby."""
+    return SnapshotRefused(
+        f"{address(origin)} is a standby, which cannot share a snapshot between connections.",
+        hint=SNAPSHOT_HINT,
+    )
 
 
 def _lock(
     origin: Origin, holder: Connection, wanted: Sequence[Relation], statement: str
 ) -> list[tuple[str, BronzeError]]:
     refused: list[tuple[str, BronzeError]] = []
-    for relation in wanted:
-        holder.execute("SAVEPOINT one")
-        try:
-            holder.execute(statement.format(quoted(relation.schema, relation.name)))
-            holder.execute("RELEASE SAVEPOINT one")
-        except psycopg.Error as error:
-            mine = explain(error, origin, relation.label)
-            if mine.retry:
-                raise mine from error
-            refused.append((relation.label, mine))
-            holder.execute("ROLLBACK TO SAVEPOINT one; RELEASE SAVEPOINT one")
+    for start in range(0, len(wanted), _AT_ONCE):
+        refused += _lock_some(origin, holder, wanted[start : start + _AT_ONCE], statement)
     return refused
 
 
-# A transaction's beginning is shown a little after it was noted.
-_MARGIN = 10 * 10**6
+def _lock_some(
+    origin: Origin, holder: Connection, wanted: Sequence[Relation], statement: str
+) -> list[tuple[str, BronzeError]]:
+    asked = "; ".join(statement.format(quoted(r.schema, r.name)) for r in wanted)
+    try:
+        holder.execute(f"SAVEPOINT one; {asked}; RELEASE SAVEPOINT one")
+    except psycopg.Error as error:
+        mine = explain(error, origin, wanted[0].label)
+        if mine.retry:
+            raise mine from error
+        holder.execute("ROLLBACK TO SAVEPOINT one; RELEASE SAVEPOINT one")
+        if len(wanted) == 1:
+            return [(wanted[0].label, mine)]
+        # Which one it was is found out one by one.
+        return [fault for one in wanted for fault in _lock_some(origin, holder, [one], statement)]
+    return []
+
+
+@contextmanager
+def _locked_by_columns(
+    origin: Origin, wanted: Sequence[Relation], refused: list[tuple[str, BronzeError]]
+) -> Iterator[None]:
+    """Keeps tables locked of which only columns are granted, until the snapshot's own transaction
+    has locked them.
+
+    LOCK TABLE wants SELECT on the whole table, and a SELECT takes its snapshot before it locks. So
+    another transaction locks them first.
+    """
+    tables = [r for r in wanted if r.kind in _LOCKABLE and not r.whole]
+    if not tables:
+        yield
+        return
+    with connect(origin) as other:
+        other.execute("BEGIN READ ONLY")
+        refused += _lock(origin, other, tables, _PROBE)
+        yield
+        _end(other)
+
+
+MARGIN = 10 * 10**6
+"""By so much (microseconds) `Since.began` is earlier than what was shown: a transaction's beginning
+is shown a little after it was noted."""
+
 _SINCE = """
-SELECT (extract(epoch FROM least(clock_timestamp(), min(a.xact_start))) * 1000000)::int8,
+WITH source AS (
+    SELECT pg_is_in_recovery() AS standby, clock_timestamp() AS now,
+           CASE WHEN pg_is_in_recovery() THEN pg_last_xact_replay_timestamp() END AS replayed
+)
+SELECT (extract(epoch FROM least(s.now, s.replayed, min(a.xact_start))) * 1000000)::int8,
        pg_has_role(current_user, 'pg_read_all_stats', 'USAGE')
            AND coalesce(bool_and(a.state IS DISTINCT FROM 'disabled'), true),
-       EXISTS (SELECT FROM pg_prepared_xacts WHERE database = current_database()),
-       (SELECT reset_val FROM pg_settings WHERE name = 'TimeZone')
-FROM pg_stat_activity a
-WHERE a.datname = current_database() AND a.pid <> pg_backend_pid()
-  AND a.backend_type <> 'autovacuum worker'
+       EXISTS (SELECT FROM pg_prepared_xacts WHERE database = current_database())
+           OR (s.standby AND s.replayed IS NULL),
+       (SELECT reset_val FROM pg_settings WHERE name = 'TimeZone'),
+       (extract(epoch FROM coalesce(s.replayed, s.now)) * 1000000)::int8, s.standby
+FROM source s LEFT JOIN pg_stat_activity a
+    ON a.datname = current_database() AND a.pid <> pg_backend_pid()
+    AND a.backend_type <> 'autovacuum worker'
+GROUP BY s.standby, s.now, s.replayed
 """
 
 
 def opened(holder: Connection) -> Since:
     """Since when transactions are open, as it is shown now."""
     row: Any = holder.execute(_SINCE).fetchone()
-    return Since(row[0] - _MARGIN, *row[1:])
+    began, visible, prepared, zone, clock, standby = row
+    ahead = None if standby else clock - _here()
+    return Since(began - MARGIN, visible, prepared, zone, clock, ahead, standby)
+
+
+def _here() -> int:
+    """Our own clock, in microseconds since 1970."""
+    return time.time_ns() // 1000
 
 
 def _export(

@@ -284,6 +284,11 @@ def _doubts(cursor: Cursor) -> str:
     return f", but {' and '.join(found)}" if found else ""
 
 
+def by_names(relation: Relation) -> tuple[Personal, ...]:
+    """The columns of a relation whose names alone say that they hold personal data."""
+    return _personal(relation, {})
+
+
 def _personal(relation: Relation, sample: Mapping[str, Sequence[str]]) -> tuple[Personal, ...]:
     found = []
     for attribute in relation.attributes:
@@ -304,7 +309,7 @@ def _base(attribute: Attribute) -> SourceType:
 
 def _sample(connection: Connection, relation: Relation, rows: int) -> dict[str, list[str]] | None:
     """Values of the columns that can be looked at, None when the relation does not answer."""
-    names = [a.name for a in relation.attributes if _is_sampled(_base(a).name)]
+    names = [a.name for a in relation.attributes if a.readable and _is_sampled(_base(a).name)]
     if not relation.readable:
         return None
     if not names:

@@ -44,8 +44,12 @@ def picked(
     layout: Sequence[tuple[str, Kind]],
 ) -> pl.DataFrame:
     """Some rows (their lines sorted) of the changes."""
-    gathered: pl.DataFrame = pl.concat(picks(place, change, lines, layout))
-    return gathered
+    return joined(list(picks(place, change, lines, layout)))
+
+
+def joined(frames: list[pl.DataFrame]) -> pl.DataFrame:
+    """Frames as one; a single one as it is."""
+    return frames[0] if len(frames) == 1 else pl.concat(frames)
 
 
 def picks(
@@ -66,7 +70,9 @@ def picks(
     groups = np.unique(np.searchsorted(ends, lines, side="right"))
     for start, table in files.parts(parquet, layout, names, [int(g) for g in groups]):
         inside = lines[(lines >= start) & (lines < start + table.num_rows)]
-        yield pl.DataFrame(table)[inside - start]
+        rows = pl.DataFrame(table)
+        yield rows if len(inside) == rows.height else rows[inside - start]
+        del table, rows
 
 
 def weights(place: Place, change: Changes) -> Weights:
@@ -97,7 +103,8 @@ def marked(rows: pl.DataFrame, stamp: Stamp) -> pl.DataFrame:
 
 def image(rows: pl.DataFrame, kind: str) -> pl.DataFrame:
     """The rows as the change data feed tells of them."""
-    return rows.with_columns(pl.lit(kind).alias(CHANGE))
+    # An expression over the rows would copy their values.
+    return rows.hstack([pl.Series(CHANGE, [kind]).new_from_index(0, rows.height)])
 
 
 class Gathered:
@@ -111,11 +118,11 @@ class Gathered:
         """Keeps frames until they are enough."""
         self._frames += frames
         height = sum(frame.height for frame in self._frames)
-        if height >= GROUP or sum(portion.size(frame) for frame in self._frames) >= BYTES:
+        if height >= GROUP or portion.size_of(self._frames) >= BYTES:
             self.flush()
 
     def flush(self) -> None:
         """Writes what is kept."""
-        if self._frames:
-            self._add(pl.concat(self._frames))
-        self._frames = []
+        frames, self._frames = self._frames, []
+        if frames:
+            self._add(joined(frames))

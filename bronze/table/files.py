@@ -134,7 +134,7 @@ def feed(place: Place, batch_id: str, partition: Partition = ()) -> Output:
 
 
 def write(
-    frames: Iterable[pl.DataFrame],
+    frames: Iterable[pl.DataFrame | pa.Table],
     place: Place,
     batch_id: str,
     stats: Sequence[str],
@@ -156,7 +156,10 @@ def write(
 
 
 def _parquet(sink: Any, first: pa.Table) -> pq.ParquetWriter:
-    sample = _frame(first.slice(0, _SAMPLE), min(first.num_rows, _SAMPLE))
+    # Values that are large do not repeat, and have no order that counts.
+    head = first.slice(0, _SAMPLE)
+    small = [n for n in head.column_names if head[n].nbytes <= _GROUP_BYTES]
+    sample = _frame(head.select(small), head.num_rows)
     return pq.ParquetWriter(
         sink,
         first.schema,
@@ -214,8 +217,16 @@ def parts(
         start = sum(counts[:number])
         size = min(most, _fitting(parquet.metadata.row_group(number), names))
         if not names or counts[number] <= size:
-            read = parquet.read_row_group(number, names, use_threads=False)
-            yield start, conform(read, wanted, partition or {}, counts[number])
+            # What a generator has a name for stays while it waits.
+            yield (
+                start,
+                conform(
+                    parquet.read_row_group(number, names, use_threads=False),
+                    wanted,
+                    partition or {},
+                    counts[number],
+                ),
+            )
             continue
         for batch in parquet.iter_batches(size, [number], names, use_threads=False):
             piece = pa.Table.from_batches([batch])

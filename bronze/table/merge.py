@@ -27,7 +27,17 @@ import pyarrow.parquet as pq
 from bronze.model import DELETED, DataFile, Kind, Place, Stamp, Stored
 from bronze.table import changes as changing
 from bronze.table import files
-from bronze.table.changes import Changes, Gathered, Rows, height, image, marked, picked, read
+from bronze.table.changes import (
+    Changes,
+    Gathered,
+    Rows,
+    height,
+    image,
+    joined,
+    marked,
+    picked,
+    read,
+)
 from bronze.table.partition import column_of, dated
 
 OnDelete = Literal["mark", "remove"]
@@ -145,6 +155,8 @@ def merge(job: Merge) -> Merged:
             here = mine.with_columns(pl.col("row") - start)
             for rows, few in _bounded(table, here, weights):
                 output.add(_edited(job, rows, few, told, moved) if few.height else rows)
+            # They would stay while the next ones are read.
+            del table, rows
         told.flush()
     updated = int((edits["line"].is_not_null()).sum())
     return Merged(
@@ -284,31 +296,46 @@ def _edited(
     gone = edits.filter(pl.col("line").is_null())["row"].to_numpy()
     rows, after, removed = [], [], []
     if updates.height:
-        before = pl.DataFrame(table.take(updates["row"].to_arrow()))
-        new = _lines(job, updates, before.columns).with_columns(before["load_timestamp"])
+        before = pl.DataFrame(_taken(table, updates["row"].to_numpy()))
+        held = before.select("load_timestamp", *([column_of(job.dates_of)] if job.dates_of else []))
+        names = before.columns
+        told.add(image(before, "update_preimage"))
+        # Of large rows there are never more copies than it takes.
+        del before
+        new = _lines(job, updates, names)
+        new.replace_column(new.get_column_index("load_timestamp"), held["load_timestamp"])
         here = np.ones(new.height, np.bool_)
         if job.dates_of:
             new = dated(new, job.dates_of)
             date = column_of(job.dates_of)
-            here = new[date].eq_missing(before[date]).to_numpy()
-            moved += [new.filter(~here)] if not here.all() else []
-        told.add(image(before, "update_preimage"), image(new.filter(here), "update_postimage"))
+            here = new[date].eq_missing(held[date]).to_numpy()
+        if not here.all():
+            moved += [new.filter(~here)]
+            new = new.filter(here)
+        told.add(image(new, "update_postimage"))
         rows.append(updates["row"].to_numpy()[here])
         removed.append(updates["row"].to_numpy()[~here])
-        after.append(new.filter(here))
+        after.append(new)
+        del new
     if len(gone):
-        before = pl.DataFrame(table.take(pa.array(gone)))
+        before = pl.DataFrame(_taken(table, gone))
         if job.on_delete == "remove":
             told.add(image(before, "delete"))
             removed.append(gone)
         else:
             new = marked(before, job.stamp)
-            told.add(image(before, "update_preimage"), image(new, "update_postimage"))
+            told.add(image(before, "update_preimage"))
+            told.add(image(new, "update_postimage"))
             rows.append(gone)
             after.append(new)
-    changed = pl.concat(after) if after else pl.DataFrame(table.slice(0, 0))
+    changed = joined(after) if after else pl.DataFrame(table.slice(0, 0))
+    after.clear()
     arrow = changed.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(table.schema)
     return _replaced(table, _all(rows), arrow, _all(removed))
+
+
+def _taken(table: pa.Table, rows: Rows) -> pa.Table:
+    return table if len(rows) == table.num_rows else table.take(pa.array(rows))
 
 
 def _all(rows: Sequence[Rows]) -> Rows:
@@ -349,4 +376,6 @@ def _lines(job: Merge, wanted: pl.DataFrame, columns: Sequence[str]) -> pl.DataF
         sequence = np.argsort(lines)
         frames.append(picked(job.place, job.changes[source], lines[sequence], layout))
         order.append(here[sequence])
+    if len(frames) == 1 and (np.diff(order[0]) > 0).all():
+        return frames[0]
     return pl.concat(frames)[np.argsort(np.concatenate(order))]

@@ -295,12 +295,12 @@ def write(job: Write) -> Written:
     return Written(order.number, tally[0], tuple(made))
 
 
-def _outputs(job: Write, tally: list[int]) -> Iterator[Iterator[pl.DataFrame]]:
+def _outputs(job: Write, tally: list[int]) -> Iterator[Iterator[pl.DataFrame | pa.Table]]:
     """The row groups of each file; the rows that were read for them are added to ``tally``."""
     size = portion.rows(_GROUP_VALUES, len(job.order.layout))
     if not job.by:
         tables = _counted(_tables(job.order, [s for pile in job.piles for s in pile]), tally)
-        yield (pl.DataFrame(table) for table in _gathered(tables, size, _GROUP_BYTES))
+        yield _gathered(tables, size, _GROUP_BYTES)
     elif job.count == 1:
         yield (frame for pile in job.piles for frame in _slices(*_sorted(job, pile, tally), size))
     else:

@@ -218,6 +218,22 @@ def test_columns_that_are_not_known_are_left_out() -> None:
     assert translated("not ( sql", ()) is None
 
 
+def test_what_has_a_schema_is_not_postgresqls_own(known: Known) -> None:
+    """An operator, a function or a type of somebody's is left out, however it is called."""
+    for clause in (
+        "(s OPERATOR(ext.=) 'x'::text)",
+        "(b OPERATOR(ext.>) 3)",
+        "(s OPERATOR(ext.<>) ALL (ARRAY['a'::text]))",
+        "(public.length(s) > 3)",
+        "(s = 'x'::public.text)",
+        "(b > '3'::public.\"integer\")",
+        "((b)::public.int4 > 3)",
+        "(s = ANY (ARRAY['x'::public.text]))",
+    ):
+        assert translated(clause, known.columns) is None, clause
+    assert translated("(length(s) > 3)", known.columns) is not None
+
+
 def test_translations_look_at_the_sources_names(known: Known) -> None:
     """Also where PostgreSQL quotes them."""
     found = translated(known.written('"Odd""name" > 0'), known.columns)

@@ -6,6 +6,7 @@ import datetime as dt
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ MICRO = dt.timedelta(microseconds=1)
 
 def snapshot(following: int, horizon: int = 0) -> Snapshot:
     """A snapshot of which only the transaction ids matter."""
-    since = Since(0, True, False, "UTC")
+    since = Since(0, True, False, "UTC", 0, 0, False)
     return Snapshot("s", 1, 180000, horizon, following, since, "here", (), (), Mock())
 
 
@@ -228,7 +229,16 @@ MARKS = st.integers(0, 2 * 10**15)
 
 @given(began=MARKS, overlap=st.none() | st.integers(0, 10**6), mark=st.none() | MARKS)
 def test_a_watermark_never_goes_back(began: int, overlap: int | None, mark: int | None) -> None:
-    """It is the oldest beginning, less the overlap, and stays while nobody knows what is open."""
-    found = increment.watermark(Since(began, True, False, "UTC"), overlap, mark)
-    assert found == max(began - (overlap or 0) * 10**6, -(10**18) if mark is None else mark)
-    assert increment.watermark(Since(began, True, True, "UTC"), overlap, mark) == mark
+    """It is the oldest beginning, less the overlap, and stays while nobody knows what is open.
+
+    Where all rows are read, it goes back with the source's clock, also then.
+    """
+    since = Since(began, True, False, "UTC", began, 0, False)
+    unknown = replace(since, prepared=True)
+    reached = began - (overlap or 0) * 10**6
+    found = increment.watermark(since, overlap, mark)
+    assert found == max(reached, -(10**18) if mark is None else mark)
+    assert increment.watermark(unknown, overlap, mark) == mark
+    assert increment.watermark(since, overlap, mark, whole=True) == reached
+    whole = increment.watermark(unknown, overlap, mark, whole=True)
+    assert whole == (None if mark is None else min(mark, reached))

@@ -304,7 +304,7 @@ def test_ranges_of_a_key_go_by_its_type(login: Login) -> None:
         parts = slices.by_key(connection, view, "k", 9, 10**9)
         assert len(parts) > 3
         queries = [f"SELECT id FROM public.v WHERE {part.where}".encode() for part in parts]
-        found = [row[0] for query in queries for row in connection.execute(query)]
+        found: list[Any] = [row[0] for query in queries for row in connection.execute(query)]
     assert sorted(found) == list(range(1, 2001))
 
 

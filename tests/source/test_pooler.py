@@ -48,13 +48,13 @@ def unpinned(source: Source) -> None:
         for _ in range(5):
             one = stack.enter_context(psycopg.connect(source.dsn))
             shown = one.execute("SELECT pg_backend_pid(), current_setting('search_path')")
-            seen.add(shown.fetchone())
-            ((left,),) = one.execute(
+            seen.update(shown.fetchall())
+            left = one.execute(
                 "SELECT count(*) FROM pg_settings WHERE source = 'session'"
                 " AND name = ANY(%s) AND name <> 'client_encoding'",
                 [list(pins.PINNED)],
-            ).fetchall()
-            assert left == 0
+            ).fetchone()
+            assert left == (0,)
         assert len(seen) == 5
         assert {path for _, path in seen} == {'"$user", public'}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -266,6 +267,34 @@ def test_old_servers_are_split_by_key(source: Source, connection: connect.Connec
     counts = proven(connection, 40_000, OLD)
     assert len(counts) > 3
     assert len(proven(connection, 40_000, OLD, key=())) > 3
+
+
+def test_a_heap_whose_pages_may_not_be_asked_for_is_split_by_key(
+    source: Source, connection: connect.Connection
+) -> None:
+    """The system column ctid is not among the columns that are granted."""
+    source.execute("CREATE TABLE t AS SELECT generate_series(1, 20000) AS id; ANALYZE t")
+    relation = replace(found(connection, "t"), system=frozenset())
+    parts = slices.slices(connection, relation, NEW, 20_000, ["id"])
+    assert len(parts) > 2
+    assert "ctid" not in "".join(part.where for part in parts)
+    queries = [f"SELECT count(*), min(id) FROM t WHERE {part.where}" for part in parts]
+    counts = [source.execute(query)[0] for query in queries]
+    assert sum(count for count, _ in counts) == 20_000
+    assert len({first for _, first in counts}) == len(parts)
+
+
+def test_ranges_of_a_renamed_key_are_the_sources(source: Source) -> None:
+    """A view is read by ranges of its key, whatever the key is called in Bronze."""
+    source.execute("""
+        CREATE FUNCTION many() RETURNS SETOF int LANGUAGE plpgsql ROWS 100000000 AS
+        $$ BEGIN RETURN QUERY SELECT generate_series(1, 500); END $$;
+        CREATE VIEW v AS SELECT id FROM many() AS id
+    """)
+    own = {"v": {"key": ["id"], "rename": {"id": "number"}}}
+    result = pipeline.run(source.settings(tables=own))
+    assert [(t.error, t.rows_read) for t in result.tables] == [(None, 500)]
+    assert result.tables[0].files > 1
 
 
 def test_many_small_slices_land_whole(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:

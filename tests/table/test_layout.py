@@ -527,7 +527,7 @@ def test_a_lost_row_is_noticed(
     honest = files.write
 
     def careless(frames: Iterable[pl.DataFrame], *args: Any) -> Any:
-        return honest((frame.head(-1) for frame in frames), *args)
+        return honest((frame.slice(0, len(frame) - 1) for frame in frames), *args)
 
     monkeypatch.setattr(files, "write", careless)
     with pytest.raises(Mismatch) as caught:

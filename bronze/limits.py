@@ -1,0 +1,78 @@
+"""What by design is not seen of a table: the limits of its kind, its pattern and its columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from bronze import prepare
+from bronze.model import Column
+from bronze.prepare import Target
+from bronze.settings import Settings, TableSettings
+from bronze.source import increment, slices
+from bronze.source.catalog import Relation
+from bronze.source.statement import quoted
+
+_OF_KINDS = {
+    "view": "what functions that it calls read or call by themselves is not seen",
+    "materialized view": "it shows its source as of the last REFRESH, not as of the snapshot",
+    "foreign table": "it is read from another server, at a moment of its own, not the snapshot's",
+}
+
+
+def limits(settings: Settings, target: Target, columns: Sequence[Column]) -> tuple[str, ...]:
+    """What of a table, by design, is not seen or not taken, in sentences; none where all of it is.
+
+    Args:
+        settings: the config.
+        target: the table.
+        columns: those that are taken; none where that is not known.
+    """
+    return (
+        *_of_source(settings, target),
+        *_of_columns(target, columns),
+        *_of_pattern(target.settings),
+    )
+
+
+def _of_source(settings: Settings, target: Target) -> Iterator[str]:
+    relation, source = target.relation, settings.source[target.source]
+    if relation.kind in _OF_KINDS:
+        yield _OF_KINDS[relation.kind]
+    if relation.secured and source.row_security == "apply":
+        yield "rows that row-level security hides from the role are not taken"
+    if source.consistency == "per-table" and target.settings.pattern != "streaming":
+        yield "it is read at a moment of its own, not together with other tables"
+
+
+def _of_columns(target: Target, columns: Sequence[Column]) -> Iterator[str]:
+    out = prepare.left_out(target)
+    if out:
+        yield f"the config leaves these columns out: {', '.join(sorted(out))}"
+    taken = {column.name for column in columns}
+    lost = [a.name for a in target.relation.attributes if a.name not in out | taken]
+    if target.settings.pattern == "streaming" and columns and lost:
+        yield f"the server's log has no generated columns such as these: {', '.join(lost)}"
+
+
+def _of_pattern(own: TableSettings) -> Iterator[str]:
+    if own.pattern not in ("batch", "micro_batch"):
+        return
+    if own.cursor != increment.XMIN:
+        yield f"updates that leave {own.cursor} alone, or set it to an earlier time, are not seen"
+    if own.deletes == "ignore":
+        yield 'deleted rows are not seen: deletes = "ignore"'
+    elif own.deletes != "detect":
+        yield f"deleted rows are looked for every {own.deletes:,} seconds only"
+
+
+def slowly(relation: Relation, version: int) -> tuple[str, ...]:
+    """What keeps a table of the given server from being read in parallel, if its rights do."""
+    if not relation.heaps or not relation.readable or "ctid" in relation.system:
+        return ()
+    if version < slices.CTID_RANGES:
+        return ()
+    table = quoted(relation.schema, relation.name)
+    return (
+        "the system column ctid may not be read: rows are read by ranges of the key, or all at"
+        f" once; GRANT SELECT (ctid) ON {table} has them read by ranges of pages",
+    )
