@@ -51,6 +51,7 @@ FEATURES: Mapping[str, Feature] = {
         15, "SELECT datlocprovider FROM pg_database"
     ),
     "infinite numerics": Feature(14, "SELECT 'infinity'::numeric"),
+    "arrays of catalogs' rows": Feature(14, "SELECT NULL::pg_class[]"),
     "multiranges": Feature(14, "SELECT '{[1,3)}'::int4multirange"),
     "idle_session_timeout": Feature(14, "SET idle_session_timeout = 0"),
     "xid8": Feature(13, "SELECT '1'::xid8"),

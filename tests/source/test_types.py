@@ -14,6 +14,7 @@ import pytest
 from bronze import pipeline
 from bronze.result import TableResult
 from tests.conftest import Source
+from tests.features import has
 from tests.test_exact import hashes_in_source, same
 
 EXTENSIONS = ("hstore", "citext", "ltree", "cube", "isn", "seg", "intarray")
@@ -48,7 +49,7 @@ BEGIN
     ORDER BY 1
   LOOP
     IF number % 150 = 0 THEN
-      EXECUTE format('CREATE TABLE t%s (id int PRIMARY KEY)', number / 150);
+      EXECUTE format('CREATE TABLE IF NOT EXISTS t%s (id int PRIMARY KEY)', number / 150);
     END IF;
     BEGIN
       EXECUTE format('ALTER TABLE t%s ADD COLUMN c%s %s DEFAULT NULL',
@@ -89,7 +90,6 @@ def test_every_type_there_is_has_a_contract(source: Source) -> None:
     arrays = dict(source.execute(ARRAYS))
     names = [row[0] for row in source.execute("SELECT tablename FROM pg_tables ORDER BY 1")]
     names = [name for name in names if name in arrays]
-    assert len(names) >= 4
     for name in names:
         source.execute(f"INSERT INTO {name} SELECT generate_series(1, 3)")
         for key, value in ((2, "{}"), (3, "{NULL}")):
@@ -108,7 +108,7 @@ def test_every_type_there_is_has_a_contract(source: Source) -> None:
             wanted = [None, [], [None]] if column in arrays[name] else [None] * 3
             assert frame[column].to_list() == wanted, column
         assert set(frame["row_hash"]) == hashes[name]
-    assert types > 500
+    assert types > (500 if has("arrays of catalogs' rows") else 400)
 
 
 # The fields of a composite value, and its text.
@@ -168,6 +168,8 @@ def test_a_chosen_decimal_rejects_what_does_not_fit(source: Source) -> None:
     for name, (_, values, _) in tables.items():
         source.execute(f"CREATE TABLE {name} (id int PRIMARY KEY, n numeric)")
         for i, value in enumerate(values):
+            if not has("infinite numerics") and value and "Infinity" in value:
+                value = "NaN"
             source.execute(f"INSERT INTO {name} VALUES (%s, %s::text::numeric)", i, value)
     own = {name: {"decimals": {"n": choice}} for name, (choice, *_) in tables.items()}
     result = landed(source, tables=own)
