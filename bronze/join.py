@@ -335,7 +335,7 @@ def _planned(line: Line, held: Snapshot, targets: Sequence[Target]) -> list[Tabl
                 hint="It is put back when it is tried again.",
                 table=target.label,
             )
-        # On this connection, which has the tables' locks: others queue up behind whoever waits.
+        # This connection has the tables' locks: others queue up behind whoever waits for them.
         names = publication.carried(held.holder, target.relation, line.publication)
         return prepare.carried(target, names)
 

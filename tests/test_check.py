@@ -104,7 +104,6 @@ def test_what_the_config_asks_for_in_vain_is_known_before(source: Source) -> Non
     own: dict[str, dict[str, Any]] = {
         "keyless_batch": batch,
         "keyless_history": {"history": True},
-        "array_key": {**batch, "key": ["arr"]},
         "view_xmin": {**batch, "key": ["id"]},
         "no_cursor": {**batch, "cursor": "gone"},
         "text_cursor": {**batch, "cursor": "a"},
