@@ -21,7 +21,7 @@ Changes = pl.DataFrame | DataFile
 
 GROUP = 30_000
 """A good size for a row group that is put together."""
-BYTES = 16 * 2**20
+BYTES = 8 * 2**20
 """The bytes in memory that such a row group may have."""
 
 

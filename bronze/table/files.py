@@ -41,7 +41,7 @@ _NAME = re.compile(
 # Few values at a time are read of the row groups of other writers, which may be large.
 _PART_VALUES = 1_200_000
 # A row group is read and written whole: it has no more bytes than this, or one row.
-_GROUP_BYTES = 32 * 2**20
+_GROUP_BYTES = 16 * 2**20
 
 CHANGE = "_change_type"
 """The column of a file of the change data feed that says what happened to the row."""

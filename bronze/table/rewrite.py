@@ -30,7 +30,7 @@ _LOOKS = 8
 _ROOM = 3
 # As many values make a row group of an output file, or as many bytes.
 _GROUP_VALUES = 1_200_000
-_GROUP_BYTES = 24 * 2**20
+_GROUP_BYTES = 12 * 2**20
 
 
 @dataclass(frozen=True)
