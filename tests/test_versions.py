@@ -60,7 +60,7 @@ def test_a_server_that_is_too_old_to_be_read_is_refused(
 def test_a_snapshot_that_is_gone_is_known_by_the_servers_words(
     source: Source, empty: psycopg.Connection
 ) -> None:
-    """It ended, or is another server's: all versions say so, each in its words and with its code."""
+    """It ended, or is another server's: each version says so in its words and with its code."""
     origin = source.settings().origin("test")
     empty.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
     with pytest.raises(psycopg.Error) as caught:
