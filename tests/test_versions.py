@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from bronze.demo import server as postgres
+from bronze.errors import SnapshotLost
 from bronze.source import connect
 from tests.conftest import Source
 from tests.content import differences
@@ -54,6 +55,18 @@ def test_a_server_that_is_too_old_to_be_read_is_refused(
         said = " ".join(done.stderr.split())
         assert f"is PostgreSQL {VERSION}." in said, command
         assert f"servers are read from {VERSION + 1} on" in said, command
+
+
+def test_a_snapshot_that_is_gone_is_known_by_the_servers_words(
+    source: Source, empty: psycopg.Connection
+) -> None:
+    """It ended, or is another server's: each version says so in its words and with its code."""
+    origin = source.settings().origin("test")
+    empty.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+    with pytest.raises(psycopg.Error) as caught:
+        empty.execute("SET TRANSACTION SNAPSHOT '00000FFF-0000001B-1'")
+    assert isinstance(connect.explain(caught.value, origin), SnapshotLost)
+    assert isinstance(connect.explain(caught.value, origin, "t"), SnapshotLost)
 
 
 @pytest.mark.skipif(VERSION >= 14, reason=f"PostgreSQL {VERSION} is streamed")
