@@ -380,7 +380,7 @@ def test_several_hosts(door: OpenDoor, roots: str) -> None:
 def test_url(
     door: OpenDoor,
     roots: str,
-    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
     conninfo: str,
     family: socket.AddressFamily,
@@ -388,7 +388,8 @@ def test_url(
     """However the DSN names its servers, connectorx's URL has the relay as its only host."""
     if family == socket.AF_INET6 and not _has_ipv6():
         pytest.skip("this machine has no IPv6")
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    # A socket's path has about a hundred characters at the most.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("u")))
     doorman = door("localhost", "127.0.0.1", "::1", family=family)
     monkeypatch.setenv("PGSSLMODE", "verify-full")
     monkeypatch.setenv("PGSSLROOTCERT", roots)
