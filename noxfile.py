@@ -143,6 +143,8 @@ def versions(session):
     ``nox -s versions -- 15 16`` is for these alone; ``nox -s versions -- short`` takes minutes.
     """
     short = "short" in session.posargs
+    if unknown := set(session.posargs) - {"short", *SERVERS}:
+        session.error(f"not short and not one of {', '.join(SERVERS)}: {', '.join(sorted(unknown))}")
     chosen = [version for version in session.posargs if version in SERVERS]
     session.install("-e", ".[test]")
     for version in chosen or SERVERS:
