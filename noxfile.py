@@ -144,7 +144,7 @@ def versions(session):
     """
     short = "short" in session.posargs
     if unknown := set(session.posargs) - {"short", *SERVERS}:
-        session.error(f"not short and not one of {', '.join(SERVERS)}: {', '.join(sorted(unknown))}")
+        session.error(f"neither short nor one of {', '.join(SERVERS)}: {', '.join(unknown)}")
     chosen = [version for version in session.posargs if version in SERVERS]
     session.install("-e", ".[test]")
     for version in chosen or SERVERS:
