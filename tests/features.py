@@ -74,7 +74,8 @@ def known(kind: str) -> bool:
     """Whether the tests' servers have a type, given as SQL writes it."""
     scaled = re.match(r"numeric\((\d+), ?(-?\d+)\)", kind)
     odd = scaled is not None and not 0 <= int(scaled[2]) <= int(scaled[1])
-    return (has(ODD_SCALES) or not odd) and (has("multiranges") or "multirange" not in kind)
+    feature = ODD_SCALES if odd else {"int4multirange": "multiranges"}.get(kind, kind)
+    return feature not in FEATURES or has(feature)
 
 
 def _owned(program: str) -> bool:
