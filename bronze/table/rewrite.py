@@ -267,12 +267,19 @@ def spread(job: Spread) -> Spilled:
 def _spilled(job: Spread, frame: pl.DataFrame) -> Spill:
     rows, found = along(frame, job.by)
     starts = split(found, job.fence)
-    full = tuple(i for i in range(job.fence.ranges) if starts[i] < starts[i + 1])
-    slices = (frame[rows[starts[i] : starts[i + 1]]] for i in full)
-    file = files.write(slices, job.order.place, job.order.batch_id, ())
+    ranges: list[int] = []
+
+    def groups() -> Iterator[pa.Table]:
+        for number in range(job.fence.ranges):
+            few = rows[starts[number] : starts[number + 1]]
+            for part in files.groups(files.arrow(frame[few])) if len(few) else ():
+                ranges.append(number)
+                yield part
+
+    file = files.write(groups(), job.order.place, job.order.batch_id, ())
     if file is None:
         raise ValueError("there is nothing to spill")
-    return Spill(file, full)
+    return Spill(file, tuple(ranges))
 
 
 def write(job: Write) -> Written:
