@@ -26,6 +26,8 @@ from bronze.table.curve import Fence, Numbers, Scale, along, fence, keys, scales
 _SAMPLE = 100_000
 _WEIGHED = 1_000
 _LOOKS = 8
+# Row groups of large rows have few of them: so many rows of a file are looked at, at least.
+_LOOKED_AT = 50_000
 # What a job holds at once is a part of its memory: sorting copies, and sizes are estimates.
 _ROOM = 3
 # As many values make a row group of an output file, or as many bytes.
@@ -191,7 +193,8 @@ def survey(job: Look) -> Surveyed:
     order = job.order
     parquet = files.opened(order.place, job.file)
     footer = parquet.metadata
-    groups = range(0, footer.num_row_groups, -(-footer.num_row_groups // _LOOKS) or 1)
+    looks = max(_LOOKS, _LOOKED_AT * footer.num_row_groups // max(1, footer.num_rows))
+    groups = range(0, footer.num_row_groups, -(-footer.num_row_groups // looks) or 1)
     step = -(-job.step * len(groups) // max(1, footer.num_row_groups))
     layout = [(name, kind) for name, kind in order.layout if name in order.by]
     schema = pl.DataFrame(files.conform(pa.table({}), layout, {}, 0))
