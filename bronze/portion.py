@@ -21,18 +21,22 @@ def rows(values: int, columns: int) -> int:
 
 def of(table: pa.Table, most: int, size: int) -> Iterator[pa.Table]:
     """The rows in their order, at most ``most`` at a time and about ``size`` bytes, or one row."""
-    fitting = table.num_rows * size // max(table.nbytes, 1)
-    step = max(1, min(most, fitting))
-    if step >= table.num_rows:
+    if table.num_rows <= most and _fits(table, size):
         yield table
         return
+    step = max(1, min(most, table.num_rows * size // max(table.nbytes, 1)))
     for start in range(0, table.num_rows, step):
         yield from _halves(table.slice(start, step), size)
 
 
+def _fits(table: pa.Table, size: int) -> bool:
+    # A little more is allowed, as rows are not all alike.
+    return bool(table.num_rows <= 1 or table.nbytes <= size * 5 // 4)
+
+
 def _halves(table: pa.Table, size: int) -> Iterator[pa.Table]:
     # Rows may be of very different sizes.
-    if table.num_rows == 1 or table.nbytes <= size * 5 // 4:
+    if _fits(table, size):
         yield table
         return
     middle = table.num_rows // 2

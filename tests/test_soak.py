@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -148,16 +149,22 @@ from pathlib import Path
 from bronze import config, pipeline
 settings = config.parse(json.loads(sys.argv[1]))
 (result,) = pipeline.run(settings, sys.argv[2:]).tables
-print(json.dumps({"status": result.status, "updated": result.updated, "peak": max(seen)}))
+print(json.dumps({"status": result.status, "updated": result.updated, "peak": max(seen),
+                  "hint": result.error.hint if result.error else ""}))
 """
 )
 
 
 def outcome(settings: Settings, table: str) -> dict[str, Any]:
     """What a run in a process of its own did, and its peak."""
+    return process(RUN, settings, table)
+
+
+def process(code: str, settings: Settings, table: str) -> dict[str, Any]:
+    """What a process of its own says, which is given a config and a table."""
     document = settings.model_dump_json(by_alias=True, exclude_unset=True)
     done = subprocess.run(
-        [sys.executable, "-c", RUN, document, table], stdout=subprocess.PIPE, check=True
+        [sys.executable, "-c", code, document, table], stdout=subprocess.PIPE, check=True
     )
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -215,6 +222,149 @@ def test_a_table_without_a_key_stays_within_its_memory(lines: str, tmp_path: Pat
     assert max(first["peak"], second["peak"]) <= settings.run.memory
 
 
+LARGE = {
+    # Rows of 20 MB among small ones, many of 1.5 MB, many whose pages do not tell their size, and
+    # rows of as many columns as there can be.
+    "large": (
+        "CREATE TABLE {t} (id int PRIMARY KEY, n int, v text)",
+        "INSERT INTO {t} SELECT i, 0, CASE WHEN i % 500 = 1 THEN (SELECT string_agg("
+        "md5((i * j)::text), '') FROM generate_series(1, 625000) j) ELSE 'small' END"
+        " FROM generate_series(1, 2500) i",
+    ),
+    "documents": (
+        "CREATE TABLE {t} (id int PRIMARY KEY, n int, v jsonb)",
+        "INSERT INTO {t} SELECT i, 0, to_jsonb((SELECT string_agg(md5((i * j)::text), '')"
+        " FROM generate_series(1, 47000) j)) FROM generate_series(1, 300) i",
+    ),
+    "packed": (
+        "CREATE TABLE {t} (id int PRIMARY KEY, n int, v text)",
+        "INSERT INTO {t} SELECT i, 0, repeat('a', 120000 + i) FROM generate_series(1, 6000) i",
+    ),
+    "wide": (
+        "CREATE TABLE {t} (id int PRIMARY KEY, n int, "
+        + ", ".join(f"c{i} text" for i in range(1500))
+        + ")",
+        "INSERT INTO {t} SELECT i, 0, "
+        + ", ".join(f"((i * {i + 3}) % 997)::text" for i in range(1500))
+        + " FROM generate_series(1, 6000) i",
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=sorted(LARGE))
+def large(shop: str, request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
+    """A table of large or wide rows."""
+    with psycopg.connect(shop, autocommit=True) as connection:
+        for statement in LARGE[request.param]:
+            connection.execute(statement.replace("{t}", f"tests.{request.param}"))
+        connection.execute("VACUUM ANALYZE")
+        yield shop, request.param
+        connection.execute(f"DROP TABLE tests.{request.param}")
+
+
+# A file of a megabyte is a large one here, so that there is something to be clustered.
+MAINTAINED = (
+    WATCHED
+    + """
+import json, sys
+from bronze import config, units
+from bronze.model import Place
+from bronze.table import layout
+settings = config.parse(json.loads(sys.argv[1]))
+place = settings.place(settings.lake.schema_, "bz_" + sys.argv[2])
+done = layout.improve(
+    place, layout.Wish(("n", "id"), 2**20), batch_id="018df7a0-0000-7000-8000-00000000000b",
+    memory=units.each(settings.run), each=lambda work, jobs: map(work, jobs),
+)
+print(json.dumps({"rows": done.rows, "peak": max(seen)}))
+"""
+)
+PROVEN = (
+    WATCHED
+    + """
+import json, sys
+from bronze import config
+from bronze.proof.verify import verify
+settings = config.parse(json.loads(sys.argv[1]))
+found = [verify(settings, sys.argv[2:], at_rest=rest).tables[0].status for rest in (False, True)]
+print(json.dumps({"status": found, "peak": max(seen)}))
+"""
+)
+
+
+@pytest.mark.slow
+def test_large_rows_stay_within_the_memory(large: tuple[str, str], tmp_path: Path) -> None:
+    """Landed, found unchanged, updated, clustered and proven, whatever room the rows take."""
+    dsn, name = large
+    settings = settings_for(dsn, tmp_path, "512MB", {name: {"pattern": "full_refresh"}})
+    done = [outcome(settings, name), outcome(settings, name)]
+    assert [one["status"] for one in done] == ["landed", "unchanged"]
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        count = connection.execute(f"UPDATE tests.{name} SET n = n + 1 WHERE id % 2 = 1").rowcount
+    done.append(outcome(settings, name))
+    assert (done[-1]["status"], done[-1]["updated"]) == ("landed", count)
+    done += [process(MAINTAINED, settings, name), process(PROVEN, settings, name)]
+    assert done[-2]["rows"] > 0
+    assert done[-1]["status"] == ["equal", "equal"]
+    peaks = [one["peak"] for one in done]
+    assert max(peaks) <= settings.run.memory, peaks
+
+
+@pytest.mark.slow
+def test_large_rows_are_streamed_within_the_memory(large: tuple[str, str], tmp_path: Path) -> None:
+    """Copied, changed without their large values, which come from the table, and with them."""
+    dsn, name = large
+    settings = settings_for(dsn, tmp_path, "512MB", {name: {"pattern": "streaming"}})
+    done = [streamed(settings, name)]
+    column = "c7" if name == "wide" else "v"
+    value = {"wide": "c8", "documents": "to_jsonb(n || (v #>> '{}'))"}.get(name, "n || v")
+    for change in ("n = n + 1", f"{column} = {value}"):
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            # The rows that are large have odd numbers.
+            count = connection.execute(
+                f"UPDATE tests.{name} SET {change} WHERE id % 2 = 1"
+            ).rowcount
+        done.append(streamed(settings, name))
+        assert done[-1]["updated"] == count
+    stream.drop(settings)
+    peaks = [one["peak"] for one in done]
+    assert max(peaks) <= settings.run.memory, peaks
+    assert process(PROVEN, settings, name)["status"] == ["equal", "equal"]
+
+
+@pytest.mark.slow
+def test_a_row_that_does_not_fit_is_refused_within_the_memory(shop: str, tmp_path: Path) -> None:
+    """Two values of 100 MB are refused, by a run and by a stream; with what is asked for they
+    land, within that.
+    """
+    with psycopg.connect(shop, autocommit=True) as connection:
+        connection.execute("CREATE TABLE tests.huge (id int PRIMARY KEY, v text)")
+        connection.execute(
+            "INSERT INTO tests.huge SELECT i, (SELECT string_agg(md5((i * j)::text), '')"
+            " FROM generate_series(1, 3125000) j) FROM generate_series(1, 2) i"
+        )
+    try:
+        for pattern, run in (("full_refresh", outcome), ("streaming", streamed)):
+            settings = settings_for(
+                shop, tmp_path / pattern, "512MB", {"huge": {"pattern": pattern}}
+            )
+            done = run(settings, "huge")
+            assert done["status"] == "failed"
+            assert done["peak"] <= settings.run.memory
+            enough = re.findall(r'to "(\d+MB)"', done["hint"])[0]
+            settings = settings_for(
+                shop, tmp_path / pattern, enough, {"huge": {"pattern": pattern}}
+            )
+            done = run(settings, "huge")
+            assert done["status"] == "landed"
+            assert done["peak"] <= settings.run.memory
+            assert differences(settings) == {}
+        stream.drop(settings)
+    finally:
+        with psycopg.connect(shop, autocommit=True) as connection:
+            connection.execute("DROP TABLE tests.huge")
+
+
 STREAM = (
     WATCHED
     + """
@@ -223,7 +373,8 @@ from pathlib import Path
 from bronze import config, stream
 settings = config.parse(json.loads(sys.argv[1]))
 (result,) = stream.stream(settings, sys.argv[2:], until_caught_up=True).tables
-print(json.dumps({"status": result.status, "updated": result.updated, "peak": max(seen)}))
+print(json.dumps({"status": result.status, "updated": result.updated, "peak": max(seen),
+                  "hint": result.error.hint if result.error else ""}))
 """
 )
 
@@ -248,11 +399,6 @@ def test_a_stream_stays_within_its_memory(lines: str, tmp_path: Path) -> None:
     assert differences(settings) == {}
 
 
-def streamed(settings: Settings) -> dict[str, Any]:
+def streamed(settings: Settings, table: str = "lines") -> dict[str, Any]:
     """What a stream in a process of its own did until it had caught up, and its peak."""
-    document = settings.model_dump_json(by_alias=True, exclude_unset=True)
-    done = subprocess.run(
-        [sys.executable, "-c", STREAM, document, "lines"], stdout=subprocess.PIPE, check=True
-    )
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    return process(STREAM, settings, table)

@@ -937,6 +937,44 @@ def test_a_table_that_failed_is_tried_again(
     proven(source, given, "t", "u")
 
 
+def test_a_change_that_is_too_large_has_its_table_compared(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A change that does not fit into the memory is not taken in, and said: the table is compared,
+    so that it lands if it can be read by itself; else this table alone fails, the others go on.
+    """
+    monkeypatch.setattr(units, "_COPIES", 10**6)
+    monkeypatch.setattr(units, "_LEAST_CHANGE", 2**20)
+    source.execute(TABLE)
+    source.execute("ALTER TABLE t REPLICA IDENTITY FULL")
+    source.execute("CREATE TABLE u (id int PRIMARY KEY)")
+    both = {"t": {"pattern": "streaming"}, "u": {"pattern": "streaming"}}
+    given = settings(source, both)
+    caught_up(given)
+    notes: list[str] = []
+    source.execute("INSERT INTO t VALUES (1, 'a'), (2, 'b')")
+    # The old row and the new one come together, and each alone fits.
+    source.execute("UPDATE t SET v = repeat('0123', 150000) WHERE id = 1")
+    source.execute("UPDATE t SET v = repeat('4567', 150000) WHERE id = 1")
+    source.execute("INSERT INTO u VALUES (1)")
+    caught_up(given, notes)
+    (said,) = [note for note in notes if note.startswith("public.t is compared")]
+    assert "a change of it has 1,200,1" in said
+    assert "[run] memory leaves room for 1,048,576" in said
+    proven(source, given, "t", "u")
+    source.execute("UPDATE t SET v = repeat('89ab', 400000) WHERE id = 2")
+    source.execute("INSERT INTO u VALUES (2)")
+    result = stream.stream(given, until_caught_up=True)
+    failed = {table.table: table.error for table in result.tables}
+    assert failed["public.u"] is None
+    assert failed["public.t"] is not None
+    assert 'The row {"id" : "2"} of table public.t has 1,600,0' in failed["public.t"].message
+    assert rows(source, "u").height == 2
+    source.execute("UPDATE t SET v = 'small' WHERE id = 2")
+    caught_up(given)
+    proven(source, given, "t", "u")
+
+
 LOOSE: Mapping[str, Any] = {"t": {"pattern": "streaming", "key": ["id"]}}
 
 

@@ -79,7 +79,7 @@ class Output:
 
     def add(self, rows: pl.DataFrame | pa.Table) -> None:
         """Adds a row group, or several where the rows are large."""
-        table = rows if isinstance(rows, pa.Table) else _arrow(rows)
+        table = rows if isinstance(rows, pa.Table) else arrow(rows)
         if not table.num_rows:
             return
         # The log has the partition's value; a file has the other columns.
@@ -89,7 +89,7 @@ class Output:
             self._sink = self._stack.enter_context(store.writer(self._place, self._path))
             self._parquet = self._stack.enter_context(_parquet(self._sink, table))
         self._statistics.add(_frame(table.select(self._statistics.columns), table.num_rows))
-        for part in portion.of(table, table.num_rows, _GROUP_BYTES):
+        for part in groups(table):
             self._parquet.write_table(part, row_group_size=part.num_rows)
 
     def __exit__(
@@ -110,6 +110,11 @@ class Output:
         failpoint.reach("file")
         stats = self._statistics
         self.file = DataFile(self._path, size, stats.rows, stats.json(), self._partition)
+
+
+def groups(table: pa.Table) -> Iterator[pa.Table]:
+    """The row groups that a file gets of some rows; each of them would be one."""
+    return portion.of(table, table.num_rows, _GROUP_BYTES)
 
 
 def _folders(partition: Partition) -> str:
@@ -172,7 +177,8 @@ def _parquet(sink: Any, first: pa.Table) -> pq.ParquetWriter:
     )
 
 
-def _arrow(frame: pl.DataFrame) -> pa.Table:
+def arrow(frame: pl.DataFrame) -> pa.Table:
+    """Rows as they are written."""
     return frame.to_arrow(compat_level=pl.CompatLevel.oldest())
 
 

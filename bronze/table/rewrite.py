@@ -26,6 +26,8 @@ from bronze.table.curve import Fence, Numbers, Scale, along, fence, keys, scales
 _SAMPLE = 100_000
 _WEIGHED = 1_000
 _LOOKS = 8
+# Row groups of large rows have few of them: so many rows of a file are looked at, at least.
+_LOOKED_AT = 50_000
 # What a job holds at once is a part of its memory: sorting copies, and sizes are estimates.
 _ROOM = 3
 # As many values make a row group of an output file, or as many bytes.
@@ -191,7 +193,8 @@ def survey(job: Look) -> Surveyed:
     order = job.order
     parquet = files.opened(order.place, job.file)
     footer = parquet.metadata
-    groups = range(0, footer.num_row_groups, -(-footer.num_row_groups // _LOOKS) or 1)
+    looks = max(_LOOKS, _LOOKED_AT * footer.num_row_groups // max(1, footer.num_rows))
+    groups = range(0, footer.num_row_groups, -(-footer.num_row_groups // looks) or 1)
     step = -(-job.step * len(groups) // max(1, footer.num_row_groups))
     layout = [(name, kind) for name, kind in order.layout if name in order.by]
     schema = pl.DataFrame(files.conform(pa.table({}), layout, {}, 0))
@@ -267,12 +270,19 @@ def spread(job: Spread) -> Spilled:
 def _spilled(job: Spread, frame: pl.DataFrame) -> Spill:
     rows, found = along(frame, job.by)
     starts = split(found, job.fence)
-    full = tuple(i for i in range(job.fence.ranges) if starts[i] < starts[i + 1])
-    slices = (frame[rows[starts[i] : starts[i + 1]]] for i in full)
-    file = files.write(slices, job.order.place, job.order.batch_id, ())
+    ranges: list[int] = []
+
+    def groups() -> Iterator[pa.Table]:
+        for number in range(job.fence.ranges):
+            few = rows[starts[number] : starts[number + 1]]
+            for part in files.groups(files.arrow(frame[few])) if len(few) else ():
+                ranges.append(number)
+                yield part
+
+    file = files.write(groups(), job.order.place, job.order.batch_id, ())
     if file is None:
         raise ValueError("there is nothing to spill")
-    return Spill(file, full)
+    return Spill(file, tuple(ranges))
 
 
 def write(job: Write) -> Written:

@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from bronze.enrich import hashing
 from bronze.enrich.stamp import METADATA, digests, stamped
 from bronze.model import Stamp
 from bronze.source.read import dtype
@@ -111,3 +112,29 @@ def test_stamped_rows_have_all_columns_in_their_order(height: int) -> None:
     }
     for row in frame.to_dicts():
         assert {name: row[name] for name in wanted} == wanted
+
+
+def test_large_rows_have_the_hashes_of_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hashing the pieces of rows where they lie gives what hashing joined rows gives, with NULLs,
+    lists, columns that were added later and rejected values.
+    """
+    rows = pl.DataFrame(
+        {
+            "n": [1, None, 3, 4],
+            "t": ["a", None, "", "é" * 50],
+            "l": pl.Series([["x", None], None, [], ["yy"]], dtype=pl.List(pl.String)),
+            "later": [None, "b", "", None],
+            "more": pl.Series([None, 5, None, 6], dtype=pl.Int32),
+            "lists": pl.Series([[1], None, [], None], dtype=pl.List(pl.Int64)),
+        }
+    )
+    refused = pl.Series([None, '["n", "NaN"]\n', None, None], dtype=pl.String)
+    cut = rows.vstack(rows).slice(3, 4), pl.concat([refused, refused]).slice(3, 4)
+    cases = [(*pair, base) for pair in ((rows, refused), cut) for base in (None, 3, 0)]
+    cases += [(rows, nothing(4), 3)]
+    wanted = [digests(*case) for case in cases]
+    monkeypatch.setattr(hashing, "_LARGE", -1)
+    for case, (hashes, sums) in zip(cases, wanted, strict=True):
+        again = digests(*case)
+        assert again[0].to_list() == hashes.to_list()
+        assert again[1].to_list() == sums.to_list()

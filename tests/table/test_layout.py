@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import obstore
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
 from hypothesis import given, settings
@@ -172,6 +173,23 @@ def test_clustered_rows_are_the_same_rows(place: Place) -> None:
     assert unlisted(place) == set()
 
 
+def test_large_rows_are_not_joined_in_one_row_group(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files are joined, and each row group has some bytes, or one row."""
+    monkeypatch.setattr(files, "_GROUP_BYTES", 20_000)
+    monkeypatch.setattr(rewrite, "_GROUP_BYTES", 20_000)
+    for seed in range(8):
+        frame = rows(20, seed)
+        put(place, frame.with_columns(pl.lit("x" * 15_000).alias("name")))
+    before = content(place)
+    assert improve(place, Wish((), 200_000)).rows == 160
+    assert content(place) == before
+    for file in state_of(place).files:
+        footer = pq.read_metadata(Path(place.url) / file.path)
+        assert {footer.row_group(i).num_rows for i in range(footer.num_row_groups)} == {1}
+
+
 @pytest.mark.parametrize("kind", [name for name, k in COLUMNS if k.name not in ("binary", "array")])
 def test_any_sortable_kind_clusters(place: Place, kind: str) -> None:
     """Each kind that has an order can be clustered by."""
@@ -207,11 +225,16 @@ def test_whatever_comes_the_rows_stay(
         assert unlisted(place) == set()
 
 
-@pytest.mark.parametrize("memory", [40_000, 100_000, 400_000])
+@pytest.mark.parametrize(
+    ("memory", "group"), [(40_000, 2**24), (100_000, 2**24), (400_000, 2**24), (100_000, 3_000)]
+)
 def test_what_does_not_fit_in_memory_goes_by_the_way_of_files(
-    place: Place, memory: int, monkeypatch: pytest.MonkeyPatch
+    place: Place, memory: int, group: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With little memory no job holds much, and the outcome is the same: rows, and their order."""
+    """With little memory no job holds much, and the outcome is the same: rows, and their order;
+    where rows are large, too, so that what lies between becomes several row groups.
+    """
+    monkeypatch.setattr(files, "_GROUP_BYTES", group)
     for seed in range(3):
         put(place, rows(700, seed))
     before = content(place)
