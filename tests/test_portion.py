@@ -31,6 +31,13 @@ def test_portions_hold_all_rows_and_are_bounded(sizes: list[int], most: int, siz
         assert [p.num_rows for p in portion.of(part, most, size)] == [part.num_rows]
 
 
+def test_what_is_a_little_more_stays_whole() -> None:
+    """So that whoever knows the row groups of a file finds just those in it."""
+    table = pa.table({"t": ["x" * 100] * 10})
+    assert [part.num_rows for part in portion.of(table, 10, 1_000)] == [10]
+    assert [part.num_rows for part in portion.of(table, 10, 500)] == [4, 4, 2]
+
+
 def test_wide_rows_are_not_taken_a_handful_at_a_time() -> None:
     """What a portion costs for each of its columns is shared by a thousand rows."""
     assert portion.rows(300_000, 10) == 30_000

@@ -796,6 +796,28 @@ def test_a_large_row_group_of_others_is_taken_in_parts(
     assert pq.read_metadata(Path(bench.place.url) / file.path).num_row_groups == 10
 
 
+@pytest.mark.parametrize("on_delete", ["mark", "remove"])
+def test_rows_that_become_large_are_replaced_a_few_at_a_time(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, on_delete: merge.OnDelete
+) -> None:
+    """A row group whose new rows are too large to be there at once becomes several, in its order,
+    whatever else happens to its rows.
+    """
+    monkeypatch.setattr(changing, "BYTES", 2_000)
+    bench.create([[[plain(i, f"t{i}") for i in range(60)]]])
+    (path,) = [file.path for file in bench.state.files]
+    changed = {i: "x" * (i * 30) for i in range(60) if i % 3 == 1}
+    new = [plain(i, text, NOW) for i, text in changed.items()]
+    landed = bench.changed([frame(PLAIN, new)], {path: [0, 30, 59]}, on_delete)
+    (file,) = [one.file for one in landed.merged if one.file]
+    now = bench.rows(file)
+    gone = (0, 30, 59) if on_delete == "remove" else ()
+    left = [i for i in range(60) if i not in gone]
+    assert now["id"].to_list() == left
+    assert now["text"].to_list() == [changed.get(i, f"t{i}") for i in left]
+    assert pq.read_metadata(Path(bench.place.url) / file.path).num_row_groups > 5
+
+
 def test_an_empty_file_of_others_is_no_obstacle(bench: Bench) -> None:
     """Spark writes files of no rows: nothing is found in them, and they stay."""
     bench.create([[[plain(1)]]])
