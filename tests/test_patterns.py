@@ -169,7 +169,8 @@ def test_where_nothing_changed_only_the_position_moves(source: Case, own: dict[s
     # Whoever reads by a cursor column has not seen what xmin would show.
     left = {"xmin"} if "cursor" in own else set()
     assert before.keys() - left == after.keys()
-    assert all(after[name] >= before[name] for name in after)
+    # How far the clocks are apart is no position.
+    assert all(after[name] >= before[name] for name in after if name != "ahead")
     assert left or after["xmin"] > before["xmin"]
 
 
