@@ -37,6 +37,7 @@ def _checked(server: Server, folder: Path, seed: int) -> World:
         return checker.story(source, folder / str(seed), seed, OPERATIONS)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_bronze_equals_its_source_whatever_is_done(server: Server, tmp_path: Path) -> None:
     """A few seeds: rounds of operations, after each of which all tables are compared by content,
