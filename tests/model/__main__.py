@@ -21,7 +21,7 @@ from tests.model.world import World, outcomes
 def main() -> None:
     """Goes on after seeds that fail, and tells which they were."""
     first, last, count = (int(argument) for argument in sys.argv[1:4])
-    kept = Path(os.environ.get("BRONZE_MODEL_FOLDER", "/tmp/bronze-model"))  # noqa: S108
+    kept = Path(os.environ.get("BRONZE_MODEL_FOLDER", tempfile.mkdtemp(prefix="bronze-model-")))
     os.environ.setdefault(MASTER_KEY, base64.b64encode(bytes(32)).decode())
     driver.hurry()
     done: list[World] = []
