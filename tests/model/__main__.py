@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -20,6 +21,7 @@ from tests.model.world import World, outcomes
 
 def main() -> None:
     """Goes on after seeds that fail, and tells which they were."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
     first, last, count = (int(argument) for argument in sys.argv[1:4])
     kept = Path(os.environ.get("BRONZE_MODEL_FOLDER", tempfile.mkdtemp(prefix="bronze-model-")))
     os.environ.setdefault(MASTER_KEY, base64.b64encode(bytes(32)).decode())

@@ -174,9 +174,13 @@ def test_transactions_are_gathered_for_the_interval(
             "DO $$ BEGIN FOR k IN 1..5 LOOP INSERT INTO t VALUES (k); COMMIT;"
             " CREATE TEMPORARY TABLE u (); DROP TABLE u; COMMIT; END LOOP; END $$"
         )
-        batch = taken(receiver)
+        batches = [taken(receiver)]
         assert time.monotonic() - began >= 1
-        assert batch.transactions == batch.changes == 5
+        # A slow machine may need longer than the interval for the five.
+        while sum(batch.changes for batch in batches) < 5:
+            batches.append(taken(receiver))
+        assert len(batches) < 5
+        assert all(batch.transactions == batch.changes for batch in batches)
         assert receiver.take(0, 2**63) is None
 
 
