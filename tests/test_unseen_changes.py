@@ -324,6 +324,7 @@ def test_a_table_that_goes_before_it_is_published(
     source.execute("CREATE TABLE u (id int PRIMARY KEY)")
     given = settings(source, {"t": {"pattern": "streaming"}, "u": {"pattern": "streaming"}})
     caught_up(given)
+
     def late(*given: Any) -> Any:
         source.execute("DROP TABLE IF EXISTS u")
         return newslot.publish(*given)
