@@ -409,11 +409,11 @@ def test_a_slot_that_another_streams_from_is_busy(
 
 
 def test_a_slot_that_is_not_there(source: Source, written: psycopg.Connection[Any]) -> None:
-    """It is an error at once, and the connection that was given is closed."""
+    """It is an error at once, which says that all is begun anew; the connection is closed."""
     origin = source.settings().origin("test")
     sender = slot.walsender(origin)
     receiver = Receiver(origin, sender, "none", "none", [1], interval=0, memory=MUCH)
-    with pytest.raises(SourceError), receiver:
+    with pytest.raises(SourceBusy, match='"none" does not exist'), receiver:
         pass
     assert sender.closed
 
