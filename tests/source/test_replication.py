@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from bronze.errors import SourceBusy, SourceError, SourceUnreachable
+from bronze.errors import SourceBusy, SourceUnreachable
 from bronze.source import pgoutput, replication, slot
 from bronze.source.batch import Batch, Gathered, pieces, release
 from bronze.source.replication import Receiver
