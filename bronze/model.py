@@ -195,9 +195,19 @@ Method = Literal["batch", "micro_batch", "full_refresh", "streaming"]
 
 
 @dataclass(frozen=True)
+class AuditMark:
+    """A record of an audit log: the id of the log, and the record's number and hash in it."""
+
+    log: str
+    sequence: int
+    hash: str
+
+
+@dataclass(frozen=True)
 class Stamp:
     """What a run writes beside every row. ``lineage`` is the id of the run's record of the table
-    in ``governance.data_lineage``.
+    in ``governance.data_lineage``, ``audited`` the newest record of the audit log that its commits
+    name, if it could be read (see `bronze.table.audit_mark`).
     """
 
     batch_id: str
@@ -205,6 +215,7 @@ class Stamp:
     source_system: str
     method: Method
     lineage: str = ""
+    audited: AuditMark | None = None
 
 
 @dataclass(frozen=True)

@@ -249,6 +249,8 @@ def audit(report: AuditReport) -> None:
     for problem in report.problems:
         _err.print(f"{problem}.", style="red", markup=False)
     said(f"{report.count:,} records in all{_proof(report)}")
+    for note in report.notes:
+        said(f"  {note}")
     if report.head:
         said(f"head {report.head}")
 
@@ -259,7 +261,14 @@ def _proof(report: AuditReport) -> str:
     if report.problems:
         return ", and they are not as they were written"
     bare = f"; the first {report.unsealed:,} are not sealed: anybody could have written them"
-    return f", all of them whole{bare if report.unsealed else ''}"
+    asked = (
+        f"; {report.vouching:,} of {report.tables:,} Bronze tables know of them, up to"
+        f" {report.vouched:,}"
+    )
+    return (
+        f", all of them whole: {report.files:,} files of {report.place} were read"
+        f"{asked}{bare if report.unsealed else ''}"
+    )
 
 
 def _brief(details: str) -> str:
