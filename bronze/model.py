@@ -364,7 +364,7 @@ class Weighing:
 
     ``table`` is its name in SQL, ``weight`` the SQL of the bytes of a row's values, ``key`` the SQL
     of its key as text, to name it. A slice may have ``size`` bytes, and a row ``heaviest``; a row
-    takes ``copies`` times its bytes, beside the ``rest`` of the run's memory.
+    takes ``copies`` times its bytes, beside the ``rest`` of the memory of a run that has enough.
     """
 
     table: str
@@ -385,10 +385,11 @@ class Unit:
     ``key`` tells rows apart, ``stats`` are the target names that get file statistics, ``base`` is
     as in `bronze.enrich.encoding`. With ``known``, only rows that the table does not hold are kept;
     with ``keys_only``, none are, and all that matters is which of the table's keys were seen. With
-    ``inline``, few rows are given back rather than written. ``dates_of`` is the column whose dates
-    are the table's partitions; ``history`` says that the table keeps every version of a row,
-    ``streamed`` that it has the time of a row's commit. With ``summed``, the fingerprints of all
-    rows are added up. With ``weighing``, slices are divided further where their rows are large.
+    ``inline``, rows of less than ``few`` bytes are given back rather than written. ``dates_of`` is
+    the column whose dates are the table's partitions; ``history`` says that the table keeps every
+    version of a row, ``streamed`` that it has the time of a row's commit. With ``summed``, the
+    fingerprints of all rows are added up. With ``weighing``, slices are divided further where their
+    rows are large.
     """
 
     number: int
@@ -407,6 +408,7 @@ class Unit:
     known: Known | None = None
     keys_only: bool = False
     inline: bool = False
+    few: int = 0
     dates_of: str | None = None
     history: bool = False
     streamed: bool = False

@@ -36,9 +36,13 @@ _FILE = 128 * 2**20
 _UNITS_PER_READER = 3
 # Measured: how many times its bytes a row of large values takes at most, on its way from the source
 # or the stream into a file, and from one file into another; and a change while it is received.
-_COPIES = 16
+COPIES = 16
 _RECEIVED = 5
 _LEAST_CHANGE = 4 * 2**20
+# Rows to merge that take no more than this are given back as they are, which saves a file: and all
+# units of a table together give back no more than there is room for.
+_MOST_FEW = 4 * 2**20
+_LEAST_FEW = 2**16
 # Keys alone take so much less room than rows.
 _KEYS_GROWTH = 4
 # A fingerprint, and whether it was seen: by the worker, and here.
@@ -111,6 +115,7 @@ def of_rows(
             estimate=sum(part.size for part in group),
             known=share,
             inline=inline,
+            few=few(run, len(known) * len(groups)),
             # Without a key rows cannot be compared one by one, but all of them at once.
             summed=not key.columns,
             weighing=weighing,
@@ -119,6 +124,11 @@ def of_rows(
         for number, share in enumerate(known)
         for i, group in enumerate(groups)
     ]
+
+
+def few(run: RunSettings, units: int) -> int:
+    """The bytes of rows that each of so many units may give back as they are."""
+    return max(_LEAST_FEW, min(_MOST_FEW, _room(run) // 2 // max(units, 1)))
 
 
 def weighed(given: Assignment, columns: Sequence[Column], key: RowKey) -> Weighing | None:
@@ -139,22 +149,24 @@ def weighed(given: Assignment, columns: Sequence[Column], key: RowKey) -> Weighi
         key=f"json_build_object({', '.join(told)})::text" if told else "'at ' || ctid::text",
         size=min(_SLICE, heaviest(given.run, given.readers)),
         heaviest=heaviest(given.run, given.readers),
-        copies=_COPIES,
-        rest=_rest(given.readers),
+        copies=COPIES,
+        # A run that has enough for the row has enough for other readers beside it.
+        rest=rest(given.run.workers),
     )
 
 
 def heaviest(run: RunSettings, readers: int) -> int:
     """How many bytes a row's values may have; one such row at a time is taken."""
-    return max(_LEAST_CHANGE, (run.memory - _rest(readers)) // _COPIES)
+    return max(_LEAST_CHANGE, (run.memory - rest(readers)) // COPIES)
 
 
 def largest_change(run: RunSettings, readers: int) -> int:
     """How many bytes a change in the stream may have, as another one may be on its way."""
-    return max(_LEAST_CHANGE, (run.memory - _rest(readers)) // (_COPIES + _RECEIVED))
+    return max(_LEAST_CHANGE, (run.memory - rest(readers)) // (COPIES + _RECEIVED))
 
 
-def _rest(readers: int) -> int:
+def rest(readers: int) -> int:
+    """The bytes that are taken beside a large row, with so many readers."""
     return _LIBRARIES + (readers - 1) * _MOST
 
 

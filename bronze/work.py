@@ -29,8 +29,6 @@ from bronze.table import files, history, merge, partition
 
 _TRIES = 4
 _MAX_DELAY = 8.0
-# Rows that take no more than this are given back as they are.
-_FEW = 4 * 2**20
 
 
 @tenacity.retry(
@@ -55,8 +53,8 @@ def work(unit: Unit) -> Written:
         for _ in frames:
             pass
     else:
-        few = _few(frames) if unit.inline else []
-        if portion.size_of(few) >= _FEW or not unit.inline:
+        few = _first(frames, unit.few) if unit.inline else []
+        if portion.size_of(few) >= unit.few or not unit.inline:
             written = _written(unit, chain(_drained(few), frames))
     return Written(
         unit.number,
@@ -70,12 +68,12 @@ def work(unit: Unit) -> Written:
     )
 
 
-def _few(frames: Iterator[pl.DataFrame]) -> list[pl.DataFrame]:
-    """The first frames that have rows, until these are no longer few."""
+def _first(frames: Iterator[pl.DataFrame], few: int) -> list[pl.DataFrame]:
+    """The first frames that have rows, until these have ``few`` bytes."""
     found: list[pl.DataFrame] = []
     for frame in frames:
         found += [frame] if frame.height else []
-        if portion.size_of(found) >= _FEW:
+        if portion.size_of(found) >= few:
             break
     return found
 

@@ -943,7 +943,7 @@ def test_a_change_that_is_too_large_has_its_table_compared(
     """A change that does not fit into the memory is not taken in, and said: the table is compared,
     so that it lands if it can be read by itself; else this table alone fails, the others go on.
     """
-    monkeypatch.setattr(units, "_COPIES", 10**6)
+    monkeypatch.setattr(units, "COPIES", 10**6)
     monkeypatch.setattr(units, "_LEAST_CHANGE", 2**20)
     source.execute(TABLE)
     source.execute("ALTER TABLE t REPLICA IDENTITY FULL")

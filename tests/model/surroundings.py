@@ -71,7 +71,8 @@ def filtered(world: World, table: str) -> str:
     undo = [drop, f"ALTER PUBLICATION {SLOT} {add}"]
     if world.dice.random() < 0.4:
         world.release(frozenset({table}))
-        return world.execute(*do, *rows.work(world, table), *undo)
+        why = world.execute(*do, *rows.work(world, table))
+        return world.execute(*undo) or why
     return world.hinder(f"{table} is published in part", frozenset({table}), do, undo)
 
 

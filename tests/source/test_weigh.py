@@ -96,7 +96,7 @@ def test_values_that_only_take_room_with_us_are_known(
 @pytest.fixture
 def little(monkeypatch: pytest.MonkeyPatch) -> None:
     """Room for rows of 4 MB."""
-    monkeypatch.setattr(units, "_COPIES", 10**6)
+    monkeypatch.setattr(units, "COPIES", 10**6)
 
 
 def landed(source: Source, only: Sequence[str] = (), **more: Any) -> dict[str, Any]:
