@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
 import pytest
 from deltalake import DeltaTable
 
-from bronze import audit, failpoint, pipeline, show
+from bronze import audit, failpoint, pipeline, show, testimony
 from bronze.api import Bronze
 from bronze.audit import Report
+from bronze.books import audit as book
 from bronze.table import audit_mark, log
 from tests.conftest import Source
 
@@ -58,6 +59,12 @@ def emptied(opened: Bronze) -> None:
     DeltaTable(str(folder(opened)))
 
 
+def bare(opened: Bronze) -> None:
+    """Only the log's folder is left."""
+    shutil.rmtree(folder(opened))
+    folder(opened).mkdir()
+
+
 def without_rows(opened: Bronze) -> None:
     """All files of the log are taken out of it, and its properties stay."""
     table = DeltaTable(str(folder(opened)))
@@ -71,10 +78,7 @@ def without_rows(opened: Bronze) -> None:
 
 DAMAGES: dict[str, tuple[Callable[[Bronze], None], str]] = {
     "deleted": (lambda one: shutil.rmtree(folder(one)), "there is no record at"),
-    "an empty folder": (
-        lambda one: (shutil.rmtree(folder(one)), folder(one).mkdir())[1],
-        "there is no record at",
-    ),
+    "an empty folder": (bare, "there is no record at"),
     "an empty table": (emptied, "there is no record at"),
     "without rows": (without_rows, "there is no record at"),
     "cut off": (lambda one: cut_off(one, 2), "the newest records were taken away"),
@@ -138,14 +142,14 @@ def test_a_log_of_another_lake_is_not_whole_here(
 
 
 def test_a_record_made_anew_is_contradicted(opened: Bronze) -> None:
-    """A log whose chain is whole is not the lake's if a record has another hash than tables know."""
+    """A log whose chain is whole is contradicted by a table that knows another hash."""
     state = log.read(opened.settings.place("bronze", "bz_t"))
     assert state
     (known,) = audit_mark.known(state)
-    told = audit.testimony.heard(opened.settings, "audit_log")
+    told = testimony.heard(opened.settings, "audit_log")
     hashes = {one.sequence: one.record_hash for one in opened.audit().records}
     last = max(hashes)
-    faults = audit.testimony.faults
+    faults = testimony.faults
     assert list(faults(told, known.log, hashes, last)) == []
     hashes[known.sequence] = hashes[1][::-1]
     assert list(faults(told, known.log, hashes, last)) == [
@@ -174,8 +178,9 @@ def test_a_run_that_dies_gives_no_false_alarm(
 
 
 def test_a_lake_of_before_is_read_on(source: Source, capsys: pytest.CaptureFixture[str]) -> None:
-    """Log and tables that know nothing of each other are whole, with what is not proven; then they
-    are bound by the next run."""
+    """Log and tables that do not know each other are whole, with what is not proven; the next run
+    binds them.
+    """
     source.execute("CREATE TABLE t (id int PRIMARY KEY)")
     opened = Bronze(source.settings())
     assert opened.run().exit_code == 0
@@ -190,7 +195,7 @@ def test_a_lake_of_before_is_read_on(source: Source, capsys: pytest.CaptureFixtu
                 configuration.pop(name, None)
             kept.append(json.dumps(action) + "\n")
         entry.write_text("".join(kept))
-    rewritten = audit.book.read(pl.read_delta(str(folder(opened))))
+    rewritten = book.read(pl.read_delta(str(folder(opened))))
     first = json.loads(rewritten[0].details)
     del first["log"]
     _without_id(opened, json.dumps(first, sort_keys=True))
@@ -213,16 +218,14 @@ def test_a_lake_of_before_is_read_on(source: Source, capsys: pytest.CaptureFixtu
 
 def _without_id(opened: Bronze, details: str) -> None:
     """Chains the log anew with a first record that names no id, as it was written before."""
-    from dataclasses import replace
-
     place = folder(opened)
-    records = audit.book.read(pl.read_delta(str(place)))
+    records = book.read(pl.read_delta(str(place)))
     records[0] = replace(records[0], details=details)
-    links = audit.book.chained(records, audit.book.Head(), None)
+    links = book.chained(records, book.Head(), None)
     swaps = {old.record_hash: new.record_hash for old, new in zip(records, links, strict=True)}
     for file in place.glob("*.parquet"):
         mine = pl.read_parquet(file)["sequence"].to_list()
-        audit.book.frame([one for one in links if one.sequence in mine]).write_parquet(file)
+        book.frame([one for one in links if one.sequence in mine]).write_parquet(file)
     for entry in (place / "_delta_log").glob("*.json"):
         text = entry.read_text()
         for old, new in swaps.items():
@@ -230,18 +233,18 @@ def _without_id(opened: Bronze, details: str) -> None:
         entry.write_text(text)
 
 
-def test_what_could_not_be_looked_at_is_no_yes(opened: Bronze) -> None:
+def test_what_could_not_be_looked_at_is_no_yes(opened: Bronze, tmp_path: Path) -> None:
     """Without a log, a table, a file, a permission or the right root, nothing is called whole."""
     table = Path(opened.settings.place("bronze", "bz_t").url)
-    elsewhere = opened.settings.model_copy(
-        update={"lake": opened.settings.lake.model_copy(update={"root": "/tmp/no/such/lake"})}  # noqa: S108
-    )
+    root = tmp_path / "no such lake"
+    lake = opened.settings.lake.model_copy(update={"root": str(root)})
+    elsewhere = opened.settings.model_copy(update={"lake": lake})
     wrong = audit.report(elsewhere, verify=True)
     assert wrong.problems == (
-        "there is no record at /tmp/no/such/lake/governance/audit_log, and no table in the lake:"
+        f"there is no record at {root}/governance/audit_log, and no table in the lake:"
         " nothing was ever done there",
     )
-    assert not os.path.exists("/tmp/no/such/lake")  # noqa: S108
+    assert not root.exists()
     last = max((table / "_delta_log").glob("*.json"))
     kept = last.read_text()
     last.write_text("{")

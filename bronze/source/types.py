@@ -259,6 +259,7 @@ def contract(
         text=carried.text,
         element=carried.element,
         not_null=not_null,
+        base_type=source.name,
     )
 
 
@@ -347,7 +348,11 @@ def recast(column: Column, value: str, kind: Kind) -> Column:
         choices = Choices({column.name: (kind.precision, kind.scale)})
     cast = contract(column.name, column.target, f"{value}::{name}", source, choices)
     return replace(
-        cast, source_type=column.source_type, not_null=column.not_null, protect=column.protect
+        cast,
+        source_type=column.source_type,
+        base_type=column.base_type,
+        not_null=column.not_null,
+        protect=column.protect,
     )
 
 
