@@ -390,7 +390,6 @@ def _failed(table: Table, error: BronzeError) -> TableResult:
         rows_read=table.rows,
         seconds=time.monotonic() - table.began,
         error=error.failure(),
-        **_fared(table),
     )
 
 

@@ -426,30 +426,42 @@ def _score(score: float) -> str:
 
 def quality(report: QualityReport, trend: int) -> None:
     """How tables fare, what is not as demanded, and how it came to be so."""
+    from bronze.grade import NULLS, emptiest
+
     if not report.tables:
-        said("There are no figures yet: `bronze run` and `bronze stream` enter them.")
-        return
+        said(
+            f"There are no figures yet in {report.lake}: `bronze run` and `bronze stream` enter them."
+        )
     rows = []
     for one in report.tables:
         for number, run in enumerate(one.runs):
             when = f"  {run.evaluated:%Y-%m-%d %H:%M}"
-            cells = [when if number else one.target.rpartition(".")[2], f"{run.rows:,}"]
+            name = when if number else one.target.rpartition(".")[2]
+            cells = [name if run.landed else f"{name} (refused)", f"{run.rows:,}"]
             cells += [_score(run.score), f"{run.flawed:,}", f"{run.quarantined:,}", str(run.unmet)]
             rows.append([*cells, "" if number else _age(one)])
     names = ("rows", "score", "below 100", "quarantined", "unmet", "age")
-    _figures(("Bronze table", *names), rows)
+    if rows:
+        _figures(("Bronze table", *names), rows)
     for one in report.tables:
         for figure in one.unmet:
             what = figure.rule if figure.kind != "check" else f"{figure.rule} (check)"
             count = f"{figure.failed:,} of {figure.checked:,}"
             keys = f", such as {', '.join(figure.examples)}" if figure.examples else ""
+            if figure.rule == NULLS and figure.kind == "check":
+                keys = f", most of them in {emptiest(one.figures)}"
             said(f"{one.target}: {what}: {count} ({figure.share or 0:.2%}){keys}")
         if not one.fresh:
-            said(f"{one.target}: not fresh: {_age(one)} old, to be below {one.allowed:,} s")
+            age = f"{_age(one)} old" if math.isfinite(one.age) else "nothing has ever landed"
+            said(f"{one.target}: not fresh: {age}, to be below {one.allowed:,} s")
+    for name in report.missing:
+        said(f"{name}: there are no figures of it: its next run enters them")
 
 
 def _age(table: TableQuality) -> str:
-    minutes, seconds = divmod(int(min(table.age, 10**9)), 60)
+    if not math.isfinite(table.age):
+        return "never"
+    minutes, seconds = divmod(int(table.age), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds:02}s"
 
