@@ -429,9 +429,7 @@ def quality(report: QualityReport, trend: int) -> None:
     from bronze.grade import NULLS, emptiest
 
     if not report.tables:
-        said(
-            f"There are no figures yet in {report.lake}: `bronze run` and `bronze stream` enter them."
-        )
+        said(f"There are no figures yet in {report.lake}: `bronze run` enters them.")
     rows = []
     for one in report.tables:
         for number, run in enumerate(one.runs):
