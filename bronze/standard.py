@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 import polars as pl
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
+from bronze.plain import plain
 from bronze.rule import Kind, Severity
 from bronze.section import Names, Seconds, Section
 
@@ -150,5 +151,4 @@ def _compiles(kind: Kind, text: str) -> None:
         elif kind == "expression":
             pl.sql_expr(text)
     except pl.exceptions.PolarsError as error:
-        reason = " ".join(line.strip() for line in str(error).split("\n\n")[0].splitlines())
-        raise ValueError(f"{text!r} cannot be used: {reason}") from None
+        raise ValueError(f"{text!r} cannot be used: {plain(error)}") from None
