@@ -178,12 +178,19 @@ def _loaded(settings: Settings, table: Table, plan: Plan) -> Course[Outcome]:
                 _facts(table),
                 shape=plan.shape,
                 reached=plan.reached,
+                audited=table.stamp.audited,
             )
             store.delete(place, [file.path for file in data])
             return Outcome(version, 0, 0, 0, ())
     facts = _facts(table, inserted=table.rows)
     version = commit.replace(
-        place, plan.shape, data, plan.reached, facts, lambda state: _moved(state, plan)
+        place,
+        plan.shape,
+        data,
+        plan.reached,
+        facts,
+        lambda state: _moved(state, plan),
+        table.stamp.audited,
     )
     return Outcome(version, table.rows, 0, 0, tuple(data))
 
@@ -249,6 +256,7 @@ def _committed(
             _facts(table, **counts),
             shape=plan.shape,
             reached=plan.reached,
+            audited=table.stamp.audited,
         )
     except CommitConflict:
         # Only then it is certain that nobody needs them. What is staged is needed again.
@@ -382,7 +390,6 @@ def _failed(table: Table, error: BronzeError) -> TableResult:
         rows_read=table.rows,
         seconds=time.monotonic() - table.began,
         error=error.failure(),
-        **_fared(table),
     )
 
 

@@ -33,6 +33,7 @@ from bronze.model import (
     RowKey,
     Stored,
 )
+from bronze.plain import plain
 from bronze.source import read, witness
 from bronze.table import files
 
@@ -250,9 +251,8 @@ def readable(place: Place, file: Stored | None = None) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError, pl.exceptions.PolarsError) as error:
         what = f"The file {file.path} of" if file else "A file of"
-        text = " ".join(str(error).split())[:200]
         raise LakeError(
-            f"{what} the table at {place.url} cannot be read: {text}.",
+            f"{what} the table at {place.url} cannot be read: {plain(error)}.",
             hint="`bronze verify --at-rest` says which files and rows are damaged.",
         ) from error
 

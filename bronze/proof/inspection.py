@@ -16,6 +16,7 @@ from bronze.enrich import fingerprint, hashing
 from bronze.enrich.encoding import pieces
 from bronze.errors import BronzeError
 from bronze.model import DELETED, Kind, Place, Stored
+from bronze.plain import plain
 from bronze.source.read import dtype
 from bronze.table import files
 
@@ -73,7 +74,7 @@ def inspect(task: Resting) -> Inspected:
             raise
         return Inspected(file, f"cannot be read: {error.message}")
     except (pa.ArrowException, OSError, ValueError, pl.exceptions.PolarsError) as error:
-        return Inspected(file, f"cannot be read: {' '.join(str(error).split())[:200]}")
+        return Inspected(file, f"cannot be read: {plain(error)}")
 
 
 _UNREACHABLE = 3
