@@ -198,7 +198,7 @@ def dropped(name: str, as_json: bool) -> None:
 
 def _cells(row: TableResult) -> list[str]:
     return [
-        row.target.rpartition(".")[2] or row.table,
+        row.target.partition(".")[2] or row.table,
         row.status,
         f"{row.rows_read:,}",
         f"{row.inserted:,}",
@@ -221,7 +221,7 @@ def maintained(result: MaintainResult) -> None:
     """What maintenance did to each table, then what went wrong, if anything did."""
     rows = [
         [
-            row.target.rpartition(".")[2],
+            row.target.partition(".")[2],
             str(row.files_before) if row.version is not None else "",
             str(row.files_after) if row.version is not None else "",
             size(row.rewritten),
@@ -366,7 +366,7 @@ def verified(result: VerifyResult) -> None:
     rows = []
     for row in result.tables:
         counts = (row.bronze_rows, row.missing, row.extra, row.different, row.altered)
-        cells = [row.target.rpartition(".")[2] or row.table, row.status]
+        cells = [row.target.partition(".")[2] or row.table, row.status]
         cells += [f"{row.source_rows:,}" if row.source_rows >= 0 else ""]
         cells += [f"{count:,}" for count in (*counts, len(row.files))]
         rows.append([*cells, f"{row.seconds:.1f}", _version(row.version)])
@@ -424,7 +424,7 @@ def quality(report: QualityReport, trend: int) -> None:
     for one in report.tables:
         for number, run in enumerate(one.runs):
             when = f"  {run.evaluated:%Y-%m-%d %H:%M}"
-            cells = [when if number else one.target.rpartition(".")[2], f"{run.rows:,}"]
+            cells = [when if number else one.target.partition(".")[2], f"{run.rows:,}"]
             cells += [_score(run.score), f"{run.flawed:,}", f"{run.quarantined:,}", str(run.unmet)]
             rows.append([*cells, "" if number else _age(one)])
     names = ("rows", "score", "below 100", "quarantined", "unmet", "age")

@@ -57,7 +57,7 @@ def scores(source: Source, name: str = "t") -> dict[int, tuple[int, str]]:
     return {key: (score, status) for key, score, status in rows}
 
 
-def book(source: Source, target: str = "bz_t") -> pl.DataFrame:
+def book(source: Source, target: str = "bronze.bz_t") -> pl.DataFrame:
     """The figures of the newest run of a table."""
     frame = pl.read_delta(str(source.lake / "governance" / "quality"))
     mine = frame.filter(pl.col("target_table") == target)
