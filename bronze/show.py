@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from bronze.audit import Report as AuditReport
     from bronze.check import Report, TableReport
-    from bronze.forget import Forgotten
+    from bronze.forget import Evidence, Forgotten
     from bronze.keys import KeyReport
     from bronze.pipeline import Notify
     from bronze.pipeline import Progress as Step
@@ -317,7 +317,27 @@ def _text(value: Any) -> str:
 
 
 def forgotten(done: Forgotten) -> None:
-    """What was erased, and what is left."""
+    """What was looked at and erased, and what is left."""
+    if done.source:
+        said(
+            f"Table {done.source.table} of the source (oid {done.source.oid}) answered that it has"
+            f" {done.source.rows} such rows."
+        )
+    for note in done.notes:
+        said(f"note: {note}")
+    if done.before and not done.is_found:
+        _err.print(
+            f"{done.target}: nothing was found and nothing was erased. {_looked(done.before)} were"
+            " looked at.",
+            style="red",
+            markup=False,
+        )
+        _err.print(
+            "  Is the value right? What the log of older versions may still say of rows that left"
+            " them before, --old-versions deletes.",
+            markup=False,
+        )
+        return
     said(
         f"{done.target}: {done.rows} rows and {done.records} records erased; {done.files} files"
         f" ({size(done.bytes)}) and {done.entries} log entries deleted. Only version"
@@ -325,14 +345,24 @@ def forgotten(done: Forgotten) -> None:
     )
     if done.left:
         _err.print(
-            f"{done.left} rows are left in files that a run may be about to commit: let it end,"
-            " and run this again.",
+            f"{done.left} rows or records are left in files that a run may be about to commit: let"
+            " it end, and run this again.",
             style="red",
             markup=False,
         )
-    elif done.scanned:
-        said(f"Proof: {done.scanned} Parquet files were read, none has such a row.")
+    elif done.before and done.after:
+        said(
+            f"Found before: {done.before.found} rows and {done.before.told} records, among"
+            f" {_looked(done.before)}."
+        )
+        said(f"Proof: {_looked(done.after)} were read afterwards, none has such a row.")
     _unrecorded(done)
+
+
+def _looked(at: Evidence) -> str:
+    return (
+        f"{at.rows:,} rows in {at.files:,} Parquet files and {at.records:,} records of governance"
+    )
 
 
 def keys(found: Sequence[KeyReport], as_json: bool) -> None:

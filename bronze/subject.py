@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
@@ -147,8 +148,8 @@ class Wanted:
         """Whether a record names rows with it; None where it says nothing of its columns."""
         for name in self.names:
             if record.get(name) is not None:
-                said, values = written(record[name]), self.ever.get(name)
-                return values is not None and said in {written(v) for v in values}
+                values = self.ever.get(name)
+                return values is not None and said(record[name], values.to_list())
         told = json.loads(record.get(KEY_TEXT) or "{}")
         return any(told.get(n) in self.texts for n in self.names) if told else None
 
@@ -175,8 +176,8 @@ class Subject:
 
     def named(self, record: Mapping[str, Any]) -> bool:
         """Whether a record names such rows by the values themselves."""
-        said = [one.named(record) for one in self.wanted]
-        return bool(said) and all(said)
+        found = [one.named(record) for one in self.wanted]
+        return bool(found) and all(found)
 
     @property
     def columns(self) -> list[str]:
@@ -186,9 +187,21 @@ class Subject:
 
 def written(value: Any) -> str:
     """A value of a row, or of a record about it, as one text."""
-    if isinstance(value, Decimal):
-        return str(value.normalize())
-    return json.dumps(value, default=str, ensure_ascii=False)
+    plain = json.dumps(value, default=str, ensure_ascii=False)
+    return str(json.loads(plain)) if plain.startswith('"') else plain
+
+
+def said(record: Any, values: Iterable[Any]) -> bool:
+    """Whether what a record says of a column is one of some values of rows."""
+    for value in values:
+        if isinstance(value, Decimal):
+            # It may have got more digits since.
+            with suppress(ArithmeticError):
+                if Decimal(str(record)) == value:
+                    return True
+        elif written(record) == written(value):
+            return True
+    return False
 
 
 def subject(
@@ -269,7 +282,7 @@ def _equal(
         alike = texts.is_in(pl.Series(origin.equal(name, text, texts.to_list())).implode())
         found.append(values.filter(alike))
     same = [one for one in found if found and one.dtype == found[0].dtype]
-    return pl.concat([one.rename("") for one in same]).unique() if same else None
+    return pl.concat([one.rename("") for one in same]) if same else None
 
 
 def _tellable(table: Held, names: Sequence[str], text: str) -> None:
@@ -278,8 +291,11 @@ def _tellable(table: Held, names: Sequence[str], text: str) -> None:
     Raises:
         ConfigError
     """
-    known = {n for k in drift.keyed(table.state.properties) for n in drift.names_of(
-        table.state.properties, k)}
+    known = {
+        n
+        for k in drift.keyed(table.state.properties)
+        for n in drift.names_of(table.state.properties, k)
+    }
     if KEY_TEXT not in table.kinds or not known & set(names):
         raise ConfigError(
             f"What is given for column {names[0]} is no value of type {table.kinds[names[0]]}."

@@ -23,11 +23,11 @@ from bronze.source.statement import quoted
 from bronze.source.types import Choices, contract, output
 
 _TYPES = """
-WITH RECURSIVE used(number, type, typmod, collation) AS (
+WITH RECURSIVE used(number, type, typmod, coll) AS (
     SELECT attnum, atttypid, atttypmod, attcollation FROM pg_attribute
     WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped
   UNION ALL
-    SELECT used.number, t.typbasetype, t.typtypmod, used.collation
+    SELECT used.number, t.typbasetype, t.typtypmod, used.coll
     FROM used JOIN pg_type t ON t.oid = used.type WHERE t.typtype = 'd'
 )
 SELECT used.number, format_type(t.oid, -1), format_type(t.oid, used.typmod), used.typmod >= 0,
@@ -43,13 +43,24 @@ SELECT used.number, format_type(t.oid, -1), format_type(t.oid, used.typmod), use
         SELECT FROM pg_opclass o JOIN pg_am m ON m.oid = o.opcmethod
         WHERE o.opcdefault AND m.amname IN ('btree', 'hash')
             AND o.opcintype IN (e.oid, CASE e.typtype WHEN 'e' THEN 'anyenum'::regtype END))
-FROM used JOIN pg_type t ON t.oid = used.type LEFT JOIN pg_collation c ON c.oid = used.collation
+FROM used JOIN pg_type t ON t.oid = used.type LEFT JOIN pg_collation c ON c.oid = used.coll
 LEFT JOIN pg_namespace cn ON cn.oid = c.collnamespace
 LEFT JOIN pg_type e ON e.oid = t.typelem AND t.typcategory = 'A'
 WHERE t.typtype <> 'd'
 """
 # Values of these that are equal have the same text, or, as Delta has them, are equal.
-_ONE_TEXT = ("bool", "int2", "int4", "int8", "oid", "float4", "float8", "name", "text", "varchar")
+_ONE_TEXT: tuple[str, ...] = (
+    "bool",
+    "int2",
+    "int4",
+    "int8",
+    "oid",
+    "float4",
+    "float8",
+    "name",
+    "text",
+    "varchar",
+)
 _ONE_TEXT += ("uuid", "bytea", "date", "timestamp", "timestamptz")
 _AT_ONCE = 100_000
 
@@ -198,7 +209,8 @@ def _equal(connection: Connection, column: Typed, text: str, others: list[str]) 
         f" %s::{column.unlimited}"
     )
     try:
-        return [row[0] for row in connection.execute(query.encode(), [others, text])]
+        rows: list[Any] = connection.execute(query.encode(), [others, text]).fetchall()
+        return [str(row[0]) for row in rows]
     except (psycopg.DataError, pg.CheckViolation):
         if len(others) == 1:
             return []
