@@ -183,6 +183,7 @@ _CALLED = """
 SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname || '.' || c.relname = %(name)s AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
    OR c.relname = %(name)s AND n.nspname = %(own)s AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+ORDER BY n.nspname
 """
 
 

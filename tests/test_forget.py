@@ -65,6 +65,10 @@ SPELLINGS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
 )  # fmt: skip
 
 
+QUICK: tuple[str, ...] = ("char(8)", "uuid", "numeric", "numeric(10,2)", "citext", "inet")
+QUICK += ("macaddr", "interval", "timestamptz", "numeric[]")
+
+
 def run(given: Settings) -> dict[str, Any]:
     """Lands every table; their results by the Bronze names."""
     done = pipeline.run(given)
@@ -94,7 +98,7 @@ def records(source: Source, name: str) -> pl.DataFrame:
 def test_a_value_is_found_however_it_is_spelled(source: Source) -> None:
     """PostgreSQL casts what is given: a spelling of a value erases its row, and no other."""
     source.execute(SETUP)
-    cases = [case for case in SPELLINGS if known(case[0]) and case[1] not in ("infinity",)]
+    cases = [case for case in SPELLINGS if case[0] in QUICK]
     columns = ", ".join(f"c{i} {kind}" for i, (kind, *_) in enumerate(cases))
     source.execute(f"CREATE TABLE t (id int PRIMARY KEY, {columns})")
     for row in range(len(cases)):
@@ -143,8 +147,8 @@ def test_a_key_is_found_however_it_is_spelled(source: Source) -> None:
 def test_what_does_not_fit_a_type_names_nobody(source: Source) -> None:
     """Nothing is rounded or cut off to somebody else's key."""
     source.execute(
-        "CREATE TABLE t (a varchar(3), b numeric(5, 1), c bit(3), d timestamp(0), e uuid, f char(2),"
-        " PRIMARY KEY (a, b, c, d, e, f))"
+        "CREATE TABLE t (a varchar(3), b numeric(5, 1), c bit(3), d timestamp(0), e uuid,"
+        " f char(2), PRIMARY KEY (a, b, c, d, e, f))"
     )
     run(source.settings())
     wrong = {"a": "abcd", "b": "1.25", "c": "1011", "d": "2024-01-01 00:00:00.5", "e": "x"}

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import polars as pl
+import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -56,11 +57,15 @@ class Life:
     is_spelled: bool
 
 
+def _is_stable(text: str) -> bool:
+    return text.lower() != "nan"
+
+
 @st.composite
 def lives(draw: st.DrawFn) -> Life:
     """Any of them."""
     key = draw(st.sampled_from(KEYS))
-    values = draw(st.lists(key.texts, min_size=2, max_size=6, unique=True))
+    values = draw(st.lists(key.texts.filter(_is_stable), min_size=2, max_size=6, unique=True))
     own: dict[str, Any] = draw(
         st.sampled_from(
             [
@@ -81,6 +86,8 @@ def lives(draw: st.DrawFn) -> Life:
     own |= {"protect": protect} if protect else {}
     events = draw(st.lists(st.sampled_from(list(EVENTS)), max_size=4))
     once = [e for i, e in enumerate(events) if e == "update" or e not in events[:i]]
+    if {"drop", "widen"} <= {*once}:
+        once.remove("widen")
     spelled = draw(st.booleans()) and "id" not in protect
     return Life(key, values, own, once, spelled)
 
@@ -113,11 +120,16 @@ def places(lake: Path, *texts: str) -> list[str]:
     return found
 
 
-def others(source: Source) -> dict[str, list[str]]:
-    """What the lake has of everybody but the person, who is in the rows that are marked."""
+def keys_of(source: Source) -> set[str]:
+    """What records may have as the key of the person, whose rows are marked."""
+    rows = pl.read_delta(str(source.table("t"))).filter(pl.col("mark") == "mine.")
+    found = rows.select(pl.col("^(idx?x?|key_as_text)$")).rows()
+    return {str(value) for row in found for value in row if value is not None}
+
+
+def others(source: Source, keys: set[str]) -> dict[str, list[str]]:
+    """What the lake has of everybody but the person."""
     rows = pl.read_delta(str(source.table("t")))
-    mine = rows.filter(pl.col("mark") == "mine.").select(pl.col("^idx?$")).rows()
-    keys = {str(value) for row in mine for value in row if value is not None}
     theirs = {"t": sorted(map(str, rows.filter(pl.col("mark") != "mine.").rows()))}
     for name, column in (("rejected_values", "row_key"), ("anomalies", "row_key")):
         place = source.lake / "governance" / name
@@ -148,16 +160,18 @@ def lived(server: Server, life: Life) -> None:
                     f" 'infinity', '{mark}') ON CONFLICT DO NOTHING",
                     value,
                 )
-            except Exception:  # noqa: BLE001 - no value of the type after all
+            except psycopg.Error:
+                # No value of the type after all.
                 if i == 0:
                     return
         key, given = "id", configured(source, life, "id")
         ((text,),) = source.execute("SELECT concat(id) FROM t WHERE note LIKE 'plant%'")
         if life.is_spelled and life.key.type in SPELLED:
             ((text,),) = source.execute(
-                f"SELECT {SPELLED[life.key.type]} FROM (SELECT %s AS t) s", text
+                f"SELECT {SPELLED[life.key.type]} FROM (SELECT %s::text AS t) s", text
             )
         landed(given)
+        mine = keys_of(source)
         for event in life.events:
             if event == "rename":
                 source.execute(EVENTS[event].format(key=key))
@@ -166,15 +180,16 @@ def lived(server: Server, life: Life) -> None:
             else:
                 source.execute(EVENTS[event])
             landed(given)
+            mine |= keys_of(source)
         source.execute("DELETE FROM t WHERE note LIKE 'plant%'")
         if "leave" not in life.events:
             assert places(source.lake, "plantkind")
-        before = others(source)
+        before = others(source, mine)
         is_kept = "id" in life.own.get("protect", {})
         done = forget.forget(given, "t", {"id" if is_kept else key: text})
         assert (done.left, done.is_found) == (0, True)
         assert places(source.lake, "plant", "mine.", "4242.125") == []
-        assert others(source) == before
+        assert others(source, mine) == before
         landed(given)
 
 
@@ -204,4 +219,4 @@ def test_a_person_is_nowhere_afterwards(server: Server) -> None:
 @pytest.mark.soak
 def test_a_person_is_nowhere_afterwards_at_length(server: Server) -> None:
     """The same, with many more lives."""
-    lived_all(server, 150)
+    lived_all(server, 40)
