@@ -28,6 +28,7 @@ from bronze.source import read, slices, statement
 from bronze.table import commit, files, log
 from bronze.table.files import Layout
 from bronze.table.log import State
+from bronze.table.naming import spellings
 from bronze.units import Assignment, asked
 from bronze.watch import Model, Watch
 
@@ -172,7 +173,7 @@ def _text_number(column: Column) -> bool:
 def _keep(given: Assignment, place: Place, model: Model, why: str, settings: str) -> None:
     target, stamp = given.target, given.stamp
     record = book.Record(
-        model, stamp.loaded_at, target.source, target.label, target.name, why, settings
+        model, stamp.loaded_at, target.source, target.label, target.full_name, why, settings
     )
     entered(place, book.COLUMNS, book.frame(record), stamp.batch_id)
 
@@ -222,15 +223,12 @@ def _latest(place: Place, state: State, given: Assignment) -> tuple[Model, dict[
     """The newest record of the table, and its model."""
     best: tuple[Any, Any] | None = None
     for file in state.files:
-        if not _may_hold(file, given.target.name):
+        if not _may_hold(file, given.target):
             continue
         parquet = files.opened(place, file)
         for start, part in files.parts(parquet, book.COLUMNS, book.TOLD):
             told = pl.DataFrame(part).with_row_index("at", start)
-            mine = told.filter(
-                pl.col("source_table") == given.target.label,
-                pl.col("target_table") == given.target.name,
-            )
+            mine = told.filter(_about(given.target))
             for row in mine.iter_rows(named=True):
                 if best is None or row["trained_timestamp"] > best[1]["trained_timestamp"]:
                     best = file, row
@@ -279,18 +277,26 @@ def earlier(settings: Settings, target: Target, most: int = 40) -> pl.DataFrame:
     for file in newest:
         if sum(part.height for part in parts) >= most:
             break
-        if not _may_hold(file, target.name):
+        if not _may_hold(file, target):
             continue
-        own = (pl.col("source_table") == target.label, pl.col("target_table") == target.name)
         with log.mapped(place, "read"):
             for _, part in files.parts(files.opened(place, file), profiles.COLUMNS):
-                parts.append(pl.DataFrame(part).filter(own))
+                parts.append(pl.DataFrame(part).filter(_about(target)))
     return pl.concat(parts).sort("profiled_timestamp").tail(most)
 
 
-def _may_hold(file: Stored, name: str) -> bool:
+def _about(target: Target) -> pl.Expr:
+    """The condition that is true for records about a table."""
+    names = spellings(target.full_name)
+    return (pl.col("source_table") == target.label) & pl.col("target_table").is_in(names)
+
+
+def _may_hold(file: Stored, target: Target) -> bool:
     low, high = (dict(side).get(BY[0]) for side in (file.low, file.high))
-    return (low is None or low <= name) and (high is None or name <= high)
+    return any(
+        (low is None or low <= name) and (high is None or name <= high)
+        for name in spellings(target.full_name)
+    )
 
 
 # Samples

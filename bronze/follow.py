@@ -271,7 +271,7 @@ def book_quality(settings: Settings, followings: Iterable[Following]) -> None:
     graded = [
         Graded(
             source_table=following.label,
-            target_table=following.name,
+            target_table=following.plan.target.full_name,
             stamp=fared.stamp,
             mode="stream",
             as_of=fared.as_of,

@@ -323,7 +323,9 @@ def book_rejected(
     if not rejected:
         return
     place = settings.place(GOVERNANCE, book.NAME)
-    frame = book.frame(rejected, stamp=stamp, source_table=target.label, target_table=target.name)
+    frame = book.frame(
+        rejected, stamp=stamp, source_table=target.label, target_table=target.full_name
+    )
     file = files.write([frame], place, stamp.batch_id, ())
     if file:
         commit.append(place, book.COLUMNS, file, {"batch_id": stamp.batch_id})
@@ -358,7 +360,7 @@ def book_quality(settings: Settings, tables: Sequence[Table]) -> None:
     graded = [
         Graded(
             source_table=table.target.label,
-            target_table=table.target.name,
+            target_table=table.target.full_name,
             stamp=table.stamp,
             mode=table.plan.mode,
             as_of=table.stamp.loaded_at,
@@ -385,7 +387,7 @@ def _failed(table: Table, error: BronzeError) -> TableResult:
     discard(table.target.place, table.stamp.batch_id)
     return TableResult(
         table=table.target.label,
-        target=f"{table.target.schema}.{table.target.name}",
+        target=table.target.full_name,
         status="failed",
         rows_read=table.rows,
         seconds=time.monotonic() - table.began,
@@ -420,7 +422,7 @@ def _result(table: Table, outcome: Outcome, notes: tuple[str, ...]) -> TableResu
     same = not outcome.changed and table.plan is not None and table.plan.state is not None
     return TableResult(
         table=table.target.label,
-        target=f"{table.target.schema}.{table.target.name}",
+        target=table.target.full_name,
         status="unchanged" if same else "landed",
         rows_read=table.rows,
         inserted=outcome.inserted,

@@ -329,6 +329,7 @@ def _shape(
         notes[drift.CUT] = ""
     if state is not None:
         notes |= drift.widened(settled.columns, state.columns, state.properties)
+        notes |= drift.former(settled.columns, state.properties, target.relation)
     if row_key.has_text:
         notes[drift.KEYED] = json.dumps(keyed)
     if _watched(target, state):

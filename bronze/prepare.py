@@ -45,6 +45,11 @@ class Target:
         return self.relation.label
 
     @property
+    def full_name(self) -> str:
+        """The Bronze table's ``schema.name``, by which the tables of governance know it."""
+        return f"{self.schema}.{self.name}"
+
+    @property
     def names(self) -> tuple[str, str, str]:
         """The names that config and arguments may call it by."""
         return self.relation.name, self.label, f"{self.source}.{self.label}"

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from bronze.audit import Report as AuditReport
     from bronze.check import Report, TableReport
-    from bronze.forget import Forgotten
+    from bronze.forget import Evidence, Forgotten
     from bronze.keys import KeyReport
     from bronze.pipeline import Notify
     from bronze.pipeline import Progress as Step
@@ -230,7 +230,7 @@ def dropped(name: str, as_json: bool) -> None:
 
 def _cells(row: TableResult) -> list[str]:
     return [
-        row.target.rpartition(".")[2] or row.table,
+        row.target.partition(".")[2] or row.table,
         row.status,
         f"{row.rows_read:,}",
         f"{row.inserted:,}",
@@ -253,7 +253,7 @@ def maintained(result: MaintainResult) -> None:
     """What maintenance did to each table, then what went wrong, if anything did."""
     rows = [
         [
-            row.target.rpartition(".")[2],
+            row.target.partition(".")[2],
             str(row.files_before) if row.version is not None else "",
             str(row.files_after) if row.version is not None else "",
             size(row.rewritten),
@@ -360,7 +360,22 @@ def _text(value: Any) -> str:
 
 
 def forgotten(done: Forgotten) -> None:
-    """What was erased, and what is left."""
+    """What was looked at and erased, and what is left."""
+    if done.source:
+        said(
+            f"Table {done.source.table} of the source (oid {done.source.oid}) answered that it has"
+            f" {done.source.rows} such rows."
+        )
+    for note in done.notes:
+        said(f"note: {note}")
+    if done.before and not done.is_found:
+        failed(
+            f"{done.target}: nothing was found and nothing was erased. {_looked(done.before)} were"
+            " looked at.",
+            "Is the value right? What the log of older versions may still say of rows that left"
+            " them before, --old-versions deletes.",
+        )
+        return
     said(
         f"{done.target}: {done.rows} rows and {done.records} records erased; {done.files} files"
         f" ({size(done.bytes)}) and {done.entries} log entries deleted. Only version"
@@ -368,12 +383,22 @@ def forgotten(done: Forgotten) -> None:
     )
     if done.left:
         failed(
-            f"{done.left} rows are left in files that a run may be about to commit: let it end,"
-            " and run this again."
+            f"{done.left} rows or records are left in files that a run may be about to commit: let"
+            " it end, and run this again."
         )
-    elif done.scanned:
-        said(f"Proof: {done.scanned} Parquet files were read, none has such a row.")
+    elif done.before and done.after:
+        said(
+            f"Found before: {done.before.found} rows and {done.before.told} records, among"
+            f" {_looked(done.before)}."
+        )
+        said(f"Proof: {_looked(done.after)} were read afterwards, none has such a row.")
     _unrecorded(done)
+
+
+def _looked(at: Evidence) -> str:
+    return (
+        f"{at.rows:,} rows in {at.files:,} Parquet files and {at.records:,} records of governance"
+    )
 
 
 def keys(found: Sequence[KeyReport], as_json: bool) -> None:
@@ -407,7 +432,7 @@ def verified(result: VerifyResult) -> None:
     rows = []
     for row in result.tables:
         counts = (row.bronze_rows, row.missing, row.extra, row.different, row.altered)
-        cells = [row.target.rpartition(".")[2] or row.table, row.status]
+        cells = [row.target.partition(".")[2] or row.table, row.status]
         cells += [f"{row.source_rows:,}" if row.source_rows >= 0 else ""]
         cells += [f"{count:,}" for count in (*counts, len(row.files))]
         rows.append([*cells, f"{row.seconds:.1f}", _version(row.version)])
@@ -465,7 +490,7 @@ def quality(report: QualityReport, trend: int) -> None:
     for one in report.tables:
         for number, run in enumerate(one.runs):
             when = f"  {run.evaluated:%Y-%m-%d %H:%M}"
-            name = when if number else one.target.rpartition(".")[2]
+            name = when if number else one.target.partition(".")[2]
             cells = [name if run.landed else f"{name} (refused)", f"{run.rows:,}"]
             cells += [_score(run.score), f"{run.flawed:,}", f"{run.quarantined:,}", str(run.unmet)]
             rows.append([*cells, "" if number else _age(one)])

@@ -10,6 +10,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from deltalake import DeltaTable
 from typer.testing import CliRunner
 
 import bronze
@@ -58,7 +59,7 @@ def scores(source: Source, name: str = "t") -> dict[int, tuple[int, str]]:
     return {key: (score, status) for key, score, status in rows}
 
 
-def book(source: Source, target: str = "bz_t") -> pl.DataFrame:
+def book(source: Source, target: str = "bronze.bz_t") -> pl.DataFrame:
     """The figures of the newest run of a table."""
     frame = pl.read_delta(str(source.lake / "governance" / "quality"))
     mine = frame.filter(pl.col("target_table") == target)
@@ -706,3 +707,20 @@ def test_that_rules_have_changed_is_told_once(source: Source) -> None:
     assert run(settings(source, [POSITIVE])).notes == ()
     stricter = {**POSITIVE, "range": {"min": 2}}
     assert any("its rules have changed" in note for note in run(settings(source, [stricter])).notes)
+
+
+def test_records_of_before_have_the_name_alone(source: Source) -> None:
+    """Figures, models and profiles that know a table by its name without the schema are read on."""
+    source.execute(TABLE)
+    given = source.settings(tables={"t": {"anomalies": {"trees": 10, "columns": ["q"]}}})
+    source.execute("UPDATE t SET q = id")
+    run(given)
+    for name in ("quality", "models", "profiles"):
+        place = str(source.lake / "governance" / name)
+        DeltaTable(place).update({"target_table": "'bz_t'"})
+    result = run(given)
+    assert not any("was trained" in note for note in result.notes)
+    (table,) = trend.quality(given, ["bz_t"], 5).tables
+    assert (table.target, len(table.runs)) == ("bronze.bz_t", 2)
+    with pytest.raises(ConfigError, match="no figures of a table"):
+        trend.quality(source.settings(lake={"schema": "other"}), ["bz_t", "nothing"])
