@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import xxhash
 
+from bronze import soundness
 from bronze.enrich import fingerprint
 from bronze.enrich.fingerprint import Fingerprints
 from bronze.enrich.key_text import keyed
@@ -69,7 +71,7 @@ def total(what: Known) -> tuple[int, int]:
         parquet = files.opened(what.place, file)
         for _, table in files.parts(parquet, what.layout, ("row_hash",), None):
             hashes = pl.DataFrame(table)["row_hash"].drop_nulls()
-            hashes = hashes.filter(_ours(hashes))
+            hashes = hashes.filter(fingerprint.formed(hashes))
             rows += table.num_rows
             sums = fingerprint.added(sums, fingerprint.total(hashes))
     return rows, sums
@@ -145,13 +147,15 @@ def _fingerprints(what: Known, file: Stored) -> Iterator[tuple[int, Positions, F
     """For each part of a file: the first row's number, the live rows within it, their prints."""
     columns = (*(what.key or ("row_hash",)), "record_status")
     parquet = files.opened(what.place, file)
-    for start, table in files.parts(parquet, what.layout, columns, None, dict(file.partition)):
+    wanted = None if what.form else columns
+    for start, table in files.parts(parquet, what.layout, wanted, None, dict(file.partition)):
         rows = pl.DataFrame(table)
-        there = pl.col("record_status").ne_missing(DELETED) & keyed(columns[:-1])
-        live = rows.select(there).to_series()
-        if not what.key:
-            live &= _ours(rows["row_hash"])
-        prints = fingerprints(what, rows.filter(live))
+        live = rows["record_status"].ne_missing(DELETED)
+        if what.key:
+            live &= rows.select(keyed(what.key)).to_series()
+            prints = fingerprints(what, rows.filter(live))
+        else:
+            prints = _prints(what, file, start, rows)[live.to_numpy()]
         mine = shared(what, prints)
         yield start, np.flatnonzero(live.to_numpy())[mine], prints[mine]
 
@@ -177,23 +181,42 @@ def last_positions(what: Known, gone: Fingerprints | None = None) -> list[tuple[
     ]
 
 
-def _ours(hashes: pl.Series) -> pl.Series:
-    """Which hashes have the form of ours; other writers put what they like there."""
-    return (hashes.str.len_bytes() == _DIGITS) & (hashes.str.len_chars() == _DIGITS)
+def _prints(what: Known, file: Stored, start: int, rows: pl.DataFrame) -> Fingerprints:
+    """The fingerprints of whole rows. One which another writer has put there, or has changed, has
+    one that is its place's alone: the source has no such row.
+    """
+    hashes = rows["row_hash"]
+    formed = fingerprint.formed(hashes)
+    ours = formed.to_numpy()
+    if not ours.all():
+        hashes = pl.select(
+            pl.when(formed).then(hashes).otherwise(pl.lit("0" * _DIGITS))
+        ).to_series()
+    prints = fingerprint.of_hashes(hashes, what.offset).copy()
+    if what.form:
+        ours = ours & ~soundness.judged(rows, what.form).wrong
+    for row in np.flatnonzero(~ours).tolist():
+        place = f"{file.path} {start + row} {what.offset}".encode()
+        prints[row] = xxhash.xxh3_64_intdigest(place)
+    return prints
 
 
 def _versions(what: Known) -> pl.DataFrame:
     """The last version of each key in a history: file, row, key, order, print and live."""
     names = [*what.versions, "update_timestamp", "row_hash", "record_status"]
+    wanted = None if what.form else names
     found = [pl.DataFrame(schema=_VERSION)]
     for number, file in enumerate(what.files):
         parquet = files.opened(what.place, file)
-        for start, table in files.parts(parquet, what.layout, names, None, dict(file.partition)):
-            rows = pl.DataFrame(table).with_row_index("row", start)
+        for start, table in files.parts(parquet, what.layout, wanted, None, dict(file.partition)):
+            rows = pl.DataFrame(table)
+            own = pl.Series(_PRINT, _prints(what, file, start, rows))
+            rows = rows.select(names).with_columns(own)
+            rows = rows.with_row_index("row", start)
             rows = rows.filter(keyed(what.versions), pl.col(*names[-3:-1]).is_not_null())
-            rows = rows.filter(_ours(rows["row_hash"]))
+            rows = rows.filter(fingerprint.formed(rows["row_hash"]))
             keys = fingerprint.of_keys(rows.select(what.versions).get_columns())
-            prints = keys if what.key else fingerprint.of_hashes(rows["row_hash"], what.offset)
+            prints = keys if what.key else rows[_PRINT].to_numpy()
             found.append(
                 pl.DataFrame(
                     {
@@ -210,6 +233,7 @@ def _versions(what: Known) -> pl.DataFrame:
     return ordered.unique("key", keep="last", maintain_order=True)
 
 
+_PRINT = "\0print"
 _VERSION: dict[str, Any] = {
     "file": pl.Int64,
     "row": pl.Int64,

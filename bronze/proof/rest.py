@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -16,20 +16,17 @@ import uuid_utils
 
 from bronze import drift, engine, maintain, units
 from bronze.engine import Course, Task
-from bronze.enrich import anomaly
-from bronze.enrich.stamp import COMMITTED, METADATA
 from bronze.errors import BronzeError
-from bronze.model import KEY_TEXT
 from bronze.pipeline import Notify, Progress, running
+from bronze.proof import claim as claiming
 from bronze.proof import inspection, mend
-from bronze.proof.claim import found
+from bronze.proof.digests import Basis
 from bronze.proof.inspection import Inspected, Resting
 from bronze.proof.mend import Damage
 from bronze.proof.opposed import LISTED
 from bronze.proof.verdict import FaultyFile, FaultyRow, VerifiedTable
 from bronze.settings import Settings
 from bronze.table import expire
-from bronze.table.history import KIND
 from bronze.table.log import State
 
 
@@ -62,7 +59,7 @@ def verified(
     try:
         with ExitStack() as stack:
             names = sorted({look.source for look in wanting.values()})
-            claims = found(settings, names, str(uuid_utils.uuid7()), stack)
+            claims = claiming.found(settings, names, str(uuid_utils.uuid7()), stack)
             # The config may have a table taken into another Bronze table by now.
             pairs = [(c, wanting[c.target].damage) for c in claims if c.target in wanting]
             mended = mend.mended(settings, pairs, pool, notify)
@@ -70,7 +67,11 @@ def verified(
         # What was found stays true, though nothing could be mended.
         return [_unmended(look, error) for look in looks]
     after = _driven(settings, [claim.given.target.name for claim, _ in pairs], pool, notify)
-    second = {look.result.target: mend.told(look.result, mended) for look in after}
+    second = {
+        look.result.target: mend.told(look.result, mended, wanting[look.result.target].result)
+        for look in after
+        if look.result.target in mended
+    }
     return [second.get(look.result.target, look.result) for look in looks]
 
 
@@ -84,7 +85,7 @@ def _driven(
 ) -> list[_Look]:
     chosen = maintain.in_lake(settings, tables)
     limit = units.readers(settings.run, settings.run.workers)
-    sizes = [sum(file.size for file in state.files) for _, state in chosen]
+    sizes = [sum(file.size for file in state.named) for _, state in chosen]
     done = [[0, 0] for _ in chosen]
 
     def told(number: int, outcome: object) -> None:
@@ -120,59 +121,85 @@ def _inspected(state: State, look: _Look) -> Course[_Look]:
     objects = list(expire.lying(state.place))
     sizes = {found.path: found.size for found in objects}
     parts: list[Inspected] = yield [
-        Task(inspection.inspect, task, look.result.table) for task in _tasks(state, sizes)
+        Task(inspection.inspect, task, look.result.table) for task in tasks(state, sizes, None)
     ]
-    damage = Damage()
-    for part in parts:
-        if part.fault:
-            damage.lost.append(part.file)
-        elif len(part.altered):
-            damage.add(part.file, part.altered)
-    faulty = [FaultyFile(p.file.path, p.fault, max(p.file.rows, 0)) for p in parts if p.fault]
-    rows = [FaultyRow("altered", key, part.file.path) for part in parts for key in part.keys]
-    gone = sum(part.gone for part in parts)
+    result, damage = found(state, parts, look.result)
     strays = expire.strays(state, objects)
-    notes = []
-    if gone:
-        notes.append(f"{gone:,} of the altered rows have gone from the source: no repair has them")
+    foreign = state.foreign
+    wrong = result.files or result.altered or result.columns or foreign
     result = replace(
-        look.result,
-        status="differs" if faulty or rows else "equal",
-        bronze_rows=sum(part.rows for part in parts),
-        altered=gone + sum(len(part.altered) for part in parts),
-        rows=tuple(rows[:LISTED]),
-        files=tuple(faulty),
+        result,
+        status="differs" if wrong else "equal",
+        bronze_rows=sum(part.live for part in parts),
         version=state.version,
         stray_files=len(strays),
         stray_bytes=sum(stray.size for stray in strays),
-        notes=tuple(notes),
     )
     return replace(look, result=result, damage=damage)
 
 
-def _tasks(state: State, sizes: dict[str, int]) -> list[Resting]:
-    own = {*(name for name, _ in METADATA), state.partition, COMMITTED, KEY_TEXT}
-    own |= {KIND} if _is_history(state) else set()
-    own |= {name for name, _ in anomaly.COLUMNS} if drift.WATCHED in state.properties else set()
-    values = tuple(name for name, _ in state.columns if name not in own)
+def found(
+    state: State, parts: Sequence[Inspected], result: VerifiedTable
+) -> tuple[VerifiedTable, Damage]:
+    """The result with what files say of themselves, and what of it can be mended."""
+    damage = Damage()
+    for part in parts:
+        if part.fault:
+            (damage.stale if part.read else damage.lost).append(part.file)
+        if len(part.altered):
+            damage.altered[part.file] = [part.altered]
+    faulty = [FaultyFile(p.file.path, p.fault, max(p.file.rows, 0)) for p in parts if p.fault]
+    rows = [
+        FaultyRow("altered", key, part.file.path, what)
+        for part in parts
+        for key, what in part.named
+    ]
+    gone = sum(part.gone for part in parts)
+    notes = [*result.notes]
+    if gone:
+        notes.append(f"{gone:,} of the altered rows have gone from the source: no repair has them")
+    meddled = drift.meddled(state.columns, state.properties)
+    if meddled:
+        notes.append(f"another writer has changed the table's columns: {', '.join(meddled)}")
+    if state.foreign:
+        notes.append(f"another writer has changed the table: {'; '.join(state.foreign)}")
+    return (
+        replace(
+            result,
+            altered=gone + sum(len(part.altered) for part in parts),
+            rows=tuple(rows[:LISTED]),
+            files=tuple(faulty),
+            columns=meddled,
+            foreign=state.foreign,
+            bronze_files=sum(part.read for part in parts),
+            gone_rows=sum(part.rows - part.live for part in parts),
+            notes=tuple(notes),
+        ),
+        damage,
+    )
+
+
+def tasks(state: State, sizes: Mapping[str, int], basis: Basis | None) -> list[Resting]:
+    """The files of a table, each to be held against the log and its own rows.
+
+    Args:
+        state: the table.
+        sizes: the sizes of what lies in its folder, by the path.
+        basis: what the digests of its rows are made of, if they are to be summed up.
+    """
+    form = drift.form(state.columns, state.properties, state.partition)
+    layout = drift.restored(state.columns, state.properties)
     key = tuple(json.loads(state.properties.get(drift.KEY, "[]")))
     return [
         Resting(
             place=state.place,
             file=file,
             size=sizes.get(file.path, sizes.get(unquote(file.path))),
-            layout=state.columns,
-            values=values,
-            base=int(state.properties.get(drift.BASE, len(values))),
-            key=key if set(key) <= {*values, KEY_TEXT} else (),
+            layout=layout,
+            form=form,
+            key=key if set(key) <= dict(layout).keys() else (),
             listed=LISTED,
-            earlier=drift.earlier(state.properties),
+            basis=basis,
         )
-        for file in state.files
+        for file in state.named
     ]
-
-
-def _is_history(state: State) -> bool:
-    # A table of the source may have a column of this name, before the columns of ours.
-    names = [name for name, _ in state.columns]
-    return KIND in names and names.index(KIND) > names.index(METADATA[-1][0])

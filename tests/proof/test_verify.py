@@ -251,7 +251,9 @@ def test_a_run_that_lands_meanwhile_is_told(source: Source) -> None:
         (before,) = claim.found(settings, (), "batch", stack)
         source.execute("UPDATE t SET v = 'new' WHERE id = 3")
         assert pipeline.run(settings).exit_code == 0
-        (look,) = verifying._driven(settings, [before.again()], False, None, lambda _: None)
+        (look,) = verifying._driven(
+            settings, [before.again()], verifying._How(False, False), None, lambda _: None
+        )
     found = look.result
     assert (found.status, counts(found)) == ("differs", (0, 0, 1))
     assert any("verify again" in note for note in found.notes)
