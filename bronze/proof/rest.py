@@ -8,20 +8,17 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from urllib.parse import unquote
 
-import uuid_utils
-
-from bronze import drift, engine, maintain, units
+from bronze import drift, engine, units
 from bronze.engine import Course, Task
-from bronze.errors import BronzeError
+from bronze.errors import BronzeError, LakeError
 from bronze.pipeline import Notify, Progress, running
-from bronze.proof import claim as claiming
-from bronze.proof import inspection, mend
+from bronze.proof import inspection, inventory
 from bronze.proof.digests import Basis
 from bronze.proof.inspection import Inspected, Resting
+from bronze.proof.inventory import Lying
 from bronze.proof.mend import Damage
 from bronze.proof.opposed import LISTED
 from bronze.proof.verdict import FaultyFile, FaultyRow, VerifiedTable
@@ -30,21 +27,8 @@ from bronze.table import expire
 from bronze.table.log import State
 
 
-@dataclass(frozen=True)
-class _Look:
-    """What one look at a table has found, and which of it may be taken anew from the source."""
-
-    source: str
-    result: VerifiedTable
-    damage: Damage = field(default_factory=Damage)
-
-
 def verified(
-    settings: Settings,
-    tables: Sequence[str],
-    repair: bool,
-    pool: Executor | None,
-    notify: Notify,
+    settings: Settings, tables: Sequence[str], pool: Executor | None, notify: Notify
 ) -> list[VerifiedTable]:
     """What was found out about each table; see `bronze.proof.verify.verify`.
 
@@ -52,40 +36,9 @@ def verified(
         ConfigError: there is no such table.
         LakeError, LakeUnreachable: the lake cannot be read.
     """
-    looks = _driven(settings, tables, pool, notify)
-    wanting = {look.result.target: look for look in looks if look.result.status == "differs"}
-    if not repair or not wanting:
-        return [look.result for look in looks]
-    try:
-        with ExitStack() as stack:
-            names = sorted({look.source for look in wanting.values()})
-            claims = claiming.found(settings, names, str(uuid_utils.uuid7()), stack)
-            # The config may have a table taken into another Bronze table by now.
-            pairs = [(c, wanting[c.target].damage) for c in claims if c.target in wanting]
-            mended = mend.mended(settings, pairs, pool, notify)
-    except BronzeError as error:
-        # What was found stays true, though nothing could be mended.
-        return [_unmended(look, error) for look in looks]
-    after = _driven(settings, [claim.given.target.name for claim, _ in pairs], pool, notify)
-    second = {
-        look.result.target: mend.told(look.result, mended, wanting[look.result.target].result)
-        for look in after
-        if look.result.target in mended
-    }
-    return [second.get(look.result.target, look.result) for look in looks]
-
-
-def _unmended(look: _Look, error: BronzeError) -> VerifiedTable:
-    wanting = look.result.status == "differs"
-    return replace(look.result, error=error.failure()) if wanting else look.result
-
-
-def _driven(
-    settings: Settings, tables: Sequence[str], pool: Executor | None, notify: Notify
-) -> list[_Look]:
-    chosen = maintain.in_lake(settings, tables)
+    chosen = inventory.lying(settings, tables)
     limit = units.readers(settings.run, settings.run.workers)
-    sizes = [sum(file.size for file in state.named) for _, state in chosen]
+    sizes = [sum(f.size for f in one.state.named) if one.state else 0 for one in chosen]
     done = [[0, 0] for _ in chosen]
 
     def told(number: int, outcome: object) -> None:
@@ -93,41 +46,40 @@ def _driven(
             done[number][0] += outcome.rows
             done[number][1] += outcome.file.size
             share = done[number][1] / max(sizes[number], 1)
-            notify(Progress(chosen[number][0], done[number][0], share))
+            notify(Progress(chosen[number].name, done[number][0], share))
 
-    looks: dict[str, _Look] = {}
+    results: dict[str, VerifiedTable] = {}
     with running(settings, pool, limit, ()) as workers:
-        courses = [_look(settings, name, state) for name, state in chosen]
-        for look in engine.drive(workers, courses, limit, told):
-            looks[look.result.target] = look
-    return [looks[f"{settings.lake.schema_}.{name}"] for name, _ in chosen]
+        courses = [_look(settings, one) for one in chosen]
+        for result in engine.drive(workers, courses, limit, told):
+            results[result.target] = result
+    return [results[f"{settings.lake.schema_}.{one.name}"] for one in chosen]
 
 
-def _look(settings: Settings, name: str, state: State) -> Course[_Look]:
+def _look(settings: Settings, one: Lying) -> Course[VerifiedTable]:
     """The course of one table; what hinders it is in the result."""
     began = time.monotonic()
-    known = state.properties
-    label = known[drift.TABLE]
-    source = f"{known.get(drift.SOURCE, '')}.{label}"
-    look = _Look(source, VerifiedTable(label, f"{settings.lake.schema_}.{name}", "equal"))
+    target = f"{settings.lake.schema_}.{one.name}"
+    result = VerifiedTable(one.label, target, "failed", source=one.source)
     try:
-        look = yield from _inspected(state, look)
+        if one.state is None:
+            raise one.error or LakeError(f"There is no Bronze table {target}.")
+        result = yield from _inspected(one.state, result)
     except BronzeError as error:
-        look = replace(look, result=replace(look.result, status="failed", error=error.failure()))
-    return replace(look, result=replace(look.result, seconds=time.monotonic() - began))
+        result = replace(result, status="failed", error=error.failure())
+    return replace(result, seconds=time.monotonic() - began)
 
 
-def _inspected(state: State, look: _Look) -> Course[_Look]:
+def _inspected(state: State, result: VerifiedTable) -> Course[VerifiedTable]:
     objects = list(expire.lying(state.place))
     sizes = {found.path: found.size for found in objects}
     parts: list[Inspected] = yield [
-        Task(inspection.inspect, task, look.result.table) for task in tasks(state, sizes, None)
+        Task(inspection.inspect, task, result.table) for task in tasks(state, sizes, None)
     ]
-    result, damage = found(state, parts, look.result)
+    result, _ = found(state, parts, result)
     strays = expire.strays(state, objects)
-    foreign = state.foreign
-    wrong = result.files or result.altered or result.columns or foreign
-    result = replace(
+    wrong = result.files or result.altered or result.columns or result.foreign
+    return replace(
         result,
         status="differs" if wrong else "equal",
         bronze_rows=sum(part.live for part in parts),
@@ -135,7 +87,6 @@ def _inspected(state: State, look: _Look) -> Course[_Look]:
         stray_files=len(strays),
         stray_bytes=sum(stray.size for stray in strays),
     )
-    return replace(look, result=result, damage=damage)
 
 
 def found(

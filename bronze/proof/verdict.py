@@ -37,7 +37,7 @@ class FaultyFile:
 
 @dataclass(frozen=True)
 class VerifiedTable:
-    """What was found out about one table.
+    """What was found out about one table, ``table`` of ``source``, and its Bronze table ``target``.
 
     ``source_rows`` is -1 where the source was not asked, ``bronze_rows`` are those that count;
     ``bronze_files`` were read to the end, and with them ``gone_rows`` that do not count, as they are
@@ -53,6 +53,7 @@ class VerifiedTable:
     table: str
     target: str
     status: Literal["equal", "differs", "failed"]
+    source: str = ""
     source_rows: int = -1
     bronze_rows: int = 0
     bronze_files: int = 0

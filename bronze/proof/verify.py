@@ -9,7 +9,7 @@ against each other. Whoever trusts the hashes in Bronze rows has these taken ins
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 import uuid_utils
 
 from bronze import engine, units
@@ -65,7 +66,9 @@ def verify(
     """
     began = time.monotonic()
     if at_rest:
-        results = rest.verified(settings, tables, repair, pool, notify)
+        results = rest.verified(settings, tables, pool, notify)
+        if repair:
+            results = _repaired_at_rest(settings, results, pool, notify)
     else:
         with ExitStack() as stack:
             batch_id = str(uuid_utils.uuid7())
@@ -74,7 +77,8 @@ def verify(
             looks = _driven(settings, claims, how, pool, notify)
             results = [look.result for look in looks]
             if repair:
-                results = _repaired(settings, claims, looks, how, pool, notify)
+                wanting = {one.target for one in results if one.status == "differs"}
+                results = _repaired(settings, claims, looks, wanting, pool, notify)
     return VerifyResult(at_rest, time.monotonic() - began, tuple(results))
 
 
@@ -102,17 +106,18 @@ def _repaired(
     settings: Settings,
     claims: Sequence[Claim],
     looks: Sequence[_Look],
-    how: _How,
+    targets: Collection[str],
     pool: Executor | None,
     notify: Notify,
 ) -> list[VerifiedTable]:
-    """Repairs what differs, and looks at it again in the same snapshot.
+    """Repairs tables, and looks at them again in the same snapshot.
 
     What a comparison by hashes cannot see is still there then: such rows are cut out, and taken anew.
     """
     results = {look.result.target: look.result for look in looks}
     pairs = zip(claims, looks, strict=True)
-    wanting = [(claim, look.damage) for claim, look in pairs if look.result.status == "differs"]
+    wanting = [(claim, look.damage) for claim, look in pairs if claim.target in targets]
+    how = looks[0].how if looks else _How(True, False)
     for last in (False, True):
         mended = mend.mended(settings, wanting, pool, notify)
         again = [claim.again() for claim, _ in wanting]
@@ -125,6 +130,56 @@ def _repaired(
         if not wanting:
             break
     return [results[look.result.target] for look in looks]
+
+
+def _repaired_at_rest(
+    settings: Settings,
+    results: Sequence[VerifiedTable],
+    pool: Executor | None,
+    notify: Notify,
+) -> list[VerifiedTable]:
+    """Repairs tables in which something is wrong at rest, and looks at them again."""
+    wanting = {one.target for one in results if one.status == "differs"}
+    if not wanting:
+        return list(results)
+    try:
+        with ExitStack() as stack:
+            names = sorted(
+                {f"{one.source}.{one.table}" for one in results if one.target in wanting}
+            )
+            claims = [
+                claim
+                for claim in found(settings, names, str(uuid_utils.uuid7()), stack)
+                # The config may have a table taken into another Bronze table by now.
+                if claim.target in wanting
+            ]
+            looks = _driven(settings, claims, _How(True, False), pool, notify)
+            # What hinders the comparison hinders the repair, too.
+            done = {
+                one.target: one for one in _repaired(settings, claims, looks, wanting, pool, notify)
+            }
+    except BronzeError as error:
+        # What was found stays true, though nothing could be mended.
+        return [
+            replace(one, error=error.failure()) if one.target in wanting else one for one in results
+        ]
+    names = [claim.given.target.name for claim in claims]
+    after = {one.target: one for one in rest.verified(settings, names, pool, notify)}
+    return [
+        _told_at_rest(after[one.target], done[one.target]) if one.target in done else one
+        for one in results
+    ]
+
+
+def _told_at_rest(after: VerifiedTable, done: VerifiedTable) -> VerifiedTable:
+    """What a table is at rest after its repair, with what the repair did."""
+    return replace(
+        after,
+        status="failed" if done.error and after.status == "equal" else after.status,
+        repaired=done.repaired,
+        notes=tuple(dict.fromkeys((*done.notes, *after.notes))),
+        error=after.error or done.error,
+    )
 
 
 def _wants_more(look: _Look, mended: Mapping[str, mend.Mended]) -> bool:
@@ -167,7 +222,9 @@ def _driven(
 def _look(settings: Settings, claim: Claim, how: _How) -> Course[_Look]:
     """The course of one table; what hinders it is in the result."""
     began = time.monotonic()
-    found = VerifiedTable(claim.label, claim.target, "equal", trusted=how.trusting)
+    found = VerifiedTable(
+        claim.label, claim.target, "equal", claim.given.origin.name, trusted=how.trusting
+    )
     look = _Look(found, how)
     try:
         if claim.error:
@@ -319,12 +376,35 @@ def _named(
         several = doubled(fault.extra, evidence.concatenated((yield looks)), key)
         look.doubled += several.height
     if look.how.repair:
+        several = _never_ours(several, fault.extra, held, look)
         files = {task.number: task.file for task in held}
         for damaged, rows in ((look.damage.rows, several), (look.damage.wrong, fault.instead)):
             for (number,), some in rows.partition_by(FILE, as_dict=True).items():
                 damaged.setdefault(files[number], []).append(some[ROW].to_numpy())
     wrong = replace(fault, extra=several) if claim.keeps_gone else fault
     look.result = _counted(claim, look.result, fault, wrong)
+
+
+def _never_ours(
+    several: pl.DataFrame, extra: pl.DataFrame, held: Sequence[Held], look: _Look
+) -> pl.DataFrame:
+    """The rows to be cut out: those that are there too often, and those that the source has not and
+    bronze never wrote, which are not to stay as deleted ones.
+    """
+    altered = {
+        task.number: np.concatenate(look.damage.altered[task.file])
+        for task in held
+        if task.file in look.damage.altered
+    }
+    parts = [
+        rows.filter(pl.col(ROW).is_in(pl.Series(altered[int(number)]).implode()))
+        for (number,), rows in extra.partition_by(FILE, as_dict=True).items()
+        if int(number) in altered
+    ]
+    if look.how.trusting or not parts:
+        return several
+    columns = [FILE, ROW]
+    return pl.concat([several.select(columns), *(part.select(columns) for part in parts)]).unique()
 
 
 def _counted(claim: Claim, result: VerifiedTable, fault: Opposed, wrong: Opposed) -> VerifiedTable:
