@@ -98,6 +98,40 @@ def _doubled(what: Known) -> bool:
     return bool((prints[1:] == prints[:-1]).any())
 
 
+def twins(what: Known) -> list[tuple[Stored, Positions]]:
+    """For each file the numbers of the rows that are too many, as another one has their key: a row
+    that is there is none of them, if all others are gone.
+
+    Raises:
+        LakeError, LakeUnreachable: the table cannot be read.
+    """
+    if not doubled(what):
+        return []
+    found = []
+    for number, file in enumerate(what.files):
+        parquet = files.opened(what.place, file)
+        names = (*what.key, "record_status")
+        for start, table in files.parts(parquet, what.layout, names, None, dict(file.partition)):
+            rows = pl.DataFrame(table).with_row_index("row", start)
+            rows = rows.filter(keyed(what.key))
+            found.append(
+                pl.DataFrame(
+                    {
+                        "print": fingerprints(what, rows),
+                        "gone": rows["record_status"].eq_missing(DELETED),
+                        "file": pl.repeat(number, rows.height, dtype=pl.Int64, eager=True),
+                        "row": rows["row"].cast(pl.Int64),
+                    }
+                )
+            )
+    ordered = pl.concat(found).sort("gone", maintain_order=True)
+    too_many = ordered.filter(pl.int_range(pl.len()).over("print") > 0)
+    return [
+        (file, too_many.filter(pl.col("file") == number)["row"].sort().to_numpy())
+        for number, file in enumerate(what.files)
+    ]
+
+
 def keyless(what: Known) -> bool:
     """Whether a row of a table that is there has a column of the key NULL.
 

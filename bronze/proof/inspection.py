@@ -42,7 +42,7 @@ class Resting:
 @dataclass(frozen=True)
 class Inspected:
     """What was found. ``fault`` is what is wrong with the file, "" if nothing is; ``altered`` are
-    the numbers of live rows that are not as they were written, ``gone`` counts such rows that are
+    the numbers of live rows that are not as they were written, ``gone`` those of such rows that are
     marked as deleted, ``named`` are the first keys of both, and what is wrong with them. Of the
     ``rows`` of a file that could be ``read`` to its end ``live`` ones are not marked as deleted.
     """
@@ -53,7 +53,7 @@ class Inspected:
     rows: int = 0
     live: int = 0
     altered: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
-    gone: int = 0
+    gone: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     named: tuple[tuple[str, str], ...] = ()
     sums: Sums | None = field(default=None, repr=False)
 
@@ -86,8 +86,8 @@ def _read(task: Resting) -> Inspected:
         # What the file calls otherwise would be read as NULL.
         return Inspected(file, f"has columns that the table has not: {', '.join(unknown)[:200]}")
     bounds: dict[str, tuple[Any, Any]] = {}
-    rows, count, gone = 0, 0, 0
-    altered = [np.empty(0, np.int64)]
+    rows, count = 0, 0
+    altered, gone = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     named: list[tuple[str, str]] = []
     sums = buckets.nothing() if task.basis else None
     for start, table in files.parts(parquet, task.layout, None, None, dict(file.partition)):
@@ -107,11 +107,19 @@ def _read(task: Resting) -> Inspected:
             continue
         there = live.to_numpy()
         altered.append(start + np.flatnonzero(wrong & there))
-        gone += int((wrong & ~there).sum())
+        gone.append(start + np.flatnonzero(wrong & ~there))
         named += _named(part, found, task, task.listed - len(named))
     fault = _fault(file, rows, bounds)
     return Inspected(
-        file, fault, True, rows, count, np.concatenate(altered), gone, tuple(named), sums
+        file,
+        fault,
+        True,
+        rows,
+        count,
+        np.concatenate(altered),
+        np.concatenate(gone),
+        tuple(named),
+        sums,
     )
 
 

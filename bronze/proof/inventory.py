@@ -4,8 +4,9 @@ are remembered to have landed there. What cannot be opened, or is gone, is a tab
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import polars as pl
 
@@ -20,13 +21,14 @@ from bronze.table.log import State
 
 @dataclass(frozen=True)
 class Lying:
-    """A Bronze table by its ``name``, made of the table ``label`` of ``source``. ``error`` is why
-    there is no ``state``.
+    """A Bronze table by its ``name``, made of the table ``label`` of ``source``, which is remembered
+    to have reached a ``version``. ``error`` is why there is no ``state``.
     """
 
     name: str
     source: str
     label: str
+    version: int = 0
     state: State | None = None
     error: BronzeError | None = None
 
@@ -71,7 +73,7 @@ def _all(settings: Settings) -> Iterator[Lying]:
         found = _opened(settings.place(schema, name), name, known.pop(name, None))
         if found is not None:
             yield found
-    for name, (source, label) in known.items():
+    for name, (source, label, version) in known.items():
         url = settings.place(schema, name).url
         gone = TableVanished(
             f"The Bronze table {name} is not at {url}, where governance.data_lineage has it.",
@@ -79,19 +81,20 @@ def _all(settings: Settings) -> Iterator[Lying]:
             " tables to be proven.",
             table=label,
         )
-        yield Lying(name, source, label, error=gone)
+        yield Lying(name, source, label, version, error=gone)
 
 
-def _opened(place: Place, name: str, known: tuple[str, str] | None) -> Lying | None:
+def _opened(place: Place, name: str, known: tuple[str, str, int] | None) -> Lying | None:
     """The table in a folder, None where it is none of ours."""
-    source, label = known or ("", name)
+    source, label, version = known or ("", name, 0)
     try:
         state = log.read(place)
     except BronzeError as error:
         return Lying(name, source, label, error=error)
     if state is not None and drift.TABLE in state.properties:
         properties = state.properties
-        return Lying(name, properties.get(drift.SOURCE, ""), properties[drift.TABLE], state)
+        source, label = properties.get(drift.SOURCE, ""), properties[drift.TABLE]
+        return Lying(name, source, label, version, state)
     try:
         ours = any(files.batch_of(path) for path in store.listing(place))
     except BronzeError as error:
@@ -104,9 +107,9 @@ def _opened(place: Place, name: str, known: tuple[str, str] | None) -> Lying | N
     return Lying(name, source, label, error=lost)
 
 
-def _remembered(settings: Settings) -> dict[str, tuple[str, str]]:
-    """By the names of Bronze tables the sources and tables that landed there last, of those that
-    the config takes.
+def _remembered(settings: Settings) -> dict[str, tuple[str, str, int]]:
+    """By the names of Bronze tables the sources and tables that landed there last, and the version
+    that they reached, of those that the config takes.
     """
     place = settings.place(GOVERNANCE, book.NAME)
     state = log.read(place)
@@ -125,11 +128,15 @@ def _remembered(settings: Settings) -> dict[str, tuple[str, str]]:
     )
     prefix = f"{settings.lake.schema_}."
     return {
-        row["target_table"].removeprefix(prefix): (row["source_system"], row["source_table"])
+        row["target_table"].removeprefix(prefix): _memory(row)
         for row in latest.iter_rows(named=True)
         if row["target_table"].startswith(prefix)
         and _taken(settings, row["source_system"], row["source_table"])
     }
+
+
+def _memory(row: Mapping[str, Any]) -> tuple[str, str, int]:
+    return row["source_system"], row["source_table"], row["version_after"]
 
 
 def _taken(settings: Settings, source: str, label: str) -> bool:

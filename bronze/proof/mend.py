@@ -18,18 +18,18 @@ import numpy as np
 import numpy.typing as npt
 import uuid_utils
 
-from bronze import drift, engine, lineage, pipeline
+from bronze import compare, drift, engine, lineage, pipeline
 from bronze.engine import Course, Task
 from bronze.errors import BronzeError, CommitConflict, TableRefused
 from bronze.landing import Table
-from bronze.model import Stored
+from bronze.model import Known, Stored
 from bronze.pipeline import Notify, running
 from bronze.prepare import Target
 from bronze.proof.claim import Claim, carried
 from bronze.proof.verdict import VerifiedTable
 from bronze.result import Failure, TableResult
 from bronze.settings import Settings
-from bronze.table import commit, layout, log, merge, store
+from bronze.table import commit, files, layout, log, merge, store
 from bronze.table.commit import Change, Shape
 from bronze.table.log import State
 
@@ -42,13 +42,15 @@ class Damage:
     """What is wrong with a table's files.
 
     ``rows`` are numbers of rows to be cut out. ``altered`` rows are not as they were written, and
-    ``wrong`` ones not as the source has them: a comparison takes them anew. ``lost`` files are to
+    ``wrong`` ones not as the source has them: a comparison takes them anew. ``gone`` are altered
+    rows that are marked as deleted, which nobody has any more. ``lost`` files are to
     leave the table, ``stale`` ones, of which the log says what is not so, to be written anew.
     """
 
     rows: Rows = field(default_factory=dict)
     altered: Rows = field(default_factory=dict)
     wrong: Rows = field(default_factory=dict)
+    gone: Rows = field(default_factory=dict)
     lost: list[Stored] = field(default_factory=list)
     stale: list[Stored] = field(default_factory=list)
 
@@ -58,6 +60,7 @@ class Damage:
             (self.rows, other.rows),
             (self.altered, other.altered),
             (self.wrong, other.wrong),
+            (self.gone, other.gone),
         ):
             for file, numbers in theirs.items():
                 mine.setdefault(file, []).extend(numbers)
@@ -73,10 +76,9 @@ class Damage:
 
     def cut(self, history: bool) -> Rows:
         """The rows to be cut out: of a history altered versions, too, as none takes their place."""
-        if not history:
-            return self.rows
-        both = Damage(rows={**self.rows})
-        both.add_all(Damage(rows=self.altered))
+        both = Damage()
+        for some in (self.rows, self.gone, *([self.altered] if history else [])):
+            both.add_all(Damage(rows=some))
         return both.rows
 
 
@@ -88,6 +90,7 @@ class Mended:
     """
 
     cut: int = 0
+    gone: int = 0
     files: tuple[str, ...] = ()
     file_rows: int = 0
     history: bool = False
@@ -173,9 +176,11 @@ def _cut(claim: Claim, damage: Damage, batch_id: str) -> Course[tuple[str, Mende
         rows = {**dict.fromkeys(damage.stale, []), **damage.cut(claim.history)}
         if rows:
             count = yield from _rows_cut(claim, rows, batch_id)
+        count += yield from _twins_cut(claim, batch_id)
         return claim.target, Mended(
             count,
-            tuple(file.path for file in damage.lost),
+            sum(len(part) for parts in damage.gone.values() for part in parts),
+            tuple(file.path for file in damage.lost if not files.is_outside(file.path)),
             sum(max(file.rows, 0) for file in damage.lost),
             claim.history,
             streamed=streamed,
@@ -214,6 +219,17 @@ def _rows_cut(claim: Claim, rows: Rows, batch_id: str) -> Course[int]:
     )
     commit.commit(place, state, change, _facts(claim, batch_id), shape=_open(state))
     return sum(one.deleted for one in done)
+
+
+def _twins_cut(claim: Claim, batch_id: str) -> Course[int]:
+    """Leaves one row of each key: by it rows are found, and one of several would stay as it is."""
+    state = log.read(claim.given.target.place)
+    if state is None or claim.history or not claim.names:
+        return 0
+    known = Known(state.place, state.version, state.files, claim.layout, claim.names, 0)
+    (twins,) = yield [Task(compare.twins, known, claim.label)]
+    rows = {file: [numbers] for file, numbers in twins if len(numbers)}
+    return (yield from _rows_cut(claim, rows, batch_id)) if rows else 0
 
 
 def _open(state: State) -> Shape:
@@ -311,9 +327,14 @@ def _losses(one: Mended) -> list[str]:
             f"rows of {', '.join(one.files)} that have gone from the source are lost, and when its"
             " other rows landed first"
         )
+    if one.gone and not one.history:
+        lost.append(
+            f"{one.gone:,} rows that had gone from the source, and had been altered, are lost; the"
+            " table's earlier versions have them until they expire"
+        )
     if one.cut and one.history:
         lost.append(
-            f"{one.cut:,} versions that had been altered were taken out of the history; the table's"
+            f"{one.cut:,} versions that had been altered are lost to the history; the table's"
             " earlier versions have them until they expire"
         )
     return lost

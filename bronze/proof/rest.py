@@ -65,6 +65,17 @@ def _look(settings: Settings, one: Lying) -> Course[VerifiedTable]:
         if one.state is None:
             raise one.error or LakeError(f"There is no Bronze table {target}.")
         result = yield from _inspected(one.state, result)
+        if one.state.version < one.version:
+            said = (
+                f"the log ends at version {one.state.version}, and governance.data_lineage has"
+                f" version {one.version}"
+            )
+            result = replace(
+                result,
+                status="differs",
+                foreign=(*result.foreign, said),
+                notes=(*result.notes, said),
+            )
     except BronzeError as error:
         result = replace(result, status="failed", error=error.failure())
     return replace(result, seconds=time.monotonic() - began)
@@ -97,18 +108,21 @@ def found(
     for part in parts:
         if part.fault:
             (damage.stale if part.read else damage.lost).append(part.file)
-        if len(part.altered):
-            damage.altered[part.file] = [part.altered]
+        for some, numbers in ((damage.altered, part.altered), (damage.gone, part.gone)):
+            if len(numbers):
+                some[part.file] = [numbers]
     faulty = [FaultyFile(p.file.path, p.fault, max(p.file.rows, 0)) for p in parts if p.fault]
     rows = [
         FaultyRow("altered", key, part.file.path, what)
         for part in parts
         for key, what in part.named
     ]
-    gone = sum(part.gone for part in parts)
+    gone = sum(len(part.gone) for part in parts)
     notes = [*result.notes]
     if gone:
-        notes.append(f"{gone:,} of the altered rows have gone from the source: no repair has them")
+        notes.append(
+            f"{gone:,} of the altered rows have gone from the source, which cannot tell what they were"
+        )
     meddled = drift.meddled(state.columns, state.properties)
     if meddled:
         notes.append(f"another writer has changed the table's columns: {', '.join(meddled)}")

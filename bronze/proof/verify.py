@@ -230,7 +230,8 @@ def _look(settings: Settings, claim: Claim, how: _How) -> Course[_Look]:
         if claim.error:
             raise claim.error
         yield from _compared(settings, claim, look)
-        look.result = replace(look.result, notes=claim.notes(look.result, look.doubled))
+        notes = (*look.result.notes, *claim.notes(look.result, look.doubled))
+        look.result = replace(look.result, notes=notes)
     except BronzeError as error:
         look.result = replace(look.result, status="failed", error=error.failure())
     look.result = replace(look.result, seconds=time.monotonic() - began)
@@ -335,11 +336,12 @@ def _files(claim: Claim, look: _Look) -> Course[list[Held]]:
     live: Sequence[npt.NDArray[np.int64] | None] = [None] * len(stored)
     if claim.history:
         units.fitting_history(claim.given, sum(max(file.rows, 0) for file in stored))
-        if not look.how.trusting:
-            parts = yield [
-                Task(inspection.inspect, task, claim.label) for task in _inspections(claim, None)
-            ]
-            _take(claim, look, parts)
+        tasks = _inspections(claim, None)
+        if look.how.trusting:
+            # Which versions are the last ones cannot be told of some of the files.
+            tasks = [task for task in tasks if task.size != task.file.size]
+        parts = yield [Task(inspection.inspect, task, claim.label) for task in tasks]
+        _take(claim, look, parts)
         lost = {file.path for file in look.damage.lost}
         stored = tuple(file for file in stored if file.path not in lost)
         columns, versions = claim.layout, claim.names

@@ -296,4 +296,10 @@ def mapped(place: Place, what: str) -> Iterator[None]:
     try:
         yield
     except (DeltaError, OSError, ValueError) as error:
-        raise store.failure(place, what, error) from error
+        mine = store.failure(place, what, error)
+        if not mine.hint:
+            mine.hint = (
+                "If entries of its _delta_log are gone or were changed, restore them from a backup;"
+                " or move the table's folder away, and a run loads it anew."
+            )
+        raise mine from error

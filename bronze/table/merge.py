@@ -306,7 +306,12 @@ def _edited(
         # Of large rows there are never more copies than it takes.
         del before
         new = _lines(job, updates, names)
-        new.replace_column(new.get_column_index("load_timestamp"), held["load_timestamp"])
+        first = held["load_timestamp"]
+        if job.doubting:
+            # No row landed after its own update, or never.
+            wrong = (first > new["load_timestamp"]).fill_null(True)
+            first = first.set(wrong, None).fill_null(new["load_timestamp"])
+        new.replace_column(new.get_column_index("load_timestamp"), first)
         here = np.ones(new.height, np.bool_)
         if job.dates_of:
             new = dated(new, job.dates_of)
