@@ -132,8 +132,12 @@ ASKING = (
     "tests/source/test_survey.py",
     "tests/source/test_texts.py",
 )
-# These are soak tests, run as well.
-LASTING = ("tests/test_machine.py", "tests/test_failover.py")
+# These are soak tests, run as well; of the model checker its short form.
+LASTING = (
+    "tests/test_machine.py",
+    "tests/test_failover.py",
+    "tests/test_model.py::test_bronze_equals_its_source_whatever_is_done",
+)
 
 
 @nox.session

@@ -18,7 +18,7 @@ import psycopg
 from psycopg import errors as pg
 
 from bronze import failpoint
-from bronze.errors import BronzeError
+from bronze.errors import BronzeError, TableRefused
 from bronze.line import Line, Stopped
 from bronze.model import Origin
 from bronze.prepare import Target
@@ -46,10 +46,11 @@ def publish(
     is noticed later.
 
     Returns:
-        By their labels, why some are not published: somebody has them locked; and all of them.
+        By their labels, why some are not published: somebody has them locked, or they are gone; and
+        all of them.
 
     Raises:
-        SourceRefused, SourceBusy, TableRefused: as `bronze.source.publication.publish`.
+        SourceRefused, SourceBusy: as `bronze.source.publication.publish`.
         psycopg.Error
     """
     refused = _refused(origin, connection, name, targets)
@@ -72,9 +73,11 @@ def _refused(
     try:
         publication.publish(connection, name, [target.relation for target in targets])
         return {}
-    except pg.LockNotAvailable as error:
+    except (pg.LockNotAvailable, TableRefused) as error:
         if len(targets) == 1:
             label = targets[0].label
+            if isinstance(error, TableRefused):
+                return {label: error}
             return {label: connect.explain(error, origin, label)}
     refused: dict[str, BronzeError] = {}
     for target in targets:

@@ -111,8 +111,12 @@ def targets(
     return chosen
 
 
-def missing(settings: Settings, chosen: Sequence[Target]) -> list[TableRefused]:
-    """An error for each table that the config has a section for, and the source has not."""
+def missing(
+    settings: Settings, chosen: Sequence[Target], *, streamed: bool = False
+) -> list[TableRefused]:
+    """An error for each table that the config has a section for, and the source has not: of those
+    that a run takes, or of those that are ``streamed``.
+    """
     known = {name for target in chosen for name in target.names}
     return [
         TableRefused(
@@ -123,7 +127,7 @@ def missing(settings: Settings, chosen: Sequence[Target]) -> list[TableRefused]:
         )
         for name in dict.fromkeys((*settings.tables, *settings.added))
         if name not in known
-        and not (name in settings.tables and settings.tables[name].pattern == "streaming")
+        and (name in settings.tables and settings.tables[name].pattern == "streaming") == streamed
     ]
 
 

@@ -11,11 +11,12 @@ from datetime import UTC, datetime
 
 import uuid_utils
 
-from bronze import engine, failpoint, follow, join, lineage, record, tidy, units
+from bronze import engine, failpoint, follow, join, lineage, prepare, record, tidy, units
 from bronze.books import streams as book
 from bronze.errors import (
     BronzeError,
     CommitConflict,
+    ConfigError,
     LakeUnreachable,
     Mismatch,
     SourceBusy,
@@ -63,9 +64,9 @@ class _Failing:
 class Session:
     """One line's time: the tables that follow, and how far they have come."""
 
-    def __init__(self, line: Line, targets: Sequence[Target]) -> None:
-        """Brings the tables onto the stream."""
-        self._line, self._settings = line, line.settings
+    def __init__(self, line: Line, targets: Sequence[Target], wanted: Sequence[str] = ()) -> None:
+        """Brings the tables onto the stream; ``wanted`` are names to follow only, none for all."""
+        self._line, self._settings, self._wanted = line, line.settings, wanted
         self._failing: dict[str, _Failing] = {}
         self._resync = Resync(line, self._fails_by)
         self._history, self._followings, late = join.begun(line, targets)
@@ -501,6 +502,7 @@ class Session:
         line, following = self._line, self._following
         now = {relation.oid: relation for relation in line.found()}
         _refuse_remade(following, now.values())
+        self._follow_new(now.values())
         with connect.mapped(line.origin):
             there = [f for f in following if f.oid in now]
             relations = [now[f.oid] for f in there]
@@ -519,6 +521,31 @@ class Session:
         for why, some in changed.items():
             line.say(f"{', '.join(one.label for one in some)}: {why}. All rows are compared.")
             self._compare(some, why)
+
+    def _follow_new(self, found: Iterable[Relation]) -> None:
+        """Has tables copied that have come since the stream began, or have come back."""
+        line = self._line
+        for one in self._failing.values():
+            if any(r.label == one.target.label and r.oid != one.target.relation.oid for r in found):
+                one.due = 0.0
+        known = {following.label for following in self._followings.values()}
+        known |= {*self._failing, *(target.label for target in self._resync.targets)}
+        try:
+            chosen = prepare.targets(self._settings, [(line.origin.name, r) for r in found], ())
+        except ConfigError as error:
+            line.say(f"{error.message} {error.hint}")
+            return
+        new = [
+            target
+            for target in chosen
+            if target.settings.pattern == "streaming"
+            and target.label not in known
+            and (not self._wanted or any(name in target.names for name in self._wanted))
+        ]
+        for target in new:
+            line.say(f"{target.label} has come since the stream began. It is copied and followed.")
+        if new:
+            self._set_aside(new, "it has come since the stream began")
 
 
 def _left(following: Following, now: Relation | None) -> TableRefused:

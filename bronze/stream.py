@@ -80,7 +80,7 @@ def stream(
             with _opened(settings, name, stop, tally, notify, copied, mine) as line:
                 targets = _streamed(line, tables)
                 known = True
-                Session(line, targets).follow(until_caught_up)
+                Session(line, targets, tables).follow(until_caught_up)
             break
         except Stopped:
             break
@@ -195,4 +195,6 @@ def _streamed(line: Line, wanted: Sequence[str]) -> list[Target]:
             f"The config does not have {others if wanted else 'any table'} streamed.",
             hint='Say so for each table: [tables.orders] pattern = "streaming"',
         )
+    for error in [] if wanted else prepare.missing(line.settings, chosen, streamed=True):
+        line.say(f"{error.message} It is followed once it is there. {error.hint}")
     return streamed

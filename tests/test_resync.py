@@ -212,9 +212,9 @@ def test_what_was_left_out_after_the_slot(
     monkeypatch.setattr(Receiver, "take", taking)
     begun = session.Session.__init__
 
-    def noting(self: session.Session, line: Any, targets: Any) -> None:
+    def noting(self: session.Session, line: Any, *given: Any) -> None:
         stops.append(line.stop)
-        begun(self, line, targets)
+        begun(self, line, *given)
 
     monkeypatch.setattr(session.Session, "__init__", noting)
     with streaming(given) as steps:

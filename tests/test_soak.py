@@ -304,7 +304,8 @@ def test_large_rows_stay_within_the_memory(large: tuple[str, str], tmp_path: Pat
     done.append(outcome(settings, name))
     assert (done[-1]["status"], done[-1]["updated"]) == ("landed", count)
     done += [process(MAINTAINED, settings, name), process(PROVEN, settings, name)]
-    assert done[-2]["rows"] > 0
+    # What is packed in the source's pages is small in ours: it is one file, and needs nothing.
+    assert (done[-2]["rows"] > 0) == (name != "packed")
     assert done[-1]["status"] == ["equal", "equal"]
     peaks = [one["peak"] for one in done]
     assert max(peaks) <= settings.run.memory, peaks
@@ -317,7 +318,7 @@ def test_large_rows_are_streamed_within_the_memory(large: tuple[str, str], tmp_p
     settings = settings_for(dsn, tmp_path, "512MB", {name: {"pattern": "streaming"}})
     done = [streamed(settings, name)]
     column = "c7" if name == "wide" else "v"
-    value = {"wide": "c8", "documents": "to_jsonb(n || (v #>> '{}'))"}.get(name, "n || v")
+    value = {"wide": "c8 || 'x'", "documents": "to_jsonb(n || (v #>> '{}'))"}.get(name, "n || v")
     for change in ("n = n + 1", f"{column} = {value}"):
         with psycopg.connect(dsn, autocommit=True) as connection:
             # The rows that are large have odd numbers.

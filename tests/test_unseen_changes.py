@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from bronze import follow, join, pipeline, session, stream
+from bronze import follow, join, newslot, pipeline, session, stream
 from bronze.errors import TableRefused
 from bronze.result import TableResult
 from bronze.source.replication import Receiver
@@ -283,6 +283,58 @@ def test_a_table_that_is_there_no_more_is_told_of(source: Source, gone: str, sai
         until(lambda: any(said in step.note for step in steps), told=lambda: steps)
         source.execute("INSERT INTO u VALUES (1)")
         until(lambda: rows(source, "u").height == 1)
+
+
+@pytest.mark.usefixtures("watchful")
+def test_tables_that_come_while_a_stream_runs(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table that the stream missed at its start is said, and followed once it is there; so is
+    one that comes back at once, whenever it would have been tried again.
+    """
+    monkeypatch.setattr(session, "_FIRST_REST", 3600.0)
+    for statement in (TABLE, "CREATE TABLE u (id int PRIMARY KEY)", "INSERT INTO u VALUES (1)"):
+        source.execute(statement)
+    given = settings(source, {name: {"pattern": "streaming"} for name in ("t", "u", "v")})
+    caught_up(given)
+    source.execute("DROP TABLE u")
+    with streaming(given) as steps:
+
+        def said(what: str) -> None:
+            until(lambda: any(what in step.note for step in steps), told=lambda: steps)
+
+        for name in ("u", "v"):
+            said(f"There is no table {name} in the source")
+            source.execute(f"CREATE TABLE {name} (id int PRIMARY KEY)")
+            said(f"public.{name} has come since the stream began")
+            source.execute(f"INSERT INTO {name} VALUES (7)")
+            until(lambda n=name: source.table(n).exists() and 7 in rows(source, n)["id"])  # type: ignore[misc]
+        source.execute("DROP TABLE v")
+        said("public.v was dropped")
+        source.execute("CREATE TABLE v (id int PRIMARY KEY)")
+        until(lambda: rows(source, "v").is_empty(), told=lambda: steps)
+    proven(source, given, "t", "u", "v")
+
+
+def test_a_table_that_goes_before_it_is_published(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It alone is refused."""
+    source.execute(TABLE)
+    source.execute("CREATE TABLE u (id int PRIMARY KEY)")
+    given = settings(source, {"t": {"pattern": "streaming"}, "u": {"pattern": "streaming"}})
+    caught_up(given)
+
+    def late(*given: Any) -> Any:
+        source.execute("DROP TABLE IF EXISTS u")
+        return newslot.publish(*given)
+
+    monkeypatch.setattr(join, "publish", late)
+    source.execute("INSERT INTO t VALUES (1, 'a', 1)")
+    result = stream.stream(given, until_caught_up=True)
+    (error,) = [one.error for one in result.tables if one.error]
+    assert "public.u cannot be published: it does not exist any more" in error.message
+    assert rows(source)["id"].to_list() == [1]
 
 
 @pytest.mark.parametrize("back", [True, False])

@@ -369,7 +369,11 @@ def find(connection: Connection, publication: str) -> Published | None:
     oid, owned, everything, publishes, by_root, generated = found[0]
     version = connection.info.server_version
     wanted = {"name": publication, "generated": version >= GENERATED}
-    members = _rows(connection, _MEMBERS, wanted)
+    try:
+        members = _rows(connection, _MEMBERS, wanted)
+    except pg.UndefinedObject:
+        # It is dropped just now: the view shows it still, and asks for what it has.
+        return None
     marks = _rows(connection, _marks(version), {"name": publication})
     return Published(
         oid=oid,

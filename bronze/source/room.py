@@ -26,8 +26,8 @@ def spoken(origin: Origin) -> str:
     """What to say of the connections that the config needs."""
     run, stream = needed(origin, False), needed(origin, True)
     return (
-        f"By [source] pool a run needs {run[0]} to {run[1]} connections, a stream {stream[0]} to"
-        f" {stream[1]}, a check one"
+        f"By [source] pool a run or a check needs {run[0]} to {run[1]} connections, a stream"
+        f" {stream[0]} to {stream[1]}"
     )
 
 

@@ -33,6 +33,7 @@ _OURS = {
     "source_commit_timestamp",
     "change_type",
 }
+_REAL = 700
 _PINNED = "-c timezone=UTC -c datestyle=ISO -c bytea_output=hex -c extra_float_digits=1"
 
 
@@ -44,13 +45,19 @@ def source_rows(dsn: str, table: str, columns: Sequence[Column]) -> list[tuple[A
         result = connection.pgconn.exec_(f'SELECT {names} FROM "{table}"'.encode())
         assert result.status == psycopg.pq.ExecStatus.TUPLES_OK, result.error_message
         return [
-            tuple(_text(result.get_value(row, column)) for column in range(result.nfields))
+            tuple(
+                _text(result.get_value(row, column), result.ftype(column))
+                for column in range(result.nfields)
+            )
             for row in range(result.ntuples)
         ]
 
 
-def _text(value: bytes | None) -> str | None:
-    return None if value is None else value.decode()
+def _text(value: bytes | None, kind: int) -> str | None:
+    if value is None:
+        return None
+    # The shortest text of a single is not that of the same number as a double.
+    return repr(_single(value.decode())) if kind == _REAL else value.decode()
 
 
 def bronze_rows(folder: Path) -> pl.DataFrame:
@@ -86,6 +93,8 @@ def unlike(dsn: str, table: str, columns: Sequence[Column], folder: Path) -> str
         return "there is no Bronze table"
     frame = bronze_rows(folder)
     spelled = {name.lower(): name for name in frame.columns if name not in _OURS}
+    if len({column.name.lower() for column in columns}) < len(columns):
+        return "names of columns differ in their case only"
     lacking = [c.name for c in columns if c.name.lower() not in spelled]
     if lacking:
         return f"Bronze has no column {', '.join(lacking)}"

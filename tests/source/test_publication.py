@@ -113,3 +113,15 @@ def test_unpublishing_leaves_no_publication(
     publication.unpublish(connection, "p")
     publication.unpublish(connection, "p")
     assert source.execute("SELECT count(*) FROM pg_publication") == [(0,)]
+
+
+def test_one_that_is_dropped_as_it_is_looked_at_is_not_there(
+    source: Source, connection: Connection
+) -> None:
+    """What is seen of it in the catalog may be gone before it is asked for its tables."""
+    source.execute("CREATE TABLE a (id int PRIMARY KEY); CREATE PUBLICATION p FOR TABLE a")
+    connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+    assert publication.find(connection, "p")
+    source.execute("DROP PUBLICATION p")
+    assert publication.find(connection, "p") is None
+    connection.execute("ROLLBACK")

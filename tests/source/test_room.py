@@ -65,7 +65,7 @@ def test_a_limit_is_told_as_whose_it_is(source: Source, login: str, whose: str) 
             command(given(source, login, pattern))
         assert f"no connection free for {whose} " in caught.value.message
         assert "by its own limit" in caught.value.message
-        assert "a run needs 4 to 6 connections, a stream 4 to 9, a check one" in caught.value.hint
+        assert "a run or a check needs 4 to 6 connections, a stream 4 to 9" in caught.value.hint
         assert f"ALTER {whose.upper()} " in caught.value.hint
         assert "CONNECTION LIMIT 9" in caught.value.hint
     limited(source, whose, login, -1)
