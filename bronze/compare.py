@@ -189,6 +189,7 @@ def _fingerprints(what: Known, file: Stored) -> Iterator[tuple[int, Positions, F
             live &= rows.select(keyed(what.key)).to_series()
             prints = fingerprints(what, rows.filter(live))
         else:
+            live &= fingerprint.formed(rows["row_hash"]) | (what.form is not None)
             prints = _prints(what, file, start, rows)[live.to_numpy()]
         mine = shared(what, prints)
         yield start, np.flatnonzero(live.to_numpy())[mine], prints[mine]
@@ -216,8 +217,8 @@ def last_positions(what: Known, gone: Fingerprints | None = None) -> list[tuple[
 
 
 def _prints(what: Known, file: Stored, start: int, rows: pl.DataFrame) -> Fingerprints:
-    """The fingerprints of whole rows. One which another writer has put there, or has changed, has
-    one that is its place's alone: the source has no such row.
+    """The fingerprints of whole rows. Where rows are doubted, one which another writer has put
+    there, or has changed, has one that is its place's alone: the source has no such row.
     """
     hashes = rows["row_hash"]
     formed = fingerprint.formed(hashes)

@@ -223,6 +223,7 @@ def _effective(
         hashes = _lines(job, matches, ["row_hash"])["row_hash"]
         old = _rows(job, parquet, matches["row"], ["row_hash", "record_status"])
         live = old["record_status"].ne_missing(DELETED)
+        live &= old["row_hash"].is_not_null() | job.doubting
         same = (old["row_hash"] == hashes) & live & (not job.doubting)
         revived = int((~live).sum())
         edits.append(matches.filter(~same.fill_null(False)))
