@@ -201,6 +201,7 @@ class Bronze:
         *,
         repair: bool = False,
         at_rest: bool = False,
+        trust_hashes: bool = False,
         pool: Executor | None = None,
         notify: Notify | None = None,
     ) -> VerifyResult:
@@ -212,6 +213,7 @@ class Bronze:
             tables,
             repair=repair,
             at_rest=at_rest,
+            trust_hashes=trust_hashes,
             pool=pool,
             notify=notify or (lambda _: None),
         )

@@ -144,6 +144,14 @@ def verify(
         bool,
         typer.Option("--at-rest", help="Look at files and checksums; needs no source."),
     ] = False,
+    trust_hashes: Annotated[
+        bool,
+        typer.Option(
+            "--trust-hashes",
+            help="Take the hashes that Bronze rows have for those of their values: faster, and"
+            " blind to values that were changed beneath them.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Prove that Bronze equals the source, or name the rows that differ."""
@@ -153,7 +161,13 @@ def verify(
     with _errors(as_json):
         opened = bronze.open(config)
         with show.progress(as_json) as notify:
-            result = opened.verify(tables or (), repair=repair, at_rest=at_rest, notify=notify)
+            result = opened.verify(
+                tables or (),
+                repair=repair,
+                at_rest=at_rest,
+                trust_hashes=trust_hashes,
+                notify=notify,
+            )
         show.document(result) if as_json else show.verified(result)
         raise typer.Exit(result.exit_code)
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 import tenacity
 
-from bronze import difference, failpoint, grade, lineage, prepare, provide, unusual
+from bronze import difference, failpoint, grade, lineage, prepare, provide, resume, unusual
 from bronze.books import quality as book
 from bronze.books.quality import Graded
 from bronze.difference import Difference, Edit
@@ -20,6 +20,7 @@ from bronze.engine import Course, Task
 from bronze.errors import (
     BronzeError,
     CommitConflict,
+    Overtaken,
     SourceRefused,
     TableRefused,
     TableVanished,
@@ -294,7 +295,7 @@ def _current(following: Following) -> State:
     """The table as it is.
 
     Raises:
-        Overtaken: somebody else has moved its position.
+        Overtaken: somebody else has moved its position, or changed rows of it.
         TableVanished: it is not there any more.
     """
     plan = following.plan
@@ -303,6 +304,8 @@ def _current(following: Following) -> State:
         raise vanished(plan.target)
     if held(state, plan) != following.held:
         raise commit.overtaken(plan.target.place)
+    if foreign := resume.why_foreign(state):
+        raise Overtaken(f"{foreign[0].upper()}{foreign[1:]}.", hint="All rows are compared.")
     return state
 
 

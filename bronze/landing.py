@@ -166,7 +166,7 @@ def _loaded(settings: Settings, table: Table, plan: Plan) -> Course[Outcome]:
     """All rows become the table's whole content, unless they are already."""
     place, state = plan.target.place, plan.state
     data = [file for part in table.written for file in part.files]
-    if state is not None and not (plan.settled.rewrite or plan.settled.anew):
+    if state is not None and not (plan.settled.rewrite or plan.settled.anew or plan.doubting):
         whole = Known(place, state.version, state.files, plan.shape.columns, (), 0)
         ((rows, total),) = yield [Task(compare.total, whole, table.target.label)]
         mine = reduce(fingerprint.added, (part.sum for part in table.written), 0)
@@ -257,6 +257,7 @@ def _committed(
             shape=plan.shape,
             reached=plan.reached,
             audited=table.stamp.audited,
+            compared=plan.state.version if plan.state and plan.mode == "compare" else None,
         )
     except CommitConflict:
         # Only then it is certain that nobody needs them. What is staged is needed again.

@@ -345,6 +345,26 @@ class Stored:
 
 
 @dataclass(frozen=True)
+class Form:
+    """What the rows of a Bronze table are made of, by which each can be told to be as it was written.
+
+    ``values`` are the columns of the source, of which the table began with ``base``; ``earlier`` are
+    kinds that columns had before they were widened, at one time or another. With ``hashed``, row_hash
+    is of the values as they are stored, without a key. ``partition`` is the column with the
+    partitions' dates, "" where there is none, ``thresholds`` are the scores below which rows were
+    quarantined at one time or another, none where that is not remembered.
+    """
+
+    values: tuple[str, ...]
+    base: int
+    earlier: tuple[tuple[tuple[str, Kind], ...], ...] = ()
+    hashed: bool = True
+    partition: str = ""
+    thresholds: tuple[int, ...] = ()
+    history: bool = False
+
+
+@dataclass(frozen=True)
 class Known:
     """What a table is known by: the fingerprints of its rows, or of their keys.
 
@@ -352,6 +372,7 @@ class Known:
     ``offset`` chooses the digits of row_hash that are compared; ``share`` of ``shares`` is the
     part of all fingerprints that is meant. Rows that are marked as deleted do not count; in a
     table that keeps the history of its rows, whose key is ``versions``, only last versions do.
+    With ``form`` a row which is not as it was written is one that the source does not have.
     """
 
     place: Place
@@ -363,6 +384,7 @@ class Known:
     share: int = 0
     shares: int = 1
     versions: tuple[str, ...] = ()
+    form: Form | None = None
 
     @property
     def history(self) -> bool:

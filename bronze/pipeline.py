@@ -243,10 +243,12 @@ def planned(
     batch_id: str,
     slots: int,
     fitted: Callable[[Target], Target] = lambda target: target,
+    doubting: bool = False,
 ) -> list[Table]:
     """The tables of one source with their plans; what hinders one is in its ``error``.
 
-    ``fitted`` may change a table, as the snapshot shows it, before it is planned.
+    ``fitted`` may change a table, as the snapshot shows it, before it is planned; ``doubting`` is as
+    in `bronze.plan.plan_table`.
     """
     readers = units.readers(settings.run, slots)
     now = datetime.now(UTC)
@@ -260,7 +262,7 @@ def planned(
         found, refused = None, None
         try:
             current = fitted(prepare.seen(target, still_there(target, held, seen)))
-            found = plan.plan_table(current, held, origin, stamp, settings, readers)
+            found = plan.plan_table(current, held, origin, stamp, settings, readers, doubting)
         except (TableRefused, LakeError) as error:
             refused = error
         entry = lineage.begun(settings, config, target, stamp, held, found)

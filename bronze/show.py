@@ -428,15 +428,16 @@ def rewrapped(count: int, as_json: bool) -> None:
 
 def verified(result: VerifyResult) -> None:
     """What was found out about each table, then the faulty rows and files."""
-    names = ("source", "Bronze", "missing", "extra", "different", "altered", "bad files", "s", "v")
+    names = ("source", "Bronze", "files", "missing", "extra", "different", "altered", "bad files")
     rows = []
     for row in result.tables:
-        counts = (row.bronze_rows, row.missing, row.extra, row.different, row.altered)
+        counts = (row.bronze_rows, row.bronze_files, row.missing, row.extra, row.different)
         cells = [row.target.partition(".")[2] or row.table, row.status]
         cells += [f"{row.source_rows:,}" if row.source_rows >= 0 else ""]
-        cells += [f"{count:,}" for count in (*counts, len(row.files))]
+        cells += [f"{count:,}" for count in (*counts, row.altered, len(row.files))]
         rows.append([*cells, f"{row.seconds:.1f}", _version(row.version)])
-    _figures(("Bronze table", "status", *names), rows)
+    _figures(("Bronze table", "status", *names, "s", "v"), rows)
+    said(_looked_at(result))
     for row in result.tables:
         for note in row.notes:
             said(f"{row.table}: {note}")
@@ -446,13 +447,32 @@ def verified(result: VerifyResult) -> None:
         for file in row.files:
             said(f"{row.table}: file {file.file} {file.what} ({file.rows:,} rows)")
         for faulty in row.rows:
-            said(f"{row.table}: {faulty.fault} {faulty.key} {faulty.file}".rstrip())
+            what = f" ({faulty.what})" if faulty.what else ""
+            said(f"{row.table}: {faulty.fault} {faulty.key}{what} {faulty.file}".rstrip())
         left = row.missing + row.extra + row.different + row.altered - len(row.rows)
         if row.rows and left > 0:
             said(f"{row.table}: and {left:,} more")
         if row.error:
             failed(f"{row.table}: {row.error.message}", row.error.hint)
     _unrecorded(result)
+
+
+def _looked_at(result: VerifyResult) -> str:
+    """What a proof rests on."""
+    tables = result.tables
+    bronze = sum(t.bronze_rows for t in tables)
+    gone = sum(t.gone_rows for t in tables)
+    files = sum(t.bronze_files for t in tables)
+    asked = sum(max(t.source_rows, 0) for t in tables)
+    sources = ", ".join(sorted({t.source for t in tables if t.source}))
+    theirs = f"{asked:,} rows of {sources} were hashed"
+    theirs = "The source was not asked" if result.at_rest else theirs
+    said = f"{theirs}; {bronze:,} rows of Bronze"
+    said += f" and {gone:,} that do not count" if gone else ""
+    said += f" in {files:,} files of {len(tables):,} tables"
+    if any(t.trusted for t in tables):
+        return f"{said} were taken by the hashes that they have."
+    return f"{said} were read, and hashed again."
 
 
 def _rules(found: TableReport) -> str:

@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import polars_hash as plh
+import pyarrow as pa
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESSIV
 
@@ -262,6 +263,26 @@ def revealed(
             hint="It was changed, moved from elsewhere, or its key is missing in governance.keys.",
         ) from None
     return plaintext.values(pl.Series(stored.name, found, dtype=pl.String), kind)
+
+
+def opened(
+    stored: pl.Series, column: Protected, masters: Sequence[Secret], kind: Any
+) -> tuple[pl.Series, pl.Series]:
+    """What `revealed` gives, NULL for a value that no key of this column made; and which these are.
+
+    Raises:
+        ConfigError: a key cannot be unwrapped.
+    """
+    try:
+        return revealed(stored, column, masters, kind), pl.repeat(False, len(stored), eager=True)
+    except (Mismatch, pl.exceptions.PolarsError, pa.ArrowException, ValueError):
+        if len(stored) == 1:
+            nothing = pl.Series(stored.name, [None], dtype=kind)
+            return nothing, pl.Series([True])
+    half = len(stored) // 2
+    halves = [opened(part, column, masters, kind) for part in (stored[:half], stored[half:])]
+    (one, bad), (other, worse) = halves
+    return pl.concat([one, other]), pl.concat([bad, worse])
 
 
 def _opened(text: str, cipher: AESGCM | AESSIV, where: bytes) -> str:

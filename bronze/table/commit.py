@@ -20,13 +20,12 @@ import tenacity
 from bronze.errors import CommitConflict, LakeError, Overtaken
 from bronze.model import AuditMark, DataFile, Kind, Place, Stored
 from bronze.table import audit_mark, files, store
-from bronze.table.log import Action, State, infos, read, write
+from bronze.table.log import ENGINE, MARK, Action, State, infos, read, write
 from bronze.table.schema import NTZ, delta_schema, properties, protocol
 
 FACTS = "bronze"
 """The key in a commit's info under which the run's facts are, as JSON."""
 
-_ENGINE = "bronze"
 # Of a path in the log what is not percent-encoded, beside letters and digits.
 _PLAIN = "/=-_.~"
 # A file of a run that has not committed is left alone for so long: the run may still be alive.
@@ -112,6 +111,7 @@ def commit(
     shape: Shape | None = None,
     reached: Position | None = None,
     audited: AuditMark | None = None,
+    compared: int | None = None,
 ) -> int:
     """Commits once, on top of ``state``; creates the table where that is None.
 
@@ -123,6 +123,7 @@ def commit(
         shape: what the table looks like from now on; None leaves it as it is.
         reached: the position that the table holds from now on.
         audited: the record of the audit log that the commit names; takes effect with a ``shape``.
+        compared: the version all of whose rows were held against the source for this change, if so.
 
     Returns:
         The new version.
@@ -147,6 +148,8 @@ def commit(
         if state is not None:
             _not_overtaken(state, reached)
         actions += _transactions(reached.transactions, now)
+    if (mark := _mark(state, compared)) is not None:
+        actions.append({"txn": {"appId": MARK, "version": mark, "lastUpdated": now}})
     actions += [_remove(file, change.is_data, now) for file in change.removed]
     actions += [_add(file, change.is_data, now) for file in change.added]
     for old, new in change.quiet:
@@ -157,6 +160,17 @@ def commit(
     return version
 
 
+def _mark(state: State | None, compared: int | None) -> int | None:
+    """The new value of `MARK`, None where it stays: see there."""
+    if state is None:
+        return 0
+    held = state.position(MARK)
+    known = max((v for v in (held, compared) if v is not None), default=None)
+    if not state.foreign_since(known):
+        return state.version + 1
+    return known if known != held else None
+
+
 def _info(change: Change, facts: Mapping[str, Any], now: int) -> Action:
     return {
         "commitInfo": {
@@ -164,7 +178,7 @@ def _info(change: Change, facts: Mapping[str, Any], now: int) -> Action:
             "operation": change.operation,
             "operationParameters": dict(change.parameters),
             "isBlindAppend": not (change.removed or change.quiet) and change.operation == "WRITE",
-            "engineInfo": _ENGINE,
+            "engineInfo": ENGINE,
             # No two entries are alike, so that one's own can be told.
             "txnId": str(uuid4()),
             FACTS: json.dumps(facts),
@@ -309,7 +323,17 @@ def replace(
         raise overtaken(place)
     removed = state.files if state else ()
     change = Change("WRITE", data, removed, parameters={"mode": "Overwrite"})
-    return commit(place, state, change, facts, shape=shape, reached=reached, audited=audited)
+    compared = state.version if state else None
+    return commit(
+        place,
+        state,
+        change,
+        facts,
+        shape=shape,
+        reached=reached,
+        audited=audited,
+        compared=compared,
+    )
 
 
 @tenacity.retry(
