@@ -346,13 +346,13 @@ class Stored:
 
 @dataclass(frozen=True)
 class Form:
-    """What the rows of a Bronze table are made of, by which each can be told to be as it was written.
+    """What the rows of a Bronze table are made of, by which each can be proven to be as written.
 
-    ``values`` are the columns of the source, of which the table began with ``base``; ``earlier`` are
-    kinds that columns had before they were widened, at one time or another. With ``hashed``, row_hash
-    is of the values as they are stored, without a key. ``partition`` is the column with the
-    partitions' dates, "" where there is none, ``thresholds`` are the scores below which rows were
-    quarantined at one time or another, none where that is not remembered.
+    ``values`` are the columns of the source, of which the table began with ``base``; ``earlier``
+    are kinds that columns had before they were widened, at one time or another. With ``hashed``,
+    row_hash is of the values as they are stored, without a key. ``partition`` is the column with
+    the partitions' dates, "" where there is none, ``thresholds`` are the scores below which rows
+    were quarantined at one time or another, none where that is not remembered.
     """
 
     values: tuple[str, ...]

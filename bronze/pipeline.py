@@ -247,8 +247,8 @@ def planned(
 ) -> list[Table]:
     """The tables of one source with their plans; what hinders one is in its ``error``.
 
-    ``fitted`` may change a table, as the snapshot shows it, before it is planned; ``doubting`` is as
-    in `bronze.plan.plan_table`.
+    ``fitted`` may change a table, as the snapshot shows it, before it is planned; ``doubting`` is
+    as in `bronze.plan.plan_table`.
     """
     readers = units.readers(settings.run, slots)
     now = datetime.now(UTC)

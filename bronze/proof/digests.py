@@ -5,9 +5,9 @@ those that the Bronze table has. A Bronze row has a digest of both hashes where 
 is not that of its values. So it has one in the source where values were rejected, and in no other
 row: what is rejected is NULL in Bronze, and yet a part of the hash.
 
-In a table with protected columns hashes are keyed, which PostgreSQL cannot do. What can be decrypted
-is, on this side. Other protected values, and the keys of rows that are told as text, become part of
-the digest as they are stored: those of the source are protected here, as a run does it.
+In a table with protected columns hashes are keyed, which PostgreSQL cannot do. What can be
+decrypted is, on this side. Other protected values, and the keys of rows that are kept as text,
+become part of the digest as they are stored: those of the source are protected here, as a run does.
 """
 
 from __future__ import annotations

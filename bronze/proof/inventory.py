@@ -21,8 +21,8 @@ from bronze.table.log import State
 
 @dataclass(frozen=True)
 class Lying:
-    """A Bronze table by its ``name``, made of the table ``label`` of ``source``, which is remembered
-    to have reached a ``version``. ``error`` is why there is no ``state``.
+    """A Bronze table by its ``name``, made of the table ``label`` of ``source``, which governance
+    remembers to have reached a ``version``. ``error`` is why there is no ``state``.
     """
 
     name: str

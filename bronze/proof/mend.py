@@ -1,9 +1,9 @@
 """Repair: what differs is taken anew from the source.
 
-First leave the table what a comparison would not see: rows that are there more than once, and files
-that are lost or cannot be read. Then all rows are compared, as a run does it, in the snapshot of the
-proof, and those in Bronze are held against their own hashes, too: only what differs lands. What a
-history had in lost files, or in rows that were altered, is lost; the result says so.
+First leave the table what a comparison would not see: rows that are there more than once, and
+files that are lost or cannot be read. Then all rows are compared, as a run does it, in the snapshot
+of the proof, and those in Bronze are held against their own hashes, too: only what differs lands.
+What a history had in lost files, or in rows that were altered, is lost; the result says so.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def _cut(claim: Claim, damage: Damage, batch_id: str) -> Course[tuple[str, Mende
             # Nobody can tell what these rows were; the next commit tells what they are.
             change = Change("DELETE", removed=damage.lost, is_data=False)
             commit.commit(place, state, change, _facts(claim, batch_id), shape=_open(state))
-        rows = {**dict.fromkeys(damage.stale, []), **damage.cut(claim.history)}
+        rows = {**{file: [] for file in damage.stale}, **damage.cut(claim.history)}
         if rows:
             count = yield from _rows_cut(claim, rows, batch_id)
         count += yield from _twins_cut(claim, batch_id)

@@ -40,14 +40,15 @@ class VerifiedTable:
     """What was found out about one table, ``table`` of ``source``, and its Bronze table ``target``.
 
     ``source_rows`` is -1 where the source was not asked, ``bronze_rows`` are those that count;
-    ``bronze_files`` were read to the end, and with them ``gone_rows`` that do not count, as they are
-    marked as deleted or are earlier versions. ``trusted`` says that the hashes of rows were taken
-    for their values. ``rows`` are the first faulty ones, which
-    the four counts have in full. ``position`` is what the Bronze table holds, and ``lag_bytes`` how
-    much of the source's log lies between that and the snapshot; both are None where the table has
-    no position in this history of the source. ``stray_files`` lie in the table's folder, unknown to
-    its log. ``foreign`` are the commits by which another writer changed the table, and which no
-    comparison has taken into account. ``repaired`` is how many rows a repair has inserted, updated, and deleted or cut out.
+    ``bronze_files`` were read to the end, and with them ``gone_rows`` that do not count, as they
+    are marked as deleted or are earlier versions. ``trusted`` says that the hashes of rows were
+    taken for those of their values. ``rows`` are the first faulty ones, which the four counts have
+    in full. ``columns`` is what another writer did to the table's columns, ``foreign`` are the
+    commits by which one changed the table, and which no comparison has taken into account.
+    ``position`` is what the Bronze table holds, and ``lag_bytes`` how much of the source's log lies
+    between that and the snapshot; both are None where the table has no position in this history of
+    the source. ``stray_files`` lie in the table's folder, unknown to its log. ``repaired`` is how
+    many rows a repair has inserted, updated, and deleted or cut out.
     """
 
     table: str

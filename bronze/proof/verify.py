@@ -112,7 +112,8 @@ def _repaired(
 ) -> list[VerifiedTable]:
     """Repairs tables, and looks at them again in the same snapshot.
 
-    What a comparison by hashes cannot see is still there then: such rows are cut out, and taken anew.
+    What a comparison by hashes cannot see is still there then: such rows are cut out, and read
+    again.
     """
     results = {look.result.target: look.result for look in looks}
     pairs = zip(claims, looks, strict=True)
