@@ -713,7 +713,7 @@ def test_records_of_before_have_the_name_alone(source: Source) -> None:
     """Figures, models and profiles that know a table by its name without the schema are read on."""
     source.execute(TABLE)
     given = source.settings(tables={"t": {"anomalies": {"trees": 10, "columns": ["q"]}}})
-    source.execute("UPDATE t SET q = id")
+    source.execute("INSERT INTO t SELECT i, i, 's' FROM generate_series(21, 400) i")
     run(given)
     for name in ("quality", "models", "profiles"):
         place = str(source.lake / "governance" / name)
