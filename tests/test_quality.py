@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from deltalake import DeltaTable
 from typer.testing import CliRunner
 
 import bronze
@@ -623,9 +624,8 @@ def test_that_rules_have_changed_is_told_once(source: Source) -> None:
 
 def test_records_of_before_have_the_name_alone(source: Source) -> None:
     """Figures, models and profiles that know a table by its name without the schema are read on."""
-    source.execute(TABLE)
+    source.execute("CREATE TABLE t AS SELECT i AS id, i AS q FROM generate_series(1, 100) i")
     given = source.settings(tables={"t": {"anomalies": {"trees": 10, "columns": ["q"]}}})
-    source.execute("UPDATE t SET q = id")
     run(given)
     for name in ("quality", "models", "profiles"):
         place = str(source.lake / "governance" / name)
