@@ -42,6 +42,7 @@ def measured(rows: int, rounds: int) -> dict[str, list[tuple[float, float]]]:
             shutil.rmtree(folder / "lake", ignore_errors=True)
             timed("load", lambda: _load(settings))
             timed("verify", lambda: _equal(settings))
+            timed("verify --trust-hashes", lambda: _equal(settings, trust_hashes=True))
             with _changed(dsn, min(_CHANGED, rows)):
                 timed("verify, one row changed", lambda: _one_row(settings))
             timed("verify --at-rest", lambda: _equal(settings, at_rest=True))
@@ -79,8 +80,8 @@ def _load(settings: Settings) -> None:
     assert pipeline.run(settings).exit_code == 0
 
 
-def _equal(settings: Settings, at_rest: bool = False) -> None:
-    result = verify(settings, at_rest=at_rest)
+def _equal(settings: Settings, *, at_rest: bool = False, trust_hashes: bool = False) -> None:
+    result = verify(settings, at_rest=at_rest, trust_hashes=trust_hashes)
     assert result.exit_code == 0, result
 
 

@@ -70,17 +70,35 @@ def watch(
         return Watch() if state is not None and drift.WATCHED in state.properties else None
     free = [c for c in settled.columns if c.name not in protected and c.kind.name != "array"]
     profiled = [c for c in settled.columns if c.kind.name != "array"][:_PROFILED]
-    numeric = {c.target for c in free if c.kind.name in _AVERAGED}
-    model, notes = _model(given, own, _candidates(given, own, free, key), state)
+    numeric = {c.target for c in free if c.is_number}
+    named = _named(given, settled.columns, key)
+    model, notes = _model(given, own, _candidates(own, free, named), state)
+    if model is not None and (notes or own.columns):
+        notes += _left_out(own, settled.columns, named, model)
     return Watch(
         model,
         tuple(c.target for c in profiled),
-        frozenset(numeric - _named(given, settled.columns, key)),
+        frozenset(numeric - named),
         notes,
     )
 
 
-_AVERAGED = ("short", "int", "long", "float", "double", "decimal")
+def _left_out(
+    own: AnomalySettings, columns: Sequence[Column], named: Collection[str], model: Model
+) -> tuple[str, ...]:
+    """Says which columns the scores know nothing of, though somebody may think so. Keys, and what
+    names something, are not among them unless they were chosen.
+    """
+    seen = {feature.column for feature in model.features}
+    wanted = (c for c in columns if c.name and c.target not in seen)
+    if own.columns:
+        left = [c for c in wanted if c.name in own.columns]
+    else:
+        left = [c for c in wanted if c.target not in named]
+    listed = ", ".join(f"{c.name} ({c.source_type})" for c in left)
+    return (f"no anomaly is found by the values of {listed}",) if left else ()
+
+
 _FOREIGN = """
 SELECT DISTINCT a.attname FROM pg_constraint c
 JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = ANY(c.conkey)
@@ -104,13 +122,12 @@ def _named(given: Assignment, columns: Sequence[Column], key: Sequence[str]) -> 
 
 
 def _candidates(
-    given: Assignment, own: AnomalySettings, free: Sequence[Column], key: Sequence[str]
+    own: AnomalySettings, free: Sequence[Column], named: Collection[str]
 ) -> list[Column]:
-    """The columns that features may be made of."""
+    """The columns that features may be made of; ``named`` are those that name something."""
     fit = [c for c in free if c.name and training.suitable(c)]
     if own.columns:
         return [c for c in fit if c.name in own.columns]
-    named = _named(given, fit, key)
     return [c for c in fit if c.target not in named]
 
 
@@ -120,7 +137,8 @@ def _model(
     """The model to go by, and what to say about it."""
     if not columns:
         return None, ("no column is fit for anomaly scores: there are none",)
-    said = [own.trees, own.expected, own.seed, [(c.target, str(c.kind)) for c in columns]]
+    kinds = [(c.target, "number" if _text_number(c) else str(c.kind)) for c in columns]
+    said = [own.trees, own.expected, own.seed, kinds]
     settings = hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
     rows = sum(max(file.rows, 0) for file in state.files) if state else 0
     place = given.settings.place(GOVERNANCE, book.NAME)
@@ -146,6 +164,10 @@ def _model(
         return None, ("no anomaly scores: no column has values that differ",)
     _keep(given, place, model, why, settings)
     return model, (f"the anomaly model was trained ({why}): version {model.version}",)
+
+
+def _text_number(column: Column) -> bool:
+    return column.is_number and column.kind.name == "string"
 
 
 def _keep(given: Assignment, place: Place, model: Model, why: str, settings: str) -> None:

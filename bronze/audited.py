@@ -128,6 +128,7 @@ def verify(
     *,
     repair: bool,
     at_rest: bool,
+    trust_hashes: bool,
     pool: Executor | None,
     notify: pipeline.Notify,
 ) -> VerifyResult:
@@ -145,7 +146,10 @@ def verify(
             "seconds": round(done.seconds, 3),
             **_asked(tables),
             **({"at_rest": True} if at_rest else {}),
+            **({"trust_hashes": True} if trust_hashes else {}),
             **({"repair": True} if repair else {}),
+            "rows": sum(t.bronze_rows for t in done.tables),
+            "files": sum(t.bronze_files for t in done.tables),
             "equal": sum(t.status == "equal" for t in done.tables),
             **({"differing": differing} if differing else {}),
             **({"failed": failed} if failed else {}),
@@ -154,7 +158,13 @@ def verify(
 
     def work() -> VerifyResult:
         return proof.verify(
-            settings, tables, repair=repair, at_rest=at_rest, pool=pool, notify=notify
+            settings,
+            tables,
+            repair=repair,
+            at_rest=at_rest,
+            trust_hashes=trust_hashes,
+            pool=pool,
+            notify=notify,
         )
 
     return _recorded(settings, "verify", tables, work, events)

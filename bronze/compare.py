@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import xxhash
 
+from bronze import soundness
 from bronze.enrich import fingerprint
 from bronze.enrich.fingerprint import Fingerprints
 from bronze.enrich.key_text import keyed
@@ -69,7 +71,7 @@ def total(what: Known) -> tuple[int, int]:
         parquet = files.opened(what.place, file)
         for _, table in files.parts(parquet, what.layout, ("row_hash",), None):
             hashes = pl.DataFrame(table)["row_hash"].drop_nulls()
-            hashes = hashes.filter(_ours(hashes))
+            hashes = hashes.filter(fingerprint.formed(hashes))
             rows += table.num_rows
             sums = fingerprint.added(sums, fingerprint.total(hashes))
     return rows, sums
@@ -94,6 +96,40 @@ def _doubled(what: Known) -> bool:
             found.append(prints[shared(what, prints)])
     prints = np.sort(np.concatenate(found))
     return bool((prints[1:] == prints[:-1]).any())
+
+
+def twins(what: Known) -> list[tuple[Stored, Positions]]:
+    """For each file the numbers of the rows that are too many, as another one has their key: a row
+    that is there is none of them, if all others are gone.
+
+    Raises:
+        LakeError, LakeUnreachable: the table cannot be read.
+    """
+    if not doubled(what):
+        return []
+    found = []
+    for number, file in enumerate(what.files):
+        parquet = files.opened(what.place, file)
+        names = (*what.key, "record_status")
+        for start, table in files.parts(parquet, what.layout, names, None, dict(file.partition)):
+            rows = pl.DataFrame(table).with_row_index("row", start)
+            rows = rows.filter(keyed(what.key))
+            found.append(
+                pl.DataFrame(
+                    {
+                        "print": fingerprints(what, rows),
+                        "gone": rows["record_status"].eq_missing(DELETED),
+                        "file": pl.repeat(number, rows.height, dtype=pl.Int64, eager=True),
+                        "row": rows["row"].cast(pl.Int64),
+                    }
+                )
+            )
+    ordered = pl.concat(found).sort("gone", maintain_order=True)
+    too_many = ordered.filter(pl.int_range(pl.len()).over("print") > 0)
+    return [
+        (file, too_many.filter(pl.col("file") == number)["row"].sort().to_numpy())
+        for number, file in enumerate(what.files)
+    ]
 
 
 def keyless(what: Known) -> bool:
@@ -145,13 +181,16 @@ def _fingerprints(what: Known, file: Stored) -> Iterator[tuple[int, Positions, F
     """For each part of a file: the first row's number, the live rows within it, their prints."""
     columns = (*(what.key or ("row_hash",)), "record_status")
     parquet = files.opened(what.place, file)
-    for start, table in files.parts(parquet, what.layout, columns, None, dict(file.partition)):
+    wanted = None if what.form else columns
+    for start, table in files.parts(parquet, what.layout, wanted, None, dict(file.partition)):
         rows = pl.DataFrame(table)
-        there = pl.col("record_status").ne_missing(DELETED) & keyed(columns[:-1])
-        live = rows.select(there).to_series()
-        if not what.key:
-            live &= _ours(rows["row_hash"])
-        prints = fingerprints(what, rows.filter(live))
+        live = rows["record_status"].ne_missing(DELETED)
+        if what.key:
+            live &= rows.select(keyed(what.key)).to_series()
+            prints = fingerprints(what, rows.filter(live))
+        else:
+            live &= fingerprint.formed(rows["row_hash"]) | (what.form is not None)
+            prints = _prints(what, file, start, rows)[live.to_numpy()]
         mine = shared(what, prints)
         yield start, np.flatnonzero(live.to_numpy())[mine], prints[mine]
 
@@ -177,23 +216,42 @@ def last_positions(what: Known, gone: Fingerprints | None = None) -> list[tuple[
     ]
 
 
-def _ours(hashes: pl.Series) -> pl.Series:
-    """Which hashes have the form of ours; other writers put what they like there."""
-    return (hashes.str.len_bytes() == _DIGITS) & (hashes.str.len_chars() == _DIGITS)
+def _prints(what: Known, file: Stored, start: int, rows: pl.DataFrame) -> Fingerprints:
+    """The fingerprints of whole rows. Where rows are doubted, one which another writer has put
+    there, or has changed, has one that is its place's alone: the source has no such row.
+    """
+    hashes = rows["row_hash"]
+    formed = fingerprint.formed(hashes)
+    ours = formed.to_numpy()
+    if not ours.all():
+        hashes = pl.select(
+            pl.when(formed).then(hashes).otherwise(pl.lit("0" * _DIGITS))
+        ).to_series()
+    prints = fingerprint.of_hashes(hashes, what.offset).copy()
+    if what.form:
+        ours = ours & ~soundness.judged(rows, what.form).wrong
+    for row in np.flatnonzero(~ours).tolist():
+        place = f"{file.path} {start + row} {what.offset}".encode()
+        prints[row] = xxhash.xxh3_64_intdigest(place)
+    return prints
 
 
 def _versions(what: Known) -> pl.DataFrame:
     """The last version of each key in a history: file, row, key, order, print and live."""
     names = [*what.versions, "update_timestamp", "row_hash", "record_status"]
+    wanted = None if what.form else names
     found = [pl.DataFrame(schema=_VERSION)]
     for number, file in enumerate(what.files):
         parquet = files.opened(what.place, file)
-        for start, table in files.parts(parquet, what.layout, names, None, dict(file.partition)):
-            rows = pl.DataFrame(table).with_row_index("row", start)
+        for start, table in files.parts(parquet, what.layout, wanted, None, dict(file.partition)):
+            rows = pl.DataFrame(table)
+            own = pl.Series(_PRINT, _prints(what, file, start, rows))
+            rows = rows.select(names).with_columns(own)
+            rows = rows.with_row_index("row", start)
             rows = rows.filter(keyed(what.versions), pl.col(*names[-3:-1]).is_not_null())
-            rows = rows.filter(_ours(rows["row_hash"]))
+            rows = rows.filter(fingerprint.formed(rows["row_hash"]))
             keys = fingerprint.of_keys(rows.select(what.versions).get_columns())
-            prints = keys if what.key else fingerprint.of_hashes(rows["row_hash"], what.offset)
+            prints = keys if what.key else rows[_PRINT].to_numpy()
             found.append(
                 pl.DataFrame(
                     {
@@ -210,6 +268,7 @@ def _versions(what: Known) -> pl.DataFrame:
     return ordered.unique("key", keep="last", maintain_order=True)
 
 
+_PRINT = "\0print"
 _VERSION: dict[str, Any] = {
     "file": pl.Int64,
     "row": pl.Int64,

@@ -172,6 +172,7 @@ def _versioned(plan: Plan, stamp: Stamp, difference: Difference, state: State) -
         changes=changes,
         gone=tuple(gone),
         dates_of=plan.dates_of,
+        doubting=plan.doubting,
     )
     done: list[history.Appended] = []
     if changes or gone:
@@ -213,6 +214,7 @@ def _replacements(
             on_delete=plan.target.settings.on_delete,
             anew=anew,
             dates_of=plan.dates_of,
+            doubting=plan.doubting,
         )
         yield Replacing(job, difference.gone)
 

@@ -11,12 +11,14 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from bronze.enrich.stamp import METADATA
+from bronze.enrich import anomaly
+from bronze.enrich.stamp import COMMITTED, METADATA
 from bronze.errors import TableRefused
-from bronze.model import KEY_TEXT, Column, Kind, Protect
+from bronze.model import KEY_TEXT, Column, Form, Kind, Protect
 from bronze.source.catalog import Relation
 from bronze.source.statement import quoted
 from bronze.source.types import absent, recast, wider
+from bronze.table.history import KIND
 from bronze.table.schema import delta_schema, kinds
 
 # Properties of a Bronze table in which it says what it was made from.
@@ -36,6 +38,8 @@ RULES = "bronze.rules"
 CUT = "bronze.cut"
 ENFORCED = "bronze.enforced"
 FORMER = "bronze.former"
+THRESHOLDS = "bronze.thresholds"
+LAYOUT = "bronze.layout"
 KEYED = "bronze.keyed"
 """In a table with `KEY_TEXT`: the Bronze names of the columns that the key has in the source."""
 
@@ -266,6 +270,84 @@ def earlier(properties: Mapping[str, str]) -> tuple[tuple[tuple[str, Kind], ...]
         kinds |= {name: Kind(*kind) for name, kind in time.items()}
         found.append(tuple(kinds.items()))
     return tuple(found)
+
+
+def thresholds(properties: Mapping[str, str] | None, now: int) -> str:
+    """The property that tells below which scores rows were quarantined, at one time or another;
+    "[]" where nobody knows, as the table is of before it was remembered.
+
+    Args:
+        properties: the table's, None where it is made.
+        now: the threshold from now on.
+    """
+    if properties is None:
+        return json.dumps([now])
+    if THRESHOLDS not in properties:
+        return "[]"
+    known = json.loads(properties[THRESHOLDS])
+    return json.dumps(sorted({*known, now}) if known else [])
+
+
+def restored(
+    columns: Sequence[tuple[str, Kind]], properties: Mapping[str, str]
+) -> tuple[tuple[str, Kind], ...]:
+    """The columns of a Bronze table with those that another writer has taken from it, in the order
+    that bronze gave them; what has been put into it comes last.
+    """
+    ours = kinds(properties[LAYOUT]) if LAYOUT in properties else ()
+    known, held = dict(ours), dict(columns)
+    kept = [(name, held.get(name, kind)) for name, kind in ours]
+    kept += [pair for pair in columns if pair[0] not in known]
+    return (*kept, *(pair for pair in METADATA if pair[0] not in {**known, **held}))
+
+
+def meddled(columns: Sequence[tuple[str, Kind]], properties: Mapping[str, str]) -> tuple[str, ...]:
+    """What another writer has done to the columns of a Bronze table."""
+    held = dict(columns)
+    known = dict(kinds(properties[LAYOUT]) if LAYOUT in properties else columns)
+    meta = [name for name, _ in METADATA if name not in {**known, **held}]
+    return (
+        *(f"{name} was dropped" for name in [*known, *meta] if name not in held),
+        *(f"{name} was added" for name in held if name not in known),
+        *(
+            f"{name} was changed from {known[name]} to {kind}"
+            for name, kind in held.items()
+            if known.get(name, kind) != kind
+        ),
+    )
+
+
+def form(
+    columns: Sequence[tuple[str, Kind]], properties: Mapping[str, str], partition: str | None
+) -> Form:
+    """What the rows of a Bronze table are made of, by its columns and properties."""
+    columns = restored(columns, properties)
+    names = [name for name, _ in columns]
+    meta = [name for name, _ in METADATA]
+    last = max((names.index(name) for name in meta if name in names), default=len(names))
+    # A table of the source may have a column of this name, before the columns of ours.
+    history = KIND in names and names.index(KIND) > last
+    own = {*meta, partition, COMMITTED, KEY_TEXT} | ({KIND} if history else set())
+    own |= {name for name, _ in anomaly.COLUMNS} if WATCHED in properties else set()
+    values = tuple(name for name in names if name not in own)
+    return Form(
+        values=values,
+        base=int(properties.get(BASE, len(values))),
+        earlier=(
+            tuple(p for p in _own(columns, properties) if p[0] in values),
+            *earlier(properties),
+        ),
+        hashed=not protected(properties),
+        partition=partition or "",
+        thresholds=tuple(json.loads(properties.get(THRESHOLDS, "[]"))),
+        history=history,
+    )
+
+
+def _own(
+    columns: Sequence[tuple[str, Kind]], properties: Mapping[str, str]
+) -> Sequence[tuple[str, Kind]]:
+    return kinds(properties[LAYOUT]) if LAYOUT in properties else columns
 
 
 def keyed(properties: Mapping[str, str]) -> tuple[str, ...]:

@@ -15,6 +15,7 @@
     ├── LakeError              files and the Delta log                   exit 1
     │   ├── LakeUnreachable    cannot be read or written                 exit 3
     │   ├── TableVanished      a Bronze table that was there is gone     exit 1
+    │   ├── FileDamaged        a file of a table is lost or unreadable   exit 1
     │   └── CommitConflict     another writer was first         retried  exit 1
     │       └── Overtaken      it was a run with a later state  retried  exit 1
     ├── Mismatch               what was read is not what is there        exit 1
@@ -147,6 +148,10 @@ class LakeUnreachable(LakeError):
 
 class TableVanished(LakeError):
     """A Bronze table that was written to is not there any more."""
+
+
+class FileDamaged(LakeError):
+    """A file that a table's log names is not there, or is not what it should be."""
 
 
 class CommitConflict(LakeError):

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 import tenacity
 
-from bronze import difference, failpoint, grade, lineage, prepare, provide, unusual
+from bronze import difference, failpoint, grade, lineage, prepare, provide, resume, unusual
 from bronze.books import quality as book
 from bronze.books.quality import Graded
 from bronze.difference import Difference, Edit
@@ -20,6 +20,7 @@ from bronze.engine import Course, Task
 from bronze.errors import (
     BronzeError,
     CommitConflict,
+    Overtaken,
     SourceRefused,
     TableRefused,
     TableVanished,
@@ -39,7 +40,7 @@ from bronze.source.connect import Connection
 from bronze.source.readiness import Wanting
 from bronze.source.texts import Text
 from bronze.source.types import ANY_BYTES
-from bronze.table import commit, log, store
+from bronze.table import audit_mark, commit, log, store
 from bronze.table.commit import Position
 from bronze.table.log import State
 
@@ -74,6 +75,7 @@ class Following:
         findings: what was found out about its rows, and is not in the books yet.
         error: why it does not follow any more.
         fared: how the rows fared that have landed since that was entered last.
+        doubted: the table as it knew of more records than the audit log had, if it ever did.
     """
 
     plan: Plan
@@ -87,6 +89,7 @@ class Following:
     findings: Findings = NOTHING_FOUND
     error: BronzeError | None = field(default=None)
     fared: Fared | None = field(default=None)
+    doubted: State | None = field(default=None)
 
     @property
     def label(self) -> str:
@@ -292,7 +295,7 @@ def _current(following: Following) -> State:
     """The table as it is.
 
     Raises:
-        Overtaken: somebody else has moved its position.
+        Overtaken: somebody else has moved its position, or changed rows of it.
         TableVanished: it is not there any more.
     """
     plan = following.plan
@@ -301,6 +304,8 @@ def _current(following: Following) -> State:
         raise vanished(plan.target)
     if held(state, plan) != following.held:
         raise commit.overtaken(plan.target.place)
+    if foreign := resume.why_foreign(state):
+        raise Overtaken(f"{foreign[0].upper()}{foreign[1:]}.", hint="All rows are compared.")
     return state
 
 
@@ -384,6 +389,8 @@ def _commit(
         updated=edit.updated,
         deleted=edit.deleted,
     )
+    if stamp.audited and audit_mark.knows_more(state, stamp.audited):
+        following.doubted = state
     if edit.inserted or edit.updated or edit.deleted:
         entry = lineage.at(entry, stamp.batch_id, batch.position, state.version + 1)
         facts = {
@@ -408,6 +415,7 @@ def _commit(
                 facts,
                 shape=plan.shape,
                 reached=reached(plan, batch),
+                audited=stamp.audited,
             )
         except CommitConflict:
             kept = {file.path for file in staged}

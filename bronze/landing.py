@@ -166,7 +166,7 @@ def _loaded(settings: Settings, table: Table, plan: Plan) -> Course[Outcome]:
     """All rows become the table's whole content, unless they are already."""
     place, state = plan.target.place, plan.state
     data = [file for part in table.written for file in part.files]
-    if state is not None and not (plan.settled.rewrite or plan.settled.anew):
+    if state is not None and not (plan.settled.rewrite or plan.settled.anew or plan.doubting):
         whole = Known(place, state.version, state.files, plan.shape.columns, (), 0)
         ((rows, total),) = yield [Task(compare.total, whole, table.target.label)]
         mine = reduce(fingerprint.added, (part.sum for part in table.written), 0)
@@ -178,12 +178,19 @@ def _loaded(settings: Settings, table: Table, plan: Plan) -> Course[Outcome]:
                 _facts(table),
                 shape=plan.shape,
                 reached=plan.reached,
+                audited=table.stamp.audited,
             )
             store.delete(place, [file.path for file in data])
             return Outcome(version, 0, 0, 0, ())
     facts = _facts(table, inserted=table.rows)
     version = commit.replace(
-        place, plan.shape, data, plan.reached, facts, lambda state: _moved(state, plan)
+        place,
+        plan.shape,
+        data,
+        plan.reached,
+        facts,
+        lambda state: _moved(state, plan),
+        table.stamp.audited,
     )
     return Outcome(version, table.rows, 0, 0, tuple(data))
 
@@ -249,6 +256,8 @@ def _committed(
             _facts(table, **counts),
             shape=plan.shape,
             reached=plan.reached,
+            audited=table.stamp.audited,
+            compared=plan.state.version if plan.state and plan.mode == "compare" else None,
         )
     except CommitConflict:
         # Only then it is certain that nobody needs them. What is staged is needed again.
@@ -384,7 +393,6 @@ def _failed(table: Table, error: BronzeError) -> TableResult:
         rows_read=table.rows,
         seconds=time.monotonic() - table.began,
         error=error.failure(),
-        **_fared(table),
     )
 
 

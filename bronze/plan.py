@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from bronze import drift, keys, prepare, provide, resume, rules, units
+from bronze import compare, drift, keys, prepare, provide, resume, rules, units
 from bronze.drift import Settled
 from bronze.enrich import anomaly
 from bronze.enrich.stamp import COMMITTED, METADATA
@@ -17,6 +17,7 @@ from bronze.model import (
     Column,
     Enrichment,
     Kind,
+    Known,
     Origin,
     Protection,
     RowKey,
@@ -33,6 +34,7 @@ from bronze.table.commit import Position, Shape
 from bronze.table.history import KIND
 from bronze.table.log import State
 from bronze.table.partition import column_of, source_of
+from bronze.table.schema import delta_schema
 from bronze.table.statistics import SAFE
 from bronze.units import Assignment
 
@@ -46,7 +48,8 @@ class Plan:
     """What a run does with one table.
 
     ``row_key`` is what tells rows apart. ``state`` is the Bronze table as it was found, ``reached``
-    the position that it is to hold.
+    the position that it is to hold. With ``doubting``, rows of the Bronze table are held against
+    their own hashes first, as somebody else may have changed them.
     """
 
     target: Target
@@ -60,6 +63,7 @@ class Plan:
     notes: tuple[str, ...]
     all_units: Callable[[], tuple[Unit, ...]] = field(repr=False)
     enrichment: Enrichment
+    doubting: bool = False
 
     def whole(self, why: str = "its cursor has not shown all that changed") -> Plan:
         """The plan that compares all rows, in the same snapshot."""
@@ -84,8 +88,10 @@ def plan_table(
     stamp: Stamp,
     settings: Settings,
     readers: int,
+    doubting: bool = False,
 ) -> Plan:
-    """The plan of one table.
+    """The plan of one table. With ``doubting``, or where another writer changed rows of the Bronze
+    table, all rows are compared, and those of the Bronze table with their own hashes, too.
 
     Raises:
         TableRefused: the table cannot be read, or its columns cannot be held.
@@ -107,6 +113,11 @@ def plan_table(
         said = f"its rows are known by {KEY_TEXT}, too: the table is written anew"
         settled = replace(settled, anew=True, notes=(*settled.notes, said))
     mode, where, why = _mode(given, state, settled, key, why_none)
+    doubting |= state is not None and bool(state.foreign)
+    if doubting and mode == "changes":
+        mode, where = "compare", slices.WHOLE
+    if doubting and mode == "compare" and state is not None:
+        _once(target, state, settled, row_key)
     none = (f"its rows cannot be told apart: {why_none}",) if why_none else ()
     # A stream reads in the snapshot of a slot: without one it only finds out what is to be read.
     streamed = target.settings.pattern == "streaming"
@@ -121,8 +132,10 @@ def plan_table(
 
     def rows(where: str, against: State | None) -> tuple[Unit, ...]:
         inline = mode != "load"
-        work = units.of_rows(given, settled, shape, row_key, where, against, inline, enrichment)
-        return tuple(work)
+        found = units.of_rows(
+            given, settled, shape, row_key, where, against, inline, enrichment, doubting
+        )
+        return tuple(found)
 
     # What has changed comes by the stream.
     work = rows(where, against) if reading else ()
@@ -145,6 +158,30 @@ def plan_table(
         + prepare.unprotected(target, survey.by_names(target.relation)),
         all_units=lambda: rows(slices.WHOLE, state),
         enrichment=enrichment,
+        doubting=doubting,
+    )
+
+
+_TEXT = Kind("string")
+
+
+def _once(target: Target, state: State, settled: Settled, key: RowKey) -> None:
+    """Makes sure that no key is there more than once, as only another writer can have it: rows are
+    found by their keys, and one of two would stay.
+
+    Raises:
+        TableRefused: one is.
+    """
+    layout = (*((c.target, c.stored) for c in settled.columns), *METADATA, (KEY_TEXT, _TEXT))
+    known = Known(state.place, state.version, state.files, layout, key.names, 0)
+    if target.settings.history or not compare.doubled(known):
+        return
+    said = f" ({', '.join(state.foreign)})" if state.foreign else ""
+    raise TableRefused(
+        f"The Bronze table {target.name} has rows of the same key: another writer has put them"
+        f" there{said}.",
+        hint=f"`bronze verify {target.label} --repair` takes out those that are too many.",
+        table=target.label,
     )
 
 
@@ -207,6 +244,9 @@ def settle(target: Target, since: Since) -> tuple[State | None, Settled, str | N
         state.writable()
         _same_table(target, state)
         settled = drifted(target, found, state)
+        if meddled := drift.meddled(state.columns, state.properties):
+            said = f"another writer has changed the table's columns: {', '.join(meddled)}"
+            settled = replace(settled, notes=(*settled.notes, said))
     _clustered(target, settled)
     return state, settled, _partition(target, settled, state)
 
@@ -220,7 +260,8 @@ def drifted(target: Target, found: Sequence[Column], state: State) -> Settled:
     own = target.settings
     added = {state.partition, COMMITTED, KIND if own.history else None}
     added |= {name for name, _ in anomaly.COLUMNS} if _watched(target, state) else set()
-    held = [pair for pair in state.columns if pair[0] not in added]
+    columns = drift.restored(state.columns, state.properties)
+    held = [pair for pair in columns if pair[0] not in added]
     taken = {column.target for column in found}
     # A column that is taken may have got the name of one that is left out.
     dropped = {own.rename.get(name, name) for name in prepare.left_out(target)} - taken
@@ -297,8 +338,8 @@ def _shape(
     target = given.target
     layout = [*((column.target, column.stored) for column in settled.columns), *METADATA]
     layout += anomaly.COLUMNS if _watched(target, state) else ()
-    layout += [(KEY_TEXT, Kind("string"))] if row_key.has_text else []
-    layout += [(KIND, Kind("string"))] if target.settings.history else []
+    layout += [(KEY_TEXT, _TEXT)] if row_key.has_text else []
+    layout += [(KIND, _TEXT)] if target.settings.history else []
     if target.settings.pattern == "streaming" or (state and COMMITTED in dict(state.columns)):
         layout.append((COMMITTED, Kind("timestamp")))
     layout += [(partition, Kind("date"))] if partition else []
@@ -325,11 +366,16 @@ def _shape(
         notes[keys.IDS] = keys.ids(enrichment.protection)
     if target.settings.pattern == "streaming":
         notes[drift.ENFORCED] = json.dumps(target.relation.enforces(target.key))
+    notes[drift.THRESHOLDS] = drift.thresholds(
+        state.properties if state and not settled.anew else None,
+        given.settings.demanded(target.settings).threshold,
+    )
     if state is not None and drift.CUT in state.properties:
         notes[drift.CUT] = ""
     if state is not None:
         notes |= drift.widened(settled.columns, state.columns, state.properties)
         notes |= drift.former(settled.columns, state.properties, target.relation)
+    notes[drift.LAYOUT] = delta_schema(layout)
     if row_key.has_text:
         notes[drift.KEYED] = json.dumps(keyed)
     if _watched(target, state):
@@ -389,7 +435,9 @@ def _mode(
         )
     if own.pattern == "full_refresh":
         load = state is None or not key or settled.anew
-        return ("load" if load else "compare"), slices.WHOLE, ()
+        why = resume.why_foreign(state) if state else ""
+        said = (f"all rows are compared: {why}",) if why else ()
+        return ("load" if load else "compare"), slices.WHOLE, said
     if state is None or settled.anew:
         return "load", slices.WHOLE, ()
     why = resume.why_all(given, state, settled, key)

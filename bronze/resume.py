@@ -99,6 +99,8 @@ def why_all(given: Assignment, state: State, settled: Settled, key: tuple[str, .
     known = state.properties
     if known.get(drift.CUT):
         return "a repair has cut rows out"
+    if foreign := why_foreign(state):
+        return foreign
     if settled.notes:
         return "its columns have changed"
     if known.get(drift.OID) != str(given.target.relation.oid):
@@ -120,6 +122,17 @@ def why_all(given: Assignment, state: State, settled: Settled, key: tuple[str, .
         if increment.set_back(given.held.since, mark, ahead):
             return "the source's clock was set back"
     return ""
+
+
+def why_foreign(state: State) -> str:
+    """Whether another writer has changed the Bronze table since it was compared last, and how; ""
+    where none has. Files that were joined, and nothing else, are no change.
+    """
+    if not state.foreign:
+        return ""
+    first, *more = state.foreign
+    also = f", and {len(more)} more" if more else ""
+    return f"another writer has changed the Bronze table ({first}{also})"
 
 
 def _loose(target: Target) -> bool:

@@ -104,7 +104,15 @@ def _configured(
         raise _refused(target, rule.called, f"there is no column {missing[0]}")
     if rule.kind == "unique" and not columns:
         raise _refused(target, rule.called, "the table has no key: name columns")
-    made = Criterion(rule.called, rule.kind, columns, rule.severity, "config", rule.allow)
+    made = Criterion(
+        rule.called,
+        rule.kind,
+        columns,
+        rule.severity,
+        "config",
+        rule.allow,
+        allow_rows=rule.allow_rows,
+    )
     if _proven(target, made, known, rule):
         return replace(made, evaluation="proven")
     if rule.expression is not None:

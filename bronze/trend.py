@@ -7,7 +7,7 @@ its last run has brought, or, for a table that is streamed, that its stream has 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -20,7 +20,7 @@ from bronze.books.quality import Figure
 from bronze.errors import ConfigError
 from bronze.model import Stored
 from bronze.settings import GOVERNANCE, Settings
-from bronze.table import files, log
+from bronze.table import files, log, store
 from bronze.table.log import State
 from bronze.table.naming import spellings
 
@@ -71,14 +71,19 @@ class TableQuality:
 
 @dataclass(frozen=True)
 class QualityReport:
-    """How tables fare."""
+    """How tables fare; ``missing`` are Bronze tables that there are no figures of, ``lake`` is
+    where it was looked for them.
+    """
 
     tables: tuple[TableQuality, ...]
+    missing: tuple[str, ...] = ()
+    lake: str = ""
 
     @property
     def exit_code(self) -> int:
-        """0: all is as demanded; 1: something is not."""
-        return 1 if any(table.unmet or not table.fresh for table in self.tables) else 0
+        """0: all is as demanded; 1: something is not, or there are no figures of it."""
+        unmet = any(table.unmet or not table.fresh for table in self.tables)
+        return 1 if unmet or self.missing or not self.tables else 0
 
 
 def quality(settings: Settings, tables: Sequence[str] = (), trend: int = 1) -> QualityReport:
@@ -111,13 +116,24 @@ def quality(settings: Settings, tables: Sequence[str] = (), trend: int = 1) -> Q
             f" {', '.join(sorted(one.target for one in found)) or 'none'}.",
         )
     recorded = _recorded(settings)
-    return QualityReport(
-        tuple(
-            _table(settings, one, recorded.get(one.short), trend)
-            for one in sorted(found, key=lambda one: (one.source, one.target))
-            if not tables or set(one.names) & set(tables)
-        )
+    fared = tuple(
+        _table(settings, one, recorded.get(one.short), trend)
+        for one in sorted(found, key=lambda one: (one.source, one.target))
+        if not tables or set(one.names) & set(tables)
     )
+    missing = () if tables else tuple(_missing(settings, [one.target for one in found]))
+    return QualityReport(fared, missing, settings.lake.root)
+
+
+def _missing(settings: Settings, targets: Sequence[str]) -> Iterator[str]:
+    """The Bronze tables in the lake that are none of these."""
+    schema = settings.lake.schema_
+    known = {target.removeprefix(f"{schema}.") for target in targets}
+    for name in store.folders(settings.place(schema, "")):
+        if name not in known:
+            state = log.read(settings.place(schema, name))
+            if state is not None and drift.TABLE in state.properties:
+                yield f"{schema}.{name}"
 
 
 _KEYS = ["source_table", "target_table"]

@@ -9,6 +9,7 @@ from typing import Any
 import psycopg
 from psycopg import errors as pg
 
+from bronze import drift
 from bronze.drift import Settled
 from bronze.enrich.stamp import COMMITTED
 from bronze.errors import BronzeError, TableRefused
@@ -94,13 +95,19 @@ def of_rows(
     against: State | None,
     inline: bool,
     enrichment: Enrichment,
+    doubting: bool = False,
 ) -> list[Unit]:
-    """The units that read the rows for which ``where`` is true."""
+    """The units that read the rows for which ``where`` is true; with ``doubting`` the rows of the
+    Bronze table have to be as they were written.
+    """
     run, relation = given.run, given.target.relation
     known: list[Known | None] = [None]
     memory = run.memory
     if against is not None:
         known = list(_known(given, shape, key.names, (), against))
+        if doubting:
+            form = drift.form(against.columns, against.properties, against.partition)
+            known = [replace(one, form=form) for one in known if one]
         memory = _beside_known(run.memory)
     groups = grouped(given, memory, key.source_names)
     table = statement.quoted(relation.schema, relation.name)

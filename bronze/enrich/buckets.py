@@ -35,9 +35,8 @@ def unpacked(data: bytes) -> Digests:
 
 def of_hashes(hashes: pl.Series) -> Digests:
     """The digests of ``row_hash``; what has not its form has the digest 0, which no row has."""
-    formed = (hashes.str.len_bytes() == _DIGITS) & (hashes.str.len_chars() == _DIGITS)
     plain = hashes.to_frame("h").select(
-        pl.when(formed.fill_null(False)).then(pl.col("h")).otherwise(pl.lit("0" * _DIGITS))
+        pl.when(fingerprint.formed(hashes)).then(pl.col("h")).otherwise(pl.lit("0" * _DIGITS))
     )
     text = plain.to_series()
     halves = [fingerprint.of_hashes(text, offset) for offset in (0, _HALF)]

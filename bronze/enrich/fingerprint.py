@@ -23,6 +23,12 @@ _NIBBLES = np.zeros(256, np.uint8)
 _NIBBLES[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
 
 
+def formed(hashes: pl.Series) -> pl.Series:
+    """Which hashes have the form of ``row_hash``; other writers put there what they like."""
+    whole = (hashes.str.len_bytes() == 2 * _DIGITS) & (hashes.str.len_chars() == 2 * _DIGITS)
+    return whole.fill_null(False)
+
+
 def of_hashes(hashes: pl.Series, offset: int) -> Fingerprints:
     """The 16 digits of each ``row_hash`` that begin at ``offset`` (0 to 16), none being NULL."""
     if not len(hashes):

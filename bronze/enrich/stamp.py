@@ -105,14 +105,14 @@ def digests(
     if not rows.height:
         return pl.Series(dtype=pl.String), pl.Series(dtype=pl.String)
     made = pieces(rows.get_columns(), rows.height, base)
-    return _row_hash(made, rejected), _hexadecimal(hashing.xxh3(made, rows.height))
+    return hashed(made, rejected), _hexadecimal(hashing.xxh3(made, rows.height))
 
 
 def row_hash(rows: pl.DataFrame, rejected: pl.Series, base: int) -> pl.Series:
     """The first of `digests` alone."""
     if not rows.height:
         return pl.Series(dtype=pl.String)
-    return _row_hash(pieces(rows.get_columns(), rows.height, base), rejected)
+    return hashed(pieces(rows.get_columns(), rows.height, base), rejected)
 
 
 def checksum(rows: pl.DataFrame, base: int) -> pl.Series:
@@ -123,7 +123,8 @@ def checksum(rows: pl.DataFrame, base: int) -> pl.Series:
     return _hexadecimal(hashing.xxh3(made, rows.height))
 
 
-def _row_hash(made: hashing.Pieces, rejected: pl.Series) -> pl.Series:
+def hashed(made: hashing.Pieces, rejected: pl.Series) -> pl.Series:
+    """``row_hash`` of rows by the pieces of their encoding."""
     hashes = hashing.sha256(made, len(rejected), rejected)
     # Arrow cuts texts where they lie.
     text = hashes.to_arrow(compat_level=pl.CompatLevel.oldest())

@@ -11,9 +11,11 @@ from typing import Any
 from bronze import drift, keys, pipeline, plan, prepare, units
 from bronze.enrich import key_text
 from bronze.errors import BronzeError, LakeError, TableRefused
-from bronze.model import KEY_TEXT, NO_KEY, Column, Protection, RowKey, Stamp
+from bronze.model import KEY_TEXT, NO_KEY, Column, Kind, Protection, RowKey, Stamp
 from bronze.pipeline import Opened
 from bronze.prepare import Target
+from bronze.proof import digests, evidence
+from bronze.proof.digests import Basis
 from bronze.proof.evidence import Asked
 from bronze.proof.verdict import VerifiedTable
 from bronze.settings import Settings
@@ -76,27 +78,53 @@ class Claim:
         """About how many bytes are read of the source."""
         return slices.size_of(self.given.target.relation)
 
-    def asking(self) -> tuple[list[Asked], list[tuple[str, ...]]]:
-        """What to ask the source for all hashes, and for those of rows with their keys."""
+    @property
+    def basis(self) -> Basis:
+        """What the digests of rows are made of."""
+        return digests.basis(self.columns, self.base, self.key, self.protection)
+
+    @property
+    def layout(self) -> tuple[tuple[str, Kind], ...]:
+        """The Bronze table's columns, with those of ours that somebody has taken from it."""
+        return drift.restored(self.state.columns, self.state.properties) if self.state else ()
+
+    def asking(self, trusting: bool) -> tuple[list[Asked], list[tuple[str, ...]]]:
+        """What to ask the source for all digests, and for those of rows with their keys.
+
+        With ``trusting`` they are the row hashes that Bronze rows have, otherwise `basis` says what
+        they are.
+        """
         given, columns = self.given, self.columns
+        basis = None if trusting else self.basis
+        beside = basis is not None and not basis.plain
+        key, proven = evidence.asked_columns(self.key, basis), basis is not None and basis.plain
+        rest = basis.rest if basis and beside else None
         groups = units.grouped(given, given.run.memory, self.key.source_names)
         asked, naming = [], []
         for group in groups:
             wheres = [part.where for part in group]
-            packed = [digest.packed(columns, self.table, where, self.base) for where in wheres]
+            names = tuple(
+                digest.named(columns, self.table, where, self.base, key, proven, rest)
+                for where in wheres
+            )
+            packed = names
+            if not beside:
+                packed = tuple(
+                    digest.packed(columns, self.table, where, self.base, proven) for where in wheres
+                )
             asked.append(
                 Asked(
                     origin=given.origin,
                     session=given.held.session(given.origin),
                     table=self.label,
-                    queries=tuple(packed),
+                    queries=packed,
                     estimate=sum(part.size for part in group),
+                    key=self.key,
                     protection=self.protection,
+                    basis=basis,
                 )
             )
-            key = self.key.columns
-            named = (digest.named(columns, self.table, w, self.base, key) for w in wheres)
-            naming.append(tuple(named))
+            naming.append(names)
         return asked, naming
 
     def placed(self) -> dict[str, Any]:

@@ -6,20 +6,18 @@ Nothing here knows of the other side; `bronze.proof.verify` holds the two agains
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import pyarrow as pa
 import tenacity
 
 from bronze import compare
 from bronze.enrich import buckets, fingerprint, key_text, keyring, protect
 from bronze.enrich.buckets import Sums
-from bronze.errors import LakeError, SourceUnreachable
+from bronze.errors import FileDamaged, SourceUnreachable
 from bronze.model import (
     DELETED,
     KEY_TEXT,
@@ -33,6 +31,8 @@ from bronze.model import (
     RowKey,
     Stored,
 )
+from bronze.proof import digests
+from bronze.proof.digests import Basis
 from bronze.source import read, witness
 from bronze.table import files
 
@@ -40,6 +40,7 @@ _TRIES = 4
 _MAX_DELAY = 8.0
 
 HASH, FILE, ROW = "row_hash", "\0file", "\0row"
+_PARTIAL = "\0partial"
 
 patient = tenacity.retry(
     retry=tenacity.retry_if_exception_type(SourceUnreachable),
@@ -59,10 +60,10 @@ class Wanted:
 
     def of(self, rows: pl.DataFrame, key: Sequence[str]) -> pl.DataFrame:
         """Those of the rows that are meant."""
-        digests = buckets.of_hashes(rows[HASH])
-        mine = self.chosen[buckets.of(digests)]
+        found = digests.numbers(rows[HASH])
+        mine = self.chosen[buckets.of(found)]
         if self.shares > 1:
-            prints = fingerprint.of_keys(rows.select(key).get_columns()) if key else digests[:, 1]
+            prints = fingerprint.of_keys(rows.select(key).get_columns()) if key else found[:, 1]
             mine &= prints % np.uint64(self.shares) == np.uint64(self.share)
         return rows.filter(pl.Series(mine))
 
@@ -71,7 +72,8 @@ class Wanted:
 class Asked:
     """Some slices of a table of the source. ``queries`` are those of `bronze.source.digest`: to
     name rows, each has its condition, and ``key`` tells them apart. With ``protection`` what
-    comes of the source is protected here, as it is in Bronze: PostgreSQL never sees a key.
+    comes of the source is protected here, as it is in Bronze: PostgreSQL never sees a key. With a
+    ``basis`` that is not plain, queries are those for naming.
     """
 
     origin: Origin
@@ -82,11 +84,14 @@ class Asked:
     key: RowKey = NO_KEY
     protection: Protection | None = None
     wanted: Wanted | None = None
+    basis: Basis | None = None
 
 
 @dataclass(frozen=True)
 class Held:
-    """A file of a Bronze table. ``live`` are the numbers of its rows that count in a history."""
+    """A file of a Bronze table. ``live`` are the numbers of its rows that count in a history. With
+    ``basis`` digests are made of what the rows hold, otherwise they are the hashes that they have.
+    """
 
     place: Place
     number: int
@@ -95,15 +100,17 @@ class Held:
     key: tuple[str, ...] = ()
     live: npt.NDArray[np.int64] | None = field(default=None, repr=False)
     wanted: Wanted | None = None
+    basis: Basis | None = None
 
 
 @dataclass(frozen=True)
 class Summed:
-    """The sums of some rows, of one side."""
+    """The sums of some rows, of one side. ``fault`` is why a file could not be read."""
 
     source: bool
     sums: Sums = field(repr=False)
     estimate: int = 0
+    fault: str = ""
 
 
 @patient
@@ -114,12 +121,16 @@ def of_source(task: Asked) -> Summed:
         SourceError
     """
     sums = buckets.nothing()
+    if task.basis and not task.basis.plain:
+        for rows in _named(task, "true"):
+            buckets.add(sums, digests.numbers(rows[HASH]))
+        return Summed(True, sums, task.estimate)
     key = _key(task)
     for data in witness.digests(task.origin, task.session, task.queries, task.table):
-        digests = buckets.unpacked(data)
-        if key and len(digests):
-            digests = buckets.of_hashes(protect.keyed(buckets.written(digests), key))
-        buckets.add(sums, digests)
+        found = buckets.unpacked(data)
+        if key and len(found):
+            found = buckets.of_hashes(protect.keyed(buckets.written(found), key))
+        buckets.add(sums, found)
     return Summed(True, sums, task.estimate)
 
 
@@ -132,26 +143,42 @@ def named(task: Asked) -> pl.DataFrame:
     """
     if task.wanted is None:
         raise ValueError("which rows?")
-    key = _key(task)
-    # Of keyed hashes PostgreSQL cannot tell the buckets.
-    condition = "true" if key else buckets.condition(task.wanted.chosen)
+    # Of digests that are made here PostgreSQL cannot tell the buckets.
+    ours = _key(task) or (task.basis and not task.basis.plain)
+    condition = "true" if ours else buckets.condition(task.wanted.chosen)
     names = task.key.names
-    columns = (*task.key.columns, _HASHES)
     kinds = {c.target: read.dtype(c.stored) for c in task.key.columns} | {KEY_TEXT: _TEXT}
     found = [pl.DataFrame(schema={**{name: kinds[name] for name in names}, HASH: _TEXT})]
+    found += [task.wanted.of(rows, names) for rows in _named(task, condition)]
+    return pl.concat(found)
+
+
+def _named(task: Asked, condition: str) -> Iterator[pl.DataFrame]:
+    """The keys of rows of the source as they are stored, and their digests."""
+    key, basis = _key(task), task.basis
+    names = task.key.names
+    columns = (*asked_columns(task.key, basis), _HASHES)
+    beside = basis is not None and not basis.plain
+    columns = (*columns, _PARTIALS) if beside else columns
     for query in task.queries:
-        rows = read.rows(
+        for clear, rejected in read.rows(
             task.origin, task.session, query, (condition,), columns, task.table, bool(key)
-        )
-        for clear, rejected in rows:
-            frame = clear
-            if key:
-                frame = protect.values(frame, task.protection)
-                frame = frame.with_columns(protect.keyed(frame[HASH], key))
+        ):
+            frame = protect.values(clear, task.protection) if key else clear
             if task.key.has_text:
                 frame = key_text.with_text(frame, clear, rejected, task.key, task.protection)
-            found.append(task.wanted.of(frame.select(*names, HASH), names))
-    return pl.concat(found)
+            if basis and beside:
+                made = digests.of_source(frame, basis, HASH, _PARTIAL)
+                frame = frame.with_columns(made.alias(HASH))
+            elif key:
+                frame = frame.with_columns(protect.keyed(frame[HASH], key))
+            yield frame.select(*names, HASH)
+
+
+def asked_columns(key: RowKey, basis: Basis | None) -> tuple[Column, ...]:
+    """The columns of the source whose values are needed to name its rows."""
+    more = basis.wanted if basis and not basis.plain else ()
+    return (*key.columns, *(column for column in more if column not in key.columns))
 
 
 def _key(task: Asked) -> bytes:
@@ -164,17 +191,21 @@ def _key(task: Asked) -> bytes:
 
 _TEXT = pl.String
 _HASHES = Column("", HASH, "text", Kind("string"), "same", "", "", "", "")
+_PARTIALS = replace(_HASHES, target=_PARTIAL)
 
 
 def of_file(task: Held) -> Summed:
-    """The sums of the hashes in a file.
+    """The sums of the digests of a file.
 
     Raises:
-        LakeError, LakeUnreachable
+        LakeError, LakeUnreachable: the lake cannot be read.
     """
     sums = buckets.nothing()
-    for rows in _live(task, (HASH,)):
-        buckets.add(sums, buckets.of_hashes(rows[HASH]))
+    try:
+        for rows in _live(task, (HASH,)):
+            buckets.add(sums, digests.numbers(rows[HASH]))
+    except FileDamaged as error:
+        return Summed(False, buckets.nothing(), fault=error.message)
     return Summed(False, sums)
 
 
@@ -221,40 +252,28 @@ def last(known: Known) -> tuple[npt.NDArray[np.int64], ...]:
     Raises:
         LakeError, LakeUnreachable
     """
-    with readable(known.place):
-        found = dict(compare.last_positions(known))
+    found = dict(compare.last_positions(known))
     nothing = np.empty(0, np.int64)
     return tuple(found.get(file, nothing) for file in known.files)
 
 
 def _live(task: Held, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
     """Some columns of the rows that count, and their numbers."""
-    names = (*columns, "record_status")
-    with readable(task.place, task.file):
-        parquet = files.opened(task.place, task.file)
-        constants = dict(task.file.partition)
-        for start, table in files.parts(parquet, task.layout, names, None, constants):
-            rows = pl.DataFrame(table).with_columns(
-                pl.int_range(start, start + table.num_rows, dtype=pl.Int64).alias(ROW)
-            )
-            if task.live is not None:
-                inside = (task.live >= start) & (task.live < start + table.num_rows)
-                rows = rows[task.live[inside] - start]
-            yield rows.filter(pl.col("record_status").ne_missing(DELETED))
-
-
-@contextmanager
-def readable(place: Place, file: Stored | None = None) -> Iterator[None]:
-    """Makes errors of what cannot be read as Parquet ours."""
-    try:
-        yield
-    except (pa.ArrowException, OSError, pl.exceptions.PolarsError) as error:
-        what = f"The file {file.path} of" if file else "A file of"
-        text = " ".join(str(error).split())[:200]
-        raise LakeError(
-            f"{what} the table at {place.url} cannot be read: {text}.",
-            hint="`bronze verify --at-rest` says which files and rows are damaged.",
-        ) from error
+    made = HASH in columns and task.basis is not None
+    names = None if made else (*columns, "record_status")
+    parquet = files.opened(task.place, task.file)
+    constants = dict(task.file.partition)
+    for start, table in files.parts(parquet, task.layout, names, None, constants):
+        rows = pl.DataFrame(table).with_columns(
+            pl.int_range(start, start + table.num_rows, dtype=pl.Int64).alias(ROW)
+        )
+        if task.live is not None:
+            inside = (task.live >= start) & (task.live < start + table.num_rows)
+            rows = rows[task.live[inside] - start]
+        rows = rows.filter(pl.col("record_status").ne_missing(DELETED))
+        if made and task.basis:
+            rows = rows.with_columns(digests.of_bronze(rows, task.basis).alias(HASH))
+        yield rows.select(*columns, ROW)
 
 
 def concatenated(parts: Sequence[Any]) -> pl.DataFrame:

@@ -3,56 +3,59 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import pyarrow as pa
 
-from bronze.enrich import fingerprint, hashing
-from bronze.enrich.encoding import pieces
-from bronze.errors import BronzeError
-from bronze.model import DELETED, Kind, Place, Stored
-from bronze.source.read import dtype
+from bronze import soundness
+from bronze.enrich import buckets
+from bronze.enrich.buckets import Sums
+from bronze.errors import FileDamaged
+from bronze.model import DELETED, Form, Kind, Place, Stored
+from bronze.proof import digests
+from bronze.proof.digests import Basis
+from bronze.soundness import Judged
 from bronze.table import files
-
-_DIGITS = 16
 
 
 @dataclass(frozen=True)
 class Resting:
-    """A file. ``size`` is that of what lies there, None where nothing does; ``values`` are the
-    columns of the source, of which the table began with ``base``; ``listed`` rows are named.
-    ``earlier`` are kinds that columns had before they were widened, at one time or another.
+    """A file. ``size`` is that of what lies there, None where nothing does; ``listed`` rows are
+    named by their ``key``. With ``basis``, the digests of the rows that count are summed up.
     """
 
     place: Place
     file: Stored
     size: int | None
     layout: tuple[tuple[str, Kind], ...]
-    values: tuple[str, ...]
-    base: int
+    form: Form
     key: tuple[str, ...]
     listed: int
-    earlier: tuple[tuple[tuple[str, Kind], ...], ...] = ()
+    basis: Basis | None = None
 
 
 @dataclass(frozen=True)
 class Inspected:
     """What was found. ``fault`` is what is wrong with the file, "" if nothing is; ``altered`` are
-    the numbers of live rows whose checksum is wrong, ``gone`` counts such rows that are marked as
-    deleted, ``keys`` are the first keys of both.
+    the numbers of live rows that are not as they were written, ``gone`` those of such rows that are
+    marked as deleted, ``named`` are the first keys of both, and what is wrong with them. Of the
+    ``rows`` of a file that could be ``read`` to its end ``live`` ones are not marked as deleted.
     """
 
     file: Stored
     fault: str = ""
+    read: bool = False
     rows: int = 0
+    live: int = 0
     altered: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
-    gone: int = 0
-    keys: tuple[str, ...] = ()
+    gone: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    named: tuple[tuple[str, str], ...] = ()
+    sums: Sums | None = field(default=None, repr=False)
 
 
 def inspect(task: Resting) -> Inspected:
@@ -62,21 +65,17 @@ def inspect(task: Resting) -> Inspected:
         LakeUnreachable: the lake cannot be reached.
     """
     file = task.file
+    if files.is_outside(file.path):
+        return Inspected(file, "is outside of the table's folder")
     if task.size is None:
         return Inspected(file, "is missing")
     if task.size != file.size:
         return Inspected(file, f"has {task.size:,} bytes, and {file.size:,} by the log")
     try:
         return _read(task)
-    except BronzeError as error:
-        if error.exit_code == _UNREACHABLE:
-            raise
-        return Inspected(file, f"cannot be read: {error.message}")
-    except (pa.ArrowException, OSError, ValueError, pl.exceptions.PolarsError) as error:
-        return Inspected(file, f"cannot be read: {' '.join(str(error).split())[:200]}")
-
-
-_UNREACHABLE = 3
+    except FileDamaged as error:
+        about = f"The file {unquote(file.path)} of the table at {task.place.url} "
+        return Inspected(file, error.message.removeprefix(about).rstrip("."))
 
 
 def _read(task: Resting) -> Inspected:
@@ -87,46 +86,63 @@ def _read(task: Resting) -> Inspected:
         # What the file calls otherwise would be read as NULL.
         return Inspected(file, f"has columns that the table has not: {', '.join(unknown)[:200]}")
     bounds: dict[str, tuple[Any, Any]] = {}
-    rows, gone = 0, 0
-    altered = [np.empty(0, np.int64)]
-    keys: list[str] = []
+    rows, count = 0, 0
+    altered, gone = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    named: list[tuple[str, str]] = []
+    sums = buckets.nothing() if task.basis else None
     for start, table in files.parts(parquet, task.layout, None, None, dict(file.partition)):
         part = pl.DataFrame(table)
         rows += part.height
         _widen(bounds, part, file)
-        wrong = ~_proven(part, task)
+        found = soundness.judged(part, task.form)
+        live = part["record_status"].ne_missing(DELETED)
+        count += int(live.sum())
+        if task.basis and sums is not None:
+            same = task.form.hashed and _is_whole(task)
+            known = found.hashes.filter(live) if same else None
+            made = digests.of_bronze(part.filter(live), task.basis, known)
+            buckets.add(sums, digests.numbers(made))
+        wrong = found.wrong
         if not wrong.any():
             continue
-        live = part["record_status"].ne_missing(DELETED).to_numpy()
-        altered.append(start + np.flatnonzero(wrong & live))
-        gone += int((wrong & ~live).sum())
-        named = part.select(task.key or ["row_hash"]).filter(pl.Series(wrong))
-        keys += [_written(values) for values in named.head(task.listed - len(keys)).to_dicts()]
+        there = live.to_numpy()
+        altered.append(start + np.flatnonzero(wrong & there))
+        gone.append(start + np.flatnonzero(wrong & ~there))
+        named += _named(part, found, task, task.listed - len(named))
     fault = _fault(file, rows, bounds)
-    return Inspected(file, fault, rows, np.concatenate(altered), gone, tuple(keys))
+    return Inspected(
+        file,
+        fault,
+        True,
+        rows,
+        count,
+        np.concatenate(altered),
+        np.concatenate(gone),
+        tuple(named),
+        sums,
+    )
 
 
-def _proven(rows: pl.DataFrame, task: Resting) -> npt.NDArray[np.bool_]:
-    """Which rows have the checksum of their values, as these are or as they were once."""
-    proven = _sealed(rows, task)
-    for kinds in task.earlier:
-        left = np.flatnonzero(~proven)
-        were = (pl.col(name).cast(dtype(kind), strict=False) for name, kind in kinds)
-        proven[left] = _sealed(rows[left].with_columns(were), task)
-    return proven
+def _is_whole(task: Resting) -> bool:
+    """Whether the hashes of what is stored are those of the digests."""
+    if task.basis is None or task.basis.rest != task.basis.columns:
+        return False
+    held = dict(task.layout)
+    targets = tuple(column.target for column in task.basis.columns)
+    kinds = all(held.get(c.target) == c.kind for c in task.basis.columns)
+    return targets == task.form.values and kinds and task.basis.base == task.form.base
 
 
-def _sealed(rows: pl.DataFrame, task: Resting) -> npt.NDArray[np.bool_]:
-    if not rows.height:
-        return np.ones(0, np.bool_)
-    values = rows.select(task.values).get_columns()
-    sums = hashing.xxh3(pieces(values, rows.height, task.base), rows.height)
-    said = rows["checksum"].fill_null("")
-    formed = (said.str.len_bytes() == _DIGITS) & (said.str.len_chars() == _DIGITS)
-    plain = pl.select(pl.when(formed).then(said).otherwise(pl.lit("0" * _DIGITS))).to_series()
-    proven: npt.NDArray[np.bool_] = fingerprint.of_hashes(plain, 0).byteswap() == sums
-    proven &= formed.to_numpy()
-    return proven
+def _named(
+    part: pl.DataFrame, found: Judged, task: Resting, most: int
+) -> Iterator[tuple[str, str]]:
+    """The keys of the first rows that are not as they were written, and what is wrong with each."""
+    numbers = np.flatnonzero(found.wrong)[: max(most, 0)]
+    keys = part[numbers].select(task.key or ["row_hash"]).to_dicts()
+    for number, values in zip(numbers.tolist(), keys, strict=True):
+        why = [name for name, mask in found.unfit.items() if mask[number]]
+        why = ["values", *why] if found.altered[number] else why
+        yield _written(values), ", ".join(why)
 
 
 def _widen(bounds: dict[str, tuple[Any, Any]], rows: pl.DataFrame, file: Stored) -> None:

@@ -1,8 +1,9 @@
 """Repair: what differs is taken anew from the source.
 
-First the rows that a comparison would not see are cut out: those whose values were altered beneath
-their hash, those that are there more than once, and those of files that cannot be read. Then all
-rows are compared, as a run does it, in the snapshot of the proof: only what differs lands.
+First leave the table what a comparison would not see: rows that are there more than once, and
+files that are lost or cannot be read. Then all rows are compared, as a run does it, in the snapshot
+of the proof, and those in Bronze are held against their own hashes, too: only what differs lands.
+What a history had in lost files, or in rows that were altered, is lost; the result says so.
 """
 
 from __future__ import annotations
@@ -17,41 +18,82 @@ import numpy as np
 import numpy.typing as npt
 import uuid_utils
 
-from bronze import drift, engine, lineage, pipeline
+from bronze import compare, drift, engine, lineage, pipeline
 from bronze.engine import Course, Task
 from bronze.errors import BronzeError, CommitConflict, TableRefused
 from bronze.landing import Table
-from bronze.model import Stored
+from bronze.model import Known, Stored
 from bronze.pipeline import Notify, running
 from bronze.prepare import Target
 from bronze.proof.claim import Claim, carried
 from bronze.proof.verdict import VerifiedTable
 from bronze.result import Failure, TableResult
 from bronze.settings import Settings
-from bronze.table import commit, layout, log, merge, store
+from bronze.table import commit, files, layout, log, merge, store
 from bronze.table.commit import Change, Shape
 from bronze.table.log import State
+
+Rows = dict[Stored, list[npt.NDArray[np.int64]]]
+"""Numbers of rows, by the file that has them."""
 
 
 @dataclass
 class Damage:
-    """What is to be cut out: rows of files by their numbers, and whole files."""
+    """What is wrong with a table's files.
 
-    rows: dict[Stored, list[npt.NDArray[np.int64]]] = field(default_factory=dict)
+    ``rows`` are numbers of rows to be cut out. ``altered`` rows are not as they were written, and
+    ``wrong`` ones not as the source has them: a comparison takes them anew. ``gone`` are altered
+    rows that are marked as deleted, which nobody has any more. ``lost`` files are to
+    leave the table, ``stale`` ones, of which the log says what is not so, to be written anew.
+    """
+
+    rows: Rows = field(default_factory=dict)
+    altered: Rows = field(default_factory=dict)
+    wrong: Rows = field(default_factory=dict)
+    gone: Rows = field(default_factory=dict)
     lost: list[Stored] = field(default_factory=list)
+    stale: list[Stored] = field(default_factory=list)
 
-    def add(self, file: Stored, numbers: npt.NDArray[np.int64]) -> None:
-        """Adds rows of a file."""
-        self.rows.setdefault(file, []).append(numbers)
+    def add_all(self, other: Damage) -> None:
+        """Adds other damage of the same table."""
+        for mine, theirs in (
+            (self.rows, other.rows),
+            (self.altered, other.altered),
+            (self.wrong, other.wrong),
+            (self.gone, other.gone),
+        ):
+            for file, numbers in theirs.items():
+                mine.setdefault(file, []).extend(numbers)
+        self.lost += other.lost
+        self.stale += other.stale
+
+    def whole(self) -> Damage:
+        """The same, with all rows that are wrong to be cut out."""
+        cut = Damage(lost=self.lost, stale=self.stale)
+        for some in (self.rows, self.wrong):
+            cut.add_all(Damage(rows=some))
+        return cut
+
+    def cut(self, history: bool) -> Rows:
+        """The rows to be cut out: of a history altered versions, too, as none takes their place."""
+        both = Damage()
+        for some in (self.rows, self.gone, *([self.altered] if history else [])):
+            both.add_all(Damage(rows=some))
+        return both.rows
 
 
 @dataclass(frozen=True)
 class Mended:
-    """What a repair did to a table: it cut out rows, and landed others. ``error`` is why it could
-    not, ``unrecorded`` why what it did could not be entered into the books.
+    """What a repair did to a table: it cut out rows, and files with so many rows by the log, and
+    landed others. ``error`` is why it could not, ``unrecorded`` why what it did could not be
+    entered into the books.
     """
 
     cut: int = 0
+    gone: int = 0
+    files: tuple[str, ...] = ()
+    file_rows: int = 0
+    history: bool = False
     landed: TableResult | None = None
     error: Failure | None = None
     streamed: bool = False
@@ -107,7 +149,9 @@ def _planned(settings: Settings, claim: Claim, batch_id: str) -> list[Table]:
         return replace(there, settings=target.settings.model_copy(update=own))
 
     targets = [given.target]
-    planned = pipeline.planned(settings, given.origin, given.held, targets, batch_id, slots, fitted)
+    planned = pipeline.planned(
+        settings, given.origin, given.held, targets, batch_id, slots, fitted, doubting=True
+    )
     for table in planned:
         if table.plan and table.plan.mode == "changes":
             table.plan = table.plan.whole("a repair")
@@ -120,55 +164,78 @@ def _cut(claim: Claim, damage: Damage, batch_id: str) -> Course[tuple[str, Mende
     try:
         if claim.error:
             raise claim.error
-        refused = _refused(claim, damage)
+        refused = _refused(claim)
         if refused:
             raise refused
         count = 0
-        if damage.rows:
-            count = yield from _rows_cut(claim, damage, batch_id)
         if damage.lost:
             state = _state(claim, damage.lost)
             # Nobody can tell what these rows were; the next commit tells what they are.
             change = Change("DELETE", removed=damage.lost, is_data=False)
             commit.commit(place, state, change, _facts(claim, batch_id), shape=_open(state))
-        return claim.target, Mended(count, streamed=streamed)
+        rows = {**{file: [] for file in damage.stale}, **damage.cut(claim.history)}
+        if rows:
+            count = yield from _rows_cut(claim, rows, batch_id)
+        count += yield from _twins_cut(claim, batch_id)
+        return claim.target, Mended(
+            count,
+            sum(len(part) for parts in damage.gone.values() for part in parts),
+            tuple(file.path for file in damage.lost if not files.is_outside(file.path)),
+            sum(max(file.rows, 0) for file in damage.lost),
+            claim.history,
+            streamed=streamed,
+        )
     except BronzeError as error:
         with suppress(BronzeError):
             commit.discard(place, batch_id)
         return claim.target, Mended(error=error.failure(), streamed=streamed)
 
 
-def _rows_cut(claim: Claim, damage: Damage, batch_id: str) -> Course[int]:
+def _rows_cut(claim: Claim, rows: Rows, batch_id: str) -> Course[int]:
     place = claim.given.target.place
-    state = _state(claim, list(damage.rows))
+    state = _state(claim, list(rows))
     jobs = [
         merge.Merge(
             place=place,
             file=file,
-            layout=state.columns,
+            layout=drift.restored(state.columns, state.properties),
             key=(),
             stats=tuple(n for n in layout.statistics(state) if n in dict(state.columns)),
             stamp=replace(claim.given.stamp, batch_id=batch_id),
             changes=(),
-            gone=np.unique(np.concatenate(numbers)),
+            gone=np.unique(np.concatenate([np.empty(0, np.int64), *numbers])),
             on_delete="remove",
+            anew=True,
         )
-        for file, numbers in damage.rows.items()
+        for file, numbers in rows.items()
     ]
     done: list[merge.Merged] = yield [Task(merge.merge, job, claim.label) for job in jobs]
     change = Change(
         "DELETE",
-        added=[one.file for one in done if one.file],
-        removed=[one.old for one in done],
+        added=[one.file for one in done if one.file and one.edits],
+        removed=[one.old for one in done if one.edits],
         feed=[one.feed for one in done if one.feed],
+        quiet=[(one.old, one.file) for one in done if one.file and not one.edits],
     )
     commit.commit(place, state, change, _facts(claim, batch_id), shape=_open(state))
     return sum(one.deleted for one in done)
 
 
+def _twins_cut(claim: Claim, batch_id: str) -> Course[int]:
+    """Leaves one row of each key: by it rows are found, and one of several would stay as it is."""
+    state = log.read(claim.given.target.place)
+    if state is None or claim.history or not claim.names:
+        return 0
+    known = Known(state.place, state.version, state.files, claim.layout, claim.names, 0)
+    (twins,) = yield [Task(compare.twins, known, claim.label)]
+    rows = {file: [numbers] for file, numbers in twins if len(numbers)}
+    return (yield from _rows_cut(claim, rows, batch_id)) if rows else 0
+
+
 def _open(state: State) -> Shape:
     """The table as it is, which says that all its rows are to be compared."""
-    return Shape(state.columns, layout.statistics(state), state.partition, ((drift.CUT, "true"),))
+    columns = drift.restored(state.columns, state.properties)
+    return Shape(columns, layout.statistics(state), state.partition, ((drift.CUT, "true"),))
 
 
 def _state(claim: Claim, wanted: Sequence[Stored]) -> State:
@@ -178,7 +245,7 @@ def _state(claim: Claim, wanted: Sequence[Stored]) -> State:
         CommitConflict: somebody else has written them anew.
     """
     state = log.read(claim.given.target.place)
-    if state is None or not {file.path for file in wanted} <= {file.path for file in state.files}:
+    if state is None or not {file.path for file in wanted} <= {file.path for file in state.named}:
         raise CommitConflict(
             f"Another writer committed to the table at {claim.given.target.place.url} first.",
             hint="Verify again; nothing of this repair is in that table.",
@@ -190,15 +257,8 @@ def _is_streamed(claim: Claim) -> bool:
     return claim.given.target.settings.pattern == "streaming"
 
 
-def _refused(claim: Claim, damage: Damage) -> TableRefused | None:
+def _refused(claim: Claim) -> TableRefused | None:
     """Why a table cannot be repaired, None where it can."""
-    if claim.history and (damage.rows or damage.lost):
-        return TableRefused(
-            f"The history {claim.given.target.name} is damaged; the source has no earlier"
-            " versions to mend it with.",
-            hint="Restore its files from a backup, or move the table away and begin a new one.",
-            table=claim.label,
-        )
     if claim.state is None and _is_streamed(claim):
         return TableRefused(
             f"Table {claim.label} is streamed, and not there yet.",
@@ -217,26 +277,64 @@ def _facts(claim: Claim, batch_id: str) -> Mapping[str, Any]:
     }
 
 
-def told(result: VerifiedTable, done: Mapping[str, Mended]) -> VerifiedTable:
-    """What a table is after its repair, with what the repair did."""
+def told(result: VerifiedTable, done: Mapping[str, Mended], before: VerifiedTable) -> VerifiedTable:
+    """What a table is after its repair, with what the repair did; ``before`` is what it was."""
     one = done.get(result.target)
     if one is None:
         return result
     landed = one.landed
     counts = (landed.inserted, landed.updated, landed.deleted) if landed else ()
-    said = f"repaired: {one.cut:,} rows cut out"
-    if landed:
-        said += ", {:,} inserted, {:,} updated, {:,} deleted".format(*counts)
-    notes = [said] if one.error is None else []
+    earlier = [note for note in before.notes if note.startswith(_REPAIRED)]
+    notes = [*earlier, *([_said(one, counts)] if one.error is None else []), *_losses(one)]
     if one.streamed and one.error is None:
         notes.append("the stream compares this table once when it goes on")
-    if one.error and one.cut:
-        notes.append(f"{one.cut:,} rows were cut out and not brought back: verify again")
+    if one.error and (one.cut or one.files):
+        notes.append(
+            f"{one.cut + one.file_rows:,} rows were cut out and not brought back: verify again"
+        )
     return replace(
         result,
         # What is left may well be sound: rows may be missing all the same.
         status="failed" if one.error and result.status == "equal" else result.status,
-        repaired=one.cut + sum(counts),
+        repaired=before.repaired + one.cut + sum(counts),
         notes=(*notes, *result.notes),
         error=result.error or one.error or one.unrecorded,
     )
+
+
+_REPAIRED = "repaired: "
+
+
+def _said(one: Mended, counts: Sequence[int]) -> str:
+    said = f"{_REPAIRED}{one.cut:,} rows cut out"
+    if one.files:
+        said += f", {len(one.files)} files dropped"
+    if counts:
+        said += ", {:,} inserted, {:,} updated, {:,} deleted".format(*counts)
+    return said
+
+
+def _losses(one: Mended) -> list[str]:
+    """What no repair can bring back."""
+    lost = []
+    if one.files and one.history:
+        lost.append(
+            f"the earlier versions of rows in {', '.join(one.files)} are lost ({one.file_rows:,}"
+            " versions by the log): the source has the last ones alone"
+        )
+    elif one.files:
+        lost.append(
+            f"rows of {', '.join(one.files)} that have gone from the source are lost, and when its"
+            " other rows landed first"
+        )
+    if one.gone and not one.history:
+        lost.append(
+            f"{one.gone:,} rows that had gone from the source, and had been altered, are lost; the"
+            " table's earlier versions have them until they expire"
+        )
+    if one.cut and one.history:
+        lost.append(
+            f"{one.cut:,} versions that had been altered are lost to the history; the table's"
+            " earlier versions have them until they expire"
+        )
+    return lost

@@ -18,11 +18,14 @@ _HASH, _NUMBER = "row_hash", "\0number"
 
 @dataclass(frozen=True)
 class Opposed:
-    """What one side has and the other has not; of rows that differ, those of the source."""
+    """What one side has and the other has not; of rows that differ, those of the source, and
+    ``instead`` those of Bronze.
+    """
 
     missing: pl.DataFrame = field(repr=False)
     extra: pl.DataFrame = field(repr=False)
     different: pl.DataFrame = field(repr=False)
+    instead: pl.DataFrame = field(repr=False)
 
     def listed(self, fault: Fault, key: Sequence[str], most: int) -> Iterator[FaultyRow]:
         """The keys of the first rows with a fault."""
@@ -45,7 +48,7 @@ def opposed(source: pl.DataFrame, lake: pl.DataFrame, key: Sequence[str]) -> Opp
     missing = theirs.join(ours, on=whole, how="anti", nulls_equal=True)
     extra = ours.join(theirs, on=whole, how="anti", nulls_equal=True)
     if not key:
-        return Opposed(missing, extra, missing.clear())
+        return Opposed(missing, extra, missing.clear(), extra.clear())
     # One row of ours is the other one that differs; more of the same key are too many.
     missing, extra = (_numbered(rows, key) for rows in (missing, extra))
     pairs = [*key, _NUMBER]
@@ -53,6 +56,7 @@ def opposed(source: pl.DataFrame, lake: pl.DataFrame, key: Sequence[str]) -> Opp
         missing=missing.join(extra, on=pairs, how="anti", nulls_equal=True),
         extra=extra.join(missing, on=pairs, how="anti", nulls_equal=True),
         different=missing.join(extra, on=pairs, how="semi", nulls_equal=True),
+        instead=extra.join(missing, on=pairs, how="semi", nulls_equal=True),
     )
 
 

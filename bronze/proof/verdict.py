@@ -9,18 +9,21 @@ from bronze.result import Failure
 
 Fault = Literal["missing", "extra", "different", "altered"]
 """What is wrong with a row: it is in the source alone; in Bronze alone; in both, but with other
-values; or its stored values are not those that its checksum was made of."""
+values; or it is not as bronze wrote it: its values are not those of its hashes, or a column of ours
+has what no run writes."""
 
 
 @dataclass(frozen=True)
 class FaultyRow:
     """A row that is not as it should be. ``key`` is a JSON object: the row's key, or its row_hash
-    where there is none; ``file`` is where it lies, if it was looked at there.
+    where there is none; ``file`` is where it lies, if it was looked at there, and ``what`` of it is
+    not as it was written: "values", or columns of ours.
     """
 
     fault: Fault
     key: str
     file: str = ""
+    what: str = ""
 
 
 @dataclass(frozen=True)
@@ -34,26 +37,37 @@ class FaultyFile:
 
 @dataclass(frozen=True)
 class VerifiedTable:
-    """What was found out about one table.
+    """What was found out about one table, ``table`` of ``source``, and its Bronze table ``target``.
 
-    ``source_rows`` is -1 where the source was not asked. ``rows`` are the first faulty ones, which
-    the four counts have in full. ``position`` is what the Bronze table holds, and ``lag_bytes`` how
-    much of the source's log lies between that and the snapshot; both are None where the table has
-    no position in this history of the source. ``stray_files`` lie in the table's folder, unknown to
-    its log. ``repaired`` is how many rows a repair has inserted, updated, and deleted or cut out.
+    ``source_rows`` is -1 where the source was not asked, ``bronze_rows`` are those that count;
+    ``bronze_files`` were read to the end, and with them ``gone_rows`` that do not count, as they
+    are marked as deleted or are earlier versions. ``trusted`` says that the hashes of rows were
+    taken for those of their values. ``rows`` are the first faulty ones, which the four counts have
+    in full. ``columns`` is what another writer did to the table's columns, ``foreign`` are the
+    commits by which one changed the table, and which no comparison has taken into account.
+    ``position`` is what the Bronze table holds, and ``lag_bytes`` how much of the source's log lies
+    between that and the snapshot; both are None where the table has no position in this history of
+    the source. ``stray_files`` lie in the table's folder, unknown to its log. ``repaired`` is how
+    many rows a repair has inserted, updated, and deleted or cut out.
     """
 
     table: str
     target: str
     status: Literal["equal", "differs", "failed"]
+    source: str = ""
     source_rows: int = -1
     bronze_rows: int = 0
+    bronze_files: int = 0
+    gone_rows: int = 0
+    trusted: bool = False
     missing: int = 0
     extra: int = 0
     different: int = 0
     altered: int = 0
     rows: tuple[FaultyRow, ...] = ()
     files: tuple[FaultyFile, ...] = ()
+    columns: tuple[str, ...] = ()
+    foreign: tuple[str, ...] = ()
     version: int | None = None
     position: int | None = None
     lag_bytes: int | None = None
@@ -81,7 +95,8 @@ class VerifyResult:
         """0: all equal, and recorded; 3: nothing could be found out, as a side is out of reach;
         1: otherwise.
         """
-        if all(table.status == "equal" and not table.error for table in self.tables):
+        proven = bool(self.tables)
+        if proven and all(table.status == "equal" and not table.error for table in self.tables):
             return 1 if self.unrecorded else 0
         kinds = {
             table.error.kind if table.error and table.status != "equal" else ""

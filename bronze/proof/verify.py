@@ -1,14 +1,15 @@
 """The proof that Bronze equals the source, and what stands against it.
 
-In one snapshot of each source PostgreSQL hashes every row; Bronze gives the hashes that its rows
-hold. Both are summed up by buckets (see `bronze.enrich.buckets`). Only where buckets differ rows
-are named, by key and hash, and held against each other.
+In one snapshot of each source PostgreSQL hashes every row; of Bronze every file is read, and every
+row hashed again by its values (see `bronze.proof.digests`). Both are summed up by buckets (see
+`bronze.enrich.buckets`). Only where buckets differ rows are named, by key and digest, and held
+against each other. Whoever trusts the hashes in Bronze rows has these taken instead.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 import uuid_utils
 
 from bronze import engine, units
@@ -25,13 +27,16 @@ from bronze.enrich.buckets import Sums
 from bronze.errors import BronzeError
 from bronze.model import Known
 from bronze.pipeline import Notify, Progress, giving_way, running
-from bronze.proof import evidence, mend, rest
+from bronze.proof import evidence, inspection, mend, rest
 from bronze.proof.claim import Claim, found
+from bronze.proof.digests import Basis
 from bronze.proof.evidence import FILE, ROW, Asked, Held, Sharing, Summed, Wanted
+from bronze.proof.inspection import Inspected, Resting
 from bronze.proof.mend import Damage
 from bronze.proof.opposed import LISTED, Opposed, doubled, opposed
-from bronze.proof.verdict import VerifiedTable, VerifyResult
+from bronze.proof.verdict import FaultyFile, VerifiedTable, VerifyResult
 from bronze.settings import Settings
+from bronze.table import expire
 
 
 def verify(
@@ -40,6 +45,7 @@ def verify(
     *,
     repair: bool = False,
     at_rest: bool = False,
+    trust_hashes: bool = False,
     pool: Executor | None = None,
     notify: Notify = lambda _: None,
 ) -> VerifyResult:
@@ -51,6 +57,7 @@ def verify(
             or at rest all in the lake.
         repair: whether what differs is taken anew, and verified again.
         at_rest: whether files and checksums are looked at, for which no source is needed.
+        trust_hashes: whether the hashes that Bronze rows have are taken for those of their values.
         pool: where to do the work instead of the config's engine.
         notify: is told of progress, from this thread.
 
@@ -59,16 +66,28 @@ def verify(
     """
     began = time.monotonic()
     if at_rest:
-        results = rest.verified(settings, tables, repair, pool, notify)
+        results = rest.verified(settings, tables, pool, notify)
+        if repair:
+            results = _repaired_at_rest(settings, results, pool, notify)
     else:
         with ExitStack() as stack:
             batch_id = str(uuid_utils.uuid7())
             claims = found(settings, tables, batch_id, stack)
-            looks = _driven(settings, claims, repair, pool, notify)
+            how = _How(repair, trust_hashes)
+            looks = _driven(settings, claims, how, pool, notify)
             results = [look.result for look in looks]
             if repair:
-                results = _repaired(settings, claims, looks, pool, notify)
+                wanting = {one.target for one in results if one.status == "differs"}
+                results = _repaired(settings, claims, looks, wanting, pool, notify)
     return VerifyResult(at_rest, time.monotonic() - began, tuple(results))
+
+
+@dataclass(frozen=True)
+class _How:
+    """How tables are looked at: whether what differs is to be repaired, and hashes are trusted."""
+
+    repair: bool
+    trusting: bool
 
 
 @dataclass
@@ -78,7 +97,7 @@ class _Look:
     """
 
     result: VerifiedTable
-    repair: bool
+    how: _How
     damage: Damage = field(default_factory=Damage)
     doubled: int = 0
 
@@ -87,23 +106,93 @@ def _repaired(
     settings: Settings,
     claims: Sequence[Claim],
     looks: Sequence[_Look],
+    targets: Collection[str],
     pool: Executor | None,
     notify: Notify,
 ) -> list[VerifiedTable]:
-    """Repairs what differs, and looks at it again in the same snapshot."""
+    """Repairs tables, and looks at them again in the same snapshot.
+
+    What a comparison by hashes cannot see is still there then: such rows are cut out, and read
+    again.
+    """
+    results = {look.result.target: look.result for look in looks}
     pairs = zip(claims, looks, strict=True)
-    wanting = [(claim, look.damage) for claim, look in pairs if look.result.status == "differs"]
-    mended = mend.mended(settings, wanting, pool, notify)
-    again = [claim.again() for claim, _ in wanting]
-    after = _driven(settings, again, False, pool, notify)
-    second = {look.result.target: mend.told(look.result, mended) for look in after}
-    return [second.get(look.result.target, look.result) for look in looks]
+    wanting = [(claim, look.damage) for claim, look in pairs if claim.target in targets]
+    how = looks[0].how if looks else _How(True, False)
+    for last in (False, True):
+        mended = mend.mended(settings, wanting, pool, notify)
+        again = [claim.again() for claim, _ in wanting]
+        after = _driven(settings, again, replace(how, repair=not last), pool, notify)
+        for look in after:
+            before = results[look.result.target]
+            results[look.result.target] = mend.told(look.result, mended, before)
+        pairs = zip(again, after, strict=True)
+        wanting = [(c, look.damage.whole()) for c, look in pairs if _wants_more(look, mended)]
+        if not wanting:
+            break
+    return [results[look.result.target] for look in looks]
+
+
+def _repaired_at_rest(
+    settings: Settings,
+    results: Sequence[VerifiedTable],
+    pool: Executor | None,
+    notify: Notify,
+) -> list[VerifiedTable]:
+    """Repairs tables in which something is wrong at rest, and looks at them again."""
+    wanting = {one.target for one in results if one.status == "differs"}
+    if not wanting:
+        return list(results)
+    try:
+        with ExitStack() as stack:
+            names = sorted(
+                {f"{one.source}.{one.table}" for one in results if one.target in wanting}
+            )
+            claims = [
+                claim
+                for claim in found(settings, names, str(uuid_utils.uuid7()), stack)
+                # The config may have a table taken into another Bronze table by now.
+                if claim.target in wanting
+            ]
+            looks = _driven(settings, claims, _How(True, False), pool, notify)
+            # What hinders the comparison hinders the repair, too.
+            done = {
+                one.target: one for one in _repaired(settings, claims, looks, wanting, pool, notify)
+            }
+    except BronzeError as error:
+        # What was found stays true, though nothing could be mended.
+        return [
+            replace(one, error=error.failure()) if one.target in wanting else one for one in results
+        ]
+    names = [claim.given.target.name for claim in claims]
+    after = {one.target: one for one in rest.verified(settings, names, pool, notify)}
+    return [
+        _told_at_rest(after[one.target], done[one.target]) if one.target in done else one
+        for one in results
+    ]
+
+
+def _told_at_rest(after: VerifiedTable, done: VerifiedTable) -> VerifiedTable:
+    """What a table is at rest after its repair, with what the repair did."""
+    return replace(
+        after,
+        status="failed" if done.error and after.status == "equal" else after.status,
+        repaired=done.repaired,
+        notes=tuple(dict.fromkeys((*done.notes, *after.notes))),
+        error=after.error or done.error,
+    )
+
+
+def _wants_more(look: _Look, mended: Mapping[str, mend.Mended]) -> bool:
+    """Whether rows that could be cut out differ after a repair, though nothing hindered it."""
+    done = mended[look.result.target]
+    return look.result.status == "differs" and done.error is None and bool(look.damage.wrong)
 
 
 def _driven(
     settings: Settings,
     claims: Sequence[Claim],
-    repair: bool,
+    how: _How,
     pool: Executor | None,
     notify: Notify,
 ) -> list[_Look]:
@@ -123,7 +212,7 @@ def _driven(
 
     origins = {claim.given.origin for claim in claims}
     with running(settings, pool, limit, origins) as workers:
-        courses = [_look(settings, claim, repair) for claim in claims]
+        courses = [_look(settings, claim, how) for claim in claims]
         meanwhile = giving_way((claim.given.held, claim.given.origin) for claim in claims)
         for look in engine.drive(workers, courses, limit, told, meanwhile):
             notify(Progress(look.result.table, max(look.result.source_rows, 0), 1.0))
@@ -131,15 +220,19 @@ def _driven(
     return [results[claim.target] for claim in claims]
 
 
-def _look(settings: Settings, claim: Claim, repair: bool) -> Course[_Look]:
+def _look(settings: Settings, claim: Claim, how: _How) -> Course[_Look]:
     """The course of one table; what hinders it is in the result."""
     began = time.monotonic()
-    look = _Look(VerifiedTable(claim.label, claim.target, "equal"), repair)
+    found = VerifiedTable(
+        claim.label, claim.target, "equal", claim.given.origin.name, trusted=how.trusting
+    )
+    look = _Look(found, how)
     try:
         if claim.error:
             raise claim.error
         yield from _compared(settings, claim, look)
-        look.result = replace(look.result, notes=claim.notes(look.result, look.doubled))
+        notes = (*look.result.notes, *claim.notes(look.result, look.doubled))
+        look.result = replace(look.result, notes=notes)
     except BronzeError as error:
         look.result = replace(look.result, status="failed", error=error.failure())
     look.result = replace(look.result, seconds=time.monotonic() - began)
@@ -147,18 +240,30 @@ def _look(settings: Settings, claim: Claim, repair: bool) -> Course[_Look]:
 
 
 def _compared(settings: Settings, claim: Claim, look: _Look) -> Course[None]:
-    label = claim.label
-    asked, naming = claim.asking()
-    held = yield from _files(claim)
+    label, trusting = claim.label, look.how.trusting
+    asked, naming = claim.asking(trusting)
+    held = yield from _files(claim, look)
+    fused = not trusting and not claim.history
     parts = yield [
         *(Task(evidence.of_source, task, label) for task in asked),
-        *(Task(evidence.of_file, task, label) for task in held),
+        *(
+            Task(inspection.inspect, task, label)
+            for task in (_inspections(claim, claim.basis) if fused else ())
+        ),
+        *(Task(evidence.of_file, task, label) for task in ([] if fused else held)),
     ]
     source, lake = _added(parts)
+    if fused:
+        _take(claim, look, [part for part in parts if isinstance(part, Inspected)])
+        lost = {file.path for file in look.damage.lost}
+        held = [task for task in held if task.file.path not in lost]
+    elif trusting:
+        held = _readable(look, held, parts[len(asked) :])
     look.result = replace(
         look.result,
         source_rows=int(source[:, 0].sum()),
         bronze_rows=int(lake[:, 0].sum()),
+        bronze_files=len(held),
         **claim.placed(),
     )
     chosen: npt.NDArray[np.bool_] = (source != lake).any(axis=1)
@@ -173,34 +278,80 @@ def _compared(settings: Settings, claim: Claim, look: _Look) -> Course[None]:
         held = [replace(task, key=claim.names) for task in held]
         for share in range(shares):
             yield from _named(claim, Wanted(chosen, share, shares), names, held, look)
-        done = look.result
-        extra = look.doubled if claim.keeps_gone else done.extra
-        wrong = done.missing or done.different or extra
-        look.result = replace(done, status="differs" if wrong else "equal")
+    done = look.result
+    extra = look.doubled if claim.keeps_gone else done.extra
+    wrong = (
+        *(done.missing, done.different, extra, done.altered, done.files, done.columns),
+        claim.state is None,
+    )
+    look.result = replace(done, status="differs" if any(wrong) else "equal")
 
 
-def _added(parts: Sequence[Summed]) -> tuple[Sums, Sums]:
+def _added(parts: Sequence[object]) -> tuple[Sums, Sums]:
     source, lake = buckets.nothing(), buckets.nothing()
     for part in parts:
-        side = source if part.source else lake
-        side += part.sums
+        if isinstance(part, Summed):
+            side = source if part.source else lake
+            side += part.sums
+        elif isinstance(part, Inspected) and part.sums is not None:
+            lake += part.sums
     return source, lake
 
 
-def _files(claim: Claim) -> Course[list[Held]]:
+def _inspections(claim: Claim, basis: Basis | None) -> list[Resting]:
+    """The files of a table, to be looked at by themselves."""
+    if claim.state is None:
+        return []
+    sizes = {found.path: found.size for found in expire.lying(claim.state.place)}
+    return rest.tasks(claim.state, sizes, basis)
+
+
+def _take(claim: Claim, look: _Look, parts: Sequence[Inspected]) -> None:
+    """Takes note of what files say of themselves."""
+    if claim.state is None:
+        return
+    found, damage = rest.found(claim.state, parts, look.result)
+    look.damage.add_all(damage)
+    look.result = found
+
+
+def _readable(look: _Look, held: Sequence[Held], parts: Sequence[Summed]) -> list[Held]:
+    """The files that could be read."""
+    whole = []
+    for task, part in zip(held, parts, strict=True):
+        if part.fault:
+            faulty = FaultyFile(task.file.path, part.fault, max(task.file.rows, 0))
+            look.result = replace(look.result, files=(*look.result.files, faulty))
+            look.damage.lost.append(task.file)
+        else:
+            whole.append(task)
+    return whole
+
+
+def _files(claim: Claim, look: _Look) -> Course[list[Held]]:
     """What is to be read of the Bronze table."""
     state = claim.state
     if state is None:
         return []
-    live: Sequence[npt.NDArray[np.int64] | None] = [None] * len(state.files)
+    stored = state.named
+    live: Sequence[npt.NDArray[np.int64] | None] = [None] * len(stored)
     if claim.history:
-        units.fitting_history(claim.given, sum(max(file.rows, 0) for file in state.files))
-        files, columns, versions = state.files, state.columns, claim.names
-        whole = Known(state.place, state.version, files, columns, (), 0, versions=versions)
+        units.fitting_history(claim.given, sum(max(file.rows, 0) for file in stored))
+        tasks = _inspections(claim, None)
+        if look.how.trusting:
+            # Which versions are the last ones cannot be told of some of the files.
+            tasks = [task for task in tasks if task.size != task.file.size]
+        parts = yield [Task(inspection.inspect, task, claim.label) for task in tasks]
+        _take(claim, look, parts)
+        lost = {file.path for file in look.damage.lost}
+        stored = tuple(file for file in stored if file.path not in lost)
+        columns, versions = claim.layout, claim.names
+        whole = Known(state.place, state.version, stored, columns, (), 0, versions=versions)
         (live,) = yield [Task(evidence.last, whole, claim.label)]
+    basis = None if look.how.trusting else claim.basis
     return [
-        Held(state.place, number, file, state.columns, live=rows)
-        for number, (file, rows) in enumerate(zip(state.files, live, strict=True))
+        Held(state.place, number, file, claim.layout, live=rows, basis=basis)
+        for number, (file, rows) in enumerate(zip(stored, live, strict=True))
     ]
 
 
@@ -221,17 +372,42 @@ def _named(
     ours = evidence.concatenated(parts[len(asked) :]) if held else evidence.no_rows(theirs)
     fault = opposed(theirs, ours, key)
     several = fault.extra.clear()
-    told = look.repair or claim.keeps_gone
+    told = look.how.repair or claim.keeps_gone
     if told and key and not claim.history and fault.extra.height:
         keys = fault.extra.select(key).unique()
         looks = [Task(evidence.sharing, Sharing(task, keys), label) for task in held]
         several = doubled(fault.extra, evidence.concatenated((yield looks)), key)
         look.doubled += several.height
-    if look.repair:
-        for number, rows in several.group_by(FILE):
-            look.damage.add(held[int(str(number[0]))].file, rows[ROW].to_numpy())
+    if look.how.repair:
+        several = _never_ours(several, fault.extra, held, look)
+        files = {task.number: task.file for task in held}
+        for damaged, rows in ((look.damage.rows, several), (look.damage.wrong, fault.instead)):
+            for (number,), some in rows.partition_by(FILE, as_dict=True).items():
+                damaged.setdefault(files[number], []).append(some[ROW].to_numpy())
     wrong = replace(fault, extra=several) if claim.keeps_gone else fault
     look.result = _counted(claim, look.result, fault, wrong)
+
+
+def _never_ours(
+    several: pl.DataFrame, extra: pl.DataFrame, held: Sequence[Held], look: _Look
+) -> pl.DataFrame:
+    """The rows to be cut out: those that are there too often, and those that the source has not and
+    bronze never wrote, which are not to stay as deleted ones.
+    """
+    altered = {
+        task.number: np.concatenate(look.damage.altered[task.file])
+        for task in held
+        if task.file in look.damage.altered
+    }
+    parts = [
+        rows.filter(pl.col(ROW).is_in(pl.Series(altered[int(number)]).implode()))
+        for (number,), rows in extra.partition_by(FILE, as_dict=True).items()
+        if int(number) in altered
+    ]
+    if look.how.trusting or not parts:
+        return several
+    columns = [FILE, ROW]
+    return pl.concat([several.select(columns), *(part.select(columns) for part in parts)]).unique()
 
 
 def _counted(claim: Claim, result: VerifiedTable, fault: Opposed, wrong: Opposed) -> VerifiedTable:

@@ -37,29 +37,49 @@ def row_hash(columns: Sequence[Column], relation: str, where: str, base: int | N
     return f"SELECT encode(d, 'hex') AS row_hash FROM ({digests}) AS h"  # noqa: S608 - quoted names
 
 
-def packed(columns: Sequence[Column], relation: str, where: str, base: int) -> str:
+def packed(
+    columns: Sequence[Column], relation: str, where: str, base: int, proven: bool = False
+) -> str:
     """A query for the hashes of all rows as one value (bytea), 16 bytes a row, in no order.
+
+    With ``proven``, a row that has rejected values has another one there: the first 16 bytes of
+    SHA-256 over its hash without them and ``row_hash``. So both can be held against a table that
+    has the one by its values, and the other one as it is.
 
     Measured on 2,000,000 rows: this costs hardly more than the hashes alone; adding them up in
     PostgreSQL, which has no number of 64 bits for bytes, costs as much as the hashes again.
     """
-    digests = _digests(columns, relation, where, base)
+    digests = _digests(columns, relation, where, base, proven=proven)
     return f"SELECT string_agg(d, ''::bytea) FROM ({digests}) AS h"  # noqa: S608 - quoted names
 
 
 def named(
-    columns: Sequence[Column], relation: str, where: str, base: int, key: Sequence[Column]
+    columns: Sequence[Column],
+    relation: str,
+    where: str,
+    base: int,
+    key: Sequence[Column],
+    proven: bool = False,
+    rest: Sequence[Column] | None = None,
 ) -> str:
     """A SELECT without its WHERE, for `bronze.source.read.rows`: the key's columns, as they travel,
     ``row_hash`` as text, and the key's rejected values. In its WHERE, ``d`` is the hash (bytea).
+
+    With ``rest``, which are some of the columns, their hash without rejected values comes behind
+    ``row_hash``. ``proven`` is as for `packed`.
     """
     values = [f"{column.select} AS k{i}" for i, column in enumerate(key)]
     values.append(f"{rejected(key)} AS kept")
     names = [f"k{i}" for i in range(len(key))]
-    digests = _digests(columns, relation, where, base, values, [*names, "kept"])
+    more = []
+    if rest is not None:
+        partial = _partial(columns, base, rest)
+        more = [f"substring(sha256({partial}), 1, 16) AS p"]
+    digests = _digests(columns, relation, where, base, values, [*names, *more, "kept"], proven)
     told = [
         *(f"{name} AS c{i}" for i, name in enumerate(names)),
         f"encode(d, 'hex') AS c{len(key)}",
+        *([f"encode(p, 'hex') AS c{len(key) + 1}"] if more else []),
     ]
     return f"SELECT {', '.join(told)}, kept AS rejected FROM ({digests}) AS h"  # noqa: S608
 
@@ -71,16 +91,21 @@ def _digests(
     base: int | None,
     beside: Sequence[str] = (),
     names: Sequence[str] = (),
+    proven: bool = False,
 ) -> str:
     """The rows' hashes (bytea, 16 bytes) as ``d``, and beside them the columns ``names``."""
     values = [f"{_bytes(c.canonical, c.kind)} AS v{i}" for i, c in enumerate(columns)]
-    encoded = encoding(columns, base)
+    plain = f"sha256({encoding(columns, base)})"
+    hashed = plain
     if any(column.reject for column in columns):
         values.append(f"convert_to({rejected(columns)}, 'UTF8') AS r")
-        encoded += " || coalesce(r, ''::bytea)"
+        hashed = f"sha256({encoding(columns, base)} || coalesce(r, ''::bytea))"
+        if proven:
+            both = f"substring({plain}, 1, 16) || substring({hashed}, 1, 16)"
+            hashed = f"CASE WHEN r IS NULL THEN {plain} ELSE sha256({both}) END"
     # OFFSET 0 keeps the planner from computing each value once per use.
     return (
-        f"SELECT {', '.join([f'substring(sha256({encoded}), 1, 16) AS d', *names])} FROM"  # noqa: S608
+        f"SELECT {', '.join([f'substring({hashed}, 1, 16) AS d', *names])} FROM"  # noqa: S608
         f" (SELECT {', '.join([*values, *beside])} FROM {relation} WHERE {where} OFFSET 0) AS s"
         " OFFSET 0"
     )
@@ -89,9 +114,24 @@ def _digests(
 def encoding(columns: Sequence[Column], base: int | None = None) -> str:
     """The SQL of the canonical encoding (bytea) of the values v0, v1 and so on, texts as UTF-8."""
     fields = [(f"v{i}", column.kind, column.element) for i, column in enumerate(columns)]
+    return _encoded(fields, base)
+
+
+def _partial(columns: Sequence[Column], base: int, rest: Sequence[Column]) -> str:
+    """The encoding of some of the columns, as if there were no others; see `rest_base`."""
+    fields = [(f"v{i}", c.kind, c.element) for i, c in enumerate(columns) if c in rest]
+    return _encoded(fields, rest_base(columns, base, rest))
+
+
+def rest_base(columns: Sequence[Column], base: int, rest: Sequence[Column]) -> int:
+    """How many of some columns are among the first ``base`` of all."""
+    return sum(column in rest for column in columns[:base])
+
+
+def _encoded(fields: Sequence[tuple[str, Kind, str]], base: int | None) -> str:
     base = len(fields) if base is None else base
     later = [
-        f"CASE WHEN v{i} IS NULL THEN ''::bytea"
+        f"CASE WHEN {fields[i][0]} IS NULL THEN ''::bytea"
         f" ELSE int2send({i}::int2) || {_joined(_parts([fields[i]]))} END"
         for i in range(base, len(fields))
     ]

@@ -157,7 +157,7 @@ def strays(state: State, objects: Sequence[Object]) -> list[Object]:
     Raises:
         LakeError, LakeUnreachable
     """
-    known = {unquote(file.path) for file in state.files}
+    known = {unquote(file.path) for file in state.named}
     others = [o for o in objects if is_data(o.path) and not {o.path, unquote(o.path)} & known]
     if not others:
         return []

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from itertools import islice
 from types import TracebackType
 from typing import IO, Any
 from urllib.parse import unquote
@@ -189,10 +190,44 @@ def _frame(table: pa.Table, height: int) -> pl.DataFrame:
 
 
 def opened(place: Place, file: Stored | DataFile, proven: bool = False) -> pq.ParquetFile:
-    """A file to read from; where it is to be ``proven``, a damaged page is an error."""
+    """A file to read from; where it is to be ``proven``, a damaged page is an error.
+
+    Raises:
+        FileDamaged: it is not there, or is no Parquet.
+        LakeError, LakeUnreachable: it cannot be read.
+    """
     path = unquote(file.path) if isinstance(file, Stored) else file.path
+    if is_outside(file.path):
+        raise store.damaged(place, path, "is outside of the table's folder")
     source = store.reader(place, path)
-    return pq.ParquetFile(source, pre_buffer=False, page_checksum_verification=proven)
+    with _whole(place, path):
+        return _Named(source, place, path, proven)
+
+
+def is_outside(path: str) -> bool:
+    """Whether a path in the log is none of a file in the table's folder: bronze writes none such,
+    and reads nothing that others have put into the log from elsewhere.
+    """
+    plain = unquote(path)
+    return plain.startswith(("/", "\\")) or "://" in plain or ".." in re.split(r"[/\\]", plain)
+
+
+class _Named(pq.ParquetFile):  # type: ignore[misc]
+    """A Parquet file that knows where it lies, so that errors can name it."""
+
+    def __init__(self, source: Any, place: Place, path: str, proven: bool) -> None:
+        self.place, self.path = place, path
+        super().__init__(source, pre_buffer=False, page_checksum_verification=proven)
+
+
+@contextmanager
+def _whole(place: Place, path: str) -> Iterator[None]:
+    """Makes errors of what is no Parquet, or not of the table's columns, ours."""
+    try:
+        yield
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, OSError) as error:
+        text = " ".join(str(error).split())[:200]
+        raise store.damaged(place, path, f"cannot be read: {text.rstrip('.')}") from error
 
 
 def parts(
@@ -214,6 +249,30 @@ def parts(
         groups: the row groups to read; None is all.
         partition: the file's partition values.
     """
+
+    def naming() -> AbstractContextManager[None]:
+        if isinstance(parquet, _Named):
+            return _whole(parquet.place, parquet.path)
+        return nullcontext()
+
+    found = _parts(parquet, layout, columns, groups, partition)
+    # What a generator has a name for stays while it waits.
+    held: list[tuple[int, pa.Table]] = []
+    while True:
+        with naming():
+            held += islice(found, 1)
+        if not held:
+            return
+        yield held.pop()
+
+
+def _parts(
+    parquet: pq.ParquetFile,
+    layout: Layout,
+    columns: Sequence[str] | None,
+    groups: Sequence[int] | None,
+    partition: Mapping[str, str | None] | None,
+) -> Iterator[tuple[int, pa.Table]]:
     wanted = [(n, k) for n, k in layout if columns is None or n in columns]
     present = set(parquet.schema_arrow.names)
     names = [name for name, _ in wanted if name in present]

@@ -26,11 +26,17 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from bronze import failpoint
 from bronze.errors import CommitConflict, LakeError
 from bronze.model import Kind, Place, Stored
-from bronze.table import store
+from bronze.table import files, store
 from bronze.table.schema import kinds
 from bronze.table.statistics import SAFE
 
 Action = Mapping[str, Any]
+
+ENGINE = "bronze"
+"""What commits of ours name as their engine."""
+MARK = "bronze/commit"
+"""The app transaction that holds the version up to which all changes of rows were ours, or were
+compared with the source since."""
 
 # So that a reader never replays more entries than this.
 _CHECKPOINT_EVERY = 20
@@ -72,11 +78,47 @@ class State:
 
     @cached_property
     def files(self) -> tuple[Stored, ...]:
-        """The data files that make up the table."""
+        """The data files that make up the table.
+
+        Raises:
+            FileDamaged: the log names one that is not in the table's folder.
+        """
+        for file in self.named:
+            if files.is_outside(file.path):
+                raise store.damaged(self.place, file.path, "is outside of the table's folder")
+        return self.named
+
+    @cached_property
+    def named(self) -> tuple[Stored, ...]:
+        """All data files that the log names, wherever they are."""
         safe = [name for name, kind in self.columns if kind.name in SAFE]
         with mapped(self.place, "read"):
             adds: Any = pl.DataFrame(self.table.get_add_actions(flatten=False))
         return tuple(_stored(row, safe) for row in adds.iter_rows(named=True))
+
+    @cached_property
+    def foreign(self) -> tuple[str, ...]:
+        """The commits by which another writer changed rows or columns, and which no comparison has
+        taken into account. Costs nothing where the last commit is ours.
+
+        Raises:
+            LakeError, LakeUnreachable
+        """
+        return self.foreign_since(self.position(MARK))
+
+    def foreign_since(self, version: int | None) -> tuple[str, ...]:
+        """Those after a version; with None, as far as the log still has them."""
+        if version == self.version:
+            return ()
+        found = []
+        for number in range(0 if version is None else version + 1, self.version + 1):
+            actions = entry(self.place, number)
+            if actions is None:
+                # It is expired; a table of before knows nothing of what is older, either.
+                found += [] if version is None else [f"version {number}, which the log has no more"]
+            elif said := _changed_by(actions):
+                found.append(f"version {number}: {said}")
+        return tuple(found)
 
     def position(self, name: str) -> int | None:
         """The value of an app transaction, None where there is none."""
@@ -134,7 +176,9 @@ def read(place: Place) -> State | None:
     with mapped(place, "read"):
         try:
             table = DeltaTable(place.url, storage_options=store.options(place) or None)
-        except TableNotFoundError:
+        except TableNotFoundError as error:
+            if "unknown scheme" in str(error).lower():
+                raise
             return None
         return State(place, table, table.version())
 
@@ -199,14 +243,45 @@ def info(place: Place, version: int) -> Action | None:
     Raises:
         LakeError, LakeUnreachable
     """
+    actions = entry(place, version)
+    return None if actions is None else _info(actions)
+
+
+def entry(place: Place, version: int) -> Sequence[Action] | None:
+    """The actions of one commit; None where the log has it no more.
+
+    Raises:
+        LakeError, LakeUnreachable
+    """
     try:
-        entry = bytes(obstore.get(store.opened(place), f"_delta_log/{version:020}.json").bytes())
+        text = bytes(obstore.get(store.opened(place), f"_delta_log/{version:020}.json").bytes())
     except FileNotFoundError:
         return None
     except (BaseError, OSError) as error:
         raise store.failure(place, "read", error) from None
-    actions = (json.loads(line) for line in entry.splitlines())
-    return next((a["commitInfo"] for a in actions if "commitInfo" in a), {})
+    try:
+        return [json.loads(line) for line in text.splitlines() if line.strip()]
+    except ValueError as error:
+        raise store.damaged(place, f"_delta_log/{version:020}.json", "is no JSON") from error
+
+
+def _info(actions: Sequence[Action]) -> Action:
+    found: Action = next((a["commitInfo"] for a in actions if "commitInfo" in a), {})
+    return found
+
+
+def _changed_by(actions: Sequence[Action]) -> str:
+    """Who changed rows or columns by a commit, and how; "" where it was bronze, or nobody did."""
+    info = _info(actions)
+    if info.get("engineInfo") == ENGINE:
+        return ""
+    files = [a.get("add") or a.get("remove") for a in actions if "add" in a or "remove" in a]
+    if not any(file.get("dataChange", True) for file in files if file) and not any(
+        "metaData" in action for action in actions
+    ):
+        return ""
+    who = info.get("engineInfo") or info.get("clientVersion") or "an unknown writer"
+    return f"{info.get('operation', 'a change')} by {who}"
 
 
 def _stands(place: Place, path: str, entry: bytes) -> bool:
@@ -223,4 +298,10 @@ def mapped(place: Place, what: str) -> Iterator[None]:
     try:
         yield
     except (DeltaError, OSError, ValueError) as error:
-        raise store.failure(place, what, error) from error
+        mine = store.failure(place, what, error)
+        if not mine.hint:
+            mine.hint = (
+                "If entries of its _delta_log are gone or were changed, restore them from a backup;"
+                " or move the table's folder away, and a run loads it anew."
+            )
+        raise mine from error

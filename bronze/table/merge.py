@@ -54,7 +54,8 @@ class Merge:
     ``gone`` are the numbers of its rows that have vanished from the source, ``deletes`` the keys
     of such rows; with ``emptied`` all have that are not among the changes. ``anew`` asks for the
     file to be written even if none of its rows changes, because its columns have. ``dates_of`` is
-    the column whose dates are the table's partitions.
+    the column whose dates are the table's partitions. With ``doubting``, a row that has the hash
+    of its change may have other values, and is replaced.
     """
 
     place: Place
@@ -70,6 +71,7 @@ class Merge:
     on_delete: OnDelete = "mark"
     anew: bool = False
     dates_of: str | None = None
+    doubting: bool = False
 
 
 @dataclass(frozen=True)
@@ -220,8 +222,9 @@ def _effective(
     if matches.height:
         hashes = _lines(job, matches, ["row_hash"])["row_hash"]
         old = _rows(job, parquet, matches["row"], ["row_hash", "record_status"])
-        live = old["record_status"].ne_missing(DELETED) & old["row_hash"].is_not_null()
-        same = (old["row_hash"] == hashes) & live
+        live = old["record_status"].ne_missing(DELETED)
+        live &= old["row_hash"].is_not_null() | job.doubting
+        same = (old["row_hash"] == hashes) & live & (not job.doubting)
         revived = int((~live).sum())
         edits.append(matches.filter(~same.fill_null(False)))
     vanished = _vanished(job, parquet)
@@ -304,7 +307,12 @@ def _edited(
         # Of large rows there are never more copies than it takes.
         del before
         new = _lines(job, updates, names)
-        new.replace_column(new.get_column_index("load_timestamp"), held["load_timestamp"])
+        first = held["load_timestamp"]
+        if job.doubting:
+            # No row landed after its own update, or never.
+            wrong = (first > new["load_timestamp"]).fill_null(True)
+            first = first.set(wrong, None).fill_null(new["load_timestamp"])
+        new.replace_column(new.get_column_index("load_timestamp"), first)
         here = np.ones(new.height, np.bool_)
         if job.dates_of:
             new = dated(new, job.dates_of)

@@ -16,8 +16,9 @@ from obstore.exceptions import BaseError
 from obstore.store import LocalStore, from_url
 
 from bronze import secret
-from bronze.errors import BronzeError, LakeError, LakeUnreachable
+from bronze.errors import BronzeError, FileDamaged, LakeError, LakeUnreachable
 from bronze.model import Place, Secret
+from bronze.plain import plain
 
 _CLIENT = (
     "allow_http",
@@ -139,14 +140,34 @@ def reader(place: Place, path: str) -> IO[bytes] | Any:
     """An object to read from, from any position.
 
     Raises:
+        FileDamaged: there is no such object.
         LakeError, LakeUnreachable: it cannot be read.
     """
     try:
         if is_local(place):
             return pa.OSFile(str(Path(place.url) / path))
         return _Download(obstore.open_reader(opened(place), path))
+    except FileNotFoundError:
+        # Where the whole lake is gone, no single file is to blame.
+        if is_missing(place):
+            raise failure(place, "read", FileNotFoundError("no such file or directory")) from None
+        raise damaged(place, path, "is missing") from None
+    except PermissionError as error:
+        raise LakeUnreachable(
+            f"The file {path} of the table at {place.url} cannot be read: permission denied.",
+            hint="Check who owns it.",
+        ) from error
     except (BaseError, OSError) as error:
         raise failure(place, "read", error) from None
+
+
+def damaged(place: Place, path: str, what: str) -> FileDamaged:
+    """The error for a file of a table that is lost, or is not what it should be."""
+    return FileDamaged(
+        f"The file {path} of the table at {place.url} {what}.",
+        hint="`bronze verify --at-rest` says what else is damaged; `bronze verify --repair` takes"
+        " from the source what was lost.",
+    )
 
 
 def put(place: Place, path: str, data: bytes) -> None:
@@ -217,7 +238,7 @@ def failure(place: Place, what: str, error: BaseException) -> BronzeError:
             return LakeUnreachable(
                 f"The lake at {place.url} could not be {what}: {said}.", hint=hint
             )
-    return LakeError(f"The lake at {place.url} could not be {what}: {text[:300]}.")
+    return LakeError(f"The lake at {place.url} could not be {what}: {plain(error)}.")
 
 
 _SIGNS = (

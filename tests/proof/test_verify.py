@@ -137,13 +137,18 @@ def unformed(held: pl.DataFrame) -> pl.DataFrame:
     return held.with_columns(none.alias("row_hash"))
 
 
+ALTERED = ("altered", {"id": 7})
 CASES = [
-    (changed, (0, 0, 1), [("different", {"id": 7})]),
+    (changed, (0, 0, 1), [ALTERED, ("different", {"id": 7})]),
     (removed, (1, 0, 0), [("missing", {"id": 7})]),
     (twice, (0, 1, 0), [("extra", {"id": 7})]),
-    (twice_and_changed, (0, 1, 1), [("different", {"id": 7}), ("extra", {"id": 7})]),
-    (added, (0, 1, 0), [("extra", {"id": 99})]),
-    (unformed, (0, 0, 1), [("different", {"id": 7})]),
+    (
+        twice_and_changed,
+        (0, 1, 1),
+        [ALTERED, ALTERED, ("different", {"id": 7}), ("extra", {"id": 7})],
+    ),
+    (added, (0, 1, 0), [("altered", {"id": 99}), ("extra", {"id": 99})]),
+    (unformed, (0, 0, 1), [ALTERED, ("different", {"id": 7})]),
 ]
 Change = Callable[[pl.DataFrame], pl.DataFrame]
 
@@ -251,7 +256,9 @@ def test_a_run_that_lands_meanwhile_is_told(source: Source) -> None:
         (before,) = claim.found(settings, (), "batch", stack)
         source.execute("UPDATE t SET v = 'new' WHERE id = 3")
         assert pipeline.run(settings).exit_code == 0
-        (look,) = verifying._driven(settings, [before.again()], False, None, lambda _: None)
+        (look,) = verifying._driven(
+            settings, [before.again()], verifying._How(False, False), None, lambda _: None
+        )
     found = look.result
     assert (found.status, counts(found)) == ("differs", (0, 0, 1))
     assert any("verify again" in note for note in found.notes)
@@ -437,7 +444,8 @@ def test_protected_tables_are_proven(source: Source, monkeypatch: pytest.MonkeyP
     assert (mended.status, mended.repaired) == ("equal", 2)
     with tampered(source, 0) as held:
         held[0] = held[0].with_columns(pl.lit("***").alias("v"))
-    assert verify(settings).status == "equal"
+    assert verify(settings, trust_hashes=True).status == "equal"
+    assert verify(settings).status == "differs"
     assert verify(settings, at_rest=True, repair=True).status == "equal"
     assert verify(settings).status == "equal"
 
@@ -507,7 +515,8 @@ def test_the_command_line(source: Source) -> None:
     given = invoke("verify", "-c", path, "--json")
     (table,) = json.loads(given.stdout)["tables"]
     assert (given.exit_code, table["status"], table["different"]) == (1, "differs", 1)
-    assert table["rows"] == [{"fault": "different", "key": '{"id": 3}', "file": ""}]
+    assert table["rows"] == [{"fault": "different", "key": '{"id": 3}', "file": "", "what": ""}]
+    assert (table["source_rows"], table["bronze_rows"], table["bronze_files"]) == (50, 50, 1)
     assert invoke("verify", "nothing", "-c", path).exit_code == 2
     assert invoke("verify", "-c", path, "--repair").exit_code == 0
     assert invoke("verify", "-c", path, "--at-rest").exit_code == 0
@@ -517,18 +526,22 @@ def test_the_command_line(source: Source) -> None:
 
 
 def test_a_value_altered_beneath_its_hash_is_found_at_rest(source: Source) -> None:
-    """The hash is that of the source, so only the checksum tells; a repair takes the row anew."""
+    """The hash is that of the source; a repair takes the row anew, which landed when it did."""
     settings = landed(source)
+    first = pl.read_delta(str(source.table("t")))["load_timestamp"].unique().to_list()
     with tampered(source) as held:
         held[0] = held[0].with_columns(value(7, "other"))
-    assert verify(settings).status == "equal"
+    assert verify(settings, trust_hashes=True).status == "equal"
+    by_values = verify(settings)
+    assert (by_values.status, counts(by_values)) == ("differs", (0, 0, 1))
     found = verify(settings, at_rest=True)
     assert (found.status, found.altered, rows(found)) == ("differs", 1, [("altered", {"id": 7})])
     assert found.rows[0].file == files(source)[0].name
     mended = verify(settings, at_rest=True, repair=True)
-    assert (mended.status, mended.altered, mended.repaired) == ("equal", 0, 2)
+    assert (mended.status, mended.altered, mended.repaired) == ("equal", 0, 1)
     assert differences(settings) == {}
-    assert faults(source.table("t"), 0) == []
+    rows_now = pl.read_delta(str(source.table("t")))
+    assert rows_now["load_timestamp"].unique().to_list() == first
     assert verify(settings).status == "equal"
 
 
@@ -570,8 +583,10 @@ def test_a_lost_file_is_named_and_its_rows_are_taken_anew(source: Source) -> Non
         expected = ("differs", held[name][0].name, 30)
         assert (found.status, named.file, named.rows) == expected, name
         assert named.what.startswith(cases[name]), name
-    unproven = verified(settings)
-    assert {name for name, found in unproven.items() if found.error} == cases.keys()
+    for how in ({}, {"trust_hashes": True}):
+        for name, found in verified(settings, **how).items():
+            assert (found.status, counts(found)) == ("differs", (30, 0, 0)), name
+            assert [file.file for file in found.files] == [held[name][0].name], name
     mended = verified(settings, at_rest=True, repair=True)
     assert {name: (found.status, found.bronze_rows) for name, found in mended.items()} == (
         dict.fromkeys(cases, ("equal", 80))
@@ -583,29 +598,49 @@ def test_a_lost_file_is_named_and_its_rows_are_taken_anew(source: Source) -> Non
     assert differences(settings) == {}
 
 
-def test_a_history_that_is_damaged_is_not_repaired(source: Source) -> None:
-    """Earlier versions are nowhere else: it is refused, and nothing is changed."""
-    settings = landed(source, history=True)
-    with tampered(source) as held:
+@pytest.mark.parametrize("at_rest", [True, False])
+def test_what_a_damaged_history_has_lost_is_told(source: Source, at_rest: bool) -> None:
+    """Altered versions leave it, and those of a lost file; the last ones are taken anew."""
+    settings = landed(source, history=True, pattern="batch")
+    source.execute("UPDATE t SET v = 'new' WHERE id < 4")
+    assert pipeline.run(settings).exit_code == 0
+    with tampered(source, [size(file) for file in sorted(files(source))].index(50)) as held:
         held[0] = held[0].with_columns(value(7, "other"))
-    result = verifying.verify(settings, at_rest=True, repair=True)
-    (found,) = result.tables
-    assert (found.status, result.exit_code) == ("differs", 1)
-    assert found.error is not None
-    assert "history" in found.error.message
-    assert DeltaTable(str(source.table("t"))).version() == 0
+    mended = verify(settings, at_rest=at_rest, repair=True)
+    assert (mended.status, mended.repaired) == ("equal", 2)
+    assert any("1 versions that had been altered are lost" in note for note in mended.notes)
+    assert differences(settings) == {}
+    lost = max(files(source), key=size)
+    lost.unlink()
+    mended = verify(settings, at_rest=at_rest, repair=True)
+    assert mended.status == "equal"
+    assert any(lost.name in note and "earlier versions" in note for note in mended.notes)
+    assert differences(settings) == {}
+    assert verify(settings).status == "equal"
+
+
+def size(file: Path) -> int:
+    """How many rows a file has."""
+    return int(pq.read_metadata(file).num_rows)
 
 
 def test_altered_rows_that_have_gone_from_the_source_are_told(source: Source) -> None:
-    """No repair has them: they stay, and the table differs."""
+    """Nobody can tell what they were: a repair takes them out, and says so."""
     settings = landed(source)
     source.execute("DELETE FROM t WHERE id = 7")
     assert pipeline.run(settings).exit_code == 0
     with tampered(source) as held:
-        held[0] = held[0].with_columns(value(7, "other"), value(8, "other").alias("w")).drop("w")
-    found = verify(settings, at_rest=True, repair=True)
-    assert (found.status, found.altered) == ("differs", 1)
-    assert any("gone from the source" in note for note in found.notes)
+        held[0] = held[0].with_columns(value(7, "other"))
+    for how in ({}, {"at_rest": True}):
+        found = verify(settings, **how)
+        assert (found.status, found.altered, rows(found)) == ("differs", 1, [ALTERED])
+        assert any("gone from the source" in note for note in found.notes)
+    mended = verify(settings, at_rest=True, repair=True)
+    assert (mended.status, mended.repaired) == ("equal", 1)
+    assert any("1 rows that had gone from the source" in note for note in mended.notes)
+    left = pl.read_delta(str(source.table("t")))
+    assert 7 not in left["id"]
+    assert left.height == 49
 
 
 def test_rows_of_before_a_column_was_widened(source: Source) -> None:
@@ -657,32 +692,39 @@ def test_a_partitioned_table(source: Source) -> None:
 
 
 def test_nothing_in_a_damaged_page_is_read_into_a_proof(source: Source) -> None:
-    """The proof by the source fails with a hint where a file cannot be read."""
+    """A file that cannot be read is named, and its rows are missing."""
     settings = landed(source)
     (path,) = files(source)
     path.write_bytes(path.read_bytes()[:-4] + b"none")
-    found = verify(settings)
-    assert found.status == "failed"
-    assert found.error is not None
-    assert "--at-rest" in found.error.hint
+    for how in ({}, {"trust_hashes": True}, {"at_rest": True}):
+        found = verify(settings, **how)
+        assert (found.status, [file.file for file in found.files]) == ("differs", [path.name])
+        assert found.bronze_rows == 0
+    (failed,) = pipeline.run(settings).tables
+    assert failed.error is not None
+    assert path.name in failed.error.message
+    assert "verify --repair" in failed.error.hint
+    assert verify(settings, repair=True).status == "equal"
 
 
 def test_rows_that_a_repair_could_not_bring_back_are_told(source: Source) -> None:
     """What was cut out is missing, however sound the rest is; the next run compares all rows."""
-    settings = landed(source, pattern="batch", deletes="ignore")
     rule = {"name": "no", "expression": "id < 0", "severity": "critical"}
     strict = {"rules": [rule], "quality": {"on_failure": "stop"}}
-    own = {"pattern": "batch", "deletes": "ignore", **strict}
-    with tampered(source) as held:
-        held[0] = held[0].with_columns(value(7, "other"))
-    result = verifying.verify(source.settings(tables={"t": own}), at_rest=True, repair=True)
+    own = {"pattern": "batch", "deletes": "ignore"}
+    settings = landed(source, **own)
+    (path,) = files(source)
+    path.unlink()
+    result = verifying.verify(
+        source.settings(tables={"t": {**own, **strict}}), at_rest=True, repair=True
+    )
     (found,) = result.tables
-    assert (found.status, found.repaired, result.exit_code) == ("failed", 1, 1)
+    assert (found.status, found.repaired, result.exit_code) == ("failed", 0, 1)
     assert found.error is not None
-    assert any("1 rows were cut out" in note for note in found.notes)
-    assert counts(verify(settings)) == (1, 0, 0)
+    assert any("50 rows were cut out and not brought back" in note for note in found.notes)
+    assert counts(verify(settings)) == (50, 0, 0)
     (again,) = pipeline.run(settings).tables
-    assert (again.inserted, again.updated, again.deleted) == (1, 0, 0)
+    assert (again.inserted, again.updated, again.deleted) == (50, 0, 0)
     assert "all rows are compared: a repair has cut rows out" in again.notes
     assert differences(settings) == {}
     (after,) = pipeline.run(settings).tables

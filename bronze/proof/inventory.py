@@ -1,0 +1,144 @@
+"""Which Bronze tables there are to be proven at rest: those that lie in the lake, and those that
+are remembered to have landed there. What cannot be opened, or is gone, is a table all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from bronze import drift
+from bronze.books import lineage as book
+from bronze.errors import BronzeError, ConfigError, LakeError, TableVanished
+from bronze.model import Place
+from bronze.settings import GOVERNANCE, Settings
+from bronze.table import files, log, store
+from bronze.table.log import State
+
+
+@dataclass(frozen=True)
+class Lying:
+    """A Bronze table by its ``name``, made of the table ``label`` of ``source``, which governance
+    remembers to have reached a ``version``. ``error`` is why there is no ``state``.
+    """
+
+    name: str
+    source: str
+    label: str
+    version: int = 0
+    state: State | None = None
+    error: BronzeError | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What arguments may call it by."""
+        table = self.label.partition(".")[2]
+        if self.state is not None:
+            table = drift.table_of(self.state.properties)[1]
+        return self.name, self.label, table
+
+
+def lying(settings: Settings, tables: Sequence[str]) -> list[Lying]:
+    """The tables of these names (theirs, or those of the source's tables); all if none.
+
+    Raises:
+        ConfigError: there is no such table.
+        LakeError: there is none at all.
+        LakeUnreachable: the lake cannot be read.
+    """
+    found = list(_all(settings))
+    unknown = [name for name in tables if not any(name in one.names for one in found)]
+    if unknown:
+        raise ConfigError(
+            f"There is no Bronze table {unknown[0]} in {settings.lake.root}.",
+            hint=f"There are {', '.join(sorted(one.name for one in found)) or 'none'}.",
+        )
+    if not found:
+        raise LakeError(
+            f"There is no Bronze table at {settings.place(settings.lake.schema_, '').url}: nothing"
+            " was proven.",
+            hint="Check [lake] root and schema, and whether the lake is mounted.",
+        )
+    return [one for one in found if not tables or set(one.names) & set(tables)]
+
+
+def _all(settings: Settings) -> Iterator[Lying]:
+    schema = settings.lake.schema_
+    known = _remembered(settings)
+    there = store.folders(settings.place(schema, ""))
+    for name in there:
+        found = _opened(settings.place(schema, name), name, known.pop(name, None))
+        if found is not None:
+            yield found
+    for name, (source, label, version) in known.items():
+        url = settings.place(schema, name).url
+        gone = TableVanished(
+            f"The Bronze table {name} is not at {url}, where governance.data_lineage has it.",
+            hint="Restore it, or have a run load it anew. If it was moved away on purpose, name the"
+            " tables to be proven.",
+            table=label,
+        )
+        yield Lying(name, source, label, version, error=gone)
+
+
+def _opened(place: Place, name: str, known: tuple[str, str, int] | None) -> Lying | None:
+    """The table in a folder, None where it is none of ours."""
+    source, label, version = known or ("", name, 0)
+    try:
+        state = log.read(place)
+    except BronzeError as error:
+        return Lying(name, source, label, error=error)
+    if state is not None and drift.TABLE in state.properties:
+        properties = state.properties
+        source, label = properties.get(drift.SOURCE, ""), properties[drift.TABLE]
+        return Lying(name, source, label, version, state)
+    try:
+        ours = any(files.batch_of(path) for path in store.listing(place))
+    except BronzeError as error:
+        return Lying(name, source, label, error=error)
+    if not known and not ours:
+        return None
+    what = "has no Delta log" if state is None else "does not say any more that bronze made it"
+    hint = "Restore its log from a backup; or move the folder away, and a run loads it anew."
+    lost = LakeError(f"The Bronze table at {place.url} {what}.", hint=hint, table=label)
+    return Lying(name, source, label, error=lost)
+
+
+def _remembered(settings: Settings) -> dict[str, tuple[str, str, int]]:
+    """By the names of Bronze tables the sources and tables that landed there last, and the version
+    that they reached, of those that the config takes.
+    """
+    place = settings.place(GOVERNANCE, book.NAME)
+    state = log.read(place)
+    names = ["created_timestamp", "source_system", "source_table", "target_table", "version_after"]
+    layout = [pair for pair in book.COLUMNS if pair[0] in names]
+    parts = [
+        pl.DataFrame(part)
+        for file in (state.files if state else ())
+        for _, part in files.parts(files.opened(place, file), layout)
+    ]
+    if not parts:
+        return {}
+    records = pl.concat(parts).filter(pl.col("version_after").is_not_null())
+    latest = records.sort("created_timestamp").unique(
+        ["source_system", "source_table"], keep="last"
+    )
+    prefix = f"{settings.lake.schema_}."
+    return {
+        row["target_table"].removeprefix(prefix): _memory(row)
+        for row in latest.iter_rows(named=True)
+        if row["target_table"].startswith(prefix)
+        and _taken(settings, row["source_system"], row["source_table"])
+    }
+
+
+def _memory(row: Mapping[str, Any]) -> tuple[str, str, int]:
+    return row["source_system"], row["source_table"], row["version_after"]
+
+
+def _taken(settings: Settings, source: str, label: str) -> bool:
+    names = {label.partition(".")[2], label.rpartition(".")[2]}
+    return source in settings.source and any(map(settings.source[source].takes, names))

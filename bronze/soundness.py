@@ -1,0 +1,156 @@
+"""Whether stored rows are as bronze wrote them, as far as they themselves tell.
+
+``checksum`` is of the values as they are stored. ``row_hash`` is of those in the source: without a
+key it is that of the stored ones too, unless values were rejected, which are NULL. Of the other
+columns of ours there are values that no run writes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import get_args
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from bronze.enrich import fingerprint, hashing, stamp
+from bronze.enrich.encoding import pieces
+from bronze.enrich.stamp import COMMITTED
+from bronze.model import ACTIVE, DELETED, QUARANTINED, Form, Method
+from bronze.rule import BEST
+from bronze.source.read import dtype
+from bronze.table.history import KIND
+from bronze.table.partition import source_of
+
+Mask = npt.NDArray[np.bool_]
+
+_DIGITS = 16
+_DAY = 86_400_000
+# A UUIDv7 (RFC 9562), whose first 48 bits are its time in milliseconds.
+_UUID7 = r"^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$"
+_VERSIONS = ("insert", "update", "delete")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What some rows say of themselves: which of them have not the hashes of their values, and in
+    which a column of ours has what no run writes, by the column. ``hashes`` are the row hashes of
+    the values that are stored.
+    """
+
+    altered: Mask
+    unfit: dict[str, Mask]
+    hashes: pl.Series
+
+    @property
+    def wrong(self) -> Mask:
+        """Which rows are not as bronze wrote them."""
+        wrong = self.altered.copy()
+        for mask in self.unfit.values():
+            wrong |= mask
+        return wrong
+
+
+def judged(rows: pl.DataFrame, form: Form) -> Judged:
+    """Judges rows, which have all columns of their table."""
+    proven, hashes = _sealed(rows, form)
+    for kinds in form.earlier:
+        left = np.flatnonzero(~proven)
+        if not len(left):
+            break
+        were = [pl.col(name).cast(dtype(kind), strict=False) for name, kind in kinds]
+        proven[left], _ = _sealed(rows[left].with_columns(were), form)
+    found = {name: mask.to_numpy() for name, mask in _unfit(rows, form).items()}
+    return Judged(~proven, {name: mask for name, mask in found.items() if mask.any()}, hashes)
+
+
+def _sealed(rows: pl.DataFrame, form: Form) -> tuple[Mask, pl.Series]:
+    """Which rows have the hashes of their values, and these hashes."""
+    if not rows.height:
+        return np.ones(0, np.bool_), pl.Series(dtype=pl.String)
+    values = rows.select(form.values)
+    made = pieces(values.get_columns(), rows.height, form.base)
+    proven = _same(rows["checksum"], hashing.xxh3(made, rows.height))
+    none = pl.repeat(None, rows.height, dtype=pl.String, eager=True)
+    if not form.hashed:
+        return proven, none
+    hashes = stamp.hashed(made, none)
+    other = hashes.ne_missing(rows["row_hash"]).to_numpy()
+    if other.any():
+        # What is NULL may be a rejected value, which is part of the hash and not of the table.
+        left = np.flatnonzero(other)
+        whole = values[left].select(pl.all_horizontal(pl.all().is_not_null())).to_series()
+        formed = fingerprint.formed(rows["row_hash"][left])
+        proven[left] &= ~whole.to_numpy() & formed.to_numpy()
+    return proven, hashes
+
+
+def _same(said: pl.Series, sums: npt.NDArray[np.uint64]) -> Mask:
+    said = said.fill_null("")
+    formed = (said.str.len_bytes() == _DIGITS) & (said.str.len_chars() == _DIGITS)
+    plain = pl.select(pl.when(formed).then(said).otherwise(pl.lit("0" * _DIGITS))).to_series()
+    same: Mask = fingerprint.of_hashes(plain, 0).byteswap() == sums
+    same &= formed.to_numpy()
+    return same
+
+
+def _unfit(rows: pl.DataFrame, form: Form) -> dict[str, pl.Series]:
+    """In which rows a column of ours has what no run writes."""
+    update, batch = pl.col("update_timestamp"), pl.col("\0batch")
+    live = pl.col("record_status").ne_missing(DELETED)
+    near = (update.dt.epoch("ms") - batch).abs() <= _DAY
+    checks = {
+        "record_status": _status(form.thresholds),
+        "data_quality_score": pl.col("data_quality_score").is_between(0, BEST),
+        "source_system": pl.col("source_system").is_not_null(),
+        "batch_id": batch.is_not_null(),
+        "update_timestamp": near | batch.is_null(),
+        "load_timestamp": pl.col("load_timestamp").dt.epoch("ms") <= update.dt.epoch("ms") + _DAY,
+        "ingestion_method": pl.col("ingestion_method").is_in(get_args(Method)),
+        "data_lineage": pl.col("\0lineage").is_not_null(),
+    }
+    if form.history:
+        gone = pl.col(KIND) == "delete"
+        checks[KIND] = pl.col(KIND).is_in(_VERSIONS) & (gone == ~live)
+    if COMMITTED in rows.columns:
+        late = pl.col(COMMITTED).dt.epoch("ms") > update.dt.epoch("ms") + _DAY
+        checks[COMMITTED] = ~late | pl.col(COMMITTED).is_null()
+    if form.partition:
+        dates = pl.col(source_of(form.partition)).cast(pl.Date)
+        checks[form.partition] = pl.col(form.partition).eq_missing(dates)
+    times = {"batch_id": "\0batch", "data_lineage": "\0lineage"}
+    known = rows.with_columns(_times(rows[name]).alias(new) for name, new in times.items())
+    wrong = [(~check.fill_null(False)).alias(name) for name, check in checks.items()]
+    return {column.name: column for column in known.select(wrong).get_columns()}
+
+
+def _status(thresholds: tuple[int, ...]) -> pl.Expr:
+    status, score = pl.col("record_status"), pl.col("data_quality_score")
+    if thresholds:
+        low, high = score < max(thresholds), score >= min(thresholds)
+    else:
+        low, high = score < BEST, pl.lit(True)
+    return (
+        pl.when(status == ACTIVE)
+        .then(high)
+        .when(status == QUARANTINED)
+        .then(low)
+        .otherwise(status == DELETED)
+    )
+
+
+def _times(ids: pl.Series) -> pl.Series:
+    """The times in UUIDv7s, in milliseconds; NULL for what is none."""
+    unique = ids.drop_nulls().unique()
+    times = {
+        text: int(text.replace("-", "")[:12], 16)
+        for text in unique.filter(unique.str.contains(_UUID7))
+    }
+    if len(unique) == 1 and not ids.null_count():
+        return pl.repeat(times.get(unique[0]), len(ids), dtype=pl.Int64, eager=True)
+    return ids.replace_strict(times, default=None, return_dtype=pl.Int64) if times else _none(ids)
+
+
+def _none(like: pl.Series) -> pl.Series:
+    return pl.repeat(None, len(like), dtype=pl.Int64, eager=True)
