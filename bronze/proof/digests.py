@@ -7,7 +7,7 @@ row: what is rejected is NULL in Bronze, and yet a part of the hash.
 
 In a table with protected columns hashes are keyed, which PostgreSQL cannot do. What can be
 decrypted is, on this side. Other protected values, and the keys of rows that are kept as text,
-become part of the digest as they are stored: those of the source are protected here, as a run does.
+become part of the digest as they are stored: the source's are protected here, as in a run.
 """
 
 from __future__ import annotations

@@ -121,8 +121,7 @@ def found(
     notes = [*result.notes]
     if gone:
         notes.append(
-            f"{gone:,} of the altered rows have gone from the source: nobody can tell what they"
-            " were"
+            f"{gone:,} of the altered rows have gone from the source, which knows them no more"
         )
     meddled = drift.meddled(state.columns, state.properties)
     if meddled:
