@@ -76,6 +76,7 @@ def position(source: Source, version: int | None) -> dict[str, int]:
     return {
         action["appId"].rpartition("/")[2]: action["version"]
         for action in entry(source, version)["txn"]
+        if not action["appId"].startswith(("bronze/commit", "bronze/audit/"))
     }
 
 
