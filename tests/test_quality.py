@@ -711,23 +711,6 @@ def test_that_rules_have_changed_is_told_once(source: Source) -> None:
 
 def test_records_of_before_have_the_name_alone(source: Source) -> None:
     """Figures, models and profiles that know a table by its name without the schema are read on."""
-    source.execute(TABLE)
-    given = source.settings(tables={"t": {"anomalies": {"trees": 10, "columns": ["q"]}}})
-    source.execute("INSERT INTO t SELECT i, i, 's' FROM generate_series(21, 400) i")
-    run(given)
-    for name in ("quality", "models", "profiles"):
-        place = str(source.lake / "governance" / name)
-        DeltaTable(place).update({"target_table": "'bz_t'"})
-    result = run(given)
-    assert not any("was trained" in note for note in result.notes)
-    (table,) = trend.quality(given, ["bz_t"], 5).tables
-    assert (table.target, len(table.runs)) == ("bronze.bz_t", 2)
-    with pytest.raises(ConfigError, match="no figures of a table"):
-        trend.quality(source.settings(lake={"schema": "other"}), ["bz_t", "nothing"])
-
-
-def test_records_of_before_have_the_name_alone(source: Source) -> None:
-    """Figures, models and profiles that know a table by its name without the schema are read on."""
     source.execute("CREATE TABLE t AS SELECT i AS id, i AS q FROM generate_series(1, 100) i")
     given = source.settings(tables={"t": {"anomalies": {"trees": 10, "columns": ["q"]}}})
     run(given)
