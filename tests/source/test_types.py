@@ -233,8 +233,8 @@ def test_rejected_values_of_a_table_without_a_key(source: Source) -> None:
     assert result["public.t"].rejected == 3
     wanted = [("d", "infinity"), ("n", "NaN"), ("n", "NaN")]
     assert sorted((column, text) for _, column, text in books(source)) == wanted
-    hashes = set(pl.read_delta(str(source.table("t")))["row_hash"])
-    assert {key["row_hash"] for key, _, _ in books(source)} == hashes
+    hashes = pl.read_delta(str(source.table("t"))).filter(pl.col("n").is_null())["row_hash"]
+    assert {key["row_hash"] for key, _, _ in books(source)} == set(hashes)
 
 
 def test_rejected_texts_with_line_separators(source: Source) -> None:
