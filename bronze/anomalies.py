@@ -28,6 +28,7 @@ from bronze.source import read, slices, statement
 from bronze.table import commit, files, log
 from bronze.table.files import Layout
 from bronze.table.log import State
+from bronze.table.naming import spellings
 from bronze.units import Assignment, asked
 from bronze.watch import Model, Watch
 
@@ -69,17 +70,35 @@ def watch(
         return Watch() if state is not None and drift.WATCHED in state.properties else None
     free = [c for c in settled.columns if c.name not in protected and c.kind.name != "array"]
     profiled = [c for c in settled.columns if c.kind.name != "array"][:_PROFILED]
-    numeric = {c.target for c in free if c.kind.name in _AVERAGED}
-    model, notes = _model(given, own, _candidates(given, own, free, key), state)
+    numeric = {c.target for c in free if c.is_number}
+    named = _named(given, settled.columns, key)
+    model, notes = _model(given, own, _candidates(own, free, named), state)
+    if model is not None and (notes or own.columns):
+        notes += _left_out(own, settled.columns, named, model)
     return Watch(
         model,
         tuple(c.target for c in profiled),
-        frozenset(numeric - _named(given, settled.columns, key)),
+        frozenset(numeric - named),
         notes,
     )
 
 
-_AVERAGED = ("short", "int", "long", "float", "double", "decimal")
+def _left_out(
+    own: AnomalySettings, columns: Sequence[Column], named: Collection[str], model: Model
+) -> tuple[str, ...]:
+    """Says which columns the scores know nothing of, though somebody may think so. Keys, and what
+    names something, are not among them unless they were chosen.
+    """
+    seen = {feature.column for feature in model.features}
+    wanted = (c for c in columns if c.name and c.target not in seen)
+    if own.columns:
+        left = [c for c in wanted if c.name in own.columns]
+    else:
+        left = [c for c in wanted if c.target not in named]
+    listed = ", ".join(f"{c.name} ({c.source_type})" for c in left)
+    return (f"no anomaly is found by the values of {listed}",) if left else ()
+
+
 _FOREIGN = """
 SELECT DISTINCT a.attname FROM pg_constraint c
 JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = ANY(c.conkey)
@@ -103,13 +122,12 @@ def _named(given: Assignment, columns: Sequence[Column], key: Sequence[str]) -> 
 
 
 def _candidates(
-    given: Assignment, own: AnomalySettings, free: Sequence[Column], key: Sequence[str]
+    own: AnomalySettings, free: Sequence[Column], named: Collection[str]
 ) -> list[Column]:
-    """The columns that features may be made of."""
+    """The columns that features may be made of; ``named`` are those that name something."""
     fit = [c for c in free if c.name and training.suitable(c)]
     if own.columns:
         return [c for c in fit if c.name in own.columns]
-    named = _named(given, fit, key)
     return [c for c in fit if c.target not in named]
 
 
@@ -119,7 +137,8 @@ def _model(
     """The model to go by, and what to say about it."""
     if not columns:
         return None, ("no column is fit for anomaly scores: there are none",)
-    said = [own.trees, own.expected, own.seed, [(c.target, str(c.kind)) for c in columns]]
+    kinds = [(c.target, "number" if _text_number(c) else str(c.kind)) for c in columns]
+    said = [own.trees, own.expected, own.seed, kinds]
     settings = hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
     rows = sum(max(file.rows, 0) for file in state.files) if state else 0
     place = given.settings.place(GOVERNANCE, book.NAME)
@@ -147,10 +166,14 @@ def _model(
     return model, (f"the anomaly model was trained ({why}): version {model.version}",)
 
 
+def _text_number(column: Column) -> bool:
+    return column.is_number and column.kind.name == "string"
+
+
 def _keep(given: Assignment, place: Place, model: Model, why: str, settings: str) -> None:
     target, stamp = given.target, given.stamp
     record = book.Record(
-        model, stamp.loaded_at, target.source, target.label, target.name, why, settings
+        model, stamp.loaded_at, target.source, target.label, target.full_name, why, settings
     )
     entered(place, book.COLUMNS, book.frame(record), stamp.batch_id)
 
@@ -200,15 +223,12 @@ def _latest(place: Place, state: State, given: Assignment) -> tuple[Model, dict[
     """The newest record of the table, and its model."""
     best: tuple[Any, Any] | None = None
     for file in state.files:
-        if not _may_hold(file, given.target.name):
+        if not _may_hold(file, given.target):
             continue
         parquet = files.opened(place, file)
         for start, part in files.parts(parquet, book.COLUMNS, book.TOLD):
             told = pl.DataFrame(part).with_row_index("at", start)
-            mine = told.filter(
-                pl.col("source_table") == given.target.label,
-                pl.col("target_table") == given.target.name,
-            )
+            mine = told.filter(_about(given.target))
             for row in mine.iter_rows(named=True):
                 if best is None or row["trained_timestamp"] > best[1]["trained_timestamp"]:
                     best = file, row
@@ -257,18 +277,26 @@ def earlier(settings: Settings, target: Target, most: int = 40) -> pl.DataFrame:
     for file in newest:
         if sum(part.height for part in parts) >= most:
             break
-        if not _may_hold(file, target.name):
+        if not _may_hold(file, target):
             continue
-        own = (pl.col("source_table") == target.label, pl.col("target_table") == target.name)
         with log.mapped(place, "read"):
             for _, part in files.parts(files.opened(place, file), profiles.COLUMNS):
-                parts.append(pl.DataFrame(part).filter(own))
+                parts.append(pl.DataFrame(part).filter(_about(target)))
     return pl.concat(parts).sort("profiled_timestamp").tail(most)
 
 
-def _may_hold(file: Stored, name: str) -> bool:
+def _about(target: Target) -> pl.Expr:
+    """The condition that is true for records about a table."""
+    names = spellings(target.full_name)
+    return (pl.col("source_table") == target.label) & pl.col("target_table").is_in(names)
+
+
+def _may_hold(file: Stored, target: Target) -> bool:
     low, high = (dict(side).get(BY[0]) for side in (file.low, file.high))
-    return (low is None or low <= name) and (high is None or name <= high)
+    return any(
+        (low is None or low <= name) and (high is None or name <= high)
+        for name in spellings(target.full_name)
+    )
 
 
 # Samples

@@ -40,28 +40,39 @@ class Rule:
             the rule; where it is NULL they keep it. It looks at no other rows.
         severity: "low", "medium", "high" or "critical"; see `bronze.rule.POINTS`.
         allow: the share of rows that may break it.
+        allow_rows: how many rows may break it, whatever their share is.
     """
 
     name: str
     holds: pl.Expr = field(compare=False)
     severity: Severity = "medium"
     allow: float = 0.0
+    allow_rows: int = 0
 
     def criterion(self) -> Criterion:
         """The rule as it travels.
 
         Raises:
-            ConfigError: its severity or share is none.
+            ConfigError: it has no such severity, share or number of rows.
         """
-        if self.severity not in POINTS or not 0 <= self.allow <= 1:
+        fits = self.severity in POINTS and 0 <= self.allow <= 1 and self.allow_rows >= 0
+        if not fits:
             raise ConfigError(
                 f"The rule {self.name!r} has the severity {self.severity!r} and allows"
-                f" {self.allow!r}.",
-                hint=f"A severity is one of {', '.join(POINTS)}; a share is from 0 to 1.",
+                f" {self.allow!r} and {self.allow_rows!r} rows.",
+                hint=f"A severity is one of {', '.join(POINTS)}; a share is from 0 to 1, a number"
+                " of rows at least 0.",
             )
         serialised = self.holds.meta.serialize()
         return Criterion(
-            self.name, "expression", (), self.severity, "python", self.allow, holds=serialised
+            self.name,
+            "expression",
+            (),
+            self.severity,
+            "python",
+            self.allow,
+            holds=serialised,
+            allow_rows=self.allow_rows,
         )
 
 

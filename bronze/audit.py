@@ -2,7 +2,9 @@
 
 Records are appended by compare-and-swap onto the head of the chain (see `bronze.books.audit`). The
 head is in each commit, as a property of the table and an app transaction, which checkpoints keep.
-A config that has changed since it was last at work here is a record too: it names the keys.
+A config that has changed since it was last at work here is a record too: it names the keys. One of
+these names the log's id, which is minted when the log begins; the lake's tables know of it, and of
+records (see `bronze.table.audit_mark`).
 """
 
 from __future__ import annotations
@@ -10,21 +12,23 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import uuid4
 
 import polars as pl
 import pyarrow as pa
 
-from bronze import actor, imprint, secret
+from bronze import actor, imprint, secret, testimony
 from bronze.books import audit as book
 from bronze.books.audit import Head, Record
 from bronze.entry import Page, append
 from bronze.errors import BronzeError, ConfigError
-from bronze.model import Place
+from bronze.model import AuditMark, Place
 from bronze.settings import GOVERNANCE, Settings
-from bronze.table import commit, files, log
+from bronze.table import audit_mark, commit, files, log
 from bronze.table.commit import Position, transaction
 from bronze.table.log import State
 from bronze.version import VERSION
@@ -34,6 +38,9 @@ CONFIG = "config"
 
 _CHAIN = "audit"
 _HEAD, _CONFIGS = "bronze.audit.head", "bronze.audit.configs"
+_LOG = "bronze.audit.log"
+# Of a record that says that a table knew of more records than the log had.
+_AUDIT, _SHORT = "audit", "cut off"
 _APPEND_ONLY = {"delta.appendOnly": "true"}
 _SINCE = re.compile(r"(\d+)\s*([smhd])", re.IGNORECASE)
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
@@ -56,6 +63,10 @@ class Report:
     ``head`` is the hash of the last one. ``verified`` says that the chain was checked, ``problems``
     what is wrong with it; of ``unsealed`` records at its beginning, which are older than the key of
     the config, nobody can tell who has written them.
+
+    What it was proven by: ``place`` is where the log is, ``log`` its id, ``files`` how many files
+    were read; ``tables`` Bronze tables were asked, of which ``vouching`` know of records of this
+    log, up to number ``vouched``. ``notes`` say what is not proven.
     """
 
     records: tuple[Record, ...]
@@ -64,6 +75,13 @@ class Report:
     verified: bool = False
     problems: tuple[str, ...] = ()
     unsealed: int = 0
+    place: str = ""
+    log: str = ""
+    files: int = 0
+    tables: int = 0
+    vouching: int = 0
+    vouched: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -118,13 +136,18 @@ def enter(settings: Settings, events: Sequence[Event]) -> None:
     def page(state: State | None) -> Page:
         configs = _configs(state)
         name, whole = settings.path or "python", imprint.whole(imprinted)
-        changed = [] if configs.get(name) == whole else [_configured(state, name, imprinted)]
+        own = _log_id(state)
+        fresh = own or uuid4().hex
+        changed = []
+        if configs.get(name) != whole or not own:
+            changed = [_configured(state, name, imprinted, "" if own else fresh)]
         drafts = [drafted(event) for event in (*changed, *events)]
         links = book.chained(drafts, _end(state), key)
         last = Head(links[-1].sequence, links[-1].record_hash)
         notes = {
             **dict(settings.maintain.properties()),
             **_APPEND_ONLY,
+            _LOG: fresh,
             _HEAD: f"{last.sequence}:{last.hash}",
             _CONFIGS: json.dumps({**configs, name: whole}, ensure_ascii=False),
         }
@@ -137,6 +160,60 @@ def enter(settings: Settings, events: Sequence[Event]) -> None:
 def place(settings: Settings) -> Place:
     """Where the records are."""
     return settings.place(GOVERNANCE, book.NAME)
+
+
+def mark(settings: Settings) -> AuditMark | None:
+    """The newest record, for commits to name; the log is begun where there is none.
+
+    None where it cannot be read or begun: the tables land all the same, and that nothing could be
+    recorded is said when it is tried in the end.
+    """
+    with suppress(BronzeError):
+        if (found := _newest(settings)) is None:
+            enter(settings, [])
+            found = _newest(settings)
+        return found
+    return None
+
+
+def compared(settings: Settings, known: AuditMark, tables: Mapping[str, State]) -> tuple[str, ...]:
+    """Holds tables, by their names, against the log; what is missing there is recorded, so that it
+    is known when the log has grown again.
+
+    Args:
+        settings: the config.
+        known: the newest record, as it was read before the tables were.
+        tables: what was read of them.
+
+    Returns:
+        What to say of it.
+
+    Raises:
+        ConfigError, LakeError, LakeUnreachable: it cannot be recorded.
+    """
+    if not any(audit_mark.knows_more(state, known) for state in tables.values()):
+        return ()
+    # Others may have recorded and landed since.
+    known = _newest(settings) or known
+    short = [name for name, state in tables.items() if audit_mark.knows_more(state, known)]
+    if short:
+        details = {"last": known.sequence}
+        enter(settings, [Event(_AUDIT, name, _SHORT, details) for name in short])
+    return tuple(
+        f"{name} knows of records that the audit log has not, which ended with record"
+        f" {known.sequence}: see `bronze audit --verify`"
+        for name in short
+    )
+
+
+def _newest(settings: Settings) -> AuditMark | None:
+    state = log.read(place(settings))
+    told, own = _told(state), _log_id(state)
+    return AuditMark(own, told.sequence, told.hash) if told and own else None
+
+
+def _log_id(state: State | None) -> str:
+    return state.properties.get(_LOG, "") if state else ""
 
 
 def report(
@@ -162,15 +239,21 @@ def report(
         ConfigError: a key that the config names is not there.
         LakeError, LakeUnreachable: they cannot be read.
     """
+    # The tables are asked first: what they know of is in the log by then.
+    told = testimony.heard(settings, book.NAME) if verify else testimony.Testimony()
     state = log.read(place(settings))
     records, unreadable = _read(state) if state else ([], [])
     if unreadable and not verify:
         raise BronzeError(unreadable[0], hint="See `bronze audit --verify`.")
     problems: list[str] = []
+    own = _log_id(state)
+    notes: tuple[str, ...] = ()
     if verify:
-        problems = [*unreadable, *_proven(settings, state, records)]
+        problems = [*unreadable, *_proven(settings, state, records, told)]
         if head and head not in {one.record_hash for one in records}:
             problems.append("no record has the hash that was kept: the log was put back, or remade")
+        keyed = settings.audit.key is not None
+        notes = () if problems else tuple(testimony.notes(told, own, len(records), keyed))
     asked = tuple(
         one
         for one in records
@@ -182,7 +265,22 @@ def report(
     bare = 0
     if verify and settings.audit.key:
         bare = next((i for i, one in enumerate(records) if one.key_id), 0)
-    return Report(asked, len(records), last, verify, tuple(problems), bare)
+    vouching = told.vouching(own)
+    return Report(
+        asked,
+        len(records),
+        last,
+        verify,
+        tuple(problems),
+        bare,
+        place(settings).url,
+        own,
+        len(state.files) if state else 0,
+        len(told.tables),
+        len(vouching),
+        max(vouching.values(), default=0),
+        notes,
+    )
 
 
 def moment(text: str) -> datetime:
@@ -244,22 +342,26 @@ def _configs(state: State | None) -> dict[str, str]:
     return found
 
 
-def _configured(state: State | None, name: str, now: Mapping[str, str]) -> Event:
-    """The record of a config that is not as it was known here; it keeps a hash for each key."""
+def _configured(state: State | None, name: str, now: Mapping[str, str], minted: str) -> Event:
+    """The record of a config that is not as it was known here; it keeps a hash for each key, and
+    the log's id if that is ``minted`` with it.
+    """
+    own = {"log": minted} if minted else {}
     records, _ = _read(state) if state else ([], [])
     known = [one for one in records if one.action == CONFIG and one.subject == name]
     try:
         then = dict(json.loads(known[-1].details)["keys"])
     except (IndexError, KeyError, TypeError, ValueError):
         # There is none, or somebody has changed it, which `verify` tells of.
-        return Event(CONFIG, name, "first seen", {"keys": now})
+        return Event(CONFIG, name, "first seen", {"keys": now, **own})
     details = {
         "added": sorted(set(now) - set(then)),
         "removed": sorted(set(then) - set(now)),
         "changed": sorted(key for key in set(now) & set(then) if now[key] != then[key]),
         "keys": now,
+        **own,
     }
-    return Event(CONFIG, name, "changed", details)
+    return Event(CONFIG, name, "changed" if then != now else "bound", details)
 
 
 def _read(state: State) -> tuple[list[Record], list[str]]:
@@ -280,9 +382,29 @@ def _read(state: State) -> tuple[list[Record], list[str]]:
     return book.read(pl.concat(frames)) if frames else [], unreadable
 
 
-def _proven(settings: Settings, state: State | None, records: Sequence[Record]) -> Iterator[str]:
+def _proven(
+    settings: Settings,
+    state: State | None,
+    records: Sequence[Record],
+    tables: testimony.Testimony,
+) -> Iterator[str]:
+    """What is wrong with the log, by itself and by what the lake's tables know of it."""
+    if not records:
+        yield testimony.absence(tables, place(settings).url)
+    own = _log_id(state)
+    hashes = {one.sequence: one.record_hash for one in records}
+    yield from testimony.faults(tables, own, hashes, max(hashes, default=0))
+    for one in records:
+        if (one.action, one.result) == (_AUDIT, _SHORT):
+            yield (
+                f"record {one.sequence} says that table {one.subject} knew of records that were"
+                " taken away"
+            )
     if state is None:
         return
+    named = [known for one in records if (known := _minted(one))]
+    if named != [own] and (own or named):
+        yield "the log's id is not the one that its records tell of"
     told = _told(state)
     if told is None:
         yield "the Delta log does not tell where the chain ends"
@@ -291,8 +413,17 @@ def _proven(settings: Settings, state: State | None, records: Sequence[Record]) 
     keys = _keys(settings)
     end = told or _end(state)
     yield from book.faults(records, end, keys, settings.audit.key is not None)
-    hashes = {one.sequence: one.record_hash for one in records}
     for info in log.infos(state.place, state.version):
         fact = json.loads(info.get(commit.FACTS, "{}")).get(_CHAIN)
         if fact and hashes.get(fact["sequence"]) != fact["hash"]:
             yield f"record {fact['sequence']} is not the one that was committed"
+
+
+def _minted(record: Record) -> str:
+    """The id of the log, if this is the record which names it."""
+    if record.action != CONFIG:
+        return ""
+    try:
+        return str(dict(json.loads(record.details)).get("log", ""))
+    except (TypeError, ValueError):
+        return ""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from threading import Event as Stop
 from typing import Any, TypeVar
 
@@ -180,6 +180,8 @@ def forget(settings: Settings, table: str, key: Mapping[str, str], *, ask: bool)
             "records": done.records,
             "left": done.left,
             "version": done.version,
+            **({"source": done.source.table} if done.source else {}),
+            **({"looked_at": asdict(done.before)} if done.before else {}),
         }
         return [Event("forget", done.target, _result(done), details)]
 

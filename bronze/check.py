@@ -281,7 +281,7 @@ def _table(
         problem = error.failure()
     return TableReport(
         table=target.label,
-        target=f"{target.schema}.{target.name}",
+        target=target.full_name,
         kind=relation.kind,
         rows=relation.rows,
         bytes=sum(relation.heaps) * relation.page + relation.toast,

@@ -21,6 +21,7 @@ import typer
 
 from bronze.errors import BronzeError
 from bronze.result import Failure
+from bronze.visible import Visible, visible, visible_json
 
 app = typer.Typer(
     name="bronze",
@@ -400,13 +401,12 @@ def _errors(as_json: bool) -> Iterator[None]:
     if _DEBUG in os.environ:
         logging.basicConfig(level=logging.INFO)
         logging.getLogger("bronze").setLevel(logging.DEBUG)
+    _log_visibly()
     try:
         yield
     except BronzeError as error:
         _document(as_json, error.failure())
-        typer.secho(f"Error: {error.message}", fg=typer.colors.RED, err=True)
-        if error.hint:
-            typer.echo(f"  {error.hint}", err=True)
+        _say(f"Error: {error.message}", error.hint)
         raise typer.Exit(error.exit_code) from None
     except typer.Exit:
         raise
@@ -414,11 +414,7 @@ def _errors(as_json: bool) -> Iterator[None]:
         if _DEBUG in os.environ:
             raise
         _document(as_json, Failure(type(error).__name__, "A fault inside bronze.", _REPORT))
-        typer.secho(
-            f"Error: {type(error).__name__} inside bronze. {_REPORT}",
-            fg=typer.colors.RED,
-            err=True,
-        )
+        _say(f"Error: {type(error).__name__} inside bronze. {_REPORT}")
         raise typer.Exit(_BUG) from None
     except BaseException as error:
         # An interrupt within polars comes out of it as a panic.
@@ -429,9 +425,25 @@ def _errors(as_json: bool) -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from None
 
 
+def _log_visibly() -> None:
+    """Lets the handlers that logging has by default write what shows, and nothing else."""
+    for handler in logging.getLogger().handlers:
+        if type(handler) is logging.StreamHandler:
+            handler.setFormatter(Visible(logging.BASIC_FORMAT))
+    if logging.lastResort:
+        logging.lastResort.setFormatter(Visible())
+
+
 def _document(as_json: bool, failure: Failure) -> None:
     if as_json:
-        print(json.dumps({"error": asdict(failure)}, ensure_ascii=False))
+        print(visible_json(json.dumps({"error": asdict(failure)}, ensure_ascii=False)))
+
+
+def _say(message: str, hint: str = "") -> None:
+    """What went wrong; the renderer's imports may be what failed, so it is not asked."""
+    typer.secho(visible(message), fg=typer.colors.RED, err=True)
+    if hint:
+        typer.echo(f"  {visible(hint)}", err=True)
 
 
 def _interrupt(*_: object) -> None:

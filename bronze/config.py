@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +49,10 @@ def load(path: str | Path) -> Settings:
             f"There is no config file {path}.",
             hint="Write one with `bronze init --dsn …`, or name another with -c.",
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
+        if isinstance(error, tomllib.TOMLDecodeError):
+            raise ConfigError(f"The config file {path} is not valid TOML: {error}.") from None
         raise ConfigError(f"The config file {path} cannot be read: {error}.") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"The config file {path} is not valid TOML: {error}.") from None
     settings = parse(document, str(path)).model_copy(update={"path": str(file)})
     root = settings.lake.root
     if "://" not in root:
@@ -67,6 +67,11 @@ def parse(document: Mapping[str, Any], name: str = "the config") -> Settings:
     Raises:
         ConfigError: with all that is wrong in it.
     """
+    if nul := next(_with_nul(document), None):
+        raise ConfigError(
+            f"{name}: {nul} has the character NUL, which no name, path or password can have.",
+            hint="Take it out of the config.",
+        )
     checked = dict(document)
     source = checked.get("source")
     alone = isinstance(source, Mapping) and _is_one(source)
@@ -76,6 +81,21 @@ def parse(document: Mapping[str, Any], name: str = "the config") -> Settings:
         return Settings.model_validate(checked | {"alone": alone})
     except ValidationError as error:
         raise ConfigError(_explained(error, name, alone), hint="See `bronze init`.") from None
+
+
+def _with_nul(value: object, where: str = "") -> Iterator[str]:
+    """The places of texts, and names of keys, that have a NUL."""
+    if isinstance(value, Mapping):
+        for key, one in value.items():
+            place = f"{where}.{key}" if where else str(key)
+            if "\0" in str(key):
+                yield f"the name of the key {place}"
+            yield from _with_nul(one, place)
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _with_nul(one, where)
+    elif isinstance(value, str) and "\0" in value:
+        yield where
 
 
 def _is_one(source: Mapping[str, Any]) -> bool:

@@ -37,6 +37,7 @@ WATCHED = "bronze.watched"
 RULES = "bronze.rules"
 CUT = "bronze.cut"
 ENFORCED = "bronze.enforced"
+FORMER = "bronze.former"
 THRESHOLDS = "bronze.thresholds"
 LAYOUT = "bronze.layout"
 KEYED = "bronze.keyed"
@@ -215,6 +216,34 @@ def numbers(columns: Sequence[Column], relation: Relation) -> str:
     """The property that tells a renamed column from a new one: each column's attnum."""
     known = {attribute.name: attribute.number for attribute in relation.attributes}
     return json.dumps({c.target: known[c.name] for c in columns if c.name in known})
+
+
+def former(
+    columns: Sequence[Column], properties: Mapping[str, str], relation: Relation
+) -> dict[str, str]:
+    """The property that tells which columns of the Bronze table had the values of a column before
+    it was renamed, the latest first: rows that are gone from the source have them there still.
+    """
+    known: dict[str, list[str]] = json.loads(properties.get(FORMER, "{}"))
+    if _same(properties, relation):
+        now = {number: target for target, number in json.loads(numbers(columns, relation)).items()}
+        for name, number in json.loads(properties.get(NUMBERS, "{}")).items():
+            target = now.get(number, name)
+            if target != name:
+                before = [name, *known.pop(name, []), *known.get(target, [])]
+                known[target] = [n for n in dict.fromkeys(before) if n != target]
+    return {FORMER: json.dumps(known)} if known else {}
+
+
+def names_of(properties: Mapping[str, str], name: str) -> tuple[str, ...]:
+    """The Bronze columns that have, or had, the values of one of them, the latest first. One that
+    the source uses for something else now is not among them.
+    """
+    known: dict[str, list[str]] = json.loads(properties.get(FORMER, "{}"))
+    live = json.loads(properties.get(NUMBERS, "{}"))
+    if name not in live:
+        name = next((now for now, before in known.items() if name in before), name)
+    return (name, *(n for n in known.get(name, ()) if n not in live))
 
 
 def widened(

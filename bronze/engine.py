@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from bronze.errors import BronzeError, ConfigError, SourceBusy
+from bronze.plain import plain
 
 _log = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ def _dask(address: str) -> Iterator[Executor]:
         client: Any = Client(f"tcp://{address}", timeout="10s", set_as_default=False)  # type: ignore[no-untyped-call]
     except OSError as error:
         raise ConfigError(
-            f"The Dask scheduler at {address} does not answer: {error}.",
+            f"The Dask scheduler at {address} does not answer: {plain(error)}.",
             hint="Check [run] engine.",
         ) from None
     with client, client.get_executor() as cluster:

@@ -40,7 +40,7 @@ from bronze.source.connect import Connection
 from bronze.source.readiness import Wanting
 from bronze.source.texts import Text
 from bronze.source.types import ANY_BYTES
-from bronze.table import commit, log, store
+from bronze.table import audit_mark, commit, log, store
 from bronze.table.commit import Position
 from bronze.table.log import State
 
@@ -75,6 +75,7 @@ class Following:
         findings: what was found out about its rows, and is not in the books yet.
         error: why it does not follow any more.
         fared: how the rows fared that have landed since that was entered last.
+        doubted: the table as it knew of more records than the audit log had, if it ever did.
     """
 
     plan: Plan
@@ -88,6 +89,7 @@ class Following:
     findings: Findings = NOTHING_FOUND
     error: BronzeError | None = field(default=None)
     fared: Fared | None = field(default=None)
+    doubted: State | None = field(default=None)
 
     @property
     def label(self) -> str:
@@ -270,7 +272,7 @@ def book_quality(settings: Settings, followings: Iterable[Following]) -> None:
     graded = [
         Graded(
             source_table=following.label,
-            target_table=following.name,
+            target_table=following.plan.target.full_name,
             stamp=fared.stamp,
             mode="stream",
             as_of=fared.as_of,
@@ -387,6 +389,8 @@ def _commit(
         updated=edit.updated,
         deleted=edit.deleted,
     )
+    if stamp.audited and audit_mark.knows_more(state, stamp.audited):
+        following.doubted = state
     if edit.inserted or edit.updated or edit.deleted:
         entry = lineage.at(entry, stamp.batch_id, batch.position, state.version + 1)
         facts = {
@@ -411,6 +415,7 @@ def _commit(
                 facts,
                 shape=plan.shape,
                 reached=reached(plan, batch),
+                audited=stamp.audited,
             )
         except CommitConflict:
             kept = {file.path for file in staged}

@@ -1,48 +1,69 @@
 """Erasure: the rows of a person leave a table, its older versions and its change data feed.
 
-The files of the current version that hold such rows are written anew without them, in one commit.
-Then everything else is deleted that the current version does not need: older data files, files of
-the change data feed, and the entries of the log, whose statistics may hold keys. At last every
-Parquet file that is left is read, and counted is what is still found.
+First every Parquet file in the table's folder is searched for the rows, and the tables of
+governance for records of them: where neither has any, nothing is done. The files of the current
+version that hold such rows are written anew without them, in one commit. Then everything else is
+deleted that the current version does not need: older data files, files of the change data feed,
+and the entries of the log, whose statistics may hold keys. At last every file that is left is read
+again, and counted is what is still found.
 """
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import unquote
 
 import polars as pl
-import psycopg
 import pyarrow.parquet as pq
 import tenacity
 import uuid_utils
-from psycopg import errors as pg
 
-from bronze import drift
+from bronze import drift, presence, traces
 from bronze import subject as subjects
 from bronze.books import anomalies, models, profiles, quality, rejected
-from bronze.errors import BronzeError, ConfigError, TableRefused
-from bronze.model import KEY_TEXT, DataFile, Place, Stored
+from bronze.errors import BronzeError, ConfigError, LakeError, TableRefused
+from bronze.model import DataFile, Place, Stored
+from bronze.presence import Original
 from bronze.result import Failure
 from bronze.settings import GOVERNANCE, Settings
-from bronze.source import connect
-from bronze.source.comparison import PLAIN, comparisons
-from bronze.source.connect import explain
-from bronze.source.statement import quoted
 from bronze.subject import Held, Subject
 from bronze.table import commit, expire, files, layout, log, store
 from bronze.table.commit import Change
 from bronze.table.expire import Expired
 from bronze.table.log import State
+from bronze.traces import About, Person
 
-_ROW_KEY, _EXAMPLES, _TARGET = "row_key", "examples", "target_table"
+_TARGET, _SYSTEM = "target_table", "source_system"
 _BATCH, _TRAINED = "batch_id", "trained_timestamp"
+Among = Callable[[pl.DataFrame], pl.Series]
+"""Tells which rows of a frame are meant."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was looked at, and what was found: ``files`` of the table's with ``rows``, of which
+    ``found`` are the person's, and ``records`` of governance, of which ``told`` tell of them.
+    """
+
+    files: int = 0
+    rows: int = 0
+    found: int = 0
+    records: int = 0
+    told: int = 0
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The table of the source that was asked, its oid, and how many such rows it has."""
+
+    table: str
+    oid: int
+    rows: int
 
 
 @dataclass(frozen=True)
@@ -51,7 +72,8 @@ class Forgotten:
 
     ``rows`` left the current version of the table, ``records`` the tables of governance;
     ``files`` and ``entries`` of the log were deleted. Afterwards ``scanned`` files were read, and
-    ``left`` rows found. ``unrecorded`` is why the audit log does not have it, if so.
+    ``left`` rows and records found. ``source`` is who said that the row is gone there, ``before``
+    and ``after`` what was looked at. ``unrecorded`` is why the audit log does not have it, if so.
     """
 
     target: str
@@ -64,12 +86,21 @@ class Forgotten:
     scanned: int = 0
     left: int = 0
     seconds: float = 0.0
+    source: Asked | None = None
+    before: Evidence | None = None
+    after: Evidence | None = None
+    notes: tuple[str, ...] = ()
     unrecorded: Failure | None = None
 
     @property
+    def is_found(self) -> bool:
+        """Whether there was anything to erase; so it is where older versions were all."""
+        return self.before is None or bool(self.before.found or self.before.told)
+
+    @property
     def exit_code(self) -> int:
-        """0: nothing is left, and that is recorded; 1: otherwise."""
-        return 1 if self.left or self.unrecorded else 0
+        """0: nothing is left, and that is recorded; 1: otherwise, or nothing was found."""
+        return 1 if self.left or self.unrecorded or not self.is_found else 0
 
 
 def forget(
@@ -83,12 +114,14 @@ def forget(
     Args:
         settings: the config.
         table: the Bronze table, or the source's.
-        key: values of columns, as text.
+        key: values of columns, as text; PostgreSQL reads it by the columns' types. Who does not
+            ask the source gives it as the Bronze table has it.
         ask: whether to make sure that the source has no such row.
 
     Raises:
         ConfigError: there is no such table or column.
-        TableRefused: the source still has such a row, which the next run would bring back.
+        TableRefused: the source still has such a row, which the next run would bring back; or the
+            table that the Bronze table was loaded from is not there to be asked.
         SourceError: it could not be asked; nothing was done.
         CommitConflict: others committed again and again.
         LakeError, LakeUnreachable
@@ -97,26 +130,28 @@ def forget(
     if not key:
         raise ConfigError("Nobody is named.", hint='Name the rows: --key "customer_id=42"')
     mine = subjects.held(settings, table)
-    whose = subjects.subject(mine, key)
-    if ask:
-        _gone(settings, mine, key)
-    keys = _keys(mine, whose)
+    about = traces.about(settings, mine)
+    whose, asked, notes = _meant(settings, mine, key, about, ask)
+    person, before = _searched(settings, mine, whose, about)
+    done = Forgotten(mine.name, mine.state.version, source=asked, before=before, notes=notes)
+    if not done.is_found:
+        return replace(done, seconds=time.monotonic() - began)
     # First the records: which rows they name is known only while older versions are there.
-    records, more = _unrecorded(settings, mine, keys)
+    records, more = _unrecorded(settings, person, about)
     version, rows = _removed(mine, whose)
-    expired = expire.purge(mine.state.place, time.time())
-    scanned, left = _scanned(mine, whose)
-    left += _recorded(settings, mine, keys)
-    return Forgotten(
-        target=mine.name,
+    expired = expire.purge(mine.state.place, time.time()) + more
+    after = _proof(settings, mine, person, about)
+    return replace(
+        done,
         version=version,
         rows=rows,
         records=records,
-        files=expired.files + more.files,
-        bytes=expired.bytes + more.bytes,
-        entries=expired.entries + more.entries,
-        scanned=scanned,
-        left=left,
+        files=expired.files,
+        bytes=expired.bytes,
+        entries=expired.entries,
+        scanned=after.files,
+        left=after.found + after.told,
+        after=after,
         seconds=time.monotonic() - began,
     )
 
@@ -147,74 +182,139 @@ def old_versions(settings: Settings, table: str) -> Forgotten:
     )
 
 
-def _gone(settings: Settings, table: Held, key: Mapping[str, str]) -> None:
-    """Makes sure that the source has no such row."""
-    schema, _, name = table.label.partition(".")
-    if table.source not in settings.source:
-        raise ConfigError(
-            f"The config has no source {table.source}, from which {table.name} is.",
-            hint="If the rows are gone there: --without-source",
-        )
-    if KEY_TEXT in key:
-        raise ConfigError(
-            f"The source has no column {KEY_TEXT}.",
-            hint="Name the columns of the key; or, if the rows are gone there: --without-source",
-        )
-    own = settings.table(table.source, schema, name)
-    names = {target: source for source, target in own.rename.items()}
-    origin = settings.origin(table.source)
-    with connect.connect(origin) as connection:
-        try:
-            known = comparisons(connection, schema, name)
-            there = [names.get(column, column) for column in key]
-            where = " AND ".join(f"{quoted(c)} {known.get(c, PLAIN).equal} %s" for c in there)
-            query = f"SELECT EXISTS (SELECT FROM {quoted(schema, name)} WHERE {where})"  # noqa: S608
-            row: Any = connection.execute(query.encode(), list(key.values())).fetchone()
-        except pg.UndefinedTable:
-            return
-        except psycopg.Error as error:
-            raise explain(error, origin, table.label) from None
-    if row[0]:
+def _meant(
+    settings: Settings, table: Held, key: Mapping[str, str], about: About, ask: bool
+) -> tuple[Subject, Asked | None, tuple[str, ...]]:
+    """The rows that are meant, who said that the source has none, and what there is to say."""
+    with ExitStack() as stack:
+        origin = None
+        if ask:
+            origin = stack.enter_context(presence.original(settings, table.name, table.state))
+        heads = {drift.names_of(table.state.properties, name)[0]: t for name, t in key.items()}
+
+        def spelled(name: str) -> Iterator[pl.Series]:
+            yield from _held(table, name)
+            yield from traces.texts(settings, about, [name])
+
+        whose = subjects.subject(table, key, origin, spelled)
+        if origin is None:
+            return whose, None, ()
+        count = origin.rows(heads)
+        asked = Asked(origin.relation.label, origin.relation.oid, count)
+    if count:
         raise TableRefused(
-            f"The source still has such a row in {table.label}: the next run would bring it back.",
+            f"The source still has such a row in {asked.table}: the next run would bring it back.",
             hint="Delete it there first; then forget it here.",
-            table=table.label,
+            table=asked.table,
         )
+    return whose, asked, tuple(_caveats(table, origin, heads))
 
 
-Keys = Sequence[Mapping[str, set[str]]]
-"""Keys of rows: for each of their columns what its text may be."""
+def _caveats(table: Held, origin: Original, names: Mapping[str, str]) -> Iterator[str]:
+    for name in names:
+        if name not in origin.columns:
+            yield f"the source has no column {name} any more, and was asked without it"
+        elif table.protected(name) and not origin.columns[name].exact:
+            yield (
+                f"column {name} is protected: its values were looked for as they were given, and as"
+                " PostgreSQL writes that; other spellings that its type takes for equal are not"
+                " found"
+            )
 
 
-def _keys(table: Held, whose: Subject) -> Keys:
-    """The keys of the rows, in whatever version of the table they are."""
-    found: list[Mapping[str, set[str]]] = []
-    if table.key and set(whose.columns) <= set(table.key):
-        found.append(whose.texts)
-    names = list(dict.fromkeys((*table.key, *whose.columns)))
+def _held(table: Held, name: str) -> Iterator[pl.Series]:
+    """What a column has in all files of a table, each value once in a part."""
     for path in _paths(table.state.place):
         parquet = pq.ParquetFile(store.reader(table.state.place, path), pre_buffer=False)
-        present = [name for name in names if name in parquet.schema_arrow.names]
-        # No row needed the key's text when the table was without it.
-        if present != [n for n in names if n != KEY_TEXT or n in present]:
-            continue
-        for part in parquet.iter_batches(columns=present, use_threads=False):
-            rows = pl.DataFrame(part)
-            if len(present) < len(names):
-                rows = rows.with_columns(pl.lit(None, pl.String).alias(KEY_TEXT))
-            keys = rows.filter(whose.earlier(rows)).select(table.key).unique()
-            found += [{n: {str(v)} for n, v in row.items()} for row in keys.iter_rows(named=True)]
-    return found
+        if name in parquet.schema_arrow.names:
+            for part in parquet.iter_batches(columns=[name], use_threads=False):
+                values = pl.DataFrame(part)[name].drop_nulls()
+                yield values if isinstance(values.dtype, pl.List) else values.unique()
 
 
-def _scanned(table: Held, whose: Subject) -> tuple[int, int]:
-    """How many Parquet files there are, and how many of the rows are still in them."""
-    state, paths, rows = table.again().state, _paths(table.state.place), 0
+def _searched(
+    settings: Settings, table: Held, whose: Subject, about: About
+) -> tuple[Person, Evidence]:
+    """A person's rows in all files of a table, of whatever version, and what tells of them.
+
+    Raises:
+        LakeError: a file of the current version is not there.
+    """
+    place, seen, count = table.state.place, list[Mapping[str, Any]](), 0
+    paths, rows = _paths(place), 0
+    lost = {unquote(file.path) for file in table.state.files} - {unquote(p) for p in paths}
+    if lost:
+        raise LakeError(
+            f"The file {min(lost)} of {table.name} is not there: nobody knows what is in it.",
+            hint="`bronze verify --repair` mends the table; then forget.",
+        )
+    for path in paths:
+        parquet = pq.ParquetFile(store.reader(place, path), pre_buffer=False)
+        for group in range(parquet.num_row_groups):
+            part = _group(parquet, group, whose.columns, path)
+            rows += part.height
+            if found := int(whose.among(part, ever=True).sum()):
+                count += found
+                whole = _group(parquet, group, parquet.schema_arrow.names, path)
+                seen += whole.filter(whose.among(whole, ever=True)).rows(named=True)
+    told = traces.categories(settings, about)
+    own = settings.table(table.source, *table.original)
+    person = Person(whose, seen, traces.alone(table, told, seen, whose), dict(own.rename))
+    records, mine = _counted(settings, person, about)
+    return person, Evidence(len(paths), rows, count, records, mine)
+
+
+def _group(parquet: pq.ParquetFile, group: int, columns: Sequence[str], path: str) -> pl.DataFrame:
+    """A row group of a file, with its partition."""
+    names = [name for name in columns if name in parquet.schema_arrow.names]
+    height = parquet.metadata.row_group(group).num_rows
+    frame = pl.DataFrame(height=height)
+    if names:
+        frame = pl.DataFrame(parquet.read_row_group(group, columns=names, use_threads=False))
+    folders = _of_folders(path)
+    return frame.with_columns(
+        pl.lit(value, pl.String).alias(name)
+        for name, value in folders.items()
+        if name in columns and name not in names
+    )
+
+
+def _counted(settings: Settings, person: Person, about: About) -> tuple[int, int]:
+    """How many records there are in the files of governance, and how many tell of a person."""
+    records, told = 0, 0
+    for state, columns in traces.books(settings):
+        for path in _paths(state.place):
+            parquet = pq.ParquetFile(store.reader(state.place, path), pre_buffer=False)
+            for _, part in files.parts(parquet, state.columns, columns):
+                frame = pl.DataFrame(part)
+                records += frame.height
+                told += int((_telling(person, about)(frame)).sum())
+    return records, told
+
+
+def _telling(person: Person, about: About) -> Among:
+    """Which records are about a table and tell of a person."""
+
+    def among(records: pl.DataFrame) -> pl.Series:
+        mine = about.among(records)
+        told = pl.repeat(False, records.height, dtype=pl.Boolean, eager=True)
+        if mine.any():
+            told = told.scatter(mine.arg_true(), person.among(records.filter(mine)))
+        return told
+
+    return among
+
+
+def _proof(settings: Settings, table: Held, person: Person, about: About) -> Evidence:
+    """What is in the files that are left."""
+    state, paths, rows, found = table.again().state, _paths(table.state.place), 0, 0
     for path in paths:
         parquet = pq.ParquetFile(store.reader(state.place, path), pre_buffer=False)
-        parts = files.parts(parquet, state.columns, whose.columns, None, _of_folders(path))
-        rows += sum(pl.DataFrame(part).filter(whose.condition).height for _, part in parts)
-    return len(paths), rows
+        for group in range(parquet.num_row_groups):
+            part = _group(parquet, group, person.subject.columns, path)
+            rows += part.height
+            found += int(person.subject.among(part).sum())
+    return Evidence(len(paths), rows, found, *_counted(settings, person, about))
 
 
 def _of_folders(path: str) -> dict[str, str | None]:
@@ -235,22 +335,21 @@ def _paths(place: Place) -> list[str]:
 )
 def _removed(table: Held, whose: Subject) -> tuple[int, int]:
     """Commits the table without the rows; its version, and how many they were."""
-    now = table.again()
-    return _committed(now.state, whose.condition, whose.columns)
+    return _committed(table.again().state, whose.among, whose.columns)
 
 
-def _committed(state: State, condition: pl.Expr, columns: Sequence[str]) -> tuple[int, int]:
+def _committed(state: State, among: Among, columns: Sequence[str]) -> tuple[int, int]:
     batch = str(uuid_utils.uuid7())
     old: list[Stored] = []
     new: list[DataFile] = []
     rows = 0
     try:
         for file in state.files:
-            found = _found(state, file, condition, columns)
+            found = _found(state, file, among, columns)
             if found:
                 old.append(file)
                 rows += found
-                left = _left(state, file, condition, batch)
+                left = _left(state, file, among, batch)
                 new += [left] if left else []
         if not old:
             return state.version, 0
@@ -263,66 +362,29 @@ def _committed(state: State, condition: pl.Expr, columns: Sequence[str]) -> tupl
         raise
 
 
-def _found(state: State, file: Stored, condition: pl.Expr, columns: Sequence[str]) -> int:
+def _found(state: State, file: Stored, among: Among, columns: Sequence[str]) -> int:
     parquet = files.opened(state.place, file)
     parts = files.parts(parquet, state.columns, list(columns), None, dict(file.partition))
-    return sum(pl.DataFrame(part).filter(condition).height for _, part in parts)
+    return sum(int(among(pl.DataFrame(part)).sum()) for _, part in parts)
 
 
-def _left(state: State, file: Stored, condition: pl.Expr, batch: str) -> DataFile | None:
+def _left(state: State, file: Stored, among: Among, batch: str) -> DataFile | None:
     """A file anew without some rows; None where it has no others."""
     parquet = files.opened(state.place, file)
     cluster = files.cluster_of(unquote(file.path))
     name = files.clustered(batch, *cluster) if cluster else batch
     stats = [column for column in layout.statistics(state) if column in dict(state.columns)]
     parts = files.parts(parquet, state.columns, None, None, dict(file.partition))
-    kept = (pl.DataFrame(part).filter(~condition) for _, part in parts)
+    frames = (pl.DataFrame(part) for _, part in parts)
+    kept = (frame.filter(~among(frame)) for frame in frames)
     return files.write(kept, state.place, name, stats, file.partition)
 
 
-def _records(settings: Settings) -> Iterator[State]:
-    """The tables of governance whose records name rows: one each, or a few as examples."""
-    for name in store.folders(settings.place(GOVERNANCE, "")):
-        state = log.read(settings.place(GOVERNANCE, name))
-        if state and _TARGET in dict(state.columns) and _named(state):
-            yield state
-
-
-def _named(state: State) -> str:
-    """The column in which records name rows, "" where they do not."""
-    return next((name for name in (_ROW_KEY, _EXAMPLES) if name in dict(state.columns)), "")
-
-
-def _of(table: Held, keys: Keys, column: str) -> pl.Expr:
-    """The condition that is true for records that name rows with some keys in a column."""
-
-    def meant(text: str | None) -> bool:
-        try:
-            known = json.loads(text or "{}")
-        except ValueError:
-            return False
-        # Protected columns of a key are left out of examples.
-        return any(
-            (named := key.keys() & one.keys()) and all(str(one[n]) in key[n] for n in named)
-            for one in (known if isinstance(known, list) else [known])
-            for key in keys
-            if isinstance(one, dict)
-        )
-
-    return _about(table) & pl.col(column).map_elements(meant, pl.Boolean, skip_nulls=False)
-
-
-def _about(table: Held) -> pl.Expr:
-    """The condition that is true for records about a table."""
-    return pl.col(_TARGET).is_in([table.name, table.name.rpartition(".")[2]])
-
-
-def _unrecorded(settings: Settings, table: Held, keys: Keys) -> tuple[int, Expired]:
-    """Erases the records of rows with some keys."""
+def _unrecorded(settings: Settings, person: Person, about: About) -> tuple[int, Expired]:
+    """Erases the records that tell of a person."""
     rows, done = 0, Expired()
-    for state in _records(settings):
-        column = _named(state)
-        found, more = _erased(state.place, _of(table, keys, column), [column, _TARGET])
+    for state, columns in traces.books(settings):
+        found, more = _erased(state.place, _telling(person, about), columns)
         rows, done = rows + found, done + more
     return rows, done
 
@@ -335,17 +397,14 @@ def _outdated(settings: Settings, table: Held) -> tuple[int, Expired]:
         for _, part in files.parts(parquet, table.state.columns, [_BATCH]):
             batches |= {*pl.DataFrame(part)[_BATCH].drop_nulls().unique()}
     rows, done = 0, Expired()
+    about = traces.about(settings, table)
     for book in (rejected, quality, anomalies, profiles, models):
         place = settings.place(GOVERNANCE, book.NAME)
         state = log.read(place)
         if state is None:
             continue
         column = _BATCH if _BATCH in dict(state.columns) else _TRAINED
-        before = pl.lit(True)
-        if batches:
-            oldest = min(batches)
-            before = pl.col(column) < (oldest if column == _BATCH else _moment(oldest))
-        found, more = _erased(place, _about(table) & before, [column, _TARGET])
+        found, more = _erased(place, _older(about, column, batches), [column, _TARGET, _SYSTEM])
         rows, done = rows + found, done + more
     return rows, done
 
@@ -355,8 +414,22 @@ def _moment(batch: str) -> datetime:
     return datetime.fromtimestamp(int(batch.replace("-", "")[:12], 16) / 1000, UTC)
 
 
-def _erased(place: Place, condition: pl.Expr, columns: Sequence[str]) -> tuple[int, Expired]:
-    """Erases the records of a book for which a condition is true."""
+def _older(about: About, column: str, batches: set[str]) -> Among:
+    """Which records are about a table, and older than all of some batches."""
+
+    def among(records: pl.DataFrame) -> pl.Series:
+        mine = about.among(records)
+        if not batches:
+            return mine
+        oldest = min(batches)
+        since = oldest if column == _BATCH else _moment(oldest)
+        return mine & (records[column] < since).fill_null(False)
+
+    return among
+
+
+def _erased(place: Place, among: Among, columns: Sequence[str]) -> tuple[int, Expired]:
+    """Erases the records of a book that are meant."""
     for attempt in tenacity.Retrying(
         retry=tenacity.retry_if_exception(commit.lost_race),
         stop=tenacity.stop_after_attempt(8),
@@ -365,17 +438,5 @@ def _erased(place: Place, condition: pl.Expr, columns: Sequence[str]) -> tuple[i
     ):
         with attempt:
             state = log.read(place)
-            rows = _committed(state, condition, columns)[1] if state else 0
+            rows = _committed(state, among, columns)[1] if state else 0
     return rows, expire.purge(place, time.time()) if rows else Expired()
-
-
-def _recorded(settings: Settings, table: Held, keys: Keys) -> int:
-    """How many records of rows with some keys are left in files, whatever version they are of."""
-    count = 0
-    for state in _records(settings):
-        column = _named(state)
-        for path in _paths(state.place):
-            parquet = pq.ParquetFile(store.reader(state.place, path), pre_buffer=False)
-            for _, part in files.parts(parquet, state.columns, [column, _TARGET]):
-                count += pl.DataFrame(part).filter(_of(table, keys, column)).height
-    return count

@@ -13,7 +13,7 @@ from bronze.rule import BEST, Criterion, Quality, Scored
 from bronze.standard import QualitySettings
 from bronze.table import commit, files
 
-SCORE, QUARANTINED, FRESHNESS = "score", "quarantined", "freshness"
+SCORE, QUARANTINED, FRESHNESS, NULLS = "score", "quarantined", "freshness", "null_share"
 _SEVERE = ("high", "critical")
 _NAMED = 3
 
@@ -40,7 +40,12 @@ def _rule(criterion: Criterion, found: Scored, number: int) -> Figure:
         checked, failed = criterion.counted
     elif criterion.evaluation == "none":
         checked = failed = None
-    share = None if checked is None or failed is None else failed / max(checked, 1)
+    share = passed = None
+    allowed = criterion.allow
+    if checked is not None and failed is not None:
+        share = failed / max(checked, 1)
+        allowed = _allowed(allowed, criterion.allow_rows, checked)
+        passed = share <= criterion.allow or failed <= criterion.allow_rows
     return Figure(
         rule=criterion.name,
         kind=criterion.kind,
@@ -51,8 +56,8 @@ def _rule(criterion: Criterion, found: Scored, number: int) -> Figure:
         checked=checked,
         failed=failed,
         measured=share,
-        allowed=criterion.allow,
-        passed=None if share is None else share <= criterion.allow,
+        allowed=allowed,
+        passed=passed,
         examples=found.examples[number] if found.examples else (),
     )
 
@@ -63,10 +68,17 @@ def _checks(
     rows = found.rows
     nulls = dict(zip((source for source, _ in quality.names), found.nulls, strict=False))
     cells, empty = rows * len(quality.names), sum(nulls.values())
-    yield _below("null_share", cells, empty, demanded.null_share)
+    most, few = demanded.null_share, demanded.allow_rows
+    share = empty / cells if cells else 0.0
+    passed = None
+    if most is not None:
+        passed = share < most or max(nulls.values(), default=0) <= few
+    yield Figure(
+        NULLS, "check", checked=cells, failed=empty, measured=share, allowed=most, passed=passed
+    )
     for name, count in nulls.items():
         share = count / max(rows, 1)
-        yield Figure("null_share", "check", name, checked=rows, failed=count, measured=share)
+        yield Figure(NULLS, "check", name, checked=rows, failed=count, measured=share)
     yield _duplicates(quality, found, demanded)
     compliant = (rows - found.refused) / rows if rows else 1.0
     yield Figure(
@@ -75,8 +87,8 @@ def _checks(
         checked=rows,
         failed=found.refused,
         measured=compliant,
-        allowed=demanded.schema_compliance,
-        passed=compliant >= demanded.schema_compliance,
+        allowed=min(demanded.schema_compliance, 1 - _allowed(0.0, few, rows)),
+        passed=compliant >= demanded.schema_compliance or found.refused <= few,
     )
     yield Figure(
         FRESHNESS,
@@ -90,30 +102,35 @@ def _checks(
     yield Figure(QUARANTINED, "check", checked=rows, failed=found.quarantined)
 
 
-def _below(name: str, checked: int, failed: int, limit: float, evaluation: str = "rows") -> Figure:
-    share = failed / checked if checked else 0.0
-    return Figure(
-        name,
-        "check",
-        evaluation=evaluation,
-        checked=checked,
-        failed=failed,
-        measured=share,
-        allowed=limit,
-        # None at all is below every limit.
-        passed=share < limit or not failed,
-    )
+def _allowed(share: float, rows: int, checked: int) -> float:
+    """The share of rows that may fail, where so many of them may whatever their share is."""
+    return max(share, min(rows / max(checked, 1), 1.0))
 
 
 def _duplicates(quality: Quality, found: Scored, demanded: QualitySettings) -> Figure:
     """Rows beyond the first of each key, or, without one, beyond the first that is the same."""
     if not quality.distinct:
-        return _below("duplicates", found.rows, 0, demanded.duplicates, "proven")
+        return _doubles(found.rows, 0, demanded, "proven")
     prints = np.sort(np.frombuffer(b"".join(found.prints), np.uint64))
     # The same rows have the same fingerprint, so a share of all fingerprints tells of all.
     again = int(np.count_nonzero(prints[1:] == prints[:-1])) * quality.distinct
     how = "rows" if quality.distinct == 1 else "estimated"
-    return _below("duplicates", found.rows, min(again, found.rows), demanded.duplicates, how)
+    return _doubles(found.rows, min(again, found.rows), demanded, how)
+
+
+def _doubles(checked: int, failed: int, demanded: QualitySettings, evaluation: str) -> Figure:
+    share, few = failed / max(checked, 1), demanded.allow_rows
+    return Figure(
+        "duplicates",
+        "check",
+        evaluation=evaluation,
+        checked=checked,
+        failed=failed,
+        measured=share,
+        allowed=_allowed(demanded.duplicates, few, checked),
+        # None at all is below every limit.
+        passed=share < demanded.duplicates or failed <= few,
+    )
 
 
 def against(figures: Sequence[Figure]) -> str:
@@ -129,13 +146,22 @@ def against(figures: Sequence[Figure]) -> str:
         and figure.rule != FRESHNESS
         and (figure.origin == "check" or figure.severity in _SEVERE)
     ]
-    said = [_said(figure) for figure in bad[:_NAMED]]
+    said = [_said(figure, figures) for figure in bad[:_NAMED]]
     if len(bad) > _NAMED:
         said.append(f"and {len(bad) - _NAMED} more")
     return "; ".join(said)
 
 
-def _said(figure: Figure) -> str:
+def emptiest(figures: Sequence[Figure]) -> str:
+    """The columns with the most NULLs, with how many of their values are."""
+    columns = [f for f in figures if f.rule == NULLS and f.column and f.failed]
+    columns.sort(key=lambda figure: (-(figure.failed or 0), figure.column))
+    said = [f"{f.column} ({f.failed:,} of {f.checked:,})" for f in columns[:_NAMED]]
+    left = len(columns) - _NAMED
+    return ", ".join([*said, *([f"and {left} more"] if left > 0 else [])])
+
+
+def _said(figure: Figure, figures: Sequence[Figure]) -> str:
     what = f"{figure.failed:,} of {figure.checked:,}"
     if figure.kind != "check":
         return f"{what} rows break the rule {figure.rule!r}"
@@ -143,7 +169,10 @@ def _said(figure: Figure) -> str:
         return f"{what} rows have values that Delta cannot hold"
     if figure.rule == "duplicates":
         return f"{what} rows are duplicates, not below {figure.allowed:.2%}"
-    return f"{what} values are NULL, not below {figure.allowed:.2%}"
+    return (
+        f"{what} values are NULL, not below {figure.allowed:.2%}, most of them in"
+        f" {emptiest(figures)}"
+    )
 
 
 def enter(place: Place, graded: Iterable[Graded]) -> None:

@@ -95,7 +95,7 @@ def protection(
 
 def _uses(target: Target, columns: Sequence[Column]) -> tuple[dict[str, Use], Use]:
     """What keys the protected columns need, by their target names, and the row hashes."""
-    table = f"{target.schema}.{target.name}"
+    table = target.full_name
     uses: dict[str, Use] = {}
     for column in columns:
         how = column.protect

@@ -178,12 +178,19 @@ def _loaded(settings: Settings, table: Table, plan: Plan) -> Course[Outcome]:
                 _facts(table),
                 shape=plan.shape,
                 reached=plan.reached,
+                audited=table.stamp.audited,
             )
             store.delete(place, [file.path for file in data])
             return Outcome(version, 0, 0, 0, ())
     facts = _facts(table, inserted=table.rows)
     version = commit.replace(
-        place, plan.shape, data, plan.reached, facts, lambda state: _moved(state, plan)
+        place,
+        plan.shape,
+        data,
+        plan.reached,
+        facts,
+        lambda state: _moved(state, plan),
+        table.stamp.audited,
     )
     return Outcome(version, table.rows, 0, 0, tuple(data))
 
@@ -249,6 +256,7 @@ def _committed(
             _facts(table, **counts),
             shape=plan.shape,
             reached=plan.reached,
+            audited=table.stamp.audited,
             compared=plan.state.version if plan.state and plan.mode == "compare" else None,
         )
     except CommitConflict:
@@ -316,7 +324,9 @@ def book_rejected(
     if not rejected:
         return
     place = settings.place(GOVERNANCE, book.NAME)
-    frame = book.frame(rejected, stamp=stamp, source_table=target.label, target_table=target.name)
+    frame = book.frame(
+        rejected, stamp=stamp, source_table=target.label, target_table=target.full_name
+    )
     file = files.write([frame], place, stamp.batch_id, ())
     if file:
         commit.append(place, book.COLUMNS, file, {"batch_id": stamp.batch_id})
@@ -351,7 +361,7 @@ def book_quality(settings: Settings, tables: Sequence[Table]) -> None:
     graded = [
         Graded(
             source_table=table.target.label,
-            target_table=table.target.name,
+            target_table=table.target.full_name,
             stamp=table.stamp,
             mode=table.plan.mode,
             as_of=table.stamp.loaded_at,
@@ -378,12 +388,11 @@ def _failed(table: Table, error: BronzeError) -> TableResult:
     discard(table.target.place, table.stamp.batch_id)
     return TableResult(
         table=table.target.label,
-        target=f"{table.target.schema}.{table.target.name}",
+        target=table.target.full_name,
         status="failed",
         rows_read=table.rows,
         seconds=time.monotonic() - table.began,
         error=error.failure(),
-        **_fared(table),
     )
 
 
@@ -414,7 +423,7 @@ def _result(table: Table, outcome: Outcome, notes: tuple[str, ...]) -> TableResu
     same = not outcome.changed and table.plan is not None and table.plan.state is not None
     return TableResult(
         table=table.target.label,
-        target=f"{table.target.schema}.{table.target.name}",
+        target=table.target.full_name,
         status="unchanged" if same else "landed",
         rows_read=table.rows,
         inserted=outcome.inserted,

@@ -75,7 +75,7 @@ class Tally:
             one.following.label,
             TableResult(
                 table=target.label,
-                target=f"{target.schema}.{target.name}",
+                target=target.full_name,
                 status="failed" if one.error else "landed",
                 rows_read=one.read,
                 inserted=one.inserted,
@@ -165,7 +165,7 @@ class Line:
         self.tally.copied(
             TableResult(
                 table=target.label,
-                target=f"{target.schema}.{target.name}",
+                target=target.full_name,
                 status="failed",
                 error=error.failure(),
             )

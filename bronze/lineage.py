@@ -71,7 +71,7 @@ def begun(
         source_system=stamp.source_system,
         source_table=target.label,
         target_system=settings.lake.root,
-        target_table=f"{target.schema}.{target.name}",
+        target_table=target.full_name,
         transformation_type=stamp.method,
         created_by=", ".join(filter(None, (actor.user(), actor.identity()))),
         batch_id=stamp.batch_id,

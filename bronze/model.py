@@ -83,6 +83,9 @@ class Protect:
         return self.method in STABLE
 
 
+_NUMBERS = ("short", "int", "long", "float", "double", "decimal")
+
+
 @dataclass(frozen=True)
 class Column:
     """One column of a table, with everything the stages need to carry it exactly.
@@ -92,7 +95,8 @@ class Column:
     condition that is true for values which Delta cannot hold ("" where there are none),
     ``text`` the SQL of PostgreSQL's own text of the value, and ``element``, for arrays, the
     canonical SQL of one element ``e``. ``kind`` is that of the value as it is read and hashed,
-    ``stored`` that of what the Bronze table has of it.
+    ``stored`` that of what the Bronze table has of it. ``base_type`` is PostgreSQL's own name of
+    the type, of a domain's the type beneath it; "" of what the source has no more.
     """
 
     name: str
@@ -107,6 +111,14 @@ class Column:
     element: str = ""
     not_null: bool = False
     protect: Protect | None = None
+    base_type: str = ""
+
+    @property
+    def is_number(self) -> bool:
+        """Whether its values are numbers, be they kept as text because Delta has no such type."""
+        return self.kind.name in _NUMBERS or (
+            self.kind.name == "string" and self.base_type == "numeric"
+        )
 
     @property
     def stored(self) -> Kind:
@@ -195,9 +207,19 @@ Method = Literal["batch", "micro_batch", "full_refresh", "streaming"]
 
 
 @dataclass(frozen=True)
+class AuditMark:
+    """A record of an audit log: the id of the log, and the record's number and hash in it."""
+
+    log: str
+    sequence: int
+    hash: str
+
+
+@dataclass(frozen=True)
 class Stamp:
     """What a run writes beside every row. ``lineage`` is the id of the run's record of the table
-    in ``governance.data_lineage``.
+    in ``governance.data_lineage``, ``audited`` the newest record of the audit log that its commits
+    name, if it could be read (see `bronze.table.audit_mark`).
     """
 
     batch_id: str
@@ -205,6 +227,7 @@ class Stamp:
     source_system: str
     method: Method
     lineage: str = ""
+    audited: AuditMark | None = None
 
 
 @dataclass(frozen=True)

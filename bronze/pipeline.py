@@ -17,6 +17,7 @@ import tenacity
 import uuid_utils
 
 from bronze import (
+    audit,
     engine,
     failpoint,
     imprint,
@@ -39,7 +40,7 @@ from bronze.errors import (
     TableRefused,
 )
 from bronze.landing import Table
-from bronze.model import Origin, Stamp, Written
+from bronze.model import AuditMark, Origin, Stamp, Written
 from bronze.prepare import Target
 from bronze.result import Failure, RunResult, TableResult
 from bronze.settings import Settings
@@ -253,10 +254,11 @@ def planned(
     now = datetime.now(UTC)
     seen = {relation.oid: relation for relation in held.relations}
     config = imprint.whole(imprint.imprint(settings))
+    audited = audit.mark(settings)
     tables = []
     for target in targets:
         own = str(uuid_utils.uuid7())
-        stamp = Stamp(batch_id, now, origin.name, target.settings.method, own)
+        stamp = Stamp(batch_id, now, origin.name, target.settings.method, own, audited)
         found, refused = None, None
         try:
             current = fitted(prepare.seen(target, still_there(target, held, seen)))
@@ -265,7 +267,26 @@ def planned(
             refused = error
         entry = lineage.begun(settings, config, target, stamp, held, found)
         tables.append(Table(target, origin, held, stamp, readers, entry, found, refused))
+    _compared(settings, audited, tables)
     return tables
+
+
+def _compared(settings: Settings, audited: AuditMark | None, tables: Sequence[Table]) -> None:
+    """Notes which tables know of more records than the audit log has."""
+    held = {
+        f"{table.target.schema}.{table.target.name}": table.plan.state
+        for table in tables
+        if table.plan and table.plan.state
+    }
+    said: tuple[str, ...] = ()
+    if audited is not None:
+        # What cannot be recorded is said when the run itself is to be.
+        with suppress(BronzeError):
+            said = audit.compared(settings, audited, held)
+    for table in tables:
+        if said and table.plan:
+            table.plan = replace(table.plan, notes=(*table.plan.notes, *said))
+            return
 
 
 def still_there(target: Target, held: snapshot.Snapshot, seen: Mapping[int, Relation]) -> Relation:

@@ -374,6 +374,7 @@ def _shape(
         notes[drift.CUT] = ""
     if state is not None:
         notes |= drift.widened(settled.columns, state.columns, state.properties)
+        notes |= drift.former(settled.columns, state.properties, target.relation)
     notes[drift.LAYOUT] = delta_schema(layout)
     if row_key.has_text:
         notes[drift.KEYED] = json.dumps(keyed)

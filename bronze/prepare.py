@@ -12,6 +12,7 @@ from bronze.enrich import anomaly
 from bronze.enrich.stamp import COMMITTED, METADATA
 from bronze.errors import ConfigError, TableRefused
 from bronze.model import KEY_TEXT, Column, Place
+from bronze.privacy import ColumnProtection
 from bronze.settings import Settings, TableSettings
 from bronze.source import statement
 from bronze.source.catalog import TABLEOID, Relation, relations, schemas, with_tableoid
@@ -42,6 +43,11 @@ class Target:
     def label(self) -> str:
         """The source table's ``schema.name``."""
         return self.relation.label
+
+    @property
+    def full_name(self) -> str:
+        """The Bronze table's ``schema.name``, by which the tables of governance know it."""
+        return f"{self.schema}.{self.name}"
 
     @property
     def names(self) -> tuple[str, str, str]:
@@ -198,6 +204,10 @@ def columns(target: Target) -> tuple[Column, ...]:
         raise _keyless(target, lost[0])
     if any(not a.readable for a in relation.attributes if a.name not in out):
         raise closed(target)
+    for attribute in relation.attributes:
+        how = own.protect.get(attribute.name)
+        if how and (how.format or how.keep) and attribute.type.has_few_values:
+            raise _seen_through(target, attribute.name, attribute.type.declared, how)
     choices = Choices(own.decimals, own.arrays, own.timestamps, relation.encoding)
     found = tuple(
         replace(
@@ -228,6 +238,19 @@ def columns(target: Target) -> tuple[Column, ...]:
             table=target.label,
         )
     return found
+
+
+def _seen_through(
+    target: Target, column: str, declared: str, how: ColumnProtection
+) -> TableRefused:
+    option = "format = true" if how.format else f"keep = {how.keep}"
+    return TableRefused(
+        f"Column {column} of table {target.label} is of the type {declared}, which has few values:"
+        f" {option} would show by a length, or an end, which of them it is.",
+        hint=f"Leave {option.partition(' ')[0]} out: protect = {{ {toml(column)} ="
+        f' "{how.method}" }}',
+        table=target.label,
+    )
 
 
 def unprotected(target: Target, personal: Sequence[Personal]) -> tuple[str, ...]:

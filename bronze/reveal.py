@@ -71,7 +71,7 @@ def _rows(table: Held, key: Mapping[str, str], columns: Sequence[str], limit: in
         parquet = files.opened(table.state.place, file)
         for _, part in files.parts(parquet, layout, names, None, dict(file.partition)):
             rows = pl.DataFrame(part)
-            found.append(rows.filter(whose.condition) if key else rows)
+            found.append(rows.filter(whose.among(rows)) if key else rows)
             if limit and sum(frame.height for frame in found) >= limit:
                 return pl.concat(found).head(limit)
     return pl.concat(found)

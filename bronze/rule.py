@@ -48,8 +48,8 @@ class Criterion:
     ``columns`` are the source's names. ``holds`` is a serialised polars expression over them that
     is false for rows that break the rule (NULL keeps it); it is empty where there is nothing to
     evaluate. ``rejects`` is the column whose rejected values break it. ``allow`` is the share of
-    rows that may break it. ``counted`` is how many rows were looked at in PostgreSQL, and how many
-    of them break it.
+    rows that may break it, ``allow_rows`` how many may whatever their share is. ``counted`` is how
+    many rows were looked at in PostgreSQL, and how many of them break it.
     """
 
     name: str
@@ -62,6 +62,7 @@ class Criterion:
     holds: bytes = field(default=b"", repr=False)
     rejects: str = ""
     counted: tuple[int, int] = (0, 0)
+    allow_rows: int = 0
 
 
 @dataclass(frozen=True)

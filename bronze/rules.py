@@ -104,7 +104,15 @@ def _configured(
         raise _refused(target, rule.called, f"there is no column {missing[0]}")
     if rule.kind == "unique" and not columns:
         raise _refused(target, rule.called, "the table has no key: name columns")
-    made = Criterion(rule.called, rule.kind, columns, rule.severity, "config", rule.allow)
+    made = Criterion(
+        rule.called,
+        rule.kind,
+        columns,
+        rule.severity,
+        "config",
+        rule.allow,
+        allow_rows=rule.allow_rows,
+    )
     if _proven(target, made, known, rule):
         return replace(made, evaluation="proven")
     if rule.expression is not None:
@@ -140,30 +148,34 @@ def _proven(target: Target, made: Criterion, known: Constraints, rule: RuleSetti
     if made.kind == "unique":
         return any(set(columns) <= set(made.columns) for columns in known.unique)
     if rule.references is not None:
-        schema, table, others = referred(target, rule)
-        pairs = set(zip(made.columns, others, strict=True))
+        pairs = set(zip(made.columns, referred(target, rule), strict=True))
         return any(
             held.proven
-            and (held.schema, held.table) == (schema, table)
+            and rule.references.table in _names(target, held.schema, held.table)
             and set(zip(held.columns, held.others, strict=True)) == pairs
             for held in known.references
         )
     return False
 
 
-def referred(target: Target, rule: RuleSettings) -> tuple[str, str, tuple[str, ...]]:
-    """The schema, table and columns that a rule refers to.
+def _names(target: Target, schema: str, table: str) -> list[str]:
+    """The names by which a rule of a table may refer to another one."""
+    full = f"{schema}.{table}"
+    return [full, table] if schema == target.relation.schema else [full]
+
+
+def referred(target: Target, rule: RuleSettings) -> tuple[str, ...]:
+    """The columns that a rule refers to.
 
     Raises:
         TableRefused: they are not as many as those that refer to them.
     """
     if rule.references is None:
         raise TypeError(f"the rule {rule.called} refers to nothing")
-    schema, _, table = rule.references.table.rpartition(".")
     others = rule.references.columns or rule.on
     if len(others) != len(rule.on):
         raise _refused(target, rule.called, "it refers to another number of columns")
-    return schema or target.relation.schema, table, others
+    return others
 
 
 def _derived(settled: Settled, key: Sequence[str], known: Constraints) -> Iterator[Criterion]:

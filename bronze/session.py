@@ -11,7 +11,18 @@ from datetime import UTC, datetime
 
 import uuid_utils
 
-from bronze import engine, failpoint, follow, join, lineage, prepare, record, tidy, units
+from bronze import (
+    audit,
+    engine,
+    failpoint,
+    follow,
+    join,
+    lineage,
+    prepare,
+    record,
+    tidy,
+    units,
+)
 from bronze.books import streams as book
 from bronze.errors import (
     BronzeError,
@@ -81,6 +92,7 @@ class Session:
         self._recorded_at = self._guarded_at = 0.0
         self._looked_at = self._remembered_at = self._told_at = self._graded_at = time.monotonic()
         self._last: Stamp | None = None
+        self._audited = audit.mark(self._settings)
         if self._followings:
             self._record(None, "")
 
@@ -191,6 +203,7 @@ class Session:
         """Lands a batch in all its tables; waits for a lake that cannot be written."""
         line, failures = self._line, 0
         stamp = Stamp(str(uuid_utils.uuid7()), datetime.now(UTC), line.origin.name, "streaming")
+        stamp = replace(stamp, audited=self._audited)
         while True:
             try:
                 self._landed(pool, batch, stamp)
@@ -448,9 +461,24 @@ class Session:
                 raise record.gone(self._settings)
             self._tell()
             self._grade()
+            self._attest()
             line.remember([lineage.left(f.entry, f.error) for f in self._followings.values()])
         except BronzeError as error:
             line.tally.unrecorded = error.failure()
+
+    def _attest(self) -> None:
+        """Says which tables knew of records that the audit log has not."""
+        doubted = {
+            f"{f.plan.target.schema}.{f.name}": f.doubted
+            for f in self._followings.values()
+            if f.doubted
+        }
+        if self._audited is None or not doubted:
+            return
+        for note in audit.compared(self._settings, self._audited, doubted):
+            self._line.say(note)
+        for following in self._followings.values():
+            following.doubted = None
 
     # The guard
 
@@ -462,6 +490,10 @@ class Session:
             receiver.confirm(self._recorded)
         if now - self._remembered_at > _REMEMBER_EVERY:
             self._remembered_at = now
+            with suppress(BronzeError):
+                # Tried again in an hour; that nothing can be recorded is said in the end.
+                self._attest()
+            self._audited = audit.mark(self._settings)
             self._line.remember([following.entry for following in self._following])
         if now - self._guarded_at > _GUARD_EVERY:
             self._guarded_at = now

@@ -200,7 +200,7 @@ class TableSettings(Section):
     cluster_by: Names = Field(default=(), max_length=4)
     partition_by: str | None = None
     priority: int = Field(default=2, ge=1, le=9)
-    target: str | None = Field(default=None, pattern=r"^[^/\\\s.]+$")
+    target: str | None = Field(default=None, pattern=r"^[^/\\\s.\x00-\x1f\x7f-\x9f]+$")
     columns: Names = ()
     key: Names = ()
     rename: Mapping[str, str] = {}

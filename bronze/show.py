@@ -7,7 +7,7 @@ import json
 import math
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -18,12 +18,14 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from bronze.visible import visible, visible_json
+
 if TYPE_CHECKING:
     from polars import DataFrame
 
     from bronze.audit import Report as AuditReport
     from bronze.check import Report, TableReport
-    from bronze.forget import Forgotten
+    from bronze.forget import Evidence, Forgotten
     from bronze.keys import KeyReport
     from bronze.pipeline import Notify
     from bronze.pipeline import Progress as Step
@@ -38,14 +40,39 @@ _err = Console(stderr=True, highlight=False)
 _UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 
 
-def said(text: str) -> None:
-    """One line for people."""
-    _out.print(text, markup=False, soft_wrap=True)
+def said(text: str, style: str | None = None) -> None:
+    """One line for people, on stdout; a line break at its beginning leaves one empty."""
+    _line(_out, text, style)
+
+
+def failed(text: str, hint: str = "") -> None:
+    """What went wrong, on stderr, and what to do about it."""
+    _line(_err, text, "red")
+    if hint:
+        _line(_err, f"  {hint}", None)
+
+
+def _line(console: Console, text: str, style: str | None) -> None:
+    # All lines that people see leave here.
+    own = text.removeprefix("\n")
+    if own != text:
+        console.print()
+    console.print(visible(own), style=style, markup=False, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """A value as one JSON document on stdout, which is all that is there."""
+    made = json.dumps(_finite(value), ensure_ascii=False, default=_text, allow_nan=False)
+    print(visible_json(made))
 
 
 def document(value: Any) -> None:
     """A result as one JSON document on stdout."""
-    print(json.dumps(_finite(asdict(value)), ensure_ascii=False, default=str, allow_nan=False))
+    print_json(asdict(value))
+
+
+def _cell(text: str) -> Text:
+    return Text(visible(text))
 
 
 def _finite(value: Any) -> Any:
@@ -90,7 +117,7 @@ def _bars() -> Iterator[Notify]:
 
         def notify(step: Step) -> None:
             if step.table not in tasks:
-                tasks[step.table] = bars.add_task(step.table, total=1.0, rows=0)
+                tasks[step.table] = bars.add_task(visible(step.table), total=1.0, rows=0)
             bars.update(tasks[step.table], completed=step.share, rows=step.rows)
 
         yield notify
@@ -99,17 +126,27 @@ def _bars() -> Iterator[Notify]:
 def _log(step: Step) -> None:
     if not step.result:
         return
-    import structlog
-
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    log = _logger()
     done = step.result
     facts: dict[str, Any] = {"table": done.table, "rows": done.rows_read}
     if done.error:
-        structlog.get_logger().error("failed", **facts, error=done.error.message)
+        log.error("failed", **facts, error=done.error.message)
     else:
-        structlog.get_logger().info(
-            done.status, **facts, version=done.version, files=done.files, bytes=done.bytes
-        )
+        log.info(done.status, **facts, version=done.version, files=done.files, bytes=done.bytes)
+
+
+def _logger() -> Any:
+    """A logger of structured lines on stderr."""
+    import structlog
+
+    def shown(_: Any, __: str, facts: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        return {name: visible(v) if isinstance(v, str) else v for name, v in facts.items()}
+
+    usual = structlog.get_config()["processors"]
+    if not any(getattr(one, "__name__", "") == "shown" for one in usual):
+        usual = [*usual[:-1], shown, usual[-1]]
+    structlog.configure(processors=usual, logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    return structlog.get_logger()
 
 
 _CELLS = ("read", "new", "upd.", "gone", "rej.", "odd", "files", "size", "s", "v")
@@ -122,14 +159,14 @@ def _figures(
     texts: Collection[str] = ("Bronze table", "status"),
 ) -> None:
     """A table of figures, without the columns that have nothing to tell, so that it is narrow."""
-    told = [i for i, _ in enumerate(names) if any(row[i] not in _NOTHING for row in rows)]
-    widths = {i: max(cell_len(row[i]) for row in (names, *rows)) for i in told}
+    rows = [[visible(cell) for cell in row] for row in rows]
+    shown = [i for i, _ in enumerate(names) if any(row[i] not in _NOTHING for row in rows)]
+    widths = {i: max(cell_len(row[i]) for row in (names, *rows)) for i in shown}
     for number, row in enumerate((names, *rows)):
-        pads = {i: " " * (widths[i] - cell_len(row[i])) for i in told}
-        cells = [row[i] + pads[i] if names[i] in texts else pads[i] + row[i] for i in told]
+        pads = {i: " " * (widths[i] - cell_len(row[i])) for i in shown}
+        cells = [row[i] + pads[i] if names[i] in texts else pads[i] + row[i] for i in shown]
         # A terminal that is narrower breaks the line itself: no digit is left out.
-        style = None if number else "bold"
-        _out.print("  ".join(cells).rstrip(), style=style, markup=False, soft_wrap=True)
+        said("  ".join(cells).rstrip(), style=None if number else "bold")
 
 
 def run(result: RunResult) -> None:
@@ -144,19 +181,15 @@ def run(result: RunResult) -> None:
         for note in row.notes:
             said(f"{row.table}: {note}")
         if row.error:
-            _err.print(f"{row.table}: {row.error.message}", style="red", markup=False)
-            _err.print(f"  {row.error.hint}", markup=False)
+            failed(f"{row.table}: {row.error.message}", row.error.hint)
     _told(result)
 
 
 def steps(quiet: bool) -> NotifyStep:
     """A structured line for each batch of a stream on stderr, only notes if quiet."""
-    import structlog
+    log = _logger()
 
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-    log = structlog.get_logger()
-
-    def told(step: StreamStep) -> None:
+    def landed(step: StreamStep) -> None:
         if step.note:
             log.warning(step.note)
         elif not quiet and step.changes:
@@ -169,7 +202,7 @@ def steps(quiet: bool) -> NotifyStep:
                 lag_seconds=round(step.lag_seconds, 2),
             )
 
-    return told
+    return landed
 
 
 def streamed(result: StreamResult) -> None:
@@ -183,22 +216,21 @@ def streamed(result: StreamResult) -> None:
     )
     for row in result.tables:
         if row.error:
-            _err.print(f"{row.table}: {row.error.message}", style="red", markup=False)
-            _err.print(f"  {row.error.hint}", markup=False)
+            failed(f"{row.table}: {row.error.message}", row.error.hint)
     _told(result)
 
 
 def dropped(name: str, as_json: bool) -> None:
     """What became of a stream's slot."""
     if as_json:
-        print(json.dumps({"dropped": name}))
+        print_json({"dropped": name})
     else:
         said(f"Dropped the slot {name} and its publication. The Bronze tables stay as they are.")
 
 
 def _cells(row: TableResult) -> list[str]:
     return [
-        row.target.rpartition(".")[2] or row.table,
+        row.target.partition(".")[2] or row.table,
         row.status,
         f"{row.rows_read:,}",
         f"{row.inserted:,}",
@@ -221,7 +253,7 @@ def maintained(result: MaintainResult) -> None:
     """What maintenance did to each table, then what went wrong, if anything did."""
     rows = [
         [
-            row.target.rpartition(".")[2],
+            row.target.partition(".")[2],
             str(row.files_before) if row.version is not None else "",
             str(row.files_after) if row.version is not None else "",
             size(row.rewritten),
@@ -235,8 +267,7 @@ def maintained(result: MaintainResult) -> None:
     _figures(("Bronze table", "files", "now", "rewritten", "expired", "freed", "log", "s"), rows)
     for row in result.tables:
         if row.error:
-            _err.print(f"{row.target}: {row.error.message}", style="red", markup=False)
-            _err.print(f"  {row.error.hint}", markup=False)
+            failed(f"{row.target}: {row.error.message}", row.error.hint)
     _unrecorded(result)
 
 
@@ -247,8 +278,10 @@ def audit(report: AuditReport) -> None:
         what = " ".join(filter(None, (row.action, row.subject, row.result)))
         said(f"{row.sequence:>6}  {when}  {row.actor}@{row.host}  {what}  {_brief(row.details)}")
     for problem in report.problems:
-        _err.print(f"{problem}.", style="red", markup=False)
+        failed(f"{problem}.")
     said(f"{report.count:,} records in all{_proof(report)}")
+    for note in report.notes:
+        said(f"  {note}")
     if report.head:
         said(f"head {report.head}")
 
@@ -259,7 +292,14 @@ def _proof(report: AuditReport) -> str:
     if report.problems:
         return ", and they are not as they were written"
     bare = f"; the first {report.unsealed:,} are not sealed: anybody could have written them"
-    return f", all of them whole{bare if report.unsealed else ''}"
+    asked = (
+        f"; {report.vouching:,} of {report.tables:,} Bronze tables know of them, up to"
+        f" {report.vouched:,}"
+    )
+    return (
+        f", all of them whole: {report.files:,} files of {report.place} were read"
+        f"{asked}{bare if report.unsealed else ''}"
+    )
 
 
 def _brief(details: str) -> str:
@@ -288,28 +328,31 @@ def _unrecorded(
     result: RunResult | StreamResult | MaintainResult | VerifyResult | Forgotten,
 ) -> None:
     if result.unrecorded:
-        said = "What was done could not be recorded in full"
-        _err.print(f"{said}: {result.unrecorded.message}", style="red", markup=False)
-        _err.print(f"  {result.unrecorded.hint}", markup=False)
+        lost = "What was done could not be recorded in full"
+        failed(f"{lost}: {result.unrecorded.message}", result.unrecorded.hint)
 
 
 def revealed(rows: DataFrame, form: str) -> None:
     """Rows as a table, or all of them as ``json`` or ``csv``."""
     if form == "json":
-        found = _finite(rows.to_dicts())
-        print(json.dumps(found, ensure_ascii=False, default=_text, allow_nan=False))
+        print_json(rows.to_dicts())
         return
     if form == "csv":
         writer = csv.writer(sys.stdout)
-        writer.writerow(rows.columns)
-        writer.writerows(rows.iter_rows())
+        # A file holds the values as they are; a terminal would obey them.
+        shown = _visible_row if sys.stdout.isatty() else tuple
+        writer.writerows(shown(row) for row in (rows.columns, *rows.iter_rows()))
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in rows.columns:
-        table.add_column(Text(name), overflow="fold")
+        table.add_column(_cell(name), overflow="fold")
     for row in rows.iter_rows():
-        table.add_row(*("" if value is None else Text(str(value)) for value in row))
+        table.add_row(*("" if value is None else _cell(str(value)) for value in row))
     _out.print(table)
+
+
+def _visible_row(row: Sequence[Any]) -> tuple[Any, ...]:
+    return tuple(visible(value) if isinstance(value, str) else value for value in row)
 
 
 def _text(value: Any) -> str:
@@ -317,28 +360,51 @@ def _text(value: Any) -> str:
 
 
 def forgotten(done: Forgotten) -> None:
-    """What was erased, and what is left."""
+    """What was looked at and erased, and what is left."""
+    if done.source:
+        said(
+            f"Table {done.source.table} of the source (oid {done.source.oid}) answered that it has"
+            f" {done.source.rows} such rows."
+        )
+    for note in done.notes:
+        said(f"note: {note}")
+    if done.before and not done.is_found:
+        failed(
+            f"{done.target}: nothing was found and nothing was erased. {_looked(done.before)} were"
+            " looked at.",
+            "Is the value right? What the log of older versions may still say of rows that left"
+            " them before, --old-versions deletes.",
+        )
+        return
     said(
         f"{done.target}: {done.rows} rows and {done.records} records erased; {done.files} files"
         f" ({size(done.bytes)}) and {done.entries} log entries deleted. Only version"
         f" {done.version} can be read now."
     )
     if done.left:
-        _err.print(
-            f"{done.left} rows are left in files that a run may be about to commit: let it end,"
-            " and run this again.",
-            style="red",
-            markup=False,
+        failed(
+            f"{done.left} rows or records are left in files that a run may be about to commit: let"
+            " it end, and run this again."
         )
-    elif done.scanned:
-        said(f"Proof: {done.scanned} Parquet files were read, none has such a row.")
+    elif done.before and done.after:
+        said(
+            f"Found before: {done.before.found} rows and {done.before.told} records, among"
+            f" {_looked(done.before)}."
+        )
+        said(f"Proof: {_looked(done.after)} were read afterwards, none has such a row.")
     _unrecorded(done)
+
+
+def _looked(at: Evidence) -> str:
+    return (
+        f"{at.rows:,} rows in {at.files:,} Parquet files and {at.records:,} records of governance"
+    )
 
 
 def keys(found: Sequence[KeyReport], as_json: bool) -> None:
     """Keys, without their secrets."""
     if as_json:
-        print(json.dumps([asdict(key) for key in found], ensure_ascii=False, default=str))
+        print_json([asdict(key) for key in found])
         return
     names = ("key", "table", "column", "purpose", "master key", "made", "state")
     rows = [
@@ -355,7 +421,7 @@ def keys(found: Sequence[KeyReport], as_json: bool) -> None:
 def rewrapped(count: int, as_json: bool) -> None:
     """How many keys were wrapped anew."""
     if as_json:
-        print(json.dumps({"rewrapped": count}))
+        print_json({"rewrapped": count})
     else:
         said(f"{count} keys were wrapped anew." if count else "All keys are wrapped by it already.")
 
@@ -366,7 +432,7 @@ def verified(result: VerifyResult) -> None:
     rows = []
     for row in result.tables:
         counts = (row.bronze_rows, row.bronze_files, row.missing, row.extra, row.different)
-        cells = [row.target.rpartition(".")[2] or row.table, row.status]
+        cells = [row.target.partition(".")[2] or row.table, row.status]
         cells += [f"{row.source_rows:,}" if row.source_rows >= 0 else ""]
         cells += [f"{count:,}" for count in (*counts, row.altered, len(row.files))]
         rows.append([*cells, f"{row.seconds:.1f}", _version(row.version)])
@@ -387,8 +453,7 @@ def verified(result: VerifyResult) -> None:
         if row.rows and left > 0:
             said(f"{row.table}: and {left:,} more")
         if row.error:
-            _err.print(f"{row.table}: {row.error.message}", style="red", markup=False)
-            _err.print(f"  {row.error.hint}", markup=False)
+            failed(f"{row.table}: {row.error.message}", row.error.hint)
     _unrecorded(result)
 
 
@@ -437,30 +502,40 @@ def _score(score: float) -> str:
 
 def quality(report: QualityReport, trend: int) -> None:
     """How tables fare, what is not as demanded, and how it came to be so."""
+    from bronze.grade import NULLS, emptiest
+
     if not report.tables:
-        said("There are no figures yet: `bronze run` and `bronze stream` enter them.")
-        return
+        said(f"There are no figures yet in {report.lake}: `bronze run` enters them.")
     rows = []
     for one in report.tables:
         for number, run in enumerate(one.runs):
             when = f"  {run.evaluated:%Y-%m-%d %H:%M}"
-            cells = [when if number else one.target.rpartition(".")[2], f"{run.rows:,}"]
+            name = when if number else one.target.partition(".")[2]
+            cells = [name if run.landed else f"{name} (refused)", f"{run.rows:,}"]
             cells += [_score(run.score), f"{run.flawed:,}", f"{run.quarantined:,}", str(run.unmet)]
             rows.append([*cells, "" if number else _age(one)])
     names = ("rows", "score", "below 100", "quarantined", "unmet", "age")
-    _figures(("Bronze table", *names), rows)
+    if rows:
+        _figures(("Bronze table", *names), rows)
     for one in report.tables:
         for figure in one.unmet:
             what = figure.rule if figure.kind != "check" else f"{figure.rule} (check)"
             count = f"{figure.failed:,} of {figure.checked:,}"
             keys = f", such as {', '.join(figure.examples)}" if figure.examples else ""
+            if figure.rule == NULLS and figure.kind == "check":
+                keys = f", most of them in {emptiest(one.figures)}"
             said(f"{one.target}: {what}: {count} ({figure.share or 0:.2%}){keys}")
         if not one.fresh:
-            said(f"{one.target}: not fresh: {_age(one)} old, to be below {one.allowed:,} s")
+            age = f"{_age(one)} old" if math.isfinite(one.age) else "nothing has ever landed"
+            said(f"{one.target}: not fresh: {age}, to be below {one.allowed:,} s")
+    for name in report.missing:
+        said(f"{name}: there are no figures of it: its next run enters them")
 
 
 def _age(table: TableQuality) -> str:
-    minutes, seconds = divmod(int(min(table.age, 10**9)), 60)
+    if not math.isfinite(table.age):
+        return "never"
+    minutes, seconds = divmod(int(table.age), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds:02}s"
 
@@ -481,7 +556,7 @@ def check(report: Report) -> None:
                 column.name if column.name == column.target else f"{column.name} → {column.target}"
             )
             cells = (name, column.source_type, column.delta_type, column.note)
-            table.add_row(*map(Text, cells))
+            table.add_row(*map(_cell, cells))
         if found.columns:
             _out.print(table)
         if found.rules:
@@ -493,5 +568,4 @@ def check(report: Report) -> None:
     for note in report.notes:
         said(f"\nnote: {note}")
     for problem in report.problems:
-        _err.print(f"\n{problem.message}", style="red", markup=False)
-        _err.print(f"  {problem.hint}", markup=False)
+        failed(f"\n{problem.message}", problem.hint)

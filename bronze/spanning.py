@@ -13,6 +13,7 @@ import polars as pl
 
 from bronze import rules, units
 from bronze.drift import Settled
+from bronze.errors import TableRefused
 from bronze.model import KEY_TEXT, Column, RowKey
 from bronze.rule import SPANNING, Criterion, Quality
 from bronze.source import constraint
@@ -171,10 +172,40 @@ def _other(
 ) -> tuple[str, str, tuple[str, ...]]:
     """The schema and name of the table that a rule refers to, and its columns."""
     for rule in given.target.settings.rules:
-        if rule.called == criterion.name and criterion.origin == "config":
-            return rules.referred(given.target, rule)
+        if rule.references and rule.called == criterion.name and criterion.origin == "config":
+            schema, table = _named(given, criterion.name, rule.references.table)
+            return schema, table, rules.referred(given.target, rule)
     held = next(one for one in known.references if one.name == criterion.name)
     return held.schema, held.table, held.others
+
+
+_CALLED = """
+SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname || '.' || c.relname = %(name)s AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+   OR c.relname = %(name)s AND n.nspname = %(own)s AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+ORDER BY n.nspname
+"""
+
+
+def _named(given: Assignment, rule: str, name: str) -> tuple[str, str]:
+    """The schema and name of the table that a rule calls ``name``: either may have dots.
+
+    Raises:
+        TableRefused: there is no such table, or there are several.
+    """
+    wanted = {"name": name, "own": given.target.relation.schema}
+    found: list[Any] = units.asked(given, lambda holder: holder.execute(_CALLED, wanted).fetchall())
+    if len(found) == 1:
+        schema, table = found[0]
+        return str(schema), str(table)
+    many = " and ".join(quoted(*one) for one in found)
+    raise TableRefused(
+        f"The rule {rule!r} of table {given.target.label} cannot be used: "
+        + (f"{name} may be {many}." if found else f"there is no table {name} in the source."),
+        hint="references = { table = … } names a table as schema.table, or one of the same schema"
+        " as table.",
+        table=given.target.label,
+    )
 
 
 def _none_of(columns: Sequence[Column], rows: Sequence[Any]) -> pl.Expr:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 import polars as pl
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
+from bronze.plain import plain
 from bronze.rule import Kind, Severity
 from bronze.section import Names, Seconds, Section
 
@@ -26,13 +27,19 @@ Value = Annotated[Any, AfterValidator(_plain)]
 
 
 class QualitySettings(Section):
-    """What is demanded of a table as a whole. ``freshness`` is in seconds."""
+    """What is demanded of a table as a whole. ``freshness`` is in seconds.
+
+    ``null_share`` is demanded where it is given: a NULL that the source allows is no fault by
+    itself. ``allow_rows`` is how many rows may fail a check whatever their share is, and how many
+    NULLs each column may have.
+    """
 
     threshold: int = Field(default=80, ge=0, le=100)
     derive: bool = True
     on_failure: Literal["land", "stop"] = "land"
-    null_share: Share = 0.05
+    null_share: Share | None = None
     duplicates: Share = 0.01
+    allow_rows: int = Field(default=0, ge=0)
     schema_compliance: Share = 1.0
     freshness: Seconds = 1800
 
@@ -80,6 +87,7 @@ class RuleSettings(Section):
     columns: Names = ()
     severity: Severity = "medium"
     allow: Share = 0.0
+    allow_rows: int = Field(default=0, ge=0)
     not_null: Literal[True] | None = None
     unique: Literal[True] | None = None
     range: Bounds | None = None
@@ -143,5 +151,4 @@ def _compiles(kind: Kind, text: str) -> None:
         elif kind == "expression":
             pl.sql_expr(text)
     except pl.exceptions.PolarsError as error:
-        reason = " ".join(line.strip() for line in str(error).split("\n\n")[0].splitlines())
-        raise ValueError(f"{text!r} cannot be used: {reason}") from None
+        raise ValueError(f"{text!r} cannot be used: {plain(error)}") from None

@@ -7,21 +7,22 @@ its last run has brought, or, for a table that is streamed, that its stream has 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import polars as pl
 
-from bronze import grade
+from bronze import drift, grade
 from bronze.books import quality as book
 from bronze.books import streams
 from bronze.books.quality import Figure
 from bronze.errors import ConfigError
 from bronze.model import Stored
 from bronze.settings import GOVERNANCE, Settings
-from bronze.table import files, log
+from bronze.table import files, log, store
 from bronze.table.log import State
+from bronze.table.naming import spellings
 
 # Of a stream's records only so many files are looked into, from the newest on.
 _RECORDS = 20
@@ -70,14 +71,19 @@ class TableQuality:
 
 @dataclass(frozen=True)
 class QualityReport:
-    """How tables fare."""
+    """How tables fare; ``missing`` are Bronze tables that there are no figures of, ``lake`` is
+    where it was looked for them.
+    """
 
     tables: tuple[TableQuality, ...]
+    missing: tuple[str, ...] = ()
+    lake: str = ""
 
     @property
     def exit_code(self) -> int:
-        """0: all is as demanded; 1: something is not."""
-        return 1 if any(table.unmet or not table.fresh for table in self.tables) else 0
+        """0: all is as demanded; 1: something is not, or there are no figures of it."""
+        unmet = any(table.unmet or not table.fresh for table in self.tables)
+        return 1 if unmet or self.missing or not self.tables else 0
 
 
 def quality(settings: Settings, tables: Sequence[str] = (), trend: int = 1) -> QualityReport:
@@ -93,34 +99,88 @@ def quality(settings: Settings, tables: Sequence[str] = (), trend: int = 1) -> Q
         LakeError, LakeUnreachable: the lake cannot be read.
     """
     state = log.read(settings.place(GOVERNANCE, book.NAME))
-    frame = _read(state, state.files) if state else pl.DataFrame(schema=dict.fromkeys(_KEYS))
-    found = {
-        (str(source), str(target)): records
-        for (source, target), records in frame.partition_by(_KEYS, as_dict=True).items()
-    }
-    known = {name for source, target in found for name in _names(source, target)}
-    unknown = [name for name in tables if name not in known]
+    frame = (
+        _read(state, state.files) if state else pl.DataFrame(schema=dict.fromkeys(_KEYS, pl.String))
+    )
+    found = [
+        _Recorded(str(source), *_original(settings, str(source), str(target)), str(target), records)
+        for (source, target), records in _ours(settings, frame)
+        .partition_by(_KEYS, as_dict=True)
+        .items()
+    ]
+    unknown = [name for name in tables if not any(name in one.names for one in found)]
     if unknown:
         raise ConfigError(
             f"There are no figures of a table {unknown[0]} in {settings.lake.root}.",
             hint="They are entered by `bronze run` and `bronze stream`. There are those of"
-            f" {', '.join(sorted(target for _, target in found)) or 'none'}.",
+            f" {', '.join(sorted(one.target for one in found)) or 'none'}.",
         )
     recorded = _recorded(settings)
-    return QualityReport(
-        tuple(
-            _table(settings, records, recorded.get(target), trend)
-            for (source, target), records in sorted(found.items())
-            if not tables or set(_names(source, target)) & set(tables)
-        )
+    fared = tuple(
+        _table(settings, one, recorded.get(one.short), trend)
+        for one in sorted(found, key=lambda one: (one.source, one.target))
+        if not tables or set(one.names) & set(tables)
     )
+    missing = () if tables else tuple(_missing(settings, [one.target for one in found]))
+    return QualityReport(fared, missing, settings.lake.root)
+
+
+def _missing(settings: Settings, targets: Sequence[str]) -> Iterator[str]:
+    """The Bronze tables in the lake that are none of these."""
+    schema = settings.lake.schema_
+    known = {target.removeprefix(f"{schema}.") for target in targets}
+    for name in store.folders(settings.place(schema, "")):
+        if name not in known:
+            state = log.read(settings.place(schema, name))
+            if state is not None and drift.TABLE in state.properties:
+                yield f"{schema}.{name}"
 
 
 _KEYS = ["source_table", "target_table"]
 
 
-def _names(source: str, target: str) -> tuple[str, str, str]:
-    return source, source.rpartition(".")[2], target
+@dataclass(frozen=True)
+class _Recorded:
+    """The figures of one table: ``source`` is the label of the source's table, of which ``schema``
+    and ``name`` are the parts; ``target`` the Bronze table's full name.
+    """
+
+    source: str
+    schema: str
+    name: str
+    target: str
+    records: pl.DataFrame
+
+    @property
+    def short(self) -> str:
+        """The Bronze table's name within its schema."""
+        return spellings(self.target)[1]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names that it may be asked for by."""
+        return self.source, self.name, self.target, self.short
+
+
+def _ours(settings: Settings, records: pl.DataFrame) -> pl.DataFrame:
+    """The records of this config's Bronze tables, each under its full name."""
+    target, mine = pl.col("target_table"), f"{settings.lake.schema_}."
+    full = target.str.contains(".", literal=True)
+    return records.with_columns(pl.when(full).then(target).otherwise(pl.lit(mine) + target)).filter(
+        target.str.starts_with(mine)
+    )
+
+
+def _original(settings: Settings, label: str, target: str) -> tuple[str, str]:
+    """The schema and the name of the source's table with a label."""
+    if label.count(".") > 1:
+        # Either has dots: the Bronze table knows which.
+        state = log.read(settings.place(settings.lake.schema_, spellings(target)[1]))
+        known = drift.table_of(state.properties) if state else ("", "")
+        if ".".join(known) == label:
+            return known
+    schema, _, name = label.partition(".")
+    return schema, name
 
 
 def _read(state: State, stored: Sequence[Stored]) -> pl.DataFrame:
@@ -149,23 +209,23 @@ def _recorded(settings: Settings) -> dict[str, datetime]:
 
 
 def _table(
-    settings: Settings, records: pl.DataFrame, recorded: datetime | None, trend: int
+    settings: Settings, one: _Recorded, recorded: datetime | None, trend: int
 ) -> TableQuality:
+    records = one.records
     newest = records.sort("evaluated_timestamp", descending=True, maintain_order=True)
     batches = newest["batch_id"].unique(maintain_order=True).head(max(trend, 1))
     runs = [newest.filter(pl.col("batch_id") == batch) for batch in batches]
-    source, target, system = newest.select(*_KEYS, "source_system").row(0)
-    schema, _, name = source.partition(".")
+    system = newest["source_system"][0]
     landed = records.filter("landed")["as_of_timestamp"].max()
     moments = [at for at in (landed, recorded) if isinstance(at, datetime)]
     age = (datetime.now(UTC) - max(moments)).total_seconds() if moments else float("inf")
     return TableQuality(
-        table=source,
-        target=f"{settings.lake.schema_}.{target}",
+        table=one.source,
+        target=one.target,
         runs=tuple(_run(rows) for rows in runs),
         figures=tuple(_figure(row) for row in runs[0].to_dicts()),
         age=age,
-        allowed=settings.demanded(settings.table(system, schema, name)).freshness,
+        allowed=settings.demanded(settings.table(system, one.schema, one.name)).freshness,
     )
 
 

@@ -119,7 +119,7 @@ def _told(
             at=at,
             stamp=stamp,
             source_table=target.label,
-            target_table=target.name,
+            target_table=target.full_name,
         )
         place = settings.place(GOVERNANCE, anomalies.NAME)
         entered(place, anomalies.COLUMNS, frame, stamp.batch_id)
@@ -132,7 +132,7 @@ def _told(
             at=at,
             stamp=stamp,
             source_table=target.label,
-            target_table=target.name,
+            target_table=target.full_name,
         )
         place = settings.place(GOVERNANCE, profiles.NAME)
         entered(place, profiles.COLUMNS, frame, stamp.batch_id)

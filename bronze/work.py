@@ -152,7 +152,7 @@ class _Tally:
             made, outliers = scored(made, unit.enrichment.watch, unit.key.names, unit.stamp)
             self.findings += Findings(outliers)
         if _REJECTED in made.columns:
-            found = rejections(made, made[_REJECTED], unit.key.names)
+            found = rejections(made, made[_REJECTED], unit.key.names or _NAMED)
             self.rejected += protect.rejections(found, unit.enrichment.protection)
             made = made.drop(_REJECTED)
         return made
@@ -163,6 +163,8 @@ class _Tally:
 
 
 _REJECTED = "\0rejected"
+# By what the records of a row without a key name it.
+_NAMED = ("row_hash",)
 
 
 def _constant(name: str, value: str | None, kind: pl.DataType, like: pl.DataFrame) -> pl.Series:

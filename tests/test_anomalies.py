@@ -233,6 +233,49 @@ def test_a_damaged_book_is_told_and_stops_nothing(source: Source) -> None:
     assert "were not entered into the books" in result.notes[0]
 
 
+def test_numbers_that_delta_has_no_type_for_are_numbers(source: Source) -> None:
+    """A numeric without precision, one of many digits and domains are watched as what they are,
+    with NaN and infinities among them; what takes no part in the scores is named.
+    """
+    source.execute("CREATE DOMAIN price AS numeric CHECK (value > 0)")
+    source.execute("CREATE DOMAIN words AS text")
+    source.execute(
+        "CREATE TABLE goods (id int PRIMARY KEY, free numeric, wide numeric(50, 2), d price,"
+        " w words, at time, u uuid, b bytea, l int[])"
+    )
+    source.execute(
+        "INSERT INTO goods SELECT i, 50.5 + i %% 97, 10 + i %% 89, 1 + i %% 7,"
+        " repeat('x', 1 + i %% 61) || i, '10:00'::time + i * interval '1 second',"
+        " gen_random_uuid(), i::text::bytea, ARRAY[i] FROM generate_series(1, %s) i",
+        ROWS,
+    )
+    source.execute("UPDATE goods SET free = 'NaN' WHERE id = 1")
+    source.execute("UPDATE goods SET free = 1e300, wide = 1e40 WHERE id = 77")
+    source.execute("UPDATE goods SET free = NULL WHERE id % 500 = 0")
+    settings = watching(source)
+    result = ran(settings)
+    (features,) = book(source, "models")["features"]
+    assert {(f["column"], f["measure"]) for f in json.loads(features)} == {
+        ("free", "number"),
+        ("wide", "number"),
+        ("d", "number"),
+        ("w", "length"),
+    }
+    rows = held(source)
+    assert rows["anomaly_score"].null_count() == 0
+    assert rows.filter("is_anomaly").sort("anomaly_score")["id"][-1] == 77
+    assert (
+        "no anomaly is found by the values of at (time without time zone), u (uuid), b (bytea),"
+        " l (integer[])" in result.notes
+    )
+    means = [json.loads(one) for one in book(source, "profiles")["measures"]]
+    assert means[0]["mean d"] == pytest.approx(4, abs=0.1)
+    assert ran(settings).notes == ()
+    chosen = watching(source, anomalies={"columns": ["free", "b"], "trees": 20})
+    for _ in range(2):
+        assert ran(chosen).notes[-1] == "no anomaly is found by the values of b (bytea)"
+
+
 def test_tables_of_which_nothing_can_be_learned_have_no_scores(source: Source) -> None:
     """Few rows, or none that differ: the columns are NULL, the run goes well and says so."""
     source.execute("CREATE TABLE goods (id int PRIMARY KEY, n int)")

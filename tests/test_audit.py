@@ -155,15 +155,16 @@ def test_what_could_not_be_recorded_is_told(source: Source) -> None:
 
 
 def test_an_untouched_log_is_whole(settings: Settings) -> None:
-    """Nothing is found where nothing was done, before the first record, and after maintenance."""
-    assert audit.report(settings, verify=True) == audit.Report((), 0, "", True, ())
+    """Nothing is found where nothing was done; after maintenance it is the same in fewer files."""
     recorded(settings, 6)
     before = audit.report(settings, verify=True)
     assert (before.count, before.problems) == (7, ())
     (result,) = maintain.maintain(settings).tables
     assert (result.target, result.error) == ("governance.audit_log", None)
     assert result.files_after < result.files_before
-    assert audit.report(settings, verify=True) == before
+    after = audit.report(settings, verify=True)
+    assert (before.files, after.files) == (6, result.files_after)
+    assert replace(after, files=before.files) == before
     assert problems(settings, before.head) == ()
 
 

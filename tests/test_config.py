@@ -366,8 +366,8 @@ def test_a_connection_string_can_be_secret(
     assert result.exit_code == 0
     assert len(pool.seen) == 2
     files = [path.read_bytes() for path in (tmp_path / "lake").rglob("*") if path.is_file()]
-    # A file and a log entry of the table, and as many of each of the books.
-    assert len(files) == 6
+    # A file and a log entry of the table, and as many of each of the books and the audit log.
+    assert len(files) == 8
     shown = [*pool.seen, *files, repr(settings).encode(), repr(result).encode()]
     assert not [text for text in shown if PASSWORD.encode() in text]
 

@@ -689,6 +689,35 @@ def test_what_is_wrong_with_a_protection_is_said(given: dict[str, Any], said: st
         parse(document)
 
 
+def test_what_would_show_a_value_of_few_is_refused(source: Source) -> None:
+    """Booleans, enums, domains over them and arrays of them keep no shape and no end."""
+    source.execute("CREATE TYPE mood AS ENUM ('happy', 'depressed'); CREATE DOMAIN flag AS boolean")
+    shape: dict[str, Any] = {"method": "tokenize", "format": True}
+    cases: list[tuple[str, dict[str, Any], str]] = [
+        ("boolean", shape, "format = true"),
+        ("mood", shape, "format = true"),
+        ("flag", {"method": "mask", "keep": 2}, "keep = 2"),
+        ("mood[]", {"method": "mask", "keep": 3}, "keep = 3"),
+    ]
+    own: dict[str, Any] = {}
+    for number, (kind, how, _) in enumerate(cases):
+        source.execute(f"CREATE TABLE t{number} (id int PRIMARY KEY, v {kind})")
+        own[f"t{number}"] = {"protect": {"v": how}}
+    source.execute("CREATE TABLE u (id int PRIMARY KEY, v boolean)")
+    own["u"] = {"protect": {"v": "tokenize"}}
+    given = source.settings(tables=own)
+    results = {one.table: one for one in pipeline.run(given).tables}
+    problems = {one.table: one.problem for one in check.check(given).tables}
+    assert results["public.u"].error is None
+    for number, (kind, _, said) in enumerate(cases):
+        error = results[f"public.t{number}"].error
+        assert error, kind
+        assert said in error.message
+        assert "Leave" in error.hint
+        assert problems[f"public.t{number}"] == error
+        assert not source.table(f"t{number}").exists()
+
+
 def test_a_name_that_several_tables_have_is_refused(source: Source) -> None:
     """What is erased or shown is never somebody else's: the Bronze table is to be named."""
     source.execute(

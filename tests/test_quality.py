@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
+from deltalake import DeltaTable
 from typer.testing import CliRunner
 
 import bronze
-from bronze import check, config, pipeline, spanning, stream, trend
+from bronze import check, config, pipeline, show, spanning, stream, trend
 from bronze.cli import app
 from bronze.errors import ConfigError
 from bronze.result import TableResult
@@ -57,7 +59,7 @@ def scores(source: Source, name: str = "t") -> dict[int, tuple[int, str]]:
     return {key: (score, status) for key, score, status in rows}
 
 
-def book(source: Source, target: str = "bz_t") -> pl.DataFrame:
+def book(source: Source, target: str = "bronze.bz_t") -> pl.DataFrame:
     """The figures of the newest run of a table."""
     frame = pl.read_delta(str(source.lake / "governance" / "quality"))
     mine = frame.filter(pl.col("target_table") == target)
@@ -342,7 +344,8 @@ def test_figures_of_the_table_are_entered(source: Source) -> None:
     source.execute("CREATE TABLE t (id int PRIMARY KEY, q int, p numeric(8, 2))")
     source.execute("INSERT INTO t SELECT i, nullif(i % 4, 0), i FROM generate_series(1, 8) i")
     source.execute("INSERT INTO t VALUES (9, 1, 'NaN')")
-    result = run(settings(source, [POSITIVE], sla="5m"))
+    demanded = {"null_share": 0.05}
+    result = run(settings(source, [POSITIVE], sla="5m", quality=demanded))
     assert result.error is None
     assert figure(source, "null_share", "")["failed"] == 3
     assert figure(source, "null_share", "")["checked"] == 27
@@ -413,7 +416,10 @@ GATED: list[tuple[dict[str, Any], bool]] = [
     ({"rules": [{**POSITIVE, "allow": 0.05}]}, False),
     ({"rules": [{**POSITIVE, "allow": 0.04}]}, True),
     ({"rules": [{**POSITIVE, "severity": "medium"}]}, False),
+    ({"rules": [{**POSITIVE, "allow_rows": 1}]}, False),
+    ({"rules": [{**POSITIVE, "allow_rows": 1, "column": "id", "range": {"min": 3}}]}, True),
     ({"quality": {"null_share": 0.01}}, True),
+    ({"quality": {"null_share": 0.01, "allow_rows": 1}}, False),
     ({"quality": {"null_share": 0.02}}, False),
     ({"quality": {"freshness": 0}}, False),
 ]
@@ -436,6 +442,88 @@ def test_what_the_gate_goes_by(source: Source) -> None:
         if (results[f"t{i}"].status == "failed") != stopped
     }
     assert wrong == {}
+
+
+def test_a_batch_of_one_row_may_break_a_rule(source: Source) -> None:
+    """A share of one row is all or nothing: a rule, and the checks, allow a number of rows too."""
+    source.execute(TABLE)
+    given = settings(
+        source,
+        [{**POSITIVE, "allow": 0.01, "allow_rows": 2}],
+        pattern="batch",
+        quality={"on_failure": "stop", "null_share": 0.05, "allow_rows": 1},
+    )
+    assert run(given).status == "landed"
+    source.execute("UPDATE t SET q = -1, s = NULL WHERE id = 1")
+    assert (run(given).status, figure(source, "positive")["allowed"]) == ("landed", 1.0)
+    source.execute("UPDATE t SET q = -2 WHERE id BETWEEN 2 AND 4")
+    assert run(given).status == "failed"
+    row = figure(source, "positive")
+    assert (row["checked"], row["failed"], row["passed"]) == (3, 3, False)
+    assert row["allowed"] == pytest.approx(2 / 3)
+
+
+def test_nulls_are_a_fault_where_it_is_said_so_and_are_named(
+    source: Source, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A clean table with NULLs is as demanded by default; otherwise their columns are named."""
+    source.execute("CREATE TABLE t (id int PRIMARY KEY, a int, b int, c int, d int, e int)")
+    source.execute("INSERT INTO t (id, a, b) VALUES (1, 1, 1), (2, NULL, 1)")
+    run(settings(source, []))
+    report = trend.quality(settings(source, []))
+    assert (report.exit_code, report.tables[0].unmet) == (0, ())
+    assert figure(source, "null_share", "")["measured"] == 7 / 12
+    source.execute("UPDATE t SET b = 2")
+    given = settings(source, [], quality={"null_share": 0.05, "on_failure": "stop"})
+    error = run(given).error
+    named = "most of them in c (2 of 2), d (2 of 2), e (2 of 2), and 1 more"
+    assert error
+    assert f"7 of 12 values are NULL, not below 5.00%, {named}" in error.message
+    report = trend.quality(given)
+    assert report.exit_code == 1
+    show.quality(report, 1)
+    assert named in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_did_not_land_is_not_said_to_have(
+    source: Source, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing of a refused table is quarantined, and one that never landed has no age."""
+    source.execute(TABLE)
+    source.execute("UPDATE t SET q = -1 WHERE id < 3")
+    given = settings(source, [{**POSITIVE, "severity": "critical"}], quality={"on_failure": "stop"})
+    result = pipeline.run(given)
+    assert (result.tables[0].status, result.tables[0].quarantined) == ("failed", 0)
+    show.run(result)
+    shown = capsys.readouterr()
+    assert "quarantined" not in shown.out + shown.err
+    report = trend.quality(given)
+    assert not report.tables[0].fresh
+    show.quality(report, 1)
+    told = capsys.readouterr().out
+    assert "bz_t (refused)" in told
+    assert "nothing has ever landed" in told
+    assert "h46m" not in told
+
+
+def test_no_figures_are_no_good_figures(source: Source, tmp_path: Path) -> None:
+    """Neither a lake without figures, nor a table without, nor another root is as demanded."""
+    source.execute(TABLE)
+    source.execute("CREATE TABLE u (id int PRIMARY KEY)")
+    given = settings(source, [])
+    assert trend.quality(given).exit_code == 1
+    pipeline.run(given)
+    assert trend.quality(given).exit_code == 0
+    elsewhere = settings(Source(source.dsn, tmp_path / "elsewhere"), [])
+    report = trend.quality(elsewhere)
+    assert (report.exit_code, report.tables) == (1, ())
+    assert not (tmp_path / "elsewhere").exists()
+    shutil.copytree(source.table("u"), source.table("v"))
+    report = trend.quality(given)
+    assert (report.exit_code, report.missing) == (1, ("bronze.bz_v",))
+    shutil.rmtree(source.lake / "governance" / "quality")
+    report = trend.quality(given)
+    assert (report.exit_code, len(report.missing)) == (1, 3)
 
 
 def test_what_changed_is_what_is_held_against_rules(source: Source) -> None:
@@ -619,3 +707,20 @@ def test_that_rules_have_changed_is_told_once(source: Source) -> None:
     assert run(settings(source, [POSITIVE])).notes == ()
     stricter = {**POSITIVE, "range": {"min": 2}}
     assert any("its rules have changed" in note for note in run(settings(source, [stricter])).notes)
+
+
+def test_records_of_before_have_the_name_alone(source: Source) -> None:
+    """Figures, models and profiles that know a table by its name without the schema are read on."""
+    source.execute(TABLE)
+    given = source.settings(tables={"t": {"anomalies": {"trees": 10, "columns": ["q"]}}})
+    source.execute("INSERT INTO t SELECT i, i, 's' FROM generate_series(21, 400) i")
+    run(given)
+    for name in ("quality", "models", "profiles"):
+        place = str(source.lake / "governance" / name)
+        DeltaTable(place).update({"target_table": "'bz_t'"})
+    result = run(given)
+    assert not any("was trained" in note for note in result.notes)
+    (table,) = trend.quality(given, ["bz_t"], 5).tables
+    assert (table.target, len(table.runs)) == ("bronze.bz_t", 2)
+    with pytest.raises(ConfigError, match="no figures of a table"):
+        trend.quality(source.settings(lake={"schema": "other"}), ["bz_t", "nothing"])

@@ -49,8 +49,15 @@ def _measured(values: pl.Series, feature: Feature, moment: datetime, loaded: dat
         text = values.cast(pl.String)
         shares = text.replace_strict(list(known), list(known.values()), default=0.0)
         return shares.cast(pl.Float64).set(values.is_null(), None)
-    whole = values.cast(pl.Float64).clip(-MOST, MOST)
+    whole = as_numbers(values).clip(-MOST, MOST)
     return ((whole - feature.centre) / feature.scale).arcsinh()
+
+
+def as_numbers(values: pl.Series) -> pl.Series:
+    """Numbers as floats. A numeric that Delta has no type for is PostgreSQL's text of it, which may
+    be NaN or infinite.
+    """
+    return values.cast(pl.Float64, strict=False)
 
 
 def missing(values: pl.Series) -> pl.Series:

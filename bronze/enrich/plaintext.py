@@ -50,7 +50,8 @@ def values(texts: pl.Series, kind: Any) -> pl.Series:
     if isinstance(kind, pl.List):
         return _to_lists(texts, kind)
     if kind == pl.Boolean:
-        return texts == "true"
+        # It may be padded to the length of the other one.
+        return texts.str.strip_chars_end() == "true"
     return texts.cast(kind)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from bronze.enrich.features import as_numbers
 from bronze.watch import SKETCH, ColumnProfile, Profile, Watch
 
 _MARGIN = 1.5
@@ -21,8 +22,9 @@ def _column(values: pl.Series, watch: Watch) -> ColumnProfile:
     present = values.drop_nulls()
     total, numbers = 0.0, 0
     if values.name in watch.averaged:
-        floats = present.cast(pl.Float64)
-        floats = floats.filter(floats.is_finite()) if present.dtype.is_float() else floats
+        floats = as_numbers(present).drop_nulls()
+        inexact = present.dtype.is_float() or present.dtype == pl.String
+        floats = floats.filter(floats.is_finite()) if inexact else floats
         total, numbers = float(floats.sum()), len(floats)
     return ColumnProfile(len(values) - len(present), total, numbers, _least(present.hash()))
 

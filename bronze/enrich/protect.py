@@ -4,7 +4,9 @@ What is protected is the text of a value (`bronze.enrich.plaintext`), whatever i
 stored is a string, and NULL for NULL. By the method it is
 
 - ``encrypt``: ``v1:<key id>:<base64>`` of a nonce of 12 bytes, the text encrypted with AES-256-GCM,
-  and a tag of 16 bytes. Every value has a random nonce of its own, so equal values differ.
+  and a tag of 16 bytes. Every value has a random nonce of its own, so equal values differ. The text
+  of true ends with a blank, so that it is as long as that of false; all other texts show how long
+  they are.
 - ``encrypt_deterministic``: ``s1:<key id>:<base64>`` of the text after a byte 0 (SIV takes nothing
   empty), encrypted with AES-256-SIV: equal values are equal.
 - ``tokenize``: ``tok_`` and the first 128 bits of HMAC-SHA-256. With ``format``, a text of ASCII
@@ -48,6 +50,7 @@ MASK = "***"
 _HALF = 32
 _NONCE = 12
 _HASH_DIGITS = 32
+_LONGEST_BOOLEAN = len("false")
 _TOKEN = "tok_"  # noqa: S105 - a prefix
 _VERSIONS = {"encrypt": "v1", "encrypt_deterministic": "s1"}
 _SEALED = re.compile(r"^(v1|s1):([0-9a-f]{16}):(.*)$", re.DOTALL)
@@ -125,7 +128,9 @@ def covered(clear: pl.Series, column: Protected, masters: Sequence[Secret]) -> p
     key = column.keys[0]
     data = unwrapped(key, tuple(masters))
     if how.method == "encrypt":
-        return _sealed(texts, key, AESGCM(data[:_HALF]))
+        # Without the blank a text's length would tell true from false.
+        equally = texts.str.pad_end(_LONGEST_BOOLEAN) if clear.dtype == pl.Boolean else texts
+        return _sealed(equally, key, AESGCM(data[:_HALF]))
     if how.method == "hash":
         return _hmac(texts, data)
     methods: Mapping[str, Callable[[pl.Series], pl.Series]] = {

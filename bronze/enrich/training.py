@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from bronze.enrich.features import MOST, missing, numbers
+from bronze.enrich.features import MOST, as_numbers, missing, numbers
 from bronze.enrich.forest import Scorer
 from bronze.model import Column
 from bronze.watch import Feature, Forest, Measure, Model
@@ -31,14 +31,13 @@ _WEIGHT = 3
 # A text is a category if it has at most so many values, each of which comes often enough.
 _CATEGORIES = 50
 _OFTEN = 10
-_NUMBERS = ("short", "int", "long", "float", "double", "decimal")
 _TIMES = ("date", "timestamp", "timestamp_ntz")
-_TEXTS = ("text", "character varying", "varchar", "character", "citext", "name")
+_TEXTS = ("text", "varchar", "bpchar", "citext", "name")
 
 
 def suitable(column: Column) -> bool:
     """Whether a feature can be made of a column."""
-    return column.kind.name in (*_NUMBERS, *_TIMES, "boolean", "string")
+    return column.is_number or column.kind.name in (*_TIMES, "boolean", "string")
 
 
 def found(
@@ -68,9 +67,14 @@ def found(
 
 def _measure(column: Column, values: pl.Series, chosen: bool) -> Measure | None:
     name, present = column.kind.name, values.drop_nulls()
-    if name in _NUMBERS:
+    if column.is_number:
         # Whole numbers of which no two are alike name something.
-        whole = values.dtype.is_integer()
+        text = values.dtype == pl.String
+        whole = (
+            not present.str.contains(".", literal=True).any()
+            if text
+            else (values.dtype.is_integer())
+        )
         return None if whole and not chosen and present.n_unique() == len(present) else "number"
     if name in _TIMES:
         return "age"
@@ -79,7 +83,7 @@ def _measure(column: Column, values: pl.Series, chosen: bool) -> Measure | None:
     if name == "string":
         if present.n_unique() <= min(_CATEGORIES, len(present) // _OFTEN):
             return "frequency"
-        return "length" if chosen or column.source_type.split("(")[0] in _TEXTS else None
+        return "length" if chosen or column.base_type in _TEXTS else None
     return None
 
 
@@ -91,7 +95,7 @@ def _shares(values: pl.Series) -> tuple[tuple[str, float], ...]:
 
 def _ordinary(values: pl.Series) -> tuple[float, float]:
     """The median of numbers, and how far apart all but one percent on either side lie."""
-    floats = values.cast(pl.Float64).fill_nan(None).drop_nulls().clip(-MOST, MOST)
+    floats = as_numbers(values).fill_nan(None).drop_nulls().clip(-MOST, MOST)
     if not len(floats):
         return 0.0, 1.0
     low, middle, high = np.quantile(floats.to_numpy(), [0.01, 0.5, 0.99])

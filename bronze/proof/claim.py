@@ -50,7 +50,7 @@ class Claim:
     @property
     def target(self) -> str:
         """The Bronze table's ``schema.name``."""
-        return f"{self.given.target.schema}.{self.given.target.name}"
+        return self.given.target.full_name
 
     @property
     def names(self) -> tuple[str, ...]:

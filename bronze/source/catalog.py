@@ -334,4 +334,6 @@ def _resolve(types: Mapping[Any, Any], oid: int, typmod: int, declared: str) -> 
         name, typtype, base, base_typmod, element, _ = types[base]
     inner = _resolve(types, element, typmod, f"{declared} element") if element else None
     composite = typtype == "c"
-    return SourceType(name, typmod, declared, inner, domain, composite, delimiter)
+    return SourceType(
+        name, typmod, declared, inner, domain, composite, delimiter, enum=typtype == "e"
+    )

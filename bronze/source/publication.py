@@ -370,7 +370,9 @@ def find(connection: Connection, publication: str) -> Published | None:
     version = connection.info.server_version
     wanted = {"name": publication, "generated": version >= GENERATED}
     try:
-        members = _rows(connection, _MEMBERS, wanted)
+        # One's own transaction, if there is one, goes on.
+        with connection.transaction():
+            members = _rows(connection, _MEMBERS, wanted)
     except pg.UndefinedObject:
         # It is dropped just now: the view shows it still, and asks for what it has.
         return None

@@ -130,12 +130,14 @@ class Receiver:
         """Asks for the stream; False while the slot is in somebody's use.
 
         Raises:
-            SourceBusy: it still is, the ``last`` time.
+            SourceBusy: it still is, the ``last`` time; or somebody has dropped it.
         """
         result = self._pg.exec_(self._start.encode())
         if result.status == pq.ExecStatus.COPY_BOTH:
             return True
         error = _error(result)
+        if isinstance(error, psycopg.errors.UndefinedObject):
+            raise self._dropped(error) from error
         if not isinstance(error, psycopg.errors.ObjectInUse):
             raise error
         if last:
@@ -145,6 +147,14 @@ class Receiver:
                 sqlstate=error.sqlstate or "",
             ) from error
         return False
+
+    def _dropped(self, error: psycopg.Error) -> SourceBusy:
+        """The error where slot or publication were dropped: both are made anew."""
+        return SourceBusy(
+            f"The source {self._origin.name} has ended the stream: {error.diag.message_primary}.",
+            hint="It is begun anew, and all tables are compared.",
+            sqlstate=error.sqlstate or "",
+        )
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
@@ -212,14 +222,7 @@ class Receiver:
                 self._status(last=True)
         except psycopg.errors.UndefinedObject as error:
             # Servers before 18 end the stream where there is no publication.
-            self._fail(
-                SourceBusy(
-                    f"The source {self._origin.name} has ended the stream:"
-                    f" {error.diag.message_primary}.",
-                    hint="It is begun anew, and all tables are compared.",
-                    sqlstate=error.sqlstate or "",
-                )
-            )
+            self._fail(self._dropped(error))
         except psycopg.Error as error:
             self._fail(explain(error, self._origin))
         except BaseException as error:  # whatever it is, the one who waits has to hear of it

@@ -29,7 +29,8 @@ class SourceType:
     ``name`` is pg_type.typname, qualified by its schema unless it is pg_catalog; ``typmod`` is
     atttypmod (-1 for none); ``declared`` is format_type's text, for people; ``cast`` says that
     the column's own type is a domain, so that values need a cast to the base type; ``delimiter``
-    (pg_type.typdelim) is what stands between the elements of an array of this type.
+    (pg_type.typdelim) is what stands between the elements of an array of this type; ``enum`` says
+    that its values are the labels of an enum.
     """
 
     name: str
@@ -39,6 +40,14 @@ class SourceType:
     cast: bool = False
     composite: bool = False
     delimiter: str = ","
+    enum: bool = False
+
+    @property
+    def has_few_values(self) -> bool:
+        """Whether the type itself has so few values that a length, or an end, tells which it is."""
+        return (
+            self.name == "bool" or self.enum or bool(self.element and self.element.has_few_values)
+        )
 
 
 @dataclass(frozen=True)
@@ -259,6 +268,7 @@ def contract(
         text=carried.text,
         element=carried.element,
         not_null=not_null,
+        base_type=source.name,
     )
 
 
@@ -347,7 +357,11 @@ def recast(column: Column, value: str, kind: Kind) -> Column:
         choices = Choices({column.name: (kind.precision, kind.scale)})
     cast = contract(column.name, column.target, f"{value}::{name}", source, choices)
     return replace(
-        cast, source_type=column.source_type, not_null=column.not_null, protect=column.protect
+        cast,
+        source_type=column.source_type,
+        base_type=column.base_type,
+        not_null=column.not_null,
+        protect=column.protect,
     )
 
 

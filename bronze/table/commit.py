@@ -18,8 +18,8 @@ from uuid import uuid4
 import tenacity
 
 from bronze.errors import CommitConflict, LakeError, Overtaken
-from bronze.model import DataFile, Kind, Place, Stored
-from bronze.table import files, store
+from bronze.model import AuditMark, DataFile, Kind, Place, Stored
+from bronze.table import audit_mark, files, store
 from bronze.table.log import ENGINE, MARK, Action, State, infos, read, write
 from bronze.table.schema import NTZ, delta_schema, properties, protocol
 
@@ -110,6 +110,7 @@ def commit(
     *,
     shape: Shape | None = None,
     reached: Position | None = None,
+    audited: AuditMark | None = None,
     compared: int | None = None,
 ) -> int:
     """Commits once, on top of ``state``; creates the table where that is None.
@@ -121,6 +122,7 @@ def commit(
         facts: what the run has to say of itself.
         shape: what the table looks like from now on; None leaves it as it is.
         reached: the position that the table holds from now on.
+        audited: the record of the audit log that the commit names; takes effect with a ``shape``.
         compared: the version all of whose rows were held against the source for this change, if so.
 
     Returns:
@@ -138,14 +140,14 @@ def commit(
     if state is not None:
         state.writable()
     if shape is not None:
-        actions += _shaped(state, shape, now)
+        known = {audit_mark.LOGS: audit_mark.logs(state, audited)} if audited else {}
+        actions += _shaped(state, shape, known, now)
+        marks = audit_mark.transactions(state, audited) if audited else ()
+        actions += _transactions(marks, now)
     if reached is not None:
         if state is not None:
             _not_overtaken(state, reached)
-        actions += [
-            {"txn": {"appId": name, "version": value, "lastUpdated": now}}
-            for name, value in reached.transactions
-        ]
+        actions += _transactions(reached.transactions, now)
     if (mark := _mark(state, compared)) is not None:
         actions.append({"txn": {"appId": MARK, "version": mark, "lastUpdated": now}})
     actions += [_remove(file, change.is_data, now) for file in change.removed]
@@ -184,9 +186,13 @@ def _info(change: Change, facts: Mapping[str, Any], now: int) -> Action:
     }
 
 
-def _shaped(state: State | None, shape: Shape, now: int) -> list[Action]:
+def _transactions(named: Sequence[tuple[str, int]], now: int) -> list[Action]:
+    return [{"txn": {"appId": name, "version": value, "lastUpdated": now}} for name, value in named]
+
+
+def _shaped(state: State | None, shape: Shape, own: Mapping[str, str], now: int) -> list[Action]:
     _prove_readable(shape)
-    wanted = {**properties(shape.stats), **dict(shape.notes)}
+    wanted = {**properties(shape.stats), **dict(shape.notes), **own}
     if state is None:
         metadata = {
             "id": str(uuid4()),
@@ -291,6 +297,7 @@ def replace(
     reached: Position,
     facts: Mapping[str, Any],
     outdated: Callable[[State | None], bool] = lambda _: False,
+    audited: AuditMark | None = None,
 ) -> int:
     """Makes ``data`` the table's whole content, creating the table if there is none.
 
@@ -301,6 +308,7 @@ def replace(
         reached: the position that it holds from now on.
         facts: what the run has to say of itself.
         outdated: whether the table, as it is now, is no more what the data was made for.
+        audited: the record of the audit log that the commit names.
 
     Returns:
         The new version.
@@ -316,7 +324,16 @@ def replace(
     removed = state.files if state else ()
     change = Change("WRITE", data, removed, parameters={"mode": "Overwrite"})
     compared = state.version if state else None
-    return commit(place, state, change, facts, shape=shape, reached=reached, compared=compared)
+    return commit(
+        place,
+        state,
+        change,
+        facts,
+        shape=shape,
+        reached=reached,
+        audited=audited,
+        compared=compared,
+    )
 
 
 @tenacity.retry(

@@ -176,7 +176,9 @@ def read(place: Place) -> State | None:
     with mapped(place, "read"):
         try:
             table = DeltaTable(place.url, storage_options=store.options(place) or None)
-        except TableNotFoundError:
+        except TableNotFoundError as error:
+            if "unknown scheme" in str(error).lower():
+                raise
             return None
         return State(place, table, table.version())
 

@@ -18,6 +18,7 @@ from obstore.store import LocalStore, from_url
 from bronze import secret
 from bronze.errors import BronzeError, FileDamaged, LakeError, LakeUnreachable
 from bronze.model import Place, Secret
+from bronze.plain import plain
 
 _CLIENT = (
     "allow_http",
@@ -237,7 +238,7 @@ def failure(place: Place, what: str, error: BaseException) -> BronzeError:
             return LakeUnreachable(
                 f"The lake at {place.url} could not be {what}: {said}.", hint=hint
             )
-    return LakeError(f"The lake at {place.url} could not be {what}: {text[:300]}.")
+    return LakeError(f"The lake at {place.url} could not be {what}: {plain(error)}.")
 
 
 _SIGNS = (

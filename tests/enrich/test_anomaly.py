@@ -28,7 +28,7 @@ STAMP = Stamp("a batch", DAY, "shop", "batch")
 def columns(**kinds: str) -> list[Column]:
     """Contracts of columns by name and kind."""
     return [
-        Column(name, name, "text", Kind(kind), "same", "", "", "", "")  # type: ignore[arg-type]
+        Column(name, name, "", Kind(kind), "same", "", "", "", "", base_type="text")  # type: ignore[arg-type]
         for name, kind in kinds.items()
     ]
 

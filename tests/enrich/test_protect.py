@@ -131,6 +131,16 @@ def test_tokens_keep_a_shape_only_where_that_is_safe(
         assert old.isalnum() or old == new
 
 
+def test_an_encrypted_boolean_does_not_show_which_it_is() -> None:
+    """True is as long as false, and those that were not are read on."""
+    one = column("encrypt")
+    sealed = stored([True, False, None], one, pl.Boolean)
+    assert len({len(text.rstrip("=")) for text in sealed.drop_nulls()}) == 1
+    assert protect.revealed(sealed, one, MASTERS, pl.Boolean).to_list() == [True, False, None]
+    before = stored(["true", "false"], one)
+    assert protect.revealed(before, one, MASTERS, pl.Boolean).to_list() == [True, False]
+
+
 def test_tokens_of_different_values_differ() -> None:
     """A token stands for one value alone, with its shape or without."""
     values = [f"{i:07d}" for i in range(3000)]

@@ -118,10 +118,13 @@ def test_unpublishing_leaves_no_publication(
 def test_one_that_is_dropped_as_it_is_looked_at_is_not_there(
     source: Source, connection: Connection
 ) -> None:
-    """What is seen of it in the catalog may be gone before it is asked for its tables."""
+    """What is seen of it in the catalog may be gone before it is asked for its tables; the
+    transaction in which that is found out goes on.
+    """
     source.execute("CREATE TABLE a (id int PRIMARY KEY); CREATE PUBLICATION p FOR TABLE a")
     connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
     assert publication.find(connection, "p")
     source.execute("DROP PUBLICATION p")
     assert publication.find(connection, "p") is None
+    assert connection.execute("SELECT 1").fetchone() == (1,)
     connection.execute("ROLLBACK")

@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from bronze.errors import SourceBusy, SourceError, SourceUnreachable
+from bronze.errors import SourceBusy, SourceUnreachable
 from bronze.source import pgoutput, replication, slot
 from bronze.source.batch import Batch, Gathered, pieces, release
 from bronze.source.replication import Receiver
@@ -409,11 +409,11 @@ def test_a_slot_that_another_streams_from_is_busy(
 
 
 def test_a_slot_that_is_not_there(source: Source, written: psycopg.Connection[Any]) -> None:
-    """It is an error at once, and the connection that was given is closed."""
+    """It is an error at once, which says that all is begun anew; the connection is closed."""
     origin = source.settings().origin("test")
     sender = slot.walsender(origin)
     receiver = Receiver(origin, sender, "none", "none", [1], interval=0, memory=MUCH)
-    with pytest.raises(SourceError), receiver:
+    with pytest.raises(SourceBusy, match='"none" does not exist'), receiver:
         pass
     assert sender.closed
 
