@@ -121,7 +121,8 @@ def found(
     notes = [*result.notes]
     if gone:
         notes.append(
-            f"{gone:,} of the altered rows have gone from the source, which knows them no more"
+            f"{gone:,} of the altered rows have gone from the source: nobody can tell what they"
+            " were"
         )
     meddled = drift.meddled(state.columns, state.properties)
     if meddled:
