@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 import pyarrow as pa
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bronze import portion
@@ -60,6 +60,7 @@ def test_columns_come_behind_or_in_their_places() -> None:
 
 
 @IN_MEMORY
+@example(ours=[float("nan")], theirs={"nan"}, two=False)
 @given(
     ours=st.lists(st.sampled_from([float("nan"), 0.0, 1.5, None]), max_size=4),
     theirs=st.sets(st.sampled_from(["nan", "0.0", "1.5", "none"]), max_size=4),
