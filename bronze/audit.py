@@ -259,7 +259,8 @@ def report(
         for one in records
         if (since is None or one.recorded_timestamp >= since)
         and action in ("", one.action)
-        and table in ("", one.subject, one.subject.rpartition(".")[2])
+        # Either part of a name may have dots.
+        and (table in ("", one.subject) or one.subject.endswith(f".{table}"))
     )
     last = records[-1].record_hash if records else ""
     bare = 0

@@ -405,7 +405,7 @@ def _looked_up(
     for held in lookup.found(job.place, job.stored, job.layout, keys.select(key).unique(), columns):
         # A join copies values: they are found by their number.
         numbered = held.select(key).with_row_index(_HELD)
-        there = keys.join(numbered, on=key, how="inner", nulls_equal=True)
+        there = portion.joined(keys, numbered, key, "inner")
         at, of = there[_ROW].to_numpy(), there[_HELD].to_numpy()
         whole, refused, some = _some(rows, rejected, lines, at)
         for name, lack in lacking.items():

@@ -274,7 +274,7 @@ def planned(
 def _compared(settings: Settings, audited: AuditMark | None, tables: Sequence[Table]) -> None:
     """Notes which tables know of more records than the audit log has."""
     held = {
-        f"{table.target.schema}.{table.target.name}": table.plan.state
+        table.target.full_name: table.plan.state
         for table in tables
         if table.plan and table.plan.state
     }

@@ -469,9 +469,7 @@ class Session:
     def _attest(self) -> None:
         """Says which tables knew of records that the audit log has not."""
         doubted = {
-            f"{f.plan.target.schema}.{f.name}": f.doubted
-            for f in self._followings.values()
-            if f.doubted
+            f.plan.target.full_name: f.doubted for f in self._followings.values() if f.doubted
         }
         if self._audited is None or not doubted:
             return

@@ -57,3 +57,29 @@ def test_columns_come_behind_or_in_their_places() -> None:
     assert new.to_dict(as_series=False) == {"a": [2], "b": ["x"], "c": [3]}
     enums = frame.with_columns(pl.lit("y", pl.Enum(["y"])).alias("e"))
     assert portion.plain(enums).schema == {"a": pl.Int64, "b": pl.String, "e": pl.String}
+
+
+@IN_MEMORY
+@given(
+    ours=st.lists(st.sampled_from([float("nan"), 0.0, 1.5, None]), max_size=4),
+    theirs=st.sets(st.sampled_from(["nan", "0.0", "1.5", "none"]), max_size=4),
+    two=st.booleans(),
+)
+def test_nan_and_null_are_keys_like_others(
+    ours: list[float | None], theirs: set[str], two: bool
+) -> None:
+    """However few the rows are, and whether they are sorted."""
+    known = {"nan": float("nan"), "0.0": 0.0, "1.5": 1.5, "none": None}
+    keys = ["k", "z"][: 1 + two]
+    kinds = {"k": pl.Float64, "z": pl.Int64}
+    left = pl.DataFrame({"k": ours, "z": [1] * len(ours)}, schema=kinds).select(keys)
+    right = pl.DataFrame(
+        {"k": [known[name] for name in theirs], "z": [1] * len(theirs)}, schema=kinds
+    ).select(keys)
+    wanted = [str(key).lower() for key in ours if str(key).lower() in theirs]
+    for how in ("inner", "left"):
+        found = portion.joined(
+            left, right.with_columns(pl.lit(True).alias("there")), keys, how
+        ).filter("there")
+        assert sorted(str(key).lower() for key in found["k"]) == sorted(wanted)
+        assert found.columns == [*keys, "there"]

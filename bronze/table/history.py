@@ -14,7 +14,9 @@ from itertools import chain
 import numpy as np
 import polars as pl
 
+from bronze import portion
 from bronze.model import DELETED, DataFile, Kind, Place, Stamp, Stored
+from bronze.portion import HELD
 from bronze.table import files
 from bronze.table.changes import Changes, Gathered, Rows, marked, picks, read
 from bronze.table.partition import Outputs, column_of
@@ -23,7 +25,6 @@ KIND = "change_type"
 """The column that says what a version is: an insert, an update, or a delete."""
 
 ORDER = "update_timestamp"
-_HELD = "\0held"
 
 
 @dataclass(frozen=True)
@@ -82,12 +83,12 @@ def _changed(job: Append) -> Iterator[pl.DataFrame]:
         keys = read(job.place, change, job.key)
         last = latest(job.place, job.stored, job.layout, job.key, keys)
         for rows in picks(job.place, change, np.arange(keys.height), job.layout):
-            joined = rows.join(last, on=list(job.key), how="left", suffix=_HELD, nulls_equal=True)
-            there = joined[f"record_status{_HELD}"].is_not_null()
-            live = there & joined[f"record_status{_HELD}"].ne_missing(DELETED)
-            same = live & joined["row_hash"].eq_missing(joined[f"row_hash{_HELD}"])
+            joined = portion.joined(rows, last, job.key, "left")
+            there = joined[f"record_status{HELD}"].is_not_null()
+            live = there & joined[f"record_status{HELD}"].ne_missing(DELETED)
+            same = live & joined["row_hash"].eq_missing(joined[f"row_hash{HELD}"])
             same &= not job.doubting
-            first = pl.coalesce(f"load_timestamp{_HELD}", "load_timestamp")
+            first = pl.coalesce(f"load_timestamp{HELD}", "load_timestamp")
             kind = pl.when(live).then(pl.lit("update")).otherwise(pl.lit("insert"))
             told = joined.with_columns(first.alias("load_timestamp"), kind.alias(KIND))
             yield told.filter(~same).select(rows.columns)

@@ -24,6 +24,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bronze import portion
 from bronze.model import DELETED, DataFile, Kind, Place, Stamp, Stored
 from bronze.table import changes as changing
 from bronze.table import files
@@ -192,7 +193,7 @@ def _matches(job: Merge, parquet: pq.ParquetFile, changes: Sequence[Changes]) ->
     held = pl.concat(parts).with_row_index("row")
     found = [nothing]
     for keys in _keys(job, changes):
-        joined = held.join(keys, on=list(job.key), how="inner", nulls_equal=True)
+        joined = portion.joined(held, keys, job.key, "inner")
         found.append(joined.select(pl.col(n).cast(t) for n, t in _EDITS.items()))
     return pl.concat(found).sort("row")
 
