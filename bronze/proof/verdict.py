@@ -102,4 +102,4 @@ class VerifyResult:
             table.error.kind if table.error and table.status != "equal" else ""
             for table in self.tables
         }
-        return 3 if kinds <= {"SourceUnreachable", "SourceBusy", "LakeUnreachable"} else 1
+        return 3 if kinds and kinds <= {"SourceUnreachable", "SourceBusy", "LakeUnreachable"} else 1

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from deltalake import DeltaTable
 
+from bronze.proof.verdict import VerifyResult
 from tests.conftest import Source
 from tests.test_cli import configured, invoke
 
@@ -78,6 +79,11 @@ def test_without_its_evidence_nothing_is_equal(
         document = json.loads(given.stdout)
         states = {t["target"]: t["status"] for t in document.get("tables", ())}
         assert states.get("bronze.bz_t") != "equal", how
+
+
+def test_a_proof_of_no_table_is_none() -> None:
+    """Where nothing was looked at, nothing is equal."""
+    assert VerifyResult(at_rest=True, seconds=0.0, tables=()).exit_code == 1
 
 
 def test_what_was_not_found_is_no_proof(source: Source) -> None:
