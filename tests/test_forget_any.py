@@ -72,7 +72,6 @@ def lives(draw: st.DrawFn) -> Life:
                 {"pattern": "batch", "history": True},
                 {"pattern": "streaming"},
                 {"pattern": "streaming", "on_delete": "remove"},
-                {"pattern": "streaming", "history": True},
             ]
         )
     )
