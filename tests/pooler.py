@@ -68,6 +68,7 @@ class Pooler:
     port: int = 0
     _free: deque[_Stream] = field(default_factory=deque)
     _made: int = 0
+    _over: bool = False
     _change: threading.Condition = field(default_factory=threading.Condition)
 
     @property
@@ -87,6 +88,7 @@ class Pooler:
                 listener.shutdown(socket.SHUT_RDWR)
         thread.join()
         with self._change:
+            self._over = True
             for stream in self._free:
                 stream.sock.close()
 
@@ -157,14 +159,24 @@ class Pooler:
             self._made += 1
         far = socket.create_connection((self.server.host, self.server.port))
         given = b"user\0postgres\0database\0" + self.database.encode() + b"\0\0"
-        far.sendall(struct.pack("!II", 8 + len(given), 3 << 16) + given)
         stream = _Stream(far)
-        while not any(message[:1] == b"Z" for message in stream.messages()):
-            pass
+        try:
+            far.sendall(struct.pack("!II", 8 + len(given), 3 << 16) + given)
+            kinds: set[bytes] = set()
+            while b"Z" not in kinds:
+                kinds = {message[:1] for message in stream.messages()}
+                if b"" in kinds:
+                    raise OSError("the server has gone")
+        except OSError:
+            far.close()
+            raise
         return stream
 
     def _give_back(self, far: _Stream) -> None:
         with self._change:
+            if self._over:
+                far.sock.close()
+                return
             self._free.append(far)
             self._change.notify()
 
