@@ -17,7 +17,7 @@ from typing import Any
 import polars as pl
 import psycopg
 import pytest
-from deltalake import DeltaTable, write_deltalake
+from deltalake import write_deltalake
 
 from bronze import config, failpoint, maintain, pipeline
 from bronze.demo import inventory
@@ -171,7 +171,7 @@ def test_runs_that_race_each_other(shop: str, tmp_path: Path) -> None:
 
 
 def test_runs_beside_maintenance_and_a_foreign_writer(shop: str, tmp_path: Path) -> None:
-    """Others rewrite and append all the time: each of their rows is there once, and all of ours."""
+    """Others rewrite and append all the time: none of their rows counts, all of ours are there."""
     own = document(shop, tmp_path)
     own["run"] = {"workers": 2, "retry_delay": 0, "max_retries": 20}
     settings = config.parse(own)
@@ -182,7 +182,8 @@ def test_runs_beside_maintenance_and_a_foreign_writer(shop: str, tmp_path: Path)
 
     def append() -> None:
         number = -1
-        while not stopped.wait(0.3):
+        # After each of them all rows are compared, which takes a while.
+        while not stopped.wait(2):
             row = pl.DataFrame({"order_id": [number]}, schema={"order_id": pl.Int32})
             with suppress(Exception):
                 write_deltalake(str(orders), row.to_arrow(), mode="append", schema_mode="merge")
@@ -197,7 +198,7 @@ def test_runs_beside_maintenance_and_a_foreign_writer(shop: str, tmp_path: Path)
     for thread in threads:
         thread.start()
     try:
-        for day in range(6):
+        for day in range(3):
             inventory.change(shop, seed=day)
             landed(settings)
     finally:
@@ -205,8 +206,7 @@ def test_runs_beside_maintenance_and_a_foreign_writer(shop: str, tmp_path: Path)
         for thread in threads:
             thread.join()
     landed(settings)
-    held = pl.read_delta(str(orders)).filter(pl.col("order_id") < 0)["order_id"].to_list()
     assert foreign
-    assert sorted(held) == sorted(foreign)
-    DeltaTable(str(orders)).delete("order_id < 0")
+    theirs = pl.col("order_id") < 0, pl.col("record_status").ne_missing("DELETED")
+    assert pl.read_delta(str(orders)).filter(*theirs).is_empty()
     assert differences(settings) == {}
