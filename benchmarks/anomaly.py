@@ -19,7 +19,8 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
-from bronze import config, pipeline
+from bronze import pipeline
+from bronze.config import loading
 from bronze.demo import inventory, server
 
 _SETTINGS = {
@@ -53,7 +54,7 @@ def load(dsn: str, table: str, lake: str, own: Mapping[str, Any]) -> dict[str, f
         "tables": {table: dict(own)} if own else {},
     }
     began, used = time.perf_counter(), _cpu()
-    result = pipeline.run(config.parse(document))
+    result = pipeline.run(loading.parse(document))
     assert result.exit_code == 0, result
     return {"work": time.perf_counter() - began, "cpu": _cpu() - used}
 

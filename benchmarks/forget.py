@@ -26,12 +26,13 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from rich.console import Console
 from rich.table import Table
 
-from bronze import config, drift, forget
+from bronze import drift, forget
+from bronze.config import loading
+from bronze.config.settings import Settings
 from bronze.enrich import keyring
 from bronze.enrich.enrichment import enriched
 from bronze.enrich.stamp import METADATA
-from bronze.model import Enrichment, Kind, Protect, Protected, Protection, Secret, Stamp
-from bronze.settings import Settings
+from bronze.model.model import Enrichment, Kind, Protect, Protected, Protection, Secret, Stamp
 from bronze.table import commit, files
 from bronze.table.commit import Change, Shape
 from bronze.table.schema import delta_schema
@@ -119,7 +120,7 @@ def timed(work: Callable[[], object]) -> float:
 def measure(rows: int, folder: Path) -> list[tuple[str, float, int, float]]:
     """Name, seconds to load, bytes stored and seconds to forget one, for both ways."""
     document = {"source": {"dsn": "postgresql://x/y"}, "lake": {"root": str(folder)}}
-    settings = config.parse(document)
+    settings = loading.parse(document)
     wrapping = keyring.master(_MASTERS[0])
     protection = Protection(
         tuple(

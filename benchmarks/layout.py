@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from uuid_utils import uuid7
 
-from bronze.model import Kind, Place, Stored
+from bronze.model.model import Kind, Place, Stored
 from bronze.table import commit, curve, files, layout, log
 
 Keys = npt.NDArray[np.uint64]

@@ -31,7 +31,7 @@ from rich.table import Table
 
 from bronze import compare
 from bronze.enrich.stamp import METADATA, digests, stamped
-from bronze.model import Kind, Known, Place, Stamp
+from bronze.model.model import Kind, Known, Place, Stamp
 from bronze.table import commit, files, insert, log, merge
 from bronze.table.commit import Change, Position, Shape
 

@@ -16,7 +16,8 @@ from statistics import median
 from typing import Any
 
 from benchmarks.source import SCHEMA, running
-from bronze import config, pipeline
+from bronze import pipeline
+from bronze.config import loading
 
 _TABLE = "order_details"
 RULES: Sequence[Mapping[str, Any]] = (
@@ -61,7 +62,7 @@ def _load(dsn: str, lake: Path, sections: Mapping[str, Any]) -> tuple[float, flo
         "lake": {"root": str(lake)},
         **sections,
     }
-    settings = config.parse(document)
+    settings = loading.parse(document)
     began, spent = time.perf_counter(), time.process_time()
     (result,) = pipeline.run(settings).tables
     seconds = time.perf_counter() - began, time.process_time() - spent

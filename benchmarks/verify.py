@@ -17,10 +17,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.source import SCHEMA, running
-from bronze import config, pipeline
+from bronze import pipeline
+from bronze.config import loading
+from bronze.config.settings import Settings
 from bronze.proof.verdict import VerifiedTable
 from bronze.proof.verify import verify
-from bronze.settings import Settings
 
 _TABLE = "order_details"
 _CHANGED = 1_234_567
@@ -50,7 +51,7 @@ def measured(rows: int, rounds: int) -> dict[str, list[tuple[float, float]]]:
 
 
 def _settings(dsn: str, lake: Path) -> Settings:
-    return config.parse(
+    return loading.parse(
         {
             "source": {"name": "bench", "dsn": dsn, "schema": SCHEMA},
             "lake": {"root": str(lake), "schema": "bronze"},

@@ -17,20 +17,20 @@ import pyarrow as pa
 from bronze import drift
 from bronze.books import models as book
 from bronze.books import profiles
+from bronze.config.settings import GOVERNANCE, AnomalySettings, Settings
 from bronze.drift import Settled
 from bronze.enrich import training
 from bronze.enrich.forest import prove
 from bronze.errors import LakeError
-from bronze.model import DELETED, Column, Kind, Place, Stored
+from bronze.model.anomaly import Model, Watch
+from bronze.model.model import DELETED, Column, Kind, Place, Stored
 from bronze.prepare import Target
-from bronze.settings import GOVERNANCE, AnomalySettings, Settings
 from bronze.source import read, slices, statement
 from bronze.table import commit, files, log
 from bronze.table.files import Layout
 from bronze.table.log import State
 from bronze.table.naming import spellings
 from bronze.units import Assignment, asked
-from bronze.watch import Model, Watch
 
 # A sample has about so many rows, of so many pages or files, and so many bytes.
 _ROWS = 50_000

@@ -11,7 +11,7 @@ from threading import Event
 from typing import TYPE_CHECKING
 
 from bronze.errors import ConfigError
-from bronze.rule import POINTS, Criterion, Severity
+from bronze.model.quality import POINTS, Criterion, Severity
 
 if TYPE_CHECKING:
     import polars as pl
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
     from bronze.audit import Report as AuditReport
     from bronze.check import Report
+    from bronze.config.settings import Settings
     from bronze.forget import Forgotten
     from bronze.keys import KeyReport
     from bronze.maintain import Notify as NotifyMaintained
+    from bronze.model.results import MaintainResult, RunResult, StreamResult
     from bronze.pipeline import Notify
     from bronze.proof.verdict import VerifyResult
-    from bronze.result import MaintainResult, RunResult, StreamResult
-    from bronze.settings import Settings
     from bronze.stream import Notify as NotifyStep
     from bronze.trend import QualityReport
 
@@ -38,7 +38,7 @@ class Rule:
         name: what it is called, once in its table.
         holds: a polars expression over the source's columns that is false for rows that break
             the rule; where it is NULL they keep it. It looks at no other rows.
-        severity: "low", "medium", "high" or "critical"; see `bronze.rule.POINTS`.
+        severity: "low", "medium", "high" or "critical"; see `bronze.model.quality.POINTS`.
         allow: the share of rows that may break it.
         allow_rows: how many rows may break it, whatever their share is.
     """
@@ -248,6 +248,6 @@ def open(path: str | Path = "bronze.toml") -> Bronze:  # noqa: A001 - as in gzip
     Raises:
         ConfigError: with all that is wrong in it.
     """
-    from bronze import config
+    from bronze.config import loading
 
-    return Bronze(config.load(path))
+    return Bronze(loading.load(path))

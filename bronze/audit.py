@@ -21,13 +21,14 @@ from uuid import uuid4
 import polars as pl
 import pyarrow as pa
 
-from bronze import actor, imprint, secret, testimony
+from bronze import actor, secret, testimony
 from bronze.books import audit as book
 from bronze.books.audit import Head, Record
+from bronze.config import fingerprint
+from bronze.config.settings import GOVERNANCE, Settings
 from bronze.entry import Page, append
 from bronze.errors import BronzeError, ConfigError
-from bronze.model import AuditMark, Place
-from bronze.settings import GOVERNANCE, Settings
+from bronze.model.model import AuditMark, Place
 from bronze.table import audit_mark, commit, files, log
 from bronze.table.commit import Position, transaction
 from bronze.table.log import State
@@ -116,7 +117,7 @@ def enter(settings: Settings, events: Sequence[Event]) -> None:
     """Enters records, in one commit. Raises as `record` does."""
     key = _key(settings)
     now = datetime.now(UTC)
-    imprinted = imprint.imprint(settings)
+    imprinted = fingerprint.imprint(settings)
 
     def drafted(event: Event) -> Record:
         return Record(
@@ -135,7 +136,7 @@ def enter(settings: Settings, events: Sequence[Event]) -> None:
 
     def page(state: State | None) -> Page:
         configs = _configs(state)
-        name, whole = settings.path or "python", imprint.whole(imprinted)
+        name, whole = settings.path or "python", fingerprint.whole(imprinted)
         own = _log_id(state)
         fresh = own or uuid4().hex
         changed = []

@@ -17,12 +17,12 @@ from typing import Any, TypeVar
 from bronze import audit, maintain, pipeline, stream
 from bronze import forget as erasure
 from bronze.audit import Event
+from bronze.config.settings import Settings
 from bronze.errors import BronzeError, ConfigError
 from bronze.forget import Forgotten
+from bronze.model.results import Late, MaintainResult, RunResult, StreamResult, TableResult
 from bronze.proof import verify as proof
 from bronze.proof.verdict import VerifyResult
-from bronze.result import Late, MaintainResult, RunResult, StreamResult, TableResult
-from bronze.settings import Settings
 
 R = TypeVar("R", RunResult, StreamResult, MaintainResult, VerifyResult, Forgotten)
 

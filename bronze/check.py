@@ -25,6 +25,7 @@ from bronze import (
     spanning,
     units,
 )
+from bronze.config.settings import Settings
 from bronze.errors import (
     BronzeError,
     ConfigError,
@@ -33,11 +34,10 @@ from bronze.errors import (
     SourceRefused,
     TableRefused,
 )
-from bronze.model import Column, Stamp
+from bronze.model.model import Column, Stamp
+from bronze.model.quality import Criterion
+from bronze.model.results import Failure
 from bronze.pipeline import Opened
-from bronze.result import Failure
-from bronze.rule import Criterion
-from bronze.settings import Settings
 from bronze.source import connect, constraint, publication, read, room, slot, snapshot, survey
 from bronze.source.catalog import Relation
 from bronze.source.constraint import Constraints

@@ -20,7 +20,7 @@ from typing import Annotated
 import typer
 
 from bronze.errors import BronzeError
-from bronze.result import Failure
+from bronze.model.results import Failure
 from bronze.visible import Visible, visible, visible_json
 
 app = typer.Typer(

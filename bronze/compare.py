@@ -21,7 +21,7 @@ from bronze import soundness
 from bronze.enrich import fingerprint
 from bronze.enrich.fingerprint import Fingerprints
 from bronze.enrich.key_text import keyed
-from bronze.model import DELETED, Known, Place, Stored
+from bronze.model.model import DELETED, Known, Place, Stored
 from bronze.table import files
 
 Positions = npt.NDArray[np.int64]

@@ -16,7 +16,7 @@ from bronze import compare, failpoint, portion
 from bronze.engine import Course, Task
 from bronze.enrich.fingerprint import Fingerprints
 from bronze.errors import Mismatch
-from bronze.model import DataFile, Known, Stamp, Stored, Written
+from bronze.model.model import DataFile, Known, Stamp, Stored, Written
 from bronze.plan import Plan
 from bronze.table import files, history, insert, merge
 from bronze.table.changes import Changes

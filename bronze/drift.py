@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from bronze.enrich import anomaly
 from bronze.enrich.stamp import COMMITTED, METADATA
 from bronze.errors import TableRefused
-from bronze.model import KEY_TEXT, Column, Form, Kind, Protect
+from bronze.model.model import KEY_TEXT, Column, Form, Kind, Protect
 from bronze.source.catalog import Relation
 from bronze.source.statement import quoted
 from bronze.source.types import absent, recast, wider

@@ -12,7 +12,7 @@ import tenacity
 import uuid_utils
 
 from bronze.errors import BronzeError, CommitConflict
-from bronze.model import Kind, Place
+from bronze.model.model import Kind, Place
 from bronze.table import commit, files, log, store
 from bronze.table.commit import Change, Position, Shape
 from bronze.table.log import State

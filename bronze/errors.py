@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from bronze.result import Failure
+from bronze.model.results import Failure
 
 
 class BronzeError(Exception):

@@ -15,6 +15,7 @@ import tenacity
 from bronze import difference, failpoint, grade, lineage, prepare, provide, resume, unusual
 from bronze.books import quality as book
 from bronze.books.quality import Graded
+from bronze.config.settings import GOVERNANCE, Settings
 from bronze.difference import Difference, Edit
 from bronze.engine import Course, Task
 from bronze.errors import (
@@ -27,13 +28,12 @@ from bronze.errors import (
 )
 from bronze.landing import book_rejected
 from bronze.lineage import Entry
-from bronze.model import NOTHING_FOUND, DataFile, Findings, Stamp
+from bronze.model.model import NOTHING_FOUND, DataFile, Findings, Stamp
+from bronze.model.quality import Scored
 from bronze.net import Net, Netted, net
 from bronze.plan import Plan
 from bronze.prepare import Target
 from bronze.resume import STREAM
-from bronze.rule import Scored
-from bronze.settings import GOVERNANCE, Settings
 from bronze.source import publication, readiness
 from bronze.source.batch import Batch, Gathered
 from bronze.source.connect import Connection

@@ -26,11 +26,11 @@ import uuid_utils
 from bronze import drift, presence, traces
 from bronze import subject as subjects
 from bronze.books import anomalies, models, profiles, quality, rejected
+from bronze.config.settings import GOVERNANCE, Settings
 from bronze.errors import BronzeError, ConfigError, LakeError, TableRefused
-from bronze.model import DataFile, Place, Stored
+from bronze.model.model import DataFile, Place, Stored
+from bronze.model.results import Failure
 from bronze.presence import Original
-from bronze.result import Failure
-from bronze.settings import GOVERNANCE, Settings
 from bronze.subject import Held, Subject
 from bronze.table import commit, expire, files, layout, log, store
 from bronze.table.commit import Change

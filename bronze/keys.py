@@ -20,12 +20,12 @@ import uuid_utils
 from bronze import audit, drift, prepare
 from bronze.books import keys as book
 from bronze.books.keys import Record
+from bronze.config.settings import GOVERNANCE, Settings
 from bronze.drift import Settled
 from bronze.enrich import keyring
 from bronze.errors import BronzeError, ConfigError, TableRefused
-from bronze.model import STABLE, Column, DataKey, Place, Protected, Protection
+from bronze.model.model import STABLE, Column, DataKey, Place, Protected, Protection
 from bronze.prepare import Target
-from bronze.settings import GOVERNANCE, Settings
 from bronze.table import commit, expire, files, log, store
 from bronze.table.commit import Change, Shape
 from bronze.table.history import KIND

@@ -21,12 +21,14 @@ from bronze.books import quality as quality_book
 from bronze.books import rejected as book
 from bronze.books.profiles import Scope
 from bronze.books.quality import Figure, Graded
+from bronze.config.settings import GOVERNANCE, Settings
 from bronze.difference import Difference, Edit
 from bronze.engine import Course, Task
 from bronze.enrich import fingerprint
 from bronze.errors import BronzeError, CommitConflict, Mismatch, QualityRefused, SnapshotLost
 from bronze.lineage import Entry
-from bronze.model import (
+from bronze.model.anomaly import Outliers
+from bronze.model.model import (
     NOTHING_FOUND,
     DataFile,
     Findings,
@@ -37,15 +39,13 @@ from bronze.model import (
     Stamp,
     Written,
 )
+from bronze.model.results import TableResult
 from bronze.plan import Plan
 from bronze.prepare import Target
-from bronze.result import TableResult
-from bronze.settings import GOVERNANCE, Settings
 from bronze.source.snapshot import Snapshot
 from bronze.table import commit, files, layout, log, store
 from bronze.table.commit import Change
 from bronze.table.log import State
-from bronze.watch import Outliers
 from bronze.work import work
 
 _TRIES = 6

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from bronze import prepare
-from bronze.model import Column
+from bronze.config.settings import Settings, TableSettings
+from bronze.model.model import Column
 from bronze.prepare import Target
-from bronze.settings import Settings, TableSettings
 from bronze.source import increment, slices
 from bronze.source.catalog import Relation
 from bronze.source.statement import quoted

@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from bronze import lineage, openlineage, pipeline, prepare
+from bronze.config.settings import Settings
 from bronze.errors import BronzeError
 from bronze.follow import Followed
 from bronze.lineage import Entry
-from bronze.model import Origin
+from bronze.model.model import Origin
+from bronze.model.results import Failure, Late, TableResult
 from bronze.prepare import Target
-from bronze.result import Failure, Late, TableResult
-from bronze.settings import Settings
 from bronze.source import connect
 from bronze.source.catalog import Relation
 from bronze.source.connect import Connection

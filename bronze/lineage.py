@@ -18,14 +18,14 @@ from typing import Any
 from bronze import actor, failpoint
 from bronze.books import lineage as book
 from bronze.books.lineage import Record
+from bronze.config.settings import GOVERNANCE, Settings
 from bronze.drift import Settled
 from bronze.entry import Page, append
 from bronze.errors import BronzeError
-from bronze.model import Column, Place, Stamp
+from bronze.model.model import Column, Place, Stamp
+from bronze.model.results import Failure, Late, TableResult
 from bronze.plan import Plan
 from bronze.prepare import Target
-from bronze.result import Failure, Late, TableResult
-from bronze.settings import GOVERNANCE, Settings
 from bronze.source.snapshot import Snapshot
 from bronze.table import commit, log
 from bronze.table.commit import Position, transaction

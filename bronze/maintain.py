@@ -13,11 +13,11 @@ from contextlib import nullcontext
 import uuid_utils
 
 from bronze import drift, engine, failpoint, units
+from bronze.config.settings import GOVERNANCE, Settings, TableSettings
 from bronze.engine import Course, Task
 from bronze.errors import BronzeError, ConfigError
-from bronze.model import Place
-from bronze.result import MaintainedTable, MaintainResult
-from bronze.settings import GOVERNANCE, Settings, TableSettings
+from bronze.model.model import Place
+from bronze.model.results import MaintainedTable, MaintainResult
 from bronze.table import expire, layout, log, store
 from bronze.table.layout import Improved, Wish
 from bronze.table.log import State

@@ -22,7 +22,7 @@ from bronze.enrich.anomaly import scored
 from bronze.enrich.enrichment import enriched
 from bronze.errors import Mismatch, TableRefused
 from bronze.identity import LINE, PART, Rows
-from bronze.model import (
+from bronze.model.model import (
     DELETED,
     NONE_GIVEN,
     NOTHING_FOUND,

@@ -20,7 +20,7 @@ from psycopg import errors as pg
 from bronze import failpoint
 from bronze.errors import BronzeError, TableRefused
 from bronze.line import Line, Stopped
-from bronze.model import Origin
+from bronze.model.model import Origin
 from bronze.prepare import Target
 from bronze.source import connect, publication, slot, snapshot, waiting
 from bronze.source.connect import Connection

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from bronze import secret
+from bronze.config.settings import Settings
 from bronze.errors import BronzeError, ConfigError
 from bronze.lineage import STREAM, Entry
-from bronze.settings import Settings
 from bronze.version import VERSION
 
 if TYPE_CHECKING:

@@ -20,7 +20,6 @@ from bronze import (
     audit,
     engine,
     failpoint,
-    imprint,
     landing,
     lineage,
     maintain,
@@ -29,6 +28,8 @@ from bronze import (
     prepare,
     units,
 )
+from bronze.config import fingerprint
+from bronze.config.settings import Settings
 from bronze.errors import (
     BronzeError,
     CommitConflict,
@@ -40,10 +41,9 @@ from bronze.errors import (
     TableRefused,
 )
 from bronze.landing import Table
-from bronze.model import AuditMark, Origin, Stamp, Written
+from bronze.model.model import AuditMark, Origin, Stamp, Written
+from bronze.model.results import Failure, RunResult, TableResult
 from bronze.prepare import Target
-from bronze.result import Failure, RunResult, TableResult
-from bronze.settings import Settings
 from bronze.source import connect, snapshot
 from bronze.source.catalog import Relation
 from bronze.table import store
@@ -253,7 +253,7 @@ def planned(
     readers = units.readers(settings.run, slots)
     now = datetime.now(UTC)
     seen = {relation.oid: relation for relation in held.relations}
-    config = imprint.whole(imprint.imprint(settings))
+    config = fingerprint.whole(fingerprint.imprint(settings))
     audited = audit.mark(settings)
     tables = []
     for target in targets:

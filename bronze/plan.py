@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from bronze import compare, drift, keys, prepare, provide, resume, rules, units
+from bronze.config.settings import Settings
 from bronze.drift import Settled
 from bronze.enrich import anomaly
 from bronze.enrich.stamp import COMMITTED, METADATA
 from bronze.errors import TableRefused
-from bronze.model import (
+from bronze.model.model import (
     KEY_TEXT,
     Column,
     Enrichment,
@@ -26,7 +27,6 @@ from bronze.model import (
 )
 from bronze.prepare import Target
 from bronze.row_key import key_columns, key_of, lacks_text, merges_rows, no_key, unstable
-from bronze.settings import Settings
 from bronze.source import increment, slices, survey
 from bronze.source.snapshot import Since, Snapshot
 from bronze.table import log

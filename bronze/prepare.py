@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
+from bronze.config.protection import ColumnProtection
+from bronze.config.settings import Settings, TableSettings
 from bronze.enrich import anomaly
 from bronze.enrich.stamp import COMMITTED, METADATA
 from bronze.errors import ConfigError, TableRefused
-from bronze.model import KEY_TEXT, Column, Place
-from bronze.privacy import ColumnProtection
-from bronze.settings import Settings, TableSettings
+from bronze.model.model import KEY_TEXT, Column, Place
 from bronze.source import statement
 from bronze.source.catalog import TABLEOID, Relation, relations, schemas, with_tableoid
 from bronze.source.connect import Connection

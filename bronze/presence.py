@@ -16,9 +16,9 @@ import polars as pl
 import psycopg
 
 from bronze import drift
+from bronze.config.settings import Settings
 from bronze.errors import ConfigError, TableRefused
-from bronze.model import KEY_TEXT
-from bronze.settings import Settings
+from bronze.model.model import KEY_TEXT
 from bronze.source import connect, value
 from bronze.source.catalog import Relation, relations
 from bronze.source.comparison import comparisons

@@ -19,13 +19,13 @@ from psycopg import pq
 from psycopg.conninfo import make_conninfo
 
 from bronze import prepare
+from bronze.config.protection import MASTER_KEY
+from bronze.config.settings import TableSettings
 from bronze.enrich.stamp import COMMITTED, METADATA
 from bronze.errors import ConfigError
-from bronze.model import KEY_TEXT, Origin, Place
+from bronze.model.model import KEY_TEXT, Origin, Place
+from bronze.model.results import Failure
 from bronze.prepare import Target
-from bronze.privacy import MASTER_KEY
-from bronze.result import Failure
-from bronze.settings import TableSettings
 from bronze.source import catalog, connect, snapshot, survey
 from bronze.source.catalog import Relation
 from bronze.source.survey import Personal, Survey
@@ -71,7 +71,7 @@ def propose(
     name: str = "",
     notify: Callable[[str], None] = lambda _: None,
 ) -> str:
-    """The text of a bronze.toml for a database, which `bronze.config.load` takes as it is.
+    """The text of a bronze.toml for a database, which `bronze.config.loading.load` takes as it is.
 
     It holds names, sizes and counts of the source, but no value of a row and no password.
 

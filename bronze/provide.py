@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from bronze import anomalies, spanning
 from bronze.drift import Settled
-from bronze.model import Enrichment, Protection, RowKey
+from bronze.model.model import Enrichment, Protection, RowKey
 from bronze.table.log import State
 from bronze.units import Assignment
 

@@ -13,10 +13,10 @@ import tenacity
 import uuid_utils
 
 from bronze.books import streams as book
+from bronze.config.settings import GOVERNANCE, Settings
 from bronze.errors import BronzeError, LakeUnreachable
 from bronze.follow import Following
-from bronze.model import Place
-from bronze.settings import GOVERNANCE, Settings
+from bronze.model.model import Place
 from bronze.source.past import Past
 from bronze.table import commit, files, log
 from bronze.table.commit import Change, Position, Shape

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import polars as pl
 
 from bronze import audit
+from bronze.config.settings import Settings
 from bronze.enrich import protect
 from bronze.errors import BronzeError, ConfigError
-from bronze.settings import Settings
 from bronze.source.read import dtype
 from bronze.subject import Held, held, subject
 from bronze.table import files

@@ -10,7 +10,7 @@ from bronze import compare, drift, prepare, units
 from bronze.drift import Settled
 from bronze.enrich import key_text
 from bronze.errors import TableRefused
-from bronze.model import KEY_TEXT, NO_KEY, Column, Known, RowKey
+from bronze.model.model import KEY_TEXT, NO_KEY, Column, Known, RowKey
 from bronze.prepare import Target
 from bronze.source import statement
 from bronze.source.catalog import TABLEOID

@@ -14,16 +14,16 @@ from dataclasses import replace
 import polars as pl
 
 from bronze import predicate
+from bronze.config.quality import RuleSettings
+from bronze.config.settings import Settings
 from bronze.drift import Settled
 from bronze.enrich import quality
 from bronze.errors import TableRefused
+from bronze.model.quality import Criterion, Kind
 from bronze.predicate import Unfit
 from bronze.prepare import Target, toml
-from bronze.rule import Criterion, Kind
-from bronze.settings import Settings
 from bronze.source.constraint import Check, Constraints
 from bronze.source.read import dtype
-from bronze.standard import RuleSettings
 
 
 def criteria(

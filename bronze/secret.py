@@ -1,7 +1,7 @@
 """Secrets: found by name, used at once, never kept, printed or sent.
 
-Work units carry a `bronze.model.Secret`, which names a secret; whoever needs its value resolves
-it where the work is done.
+Work units carry a `bronze.model.model.Secret`, which names a secret; whoever needs its value
+resolves it where the work is done.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from urllib.parse import urlencode
 from urllib.request import Request, urlopen
 
 from bronze.errors import ConfigError
-from bronze.model import Secret
+from bronze.model.model import Secret
 
 if TYPE_CHECKING:
     from azure.core.credentials import TokenCredential

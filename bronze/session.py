@@ -37,7 +37,7 @@ from bronze.errors import (
 )
 from bronze.follow import Following
 from bronze.line import Line, Step, Stopped
-from bronze.model import Stamp
+from bronze.model.model import Stamp
 from bronze.newslot import NewSlot
 from bronze.prepare import Target
 from bronze.resync import Resync, dropped

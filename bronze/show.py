@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from bronze.check import Report, TableReport
     from bronze.forget import Evidence, Forgotten
     from bronze.keys import KeyReport
+    from bronze.model.results import MaintainResult, RunResult, StreamResult, TableResult
     from bronze.pipeline import Notify
     from bronze.pipeline import Progress as Step
     from bronze.proof.verdict import VerifyResult
-    from bronze.result import MaintainResult, RunResult, StreamResult, TableResult
     from bronze.stream import Notify as NotifyStep
     from bronze.stream import Step as StreamStep
     from bronze.trend import QualityReport, TableQuality

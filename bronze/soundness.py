@@ -17,8 +17,8 @@ import polars as pl
 from bronze.enrich import fingerprint, hashing, stamp
 from bronze.enrich.encoding import pieces
 from bronze.enrich.stamp import COMMITTED
-from bronze.model import ACTIVE, DELETED, QUARANTINED, Form, Method
-from bronze.rule import BEST
+from bronze.model.model import ACTIVE, DELETED, QUARANTINED, Form, Method
+from bronze.model.quality import BEST
 from bronze.source.read import dtype
 from bronze.table.history import KIND
 from bronze.table.partition import source_of

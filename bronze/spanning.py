@@ -14,8 +14,8 @@ import polars as pl
 from bronze import rules, units
 from bronze.drift import Settled
 from bronze.errors import TableRefused
-from bronze.model import KEY_TEXT, Column, RowKey
-from bronze.rule import SPANNING, Criterion, Quality
+from bronze.model.model import KEY_TEXT, Column, RowKey
+from bronze.model.quality import SPANNING, Criterion, Quality
 from bronze.source import constraint
 from bronze.source.catalog import Relation
 from bronze.source.comparison import PLAIN, Comparison, comparisons

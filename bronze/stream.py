@@ -19,6 +19,7 @@ from dataclasses import replace
 from random import uniform
 
 from bronze import openlineage, pipeline, prepare
+from bronze.config.settings import Settings
 from bronze.errors import (
     BronzeError,
     ConfigError,
@@ -27,10 +28,9 @@ from bronze.errors import (
     SourceRewound,
 )
 from bronze.line import Line, Notify, Step, Stopped, Tally
+from bronze.model.results import StreamResult
 from bronze.prepare import Target
-from bronze.result import StreamResult
 from bronze.session import Session
-from bronze.settings import Settings
 from bronze.source import connect, publication, slot
 from bronze.source.connect import Connection
 

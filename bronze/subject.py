@@ -17,11 +17,11 @@ import polars as pl
 
 from bronze import drift, keys
 from bronze.books.keys import Record
+from bronze.config.settings import Settings
 from bronze.enrich import plaintext, protect
 from bronze.errors import ConfigError
-from bronze.model import KEY_TEXT, STABLE, DataKey, Kind, Protect, Protected, Protection
+from bronze.model.model import KEY_TEXT, STABLE, DataKey, Kind, Protect, Protected, Protection
 from bronze.presence import Original
-from bronze.settings import Settings
 from bronze.source.read import dtype
 from bronze.source.value import Read
 from bronze.table import log, store

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from bronze import drift
+from bronze.config.settings import GOVERNANCE, Settings
 from bronze.errors import BronzeError
-from bronze.settings import GOVERNANCE, Settings
 from bronze.table import audit_mark, log, store
 from bronze.table.audit_mark import Known
 

@@ -15,10 +15,10 @@ from concurrent.futures import Executor
 from types import TracebackType
 
 from bronze import engine, maintain, record
+from bronze.config.settings import Settings, TableSettings
 from bronze.errors import BronzeError
 from bronze.follow import Following
-from bronze.model import Place
-from bronze.settings import Settings, TableSettings
+from bronze.model.model import Place
 from bronze.table import expire, layout, log
 
 _log = logging.getLogger(__name__)

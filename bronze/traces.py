@@ -15,7 +15,7 @@ from typing import Any
 import polars as pl
 
 from bronze.books import anomalies, lineage, models, profiles, quality, rejected
-from bronze.settings import GOVERNANCE, Settings
+from bronze.config.settings import GOVERNANCE, Settings
 from bronze.subject import Held, Subject, said, written
 from bronze.table import files, log
 from bronze.table.log import State

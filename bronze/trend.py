@@ -17,9 +17,9 @@ from bronze import drift, grade
 from bronze.books import quality as book
 from bronze.books import streams
 from bronze.books.quality import Figure
+from bronze.config.settings import GOVERNANCE, Settings
 from bronze.errors import ConfigError
-from bronze.model import Stored
-from bronze.settings import GOVERNANCE, Settings
+from bronze.model.model import Stored
 from bronze.table import files, log, store
 from bronze.table.log import State
 from bronze.table.naming import spellings

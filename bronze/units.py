@@ -10,12 +10,12 @@ import psycopg
 from psycopg import errors as pg
 
 from bronze import drift
+from bronze.config.settings import RunSettings, Settings
 from bronze.drift import Settled
 from bronze.enrich.stamp import COMMITTED
 from bronze.errors import BronzeError, TableRefused
-from bronze.model import Column, Enrichment, Known, Origin, RowKey, Stamp, Unit, Weighing
+from bronze.model.model import Column, Enrichment, Known, Origin, RowKey, Stamp, Unit, Weighing
 from bronze.prepare import Target
-from bronze.settings import RunSettings, Settings
 from bronze.source import slices, statement, weigh
 from bronze.source.connect import Connection, explain
 from bronze.source.slices import Slice

@@ -15,12 +15,12 @@ import polars as pl
 from bronze.anomalies import earlier, entered
 from bronze.books import anomalies, profiles
 from bronze.books.profiles import Scope
+from bronze.config.settings import GOVERNANCE, Settings
 from bronze.enrich.anomaly import reasons
 from bronze.errors import BronzeError
-from bronze.model import Findings, Stamp
+from bronze.model.anomaly import KEY, SCORE, Model, Watch
+from bronze.model.model import Findings, Stamp
 from bronze.prepare import Target
-from bronze.settings import GOVERNANCE, Settings
-from bronze.watch import KEY, SCORE, Model, Watch
 
 # A run is held against so many before it, once there are so many.
 _HISTORY = 20

@@ -23,7 +23,7 @@ from bronze.enrich.enrichment import enriched
 from bronze.enrich.fingerprint import Fingerprints
 from bronze.enrich.stamp import COMMITTED
 from bronze.errors import SourceUnreachable
-from bronze.model import NOTHING_FOUND, DataFile, Findings, Known, Rejected, Unit, Written
+from bronze.model.model import NOTHING_FOUND, DataFile, Findings, Known, Rejected, Unit, Written
 from bronze.source import read, weigh
 from bronze.table import files, history, merge, partition
 

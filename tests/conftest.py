@@ -17,10 +17,10 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from bronze import config
+from bronze.config import loading
+from bronze.config.protection import MASTER_KEY
+from bronze.config.settings import Settings
 from bronze.demo.server import Server, running
-from bronze.privacy import MASTER_KEY
-from bronze.settings import Settings
 from tests.features import has
 
 FAST = {
@@ -87,7 +87,7 @@ class Source:
         }
         for name, values in sections.items():
             document[name] = {**document.get(name, {}), **values}
-        return config.parse(document)
+        return loading.parse(document)
 
     def table(self, name: str) -> Path:
         """The folder of a Bronze table."""

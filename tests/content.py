@@ -8,10 +8,10 @@ from collections import Counter
 import polars as pl
 
 from bronze import drift, keys, prepare
+from bronze.config.settings import Settings
 from bronze.enrich import keyring, protect
 from bronze.enrich.stamp import COMMITTED, digests
-from bronze.model import DELETED
-from bronze.settings import Settings
+from bronze.model.model import DELETED
 from bronze.source import connect, digest, statement
 from bronze.source.catalog import relations
 from bronze.table import log

@@ -11,10 +11,10 @@ import polars as pl
 import pytest
 
 from bronze import pipeline, stream
+from bronze.config.settings import Settings
 from bronze.enrich import training
 from bronze.errors import ConfigError
-from bronze.result import RunResult, TableResult
-from bronze.settings import Settings
+from bronze.model.results import RunResult, TableResult
 from bronze.unusual import far
 from tests.conftest import Source
 

@@ -14,11 +14,11 @@ import pytest
 from psycopg import sql
 
 from bronze import check, pipeline, stream
+from bronze.config.settings import Settings
 from bronze.demo.server import Server
 from bronze.errors import SourceError, SourceRefused
-from bronze.model import KEY_TEXT
+from bronze.model.model import KEY_TEXT
 from bronze.proof.verify import verify
-from bronze.settings import Settings
 from tests import feed
 from tests.conftest import Source, without_slots
 

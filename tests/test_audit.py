@@ -20,12 +20,13 @@ from hypothesis import settings as fuzz
 from hypothesis import strategies as st
 
 import bronze
-from bronze import actor, audit, config, maintain, show
+from bronze import actor, audit, maintain, show
 from bronze.api import Bronze
 from bronze.books import audit as book
 from bronze.books.audit import Head, Record
+from bronze.config import loading
+from bronze.config.settings import Settings
 from bronze.errors import BronzeError, ConfigError, LakeUnreachable, TableRefused
-from bronze.settings import Settings
 from tests.conftest import Source
 
 KEY = "a key for sealing"
@@ -39,7 +40,7 @@ def settings(tmp_path: Path) -> Settings:
 
 def parsed(folder: Path, **sections: Any) -> Settings:
     """A config whose source is not asked."""
-    return config.parse(
+    return loading.parse(
         {
             "source": {"name": "test", "dsn": "postgresql://u@nowhere/db"},
             "lake": {"root": str(folder / "lake")},
@@ -369,7 +370,7 @@ def test_a_changed_config_is_recorded_by_its_keys(tmp_path: Path) -> None:
     def written(text: str, root: str = "lake") -> Settings:
         path = tmp_path / "bronze.toml"
         path.write_text(text.format(root=root))
-        return config.load(path)
+        return loading.load(path)
 
     first = written(
         '[source]\nname = "test"\ndsn = "postgresql://u:hush@nowhere/db"\n[lake]\nroot = "{root}"\n'
@@ -403,7 +404,7 @@ def test_two_configs_of_one_lake_are_told_apart(tmp_path: Path) -> None:
             '[source]\ndsn = "postgresql://u@nowhere/db"\n[lake]\nroot = "lake"\n'
             f"[run]\nworkers = {workers}\n"
         )
-        both.append(config.load(tmp_path / name))
+        both.append(loading.load(tmp_path / name))
     for own in (*both, *both):
         audit.record(own, "run", "", "succeeded")
     actions = [record.action for record in audit.report(both[0]).records]

@@ -28,7 +28,7 @@ from bronze.errors import (
     SourceRefused,
     SourceUnreachable,
 )
-from bronze.result import Failure, RunResult
+from bronze.model.results import Failure, RunResult
 from tests.conftest import Source
 from tests.proxy import until
 from tests.test_cli import configured, invoke

@@ -13,11 +13,11 @@ from deltalake import DeltaTable
 from psycopg import sql
 
 from bronze import check, pipeline
+from bronze.config.settings import MINIMUM_MEMORY
 from bronze.enrich.stamp import METADATA
 from bronze.errors import ConfigError
-from bronze.model import Origin
-from bronze.result import Failure, RunResult
-from bronze.settings import MINIMUM_MEMORY
+from bronze.model.model import Origin
+from bronze.model.results import Failure, RunResult
 from bronze.source import connect, slices
 from bronze.source.catalog import relations
 from tests.conftest import Source

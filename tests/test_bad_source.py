@@ -17,11 +17,11 @@ import tenacity
 from deltalake import DeltaTable
 
 from bronze import check, engine, pipeline
+from bronze.config.settings import Pool
 from bronze.demo.server import Server, running, start
 from bronze.errors import BronzeError, SnapshotRefused
+from bronze.model.results import Failure, RunResult
 from bronze.proof import verify
-from bronze.result import Failure, RunResult
-from bronze.settings import Pool
 from bronze.work import work
 from tests.conftest import FAST, Source
 from tests.features import has

@@ -10,10 +10,10 @@ import psycopg
 import pytest
 
 from bronze import check, pipeline, stream
+from bronze.config.settings import Settings
 from bronze.demo.server import Server
 from bronze.errors import BronzeError, ConfigError, SourceRefused
-from bronze.result import Failure
-from bronze.settings import Settings
+from bronze.model.results import Failure
 from tests.conftest import Source
 from tests.test_bad_input import failures, seen_by
 

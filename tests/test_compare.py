@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from bronze import compare
-from bronze.model import ACTIVE, DELETED, Kind, Known, Place, Stored
+from bronze.model.model import ACTIVE, DELETED, Kind, Known, Place, Stored
 from bronze.source.read import dtype
 from bronze.table import files
 

@@ -22,11 +22,12 @@ import trustme
 from azure.core.credentials import AccessToken
 from typer.testing import CliRunner
 
-from bronze import config, pipeline, secret
+from bronze import pipeline, secret
 from bronze.cli import app
+from bronze.config import loading
 from bronze.enrich import keyring
 from bronze.errors import ConfigError
-from bronze.model import Secret
+from bronze.model.model import Secret
 from bronze.source import connect
 from bronze.work import work
 from tests.conftest import Source
@@ -49,7 +50,7 @@ def refused(*wrong: tuple[str, Any], base: dict[str, Any] = SOUND) -> ConfigErro
             section = section.setdefault(part, {})
         section[last] = value
     with pytest.raises(ConfigError) as caught:
-        config.parse(document)
+        loading.parse(document)
     assert caught.value.exit_code == 2
     assert caught.value.hint
     return caught.value
@@ -57,7 +58,7 @@ def refused(*wrong: tuple[str, Any], base: dict[str, Any] = SOUND) -> ConfigErro
 
 def test_a_sound_config_is_taken() -> None:
     """What the other tests break is sound to begin with."""
-    assert config.parse(SOUND).lake.root == "lake"
+    assert loading.parse(SOUND).lake.root == "lake"
 
 
 @pytest.mark.parametrize(
@@ -172,7 +173,7 @@ def test_a_wrong_value_names_its_place(place: str, value: object, said: str) -> 
 )
 def test_how_a_table_is_taken(own: dict[str, Any], found: tuple[object, ...]) -> None:
     """The defaults, and intervals in seconds."""
-    taken = config.parse({**SOUND, "tables": {"t": own}}).table("source", "public", "t")
+    taken = loading.parse({**SOUND, "tables": {"t": own}}).table("source", "public", "t")
     names = ("pattern", "cursor", "overlap", "deletes", "on_delete")
     assert tuple(getattr(taken, name) for name in names) == found
     assert taken.method == found[0]
@@ -189,7 +190,7 @@ def test_a_wrong_value_of_deletes_says_what_it_may_be() -> None:
 def test_one_key_may_be_given_as_a_string() -> None:
     """A key of one column needs no list."""
     for key in ("id", ["id"]):
-        taken = config.parse({**SOUND, "tables": {"t": {"key": key}}}).table("source", "s", "t")
+        taken = loading.parse({**SOUND, "tables": {"t": {"key": key}}}).table("source", "s", "t")
         assert taken.key == ("id",)
 
 
@@ -223,7 +224,7 @@ def test_a_file_that_is_no_config_is_named(
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ConfigError) as caught:
-        config.load(path)
+        loading.load(path)
     assert said in caught.value.message
     assert str(path) in caught.value.message
 
@@ -231,13 +232,13 @@ def test_a_file_that_is_no_config_is_named(
 def test_a_folder_is_no_config(tmp_path: Path) -> None:
     """A folder in the config's place is an error like any other."""
     with pytest.raises(ConfigError, match="cannot be read"):
-        config.load(tmp_path)
+        loading.load(tmp_path)
 
 
 @pytest.mark.parametrize("dsn", ["postgresql://me:pa55-w0rd@[::1", "host=x nonsense=pa55-w0rd"])
 def test_an_unreadable_connection_string_is_not_repeated(dsn: str) -> None:
     """The error names the source, not what is in the connection string."""
-    settings = config.parse({**SOUND, "source": {"name": "shop", "dsn": dsn}})
+    settings = loading.parse({**SOUND, "source": {"name": "shop", "dsn": dsn}})
     with pytest.raises(ConfigError, match="source shop cannot be read") as caught:
         settings.origin("shop")
     assert PASSWORD not in caught.value.message + caught.value.hint
@@ -305,7 +306,7 @@ def file_with(tmp_path: Path, source: str) -> Path:
 def test_a_password_in_the_config_stays_there(tmp_path: Path, section: str) -> None:
     """It is in no repr and no pickle, and is found again in the file, however it is written."""
     dsn = f"postgresql://me:{PASSWORD}@localhost/db"
-    settings = config.load(file_with(tmp_path, f'{section}\ndsn = "{dsn}"'))
+    settings = loading.load(file_with(tmp_path, f'{section}\ndsn = "{dsn}"'))
     (name,) = settings.source
     origin = settings.origin(name)
     for shown in (repr(settings), str(settings), repr(origin), str(pickle.dumps(origin))):
@@ -318,7 +319,7 @@ def test_a_password_in_a_mapping_is_refused() -> None:
     """Without a file, workers could not find it again: the hint says how to give it."""
     dsn = f"postgresql://me:{PASSWORD}@localhost/db"
     with pytest.raises(ConfigError, match="has a password in it") as caught:
-        config.parse({**SOUND, "source": {"dsn": dsn}}).origin("source")
+        loading.parse({**SOUND, "source": {"dsn": dsn}}).origin("source")
     assert PASSWORD not in caught.value.message + caught.value.hint
     assert "password = { secret = " in caught.value.hint
 
@@ -326,7 +327,7 @@ def test_a_password_in_a_mapping_is_refused() -> None:
 def test_keys_of_the_lake_are_in_no_repr() -> None:
     """Neither a key written into the config's options nor one named there is shown."""
     options = {"access_key": PASSWORD, "other": {"secret": "LAKE_KEY"}}
-    settings = config.parse({**SOUND, "lake": {"root": "s3://b/x", "options": options}})
+    settings = loading.parse({**SOUND, "lake": {"root": "s3://b/x", "options": options}})
     for shown in (repr(settings), repr(settings.lake), repr(settings.place("bronze", "bz_t"))):
         assert PASSWORD not in shown
 
@@ -355,7 +356,7 @@ def test_a_connection_string_can_be_secret(
     (tmp_path / "DSN").write_text(f"{dsn}\n")
     monkeypatch.setenv("DSN", dsn)
     if provider == "config":
-        settings = config.load(file_with(tmp_path, f'[source]\ndsn = "{dsn}"'))
+        settings = loading.load(file_with(tmp_path, f'[source]\ndsn = "{dsn}"'))
     else:
         settings = source.settings(
             source={"dsn": {"secret": "DSN"}},
@@ -529,7 +530,7 @@ def test_a_master_key_may_be_in_key_vault(tmp_path: Path, monkeypatch: pytest.Mo
         "secrets": {"provider": "azure-key-vault", "vault": "https://localhost"},
         "protection": {"key": {"secret": "KMaster"}, "previous": [{"secret": "KOld"}]},
     }
-    first, old = config.parse(document).masters
+    first, old = loading.parse(document).masters
     assert (first.provider, first.name, old.name) == ("azure-key-vault", "KMaster", "KOld")
     with vault(tmp_path) as known:
         known.values["KMaster"] = key

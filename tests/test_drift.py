@@ -10,7 +10,7 @@ import polars as pl
 from deltalake import DeltaTable
 
 from bronze import pipeline
-from bronze.result import TableResult
+from bronze.model.results import TableResult
 from tests.conftest import Source
 from tests.content import differences
 from tests.test_patterns import (

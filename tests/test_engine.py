@@ -18,11 +18,12 @@ import distributed
 import polars as pl
 import pytest
 
-from bronze import config, engine, pipeline, units
+from bronze import engine, pipeline, units
+from bronze.config import loading
+from bronze.config.settings import Settings
 from bronze.engine import Course, Task, drive, executor
 from bronze.errors import BronzeError, ConfigError, SourceBusy, TableRefused
-from bronze.model import ACTIVE, Unit
-from bronze.settings import Settings
+from bronze.model.model import ACTIVE, Unit
 from bronze.work import work
 from tests.conftest import Source
 
@@ -338,7 +339,7 @@ def secretive(source: Source, tmp_path: Path) -> Settings:
         '[lake.options]\nshared_key = { secret = "STORE_KEY" }\n'
         "[run]\nworkers = 2\nmax_retries = 0\n"
     )
-    return config.load(file)
+    return loading.load(file)
 
 
 class Caught(Executor):

@@ -11,8 +11,8 @@ import polars as pl
 from deltalake import DeltaTable
 
 from bronze import pipeline, prepare
-from bronze.result import RunResult
-from bronze.settings import Settings
+from bronze.config.settings import Settings
+from bronze.model.results import RunResult
 from bronze.source import connect, digest, statement
 from bronze.source.catalog import relations
 from tests.conftest import Source

@@ -18,10 +18,10 @@ import pytest
 from deltalake import DeltaTable
 
 from bronze import stream
+from bronze.config.settings import Settings
 from bronze.demo import server as postgres
 from bronze.demo.server import Server
 from bronze.errors import BronzeError
-from bronze.settings import Settings
 from tests import feed
 from tests.conftest import FAST, Source
 from tests.content import differences

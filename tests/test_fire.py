@@ -19,10 +19,11 @@ import psycopg
 import pytest
 from deltalake import write_deltalake
 
-from bronze import config, failpoint, maintain, pipeline
+from bronze import failpoint, maintain, pipeline
+from bronze.config import loading
+from bronze.config.settings import Settings
 from bronze.demo import inventory
 from bronze.demo.server import Server
-from bronze.settings import Settings
 from tests import feed
 from tests.content import differences
 
@@ -96,7 +97,7 @@ def proven(settings: Settings, lake: Path) -> None:
 @pytest.mark.slow
 def test_killed_at_every_failpoint(shop: str, tmp_path: Path) -> None:
     """Wherever a process dies, the next run leaves all as if it never had."""
-    settings = config.parse(document(shop, tmp_path))
+    settings = loading.parse(document(shop, tmp_path))
     landed(settings)
     points = [point for point in failpoint.POINTS if point not in STREAMED]
     reached = set()
@@ -119,7 +120,7 @@ def test_killed_at_every_failpoint(shop: str, tmp_path: Path) -> None:
 
 def test_killed_at_random_while_the_source_changes(shop: str, tmp_path: Path) -> None:
     """Many kills in a row, the source changing all the time: nothing is lost or told twice."""
-    settings = config.parse(document(shop, tmp_path))
+    settings = loading.parse(document(shop, tmp_path))
     dice = random.Random(5)  # noqa: S311 - a load, no secret
     killed = 0
     for day in range(KILLS):
@@ -159,7 +160,7 @@ def changing(dsn: str, seed: int) -> Iterator[None]:
 @pytest.mark.slow
 def test_runs_that_race_each_other(shop: str, tmp_path: Path) -> None:
     """Two runs at once, again and again: whoever loses a table takes it anew, and none is torn."""
-    settings = config.parse(document(shop, tmp_path))
+    settings = loading.parse(document(shop, tmp_path))
     for day in range(4):
         racing = [child(settings) for _ in range(2)]
         with changing(shop, day):
@@ -174,7 +175,7 @@ def test_runs_beside_maintenance_and_a_foreign_writer(shop: str, tmp_path: Path)
     """Others rewrite and append all the time: none of their rows counts, all of ours are there."""
     own = document(shop, tmp_path)
     own["run"] = {"workers": 2, "retry_delay": 0, "max_retries": 20}
-    settings = config.parse(own)
+    settings = loading.parse(own)
     landed(settings)
     stopped = threading.Event()
     orders = tmp_path / "bronze" / "bz_orders"

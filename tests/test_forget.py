@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from bronze import api, forget, pipeline
 from bronze.books import rejected as book
 from bronze.cli import app
+from bronze.config.settings import GOVERNANCE, Settings
 from bronze.errors import BronzeError, ConfigError, TableRefused
-from bronze.settings import GOVERNANCE, Settings
 from bronze.table import commit, files, log
 from tests.conftest import Source
 from tests.features import known

@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bronze import forget, pipeline, stream
+from bronze.config.settings import Settings
 from bronze.demo.server import Server
-from bronze.settings import Settings
 from tests.conftest import Source, database
 from tests.features import known
 from tests.strategies import SCALARS, SETUP, Declared

@@ -11,11 +11,11 @@ import psycopg
 import pytest
 
 from bronze import check, pipeline, stream
+from bronze.config.settings import Settings
 from bronze.demo.server import Server
 from bronze.errors import ConfigError
+from bronze.model.results import Failure
 from bronze.proof import verify
-from bronze.result import Failure
-from bronze.settings import Settings
 from tests.conftest import Source
 from tests.content import differences
 from tests.proxy import GATE, closed_gate, until

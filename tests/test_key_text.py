@@ -10,11 +10,11 @@ import polars as pl
 import pytest
 
 from bronze import forget, pipeline, stream
+from bronze.config.settings import Settings
 from bronze.enrich.key_text import row_key
-from bronze.model import KEY_TEXT
+from bronze.model.model import KEY_TEXT
+from bronze.model.results import TableResult
 from bronze.proof.verify import verify
-from bronze.result import TableResult
-from bronze.settings import Settings
 from bronze.source.types import Choices, SourceType, contract
 from bronze.table.history import KIND
 from tests import feed

@@ -10,8 +10,8 @@ import pytest
 
 from bronze import check, pipeline, stream
 from bronze.errors import TableRefused
+from bronze.model.results import TableResult
 from bronze.proof.verify import verify
-from bronze.result import TableResult
 from tests import feed
 from tests.conftest import Source
 from tests.content import differences

@@ -12,11 +12,12 @@ from typing import Any
 import polars as pl
 import pytest
 
-from bronze import config, lineage, maintain, pipeline, stream
+from bronze import lineage, maintain, pipeline, stream
 from bronze.books import lineage as book
+from bronze.config import loading
+from bronze.config.settings import Settings
 from bronze.errors import LakeUnreachable
-from bronze.result import Failure, Late
-from bronze.settings import Settings
+from bronze.model.results import Failure, Late
 from bronze.table import layout, log
 from tests.conftest import Source
 
@@ -273,7 +274,7 @@ def test_no_secret_is_in_a_commit(shop: Source, tmp_path: Path) -> None:
     path.write_text(
         f'[source]\nname = "test"\ndsn = "{dsn}"\n[lake]\nroot = "lake"\n[run]\nworkers = 1\n'
     )
-    pipeline.run(config.load(path))
+    pipeline.run(loading.load(path))
     held = [file for file in (tmp_path / "lake").rglob("*") if file.is_file()]
     assert held
     assert not [file for file in held if b"hush-hush" in file.read_bytes()]
@@ -286,7 +287,7 @@ def test_tables_of_one_name_in_two_sources(shop: Source) -> None:
         "lake": {"root": str(shop.lake)},
         "tables": {"two.public.t": {"target": "bz_other"}},
     }
-    settings = config.parse(document)
+    settings = loading.parse(document)
     first = pipeline.run(settings)
     assert first.exit_code == 0, first
     found = {(r["source_system"], r["target_table"], r["lineage_id"]) for r in records(shop)}

@@ -24,8 +24,8 @@ from hypothesis.stateful import (
 )
 
 from bronze import failpoint, maintain, pipeline, stream
-from bronze.model import DELETED
-from bronze.settings import Settings
+from bronze.config.settings import Settings
+from bronze.model.model import DELETED
 from bronze.table import layout, log
 from bronze.table.history import KIND
 from tests import feed

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from bronze.enrich.stamp import COMMITTED, METADATA, digests, stamped
 from bronze.errors import Mismatch, TableRefused
-from bronze.model import Column, Kind, Place, RowKey, Stamp
+from bronze.model.model import Column, Kind, Place, RowKey, Stamp
 from bronze.net import Net, Netted, net
 from bronze.source import pgoutput, replication, slot, texts
 from bronze.source.batch import Gathered, Piece, Spool

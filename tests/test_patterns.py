@@ -18,9 +18,9 @@ import tenacity
 from deltalake import DeltaTable
 
 from bronze import pipeline
+from bronze.config.settings import Settings
+from bronze.model.results import TableResult
 from bronze.pipeline import Progress
-from bronze.result import TableResult
-from bronze.settings import Settings
 from bronze.source import snapshot
 from tests.conftest import Source
 from tests.content import differences

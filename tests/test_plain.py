@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bronze.errors import LakeError
-from bronze.model import Place
+from bronze.model.model import Place
 from bronze.plain import plain
 from bronze.table import log, store
 

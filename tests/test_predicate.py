@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bronze.config.quality import RuleSettings
 from bronze.enrich.quality import MOMENT, expression
-from bronze.model import Column, Kind
+from bronze.model.model import Column, Kind
 from bronze.predicate import Unfit, checked, of_rule
 from bronze.source.read import dtype
-from bronze.standard import RuleSettings
 
 NOW = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 PROVEN = settings(derandomize=True, database=None, deadline=None, max_examples=30)

@@ -15,15 +15,16 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
-from bronze import check, config, pipeline
+from bronze import check, pipeline
+from bronze.config import loading
+from bronze.config.protection import MASTER_KEY
+from bronze.config.settings import RunSettings, Settings
 from bronze.demo import inventory
 from bronze.demo.server import Server
 from bronze.enrich import keyring
 from bronze.errors import ConfigError, SourceRefused, SourceUnreachable
-from bronze.privacy import MASTER_KEY
+from bronze.model.results import RunResult
 from bronze.propose import MANY, PASSWORD, propose, write
-from bronze.result import RunResult
-from bronze.settings import RunSettings, Settings
 from tests.conftest import Source
 from tests.source.test_survey import BIG_ROWS, big, execute
 
@@ -64,7 +65,7 @@ def loaded(text: str, folder: Path) -> Settings:
     """The settings in a proposal, as a user would load them."""
     path = folder / "bronze.toml"
     write(path, text)
-    return config.load(path)
+    return loading.load(path)
 
 
 def landed(text: str, folder: Path) -> RunResult:

@@ -17,13 +17,13 @@ import psycopg
 import pytest
 
 from bronze import check, drift, forget, keys, pipeline, reveal, stream
-from bronze.config import parse
+from bronze.config.loading import parse
+from bronze.config.settings import ProtectionSettings, SecretName, Settings
 from bronze.enrich import keyring, protect
 from bronze.errors import ConfigError, LakeUnreachable, TableRefused
-from bronze.model import Protected
+from bronze.model.model import Protected
+from bronze.model.results import TableResult
 from bronze.proof import verify
-from bronze.result import TableResult
-from bronze.settings import ProtectionSettings, SecretName, Settings
 from bronze.source import replication
 from bronze.source.batch import Piece, Spool
 from bronze.source.read import dtype

@@ -14,11 +14,12 @@ from deltalake import DeltaTable
 from typer.testing import CliRunner
 
 import bronze
-from bronze import check, config, pipeline, show, spanning, stream, trend
+from bronze import check, pipeline, show, spanning, stream, trend
 from bronze.cli import app
+from bronze.config import loading
+from bronze.config.settings import Settings
 from bronze.errors import ConfigError
-from bronze.result import TableResult
-from bronze.settings import Settings
+from bronze.model.results import TableResult
 from tests.conftest import Source
 from tests.content import differences
 
@@ -651,7 +652,7 @@ def test_wrong_rules_are_said_with_their_place(rule: dict[str, Any], said: str) 
     """Where nothing has to be known of the table, the config itself is refused."""
     document = {"source": {"dsn": "postgresql://x/y"}, "lake": {"root": "l"}}
     with pytest.raises(ConfigError) as caught:
-        config.parse({**document, "tables": {"t": {"rules": [rule]}}})
+        loading.parse({**document, "tables": {"t": {"rules": [rule]}}})
     assert said in caught.value.message
     assert "tables.t.rules.0" in caught.value.message
 
@@ -661,7 +662,7 @@ def test_names_of_rules_are_different() -> None:
     document = {"source": {"dsn": "postgresql://x/y"}, "lake": {"root": "l"}}
     rule = {"column": "q", "not_null": True}
     with pytest.raises(ConfigError, match="two rules are called 'q not_null'"):
-        config.parse({**document, "tables": {"t": {"rules": [rule, rule]}}})
+        loading.parse({**document, "tables": {"t": {"rules": [rule, rule]}}})
 
 
 def test_a_stream_cannot_be_stopped_by_its_rows() -> None:
@@ -672,14 +673,14 @@ def test_a_stream_cannot_be_stopped_by_its_rows() -> None:
         "quality": {"on_failure": "stop"},
     }
     with pytest.raises(ConfigError, match="cannot leave a batch out"):
-        config.parse({**document, "tables": {"t": {"pattern": "streaming"}}})
+        loading.parse({**document, "tables": {"t": {"pattern": "streaming"}}})
     own = {"pattern": "streaming", "quality": {"on_failure": "land"}}
-    assert config.parse({**document, "tables": {"t": own}}).tables["t"].quality
+    assert loading.parse({**document, "tables": {"t": own}}).tables["t"].quality
 
 
 def test_what_a_table_demands_of_itself_wins() -> None:
     """Key by key; its sla is its freshness unless that is said too."""
-    given = config.parse(
+    given = loading.parse(
         {
             "source": {"dsn": "postgresql://x/y"},
             "lake": {"root": "l"},

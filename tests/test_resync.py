@@ -18,9 +18,9 @@ import psycopg
 import pytest
 
 from bronze import newslot, resync, session, stream
+from bronze.config.settings import Settings
 from bronze.demo.server import Server
 from bronze.newslot import NewSlot
-from bronze.settings import Settings
 from bronze.source import slot, snapshot, waiting
 from bronze.source.replication import Receiver
 from bronze.stream import Step

@@ -17,7 +17,7 @@ from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 
 from bronze.errors import Mismatch
-from bronze.model import Place, RowKey
+from bronze.model.model import Place, RowKey
 from bronze.net import net
 from bronze.source import texts
 from bronze.source.batch import Gathered, Piece, Spool

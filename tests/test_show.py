@@ -11,7 +11,7 @@ from rich.console import Console
 
 from bronze import show
 from bronze.check import ColumnReport, Report, TableReport
-from bronze.result import RunResult, TableResult
+from bronze.model.results import RunResult, TableResult
 
 
 def test_no_digit_is_left_out(

@@ -19,10 +19,11 @@ import polars as pl
 import psycopg
 import pytest
 
-from bronze import config, pipeline, stream
+from bronze import pipeline, stream
+from bronze.config import loading
+from bronze.config.settings import Settings
 from bronze.demo import inventory
 from bronze.demo.server import Server
-from bronze.settings import Settings
 from tests.content import differences
 
 pytestmark = pytest.mark.soak
@@ -43,7 +44,7 @@ def settings_for(
 ) -> Settings:
     """The demo's config."""
     chosen = {"tables": sorted(tables)} if tables else {}
-    return config.parse(
+    return loading.parse(
         {
             "source": {"name": "DE", "dsn": dsn, "schema": inventory.SCHEMA, **chosen},
             "lake": {"root": str(lake), "schema": "inventory_bronze"},
@@ -268,7 +269,7 @@ MAINTAINED = (
     + """
 import json, sys
 from bronze import config, units
-from bronze.model import Place
+from bronze.model.model import Place
 from bronze.table import layout
 settings = config.parse(json.loads(sys.argv[1]))
 place = settings.place(settings.lake.schema_, "bz_" + sys.argv[2])

@@ -22,11 +22,11 @@ from typer.testing import CliRunner
 
 from bronze import check, pipeline, session, stream, units
 from bronze.cli import app
+from bronze.config.settings import Settings
 from bronze.demo.server import Server
 from bronze.errors import ConfigError, SourceRefused, TableRefused
-from bronze.model import Place
-from bronze.result import Failure, StreamResult, TableResult
-from bronze.settings import Settings
+from bronze.model.model import Place
+from bronze.model.results import Failure, StreamResult, TableResult
 from bronze.stream import Step
 from bronze.table import commit, log
 from tests import feed

@@ -23,12 +23,13 @@ import polars as pl
 import psycopg
 import pytest
 
-from bronze import config, failpoint, stream
+from bronze import failpoint, stream
+from bronze.config import loading
+from bronze.config.settings import Settings
 from bronze.demo import inventory
 from bronze.demo import server as postgres
 from bronze.demo.server import Server
 from bronze.errors import BronzeError
-from bronze.settings import Settings
 from bronze.stream import Step
 from tests import feed
 from tests.conftest import Source, without_slots
@@ -170,7 +171,7 @@ def torn(lake: Path, at: Mapping[str, int]) -> set[int]:
 def test_killed_at_every_failpoint(shop: str, tmp_path: Path) -> None:
     """Wherever a stream dies, the next one leaves all as if it never had, at every record."""
     path = shop_file(shop, tmp_path)
-    given, lake = config.load(path), tmp_path / "lake"
+    given, lake = loading.load(path), tmp_path / "lake"
     caught_up(given)
     childless = execute(shop, LONELY)
     days = itertools.count()
@@ -211,7 +212,7 @@ SELECT order_id FROM orders WHERE NOT EXISTS
 def test_killed_while_the_layout_is_improved(shop: str, tmp_path: Path) -> None:
     """A stream that runs on tidies up beside it; killed there, nothing is amiss."""
     path = shop_file(shop, tmp_path)
-    given = config.load(path)
+    given = loading.load(path)
     caught_up(given)
     for day in range(2):
         with subprocess.Popen(
@@ -243,10 +244,10 @@ def test_killed_in_the_first_copy(shop: str, tmp_path: Path, point: str, times: 
     assert killed(path, point, times) == -signal.SIGKILL
     inventory.change(shop, seed=times)
     keys_changed(shop, 1)
-    caught_up(config.load(path))
+    caught_up(loading.load(path))
     inventory.change(shop, seed=times + 1)
-    caught_up(config.load(path))
-    proven(config.load(path), tmp_path / "lake", SHOP)
+    caught_up(loading.load(path))
+    proven(loading.load(path), tmp_path / "lake", SHOP)
 
 
 # Money that moves between two tables

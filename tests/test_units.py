@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bronze import units
-from bronze.settings import RunSettings
+from bronze.config.settings import RunSettings
 from bronze.source import weigh
 from tests.test_portion import IN_MEMORY
 

@@ -11,7 +11,7 @@ import pytest
 
 from bronze import follow, join, newslot, pipeline, session, stream
 from bronze.errors import TableRefused
-from bronze.result import TableResult
+from bronze.model.results import TableResult
 from bronze.source.replication import Receiver
 from tests.conftest import Source
 from tests.content import differences

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from psycopg import sql
 from typer.testing import CliRunner
 
-from bronze import config, show
+from bronze import show
 from bronze.cli import app
+from bronze.config import loading
 from bronze.errors import ConfigError
+from bronze.model.results import Failure, RunResult, TableResult
 from bronze.pipeline import Progress
-from bronze.result import Failure, RunResult, TableResult
 from bronze.stream import Step
 from bronze.visible import Visible, visible, visible_json
 from tests.conftest import Source
@@ -153,7 +154,7 @@ def test_a_nul_in_the_config_is_said(place: str, document: dict[str, object]) ->
     """With its place, whatever the text is for."""
     whole = {"source": {"dsn": "postgresql://a/b"}, "lake": {"root": "lake"}, **document}
     with pytest.raises(ConfigError, match="NUL") as caught:
-        config.parse(whole)
+        loading.parse(whole)
     assert place in caught.value.message
 
 
@@ -161,7 +162,7 @@ def test_a_target_has_no_control_characters(tmp_path: Path) -> None:
     """It becomes the name of a folder."""
     for bad in ("a\x1b", "a\x9b", "a\x07"):
         with pytest.raises(ConfigError, match="target"):
-            config.parse(
+            loading.parse(
                 {
                     "source": {"dsn": "postgresql://a/b"},
                     "lake": {"root": str(tmp_path)},
@@ -169,4 +170,4 @@ def test_a_target_has_no_control_characters(tmp_path: Path) -> None:
                 }
             )
     with pytest.raises(ConfigError, match="cannot be read"):
-        config.load("a\0b")
+        loading.load("a\0b")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bronze import pipeline
-from bronze.result import TableResult
+from bronze.model.results import TableResult
 from tests.conftest import Source
 from tests.content import differences
 

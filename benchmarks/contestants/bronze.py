@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.contestants import Task, timed
-from bronze import config, pipeline
+from bronze import pipeline
+from bronze.config import loading
 
 
 def load(task: Task) -> Path:
     """Runs the pipeline for the one table."""
-    settings = config.parse(
+    settings = loading.parse(
         {
             "source": {"name": "bench", "dsn": task.dsn, "schema": task.schema},
             "lake": {"root": str(task.lake), "schema": "bronze"},

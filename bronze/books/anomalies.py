@@ -11,7 +11,7 @@ from datetime import datetime
 
 import polars as pl
 
-from bronze.model import Kind, Stamp
+from bronze.model.model import Kind, Stamp
 
 COLUMNS: tuple[tuple[str, Kind], ...] = (
     ("batch_id", Kind("string")),

@@ -18,7 +18,7 @@ from typing import Any
 
 import polars as pl
 
-from bronze.model import Kind
+from bronze.model.model import Kind
 
 COLUMNS: tuple[tuple[str, Kind], ...] = (
     ("sequence", Kind("long")),

@@ -12,7 +12,7 @@ from datetime import datetime
 
 import polars as pl
 
-from bronze.model import DataKey, Kind
+from bronze.model.model import DataKey, Kind
 
 COLUMNS: tuple[tuple[str, Kind], ...] = (
     ("key_id", Kind("string")),

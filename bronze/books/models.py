@@ -1,7 +1,8 @@
 """``governance.models``: the isolation forests that tell anomalies, as numbers.
 
 A record is a model: its features as JSON, and its trees as arrays, which are those of
-`bronze.watch.Forest`. Nothing in it is code; what cannot be a forest is refused when it is used.
+`bronze.model.anomaly.Forest`. Nothing in it is code; what cannot be a forest is refused when it is
+used.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from bronze.model import Kind
-from bronze.watch import Feature, Forest, Model
+from bronze.model.anomaly import Feature, Forest, Model
+from bronze.model.model import Kind
 
 _INTS, _DOUBLES = Kind("array", element=Kind("int")), Kind("array", element=Kind("double"))
 _ARRAYS = ("sizes", "feature", "threshold", "left", "right", "rows")

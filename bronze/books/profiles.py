@@ -10,8 +10,8 @@ from typing import Literal
 
 import polars as pl
 
-from bronze.model import Kind, Stamp
-from bronze.watch import Outliers, Profile
+from bronze.model.anomaly import Outliers, Profile
+from bronze.model.model import Kind, Stamp
 
 Scope = Literal["whole", "changes", "stream"]
 """Which rows a profile is of: all of the table's, those that may have changed, or those that a

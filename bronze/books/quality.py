@@ -14,7 +14,7 @@ from typing import Any
 
 import polars as pl
 
-from bronze.model import Kind, Stamp
+from bronze.model.model import Kind, Stamp
 
 COLUMNS: tuple[tuple[str, Kind], ...] = (
     ("batch_id", Kind("string")),

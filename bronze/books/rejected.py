@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import polars as pl
 
-from bronze.model import Kind, Rejected, Stamp
+from bronze.model.model import Kind, Rejected, Stamp
 
 COLUMNS: tuple[tuple[str, Kind], ...] = (
     ("batch_id", Kind("string")),

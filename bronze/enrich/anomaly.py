@@ -11,8 +11,8 @@ import polars as pl
 
 from bronze.enrich.features import numbers
 from bronze.enrich.forest import Scorer, scorer
-from bronze.model import Kind, Stamp
-from bronze.watch import KEY, MOST, SCORE, Model, Outliers, Watch
+from bronze.model.anomaly import KEY, MOST, SCORE, Model, Outliers, Watch
+from bronze.model.model import Kind, Stamp
 
 COLUMNS: tuple[tuple[str, Kind], ...] = (
     ("anomaly_score", Kind("double")),

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from bronze.watch import Feature
+from bronze.model.anomaly import Feature
 
 _DAY = 86_400 * 10**6
 MOST = 1e30

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bronze.errors import LakeError
-from bronze.watch import Floats, Forest
+from bronze.model.anomaly import Floats, Forest
 
 Codes = npt.NDArray[np.intp]
 

@@ -16,7 +16,7 @@ import polars as pl
 
 from bronze.enrich import plaintext, protect
 from bronze.errors import Mismatch
-from bronze.model import KEY_TEXT, Column, Protection, RowKey
+from bronze.model.model import KEY_TEXT, Column, Protection, RowKey
 
 
 def is_list(column: Column) -> bool:

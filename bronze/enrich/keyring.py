@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from bronze import secret
 from bronze.errors import ConfigError
-from bronze.model import DataKey, Secret
+from bronze.model.model import DataKey, Secret
 
 _MASTER = 32
 _DATA = 64

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import polars as pl
 
 from bronze.enrich.features import as_numbers
-from bronze.watch import SKETCH, ColumnProfile, Profile, Watch
+from bronze.model.anomaly import SKETCH, ColumnProfile, Profile, Watch
 
 _MARGIN = 1.5
 

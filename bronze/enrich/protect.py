@@ -40,7 +40,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESSIV
 from bronze.enrich import ff1, plaintext
 from bronze.enrich.keyring import unwrapped
 from bronze.errors import Mismatch
-from bronze.model import DataKey, Protected, Protection, Rejected, Secret
+from bronze.model.model import DataKey, Protected, Protection, Rejected, Secret
 
 REVEALED = ("encrypt", "encrypt_deterministic")
 """The methods that can be undone."""

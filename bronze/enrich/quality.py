@@ -13,8 +13,8 @@ import polars as pl
 
 from bronze.enrich import fingerprint
 from bronze.errors import TableRefused
-from bronze.model import Stamp
-from bronze.rule import BEST, EXAMPLES, POINTS, Criterion, Quality, Scored
+from bronze.model.model import Stamp
+from bronze.model.quality import BEST, EXAMPLES, POINTS, Criterion, Quality, Scored
 
 MOMENT = "\0moment"
 """The column in which expressions find the moment that freshness is measured from."""

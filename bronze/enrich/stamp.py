@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 from bronze import portion
 from bronze.enrich import hashing
 from bronze.enrich.encoding import pieces
-from bronze.model import ACTIVE, QUARANTINED, Kind, Stamp
-from bronze.rule import BEST
+from bronze.model.model import ACTIVE, QUARANTINED, Kind, Stamp
+from bronze.model.quality import BEST
 
 METADATA: tuple[tuple[str, Kind], ...] = (
     ("load_timestamp", Kind("timestamp")),

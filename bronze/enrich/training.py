@@ -15,8 +15,8 @@ import polars as pl
 
 from bronze.enrich.features import MOST, as_numbers, missing, numbers
 from bronze.enrich.forest import Scorer
-from bronze.model import Column
-from bronze.watch import Feature, Forest, Measure, Model
+from bronze.model.anomaly import Feature, Forest, Measure, Model
+from bronze.model.model import Column
 
 LEAST = 50
 """Of fewer rows nothing is learned."""

@@ -9,16 +9,16 @@ from datetime import UTC, datetime
 from typing import Any
 
 from bronze import drift, keys, pipeline, plan, prepare, units
+from bronze.config.settings import Settings
 from bronze.enrich import key_text
 from bronze.errors import BronzeError, LakeError, TableRefused
-from bronze.model import KEY_TEXT, NO_KEY, Column, Kind, Protection, RowKey, Stamp
+from bronze.model.model import KEY_TEXT, NO_KEY, Column, Kind, Protection, RowKey, Stamp
 from bronze.pipeline import Opened
 from bronze.prepare import Target
 from bronze.proof import digests, evidence
 from bronze.proof.digests import Basis
 from bronze.proof.evidence import Asked
 from bronze.proof.verdict import VerifiedTable
-from bronze.settings import Settings
 from bronze.source import digest, publication, slices, statement
 from bronze.source.catalog import Relation
 from bronze.source.snapshot import Snapshot

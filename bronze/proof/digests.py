@@ -23,7 +23,7 @@ from bronze.enrich import buckets, fingerprint, keyring, protect, stamp
 from bronze.enrich.buckets import Digests
 from bronze.enrich.encoding import encode
 from bronze.enrich.protect import REVEALED
-from bronze.model import KEY_TEXT, Column, Protection, RowKey
+from bronze.model.model import KEY_TEXT, Column, Protection, RowKey
 from bronze.source import digest
 from bronze.source.read import dtype
 

@@ -18,7 +18,7 @@ from bronze import compare
 from bronze.enrich import buckets, fingerprint, key_text, keyring, protect
 from bronze.enrich.buckets import Sums
 from bronze.errors import FileDamaged, SourceUnreachable
-from bronze.model import (
+from bronze.model.model import (
     DELETED,
     KEY_TEXT,
     NO_KEY,

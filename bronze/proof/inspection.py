@@ -16,7 +16,7 @@ from bronze import soundness
 from bronze.enrich import buckets
 from bronze.enrich.buckets import Sums
 from bronze.errors import FileDamaged
-from bronze.model import DELETED, Form, Kind, Place, Stored
+from bronze.model.model import DELETED, Form, Kind, Place, Stored
 from bronze.proof import digests
 from bronze.proof.digests import Basis
 from bronze.soundness import Judged

@@ -19,16 +19,16 @@ import numpy.typing as npt
 import uuid_utils
 
 from bronze import compare, drift, engine, lineage, pipeline
+from bronze.config.settings import Settings
 from bronze.engine import Course, Task
 from bronze.errors import BronzeError, CommitConflict, TableRefused
 from bronze.landing import Table
-from bronze.model import Known, Stored
+from bronze.model.model import Known, Stored
+from bronze.model.results import Failure, TableResult
 from bronze.pipeline import Notify, running
 from bronze.prepare import Target
 from bronze.proof.claim import Claim, carried
 from bronze.proof.verdict import VerifiedTable
-from bronze.result import Failure, TableResult
-from bronze.settings import Settings
 from bronze.table import commit, files, layout, log, merge, store
 from bronze.table.commit import Change, Shape
 from bronze.table.log import State

@@ -12,6 +12,7 @@ from dataclasses import replace
 from urllib.parse import unquote
 
 from bronze import drift, engine, units
+from bronze.config.settings import Settings
 from bronze.engine import Course, Task
 from bronze.errors import BronzeError, LakeError
 from bronze.pipeline import Notify, Progress, running
@@ -22,7 +23,6 @@ from bronze.proof.inventory import Lying
 from bronze.proof.mend import Damage
 from bronze.proof.opposed import LISTED
 from bronze.proof.verdict import FaultyFile, FaultyRow, VerifiedTable
-from bronze.settings import Settings
 from bronze.table import expire
 from bronze.table.log import State
 

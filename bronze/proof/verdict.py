@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from bronze.result import Failure
+from bronze.model.results import Failure
 
 Fault = Literal["missing", "extra", "different", "altered"]
 """What is wrong with a row: it is in the source alone; in Bronze alone; in both, but with other

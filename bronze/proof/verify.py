@@ -21,11 +21,12 @@ import polars as pl
 import uuid_utils
 
 from bronze import engine, units
+from bronze.config.settings import Settings
 from bronze.engine import Course, Task
 from bronze.enrich import buckets
 from bronze.enrich.buckets import Sums
 from bronze.errors import BronzeError
-from bronze.model import Known
+from bronze.model.model import Known
 from bronze.pipeline import Notify, Progress, giving_way, running
 from bronze.proof import evidence, inspection, mend, rest
 from bronze.proof.claim import Claim, found
@@ -35,7 +36,6 @@ from bronze.proof.inspection import Inspected, Resting
 from bronze.proof.mend import Damage
 from bronze.proof.opposed import LISTED, Opposed, doubled, opposed
 from bronze.proof.verdict import FaultyFile, VerifiedTable, VerifyResult
-from bronze.settings import Settings
 from bronze.table import expire
 
 

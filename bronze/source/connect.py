@@ -31,7 +31,7 @@ from bronze.errors import (
     TableContested,
     TableRefused,
 )
-from bronze.model import Origin
+from bronze.model.model import Origin
 from bronze.source import pins, pooler, room
 from bronze.source.sockets import cut as cut
 

@@ -23,7 +23,7 @@ import psycopg
 from psycopg import pq
 
 from bronze.errors import Mismatch, SourceBusy, SourceUnreachable
-from bronze.model import Origin
+from bronze.model.model import Origin
 from bronze.source import pgoutput, slot
 from bronze.source.batch import Batch, Gathered, Piece, Spool
 from bronze.source.connect import explain, mapped

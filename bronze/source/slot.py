@@ -17,7 +17,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from bronze.errors import BronzeError, ConfigError, SourceBusy, SourceRefused
-from bronze.model import Origin
+from bronze.model.model import Origin
 from bronze.source.connect import Connection, mapped, parameters
 from bronze.source.pins import pinning
 from bronze.source.statement import quoted

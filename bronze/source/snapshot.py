@@ -20,7 +20,7 @@ from typing import Any, Literal
 import psycopg
 
 from bronze.errors import BronzeError, SnapshotLost, SnapshotRefused
-from bronze.model import Origin
+from bronze.model.model import Origin
 from bronze.source import definition
 from bronze.source.catalog import Relation, relations
 from bronze.source.connect import (

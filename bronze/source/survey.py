@@ -14,7 +14,7 @@ from typing import Any, Literal
 import psycopg
 from psycopg import sql
 
-from bronze.model import Method
+from bronze.model.model import Method
 from bronze.source.catalog import Attribute, Relation, relations
 from bronze.source.connect import Connection
 from bronze.source.personal import PersonalKind, kind_by_content, kind_by_name, words

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bronze.errors import Mismatch
-from bronze.model import Column, Kind
+from bronze.model.model import Column, Kind
 from bronze.source.pgoutput import NO_TEXT
 from bronze.source.read import dtype, regrouped
 from bronze.source.types import Choices, SourceType, carry

@@ -14,7 +14,7 @@ import polars as pl
 import psycopg
 from psycopg import errors as pg
 
-from bronze.model import Column
+from bronze.model.model import Column
 from bronze.source.catalog import Attribute
 from bronze.source.comparison import Comparison
 from bronze.source.connect import Connection

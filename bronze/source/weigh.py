@@ -14,7 +14,7 @@ from typing import Any
 import psycopg
 
 from bronze.errors import TableRefused
-from bronze.model import Origin, Weighing
+from bronze.model.model import Origin, Weighing
 from bronze.source.catalog import Relation
 from bronze.source.connect import Connection, connect, explain
 from bronze.source.statement import quoted

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import psycopg
 
-from bronze.model import Origin
+from bronze.model.model import Origin
 from bronze.source.connect import connect, explain
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bronze.model import AuditMark
+from bronze.model.model import AuditMark
 from bronze.table.log import State
 
 LOGS = "bronze.audit.logs"

@@ -10,7 +10,7 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from bronze import portion
-from bronze.model import DELETED, DataFile, Kind, Place, Stamp
+from bronze.model.model import DELETED, DataFile, Kind, Place, Stamp
 from bronze.table import files
 from bronze.table.files import CHANGE
 

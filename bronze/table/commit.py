@@ -18,7 +18,7 @@ from uuid import uuid4
 import tenacity
 
 from bronze.errors import CommitConflict, LakeError, Overtaken
-from bronze.model import AuditMark, DataFile, Kind, Place, Stored
+from bronze.model.model import AuditMark, DataFile, Kind, Place, Stored
 from bronze.table import audit_mark, files, store
 from bronze.table.log import ENGINE, MARK, Action, State, infos, read, write
 from bronze.table.schema import NTZ, delta_schema, properties, protocol

@@ -20,7 +20,7 @@ from deltalake import DeltaTable
 from obstore.exceptions import BaseError
 
 from bronze import failpoint
-from bronze.model import Place
+from bronze.model.model import Place
 from bronze.table import store
 from bronze.table.commit import ORPHAN_AGE
 from bronze.table.log import State, mapped, read

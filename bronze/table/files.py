@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bronze import failpoint, portion
-from bronze.model import DataFile, Kind, Place, Stored
+from bronze.model.model import DataFile, Kind, Place, Stored
 from bronze.table import store
 from bronze.table.statistics import Statistics
 

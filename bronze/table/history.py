@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from bronze import portion
-from bronze.model import DELETED, DataFile, Kind, Place, Stamp, Stored
+from bronze.model.model import DELETED, DataFile, Kind, Place, Stamp, Stored
 from bronze.portion import HELD
 from bronze.table import files
 from bronze.table.changes import Changes, Gathered, Rows, marked, picks, read

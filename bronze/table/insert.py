@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from bronze.model import DataFile, Kind, Place
+from bronze.model.model import DataFile, Kind, Place
 from bronze.table import files
 from bronze.table.changes import Changes, Gathered, height, image, picks
 from bronze.table.partition import Outputs, column_of

@@ -26,7 +26,7 @@ from typing import Any
 from uuid import uuid4
 
 from bronze.errors import CommitConflict, LakeError
-from bronze.model import Kind, Place, Stored
+from bronze.model.model import Kind, Place, Stored
 from bronze.table import commit, files, rewrite
 from bronze.table.log import State, read
 from bronze.table.rewrite import Made

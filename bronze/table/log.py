@@ -25,7 +25,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 
 from bronze import failpoint
 from bronze.errors import CommitConflict, LakeError
-from bronze.model import Kind, Place, Stored
+from bronze.model.model import Kind, Place, Stored
 from bronze.table import files, store
 from bronze.table.schema import kinds
 from bronze.table.statistics import SAFE

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
-from bronze.model import Kind, Place, Stored
+from bronze.model.model import Kind, Place, Stored
 from bronze.table import files, merge
 
 

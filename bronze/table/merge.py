@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bronze import portion
-from bronze.model import DELETED, DataFile, Kind, Place, Stamp, Stored
+from bronze.model.model import DELETED, DataFile, Kind, Place, Stamp, Stored
 from bronze.table import changes as changing
 from bronze.table import files
 from bronze.table.changes import (

@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 
 from bronze import portion
-from bronze.model import DataFile
+from bronze.model.model import DataFile
 from bronze.table.files import Output, Partition
 
 # So many files are written at once; when there are more, those that are open are finished.

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from bronze import portion
 from bronze.errors import Mismatch
-from bronze.model import DataFile, Kind, Place, Stored
+from bronze.model.model import DataFile, Kind, Place, Stored
 from bronze.table import files, store
 from bronze.table.curve import Fence, Numbers, Scale, along, fence, keys, scales, split
 

@@ -17,7 +17,7 @@ from obstore.store import LocalStore, from_url
 
 from bronze import secret
 from bronze.errors import BronzeError, FileDamaged, LakeError, LakeUnreachable
-from bronze.model import Place, Secret
+from bronze.model.model import Place, Secret
 from bronze.plain import plain
 
 _CLIENT = (

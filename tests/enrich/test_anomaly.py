@@ -18,8 +18,8 @@ from bronze.enrich import training
 from bronze.enrich.anomaly import reasons, scored
 from bronze.enrich.features import numbers
 from bronze.enrich.profile import profiled
-from bronze.model import Column, Findings, Kind, Stamp
-from bronze.watch import MOST, SKETCH, Feature, Model, Watch
+from bronze.model.anomaly import MOST, SKETCH, Feature, Model, Watch
+from bronze.model.model import Column, Findings, Kind, Stamp
 
 DAY = dt.datetime(2026, 1, 10, tzinfo=dt.UTC)
 STAMP = Stamp("a batch", DAY, "shop", "batch")

@@ -15,7 +15,7 @@ from bronze.enrich import forest as module
 from bronze.enrich.forest import Scorer, prove
 from bronze.enrich.training import _forest
 from bronze.errors import LakeError
-from bronze.watch import Forest
+from bronze.model.anomaly import Forest
 
 
 def learned(rows: Any, trees: int, sample: int, seed: int) -> tuple[IsolationForest, Forest]:

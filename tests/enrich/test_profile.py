@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from bronze.enrich.profile import profiled
-from bronze.watch import SKETCH, Watch
+from bronze.model.anomaly import SKETCH, Watch
 
 
 @pytest.mark.parametrize("many", [1, 12, SKETCH - 1, SKETCH, 5_000, 30_000, 100_000])

@@ -20,10 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_series_equal
 
+from bronze.config.protection import MASTER_KEY
 from bronze.enrich import ff1, keyring, protect
 from bronze.errors import ConfigError, Mismatch
-from bronze.model import DataKey, Kind, Protect, Protected, Protection, Rejected, Secret
-from bronze.privacy import MASTER_KEY
+from bronze.model.model import DataKey, Kind, Protect, Protected, Protection, Rejected, Secret
 
 MASTERS = (Secret("env", MASTER_KEY),)
 _ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"

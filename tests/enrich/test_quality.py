@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from bronze.enrich.enrichment import enriched
 from bronze.enrich.quality import scored, told_apart
 from bronze.errors import TableRefused
-from bronze.model import Enrichment, Stamp
-from bronze.rule import POINTS, Criterion, Quality, Scored, Severity
+from bronze.model.model import Enrichment, Stamp
+from bronze.model.quality import POINTS, Criterion, Quality, Scored, Severity
 
 MOMENT = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 STAMP = Stamp("018df7a0-0000-7000-8000-000000000000", MOMENT, "shop", "batch", "a lineage")

@@ -11,7 +11,7 @@ import pytest
 
 from bronze.enrich import hashing
 from bronze.enrich.stamp import METADATA, digests, stamped
-from bronze.model import Stamp
+from bronze.model.model import Stamp
 from bronze.source.read import dtype
 
 MOMENT = dt.datetime(2024, 2, 29, 23, 59, 59, 999999, dt.UTC)

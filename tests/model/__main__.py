@@ -12,8 +12,8 @@ import time
 import traceback
 from pathlib import Path
 
+from bronze.config.protection import MASTER_KEY
 from bronze.demo.server import LOG, running
-from bronze.privacy import MASTER_KEY
 from tests.conftest import FAST, ROOM, database
 from tests.model import checker, driver
 from tests.model.world import World, outcomes

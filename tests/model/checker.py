@@ -10,7 +10,7 @@ from pathlib import Path
 
 import bronze
 from bronze.errors import BronzeError
-from bronze.result import TableResult
+from bronze.model.results import TableResult
 from tests.conftest import Source
 from tests.content import differences
 from tests.model import operations, oracle, tables

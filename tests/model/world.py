@@ -17,8 +17,8 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from bronze import config
-from bronze.settings import Settings
+from bronze.config import loading
+from bronze.config.settings import Settings
 from tests.conftest import Source
 from tests.model import tables
 from tests.model.processes import Process, Processes
@@ -79,7 +79,7 @@ class World:
 
     def settings(self) -> Settings:
         """The config."""
-        return config.load(self.file)
+        return loading.load(self.file)
 
     def say(self, line: str) -> None:
         """Enters a line into the log."""

@@ -21,10 +21,10 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 
 from bronze import pipeline
+from bronze.config.settings import Settings
 from bronze.enrich.stamp import digests
 from bronze.proof import verify as verifying
 from bronze.proof.verdict import VerifiedTable
-from bronze.settings import Settings
 from tests.conftest import Source
 from tests.content import differences
 

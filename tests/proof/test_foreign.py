@@ -10,9 +10,9 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 
 from bronze import pipeline, stream
+from bronze.config.settings import Settings
+from bronze.model.results import TableResult
 from bronze.proof import verify as verifying
-from bronze.result import TableResult
-from bronze.settings import Settings
 from bronze.table import log
 from tests.conftest import Source
 from tests.content import differences

@@ -20,12 +20,13 @@ import pytest
 from deltalake import DeltaTable
 from psycopg.conninfo import make_conninfo
 
-from bronze import config, pipeline, stream, units
+from bronze import pipeline, stream, units
+from bronze.config import loading
+from bronze.config.settings import Settings
 from bronze.errors import ConfigError, SourceUnreachable
 from bronze.proof import claim
 from bronze.proof import verify as verifying
 from bronze.proof.verdict import VerifiedTable
-from bronze.settings import Settings
 from tests.conftest import Source
 from tests.content import differences
 from tests.feed import faults
@@ -403,7 +404,7 @@ def test_without_a_source_tables_at_rest_are_proven(source: Source) -> None:
         "source": {"name": "test", "dsn": "postgresql://x@127.0.0.1:1/none", "connect_timeout": 1},
         "lake": {"root": settings.lake.root, "schema": "bronze"},
     }
-    dead = config.parse(document)
+    dead = loading.parse(document)
     with pytest.raises(SourceUnreachable):
         verifying.verify(dead)
     found = verify(dead, at_rest=True)

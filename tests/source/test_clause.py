@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from bronze import prepare
-from bronze.model import Column
+from bronze.model.model import Column
 from bronze.source import connect, read, statement
 from bronze.source.catalog import Relation, relations
 from bronze.source.clause import translated

@@ -15,7 +15,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from bronze import check, pipeline
-from bronze.model import Column, Kind, Origin
+from bronze.model.model import Column, Kind, Origin
 from bronze.proof import verify
 from bronze.source import connect, pins, read, slices, slot
 from bronze.source.catalog import relations

@@ -15,7 +15,7 @@ from psycopg.conninfo import conninfo_to_dict
 from bronze import check, pipeline, stream
 from bronze.demo.server import Server
 from bronze.errors import SourceBusy, SourceRefused
-from bronze.model import Origin
+from bronze.model.model import Origin
 from bronze.source import connect, pins
 from tests.conftest import Source
 from tests.content import differences

@@ -14,7 +14,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from bronze.demo.server import running
 from bronze.errors import SourceRefused
-from bronze.model import Origin
+from bronze.model.model import Origin
 from bronze.source import catalog, connect, publication, readiness, slot
 from bronze.source.catalog import Relation
 from bronze.source.connect import Connection

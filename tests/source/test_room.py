@@ -9,8 +9,8 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from bronze import check, pipeline, stream
+from bronze.config.settings import Settings
 from bronze.errors import SourceBusy
-from bronze.settings import Settings
 from tests.conftest import Source
 
 WHOSE = ["role", "database"]

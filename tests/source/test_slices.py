@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from psycopg.conninfo import conninfo_to_dict
 
 from bronze import pipeline, units
-from bronze.model import Origin
+from bronze.model.model import Origin
 from bronze.source import connect, slices
 from bronze.source.catalog import Relation, relations
 from bronze.source.slices import Slice

@@ -17,7 +17,7 @@ from psycopg import sql
 
 from bronze.demo.server import Server, running
 from bronze.errors import ConfigError, SourceBusy, SourceRefused, SourceUnreachable
-from bronze.model import Origin
+from bronze.model.model import Origin
 from bronze.source import connect, pins, slot
 from tests.conftest import FAST, Source
 from tests.features import has

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from bronze import prepare
 from bronze.errors import Mismatch
-from bronze.model import Column, Kind
+from bronze.model.model import Column, Kind
 from bronze.source import connect, read, statement
 from bronze.source.catalog import Relation, relations
 from bronze.source.texts import Text, text, typed

@@ -29,7 +29,7 @@ from psycopg.conninfo import make_conninfo
 
 from bronze.demo.server import Server
 from bronze.errors import ConfigError, SourceRefused, SourceUnreachable
-from bronze.model import Origin
+from bronze.model.model import Origin
 from bronze.source.connect import parameters
 from bronze.source.read import _url
 from bronze.source.tunnel import needed, relay

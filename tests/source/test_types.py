@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from bronze import pipeline
-from bronze.result import TableResult
+from bronze.model.results import TableResult
 from tests.conftest import Source
 from tests.features import has
 from tests.test_exact import hashes_in_source, same

@@ -9,7 +9,7 @@ import pytest
 
 from bronze import pipeline, units
 from bronze.errors import TableRefused
-from bronze.model import Origin, Weighing
+from bronze.model.model import Origin, Weighing
 from bronze.source import weigh
 from bronze.source.catalog import Relation, relations
 from bronze.source.connect import Connection

@@ -17,7 +17,7 @@ import tenacity
 from deltalake import DeltaTable, write_deltalake
 
 from bronze.errors import BronzeError, CommitConflict, LakeError, Overtaken
-from bronze.model import DataFile, Kind, Place
+from bronze.model.model import DataFile, Kind, Place
 from bronze.table import commit, files, log
 
 COLUMNS = (("id", Kind("long")),)

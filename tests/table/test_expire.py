@@ -13,7 +13,7 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 
 from bronze.errors import LakeError
-from bronze.model import Kind, Place
+from bronze.model.model import Kind, Place
 from bronze.table import commit, files, log
 from bronze.table import expire as expiring
 from bronze.table.expire import Expired, expire, purge

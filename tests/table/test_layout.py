@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from uuid_utils import uuid7
 
 from bronze.errors import CommitConflict, LakeError, Mismatch
-from bronze.model import Kind, Place
+from bronze.model.model import Kind, Place
 from bronze.table import commit, curve, files, layout, log, rewrite, store
 from bronze.table.layout import Improved, Wish
 from tests.sent import Sent

@@ -19,7 +19,7 @@ from deltalake import DeltaTable, QueryBuilder
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from bronze.model import DataFile, Kind, Place
+from bronze.model.model import DataFile, Kind, Place
 from bronze.source.read import dtype
 from bronze.table import commit, files
 from bronze.table.statistics import SAFE, Statistics, lower_bound, upper_bound

@@ -14,7 +14,7 @@ from moto.server import ThreadedMotoServer
 
 from bronze import pipeline
 from bronze.errors import LakeError
-from bronze.model import Place
+from bronze.model.model import Place
 from bronze.table import store
 from tests.conftest import Source
 

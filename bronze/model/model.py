@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
-from bronze.rule import Quality, Scored
-from bronze.watch import NO_OUTLIERS, NO_PROFILE, Outliers, Profile, Watch
+from bronze.model.anomaly import NO_OUTLIERS, NO_PROFILE, Outliers, Profile, Watch
+from bronze.model.quality import Quality, Scored
 
 KindName = Literal[
     "short",

@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal, get_args
 import polars as pl
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
+from bronze.config.fields import Names, Seconds, Section
+from bronze.model.quality import Kind, Severity
 from bronze.plain import plain
-from bronze.rule import Kind, Severity
-from bronze.section import Names, Seconds, Section
 
 Share = Annotated[float, Field(ge=0, le=1)]
 

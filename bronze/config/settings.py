@@ -1,4 +1,4 @@
-"""The sections of bronze.toml as frozen settings; `bronze.config` reads them."""
+"""The sections of bronze.toml as frozen settings; `bronze.config.loading` reads them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, model_validator
 
+from bronze.config.fields import Bytes, Decimal, Names, Seconds, Section, duration
+from bronze.config.protection import MASTER_KEY, ColumnProtection
+from bronze.config.quality import QualitySettings, RuleSettings
 from bronze.errors import ConfigError
-from bronze.model import Method, Origin, Place, Secret
-from bronze.privacy import MASTER_KEY, ColumnProtection
-from bronze.rule import Criterion
-from bronze.section import Bytes, Decimal, Names, Seconds, Section, duration
-from bronze.standard import QualitySettings, RuleSettings
+from bronze.model.model import Method, Origin, Place, Secret
+from bronze.model.quality import Criterion
 
 _ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
 _SECRET = re.compile(r"key|secret|token|password|credential|sas", re.IGNORECASE)

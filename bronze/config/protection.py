@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from bronze.model import Protect, ProtectMethod
-from bronze.section import Section
+from bronze.config.fields import Section
+from bronze.model.model import Protect, ProtectMethod
 
 MASTER_KEY = "BRONZE_MASTER_KEY"
 """The environment variable with the master key where the config names none."""

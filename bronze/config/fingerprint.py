@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from bronze.settings import Settings, is_secret
+from bronze.config.settings import Settings, is_secret
 from bronze.source import connect
 
 _DIGITS = 16

@@ -14,9 +14,9 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from bronze.errors import ConfigError
-from bronze.privacy import ColumnProtection
-from bronze.settings import (
+from bronze.config.protection import ColumnProtection
+from bronze.config.quality import PARTS, QualitySettings, RuleSettings
+from bronze.config.settings import (
     AnomalySettings,
     AuditSettings,
     LakeSettings,
@@ -32,7 +32,7 @@ from bronze.settings import (
     StreamSettings,
     TableSettings,
 )
-from bronze.standard import PARTS, QualitySettings, RuleSettings
+from bronze.errors import ConfigError
 
 
 def load(path: str | Path) -> Settings:

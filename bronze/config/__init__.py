@@ -1,0 +1,1 @@
+"""bronze.toml: its sections, read and checked."""
