@@ -24,8 +24,9 @@ from bronze.enrich.forest import prove
 from bronze.errors import LakeError
 from bronze.model.anomaly import Model, Watch
 from bronze.model.model import DELETED, Column, Kind, Place, Stored
+from bronze.postgres import statement
+from bronze.postgres.copy import read, splits
 from bronze.prepare import Target
-from bronze.source import read, slices, statement
 from bronze.table import commit, files, log
 from bronze.table.files import Layout
 from bronze.table.log import State
@@ -351,14 +352,14 @@ def _from_source(given: Assignment, columns: Sequence[Column], seed: int) -> pl.
         names = ", ".join(statement.quoted(a.name) for a in relation.attributes if a.readable)
         table = f"(SELECT {names} FROM {table} LIMIT {_ROWS}) AS sample"  # noqa: S608
     else:
-        wanted = min(_PAGES, max(1, _BYTES * pages // max(slices.size_of(relation), 1)))
+        wanted = min(_PAGES, max(1, _BYTES * pages // max(splits.size_of(relation), 1)))
         if pages > wanted:
             table += f" TABLESAMPLE SYSTEM ({100 * wanted / pages:.6f}) REPEATABLE ({seed})"
     query = statement.select(columns, table)
     session = given.held.session(given.origin)
     guarded = bool(given.target.settings.protect)
     label = given.target.label
-    parts = read.rows(given.origin, session, query, (slices.WHOLE,), columns, label, guarded)
+    parts = read.rows(given.origin, session, query, (splits.WHOLE,), columns, label, guarded)
     rows = pl.concat([rows for rows, _ in parts] or [pl.DataFrame()])
     return _some(rows, _ROWS, np.random.default_rng(seed))
 

@@ -21,7 +21,7 @@ from uuid import uuid4
 import polars as pl
 import pyarrow as pa
 
-from bronze import actor, secret, testimony
+from bronze import actor, secrets, testimony
 from bronze.books import audit as book
 from bronze.books.audit import Head, Record
 from bronze.config import fingerprint
@@ -313,12 +313,12 @@ def ready(settings: Settings) -> None:
 
 def _key(settings: Settings) -> bytes | None:
     name = settings.audit.key
-    return secret.resolve(settings.secret(name)).encode() if name else None
+    return secrets.resolve(settings.secret(name)).encode() if name else None
 
 
 def _keys(settings: Settings) -> dict[str, bytes]:
     names = [name for name in (settings.audit.key, *settings.audit.former_keys) if name]
-    keys = [secret.resolve(settings.secret(name)).encode() for name in names]
+    keys = [secrets.resolve(settings.secret(name)).encode() for name in names]
     return {book.key_id(key): key for key in keys}
 
 

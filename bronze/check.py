@@ -38,12 +38,15 @@ from bronze.model.model import Column, Stamp
 from bronze.model.quality import Criterion
 from bronze.model.results import Failure
 from bronze.pipeline import Opened
-from bronze.source import connect, constraint, publication, read, room, slot, snapshot, survey
-from bronze.source.catalog import Relation
-from bronze.source.constraint import Constraints
-from bronze.source.readiness import Wanting
-from bronze.source.snapshot import Consistency, Snapshot
-from bronze.source.survey import Personal
+from bronze.postgres.catalog import constraints, survey
+from bronze.postgres.catalog.constraints import Constraints
+from bronze.postgres.catalog.relations import Relation
+from bronze.postgres.catalog.survey import Personal
+from bronze.postgres.connection import capacity, connect
+from bronze.postgres.copy import read, snapshot
+from bronze.postgres.copy.snapshot import Consistency, Snapshot
+from bronze.postgres.replication import publication, slot
+from bronze.postgres.replication.prerequisites import Wanting
 from bronze.table import log, store
 from bronze.units import Assignment
 
@@ -192,7 +195,7 @@ def _look(
             own, published = settings.stream.names(name)
             keyed, wanting = follow.fitted(connection, streamed, own, published)
             refused = follow.refusal(name, wanting) or _misnamed(connection, own)
-        narrow = room.narrow(connection, source.origin, bool(streamed))
+        narrow = capacity.narrow(connection, source.origin, bool(streamed))
         surveyed = survey.look(connection, [target.relation for target in mine])
     if len(streamed) < len(mine):
         read.reachable(source.origin)
@@ -261,7 +264,7 @@ def _table(
         readers = units.readers(settings.run, looked.source.slots)
         given = Assignment(now, held, origin, stamp, settings, readers)
         given = replace(given, target=_streamable(given))
-        known = units.asked(given, lambda holder: constraint.constraints(holder, relation))
+        known = units.asked(given, lambda holder: constraints.constraints(holder, relation))
         columns = prepare.columns(given.target)
         outline = plan.outline(given)
         settled = outline.settled

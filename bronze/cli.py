@@ -21,7 +21,7 @@ import typer
 
 from bronze.errors import BronzeError
 from bronze.model.results import Failure
-from bronze.visible import Visible, visible, visible_json
+from bronze.printable import Visible, visible, visible_json
 
 app = typer.Typer(
     name="bronze",

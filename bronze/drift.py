@@ -15,9 +15,9 @@ from bronze.enrich import anomaly
 from bronze.enrich.stamp import COMMITTED, METADATA
 from bronze.errors import TableRefused
 from bronze.model.model import KEY_TEXT, Column, Form, Kind, Protect
-from bronze.source.catalog import Relation
-from bronze.source.statement import quoted
-from bronze.source.types import absent, recast, wider
+from bronze.postgres.catalog.relations import Relation
+from bronze.postgres.catalog.types import absent, recast, wider
+from bronze.postgres.statement import quoted
 from bronze.table.history import KIND
 from bronze.table.schema import delta_schema, kinds
 

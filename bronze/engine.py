@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from bronze.errors import BronzeError, ConfigError, SourceBusy
-from bronze.plain import plain
+from bronze.library_errors import plain
 
 _log = logging.getLogger(__name__)
 

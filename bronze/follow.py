@@ -32,14 +32,14 @@ from bronze.model.model import NOTHING_FOUND, DataFile, Findings, Stamp
 from bronze.model.quality import Scored
 from bronze.net import Net, Netted, net
 from bronze.plan import Plan
+from bronze.postgres.catalog.types import ANY_BYTES
+from bronze.postgres.connection.connect import Connection
+from bronze.postgres.replication import prerequisites, publication
+from bronze.postgres.replication.batch import Batch, Gathered
+from bronze.postgres.replication.prerequisites import Wanting
+from bronze.postgres.replication.text_values import Text
 from bronze.prepare import Target
 from bronze.resume import STREAM
-from bronze.source import publication, readiness
-from bronze.source.batch import Batch, Gathered
-from bronze.source.connect import Connection
-from bronze.source.readiness import Wanting
-from bronze.source.texts import Text
-from bronze.source.types import ANY_BYTES
 from bronze.table import audit_mark, commit, log, store
 from bronze.table.commit import Position
 from bronze.table.log import State
@@ -151,7 +151,7 @@ def fitted(
     keyed = [_keyed(target, known.get(target.label, ())) for target in targets]
     keys = {target.label: target.key for target in keyed}
     out = {target.label: prepare.left_out(target) for target in keyed}
-    return keyed, readiness.wanting(connection, relations, keys, published, own, out)
+    return keyed, prerequisites.wanting(connection, relations, keys, published, own, out)
 
 
 def refusal(source: str, wanting: Sequence[Wanting]) -> SourceRefused | None:

@@ -25,11 +25,13 @@ from bronze.landing import Table
 from bronze.line import Line
 from bronze.lineage import Entry
 from bronze.newslot import NewSlot, publish
+from bronze.postgres.catalog.types import Choices
+from bronze.postgres.connection import connect
+from bronze.postgres.connection.connect import Connection
+from bronze.postgres.copy import snapshot
+from bronze.postgres.copy.snapshot import Snapshot
+from bronze.postgres.replication import publication, rewind, slot, text_values
 from bronze.prepare import Target
-from bronze.source import connect, past, publication, slot, snapshot, texts
-from bronze.source.connect import Connection
-from bronze.source.snapshot import Snapshot
-from bronze.source.types import Choices
 from bronze.table import commit, log
 from bronze.table.log import State
 
@@ -239,7 +241,7 @@ def _placed(
     known.append(record.position(records, f"{history}/{line.slot}"))
     if max(known) <= slot.moment(line.control).written:
         return placed, records, tables
-    line.say(past.rewound().message)
+    line.say(rewind.rewound().message)
     record.forsake(line.settings, held.timeline, line.slot)
     return _placed(line, held, targets)
 
@@ -358,7 +360,7 @@ def _following(
         plan=plan,
         described=_described(line, held.holder, plan.target),
         texts=tuple(
-            texts.text(column, kinds[column.name], choices)
+            text_values.text(column, kinds[column.name], choices)
             for column in plan.settled.columns
             if column.name in kinds
         ),

@@ -41,8 +41,8 @@ from bronze.model.model import (
 )
 from bronze.model.results import TableResult
 from bronze.plan import Plan
+from bronze.postgres.copy.snapshot import Snapshot
 from bronze.prepare import Target
-from bronze.source.snapshot import Snapshot
 from bronze.table import commit, files, layout, log, store
 from bronze.table.commit import Change
 from bronze.table.log import State

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from bronze import prepare
 from bronze.config.settings import Settings, TableSettings
 from bronze.model.model import Column
+from bronze.postgres.catalog.relations import Relation
+from bronze.postgres.copy import incremental, splits
+from bronze.postgres.statement import quoted
 from bronze.prepare import Target
-from bronze.source import increment, slices
-from bronze.source.catalog import Relation
-from bronze.source.statement import quoted
 
 _OF_KINDS = {
     "view": "what functions that it calls read or call by themselves is not seen",
@@ -57,7 +57,7 @@ def _of_columns(target: Target, columns: Sequence[Column]) -> Iterator[str]:
 def _of_pattern(own: TableSettings) -> Iterator[str]:
     if own.pattern not in ("batch", "micro_batch"):
         return
-    if own.cursor != increment.XMIN:
+    if own.cursor != incremental.XMIN:
         yield f"updates that leave {own.cursor} alone, or set it to an earlier time, are not seen"
     if own.deletes == "ignore":
         yield 'deleted rows are not seen: deletes = "ignore"'
@@ -69,7 +69,7 @@ def slowly(relation: Relation, version: int) -> tuple[str, ...]:
     """What keeps a table of the given server from being read in parallel, if its rights do."""
     if not relation.heaps or not relation.readable or "ctid" in relation.system:
         return ()
-    if version < slices.CTID_RANGES:
+    if version < splits.CTID_RANGES:
         return ()
     table = quoted(relation.schema, relation.name)
     return (

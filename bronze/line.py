@@ -14,12 +14,12 @@ from bronze.follow import Followed
 from bronze.lineage import Entry
 from bronze.model.model import Origin
 from bronze.model.results import Failure, Late, TableResult
+from bronze.postgres.catalog.relations import Relation
+from bronze.postgres.connection import connect
+from bronze.postgres.connection.connect import Connection
+from bronze.postgres.replication.rewind import Past
+from bronze.postgres.replication.slot import Session
 from bronze.prepare import Target
-from bronze.source import connect
-from bronze.source.catalog import Relation
-from bronze.source.connect import Connection
-from bronze.source.past import Past
-from bronze.source.slot import Session
 
 _log = logging.getLogger(__name__)
 

@@ -25,8 +25,8 @@ from bronze.errors import BronzeError
 from bronze.model.model import Column, Place, Stamp
 from bronze.model.results import Failure, Late, TableResult
 from bronze.plan import Plan
+from bronze.postgres.copy.snapshot import Snapshot
 from bronze.prepare import Target
-from bronze.source.snapshot import Snapshot
 from bronze.table import commit, log
 from bronze.table.commit import Position, transaction
 from bronze.table.log import State

@@ -38,9 +38,10 @@ from bronze.model.model import (
     Stored,
 )
 from bronze.part import UPSERT, Part
-from bronze.source import read, texts
-from bronze.source.batch import Gathered
-from bronze.source.texts import Text
+from bronze.postgres.copy import read
+from bronze.postgres.replication import text_values
+from bronze.postgres.replication.batch import Gathered
+from bronze.postgres.replication.text_values import Text
 from bronze.table import files, lookup, partition
 from bronze.table.changes import Changes
 from bronze.work import rejections
@@ -173,7 +174,7 @@ def _deletes(job: Net, gone: pl.DataFrame) -> tuple[Changes, ...]:
 
 def _stored_keys(job: Net, keys: pl.DataFrame) -> pl.DataFrame:
     """Keys as the stream has them, as the table has them."""
-    clear, rejected = texts.typed(keys.select(job.key), _keys(job))
+    clear, rejected = text_values.typed(keys.select(job.key), _keys(job))
     protection = job.enrichment.protection
     rows = protect.values(clear, protection)
     told = key_text.with_text(rows, clear, rejected, job.row_key, protection)
@@ -262,7 +263,7 @@ def _rows(
         found = part.changes
         raw = found.new.select([text.name for text in job.texts])[lines]
         mine = {place: value for place, value in missing.items() if place[0] == part.number}
-        typed = texts.typed(_patched(raw, lines, parts, mine), job.texts)
+        typed = text_values.typed(_patched(raw, lines, parts, mine), job.texts)
         del found, raw
         for rows, rejected, some in _looked_up(job, *typed, lines, mine):
             yield _made(job, part, rows, rejected, some)

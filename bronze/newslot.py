@@ -3,7 +3,7 @@
 A new slot waits for every transaction of the whole server that was open when it was asked for, be
 that for hours. Until it is there no table is locked, as whoever wants to change one would wait as
 long, and everybody else behind them. Once it is, the tables are locked in its snapshot; what was
-done to them in between is for `bronze.source.snapshot.changed` to say.
+done to them in between is for `bronze.postgres.copy.snapshot.changed` to say.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from bronze import failpoint
 from bronze.errors import BronzeError, TableRefused
 from bronze.line import Line, Stopped
 from bronze.model.model import Origin
+from bronze.postgres.connection import connect
+from bronze.postgres.connection.connect import Connection
+from bronze.postgres.copy import snapshot
+from bronze.postgres.copy.snapshot import Snapshot
+from bronze.postgres.replication import publication, slot, slot_waits
 from bronze.prepare import Target
-from bronze.source import connect, publication, slot, snapshot, waiting
-from bronze.source.connect import Connection
-from bronze.source.snapshot import Snapshot
 
 _POLL = 0.05
 # After so many seconds it is said whom it waits for.
@@ -50,7 +52,7 @@ def publish(
         all of them.
 
     Raises:
-        SourceRefused, SourceBusy: as `bronze.source.publication.publish`.
+        SourceRefused, SourceBusy: as `bronze.postgres.replication.publication.publish`.
         psycopg.Error
     """
     refused = _refused(origin, connection, name, targets)
@@ -171,13 +173,13 @@ class NewSlot:
             self._line.say(f"{text} {meanwhile}".rstrip())
 
     def _transactions(self, who: str) -> tuple[frozenset[str], str] | None:
-        found = waiting.transactions(self._line.control)
+        found = slot_waits.transactions(self._line.control)
         # Those that were open when it was looked last: the others come and go.
         lasting = [one for one in found if one.xid in self._open]
         self._open = frozenset(one.xid for one in found)
         text = f"{who} for a new replication slot, and that for"
         if lasting:
-            named = waiting.sentence(lasting)
+            named = slot_waits.sentence(lasting)
             whom = frozenset(one.xid for one in lasting)
             return whom, f"{text} transactions that are still open: {named}."
         if time.monotonic() - self._began < _PUZZLING:
@@ -186,7 +188,7 @@ class NewSlot:
 
     def _locks(self, who: str) -> tuple[frozenset[str], str] | None:
         holder = self._holder
-        pids = waiting.blocking(self._line.control, holder.info.backend_pid) if holder else ()
+        pids = slot_waits.blocking(self._line.control, holder.info.backend_pid) if holder else ()
         if not pids:
             return None
         named = ", ".join(map(str, pids))

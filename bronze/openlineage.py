@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from bronze import secret
+from bronze import secrets
 from bronze.config.settings import Settings
 from bronze.errors import BronzeError, ConfigError
 from bronze.lineage import STREAM, Entry
@@ -111,7 +111,7 @@ def _transport(settings: Settings) -> Transport:
         return FileTransport(FileConfig(log_file_path=str(path), append=True))
     config = HttpConfig(url=own.url, timeout=own.timeout, retry={"total": 0})
     if own.api_key:
-        config.auth = ApiKeyTokenProvider({"apiKey": secret.resolve(settings.secret(own.api_key))})
+        config.auth = ApiKeyTokenProvider({"apiKey": secrets.resolve(settings.secret(own.api_key))})
     return HttpTransport(config)
 
 

@@ -12,8 +12,8 @@ import polars as pl
 from bronze import identity
 from bronze.enrich.stamp import COMMITTED
 from bronze.identity import LINE, PART
-from bronze.source import pgoutput
-from bronze.source.batch import Gathered
+from bronze.postgres.replication import pgoutput
+from bronze.postgres.replication.batch import Gathered
 
 UPSERT = "\0upsert"
 

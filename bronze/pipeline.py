@@ -43,9 +43,10 @@ from bronze.errors import (
 from bronze.landing import Table
 from bronze.model.model import AuditMark, Origin, Stamp, Written
 from bronze.model.results import Failure, RunResult, TableResult
+from bronze.postgres.catalog.relations import Relation
+from bronze.postgres.connection import connect
+from bronze.postgres.copy import snapshot
 from bronze.prepare import Target
-from bronze.source import connect, snapshot
-from bronze.source.catalog import Relation
 from bronze.table import store
 
 

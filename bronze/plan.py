@@ -25,10 +25,11 @@ from bronze.model.model import (
     Stamp,
     Unit,
 )
+from bronze.postgres.catalog import survey
+from bronze.postgres.copy import incremental, splits
+from bronze.postgres.copy.snapshot import Since, Snapshot
 from bronze.prepare import Target
 from bronze.row_key import key_columns, key_of, lacks_text, merges_rows, no_key, unstable
-from bronze.source import increment, slices, survey
-from bronze.source.snapshot import Since, Snapshot
 from bronze.table import log
 from bronze.table.commit import Position, Shape
 from bronze.table.history import KIND
@@ -115,7 +116,7 @@ def plan_table(
     mode, where, why = _mode(given, state, settled, key, why_none)
     doubting |= state is not None and bool(state.foreign)
     if doubting and mode == "changes":
-        mode, where = "compare", slices.WHOLE
+        mode, where = "compare", splits.WHOLE
     if doubting and mode == "compare" and state is not None:
         _once(target, state, settled, row_key)
     none = (f"its rows cannot be told apart: {why_none}",) if why_none else ()
@@ -156,7 +157,7 @@ def plan_table(
         + why
         + (enrichment.watch.notes if enrichment.watch else ())
         + prepare.unprotected(target, survey.by_names(target.relation)),
-        all_units=lambda: rows(slices.WHOLE, state),
+        all_units=lambda: rows(splits.WHOLE, state),
         enrichment=enrichment,
         doubting=doubting,
     )
@@ -407,7 +408,7 @@ def _clustered(target: Target, settled: Settled) -> tuple[str, ...]:
 
 def _cursor(target: Target, settled: Settled) -> tuple[str, ...] | None:
     name = target.settings.cursor
-    if name == increment.XMIN:
+    if name == incremental.XMIN:
         return None
     return tuple(column.target for column in settled.columns if column.name == name)
 
@@ -437,17 +438,17 @@ def _mode(
         load = state is None or not key or settled.anew
         why = resume.why_foreign(state) if state else ""
         said = (f"all rows are compared: {why}",) if why else ()
-        return ("load" if load else "compare"), slices.WHOLE, said
+        return ("load" if load else "compare"), splits.WHOLE, said
     if state is None or settled.anew:
-        return "load", slices.WHOLE, ()
+        return "load", splits.WHOLE, ()
     why = resume.why_all(given, state, settled, key)
     if not why and own.pattern == "streaming":
-        return "changes", slices.WHOLE, ()
+        return "changes", splits.WHOLE, ()
     if why:
-        return "compare", slices.WHOLE, (f"all rows are compared: {why}",)
+        return "compare", splits.WHOLE, (f"all rows are compared: {why}",)
     where = resume.where(given, state)
     if where is None:
-        return "compare", slices.WHOLE, ("all rows are compared: the last run was too long ago",)
+        return "compare", splits.WHOLE, ("all rows are compared: the last run was too long ago",)
     return "changes", where, ()
 
 

@@ -14,11 +14,11 @@ from bronze.enrich import anomaly
 from bronze.enrich.stamp import COMMITTED, METADATA
 from bronze.errors import ConfigError, TableRefused
 from bronze.model.model import KEY_TEXT, Column, Place
-from bronze.source import statement
-from bronze.source.catalog import TABLEOID, Relation, relations, schemas, with_tableoid
-from bronze.source.connect import Connection
-from bronze.source.survey import Personal
-from bronze.source.types import Choices, contract
+from bronze.postgres import statement
+from bronze.postgres.catalog.relations import TABLEOID, Relation, relations, schemas, with_tableoid
+from bronze.postgres.catalog.survey import Personal
+from bronze.postgres.catalog.types import Choices, contract
+from bronze.postgres.connection.connect import Connection
 from bronze.table.history import KIND
 from bronze.table.naming import faults, renames, table_name
 
@@ -28,7 +28,7 @@ class Target:
     """A table of the source and the Bronze table that it becomes.
 
     ``published`` tells how a publication has it, where it is streamed (see
-    `bronze.source.publication.Published`).
+    `bronze.postgres.replication.publication.Published`).
     """
 
     source: str

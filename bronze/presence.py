@@ -19,13 +19,14 @@ from bronze import drift
 from bronze.config.settings import Settings
 from bronze.errors import ConfigError, TableRefused
 from bronze.model.model import KEY_TEXT
-from bronze.source import connect, value
-from bronze.source.catalog import Relation, relations
-from bronze.source.comparison import comparisons
-from bronze.source.connect import Connection, explain
-from bronze.source.statement import quoted
-from bronze.source.types import Choices
-from bronze.source.value import NoValue, Read, Typed
+from bronze.postgres.catalog.operators import comparisons
+from bronze.postgres.catalog.relations import Relation, relations
+from bronze.postgres.catalog.types import Choices
+from bronze.postgres.connection import connect
+from bronze.postgres.connection.connect import Connection, explain
+from bronze.postgres.copy import literals
+from bronze.postgres.copy.literals import NoValue, Read, Typed
+from bronze.postgres.statement import quoted
 from bronze.table.log import State
 
 _WITHOUT = "or, if the rows are gone there for good: --without-source"
@@ -53,7 +54,7 @@ class Original:
         if column is None:
             return None
         try:
-            return value.read(self.connection, column, text, self.choices)
+            return literals.read(self.connection, column, text, self.choices)
         except NoValue:
             raise ConfigError(
                 f"What is given for column {name} is no value of type {column.limited}."
@@ -61,7 +62,7 @@ class Original:
 
     def equal(self, name: str, text: str, others: Collection[str]) -> list[str]:
         """Which of the texts of a Bronze table's column are equal to one by the column's type."""
-        return value.equal(self.connection, self.columns[name], text, others)
+        return literals.equal(self.connection, self.columns[name], text, others)
 
     def texts(self, name: str, values: pl.Series) -> pl.Series:
         """What the Bronze table has of a column, as texts that PostgreSQL reads."""
@@ -69,7 +70,9 @@ class Original:
             return values.cast(pl.String)
         element = self.columns[name].attribute.type.element
         delimiter = element.delimiter if element else ","
-        made = [None if one is None else value.written(one, delimiter) for one in values.to_list()]
+        made = [
+            None if one is None else literals.written(one, delimiter) for one in values.to_list()
+        ]
         return pl.Series(values.name, made, dtype=pl.String)
 
     def rows(self, given: Mapping[str, str]) -> int:
@@ -180,7 +183,7 @@ def _numbered(state: State) -> dict[str, int]:
 def _columns(connection: Connection, relation: Relation, state: State) -> dict[str, Typed]:
     """The source's columns by Bronze names."""
     operators = dict(comparisons(connection, relation.schema, relation.name))
-    known = value.typed(connection, relation.oid, relation.attributes, operators)
+    known = literals.typed(connection, relation.oid, relation.attributes, operators)
     targets = {number: target for target, number in _numbered(state).items()}
     ours = {name for name, _ in state.columns} - {KEY_TEXT}
     found = {}

@@ -25,10 +25,13 @@ from bronze.enrich.stamp import COMMITTED, METADATA
 from bronze.errors import ConfigError
 from bronze.model.model import KEY_TEXT, Origin, Place
 from bronze.model.results import Failure
+from bronze.postgres.catalog import relations as catalog
+from bronze.postgres.catalog import survey
+from bronze.postgres.catalog.relations import Relation
+from bronze.postgres.catalog.survey import Personal, Survey
+from bronze.postgres.connection import connect
+from bronze.postgres.copy import snapshot
 from bronze.prepare import Target
-from bronze.source import catalog, connect, snapshot, survey
-from bronze.source.catalog import Relation
-from bronze.source.survey import Personal, Survey
 from bronze.table.naming import faults, free, renames, table_name
 
 PASSWORD = "BRONZE_SOURCE_PASSWORD"  # noqa: S105 - a name

@@ -17,7 +17,7 @@ from bronze.config.settings import GOVERNANCE, Settings
 from bronze.errors import BronzeError, LakeUnreachable
 from bronze.follow import Following
 from bronze.model.model import Place
-from bronze.source.past import Past
+from bronze.postgres.replication.rewind import Past
 from bronze.table import commit, files, log
 from bronze.table.commit import Change, Position, Shape
 from bronze.table.log import State
@@ -65,7 +65,7 @@ def history(state: State | None, identity: str, slot: str) -> str:
 
     Args:
         state: the table of records.
-        identity: the source's, as `bronze.source.snapshot.identity` gives it.
+        identity: the source's, as `bronze.postgres.copy.snapshot.identity` gives it.
         slot: the slot's name.
     """
     era = state.position(commit.transaction(f"{identity}/{slot}/{_ERA}")) if state else None

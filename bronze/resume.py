@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from bronze import drift
 from bronze.drift import Settled
 from bronze.errors import TableRefused
+from bronze.postgres.catalog import definition
+from bronze.postgres.catalog.relations import Relation
+from bronze.postgres.copy import incremental
+from bronze.postgres.copy.snapshot import Since
+from bronze.postgres.statement import quoted
 from bronze.prepare import Target
-from bronze.source import definition, increment
-from bronze.source.catalog import Relation
-from bronze.source.snapshot import Since
-from bronze.source.statement import quoted
 from bronze.table.commit import transaction
 from bronze.table.log import State
 from bronze.units import Assignment
@@ -37,13 +38,13 @@ def unfit(
     def refused(message: str, hint: str) -> TableRefused:
         return TableRefused(message, hint=hint, table=relation.label)
 
-    if cursor == increment.XMIN:
+    if cursor == incremental.XMIN:
         if relation.kind in ("view", "foreign table"):
             return refused(
                 f"{relation.label} is a {relation.kind}, whose rows have no xmin.",
                 'Name a timestamp column as cursor, or use pattern = "full_refresh".',
             )
-        if increment.XMIN not in relation.system:
+        if incremental.XMIN not in relation.system:
             return refused(
                 f"The system column xmin of table {relation.label}, its cursor, cannot be read:"
                 " permission denied.",
@@ -59,14 +60,14 @@ def unfit(
             " role that bronze uses; or name another cursor.",
         )
     kind = _type_of(relation, cursor)
-    if kind not in increment.CURSORS:
+    if kind not in incremental.CURSORS:
         what = f"is of type {kind}" if kind else "is not there"
         return refused(
             f"The cursor {cursor} of table {relation.label} {what}; it has to be a column of type"
-            f" {', '.join(increment.CURSORS)}.",
+            f" {', '.join(incremental.CURSORS)}.",
             'Leave cursor out: "xmin" needs no column.',
         )
-    if overlap is None and kind in increment.ZONELESS:
+    if overlap is None and kind in incremental.ZONELESS:
         return refused(
             f"The cursor {cursor} of table {relation.label} has no time zone, so nobody can tell"
             " which of its values are earlier than a transaction that is still open.",
@@ -117,9 +118,9 @@ def why_all(given: Assignment, state: State, settled: Settled, key: tuple[str, .
     if mark is None:
         return "the Bronze table has no position in this history of the source"
     streamed = given.target.settings.pattern == "streaming"
-    if not streamed and given.target.settings.cursor != increment.XMIN:
+    if not streamed and given.target.settings.cursor != incremental.XMIN:
         ahead = _marked(given, state, _ahead_name(given.target))
-        if increment.set_back(given.held.since, mark, ahead):
+        if incremental.set_back(given.held.since, mark, ahead):
             return "the source's clock was set back"
     return ""
 
@@ -146,7 +147,7 @@ def _redefined(given: Assignment, known: Mapping[str, str]) -> str:
     if before is None:
         return "what its values meant was not remembered"
     # A rewrite gives all rows a new xmin, and none another time.
-    storage = own.pattern == "streaming" or own.cursor != increment.XMIN
+    storage = own.pattern == "streaming" or own.cursor != incremental.XMIN
     return definition.changed(json.loads(before), given.target.relation.definition, storage=storage)
 
 
@@ -156,10 +157,10 @@ def where(given: Assignment, state: State) -> str | None:
     mark = _marked(given, state, _mark_name(given.target))
     if mark is None:
         return None
-    if own.cursor == increment.XMIN:
-        return increment.by_xmin(mark, given.held)
+    if own.cursor == incremental.XMIN:
+        return incremental.by_xmin(mark, given.held)
     kind = _type_of(given.target.relation, own.cursor)
-    return increment.by_cursor(own.cursor, kind, mark, given.held.since.zone)
+    return incremental.by_cursor(own.cursor, kind, mark, given.held.since.zone)
 
 
 def marks(
@@ -173,16 +174,16 @@ def marks(
         whole: whether all rows are read.
     """
     own, since = given.target.settings, given.held.since
-    left = [(_mark(given, increment.XMIN), given.held.horizon)]
+    left = [(_mark(given, incremental.XMIN), given.held.horizon)]
     if own.pattern == "full_refresh":
         return left, True
     if own.pattern == "streaming":
         return [(_mark(given, STREAM), given.held.position)], False
-    if own.cursor != increment.XMIN:
+    if own.cursor != incremental.XMIN:
         # What the cursor column has not shown, xmin is still to show.
         left = left if whole else []
         name = _mark_name(given.target)
-        mark = increment.watermark(since, own.overlap, _marked(given, state, name), whole)
+        mark = incremental.watermark(since, own.overlap, _marked(given, state, name), whole)
         left += [] if mark is None else [(_mark(given, name), mark)]
         if since.ahead is not None:
             left.append((_mark(given, _ahead_name(given.target)), since.ahead))
@@ -216,7 +217,7 @@ def _mark_name(target: Target) -> str:
     if target.settings.pattern == "streaming":
         return STREAM
     name = target.settings.cursor
-    return name if name == increment.XMIN else f"cursor/{name}"
+    return name if name == incremental.XMIN else f"cursor/{name}"
 
 
 def _ahead_name(target: Target) -> str:

@@ -10,7 +10,7 @@ from bronze import audit
 from bronze.config.settings import Settings
 from bronze.enrich import protect
 from bronze.errors import BronzeError, ConfigError
-from bronze.source.read import dtype
+from bronze.postgres.copy.read import dtype
 from bronze.subject import Held, held, subject
 from bronze.table import files
 

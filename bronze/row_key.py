@@ -11,9 +11,9 @@ from bronze.drift import Settled
 from bronze.enrich import key_text
 from bronze.errors import TableRefused
 from bronze.model.model import KEY_TEXT, NO_KEY, Column, Known, RowKey
+from bronze.postgres import statement
+from bronze.postgres.catalog.relations import TABLEOID
 from bronze.prepare import Target
-from bronze.source import statement
-from bronze.source.catalog import TABLEOID
 from bronze.table.log import State
 from bronze.units import Assignment
 

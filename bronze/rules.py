@@ -20,10 +20,10 @@ from bronze.drift import Settled
 from bronze.enrich import quality
 from bronze.errors import TableRefused
 from bronze.model.quality import Criterion, Kind
+from bronze.postgres.catalog.constraints import Check, Constraints
+from bronze.postgres.copy.read import dtype
 from bronze.predicate import Unfit
 from bronze.prepare import Target, toml
-from bronze.source.constraint import Check, Constraints
-from bronze.source.read import dtype
 
 
 def criteria(
@@ -77,7 +77,7 @@ def untranslated(target: Target, settled: Settled, known: Constraints) -> tuple[
 
 def _translated(check: Check, settled: Settled, known: Constraints) -> pl.Expr | None:
     # Its parser is loaded where there is something to parse.
-    from bronze.source.clause import translated
+    from bronze.postgres.catalog.check_constraints import translated
 
     return translated(check.text, settled.columns, known.folding)
 

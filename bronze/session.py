@@ -39,13 +39,16 @@ from bronze.follow import Following
 from bronze.line import Line, Step, Stopped
 from bronze.model.model import Stamp
 from bronze.newslot import NewSlot
+from bronze.postgres.catalog import definition
+from bronze.postgres.catalog.relations import Relation
+from bronze.postgres.connection import connect
+from bronze.postgres.copy import snapshot
+from bronze.postgres.replication import publication, slot
+from bronze.postgres.replication.batch import Batch, release
+from bronze.postgres.replication.receiver import Receiver
+from bronze.postgres.replication.rewind import Past
 from bronze.prepare import Target
 from bronze.resync import Resync, dropped
-from bronze.source import connect, definition, publication, slot, snapshot
-from bronze.source.batch import Batch, release
-from bronze.source.catalog import Relation
-from bronze.source.past import Past
-from bronze.source.replication import Receiver
 
 _PATIENCE, _BRIEF = 0.5, 0.05
 _GUARD_EVERY = 10.0

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from bronze.visible import visible, visible_json
+from bronze.printable import visible, visible_json
 
 if TYPE_CHECKING:
     from polars import DataFrame

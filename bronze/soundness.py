@@ -19,7 +19,7 @@ from bronze.enrich.encoding import pieces
 from bronze.enrich.stamp import COMMITTED
 from bronze.model.model import ACTIVE, DELETED, QUARANTINED, Form, Method
 from bronze.model.quality import BEST
-from bronze.source.read import dtype
+from bronze.postgres.copy.read import dtype
 from bronze.table.history import KIND
 from bronze.table.partition import source_of
 

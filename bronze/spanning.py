@@ -16,13 +16,13 @@ from bronze.drift import Settled
 from bronze.errors import TableRefused
 from bronze.model.model import KEY_TEXT, Column, RowKey
 from bronze.model.quality import SPANNING, Criterion, Quality
-from bronze.source import constraint
-from bronze.source.catalog import Relation
-from bronze.source.comparison import PLAIN, Comparison, comparisons
-from bronze.source.constraint import Constraints
-from bronze.source.read import decoded, dtype
-from bronze.source.slices import size_of
-from bronze.source.statement import quoted
+from bronze.postgres.catalog import constraints
+from bronze.postgres.catalog.constraints import Constraints
+from bronze.postgres.catalog.operators import PLAIN, Comparison, comparisons
+from bronze.postgres.catalog.relations import Relation
+from bronze.postgres.copy.read import decoded, dtype
+from bronze.postgres.copy.splits import size_of
+from bronze.postgres.statement import quoted
 from bronze.units import Assignment
 
 VALUES = 10_000
@@ -53,7 +53,9 @@ def quality(
         TableRefused: a rule cannot be used on this table.
     """
     relation = given.target.relation
-    known: Constraints = units.asked(given, lambda holder: constraint.constraints(holder, relation))
+    known: Constraints = units.asked(
+        given, lambda holder: constraints.constraints(holder, relation)
+    )
     names = tuple((c.name, c.target) for c in settled.columns if c.name)
     found = rules.criteria(given.settings, given.target, settled, key.source_names, known)
     if asking:

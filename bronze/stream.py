@@ -29,10 +29,11 @@ from bronze.errors import (
 )
 from bronze.line import Line, Notify, Step, Stopped, Tally
 from bronze.model.results import StreamResult
+from bronze.postgres.connection import connect
+from bronze.postgres.connection.connect import Connection
+from bronze.postgres.replication import publication, slot
 from bronze.prepare import Target
 from bronze.session import Session
-from bronze.source import connect, publication, slot
-from bronze.source.connect import Connection
 
 __all__ = ["Notify", "Step", "drop", "stream"]
 

@@ -21,9 +21,9 @@ from bronze.config.settings import Settings
 from bronze.enrich import plaintext, protect
 from bronze.errors import ConfigError
 from bronze.model.model import KEY_TEXT, STABLE, DataKey, Kind, Protect, Protected, Protection
+from bronze.postgres.copy.literals import Read
+from bronze.postgres.copy.read import dtype
 from bronze.presence import Original
-from bronze.source.read import dtype
-from bronze.source.value import Read
 from bronze.table import log, store
 from bronze.table.log import State
 

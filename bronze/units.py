@@ -15,11 +15,12 @@ from bronze.drift import Settled
 from bronze.enrich.stamp import COMMITTED
 from bronze.errors import BronzeError, TableRefused
 from bronze.model.model import Column, Enrichment, Known, Origin, RowKey, Stamp, Unit, Weighing
+from bronze.postgres import statement
+from bronze.postgres.connection.connect import Connection, explain
+from bronze.postgres.copy import row_sizes, splits
+from bronze.postgres.copy.snapshot import Snapshot
+from bronze.postgres.copy.splits import Slice
 from bronze.prepare import Target
-from bronze.source import slices, statement, weigh
-from bronze.source.connect import Connection, explain
-from bronze.source.slices import Slice
-from bronze.source.snapshot import Snapshot
 from bronze.table.commit import Shape
 from bronze.table.log import State
 from bronze.table.partition import source_of
@@ -142,10 +143,10 @@ def weighed(given: Assignment, columns: Sequence[Column], key: RowKey) -> Weighi
     """How the rows of a table are weighed before they are read, None where they need not be."""
     held, relation = given.held, given.target.relation
     names = [column.name for column in columns if column.name]
-    weight = weigh.weight(relation, names)
-    if not (weight and slices.paged(relation, held.version) and held.name):
+    weight = row_sizes.weight(relation, names)
+    if not (weight and splits.paged(relation, held.version) and held.name):
         return None
-    if not asked(given, lambda holder: weigh.needed(holder, relation, names)):
+    if not asked(given, lambda holder: row_sizes.needed(holder, relation, names)):
         return None
     hidden = any(column.protect for column in key.columns)
     by = () if hidden else key.columns
@@ -181,11 +182,11 @@ def grouped(given: Assignment, memory: int, key: Sequence[str]) -> list[list[Sli
     """The slices of a table, in groups that are work for one reader each. ``key`` are the source's
     names.
     """
-    whole = slices.size_of(given.target.relation)
+    whole = splits.size_of(given.target.relation)
     per_slice, _ = _sizes(whole, memory, given.readers)
     parts = _slices(given, per_slice, key)
     _, per_file = _sizes(sum(part.size for part in parts), memory, given.readers)
-    return slices.packed(parts, per_file)
+    return splits.packed(parts, per_file)
 
 
 def of_keys(
@@ -201,10 +202,10 @@ def of_keys(
     relation = given.target.relation
     columns = key.columns
     per_slice, per_file = _sizes(
-        slices.size_of(relation), _beside_known(given.run.memory), given.readers
+        splits.size_of(relation), _beside_known(given.run.memory), given.readers
     )
     parts = _slices(given, per_slice * _KEYS_GROWTH, key.source_names)
-    groups = slices.packed(parts, per_file * _KEYS_GROWTH)
+    groups = splits.packed(parts, per_file * _KEYS_GROWTH)
     table = statement.quoted(relation.schema, relation.name)
     first = _unit(given, settled, shape, key, columns, statement.select(columns, table))
     return [
@@ -251,7 +252,7 @@ def _unit(
 
 
 def _both(one: str, other: str) -> str:
-    return one if other == slices.WHOLE else f"{one} AND {other}"
+    return one if other == splits.WHOLE else f"{one} AND {other}"
 
 
 def _known(
@@ -354,14 +355,14 @@ def _slices(given: Assignment, size: int, key: Sequence[str]) -> list[Slice]:
         return [_whole(given)]
 
     def split(holder: Connection) -> list[Slice]:
-        return slices.slices(holder, relation, held.version, size, key)
+        return splits.slices(holder, relation, held.version, size, key)
 
     try:
         return list(asked(given, split))
     except TableRefused as error:
         if error.sqlstate not in _NO_BOUNDS:
             raise
-        return [Slice(slices.WHOLE, size)]
+        return [Slice(splits.WHOLE, size)]
 
 
 # A type without an order, such as json; or bounds whose texts cannot be had.
@@ -376,7 +377,7 @@ _NO_BOUNDS = (
 def _whole(given: Assignment) -> Slice:
     # Without a shared snapshot only one statement sees one state.
     relation, memory = given.target.relation, given.run.memory // given.readers
-    size = slices.size_of(relation)
+    size = splits.size_of(relation)
     if size * _GROWTH > memory:
         raise TableRefused(
             f"Table {relation.label} is too large to be read by one statement, which"
@@ -384,4 +385,4 @@ def _whole(given: Assignment) -> Slice:
             hint=f"Raise [run] memory: it takes about {size * _GROWTH // 10**6} MB for a worker.",
             table=relation.label,
         )
-    return Slice(slices.WHOLE, size)
+    return Slice(splits.WHOLE, size)

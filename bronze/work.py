@@ -24,7 +24,7 @@ from bronze.enrich.fingerprint import Fingerprints
 from bronze.enrich.stamp import COMMITTED
 from bronze.errors import SourceUnreachable
 from bronze.model.model import NOTHING_FOUND, DataFile, Findings, Known, Rejected, Unit, Written
-from bronze.source import read, weigh
+from bronze.postgres.copy import read, row_sizes
 from bronze.table import files, history, merge, partition
 
 _TRIES = 4
@@ -184,7 +184,7 @@ def _source_rows(unit: Unit) -> Iterator[tuple[pl.DataFrame, pl.Series]]:
     if unit.weighing is None:
         yield from _read(unit, unit.slices)
         return
-    found = weigh.parts(unit.origin, unit.session, unit.weighing, unit.slices, unit.table)
+    found = row_sizes.parts(unit.origin, unit.session, unit.weighing, unit.slices, unit.table)
     for heavy, parts in groupby(found, lambda part: part.heavy):
         wheres = [part.where for part in parts]
         if not heavy:
@@ -215,7 +215,7 @@ def _drained(frames: list[pl.DataFrame]) -> Iterator[pl.DataFrame]:
 
 
 def rejections(rows: pl.DataFrame, rejected: pl.Series, key: Sequence[str]) -> Iterator[Rejected]:
-    """The records of rejected values, which are as in `bronze.source.statement`."""
+    """The records of rejected values, which are as in `bronze.postgres.statement`."""
     where = rejected.is_not_null()
     kept = rows.filter(where)
     keys = kept.select(key).rows(named=True) if key else [{}] * kept.height

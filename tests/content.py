@@ -12,8 +12,10 @@ from bronze.config.settings import Settings
 from bronze.enrich import keyring, protect
 from bronze.enrich.stamp import COMMITTED, digests
 from bronze.model.model import DELETED
-from bronze.source import connect, digest, statement
-from bronze.source.catalog import relations
+from bronze.postgres import statement
+from bronze.postgres.catalog.relations import relations
+from bronze.postgres.connection import connect
+from bronze.postgres.copy import row_hash
 from bronze.table import log
 from bronze.table.history import KIND
 
@@ -42,7 +44,7 @@ def differences(settings: Settings) -> dict[str, str]:
                 now = drift.settled(
                     found_columns, held, state.properties, relation, dropped=sorted(dropped)
                 )
-                query = digest.row_hash(
+                query = row_hash.row_hash(
                     now.columns,
                     statement.quoted(relation.schema, relation.name),
                     "true",

@@ -18,8 +18,9 @@ from bronze.enrich.stamp import METADATA
 from bronze.errors import ConfigError
 from bronze.model.model import Origin
 from bronze.model.results import Failure, RunResult
-from bronze.source import connect, slices
-from bronze.source.catalog import relations
+from bronze.postgres.catalog.relations import relations
+from bronze.postgres.connection import connect
+from bronze.postgres.copy import splits
 from tests.conftest import Source
 
 TABLES = (
@@ -443,7 +444,7 @@ def test_ranges_hold_each_row_once(source: Source) -> None:
     with connect.connect(Origin("test", source.dsn)) as connection:
         views = {r.name: r for r in relations(connection, ["public"])}
         for (i, key), count in itertools.product(enumerate(FEW), (2, 7)):
-            parts = slices.by_key(connection, views[f"v{i}"], ODD, count, 10**9)
+            parts = splits.by_key(connection, views[f"v{i}"], ODD, count, 10**9)
             assert len(parts) <= count, key
             queries = [f"SELECT id FROM public.v{i} WHERE {part.where}" for part in parts]
             rows = [row for query in queries for row in connection.execute(query.encode())]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bronze.source import snapshot
+from bronze.postgres.copy import snapshot
 from tests.conftest import Source
 from tests.test_patterns import BY_TIME, counts, land, position, settings
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from bronze import compare
 from bronze.model.model import ACTIVE, DELETED, Kind, Known, Place, Stored
-from bronze.source.read import dtype
+from bronze.postgres.copy.read import dtype
 from bronze.table import files
 
 IN_MEMORY = settings(derandomize=True, database=None, deadline=None, max_examples=60)

@@ -22,13 +22,13 @@ import trustme
 from azure.core.credentials import AccessToken
 from typer.testing import CliRunner
 
-from bronze import pipeline, secret
+from bronze import pipeline, secrets
 from bronze.cli import app
 from bronze.config import loading
 from bronze.enrich import keyring
 from bronze.errors import ConfigError
 from bronze.model.model import Secret
-from bronze.source import connect
+from bronze.postgres.connection import connect
 from bronze.work import work
 from tests.conftest import Source
 
@@ -312,7 +312,7 @@ def test_a_password_in_the_config_stays_there(tmp_path: Path, section: str) -> N
     for shown in (repr(settings), str(settings), repr(origin), str(pickle.dumps(origin))):
         assert PASSWORD not in shown
     assert origin.dsn is not None
-    assert secret.resolve(origin.dsn) == dsn
+    assert secrets.resolve(origin.dsn) == dsn
 
 
 def test_a_password_in_a_mapping_is_refused() -> None:
@@ -383,7 +383,7 @@ def test_a_connection_string_can_be_secret(
 def test_a_missing_secret_names_its_place(place: Secret, said: str) -> None:
     """The error says which secret was looked for where, and what to do."""
     with pytest.raises(ConfigError, match=said) as caught:
-        secret.resolve(place)
+        secrets.resolve(place)
     assert "[secrets]" in caught.value.hint
     assert caught.value.exit_code == 2
 
@@ -506,20 +506,20 @@ def test_databricks_is_asked_by_its_protocol(
     """A secret of a scope is fetched over TLS; what is wrong is said, and nothing leaks."""
     found = Secret("databricks", "K1", "my scope")
     with pytest.raises(ConfigError, match="DATABRICKS_HOST and DATABRICKS_TOKEN"):
-        secret.resolve(found)
+        secrets.resolve(found)
     with workspace(tmp_path) as (url, asked):
         monkeypatch.setenv("DATABRICKS_HOST", url)
         monkeypatch.setenv("DATABRICKS_TOKEN", "token-2")
         with pytest.raises(ConfigError, match="did not give"):
-            secret.resolve(found)
+            secrets.resolve(found)
         assert asked == []
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
-        assert secret.resolve(found) == PASSWORD
+        assert secrets.resolve(found) == PASSWORD
         with pytest.raises(ConfigError, match="scope my scope: HTTP 404"):
-            secret.resolve(Secret("databricks", "K2", "my scope"))
+            secrets.resolve(Secret("databricks", "K2", "my scope"))
         monkeypatch.setenv("DATABRICKS_TOKEN", "token-3")
         with pytest.raises(ConfigError, match="HTTP 403") as caught:
-            secret.resolve(found)
+            secrets.resolve(found)
     assert "token-3" not in caught.value.message + caught.value.hint
 
 
@@ -536,9 +536,9 @@ def test_a_master_key_may_be_in_key_vault(tmp_path: Path, monkeypatch: pytest.Mo
         known.values["KMaster"] = key
         options = {"connection_verify": known.ca, "verify_challenge_resource": False}
         monkeypatch.setitem(
-            secret.PROVIDERS,
+            secrets.PROVIDERS,
             "azure-key-vault",
-            lambda given: secret.key_vault(
+            lambda given: secrets.key_vault(
                 dataclasses.replace(given, place=known.url), Credential(), **options
             ),
         )
@@ -557,12 +557,12 @@ def test_key_vault_is_asked_by_its_protocol(tmp_path: Path) -> None:
             "retry_total": 0,
         }
         found = Secret("azure-key-vault", "KConnectionString", known.url)
-        assert secret.key_vault(found, Credential(), **options) == PASSWORD
+        assert secrets.key_vault(found, Credential(), **options) == PASSWORD
         assert known.asked[0].startswith("/secrets/KConnectionString/?api-version=")
         missing = Secret("azure-key-vault", "Nothing", known.url)
         with pytest.raises(ConfigError, match="did not give the secret Nothing") as caught:
-            secret.key_vault(missing, Credential(), **options)
+            secrets.key_vault(missing, Credential(), **options)
     assert known.url in caught.value.message
     assert "Key Vault Secrets User" in caught.value.hint
     with pytest.raises(ConfigError, match="did not give the secret"):
-        secret.key_vault(found, Credential(), **options)
+        secrets.key_vault(found, Credential(), **options)

@@ -13,8 +13,10 @@ from deltalake import DeltaTable
 from bronze import pipeline, prepare
 from bronze.config.settings import Settings
 from bronze.model.results import RunResult
-from bronze.source import connect, digest, statement
-from bronze.source.catalog import relations
+from bronze.postgres import statement
+from bronze.postgres.catalog.relations import relations
+from bronze.postgres.connection import connect
+from bronze.postgres.copy import row_hash
 from tests.conftest import Source
 from tests.features import has, known
 
@@ -216,7 +218,7 @@ def hashes_in_source(source: Source, settings: Settings, *tables: str) -> dict[s
     with connect.connect(settings.origin("test")) as connection:
         found = [("test", r) for r in relations(connection, ["public"])]
         queries = {
-            target.relation.name: digest.row_hash(
+            target.relation.name: row_hash.row_hash(
                 prepare.columns(target), statement.quoted("public", target.relation.name), "true"
             )
             for target in prepare.targets(settings, found, tables)

@@ -23,8 +23,8 @@ from psycopg import sql
 from bronze import pipeline, prepare
 from bronze.demo import inventory
 from bronze.demo.server import running
-from bronze.source import connect
-from bronze.source.catalog import relations
+from bronze.postgres.catalog.relations import relations
+from bronze.postgres.connection import connect
 from tests.conftest import FAST, Source
 from tests.strategies import expected
 from tests.test_exact import CASES, REJECTED, SETUP, UTC, same

@@ -14,8 +14,8 @@ from bronze.config.settings import Settings
 from bronze.enrich.key_text import row_key
 from bronze.model.model import KEY_TEXT
 from bronze.model.results import TableResult
+from bronze.postgres.catalog.types import Choices, SourceType, contract
 from bronze.proof.verify import verify
-from bronze.source.types import Choices, SourceType, contract
 from bronze.table.history import KIND
 from tests import feed
 from tests.conftest import Source

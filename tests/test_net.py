@@ -19,11 +19,12 @@ from bronze.enrich.stamp import COMMITTED, METADATA, digests, stamped
 from bronze.errors import Mismatch, TableRefused
 from bronze.model.model import Column, Kind, Place, RowKey, Stamp
 from bronze.net import Net, Netted, net
-from bronze.source import pgoutput, replication, slot, texts
-from bronze.source.batch import Gathered, Piece, Spool
-from bronze.source.pgoutput import Described
-from bronze.source.replication import Receiver
-from bronze.source.types import Choices, SourceType, contract
+from bronze.postgres.catalog.types import Choices, SourceType, contract
+from bronze.postgres.replication import pgoutput, slot, text_values
+from bronze.postgres.replication import receiver as replication
+from bronze.postgres.replication.batch import Gathered, Piece, Spool
+from bronze.postgres.replication.pgoutput import Described
+from bronze.postgres.replication.receiver import Receiver
 from bronze.table import changes as changing
 from bronze.table import commit, files, log
 from tests import wire
@@ -49,7 +50,7 @@ COLUMNS: tuple[Column, ...] = tuple(
     for name, kind in zip(NAMES, TYPES, strict=True)
 )
 TEXTS = tuple(
-    texts.text(column, kind, CHOICES) for column, kind in zip(COLUMNS, TYPES, strict=True)
+    text_values.text(column, kind, CHOICES) for column, kind in zip(COLUMNS, TYPES, strict=True)
 )
 KEY = ("k", "n")
 ROW_KEY = RowKey((COLUMNS[0], COLUMNS[2]), ("bz k", "bz n"))

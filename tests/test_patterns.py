@@ -21,7 +21,7 @@ from bronze import pipeline
 from bronze.config.settings import Settings
 from bronze.model.results import TableResult
 from bronze.pipeline import Progress
-from bronze.source import snapshot
+from bronze.postgres.copy import snapshot
 from tests.conftest import Source
 from tests.content import differences
 from tests.together import Case, Story, Unproven, tell, together

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bronze.errors import LakeError
+from bronze.library_errors import plain
 from bronze.model.model import Place
-from bronze.plain import plain
 from bronze.table import log, store
 
 SAID = [

@@ -23,10 +23,10 @@ from bronze.enrich import keyring, protect
 from bronze.errors import ConfigError, LakeUnreachable, TableRefused
 from bronze.model.model import Protected
 from bronze.model.results import TableResult
+from bronze.postgres.copy.read import dtype
+from bronze.postgres.replication import receiver
+from bronze.postgres.replication.batch import Piece, Spool
 from bronze.proof import verify
-from bronze.source import replication
-from bronze.source.batch import Piece, Spool
-from bronze.source.read import dtype
 from bronze.table import expire, log
 from tests import feed
 from tests.conftest import Source
@@ -196,7 +196,7 @@ def test_a_stream_protects_what_it_brings(
     table = {"pattern": "streaming", "protect": own, "key": ["mail"]}
     given = source.settings(tables={"t": table}, stream={"interval": 0})
     aside: list[bytes] = []
-    monkeypatch.setattr(replication, "_PIECE", 4096)
+    monkeypatch.setattr(receiver, "_PIECE", 4096)
     monkeypatch.setattr("bronze.session._LEAST_BATCH", 4096)
     monkeypatch.setattr("bronze.session._SHARE", 10**9)
     put_aside = Piece.put_aside

@@ -21,8 +21,9 @@ from bronze import newslot, resync, session, stream
 from bronze.config.settings import Settings
 from bronze.demo.server import Server
 from bronze.newslot import NewSlot
-from bronze.source import slot, snapshot, waiting
-from bronze.source.replication import Receiver
+from bronze.postgres.copy import snapshot
+from bronze.postgres.replication import slot, slot_waits
+from bronze.postgres.replication.receiver import Receiver
 from bronze.stream import Step
 from tests.conftest import Source
 from tests.test_stream import caught_up, config_file, proven, rows, settings, streaming, until
@@ -463,18 +464,18 @@ def test_what_a_role_is_shown_of_others(source: Source, server: Server) -> None:
             open_elsewhere(server) as other,
             closing(psycopg.connect(source.dsn.replace("postgres@", f"{role}@"))) as mine,
         ):
-            found = {one.pid: one for one in waiting.transactions(mine)}
+            found = {one.pid: one for one in slot_waits.transactions(mine)}
             one = found[other.info.backend_pid]
-            told = waiting.sentence([one])
+            told = slot_waits.sentence([one])
             assert told.startswith(
                 f"pid {one.pid} (database postgres, user postgres, application a long report)."
             )
             assert "GRANT pg_read_all_stats" in told
             with psycopg.connect(source.dsn) as seeing:
-                seen = {one.pid: one for one in waiting.transactions(seeing)}[one.pid]
+                seen = {one.pid: one for one in slot_waits.transactions(seeing)}[one.pid]
             assert "idle in transaction, since" in str(seen)
-            assert "GRANT" not in waiting.sentence([seen])
-            assert waiting.sentence([seen] * 7).count("a long report") == 5
-            assert " and 2 more." in waiting.sentence([seen] * 7)
+            assert "GRANT" not in slot_waits.sentence([seen])
+            assert slot_waits.sentence([seen] * 7).count("a long report") == 5
+            assert " and 2 more." in slot_waits.sentence([seen] * 7)
     finally:
         source.execute(f"DROP ROLE {role}")

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from bronze.errors import Mismatch
 from bronze.model.model import Place, RowKey
 from bronze.net import net
-from bronze.source import texts
-from bronze.source.batch import Gathered, Piece, Spool
-from bronze.source.types import SourceType, contract
+from bronze.postgres.catalog.types import SourceType, contract
+from bronze.postgres.replication import text_values
+from bronze.postgres.replication.batch import Gathered, Piece, Spool
 from bronze.table import changes as changing
 from bronze.table import files, log
 from tests.test_net import (
@@ -285,7 +285,7 @@ def test_a_key_that_delta_cannot_hold_is_a_mismatch(
     kind = SourceType("date", -1, "date")
     column = contract("n", "bz n", "n", kind, CHOICES)
     columns = tuple(column if one.name == "n" else one for one in COLUMNS)
-    named = tuple(texts.text(column, kind, CHOICES) if t.name == "n" else t for t in TEXTS)
+    named = tuple(text_values.text(column, kind, CHOICES) if t.name == "n" else t for t in TEXTS)
     layout = tuple((name, column.kind if name == "bz n" else held) for name, held in LAYOUT)
     more: dict[str, Any] = {"columns": columns, "texts": named, "layout": layout}
     more["row_key"] = RowKey((column,), ("bz n",))

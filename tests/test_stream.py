@@ -599,7 +599,7 @@ def test_a_transaction_larger_than_memory(source: Source, monkeypatch: pytest.Mo
     """It is put aside in files, and lands whole."""
     monkeypatch.setattr(session, "_SHARE", 10**6)
     monkeypatch.setattr(session, "_LEAST_BATCH", 2**16)
-    monkeypatch.setattr("bronze.source.replication._PIECE", 2**15)
+    monkeypatch.setattr("bronze.postgres.replication.receiver._PIECE", 2**15)
     monkeypatch.setattr("bronze.net._IN_MEMORY", 2**16)
     source.execute(TABLE)
     given = settings(source)

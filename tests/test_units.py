@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bronze import units
 from bronze.config.settings import RunSettings
-from bronze.source import weigh
+from bronze.postgres.copy import row_sizes
 from tests.test_portion import IN_MEMORY
 
 MEMORY = st.integers(512 * 10**6, 64 * 10**9)
@@ -29,7 +29,7 @@ def test_the_memory_that_a_refusal_asks_for_is_enough(
     run = run_settings(memory, workers)
     most = units.heaviest(run, units.readers(run, slots))
     size = most + more % 10**9
-    refused = weigh.too_large("t", "1", size, most, units.COPIES, units.rest(workers))
+    refused = row_sizes.too_large("t", "1", size, most, units.COPIES, units.rest(workers))
     (asked,) = re.findall(r'to "(\d+)MB"', refused.hint)
     run = run_settings(int(asked) * 10**6, workers)
     assert units.heaviest(run, units.readers(run, slots)) >= size

@@ -12,7 +12,7 @@ import pytest
 from bronze import follow, join, newslot, pipeline, session, stream
 from bronze.errors import TableRefused
 from bronze.model.results import TableResult
-from bronze.source.replication import Receiver
+from bronze.postgres.replication.receiver import Receiver
 from tests.conftest import Source
 from tests.content import differences
 from tests.features import has, since

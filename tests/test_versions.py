@@ -10,7 +10,7 @@ import pytest
 
 from bronze.demo import server as postgres
 from bronze.errors import SnapshotLost
-from bronze.source import connect
+from bronze.postgres.connection import connect
 from tests.conftest import Source
 from tests.content import differences
 from tests.features import FEATURES, VERSION, has

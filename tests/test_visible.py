@@ -21,8 +21,8 @@ from bronze.config import loading
 from bronze.errors import ConfigError
 from bronze.model.results import Failure, RunResult, TableResult
 from bronze.pipeline import Progress
+from bronze.printable import Visible, visible, visible_json
 from bronze.stream import Step
-from bronze.visible import Visible, visible, visible_json
 from tests.conftest import Source
 
 EVIL = "a\x1b[2J\x9b31m\u202eb\x07\r\n\u2028c\x00\u200fd"

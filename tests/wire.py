@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import psycopg
 
-from bronze.source import connect, pgoutput, slot
-from bronze.source.pgoutput import Changes, Described
+from bronze.postgres.connection import connect
+from bronze.postgres.replication import pgoutput, slot
+from bronze.postgres.replication.pgoutput import Changes, Described
 from tests.conftest import Source
 
 _FRAME = 25

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from bronze.config.settings import Settings, is_secret
-from bronze.source import connect
+from bronze.postgres.connection import connect
 
 _DIGITS = 16
 _HIDDEN = ("password", "sslpassword")

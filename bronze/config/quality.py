@@ -11,8 +11,8 @@ import polars as pl
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from bronze.config.fields import Names, Seconds, Section
+from bronze.library_errors import plain
 from bronze.model.quality import Kind, Severity
-from bronze.plain import plain
 
 Share = Annotated[float, Field(ge=0, le=1)]
 

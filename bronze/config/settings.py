@@ -378,6 +378,6 @@ def is_secret(option: str) -> bool:
 
 
 def _has_password(conninfo: str, name: str) -> bool:
-    from bronze.source.connect import parse
+    from bronze.postgres.connection.connect import parse
 
     return "password" in parse(conninfo, name)

@@ -1,7 +1,7 @@
 """The canonical encoding of rows, which ``row_hash`` and ``checksum`` are computed over.
 
-It is defined here, once, and depends on no library's version. `bronze.source.digest` computes the
-same bytes in PostgreSQL. All numbers are big-endian; a row is the concatenation of
+It is defined here, once, and depends on no library's version. `bronze.postgres.copy.row_hash`
+computes the same bytes in PostgreSQL. All numbers are big-endian; a row is the concatenation of
 
 1. *flags*: for each fifteen columns, in order, a 2-byte integer, whose bit ``i`` (1 << i) is set
    where the i-th of these columns is NULL;
@@ -32,7 +32,7 @@ No two different rows of the same columns have the same encoding: the flags and 
 a known size, and say the size of all that follows.
 
 ``row_hash`` is the first 128 bits of SHA-256 over the encoding of the source's columns followed by
-the row's rejected values, if it has any, as UTF-8 text (see `bronze.source.statement`; rejected
+the row's rejected values, if it has any, as UTF-8 text (see `bronze.postgres.statement`; rejected
 values are NULL in the encoding). ``checksum`` is XXH3-64 over the encoding of the values as
 stored. Both are written as hexadecimal digits in lower case.
 """

@@ -46,7 +46,7 @@ def with_text(
     Args:
         rows: as they are stored.
         clear: the same rows' key, at least, in clear.
-        rejected: their rejected values as in `bronze.source.statement`.
+        rejected: their rejected values as in `bronze.postgres.statement`.
         key: what tells them apart.
         protection: how the table is protected.
 

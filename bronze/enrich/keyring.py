@@ -2,7 +2,7 @@
 
 A data key is 64 random bytes. It is kept wrapped by AES-256-GCM, bound to its id and to what it is
 for, so that no record of it can pass for another's. The master key is a secret that a provider
-gives (see `bronze.secret`): 32 bytes, as base64. What was unwrapped is kept in this process alone.
+gives (see `bronze.secrets`): 32 bytes, as base64. What was unwrapped is kept in this process alone.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import hashlib
 import hmac
 import json
 import os
-import secrets
 from collections.abc import Sequence
 from functools import lru_cache
+from secrets import token_hex
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from bronze import secret
 from bronze.errors import ConfigError
 from bronze.model.model import DataKey, Secret
+from bronze.secrets import resolve
 
 _MASTER = 32
 _DATA = 64
@@ -36,7 +36,7 @@ def master(given: Secret) -> bytes:
     Raises:
         ConfigError: there is none, or it is no base64 of 32 bytes.
     """
-    text = secret.resolve(given)
+    text = resolve(given)
     try:
         key = base64.b64decode(text.strip(), validate=True)
     except ValueError:
@@ -61,7 +61,7 @@ def fingerprint(key: bytes) -> str:
 
 def new(wrapping: bytes, table: str, column: str, purpose: str) -> DataKey:
     """A new data key, wrapped by a master key."""
-    blank = DataKey(secrets.token_hex(_ID), table, column, purpose, "", fingerprint(wrapping))
+    blank = DataKey(token_hex(_ID), table, column, purpose, "", fingerprint(wrapping))
     return _wrapped(blank, os.urandom(_DATA), wrapping)
 
 

@@ -120,7 +120,7 @@ def _unfit(rows: pl.DataFrame, criteria: Sequence[Criterion]) -> TableRefused:
 
 
 def _rejected(lines: pl.Series, column: str) -> pl.Series:
-    """Which rows have a rejected value of a column; see `bronze.source.statement`."""
+    """Which rows have a rejected value of a column; see `bronze.postgres.statement`."""
     begins = pl.escape_regex(json.dumps(column, ensure_ascii=False))
     return lines.fill_null("").str.contains(rf"(?m)^\[{begins}, ")
 

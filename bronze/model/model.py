@@ -160,7 +160,7 @@ NO_KEY = RowKey()
 class Secret:
     """Where a secret is to be found; never the secret itself.
 
-    ``provider`` is one of ``bronze.secret.PROVIDERS``, ``place`` what that provider needs to find
+    ``provider`` is one of ``bronze.secrets.PROVIDERS``, ``place`` what that provider needs to find
     its store (a vault's URL, a folder), ``name`` the secret's name there.
     """
 

@@ -14,14 +14,16 @@ from bronze.enrich import key_text
 from bronze.errors import BronzeError, LakeError, TableRefused
 from bronze.model.model import KEY_TEXT, NO_KEY, Column, Kind, Protection, RowKey, Stamp
 from bronze.pipeline import Opened
+from bronze.postgres import statement
+from bronze.postgres.catalog.relations import Relation
+from bronze.postgres.copy import row_hash, splits
+from bronze.postgres.copy.snapshot import Snapshot
+from bronze.postgres.replication import publication
 from bronze.prepare import Target
 from bronze.proof import digests, evidence
 from bronze.proof.digests import Basis
 from bronze.proof.evidence import Asked
 from bronze.proof.verdict import VerifiedTable
-from bronze.source import digest, publication, slices, statement
-from bronze.source.catalog import Relation
-from bronze.source.snapshot import Snapshot
 from bronze.table import log
 from bronze.table.commit import transaction
 from bronze.table.log import State
@@ -76,7 +78,7 @@ class Claim:
     @property
     def size(self) -> int:
         """About how many bytes are read of the source."""
-        return slices.size_of(self.given.target.relation)
+        return splits.size_of(self.given.target.relation)
 
     @property
     def basis(self) -> Basis:
@@ -104,13 +106,14 @@ class Claim:
         for group in groups:
             wheres = [part.where for part in group]
             names = tuple(
-                digest.named(columns, self.table, where, self.base, key, proven, rest)
+                row_hash.named(columns, self.table, where, self.base, key, proven, rest)
                 for where in wheres
             )
             packed = names
             if not beside:
                 packed = tuple(
-                    digest.packed(columns, self.table, where, self.base, proven) for where in wheres
+                    row_hash.packed(columns, self.table, where, self.base, proven)
+                    for where in wheres
                 )
             asked.append(
                 Asked(

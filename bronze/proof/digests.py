@@ -24,8 +24,8 @@ from bronze.enrich.buckets import Digests
 from bronze.enrich.encoding import encode
 from bronze.enrich.protect import REVEALED
 from bronze.model.model import KEY_TEXT, Column, Protection, RowKey
-from bronze.source import digest
-from bronze.source.read import dtype
+from bronze.postgres.copy import row_hash
+from bronze.postgres.copy.read import dtype
 
 _DIGITS = 32
 _NO_HASH = "0" * _DIGITS
@@ -131,7 +131,7 @@ def _hashes(rows: pl.DataFrame, given: Basis) -> tuple[pl.Series, pl.Series | No
             stored = stored.cast(kind, strict=False)
         values.append(stored)
     none = pl.repeat(None, rows.height, dtype=pl.String, eager=True)
-    base = digest.rest_base(given.columns, given.base, given.rest)
+    base = row_hash.rest_base(given.columns, given.base, given.rest)
     frame = pl.DataFrame(values) if values else pl.DataFrame(height=rows.height)
     return stamp.row_hash(frame, none, base), bad
 

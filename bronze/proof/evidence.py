@@ -31,9 +31,9 @@ from bronze.model.model import (
     RowKey,
     Stored,
 )
+from bronze.postgres.copy import read, server_hashes
 from bronze.proof import digests
 from bronze.proof.digests import Basis
-from bronze.source import read, witness
 from bronze.table import files
 
 _TRIES = 4
@@ -70,10 +70,10 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Asked:
-    """Some slices of a table of the source. ``queries`` are those of `bronze.source.digest`: to
-    name rows, each has its condition, and ``key`` tells them apart. With ``protection`` what
-    comes of the source is protected here, as it is in Bronze: PostgreSQL never sees a key. With a
-    ``basis`` that is not plain, queries are those for naming.
+    """Some slices of a table of the source. ``queries`` are those of
+    `bronze.postgres.copy.row_hash`: to name rows, each has its condition, and ``key`` tells them
+    apart. With ``protection`` what comes of the source is protected here, as it is in Bronze:
+    PostgreSQL never sees a key. With a ``basis`` that is not plain, queries are those for naming.
     """
 
     origin: Origin
@@ -126,7 +126,7 @@ def of_source(task: Asked) -> Summed:
             buckets.add(sums, digests.numbers(rows[HASH]))
         return Summed(True, sums, task.estimate)
     key = _key(task)
-    for data in witness.digests(task.origin, task.session, task.queries, task.table):
+    for data in server_hashes.digests(task.origin, task.session, task.queries, task.table):
         found = buckets.unpacked(data)
         if key and len(found):
             found = buckets.of_hashes(protect.keyed(buckets.written(found), key))

@@ -15,10 +15,10 @@ import pyarrow as pa
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore, from_url
 
-from bronze import secret
+from bronze import secrets
 from bronze.errors import BronzeError, FileDamaged, LakeError, LakeUnreachable
+from bronze.library_errors import plain
 from bronze.model.model import Place, Secret
-from bronze.plain import plain
 
 _CLIENT = (
     "allow_http",
@@ -35,7 +35,7 @@ _REMOTE = re.compile(r"^[a-z][a-z0-9+]*://", re.IGNORECASE)
 def options(place: Place) -> dict[str, str]:
     """The object store's options with their secrets resolved; deltalake takes the same ones."""
     return {
-        name: secret.resolve(value) if isinstance(value, Secret) else value
+        name: secrets.resolve(value) if isinstance(value, Secret) else value
         for name, value in place.options
     }
 

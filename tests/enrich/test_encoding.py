@@ -21,8 +21,10 @@ from psycopg import sql
 from bronze import pipeline, prepare
 from bronze.enrich import stamp
 from bronze.enrich.encoding import encode
-from bronze.source import connect, digest, read, statement
-from bronze.source.catalog import relations
+from bronze.postgres import statement
+from bronze.postgres.catalog.relations import relations
+from bronze.postgres.connection import connect
+from bronze.postgres.copy import read, row_hash
 from tests.conftest import Source
 from tests.strategies import EVERY, REJECTED, SETUP, Sample, expected, samples
 from tests.test_exact import same
@@ -94,7 +96,7 @@ def hashes(source: Source) -> dict[int, str]:
         (target,) = prepare.targets(source.settings(), found, ["t"])
         columns, table = prepare.columns(target), statement.quoted("public", "t")
         keys = [row[0] for row in connection.execute("SELECT id FROM public.t").fetchall()]
-        queries = {key: digest.row_hash(columns, table, f"id = {key}") for key in keys}
+        queries = {key: row_hash.row_hash(columns, table, f"id = {key}") for key in keys}
         rows: dict[Any, Any] = {
             key: connection.execute(query).fetchone() for key, query in queries.items()
         }
@@ -463,9 +465,11 @@ def prove_later(source: Source, sample: Sample, base: int) -> None:
         found = [("test", relation) for relation in relations(connection, ["public"])]
         (target,) = prepare.targets(source.settings(), found, ["t"])
         columns = prepare.columns(target)
-        query = digest.row_hash(columns, table, "true", base + 1)
+        query = row_hash.row_hash(columns, table, "true", base + 1)
         theirs = [str(row[0]) for row in connection.execute(query)]
-        whole = [str(row[0]) for row in connection.execute(digest.row_hash(columns, table, "true"))]
+        whole = [
+            str(row[0]) for row in connection.execute(row_hash.row_hash(columns, table, "true"))
+        ]
     ours: list[str] = []
     select = statement.select(columns, table)
     for rows, rejected in read.rows(origin, (), select, ["true"], columns, "public.t"):

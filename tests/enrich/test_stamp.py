@@ -12,7 +12,7 @@ import pytest
 from bronze.enrich import hashing
 from bronze.enrich.stamp import METADATA, digests, stamped
 from bronze.model.model import Stamp
-from bronze.source.read import dtype
+from bronze.postgres.copy.read import dtype
 
 MOMENT = dt.datetime(2024, 2, 29, 23, 59, 59, 999999, dt.UTC)
 STAMP = Stamp("018df7a0-0000-7000-8000-000000000000", MOMENT, "shop", "full_refresh", "a lineage")

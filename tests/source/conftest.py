@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from bronze.source import connect
-from bronze.source.connect import Connection
+from bronze.postgres.connection import connect
+from bronze.postgres.connection.connect import Connection
 from tests.conftest import Source
 
 

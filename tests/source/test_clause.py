@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 from bronze import prepare
 from bronze.model.model import Column
-from bronze.source import connect, read, statement
-from bronze.source.catalog import Relation, relations
-from bronze.source.clause import translated
+from bronze.postgres import statement
+from bronze.postgres.catalog.check_constraints import translated
+from bronze.postgres.catalog.relations import Relation, relations
+from bronze.postgres.connection import connect
+from bronze.postgres.copy import read
 from tests.conftest import Source
 
 TABLE = """

@@ -5,8 +5,9 @@ from __future__ import annotations
 import psycopg
 import pytest
 
-from bronze.source import connect, definition
-from bronze.source.catalog import Relation, relations
+from bronze.postgres.catalog import definition
+from bronze.postgres.catalog.relations import Relation, relations
+from bronze.postgres.connection import connect
 from tests.conftest import Source
 from tests.features import since
 

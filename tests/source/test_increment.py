@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 
 from bronze.demo import server as demo
 from bronze.demo.server import Server
-from bronze.source import increment
-from bronze.source.snapshot import Since, Snapshot
-from bronze.source.statement import literal
+from bronze.postgres.copy import incremental
+from bronze.postgres.copy.snapshot import Since, Snapshot
+from bronze.postgres.statement import literal
 from tests.conftest import FAST, Source
 from tests.features import with_program
 from tests.test_patterns import BATCH, counts, land, position
@@ -74,7 +74,7 @@ def test_xmin_is_compared_across_the_wraparound(
     """True for each id from the horizon on, false for those before, 64 bits or the last 32."""
     now = epoch * 2**32 + following(asking)
     horizon = now - distance
-    condition = increment.by_xmin(horizon, snapshot(now))
+    condition = incremental.by_xmin(horizon, snapshot(now))
     if condition is None:
         assert distance >= HALF - 10**7
         return
@@ -90,7 +90,7 @@ def test_xmin_is_compared_across_the_wraparound(
 def test_a_horizon_that_is_no_transaction(asking: psycopg.Connection, horizon: int) -> None:
     """Ids 0 to 2 are never given out: at the wraparound the first is 3."""
     now = horizon // 2**32 * 2**32 + following(asking)
-    condition = increment.by_xmin(horizon, snapshot(now))
+    condition = incremental.by_xmin(horizon, snapshot(now))
     assert condition is not None
     xids = [3, 4, 100, 2**32 - 1, 2**32 - 1000, 2, 1]
     assert held(asking, condition, xids) == [True, True, True, False, False, False, False]
@@ -101,10 +101,10 @@ def test_too_long_ago_or_not_yet(epoch: int) -> None:
     """Where ids cannot be told apart, or come from another history, there is no condition."""
     now = snapshot(epoch * 2**32 + HALF + 100)
     far = now.following - HALF
-    assert increment.by_xmin(now.following, now) is not None
-    assert increment.by_xmin(far + 2 * 10**7, now) is not None
+    assert incremental.by_xmin(now.following, now) is not None
+    assert incremental.by_xmin(far + 2 * 10**7, now) is not None
     for horizon in (far, far - 1, far + 10**6, now.following + 1, far - 2**32):
-        assert increment.by_xmin(horizon, now) is None
+        assert incremental.by_xmin(horizon, now) is None
 
 
 # --- the wraparound itself -------------------------------------------------------------------
@@ -172,7 +172,7 @@ LATER = st.integers(0, 10**6) | st.integers(0, 3 * 10**11)
 
 def asked(asking: psycopg.Connection, kind: str, value: str, mark: dt.datetime, zone: str) -> bool:
     """Whether the condition since a mark is true for a value, which is given as SQL."""
-    condition = increment.by_cursor('the "cursor"', kind, (mark - EPOCH) // MICRO, zone)
+    condition = incremental.by_cursor('the "cursor"', kind, (mark - EPOCH) // MICRO, zone)
     query = f'SELECT {condition} FROM (SELECT ({value})::{kind} AS "the ""cursor""") AS row'
     row: Any = asking.execute(query).fetchone()
     return bool(row[0])
@@ -202,7 +202,7 @@ def test_a_time_without_zone_is_never_taken_for_an_earlier_one(
     asking.execute("SET timezone = 'Asia/Tokyo'")
     moment = literal((mark + later * MICRO).isoformat())
     local = f"({moment}::timestamptz AT TIME ZONE {literal('UTC' if utc else zone)})"
-    for kind in increment.ZONELESS:
+    for kind in incremental.ZONELESS:
         assert asked(asking, kind, local, mark, zone)
         assert asked(asking, kind, "NULL", mark, zone)
         assert not asked(asking, kind, literal(str(mark.date() - dt.timedelta(3))), mark, zone)
@@ -236,9 +236,9 @@ def test_a_watermark_never_goes_back(began: int, overlap: int | None, mark: int 
     since = Since(began, True, False, "UTC", began, 0, False)
     unknown = replace(since, prepared=True)
     reached = began - (overlap or 0) * 10**6
-    found = increment.watermark(since, overlap, mark)
+    found = incremental.watermark(since, overlap, mark)
     assert found == max(reached, -(10**18) if mark is None else mark)
-    assert increment.watermark(unknown, overlap, mark) == mark
-    assert increment.watermark(since, overlap, mark, whole=True) == reached
-    whole = increment.watermark(unknown, overlap, mark, whole=True)
+    assert incremental.watermark(unknown, overlap, mark) == mark
+    assert incremental.watermark(since, overlap, mark, whole=True) == reached
+    whole = incremental.watermark(unknown, overlap, mark, whole=True)
     assert whole == (None if mark is None else min(mark, reached))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bronze.errors import SourceRewound
-from bronze.source.past import Past
+from bronze.postgres.replication.rewind import Past
 
 KNOWN = Past(position=200, recorded=50, ends=((120, 30), (180, 40)))
 

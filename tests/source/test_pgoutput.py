@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 from bronze.demo.server import Server
 from bronze.errors import Mismatch
-from bronze.source import connect, pgoutput, slot
-from bronze.source.pgoutput import DELETE, INSERT, UPDATE, Changes
+from bronze.postgres.connection import connect
+from bronze.postgres.replication import pgoutput, slot
+from bronze.postgres.replication.pgoutput import DELETE, INSERT, UPDATE, Changes
 from tests import wire
 from tests.conftest import Source, database
 from tests.wire import Wire

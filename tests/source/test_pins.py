@@ -16,10 +16,12 @@ from psycopg.conninfo import conninfo_to_dict
 
 from bronze import check, pipeline
 from bronze.model.model import Column, Kind, Origin
+from bronze.postgres.catalog.relations import relations
+from bronze.postgres.connection import connect, session_settings
+from bronze.postgres.copy import read, splits
+from bronze.postgres.copy.snapshot import hold
+from bronze.postgres.replication import slot
 from bronze.proof import verify
-from bronze.source import connect, pins, read, slices, slot
-from bronze.source.catalog import relations
-from bronze.source.snapshot import hold
 from tests.conftest import Source
 from tests.content import differences
 
@@ -95,7 +97,7 @@ def test_each_setting_is_decided(source: Source) -> None:
     """All that a role or database can set is pinned, refused, or known to be harmless."""
     query = "SELECT name FROM pg_settings WHERE context = ANY(%s)"
     known = {row[0] for row in source.execute(query, list(CONTEXTS))}
-    decided = [*pins.PINNED, *pins.LATER, *pins.LOSSY]
+    decided = [*session_settings.PINNED, *session_settings.LATER, *session_settings.LOSSY]
     decided += [name for names in HARMLESS.values() for name in names.split()]
     assert len(set(decided)) == len(decided)
     assert known - set(decided) == set(), "what can they change for us?"
@@ -183,7 +185,7 @@ def shown(rows: Any) -> dict[str, str]:
 
 NAMES = ", ".join(f"'{name}'" for name in OTHERWISE)
 ALL = f"SELECT n, current_setting(n) FROM unnest(ARRAY[{NAMES}]) AS n"
-WANTED = {**pins.PINNED, **pins.LATER}
+WANTED = {**session_settings.PINNED, **session_settings.LATER}
 
 
 def test_every_kind_of_session_is_pinned(login: Login, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,7 +303,7 @@ def test_ranges_of_a_key_go_by_its_type(login: Login) -> None:
     """)
     with connect.connect(source.settings().origin("test")) as connection:
         (view,) = relations(connection, ["public"])
-        parts = slices.by_key(connection, view, "k", 9, 10**9)
+        parts = splits.by_key(connection, view, "k", 9, 10**9)
         assert len(parts) > 3
         queries = [f"SELECT id FROM public.v WHERE {part.where}".encode() for part in parts]
         found: list[Any] = [row[0] for query in queries for row in connection.execute(query)]

@@ -16,7 +16,7 @@ from bronze import check, pipeline, stream
 from bronze.demo.server import Server
 from bronze.errors import SourceBusy, SourceRefused
 from bronze.model.model import Origin
-from bronze.source import connect, pins
+from bronze.postgres.connection import connect, session_settings
 from tests.conftest import Source
 from tests.content import differences
 from tests.pooler import PGBOUNCER, Mode, Pooler, pgbouncer
@@ -52,7 +52,7 @@ def unpinned(source: Source) -> None:
             left = one.execute(
                 "SELECT count(*) FROM pg_settings WHERE source = 'session'"
                 " AND name = ANY(%s) AND name <> 'client_encoding'",
-                [list(pins.PINNED)],
+                [list(session_settings.PINNED)],
             ).fetchone()
             assert left == (0,)
         assert len(seen) == 5
@@ -161,7 +161,7 @@ def test_a_lossy_setting_is_refused(source: Source) -> None:
     role = f"{conninfo_to_dict(source.dsn)['dbname']}_lossy"
     source.execute(f"CREATE ROLE {role} LOGIN")
     try:
-        for name in pins.LOSSY:
+        for name in session_settings.LOSSY:
             source.execute(f"ALTER ROLE {role} SET {name} = on")
             with pytest.raises(SourceRefused, match=name) as caught:
                 connect.connect(Origin("test", source.dsn.replace("postgres@", f"{role}@")))

@@ -9,8 +9,8 @@ import pytest
 from psycopg import sql
 
 from bronze.errors import SourceRefused, TableRefused
-from bronze.source import publication
-from bronze.source.connect import Connection
+from bronze.postgres.connection.connect import Connection
+from bronze.postgres.replication import publication
 from tests.conftest import Source
 from tests.features import has
 from tests.proxy import until

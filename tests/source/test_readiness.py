@@ -15,11 +15,13 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from bronze.demo.server import running
 from bronze.errors import SourceRefused
 from bronze.model.model import Origin
-from bronze.source import catalog, connect, publication, readiness, slot
-from bronze.source.catalog import Relation
-from bronze.source.connect import Connection
-from bronze.source.readiness import Wanting
-from bronze.source.statement import quoted
+from bronze.postgres.catalog import relations as catalog
+from bronze.postgres.catalog.relations import Relation
+from bronze.postgres.connection import connect
+from bronze.postgres.connection.connect import Connection
+from bronze.postgres.replication import prerequisites, publication, slot
+from bronze.postgres.replication.prerequisites import Wanting
+from bronze.postgres.statement import quoted
 from tests.conftest import FAST, Source
 from tests.features import has, since
 
@@ -50,7 +52,7 @@ def wanted(
     connection: Connection, *names: str, keys: Mapping[str, Sequence[str]] | None = None
 ) -> tuple[Wanting, ...]:
     """What is wanting for the tables, with a publication "p" and a slot "s"."""
-    return readiness.wanting(connection, tables(connection, *names), keys or {}, "p", "s")
+    return prerequisites.wanting(connection, tables(connection, *names), keys or {}, "p", "s")
 
 
 def mend(source: Source, found: Sequence[Wanting]) -> None:
@@ -334,7 +336,7 @@ def test_a_temporary_table_is_not_streamed(source: Source, connection: Connectio
     connection.execute("CREATE TEMPORARY TABLE t (id int PRIMARY KEY)")
     row: Any = connection.execute("SELECT 't'::regclass::oid::int8").fetchone()
     mine = replace(relation, oid=row[0], parts=(row[0],), schema="pg_temp", name="t")
-    (found,) = readiness.wanting(connection, [mine], {}, "p", "s")
+    (found,) = prerequisites.wanting(connection, [mine], {}, "p", "s")
     assert "Table pg_temp.t is temporary" in found.what.replace(": its partition", "")
 
 
@@ -372,10 +374,10 @@ def test_membership_of_rds_replication_counts(
     source.execute("CREATE ROLE rds_replication")
     try:
         with logged_in(source, login) as mine:
-            (found,) = readiness.wanting(mine, [], {}, "p", "s")
+            (found,) = prerequisites.wanting(mine, [], {}, "p", "s")
             assert found.mend == f'GRANT rds_replication TO "{login}"'
             mend(source, [found])
-            assert readiness.wanting(mine, [], {}, "p", "s") == ()
+            assert prerequisites.wanting(mine, [], {}, "p", "s") == ()
     finally:
         source.execute("DROP ROLE rds_replication")
 
@@ -512,7 +514,7 @@ def started(data: Path, settings: Mapping[str, str]) -> Iterator[Connection]:
 
 def lacking(connection: Connection, name: str = "s") -> tuple[Wanting, ...]:
     """What is wanting of the server itself."""
-    return readiness.wanting(connection, [], {}, "p", name)
+    return prerequisites.wanting(connection, [], {}, "p", name)
 
 
 def test_a_server_that_is_not_made_for_it(tmp_path: Path) -> None:
@@ -577,7 +579,7 @@ def test_another_encoding_is_wanting(connection: Connection) -> None:
 
 def test_a_server_before_14_is_too_old(connection: Connection) -> None:
     """It is said by its version, and nothing else is."""
-    old = readiness._too_old(replace(readiness._server(connection, "s"), version=130022))
+    old = prerequisites._too_old(replace(prerequisites._server(connection, "s"), version=130022))
     assert "PostgreSQL 13.22" in old.what
 
 
@@ -593,7 +595,7 @@ def test_an_old_server_is_not_asked_for_what_it_does_not_know(
     source.execute("CREATE PUBLICATION p FOR TABLE a")
     published = publication.find(connection, "p")
     assert publication.mending("p", published, relations, parts, 170000) == []
-    seen = replace(readiness._server(connection, "s"), version=170000)
-    found = readiness._of_table(relations[0], parts, ("s",), seen)
+    seen = replace(prerequisites._server(connection, "s"), version=170000)
+    found = prerequisites._of_table(relations[0], parts, ("s",), seen)
     assert "the key's column s is generated" in found[-1].what
     assert quoted("p") in made

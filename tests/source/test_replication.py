@@ -12,9 +12,10 @@ import psycopg
 import pytest
 
 from bronze.errors import SourceBusy, SourceUnreachable
-from bronze.source import pgoutput, replication, slot
-from bronze.source.batch import Batch, Gathered, pieces, release
-from bronze.source.replication import Receiver
+from bronze.postgres.replication import pgoutput, slot
+from bronze.postgres.replication import receiver as replication
+from bronze.postgres.replication.batch import Batch, Gathered, pieces, release
+from bronze.postgres.replication.receiver import Receiver
 from tests import wire
 from tests.conftest import Source
 from tests.proxy import until

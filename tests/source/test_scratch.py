@@ -14,15 +14,15 @@ from cryptography.exceptions import InvalidTag
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bronze.source import scratch
-from bronze.source.batch import Spool
+from bronze.postgres.connection import scratch
+from bronze.postgres.replication.batch import Spool
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no such folders")
 
 CHILD = """
 import time
-from bronze.source import scratch
-from bronze.source.batch import Spool
+from bronze.postgres.connection import scratch
+from bronze.postgres.replication.batch import Spool
 spool = Spool()
 place = spool.put(b"secret" * 100_000)
 assert spool.get(*place) == b"secret" * 100_000

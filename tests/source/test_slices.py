@@ -16,9 +16,10 @@ from psycopg.conninfo import conninfo_to_dict
 
 from bronze import pipeline, units
 from bronze.model.model import Origin
-from bronze.source import connect, slices
-from bronze.source.catalog import Relation, relations
-from bronze.source.slices import Slice
+from bronze.postgres.catalog.relations import Relation, relations
+from bronze.postgres.connection import connect
+from bronze.postgres.copy import splits
+from bronze.postgres.copy.splits import Slice
 from tests.conftest import Source
 
 IN_MEMORY = settings(derandomize=True, database=None, deadline=None, max_examples=30)
@@ -33,7 +34,7 @@ PAGE = 8192
 )
 def test_page_ranges_are_contiguous_and_complete(heaps: list[int], pages: int) -> None:
     """Ranges rise without a gap, weigh as many pages as they hold, and few of them at once."""
-    bounds, weights = slices._bounds(sorted(heaps), pages)
+    bounds, weights = splits._bounds(sorted(heaps), pages)
     assert bounds == sorted(set(bounds))
     assert all(bound > 0 for bound in bounds)
     assert all(bound < max(heaps) for bound in bounds)
@@ -49,7 +50,7 @@ def test_page_ranges_are_contiguous_and_complete(heaps: list[int], pages: int) -
 def test_packed_slices_are_neighbours_and_fit(sizes: list[int], size: int) -> None:
     """Units hold all slices in their order, and more than one only where they fit."""
     parts = [Slice(str(i), weight) for i, weight in enumerate(sizes)]
-    units = slices.packed(parts, size)
+    units = splits.packed(parts, size)
     assert [part for unit in units for part in unit] == parts
     assert all(len(unit) == 1 or sum(part.size for part in unit) <= size for unit in units)
 
@@ -80,7 +81,7 @@ def proven(
     """
     relation = found(connection, name)
     chosen = relation.key if key is None else key
-    parts = slices.slices(connection, relation, version, size, chosen)
+    parts = splits.slices(connection, relation, version, size, chosen)
     assert parts
     rows: list[list[Any]] = [
         connection.execute(
@@ -199,7 +200,7 @@ def test_growth_after_the_plan(source: Source, connection: connect.Connection) -
     """Rows that come after the plan are in a slice as well; which count, the snapshot decides."""
     source.execute("CREATE TABLE t AS SELECT i AS id FROM generate_series(1, 5000) i")
     connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
-    parts = slices.slices(connection, found(connection), NEW, 5 * PAGE, ())
+    parts = splits.slices(connection, found(connection), NEW, 5 * PAGE, ())
     source.execute("INSERT INTO t SELECT i FROM generate_series(5001, 20000) i")
     wheres = [part.where for part in parts]
     in_snapshot = [
@@ -275,7 +276,7 @@ def test_a_heap_whose_pages_may_not_be_asked_for_is_split_by_key(
     """The system column ctid is not among the columns that are granted."""
     source.execute("CREATE TABLE t AS SELECT generate_series(1, 20000) AS id; ANALYZE t")
     relation = replace(found(connection, "t"), system=frozenset())
-    parts = slices.slices(connection, relation, NEW, 20_000, ["id"])
+    parts = splits.slices(connection, relation, NEW, 20_000, ["id"])
     assert len(parts) > 2
     assert "ctid" not in "".join(part.where for part in parts)
     queries = [f"SELECT count(*), min(id) FROM t WHERE {part.where}" for part in parts]

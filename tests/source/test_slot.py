@@ -18,7 +18,8 @@ from psycopg import sql
 from bronze.demo.server import Server, running
 from bronze.errors import ConfigError, SourceBusy, SourceRefused, SourceUnreachable
 from bronze.model.model import Origin
-from bronze.source import connect, pins, slot
+from bronze.postgres.connection import connect, session_settings
+from bronze.postgres.replication import slot
 from tests.conftest import FAST, Source
 from tests.features import has
 from tests.proxy import until
@@ -311,7 +312,7 @@ def test_pgoutputs_texts_are_pinned(
     mine = as_role(replace(origin, statement_timeout=7, lock_timeout=7), login)
     with sending(mine) as sender:
         assert sender.info.encoding == "utf-8"
-        for setting, value in pins.PINNED.items():
+        for setting, value in session_settings.PINNED.items():
             shown: Any = sender.execute(sql.SQL(f"SHOW {setting}")).fetchone()
             assert shown[0] == value, setting
         timeouts = (setting for setting in ODD if setting.endswith("_timeout"))

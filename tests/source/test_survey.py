@@ -8,9 +8,11 @@ from collections.abc import Sequence
 import psycopg
 import pytest
 
-from bronze.source import catalog, connect, survey
-from bronze.source.personal import PersonalKind, kind_by_content, kind_by_name
-from bronze.source.survey import Activity, Survey
+from bronze.postgres.catalog import relations as catalog
+from bronze.postgres.catalog import survey
+from bronze.postgres.catalog.pii import PersonalKind, kind_by_content, kind_by_name
+from bronze.postgres.catalog.survey import Activity, Survey
+from bronze.postgres.connection import connect
 from tests.conftest import Source
 from tests.features import has
 from tests.proxy import until

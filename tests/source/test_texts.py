@@ -17,10 +17,12 @@ from hypothesis import strategies as st
 from bronze import prepare
 from bronze.errors import Mismatch
 from bronze.model.model import Column, Kind
-from bronze.source import connect, read, statement
-from bronze.source.catalog import Relation, relations
-from bronze.source.texts import Text, text, typed
-from bronze.source.types import Choices, SourceType, contract, recast
+from bronze.postgres import statement
+from bronze.postgres.catalog.relations import Relation, relations
+from bronze.postgres.catalog.types import Choices, SourceType, contract, recast
+from bronze.postgres.connection import connect
+from bronze.postgres.copy import read
+from bronze.postgres.replication.text_values import Text, text, typed
 from tests.conftest import Source
 from tests.enrich.test_encoding import IN_DATABASE, fill
 from tests.features import known

@@ -30,9 +30,9 @@ from psycopg.conninfo import make_conninfo
 from bronze.demo.server import Server
 from bronze.errors import ConfigError, SourceRefused, SourceUnreachable
 from bronze.model.model import Origin
-from bronze.source.connect import parameters
-from bronze.source.read import _url
-from bronze.source.tunnel import needed, relay
+from bronze.postgres.connection.connect import parameters
+from bronze.postgres.connection.relay import needed, relay
+from bronze.postgres.copy.read import _url
 
 LONG_RESULT = "SELECT i, repeat(md5(i::text), 32) FROM generate_series(1, {rows}) AS i"
 

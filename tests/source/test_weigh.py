@@ -10,10 +10,10 @@ import pytest
 from bronze import pipeline, units
 from bronze.errors import TableRefused
 from bronze.model.model import Origin, Weighing
-from bronze.source import weigh
-from bronze.source.catalog import Relation, relations
-from bronze.source.connect import Connection
-from bronze.source.statement import quoted
+from bronze.postgres.catalog.relations import Relation, relations
+from bronze.postgres.connection.connect import Connection
+from bronze.postgres.copy import row_sizes
+from bronze.postgres.statement import quoted
 from tests.conftest import Source
 from tests.content import differences
 
@@ -28,12 +28,12 @@ def relation(connection: Connection, name: str) -> Relation:
 
 def weighing(table: Relation, size: int, heaviest: int = 10**9) -> Weighing:
     """How its rows are weighed."""
-    weight = weigh.weight(table, [a.name for a in table.attributes])
+    weight = row_sizes.weight(table, [a.name for a in table.attributes])
     name = quoted(table.schema, table.name)
     return Weighing(name, weight, "id::text", size, heaviest, 16, 10**8)
 
 
-def rows_of(source: Source, name: str, part: weigh.Part) -> list[Any]:
+def rows_of(source: Source, name: str, part: row_sizes.Part) -> list[Any]:
     """The ids for which a part's condition is true."""
     return [row[0] for row in source.execute(f"SELECT id FROM {name} WHERE {part.where}")]
 
@@ -60,9 +60,9 @@ def test_parts_hold_every_row_once_and_large_ones_alone(
         source.execute("INSERT INTO t VALUES (%s, repeat('é', %s))", number, length // 2)
     table = relation(connection, "t")
     given = weighing(table, 100 * KB)
-    assert weigh.needed(connection, table, ["id", "v"])
+    assert row_sizes.needed(connection, table, ["id", "v"])
     origin = Origin("test", source.dsn)
-    found = weigh.parts(origin, (), given, ["ctid >= '(0,0)'::tid"], "public.t")
+    found = row_sizes.parts(origin, (), given, ["ctid >= '(0,0)'::tid"], "public.t")
     held = [rows_of(source, "t", part) for part in found]
     assert sorted(i for part in held for i in part) == list(range(len(lengths)))
     for part, ids in zip(found, held, strict=True):
@@ -83,10 +83,10 @@ def test_values_that_only_take_room_with_us_are_known(
     source.execute("INSERT INTO small SELECT i, 'a' FROM generate_series(1, 9000) i")
     assert relation(connection, "inside").toast == 0
     known = {n: relation(connection, n) for n in ("inside", "json", "small")}
-    needed = {n: weigh.needed(connection, table, ["v"]) for n, table in known.items()}
+    needed = {n: row_sizes.needed(connection, table, ["v"]) for n, table in known.items()}
     assert needed == {"inside": True, "json": True, "small": False}
     weights = {
-        n: source.execute(f"SELECT max({weigh.weight(table, ['v'])}) FROM {n}")[0][0]
+        n: source.execute(f"SELECT max({row_sizes.weight(table, ['v'])}) FROM {n}")[0][0]
         for n, table in known.items()
     }
     assert weights["inside"] == 90_000

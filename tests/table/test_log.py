@@ -21,7 +21,7 @@ from obstore.exceptions import AlreadyExistsError, GenericError
 
 from bronze.errors import CommitConflict, LakeError
 from bronze.model.model import DataFile, Kind, Place
-from bronze.source.read import dtype
+from bronze.postgres.copy.read import dtype
 from bronze.table import commit, files, log
 from bronze.table.schema import delta_schema
 

@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from bronze import portion
 from bronze.enrich.stamp import METADATA
 from bronze.model.model import ACTIVE, DELETED, DataFile, Kind, Place, Stamp, Stored
-from bronze.source.read import dtype
+from bronze.postgres.copy.read import dtype
 from bronze.table import changes as changing
 from bronze.table import commit, files, insert, log, merge
 from bronze.table.changes import Changes

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from bronze.model.model import DataFile, Kind, Place
-from bronze.source.read import dtype
+from bronze.postgres.copy.read import dtype
 from bronze.table import commit, files
 from bronze.table.statistics import SAFE, Statistics, lower_bound, upper_bound
 

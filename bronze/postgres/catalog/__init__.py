@@ -1,0 +1,1 @@
+"""What PostgreSQL says of its tables, columns, types and constraints."""

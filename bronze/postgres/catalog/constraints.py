@@ -1,0 +1,134 @@
+"""What PostgreSQL itself promises about the rows of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bronze.postgres.catalog.relations import Relation
+from bronze.postgres.catalog.types import readable
+from bronze.postgres.connection.connect import Connection
+
+
+@dataclass(frozen=True)
+class Check:
+    """A CHECK constraint; ``text`` is its condition as PostgreSQL writes it."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A foreign key. ``proven`` says that every row is known to keep it, ``readable`` that the
+    other table's columns can be asked.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    schema: str
+    table: str
+    others: tuple[str, ...]
+    proven: bool
+    readable: bool
+
+
+@dataclass(frozen=True)
+class Constraints:
+    """What is known of a relation's rows.
+
+    ``not_null`` are columns that never are, ``unique`` the sets of columns whose values (none
+    being NULL) are never the same in two rows, ``enums`` columns and the labels of their types,
+    ``folding`` the columns whose collation takes different texts for equal.
+    """
+
+    not_null: tuple[str, ...] = ()
+    unique: tuple[tuple[str, ...], ...] = ()
+    checks: tuple[Check, ...] = ()
+    references: tuple[Reference, ...] = ()
+    enums: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    folding: tuple[str, ...] = ()
+
+
+# NOT VALID and NOT ENFORCED constraints are wishes. A NO INHERIT one says nothing of heirs.
+_CONSTRAINTS = f"""
+SELECT c.conname, c.contype::text,
+       c.convalidated AND coalesce((to_jsonb(c)->>'conenforced')::bool, true),
+       ARRAY(SELECT a.attname::text FROM unnest(c.conkey) WITH ORDINALITY AS k(attnum, o)
+             JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = k.attnum ORDER BY k.o),
+       n.nspname, f.relname,
+       ARRAY(SELECT a.attname::text FROM unnest(c.confkey) WITH ORDINALITY AS k(attnum, o)
+             JOIN pg_attribute a ON a.attrelid = c.confrelid AND a.attnum = k.attnum
+             ORDER BY k.o),
+       CASE WHEN c.contype = 'c' THEN {readable("pg_get_expr(c.conbin, c.conrelid)")} END,
+       c.connoinherit,
+       c.confrelid = 0 OR (has_schema_privilege(n.oid, 'USAGE')
+           AND (SELECT bool_and(has_column_privilege(f.oid, k.attnum, 'SELECT'))
+                FROM unnest(c.confkey) AS k(attnum)))
+FROM pg_constraint c
+LEFT JOIN pg_class f ON f.oid = c.confrelid LEFT JOIN pg_namespace n ON n.oid = f.relnamespace
+WHERE c.conrelid = %(oid)s AND c.contype IN ('c', 'f', 'n')
+ORDER BY c.conname
+"""  # noqa: S608 - of constants
+
+_UNIQUE = """
+SELECT ARRAY(SELECT a.attname::text FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, o)
+             JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+             WHERE k.o <= i.indnkeyatts ORDER BY k.o)
+FROM pg_index i
+WHERE i.indrelid = %(oid)s AND i.indisunique AND i.indisvalid AND i.indpred IS NULL
+  AND i.indexprs IS NULL
+ORDER BY i.indexrelid
+"""
+
+_COLUMNS = f"""
+SELECT a.attname::text,
+       CASE WHEN t.typtype = 'e' THEN ARRAY(SELECT {readable("e.enumlabel::text")} FROM pg_enum e
+            WHERE e.enumtypid = t.oid ORDER BY e.enumsortorder) END,
+       NOT coalesce(c.collisdeterministic, true)
+FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+LEFT JOIN pg_collation c ON c.oid = a.attcollation
+WHERE a.attrelid = %(oid)s AND a.attnum > 0 AND NOT a.attisdropped
+  AND (t.typtype = 'e' OR NOT c.collisdeterministic)
+ORDER BY a.attnum
+"""  # noqa: S608 - of constants
+
+
+def constraints(connection: Connection, relation: Relation) -> Constraints:
+    """The constraints of a relation, those of views and foreign tables being none.
+
+    Raises:
+        psycopg.Error
+    """
+    if relation.kind not in ("table", "partitioned"):
+        return Constraints()
+    oid = {"oid": relation.oid}
+    rows: list[Any] = connection.execute(_CONSTRAINTS, oid).fetchall()
+    unique: list[Any] = connection.execute(_UNIQUE, oid).fetchall()
+    columns: list[Any] = connection.execute(_COLUMNS, oid).fetchall()
+    alone = relation.kind == "partitioned" or len(relation.parts) <= 1
+    wished = {row[3][0] for row in rows if row[1] == "n" and not (row[2] and (alone or not row[8]))}
+    return Constraints(
+        not_null=tuple(a.name for a in relation.attributes if a.not_null and a.name not in wished),
+        # Heirs have keys, and refer to others, for themselves.
+        unique=tuple(tuple(row[0]) for row in unique) if alone else (),
+        checks=tuple(
+            Check(row[0], row[7] or "") for row in rows if row[1] == "c" and (alone or not row[8])
+        ),
+        references=_references(rows, alone),
+        enums=tuple(
+            (name, tuple(label for label in labels if label is not None))
+            for name, labels, _ in columns
+            if labels is not None
+        ),
+        folding=tuple(name for name, _, folding in columns if folding),
+    )
+
+
+def _references(rows: Sequence[Any], alone: bool) -> tuple[Reference, ...]:
+    return tuple(
+        Reference(name, tuple(columns), schema, table, tuple(others), valid and alone, may)
+        for name, kind, valid, columns, schema, table, others, _, _, may in rows
+        if kind == "f"
+    )

@@ -1,0 +1,1 @@
+"""Connections to PostgreSQL: how they are made, verified and pinned."""
