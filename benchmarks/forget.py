@@ -29,13 +29,13 @@ from rich.table import Table
 from bronze import drift, forget
 from bronze.config import loading
 from bronze.config.settings import Settings
+from bronze.delta import commit, files
+from bronze.delta.commit import Change, Shape
+from bronze.delta.schema import delta_schema
 from bronze.enrich import keyring
 from bronze.enrich.enrichment import enriched
-from bronze.enrich.stamp import METADATA
 from bronze.model.model import Enrichment, Kind, Protect, Protected, Protection, Secret, Stamp
-from bronze.table import commit, files
-from bronze.table.commit import Change, Shape
-from bronze.table.schema import delta_schema
+from bronze.rows.metadata import METADATA
 
 _FILE = 250_000
 _GROUP = 25_000

@@ -1,9 +1,9 @@
 """Clustering against deltalake's Z-order, and Hilbert's curve against Z: ``benchmarks.layout``.
 
-A table gets an append a day; after each one it is clustered by ``bronze.table.layout`` where that
-is needed, and a twin of it by deltalake's ``optimize.z_order``. At the end of each day, and of the
-last one, filters on each column are asked how many files and bytes they need not read, by the
-bounds in the log alone.
+A table gets an append a day; after each one it is clustered by ``bronze.delta.layout.optimize``
+where that is needed, and a twin of it by deltalake's ``optimize.z_order``. At the end of each day,
+and of the last one, filters on each column are asked how many files and bytes they need not read,
+by the bounds in the log alone.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from rich.console import Console
 from rich.table import Table
 from uuid_utils import uuid7
 
+from bronze.delta import commit, files, log
+from bronze.delta.layout import hilbert, optimize
 from bronze.model.model import Kind, Place, Stored
-from bronze.table import commit, curve, files, layout, log
 
 Keys = npt.NDArray[np.uint64]
 
@@ -109,10 +110,10 @@ def skipped(stored: Sequence[Stored], asked: Sequence[Filter]) -> dict[tuple[str
     return {key: Skipped(*np.mean(values, axis=0).tolist()) for key, values in sums.items()}
 
 
-def ours(place: Place, wish: layout.Wish) -> int:
+def ours(place: Place, wish: optimize.Wish) -> int:
     """Clusters where it is needed; returns the bytes that were written."""
     state = log.read(place)
-    if state is None or not layout.needed(state, wish):
+    if state is None or not optimize.needed(state, wish):
         return 0
 
     def each(work: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
@@ -120,11 +121,11 @@ def ours(place: Place, wish: layout.Wish) -> int:
             yield future.result()
 
     with ThreadPoolExecutor(2) as pool:
-        done = layout.improve(place, wish, batch_id=str(uuid7()), memory=_MEMORY, each=each)
+        done = optimize.improve(place, wish, batch_id=str(uuid7()), memory=_MEMORY, each=each)
     return done.rewritten
 
 
-def theirs(place: Place, wish: layout.Wish) -> int:
+def theirs(place: Place, wish: optimize.Wish) -> int:
     """Z-orders all of the table; returns the bytes that were written."""
     table = DeltaTable(place.url)
     found = table.optimize.z_order(list(wish.cluster_by), target_size=wish.target)
@@ -137,7 +138,7 @@ def theirs(place: Place, wish: layout.Wish) -> int:
 class Contestant:
     """One way to lay out a table, and how it did."""
 
-    improve: Callable[[Place, layout.Wish], int]
+    improve: Callable[[Place, optimize.Wish], int]
     rewritten: int = 0
     seconds: float = 0.0
     files: int = 0
@@ -145,7 +146,9 @@ class Contestant:
     days: list[float] | None = None
 
 
-def run(folder: Path, days: int, rows: int, wish: layout.Wish, only: str) -> dict[str, Contestant]:
+def run(
+    folder: Path, days: int, rows: int, wish: optimize.Wish, only: str
+) -> dict[str, Contestant]:
     """Plays all days for all contestants."""
     field = {"bronze": Contestant(ours), "z_order": Contestant(theirs)}
     field = {name: one for name, one in field.items() if only in ("", name)}
@@ -187,12 +190,12 @@ def curves(days: int, rows: int, counts: Sequence[int]) -> dict[str, dict[int, f
     files, for each curve over the same ranks.
     """
     frame = pl.concat([append(day, rows) for day in range(days)]).select(BY)
-    scales = curve.scales(frame[:: max(1, frame.height // 100_000)], BY)
-    axes = [curve.keys(frame, [scale]) for scale in scales]
+    scales = hilbert.scales(frame[:: max(1, frame.height // 100_000)], BY)
+    axes = [hilbert.keys(frame, [scale]) for scale in scales]
     found: dict[str, dict[int, float]] = {}
     for name, key in (
-        ("hilbert", curve.hilbert(axes, curve.BITS)),
-        ("z", zorder(axes, curve.BITS)),
+        ("hilbert", hilbert.hilbert(axes, hilbert.BITS)),
+        ("z", zorder(axes, hilbert.BITS)),
     ):
         ordered = frame[np.argsort(key, kind="stable")]
         found[name] = {}
@@ -242,7 +245,7 @@ def main() -> None:
             said = ", ".join(f"{count} files {share:.1%}" for count, share in shares.items())
             print(f"one {name} curve through all rows skips: {said}")
     if given.only != "curves":
-        wish = layout.Wish(BY, given.target)
+        wish = optimize.Wish(BY, given.target)
         with tempfile.TemporaryDirectory() as folder:
             show(run(Path(folder), given.days, given.rows, wish, given.only))
 

@@ -30,10 +30,11 @@ from rich.console import Console
 from rich.table import Table
 
 from bronze import compare
-from bronze.enrich.stamp import METADATA, digests, stamped
+from bronze.delta import commit, files, log
+from bronze.delta.commit import Change, Position, Shape
+from bronze.delta.write import insert, merge
 from bronze.model.model import Kind, Known, Place, Stamp
-from bronze.table import commit, files, insert, log, merge
-from bronze.table.commit import Change, Position, Shape
+from bronze.rows.metadata import METADATA, digests, stamped
 
 KEY = "order_detail_id"
 COLUMNS: tuple[tuple[str, Kind], ...] = (

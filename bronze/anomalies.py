@@ -18,6 +18,9 @@ from bronze import drift
 from bronze.books import models as book
 from bronze.books import profiles
 from bronze.config.settings import GOVERNANCE, AnomalySettings, Settings
+from bronze.delta import commit, files, log
+from bronze.delta.files import Layout
+from bronze.delta.log import State
 from bronze.drift import Settled
 from bronze.enrich import training
 from bronze.enrich.forest import prove
@@ -27,9 +30,6 @@ from bronze.model.model import DELETED, Column, Kind, Place, Stored
 from bronze.postgres import statement
 from bronze.postgres.copy import read, splits
 from bronze.prepare import Target
-from bronze.table import commit, files, log
-from bronze.table.files import Layout
-from bronze.table.log import State
 from bronze.table.naming import spellings
 from bronze.units import Assignment, asked
 

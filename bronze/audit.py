@@ -4,7 +4,7 @@ Records are appended by compare-and-swap onto the head of the chain (see `bronze
 head is in each commit, as a property of the table and an app transaction, which checkpoints keep.
 A config that has changed since it was last at work here is a record too: it names the keys. One of
 these names the log's id, which is minted when the log begins; the lake's tables know of it, and of
-records (see `bronze.table.audit_mark`).
+records (see `bronze.delta.audit_mark`).
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from bronze.books import audit as book
 from bronze.books.audit import Head, Record
 from bronze.config import fingerprint
 from bronze.config.settings import GOVERNANCE, Settings
+from bronze.delta import audit_mark, commit, files, log
+from bronze.delta.commit import Position, transaction
+from bronze.delta.log import State
 from bronze.entry import Page, append
 from bronze.errors import BronzeError, ConfigError
 from bronze.model.model import AuditMark, Place
-from bronze.table import audit_mark, commit, files, log
-from bronze.table.commit import Position, transaction
-from bronze.table.log import State
 from bronze.version import VERSION
 
 CONFIG = "config"

@@ -26,6 +26,7 @@ from bronze import (
     units,
 )
 from bronze.config.settings import Settings
+from bronze.delta import log, store
 from bronze.errors import (
     BronzeError,
     ConfigError,
@@ -47,7 +48,6 @@ from bronze.postgres.copy import read, snapshot
 from bronze.postgres.copy.snapshot import Consistency, Snapshot
 from bronze.postgres.replication import publication, slot
 from bronze.postgres.replication.prerequisites import Wanting
-from bronze.table import log, store
 from bronze.units import Assignment
 
 KEPT = "values Delta cannot hold become NULL and are kept in governance.rejected_values"

@@ -18,11 +18,11 @@ import polars as pl
 import xxhash
 
 from bronze import soundness
-from bronze.enrich import fingerprint
-from bronze.enrich.fingerprint import Fingerprints
+from bronze.delta import files
 from bronze.enrich.key_text import keyed
 from bronze.model.model import DELETED, Known, Place, Stored
-from bronze.table import files
+from bronze.rows import fingerprint
+from bronze.rows.fingerprint import Fingerprints
 
 Positions = npt.NDArray[np.int64]
 

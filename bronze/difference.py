@@ -13,15 +13,16 @@ import numpy.typing as npt
 import polars as pl
 
 from bronze import compare, failpoint, portion
+from bronze.delta import files
+from bronze.delta.commit import Change
+from bronze.delta.log import State
+from bronze.delta.write import history, insert, merge
+from bronze.delta.write.changes import Changes
 from bronze.engine import Course, Task
-from bronze.enrich.fingerprint import Fingerprints
 from bronze.errors import Mismatch
 from bronze.model.model import DataFile, Known, Stamp, Stored, Written
 from bronze.plan import Plan
-from bronze.table import files, history, insert, merge
-from bronze.table.changes import Changes
-from bronze.table.commit import Change
-from bronze.table.log import State
+from bronze.rows.fingerprint import Fingerprints
 from bronze.work import Replacing, replacing
 
 # So many changes are merged in one go from memory; more are put into a file first.

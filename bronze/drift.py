@@ -11,15 +11,15 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
+from bronze.delta.schema import delta_schema, kinds
+from bronze.delta.write.history import KIND
 from bronze.enrich import anomaly
-from bronze.enrich.stamp import COMMITTED, METADATA
 from bronze.errors import TableRefused
 from bronze.model.model import KEY_TEXT, Column, Form, Kind, Protect
 from bronze.postgres.catalog.relations import Relation
 from bronze.postgres.catalog.types import absent, recast, wider
 from bronze.postgres.statement import quoted
-from bronze.table.history import KIND
-from bronze.table.schema import delta_schema, kinds
+from bronze.rows.metadata import COMMITTED, METADATA
 
 # Properties of a Bronze table in which it says what it was made from.
 SOURCE = "bronze.source"

@@ -11,11 +11,11 @@ import polars as pl
 import tenacity
 import uuid_utils
 
+from bronze.delta import commit, files, log, store
+from bronze.delta.commit import Change, Position, Shape
+from bronze.delta.log import State
 from bronze.errors import BronzeError, CommitConflict
 from bronze.model.model import Kind, Place
-from bronze.table import commit, files, log, store
-from bronze.table.commit import Change, Position, Shape
-from bronze.table.log import State
 
 _TRIES = 20
 

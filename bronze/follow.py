@@ -16,6 +16,9 @@ from bronze import difference, failpoint, grade, lineage, prepare, provide, resu
 from bronze.books import quality as book
 from bronze.books.quality import Graded
 from bronze.config.settings import GOVERNANCE, Settings
+from bronze.delta import audit_mark, commit, log, store
+from bronze.delta.commit import Position
+from bronze.delta.log import State
 from bronze.difference import Difference, Edit
 from bronze.engine import Course, Task
 from bronze.errors import (
@@ -40,9 +43,6 @@ from bronze.postgres.replication.prerequisites import Wanting
 from bronze.postgres.replication.text_values import Text
 from bronze.prepare import Target
 from bronze.resume import STREAM
-from bronze.table import audit_mark, commit, log, store
-from bronze.table.commit import Position
-from bronze.table.log import State
 
 _TRIES = 8
 

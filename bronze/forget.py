@@ -27,15 +27,16 @@ from bronze import drift, presence, traces
 from bronze import subject as subjects
 from bronze.books import anomalies, models, profiles, quality, rejected
 from bronze.config.settings import GOVERNANCE, Settings
+from bronze.delta import commit, files, log, store
+from bronze.delta.commit import Change
+from bronze.delta.layout import optimize, vacuum
+from bronze.delta.layout.vacuum import Expired
+from bronze.delta.log import State
 from bronze.errors import BronzeError, ConfigError, LakeError, TableRefused
 from bronze.model.model import DataFile, Place, Stored
 from bronze.model.results import Failure
 from bronze.presence import Original
 from bronze.subject import Held, Subject
-from bronze.table import commit, expire, files, layout, log, store
-from bronze.table.commit import Change
-from bronze.table.expire import Expired
-from bronze.table.log import State
 from bronze.traces import About, Person
 
 _TARGET, _SYSTEM = "target_table", "source_system"
@@ -139,7 +140,7 @@ def forget(
     # First the records: which rows they name is known only while older versions are there.
     records, more = _unrecorded(settings, person, about)
     version, rows = _removed(mine, whose)
-    expired = expire.purge(mine.state.place, time.time()) + more
+    expired = vacuum.purge(mine.state.place, time.time()) + more
     after = _proof(settings, mine, person, about)
     return replace(
         done,
@@ -170,7 +171,7 @@ def old_versions(settings: Settings, table: str) -> Forgotten:
     records, more = 0, Expired()
     if drift.PROTECT in mine.state.properties:
         records, more = _outdated(settings, mine)
-    expired = expire.purge(mine.state.place, time.time()) + more
+    expired = vacuum.purge(mine.state.place, time.time()) + more
     return Forgotten(
         target=mine.name,
         version=mine.state.version,
@@ -324,7 +325,7 @@ def _of_folders(path: str) -> dict[str, str | None]:
 
 def _paths(place: Place) -> list[str]:
     """All data files and files of the change data feed that lie in a table's folder."""
-    return [path for path in store.listing(place) if expire.is_data(path)]
+    return [path for path in store.listing(place) if vacuum.is_data(path)]
 
 
 @tenacity.retry(
@@ -373,7 +374,7 @@ def _left(state: State, file: Stored, among: Among, batch: str) -> DataFile | No
     parquet = files.opened(state.place, file)
     cluster = files.cluster_of(unquote(file.path))
     name = files.clustered(batch, *cluster) if cluster else batch
-    stats = [column for column in layout.statistics(state) if column in dict(state.columns)]
+    stats = [column for column in optimize.statistics(state) if column in dict(state.columns)]
     parts = files.parts(parquet, state.columns, None, None, dict(file.partition))
     frames = (pl.DataFrame(part) for _, part in parts)
     kept = (frame.filter(~among(frame)) for frame in frames)
@@ -439,4 +440,4 @@ def _erased(place: Place, among: Among, columns: Sequence[str]) -> tuple[int, Ex
         with attempt:
             state = log.read(place)
             rows = _committed(state, among, columns)[1] if state else 0
-    return rows, expire.purge(place, time.time()) if rows else Expired()
+    return rows, vacuum.purge(place, time.time()) if rows else Expired()

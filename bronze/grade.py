@@ -9,9 +9,9 @@ import numpy as np
 from bronze.books import quality as book
 from bronze.books.quality import Figure, Graded
 from bronze.config.quality import QualitySettings
+from bronze.delta import commit, files
 from bronze.model.model import Place
 from bronze.model.quality import BEST, Criterion, Quality, Scored
-from bronze.table import commit, files
 
 SCORE, QUARANTINED, FRESHNESS, NULLS = "score", "quarantined", "freshness", "null_share"
 _SEVERE = ("high", "critical")

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from bronze.enrich import fingerprint, stamp
+from bronze.rows import fingerprint, metadata
 
 SIGN, PART, LINE = "\0sign", "\0part", "\0line"
 _TOKEN = ("\0high", "\0low")
@@ -52,7 +52,7 @@ def moves(
         lines: their numbers there.
     """
     nothing = pl.repeat(None, rows.height, dtype=pl.String, eager=True)
-    hashes = stamp.row_hash(rows, nothing, rows.width)
+    hashes = metadata.row_hash(rows, nothing, rows.width)
     tokens = [
         pl.Series(name, fingerprint.of_hashes(hashes, offset))
         for name, offset in zip(_TOKEN, (0, 16), strict=True)

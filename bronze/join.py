@@ -19,6 +19,8 @@ from typing import Any
 import uuid_utils
 
 from bronze import failpoint, follow, lineage, pipeline, prepare, record
+from bronze.delta import commit, log
+from bronze.delta.log import State
 from bronze.errors import BronzeError, SourceRefused, TableRefused
 from bronze.follow import Following
 from bronze.landing import Table
@@ -32,8 +34,6 @@ from bronze.postgres.copy import snapshot
 from bronze.postgres.copy.snapshot import Snapshot
 from bronze.postgres.replication import publication, rewind, slot, text_values
 from bronze.prepare import Target
-from bronze.table import commit, log
-from bronze.table.log import State
 
 # After so many seconds people are told that the others wait for a copy.
 _LONG = 10.0

@@ -21,15 +21,16 @@ from bronze import audit, drift, prepare
 from bronze.books import keys as book
 from bronze.books.keys import Record
 from bronze.config.settings import GOVERNANCE, Settings
+from bronze.delta import commit, files, log, store
+from bronze.delta.commit import Change, Shape
+from bronze.delta.layout import vacuum
+from bronze.delta.log import State
+from bronze.delta.write.history import KIND
 from bronze.drift import Settled
 from bronze.enrich import keyring
 from bronze.errors import BronzeError, ConfigError, TableRefused
 from bronze.model.model import STABLE, Column, DataKey, Place, Protected, Protection
 from bronze.prepare import Target
-from bronze.table import commit, expire, files, log, store
-from bronze.table.commit import Change, Shape
-from bronze.table.history import KIND
-from bronze.table.log import State
 
 ROW_HASH = "row_hash"
 """The purpose of the key of a table's row hashes."""
@@ -265,7 +266,7 @@ def rewrap(settings: Settings) -> int:
     if state is None:
         return 0
     if not old:
-        if expire.purge(state.place, time.time()).files:
+        if vacuum.purge(state.place, time.time()).files:
             audit.record(settings, "keys", "", "rewrapped", {"by": mine, "rewrapped": 0})
         return 0
     done = [
@@ -275,7 +276,7 @@ def rewrap(settings: Settings) -> int:
         for record in records
     ]
     _committed(settings, state, done, replacing=True)
-    expire.purge(state.place, time.time())
+    vacuum.purge(state.place, time.time())
     audit.record(settings, "keys", "", "rewrapped", {"by": mine, "rewrapped": len(old)})
     return len(old)
 

@@ -22,9 +22,12 @@ from bronze.books import rejected as book
 from bronze.books.profiles import Scope
 from bronze.books.quality import Figure, Graded
 from bronze.config.settings import GOVERNANCE, Settings
+from bronze.delta import commit, files, log, store
+from bronze.delta.commit import Change
+from bronze.delta.layout import optimize
+from bronze.delta.log import State
 from bronze.difference import Difference, Edit
 from bronze.engine import Course, Task
-from bronze.enrich import fingerprint
 from bronze.errors import BronzeError, CommitConflict, Mismatch, QualityRefused, SnapshotLost
 from bronze.lineage import Entry
 from bronze.model.anomaly import Outliers
@@ -43,9 +46,7 @@ from bronze.model.results import TableResult
 from bronze.plan import Plan
 from bronze.postgres.copy.snapshot import Snapshot
 from bronze.prepare import Target
-from bronze.table import commit, files, layout, log, store
-from bronze.table.commit import Change
-from bronze.table.log import State
+from bronze.rows import fingerprint
 from bronze.work import work
 
 _TRIES = 6
@@ -412,7 +413,7 @@ def _laid_out(settings: Settings, table: Table, changed: bool) -> Course[tuple[s
         known = table.plan.state if table.plan else None
         # Where nothing has changed, the files are those that were found.
         state = log.read(place) if changed or known is None else known
-        if state is not None and layout.needed(state, wish):
+        if state is not None and optimize.needed(state, wish):
             yield from maintain.improvement(settings, place, wish, table.target.label)
     except BronzeError as error:
         return (f"the layout was not improved: {error.message}",)

@@ -19,6 +19,9 @@ from bronze import actor, failpoint
 from bronze.books import lineage as book
 from bronze.books.lineage import Record
 from bronze.config.settings import GOVERNANCE, Settings
+from bronze.delta import commit, log
+from bronze.delta.commit import Position, transaction
+from bronze.delta.log import State
 from bronze.drift import Settled
 from bronze.entry import Page, append
 from bronze.errors import BronzeError
@@ -27,9 +30,6 @@ from bronze.model.results import Failure, Late, TableResult
 from bronze.plan import Plan
 from bronze.postgres.copy.snapshot import Snapshot
 from bronze.prepare import Target
-from bronze.table import commit, log
-from bronze.table.commit import Position, transaction
-from bronze.table.log import State
 
 FACT = "lineage"
 """The key of a commit's facts under which its record is."""

@@ -14,13 +14,14 @@ import uuid_utils
 
 from bronze import drift, engine, failpoint, units
 from bronze.config.settings import GOVERNANCE, Settings, TableSettings
+from bronze.delta import log, store
+from bronze.delta.layout import optimize, vacuum
+from bronze.delta.layout.optimize import Improved, Wish
+from bronze.delta.log import State
 from bronze.engine import Course, Task
 from bronze.errors import BronzeError, ConfigError
 from bronze.model.model import Place
 from bronze.model.results import MaintainedTable, MaintainResult
-from bronze.table import expire, layout, log, store
-from bronze.table.layout import Improved, Wish
-from bronze.table.log import State
 
 Notify = Callable[[MaintainedTable], None]
 
@@ -82,7 +83,7 @@ def books(settings: Settings) -> tuple[str, ...]:
                 continue
             state = log.read(place)
             if state is not None and len(state.files) >= _FULL_BOOK:
-                layout.improve(
+                optimize.improve(
                     place,
                     wished(settings, TableSettings()),
                     batch_id=str(uuid_utils.uuid7()),
@@ -140,12 +141,12 @@ def _maintained(settings: Settings, state: State) -> Course[MaintainedTable]:
     known, name = state.properties, _name(state)
     schema, table = drift.table_of(known)
     own = settings.table(known.get(drift.SOURCE, ""), schema, table) if table else TableSettings()
-    improved, expired = Improved(), expire.Expired()
+    improved, expired = Improved(), vacuum.Expired()
     error = None
     try:
         wish = wished(settings, own)
         improved = yield from improvement(settings, state.place, wish, name)
-        expired = expire.expire(state.place, settings.maintain.retention, (), time.time())
+        expired = vacuum.expire(state.place, settings.maintain.retention, (), time.time())
     except BronzeError as caught:
         error = caught.failure()
     return MaintainedTable(
@@ -171,8 +172,10 @@ def wished(settings: Settings, own: TableSettings) -> Wish:
 def improvement(
     settings: Settings, place: Place, wish: Wish, table: str, share: int = 1
 ) -> Course[Improved]:
-    """The course of `bronze.table.layout.improve`; of the memory it takes one ``share``-th."""
-    steps = layout.steps(
+    """The course of `bronze.delta.layout.optimize.improve`; of the memory it takes one
+    ``share``-th.
+    """
+    steps = optimize.steps(
         place, wish, batch_id=str(uuid_utils.uuid7()), memory=units.each(settings.run) // share
     )
     try:

@@ -17,6 +17,9 @@ import numpy.typing as npt
 import polars as pl
 
 from bronze import identity, portion
+from bronze.delta import files, partition
+from bronze.delta.write import lookup
+from bronze.delta.write.changes import Changes
 from bronze.enrich import key_text, protect
 from bronze.enrich.anomaly import scored
 from bronze.enrich.enrichment import enriched
@@ -42,8 +45,6 @@ from bronze.postgres.copy import read
 from bronze.postgres.replication import text_values
 from bronze.postgres.replication.batch import Gathered
 from bronze.postgres.replication.text_values import Text
-from bronze.table import files, lookup, partition
-from bronze.table.changes import Changes
 from bronze.work import rejections
 
 # What is more than this is put into files on its way into the table.

@@ -10,10 +10,10 @@ import numpy.typing as npt
 import polars as pl
 
 from bronze import identity
-from bronze.enrich.stamp import COMMITTED
 from bronze.identity import LINE, PART
 from bronze.postgres.replication import pgoutput
 from bronze.postgres.replication.batch import Gathered
+from bronze.rows.metadata import COMMITTED
 
 UPSERT = "\0upsert"
 

@@ -30,6 +30,7 @@ from bronze import (
 )
 from bronze.config import fingerprint
 from bronze.config.settings import Settings
+from bronze.delta import store
 from bronze.errors import (
     BronzeError,
     CommitConflict,
@@ -47,7 +48,6 @@ from bronze.postgres.catalog.relations import Relation
 from bronze.postgres.connection import connect
 from bronze.postgres.copy import snapshot
 from bronze.prepare import Target
-from bronze.table import store
 
 
 @dataclass(frozen=True)

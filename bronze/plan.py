@@ -9,9 +9,15 @@ from typing import Literal
 
 from bronze import compare, drift, keys, prepare, provide, resume, rules, units
 from bronze.config.settings import Settings
+from bronze.delta import log
+from bronze.delta.commit import Position, Shape
+from bronze.delta.log import State
+from bronze.delta.partition import column_of, source_of
+from bronze.delta.schema import delta_schema
+from bronze.delta.statistics import SAFE
+from bronze.delta.write.history import KIND
 from bronze.drift import Settled
 from bronze.enrich import anomaly
-from bronze.enrich.stamp import COMMITTED, METADATA
 from bronze.errors import TableRefused
 from bronze.model.model import (
     KEY_TEXT,
@@ -30,13 +36,7 @@ from bronze.postgres.copy import incremental, splits
 from bronze.postgres.copy.snapshot import Since, Snapshot
 from bronze.prepare import Target
 from bronze.row_key import key_columns, key_of, lacks_text, merges_rows, no_key, unstable
-from bronze.table import log
-from bronze.table.commit import Position, Shape
-from bronze.table.history import KIND
-from bronze.table.log import State
-from bronze.table.partition import column_of, source_of
-from bronze.table.schema import delta_schema
-from bronze.table.statistics import SAFE
+from bronze.rows.metadata import COMMITTED, METADATA
 from bronze.units import Assignment
 
 Mode = Literal["load", "compare", "changes"]

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 from bronze.config.protection import ColumnProtection
 from bronze.config.settings import Settings, TableSettings
+from bronze.delta.write.history import KIND
 from bronze.enrich import anomaly
-from bronze.enrich.stamp import COMMITTED, METADATA
 from bronze.errors import ConfigError, TableRefused
 from bronze.model.model import KEY_TEXT, Column, Place
 from bronze.postgres import statement
@@ -19,7 +19,7 @@ from bronze.postgres.catalog.relations import TABLEOID, Relation, relations, sch
 from bronze.postgres.catalog.survey import Personal
 from bronze.postgres.catalog.types import Choices, contract
 from bronze.postgres.connection.connect import Connection
-from bronze.table.history import KIND
+from bronze.rows.metadata import COMMITTED, METADATA
 from bronze.table.naming import faults, renames, table_name
 
 

@@ -17,6 +17,7 @@ import psycopg
 
 from bronze import drift
 from bronze.config.settings import Settings
+from bronze.delta.log import State
 from bronze.errors import ConfigError, TableRefused
 from bronze.model.model import KEY_TEXT
 from bronze.postgres.catalog.operators import comparisons
@@ -27,7 +28,6 @@ from bronze.postgres.connection.connect import Connection, explain
 from bronze.postgres.copy import literals
 from bronze.postgres.copy.literals import NoValue, Read, Typed
 from bronze.postgres.statement import quoted
-from bronze.table.log import State
 
 _WITHOUT = "or, if the rows are gone there for good: --without-source"
 

@@ -21,7 +21,6 @@ from psycopg.conninfo import make_conninfo
 from bronze import prepare
 from bronze.config.protection import MASTER_KEY
 from bronze.config.settings import TableSettings
-from bronze.enrich.stamp import COMMITTED, METADATA
 from bronze.errors import ConfigError
 from bronze.model.model import KEY_TEXT, Origin, Place
 from bronze.model.results import Failure
@@ -32,6 +31,7 @@ from bronze.postgres.catalog.survey import Personal, Survey
 from bronze.postgres.connection import connect
 from bronze.postgres.copy import snapshot
 from bronze.prepare import Target
+from bronze.rows.metadata import COMMITTED, METADATA
 from bronze.table.naming import faults, free, renames, table_name
 
 PASSWORD = "BRONZE_SOURCE_PASSWORD"  # noqa: S105 - a name

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from bronze import anomalies, spanning
+from bronze.delta.log import State
 from bronze.drift import Settled
 from bronze.model.model import Enrichment, Protection, RowKey
-from bronze.table.log import State
 from bronze.units import Assignment
 
 

@@ -14,13 +14,13 @@ import uuid_utils
 
 from bronze.books import streams as book
 from bronze.config.settings import GOVERNANCE, Settings
+from bronze.delta import commit, files, log
+from bronze.delta.commit import Change, Position, Shape
+from bronze.delta.log import State
 from bronze.errors import BronzeError, LakeUnreachable
 from bronze.follow import Following
 from bronze.model.model import Place
 from bronze.postgres.replication.rewind import Past
-from bronze.table import commit, files, log
-from bronze.table.commit import Change, Position, Shape
-from bronze.table.log import State
 
 _HELD = "held"
 _ERA = "era"

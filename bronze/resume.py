@@ -10,6 +10,8 @@ import json
 from collections.abc import Mapping
 
 from bronze import drift
+from bronze.delta.commit import transaction
+from bronze.delta.log import State
 from bronze.drift import Settled
 from bronze.errors import TableRefused
 from bronze.postgres.catalog import definition
@@ -18,8 +20,6 @@ from bronze.postgres.copy import incremental
 from bronze.postgres.copy.snapshot import Since
 from bronze.postgres.statement import quoted
 from bronze.prepare import Target
-from bronze.table.commit import transaction
-from bronze.table.log import State
 from bronze.units import Assignment
 
 

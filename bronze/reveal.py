@@ -8,11 +8,11 @@ import polars as pl
 
 from bronze import audit
 from bronze.config.settings import Settings
+from bronze.delta import files
 from bronze.enrich import protect
 from bronze.errors import BronzeError, ConfigError
 from bronze.postgres.copy.read import dtype
 from bronze.subject import Held, held, subject
-from bronze.table import files
 
 _NAMED = 100
 

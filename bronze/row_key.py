@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bronze import compare, drift, prepare, units
+from bronze.delta.log import State
 from bronze.drift import Settled
 from bronze.enrich import key_text
 from bronze.errors import TableRefused
@@ -14,7 +15,6 @@ from bronze.model.model import KEY_TEXT, NO_KEY, Column, Known, RowKey
 from bronze.postgres import statement
 from bronze.postgres.catalog.relations import TABLEOID
 from bronze.prepare import Target
-from bronze.table.log import State
 from bronze.units import Assignment
 
 

@@ -14,14 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from bronze.enrich import fingerprint, hashing, stamp
-from bronze.enrich.encoding import pieces
-from bronze.enrich.stamp import COMMITTED
+from bronze.delta.partition import source_of
+from bronze.delta.write.history import KIND
 from bronze.model.model import ACTIVE, DELETED, QUARANTINED, Form, Method
 from bronze.model.quality import BEST
 from bronze.postgres.copy.read import dtype
-from bronze.table.history import KIND
-from bronze.table.partition import source_of
+from bronze.rows import fingerprint, hashing, metadata
+from bronze.rows.encoding import pieces
+from bronze.rows.metadata import COMMITTED
 
 Mask = npt.NDArray[np.bool_]
 
@@ -75,7 +75,7 @@ def _sealed(rows: pl.DataFrame, form: Form) -> tuple[Mask, pl.Series]:
     none = pl.repeat(None, rows.height, dtype=pl.String, eager=True)
     if not form.hashed:
         return proven, none
-    hashes = stamp.hashed(made, none)
+    hashes = metadata.hashed(made, none)
     other = hashes.ne_missing(rows["row_hash"]).to_numpy()
     if other.any():
         # What is NULL may be a rejected value, which is part of the hash and not of the table.

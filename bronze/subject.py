@@ -18,14 +18,14 @@ import polars as pl
 from bronze import drift, keys
 from bronze.books.keys import Record
 from bronze.config.settings import Settings
+from bronze.delta import log, store
+from bronze.delta.log import State
 from bronze.enrich import plaintext, protect
 from bronze.errors import ConfigError
 from bronze.model.model import KEY_TEXT, STABLE, DataKey, Kind, Protect, Protected, Protection
 from bronze.postgres.copy.literals import Read
 from bronze.postgres.copy.read import dtype
 from bronze.presence import Original
-from bronze.table import log, store
-from bronze.table.log import State
 
 
 @dataclass(frozen=True)

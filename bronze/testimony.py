@@ -1,6 +1,6 @@
 """What the tables of a lake say of its audit log: which of its records they know of.
 
-Every table in the lake is asked, whatever schema it lies in; see `bronze.table.audit_mark`.
+Every table in the lake is asked, whatever schema it lies in; see `bronze.delta.audit_mark`.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from bronze import drift
 from bronze.config.settings import GOVERNANCE, Settings
+from bronze.delta import audit_mark, log, store
+from bronze.delta.audit_mark import Known
 from bronze.errors import BronzeError
-from bronze.table import audit_mark, log, store
-from bronze.table.audit_mark import Known
 
 _NAMED = 5
 

@@ -16,10 +16,11 @@ from types import TracebackType
 
 from bronze import engine, maintain, record
 from bronze.config.settings import Settings, TableSettings
+from bronze.delta import log
+from bronze.delta.layout import optimize, vacuum
 from bronze.errors import BronzeError
 from bronze.follow import Following
 from bronze.model.model import Place
-from bronze.table import expire, layout, log
 
 _log = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ class Tidy:
     def _improve(self, place: Place, own: TableSettings, name: str) -> None:
         wish = maintain.wished(self._settings, own)
         state = log.read(place)
-        if state is not None and layout.needed(state, wish):
+        if state is not None and optimize.needed(state, wish):
             course = maintain.improvement(self._settings, place, wish, name, _SHARE)
             for _ in engine.drive(self._pool, [course], 1):
                 pass
@@ -107,4 +108,4 @@ class Tidy:
         last = self._expired.setdefault(place.url, now)
         if now - last > _EXPIRE_EVERY:
             self._expired[place.url] = now
-            expire.expire(place, self._settings.maintain.retention, (), time.time())
+            vacuum.expire(place, self._settings.maintain.retention, (), time.time())

@@ -16,9 +16,9 @@ import polars as pl
 
 from bronze.books import anomalies, lineage, models, profiles, quality, rejected
 from bronze.config.settings import GOVERNANCE, Settings
+from bronze.delta import files, log
+from bronze.delta.log import State
 from bronze.subject import Held, Subject, said, written
-from bronze.table import files, log
-from bronze.table.log import State
 from bronze.table.naming import spellings
 
 BOOKS: Mapping[str, tuple[str, ...]] = {

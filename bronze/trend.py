@@ -18,10 +18,10 @@ from bronze.books import quality as book
 from bronze.books import streams
 from bronze.books.quality import Figure
 from bronze.config.settings import GOVERNANCE, Settings
+from bronze.delta import files, log, store
+from bronze.delta.log import State
 from bronze.errors import ConfigError
 from bronze.model.model import Stored
-from bronze.table import files, log, store
-from bronze.table.log import State
 from bronze.table.naming import spellings
 
 # Of a stream's records only so many files are looked into, from the newest on.

@@ -11,8 +11,10 @@ from psycopg import errors as pg
 
 from bronze import drift
 from bronze.config.settings import RunSettings, Settings
+from bronze.delta.commit import Shape
+from bronze.delta.log import State
+from bronze.delta.partition import source_of
 from bronze.drift import Settled
-from bronze.enrich.stamp import COMMITTED
 from bronze.errors import BronzeError, TableRefused
 from bronze.model.model import Column, Enrichment, Known, Origin, RowKey, Stamp, Unit, Weighing
 from bronze.postgres import statement
@@ -21,9 +23,7 @@ from bronze.postgres.copy import row_sizes, splits
 from bronze.postgres.copy.snapshot import Snapshot
 from bronze.postgres.copy.splits import Slice
 from bronze.prepare import Target
-from bronze.table.commit import Shape
-from bronze.table.log import State
-from bronze.table.partition import source_of
+from bronze.rows.metadata import COMMITTED
 
 # Measured: what the process takes with all its libraries, what a reader takes for the rows that
 # it is hashing and encoding, and how many bytes a slice takes for each of its bytes on disk.

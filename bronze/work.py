@@ -17,15 +17,17 @@ import polars as pl
 import tenacity
 
 from bronze import compare, portion
-from bronze.enrich import fingerprint, key_text, protect
+from bronze.delta import files, partition
+from bronze.delta.write import history, merge
+from bronze.enrich import key_text, protect
 from bronze.enrich.anomaly import scored
 from bronze.enrich.enrichment import enriched
-from bronze.enrich.fingerprint import Fingerprints
-from bronze.enrich.stamp import COMMITTED
 from bronze.errors import SourceUnreachable
 from bronze.model.model import NOTHING_FOUND, DataFile, Findings, Known, Rejected, Unit, Written
 from bronze.postgres.copy import read, row_sizes
-from bronze.table import files, history, merge, partition
+from bronze.rows import fingerprint
+from bronze.rows.fingerprint import Fingerprints
+from bronze.rows.metadata import COMMITTED
 
 _TRIES = 4
 _MAX_DELAY = 8.0

@@ -9,15 +9,15 @@ import polars as pl
 
 from bronze import drift, keys, prepare
 from bronze.config.settings import Settings
+from bronze.delta import log
+from bronze.delta.write.history import KIND
 from bronze.enrich import keyring, protect
-from bronze.enrich.stamp import COMMITTED, digests
 from bronze.model.model import DELETED
 from bronze.postgres import statement
 from bronze.postgres.catalog.relations import relations
 from bronze.postgres.connection import connect
 from bronze.postgres.copy import row_hash
-from bronze.table import log
-from bronze.table.history import KIND
+from bronze.rows.metadata import COMMITTED, digests
 
 
 def differences(settings: Settings) -> dict[str, str]:

@@ -10,7 +10,7 @@ import polars as pl
 from deltalake import DeltaTable
 
 from bronze import drift
-from bronze.table.history import KIND
+from bronze.delta.write.history import KIND
 
 _TOLD = {
     "_change_type",

@@ -16,7 +16,7 @@ from bronze import audit, failpoint, pipeline, show, testimony
 from bronze.api import Bronze
 from bronze.audit import Report
 from bronze.books import audit as book
-from bronze.table import audit_mark, log
+from bronze.delta import audit_mark, log
 from tests.conftest import Source
 
 

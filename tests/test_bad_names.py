@@ -14,13 +14,13 @@ from psycopg import sql
 
 from bronze import check, pipeline
 from bronze.config.settings import MINIMUM_MEMORY
-from bronze.enrich.stamp import METADATA
 from bronze.errors import ConfigError
 from bronze.model.model import Origin
 from bronze.model.results import Failure, RunResult
 from bronze.postgres.catalog.relations import relations
 from bronze.postgres.connection import connect
 from bronze.postgres.copy import splits
+from bronze.rows.metadata import METADATA
 from tests.conftest import Source
 
 TABLES = (

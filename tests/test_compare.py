@@ -19,9 +19,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from bronze import compare
+from bronze.delta import files
 from bronze.model.model import ACTIVE, DELETED, Kind, Known, Place, Stored
 from bronze.postgres.copy.read import dtype
-from bronze.table import files
 
 IN_MEMORY = settings(derandomize=True, database=None, deadline=None, max_examples=60)
 ON_DISK = settings(

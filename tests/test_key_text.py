@@ -11,12 +11,12 @@ import pytest
 
 from bronze import forget, pipeline, stream
 from bronze.config.settings import Settings
+from bronze.delta.write.history import KIND
 from bronze.enrich.key_text import row_key
 from bronze.model.model import KEY_TEXT
 from bronze.model.results import TableResult
 from bronze.postgres.catalog.types import Choices, SourceType, contract
 from bronze.proof.verify import verify
-from bronze.table.history import KIND
 from tests import feed
 from tests.conftest import Source
 from tests.test_stream import streaming, until

@@ -16,9 +16,10 @@ from bronze import lineage, maintain, pipeline, stream
 from bronze.books import lineage as book
 from bronze.config import loading
 from bronze.config.settings import Settings
+from bronze.delta import log
+from bronze.delta.layout import optimize
 from bronze.errors import LakeUnreachable
 from bronze.model.results import Failure, Late
-from bronze.table import layout, log
 from tests.conftest import Source
 
 CHILD = """
@@ -317,7 +318,7 @@ def test_books_do_not_grow_into_many_files(shop: Source, monkeypatch: pytest.Mon
     assert counts == [1, 2, 3, 1, 2, 3]
     assert len(records(shop)) == 6
     monkeypatch.setattr(maintain, "_FULL_BOOK", 1)
-    monkeypatch.setattr(layout, "improve", failed)
+    monkeypatch.setattr(optimize, "improve", failed)
     (note, *_) = pipeline.run(settings).notes
     assert "were not joined: The lake is away." in note
     assert len(records(shop)) == 7

@@ -25,9 +25,10 @@ from hypothesis.stateful import (
 
 from bronze import failpoint, maintain, pipeline, stream
 from bronze.config.settings import Settings
+from bronze.delta import log
+from bronze.delta.layout import optimize
+from bronze.delta.write.history import KIND
 from bronze.model.model import DELETED
-from bronze.table import layout, log
-from bronze.table.history import KIND
 from tests import feed
 from tests.conftest import Source
 from tests.content import differences
@@ -314,8 +315,8 @@ class Machine(RuleBasedStateMachine):
 def _driven(source: Source, folder: Path, examples: int, steps: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         # Small files are joined sooner.
-        patch.setattr(layout, "_MANY", 3)
-        patch.setattr(layout, "_FEWEST", 2)
+        patch.setattr(optimize, "_MANY", 3)
+        patch.setattr(optimize, "_FEWEST", 2)
 
         class Here(Machine):
             def __init__(self) -> None:

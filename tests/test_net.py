@@ -15,7 +15,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from bronze.enrich.stamp import COMMITTED, METADATA, digests, stamped
+from bronze.delta import commit, files, log
+from bronze.delta.write import changes as changing
 from bronze.errors import Mismatch, TableRefused
 from bronze.model.model import Column, Kind, Place, RowKey, Stamp
 from bronze.net import Net, Netted, net
@@ -25,8 +26,7 @@ from bronze.postgres.replication import receiver as replication
 from bronze.postgres.replication.batch import Gathered, Piece, Spool
 from bronze.postgres.replication.pgoutput import Described
 from bronze.postgres.replication.receiver import Receiver
-from bronze.table import changes as changing
-from bronze.table import commit, files, log
+from bronze.rows.metadata import COMMITTED, METADATA, digests, stamped
 from tests import wire
 from tests.conftest import Source
 

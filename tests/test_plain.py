@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bronze.delta import log, store
 from bronze.errors import LakeError
 from bronze.library_errors import plain
 from bronze.model.model import Place
-from bronze.table import log, store
 
 SAID = [
     (

@@ -19,6 +19,8 @@ import pytest
 from bronze import check, drift, forget, keys, pipeline, reveal, stream
 from bronze.config.loading import parse
 from bronze.config.settings import ProtectionSettings, SecretName, Settings
+from bronze.delta import log
+from bronze.delta.layout import vacuum
 from bronze.enrich import keyring, protect
 from bronze.errors import ConfigError, LakeUnreachable, TableRefused
 from bronze.model.model import Protected
@@ -27,7 +29,6 @@ from bronze.postgres.copy.read import dtype
 from bronze.postgres.replication import receiver
 from bronze.postgres.replication.batch import Piece, Spool
 from bronze.proof import verify
-from bronze.table import expire, log
 from tests import feed
 from tests.conftest import Source
 from tests.content import differences
@@ -494,7 +495,7 @@ def test_keys_rotate_and_old_values_stay_readable(
         update={"protection": ProtectionSettings(previous=(SecretName(secret="OLD"),))}
     )
     with monkeypatch.context() as failing:
-        failing.setattr(expire, "purge", failed)
+        failing.setattr(vacuum, "purge", failed)
         with pytest.raises(LakeUnreachable):
             keys.rewrap(both)
     assert len(list((source.lake / "governance" / "keys").glob("*.parquet"))) > 1

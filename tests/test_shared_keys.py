@@ -16,14 +16,14 @@ import pytest
 from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 
+from bronze.delta import files, log
+from bronze.delta.write import changes as changing
 from bronze.errors import Mismatch
 from bronze.model.model import Place, RowKey
 from bronze.net import net
 from bronze.postgres.catalog.types import SourceType, contract
 from bronze.postgres.replication import text_values
 from bronze.postgres.replication.batch import Gathered, Piece, Spool
-from bronze.table import changes as changing
-from bronze.table import files, log
 from tests.test_net import (
     CHOICES,
     COLUMNS,

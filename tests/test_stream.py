@@ -23,12 +23,12 @@ from typer.testing import CliRunner
 from bronze import check, pipeline, session, stream, units
 from bronze.cli import app
 from bronze.config.settings import Settings
+from bronze.delta import commit, log
 from bronze.demo.server import Server
 from bronze.errors import ConfigError, SourceRefused, TableRefused
 from bronze.model.model import Place
 from bronze.model.results import Failure, StreamResult, TableResult
 from bronze.stream import Step
-from bronze.table import commit, log
 from tests import feed
 from tests.conftest import Source, database
 from tests.content import differences

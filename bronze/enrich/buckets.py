@@ -4,7 +4,7 @@ Two sides that hold the same rows have the same buckets, however they are divide
 that differs shows in the bucket of its hash on each side. Ranges of a key would need an order that
 PostgreSQL and we agree on, which texts with collations have not, and tables without a key lack.
 
-Digests are rows of two 64-bit numbers: the halves of a row hash, as in `bronze.enrich.fingerprint`.
+Digests are rows of two 64-bit numbers: the halves of a row hash, as in `bronze.rows.fingerprint`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from bronze.enrich import fingerprint
+from bronze.rows import fingerprint
 
 COUNT = 4096
 """How many buckets there are."""

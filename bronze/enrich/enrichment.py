@@ -6,9 +6,9 @@ import polars as pl
 
 from bronze.enrich import protect, quality
 from bronze.enrich.profile import profiled
-from bronze.enrich.stamp import checksum, digests, row_hash, stamped
 from bronze.model.anomaly import Profile
 from bronze.model.model import Enrichment, Findings, Stamp
+from bronze.rows.metadata import checksum, digests, row_hash, stamped
 
 
 def enriched(

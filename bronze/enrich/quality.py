@@ -11,10 +11,10 @@ from functools import lru_cache
 import numpy as np
 import polars as pl
 
-from bronze.enrich import fingerprint
 from bronze.errors import TableRefused
 from bronze.model.model import Stamp
 from bronze.model.quality import BEST, EXAMPLES, POINTS, Criterion, Quality, Scored
+from bronze.rows import fingerprint
 
 MOMENT = "\0moment"
 """The column in which expressions find the moment that freshness is measured from."""

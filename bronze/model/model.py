@@ -219,7 +219,7 @@ class AuditMark:
 class Stamp:
     """What a run writes beside every row. ``lineage`` is the id of the run's record of the table
     in ``governance.data_lineage``, ``audited`` the newest record of the audit log that its commits
-    name, if it could be read (see `bronze.table.audit_mark`).
+    name, if it could be read (see `bronze.delta.audit_mark`).
     """
 
     batch_id: str
@@ -417,7 +417,7 @@ class Unit:
     ``query`` is the SELECT without its WHERE; ``slices`` are the conditions, each of which fits in
     the memory of one worker. ``session`` are the statements that join the run's snapshot.
     ``key`` tells rows apart, ``stats`` are the target names that get file statistics, ``base`` is
-    as in `bronze.enrich.encoding`. With ``known``, only rows that the table does not hold are kept;
+    as in `bronze.rows.encoding`. With ``known``, only rows that the table does not hold are kept;
     with ``keys_only``, none are, and all that matters is which of the table's keys were seen. With
     ``inline``, rows of less than ``few`` bytes are given back rather than written. ``dates_of`` is
     the column whose dates are the table's partitions; ``history`` says that the table keeps every
@@ -455,7 +455,7 @@ class Unit:
 class Written:
     """What one unit did: how many rows it read, and those that it kept, in files or, where they
     are few, as they are. ``seen`` is a mask over the fingerprints of the unit's ``known``, ``sum``
-    what the rows' fingerprints add up to (see `bronze.enrich.fingerprint.total`).
+    what the rows' fingerprints add up to (see `bronze.rows.fingerprint.total`).
     """
 
     unit: int

@@ -10,6 +10,9 @@ from typing import Any
 
 from bronze import drift, keys, pipeline, plan, prepare, units
 from bronze.config.settings import Settings
+from bronze.delta import log
+from bronze.delta.commit import transaction
+from bronze.delta.log import State
 from bronze.enrich import key_text
 from bronze.errors import BronzeError, LakeError, TableRefused
 from bronze.model.model import KEY_TEXT, NO_KEY, Column, Kind, Protection, RowKey, Stamp
@@ -24,9 +27,6 @@ from bronze.proof import digests, evidence
 from bronze.proof.digests import Basis
 from bronze.proof.evidence import Asked
 from bronze.proof.verdict import VerifiedTable
-from bronze.table import log
-from bronze.table.commit import transaction
-from bronze.table.log import State
 from bronze.units import Assignment
 
 

@@ -19,13 +19,14 @@ import numpy as np
 import polars as pl
 import polars_hash as plh
 
-from bronze.enrich import buckets, fingerprint, keyring, protect, stamp
+from bronze.enrich import buckets, keyring, protect
 from bronze.enrich.buckets import Digests
-from bronze.enrich.encoding import encode
 from bronze.enrich.protect import REVEALED
 from bronze.model.model import KEY_TEXT, Column, Protection, RowKey
 from bronze.postgres.copy import row_hash
 from bronze.postgres.copy.read import dtype
+from bronze.rows import fingerprint, metadata
+from bronze.rows.encoding import encode
 
 _DIGITS = 32
 _NO_HASH = "0" * _DIGITS
@@ -133,7 +134,7 @@ def _hashes(rows: pl.DataFrame, given: Basis) -> tuple[pl.Series, pl.Series | No
     none = pl.repeat(None, rows.height, dtype=pl.String, eager=True)
     base = row_hash.rest_base(given.columns, given.base, given.rest)
     frame = pl.DataFrame(values) if values else pl.DataFrame(height=rows.height)
-    return stamp.row_hash(frame, none, base), bad
+    return metadata.row_hash(frame, none, base), bad
 
 
 def combined(part: pl.Series, whole: pl.Series) -> pl.Series:

@@ -15,7 +15,8 @@ import polars as pl
 import tenacity
 
 from bronze import compare
-from bronze.enrich import buckets, fingerprint, key_text, keyring, protect
+from bronze.delta import files
+from bronze.enrich import buckets, key_text, keyring, protect
 from bronze.enrich.buckets import Sums
 from bronze.errors import FileDamaged, SourceUnreachable
 from bronze.model.model import (
@@ -34,7 +35,7 @@ from bronze.model.model import (
 from bronze.postgres.copy import read, server_hashes
 from bronze.proof import digests
 from bronze.proof.digests import Basis
-from bronze.table import files
+from bronze.rows import fingerprint
 
 _TRIES = 4
 _MAX_DELAY = 8.0

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import polars as pl
 
 from bronze import soundness
+from bronze.delta import files
 from bronze.enrich import buckets
 from bronze.enrich.buckets import Sums
 from bronze.errors import FileDamaged
@@ -20,7 +21,6 @@ from bronze.model.model import DELETED, Form, Kind, Place, Stored
 from bronze.proof import digests
 from bronze.proof.digests import Basis
 from bronze.soundness import Judged
-from bronze.table import files
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ import polars as pl
 from bronze import drift
 from bronze.books import lineage as book
 from bronze.config.settings import GOVERNANCE, Settings
+from bronze.delta import files, log, store
+from bronze.delta.log import State
 from bronze.errors import BronzeError, ConfigError, LakeError, TableVanished
 from bronze.model.model import Place
-from bronze.table import files, log, store
-from bronze.table.log import State
 
 
 @dataclass(frozen=True)

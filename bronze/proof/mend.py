@@ -20,6 +20,11 @@ import uuid_utils
 
 from bronze import compare, drift, engine, lineage, pipeline
 from bronze.config.settings import Settings
+from bronze.delta import commit, files, log, store
+from bronze.delta.commit import Change, Shape
+from bronze.delta.layout import optimize
+from bronze.delta.log import State
+from bronze.delta.write import merge
 from bronze.engine import Course, Task
 from bronze.errors import BronzeError, CommitConflict, TableRefused
 from bronze.landing import Table
@@ -29,9 +34,6 @@ from bronze.pipeline import Notify, running
 from bronze.prepare import Target
 from bronze.proof.claim import Claim, carried
 from bronze.proof.verdict import VerifiedTable
-from bronze.table import commit, files, layout, log, merge, store
-from bronze.table.commit import Change, Shape
-from bronze.table.log import State
 
 Rows = dict[Stored, list[npt.NDArray[np.int64]]]
 """Numbers of rows, by the file that has them."""
@@ -200,7 +202,7 @@ def _rows_cut(claim: Claim, rows: Rows, batch_id: str) -> Course[int]:
             file=file,
             layout=drift.restored(state.columns, state.properties),
             key=(),
-            stats=tuple(n for n in layout.statistics(state) if n in dict(state.columns)),
+            stats=tuple(n for n in optimize.statistics(state) if n in dict(state.columns)),
             stamp=replace(claim.given.stamp, batch_id=batch_id),
             changes=(),
             gone=np.unique(np.concatenate([np.empty(0, np.int64), *numbers])),
@@ -235,7 +237,7 @@ def _twins_cut(claim: Claim, batch_id: str) -> Course[int]:
 def _open(state: State) -> Shape:
     """The table as it is, which says that all its rows are to be compared."""
     columns = drift.restored(state.columns, state.properties)
-    return Shape(columns, layout.statistics(state), state.partition, ((drift.CUT, "true"),))
+    return Shape(columns, optimize.statistics(state), state.partition, ((drift.CUT, "true"),))
 
 
 def _state(claim: Claim, wanted: Sequence[Stored]) -> State:

@@ -13,6 +13,8 @@ from urllib.parse import unquote
 
 from bronze import drift, engine, units
 from bronze.config.settings import Settings
+from bronze.delta.layout import vacuum
+from bronze.delta.log import State
 from bronze.engine import Course, Task
 from bronze.errors import BronzeError, LakeError
 from bronze.pipeline import Notify, Progress, running
@@ -23,8 +25,6 @@ from bronze.proof.inventory import Lying
 from bronze.proof.mend import Damage
 from bronze.proof.opposed import LISTED
 from bronze.proof.verdict import FaultyFile, FaultyRow, VerifiedTable
-from bronze.table import expire
-from bronze.table.log import State
 
 
 def verified(
@@ -82,13 +82,13 @@ def _look(settings: Settings, one: Lying) -> Course[VerifiedTable]:
 
 
 def _inspected(state: State, result: VerifiedTable) -> Course[VerifiedTable]:
-    objects = list(expire.lying(state.place))
+    objects = list(vacuum.lying(state.place))
     sizes = {found.path: found.size for found in objects}
     parts: list[Inspected] = yield [
         Task(inspection.inspect, task, result.table) for task in tasks(state, sizes, None)
     ]
     result, _ = found(state, parts, result)
-    strays = expire.strays(state, objects)
+    strays = vacuum.strays(state, objects)
     wrong = result.files or result.altered or result.columns or result.foreign
     return replace(
         result,

@@ -22,6 +22,7 @@ import uuid_utils
 
 from bronze import engine, units
 from bronze.config.settings import Settings
+from bronze.delta.layout import vacuum
 from bronze.engine import Course, Task
 from bronze.enrich import buckets
 from bronze.enrich.buckets import Sums
@@ -36,7 +37,6 @@ from bronze.proof.inspection import Inspected, Resting
 from bronze.proof.mend import Damage
 from bronze.proof.opposed import LISTED, Opposed, doubled, opposed
 from bronze.proof.verdict import FaultyFile, VerifiedTable, VerifyResult
-from bronze.table import expire
 
 
 def verify(
@@ -302,7 +302,7 @@ def _inspections(claim: Claim, basis: Basis | None) -> list[Resting]:
     """The files of a table, to be looked at by themselves."""
     if claim.state is None:
         return []
-    sizes = {found.path: found.size for found in expire.lying(claim.state.place)}
+    sizes = {found.path: found.size for found in vacuum.lying(claim.state.place)}
     return rest.tasks(claim.state, sizes, basis)
 
 

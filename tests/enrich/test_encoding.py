@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 from psycopg import sql
 
 from bronze import pipeline, prepare
-from bronze.enrich import stamp
-from bronze.enrich.encoding import encode
 from bronze.postgres import statement
 from bronze.postgres.catalog.relations import relations
 from bronze.postgres.connection import connect
 from bronze.postgres.copy import read, row_hash
+from bronze.rows import metadata
+from bronze.rows.encoding import encode
 from tests.conftest import Source
 from tests.strategies import EVERY, REJECTED, SETUP, Sample, expected, samples
 from tests.test_exact import same
@@ -473,7 +473,7 @@ def prove_later(source: Source, sample: Sample, base: int) -> None:
     ours: list[str] = []
     select = statement.select(columns, table)
     for rows, rejected in read.rows(origin, (), select, ["true"], columns, "public.t"):
-        ours.extend(stamp.digests(rows, rejected, base + 1)[0])
+        ours.extend(metadata.digests(rows, rejected, base + 1)[0])
     assert sorted(ours) == sorted(theirs)
     assert len(set(ours)) == len(sample.rows)
     if base < len(sample.columns) and sample.rows:

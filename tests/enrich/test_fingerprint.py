@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bronze.enrich import fingerprint
+from bronze.rows import fingerprint
 
 IN_MEMORY = settings(derandomize=True, database=None, deadline=None, max_examples=40)
 HASHES = st.lists(st.text("0123456789abcdef", min_size=32, max_size=32), min_size=1, max_size=20)

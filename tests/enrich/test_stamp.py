@@ -9,10 +9,10 @@ from typing import Any
 import polars as pl
 import pytest
 
-from bronze.enrich import hashing
-from bronze.enrich.stamp import METADATA, digests, stamped
 from bronze.model.model import Stamp
 from bronze.postgres.copy.read import dtype
+from bronze.rows import hashing
+from bronze.rows.metadata import METADATA, digests, stamped
 
 MOMENT = dt.datetime(2024, 2, 29, 23, 59, 59, 999999, dt.UTC)
 STAMP = Stamp("018df7a0-0000-7000-8000-000000000000", MOMENT, "shop", "full_refresh", "a lineage")

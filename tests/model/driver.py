@@ -25,7 +25,7 @@ SOONER: dict[str, dict[str, Any]] = {
     },
     "bronze.stream": {"_LONGEST_PAUSE": 1.0, "_LEAVING": 3.0},
     "bronze.tidy": {"_EVERY": 0.5},
-    "bronze.table.layout": {"_MANY": 4, "_FEWEST": 2},
+    "bronze.delta.layout.optimize": {"_MANY": 4, "_FEWEST": 2},
 }
 """The constants that are set, by module."""
 

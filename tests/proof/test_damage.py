@@ -22,9 +22,9 @@ from deltalake import DeltaTable, write_deltalake
 
 from bronze import pipeline
 from bronze.config.settings import Settings
-from bronze.enrich.stamp import digests
 from bronze.proof import verify as verifying
 from bronze.proof.verdict import VerifiedTable
+from bronze.rows.metadata import digests
 from tests.conftest import Source
 from tests.content import differences
 

@@ -11,9 +11,9 @@ from deltalake import DeltaTable, write_deltalake
 
 from bronze import pipeline, stream
 from bronze.config.settings import Settings
+from bronze.delta import log
 from bronze.model.results import TableResult
 from bronze.proof import verify as verifying
-from bronze.table import log
 from tests.conftest import Source
 from tests.content import differences
 

@@ -16,9 +16,9 @@ import pytest
 import tenacity
 from deltalake import DeltaTable, write_deltalake
 
+from bronze.delta import commit, files, log
 from bronze.errors import BronzeError, CommitConflict, LakeError, Overtaken
 from bronze.model.model import DataFile, Kind, Place
-from bronze.table import commit, files, log
 
 COLUMNS = (("id", Kind("long")),)
 SHAPE = commit.Shape(COLUMNS, ("id",))

@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bronze.table import curve
+from bronze.delta.layout import hilbert
 
 
 @pytest.mark.parametrize(("dimensions", "bits"), [(2, 1), (2, 5), (3, 1), (3, 3), (4, 1), (4, 2)])
 def test_every_step_goes_to_a_neighbour(dimensions: int, bits: int) -> None:
     """The curve visits each point of the cube once, and each next one is beside the last."""
     points = np.array(list(itertools.product(range(2**bits), repeat=dimensions)), np.uint64)
-    found = curve.hilbert(list(points.T.copy()), bits)
+    found = hilbert.hilbert(list(points.T.copy()), bits)
     assert sorted(found.tolist()) == list(range(len(points)))
     steps = np.abs(np.diff(points[np.argsort(found)].astype(np.int64), axis=0)).sum(axis=1)
     assert set(steps.tolist()) == {1}
@@ -28,8 +28,8 @@ def test_every_step_goes_to_a_neighbour(dimensions: int, bits: int) -> None:
 
 def test_the_largest_key_fits() -> None:
     """Four columns of the largest rank have different keys, without overflow."""
-    axes = [np.array([0, 2**curve.BITS - 1], np.uint64) for _ in range(4)]
-    assert len(set(curve.hilbert(axes, curve.BITS).tolist())) == 2
+    axes = [np.array([0, 2**hilbert.BITS - 1], np.uint64) for _ in range(4)]
+    assert len(set(hilbert.hilbert(axes, hilbert.BITS).tolist())) == 2
 
 
 VALUES: dict[str, tuple[Any, list[Any]]] = {
@@ -49,9 +49,9 @@ def test_one_column_is_simply_sorted(name: str) -> None:
     """With one column rows are in its order, NULLs first, and a value unseen has its place."""
     kind, values = VALUES[name]
     column = pl.Series("x", [*values, None, *values], dtype=kind)
-    by = curve.scales(column[::2].to_frame(), ["x"])
+    by = hilbert.scales(column[::2].to_frame(), ["x"])
     mixed = column.to_frame().sample(fraction=1, shuffle=True, seed=7)
-    rows, keys = curve.along(mixed, by)
+    rows, keys = hilbert.along(mixed, by)
     ordered = mixed[rows]["x"].to_list()
     assert ordered[0] is None
     assert [str(v) for v in ordered[1:]] == [str(v) for v in column.drop_nulls().sort().to_list()]
@@ -61,8 +61,8 @@ def test_one_column_is_simply_sorted(name: str) -> None:
 @pytest.mark.parametrize("values", [[], [None, None]])
 def test_a_sample_without_values_is_no_error(values: list[Any]) -> None:
     """Where nothing is known of a column, its values are one rank above NULL."""
-    by = curve.scales(pl.DataFrame({"x": values, "y": values}, schema={"x": int, "y": str}), "xy")
-    rows, _ = curve.along(pl.DataFrame({"x": [1, None], "y": ["a", None]}), by)
+    by = hilbert.scales(pl.DataFrame({"x": values, "y": values}, schema={"x": int, "y": str}), "xy")
+    rows, _ = hilbert.along(pl.DataFrame({"x": [1, None], "y": ["a", None]}), by)
     assert rows.tolist() == [1, 0]
 
 
@@ -72,7 +72,7 @@ def test_a_narrow_column_counts_like_a_wide_one() -> None:
     size = 40_000
     wide = (draw.random(size) ** 4 * 1e6).astype(np.int64)
     frame = pl.DataFrame({"wide": wide, "narrow": draw.integers(0, 10, size)})
-    rows, _ = curve.along(frame, curve.scales(frame[::7], ["wide", "narrow"]))
+    rows, _ = hilbert.along(frame, hilbert.scales(frame[::7], ["wide", "narrow"]))
     shares: dict[str, list[float]] = {"wide": [], "narrow": []}
     for part in np.array_split(rows, 64):
         for name, found in shares.items():
@@ -89,9 +89,9 @@ def test_a_narrow_column_counts_like_a_wide_one() -> None:
 )
 def test_ranges_hold_all_rows_in_order(sample: list[int], ranges: int, other: list[int]) -> None:
     """Ranges follow one another without gaps, for rows that the sample has never seen too."""
-    by = curve.fence(np.array(sample, np.uint64), ranges)
+    by = hilbert.fence(np.array(sample, np.uint64), ranges)
     for keys in (sample, other):
-        starts = curve.split(np.sort(np.array(keys, np.uint64)), by)
+        starts = hilbert.split(np.sort(np.array(keys, np.uint64)), by)
         assert len(starts) == by.ranges + 1 == ranges + 1
         assert (starts[0], starts[-1]) == (0, len(keys))
         assert (np.diff(starts) >= 0).all()
@@ -100,5 +100,5 @@ def test_ranges_hold_all_rows_in_order(sample: list[int], ranges: int, other: li
 def test_a_frequent_key_is_cut() -> None:
     """Ranges are even although nine rows of ten have one key."""
     keys = np.sort(np.where(np.arange(10_000) % 10, 5, np.arange(10_000) % 11)).astype(np.uint64)
-    sizes = np.diff(curve.split(keys, curve.fence(keys[::13], 8)))
+    sizes = np.diff(hilbert.split(keys, hilbert.fence(keys[::13], 8)))
     assert sizes.max() < 1.1 * sizes.min()

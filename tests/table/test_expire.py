@@ -12,11 +12,11 @@ import polars as pl
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
+from bronze.delta import commit, files, log
+from bronze.delta.layout import vacuum as expiring
+from bronze.delta.layout.vacuum import Expired, expire, purge
 from bronze.errors import LakeError
 from bronze.model.model import Kind, Place
-from bronze.table import commit, files, log
-from bronze.table import expire as expiring
-from bronze.table.expire import Expired, expire, purge
 
 COLUMNS = (("id", Kind("long")),)
 SHAPE = commit.Shape(COLUMNS, ("id",))

@@ -15,9 +15,9 @@ import pytest
 from obstore.store import LocalStore
 from polars.testing import assert_frame_equal
 
+from bronze.delta import files, store
 from bronze.errors import LakeUnreachable
 from bronze.model.model import Place
-from bronze.table import files, store
 
 BATCH = "018df7a0-0000-7000-8000-000000000000"
 

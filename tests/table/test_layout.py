@@ -26,10 +26,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from uuid_utils import uuid7
 
+from bronze.delta import commit, files, log, store
+from bronze.delta.layout import hilbert, optimize, rewrite
+from bronze.delta.layout.optimize import Improved, Wish
 from bronze.errors import CommitConflict, LakeError, Mismatch
 from bronze.model.model import Kind, Place
-from bronze.table import commit, curve, files, layout, log, rewrite, store
-from bronze.table.layout import Improved, Wish
 from tests.sent import Sent
 
 MEMORY = 64 * 2**20
@@ -71,7 +72,7 @@ def place(tmp_path: Path) -> Place:
 
 @pytest.fixture(autouse=True)
 def _hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout, "_PAUSE", 0)
+    monkeypatch.setattr(optimize, "_PAUSE", 0)
 
 
 @cache
@@ -107,7 +108,7 @@ def foreign(place: Place, frame: pl.DataFrame) -> None:
     write_deltalake(place.url, frame.to_arrow(), mode="append")
 
 
-def on(pool: Executor) -> layout.Each:
+def on(pool: Executor) -> optimize.Each:
     """Runs jobs on a pool; the results come as they are ready."""
 
     def each(work: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
@@ -123,10 +124,10 @@ def here(work: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterable[Any]:
 
 
 def improve(
-    place: Place, wish: Wish = SMALL, each: layout.Each = here, memory: int = MEMORY
+    place: Place, wish: Wish = SMALL, each: optimize.Each = here, memory: int = MEMORY
 ) -> Improved:
     """Improves once."""
-    return layout.improve(place, wish, batch_id=str(uuid7()), memory=memory, each=each)
+    return optimize.improve(place, wish, batch_id=str(uuid7()), memory=memory, each=each)
 
 
 def content(place: Place) -> Counter[str]:
@@ -168,7 +169,7 @@ def test_clustered_rows_are_the_same_rows(place: Place) -> None:
     assert {files.cluster_of(f.path) is None for f in state.files} == {False}
     feed = DeltaTable(place.url).load_cdf(starting_version=state.version)
     assert pl.DataFrame(feed.read_all()).height == 0
-    assert not layout.needed(state, SMALL)
+    assert not optimize.needed(state, SMALL)
     assert improve(place) == Improved()
     assert unlisted(place) == set()
 
@@ -220,7 +221,7 @@ def test_whatever_comes_the_rows_stay(
             (foreign if is_foreign and seed else put)(place, frame)
             if then:
                 improve(place, Wish(by, target), memory=memory)
-                assert not layout.needed(state_of(place), Wish(by, target)) or by == ()
+                assert not optimize.needed(state_of(place), Wish(by, target)) or by == ()
         assert content(place) == expected
         assert unlisted(place) == set()
 
@@ -239,7 +240,7 @@ def test_what_does_not_fit_in_memory_goes_by_the_way_of_files(
         put(place, rows(700, seed))
     before = content(place)
     most = 0
-    honest = curve.along
+    honest = hilbert.along
 
     def along(frame: pl.DataFrame, by: Any) -> Any:
         nonlocal most
@@ -274,7 +275,7 @@ def test_small_files_are_joined_and_large_ones_left_alone(place: Place) -> None:
     spans = sorted((dict(f.low)["id"], dict(f.high)["id"]) for f in state.files if f != large)
     assert all(first[1] < second[0] for first, second in itertools.pairwise(spans))
     assert done.rows == 3000
-    assert not layout.needed(state, wish)
+    assert not optimize.needed(state, wish)
 
 
 def test_few_small_files_are_left_alone(place: Place) -> None:
@@ -282,10 +283,10 @@ def test_few_small_files_are_left_alone(place: Place) -> None:
     for seed in range(4):
         put(place, rows(300, seed))
     sizes = [file.size for file in state_of(place).files]
-    assert not layout.needed(state_of(place), Wish((), target=round(min(sizes) / 0.8)))
-    assert layout.needed(state_of(place), Wish((), target=sum(sizes)))
+    assert not optimize.needed(state_of(place), Wish((), target=round(min(sizes) / 0.8)))
+    assert optimize.needed(state_of(place), Wish((), target=sum(sizes)))
     DeltaTable(place.url).restore(1)
-    assert not layout.needed(state_of(place), Wish((), target=sum(sizes)))
+    assert not optimize.needed(state_of(place), Wish((), target=sum(sizes)))
 
 
 @pytest.mark.parametrize("by", [(), ("id", "place")])
@@ -367,7 +368,7 @@ def test_partitions_are_never_mixed(tmp_path: Path) -> None:
         assert content(place) == before
         found = Counter(dict(file.partition)["part"] for file in state_of(place).files)
         assert set(found) == set(parts)
-        assert not layout.needed(state_of(place), Wish(by, 20_000))
+        assert not optimize.needed(state_of(place), Wish(by, 20_000))
 
 
 @pytest.mark.parametrize("by", [(), ("id",)])
@@ -407,7 +408,7 @@ def test_other_columns_to_cluster_by(place: Place) -> None:
     total = sum(file.size for file in state_of(place).files)
     wish = Wish(("name",), 20_000, budget=total // 3)
     calls = []
-    while layout.needed(state_of(place), wish):
+    while optimize.needed(state_of(place), wish):
         calls.append(improve(place, wish))
         assert calls[-1].rewritten < wish.budget * 1.3
         assert len(calls) < 9

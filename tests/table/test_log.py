@@ -19,11 +19,11 @@ from deltalake import DeltaTable, write_deltalake
 from moto.server import ThreadedMotoServer
 from obstore.exceptions import AlreadyExistsError, GenericError
 
+from bronze.delta import commit, files, log
+from bronze.delta.schema import delta_schema
 from bronze.errors import CommitConflict, LakeError
 from bronze.model.model import DataFile, Kind, Place
 from bronze.postgres.copy.read import dtype
-from bronze.table import commit, files, log
-from bronze.table.schema import delta_schema
 
 BATCH = "018df7a0-0000-7000-8000-000000000000"
 ID = (("id", Kind("long")),)

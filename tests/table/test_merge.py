@@ -25,13 +25,14 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from bronze import portion
-from bronze.enrich.stamp import METADATA
+from bronze.delta import commit, files, log
+from bronze.delta.statistics import SAFE
+from bronze.delta.write import changes as changing
+from bronze.delta.write import insert, merge
+from bronze.delta.write.changes import Changes
 from bronze.model.model import ACTIVE, DELETED, DataFile, Kind, Place, Stamp, Stored
 from bronze.postgres.copy.read import dtype
-from bronze.table import changes as changing
-from bronze.table import commit, files, insert, log, merge
-from bronze.table.changes import Changes
-from bronze.table.statistics import SAFE
+from bronze.rows.metadata import METADATA
 
 ON_DISK = settings(
     derandomize=True,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bronze.enrich.stamp import METADATA
+from bronze.rows.metadata import METADATA
 from bronze.table.naming import faults, table_name
 
 ADDED = [name for name, _ in METADATA]

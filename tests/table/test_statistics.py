@@ -19,10 +19,10 @@ from deltalake import DeltaTable, QueryBuilder
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from bronze.delta import commit, files
+from bronze.delta.statistics import SAFE, Statistics, lower_bound, upper_bound
 from bronze.model.model import DataFile, Kind, Place
 from bronze.postgres.copy.read import dtype
-from bronze.table import commit, files
-from bronze.table.statistics import SAFE, Statistics, lower_bound, upper_bound
 
 FIXED = settings(derandomize=True, database=None, deadline=None, max_examples=60)
 ON_DISK = settings(

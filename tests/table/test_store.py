@@ -13,9 +13,9 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from bronze import pipeline
+from bronze.delta import store
 from bronze.errors import LakeError
 from bronze.model.model import Place
-from bronze.table import store
 from tests.conftest import Source
 
 

@@ -1,6 +1,6 @@
 """The canonical encoding of a row in PostgreSQL's SQL, and the hash over it.
 
-The format is defined in `bronze.enrich.encoding`, which computes the same bytes from the values
+The format is defined in `bronze.rows.encoding`, which computes the same bytes from the values
 that we read; this is its independent twin, for proof.
 """
 

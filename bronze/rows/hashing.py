@@ -1,4 +1,4 @@
-"""Hashes over the encoding of rows (see `bronze.enrich.encoding`).
+"""Hashes over the encoding of rows (see `bronze.rows.encoding`).
 
 Small rows are joined and hashed all at once; of large ones, which no copy is made of, each piece is
 hashed where it is.
@@ -17,7 +17,7 @@ import polars_hash as plh
 import pyarrow as pa
 import xxhash
 
-from bronze.enrich.encoding import joined
+from bronze.rows.encoding import joined
 
 _LARGE = 24 * 2**20
 

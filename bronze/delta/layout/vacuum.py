@@ -20,12 +20,12 @@ from deltalake import DeltaTable
 from obstore.exceptions import BaseError
 
 from bronze import failpoint
+from bronze.delta import store
+from bronze.delta.commit import ORPHAN_AGE
+from bronze.delta.log import State, mapped, read
 from bronze.model.model import Place
-from bronze.table import store
-from bronze.table.commit import ORPHAN_AGE
-from bronze.table.log import State, mapped, read
 
-# As long as this an entry is kept whatever the retention: `bronze.table.commit.sweep` asks the log
+# As long as this an entry is kept whatever the retention: `bronze.delta.commit.sweep` asks the log
 # whether a batch has landed.
 _LOG_AGE = 30 * 24 * 3600.0
 _LOG = "_delta_log/"

@@ -10,9 +10,9 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from bronze import portion
+from bronze.delta import files
+from bronze.delta.files import CHANGE
 from bronze.model.model import DELETED, DataFile, Kind, Place, Stamp
-from bronze.table import files
-from bronze.table.files import CHANGE
 
 Rows = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float64]

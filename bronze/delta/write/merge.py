@@ -2,10 +2,10 @@
 
 Each file of the table that may hold a changed key is a job of its own: its keys are joined with
 those of the changes, and only if rows differ it is written anew, row by row in its old order. The
-job also writes what happened to the change data feed (``cdc`` files, as in the Delta protocol):
-the images of a row before and after an update, and deleted rows. Changes that no file has the key
-of are inserted at the end, by `bronze.table.insert`. `bronze.table.commit` makes all of it visible
-at once.
+job also writes what happened to the change data feed (``cdc`` files, as in the Delta protocol): the
+images of a row before and after an update, and deleted rows. Changes that no file has the key of
+are inserted at the end, by `bronze.delta.write.insert`. `bronze.delta.commit` makes all of it
+visible at once.
 
 A job's memory is bounded by the rows of one file's keys and by a few row groups, however many
 changes there are.
@@ -25,10 +25,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bronze import portion
-from bronze.model.model import DELETED, DataFile, Kind, Place, Stamp, Stored
-from bronze.table import changes as changing
-from bronze.table import files
-from bronze.table.changes import (
+from bronze.delta import files
+from bronze.delta.partition import column_of, dated
+from bronze.delta.write import changes as changing
+from bronze.delta.write.changes import (
     Changes,
     Gathered,
     Rows,
@@ -39,7 +39,7 @@ from bronze.table.changes import (
     picked,
     read,
 )
-from bronze.table.partition import column_of, dated
+from bronze.model.model import DELETED, DataFile, Kind, Place, Stamp, Stored
 
 OnDelete = Literal["mark", "remove"]
 # The keys of so many changes are joined at once.

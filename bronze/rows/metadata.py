@@ -1,6 +1,6 @@
 """Rows of the source become Bronze rows: the columns of identity, time and proof are added.
 
-``row_hash`` and ``checksum`` are computed over the encoding in `bronze.enrich.encoding`.
+``row_hash`` and ``checksum`` are computed over the encoding in `bronze.rows.encoding`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bronze import portion
-from bronze.enrich import hashing
-from bronze.enrich.encoding import pieces
 from bronze.model.model import ACTIVE, QUARANTINED, Kind, Stamp
 from bronze.model.quality import BEST
+from bronze.rows import hashing
+from bronze.rows.encoding import pieces
 
 METADATA: tuple[tuple[str, Kind], ...] = (
     ("load_timestamp", Kind("timestamp")),

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import polars as pl
 import polars_hash as plh
 
-from bronze.enrich.encoding import encode
+from bronze.rows.encoding import encode
 
 Fingerprints = npt.NDArray[np.uint64]
 

@@ -6,9 +6,9 @@ ones that are not much larger than they are. A row is so rewritten about as ofte
 doubled since it came, however often rows are added.
 
 With ``cluster_by``, what one rewrite makes is a cluster: its rows are in the order of a curve
-through these columns (`bronze.table.curve`), cut into files of equal size, whose names tell the
-clustering and the cluster. Files without such a name are new. Without ``cluster_by``, small files
-are joined as they are.
+through these columns (`bronze.delta.layout.hilbert`), cut into files of equal size, whose names
+tell the clustering and the cluster. Files without such a name are new. Without ``cluster_by``,
+small files are joined as they are.
 
 Rows never change, and the commit says so, so that the change data feed shows nothing.
 """
@@ -25,13 +25,14 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
+from bronze.delta import commit, files
+from bronze.delta.layout import rewrite
+from bronze.delta.layout.rewrite import Made
+from bronze.delta.log import State, read
+from bronze.delta.schema import PROPERTIES, properties
+from bronze.delta.statistics import SAFE
 from bronze.errors import CommitConflict, LakeError
 from bronze.model.model import Kind, Place, Stored
-from bronze.table import commit, files, rewrite
-from bronze.table.log import State, read
-from bronze.table.rewrite import Made
-from bronze.table.schema import PROPERTIES, properties
-from bronze.table.statistics import SAFE
 
 Each = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 """Does a function of a module for all jobs, anywhere, and yields the results in any order."""
@@ -110,7 +111,7 @@ def improve(place: Place, wish: Wish, *, batch_id: str, memory: int, each: Each)
         batch_id: a batch (UUIDv7) of its own, which names the files.
         memory: the bytes that each job may take.
         each: where the jobs run. When it raises, the files of the batch are left for
-            `bronze.table.commit.sweep`, as jobs may still be writing.
+            `bronze.delta.commit.sweep`, as jobs may still be writing.
 
     Raises:
         CommitConflict: others committed in between, again and again.

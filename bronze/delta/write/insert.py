@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from bronze.delta import files
+from bronze.delta.partition import Outputs, column_of
+from bronze.delta.write.changes import Changes, Gathered, height, image, picks
 from bronze.model.model import DataFile, Kind, Place
-from bronze.table import files
-from bronze.table.changes import Changes, Gathered, height, image, picks
-from bronze.table.partition import Outputs, column_of
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Insert:
     """Rows to be added: of each of the changes, those that no file had the key of, and the rows
     that have ``moved`` from another partition.
 
-    ``found`` are masks as in `bronze.table.merge.Merged`, joined over all files. ``feed`` asks for
-    the rows in the change data feed too, where the commit has one.
+    ``found`` are masks as in `bronze.delta.write.merge.Merged`, joined over all files. ``feed``
+    asks for the rows in the change data feed too, where the commit has one.
     """
 
     place: Place
@@ -54,7 +54,7 @@ class Inserted:
 
 
 def unfound(mask: bytes, height: int) -> npt.NDArray[np.int64]:
-    """The lines of changes that a mask of `bronze.table.merge.Merged` leaves out."""
+    """The lines of changes that a mask of `bronze.delta.write.merge.Merged` leaves out."""
     bits = np.unpackbits(np.frombuffer(mask, np.uint8), count=height)
     return np.flatnonzero(bits == 0)
 

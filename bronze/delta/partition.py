@@ -12,8 +12,8 @@ from typing import Any
 import polars as pl
 
 from bronze import portion
+from bronze.delta.files import Output, Partition
 from bronze.model.model import DataFile
-from bronze.table.files import Output, Partition
 
 # So many files are written at once; when there are more, those that are open are finished.
 _OPEN = 64

@@ -17,11 +17,11 @@ from uuid import uuid4
 
 import tenacity
 
+from bronze.delta import audit_mark, files, store
+from bronze.delta.log import ENGINE, MARK, Action, State, infos, read, write
+from bronze.delta.schema import NTZ, delta_schema, properties, protocol
 from bronze.errors import CommitConflict, LakeError, Overtaken
 from bronze.model.model import AuditMark, DataFile, Kind, Place, Stored
-from bronze.table import audit_mark, files, store
-from bronze.table.log import ENGINE, MARK, Action, State, infos, read, write
-from bronze.table.schema import NTZ, delta_schema, properties, protocol
 
 FACTS = "bronze"
 """The key in a commit's info under which the run's facts are, as JSON."""

@@ -16,8 +16,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from bronze.delta.log import State
 from bronze.model.model import AuditMark
-from bronze.table.log import State
 
 LOGS = "bronze.audit.logs"
 """The property with the ids of the logs under which a table was written, with commas between."""

@@ -8,8 +8,9 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
+from bronze.delta import files
+from bronze.delta.write import merge
 from bronze.model.model import Kind, Place, Stored
-from bronze.table import files, merge
 
 
 def found(

@@ -17,10 +17,10 @@ import polars as pl
 import pyarrow as pa
 
 from bronze import portion
+from bronze.delta import files, store
+from bronze.delta.layout.hilbert import Fence, Numbers, Scale, along, fence, keys, scales, split
 from bronze.errors import Mismatch
 from bronze.model.model import DataFile, Kind, Place, Stored
-from bronze.table import files, store
-from bronze.table.curve import Fence, Numbers, Scale, along, fence, keys, scales, split
 
 # Of a group's rows so many are looked at to draw its scales, and these many to learn their size.
 _SAMPLE = 100_000

@@ -4,7 +4,7 @@ A commit is the object ``_delta_log/<version>.json``, put only if it is not ther
 the next version first has won, and everybody else reads again. The format is that of the Delta
 transaction log protocol (PROTOCOL.md of delta-io/delta). The entries are written here rather than
 by deltalake because it cannot write the files of a change data feed (``cdc`` actions), and because
-its own resolution of conflicts is not ours (see `bronze.table.commit`).
+its own resolution of conflicts is not ours (see `bronze.delta.commit`).
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 from obstore.exceptions import AlreadyExistsError, BaseError
 
 from bronze import failpoint
+from bronze.delta import files, store
+from bronze.delta.schema import kinds
+from bronze.delta.statistics import SAFE
 from bronze.errors import CommitConflict, LakeError
 from bronze.model.model import Kind, Place, Stored
-from bronze.table import files, store
-from bronze.table.schema import kinds
-from bronze.table.statistics import SAFE
 
 Action = Mapping[str, Any]
 

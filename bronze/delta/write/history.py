@@ -15,11 +15,11 @@ import numpy as np
 import polars as pl
 
 from bronze import portion
+from bronze.delta import files
+from bronze.delta.partition import Outputs, column_of
+from bronze.delta.write.changes import Changes, Gathered, Rows, marked, picks, read
 from bronze.model.model import DELETED, DataFile, Kind, Place, Stamp, Stored
 from bronze.portion import HELD
-from bronze.table import files
-from bronze.table.changes import Changes, Gathered, Rows, marked, picks, read
-from bronze.table.partition import Outputs, column_of
 
 KIND = "change_type"
 """The column that says what a version is: an insert, an update, or a delete."""

@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bronze import failpoint, portion
+from bronze.delta import store
+from bronze.delta.statistics import Statistics
 from bronze.model.model import DataFile, Kind, Place, Stored
-from bronze.table import store
-from bronze.table.statistics import Statistics
 
 _LEVEL = 1
 # A column whose values in the first row group repeat at least so often gets a dictionary.

@@ -1,0 +1,1 @@
+"""Which rows lie together in which files: optimize, clustering, vacuum."""

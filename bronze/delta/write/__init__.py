@@ -1,0 +1,1 @@
+"""How changed rows become data files of a table."""

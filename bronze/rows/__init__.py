@@ -1,0 +1,1 @@
+"""Rows as Bronze has them: their canonical encoding, hashes, and the metadata columns."""
