@@ -15,8 +15,6 @@ import polars as pl
 import pyarrow as pa
 
 from bronze import drift
-from bronze.books import models as book
-from bronze.books import profiles
 from bronze.config.settings import GOVERNANCE, AnomalySettings, Settings
 from bronze.delta import commit, files, log
 from bronze.delta.files import Layout
@@ -25,6 +23,8 @@ from bronze.drift import Settled
 from bronze.enrich import training
 from bronze.enrich.forest import prove
 from bronze.errors import LakeError
+from bronze.governance.tables import models as book
+from bronze.governance.tables import profiles
 from bronze.model.anomaly import Model, Watch
 from bronze.model.model import DELETED, Column, Kind, Place, Stored
 from bronze.postgres import statement

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     import polars as pl
     from polars import DataFrame
 
-    from bronze.audit import Report as AuditReport
     from bronze.check import Report
     from bronze.config.settings import Settings
     from bronze.forget import Forgotten
+    from bronze.governance.audit import Report as AuditReport
     from bronze.keys import KeyReport
     from bronze.maintain import Notify as NotifyMaintained
     from bronze.model.results import MaintainResult, RunResult, StreamResult
@@ -142,8 +142,8 @@ class Bronze:
         action: str = "",
         table: str = "",
     ) -> AuditReport:
-        """Reads the audit log, and proves it; see `bronze.audit.report`."""
-        from bronze import audit
+        """Reads the audit log, and proves it; see `bronze.governance.audit.report`."""
+        from bronze.governance import audit
 
         return audit.report(
             self.settings, verify=verify, head=head, since=since, action=action, table=table

@@ -14,12 +14,13 @@ from dataclasses import asdict, replace
 from threading import Event as Stop
 from typing import Any, TypeVar
 
-from bronze import audit, maintain, pipeline, stream
 from bronze import forget as erasure
-from bronze.audit import Event
+from bronze import maintain, pipeline, stream
 from bronze.config.settings import Settings
 from bronze.errors import BronzeError, ConfigError
 from bronze.forget import Forgotten
+from bronze.governance import audit
+from bronze.governance.audit import Event
 from bronze.model.results import Late, MaintainResult, RunResult, StreamResult, TableResult
 from bronze.proof import verify as proof
 from bronze.proof.verdict import VerifyResult

@@ -12,19 +12,7 @@ from datetime import UTC, datetime
 
 import uuid_utils
 
-from bronze import (
-    audit,
-    drift,
-    follow,
-    limits,
-    openlineage,
-    pipeline,
-    plan,
-    prepare,
-    rules,
-    spanning,
-    units,
-)
+from bronze import drift, follow, limits, pipeline, plan, prepare, rules, spanning, units
 from bronze.config.settings import Settings
 from bronze.delta import log, store
 from bronze.errors import (
@@ -35,6 +23,7 @@ from bronze.errors import (
     SourceRefused,
     TableRefused,
 )
+from bronze.governance import audit, openlineage
 from bronze.model.model import Column, Stamp
 from bronze.model.quality import Criterion
 from bronze.model.results import Failure

@@ -323,7 +323,7 @@ def audit(
     """Show who did what and when, and prove that the record of it is whole."""
     import bronze
     from bronze import show
-    from bronze.audit import moment
+    from bronze.governance.audit import moment
 
     with _errors(as_json):
         report = bronze.open(config).audit(

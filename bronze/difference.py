@@ -1,6 +1,6 @@
 """The difference between the source and a table, and the edit of the table that makes it none.
 
-An edit is a course of `bronze.engine` that ends with what there is to commit.
+An edit is a course of `bronze.execution.executors` that ends with what there is to commit.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from bronze.delta.commit import Change
 from bronze.delta.log import State
 from bronze.delta.write import history, insert, merge
 from bronze.delta.write.changes import Changes
-from bronze.engine import Course, Task
 from bronze.errors import Mismatch
+from bronze.execution.executors import Course, Task
 from bronze.model.model import DataFile, Known, Stamp, Stored, Written
 from bronze.plan import Plan
 from bronze.rows.fingerprint import Fingerprints

@@ -12,15 +12,12 @@ from datetime import UTC, datetime
 
 import tenacity
 
-from bronze import difference, failpoint, grade, lineage, prepare, provide, resume, unusual
-from bronze.books import quality as book
-from bronze.books.quality import Graded
+from bronze import difference, failpoint, grade, prepare, provide, resume, unusual
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta import audit_mark, commit, log, store
 from bronze.delta.commit import Position
 from bronze.delta.log import State
 from bronze.difference import Difference, Edit
-from bronze.engine import Course, Task
 from bronze.errors import (
     BronzeError,
     CommitConflict,
@@ -29,8 +26,12 @@ from bronze.errors import (
     TableRefused,
     TableVanished,
 )
+from bronze.execution.executors import Course, Task
+from bronze.governance import lineage
+from bronze.governance.lineage import Entry
+from bronze.governance.tables import quality as book
+from bronze.governance.tables.quality import Graded
 from bronze.landing import book_rejected
-from bronze.lineage import Entry
 from bronze.model.model import NOTHING_FOUND, DataFile, Findings, Stamp
 from bronze.model.quality import Scored
 from bronze.net import Net, Netted, net

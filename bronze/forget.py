@@ -25,7 +25,6 @@ import uuid_utils
 
 from bronze import drift, presence, traces
 from bronze import subject as subjects
-from bronze.books import anomalies, models, profiles, quality, rejected
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta import commit, files, log, store
 from bronze.delta.commit import Change
@@ -33,6 +32,7 @@ from bronze.delta.layout import optimize, vacuum
 from bronze.delta.layout.vacuum import Expired
 from bronze.delta.log import State
 from bronze.errors import BronzeError, ConfigError, LakeError, TableRefused
+from bronze.governance.tables import anomalies, models, profiles, quality, rejected_values
 from bronze.model.model import DataFile, Place, Stored
 from bronze.model.results import Failure
 from bronze.presence import Original
@@ -399,7 +399,7 @@ def _outdated(settings: Settings, table: Held) -> tuple[int, Expired]:
             batches |= {*pl.DataFrame(part)[_BATCH].drop_nulls().unique()}
     rows, done = 0, Expired()
     about = traces.about(settings, table)
-    for book in (rejected, quality, anomalies, profiles, models):
+    for book in (rejected_values, quality, anomalies, profiles, models):
         place = settings.place(GOVERNANCE, book.NAME)
         state = log.read(place)
         if state is None:

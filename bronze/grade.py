@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from bronze.books import quality as book
-from bronze.books.quality import Figure, Graded
 from bronze.config.quality import QualitySettings
 from bronze.delta import commit, files
+from bronze.governance.tables import quality as book
+from bronze.governance.tables.quality import Figure, Graded
 from bronze.model.model import Place
 from bronze.model.quality import BEST, Criterion, Quality, Scored
 

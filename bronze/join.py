@@ -18,14 +18,15 @@ from typing import Any
 
 import uuid_utils
 
-from bronze import failpoint, follow, lineage, pipeline, prepare, record
+from bronze import failpoint, follow, pipeline, prepare, record
 from bronze.delta import commit, log
 from bronze.delta.log import State
 from bronze.errors import BronzeError, SourceRefused, TableRefused
 from bronze.follow import Following
+from bronze.governance import lineage
+from bronze.governance.lineage import Entry
 from bronze.landing import Table
 from bronze.line import Line
-from bronze.lineage import Entry
 from bronze.newslot import NewSlot, publish
 from bronze.postgres.catalog.types import Choices
 from bronze.postgres.connection import connect

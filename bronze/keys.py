@@ -17,9 +17,7 @@ import polars as pl
 import tenacity
 import uuid_utils
 
-from bronze import audit, drift, prepare
-from bronze.books import keys as book
-from bronze.books.keys import Record
+from bronze import drift, prepare
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta import commit, files, log, store
 from bronze.delta.commit import Change, Shape
@@ -29,6 +27,9 @@ from bronze.delta.write.history import KIND
 from bronze.drift import Settled
 from bronze.enrich import keyring
 from bronze.errors import BronzeError, ConfigError, TableRefused
+from bronze.governance import audit
+from bronze.governance.tables import keys as book
+from bronze.governance.tables.keys import Record
 from bronze.model.model import STABLE, Column, DataKey, Place, Protected, Protection
 from bronze.prepare import Target
 

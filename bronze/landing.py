@@ -1,7 +1,8 @@
 """How a table's rows land: they are read, merged into the files that are there, and committed.
 
-A landing is a course of `bronze.engine`: it hands out tasks, goes on with their results, and ends
-with what was done to the table. Whatever it wrote and did not commit is deleted when it fails.
+A landing is a course of `bronze.execution.executors`: it hands out tasks, goes on with their
+results, and ends with what was done to the table. Whatever it wrote and did not commit is deleted
+when it fails.
 """
 
 from __future__ import annotations
@@ -16,20 +17,21 @@ from typing import Any
 
 import tenacity
 
-from bronze import compare, difference, failpoint, grade, lineage, maintain, unusual
-from bronze.books import quality as quality_book
-from bronze.books import rejected as book
-from bronze.books.profiles import Scope
-from bronze.books.quality import Figure, Graded
+from bronze import compare, difference, failpoint, grade, maintain, unusual
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta import commit, files, log, store
 from bronze.delta.commit import Change
 from bronze.delta.layout import optimize
 from bronze.delta.log import State
 from bronze.difference import Difference, Edit
-from bronze.engine import Course, Task
 from bronze.errors import BronzeError, CommitConflict, Mismatch, QualityRefused, SnapshotLost
-from bronze.lineage import Entry
+from bronze.execution.executors import Course, Task
+from bronze.governance import lineage
+from bronze.governance.lineage import Entry
+from bronze.governance.tables import quality as quality_book
+from bronze.governance.tables import rejected_values as book
+from bronze.governance.tables.profiles import Scope
+from bronze.governance.tables.quality import Figure, Graded
 from bronze.model.anomaly import Outliers
 from bronze.model.model import (
     NOTHING_FOUND,

@@ -7,11 +7,12 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from bronze import lineage, openlineage, pipeline, prepare
+from bronze import pipeline, prepare
 from bronze.config.settings import Settings
 from bronze.errors import BronzeError
 from bronze.follow import Followed
-from bronze.lineage import Entry
+from bronze.governance import lineage, openlineage
+from bronze.governance.lineage import Entry
 from bronze.model.model import Origin
 from bronze.model.results import Failure, Late, TableResult
 from bronze.postgres.catalog.relations import Relation

@@ -12,14 +12,15 @@ from contextlib import nullcontext
 
 import uuid_utils
 
-from bronze import drift, engine, failpoint, units
+from bronze import drift, failpoint, units
 from bronze.config.settings import GOVERNANCE, Settings, TableSettings
 from bronze.delta import log, store
 from bronze.delta.layout import optimize, vacuum
 from bronze.delta.layout.optimize import Improved, Wish
 from bronze.delta.log import State
-from bronze.engine import Course, Task
 from bronze.errors import BronzeError, ConfigError
+from bronze.execution import executors
+from bronze.execution.executors import Course, Task
 from bronze.model.model import Place
 from bronze.model.results import MaintainedTable, MaintainResult
 
@@ -54,11 +55,11 @@ def maintain(
     began = time.monotonic()
     chosen = in_lake(settings, tables, books=True)
     limit = units.readers(settings.run, settings.run.workers)
-    given = nullcontext(pool) if pool else engine.executor(settings.run.engine, limit)
+    given = nullcontext(pool) if pool else executors.executor(settings.run.engine, limit)
     results = []
     with given as running:
         courses = [_maintained(settings, state) for _, state in chosen]
-        for result in engine.drive(running, courses, limit):
+        for result in executors.drive(running, courses, limit):
             notify(result)
             results.append(result)
     return MaintainResult(time.monotonic() - began, tuple(results))

@@ -16,18 +16,7 @@ from datetime import UTC, datetime
 import tenacity
 import uuid_utils
 
-from bronze import (
-    audit,
-    engine,
-    failpoint,
-    landing,
-    lineage,
-    maintain,
-    openlineage,
-    plan,
-    prepare,
-    units,
-)
+from bronze import failpoint, landing, maintain, plan, prepare, units
 from bronze.config import fingerprint
 from bronze.config.settings import Settings
 from bronze.delta import store
@@ -41,6 +30,8 @@ from bronze.errors import (
     TableContested,
     TableRefused,
 )
+from bronze.execution import executors
+from bronze.governance import audit, lineage, openlineage
 from bronze.landing import Table
 from bronze.model.model import AuditMark, Origin, Stamp, Written
 from bronze.model.results import Failure, RunResult, TableResult
@@ -338,7 +329,7 @@ def landed(
         with running(settings, pool, limit, {table.origin for table in tables}) as workers:
             courses = [landing.landing(settings, table) for table in tables]
             meanwhile = giving_way((table.held, table.origin) for table in tables)
-            for result in engine.drive(workers, courses, limit, told, meanwhile):
+            for result in executors.drive(workers, courses, limit, told, meanwhile):
                 notify(Progress(result.table, by_target[result.target].rows, 1.0, result))
                 yield result
     except BaseException:
@@ -377,7 +368,7 @@ def running(
     settings: Settings, pool: Executor | None, limit: int, origins: Collection[Origin]
 ) -> Iterator[Executor]:
     """The executor; when it is left by an error, the reads that still go on are ended first."""
-    given = nullcontext(pool) if pool else engine.executor(settings.run.engine, limit)
+    given = nullcontext(pool) if pool else executors.executor(settings.run.engine, limit)
     with given as workers:
         try:
             yield workers

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import polars as pl
 
-from bronze import audit
 from bronze.config.settings import Settings
 from bronze.delta import files
 from bronze.enrich import protect
 from bronze.errors import BronzeError, ConfigError
+from bronze.governance import audit
 from bronze.postgres.copy.read import dtype
 from bronze.subject import Held, held, subject
 

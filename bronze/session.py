@@ -11,19 +11,7 @@ from datetime import UTC, datetime
 
 import uuid_utils
 
-from bronze import (
-    audit,
-    engine,
-    failpoint,
-    follow,
-    join,
-    lineage,
-    prepare,
-    record,
-    tidy,
-    units,
-)
-from bronze.books import streams as book
+from bronze import failpoint, follow, join, prepare, record, tidy, units
 from bronze.errors import (
     BronzeError,
     CommitConflict,
@@ -35,7 +23,10 @@ from bronze.errors import (
     TableRefused,
     TableVanished,
 )
+from bronze.execution import executors
 from bronze.follow import Following
+from bronze.governance import audit, lineage
+from bronze.governance.tables import streams as book
 from bronze.line import Line, Step, Stopped
 from bronze.model.model import Stamp
 from bronze.newslot import NewSlot
@@ -122,7 +113,7 @@ class Session:
         line = self._line
         target = slot.settled(line.control) if until_caught_up else None
         with (
-            engine.executor("threads", self._limit) as pool,
+            executors.executor("threads", self._limit) as pool,
             self._receiver() as receiver,
             tidy.Tidy(self._settings, pool) as tidying,
             closing(self._resync),
@@ -259,7 +250,7 @@ class Session:
                 courses.append(follow.landing(self._settings, following, gathered, batch, stamp))
             else:
                 misfits.append(following)
-        for one in engine.drive(pool, courses, self._limit):
+        for one in executors.drive(pool, courses, self._limit):
             if isinstance(one.error, (CommitConflict, Mismatch)):
                 line.say(f"{one.following.label} is compared: {one.error.message}")
                 misfits.append(one.following)

@@ -23,9 +23,9 @@ from bronze.printable import visible, visible_json
 if TYPE_CHECKING:
     from polars import DataFrame
 
-    from bronze.audit import Report as AuditReport
     from bronze.check import Report, TableReport
     from bronze.forget import Evidence, Forgotten
+    from bronze.governance.audit import Report as AuditReport
     from bronze.keys import KeyReport
     from bronze.model.results import MaintainResult, RunResult, StreamResult, TableResult
     from bronze.pipeline import Notify

@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from random import uniform
 
-from bronze import openlineage, pipeline, prepare
+from bronze import pipeline, prepare
 from bronze.config.settings import Settings
 from bronze.errors import (
     BronzeError,
@@ -27,6 +27,7 @@ from bronze.errors import (
     SourceRefused,
     SourceRewound,
 )
+from bronze.governance import openlineage
 from bronze.line import Line, Notify, Step, Stopped, Tally
 from bronze.model.results import StreamResult
 from bronze.postgres.connection import connect

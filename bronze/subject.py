@@ -16,12 +16,12 @@ from typing import Any
 import polars as pl
 
 from bronze import drift, keys
-from bronze.books.keys import Record
 from bronze.config.settings import Settings
 from bronze.delta import log, store
 from bronze.delta.log import State
 from bronze.enrich import plaintext, protect
 from bronze.errors import ConfigError
+from bronze.governance.tables.keys import Record
 from bronze.model.model import KEY_TEXT, STABLE, DataKey, Kind, Protect, Protected, Protection
 from bronze.postgres.copy.literals import Read
 from bronze.postgres.copy.read import dtype

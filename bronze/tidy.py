@@ -14,11 +14,12 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from types import TracebackType
 
-from bronze import engine, maintain, record
+from bronze import maintain, record
 from bronze.config.settings import Settings, TableSettings
 from bronze.delta import log
 from bronze.delta.layout import optimize, vacuum
 from bronze.errors import BronzeError
+from bronze.execution import executors
 from bronze.follow import Following
 from bronze.model.model import Place
 
@@ -100,7 +101,7 @@ class Tidy:
         state = log.read(place)
         if state is not None and optimize.needed(state, wish):
             course = maintain.improvement(self._settings, place, wish, name, _SHARE)
-            for _ in engine.drive(self._pool, [course], 1):
+            for _ in executors.drive(self._pool, [course], 1):
                 pass
 
     def _expire(self, place: Place) -> None:

@@ -14,15 +14,22 @@ from typing import Any
 
 import polars as pl
 
-from bronze.books import anomalies, lineage, models, profiles, quality, rejected
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta import files, log
 from bronze.delta.log import State
+from bronze.governance.tables import (
+    anomalies,
+    data_lineage,
+    models,
+    profiles,
+    quality,
+    rejected_values,
+)
 from bronze.subject import Held, Subject, said, written
 from bronze.table.naming import spellings
 
 BOOKS: Mapping[str, tuple[str, ...]] = {
-    rejected.NAME: ("batch_id", "column_name", "row_key"),
+    rejected_values.NAME: ("batch_id", "column_name", "row_key"),
     quality.NAME: ("batch_id", "examples"),
     anomalies.NAME: ("batch_id", "row_key", "columns"),
     profiles.NAME: ("batch_id", "measures"),
@@ -63,7 +70,7 @@ def about(settings: Settings, table: Held) -> About:
         LakeError, LakeUnreachable
     """
     _, short = spellings(table.name)
-    state, others = log.read(settings.place(GOVERNANCE, lineage.NAME)), set[str]()
+    state, others = log.read(settings.place(GOVERNANCE, data_lineage.NAME)), set[str]()
     if state:
         for records in rows(state, (_TARGET, "batch_id")):
             other = records.filter(

@@ -14,13 +14,13 @@ from datetime import UTC, datetime, timedelta
 import polars as pl
 
 from bronze import drift, grade
-from bronze.books import quality as book
-from bronze.books import streams
-from bronze.books.quality import Figure
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta import files, log, store
 from bronze.delta.log import State
 from bronze.errors import ConfigError
+from bronze.governance.tables import quality as book
+from bronze.governance.tables import streams
+from bronze.governance.tables.quality import Figure
 from bronze.model.model import Stored
 from bronze.table.naming import spellings
 

@@ -13,11 +13,11 @@ import numpy as np
 import polars as pl
 
 from bronze.anomalies import earlier, entered
-from bronze.books import anomalies, profiles
-from bronze.books.profiles import Scope
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.enrich.anomaly import reasons
 from bronze.errors import BronzeError
+from bronze.governance.tables import anomalies, profiles
+from bronze.governance.tables.profiles import Scope
 from bronze.model.anomaly import KEY, SCORE, Model, Watch
 from bronze.model.model import Findings, Stamp
 from bronze.prepare import Target
@@ -55,7 +55,7 @@ def far(now: Mapping[str, float], before: Sequence[Mapping[str, float]]) -> Iter
     """The measures that are far from those of earlier runs; none where these are too few.
 
     Args:
-        now: a run's, as in `bronze.books.profiles.measures`.
+        now: a run's, as in `bronze.governance.tables.profiles.measures`.
         before: those of earlier runs.
     """
     for name, value in now.items():

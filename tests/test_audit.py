@@ -20,13 +20,14 @@ from hypothesis import settings as fuzz
 from hypothesis import strategies as st
 
 import bronze
-from bronze import actor, audit, maintain, show
+from bronze import maintain, show
 from bronze.api import Bronze
-from bronze.books import audit as book
-from bronze.books.audit import Head, Record
 from bronze.config import loading
 from bronze.config.settings import Settings
 from bronze.errors import BronzeError, ConfigError, LakeUnreachable, TableRefused
+from bronze.governance import actor, audit
+from bronze.governance.tables import audit_log as book
+from bronze.governance.tables.audit_log import Head, Record
 from tests.conftest import Source
 
 KEY = "a key for sealing"

@@ -12,11 +12,12 @@ import polars as pl
 import pytest
 from deltalake import DeltaTable
 
-from bronze import audit, failpoint, pipeline, show, testimony
+from bronze import failpoint, pipeline, show
 from bronze.api import Bronze
-from bronze.audit import Report
-from bronze.books import audit as book
 from bronze.delta import audit_mark, log
+from bronze.governance import audit, audit_witnesses
+from bronze.governance.audit import Report
+from bronze.governance.tables import audit_log as book
 from tests.conftest import Source
 
 
@@ -146,10 +147,10 @@ def test_a_record_made_anew_is_contradicted(opened: Bronze) -> None:
     state = log.read(opened.settings.place("bronze", "bz_t"))
     assert state
     (known,) = audit_mark.known(state)
-    told = testimony.heard(opened.settings, "audit_log")
+    told = audit_witnesses.heard(opened.settings, "audit_log")
     hashes = {one.sequence: one.record_hash for one in opened.audit().records}
     last = max(hashes)
-    faults = testimony.faults
+    faults = audit_witnesses.faults
     assert list(faults(told, known.log, hashes, last)) == []
     hashes[known.sequence] = hashes[1][::-1]
     assert list(faults(told, known.log, hashes, last)) == [

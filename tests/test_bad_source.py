@@ -16,10 +16,11 @@ import pytest
 import tenacity
 from deltalake import DeltaTable
 
-from bronze import check, engine, pipeline
+from bronze import check, pipeline
 from bronze.config.settings import Pool
 from bronze.demo.server import Server, running, start
 from bronze.errors import BronzeError, SnapshotRefused
+from bronze.execution import executors
 from bronze.model.results import Failure, RunResult
 from bronze.proof import verify
 from bronze.work import work
@@ -95,7 +96,7 @@ def test_who_waits_to_change_a_table_is_let_through(
     given = source.settings(source=PATIENT, run={"max_retries": 3})
     if proves:
         pipeline.run(given)
-    original, altering = engine.drive, list[Future[Any]]()
+    original, altering = executors.drive, list[Future[Any]]()
 
     def drive(*arguments: Any) -> Iterator[Any]:
         if not altering:
@@ -104,7 +105,7 @@ def test_who_waits_to_change_a_table_is_let_through(
             until(lambda: source.execute(waiting))
         return original(*arguments)
 
-    monkeypatch.setattr(engine, "drive", drive)
+    monkeypatch.setattr(executors, "drive", drive)
     with ThreadPoolExecutor(1) as pool:
         if proves:
             refused, equal = verify.verify(given).tables

@@ -18,11 +18,12 @@ import distributed
 import polars as pl
 import pytest
 
-from bronze import engine, pipeline, units
+from bronze import pipeline, units
 from bronze.config import loading
 from bronze.config.settings import Settings
-from bronze.engine import Course, Task, drive, executor
 from bronze.errors import BronzeError, ConfigError, SourceBusy, TableRefused
+from bronze.execution import executors
+from bronze.execution.executors import Course, Task, drive, executor
 from bronze.model.model import ACTIVE, Unit
 from bronze.work import work
 from tests.conftest import Source
@@ -195,7 +196,7 @@ def test_tasks_of_earlier_courses_come_first() -> None:
 @pytest.mark.parametrize("slots", [1, 2])
 def test_a_full_source_slows_the_run_down(slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tasks that found no connection run again, with fewer at once, and all of them end well."""
-    monkeypatch.setattr(engine, "_BUSY_DELAY", 0.001)
+    monkeypatch.setattr(executors, "_BUSY_DELAY", 0.001)
     gauge = Gauge(together=8, slots=slots)
     assert driven([course(gauge, range(20))], 8) == [[list(range(20))]]
     assert gauge.most == slots
@@ -204,8 +205,8 @@ def test_a_full_source_slows_the_run_down(slots: int, monkeypatch: pytest.Monkey
 
 def test_a_source_that_stays_full_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """After many tries a full source is an error of the courses, not an endless loop."""
-    monkeypatch.setattr(engine, "_BUSY_DELAY", 0)
-    monkeypatch.setattr(engine, "_BUSY_TRIES", 5)
+    monkeypatch.setattr(executors, "_BUSY_DELAY", 0)
+    monkeypatch.setattr(executors, "_BUSY_TRIES", 5)
     gauge = Gauge(slots=0)
     found = driven([told_off(gauge, [0]), told_off(gauge, [1])], 2)
     assert [type(one) for one in found] == [SourceBusy, SourceBusy]

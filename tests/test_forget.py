@@ -12,11 +12,11 @@ import pytest
 from typer.testing import CliRunner
 
 from bronze import api, forget, pipeline
-from bronze.books import rejected as book
 from bronze.cli import app
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta import commit, files, log
 from bronze.errors import BronzeError, ConfigError, TableRefused
+from bronze.governance.tables import rejected_values as book
 from tests.conftest import Source
 from tests.features import known
 from tests.strategies import SETUP

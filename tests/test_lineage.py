@@ -12,13 +12,14 @@ from typing import Any
 import polars as pl
 import pytest
 
-from bronze import lineage, maintain, pipeline, stream
-from bronze.books import lineage as book
+from bronze import maintain, pipeline, stream
 from bronze.config import loading
 from bronze.config.settings import Settings
 from bronze.delta import log
 from bronze.delta.layout import optimize
 from bronze.errors import LakeUnreachable
+from bronze.governance import lineage
+from bronze.governance.tables import data_lineage as book
 from bronze.model.results import Failure, Late
 from tests.conftest import Source
 

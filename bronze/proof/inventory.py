@@ -11,11 +11,11 @@ from typing import Any
 import polars as pl
 
 from bronze import drift
-from bronze.books import lineage as book
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta import files, log, store
 from bronze.delta.log import State
 from bronze.errors import BronzeError, ConfigError, LakeError, TableVanished
+from bronze.governance.tables import data_lineage as book
 from bronze.model.model import Place
 
 

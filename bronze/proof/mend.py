@@ -18,15 +18,17 @@ import numpy as np
 import numpy.typing as npt
 import uuid_utils
 
-from bronze import compare, drift, engine, lineage, pipeline
+from bronze import compare, drift, pipeline
 from bronze.config.settings import Settings
 from bronze.delta import commit, files, log, store
 from bronze.delta.commit import Change, Shape
 from bronze.delta.layout import optimize
 from bronze.delta.log import State
 from bronze.delta.write import merge
-from bronze.engine import Course, Task
 from bronze.errors import BronzeError, CommitConflict, TableRefused
+from bronze.execution import executors
+from bronze.execution.executors import Course, Task
+from bronze.governance import lineage
 from bronze.landing import Table
 from bronze.model.model import Known, Stored
 from bronze.model.results import Failure, TableResult
@@ -121,7 +123,7 @@ def mended(
     limit = min(claim.given.readers for claim, _ in wanting)
     with running(settings, pool, limit, ()) as workers:
         courses = [_cut(claim, damage, batch_id) for claim, damage in wanting]
-        done.update(engine.drive(workers, courses, limit))
+        done.update(executors.drive(workers, courses, limit))
     cut = [claim for claim, _ in wanting if done[claim.target].error is None]
     tables = [table for claim in cut for table in _planned(settings, claim, batch_id)]
     if tables:

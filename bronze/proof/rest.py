@@ -11,12 +11,13 @@ from concurrent.futures import Executor
 from dataclasses import replace
 from urllib.parse import unquote
 
-from bronze import drift, engine, units
+from bronze import drift, units
 from bronze.config.settings import Settings
 from bronze.delta.layout import vacuum
 from bronze.delta.log import State
-from bronze.engine import Course, Task
 from bronze.errors import BronzeError, LakeError
+from bronze.execution import executors
+from bronze.execution.executors import Course, Task
 from bronze.pipeline import Notify, Progress, running
 from bronze.proof import inspection, inventory
 from bronze.proof.digests import Basis
@@ -51,7 +52,7 @@ def verified(
     results: dict[str, VerifiedTable] = {}
     with running(settings, pool, limit, ()) as workers:
         courses = [_look(settings, one) for one in chosen]
-        for result in engine.drive(workers, courses, limit, told):
+        for result in executors.drive(workers, courses, limit, told):
             results[result.target] = result
     return [results[f"{settings.lake.schema_}.{one.name}"] for one in chosen]
 

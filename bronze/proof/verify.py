@@ -20,13 +20,14 @@ import numpy.typing as npt
 import polars as pl
 import uuid_utils
 
-from bronze import engine, units
+from bronze import units
 from bronze.config.settings import Settings
 from bronze.delta.layout import vacuum
-from bronze.engine import Course, Task
 from bronze.enrich import buckets
 from bronze.enrich.buckets import Sums
 from bronze.errors import BronzeError
+from bronze.execution import executors
+from bronze.execution.executors import Course, Task
 from bronze.model.model import Known
 from bronze.pipeline import Notify, Progress, giving_way, running
 from bronze.proof import evidence, inspection, mend, rest
@@ -214,7 +215,7 @@ def _driven(
     with running(settings, pool, limit, origins) as workers:
         courses = [_look(settings, claim, how) for claim in claims]
         meanwhile = giving_way((claim.given.held, claim.given.origin) for claim in claims)
-        for look in engine.drive(workers, courses, limit, told, meanwhile):
+        for look in executors.drive(workers, courses, limit, told, meanwhile):
             notify(Progress(look.result.table, max(look.result.source_rows, 0), 1.0))
             results[look.result.target] = look
     return [results[claim.target] for claim in claims]

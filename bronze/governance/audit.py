@@ -1,10 +1,10 @@
 """The audit: what commands do is entered into ``governance.audit_log``, and can be proven.
 
-Records are appended by compare-and-swap onto the head of the chain (see `bronze.books.audit`). The
-head is in each commit, as a property of the table and an app transaction, which checkpoints keep.
-A config that has changed since it was last at work here is a record too: it names the keys. One of
-these names the log's id, which is minted when the log begins; the lake's tables know of it, and of
-records (see `bronze.delta.audit_mark`).
+Records are appended by compare-and-swap onto the head of the chain (see
+`bronze.governance.tables.audit_log`). The head is in each commit, as a property of the table and an
+app transaction, which checkpoints keep. A config that has changed since it was last at work here is
+a record too: it names the keys. One of these names the log's id, which is minted when the log
+begins; the lake's tables know of it, and of records (see `bronze.delta.audit_mark`).
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ from uuid import uuid4
 import polars as pl
 import pyarrow as pa
 
-from bronze import actor, secrets, testimony
-from bronze.books import audit as book
-from bronze.books.audit import Head, Record
+from bronze import secrets
 from bronze.config import fingerprint
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta import audit_mark, commit, files, log
 from bronze.delta.commit import Position, transaction
 from bronze.delta.log import State
-from bronze.entry import Page, append
 from bronze.errors import BronzeError, ConfigError
+from bronze.governance import actor, audit_witnesses
+from bronze.governance.tables import audit_log as book
+from bronze.governance.tables.audit_log import Head, Record
+from bronze.governance.writer import Page, append
 from bronze.model.model import AuditMark, Place
 from bronze.version import VERSION
 
@@ -241,7 +242,7 @@ def report(
         LakeError, LakeUnreachable: they cannot be read.
     """
     # The tables are asked first: what they know of is in the log by then.
-    told = testimony.heard(settings, book.NAME) if verify else testimony.Testimony()
+    told = audit_witnesses.heard(settings, book.NAME) if verify else audit_witnesses.Testimony()
     state = log.read(place(settings))
     records, unreadable = _read(state) if state else ([], [])
     if unreadable and not verify:
@@ -254,7 +255,7 @@ def report(
         if head and head not in {one.record_hash for one in records}:
             problems.append("no record has the hash that was kept: the log was put back, or remade")
         keyed = settings.audit.key is not None
-        notes = () if problems else tuple(testimony.notes(told, own, len(records), keyed))
+        notes = () if problems else tuple(audit_witnesses.notes(told, own, len(records), keyed))
     asked = tuple(
         one
         for one in records
@@ -388,14 +389,14 @@ def _proven(
     settings: Settings,
     state: State | None,
     records: Sequence[Record],
-    tables: testimony.Testimony,
+    tables: audit_witnesses.Testimony,
 ) -> Iterator[str]:
     """What is wrong with the log, by itself and by what the lake's tables know of it."""
     if not records:
-        yield testimony.absence(tables, place(settings).url)
+        yield audit_witnesses.absence(tables, place(settings).url)
     own = _log_id(state)
     hashes = {one.sequence: one.record_hash for one in records}
-    yield from testimony.faults(tables, own, hashes, max(hashes, default=0))
+    yield from audit_witnesses.faults(tables, own, hashes, max(hashes, default=0))
     for one in records:
         if (one.action, one.result) == (_AUDIT, _SHORT):
             yield (

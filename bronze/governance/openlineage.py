@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from bronze import secrets
 from bronze.config.settings import Settings
 from bronze.errors import BronzeError, ConfigError
-from bronze.lineage import STREAM, Entry
+from bronze.governance.lineage import STREAM, Entry
 from bronze.version import VERSION
 
 if TYPE_CHECKING:

@@ -15,16 +15,17 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
 from typing import Any
 
-from bronze import actor, failpoint
-from bronze.books import lineage as book
-from bronze.books.lineage import Record
+from bronze import failpoint
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta import commit, log
 from bronze.delta.commit import Position, transaction
 from bronze.delta.log import State
 from bronze.drift import Settled
-from bronze.entry import Page, append
 from bronze.errors import BronzeError
+from bronze.governance import actor
+from bronze.governance.tables import data_lineage as book
+from bronze.governance.tables.data_lineage import Record
+from bronze.governance.writer import Page, append
 from bronze.model.model import Column, Place, Stamp
 from bronze.model.results import Failure, Late, TableResult
 from bronze.plan import Plan

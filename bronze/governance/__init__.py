@@ -1,0 +1,1 @@
+"""What is recorded about the tables, and who did what to them."""

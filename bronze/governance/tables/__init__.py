@@ -1,0 +1,1 @@
+"""The schema of each governance table, a module for each."""
