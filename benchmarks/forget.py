@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from rich.console import Console
 from rich.table import Table
 
-from bronze import drift, forget
+from bronze import forget
 from bronze.config import loading
 from bronze.config.settings import Settings
 from bronze.delta import commit, files
@@ -36,6 +36,7 @@ from bronze.enrich import keyring
 from bronze.enrich.enrichment import enriched
 from bronze.model.model import Enrichment, Kind, Protect, Protected, Protection, Secret, Stamp
 from bronze.rows.metadata import METADATA
+from bronze.tables import evolution
 
 _FILE = 250_000
 _GROUP = 25_000
@@ -101,9 +102,9 @@ def written(
         for name, _ in _CUSTOMERS[1:]
     }
     notes = {
-        drift.TABLE: f"public.{name}",
-        drift.KEY: '["customer_id"]',
-        drift.PROTECT: json.dumps(protect if len(columns) > len(_KEYS) else {}),
+        evolution.TABLE: f"public.{name}",
+        evolution.KEY: '["customer_id"]',
+        evolution.PROTECT: json.dumps(protect if len(columns) > len(_KEYS) else {}),
     }
     shape = Shape(tuple(columns), ("customer_id",), None, tuple(notes.items()))
     commit.commit(place, None, Change("WRITE", added), {}, shape=shape)

@@ -29,12 +29,12 @@ from deltalake import DeltaTable
 from rich.console import Console
 from rich.table import Table
 
-from bronze import compare
 from bronze.delta import commit, files, log
 from bronze.delta.commit import Change, Position, Shape
 from bronze.delta.write import insert, merge
 from bronze.model.model import Kind, Known, Place, Stamp
 from bronze.rows.metadata import METADATA, digests, stamped
+from bronze.tables import known_rows
 
 KEY = "order_detail_id"
 COLUMNS: tuple[tuple[str, Kind], ...] = (
@@ -136,14 +136,14 @@ def bronze_refresh(folder: Path, source: Path) -> None:
     state = log.read(place)
     assert state is not None
     known = Known(place, state.version, state.files, SHAPE.columns, (), 3)
-    held = compare.known(known)
+    held = known_rows.known(known)
     files_of = sorted(source.glob("*.parquet"))
 
     def sieve(path: Path) -> int:
         left = 0
         for batch in pq.ParquetFile(path).iter_batches(_GROUP, use_threads=False):
             frame = pl.DataFrame(batch)
-            there, _ = compare.seen(held, compare.fingerprints(known, frame))
+            there, _ = known_rows.seen(held, known_rows.fingerprints(known, frame))
             left += int((~there).sum())
         return left
 

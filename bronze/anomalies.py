@@ -14,12 +14,10 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from bronze import drift
 from bronze.config.settings import GOVERNANCE, AnomalySettings, Settings
 from bronze.delta import commit, files, log
 from bronze.delta.files import Layout
 from bronze.delta.log import State
-from bronze.drift import Settled
 from bronze.enrich import training
 from bronze.enrich.forest import prove
 from bronze.errors import LakeError
@@ -29,8 +27,10 @@ from bronze.model.anomaly import Model, Watch
 from bronze.model.model import DELETED, Column, Kind, Place, Stored
 from bronze.postgres import statement
 from bronze.postgres.copy import read, splits
-from bronze.prepare import Target
-from bronze.table.naming import spellings
+from bronze.tables import evolution
+from bronze.tables.evolution import Settled
+from bronze.tables.naming import spellings
+from bronze.tables.selection import Target
 from bronze.units import Assignment, asked
 
 # A sample has about so many rows, of so many pages or files, and so many bytes.
@@ -68,7 +68,7 @@ def watch(
     """
     own = given.target.settings.anomalies
     if own is None:
-        return Watch() if state is not None and drift.WATCHED in state.properties else None
+        return Watch() if state is not None and evolution.WATCHED in state.properties else None
     free = [c for c in settled.columns if c.name not in protected and c.kind.name != "array"]
     profiled = [c for c in settled.columns if c.kind.name != "array"][:_PROFILED]
     numeric = {c.target for c in free if c.is_number}

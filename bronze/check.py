@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 import uuid_utils
 
-from bronze import drift, follow, limits, pipeline, plan, prepare, rules, spanning, units
+from bronze import follow, pipeline, plan, rules, spanning, units
 from bronze.config.settings import Settings
 from bronze.delta import log, store
 from bronze.errors import (
@@ -37,6 +37,7 @@ from bronze.postgres.copy import read, snapshot
 from bronze.postgres.copy.snapshot import Consistency, Snapshot
 from bronze.postgres.replication import publication, slot
 from bronze.postgres.replication.prerequisites import Wanting
+from bronze.tables import blind_spots, evolution, selection
 from bronze.units import Assignment
 
 KEPT = "values Delta cannot hold become NULL and are kept in governance.rejected_values"
@@ -129,9 +130,9 @@ def check(settings: Settings, tables: Sequence[str] = ()) -> Report:
         missing.append(error)
     with ExitStack() as stack:
         found, sources = pipeline.opened(settings, str(uuid_utils.uuid7()), stack)
-        chosen = prepare.targets(settings, found, tables)
+        chosen = selection.targets(settings, found, tables)
         store.prove_writable(settings.place(settings.lake.schema_, ""))
-        missing += [] if tables else prepare.missing(settings, chosen)
+        missing += [] if tables else selection.missing(settings, chosen)
         left = _left(settings, chosen)
         reports: dict[str, TableReport] = {}
         for name, source in sources.items():
@@ -166,17 +167,17 @@ class _Looked:
     refused: BronzeError | None
     narrow: Sequence[tuple[str, str]]
     unfit: Mapping[str, TableRefused]
-    keyed: Mapping[str, prepare.Target]
+    keyed: Mapping[str, selection.Target]
     seen: Mapping[int, Relation]
     personal: Mapping[int, Sequence[Personal]]
 
 
 def _look(
-    settings: Settings, source: Opened, mine: Sequence[prepare.Target], stack: ExitStack
+    settings: Settings, source: Opened, mine: Sequence[selection.Target], stack: ExitStack
 ) -> _Looked:
     connection, name = source.connection, source.origin.name
     streamed = [target for target in mine if target.settings.pattern == "streaming"]
-    keyed: list[prepare.Target] = []
+    keyed: list[selection.Target] = []
     wanting: tuple[Wanting, ...] = ()
     refused: BronzeError | None = None
     with connect.mapped(source.origin):
@@ -215,7 +216,7 @@ def _misnamed(connection: connect.Connection, name: str) -> ConfigError | None:
     return None
 
 
-def _left(settings: Settings, chosen: Sequence[prepare.Target]) -> dict[tuple[str, str], str]:
+def _left(settings: Settings, chosen: Sequence[selection.Target]) -> dict[tuple[str, str], str]:
     """The Bronze tables that no table of the source becomes: source and oid of what they were."""
     if all(log.read(target.place) for target in chosen):
         return {}
@@ -223,23 +224,23 @@ def _left(settings: Settings, chosen: Sequence[prepare.Target]) -> dict[tuple[st
     found: dict[tuple[str, str], str] = {}
     for name in store.folders(settings.place(settings.lake.schema_, "")):
         state = None if name in taken else log.read(settings.place(settings.lake.schema_, name))
-        if state and drift.OID in state.properties:
+        if state and evolution.OID in state.properties:
             known = state.properties
-            found[known[drift.SOURCE], known[drift.OID]] = name
+            found[known[evolution.SOURCE], known[evolution.OID]] = name
     return found
 
 
 def _table(
     settings: Settings,
     looked: _Looked,
-    target: prepare.Target,
+    target: selection.Target,
     left: Mapping[tuple[str, str], str],
 ) -> TableReport:
     relation = target.relation
     held, origin = looked.held, looked.source.origin
     columns: tuple[Column, ...] = ()
-    notes = prepare.unprotected(target, looked.personal.get(relation.oid, ()))
-    notes += limits.slowly(relation, held.version)
+    notes = selection.unprotected(target, looked.personal.get(relation.oid, ()))
+    notes += blind_spots.slowly(relation, held.version)
     problem = None
     known = Constraints()
     rules_held: tuple[RuleReport, ...] = ()
@@ -248,13 +249,13 @@ def _table(
         if target.label in looked.unfit:
             raise looked.unfit[target.label]
         now = looked.keyed.get(target.label, target)
-        now = prepare.seen(now, pipeline.still_there(target, held, looked.seen))
+        now = selection.seen(now, pipeline.still_there(target, held, looked.seen))
         stamp = Stamp("0", datetime.now(UTC), origin.name, target.settings.method)
         readers = units.readers(settings.run, looked.source.slots)
         given = Assignment(now, held, origin, stamp, settings, readers)
         given = replace(given, target=_streamable(given))
         known = units.asked(given, lambda holder: constraints.constraints(holder, relation))
-        columns = prepare.columns(given.target)
+        columns = selection.columns(given.target)
         outline = plan.outline(given)
         settled = outline.settled
         notes += settled.notes
@@ -280,14 +281,14 @@ def _table(
         key=target.key,
         columns=tuple(_column(column) for column in columns),
         notes=notes,
-        limits=limits.limits(settings, target, columns),
+        limits=blind_spots.limits(settings, target, columns),
         problem=problem,
         rules=rules_held,
         untranslated=untranslated,
     )
 
 
-def _streamable(given: Assignment) -> prepare.Target:
+def _streamable(given: Assignment) -> selection.Target:
     """A table with those columns only that its stream carries, or will, if it is streamed."""
     target = given.target
     if target.settings.pattern != "streaming":
@@ -296,7 +297,7 @@ def _streamable(given: Assignment) -> prepare.Target:
     names = units.asked(
         given, lambda holder: publication.carried(holder, target.relation, published)
     )
-    return prepare.carried(target, names)
+    return selection.carried(target, names)
 
 
 def _rule(criterion: Criterion) -> RuleReport:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from bronze import compare, failpoint, portion
+from bronze import failpoint, portion
 from bronze.delta import files
 from bronze.delta.commit import Change
 from bronze.delta.log import State
@@ -23,6 +23,7 @@ from bronze.execution.executors import Course, Task
 from bronze.model.model import DataFile, Known, Stamp, Stored, Written
 from bronze.plan import Plan
 from bronze.rows.fingerprint import Fingerprints
+from bronze.tables import known_rows
 from bronze.work import Replacing, replacing
 
 # So many changes are merged in one go from memory; more are put into a file first.
@@ -96,10 +97,10 @@ def found(plan: Plan, stamp: Stamp, written: Sequence[Written]) -> Difference:
     if plan.target.settings.deletes == "ignore":
         places = {}
     for known, mask in places.items():
-        held = compare.known(known)
+        held = known_rows.known(known)
         seen = np.unpackbits(mask, count=len(held)).astype(np.bool_)
-        gone.append((known, compare.unseen(held, seen)))
-        live += compare.distinct(held)
+        gone.append((known, known_rows.unseen(held, seen)))
+        live += known_rows.distinct(held)
     there = sum(
         part.rows
         for part in written
@@ -161,7 +162,7 @@ def _versioned(plan: Plan, stamp: Stamp, difference: Difference, state: State) -
         found
         for known, prints in difference.gone
         if len(prints)
-        for found in compare.last_positions(replace(known, files=state.files), prints)
+        for found in known_rows.last_positions(replace(known, files=state.files), prints)
     ]
     job = history.Append(
         place=place,

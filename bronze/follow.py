@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 import tenacity
 
-from bronze import difference, failpoint, grade, prepare, provide, resume, unusual
+from bronze import difference, failpoint, grade, provide, resume, unusual
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta import audit_mark, commit, log, store
 from bronze.delta.commit import Position
@@ -42,8 +42,9 @@ from bronze.postgres.replication import prerequisites, publication
 from bronze.postgres.replication.batch import Batch, Gathered
 from bronze.postgres.replication.prerequisites import Wanting
 from bronze.postgres.replication.text_values import Text
-from bronze.prepare import Target
 from bronze.resume import STREAM
+from bronze.tables import selection
+from bronze.tables.selection import Target
 
 _TRIES = 8
 
@@ -151,7 +152,7 @@ def fitted(
     known = publication.identity(connection, relations)
     keyed = [_keyed(target, known.get(target.label, ())) for target in targets]
     keys = {target.label: target.key for target in keyed}
-    out = {target.label: prepare.left_out(target) for target in keyed}
+    out = {target.label: selection.left_out(target) for target in keyed}
     return keyed, prerequisites.wanting(connection, relations, keys, published, own, out)
 
 

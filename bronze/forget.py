@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import tenacity
 import uuid_utils
 
-from bronze import drift, presence, traces
+from bronze import presence, traces
 from bronze import subject as subjects
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta import commit, files, log, store
@@ -37,6 +37,7 @@ from bronze.model.model import DataFile, Place, Stored
 from bronze.model.results import Failure
 from bronze.presence import Original
 from bronze.subject import Held, Subject
+from bronze.tables import evolution
 from bronze.traces import About, Person
 
 _TARGET, _SYSTEM = "target_table", "source_system"
@@ -169,7 +170,7 @@ def old_versions(settings: Settings, table: str) -> Forgotten:
     began = time.monotonic()
     mine = subjects.held(settings, table)
     records, more = 0, Expired()
-    if drift.PROTECT in mine.state.properties:
+    if evolution.PROTECT in mine.state.properties:
         records, more = _outdated(settings, mine)
     expired = vacuum.purge(mine.state.place, time.time()) + more
     return Forgotten(
@@ -191,7 +192,7 @@ def _meant(
         origin = None
         if ask:
             origin = stack.enter_context(presence.original(settings, table.name, table.state))
-        heads = {drift.names_of(table.state.properties, name)[0]: t for name, t in key.items()}
+        heads = {evolution.names_of(table.state.properties, name)[0]: t for name, t in key.items()}
 
         def spelled(name: str) -> Iterator[pl.Series]:
             yield from _held(table, name)

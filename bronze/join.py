@@ -18,7 +18,7 @@ from typing import Any
 
 import uuid_utils
 
-from bronze import failpoint, follow, pipeline, prepare, record
+from bronze import failpoint, follow, pipeline, record
 from bronze.delta import commit, log
 from bronze.delta.log import State
 from bronze.errors import BronzeError, SourceRefused, TableRefused
@@ -34,7 +34,8 @@ from bronze.postgres.connection.connect import Connection
 from bronze.postgres.copy import snapshot
 from bronze.postgres.copy.snapshot import Snapshot
 from bronze.postgres.replication import publication, rewind, slot, text_values
-from bronze.prepare import Target
+from bronze.tables import selection
+from bronze.tables.selection import Target
 
 # After so many seconds people are told that the others wait for a copy.
 _LONG = 10.0
@@ -340,7 +341,7 @@ def _planned(line: Line, held: Snapshot, targets: Sequence[Target]) -> list[Tabl
             )
         # This connection has the tables' locks: others queue up behind whoever waits for them.
         names = publication.carried(held.holder, target.relation, line.publication)
-        return prepare.carried(target, names)
+        return selection.carried(target, names)
 
     tables = pipeline.planned(line.settings, line.origin, held, targets, batch, slots, carried)
     return sorted(tables, key=lambda table: (table.target.settings.priority, -table.size))
@@ -381,7 +382,7 @@ WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
 
 def _described(line: Line, holder: Connection, target: Target) -> tuple[tuple[str, int, int], ...]:
     """The columns as the stream describes them; a column list may be without those not taken."""
-    relation, out = target.relation, prepare.left_out(target)
+    relation, out = target.relation, selection.left_out(target)
     carried = publication.carried(holder, relation, line.publication)
     published = publication.find(holder, line.publication)
     sent = published.attributes.get(relation.oid, carried) if published else carried

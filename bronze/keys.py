@@ -17,21 +17,21 @@ import polars as pl
 import tenacity
 import uuid_utils
 
-from bronze import drift, prepare
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta import commit, files, log, store
 from bronze.delta.commit import Change, Shape
 from bronze.delta.layout import vacuum
 from bronze.delta.log import State
 from bronze.delta.write.history import KIND
-from bronze.drift import Settled
 from bronze.enrich import keyring
 from bronze.errors import BronzeError, ConfigError, TableRefused
 from bronze.governance import audit
 from bronze.governance.tables import keys as book
 from bronze.governance.tables.keys import Record
 from bronze.model.model import STABLE, Column, DataKey, Place, Protected, Protection
-from bronze.prepare import Target
+from bronze.tables import evolution, selection
+from bronze.tables.evolution import Settled
+from bronze.tables.selection import Target
 
 ROW_HASH = "row_hash"
 """The purpose of the key of a table's row hashes."""
@@ -73,7 +73,7 @@ def protection(
     """
     columns = [column for column in settled.columns if column.protect]
     if not columns:
-        return Protection((), None, ()) if prepare.left_out(target) else None
+        return Protection((), None, ()) if selection.left_out(target) else None
     uses, hashes = _uses(target, columns)
     wanted = [*uses.values(), hashes]
     with _refused(target, columns):
@@ -230,13 +230,13 @@ def _refuse_kept(settings: Settings, uses: Collection[Use]) -> None:
     schema = settings.lake.schema_
     for folder in store.folders(settings.place(schema, "")):
         state, name = log.read(settings.place(schema, folder)), f"{schema}.{folder}"
-        if state is None or drift.PROTECT not in state.properties:
+        if state is None or evolution.PROTECT not in state.properties:
             continue
-        shared = {how.join for how, _ in drift.protected(state.properties).values() if how}
+        shared = {how.join for how, _ in evolution.protected(state.properties).values() if how}
         if name not in names and not shared & joins:
             continue
         own = settings.table(
-            state.properties.get(drift.SOURCE, ""), *drift.table_of(state.properties)
+            state.properties.get(evolution.SOURCE, ""), *evolution.table_of(state.properties)
         )
         kept = "keeps the versions of its rows" if KIND in dict(state.columns) else ""
         if not kept and own.deletes == "ignore":

@@ -17,7 +17,7 @@ from typing import Any
 
 import tenacity
 
-from bronze import compare, difference, failpoint, grade, maintain, unusual
+from bronze import difference, failpoint, grade, maintain, unusual
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta import commit, files, log, store
 from bronze.delta.commit import Change
@@ -47,8 +47,9 @@ from bronze.model.model import (
 from bronze.model.results import TableResult
 from bronze.plan import Plan
 from bronze.postgres.copy.snapshot import Snapshot
-from bronze.prepare import Target
 from bronze.rows import fingerprint
+from bronze.tables import known_rows
+from bronze.tables.selection import Target
 from bronze.work import work
 
 _TRIES = 6
@@ -105,7 +106,7 @@ class Table:
 
     def begin_again(self, plan: Plan) -> Plan:
         """Lets the table be compared row by row, as its changes alone were not all."""
-        compare.forget(self.target.place)
+        known_rows.forget(self.target.place)
         self.written.clear()
         self.plan = plan.whole()
         return self.plan
@@ -151,7 +152,7 @@ def landing(settings: Settings, table: Table) -> Course[TableResult]:
         land = _loaded if plan.mode == "load" else _merged
         outcome = yield from land(settings, table, plan)
         failpoint.reach("landed")
-        compare.forget(plan.target.place)
+        known_rows.forget(plan.target.place)
         notes = table.plan.notes + _told(settings, table, outcome)
         notes += yield from _laid_out(settings, table, outcome.changed)
         return _result(table, outcome, notes)
@@ -171,7 +172,7 @@ def _loaded(settings: Settings, table: Table, plan: Plan) -> Course[Outcome]:
     data = [file for part in table.written for file in part.files]
     if state is not None and not (plan.settled.rewrite or plan.settled.anew or plan.doubting):
         whole = Known(place, state.version, state.files, plan.shape.columns, (), 0)
-        ((rows, total),) = yield [Task(compare.total, whole, table.target.label)]
+        ((rows, total),) = yield [Task(known_rows.total, whole, table.target.label)]
         mine = reduce(fingerprint.added, (part.sum for part in table.written), 0)
         if (rows, total) == (table.rows, mine):
             version = commit.commit(
@@ -381,7 +382,7 @@ def book_quality(settings: Settings, tables: Sequence[Table]) -> None:
 
 def discard(place: Place, batch_id: str) -> None:
     """Deletes what was written for a table and will not land; what did land is kept."""
-    compare.forget(place)
+    known_rows.forget(place)
     with suppress(BronzeError):
         commit.discard(place, batch_id)
 

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from bronze import pipeline, prepare
+from bronze import pipeline
 from bronze.config.settings import Settings
 from bronze.errors import BronzeError
 from bronze.follow import Followed
@@ -20,7 +20,8 @@ from bronze.postgres.connection import connect
 from bronze.postgres.connection.connect import Connection
 from bronze.postgres.replication.rewind import Past
 from bronze.postgres.replication.slot import Session
-from bronze.prepare import Target
+from bronze.tables import selection
+from bronze.tables.selection import Target
 
 _log = logging.getLogger(__name__)
 
@@ -188,4 +189,4 @@ class Line:
         """What is in the source's schemas now."""
         schemas = self.settings.source[self.origin.name].schema_
         with connect.mapped(self.origin):
-            return prepare.found(self.control, self.origin.name, schemas)
+            return selection.found(self.control, self.origin.name, schemas)

@@ -12,7 +12,7 @@ from contextlib import nullcontext
 
 import uuid_utils
 
-from bronze import drift, failpoint, units
+from bronze import failpoint, units
 from bronze.config.settings import GOVERNANCE, Settings, TableSettings
 from bronze.delta import log, store
 from bronze.delta.layout import optimize, vacuum
@@ -23,6 +23,7 @@ from bronze.execution import executors
 from bronze.execution.executors import Course, Task
 from bronze.model.model import Place
 from bronze.model.results import MaintainedTable, MaintainResult
+from bronze.tables import evolution
 
 Notify = Callable[[MaintainedTable], None]
 
@@ -123,14 +124,14 @@ def _found(settings: Settings, books: bool) -> Iterator[tuple[str, State]]:
         for name in store.folders(settings.place(schema, "")):
             state = log.read(settings.place(schema, name))
             if state is not None and (
-                drift.TABLE in state.properties or (books and schema == GOVERNANCE)
+                evolution.TABLE in state.properties or (books and schema == GOVERNANCE)
             ):
                 yield name, state
 
 
 def _names(state: State) -> tuple[str, ...]:
-    label = state.properties.get(drift.TABLE, "")
-    return _name(state), label, drift.table_of(state.properties)[1]
+    label = state.properties.get(evolution.TABLE, "")
+    return _name(state), label, evolution.table_of(state.properties)[1]
 
 
 def _name(state: State) -> str:
@@ -140,8 +141,10 @@ def _name(state: State) -> str:
 def _maintained(settings: Settings, state: State) -> Course[MaintainedTable]:
     began = time.monotonic()
     known, name = state.properties, _name(state)
-    schema, table = drift.table_of(known)
-    own = settings.table(known.get(drift.SOURCE, ""), schema, table) if table else TableSettings()
+    schema, table = evolution.table_of(known)
+    own = (
+        settings.table(known.get(evolution.SOURCE, ""), schema, table) if table else TableSettings()
+    )
     improved, expired = Improved(), vacuum.Expired()
     error = None
     try:

@@ -26,7 +26,7 @@ from bronze.postgres.connection.connect import Connection
 from bronze.postgres.copy import snapshot
 from bronze.postgres.copy.snapshot import Snapshot
 from bronze.postgres.replication import publication, slot, slot_waits
-from bronze.prepare import Target
+from bronze.tables.selection import Target
 
 _POLL = 0.05
 # After so many seconds it is said whom it waits for.

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 import tenacity
 import uuid_utils
 
-from bronze import failpoint, landing, maintain, plan, prepare, units
+from bronze import failpoint, landing, maintain, plan, units
 from bronze.config import fingerprint
 from bronze.config.settings import Settings
 from bronze.delta import store
@@ -38,7 +38,8 @@ from bronze.model.results import Failure, RunResult, TableResult
 from bronze.postgres.catalog.relations import Relation
 from bronze.postgres.connection import connect
 from bronze.postgres.copy import snapshot
-from bronze.prepare import Target
+from bronze.tables import selection
+from bronze.tables.selection import Target
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def _taken(
             position = chosen[0].held.position
             if not tables:
                 targets = [table.target for table in chosen]
-                for error in prepare.missing(settings, targets):
+                for error in selection.missing(settings, targets):
                     lost = TableResult(error.table, "", "failed", error=error.failure())
                     results[error.table] = lost
                     notify(Progress(error.table, 0, 1.0, lost))
@@ -193,7 +194,7 @@ def opened(
         pool = stack.enter_context(connect.pool(origin, source.pool.min, source.pool.max))
         with connect.mapped(origin):
             connection = stack.enter_context(pool.connection())
-            found += [(name, r) for r in prepare.found(connection, name, source.schema_)]
+            found += [(name, r) for r in selection.found(connection, name, source.schema_)]
         connect.locate(origin, connection)
         sources[name] = Opened(origin, connection, source.pool.readers)
     return found, sources
@@ -204,7 +205,7 @@ def _planned(
 ) -> list[Table]:
     """Opens a snapshot of each source and plans each table, most urgent first."""
     found, sources = opened(settings, batch_id, stack)
-    chosen = _batched(prepare.targets(settings, found, wanted), wanted)
+    chosen = _batched(selection.targets(settings, found, wanted), wanted)
     store.prove_writable(settings.place(settings.lake.schema_, ""))
     tables: list[Table] = []
     for name, source in sources.items():
@@ -253,7 +254,7 @@ def planned(
         stamp = Stamp(batch_id, now, origin.name, target.settings.method, own, audited)
         found, refused = None, None
         try:
-            current = fitted(prepare.seen(target, still_there(target, held, seen)))
+            current = fitted(selection.seen(target, still_there(target, held, seen)))
             found = plan.plan_table(current, held, origin, stamp, settings, readers, doubting)
         except (TableRefused, LakeError) as error:
             refused = error
@@ -291,7 +292,7 @@ def still_there(target: Target, held: snapshot.Snapshot, seen: Mapping[int, Rela
         if label == target.label:
             raise error
     if not target.relation.readable:
-        raise prepare.unreadable(target)
+        raise selection.unreadable(target)
     if target.relation.oid not in seen:
         raise TableRefused(
             f"Table {target.label} was dropped while the run began.",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from bronze import compare, drift, keys, prepare, provide, resume, rules, units
+from bronze import keys, provide, resume, rules, units
 from bronze.config.settings import Settings
 from bronze.delta import log
 from bronze.delta.commit import Position, Shape
@@ -16,7 +16,6 @@ from bronze.delta.partition import column_of, source_of
 from bronze.delta.schema import delta_schema
 from bronze.delta.statistics import SAFE
 from bronze.delta.write.history import KIND
-from bronze.drift import Settled
 from bronze.enrich import anomaly
 from bronze.errors import TableRefused
 from bronze.model.model import (
@@ -34,9 +33,11 @@ from bronze.model.model import (
 from bronze.postgres.catalog import survey
 from bronze.postgres.copy import incremental, splits
 from bronze.postgres.copy.snapshot import Since, Snapshot
-from bronze.prepare import Target
 from bronze.row_key import key_columns, key_of, lacks_text, merges_rows, no_key, unstable
 from bronze.rows.metadata import COMMITTED, METADATA
+from bronze.tables import evolution, known_rows, selection
+from bronze.tables.evolution import Settled
+from bronze.tables.selection import Target
 from bronze.units import Assignment
 
 Mode = Literal["load", "compare", "changes"]
@@ -126,7 +127,7 @@ def plan_table(
     enrichment = provide.enrichment(given, settled, row_key, state, protection, reading=reading)
     scoring = rules.fingerprint(settings, target, enrichment.quality.criteria)
     shape = _shape(given, settled, row_key, known.partition, state, enrichment, scoring)
-    if state is not None and state.properties.get(drift.RULES, scoring) != scoring:
+    if state is not None and state.properties.get(evolution.RULES, scoring) != scoring:
         why += ("its rules have changed: rows that do not change keep the scores that they have",)
     marks, looking = resume.marks(given, state, whole=mode != "changes")
     against = state if mode == "compare" else None
@@ -156,7 +157,7 @@ def plan_table(
         + none
         + why
         + (enrichment.watch.notes if enrichment.watch else ())
-        + prepare.unprotected(target, survey.by_names(target.relation)),
+        + selection.unprotected(target, survey.by_names(target.relation)),
         all_units=lambda: rows(splits.WHOLE, state),
         enrichment=enrichment,
         doubting=doubting,
@@ -175,7 +176,7 @@ def _once(target: Target, state: State, settled: Settled, key: RowKey) -> None:
     """
     layout = (*((c.target, c.stored) for c in settled.columns), *METADATA, (KEY_TEXT, _TEXT))
     known = Known(state.place, state.version, state.files, layout, key.names, 0)
-    if target.settings.history or not compare.doubled(known):
+    if target.settings.history or not known_rows.doubled(known):
         return
     said = f" ({', '.join(state.foreign)})" if state.foreign else ""
     raise TableRefused(
@@ -211,7 +212,7 @@ def outline(given: Assignment) -> Outline:
     key = key_columns(target, settled)
     protection = keys.protection(given.settings, target, settled, making=False)
     if keys.moved(protection, state):
-        said = f"its keys have been rotated: {drift.ANEW}"
+        said = f"its keys have been rotated: {evolution.ANEW}"
         settled = replace(settled, anew=True, notes=(*settled.notes, said))
     why_none = "" if key else target.relation.keyless
     _mode(given, state, settled, tuple(column.target for column in key), why_none)
@@ -233,7 +234,7 @@ def settle(target: Target, since: Since) -> tuple[State | None, Settled, str | N
         LakeError: the Bronze table is none that we can write.
     """
     own = target.settings
-    found = prepare.columns(target)
+    found = selection.columns(target)
     if own.pattern not in ("full_refresh", "streaming"):
         refused = resume.unfit(target.relation, own.cursor, own.overlap, since)
         if refused:
@@ -245,7 +246,7 @@ def settle(target: Target, since: Since) -> tuple[State | None, Settled, str | N
         state.writable()
         _same_table(target, state)
         settled = drifted(target, found, state)
-        if meddled := drift.meddled(state.columns, state.properties):
+        if meddled := evolution.meddled(state.columns, state.properties):
             said = f"another writer has changed the table's columns: {', '.join(meddled)}"
             settled = replace(settled, notes=(*settled.notes, said))
     _clustered(target, settled)
@@ -261,27 +262,29 @@ def drifted(target: Target, found: Sequence[Column], state: State) -> Settled:
     own = target.settings
     added = {state.partition, COMMITTED, KIND if own.history else None}
     added |= {name for name, _ in anomaly.COLUMNS} if _watched(target, state) else set()
-    columns = drift.restored(state.columns, state.properties)
+    columns = evolution.restored(state.columns, state.properties)
     held = [pair for pair in columns if pair[0] not in added]
     taken = {column.target for column in found}
     # A column that is taken may have got the name of one that is left out.
-    dropped = {own.rename.get(name, name) for name in prepare.left_out(target)} - taken
-    return drift.settled(found, held, state.properties, target.relation, dropped=sorted(dropped))
+    dropped = {own.rename.get(name, name) for name in selection.left_out(target)} - taken
+    return evolution.settled(
+        found, held, state.properties, target.relation, dropped=sorted(dropped)
+    )
 
 
 def _watched(target: Target, state: State | None) -> bool:
     """Whether the table has the columns of anomalies; once there, they stay."""
-    before = state is not None and drift.WATCHED in state.properties
+    before = state is not None and evolution.WATCHED in state.properties
     return before or target.settings.anomalies is not None
 
 
 def _same_table(target: Target, state: State) -> None:
     """Two tables of the source must not take turns in one Bronze table."""
     known = state.properties
-    names = {known.get(drift.TABLE, target.label), known.get(drift.OID, "")}
+    names = {known.get(evolution.TABLE, target.label), known.get(evolution.OID, "")}
     if not names & {target.label, str(target.relation.oid)}:
         raise TableRefused(
-            f"The Bronze table {target.name} holds {known[drift.TABLE]}, not {target.label}.",
+            f"The Bronze table {target.name} holds {known[evolution.TABLE]}, not {target.label}.",
             hint="Give this one another target, or move that Bronze table away.",
             table=target.label,
         )
@@ -304,7 +307,7 @@ def _partition(target: Target, settled: Settled, state: State | None) -> str | N
             raise TableRefused(
                 f"The column {name} of table {target.label} {what}; partition_by has to be a date"
                 " or timestamp.",
-                hint=f"Correct [tables.{prepare.toml(target.relation.name)}] partition_by.",
+                hint=f"Correct [tables.{selection.toml(target.relation.name)}] partition_by.",
                 table=target.label,
             )
         wanted = column_of(source)
@@ -350,37 +353,37 @@ def _shape(
     wanted -= {c.target for c in settled.columns if c.protect and not c.protect.stable}
     stats = tuple(name for name, kind in layout if name in wanted and kind.name in SAFE)
     notes = {
-        drift.SOURCE: target.source,
-        drift.SCHEMA: target.relation.schema,
-        drift.TABLE: target.label,
-        drift.OID: str(target.relation.oid),
-        drift.KEY: json.dumps(row_key.names),
-        drift.BASE: str(settled.base),
-        drift.NUMBERS: drift.numbers(settled.columns, target.relation),
-        drift.RULES: scoring,
-        drift.DEFINITION: json.dumps(target.relation.definition, sort_keys=True),
+        evolution.SOURCE: target.source,
+        evolution.SCHEMA: target.relation.schema,
+        evolution.TABLE: target.label,
+        evolution.OID: str(target.relation.oid),
+        evolution.KEY: json.dumps(row_key.names),
+        evolution.BASE: str(settled.base),
+        evolution.NUMBERS: evolution.numbers(settled.columns, target.relation),
+        evolution.RULES: scoring,
+        evolution.DEFINITION: json.dumps(target.relation.definition, sort_keys=True),
     }
     if target.published:
-        notes[drift.PUBLISHED] = target.published
-    if enrichment.protection or (state and drift.PROTECT in state.properties):
-        notes[drift.PROTECT] = drift.protects(settled.columns)
+        notes[evolution.PUBLISHED] = target.published
+    if enrichment.protection or (state and evolution.PROTECT in state.properties):
+        notes[evolution.PROTECT] = evolution.protects(settled.columns)
         notes[keys.IDS] = keys.ids(enrichment.protection)
     if target.settings.pattern == "streaming":
-        notes[drift.ENFORCED] = json.dumps(target.relation.enforces(target.key))
-    notes[drift.THRESHOLDS] = drift.thresholds(
+        notes[evolution.ENFORCED] = json.dumps(target.relation.enforces(target.key))
+    notes[evolution.THRESHOLDS] = evolution.thresholds(
         state.properties if state and not settled.anew else None,
         given.settings.demanded(target.settings).threshold,
     )
-    if state is not None and drift.CUT in state.properties:
-        notes[drift.CUT] = ""
+    if state is not None and evolution.CUT in state.properties:
+        notes[evolution.CUT] = ""
     if state is not None:
-        notes |= drift.widened(settled.columns, state.columns, state.properties)
-        notes |= drift.former(settled.columns, state.properties, target.relation)
-    notes[drift.LAYOUT] = delta_schema(layout)
+        notes |= evolution.widened(settled.columns, state.columns, state.properties)
+        notes |= evolution.former(settled.columns, state.properties, target.relation)
+    notes[evolution.LAYOUT] = delta_schema(layout)
     if row_key.has_text:
-        notes[drift.KEYED] = json.dumps(keyed)
+        notes[evolution.KEYED] = json.dumps(keyed)
     if _watched(target, state):
-        notes[drift.WATCHED] = "true"
+        notes[evolution.WATCHED] = "true"
     kept = given.settings.maintain.properties()
     return Shape(tuple(layout), stats, partition, (*kept, *notes.items()))
 
@@ -397,7 +400,7 @@ def _clustered(target: Target, settled: Settled) -> tuple[str, ...]:
     if missing:
         raise TableRefused(
             f"Table {target.label} has no column {missing[0]} to cluster by.",
-            hint=f"Correct [tables.{prepare.toml(target.relation.name)}] cluster_by.",
+            hint=f"Correct [tables.{selection.toml(target.relation.name)}] cluster_by.",
             table=target.label,
         )
     wanted = [column for column in settled.columns if column.name in target.settings.cluster_by]

@@ -15,7 +15,6 @@ from typing import Any
 import polars as pl
 import psycopg
 
-from bronze import drift
 from bronze.config.settings import Settings
 from bronze.delta.log import State
 from bronze.errors import ConfigError, TableRefused
@@ -28,6 +27,7 @@ from bronze.postgres.connection.connect import Connection, explain
 from bronze.postgres.copy import literals
 from bronze.postgres.copy.literals import NoValue, Read, Typed
 from bronze.postgres.statement import quoted
+from bronze.tables import evolution
 
 _WITHOUT = "or, if the rows are gone there for good: --without-source"
 
@@ -112,14 +112,14 @@ def original(settings: Settings, target: str, state: State) -> Iterator[Original
         TableRefused: the table is not there, or is another one.
         SourceError, SourceUnreachable: it cannot be asked.
     """
-    name = state.properties.get(drift.SOURCE, "")
+    name = state.properties.get(evolution.SOURCE, "")
     if name not in settings.source:
         raise ConfigError(
             f"The config has no source {name}, from which {target} is.",
             hint="If the rows are gone there for good: --without-source",
         )
     origin = settings.origin(name)
-    label = state.properties.get(drift.TABLE, "")
+    label = state.properties.get(evolution.TABLE, "")
     with connect.connect(origin) as connection:
         try:
             # Rows that security hides are not gone: a policy makes an error of the question.
@@ -142,8 +142,8 @@ def original(settings: Settings, target: str, state: State) -> Iterator[Original
 
 def _found(connection: Connection, target: str, state: State) -> Relation:
     """The very table: by its name, or by its oid where it was renamed."""
-    schema, name = drift.table_of(state.properties)
-    label, oid = state.properties.get(drift.TABLE, ""), state.properties.get(drift.OID, "")
+    schema, name = evolution.table_of(state.properties)
+    label, oid = state.properties.get(evolution.TABLE, ""), state.properties.get(evolution.OID, "")
     named = [r for r in relations(connection, [schema]) if r.name == name]
     if named and oid in ("", str(named[0].oid)):
         return named[0]
@@ -176,7 +176,7 @@ WHERE c.oid = %s::oid AND n.nspname NOT LIKE 'pg\\_%%' AND n.nspname <> 'informa
 
 def _numbered(state: State) -> dict[str, int]:
     """The numbers of the source's columns by their Bronze names, as they were last."""
-    found: dict[str, int] = json.loads(state.properties.get(drift.NUMBERS, "{}"))
+    found: dict[str, int] = json.loads(state.properties.get(evolution.NUMBERS, "{}"))
     return found
 
 

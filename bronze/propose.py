@@ -18,7 +18,6 @@ from urllib.parse import quote, urlencode
 from psycopg import pq
 from psycopg.conninfo import make_conninfo
 
-from bronze import prepare
 from bronze.config.protection import MASTER_KEY
 from bronze.config.settings import TableSettings
 from bronze.errors import ConfigError
@@ -30,9 +29,10 @@ from bronze.postgres.catalog.relations import Relation
 from bronze.postgres.catalog.survey import Personal, Survey
 from bronze.postgres.connection import connect
 from bronze.postgres.copy import snapshot
-from bronze.prepare import Target
 from bronze.rows.metadata import COMMITTED, METADATA
-from bronze.table.naming import faults, free, renames, table_name
+from bronze.tables import selection
+from bronze.tables.naming import faults, free, renames, table_name
+from bronze.tables.selection import Target
 
 PASSWORD = "BRONZE_SOURCE_PASSWORD"  # noqa: S105 - a name
 DSN = "BRONZE_SOURCE_DSN"
@@ -176,9 +176,9 @@ def _refused(
         target = Target(origin.name, relation, TableSettings(), "", "", Place(""))
         error = why.get(relation.label)
         if not relation.readable:
-            error = prepare.unreadable(target)
+            error = selection.unreadable(target)
         elif {a.name for a in relation.attributes if not a.readable} & {*relation.key}:
-            error = prepare.closed(target)
+            error = selection.closed(target)
         if error and error.sqlstate != _LOCKED:
             found[relation.oid] = error.failure()
     return found
@@ -403,7 +403,7 @@ def _live(surveyed: Survey, target: str | None) -> list[str]:
 
 def _protection(surveyed: Survey) -> list[str]:
     """The lines that protect what looks personal, as comments."""
-    methods = prepare.protections(_personal(surveyed), surveyed.relation.key)
+    methods = selection.protections(_personal(surveyed), surveyed.relation.key)
     pairs = [f"{_key(name)} = {_text(how)}" for name, how in methods.items()]
     inline = f"# protect = {{ {', '.join(pairs)} }}"
     return [inline] if pairs and len(inline) <= _WIDTH else [f"# protect.{pair}" for pair in pairs]

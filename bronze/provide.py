@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from bronze import anomalies, spanning
 from bronze.delta.log import State
-from bronze.drift import Settled
 from bronze.model.model import Enrichment, Protection, RowKey
+from bronze.tables.evolution import Settled
 from bronze.units import Assignment
 
 

@@ -16,7 +16,7 @@ from bronze.errors import BronzeError, TableRefused
 from bronze.join import Copied
 from bronze.line import Line
 from bronze.newslot import NewSlot
-from bronze.prepare import Target
+from bronze.tables.selection import Target
 
 # Mostly a slot is there at once.
 _BRIEF = 0.3

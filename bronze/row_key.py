@@ -6,15 +6,16 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from bronze import compare, drift, prepare, units
+from bronze import units
 from bronze.delta.log import State
-from bronze.drift import Settled
 from bronze.enrich import key_text
 from bronze.errors import TableRefused
 from bronze.model.model import KEY_TEXT, NO_KEY, Column, Known, RowKey
 from bronze.postgres import statement
 from bronze.postgres.catalog.relations import TABLEOID
-from bronze.prepare import Target
+from bronze.tables import evolution, known_rows, selection
+from bronze.tables.evolution import Settled
+from bronze.tables.selection import Target
 from bronze.units import Assignment
 
 
@@ -66,7 +67,7 @@ def _unique(given: Assignment, names: Sequence[str], table: str) -> None:
     missing = " OR ".join(f"{name} IS NULL" for name in quoted)
     hint = (
         "Name columns that are unique and never NULL:"
-        f" [tables.{prepare.toml(target.relation.name)}] key = […]"
+        f" [tables.{selection.toml(target.relation.name)}] key = […]"
     )
     if _true(given, f"SELECT EXISTS (SELECT FROM {table} WHERE {missing})"):  # noqa: S608
         raise TableRefused(
@@ -80,8 +81,8 @@ def _unique(given: Assignment, names: Sequence[str], table: str) -> None:
         return
     said = f"Rows of table {target.label} have the same value of the key {', '.join(names)}."
     if heirs := _sharing(given, table, key):
-        named = prepare.toml(target.relation.name)
-        wanted = ", ".join(map(prepare.toml, (TABLEOID, *names)))
+        named = selection.toml(target.relation.name)
+        wanted = ", ".join(map(selection.toml, (TABLEOID, *names)))
         said += f" They are in {_listed(heirs)}: what inherits has a key of its own, if any."
         hint = (
             f"[tables.{named}] key = [{wanted}] tells them apart, by a column of the oid of the"
@@ -122,7 +123,7 @@ def _true(given: Assignment, query: str) -> bool:
 def unstable(target: Target, column: Column, what: str) -> TableRefused:
     """The error for a column whose protection leaves nothing to do something by."""
     method = column.protect.method if column.protect else ""
-    name = prepare.toml(column.name)
+    name = selection.toml(column.name)
     return TableRefused(
         f"Rows of table {target.label} {what} by column {column.name}, of which {method} leaves"
         " nothing to compare.",
@@ -134,14 +135,16 @@ def unstable(target: Target, column: Column, what: str) -> TableRefused:
 
 def merges_rows(target: Target, state: State, key: tuple[str, ...]) -> bool:
     """Whether the key is another one, by which rows that the table has are the same."""
-    known = state.properties.get(drift.KEY)
+    known = state.properties.get(evolution.KEY)
     if not key or target.settings.history or known in (None, json.dumps(key)):
         return False
     if KEY_TEXT not in dict(state.columns):
         key = tuple(name for name in key if name != KEY_TEXT)
     if not key or not set(key) <= dict(state.columns).keys():
         return False
-    return compare.doubled(Known(target.place, state.version, state.files, state.columns, key, 0))
+    return known_rows.doubled(
+        Known(target.place, state.version, state.files, state.columns, key, 0)
+    )
 
 
 def lacks_text(target: Target, state: State, key: RowKey) -> bool:
@@ -154,7 +157,9 @@ def lacks_text(target: Target, state: State, key: RowKey) -> bool:
     names = key.names[:-1]
     if not set(names) <= columns.keys():
         return False
-    return compare.keyless(Known(target.place, state.version, state.files, state.columns, names, 0))
+    return known_rows.keyless(
+        Known(target.place, state.version, state.files, state.columns, names, 0)
+    )
 
 
 def no_key(target: Target, key: Sequence[str], why: str) -> TableRefused | None:
@@ -177,6 +182,6 @@ def no_key(target: Target, key: Sequence[str], why: str) -> TableRefused | None:
     return TableRefused(
         f"Table {target.label} has no key, {wish}.{said}",
         hint="Name columns that are unique and never NULL:"
-        f" [tables.{prepare.toml(target.relation.name)}] key = […]; {otherwise}.",
+        f" [tables.{selection.toml(target.relation.name)}] key = […]; {otherwise}.",
         table=target.label,
     )

@@ -16,14 +16,14 @@ import polars as pl
 from bronze import predicate
 from bronze.config.quality import RuleSettings
 from bronze.config.settings import Settings
-from bronze.drift import Settled
 from bronze.enrich import quality
 from bronze.errors import TableRefused
 from bronze.model.quality import Criterion, Kind
 from bronze.postgres.catalog.constraints import Check, Constraints
 from bronze.postgres.copy.read import dtype
 from bronze.predicate import Unfit
-from bronze.prepare import Target, toml
+from bronze.tables.evolution import Settled
+from bronze.tables.selection import Target, toml
 
 
 def criteria(

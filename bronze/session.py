@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 import uuid_utils
 
-from bronze import failpoint, follow, join, prepare, record, tidy, units
+from bronze import failpoint, follow, join, record, tidy, units
 from bronze.errors import (
     BronzeError,
     CommitConflict,
@@ -38,8 +38,9 @@ from bronze.postgres.replication import publication, slot
 from bronze.postgres.replication.batch import Batch, release
 from bronze.postgres.replication.receiver import Receiver
 from bronze.postgres.replication.rewind import Past
-from bronze.prepare import Target
 from bronze.resync import Resync, dropped
+from bronze.tables import selection
+from bronze.tables.selection import Target
 
 _PATIENCE, _BRIEF = 0.5, 0.05
 _GUARD_EVERY = 10.0
@@ -555,7 +556,7 @@ class Session:
         known = {following.label for following in self._followings.values()}
         known |= {*self._failing, *(target.label for target in self._resync.targets)}
         try:
-            chosen = prepare.targets(self._settings, [(line.origin.name, r) for r in found], ())
+            chosen = selection.targets(self._settings, [(line.origin.name, r) for r in found], ())
         except ConfigError as error:
             line.say(f"{error.message} {error.hint}")
             return

@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from random import uniform
 
-from bronze import pipeline, prepare
+from bronze import pipeline
 from bronze.config.settings import Settings
 from bronze.errors import (
     BronzeError,
@@ -33,8 +33,9 @@ from bronze.model.results import StreamResult
 from bronze.postgres.connection import connect
 from bronze.postgres.connection.connect import Connection
 from bronze.postgres.replication import publication, slot
-from bronze.prepare import Target
 from bronze.session import Session
+from bronze.tables import selection
+from bronze.tables.selection import Target
 
 __all__ = ["Notify", "Step", "drop", "stream"]
 
@@ -189,7 +190,7 @@ def _claim(control: Connection, own: str, known: bool, stop: threading.Event) ->
 
 def _streamed(line: Line, wanted: Sequence[str]) -> list[Target]:
     found = [(line.origin.name, relation) for relation in line.found()]
-    chosen = prepare.targets(line.settings, found, wanted)
+    chosen = selection.targets(line.settings, found, wanted)
     streamed = [target for target in chosen if target.settings.pattern == "streaming"]
     if not streamed or (wanted and len(streamed) < len(chosen)):
         others = ", ".join(target.label for target in chosen if target not in streamed)
@@ -197,6 +198,6 @@ def _streamed(line: Line, wanted: Sequence[str]) -> list[Target]:
             f"The config does not have {others if wanted else 'any table'} streamed.",
             hint='Say so for each table: [tables.orders] pattern = "streaming"',
         )
-    for error in [] if wanted else prepare.missing(line.settings, chosen, streamed=True):
+    for error in [] if wanted else selection.missing(line.settings, chosen, streamed=True):
         line.say(f"{error.message} It is followed once it is there. {error.hint}")
     return streamed

@@ -15,7 +15,7 @@ from typing import Any
 
 import polars as pl
 
-from bronze import drift, keys
+from bronze import keys
 from bronze.config.settings import Settings
 from bronze.delta import log, store
 from bronze.delta.log import State
@@ -26,6 +26,7 @@ from bronze.model.model import KEY_TEXT, STABLE, DataKey, Kind, Protect, Protect
 from bronze.postgres.copy.literals import Read
 from bronze.postgres.copy.read import dtype
 from bronze.presence import Original
+from bronze.tables import evolution
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Held:
     @property
     def key(self) -> tuple[str, ...]:
         """The names of its key's columns."""
-        return tuple(json.loads(self.state.properties.get(drift.KEY, "[]")))
+        return tuple(json.loads(self.state.properties.get(evolution.KEY, "[]")))
 
     @property
     def kinds(self) -> dict[str, Kind]:
@@ -51,7 +52,7 @@ class Held:
     @property
     def original(self) -> tuple[str, str]:
         """The schema and the name of the source's table."""
-        return drift.table_of(self.state.properties)
+        return evolution.table_of(self.state.properties)
 
     def protected(self, name: str) -> Protected | None:
         """How a column is protected, None where it is in clear."""
@@ -73,11 +74,11 @@ def held(settings: Settings, table: str) -> Held:
     schema, found = settings.lake.schema_, list[tuple[str, str, State]]()
     for name in store.folders(settings.place(schema, "")):
         state = log.read(settings.place(schema, name))
-        if state and (label := state.properties.get(drift.TABLE)):
+        if state and (label := state.properties.get(evolution.TABLE)):
             found.append((name, label, state))
     own = [one for one in found if table in (one[0], f"{schema}.{one[0]}")]
     full = [one for one in found if table == one[1]]
-    short = [one for one in found if table == drift.table_of(one[2].properties)[1]]
+    short = [one for one in found if table == evolution.table_of(one[2].properties)[1]]
     meant = own or full or short
     if not meant:
         raise ConfigError(
@@ -97,12 +98,12 @@ def held(settings: Settings, table: str) -> Held:
 def _held(settings: Settings, name: str, label: str, state: State) -> Held:
     records = keys.held(settings)[1]
     columns = []
-    for column, (how, kind) in drift.protected(state.properties).items():
+    for column, (how, kind) in evolution.protected(state.properties).items():
         if how:
             mine = _keys(records, name, column, how)
             columns.append(Protected(column, column, kind, how, mine))
     protection = Protection(tuple(columns), None, settings.masters)
-    return Held(name, label, state.properties.get(drift.SOURCE, ""), state, protection)
+    return Held(name, label, state.properties.get(evolution.SOURCE, ""), state, protection)
 
 
 def _keys(records: Sequence[Record], table: str, column: str, how: Protect) -> tuple[DataKey, ...]:
@@ -229,7 +230,7 @@ def subject(
                 f"The Bronze table {table.name} has no column {name}.",
                 hint=f"It has {', '.join(table.kinds)}.",
             )
-        found = [n for n in drift.names_of(table.state.properties, name) if n in table.kinds]
+        found = [n for n in evolution.names_of(table.state.properties, name) if n in table.kinds]
         read = origin.read(found[0], text) if origin else None
         wanted.append(_wanted(table, tuple(found), text, read, origin, spellings))
     return Subject(tuple(wanted))
@@ -293,8 +294,8 @@ def _tellable(table: Held, names: Sequence[str], text: str) -> None:
     """
     known = {
         n
-        for k in drift.keyed(table.state.properties)
-        for n in drift.names_of(table.state.properties, k)
+        for k in evolution.keyed(table.state.properties)
+        for n in evolution.names_of(table.state.properties, k)
     }
     if KEY_TEXT not in table.kinds or not known & set(names):
         raise ConfigError(

@@ -26,7 +26,7 @@ from bronze.governance.tables import (
     rejected_values,
 )
 from bronze.subject import Held, Subject, said, written
-from bronze.table.naming import spellings
+from bronze.tables.naming import spellings
 
 BOOKS: Mapping[str, tuple[str, ...]] = {
     rejected_values.NAME: ("batch_id", "column_name", "row_key"),

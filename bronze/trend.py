@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 
 import polars as pl
 
-from bronze import drift, grade
+from bronze import grade
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta import files, log, store
 from bronze.delta.log import State
@@ -22,7 +22,8 @@ from bronze.governance.tables import quality as book
 from bronze.governance.tables import streams
 from bronze.governance.tables.quality import Figure
 from bronze.model.model import Stored
-from bronze.table.naming import spellings
+from bronze.tables import evolution
+from bronze.tables.naming import spellings
 
 # Of a stream's records only so many files are looked into, from the newest on.
 _RECORDS = 20
@@ -132,7 +133,7 @@ def _missing(settings: Settings, targets: Sequence[str]) -> Iterator[str]:
     for name in store.folders(settings.place(schema, "")):
         if name not in known:
             state = log.read(settings.place(schema, name))
-            if state is not None and drift.TABLE in state.properties:
+            if state is not None and evolution.TABLE in state.properties:
                 yield f"{schema}.{name}"
 
 
@@ -176,7 +177,7 @@ def _original(settings: Settings, label: str, target: str) -> tuple[str, str]:
     if label.count(".") > 1:
         # Either has dots: the Bronze table knows which.
         state = log.read(settings.place(settings.lake.schema_, spellings(target)[1]))
-        known = drift.table_of(state.properties) if state else ("", "")
+        known = evolution.table_of(state.properties) if state else ("", "")
         if ".".join(known) == label:
             return known
     schema, _, name = label.partition(".")

@@ -9,12 +9,10 @@ from typing import Any
 import psycopg
 from psycopg import errors as pg
 
-from bronze import drift
 from bronze.config.settings import RunSettings, Settings
 from bronze.delta.commit import Shape
 from bronze.delta.log import State
 from bronze.delta.partition import source_of
-from bronze.drift import Settled
 from bronze.errors import BronzeError, TableRefused
 from bronze.model.model import Column, Enrichment, Known, Origin, RowKey, Stamp, Unit, Weighing
 from bronze.postgres import statement
@@ -22,8 +20,10 @@ from bronze.postgres.connection.connect import Connection, explain
 from bronze.postgres.copy import row_sizes, splits
 from bronze.postgres.copy.snapshot import Snapshot
 from bronze.postgres.copy.splits import Slice
-from bronze.prepare import Target
 from bronze.rows.metadata import COMMITTED
+from bronze.tables import evolution
+from bronze.tables.evolution import Settled
+from bronze.tables.selection import Target
 
 # Measured: what the process takes with all its libraries, what a reader takes for the rows that
 # it is hashing and encoding, and how many bytes a slice takes for each of its bytes on disk.
@@ -107,7 +107,7 @@ def of_rows(
     if against is not None:
         known = list(_known(given, shape, key.names, (), against))
         if doubting:
-            form = drift.form(against.columns, against.properties, against.partition)
+            form = evolution.form(against.columns, against.properties, against.partition)
             known = [replace(one, form=form) for one in known if one]
         memory = _beside_known(run.memory)
     groups = grouped(given, memory, key.source_names)

@@ -20,7 +20,7 @@ from bronze.governance.tables import anomalies, profiles
 from bronze.governance.tables.profiles import Scope
 from bronze.model.anomaly import KEY, SCORE, Model, Watch
 from bronze.model.model import Findings, Stamp
-from bronze.prepare import Target
+from bronze.tables.selection import Target
 
 # A run is held against so many before it, once there are so many.
 _HISTORY = 20

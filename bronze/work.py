@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 import tenacity
 
-from bronze import compare, portion
+from bronze import portion
 from bronze.delta import files, partition
 from bronze.delta.write import history, merge
 from bronze.enrich import key_text, protect
@@ -28,6 +28,7 @@ from bronze.postgres.copy import read, row_sizes
 from bronze.rows import fingerprint
 from bronze.rows.fingerprint import Fingerprints
 from bronze.rows.metadata import COMMITTED
+from bronze.tables import known_rows
 
 _TRIES = 4
 _MAX_DELAY = 8.0
@@ -96,15 +97,15 @@ class _Sieve:
     known: Known
 
     def __post_init__(self) -> None:
-        self._held: Fingerprints = compare.known(self.known)
+        self._held: Fingerprints = known_rows.known(self.known)
         self._places = np.zeros(len(self._held), np.bool_)
 
     def new(self, rows: pl.DataFrame) -> pl.DataFrame:
         """The rows that the table does not hold."""
-        prints = compare.fingerprints(self.known, rows)
-        there, places = compare.seen(self._held, prints)
+        prints = known_rows.fingerprints(self.known, rows)
+        there, places = known_rows.seen(self._held, prints)
         self._places[places] = True
-        return rows.filter(pl.Series(~there & compare.shared(self.known, prints)))
+        return rows.filter(pl.Series(~there & known_rows.shared(self.known, prints)))
 
     def seen(self) -> bytes:
         """The mask of what was seen."""
@@ -243,5 +244,5 @@ def replacing(task: Replacing) -> merge.Merged:
         LakeError
     """
     job = task.job
-    rows = [compare.positions(known, job.file, gone) for known, gone in task.gone if len(gone)]
+    rows = [known_rows.positions(known, job.file, gone) for known, gone in task.gone if len(gone)]
     return merge.merge(replace(job, gone=np.sort(np.concatenate(rows))) if rows else job)

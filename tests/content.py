@@ -7,7 +7,7 @@ from collections import Counter
 
 import polars as pl
 
-from bronze import drift, keys, prepare
+from bronze import keys
 from bronze.config.settings import Settings
 from bronze.delta import log
 from bronze.delta.write.history import KIND
@@ -18,6 +18,7 @@ from bronze.postgres.catalog.relations import relations
 from bronze.postgres.connection import connect
 from bronze.postgres.copy import row_hash
 from bronze.rows.metadata import COMMITTED, digests
+from bronze.tables import evolution, selection
 
 
 def differences(settings: Settings) -> dict[str, str]:
@@ -30,18 +31,18 @@ def differences(settings: Settings) -> dict[str, str]:
     for name, source in settings.source.items():
         with connect.connect(settings.origin(name)) as connection:
             found = [(name, r) for r in relations(connection, source.schema_)]
-            for target in prepare.targets(settings, found, ()):
+            for target in selection.targets(settings, found, ()):
                 relation = target.relation
                 state = log.read(target.place)
                 if state is None:
                     wrong[target.label] = "there is no Bronze table"
                     continue
-                found_columns = prepare.columns(target)
+                found_columns = selection.columns(target)
                 own = target.settings
-                dropped = {own.rename.get(name, name) for name in prepare.left_out(target)}
+                dropped = {own.rename.get(name, name) for name in selection.left_out(target)}
                 dropped -= {column.target for column in found_columns}
                 held = [p for p in state.columns if p[0] not in (state.partition, KIND, COMMITTED)]
-                now = drift.settled(
+                now = evolution.settled(
                     found_columns, held, state.properties, relation, dropped=sorted(dropped)
                 )
                 query = row_hash.row_hash(
@@ -51,11 +52,11 @@ def differences(settings: Settings) -> dict[str, str]:
                     now.base,
                 )
                 computed = pl.Series([str(row[0]) for row in connection.execute(query)])
-                hidden = drift.protected(state.properties)
+                hidden = evolution.protected(state.properties)
                 if hidden:
                     computed = _keyed(settings, f"{target.schema}.{target.name}", computed)
                 hashes = Counter(computed)
-                key = json.loads(state.properties[drift.KEY])
+                key = json.loads(state.properties[evolution.KEY])
                 values = [column.target for column in now.columns]
                 fault = _fault(target.place.url, hashes, key, values, now.base, bool(hidden))
                 if fault:

@@ -9,8 +9,8 @@ from pathlib import Path
 import polars as pl
 from deltalake import DeltaTable
 
-from bronze import drift
 from bronze.delta.write.history import KIND
+from bronze.tables import evolution
 
 _TOLD = {
     "_change_type",
@@ -33,7 +33,7 @@ def faults(folder: Path, since: int = 0) -> list[str]:
     """
     table = DeltaTable(str(folder))
     properties = table.metadata().configuration
-    key = json.loads(properties[drift.KEY])
+    key = json.loads(properties[evolution.KEY])
     if KIND in [field.name for field in table.schema().fields]:
         return _of_history(folder, since)
     rows: dict[tuple[object, ...], object] = {}

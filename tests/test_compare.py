@@ -18,10 +18,10 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from bronze import compare
 from bronze.delta import files
 from bronze.model.model import ACTIVE, DELETED, Kind, Known, Place, Stored
 from bronze.postgres.copy.read import dtype
+from bronze.tables import known_rows
 
 IN_MEMORY = settings(derandomize=True, database=None, deadline=None, max_examples=60)
 ON_DISK = settings(
@@ -59,14 +59,14 @@ def test_what_was_seen_and_what_was_not(table: list[int], parts: list[list[int]]
     ours = held(table)
     places = np.zeros(len(ours), np.bool_)
     for part in parts:
-        mask, where = compare.seen(ours, np.array(part, np.uint64))
+        mask, where = known_rows.seen(ours, np.array(part, np.uint64))
         assert mask.tolist() == [one in table for one in part]
         assert sorted(ours[where].tolist()) == sorted(one for one in part if one in table)
         places[where] = True
     source = set(itertools.chain.from_iterable(parts))
-    vanished = compare.unseen(ours, places)
+    vanished = known_rows.unseen(ours, places)
     assert vanished.tolist() == sorted(one for one in table if one not in source)
-    assert compare.distinct(ours) == len(set(table))
+    assert known_rows.distinct(ours) == len(set(table))
 
 
 @IN_MEMORY
@@ -75,7 +75,8 @@ def test_shares_cover_everything_once(prints: list[int], shares: int) -> None:
     """Each fingerprint is in exactly one of the shares."""
     whole = Known(Place("x"), 0, (), (), (), 0, 0, shares)
     masks = [
-        compare.shared(replace(whole, share=i), np.array(prints, np.uint64)) for i in range(shares)
+        known_rows.shared(replace(whole, share=i), np.array(prints, np.uint64))
+        for i in range(shares)
     ]
     assert np.sum(masks, axis=0).tolist() == [1] * len(prints)
 
@@ -185,11 +186,11 @@ def test_what_a_table_is_known_by(
         (*one, None, None, None) if by_key else (*[None] * len(kinds), None, None, one)
         for one in wanted
     ]
-    prints = compare.fingerprints(whole, pl.DataFrame(lines, schema=schema, orient="row"))
+    prints = known_rows.fingerprints(whole, pl.DataFrame(lines, schema=schema, orient="row"))
     by_print = dict(zip(prints.tolist(), wanted, strict=True))
     assert len(by_print) == len(wanted)
 
-    parts = [compare.known(replace(whole, share=i)) for i in range(shares)]
+    parts = [known_rows.known(replace(whole, share=i)) for i in range(shares)]
     assert all((np.diff(part.astype(object)) >= 0).all() for part in parts)
     found = Counter(by_print[one] for part in parts for one in part.tolist())
     assert found == Counter(live)
@@ -198,12 +199,13 @@ def test_what_a_table_is_known_by(
     gone = held([one for one, value in by_print.items() if value in chosen])
     for file, rows in zip(stored, flat, strict=True):
         places = [
-            compare.positions(replace(whole, share=i), file, gone).tolist() for i in range(shares)
+            known_rows.positions(replace(whole, share=i), file, gone).tolist()
+            for i in range(shares)
         ]
         assert sorted(itertools.chain.from_iterable(places)) == [
             i for i, one in enumerate(rows) if counts(one) and what(one) in chosen
         ]
-    compare.forget(place)
+    known_rows.forget(place)
 
 
 def test_rows_of_a_table_and_of_the_source_meet(tmp_path: Path) -> None:
@@ -212,9 +214,9 @@ def test_rows_of_a_table_and_of_the_source_meet(tmp_path: Path) -> None:
     stored = table_of(place, layout, [[[(-1, "é", None, ACTIVE, "0" * 32)]]])
     what = Known(place, 0, stored, layout, ("k0", "k1"), 0)
     read = pl.DataFrame({"k1": ["é", "é"], "k0": [-1, 1]}, schema_overrides={"k0": pl.Int32})
-    mask, _ = compare.seen(compare.known(what), compare.fingerprints(what, read))
+    mask, _ = known_rows.seen(known_rows.known(what), known_rows.fingerprints(what, read))
     assert mask.tolist() == [True, False]
-    compare.forget(place)
+    known_rows.forget(place)
 
 
 def test_a_file_without_the_columns_is_of_no_account(tmp_path: Path) -> None:
@@ -223,12 +225,12 @@ def test_a_file_without_the_columns_is_of_no_account(tmp_path: Path) -> None:
     pl.DataFrame({"k0": [1, 2]}).write_parquet(tmp_path / "theirs.parquet")
     stored = Stored("theirs.parquet", 0, 2)
     by_hash = Known(place, 0, (stored,), layout, (), 0)
-    assert compare.known(by_hash).tolist() == []
-    assert compare.positions(by_hash, stored, held([1])).tolist() == []
+    assert known_rows.known(by_hash).tolist() == []
+    assert known_rows.positions(by_hash, stored, held([1])).tolist() == []
     by_key = replace(by_hash, key=("k0",))
-    assert compare.known(by_key).tolist() == [1, 2]
-    assert compare.positions(by_key, stored, held([2])).tolist() == [1]
-    compare.forget(place)
+    assert known_rows.known(by_key).tolist() == [1, 2]
+    assert known_rows.positions(by_key, stored, held([2])).tolist() == [1]
+    known_rows.forget(place)
 
 
 @pytest.mark.parametrize("text", ["abc", "", "z" * 32, "A" * 32, "0" * 31 + "é"])
@@ -240,11 +242,11 @@ def test_a_hash_that_is_none_of_ours_is_of_no_account(tmp_path: Path, text: str)
     stored = table_of(place, layout, [[rows]])
     what = Known(place, 0, stored, layout, (), 16)
     read = pl.DataFrame({"row_hash": ours})
-    prints = compare.fingerprints(what, read)
-    assert set(prints.tolist()) <= set(compare.known(what).tolist())
+    prints = known_rows.fingerprints(what, read)
+    assert set(prints.tolist()) <= set(known_rows.known(what).tolist())
     gone = held(prints.tolist()[1:])
-    assert compare.positions(what, stored[0], gone).tolist() == [2]
-    compare.forget(place)
+    assert known_rows.positions(what, stored[0], gone).tolist() == [2]
+    known_rows.forget(place)
 
 
 def test_few_sets_are_kept_and_can_be_freed(
@@ -252,14 +254,14 @@ def test_few_sets_are_kept_and_can_be_freed(
 ) -> None:
     """A set is read once while it is kept; only the last ones are, and `forget` frees a table's."""
     reads: list[Known] = []
-    honest = compare._read
+    honest = known_rows._read
 
     def read(what: Known) -> Any:
         reads.append(what)
         return honest(what)
 
-    monkeypatch.setattr(compare, "_read", read)
-    monkeypatch.setattr(compare, "_sets", {})
+    monkeypatch.setattr(known_rows, "_read", read)
+    monkeypatch.setattr(known_rows, "_sets", {})
     layout = layout_of([Kind("long")])
     ones = []
     for i in range(4):
@@ -267,21 +269,23 @@ def test_few_sets_are_kept_and_can_be_freed(
         stored = table_of(place, layout, [[[(i, None, ACTIVE, digest(i))]]])
         ones.append(Known(place, 0, stored, layout, ("k0",), 0))
     for one in (*ones[:2], *ones[:2]):
-        assert compare.known(one).tolist() == [ones.index(one)]
+        assert known_rows.known(one).tolist() == [ones.index(one)]
     assert reads == ones[:2]
     for one in ones[2:]:
-        compare.known(one)
-        assert len(compare._sets) == compare._KEPT
-    assert compare.known(ones[0]).tolist() == [0]
+        known_rows.known(one)
+        assert len(known_rows._sets) == known_rows._KEPT
+    assert known_rows.known(ones[0]).tolist() == [0]
     assert reads == [*ones, ones[0]]
-    assert set(compare._sets) == {ones[3], ones[0]}
-    compare.forget(ones[0].place)
-    assert set(compare._sets) == {ones[3]}
-    compare.forget(ones[1].place)
-    assert set(compare._sets) == {ones[3]}
-    compare.known(ones[0])
+    assert set(known_rows._sets) == {ones[3], ones[0]}
+    known_rows.forget(ones[0].place)
+    assert set(known_rows._sets) == {ones[3]}
+    known_rows.forget(ones[1].place)
+    assert set(known_rows._sets) == {ones[3]}
+    known_rows.known(ones[0])
     assert len(reads) == 6
-    assert {replace(ones[0], version=1), replace(ones[0], offset=1)} & set(compare._sets) == set()
+    assert {replace(ones[0], version=1), replace(ones[0], offset=1)} & set(
+        known_rows._sets
+    ) == set()
 
 
 # Tables that keep every version
@@ -333,17 +337,17 @@ def test_of_a_history_the_last_versions_count(
         schema={name: dtype(kind) for name, kind in layout},
         orient="row",
     )
-    prints = compare.fingerprints(what, lines)
-    assert compare.known(what).tolist() == sorted(prints.tolist())
+    prints = known_rows.fingerprints(what, lines)
+    assert known_rows.known(what).tolist() == sorted(prints.tolist())
     chosen = dict(list(live.items())[::2])
     gone = held(prints.tolist()[::2])
     found = {
         (stored.index(file), int(position))
-        for file, places in compare.last_positions(what, gone)
+        for file, places in known_rows.last_positions(what, gone)
         for position in places
     }
     assert found == {(file, position) for _, file, position, _, _ in chosen.values()}
-    compare.forget(place)
+    known_rows.forget(place)
 
 
 @pytest.mark.parametrize("at_once", [1, 10**7])
@@ -351,7 +355,7 @@ def test_keys_that_several_rows_share(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
     """Rows that are gone count, in whatever file they are; keys with NULLs are none."""
-    monkeypatch.setattr(compare, "_AT_ONCE", at_once)
+    monkeypatch.setattr(known_rows, "_AT_ONCE", at_once)
     place, layout = Place(str(tmp_path)), layout_of([Kind("int"), Kind("string")])
 
     def doubled(*keys: tuple[int | None, str]) -> bool:
@@ -360,7 +364,7 @@ def test_keys_that_several_rows_share(
             for key, status in zip(keys, itertools.cycle((ACTIVE, DELETED)), strict=False)
         ]
         stored = table_of(place, layout, rows)
-        return compare.doubled(Known(place, 0, stored, layout, ("k0", "k1"), 0))
+        return known_rows.doubled(Known(place, 0, stored, layout, ("k0", "k1"), 0))
 
     assert not doubled()
     assert not doubled((1, "a"), (1, "b"), (2, "a"), (None, "a"), (None, "a"))

@@ -10,13 +10,14 @@ from typing import Any
 import polars as pl
 from deltalake import DeltaTable
 
-from bronze import pipeline, prepare
+from bronze import pipeline
 from bronze.config.settings import Settings
 from bronze.model.results import RunResult
 from bronze.postgres import statement
 from bronze.postgres.catalog.relations import relations
 from bronze.postgres.connection import connect
 from bronze.postgres.copy import row_hash
+from bronze.tables import selection
 from tests.conftest import Source
 from tests.features import has, known
 
@@ -219,9 +220,9 @@ def hashes_in_source(source: Source, settings: Settings, *tables: str) -> dict[s
         found = [("test", r) for r in relations(connection, ["public"])]
         queries = {
             target.relation.name: row_hash.row_hash(
-                prepare.columns(target), statement.quoted("public", target.relation.name), "true"
+                selection.columns(target), statement.quoted("public", target.relation.name), "true"
             )
-            for target in prepare.targets(settings, found, tables)
+            for target in selection.targets(settings, found, tables)
         }
         return {
             name: {str(row[0]) for row in connection.execute(query)}

@@ -20,11 +20,12 @@ import pytest
 from deltalake import DeltaTable
 from psycopg import sql
 
-from bronze import pipeline, prepare
+from bronze import pipeline
 from bronze.demo import inventory
 from bronze.demo.server import running
 from bronze.postgres.catalog.relations import relations
 from bronze.postgres.connection import connect
+from bronze.tables import selection
 from tests.conftest import FAST, Source
 from tests.strategies import expected
 from tests.test_exact import CASES, REJECTED, SETUP, UTC, same
@@ -183,7 +184,7 @@ def _demo(source: Source) -> dict[str, Table]:
     assert [table.error for table in result.tables] == [None] * len(inventory.SIZES)
     with connect.connect(settings.origin("test")) as connection:
         found = [("test", r) for r in relations(connection, [inventory.SCHEMA])]
-        targets = prepare.targets(settings, found, [])
+        targets = selection.targets(settings, found, [])
         return {
             target.relation.name: Table(
                 source.table(target.relation.name),
@@ -194,8 +195,8 @@ def _demo(source: Source) -> dict[str, Table]:
         }
 
 
-def _held(connection: connect.Connection, target: prepare.Target) -> list[Row]:
-    columns = prepare.columns(target)
+def _held(connection: connect.Connection, target: selection.Target) -> list[Row]:
+    columns = selection.columns(target)
     name = sql.Identifier(target.relation.schema, target.relation.name)
     result = connection.execute(sql.SQL("SELECT * FROM {}").format(name)).pgresult
     assert result is not None

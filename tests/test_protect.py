@@ -16,7 +16,7 @@ import polars as pl
 import psycopg
 import pytest
 
-from bronze import check, drift, forget, keys, pipeline, reveal, stream
+from bronze import check, forget, keys, pipeline, reveal, stream
 from bronze.config.loading import parse
 from bronze.config.settings import ProtectionSettings, SecretName, Settings
 from bronze.delta import log
@@ -29,6 +29,7 @@ from bronze.postgres.copy.read import dtype
 from bronze.postgres.replication import receiver
 from bronze.postgres.replication.batch import Piece, Spool
 from bronze.proof import verify
+from bronze.tables import evolution
 from tests import feed
 from tests.conftest import Source
 from tests.content import differences
@@ -113,7 +114,7 @@ def protections(given: Settings, name: str = "bz_people") -> tuple[Protected, ..
             how,
             known.get(("" if how.join else f"bronze.{name}", how.join or column, how.method), ()),
         )
-        for column, (how, kind) in drift.protected(state.properties).items()
+        for column, (how, kind) in evolution.protected(state.properties).items()
         if how
     )
 

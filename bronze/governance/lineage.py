@@ -20,7 +20,6 @@ from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta import commit, log
 from bronze.delta.commit import Position, transaction
 from bronze.delta.log import State
-from bronze.drift import Settled
 from bronze.errors import BronzeError
 from bronze.governance import actor
 from bronze.governance.tables import data_lineage as book
@@ -30,7 +29,8 @@ from bronze.model.model import Column, Place, Stamp
 from bronze.model.results import Failure, Late, TableResult
 from bronze.plan import Plan
 from bronze.postgres.copy.snapshot import Snapshot
-from bronze.prepare import Target
+from bronze.tables.evolution import Settled
+from bronze.tables.selection import Target
 
 FACT = "lineage"
 """The key of a commit's facts under which its record is."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from bronze import drift, keys, pipeline, plan, prepare, units
+from bronze import keys, pipeline, plan, units
 from bronze.config.settings import Settings
 from bronze.delta import log
 from bronze.delta.commit import transaction
@@ -22,11 +22,12 @@ from bronze.postgres.catalog.relations import Relation
 from bronze.postgres.copy import row_hash, splits
 from bronze.postgres.copy.snapshot import Snapshot
 from bronze.postgres.replication import publication
-from bronze.prepare import Target
 from bronze.proof import digests, evidence
 from bronze.proof.digests import Basis
 from bronze.proof.evidence import Asked
 from bronze.proof.verdict import VerifiedTable
+from bronze.tables import evolution, selection
+from bronze.tables.selection import Target
 from bronze.units import Assignment
 
 
@@ -88,7 +89,7 @@ class Claim:
     @property
     def layout(self) -> tuple[tuple[str, Kind], ...]:
         """The Bronze table's columns, with those of ours that somebody has taken from it."""
-        return drift.restored(self.state.columns, self.state.properties) if self.state else ()
+        return evolution.restored(self.state.columns, self.state.properties) if self.state else ()
 
     def asking(self, trusting: bool) -> tuple[list[Asked], list[tuple[str, ...]]]:
         """What to ask the source for all digests, and for those of rows with their keys.
@@ -179,7 +180,7 @@ def found(
         SourceError: a source cannot be asked.
     """
     relations, sources = pipeline.opened(settings, batch_id, stack)
-    chosen = prepare.targets(settings, relations, tables)
+    chosen = selection.targets(settings, relations, tables)
     claims = []
     for name, source in sources.items():
         mine = [target for target in chosen if target.source == name]
@@ -201,7 +202,7 @@ def _claim(
     readers = units.readers(settings.run, source.slots)
     given = Assignment(target, held, source.origin, stamp, settings, readers)
     try:
-        there = prepare.seen(target, pipeline.still_there(target, held, seen))
+        there = selection.seen(target, pipeline.still_there(target, held, seen))
         return _settled(replace(given, target=carried(given, there)))
     except BronzeError as error:
         return Claim(given, error=error)
@@ -216,18 +217,18 @@ def carried(given: Assignment, target: Target) -> Target:
     names = units.asked(given, lambda holder: publication.carried(holder, relation, published)) or {
         attribute.name for attribute in relation.attributes
     }
-    return prepare.carried(target, names)
+    return selection.carried(target, names)
 
 
 def _settled(given: Assignment) -> Claim:
     """The columns and the key by which both sides are compared."""
     target = given.target
     try:
-        columns = prepare.columns(target)
+        columns = selection.columns(target)
         state = log.read(target.place)
         if state is None:
             return Claim(given, None, columns, len(columns))
-        if drift.TABLE not in state.properties:
+        if evolution.TABLE not in state.properties:
             raise LakeError(
                 f"The table at {target.place.url} was not made by bronze.",
                 hint="Move it away, or give the source's table another target.",
@@ -241,7 +242,7 @@ def _settled(given: Assignment) -> Claim:
                 hint="A run writes it anew; then it can be proven.",
                 table=target.label,
             )
-        by = drift.keyed(state.properties)
+        by = evolution.keyed(state.properties)
         there = {column.target: column for column in now.columns if column.name}
         key = NO_KEY
         if by and set(by) <= there.keys():

@@ -14,7 +14,6 @@ import numpy.typing as npt
 import polars as pl
 import tenacity
 
-from bronze import compare
 from bronze.delta import files
 from bronze.enrich import buckets, key_text, keyring, protect
 from bronze.enrich.buckets import Sums
@@ -36,6 +35,7 @@ from bronze.postgres.copy import read, server_hashes
 from bronze.proof import digests
 from bronze.proof.digests import Basis
 from bronze.rows import fingerprint
+from bronze.tables import known_rows
 
 _TRIES = 4
 _MAX_DELAY = 8.0
@@ -253,7 +253,7 @@ def last(known: Known) -> tuple[npt.NDArray[np.int64], ...]:
     Raises:
         LakeError, LakeUnreachable
     """
-    found = dict(compare.last_positions(known))
+    found = dict(known_rows.last_positions(known))
     nothing = np.empty(0, np.int64)
     return tuple(found.get(file, nothing) for file in known.files)
 

@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from bronze import soundness
 from bronze.delta import files
 from bronze.enrich import buckets
 from bronze.enrich.buckets import Sums
@@ -20,7 +19,8 @@ from bronze.errors import FileDamaged
 from bronze.model.model import DELETED, Form, Kind, Place, Stored
 from bronze.proof import digests
 from bronze.proof.digests import Basis
-from bronze.soundness import Judged
+from bronze.tables import soundness
+from bronze.tables.soundness import Judged
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from typing import Any
 
 import polars as pl
 
-from bronze import drift
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta import files, log, store
 from bronze.delta.log import State
 from bronze.errors import BronzeError, ConfigError, LakeError, TableVanished
 from bronze.governance.tables import data_lineage as book
 from bronze.model.model import Place
+from bronze.tables import evolution
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Lying:
         """What arguments may call it by."""
         table = self.label.partition(".")[2]
         if self.state is not None:
-            table = drift.table_of(self.state.properties)[1]
+            table = evolution.table_of(self.state.properties)[1]
         return self.name, self.label, table
 
 
@@ -91,9 +91,9 @@ def _opened(place: Place, name: str, known: tuple[str, str, int] | None) -> Lyin
         state = log.read(place)
     except BronzeError as error:
         return Lying(name, source, label, error=error)
-    if state is not None and drift.TABLE in state.properties:
+    if state is not None and evolution.TABLE in state.properties:
         properties = state.properties
-        source, label = properties.get(drift.SOURCE, ""), properties[drift.TABLE]
+        source, label = properties.get(evolution.SOURCE, ""), properties[evolution.TABLE]
         return Lying(name, source, label, version, state)
     try:
         ours = any(files.batch_of(path) for path in store.listing(place))

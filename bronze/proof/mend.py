@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import uuid_utils
 
-from bronze import compare, drift, pipeline
+from bronze import pipeline
 from bronze.config.settings import Settings
 from bronze.delta import commit, files, log, store
 from bronze.delta.commit import Change, Shape
@@ -33,9 +33,10 @@ from bronze.landing import Table
 from bronze.model.model import Known, Stored
 from bronze.model.results import Failure, TableResult
 from bronze.pipeline import Notify, running
-from bronze.prepare import Target
 from bronze.proof.claim import Claim, carried
 from bronze.proof.verdict import VerifiedTable
+from bronze.tables import evolution, known_rows
+from bronze.tables.selection import Target
 
 Rows = dict[Stored, list[npt.NDArray[np.int64]]]
 """Numbers of rows, by the file that has them."""
@@ -202,7 +203,7 @@ def _rows_cut(claim: Claim, rows: Rows, batch_id: str) -> Course[int]:
         merge.Merge(
             place=place,
             file=file,
-            layout=drift.restored(state.columns, state.properties),
+            layout=evolution.restored(state.columns, state.properties),
             key=(),
             stats=tuple(n for n in optimize.statistics(state) if n in dict(state.columns)),
             stamp=replace(claim.given.stamp, batch_id=batch_id),
@@ -231,15 +232,15 @@ def _twins_cut(claim: Claim, batch_id: str) -> Course[int]:
     if state is None or claim.history or not claim.names:
         return 0
     known = Known(state.place, state.version, state.files, claim.layout, claim.names, 0)
-    (twins,) = yield [Task(compare.twins, known, claim.label)]
+    (twins,) = yield [Task(known_rows.twins, known, claim.label)]
     rows = {file: [numbers] for file, numbers in twins if len(numbers)}
     return (yield from _rows_cut(claim, rows, batch_id)) if rows else 0
 
 
 def _open(state: State) -> Shape:
     """The table as it is, which says that all its rows are to be compared."""
-    columns = drift.restored(state.columns, state.properties)
-    return Shape(columns, optimize.statistics(state), state.partition, ((drift.CUT, "true"),))
+    columns = evolution.restored(state.columns, state.properties)
+    return Shape(columns, optimize.statistics(state), state.partition, ((evolution.CUT, "true"),))
 
 
 def _state(claim: Claim, wanted: Sequence[Stored]) -> State:

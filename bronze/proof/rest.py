@@ -11,7 +11,7 @@ from concurrent.futures import Executor
 from dataclasses import replace
 from urllib.parse import unquote
 
-from bronze import drift, units
+from bronze import units
 from bronze.config.settings import Settings
 from bronze.delta.layout import vacuum
 from bronze.delta.log import State
@@ -26,6 +26,7 @@ from bronze.proof.inventory import Lying
 from bronze.proof.mend import Damage
 from bronze.proof.opposed import LISTED
 from bronze.proof.verdict import FaultyFile, FaultyRow, VerifiedTable
+from bronze.tables import evolution
 
 
 def verified(
@@ -125,7 +126,7 @@ def found(
             f"{gone:,} of the altered rows have gone from the source: nobody can tell what they"
             " were"
         )
-    meddled = drift.meddled(state.columns, state.properties)
+    meddled = evolution.meddled(state.columns, state.properties)
     if meddled:
         notes.append(f"another writer has changed the table's columns: {', '.join(meddled)}")
     if state.foreign:
@@ -154,9 +155,9 @@ def tasks(state: State, sizes: Mapping[str, int], basis: Basis | None) -> list[R
         sizes: the sizes of what lies in its folder, by the path.
         basis: what the digests of its rows are made of, if they are to be summed up.
     """
-    form = drift.form(state.columns, state.properties, state.partition)
-    layout = drift.restored(state.columns, state.properties)
-    key = tuple(json.loads(state.properties.get(drift.KEY, "[]")))
+    form = evolution.form(state.columns, state.properties, state.partition)
+    layout = evolution.restored(state.columns, state.properties)
+    key = tuple(json.loads(state.properties.get(evolution.KEY, "[]")))
     return [
         Resting(
             place=state.place,

@@ -18,13 +18,14 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from psycopg import sql
 
-from bronze import pipeline, prepare
+from bronze import pipeline
 from bronze.postgres import statement
 from bronze.postgres.catalog.relations import relations
 from bronze.postgres.connection import connect
 from bronze.postgres.copy import read, row_hash
 from bronze.rows import metadata
 from bronze.rows.encoding import encode
+from bronze.tables import selection
 from tests.conftest import Source
 from tests.strategies import EVERY, REJECTED, SETUP, Sample, expected, samples
 from tests.test_exact import same
@@ -93,8 +94,8 @@ def hashes(source: Source) -> dict[int, str]:
     origin = source.settings().origin("test")
     with connect.connect(origin) as connection:
         found = [("test", relation) for relation in relations(connection, ["public"])]
-        (target,) = prepare.targets(source.settings(), found, ["t"])
-        columns, table = prepare.columns(target), statement.quoted("public", "t")
+        (target,) = selection.targets(source.settings(), found, ["t"])
+        columns, table = selection.columns(target), statement.quoted("public", "t")
         keys = [row[0] for row in connection.execute("SELECT id FROM public.t").fetchall()]
         queries = {key: row_hash.row_hash(columns, table, f"id = {key}") for key in keys}
         rows: dict[Any, Any] = {
@@ -463,8 +464,8 @@ def prove_later(source: Source, sample: Sample, base: int) -> None:
     table = statement.quoted("public", "t")
     with connect.connect(origin) as connection:
         found = [("test", relation) for relation in relations(connection, ["public"])]
-        (target,) = prepare.targets(source.settings(), found, ["t"])
-        columns = prepare.columns(target)
+        (target,) = selection.targets(source.settings(), found, ["t"])
+        columns = selection.columns(target)
         query = row_hash.row_hash(columns, table, "true", base + 1)
         theirs = [str(row[0]) for row in connection.execute(query)]
         whole = [

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from bronze import prepare
 from bronze.model.model import Column
 from bronze.postgres import statement
 from bronze.postgres.catalog.check_constraints import translated
 from bronze.postgres.catalog.relations import Relation, relations
 from bronze.postgres.connection import connect
 from bronze.postgres.copy import read
+from bronze.tables import selection
 from tests.conftest import Source
 
 TABLE = """
@@ -92,8 +92,8 @@ class Known:
         origin = given_settings.origin("test")
         with connect.connect(origin) as reader:
             self.relation: Relation = relations(reader, ["public"])[0]
-            (target,) = prepare.targets(given_settings, [("test", self.relation)], ())
-            self.columns: tuple[Column, ...] = prepare.columns(target)
+            (target,) = selection.targets(given_settings, [("test", self.relation)], ())
+            self.columns: tuple[Column, ...] = selection.columns(target)
         query = statement.select(self.columns, '"public"."t"')
         ((self.rows, self.rejected),) = read.rows(origin, (), query, ["true"], self.columns, "t")
         self.rows = self.rows.sort("id")

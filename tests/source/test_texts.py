@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bronze import prepare
 from bronze.errors import Mismatch
 from bronze.model.model import Column, Kind
 from bronze.postgres import statement
@@ -23,6 +22,7 @@ from bronze.postgres.catalog.types import Choices, SourceType, contract, recast
 from bronze.postgres.connection import connect
 from bronze.postgres.copy import read
 from bronze.postgres.replication.text_values import Text, text, typed
+from bronze.tables import selection
 from tests.conftest import Source
 from tests.enrich.test_encoding import IN_DATABASE, fill
 from tests.features import known
@@ -70,9 +70,9 @@ def both(
     origin = config.origin("test")
     with connect.connect(origin) as connection:
         found = [("test", relation) for relation in relations(connection, ["public"])]
-        (target,) = prepare.targets(config, found, [name])
+        (target,) = selection.targets(config, found, [name])
         texts = output(connection, statement.quoted("public", name))
-    columns = [widened(column) for column in prepare.columns(target)]
+    columns = [widened(column) for column in selection.columns(target)]
     select = statement.select(columns, statement.quoted("public", name))
     parts = list(read.rows(origin, (), select, ["true"], columns, name))
     own = target.settings

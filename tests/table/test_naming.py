@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bronze.rows.metadata import METADATA
-from bronze.table.naming import faults, table_name
+from bronze.tables.naming import faults, table_name
 
 ADDED = [name for name, _ in METADATA]
 

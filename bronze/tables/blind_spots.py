@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from bronze import prepare
 from bronze.config.settings import Settings, TableSettings
 from bronze.model.model import Column
 from bronze.postgres.catalog.relations import Relation
 from bronze.postgres.copy import incremental, splits
 from bronze.postgres.statement import quoted
-from bronze.prepare import Target
+from bronze.tables import selection
+from bronze.tables.selection import Target
 
 _OF_KINDS = {
     "view": "what functions that it calls read or call by themselves is not seen",
@@ -45,7 +45,7 @@ def _of_source(settings: Settings, target: Target) -> Iterator[str]:
 
 
 def _of_columns(target: Target, columns: Sequence[Column]) -> Iterator[str]:
-    out = prepare.left_out(target)
+    out = selection.left_out(target)
     if out:
         yield f"the config leaves these columns out: {', '.join(sorted(out))}"
     taken = {column.name for column in columns}

@@ -17,12 +17,12 @@ import numpy.typing as npt
 import polars as pl
 import xxhash
 
-from bronze import soundness
 from bronze.delta import files
 from bronze.enrich.key_text import keyed
 from bronze.model.model import DELETED, Known, Place, Stored
 from bronze.rows import fingerprint
 from bronze.rows.fingerprint import Fingerprints
+from bronze.tables import soundness
 
 Positions = npt.NDArray[np.int64]
 

@@ -20,7 +20,7 @@ from bronze.postgres.catalog.survey import Personal
 from bronze.postgres.catalog.types import Choices, contract
 from bronze.postgres.connection.connect import Connection
 from bronze.rows.metadata import COMMITTED, METADATA
-from bronze.table.naming import faults, renames, table_name
+from bronze.tables.naming import faults, renames, table_name
 
 
 @dataclass(frozen=True)
