@@ -26,15 +26,14 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from rich.console import Console
 from rich.table import Table
 
-from bronze import forget
 from bronze.config import loading
 from bronze.config.settings import Settings
 from bronze.delta import commit, files
 from bronze.delta.commit import Change, Shape
 from bronze.delta.schema import delta_schema
-from bronze.enrich import keyring
 from bronze.enrich.enrichment import enriched
 from bronze.model.model import Enrichment, Kind, Protect, Protected, Protection, Secret, Stamp
+from bronze.protection import erasure, keyring
 from bronze.rows.metadata import METADATA
 from bronze.tables import evolution
 
@@ -158,7 +157,7 @@ def measure(rows: int, folder: Path) -> list[tuple[str, float, int, float]]:
     whose = {"customer_id": str(rows // 2)}
 
     def forgotten(table: str) -> None:
-        assert forget.forget(settings, table, whose, ask=False).left == 0
+        assert erasure.forget(settings, table, whose, ask=False).left == 0
 
     ends = [timed(lambda: forgotten("customers")), timed(lambda: forgotten("subject_keys"))]
     return list(zip(("rewriting", "shredding"), loads, sizes, ends, strict=True))

@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
     from bronze.check import Report
     from bronze.config.settings import Settings
-    from bronze.forget import Forgotten
     from bronze.governance.audit import Report as AuditReport
-    from bronze.keys import KeyReport
-    from bronze.maintain import Notify as NotifyMaintained
+    from bronze.maintenance.maintain import Notify as NotifyMaintained
     from bronze.model.results import MaintainResult, RunResult, StreamResult
     from bronze.pipeline import Notify
     from bronze.proof.verdict import VerifyResult
+    from bronze.protection.erasure import Forgotten
+    from bronze.protection.keys import KeyReport
+    from bronze.quality.report import QualityReport
     from bronze.stream import Notify as NotifyStep
-    from bronze.trend import QualityReport
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Bronze:
         pool: Executor | None = None,
         notify: NotifyMaintained | None = None,
     ) -> MaintainResult:
-        """Joins, clusters and expires files; see `bronze.maintain.maintain`."""
+        """Joins, clusters and expires files; see `bronze.maintenance.maintain.maintain`."""
         from bronze import audited
 
         return audited.tidy(self.settings, tables, pool=pool, notify=notify or (lambda _: None))
@@ -150,23 +150,23 @@ class Bronze:
         )
 
     def keys(self) -> tuple[KeyReport, ...]:
-        """The keys that protect the tables, without their secrets; see `bronze.keys`."""
-        from bronze import keys
+        """The keys that protect the tables, without their secrets; see `bronze.protection.keys`."""
+        from bronze.protection import keys
 
         return keys.reports(keys.held(self.settings)[1])
 
     def rotate_keys(
         self, tables: Sequence[str] = (), *, reencrypt: bool = False
     ) -> tuple[KeyReport, ...]:
-        """Makes new keys; those that were made. See `bronze.keys.rotate`."""
-        from bronze import keys, subject
+        """Makes new keys; those that were made. See `bronze.protection.keys.rotate`."""
+        from bronze.protection import keys, subject
 
         names = [subject.held(self.settings, table).name for table in tables]
         return keys.rotate(self.settings, names, reencrypt)
 
     def rewrap_keys(self) -> int:
-        """Wraps all keys by the config's master key; see `bronze.keys.rewrap`."""
-        from bronze import keys
+        """Wraps all keys by the config's master key; see `bronze.protection.keys.rewrap`."""
+        from bronze.protection import keys
 
         return keys.rewrap(self.settings)
 
@@ -178,19 +178,19 @@ class Bronze:
         columns: Sequence[str] = (),
         limit: int = 100,
     ) -> DataFrame:
-        """Decrypts rows of a Bronze table; see `bronze.reveal.reveal`."""
-        from bronze import reveal
+        """Decrypts rows of a Bronze table; see `bronze.protection.reveal.reveal`."""
+        from bronze.protection import reveal
 
         return reveal.reveal(self.settings, table, key=key, columns=columns, limit=limit)
 
     def forget(self, table: str, key: Mapping[str, str], *, ask: bool = True) -> Forgotten:
-        """Erases the rows of a person; see `bronze.forget.forget`."""
+        """Erases the rows of a person; see `bronze.protection.erasure.forget`."""
         from bronze import audited
 
         return audited.forget(self.settings, table, key, ask=ask)
 
     def delete_old_versions(self, table: str) -> Forgotten:
-        """Deletes what a table was before; see `bronze.forget.old_versions`."""
+        """Deletes what a table was before; see `bronze.protection.erasure.old_versions`."""
         from bronze import audited
 
         return audited.old_versions(self.settings, table)
@@ -230,8 +230,8 @@ class Bronze:
         return Bronze(self.settings.model_copy(update={"added": added}))
 
     def quality(self, tables: Sequence[str] = (), *, trend: int = 1) -> QualityReport:
-        """How the tables in the lake fare; see `bronze.trend.quality`."""
-        from bronze import trend as past
+        """How the tables in the lake fare; see `bronze.quality.report.quality`."""
+        from bronze.quality import report as past
 
         return past.quality(self.settings, tables, trend)
 

@@ -14,16 +14,17 @@ from dataclasses import asdict, replace
 from threading import Event as Stop
 from typing import Any, TypeVar
 
-from bronze import forget as erasure
-from bronze import maintain, pipeline, stream
+from bronze import pipeline, stream
 from bronze.config.settings import Settings
 from bronze.errors import BronzeError, ConfigError
-from bronze.forget import Forgotten
 from bronze.governance import audit
 from bronze.governance.audit import Event
+from bronze.maintenance import maintain
 from bronze.model.results import Late, MaintainResult, RunResult, StreamResult, TableResult
 from bronze.proof import verify as proof
 from bronze.proof.verdict import VerifyResult
+from bronze.protection import erasure
+from bronze.protection.erasure import Forgotten
 
 R = TypeVar("R", RunResult, StreamResult, MaintainResult, VerifyResult, Forgotten)
 
@@ -105,7 +106,7 @@ def drop(settings: Settings, tables: Sequence[str]) -> str:
 def tidy(
     settings: Settings, tables: Sequence[str], *, pool: Executor | None, notify: maintain.Notify
 ) -> MaintainResult:
-    """`bronze.maintain.maintain`."""
+    """`bronze.maintenance.maintain.maintain`."""
 
     def events(done: MaintainResult) -> list[Event]:
         failed = {t.target: t.error.kind for t in done.tables if t.error}
@@ -172,7 +173,7 @@ def verify(
 
 
 def forget(settings: Settings, table: str, key: Mapping[str, str], *, ask: bool) -> Forgotten:
-    """`bronze.forget.forget`. The values of the key are not recorded."""
+    """`bronze.protection.erasure.forget`. The values of the key are not recorded."""
 
     def events(done: Forgotten) -> list[Event]:
         details = {
@@ -191,7 +192,7 @@ def forget(settings: Settings, table: str, key: Mapping[str, str], *, ask: bool)
 
 
 def old_versions(settings: Settings, table: str) -> Forgotten:
-    """`bronze.forget.old_versions`."""
+    """`bronze.protection.erasure.old_versions`."""
 
     def events(done: Forgotten) -> list[Event]:
         details = {"old_versions": True, "files": done.files, "version": done.version}

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 import uuid_utils
 
-from bronze import follow, pipeline, plan, rules, spanning, units
+from bronze import follow, pipeline, plan, units
 from bronze.config.settings import Settings
 from bronze.delta import log, store
 from bronze.errors import (
@@ -37,6 +37,7 @@ from bronze.postgres.copy import read, snapshot
 from bronze.postgres.copy.snapshot import Consistency, Snapshot
 from bronze.postgres.replication import publication, slot
 from bronze.postgres.replication.prerequisites import Wanting
+from bronze.quality import rules, set_rules
 from bronze.tables import blind_spots, evolution, selection
 from bronze.units import Assignment
 
@@ -261,7 +262,7 @@ def _table(
         notes += settled.notes
         key = tuple(column.name for column in outline.key)
         criteria = rules.criteria(settings, given.target, settled, key, known)
-        spanning.answerable(given, known, criteria)
+        set_rules.answerable(given, known, criteria)
         rules_held = tuple(map(_rule, criteria))
         untranslated = rules.untranslated(given.target, settled, known)
         before = left.get((target.source, str(relation.oid)))

@@ -204,7 +204,8 @@ def reveal(
 ) -> None:
     """Show rows with their encrypted values as they are; it is audited."""
     import bronze
-    from bronze import show, subject
+    from bronze import show
+    from bronze.protection import subject
 
     with _errors(as_json):
         wanted = [name.strip() for name in columns.split(",") if name.strip()]
@@ -231,7 +232,8 @@ def forget(
 ) -> None:
     """Erase a person's rows: from the table, its older versions and its change data feed."""
     import bronze
-    from bronze import show, subject
+    from bronze import show
+    from bronze.protection import subject
 
     with _errors(as_json):
         opened = bronze.open(config)
@@ -271,7 +273,7 @@ def keys(
 @_keys.command()
 def new() -> None:
     """Print a new master key, for BRONZE_MASTER_KEY or a secret store. It is kept nowhere."""
-    from bronze.enrich import keyring
+    from bronze.protection import keyring
 
     print(keyring.new_master())
 

@@ -12,7 +12,8 @@ from datetime import UTC, datetime
 
 import tenacity
 
-from bronze import difference, failpoint, grade, provide, resume, unusual
+from bronze import difference, failpoint, provide, resume
+from bronze.anomaly import outliers
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta import audit_mark, commit, log, store
 from bronze.delta.commit import Position
@@ -42,6 +43,7 @@ from bronze.postgres.replication import prerequisites, publication
 from bronze.postgres.replication.batch import Batch, Gathered
 from bronze.postgres.replication.prerequisites import Wanting
 from bronze.postgres.replication.text_values import Text
+from bronze.quality import checks
 from bronze.resume import STREAM
 from bronze.tables import selection
 from bronze.tables.selection import Target
@@ -134,7 +136,7 @@ def told(settings: Settings, following: Following, stamp: Stamp) -> tuple[str, .
     following.findings = NOTHING_FOUND
     if watch is None or findings is NOTHING_FOUND:
         return ()
-    return unusual.told(settings, following.plan.target, stamp, watch, findings, "stream")
+    return outliers.told(settings, following.plan.target, stamp, watch, findings, "stream")
 
 
 def fitted(
@@ -279,7 +281,7 @@ def book_quality(settings: Settings, followings: Iterable[Following]) -> None:
             mode="stream",
             as_of=fared.as_of,
             landed=True,
-            figures=grade.figures(
+            figures=checks.figures(
                 provide.streamed(following.plan.enrichment).quality,
                 fared.scored,
                 settings.demanded(following.plan.target.settings),
@@ -288,7 +290,7 @@ def book_quality(settings: Settings, followings: Iterable[Following]) -> None:
         )
         for following, fared in some
     ]
-    grade.enter(settings.place(GOVERNANCE, book.NAME), graded)
+    checks.enter(settings.place(GOVERNANCE, book.NAME), graded)
     for following, _ in some:
         following.fared = None
 

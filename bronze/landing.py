@@ -17,7 +17,8 @@ from typing import Any
 
 import tenacity
 
-from bronze import difference, failpoint, grade, maintain, unusual
+from bronze import difference, failpoint
+from bronze.anomaly import outliers
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta import commit, files, log, store
 from bronze.delta.commit import Change
@@ -32,6 +33,7 @@ from bronze.governance.tables import quality as quality_book
 from bronze.governance.tables import rejected_values as book
 from bronze.governance.tables.profiles import Scope
 from bronze.governance.tables.quality import Figure, Graded
+from bronze.maintenance import maintain
 from bronze.model.anomaly import Outliers
 from bronze.model.model import (
     NOTHING_FOUND,
@@ -47,6 +49,7 @@ from bronze.model.model import (
 from bronze.model.results import TableResult
 from bronze.plan import Plan
 from bronze.postgres.copy.snapshot import Snapshot
+from bronze.quality import checks
 from bronze.rows import fingerprint
 from bronze.tables import known_rows
 from bronze.tables.selection import Target
@@ -318,7 +321,9 @@ def _told(settings: Settings, table: Table, outcome: Outcome) -> tuple[str, ...]
     if not outcome.changed:
         findings = replace(findings, outliers=Outliers())
     scope: Scope = "changes" if plan.mode == "changes" else "whole"
-    return unusual.told(settings, table.target, table.stamp, plan.enrichment.watch, findings, scope)
+    return outliers.told(
+        settings, table.target, table.stamp, plan.enrichment.watch, findings, scope
+    )
 
 
 def book_rejected(
@@ -345,12 +350,12 @@ def _grade(settings: Settings, table: Table, plan: Plan) -> None:
     demanded = settings.demanded(table.target.settings)
     age = time.time() - table.stamp.loaded_at.timestamp()
     quality = plan.enrichment.quality
-    table.figures = grade.figures(quality, table.findings.quality, demanded, age)
+    table.figures = checks.figures(quality, table.findings.quality, demanded, age)
     # They have been counted; those of all tables of a run would not fit into its memory.
     for i, part in enumerate(table.written):
         lighter = replace(part.findings, quality=replace(part.findings.quality, prints=()))
         table.written[i] = replace(part, findings=lighter)
-    said = grade.against(table.figures) if demanded.on_failure == "stop" else ""
+    said = checks.against(table.figures) if demanded.on_failure == "stop" else ""
     if said:
         raise QualityRefused(
             f"The rows of table {table.target.label} are not good enough: {said}.",
@@ -377,7 +382,7 @@ def book_quality(settings: Settings, tables: Sequence[Table]) -> None:
         and table.plan
         and (table.error is None or isinstance(table.error, QualityRefused))
     ]
-    grade.enter(settings.place(GOVERNANCE, quality_book.NAME), graded)
+    checks.enter(settings.place(GOVERNANCE, quality_book.NAME), graded)
 
 
 def discard(place: Place, batch_id: str) -> None:

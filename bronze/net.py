@@ -17,11 +17,11 @@ import numpy.typing as npt
 import polars as pl
 
 from bronze import identity, portion
+from bronze.anomaly.detection import scored
 from bronze.delta import files, partition
 from bronze.delta.write import lookup
 from bronze.delta.write.changes import Changes
-from bronze.enrich import key_text, protect
-from bronze.enrich.anomaly import scored
+from bronze.enrich import key_text
 from bronze.enrich.enrichment import enriched
 from bronze.errors import Mismatch, TableRefused
 from bronze.identity import LINE, PART, Rows
@@ -45,6 +45,7 @@ from bronze.postgres.copy import read
 from bronze.postgres.replication import text_values
 from bronze.postgres.replication.batch import Gathered
 from bronze.postgres.replication.text_values import Text
+from bronze.protection import protect
 from bronze.work import rejections
 
 # What is more than this is put into files on its way into the table.

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 import tenacity
 import uuid_utils
 
-from bronze import failpoint, landing, maintain, plan, units
+from bronze import failpoint, landing, plan, units
 from bronze.config import fingerprint
 from bronze.config.settings import Settings
 from bronze.delta import store
@@ -33,6 +33,7 @@ from bronze.errors import (
 from bronze.execution import executors
 from bronze.governance import audit, lineage, openlineage
 from bronze.landing import Table
+from bronze.maintenance import maintain
 from bronze.model.model import AuditMark, Origin, Stamp, Written
 from bronze.model.results import Failure, RunResult, TableResult
 from bronze.postgres.catalog.relations import Relation

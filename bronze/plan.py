@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from bronze import keys, provide, resume, rules, units
+from bronze import provide, resume, units
+from bronze.anomaly import detection
 from bronze.config.settings import Settings
 from bronze.delta import log
 from bronze.delta.commit import Position, Shape
@@ -16,7 +17,6 @@ from bronze.delta.partition import column_of, source_of
 from bronze.delta.schema import delta_schema
 from bronze.delta.statistics import SAFE
 from bronze.delta.write.history import KIND
-from bronze.enrich import anomaly
 from bronze.errors import TableRefused
 from bronze.model.model import (
     KEY_TEXT,
@@ -33,6 +33,8 @@ from bronze.model.model import (
 from bronze.postgres.catalog import survey
 from bronze.postgres.copy import incremental, splits
 from bronze.postgres.copy.snapshot import Since, Snapshot
+from bronze.protection import keys
+from bronze.quality import rules
 from bronze.row_key import key_columns, key_of, lacks_text, merges_rows, no_key, unstable
 from bronze.rows.metadata import COMMITTED, METADATA
 from bronze.tables import evolution, known_rows, selection
@@ -261,7 +263,7 @@ def drifted(target: Target, found: Sequence[Column], state: State) -> Settled:
     """
     own = target.settings
     added = {state.partition, COMMITTED, KIND if own.history else None}
-    added |= {name for name, _ in anomaly.COLUMNS} if _watched(target, state) else set()
+    added |= {name for name, _ in detection.COLUMNS} if _watched(target, state) else set()
     columns = evolution.restored(state.columns, state.properties)
     held = [pair for pair in columns if pair[0] not in added]
     taken = {column.target for column in found}
@@ -341,7 +343,7 @@ def _shape(
 ) -> Shape:
     target = given.target
     layout = [*((column.target, column.stored) for column in settled.columns), *METADATA]
-    layout += anomaly.COLUMNS if _watched(target, state) else ()
+    layout += detection.COLUMNS if _watched(target, state) else ()
     layout += [(KEY_TEXT, _TEXT)] if row_key.has_text else []
     layout += [(KIND, _TEXT)] if target.settings.history else []
     if target.settings.pattern == "streaming" or (state and COMMITTED in dict(state.columns)):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from bronze import anomalies, spanning
+from bronze.anomaly import models
 from bronze.delta.log import State
 from bronze.model.model import Enrichment, Protection, RowKey
+from bronze.quality import set_rules
 from bronze.tables.evolution import Settled
 from bronze.units import Assignment
 
@@ -37,12 +38,12 @@ def enrichment(
     hidden = {n for n, how in given.target.settings.protect.items() if how.method != "clear"}
     return Enrichment(
         protection=protection,
-        watch=anomalies.watch(given, settled, key.names, state, hidden),
-        quality=spanning.quality(given, settled, key, asking=reading, protected=hidden),
+        watch=models.watch(given, settled, key.names, state, hidden),
+        quality=set_rules.quality(given, settled, key, asking=reading, protected=hidden),
     )
 
 
 def streamed(copied: Enrichment) -> Enrichment:
     """What the rows that a stream brings are given, by what those of the copy were."""
-    quality = replace(copied.quality, criteria=spanning.followed(copied.quality.criteria))
+    quality = replace(copied.quality, criteria=set_rules.followed(copied.quality.criteria))
     return replace(copied, quality=quality)

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 import uuid_utils
 
-from bronze import failpoint, follow, join, record, tidy, units
+from bronze import failpoint, follow, join, record, units
 from bronze.errors import (
     BronzeError,
     CommitConflict,
@@ -28,6 +28,7 @@ from bronze.follow import Following
 from bronze.governance import audit, lineage
 from bronze.governance.tables import streams as book
 from bronze.line import Line, Step, Stopped
+from bronze.maintenance import background
 from bronze.model.model import Stamp
 from bronze.newslot import NewSlot
 from bronze.postgres.catalog import definition
@@ -116,7 +117,7 @@ class Session:
         with (
             executors.executor("threads", self._limit) as pool,
             self._receiver() as receiver,
-            tidy.Tidy(self._settings, pool) as tidying,
+            background.Tidy(self._settings, pool) as tidying,
             closing(self._resync),
         ):
             receiver.confirm(self._recorded)

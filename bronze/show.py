@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     from polars import DataFrame
 
     from bronze.check import Report, TableReport
-    from bronze.forget import Evidence, Forgotten
     from bronze.governance.audit import Report as AuditReport
-    from bronze.keys import KeyReport
     from bronze.model.results import MaintainResult, RunResult, StreamResult, TableResult
     from bronze.pipeline import Notify
     from bronze.pipeline import Progress as Step
     from bronze.proof.verdict import VerifyResult
+    from bronze.protection.erasure import Evidence, Forgotten
+    from bronze.protection.keys import KeyReport
+    from bronze.quality.report import QualityReport, TableQuality
     from bronze.stream import Notify as NotifyStep
     from bronze.stream import Step as StreamStep
-    from bronze.trend import QualityReport, TableQuality
 
 _out = Console(highlight=False)
 _err = Console(stderr=True, highlight=False)
@@ -502,7 +502,7 @@ def _score(score: float) -> str:
 
 def quality(report: QualityReport, trend: int) -> None:
     """How tables fare, what is not as demanded, and how it came to be so."""
-    from bronze.grade import NULLS, emptiest
+    from bronze.quality.checks import NULLS, emptiest
 
     if not report.tables:
         said(f"There are no figures yet in {report.lake}: `bronze run` enters them.")

@@ -17,14 +17,15 @@ import polars as pl
 import tenacity
 
 from bronze import portion
+from bronze.anomaly.detection import scored
 from bronze.delta import files, partition
 from bronze.delta.write import history, merge
-from bronze.enrich import key_text, protect
-from bronze.enrich.anomaly import scored
+from bronze.enrich import key_text
 from bronze.enrich.enrichment import enriched
 from bronze.errors import SourceUnreachable
 from bronze.model.model import NOTHING_FOUND, DataFile, Findings, Known, Rejected, Unit, Written
 from bronze.postgres.copy import read, row_sizes
+from bronze.protection import protect
 from bronze.rows import fingerprint
 from bronze.rows.fingerprint import Fingerprints
 from bronze.rows.metadata import COMMITTED

@@ -7,16 +7,15 @@ from collections import Counter
 
 import polars as pl
 
-from bronze import keys
 from bronze.config.settings import Settings
 from bronze.delta import log
 from bronze.delta.write.history import KIND
-from bronze.enrich import keyring, protect
 from bronze.model.model import DELETED
 from bronze.postgres import statement
 from bronze.postgres.catalog.relations import relations
 from bronze.postgres.connection import connect
 from bronze.postgres.copy import row_hash
+from bronze.protection import keyring, keys, protect
 from bronze.rows.metadata import COMMITTED, digests
 from bronze.tables import evolution, selection
 

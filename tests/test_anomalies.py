@@ -11,11 +11,11 @@ import polars as pl
 import pytest
 
 from bronze import pipeline, stream
+from bronze.anomaly import training
+from bronze.anomaly.outliers import far
 from bronze.config.settings import Settings
-from bronze.enrich import training
 from bronze.errors import ConfigError
 from bronze.model.results import RunResult, TableResult
-from bronze.unusual import far
 from tests.conftest import Source
 
 ROWS = 3000

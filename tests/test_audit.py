@@ -20,7 +20,7 @@ from hypothesis import settings as fuzz
 from hypothesis import strategies as st
 
 import bronze
-from bronze import maintain, show
+from bronze import show
 from bronze.api import Bronze
 from bronze.config import loading
 from bronze.config.settings import Settings
@@ -28,6 +28,7 @@ from bronze.errors import BronzeError, ConfigError, LakeUnreachable, TableRefuse
 from bronze.governance import actor, audit
 from bronze.governance.tables import audit_log as book
 from bronze.governance.tables.audit_log import Head, Record
+from bronze.maintenance import maintain
 from tests.conftest import Source
 
 KEY = "a key for sealing"

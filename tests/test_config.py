@@ -25,10 +25,10 @@ from typer.testing import CliRunner
 from bronze import pipeline, secrets
 from bronze.cli import app
 from bronze.config import loading
-from bronze.enrich import keyring
 from bronze.errors import ConfigError
 from bronze.model.model import Secret
 from bronze.postgres.connection import connect
+from bronze.protection import keyring
 from bronze.work import work
 from tests.conftest import Source
 

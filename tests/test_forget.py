@@ -11,12 +11,13 @@ import psycopg
 import pytest
 from typer.testing import CliRunner
 
-from bronze import api, forget, pipeline
+from bronze import api, pipeline
 from bronze.cli import app
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta import commit, files, log
 from bronze.errors import BronzeError, ConfigError, TableRefused
 from bronze.governance.tables import rejected_values as book
+from bronze.protection import erasure
 from tests.conftest import Source
 from tests.features import known
 from tests.strategies import SETUP
@@ -109,7 +110,7 @@ def test_a_value_is_found_however_it_is_spelled(source: Source) -> None:
     source.execute("DELETE FROM t")
     rows = len(cases)
     for i, (kind, _, _, spelled) in enumerate(cases):
-        done = forget.forget(given, "t", {f"c{i}": spelled[-1]})
+        done = erasure.forget(given, "t", {f"c{i}": spelled[-1]})
         rows -= 1
         assert (done.rows, done.left) == (1, 0), kind
         left = pl.read_delta(str(source.table("t")))["id"]
@@ -133,9 +134,9 @@ def test_a_key_is_found_however_it_is_spelled(source: Source) -> None:
     for i, (kind, _, _, spelled) in enumerate(cases):
         assert found(source.table(f"t{i}"), f"plant{i}."), kind
         with pytest.raises(TableRefused, match="still has such a row"):
-            forget.forget(given, f"t{i}", {"id": cases[i][2]})
+            erasure.forget(given, f"t{i}", {"id": cases[i][2]})
         for number, text in enumerate(spelled):
-            done = forget.forget(given, f"t{i}", {"id": text})
+            done = erasure.forget(given, f"t{i}", {"id": text})
             assert (done.left, done.is_found, done.exit_code) == (0, not number, min(number, 1)), (
                 kind,
                 text,
@@ -154,7 +155,7 @@ def test_what_does_not_fit_a_type_names_nobody(source: Source) -> None:
     wrong = {"a": "abcd", "b": "1.25", "c": "1011", "d": "2024-01-01 00:00:00.5", "e": "x"}
     for name, text in (wrong | {"f": "abc"}).items():
         with pytest.raises(ConfigError, match=f"column {name} is no value of type"):
-            forget.forget(source.settings(), "t", {name: text})
+            erasure.forget(source.settings(), "t", {name: text})
 
 
 DOTTED = '"my.app"."a.b"'
@@ -169,9 +170,9 @@ def test_names_may_have_dots(source: Source) -> None:
     given = source.settings(source={"schema": ["my.app"]}, tables=own)
     run(given)
     with pytest.raises(TableRefused, match=r"still has such a row in my\.app\.a\.b"):
-        forget.forget(given, "my.app.a.b", {"id": "1"})
+        erasure.forget(given, "my.app.a.b", {"id": "1"})
     source.execute(f"DELETE FROM {DOTTED} WHERE id = 1")
-    done = forget.forget(given, "a.b", {"id": "1"})
+    done = erasure.forget(given, "a.b", {"id": "1"})
     assert done.source is not None
     assert (done.source.table, done.source.rows, done.rows) == ("my.app.a.b", 0, 1)
     with pytest.MonkeyPatch.context() as patch:
@@ -227,12 +228,12 @@ def test_what_is_not_answered_is_not_gone(source: Source) -> None:
         source.execute(taking)
         version = _version(given)
         with pytest.raises(BronzeError, match=said) as refused:
-            forget.forget(given, "t", {"id": "1"})
+            erasure.forget(given, "t", {"id": "1"})
         assert refused.value.exit_code != 0, name
         assert _version(given) == version, name
         assert found(lake, "plant"), name
     # Who knows better may say so.
-    done = forget.forget(given, "t", {"id": "1"}, ask=False)
+    done = erasure.forget(given, "t", {"id": "1"}, ask=False)
     assert (done.rows, done.left, done.source) == (1, 0, None)
     source.execute("DROP OWNED BY asker; DROP ROLE asker")
 
@@ -274,7 +275,7 @@ def test_nothing_found_is_no_proof(source: Source, tmp_path: Path) -> None:
     assert state is not None
     (source.table("t") / state.files[0].path).unlink()
     with pytest.raises(BronzeError, match="is not there"):
-        forget.forget(given, "t", {"id": "2"})
+        erasure.forget(given, "t", {"id": "2"})
 
 
 @pytest.mark.parametrize("own", [{}, {"history": True, "pattern": "batch"}])
@@ -298,7 +299,7 @@ def test_a_renamed_key_finds_what_was_under_its_old_names(
     source.execute("DELETE FROM t WHERE address = 'plant'")
     run(given)
     assert found(source.lake / GOVERNANCE, "plant")
-    done = forget.forget(given, "t", {"email" if own else "address": "plant"})
+    done = erasure.forget(given, "t", {"email" if own else "address": "plant"})
     assert (done.left, done.exit_code) == (0, 0)
     assert found(source.lake, "plant") == []
     kept = pl.read_delta(str(source.table("t")))
@@ -330,7 +331,7 @@ def test_what_was_learned_of_a_person_alone_goes(source: Source) -> None:
     assert records(source, "models").height == 2
     assert records(source, "profiles")["measures"].str.contains("4242.5", literal=True).any()
     source.execute("DELETE FROM t WHERE id = 601")
-    done = forget.forget(given, "t", {"id": "601"})
+    done = erasure.forget(given, "t", {"id": "601"})
     assert (done.left, done.exit_code) == (0, 0)
     models = records(source, "models")
     assert models["target_table"].to_list() == ["bronze.bz_u"]
@@ -339,7 +340,7 @@ def test_what_was_learned_of_a_person_alone_goes(source: Source) -> None:
     (result,) = (one for name, one in run(given).items() if name == "bronze.bz_t")
     assert any("the anomaly model was trained" in note for note in result.notes)
     source.execute("DELETE FROM t WHERE id = 1")
-    done = forget.forget(given, "t", {"id": "1"})
+    done = erasure.forget(given, "t", {"id": "1"})
     assert records(source, "models").height == 2
 
 
@@ -364,7 +365,7 @@ def test_rejected_values_of_a_table_without_a_key(source: Source) -> None:
     )
     _entered(given, nameless)
     source.execute("DELETE FROM t WHERE name = 'plant'")
-    done = forget.forget(given, "t", {"name": "plant"})
+    done = erasure.forget(given, "t", {"name": "plant"})
     assert (done.rows, done.records, done.left) == (1, 2, 0)
     texts = records(source, book.NAME)["source_text"].to_list()
     assert sorted(texts) == ["23456-01-02", "45678-01-02"]
@@ -403,7 +404,7 @@ def test_two_configs_on_one_lake_keep_their_records_apart(source: Source) -> Non
     old = records(source, book.NAME).with_columns(pl.lit("bz_t").alias("target_table"))
     _entered(both[0], old)
     source.execute("DELETE FROM t WHERE id = 6")
-    done = forget.forget(both[0], "t", {"id": "6"})
+    done = erasure.forget(both[0], "t", {"id": "6"})
     assert (done.left, done.exit_code) == (0, 0)
     left = records(source, book.NAME)
     by = {

@@ -15,9 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bronze import forget, pipeline, stream
+from bronze import pipeline, stream
 from bronze.config.settings import Settings
 from bronze.demo.server import Server
+from bronze.protection import erasure
 from tests.conftest import Source, database
 from tests.features import known
 from tests.strategies import SCALARS, SETUP, Declared
@@ -188,7 +189,7 @@ def lived(server: Server, life: Life) -> None:
             assert places(source.lake, "plantkind")
         before = others(source, mine)
         is_kept = "id" in life.own.get("protect", {})
-        done = forget.forget(given, "t", {"id" if is_kept else key: text})
+        done = erasure.forget(given, "t", {"id" if is_kept else key: text})
         assert (done.left, done.is_found) == (0, True)
         assert places(source.lake, "plant", "mine.", "4242.125") == []
         assert others(source, mine) == before

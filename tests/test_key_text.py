@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from bronze import forget, pipeline, stream
+from bronze import pipeline, stream
 from bronze.config.settings import Settings
 from bronze.delta.write.history import KIND
 from bronze.enrich.key_text import row_key
@@ -17,6 +17,7 @@ from bronze.model.model import KEY_TEXT
 from bronze.model.results import TableResult
 from bronze.postgres.catalog.types import Choices, SourceType, contract
 from bronze.proof.verify import verify
+from bronze.protection import erasure
 from tests import feed
 from tests.conftest import Source
 from tests.test_stream import streaming, until
@@ -259,10 +260,10 @@ def test_an_open_row_is_forgotten_alone(source: Source) -> None:
     given = source.settings(tables=own)
     key = {"id": "7", "valid_to": "infinity"}
     with pytest.raises(Exception, match="still has such a row"):
-        forget.forget(given, "t", key)
+        erasure.forget(given, "t", key)
     source.execute("DELETE FROM t WHERE valid_to = 'infinity' AND id = 7")
     landed(source, own)
-    done = forget.forget(given, "t", key)
+    done = erasure.forget(given, "t", key)
     assert (done.rows, done.records, done.left) == (1, 1, 0)
     rows = pl.read_delta(str(source.table("t")))
     assert rows.filter(id=7)[KEY_TEXT].to_list() == [None]

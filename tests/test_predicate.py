@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bronze.config.quality import RuleSettings
-from bronze.enrich.quality import MOMENT, expression
 from bronze.model.model import Column, Kind
 from bronze.postgres.copy.read import dtype
-from bronze.predicate import Unfit, checked, of_rule
+from bronze.quality.expressions import Unfit, checked, of_rule
+from bronze.quality.scoring import MOMENT, expression
 
 NOW = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 PROVEN = settings(derandomize=True, database=None, deadline=None, max_examples=30)

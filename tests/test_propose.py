@@ -21,10 +21,10 @@ from bronze.config.protection import MASTER_KEY
 from bronze.config.settings import RunSettings, Settings
 from bronze.demo import inventory
 from bronze.demo.server import Server
-from bronze.enrich import keyring
 from bronze.errors import ConfigError, SourceRefused, SourceUnreachable
 from bronze.model.results import RunResult
 from bronze.propose import MANY, PASSWORD, propose, write
+from bronze.protection import keyring
 from tests.conftest import Source
 from tests.source.test_survey import BIG_ROWS, big, execute
 

@@ -16,12 +16,11 @@ import polars as pl
 import psycopg
 import pytest
 
-from bronze import check, forget, keys, pipeline, reveal, stream
+from bronze import check, pipeline, stream
 from bronze.config.loading import parse
 from bronze.config.settings import ProtectionSettings, SecretName, Settings
 from bronze.delta import log
 from bronze.delta.layout import vacuum
-from bronze.enrich import keyring, protect
 from bronze.errors import ConfigError, LakeUnreachable, TableRefused
 from bronze.model.model import Protected
 from bronze.model.results import TableResult
@@ -29,6 +28,7 @@ from bronze.postgres.copy.read import dtype
 from bronze.postgres.replication import receiver
 from bronze.postgres.replication.batch import Piece, Spool
 from bronze.proof import verify
+from bronze.protection import erasure, keyring, keys, protect, reveal
 from bronze.tables import evolution
 from tests import feed
 from tests.conftest import Source
@@ -310,7 +310,7 @@ def test_a_table_in_clear_is_written_anew_once_it_is_protected(source: Source) -
         assert landed(given).status == "unchanged"
         if protect_:
             assert planted(source.lake)
-    done = forget.old_versions(given, "t")
+    done = erasure.old_versions(given, "t")
     assert done.files > 0
     assert planted(source.lake) == []
     assert "a" not in pl.read_delta(str(source.table("t"))).columns
@@ -335,7 +335,7 @@ def test_records_of_before_a_protection_go_with_the_old_versions(source: Source)
     books = ("rejected_values", "quality", "anomalies", "models", "profiles")
     before = {name: pl.read_delta(str(source.lake / "governance" / name)) for name in books}
     assert planted(source.lake / "governance")
-    done = forget.old_versions(given, "t")
+    done = erasure.old_versions(given, "t")
     assert planted(source.lake) == []
     after = {name: pl.read_delta(str(source.lake / "governance" / name)) for name in books}
     assert all(0 < after[name].height < before[name].height for name in books)
@@ -600,11 +600,11 @@ def test_who_is_forgotten_is_in_no_byte(source: Source, own: dict[str, Any]) -> 
     source.execute("UPDATE t SET a = 'plant again' WHERE id = 'plant'")
     landed(given)
     with pytest.raises(TableRefused, match="still has such a row"):
-        forget.forget(given, "t", {"id": "plant"})
+        erasure.forget(given, "t", {"id": "plant"})
     source.execute("DELETE FROM t WHERE id = 'plant'")
     landed(given)
     before = pl.read_delta(str(source.table("t")))
-    done = forget.forget(given, "t", {"id": "plant"})
+    done = erasure.forget(given, "t", {"id": "plant"})
     # Two rejected values, and two figures with the key as an example, where it may be told.
     assert (done.left, done.records) == (0, 2 if "protect" in own else 4)
     assert done.scanned >= 1
@@ -615,13 +615,13 @@ def test_who_is_forgotten_is_in_no_byte(source: Source, own: dict[str, Any]) -> 
     book = pl.read_delta(str(source.lake / "governance" / "rejected_values"))
     assert book.height == 1
     assert landed(given).status == "unchanged"
-    again = forget.forget(given, "t", {"id": "plant"})
+    again = erasure.forget(given, "t", {"id": "plant"})
     assert again.rows == 0
     source.execute("UPDATE t SET a = 'b' WHERE id = 'other'")
     landed(given)
     assert feed.faults(source.table("t"), since=again.version) == []
     with pytest.raises(ConfigError, match="Nobody"):
-        forget.forget(given, "t", {})
+        erasure.forget(given, "t", {})
 
 
 def test_forgetting_by_another_column_reaches_the_records(source: Source) -> None:
@@ -636,20 +636,20 @@ def test_forgetting_by_another_column_reaches_the_records(source: Source) -> Non
     (file,) = source.table("t").glob("*.parquet")
     coming = file.with_name(re.sub("[0-9a-f]{32}", "0" * 32, file.name))
     coming.write_bytes(file.read_bytes())
-    half = forget.forget(given, "t", {"owner": "1"})
+    half = erasure.forget(given, "t", {"owner": "1"})
     assert (half.left, half.exit_code) == (3, 1)
     coming.unlink()
     source.execute("INSERT INTO t VALUES (1, 1, 'infinity')")
     landed(given)
     source.execute("DELETE FROM t WHERE owner = 1")
-    done = forget.forget(given, "t", {"owner": "1"}, ask=True)
+    done = erasure.forget(given, "t", {"owner": "1"}, ask=True)
     assert (done.rows, done.records, done.left) == (1, 1, 0)
     assert landed(given).deleted == 0
     for owner in ("0", "2"):
-        assert forget.forget(given, "t", {"owner": owner}, ask=False).left == 0
+        assert erasure.forget(given, "t", {"owner": owner}, ask=False).left == 0
     assert pl.read_delta(str(source.table("t"))).is_empty()
     with pytest.raises(ConfigError, match="no value of type"):
-        forget.forget(given, "t", {"owner": "x"})
+        erasure.forget(given, "t", {"owner": "x"})
 
 
 def test_check_warns_of_what_looks_personal(source: Source) -> None:
@@ -730,7 +730,7 @@ def test_a_name_that_several_tables_have_is_refused(source: Source) -> None:
         source={"schema": ["public", "crm"]}, tables={"crm.t": {"target": "bz_crm_t"}}
     )
     assert pipeline.run(given).exit_code == 0
-    for wrong in (forget.forget, reveal.reveal):
+    for wrong in (erasure.forget, reveal.reveal):
         with pytest.raises(ConfigError, match="Several Bronze tables hold a table t"):
             wrong(given, "t", key={"id": "42"})
     assert reveal.reveal(given, "bz_t", key={"id": "42"}).height == 1
@@ -779,7 +779,7 @@ def test_records_are_found_by_keys_of_any_type(source: Source) -> None:
     given = source.settings(tables={"t": {"protect": {"mail": "tokenize"}}})
     landed(given)
     source.execute("DELETE FROM t WHERE active")
-    done = forget.forget(given, "t", {"active": "true"})
+    done = erasure.forget(given, "t", {"active": "true"})
     assert (done.rows, done.records, done.left) == (1, 1, 0)
     book = pl.read_delta(str(source.lake / "governance" / "rejected_values"))
     assert book.height == 8

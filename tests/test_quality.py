@@ -14,12 +14,14 @@ from deltalake import DeltaTable
 from typer.testing import CliRunner
 
 import bronze
-from bronze import check, pipeline, show, spanning, stream, trend
+from bronze import check, pipeline, show, stream
 from bronze.cli import app
 from bronze.config import loading
 from bronze.config.settings import Settings
 from bronze.errors import ConfigError
 from bronze.model.results import TableResult
+from bronze.quality import report as trend
+from bronze.quality import set_rules
 from tests.conftest import Source
 from tests.content import differences
 
@@ -293,7 +295,7 @@ def test_a_table_that_may_not_be_read_is_not_asked(source: Source) -> None:
 
 def test_too_many_values_are_only_counted(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then no row is marked, and the figure is PostgreSQL's."""
-    monkeypatch.setattr(spanning, "VALUES", 2)
+    monkeypatch.setattr(set_rules, "VALUES", 2)
     source.execute("CREATE TABLE t (id int PRIMARY KEY, q int);")
     source.execute("INSERT INTO t SELECT i, i % 4 FROM generate_series(1, 9) i")
     assert run(settings(source, [{"column": "q", "unique": True}])).error is None

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import polars as pl
 
-from bronze.enrich import protect, quality
-from bronze.enrich.profile import profiled
+from bronze.anomaly.profile import profiled
 from bronze.model.anomaly import Profile
 from bronze.model.model import Enrichment, Findings, Stamp
+from bronze.protection import protect
+from bronze.quality import scoring
 from bronze.rows.metadata import checksum, digests, row_hash, stamped
 
 
@@ -27,7 +28,7 @@ def enriched(
         ConfigError: a key cannot be had.
         TableRefused: a rule fails on these rows.
     """
-    scores, found = quality.scored(rows, rejected, stamp, wanted.quality)
+    scores, found = scoring.scored(rows, rejected, stamp, wanted.quality)
     profile = profiled(rows, wanted.watch) if wanted.watch else Profile()
     if wanted.protection:
         hashes = row_hash(rows, rejected, base)
@@ -36,6 +37,6 @@ def enriched(
     else:
         # What is stored is what is hashed: one encoding serves both.
         hashes, checksums = digests(rows, rejected, base)
-    found = quality.told_apart(found, hashes, wanted.quality)
+    found = scoring.told_apart(found, hashes, wanted.quality)
     made = stamped(rows, hashes, checksums, stamp, scores, wanted.quality.threshold)
     return made, Findings(profile=profile, quality=found)

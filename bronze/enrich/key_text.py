@@ -3,8 +3,8 @@
 An infinite date, NaN as a decimal or bytes that are no text are NULL in a Bronze table, and rows
 that differ in nothing else look alike there. `KEY_TEXT` has such values of a row's key: a JSON
 object of the columns' names and PostgreSQL's own texts, NULL in a row without any. Of a column of
-arrays, which nothing can join by, it has every value, as `bronze.enrich.plaintext` writes it. The
-text of a protected column is protected like a value.
+arrays, which nothing can join by, it has every value, as `bronze.protection.plaintext` writes it.
+The text of a protected column is protected like a value.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 
 import polars as pl
 
-from bronze.enrich import plaintext, protect
 from bronze.errors import Mismatch
 from bronze.model.model import KEY_TEXT, Column, Protection, RowKey
+from bronze.protection import plaintext, protect
 
 
 def is_list(column: Column) -> bool:

@@ -66,7 +66,7 @@ STABLE = ("encrypt_deterministic", "tokenize", "hash")
 
 @dataclass(frozen=True)
 class Protect:
-    """How the values of a column are protected (see `bronze.enrich.protect`).
+    """How the values of a column are protected (see `bronze.protection.protect`).
 
     ``join`` names a key that several columns share; ``format`` says that tokens have the shape of
     their values, ``keep`` how many characters at the end a mask leaves.

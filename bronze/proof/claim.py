@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from bronze import keys, pipeline, plan, units
+from bronze import pipeline, plan, units
 from bronze.config.settings import Settings
 from bronze.delta import log
 from bronze.delta.commit import transaction
@@ -26,6 +26,7 @@ from bronze.proof import digests, evidence
 from bronze.proof.digests import Basis
 from bronze.proof.evidence import Asked
 from bronze.proof.verdict import VerifiedTable
+from bronze.protection import keys
 from bronze.tables import evolution, selection
 from bronze.tables.selection import Target
 from bronze.units import Assignment

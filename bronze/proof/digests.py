@@ -19,12 +19,13 @@ import numpy as np
 import polars as pl
 import polars_hash as plh
 
-from bronze.enrich import buckets, keyring, protect
+from bronze.enrich import buckets
 from bronze.enrich.buckets import Digests
-from bronze.enrich.protect import REVEALED
 from bronze.model.model import KEY_TEXT, Column, Protection, RowKey
 from bronze.postgres.copy import row_hash
 from bronze.postgres.copy.read import dtype
+from bronze.protection import keyring, protect
+from bronze.protection.protect import REVEALED
 from bronze.rows import fingerprint, metadata
 from bronze.rows.encoding import encode
 

@@ -15,7 +15,7 @@ import polars as pl
 import tenacity
 
 from bronze.delta import files
-from bronze.enrich import buckets, key_text, keyring, protect
+from bronze.enrich import buckets, key_text
 from bronze.enrich.buckets import Sums
 from bronze.errors import FileDamaged, SourceUnreachable
 from bronze.model.model import (
@@ -34,6 +34,7 @@ from bronze.model.model import (
 from bronze.postgres.copy import read, server_hashes
 from bronze.proof import digests
 from bronze.proof.digests import Basis
+from bronze.protection import keyring, protect
 from bronze.rows import fingerprint
 from bronze.tables import known_rows
 

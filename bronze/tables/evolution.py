@@ -11,9 +11,9 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
+from bronze.anomaly import detection
 from bronze.delta.schema import delta_schema, kinds
 from bronze.delta.write.history import KIND
-from bronze.enrich import anomaly
 from bronze.errors import TableRefused
 from bronze.model.model import KEY_TEXT, Column, Form, Kind, Protect
 from bronze.postgres.catalog.relations import Relation
@@ -328,7 +328,7 @@ def form(
     # A table of the source may have a column of this name, before the columns of ours.
     history = KIND in names and names.index(KIND) > last
     own = {*meta, partition, COMMITTED, KEY_TEXT} | ({KIND} if history else set())
-    own |= {name for name, _ in anomaly.COLUMNS} if WATCHED in properties else set()
+    own |= {name for name, _ in detection.COLUMNS} if WATCHED in properties else set()
     values = tuple(name for name in names if name not in own)
     return Form(
         values=values,

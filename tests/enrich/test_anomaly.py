@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bronze.enrich import training
-from bronze.enrich.anomaly import reasons, scored
-from bronze.enrich.features import numbers
-from bronze.enrich.profile import profiled
+from bronze.anomaly import training
+from bronze.anomaly.detection import reasons, scored
+from bronze.anomaly.features import numbers
+from bronze.anomaly.profile import profiled
 from bronze.model.anomaly import MOST, SKETCH, Feature, Model, Watch
 from bronze.model.model import Column, Findings, Kind, Stamp
 

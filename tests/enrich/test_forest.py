@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.ensemble import IsolationForest
 
-from bronze.enrich import forest as module
-from bronze.enrich.forest import Scorer, prove
-from bronze.enrich.training import _forest
+from bronze.anomaly import forest as module
+from bronze.anomaly.forest import Scorer, prove
+from bronze.anomaly.training import _forest
 from bronze.errors import LakeError
 from bronze.model.anomaly import Forest
 

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from bronze.enrich.profile import profiled
+from bronze.anomaly.profile import profiled
 from bronze.model.anomaly import SKETCH, Watch
 
 

@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from polars.testing import assert_series_equal
 
 from bronze.config.protection import MASTER_KEY
-from bronze.enrich import ff1, keyring, protect
 from bronze.errors import ConfigError, Mismatch
 from bronze.model.model import DataKey, Kind, Protect, Protected, Protection, Rejected, Secret
+from bronze.protection import ff1, keyring, protect
 
 MASTERS = (Secret("env", MASTER_KEY),)
 _ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"

@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bronze.enrich.enrichment import enriched
-from bronze.enrich.quality import scored, told_apart
 from bronze.errors import TableRefused
 from bronze.model.model import Enrichment, Stamp
 from bronze.model.quality import POINTS, Criterion, Quality, Scored, Severity
+from bronze.quality.scoring import scored, told_apart
 
 MOMENT = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 STAMP = Stamp("018df7a0-0000-7000-8000-000000000000", MOMENT, "shop", "batch", "a lineage")

@@ -24,7 +24,7 @@ SOONER: dict[str, dict[str, Any]] = {
         "_LONGEST_REST": 1.0,
     },
     "bronze.stream": {"_LONGEST_PAUSE": 1.0, "_LEAVING": 3.0},
-    "bronze.tidy": {"_EVERY": 0.5},
+    "bronze.maintenance.background": {"_EVERY": 0.5},
     "bronze.delta.layout.optimize": {"_MANY": 4, "_FEWEST": 2},
 }
 """The constants that are set, by module."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 
-from bronze import rules, units
+from bronze import units
 from bronze.errors import TableRefused
 from bronze.model.model import KEY_TEXT, Column, RowKey
 from bronze.model.quality import SPANNING, Criterion, Quality
@@ -22,6 +22,7 @@ from bronze.postgres.catalog.relations import Relation
 from bronze.postgres.copy.read import decoded, dtype
 from bronze.postgres.copy.splits import size_of
 from bronze.postgres.statement import quoted
+from bronze.quality import rules
 from bronze.tables.evolution import Settled
 from bronze.units import Assignment
 

@@ -25,7 +25,7 @@ from bronze.governance.tables import (
     quality,
     rejected_values,
 )
-from bronze.subject import Held, Subject, said, written
+from bronze.protection.subject import Held, Subject, said, written
 from bronze.tables.naming import spellings
 
 BOOKS: Mapping[str, tuple[str, ...]] = {

@@ -23,12 +23,12 @@ from bronze.delta.commit import Change, Shape
 from bronze.delta.layout import vacuum
 from bronze.delta.log import State
 from bronze.delta.write.history import KIND
-from bronze.enrich import keyring
 from bronze.errors import BronzeError, ConfigError, TableRefused
 from bronze.governance import audit
 from bronze.governance.tables import keys as book
 from bronze.governance.tables.keys import Record
 from bronze.model.model import STABLE, Column, DataKey, Place, Protected, Protection
+from bronze.protection import keyring
 from bronze.tables import evolution, selection
 from bronze.tables.evolution import Settled
 from bronze.tables.selection import Target

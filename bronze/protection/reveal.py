@@ -8,11 +8,11 @@ import polars as pl
 
 from bronze.config.settings import Settings
 from bronze.delta import files
-from bronze.enrich import protect
 from bronze.errors import BronzeError, ConfigError
 from bronze.governance import audit
 from bronze.postgres.copy.read import dtype
-from bronze.subject import Held, held, subject
+from bronze.protection import protect
+from bronze.protection.subject import Held, held, subject
 
 _NAMED = 100
 

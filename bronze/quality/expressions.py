@@ -12,9 +12,9 @@ from typing import Any
 import polars as pl
 
 from bronze.config.quality import Bounds, RuleSettings
-from bronze.enrich.quality import MOMENT
 from bronze.model.model import Column, Kind
 from bronze.postgres.copy.read import dtype
+from bronze.quality.scoring import MOMENT
 
 _BITS = {"short": 15, "int": 31, "long": 63}
 _TIMES = ("date", "timestamp", "timestamp_ntz")

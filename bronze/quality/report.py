@@ -13,7 +13,6 @@ from datetime import UTC, datetime, timedelta
 
 import polars as pl
 
-from bronze import grade
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta import files, log, store
 from bronze.delta.log import State
@@ -22,6 +21,7 @@ from bronze.governance.tables import quality as book
 from bronze.governance.tables import streams
 from bronze.governance.tables.quality import Figure
 from bronze.model.model import Stored
+from bronze.quality import checks
 from bronze.tables import evolution
 from bronze.tables.naming import spellings
 
@@ -67,7 +67,7 @@ class TableQuality:
     @property
     def unmet(self) -> tuple[Figure, ...]:
         """The figures of the newest run that are not as demanded."""
-        return tuple(f for f in self.figures if f.passed is False and f.rule != grade.FRESHNESS)
+        return tuple(f for f in self.figures if f.passed is False and f.rule != checks.FRESHNESS)
 
 
 @dataclass(frozen=True)
@@ -231,8 +231,8 @@ def _table(
 
 
 def _run(rows: pl.DataFrame) -> Run:
-    score = rows.filter(pl.col("rule") == grade.SCORE, pl.col("kind") == "check").to_dicts()[0]
-    low = rows.filter(pl.col("rule") == grade.QUARANTINED, pl.col("kind") == "check").to_dicts()[0]
+    score = rows.filter(pl.col("rule") == checks.SCORE, pl.col("kind") == "check").to_dicts()[0]
+    low = rows.filter(pl.col("rule") == checks.QUARANTINED, pl.col("kind") == "check").to_dicts()[0]
     return Run(
         batch_id=score["batch_id"],
         evaluated=score["evaluated_timestamp"],

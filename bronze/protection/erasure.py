@@ -23,8 +23,6 @@ import pyarrow.parquet as pq
 import tenacity
 import uuid_utils
 
-from bronze import presence, traces
-from bronze import subject as subjects
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta import commit, files, log, store
 from bronze.delta.commit import Change
@@ -35,10 +33,12 @@ from bronze.errors import BronzeError, ConfigError, LakeError, TableRefused
 from bronze.governance.tables import anomalies, models, profiles, quality, rejected_values
 from bronze.model.model import DataFile, Place, Stored
 from bronze.model.results import Failure
-from bronze.presence import Original
-from bronze.subject import Held, Subject
+from bronze.protection import governance_records, source_rows
+from bronze.protection import subject as subjects
+from bronze.protection.governance_records import About, Person
+from bronze.protection.source_rows import Original
+from bronze.protection.subject import Held, Subject
 from bronze.tables import evolution
-from bronze.traces import About, Person
 
 _TARGET, _SYSTEM = "target_table", "source_system"
 _BATCH, _TRAINED = "batch_id", "trained_timestamp"
@@ -132,7 +132,7 @@ def forget(
     if not key:
         raise ConfigError("Nobody is named.", hint='Name the rows: --key "customer_id=42"')
     mine = subjects.held(settings, table)
-    about = traces.about(settings, mine)
+    about = governance_records.about(settings, mine)
     whose, asked, notes = _meant(settings, mine, key, about, ask)
     person, before = _searched(settings, mine, whose, about)
     done = Forgotten(mine.name, mine.state.version, source=asked, before=before, notes=notes)
@@ -191,12 +191,12 @@ def _meant(
     with ExitStack() as stack:
         origin = None
         if ask:
-            origin = stack.enter_context(presence.original(settings, table.name, table.state))
+            origin = stack.enter_context(source_rows.original(settings, table.name, table.state))
         heads = {evolution.names_of(table.state.properties, name)[0]: t for name, t in key.items()}
 
         def spelled(name: str) -> Iterator[pl.Series]:
             yield from _held(table, name)
-            yield from traces.texts(settings, about, [name])
+            yield from governance_records.texts(settings, about, [name])
 
         whose = subjects.subject(table, key, origin, spelled)
         if origin is None:
@@ -259,9 +259,11 @@ def _searched(
                 count += found
                 whole = _group(parquet, group, parquet.schema_arrow.names, path)
                 seen += whole.filter(whose.among(whole, ever=True)).rows(named=True)
-    told = traces.categories(settings, about)
+    told = governance_records.categories(settings, about)
     own = settings.table(table.source, *table.original)
-    person = Person(whose, seen, traces.alone(table, told, seen, whose), dict(own.rename))
+    person = Person(
+        whose, seen, governance_records.alone(table, told, seen, whose), dict(own.rename)
+    )
     records, mine = _counted(settings, person, about)
     return person, Evidence(len(paths), rows, count, records, mine)
 
@@ -284,7 +286,7 @@ def _group(parquet: pq.ParquetFile, group: int, columns: Sequence[str], path: st
 def _counted(settings: Settings, person: Person, about: About) -> tuple[int, int]:
     """How many records there are in the files of governance, and how many tell of a person."""
     records, told = 0, 0
-    for state, columns in traces.books(settings):
+    for state, columns in governance_records.books(settings):
         for path in _paths(state.place):
             parquet = pq.ParquetFile(store.reader(state.place, path), pre_buffer=False)
             for _, part in files.parts(parquet, state.columns, columns):
@@ -385,7 +387,7 @@ def _left(state: State, file: Stored, among: Among, batch: str) -> DataFile | No
 def _unrecorded(settings: Settings, person: Person, about: About) -> tuple[int, Expired]:
     """Erases the records that tell of a person."""
     rows, done = 0, Expired()
-    for state, columns in traces.books(settings):
+    for state, columns in governance_records.books(settings):
         found, more = _erased(state.place, _telling(person, about), columns)
         rows, done = rows + found, done + more
     return rows, done
@@ -399,7 +401,7 @@ def _outdated(settings: Settings, table: Held) -> tuple[int, Expired]:
         for _, part in files.parts(parquet, table.state.columns, [_BATCH]):
             batches |= {*pl.DataFrame(part)[_BATCH].drop_nulls().unique()}
     rows, done = 0, Expired()
-    about = traces.about(settings, table)
+    about = governance_records.about(settings, table)
     for book in (rejected_values, quality, anomalies, profiles, models):
         place = settings.place(GOVERNANCE, book.NAME)
         state = log.read(place)

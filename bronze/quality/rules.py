@@ -13,15 +13,15 @@ from dataclasses import replace
 
 import polars as pl
 
-from bronze import predicate
 from bronze.config.quality import RuleSettings
 from bronze.config.settings import Settings
-from bronze.enrich import quality
 from bronze.errors import TableRefused
 from bronze.model.quality import Criterion, Kind
 from bronze.postgres.catalog.constraints import Check, Constraints
 from bronze.postgres.copy.read import dtype
-from bronze.predicate import Unfit
+from bronze.quality import expressions
+from bronze.quality import scoring as quality
+from bronze.quality.expressions import Unfit
 from bronze.tables.evolution import Settled
 from bronze.tables.selection import Target, toml
 
@@ -123,7 +123,7 @@ def _configured(
             raise _refused(target, rule.called, f"column {lists[0]} is an array")
         return made
     try:
-        return _with(made, predicate.of_rule(rule, present[columns[0]]))
+        return _with(made, expressions.of_rule(rule, present[columns[0]]))
     except Unfit as unfit:
         raise _refused(target, rule.called, str(unfit)) from None
 
@@ -136,7 +136,7 @@ def _checked(target: Target, settled: Settled, made: Criterion, expression: pl.E
     """A rule of an expression that has been tried on the table's columns."""
     schema = {column.name: dtype(column.kind) for column in settled.columns if column.name}
     try:
-        used = predicate.checked(expression, schema)
+        used = expressions.checked(expression, schema)
     except Unfit as unfit:
         raise _refused(target, made.name, str(unfit)) from None
     return replace(_with(made, expression), columns=used)

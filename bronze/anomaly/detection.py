@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from bronze.enrich.features import numbers
-from bronze.enrich.forest import Scorer, scorer
+from bronze.anomaly.features import numbers
+from bronze.anomaly.forest import Scorer, scorer
 from bronze.model.anomaly import KEY, MOST, SCORE, Model, Outliers, Watch
 from bronze.model.model import Kind, Stamp
 

@@ -12,9 +12,9 @@ from datetime import UTC, datetime
 import numpy as np
 import polars as pl
 
-from bronze.anomalies import earlier, entered
+from bronze.anomaly.detection import reasons
+from bronze.anomaly.models import earlier, entered
 from bronze.config.settings import GOVERNANCE, Settings
-from bronze.enrich.anomaly import reasons
 from bronze.errors import BronzeError
 from bronze.governance.tables import anomalies, profiles
 from bronze.governance.tables.profiles import Scope

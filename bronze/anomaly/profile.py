@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from bronze.enrich.features import as_numbers
+from bronze.anomaly.features import as_numbers
 from bronze.model.anomaly import SKETCH, ColumnProfile, Profile, Watch
 
 _MARGIN = 1.5

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from bronze.enrich.features import MOST, as_numbers, missing, numbers
-from bronze.enrich.forest import Scorer
+from bronze.anomaly.features import MOST, as_numbers, missing, numbers
+from bronze.anomaly.forest import Scorer
 from bronze.model.anomaly import Feature, Forest, Measure, Model
 from bronze.model.model import Column
 

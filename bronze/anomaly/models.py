@@ -14,12 +14,12 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from bronze.anomaly import training
+from bronze.anomaly.forest import prove
 from bronze.config.settings import GOVERNANCE, AnomalySettings, Settings
 from bronze.delta import commit, files, log
 from bronze.delta.files import Layout
 from bronze.delta.log import State
-from bronze.enrich import training
-from bronze.enrich.forest import prove
 from bronze.errors import LakeError
 from bronze.governance.tables import models as book
 from bronze.governance.tables import profiles

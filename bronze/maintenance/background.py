@@ -14,13 +14,14 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from types import TracebackType
 
-from bronze import maintain, record
+from bronze import record
 from bronze.config.settings import Settings, TableSettings
 from bronze.delta import log
 from bronze.delta.layout import optimize, vacuum
 from bronze.errors import BronzeError
 from bronze.execution import executors
 from bronze.follow import Following
+from bronze.maintenance import maintain
 from bronze.model.model import Place
 
 _log = logging.getLogger(__name__)

@@ -1,6 +1,6 @@
 """Protection: values of personal columns are replaced before they are written anywhere.
 
-What is protected is the text of a value (`bronze.enrich.plaintext`), whatever its type; what is
+What is protected is the text of a value (`bronze.protection.plaintext`), whatever its type; what is
 stored is a string, and NULL for NULL. By the method it is
 
 - ``encrypt``: ``v1:<key id>:<base64>`` of a nonce of 12 bytes, the text encrypted with AES-256-GCM,
@@ -37,10 +37,10 @@ import pyarrow as pa
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESSIV
 
-from bronze.enrich import ff1, plaintext
-from bronze.enrich.keyring import unwrapped
 from bronze.errors import Mismatch
 from bronze.model.model import DataKey, Protected, Protection, Rejected, Secret
+from bronze.protection import ff1, plaintext
+from bronze.protection.keyring import unwrapped
 
 REVEALED = ("encrypt", "encrypt_deterministic")
 """The methods that can be undone."""

@@ -15,17 +15,16 @@ from typing import Any
 
 import polars as pl
 
-from bronze import keys
 from bronze.config.settings import Settings
 from bronze.delta import log, store
 from bronze.delta.log import State
-from bronze.enrich import plaintext, protect
 from bronze.errors import ConfigError
 from bronze.governance.tables.keys import Record
 from bronze.model.model import KEY_TEXT, STABLE, DataKey, Kind, Protect, Protected, Protection
 from bronze.postgres.copy.literals import Read
 from bronze.postgres.copy.read import dtype
-from bronze.presence import Original
+from bronze.protection import keys, plaintext, protect
+from bronze.protection.source_rows import Original
 from bronze.tables import evolution
 
 

@@ -1,0 +1,1 @@
+"""Anomalies: rows and runs that are unlike the others of their table."""

@@ -1,0 +1,1 @@
+"""Maintenance: optimize and vacuum, by command or in the background."""

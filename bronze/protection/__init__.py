@@ -1,0 +1,1 @@
+"""Personal data: protected values, their keys, and the erasure of a person."""
