@@ -19,9 +19,9 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
-from bronze import pipeline
 from bronze.config import loading
 from bronze.demo import inventory, server
+from bronze.ingest import pipeline
 
 _SETTINGS = {
     "autovacuum": "off",

@@ -31,7 +31,7 @@ from bronze.config.settings import Settings
 from bronze.delta import commit, files
 from bronze.delta.commit import Change, Shape
 from bronze.delta.schema import delta_schema
-from bronze.enrich.enrichment import enriched
+from bronze.ingest.enrich import enriched
 from bronze.model.model import Enrichment, Kind, Protect, Protected, Protection, Secret, Stamp
 from bronze.protection import erasure, keyring
 from bronze.rows.metadata import METADATA

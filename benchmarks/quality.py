@@ -16,8 +16,8 @@ from statistics import median
 from typing import Any
 
 from benchmarks.source import SCHEMA, running
-from bronze import pipeline
 from bronze.config import loading
+from bronze.ingest import pipeline
 
 _TABLE = "order_details"
 RULES: Sequence[Mapping[str, Any]] = (

@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.source import SCHEMA, running
-from bronze import pipeline
 from bronze.config import loading
 from bronze.config.settings import Settings
+from bronze.ingest import pipeline
 from bronze.proof.verdict import VerifiedTable
 from bronze.proof.verify import verify
 

@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     import polars as pl
     from polars import DataFrame
 
+    from bronze.cdc.stream import Notify as NotifyStep
     from bronze.check import Report
     from bronze.config.settings import Settings
     from bronze.governance.audit import Report as AuditReport
+    from bronze.ingest.pipeline import Notify
     from bronze.maintenance.maintain import Notify as NotifyMaintained
     from bronze.model.results import MaintainResult, RunResult, StreamResult
-    from bronze.pipeline import Notify
     from bronze.proof.verdict import VerifyResult
     from bronze.protection.erasure import Forgotten
     from bronze.protection.keys import KeyReport
     from bronze.quality.report import QualityReport
-    from bronze.stream import Notify as NotifyStep
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Bronze:
         pool: Executor | None = None,
         notify: Notify | None = None,
     ) -> RunResult:
-        """Takes tables of the source into the lake; see `bronze.pipeline.run`."""
+        """Takes tables of the source into the lake; see `bronze.ingest.pipeline.run`."""
         from bronze import audited
 
         return audited.run(self.settings, tables, pool=pool, notify=notify or (lambda _: None))
@@ -103,7 +103,7 @@ class Bronze:
         notify: NotifyStep | None = None,
         copied: Notify | None = None,
     ) -> StreamResult:
-        """Follows the tables that the config has streamed; see `bronze.stream.stream`."""
+        """Follows the tables that the config has streamed; see `bronze.cdc.stream.stream`."""
         from bronze import audited
 
         return audited.follow(
@@ -116,7 +116,7 @@ class Bronze:
         )
 
     def drop_stream(self, tables: Sequence[str] = ()) -> str:
-        """Drops the stream's slot and publication; see `bronze.stream.drop`."""
+        """Drops the stream's slot and publication; see `bronze.cdc.stream.drop`."""
         from bronze import audited
 
         return audited.drop(self.settings, tables)

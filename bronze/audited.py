@@ -14,11 +14,12 @@ from dataclasses import asdict, replace
 from threading import Event as Stop
 from typing import Any, TypeVar
 
-from bronze import pipeline, stream
+from bronze.cdc import stream
 from bronze.config.settings import Settings
 from bronze.errors import BronzeError, ConfigError
 from bronze.governance import audit
 from bronze.governance.audit import Event
+from bronze.ingest import pipeline
 from bronze.maintenance import maintain
 from bronze.model.results import Late, MaintainResult, RunResult, StreamResult, TableResult
 from bronze.proof import verify as proof
@@ -32,7 +33,7 @@ R = TypeVar("R", RunResult, StreamResult, MaintainResult, VerifyResult, Forgotte
 def run(
     settings: Settings, tables: Sequence[str], *, pool: Executor | None, notify: pipeline.Notify
 ) -> RunResult:
-    """`bronze.pipeline.run`."""
+    """`bronze.ingest.pipeline.run`."""
 
     def events(done: RunResult) -> list[Event]:
         details = {
@@ -57,7 +58,7 @@ def follow(
     notify: stream.Notify,
     copied: pipeline.Notify,
 ) -> StreamResult:
-    """`bronze.stream.stream`."""
+    """`bronze.cdc.stream.stream`."""
     began: list[Event] = []
 
     def told(step: stream.Step) -> None:
@@ -93,7 +94,7 @@ def follow(
 
 
 def drop(settings: Settings, tables: Sequence[str]) -> str:
-    """`bronze.stream.drop`.
+    """`bronze.cdc.stream.drop`.
 
     Raises:
         LakeError, LakeUnreachable: it is done, and cannot be recorded.

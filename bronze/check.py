@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 import uuid_utils
 
-from bronze import follow, pipeline, plan, units
+from bronze.cdc import apply
 from bronze.config.settings import Settings
 from bronze.delta import log, store
 from bronze.errors import (
@@ -24,10 +24,12 @@ from bronze.errors import (
     TableRefused,
 )
 from bronze.governance import audit, openlineage
+from bronze.ingest import pipeline, plan, units
+from bronze.ingest.pipeline import Opened
+from bronze.ingest.units import Assignment
 from bronze.model.model import Column, Stamp
 from bronze.model.quality import Criterion
 from bronze.model.results import Failure
-from bronze.pipeline import Opened
 from bronze.postgres.catalog import constraints, survey
 from bronze.postgres.catalog.constraints import Constraints
 from bronze.postgres.catalog.relations import Relation
@@ -39,7 +41,6 @@ from bronze.postgres.replication import publication, slot
 from bronze.postgres.replication.prerequisites import Wanting
 from bronze.quality import rules, set_rules
 from bronze.tables import blind_spots, evolution, selection
-from bronze.units import Assignment
 
 KEPT = "values Delta cannot hold become NULL and are kept in governance.rejected_values"
 AS_TEXT = "PostgreSQL's text"
@@ -184,8 +185,8 @@ def _look(
     with connect.mapped(source.origin):
         if streamed:
             own, published = settings.stream.names(name)
-            keyed, wanting = follow.fitted(connection, streamed, own, published)
-            refused = follow.refusal(name, wanting) or _misnamed(connection, own)
+            keyed, wanting = apply.fitted(connection, streamed, own, published)
+            refused = apply.refusal(name, wanting) or _misnamed(connection, own)
         narrow = capacity.narrow(connection, source.origin, bool(streamed))
         surveyed = survey.look(connection, [target.relation for target in mine])
     if len(streamed) < len(mine):
@@ -201,7 +202,7 @@ def _look(
         alone=snapshot.on_standby(source.origin) if standby else None,
         refused=refused,
         narrow=narrow,
-        unfit=follow.unfit(wanting),
+        unfit=apply.unfit(wanting),
         keyed={target.label: target for target in keyed},
         seen={relation.oid: relation for relation in held.relations},
         personal={one.relation.oid: one.personal for one in surveyed},

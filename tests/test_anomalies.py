@@ -10,11 +10,12 @@ from typing import Any
 import polars as pl
 import pytest
 
-from bronze import pipeline, stream
 from bronze.anomaly import training
 from bronze.anomaly.outliers import far
+from bronze.cdc import stream
 from bronze.config.settings import Settings
 from bronze.errors import ConfigError
+from bronze.ingest import pipeline
 from bronze.model.results import RunResult, TableResult
 from tests.conftest import Source
 

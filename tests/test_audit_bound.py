@@ -12,12 +12,13 @@ import polars as pl
 import pytest
 from deltalake import DeltaTable
 
-from bronze import failpoint, pipeline, show
+from bronze import failpoint, show
 from bronze.api import Bronze
 from bronze.delta import audit_mark, log
 from bronze.governance import audit, audit_witnesses
 from bronze.governance.audit import Report
 from bronze.governance.tables import audit_log as book
+from bronze.ingest import pipeline
 from tests.conftest import Source
 
 

@@ -19,7 +19,6 @@ import pytest
 from deltalake import DeltaTable
 from psycopg.conninfo import conninfo_to_dict
 
-from bronze import pipeline
 from bronze.demo.server import Server
 from bronze.errors import (
     BronzeError,
@@ -28,6 +27,7 @@ from bronze.errors import (
     SourceRefused,
     SourceUnreachable,
 )
+from bronze.ingest import pipeline
 from bronze.model.results import Failure, RunResult
 from tests.conftest import Source
 from tests.proxy import until

@@ -12,9 +12,10 @@ import pytest
 from deltalake import DeltaTable
 from psycopg import sql
 
-from bronze import check, pipeline
+from bronze import check
 from bronze.config.settings import MINIMUM_MEMORY
 from bronze.errors import ConfigError
+from bronze.ingest import pipeline
 from bronze.model.model import Origin
 from bronze.model.results import Failure, RunResult
 from bronze.postgres.catalog.relations import relations

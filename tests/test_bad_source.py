@@ -16,14 +16,15 @@ import pytest
 import tenacity
 from deltalake import DeltaTable
 
-from bronze import check, pipeline
+from bronze import check
 from bronze.config.settings import Pool
 from bronze.demo.server import Server, running, start
 from bronze.errors import BronzeError, SnapshotRefused
 from bronze.execution import executors
+from bronze.ingest import pipeline
+from bronze.ingest.worker import work
 from bronze.model.results import Failure, RunResult
 from bronze.proof import verify
-from bronze.work import work
 from tests.conftest import FAST, Source
 from tests.features import has
 from tests.proxy import GATE, closed_gate, landed, proxied, sessions, until

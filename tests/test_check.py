@@ -9,10 +9,12 @@ from typing import Any
 import psycopg
 import pytest
 
-from bronze import check, pipeline, stream
+from bronze import check
+from bronze.cdc import stream
 from bronze.config.settings import Settings
 from bronze.demo.server import Server
 from bronze.errors import BronzeError, ConfigError, SourceRefused
+from bronze.ingest import pipeline
 from bronze.model.results import Failure
 from tests.conftest import Source
 from tests.test_bad_input import failures, seen_by

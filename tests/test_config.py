@@ -22,14 +22,15 @@ import trustme
 from azure.core.credentials import AccessToken
 from typer.testing import CliRunner
 
-from bronze import pipeline, secrets
+from bronze import secrets
 from bronze.cli import app
 from bronze.config import loading
 from bronze.errors import ConfigError
+from bronze.ingest import pipeline
+from bronze.ingest.worker import work
 from bronze.model.model import Secret
 from bronze.postgres.connection import connect
 from bronze.protection import keyring
-from bronze.work import work
 from tests.conftest import Source
 
 PASSWORD = "pa55-w0rd"

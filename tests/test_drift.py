@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 from deltalake import DeltaTable
 
-from bronze import pipeline
+from bronze.ingest import pipeline
 from bronze.model.results import TableResult
 from tests.conftest import Source
 from tests.content import differences

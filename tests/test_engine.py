@@ -18,14 +18,14 @@ import distributed
 import polars as pl
 import pytest
 
-from bronze import pipeline, units
 from bronze.config import loading
 from bronze.config.settings import Settings
 from bronze.errors import BronzeError, ConfigError, SourceBusy, TableRefused
 from bronze.execution import executors
 from bronze.execution.executors import Course, Task, drive, executor
+from bronze.ingest import pipeline, units
+from bronze.ingest.worker import work
 from bronze.model.model import ACTIVE, Unit
-from bronze.work import work
 from tests.conftest import Source
 
 TABLE = "public.t"

@@ -10,8 +10,8 @@ from typing import Any
 import polars as pl
 from deltalake import DeltaTable
 
-from bronze import pipeline
 from bronze.config.settings import Settings
+from bronze.ingest import pipeline
 from bronze.model.results import RunResult
 from bronze.postgres import statement
 from bronze.postgres.catalog.relations import relations

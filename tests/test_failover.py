@@ -17,7 +17,7 @@ import psycopg
 import pytest
 from deltalake import DeltaTable
 
-from bronze import stream
+from bronze.cdc import stream
 from bronze.config.settings import Settings
 from bronze.demo import server as postgres
 from bronze.demo.server import Server

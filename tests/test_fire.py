@@ -19,11 +19,12 @@ import psycopg
 import pytest
 from deltalake import write_deltalake
 
-from bronze import failpoint, pipeline
+from bronze import failpoint
 from bronze.config import loading
 from bronze.config.settings import Settings
 from bronze.demo import inventory
 from bronze.demo.server import Server
+from bronze.ingest import pipeline
 from bronze.maintenance import maintain
 from tests import feed
 from tests.content import differences

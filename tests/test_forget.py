@@ -11,12 +11,13 @@ import psycopg
 import pytest
 from typer.testing import CliRunner
 
-from bronze import api, pipeline
+from bronze import api
 from bronze.cli import app
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta import commit, files, log
 from bronze.errors import BronzeError, ConfigError, TableRefused
 from bronze.governance.tables import rejected_values as book
+from bronze.ingest import pipeline
 from bronze.protection import erasure
 from tests.conftest import Source
 from tests.features import known

@@ -15,9 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bronze import pipeline, stream
+from bronze.cdc import stream
 from bronze.config.settings import Settings
 from bronze.demo.server import Server
+from bronze.ingest import pipeline
 from bronze.protection import erasure
 from tests.conftest import Source, database
 from tests.features import known

@@ -10,10 +10,12 @@ import polars as pl
 import psycopg
 import pytest
 
-from bronze import check, pipeline, stream
+from bronze import check
+from bronze.cdc import stream
 from bronze.config.settings import Settings
 from bronze.demo.server import Server
 from bronze.errors import ConfigError
+from bronze.ingest import pipeline
 from bronze.model.results import Failure
 from bronze.proof import verify
 from tests.conftest import Source

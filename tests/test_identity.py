@@ -10,8 +10,8 @@ import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bronze import identity
-from bronze.identity import LINE, PART, Rows
+from bronze.cdc import replica_identity
+from bronze.cdc.replica_identity import LINE, PART, Rows
 
 Row = tuple[str, str | None]
 Step = tuple[str, Row, int]
@@ -35,7 +35,7 @@ def played(rows: Sequence[Row], steps: Sequence[Step]) -> tuple[Rows, list[Row]]
             now.append(new)
             moved[1].append((new, line))
     frames = [
-        identity.moves(
+        replica_identity.moves(
             pl.DataFrame([row for row, _ in found], {"k": pl.String, "v": pl.String}, orient="row"),
             ["k"],
             sign,
@@ -44,7 +44,7 @@ def played(rows: Sequence[Row], steps: Sequence[Step]) -> tuple[Rows, list[Row]]
         )
         for sign, found in moved.items()
     ]
-    return identity.netted(pl.concat(frames).sort(LINE, maintain_order=True), ["k"]), now
+    return replica_identity.netted(pl.concat(frames).sort(LINE, maintain_order=True), ["k"]), now
 
 
 def keys(frame: pl.DataFrame) -> Counter[str]:

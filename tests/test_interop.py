@@ -20,9 +20,9 @@ import pytest
 from deltalake import DeltaTable
 from psycopg import sql
 
-from bronze import pipeline
 from bronze.demo import inventory
 from bronze.demo.server import running
+from bronze.ingest import pipeline
 from bronze.postgres.catalog.relations import relations
 from bronze.postgres.connection import connect
 from bronze.tables import selection

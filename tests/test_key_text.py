@@ -9,10 +9,11 @@ from typing import Any
 import polars as pl
 import pytest
 
-from bronze import pipeline, stream
+from bronze.cdc import stream
 from bronze.config.settings import Settings
 from bronze.delta.write.history import KIND
-from bronze.enrich.key_text import row_key
+from bronze.ingest import pipeline
+from bronze.ingest.key_text import row_key
 from bronze.model.model import KEY_TEXT
 from bronze.model.results import TableResult
 from bronze.postgres.catalog.types import Choices, SourceType, contract

@@ -8,8 +8,10 @@ import polars as pl
 import psycopg
 import pytest
 
-from bronze import check, pipeline, stream
+from bronze import check
+from bronze.cdc import stream
 from bronze.errors import TableRefused
+from bronze.ingest import pipeline
 from bronze.model.results import TableResult
 from bronze.proof.verify import verify
 from tests import feed

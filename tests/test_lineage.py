@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from bronze import pipeline, stream
+from bronze.cdc import stream
 from bronze.config import loading
 from bronze.config.settings import Settings
 from bronze.delta import log
@@ -20,6 +20,7 @@ from bronze.delta.layout import optimize
 from bronze.errors import LakeUnreachable
 from bronze.governance import lineage
 from bronze.governance.tables import data_lineage as book
+from bronze.ingest import pipeline
 from bronze.maintenance import maintain
 from bronze.model.results import Failure, Late
 from tests.conftest import Source

@@ -23,11 +23,13 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from bronze import failpoint, pipeline, stream
+from bronze import failpoint
+from bronze.cdc import stream
 from bronze.config.settings import Settings
 from bronze.delta import log
 from bronze.delta.layout import optimize
 from bronze.delta.write.history import KIND
+from bronze.ingest import pipeline
 from bronze.maintenance import maintain
 from bronze.model.model import DELETED
 from tests import feed

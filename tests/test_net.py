@@ -15,11 +15,11 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from bronze.cdc.net_changes import Net, Netted, net
 from bronze.delta import commit, files, log
 from bronze.delta.write import changes as changing
 from bronze.errors import Mismatch, TableRefused
 from bronze.model.model import Column, Kind, Place, RowKey, Stamp
-from bronze.net import Net, Netted, net
 from bronze.postgres.catalog.types import Choices, SourceType, contract
 from bronze.postgres.replication import pgoutput, slot, text_values
 from bronze.postgres.replication import receiver as replication
@@ -266,7 +266,7 @@ def test_a_history_nets_to_what_the_source_has(
             seen["left out"] += _left_out(one)
             with pytest.MonkeyPatch.context() as patch:
                 if staged:
-                    patch.setattr("bronze.net._IN_MEMORY", 0)
+                    patch.setattr("bronze.cdc.net_changes._IN_MEMORY", 0)
                 netted = net(job(one, place, stored, floor=floor))
             after = applied(after, netted, place)
             place = Place(str(tmp_path / f"{identity}{next(numbers)}"))
@@ -485,7 +485,7 @@ def test_a_row_that_is_there_twice_is_a_mismatch(place: Place) -> None:
 
 def test_many_deletions_go_through_a_file(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """Though the table has statistics of columns that are not of its key."""
-    monkeypatch.setattr("bronze.net._IN_MEMORY", 0)
+    monkeypatch.setattr("bronze.cdc.net_changes._IN_MEMORY", 0)
     result = net(job(happened([delete("a", "1"), delete("b", "2")]), place, ()))
     assert [type(one).__name__ for one in result.deletes] == ["DataFile"]
     assert gone(result, place) == [("a", 1), ("b", 2)]

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from bronze import pipeline, stream
+from bronze.cdc import stream
 from bronze.errors import ConfigError
+from bronze.ingest import pipeline
 from tests.conftest import Source
 
 Events = list[dict[str, Any]]

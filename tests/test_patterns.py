@@ -17,10 +17,10 @@ import pytest
 import tenacity
 from deltalake import DeltaTable
 
-from bronze import pipeline
 from bronze.config.settings import Settings
+from bronze.ingest import pipeline
+from bronze.ingest.pipeline import Progress
 from bronze.model.results import TableResult
-from bronze.pipeline import Progress
 from bronze.postgres.copy import snapshot
 from tests.conftest import Source
 from tests.content import differences

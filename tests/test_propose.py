@@ -15,13 +15,14 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
-from bronze import check, pipeline
+from bronze import check
 from bronze.config import loading
 from bronze.config.protection import MASTER_KEY
 from bronze.config.settings import RunSettings, Settings
 from bronze.demo import inventory
 from bronze.demo.server import Server
 from bronze.errors import ConfigError, SourceRefused, SourceUnreachable
+from bronze.ingest import pipeline
 from bronze.model.results import RunResult
 from bronze.propose import MANY, PASSWORD, propose, write
 from bronze.protection import keyring

@@ -16,12 +16,14 @@ import polars as pl
 import psycopg
 import pytest
 
-from bronze import check, pipeline, stream
+from bronze import check
+from bronze.cdc import stream
 from bronze.config.loading import parse
 from bronze.config.settings import ProtectionSettings, SecretName, Settings
 from bronze.delta import log
 from bronze.delta.layout import vacuum
 from bronze.errors import ConfigError, LakeUnreachable, TableRefused
+from bronze.ingest import pipeline
 from bronze.model.model import Protected
 from bronze.model.results import TableResult
 from bronze.postgres.copy.read import dtype
@@ -199,8 +201,8 @@ def test_a_stream_protects_what_it_brings(
     given = source.settings(tables={"t": table}, stream={"interval": 0})
     aside: list[bytes] = []
     monkeypatch.setattr(receiver, "_PIECE", 4096)
-    monkeypatch.setattr("bronze.session._LEAST_BATCH", 4096)
-    monkeypatch.setattr("bronze.session._SHARE", 10**9)
+    monkeypatch.setattr("bronze.cdc.session._LEAST_BATCH", 4096)
+    monkeypatch.setattr("bronze.cdc.session._SHARE", 10**9)
     put_aside = Piece.put_aside
 
     def seen(piece: Piece, spool: Spool) -> None:

@@ -14,11 +14,13 @@ from deltalake import DeltaTable
 from typer.testing import CliRunner
 
 import bronze
-from bronze import check, pipeline, show, stream
+from bronze import check, show
+from bronze.cdc import stream
 from bronze.cli import app
 from bronze.config import loading
 from bronze.config.settings import Settings
 from bronze.errors import ConfigError
+from bronze.ingest import pipeline
 from bronze.model.results import TableResult
 from bronze.quality import report as trend
 from bronze.quality import set_rules

@@ -17,14 +17,14 @@ import polars as pl
 import psycopg
 import pytest
 
-from bronze import newslot, resync, session, stream
+from bronze.cdc import new_slot, resync, session, stream
+from bronze.cdc.new_slot import NewSlot
+from bronze.cdc.stream import Step
 from bronze.config.settings import Settings
 from bronze.demo.server import Server
-from bronze.newslot import NewSlot
 from bronze.postgres.copy import snapshot
 from bronze.postgres.replication import slot, slot_waits
 from bronze.postgres.replication.receiver import Receiver
-from bronze.stream import Step
 from tests.conftest import Source
 from tests.test_stream import caught_up, config_file, proven, rows, settings, streaming, until
 
@@ -90,8 +90,8 @@ def test_other_tables_go_on_while_one_waits(
     """A transaction in another database, and a prepared one, keep a table that got a column
     waiting: it is said whose they are, the other table follows, and DDL on both is free.
     """
-    monkeypatch.setattr(newslot, "_LONG", 0.4)
-    monkeypatch.setattr(newslot, "_LOOK_EVERY", 0.1)
+    monkeypatch.setattr(new_slot, "_LONG", 0.4)
+    monkeypatch.setattr(new_slot, "_LOOK_EVERY", 0.1)
     given = both(source)
     with open_elsewhere(server) as other, prepared(source), streaming(given) as steps:
         until(lambda: steps)
@@ -155,8 +155,8 @@ def test_tables_that_are_new_at_the_start_come_later(
     """Those that have followed follow at once; a stream until it has caught up waits for all of
     them, says so, and can be stopped.
     """
-    monkeypatch.setattr(newslot, "_LONG", 0.2)
-    monkeypatch.setattr(newslot, "_LOOK_EVERY", 0.1)
+    monkeypatch.setattr(new_slot, "_LONG", 0.2)
+    monkeypatch.setattr(new_slot, "_LOOK_EVERY", 0.1)
     both(source)
     source.execute("CREATE TABLE w (id int PRIMARY KEY)")
     source.execute("INSERT INTO w VALUES (1)")
@@ -299,8 +299,8 @@ def test_a_lock_on_one_table_stops_no_other(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is said who has it, the others follow, and after lock_timeout it is tried again later."""
-    monkeypatch.setattr(newslot, "_LONG", 0.2)
-    monkeypatch.setattr(newslot, "_LOOK_EVERY", 0.1)
+    monkeypatch.setattr(new_slot, "_LONG", 0.2)
+    monkeypatch.setattr(new_slot, "_LOOK_EVERY", 0.1)
     monkeypatch.setattr(session, "_FIRST_REST", 0.3)
     both(source)
     given = source.settings(tables=BOTH, stream={"interval": 0}, source={"lock_timeout": 1})

@@ -16,11 +16,11 @@ import pytest
 from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 
+from bronze.cdc.net_changes import net
 from bronze.delta import files, log
 from bronze.delta.write import changes as changing
 from bronze.errors import Mismatch
 from bronze.model.model import Place, RowKey
-from bronze.net import net
 from bronze.postgres.catalog.types import SourceType, contract
 from bronze.postgres.replication import text_values
 from bronze.postgres.replication.batch import Gathered, Piece, Spool
@@ -221,7 +221,7 @@ def test_histories_net_to_what_the_model_has(
             batch = gathered(pieces, emptied, spool if filed else None)
             given = job(batch, place, stored, row_key=BY_K, identity=identity)
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("bronze.net._IN_MEMORY", 0 if staged else 2**25)
+                patch.setattr("bronze.cdc.net_changes._IN_MEMORY", 0 if staged else 2**25)
                 if model.shared:
                     event("shared")
                     with pytest.raises(Mismatch, match="share the key k"):

@@ -19,11 +19,12 @@ import polars as pl
 import psycopg
 import pytest
 
-from bronze import pipeline, stream
+from bronze.cdc import stream
 from bronze.config import loading
 from bronze.config.settings import Settings
 from bronze.demo import inventory
 from bronze.demo.server import Server
+from bronze.ingest import pipeline
 from tests.content import differences
 
 pytestmark = pytest.mark.soak

@@ -20,15 +20,17 @@ import psycopg
 import pytest
 from typer.testing import CliRunner
 
-from bronze import check, pipeline, session, stream, units
+from bronze import check
+from bronze.cdc import session, stream
+from bronze.cdc.stream import Step
 from bronze.cli import app
 from bronze.config.settings import Settings
 from bronze.delta import commit, log
 from bronze.demo.server import Server
 from bronze.errors import ConfigError, SourceRefused, TableRefused
+from bronze.ingest import pipeline, units
 from bronze.model.model import Place
 from bronze.model.results import Failure, StreamResult, TableResult
-from bronze.stream import Step
 from tests import feed
 from tests.conftest import Source, database
 from tests.content import differences
@@ -600,7 +602,7 @@ def test_a_transaction_larger_than_memory(source: Source, monkeypatch: pytest.Mo
     monkeypatch.setattr(session, "_SHARE", 10**6)
     monkeypatch.setattr(session, "_LEAST_BATCH", 2**16)
     monkeypatch.setattr("bronze.postgres.replication.receiver._PIECE", 2**15)
-    monkeypatch.setattr("bronze.net._IN_MEMORY", 2**16)
+    monkeypatch.setattr("bronze.cdc.net_changes._IN_MEMORY", 2**16)
     source.execute(TABLE)
     given = settings(source)
     caught_up(given)

@@ -23,14 +23,15 @@ import polars as pl
 import psycopg
 import pytest
 
-from bronze import failpoint, stream
+from bronze import failpoint
+from bronze.cdc import stream
+from bronze.cdc.stream import Step
 from bronze.config import loading
 from bronze.config.settings import Settings
 from bronze.demo import inventory
 from bronze.demo import server as postgres
 from bronze.demo.server import Server
 from bronze.errors import BronzeError
-from bronze.stream import Step
 from tests import feed
 from tests.conftest import Source, without_slots
 from tests.content import differences

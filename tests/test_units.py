@@ -7,8 +7,8 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bronze import units
 from bronze.config.settings import RunSettings
+from bronze.ingest import units
 from bronze.postgres.copy import row_sizes
 from tests.test_portion import IN_MEMORY
 

@@ -9,8 +9,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from bronze import follow, join, newslot, pipeline, session, stream
+from bronze.cdc import apply, new_slot, session, stream, table_sync
 from bronze.errors import TableRefused
+from bronze.ingest import pipeline
 from bronze.model.results import TableResult
 from bronze.postgres.replication.receiver import Receiver
 from tests.conftest import Source
@@ -336,9 +337,9 @@ def test_a_table_that_goes_before_it_is_published(
 
     def late(*given: Any) -> Any:
         source.execute("DROP TABLE IF EXISTS u")
-        return newslot.publish(*given)
+        return new_slot.publish(*given)
 
-    monkeypatch.setattr(join, "publish", late)
+    monkeypatch.setattr(table_sync, "publish", late)
     source.execute("INSERT INTO t VALUES (1, 'a', 1)")
     result = stream.stream(given, until_caught_up=True)
     (error,) = [one.error for one in result.tables if one.error]
@@ -377,7 +378,7 @@ def test_a_confirmation_that_was_lost(source: Source, monkeypatch: pytest.Monkey
     given = settings(source, {"t": {"pattern": "streaming"}, "u": {"pattern": "streaming"}})
     caught_up(given)
     source.execute("INSERT INTO t VALUES (2, 'b')")
-    true = follow._landed
+    true = apply._landed
 
     def failing(settings: Any, following: Any, *others: Any) -> Any:
         if following.label == "public.t":
@@ -385,7 +386,7 @@ def test_a_confirmation_that_was_lost(source: Source, monkeypatch: pytest.Monkey
         return (yield from true(settings, following, *others))
 
     with monkeypatch.context() as patch:
-        patch.setattr(follow, "_landed", failing)
+        patch.setattr(apply, "_landed", failing)
         with monkeypatch.context() as unheard:
             unheard.setattr(Receiver, "confirm", lambda *_: None)
             stream.stream(given, until_caught_up=True)
@@ -396,7 +397,7 @@ def test_a_confirmation_that_was_lost(source: Source, monkeypatch: pytest.Monkey
 
 def test_a_stop_while_a_slot_waits(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     """A new slot waits for open transactions: that is said, and a stop does not wait for them."""
-    monkeypatch.setattr(join, "_LONG", 0.2)
+    monkeypatch.setattr(table_sync, "_LONG", 0.2)
     source.execute(TABLE)
     given = settings(source)
     with psycopg.connect(source.dsn) as other:

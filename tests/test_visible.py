@@ -16,13 +16,13 @@ from psycopg import sql
 from typer.testing import CliRunner
 
 from bronze import show
+from bronze.cdc.stream import Step
 from bronze.cli import app
 from bronze.config import loading
 from bronze.errors import ConfigError
+from bronze.ingest.pipeline import Progress
 from bronze.model.results import Failure, RunResult, TableResult
-from bronze.pipeline import Progress
 from bronze.printable import Visible, visible, visible_json
-from bronze.stream import Step
 from tests.conftest import Source
 
 EVIL = "a\x1b[2J\x9b31m\u202eb\x07\r\n\u2028c\x00\u200fd"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bronze import pipeline
+from bronze.ingest import pipeline
 from bronze.model.results import TableResult
 from tests.conftest import Source
 from tests.content import differences

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.contestants import Task, timed
-from bronze import pipeline
 from bronze.config import loading
+from bronze.ingest import pipeline
 
 
 def load(task: Task) -> Path:

@@ -23,6 +23,7 @@ from bronze.delta.log import State
 from bronze.errors import LakeError
 from bronze.governance.tables import models as book
 from bronze.governance.tables import profiles
+from bronze.ingest.units import Assignment, asked
 from bronze.model.anomaly import Model, Watch
 from bronze.model.model import DELETED, Column, Kind, Place, Stored
 from bronze.postgres import statement
@@ -31,7 +32,6 @@ from bronze.tables import evolution
 from bronze.tables.evolution import Settled
 from bronze.tables.naming import spellings
 from bronze.tables.selection import Target
-from bronze.units import Assignment, asked
 
 # A sample has about so many rows, of so many pages or files, and so many bytes.
 _ROWS = 50_000

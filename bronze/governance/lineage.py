@@ -25,9 +25,9 @@ from bronze.governance import actor
 from bronze.governance.tables import data_lineage as book
 from bronze.governance.tables.data_lineage import Record
 from bronze.governance.writer import Page, append
+from bronze.ingest.plan import Plan
 from bronze.model.model import Column, Place, Stamp
 from bronze.model.results import Failure, Late, TableResult
-from bronze.plan import Plan
 from bronze.postgres.copy.snapshot import Snapshot
 from bronze.tables.evolution import Settled
 from bronze.tables.selection import Target

@@ -14,13 +14,13 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from types import TracebackType
 
-from bronze import record
+from bronze.cdc import checkpoints
+from bronze.cdc.apply import Following
 from bronze.config.settings import Settings, TableSettings
 from bronze.delta import log
 from bronze.delta.layout import optimize, vacuum
 from bronze.errors import BronzeError
 from bronze.execution import executors
-from bronze.follow import Following
 from bronze.maintenance import maintain
 from bronze.model.model import Place
 
@@ -79,7 +79,7 @@ class Tidy:
                 target = following.plan.target
                 self._tidied(target.place, target.settings)
             # The record of each batch is a file there.
-            self._tidied(record.place(self._settings), TableSettings(), _BOOK_EVERY)
+            self._tidied(checkpoints.place(self._settings), TableSettings(), _BOOK_EVERY)
 
     def _tidied(self, place: Place, own: TableSettings, every: float = 0) -> None:
         now = time.monotonic()

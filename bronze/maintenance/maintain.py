@@ -12,7 +12,7 @@ from contextlib import nullcontext
 
 import uuid_utils
 
-from bronze import failpoint, units
+from bronze import failpoint
 from bronze.config.settings import GOVERNANCE, Settings, TableSettings
 from bronze.delta import log, store
 from bronze.delta.layout import optimize, vacuum
@@ -21,6 +21,7 @@ from bronze.delta.log import State
 from bronze.errors import BronzeError, ConfigError
 from bronze.execution import executors
 from bronze.execution.executors import Course, Task
+from bronze.ingest import units
 from bronze.model.model import Place
 from bronze.model.results import MaintainedTable, MaintainResult
 from bronze.tables import evolution

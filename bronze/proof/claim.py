@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from bronze import pipeline, plan, units
 from bronze.config.settings import Settings
 from bronze.delta import log
 from bronze.delta.commit import transaction
 from bronze.delta.log import State
-from bronze.enrich import key_text
 from bronze.errors import BronzeError, LakeError, TableRefused
+from bronze.ingest import key_text, pipeline, plan, units
+from bronze.ingest.pipeline import Opened
+from bronze.ingest.units import Assignment
 from bronze.model.model import KEY_TEXT, NO_KEY, Column, Kind, Protection, RowKey, Stamp
-from bronze.pipeline import Opened
 from bronze.postgres import statement
 from bronze.postgres.catalog.relations import Relation
 from bronze.postgres.copy import row_hash, splits
@@ -29,7 +29,6 @@ from bronze.proof.verdict import VerifiedTable
 from bronze.protection import keys
 from bronze.tables import evolution, selection
 from bronze.tables.selection import Target
-from bronze.units import Assignment
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ import polars as pl
 import tenacity
 
 from bronze.delta import files
-from bronze.enrich import buckets, key_text
+from bronze.enrich import buckets
 from bronze.enrich.buckets import Sums
 from bronze.errors import FileDamaged, SourceUnreachable
+from bronze.ingest import key_text
 from bronze.model.model import (
     DELETED,
     KEY_TEXT,

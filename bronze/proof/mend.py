@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 import uuid_utils
 
-from bronze import pipeline
 from bronze.config.settings import Settings
 from bronze.delta import commit, files, log, store
 from bronze.delta.commit import Change, Shape
@@ -29,10 +28,11 @@ from bronze.errors import BronzeError, CommitConflict, TableRefused
 from bronze.execution import executors
 from bronze.execution.executors import Course, Task
 from bronze.governance import lineage
-from bronze.landing import Table
+from bronze.ingest import pipeline
+from bronze.ingest.load import Table
+from bronze.ingest.pipeline import Notify, running
 from bronze.model.model import Known, Stored
 from bronze.model.results import Failure, TableResult
-from bronze.pipeline import Notify, running
 from bronze.proof.claim import Claim, carried
 from bronze.proof.verdict import VerifiedTable
 from bronze.tables import evolution, known_rows

@@ -11,14 +11,14 @@ from concurrent.futures import Executor
 from dataclasses import replace
 from urllib.parse import unquote
 
-from bronze import units
 from bronze.config.settings import Settings
 from bronze.delta.layout import vacuum
 from bronze.delta.log import State
 from bronze.errors import BronzeError, LakeError
 from bronze.execution import executors
 from bronze.execution.executors import Course, Task
-from bronze.pipeline import Notify, Progress, running
+from bronze.ingest import units
+from bronze.ingest.pipeline import Notify, Progress, running
 from bronze.proof import inspection, inventory
 from bronze.proof.digests import Basis
 from bronze.proof.inspection import Inspected, Resting

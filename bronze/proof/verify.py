@@ -20,7 +20,6 @@ import numpy.typing as npt
 import polars as pl
 import uuid_utils
 
-from bronze import units
 from bronze.config.settings import Settings
 from bronze.delta.layout import vacuum
 from bronze.enrich import buckets
@@ -28,8 +27,9 @@ from bronze.enrich.buckets import Sums
 from bronze.errors import BronzeError
 from bronze.execution import executors
 from bronze.execution.executors import Course, Task
+from bronze.ingest import units
+from bronze.ingest.pipeline import Notify, Progress, giving_way, running
 from bronze.model.model import Known
-from bronze.pipeline import Notify, Progress, giving_way, running
 from bronze.proof import evidence, inspection, mend, rest
 from bronze.proof.claim import Claim, found
 from bronze.proof.digests import Basis

@@ -11,8 +11,9 @@ from typing import Any
 
 import polars as pl
 
-from bronze import units
 from bronze.errors import TableRefused
+from bronze.ingest import units
+from bronze.ingest.units import Assignment
 from bronze.model.model import KEY_TEXT, Column, RowKey
 from bronze.model.quality import SPANNING, Criterion, Quality
 from bronze.postgres.catalog import constraints
@@ -24,7 +25,6 @@ from bronze.postgres.copy.splits import size_of
 from bronze.postgres.statement import quoted
 from bronze.quality import rules
 from bronze.tables.evolution import Settled
-from bronze.units import Assignment
 
 VALUES = 10_000
 """So many values that break a rule are told to the workers; beyond, they are only counted."""

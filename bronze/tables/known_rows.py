@@ -18,7 +18,7 @@ import polars as pl
 import xxhash
 
 from bronze.delta import files
-from bronze.enrich.key_text import keyed
+from bronze.ingest.key_text import keyed
 from bronze.model.model import DELETED, Known, Place, Stored
 from bronze.rows import fingerprint
 from bronze.rows.fingerprint import Fingerprints

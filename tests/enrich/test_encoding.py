@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from psycopg import sql
 
-from bronze import pipeline
+from bronze.ingest import pipeline
 from bronze.postgres import statement
 from bronze.postgres.catalog.relations import relations
 from bronze.postgres.connection import connect

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bronze.enrich.enrichment import enriched
 from bronze.errors import TableRefused
+from bronze.ingest.enrich import enriched
 from bronze.model.model import Enrichment, Stamp
 from bronze.model.quality import POINTS, Criterion, Quality, Scored, Severity
 from bronze.quality.scoring import scored, told_apart

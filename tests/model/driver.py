@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 SOONER: dict[str, dict[str, Any]] = {
-    "bronze.session": {
+    "bronze.cdc.session": {
         "_GUARD_EVERY": 0.3,
         "_LOOK_EVERY": 0.6,
         "_TELL_EVERY": 5.0,
@@ -23,7 +23,7 @@ SOONER: dict[str, dict[str, Any]] = {
         "_FIRST_REST": 0.5,
         "_LONGEST_REST": 1.0,
     },
-    "bronze.stream": {"_LONGEST_PAUSE": 1.0, "_LEAVING": 3.0},
+    "bronze.cdc.stream": {"_LONGEST_PAUSE": 1.0, "_LEAVING": 3.0},
     "bronze.maintenance.background": {"_EVERY": 0.5},
     "bronze.delta.layout.optimize": {"_MANY": 4, "_FEWEST": 2},
 }

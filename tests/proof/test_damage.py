@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
-from bronze import pipeline
 from bronze.config.settings import Settings
+from bronze.ingest import pipeline
 from bronze.proof import verify as verifying
 from bronze.proof.verdict import VerifiedTable
 from bronze.rows.metadata import digests

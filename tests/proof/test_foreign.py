@@ -9,9 +9,10 @@ import polars as pl
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
-from bronze import pipeline, stream
+from bronze.cdc import stream
 from bronze.config.settings import Settings
 from bronze.delta import log
+from bronze.ingest import pipeline
 from bronze.model.results import TableResult
 from bronze.proof import verify as verifying
 from tests.conftest import Source

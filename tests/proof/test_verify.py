@@ -20,10 +20,11 @@ import pytest
 from deltalake import DeltaTable
 from psycopg.conninfo import make_conninfo
 
-from bronze import pipeline, stream, units
+from bronze.cdc import stream
 from bronze.config import loading
 from bronze.config.settings import Settings
 from bronze.errors import ConfigError, SourceUnreachable
+from bronze.ingest import pipeline, units
 from bronze.proof import claim
 from bronze.proof import verify as verifying
 from bronze.proof.verdict import VerifiedTable

@@ -14,7 +14,8 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
-from bronze import check, pipeline
+from bronze import check
+from bronze.ingest import pipeline
 from bronze.model.model import Column, Kind, Origin
 from bronze.postgres.catalog.relations import relations
 from bronze.postgres.connection import connect, session_settings

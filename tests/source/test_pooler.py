@@ -12,9 +12,11 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from bronze import check, pipeline, stream
+from bronze import check
+from bronze.cdc import stream
 from bronze.demo.server import Server
 from bronze.errors import SourceBusy, SourceRefused
+from bronze.ingest import pipeline
 from bronze.model.model import Origin
 from bronze.postgres.connection import connect, session_settings
 from tests.conftest import Source

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from bronze import check, pipeline, stream
+from bronze import check
+from bronze.cdc import stream
 from bronze.config.settings import Settings
 from bronze.errors import SourceBusy
+from bronze.ingest import pipeline
 from tests.conftest import Source
 
 WHOSE = ["role", "database"]

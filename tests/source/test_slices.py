@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from psycopg.conninfo import conninfo_to_dict
 
-from bronze import pipeline, units
+from bronze.ingest import pipeline, units
 from bronze.model.model import Origin
 from bronze.postgres.catalog.relations import Relation, relations
 from bronze.postgres.connection import connect

@@ -11,7 +11,7 @@ import polars as pl
 import psycopg
 import pytest
 
-from bronze import pipeline
+from bronze.ingest import pipeline
 from bronze.model.results import TableResult
 from tests.conftest import Source
 from tests.features import has

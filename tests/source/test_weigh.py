@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from bronze import pipeline, units
 from bronze.errors import TableRefused
+from bronze.ingest import pipeline, units
 from bronze.model.model import Origin, Weighing
 from bronze.postgres.catalog.relations import Relation, relations
 from bronze.postgres.connection.connect import Connection

@@ -119,7 +119,7 @@ def shown(rows: pl.DataFrame) -> list[str]:
 
 @dataclass
 class Bench:
-    """A table, and how changes are made to it: as `bronze.landing` does it."""
+    """A table, and how changes are made to it: as `bronze.ingest.load` does it."""
 
     place: Place
     layout: Layout

@@ -12,9 +12,9 @@ import polars as pl
 import pytest
 from moto.server import ThreadedMotoServer
 
-from bronze import pipeline
 from bronze.delta import store
 from bronze.errors import LakeError
+from bronze.ingest import pipeline
 from bronze.model.model import Place
 from tests.conftest import Source
 

@@ -1,9 +1,9 @@
 """Netting: what happened to a table within a batch becomes one change for each key.
 
 The last change of a key counts, where PostgreSQL keeps it unique at any moment; where rows may
-share one for a while, `bronze.identity` tells which of them has it at the end. A value that the
-stream left out, as it is large and did not change, is taken from an earlier change of the same
-row, else from the table, even where the row had another key then.
+share one for a while, `bronze.cdc.replica_identity` tells which of them has it at the end. A value
+that the stream left out, as it is large and did not change, is taken from an earlier change of the
+same row, else from the table, even where the row had another key then.
 """
 
 from __future__ import annotations
@@ -16,15 +16,18 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from bronze import identity, portion
+from bronze import portion
 from bronze.anomaly.detection import scored
+from bronze.cdc import replica_identity
+from bronze.cdc.replica_identity import LINE, PART, Rows
+from bronze.cdc.row_changes import UPSERT, Part
 from bronze.delta import files, partition
 from bronze.delta.write import lookup
 from bronze.delta.write.changes import Changes
-from bronze.enrich import key_text
-from bronze.enrich.enrichment import enriched
 from bronze.errors import Mismatch, TableRefused
-from bronze.identity import LINE, PART, Rows
+from bronze.ingest import key_text
+from bronze.ingest.enrich import enriched
+from bronze.ingest.worker import rejections
 from bronze.model.model import (
     DELETED,
     NONE_GIVEN,
@@ -40,13 +43,11 @@ from bronze.model.model import (
     Stamp,
     Stored,
 )
-from bronze.part import UPSERT, Part
 from bronze.postgres.copy import read
 from bronze.postgres.replication import text_values
 from bronze.postgres.replication.batch import Gathered
 from bronze.postgres.replication.text_values import Text
 from bronze.protection import protect
-from bronze.work import rejections
 
 # What is more than this is put into files on its way into the table.
 _IN_MEMORY = 32 * 2**20
@@ -212,7 +213,7 @@ def _refuse_missing(job: Net, rows: pl.DataFrame) -> None:
 def _by_rows(job: Net, parts: Sequence[Part]) -> pl.DataFrame:
     moves = pl.concat([part.moves(job.identity, job.key) for part in parts])
     _refuse_missing(job, moves)
-    found = identity.netted(moves, job.key)
+    found = replica_identity.netted(moves, job.key)
     _refuse_shared(job, found)
     left = found.went.join(found.came, on=job.key, how="anti")
     frames = [

@@ -20,11 +20,11 @@ from bronze.delta.write import history, insert, merge
 from bronze.delta.write.changes import Changes
 from bronze.errors import Mismatch
 from bronze.execution.executors import Course, Task
+from bronze.ingest.plan import Plan
+from bronze.ingest.worker import Replacing, replacing
 from bronze.model.model import DataFile, Known, Stamp, Stored, Written
-from bronze.plan import Plan
 from bronze.rows.fingerprint import Fingerprints
 from bronze.tables import known_rows
-from bronze.work import Replacing, replacing
 
 # So many changes are merged in one go from memory; more are put into a file first.
 _IN_MEMORY = 32 * 2**20

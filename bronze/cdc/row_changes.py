@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from bronze import identity
-from bronze.identity import LINE, PART
+from bronze.cdc import replica_identity
+from bronze.cdc.replica_identity import LINE, PART
 from bronze.postgres.replication import pgoutput
 from bronze.postgres.replication.batch import Gathered
 from bronze.rows.metadata import COMMITTED
@@ -104,7 +104,7 @@ class Part:
         )
 
     def moves(self, known: Sequence[str], key: Sequence[str]) -> pl.DataFrame:
-        """Which rows go and which come, for `bronze.identity`; an update does both.
+        """Which rows go and which come, for `bronze.cdc.replica_identity`; an update does both.
 
         Args:
             known: the columns by which rows are told apart at any moment.
@@ -119,7 +119,7 @@ class Part:
         both = []
         for rows, which, sign in ((old, before, -1), (new, after, 1)):
             lines = np.flatnonzero(which & self.new)
-            both.append(identity.moves(rows[lines], key, sign, self.number, lines))
+            both.append(replica_identity.moves(rows[lines], key, sign, self.number, lines))
         return _copied(pl.concat(both).sort(LINE, maintain_order=True))
 
 

@@ -6,17 +6,16 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from bronze import units
 from bronze.delta.log import State
-from bronze.enrich import key_text
 from bronze.errors import TableRefused
+from bronze.ingest import key_text, units
+from bronze.ingest.units import Assignment
 from bronze.model.model import KEY_TEXT, NO_KEY, Column, Known, RowKey
 from bronze.postgres import statement
 from bronze.postgres.catalog.relations import TABLEOID
 from bronze.tables import evolution, known_rows, selection
 from bronze.tables.evolution import Settled
 from bronze.tables.selection import Target
-from bronze.units import Assignment
 
 
 def key_of(given: Assignment, settled: Settled, state: State | None) -> tuple[RowKey, str]:

@@ -18,8 +18,8 @@ import psycopg
 from psycopg import errors as pg
 
 from bronze import failpoint
+from bronze.cdc.context import Line, Stopped
 from bronze.errors import BronzeError, TableRefused
-from bronze.line import Line, Stopped
 from bronze.model.model import Origin
 from bronze.postgres.connection import connect
 from bronze.postgres.connection.connect import Connection

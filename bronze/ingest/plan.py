@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from bronze import provide, resume, units
 from bronze.anomaly import detection
 from bronze.config.settings import Settings
 from bronze.delta import log
@@ -18,6 +17,9 @@ from bronze.delta.schema import delta_schema
 from bronze.delta.statistics import SAFE
 from bronze.delta.write.history import KIND
 from bronze.errors import TableRefused
+from bronze.ingest import provide, units, watermarks
+from bronze.ingest.row_key import key_columns, key_of, lacks_text, merges_rows, no_key, unstable
+from bronze.ingest.units import Assignment
 from bronze.model.model import (
     KEY_TEXT,
     Column,
@@ -35,12 +37,10 @@ from bronze.postgres.copy import incremental, splits
 from bronze.postgres.copy.snapshot import Since, Snapshot
 from bronze.protection import keys
 from bronze.quality import rules
-from bronze.row_key import key_columns, key_of, lacks_text, merges_rows, no_key, unstable
 from bronze.rows.metadata import COMMITTED, METADATA
 from bronze.tables import evolution, known_rows, selection
 from bronze.tables.evolution import Settled
 from bronze.tables.selection import Target
-from bronze.units import Assignment
 
 Mode = Literal["load", "compare", "changes"]
 """How rows become the table's: all of them replace what is there; all are held against it and
@@ -131,7 +131,7 @@ def plan_table(
     shape = _shape(given, settled, row_key, known.partition, state, enrichment, scoring)
     if state is not None and state.properties.get(evolution.RULES, scoring) != scoring:
         why += ("its rules have changed: rows that do not change keep the scores that they have",)
-    marks, looking = resume.marks(given, state, whole=mode != "changes")
+    marks, looking = watermarks.marks(given, state, whole=mode != "changes")
     against = state if mode == "compare" else None
 
     def rows(where: str, against: State | None) -> tuple[Unit, ...]:
@@ -238,7 +238,7 @@ def settle(target: Target, since: Since) -> tuple[State | None, Settled, str | N
     own = target.settings
     found = selection.columns(target)
     if own.pattern not in ("full_refresh", "streaming"):
-        refused = resume.unfit(target.relation, own.cursor, own.overlap, since)
+        refused = watermarks.unfit(target.relation, own.cursor, own.overlap, since)
         if refused:
             raise refused
     state = log.read(target.place)
@@ -441,17 +441,17 @@ def _mode(
         )
     if own.pattern == "full_refresh":
         load = state is None or not key or settled.anew
-        why = resume.why_foreign(state) if state else ""
+        why = watermarks.why_foreign(state) if state else ""
         said = (f"all rows are compared: {why}",) if why else ()
         return ("load" if load else "compare"), splits.WHOLE, said
     if state is None or settled.anew:
         return "load", splits.WHOLE, ()
-    why = resume.why_all(given, state, settled, key)
+    why = watermarks.why_all(given, state, settled, key)
     if not why and own.pattern == "streaming":
         return "changes", splits.WHOLE, ()
     if why:
         return "compare", splits.WHOLE, (f"all rows are compared: {why}",)
-    where = resume.where(given, state)
+    where = watermarks.where(given, state)
     if where is None:
         return "compare", splits.WHOLE, ("all rows are compared: the last run was too long ago",)
     return "changes", where, ()

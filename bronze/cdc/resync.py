@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from bronze import join
+from bronze.cdc import table_sync
+from bronze.cdc.context import Line
+from bronze.cdc.new_slot import NewSlot
+from bronze.cdc.table_sync import Copied
 from bronze.errors import BronzeError, TableRefused
-from bronze.join import Copied
-from bronze.line import Line
-from bronze.newslot import NewSlot
 from bronze.tables.selection import Target
 
 # Mostly a slot is there at once.
@@ -120,7 +120,7 @@ class Resync:
         # What the stream brings without them was committed before the slot is asked for.
         want(target.relation.oid for target in wanted)
         self._left_out = {}
-        return join.another_slot(self._line, wanted)
+        return table_sync.another_slot(self._line, wanted)
 
     def copy(self, ready: NewSlot, others: bool) -> Copied:
         """Copies or compares the tables of a slot that is there; those that were altered meanwhile
@@ -130,7 +130,7 @@ class Resync:
             BronzeError: nothing could be done at all.
         """
         why: Mapping[str, str] = {label: one.why for label, one in self._waiting.items()}
-        done = join.copied(self._line, ready, why, others)
+        done = table_sync.copied(self._line, ready, why, others)
         for target in ready.targets:
             one = self._waiting.pop(target.label)
             if target.label not in done.changed:

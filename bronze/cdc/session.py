@@ -11,7 +11,12 @@ from datetime import UTC, datetime
 
 import uuid_utils
 
-from bronze import failpoint, follow, join, record, units
+from bronze import failpoint
+from bronze.cdc import apply, checkpoints, table_sync
+from bronze.cdc.apply import Following
+from bronze.cdc.context import Line, Step, Stopped
+from bronze.cdc.new_slot import NewSlot
+from bronze.cdc.resync import Resync, dropped
 from bronze.errors import (
     BronzeError,
     CommitConflict,
@@ -24,13 +29,11 @@ from bronze.errors import (
     TableVanished,
 )
 from bronze.execution import executors
-from bronze.follow import Following
 from bronze.governance import audit, lineage
 from bronze.governance.tables import streams as book
-from bronze.line import Line, Step, Stopped
+from bronze.ingest import units
 from bronze.maintenance import background
 from bronze.model.model import Stamp
-from bronze.newslot import NewSlot
 from bronze.postgres.catalog import definition
 from bronze.postgres.catalog.relations import Relation
 from bronze.postgres.connection import connect
@@ -39,7 +42,6 @@ from bronze.postgres.replication import publication, slot
 from bronze.postgres.replication.batch import Batch, release
 from bronze.postgres.replication.receiver import Receiver
 from bronze.postgres.replication.rewind import Past
-from bronze.resync import Resync, dropped
 from bronze.tables import selection
 from bronze.tables.selection import Target
 
@@ -76,7 +78,7 @@ class Session:
         self._line, self._settings, self._wanted = line, line.settings, wanted
         self._failing: dict[str, _Failing] = {}
         self._resync = Resync(line, self._fails_by)
-        self._history, self._followings, late = join.begun(line, targets)
+        self._history, self._followings, late = table_sync.begun(line, targets)
         for why, some in late.items():
             self._resync.add(some, why)
         for target in targets:
@@ -106,7 +108,7 @@ class Session:
             self._follow(until_caught_up)
         except SourceRewound:
             line = self._line
-            record.forsake(self._settings, snapshot.identity(line.control), line.slot)
+            checkpoints.forsake(self._settings, snapshot.identity(line.control), line.slot)
             raise
         finally:
             self._remember_last()
@@ -220,7 +222,7 @@ class Session:
         if self._last is None:
             return
         for following in self._followings.values():
-            for note in follow.told(self._settings, following, self._last):
+            for note in apply.told(self._settings, following, self._last):
                 self._line.say(f"{following.label}: {note}")
 
     def _grade(self) -> None:
@@ -229,7 +231,7 @@ class Session:
         """
         self._graded_at = time.monotonic()
         try:
-            follow.book_quality(self._settings, self._followings.values())
+            apply.book_quality(self._settings, self._followings.values())
         except BronzeError as error:
             self._line.say(f"How the rows fared could not be entered: {error.message}")
 
@@ -248,8 +250,8 @@ class Session:
             if gathered.oversize:
                 line.say(_outgrown(following, gathered.oversize, self._largest))
                 misfits.append(following)
-            elif follow.fits(following, gathered):
-                courses.append(follow.landing(self._settings, following, gathered, batch, stamp))
+            elif apply.fits(following, gathered):
+                courses.append(apply.landing(self._settings, following, gathered, batch, stamp))
             else:
                 misfits.append(following)
         for one in executors.drive(pool, courses, self._limit):
@@ -257,8 +259,8 @@ class Session:
                 line.say(f"{one.following.label} is compared: {one.error.message}")
                 misfits.append(one.following)
                 continue
-            if isinstance(one.error, TableVanished) and not record.found(self._settings):
-                unreachable.append(record.gone(self._settings))
+            if isinstance(one.error, TableVanished) and not checkpoints.found(self._settings):
+                unreachable.append(checkpoints.gone(self._settings))
                 continue
             if isinstance(one.error, LakeUnreachable):
                 unreachable.append(one.error)
@@ -301,7 +303,7 @@ class Session:
 
     def _set_aside(self, targets: Sequence[Target], why: str) -> None:
         """Has tables copied or compared, if they can be streamed."""
-        self._resync.add(join.fit_again(self._line, targets), why)
+        self._resync.add(table_sync.fit_again(self._line, targets), why)
         for target in targets:
             if target.label not in self._resync:
                 self._fails(target)
@@ -422,9 +424,9 @@ class Session:
             changes=batch.changes if batch else 0,
             lag_bytes=line.lag,
             lag_seconds=max(0.0, time.time() - batch.committed / 10**6) if batch else 0.0,
-            tables=record.versions(self._following, line.done, set_aside),
+            tables=checkpoints.versions(self._following, line.done, set_aside),
         )
-        record.enter(
+        checkpoints.enter(
             self._settings,
             self._history,
             entry,
@@ -453,8 +455,8 @@ class Session:
         line = self._line
         line.tally.unrecorded = None
         try:
-            if not record.found(self._settings):
-                raise record.gone(self._settings)
+            if not checkpoints.found(self._settings):
+                raise checkpoints.gone(self._settings)
             self._tell()
             self._grade()
             self._attest()

@@ -12,13 +12,13 @@ from datetime import UTC, datetime
 
 import tenacity
 
-from bronze import difference, failpoint, provide, resume
+from bronze import failpoint
 from bronze.anomaly import outliers
+from bronze.cdc.net_changes import Net, Netted, net
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta import audit_mark, commit, log, store
 from bronze.delta.commit import Position
 from bronze.delta.log import State
-from bronze.difference import Difference, Edit
 from bronze.errors import (
     BronzeError,
     CommitConflict,
@@ -32,11 +32,13 @@ from bronze.governance import lineage
 from bronze.governance.lineage import Entry
 from bronze.governance.tables import quality as book
 from bronze.governance.tables.quality import Graded
-from bronze.landing import book_rejected
+from bronze.ingest import diff, provide, watermarks
+from bronze.ingest.diff import Difference, Edit
+from bronze.ingest.load import book_rejected
+from bronze.ingest.plan import Plan
+from bronze.ingest.watermarks import STREAM
 from bronze.model.model import NOTHING_FOUND, DataFile, Findings, Stamp
 from bronze.model.quality import Scored
-from bronze.net import Net, Netted, net
-from bronze.plan import Plan
 from bronze.postgres.catalog.types import ANY_BYTES
 from bronze.postgres.connection.connect import Connection
 from bronze.postgres.replication import prerequisites, publication
@@ -44,7 +46,6 @@ from bronze.postgres.replication.batch import Batch, Gathered
 from bronze.postgres.replication.prerequisites import Wanting
 from bronze.postgres.replication.text_values import Text
 from bronze.quality import checks
-from bronze.resume import STREAM
 from bronze.tables import selection
 from bronze.tables.selection import Target
 
@@ -243,7 +244,7 @@ def _landed(
         with attempt:
             if attempt.retry_state.attempt_number > 1:
                 state = _current(following)
-            edit = yield from difference.edited(plan, stamp, wanted, state)
+            edit = yield from diff.edited(plan, stamp, wanted, state)
             _commit(following, netted, edit, wanted.staged, batch, stamp, state)
     following.findings += netted.findings
     found = netted.findings.quality
@@ -308,7 +309,7 @@ def _current(following: Following) -> State:
         raise vanished(plan.target)
     if held(state, plan) != following.held:
         raise commit.overtaken(plan.target.place)
-    if foreign := resume.why_foreign(state):
+    if foreign := watermarks.why_foreign(state):
         raise Overtaken(f"{foreign[0].upper()}{foreign[1:]}.", hint="All rows are compared.")
     return state
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from bronze.anomaly import models
 from bronze.delta.log import State
+from bronze.ingest.units import Assignment
 from bronze.model.model import Enrichment, Protection, RowKey
 from bronze.quality import set_rules
 from bronze.tables.evolution import Settled
-from bronze.units import Assignment
 
 
 def enrichment(

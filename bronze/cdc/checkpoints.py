@@ -12,12 +12,12 @@ from collections.abc import Iterable
 import tenacity
 import uuid_utils
 
+from bronze.cdc.apply import Following
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta import commit, files, log
 from bronze.delta.commit import Change, Position, Shape
 from bronze.delta.log import State
 from bronze.errors import BronzeError, LakeUnreachable
-from bronze.follow import Following
 from bronze.governance.tables import streams as book
 from bronze.model.model import Place
 from bronze.postgres.replication.rewind import Past

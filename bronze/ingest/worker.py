@@ -20,9 +20,9 @@ from bronze import portion
 from bronze.anomaly.detection import scored
 from bronze.delta import files, partition
 from bronze.delta.write import history, merge
-from bronze.enrich import key_text
-from bronze.enrich.enrichment import enriched
 from bronze.errors import SourceUnreachable
+from bronze.ingest import key_text
+from bronze.ingest.enrich import enriched
 from bronze.model.model import NOTHING_FOUND, DataFile, Findings, Known, Rejected, Unit, Written
 from bronze.postgres.copy import read, row_sizes
 from bronze.protection import protect

@@ -1,7 +1,7 @@
 """A run: plan → read → enrich → files → commit → books.
 
 `run` plans here and hands the landings of all tables to an executor; what happens to each is in
-`bronze.landing`: one transaction a table, as soon as its tasks have ended.
+`bronze.ingest.load`: one transaction a table, as soon as its tasks have ended.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 import tenacity
 import uuid_utils
 
-from bronze import failpoint, landing, plan, units
+from bronze import failpoint
 from bronze.config import fingerprint
 from bronze.config.settings import Settings
 from bronze.delta import store
@@ -32,7 +32,8 @@ from bronze.errors import (
 )
 from bronze.execution import executors
 from bronze.governance import audit, lineage, openlineage
-from bronze.landing import Table
+from bronze.ingest import load, plan, units
+from bronze.ingest.load import Table
 from bronze.maintenance import maintain
 from bronze.model.model import AuditMark, Origin, Stamp, Written
 from bronze.model.results import Failure, RunResult, TableResult
@@ -242,7 +243,7 @@ def planned(
     """The tables of one source with their plans; what hinders one is in its ``error``.
 
     ``fitted`` may change a table, as the snapshot shows it, before it is planned; ``doubting`` is
-    as in `bronze.plan.plan_table`.
+    as in `bronze.ingest.plan.plan_table`.
     """
     readers = units.readers(settings.run, slots)
     now = datetime.now(UTC)
@@ -329,14 +330,14 @@ def landed(
 
     try:
         with running(settings, pool, limit, {table.origin for table in tables}) as workers:
-            courses = [landing.landing(settings, table) for table in tables]
+            courses = [load.landing(settings, table) for table in tables]
             meanwhile = giving_way((table.held, table.origin) for table in tables)
             for result in executors.drive(workers, courses, limit, told, meanwhile):
                 notify(Progress(result.table, by_target[result.target].rows, 1.0, result))
                 yield result
     except BaseException:
         for table in tables:
-            landing.discard(table.target.place, table.stamp.batch_id)
+            load.discard(table.target.place, table.stamp.batch_id)
         raise
 
 
@@ -359,7 +360,7 @@ def giving_way(held: Iterable[tuple[snapshot.Snapshot, Origin]]) -> Callable[[],
 def graded(settings: Settings, tables: Sequence[Table]) -> Failure | None:
     """Enters how the rows of tables fared; why that cannot be done, if so: they have landed."""
     try:
-        landing.book_quality(settings, tables)
+        load.book_quality(settings, tables)
     except BronzeError as error:
         return error.failure()
     return None

@@ -18,7 +18,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from random import uniform
 
-from bronze import pipeline
+from bronze.cdc.context import Line, Notify, Step, Stopped, Tally
+from bronze.cdc.session import Session
 from bronze.config.settings import Settings
 from bronze.errors import (
     BronzeError,
@@ -28,12 +29,11 @@ from bronze.errors import (
     SourceRewound,
 )
 from bronze.governance import openlineage
-from bronze.line import Line, Notify, Step, Stopped, Tally
+from bronze.ingest import pipeline
 from bronze.model.results import StreamResult
 from bronze.postgres.connection import connect
 from bronze.postgres.connection.connect import Connection
 from bronze.postgres.replication import publication, slot
-from bronze.session import Session
 from bronze.tables import selection
 from bronze.tables.selection import Target
 

@@ -18,16 +18,18 @@ from typing import Any
 
 import uuid_utils
 
-from bronze import failpoint, follow, pipeline, record
+from bronze import failpoint
+from bronze.cdc import apply, checkpoints
+from bronze.cdc.apply import Following
+from bronze.cdc.context import Line
+from bronze.cdc.new_slot import NewSlot, publish
 from bronze.delta import commit, log
 from bronze.delta.log import State
 from bronze.errors import BronzeError, SourceRefused, TableRefused
-from bronze.follow import Following
 from bronze.governance import lineage
 from bronze.governance.lineage import Entry
-from bronze.landing import Table
-from bronze.line import Line
-from bronze.newslot import NewSlot, publish
+from bronze.ingest import pipeline
+from bronze.ingest.load import Table
 from bronze.postgres.catalog.types import Choices
 from bronze.postgres.connection import connect
 from bronze.postgres.connection.connect import Connection
@@ -121,9 +123,9 @@ def _accepted(
 
 def _remade(line: Line) -> bool:
     """Whether the publication is not the one that the stream was recorded with."""
-    records = log.read(record.place(line.settings))
-    history = record.history(records, snapshot.identity(line.control), line.slot)
-    known = record.publication(records, f"{history}/{line.slot}")
+    records = log.read(checkpoints.place(line.settings))
+    history = checkpoints.history(records, snapshot.identity(line.control), line.slot)
+    known = checkpoints.publication(records, f"{history}/{line.slot}")
     now = publication.number(line.control, line.publication)
     return now is None or known not in (None, now)
 
@@ -169,10 +171,10 @@ def _sorted(
     Raises:
         SourceRefused: something is missing at the source that concerns all of them.
     """
-    keyed, wanting = follow.fitted(line.control, targets, line.slot, line.publication)
-    if refused := follow.refusal(line.origin.name, wanting):
+    keyed, wanting = apply.fitted(line.control, targets, line.slot, line.publication)
+    if refused := apply.refusal(line.origin.name, wanting):
         raise refused
-    why = follow.unfit(wanting)
+    why = apply.unfit(wanting)
     fit = [target for target in keyed if target.label not in why]
     return fit, [(target, why[target.label]) for target in keyed if target.label in why]
 
@@ -189,7 +191,7 @@ def _resumed(
         held, records, tables = _placed(line, taken, targets)
         stream = f"{held.timeline}/{line.slot}"
         # What was recorded may not have been confirmed any more.
-        line.done = max(confirmed, record.position(records, stream))
+        line.done = max(confirmed, checkpoints.position(records, stream))
         for table in tables:
             plan, target = table.plan, table.target
             if plan is None:
@@ -197,22 +199,22 @@ def _resumed(
                 line.failed(target, error)
                 left.append(lineage.left(table.entry, error))
                 continue
-            at = follow.held(plan.state, plan) if plan.state else None
+            at = apply.held(plan.state, plan) if plan.state else None
             if plan.mode != "changes" or plan.state is None or at is None:
                 for note in plan.notes if plan.state else ():
                     line.say(f"{target.label}: {note}")
                 late.append(target)
                 continue
             oid = target.relation.oid
-            floor = record.floor(records, stream, oid, at, line.done)
+            floor = checkpoints.floor(records, stream, oid, at, line.done)
             if floor is None:
                 line.say(f"{target.label} is compared: the slot has moved on without it.")
                 late.append(target)
                 continue
             joined[oid] = _following(line, held, table, floor, at, plan.state.version)
-            last = follow.last(plan.state, plan)
+            last = apply.last(plan.state, plan)
             ends |= {last} if last and last[0] > confirmed else set()
-        line.past = replace(record.past(records, stream), ends=tuple(sorted(ends)))
+        line.past = replace(checkpoints.past(records, stream), ends=tuple(sorted(ends)))
         line.remember([*left, *(f.entry for f in joined.values())], begins=True)
         return held.timeline, joined, late
 
@@ -228,23 +230,23 @@ def _placed(
     Raises:
         LakeUnreachable: the lake was there, and is gone.
     """
-    records = log.read(record.place(line.settings))
+    records = log.read(checkpoints.place(line.settings))
     if records is None and line.tally.position:
-        raise record.gone(line.settings)
-    history = record.history(records, held.timeline, line.slot)
+        raise checkpoints.gone(line.settings)
+    history = checkpoints.history(records, held.timeline, line.slot)
     placed = replace(held, timeline=history)
     tables = _planned(line, placed, targets)
     for table in tables:
         if table.plan and table.plan.state is None and table.target.name in line.tally.names:
-            table.plan, table.error = None, follow.vanished(table.target)
+            table.plan, table.error = None, apply.vanished(table.target)
     own = commit.transaction(history)
     states = [table.plan.state for table in tables if table.plan]
     known = [state.position(own) or 0 for state in states if state]
-    known.append(record.position(records, f"{history}/{line.slot}"))
+    known.append(checkpoints.position(records, f"{history}/{line.slot}"))
     if max(known) <= slot.moment(line.control).written:
         return placed, records, tables
     line.say(rewind.rewound().message)
-    record.forsake(line.settings, held.timeline, line.slot)
+    checkpoints.forsake(line.settings, held.timeline, line.slot)
     return _placed(line, held, targets)
 
 

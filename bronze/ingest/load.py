@@ -17,14 +17,13 @@ from typing import Any
 
 import tenacity
 
-from bronze import difference, failpoint
+from bronze import failpoint
 from bronze.anomaly import outliers
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta import commit, files, log, store
 from bronze.delta.commit import Change
 from bronze.delta.layout import optimize
 from bronze.delta.log import State
-from bronze.difference import Difference, Edit
 from bronze.errors import BronzeError, CommitConflict, Mismatch, QualityRefused, SnapshotLost
 from bronze.execution.executors import Course, Task
 from bronze.governance import lineage
@@ -33,6 +32,10 @@ from bronze.governance.tables import quality as quality_book
 from bronze.governance.tables import rejected_values as book
 from bronze.governance.tables.profiles import Scope
 from bronze.governance.tables.quality import Figure, Graded
+from bronze.ingest import diff
+from bronze.ingest.diff import Difference, Edit
+from bronze.ingest.plan import Plan
+from bronze.ingest.worker import work
 from bronze.maintenance import maintain
 from bronze.model.anomaly import Outliers
 from bronze.model.model import (
@@ -47,13 +50,11 @@ from bronze.model.model import (
     Written,
 )
 from bronze.model.results import TableResult
-from bronze.plan import Plan
 from bronze.postgres.copy.snapshot import Snapshot
 from bronze.quality import checks
 from bronze.rows import fingerprint
 from bronze.tables import known_rows
 from bronze.tables.selection import Target
-from bronze.work import work
 
 _TRIES = 6
 
@@ -204,7 +205,7 @@ def _loaded(settings: Settings, table: Table, plan: Plan) -> Course[Outcome]:
 
 def _merged(settings: Settings, table: Table, plan: Plan) -> Course[Outcome]:
     """The differences between source and table become changes of the table."""
-    found = difference.found(plan, table.stamp, table.written)
+    found = diff.found(plan, table.stamp, table.written)
     for attempt in tenacity.Retrying(
         retry=tenacity.retry_if_exception(commit.lost_race),
         stop=tenacity.stop_after_attempt(_TRIES),
@@ -215,14 +216,14 @@ def _merged(settings: Settings, table: Table, plan: Plan) -> Course[Outcome]:
             state = log.read(plan.target.place)
             if state is None or _moved(state, plan):
                 raise commit.overtaken(plan.target.place)
-            edit = yield from difference.edited(plan, table.stamp, found, state)
+            edit = yield from diff.edited(plan, table.stamp, found, state)
             if _misses(table, plan, found, edit, state):
                 _forget(table, edit.written)
                 plan = table.begin_again(plan)
                 yield [Task(work, unit, table.target.label) for unit in plan.units]
                 _grade(settings, table, plan)
-                found = difference.found(plan, table.stamp, table.written)
-                edit = yield from difference.edited(plan, table.stamp, found, state)
+                found = diff.found(plan, table.stamp, table.written)
+                edit = yield from diff.edited(plan, table.stamp, found, state)
                 if _misses(table, plan, found, edit, state):
                     raise _miscounted(table, found, edit)
             version = _committed(table, plan, edit, found.staged, state)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from bronze.delta.commit import transaction
 from bronze.delta.log import State
 from bronze.errors import TableRefused
+from bronze.ingest.units import Assignment
 from bronze.postgres.catalog import definition
 from bronze.postgres.catalog.relations import Relation
 from bronze.postgres.copy import incremental
@@ -20,7 +21,6 @@ from bronze.postgres.statement import quoted
 from bronze.tables import evolution
 from bronze.tables.evolution import Settled
 from bronze.tables.selection import Target
-from bronze.units import Assignment
 
 
 def unfit(

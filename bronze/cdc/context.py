@@ -7,12 +7,12 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from bronze import pipeline
+from bronze.cdc.apply import Followed
 from bronze.config.settings import Settings
 from bronze.errors import BronzeError
-from bronze.follow import Followed
 from bronze.governance import lineage, openlineage
 from bronze.governance.lineage import Entry
+from bronze.ingest import pipeline
 from bronze.model.model import Origin
 from bronze.model.results import Failure, Late, TableResult
 from bronze.postgres.catalog.relations import Relation

@@ -1,0 +1,1 @@
+"""Batch loads: what `bronze run` does."""
