@@ -20,8 +20,8 @@ from benchmarks.source import SCHEMA, running
 from bronze.config import loading
 from bronze.config.settings import Settings
 from bronze.ingest import pipeline
-from bronze.proof.verdict import VerifiedTable
-from bronze.proof.verify import verify
+from bronze.verify.results import VerifiedTable
+from bronze.verify.verify import verify
 
 _TABLE = "order_details"
 _CHANGED = 1_234_567

@@ -7,7 +7,7 @@
     result = bronze.open("bronze.toml").run(tables=["orders"])
 """
 
-from bronze.api import Bronze, Rule, open  # noqa: A004 - as in gzip.open
+from bronze.api.client import Bronze, Rule, open  # noqa: A004 - as in gzip.open
 from bronze.errors import BronzeError
 from bronze.version import VERSION
 

@@ -13,14 +13,14 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from bronze import check
+from bronze.api import check
 from bronze.cdc import stream
 from bronze.config.settings import Settings
 from bronze.demo.server import Server
 from bronze.errors import SourceError, SourceRefused
 from bronze.ingest import pipeline
 from bronze.model.model import KEY_TEXT
-from bronze.proof.verify import verify
+from bronze.verify.verify import verify
 from tests import feed
 from tests.conftest import Source, without_slots
 

@@ -20,8 +20,8 @@ from hypothesis import settings as fuzz
 from hypothesis import strategies as st
 
 import bronze
-from bronze import show
-from bronze.api import Bronze
+from bronze.api.client import Bronze
+from bronze.cli import render
 from bronze.config import loading
 from bronze.config.settings import Settings
 from bronze.errors import BronzeError, ConfigError, LakeUnreachable, TableRefused
@@ -323,8 +323,9 @@ def test_a_chain_made_anew_without_the_key_is_detected(
 
 WRITER = """
 import json, sys
-from bronze import audit, config
-settings = config.parse(json.loads(sys.argv[1]))
+from bronze.config import loading
+from bronze.governance import audit
+settings = loading.parse(json.loads(sys.argv[1]))
 print("ready", flush=True)
 sys.stdin.readline()
 for number in range(12):
@@ -547,7 +548,7 @@ def test_records_of_before_the_key_are_told(
     recorded(sealing, 1)
     report = audit.report(sealing, verify=True)
     assert (report.problems, report.unsealed) == ((), 3)
-    show.audit(report)
+    render.audit(report)
     assert "the first 3 are not sealed" in capsys.readouterr().out
 
 
@@ -568,7 +569,7 @@ def test_details_that_nobody_can_read_break_nothing(settings: Settings, details:
     edited(settings, 1, lambda held: [replace(one, details=details) for one in held])
     report = audit.report(settings, verify=True)
     assert report.problems
-    show.audit(report)
+    render.audit(report)
     other = parsed(folder(settings).parents[2], run={"workers": 1})
     audit.record(other, "reveal", "t", "succeeded")
 

@@ -12,8 +12,9 @@ import polars as pl
 import pytest
 from deltalake import DeltaTable
 
-from bronze import failpoint, show
-from bronze.api import Bronze
+from bronze import failpoint
+from bronze.api.client import Bronze
+from bronze.cli import render
 from bronze.delta import audit_mark, log
 from bronze.governance import audit, audit_witnesses
 from bronze.governance.audit import Report
@@ -206,7 +207,7 @@ def test_a_lake_of_before_is_read_on(source: Source, capsys: pytest.CaptureFixtu
     assert (report.tables, report.vouching, report.log) == (1, 0, "")
     assert any("before logs had an id" in note for note in report.notes)
     assert any("were last written before" in note for note in report.notes)
-    show.audit(report)
+    render.audit(report)
     assert "0 of 1 Bronze tables know of them" in capsys.readouterr().out
     assert opened.run().exit_code == 0
     assert opened.run().exit_code == 0

@@ -12,7 +12,7 @@ import pytest
 from deltalake import DeltaTable
 from psycopg import sql
 
-from bronze import check
+from bronze.api import check
 from bronze.config.settings import MINIMUM_MEMORY
 from bronze.errors import ConfigError
 from bronze.ingest import pipeline

@@ -16,7 +16,7 @@ import pytest
 import tenacity
 from deltalake import DeltaTable
 
-from bronze import check
+from bronze.api import check
 from bronze.config.settings import Pool
 from bronze.demo.server import Server, running, start
 from bronze.errors import BronzeError, SnapshotRefused
@@ -24,7 +24,7 @@ from bronze.execution import executors
 from bronze.ingest import pipeline
 from bronze.ingest.worker import work
 from bronze.model.results import Failure, RunResult
-from bronze.proof import verify
+from bronze.verify import verify
 from tests.conftest import FAST, Source
 from tests.features import has
 from tests.proxy import GATE, closed_gate, landed, proxied, sessions, until

@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from bronze import check
+from bronze.api import check
 from bronze.cdc import stream
 from bronze.config.settings import Settings
 from bronze.demo.server import Server

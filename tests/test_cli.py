@@ -21,7 +21,7 @@ from deltalake import DeltaTable
 from typer.testing import CliRunner, Result
 
 import bronze
-from bronze.cli import app
+from bronze.cli.main import app
 from tests.conftest import Source
 from tests.proxy import GATE, closed_gate, landed, sessions, until
 
@@ -108,7 +108,7 @@ def test_no_command_is_a_question_for_help() -> None:
 def test_help_imports_nothing_heavy() -> None:
     """The answer to --help does not wait for the libraries that do the work."""
     code = (
-        "import sys; from bronze.cli import app; app(['--help'], standalone_mode=False);"
+        "import sys; from bronze.cli.main import app; app(['--help'], standalone_mode=False);"
         "print([m for m in ('polars', 'deltalake', 'connectorx', 'psycopg', 'sklearn')"
         " if m in sys.modules])"
     )

@@ -23,7 +23,7 @@ from azure.core.credentials import AccessToken
 from typer.testing import CliRunner
 
 from bronze import secrets
-from bronze.cli import app
+from bronze.cli.main import app
 from bronze.config import loading
 from bronze.errors import ConfigError
 from bronze.ingest import pipeline

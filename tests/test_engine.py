@@ -512,9 +512,9 @@ def test_a_scheduler_that_is_not_there_is_the_configs_fault(
 
 KILLED = """
 import os, time
-from bronze import engine
+from bronze.execution import executors
 if __name__ == "__main__":
-    with engine.executor("processes", 2) as pool:
+    with executors.executor("processes", 2) as pool:
         print(*{pool.submit(os.getpid).result() for _ in range(4)}, flush=True)
         time.sleep(600)
 """

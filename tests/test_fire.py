@@ -46,8 +46,10 @@ TABLES: Mapping[str, Mapping[str, Any]] = {
 STREAMED = ("slotted", "netted", "recorded")
 CHILD = """
 import json, sys
-from bronze import config, maintain, pipeline
-settings = config.parse(json.loads(sys.argv[1]))
+from bronze.config import loading
+from bronze.ingest import pipeline
+from bronze.maintenance import maintain
+settings = loading.parse(json.loads(sys.argv[1]))
 result = pipeline.run(settings)
 maintain.maintain(settings)
 sys.exit(result.exit_code)

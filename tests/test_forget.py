@@ -11,8 +11,8 @@ import psycopg
 import pytest
 from typer.testing import CliRunner
 
-from bronze import api
-from bronze.cli import app
+from bronze.api import client
+from bronze.cli.main import app
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta import commit, files, log
 from bronze.errors import BronzeError, ConfigError, TableRefused
@@ -178,7 +178,7 @@ def test_names_may_have_dots(source: Source) -> None:
     assert (done.source.table, done.source.rows, done.rows) == ("my.app.a.b", 0, 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(source.lake.parent)
-        opened = api.Bronze(given)
+        opened = client.Bronze(given)
         for name in ("a.b", "my.app.a.b", "bz_t", "bronze.bz_t"):
             (table,) = opened.quality([name]).tables
             assert (table.allowed, table.target) == (7, "bronze.bz_t")
@@ -416,5 +416,5 @@ def test_two_configs_on_one_lake_keep_their_records_apart(source: Source) -> Non
         "b.bz_t": 100,
         "bz_t": 199,
     }
-    assert api.Bronze(both[0]).quality().tables[0].target == "a.bz_t"
-    assert len(api.Bronze(both[0]).quality().tables) == 1
+    assert client.Bronze(both[0]).quality().tables[0].target == "a.bz_t"
+    assert len(client.Bronze(both[0]).quality().tables) == 1

@@ -10,14 +10,14 @@ import polars as pl
 import psycopg
 import pytest
 
-from bronze import check
+from bronze.api import check
 from bronze.cdc import stream
 from bronze.config.settings import Settings
 from bronze.demo.server import Server
 from bronze.errors import ConfigError
 from bronze.ingest import pipeline
 from bronze.model.results import Failure
-from bronze.proof import verify
+from bronze.verify import verify
 from tests.conftest import Source
 from tests.content import differences
 from tests.proxy import GATE, closed_gate, until

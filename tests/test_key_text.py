@@ -17,8 +17,8 @@ from bronze.ingest.key_text import row_key
 from bronze.model.model import KEY_TEXT
 from bronze.model.results import TableResult
 from bronze.postgres.catalog.types import Choices, SourceType, contract
-from bronze.proof.verify import verify
 from bronze.protection import erasure
+from bronze.verify.verify import verify
 from tests import feed
 from tests.conftest import Source
 from tests.test_stream import streaming, until

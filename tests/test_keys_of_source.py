@@ -8,12 +8,12 @@ import polars as pl
 import psycopg
 import pytest
 
-from bronze import check
+from bronze.api import check
 from bronze.cdc import stream
 from bronze.errors import TableRefused
 from bronze.ingest import pipeline
 from bronze.model.results import TableResult
-from bronze.proof.verify import verify
+from bronze.verify.verify import verify
 from tests import feed
 from tests.conftest import Source
 from tests.content import differences

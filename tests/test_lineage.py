@@ -27,8 +27,10 @@ from tests.conftest import Source
 
 CHILD = """
 import json, sys
-from bronze import config, pipeline, stream
-settings = config.parse(json.loads(sys.argv[1]))
+from bronze.cdc import stream
+from bronze.config import loading
+from bronze.ingest import pipeline
+settings = loading.parse(json.loads(sys.argv[1]))
 if sys.argv[2] == "stream":
     stream.stream(settings, until_caught_up=True)
 else:

@@ -15,7 +15,8 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
-from bronze import check
+from bronze.api import check
+from bronze.api.init import MANY, PASSWORD, propose, write
 from bronze.config import loading
 from bronze.config.protection import MASTER_KEY
 from bronze.config.settings import RunSettings, Settings
@@ -24,7 +25,6 @@ from bronze.demo.server import Server
 from bronze.errors import ConfigError, SourceRefused, SourceUnreachable
 from bronze.ingest import pipeline
 from bronze.model.results import RunResult
-from bronze.propose import MANY, PASSWORD, propose, write
 from bronze.protection import keyring
 from tests.conftest import Source
 from tests.source.test_survey import BIG_ROWS, big, execute

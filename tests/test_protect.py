@@ -16,7 +16,7 @@ import polars as pl
 import psycopg
 import pytest
 
-from bronze import check
+from bronze.api import check
 from bronze.cdc import stream
 from bronze.config.loading import parse
 from bronze.config.settings import ProtectionSettings, SecretName, Settings
@@ -29,9 +29,9 @@ from bronze.model.results import TableResult
 from bronze.postgres.copy.read import dtype
 from bronze.postgres.replication import receiver
 from bronze.postgres.replication.batch import Piece, Spool
-from bronze.proof import verify
 from bronze.protection import erasure, keyring, keys, protect, reveal
 from bronze.tables import evolution
+from bronze.verify import verify
 from tests import feed
 from tests.conftest import Source
 from tests.content import differences

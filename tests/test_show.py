@@ -9,8 +9,8 @@ import polars as pl
 import pytest
 from rich.console import Console
 
-from bronze import show
-from bronze.check import ColumnReport, Report, TableReport
+from bronze.api.check import ColumnReport, Report, TableReport
+from bronze.cli import render
 from bronze.model.results import RunResult, TableResult
 
 
@@ -18,12 +18,12 @@ def test_no_digit_is_left_out(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Figures are whole however narrow the terminal is; columns without any are left out."""
-    monkeypatch.setattr(show, "_out", Console(highlight=False, width=40))
+    monkeypatch.setattr(render, "_out", Console(highlight=False, width=40))
     done = [
         TableResult("public.a", "bronze.bz_a", "landed", 3_000_000, 2_999_999, version=1),
         TableResult("public.数据", "bronze.bz_数据", "landed", 12, version=12),
     ]
-    show.run(RunResult("id", 1, 1.0, tuple(done)))
+    render.run(RunResult("id", 1, 1.0, tuple(done)))
     lines = capsys.readouterr().out.splitlines()
     assert lines[:3] == [
         "Bronze table  status       read        new    s   v",
@@ -35,11 +35,11 @@ def test_no_digit_is_left_out(
 def test_names_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     """Whatever brackets they have."""
     rows = pl.DataFrame({"price[eur]": [1.0], "a[/b]": [math.inf]})
-    show.revealed(rows, "table")
+    render.revealed(rows, "table")
     assert "price[eur]" in (shown := capsys.readouterr().out)
     assert "a[/b]" in shown
     columns = (ColumnReport("a[/b]", "text", "price[eur]", "string", ""),)
-    show.check(Report((TableReport("t", "bz_t", "table", 1, 1, (), columns),), ()))
+    render.check(Report((TableReport("t", "bz_t", "table", 1, 1, (), columns),), ()))
     assert "a[/b] → price[eur]" in capsys.readouterr().out
-    show.revealed(rows, "json")
+    render.revealed(rows, "json")
     assert json.loads(capsys.readouterr().out) == [{"price[eur]": 1.0, "a[/b]": "inf"}]

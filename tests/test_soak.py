@@ -148,8 +148,9 @@ RUN = (
     + """
 import json, sys
 from pathlib import Path
-from bronze import config, pipeline
-settings = config.parse(json.loads(sys.argv[1]))
+from bronze.config import loading
+from bronze.ingest import pipeline
+settings = loading.parse(json.loads(sys.argv[1]))
 (result,) = pipeline.run(settings, sys.argv[2:]).tables
 print(json.dumps({"status": result.status, "updated": result.updated, "peak": max(seen),
                   "hint": result.error.hint if result.error else ""}))
@@ -269,13 +270,14 @@ MAINTAINED = (
     WATCHED
     + """
 import json, sys
-from bronze import config, units
+from bronze.config import loading
+from bronze.ingest import units
 from bronze.model.model import Place
-from bronze.table import layout
-settings = config.parse(json.loads(sys.argv[1]))
+from bronze.delta.layout import optimize
+settings = loading.parse(json.loads(sys.argv[1]))
 place = settings.place(settings.lake.schema_, "bz_" + sys.argv[2])
-done = layout.improve(
-    place, layout.Wish(("n", "id"), 2**20), batch_id="018df7a0-0000-7000-8000-00000000000b",
+done = optimize.improve(
+    place, optimize.Wish(("n", "id"), 2**20), batch_id="018df7a0-0000-7000-8000-00000000000b",
     memory=units.each(settings.run), each=lambda work, jobs: map(work, jobs),
 )
 print(json.dumps({"rows": done.rows, "peak": max(seen)}))
@@ -285,9 +287,9 @@ PROVEN = (
     WATCHED
     + """
 import json, sys
-from bronze import config
-from bronze.proof.verify import verify
-settings = config.parse(json.loads(sys.argv[1]))
+from bronze.config import loading
+from bronze.verify.verify import verify
+settings = loading.parse(json.loads(sys.argv[1]))
 found = [verify(settings, sys.argv[2:], at_rest=rest).tables[0].status for rest in (False, True)]
 print(json.dumps({"status": found, "peak": max(seen)}))
 """
@@ -373,8 +375,9 @@ STREAM = (
     + """
 import json, sys
 from pathlib import Path
-from bronze import config, stream
-settings = config.parse(json.loads(sys.argv[1]))
+from bronze.cdc import stream
+from bronze.config import loading
+settings = loading.parse(json.loads(sys.argv[1]))
 (result,) = stream.stream(settings, sys.argv[2:], until_caught_up=True).tables
 print(json.dumps({"status": result.status, "updated": result.updated, "peak": max(seen),
                   "hint": result.error.hint if result.error else ""}))

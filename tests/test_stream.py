@@ -20,10 +20,10 @@ import psycopg
 import pytest
 from typer.testing import CliRunner
 
-from bronze import check
+from bronze.api import check
 from bronze.cdc import session, stream
 from bronze.cdc.stream import Step
-from bronze.cli import app
+from bronze.cli.main import app
 from bronze.config.settings import Settings
 from bronze.delta import commit, log
 from bronze.demo.server import Server

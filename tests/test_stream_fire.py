@@ -403,8 +403,9 @@ def streaming(given: Settings) -> Iterator[Running]:
 
 CHILD = """
 import json, sys
-from bronze import config, stream
-settings = config.parse(json.loads(sys.argv[1]))
+from bronze.cdc import stream
+from bronze.config import loading
+settings = loading.parse(json.loads(sys.argv[1]))
 sys.stdin.readline()
 stream.stream(settings)
 """

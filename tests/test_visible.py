@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from psycopg import sql
 from typer.testing import CliRunner
 
-from bronze import show
 from bronze.cdc.stream import Step
-from bronze.cli import app
+from bronze.cli import render
+from bronze.cli.main import app
 from bronze.config import loading
 from bronze.errors import ConfigError
 from bronze.ingest.pipeline import Progress
@@ -59,16 +59,16 @@ def test_results_show(capsys: pytest.CaptureFixture[str]) -> None:
         TableResult(EVIL, f"bronze.{EVIL}", "landed", notes=(EVIL,)),
     )
     result = RunResult("b", 1, 1.0, tables, notes=(EVIL,), unrecorded=failure)
-    show.run(result)
-    show.document(result)
-    with show.progress(False) as notify:
+    render.run(result)
+    render.document(result)
+    with render.progress(False) as notify:
         for table in tables:
             notify(Progress(EVIL, 1, 1.0, table))
-    steps = show.steps(False)
+    steps = render.steps(False)
     steps(Step(1, note=EVIL))
     steps(Step(1, changes=1, tables=(EVIL,)))
-    show.revealed(pl.DataFrame({EVIL: [EVIL]}), "")
-    show.revealed(pl.DataFrame({EVIL: [EVIL]}), "json")
+    render.revealed(pl.DataFrame({EVIL: [EVIL]}), "")
+    render.revealed(pl.DataFrame({EVIL: [EVIL]}), "json")
     out = capsys.readouterr()
     assert not RAW & set(out.out + out.err)
     assert out.out.count(SHOWN) >= 4
@@ -84,7 +84,7 @@ def test_csv_shows_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for stream, raw in ((Terminal(), False), (io.StringIO(), True)):
         monkeypatch.setattr("sys.stdout", stream)
-        show.revealed(pl.DataFrame({"x": ["\x1b[2J"]}), "csv")
+        render.revealed(pl.DataFrame({"x": ["\x1b[2J"]}), "csv")
         assert ("\x1b" in stream.getvalue()) is raw
 
 

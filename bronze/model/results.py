@@ -1,4 +1,4 @@
-"""What commands end with: frozen values, which `bronze.show` renders."""
+"""What commands end with: frozen values, which `bronze.cli.render` renders."""
 
 from __future__ import annotations
 

@@ -45,7 +45,8 @@ def hurry(put: Callable[[Any, str, Any], None] = setattr) -> None:
 
 def main() -> None:
     """Waits for its order, and is the command line then."""
-    from bronze import api, audited, cli, failpoint, show  # noqa: F401 - before the order comes
+    from bronze import failpoint
+    from bronze.cli import main as cli
 
     hurry()
     order = json.loads(sys.stdin.readline() or "{}")

@@ -22,9 +22,9 @@ from deltalake import DeltaTable, write_deltalake
 
 from bronze.config.settings import Settings
 from bronze.ingest import pipeline
-from bronze.proof import verify as verifying
-from bronze.proof.verdict import VerifiedTable
 from bronze.rows.metadata import digests
+from bronze.verify import verify as verifying
+from bronze.verify.results import VerifiedTable
 from tests.conftest import Source
 from tests.content import differences
 

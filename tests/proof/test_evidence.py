@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from deltalake import DeltaTable
 
-from bronze.proof.verdict import VerifyResult
+from bronze.verify.results import VerifyResult
 from tests.conftest import Source
 from tests.test_cli import configured, invoke
 

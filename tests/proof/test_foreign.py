@@ -14,7 +14,7 @@ from bronze.config.settings import Settings
 from bronze.delta import log
 from bronze.ingest import pipeline
 from bronze.model.results import TableResult
-from bronze.proof import verify as verifying
+from bronze.verify import verify as verifying
 from tests.conftest import Source
 from tests.content import differences
 

@@ -25,9 +25,9 @@ from bronze.config import loading
 from bronze.config.settings import Settings
 from bronze.errors import ConfigError, SourceUnreachable
 from bronze.ingest import pipeline, units
-from bronze.proof import claim
-from bronze.proof import verify as verifying
-from bronze.proof.verdict import VerifiedTable
+from bronze.verify import claim
+from bronze.verify import verify as verifying
+from bronze.verify.results import VerifiedTable
 from tests.conftest import Source
 from tests.content import differences
 from tests.feed import faults

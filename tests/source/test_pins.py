@@ -14,7 +14,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
-from bronze import check
+from bronze.api import check
 from bronze.ingest import pipeline
 from bronze.model.model import Column, Kind, Origin
 from bronze.postgres.catalog.relations import relations
@@ -22,7 +22,7 @@ from bronze.postgres.connection import connect, session_settings
 from bronze.postgres.copy import read, splits
 from bronze.postgres.copy.snapshot import hold
 from bronze.postgres.replication import slot
-from bronze.proof import verify
+from bronze.verify import verify
 from tests.conftest import Source
 from tests.content import differences
 

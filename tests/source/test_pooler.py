@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from bronze import check
+from bronze.api import check
 from bronze.cdc import stream
 from bronze.demo.server import Server
 from bronze.errors import SourceBusy, SourceRefused

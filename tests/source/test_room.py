@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from bronze import check
+from bronze.api import check
 from bronze.cdc import stream
 from bronze.config.settings import Settings
 from bronze.errors import SourceBusy

@@ -33,10 +33,10 @@ from bronze.ingest.load import Table
 from bronze.ingest.pipeline import Notify, running
 from bronze.model.model import Known, Stored
 from bronze.model.results import Failure, TableResult
-from bronze.proof.claim import Claim, carried
-from bronze.proof.verdict import VerifiedTable
 from bronze.tables import evolution, known_rows
 from bronze.tables.selection import Target
+from bronze.verify.claim import Claim, carried
+from bronze.verify.results import VerifiedTable
 
 Rows = dict[Stored, list[npt.NDArray[np.int64]]]
 """Numbers of rows, by the file that has them."""

@@ -22,10 +22,10 @@ from bronze.governance.audit import Event
 from bronze.ingest import pipeline
 from bronze.maintenance import maintain
 from bronze.model.results import Late, MaintainResult, RunResult, StreamResult, TableResult
-from bronze.proof import verify as proof
-from bronze.proof.verdict import VerifyResult
 from bronze.protection import erasure
 from bronze.protection.erasure import Forgotten
+from bronze.verify import verify as proof
+from bronze.verify.results import VerifyResult
 
 R = TypeVar("R", RunResult, StreamResult, MaintainResult, VerifyResult, Forgotten)
 
@@ -135,7 +135,7 @@ def verify(
     pool: Executor | None,
     notify: pipeline.Notify,
 ) -> VerifyResult:
-    """`bronze.proof.verify.verify`."""
+    """`bronze.verify.verify.verify`."""
 
     def events(done: VerifyResult) -> list[Event]:
         counts = ("missing", "extra", "different", "altered", "repaired")

@@ -53,13 +53,13 @@ def run(
 ) -> None:
     """Take tables of the source into the lake, all as of one moment."""
     import bronze
-    from bronze import show
+    from bronze.cli import render
 
     with _errors(as_json):
         opened = bronze.open(config)
-        with show.progress(as_json) as notify:
+        with render.progress(as_json) as notify:
             result = opened.run(tables or (), notify=notify)
-        show.document(result) if as_json else show.run(result)
+        render.document(result) if as_json else render.run(result)
         raise typer.Exit(result.exit_code)
 
 
@@ -69,11 +69,11 @@ def check(
 ) -> None:
     """Say what a run would do with each column, and what stands in its way."""
     import bronze
-    from bronze import show
+    from bronze.cli import render
 
     with _errors(as_json):
         report = bronze.open(config).check(tables or ())
-        show.document(report) if as_json else show.check(report)
+        render.document(report) if as_json else render.check(report)
         raise typer.Exit(1 if report.problems else 0)
 
 
@@ -92,24 +92,24 @@ def stream(
 ) -> None:
     """Follow the tables whose pattern is "streaming", within seconds of each change."""
     import bronze
-    from bronze import show
+    from bronze.cli import render
 
     with _errors(as_json):
         opened = bronze.open(config)
         if drop:
             dropped = opened.drop_stream(tables or ())
-            show.dropped(dropped, as_json)
+            render.dropped(dropped, as_json)
             return
         stop = threading.Event()
-        with _stopped_by_signals(stop), show.progress(as_json) as copied:
+        with _stopped_by_signals(stop), render.progress(as_json) as copied:
             result = opened.stream(
                 tables or (),
                 until_caught_up=until_caught_up,
                 stop=stop,
-                notify=show.steps(as_json),
+                notify=render.steps(as_json),
                 copied=copied,
             )
-        show.document(result) if as_json else show.streamed(result)
+        render.document(result) if as_json else render.streamed(result)
         raise typer.Exit(result.exit_code)
 
 
@@ -156,11 +156,11 @@ def verify(
 ) -> None:
     """Prove that Bronze equals the source, or name the rows that differ."""
     import bronze
-    from bronze import show
+    from bronze.cli import render
 
     with _errors(as_json):
         opened = bronze.open(config)
-        with show.progress(as_json) as notify:
+        with render.progress(as_json) as notify:
             result = opened.verify(
                 tables or (),
                 repair=repair,
@@ -168,7 +168,7 @@ def verify(
                 trust_hashes=trust_hashes,
                 notify=notify,
             )
-        show.document(result) if as_json else show.verified(result)
+        render.document(result) if as_json else render.verified(result)
         raise typer.Exit(result.exit_code)
 
 
@@ -182,11 +182,11 @@ def maintain(
 ) -> None:
     """Join small files, cluster rows, and delete what is older than the retention."""
     import bronze
-    from bronze import show
+    from bronze.cli import render
 
     with _errors(as_json):
         result = bronze.open(config).maintain(tables or ())
-        show.document(result) if as_json else show.maintained(result)
+        render.document(result) if as_json else render.maintained(result)
         raise typer.Exit(result.exit_code)
 
 
@@ -204,7 +204,7 @@ def reveal(
 ) -> None:
     """Show rows with their encrypted values as they are; it is audited."""
     import bronze
-    from bronze import show
+    from bronze.cli import render
     from bronze.protection import subject
 
     with _errors(as_json):
@@ -212,7 +212,7 @@ def reveal(
         rows = bronze.open(config).reveal(
             table, key=subject.parsed(key or ()), columns=wanted, limit=limit
         )
-        show.revealed(rows, "json" if as_json else "csv" if as_csv else "")
+        render.revealed(rows, "json" if as_json else "csv" if as_csv else "")
 
 
 @app.command()
@@ -232,7 +232,7 @@ def forget(
 ) -> None:
     """Erase a person's rows: from the table, its older versions and its change data feed."""
     import bronze
-    from bronze import show
+    from bronze.cli import render
     from bronze.protection import subject
 
     with _errors(as_json):
@@ -241,7 +241,7 @@ def forget(
             done = opened.delete_old_versions(table)
         else:
             done = opened.forget(table, subject.parsed(key or ()), ask=not without_source)
-        show.document(done) if as_json else show.forgotten(done)
+        render.document(done) if as_json else render.forgotten(done)
         raise typer.Exit(done.exit_code)
 
 
@@ -259,11 +259,11 @@ def keys(
 ) -> None:
     """List the keys, without their secrets."""
     import bronze
-    from bronze import show
+    from bronze.cli import render
 
     if context.invoked_subcommand is None:
         with _errors(as_json):
-            show.keys(bronze.open(config).keys(), as_json)
+            render.keys(bronze.open(config).keys(), as_json)
         return
     sources = {context.get_parameter_source(name) for name in ("config", "as_json")}
     if any(source and source.name == "COMMANDLINE" for source in sources):
@@ -290,20 +290,20 @@ def rotate(
 ) -> None:
     """Make new keys; what the old ones have encrypted stays readable."""
     import bronze
-    from bronze import show
+    from bronze.cli import render
 
     with _errors(as_json):
-        show.keys(bronze.open(config).rotate_keys(tables or (), reencrypt=reencrypt), as_json)
+        render.keys(bronze.open(config).rotate_keys(tables or (), reencrypt=reencrypt), as_json)
 
 
 @_keys.command()
 def rewrap(config: Config = Path("bronze.toml"), as_json: AsJson = False) -> None:
     """Wrap all keys by the master key under [protection] key; previous opens the old ones."""
     import bronze
-    from bronze import show
+    from bronze.cli import render
 
     with _errors(as_json):
-        show.rewrapped(bronze.open(config).rewrap_keys(), as_json)
+        render.rewrapped(bronze.open(config).rewrap_keys(), as_json)
 
 
 @app.command()
@@ -324,7 +324,7 @@ def audit(
 ) -> None:
     """Show who did what and when, and prove that the record of it is whole."""
     import bronze
-    from bronze import show
+    from bronze.cli import render
     from bronze.governance.audit import moment
 
     with _errors(as_json):
@@ -335,7 +335,7 @@ def audit(
             action=action,
             table=table,
         )
-        show.document(report) if as_json else show.audit(report)
+        render.document(report) if as_json else render.audit(report)
         raise typer.Exit(report.exit_code)
 
 
@@ -352,11 +352,11 @@ def quality(
 ) -> None:
     """Show how the rows of the tables fare, by rule; from the lake alone."""
     import bronze
-    from bronze import show
+    from bronze.cli import render
 
     with _errors(as_json):
         report = bronze.open(config).quality(tables or (), trend=trend)
-        show.document(report) if as_json else show.quality(report, trend)
+        render.document(report) if as_json else render.quality(report, trend)
         raise typer.Exit(report.exit_code)
 
 
@@ -370,12 +370,13 @@ def init(
     name: Annotated[str, typer.Option(help="The source's name; the database's if none.")] = "",
 ) -> None:
     """Look at a database and write a commented config for it."""
-    from bronze import propose, show
+    from bronze.api import init as propose
+    from bronze.cli import render
 
     with _errors(False):
-        text = propose.propose(dsn, schemas=schema or (), name=name, notify=show.said)
+        text = propose.propose(dsn, schemas=schema or (), name=name, notify=render.said)
         propose.write(out, text)
-        show.said(f"Wrote {out}. Look it over, then: bronze check -c {out}; bronze run -c {out}")
+        render.said(f"Wrote {out}. Look it over, then: bronze check -c {out}; bronze run -c {out}")
 
 
 @app.command()
@@ -390,7 +391,7 @@ def demo(
     stop: Annotated[bool, typer.Option("--stop", help="Stop a source left running.")] = False,
 ) -> None:
     """Run the whole job on an embedded PostgreSQL with an inventory to take in."""
-    from bronze.demo import tour
+    from bronze.cli import tour
 
     with _errors(False):
         tour.stop(directory) if stop else tour.take(directory, scale, keep)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from bronze.proof.verdict import Fault, FaultyRow
+from bronze.verify.results import Fault, FaultyRow
 
 LISTED = 100
 """Of so many faulty rows a table the keys are told."""

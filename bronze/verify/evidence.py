@@ -1,6 +1,6 @@
 """What a worker finds out for a proof: the rows of one side, summed up by buckets or by name.
 
-Nothing here knows of the other side; `bronze.proof.verify` holds the two against each other.
+Nothing here knows of the other side; `bronze.verify.verify` holds the two against each other.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ import polars as pl
 import tenacity
 
 from bronze.delta import files
-from bronze.enrich import buckets
-from bronze.enrich.buckets import Sums
 from bronze.errors import FileDamaged, SourceUnreachable
 from bronze.ingest import key_text
 from bronze.model.model import (
@@ -33,11 +31,12 @@ from bronze.model.model import (
     Stored,
 )
 from bronze.postgres.copy import read, server_hashes
-from bronze.proof import digests
-from bronze.proof.digests import Basis
 from bronze.protection import keyring, protect
 from bronze.rows import fingerprint
 from bronze.tables import known_rows
+from bronze.verify import buckets, digests
+from bronze.verify.buckets import Sums
+from bronze.verify.digests import Basis
 
 _TRIES = 4
 _MAX_DELAY = 8.0

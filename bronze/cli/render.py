@@ -23,17 +23,17 @@ from bronze.printable import visible, visible_json
 if TYPE_CHECKING:
     from polars import DataFrame
 
+    from bronze.api.check import Report, TableReport
     from bronze.cdc.stream import Notify as NotifyStep
     from bronze.cdc.stream import Step as StreamStep
-    from bronze.check import Report, TableReport
     from bronze.governance.audit import Report as AuditReport
     from bronze.ingest.pipeline import Notify
     from bronze.ingest.pipeline import Progress as Step
     from bronze.model.results import MaintainResult, RunResult, StreamResult, TableResult
-    from bronze.proof.verdict import VerifyResult
     from bronze.protection.erasure import Evidence, Forgotten
     from bronze.protection.keys import KeyReport
     from bronze.quality.report import QualityReport, TableQuality
+    from bronze.verify.results import VerifyResult
 
 _out = Console(highlight=False)
 _err = Console(stderr=True, highlight=False)

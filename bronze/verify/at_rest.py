@@ -19,20 +19,20 @@ from bronze.execution import executors
 from bronze.execution.executors import Course, Task
 from bronze.ingest import units
 from bronze.ingest.pipeline import Notify, Progress, running
-from bronze.proof import inspection, inventory
-from bronze.proof.digests import Basis
-from bronze.proof.inspection import Inspected, Resting
-from bronze.proof.inventory import Lying
-from bronze.proof.mend import Damage
-from bronze.proof.opposed import LISTED
-from bronze.proof.verdict import FaultyFile, FaultyRow, VerifiedTable
 from bronze.tables import evolution
+from bronze.verify import file_check, inventory
+from bronze.verify.digests import Basis
+from bronze.verify.file_check import Inspected, Resting
+from bronze.verify.inventory import Lying
+from bronze.verify.repair import Damage
+from bronze.verify.results import FaultyFile, FaultyRow, VerifiedTable
+from bronze.verify.row_diff import LISTED
 
 
 def verified(
     settings: Settings, tables: Sequence[str], pool: Executor | None, notify: Notify
 ) -> list[VerifiedTable]:
-    """What was found out about each table; see `bronze.proof.verify.verify`.
+    """What was found out about each table; see `bronze.verify.verify.verify`.
 
     Raises:
         ConfigError: there is no such table.
@@ -87,7 +87,7 @@ def _inspected(state: State, result: VerifiedTable) -> Course[VerifiedTable]:
     objects = list(vacuum.lying(state.place))
     sizes = {found.path: found.size for found in objects}
     parts: list[Inspected] = yield [
-        Task(inspection.inspect, task, result.table) for task in tasks(state, sizes, None)
+        Task(file_check.inspect, task, result.table) for task in tasks(state, sizes, None)
     ]
     result, _ = found(state, parts, result)
     strays = vacuum.strays(state, objects)

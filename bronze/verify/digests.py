@@ -19,8 +19,6 @@ import numpy as np
 import polars as pl
 import polars_hash as plh
 
-from bronze.enrich import buckets
-from bronze.enrich.buckets import Digests
 from bronze.model.model import KEY_TEXT, Column, Protection, RowKey
 from bronze.postgres.copy import row_hash
 from bronze.postgres.copy.read import dtype
@@ -28,6 +26,8 @@ from bronze.protection import keyring, protect
 from bronze.protection.protect import REVEALED
 from bronze.rows import fingerprint, metadata
 from bronze.rows.encoding import encode
+from bronze.verify import buckets
+from bronze.verify.buckets import Digests
 
 _DIGITS = 32
 _NO_HASH = "0" * _DIGITS
@@ -173,5 +173,5 @@ def _with(rows: pl.DataFrame, given: Basis, hashes: pl.Series) -> pl.Series:
 
 
 def numbers(hashes: pl.Series) -> Digests:
-    """Digests as `bronze.enrich.buckets` takes them."""
+    """Digests as `bronze.verify.buckets` takes them."""
     return buckets.of_hashes(hashes) if len(hashes) else np.empty((0, 2), np.uint64)

@@ -10,7 +10,7 @@ from pathlib import Path
 import psycopg
 
 import bronze
-from bronze import show
+from bronze.cli import render
 from bronze.demo import inventory, server
 from bronze.errors import ConfigError
 
@@ -70,17 +70,17 @@ def take(directory: Path, scale: float, keep: bool) -> None:
         started.stop()
         raise
     if keep:
-        show.said(f"The source is left running at {started.dsn(inventory.DATABASE)}")
-        show.said(f"Stop it with: bronze demo --dir {directory} --stop")
+        render.said(f"The source is left running at {started.dsn(inventory.DATABASE)}")
+        render.said(f"Stop it with: bronze demo --dir {directory} --stop")
     else:
         started.stop()
-    show.said(f"All of it took {time.monotonic() - began:.0f} s. Look around under {directory}:")
-    show.said(f"  python -c \"import polars; print(polars.read_delta('{_orders(directory)}'))\"")
+    render.said(f"All of it took {time.monotonic() - began:.0f} s. Look around under {directory}:")
+    render.said(f"  python -c \"import polars; print(polars.read_delta('{_orders(directory)}'))\"")
     if keep:
-        show.said(f"  bronze check -c {directory / 'bronze.toml'}")
-        show.said(f"  bronze run -c {directory / 'bronze.toml'}")
+        render.said(f"  bronze check -c {directory / 'bronze.toml'}")
+        render.said(f"  bronze run -c {directory / 'bronze.toml'}")
     else:
-        show.said(f"  bronze demo --dir {directory} --keep    then run and check by hand")
+        render.said(f"  bronze demo --dir {directory} --keep    then run and check by hand")
 
 
 def stop(directory: Path) -> None:
@@ -93,7 +93,7 @@ def stop(directory: Path) -> None:
     if not data.is_dir():
         raise ConfigError(f"There is no demo under {directory}.", hint="Name it with --dir.")
     server.Server(data, server.HOST, 0).stop()
-    show.said("The source is stopped.")
+    render.said("The source is stopped.")
 
 
 def _orders(directory: Path) -> Path:
@@ -103,23 +103,25 @@ def _orders(directory: Path) -> Path:
 def _show(directory: Path, started: server.Server, scale: float) -> None:
     dsn = started.dsn(inventory.DATABASE)
     if _there(started):
-        show.said(f"Going on with the source that is there: {dsn}")
+        render.said(f"Going on with the source that is there: {dsn}")
     else:
-        show.said(f"Making the source at scale {scale:g}: {dsn}")
+        render.said(f"Making the source at scale {scale:g}: {dsn}")
         inventory.create(started.dsn(), scale=scale)
     config = directory / "bronze.toml"
     secrets = _keyed(directory.absolute() / "secrets")
     config.write_text(CONFIG.format(dsn=dsn, schema=inventory.SCHEMA, secrets=secrets))
     opened = bronze.open(config)
-    show.said("\nFirst run: everything")
+    render.said("\nFirst run: everything")
     _run(opened)
     changed = inventory.change(dsn)
     counts = [
         sum(getattr(change, kind) for change in changed.values())
         for kind in ("inserted", "updated", "deleted")
     ]
-    show.said("\nA day of business: {:,} rows inserted, {:,} updated, {:,} deleted".format(*counts))
-    show.said("Second run:")
+    render.said(
+        "\nA day of business: {:,} rows inserted, {:,} updated, {:,} deleted".format(*counts)
+    )
+    render.said("Second run:")
     _run(opened)
 
 
@@ -134,9 +136,9 @@ def _keyed(folder: Path) -> Path:
 
 
 def _run(opened: bronze.Bronze) -> None:
-    with show.progress(False) as notify:
+    with render.progress(False) as notify:
         result = opened.run(notify=notify)
-    show.run(result)
+    render.run(result)
 
 
 def _there(started: server.Server) -> bool:

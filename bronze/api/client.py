@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     import polars as pl
     from polars import DataFrame
 
+    from bronze.api.check import Report
     from bronze.cdc.stream import Notify as NotifyStep
-    from bronze.check import Report
     from bronze.config.settings import Settings
     from bronze.governance.audit import Report as AuditReport
     from bronze.ingest.pipeline import Notify
     from bronze.maintenance.maintain import Notify as NotifyMaintained
     from bronze.model.results import MaintainResult, RunResult, StreamResult
-    from bronze.proof.verdict import VerifyResult
     from bronze.protection.erasure import Forgotten
     from bronze.protection.keys import KeyReport
     from bronze.quality.report import QualityReport
+    from bronze.verify.results import VerifyResult
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,9 @@ class Bronze:
         notify: Notify | None = None,
     ) -> RunResult:
         """Takes tables of the source into the lake; see `bronze.ingest.pipeline.run`."""
-        from bronze import audited
+        from bronze.api import recorded
 
-        return audited.run(self.settings, tables, pool=pool, notify=notify or (lambda _: None))
+        return recorded.run(self.settings, tables, pool=pool, notify=notify or (lambda _: None))
 
     def stream(
         self,
@@ -104,9 +104,9 @@ class Bronze:
         copied: Notify | None = None,
     ) -> StreamResult:
         """Follows the tables that the config has streamed; see `bronze.cdc.stream.stream`."""
-        from bronze import audited
+        from bronze.api import recorded
 
-        return audited.follow(
+        return recorded.follow(
             self.settings,
             tables,
             until_caught_up=until_caught_up,
@@ -117,9 +117,9 @@ class Bronze:
 
     def drop_stream(self, tables: Sequence[str] = ()) -> str:
         """Drops the stream's slot and publication; see `bronze.cdc.stream.drop`."""
-        from bronze import audited
+        from bronze.api import recorded
 
-        return audited.drop(self.settings, tables)
+        return recorded.drop(self.settings, tables)
 
     def maintain(
         self,
@@ -129,9 +129,9 @@ class Bronze:
         notify: NotifyMaintained | None = None,
     ) -> MaintainResult:
         """Joins, clusters and expires files; see `bronze.maintenance.maintain.maintain`."""
-        from bronze import audited
+        from bronze.api import recorded
 
-        return audited.tidy(self.settings, tables, pool=pool, notify=notify or (lambda _: None))
+        return recorded.tidy(self.settings, tables, pool=pool, notify=notify or (lambda _: None))
 
     def audit(
         self,
@@ -185,15 +185,15 @@ class Bronze:
 
     def forget(self, table: str, key: Mapping[str, str], *, ask: bool = True) -> Forgotten:
         """Erases the rows of a person; see `bronze.protection.erasure.forget`."""
-        from bronze import audited
+        from bronze.api import recorded
 
-        return audited.forget(self.settings, table, key, ask=ask)
+        return recorded.forget(self.settings, table, key, ask=ask)
 
     def delete_old_versions(self, table: str) -> Forgotten:
         """Deletes what a table was before; see `bronze.protection.erasure.old_versions`."""
-        from bronze import audited
+        from bronze.api import recorded
 
-        return audited.old_versions(self.settings, table)
+        return recorded.old_versions(self.settings, table)
 
     def verify(
         self,
@@ -205,10 +205,10 @@ class Bronze:
         pool: Executor | None = None,
         notify: Notify | None = None,
     ) -> VerifyResult:
-        """Proves that Bronze equals the source, or names what differs; `bronze.proof.verify`."""
-        from bronze import audited
+        """Proves that Bronze equals the source, or names what differs; `bronze.verify.verify`."""
+        from bronze.api import recorded
 
-        return audited.verify(
+        return recorded.verify(
             self.settings,
             tables,
             repair=repair,
@@ -236,8 +236,8 @@ class Bronze:
         return past.quality(self.settings, tables, trend)
 
     def check(self, tables: Sequence[str] = ()) -> Report:
-        """Says what a run would do, and what stands in its way; see `bronze.check.check`."""
-        from bronze import check
+        """Says what a run would do, and what stands in its way; see `bronze.api.check.check`."""
+        from bronze.api import check
 
         return check.check(self.settings, tables)
 

@@ -13,14 +13,13 @@ import numpy.typing as npt
 import polars as pl
 
 from bronze.delta import files
-from bronze.enrich import buckets
-from bronze.enrich.buckets import Sums
 from bronze.errors import FileDamaged
 from bronze.model.model import DELETED, Form, Kind, Place, Stored
-from bronze.proof import digests
-from bronze.proof.digests import Basis
 from bronze.tables import soundness
 from bronze.tables.soundness import Judged
+from bronze.verify import buckets, digests
+from bronze.verify.buckets import Sums
+from bronze.verify.digests import Basis
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """The proof that Bronze equals the source, and what stands against it.
 
 In one snapshot of each source PostgreSQL hashes every row; of Bronze every file is read, and every
-row hashed again by its values (see `bronze.proof.digests`). Both are summed up by buckets (see
-`bronze.enrich.buckets`). Only where buckets differ rows are named, by key and digest, and held
+row hashed again by its values (see `bronze.verify.digests`). Both are summed up by buckets (see
+`bronze.verify.buckets`). Only where buckets differ rows are named, by key and digest, and held
 against each other. Whoever trusts the hashes in Bronze rows has these taken instead.
 """
 
@@ -22,22 +22,23 @@ import uuid_utils
 
 from bronze.config.settings import Settings
 from bronze.delta.layout import vacuum
-from bronze.enrich import buckets
-from bronze.enrich.buckets import Sums
 from bronze.errors import BronzeError
 from bronze.execution import executors
 from bronze.execution.executors import Course, Task
 from bronze.ingest import units
 from bronze.ingest.pipeline import Notify, Progress, giving_way, running
 from bronze.model.model import Known
-from bronze.proof import evidence, inspection, mend, rest
-from bronze.proof.claim import Claim, found
-from bronze.proof.digests import Basis
-from bronze.proof.evidence import FILE, ROW, Asked, Held, Sharing, Summed, Wanted
-from bronze.proof.inspection import Inspected, Resting
-from bronze.proof.mend import Damage
-from bronze.proof.opposed import LISTED, Opposed, doubled, opposed
-from bronze.proof.verdict import FaultyFile, VerifiedTable, VerifyResult
+from bronze.verify import at_rest as rest
+from bronze.verify import buckets, evidence, file_check
+from bronze.verify import repair as mend
+from bronze.verify.buckets import Sums
+from bronze.verify.claim import Claim, found
+from bronze.verify.digests import Basis
+from bronze.verify.evidence import FILE, ROW, Asked, Held, Sharing, Summed, Wanted
+from bronze.verify.file_check import Inspected, Resting
+from bronze.verify.repair import Damage
+from bronze.verify.results import FaultyFile, VerifiedTable, VerifyResult
+from bronze.verify.row_diff import LISTED, Opposed, doubled, opposed
 
 
 def verify(
@@ -248,7 +249,7 @@ def _compared(settings: Settings, claim: Claim, look: _Look) -> Course[None]:
     parts = yield [
         *(Task(evidence.of_source, task, label) for task in asked),
         *(
-            Task(inspection.inspect, task, label)
+            Task(file_check.inspect, task, label)
             for task in (_inspections(claim, claim.basis) if fused else ())
         ),
         *(Task(evidence.of_file, task, label) for task in ([] if fused else held)),
@@ -342,7 +343,7 @@ def _files(claim: Claim, look: _Look) -> Course[list[Held]]:
         if look.how.trusting:
             # Which versions are the last ones cannot be told of some of the files.
             tasks = [task for task in tasks if task.size != task.file.size]
-        parts = yield [Task(inspection.inspect, task, claim.label) for task in tasks]
+        parts = yield [Task(file_check.inspect, task, claim.label) for task in tasks]
         _take(claim, look, parts)
         lost = {file.path for file in look.damage.lost}
         stored = tuple(file for file in stored if file.path not in lost)

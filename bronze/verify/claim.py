@@ -22,13 +22,13 @@ from bronze.postgres.catalog.relations import Relation
 from bronze.postgres.copy import row_hash, splits
 from bronze.postgres.copy.snapshot import Snapshot
 from bronze.postgres.replication import publication
-from bronze.proof import digests, evidence
-from bronze.proof.digests import Basis
-from bronze.proof.evidence import Asked
-from bronze.proof.verdict import VerifiedTable
 from bronze.protection import keys
 from bronze.tables import evolution, selection
 from bronze.tables.selection import Target
+from bronze.verify import digests, evidence
+from bronze.verify.digests import Basis
+from bronze.verify.evidence import Asked
+from bronze.verify.results import VerifiedTable
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,0 @@
-"""Rows become Bronze rows: identities, times and hashes are added."""
