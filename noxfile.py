@@ -16,6 +16,13 @@ KEPT = {"PYTHONDONTWRITEBYTECODE": None}
 
 
 @nox.session
+def unit(session):
+    """The tests that need no PostgreSQL, in seconds."""
+    session.install("-e", ".[test]")
+    session.run("pytest", "-m", "not soak", "tests/unit", *session.posargs, env=KEPT)
+
+
+@nox.session
 def tests(session):
     """The tests: real PostgreSQL, real Delta tables, about two minutes on two cores."""
     session.install("-e", ".[test]")
@@ -110,33 +117,36 @@ def server_of(session, version):
 # What of the tests depends on the server: types and reading on all of them, and on those that are
 # streamed what is about the log. The short form leaves out what takes long.
 READING = (
-    "tests/test_versions.py",
-    "tests/test_exact.py",
-    "tests/source/test_types.py",
-    "tests/source/test_slices.py",
+    "tests/acceptance/test_versions.py",
+    "tests/acceptance/test_exact.py",
+    "tests/integration/postgres/catalog/test_types.py",
+    "tests/integration/postgres/copy/test_splits.py",
 )
 STREAMING = (
-    "tests/test_stream.py",
-    "tests/test_unseen_changes.py",
-    "tests/source/test_definition.py",
-    "tests/source/test_publication.py",
-    "tests/source/test_readiness.py",
-    "tests/source/test_replication.py",
-    "tests/source/test_slot.py",
+    "tests/integration/cdc/test_stream.py",
+    "tests/integration/cdc/test_unseen_changes.py",
+    "tests/integration/postgres/catalog/test_definition.py",
+    "tests/integration/postgres/replication/test_publication.py",
+    "tests/integration/postgres/replication/test_prerequisites.py",
+    "tests/integration/postgres/replication/test_receiver.py",
+    "tests/integration/postgres/replication/test_slot.py",
 )
-LOADING = ("tests/test_patterns.py", "tests/test_drift.py")
+LOADING = (
+    "tests/integration/ingest/test_patterns.py",
+    "tests/integration/tables/test_evolution.py",
+)
 ASKING = (
-    "tests/test_bad_source.py",
-    "tests/source/test_clause.py",
-    "tests/source/test_increment.py",
-    "tests/source/test_survey.py",
-    "tests/source/test_texts.py",
+    "tests/acceptance/test_bad_source.py",
+    "tests/integration/postgres/catalog/test_check_constraints.py",
+    "tests/integration/postgres/copy/test_incremental.py",
+    "tests/integration/postgres/catalog/test_survey.py",
+    "tests/integration/postgres/replication/test_text_values.py",
 )
 # These are soak tests, run as well; of the model checker its short form.
 LASTING = (
-    "tests/test_machine.py",
-    "tests/test_failover.py",
-    "tests/test_model.py::test_bronze_equals_its_source_whatever_is_done",
+    "tests/soak/test_state_machine.py",
+    "tests/soak/test_failover.py",
+    "tests/soak/test_checker.py::test_bronze_equals_its_source_whatever_is_done",
 )
 
 

@@ -21,7 +21,7 @@ from bronze.config import loading
 from bronze.config.protection import MASTER_KEY
 from bronze.config.settings import Settings
 from bronze.demo.server import Server, running
-from tests.features import has
+from tests.support.features import has
 
 FAST = {
     "fsync": "off",

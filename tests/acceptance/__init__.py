@@ -1,0 +1,1 @@
+"""Tests of what users meet: commands from end to end."""

@@ -1,0 +1,1 @@
+"""Tests of modules with PostgreSQL, mirrored by package."""

@@ -1,0 +1,489 @@
+"""Tables that have to be compared again wait for a slot, and nothing else waits with them."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import psycopg
+import pytest
+
+from bronze.cdc import new_slot, resync, session, stream
+from bronze.cdc.new_slot import NewSlot
+from bronze.cdc.stream import Step
+from bronze.config.settings import Settings
+from bronze.demo.server import Server
+from bronze.postgres.copy import snapshot
+from bronze.postgres.replication import slot, slot_waits
+from bronze.postgres.replication.receiver import Receiver
+from tests.conftest import Source
+from tests.integration.cdc.test_stream import (
+    caught_up,
+    config_file,
+    proven,
+    rows,
+    settings,
+    streaming,
+    until,
+)
+
+BOTH = {"t": {"pattern": "streaming"}, "u": {"pattern": "streaming"}}
+FOREIGN = "SELECT pid, backend_xid FROM pg_stat_activity WHERE application_name = 'a long report'"
+
+
+@contextmanager
+def open_elsewhere(server: Server) -> Iterator[psycopg.Connection[Any]]:
+    """Somebody is idle in a transaction that has written, in another database."""
+    dsn = server.dsn("postgres")
+    with psycopg.connect(dsn, application_name="a long report") as other:
+        other.execute("SELECT pg_current_xact_id()")
+        yield other
+        other.rollback()
+
+
+@contextmanager
+def prepared(source: Source) -> Iterator[None]:
+    """There is a prepared transaction, if nobody ends it."""
+    with psycopg.connect(source.dsn) as preparing:
+        preparing.execute("SELECT pg_current_xact_id()")
+        preparing.execute("PREPARE TRANSACTION 'it''s mine'")
+    try:
+        yield
+    finally:
+        with suppress(psycopg.errors.UndefinedObject):
+            source.execute("ROLLBACK PREPARED 'it''s mine'")
+
+
+def both(source: Source) -> Settings:
+    """Two tables that have been streamed."""
+    for name in ("t", "u"):
+        source.execute(f"CREATE TABLE {name} (id int PRIMARY KEY, v text, a int, b int)")
+        source.execute(f"INSERT INTO {name} VALUES (1, 'a', 1, 2), (2, 'b', 3, 4)")
+    given = settings(source, BOTH)
+    caught_up(given)
+    return given
+
+
+def beside(source: Source) -> list[tuple[Any, ...]]:
+    """The temporary slots of the database."""
+    return source.execute(
+        "SELECT slot_name, active_pid, confirmed_flush_lsn FROM pg_replication_slots"
+        " WHERE temporary AND database = current_database()"
+    )
+
+
+def said(steps: list[Step], *words: str) -> bool:
+    """Whether a note has all these words."""
+    return any(all(word in step.note for word in words) for step in steps)
+
+
+def recorded(source: Source) -> dict[str, int | None]:
+    """The versions of the last record."""
+    found = pl.read_delta(str(source.lake / "governance" / "streams")).sort("recorded_timestamp")
+    return dict(json.loads(found["tables"][-1]))
+
+
+def test_other_tables_go_on_while_one_waits(
+    source: Source, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A transaction in another database, and a prepared one, keep a table that got a column
+    waiting: it is said whose they are, the other table follows, and DDL on both is free.
+    """
+    monkeypatch.setattr(new_slot, "_LONG", 0.4)
+    monkeypatch.setattr(new_slot, "_LOOK_EVERY", 0.1)
+    given = both(source)
+    with open_elsewhere(server) as other, prepared(source), streaming(given) as steps:
+        until(lambda: steps)
+        source.execute("ALTER TABLE t ADD w int DEFAULT 5")
+        source.execute("INSERT INTO t VALUES (3, 'c')")
+        until(lambda: said(steps, "public.t waits"), told=lambda: steps)
+        note = next(step.note for step in steps if "waits" in step.note)
+        pid = other.info.backend_pid
+        assert f"pid {pid} (database postgres, user postgres, application a long report" in note
+        assert "idle in transaction, since 20" in note
+        assert "prepared transaction 'it''s mine'" in note
+        assert f"SELECT pg_terminate_backend({pid})" in note
+        assert "The other tables are followed meanwhile." in note
+        for number in range(10, 13):
+            source.execute(f"INSERT INTO u VALUES ({number}, 'd')")
+            source.execute(f"UPDATE t SET v = 'e{number}' WHERE id = 1")
+            until(lambda n=number: n in rows(source, "u")["id"])  # type: ignore[misc]
+        assert rows(source)["id"].to_list() == [1, 2]
+        until(lambda: recorded(source)["bz_u"], told=lambda: recorded(source))
+        assert recorded(source)["bz_t"] is None
+        for name in ("t", "u"):
+            source.execute(f"SET lock_timeout = 500; ALTER TABLE {name} ADD x{name} int")
+        source.execute("INSERT INTO u VALUES (20, 'e')")
+        other.rollback()
+        source.execute("ROLLBACK PREPARED 'it''s mine'")
+        until(lambda: rows(source).height == 3, told=lambda: steps)
+        assert set(rows(source)["w"]) == {5}
+        source.execute("INSERT INTO t VALUES (4, 'd')")
+        until(lambda: rows(source).height == 4)
+        until(lambda: "xu" in rows(source, "u").columns)
+        until(lambda: not beside(source))
+        assert sum("waits" in step.note for step in steps) <= 2
+    proven(source, given, "t", "u")
+
+
+def test_a_stop_while_a_table_waits(source: Source, server: Server) -> None:
+    """It ends at once, leaves no slot, and the next stream compares the table, as what was left
+    out of it is not sent again.
+    """
+    given = both(source)
+    with open_elsewhere(server):
+        with streaming(given) as steps:
+            until(lambda: steps)
+            source.execute("ALTER TABLE t ADD w int; INSERT INTO t VALUES (3, 'c')")
+            source.execute("ALTER TABLE t DROP w")
+            until(lambda: beside(source))
+            source.execute("INSERT INTO t VALUES (4, 'd'); INSERT INTO u VALUES (4, 'd')")
+            until(lambda: 4 in rows(source, "u")["id"])
+            began = time.monotonic()
+        assert time.monotonic() - began < 3
+        until(lambda: not beside(source))
+    notes: list[str] = []
+    caught_up(given, notes)
+    assert any("public.t is compared" in note for note in notes)
+    proven(source, given, "t", "u")
+
+
+def test_tables_that_are_new_at_the_start_come_later(
+    source: Source, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that have followed follow at once; a stream until it has caught up waits for all of
+    them, says so, and can be stopped.
+    """
+    monkeypatch.setattr(new_slot, "_LONG", 0.2)
+    monkeypatch.setattr(new_slot, "_LOOK_EVERY", 0.1)
+    both(source)
+    source.execute("CREATE TABLE w (id int PRIMARY KEY)")
+    source.execute("INSERT INTO w VALUES (1)")
+    given = settings(source, {**BOTH, "w": {"pattern": "streaming"}})
+    notes: list[Step] = []
+    with open_elsewhere(server) as other:
+        with streaming(given) as steps:
+            source.execute("INSERT INTO u VALUES (5, 'e')")
+            until(lambda: 5 in rows(source, "u")["id"], told=lambda: steps)
+            assert not source.table("w").exists()
+        for how in ("stop", "end"):
+            stop = threading.Event()
+            thread = threading.Thread(
+                target=stream.stream,
+                args=(given,),
+                kwargs={"until_caught_up": True, "stop": stop, "notify": notes.append},
+            )
+            thread.start()
+            notes.clear()
+            until(lambda: said(notes, "public.w waits", "a long report"), told=lambda: notes)
+            assert thread.is_alive()
+            stop.set() if how == "stop" else other.rollback()
+            thread.join(20)
+            assert not thread.is_alive()
+            assert source.table("w").exists() == (how == "end")
+    assert rows(source, "w").height == 1
+    assert None not in recorded(source).values()
+    assert recorded(source).keys() == {"bz_t", "bz_u", "bz_w"}
+    proven(source, given, "t", "u", "w")
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_what_was_left_out_after_the_slot(
+    source: Source, monkeypatch: pytest.MonkeyPatch, stopped: bool
+) -> None:
+    """Where the stream was faster than the news of the slot, what it brought after the slot's
+    position is taken from the slot; one that is stopped there compares the table again.
+    """
+    given = both(source)
+    known, caught = threading.Event(), list[int]()
+    wait, take = NewSlot.wait, Receiver.take
+    monkeypatch.setattr(resync, "_BRIEF", 0)
+    monkeypatch.setattr(NewSlot, "wait", lambda new, s: known.is_set() and wait(new, s))
+    stops: list[threading.Event] = []
+
+    def taking(receiver: Receiver, patience: float, beyond: int) -> Any:
+        batch = take(receiver, patience, beyond)
+        if receiver._name != "bronze_test" and batch:
+            caught.append(batch.changes)
+            if stopped:
+                stops[0].set()
+        return batch
+
+    monkeypatch.setattr(Receiver, "take", taking)
+    begun = session.Session.__init__
+
+    def noting(self: session.Session, line: Any, *given: Any) -> None:
+        stops.append(line.stop)
+        begun(self, line, *given)
+
+    monkeypatch.setattr(session.Session, "__init__", noting)
+    with streaming(given) as steps:
+        until(lambda: steps)
+        source.execute("ALTER TABLE t ADD w int; INSERT INTO t VALUES (3, 'c')")
+        until(lambda: any(row[2] for row in beside(source)))
+        for number in range(4, 8):
+            source.execute(
+                f"INSERT INTO t VALUES ({number}, 'd'); UPDATE t SET a = {number} WHERE id = 1;"
+                f"DELETE FROM t WHERE id = {number - 2}; INSERT INTO u VALUES ({number})"
+            )
+            until(lambda n=number: n in rows(source, "u")["id"])  # type: ignore[misc]
+        assert sorted(rows(source)["id"]) == [1, 2]
+        known.set()
+        until(lambda: caught)
+        if not stopped:
+            until(lambda: sorted(rows(source)["id"]) == [1, 6, 7], told=lambda: rows(source))
+            assert differs(source, given)
+            source.execute("INSERT INTO t VALUES (9, 'z')")
+            until(lambda: 9 in rows(source)["id"])
+            until(lambda: not beside(source))
+    caught_up(given)
+    proven(source, given, "t", "u")
+
+
+def differs(source: Source, given: Settings) -> bool:
+    """Whether the table is what it should be by now."""
+    proven(source, given, "t")
+    return True
+
+
+BETWEEN = {
+    "TRUNCATE t": [],
+    "INSERT INTO t VALUES (50, 'x', 5, 6); ALTER TABLE t RENAME a TO c;"
+    " ALTER TABLE t RENAME b TO a; ALTER TABLE t RENAME c TO b": [50],
+    "ALTER TABLE t ALTER a TYPE int USING a * 10": [50],
+    "DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY, v text, a int, b int);"
+    " INSERT INTO t VALUES (60)": [60],
+    "ALTER TABLE t DROP b": [60],
+}
+
+
+def test_what_happens_between_slot_and_lock(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table that is truncated, altered, rewritten or made anew before it is locked is not taken
+    for what it was: it is tried again at once.
+    """
+    given = settings(source, BOTH, retry_delay=0)
+    both(source)
+    todo: list[str] = []
+    hold = snapshot.hold
+
+    def holding(*arguments: Any) -> Any:
+        if todo and len(arguments) > 5:
+            source.execute(todo[0])
+            todo.clear()
+        return hold(*arguments)
+
+    monkeypatch.setattr(snapshot, "hold", holding)
+    with streaming(given) as steps:
+        until(lambda: steps)
+        for number, (statement, left) in enumerate(BETWEEN.items()):
+            todo.append(statement)
+            source.execute(f"ALTER TABLE t ADD IF NOT EXISTS c{number} int")
+            source.execute(f"INSERT INTO t (id, v) VALUES ({number + 20}, 'new')")
+            if "CREATE" in statement:
+                source.execute("ALTER TABLE t ADD d int; INSERT INTO t (id) VALUES (99)")
+            until(lambda: not todo, told=lambda: steps)
+            source.execute(f"INSERT INTO t (id) VALUES ({number + 70})")
+            until(
+                lambda n=number: n + 70 in rows(source)["id"],  # type: ignore[misc]
+                told=lambda: (statement, [step.note or step.tables for step in steps]),  # noqa: B023
+            )
+            assert set(left) <= set(rows(source)["id"])
+            assert differs(source, given)
+    proven(source, given, "t", "u")
+
+
+def test_a_lock_on_one_table_stops_no_other(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is said who has it, the others follow, and after lock_timeout it is tried again later."""
+    monkeypatch.setattr(new_slot, "_LONG", 0.2)
+    monkeypatch.setattr(new_slot, "_LOOK_EVERY", 0.1)
+    monkeypatch.setattr(session, "_FIRST_REST", 0.3)
+    both(source)
+    given = source.settings(tables=BOTH, stream={"interval": 0}, source={"lock_timeout": 1})
+    hold = snapshot.hold
+    with psycopg.connect(source.dsn) as other:
+
+        def holding(*arguments: Any) -> Any:
+            if len(arguments) > 5 and other.info.transaction_status == 0:
+                other.execute("LOCK TABLE t IN ACCESS EXCLUSIVE MODE")
+            return hold(*arguments)
+
+        monkeypatch.setattr(snapshot, "hold", holding)
+        with streaming(given) as steps:
+            until(lambda: steps)
+            source.execute("ALTER TABLE t ADD w int; INSERT INTO t VALUES (3, 'c')")
+            until(lambda: said(steps, "lock", f"pid {other.info.backend_pid}"))
+            source.execute("INSERT INTO u VALUES (3, 'c')")
+            until(lambda: 3 in rows(source, "u")["id"])
+            until(lambda: said(steps, "public.t is not followed", "lock_timeout"))
+            monkeypatch.setattr(snapshot, "hold", hold)
+            other.rollback()
+            until(lambda: said(steps, "public.t is followed again"), told=lambda: steps)
+    proven(source, given, "t", "u")
+
+
+def test_who_waits_to_change_a_table_that_is_compared_is_let_through(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An ALTER waits for the comparison's lock, and whoever wants to read the table waits behind
+    the ALTER: the comparison gives way and comes again, and the stream goes on all the time.
+    """
+    monkeypatch.setattr(session, "_FIRST_REST", 0.3)
+    given = both(source)
+    hold, altering = snapshot.hold, list[threading.Thread]()
+    waiting = "SELECT 1 FROM pg_locks WHERE NOT granted AND relation = 't'::regclass"
+
+    @contextmanager
+    def holding(*arguments: Any) -> Iterator[Any]:
+        with hold(*arguments) as held:
+            if len(arguments) > 5 and not altering:
+                alter = ("ALTER TABLE t ADD x int DEFAULT 7",)
+                altering.append(threading.Thread(target=source.execute, args=alter))
+                altering[0].start()
+                until(lambda: source.execute(waiting))
+            yield held
+
+    monkeypatch.setattr(snapshot, "hold", holding)
+    with streaming(given) as steps:
+        until(lambda: steps)
+        source.execute("ALTER TABLE t ADD w int; INSERT INTO t VALUES (3, 'c')")
+        until(lambda: said(steps, "public.t is followed again"), told=lambda: steps)
+        altering[0].join(30)
+    assert not altering[0].is_alive()
+    assert said(steps, "Somebody waits to change table public.t")
+    assert not said(steps, "Again in")
+    proven(source, given, "t", "u")
+
+
+def test_a_slot_that_cannot_be_made_stops_no_other(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the server has none left, the table is tried again, and the others follow."""
+    monkeypatch.setattr(session, "_FIRST_REST", 0.3)
+    given = both(source)
+    making = slot._making
+    with streaming(given) as steps:
+        until(lambda: steps)
+        monkeypatch.setattr(slot, "_making", lambda name, *rest: making("Not A Name!", *rest))
+        source.execute("ALTER TABLE t ADD w int; INSERT INTO t VALUES (3, 'c')")
+        until(lambda: said(steps, "public.t is not followed", "name of a slot"))
+        source.execute("INSERT INTO u VALUES (3, 'c')")
+        until(lambda: 3 in rows(source, "u")["id"])
+        monkeypatch.setattr(slot, "_making", making)
+        until(lambda: said(steps, "public.t is followed again"), told=lambda: steps)
+    proven(source, given, "t", "u")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("first", [True, False])
+def test_killed_while_a_slot_waits(
+    source: Source, server: Server, tmp_path: Path, first: bool
+) -> None:
+    """The server goes on making the slot of a process that is gone: the next stream ends that, and
+    is not taken for it.
+    """
+    source.execute("CREATE TABLE t (id int PRIMARY KEY, v text)")
+    source.execute("INSERT INTO t VALUES (1, 'a')")
+    path, given = config_file(source, tmp_path), settings(source)
+    if not first:
+        caught_up(given)
+    making = (
+        "SELECT active_pid FROM pg_replication_slots WHERE database = current_database()"
+        f" AND confirmed_flush_lsn IS NULL AND temporary = {not first}"
+    )
+    with open_elsewhere(server) as other:
+        for _ in range(2):
+            with subprocess.Popen(
+                [sys.executable, "-m", "bronze", "stream", "-c", str(path)],
+                stderr=subprocess.DEVNULL,
+            ) as process:
+                if not first:
+                    with suppress(psycopg.errors.DuplicateColumn):
+                        source.execute("ALTER TABLE t ADD w int")
+                    source.execute("INSERT INTO t SELECT max(id) + 1, 'b' FROM t")
+                until(lambda: source.execute(making))
+                ((pid,),) = source.execute(making)
+                process.send_signal(signal.SIGKILL)
+            time.sleep(0.2)
+            assert source.execute(making) == [(pid,)]
+        with streaming(given) as steps:
+            until(lambda: source.execute(making) not in ([], [(pid,)]))
+            assert len(source.execute(making)) == 1
+            other.rollback()
+            until(lambda: source.table("t").exists() and differs_not(given), told=lambda: steps)
+            source.execute("INSERT INTO t (id) VALUES (100)")
+            until(lambda: 100 in rows(source)["id"])
+            until(lambda: not beside(source))
+    caught_up(given)
+    proven(source, given, "t")
+
+
+def differs_not(given: Settings) -> bool:
+    """Whether the tables equal the source."""
+    from tests.support.content import differences
+
+    return differences(given) == {}
+
+
+@pytest.mark.soak
+def test_sigterm_while_the_first_slot_waits(source: Source, server: Server, tmp_path: Path) -> None:
+    """The command says whom it waits for, and ends at once, with nothing left at the source."""
+    source.execute("CREATE TABLE t (id int PRIMARY KEY)")
+    path = config_file(source, tmp_path)
+    with open_elsewhere(server) as other:
+        with subprocess.Popen(
+            [sys.executable, "-m", "bronze", "stream", "-c", str(path)],
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stderr
+            line = process.stderr.readline()
+            process.send_signal(signal.SIGTERM)
+            began = time.monotonic()
+            assert process.wait(20) == 0
+            assert time.monotonic() - began < 5
+        assert f"pid {other.info.backend_pid}" in line
+        query = "SELECT slot_name FROM pg_replication_slots WHERE database = current_database()"
+        until(lambda: not source.execute(query))
+
+
+# Whom it waits for
+
+
+def test_what_a_role_is_shown_of_others(source: Source, server: Server) -> None:
+    """Without pg_read_all_stats pid, database, user and application; what is hidden is said."""
+    name = psycopg.conninfo.conninfo_to_dict(source.dsn)["dbname"]
+    role = f"{name}_role"
+    source.execute(f"CREATE ROLE {role} LOGIN")
+    try:
+        with (
+            open_elsewhere(server) as other,
+            closing(psycopg.connect(source.dsn.replace("postgres@", f"{role}@"))) as mine,
+        ):
+            found = {one.pid: one for one in slot_waits.transactions(mine)}
+            one = found[other.info.backend_pid]
+            told = slot_waits.sentence([one])
+            assert told.startswith(
+                f"pid {one.pid} (database postgres, user postgres, application a long report)."
+            )
+            assert "GRANT pg_read_all_stats" in told
+            with psycopg.connect(source.dsn) as seeing:
+                seen = {one.pid: one for one in slot_waits.transactions(seeing)}[one.pid]
+            assert "idle in transaction, since" in str(seen)
+            assert "GRANT" not in slot_waits.sentence([seen])
+            assert slot_waits.sentence([seen] * 7).count("a long report") == 5
+            assert " and 2 more." in slot_waits.sentence([seen] * 7)
+    finally:
+        source.execute(f"DROP ROLE {role}")

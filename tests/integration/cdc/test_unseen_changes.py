@@ -1,0 +1,522 @@
+"""What changes a table's rows without a row that tells of it: it is noticed, and answered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import psycopg
+import pytest
+
+from bronze.cdc import apply, new_slot, session, stream, table_sync
+from bronze.errors import TableRefused
+from bronze.ingest import pipeline
+from bronze.model.results import TableResult
+from bronze.postgres.replication.receiver import Receiver
+from tests.conftest import Source
+from tests.integration.cdc.test_stream import (
+    STREAMED,
+    TABLE,
+    caught_up,
+    proven,
+    rows,
+    settings,
+    streaming,
+    until,
+)
+from tests.support.content import differences
+from tests.support.features import has, since
+
+
+@pytest.fixture
+def watchful(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream looks at the catalog all the time, and tries again at once what has failed."""
+    monkeypatch.setattr(session, "_LOOK_EVERY", 0.1)
+    monkeypatch.setattr(session, "_FIRST_REST", 0.2)
+
+
+@dataclass(frozen=True)
+class Change:
+    """Of a table ``{t}`` what makes it, with its rows; and what changes it without a row, which
+    may need a ``feature`` that older servers lack.
+    """
+
+    made: str
+    change: str
+    own: Mapping[str, Any] = field(default_factory=dict)
+    feature: str = ""
+
+
+# --- what the stream does not tell, or only with the next row -----------------------------------
+
+PLAIN = "CREATE TABLE {t} (id int PRIMARY KEY, v int); INSERT INTO {t} VALUES (1, 1), (2, 2)"
+KEYED = (
+    "CREATE TABLE {t} (id int, u int NOT NULL DEFAULT 0, PRIMARY KEY (id));"
+    "INSERT INTO {t} VALUES (1), (2)"
+)
+MOOD = (
+    "CREATE TYPE {t}_mood AS ENUM ('sad', 'glad');"
+    "CREATE TABLE {t} (id int PRIMARY KEY, v {t}_mood); INSERT INTO {t} VALUES (1, 'sad')"
+)
+MOODS = (
+    "CREATE TYPE {t}_mood AS ENUM ('sad', 'glad'); CREATE DOMAIN {t}_feeling AS {t}_mood;"
+    "CREATE TABLE {t} (v {t}_feeling PRIMARY KEY, w {t}_mood[]);"
+    "INSERT INTO {t} VALUES ('sad', '{{glad}}')"
+)
+PAIR = (
+    "CREATE TYPE {t}_pair AS (a int, b int);"
+    "CREATE TABLE {t} (id int PRIMARY KEY, v {t}_pair); INSERT INTO {t} VALUES (1, (1, 2))"
+)
+STORED = (
+    "CREATE TABLE {t} (id int PRIMARY KEY, v int, w int GENERATED ALWAYS AS (v * 2) STORED);"
+    "INSERT INTO {t} VALUES (1, 1)"
+)
+PARTED = (
+    "CREATE TABLE {t} (id int PRIMARY KEY, v int) PARTITION BY RANGE (id);"
+    "CREATE TABLE {t}_1 PARTITION OF {t} FOR VALUES FROM (1) TO (10);"
+    "CREATE TABLE {t}_2 (LIKE {t} INCLUDING ALL);"
+    "INSERT INTO {t} VALUES (1, 1); INSERT INTO {t}_2 VALUES (11, 11)"
+)
+UNTOLD = {
+    "retyped": Change(PLAIN, "ALTER TABLE {t} ALTER v TYPE int USING v * 100"),
+    "expression": Change(
+        # Before it no stream has the column, and no Bronze table that is streamed.
+        STORED,
+        "ALTER TABLE {t} ALTER w SET EXPRESSION AS (v * 3)",
+        feature="generated columns in publications",
+    ),
+    "label": Change(MOOD, "ALTER TYPE {t}_mood RENAME VALUE 'sad' TO 'blue'"),
+    "label of a key": Change(
+        MOODS,
+        "ALTER TYPE {t}_mood RENAME VALUE 'sad' TO 'blue';UPDATE {t} SET w = NULL",
+    ),
+    "attribute": Change(PAIR, "ALTER TYPE {t}_pair ADD ATTRIBUTE c text"),
+    "column added": Change(PLAIN, "ALTER TABLE {t} ADD w int DEFAULT 7"),
+    "column renamed": Change(PLAIN, "ALTER TABLE {t} RENAME v TO w"),
+    "case of a name": Change(PLAIN, 'ALTER TABLE {t} RENAME v TO "V"'),
+    "column anew": Change(PLAIN, "ALTER TABLE {t} DROP v; ALTER TABLE {t} ADD v int DEFAULT 9"),
+    "key grown": Change(
+        KEYED,
+        "ALTER TABLE {t} DROP CONSTRAINT {t}_pkey, ADD PRIMARY KEY (id, u);"
+        "INSERT INTO {t} VALUES (1, 1)",
+    ),
+    "cidr": Change(
+        "CREATE TABLE {t} (id int PRIMARY KEY, v cidr); INSERT INTO {t} VALUES (1, '10.0.0.1/32')",
+        "ALTER TABLE {t} ALTER v TYPE inet",
+    ),
+    "attached": Change(
+        PARTED, "ALTER TABLE {t} ATTACH PARTITION {t}_2 FOR VALUES FROM (10) TO (20)"
+    ),
+    "truncated": Change(PARTED, "TRUNCATE {t}_1"),
+    "names": Change(
+        "CREATE TABLE {t}_other (); CREATE TABLE {t} (id int PRIMARY KEY, v regclass);"
+        "INSERT INTO {t} VALUES (1, '{t}_other')",
+        "ALTER TABLE {t}_other RENAME TO {t}_another",
+    ),
+}
+
+
+def each(changes: Mapping[str, Change]) -> dict[str, Change]:
+    """The changes that the server knows, with the names of their tables in their places."""
+    return {
+        f"t_{number}": replace(
+            one, made=one.made.format(t=f"t_{number}"), change=one.change.format(t=f"t_{number}")
+        )
+        for number, one in enumerate(changes.values())
+        if not one.feature or has(one.feature)
+    }
+
+
+@pytest.mark.usefixtures("watchful")
+@pytest.mark.parametrize("running", [True, False])
+def test_what_no_row_tells_of_reaches_a_stream(source: Source, running: bool) -> None:
+    """All tables equal the source within a look at the catalog, or at the next start."""
+    changes = each(UNTOLD)
+    for one in changes.values():
+        source.execute(one.made)
+    streamed = {name: {"pattern": "streaming"} for name in changes}
+    given = source.settings(
+        source={"tables": list(streamed)}, tables=streamed, stream={"interval": 0}
+    )
+    if running:
+        with streaming(given) as steps:
+            until(lambda: any(step.position for step in steps))
+            for one in changes.values():
+                source.execute(one.change)
+            until(lambda: differences(given) == {}, told=lambda: (differences(given), steps))
+        # It may have been stopped before it could record what it has done.
+        caught_up(given)
+    else:
+        caught_up(given)
+        for one in changes.values():
+            source.execute(one.change)
+        caught_up(given)
+    # By another key the images of an update are those of other rows.
+    proven(
+        source, given, *(t for t, one in changes.items() if "PRIMARY KEY (id, u)" not in one.change)
+    )
+    quiet = list[str]()
+    caught_up(given, quiet)
+    assert quiet == []
+
+
+@pytest.mark.usefixtures("watchful")
+@pytest.mark.parametrize("running", [True, False])
+def test_changes_while_a_publication_was_another(source: Source, running: bool) -> None:
+    """The server does not send what was committed meanwhile: the tables are compared, though the
+    publication be what it was by then.
+    """
+    source.execute(TABLE)
+    source.execute("CREATE TABLE u (id int PRIMARY KEY)")
+    given = settings(source, {"t": {"pattern": "streaming"}, "u": {"pattern": "streaming"}})
+    filtered = [
+        (
+            "ALTER PUBLICATION {p} SET TABLE t WHERE (id < 0), u",
+            "ALTER PUBLICATION {p} SET TABLE t, u",
+        )
+    ]
+    listed = [
+        ("ALTER PUBLICATION {p} SET TABLE t (id, at), u", "ALTER PUBLICATION {p} SET TABLE t, u")
+    ]
+    changes = [
+        ("ALTER PUBLICATION {p} DROP TABLE t", "ALTER PUBLICATION {p} ADD TABLE t"),
+        ("ALTER PUBLICATION {p} DROP TABLE t", "SELECT 1"),
+        *(filtered if has("row filters of publications") else []),
+        *(listed if has("column lists of publications") else []),
+        (
+            "ALTER PUBLICATION {p} SET (publish = 'insert')",
+            "ALTER PUBLICATION {p} SET (publish = 'insert, update, delete, truncate')",
+        ),
+        ("DROP PUBLICATION {p}", "CREATE PUBLICATION {p} FOR TABLE t, u"),
+        ("DROP PUBLICATION {p}", "SELECT 1"),
+    ]
+    caught_up(given)
+    ((name,),) = source.execute("SELECT pubname FROM pg_publication")
+
+    def changed(number: int, broken: str, mended: str) -> None:
+        source.execute(broken.format(p=name))
+        with psycopg.connect(source.dsn) as connection:
+            connection.execute("DELETE FROM t WHERE id = %s", [number - 1])
+            connection.execute("INSERT INTO t VALUES (%s, 'x')", [number])
+            connection.execute("INSERT INTO u VALUES (%s)", [number])
+        source.execute(mended.format(p=name))
+
+    if running:
+        with streaming(given) as steps:
+            until(lambda: any(step.position for step in steps))
+            for number, (broken, mended) in enumerate(changes):
+                changed(number, broken, mended)
+                until(lambda: differences(given) == {}, told=lambda: (broken, steps))  # noqa: B023
+        # It may have been stopped before it could record what it has done.
+        caught_up(given)
+    else:
+        for number, (broken, mended) in enumerate(changes):
+            changed(number, broken, mended)
+            caught_up(given)
+            assert differences(given) == {}, broken
+    proven(source, given, "t", "u")
+    quiet = list[str]()
+    caught_up(given, quiet)
+    assert quiet == []
+
+
+@pytest.mark.usefixtures("watchful")
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        pytest.param(
+            "ALTER PUBLICATION {p} SET TABLE t WHERE (id < 0), u",
+            "some rows",
+            marks=since("row filters of publications"),
+        ),
+        pytest.param(
+            "ALTER PUBLICATION {p} SET TABLE t (id, at), u",
+            "column list",
+            marks=since("column lists of publications"),
+        ),
+    ],
+)
+def test_a_table_is_refused_while_its_publication_leaves_something_out(
+    source: Source, broken: str, said: str
+) -> None:
+    """Its Bronze table stays as it was, with all its columns; the others go on; once all is
+    published again it is compared and follows.
+    """
+    source.execute(TABLE)
+    source.execute("CREATE TABLE u (id int PRIMARY KEY)")
+    source.execute("INSERT INTO t VALUES (1, 'a', 1)")
+    given = settings(source, {"t": {"pattern": "streaming"}, "u": {"pattern": "streaming"}})
+    caught_up(given)
+    ((name,),) = source.execute("SELECT pubname FROM pg_publication")
+    before = rows(source).drop("update_timestamp", "batch_id")
+    with streaming(given) as steps:
+        until(lambda: any(step.position for step in steps))
+        source.execute(broken.format(p=name))
+        source.execute("INSERT INTO t VALUES (2, 'b', 2)")
+        until(lambda: any(said in step.note for step in steps), told=lambda: steps)
+        source.execute("INSERT INTO u VALUES (1)")
+        until(lambda: rows(source, "u").height == 1)
+        assert rows(source).drop("update_timestamp", "batch_id").equals(before)
+    result = stream.stream(given, until_caught_up=True)
+    assert [one.table for one in result.tables if one.error] == ["public.t"]
+    assert rows(source).drop("update_timestamp", "batch_id").equals(before)
+    with streaming(given) as steps:
+        until(lambda: any(said in step.note for step in steps), told=lambda: steps)
+        source.execute(f"ALTER PUBLICATION {name} SET TABLE t, u")
+        until(lambda: differences(given) == {}, told=lambda: steps)
+    proven(source, given, "t", "u")
+
+
+@pytest.mark.usefixtures("watchful")
+@pytest.mark.parametrize(
+    ("gone", "said"),
+    [
+        ("ALTER TABLE t RENAME TO s", "renamed to public.s"),
+        ("DROP TABLE t", "was dropped"),
+        ("CREATE SCHEMA other; ALTER TABLE t SET SCHEMA other", "another schema"),
+    ],
+)
+def test_a_table_that_is_there_no_more_is_told_of(source: Source, gone: str, said: str) -> None:
+    """By a running stream, while no row of it changes; the others go on."""
+    source.execute(TABLE)
+    source.execute("CREATE TABLE u (id int PRIMARY KEY)")
+    given = settings(source, {"t": {"pattern": "streaming"}, "u": {"pattern": "streaming"}})
+    with streaming(given) as steps:
+        until(lambda: any(step.position for step in steps))
+        source.execute(gone)
+        until(lambda: any(said in step.note for step in steps), told=lambda: steps)
+        source.execute("INSERT INTO u VALUES (1)")
+        until(lambda: rows(source, "u").height == 1)
+
+
+@pytest.mark.usefixtures("watchful")
+def test_tables_that_come_while_a_stream_runs(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table that the stream missed at its start is said, and followed once it is there; so is
+    one that comes back at once, whenever it would have been tried again.
+    """
+    monkeypatch.setattr(session, "_FIRST_REST", 3600.0)
+    for statement in (TABLE, "CREATE TABLE u (id int PRIMARY KEY)", "INSERT INTO u VALUES (1)"):
+        source.execute(statement)
+    given = settings(source, {name: {"pattern": "streaming"} for name in ("t", "u", "v")})
+    caught_up(given)
+    source.execute("DROP TABLE u")
+    with streaming(given) as steps:
+
+        def said(what: str) -> None:
+            until(lambda: any(what in step.note for step in steps), told=lambda: steps)
+
+        for name in ("u", "v"):
+            said(f"There is no table {name} in the source")
+            source.execute(f"CREATE TABLE {name} (id int PRIMARY KEY)")
+            said(f"public.{name} has come since the stream began")
+            source.execute(f"INSERT INTO {name} VALUES (7)")
+            until(lambda n=name: made(source, n) and 7 in rows(source, n)["id"])  # type: ignore[misc]
+        source.execute("DROP TABLE v")
+        said("public.v was dropped")
+        source.execute("CREATE TABLE v (id int PRIMARY KEY)")
+        until(lambda: rows(source, "v").is_empty(), told=lambda: steps)
+    proven(source, given, "t", "u", "v")
+
+
+def made(source: Source, name: str) -> bool:
+    """Whether a Bronze table is there."""
+    return (source.table(name) / "_delta_log" / f"{0:020}.json").exists()
+
+
+def test_a_table_that_goes_before_it_is_published(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It alone is refused."""
+    source.execute(TABLE)
+    source.execute("CREATE TABLE u (id int PRIMARY KEY)")
+    given = settings(source, {"t": {"pattern": "streaming"}, "u": {"pattern": "streaming"}})
+    caught_up(given)
+
+    def late(*given: Any) -> Any:
+        source.execute("DROP TABLE IF EXISTS u")
+        return new_slot.publish(*given)
+
+    monkeypatch.setattr(table_sync, "publish", late)
+    source.execute("INSERT INTO t VALUES (1, 'a', 1)")
+    result = stream.stream(given, until_caught_up=True)
+    (error,) = [one.error for one in result.tables if one.error]
+    assert "public.u cannot be published: it does not exist any more" in error.message
+    assert rows(source)["id"].to_list() == [1]
+
+
+@pytest.mark.parametrize("back", [True, False])
+def test_another_replica_identity(source: Source, back: bool) -> None:
+    """From then on other columns' old values are sent: the table is compared, though the identity
+    be what it was by then.
+    """
+    source.execute("CREATE TABLE t (id int PRIMARY KEY, email text NOT NULL UNIQUE)")
+    source.execute("INSERT INTO t VALUES (1, 'a'), (2, 'b')")
+    given = settings(source)
+    with streaming(given) as steps:
+        until(lambda: steps)
+        source.execute("INSERT INTO t VALUES (3, 'c')")
+        until(lambda: rows(source).height == 3)
+        source.execute("ALTER TABLE t REPLICA IDENTITY USING INDEX t_email_key")
+        source.execute("UPDATE t SET id = 20 WHERE id = 2")
+        if back:
+            source.execute("ALTER TABLE t REPLICA IDENTITY DEFAULT")
+        source.execute("INSERT INTO t VALUES (4, 'd')")
+        until(lambda: sorted(rows(source)["id"]) == [1, 3, 4, 20], told=lambda: rows(source))
+    proven(source, given, "t")
+
+
+def test_a_confirmation_that_was_lost(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table that failed in a batch that was recorded, and not confirmed, is not taken for whole
+    by the streams that follow.
+    """
+    source.execute(TABLE)
+    source.execute("CREATE TABLE u (id int PRIMARY KEY)")
+    source.execute("INSERT INTO t VALUES (1, 'a')")
+    given = settings(source, {"t": {"pattern": "streaming"}, "u": {"pattern": "streaming"}})
+    caught_up(given)
+    source.execute("INSERT INTO t VALUES (2, 'b')")
+    true = apply._landed
+
+    def failing(settings: Any, following: Any, *others: Any) -> Any:
+        if following.label == "public.t":
+            raise TableRefused("It cannot be.", table="public.t")
+        return (yield from true(settings, following, *others))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(apply, "_landed", failing)
+        with monkeypatch.context() as unheard:
+            unheard.setattr(Receiver, "confirm", lambda *_: None)
+            stream.stream(given, until_caught_up=True)
+        stream.stream(given, until_caught_up=True)
+    caught_up(given)
+    proven(source, given, "t", "u")
+
+
+def test_a_stop_while_a_slot_waits(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new slot waits for open transactions: that is said, and a stop does not wait for them."""
+    monkeypatch.setattr(table_sync, "_LONG", 0.2)
+    source.execute(TABLE)
+    given = settings(source)
+    with psycopg.connect(source.dsn) as other:
+        other.execute("INSERT INTO t VALUES (9, 'x')")
+        with streaming(given) as steps:
+            until(lambda: any("still open" in step.note for step in steps))
+        assert other.execute("SELECT count(*) FROM t").fetchone() == (1,)
+    caught_up(given)
+    proven(source, given, "t")
+
+
+def test_a_table_that_is_made_anew_after_it_has_drifted(source: Source) -> None:
+    """Both in one batch: the new one is compared and followed."""
+    source.execute("CREATE TABLE t (id int PRIMARY KEY)")
+    given = source.settings(tables=STREAMED, stream={"interval": 1})
+    with streaming(given) as steps:
+        until(lambda: steps)
+        for statement in (
+            "INSERT INTO t VALUES (2)",
+            "ALTER TABLE t ADD COLUMN w int",
+            "INSERT INTO t VALUES (3, 1)",
+            "DROP TABLE t",
+            "CREATE TABLE t (id int PRIMARY KEY)",
+            "INSERT INTO t VALUES (9)",
+        ):
+            source.execute(statement)
+        until(lambda: rows(source)["id"].to_list() == [9], told=lambda: steps)
+    proven(source, given, "t")
+
+
+# --- what a cursor does not show ----------------------------------------------------------------
+
+XMIN = {"pattern": "batch"}
+CURSOR = {"pattern": "batch", "cursor": "at"}
+AT = "at timestamptz NOT NULL DEFAULT '2020-01-01'"
+BEFORE = {
+    "label": Change(MOOD, UNTOLD["label"].change, XMIN),
+    "label of a key": Change(MOODS, UNTOLD["label of a key"].change, XMIN),
+    "attribute": Change(PAIR, UNTOLD["attribute"].change, XMIN),
+    "cidr": Change(UNTOLD["cidr"].made, UNTOLD["cidr"].change, XMIN),
+    "names": Change(UNTOLD["names"].made, UNTOLD["names"].change, XMIN),
+    "virtual": Change(
+        "CREATE TABLE {t} (id int PRIMARY KEY, v int, w int GENERATED ALWAYS AS (v * 2) VIRTUAL);"
+        "INSERT INTO {t} VALUES (1, 1)",
+        "ALTER TABLE {t} ALTER w SET EXPRESSION AS (v * 3)",
+        XMIN,
+        "virtual generated columns",
+    ),
+    "json": Change(
+        f"CREATE TABLE {{t}} (id int PRIMARY KEY, v json, {AT});"
+        """INSERT INTO {t} VALUES (1, '{{"b": 1,  "a": 2}}')""",
+        "ALTER TABLE {t} ALTER v TYPE jsonb",
+        CURSOR,
+    ),
+    "char": Change(
+        f"CREATE TABLE {{t}} (id int PRIMARY KEY, v char(5), {AT});"
+        "INSERT INTO {t} VALUES (1, 'a')",
+        "ALTER TABLE {t} ALTER v TYPE text",
+        CURSOR,
+    ),
+    "stored": Change(
+        STORED.replace("v int,", f"v int, {AT},"),
+        "ALTER TABLE {t} ALTER w SET EXPRESSION AS (v * 3)",
+        CURSOR,
+        "SET EXPRESSION",
+    ),
+    "retyped": Change(
+        PLAIN.replace("v int", f"v int, {AT}"),
+        "ALTER TABLE {t} ALTER v TYPE int USING v * 100",
+        CURSOR,
+    ),
+    "view": Change(
+        f"CREATE TABLE {{t}}_of (id int, v int, {AT}); INSERT INTO {{t}}_of VALUES (1, 1);"
+        "CREATE VIEW {t} AS SELECT id, v, at FROM {t}_of",
+        "CREATE OR REPLACE VIEW {t} AS SELECT id, v * 2 AS v, at FROM {t}_of",
+        {**CURSOR, "key": ["id"]},
+    ),
+    "view of a view": Change(
+        f"CREATE TABLE {{t}}_of (id int, v int, {AT}); INSERT INTO {{t}}_of VALUES (1, 1);"
+        "CREATE VIEW {t}_in AS SELECT id, v, at FROM {t}_of;"
+        "CREATE VIEW {t} AS SELECT * FROM {t}_in",
+        "CREATE OR REPLACE VIEW {t}_in AS SELECT id, v + 1 AS v, at FROM {t}_of",
+        {**CURSOR, "key": ["id"]},
+    ),
+    "function of a view": Change(
+        f"CREATE TABLE {{t}}_of (id int, v int, {AT}); INSERT INTO {{t}}_of VALUES (1, 1);"
+        "CREATE FUNCTION {t}_f(int) RETURNS int LANGUAGE sql AS 'SELECT $1';"
+        "CREATE VIEW {t} AS SELECT id, {t}_f(v) AS v, at FROM {t}_of",
+        "CREATE OR REPLACE FUNCTION {t}_f(int) RETURNS int LANGUAGE sql AS 'SELECT $1 * 5'",
+        {**CURSOR, "key": ["id"]},
+    ),
+    "enum behind a view": Change(
+        "CREATE TYPE {t}_mood AS ENUM ('sad');"
+        f"CREATE TABLE {{t}}_of (id int, v {{t}}_mood, {AT});"
+        "INSERT INTO {t}_of VALUES (1, 'sad');"
+        "CREATE VIEW {t} AS SELECT id, v::text AS v, at FROM {t}_of",
+        "ALTER TYPE {t}_mood RENAME VALUE 'sad' TO 'blue'",
+        {**CURSOR, "key": ["id"]},
+    ),
+}
+
+
+def test_what_no_row_tells_of_reaches_a_batch(source: Source) -> None:
+    """The next run compares all rows and says why; the one after it reads changes alone."""
+    changes = each(BEFORE)
+    for one in changes.values():
+        source.execute(one.made)
+    own = {name: dict(one.own) for name, one in changes.items()}
+    given = source.settings(source={"tables": list(own)}, tables=own)
+
+    def run() -> tuple[TableResult, ...]:
+        result = pipeline.run(given)
+        assert [one.error for one in result.tables if one.error] == []
+        return result.tables
+
+    run()
+    for one in changes.values():
+        source.execute(one.change)
+    noted = {one.table: " ".join(one.notes) for one in run()}
+    assert differences(given) == {}
+    assert [name for name, note in noted.items() if "all rows are compared" not in note] == []
+    assert [one.notes for one in run() if one.notes] == []

@@ -1,0 +1,1041 @@
+"""Patterns: only differences land, exactly once, and nothing that was committed late is missed."""
+
+from __future__ import annotations
+
+import datetime as dt
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import polars as pl
+import psycopg
+import pytest
+import tenacity
+from deltalake import DeltaTable
+
+from bronze.config.settings import Settings
+from bronze.ingest import pipeline
+from bronze.ingest.pipeline import Progress
+from bronze.model.results import TableResult
+from bronze.postgres.copy import snapshot
+from tests.conftest import Source
+from tests.support.content import differences
+from tests.support.together import Case, Story, Unproven, tell, together
+
+FULL = {"pattern": "full_refresh"}
+BATCH = {"pattern": "batch"}
+BY_TIME = {"pattern": "batch", "cursor": "at"}
+LONG_AGO = "'2020-01-01 00:00Z'::timestamptz"
+THING = f"""
+CREATE TABLE t (id int PRIMARY KEY, v text, at timestamptz DEFAULT now());
+INSERT INTO t SELECT i, 'v' || i, {LONG_AGO} FROM generate_series(1, 50) i
+"""
+
+
+def settings(source: Source, own: dict[str, Any], name: str = "t") -> Settings:
+    """Settings with what one table has of its own."""
+    return source.settings(tables={name: own})
+
+
+def run(source: Source, own: dict[str, Any], name: str = "t") -> TableResult:
+    """Runs, for a source whose only table is to land."""
+    (result,) = pipeline.run(settings(source, own, name)).tables
+    return result
+
+
+def land(source: Source, own: dict[str, Any], name: str = "t") -> TableResult:
+    """Runs; afterwards the Bronze table equals its source."""
+    result = run(source, own, name)
+    assert result.error is None
+    assert differences(settings(source, own, name)) == {}
+    return result
+
+
+def counts(result: TableResult) -> tuple[int, int, int]:
+    """What a run inserted, updated and deleted."""
+    assert result.error is None
+    return result.inserted, result.updated, result.deleted
+
+
+def entry(source: Source, version: int | None, name: str = "t") -> dict[str, list[Any]]:
+    """The actions of one commit, by their names."""
+    path = source.table(name) / "_delta_log" / f"{version:020}.json"
+    found: dict[str, list[Any]] = {}
+    for line in path.read_text().splitlines():
+        for kind, action in json.loads(line).items():
+            found.setdefault(kind, []).append(action)
+    return found
+
+
+def position(source: Source, version: int | None) -> dict[str, int]:
+    """The position that a commit left: the marks by the last part of their names."""
+    return {
+        action["appId"].rpartition("/")[2]: action["version"]
+        for action in entry(source, version)["txn"]
+        if not action["appId"].startswith(("bronze/commit", "bronze/audit/"))
+    }
+
+
+def files(source: Source, version: int | None = None, name: str = "t") -> set[str]:
+    """The data files of a version."""
+    return set(DeltaTable(str(source.table(name)), version=version).file_uris())
+
+
+def feed(source: Source, version: int | None, name: str = "t") -> list[tuple[str, Any]]:
+    """What the change data feed has of one version: kinds of change and ids, sorted."""
+    assert version is not None
+    found = DeltaTable(str(source.table(name))).load_cdf(version, version).read_all()
+    return sorted(pl.DataFrame(found).select("_change_type", "id").rows())
+
+
+def row(source: Source, key: Any, name: str = "t") -> dict[str, Any]:
+    """The one row with an id in a Bronze table."""
+    (found,) = pl.read_delta(str(source.table(name))).filter(pl.col("id") == key).to_dicts()
+    return dict(found)
+
+
+def updates(*ids: Any) -> list[tuple[str, Any]]:
+    """The change data feed of updates."""
+    kinds = ("update_postimage", "update_preimage")
+    return sorted((kind, key) for kind in kinds for key in ids)
+
+
+@contextmanager
+def open_transaction(source: Source, *statements: str) -> Iterator[psycopg.Connection]:
+    """A second connection with a transaction that has begun and run some statements."""
+    with psycopg.connect(source.dsn, autocommit=True) as connection:
+        connection.execute("BEGIN")
+        for statement in statements:
+            connection.execute(statement)
+        yield connection
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Conflicts are retried without a pause."""
+    monkeypatch.setattr(tenacity.nap, "time", SimpleNamespace(sleep=lambda _: None))
+
+
+@pytest.fixture
+def exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No margin around the beginning of transactions, which would cover mistakes up."""
+    monkeypatch.setattr(snapshot, "MARGIN", 0)
+
+
+# --- what lands ------------------------------------------------------------------------------
+
+
+@together(FULL, BATCH, {"pattern": "micro_batch"}, BY_TIME)
+def test_only_differences_land(source: Case, own: dict[str, Any]) -> Story:
+    """New, changed and vanished rows become inserts, updates and marks, and nothing else does."""
+    source.execute(THING)
+    assert counts((yield own)) == (50, 0, 0)
+    before = {key: row(source, key) for key in (1, 2, 3)}
+    source.execute(
+        "UPDATE t SET v = 'new', at = now() WHERE id = 2; DELETE FROM t WHERE id = 3;"
+        " INSERT INTO t VALUES (51, 'v51')"
+    )
+    result = yield own
+    assert counts(result) == (1, 1, 1)
+    assert feed(source, result.version) == sorted([("insert", 51), *updates(2, 3)])
+    assert row(source, 1) == before[1]
+    changed, gone = row(source, 2), row(source, 3)
+    assert (changed["v"], changed["record_status"]) == ("new", "ACTIVE")
+    assert (gone["v"], gone["record_status"]) == ("v3", "DELETED")
+    for now, then in ((changed, before[2]), (gone, before[3])):
+        assert now["load_timestamp"] == then["load_timestamp"]
+        assert now["update_timestamp"] > then["update_timestamp"]
+        assert now["batch_id"] != then["batch_id"]
+        assert now["ingestion_method"] == own["pattern"]
+    if own["pattern"] != "full_refresh":
+        assert result.rows_read == 2
+
+
+@together(FULL, BATCH, BY_TIME)
+def test_where_nothing_changed_only_the_position_moves(source: Case, own: dict[str, Any]) -> Story:
+    """The commit has no file in it, and a later position."""
+    source.execute(THING)
+    first = yield own
+    source.execute("CREATE TABLE other (id int); DROP TABLE other")
+    second = yield own
+    assert (second.status, counts(second), second.files) == ("unchanged", (0, 0, 0), 0)
+    assert second.version == 1
+    assert not {"add", "remove", "cdc", "metaData"} & set(entry(source, 1))
+    assert files(source, 0) == files(source, 1)
+    before, after = position(source, first.version), position(source, second.version)
+    # Whoever reads by a cursor column has not seen what xmin would show.
+    left = {"xmin"} if "cursor" in own else set()
+    assert before.keys() - left == after.keys()
+    # How far the clocks are apart is no position.
+    assert all(after[name] >= before[name] for name in after if name != "ahead")
+    assert left or after["xmin"] > before["xmin"]
+
+
+@together(FULL, BATCH, BY_TIME)
+def test_a_row_that_comes_back_is_active_again(source: Case, own: dict[str, Any]) -> Story:
+    """The same row with the same values, deleted and inserted again, is one row throughout."""
+    source.execute(THING)
+    yield own
+    source.execute("DELETE FROM t WHERE id = 7")
+    assert counts((yield own)) == (0, 0, 1)
+    assert counts((yield own)) == (0, 0, 0)
+    source.execute(f"INSERT INTO t VALUES (7, 'v7', {LONG_AGO})")
+    if own == BY_TIME:
+        source.execute("UPDATE t SET at = now() WHERE id = 7")
+    result = yield own
+    assert counts(result) == (0, 1, 0)
+    assert row(source, 7)["record_status"] == "ACTIVE"
+    assert feed(source, result.version) == updates(7)
+
+
+@together(FULL, BATCH)
+def test_vanished_rows_can_be_removed(source: Case, own: dict[str, Any]) -> Story:
+    """With on_delete = "remove" they are gone from the table, and come back as new."""
+    own = {**own, "on_delete": "remove"}
+    source.execute(THING)
+    yield own
+    source.execute("DELETE FROM t WHERE id IN (7, 8)")
+    result = yield own
+    assert counts(result) == (0, 0, 2)
+    assert feed(source, result.version) == [("delete", 7), ("delete", 8)]
+    assert pl.read_delta(str(source.table("t"))).height == 48
+    source.execute("INSERT INTO t VALUES (7, 'v7')")
+    result = yield own
+    assert counts(result) == (1, 0, 0)
+    assert feed(source, result.version) == [("insert", 7)]
+
+
+@together(FULL, BATCH)
+def test_a_key_that_changes_is_another_row(source: Case, own: dict[str, Any]) -> Story:
+    """UPDATE of a key: the old one has vanished, the new one is new, even where they swap."""
+    source.execute(THING)
+    yield own
+    source.execute("UPDATE t SET id = id + 1000, at = now() WHERE id = 1")
+    source.execute(
+        "UPDATE t SET v = CASE id WHEN 2 THEN 'v3' ELSE 'v2' END, at = now() WHERE id IN (2, 3)"
+    )
+    result = yield own
+    assert counts(result) == (1, 2, 1)
+    assert feed(source, result.version) == sorted([("insert", 1001), *updates(1, 2, 3)])
+
+
+@together(FULL, BATCH)
+def test_all_rows_may_vanish_and_come_back(source: Case, own: dict[str, Any]) -> Story:
+    """TRUNCATE marks every row; loading the same again changes each once."""
+    source.execute(THING)
+    yield own
+    source.execute("TRUNCATE t")
+    assert counts((yield own)) == (0, 0, 50)
+    source.execute("INSERT INTO t SELECT i, 'v' || i FROM generate_series(1, 50) i")
+    assert counts((yield own)) == (0, 50, 0)
+
+
+@together(BATCH, BY_TIME)
+def test_truncate_and_reload_between_two_runs(source: Case, own: dict[str, Any]) -> Story:
+    """Rows that are loaded again as they were are no change."""
+    source.execute(THING)
+    yield own
+    at = LONG_AGO if own == BATCH else "now()"
+    source.execute(
+        f"TRUNCATE t; INSERT INTO t SELECT i, 'v' || i, {at} FROM generate_series(2, 51) i"
+    )
+    result = yield own
+    assert result.rows_read == 50
+    assert counts(result) == ((1, 0, 1) if own == BATCH else (1, 49, 1))
+
+
+def a_table_without_a_key_is_replaced(source: Case) -> Story:
+    """Rows that cannot be told apart: the whole content changes at once, duplicates included."""
+    source.execute("CREATE TABLE t AS SELECT 1 AS id, 'x' AS v FROM generate_series(1, 3)")
+    yield FULL
+    source.execute("DELETE FROM t WHERE ctid = '(0,1)'; INSERT INTO t VALUES (2, 'y')")
+    result = yield FULL
+    assert counts(result) == (3, 0, 0)
+    frame = pl.read_delta(str(source.table("t")))
+    assert sorted(frame["id"].to_list()) == [1, 1, 2]
+    assert set(frame["record_status"]) == {"ACTIVE"}
+    refused = (yield Unproven(BATCH)).error
+    assert refused is not None
+    assert (
+        source.named('Table public.t has no key, which the pattern "batch" needs')
+        in refused.message
+    )
+    assert "key = […]" in refused.hint
+
+
+def only_files_with_changed_keys_are_rewritten(source: Case) -> Story:
+    """Rows of three files, a change in one of them: the other two stay as they are."""
+    source.execute(THING)
+    yield BATCH
+    for start in (100, 200):
+        source.execute(f"INSERT INTO t SELECT i FROM generate_series({start}, {start + 50}) i")
+        (yield BATCH)
+    before = files(source)
+    assert len(before) == 3
+    source.execute("UPDATE t SET v = 'new' WHERE id IN (110, 111)")
+    result = yield BATCH
+    assert (result.rows_read, counts(result)) == (2, (0, 2, 0))
+    assert len(before - files(source)) == len(files(source) - before) == 1
+    source.execute("DELETE FROM t WHERE id = 220")
+    before = files(source)
+    assert (result.rows_read, counts((yield BATCH))) == (2, (0, 0, 1))
+    assert len(before - files(source)) == 1
+
+
+def rows_that_were_only_read_again_change_nothing(source: Case) -> Story:
+    """An UPDATE to the same values is read, and is no change."""
+    source.execute(THING)
+    yield BATCH
+    before = files(source)
+    source.execute("UPDATE t SET v = v WHERE id <= 10")
+    result = yield BATCH
+    assert (result.rows_read, counts(result), result.status) == (10, (0, 0, 0), "unchanged")
+    assert files(source) == before
+
+
+# --- deletes ---------------------------------------------------------------------------------
+
+
+@together(BATCH, BY_TIME)
+def test_deletes_can_be_ignored(source: Case, own: dict[str, Any]) -> Story:
+    """Vanished rows stay as they are, and a row that is inserted again is an update."""
+    own = {**own, "deletes": "ignore"}
+    source.execute(THING)
+    yield Unproven(own)
+    source.execute("DELETE FROM t WHERE id IN (1, 2); UPDATE t SET v = 'x', at = now() WHERE id=3")
+    assert counts((yield Unproven(own))) == (0, 1, 0)
+    assert row(source, 1)["record_status"] == "ACTIVE"
+    source.execute("INSERT INTO t VALUES (1, 'again')")
+    assert counts((yield Unproven(own))) == (0, 1, 0)
+    assert counts((yield {**own, "deletes": "detect"})) == (0, 0, 1)
+
+
+def test_deletes_can_be_looked_for_now_and_then(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With an interval they are found once it has passed, not before, and then not again."""
+    own = {**BATCH, "deletes": "1h"}
+    start = dt.datetime.now(dt.UTC)
+    passed = dt.timedelta()
+
+    class Clock(dt.datetime):
+        @classmethod
+        def now(cls, tz: dt.tzinfo | None = None) -> Any:
+            return (start + passed).astimezone(tz)
+
+    monkeypatch.setattr(pipeline, "datetime", Clock)
+    source.execute(THING)
+    run(source, own)
+    found = []
+    for minutes in (59, 61, 119, 122):
+        passed = dt.timedelta(minutes=minutes)
+        source.execute("DELETE FROM t WHERE id = (SELECT min(id) FROM t)")
+        found.append(counts(run(source, own)))
+    assert found == [(0, 0, 0), (0, 0, 2), (0, 0, 0), (0, 0, 2)]
+
+
+# --- what has committed late -----------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("exact")
+@together(BATCH, BY_TIME)
+def test_a_late_commit_is_not_missed(source: Case, own: dict[str, Any]) -> Story:
+    """Rows written before a run by a transaction that commits after it, whatever ran between."""
+    source.execute(THING)
+    yield Unproven(own)
+    write = source.named(
+        "INSERT INTO t VALUES (60, 'late'); UPDATE t SET v = 'late', at = now() WHERE id = 5"
+    )
+    with open_transaction(source, write) as late:
+        for key in (61, 62):
+            source.execute(f"INSERT INTO t VALUES ({key}, 'soon')")
+            assert counts((yield own)) == (1, 0, 0)
+        late.execute("COMMIT")
+    result = yield own
+    assert (counts(result), result.notes) == ((1, 1, 0), ())
+    assert result.rows_read <= 5
+    assert feed(source, result.version) == sorted([("insert", 60), *updates(5)])
+
+
+@pytest.mark.usefixtures("exact")
+@together(BATCH, BY_TIME)
+def test_a_transaction_may_write_long_after_it_began(source: Case, own: dict[str, Any]) -> Story:
+    """now() is when a transaction began: it writes that time after a run that saw nothing of it."""
+    source.execute(THING)
+    with open_transaction(source) as late:
+        yield Unproven(own)
+        source.execute("INSERT INTO t VALUES (61, 'soon')")
+        yield own
+        late.execute(source.named("INSERT INTO t VALUES (60, 'late')").encode())
+        late.execute("COMMIT")
+    result = yield own
+    assert (counts(result), result.notes) == ((1, 0, 0), ())
+    assert result.rows_read <= 5
+
+
+@pytest.mark.usefixtures("exact")
+@together(BATCH, BY_TIME)
+def test_a_savepoint_in_a_late_commit_is_not_missed(source: Case, own: dict[str, Any]) -> Story:
+    """Subtransactions have ids of their own, given out at any time."""
+    source.execute(THING)
+    one = source.named("INSERT INTO t VALUES (%s, %s)")
+    with open_transaction(source) as late:
+        late.execute(one, (60, "late"))
+        late.execute("SAVEPOINT a")
+        late.execute(one, (61, "late"))
+        late.execute("ROLLBACK TO a")
+        yield Unproven(own)
+        for key in range(70, 73):
+            late.execute(f"SAVEPOINT s{key}")
+            late.execute(one, (key, "sub"))
+        source.execute("INSERT INTO t VALUES (62, 'soon')")
+        yield own
+        late.execute("COMMIT")
+    result = yield own
+    assert (counts(result), result.notes) == ((4, 0, 0), ())
+    assert result.rows_read <= 5
+
+
+@pytest.mark.usefixtures("exact")
+def test_a_transaction_whose_beginning_is_not_shown_is_not_missed(source: Source) -> None:
+    """With track_activities off nobody sees when it began: its rows land, or runs are refused."""
+    source.execute(THING)
+    with open_transaction(source) as late:
+        for statement in ("COMMIT", "SET track_activities = off", "BEGIN", "SELECT now()"):
+            late.execute(statement)
+        for _ in range(2):
+            run(source, BY_TIME)
+        late.execute("UPDATE t SET v = 'late', at = now() WHERE id = 1")
+        late.execute("COMMIT")
+        assert run(source, BY_TIME).error or differences(settings(source, BY_TIME)) == {}
+
+
+@pytest.mark.usefixtures("exact")
+def test_the_mark_is_the_beginning_of_the_oldest_transaction(source: Source) -> None:
+    """It does not pass it while that is open, and moves on afterwards; it never goes back."""
+    source.execute(THING)
+    with open_transaction(source) as late:
+        row: Any = late.execute("SELECT now()").fetchone()
+        began = int(row[0].timestamp() * 1_000_000)
+        marks = [position(source, land(source, BY_TIME).version)["at"] for _ in range(2)]
+        assert marks == [began, began]
+        late.execute("COMMIT")
+    after = position(source, land(source, BY_TIME).version)["at"]
+    assert after > began
+    later = position(source, land(source, {**BY_TIME, "overlap": "1h"}).version)["at"]
+    assert later == after
+
+
+def values_without_a_time_are_always_read(source: Case) -> Story:
+    """A cursor that is NULL says nothing of when a row changed."""
+    source.execute(THING)
+    source.execute("INSERT INTO t VALUES (51, 'a', NULL), (52, 'b', NULL)")
+    yield BY_TIME
+    source.execute("UPDATE t SET v = 'c' WHERE id = 51")
+    result = yield BY_TIME
+    assert (result.rows_read, counts(result)) == (2, (0, 1, 0))
+
+
+def only_rows_since_the_mark_are_read(source: Case) -> Story:
+    """What the cursor says did not change is not read: neither are changes that it hides."""
+    source.execute(THING)
+    yield BY_TIME
+    source.execute("UPDATE t SET v = 'hidden' WHERE id = 1")
+    source.execute("UPDATE t SET v = 'told', at = now() WHERE id = 2")
+    result = yield Unproven(BY_TIME)
+    assert (result.rows_read, counts(result)) == (1, (0, 1, 0))
+    assert counts((yield FULL)) == (0, 1, 0)
+
+
+@pytest.mark.parametrize("zone", ["Pacific/Kiritimati", "Pacific/Pago_Pago"])
+def test_a_cursor_without_a_time_zone_needs_an_overlap(source: Source, zone: str) -> None:
+    """Whether such a column holds UTC or the server's time, late commits are not missed."""
+    (name,) = source.execute("SELECT current_database()")
+    source.execute(f"ALTER DATABASE {name[0]} SET timezone = '{zone}'")
+
+    def story(source: Case, kind: str, cursor: str) -> Story:
+        source.execute(
+            f"CREATE TABLE t (id int PRIMARY KEY, at {kind}, utc {kind} DEFAULT (now() AT TIME ZONE"
+            f" 'UTC'), local {kind} DEFAULT now()); INSERT INTO t SELECT i, '2020-01-01',"
+            " '2020-01-01', '2020-01-01' FROM generate_series(1, 20) i"
+        )
+        refused = (yield Unproven({**BATCH, "cursor": cursor})).error
+        assert refused is not None
+        said = source.named(f"The cursor {cursor} of table public.t has no time zone")
+        assert said in refused.message
+        assert 'overlap, such as "1h"' in refused.hint
+        own = {**BATCH, "cursor": cursor, "overlap": "1m"}
+        with open_transaction(source) as late:
+            yield Unproven(own)
+            yield Unproven(own)
+            late.execute(source.named("INSERT INTO t (id) VALUES (100)").encode())
+            late.execute("COMMIT")
+        result = yield own
+        assert counts(result) == (1, 0, 0)
+        assert result.rows_read <= 2
+
+    tell(source, story, *itertools.product(("timestamp", "date"), ("utc", "local")))
+
+
+@together(
+    ("nothing", "The cursor nothing of table public.t is not there"),
+    ("id", "The cursor id of table public.t is of type int4"),
+    ("v", "The cursor v of table public.t is of type text"),
+)
+def test_a_column_that_is_no_cursor_is_refused(source: Case, cursor: str, said: str) -> Story:
+    """The error names the column, its type and the types that would do."""
+    source.execute(THING)
+    failed = yield Unproven({**BATCH, "cursor": cursor})
+    assert failed.error is not None
+    assert source.named(said) in failed.error.message
+    assert "timestamptz, timestamp, date" in failed.error.message
+    assert "xmin" in failed.error.hint
+    assert not source.table("t").exists()
+
+
+def test_a_role_that_sees_no_transactions_needs_an_overlap(source: Source) -> None:
+    """Without pg_read_all_stats nobody knows what is open; with it, or with an overlap, it runs."""
+    source.execute(THING)
+    (name,) = source.execute("SELECT 'reader_' || current_database()")
+    role = name[0]
+    source.execute(f"CREATE ROLE {role} LOGIN; GRANT SELECT ON t TO {role}")
+    try:
+        dsn = source.dsn.replace("postgres@", f"{role}@")
+        mine = Source(dsn, source.lake)
+        refused = run(mine, BY_TIME).error
+        assert refused is not None
+        assert "The cursor at of table public.t needs to know since when" in refused.message
+        assert "GRANT pg_read_all_stats" in refused.hint
+        assert counts(land(mine, {**BY_TIME, "overlap": "1h"})) == (50, 0, 0)
+        source.execute("INSERT INTO t VALUES (51, 'new')")
+        result = land(mine, {**BY_TIME, "overlap": "1h"})
+        assert (result.rows_read, counts(result)) == (1, (1, 0, 0))
+        source.execute(f"GRANT pg_read_all_stats TO {role}")
+        assert counts(land(mine, BY_TIME)) == (0, 0, 0)
+    finally:
+        source.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+# --- xmin and what PostgreSQL does to rows ---------------------------------------------------
+
+
+def rows_that_are_frozen_or_moved_are_no_changes(source: Case) -> Story:
+    """VACUUM FREEZE and VACUUM FULL leave rows as they are: neither is read again nor missed."""
+    source.execute(THING)
+    yield BATCH
+    source.execute("UPDATE t SET v = 'new' WHERE id = 4")
+    source.execute("INSERT INTO t VALUES (51, 'new')")
+    source.execute("VACUUM (FREEZE) t")
+    result = yield BATCH
+    assert (result.rows_read, counts(result)) == (2, (1, 1, 0))
+    source.execute("UPDATE t SET v = 'newer' WHERE id = 5")
+    source.execute("VACUUM (FULL, FREEZE) t")
+    result = yield BATCH
+    assert (result.rows_read, counts(result)) == (1, (0, 1, 0))
+    source.execute(f"CLUSTER t USING {source.name}_pkey")
+    result = yield BATCH
+    assert (result.rows_read, counts(result)) == (0, (0, 0, 0))
+
+
+def test_rows_that_are_frozen_from_the_start_are_not_missed(source: Source) -> None:
+    """COPY FREEZE writes rows that look as if they had always been there."""
+    source.execute(THING)
+    land(source, BATCH)
+    with psycopg.connect(source.dsn) as connection:
+        connection.execute("TRUNCATE t")
+        with connection.cursor().copy("COPY t (id, v) FROM STDIN (FREEZE)") as copy:
+            copy.write("".join(f"{i}\tcopied{i}\n" for i in range(10, 80)))
+    assert counts(land(source, BATCH)) == (29, 41, 9)
+
+
+@together(FULL, BATCH)
+def test_partitions_come_go_and_exchange_rows(source: Case, own: dict[str, Any]) -> Story:
+    """A row that moves to another partition is an update; a partition is no table of its own."""
+    source.execute(
+        "CREATE TABLE t (id int, p int, at timestamptz DEFAULT now(), PRIMARY KEY (id, p))"
+        " PARTITION BY LIST (p);"
+        f" CREATE TABLE {source.name}1 PARTITION OF t FOR VALUES IN (1);"
+        f" CREATE TABLE {source.name}2 PARTITION OF t FOR VALUES IN (2);"
+        f" INSERT INTO t SELECT i, 1 + i % 2, {LONG_AGO} FROM generate_series(1, 40) i"
+    )
+    own = {**own, "key": "id"}
+    yield own
+    source.execute("UPDATE t SET p = 3 - p, at = now() WHERE id IN (1, 2, 3)")
+    result = yield own
+    assert counts(result) == (0, 3, 0)
+    assert feed(source, result.version) == updates(1, 2, 3)
+    source.execute(
+        f"CREATE TABLE {source.name}3 PARTITION OF t FOR VALUES IN (3);"
+        " INSERT INTO t VALUES (50, 3), (51, 3)"
+    )
+    assert counts((yield own)) == (2, 0, 0)
+    source.execute(f"ALTER TABLE t DETACH PARTITION {source.name}3; DROP TABLE {source.name}3")
+    assert counts((yield own)) == (0, 0, 2)
+
+
+def test_a_partition_that_is_attached_with_its_rows_is_not_missed(source: Source) -> None:
+    """Its rows are older than the last run, but were no rows of this table then."""
+    source.execute(
+        "CREATE TABLE t (id int PRIMARY KEY) PARTITION BY RANGE (id);"
+        " CREATE TABLE t1 PARTITION OF t FOR VALUES FROM (0) TO (100);"
+        " CREATE TABLE t2 (id int PRIMARY KEY);"
+        " INSERT INTO t VALUES (1); INSERT INTO t2 VALUES (101)"
+    )
+    only = source.settings(source={"tables": ["t"]}, tables={"t": BATCH})
+    pipeline.run(only)
+    source.execute("ALTER TABLE t ATTACH PARTITION t2 FOR VALUES FROM (100) TO (200)")
+    (result,) = pipeline.run(only).tables
+    assert differences(only) == {}
+    assert counts(result) == (1, 0, 0)
+
+
+def test_a_partition_that_takes_the_place_of_another_is_not_missed(source: Source) -> None:
+    """As many rows with the same keys, prepared before the last run, with other values."""
+    source.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);"
+        " CREATE TABLE t1 PARTITION OF t FOR VALUES FROM (0) TO (100);"
+        " CREATE TABLE t2 (id int PRIMARY KEY, v text);"
+        " INSERT INTO t VALUES (1, 'old'); INSERT INTO t2 VALUES (1, 'new')"
+    )
+    only = source.settings(source={"tables": ["t"]}, tables={"t": BATCH})
+    pipeline.run(only)
+    source.execute(
+        "ALTER TABLE t DETACH PARTITION t1; DROP TABLE t1;"
+        " ALTER TABLE t ATTACH PARTITION t2 FOR VALUES FROM (0) TO (100)"
+    )
+    (result,) = pipeline.run(only).tables
+    assert differences(only) == {}
+    assert counts(result) == (0, 1, 0)
+
+
+def test_rows_of_heirs_are_taken_with_their_parent(source: Source) -> None:
+    """With inheritance, a change in a child table is one of its parent too."""
+    source.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE u (more int) INHERITS (t);"
+        " ALTER TABLE u ADD PRIMARY KEY (id);"
+        " INSERT INTO t VALUES (1, 'a'), (2, 'b'); INSERT INTO u VALUES (3, 'c'), (4, 'd')"
+    )
+    both = source.settings(tables={"t": BATCH, "u": BATCH})
+    pipeline.run(both)
+    source.execute("UPDATE t SET v = 'new' WHERE id IN (1, 3); DELETE FROM u WHERE id = 4")
+    parent, child = sorted(pipeline.run(both).tables, key=lambda result: result.table)
+    assert differences(both) == {}
+    assert (parent.rows_read, counts(parent)) == (2, (0, 2, 1))
+    assert (child.rows_read, counts(child)) == (1, (0, 1, 1))
+    source.execute("INSERT INTO u VALUES (1, 'twice')")
+    error = {r.table: r.error for r in pipeline.run(both).tables}["public.t"]
+    assert error is not None
+    assert "have the same value of the key id" in error.message
+    assert pl.read_delta(str(source.table("t"))).height == 4
+
+
+def test_views_have_no_xmin(source: Source) -> None:
+    """A view by xmin is refused, and taken by a cursor column of its own."""
+    source.execute(THING)
+    source.execute("CREATE VIEW w AS SELECT * FROM t")
+
+    def of_view(own: dict[str, Any]) -> TableResult:
+        only = source.settings(source={"tables": ["w"]}, tables={"w": {"key": "id", **own}})
+        (result,) = pipeline.run(only).tables
+        assert result.error or differences(only) == {}
+        return result
+
+    error = of_view(BATCH).error
+    assert error is not None
+    assert "public.w is a view, whose rows have no xmin" in error.message
+    assert counts(of_view(BY_TIME)) == (50, 0, 0)
+    source.execute("UPDATE t SET v = 'new', at = now() WHERE id = 9; DELETE FROM t WHERE id = 8")
+    result = of_view(BY_TIME)
+    assert (result.rows_read, counts(result)) == (1, (0, 1, 1))
+
+
+# --- exactly once ----------------------------------------------------------------------------
+
+
+def patterns_may_be_switched(source: Case) -> Story:
+    """Each goes on from where another has left the table, and positions never go back."""
+    source.execute(THING)
+    last: dict[str, int] = {}
+    for number, own in enumerate([FULL, BATCH, FULL, BY_TIME, BATCH, BY_TIME, FULL, BATCH]):
+        source.execute(
+            f"UPDATE t SET v = v || '!', at = now() WHERE id = {number + 1};"
+            f" DELETE FROM t WHERE id = {50 - number}; INSERT INTO t VALUES ({100 + number})"
+        )
+        result = yield own
+        assert counts(result) == ((1, 1, 1) if number else (50, 0, 0))
+        marks = position(source, result.version)
+        # How far two clocks are apart is no position.
+        both = (marks.keys() & last.keys()) - {"ahead"}
+        assert all(marks[name] >= last[name] for name in both)
+        last |= marks
+        if own is BATCH:
+            assert result.rows_read == 2
+
+
+def another_cursor_leads_to_a_full_comparison(source: Case) -> Story:
+    """What the one cursor has missed, the other finds."""
+    source.execute(THING)
+    source.execute(f"ALTER TABLE t ADD b timestamptz; UPDATE t SET b = {LONG_AGO}")
+    yield BATCH
+    result = yield BY_TIME
+    assert (result.rows_read, counts(result)) == (50, (0, 0, 0))
+    assert any("all rows are compared" in note for note in result.notes)
+    source.execute("UPDATE t SET v = 'missed' WHERE id = 3")
+    assert counts((yield Unproven(BY_TIME))) == (0, 0, 0)
+    result = yield {**BATCH, "cursor": "b"}
+    assert (result.rows_read, counts(result)) == (50, (0, 1, 0))
+
+
+def xmin_after_a_cursor_leads_to_a_full_comparison(source: Case) -> Story:
+    """What the cursor has missed, xmin finds."""
+    source.execute(THING)
+    yield BATCH
+    yield BY_TIME
+    source.execute("UPDATE t SET v = 'missed' WHERE id = 3")
+    assert counts((yield Unproven(BY_TIME))) == (0, 0, 0)
+    assert counts((yield BATCH)) == (0, 1, 0)
+
+
+def a_cursor_that_is_taken_up_again_misses_nothing(source: Case) -> Story:
+    """The position that it left stays as it was while another one was used."""
+    source.execute(THING)
+    yield BY_TIME
+    source.execute("INSERT INTO t VALUES (51, 'a')")
+    yield BATCH
+    source.execute("INSERT INTO t VALUES (52, 'b'); UPDATE t SET v = 'c', at = now() WHERE id = 1")
+    assert counts((yield BY_TIME)) == (1, 1, 0)
+
+
+@pytest.mark.usefixtures("hurried")
+def test_a_run_that_was_overtaken_changes_nothing(source: Source) -> None:
+    """Between its reading and its commit another run lands: the older one fails and says why."""
+    every = source.settings(tables={"whole": FULL, "by_xmin": BATCH, "by_time": BY_TIME})
+
+    def execute(statement: str) -> None:
+        for name in every.tables:
+            source.execute(re.sub(r"\bt\b", name, statement))
+
+    execute(THING)
+    pipeline.run(every)
+    execute("UPDATE t SET v = 'older', at = now() WHERE id = 1")
+    rivals: dict[str, TableResult] = {}
+
+    def overtaken(_: Progress) -> None:
+        if not rivals:
+            execute("UPDATE t SET v = 'newer', at = now() WHERE id IN (1, 2)")
+            rivals.update({result.table: result for result in pipeline.run(every).tables})
+
+    results = {result.table: result for result in pipeline.run(every, notify=overtaken).tables}
+    assert {table: counts(rival) for table, rival in rivals.items()} == {
+        f"public.{name}": (0, 2, 0) for name in every.tables
+    }
+    said = {table: (r.status, r.error.message if r.error else "") for table, r in results.items()}
+    for name in every.tables:
+        assert said[f"public.{name}"][0] == "failed", name
+        assert "Another run has landed the table at" in said[f"public.{name}"][1], name
+        folder = source.table(name)
+        assert DeltaTable(str(folder)).version() == rivals[f"public.{name}"].version, name
+        log = "".join(path.read_text() for path in (folder / "_delta_log").glob("*.json"))
+        assert not [path for path in folder.rglob("*.parquet") if path.name not in log], name
+    assert differences(every) == {}
+    again = pipeline.run(every).tables
+    assert {result.table: counts(result) for result in again} == dict.fromkeys(rivals, (0, 0, 0))
+    assert differences(every) == {}
+
+
+@pytest.mark.usefixtures("hurried")
+def test_a_run_that_was_overtaken_begins_again(source: Source) -> None:
+    """With retries left it reads anew, from a new snapshot."""
+    source.execute(THING)
+    land(source, BATCH)
+    patient = source.settings(tables={"t": BATCH}, run={"max_retries": 2})
+    rivals: list[TableResult] = []
+
+    def overtaken(_: Progress) -> None:
+        if not rivals:
+            source.execute("UPDATE t SET v = 'newer' WHERE id IN (1, 2)")
+            rivals.append(run(source, BATCH))
+            source.execute("UPDATE t SET v = 'newest' WHERE id = 3")
+
+    (result,) = pipeline.run(patient, notify=overtaken).tables
+    assert counts(result) == (0, 1, 0)
+    assert differences(patient) == {}
+
+
+@pytest.mark.usefixtures("hurried")
+def test_a_replacement_that_was_overtaken_changes_nothing(source: Source) -> None:
+    """A table without a key, too, never goes back to an older state."""
+    source.execute("CREATE TABLE t AS SELECT 1 AS id")
+    land(source, FULL)
+    rivals: list[TableResult] = []
+
+    def overtaken(_: Progress) -> None:
+        if not rivals:
+            source.execute("INSERT INTO t VALUES (2)")
+            rivals.append(run(source, FULL))
+
+    (result,) = pipeline.run(settings(source, FULL), notify=overtaken).tables
+    assert result.error is not None
+    assert result.error.kind in ("CommitConflict", "LakeError")
+    assert DeltaTable(str(source.table("t"))).version() == rivals[0].version
+    assert differences(settings(source, FULL)) == {}
+
+
+@pytest.mark.usefixtures("hurried")
+def test_a_foreign_commit_in_between_is_no_conflict(source: Source) -> None:
+    """Somebody compacts the table while a run reads: its changes land on top of that."""
+    source.execute(THING)
+    land(source, BATCH)
+    source.execute("INSERT INTO t SELECT i FROM generate_series(51, 60) i")
+    land(source, BATCH)
+    source.execute("UPDATE t SET v = 'new' WHERE id IN (5, 55); DELETE FROM t WHERE id = 6")
+    done: list[Any] = []
+
+    def compacted(_: Progress) -> None:
+        if not done:
+            done.append(DeltaTable(str(source.table("t"))).optimize.compact())
+
+    (result,) = pipeline.run(settings(source, BATCH), notify=compacted).tables
+    assert done[0]["numFilesRemoved"] == 2
+    assert counts(result) == (0, 2, 1)
+    assert differences(settings(source, BATCH)) == {}
+    assert feed(source, result.version) == updates(5, 6, 55)
+
+
+# --- keys ------------------------------------------------------------------------------------
+
+
+KEYS = {
+    "text": ("text", "'k' || i || 'ü'"),
+    "uuid": ("uuid", "md5(i::text)::uuid"),
+    "timestamptz": ("timestamptz", "'2024-01-01Z'::timestamptz + i * interval '1 us'"),
+    "numeric": ("numeric", "i + 0.50"),
+    "decimal": ("numeric(30,5)", "i * 1e20::numeric + 0.5"),
+    "bytea": ("bytea", "sha256(i::text::bytea)"),
+}
+
+
+def test_keys_of_any_type(source: Source) -> None:
+    """Rows are told apart by keys of every usual type, alone and as one of two columns."""
+    one, two = ([f"{count} {kind}" for kind in KEYS] for count in ("one", "two"))
+    for kind, (declared, value) in KEYS.items():
+        source.execute(
+            f'CREATE TABLE "one {kind}" (id {declared} PRIMARY KEY, v int);'
+            f' INSERT INTO "one {kind}" SELECT {value}, i FROM generate_series(1, 40) i;'
+            f' CREATE TABLE "two {kind}" (a int, id {declared}, v int, PRIMARY KEY (a, id));'
+            f' INSERT INTO "two {kind}" SELECT i % 3, {value}, i FROM generate_series(1, 40) i'
+        )
+    config = source.settings(tables=dict.fromkeys(one, BATCH) | dict.fromkeys(two, FULL))
+    pipeline.run(config)
+    for name in one + two:
+        of_two = name in two
+        value = KEYS[name.partition(" ")[2]][1]
+        source.execute(
+            f'UPDATE "{name}" SET v = -v WHERE v IN (1, 2);'
+            f' DELETE FROM "{name}" WHERE v IN (3, 4, 5);'
+            f' INSERT INTO "{name}" (id, v{", a" if of_two else ""})'
+            f" SELECT {value}, i{', 0' if of_two else ''} FROM generate_series(41, 44) i"
+        )
+    results = pipeline.run(config).tables
+    every = [f"public.{name}" for name in one + two]
+    assert {r.table: counts(r) for r in results} == dict.fromkeys(every, (4, 2, 3))
+    assert differences(config) == {}
+    config = source.settings(tables=dict.fromkeys(one, FULL) | dict.fromkeys(two, BATCH))
+    results = pipeline.run(config).tables
+    assert {r.table: counts(r) for r in results} == dict.fromkeys(every, (0, 0, 0))
+
+
+def test_a_key_may_be_nan(source: Source) -> None:
+    """Also where its row is the only one, as it is updated, deleted and inserted again."""
+    ways = {
+        f"{pattern}_{how}": {"pattern": pattern, **own}
+        for pattern in ("full_refresh", "batch")
+        for how, own in (("history", {"history": True}), ("marked", {}))
+    }
+    given = source.settings(tables=ways)
+    for name in ways:
+        source.execute(f"CREATE TABLE {name} (k float8 PRIMARY KEY, v int)")
+    for change, wanted in (
+        ("INSERT INTO {t} VALUES ('NaN', 1)", (1, 0, 0)),
+        ("UPDATE {t} SET v = 2", (0, 1, 0)),
+        ("INSERT INTO {t} VALUES (0, 1)", (1, 0, 0)),
+        ("UPDATE {t} SET v = 3 WHERE k = 'NaN'", (0, 1, 0)),
+        ("DELETE FROM {t} WHERE k = 'NaN'", (0, 0, 1)),
+    ):
+        for name in ways:
+            source.execute(change.format(t=name))
+        results = pipeline.run(given).tables
+        assert {r.table: counts(r) for r in results} == {f"public.{name}": wanted for name in ways}
+        assert differences(given) == {}
+
+
+def the_config_may_name_another_key(source: Case) -> Story:
+    """A key of one's own wins over the primary key; what is not unique is refused, with a hint."""
+    source.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, code text, v text);"
+        " INSERT INTO t SELECT i, 'c' || i, 'v' FROM generate_series(1, 20) i"
+    )
+    own = {**BATCH, "key": "code"}
+    yield BATCH
+    result = yield own
+    assert "all rows are compared: its key has changed" in result.notes
+    assert counts(result) == (0, 0, 0)
+    source.execute("UPDATE t SET id = id + 100 WHERE id <= 2; UPDATE t SET code = 'x' WHERE id = 3")
+    result = yield own
+    assert counts(result) == (1, 2, 1)
+    # The row that is gone had the id of one that is there.
+    result = yield BATCH
+    said = "rows that are gone share the new key with others: the table is written anew"
+    assert said in result.notes
+    source.execute("UPDATE t SET v = 'w' WHERE id = 3")
+    assert counts((yield BATCH)) == (0, 1, 0)
+    source.execute("UPDATE t SET code = 'twice' WHERE id IN (5, 6)")
+    for wrong, said in (
+        ({"key": "code"}, "have the same value of the key code"),
+        ({"key": "nothing"}, "has no column nothing"),
+    ):
+        error = (yield Unproven({**BATCH, **wrong})).error
+        assert error is not None
+        assert said in error.message
+        assert error.hint
+    source.execute("UPDATE t SET code = NULL WHERE id = 5")
+    error = (yield Unproven(own)).error
+    assert error is not None
+    assert "have no value in the key code" in error.message
+    assert counts((yield BATCH)) == (0, 2, 0)
+
+
+def another_primary_key_in_the_source(source: Case) -> Story:
+    """All rows are compared by the new key, which is said once; only differences land."""
+    source.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, code text NOT NULL, v text);"
+        " INSERT INTO t SELECT i, 'c' || i, 'v' FROM generate_series(1, 20) i"
+    )
+    yield BATCH
+    source.execute(
+        f"ALTER TABLE t DROP CONSTRAINT {source.name}_pkey; ALTER TABLE t ADD PRIMARY KEY (code);"
+        " UPDATE t SET id = 1000 WHERE id = 1; DELETE FROM t WHERE id = 2"
+    )
+    result = yield BATCH
+    assert result.notes == ("all rows are compared: its key has changed",)
+    assert counts(result) == (0, 1, 1)
+    assert (yield BATCH).notes == ()
+
+
+def a_key_that_delta_cannot_hold(source: Case) -> Story:
+    """An infinite time in a key: rows are told apart all the same, in both patterns."""
+    source.execute(
+        "CREATE TABLE t (id timestamptz PRIMARY KEY, v int);"
+        " INSERT INTO t SELECT '2024-01-01Z'::timestamptz + i * interval '1 day', i"
+        " FROM generate_series(1, 10) i"
+    )
+    yield FULL
+    source.execute("INSERT INTO t VALUES ('infinity', 11), ('-infinity', 12)")
+    assert counts((yield Unproven(FULL))) == (2, 0, 0)
+    assert pl.read_delta(str(source.table("t")))["id"].null_count() == 2
+    source.execute("UPDATE t SET v = v + 1 WHERE id = 'infinity'")
+    assert counts((yield Unproven(BATCH))) == (0, 1, 0)
+    source.execute("DELETE FROM t WHERE NOT isfinite(id)")
+    assert counts((yield FULL)) == (0, 0, 2)
+
+
+@together(FULL, BATCH)
+def test_only_values_of_changed_rows_are_booked(source: Case, own: dict[str, Any]) -> Story:
+    """A rejected value that was there before is not booked again."""
+    source.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, n numeric(10,2), at timestamptz DEFAULT now());"
+        f" INSERT INTO t SELECT i, 'NaN', {LONG_AGO} FROM generate_series(1, 5) i;"
+        f" INSERT INTO t SELECT i, i, {LONG_AGO} FROM generate_series(6, 20) i"
+    )
+
+    def booked() -> list[int]:
+        frame = pl.read_delta(str(source.lake / "governance" / "rejected_values"))
+        mine = frame.filter(pl.col("source_table") == f"public.{source.name}")
+        return sorted(json.loads(key)["id"] for key in mine["row_key"])
+
+    assert (yield Unproven(own)).rejected == 5
+    assert (yield Unproven(own)).rejected == 0
+    assert booked() == [1, 2, 3, 4, 5]
+    source.execute(
+        "UPDATE t SET n = 'NaN', at = now() WHERE id = 6; UPDATE t SET n = 0, at = now()"
+        " WHERE id = 1; INSERT INTO t VALUES (21, 'NaN')"
+    )
+    result = yield Unproven(own)
+    assert (counts(result), result.rejected) == ((1, 2, 0), 2)
+    assert booked() == [1, 2, 3, 4, 5, 6, 21]
+    assert row(source, 6)["n"] is None
+
+
+@together(
+    a_table_without_a_key_is_replaced,
+    only_files_with_changed_keys_are_rewritten,
+    rows_that_were_only_read_again_change_nothing,
+    values_without_a_time_are_always_read,
+    only_rows_since_the_mark_are_read,
+    rows_that_are_frozen_or_moved_are_no_changes,
+    patterns_may_be_switched,
+    another_cursor_leads_to_a_full_comparison,
+    xmin_after_a_cursor_leads_to_a_full_comparison,
+    a_cursor_that_is_taken_up_again_misses_nothing,
+    the_config_may_name_another_key,
+    another_primary_key_in_the_source,
+    a_key_that_delta_cannot_hold,
+)
+def test_what_lands_is_what_changed(source: Case, story: Callable[[Case], Story]) -> Story:
+    """Each story holds, told beside the others."""
+    yield from story(source)
+
+
+# --- prepared transactions -------------------------------------------------------------------
+
+
+@pytest.fixture
+def unprepared(source: Source) -> Iterator[None]:
+    """What a test has prepared and left does not stay."""
+    yield
+    for (name,) in source.execute("SELECT gid FROM pg_prepared_xacts"):
+        source.execute(f"ROLLBACK PREPARED '{name}'")
+
+
+@pytest.mark.usefixtures("exact", "unprepared")
+@together(BATCH, BY_TIME)
+def test_prepared_transactions_hold_the_mark(source: Case, own: dict[str, Any]) -> Story:
+    """Nobody knows when they began: the mark waits for them, and their rows land."""
+    source.execute(THING)
+    marks = [position(source, (yield own).version)]
+    with open_transaction(source, source.named("INSERT INTO t VALUES (60, 'late')")) as late:
+        late.execute(f"PREPARE TRANSACTION '{source.name}'".encode())
+    for key in (61, 62):
+        source.execute(f"INSERT INTO t VALUES ({key}, 'soon')")
+        result = yield own
+        assert counts(result) == (1, 0, 0)
+        marks.append(position(source, result.version))
+    mark = own.get("cursor", "xmin")
+    assert marks[1][mark] == marks[2][mark]
+    if own is BY_TIME:
+        assert marks[0][mark] == marks[1][mark]
+    source.execute(f"COMMIT PREPARED '{source.name}'")
+    result = yield own
+    assert (counts(result), result.notes) == ((1, 0, 0), ())
+    assert result.rows_read <= 5
+    assert position(source, result.version)[mark] > marks[2][mark]
+
+
+@pytest.mark.usefixtures("exact", "unprepared")
+def test_a_first_run_beside_a_prepared_transaction_leaves_no_mark(source: Source) -> None:
+    """There is nothing to go on from: all rows are compared until there is."""
+    source.execute(THING)
+    with open_transaction(source, "INSERT INTO t VALUES (60, 'late')") as late:
+        late.execute("PREPARE TRANSACTION 'first'")
+    assert "at" not in position(source, land(source, BY_TIME).version)
+    assert "at" not in position(source, land(source, BY_TIME).version)
+    source.execute("COMMIT PREPARED 'first'")
+    result = land(source, BY_TIME)
+    assert counts(result) == (1, 0, 0)
+    assert "all rows are compared" in result.notes[0]
+    assert "at" in position(source, result.version)
+    assert land(source, BY_TIME).notes == ()

@@ -1,0 +1,346 @@
+"""The survey: what it says about tables, and what it must not say about their rows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import psycopg
+import pytest
+
+from bronze.postgres.catalog import relations as catalog
+from bronze.postgres.catalog import survey
+from bronze.postgres.catalog.pii import PersonalKind, kind_by_content, kind_by_name
+from bronze.postgres.catalog.survey import Activity, Survey
+from bronze.postgres.connection import connect
+from tests.conftest import Source
+from tests.support.features import has
+from tests.support.proxy import until
+
+BIG = "repeat('x', 900)"
+BIG_ROWS = 11_000
+
+
+def surveyed(source: Source, *schemas: str) -> dict[str, Survey]:
+    """The survey of every relation, by its name."""
+    with connect.connect(source.settings().origin("test")) as connection:
+        found = survey.sized(connection, schemas or ("public",))
+        return {s.relation.name: s for s in survey.look(connection, found)}
+
+
+def execute(source: Source, *statements: str) -> None:
+    """Runs statements and makes PostgreSQL count them at once."""
+    with psycopg.connect(source.dsn, autocommit=True) as connection:
+        for statement in statements:
+            connection.execute(statement)
+        if has("pg_stat_force_next_flush"):
+            connection.execute("SELECT pg_stat_force_next_flush()")
+            connection.execute("SELECT 1")
+            return
+    # Older servers have a collector, which has heard of it all when it writes after the end.
+    ((ended,),) = source.execute("SELECT clock_timestamp() + interval '0.5 s'")
+    written = "SELECT pg_stat_get_snapshot_timestamp() > %s"
+    until(lambda: source.execute(written, ended) == [(True,)])
+
+
+def big(name: str, columns: str, values: str) -> str:
+    """The SQL of a table that is not small, analysed."""
+    return (
+        f"CREATE TABLE {name} (id int PRIMARY KEY, filler text, {columns});"
+        f" INSERT INTO {name} SELECT i, {BIG}, {values} FROM generate_series(1, {BIG_ROWS}) i;"
+        f" ANALYZE {name}"
+    )
+
+
+def test_rows_size_and_activity_are_postgresqls_own(source: Source) -> None:
+    """An analysed table has its estimate, its heap's and TOAST's bytes, and what was written."""
+    execute(
+        source,
+        "CREATE TABLE t (id int PRIMARY KEY, doc text)",
+        "ALTER TABLE t ALTER doc SET STORAGE EXTERNAL",
+        "INSERT INTO t SELECT i, repeat('x', 5000) FROM generate_series(1, 100) i",
+        "UPDATE t SET id = id + 1000 WHERE id <= 10",
+        "DELETE FROM t WHERE id > 1000",
+        "ANALYZE t",
+    )
+    found = surveyed(source)["t"]
+    assert found.rows == 90
+    assert found.size > 100 * 5000
+    assert found.activity == Activity(inserted=100, updated=10, deleted=10)
+
+
+def test_rows_of_a_table_that_was_never_analysed_are_those_counted(source: Source) -> None:
+    """Without the planner's estimate the statistics count; an empty table has no rows."""
+    execute(
+        source,
+        "CREATE TABLE t (id int)",
+        "ALTER TABLE t SET (autovacuum_enabled = off)",
+        "INSERT INTO t SELECT generate_series(1, 70)",
+        "CREATE TABLE empty (id int)",
+        "CREATE VIEW v AS SELECT * FROM t",
+    )
+    found = surveyed(source)
+    assert (found["t"].rows, found["empty"].rows, found["v"].rows) == (70, 0, -1)
+
+
+def test_partitions_count_for_their_parent(source: Source) -> None:
+    """A partitioned table has the writes and bytes of its partitions."""
+    execute(
+        source,
+        "CREATE TABLE p (id int PRIMARY KEY, t text) PARTITION BY RANGE (id)",
+        "CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (100)",
+        "CREATE TABLE p2 PARTITION OF p FOR VALUES FROM (100) TO (200)",
+        "INSERT INTO p SELECT i, 'x' FROM generate_series(0, 199) i",
+    )
+    found = surveyed(source)
+    assert list(found) == ["p"]
+    assert found["p"].activity.inserted == 200
+    assert found["p"].size == 2 * 8192
+
+
+def test_cursors_are_ranked(source: Source) -> None:
+    """Update-like before create-like, NOT NULL and indexed before others, parts of a row last."""
+    source.execute(
+        """CREATE TABLE orders (
+            created_at timestamptz NOT NULL, "insertedOn" date,
+            price_updated_at timestamptz NOT NULL, last_update timestamp,
+            changed_on date NOT NULL, "ModifiedDate" timestamptz NOT NULL,
+            lastmodified timestamptz, order_updated_at timestamptz NOT NULL)"""
+    )
+    source.execute("CREATE INDEX ON orders (order_updated_at)")
+    found = surveyed(source)["orders"].cursors
+    assert [cursor.column for cursor in found] == [
+        "order_updated_at",
+        "ModifiedDate",
+        "changed_on",
+        "lastmodified",
+        "last_update",
+        "created_at",
+        "insertedOn",
+        "price_updated_at",
+    ]
+    assert [cursor.sees for cursor in found[4:6]] == ["updates", "inserts"]
+    assert (found[0].indexed, found[0].not_null, found[0].whole) == (True, True, True)
+    assert not found[-1].whole
+
+
+def test_cursors_are_moments_in_the_past(source: Source) -> None:
+    """Neither other types, nor other dates, nor what is planned, are cursors; domains are."""
+    source.execute("CREATE DOMAIN moment AS timestamptz")
+    source.execute(
+        """CREATE TABLE t (updated_at text, update_count int, next_update timestamptz,
+            birth_date date, ordered_at timestamptz, gender date, geaendert_am moment,
+            "angelegtAm" timestamp)"""
+    )
+    found = surveyed(source)["t"].cursors
+    assert [cursor.column for cursor in found] == ["geaendert_am", "angelegtAm"]
+
+
+def test_what_has_no_key_is_refreshed(source: Source) -> None:
+    """Views, and tables without a key, can only be read whole, whatever their size."""
+    execute(
+        source,
+        "CREATE TABLE t (v text, updated_at timestamptz)",
+        f"INSERT INTO t SELECT {BIG}, now() FROM generate_series(1, {BIG_ROWS})",
+        "CREATE VIEW v AS SELECT 1 AS one",
+        "CREATE MATERIALIZED VIEW m AS SELECT 1 AS one",
+    )
+    found = surveyed(source)
+    assert {s.pattern for s in found.values()} == {"full_refresh"}
+    assert found["t"].reason == "it has no key"
+    assert found["v"].reason == "a view has no key"
+    assert found["m"].reason == "a materialized view has no key"
+
+
+def test_small_tables_are_refreshed(source: Source) -> None:
+    """A small table is read whole, even a hot one with a key and a cursor."""
+    execute(
+        source,
+        "CREATE TABLE t (id int PRIMARY KEY, updated_at timestamptz)",
+        "INSERT INTO t SELECT i, now() FROM generate_series(1, 2000) i",
+        "UPDATE t SET updated_at = now()",
+    )
+    found = surveyed(source)["t"]
+    assert (found.pattern, found.reason, found.hot) == ("full_refresh", "it is small", True)
+    assert found.cursors[0].column == "updated_at"
+
+
+CHANGING = [
+    ("updated_at timestamptz", "UPDATE {} SET v = 2 WHERE id < 5000", "streaming", ""),
+    ("updated_at timestamptz", "UPDATE {} SET v = 2 WHERE id < 50", "micro_batch", "updated_at"),
+    ("updated_at timestamptz", "", "batch", "updated_at"),
+    ("created_at timestamptz", "", "batch", "created_at"),
+    ("created_at timestamptz", "DELETE FROM {} WHERE id < 50", "full_refresh", ""),
+    ("price_updated_at timestamptz", "", "full_refresh", ""),
+    ("other timestamptz", "", "full_refresh", ""),
+]
+
+
+def test_big_tables_go_by_how_they_change(source: Source) -> None:
+    """Heavy updates are streamed; a cursor is used as far as it sees what changes."""
+    tables = {f"t{i}": case for i, case in enumerate(CHANGING)}
+    for name, (columns, write, *_) in tables.items():
+        execute(source, big(name, f"v int, {columns}", "1, now()"), write.format(name) or "SELECT")
+    found = surveyed(source)
+    for name, (columns, write, pattern, cursor) in tables.items():
+        assert (found[name].pattern, found[name].cursor) == (pattern, cursor), (columns, write)
+        assert found[name].hot == (pattern == "streaming"), (columns, write)
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "type_name", "kind"),
+    [
+        ("t", "email", "text", "e-mail"),
+        ("t", "e_mail_address", "varchar", "e-mail"),
+        ("t", "EmailAddress", "text", "e-mail"),
+        ("t", "email_verified", "bool", None),
+        ("t", "email_type", "text", None),
+        ("t", "email_sent_at", "timestamptz", None),
+        ("t", "client_ip", "inet", "IP address"),
+        ("t", "ip_address", "text", "IP address"),
+        ("t", "shipping", "text", None),
+        ("t", "creditCardNumber", "int8", "card"),
+        ("t", "discard", "text", None),
+        ("t", "IBAN", "text", "bank account"),
+        ("t", "ssn", "text", "identity number"),
+        ("t", "tax_id", "int8", "identity number"),
+        ("t", "password_hash", "bytea", "credential"),
+        ("t", "home_phone", "text", "phone"),
+        ("t", "contact_number", "text", "phone"),
+        ("t", "Telefonnummer", "text", "phone"),
+        ("t", "telefone", "text", "phone"),
+        ("t", "teléfono", "text", "phone"),
+        ("t", "mobile", "int8", "phone"),
+        ("t", "hotel", "text", None),
+        ("t", "date_of_birth", "date", "birth"),
+        ("t", "Geburtsdatum", "date", "birth"),
+        ("t", "customer_name", "text", "person's name"),
+        ("t", "CUSTOMERNAME", "text", "person's name"),
+        ("t", "prénom", "text", "person's name"),
+        ("t", "nachname", "text", "person's name"),
+        ("t", "product_name", "text", None),
+        ("t", "name", "text", None),
+        ("customers", "name", "text", "person's name"),
+        ("Kunden", "name", "text", "person's name"),
+        ("customer_segments", "name", "text", None),
+        ("t", "address1", "text", "address"),
+        ("t", "Straße", "text", "address"),
+        ("t", "postal_code", "varchar", "address"),
+        ("t", "address_id", "int4", None),
+        ("t", "address_id", "uuid", None),
+        ("t", "gender", "bpchar", "sensitive"),
+        ("t", "salary", "numeric", "sensitive"),
+        ("t", "🙂", "text", None),
+    ],
+)
+def test_personal_by_name(
+    table: str, column: str, type_name: str, kind: PersonalKind | None
+) -> None:
+    """Names in several languages and spellings are known; types that cannot hold it are not."""
+    assert kind_by_name(table, column, type_name) == kind
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        (["ann@example.com", "bob.b+x@mail.example.org"], "e-mail"),
+        (["nothing"] * 60 + ["call ann@example.com first"], "e-mail"),
+        (['{"to": "jürgen@müller.example"}'], "e-mail"),
+        (["@home", "a@b", "5 @ 3.50"], None),
+        (["192.168.0.1", "8.8.8.8", ""], "IP address"),
+        (["10.0.0.0/16"], None),
+        (["300.1.1.1"], None),
+        (["DE89 3704 0044 0532 0130 00"], "bank account"),
+        (["GB82WEST12345698765432"], "bank account"),
+        (["DE89370400440532013001"], None),
+        (["4111 1111 1111 1111", "5500-0000-0000-0004"], "card"),
+        (["4111 1111 1111 1112"], None),
+        (["+49 30 901820", "030/901820", "(0)30-901820"], "phone"),
+        (["555-123-4567"], "phone"),
+        (["2024-05-01", "01.05.2024", "01/05/2024"], None),
+        (["2024-000123", "2024-000124"], None),
+        (["0000001234", "0000001235"], None),
+        (["", "  "], None),
+        ([], None),
+    ],
+)
+def test_personal_by_content(values: Sequence[str], kind: PersonalKind | None) -> None:
+    """Values with the shape of personal data are known, and what resembles it is not."""
+    assert kind_by_content(values) == kind
+
+
+def test_personal_columns_are_found_and_their_values_not_told(source: Source) -> None:
+    """What tells a column's kind is said; no sampled value is in the survey."""
+    source.execute(
+        'CREATE TABLE t (id int, email text, "100% {note}" text, refs text[], login_from inet,'
+        " doc jsonb, code text)"
+    )
+    source.execute(
+        "INSERT INTO t SELECT i, 'a' || i || '@secret.example', 'to b@secret.example',"
+        " ARRAY['+44 20 7946 0000'], '203.0.113.9', '{\"m\": \"c@secret.example\"}', 'A' || i"
+        " FROM generate_series(1, 5) i"
+    )
+    found = surveyed(source)["t"]
+    assert [(p.column, p.kind, p.signs) for p in found.personal] == [
+        ("email", "e-mail", ("name", "content")),
+        ("100% {note}", "e-mail", ("content",)),
+        ("login_from", "IP address", ("content",)),
+        ("doc", "e-mail", ("content",)),
+    ]
+    assert found.sampled
+    assert "secret" not in repr(found)
+    assert "203" not in repr(found)
+
+
+def test_big_tables_are_sampled(source: Source) -> None:
+    """A sample of a big table is taken all over it, and is enough."""
+    source.execute(big("t", "v text", "CASE WHEN i > 3000 THEN i || '@mail.example' END"))
+    assert [p.column for p in surveyed(source)["t"].personal] == ["v"]
+
+
+def test_what_does_not_answer_is_surveyed_without_its_rows(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Locked tables, views that fail or write, and denied tables cost no survey and little time."""
+    shorter = "SET LOCAL statement_timeout = '1s'; SET LOCAL lock_timeout = '300ms'"
+    monkeypatch.setattr(survey, "_PATIENCE", shorter)
+    source.execute("CREATE TABLE locked (email text)")
+    source.execute("CREATE SEQUENCE s")
+    source.execute("CREATE VIEW broken AS SELECT (1 / 0)::text AS email")
+    source.execute("CREATE VIEW writing AS SELECT nextval('s')::text AS email")
+    source.execute("CREATE VIEW slow AS SELECT pg_sleep(100)::text AS email")
+    source.execute("CREATE TABLE fine (email text)")
+    with (
+        connect.connect(source.settings().origin("test")) as connection,
+        psycopg.connect(source.dsn) as other,
+    ):
+        relations = catalog.relations(connection, ["public"])
+        other.execute("LOCK TABLE locked")
+        began = time.monotonic()
+        found = survey.look(connection, relations)
+    assert time.monotonic() - began < 10
+    assert {s.relation.name for s in found if s.sampled} == {"fine"}
+    assert all(s.personal[0].signs == ("name",) for s in found)
+    assert source.execute("SELECT is_called FROM s") == [(False,)]
+
+
+def test_a_lost_connection_is_an_error(source: Source) -> None:
+    """A server that goes away is not taken for a table that does not answer."""
+    source.execute("CREATE VIEW v AS SELECT pg_terminate_backend(pg_backend_pid())::text AS t")
+    with (
+        connect.connect(source.settings().origin("test")) as connection,
+        pytest.raises(psycopg.OperationalError),
+    ):
+        survey.look(connection, catalog.relations(connection, ["public"]))
+
+
+def test_what_extensions_brought_is_named(source: Source) -> None:
+    """A relation of an extension names it, and its rows are not looked at."""
+    source.execute("CREATE EXTENSION pg_stat_statements")
+    source.execute("CREATE TABLE mine (t text)")
+    found = surveyed(source)
+    assert (found["pg_stat_statements"].extension, found["mine"].extension) == (
+        "pg_stat_statements",
+        "",
+    )
+    assert not found["pg_stat_statements"].sampled

@@ -1,0 +1,173 @@
+"""Poolers: what lends a session to others is refused before anything is set in it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+
+from bronze.api import check
+from bronze.cdc import stream
+from bronze.demo.server import Server
+from bronze.errors import SourceBusy, SourceRefused
+from bronze.ingest import pipeline
+from bronze.model.model import Origin
+from bronze.postgres.connection import connect, session_settings
+from tests.conftest import Source
+from tests.support.content import differences
+from tests.support.pooler import PGBOUNCER, Mode, Pooler, pgbouncer
+from tests.support.proxy import proxied
+
+needs_pgbouncer = pytest.mark.skipif(not PGBOUNCER, reason="pgbouncer is not installed")
+
+
+@contextmanager
+def pooled(server: Server, source: Source, mode: Mode, **how: Any) -> Iterator[Source]:
+    """The same database behind an imitated pooler."""
+    database = str(conninfo_to_dict(source.dsn)["dbname"])
+    with Pooler(server, database, mode, **how).accepting() as pooler:
+        yield Source(pooler.dsn, source.lake)
+
+
+def refused(source: Source) -> str:
+    """The sentence with which a connection is refused."""
+    with pytest.raises(SourceRefused) as caught:
+        connect.connect(Origin("test", source.dsn)).close()
+    assert "session mode" in caught.value.hint
+    return caught.value.message
+
+
+def unpinned(source: Source) -> None:
+    """Checks that none of the pooler's server connections has a setting of ours."""
+    with ExitStack() as stack:
+        seen = set()
+        for _ in range(5):
+            one = stack.enter_context(psycopg.connect(source.dsn))
+            shown = one.execute("SELECT pg_backend_pid(), current_setting('search_path')")
+            seen.update(shown.fetchall())
+            left = one.execute(
+                "SELECT count(*) FROM pg_settings WHERE source = 'session'"
+                " AND name = ANY(%s) AND name <> 'client_encoding'",
+                [list(session_settings.PINNED)],
+            ).fetchone()
+            assert left == (0,)
+        assert len(seen) == 5
+        assert {path for _, path in seen} == {'"$user", public'}
+
+
+@contextmanager
+def busy(source: Source, clients: int) -> Iterator[None]:
+    """Other clients of the pooler, which ask one short question after another."""
+    over = threading.Event()
+
+    def asking() -> None:
+        with psycopg.connect(source.dsn, autocommit=True, prepare_threshold=None) as one:
+            while not over.is_set():
+                one.execute("SELECT 1")
+
+    threads = [threading.Thread(target=asking) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
+@pytest.mark.parametrize("oldest", [False, True], ids=["last", "oldest"])
+def test_transaction_mode_is_refused(server: Server, source: Source, oldest: bool) -> None:
+    """Whichever server connection the pooler takes, whether others use it or not, nothing is left
+    behind; also where it happens to give us the same one again and again.
+    """
+    with pooled(server, source, "transaction", oldest=oldest) as behind:
+        for _ in range(3):
+            assert "changes the server connection between transactions" in refused(behind)
+        unpinned(behind)
+        for clients in (1, 3):
+            with busy(behind, clients):
+                for _ in range(3):
+                    refused(behind)
+        unpinned(behind)
+
+
+def test_every_command_refuses_transaction_mode(server: Server, source: Source) -> None:
+    """A run, a check and a stream say the same, and read nothing."""
+    source.execute("CREATE TABLE t AS SELECT 1 AS id")
+    with pooled(server, source, "transaction") as behind:
+        given = behind.settings(tables={"t": {"pattern": "streaming"}})
+        for command in (pipeline.run, check.check, stream.stream):
+            with pytest.raises(SourceRefused, match="leads through a pooler"):
+                command(behind.settings() if command is pipeline.run else given)
+        unpinned(behind)
+
+
+def test_session_mode_works(server: Server, source: Source) -> None:
+    """A session that is ours is pinned, and everything is read through it."""
+    source.execute(
+        "CREATE TABLE t AS SELECT i AS id, '10.0.0.1'::inet AS ip FROM generate_series(1, 1000) i"
+    )
+    with pooled(server, source, "session") as behind:
+        result = pipeline.run(behind.settings())
+        assert [(t.error, t.rows_read) for t in result.tables] == [(None, 1000)]
+        assert differences(behind.settings()) == {}
+        with connect.connect(behind.settings().origin("test")) as connection:
+            assert connection.execute("SHOW search_path").fetchone() == ("",)
+
+
+def test_a_pool_that_is_too_small_is_no_endless_wait(server: Server, source: Source) -> None:
+    """A pooler in session mode without a second server connection is told from one that answers."""
+    with pooled(server, source, "session", size=1) as behind:
+        with pytest.raises(SourceBusy, match="gave no server connection within 1 s") as caught:
+            connect.connect(Origin("test", behind.dsn, connect_timeout=1))
+        assert "three server connections" in caught.value.hint
+
+
+def test_a_relay_that_is_no_pooler_is_taken(server: Server, source: Source) -> None:
+    """Behind a translation of addresses and ports the session is ours, and found to be."""
+    source.execute("CREATE TABLE t AS SELECT 1 AS id")
+    with proxied(server) as proxy:
+        behind = Source(proxy.dsn(str(conninfo_to_dict(source.dsn)["dbname"])), source.lake)
+        assert [t.error for t in pipeline.run(behind.settings()).tables] == [None]
+
+
+@needs_pgbouncer
+@pytest.mark.parametrize("mode", ["transaction", "session"])
+def test_pgbouncer(server: Server, source: Source, tmp_path: Path, mode: Mode) -> None:
+    """The real one is taken in session mode, and refused in transaction mode."""
+    source.execute("CREATE TABLE t AS SELECT i AS id FROM generate_series(1, 1000) i")
+    database = str(conninfo_to_dict(source.dsn)["dbname"])
+    with pgbouncer(server, database, mode) as dsn:
+        behind = Source(dsn, tmp_path / "lake")
+        if mode == "session":
+            result = pipeline.run(behind.settings())
+            assert [t.error for t in result.tables] == [None]
+            assert differences(behind.settings()) == {}
+        else:
+            refused(behind)
+            with busy(behind, 3):
+                for _ in range(3):
+                    refused(behind)
+            unpinned(behind)
+
+
+def test_a_lossy_setting_is_refused(source: Source) -> None:
+    """Where damaged pages would count as empty, nothing is read."""
+    role = f"{conninfo_to_dict(source.dsn)['dbname']}_lossy"
+    source.execute(f"CREATE ROLE {role} LOGIN")
+    try:
+        for name in session_settings.LOSSY:
+            source.execute(f"ALTER ROLE {role} SET {name} = on")
+            with pytest.raises(SourceRefused, match=name) as caught:
+                connect.connect(Origin("test", source.dsn.replace("postgres@", f"{role}@")))
+            assert f"RESET {name}" in caught.value.hint
+            source.execute(f"ALTER ROLE {role} RESET {name}")
+    finally:
+        source.execute(f"DROP ROLE {role}")

@@ -1,0 +1,332 @@
+"""Settings: whatever the server, the database, the role or the user's own options say, every
+session has ours, and what our SQL names is PostgreSQL's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import polars as pl
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
+
+from bronze.api import check
+from bronze.ingest import pipeline
+from bronze.model.model import Column, Kind, Origin
+from bronze.postgres.catalog.relations import relations
+from bronze.postgres.connection import connect, session_settings
+from bronze.postgres.copy import read, splits
+from bronze.postgres.copy.snapshot import hold
+from bronze.postgres.replication import slot
+from bronze.verify import verify
+from tests.conftest import Source
+from tests.support.content import differences
+
+CONTEXTS = ("user", "superuser", "backend", "superuser-backend")
+
+HARMLESS: Mapping[str, str] = {
+    "set by the origin, or asked of it": """
+        statement_timeout lock_timeout row_security wal_sender_timeout application_name""",
+    "of one transaction: ours say what they are, and others read only": """
+        transaction_deferrable transaction_isolation transaction_read_only""",
+    "it can only refuse what we ask, with an error": """
+        default_transaction_read_only restrict_nonsystem_relation_kind temp_file_limit
+        max_stack_depth allow_in_place_tablespaces allow_system_table_mods
+        output_plugin_libraries""",
+    "it chooses a plan, or how work is shared: rows are the same, and their order is nobody's": """
+        backend_flush_after constraint_exclusion cpu_index_tuple_cost cpu_operator_cost
+        cpu_tuple_cost cursor_tuple_fraction debug_parallel_query default_statistics_target
+        effective_cache_size effective_io_concurrency enable_async_append enable_bitmapscan
+        enable_distinct_reordering enable_gathermerge enable_group_by_reordering enable_hashagg
+        enable_hashjoin enable_incremental_sort enable_indexonlyscan enable_indexscan
+        enable_material enable_memoize enable_mergejoin enable_nestloop enable_parallel_append
+        enable_parallel_hash enable_partition_pruning enable_partitionwise_aggregate
+        enable_partitionwise_join enable_presorted_aggregate enable_self_join_elimination
+        enable_seqscan enable_sort from_collapse_limit geqo geqo_effort geqo_generations
+        geqo_pool_size geqo_seed geqo_selection_bias geqo_threshold ignore_system_indexes
+        join_collapse_limit max_parallel_workers max_parallel_workers_per_gather
+        min_parallel_index_scan_size min_parallel_table_scan_size parallel_leader_participation
+        parallel_setup_cost parallel_tuple_cost plan_cache_mode random_page_cost
+        recursive_worktable_factor seq_page_cost io_combine_limit maintenance_io_concurrency
+        force_parallel_mode""",
+    "it is of jit, which is off": """
+        jit_above_cost jit_expressions jit_inline_above_cost jit_optimize_above_cost
+        jit_tuple_deforming jit_debugging_support jit_dump_bitcode jit_profiling_support""",
+    "it bounds the server's memory or disk": """
+        hash_mem_multiplier logical_decoding_work_mem maintenance_work_mem temp_buffers work_mem
+        temp_tablespaces debug_logical_replication_streaming""",
+    "it is of what is written, where we write no more than a publication": """
+        check_function_bodies commit_delay commit_siblings createrole_self_grant
+        default_table_access_method default_tablespace default_toast_compression event_triggers
+        file_copy_method gin_pending_list_limit icu_validation_level lo_compat_privileges
+        max_parallel_maintenance_workers md5_password_warnings password_encryption scram_iterations
+        session_replication_role synchronous_commit vacuum_buffer_usage_limit vacuum_cost_delay
+        vacuum_cost_limit vacuum_cost_page_dirty vacuum_cost_page_hit vacuum_cost_page_miss
+        vacuum_failsafe_age vacuum_freeze_min_age vacuum_freeze_table_age
+        vacuum_max_eager_freeze_failure_rate vacuum_multixact_failsafe_age
+        vacuum_multixact_freeze_min_age vacuum_multixact_freeze_table_age vacuum_truncate
+        wal_compression wal_consistency_checking wal_init_zero wal_recycle wal_skip_threshold""",
+    "it is of what the server logs or counts; that others' activity is hidden is asked for": """
+        backtrace_functions client_min_messages compute_query_id debug_pretty_print
+        debug_print_parse debug_print_plan debug_print_rewritten debug_print_raw_parse
+        escape_string_warning log_connections log_disconnections log_duration log_error_verbosity
+        log_executor_stats log_lock_failures log_lock_waits log_min_duration_sample
+        log_min_duration_statement log_min_error_statement log_min_messages
+        log_parameter_max_length log_parameter_max_length_on_error log_parser_stats
+        log_planner_stats log_replication_commands log_statement log_statement_sample_rate
+        log_statement_stats log_temp_files log_transaction_sample_rate stats_fetch_consistency
+        trace_notify trace_sort track_activities track_cost_delay_timing track_counts
+        track_functions track_io_timing track_wal_io_timing update_process_title""",
+    "we go by codes, not by words, once there is a session": "lc_messages",
+    "it is of the connection, which is cut sooner or later": """
+        client_connection_check_interval deadlock_timeout post_auth_delay tcp_keepalives_count
+        tcp_keepalives_idle tcp_keepalives_interval tcp_user_timeout""",
+    "it loads what the administrator wants": """
+        dynamic_library_path extension_control_path local_preload_libraries
+        session_preload_libraries""",
+    "it only makes the server slower": "debug_discard_caches",
+    "we write no backslash before a quote": "backslash_quote",
+    "only a view's own to_tsvector goes by it, as it means to": "default_text_search_config",
+}
+
+
+def test_each_setting_is_decided(source: Source) -> None:
+    """All that a role or database can set is pinned, refused, or known to be harmless."""
+    query = "SELECT name FROM pg_settings WHERE context = ANY(%s)"
+    known = {row[0] for row in source.execute(query, list(CONTEXTS))}
+    decided = [*session_settings.PINNED, *session_settings.LATER, *session_settings.LOSSY]
+    decided += [name for names in HARMLESS.values() for name in names.split()]
+    assert len(set(decided)) == len(decided)
+    assert known - set(decided) == set(), "what can they change for us?"
+
+
+OTHERWISE = {
+    "search_path": "evil, public",
+    "DateStyle": "German",
+    "TimeZone": "Asia/Kolkata",
+    "IntervalStyle": "iso_8601",
+    "timezone_abbreviations": "Australia",
+    "extra_float_digits": "-10",
+    "bytea_output": "escape",
+    "lc_monetary": "C.UTF-8",
+    "lc_numeric": "C.UTF-8",
+    "lc_time": "C.UTF-8",
+    "xmlbinary": "hex",
+    "xmloption": "document",
+    "client_encoding": "LATIN1",
+    "standard_conforming_strings": "off",
+    "quote_all_identifiers": "on",
+    "array_nulls": "off",
+    "transform_null_equals": "on",
+    "gin_fuzzy_search_limit": "1",
+    "enable_tidscan": "off",
+    "synchronize_seqscans": "on",
+    "jit": "on",
+    "default_transaction_isolation": "serializable",
+    "default_transaction_deferrable": "on",
+    "exit_on_error": "on",
+    "idle_in_transaction_session_timeout": "3000",
+    "idle_session_timeout": "3000",
+    "transaction_timeout": "3000",
+}
+SHOWN = Column("v", "v", "text", Kind("string"), "same", "", "", "", "")
+
+
+@dataclass(frozen=True)
+class Login:
+    """A role that is no superuser, in a database."""
+
+    source: Source
+    role: str
+    database: str
+
+    @property
+    def origin(self) -> Origin:
+        """How bronze logs in as it."""
+        return Origin("test", self.source.dsn.replace("postgres@", f"{self.role}@"))
+
+    @property
+    def as_role(self) -> Source:
+        """The database for this role."""
+        return replace(self.source, dsn=self.origin.conninfo)
+
+
+@pytest.fixture
+def login(source: Source) -> Iterator[Login]:
+    """A role of the test's own."""
+    database = str(conninfo_to_dict(source.dsn)["dbname"])
+    role = f"{database}_pinned"
+    source.execute(f"CREATE ROLE {role} LOGIN REPLICATION; GRANT USAGE ON SCHEMA public TO {role}")
+    source.execute(f"ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO {role}")
+    yield Login(source, role, database)
+    source.execute(f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}")
+
+
+def spoiled(login: Login, where: str) -> None:
+    """Has each pinned setting otherwise, for the role or the database."""
+    for name, value in OTHERWISE.items():
+        alter = sql.SQL("ALTER {} {} SET {} = {}").format(
+            sql.SQL(where),
+            sql.Identifier(login.role if where == "ROLE" else login.database),
+            sql.Identifier(name),
+            # A list is given as one.
+            sql.SQL(", ").join(map(sql.Literal, value.split(", "))),
+        )
+        login.source.execute(alter.as_string(None))
+
+
+def shown(rows: Any) -> dict[str, str]:
+    """Settings by name."""
+    return {str(name): str(value) for name, value in rows}
+
+
+NAMES = ", ".join(f"'{name}'" for name in OTHERWISE)
+ALL = f"SELECT n, current_setting(n) FROM unnest(ARRAY[{NAMES}]) AS n"
+WANTED = {**session_settings.PINNED, **session_settings.LATER}
+
+
+def test_every_kind_of_session_is_pinned(login: Login, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the role, the database, PGOPTIONS or the connection string say otherwise."""
+    assert OTHERWISE.keys() == WANTED.keys()
+    options = " ".join(f"-c {n}={v.replace(' ', '')}" for n, v in OTHERWISE.items())
+
+    def proven(origin: Origin) -> None:
+        with connect.pool(origin, 1, 3) as pool, pool.connection() as pooled:
+            assert shown(pooled.execute(ALL)) == WANTED
+        with slot.walsender(origin) as sender:
+            assert shown(sender.execute(ALL)) == WANTED
+        with connect.connect(origin) as holder:
+            assert shown(holder.execute(ALL)) == WANTED
+            with hold(origin, holder, [], ["public"], "run") as held:
+                query = f"SELECT n || '=' || v AS c0, NULL::text AS rejected FROM ({ALL}) s(n, v)"
+                session = held.session(origin)
+                (rows,) = (r for r, _ in read.rows(origin, session, query, ["true"], [SHOWN], "t"))
+            assert dict(v.split("=", 1) for v in rows["v"]) == WANTED
+        connect.forget(origin)
+
+    spoiled(login, "ROLE")
+    proven(login.origin)
+    login.source.execute(f"ALTER ROLE {login.role} RESET ALL")
+    spoiled(login, "DATABASE")
+    proven(login.origin)
+    login.source.execute(f"ALTER DATABASE {login.database} RESET ALL")
+    monkeypatch.setenv("PGOPTIONS", options)
+    proven(login.origin)
+    monkeypatch.delenv("PGOPTIONS")
+    conninfo = psycopg.conninfo.make_conninfo(login.origin.conninfo, options=options)
+    proven(replace(login.origin, conninfo=conninfo))
+
+
+@pytest.mark.parametrize("kind", ["text", "int"])
+def test_a_function_of_anybodys_is_never_called(login: Login, kind: str) -> None:
+    """Neither a run nor a proof takes it for PostgreSQL's own, and regclass keeps its schema."""
+    source = login.source
+    source.execute("CREATE TABLE public.other (id int)")
+    value = {"text": "'evil'::text", "int": "7"}[kind]
+    source.execute(f"""
+        CREATE FUNCTION public.concat(inet) RETURNS {kind} LANGUAGE sql AS $$ SELECT {value} $$;
+        CREATE FUNCTION public.concat(regclass) RETURNS {kind} LANGUAGE sql AS $$ SELECT {value} $$;
+        CREATE TABLE public.t AS
+            SELECT 1 AS id, '10.0.0.1/8'::inet AS ip, 'public.other'::regclass AS r
+    """)
+    given = login.as_role.settings(source={"tables": ["t"]})
+    (landed,) = pipeline.run(given).tables
+    assert landed.error is None
+    row = pl.read_delta(str(source.table("t"))).row(0, named=True)
+    assert (row["ip"], row["r"]) == ("10.0.0.1/8", "public.other")
+    assert differences(given) == {}
+    assert [table.status for table in verify.verify(given).tables] == ["equal"]
+
+
+def test_the_first_statement_is_no_trap(login: Login) -> None:
+    """What pins a session is PostgreSQL's own, whatever the role's path has."""
+    login.source.execute(f"""
+        CREATE SCHEMA evil; GRANT USAGE ON SCHEMA evil TO {login.role};
+        CREATE FUNCTION evil.set_config(text, text, bool) RETURNS text LANGUAGE sql AS 'SELECT $2';
+        CREATE FUNCTION evil.current_setting(text) RETURNS text LANGUAGE sql AS $$ SELECT 'on' $$;
+        CREATE FUNCTION evil.pg_backend_pid() RETURNS int LANGUAGE sql AS 'SELECT 0';
+        CREATE FUNCTION evil.never(int, int) RETURNS bool LANGUAGE sql AS 'SELECT false';
+        CREATE OPERATOR evil.= (LEFTARG = int, RIGHTARG = int, FUNCTION = evil.never);
+        ALTER ROLE {login.role} SET search_path = evil, pg_catalog
+    """)
+    with connect.connect(login.origin) as connection:
+        assert not connect.through(login.origin)
+        assert shown(connection.execute(ALL)) == WANTED
+
+
+def test_types_of_extensions_are_compared_as_they_are(login: Login) -> None:
+    """Keys, ranges and rules go by the operators of the types, whose schema no path has."""
+    source = login.source
+    source.execute("""
+        CREATE SCHEMA ext; CREATE EXTENSION citext SCHEMA ext; CREATE EXTENSION ltree SCHEMA ext;
+        CREATE EXTENSION hstore SCHEMA ext; CREATE TYPE ext.mood AS ENUM ('sad', 'happy');
+        CREATE TYPE ext.pair AS (a int, b text); CREATE DOMAIN ext.mail AS ext.citext;
+        CREATE TABLE public.people (mail ext.citext PRIMARY KEY);
+        INSERT INTO people VALUES ('ANN'), ('bob');
+        CREATE TABLE public.t (
+            id ext.citext PRIMARY KEY CHECK (id <> 'x'::ext.citext), path ext.ltree, h ext.hstore,
+            m ext.mood CHECK (m = 'sad'), p ext.pair, mail ext.mail);
+        INSERT INTO t SELECT chr((CASE i % 2 WHEN 0 THEN 65 ELSE 97 END) + i % 26) || i,
+            ('top.' || i % 7)::ext.ltree, 'a=>1', 'sad', ROW(i, 'x'::text)::ext.pair, 'Ann'
+            FROM generate_series(1, 3000) i;
+        INSERT INTO t VALUES ('?1', 'once', NULL, NULL, NULL, 'BOB'), ('?2', 'twice', NULL, NULL,
+            NULL, 'eve'), ('?3', 'twice', NULL, NULL, NULL, NULL);
+        CREATE VIEW public.v AS SELECT id, path FROM t WHERE id <> 'a'::ext.citext
+    """)
+    source.execute(f"GRANT USAGE ON SCHEMA ext TO {login.role}")
+    rules = [
+        {"name": "once", "column": "path", "unique": True},
+        {"name": "known", "column": "mail", "references": {"table": "people", "columns": "mail"}},
+    ]
+    own = {"t": {"rules": rules}, "v": {"key": ["id"]}}
+    given = login.as_role.settings(source={"tables": ["t", "v"]}, tables=own)
+    assert check.check(given).problems == ()
+    assert [t.error for t in pipeline.run(given).tables] == [None, None]
+    assert differences(given) == {}
+    quality = pl.read_delta(str(source.lake / "governance" / "quality"))
+    failed = dict(quality.select("rule", "failed").iter_rows())
+    # All but the path that is there once; of the mails only eve's is nobody's, in whatever case.
+    assert (failed["once"], failed["known"]) == (3002, 1)
+
+
+def test_ranges_of_a_key_go_by_its_type(login: Login) -> None:
+    """Each row of a view is in one range, in the order of citext, where A is beside a."""
+    source = login.source
+    source.execute("""
+        CREATE SCHEMA ext; CREATE EXTENSION citext SCHEMA ext;
+        CREATE VIEW public.v AS SELECT i AS id, (CASE i % 2 WHEN 0 THEN 'Z' ELSE 'a' END
+            || chr(65 + i % 26 + CASE i % 3 WHEN 0 THEN 32 ELSE 0 END))::ext.citext AS k
+            FROM generate_series(1, 2000) i
+    """)
+    with connect.connect(source.settings().origin("test")) as connection:
+        (view,) = relations(connection, ["public"])
+        parts = splits.by_key(connection, view, "k", 9, 10**9)
+        assert len(parts) > 3
+        queries = [f"SELECT id FROM public.v WHERE {part.where}".encode() for part in parts]
+        found: list[Any] = [row[0] for query in queries for row in connection.execute(query)]
+    assert sorted(found) == list(range(1, 2001))
+
+
+@pytest.mark.parametrize("language", ["sql", "plpgsql"])
+def test_a_function_that_needs_a_path_is_told(login: Login, language: str) -> None:
+    """A view over it fails with a sentence; the other tables land."""
+    body = {"sql": "SELECT n FROM lookup", "plpgsql": "BEGIN RETURN (SELECT n FROM lookup); END"}
+    login.source.execute(f"""
+        CREATE TABLE public.lookup AS SELECT 7 AS n; CREATE TABLE public.t AS SELECT 1 AS id;
+        CREATE FUNCTION public.looked() RETURNS int LANGUAGE {language} AS $$ {body[language]} $$;
+        CREATE VIEW public.v AS SELECT id, public.looked() AS n FROM t
+    """)
+    given = login.as_role.settings(source={"tables": ["t", "v"]})
+    by = {table.table: table.error for table in pipeline.run(given).tables}
+    assert by["public.t"] is None
+    error = by["public.v"]
+    assert error is not None
+    assert "calls a function that names something without its schema" in error.message
+    assert "ALTER FUNCTION" in error.hint
+    login.source.execute("ALTER FUNCTION public.looked() SET search_path = public")
+    assert [table.error for table in pipeline.run(given).tables] == [None, None]
+    assert differences(given) == {}

@@ -1,0 +1,455 @@
+"""PostgreSQL's output text becomes exactly what the batch reader gives for the same values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import polars as pl
+import psycopg
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bronze.errors import Mismatch
+from bronze.model.model import Column, Kind
+from bronze.postgres import statement
+from bronze.postgres.catalog.relations import Relation, relations
+from bronze.postgres.catalog.types import Choices, SourceType, contract, recast
+from bronze.postgres.connection import connect
+from bronze.postgres.copy import read
+from bronze.postgres.replication.text_values import Text, text, typed
+from bronze.tables import selection
+from tests.acceptance.test_exact import CASES
+from tests.acceptance.test_exact import SETUP as EXACT
+from tests.conftest import Source
+from tests.integration.postgres.catalog.test_types import ARRAYS, EXTENSIONS, OWN, TABLES
+from tests.integration.rows.test_encoding import IN_DATABASE, fill
+from tests.support.features import known
+from tests.support.strategies import EVERY, SETUP, Sample, samples
+
+Frames = tuple[pl.DataFrame, pl.Series]
+Widened = Callable[[Column], Column]
+
+
+@pytest.fixture
+def own(source: Source) -> Source:
+    """A database with the types of `tests.support.strategies`."""
+    source.execute(SETUP)
+    return source
+
+
+def output(connection: connect.Connection, table: str) -> pl.DataFrame:
+    """The rows of a table as their types' output functions write them."""
+    result = connection.pgconn.exec_(f"SELECT * FROM {table}".encode())
+    cells = {
+        str(column): pl.Series(
+            [_decoded(result.get_value(row, column)) for row in range(result.ntuples)],
+            dtype=pl.String,
+        )
+        for column in range(result.nfields)
+    }
+    return pl.DataFrame(cells or None, height=result.ntuples)
+
+
+def _decoded(cell: bytes | None) -> str | None:
+    return None if cell is None else cell.decode()
+
+
+def both(
+    source: Source, widened: Widened = lambda column: column, name: str = "t", **chosen: Any
+) -> tuple[Frames, Frames]:
+    """A table's rows and rejected values by the batch reader, and from PostgreSQL's texts.
+
+    ``widened`` makes a column another one; ``chosen`` is the table's section in the config.
+    """
+    config = source.settings(tables={name: chosen}) if chosen else source.settings()
+    origin = config.origin("test")
+    with connect.connect(origin) as connection:
+        found = [("test", relation) for relation in relations(connection, ["public"])]
+        (target,) = selection.targets(config, found, [name])
+        texts = output(connection, statement.quoted("public", name))
+    columns = [widened(column) for column in selection.columns(target)]
+    select = statement.select(columns, statement.quoted("public", name))
+    parts = list(read.rows(origin, (), select, ["true"], columns, name))
+    own = target.settings
+    choices = Choices(own.decimals, own.arrays, own.timestamps)
+    ours = typed(texts, _texts(columns, target.relation, choices))
+    empty = ours[0].clear(), ours[1].clear()
+    frames, rejected = zip(*parts, strict=True) if parts else ((empty[0],), (empty[1],))
+    return (pl.concat(frames), pl.concat(rejected)), ours
+
+
+def _texts(columns: Sequence[Column], relation: Relation, choices: Choices) -> list[Text]:
+    pairs = zip(columns, relation.attributes, strict=True)
+    return [text(column, attribute.type, choices) for column, attribute in pairs]
+
+
+def prove(
+    source: Source,
+    widened: Widened = lambda column: column,
+    kinds: Mapping[str, str] = MappingProxyType({}),
+    **chosen: Any,
+) -> Frames:
+    """Expects that the texts of the table ``t`` become what the batch reader gives, to the bit.
+
+    ``kinds`` says what columns are of, to whom reads that they differ.
+    """
+    (frame, rejected), ours = both(source, widened, **chosen)
+    assert ours[0].schema == frame.schema
+    # NaN is NaN there, and -0.0 is not 0.0.
+    pairs = {
+        f"{name} {kinds.get(name, '')}": (repr(ours[0][name].to_list()), repr(column.to_list()))
+        for name, column in zip(frame.columns, frame, strict=True)
+    }
+    assert {name: pair for name, pair in pairs.items() if pair[0] != pair[1]} == {}
+    assert (ours[1].name, ours[1].dtype) == (rejected.name, rejected.dtype)
+    assert ours[1].to_list() == rejected.to_list()
+    return ours
+
+
+@IN_DATABASE
+@given(sample=samples())
+def test_random_rows(own: Source, sample: Sample) -> None:
+    """Random values of any types, NULL among them, in rows of which some have rejected values."""
+    fill(own, sample)
+    prove(own)
+
+
+@settings(IN_DATABASE, max_examples=6)
+@given(sample=samples())
+def test_random_rows_by_other_choices(own: Source, sample: Sample) -> None:
+    """The choices of a config are kept: decimals, arrays as text, timestamps with a zone."""
+    fill(own, sample)
+    unbounded = [name for name, declared in sample.columns if declared.type == "numeric"]
+    decimals = dict.fromkeys(unbounded, "decimal(20,3)")
+    prove(own, decimals=decimals, timestamps="timestamp")
+    prove(own, arrays="string")
+
+
+@settings(IN_DATABASE, max_examples=2)
+@given(rows=st.lists(st.tuples(*(st.none() | kind.texts for kind in EVERY)), min_size=9))
+def test_random_rows_of_all_types(own: Source, rows: list[tuple[str | None, ...]]) -> None:
+    """Values of every type side by side."""
+    columns = tuple((f"c{i}", kind) for i, kind in enumerate(EVERY))
+    fill(own, Sample(columns, tuple(rows)))
+    prove(own)
+
+
+def test_special_values(source: Source) -> None:
+    """The first, the last and the odd values of each type of the contract."""
+    source.execute(EXACT)
+    columns = {f"c{i}": kind for i, (kind, _) in enumerate(CASES)}
+    rows = list(zip_longest(*(["NULL", *(value for value, _ in values)] for _, values in CASES)))
+    source.execute(
+        f"CREATE TABLE t (id int PRIMARY KEY, {', '.join(map(' '.join, columns.items()))});"
+        + "".join(
+            f"INSERT INTO t VALUES ({i}, {', '.join(value or 'NULL' for value in row)});"
+            for i, row in enumerate(rows)
+        )
+    )
+    assert prove(source, kinds=columns)[0].height == len(rows)
+
+
+CHOICES: Sequence[dict[str, Any]] = (
+    {},
+    {"timestamps": "timestamp"},
+    {"arrays": "string"},
+)
+ODD = 'q\\"\n\x01é'
+
+NASTY: Mapping[str, Sequence[str]] = {
+    "float4": ["1e-45", "1.1754944e-38", "3.4028235e38", "16777216", "0.1", "1e15", "-0"],
+    "float8": ["2.2250738585072014e-308", "1.7976931348623157e308", "9007199254740993", "1e22"],
+    "numeric(38,0)": ["9" * 38, "-" + "9" * 38, "0"],
+    "numeric(38,38)": ["0." + "9" * 38, "-0." + "0" * 37 + "1", "NaN"],
+    "numeric(19,0)": ["9" * 19, "-" + "9" * 19],
+    "numeric(2,-36)": ["99" + "0" * 36, "1e36"],
+    "numeric(2,-37)": ["99" + "0" * 37, "NaN"],
+    "numeric(1,38)": ["1e-38", "-9e-38"],
+    "numeric(39,1)": ["NaN", "1.5"],
+    "date": ["0001-01-01 BC", "9999-12-31", "10000-01-01", "99999-01-01", "5874897-12-31"],
+    "timestamp": ["9999-12-31 23:59:59.9999999", "12345-01-01 00:00", "0044-03-15 12:00:00.5 BC"],
+    "timestamptz": [
+        "9999-12-31 23:59:59.999999-01",
+        "0001-01-01 00:30+01",
+        "0044-03-15 12:00:00.000001+00 BC",
+        "2016-12-31 23:59:60+00",
+        "infinity",
+    ],
+    "date[]": ["{0001-01-01 BC,NULL}", "{10000-01-01}", "{NULL,NULL}", "[-1:0]={NULL,NULL}"],
+    "timestamp[]": ['{"2024-01-01 00:00:00.1",NULL}', "{-infinity}", "{12345-01-01}"],
+    "numeric(5,2)[]": ["{NULL,NaN}", "{1,2}", "{{NaN}}", "[2:2]={1}", "{{{1}}}"],
+    "numeric[]": ["{NaN,Infinity,-Infinity,1e-30}", "{{1,2}}"],
+    "float8[]": ["{NaN,-0,1e-320}", "{{NaN}}"],
+    "text[]": [
+        '{null,NULL,"NULL","null",nULL}',
+        r'{"\\","\"","{","}",",",";"," ","","\\\"x"}',
+        '{" a","a ","a b","\n","\r\n","\t","\x0b","\x0c","\x85","\u00a0","\u2028","é"}',
+        '{"[0:1]={a}","{}","{{"}',
+        "[0:0]={x}",
+        "[1:2][3:3]={{a},{b}}",
+        "{{{NULL}}}",
+        '{"\x01\x1f\x7f"}',
+        '{{"\x01\x1f\x7f\b\f\n\r\t\\"\\\\/é\U0001f680"}}',
+    ],
+    "char(3)[]": ['{a,NULL,"  ",""}'],
+    "bytea[]": [r'{"\\x00ff","\\x",NULL}', r'{{"\\x00"}}'],
+    "bool[]": ["{t,f,NULL}", "{{t}}"],
+    "oid[]": ["{0,4294967295,NULL}"],
+    "name[]": ['{"a b",NULL}'],
+    "box[]": ["{(1,1),(0,0);(2,2),(1,1)}", "{}", "{NULL;(1,1),(0,0)}", "{{(1,1),(0,0)}}"],
+    "boxes": ["{(1,1),(0,0);(2,2),(1,1)}", "{NULL}"],
+    "boxes[]": ['{"{(1,1),(0,0);(2,2),(1,1)}";NULL}', "{}"],
+    "public.box[]": ["{a,b,NULL}", "{b}"],
+    "odd[]": ["{a,b|NULL|c:d;e}", '{"a|b"|"NULL"|"{x}"}', "{}", "{{a|b}|{c|d}}", "[0:0]={a,b}"],
+    "odds": ["{a,b|NULL}", "{{a|b}}"],
+    "odds[]": ['{"{a|b}"|NULL}', '{"{\\"a|b\\"|c}"}'],
+    "strange[]": ["{a,b|NULL}"],
+    "point[]": ['{"(1,2)",NULL}'],
+    "int2vector": ["1 2", ""],
+    "int2vector[]": ['{"1 2",NULL}', '{""}', "{1}"],
+    "money[]": ['{"$1,234.50",NULL,-$1}'],
+    "json[]": [r'{"{\"a\": \"\\\\\\\"\"}",NULL,"null"}'],
+    "int4range[]": ['{"[1,5)",empty}'],
+    "pair[]": [r'{"(1,\"a,\\\"\\\"b\")","(,)",NULL}', '{{"(1,)"}}', '[0:0]={"(,)"}'],
+    "couple[]": ['{"(1,x)",NULL}'],
+    "smalls[]": ['{"{1,2}",NULL,"{}","{{1},{2}}"}'],
+    "days": ["{infinity}", "{2024-01-01}"],
+    "day": ["infinity", "2024-01-01"],
+    "moment": ["infinity", "2024-01-01 00:00:00.5+02"],
+    "flag": ["t", "f"],
+    "raw": [r"\x00ff"],
+    '"char"[]': ['{a,"",NULL,"\\\\377"}'],
+    "mood[]": ['{"NULL",NULL,"a,b","{"}'],
+    "hstore[]": [r'{"\"a\"=>\"1\", \"b\"=>NULL"}'],
+}
+NASTY = {kind: values for kind, values in NASTY.items() if known(kind)}
+
+
+@pytest.mark.parametrize("chosen", CHOICES, ids=["plain", "zoned", "as strings"])
+def test_nasty_values(source: Source, chosen: dict[str, Any]) -> None:
+    """Values whose texts are easily read wrongly, under names that JSON has to escape."""
+    source.execute(
+        """
+        CREATE EXTENSION hstore;
+        CREATE TYPE mood AS ENUM ('NULL', 'a,b', '{');
+        CREATE TYPE public.box AS ENUM ('a', 'b');
+        CREATE TYPE pair AS (a int, b text);
+        CREATE DOMAIN couple AS pair;
+        CREATE TYPE odd;
+        CREATE FUNCTION odd_in(cstring) RETURNS odd AS 'textin' LANGUAGE internal IMMUTABLE STRICT;
+        CREATE FUNCTION odd_out(odd) RETURNS cstring AS 'textout' LANGUAGE internal
+            IMMUTABLE STRICT;
+        CREATE TYPE odd (INPUT = odd_in, OUTPUT = odd_out, LIKE = text, DELIMITER = '|');
+        CREATE DOMAIN odds AS odd[]; CREATE DOMAIN strange AS odd;
+        CREATE DOMAIN smalls AS int[]; CREATE DOMAIN boxes AS box[];
+        CREATE DOMAIN day AS date; CREATE DOMAIN days AS day[];
+        CREATE DOMAIN moment AS timestamptz(3);
+        CREATE DOMAIN flag AS bool; CREATE DOMAIN raw AS bytea;
+        """
+    )
+    columns = {f"{ODD}{i}": kind for i, kind in enumerate(NASTY)}
+    beside = {f"w{i}": kind for i, kind in enumerate(NASTY)}
+    cells = {**columns, **beside}
+    defined = ", ".join(f"{statement.quoted(name)} {kind}" for name, kind in cells.items())
+    source.execute(f"CREATE TABLE t (id int PRIMARY KEY, {defined})")
+    rows = list(zip_longest(*([*values, None] for values in NASTY.values())))
+    firsts = [values[0] for values in NASTY.values()]
+    marks = ", ".join(f"%s::text::{kind}" for kind in cells.values())
+    with psycopg.connect(source.dsn) as connection:
+        for i, row in enumerate(rows):
+            other = firsts if i % 2 else [None] * len(firsts)
+            connection.execute(f"INSERT INTO t SELECT %s, {marks}", [i, *row, *other])
+    renamed = {f"v{i}": kind for i, kind in enumerate(NASTY)}
+    rename = dict(zip(columns, renamed, strict=True))
+    frame = prove(source, kinds={**renamed, **beside}, rename=rename, **chosen)[0]
+    assert frame.height == len(rows)
+
+
+def test_floats_of_random_bits(source: Source) -> None:
+    """Each float has the bits that it has in PostgreSQL; a NaN is a NaN, whatever its sign."""
+    bits = np.random.default_rng(7)
+    doubles = bits.integers(0, 2**64, 4000, np.uint64).view(np.float64)
+    singles = bits.integers(0, 2**32, 4000, np.uint32).view(np.float32)
+    tiny = bits.integers(0, 2**20, 4000, np.uint64).view(np.float64)
+    source.execute("CREATE TABLE t (d float8, s float4, tiny float8, list float4[])")
+    with (
+        psycopg.connect(source.dsn) as connection,
+        connection.cursor().copy("COPY t FROM STDIN") as copy,
+    ):
+        for d, s, small in zip(doubles, singles, tiny, strict=True):
+            copy.write_row([repr(float(d)), str(s), repr(float(small)), f"{{{s},NULL}}"])
+    source.execute("INSERT INTO t (d) SELECT v - v FROM (SELECT 'inf'::float8 AS v) AS x")
+    prove(source)
+
+
+CHOSEN = {
+    "decimal(10,2)": ["1.10", "1.1000", "1.101", "-99999999.99", "1e8", "NaN", "Infinity", "0"],
+    "decimal(38,10)": ["9999999999999999999999999999.9999999999", "1e28", "1e-10", "1e-11"],
+    "decimal(18,0)": ["999999999999999999", "1e18", "0.5", "1.0", "-1e18", "-Infinity"],
+    "decimal(3,3)": ["0.999", "1", "-0.001", "-0.0010", "0.0001", "0.000", "-1.0"],
+    "decimal(38,38)": ["0." + "9" * 38, "1e-39", "1e-38", "1e131000", "1e-16000"],
+}
+
+
+def test_chosen_decimals(source: Source) -> None:
+    """Numerics without precision are held where they fit, and rejected where they do not."""
+    source.execute("CREATE DOMAIN amount AS numeric")
+    cases = [
+        (kind, choice, values)
+        for kind in ("numeric", "amount")
+        for choice, values in CHOSEN.items()
+    ]
+    columns = {f"n{i}": f"{kind} {choice}" for i, (kind, choice, _) in enumerate(cases)}
+    defined = ", ".join(f"{name} {kind.split()[0]}" for name, kind in columns.items())
+    source.execute(f"CREATE TABLE t (id int PRIMARY KEY, {defined}, w numeric)")
+    rows = list(zip_longest(*([*values, "1." + "0" * 900] for *_, values in cases)))
+    marks = ", ".join(["%s::text::numeric"] * len(cases))
+    with psycopg.connect(source.dsn) as connection:
+        for i, row in enumerate([*rows, [None] * len(cases)]):
+            connection.execute(f"INSERT INTO t VALUES (%s, {marks}, %s)", [i, *row, i])
+    decimals = {name: choice for name, (_, choice, _) in zip(columns, cases, strict=True)}
+    frame, rejected = prove(source, kinds=columns, decimals=decimals)
+    lines = [line for text in rejected.drop_nulls() for line in text.splitlines()]
+    counts = {name: sum(f'"{name}"' in line for line in lines) for name in columns}
+    held = {name: frame[name].count() for name in columns}
+    wrong = {
+        columns[name]: (counts[name], held[name])
+        for name, (*_, values) in zip(columns, cases, strict=True)
+        if not (0 < counts[name] < len(values) and counts[name] + held[name] == len(values) + 1)
+    }
+    assert wrong == {}
+
+
+WIDER = [
+    ("int2", Kind("long"), ["-32768", "32767"]),
+    ("int2", Kind("int"), ["-1"]),
+    ("int4", Kind("long"), ["-2147483648"]),
+    ("float4", Kind("double"), ["0.1", "1e-45", "3.4028235e38", "NaN", "-0", "-Infinity"]),
+    ("numeric(5,2)", Kind("decimal", 12, 4), ["999.99", "-0.01", "NaN"]),
+    ("numeric(5,2)", Kind("decimal", 38, 30), ["999.99", "-0.01", "NaN"]),
+    ("numeric(5,-2)", Kind("decimal", 20, 1), ["1234567"]),
+    ("numeric(3,5)", Kind("decimal", 7, 6), ["0.00123"]),
+]
+WIDER = [(kind, wider, values) for kind, wider, values in WIDER if known(kind)]
+
+
+def test_columns_that_are_wider_in_the_table(source: Source) -> None:
+    """A value becomes what a cast makes of it in PostgreSQL, where the table is wider."""
+    columns = {f"c{i}": f"{type_} {kind}" for i, (type_, kind, _) in enumerate(WIDER)}
+    wider = {name: kind for name, (_, kind, _) in zip(columns, WIDER, strict=True)}
+    defined = ", ".join(f"{name} {type_}" for name, (type_, *_) in zip(columns, WIDER, strict=True))
+    source.execute(f"CREATE TABLE t ({defined})")
+    marks = ", ".join(f"%s::text::{type_}" for type_, *_ in WIDER)
+    for row in zip_longest(*([*values, None] for *_, values in WIDER)):
+        source.execute(f"INSERT INTO t VALUES ({marks})", *row)
+
+    def widened(column: Column) -> Column:
+        return recast(column, statement.quoted(column.name), wider[column.name])
+
+    schema = prove(source, widened, columns)[0].schema
+    assert schema == {name: read.dtype(kind) for name, kind in wider.items()}
+
+
+def test_a_chosen_decimal_that_is_wider_in_the_table(source: Source) -> None:
+    """A numeric is held where it fits the table's decimal, and never rounded."""
+    number = SourceType("numeric", -1, "numeric")
+    choices = Choices({"n": (5, 2)})
+    column = contract("n", "n", '"n"', number, choices)
+    wide = recast(column, '"n"', Kind("decimal", 8, 4))
+    texts = pl.DataFrame({"n": ["1.5", "1.2345", "1.23456", "10000", "NaN"]})
+    frame, rejected = typed(texts, [text(wide, number, choices)])
+    assert [str(value) for value in frame["n"]] == ["1.5000", "1.2345", "None", "None", "None"]
+    assert rejected.is_null().to_list() == [True, True, False, False, False]
+
+
+def test_every_type_there_is(source: Source) -> None:
+    """A column of any type of the catalog, with NULL, empty arrays and NULL in arrays."""
+    for name in EXTENSIONS:
+        source.execute(f"CREATE EXTENSION {name}")
+    source.execute(OWN)
+    source.execute(TABLES)
+    columns = 0
+    for name, arrays in source.execute(ARRAYS):
+        source.execute(f"INSERT INTO {name} SELECT generate_series(1, 3)")
+        for key, value in ((2, "{}"), (3, "{NULL}")):
+            cells = ", ".join(f"{column} = '{value}'" for column in arrays)
+            source.execute(f"UPDATE {name} SET {cells} WHERE id = {key}")
+        (frame, rejected), ours = both(source, name=name)
+        assert ours[0].schema == frame.schema
+        assert ours[0].equals(frame)
+        assert ours[1].equals(rejected)
+        columns += frame.width
+    assert columns > 500
+
+
+def test_a_wide_table_of_rejected_values(source: Source) -> None:
+    """A row may have hundreds of rejected values: they are told in the columns' order."""
+    kinds = ("date", "numeric(3,1)", "int[]")
+    values = ("infinity", "NaN", "{{1}}")
+    columns = ", ".join(f"c{i} {kinds[i % 3]}" for i in range(300))
+    source.execute(f"CREATE TABLE t ({columns})")
+    cells = ", ".join(f"'{values[i % 3]}'" for i in range(300))
+    source.execute(f"INSERT INTO t VALUES ({cells})")
+    source.execute("INSERT INTO t DEFAULT VALUES")
+    rejected = prove(source)[1].to_list()
+    assert [text and text.count("\n") for text in rejected] == [300, None]
+
+
+def test_a_table_without_columns(source: Source) -> None:
+    """Rows without columns are as many as they are, and none has a rejected value."""
+    frame, rejected = typed(pl.DataFrame(height=3), [])
+    assert (frame.shape, rejected.to_list()) == ((3, 0), [None] * 3)
+
+
+def _of(name: str, typmod: int = -1, **chosen: Any) -> Text:
+    """A column ``v`` of a type; that of an array begins with an underscore."""
+    base = SourceType(name.removeprefix("_"), typmod, name)
+    source = SourceType(name, typmod, name, element=base) if name.startswith("_") else base
+    choices = Choices(**{"decimals": {}, **chosen})
+    return text(contract("v", "v", '"v"', source, choices), source, choices)
+
+
+FOREIGN = [
+    *(("int2", value) for value in ("32768", "", "1.0", "x", "1 ")),
+    *(("float8", value) for value in ("", "1,5", "x")),
+    *(("bool", value) for value in ("true", "", "T")),
+    *(("bytea", value) for value in ("00ff", "\\x0", "\\xgg", "")),
+    *(("date", value) for value in ("", "2024-02-30", "01/02/2024", "2024-1-1", "Infinity")),
+    *(("date", value) for value in ("2024-01-01 00:00:00", "infinity ", "2024-01-01\n")),
+    *(("timestamp", value) for value in ("2024-01-01", "2024-01-01 24:00:00", "infinity BC")),
+    *(("timestamp", value) for value in ("2024-01-01 00:00:00+00", "2024-01-01 00:00:00.1234567")),
+    *(("timestamptz", value) for value in ("2024-01-01 00:00:00+02", "2024-01-01 00:00:00-00")),
+    *(("numeric(5,2)", value) for value in ("1.555", "1000", "", "-", ".", "1e2", "Infinity")),
+    *(
+        ("_int4", value)
+        for value in ("1", "{1", "{1,,2}", "{1,}", "{x}", "{{1}", "[0:1]", "", "{}}")
+    ),
+    *(("_int4", value) for value in ("{}}", '{"1}', '{"a"b}', "{a\\}", "{1;2}")),
+    *(("_date", value) for value in ("{2024-02-30}", "{infinity,x}")),
+]
+
+
+@pytest.mark.parametrize(("type_", "value"), FOREIGN)
+def test_texts_that_postgresql_does_not_write(type_: str, value: str) -> None:
+    """Such a text is an error which names the column, and keeps the value to itself."""
+    typmod = (5 << 16 | 2) + 4 if "(" in type_ else -1
+    column = _of(type_.partition("(")[0], typmod)
+    texts = pl.DataFrame({"v": [None, value]}, schema={"v": pl.String})
+    with pytest.raises(Mismatch, match="Column v has a text") as raised:
+        typed(texts, [column])
+    assert raised.value.__suppress_context__
+    if len(value) > 2:
+        assert value not in str(raised.value)
+
+
+@pytest.mark.parametrize("value", ["", "1.5x", "1e3", ".", "-", "inf", "nan"])
+def test_texts_that_are_no_chosen_decimal(value: str) -> None:
+    """What does not fit is rejected only if it is a number at all."""
+    column = _of("numeric", decimals={"v": (5, 2)})
+    with pytest.raises(Mismatch):
+        typed(pl.DataFrame({"v": [value]}), [column])

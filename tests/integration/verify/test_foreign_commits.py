@@ -1,0 +1,133 @@
+"""What another writer commits to a Bronze table is noticed by the next run, and by a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import polars as pl
+import pytest
+from deltalake import DeltaTable, write_deltalake
+
+from bronze.cdc import stream
+from bronze.config.settings import Settings
+from bronze.delta import log
+from bronze.ingest import pipeline
+from bronze.model.results import TableResult
+from bronze.verify import verify as verifying
+from tests.conftest import Source
+from tests.support.content import differences
+
+THING = """
+CREATE TABLE t (id int PRIMARY KEY, v text, n numeric(8,2));
+INSERT INTO t SELECT i, 'v' || i, i FROM generate_series(1, 50) i
+"""
+PATTERNS: list[dict[str, Any]] = [
+    {},
+    {"pattern": "batch"},
+    {"pattern": "batch", "deletes": "1d"},
+    {"pattern": "batch", "history": True},
+]
+NOTICED = "all rows are compared: another writer has changed the Bronze table (version 1: "
+
+
+def landed(source: Source, table: str = THING, **own: Any) -> Settings:
+    """A database with one table, which a run has taken."""
+    source.execute(table)
+    settings = source.settings(tables={"t": own})
+    assert pipeline.run(settings).exit_code == 0
+    return settings
+
+
+def run(settings: Settings) -> TableResult:
+    """What a run did to the only table."""
+    (done,) = pipeline.run(settings).tables
+    assert done.error is None
+    return done
+
+
+def theirs(source: Source, do: Callable[[DeltaTable], Any]) -> None:
+    """Something that another writer does."""
+    do(DeltaTable(str(source.table("t"))))
+
+
+def update(table: DeltaTable) -> None:
+    """A value is changed beneath its hashes."""
+    table.update(updates={"v": "'x'"}, predicate="id = 7")
+
+
+@pytest.mark.parametrize("own", PATTERNS)
+def test_the_next_run_compares_what_another_writer_changed(
+    source: Source, own: dict[str, Any]
+) -> None:
+    """Though nothing changed in the source: it says so once, and the table is as it should be."""
+    settings = landed(source, **own)
+    theirs(source, update)
+    done = run(settings)
+    assert [note for note in done.notes if note.startswith(NOTICED)]
+    assert done.updated == 1
+    assert differences(settings) == {}
+    assert not any("another writer" in note for note in run(settings).notes)
+    theirs(source, lambda table: table.delete("id < 9"))
+    done = run(settings)
+    assert any("another writer" in note for note in done.notes)
+    assert done.inserted == 8
+    assert run(settings).notes == ()
+
+
+def test_a_table_without_a_key_is_loaded_anew(source: Source) -> None:
+    """Its rows cannot be told apart; their hashes alone would look right."""
+    settings = landed(source, THING.replace(" PRIMARY KEY", ""))
+    theirs(source, update)
+    assert any("another writer" in note for note in run(settings).notes)
+    assert differences(settings) == {}
+
+
+def test_what_changes_no_row_is_no_change(source: Source) -> None:
+    """Files that another writer joins, and old ones that it deletes, cost no comparison."""
+    settings = landed(source, pattern="batch")
+    source.execute("INSERT INTO t VALUES (51, 'x', 1)")
+    assert run(settings).inserted == 1
+    theirs(source, lambda table: table.optimize.compact())
+    theirs(source, lambda table: table.vacuum(dry_run=False))
+    assert run(settings).notes == ()
+    source.execute("INSERT INTO t VALUES (52, 'x', 1)")
+    assert run(settings).rows_read == 1
+
+
+def test_maintenance_does_not_hide_it(source: Source) -> None:
+    """A commit of ours that changes no row, after theirs, leaves it to be compared."""
+    settings = landed(source, pattern="batch")
+    theirs(source, update)
+    place = settings.place("bronze", "bz_t")
+    state = log.read(place)
+    assert state is not None
+    log.write(place, state.version + 1, [{"commitInfo": {"engineInfo": log.ENGINE}}])
+    assert run(settings).updated == 1
+    assert differences(settings) == {}
+
+
+def test_rows_of_a_key_that_is_there_twice_are_refused(source: Source) -> None:
+    """A run would leave one of them; a repair takes it out."""
+    settings = landed(source)
+    data = pl.read_delta(str(source.table("t"))).head(3)
+    held = data.to_arrow(compat_level=pl.CompatLevel.oldest())
+    write_deltalake(str(source.table("t")), held, mode="append")
+    (done,) = pipeline.run(settings).tables
+    assert done.error is not None
+    assert "rows of the same key" in done.error.message
+    assert "verify public.t --repair" in done.error.hint
+    (mended,) = verifying.verify(settings, repair=True).tables
+    assert (mended.status, mended.repaired) == ("equal", 3)
+    assert run(settings).notes == ()
+
+
+def test_a_stream_compares_what_another_writer_changed(source: Source) -> None:
+    """By its next batch for that table, and when it begins."""
+    source.execute(THING)
+    settings = source.settings(tables={"t": {"pattern": "streaming"}}, stream={"interval": 0})
+    assert stream.stream(settings, until_caught_up=True).exit_code == 0
+    theirs(source, update)
+    assert stream.stream(settings, until_caught_up=True).exit_code == 0
+    assert differences(settings) == {}
+    assert verifying.verify(settings).exit_code == 0

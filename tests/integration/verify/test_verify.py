@@ -1,0 +1,788 @@
+"""Verify: every difference between Bronze and its source is found, named, and repaired."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import psycopg
+import pyarrow.parquet as pq
+import pytest
+from deltalake import DeltaTable
+from psycopg.conninfo import make_conninfo
+
+from bronze.cdc import stream
+from bronze.config import loading
+from bronze.config.settings import Settings
+from bronze.errors import ConfigError, SourceUnreachable
+from bronze.ingest import pipeline, units
+from bronze.verify import claim
+from bronze.verify import verify as verifying
+from bronze.verify.results import VerifiedTable
+from tests.acceptance.test_cli import configured, invoke
+from tests.conftest import Source
+from tests.support.content import differences
+from tests.support.feed import faults
+from tests.support.sent import Sent
+
+THING = """
+CREATE TABLE t (id int PRIMARY KEY, v text, n numeric(8,2));
+INSERT INTO t SELECT i, 'v' || i, i FROM generate_series(1, 50) i
+"""
+KEYLESS = THING.replace(" PRIMARY KEY", "")
+
+
+def landed(source: Source, table: str = THING, **own: Any) -> Settings:
+    """A database with one table, which a run has taken."""
+    source.execute(table)
+    settings = source.settings(tables={"t": own})
+    assert pipeline.run(settings).exit_code == 0
+    return settings
+
+
+def verify(settings: Settings, **how: Any) -> VerifiedTable:
+    """What was found out about the only table."""
+    (found,) = verifying.verify(settings, **how).tables
+    return found
+
+
+def counts(found: VerifiedTable) -> tuple[int, int, int]:
+    """What is missing, extra and different; what hindered the proof is shown."""
+    assert found.error is None
+    return found.missing, found.extra, found.different
+
+
+def rows(found: VerifiedTable) -> list[tuple[str, Any]]:
+    """The faults and the keys of the rows that are named."""
+    return [(row.fault, json.loads(row.key)) for row in found.rows]
+
+
+def files(source: Source, table: str = "t") -> list[Path]:
+    """The files of the table's current version."""
+    return [Path(path) for path in DeltaTable(str(source.table(table))).file_uris()]
+
+
+@contextmanager
+def tampered(
+    source: Source, number: int | None = None, table: str = "t"
+) -> Iterator[list[pl.DataFrame]]:
+    """The rows of the table's one file (or one of them), to be changed behind everybody's back."""
+    found = sorted(files(source, table))
+    (path,) = found if number is None else found[number : number + 1]
+    before = pq.read_table(path)
+    held = [pl.DataFrame(before)]
+    yield held
+    changed = held[0].to_arrow(compat_level=pl.CompatLevel.oldest()).cast(before.schema)
+    pq.write_table(changed, path, compression="zstd", store_schema=False)
+    _logged(path)
+
+
+def _logged(path: Path) -> None:
+    """Lets the log say the size and the number of rows that a file has."""
+    log = path.parent / "_delta_log"
+    rows = pq.read_metadata(path).num_rows
+    for entry in log.glob("*.json"):
+        actions = [json.loads(line) for line in entry.read_text().splitlines()]
+        for action in actions:
+            if "add" in action and action["add"]["path"] == path.name:
+                stats = json.loads(action["add"]["stats"]) | {"numRecords": rows}
+                action["add"] |= {"size": path.stat().st_size, "stats": json.dumps(stats)}
+        entry.write_text("".join(json.dumps(action) + "\n" for action in actions))
+
+
+def value(row: int, text: str) -> pl.Expr:
+    """The column v with another value in one row."""
+    return pl.when(pl.col("id") == row).then(pl.lit(text)).otherwise("v").alias("v")
+
+
+def changed(held: pl.DataFrame) -> pl.DataFrame:
+    """A row is another one, and says so in its hash."""
+    other = pl.when(pl.col("id") == 7).then(pl.lit("0" * 31 + "1")).otherwise("row_hash")
+    return held.with_columns(value(7, "other"), other.alias("row_hash"))
+
+
+def removed(held: pl.DataFrame) -> pl.DataFrame:
+    """A row is gone."""
+    return held.filter(pl.col("id") != 7)
+
+
+def twice(held: pl.DataFrame) -> pl.DataFrame:
+    """A row is there twice."""
+    return pl.concat([held, held.filter(pl.col("id") == 7)])
+
+
+def twice_and_changed(held: pl.DataFrame) -> pl.DataFrame:
+    """A row is there twice, and neither is as it was."""
+    return changed(twice(held))
+
+
+def added(held: pl.DataFrame) -> pl.DataFrame:
+    """A row is there that the source never had."""
+    more = held.filter(pl.col("id") == 7).with_columns(
+        pl.lit(99, pl.Int32).alias("id"), pl.lit("f" * 32).alias("row_hash")
+    )
+    return pl.concat([held, more])
+
+
+def unformed(held: pl.DataFrame) -> pl.DataFrame:
+    """A row has no hash."""
+    none = pl.when(pl.col("id") == 7).then(None).otherwise("row_hash")
+    return held.with_columns(none.alias("row_hash"))
+
+
+ALTERED = ("altered", {"id": 7})
+CASES = [
+    (changed, (0, 0, 1), [ALTERED, ("different", {"id": 7})]),
+    (removed, (1, 0, 0), [("missing", {"id": 7})]),
+    (twice, (0, 1, 0), [("extra", {"id": 7})]),
+    (
+        twice_and_changed,
+        (0, 1, 1),
+        [ALTERED, ALTERED, ("different", {"id": 7}), ("extra", {"id": 7})],
+    ),
+    (added, (0, 1, 0), [("altered", {"id": 99}), ("extra", {"id": 99})]),
+    (unformed, (0, 0, 1), [ALTERED, ("different", {"id": 7})]),
+]
+Change = Callable[[pl.DataFrame], pl.DataFrame]
+
+
+# --- what differs ----------------------------------------------------------------------------
+
+
+def test_equal_tables_are_proven(source: Source) -> None:
+    """What a run has landed is what PostgreSQL has: nothing differs, nothing is said."""
+    found = verify(landed(source))
+    assert (found.status, found.source_rows, found.bronze_rows) == ("equal", 50, 50)
+    assert (counts(found), found.rows, found.notes) == ((0, 0, 0), (), ())
+    assert found.version == 0
+    assert found.position is not None
+
+
+def several(source: Source, table: str, changes: Sequence[Change]) -> Settings:
+    """A database with a table for each change, which befalls it after a run."""
+    names = [change.__name__ for change in changes]
+    for name in names:
+        source.execute(re.sub(r"\bt\b", name, table))
+    settings = source.settings()
+    assert pipeline.run(settings).exit_code == 0
+    for name, change in zip(names, changes, strict=True):
+        with tampered(source, table=name) as held:
+            held[0] = change(held[0])
+    return settings
+
+
+def verified(settings: Settings, **how: Any) -> dict[str, VerifiedTable]:
+    """What was found out about each table."""
+    tables = verifying.verify(settings, **how).tables
+    return {found.table.removeprefix("public."): found for found in tables}
+
+
+def test_a_row_behind_our_back_is_found_and_mended(source: Source) -> None:
+    """It is named by its key; a repair changes it alone, tells the feed, and proves the table."""
+    settings = several(source, THING, [change for change, _, _ in CASES])
+    assert {
+        name: (found.status, counts(found), rows(found))
+        for name, found in verified(settings).items()
+    } == {change.__name__: ("differs", expected, named) for change, expected, named in CASES}
+    assert verifying.verify(settings).exit_code == 1
+    names = [change.__name__ for change, _, _ in CASES]
+    since = {name: DeltaTable(str(source.table(name))).version() for name in names}
+    mended = verified(settings, repair=True)
+    assert {
+        name: (found.status, counts(found), found.bronze_rows) for name, found in mended.items()
+    } == dict.fromkeys(names, ("equal", (0, 0, 0), 50))
+    assert {name: f.repaired for name, f in mended.items() if not 1 <= f.repaired <= 3} == {}
+    assert differences(settings) == {}
+    told = [change.__name__ for change in (changed, removed, added, unformed)]
+    assert {n: faults(source.table(n), since[n]) for n in told} == {name: [] for name in told}
+    assert {n: f.status for n, f in verified(settings).items()} == dict.fromkeys(names, "equal")
+
+
+def test_without_a_key_rows_are_named_by_their_hash(source: Source) -> None:
+    """A row that differs is missing on one side and extra on the other."""
+    settings = several(source, KEYLESS, [changed, twice])
+    found = verified(settings)
+    assert {name: counts(one) for name, one in found.items()} == {
+        "changed": (1, 1, 0),
+        "twice": (0, 1, 0),
+    }
+    for name, one in found.items():
+        assert all(list(key) == ["row_hash"] for _, key in rows(one)), name
+    mended = {name: one.status for name, one in verified(settings, repair=True).items()}
+    assert mended == {"changed": "equal", "twice": "equal"}
+    assert differences(settings) == {}
+
+
+def test_a_history_is_proven_by_its_last_versions(source: Source) -> None:
+    """Earlier versions are not compared; a wrong last one is found, and gets another behind it."""
+    settings = landed(source, history=True, pattern="batch")
+    source.execute("UPDATE t SET v = 'new' WHERE id = 3; DELETE FROM t WHERE id = 4")
+    assert pipeline.run(settings).exit_code == 0
+    assert verify(settings).status == "equal"
+    source.execute("UPDATE t SET v = 'newer' WHERE id = 3; DELETE FROM t WHERE id = 5")
+    found = verify(settings)
+    assert (counts(found), rows(found)) == (
+        (0, 1, 1),
+        [("different", {"id": 3}), ("extra", {"id": 5})],
+    )
+    assert verify(settings, repair=True).status == "equal"
+    assert differences(settings) == {}
+    assert faults(source.table("t")) == []
+
+
+def test_what_no_run_has_taken_in_yet_is_said_to_be_behind(source: Source) -> None:
+    """The source goes on; the verdict says that Bronze is as of an earlier position."""
+    settings = landed(source)
+    source.execute("INSERT INTO t VALUES (51, 'new', 1); UPDATE t SET v = 'new' WHERE id = 1")
+    found = verify(settings)
+    assert counts(found) == (1, 0, 1)
+    assert found.lag_bytes
+    assert any("bronze run" in note for note in found.notes)
+    assert verify(settings, repair=True).status == "equal"
+    assert faults(source.table("t")) == []
+
+
+def test_a_run_that_lands_meanwhile_is_told(source: Source) -> None:
+    """Bronze is then of a later moment than the snapshot: nothing is wrong with it."""
+    settings = landed(source)
+    with ExitStack() as stack:
+        (before,) = claim.found(settings, (), "batch", stack)
+        source.execute("UPDATE t SET v = 'new' WHERE id = 3")
+        assert pipeline.run(settings).exit_code == 0
+        (look,) = verifying._driven(
+            settings, [before.again()], verifying._How(False, False), None, lambda _: None
+        )
+    found = look.result
+    assert (found.status, counts(found)) == ("differs", (0, 0, 1))
+    assert any("verify again" in note for note in found.notes)
+
+
+def test_rows_that_are_to_stay_are_no_difference(source: Source) -> None:
+    """With deletes = "ignore" what the source has no more is told, and not held against Bronze."""
+    settings = landed(source, pattern="batch", deletes="ignore")
+    source.execute("DELETE FROM t WHERE id < 4")
+    found = verify(settings)
+    assert (found.status, counts(found), found.rows) == ("equal", (0, 3, 0), ())
+    assert any("ignore" in note for note in found.notes)
+
+
+def test_rows_marked_as_deleted_do_not_count(source: Source) -> None:
+    """A row that has gone is still in the table, and the table is proven."""
+    settings = landed(source)
+    source.execute("DELETE FROM t WHERE id < 4")
+    assert pipeline.run(settings).exit_code == 0
+    found = verify(settings)
+    assert (found.status, found.bronze_rows) == ("equal", 47)
+
+
+KEYS = {
+    "text": "('a'), ('B'), ('ä'), ('aa '), (''), ('10'), ('9'), ('𝄞')",
+    "numeric(30,10)": "(1.5), (-2), (0), (12345678901234567890.0123456789)",
+    "numeric": "(1.50), (-2), (0.000), (1e30)",
+    "uuid": "('a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11'), ('00000000-0000-0000-0000-000000000000')",
+    "timestamptz": "('2020-01-01Z'), ('1999-12-31 23:59:59.999999Z'), ('0001-01-01Z')",
+    "bytea": r"('\x00'), ('\x'), ('\xff00')",
+    "float8": "('NaN'), ('-infinity'), (0.1), ('infinity')",
+}
+
+
+def test_keys_of_all_types_are_named(source: Source) -> None:
+    """A row is different rather than missing and extra, whatever its key is made of."""
+    names = {f"t{number}": kind for number, kind in enumerate(KEYS)}
+    for name, kind in names.items():
+        source.execute(f"CREATE TABLE {name} (k {kind} PRIMARY KEY, v text DEFAULT 'x')")
+        source.execute(f"INSERT INTO {name} VALUES {KEYS[kind]}")
+    settings = source.settings()
+    assert pipeline.run(settings).exit_code == 0
+    assert verifying.verify(settings).exit_code == 0
+    for name in names:
+        source.execute(f"UPDATE {name} SET v = 'y'")
+    found = verifying.verify(settings)
+    assert {table.table: counts(table) for table in found.tables} == {
+        f"public.{name}": (0, 0, KEYS[kind].count("(")) for name, kind in names.items()
+    }
+    assert found.exit_code == 1
+    assert verifying.verify(settings, repair=True).exit_code == 0
+    assert differences(settings) == {}
+
+
+def test_keys_of_several_columns_with_awkward_names(source: Source) -> None:
+    """Names in SQL are quoted, and those of ours do not meet those of the source."""
+    source.execute('CREATE TABLE t (d text, k0 int, v0 int, "a""b" text, PRIMARY KEY (k0, "a""b"))')
+    source.execute("INSERT INTO t VALUES ('d', 1, 1, 'x'), ('e', 1, 1, 'y'), ('f', 2, NULL, 'x')")
+    settings = source.settings()
+    assert pipeline.run(settings).exit_code == 0
+    source.execute('UPDATE t SET d = NULL WHERE k0 = 1 AND "a""b" = \'y\'')
+    found = verify(settings)
+    assert rows(found) == [("different", {"k0": 1, 'a"b': "y"})]
+
+
+def test_special_and_rejected_values(source: Source) -> None:
+    """NaN, infinities and what Delta cannot hold are part of the hash on both sides."""
+    source.execute("CREATE TABLE t (id int PRIMARY KEY, f float8, n numeric(9,2), d date, a int[])")
+    source.execute(
+        "INSERT INTO t VALUES (1, 'NaN', 'NaN', 'infinity', '{1,NULL}'), (2, '-infinity', 1,"
+        " '0044-03-15 BC', '{{1,2},{3,4}}'), (3, '-0', NULL, '2020-01-01', NULL),"
+        " (4, 0, 0, NULL, '{}')"
+    )
+    settings = source.settings()
+    assert pipeline.run(settings).exit_code == 0
+    assert verify(settings).status == "equal"
+    assert verify(settings, at_rest=True).status == "equal"
+    source.execute("UPDATE t SET d = '-infinity' WHERE id = 1")
+    assert rows(verify(settings)) == [("different", {"id": 1})]
+
+
+def test_columns_that_come_and_go(source: Source) -> None:
+    """A column that was added, with values or not, and one that was dropped, are in the proof."""
+    settings = landed(source)
+    source.execute("ALTER TABLE t ADD c int; ALTER TABLE t DROP n")
+    found = verify(settings)
+    assert counts(found) == (0, 0, 50)
+    assert pipeline.run(settings).exit_code == 0
+    assert verify(settings).status == "equal"
+    source.execute("UPDATE t SET c = 1 WHERE id = 9")
+    assert rows(verify(settings)) == [("different", {"id": 9})]
+    assert pipeline.run(settings).exit_code == 0
+    assert verify(settings, at_rest=True).status == "equal"
+
+
+def test_a_table_that_is_not_there_yet(source: Source) -> None:
+    """All its rows are missing, which is said; a repair loads it."""
+    source.execute(THING)
+    settings = source.settings()
+    found = verify(settings)
+    assert (found.status, counts(found), found.version) == ("differs", (50, 0, 0), None)
+    assert any("no Bronze table" in note for note in found.notes)
+    assert verify(settings, repair=True).status == "equal"
+    assert differences(settings) == {}
+
+
+def test_an_empty_table(source: Source) -> None:
+    """No rows equal no rows, and are not the same as some."""
+    settings = landed(source, "CREATE TABLE t (id int PRIMARY KEY)")
+    assert verify(settings).status == "equal"
+    source.execute("INSERT INTO t VALUES (1)")
+    assert rows(verify(settings)) == [("missing", {"id": 1})]
+    source.execute("DELETE FROM t")
+    assert verify(settings).status == "equal"
+
+
+def test_many_differences_are_counted_and_some_named(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first hundred are listed; a share at a time comes to the same as all at once."""
+    settings = landed(source)
+    source.execute("UPDATE t SET v = 'new'; INSERT INTO t SELECT i FROM generate_series(51, 300) i")
+    once = verify(settings)
+    assert (counts(once), len(once.rows)) == ((250, 0, 50), 100)
+    monkeypatch.setattr(units, "shares", lambda *_: 7)
+    shared = verify(settings)
+    assert (counts(shared), len(shared.rows)) == ((250, 0, 50), 100)
+
+
+def test_a_wrong_name_is_an_error(source: Source) -> None:
+    """It is said which table there is none of, with or without a source."""
+    settings = landed(source)
+    for at_rest in (False, True):
+        with pytest.raises(ConfigError, match="nothing"):
+            verifying.verify(settings, ["nothing"], at_rest=at_rest)
+
+
+def test_without_a_source_tables_at_rest_are_proven(source: Source) -> None:
+    """A source that is out of reach hinders the proof by it, and not that of the files."""
+    settings = landed(source)
+    document = {
+        "source": {"name": "test", "dsn": "postgresql://x@127.0.0.1:1/none", "connect_timeout": 1},
+        "lake": {"root": settings.lake.root, "schema": "bronze"},
+    }
+    dead = loading.parse(document)
+    with pytest.raises(SourceUnreachable):
+        verifying.verify(dead)
+    found = verify(dead, at_rest=True)
+    assert (found.status, found.bronze_rows, found.source_rows) == ("equal", 50, -1)
+    with tampered(source) as held:
+        held[0] = held[0].with_columns(value(7, "other"))
+    result = verifying.verify(dead, at_rest=True, repair=True)
+    assert [table.altered for table in result.tables] == [1]
+    assert result.exit_code == 3
+    source.execute("ALTER TABLE t RENAME TO u")
+    result = verifying.verify(settings, at_rest=True, repair=True)
+    assert (result.tables[0].altered, result.exit_code) == (1, 1)
+
+
+MASTER = base64.b64encode(bytes(range(32))).decode()
+
+
+def test_protected_tables_are_proven(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostgreSQL's hashes are keyed here, and keys of rows are told as they are in Bronze."""
+    monkeypatch.setenv("BRONZE_MASTER_KEY", MASTER)
+    source.execute("CREATE TABLE t (mail text PRIMARY KEY, born date, paid numeric(8,2), v text)")
+    source.execute(
+        "INSERT INTO t SELECT 'p' || i || '@x.org', '1990-01-01'::date + i, i / 3.0, 'v'"
+        " FROM generate_series(1, 30) i"
+    )
+    own = {"mail": "tokenize", "born": "encrypt", "paid": "mask"}
+    settings = source.settings(tables={"t": {"protect": own}})
+    assert pipeline.run(settings).exit_code == 0
+    assert verify(settings).status == "equal"
+    assert verify(settings, at_rest=True).status == "equal"
+    source.execute("UPDATE t SET born = born + 1 WHERE mail = 'p7@x.org'")
+    source.execute("INSERT INTO t VALUES ('new@x.org')")
+    found = verify(settings)
+    assert counts(found) == (1, 0, 1)
+    assert all(key["mail"].startswith("tok_") for _, key in rows(found))
+    assert "x.org" not in repr(found)
+    mended = verify(settings, repair=True)
+    assert (mended.status, mended.repaired) == ("equal", 2)
+    with tampered(source, 0) as held:
+        held[0] = held[0].with_columns(pl.lit("***").alias("v"))
+    assert verify(settings, trust_hashes=True).status == "equal"
+    assert verify(settings).status == "differs"
+    assert verify(settings, at_rest=True, repair=True).status == "equal"
+    assert verify(settings).status == "equal"
+
+
+def test_a_database_of_another_encoding(source: Source) -> None:
+    """PostgreSQL hashes texts as UTF-8, whatever it holds them in."""
+    name = f"{psycopg.conninfo.conninfo_to_dict(source.dsn)['dbname']}_latin1"
+    create = f"CREATE DATABASE {name} ENCODING LATIN1 LOCALE 'C' TEMPLATE template0"
+    source.execute(create)
+    try:
+        other = Source(make_conninfo(source.dsn, dbname=name), source.lake)
+        settings = landed(other)
+        other.execute("UPDATE t SET v = 'Grüße' WHERE id = 1")
+        assert pipeline.run(settings).exit_code == 0
+        assert verify(settings).status == "equal"
+    finally:
+        source.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def test_a_streamed_table(source: Source) -> None:
+    """It is proven like any other; after a repair the stream compares it once, and goes on."""
+    source.execute(THING)
+    settings = source.settings(tables={"t": {"pattern": "streaming"}}, stream={"interval": 0})
+    found = verify(settings, repair=True)
+    assert found.error is not None
+    assert "stream" in found.error.hint
+    assert stream.stream(settings, until_caught_up=True).exit_code == 0
+    assert verify(settings).status == "equal"
+    source.execute("UPDATE t SET v = 'new' WHERE id = 3")
+    behind = verify(settings)
+    assert rows(behind) == [("different", {"id": 3})]
+    assert any("stream --until-caught-up" in note for note in behind.notes)
+    mended = verify(settings, repair=True)
+    assert (mended.status, mended.repaired) == ("equal", 1)
+    assert any("compares this table once" in note for note in mended.notes)
+    source.execute("DELETE FROM t WHERE id = 4; INSERT INTO t VALUES (51, 'x', 1)")
+    assert stream.stream(settings, until_caught_up=True).exit_code == 0
+    assert verify(settings).status == "equal"
+    assert differences(settings) == {}
+    assert faults(source.table("t")) == []
+
+
+SPAWN = partial(ProcessPoolExecutor, mp_context=get_context("spawn"))
+
+
+@pytest.mark.parametrize("pools", [Sent, pytest.param(SPAWN, marks=pytest.mark.soak)])
+def test_workers_in_processes_do_the_same(source: Source, pools: Callable[[int], Executor]) -> None:
+    """What is asked of a worker, and what it finds, can be sent."""
+    settings = landed(source)
+    source.execute("UPDATE t SET v = 'new' WHERE id = 3")
+    with pools(1) as pool:
+        assert rows(verify(settings, pool=pool)) == [("different", {"id": 3})]
+        assert verify(settings, repair=True, pool=pool).status == "equal"
+        assert verify(settings, at_rest=True, pool=pool).status == "equal"
+
+
+def test_the_command_line(source: Source) -> None:
+    """It exits with 1 where something differs, names it, and gives one document if asked."""
+    source.execute(THING)
+    path = configured(source)
+    assert invoke("run", "-c", path).exit_code == 0
+    assert invoke("verify", "-c", path).exit_code == 0
+    source.execute("UPDATE t SET v = 'new' WHERE id = 3")
+    shown = invoke("verify", "t", "-c", path)
+    assert shown.exit_code == 1
+    assert 'public.t: different {"id": 3}' in shown.stdout
+    given = invoke("verify", "-c", path, "--json")
+    (table,) = json.loads(given.stdout)["tables"]
+    assert (given.exit_code, table["status"], table["different"]) == (1, "differs", 1)
+    assert table["rows"] == [{"fault": "different", "key": '{"id": 3}', "file": "", "what": ""}]
+    assert (table["source_rows"], table["bronze_rows"], table["bronze_files"]) == (50, 50, 1)
+    assert invoke("verify", "nothing", "-c", path).exit_code == 2
+    assert invoke("verify", "-c", path, "--repair").exit_code == 0
+    assert invoke("verify", "-c", path, "--at-rest").exit_code == 0
+
+
+# --- at rest ---------------------------------------------------------------------------------
+
+
+def test_a_value_altered_beneath_its_hash_is_found_at_rest(source: Source) -> None:
+    """The hash is that of the source; a repair takes the row anew, which landed when it did."""
+    settings = landed(source)
+    first = pl.read_delta(str(source.table("t")))["load_timestamp"].unique().to_list()
+    with tampered(source) as held:
+        held[0] = held[0].with_columns(value(7, "other"))
+    assert verify(settings, trust_hashes=True).status == "equal"
+    by_values = verify(settings)
+    assert (by_values.status, counts(by_values)) == ("differs", (0, 0, 1))
+    found = verify(settings, at_rest=True)
+    assert (found.status, found.altered, rows(found)) == ("differs", 1, [("altered", {"id": 7})])
+    assert found.rows[0].file == files(source)[0].name
+    mended = verify(settings, at_rest=True, repair=True)
+    assert (mended.status, mended.altered, mended.repaired) == ("equal", 0, 1)
+    assert differences(settings) == {}
+    rows_now = pl.read_delta(str(source.table("t")))
+    assert rows_now["load_timestamp"].unique().to_list() == first
+    assert verify(settings).status == "equal"
+
+
+@pytest.mark.parametrize("table", [THING, KEYLESS])
+def test_a_flipped_byte_is_found_wherever_it_is(source: Source, table: str) -> None:
+    """It cannot be read, or rows have wrong checksums; or else no value is another one for it."""
+    settings = landed(source, table)
+    (path,) = files(source)
+    whole, rows = path.read_bytes(), pl.read_delta(str(source.table("t")))
+    found = 0
+    for place in range(10, len(whole) - 8, 149):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
+        if verify(settings, at_rest=True).status == "differs":
+            found += 1
+        else:
+            assert pl.DataFrame(pq.read_table(path)).equals(rows)
+    assert found > len(range(10, len(whole) - 8, 149)) // 2
+    path.write_bytes(whole[:200] + bytes([whole[200] ^ 0x10]) + whole[201:])
+    mended = verify(settings, at_rest=True, repair=True)
+    assert mended.status == "equal"
+    assert differences(settings) == {}
+
+
+def test_a_lost_file_is_named_and_its_rows_are_taken_anew(source: Source) -> None:
+    """The other files stay as they are."""
+    cases = {"gone": "is missing", "short": "has 9 bytes"}
+    for name in cases:
+        source.execute(re.sub(r"\bt\b", name, THING))
+    settings = source.settings()
+    assert pipeline.run(settings).exit_code == 0
+    for name in cases:
+        source.execute(f"INSERT INTO {name} SELECT i, 'more', i FROM generate_series(51, 80) i")
+    assert pipeline.run(settings).exit_code == 0
+    held = {n: sorted(files(source, n), key=lambda file: file.stat().st_size) for n in cases}
+    held["gone"][0].unlink()
+    held["short"][0].write_bytes(b"nine byte")
+    for name, found in verified(settings, at_rest=True).items():
+        (named,) = found.files
+        expected = ("differs", held[name][0].name, 30)
+        assert (found.status, named.file, named.rows) == expected, name
+        assert named.what.startswith(cases[name]), name
+    for how in ({}, {"trust_hashes": True}):
+        for name, found in verified(settings, **how).items():
+            assert (found.status, counts(found)) == ("differs", (30, 0, 0)), name
+            assert [file.file for file in found.files] == [held[name][0].name], name
+    mended = verified(settings, at_rest=True, repair=True)
+    assert {name: (found.status, found.bronze_rows) for name, found in mended.items()} == (
+        dict.fromkeys(cases, ("equal", 80))
+    )
+    for name, (lost, kept) in held.items():
+        assert kept in files(source, name), name
+        assert lost not in files(source, name), name
+        assert faults(source.table(name), 2) == [], name
+    assert differences(settings) == {}
+
+
+@pytest.mark.parametrize("at_rest", [True, False])
+def test_what_a_damaged_history_has_lost_is_told(source: Source, at_rest: bool) -> None:
+    """Altered versions leave it, and those of a lost file; the last ones are taken anew."""
+    settings = landed(source, history=True, pattern="batch")
+    source.execute("UPDATE t SET v = 'new' WHERE id < 4")
+    assert pipeline.run(settings).exit_code == 0
+    with tampered(source, [size(file) for file in sorted(files(source))].index(50)) as held:
+        held[0] = held[0].with_columns(value(7, "other"))
+    mended = verify(settings, at_rest=at_rest, repair=True)
+    assert (mended.status, mended.repaired) == ("equal", 2)
+    assert any("1 versions that had been altered are lost" in note for note in mended.notes)
+    assert differences(settings) == {}
+    lost = max(files(source), key=size)
+    lost.unlink()
+    mended = verify(settings, at_rest=at_rest, repair=True)
+    assert mended.status == "equal"
+    assert any(lost.name in note and "earlier versions" in note for note in mended.notes)
+    assert differences(settings) == {}
+    assert verify(settings).status == "equal"
+
+
+def size(file: Path) -> int:
+    """How many rows a file has."""
+    return int(pq.read_metadata(file).num_rows)
+
+
+def test_altered_rows_that_have_gone_from_the_source_are_told(source: Source) -> None:
+    """Nobody can tell what they were: a repair takes them out, and says so."""
+    settings = landed(source)
+    source.execute("DELETE FROM t WHERE id = 7")
+    assert pipeline.run(settings).exit_code == 0
+    with tampered(source) as held:
+        held[0] = held[0].with_columns(value(7, "other"))
+    for how in ({}, {"at_rest": True}):
+        found = verify(settings, **how)
+        assert (found.status, found.altered, rows(found)) == ("differs", 1, [ALTERED])
+        assert any("gone from the source" in note for note in found.notes)
+    mended = verify(settings, at_rest=True, repair=True)
+    assert (mended.status, mended.repaired) == ("equal", 1)
+    assert any("1 rows that had gone from the source" in note for note in mended.notes)
+    left = pl.read_delta(str(source.table("t")))
+    assert 7 not in left["id"]
+    assert left.height == 49
+
+
+def test_rows_of_before_a_column_was_widened(source: Source) -> None:
+    """Those that have gone from the source keep the checksum of their narrower values."""
+    settings = landed(source)
+    source.execute("DELETE FROM t WHERE id = 7")
+    assert pipeline.run(settings).exit_code == 0
+    for change in ("id TYPE bigint", "n TYPE numeric(20,4)"):
+        source.execute(f"ALTER TABLE t ALTER {change}; DELETE FROM t WHERE v = 'v8'")
+        assert pipeline.run(settings).exit_code == 0
+        assert verify(settings).status == "equal"
+        assert verify(settings, at_rest=True).status == "equal"
+    with tampered(source) as held:
+        held[0] = held[0].with_columns(value(7, "other"))
+    assert rows(verify(settings, at_rest=True)) == [("altered", {"id": 7})]
+
+
+def test_files_that_the_log_does_not_know_are_told(source: Source) -> None:
+    """They are no fault; those of earlier versions are known."""
+    settings = landed(source)
+    source.execute("UPDATE t SET v = 'new'")
+    assert pipeline.run(settings).exit_code == 0
+    assert verify(settings, at_rest=True).stray_files == 0
+    (source.table("t") / "stray.parquet").write_bytes(b"12345")
+    found = verify(settings, at_rest=True)
+    assert (found.status, found.stray_files, found.stray_bytes) == ("equal", 1, 5)
+
+
+def test_bounds_in_the_log_that_do_not_hold_are_found(source: Source) -> None:
+    """Readers would skip the file for keys that it has."""
+    settings = landed(source)
+    entry = source.table("t") / "_delta_log" / f"{0:020}.json"
+    entry.write_text(
+        entry.read_text().replace(
+            '\\"maxValues\\": {\\"id\\": 50', '\\"maxValues\\": {\\"id\\": 49'
+        )
+    )
+    found = verify(settings, at_rest=True)
+    assert found.status == "differs"
+    assert "bounds" in found.files[0].what
+
+
+def test_a_partitioned_table(source: Source) -> None:
+    """A partition's value, which is in no file, is no part of the checksum."""
+    table = THING + "; ALTER TABLE t ADD at date; UPDATE t SET at = '2024-01-01'::date + id % 3"
+    settings = landed(source, table, partition_by="at")
+    assert verify(settings).status == "equal"
+    assert verify(settings, at_rest=True).status == "equal"
+
+
+def test_nothing_in_a_damaged_page_is_read_into_a_proof(source: Source) -> None:
+    """A file that cannot be read is named, and its rows are missing."""
+    settings = landed(source)
+    (path,) = files(source)
+    path.write_bytes(path.read_bytes()[:-4] + b"none")
+    for how in ({}, {"trust_hashes": True}, {"at_rest": True}):
+        found = verify(settings, **how)
+        assert (found.status, [file.file for file in found.files]) == ("differs", [path.name])
+        assert found.bronze_rows == 0
+    (failed,) = pipeline.run(settings).tables
+    assert failed.error is not None
+    assert path.name in failed.error.message
+    assert "verify --repair" in failed.error.hint
+    assert verify(settings, repair=True).status == "equal"
+
+
+def test_rows_that_a_repair_could_not_bring_back_are_told(source: Source) -> None:
+    """What was cut out is missing, however sound the rest is; the next run compares all rows."""
+    rule = {"name": "no", "expression": "id < 0", "severity": "critical"}
+    strict = {"rules": [rule], "quality": {"on_failure": "stop"}}
+    own = {"pattern": "batch", "deletes": "ignore"}
+    settings = landed(source, **own)
+    (path,) = files(source)
+    path.unlink()
+    result = verifying.verify(
+        source.settings(tables={"t": {**own, **strict}}), at_rest=True, repair=True
+    )
+    (found,) = result.tables
+    assert (found.status, found.repaired, result.exit_code) == ("failed", 0, 1)
+    assert found.error is not None
+    assert any("50 rows were cut out and not brought back" in note for note in found.notes)
+    assert counts(verify(settings)) == (50, 0, 0)
+    (again,) = pipeline.run(settings).tables
+    assert (again.inserted, again.updated, again.deleted) == (50, 0, 0)
+    assert "all rows are compared: a repair has cut rows out" in again.notes
+    assert differences(settings) == {}
+    (after,) = pipeline.run(settings).tables
+    assert not any("repair" in note for note in after.notes)
+
+
+def test_a_repair_has_its_record(source: Source) -> None:
+    """It is not taken for a run that died, nor are its rows without a lineage."""
+    settings = landed(source)
+    with tampered(source) as held:
+        held[0] = changed(held[0])
+    assert verify(settings, repair=True).status == "equal"
+    book = pl.read_delta(str(source.lake / "governance" / "data_lineage"))
+    rows = pl.read_delta(str(source.table("t")))
+    assert set(rows["data_lineage"]) == set(book["lineage_id"])
+    assert pipeline.run(settings).late == ()
+
+
+def test_doubled_rows_are_no_rows_that_are_to_stay(source: Source) -> None:
+    """With deletes = "ignore" a row that is there twice is told all the same, and mended."""
+    settings = landed(source, pattern="batch", deletes="ignore")
+    source.execute("DELETE FROM t WHERE id < 4")
+    with tampered(source) as held:
+        held[0] = twice(held[0])
+    found = verify(settings)
+    assert (found.status, counts(found), rows(found)) == (
+        "differs",
+        (0, 4, 0),
+        [("extra", {"id": 7})],
+    )
+    assert any("3 rows are in Bronze alone" in note for note in found.notes)
+    mended = verify(settings, repair=True)
+    assert (mended.status, counts(mended)) == ("equal", (0, 3, 0))
+
+
+def test_a_table_that_goes_elsewhere_by_now_is_not_mistaken(source: Source) -> None:
+    """The damage of a former Bronze table is not that of the one which the config names."""
+    landed(source)
+    settings = source.settings(tables={"t": {"target": "bz_new"}})
+    assert pipeline.run(settings).exit_code == 0
+    with tampered(source) as held:
+        held[0] = held[0].with_columns(value(7, "other"))
+    result = verifying.verify(settings, at_rest=True, repair=True)
+    found = {table.target: (table.status, table.altered) for table in result.tables}
+    assert found == {"bronze.bz_t": ("differs", 1), "bronze.bz_new": ("equal", 0)}
+    assert result.exit_code == 1
+
+
+def test_a_column_whose_name_is_part_of_the_keys(source: Source) -> None:
+    """Rows are cut out of a file whose bounds are the key's alone."""
+    settings = landed(
+        source,
+        "CREATE TABLE t (rate_id int PRIMARY KEY, id int, v text, rate numeric(18,6), te float8);"
+        " INSERT INTO t SELECT i, i, 'v' || i, i, i FROM generate_series(1, 50) i",
+    )
+    with tampered(source) as held:
+        held[0] = held[0].with_columns(value(7, "other"))
+    assert verify(settings, at_rest=True, repair=True).status == "equal"
+    assert differences(settings) == {}

@@ -1,0 +1,1 @@
+"""Long proofs: kills, memory, a state machine, a model checker."""

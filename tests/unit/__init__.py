@@ -1,0 +1,1 @@
+"""Tests without PostgreSQL: in memory, and of Delta tables in a folder."""
