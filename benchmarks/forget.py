@@ -32,7 +32,11 @@ from bronze.delta import commit, files
 from bronze.delta.commit import Change, Shape
 from bronze.delta.schema import delta_schema
 from bronze.ingest.enrich import enriched
-from bronze.model.model import Enrichment, Kind, Protect, Protected, Protection, Secret, Stamp
+from bronze.model.columns import Kind, Protect
+from bronze.model.locations import Secret
+from bronze.model.protection import Protected, Protection
+from bronze.model.stamp import Stamp
+from bronze.model.units import Enrichment
 from bronze.protection import erasure, keyring
 from bronze.rows.metadata import METADATA
 from bronze.tables import evolution

@@ -29,7 +29,9 @@ from uuid_utils import uuid7
 
 from bronze.delta import commit, files, log
 from bronze.delta.layout import hilbert, optimize
-from bronze.model.model import Kind, Place, Stored
+from bronze.model.columns import Kind
+from bronze.model.files import Stored
+from bronze.model.locations import Place
 
 Keys = npt.NDArray[np.uint64]
 

@@ -32,7 +32,10 @@ from rich.table import Table
 from bronze.delta import commit, files, log
 from bronze.delta.commit import Change, Position, Shape
 from bronze.delta.write import insert, merge
-from bronze.model.model import Kind, Known, Place, Stamp
+from bronze.model.columns import Kind
+from bronze.model.locations import Place
+from bronze.model.stamp import Stamp
+from bronze.model.units import Known
 from bronze.rows.metadata import METADATA, digests, stamped
 from bronze.tables import known_rows
 

@@ -1,6 +1,6 @@
 """Secrets: found by name, used at once, never kept, printed or sent.
 
-Work units carry a `bronze.model.model.Secret`, which names a secret; whoever needs its value
+Work units carry a `bronze.model.locations.Secret`, which names a secret; whoever needs its value
 resolves it where the work is done.
 """
 
@@ -18,7 +18,7 @@ from urllib.parse import urlencode
 from urllib.request import Request, urlopen
 
 from bronze.errors import ConfigError
-from bronze.model.model import Secret
+from bronze.model.locations import Secret
 
 if TYPE_CHECKING:
     from azure.core.credentials import TokenCredential

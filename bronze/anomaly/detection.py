@@ -12,7 +12,8 @@ import polars as pl
 from bronze.anomaly.features import numbers
 from bronze.anomaly.forest import Scorer, scorer
 from bronze.model.anomaly import KEY, MOST, SCORE, Model, Outliers, Watch
-from bronze.model.model import Kind, Stamp
+from bronze.model.columns import Kind
+from bronze.model.stamp import Stamp
 
 COLUMNS: tuple[tuple[str, Kind], ...] = (
     ("anomaly_score", Kind("double")),

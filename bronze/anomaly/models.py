@@ -25,7 +25,10 @@ from bronze.governance.tables import models as book
 from bronze.governance.tables import profiles
 from bronze.ingest.units import Assignment, asked
 from bronze.model.anomaly import Model, Watch
-from bronze.model.model import DELETED, Column, Kind, Place, Stored
+from bronze.model.columns import Column, Kind
+from bronze.model.files import Stored
+from bronze.model.locations import Place
+from bronze.model.units import DELETED
 from bronze.postgres import statement
 from bronze.postgres.copy import read, splits
 from bronze.tables import evolution

@@ -19,7 +19,8 @@ from bronze.errors import BronzeError
 from bronze.governance.tables import anomalies, profiles
 from bronze.governance.tables.profiles import Scope
 from bronze.model.anomaly import KEY, SCORE, Model, Watch
-from bronze.model.model import Findings, Stamp
+from bronze.model.stamp import Stamp
+from bronze.model.units import Findings
 from bronze.tables.selection import Target
 
 # A run is held against so many before it, once there are so many.

@@ -16,7 +16,7 @@ import polars as pl
 from bronze.anomaly.features import MOST, as_numbers, missing, numbers
 from bronze.anomaly.forest import Scorer
 from bronze.model.anomaly import Feature, Forest, Measure, Model
-from bronze.model.model import Column
+from bronze.model.columns import Column
 
 LEAST = 50
 """Of fewer rows nothing is learned."""

@@ -27,9 +27,10 @@ from bronze.governance import audit, openlineage
 from bronze.ingest import pipeline, plan, units
 from bronze.ingest.pipeline import Opened
 from bronze.ingest.units import Assignment
-from bronze.model.model import Column, Stamp
+from bronze.model.columns import Column
 from bronze.model.quality import Criterion
 from bronze.model.results import Failure
+from bronze.model.stamp import Stamp
 from bronze.postgres.catalog import constraints, survey
 from bronze.postgres.catalog.constraints import Constraints
 from bronze.postgres.catalog.relations import Relation

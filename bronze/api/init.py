@@ -21,7 +21,8 @@ from psycopg.conninfo import make_conninfo
 from bronze.config.protection import MASTER_KEY
 from bronze.config.settings import TableSettings
 from bronze.errors import ConfigError
-from bronze.model.model import KEY_TEXT, Origin, Place
+from bronze.model.columns import KEY_TEXT
+from bronze.model.locations import Origin, Place
 from bronze.model.results import Failure
 from bronze.postgres.catalog import relations as catalog
 from bronze.postgres.catalog import survey

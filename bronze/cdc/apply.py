@@ -37,8 +37,10 @@ from bronze.ingest.diff import Difference, Edit
 from bronze.ingest.load import book_rejected
 from bronze.ingest.plan import Plan
 from bronze.ingest.watermarks import STREAM
-from bronze.model.model import NOTHING_FOUND, DataFile, Findings, Stamp
+from bronze.model.files import DataFile
 from bronze.model.quality import Scored
+from bronze.model.stamp import Stamp
+from bronze.model.units import NOTHING_FOUND, Findings
 from bronze.postgres.catalog.types import ANY_BYTES
 from bronze.postgres.connection.connect import Connection
 from bronze.postgres.replication import prerequisites, publication

@@ -19,7 +19,7 @@ from bronze.delta.commit import Change, Position, Shape
 from bronze.delta.log import State
 from bronze.errors import BronzeError, LakeUnreachable
 from bronze.governance.tables import streams as book
-from bronze.model.model import Place
+from bronze.model.locations import Place
 from bronze.postgres.replication.rewind import Past
 
 _HELD = "held"

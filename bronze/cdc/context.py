@@ -13,7 +13,7 @@ from bronze.errors import BronzeError
 from bronze.governance import lineage, openlineage
 from bronze.governance.lineage import Entry
 from bronze.ingest import pipeline
-from bronze.model.model import Origin
+from bronze.model.locations import Origin
 from bronze.model.results import Failure, Late, TableResult
 from bronze.postgres.catalog.relations import Relation
 from bronze.postgres.connection import connect

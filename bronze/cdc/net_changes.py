@@ -28,21 +28,11 @@ from bronze.errors import Mismatch, TableRefused
 from bronze.ingest import key_text
 from bronze.ingest.enrich import enriched
 from bronze.ingest.worker import rejections
-from bronze.model.model import (
-    DELETED,
-    NONE_GIVEN,
-    NOTHING_FOUND,
-    Column,
-    DataFile,
-    Enrichment,
-    Findings,
-    Kind,
-    Place,
-    Rejected,
-    RowKey,
-    Stamp,
-    Stored,
-)
+from bronze.model.columns import Column, Kind, RowKey
+from bronze.model.files import DataFile, Stored
+from bronze.model.locations import Place
+from bronze.model.stamp import Stamp
+from bronze.model.units import DELETED, NONE_GIVEN, NOTHING_FOUND, Enrichment, Findings, Rejected
 from bronze.postgres.copy import read
 from bronze.postgres.replication import text_values
 from bronze.postgres.replication.batch import Gathered

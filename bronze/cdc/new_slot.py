@@ -20,7 +20,7 @@ from psycopg import errors as pg
 from bronze import failpoint
 from bronze.cdc.context import Line, Stopped
 from bronze.errors import BronzeError, TableRefused
-from bronze.model.model import Origin
+from bronze.model.locations import Origin
 from bronze.postgres.connection import connect
 from bronze.postgres.connection.connect import Connection
 from bronze.postgres.copy import snapshot

@@ -33,7 +33,7 @@ from bronze.governance import audit, lineage
 from bronze.governance.tables import streams as book
 from bronze.ingest import units
 from bronze.maintenance import background
-from bronze.model.model import Stamp
+from bronze.model.stamp import Stamp
 from bronze.postgres.catalog import definition
 from bronze.postgres.catalog.relations import Relation
 from bronze.postgres.connection import connect

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from bronze.config.fields import Section
-from bronze.model.model import Protect, ProtectMethod
+from bronze.model.columns import Protect, ProtectMethod
 
 MASTER_KEY = "BRONZE_MASTER_KEY"
 """The environment variable with the master key where the config names none."""

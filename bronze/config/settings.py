@@ -15,8 +15,9 @@ from bronze.config.fields import Bytes, Decimal, Names, Seconds, Section, durati
 from bronze.config.protection import MASTER_KEY, ColumnProtection
 from bronze.config.quality import QualitySettings, RuleSettings
 from bronze.errors import ConfigError
-from bronze.model.model import Method, Origin, Place, Secret
+from bronze.model.locations import Origin, Place, Secret
 from bronze.model.quality import Criterion
+from bronze.model.stamp import Method
 
 _ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
 _SECRET = re.compile(r"key|secret|token|password|credential|sas", re.IGNORECASE)

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bronze.delta.log import State
-from bronze.model.model import AuditMark
+from bronze.model.stamp import AuditMark
 
 LOGS = "bronze.audit.logs"
 """The property with the ids of the logs under which a table was written, with commas between."""

@@ -21,7 +21,10 @@ from bronze.delta import audit_mark, files, store
 from bronze.delta.log import ENGINE, MARK, Action, State, infos, read, write
 from bronze.delta.schema import NTZ, delta_schema, properties, protocol
 from bronze.errors import CommitConflict, LakeError, Overtaken
-from bronze.model.model import AuditMark, DataFile, Kind, Place, Stored
+from bronze.model.columns import Kind
+from bronze.model.files import DataFile, Stored
+from bronze.model.locations import Place
+from bronze.model.stamp import AuditMark
 
 FACTS = "bronze"
 """The key in a commit's info under which the run's facts are, as JSON."""

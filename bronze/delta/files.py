@@ -22,7 +22,9 @@ import pyarrow.parquet as pq
 from bronze import failpoint, portion
 from bronze.delta import store
 from bronze.delta.statistics import Statistics
-from bronze.model.model import DataFile, Kind, Place, Stored
+from bronze.model.columns import Kind
+from bronze.model.files import DataFile, Stored
+from bronze.model.locations import Place
 
 _LEVEL = 1
 # A column whose values in the first row group repeat at least so often gets a dictionary.

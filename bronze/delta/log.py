@@ -28,7 +28,9 @@ from bronze.delta import files, store
 from bronze.delta.schema import kinds
 from bronze.delta.statistics import SAFE
 from bronze.errors import CommitConflict, LakeError
-from bronze.model.model import Kind, Place, Stored
+from bronze.model.columns import Kind
+from bronze.model.files import Stored
+from bronze.model.locations import Place
 
 Action = Mapping[str, Any]
 

@@ -13,7 +13,7 @@ import polars as pl
 
 from bronze import portion
 from bronze.delta.files import Output, Partition
-from bronze.model.model import DataFile
+from bronze.model.files import DataFile
 
 # So many files are written at once; when there are more, those that are open are finished.
 _OPEN = 64

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
 from bronze.errors import LakeError
-from bronze.model.model import Kind, KindName
+from bronze.model.columns import Kind, KindName
 
 PROPERTIES: Mapping[str, str] = {
     "delta.enableChangeDataFeed": "true",

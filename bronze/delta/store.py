@@ -18,7 +18,7 @@ from obstore.store import LocalStore, from_url
 from bronze import secrets
 from bronze.errors import BronzeError, FileDamaged, LakeError, LakeUnreachable
 from bronze.library_errors import plain
-from bronze.model.model import Place, Secret
+from bronze.model.locations import Place, Secret
 
 _CLIENT = (
     "allow_http",

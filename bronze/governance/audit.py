@@ -32,7 +32,8 @@ from bronze.governance import actor, audit_witnesses
 from bronze.governance.tables import audit_log as book
 from bronze.governance.tables.audit_log import Head, Record
 from bronze.governance.writer import Page, append
-from bronze.model.model import AuditMark, Place
+from bronze.model.locations import Place
+from bronze.model.stamp import AuditMark
 from bronze.version import VERSION
 
 CONFIG = "config"

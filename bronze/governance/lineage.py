@@ -26,8 +26,10 @@ from bronze.governance.tables import data_lineage as book
 from bronze.governance.tables.data_lineage import Record
 from bronze.governance.writer import Page, append
 from bronze.ingest.plan import Plan
-from bronze.model.model import Column, Place, Stamp
+from bronze.model.columns import Column
+from bronze.model.locations import Place
 from bronze.model.results import Failure, Late, TableResult
+from bronze.model.stamp import Stamp
 from bronze.postgres.copy.snapshot import Snapshot
 from bronze.tables.evolution import Settled
 from bronze.tables.selection import Target

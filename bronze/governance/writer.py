@@ -15,7 +15,8 @@ from bronze.delta import commit, files, log, store
 from bronze.delta.commit import Change, Position, Shape
 from bronze.delta.log import State
 from bronze.errors import BronzeError, CommitConflict
-from bronze.model.model import Kind, Place
+from bronze.model.columns import Kind
+from bronze.model.locations import Place
 
 _TRIES = 20
 

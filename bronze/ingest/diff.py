@@ -22,7 +22,9 @@ from bronze.errors import Mismatch
 from bronze.execution.executors import Course, Task
 from bronze.ingest.plan import Plan
 from bronze.ingest.worker import Replacing, replacing
-from bronze.model.model import DataFile, Known, Stamp, Stored, Written
+from bronze.model.files import DataFile, Stored
+from bronze.model.stamp import Stamp
+from bronze.model.units import Known, Written
 from bronze.rows.fingerprint import Fingerprints
 from bronze.tables import known_rows
 

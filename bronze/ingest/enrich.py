@@ -6,7 +6,8 @@ import polars as pl
 
 from bronze.anomaly.profile import profiled
 from bronze.model.anomaly import Profile
-from bronze.model.model import Enrichment, Findings, Stamp
+from bronze.model.stamp import Stamp
+from bronze.model.units import Enrichment, Findings
 from bronze.protection import protect
 from bronze.quality import scoring
 from bronze.rows.metadata import checksum, digests, row_hash, stamped

@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 import polars as pl
 
 from bronze.errors import Mismatch
-from bronze.model.model import KEY_TEXT, Column, Protection, RowKey
+from bronze.model.columns import KEY_TEXT, Column, RowKey
+from bronze.model.protection import Protection
 from bronze.protection import plaintext, protect
 
 

@@ -38,18 +38,11 @@ from bronze.ingest.plan import Plan
 from bronze.ingest.worker import work
 from bronze.maintenance import maintain
 from bronze.model.anomaly import Outliers
-from bronze.model.model import (
-    NOTHING_FOUND,
-    DataFile,
-    Findings,
-    Known,
-    Origin,
-    Place,
-    Rejected,
-    Stamp,
-    Written,
-)
+from bronze.model.files import DataFile
+from bronze.model.locations import Origin, Place
 from bronze.model.results import TableResult
+from bronze.model.stamp import Stamp
+from bronze.model.units import NOTHING_FOUND, Findings, Known, Rejected, Written
 from bronze.postgres.copy.snapshot import Snapshot
 from bronze.quality import checks
 from bronze.rows import fingerprint

@@ -35,8 +35,10 @@ from bronze.governance import audit, lineage, openlineage
 from bronze.ingest import load, plan, units
 from bronze.ingest.load import Table
 from bronze.maintenance import maintain
-from bronze.model.model import AuditMark, Origin, Stamp, Written
+from bronze.model.locations import Origin
 from bronze.model.results import Failure, RunResult, TableResult
+from bronze.model.stamp import AuditMark, Stamp
+from bronze.model.units import Written
 from bronze.postgres.catalog.relations import Relation
 from bronze.postgres.connection import connect
 from bronze.postgres.copy import snapshot

@@ -20,18 +20,11 @@ from bronze.errors import TableRefused
 from bronze.ingest import provide, units, watermarks
 from bronze.ingest.row_key import key_columns, key_of, lacks_text, merges_rows, no_key, unstable
 from bronze.ingest.units import Assignment
-from bronze.model.model import (
-    KEY_TEXT,
-    Column,
-    Enrichment,
-    Kind,
-    Known,
-    Origin,
-    Protection,
-    RowKey,
-    Stamp,
-    Unit,
-)
+from bronze.model.columns import KEY_TEXT, Column, Kind, RowKey
+from bronze.model.locations import Origin
+from bronze.model.protection import Protection
+from bronze.model.stamp import Stamp
+from bronze.model.units import Enrichment, Known, Unit
 from bronze.postgres.catalog import survey
 from bronze.postgres.copy import incremental, splits
 from bronze.postgres.copy.snapshot import Since, Snapshot

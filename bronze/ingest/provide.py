@@ -7,7 +7,9 @@ from dataclasses import replace
 from bronze.anomaly import models
 from bronze.delta.log import State
 from bronze.ingest.units import Assignment
-from bronze.model.model import Enrichment, Protection, RowKey
+from bronze.model.columns import RowKey
+from bronze.model.protection import Protection
+from bronze.model.units import Enrichment
 from bronze.quality import set_rules
 from bronze.tables.evolution import Settled
 

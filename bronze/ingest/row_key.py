@@ -10,7 +10,8 @@ from bronze.delta.log import State
 from bronze.errors import TableRefused
 from bronze.ingest import key_text, units
 from bronze.ingest.units import Assignment
-from bronze.model.model import KEY_TEXT, NO_KEY, Column, Known, RowKey
+from bronze.model.columns import KEY_TEXT, NO_KEY, Column, RowKey
+from bronze.model.units import Known
 from bronze.postgres import statement
 from bronze.postgres.catalog.relations import TABLEOID
 from bronze.tables import evolution, known_rows, selection

@@ -14,7 +14,10 @@ from bronze.delta.commit import Shape
 from bronze.delta.log import State
 from bronze.delta.partition import source_of
 from bronze.errors import BronzeError, TableRefused
-from bronze.model.model import Column, Enrichment, Known, Origin, RowKey, Stamp, Unit, Weighing
+from bronze.model.columns import Column, RowKey
+from bronze.model.locations import Origin
+from bronze.model.stamp import Stamp
+from bronze.model.units import Enrichment, Known, Unit, Weighing
 from bronze.postgres import statement
 from bronze.postgres.connection.connect import Connection, explain
 from bronze.postgres.copy import row_sizes, splits

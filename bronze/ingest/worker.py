@@ -23,7 +23,8 @@ from bronze.delta.write import history, merge
 from bronze.errors import SourceUnreachable
 from bronze.ingest import key_text
 from bronze.ingest.enrich import enriched
-from bronze.model.model import NOTHING_FOUND, DataFile, Findings, Known, Rejected, Unit, Written
+from bronze.model.files import DataFile
+from bronze.model.units import NOTHING_FOUND, Findings, Known, Rejected, Unit, Written
 from bronze.postgres.copy import read, row_sizes
 from bronze.protection import protect
 from bronze.rows import fingerprint

@@ -22,7 +22,7 @@ from bronze.delta.layout import optimize, vacuum
 from bronze.errors import BronzeError
 from bronze.execution import executors
 from bronze.maintenance import maintain
-from bronze.model.model import Place
+from bronze.model.locations import Place
 
 _log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from bronze.errors import BronzeError, ConfigError
 from bronze.execution import executors
 from bronze.execution.executors import Course, Task
 from bronze.ingest import units
-from bronze.model.model import Place
+from bronze.model.locations import Place
 from bronze.model.results import MaintainedTable, MaintainResult
 from bronze.tables import evolution
 

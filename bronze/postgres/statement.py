@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from psycopg import sql
 
-from bronze.model.model import Column
+from bronze.model.columns import Column
 
 # A PostgreSQL function takes at most 100 arguments.
 _ARGUMENTS = 90

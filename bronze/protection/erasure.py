@@ -31,7 +31,8 @@ from bronze.delta.layout.vacuum import Expired
 from bronze.delta.log import State
 from bronze.errors import BronzeError, ConfigError, LakeError, TableRefused
 from bronze.governance.tables import anomalies, models, profiles, quality, rejected_values
-from bronze.model.model import DataFile, Place, Stored
+from bronze.model.files import DataFile, Stored
+from bronze.model.locations import Place
 from bronze.model.results import Failure
 from bronze.protection import governance_records, source_rows
 from bronze.protection import subject as subjects

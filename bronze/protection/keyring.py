@@ -20,7 +20,8 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from bronze.errors import ConfigError
-from bronze.model.model import DataKey, Secret
+from bronze.model.locations import Secret
+from bronze.model.protection import DataKey
 from bronze.secrets import resolve
 
 _MASTER = 32

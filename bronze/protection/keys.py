@@ -27,7 +27,9 @@ from bronze.errors import BronzeError, ConfigError, TableRefused
 from bronze.governance import audit
 from bronze.governance.tables import keys as book
 from bronze.governance.tables.keys import Record
-from bronze.model.model import STABLE, Column, DataKey, Place, Protected, Protection
+from bronze.model.columns import STABLE, Column
+from bronze.model.locations import Place
+from bronze.model.protection import DataKey, Protected, Protection
 from bronze.protection import keyring
 from bronze.tables import evolution, selection
 from bronze.tables.evolution import Settled

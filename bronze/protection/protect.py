@@ -38,7 +38,9 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESSIV
 
 from bronze.errors import Mismatch
-from bronze.model.model import DataKey, Protected, Protection, Rejected, Secret
+from bronze.model.locations import Secret
+from bronze.model.protection import DataKey, Protected, Protection
+from bronze.model.units import Rejected
 from bronze.protection import ff1, plaintext
 from bronze.protection.keyring import unwrapped
 

@@ -18,7 +18,7 @@ import psycopg
 from bronze.config.settings import Settings
 from bronze.delta.log import State
 from bronze.errors import ConfigError, TableRefused
-from bronze.model.model import KEY_TEXT
+from bronze.model.columns import KEY_TEXT
 from bronze.postgres.catalog.operators import comparisons
 from bronze.postgres.catalog.relations import Relation, relations
 from bronze.postgres.catalog.types import Choices

@@ -20,7 +20,8 @@ from bronze.delta import log, store
 from bronze.delta.log import State
 from bronze.errors import ConfigError
 from bronze.governance.tables.keys import Record
-from bronze.model.model import KEY_TEXT, STABLE, DataKey, Kind, Protect, Protected, Protection
+from bronze.model.columns import KEY_TEXT, STABLE, Kind, Protect
+from bronze.model.protection import DataKey, Protected, Protection
 from bronze.postgres.copy.literals import Read
 from bronze.postgres.copy.read import dtype
 from bronze.protection import keys, plaintext, protect

@@ -10,7 +10,7 @@ from bronze.config.quality import QualitySettings
 from bronze.delta import commit, files
 from bronze.governance.tables import quality as book
 from bronze.governance.tables.quality import Figure, Graded
-from bronze.model.model import Place
+from bronze.model.locations import Place
 from bronze.model.quality import BEST, Criterion, Quality, Scored
 
 SCORE, QUARANTINED, FRESHNESS, NULLS = "score", "quarantined", "freshness", "null_share"

@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 
 from bronze.config.quality import Bounds, RuleSettings
-from bronze.model.model import Column, Kind
+from bronze.model.columns import Column, Kind
 from bronze.postgres.copy.read import dtype
 from bronze.quality.scoring import MOMENT
 

@@ -20,7 +20,7 @@ from bronze.errors import ConfigError
 from bronze.governance.tables import quality as book
 from bronze.governance.tables import streams
 from bronze.governance.tables.quality import Figure
-from bronze.model.model import Stored
+from bronze.model.files import Stored
 from bronze.quality import checks
 from bronze.tables import evolution
 from bronze.tables.naming import spellings

@@ -12,8 +12,8 @@ import numpy as np
 import polars as pl
 
 from bronze.errors import TableRefused
-from bronze.model.model import Stamp
 from bronze.model.quality import BEST, EXAMPLES, POINTS, Criterion, Quality, Scored
+from bronze.model.stamp import Stamp
 from bronze.rows import fingerprint
 
 MOMENT = "\0moment"

@@ -14,7 +14,7 @@ import polars as pl
 from bronze.errors import TableRefused
 from bronze.ingest import units
 from bronze.ingest.units import Assignment
-from bronze.model.model import KEY_TEXT, Column, RowKey
+from bronze.model.columns import KEY_TEXT, Column, RowKey
 from bronze.model.quality import SPANNING, Criterion, Quality
 from bronze.postgres.catalog import constraints
 from bronze.postgres.catalog.constraints import Constraints

@@ -12,8 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bronze import portion
-from bronze.model.model import ACTIVE, QUARANTINED, Kind, Stamp
+from bronze.model.columns import Kind
 from bronze.model.quality import BEST
+from bronze.model.stamp import Stamp
+from bronze.model.units import ACTIVE, QUARANTINED
 from bronze.rows import hashing
 from bronze.rows.encoding import pieces
 

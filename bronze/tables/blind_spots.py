@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from bronze.config.settings import Settings, TableSettings
-from bronze.model.model import Column
+from bronze.model.columns import Column
 from bronze.postgres.catalog.relations import Relation
 from bronze.postgres.copy import incremental, splits
 from bronze.postgres.statement import quoted

@@ -15,7 +15,8 @@ from bronze.anomaly import detection
 from bronze.delta.schema import delta_schema, kinds
 from bronze.delta.write.history import KIND
 from bronze.errors import TableRefused
-from bronze.model.model import KEY_TEXT, Column, Form, Kind, Protect
+from bronze.model.columns import KEY_TEXT, Column, Kind, Protect
+from bronze.model.files import Form
 from bronze.postgres.catalog.relations import Relation
 from bronze.postgres.catalog.types import absent, recast, wider
 from bronze.postgres.statement import quoted

@@ -19,7 +19,9 @@ import xxhash
 
 from bronze.delta import files
 from bronze.ingest.key_text import keyed
-from bronze.model.model import DELETED, Known, Place, Stored
+from bronze.model.files import Stored
+from bronze.model.locations import Place
+from bronze.model.units import DELETED, Known
 from bronze.rows import fingerprint
 from bronze.rows.fingerprint import Fingerprints
 from bronze.tables import soundness

@@ -13,7 +13,8 @@ from bronze.config.protection import ColumnProtection
 from bronze.config.settings import Settings, TableSettings
 from bronze.delta.write.history import KIND
 from bronze.errors import ConfigError, TableRefused
-from bronze.model.model import KEY_TEXT, Column, Place
+from bronze.model.columns import KEY_TEXT, Column
+from bronze.model.locations import Place
 from bronze.postgres import statement
 from bronze.postgres.catalog.relations import TABLEOID, Relation, relations, schemas, with_tableoid
 from bronze.postgres.catalog.survey import Personal

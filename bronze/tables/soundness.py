@@ -16,8 +16,10 @@ import polars as pl
 
 from bronze.delta.partition import source_of
 from bronze.delta.write.history import KIND
-from bronze.model.model import ACTIVE, DELETED, QUARANTINED, Form, Method
+from bronze.model.files import Form
 from bronze.model.quality import BEST
+from bronze.model.stamp import Method
+from bronze.model.units import ACTIVE, DELETED, QUARANTINED
 from bronze.postgres.copy.read import dtype
 from bronze.rows import fingerprint, hashing, metadata
 from bronze.rows.encoding import pieces

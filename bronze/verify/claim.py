@@ -16,7 +16,9 @@ from bronze.errors import BronzeError, LakeError, TableRefused
 from bronze.ingest import key_text, pipeline, plan, units
 from bronze.ingest.pipeline import Opened
 from bronze.ingest.units import Assignment
-from bronze.model.model import KEY_TEXT, NO_KEY, Column, Kind, Protection, RowKey, Stamp
+from bronze.model.columns import KEY_TEXT, NO_KEY, Column, Kind, RowKey
+from bronze.model.protection import Protection
+from bronze.model.stamp import Stamp
 from bronze.postgres import statement
 from bronze.postgres.catalog.relations import Relation
 from bronze.postgres.copy import row_hash, splits

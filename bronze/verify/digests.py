@@ -19,7 +19,8 @@ import numpy as np
 import polars as pl
 import polars_hash as plh
 
-from bronze.model.model import KEY_TEXT, Column, Protection, RowKey
+from bronze.model.columns import KEY_TEXT, Column, RowKey
+from bronze.model.protection import Protection
 from bronze.postgres.copy import row_hash
 from bronze.postgres.copy.read import dtype
 from bronze.protection import keyring, protect

@@ -17,19 +17,11 @@ import tenacity
 from bronze.delta import files
 from bronze.errors import FileDamaged, SourceUnreachable
 from bronze.ingest import key_text
-from bronze.model.model import (
-    DELETED,
-    KEY_TEXT,
-    NO_KEY,
-    Column,
-    Kind,
-    Known,
-    Origin,
-    Place,
-    Protection,
-    RowKey,
-    Stored,
-)
+from bronze.model.columns import KEY_TEXT, NO_KEY, Column, Kind, RowKey
+from bronze.model.files import Stored
+from bronze.model.locations import Origin, Place
+from bronze.model.protection import Protection
+from bronze.model.units import DELETED, Known
 from bronze.postgres.copy import read, server_hashes
 from bronze.protection import keyring, protect
 from bronze.rows import fingerprint

@@ -14,7 +14,10 @@ import polars as pl
 
 from bronze.delta import files
 from bronze.errors import FileDamaged
-from bronze.model.model import DELETED, Form, Kind, Place, Stored
+from bronze.model.columns import Kind
+from bronze.model.files import Form, Stored
+from bronze.model.locations import Place
+from bronze.model.units import DELETED
 from bronze.tables import soundness
 from bronze.tables.soundness import Judged
 from bronze.verify import buckets, digests

@@ -15,7 +15,7 @@ from bronze.delta import files, log, store
 from bronze.delta.log import State
 from bronze.errors import BronzeError, ConfigError, LakeError, TableVanished
 from bronze.governance.tables import data_lineage as book
-from bronze.model.model import Place
+from bronze.model.locations import Place
 from bronze.tables import evolution
 
 

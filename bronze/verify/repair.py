@@ -31,8 +31,9 @@ from bronze.governance import lineage
 from bronze.ingest import pipeline
 from bronze.ingest.load import Table
 from bronze.ingest.pipeline import Notify, running
-from bronze.model.model import Known, Stored
+from bronze.model.files import Stored
 from bronze.model.results import Failure, TableResult
+from bronze.model.units import Known
 from bronze.tables import evolution, known_rows
 from bronze.tables.selection import Target
 from bronze.verify.claim import Claim, carried

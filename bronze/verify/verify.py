@@ -27,7 +27,7 @@ from bronze.execution import executors
 from bronze.execution.executors import Course, Task
 from bronze.ingest import units
 from bronze.ingest.pipeline import Notify, Progress, giving_way, running
-from bronze.model.model import Known
+from bronze.model.units import Known
 from bronze.verify import at_rest as rest
 from bronze.verify import buckets, evidence, file_check
 from bronze.verify import repair as mend

@@ -19,7 +19,7 @@ from bronze.config.settings import Settings
 from bronze.demo.server import Server
 from bronze.errors import SourceError, SourceRefused
 from bronze.ingest import pipeline
-from bronze.model.model import KEY_TEXT
+from bronze.model.columns import KEY_TEXT
 from bronze.verify.verify import verify
 from tests.conftest import Source, without_slots
 from tests.support import feed

@@ -16,7 +16,7 @@ from bronze.api import check
 from bronze.config.settings import MINIMUM_MEMORY
 from bronze.errors import ConfigError
 from bronze.ingest import pipeline
-from bronze.model.model import Origin
+from bronze.model.locations import Origin
 from bronze.model.results import Failure, RunResult
 from bronze.postgres.catalog.relations import relations
 from bronze.postgres.connection import connect

@@ -272,7 +272,7 @@ MAINTAINED = (
 import json, sys
 from bronze.config import loading
 from bronze.ingest import units
-from bronze.model.model import Place
+from bronze.model.units import Place
 from bronze.delta.layout import optimize
 settings = loading.parse(json.loads(sys.argv[1]))
 place = settings.place(settings.lake.schema_, "bz_" + sys.argv[2])

@@ -31,7 +31,7 @@ from bronze.delta.layout import optimize
 from bronze.delta.write.history import KIND
 from bronze.ingest import pipeline
 from bronze.maintenance import maintain
-from bronze.model.model import DELETED
+from bronze.model.units import DELETED
 from tests.conftest import Source
 from tests.support import feed
 from tests.support.content import differences

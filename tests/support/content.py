@@ -10,7 +10,7 @@ import polars as pl
 from bronze.config.settings import Settings
 from bronze.delta import log
 from bronze.delta.write.history import KIND
-from bronze.model.model import DELETED
+from bronze.model.units import DELETED
 from bronze.postgres import statement
 from bronze.postgres.catalog.relations import relations
 from bronze.postgres.connection import connect

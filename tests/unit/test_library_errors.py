@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from bronze.delta import log, store
 from bronze.errors import LakeError
 from bronze.library_errors import plain
-from bronze.model.model import Place
+from bronze.model.locations import Place
 
 SAID = [
     (

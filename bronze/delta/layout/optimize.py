@@ -32,7 +32,9 @@ from bronze.delta.log import State, read
 from bronze.delta.schema import PROPERTIES, properties
 from bronze.delta.statistics import SAFE
 from bronze.errors import CommitConflict, LakeError
-from bronze.model.model import Kind, Place, Stored
+from bronze.model.columns import Kind
+from bronze.model.files import Stored
+from bronze.model.locations import Place
 
 Each = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 """Does a function of a module for all jobs, anywhere, and yields the results in any order."""

@@ -20,7 +20,9 @@ from bronze import portion
 from bronze.delta import files, store
 from bronze.delta.layout.hilbert import Fence, Numbers, Scale, along, fence, keys, scales, split
 from bronze.errors import Mismatch
-from bronze.model.model import DataFile, Kind, Place, Stored
+from bronze.model.columns import Kind
+from bronze.model.files import DataFile, Stored
+from bronze.model.locations import Place
 
 # Of a group's rows so many are looked at to draw its scales, and these many to learn their size.
 _SAMPLE = 100_000

@@ -23,7 +23,7 @@ from bronze import failpoint
 from bronze.delta import store
 from bronze.delta.commit import ORPHAN_AGE
 from bronze.delta.log import State, mapped, read
-from bronze.model.model import Place
+from bronze.model.locations import Place
 
 # As long as this an entry is kept whatever the retention: `bronze.delta.commit.sweep` asks the log
 # whether a batch has landed.

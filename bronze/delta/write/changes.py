@@ -12,7 +12,11 @@ import pyarrow.parquet as pq
 from bronze import portion
 from bronze.delta import files
 from bronze.delta.files import CHANGE
-from bronze.model.model import DELETED, DataFile, Kind, Place, Stamp
+from bronze.model.columns import Kind
+from bronze.model.files import DataFile
+from bronze.model.locations import Place
+from bronze.model.stamp import Stamp
+from bronze.model.units import DELETED
 
 Rows = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float64]

@@ -18,7 +18,11 @@ from bronze import portion
 from bronze.delta import files
 from bronze.delta.partition import Outputs, column_of
 from bronze.delta.write.changes import Changes, Gathered, Rows, marked, picks, read
-from bronze.model.model import DELETED, DataFile, Kind, Place, Stamp, Stored
+from bronze.model.columns import Kind
+from bronze.model.files import DataFile, Stored
+from bronze.model.locations import Place
+from bronze.model.stamp import Stamp
+from bronze.model.units import DELETED
 from bronze.portion import HELD
 
 KIND = "change_type"

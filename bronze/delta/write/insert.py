@@ -13,7 +13,9 @@ import polars as pl
 from bronze.delta import files
 from bronze.delta.partition import Outputs, column_of
 from bronze.delta.write.changes import Changes, Gathered, height, image, picks
-from bronze.model.model import DataFile, Kind, Place
+from bronze.model.columns import Kind
+from bronze.model.files import DataFile
+from bronze.model.locations import Place
 
 
 @dataclass(frozen=True)

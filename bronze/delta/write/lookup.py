@@ -10,7 +10,9 @@ import pyarrow.parquet as pq
 
 from bronze.delta import files
 from bronze.delta.write import merge
-from bronze.model.model import Kind, Place, Stored
+from bronze.model.columns import Kind
+from bronze.model.files import Stored
+from bronze.model.locations import Place
 
 
 def found(

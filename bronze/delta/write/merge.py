@@ -39,7 +39,11 @@ from bronze.delta.write.changes import (
     picked,
     read,
 )
-from bronze.model.model import DELETED, DataFile, Kind, Place, Stamp, Stored
+from bronze.model.columns import Kind
+from bronze.model.files import DataFile, Stored
+from bronze.model.locations import Place
+from bronze.model.stamp import Stamp
+from bronze.model.units import DELETED
 
 OnDelete = Literal["mark", "remove"]
 # The keys of so many changes are joined at once.

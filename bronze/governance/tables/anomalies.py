@@ -11,7 +11,8 @@ from datetime import datetime
 
 import polars as pl
 
-from bronze.model.model import Kind, Stamp
+from bronze.model.columns import Kind
+from bronze.model.stamp import Stamp
 
 COLUMNS: tuple[tuple[str, Kind], ...] = (
     ("batch_id", Kind("string")),

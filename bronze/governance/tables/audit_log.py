@@ -18,7 +18,7 @@ from typing import Any
 
 import polars as pl
 
-from bronze.model.model import Kind
+from bronze.model.columns import Kind
 
 COLUMNS: tuple[tuple[str, Kind], ...] = (
     ("sequence", Kind("long")),

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 import polars as pl
 
-from bronze.model.model import Kind
+from bronze.model.columns import Kind
 
 COLUMNS: tuple[tuple[str, Kind], ...] = (
     ("lineage_id", Kind("string")),

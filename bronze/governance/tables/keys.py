@@ -12,7 +12,8 @@ from datetime import datetime
 
 import polars as pl
 
-from bronze.model.model import DataKey, Kind
+from bronze.model.columns import Kind
+from bronze.model.protection import DataKey
 
 COLUMNS: tuple[tuple[str, Kind], ...] = (
     ("key_id", Kind("string")),

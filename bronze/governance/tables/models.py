@@ -17,7 +17,7 @@ import numpy.typing as npt
 import polars as pl
 
 from bronze.model.anomaly import Feature, Forest, Model
-from bronze.model.model import Kind
+from bronze.model.columns import Kind
 
 _INTS, _DOUBLES = Kind("array", element=Kind("int")), Kind("array", element=Kind("double"))
 _ARRAYS = ("sizes", "feature", "threshold", "left", "right", "rows")

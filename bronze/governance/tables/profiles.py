@@ -11,7 +11,8 @@ from typing import Literal
 import polars as pl
 
 from bronze.model.anomaly import Outliers, Profile
-from bronze.model.model import Kind, Stamp
+from bronze.model.columns import Kind
+from bronze.model.stamp import Stamp
 
 Scope = Literal["whole", "changes", "stream"]
 """Which rows a profile is of: all of the table's, those that may have changed, or those that a

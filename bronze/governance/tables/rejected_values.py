@@ -10,7 +10,9 @@ from collections.abc import Iterable
 
 import polars as pl
 
-from bronze.model.model import Kind, Rejected, Stamp
+from bronze.model.columns import Kind
+from bronze.model.stamp import Stamp
+from bronze.model.units import Rejected
 
 COLUMNS: tuple[tuple[str, Kind], ...] = (
     ("batch_id", Kind("string")),

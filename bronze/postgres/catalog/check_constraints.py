@@ -20,7 +20,7 @@ import polars as pl
 import sqlglot
 from sqlglot import exp
 
-from bronze.model.model import Column
+from bronze.model.columns import Column
 
 _INTEGERS = ("short", "int", "long")
 _LONG = 2**63

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import psycopg
 from psycopg import sql
 
-from bronze.model.model import Method
+from bronze.model.stamp import Method
 from bronze.postgres.catalog.pii import PersonalKind, kind_by_content, kind_by_name, words
 from bronze.postgres.catalog.relations import Attribute, Relation, relations
 from bronze.postgres.catalog.types import SourceType, output

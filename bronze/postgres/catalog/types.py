@@ -1,7 +1,7 @@
 """The type contract: what each PostgreSQL type becomes, and how its values travel.
 
 The contract is total: a type that no rule names travels as PostgreSQL's own text. A rule gives four
-pieces of SQL over a value ``v`` (see `bronze.model.model.Column`): what to select, what to hash,
+pieces of SQL over a value ``v`` (see `bronze.model.columns.Column`): what to select, what to hash,
 what to reject, and the value's text. Everything that connectorx would change silently or panic at
 is cast here, in PostgreSQL, to a type that it carries exactly.
 
@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from bronze.model.model import Column, Kind, Wire
+from bronze.model.columns import Column, Kind, Wire
 
 MAX_PRECISION = 38
 INT8_PRECISION = 18

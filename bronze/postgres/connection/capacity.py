@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from bronze.model.model import Origin
+from bronze.model.locations import Origin
 from bronze.postgres.statement import quoted
 
 _LIMITED = re.compile(r'too many connections for (role|database) "(.*)"')

@@ -31,7 +31,7 @@ from bronze.errors import (
     TableContested,
     TableRefused,
 )
-from bronze.model.model import Origin
+from bronze.model.locations import Origin
 from bronze.postgres.connection import capacity, pooler, session_settings
 from bronze.postgres.connection.sockets import cut as cut
 

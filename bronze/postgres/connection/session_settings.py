@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from bronze.model.model import Origin
+from bronze.model.locations import Origin
 
 PINNED: Final[Mapping[str, str]] = {
     # A function of anybody's in a schema of the path would be taken for PostgreSQL's own where its

@@ -14,7 +14,7 @@ import polars as pl
 import psycopg
 from psycopg import errors as pg
 
-from bronze.model.model import Column
+from bronze.model.columns import Column
 from bronze.postgres.catalog.operators import Comparison
 from bronze.postgres.catalog.relations import Attribute
 from bronze.postgres.catalog.types import Choices, contract, output

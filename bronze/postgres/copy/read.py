@@ -28,7 +28,8 @@ from bronze.errors import (
     SourceUnreachable,
     TableRefused,
 )
-from bronze.model.model import Column, Kind, Origin
+from bronze.model.columns import Column, Kind
+from bronze.model.locations import Origin
 from bronze.postgres.connection import relay
 from bronze.postgres.connection.connect import (
     CANCELED,
@@ -304,7 +305,7 @@ def dtype(kind: Kind) -> Any:
 
 
 def decoded(series: pl.Series, kind: Kind, wire: str) -> pl.Series:
-    """Values as they travelled (see `bronze.model.model.Wire`) as what they are."""
+    """Values as they travelled (see `bronze.model.columns.Wire`) as what they are."""
     if wire == "unscaled":
         return _scaled(series.cast(pl.Int64), kind)
     if wire == "texts":

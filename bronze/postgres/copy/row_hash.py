@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bronze.model.model import Column, Kind
+from bronze.model.columns import Column, Kind
 from bronze.postgres.statement import rejected
 
 _FLAGS_PER_WORD = 15

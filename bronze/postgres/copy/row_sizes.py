@@ -14,7 +14,8 @@ from typing import Any
 import psycopg
 
 from bronze.errors import TableRefused
-from bronze.model.model import Origin, Weighing
+from bronze.model.locations import Origin
+from bronze.model.units import Weighing
 from bronze.postgres.catalog.relations import Relation
 from bronze.postgres.connection.connect import Connection, connect, explain
 from bronze.postgres.statement import quoted

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import psycopg
 
-from bronze.model.model import Origin
+from bronze.model.locations import Origin
 from bronze.postgres.connection.connect import connect, explain
 
 

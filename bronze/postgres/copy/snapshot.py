@@ -20,7 +20,7 @@ from typing import Any, Literal
 import psycopg
 
 from bronze.errors import BronzeError, SnapshotLost, SnapshotRefused
-from bronze.model.model import Origin
+from bronze.model.locations import Origin
 from bronze.postgres.catalog import definition
 from bronze.postgres.catalog.relations import Relation, relations
 from bronze.postgres.connection.connect import (

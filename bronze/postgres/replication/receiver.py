@@ -23,7 +23,7 @@ import psycopg
 from psycopg import pq
 
 from bronze.errors import Mismatch, SourceBusy, SourceUnreachable
-from bronze.model.model import Origin
+from bronze.model.locations import Origin
 from bronze.postgres.connection.connect import explain, mapped
 from bronze.postgres.replication import pgoutput, slot
 from bronze.postgres.replication.batch import Batch, Gathered, Piece, Spool

@@ -17,7 +17,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from bronze.errors import BronzeError, ConfigError, SourceBusy, SourceRefused
-from bronze.model.model import Origin
+from bronze.model.locations import Origin
 from bronze.postgres.catalog.types import ANY_BYTES
 from bronze.postgres.connection.connect import Connection, mapped, parameters
 from bronze.postgres.connection.session_settings import pinning

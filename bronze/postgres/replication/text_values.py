@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bronze.errors import Mismatch
-from bronze.model.model import Column, Kind
+from bronze.model.columns import Column, Kind
 from bronze.postgres.catalog.types import Choices, SourceType, carry
 from bronze.postgres.copy.read import dtype, regrouped
 from bronze.postgres.replication.pgoutput import NO_TEXT

@@ -29,7 +29,7 @@ from bronze.delta import commit, log
 from bronze.demo.server import Server
 from bronze.errors import ConfigError, SourceRefused, TableRefused
 from bronze.ingest import pipeline, units
-from bronze.model.model import Place
+from bronze.model.locations import Place
 from bronze.model.results import Failure, StreamResult, TableResult
 from tests.conftest import Source, database
 from tests.support import feed

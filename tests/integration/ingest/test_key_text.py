@@ -14,7 +14,7 @@ from bronze.config.settings import Settings
 from bronze.delta.write.history import KIND
 from bronze.ingest import pipeline
 from bronze.ingest.key_text import row_key
-from bronze.model.model import KEY_TEXT
+from bronze.model.columns import KEY_TEXT
 from bronze.model.results import TableResult
 from bronze.postgres.catalog.types import Choices, SourceType, contract
 from bronze.protection import erasure

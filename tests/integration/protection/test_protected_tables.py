@@ -24,7 +24,7 @@ from bronze.delta import log
 from bronze.delta.layout import vacuum
 from bronze.errors import ConfigError, LakeUnreachable, TableRefused
 from bronze.ingest import pipeline
-from bronze.model.model import Protected
+from bronze.model.protection import Protected
 from bronze.model.results import TableResult
 from bronze.postgres.copy.read import dtype
 from bronze.postgres.replication import receiver

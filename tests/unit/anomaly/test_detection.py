@@ -19,7 +19,9 @@ from bronze.anomaly.detection import reasons, scored
 from bronze.anomaly.features import numbers
 from bronze.anomaly.profile import profiled
 from bronze.model.anomaly import MOST, SKETCH, Feature, Model, Watch
-from bronze.model.model import Column, Findings, Kind, Stamp
+from bronze.model.columns import Column, Kind
+from bronze.model.stamp import Stamp
+from bronze.model.units import Findings
 
 DAY = dt.datetime(2026, 1, 10, tzinfo=dt.UTC)
 STAMP = Stamp("a batch", DAY, "shop", "batch")

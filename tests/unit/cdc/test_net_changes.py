@@ -19,7 +19,9 @@ from bronze.cdc.net_changes import Net, Netted, net
 from bronze.delta import commit, files, log
 from bronze.delta.write import changes as changing
 from bronze.errors import Mismatch, TableRefused
-from bronze.model.model import Column, Kind, Place, RowKey, Stamp
+from bronze.model.columns import Column, Kind, RowKey
+from bronze.model.locations import Place
+from bronze.model.stamp import Stamp
 from bronze.postgres.catalog.types import Choices, SourceType, contract
 from bronze.postgres.replication import pgoutput, slot, text_values
 from bronze.postgres.replication import receiver as replication

@@ -20,7 +20,8 @@ from bronze.cdc.net_changes import net
 from bronze.delta import files, log
 from bronze.delta.write import changes as changing
 from bronze.errors import Mismatch
-from bronze.model.model import Place, RowKey
+from bronze.model.columns import RowKey
+from bronze.model.locations import Place
 from bronze.postgres.catalog.types import SourceType, contract
 from bronze.postgres.replication import text_values
 from bronze.postgres.replication.batch import Gathered, Piece, Spool

@@ -28,7 +28,7 @@ from bronze.config import loading
 from bronze.errors import ConfigError
 from bronze.ingest import pipeline
 from bronze.ingest.worker import work
-from bronze.model.model import Secret
+from bronze.model.locations import Secret
 from bronze.postgres.connection import connect
 from bronze.protection import keyring
 from tests.conftest import Source

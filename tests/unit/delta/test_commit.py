@@ -18,7 +18,9 @@ from deltalake import DeltaTable, write_deltalake
 
 from bronze.delta import commit, files, log
 from bronze.errors import BronzeError, CommitConflict, LakeError, Overtaken
-from bronze.model.model import DataFile, Kind, Place
+from bronze.model.columns import Kind
+from bronze.model.files import DataFile
+from bronze.model.locations import Place
 
 COLUMNS = (("id", Kind("long")),)
 SHAPE = commit.Shape(COLUMNS, ("id",))

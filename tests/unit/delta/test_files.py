@@ -17,7 +17,7 @@ from polars.testing import assert_frame_equal
 
 from bronze.delta import files, store
 from bronze.errors import LakeUnreachable
-from bronze.model.model import Place
+from bronze.model.locations import Place
 
 BATCH = "018df7a0-0000-7000-8000-000000000000"
 

@@ -22,7 +22,9 @@ from obstore.exceptions import AlreadyExistsError, GenericError
 from bronze.delta import commit, files, log
 from bronze.delta.schema import delta_schema
 from bronze.errors import CommitConflict, LakeError
-from bronze.model.model import DataFile, Kind, Place
+from bronze.model.columns import Kind
+from bronze.model.files import DataFile
+from bronze.model.locations import Place
 from bronze.postgres.copy.read import dtype
 
 BATCH = "018df7a0-0000-7000-8000-000000000000"

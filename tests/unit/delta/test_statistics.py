@@ -21,7 +21,9 @@ from hypothesis import strategies as st
 
 from bronze.delta import commit, files
 from bronze.delta.statistics import SAFE, Statistics, lower_bound, upper_bound
-from bronze.model.model import DataFile, Kind, Place
+from bronze.model.columns import Kind
+from bronze.model.files import DataFile
+from bronze.model.locations import Place
 from bronze.postgres.copy.read import dtype
 
 FIXED = settings(derandomize=True, database=None, deadline=None, max_examples=60)

@@ -15,7 +15,7 @@ from moto.server import ThreadedMotoServer
 from bronze.delta import store
 from bronze.errors import LakeError
 from bronze.ingest import pipeline
-from bronze.model.model import Place
+from bronze.model.locations import Place
 from tests.conftest import Source
 
 

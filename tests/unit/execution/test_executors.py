@@ -25,7 +25,7 @@ from bronze.execution import executors
 from bronze.execution.executors import Course, Task, drive, executor
 from bronze.ingest import pipeline, units
 from bronze.ingest.worker import work
-from bronze.model.model import ACTIVE, Unit
+from bronze.model.units import ACTIVE, Unit
 from tests.conftest import Source
 
 TABLE = "public.t"

@@ -22,7 +22,10 @@ from polars.testing import assert_series_equal
 
 from bronze.config.protection import MASTER_KEY
 from bronze.errors import ConfigError, Mismatch
-from bronze.model.model import DataKey, Kind, Protect, Protected, Protection, Rejected, Secret
+from bronze.model.columns import Kind, Protect
+from bronze.model.locations import Secret
+from bronze.model.protection import DataKey, Protected, Protection
+from bronze.model.units import Rejected
 from bronze.protection import ff1, keyring, protect
 
 MASTERS = (Secret("env", MASTER_KEY),)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bronze.config.quality import RuleSettings
-from bronze.model.model import Column, Kind
+from bronze.model.columns import Column, Kind
 from bronze.postgres.copy.read import dtype
 from bronze.quality.expressions import Unfit, checked, of_rule
 from bronze.quality.scoring import MOMENT, expression

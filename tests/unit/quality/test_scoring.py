@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from bronze.errors import TableRefused
 from bronze.ingest.enrich import enriched
-from bronze.model.model import Enrichment, Stamp
 from bronze.model.quality import POINTS, Criterion, Quality, Scored, Severity
+from bronze.model.stamp import Stamp
+from bronze.model.units import Enrichment
 from bronze.quality.scoring import scored, told_apart
 
 MOMENT = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)

@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from bronze.model.model import Stamp
+from bronze.model.stamp import Stamp
 from bronze.postgres.copy.read import dtype
 from bronze.rows import hashing
 from bronze.rows.metadata import METADATA, digests, stamped

@@ -19,7 +19,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from bronze.delta import files
-from bronze.model.model import ACTIVE, DELETED, Kind, Known, Place, Stored
+from bronze.model.columns import Kind
+from bronze.model.files import Stored
+from bronze.model.locations import Place
+from bronze.model.units import ACTIVE, DELETED, Known
 from bronze.postgres.copy.read import dtype
 from bronze.tables import known_rows
 

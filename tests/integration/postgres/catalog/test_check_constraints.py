@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from bronze.model.model import Column
+from bronze.model.columns import Column
 from bronze.postgres import statement
 from bronze.postgres.catalog.check_constraints import translated
 from bronze.postgres.catalog.relations import Relation, relations

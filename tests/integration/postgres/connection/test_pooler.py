@@ -17,7 +17,7 @@ from bronze.cdc import stream
 from bronze.demo.server import Server
 from bronze.errors import SourceBusy, SourceRefused
 from bronze.ingest import pipeline
-from bronze.model.model import Origin
+from bronze.model.locations import Origin
 from bronze.postgres.connection import connect, session_settings
 from tests.conftest import Source
 from tests.support.content import differences

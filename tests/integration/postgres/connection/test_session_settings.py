@@ -16,7 +16,8 @@ from psycopg.conninfo import conninfo_to_dict
 
 from bronze.api import check
 from bronze.ingest import pipeline
-from bronze.model.model import Column, Kind, Origin
+from bronze.model.columns import Column, Kind
+from bronze.model.locations import Origin
 from bronze.postgres.catalog.relations import relations
 from bronze.postgres.connection import connect, session_settings
 from bronze.postgres.copy import read, splits

@@ -9,7 +9,8 @@ import pytest
 
 from bronze.errors import TableRefused
 from bronze.ingest import pipeline, units
-from bronze.model.model import Origin, Weighing
+from bronze.model.locations import Origin
+from bronze.model.units import Weighing
 from bronze.postgres.catalog.relations import Relation, relations
 from bronze.postgres.connection.connect import Connection
 from bronze.postgres.copy import row_sizes

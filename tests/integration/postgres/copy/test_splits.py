@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from psycopg.conninfo import conninfo_to_dict
 
 from bronze.ingest import pipeline, units
-from bronze.model.model import Origin
+from bronze.model.locations import Origin
 from bronze.postgres.catalog.relations import Relation, relations
 from bronze.postgres.connection import connect
 from bronze.postgres.copy import splits

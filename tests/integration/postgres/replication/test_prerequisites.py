@@ -14,7 +14,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from bronze.demo.server import running
 from bronze.errors import SourceRefused
-from bronze.model.model import Origin
+from bronze.model.locations import Origin
 from bronze.postgres.catalog import relations as catalog
 from bronze.postgres.catalog.relations import Relation
 from bronze.postgres.connection import connect

@@ -17,7 +17,7 @@ from psycopg import sql
 
 from bronze.demo.server import Server, running
 from bronze.errors import ConfigError, SourceBusy, SourceRefused, SourceUnreachable
-from bronze.model.model import Origin
+from bronze.model.locations import Origin
 from bronze.postgres.connection import connect, session_settings
 from bronze.postgres.replication import slot
 from tests.conftest import FAST, Source

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bronze.errors import Mismatch
-from bronze.model.model import Column, Kind
+from bronze.model.columns import Column, Kind
 from bronze.postgres import statement
 from bronze.postgres.catalog.relations import Relation, relations
 from bronze.postgres.catalog.types import Choices, SourceType, contract, recast

@@ -30,7 +30,8 @@ from bronze.delta import commit, files, log, store
 from bronze.delta.layout import hilbert, optimize, rewrite
 from bronze.delta.layout.optimize import Improved, Wish
 from bronze.errors import CommitConflict, LakeError, Mismatch
-from bronze.model.model import Kind, Place
+from bronze.model.columns import Kind
+from bronze.model.locations import Place
 from tests.support.sent import Sent
 
 MEMORY = 64 * 2**20

@@ -16,7 +16,8 @@ from bronze.delta import commit, files, log
 from bronze.delta.layout import vacuum as expiring
 from bronze.delta.layout.vacuum import Expired, expire, purge
 from bronze.errors import LakeError
-from bronze.model.model import Kind, Place
+from bronze.model.columns import Kind
+from bronze.model.locations import Place
 
 COLUMNS = (("id", Kind("long")),)
 SHAPE = commit.Shape(COLUMNS, ("id",))

@@ -30,7 +30,11 @@ from bronze.delta.statistics import SAFE
 from bronze.delta.write import changes as changing
 from bronze.delta.write import insert, merge
 from bronze.delta.write.changes import Changes
-from bronze.model.model import ACTIVE, DELETED, DataFile, Kind, Place, Stamp, Stored
+from bronze.model.columns import Kind
+from bronze.model.files import DataFile, Stored
+from bronze.model.locations import Place
+from bronze.model.stamp import Stamp
+from bronze.model.units import ACTIVE, DELETED
 from bronze.postgres.copy.read import dtype
 from bronze.rows.metadata import METADATA
 

@@ -1,0 +1,166 @@
+"""Units of work, and what a worker gives back of one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from bronze.model.anomaly import NO_OUTLIERS, NO_PROFILE, Outliers, Profile, Watch
+from bronze.model.columns import Column, Kind, RowKey
+from bronze.model.files import DataFile, Form, Stored
+from bronze.model.locations import Origin, Place
+from bronze.model.protection import Protection
+from bronze.model.quality import Quality, Scored
+from bronze.model.stamp import Stamp
+
+ACTIVE, QUARANTINED, DELETED = "ACTIVE", "QUARANTINED", "DELETED"
+"""What record_status says of a row: it is in the source; it is there, but its quality is below the
+threshold; it has gone from there.
+"""
+
+
+@dataclass(frozen=True)
+class Enrichment:
+    """What the rows of a table are given on their way in, beside identity, times and hashes.
+
+    ``protection`` is None for a table all of whose columns are taken in clear. With ``watch``, a
+    score that tells anomalies, in columns of its own.
+    """
+
+    protection: Protection | None = None
+    watch: Watch | None = None
+
+    quality: Quality = field(default_factory=Quality)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was found out about rows on their way in. Those of parts may be added up."""
+
+    outliers: Outliers = NO_OUTLIERS
+    profile: Profile = NO_PROFILE
+    quality: Scored = field(default_factory=Scored)
+
+    def __add__(self, other: Findings) -> Findings:
+        return Findings(
+            self.outliers + other.outliers,
+            self.profile + other.profile,
+            self.quality + other.quality,
+        )
+
+
+NONE_GIVEN = Enrichment()
+NOTHING_FOUND = Findings()
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A value that Delta cannot hold, as PostgreSQL writes it. ``key`` is a JSON object."""
+
+    column: str
+    key: str
+    text: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a table is known by: the fingerprints of its rows, or of their keys.
+
+    ``files`` and ``layout`` are the table's; ``key`` are the key's columns, none for rows;
+    ``offset`` chooses the digits of row_hash that are compared; ``share`` of ``shares`` is the
+    part of all fingerprints that is meant. Rows that are marked as deleted do not count; in a
+    table that keeps the history of its rows, whose key is ``versions``, only last versions do.
+    With ``form`` a row which is not as it was written is one that the source does not have.
+    """
+
+    place: Place
+    version: int
+    files: tuple[Stored, ...] = field(repr=False)
+    layout: tuple[tuple[str, Kind], ...]
+    key: tuple[str, ...]
+    offset: int
+    share: int = 0
+    shares: int = 1
+    versions: tuple[str, ...] = ()
+    form: Form | None = None
+
+    @property
+    def history(self) -> bool:
+        """Whether the table keeps every version of a row."""
+        return bool(self.versions)
+
+
+@dataclass(frozen=True)
+class Weighing:
+    """How the rows of a table with large values are weighed before they are read.
+
+    ``table`` is its name in SQL, ``weight`` the SQL of the bytes of a row's values, ``key`` the SQL
+    of its key as text, to name it. A slice may have ``size`` bytes, and a row ``heaviest``; a row
+    takes ``copies`` times its bytes, beside the ``rest`` of the memory of a run that has enough.
+    """
+
+    table: str
+    weight: str
+    key: str
+    size: int
+    heaviest: int
+    copies: int
+    rest: int
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A piece of work that any worker can do alone: read some slices, write them beside the table.
+
+    ``query`` is the SELECT without its WHERE; ``slices`` are the conditions, each of which fits in
+    the memory of one worker. ``session`` are the statements that join the run's snapshot.
+    ``key`` tells rows apart, ``stats`` are the target names that get file statistics, ``base`` is
+    as in `bronze.rows.encoding`. With ``known``, only rows that the table does not hold are kept;
+    with ``keys_only``, none are, and all that matters is which of the table's keys were seen. With
+    ``inline``, rows of less than ``few`` bytes are given back rather than written. ``dates_of`` is
+    the column whose dates are the table's partitions; ``history`` says that the table keeps every
+    version of a row, ``streamed`` that it has the time of a row's commit. With ``summed``, the
+    fingerprints of all rows are added up. With ``weighing``, slices are divided further where their
+    rows are large.
+    """
+
+    number: int
+    table: str
+    origin: Origin
+    session: tuple[str, ...]
+    query: str
+    slices: tuple[str, ...]
+    columns: tuple[Column, ...]
+    key: RowKey
+    stats: tuple[str, ...]
+    stamp: Stamp
+    place: Place
+    estimate: int
+    base: int = 0
+    known: Known | None = None
+    keys_only: bool = False
+    inline: bool = False
+    few: int = 0
+    dates_of: str | None = None
+    history: bool = False
+    streamed: bool = False
+    summed: bool = False
+    weighing: Weighing | None = None
+    enrichment: Enrichment = NONE_GIVEN
+
+
+@dataclass(frozen=True)
+class Written:
+    """What one unit did: how many rows it read, and those that it kept, in files or, where they
+    are few, as they are. ``seen`` is a mask over the fingerprints of the unit's ``known``, ``sum``
+    what the rows' fingerprints add up to (see `bronze.rows.fingerprint.total`).
+    """
+
+    unit: int
+    rows: int
+    files: tuple[DataFile, ...] = ()
+    frame: Any = field(default=None, repr=False)
+    rejected: tuple[Rejected, ...] = ()
+    seen: bytes = field(default=b"", repr=False)
+    sum: int = 0
+    findings: Findings = NOTHING_FOUND
