@@ -28,7 +28,7 @@ from rich.table import Table
 
 from bronze.config import loading
 from bronze.config.settings import Settings
-from bronze.delta import commit, files
+from bronze.delta import commit, files, properties
 from bronze.delta.commit import Change, Shape
 from bronze.delta.schema import delta_schema
 from bronze.ingest.enrich import enriched
@@ -39,7 +39,6 @@ from bronze.model.stamp import Stamp
 from bronze.model.units import Enrichment
 from bronze.protection import erasure, keyring
 from bronze.rows.metadata import METADATA
-from bronze.tables import evolution
 
 _FILE = 250_000
 _GROUP = 25_000
@@ -105,9 +104,9 @@ def written(
         for name, _ in _CUSTOMERS[1:]
     }
     notes = {
-        evolution.TABLE: f"public.{name}",
-        evolution.KEY: '["customer_id"]',
-        evolution.PROTECT: json.dumps(protect if len(columns) > len(_KEYS) else {}),
+        properties.TABLE: f"public.{name}",
+        properties.KEY: '["customer_id"]',
+        properties.PROTECT: json.dumps(protect if len(columns) > len(_KEYS) else {}),
     }
     shape = Shape(tuple(columns), ("customer_id",), None, tuple(notes.items()))
     commit.commit(place, None, Change("WRITE", added), {}, shape=shape)

@@ -11,15 +11,8 @@ import polars as pl
 
 from bronze.anomaly.features import numbers
 from bronze.anomaly.forest import Scorer, scorer
-from bronze.model.anomaly import KEY, MOST, SCORE, Model, Outliers, Watch
-from bronze.model.columns import Kind
+from bronze.model.anomaly import ANOMALY_COLUMNS, KEY, MOST, SCORE, Model, Outliers, Watch
 from bronze.model.stamp import Stamp
-
-COLUMNS: tuple[tuple[str, Kind], ...] = (
-    ("anomaly_score", Kind("double")),
-    ("is_anomaly", Kind("boolean")),
-)
-"""The columns of a table whose rows are watched; NULL where there was no model."""
 
 _REASONS = 3
 _LEAST_SHARE = 0.05
@@ -32,7 +25,7 @@ def scored(
 
     The model knows no protected column, so that the rows may be as they are stored.
     """
-    (score, _), (said, _) = COLUMNS
+    (score, _), (said, _) = ANOMALY_COLUMNS
     model = watch.model
     if model is None or not rows.height:
         nothing = (pl.lit(None, pl.Float64).alias(score), pl.lit(None, pl.Boolean).alias(said))

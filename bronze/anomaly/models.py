@@ -17,13 +17,12 @@ import pyarrow as pa
 from bronze.anomaly import training
 from bronze.anomaly.forest import prove
 from bronze.config.settings import GOVERNANCE, AnomalySettings, Settings
-from bronze.delta import commit, files, log
+from bronze.delta import commit, files, log, properties
 from bronze.delta.files import Layout
 from bronze.delta.log import State
 from bronze.errors import LakeError
 from bronze.governance.tables import models as book
 from bronze.governance.tables import profiles
-from bronze.ingest.units import Assignment, asked
 from bronze.model.anomaly import Model, Watch
 from bronze.model.columns import Column, Kind
 from bronze.model.files import Stored
@@ -31,7 +30,7 @@ from bronze.model.locations import Place
 from bronze.model.units import DELETED
 from bronze.postgres import statement
 from bronze.postgres.copy import read, splits
-from bronze.tables import evolution
+from bronze.tables.context import Assignment, asked
 from bronze.tables.evolution import Settled
 from bronze.tables.naming import spellings
 from bronze.tables.selection import Target
@@ -71,7 +70,7 @@ def watch(
     """
     own = given.target.settings.anomalies
     if own is None:
-        return Watch() if state is not None and evolution.WATCHED in state.properties else None
+        return Watch() if state is not None and properties.WATCHED in state.properties else None
     free = [c for c in settled.columns if c.name not in protected and c.kind.name != "array"]
     profiled = [c for c in settled.columns if c.kind.name != "array"][:_PROFILED]
     numeric = {c.target for c in free if c.is_number}

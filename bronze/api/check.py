@@ -14,7 +14,7 @@ import uuid_utils
 
 from bronze.cdc import apply
 from bronze.config.settings import Settings
-from bronze.delta import log, store
+from bronze.delta import log, properties, store
 from bronze.errors import (
     BronzeError,
     ConfigError,
@@ -23,10 +23,10 @@ from bronze.errors import (
     SourceRefused,
     TableRefused,
 )
+from bronze.execution import budget
 from bronze.governance import audit, openlineage
-from bronze.ingest import pipeline, plan, units
+from bronze.ingest import pipeline, plan
 from bronze.ingest.pipeline import Opened
-from bronze.ingest.units import Assignment
 from bronze.model.columns import Column
 from bronze.model.quality import Criterion
 from bronze.model.results import Failure
@@ -41,7 +41,8 @@ from bronze.postgres.copy.snapshot import Consistency, Snapshot
 from bronze.postgres.replication import publication, slot
 from bronze.postgres.replication.prerequisites import Wanting
 from bronze.quality import rules, set_rules
-from bronze.tables import blind_spots, evolution, selection
+from bronze.tables import blind_spots, context, selection
+from bronze.tables.context import Assignment
 
 KEPT = "values Delta cannot hold become NULL and are kept in governance.rejected_values"
 AS_TEXT = "PostgreSQL's text"
@@ -227,9 +228,9 @@ def _left(settings: Settings, chosen: Sequence[selection.Target]) -> dict[tuple[
     found: dict[tuple[str, str], str] = {}
     for name in store.folders(settings.place(settings.lake.schema_, "")):
         state = None if name in taken else log.read(settings.place(settings.lake.schema_, name))
-        if state and evolution.OID in state.properties:
+        if state and properties.OID in state.properties:
             known = state.properties
-            found[known[evolution.SOURCE], known[evolution.OID]] = name
+            found[known[properties.SOURCE], known[properties.OID]] = name
     return found
 
 
@@ -254,10 +255,10 @@ def _table(
         now = looked.keyed.get(target.label, target)
         now = selection.seen(now, pipeline.still_there(target, held, looked.seen))
         stamp = Stamp("0", datetime.now(UTC), origin.name, target.settings.method)
-        readers = units.readers(settings.run, looked.source.slots)
+        readers = budget.readers(settings.run.memory, settings.run.workers, looked.source.slots)
         given = Assignment(now, held, origin, stamp, settings, readers)
         given = replace(given, target=_streamable(given))
-        known = units.asked(given, lambda holder: constraints.constraints(holder, relation))
+        known = context.asked(given, lambda holder: constraints.constraints(holder, relation))
         columns = selection.columns(given.target)
         outline = plan.outline(given)
         settled = outline.settled
@@ -297,7 +298,7 @@ def _streamable(given: Assignment) -> selection.Target:
     if target.settings.pattern != "streaming":
         return target
     _, published = given.settings.stream.names(given.origin.name)
-    names = units.asked(
+    names = context.asked(
         given, lambda holder: publication.carried(holder, target.relation, published)
     )
     return selection.carried(target, names)

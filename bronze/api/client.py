@@ -131,7 +131,9 @@ class Bronze:
         """Joins, clusters and expires files; see `bronze.maintenance.maintain.maintain`."""
         from bronze.api import recorded
 
-        return recorded.tidy(self.settings, tables, pool=pool, notify=notify or (lambda _: None))
+        return recorded.maintain(
+            self.settings, tables, pool=pool, notify=notify or (lambda _: None)
+        )
 
     def audit(
         self,

@@ -20,6 +20,7 @@ from psycopg.conninfo import make_conninfo
 
 from bronze.config.protection import MASTER_KEY
 from bronze.config.settings import TableSettings
+from bronze.dsn import parse_dsn
 from bronze.errors import ConfigError
 from bronze.model.columns import KEY_TEXT
 from bronze.model.locations import Origin, Place
@@ -212,7 +213,7 @@ def _heading(found: _Found) -> str:
 
 
 def _source(dsn: str, name: str, found: _Found) -> str:
-    given = connect.parse(dsn, name)
+    given = parse_dsn(dsn, name)
     secrets = _secret_keywords(given)
     lines = ["[source]", f"name = {_text(name)}"]
     if secrets - {"password"}:
@@ -270,7 +271,7 @@ def _without(dsn: str, given: Mapping[str, str], secrets: Collection[str]) -> st
         url = "postgresql://" + (f"{quote(user, safe='')}@" if user else "") + host
         url += (f":{port}" if port else "") + f"/{quote(database, safe='')}"
         url += f"?{urlencode(rest, quote_via=quote)}" if rest else ""
-        if connect.parse(url, "") == kept:
+        if parse_dsn(url, "") == kept:
             return url
     return make_conninfo("", **kept)
 

@@ -20,7 +20,7 @@ from bronze.errors import BronzeError, ConfigError
 from bronze.governance import audit
 from bronze.governance.audit import Event
 from bronze.ingest import pipeline
-from bronze.maintenance import maintain
+from bronze.maintenance import maintain as maintenance
 from bronze.model.results import Late, MaintainResult, RunResult, StreamResult, TableResult
 from bronze.protection import erasure
 from bronze.protection.erasure import Forgotten
@@ -104,8 +104,8 @@ def drop(settings: Settings, tables: Sequence[str]) -> str:
     return dropped
 
 
-def tidy(
-    settings: Settings, tables: Sequence[str], *, pool: Executor | None, notify: maintain.Notify
+def maintain(
+    settings: Settings, tables: Sequence[str], *, pool: Executor | None, notify: maintenance.Notify
 ) -> MaintainResult:
     """`bronze.maintenance.maintain.maintain`."""
 
@@ -121,7 +121,7 @@ def tidy(
         }
         return [Event("maintain", "", _result(done), details)]
 
-    work = lambda: maintain.maintain(settings, tables, pool=pool, notify=notify)  # noqa: E731
+    work = lambda: maintenance.maintain(settings, tables, pool=pool, notify=notify)  # noqa: E731
     return _recorded(settings, "maintain", tables, work, events)
 
 

@@ -28,11 +28,10 @@ from bronze.errors import (
     TableRefused,
     TableVanished,
 )
-from bronze.execution import executors
+from bronze.execution import budget, executors
 from bronze.governance import audit, lineage
 from bronze.governance.tables import streams as book
-from bronze.ingest import units
-from bronze.maintenance import background
+from bronze.maintenance.background import BackgroundMaintenance
 from bronze.model.stamp import Stamp
 from bronze.postgres.catalog import definition
 from bronze.postgres.catalog.relations import Relation
@@ -84,8 +83,9 @@ class Session:
         for target in targets:
             if target.relation.oid not in self._followings and target.label not in self._resync:
                 self._fails(target)
-        self._limit = units.readers(self._settings.run, self._settings.run.workers)
-        self._largest = units.largest_change(self._settings.run, self._limit)
+        run = self._settings.run
+        self._limit = budget.readers(run.memory, run.workers, run.workers)
+        self._largest = budget.largest_change(run.memory, self._limit)
         self._recorded = 0
         self._recorded_at = self._guarded_at = 0.0
         self._looked_at = self._remembered_at = self._told_at = self._graded_at = time.monotonic()
@@ -119,7 +119,9 @@ class Session:
         with (
             executors.executor("threads", self._limit) as pool,
             self._receiver() as receiver,
-            background.Tidy(self._settings, pool) as tidying,
+            BackgroundMaintenance(
+                self._settings, pool, checkpoints.place(self._settings)
+            ) as maintenance,
             closing(self._resync),
         ):
             receiver.confirm(self._recorded)
@@ -132,7 +134,8 @@ class Session:
                 if batch:
                     self._land(pool, batch)
                     receiver.confirm(self._recorded)
-                    tidying.touched(self._following)
+                    targets = [one.plan.target for one in self._following]
+                    maintenance.touched({t.place: t.settings for t in targets})
                 elif receiver.idle > line.done:
                     line.done = receiver.idle
                 self._watch(receiver)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from bronze.config.settings import Settings, is_secret
-from bronze.postgres.connection import connect
+from bronze.dsn import parse_dsn
 
 _DIGITS = 16
 _HIDDEN = ("password", "sslpassword")
@@ -36,7 +36,7 @@ def whole(imprinted: Mapping[str, str]) -> str:
 
 
 def _without_password(dsn: str) -> Mapping[str, Any]:
-    return {name: value for name, value in connect.parse(dsn, "").items() if name not in _HIDDEN}
+    return {name: value for name, value in parse_dsn(dsn, "").items() if name not in _HIDDEN}
 
 
 def _leaves(place: str, value: Any) -> Iterator[tuple[str, Any]]:

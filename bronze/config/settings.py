@@ -379,6 +379,6 @@ def is_secret(option: str) -> bool:
 
 
 def _has_password(conninfo: str, name: str) -> bool:
-    from bronze.postgres.connection.connect import parse
+    from bronze.dsn import parse_dsn
 
-    return "password" in parse(conninfo, name)
+    return "password" in parse_dsn(conninfo, name)

@@ -9,10 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from bronze.config.settings import GOVERNANCE, Settings
-from bronze.delta import audit_mark, log, store
+from bronze.delta import audit_mark, log, properties, store
 from bronze.delta.audit_mark import Known
 from bronze.errors import BronzeError
-from bronze.tables import evolution
 
 _NAMED = 5
 
@@ -61,7 +60,7 @@ def heard(settings: Settings, own: str) -> Testimony:
                     continue
                 if schema == GOVERNANCE:
                     books.append(name)
-                elif {evolution.TABLE, audit_mark.LOGS} & set(state.properties):
+                elif {properties.TABLE, audit_mark.LOGS} & set(state.properties):
                     tables.append(name)
                     known += [(name, one) for one in audit_mark.known(state)]
             except BronzeError as error:

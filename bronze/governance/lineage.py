@@ -8,7 +8,6 @@ died, or that are still to write theirs, which then leave it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -21,18 +20,12 @@ from bronze.delta import commit, log
 from bronze.delta.commit import Position, transaction
 from bronze.delta.log import State
 from bronze.errors import BronzeError
-from bronze.governance import actor
 from bronze.governance.tables import data_lineage as book
 from bronze.governance.tables.data_lineage import Record
 from bronze.governance.writer import Page, append
-from bronze.ingest.plan import Plan
 from bronze.model.columns import Column
 from bronze.model.locations import Place
 from bronze.model.results import Failure, Late, TableResult
-from bronze.model.stamp import Stamp
-from bronze.postgres.copy.snapshot import Snapshot
-from bronze.tables.evolution import Settled
-from bronze.tables.selection import Target
 
 FACT = "lineage"
 """The key of a commit's facts under which its record is."""
@@ -56,69 +49,6 @@ class Entry:
     columns: tuple[Column, ...]
     database: str
     began: datetime
-
-
-def begun(
-    settings: Settings,
-    config: str,
-    target: Target,
-    stamp: Stamp,
-    held: Snapshot,
-    plan: Plan | None,
-) -> Entry:
-    """The record of a table before anything has happened to it; ``config`` is the config's hash."""
-    state = plan.state if plan else None
-    version = state.version if state else None
-    record = Record(
-        lineage_id=stamp.lineage,
-        source_system=stamp.source_system,
-        source_table=target.label,
-        target_system=settings.lake.root,
-        target_table=target.full_name,
-        transformation_type=stamp.method,
-        created_by=", ".join(filter(None, (actor.user(), actor.identity()))),
-        batch_id=stamp.batch_id,
-        mode=plan.mode if plan else "",
-        position=held.position,
-        snapshot=held.name,
-        timeline=held.timeline,
-        version_before=version,
-        version_after=None,
-        rows_read=0,
-        inserted=0,
-        updated=0,
-        deleted=0,
-        rejected=0,
-        contract_hash=contract(plan.settled) if plan else "",
-        config_hash=config,
-        schema_changes=json.dumps(changes(plan), ensure_ascii=False),
-        status="failed",
-        error_kind="",
-    )
-    at = held.holder.info
-    return Entry(
-        record=record,
-        place=target.place,
-        version=version,
-        columns=plan.settled.columns if plan else (),
-        database=f"{at.host}:{at.port}/{at.dbname}",
-        began=stamp.loaded_at,
-    )
-
-
-def contract(settled: Settled) -> str:
-    """The hash of what each column becomes, as 32 hexadecimal digits."""
-    told = [(c.name, c.target, c.source_type, str(c.kind), c.wire) for c in settled.columns]
-    return hashlib.sha256(json.dumps(told, ensure_ascii=False).encode()).hexdigest()[:32]
-
-
-def changes(plan: Plan | None) -> tuple[str, ...]:
-    """What happens to a table's columns by its plan."""
-    if plan is None:
-        return ()
-    if plan.state is None:
-        return (f"created with {len(plan.settled.columns)} columns",)
-    return plan.settled.notes
 
 
 def ended(entry: Entry, result: TableResult) -> Entry:

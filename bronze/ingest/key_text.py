@@ -99,10 +99,3 @@ def _parts(clear: pl.DataFrame, rejected: pl.Series, key: RowKey) -> dict[int, d
             if text is not None:
                 parts.setdefault(row, {})[column.target] = text
     return parts
-
-
-def keyed(names: Sequence[str]) -> pl.Expr:
-    """The condition that a stored row has a key of these columns."""
-    plain = [pl.col(name).is_not_null() for name in names if name != KEY_TEXT]
-    whole = pl.all_horizontal(plain) if plain else pl.lit(False)
-    return whole | pl.col(KEY_TEXT).is_not_null() if KEY_TEXT in names else whole

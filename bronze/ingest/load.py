@@ -32,7 +32,7 @@ from bronze.governance.tables import quality as quality_book
 from bronze.governance.tables import rejected_values as book
 from bronze.governance.tables.profiles import Scope
 from bronze.governance.tables.quality import Figure, Graded
-from bronze.ingest import diff
+from bronze.ingest import diff, table_run
 from bronze.ingest.diff import Difference, Edit
 from bronze.ingest.plan import Plan
 from bronze.ingest.worker import work
@@ -438,7 +438,7 @@ def _result(table: Table, outcome: Outcome, notes: tuple[str, ...]) -> TableResu
         files=len(outcome.written),
         bytes=sum(file.size for file in outcome.written),
         seconds=time.monotonic() - table.began,
-        schema_changes=lineage.changes(table.plan),
+        schema_changes=table_run.changes(table.plan),
         notes=notes,
         **_fared(table),
     )

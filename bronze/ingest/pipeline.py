@@ -30,9 +30,9 @@ from bronze.errors import (
     TableContested,
     TableRefused,
 )
-from bronze.execution import executors
+from bronze.execution import budget, executors
 from bronze.governance import audit, lineage, openlineage
-from bronze.ingest import load, plan, units
+from bronze.ingest import load, plan, table_run
 from bronze.ingest.load import Table
 from bronze.maintenance import maintain
 from bronze.model.locations import Origin
@@ -247,7 +247,7 @@ def planned(
     ``fitted`` may change a table, as the snapshot shows it, before it is planned; ``doubting`` is
     as in `bronze.ingest.plan.plan_table`.
     """
-    readers = units.readers(settings.run, slots)
+    readers = budget.readers(settings.run.memory, settings.run.workers, slots)
     now = datetime.now(UTC)
     seen = {relation.oid: relation for relation in held.relations}
     config = fingerprint.whole(fingerprint.imprint(settings))
@@ -262,7 +262,7 @@ def planned(
             found = plan.plan_table(current, held, origin, stamp, settings, readers, doubting)
         except (TableRefused, LakeError) as error:
             refused = error
-        entry = lineage.begun(settings, config, target, stamp, held, found)
+        entry = table_run.begun(settings, config, target, stamp, held, found)
         tables.append(Table(target, origin, held, stamp, readers, entry, found, refused))
     _compared(settings, audited, tables)
     return tables

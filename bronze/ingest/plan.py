@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from bronze.anomaly import detection
 from bronze.config.settings import Settings
-from bronze.delta import log
+from bronze.delta import log, properties
 from bronze.delta.commit import Position, Shape
 from bronze.delta.log import State
 from bronze.delta.partition import column_of, source_of
@@ -19,7 +18,7 @@ from bronze.delta.write.history import KIND
 from bronze.errors import TableRefused
 from bronze.ingest import provide, units, watermarks
 from bronze.ingest.row_key import key_columns, key_of, lacks_text, merges_rows, no_key, unstable
-from bronze.ingest.units import Assignment
+from bronze.model.anomaly import ANOMALY_COLUMNS
 from bronze.model.columns import KEY_TEXT, Column, Kind, RowKey
 from bronze.model.locations import Origin
 from bronze.model.protection import Protection
@@ -32,6 +31,7 @@ from bronze.protection import keys
 from bronze.quality import rules
 from bronze.rows.metadata import COMMITTED, METADATA
 from bronze.tables import evolution, known_rows, selection
+from bronze.tables.context import Assignment
 from bronze.tables.evolution import Settled
 from bronze.tables.selection import Target
 
@@ -122,7 +122,7 @@ def plan_table(
     enrichment = provide.enrichment(given, settled, row_key, state, protection, reading=reading)
     scoring = rules.fingerprint(settings, target, enrichment.quality.criteria)
     shape = _shape(given, settled, row_key, known.partition, state, enrichment, scoring)
-    if state is not None and state.properties.get(evolution.RULES, scoring) != scoring:
+    if state is not None and state.properties.get(properties.RULES, scoring) != scoring:
         why += ("its rules have changed: rows that do not change keep the scores that they have",)
     marks, looking = watermarks.marks(given, state, whole=mode != "changes")
     against = state if mode == "compare" else None
@@ -256,7 +256,7 @@ def drifted(target: Target, found: Sequence[Column], state: State) -> Settled:
     """
     own = target.settings
     added = {state.partition, COMMITTED, KIND if own.history else None}
-    added |= {name for name, _ in detection.COLUMNS} if _watched(target, state) else set()
+    added |= {name for name, _ in ANOMALY_COLUMNS} if _watched(target, state) else set()
     columns = evolution.restored(state.columns, state.properties)
     held = [pair for pair in columns if pair[0] not in added]
     taken = {column.target for column in found}
@@ -269,17 +269,17 @@ def drifted(target: Target, found: Sequence[Column], state: State) -> Settled:
 
 def _watched(target: Target, state: State | None) -> bool:
     """Whether the table has the columns of anomalies; once there, they stay."""
-    before = state is not None and evolution.WATCHED in state.properties
+    before = state is not None and properties.WATCHED in state.properties
     return before or target.settings.anomalies is not None
 
 
 def _same_table(target: Target, state: State) -> None:
     """Two tables of the source must not take turns in one Bronze table."""
     known = state.properties
-    names = {known.get(evolution.TABLE, target.label), known.get(evolution.OID, "")}
+    names = {known.get(properties.TABLE, target.label), known.get(properties.OID, "")}
     if not names & {target.label, str(target.relation.oid)}:
         raise TableRefused(
-            f"The Bronze table {target.name} holds {known[evolution.TABLE]}, not {target.label}.",
+            f"The Bronze table {target.name} holds {known[properties.TABLE]}, not {target.label}.",
             hint="Give this one another target, or move that Bronze table away.",
             table=target.label,
         )
@@ -336,7 +336,7 @@ def _shape(
 ) -> Shape:
     target = given.target
     layout = [*((column.target, column.stored) for column in settled.columns), *METADATA]
-    layout += detection.COLUMNS if _watched(target, state) else ()
+    layout += ANOMALY_COLUMNS if _watched(target, state) else ()
     layout += [(KEY_TEXT, _TEXT)] if row_key.has_text else []
     layout += [(KIND, _TEXT)] if target.settings.history else []
     if target.settings.pattern == "streaming" or (state and COMMITTED in dict(state.columns)):
@@ -348,37 +348,37 @@ def _shape(
     wanted -= {c.target for c in settled.columns if c.protect and not c.protect.stable}
     stats = tuple(name for name, kind in layout if name in wanted and kind.name in SAFE)
     notes = {
-        evolution.SOURCE: target.source,
-        evolution.SCHEMA: target.relation.schema,
-        evolution.TABLE: target.label,
-        evolution.OID: str(target.relation.oid),
-        evolution.KEY: json.dumps(row_key.names),
-        evolution.BASE: str(settled.base),
-        evolution.NUMBERS: evolution.numbers(settled.columns, target.relation),
-        evolution.RULES: scoring,
-        evolution.DEFINITION: json.dumps(target.relation.definition, sort_keys=True),
+        properties.SOURCE: target.source,
+        properties.SCHEMA: target.relation.schema,
+        properties.TABLE: target.label,
+        properties.OID: str(target.relation.oid),
+        properties.KEY: json.dumps(row_key.names),
+        properties.BASE: str(settled.base),
+        properties.NUMBERS: evolution.numbers(settled.columns, target.relation),
+        properties.RULES: scoring,
+        properties.DEFINITION: json.dumps(target.relation.definition, sort_keys=True),
     }
     if target.published:
-        notes[evolution.PUBLISHED] = target.published
-    if enrichment.protection or (state and evolution.PROTECT in state.properties):
-        notes[evolution.PROTECT] = evolution.protects(settled.columns)
+        notes[properties.PUBLISHED] = target.published
+    if enrichment.protection or (state and properties.PROTECT in state.properties):
+        notes[properties.PROTECT] = evolution.protects(settled.columns)
         notes[keys.IDS] = keys.ids(enrichment.protection)
     if target.settings.pattern == "streaming":
-        notes[evolution.ENFORCED] = json.dumps(target.relation.enforces(target.key))
-    notes[evolution.THRESHOLDS] = evolution.thresholds(
+        notes[properties.ENFORCED] = json.dumps(target.relation.enforces(target.key))
+    notes[properties.THRESHOLDS] = evolution.thresholds(
         state.properties if state and not settled.anew else None,
         given.settings.demanded(target.settings).threshold,
     )
-    if state is not None and evolution.CUT in state.properties:
-        notes[evolution.CUT] = ""
+    if state is not None and properties.CUT in state.properties:
+        notes[properties.CUT] = ""
     if state is not None:
         notes |= evolution.widened(settled.columns, state.columns, state.properties)
         notes |= evolution.former(settled.columns, state.properties, target.relation)
-    notes[evolution.LAYOUT] = delta_schema(layout)
+    notes[properties.LAYOUT] = delta_schema(layout)
     if row_key.has_text:
-        notes[evolution.KEYED] = json.dumps(keyed)
+        notes[properties.KEYED] = json.dumps(keyed)
     if _watched(target, state):
-        notes[evolution.WATCHED] = "true"
+        notes[properties.WATCHED] = "true"
     kept = given.settings.maintain.properties()
     return Shape(tuple(layout), stats, partition, (*kept, *notes.items()))
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 from bronze.anomaly import models
 from bronze.delta.log import State
-from bronze.ingest.units import Assignment
 from bronze.model.columns import RowKey
 from bronze.model.protection import Protection
 from bronze.model.units import Enrichment
 from bronze.quality import set_rules
+from bronze.tables.context import Assignment
 from bronze.tables.evolution import Settled
 
 

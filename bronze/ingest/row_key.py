@@ -6,15 +6,16 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from bronze.delta import properties
 from bronze.delta.log import State
 from bronze.errors import TableRefused
-from bronze.ingest import key_text, units
-from bronze.ingest.units import Assignment
+from bronze.ingest import key_text
 from bronze.model.columns import KEY_TEXT, NO_KEY, Column, RowKey
 from bronze.model.units import Known
 from bronze.postgres import statement
 from bronze.postgres.catalog.relations import TABLEOID
-from bronze.tables import evolution, known_rows, selection
+from bronze.tables import context, known_rows, selection
+from bronze.tables.context import Assignment
 from bronze.tables.evolution import Settled
 from bronze.tables.selection import Target
 
@@ -111,12 +112,12 @@ def _sharing(given: Assignment, table: str, key: str) -> list[str]:
             SELECT {key} FROM {table} GROUP BY {key} HAVING count(DISTINCT tableoid) > 1))
         ORDER BY 1
     """  # noqa: S608
-    found: list[Any] = units.asked(given, lambda holder: holder.execute(query).fetchall())
+    found: list[Any] = context.asked(given, lambda holder: holder.execute(query).fetchall())
     return [str(row[0]) for row in found]
 
 
 def _true(given: Assignment, query: str) -> bool:
-    row: Any = units.asked(given, lambda holder: holder.execute(query).fetchone())
+    row: Any = context.asked(given, lambda holder: holder.execute(query).fetchone())
     return bool(row[0])
 
 
@@ -135,7 +136,7 @@ def unstable(target: Target, column: Column, what: str) -> TableRefused:
 
 def merges_rows(target: Target, state: State, key: tuple[str, ...]) -> bool:
     """Whether the key is another one, by which rows that the table has are the same."""
-    known = state.properties.get(evolution.KEY)
+    known = state.properties.get(properties.KEY)
     if not key or target.settings.history or known in (None, json.dumps(key)):
         return False
     if KEY_TEXT not in dict(state.columns):

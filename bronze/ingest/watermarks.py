@@ -9,16 +9,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
+from bronze.delta import properties
 from bronze.delta.commit import transaction
 from bronze.delta.log import State
 from bronze.errors import TableRefused
-from bronze.ingest.units import Assignment
 from bronze.postgres.catalog import definition
 from bronze.postgres.catalog.relations import Relation
 from bronze.postgres.copy import incremental
 from bronze.postgres.copy.snapshot import Since
 from bronze.postgres.statement import quoted
-from bronze.tables import evolution
+from bronze.tables.context import Assignment
 from bronze.tables.evolution import Settled
 from bronze.tables.selection import Target
 
@@ -98,21 +98,21 @@ def _type_of(relation: Relation, column: str) -> str:
 def why_all(given: Assignment, state: State, settled: Settled, key: tuple[str, ...]) -> str:
     """Why changes alone would not do; "" where they would."""
     known = state.properties
-    if known.get(evolution.CUT):
+    if known.get(properties.CUT):
         return "a repair has cut rows out"
     if foreign := why_foreign(state):
         return foreign
     if settled.notes:
         return "its columns have changed"
-    if known.get(evolution.OID) != str(given.target.relation.oid):
+    if known.get(properties.OID) != str(given.target.relation.oid):
         return "the table was made anew in the source"
     if changed := _redefined(given, known):
         return changed
-    if known.get(evolution.PUBLISHED, "") != given.target.published and given.target.published:
+    if known.get(properties.PUBLISHED, "") != given.target.published and given.target.published:
         return "its publication has changed"
-    if known.get(evolution.KEY) != json.dumps(key):
+    if known.get(properties.KEY) != json.dumps(key):
         return "its key has changed"
-    if _loose(given.target) and json.loads(known.get(evolution.ENFORCED, "true")):
+    if _loose(given.target) and json.loads(known.get(properties.ENFORCED, "true")):
         return "PostgreSQL does not keep its key unique any more, or not at any moment"
     mark = _marked(given, state, _mark_name(given.target))
     if mark is None:
@@ -143,7 +143,7 @@ def _loose(target: Target) -> bool:
 
 def _redefined(given: Assignment, known: Mapping[str, str]) -> str:
     """What has changed of the table's definition, "" if nothing has."""
-    before, own = known.get(evolution.DEFINITION), given.target.settings
+    before, own = known.get(properties.DEFINITION), given.target.settings
     if before is None:
         return "what its values meant was not remembered"
     # A rewrite gives all rows a new xmin, and none another time.

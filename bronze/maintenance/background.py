@@ -1,4 +1,4 @@
-"""Tidying: while a stream goes on, the layout of its tables is improved beside it.
+"""Maintenance in the background: while a stream goes on, its tables are optimized and vacuumed.
 
 A thread of its own looks every few seconds at the tables that were written to, one at a time. Its
 work runs where the stream's does, one task after another, so that both keep within the memory and
@@ -10,12 +10,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Executor
 from types import TracebackType
 
-from bronze.cdc import checkpoints
-from bronze.cdc.apply import Following
 from bronze.config.settings import Settings, TableSettings
 from bronze.delta import log
 from bronze.delta.layout import optimize, vacuum
@@ -34,20 +32,26 @@ _LAST_WAIT = 5.0
 _SHARE = 4
 
 
-class Tidy:
+class BackgroundMaintenance:
     """Improves tables in the background, for as long as the context lasts."""
 
-    def __init__(self, settings: Settings, pool: Executor) -> None:
-        """Works in ``pool``; does nothing where the config has [maintain] auto off."""
-        self._settings, self._pool = settings, pool
-        self._touched: dict[str, Following] = {}
+    def __init__(self, settings: Settings, pool: Executor, checkpoints: Place) -> None:
+        """Works in ``pool``; does nothing where the config has [maintain] auto off.
+
+        Args:
+            settings: the config.
+            pool: where the stream's own tasks run.
+            checkpoints: the table to which each batch adds a file.
+        """
+        self._settings, self._pool, self._checkpoints = settings, pool, checkpoints
+        self._touched: dict[Place, TableSettings] = {}
         self._expired: dict[str, float] = {}
         self._improved: dict[str, float] = {}
         self._lock = threading.Lock()
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="bronze tidy", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="bronze maintenance", daemon=True)
 
-    def __enter__(self) -> Tidy:
+    def __enter__(self) -> BackgroundMaintenance:
         if self._settings.maintain.auto:
             self._thread.start()
         return self
@@ -63,25 +67,23 @@ class Tidy:
             # What it has not committed by then is left for a later sweep.
             self._thread.join(_LAST_WAIT)
 
-    def touched(self, followings: Sequence[Following]) -> None:
-        """Tells which tables may have been written to."""
+    def touched(self, tables: Mapping[Place, TableSettings]) -> None:
+        """Takes note of tables that may have been written to."""
         with self._lock:
-            self._touched |= {f.name: f for f in followings}
+            self._touched |= tables
 
     def _run(self) -> None:
         while not self._stopped.wait(_EVERY):
             with self._lock:
-                todo: Mapping[str, Following] = dict(self._touched)
+                tables = dict(self._touched)
                 self._touched.clear()
-            for following in todo.values():
+            for place, own in tables.items():
                 if self._stopped.is_set():
                     return
-                target = following.plan.target
-                self._tidied(target.place, target.settings)
-            # The record of each batch is a file there.
-            self._tidied(checkpoints.place(self._settings), TableSettings(), _BOOK_EVERY)
+                self._maintain(place, own)
+            self._maintain(self._checkpoints, TableSettings(), _BOOK_EVERY)
 
-    def _tidied(self, place: Place, own: TableSettings, every: float = 0) -> None:
+    def _maintain(self, place: Place, own: TableSettings, every: float = 0) -> None:
         now = time.monotonic()
         if now - self._improved.setdefault(place.url, now - every) < every:
             return
@@ -91,11 +93,11 @@ class Tidy:
             self._improve(place, own, name)
             self._expire(place)
         except BronzeError as error:
-            _log.warning("%s was not tidied: %s", name, error.message)
+            _log.warning("%s was not maintained: %s", name, error.message)
         except Exception as error:
             # At the end the pool is gone first. What else fails here is no matter of the stream.
             if not self._stopped.is_set():
-                _log.warning("%s was not tidied: %s", name, type(error).__name__)
+                _log.warning("%s was not maintained: %s", name, type(error).__name__)
 
     def _improve(self, place: Place, own: TableSettings, name: str) -> None:
         wish = maintain.wished(self._settings, own)

@@ -14,14 +14,13 @@ import uuid_utils
 
 from bronze import failpoint
 from bronze.config.settings import GOVERNANCE, Settings, TableSettings
-from bronze.delta import log, store
+from bronze.delta import log, properties, store
 from bronze.delta.layout import optimize, vacuum
 from bronze.delta.layout.optimize import Improved, Wish
 from bronze.delta.log import State
 from bronze.errors import BronzeError, ConfigError
-from bronze.execution import executors
+from bronze.execution import budget, executors
 from bronze.execution.executors import Course, Task
-from bronze.ingest import units
 from bronze.model.locations import Place
 from bronze.model.results import MaintainedTable, MaintainResult
 from bronze.tables import evolution
@@ -56,7 +55,8 @@ def maintain(
     """
     began = time.monotonic()
     chosen = in_lake(settings, tables, books=True)
-    limit = units.readers(settings.run, settings.run.workers)
+    run = settings.run
+    limit = budget.readers(run.memory, run.workers, run.workers)
     given = nullcontext(pool) if pool else executors.executor(settings.run.engine, limit)
     results = []
     with given as running:
@@ -90,7 +90,7 @@ def books(settings: Settings) -> tuple[str, ...]:
                     place,
                     wished(settings, TableSettings()),
                     batch_id=str(uuid_utils.uuid7()),
-                    memory=units.each(settings.run),
+                    memory=budget.for_rewriting(settings.run.memory, settings.run.workers),
                     each=map,
                 )
         except BronzeError as error:
@@ -125,13 +125,13 @@ def _found(settings: Settings, books: bool) -> Iterator[tuple[str, State]]:
         for name in store.folders(settings.place(schema, "")):
             state = log.read(settings.place(schema, name))
             if state is not None and (
-                evolution.TABLE in state.properties or (books and schema == GOVERNANCE)
+                properties.TABLE in state.properties or (books and schema == GOVERNANCE)
             ):
                 yield name, state
 
 
 def _names(state: State) -> tuple[str, ...]:
-    label = state.properties.get(evolution.TABLE, "")
+    label = state.properties.get(properties.TABLE, "")
     return _name(state), label, evolution.table_of(state.properties)[1]
 
 
@@ -144,7 +144,9 @@ def _maintained(settings: Settings, state: State) -> Course[MaintainedTable]:
     known, name = state.properties, _name(state)
     schema, table = evolution.table_of(known)
     own = (
-        settings.table(known.get(evolution.SOURCE, ""), schema, table) if table else TableSettings()
+        settings.table(known.get(properties.SOURCE, ""), schema, table)
+        if table
+        else TableSettings()
     )
     improved, expired = Improved(), vacuum.Expired()
     error = None
@@ -181,7 +183,10 @@ def improvement(
     ``share``-th.
     """
     steps = optimize.steps(
-        place, wish, batch_id=str(uuid_utils.uuid7()), memory=units.each(settings.run) // share
+        place,
+        wish,
+        batch_id=str(uuid_utils.uuid7()),
+        memory=budget.for_rewriting(settings.run.memory, settings.run.workers) // share,
     )
     try:
         work, jobs = next(steps)

@@ -10,6 +10,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from bronze.model.columns import Kind
+
 Measure = Literal["number", "age", "length", "frequency", "missing"]
 """What a feature takes of a column: the number; days before the model's moment; the text's length
 in characters; how common the value was in the sample, as a share; whether there is none (1 or 0).
@@ -170,3 +172,10 @@ class Profile:
 
 
 NO_OUTLIERS, NO_PROFILE = Outliers(), Profile()
+
+
+ANOMALY_COLUMNS: tuple[tuple[str, Kind], ...] = (
+    ("anomaly_score", Kind("double")),
+    ("is_anomaly", Kind("boolean")),
+)
+"""The columns of a table whose rows are watched; NULL where there was no model."""

@@ -24,7 +24,7 @@ import tenacity
 import uuid_utils
 
 from bronze.config.settings import GOVERNANCE, Settings
-from bronze.delta import commit, files, log, store
+from bronze.delta import commit, files, log, properties, store
 from bronze.delta.commit import Change
 from bronze.delta.layout import optimize, vacuum
 from bronze.delta.layout.vacuum import Expired
@@ -171,7 +171,7 @@ def old_versions(settings: Settings, table: str) -> Forgotten:
     began = time.monotonic()
     mine = subjects.held(settings, table)
     records, more = 0, Expired()
-    if evolution.PROTECT in mine.state.properties:
+    if properties.PROTECT in mine.state.properties:
         records, more = _outdated(settings, mine)
     expired = vacuum.purge(mine.state.place, time.time()) + more
     return Forgotten(

@@ -18,7 +18,7 @@ import tenacity
 import uuid_utils
 
 from bronze.config.settings import GOVERNANCE, Settings
-from bronze.delta import commit, files, log, store
+from bronze.delta import commit, files, log, properties, store
 from bronze.delta.commit import Change, Shape
 from bronze.delta.layout import vacuum
 from bronze.delta.log import State
@@ -232,13 +232,13 @@ def _refuse_kept(settings: Settings, uses: Collection[Use]) -> None:
     schema = settings.lake.schema_
     for folder in store.folders(settings.place(schema, "")):
         state, name = log.read(settings.place(schema, folder)), f"{schema}.{folder}"
-        if state is None or evolution.PROTECT not in state.properties:
+        if state is None or properties.PROTECT not in state.properties:
             continue
         shared = {how.join for how, _ in evolution.protected(state.properties).values() if how}
         if name not in names and not shared & joins:
             continue
         own = settings.table(
-            state.properties.get(evolution.SOURCE, ""), *evolution.table_of(state.properties)
+            state.properties.get(properties.SOURCE, ""), *evolution.table_of(state.properties)
         )
         kept = "keeps the versions of its rows" if KIND in dict(state.columns) else ""
         if not kept and own.deletes == "ignore":

@@ -16,6 +16,7 @@ import polars as pl
 import psycopg
 
 from bronze.config.settings import Settings
+from bronze.delta import properties
 from bronze.delta.log import State
 from bronze.errors import ConfigError, TableRefused
 from bronze.model.columns import KEY_TEXT
@@ -112,14 +113,14 @@ def original(settings: Settings, target: str, state: State) -> Iterator[Original
         TableRefused: the table is not there, or is another one.
         SourceError, SourceUnreachable: it cannot be asked.
     """
-    name = state.properties.get(evolution.SOURCE, "")
+    name = state.properties.get(properties.SOURCE, "")
     if name not in settings.source:
         raise ConfigError(
             f"The config has no source {name}, from which {target} is.",
             hint="If the rows are gone there for good: --without-source",
         )
     origin = settings.origin(name)
-    label = state.properties.get(evolution.TABLE, "")
+    label = state.properties.get(properties.TABLE, "")
     with connect.connect(origin) as connection:
         try:
             # Rows that security hides are not gone: a policy makes an error of the question.
@@ -143,7 +144,10 @@ def original(settings: Settings, target: str, state: State) -> Iterator[Original
 def _found(connection: Connection, target: str, state: State) -> Relation:
     """The very table: by its name, or by its oid where it was renamed."""
     schema, name = evolution.table_of(state.properties)
-    label, oid = state.properties.get(evolution.TABLE, ""), state.properties.get(evolution.OID, "")
+    label, oid = (
+        state.properties.get(properties.TABLE, ""),
+        state.properties.get(properties.OID, ""),
+    )
     named = [r for r in relations(connection, [schema]) if r.name == name]
     if named and oid in ("", str(named[0].oid)):
         return named[0]
@@ -176,7 +180,7 @@ WHERE c.oid = %s::oid AND n.nspname NOT LIKE 'pg\\_%%' AND n.nspname <> 'informa
 
 def _numbered(state: State) -> dict[str, int]:
     """The numbers of the source's columns by their Bronze names, as they were last."""
-    found: dict[str, int] = json.loads(state.properties.get(evolution.NUMBERS, "{}"))
+    found: dict[str, int] = json.loads(state.properties.get(properties.NUMBERS, "{}"))
     return found
 
 

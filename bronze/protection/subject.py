@@ -16,7 +16,7 @@ from typing import Any
 import polars as pl
 
 from bronze.config.settings import Settings
-from bronze.delta import log, store
+from bronze.delta import log, properties, store
 from bronze.delta.log import State
 from bronze.errors import ConfigError
 from bronze.governance.tables.keys import Record
@@ -42,7 +42,7 @@ class Held:
     @property
     def key(self) -> tuple[str, ...]:
         """The names of its key's columns."""
-        return tuple(json.loads(self.state.properties.get(evolution.KEY, "[]")))
+        return tuple(json.loads(self.state.properties.get(properties.KEY, "[]")))
 
     @property
     def kinds(self) -> dict[str, Kind]:
@@ -74,7 +74,7 @@ def held(settings: Settings, table: str) -> Held:
     schema, found = settings.lake.schema_, list[tuple[str, str, State]]()
     for name in store.folders(settings.place(schema, "")):
         state = log.read(settings.place(schema, name))
-        if state and (label := state.properties.get(evolution.TABLE)):
+        if state and (label := state.properties.get(properties.TABLE)):
             found.append((name, label, state))
     own = [one for one in found if table in (one[0], f"{schema}.{one[0]}")]
     full = [one for one in found if table == one[1]]
@@ -103,7 +103,7 @@ def _held(settings: Settings, name: str, label: str, state: State) -> Held:
             mine = _keys(records, name, column, how)
             columns.append(Protected(column, column, kind, how, mine))
     protection = Protection(tuple(columns), None, settings.masters)
-    return Held(name, label, state.properties.get(evolution.SOURCE, ""), state, protection)
+    return Held(name, label, state.properties.get(properties.SOURCE, ""), state, protection)
 
 
 def _keys(records: Sequence[Record], table: str, column: str, how: Protect) -> tuple[DataKey, ...]:

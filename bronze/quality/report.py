@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 import polars as pl
 
 from bronze.config.settings import GOVERNANCE, Settings
-from bronze.delta import files, log, store
+from bronze.delta import files, log, properties, store
 from bronze.delta.log import State
 from bronze.errors import ConfigError
 from bronze.governance.tables import quality as book
@@ -133,7 +133,7 @@ def _missing(settings: Settings, targets: Sequence[str]) -> Iterator[str]:
     for name in store.folders(settings.place(schema, "")):
         if name not in known:
             state = log.read(settings.place(schema, name))
-            if state is not None and evolution.TABLE in state.properties:
+            if state is not None and properties.TABLE in state.properties:
                 yield f"{schema}.{name}"
 
 

@@ -12,8 +12,6 @@ from typing import Any
 import polars as pl
 
 from bronze.errors import TableRefused
-from bronze.ingest import units
-from bronze.ingest.units import Assignment
 from bronze.model.columns import KEY_TEXT, Column, RowKey
 from bronze.model.quality import SPANNING, Criterion, Quality
 from bronze.postgres.catalog import constraints
@@ -24,6 +22,8 @@ from bronze.postgres.copy.read import decoded, dtype
 from bronze.postgres.copy.splits import size_of
 from bronze.postgres.statement import quoted
 from bronze.quality import rules
+from bronze.tables import context
+from bronze.tables.context import Assignment
 from bronze.tables.evolution import Settled
 
 VALUES = 10_000
@@ -54,7 +54,7 @@ def quality(
         TableRefused: a rule cannot be used on this table.
     """
     relation = given.target.relation
-    known: Constraints = units.asked(
+    known: Constraints = context.asked(
         given, lambda holder: constraints.constraints(holder, relation)
     )
     names = tuple((c.name, c.target) for c in settled.columns if c.name)
@@ -128,7 +128,7 @@ def answerable(given: Assignment, known: Constraints, criteria: Sequence[Criteri
 
 
 def _fetched(given: Assignment, query: str) -> list[Any]:
-    return list(units.asked(given, lambda holder: holder.execute(query).fetchall()))
+    return list(context.asked(given, lambda holder: holder.execute(query).fetchall()))
 
 
 def _condition(given: Assignment, known: Constraints, criterion: Criterion, table: str) -> str:
@@ -159,7 +159,7 @@ def _condition(given: Assignment, known: Constraints, criterion: Criterion, tabl
 
 
 def _comparisons(given: Assignment, schema: str, table: str) -> Mapping[str, Comparison]:
-    found: Mapping[str, Comparison] = units.asked(
+    found: Mapping[str, Comparison] = context.asked(
         given, lambda holder: comparisons(holder, schema, table)
     )
     return found
@@ -197,7 +197,9 @@ def _named(given: Assignment, rule: str, name: str) -> tuple[str, str]:
         TableRefused: there is no such table, or there are several.
     """
     wanted = {"name": name, "own": given.target.relation.schema}
-    found: list[Any] = units.asked(given, lambda holder: holder.execute(_CALLED, wanted).fetchall())
+    found: list[Any] = context.asked(
+        given, lambda holder: holder.execute(_CALLED, wanted).fetchall()
+    )
     if len(found) == 1:
         schema, table = found[0]
         return str(schema), str(table)

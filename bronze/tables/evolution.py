@@ -11,38 +11,31 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from bronze.anomaly import detection
+from bronze.delta.properties import (
+    BASE,
+    FORMER,
+    KEY,
+    KEYED,
+    LAYOUT,
+    NUMBERS,
+    OID,
+    PROTECT,
+    SCHEMA,
+    TABLE,
+    THRESHOLDS,
+    WATCHED,
+    WIDENED,
+)
 from bronze.delta.schema import delta_schema, kinds
 from bronze.delta.write.history import KIND
 from bronze.errors import TableRefused
+from bronze.model.anomaly import ANOMALY_COLUMNS
 from bronze.model.columns import KEY_TEXT, Column, Kind, Protect
 from bronze.model.files import Form
 from bronze.postgres.catalog.relations import Relation
 from bronze.postgres.catalog.types import absent, recast, wider
 from bronze.postgres.statement import quoted
 from bronze.rows.metadata import COMMITTED, METADATA
-
-# Properties of a Bronze table in which it says what it was made from.
-SOURCE = "bronze.source"
-SCHEMA = "bronze.schema"
-TABLE = "bronze.table"
-OID = "bronze.oid"
-KEY = "bronze.key"
-BASE = "bronze.base"
-NUMBERS = "bronze.columns"
-DEFINITION = "bronze.definition"
-PUBLISHED = "bronze.published"
-PROTECT = "bronze.protect"
-WIDENED = "bronze.widened"
-WATCHED = "bronze.watched"
-RULES = "bronze.rules"
-CUT = "bronze.cut"
-ENFORCED = "bronze.enforced"
-FORMER = "bronze.former"
-THRESHOLDS = "bronze.thresholds"
-LAYOUT = "bronze.layout"
-KEYED = "bronze.keyed"
-"""In a table with `KEY_TEXT`: the Bronze names of the columns that the key has in the source."""
 
 
 @dataclass(frozen=True)
@@ -329,7 +322,7 @@ def form(
     # A table of the source may have a column of this name, before the columns of ours.
     history = KIND in names and names.index(KIND) > last
     own = {*meta, partition, COMMITTED, KEY_TEXT} | ({KIND} if history else set())
-    own |= {name for name, _ in detection.COLUMNS} if WATCHED in properties else set()
+    own |= {name for name, _ in ANOMALY_COLUMNS} if WATCHED in properties else set()
     values = tuple(name for name in names if name not in own)
     return Form(
         values=values,

@@ -8,7 +8,7 @@ share of all fingerprints.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ import polars as pl
 import xxhash
 
 from bronze.delta import files
-from bronze.ingest.key_text import keyed
+from bronze.model.columns import KEY_TEXT
 from bronze.model.files import Stored
 from bronze.model.locations import Place
 from bronze.model.units import DELETED, Known
@@ -313,3 +313,10 @@ def seen(held: Fingerprints, prints: Fingerprints) -> tuple[npt.NDArray[np.bool_
     mask = np.empty(len(prints), np.bool_)
     mask[order] = hits
     return mask, at[hits]
+
+
+def keyed(names: Sequence[str]) -> pl.Expr:
+    """The condition that a stored row has a key of these columns."""
+    plain = [pl.col(name).is_not_null() for name in names if name != KEY_TEXT]
+    whole = pl.all_horizontal(plain) if plain else pl.lit(False)
+    return whole | pl.col(KEY_TEXT).is_not_null() if KEY_TEXT in names else whole

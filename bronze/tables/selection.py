@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-from bronze.anomaly import detection
 from bronze.config.protection import ColumnProtection
 from bronze.config.settings import Settings, TableSettings
 from bronze.delta.write.history import KIND
 from bronze.errors import ConfigError, TableRefused
+from bronze.model.anomaly import ANOMALY_COLUMNS
 from bronze.model.columns import KEY_TEXT, Column
 from bronze.model.locations import Place
 from bronze.postgres import statement
@@ -227,7 +227,7 @@ def columns(target: Target) -> tuple[Column, ...]:
     )
     ours = [name for name, _ in METADATA]
     ours += [KEY_TEXT, COMMITTED, *([KIND] if own.history else [])]
-    ours += [name for name, _ in detection.COLUMNS] if own.anomalies else []
+    ours += [name for name, _ in ANOMALY_COLUMNS] if own.anomalies else []
     bad = faults([c.target for c in found], ours)
     if bad:
         name, reason = next(iter(bad.items()))

@@ -12,12 +12,12 @@ from dataclasses import replace
 from urllib.parse import unquote
 
 from bronze.config.settings import Settings
+from bronze.delta import properties
 from bronze.delta.layout import vacuum
 from bronze.delta.log import State
 from bronze.errors import BronzeError, LakeError
-from bronze.execution import executors
+from bronze.execution import budget, executors
 from bronze.execution.executors import Course, Task
-from bronze.ingest import units
 from bronze.ingest.pipeline import Notify, Progress, running
 from bronze.tables import evolution
 from bronze.verify import file_check, inventory
@@ -39,7 +39,8 @@ def verified(
         LakeError, LakeUnreachable: the lake cannot be read.
     """
     chosen = inventory.lying(settings, tables)
-    limit = units.readers(settings.run, settings.run.workers)
+    run = settings.run
+    limit = budget.readers(run.memory, run.workers, run.workers)
     sizes = [sum(f.size for f in one.state.named) if one.state else 0 for one in chosen]
     done = [[0, 0] for _ in chosen]
 
@@ -157,7 +158,7 @@ def tasks(state: State, sizes: Mapping[str, int], basis: Basis | None) -> list[R
     """
     form = evolution.form(state.columns, state.properties, state.partition)
     layout = evolution.restored(state.columns, state.properties)
-    key = tuple(json.loads(state.properties.get(evolution.KEY, "[]")))
+    key = tuple(json.loads(state.properties.get(properties.KEY, "[]")))
     return [
         Resting(
             place=state.place,

@@ -9,13 +9,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from bronze.config.settings import Settings
-from bronze.delta import log
+from bronze.delta import log, properties
 from bronze.delta.commit import transaction
 from bronze.delta.log import State
 from bronze.errors import BronzeError, LakeError, TableRefused
+from bronze.execution import budget
 from bronze.ingest import key_text, pipeline, plan, units
 from bronze.ingest.pipeline import Opened
-from bronze.ingest.units import Assignment
 from bronze.model.columns import KEY_TEXT, NO_KEY, Column, Kind, RowKey
 from bronze.model.protection import Protection
 from bronze.model.stamp import Stamp
@@ -25,7 +25,8 @@ from bronze.postgres.copy import row_hash, splits
 from bronze.postgres.copy.snapshot import Snapshot
 from bronze.postgres.replication import publication
 from bronze.protection import keys
-from bronze.tables import evolution, selection
+from bronze.tables import context, evolution, selection
+from bronze.tables.context import Assignment
 from bronze.tables.selection import Target
 from bronze.verify import digests, evidence
 from bronze.verify.digests import Basis
@@ -201,7 +202,7 @@ def _claim(
     target: Target,
 ) -> Claim:
     stamp = Stamp("0", datetime.now(UTC), source.origin.name, target.settings.method)
-    readers = units.readers(settings.run, source.slots)
+    readers = budget.readers(settings.run.memory, settings.run.workers, source.slots)
     given = Assignment(target, held, source.origin, stamp, settings, readers)
     try:
         there = selection.seen(target, pipeline.still_there(target, held, seen))
@@ -216,9 +217,9 @@ def carried(given: Assignment, target: Target) -> Target:
         return target
     relation = target.relation
     _, published = given.settings.stream.names(given.origin.name)
-    names = units.asked(given, lambda holder: publication.carried(holder, relation, published)) or {
-        attribute.name for attribute in relation.attributes
-    }
+    names = context.asked(
+        given, lambda holder: publication.carried(holder, relation, published)
+    ) or {attribute.name for attribute in relation.attributes}
     return selection.carried(target, names)
 
 
@@ -230,7 +231,7 @@ def _settled(given: Assignment) -> Claim:
         state = log.read(target.place)
         if state is None:
             return Claim(given, None, columns, len(columns))
-        if evolution.TABLE not in state.properties:
+        if properties.TABLE not in state.properties:
             raise LakeError(
                 f"The table at {target.place.url} was not made by bronze.",
                 hint="Move it away, or give the source's table another target.",

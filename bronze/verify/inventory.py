@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 
 from bronze.config.settings import GOVERNANCE, Settings
-from bronze.delta import files, log, store
+from bronze.delta import files, log, properties, store
 from bronze.delta.log import State
 from bronze.errors import BronzeError, ConfigError, LakeError, TableVanished
 from bronze.governance.tables import data_lineage as book
@@ -91,9 +91,9 @@ def _opened(place: Place, name: str, known: tuple[str, str, int] | None) -> Lyin
         state = log.read(place)
     except BronzeError as error:
         return Lying(name, source, label, error=error)
-    if state is not None and evolution.TABLE in state.properties:
-        properties = state.properties
-        source, label = properties.get(evolution.SOURCE, ""), properties[evolution.TABLE]
+    if state is not None and properties.TABLE in state.properties:
+        written = state.properties
+        source, label = written.get(properties.SOURCE, ""), written[properties.TABLE]
         return Lying(name, source, label, version, state)
     try:
         ours = any(files.batch_of(path) for path in store.listing(place))

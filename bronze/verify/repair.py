@@ -19,7 +19,7 @@ import numpy.typing as npt
 import uuid_utils
 
 from bronze.config.settings import Settings
-from bronze.delta import commit, files, log, store
+from bronze.delta import commit, files, log, properties, store
 from bronze.delta.commit import Change, Shape
 from bronze.delta.layout import optimize
 from bronze.delta.log import State
@@ -241,7 +241,7 @@ def _twins_cut(claim: Claim, batch_id: str) -> Course[int]:
 def _open(state: State) -> Shape:
     """The table as it is, which says that all its rows are to be compared."""
     columns = evolution.restored(state.columns, state.properties)
-    return Shape(columns, optimize.statistics(state), state.partition, ((evolution.CUT, "true"),))
+    return Shape(columns, optimize.statistics(state), state.partition, ((properties.CUT, "true"),))
 
 
 def _state(claim: Claim, wanted: Sequence[Stored]) -> State:

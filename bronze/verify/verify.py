@@ -23,7 +23,7 @@ import uuid_utils
 from bronze.config.settings import Settings
 from bronze.delta.layout import vacuum
 from bronze.errors import BronzeError
-from bronze.execution import executors
+from bronze.execution import budget, executors
 from bronze.execution.executors import Course, Task
 from bronze.ingest import units
 from bronze.ingest.pipeline import Notify, Progress, giving_way, running
@@ -272,7 +272,9 @@ def _compared(settings: Settings, claim: Claim, look: _Look) -> Course[None]:
     if claim.state is None:
         look.result = replace(look.result, status="differs", missing=look.result.source_rows)
     elif chosen.any():
-        shares = units.shares(settings.run, int(source[chosen, 0].sum() + lake[chosen, 0].sum()))
+        shares = budget.rounds_of_named_rows(
+            settings.run.memory, int(source[chosen, 0].sum() + lake[chosen, 0].sum())
+        )
         names = [
             replace(task, queries=queries, key=claim.key)
             for task, queries in zip(asked, naming, strict=True)

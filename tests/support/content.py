@@ -8,7 +8,7 @@ from collections import Counter
 import polars as pl
 
 from bronze.config.settings import Settings
-from bronze.delta import log
+from bronze.delta import log, properties
 from bronze.delta.write.history import KIND
 from bronze.model.units import DELETED
 from bronze.postgres import statement
@@ -55,7 +55,7 @@ def differences(settings: Settings) -> dict[str, str]:
                 if hidden:
                     computed = _keyed(settings, f"{target.schema}.{target.name}", computed)
                 hashes = Counter(computed)
-                key = json.loads(state.properties[evolution.KEY])
+                key = json.loads(state.properties[properties.KEY])
                 values = [column.target for column in now.columns]
                 fault = _fault(target.place.url, hashes, key, values, now.base, bool(hidden))
                 if fault:

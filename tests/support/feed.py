@@ -9,8 +9,8 @@ from pathlib import Path
 import polars as pl
 from deltalake import DeltaTable
 
+from bronze.delta import properties
 from bronze.delta.write.history import KIND
-from bronze.tables import evolution
 
 _TOLD = {
     "_change_type",
@@ -32,8 +32,8 @@ def faults(folder: Path, since: int = 0) -> list[str]:
     at the end it gives the table's rows.
     """
     table = DeltaTable(str(folder))
-    properties = table.metadata().configuration
-    key = json.loads(properties[evolution.KEY])
+    known = table.metadata().configuration
+    key = json.loads(known[properties.KEY])
     if KIND in [field.name for field in table.schema().fields]:
         return _of_history(folder, since)
     rows: dict[tuple[object, ...], object] = {}

@@ -15,10 +15,11 @@ from typing import Any
 
 import psycopg
 from psycopg import errors as pg
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import make_conninfo
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from bronze import secrets
+from bronze.dsn import parse_dsn
 from bronze.errors import (
     BronzeError,
     ConfigError,
@@ -54,7 +55,7 @@ def parameters(origin: Origin) -> dict[str, str]:
         ConfigError: a secret cannot be found, or the connection string is not one.
     """
     text = secrets.resolve(origin.dsn) if origin.dsn else origin.conninfo
-    given = parse(text, origin.name)
+    given = parse_dsn(text, origin.name)
     if origin.password:
         given["password"] = secrets.resolve(origin.password)
     given.setdefault("application_name", origin.application_name)
@@ -63,48 +64,6 @@ def parameters(origin: Origin) -> dict[str, str]:
     # From the first message on: psycopg does not know all encodings that a database may have.
     given["client_encoding"] = session_settings.PINNED["client_encoding"]
     return given
-
-
-def parse(conninfo: str, source: str) -> dict[str, str]:
-    """A connection string's parameters.
-
-    Raises:
-        ConfigError: it cannot be read, or reads otherwise than it was meant. Nothing of it is in
-            the error: where a password is not written as it has to be, its parts are anywhere.
-    """
-    where = f"The connection string of source {source}" if source else "The connection string"
-    try:
-        given = {k: str(v) for k, v in conninfo_to_dict(conninfo).items() if v is not None}
-    except psycopg.ProgrammingError:
-        raise ConfigError(f"{where} cannot be read.", hint=_DSN_HINT) from None
-    if wrong := _misread(conninfo, given):
-        raise ConfigError(
-            f"{where} does not mean what it seems to: {wrong}.",
-            hint=_DSN_HINT,
-        )
-    return given
-
-
-_DSN_HINT = (
-    "It looks like postgresql://user@host:5432/database?sslmode=verify-full; in a name or password"
-    " the characters / @ : ? # % [ ] and blanks are percent-encoded (%2F for /, %40 for @)."
-)
-
-
-def _misread(conninfo: str, given: Mapping[str, str]) -> str:
-    """What looks wrong with a connection string that libpq can read; "" if nothing does."""
-    scheme, found, rest = conninfo.partition("://")
-    if found and scheme in ("postgresql", "postgres"):
-        # libpq takes the first @ for the end of the password, and a / before it for that of host
-        # and port.
-        place, _, path = rest.partition("/")
-        if place.count("@") > 1:
-            return "there is an @ in its user or password"
-        if "@" in path.partition("?")[0]:
-            return "there is a / in its user or password, or an @ in its database"
-    if not all(port.isdecimal() for port in given.get("port", "").split(",") if port):
-        return "its port is no number"
-    return ""
 
 
 def connect(origin: Origin) -> Connection:

@@ -25,11 +25,11 @@ from typer.testing import CliRunner
 from bronze import secrets
 from bronze.cli.main import app
 from bronze.config import loading
+from bronze.dsn import parse_dsn
 from bronze.errors import ConfigError
 from bronze.ingest import pipeline
 from bronze.ingest.worker import work
 from bronze.model.locations import Secret
-from bronze.postgres.connection import connect
 from bronze.protection import keyring
 from tests.conftest import Source
 
@@ -282,9 +282,9 @@ def test_a_connection_string_that_is_misread_is_not_told(
 def test_a_connection_string_may_have_anything_percent_encoded() -> None:
     """What is written as it should be is read."""
     dsn = "postgresql://me:a%2Fb%40c@h1:1,h2:2/my%40db?options=-c%20x%3Da@b"
-    given = connect.parse(dsn, "shop")
+    given = parse_dsn(dsn, "shop")
     assert (given["password"], given["dbname"], given["port"]) == ("a/b@c", "my@db", "1,2")
-    assert connect.parse("postgresql:///shop?host=/run&user=a", "shop")["host"] == "/run"
+    assert parse_dsn("postgresql:///shop?host=/run&user=a", "shop")["host"] == "/run"
 
 
 def file_with(tmp_path: Path, source: str) -> Path:
