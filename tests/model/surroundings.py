@@ -124,7 +124,7 @@ def unfit_type(world: World, table: str) -> str:
     alter = f"ALTER TABLE {table} ALTER {column.quoted} TYPE"
     name, kind = column.quoted, column.type
     # Rows that came meanwhile may hold any text.
-    valid = f"CASE WHEN pg_input_is_valid({name}, '{kind}') THEN {name}::{kind} END"
+    valid = f"CASE WHEN fits({name}, '{kind}') THEN {name}::{kind} END"
     undo = f"{alter} {kind} USING {valid}"
     do = f"{alter} text USING {column.quoted}::text"
     return world.hinder(f"{table}.{column.name} is text", frozenset({table}), [do], [undo])

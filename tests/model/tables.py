@@ -37,6 +37,10 @@ CREATE FUNCTION words(n int) RETURNS text IMMUTABLE LANGUAGE sql AS $$
     SELECT CASE n % 7 WHEN 0 THEN NULL WHEN 1 THEN '' WHEN 2 THEN 'é''"\' WHEN 3 THEN large(n)
            ELSE 'v' || n % 50 END
 $$;
+CREATE FUNCTION fits(v text, kind text) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN EXECUTE format('SELECT %L::%s', v, kind); RETURN true;
+EXCEPTION WHEN data_exception THEN RETURN false; END
+$$;
 """
 
 MADE: Mapping[str, str] = {
