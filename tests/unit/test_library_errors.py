@@ -16,7 +16,8 @@ from bronze.model.locations import Place
 SAID = [
     (
         "Generic LocalFileSystem error: Unable to open file /f/x: Not a directory (os error 20)"
-        '\n\nDebug source:\nGeneric {\n    store: "LocalFileSystem",\n}',
+        '\n\nDebug source:\nGeneric {\n    store: "LocalFileSystem",\n    source: Os {\n'
+        '        kind: NotADirectory,\n        message: "Not a directory",\n    },\n}',
         "Unable to open file /f/x: Not a directory (os error 20)",
     ),
     (
@@ -37,6 +38,7 @@ SAID = [
     ("Parquet file size is 1 bytes", "Parquet file size is 1 bytes"),
     ('the key {"id": 1} is there', 'the key {"id": 1} is there'),
     ("", "ValueError"),
+    ("x" * 1000, "x" * 300),
 ]
 
 

@@ -96,6 +96,16 @@ def test_log_lines_show() -> None:
     assert made.startswith(f"WARNING:a {SHOWN}")
 
 
+def test_a_traceback_in_a_log_shows() -> None:
+    """It has its lines, and of the error's text what a terminal would obey is escaped."""
+    error = (ValueError, ValueError(EVIL), None)
+    made = Visible("%(message)s").format(logging.LogRecord("x", 30, "", 0, "a", (), error))
+    first, *others = made.split("\n")
+    assert first == "a"
+    assert others[0].startswith(f"ValueError: {SHOWN}")
+    assert all(line.isprintable() for line in others)
+
+
 def test_a_source_cannot_write_to_the_terminal(source: Source, tmp_path: Path) -> None:
     """Escapes in names, comments and values reach no output of any command as they are."""
     name = "t\x1b]0;x\x07\u202e"

@@ -326,24 +326,30 @@ def made(source: Source, name: str) -> bool:
     return (source.table(name) / "_delta_log" / f"{0:020}.json").exists()
 
 
-def test_a_table_that_goes_before_it_is_published(
+def test_tables_that_go_or_are_locked_before_they_are_published(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It alone is refused."""
+    """They alone are refused."""
     source.execute(TABLE)
-    source.execute("CREATE TABLE u (id int PRIMARY KEY)")
-    given = settings(source, {"t": {"pattern": "streaming"}, "u": {"pattern": "streaming"}})
+    source.execute("CREATE TABLE u (id int PRIMARY KEY); CREATE TABLE v (id int PRIMARY KEY)")
+    tables = {name: {"pattern": "streaming"} for name in ("t", "u", "v")}
+    given = source.settings(tables=tables, source={"lock_timeout": 1})
     caught_up(given)
+    ((name,),) = source.execute("SELECT pubname FROM pg_publication")
+    source.execute(f"ALTER PUBLICATION {name} DROP TABLE v; INSERT INTO t VALUES (1, 'a', 1)")
+    with psycopg.connect(source.dsn) as other:
 
-    def late(*given: Any) -> Any:
-        source.execute("DROP TABLE IF EXISTS u")
-        return new_slot.publish(*given)
+        def late(*given: Any) -> Any:
+            source.execute("DROP TABLE IF EXISTS u")
+            other.execute("LOCK TABLE v")
+            return new_slot.publish(*given)
 
-    monkeypatch.setattr(table_sync, "publish", late)
-    source.execute("INSERT INTO t VALUES (1, 'a', 1)")
-    result = stream.stream(given, until_caught_up=True)
-    (error,) = [one.error for one in result.tables if one.error]
-    assert "public.u cannot be published: it does not exist any more" in error.message
+        monkeypatch.setattr(table_sync, "publish", late)
+        result = stream.stream(given, until_caught_up=True)
+    said = {one.table: one.error.message for one in result.tables if one.error}
+    assert said.keys() == {"public.u", "public.v"}
+    assert "public.u cannot be published: it does not exist any more" in said["public.u"]
+    assert "public.v is locked by somebody else for longer than lock_timeout" in said["public.v"]
     assert rows(source)["id"].to_list() == [1]
 
 

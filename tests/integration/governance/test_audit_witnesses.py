@@ -20,6 +20,7 @@ from bronze.governance import audit, audit_witnesses
 from bronze.governance.audit import Report
 from bronze.governance.tables import audit_log as book
 from bronze.ingest import pipeline
+from bronze.model.stamp import AuditMark
 from tests.conftest import Source
 
 
@@ -96,7 +97,8 @@ def test_a_log_that_is_gone_is_never_whole(opened: Bronze, tmp_path: Path) -> No
         damage(opened)
         report = proven(opened)
         assert report.exit_code == 1, name
-        assert any(said in problem for problem in report.problems), (name, report.problems)
+        for each in (said, "table bronze.bz_t"):
+            assert any(each in problem for problem in report.problems), (name, report.problems)
         assert not report.notes
         shutil.rmtree(folder(opened), ignore_errors=True)
         shutil.copytree(kept, folder(opened))
@@ -158,6 +160,9 @@ def test_a_record_made_anew_is_contradicted(opened: Bronze) -> None:
     assert list(faults(told, known.log, hashes, last)) == [
         f"record {known.sequence} is not the one that table bronze.bz_t knows of"
     ]
+    other = AuditMark(known.log, known.sequence, hashes[known.sequence])
+    assert audit_mark.knows_more(state, other)
+    assert not audit_mark.knows_more(state, replace(other, hash=known.digits))
 
 
 def test_a_run_that_dies_gives_no_false_alarm(

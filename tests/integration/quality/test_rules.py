@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from deltalake import DeltaTable
@@ -19,12 +20,14 @@ from bronze.cdc import stream
 from bronze.cli import render
 from bronze.cli.main import app
 from bronze.config import loading
+from bronze.config.quality import QualitySettings
 from bronze.config.settings import Settings
 from bronze.errors import ConfigError
 from bronze.ingest import pipeline
+from bronze.model.quality import Quality, Scored
 from bronze.model.results import TableResult
+from bronze.quality import checks, set_rules
 from bronze.quality import report as trend
-from bronze.quality import set_rules
 from tests.conftest import Source
 from tests.support.content import differences
 
@@ -189,16 +192,23 @@ def test_rules_made_in_python(source: Source) -> None:
     """They join those of the config, under the table's name."""
     source.execute(TABLE)
     opened = bronze.Bronze(settings(source, [POSITIVE]))
-    rules = [bronze.Rule("even", pl.col("q") % 2 == 0, severity="low", allow=0.6)]
+    rules = [
+        bronze.Rule("even", pl.col("q") % 2 == 0, severity="low", allow=0.6),
+        bronze.Rule("more", pl.col("q") > 2, severity="low", allow_rows=2),
+    ]
     result = opened.with_rules({"t": rules}).run()
     assert result.exit_code == 0
     assert scores(source)[7] == (95, "ACTIVE")
     row = figure(source, "even")
     assert (row["origin"], row["failed"], row["passed"]) == ("python", 10, True)
+    row = figure(source, "more")
+    assert (row["failed"], row["passed"], row["allowed"]) == (2, True, 0.1)
     wrong = opened.with_rules({"t": [bronze.Rule("positive", pl.col("q") > 0)]}).run()
     assert "another rule has that name" in str(wrong.tables[0].error)
     absent = opened.with_rules({"nosuch": rules}).run()
     assert [t.table for t in absent.tables if t.error] == ["nosuch"]
+    with pytest.raises(ConfigError, match="and -1 rows"):
+        opened.with_rules({"t": [bronze.Rule("x", pl.col("q") > 0, allow_rows=-1)]})
     with pytest.raises(ConfigError, match="has the severity 'bad'"):
         opened.with_rules({"t": [bronze.Rule("x", pl.col("q") > 0, severity="bad")]})  # type: ignore[arg-type]
 
@@ -448,6 +458,20 @@ def test_what_the_gate_goes_by(source: Source) -> None:
         if (results[f"t{i}"].status == "failed") != stopped
     }
     assert wrong == {}
+
+
+def test_each_check_allows_a_number_of_rows() -> None:
+    """NULLs of any column, duplicates, rows with rejected values: as many, and not one more."""
+    wanted = Quality((), names=(("a", "a"), ("b", "b")), distinct=1)
+    prints = np.array([0, 0, 0, *range(1, 8)], np.uint64).tobytes()
+    found = Scored(rows=10, refused=2, nulls=(2, 2), prints=(prints,))
+    names = ("null_share", "duplicates", "schema_compliance")
+    for few, passed in ((2, True), (1, False)):
+        demanded = QualitySettings(null_share=0.05, allow_rows=few)
+        made = {f.rule: f for f in checks.figures(wanted, found, demanded, 0.0) if not f.column}
+        assert [made[name].passed for name in names] == [passed] * 3
+        assert made["duplicates"].allowed == few / 10
+        assert made["schema_compliance"].allowed == 1 - few / 10
 
 
 def test_a_batch_of_one_row_may_break_a_rule(source: Source) -> None:
@@ -729,4 +753,4 @@ def test_records_of_before_have_the_name_alone(source: Source) -> None:
     (table,) = trend.quality(given, ["bz_t"], 5).tables
     assert (table.target, len(table.runs)) == ("bronze.bz_t", 2)
     with pytest.raises(ConfigError, match="no figures of a table"):
-        trend.quality(source.settings(lake={"schema": "other"}), ["bz_t", "nothing"])
+        trend.quality(source.settings(lake={"schema": "other"}), ["bronze.bz_t"])

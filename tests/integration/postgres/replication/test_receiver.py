@@ -419,6 +419,21 @@ def test_a_slot_that_is_not_there(source: Source, written: psycopg.Connection[An
     assert sender.closed
 
 
+def test_a_publication_that_is_dropped_while_it_streams(
+    source: Source, written: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Servers before 18 end the stream then, with the error that another statement gives here; it
+    says that all is begun anew.
+    """
+    with receiving(source) as receiver:
+        gone = "DROP PUBLICATION gone"
+        monkeypatch.setattr(Receiver, "_received", lambda _: written.execute(gone))
+        with pytest.raises(SourceBusy, match='"gone" does not exist') as raised:
+            receiver.take(PATIENCE, 2**63)
+        assert "begun anew" in raised.value.hint
+        assert raised.value.retry
+
+
 @pytest.mark.parametrize("transactions", [1, 400])
 def test_the_end_does_not_wait_for_the_flood(
     source: Source, written: psycopg.Connection[Any], transactions: int
