@@ -31,7 +31,7 @@ from bronze.config.settings import Settings
 from bronze.delta import commit, files, properties
 from bronze.delta.commit import Change, Shape
 from bronze.delta.schema import delta_schema
-from bronze.ingest.enrich import enriched
+from bronze.ingest.enrich import enrich
 from bronze.model.columns import Kind, Protect
 from bronze.model.locations import Secret
 from bronze.model.protection import Protected, Protection
@@ -85,7 +85,7 @@ def own(rows: pl.DataFrame, master: AESGCM, kept: list[str]) -> pl.DataFrame:
 
 def _enriched(rows: pl.DataFrame, wanted: Enrichment) -> pl.DataFrame:
     nothing = pl.repeat(None, rows.height, dtype=pl.String, eager=True)
-    return enriched(rows, nothing, _STAMP, rows.width, wanted)[0]
+    return enrich(rows, nothing, _STAMP, rows.width, wanted)[0]
 
 
 def written(

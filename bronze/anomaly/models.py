@@ -30,8 +30,8 @@ from bronze.model.locations import Place
 from bronze.model.units import DELETED
 from bronze.postgres import statement
 from bronze.postgres.copy import read, splits
-from bronze.tables.context import Assignment, asked
-from bronze.tables.evolution import Settled
+from bronze.tables.context import TableContext, ask_source
+from bronze.tables.evolution import ColumnContract
 from bronze.tables.naming import spellings
 from bronze.tables.selection import Target
 
@@ -49,8 +49,8 @@ _PROFILED = 100
 
 
 def watch(
-    given: Assignment,
-    settled: Settled,
+    context: TableContext,
+    contract: ColumnContract,
     key: tuple[str, ...],
     state: State | None,
     protected: Collection[str] = (),
@@ -58,8 +58,8 @@ def watch(
     """How a table's rows are watched; None where they are not, and have no columns for it.
 
     Args:
-        given: the table.
-        settled: its columns.
+        context: the table.
+        contract: its columns.
         key: the key's target names.
         state: the Bronze table as it was found.
         protected: source names of columns whose values nothing may be learned of.
@@ -68,16 +68,16 @@ def watch(
         SourceError: the sample cannot be read.
         LakeError: the models in the lake, or the table, cannot be read.
     """
-    own = given.target.settings.anomalies
+    own = context.target.settings.anomalies
     if own is None:
         return Watch() if state is not None and properties.WATCHED in state.properties else None
-    free = [c for c in settled.columns if c.name not in protected and c.kind.name != "array"]
-    profiled = [c for c in settled.columns if c.kind.name != "array"][:_PROFILED]
+    free = [c for c in contract.columns if c.name not in protected and c.kind.name != "array"]
+    profiled = [c for c in contract.columns if c.kind.name != "array"][:_PROFILED]
     numeric = {c.target for c in free if c.is_number}
-    named = _named(given, settled.columns, key)
-    model, notes = _model(given, own, _candidates(own, free, named), state)
+    named = _named(context, contract.columns, key)
+    model, notes = _model(context, own, _candidates(own, free, named), state)
     if model is not None and (notes or own.columns):
-        notes += _left_out(own, settled.columns, named, model)
+        notes += _left_out(own, contract.columns, named, model)
     return Watch(
         model,
         tuple(c.target for c in profiled),
@@ -110,12 +110,12 @@ WHERE c.conrelid = %s AND c.contype IN ('p', 'u', 'f')
 _NAMING = ("id", "key", "no", "nr", "number", "code", "uuid", "zip")
 
 
-def _named(given: Assignment, columns: Sequence[Column], key: Sequence[str]) -> set[str]:
+def _named(context: TableContext, columns: Sequence[Column], key: Sequence[str]) -> set[str]:
     """The target names of columns that name something: of keys and foreign keys, or by their
     names.
     """
-    oid = given.target.relation.oid
-    rows: list[Any] = asked(given, lambda holder: holder.execute(_FOREIGN, [oid]).fetchall())
+    oid = context.target.relation.oid
+    rows: list[Any] = ask_source(context, lambda holder: holder.execute(_FOREIGN, [oid]).fetchall())
     names = {name for (name,) in rows}
     return {
         c.target
@@ -135,7 +135,7 @@ def _candidates(
 
 
 def _model(
-    given: Assignment, own: AnomalySettings, columns: Sequence[Column], state: State | None
+    context: TableContext, own: AnomalySettings, columns: Sequence[Column], state: State | None
 ) -> tuple[Model | None, tuple[str, ...]]:
     """The model to go by, and what to say about it."""
     if not columns:
@@ -144,16 +144,16 @@ def _model(
     said = [own.trees, own.expected, own.seed, kinds]
     settings = hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
     rows = sum(max(file.rows, 0) for file in state.files) if state else 0
-    place = given.settings.place(GOVERNANCE, book.NAME)
-    known, why = _stored(given, own, place, settings, rows)
+    place = context.settings.place(GOVERNANCE, book.NAME)
+    known, why = _stored(context, own, place, settings, rows)
     if known is not None and not why:
         return known, ()
-    sample = _sample(given, columns, state, own.seed)
-    rows = max(rows, sample.height, 0 if state else given.target.relation.rows)
+    sample = _sample(context, columns, state, own.seed)
+    rows = max(rows, sample.height, 0 if state else context.target.relation.rows)
     if sample.height < training.LEAST:
         return None, (f"no anomaly scores: the table has fewer than {training.LEAST} rows",)
     chosen = {c.target for c in columns} if own.columns else set()
-    day = given.stamp.loaded_at.replace(hour=0, minute=0, second=0, microsecond=0)
+    day = context.stamp.loaded_at.replace(hour=0, minute=0, second=0, microsecond=0)
     model = training.trained(
         sample,
         training.found(sample, columns, chosen),
@@ -165,7 +165,7 @@ def _model(
     )
     if model is None:
         return None, ("no anomaly scores: no column has values that differ",)
-    _keep(given, place, model, why, settings)
+    _keep(context, place, model, why, settings)
     return model, (f"the anomaly model was trained ({why}): version {model.version}",)
 
 
@@ -173,8 +173,8 @@ def _text_number(column: Column) -> bool:
     return column.is_number and column.kind.name == "string"
 
 
-def _keep(given: Assignment, place: Place, model: Model, why: str, settings: str) -> None:
-    target, stamp = given.target, given.stamp
+def _keep(context: TableContext, place: Place, model: Model, why: str, settings: str) -> None:
+    target, stamp = context.target, context.stamp
     record = book.Record(
         model, stamp.loaded_at, target.source, target.label, target.full_name, why, settings
     )
@@ -196,42 +196,44 @@ def entered(place: Place, columns: Layout, records: pl.DataFrame, batch_id: str)
 
 
 def _stored(
-    given: Assignment, own: AnomalySettings, place: Place, settings: str, rows: int
+    context: TableContext, own: AnomalySettings, place: Place, settings: str, rows: int
 ) -> tuple[Model | None, str]:
     """The table's model, and why another one is needed; "" where it is not."""
     state = log.read(place)
     found = None
     if state is not None:
         try:
-            found = _latest(place, state, given)
+            found = _latest(place, state, context)
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowException, LakeError):
             return None, "the one in the lake is damaged"
     if found is None:
         return None, "there was none"
     model, record = found
-    age = (given.stamp.loaded_at - record["trained_timestamp"]).total_seconds()
+    age = (context.stamp.loaded_at - record["trained_timestamp"]).total_seconds()
     if record["settings"] != settings:
         return model, "its columns or settings have changed"
     if own.retrain and age >= own.retrain:
         return model, f"the last one is {age / 86400:.0f} days old"
     if rows >= _GROWTH * max(model.rows, 1):
         return model, f"the table has grown from {model.rows:,} to {rows:,} rows"
-    share = _last_share(given, model)
+    share = _last_share(context, model)
     if share > _EXCESS * own.expected:
         return model, f"{share:.1%} of the last run's rows were anomalies"
     return model, ""
 
 
-def _latest(place: Place, state: State, given: Assignment) -> tuple[Model, dict[str, Any]] | None:
+def _latest(
+    place: Place, state: State, context: TableContext
+) -> tuple[Model, dict[str, Any]] | None:
     """The newest record of the table, and its model."""
     best: tuple[Any, Any] | None = None
     for file in state.files:
-        if not _may_hold(file, given.target):
+        if not _may_hold(file, context.target):
             continue
         parquet = files.opened(place, file)
         for start, part in files.parts(parquet, book.COLUMNS, book.TOLD):
             told = pl.DataFrame(part).with_row_index("at", start)
-            mine = told.filter(_about(given.target))
+            mine = told.filter(_about(context.target))
             for row in mine.iter_rows(named=True):
                 if best is None or row["trained_timestamp"] > best[1]["trained_timestamp"]:
                     best = file, row
@@ -249,12 +251,12 @@ def _latest(place: Place, state: State, given: Assignment) -> tuple[Model, dict[
     return None
 
 
-def _last_share(given: Assignment, model: Model) -> float:
+def _last_share(context: TableContext, model: Model) -> float:
     """The share of anomalies in the last run of which the model has told many rows."""
     told = pl.DataFrame(schema={"model_version": pl.String, "scored": pl.Int64})
     # What hinders the reading is told when the run is to be entered.
     with suppress(LakeError):
-        told = earlier(given.settings, given.target)
+        told = earlier(context.settings, context.target)
     told = told.filter(pl.col("model_version") == model.version, pl.col("scored") >= _JUDGED)
     if told.is_empty():
         return 0.0
@@ -306,7 +308,7 @@ def _may_hold(file: Stored, target: Target) -> bool:
 
 
 def _sample(
-    given: Assignment, columns: Sequence[Column], state: State | None, seed: int
+    context: TableContext, columns: Sequence[Column], state: State | None, seed: int
 ) -> pl.DataFrame:
     """Rows of the Bronze table; of the source, where that has not these columns, or no rows."""
     if state is not None and {c.target for c in columns} <= {name for name, _ in state.columns}:
@@ -314,7 +316,7 @@ def _sample(
             sample = _from_bronze(state, columns, seed)
         if sample.height >= training.LEAST:
             return sample
-    return _from_source(given, columns, seed)
+    return _from_source(context, columns, seed)
 
 
 def _from_bronze(state: State, columns: Sequence[Column], seed: int) -> pl.DataFrame:
@@ -344,9 +346,9 @@ def _from_bronze(state: State, columns: Sequence[Column], seed: int) -> pl.DataF
 _STATUS = (("record_status", Kind("string")),)
 
 
-def _from_source(given: Assignment, columns: Sequence[Column], seed: int) -> pl.DataFrame:
+def _from_source(context: TableContext, columns: Sequence[Column], seed: int) -> pl.DataFrame:
     """Rows of the source, in the run's snapshot: those of some pages, chosen by the seed."""
-    relation = given.target.relation
+    relation = context.target.relation
     table = statement.quoted(relation.schema, relation.name)
     pages = sum(relation.heaps)
     if not pages:
@@ -358,10 +360,10 @@ def _from_source(given: Assignment, columns: Sequence[Column], seed: int) -> pl.
         if pages > wanted:
             table += f" TABLESAMPLE SYSTEM ({100 * wanted / pages:.6f}) REPEATABLE ({seed})"
     query = statement.select(columns, table)
-    session = given.held.session(given.origin)
-    guarded = bool(given.target.settings.protect)
-    label = given.target.label
-    parts = read.rows(given.origin, session, query, (splits.WHOLE,), columns, label, guarded)
+    session = context.held.session(context.origin)
+    guarded = bool(context.target.settings.protect)
+    label = context.target.label
+    parts = read.rows(context.origin, session, query, (splits.WHOLE,), columns, label, guarded)
     rows = pl.concat([rows for rows, _ in parts] or [pl.DataFrame()])
     return _some(rows, _ROWS, np.random.default_rng(seed))
 

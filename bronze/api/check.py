@@ -26,7 +26,7 @@ from bronze.errors import (
 from bronze.execution import budget
 from bronze.governance import audit, openlineage
 from bronze.ingest import pipeline, plan
-from bronze.ingest.pipeline import Opened
+from bronze.ingest.pipeline import OpenSource
 from bronze.model.columns import Column
 from bronze.model.quality import Criterion
 from bronze.model.results import Failure
@@ -41,8 +41,8 @@ from bronze.postgres.copy.snapshot import Consistency, Snapshot
 from bronze.postgres.replication import publication, slot
 from bronze.postgres.replication.prerequisites import Wanting
 from bronze.quality import rules, set_rules
-from bronze.tables import blind_spots, context, selection
-from bronze.tables.context import Assignment
+from bronze.tables import blind_spots, selection
+from bronze.tables.context import TableContext, ask_source
 
 KEPT = "values Delta cannot hold become NULL and are kept in governance.rejected_values"
 AS_TEXT = "PostgreSQL's text"
@@ -133,7 +133,7 @@ def check(settings: Settings, tables: Sequence[str] = ()) -> Report:
     except ConfigError as error:
         missing.append(error)
     with ExitStack() as stack:
-        found, sources = pipeline.opened(settings, str(uuid_utils.uuid7()), stack)
+        found, sources = pipeline.open_sources(settings, str(uuid_utils.uuid7()), stack)
         chosen = selection.targets(settings, found, tables)
         store.prove_writable(settings.place(settings.lake.schema_, ""))
         missing += [] if tables else selection.missing(settings, chosen)
@@ -165,7 +165,7 @@ class _Looked:
     cannot be streamed, ``keyed`` are the streamed ones with the keys of their rows.
     """
 
-    source: Opened
+    source: OpenSource
     held: Snapshot
     alone: BronzeError | None
     refused: BronzeError | None
@@ -177,7 +177,7 @@ class _Looked:
 
 
 def _look(
-    settings: Settings, source: Opened, mine: Sequence[selection.Target], stack: ExitStack
+    settings: Settings, source: OpenSource, mine: Sequence[selection.Target], stack: ExitStack
 ) -> _Looked:
     connection, name = source.connection, source.origin.name
     streamed = [target for target in mine if target.settings.pattern == "streaming"]
@@ -253,14 +253,14 @@ def _table(
         if target.label in looked.unfit:
             raise looked.unfit[target.label]
         now = looked.keyed.get(target.label, target)
-        now = selection.seen(now, pipeline.still_there(target, held, looked.seen))
+        now = selection.seen(now, pipeline.relation_in_snapshot(target, held, looked.seen))
         stamp = Stamp("0", datetime.now(UTC), origin.name, target.settings.method)
         readers = budget.readers(settings.run.memory, settings.run.workers, looked.source.slots)
-        given = Assignment(now, held, origin, stamp, settings, readers)
+        given = TableContext(now, held, origin, stamp, settings, readers)
         given = replace(given, target=_streamable(given))
-        known = context.asked(given, lambda holder: constraints.constraints(holder, relation))
+        known = ask_source(given, lambda holder: constraints.constraints(holder, relation))
         columns = selection.columns(given.target)
-        outline = plan.outline(given)
+        outline = plan.outline_plan(given)
         settled = outline.settled
         notes += settled.notes
         key = tuple(column.name for column in outline.key)
@@ -292,14 +292,14 @@ def _table(
     )
 
 
-def _streamable(given: Assignment) -> selection.Target:
+def _streamable(context: TableContext) -> selection.Target:
     """A table with those columns only that its stream carries, or will, if it is streamed."""
-    target = given.target
+    target = context.target
     if target.settings.pattern != "streaming":
         return target
-    _, published = given.settings.stream.names(given.origin.name)
-    names = context.asked(
-        given, lambda holder: publication.carried(holder, target.relation, published)
+    _, published = context.settings.stream.names(context.origin.name)
+    names = ask_source(
+        context, lambda holder: publication.carried(holder, target.relation, published)
     )
     return selection.carried(target, names)
 

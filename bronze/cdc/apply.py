@@ -27,14 +27,14 @@ from bronze.errors import (
     TableRefused,
     TableVanished,
 )
-from bronze.execution.executors import Course, Task
+from bronze.execution.executors import Task, Workflow
 from bronze.governance import lineage
 from bronze.governance.lineage import Entry
 from bronze.governance.tables import quality as book
 from bronze.governance.tables.quality import Graded
 from bronze.ingest import diff, provide, watermarks
 from bronze.ingest.diff import Difference, Edit
-from bronze.ingest.load import book_rejected
+from bronze.ingest.load import record_rejected_values
 from bronze.ingest.plan import Plan
 from bronze.ingest.watermarks import STREAM
 from bronze.model.files import DataFile
@@ -209,7 +209,7 @@ def _identity(following: Following, gathered: Gathered) -> tuple[str, ...]:
 
 def landing(
     settings: Settings, following: Following, gathered: Gathered, batch: Batch, stamp: Stamp
-) -> Course[Followed]:
+) -> Workflow[Followed]:
     """The course of one table and one batch.
 
     Returns:
@@ -225,14 +225,14 @@ def landing(
 
 def _landed(
     settings: Settings, following: Following, gathered: Gathered, batch: Batch, stamp: Stamp
-) -> Course[Followed]:
+) -> Workflow[Followed]:
     plan = following.plan
     label = following.label
     stamp = replace(stamp, lineage=following.entry.record.lineage_id)
     state = _current(following)
     (netted,) = yield [Task(net, _job(following, gathered, stamp, state), label)]
     failpoint.reach("netted")
-    book_rejected(settings, plan.target, stamp, netted.rejected)
+    record_rejected_values(settings, plan.target, stamp, netted.rejected)
     if netted.empty:
         following.entry = lineage.followed(following.entry, rows_read=netted.read)
         return Followed(following, netted.read)
@@ -246,7 +246,7 @@ def _landed(
         with attempt:
             if attempt.retry_state.attempt_number > 1:
                 state = _current(following)
-            edit = yield from diff.edited(plan, stamp, wanted, state)
+            edit = yield from diff.edit_table(plan, stamp, wanted, state)
             _commit(following, netted, edit, wanted.staged, batch, stamp, state)
     following.findings += netted.findings
     found = netted.findings.quality
@@ -285,7 +285,7 @@ def book_quality(settings: Settings, followings: Iterable[Following]) -> None:
             as_of=fared.as_of,
             landed=True,
             figures=checks.figures(
-                provide.streamed(following.plan.enrichment).quality,
+                provide.enrichment_of_changes(following.plan.enrichment).quality,
                 fared.scored,
                 settings.demanded(following.plan.target.settings),
                 fared.age,
@@ -311,7 +311,7 @@ def _current(following: Following) -> State:
         raise vanished(plan.target)
     if held(state, plan) != following.held:
         raise commit.overtaken(plan.target.place)
-    if foreign := watermarks.why_foreign(state):
+    if foreign := watermarks.foreign_commits_reason(state):
         raise Overtaken(f"{foreign[0].upper()}{foreign[1:]}.", hint="All rows are compared.")
     return state
 
@@ -371,7 +371,7 @@ def _job(following: Following, gathered: Gathered, stamp: Stamp, state: State) -
         stamp=stamp,
         base=plan.settled.base,
         dates_of=plan.dates_of,
-        enrichment=provide.streamed(plan.enrichment),
+        enrichment=provide.enrichment_of_changes(plan.enrichment),
         any_bytes=plan.target.relation.encoding == ANY_BYTES,
     )
 

@@ -26,8 +26,8 @@ from bronze.delta.write import lookup
 from bronze.delta.write.changes import Changes
 from bronze.errors import Mismatch, TableRefused
 from bronze.ingest import key_text
-from bronze.ingest.enrich import enriched
-from bronze.ingest.worker import rejections
+from bronze.ingest.enrich import enrich
+from bronze.ingest.worker import rejected_values
 from bronze.model.columns import Column, Kind, RowKey
 from bronze.model.files import DataFile, Stored
 from bronze.model.locations import Place
@@ -123,7 +123,7 @@ def net(job: Net) -> Netted:
     findings = NOTHING_FOUND
     for rows, refused, found in _rows(job, parts, last.filter(UPSERT)):
         findings += found
-        records = rejections(rows, refused, job.row_key.names)
+        records = rejected_values(rows, refused, job.row_key.names)
         rejected += protect.rejections(records, job.enrichment.protection)
         if frames and portion.size_of(frames) + portion.size(rows) > _IN_MEMORY:
             changes += _staged(job, frames)
@@ -267,7 +267,7 @@ def _made(
 ) -> tuple[pl.DataFrame, pl.Series, Findings]:
     """The Bronze rows of some changes of a piece."""
     whole = _whole(rows, job.columns)
-    made, findings = enriched(whole, rejected, job.stamp, job.base, job.enrichment)
+    made, findings = enrich(whole, rejected, job.stamp, job.base, job.enrichment)
     protection = job.enrichment.protection
     made = key_text.with_text(made, whole, rejected, job.row_key, protection)
     if job.enrichment.watch:

@@ -29,7 +29,7 @@ from bronze.errors import BronzeError, SourceRefused, TableRefused
 from bronze.governance import lineage
 from bronze.governance.lineage import Entry
 from bronze.ingest import pipeline
-from bronze.ingest.load import Table
+from bronze.ingest.table_run import TableRun
 from bronze.postgres.catalog.types import Choices
 from bronze.postgres.connection import connect
 from bronze.postgres.connection.connect import Connection
@@ -221,7 +221,7 @@ def _resumed(
 
 def _placed(
     line: Line, held: Snapshot, targets: Sequence[Target]
-) -> tuple[Snapshot, State | None, list[Table]]:
+) -> tuple[Snapshot, State | None, list[TableRun]]:
     """The snapshot in its history of positions, the records, and the tables' plans.
 
     A server whose log is shorter than a position of ours was put back to an earlier state. Then
@@ -277,10 +277,10 @@ def copied(line: Line, new: NewSlot, why: Mapping[str, str], others: bool = Fals
 
 
 def _joined(
-    line: Line, held: Snapshot, tables: Sequence[Table], others: bool
+    line: Line, held: Snapshot, tables: Sequence[TableRun], others: bool
 ) -> dict[int, Following]:
     notify = _patient(line, tables) if others else line.copying
-    results = {r.table: r for r in pipeline.landed(line.settings, tables, None, notify)}
+    results = {r.table: r for r in pipeline.load_tables(line.settings, tables, None, notify)}
     joined: dict[int, Following] = {}
     left: list[Entry] = []
     for table in tables:
@@ -297,13 +297,13 @@ def _joined(
                 line.say(
                     f"{result.table} is not followed: {result.error.message} {result.error.hint}"
                 )
-    if failure := pipeline.graded(line.settings, tables):
+    if failure := pipeline.record_quality(line.settings, tables):
         line.say(f"How the rows fared could not be entered: {failure.message}")
     line.remember([*left, *(f.entry for f in joined.values())], begins=True)
     return joined
 
 
-def _patient(line: Line, tables: Sequence[Table]) -> pipeline.Notify:
+def _patient(line: Line, tables: Sequence[TableRun]) -> pipeline.Notify:
     """Tells of a copy, and once it takes long that others wait for it."""
     due = time.monotonic() + _LONG
     named = ", ".join(table.target.label for table in tables)
@@ -329,7 +329,7 @@ def _held(line: Line) -> Iterator[Snapshot]:
         yield held
 
 
-def _planned(line: Line, held: Snapshot, targets: Sequence[Target]) -> list[Table]:
+def _planned(line: Line, held: Snapshot, targets: Sequence[Target]) -> list[TableRun]:
     slots = line.settings.source[line.origin.name].pool.readers
     batch = str(uuid_utils.uuid7())
 
@@ -345,12 +345,12 @@ def _planned(line: Line, held: Snapshot, targets: Sequence[Target]) -> list[Tabl
         names = publication.carried(held.holder, target.relation, line.publication)
         return selection.carried(target, names)
 
-    tables = pipeline.planned(line.settings, line.origin, held, targets, batch, slots, carried)
+    tables = pipeline.plan_tables(line.settings, line.origin, held, targets, batch, slots, carried)
     return sorted(tables, key=lambda table: (table.target.settings.priority, -table.size))
 
 
 def _following(
-    line: Line, held: Snapshot, table: Table, floor: int, at: int, version: int
+    line: Line, held: Snapshot, table: TableRun, floor: int, at: int, version: int
 ) -> Following:
     plan = table.plan
     if plan is None:

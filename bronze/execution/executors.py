@@ -102,7 +102,7 @@ class Task:
     table: str
 
 
-Course = Generator[Sequence[Task], list[Any], T]
+Workflow = Generator[Sequence[Task], list[Any], T]
 """What becomes of one table: it yields the tasks that it needs done, is sent their results in
 the tasks' order (or thrown the error of one of them), and at last returns what came of it."""
 
@@ -111,7 +111,7 @@ the tasks' order (or thrown the error of one of them), and at last returns what 
 class _Stage(Generic[T]):
     """Where a course is: its tasks that are not done yet, and the results of the others."""
 
-    course: Course[T]
+    course: Workflow[T]
     results: list[Any] = field(default_factory=list)
     begun: bool = False
     left: int = 0
@@ -120,7 +120,7 @@ class _Stage(Generic[T]):
 
 def drive(
     pool: Executor,
-    courses: Sequence[Course[T]],
+    courses: Sequence[Workflow[T]],
     limit: int,
     told: Callable[[int, Any], None] = lambda *_: None,
     meanwhile: Callable[[], None] = lambda: None,

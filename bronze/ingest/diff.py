@@ -19,9 +19,9 @@ from bronze.delta.log import State
 from bronze.delta.write import history, insert, merge
 from bronze.delta.write.changes import Changes
 from bronze.errors import Mismatch
-from bronze.execution.executors import Course, Task
+from bronze.execution.executors import Task, Workflow
 from bronze.ingest.plan import Plan
-from bronze.ingest.worker import Replacing, replacing
+from bronze.ingest.worker import FileMerge, merge_file
 from bronze.model.files import DataFile, Stored
 from bronze.model.stamp import Stamp
 from bronze.model.units import Known, Written
@@ -75,7 +75,7 @@ class Edit:
         return (*self.change.added, *self.change.feed, *rewritten)
 
 
-def found(plan: Plan, stamp: Stamp, written: Sequence[Written]) -> Difference:
+def difference_of(plan: Plan, stamp: Stamp, written: Sequence[Written]) -> Difference:
     """What the units of a plan have found.
 
     Raises:
@@ -86,7 +86,7 @@ def found(plan: Plan, stamp: Stamp, written: Sequence[Written]) -> Difference:
     for part in written:
         frames += [] if part.frame is None else [part.frame]
         if portion.size_of(frames) > _IN_MEMORY:
-            changes += _spilled(plan, stamp, frames)
+            changes += _spill(plan, stamp, frames)
             frames = []
     changes += [pl.concat(frames)] if frames else []
     places: dict[Known, npt.NDArray[np.uint8]] = {}
@@ -111,12 +111,12 @@ def found(plan: Plan, stamp: Stamp, written: Sequence[Written]) -> Difference:
     return Difference(tuple(changes), tuple(gone), live, there)
 
 
-def _spilled(plan: Plan, stamp: Stamp, frames: Sequence[pl.DataFrame]) -> list[DataFile]:
+def _spill(plan: Plan, stamp: Stamp, frames: Sequence[pl.DataFrame]) -> list[DataFile]:
     file = files.write(frames, plan.target.place, stamp.batch_id, plan.shape.stats)
     return [file] if file else []
 
 
-def edited(plan: Plan, stamp: Stamp, difference: Difference, state: State) -> Course[Edit]:
+def edit_table(plan: Plan, stamp: Stamp, difference: Difference, state: State) -> Workflow[Edit]:
     """The differences become changes of the rows that are there.
 
     Raises:
@@ -124,18 +124,18 @@ def edited(plan: Plan, stamp: Stamp, difference: Difference, state: State) -> Co
         Mismatch: a file has not the rows that it should have.
     """
     if plan.target.settings.history:
-        return (yield from _versioned(plan, stamp, difference, state))
+        return (yield from _append_versions(plan, stamp, difference, state))
     changes, label = difference.changes, plan.target.label
     merged: list[merge.Merged] = yield [
-        Task(replacing, task, label) for task in _replacements(plan, stamp, difference, state.files)
+        Task(merge_file, task, label) for task in _merge_tasks(plan, stamp, difference, state.files)
     ]
-    _prove(plan, merged)
+    _check_row_counts(plan, merged)
     failpoint.reach("merged")
     known = insert.joined([one.found for one in merged], changes)
     loud = [one for one in merged if one.rewritten and (one.edits or not one.file)]
     feed = [one.feed for one in loud if one.feed]
     moved = tuple(one.moved for one in merged if one.moved is not None)
-    kept, jobs = _inserts(plan, stamp.batch_id, changes, known, moved, bool(feed))
+    kept, jobs = _insert_jobs(plan, stamp.batch_id, changes, known, moved, bool(feed))
     inserted: list[insert.Inserted] = yield [Task(insert.insert, job, label) for job in jobs]
     failpoint.reach("inserted")
     added = [one.file for one in loud if one.file]
@@ -144,7 +144,7 @@ def edited(plan: Plan, stamp: Stamp, difference: Difference, state: State) -> Co
     new = sum(file.rows for file in kept) + sum(one.rows for one in inserted)
     deleted = sum(one.deleted for one in merged)
     return Edit(
-        Change("MERGE", added, [one.old for one in loud], feed, quiet=_quiet(merged)),
+        Change("MERGE", added, [one.old for one in loud], feed, quiet=_unchanged_rewrites(merged)),
         inserted=new,
         updated=sum(one.updated for one in merged),
         deleted=deleted,
@@ -152,12 +152,14 @@ def edited(plan: Plan, stamp: Stamp, difference: Difference, state: State) -> Co
     )
 
 
-def _quiet(merged: Sequence[merge.Merged]) -> list[tuple[Stored, DataFile]]:
+def _unchanged_rewrites(merged: Sequence[merge.Merged]) -> list[tuple[Stored, DataFile]]:
     """Files that were written anew though no row has changed."""
     return [(one.old, one.file) for one in merged if one.file and not one.edits]
 
 
-def _versioned(plan: Plan, stamp: Stamp, difference: Difference, state: State) -> Course[Edit]:
+def _append_versions(
+    plan: Plan, stamp: Stamp, difference: Difference, state: State
+) -> Workflow[Edit]:
     """The differences become versions of their own, behind those that are there."""
     changes, label, place = difference.changes, plan.target.label, plan.target.place
     gone = [
@@ -183,21 +185,23 @@ def _versioned(plan: Plan, stamp: Stamp, difference: Difference, state: State) -
         done = yield [Task(history.append, job, label)]
     rewritten: list[merge.Merged] = []
     if plan.settled.rewrite:
-        tasks = _replacements(plan, stamp, Difference(()), state.files)
-        rewritten = yield [Task(replacing, task, label) for task in tasks]
-    _prove(plan, rewritten)
+        tasks = _merge_tasks(plan, stamp, Difference(()), state.files)
+        rewritten = yield [Task(merge_file, task, label) for task in tasks]
+    _check_row_counts(plan, rewritten)
     failpoint.reach("inserted")
     added = [file for one in done for file in one.files]
     inserted, updated, deleted = (
         sum(getattr(one, kind) for one in done) for kind in ("inserted", "updated", "deleted")
     )
-    change = Change("WRITE", added, parameters={"mode": "Append"}, quiet=_quiet(rewritten))
+    change = Change(
+        "WRITE", added, parameters={"mode": "Append"}, quiet=_unchanged_rewrites(rewritten)
+    )
     return Edit(change, inserted, updated, deleted, inserted - deleted)
 
 
-def _replacements(
+def _merge_tasks(
     plan: Plan, stamp: Stamp, difference: Difference, stored: Sequence[Stored]
-) -> Iterator[Replacing]:
+) -> Iterator[FileMerge]:
     """A task for each file that may have to be written anew."""
     place, changes = plan.target.place, difference.changes
     looking = difference.emptied or any(len(gone) for _, gone in difference.gone)
@@ -220,10 +224,10 @@ def _replacements(
             dates_of=plan.dates_of,
             doubting=plan.doubting,
         )
-        yield Replacing(job, difference.gone)
+        yield FileMerge(job, difference.gone)
 
 
-def _inserts(
+def _insert_jobs(
     plan: Plan,
     batch_id: str,
     changes: Sequence[Changes],
@@ -269,7 +273,7 @@ def _inserts(
     return kept, jobs
 
 
-def _prove(plan: Plan, merged: Sequence[merge.Merged]) -> None:
+def _check_row_counts(plan: Plan, merged: Sequence[merge.Merged]) -> None:
     """A rewritten file has the rows of the old one, less those that were removed."""
     removes = plan.target.settings.on_delete == "remove"
     for one in merged:

@@ -13,7 +13,7 @@ from bronze.quality import scoring
 from bronze.rows.metadata import checksum, digests, row_hash, stamped
 
 
-def enriched(
+def enrich(
     rows: pl.DataFrame, rejected: pl.Series, stamp: Stamp, base: int, wanted: Enrichment
 ) -> tuple[pl.DataFrame, Findings]:
     """The Bronze rows of source rows, and what was found out about them.

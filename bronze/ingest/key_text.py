@@ -75,11 +75,11 @@ def with_text(
     order = [column.target for column in key.columns]
     texts: list[str | None] = [None] * rows.height
     for row, part in parts.items():
-        texts[row] = written({name: part[name] for name in order if name in part})
+        texts[row] = key_text({name: part[name] for name in order if name in part})
     return rows.with_columns(pl.Series(KEY_TEXT, texts, dtype=pl.String))
 
 
-def written(parts: Mapping[str, str]) -> str:
+def key_text(parts: Mapping[str, str]) -> str:
     """Texts by the names of their columns, in the order of the key, as `KEY_TEXT` has them."""
     return json.dumps(parts, ensure_ascii=False)
 

@@ -10,9 +10,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import reduce
-from operator import add
 from typing import Any
 
 import tenacity
@@ -25,88 +24,30 @@ from bronze.delta.commit import Change
 from bronze.delta.layout import optimize
 from bronze.delta.log import State
 from bronze.errors import BronzeError, CommitConflict, Mismatch, QualityRefused, SnapshotLost
-from bronze.execution.executors import Course, Task
+from bronze.execution.executors import Task, Workflow
 from bronze.governance import lineage
-from bronze.governance.lineage import Entry
 from bronze.governance.tables import quality as quality_book
 from bronze.governance.tables import rejected_values as book
 from bronze.governance.tables.profiles import Scope
-from bronze.governance.tables.quality import Figure, Graded
+from bronze.governance.tables.quality import Graded
 from bronze.ingest import diff, table_run
 from bronze.ingest.diff import Difference, Edit
 from bronze.ingest.plan import Plan
-from bronze.ingest.worker import work
+from bronze.ingest.table_run import TableRun
+from bronze.ingest.worker import read_unit
 from bronze.maintenance import maintain
 from bronze.model.anomaly import Outliers
 from bronze.model.files import DataFile
-from bronze.model.locations import Origin, Place
+from bronze.model.locations import Place
 from bronze.model.results import TableResult
 from bronze.model.stamp import Stamp
-from bronze.model.units import NOTHING_FOUND, Findings, Known, Rejected, Written
-from bronze.postgres.copy.snapshot import Snapshot
+from bronze.model.units import Known, Rejected
 from bronze.quality import checks
 from bronze.rows import fingerprint
 from bronze.tables import known_rows
 from bronze.tables.selection import Target
 
 _TRIES = 6
-
-
-@dataclass
-class Table:
-    """A table on its way through a run."""
-
-    target: Target
-    origin: Origin
-    held: Snapshot
-    stamp: Stamp
-    readers: int
-    entry: Entry
-    plan: Plan | None = None
-    error: BronzeError | None = None
-    written: list[Written] = field(default_factory=list)
-    began: float = field(default_factory=time.monotonic)
-    figures: tuple[Figure, ...] = ()
-
-    @property
-    def rows(self) -> int:
-        """How many rows were read, each counted once; keys alone are no rows."""
-        units = self.plan.units if self.plan else ()
-        return sum(
-            part.rows
-            for part in self.written
-            if not units[part.unit].keys_only
-            and ((known := units[part.unit].known) is None or known.share == 0)
-        )
-
-    @property
-    def rejected(self) -> list[Rejected]:
-        """The values that Delta cannot hold."""
-        return [record for part in self.written for record in part.rejected]
-
-    @property
-    def findings(self) -> Findings:
-        """What was found out about the rows."""
-        return reduce(add, (part.findings for part in self.written), NOTHING_FOUND)
-
-    @property
-    def size(self) -> int:
-        """About how many bytes are read of the source."""
-        return sum(unit.estimate for unit in self.plan.units) if self.plan else 0
-
-    @property
-    def done(self) -> int:
-        """About how many of them have been read."""
-        if self.plan is None:
-            return 0
-        return sum(self.plan.units[part.unit].estimate for part in self.written)
-
-    def begin_again(self, plan: Plan) -> Plan:
-        """Lets the table be compared row by row, as its changes alone were not all."""
-        known_rows.forget(self.target.place)
-        self.written.clear()
-        self.plan = plan.whole()
-        return self.plan
 
 
 @dataclass(frozen=True)
@@ -125,7 +66,7 @@ class Outcome:
         return bool(self.inserted or self.updated or self.deleted or self.written)
 
 
-def landing(settings: Settings, table: Table) -> Course[TableResult]:
+def load_table(settings: Settings, table: TableRun) -> Workflow[TableResult]:
     """The course of one table.
 
     Returns:
@@ -136,22 +77,22 @@ def landing(settings: Settings, table: Table) -> Course[TableResult]:
     """
     try:
         if table.error or table.plan is None:
-            return _failed(table, table.error or BronzeError("There is no plan."))
+            return _failed_result(table, table.error or BronzeError("There is no plan."))
         plan = table.plan
         # The results come back through told() one by one, too: there they are counted.
-        yield [Task(work, unit, table.target.label) for unit in plan.units]
+        yield [Task(read_unit, unit, table.target.label) for unit in plan.units]
         failpoint.reach("read")
-        book_rejected(settings, table.target, table.stamp, table.rejected)
+        record_rejected_values(settings, table.target, table.stamp, table.rejected)
         failpoint.reach("booked")
-        _grade(settings, table, plan)
+        _check_quality(settings, table, plan)
         if plan.state:
             commit.sweep(plan.state, time.time())
-        land = _loaded if plan.mode == "load" else _merged
+        land = _replace_all if plan.mode == "load" else _merge
         outcome = yield from land(settings, table, plan)
         failpoint.reach("landed")
         known_rows.forget(plan.target.place)
-        notes = table.plan.notes + _told(settings, table, outcome)
-        notes += yield from _laid_out(settings, table, outcome.changed)
+        notes = table.plan.notes + _record_anomalies(settings, table, outcome)
+        notes += yield from _optimize(settings, table, outcome.changed)
         return _result(table, outcome, notes)
     except BronzeError as error:
         if error.retry and not isinstance(error, CommitConflict) and not table.held.alive():
@@ -160,10 +101,10 @@ def landing(settings: Settings, table: Table) -> Course[TableResult]:
                 f" {error.message}",
                 hint=error.hint,
             ) from error
-        return _failed(table, error)
+        return _failed_result(table, error)
 
 
-def _loaded(settings: Settings, table: Table, plan: Plan) -> Course[Outcome]:
+def _replace_all(settings: Settings, table: TableRun, plan: Plan) -> Workflow[Outcome]:
     """All rows become the table's whole content, unless they are already."""
     place, state = plan.target.place, plan.state
     data = [file for part in table.written for file in part.files]
@@ -176,29 +117,29 @@ def _loaded(settings: Settings, table: Table, plan: Plan) -> Course[Outcome]:
                 place,
                 state,
                 Change("WRITE"),
-                _facts(table),
+                _commit_facts(table),
                 shape=plan.shape,
                 reached=plan.reached,
                 audited=table.stamp.audited,
             )
             store.delete(place, [file.path for file in data])
             return Outcome(version, 0, 0, 0, ())
-    facts = _facts(table, inserted=table.rows)
+    facts = _commit_facts(table, inserted=table.rows)
     version = commit.replace(
         place,
         plan.shape,
         data,
         plan.reached,
         facts,
-        lambda state: _moved(state, plan),
+        lambda state: _another_run_committed(state, plan),
         table.stamp.audited,
     )
     return Outcome(version, table.rows, 0, 0, tuple(data))
 
 
-def _merged(settings: Settings, table: Table, plan: Plan) -> Course[Outcome]:
+def _merge(settings: Settings, table: TableRun, plan: Plan) -> Workflow[Outcome]:
     """The differences between source and table become changes of the table."""
-    found = diff.found(plan, table.stamp, table.written)
+    found = diff.difference_of(plan, table.stamp, table.written)
     for attempt in tenacity.Retrying(
         retry=tenacity.retry_if_exception(commit.lost_race),
         stop=tenacity.stop_after_attempt(_TRIES),
@@ -207,24 +148,26 @@ def _merged(settings: Settings, table: Table, plan: Plan) -> Course[Outcome]:
     ):
         with attempt:
             state = log.read(plan.target.place)
-            if state is None or _moved(state, plan):
+            if state is None or _another_run_committed(state, plan):
                 raise commit.overtaken(plan.target.place)
-            edit = yield from diff.edited(plan, table.stamp, found, state)
-            if _misses(table, plan, found, edit, state):
-                _forget(table, edit.written)
+            edit = yield from diff.edit_table(plan, table.stamp, found, state)
+            if _row_counts_differ(table, plan, found, edit, state):
+                _delete_files(table, edit.written)
                 plan = table.begin_again(plan)
-                yield [Task(work, unit, table.target.label) for unit in plan.units]
-                _grade(settings, table, plan)
-                found = diff.found(plan, table.stamp, table.written)
-                edit = yield from diff.edited(plan, table.stamp, found, state)
-                if _misses(table, plan, found, edit, state):
-                    raise _miscounted(table, found, edit)
-            version = _committed(table, plan, edit, found.staged, state)
+                yield [Task(read_unit, unit, table.target.label) for unit in plan.units]
+                _check_quality(settings, table, plan)
+                found = diff.difference_of(plan, table.stamp, table.written)
+                edit = yield from diff.edit_table(plan, table.stamp, found, state)
+                if _row_counts_differ(table, plan, found, edit, state):
+                    raise _wrong_row_count(table, found, edit)
+            version = _commit(table, plan, edit, found.staged, state)
             return Outcome(version, edit.inserted, edit.updated, edit.deleted, edit.written)
     raise AssertionError("the last attempt raises")
 
 
-def _misses(table: Table, plan: Plan, found: Difference, edit: Edit, state: State) -> bool:
+def _row_counts_differ(
+    table: TableRun, plan: Plan, found: Difference, edit: Edit, state: State
+) -> bool:
     """Whether the table would not have as many rows as the source.
 
     A cursor column may have passed over rows; two rows may share a fingerprint.
@@ -235,7 +178,7 @@ def _misses(table: Table, plan: Plan, found: Difference, edit: Edit, state: Stat
     return found.live + edit.growth != found.there
 
 
-def _miscounted(table: Table, found: Difference, edit: Edit) -> Mismatch:
+def _wrong_row_count(table: TableRun, found: Difference, edit: Edit) -> Mismatch:
     return Mismatch(
         f"Table {table.target.label} has {found.there} rows, and {found.live + edit.growth} would"
         " be in Bronze.",
@@ -244,8 +187,8 @@ def _miscounted(table: Table, found: Difference, edit: Edit) -> Mismatch:
     )
 
 
-def _committed(
-    table: Table, plan: Plan, edit: Edit, staged: Sequence[DataFile], state: State
+def _commit(
+    table: TableRun, plan: Plan, edit: Edit, staged: Sequence[DataFile], state: State
 ) -> int:
     place = plan.target.place
     counts = {"inserted": edit.inserted, "updated": edit.updated, "deleted": edit.deleted}
@@ -254,7 +197,7 @@ def _committed(
             place,
             state,
             edit.change,
-            _facts(table, **counts),
+            _commit_facts(table, **counts),
             shape=plan.shape,
             reached=plan.reached,
             audited=table.stamp.audited,
@@ -263,20 +206,20 @@ def _committed(
     except CommitConflict:
         # Only then it is certain that nobody needs them. What is staged is needed again.
         kept = {file.path for file in staged}
-        _forget(table, [file for file in edit.written if file.path not in kept])
+        _delete_files(table, [file for file in edit.written if file.path not in kept])
         raise
     needed = {file.path for file in edit.written}
-    _forget(table, [file for file in staged if file.path not in needed])
+    _delete_files(table, [file for file in staged if file.path not in needed])
     failpoint.reach("cleaned")
     return version
 
 
-def _forget(table: Table, written: Sequence[DataFile]) -> None:
+def _delete_files(table: TableRun, written: Sequence[DataFile]) -> None:
     with suppress(BronzeError):
         store.delete(table.target.place, [file.path for file in written])
 
 
-def _moved(state: State | None, plan: Plan) -> bool:
+def _another_run_committed(state: State | None, plan: Plan) -> bool:
     """Whether another run of ours has committed since the plan was made."""
 
     def held(one: State | None, name: str) -> int | None:
@@ -286,7 +229,7 @@ def _moved(state: State | None, plan: Plan) -> bool:
     return any(held(state, name) != held(plan.state, name) for name in names)
 
 
-def _facts(table: Table, **counts: int) -> dict[str, Any]:
+def _commit_facts(table: TableRun, **counts: int) -> dict[str, Any]:
     mode = table.plan.mode if table.plan else ""
     made = table.plan is not None and table.plan.state is None
     done = {"rows_read": table.rows, "rejected": len(table.rejected), **counts}
@@ -306,7 +249,7 @@ def _facts(table: Table, **counts: int) -> dict[str, Any]:
     }
 
 
-def _told(settings: Settings, table: Table, outcome: Outcome) -> tuple[str, ...]:
+def _record_anomalies(settings: Settings, table: TableRun, outcome: Outcome) -> tuple[str, ...]:
     """Enters what was found out about the rows that have landed."""
     plan = table.plan
     if plan is None or plan.enrichment.watch is None:
@@ -320,7 +263,7 @@ def _told(settings: Settings, table: Table, outcome: Outcome) -> tuple[str, ...]
     )
 
 
-def book_rejected(
+def record_rejected_values(
     settings: Settings, target: Target, stamp: Stamp, rejected: Sequence[Rejected]
 ) -> None:
     """Enters values that Delta cannot hold into ``governance.rejected_values``."""
@@ -335,7 +278,7 @@ def book_rejected(
         commit.append(place, book.COLUMNS, file, {"batch_id": stamp.batch_id})
 
 
-def _grade(settings: Settings, table: Table, plan: Plan) -> None:
+def _check_quality(settings: Settings, table: TableRun, plan: Plan) -> None:
     """Holds the rows that were read against what is demanded of them.
 
     Raises:
@@ -359,7 +302,7 @@ def _grade(settings: Settings, table: Table, plan: Plan) -> None:
         )
 
 
-def book_quality(settings: Settings, tables: Sequence[Table]) -> None:
+def record_quality(settings: Settings, tables: Sequence[TableRun]) -> None:
     """Enters how the rows fared that have landed, or were refused, into ``governance.quality``."""
     graded = [
         Graded(
@@ -386,7 +329,7 @@ def discard(place: Place, batch_id: str) -> None:
         commit.discard(place, batch_id)
 
 
-def _failed(table: Table, error: BronzeError) -> TableResult:
+def _failed_result(table: TableRun, error: BronzeError) -> TableResult:
     table.error = error
     discard(table.target.place, table.stamp.batch_id)
     return TableResult(
@@ -399,13 +342,13 @@ def _failed(table: Table, error: BronzeError) -> TableResult:
     )
 
 
-def _fared(table: Table) -> dict[str, Any]:
+def _quality_fields(table: TableRun) -> dict[str, Any]:
     found = table.findings.quality
     score = round(found.total / found.rows, 2) if found.rows else None
     return {"score": score, "quarantined": found.quarantined}
 
 
-def _laid_out(settings: Settings, table: Table, changed: bool) -> Course[tuple[str, ...]]:
+def _optimize(settings: Settings, table: TableRun, changed: bool) -> Workflow[tuple[str, ...]]:
     """Improves the layout where the table needs it; what hinders that is told, and no failure."""
     if not settings.maintain.auto:
         return ()
@@ -422,7 +365,7 @@ def _laid_out(settings: Settings, table: Table, changed: bool) -> Course[tuple[s
     return ()
 
 
-def _result(table: Table, outcome: Outcome, notes: tuple[str, ...]) -> TableResult:
+def _result(table: TableRun, outcome: Outcome, notes: tuple[str, ...]) -> TableResult:
     same = not outcome.changed and table.plan is not None and table.plan.state is not None
     return TableResult(
         table=table.target.label,
@@ -438,7 +381,7 @@ def _result(table: Table, outcome: Outcome, notes: tuple[str, ...]) -> TableResu
         files=len(outcome.written),
         bytes=sum(file.size for file in outcome.written),
         seconds=time.monotonic() - table.began,
-        schema_changes=table_run.changes(table.plan),
+        schema_changes=table_run.schema_changes(table.plan),
         notes=notes,
-        **_fared(table),
+        **_quality_fields(table),
     )

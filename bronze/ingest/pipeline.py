@@ -33,7 +33,7 @@ from bronze.errors import (
 from bronze.execution import budget, executors
 from bronze.governance import audit, lineage, openlineage
 from bronze.ingest import load, plan, table_run
-from bronze.ingest.load import Table
+from bronze.ingest.table_run import TableRun
 from bronze.maintenance import maintain
 from bronze.model.locations import Origin
 from bronze.model.results import Failure, RunResult, TableResult
@@ -89,7 +89,7 @@ def run(
     openlineage.ready(settings)
     ledger = lineage.Ledger(settings)
     try:
-        result = _taken(settings, tables, pool, notify, ledger)
+        result = _run_with_retries(settings, tables, pool, notify, ledger)
     except BronzeError:
         # What had landed by then is remembered all the same.
         ledger.closed()
@@ -102,7 +102,7 @@ def run(
     return replace(result, late=late, notes=notes, unrecorded=unrecorded)
 
 
-def _taken(
+def _run_with_retries(
     settings: Settings,
     tables: Sequence[str],
     pool: Executor | None,
@@ -128,7 +128,7 @@ def _taken(
         with attempt, ExitStack() as stack:
             # Each attempt is a batch of its own: what an earlier one landed is told from it.
             batch_id = str(uuid_utils.uuid7())
-            chosen = _planned(settings, tables, batch_id, stack)
+            chosen = _plan_all(settings, tables, batch_id, stack)
             position = chosen[0].held.position
             if not tables:
                 targets = [table.target for table in chosen]
@@ -139,12 +139,12 @@ def _taken(
             failpoint.reach("planned")
             beaten = []
             entries = {table.entry.record.target_table: table.entry for table in chosen}
-            for result in landed(settings, chosen, pool, notify):
+            for result in load_tables(settings, chosen, pool, notify):
                 results[result.target] = result
                 ledger.add(lineage.ended(entries[result.target], result))
                 if result.error and result.error.kind in _BEATEN:
                     beaten.append(result.table)
-            ledger.unwritten = graded(settings, chosen) or ledger.unwritten
+            ledger.unwritten = record_quality(settings, chosen) or ledger.unwritten
             if beaten and attempt.retry_state.attempt_number <= settings.run.max_retries:
                 tables = beaten
                 raise CommitConflict(f"{', '.join(beaten)} changed while the run went on.")
@@ -152,7 +152,7 @@ def _taken(
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenSource:
     """A source with a connection to it, beside which ``slots`` reads may go on."""
 
     origin: Origin
@@ -182,16 +182,16 @@ class Opened:
         )
 
 
-def opened(
+def open_sources(
     settings: Settings, batch_id: str, stack: ExitStack
-) -> tuple[list[tuple[str, Relation]], dict[str, Opened]]:
+) -> tuple[list[tuple[str, Relation]], dict[str, OpenSource]]:
     """Connects to all sources, for as long as the stack lasts; what tables they have.
 
     Raises:
         ConfigError, SourceError
     """
     found: list[tuple[str, Relation]] = []
-    sources: dict[str, Opened] = {}
+    sources: dict[str, OpenSource] = {}
     for name, source in settings.source.items():
         origin = replace(settings.origin(name), application_name=f"bronze {batch_id}")
         stack.callback(connect.forget, origin)
@@ -200,27 +200,27 @@ def opened(
             connection = stack.enter_context(pool.connection())
             found += [(name, r) for r in selection.found(connection, name, source.schema_)]
         connect.locate(origin, connection)
-        sources[name] = Opened(origin, connection, source.pool.readers)
+        sources[name] = OpenSource(origin, connection, source.pool.readers)
     return found, sources
 
 
-def _planned(
+def _plan_all(
     settings: Settings, wanted: Sequence[str], batch_id: str, stack: ExitStack
-) -> list[Table]:
+) -> list[TableRun]:
     """Opens a snapshot of each source and plans each table, most urgent first."""
-    found, sources = opened(settings, batch_id, stack)
-    chosen = _batched(selection.targets(settings, found, wanted), wanted)
+    found, sources = open_sources(settings, batch_id, stack)
+    chosen = _without_streamed(selection.targets(settings, found, wanted), wanted)
     store.prove_writable(settings.place(settings.lake.schema_, ""))
-    tables: list[Table] = []
+    tables: list[TableRun] = []
     for name, source in sources.items():
         mine = [target for target in chosen if target.source == name]
         if mine:
             held = source.held(settings, mine, stack)
-            tables += planned(settings, source.origin, held, mine, batch_id, source.slots)
+            tables += plan_tables(settings, source.origin, held, mine, batch_id, source.slots)
     return sorted(tables, key=lambda table: (table.target.settings.priority, -table.size))
 
 
-def _batched(chosen: Sequence[Target], wanted: Sequence[str]) -> list[Target]:
+def _without_streamed(chosen: Sequence[Target], wanted: Sequence[str]) -> list[Target]:
     """Those that are not streamed."""
     left = [target for target in chosen if target.settings.pattern != "streaming"]
     if not left or (wanted and len(left) < len(chosen)):
@@ -232,7 +232,7 @@ def _batched(chosen: Sequence[Target], wanted: Sequence[str]) -> list[Target]:
     return left
 
 
-def planned(
+def plan_tables(
     settings: Settings,
     origin: Origin,
     held: snapshot.Snapshot,
@@ -241,7 +241,7 @@ def planned(
     slots: int,
     fitted: Callable[[Target], Target] = lambda target: target,
     doubting: bool = False,
-) -> list[Table]:
+) -> list[TableRun]:
     """The tables of one source with their plans; what hinders one is in its ``error``.
 
     ``fitted`` may change a table, as the snapshot shows it, before it is planned; ``doubting`` is
@@ -258,17 +258,19 @@ def planned(
         stamp = Stamp(batch_id, now, origin.name, target.settings.method, own, audited)
         found, refused = None, None
         try:
-            current = fitted(selection.seen(target, still_there(target, held, seen)))
+            current = fitted(selection.seen(target, relation_in_snapshot(target, held, seen)))
             found = plan.plan_table(current, held, origin, stamp, settings, readers, doubting)
         except (TableRefused, LakeError) as error:
             refused = error
-        entry = table_run.begun(settings, config, target, stamp, held, found)
-        tables.append(Table(target, origin, held, stamp, readers, entry, found, refused))
-    _compared(settings, audited, tables)
+        entry = table_run.lineage_entry(settings, config, target, stamp, held, found)
+        tables.append(TableRun(target, origin, held, stamp, readers, entry, found, refused))
+    _compare_audit_marks(settings, audited, tables)
     return tables
 
 
-def _compared(settings: Settings, audited: AuditMark | None, tables: Sequence[Table]) -> None:
+def _compare_audit_marks(
+    settings: Settings, audited: AuditMark | None, tables: Sequence[TableRun]
+) -> None:
     """Notes which tables know of more records than the audit log has."""
     held = {
         table.target.full_name: table.plan.state
@@ -286,7 +288,9 @@ def _compared(settings: Settings, audited: AuditMark | None, tables: Sequence[Ta
             return
 
 
-def still_there(target: Target, held: snapshot.Snapshot, seen: Mapping[int, Relation]) -> Relation:
+def relation_in_snapshot(
+    target: Target, held: snapshot.Snapshot, seen: Mapping[int, Relation]
+) -> Relation:
     """A table as the snapshot shows it, where ``seen`` are all tables by their oid.
 
     Raises:
@@ -313,9 +317,9 @@ def still_there(target: Target, held: snapshot.Snapshot, seen: Mapping[int, Rela
     return seen[target.relation.oid]
 
 
-def landed(
+def load_tables(
     settings: Settings,
-    tables: Sequence[Table],
+    tables: Sequence[TableRun],
     pool: Executor | None,
     notify: Notify,
 ) -> Iterator[TableResult]:
@@ -331,9 +335,9 @@ def landed(
             notify(Progress(table.target.label, table.rows, share))
 
     try:
-        with running(settings, pool, limit, {table.origin for table in tables}) as workers:
-            courses = [load.landing(settings, table) for table in tables]
-            meanwhile = giving_way((table.held, table.origin) for table in tables)
+        with worker_pool(settings, pool, limit, {table.origin for table in tables}) as workers:
+            courses = [load.load_table(settings, table) for table in tables]
+            meanwhile = lock_relief((table.held, table.origin) for table in tables)
             for result in executors.drive(workers, courses, limit, told, meanwhile):
                 notify(Progress(result.table, by_target[result.target].rows, 1.0, result))
                 yield result
@@ -343,7 +347,7 @@ def landed(
         raise
 
 
-def giving_way(held: Iterable[tuple[snapshot.Snapshot, Origin]]) -> Callable[[], None]:
+def lock_relief(held: Iterable[tuple[snapshot.Snapshot, Origin]]) -> Callable[[], None]:
     """What to call again and again while tables are read in snapshots: see `Snapshot.give_way`."""
     holders = {id(taken.holder): (taken, origin) for taken, origin in held}
     called = time.monotonic()
@@ -359,17 +363,17 @@ def giving_way(held: Iterable[tuple[snapshot.Snapshot, Origin]]) -> Callable[[],
     return meanwhile
 
 
-def graded(settings: Settings, tables: Sequence[Table]) -> Failure | None:
+def record_quality(settings: Settings, tables: Sequence[TableRun]) -> Failure | None:
     """Enters how the rows of tables fared; why that cannot be done, if so: they have landed."""
     try:
-        load.book_quality(settings, tables)
+        load.record_quality(settings, tables)
     except BronzeError as error:
         return error.failure()
     return None
 
 
 @contextmanager
-def running(
+def worker_pool(
     settings: Settings, pool: Executor | None, limit: int, origins: Collection[Origin]
 ) -> Iterator[Executor]:
     """The executor; when it is left by an error, the reads that still go on are ended first."""

@@ -17,7 +17,14 @@ from bronze.delta.statistics import SAFE
 from bronze.delta.write.history import KIND
 from bronze.errors import TableRefused
 from bronze.ingest import provide, units, watermarks
-from bronze.ingest.row_key import key_columns, key_of, lacks_text, merges_rows, no_key, unstable
+from bronze.ingest.row_key import (
+    key_columns,
+    keyless_refusal,
+    lacks_text,
+    merges_deleted_rows,
+    row_key_of,
+    unstable_key,
+)
 from bronze.model.anomaly import ANOMALY_COLUMNS
 from bronze.model.columns import KEY_TEXT, Column, Kind, RowKey
 from bronze.model.locations import Origin
@@ -31,8 +38,8 @@ from bronze.protection import keys
 from bronze.quality import rules
 from bronze.rows.metadata import COMMITTED, METADATA
 from bronze.tables import evolution, known_rows, selection
-from bronze.tables.context import Assignment
-from bronze.tables.evolution import Settled
+from bronze.tables.context import TableContext
+from bronze.tables.evolution import ColumnContract
 from bronze.tables.selection import Target
 
 Mode = Literal["load", "compare", "changes"]
@@ -51,7 +58,7 @@ class Plan:
 
     target: Target
     mode: Mode
-    settled: Settled
+    settled: ColumnContract
     row_key: RowKey
     shape: Shape
     state: State | None
@@ -95,15 +102,15 @@ def plan_table(
         SourceError: the snapshot's connection failed.
         LakeError: the Bronze table is none that we can write.
     """
-    given = Assignment(target, snapshot, origin, stamp, settings, readers)
-    known = outline(given)
+    given = TableContext(target, snapshot, origin, stamp, settings, readers)
+    known = outline_plan(given)
     state, settled = known.state, known.settled
-    row_key, why_none = key_of(given, settled, state)
+    row_key, why_none = row_key_of(given, settled, state)
     key = row_key.names
     protection = known.protection
     if not keys.complete(protection):
         protection = keys.protection(settings, target, settled)
-    if state is not None and merges_rows(target, state, key):
+    if state is not None and merges_deleted_rows(target, state, key):
         said = "rows that are gone share the new key with others: the table is written anew"
         settled = replace(settled, anew=True, notes=(*settled.notes, said))
     if state is not None and lacks_text(target, state, row_key):
@@ -114,22 +121,22 @@ def plan_table(
     if doubting and mode == "changes":
         mode, where = "compare", splits.WHOLE
     if doubting and mode == "compare" and state is not None:
-        _once(target, state, settled, row_key)
+        _refuse_duplicate_keys(target, state, settled, row_key)
     none = (f"its rows cannot be told apart: {why_none}",) if why_none else ()
     # A stream reads in the snapshot of a slot: without one it only finds out what is to be read.
     streamed = target.settings.pattern == "streaming"
     reading = not (streamed and (mode == "changes" or snapshot.name is None))
-    enrichment = provide.enrichment(given, settled, row_key, state, protection, reading=reading)
+    enrichment = provide.enrichment_of(given, settled, row_key, state, protection, reading=reading)
     scoring = rules.fingerprint(settings, target, enrichment.quality.criteria)
     shape = _shape(given, settled, row_key, known.partition, state, enrichment, scoring)
     if state is not None and state.properties.get(properties.RULES, scoring) != scoring:
         why += ("its rules have changed: rows that do not change keep the scores that they have",)
-    marks, looking = watermarks.marks(given, state, whole=mode != "changes")
+    marks, looking = watermarks.next_watermarks(given, state, whole=mode != "changes")
     against = state if mode == "compare" else None
 
     def rows(where: str, against: State | None) -> tuple[Unit, ...]:
         inline = mode != "load"
-        found = units.of_rows(
+        found = units.row_units(
             given, settled, shape, row_key, where, against, inline, enrichment, doubting
         )
         return tuple(found)
@@ -137,7 +144,7 @@ def plan_table(
     # What has changed comes by the stream.
     work = rows(where, against) if reading else ()
     if looking and mode == "changes" and state is not None:
-        work += tuple(units.of_keys(given, settled, shape, row_key, state, len(work), enrichment))
+        work += tuple(units.key_units(given, settled, shape, row_key, state, len(work), enrichment))
     reached = Position(snapshot.timeline, snapshot.position, tuple(marks))
     return Plan(
         target=target,
@@ -162,14 +169,16 @@ def plan_table(
 _TEXT = Kind("string")
 
 
-def _once(target: Target, state: State, settled: Settled, key: RowKey) -> None:
+def _refuse_duplicate_keys(
+    target: Target, state: State, contract: ColumnContract, key: RowKey
+) -> None:
     """Makes sure that no key is there more than once, as only another writer can have it: rows are
     found by their keys, and one of two would stay.
 
     Raises:
         TableRefused: one is.
     """
-    layout = (*((c.target, c.stored) for c in settled.columns), *METADATA, (KEY_TEXT, _TEXT))
+    layout = (*((c.target, c.stored) for c in contract.columns), *METADATA, (KEY_TEXT, _TEXT))
     known = Known(state.place, state.version, state.files, layout, key.names, 0)
     if target.settings.history or not known_rows.doubled(known):
         return
@@ -183,40 +192,40 @@ def _once(target: Target, state: State, settled: Settled, key: RowKey) -> None:
 
 
 @dataclass(frozen=True)
-class Outline:
+class PlanOutline:
     """What is known of a plan before any row of the source is looked at. ``key`` are the key's
     columns, none where there is none; keys of ``protection`` may be still to make.
     """
 
     state: State | None
-    settled: Settled
+    settled: ColumnContract
     partition: str | None
     key: tuple[Column, ...]
     protection: Protection | None
 
 
-def outline(given: Assignment) -> Outline:
+def outline_plan(context: TableContext) -> PlanOutline:
     """What a plan is made of that is not a matter of rows; `bronze check` looks no further.
 
     Raises:
         TableRefused: the table cannot be taken as the config says.
         LakeError: the Bronze table is none that we can write.
     """
-    target = given.target
-    state, settled, partition = settle(target, given.held.since)
+    target = context.target
+    state, settled, partition = resolve(target, context.held.since)
     key = key_columns(target, settled)
-    protection = keys.protection(given.settings, target, settled, making=False)
+    protection = keys.protection(context.settings, target, settled, making=False)
     if keys.moved(protection, state):
         said = f"its keys have been rotated: {evolution.ANEW}"
         settled = replace(settled, anew=True, notes=(*settled.notes, said))
     why_none = "" if key else target.relation.keyless
-    _mode(given, state, settled, tuple(column.target for column in key), why_none)
+    _mode(context, state, settled, tuple(column.target for column in key), why_none)
     if target.settings.pattern != "streaming":
-        units.fitting(given, state)
-    return Outline(state, settled, partition, key, protection)
+        units.check_fits(context, state)
+    return PlanOutline(state, settled, partition, key, protection)
 
 
-def settle(target: Target, since: Since) -> tuple[State | None, Settled, str | None]:
+def resolve(target: Target, since: Since) -> tuple[State | None, ColumnContract, str | None]:
     """What can be told of a table's run before its snapshot: the Bronze table as it is, the
     columns, and the partition column.
 
@@ -231,24 +240,24 @@ def settle(target: Target, since: Since) -> tuple[State | None, Settled, str | N
     own = target.settings
     found = selection.columns(target)
     if own.pattern not in ("full_refresh", "streaming"):
-        refused = watermarks.unfit(target.relation, own.cursor, own.overlap, since)
+        refused = watermarks.cursor_refusal(target.relation, own.cursor, own.overlap, since)
         if refused:
             raise refused
     state = log.read(target.place)
     if state is None:
-        settled = Settled(found, len(found))
+        settled = ColumnContract(found, len(found))
     else:
         state.writable()
-        _same_table(target, state)
-        settled = drifted(target, found, state)
+        _refuse_other_table(target, state)
+        settled = evolve(target, found, state)
         if meddled := evolution.meddled(state.columns, state.properties):
             said = f"another writer has changed the table's columns: {', '.join(meddled)}"
             settled = replace(settled, notes=(*settled.notes, said))
-    _clustered(target, settled)
-    return state, settled, _partition(target, settled, state)
+    _cluster_columns(target, settled)
+    return state, settled, _partition_column(target, settled, state)
 
 
-def drifted(target: Target, found: Sequence[Column], state: State) -> Settled:
+def evolve(target: Target, found: Sequence[Column], state: State) -> ColumnContract:
     """The columns of a table's run into the Bronze table that is there.
 
     Raises:
@@ -256,24 +265,24 @@ def drifted(target: Target, found: Sequence[Column], state: State) -> Settled:
     """
     own = target.settings
     added = {state.partition, COMMITTED, KIND if own.history else None}
-    added |= {name for name, _ in ANOMALY_COLUMNS} if _watched(target, state) else set()
+    added |= {name for name, _ in ANOMALY_COLUMNS} if _has_anomaly_columns(target, state) else set()
     columns = evolution.restored(state.columns, state.properties)
     held = [pair for pair in columns if pair[0] not in added]
     taken = {column.target for column in found}
     # A column that is taken may have got the name of one that is left out.
     dropped = {own.rename.get(name, name) for name in selection.left_out(target)} - taken
-    return evolution.settled(
+    return evolution.resolve_contract(
         found, held, state.properties, target.relation, dropped=sorted(dropped)
     )
 
 
-def _watched(target: Target, state: State | None) -> bool:
+def _has_anomaly_columns(target: Target, state: State | None) -> bool:
     """Whether the table has the columns of anomalies; once there, they stay."""
     before = state is not None and properties.WATCHED in state.properties
     return before or target.settings.anomalies is not None
 
 
-def _same_table(target: Target, state: State) -> None:
+def _refuse_other_table(target: Target, state: State) -> None:
     """Two tables of the source must not take turns in one Bronze table."""
     known = state.properties
     names = {known.get(properties.TABLE, target.label), known.get(properties.OID, "")}
@@ -285,14 +294,14 @@ def _same_table(target: Target, state: State) -> None:
         )
 
 
-def _partition(target: Target, settled: Settled, state: State | None) -> str | None:
+def _partition_column(target: Target, contract: ColumnContract, state: State | None) -> str | None:
     """The partition column.
 
     Raises:
         TableRefused: the config asks for one that cannot be, or that the table has not.
     """
     name = target.settings.partition_by
-    kinds = {column.name: (column.target, column.stored) for column in settled.columns}
+    kinds = {column.name: (column.target, column.stored) for column in contract.columns}
     kinds |= {own: (own, kind) for own, kind in METADATA}
     wanted = None
     if name:
@@ -326,17 +335,17 @@ _DATED = ("date", "timestamp", "timestamp_ntz")
 
 
 def _shape(
-    given: Assignment,
-    settled: Settled,
+    context: TableContext,
+    contract: ColumnContract,
     row_key: RowKey,
     partition: str | None,
     state: State | None,
     enrichment: Enrichment,
     scoring: str,
 ) -> Shape:
-    target = given.target
-    layout = [*((column.target, column.stored) for column in settled.columns), *METADATA]
-    layout += ANOMALY_COLUMNS if _watched(target, state) else ()
+    target = context.target
+    layout = [*((column.target, column.stored) for column in contract.columns), *METADATA]
+    layout += ANOMALY_COLUMNS if _has_anomaly_columns(target, state) else ()
     layout += [(KEY_TEXT, _TEXT)] if row_key.has_text else []
     layout += [(KIND, _TEXT)] if target.settings.history else []
     if target.settings.pattern == "streaming" or (state and COMMITTED in dict(state.columns)):
@@ -344,8 +353,8 @@ def _shape(
     layout += [(partition, Kind("date"))] if partition else []
     keyed = [column.target for column in row_key.columns]
     wanted = {*keyed, *row_key.names}
-    wanted |= {*(_cursor(target, settled) or ()), *_clustered(target, settled)}
-    wanted -= {c.target for c in settled.columns if c.protect and not c.protect.stable}
+    wanted |= {*(_cursor_columns(target, contract) or ()), *_cluster_columns(target, contract)}
+    wanted -= {c.target for c in contract.columns if c.protect and not c.protect.stable}
     stats = tuple(name for name, kind in layout if name in wanted and kind.name in SAFE)
     notes = {
         properties.SOURCE: target.source,
@@ -353,43 +362,43 @@ def _shape(
         properties.TABLE: target.label,
         properties.OID: str(target.relation.oid),
         properties.KEY: json.dumps(row_key.names),
-        properties.BASE: str(settled.base),
-        properties.NUMBERS: evolution.numbers(settled.columns, target.relation),
+        properties.BASE: str(contract.base),
+        properties.NUMBERS: evolution.numbers(contract.columns, target.relation),
         properties.RULES: scoring,
         properties.DEFINITION: json.dumps(target.relation.definition, sort_keys=True),
     }
     if target.published:
         notes[properties.PUBLISHED] = target.published
     if enrichment.protection or (state and properties.PROTECT in state.properties):
-        notes[properties.PROTECT] = evolution.protects(settled.columns)
+        notes[properties.PROTECT] = evolution.protects(contract.columns)
         notes[keys.IDS] = keys.ids(enrichment.protection)
     if target.settings.pattern == "streaming":
         notes[properties.ENFORCED] = json.dumps(target.relation.enforces(target.key))
     notes[properties.THRESHOLDS] = evolution.thresholds(
-        state.properties if state and not settled.anew else None,
-        given.settings.demanded(target.settings).threshold,
+        state.properties if state and not contract.anew else None,
+        context.settings.demanded(target.settings).threshold,
     )
     if state is not None and properties.CUT in state.properties:
         notes[properties.CUT] = ""
     if state is not None:
-        notes |= evolution.widened(settled.columns, state.columns, state.properties)
-        notes |= evolution.former(settled.columns, state.properties, target.relation)
+        notes |= evolution.widened(contract.columns, state.columns, state.properties)
+        notes |= evolution.former(contract.columns, state.properties, target.relation)
     notes[properties.LAYOUT] = delta_schema(layout)
     if row_key.has_text:
         notes[properties.KEYED] = json.dumps(keyed)
-    if _watched(target, state):
+    if _has_anomaly_columns(target, state):
         notes[properties.WATCHED] = "true"
-    kept = given.settings.maintain.properties()
+    kept = context.settings.maintain.properties()
     return Shape(tuple(layout), stats, partition, (*kept, *notes.items()))
 
 
-def _clustered(target: Target, settled: Settled) -> tuple[str, ...]:
+def _cluster_columns(target: Target, contract: ColumnContract) -> tuple[str, ...]:
     """The target names of the columns to cluster by.
 
     Raises:
         TableRefused: one of them is not there.
     """
-    names = {column.name: column.target for column in settled.columns}
+    names = {column.name: column.target for column in contract.columns}
     names |= {own: own for own, _ in METADATA}
     missing = [name for name in target.settings.cluster_by if name not in names]
     if missing:
@@ -398,71 +407,73 @@ def _clustered(target: Target, settled: Settled) -> tuple[str, ...]:
             hint=f"Correct [tables.{selection.toml(target.relation.name)}] cluster_by.",
             table=target.label,
         )
-    wanted = [column for column in settled.columns if column.name in target.settings.cluster_by]
+    wanted = [column for column in contract.columns if column.name in target.settings.cluster_by]
     if hidden := [c for c in wanted if c.protect and not c.protect.stable]:
-        raise unstable(target, hidden[0], "are clustered")
+        raise unstable_key(target, hidden[0], "are clustered")
     return tuple(names[name] for name in target.settings.cluster_by)
 
 
-def _cursor(target: Target, settled: Settled) -> tuple[str, ...] | None:
+def _cursor_columns(target: Target, contract: ColumnContract) -> tuple[str, ...] | None:
     name = target.settings.cursor
     if name == incremental.XMIN:
         return None
-    return tuple(column.target for column in settled.columns if column.name == name)
+    return tuple(column.target for column in contract.columns if column.name == name)
 
 
 def _mode(
-    given: Assignment,
+    context: TableContext,
     state: State | None,
-    settled: Settled,
+    contract: ColumnContract,
     key: tuple[str, ...],
     why_none: str,
 ) -> tuple[Mode, str, tuple[str, ...]]:
     """How the table is taken, the condition for changes, and what to say about it."""
-    own, relation = given.target.settings, given.target.relation
-    if refused := no_key(given.target, key, why_none):
+    own, relation = context.target.settings, context.target.relation
+    if refused := keyless_refusal(context.target, key, why_none):
         raise refused
-    if own.history and (refused := _no_history(given, state, settled)):
+    if own.history and (refused := _history_refusal(context, state, contract)):
         raise refused
-    if settled.anew and own.deletes == "ignore":
+    if contract.anew and own.deletes == "ignore":
         raise TableRefused(
-            f"The table {given.target.name} would have to be written anew"
-            f" ({settled.notes[-1].partition(':')[0]}), without the rows that are in Bronze alone.",
+            f"The table {context.target.name} would have to be written anew"
+            f" ({contract.notes[-1].partition(':')[0]}), without the rows that are in Bronze alone.",
             hint='Give the table another target = "bz_…"; or have deletes = "detect", which lets'
             " those rows go.",
             table=relation.label,
         )
     if own.pattern == "full_refresh":
-        load = state is None or not key or settled.anew
-        why = watermarks.why_foreign(state) if state else ""
+        load = state is None or not key or contract.anew
+        why = watermarks.foreign_commits_reason(state) if state else ""
         said = (f"all rows are compared: {why}",) if why else ()
         return ("load" if load else "compare"), splits.WHOLE, said
-    if state is None or settled.anew:
+    if state is None or contract.anew:
         return "load", splits.WHOLE, ()
-    why = watermarks.why_all(given, state, settled, key)
+    why = watermarks.reason_to_compare(context, state, contract, key)
     if not why and own.pattern == "streaming":
         return "changes", splits.WHOLE, ()
     if why:
         return "compare", splits.WHOLE, (f"all rows are compared: {why}",)
-    where = watermarks.where(given, state)
+    where = watermarks.changes_condition(context, state)
     if where is None:
         return "compare", splits.WHOLE, ("all rows are compared: the last run was too long ago",)
     return "changes", where, ()
 
 
-def _no_history(given: Assignment, state: State | None, settled: Settled) -> TableRefused | None:
+def _history_refusal(
+    context: TableContext, state: State | None, contract: ColumnContract
+) -> TableRefused | None:
     """Why a table's history cannot be kept, None where it can."""
-    label = given.target.label
+    label = context.target.label
     if state is not None and KIND not in dict(state.columns):
         return TableRefused(
-            f"The Bronze table {given.target.name} keeps no history, and cannot begin to.",
+            f"The Bronze table {context.target.name} keeps no history, and cannot begin to.",
             hint='Give the history another target = "bz_…", or move the Bronze table away.',
             table=label,
         )
-    if settled.anew:
+    if contract.anew:
         return TableRefused(
-            f"The history {given.target.name} would have to be written anew"
-            f" ({settled.notes[-1].partition(':')[0]}), and its versions cannot be read anew.",
+            f"The history {context.target.name} would have to be written anew"
+            f" ({contract.notes[-1].partition(':')[0]}), and its versions cannot be read anew.",
             hint='Give the history another target = "bz_…", or move the Bronze table away.',
             table=label,
         )

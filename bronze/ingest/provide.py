@@ -10,13 +10,13 @@ from bronze.model.columns import RowKey
 from bronze.model.protection import Protection
 from bronze.model.units import Enrichment
 from bronze.quality import set_rules
-from bronze.tables.context import Assignment
-from bronze.tables.evolution import Settled
+from bronze.tables.context import TableContext
+from bronze.tables.evolution import ColumnContract
 
 
-def enrichment(
-    given: Assignment,
-    settled: Settled,
+def enrichment_of(
+    context: TableContext,
+    contract: ColumnContract,
     key: RowKey,
     state: State | None,
     protection: Protection | None,
@@ -26,8 +26,8 @@ def enrichment(
     """What all units of a table's run give its rows.
 
     Args:
-        given: the table.
-        settled: its columns.
+        context: the table.
+        contract: its columns.
         key: what tells its rows apart.
         state: the Bronze table as it was found.
         protection: how it is protected.
@@ -37,15 +37,15 @@ def enrichment(
         TableRefused: the table cannot be taken as the config says.
         LakeError: what the lake holds for this cannot be read.
     """
-    hidden = {n for n, how in given.target.settings.protect.items() if how.method != "clear"}
+    hidden = {n for n, how in context.target.settings.protect.items() if how.method != "clear"}
     return Enrichment(
         protection=protection,
-        watch=models.watch(given, settled, key.names, state, hidden),
-        quality=set_rules.quality(given, settled, key, asking=reading, protected=hidden),
+        watch=models.watch(context, contract, key.names, state, hidden),
+        quality=set_rules.quality(context, contract, key, asking=reading, protected=hidden),
     )
 
 
-def streamed(copied: Enrichment) -> Enrichment:
+def enrichment_of_changes(copied: Enrichment) -> Enrichment:
     """What the rows that a stream brings are given, by what those of the copy were."""
     quality = replace(copied.quality, criteria=set_rules.followed(copied.quality.criteria))
     return replace(copied, quality=quality)

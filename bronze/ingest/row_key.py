@@ -14,63 +14,65 @@ from bronze.model.columns import KEY_TEXT, NO_KEY, Column, RowKey
 from bronze.model.units import Known
 from bronze.postgres import statement
 from bronze.postgres.catalog.relations import TABLEOID
-from bronze.tables import context, known_rows, selection
-from bronze.tables.context import Assignment
-from bronze.tables.evolution import Settled
+from bronze.tables import known_rows, selection
+from bronze.tables.context import TableContext, ask_source
+from bronze.tables.evolution import ColumnContract
 from bronze.tables.selection import Target
 
 
-def key_of(given: Assignment, settled: Settled, state: State | None) -> tuple[RowKey, str]:
+def row_key_of(
+    context: TableContext, contract: ColumnContract, state: State | None
+) -> tuple[RowKey, str]:
     """What tells the table's rows apart, and why nothing does where that is so.
 
     Raises:
         TableRefused: rows of the source share a key, or have none.
     """
-    target = given.target
+    target = context.target
     relation = target.relation
     names = target.key
-    columns = key_columns(target, settled)
+    columns = key_columns(target, contract)
     if not columns:
         return NO_KEY, relation.keyless
     table = statement.quoted(relation.schema, relation.name)
     if not relation.enforces_at_last(names):
-        _unique(given, names, table)
+        _unique(context, names, table)
     has_text = state is not None and KEY_TEXT in dict(state.columns)
     has_text = has_text or any(map(key_text.is_list, columns))
     if not has_text and (risky := [f"({c.reject}) IS TRUE" for c in columns if c.reject]):
         query = f"SELECT EXISTS (SELECT FROM {table} WHERE {' OR '.join(risky)})"  # noqa: S608
-        has_text = _true(given, query)
+        has_text = _tells_rows_apart(context, query)
     return key_text.row_key(columns, has_text), ""
 
 
-def key_columns(target: Target, settled: Settled) -> tuple[Column, ...]:
+def key_columns(target: Target, contract: ColumnContract) -> tuple[Column, ...]:
     """The columns of the key that the config names, or that the source has.
 
     Raises:
         TableRefused: one is protected so that equal values do not stay equal.
     """
     columns = tuple(
-        column for name in target.key for column in settled.columns if column.name == name
+        column for name in target.key for column in contract.columns if column.name == name
     )
     if hidden := [c for c in columns if c.protect and not c.protect.stable]:
-        raise unstable(target, hidden[0], "are told apart")
+        raise unstable_key(target, hidden[0], "are told apart")
     return columns
 
 
-def _unique(given: Assignment, names: Sequence[str], table: str) -> None:
+def _unique(context: TableContext, names: Sequence[str], table: str) -> None:
     """Makes sure that a key which PostgreSQL does not enforce is one.
 
     Raises:
         TableRefused: rows share it, or have none.
     """
-    target = given.target
+    target = context.target
     quoted = [statement.quoted(name) for name in names]
     missing = " OR ".join(f"{name} IS NULL" for name in quoted)
     hint = (
         "Name columns that are unique and never NULL:"
         f" [tables.{selection.toml(target.relation.name)}] key = […]"
     )
-    if _true(given, f"SELECT EXISTS (SELECT FROM {table} WHERE {missing})"):  # noqa: S608
+    if _tells_rows_apart(context, f"SELECT EXISTS (SELECT FROM {table} WHERE {missing})"):  # noqa: S608
         raise TableRefused(
             f"Rows of table {target.label} have no value in the key {', '.join(names)}.",
             hint=hint,
@@ -78,10 +80,10 @@ def _unique(given: Assignment, names: Sequence[str], table: str) -> None:
         )
     key = ", ".join(quoted)
     query = f"SELECT EXISTS (SELECT FROM {table} GROUP BY {key} HAVING count(*) > 1)"  # noqa: S608
-    if not _true(given, query):
+    if not _tells_rows_apart(context, query):
         return
     said = f"Rows of table {target.label} have the same value of the key {', '.join(names)}."
-    if heirs := _sharing(given, table, key):
+    if heirs := _shared_keys(context, table, key):
         named = selection.toml(target.relation.name)
         wanted = ", ".join(map(selection.toml, (TABLEOID, *names)))
         said += f" They are in {_listed(heirs)}: what inherits has a key of its own, if any."
@@ -100,10 +102,14 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _sharing(given: Assignment, table: str, key: str) -> list[str]:
+def _shared_keys(context: TableContext, table: str, key: str) -> list[str]:
     """The tables, one inheriting from another, that have rows with the same key."""
-    relation = given.target.relation
-    if relation.kind != "table" or len(relation.parts) < 2 or TABLEOID in given.target.settings.key:
+    relation = context.target.relation
+    if (
+        relation.kind != "table"
+        or len(relation.parts) < 2
+        or TABLEOID in context.target.settings.key
+    ):
         return []
     query = f"""
         SELECT DISTINCT n.nspname || '.' || c.relname
@@ -112,16 +118,16 @@ def _sharing(given: Assignment, table: str, key: str) -> list[str]:
             SELECT {key} FROM {table} GROUP BY {key} HAVING count(DISTINCT tableoid) > 1))
         ORDER BY 1
     """  # noqa: S608
-    found: list[Any] = context.asked(given, lambda holder: holder.execute(query).fetchall())
+    found: list[Any] = ask_source(context, lambda holder: holder.execute(query).fetchall())
     return [str(row[0]) for row in found]
 
 
-def _true(given: Assignment, query: str) -> bool:
-    row: Any = context.asked(given, lambda holder: holder.execute(query).fetchone())
+def _tells_rows_apart(context: TableContext, query: str) -> bool:
+    row: Any = ask_source(context, lambda holder: holder.execute(query).fetchone())
     return bool(row[0])
 
 
-def unstable(target: Target, column: Column, what: str) -> TableRefused:
+def unstable_key(target: Target, column: Column, what: str) -> TableRefused:
     """The error for a column whose protection leaves nothing to do something by."""
     method = column.protect.method if column.protect else ""
     name = selection.toml(column.name)
@@ -134,7 +140,7 @@ def unstable(target: Target, column: Column, what: str) -> TableRefused:
     )
 
 
-def merges_rows(target: Target, state: State, key: tuple[str, ...]) -> bool:
+def merges_deleted_rows(target: Target, state: State, key: tuple[str, ...]) -> bool:
     """Whether the key is another one, by which rows that the table has are the same."""
     known = state.properties.get(properties.KEY)
     if not key or target.settings.history or known in (None, json.dumps(key)):
@@ -163,7 +169,7 @@ def lacks_text(target: Target, state: State, key: RowKey) -> bool:
     )
 
 
-def no_key(target: Target, key: Sequence[str], why: str) -> TableRefused | None:
+def keyless_refusal(target: Target, key: Sequence[str], why: str) -> TableRefused | None:
     """Why a table cannot be taken as the config says, having no key; None where it can.
 
     Args:

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
+from dataclasses import dataclass, field
+from functools import reduce
+from operator import add
 
 from bronze.config.settings import Settings
+from bronze.errors import BronzeError
 from bronze.governance import actor
 from bronze.governance.lineage import Entry
 from bronze.governance.tables.data_lineage import Record
+from bronze.governance.tables.quality import Figure
 from bronze.ingest.plan import Plan
+from bronze.model.locations import Origin
 from bronze.model.stamp import Stamp
+from bronze.model.units import NOTHING_FOUND, Findings, Rejected, Written
 from bronze.postgres.copy.snapshot import Snapshot
-from bronze.tables.evolution import Settled
+from bronze.tables import known_rows
+from bronze.tables.evolution import ColumnContract
 from bronze.tables.selection import Target
 
 
-def begun(
+def lineage_entry(
     settings: Settings,
     config: str,
     target: Target,
@@ -47,9 +56,9 @@ def begun(
         updated=0,
         deleted=0,
         rejected=0,
-        contract_hash=contract(plan.settled) if plan else "",
+        contract_hash=contract_hash(plan.settled) if plan else "",
         config_hash=config,
-        schema_changes=json.dumps(changes(plan), ensure_ascii=False),
+        schema_changes=json.dumps(schema_changes(plan), ensure_ascii=False),
         status="failed",
         error_kind="",
     )
@@ -64,16 +73,73 @@ def begun(
     )
 
 
-def contract(settled: Settled) -> str:
+def contract_hash(contract: ColumnContract) -> str:
     """The hash of what each column becomes, as 32 hexadecimal digits."""
-    told = [(c.name, c.target, c.source_type, str(c.kind), c.wire) for c in settled.columns]
+    told = [(c.name, c.target, c.source_type, str(c.kind), c.wire) for c in contract.columns]
     return hashlib.sha256(json.dumps(told, ensure_ascii=False).encode()).hexdigest()[:32]
 
 
-def changes(plan: Plan | None) -> tuple[str, ...]:
+def schema_changes(plan: Plan | None) -> tuple[str, ...]:
     """What happens to a table's columns by its plan."""
     if plan is None:
         return ()
     if plan.state is None:
         return (f"created with {len(plan.settled.columns)} columns",)
     return plan.settled.notes
+
+
+@dataclass
+class TableRun:
+    """A table on its way through a run."""
+
+    target: Target
+    origin: Origin
+    held: Snapshot
+    stamp: Stamp
+    readers: int
+    entry: Entry
+    plan: Plan | None = None
+    error: BronzeError | None = None
+    written: list[Written] = field(default_factory=list)
+    began: float = field(default_factory=time.monotonic)
+    figures: tuple[Figure, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """How many rows were read, each counted once; keys alone are no rows."""
+        units = self.plan.units if self.plan else ()
+        return sum(
+            part.rows
+            for part in self.written
+            if not units[part.unit].keys_only
+            and ((known := units[part.unit].known) is None or known.share == 0)
+        )
+
+    @property
+    def rejected(self) -> list[Rejected]:
+        """The values that Delta cannot hold."""
+        return [record for part in self.written for record in part.rejected]
+
+    @property
+    def findings(self) -> Findings:
+        """What was found out about the rows."""
+        return reduce(add, (part.findings for part in self.written), NOTHING_FOUND)
+
+    @property
+    def size(self) -> int:
+        """About how many bytes are read of the source."""
+        return sum(unit.estimate for unit in self.plan.units) if self.plan else 0
+
+    @property
+    def done(self) -> int:
+        """About how many of them have been read."""
+        if self.plan is None:
+            return 0
+        return sum(self.plan.units[part.unit].estimate for part in self.written)
+
+    def begin_again(self, plan: Plan) -> Plan:
+        """Lets the table be compared row by row, as its changes alone were not all."""
+        known_rows.forget(self.target.place)
+        self.written.clear()
+        self.plan = plan.whole()
+        return self.plan

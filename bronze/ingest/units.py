@@ -20,16 +20,16 @@ from bronze.postgres.copy import row_sizes, splits
 from bronze.postgres.copy.splits import Slice
 from bronze.rows.metadata import COMMITTED
 from bronze.tables import evolution
-from bronze.tables.context import Assignment, asked
-from bronze.tables.evolution import Settled
+from bronze.tables.context import TableContext, ask_source
+from bronze.tables.evolution import ColumnContract
 
 # Keys alone take so much less room than rows.
 _KEYS_GROWTH = 4
 
 
-def of_rows(
-    given: Assignment,
-    settled: Settled,
+def row_units(
+    context: TableContext,
+    contract: ColumnContract,
     shape: Shape,
     key: RowKey,
     where: str,
@@ -41,20 +41,20 @@ def of_rows(
     """The units that read the rows for which ``where`` is true; with ``doubting`` the rows of the
     Bronze table have to be as they were written.
     """
-    run, relation = given.run, given.target.relation
+    run, relation = context.run, context.target.relation
     known: list[Known | None] = [None]
     memory = run.memory
     if against is not None:
-        known = list(_known(given, shape, key.names, (), against))
+        known = list(_known_rows(context, shape, key.names, (), against))
         if doubting:
             form = evolution.form(against.columns, against.properties, against.partition)
             known = [replace(one, form=form) for one in known if one]
         memory = budget.beside_known_rows(run.memory)
-    groups = grouped(given, memory, key.source_names)
+    groups = grouped_splits(context, memory, key.source_names)
     table = statement.quoted(relation.schema, relation.name)
-    columns = settled.columns
-    first = _unit(given, settled, shape, key, columns, statement.select(columns, table))
-    weighing = weighed(given, columns, key)
+    columns = contract.columns
+    first = _unit(context, contract, shape, key, columns, statement.select(columns, table))
+    weighing = row_size_limits(context, columns, key)
     return [
         replace(
             first,
@@ -74,19 +74,21 @@ def of_rows(
     ]
 
 
-def weighed(given: Assignment, columns: Sequence[Column], key: RowKey) -> Weighing | None:
+def row_size_limits(
+    context: TableContext, columns: Sequence[Column], key: RowKey
+) -> Weighing | None:
     """How the rows of a table are weighed before they are read, None where they need not be."""
-    held, relation = given.held, given.target.relation
+    held, relation = context.held, context.target.relation
     names = [column.name for column in columns if column.name]
     weight = row_sizes.weight(relation, names)
     if not (weight and splits.paged(relation, held.version) and held.name):
         return None
-    if not asked(given, lambda holder: row_sizes.needed(holder, relation, names)):
+    if not ask_source(context, lambda holder: row_sizes.needed(holder, relation, names)):
         return None
     hidden = any(column.protect for column in key.columns)
     by = () if hidden else key.columns
     told = [f"{statement.literal(column.name)}::text, {column.text}" for column in by]
-    heaviest = budget.heaviest_row(given.run.memory, given.readers)
+    heaviest = budget.heaviest_row(context.run.memory, context.readers)
     return Weighing(
         table=statement.quoted(relation.schema, relation.name),
         weight=weight,
@@ -95,24 +97,24 @@ def weighed(given: Assignment, columns: Sequence[Column], key: RowKey) -> Weighi
         heaviest=heaviest,
         copies=budget.COPIES,
         # A run that has enough for the row has enough for other readers beside it.
-        rest=budget.beside_large_row(given.run.workers),
+        rest=budget.beside_large_row(context.run.workers),
     )
 
 
-def grouped(given: Assignment, memory: int, key: Sequence[str]) -> list[list[Slice]]:
+def grouped_splits(context: TableContext, memory: int, key: Sequence[str]) -> list[list[Slice]]:
     """The slices of a table, in groups that are work for one reader each. ``key`` are the source's
     names.
     """
-    whole = splits.size_of(given.target.relation)
-    per_slice, _ = budget.split_and_file(whole, memory, given.readers)
-    parts = _slices(given, per_slice, key)
-    _, per_file = budget.split_and_file(sum(part.size for part in parts), memory, given.readers)
+    whole = splits.size_of(context.target.relation)
+    per_slice, _ = budget.split_and_file(whole, memory, context.readers)
+    parts = _splits(context, per_slice, key)
+    _, per_file = budget.split_and_file(sum(part.size for part in parts), memory, context.readers)
     return splits.packed(parts, per_file)
 
 
-def of_keys(
-    given: Assignment,
-    settled: Settled,
+def key_units(
+    context: TableContext,
+    contract: ColumnContract,
     shape: Shape,
     key: RowKey,
     state: State,
@@ -120,15 +122,15 @@ def of_keys(
     enrichment: Enrichment,
 ) -> list[Unit]:
     """The units that only see which keys are still there."""
-    relation = given.target.relation
+    relation = context.target.relation
     columns = key.columns
     per_slice, per_file = budget.split_and_file(
-        splits.size_of(relation), budget.beside_known_rows(given.run.memory), given.readers
+        splits.size_of(relation), budget.beside_known_rows(context.run.memory), context.readers
     )
-    parts = _slices(given, per_slice * _KEYS_GROWTH, key.source_names)
+    parts = _splits(context, per_slice * _KEYS_GROWTH, key.source_names)
     groups = splits.packed(parts, per_file * _KEYS_GROWTH)
     table = statement.quoted(relation.schema, relation.name)
-    first = _unit(given, settled, shape, key, columns, statement.select(columns, table))
+    first = _unit(context, contract, shape, key, columns, statement.select(columns, table))
     return [
         replace(
             first,
@@ -139,14 +141,14 @@ def of_keys(
             keys_only=True,
             enrichment=enrichment,
         )
-        for number, share in enumerate(_known(given, shape, key.names, key.names, state))
+        for number, share in enumerate(_known_rows(context, shape, key.names, key.names, state))
         for i, group in enumerate(groups)
     ]
 
 
 def _unit(
-    given: Assignment,
-    settled: Settled,
+    context: TableContext,
+    contract: ColumnContract,
     shape: Shape,
     key: RowKey,
     columns: tuple[Column, ...],
@@ -154,20 +156,20 @@ def _unit(
 ) -> Unit:
     return Unit(
         number=0,
-        table=given.target.label,
-        origin=given.origin,
-        session=given.held.session(given.origin),
+        table=context.target.label,
+        origin=context.origin,
+        session=context.held.session(context.origin),
         query=query,
         slices=(),
         columns=columns,
         key=key,
         stats=shape.stats,
-        stamp=given.stamp,
-        place=given.target.place,
+        stamp=context.stamp,
+        place=context.target.place,
         estimate=0,
-        base=settled.base,
+        base=contract.base,
         dates_of=source_of(shape.partition) if shape.partition else None,
-        history=given.target.settings.history,
+        history=context.target.settings.history,
         streamed=COMMITTED in dict(shape.columns),
     )
 
@@ -176,19 +178,19 @@ def _both(one: str, other: str) -> str:
     return one if other == splits.WHOLE else f"{one} AND {other}"
 
 
-def _known(
-    given: Assignment, shape: Shape, key: tuple[str, ...], by: tuple[str, ...], state: State
+def _known_rows(
+    context: TableContext, shape: Shape, key: tuple[str, ...], by: tuple[str, ...], state: State
 ) -> list[Known]:
     """What the table is known by, in as many shares as the memory asks for."""
     rows = sum(max(file.rows, 0) for file in state.files)
-    history = given.target.settings.history
+    history = context.target.settings.history
     if history:
-        fitting_history(given, rows)
-    shares = 1 if history else budget.shares_of_known_rows(given.run.memory, rows)
+        check_history_fits(context, rows)
+    shares = 1 if history else budget.shares_of_known_rows(context.run.memory, rows)
     # Other digits in each run: what two rows share by chance in one, they do not in the next.
-    offset = int(given.stamp.batch_id[-1], 16)
+    offset = int(context.stamp.batch_id[-1], 16)
     whole = Known(
-        place=given.target.place,
+        place=context.target.place,
         version=state.version,
         files=state.files,
         layout=shape.columns,
@@ -200,43 +202,43 @@ def _known(
     return [replace(whole, share=share) for share in range(shares)]
 
 
-def fitting(given: Assignment, state: State | None) -> None:
+def check_fits(context: TableContext, state: State | None) -> None:
     """Makes sure, as far as sizes tell, that a table can be taken within the memory.
 
     Raises:
         TableRefused: its history has too many versions, or it is too large for one statement where
             only one is of one moment.
     """
-    if given.held.name is None:
-        _whole(given)
-    if state is not None and given.target.settings.history:
-        fitting_history(given, sum(max(file.rows, 0) for file in state.files))
+    if context.held.name is None:
+        _single_split(context)
+    if state is not None and context.target.settings.history:
+        check_history_fits(context, sum(max(file.rows, 0) for file in state.files))
 
 
-def fitting_history(given: Assignment, rows: int) -> None:
+def check_history_fits(context: TableContext, rows: int) -> None:
     """Makes sure that the last ones of so many versions can be found within the memory.
 
     Raises:
         TableRefused: they are too many.
     """
-    if lacking := budget.lacking_for_history(given.run.memory, rows):
+    if lacking := budget.lacking_for_history(context.run.memory, rows):
         raise TableRefused(
-            f"The history {given.target.name} has {rows:,} versions, too many for the memory.",
+            f"The history {context.target.name} has {rows:,} versions, too many for the memory.",
             hint=f"Raise [run] memory: it takes about {lacking // 10**6} MB more.",
-            table=given.target.label,
+            table=context.target.label,
         )
 
 
-def _slices(given: Assignment, size: int, key: Sequence[str]) -> list[Slice]:
-    held, relation = given.held, given.target.relation
+def _splits(context: TableContext, size: int, key: Sequence[str]) -> list[Slice]:
+    held, relation = context.held, context.target.relation
     if held.name is None:
-        return [_whole(given)]
+        return [_single_split(context)]
 
     def split(holder: Connection) -> list[Slice]:
         return splits.slices(holder, relation, held.version, size, key)
 
     try:
-        return list(asked(given, split))
+        return list(ask_source(context, split))
     except TableRefused as error:
         if error.sqlstate not in _NO_BOUNDS:
             raise
@@ -252,9 +254,9 @@ _NO_BOUNDS = (
 )
 
 
-def _whole(given: Assignment) -> Slice:
+def _single_split(context: TableContext) -> Slice:
     # Without a shared snapshot only one statement sees one state.
-    relation, memory = given.target.relation, given.run.memory // given.readers
+    relation, memory = context.target.relation, context.run.memory // context.readers
     size = splits.size_of(relation)
     lacking = size * budget.GROWTH
     if lacking > memory:

@@ -18,12 +18,12 @@ from bronze.postgres.catalog.relations import Relation
 from bronze.postgres.copy import incremental
 from bronze.postgres.copy.snapshot import Since
 from bronze.postgres.statement import quoted
-from bronze.tables.context import Assignment
-from bronze.tables.evolution import Settled
+from bronze.tables.context import TableContext
+from bronze.tables.evolution import ColumnContract
 from bronze.tables.selection import Target
 
 
-def unfit(
+def cursor_refusal(
     relation: Relation, cursor: str, overlap: int | None, since: Since
 ) -> TableRefused | None:
     """Why a table cannot be taken by this cursor, None where it can.
@@ -95,37 +95,39 @@ def _type_of(relation: Relation, column: str) -> str:
     return next((a.type.name for a in relation.attributes if a.name == column), "")
 
 
-def why_all(given: Assignment, state: State, settled: Settled, key: tuple[str, ...]) -> str:
+def reason_to_compare(
+    context: TableContext, state: State, contract: ColumnContract, key: tuple[str, ...]
+) -> str:
     """Why changes alone would not do; "" where they would."""
     known = state.properties
     if known.get(properties.CUT):
         return "a repair has cut rows out"
-    if foreign := why_foreign(state):
+    if foreign := foreign_commits_reason(state):
         return foreign
-    if settled.notes:
+    if contract.notes:
         return "its columns have changed"
-    if known.get(properties.OID) != str(given.target.relation.oid):
+    if known.get(properties.OID) != str(context.target.relation.oid):
         return "the table was made anew in the source"
-    if changed := _redefined(given, known):
+    if changed := _definition_change(context, known):
         return changed
-    if known.get(properties.PUBLISHED, "") != given.target.published and given.target.published:
+    if known.get(properties.PUBLISHED, "") != context.target.published and context.target.published:
         return "its publication has changed"
     if known.get(properties.KEY) != json.dumps(key):
         return "its key has changed"
-    if _loose(given.target) and json.loads(known.get(properties.ENFORCED, "true")):
+    if _needs_overlap(context.target) and json.loads(known.get(properties.ENFORCED, "true")):
         return "PostgreSQL does not keep its key unique any more, or not at any moment"
-    mark = _marked(given, state, _mark_name(given.target))
+    mark = _stored_watermark(context, state, _mark_name(context.target))
     if mark is None:
         return "the Bronze table has no position in this history of the source"
-    streamed = given.target.settings.pattern == "streaming"
-    if not streamed and given.target.settings.cursor != incremental.XMIN:
-        ahead = _marked(given, state, _ahead_name(given.target))
-        if incremental.set_back(given.held.since, mark, ahead):
+    streamed = context.target.settings.pattern == "streaming"
+    if not streamed and context.target.settings.cursor != incremental.XMIN:
+        ahead = _stored_watermark(context, state, _ahead_name(context.target))
+        if incremental.set_back(context.held.since, mark, ahead):
             return "the source's clock was set back"
     return ""
 
 
-def why_foreign(state: State) -> str:
+def foreign_commits_reason(state: State) -> str:
     """Whether another writer has changed the Bronze table since it was compared last, and how; ""
     where none has. Files that were joined, and nothing else, are no change.
     """
@@ -136,77 +138,83 @@ def why_foreign(state: State) -> str:
     return f"another writer has changed the Bronze table ({first}{also})"
 
 
-def _loose(target: Target) -> bool:
+def _needs_overlap(target: Target) -> bool:
     """Whether rows may share the key, be it within a transaction alone."""
     return target.settings.pattern == "streaming" and not target.relation.enforces(target.key)
 
 
-def _redefined(given: Assignment, known: Mapping[str, str]) -> str:
+def _definition_change(context: TableContext, known: Mapping[str, str]) -> str:
     """What has changed of the table's definition, "" if nothing has."""
-    before, own = known.get(properties.DEFINITION), given.target.settings
+    before, own = known.get(properties.DEFINITION), context.target.settings
     if before is None:
         return "what its values meant was not remembered"
     # A rewrite gives all rows a new xmin, and none another time.
     storage = own.pattern == "streaming" or own.cursor != incremental.XMIN
-    return definition.changed(json.loads(before), given.target.relation.definition, storage=storage)
+    return definition.changed(
+        json.loads(before), context.target.relation.definition, storage=storage
+    )
 
 
-def where(given: Assignment, state: State) -> str | None:
+def changes_condition(context: TableContext, state: State) -> str | None:
     """The condition in SQL for what may have changed, None where it cannot be told any more."""
-    own = given.target.settings
-    mark = _marked(given, state, _mark_name(given.target))
+    own = context.target.settings
+    mark = _stored_watermark(context, state, _mark_name(context.target))
     if mark is None:
         return None
     if own.cursor == incremental.XMIN:
-        return incremental.by_xmin(mark, given.held)
-    kind = _type_of(given.target.relation, own.cursor)
-    return incremental.by_cursor(own.cursor, kind, mark, given.held.since.zone)
+        return incremental.by_xmin(mark, context.held)
+    kind = _type_of(context.target.relation, own.cursor)
+    return incremental.by_cursor(own.cursor, kind, mark, context.held.since.zone)
 
 
-def marks(
-    given: Assignment, state: State | None, whole: bool
+def next_watermarks(
+    context: TableContext, state: State | None, whole: bool
 ) -> tuple[list[tuple[str, int]], bool]:
     """The marks to leave, and whether vanished rows are to be looked for.
 
     Args:
-        given: the table.
+        context: the table.
         state: the Bronze table.
         whole: whether all rows are read.
     """
-    own, since = given.target.settings, given.held.since
-    left = [(_mark(given, incremental.XMIN), given.held.horizon)]
+    own, since = context.target.settings, context.held.since
+    left = [(_current_watermark(context, incremental.XMIN), context.held.horizon)]
     if own.pattern == "full_refresh":
         return left, True
     if own.pattern == "streaming":
-        return [(_mark(given, STREAM), given.held.position)], False
+        return [(_current_watermark(context, STREAM), context.held.position)], False
     if own.cursor != incremental.XMIN:
         # What the cursor column has not shown, xmin is still to show.
         left = left if whole else []
-        name = _mark_name(given.target)
-        mark = incremental.watermark(since, own.overlap, _marked(given, state, name), whole)
-        left += [] if mark is None else [(_mark(given, name), mark)]
+        name = _mark_name(context.target)
+        mark = incremental.watermark(
+            since, own.overlap, _stored_watermark(context, state, name), whole
+        )
+        left += [] if mark is None else [(_current_watermark(context, name), mark)]
         if since.ahead is not None:
-            left.append((_mark(given, _ahead_name(given.target)), since.ahead))
-    now = int(given.stamp.loaded_at.timestamp())
-    looked = _marked(given, state, "deletes")
+            left.append((_current_watermark(context, _ahead_name(context.target)), since.ahead))
+    now = int(context.stamp.loaded_at.timestamp())
+    looked = _stored_watermark(context, state, "deletes")
     due = own.deletes == "detect" or (
         isinstance(own.deletes, int) and (looked is None or now - looked >= own.deletes)
     )
     if due or whole:
-        left.append((_mark(given, "deletes"), now))
+        left.append((_current_watermark(context, "deletes"), now))
     return left, due
 
 
-def _mark(given: Assignment, name: str) -> str:
+def _current_watermark(context: TableContext, name: str) -> str:
     """The name of a mark of this very table: another one may get its name, but not its oid."""
-    return f"{given.target.relation.oid}/{name}"
+    return f"{context.target.relation.oid}/{name}"
 
 
-def _marked(given: Assignment, state: State | None, name: str) -> int | None:
+def _stored_watermark(context: TableContext, state: State | None, name: str) -> int | None:
     """The value of a mark in the Bronze table."""
     if state is None:
         return None
-    return state.position(f"{transaction(given.held.timeline)}/{_mark(given, name)}")
+    return state.position(
+        f"{transaction(context.held.timeline)}/{_current_watermark(context, name)}"
+    )
 
 
 STREAM = "stream"

@@ -22,7 +22,7 @@ from bronze.delta import files, partition
 from bronze.delta.write import history, merge
 from bronze.errors import SourceUnreachable
 from bronze.ingest import key_text
-from bronze.ingest.enrich import enriched
+from bronze.ingest.enrich import enrich
 from bronze.model.files import DataFile
 from bronze.model.units import NOTHING_FOUND, Findings, Known, Rejected, Unit, Written
 from bronze.postgres.copy import read, row_sizes
@@ -42,7 +42,7 @@ _MAX_DELAY = 8.0
     wait=tenacity.wait_exponential_jitter(multiplier=0.5, max=_MAX_DELAY),
     reraise=True,
 )
-def work(unit: Unit) -> Written:
+def read_unit(unit: Unit) -> Written:
     """Reads a unit's slices, and keeps its rows, or those of them that the table does not hold.
 
     A connection that is cut is made anew and the unit begun again; nothing of it was visible.
@@ -50,7 +50,7 @@ def work(unit: Unit) -> Written:
     Raises:
         SourceError, LakeError
     """
-    tally = _Tally(unit, _Sieve(unit.known) if unit.known else None)
+    tally = _UnitTotals(unit, _KnownRowFilter(unit.known) if unit.known else None)
     frames = _bronze_rows(unit, tally)
     few: list[pl.DataFrame] = []
     written: tuple[DataFile, ...] = ()
@@ -58,9 +58,9 @@ def work(unit: Unit) -> Written:
         for _ in frames:
             pass
     else:
-        few = _first(frames, unit.few) if unit.inline else []
+        few = _first_frames(frames, unit.few) if unit.inline else []
         if portion.size_of(few) >= unit.few or not unit.inline:
-            written = _written(unit, chain(_drained(few), frames))
+            written = _write_files(unit, chain(_popped(few), frames))
     return Written(
         unit.number,
         tally.rows,
@@ -73,7 +73,7 @@ def work(unit: Unit) -> Written:
     )
 
 
-def _first(frames: Iterator[pl.DataFrame], few: int) -> list[pl.DataFrame]:
+def _first_frames(frames: Iterator[pl.DataFrame], few: int) -> list[pl.DataFrame]:
     """The first frames that have rows, until these have ``few`` bytes."""
     found: list[pl.DataFrame] = []
     for frame in frames:
@@ -83,7 +83,7 @@ def _first(frames: Iterator[pl.DataFrame], few: int) -> list[pl.DataFrame]:
     return found
 
 
-def _written(unit: Unit, frames: Iterator[pl.DataFrame]) -> tuple[DataFile, ...]:
+def _write_files(unit: Unit, frames: Iterator[pl.DataFrame]) -> tuple[DataFile, ...]:
     def new(values: files.Partition) -> files.Output:
         return files.data(unit.place, unit.stamp.batch_id, unit.stats, values)
 
@@ -93,7 +93,7 @@ def _written(unit: Unit, frames: Iterator[pl.DataFrame]) -> tuple[DataFile, ...]
 
 
 @dataclass
-class _Sieve:
+class _KnownRowFilter:
     """Holds back the rows that a table has already, and notes which of its own were seen."""
 
     known: Known
@@ -115,11 +115,11 @@ class _Sieve:
 
 
 @dataclass
-class _Tally:
+class _UnitTotals:
     """What is counted while rows pass by."""
 
     unit: Unit
-    sieve: _Sieve | None
+    sieve: _KnownRowFilter | None
     rows: int = 0
     sum: int = 0
     rejected: list[Rejected] = field(default_factory=list)
@@ -134,7 +134,7 @@ class _Tally:
             kept = protect.values(rows, unit.enrichment.protection)
             kept = key_text.with_text(kept, rows, rejected, unit.key, unit.enrichment.protection)
             return self.sieve.new(kept) if self.sieve else kept
-        made, findings = enriched(rows, rejected, unit.stamp, unit.base, unit.enrichment)
+        made, findings = enrich(rows, rejected, unit.stamp, unit.base, unit.enrichment)
         made = key_text.with_text(made, rows, rejected, unit.key, unit.enrichment.protection)
         # What is read several times, for as many shares of the table, is told once.
         if unit.known is None or unit.known.share == 0:
@@ -157,7 +157,7 @@ class _Tally:
             made, outliers = scored(made, unit.enrichment.watch, unit.key.names, unit.stamp)
             self.findings += Findings(outliers)
         if _REJECTED in made.columns:
-            found = rejections(made, made[_REJECTED], unit.key.names or _NAMED)
+            found = rejected_values(made, made[_REJECTED], unit.key.names or _NAMED)
             self.rejected += protect.rejections(found, unit.enrichment.protection)
             made = made.drop(_REJECTED)
         return made
@@ -180,7 +180,7 @@ def _constant(name: str, value: str | None, kind: pl.DataType, like: pl.DataFram
 _alone = threading.Lock()
 
 
-def _bronze_rows(unit: Unit, tally: _Tally) -> Iterator[pl.DataFrame]:
+def _bronze_rows(unit: Unit, tally: _UnitTotals) -> Iterator[pl.DataFrame]:
     # Unlike a loop, map keeps no slice while the next one is read.
     return map(tally.passed, _source_rows(unit))
 
@@ -213,13 +213,15 @@ def _read(unit: Unit, wheres: Sequence[str]) -> Iterator[tuple[pl.DataFrame, pl.
     )
 
 
-def _drained(frames: list[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+def _popped(frames: list[pl.DataFrame]) -> Iterator[pl.DataFrame]:
     """The frames, none of which is kept."""
     while frames:
         yield frames.pop(0)
 
 
-def rejections(rows: pl.DataFrame, rejected: pl.Series, key: Sequence[str]) -> Iterator[Rejected]:
+def rejected_values(
+    rows: pl.DataFrame, rejected: pl.Series, key: Sequence[str]
+) -> Iterator[Rejected]:
     """The records of rejected values, which are as in `bronze.postgres.statement`."""
     where = rejected.is_not_null()
     kept = rows.filter(where)
@@ -232,14 +234,14 @@ def rejections(rows: pl.DataFrame, rejected: pl.Series, key: Sequence[str]) -> I
 
 
 @dataclass(frozen=True)
-class Replacing:
+class FileMerge:
     """A file to merge into, and the fingerprints of the table's rows that have vanished."""
 
     job: merge.Merge
     gone: tuple[tuple[Known, Fingerprints], ...] = field(repr=False)
 
 
-def replacing(task: Replacing) -> merge.Merged:
+def merge_file(task: FileMerge) -> merge.Merged:
     """Merges changes into one file.
 
     Raises:

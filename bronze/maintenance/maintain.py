@@ -20,7 +20,7 @@ from bronze.delta.layout.optimize import Improved, Wish
 from bronze.delta.log import State
 from bronze.errors import BronzeError, ConfigError
 from bronze.execution import budget, executors
-from bronze.execution.executors import Course, Task
+from bronze.execution.executors import Task, Workflow
 from bronze.model.locations import Place
 from bronze.model.results import MaintainedTable, MaintainResult
 from bronze.tables import evolution
@@ -139,7 +139,7 @@ def _name(state: State) -> str:
     return state.place.url.rpartition("/")[2]
 
 
-def _maintained(settings: Settings, state: State) -> Course[MaintainedTable]:
+def _maintained(settings: Settings, state: State) -> Workflow[MaintainedTable]:
     began = time.monotonic()
     known, name = state.properties, _name(state)
     schema, table = evolution.table_of(known)
@@ -178,7 +178,7 @@ def wished(settings: Settings, own: TableSettings) -> Wish:
 
 def improvement(
     settings: Settings, place: Place, wish: Wish, table: str, share: int = 1
-) -> Course[Improved]:
+) -> Workflow[Improved]:
     """The course of `bronze.delta.layout.optimize.improve`; of the memory it takes one
     ``share``-th.
     """

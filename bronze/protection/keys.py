@@ -32,7 +32,7 @@ from bronze.model.locations import Place
 from bronze.model.protection import DataKey, Protected, Protection
 from bronze.protection import keyring
 from bronze.tables import evolution, selection
-from bronze.tables.evolution import Settled
+from bronze.tables.evolution import ColumnContract
 from bronze.tables.selection import Target
 
 ROW_HASH = "row_hash"
@@ -59,21 +59,21 @@ class KeyReport:
 
 
 def protection(
-    settings: Settings, target: Target, settled: Settled, *, making: bool = True
+    settings: Settings, target: Target, contract: ColumnContract, *, making: bool = True
 ) -> Protection | None:
     """How a table is protected by the config; None where all of it is taken in clear.
 
     Args:
         settings: the config.
         target: the table.
-        settled: its columns.
+        contract: its columns.
         making: whether keys are made where there are none; else they have no id.
 
     Raises:
         TableRefused: a master key is not there, or is not the one that the table's keys need.
         LakeError, LakeUnreachable: the keys cannot be read or written.
     """
-    columns = [column for column in settled.columns if column.protect]
+    columns = [column for column in contract.columns if column.protect]
     if not columns:
         return Protection((), None, ()) if selection.left_out(target) else None
     uses, hashes = _uses(target, columns)

@@ -22,14 +22,14 @@ from bronze.postgres.copy.read import dtype
 from bronze.quality import expressions
 from bronze.quality import scoring as quality
 from bronze.quality.expressions import Unfit
-from bronze.tables.evolution import Settled
+from bronze.tables.evolution import ColumnContract
 from bronze.tables.selection import Target, toml
 
 
 def criteria(
     settings: Settings,
     target: Target,
-    settled: Settled,
+    contract: ColumnContract,
     key: Sequence[str],
     known: Constraints,
 ) -> tuple[Criterion, ...]:
@@ -38,7 +38,7 @@ def criteria(
     Args:
         settings: the config.
         target: the table.
-        settled: its columns.
+        contract: its columns.
         key: the source's names of its key.
         known: what PostgreSQL promises.
 
@@ -47,15 +47,15 @@ def criteria(
     """
     found: dict[str, Criterion] = {}
     for rule in target.settings.rules:
-        found[rule.called] = _configured(target, settled, key, known, rule)
+        found[rule.called] = _configured(target, contract, key, known, rule)
     for name in target.names:
         for made in settings.added.get(name, ()):
             if made.name in found:
                 raise _refused(target, made.name, "another rule has that name")
             expression = quality.expression(made.holds)
-            found[made.name] = _checked(target, settled, made, expression)
+            found[made.name] = _checked(target, contract, made, expression)
     if settings.demanded(target.settings).derive:
-        for derived in _derived(settled, key, known):
+        for derived in _derived(contract, key, known):
             found.setdefault(derived.name, derived)
     return tuple(found.values())
 
@@ -70,16 +70,18 @@ def fingerprint(settings: Settings, target: Target, criteria: Sequence[Criterion
     return hashlib.sha256("\n".join(said).encode()).hexdigest()[:16]
 
 
-def untranslated(target: Target, settled: Settled, known: Constraints) -> tuple[str, ...]:
+def untranslated(target: Target, contract: ColumnContract, known: Constraints) -> tuple[str, ...]:
     """The names of the CHECK constraints that are left to PostgreSQL alone."""
-    return tuple(check.name for check in known.checks if _translated(check, settled, known) is None)
+    return tuple(
+        check.name for check in known.checks if _translated(check, contract, known) is None
+    )
 
 
-def _translated(check: Check, settled: Settled, known: Constraints) -> pl.Expr | None:
+def _translated(check: Check, contract: ColumnContract, known: Constraints) -> pl.Expr | None:
     # Its parser is loaded where there is something to parse.
     from bronze.postgres.catalog.check_constraints import translated
 
-    return translated(check.text, settled.columns, known.folding)
+    return translated(check.text, contract.columns, known.folding)
 
 
 def _refused(target: Target, rule: str, reason: str) -> TableRefused:
@@ -92,13 +94,13 @@ def _refused(target: Target, rule: str, reason: str) -> TableRefused:
 
 def _configured(
     target: Target,
-    settled: Settled,
+    contract: ColumnContract,
     key: Sequence[str],
     known: Constraints,
     rule: RuleSettings,
 ) -> Criterion:
     columns = rule.on or (tuple(key) if rule.kind == "unique" else ())
-    present = {column.name: column for column in settled.columns if column.name}
+    present = {column.name: column for column in contract.columns if column.name}
     missing = [name for name in columns if name not in present]
     if missing:
         raise _refused(target, rule.called, f"there is no column {missing[0]}")
@@ -116,7 +118,7 @@ def _configured(
     if _proven(target, made, known, rule):
         return replace(made, evaluation="proven")
     if rule.expression is not None:
-        return _checked(target, settled, made, pl.sql_expr(rule.expression))
+        return _checked(target, contract, made, pl.sql_expr(rule.expression))
     if rule.kind in ("unique", "references"):
         lists = [name for name in columns if present[name].kind.name == "array"]
         if lists:
@@ -132,9 +134,11 @@ def _with(criterion: Criterion, holds: pl.Expr) -> Criterion:
     return replace(criterion, holds=holds.meta.serialize())
 
 
-def _checked(target: Target, settled: Settled, made: Criterion, expression: pl.Expr) -> Criterion:
+def _checked(
+    target: Target, contract: ColumnContract, made: Criterion, expression: pl.Expr
+) -> Criterion:
     """A rule of an expression that has been tried on the table's columns."""
-    schema = {column.name: dtype(column.kind) for column in settled.columns if column.name}
+    schema = {column.name: dtype(column.kind) for column in contract.columns if column.name}
     try:
         used = expressions.checked(expression, schema)
     except Unfit as unfit:
@@ -178,7 +182,9 @@ def referred(target: Target, rule: RuleSettings) -> tuple[str, ...]:
     return others
 
 
-def _derived(settled: Settled, key: Sequence[str], known: Constraints) -> Iterator[Criterion]:
+def _derived(
+    contract: ColumnContract, key: Sequence[str], known: Constraints
+) -> Iterator[Criterion]:
     """What follows from the source's own constraints, and from the type contract."""
 
     def proven(kind: Kind, *columns: str) -> Criterion:
@@ -188,7 +194,7 @@ def _derived(settled: Settled, key: Sequence[str], known: Constraints) -> Iterat
     if key:
         # PostgreSQL enforces it, or it was looked at when the run was planned.
         yield proven("unique", *key)
-    taken = {column.name for column in settled.columns}
+    taken = {column.name for column in contract.columns}
     yield from (proven("not_null", name) for name in known.not_null if name in taken)
     yield from (proven("accepted_values", name) for name, _ in known.enums if name in taken)
     for reference in known.references:
@@ -196,12 +202,12 @@ def _derived(settled: Settled, key: Sequence[str], known: Constraints) -> Iterat
             found = Criterion(reference.name, "references", reference.columns, "medium", "derived")
             yield replace(found, evaluation="proven") if reference.proven else found
     for check in known.checks:
-        holds = _translated(check, settled, known)
+        holds = _translated(check, contract, known)
         if holds is not None:
             columns = tuple(dict.fromkeys(holds.meta.root_names()))
             found = Criterion(check.name, "expression", columns, "medium", "derived")
             yield _with(found, holds)
-    for column in settled.columns:
+    for column in contract.columns:
         if column.name and column.reject:
             name = f"{column.name} schema"
             yield Criterion(

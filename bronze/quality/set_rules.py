@@ -22,9 +22,8 @@ from bronze.postgres.copy.read import decoded, dtype
 from bronze.postgres.copy.splits import size_of
 from bronze.postgres.statement import quoted
 from bronze.quality import rules
-from bronze.tables import context
-from bronze.tables.context import Assignment
-from bronze.tables.evolution import Settled
+from bronze.tables.context import TableContext, ask_source
+from bronze.tables.evolution import ColumnContract
 
 VALUES = 10_000
 """So many values that break a rule are told to the workers; beyond, they are only counted."""
@@ -34,8 +33,8 @@ _NARROW_ROW = 50
 
 
 def quality(
-    given: Assignment,
-    settled: Settled,
+    context: TableContext,
+    contract: ColumnContract,
     key: RowKey,
     *,
     asking: bool,
@@ -44,8 +43,8 @@ def quality(
     """What the rows of a table are held against in a run.
 
     Args:
-        given: the table.
-        settled: its columns.
+        context: the table.
+        contract: its columns.
         key: what tells its rows apart.
         asking: whether rows are read of the snapshot, so that it can be asked.
         protected: the source's names of columns whose values must not be told.
@@ -53,18 +52,18 @@ def quality(
     Raises:
         TableRefused: a rule cannot be used on this table.
     """
-    relation = given.target.relation
-    known: Constraints = context.asked(
-        given, lambda holder: constraints.constraints(holder, relation)
+    relation = context.target.relation
+    known: Constraints = ask_source(
+        context, lambda holder: constraints.constraints(holder, relation)
     )
-    names = tuple((c.name, c.target) for c in settled.columns if c.name)
-    found = rules.criteria(given.settings, given.target, settled, key.source_names, known)
+    names = tuple((c.name, c.target) for c in contract.columns if c.name)
+    found = rules.criteria(context.settings, context.target, contract, key.source_names, known)
     if asking:
-        found = tuple(_answered(given, settled, known, one, protected) for one in found)
+        found = tuple(_answered(context, contract, known, one, protected) for one in found)
     hidden = {target for source, target in names if source in protected} | {KEY_TEXT}
     return Quality(
         criteria=found if asking else followed(found),
-        threshold=given.settings.demanded(given.target.settings).threshold,
+        threshold=context.settings.demanded(context.target.settings).threshold,
         names=names,
         key=tuple(name for name in key.names if name not in hidden),
         distinct=0 if key.columns else -(-_rows(relation) // _PRINTS) or 1,
@@ -86,55 +85,55 @@ def _rows(relation: Relation) -> int:
 
 
 def _answered(
-    given: Assignment,
-    settled: Settled,
+    context: TableContext,
+    contract: ColumnContract,
     known: Constraints,
     criterion: Criterion,
     protected: Collection[str],
 ) -> Criterion:
     if criterion.kind not in SPANNING or criterion.evaluation != "rows":
         return criterion
-    table = quoted(given.target.relation.schema, given.target.relation.name)
+    table = quoted(context.target.relation.schema, context.target.relation.name)
     columns = [
-        column for name in criterion.columns for column in settled.columns if column.name == name
+        column for name in criterion.columns for column in contract.columns if column.name == name
     ]
-    broken = _condition(given, known, criterion, table)
+    broken = _condition(context, known, criterion, table)
     selected = ", ".join(f"{column.select} AS c{i}" for i, column in enumerate(columns))
     query = f"SELECT DISTINCT {selected} FROM {table} AS own WHERE {broken}"  # noqa: S608
     # Values that are protected must not travel.
     secret = bool(set(criterion.columns) & set(protected))
-    rows = [] if secret else _fetched(given, f"{query} LIMIT {VALUES + 1}")
+    rows = [] if secret else _fetched(context, f"{query} LIMIT {VALUES + 1}")
     if secret or len(rows) > VALUES:
         ((checked, failed),) = _fetched(
-            given,
+            context,
             f"SELECT count(*), count(*) FILTER (WHERE {broken}) FROM {table} AS own",  # noqa: S608
         )
         return replace(criterion, evaluation="counted", counted=(checked, failed))
     return replace(criterion, holds=_none_of(columns, rows).meta.serialize())
 
 
-def answerable(given: Assignment, known: Constraints, criteria: Sequence[Criterion]) -> None:
+def answerable(context: TableContext, known: Constraints, criteria: Sequence[Criterion]) -> None:
     """Makes sure that PostgreSQL can be asked about the rules that span rows, without a row.
 
     Raises:
         TableRefused: a table or column that a rule refers to is not there, or may not be read.
     """
-    relation = given.target.relation
+    relation = context.target.relation
     table = quoted(relation.schema, relation.name)
     for criterion in criteria:
         if criterion.kind in SPANNING and criterion.evaluation == "rows":
-            broken = _condition(given, known, criterion, table)
-            _fetched(given, f"SELECT FROM {table} AS own WHERE {broken} LIMIT 0")
+            broken = _condition(context, known, criterion, table)
+            _fetched(context, f"SELECT FROM {table} AS own WHERE {broken} LIMIT 0")
 
 
-def _fetched(given: Assignment, query: str) -> list[Any]:
-    return list(context.asked(given, lambda holder: holder.execute(query).fetchall()))
+def _fetched(context: TableContext, query: str) -> list[Any]:
+    return list(ask_source(context, lambda holder: holder.execute(query).fetchall()))
 
 
-def _condition(given: Assignment, known: Constraints, criterion: Criterion, table: str) -> str:
+def _condition(context: TableContext, known: Constraints, criterion: Criterion, table: str) -> str:
     """The SQL condition that rows of ``table AS own`` break the rule."""
-    relation = given.target.relation
-    mine = _comparisons(given, relation.schema, relation.name)
+    relation = context.target.relation
+    mine = _comparisons(context, relation.schema, relation.name)
     own = {name: f"own.{quoted(name)}" for name in criterion.columns}
     there = " AND ".join(f"{name} IS NOT NULL" for name in own.values())
     if criterion.kind == "unique":
@@ -149,8 +148,8 @@ def _condition(given: Assignment, known: Constraints, criterion: Criterion, tabl
             for name, value in own.items()
         )
         return f"{there} AND EXISTS (SELECT FROM ({several}) AS several WHERE {same})"
-    schema, other, names_there = _other(given, known, criterion)
-    theirs = _comparisons(given, schema, other)
+    schema, other, names_there = _other(context, known, criterion)
+    theirs = _comparisons(context, schema, other)
     same = " AND ".join(
         f"other.{quoted(name)} {_equal(mine.get(column), theirs.get(name))} {own[column]}"
         for name, column in zip(names_there, criterion.columns, strict=True)
@@ -158,9 +157,9 @@ def _condition(given: Assignment, known: Constraints, criterion: Criterion, tabl
     return f"{there} AND NOT EXISTS (SELECT FROM {quoted(schema, other)} AS other WHERE {same})"
 
 
-def _comparisons(given: Assignment, schema: str, table: str) -> Mapping[str, Comparison]:
-    found: Mapping[str, Comparison] = context.asked(
-        given, lambda holder: comparisons(holder, schema, table)
+def _comparisons(context: TableContext, schema: str, table: str) -> Mapping[str, Comparison]:
+    found: Mapping[str, Comparison] = ask_source(
+        context, lambda holder: comparisons(holder, schema, table)
     )
     return found
 
@@ -171,13 +170,13 @@ def _equal(one: Comparison | None, other: Comparison | None) -> str:
 
 
 def _other(
-    given: Assignment, known: Constraints, criterion: Criterion
+    context: TableContext, known: Constraints, criterion: Criterion
 ) -> tuple[str, str, tuple[str, ...]]:
     """The schema and name of the table that a rule refers to, and its columns."""
-    for rule in given.target.settings.rules:
+    for rule in context.target.settings.rules:
         if rule.references and rule.called == criterion.name and criterion.origin == "config":
-            schema, table = _named(given, criterion.name, rule.references.table)
-            return schema, table, rules.referred(given.target, rule)
+            schema, table = _named(context, criterion.name, rule.references.table)
+            return schema, table, rules.referred(context.target, rule)
     held = next(one for one in known.references if one.name == criterion.name)
     return held.schema, held.table, held.others
 
@@ -190,26 +189,26 @@ ORDER BY n.nspname
 """
 
 
-def _named(given: Assignment, rule: str, name: str) -> tuple[str, str]:
+def _named(context: TableContext, rule: str, name: str) -> tuple[str, str]:
     """The schema and name of the table that a rule calls ``name``: either may have dots.
 
     Raises:
         TableRefused: there is no such table, or there are several.
     """
-    wanted = {"name": name, "own": given.target.relation.schema}
-    found: list[Any] = context.asked(
-        given, lambda holder: holder.execute(_CALLED, wanted).fetchall()
+    wanted = {"name": name, "own": context.target.relation.schema}
+    found: list[Any] = ask_source(
+        context, lambda holder: holder.execute(_CALLED, wanted).fetchall()
     )
     if len(found) == 1:
         schema, table = found[0]
         return str(schema), str(table)
     many = " and ".join(quoted(*one) for one in found)
     raise TableRefused(
-        f"The rule {rule!r} of table {given.target.label} cannot be used: "
+        f"The rule {rule!r} of table {context.target.label} cannot be used: "
         + (f"{name} may be {many}." if found else f"there is no table {name} in the source."),
         hint="references = { table = … } names a table as schema.table, or one of the same schema"
         " as table.",
-        table=given.target.label,
+        table=context.target.label,
     )
 
 

@@ -17,7 +17,7 @@ from bronze.tables.selection import Target
 
 
 @dataclass(frozen=True)
-class Assignment:
+class TableContext:
     """One table of a run: what all its units have in common."""
 
     target: Target
@@ -33,15 +33,15 @@ class Assignment:
         return self.settings.run
 
 
-def asked(given: Assignment, question: Any) -> Any:
+def ask_source(context: TableContext, question: Any) -> Any:
     """Asks in the snapshot's own transaction, which an error must not end."""
-    holder: Connection = given.held.holder
+    holder: Connection = context.held.holder
     try:
         holder.execute("SAVEPOINT plan")
         answer = question(holder)
         holder.execute("RELEASE SAVEPOINT plan")
     except psycopg.Error as error:
-        mine: BronzeError = explain(error, given.origin, given.target.label)
+        mine: BronzeError = explain(error, context.origin, context.target.label)
         if not mine.retry:
             holder.execute("ROLLBACK TO SAVEPOINT plan; RELEASE SAVEPOINT plan")
         raise mine from error

@@ -39,7 +39,7 @@ from bronze.rows.metadata import COMMITTED, METADATA
 
 
 @dataclass(frozen=True)
-class Settled:
+class ColumnContract:
     """The columns of a table's run. ``base`` is how many the table began with; ``rewrite`` says
     that files of the table have to be written anew, ``anew`` that all its rows have to be read and
     written anew, ``notes`` tell people what has changed.
@@ -52,14 +52,14 @@ class Settled:
     anew: bool = False
 
 
-def settled(
+def resolve_contract(
     found: Sequence[Column],
     held: Sequence[tuple[str, Kind]],
     properties: Mapping[str, str],
     relation: Relation,
     added: Sequence[str] = (),
     dropped: Sequence[str] = (),
-) -> Settled:
+) -> ColumnContract:
     """The columns of a run into a table that is there.
 
     Args:
@@ -113,7 +113,7 @@ def settled(
     if changed:
         notes.append(f"the protection of {', '.join(changed)} has changed: {ANEW}")
         base = len(columns)
-    return Settled(tuple(columns), base, rewrite, tuple(notes), bool(changed))
+    return ColumnContract(tuple(columns), base, rewrite, tuple(notes), bool(changed))
 
 
 def _respelled(found: Sequence[Column], held: Sequence[str]) -> Iterator[Column]:

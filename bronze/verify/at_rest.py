@@ -17,8 +17,8 @@ from bronze.delta.layout import vacuum
 from bronze.delta.log import State
 from bronze.errors import BronzeError, LakeError
 from bronze.execution import budget, executors
-from bronze.execution.executors import Course, Task
-from bronze.ingest.pipeline import Notify, Progress, running
+from bronze.execution.executors import Task, Workflow
+from bronze.ingest.pipeline import Notify, Progress, worker_pool
 from bronze.tables import evolution
 from bronze.verify import file_check, inventory
 from bronze.verify.digests import Basis
@@ -52,14 +52,14 @@ def verified(
             notify(Progress(chosen[number].name, done[number][0], share))
 
     results: dict[str, VerifiedTable] = {}
-    with running(settings, pool, limit, ()) as workers:
+    with worker_pool(settings, pool, limit, ()) as workers:
         courses = [_look(settings, one) for one in chosen]
         for result in executors.drive(workers, courses, limit, told):
             results[result.target] = result
     return [results[f"{settings.lake.schema_}.{one.name}"] for one in chosen]
 
 
-def _look(settings: Settings, one: Lying) -> Course[VerifiedTable]:
+def _look(settings: Settings, one: Lying) -> Workflow[VerifiedTable]:
     """The course of one table; what hinders it is in the result."""
     began = time.monotonic()
     target = f"{settings.lake.schema_}.{one.name}"
@@ -84,7 +84,7 @@ def _look(settings: Settings, one: Lying) -> Course[VerifiedTable]:
     return replace(result, seconds=time.monotonic() - began)
 
 
-def _inspected(state: State, result: VerifiedTable) -> Course[VerifiedTable]:
+def _inspected(state: State, result: VerifiedTable) -> Workflow[VerifiedTable]:
     objects = list(vacuum.lying(state.place))
     sizes = {found.path: found.size for found in objects}
     parts: list[Inspected] = yield [

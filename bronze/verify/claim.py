@@ -15,7 +15,7 @@ from bronze.delta.log import State
 from bronze.errors import BronzeError, LakeError, TableRefused
 from bronze.execution import budget
 from bronze.ingest import key_text, pipeline, plan, units
-from bronze.ingest.pipeline import Opened
+from bronze.ingest.pipeline import OpenSource
 from bronze.model.columns import KEY_TEXT, NO_KEY, Column, Kind, RowKey
 from bronze.model.protection import Protection
 from bronze.model.stamp import Stamp
@@ -25,8 +25,8 @@ from bronze.postgres.copy import row_hash, splits
 from bronze.postgres.copy.snapshot import Snapshot
 from bronze.postgres.replication import publication
 from bronze.protection import keys
-from bronze.tables import context, evolution, selection
-from bronze.tables.context import Assignment
+from bronze.tables import evolution, selection
+from bronze.tables.context import TableContext, ask_source
 from bronze.tables.selection import Target
 from bronze.verify import digests, evidence
 from bronze.verify.digests import Basis
@@ -40,7 +40,7 @@ class Claim:
     what tells its rows apart; ``error`` is what hinders the proof.
     """
 
-    given: Assignment
+    given: TableContext
     state: State | None = None
     columns: tuple[Column, ...] = ()
     base: int = 0
@@ -105,7 +105,7 @@ class Claim:
         beside = basis is not None and not basis.plain
         key, proven = evidence.asked_columns(self.key, basis), basis is not None and basis.plain
         rest = basis.rest if basis and beside else None
-        groups = units.grouped(given, given.run.memory, self.key.source_names)
+        groups = units.grouped_splits(given, given.run.memory, self.key.source_names)
         asked, naming = [], []
         for group in groups:
             wheres = [part.where for part in group]
@@ -182,7 +182,7 @@ def found(
         ConfigError: a table is not there.
         SourceError: a source cannot be asked.
     """
-    relations, sources = pipeline.opened(settings, batch_id, stack)
+    relations, sources = pipeline.open_sources(settings, batch_id, stack)
     chosen = selection.targets(settings, relations, tables)
     claims = []
     for name, source in sources.items():
@@ -196,49 +196,49 @@ def found(
 
 def _claim(
     settings: Settings,
-    source: Opened,
+    source: OpenSource,
     held: Snapshot,
     seen: dict[int, Relation],
     target: Target,
 ) -> Claim:
     stamp = Stamp("0", datetime.now(UTC), source.origin.name, target.settings.method)
     readers = budget.readers(settings.run.memory, settings.run.workers, source.slots)
-    given = Assignment(target, held, source.origin, stamp, settings, readers)
+    given = TableContext(target, held, source.origin, stamp, settings, readers)
     try:
-        there = selection.seen(target, pipeline.still_there(target, held, seen))
+        there = selection.seen(target, pipeline.relation_in_snapshot(target, held, seen))
         return _settled(replace(given, target=carried(given, there)))
     except BronzeError as error:
         return Claim(given, error=error)
 
 
-def carried(given: Assignment, target: Target) -> Target:
+def carried(context: TableContext, target: Target) -> Target:
     """A table with those columns only that its stream carries, if it is streamed."""
     if target.settings.pattern != "streaming":
         return target
     relation = target.relation
-    _, published = given.settings.stream.names(given.origin.name)
-    names = context.asked(
-        given, lambda holder: publication.carried(holder, relation, published)
+    _, published = context.settings.stream.names(context.origin.name)
+    names = ask_source(
+        context, lambda holder: publication.carried(holder, relation, published)
     ) or {attribute.name for attribute in relation.attributes}
     return selection.carried(target, names)
 
 
-def _settled(given: Assignment) -> Claim:
+def _settled(context: TableContext) -> Claim:
     """The columns and the key by which both sides are compared."""
-    target = given.target
+    target = context.target
     try:
         columns = selection.columns(target)
         state = log.read(target.place)
         if state is None:
-            return Claim(given, None, columns, len(columns))
+            return Claim(context, None, columns, len(columns))
         if properties.TABLE not in state.properties:
             raise LakeError(
                 f"The table at {target.place.url} was not made by bronze.",
                 hint="Move it away, or give the source's table another target.",
                 table=target.label,
             )
-        now = plan.drifted(target, columns, state)
-        protection = None if now.anew else keys.protection(given.settings, target, now)
+        now = plan.evolve(target, columns, state)
+        protection = None if now.anew else keys.protection(context.settings, target, now)
         if now.anew or keys.moved(protection, state):
             raise TableRefused(
                 f"The protection of table {target.label} has changed since it landed last.",
@@ -251,6 +251,6 @@ def _settled(given: Assignment) -> Claim:
         if by and set(by) <= there.keys():
             columns_by = [there[name] for name in by]
             key = key_text.row_key(columns_by, KEY_TEXT in dict(state.columns))
-        return Claim(given, state, now.columns, now.base, key, protection)
+        return Claim(context, state, now.columns, now.base, key, protection)
     except BronzeError as error:
-        return Claim(given, error=error)
+        return Claim(context, error=error)

@@ -26,11 +26,11 @@ from bronze.delta.log import State
 from bronze.delta.write import merge
 from bronze.errors import BronzeError, CommitConflict, TableRefused
 from bronze.execution import executors
-from bronze.execution.executors import Course, Task
+from bronze.execution.executors import Task, Workflow
 from bronze.governance import lineage
 from bronze.ingest import pipeline
-from bronze.ingest.load import Table
-from bronze.ingest.pipeline import Notify, running
+from bronze.ingest.pipeline import Notify, worker_pool
+from bronze.ingest.table_run import TableRun
 from bronze.model.files import Stored
 from bronze.model.results import Failure, TableResult
 from bronze.model.units import Known
@@ -123,7 +123,7 @@ def mended(
     batch_id = str(uuid_utils.uuid7())
     store.prove_writable(settings.place(settings.lake.schema_, ""))
     limit = min(claim.given.readers for claim, _ in wanting)
-    with running(settings, pool, limit, ()) as workers:
+    with worker_pool(settings, pool, limit, ()) as workers:
         courses = [_cut(claim, damage, batch_id) for claim, damage in wanting]
         done.update(executors.drive(workers, courses, limit))
     cut = [claim for claim, _ in wanting if done[claim.target].error is None]
@@ -131,18 +131,18 @@ def mended(
     if tables:
         ledger = lineage.Ledger(settings)
         entries = {table.entry.record.target_table: table.entry for table in tables}
-        for result in pipeline.landed(settings, tables, pool, notify):
+        for result in pipeline.load_tables(settings, tables, pool, notify):
             before = done[result.target]
             done[result.target] = replace(before, landed=result, error=result.error)
             ledger.add(lineage.ended(entries[result.target], result))
-        ledger.unwritten = pipeline.graded(settings, tables)
+        ledger.unwritten = pipeline.record_quality(settings, tables)
         _, unrecorded = ledger.closed()
         for claim in cut:
             done[claim.target] = replace(done[claim.target], unrecorded=unrecorded)
     return done
 
 
-def _planned(settings: Settings, claim: Claim, batch_id: str) -> list[Table]:
+def _planned(settings: Settings, claim: Claim, batch_id: str) -> list[TableRun]:
     """The run of one table, which compares all rows."""
     given = claim.given
     slots = settings.source[given.origin.name].pool.readers
@@ -155,7 +155,7 @@ def _planned(settings: Settings, claim: Claim, batch_id: str) -> list[Table]:
         return replace(there, settings=target.settings.model_copy(update=own))
 
     targets = [given.target]
-    planned = pipeline.planned(
+    planned = pipeline.plan_tables(
         settings, given.origin, given.held, targets, batch_id, slots, fitted, doubting=True
     )
     for table in planned:
@@ -164,7 +164,7 @@ def _planned(settings: Settings, claim: Claim, batch_id: str) -> list[Table]:
     return planned
 
 
-def _cut(claim: Claim, damage: Damage, batch_id: str) -> Course[tuple[str, Mended]]:
+def _cut(claim: Claim, damage: Damage, batch_id: str) -> Workflow[tuple[str, Mended]]:
     """Cuts out what is damaged."""
     place, streamed = claim.given.target.place, _is_streamed(claim)
     try:
@@ -197,7 +197,7 @@ def _cut(claim: Claim, damage: Damage, batch_id: str) -> Course[tuple[str, Mende
         return claim.target, Mended(error=error.failure(), streamed=streamed)
 
 
-def _rows_cut(claim: Claim, rows: Rows, batch_id: str) -> Course[int]:
+def _rows_cut(claim: Claim, rows: Rows, batch_id: str) -> Workflow[int]:
     place = claim.given.target.place
     state = _state(claim, list(rows))
     jobs = [
@@ -227,7 +227,7 @@ def _rows_cut(claim: Claim, rows: Rows, batch_id: str) -> Course[int]:
     return sum(one.deleted for one in done)
 
 
-def _twins_cut(claim: Claim, batch_id: str) -> Course[int]:
+def _twins_cut(claim: Claim, batch_id: str) -> Workflow[int]:
     """Leaves one row of each key: by it rows are found, and one of several would stay as it is."""
     state = log.read(claim.given.target.place)
     if state is None or claim.history or not claim.names:

@@ -24,9 +24,9 @@ from bronze.config.settings import Settings
 from bronze.delta.layout import vacuum
 from bronze.errors import BronzeError
 from bronze.execution import budget, executors
-from bronze.execution.executors import Course, Task
+from bronze.execution.executors import Task, Workflow
 from bronze.ingest import units
-from bronze.ingest.pipeline import Notify, Progress, giving_way, running
+from bronze.ingest.pipeline import Notify, Progress, lock_relief, worker_pool
 from bronze.model.units import Known
 from bronze.verify import at_rest as rest
 from bronze.verify import buckets, evidence, file_check
@@ -213,16 +213,16 @@ def _driven(
             notify(Progress(claims[number].label, done[number][0], share))
 
     origins = {claim.given.origin for claim in claims}
-    with running(settings, pool, limit, origins) as workers:
+    with worker_pool(settings, pool, limit, origins) as workers:
         courses = [_look(settings, claim, how) for claim in claims]
-        meanwhile = giving_way((claim.given.held, claim.given.origin) for claim in claims)
+        meanwhile = lock_relief((claim.given.held, claim.given.origin) for claim in claims)
         for look in executors.drive(workers, courses, limit, told, meanwhile):
             notify(Progress(look.result.table, max(look.result.source_rows, 0), 1.0))
             results[look.result.target] = look
     return [results[claim.target] for claim in claims]
 
 
-def _look(settings: Settings, claim: Claim, how: _How) -> Course[_Look]:
+def _look(settings: Settings, claim: Claim, how: _How) -> Workflow[_Look]:
     """The course of one table; what hinders it is in the result."""
     began = time.monotonic()
     found = VerifiedTable(
@@ -241,7 +241,7 @@ def _look(settings: Settings, claim: Claim, how: _How) -> Course[_Look]:
     return look
 
 
-def _compared(settings: Settings, claim: Claim, look: _Look) -> Course[None]:
+def _compared(settings: Settings, claim: Claim, look: _Look) -> Workflow[None]:
     label, trusting = claim.label, look.how.trusting
     asked, naming = claim.asking(trusting)
     held = yield from _files(claim, look)
@@ -332,7 +332,7 @@ def _readable(look: _Look, held: Sequence[Held], parts: Sequence[Summed]) -> lis
     return whole
 
 
-def _files(claim: Claim, look: _Look) -> Course[list[Held]]:
+def _files(claim: Claim, look: _Look) -> Workflow[list[Held]]:
     """What is to be read of the Bronze table."""
     state = claim.state
     if state is None:
@@ -340,7 +340,7 @@ def _files(claim: Claim, look: _Look) -> Course[list[Held]]:
     stored = state.named
     live: Sequence[npt.NDArray[np.int64] | None] = [None] * len(stored)
     if claim.history:
-        units.fitting_history(claim.given, sum(max(file.rows, 0) for file in stored))
+        units.check_history_fits(claim.given, sum(max(file.rows, 0) for file in stored))
         tasks = _inspections(claim, None)
         if look.how.trusting:
             # Which versions are the last ones cannot be told of some of the files.
@@ -365,7 +365,7 @@ def _named(
     asked: Sequence[Asked],
     held: Sequence[Held],
     look: _Look,
-) -> Course[None]:
+) -> Workflow[None]:
     """Names the rows that differ, of one share."""
     key, label = claim.names, claim.label
     parts: list[Any] = yield [

@@ -22,7 +22,7 @@ from bronze.demo.server import Server, running, start
 from bronze.errors import BronzeError, SnapshotRefused
 from bronze.execution import executors
 from bronze.ingest import pipeline
-from bronze.ingest.worker import work
+from bronze.ingest.worker import read_unit
 from bronze.model.results import Failure, RunResult
 from bronze.verify import verify
 from tests.conftest import FAST, Source
@@ -211,7 +211,7 @@ def test_a_source_that_comes_back_is_read_anew(
     server: Server, source: Source, monkeypatch: pytest.MonkeyPatch, away: float
 ) -> None:
     """When all is cut the snapshot is lost: all tables are taken again, of one new snapshot."""
-    monkeypatch.setattr(work.retry, "wait", tenacity.wait_none())
+    monkeypatch.setattr(read_unit.retry, "wait", tenacity.wait_none())
     source.execute(GATED)
     with proxied(server) as proxy:
         dsn = proxy.dsn(source.dsn.rpartition("/")[2])
@@ -243,7 +243,7 @@ def test_a_source_that_stays_away_ends_the_run(
     server: Server, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After its retries the run says that the source cannot be reached; what landed stays."""
-    monkeypatch.setattr(work.retry, "wait", tenacity.wait_none())
+    monkeypatch.setattr(read_unit.retry, "wait", tenacity.wait_none())
     source.execute(GATED)
     with proxied(server) as proxy:
         dsn = proxy.dsn(source.dsn.rpartition("/")[2])
@@ -310,7 +310,7 @@ def test_a_restart_in_the_middle_is_survived(
     small: Server, fresh: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """PostgreSQL crashes and comes back: the run begins again and equals the source."""
-    monkeypatch.setattr(work.retry, "wait", tenacity.wait_none())
+    monkeypatch.setattr(read_unit.retry, "wait", tenacity.wait_none())
     fresh.execute(GATED)
     fresh.execute("CHECKPOINT")
     with under_way(fresh, source=PATIENT, run=AGAIN) as run:

@@ -41,7 +41,7 @@ def differences(settings: Settings) -> dict[str, str]:
                 dropped = {own.rename.get(name, name) for name in selection.left_out(target)}
                 dropped -= {column.target for column in found_columns}
                 held = [p for p in state.columns if p[0] not in (state.partition, KIND, COMMITTED)]
-                now = evolution.settled(
+                now = evolution.resolve_contract(
                     found_columns, held, state.properties, relation, dropped=sorted(dropped)
                 )
                 query = row_hash.row_hash(

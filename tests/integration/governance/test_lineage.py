@@ -218,7 +218,7 @@ def test_a_source_that_goes_away_leaves_its_records(
 ) -> None:
     """A run that is begun again has a record of each attempt's commit, and none of a failure."""
     settings = shop.settings(run={"max_retries": 1})
-    planned, calls = pipeline._planned, []
+    planned, calls = pipeline._plan_all, []
 
     def once(*arguments: Any) -> Any:
         tables = planned(*arguments)
@@ -228,7 +228,7 @@ def test_a_source_that_goes_away_leaves_its_records(
             shop.execute("SELECT pg_terminate_backend(%s, 10000)", holder.info.backend_pid)
         return tables
 
-    monkeypatch.setattr(pipeline, "_planned", once)
+    monkeypatch.setattr(pipeline, "_plan_all", once)
     result = pipeline.run(settings)
     assert len(calls) == 2
     assert [record["batch_id"] for record in records(shop)] == [result.batch_id]

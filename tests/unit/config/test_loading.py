@@ -28,7 +28,7 @@ from bronze.config import loading
 from bronze.dsn import parse_dsn
 from bronze.errors import ConfigError
 from bronze.ingest import pipeline
-from bronze.ingest.worker import work
+from bronze.ingest.worker import read_unit
 from bronze.model.locations import Secret
 from bronze.protection import keyring
 from tests.conftest import Source
@@ -342,7 +342,7 @@ class Watching(ThreadPoolExecutor):
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Keeps the pickles and the reprs of a unit of work."""
-        if fn is work:
+        if fn is read_unit:
             self.seen += [pickle.dumps(args[0]), repr(args[0]).encode()]
         return super().submit(fn, *args, **kwargs)
 

@@ -22,9 +22,9 @@ from bronze.config import loading
 from bronze.config.settings import Settings
 from bronze.errors import BronzeError, ConfigError, SourceBusy, TableRefused
 from bronze.execution import executors
-from bronze.execution.executors import Course, Task, drive, executor
+from bronze.execution.executors import Task, Workflow, drive, executor
 from bronze.ingest import pipeline, units
-from bronze.ingest.worker import work
+from bronze.ingest.worker import read_unit
 from bronze.model.units import ACTIVE, Unit
 from tests.conftest import Source
 
@@ -72,7 +72,7 @@ def tasks(work: Callable[[int], Any], numbers: Iterable[int]) -> list[Task]:
     return [Task(work, number, TABLE) for number in numbers]
 
 
-def course(work: Callable[[int], Any], *stages: Iterable[int]) -> Course[list[list[Any]]]:
+def course(work: Callable[[int], Any], *stages: Iterable[int]) -> Workflow[list[list[Any]]]:
     """A course of some stages, which returns all that it was sent."""
     sent: list[list[Any]] = []
     for numbers in stages:
@@ -80,7 +80,7 @@ def course(work: Callable[[int], Any], *stages: Iterable[int]) -> Course[list[li
     return sent
 
 
-def told_off(work: Callable[[int], Any], numbers: Iterable[int]) -> Course[Any]:
+def told_off(work: Callable[[int], Any], numbers: Iterable[int]) -> Workflow[Any]:
     """A course of one stage, which returns its results, or the error that it was thrown."""
     try:
         return (yield tasks(work, numbers))
@@ -88,7 +88,7 @@ def told_off(work: Callable[[int], Any], numbers: Iterable[int]) -> Course[Any]:
         return error
 
 
-def driven(courses: Sequence[Course[Any]], limit: int, threads: int = 8) -> list[Any]:
+def driven(courses: Sequence[Workflow[Any]], limit: int, threads: int = 8) -> list[Any]:
     """What the courses return, as they end."""
     with ThreadPoolExecutor(threads) as pool:
         return list(drive(pool, courses, limit))
@@ -113,7 +113,7 @@ def test_no_courses_are_no_work() -> None:
 def test_courses_without_tasks_end_at_once() -> None:
     """A course that returns without a task, or asks for none, is not waited for, nor is it lost."""
 
-    def nothing() -> Course[str]:
+    def nothing() -> Workflow[str]:
         return "nothing"
         yield []
 
@@ -167,7 +167,7 @@ def test_a_stage_begins_when_the_one_before_has_ended() -> None:
     """All tasks of a stage have ended before the course goes on, and may decide what is next."""
     running: list[int] = []
 
-    def halves(number: int) -> Course[list[int]]:
+    def halves(number: int) -> Workflow[list[int]]:
         found = []
         while number:
             parts = yield tasks(noted, [number, number])
@@ -251,7 +251,7 @@ def test_a_course_may_catch_an_error_and_go_on() -> None:
     """After an error a course may ask for more, and its results are those of the new tasks."""
     gauge = Gauge(fails=[0, 3])
 
-    def stubborn() -> Course[list[Any]]:
+    def stubborn() -> Workflow[list[Any]]:
         seen: list[Any] = []
         for stage in ([0, 1], [2], [3], []):
             try:
@@ -283,13 +283,13 @@ def test_what_a_course_raises_ends_all() -> None:
     gauge = Gauge()
     closed = []
 
-    def waiting() -> Course[None]:
+    def waiting() -> Workflow[None]:
         try:
             yield tasks(gauge, [10, 11])
         finally:
             closed.append("waiting")
 
-    def bursting() -> Course[None]:
+    def bursting() -> Workflow[None]:
         try:
             yield tasks(gauge, [0])
             raise KeyError("mine")
@@ -314,13 +314,13 @@ def test_a_caller_that_goes_away_closes_the_courses() -> None:
     gauge = Gauge()
     closed = []
 
-    def waiting() -> Course[None]:
+    def waiting() -> Workflow[None]:
         try:
             yield tasks(gauge, range(10, 99))
         finally:
             closed.append(True)
 
-    courses: list[Course[Any]] = [course(gauge, [0]), waiting()]
+    courses: list[Workflow[Any]] = [course(gauge, [0]), waiting()]
     with ThreadPoolExecutor(1) as pool:
         # More is asked for than the pool can run: what it has not begun is called back.
         running: Any = drive(pool, courses, 50)
@@ -489,7 +489,7 @@ def fresh(source: Source, lake: str) -> list[tuple[str, str]]:
 
 def test_work_is_what_engines_run() -> None:
     """Engines get a plain function of a module, which any process can import."""
-    assert pickle.loads(pickle.dumps(work)) is work  # noqa: S301 - our own bytes
+    assert pickle.loads(pickle.dumps(read_unit)) is read_unit  # noqa: S301 - our own bytes
 
 
 def test_a_scheduler_that_is_not_there_is_the_configs_fault(

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bronze.errors import TableRefused
-from bronze.ingest.enrich import enriched
+from bronze.ingest.enrich import enrich
 from bronze.model.quality import POINTS, Criterion, Quality, Scored, Severity
 from bronze.model.stamp import Stamp
 from bronze.model.units import Enrichment
@@ -76,7 +76,7 @@ def test_a_rule_that_a_row_keeps_changes_no_score() -> None:
 def test_rows_below_the_threshold_are_quarantined(threshold: int, status: str) -> None:
     """At the threshold they are not."""
     wanted = quality(criterion("positive", pl.col("q") > 0, "high"), threshold=threshold)
-    made, found = enriched(ROWS, nothing(4), STAMP, 3, Enrichment(quality=wanted))
+    made, found = enrich(ROWS, nothing(4), STAMP, 3, Enrichment(quality=wanted))
     assert made["data_quality_score"].to_list() == [100, 75, 100, 75]
     assert made["record_status"].cast(pl.String).to_list() == ["ACTIVE", status, "ACTIVE", status]
     assert found.quality.quarantined == (2 if status == "QUARANTINED" else 0)
@@ -86,7 +86,7 @@ def test_rows_below_the_threshold_are_quarantined(threshold: int, status: str) -
 def test_slices_with_and_without_faults_can_be_put_together() -> None:
     """Their columns have the same types, whether any row is quarantined or not."""
     wanted = Enrichment(quality=quality(criterion("positive", pl.col("q") > 0, "high")))
-    parts = [enriched(ROWS[i : i + 1], nothing(1), STAMP, 3, wanted)[0] for i in range(4)]
+    parts = [enrich(ROWS[i : i + 1], nothing(1), STAMP, 3, wanted)[0] for i in range(4)]
     assert pl.concat(parts).schema == parts[0].schema
     assert pl.concat(parts)["data_quality_score"].to_list() == [100, 75, 100, 75]
 
