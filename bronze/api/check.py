@@ -261,7 +261,7 @@ def _table(
         known = ask_source(given, lambda holder: constraints.constraints(holder, relation))
         columns = selection.columns(given.target)
         outline = plan.outline_plan(given)
-        settled = outline.settled
+        settled = outline.contract
         notes += settled.notes
         key = tuple(column.name for column in outline.key)
         criteria = rules.criteria(settings, given.target, settled, key, known)

@@ -32,7 +32,7 @@ from bronze.governance import lineage
 from bronze.governance.lineage import Entry
 from bronze.governance.tables import quality as book
 from bronze.governance.tables.quality import Graded
-from bronze.ingest import diff, provide, watermarks
+from bronze.ingest import diff, watermarks
 from bronze.ingest.diff import Difference, Edit
 from bronze.ingest.load import record_rejected_values
 from bronze.ingest.plan import Plan
@@ -40,14 +40,14 @@ from bronze.ingest.watermarks import STREAM
 from bronze.model.files import DataFile
 from bronze.model.quality import Scored
 from bronze.model.stamp import Stamp
-from bronze.model.units import NOTHING_FOUND, Findings
+from bronze.model.units import NOTHING_FOUND, Enrichment, Findings
 from bronze.postgres.catalog.types import ANY_BYTES
 from bronze.postgres.connection.connect import Connection
 from bronze.postgres.replication import prerequisites, publication
 from bronze.postgres.replication.batch import Batch, Gathered
 from bronze.postgres.replication.prerequisites import Wanting
 from bronze.postgres.replication.text_values import Text
-from bronze.quality import checks
+from bronze.quality import checks, set_rules
 from bronze.tables import selection
 from bronze.tables.selection import Target
 
@@ -285,7 +285,7 @@ def book_quality(settings: Settings, followings: Iterable[Following]) -> None:
             as_of=fared.as_of,
             landed=True,
             figures=checks.figures(
-                provide.enrichment_of_changes(following.plan.enrichment).quality,
+                enrichment_of_changes(following.plan.enrichment).quality,
                 fared.scored,
                 settings.demanded(following.plan.target.settings),
                 fared.age,
@@ -360,7 +360,7 @@ def _job(following: Following, gathered: Gathered, stamp: Stamp, state: State) -
         table=following.label,
         gathered=gathered,
         floor=following.floor,
-        columns=plan.settled.columns,
+        columns=plan.contract.columns,
         texts=following.texts,
         row_key=plan.row_key,
         identity=_identity(following, gathered),
@@ -369,9 +369,9 @@ def _job(following: Following, gathered: Gathered, stamp: Stamp, state: State) -
         layout=plan.shape.columns,
         stats=plan.shape.stats,
         stamp=stamp,
-        base=plan.settled.base,
+        base=plan.contract.base,
         dates_of=plan.dates_of,
-        enrichment=provide.enrichment_of_changes(plan.enrichment),
+        enrichment=enrichment_of_changes(plan.enrichment),
         any_bytes=plan.target.relation.encoding == ANY_BYTES,
     )
 
@@ -436,3 +436,9 @@ def _commit(
 def _forget(following: Following, written: Sequence[DataFile]) -> None:
     with suppress(BronzeError):
         store.delete(following.plan.target.place, [file.path for file in written])
+
+
+def enrichment_of_changes(copied: Enrichment) -> Enrichment:
+    """What the rows that a stream brings are given, by what those of the copy were."""
+    quality = replace(copied.quality, criteria=set_rules.followed(copied.quality.criteria))
+    return replace(copied, quality=quality)

@@ -365,7 +365,7 @@ def _following(
         described=_described(line, held.holder, plan.target),
         texts=tuple(
             text_values.text(column, kinds[column.name], choices)
-            for column in plan.settled.columns
+            for column in plan.contract.columns
             if column.name in kinds
         ),
         identity=identity.get(relation.oid, ()),

@@ -184,7 +184,7 @@ def _append_versions(
     if changes or gone:
         done = yield [Task(history.append, job, label)]
     rewritten: list[merge.Merged] = []
-    if plan.settled.rewrite:
+    if plan.contract.rewrite:
         tasks = _merge_tasks(plan, stamp, Difference(()), state.files)
         rewritten = yield [Task(merge_file, task, label) for task in tasks]
     _check_row_counts(plan, rewritten)
@@ -205,7 +205,7 @@ def _merge_tasks(
     """A task for each file that may have to be written anew."""
     place, changes = plan.target.place, difference.changes
     looking = difference.emptied or any(len(gone) for _, gone in difference.gone)
-    anew = plan.settled.rewrite
+    anew = plan.contract.rewrite
     keys = (*changes, *difference.deletes)
     wanted = stored if looking or anew else merge.candidates(stored, keys, plan.key, place)
     for file in wanted:

@@ -1,8 +1,8 @@
-"""How a table's rows land: they are read, merged into the files that are there, and committed.
+"""The load of one table: its rows are read, written or merged, and committed in one transaction.
 
-A landing is a course of `bronze.execution.executors`: it hands out tasks, goes on with their
-results, and ends with what was done to the table. Whatever it wrote and did not commit is deleted
-when it fails.
+`load_table` is a workflow of `bronze.execution.executors`: it yields tasks, goes on with their
+results, and returns what was done to the table. What it wrote and did not commit is deleted when it
+fails.
 """
 
 from __future__ import annotations
@@ -67,28 +67,33 @@ class Outcome:
 
 
 def load_table(settings: Settings, table: TableRun) -> Workflow[TableResult]:
-    """The course of one table.
+    """The load of one table: read, record, check, commit, optimize.
+
+    1. The units of the plan read rows on workers, and write them to files beside the table.
+    2. Values that Delta cannot hold are recorded, so that no commit is without them.
+    3. Rules and the gate are applied to what was read.
+    4. One commit replaces the table's rows, or merges the differences.
+    5. The layout is improved where that is needed.
 
     Returns:
         What was done; a failure of this table alone is in it.
 
     Raises:
-        SnapshotLost: the source went away, and with it the state that all tables share.
+        SnapshotLost: the source went away, and with it the snapshot that all tables share.
     """
     try:
         if table.error or table.plan is None:
             return _failed_result(table, table.error or BronzeError("There is no plan."))
         plan = table.plan
-        # The results come back through told() one by one, too: there they are counted.
-        yield [Task(read_unit, unit, table.target.label) for unit in plan.units]
+        table.written = yield _read_tasks(table, plan)
         failpoint.reach("read")
         record_rejected_values(settings, table.target, table.stamp, table.rejected)
         failpoint.reach("booked")
         _check_quality(settings, table, plan)
         if plan.state:
             commit.sweep(plan.state, time.time())
-        land = _replace_all if plan.mode == "load" else _merge
-        outcome = yield from land(settings, table, plan)
+        write = _replace_all if plan.mode == "load" else _merge
+        outcome = yield from write(settings, table, plan)
         failpoint.reach("landed")
         known_rows.forget(plan.target.place)
         notes = table.plan.notes + _record_anomalies(settings, table, outcome)
@@ -104,15 +109,19 @@ def load_table(settings: Settings, table: TableRun) -> Workflow[TableResult]:
         return _failed_result(table, error)
 
 
+def _read_tasks(table: TableRun, plan: Plan) -> list[Task]:
+    return [Task(read_unit, unit, table.target.label) for unit in plan.units]
+
+
 def _replace_all(settings: Settings, table: TableRun, plan: Plan) -> Workflow[Outcome]:
-    """All rows become the table's whole content, unless they are already."""
+    """All rows become the table's whole content, unless they are that already."""
     place, state = plan.target.place, plan.state
     data = [file for part in table.written for file in part.files]
-    if state is not None and not (plan.settled.rewrite or plan.settled.anew or plan.doubting):
+    if state is not None and not (plan.contract.rewrite or plan.contract.reload or plan.doubting):
         whole = Known(place, state.version, state.files, plan.shape.columns, (), 0)
         ((rows, total),) = yield [Task(known_rows.total, whole, table.target.label)]
-        mine = reduce(fingerprint.added, (part.sum for part in table.written), 0)
-        if (rows, total) == (table.rows, mine):
+        read = reduce(fingerprint.added, (part.sum for part in table.written), 0)
+        if (rows, total) == (table.rows, read):
             version = commit.commit(
                 place,
                 state,
@@ -124,13 +133,12 @@ def _replace_all(settings: Settings, table: TableRun, plan: Plan) -> Workflow[Ou
             )
             store.delete(place, [file.path for file in data])
             return Outcome(version, 0, 0, 0, ())
-    facts = _commit_facts(table, inserted=table.rows)
     version = commit.replace(
         place,
         plan.shape,
         data,
         plan.reached,
-        facts,
+        _commit_facts(table, inserted=table.rows),
         lambda state: _another_run_committed(state, plan),
         table.stamp.audited,
     )
@@ -138,8 +146,13 @@ def _replace_all(settings: Settings, table: TableRun, plan: Plan) -> Workflow[Ou
 
 
 def _merge(settings: Settings, table: TableRun, plan: Plan) -> Workflow[Outcome]:
-    """The differences between source and table become changes of the table."""
-    found = diff.difference_of(plan, table.stamp, table.written)
+    """The differences between source and table become changes of the table.
+
+    Another writer may commit meanwhile: then the same differences are merged into the files that
+    are there now. Where the table would not get as many rows as the source has, all rows are read
+    and compared once more.
+    """
+    difference = diff.difference_of(plan, table.stamp, table.written)
     for attempt in tenacity.Retrying(
         retry=tenacity.retry_if_exception(commit.lost_race),
         stop=tenacity.stop_after_attempt(_TRIES),
@@ -150,17 +163,17 @@ def _merge(settings: Settings, table: TableRun, plan: Plan) -> Workflow[Outcome]
             state = log.read(plan.target.place)
             if state is None or _another_run_committed(state, plan):
                 raise commit.overtaken(plan.target.place)
-            edit = yield from diff.edit_table(plan, table.stamp, found, state)
-            if _row_counts_differ(table, plan, found, edit, state):
+            edit = yield from diff.edit_table(plan, table.stamp, difference, state)
+            if _row_counts_differ(table, plan, difference, edit, state):
                 _delete_files(table, edit.written)
                 plan = table.begin_again(plan)
-                yield [Task(read_unit, unit, table.target.label) for unit in plan.units]
+                table.written = yield _read_tasks(table, plan)
                 _check_quality(settings, table, plan)
-                found = diff.difference_of(plan, table.stamp, table.written)
-                edit = yield from diff.edit_table(plan, table.stamp, found, state)
-                if _row_counts_differ(table, plan, found, edit, state):
-                    raise _wrong_row_count(table, found, edit)
-            version = _commit(table, plan, edit, found.staged, state)
+                difference = diff.difference_of(plan, table.stamp, table.written)
+                edit = yield from diff.edit_table(plan, table.stamp, difference, state)
+                if _row_counts_differ(table, plan, difference, edit, state):
+                    raise _wrong_row_count(table, difference, edit)
+            version = _commit(table, plan, edit, difference.staged, state)
             return Outcome(version, edit.inserted, edit.updated, edit.deleted, edit.written)
     raise AssertionError("the last attempt raises")
 

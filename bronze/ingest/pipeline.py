@@ -38,7 +38,7 @@ from bronze.maintenance import maintain
 from bronze.model.locations import Origin
 from bronze.model.results import Failure, RunResult, TableResult
 from bronze.model.stamp import AuditMark, Stamp
-from bronze.model.units import Written
+from bronze.model.units import Unit, Written
 from bronze.postgres.catalog.relations import Relation
 from bronze.postgres.connection import connect
 from bronze.postgres.copy import snapshot
@@ -325,26 +325,33 @@ def load_tables(
 ) -> Iterator[TableResult]:
     """Reads and commits the tables; yields each one's result as soon as it is there."""
     limit = min(table.readers for table in tables)
-    by_target = {table.entry.record.target_table: table for table in tables}
+    read: list[dict[int, Written]] = [{} for _ in tables]
 
-    def told(number: int, outcome: object) -> None:
+    def show(number: int, outcome: object) -> None:
         table = tables[number]
-        if isinstance(outcome, Written):
-            table.written.append(outcome)
-            share = table.done / table.size if table.size else 0.0
-            notify(Progress(table.target.label, table.rows, share))
+        if isinstance(outcome, Written) and table.plan:
+            read[number][outcome.unit] = outcome
+            notify(_progress(table.target.label, table.plan.units, read[number]))
 
     try:
         with worker_pool(settings, pool, limit, {table.origin for table in tables}) as workers:
-            courses = [load.load_table(settings, table) for table in tables]
-            meanwhile = lock_relief((table.held, table.origin) for table in tables)
-            for result in executors.drive(workers, courses, limit, told, meanwhile):
-                notify(Progress(result.table, by_target[result.target].rows, 1.0, result))
+            loads = [load.load_table(settings, table) for table in tables]
+            relieve = lock_relief((table.held, table.origin) for table in tables)
+            for result in executors.drive(workers, loads, limit, show, relieve):
+                notify(Progress(result.table, result.rows_read, 1.0, result))
                 yield result
     except BaseException:
         for table in tables:
             load.discard(table.target.place, table.stamp.batch_id)
         raise
+
+
+def _progress(table: str, units: Sequence[Unit], read: Mapping[int, Written]) -> Progress:
+    """How far a table is, of whose units some have been ``read``."""
+    size = sum(unit.estimate for unit in units)
+    done = sum(units[number].estimate for number in read)
+    rows = sum(part.rows for number, part in read.items() if units[number].counts_rows)
+    return Progress(table, rows, done / size if size else 0.0)
 
 
 def lock_relief(held: Iterable[tuple[snapshot.Snapshot, Origin]]) -> Callable[[], None]:

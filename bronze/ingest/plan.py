@@ -2,63 +2,61 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from bronze.anomaly import models
 from bronze.config.settings import Settings
-from bronze.delta import log, properties
+from bronze.delta import properties
 from bronze.delta.commit import Position, Shape
 from bronze.delta.log import State
-from bronze.delta.partition import column_of, source_of
-from bronze.delta.schema import delta_schema
-from bronze.delta.statistics import SAFE
+from bronze.delta.partition import source_of
 from bronze.delta.write.history import KIND
 from bronze.errors import TableRefused
-from bronze.ingest import provide, units, watermarks
+from bronze.ingest import units, watermarks
 from bronze.ingest.row_key import (
     key_columns,
     keyless_refusal,
     lacks_text,
     merges_deleted_rows,
     row_key_of,
-    unstable_key,
 )
-from bronze.model.anomaly import ANOMALY_COLUMNS
-from bronze.model.columns import KEY_TEXT, Column, Kind, RowKey
+from bronze.ingest.shape import TEXT, resolve_columns, shape_of
+from bronze.model.columns import KEY_TEXT, Column, RowKey
 from bronze.model.locations import Origin
 from bronze.model.protection import Protection
 from bronze.model.stamp import Stamp
 from bronze.model.units import Enrichment, Known, Unit
 from bronze.postgres.catalog import survey
-from bronze.postgres.copy import incremental, splits
-from bronze.postgres.copy.snapshot import Since, Snapshot
+from bronze.postgres.copy import splits
+from bronze.postgres.copy.snapshot import Snapshot
 from bronze.protection import keys
-from bronze.quality import rules
-from bronze.rows.metadata import COMMITTED, METADATA
+from bronze.quality import rules, set_rules
+from bronze.rows.metadata import METADATA
 from bronze.tables import evolution, known_rows, selection
 from bronze.tables.context import TableContext
 from bronze.tables.evolution import ColumnContract
 from bronze.tables.selection import Target
 
 Mode = Literal["load", "compare", "changes"]
-"""How rows become the table's: all of them replace what is there; all are held against it and
-only differences land; or only those are read that may have changed."""
+"""How rows get into the table: "load", all rows replace what is there; "compare", all rows are read
+and only differences are merged; "changes", only rows that may have changed are read and merged."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """What a run does with one table.
 
-    ``row_key`` is what tells rows apart. ``state`` is the Bronze table as it was found, ``reached``
-    the position that it is to hold. With ``doubting``, rows of the Bronze table are held against
-    their own hashes first, as somebody else may have changed them.
+    ``state`` is the Bronze table when the plan was made, ``reached`` the position that it will
+    hold, ``shape`` the schema that it will have. ``units`` read the rows of the source; the units
+    of ``all_units()`` read all of them, to compare. With ``doubting``, each row of the Bronze table
+    is checked against its own hashes first, as another writer may have changed it.
     """
 
     target: Target
     mode: Mode
-    settled: ColumnContract
+    contract: ColumnContract
     row_key: RowKey
     shape: Shape
     state: State | None
@@ -76,7 +74,7 @@ class Plan:
 
     @property
     def key(self) -> tuple[str, ...]:
-        """The Bronze table's columns by which its rows are known, none where they are not."""
+        """The columns of the Bronze table that tell its rows apart; none where nothing does."""
         return self.row_key.names
 
     @property
@@ -94,79 +92,112 @@ def plan_table(
     readers: int,
     doubting: bool = False,
 ) -> Plan:
-    """The plan of one table. With ``doubting``, or where another writer changed rows of the Bronze
-    table, all rows are compared, and those of the Bronze table with their own hashes, too.
+    """The plan of one table.
+
+    With ``doubting``, or where another writer changed rows of the Bronze table, all rows are
+    compared, and each row of the Bronze table is checked against its own hashes.
 
     Raises:
         TableRefused: the table cannot be read, or its columns cannot be held.
         SourceError: the snapshot's connection failed.
         LakeError: the Bronze table is none that we can write.
     """
-    given = TableContext(target, snapshot, origin, stamp, settings, readers)
-    known = outline_plan(given)
-    state, settled = known.state, known.settled
-    row_key, why_none = row_key_of(given, settled, state)
-    key = row_key.names
-    protection = known.protection
+    context = TableContext(target, snapshot, origin, stamp, settings, readers)
+    outline = outline_plan(context)
+    state, contract = outline.state, outline.contract
+    row_key, keyless = row_key_of(context, contract, state)
+    protection = outline.protection
     if not keys.complete(protection):
-        protection = keys.protection(settings, target, settled)
-    if state is not None and merges_deleted_rows(target, state, key):
-        said = "rows that are gone share the new key with others: the table is written anew"
-        settled = replace(settled, anew=True, notes=(*settled.notes, said))
-    if state is not None and lacks_text(target, state, row_key):
-        said = f"its rows are known by {KEY_TEXT}, too: the table is written anew"
-        settled = replace(settled, anew=True, notes=(*settled.notes, said))
-    mode, where, why = _mode(given, state, settled, key, why_none)
+        protection = keys.protection(settings, target, contract)
+    contract = _with_new_key(target, contract, row_key, state)
+    mode, where, why = _mode(context, state, contract, row_key.names, keyless)
     doubting |= state is not None and bool(state.foreign)
     if doubting and mode == "changes":
         mode, where = "compare", splits.WHOLE
     if doubting and mode == "compare" and state is not None:
-        _refuse_duplicate_keys(target, state, settled, row_key)
-    none = (f"its rows cannot be told apart: {why_none}",) if why_none else ()
-    # A stream reads in the snapshot of a slot: without one it only finds out what is to be read.
+        _refuse_duplicate_keys(target, state, contract, row_key)
+    # A stream reads in the snapshot of its slot: without one it only looks what is to be read.
     streamed = target.settings.pattern == "streaming"
     reading = not (streamed and (mode == "changes" or snapshot.name is None))
-    enrichment = provide.enrichment_of(given, settled, row_key, state, protection, reading=reading)
+    enrichment = _enrichment(context, contract, row_key, state, protection, reading=reading)
     scoring = rules.fingerprint(settings, target, enrichment.quality.criteria)
-    shape = _shape(given, settled, row_key, known.partition, state, enrichment, scoring)
     if state is not None and state.properties.get(properties.RULES, scoring) != scoring:
         why += ("its rules have changed: rows that do not change keep the scores that they have",)
-    marks, looking = watermarks.next_watermarks(given, state, whole=mode != "changes")
-    against = state if mode == "compare" else None
+    shape = shape_of(context, contract, row_key, outline.partition, state, enrichment, scoring)
+    marks, seeking_deletes = watermarks.next_watermarks(context, state, whole=mode != "changes")
 
-    def rows(where: str, against: State | None) -> tuple[Unit, ...]:
-        inline = mode != "load"
-        found = units.row_units(
-            given, settled, shape, row_key, where, against, inline, enrichment, doubting
+    def rows(where: str, merging: bool, against: State | None) -> tuple[Unit, ...]:
+        return tuple(
+            units.row_units(
+                context,
+                contract,
+                shape,
+                row_key,
+                where,
+                enrichment,
+                merging=merging,
+                against=against,
+                doubting=doubting,
+            )
         )
-        return tuple(found)
 
-    # What has changed comes by the stream.
-    work = rows(where, against) if reading else ()
-    if looking and mode == "changes" and state is not None:
-        work += tuple(units.key_units(given, settled, shape, row_key, state, len(work), enrichment))
-    reached = Position(snapshot.timeline, snapshot.position, tuple(marks))
+    work: tuple[Unit, ...] = ()
+    if reading:
+        work = rows(where, mode != "load", state if mode == "compare" else None)
+    if seeking_deletes and mode == "changes" and state is not None:
+        start = len(work)
+        work += tuple(units.key_units(context, contract, shape, row_key, state, start, enrichment))
     return Plan(
         target=target,
         mode=mode,
-        settled=settled,
+        contract=contract,
         row_key=row_key,
         shape=shape,
         state=state,
-        reached=reached,
+        reached=Position(snapshot.timeline, snapshot.position, tuple(marks)),
         units=work,
-        notes=settled.notes
-        + none
-        + why
-        + (enrichment.watch.notes if enrichment.watch else ())
-        + selection.unprotected(target, survey.by_names(target.relation)),
-        all_units=lambda: rows(splits.WHOLE, state),
+        notes=(
+            *contract.notes,
+            *((f"its rows cannot be told apart: {keyless}",) if keyless else ()),
+            *why,
+            *(enrichment.watch.notes if enrichment.watch else ()),
+            *selection.unprotected(target, survey.by_names(target.relation)),
+        ),
+        all_units=lambda: rows(splits.WHOLE, True, state),
         enrichment=enrichment,
         doubting=doubting,
     )
 
 
-_TEXT = Kind("string")
+def _with_new_key(
+    target: Target, contract: ColumnContract, key: RowKey, state: State | None
+) -> ColumnContract:
+    """The contract of a table that has to be written again where its key is another one."""
+    why: tuple[str, ...] = ()
+    if state is not None and merges_deleted_rows(target, state, key.names):
+        why += ("rows marked as deleted share the new key with others: the table is reloaded",)
+    if state is not None and lacks_text(target, state, key):
+        why += (f"{KEY_TEXT} becomes part of its key: the table is reloaded",)
+    return replace(contract, reload=True, notes=(*contract.notes, *why)) if why else contract
+
+
+def _enrichment(
+    context: TableContext,
+    contract: ColumnContract,
+    key: RowKey,
+    state: State | None,
+    protection: Protection | None,
+    *,
+    reading: bool,
+) -> Enrichment:
+    """What all units add to the rows of a table; ``reading`` says whether rows are read from the
+    snapshot, or come by a stream.
+    """
+    protect = context.target.settings.protect
+    protected = {name for name, how in protect.items() if how.method != "clear"}
+    quality = set_rules.quality(context, contract, key, asking=reading, protected=protected)
+    watch = models.watch(context, contract, key.names, state, protected)
+    return Enrichment(protection=protection, watch=watch, quality=quality)
 
 
 def _refuse_duplicate_keys(
@@ -178,7 +209,7 @@ def _refuse_duplicate_keys(
     Raises:
         TableRefused: one is.
     """
-    layout = (*((c.target, c.stored) for c in contract.columns), *METADATA, (KEY_TEXT, _TEXT))
+    layout = (*((c.target, c.stored) for c in contract.columns), *METADATA, (KEY_TEXT, TEXT))
     known = Known(state.place, state.version, state.files, layout, key.names, 0)
     if target.settings.history or not known_rows.doubled(known):
         return
@@ -198,226 +229,31 @@ class PlanOutline:
     """
 
     state: State | None
-    settled: ColumnContract
+    contract: ColumnContract
     partition: str | None
     key: tuple[Column, ...]
     protection: Protection | None
 
 
 def outline_plan(context: TableContext) -> PlanOutline:
-    """What a plan is made of that is not a matter of rows; `bronze check` looks no further.
+    """The part of a plan that needs no row of the source; `bronze check` looks no further.
 
     Raises:
-        TableRefused: the table cannot be taken as the config says.
+        TableRefused: the table cannot be loaded as the config says.
         LakeError: the Bronze table is none that we can write.
     """
     target = context.target
-    state, settled, partition = resolve(target, context.held.since)
-    key = key_columns(target, settled)
-    protection = keys.protection(context.settings, target, settled, making=False)
+    state, contract, partition = resolve_columns(target, context.held.since)
+    key = key_columns(target, contract)
+    protection = keys.protection(context.settings, target, contract, making=False)
     if keys.moved(protection, state):
-        said = f"its keys have been rotated: {evolution.ANEW}"
-        settled = replace(settled, anew=True, notes=(*settled.notes, said))
-    why_none = "" if key else target.relation.keyless
-    _mode(context, state, settled, tuple(column.target for column in key), why_none)
+        note = f"its keys have been rotated: {evolution.ANEW}"
+        contract = replace(contract, reload=True, notes=(*contract.notes, note))
+    keyless = "" if key else target.relation.keyless
+    _mode(context, state, contract, tuple(column.target for column in key), keyless)
     if target.settings.pattern != "streaming":
         units.check_fits(context, state)
-    return PlanOutline(state, settled, partition, key, protection)
-
-
-def resolve(target: Target, since: Since) -> tuple[State | None, ColumnContract, str | None]:
-    """What can be told of a table's run before its snapshot: the Bronze table as it is, the
-    columns, and the partition column.
-
-    Args:
-        target: the table.
-        since: what the source shows of open transactions.
-
-    Raises:
-        TableRefused: it cannot be taken as the config says.
-        LakeError: the Bronze table is none that we can write.
-    """
-    own = target.settings
-    found = selection.columns(target)
-    if own.pattern not in ("full_refresh", "streaming"):
-        refused = watermarks.cursor_refusal(target.relation, own.cursor, own.overlap, since)
-        if refused:
-            raise refused
-    state = log.read(target.place)
-    if state is None:
-        settled = ColumnContract(found, len(found))
-    else:
-        state.writable()
-        _refuse_other_table(target, state)
-        settled = evolve(target, found, state)
-        if meddled := evolution.meddled(state.columns, state.properties):
-            said = f"another writer has changed the table's columns: {', '.join(meddled)}"
-            settled = replace(settled, notes=(*settled.notes, said))
-    _cluster_columns(target, settled)
-    return state, settled, _partition_column(target, settled, state)
-
-
-def evolve(target: Target, found: Sequence[Column], state: State) -> ColumnContract:
-    """The columns of a table's run into the Bronze table that is there.
-
-    Raises:
-        TableRefused: a column has become something that the table's column cannot hold.
-    """
-    own = target.settings
-    added = {state.partition, COMMITTED, KIND if own.history else None}
-    added |= {name for name, _ in ANOMALY_COLUMNS} if _has_anomaly_columns(target, state) else set()
-    columns = evolution.restored(state.columns, state.properties)
-    held = [pair for pair in columns if pair[0] not in added]
-    taken = {column.target for column in found}
-    # A column that is taken may have got the name of one that is left out.
-    dropped = {own.rename.get(name, name) for name in selection.left_out(target)} - taken
-    return evolution.resolve_contract(
-        found, held, state.properties, target.relation, dropped=sorted(dropped)
-    )
-
-
-def _has_anomaly_columns(target: Target, state: State | None) -> bool:
-    """Whether the table has the columns of anomalies; once there, they stay."""
-    before = state is not None and properties.WATCHED in state.properties
-    return before or target.settings.anomalies is not None
-
-
-def _refuse_other_table(target: Target, state: State) -> None:
-    """Two tables of the source must not take turns in one Bronze table."""
-    known = state.properties
-    names = {known.get(properties.TABLE, target.label), known.get(properties.OID, "")}
-    if not names & {target.label, str(target.relation.oid)}:
-        raise TableRefused(
-            f"The Bronze table {target.name} holds {known[properties.TABLE]}, not {target.label}.",
-            hint="Give this one another target, or move that Bronze table away.",
-            table=target.label,
-        )
-
-
-def _partition_column(target: Target, contract: ColumnContract, state: State | None) -> str | None:
-    """The partition column.
-
-    Raises:
-        TableRefused: the config asks for one that cannot be, or that the table has not.
-    """
-    name = target.settings.partition_by
-    kinds = {column.name: (column.target, column.stored) for column in contract.columns}
-    kinds |= {own: (own, kind) for own, kind in METADATA}
-    wanted = None
-    if name:
-        source, kind = kinds.get(name, ("", None))
-        if kind is None or kind.name not in _DATED:
-            what = f"is of type {kind}" if kind else "is not there"
-            raise TableRefused(
-                f"The column {name} of table {target.label} {what}; partition_by has to be a date"
-                " or timestamp.",
-                hint=f"Correct [tables.{selection.toml(target.relation.name)}] partition_by.",
-                table=target.label,
-            )
-        wanted = column_of(source)
-        if wanted in kinds:
-            raise TableRefused(
-                f"Table {target.label} has a column {wanted}, which partition_by would add.",
-                hint=f'Rename it: rename = {{ "{wanted}" = "source_{wanted}" }}',
-                table=target.label,
-            )
-    if state is not None and state.partition != wanted:
-        raise TableRefused(
-            f"The Bronze table {target.name} is partitioned by {state.partition or 'nothing'}, not"
-            f" {wanted or 'nothing'}; that cannot be changed.",
-            hint="Correct partition_by, or move the Bronze table away, and it is loaded anew.",
-            table=target.label,
-        )
-    return wanted
-
-
-_DATED = ("date", "timestamp", "timestamp_ntz")
-
-
-def _shape(
-    context: TableContext,
-    contract: ColumnContract,
-    row_key: RowKey,
-    partition: str | None,
-    state: State | None,
-    enrichment: Enrichment,
-    scoring: str,
-) -> Shape:
-    target = context.target
-    layout = [*((column.target, column.stored) for column in contract.columns), *METADATA]
-    layout += ANOMALY_COLUMNS if _has_anomaly_columns(target, state) else ()
-    layout += [(KEY_TEXT, _TEXT)] if row_key.has_text else []
-    layout += [(KIND, _TEXT)] if target.settings.history else []
-    if target.settings.pattern == "streaming" or (state and COMMITTED in dict(state.columns)):
-        layout.append((COMMITTED, Kind("timestamp")))
-    layout += [(partition, Kind("date"))] if partition else []
-    keyed = [column.target for column in row_key.columns]
-    wanted = {*keyed, *row_key.names}
-    wanted |= {*(_cursor_columns(target, contract) or ()), *_cluster_columns(target, contract)}
-    wanted -= {c.target for c in contract.columns if c.protect and not c.protect.stable}
-    stats = tuple(name for name, kind in layout if name in wanted and kind.name in SAFE)
-    notes = {
-        properties.SOURCE: target.source,
-        properties.SCHEMA: target.relation.schema,
-        properties.TABLE: target.label,
-        properties.OID: str(target.relation.oid),
-        properties.KEY: json.dumps(row_key.names),
-        properties.BASE: str(contract.base),
-        properties.NUMBERS: evolution.numbers(contract.columns, target.relation),
-        properties.RULES: scoring,
-        properties.DEFINITION: json.dumps(target.relation.definition, sort_keys=True),
-    }
-    if target.published:
-        notes[properties.PUBLISHED] = target.published
-    if enrichment.protection or (state and properties.PROTECT in state.properties):
-        notes[properties.PROTECT] = evolution.protects(contract.columns)
-        notes[keys.IDS] = keys.ids(enrichment.protection)
-    if target.settings.pattern == "streaming":
-        notes[properties.ENFORCED] = json.dumps(target.relation.enforces(target.key))
-    notes[properties.THRESHOLDS] = evolution.thresholds(
-        state.properties if state and not contract.anew else None,
-        context.settings.demanded(target.settings).threshold,
-    )
-    if state is not None and properties.CUT in state.properties:
-        notes[properties.CUT] = ""
-    if state is not None:
-        notes |= evolution.widened(contract.columns, state.columns, state.properties)
-        notes |= evolution.former(contract.columns, state.properties, target.relation)
-    notes[properties.LAYOUT] = delta_schema(layout)
-    if row_key.has_text:
-        notes[properties.KEYED] = json.dumps(keyed)
-    if _has_anomaly_columns(target, state):
-        notes[properties.WATCHED] = "true"
-    kept = context.settings.maintain.properties()
-    return Shape(tuple(layout), stats, partition, (*kept, *notes.items()))
-
-
-def _cluster_columns(target: Target, contract: ColumnContract) -> tuple[str, ...]:
-    """The target names of the columns to cluster by.
-
-    Raises:
-        TableRefused: one of them is not there.
-    """
-    names = {column.name: column.target for column in contract.columns}
-    names |= {own: own for own, _ in METADATA}
-    missing = [name for name in target.settings.cluster_by if name not in names]
-    if missing:
-        raise TableRefused(
-            f"Table {target.label} has no column {missing[0]} to cluster by.",
-            hint=f"Correct [tables.{selection.toml(target.relation.name)}] cluster_by.",
-            table=target.label,
-        )
-    wanted = [column for column in contract.columns if column.name in target.settings.cluster_by]
-    if hidden := [c for c in wanted if c.protect and not c.protect.stable]:
-        raise unstable_key(target, hidden[0], "are clustered")
-    return tuple(names[name] for name in target.settings.cluster_by)
-
-
-def _cursor_columns(target: Target, contract: ColumnContract) -> tuple[str, ...] | None:
-    name = target.settings.cursor
-    if name == incremental.XMIN:
-        return None
-    return tuple(column.target for column in contract.columns if column.name == name)
+    return PlanOutline(state, contract, partition, key, protection)
 
 
 def _mode(
@@ -433,7 +269,7 @@ def _mode(
         raise refused
     if own.history and (refused := _history_refusal(context, state, contract)):
         raise refused
-    if contract.anew and own.deletes == "ignore":
+    if contract.reload and own.deletes == "ignore":
         raise TableRefused(
             f"The table {context.target.name} would have to be written anew"
             f" ({contract.notes[-1].partition(':')[0]}), without the rows that are in Bronze alone.",
@@ -442,11 +278,11 @@ def _mode(
             table=relation.label,
         )
     if own.pattern == "full_refresh":
-        load = state is None or not key or contract.anew
+        load = state is None or not key or contract.reload
         why = watermarks.foreign_commits_reason(state) if state else ""
         said = (f"all rows are compared: {why}",) if why else ()
         return ("load" if load else "compare"), splits.WHOLE, said
-    if state is None or contract.anew:
+    if state is None or contract.reload:
         return "load", splits.WHOLE, ()
     why = watermarks.reason_to_compare(context, state, contract, key)
     if not why and own.pattern == "streaming":
@@ -470,7 +306,7 @@ def _history_refusal(
             hint='Give the history another target = "bz_…", or move the Bronze table away.',
             table=label,
         )
-    if contract.anew:
+    if contract.reload:
         return TableRefused(
             f"The history {context.target.name} would have to be written anew"
             f" ({contract.notes[-1].partition(':')[0]}), and its versions cannot be read anew.",

@@ -56,7 +56,7 @@ def lineage_entry(
         updated=0,
         deleted=0,
         rejected=0,
-        contract_hash=contract_hash(plan.settled) if plan else "",
+        contract_hash=contract_hash(plan.contract) if plan else "",
         config_hash=config,
         schema_changes=json.dumps(schema_changes(plan), ensure_ascii=False),
         status="failed",
@@ -67,7 +67,7 @@ def lineage_entry(
         record=record,
         place=target.place,
         version=version,
-        columns=plan.settled.columns if plan else (),
+        columns=plan.contract.columns if plan else (),
         database=f"{at.host}:{at.port}/{at.dbname}",
         began=stamp.loaded_at,
     )
@@ -84,8 +84,8 @@ def schema_changes(plan: Plan | None) -> tuple[str, ...]:
     if plan is None:
         return ()
     if plan.state is None:
-        return (f"created with {len(plan.settled.columns)} columns",)
-    return plan.settled.notes
+        return (f"created with {len(plan.contract.columns)} columns",)
+    return plan.contract.notes
 
 
 @dataclass
@@ -108,12 +108,7 @@ class TableRun:
     def rows(self) -> int:
         """How many rows were read, each counted once; keys alone are no rows."""
         units = self.plan.units if self.plan else ()
-        return sum(
-            part.rows
-            for part in self.written
-            if not units[part.unit].keys_only
-            and ((known := units[part.unit].known) is None or known.share == 0)
-        )
+        return sum(part.rows for part in self.written if units[part.unit].counts_rows)
 
     @property
     def rejected(self) -> list[Rejected]:
@@ -129,13 +124,6 @@ class TableRun:
     def size(self) -> int:
         """About how many bytes are read of the source."""
         return sum(unit.estimate for unit in self.plan.units) if self.plan else 0
-
-    @property
-    def done(self) -> int:
-        """About how many of them have been read."""
-        if self.plan is None:
-            return 0
-        return sum(self.plan.units[part.unit].estimate for part in self.written)
 
     def begin_again(self, plan: Plan) -> Plan:
         """Lets the table be compared row by row, as its changes alone were not all."""

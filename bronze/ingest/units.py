@@ -13,7 +13,7 @@ from bronze.delta.partition import source_of
 from bronze.errors import TableRefused
 from bronze.execution import budget
 from bronze.model.columns import Column, RowKey
-from bronze.model.units import Enrichment, Known, Unit, Weighing
+from bronze.model.units import BronzeRows, Enrichment, Known, SourceRead, Unit, Weighing
 from bronze.postgres import statement
 from bronze.postgres.connection.connect import Connection
 from bronze.postgres.copy import row_sizes, splits
@@ -33,45 +33,50 @@ def row_units(
     shape: Shape,
     key: RowKey,
     where: str,
-    against: State | None,
-    inline: bool,
     enrichment: Enrichment,
+    *,
+    merging: bool,
+    against: State | None = None,
     doubting: bool = False,
 ) -> list[Unit]:
-    """The units that read the rows for which ``where`` is true; with ``doubting`` the rows of the
-    Bronze table have to be as they were written.
+    """The units that read the rows for which ``where`` is true.
+
+    Args:
+        context: the table.
+        contract: its columns.
+        shape: the schema of the Bronze table.
+        key: what tells rows apart.
+        where: a condition in SQL over the source's columns.
+        enrichment: what the rows get.
+        merging: whether rows are merged into the table; otherwise they become all of it.
+        against: the Bronze table whose rows they are compared with, if they are.
+        doubting: whether each row of ``against`` is checked against its own hashes first.
     """
-    run, relation = context.run, context.target.relation
-    known: list[Known | None] = [None]
-    memory = run.memory
+    memory = context.run.memory
+    shares: list[Known | None] = [None]
     if against is not None:
-        known = list(_known_rows(context, shape, key.names, (), against))
+        shares = list(_known_rows(context, shape, key.names, (), against))
         if doubting:
             form = evolution.form(against.columns, against.properties, against.partition)
-            known = [replace(one, form=form) for one in known if one]
-        memory = budget.beside_known_rows(run.memory)
+            shares = [replace(share, form=form) for share in shares if share]
+        memory = budget.beside_known_rows(memory)
     groups = grouped_splits(context, memory, key.source_names)
-    table = statement.quoted(relation.schema, relation.name)
-    columns = contract.columns
-    first = _unit(context, contract, shape, key, columns, statement.select(columns, table))
-    weighing = row_size_limits(context, columns, key)
-    return [
-        replace(
-            first,
-            number=number * len(groups) + i,
-            slices=tuple(_both(part.where, where) for part in group),
-            estimate=sum(part.size for part in group),
-            known=share,
-            inline=inline,
-            few=budget.given_back(run.memory, len(known) * len(groups)),
-            # Without a key rows cannot be compared one by one, but all of them at once.
-            summed=not key.columns,
-            weighing=weighing,
-            enrichment=enrichment,
-        )
-        for number, share in enumerate(known)
-        for i, group in enumerate(groups)
-    ]
+    rows = _bronze_rows(context, contract, shape, key, enrichment)
+    limits = row_size_limits(context, contract.columns, key)
+    few = budget.given_back(context.run.memory, len(shares) * len(groups))
+    made: list[Unit] = []
+    for known in shares:
+        for group in groups:
+            conditions = [_both(split.where, where) for split in group]
+            read = _source_read(context, contract.columns, conditions, limits)
+            size = sum(split.size for split in group)
+            place, number = context.target.place, len(made)
+            if merging:
+                unit = Unit.merge(number, read, rows, place, shape.stats, size, known, few)
+            else:
+                unit = Unit.load(number, read, rows, place, shape.stats, size)
+            made.append(unit)
+    return made
 
 
 def row_size_limits(
@@ -121,56 +126,58 @@ def key_units(
     start: int,
     enrichment: Enrichment,
 ) -> list[Unit]:
-    """The units that only see which keys are still there."""
-    relation = context.target.relation
-    columns = key.columns
-    per_slice, per_file = budget.split_and_file(
-        splits.size_of(relation), budget.beside_known_rows(context.run.memory), context.readers
+    """The units, numbered from ``start``, that look which keys of a Bronze table are still there."""
+    per_split, per_file = budget.split_and_file(
+        splits.size_of(context.target.relation),
+        budget.beside_known_rows(context.run.memory),
+        context.readers,
     )
-    parts = _splits(context, per_slice * _KEYS_GROWTH, key.source_names)
+    parts = _splits(context, per_split * _KEYS_GROWTH, key.source_names)
     groups = splits.packed(parts, per_file * _KEYS_GROWTH)
-    table = statement.quoted(relation.schema, relation.name)
-    first = _unit(context, contract, shape, key, columns, statement.select(columns, table))
-    return [
-        replace(
-            first,
-            number=start + number * len(groups) + i,
-            slices=tuple(part.where for part in group),
-            estimate=sum(part.size for part in group) // _KEYS_GROWTH,
-            known=share,
-            keys_only=True,
-            enrichment=enrichment,
-        )
-        for number, share in enumerate(_known_rows(context, shape, key.names, key.names, state))
-        for i, group in enumerate(groups)
-    ]
+    rows = _bronze_rows(context, contract, shape, key, enrichment)
+    made: list[Unit] = []
+    for known in _known_rows(context, shape, key.names, key.names, state):
+        for group in groups:
+            read = _source_read(context, key.columns, [split.where for split in group])
+            size = sum(split.size for split in group) // _KEYS_GROWTH
+            number = start + len(made)
+            made.append(Unit.keys(number, read, rows, context.target.place, size, known))
+    return made
 
 
-def _unit(
+def _source_read(
+    context: TableContext,
+    columns: tuple[Column, ...],
+    conditions: Sequence[str],
+    limits: Weighing | None = None,
+) -> SourceRead:
+    relation = context.target.relation
+    return SourceRead(
+        table=context.target.label,
+        origin=context.origin,
+        session=context.held.session(context.origin),
+        query=statement.select(columns, statement.quoted(relation.schema, relation.name)),
+        splits=tuple(conditions),
+        columns=columns,
+        row_sizes=limits,
+    )
+
+
+def _bronze_rows(
     context: TableContext,
     contract: ColumnContract,
     shape: Shape,
     key: RowKey,
-    columns: tuple[Column, ...],
-    query: str,
-) -> Unit:
-    return Unit(
-        number=0,
-        table=context.target.label,
-        origin=context.origin,
-        session=context.held.session(context.origin),
-        query=query,
-        slices=(),
-        columns=columns,
+    enrichment: Enrichment,
+) -> BronzeRows:
+    return BronzeRows(
         key=key,
-        stats=shape.stats,
         stamp=context.stamp,
-        place=context.target.place,
-        estimate=0,
         base=contract.base,
         dates_of=source_of(shape.partition) if shape.partition else None,
         history=context.target.settings.history,
         streamed=COMMITTED in dict(shape.columns),
+        enrichment=enrichment,
     )
 
 

@@ -24,7 +24,16 @@ from bronze.errors import SourceUnreachable
 from bronze.ingest import key_text
 from bronze.ingest.enrich import enrich
 from bronze.model.files import DataFile
-from bronze.model.units import NOTHING_FOUND, Findings, Known, Rejected, Unit, Written
+from bronze.model.units import (
+    NOTHING_FOUND,
+    Enrichment,
+    Findings,
+    Known,
+    Rejected,
+    SourceRead,
+    Unit,
+    Written,
+)
 from bronze.postgres.copy import read, row_sizes
 from bronze.protection import protect
 from bronze.rows import fingerprint
@@ -43,33 +52,36 @@ _MAX_DELAY = 8.0
     reraise=True,
 )
 def read_unit(unit: Unit) -> Written:
-    """Reads a unit's slices, and keeps its rows, or those of them that the table does not hold.
+    """Reads the rows of a unit and keeps them, or those of them that the table does not hold.
 
-    A connection that is cut is made anew and the unit begun again; nothing of it was visible.
+    When the connection is cut, the unit begins again: nothing of it was visible.
 
     Raises:
         SourceError, LakeError
     """
-    tally = _UnitTotals(unit, _KnownRowFilter(unit.known) if unit.known else None)
-    frames = _bronze_rows(unit, tally)
+    totals = _UnitTotals(unit, _KnownRowFilter(unit.known) if unit.known else None)
+    # Unlike a loop, map keeps no frame while the next one is read.
+    frames = map(totals.bronze_rows, _source_rows(unit.read, unit.rows.enrichment))
     few: list[pl.DataFrame] = []
     written: tuple[DataFile, ...] = ()
-    if unit.keys_only:
+    if unit.kind == "keys":
         for _ in frames:
             pass
+    elif unit.kind == "load":
+        written = _write_files(unit, frames)
     else:
-        few = _first_frames(frames, unit.few) if unit.inline else []
-        if portion.size_of(few) >= unit.few or not unit.inline:
+        few = _first_frames(frames, unit.few)
+        if portion.size_of(few) >= unit.few:
             written = _write_files(unit, chain(_popped(few), frames))
     return Written(
         unit.number,
-        tally.rows,
+        totals.rows,
         written,
         portion.plain(pl.concat(few)) if few else None,
-        tuple(tally.rejected),
-        tally.seen(),
-        tally.sum,
-        tally.findings,
+        tuple(totals.rejected),
+        totals.seen(),
+        totals.sum,
+        totals.findings,
     )
 
 
@@ -85,86 +97,101 @@ def _first_frames(frames: Iterator[pl.DataFrame], few: int) -> list[pl.DataFrame
 
 def _write_files(unit: Unit, frames: Iterator[pl.DataFrame]) -> tuple[DataFile, ...]:
     def new(values: files.Partition) -> files.Output:
-        return files.data(unit.place, unit.stamp.batch_id, unit.stats, values)
+        return files.data(unit.place, unit.rows.stamp.batch_id, unit.stats, values)
 
     # What is still to be merged is no part of the table yet, nor of a partition.
-    date = partition.column_of(unit.dates_of) if unit.dates_of and not unit.inline else None
+    dates_of = unit.rows.dates_of if unit.kind == "load" else None
+    date = partition.column_of(dates_of) if dates_of else None
     return partition.write(frames, new, date)
 
 
 @dataclass
 class _KnownRowFilter:
-    """Holds back the rows that a table has already, and notes which of its own were seen."""
+    """Drops rows that a table already holds, and notes which of the table's rows were seen."""
 
     known: Known
 
     def __post_init__(self) -> None:
         self._held: Fingerprints = known_rows.known(self.known)
-        self._places = np.zeros(len(self._held), np.bool_)
+        self._seen = np.zeros(len(self._held), np.bool_)
 
-    def new(self, rows: pl.DataFrame) -> pl.DataFrame:
+    def new_rows(self, rows: pl.DataFrame) -> pl.DataFrame:
         """The rows that the table does not hold."""
         prints = known_rows.fingerprints(self.known, rows)
         there, places = known_rows.seen(self._held, prints)
-        self._places[places] = True
+        self._seen[places] = True
         return rows.filter(pl.Series(~there & known_rows.shared(self.known, prints)))
 
     def seen(self) -> bytes:
-        """The mask of what was seen."""
-        return np.packbits(self._places).tobytes()
+        """A bit for each fingerprint of the table: whether a row had it."""
+        return np.packbits(self._seen).tobytes()
 
 
 @dataclass
 class _UnitTotals:
-    """What is counted while rows pass by."""
+    """Turns rows of the source into Bronze rows, and counts on the way."""
 
     unit: Unit
-    sieve: _KnownRowFilter | None
+    filter: _KnownRowFilter | None
     rows: int = 0
     sum: int = 0
     rejected: list[Rejected] = field(default_factory=list)
     findings: Findings = NOTHING_FOUND
 
-    def passed(self, read_slice: tuple[pl.DataFrame, pl.Series]) -> pl.DataFrame:
-        """The Bronze rows of one part that was read."""
-        rows, rejected = read_slice
-        unit = self.unit
+    def bronze_rows(self, part: tuple[pl.DataFrame, pl.Series]) -> pl.DataFrame:
+        """The Bronze rows of one part that was read: its rows, and their rejected values."""
+        rows, rejected = part
         self.rows += rows.height
-        if unit.keys_only:
-            kept = protect.values(rows, unit.enrichment.protection)
-            kept = key_text.with_text(kept, rows, rejected, unit.key, unit.enrichment.protection)
-            return self.sieve.new(kept) if self.sieve else kept
-        made, findings = enrich(rows, rejected, unit.stamp, unit.base, unit.enrichment)
-        made = key_text.with_text(made, rows, rejected, unit.key, unit.enrichment.protection)
-        # What is read several times, for as many shares of the table, is told once.
-        if unit.known is None or unit.known.share == 0:
+        if self.unit.kind == "keys":
+            return self._keys(rows, rejected)
+        made = self._enriched(rows, rejected)
+        if self.filter:
+            made = self.filter.new_rows(made)
+        return self._without_rejected(self._scored(made))
+
+    def _keys(self, rows: pl.DataFrame, rejected: pl.Series) -> pl.DataFrame:
+        protection, key = self.unit.rows.enrichment.protection, self.unit.rows.key
+        keys = protect.values(rows, protection)
+        keys = key_text.with_text(keys, rows, rejected, key, protection)
+        return self.filter.new_rows(keys) if self.filter else keys
+
+    def _enriched(self, rows: pl.DataFrame, rejected: pl.Series) -> pl.DataFrame:
+        how = self.unit.rows
+        made, findings = enrich(rows, rejected, how.stamp, how.base, how.enrichment)
+        made = key_text.with_text(made, rows, rejected, how.key, how.enrichment.protection)
+        if self.unit.counts_rows:
             self.findings += findings
         if rejected.null_count() < len(rejected):
             made = portion.beside(made, [rejected.alias(_REJECTED)])
-        if unit.summed and made.height:
+        if self.unit.sums_rows and made.height:
             self.sum = fingerprint.added(self.sum, fingerprint.total(made["row_hash"]))
-        if unit.history:
+        if how.history:
             made = portion.beside(made, [_constant(history.KIND, "insert", pl.String(), made)])
-        if unit.streamed:
+        if how.streamed:
             moments = _constant(COMMITTED, None, pl.Datetime("us", "UTC"), made)
             made = portion.beside(made, [moments])
-        if unit.dates_of:
-            made = partition.dated(made, unit.dates_of)
-        if self.sieve:
-            made = self.sieve.new(made)
-        if unit.enrichment.watch:
-            # The rows that the table holds have their scores.
-            made, outliers = scored(made, unit.enrichment.watch, unit.key.names, unit.stamp)
-            self.findings += Findings(outliers)
-        if _REJECTED in made.columns:
-            found = rejected_values(made, made[_REJECTED], unit.key.names or _NAMED)
-            self.rejected += protect.rejections(found, unit.enrichment.protection)
-            made = made.drop(_REJECTED)
-        return made
+        return partition.dated(made, how.dates_of) if how.dates_of else made
+
+    def _scored(self, rows: pl.DataFrame) -> pl.DataFrame:
+        # After the filter: the rows that the table holds have their scores.
+        how = self.unit.rows
+        if how.enrichment.watch is None:
+            return rows
+        rows, outliers = scored(rows, how.enrichment.watch, how.key.names, how.stamp)
+        self.findings += Findings(outliers)
+        return rows
+
+    def _without_rejected(self, rows: pl.DataFrame) -> pl.DataFrame:
+        if _REJECTED not in rows.columns:
+            return rows
+        how = self.unit.rows
+        found = rejected_values(rows, rows[_REJECTED], how.key.names or _NAMED)
+        self.rejected += protect.rejections(found, how.enrichment.protection)
+        return rows.drop(_REJECTED)
 
     def seen(self) -> bytes:
-        """The mask of what was seen of the table's own."""
-        return self.sieve.seen() if self.sieve else b""
+        """A bit for each fingerprint of the table: whether a row had it."""
+        return self.filter.seen() if self.filter else b""
 
 
 _REJECTED = "\0rejected"
@@ -176,40 +203,42 @@ def _constant(name: str, value: str | None, kind: pl.DataType, like: pl.DataFram
     return pl.Series(name, [value], kind).new_from_index(0, like.height)
 
 
-# A row that is larger than a slice takes the room of several: one of them is there at a time.
+# A row that is larger than a split takes the room of several: one of them is read at a time.
 _alone = threading.Lock()
 
 
-def _bronze_rows(unit: Unit, tally: _UnitTotals) -> Iterator[pl.DataFrame]:
-    # Unlike a loop, map keeps no slice while the next one is read.
-    return map(tally.passed, _source_rows(unit))
-
-
-def _source_rows(unit: Unit) -> Iterator[tuple[pl.DataFrame, pl.Series]]:
-    if unit.weighing is None:
-        yield from _read(unit, unit.slices)
+def _source_rows(
+    source: SourceRead, enrichment: Enrichment
+) -> Iterator[tuple[pl.DataFrame, pl.Series]]:
+    guarded = enrichment.protection is not None
+    if source.row_sizes is None:
+        yield from _read(source, source.splits, guarded)
         return
-    found = row_sizes.parts(unit.origin, unit.session, unit.weighing, unit.slices, unit.table)
-    for heavy, parts in groupby(found, lambda part: part.heavy):
-        wheres = [part.where for part in parts]
+    parts = row_sizes.parts(
+        source.origin, source.session, source.row_sizes, source.splits, source.table
+    )
+    for heavy, same in groupby(parts, lambda part: part.heavy):
+        conditions = [part.where for part in same]
         if not heavy:
-            yield from _read(unit, wheres)
+            yield from _read(source, conditions, guarded)
             continue
-        for where in wheres:
+        for condition in conditions:
             with _alone:
-                yield from _read(unit, [where])
+                yield from _read(source, [condition], guarded)
                 portion.release()
 
 
-def _read(unit: Unit, wheres: Sequence[str]) -> Iterator[tuple[pl.DataFrame, pl.Series]]:
+def _read(
+    source: SourceRead, conditions: Sequence[str], guarded: bool
+) -> Iterator[tuple[pl.DataFrame, pl.Series]]:
     return read.rows(
-        unit.origin,
-        unit.session,
-        unit.query,
-        wheres,
-        unit.columns,
-        unit.table,
-        guarded=unit.enrichment.protection is not None,
+        source.origin,
+        source.session,
+        source.query,
+        conditions,
+        source.columns,
+        source.table,
+        guarded=guarded,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from bronze.model.anomaly import NO_OUTLIERS, NO_PROFILE, Outliers, Profile, Watch
 from bronze.model.columns import Column, Kind, RowKey
@@ -109,44 +109,120 @@ class Weighing:
 
 
 @dataclass(frozen=True)
-class Unit:
-    """A piece of work that any worker can do alone: read some slices, write them beside the table.
+class SourceRead:
+    """Which rows of a source table a unit reads.
 
-    ``query`` is the SELECT without its WHERE; ``slices`` are the conditions, each of which fits in
-    the memory of one worker. ``session`` are the statements that join the run's snapshot.
-    ``key`` tells rows apart, ``stats`` are the target names that get file statistics, ``base`` is
-    as in `bronze.rows.encoding`. With ``known``, only rows that the table does not hold are kept;
-    with ``keys_only``, none are, and all that matters is which of the table's keys were seen. With
-    ``inline``, rows of less than ``few`` bytes are given back rather than written. ``dates_of`` is
-    the column whose dates are the table's partitions; ``history`` says that the table keeps every
-    version of a row, ``streamed`` that it has the time of a row's commit. With ``summed``, the
-    fingerprints of all rows are added up. With ``weighing``, slices are divided further where their
-    rows are large.
+    ``query`` is the SELECT without its WHERE, ``splits`` are conditions, each of which selects rows
+    that fit into the memory of one worker. ``session`` are the statements that join the snapshot of
+    the run. With ``row_sizes``, splits are divided further where their rows are large.
     """
 
-    number: int
     table: str
     origin: Origin
     session: tuple[str, ...]
     query: str
-    slices: tuple[str, ...]
+    splits: tuple[str, ...]
     columns: tuple[Column, ...]
+    row_sizes: Weighing | None = None
+
+
+@dataclass(frozen=True)
+class BronzeRows:
+    """How rows of the source become rows of the Bronze table.
+
+    ``key`` tells rows apart, ``base`` is as in `bronze.rows.encoding`. ``dates_of`` is the column
+    whose dates are the table's partitions; ``history`` says that the table keeps every version of a
+    row, ``streamed`` that it has the time of a row's commit.
+    """
+
     key: RowKey
-    stats: tuple[str, ...]
     stamp: Stamp
-    place: Place
-    estimate: int
     base: int = 0
-    known: Known | None = None
-    keys_only: bool = False
-    inline: bool = False
-    few: int = 0
     dates_of: str | None = None
     history: bool = False
     streamed: bool = False
-    summed: bool = False
-    weighing: Weighing | None = None
     enrichment: Enrichment = NONE_GIVEN
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A piece of work that any worker can do alone: it reads rows and writes files beside the table.
+
+    There are three kinds, each with a constructor:
+
+    - `load`: all rows become files of the table;
+    - `merge`: rows that the table does not hold yet (all of them without ``known``) are kept to be
+      merged: given back where they have less than ``few`` bytes, in a file otherwise;
+    - `keys`: no row is kept; the result says which keys of the table the source still has.
+
+    ``place`` is the table's folder, ``stats`` are the columns that get file statistics,
+    ``estimate`` is about how many bytes of the source are read.
+    """
+
+    number: int
+    kind: Literal["load", "merge", "keys"]
+    read: SourceRead
+    rows: BronzeRows
+    place: Place
+    stats: tuple[str, ...]
+    estimate: int
+    known: Known | None = None
+    few: int = 0
+
+    @classmethod
+    def load(
+        cls,
+        number: int,
+        read: SourceRead,
+        rows: BronzeRows,
+        place: Place,
+        stats: tuple[str, ...],
+        estimate: int,
+    ) -> Unit:
+        """The unit that writes all its rows to files of the table."""
+        return cls(number, "load", read, rows, place, stats, estimate)
+
+    @classmethod
+    def merge(
+        cls,
+        number: int,
+        read: SourceRead,
+        rows: BronzeRows,
+        place: Place,
+        stats: tuple[str, ...],
+        estimate: int,
+        known: Known | None,
+        few: int,
+    ) -> Unit:
+        """The unit that keeps rows to be merged."""
+        return cls(number, "merge", read, rows, place, stats, estimate, known, few)
+
+    @classmethod
+    def keys(
+        cls,
+        number: int,
+        read: SourceRead,
+        rows: BronzeRows,
+        place: Place,
+        estimate: int,
+        known: Known,
+    ) -> Unit:
+        """The unit that looks which keys are still there."""
+        return cls(number, "keys", read, rows, place, (), estimate, known)
+
+    @property
+    def counts_rows(self) -> bool:
+        """Whether its rows count: keys alone are no rows, and what is read once for each share of a
+        table's fingerprints counts with the first share.
+        """
+        return self.kind != "keys" and (self.known is None or self.known.share == 0)
+
+    @property
+    def sums_rows(self) -> bool:
+        """Whether the fingerprints of its rows are added up: rows without a key cannot be compared
+        one by one, but all of them at once.
+        """
+        return not self.rows.key.columns
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class ColumnContract:
     base: int
     rewrite: bool = False
     notes: tuple[str, ...] = ()
-    anew: bool = False
+    reload: bool = False
 
 
 def resolve_contract(

@@ -14,7 +14,7 @@ from bronze.delta.commit import transaction
 from bronze.delta.log import State
 from bronze.errors import BronzeError, LakeError, TableRefused
 from bronze.execution import budget
-from bronze.ingest import key_text, pipeline, plan, units
+from bronze.ingest import key_text, pipeline, shape, units
 from bronze.ingest.pipeline import OpenSource
 from bronze.model.columns import KEY_TEXT, NO_KEY, Column, Kind, RowKey
 from bronze.model.protection import Protection
@@ -237,9 +237,9 @@ def _settled(context: TableContext) -> Claim:
                 hint="Move it away, or give the source's table another target.",
                 table=target.label,
             )
-        now = plan.evolve(target, columns, state)
-        protection = None if now.anew else keys.protection(context.settings, target, now)
-        if now.anew or keys.moved(protection, state):
+        now = shape.evolve_columns(target, columns, state)
+        protection = None if now.reload else keys.protection(context.settings, target, now)
+        if now.reload or keys.moved(protection, state):
             raise TableRefused(
                 f"The protection of table {target.label} has changed since it landed last.",
                 hint="A run writes it anew; then it can be proven.",

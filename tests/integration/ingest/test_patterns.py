@@ -889,7 +889,7 @@ def the_config_may_name_another_key(source: Case) -> Story:
     assert counts(result) == (1, 2, 1)
     # The row that is gone had the id of one that is there.
     result = yield BATCH
-    said = "rows that are gone share the new key with others: the table is written anew"
+    said = "rows marked as deleted share the new key with others: the table is reloaded"
     assert said in result.notes
     source.execute("UPDATE t SET v = 'w' WHERE id = 3")
     assert counts((yield BATCH)) == (0, 1, 0)
