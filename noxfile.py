@@ -19,7 +19,7 @@ KEPT = {"PYTHONDONTWRITEBYTECODE": None}
 def unit(session):
     """The tests that need no PostgreSQL, in seconds."""
     session.install("-e", ".[test]")
-    session.run("pytest", "-m", "not soak", "tests/unit", *session.posargs, env=KEPT)
+    session.run("pytest", "-m", "not soak and not types", "tests/unit", *session.posargs, env=KEPT)
 
 
 @nox.session
@@ -34,7 +34,7 @@ def tests(session):
         "--dist",
         "worksteal",
         "-m",
-        "not interop and not soak",
+        "not interop and not soak and not types",
         *session.posargs,
         env=KEPT,
     )
@@ -53,6 +53,7 @@ def types(session):
     """Static types."""
     session.install("-e", ".[types]")
     session.run("mypy")
+    session.run("pytest", "-m", "types", "tests/unit/api")
 
 
 @nox.session

@@ -4,12 +4,115 @@
 
     import bronze
 
-    result = bronze.open("bronze.toml").run(tables=["orders"])
+    lake = bronze.open("bronze.toml")
+    result = lake.run(["orders"])
+    lake.table("orders").collect()
+
+What is in ``__all__`` is the public interface; everything else may change without notice.
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
 from bronze.api.client import Bronze, Rule, open  # noqa: A004 - as in gzip.open
-from bronze.errors import BronzeError
+from bronze.errors import (
+    BronzeError,
+    CommitConflict,
+    ConfigError,
+    FileDamaged,
+    LakeError,
+    LakeUnreachable,
+    Mismatch,
+    Overtaken,
+    QualityRefused,
+    SnapshotLost,
+    SnapshotRefused,
+    SourceBusy,
+    SourceError,
+    SourceRefused,
+    SourceRewound,
+    SourceUnreachable,
+    TableContested,
+    TableRefused,
+    TableVanished,
+)
+from bronze.model.results import (
+    Failure,
+    MaintainedTable,
+    MaintainResult,
+    RunResult,
+    StreamResult,
+    TableResult,
+)
 from bronze.version import VERSION
 
+if TYPE_CHECKING:
+    from bronze.api.check import Report as CheckReport
+    from bronze.config.settings import Settings as Config
+    from bronze.governance.audit import Report as AuditReport
+    from bronze.protection.erasure import Forgotten as ErasureResult
+    from bronze.protection.keys import KeyReport
+    from bronze.quality.report import QualityReport
+    from bronze.verify.results import VerifiedTable, VerifyResult
+
+# These need libraries that take a second to load.
+_LATER = {
+    "AuditReport": ("bronze.governance.audit", "Report"),
+    "Config": ("bronze.config.settings", "Settings"),
+    "CheckReport": ("bronze.api.check", "Report"),
+    "ErasureResult": ("bronze.protection.erasure", "Forgotten"),
+    "KeyReport": ("bronze.protection.keys", "KeyReport"),
+    "QualityReport": ("bronze.quality.report", "QualityReport"),
+    "VerifiedTable": ("bronze.verify.results", "VerifiedTable"),
+    "VerifyResult": ("bronze.verify.results", "VerifyResult"),
+}
+
 __version__ = VERSION
-__all__ = ["Bronze", "BronzeError", "Rule", "__version__", "open"]
+__all__ = [
+    "AuditReport",
+    "Bronze",
+    "BronzeError",
+    "CheckReport",
+    "CommitConflict",
+    "Config",
+    "ConfigError",
+    "ErasureResult",
+    "Failure",
+    "FileDamaged",
+    "KeyReport",
+    "LakeError",
+    "LakeUnreachable",
+    "MaintainResult",
+    "MaintainedTable",
+    "Mismatch",
+    "Overtaken",
+    "QualityRefused",
+    "QualityReport",
+    "Rule",
+    "RunResult",
+    "SnapshotLost",
+    "SnapshotRefused",
+    "SourceBusy",
+    "SourceError",
+    "SourceRefused",
+    "SourceRewound",
+    "SourceUnreachable",
+    "StreamResult",
+    "TableContested",
+    "TableRefused",
+    "TableResult",
+    "TableVanished",
+    "VerifiedTable",
+    "VerifyResult",
+    "__version__",
+    "open",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LATER:
+        raise AttributeError(f"module 'bronze' has no attribute {name!r}")
+    module, attribute = _LATER[name]
+    return getattr(importlib.import_module(module), attribute)

@@ -1,4 +1,8 @@
-"""The Python interface: the commands of the command line as methods."""
+"""The Python interface: the commands of the command line as methods.
+
+What they return has an ``exit_code`` as the command has, and fails with the errors of
+`bronze.errors` where nothing could be done at all.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ from bronze.model.quality import POINTS, Criterion, Severity
 
 if TYPE_CHECKING:
     import polars as pl
-    from polars import DataFrame
+    from polars import DataFrame, LazyFrame
 
     from bronze.api.check import Report
     from bronze.cdc.stream import Notify as NotifyStep
@@ -78,9 +82,14 @@ class Rule:
 
 @dataclass(frozen=True)
 class Bronze:
-    """A config, ready to be worked with."""
+    """The tables of one config, and what can be done with them.
 
-    settings: Settings
+    Each call opens its own connections and closes them; an object may be used by several threads.
+    ``tables`` are names of tables in PostgreSQL, ``table`` or ``schema.table``; none means all of
+    the config.
+    """
+
+    config: Settings
 
     def run(
         self,
@@ -89,10 +98,26 @@ class Bronze:
         pool: Executor | None = None,
         notify: Notify | None = None,
     ) -> RunResult:
-        """Takes tables of the source into the lake; see `bronze.ingest.pipeline.run`."""
+        """Loads tables from PostgreSQL into the lake from one snapshot.
+
+        A table that fails does not stop the others. When the source goes away, the run starts again
+        from a new snapshot, as often as ``[run] max_retries`` says.
+
+        Args:
+            tables: which tables.
+            pool: where units of work run instead of the config's ``[run] engine``.
+            notify: called with the progress of each table, from this thread.
+
+        Returns:
+            What happened to each table: rows read, inserted, updated, deleted, and why it failed.
+
+        Raises:
+            ConfigError: the config or a name is wrong.
+            SourceError, LakeError: nothing could be done at all.
+        """
         from bronze.api import recorded
 
-        return recorded.run(self.settings, tables, pool=pool, notify=notify or (lambda _: None))
+        return recorded.run(self.config, tables, pool=pool, notify=notify or (lambda _: None))
 
     def stream(
         self,
@@ -103,11 +128,29 @@ class Bronze:
         notify: NotifyStep | None = None,
         copied: Notify | None = None,
     ) -> StreamResult:
-        """Follows the tables that the config has streamed; see `bronze.cdc.stream.stream`."""
+        """Applies the changes of tables whose pattern is "streaming", batch after batch.
+
+        Tables that are new are copied first. It ends when ``stop`` is set, with the batch at hand
+        applied; what it had confirmed is never lost, and the next stream goes on from there.
+
+        Args:
+            tables: which tables.
+            until_caught_up: end when all that is committed now has been applied.
+            stop: ends the stream when it is set, from any thread.
+            notify: called with what happens, from this thread.
+            copied: called with the progress of tables that are copied.
+
+        Returns:
+            What was applied to each table until the end.
+
+        Raises:
+            ConfigError: the config or a name is wrong.
+            SourceError, LakeError: it cannot begin, or cannot go on.
+        """
         from bronze.api import recorded
 
         return recorded.follow(
-            self.settings,
+            self.config,
             tables,
             until_caught_up=until_caught_up,
             stop=stop,
@@ -116,10 +159,19 @@ class Bronze:
         )
 
     def drop_stream(self, tables: Sequence[str] = ()) -> str:
-        """Drops the stream's slot and publication; see `bronze.cdc.stream.drop`."""
+        """Drops the replication slot and the publication; Bronze tables stay as they are.
+
+        Returns:
+            The name of the stream.
+
+        Raises:
+            ConfigError: no table is streamed.
+            SourceError: they cannot be dropped.
+            LakeError: they were dropped, and that cannot be recorded.
+        """
         from bronze.api import recorded
 
-        return recorded.drop(self.settings, tables)
+        return recorded.drop(self.config, tables)
 
     def maintain(
         self,
@@ -128,12 +180,48 @@ class Bronze:
         pool: Executor | None = None,
         notify: NotifyMaintained | None = None,
     ) -> MaintainResult:
-        """Joins, clusters and expires files; see `bronze.maintenance.maintain.maintain`."""
+        """Optimizes and vacuums tables of the lake: joins small files, clusters rows, deletes files
+        and log entries that are older than the retention. The source is not asked.
+
+        Args:
+            tables: names of tables in PostgreSQL, of Bronze tables or of governance tables.
+            pool: where tasks run instead of the config's ``[run] engine``.
+            notify: called with what was done to each table, from this thread.
+
+        Raises:
+            ConfigError: there is no such table in the lake.
+            LakeError: the lake cannot be read.
+        """
         from bronze.api import recorded
 
-        return recorded.maintain(
-            self.settings, tables, pool=pool, notify=notify or (lambda _: None)
-        )
+        return recorded.maintain(self.config, tables, pool=pool, notify=notify or (lambda _: None))
+
+    def tables(self) -> tuple[str, ...]:
+        """The names of the Bronze tables in the lake, sorted, without the governance tables.
+
+        Raises:
+            LakeError: the lake cannot be read.
+        """
+        from bronze.maintenance import maintain
+
+        return tuple(sorted(name for name, _ in maintain.in_lake(self.config, ())))
+
+    def table(self, name: str) -> LazyFrame:
+        """The active rows of a Bronze table, to be filtered, joined and collected with polars.
+
+        Rows that are gone from the source or in quarantine are left out; of a history it has the
+        last version of each row. Values are as they are stored: protected ones stay protected.
+
+        Args:
+            name: the Bronze table's, or the source table's.
+
+        Raises:
+            ConfigError: there is no such table in the lake.
+            LakeError: it cannot be read.
+        """
+        from bronze.api import frame
+
+        return frame.active_rows(self.config, name)
 
     def audit(
         self,
@@ -144,33 +232,71 @@ class Bronze:
         action: str = "",
         table: str = "",
     ) -> AuditReport:
-        """Reads the audit log, and proves it; see `bronze.governance.audit.report`."""
+        """Reads the audit log, the newest record first.
+
+        Args:
+            verify: whether to check the chain of hashes, against the tables of the lake too.
+            head: a hash that was noted earlier, which the log has to contain.
+            since: records of that moment and later.
+            action: records of one command, such as "run".
+            table: records about one table.
+
+        Returns:
+            The records, and what is wrong with the log where it was checked.
+
+        Raises:
+            LakeError: the lake cannot be read.
+        """
         from bronze.governance import audit
 
         return audit.report(
-            self.settings, verify=verify, head=head, since=since, action=action, table=table
+            self.config, verify=verify, head=head, since=since, action=action, table=table
         )
 
     def keys(self) -> tuple[KeyReport, ...]:
-        """The keys that protect the tables, without their secrets; see `bronze.protection.keys`."""
+        """The keys that protect columns, without their secrets.
+
+        Raises:
+            LakeError: the lake cannot be read.
+        """
         from bronze.protection import keys
 
-        return keys.reports(keys.held(self.settings)[1])
+        return keys.reports(keys.held(self.config)[1])
 
     def rotate_keys(
         self, tables: Sequence[str] = (), *, reencrypt: bool = False
     ) -> tuple[KeyReport, ...]:
-        """Makes new keys; those that were made. See `bronze.protection.keys.rotate`."""
+        """Makes new keys for new values.
+
+        Args:
+            tables: names of Bronze tables, or of tables in PostgreSQL.
+            reencrypt: whether the next run reloads the tables, so that no value has an old key.
+
+        Returns:
+            The keys that were made.
+
+        Raises:
+            ConfigError: a table is not protected, or cannot be reloaded.
+            LakeError: the lake cannot be read or written.
+        """
         from bronze.protection import keys, subject
 
-        names = [subject.held(self.settings, table).name for table in tables]
-        return keys.rotate(self.settings, names, reencrypt)
+        names = [subject.held(self.config, table).name for table in tables]
+        return keys.rotate(self.config, names, reencrypt)
 
     def rewrap_keys(self) -> int:
-        """Wraps all keys by the config's master key; see `bronze.protection.keys.rewrap`."""
+        """Wraps all keys with the config's master key, the old one being under ``previous``.
+
+        Returns:
+            How many keys were wrapped again.
+
+        Raises:
+            ConfigError: a master key is missing.
+            LakeError: the lake cannot be read or written.
+        """
         from bronze.protection import keys
 
-        return keys.rewrap(self.settings)
+        return keys.rewrap(self.config)
 
     def reveal(
         self,
@@ -180,22 +306,55 @@ class Bronze:
         columns: Sequence[str] = (),
         limit: int = 100,
     ) -> DataFrame:
-        """Decrypts rows of a Bronze table; see `bronze.protection.reveal.reveal`."""
+        """Decrypts rows of a Bronze table.
+
+        Args:
+            table: the Bronze table's name, or the source table's.
+            key: values of key columns, as PostgreSQL writes them; none means any row.
+            columns: which columns; none means all.
+            limit: how many rows at most.
+
+        Returns:
+            The rows, with encrypted values in clear as text.
+
+        Raises:
+            ConfigError: there is no such table or column, or no master key.
+            LakeError: the lake cannot be read.
+        """
         from bronze.protection import reveal
 
-        return reveal.reveal(self.settings, table, key=key, columns=columns, limit=limit)
+        return reveal.reveal(self.config, table, key=key, columns=columns, limit=limit)
 
     def forget(self, table: str, key: Mapping[str, str], *, ask: bool = True) -> Forgotten:
-        """Erases the rows of a person; see `bronze.protection.erasure.forget`."""
+        """Erases the rows of a person from a Bronze table, its older versions and the governance
+        tables, and proves it by reading everything that is left.
+
+        Args:
+            table: the Bronze table's name, or the source table's.
+            key: values of columns that select the rows, as PostgreSQL writes them.
+            ask: whether the source is asked first that it has no such row any more.
+
+        Returns:
+            What was erased, what was looked at before and after, and what is left.
+
+        Raises:
+            ConfigError: there is no such table or column, or the source still has the row.
+            SourceError, LakeError: a side cannot be read or written.
+        """
         from bronze.api import recorded
 
-        return recorded.forget(self.settings, table, key, ask=ask)
+        return recorded.forget(self.config, table, key, ask=ask)
 
     def delete_old_versions(self, table: str) -> Forgotten:
-        """Deletes what a table was before; see `bronze.protection.erasure.old_versions`."""
+        """Deletes all older versions of a table, whatever the retention is.
+
+        Raises:
+            ConfigError: there is no such table.
+            LakeError: the lake cannot be read or written.
+        """
         from bronze.api import recorded
 
-        return recorded.old_versions(self.settings, table)
+        return recorded.old_versions(self.config, table)
 
     def verify(
         self,
@@ -207,11 +366,25 @@ class Bronze:
         pool: Executor | None = None,
         notify: Notify | None = None,
     ) -> VerifyResult:
-        """Proves that Bronze equals the source, or names what differs; `bronze.verify.verify`."""
+        """Proves that Bronze tables equal their sources, or names the rows that differ.
+
+        Args:
+            tables: which tables.
+            repair: whether what differs is reloaded, and verified again.
+            at_rest: whether files are checked against the log and their own hashes instead; the
+                source is not asked then.
+            trust_hashes: whether the hashes in Bronze are taken for those of the values.
+            pool: where tasks run instead of the config's ``[run] engine``.
+            notify: called with the progress of each table, from this thread.
+
+        Raises:
+            ConfigError: the config or a name is wrong.
+            SourceError, LakeError: nothing could be found out at all.
+        """
         from bronze.api import recorded
 
         return recorded.verify(
-            self.settings,
+            self.config,
             tables,
             repair=repair,
             at_rest=at_rest,
@@ -221,35 +394,53 @@ class Bronze:
         )
 
     def with_rules(self, rules: Mapping[str, Sequence[Rule]]) -> Bronze:
-        """The same with more rules, by the names of their tables.
+        """The same config with more quality rules, by the names of their tables.
 
         Raises:
             ConfigError: one of them cannot be used.
         """
-        added = dict(self.settings.added)
+        added = dict(self.config.added)
         for table, more in rules.items():
             added[table] = (*added.get(table, ()), *(rule.criterion() for rule in more))
-        return Bronze(self.settings.model_copy(update={"added": added}))
+        return Bronze(self.config.model_copy(update={"added": added}))
 
     def quality(self, tables: Sequence[str] = (), *, trend: int = 1) -> QualityReport:
-        """How the tables in the lake fare; see `bronze.quality.report.quality`."""
-        from bronze.quality import report as past
+        """The latest quality figures of tables in the lake.
 
-        return past.quality(self.settings, tables, trend)
+        Args:
+            tables: which tables.
+            trend: how many of the last runs are included.
+
+        Raises:
+            ConfigError: there are no figures of such a table.
+            LakeError: the lake cannot be read.
+        """
+        from bronze.quality import report
+
+        return report.quality(self.config, tables, trend)
 
     def check(self, tables: Sequence[str] = ()) -> Report:
-        """Says what a run would do, and what stands in its way; see `bronze.api.check.check`."""
+        """Says what a run would do with each table and column, and what prevents it.
+
+        It looks under the same locks as a run, and reads no rows but a small sample.
+
+        Raises:
+            ConfigError, SourceError, LakeError: neither a run nor this can begin.
+        """
         from bronze.api import check
 
-        return check.check(self.settings, tables)
+        return check.check(self.config, tables)
 
 
-def open(path: str | Path = "bronze.toml") -> Bronze:  # noqa: A001 - as in gzip.open
+def open(config: str | Path | Mapping[str, object] = "bronze.toml") -> Bronze:  # noqa: A001 - as in gzip.open
     """Reads a config.
+
+    Args:
+        config: a file's path, or what would be in the file as a dictionary.
 
     Raises:
         ConfigError: with all that is wrong in it.
     """
     from bronze.config import loading
 
-    return Bronze(loading.load(path))
+    return Bronze(loading.parse(config) if isinstance(config, Mapping) else loading.load(config))

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, model_validator
@@ -304,6 +305,28 @@ class Settings(Section):
                     f' = "stop" is not for it; say "land" in [tables.{name}.quality]'
                 )
         return self
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, object]) -> Settings:
+        """The config of a dictionary that has what would be in ``bronze.toml``.
+
+        Raises:
+            ConfigError: with all that is wrong in it.
+        """
+        from bronze.config import loading
+
+        return loading.parse(document)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Settings:
+        """The config of a TOML file. Relative paths in it are relative to the file.
+
+        Raises:
+            ConfigError: with all that is wrong in it.
+        """
+        from bronze.config import loading
+
+        return loading.load(path)
 
     def demanded(self, own: TableSettings) -> QualitySettings:
         """What is demanded of a table's quality, by [quality] and what the table has of its own."""

@@ -271,8 +271,8 @@ def _mode(
         raise refused
     if contract.reload and own.deletes == "ignore":
         raise TableRefused(
-            f"The table {context.target.name} would have to be written anew"
-            f" ({contract.notes[-1].partition(':')[0]}), without the rows that are in Bronze alone.",
+            f"Table {context.target.name} would have to be reloaded"
+            f" ({contract.notes[-1].partition(':')[0]}), without the rows that only Bronze has.",
             hint='Give the table another target = "bz_…"; or have deletes = "detect", which lets'
             " those rows go.",
             table=relation.label,

@@ -153,6 +153,17 @@ def shape_of(
     enrichment: Enrichment,
     scoring: str,
 ) -> Shape:
+    """The schema and properties that the Bronze table gets.
+
+    Args:
+        context: the table.
+        contract: the columns of the source.
+        row_key: what tells rows apart.
+        partition: the partition column, None where there is none.
+        state: the Bronze table, None where there is none yet.
+        enrichment: what rows get beside their values.
+        scoring: the fingerprint of the rules.
+    """
     target = context.target
     layout = [*((column.target, column.stored) for column in contract.columns), *METADATA]
     layout += ANOMALY_COLUMNS if _has_anomaly_columns(target, state) else ()

@@ -126,7 +126,7 @@ def key_units(
     start: int,
     enrichment: Enrichment,
 ) -> list[Unit]:
-    """The units, numbered from ``start``, that look which keys of a Bronze table are still there."""
+    """The units, numbered from ``start``, that look which keys of the table are still there."""
     per_split, per_file = budget.split_and_file(
         splits.size_of(context.target.relation),
         budget.beside_known_rows(context.run.memory),

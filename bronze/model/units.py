@@ -146,7 +146,7 @@ class BronzeRows:
 
 @dataclass(frozen=True)
 class Unit:
-    """A piece of work that any worker can do alone: it reads rows and writes files beside the table.
+    """A piece of work that any worker can do alone: read rows, and write files beside the table.
 
     There are three kinds, each with a constructor:
 

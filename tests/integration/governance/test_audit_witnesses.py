@@ -45,7 +45,7 @@ def proven(opened: Bronze) -> Report:
 
 def folder(opened: Bronze) -> Path:
     """Where the log is."""
-    return Path(audit.place(opened.settings).url)
+    return Path(audit.place(opened.config).url)
 
 
 def cut_off(opened: Bronze, commits: int) -> None:
@@ -148,10 +148,10 @@ def test_a_log_of_another_lake_is_not_whole_here(
 
 def test_a_record_made_anew_is_contradicted(opened: Bronze) -> None:
     """A log whose chain is whole is contradicted by a table that knows another hash."""
-    state = log.read(opened.settings.place("bronze", "bz_t"))
+    state = log.read(opened.config.place("bronze", "bz_t"))
     assert state
     (known,) = audit_mark.known(state)
-    told = audit_witnesses.heard(opened.settings, "audit_log")
+    told = audit_witnesses.heard(opened.config, "audit_log")
     hashes = {one.sequence: one.record_hash for one in opened.audit().records}
     last = max(hashes)
     faults = audit_witnesses.faults
@@ -179,7 +179,7 @@ def test_a_run_that_dies_gives_no_false_alarm(
         with monkeypatch.context() as patched:
             patched.setattr(failpoint, "reach", reach)
             with pytest.raises(KeyboardInterrupt):
-                pipeline.run(opened.settings)
+                pipeline.run(opened.config)
         assert proven(opened).problems == (), where
     assert opened.run().exit_code == 0
     assert proven(opened).problems == ()
@@ -243,10 +243,10 @@ def _without_id(opened: Bronze, details: str) -> None:
 
 def test_what_could_not_be_looked_at_is_no_yes(opened: Bronze, tmp_path: Path) -> None:
     """Without a log, a table, a file, a permission or the right root, nothing is called whole."""
-    table = Path(opened.settings.place("bronze", "bz_t").url)
+    table = Path(opened.config.place("bronze", "bz_t").url)
     root = tmp_path / "no such lake"
-    lake = opened.settings.lake.model_copy(update={"root": str(root)})
-    elsewhere = opened.settings.model_copy(update={"lake": lake})
+    lake = opened.config.lake.model_copy(update={"root": str(root)})
+    elsewhere = opened.config.model_copy(update={"lake": lake})
     wrong = audit.report(elsewhere, verify=True)
     assert wrong.problems == (
         f"there is no record at {root}/governance/audit_log, and no table in the lake:"
@@ -285,13 +285,13 @@ def test_many_writers_never_contradict_each_other(source: Source) -> None:
     source.execute("CREATE TABLE t (id int PRIMARY KEY)")
     opened = Bronze(source.settings())
     opened.run()
-    early = audit.mark(opened.settings)
+    early = audit.mark(opened.config)
     assert early
     opened.run()
     opened.run()
-    state = log.read(opened.settings.place("bronze", "bz_t"))
+    state = log.read(opened.config.place("bronze", "bz_t"))
     assert state
     assert audit_mark.knows_more(state, early)
     assert audit_mark.transactions(state, early) == ()
-    assert audit.compared(opened.settings, early, {"bronze.bz_t": state}) == ()
+    assert audit.compared(opened.config, early, {"bronze.bz_t": state}) == ()
     assert proven(opened).problems == ()
