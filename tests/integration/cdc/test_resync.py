@@ -26,15 +26,8 @@ from bronze.postgres.copy import snapshot
 from bronze.postgres.replication import slot, slot_waits
 from bronze.postgres.replication.receiver import Receiver
 from tests.conftest import Source
-from tests.integration.cdc.test_stream import (
-    caught_up,
-    config_file,
-    proven,
-    rows,
-    settings,
-    streaming,
-    until,
-)
+from tests.integration.cdc.test_recovery import config_file
+from tests.support.streams import caught_up, proven, rows, settings, streaming, until
 
 BOTH = {"t": {"pattern": "streaming"}, "u": {"pattern": "streaming"}}
 FOREIGN = "SELECT pid, backend_xid FROM pg_stat_activity WHERE application_name = 'a long report'"

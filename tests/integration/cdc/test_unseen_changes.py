@@ -15,7 +15,9 @@ from bronze.ingest import pipeline
 from bronze.model.results import TableResult
 from bronze.postgres.replication.receiver import Receiver
 from tests.conftest import Source
-from tests.integration.cdc.test_stream import (
+from tests.support.content import differences
+from tests.support.features import has, since
+from tests.support.streams import (
     STREAMED,
     TABLE,
     caught_up,
@@ -25,8 +27,6 @@ from tests.integration.cdc.test_stream import (
     streaming,
     until,
 )
-from tests.support.content import differences
-from tests.support.features import has, since
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from bronze.postgres.catalog.types import Choices, SourceType, contract
 from bronze.protection import erasure
 from bronze.verify.verify import verify
 from tests.conftest import Source
-from tests.integration.cdc.test_stream import streaming, until
 from tests.support import feed
+from tests.support.streams import streaming, until
 
 OPEN = '{"valid_to": "infinity"}'
 PATTERNS: Mapping[str, Mapping[str, Any]] = {

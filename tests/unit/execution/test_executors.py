@@ -21,9 +21,9 @@ import pytest
 from bronze.config import loading
 from bronze.config.settings import Settings
 from bronze.errors import BronzeError, ConfigError, SourceBusy, TableRefused
-from bronze.execution import executors
+from bronze.execution import budget, executors
 from bronze.execution.executors import Task, Workflow, drive, executor
-from bronze.ingest import pipeline, units
+from bronze.ingest import pipeline
 from bronze.ingest.worker import read_unit
 from bronze.model.units import ACTIVE, Unit
 from tests.conftest import Source
@@ -414,7 +414,7 @@ def test_every_engine_gives_the_same_tables(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Threads, processes and a cluster land the same rows, hashes and rejected values."""
-    monkeypatch.setattr(units, "_SLICE", 2**20)
+    monkeypatch.setattr(budget, "LARGEST_SPLIT", 2**20)
     source.execute(
         "CREATE SCHEMA kept;"
         "CREATE TABLE kept.t AS SELECT i AS id, repeat('x', 300) || i AS pad,"

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from psycopg.conninfo import conninfo_to_dict
 
-from bronze.ingest import pipeline, units
+from bronze.execution import budget
+from bronze.ingest import pipeline
 from bronze.model.locations import Origin
 from bronze.postgres.catalog.relations import Relation, relations
 from bronze.postgres.connection import connect
@@ -300,7 +301,7 @@ def test_ranges_of_a_renamed_key_are_the_sources(source: Source) -> None:
 
 def test_many_small_slices_land_whole(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run whose slices are small, of relations of any kind, lands each row once."""
-    monkeypatch.setattr(units, "_SLICE", 2**20)
+    monkeypatch.setattr(budget, "LARGEST_SPLIT", 2**20)
     source.execute(
         "CREATE SCHEMA base; CREATE TABLE base.t AS"
         " SELECT i AS id, repeat('x', 300) AS pad FROM generate_series(1, 20000) i"

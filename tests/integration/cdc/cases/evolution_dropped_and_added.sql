@@ -1,0 +1,16 @@
+-- Schema evolution within a transaction: dropped and added.
+-- resynced: true
+
+-- stream
+CREATE TABLE {t} (id int PRIMARY KEY, v text, n numeric(10,2), at timestamptz DEFAULT now());
+INSERT INTO {t} SELECT g, 'v' FROM generate_series(1, 20) g;
+
+-- stream
+UPDATE {t} SET n = 1 WHERE id < 5;
+ALTER TABLE {t} DROP v;
+ALTER TABLE {t} ADD v text DEFAULT 'd';
+UPDATE {t} SET n = 2 WHERE id < 3;
+INSERT INTO {t} (id) VALUES (50);
+
+-- stream
+UPDATE {t} SET n = 3 WHERE id < 10;

@@ -1,0 +1,14 @@
+-- A partition is attached between two streams, which no message tells.
+
+-- stream
+CREATE TABLE {t} (id int, d int, PRIMARY KEY (id, d)) PARTITION BY LIST (d);
+CREATE TABLE {t}_1 PARTITION OF {t} FOR VALUES IN (1);
+CREATE TABLE {t}_2 PARTITION OF {t} FOR VALUES IN (2);
+INSERT INTO {t} SELECT g, 1 + g % 2 FROM generate_series(1, 100) g;
+
+-- stream
+CREATE TABLE {t}_3 (id int NOT NULL, d int NOT NULL);
+INSERT INTO {t}_3 VALUES (500, 3);
+ALTER TABLE {t} ATTACH PARTITION {t}_3 FOR VALUES IN (3);
+
+-- stream
