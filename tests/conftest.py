@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import itertools
+import logging
 import os
 import shutil
 import tempfile
@@ -136,3 +137,23 @@ def without_slots(admin: psycopg.Connection[Any], database: str) -> None:
             admin.execute("SELECT pg_terminate_backend(%s)", [pid])
             with suppress(psycopg.errors.ObjectInUse, psycopg.errors.UndefinedObject):
                 admin.execute("SELECT pg_drop_replication_slot(%s)", [name])
+
+
+@pytest.fixture(scope="session")
+def bucket() -> Iterator[dict[str, str]]:
+    """The options that reach the bucket ``lake`` of an imitated S3."""
+    # They take a second to load.
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    login = {"aws_access_key_id": "key", "aws_secret_access_key": "word"}
+    url = f"http://{host}:{port}"
+    client: Any = boto3.client("s3", endpoint_url=url, region_name="us-east-1", **login)
+    client.create_bucket(Bucket="lake")
+    yield {"aws_endpoint_url": url, "aws_region": "us-east-1", "allow_http": "true", **login}
+    client.close()
+    server.stop()

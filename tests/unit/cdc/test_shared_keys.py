@@ -25,24 +25,8 @@ from bronze.model.locations import Place
 from bronze.postgres.catalog.types import SourceType, contract
 from bronze.postgres.replication import text_values
 from bronze.postgres.replication.batch import Gathered, Piece, Spool
-from tests.unit.cdc.test_net_changes import (
-    CHOICES,
-    COLUMNS,
-    DESCRIBED,
-    LAYOUT,
-    NAMES,
-    SAME,
-    STATS,
-    TARGETS,
-    TEXTS,
-    _row,
-    delete,
-    happened,
-    insert,
-    job,
-    table,
-    update,
-)
+from tests.support.netting import CHOICES, COLUMNS, LAYOUT, NAMES, STATS, TARGETS, TEXTS, job, table
+from tests.unit.cdc.test_net_changes import DESCRIBED, SAME, _row, delete, happened, insert, update
 
 WHOLE, INDEX = NAMES, ("k", "n")
 

@@ -2,55 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import boto3
-import polars as pl
 import pytest
-from moto.server import ThreadedMotoServer
 
 from bronze.delta import store
 from bronze.errors import LakeError
-from bronze.ingest import pipeline
 from bronze.model.locations import Place
-from tests.conftest import Source
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[dict[str, str]]:
-    """The options that reach the bucket ``lake``."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    login = {"aws_access_key_id": "key", "aws_secret_access_key": "word"}
-    url = f"http://{host}:{port}"
-    client: Any = boto3.client("s3", endpoint_url=url, region_name="us-east-1", **login)
-    client.create_bucket(Bucket="lake")
-    yield {"aws_endpoint_url": url, "aws_region": "us-east-1", "allow_http": "true", **login}
-    client.close()
-    server.stop()
-
-
-def test_a_lake_on_s3_equals_the_source(source: Source, bucket: dict[str, str]) -> None:
-    """Two runs land on S3 by the same code as on a local disk, and leave nothing else there."""
-    source.execute(
-        "CREATE TABLE t AS SELECT i AS id, repeat('x', 99) v FROM generate_series(1, 5000) i"
-    )
-    settings = source.settings(lake={"root": "s3://lake/one", "options": bucket})
-    first = pipeline.run(settings)
-    source.execute("DELETE FROM t WHERE id > 4000")
-    second = pipeline.run(settings)
-    assert [first.exit_code, second.exit_code] == [0, 0]
-    assert [first.tables[0].version, second.tables[0].version] == [0, 1]
-    url = "s3://lake/one/bronze/bz_t"
-    assert pl.read_delta(url, storage_options=bucket).height == 4000
-    assert pl.read_delta(url, version=0, storage_options=bucket).height == 5000
-    kept = store.listing(Place(url, tuple(bucket.items())))
-    assert len([path for path in kept if path.endswith(".parquet")]) == 2
 
 
 def test_an_upload_that_fails_leaves_no_object(bucket: dict[str, str]) -> None:
