@@ -82,13 +82,13 @@ def _state(source: Source, name: str = "t") -> log.State:
 
 
 @contextmanager
-def streaming(given: Settings) -> Iterator[list[Step]]:
+def streaming(given: Settings, tables: Sequence[str] = ()) -> Iterator[list[Step]]:
     """A stream in a thread, stopped at the end; gives the steps that it has told of so far."""
     stop, steps, failures = threading.Event(), list[Step](), list[BaseException]()
 
     def work() -> None:
         try:
-            stream.stream(given, stop=stop, notify=steps.append)
+            stream.stream(given, tables, stop=stop, notify=steps.append)
         except BaseException as error:
             failures.append(error)
 
