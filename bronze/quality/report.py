@@ -23,7 +23,7 @@ from bronze.governance.tables.quality import Figure
 from bronze.model.files import Stored
 from bronze.quality import checks
 from bronze.tables import evolution
-from bronze.tables.naming import spellings
+from bronze.tables.naming import short_name
 
 # Of a stream's records only so many files are looked into, from the newest on.
 _RECORDS = 20
@@ -155,7 +155,7 @@ class _Recorded:
     @property
     def short(self) -> str:
         """The Bronze table's name within its schema."""
-        return spellings(self.target)[1]
+        return short_name(self.target)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -176,7 +176,7 @@ def _original(settings: Settings, label: str, target: str) -> tuple[str, str]:
     """The schema and the name of the source's table with a label."""
     if label.count(".") > 1:
         # Either has dots: the Bronze table knows which.
-        state = log.read(settings.place(settings.lake.schema_, spellings(target)[1]))
+        state = log.read(settings.place(settings.lake.schema_, short_name(target)))
         known = evolution.table_of(state.properties) if state else ("", "")
         if ".".join(known) == label:
             return known

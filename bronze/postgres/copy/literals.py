@@ -96,11 +96,6 @@ class Typed:
     exact: bool
     equal: str | None
 
-    @property
-    def is_list(self) -> bool:
-        """Whether its values are arrays."""
-        return self.attribute.type.element is not None
-
     def condition(self) -> str:
         """The SQL condition that the column has a value, which is the query's parameter."""
         name = _escaped(quoted(self.attribute.name))
