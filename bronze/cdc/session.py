@@ -441,7 +441,7 @@ class Session:
         line = self._line
         moment, first = slot.moment(line.control), not line.tally.position
         line.lag = max(0, moment.flushed - line.done)
-        set_aside = [target.name for target in self._resync.targets]
+        set_aside = [target.full_name for target in self._resync.targets]
         entry = book.Record(
             stream=line.slot,
             source=line.origin.name,

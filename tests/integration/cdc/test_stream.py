@@ -1079,8 +1079,8 @@ def test_records_map_a_position_to_versions(source: Source) -> None:
     assert positions == sorted(positions)
     for text in records["tables"]:
         at = json.loads(text)
-        t = pl.read_delta(str(source.table("t")), version=at["bz_t"])["n"].sum()
-        u = pl.read_delta(str(source.table("u")), version=at["bz_u"])["n"].sum()
+        t = pl.read_delta(str(source.table("t")), version=at["bronze.bz_t"])["n"].sum()
+        u = pl.read_delta(str(source.table("u")), version=at["bronze.bz_u"])["n"].sum()
         assert int(t) + u == 100
     assert len({tuple(json.loads(text).items()) for text in records["tables"]}) == 3
 
