@@ -32,7 +32,7 @@ from bronze.postgres import statement
 from bronze.postgres.copy import read, splits
 from bronze.tables.context import TableContext, ask_source
 from bronze.tables.evolution import ColumnContract
-from bronze.tables.naming import spellings
+from bronze.tables.naming import short_name
 from bronze.tables.selection import Target
 
 # A sample has about so many rows, of so many pages or files, and so many bytes.
@@ -292,7 +292,7 @@ def earlier(settings: Settings, target: Target, most: int = 40) -> pl.DataFrame:
 
 def _about(target: Target) -> pl.Expr:
     """The condition that is true for records about a table."""
-    names = spellings(target.full_name)
+    names = (target.full_name, short_name(target.full_name))
     return (pl.col("source_table") == target.label) & pl.col("target_table").is_in(names)
 
 
@@ -300,7 +300,7 @@ def _may_hold(file: Stored, target: Target) -> bool:
     low, high = (dict(side).get(BY[0]) for side in (file.low, file.high))
     return any(
         (low is None or low <= name) and (high is None or name <= high)
-        for name in spellings(target.full_name)
+        for name in (target.full_name, short_name(target.full_name))
     )
 
 

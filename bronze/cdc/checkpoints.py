@@ -172,8 +172,8 @@ def enter(
 
 
 def versions(followings: Iterable[Following], position: int, set_aside: Iterable[str] = ()) -> str:
-    """A JSON object of the tables' versions at a position; null for one that is ahead of it, and
-    for those that are ``set_aside`` (names of Bronze tables).
+    """A JSON object of the tables' versions at a position, by their full names; null for one that
+    is ahead of it, and for those that are ``set_aside`` (full names of Bronze tables).
     """
-    known = {f.name: f.version if f.held <= position else None for f in followings}
+    known = {f.plan.target.full_name: f.version if f.held <= position else None for f in followings}
     return json.dumps({**dict.fromkeys(set_aside), **known})

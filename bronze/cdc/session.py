@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
@@ -91,6 +91,7 @@ class Session:
         self._looked_at = self._remembered_at = self._told_at = self._graded_at = time.monotonic()
         self._last: Stamp | None = None
         self._audited = audit.mark(self._settings)
+        self._labels: frozenset[str] = frozenset()
         if self._followings:
             self._record(None, "")
 
@@ -245,10 +246,11 @@ class Session:
         courses = []
         for oid, gathered in batch.tables.items():
             following = self._followings.get(oid)
-            if following is None:
+            # One that failed may have been set aside again by now, under another name too.
+            if following is None or following.error:
                 self._resync.leave_out(oid, batch.position)
                 continue
-            if following.error or batch.position <= following.floor:
+            if batch.position <= following.floor:
                 continue
             if gathered.oversize:
                 line.say(_outgrown(following, gathered.oversize, self._largest))
@@ -293,23 +295,43 @@ class Session:
         now = {relation.oid: relation for relation in self._line.found()}
         _refuse_remade(misfits, now.values())
         self._line.remember([lineage.left(following.entry, None) for following in misfits])
-        targets = [self._followings.pop(following.oid).plan.target for following in misfits]
-        there = [
-            self._as_now(target, now[target.relation.oid])
-            for target in targets
-            if target.relation.oid in now
-        ]
+        there: list[Target] = []
+        for following in misfits:
+            target, relation = (
+                self._followings.pop(following.oid).plan.target,
+                now.get(following.oid),
+            )
+            if relation and relation.label == target.label:
+                there.append(self._as_now(target, relation))
+            else:
+                error = _left(following, relation) if relation else dropped(target.label)
+                self._fails_by(target, error)
         self._set_aside(there, why)
-        for target in targets:
-            if target.relation.oid not in now:
-                self._fails_by(target, dropped(target.label))
 
     def _set_aside(self, targets: Sequence[Target], why: str) -> None:
-        """Has tables copied or compared, if they can be streamed."""
-        self._resync.add(table_sync.fit_again(self._line, targets), why)
+        """Has tables copied or compared, if they can be streamed, and no other table is followed
+        into the same Bronze table.
+        """
+        free: list[Target] = []
         for target in targets:
+            if other := self._owner(target, free):
+                self._fails_by(target, _occupied(target, other))
+            else:
+                free.append(target)
+        self._resync.add(table_sync.fit_again(self._line, free), why)
+        for target in free:
             if target.label not in self._resync:
                 self._fails(target)
+
+    def _owner(self, target: Target, more: Sequence[Target]) -> str:
+        """The label of another table, of those that are followed and some ``more``, that is taken
+        into a target's Bronze table; "" if there is none.
+        """
+        for one in [*(f.plan.target for f in self._following), *self._resync.targets, *more]:
+            is_other = one.label != target.label and one.relation.oid != target.relation.oid
+            if is_other and one.place == target.place:
+                return one.label
+        return ""
 
     # Tables that are copied or compared
 
@@ -399,16 +421,19 @@ class Session:
         there = {relation.label: relation for relation in self._line.found()}
         targets = []
         for one in due:
-            if one.target.label in there:
-                targets.append(self._as_now(one.target, there[one.target.label]))
-            else:
+            label, oid = one.target.label, one.target.relation.oid
+            if label not in there:
                 # It may come back under its name.
                 self._fails(one.target)
+                continue
+            targets.append(self._as_now(one.target, there[label]))
+            known = self._followings.get(oid)
+            # Under another name the same table may be followed by now.
+            if known and known.label == label:
+                del self._followings[oid]
         if not targets:
             return
         self._line.say(f"{', '.join(target.label for target in targets)}: tried again.")
-        for one in due:
-            self._followings.pop(one.target.relation.oid, None)
         self._set_aside(targets, "it could not follow before")
 
     def _record(self, batch: Batch | None, batch_id: str) -> None:
@@ -416,7 +441,7 @@ class Session:
         line = self._line
         moment, first = slot.moment(line.control), not line.tally.position
         line.lag = max(0, moment.flushed - line.done)
-        set_aside = [target.name for target in self._resync.targets]
+        set_aside = [target.full_name for target in self._resync.targets]
         entry = book.Record(
             stream=line.slot,
             source=line.origin.name,
@@ -462,8 +487,8 @@ class Session:
                 raise checkpoints.gone(self._settings)
             self._tell()
             self._grade()
-            self._attest()
             line.remember([lineage.left(f.entry, f.error) for f in self._followings.values()])
+            self._attest()
         except BronzeError as error:
             line.tally.unrecorded = error.failure()
 
@@ -489,11 +514,11 @@ class Session:
             receiver.confirm(self._recorded)
         if now - self._remembered_at > _REMEMBER_EVERY:
             self._remembered_at = now
+            self._line.remember([following.entry for following in self._following])
             with suppress(BronzeError):
                 # Tried again in an hour; that nothing can be recorded is said in the end.
                 self._attest()
             self._audited = audit.mark(self._settings)
-            self._line.remember([following.entry for following in self._following])
         if now - self._guarded_at > _GUARD_EVERY:
             self._guarded_at = now
             self._guard()
@@ -530,21 +555,21 @@ class Session:
         Raises:
             SourceBusy: a table was made anew, which is another one for the slot.
         """
-        line, following = self._line, self._following
+        line = self._line
         now = {relation.oid: relation for relation in line.found()}
-        _refuse_remade(following, now.values())
-        self._follow_new(now.values())
-        with connect.mapped(line.origin):
-            there = [f for f in following if f.oid in now]
-            relations = [now[f.oid] for f in there]
-            covered = publication.coverage(line.control, line.publication, relations)
-            keyed = [(now[f.oid], f.plan.target.key) for f in there]
-            telling = publication.telling(line.control, keyed)
-        for one in following:
+        _refuse_remade(self._following, now.values())
+        for one in self._following:
             if one.oid not in now or now[one.oid].label != one.label:
                 self._gives_up(one, _left(one, now.get(one.oid)))
+        self._follow_new(now.values())
+        following = self._following
+        with connect.mapped(line.origin):
+            relations = [now[one.oid] for one in following]
+            covered = publication.coverage(line.control, line.publication, relations)
+            keyed = [(now[one.oid], one.plan.target.key) for one in following]
+            telling = publication.telling(line.control, keyed)
         changed: dict[str, list[Following]] = {}
-        for one in self._following:
+        for one in following:
             if why := _changed(one, now[one.oid], covered.get(one.oid, "")):
                 changed.setdefault(why, []).append(one)
             elif telling.get(one.oid) != one.identity:
@@ -553,30 +578,41 @@ class Session:
             line.say(f"{', '.join(one.label for one in some)}: {why}. All rows are compared.")
             self._compare(some, why)
 
-    def _follow_new(self, found: Iterable[Relation]) -> None:
+    def _follow_new(self, found: Collection[Relation]) -> None:
         """Has tables copied that have come since the stream began, or have come back."""
         line = self._line
         for one in self._failing.values():
             if any(r.label == one.target.label and r.oid != one.target.relation.oid for r in found):
                 one.due = 0.0
+        labels = frozenset(relation.label for relation in found)
+        if labels == self._labels:
+            return
+        self._labels = labels
         known = {following.label for following in self._followings.values()}
         known |= {*self._failing, *(target.label for target in self._resync.targets)}
+        mine = [(line.origin.name, relation) for relation in found if self._wants(relation)]
+        if not mine:
+            return
         try:
-            chosen = selection.targets(self._settings, [(line.origin.name, r) for r in found], ())
+            chosen = selection.targets(self._settings, mine, ())
         except ConfigError as error:
             line.say(f"{error.message} {error.hint}")
             return
         new = [
             target
             for target in chosen
-            if target.settings.pattern == "streaming"
-            and target.label not in known
-            and (not self._wanted or any(name in target.names for name in self._wanted))
+            if target.settings.pattern == "streaming" and target.label not in known
         ]
         for target in new:
             line.say(f"{target.label} has come since the stream began. It is copied and followed.")
         if new:
             self._set_aside(new, "it has come since the stream began")
+
+    def _wants(self, relation: Relation) -> bool:
+        """Whether a table is among those that the stream was started for."""
+        label = relation.label
+        names = {relation.name, label, f"{self._line.origin.name}.{label}"}
+        return not self._wanted or not names.isdisjoint(self._wanted)
 
 
 def _left(following: Following, now: Relation | None) -> TableRefused:
@@ -588,6 +624,15 @@ def _left(following: Following, now: Relation | None) -> TableRefused:
         hint="Its Bronze table stays as it was. To go on with it under another name, give that"
         f' name a section of its own with target = "{following.name}".',
         table=following.label,
+    )
+
+
+def _occupied(target: Target, other: str) -> TableRefused:
+    """The error of a table whose Bronze table another one is followed into."""
+    return TableRefused(
+        f"Table {target.label} would become {target.full_name}, as {other} does already.",
+        hint=f'Give one another name: [tables.{selection.toml(target.label)}] target = "bz_…"',
+        table=target.label,
     )
 
 

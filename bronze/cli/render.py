@@ -35,8 +35,9 @@ if TYPE_CHECKING:
     from bronze.quality.report import QualityReport, TableQuality
     from bronze.verify.results import VerifyResult
 
-_out = Console(highlight=False)
-_err = Console(stderr=True, highlight=False)
+# A value or a name may have a colon before and behind a word, which is no code of an emoji.
+_out = Console(highlight=False, emoji=False)
+_err = Console(stderr=True, highlight=False, emoji=False)
 _UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 
 

@@ -26,7 +26,7 @@ from bronze.governance.tables import (
     rejected_values,
 )
 from bronze.protection.subject import Held, Subject, said, written
-from bronze.tables.naming import spellings
+from bronze.tables.naming import short_name
 
 BOOKS: Mapping[str, tuple[str, ...]] = {
     rejected_values.NAME: ("batch_id", "column_name", "row_key"),
@@ -53,14 +53,13 @@ class About:
 
     def among(self, records: pl.DataFrame) -> pl.Series:
         """Which of the records, that have at least the table's columns of these."""
-        full, short = spellings(self.name)
         target = records[_TARGET]
-        found = target == short
+        found = target == short_name(self.name)
         if _SYSTEM in records.columns:
             found &= records[_SYSTEM].fill_null("") == self.source
         if "batch_id" in records.columns and self.others:
             found &= ~records["batch_id"].is_in(list(self.others)).fill_null(False)
-        return ((target == full) | found).fill_null(False)
+        return ((target == self.name) | found).fill_null(False)
 
 
 def about(settings: Settings, table: Held) -> About:
@@ -69,7 +68,7 @@ def about(settings: Settings, table: Held) -> About:
     Raises:
         LakeError, LakeUnreachable
     """
-    _, short = spellings(table.name)
+    short = short_name(table.name)
     state, others = log.read(settings.place(GOVERNANCE, data_lineage.NAME)), set[str]()
     if state:
         for records in rows(state, (_TARGET, "batch_id")):

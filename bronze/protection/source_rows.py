@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
@@ -37,13 +37,15 @@ _WITHOUT = "or, if the rows are gone there for good: --without-source"
 class Original:
     """The table of the source that a Bronze table was loaded from, on an open connection.
 
-    ``columns`` are those of the source by the names of the Bronze table's columns.
+    ``columns`` are those of the source by the names of the Bronze table's columns; by the same
+    names, ``refused`` are texts that have turned out to be no values of a column's type.
     """
 
     connection: Connection
     relation: Relation
     columns: Mapping[str, Typed]
     choices: Choices
+    refused: dict[str, set[str]] = field(default_factory=dict, repr=False)
 
     def read(self, name: str, text: str) -> Read | None:
         """A text as a value of a Bronze table's column; None where the source has no such column.
@@ -63,7 +65,8 @@ class Original:
 
     def equal(self, name: str, text: str, others: Collection[str]) -> list[str]:
         """Which of the texts of a Bronze table's column are equal to one by the column's type."""
-        return literals.equal(self.connection, self.columns[name], text, others)
+        refused = self.refused.setdefault(name, set())
+        return literals.equal(self.connection, self.columns[name], text, others, refused)
 
     def texts(self, name: str, values: pl.Series) -> pl.Series:
         """What the Bronze table has of a column, as texts that PostgreSQL reads."""

@@ -44,8 +44,8 @@ def _rule(criterion: Criterion, found: Scored, number: int) -> Figure:
     allowed = criterion.allow
     if checked is not None and failed is not None:
         share = failed / max(checked, 1)
-        allowed = _allowed(allowed, criterion.allow_rows, checked)
-        passed = share <= criterion.allow or failed <= criterion.allow_rows
+        met, few = share <= criterion.allow, criterion.allow_rows
+        allowed, passed = _judged(criterion.allow, met, failed, few, checked)
     return Figure(
         rule=criterion.name,
         kind=criterion.kind,
@@ -70,25 +70,28 @@ def _checks(
     cells, empty = rows * len(quality.names), sum(nulls.values())
     most, few = demanded.null_share, demanded.allow_rows
     share = empty / cells if cells else 0.0
-    passed = None
+    allowed = passed = None
     if most is not None:
-        passed = share < most or max(nulls.values(), default=0) <= few
+        # So few rows may be without a value in each of the columns.
+        worst = max(nulls.values(), default=0)
+        allowed, passed = _judged(most, share < most, worst, few, rows)
     yield Figure(
-        NULLS, "check", checked=cells, failed=empty, measured=share, allowed=most, passed=passed
+        NULLS, "check", checked=cells, failed=empty, measured=share, allowed=allowed, passed=passed
     )
     for name, count in nulls.items():
         share = count / max(rows, 1)
         yield Figure(NULLS, "check", name, checked=rows, failed=count, measured=share)
     yield _duplicates(quality, found, demanded)
-    compliant = (rows - found.refused) / rows if rows else 1.0
+    compliant, least = (rows - found.refused) / rows if rows else 1.0, demanded.schema_compliance
+    refused, passed = _judged(0.0, compliant >= least, found.refused, few, rows)
     yield Figure(
         "schema_compliance",
         "check",
         checked=rows,
         failed=found.refused,
         measured=compliant,
-        allowed=min(demanded.schema_compliance, 1 - _allowed(0.0, few, rows)),
-        passed=compliant >= demanded.schema_compliance or found.refused <= few,
+        allowed=min(least, 1 - refused),
+        passed=passed,
     )
     yield Figure(
         FRESHNESS,
@@ -102,9 +105,17 @@ def _checks(
     yield Figure(QUARANTINED, "check", checked=rows, failed=found.quarantined)
 
 
-def _allowed(share: float, rows: int, checked: int) -> float:
-    """The share of rows that may fail, where so many of them may whatever their share is."""
-    return max(share, min(rows / max(checked, 1), 1.0))
+def _judged(limit: float, met: bool, failed: int, few: int, checked: int) -> tuple[float, bool]:
+    """The share of the checked rows that may fail, and whether no more do.
+
+    Args:
+        limit: the share that may.
+        met: whether no more than that share fails, or less where it is to be less.
+        failed: how many rows fail.
+        few: how many rows may, whatever their share is.
+        checked: how many rows there are.
+    """
+    return max(limit, min(few / max(checked, 1), 1.0)), met or failed <= few
 
 
 def _duplicates(quality: Quality, found: Scored, demanded: QualitySettings) -> Figure:
@@ -119,7 +130,10 @@ def _duplicates(quality: Quality, found: Scored, demanded: QualitySettings) -> F
 
 
 def _doubles(checked: int, failed: int, demanded: QualitySettings, evaluation: str) -> Figure:
-    share, few = failed / max(checked, 1), demanded.allow_rows
+    share = failed / max(checked, 1)
+    # None at all is below every limit.
+    met = share < demanded.duplicates
+    allowed, passed = _judged(demanded.duplicates, met, failed, demanded.allow_rows, checked)
     return Figure(
         "duplicates",
         "check",
@@ -127,9 +141,8 @@ def _doubles(checked: int, failed: int, demanded: QualitySettings, evaluation: s
         checked=checked,
         failed=failed,
         measured=share,
-        allowed=_allowed(demanded.duplicates, few, checked),
-        # None at all is below every limit.
-        passed=share < demanded.duplicates or failed <= few,
+        allowed=allowed,
+        passed=passed,
     )
 
 

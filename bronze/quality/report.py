@@ -23,7 +23,7 @@ from bronze.governance.tables.quality import Figure
 from bronze.model.files import Stored
 from bronze.quality import checks
 from bronze.tables import evolution
-from bronze.tables.naming import spellings
+from bronze.tables.naming import short_name
 
 # Of a stream's records only so many files are looked into, from the newest on.
 _RECORDS = 20
@@ -118,7 +118,7 @@ def quality(settings: Settings, tables: Sequence[str] = (), trend: int = 1) -> Q
         )
     recorded = _recorded(settings)
     fared = tuple(
-        _table(settings, one, recorded.get(one.short), trend)
+        _table(settings, one, recorded.get(one.target), trend)
         for one in sorted(found, key=lambda one: (one.source, one.target))
         if not tables or set(one.names) & set(tables)
     )
@@ -155,7 +155,7 @@ class _Recorded:
     @property
     def short(self) -> str:
         """The Bronze table's name within its schema."""
-        return spellings(self.target)[1]
+        return short_name(self.target)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -176,7 +176,7 @@ def _original(settings: Settings, label: str, target: str) -> tuple[str, str]:
     """The schema and the name of the source's table with a label."""
     if label.count(".") > 1:
         # Either has dots: the Bronze table knows which.
-        state = log.read(settings.place(settings.lake.schema_, spellings(target)[1]))
+        state = log.read(settings.place(settings.lake.schema_, short_name(target)))
         known = evolution.table_of(state.properties) if state else ("", "")
         if ".".join(known) == label:
             return known
@@ -195,17 +195,25 @@ def _read(state: State, stored: Sequence[Stored]) -> pl.DataFrame:
 
 
 def _recorded(settings: Settings) -> dict[str, datetime]:
-    """For tables that are streamed, the moment of the source that they have reached."""
+    """For tables that are streamed, by their full names, the moment of the source that they have
+    reached. What earlier releases recorded under a name alone is of this config's table only where
+    this config's stream has recorded it.
+    """
     state = log.read(settings.place(GOVERNANCE, streams.NAME))
     if state is None:
         return {}
     newest = sorted(state.files, key=lambda file: files.batch_of(file.path) or "", reverse=True)
     found: dict[str, datetime] = {}
     records = _read(state, newest[:_RECORDS]).sort("recorded_timestamp")
-    for at, lag, tables in records.select(
-        "recorded_timestamp", "lag_seconds", "tables"
+    own = {(settings.stream.names(source)[0], source) for source in settings.source}
+    for stream, source, at, lag, tables in records.select(
+        "stream", "source_system", "recorded_timestamp", "lag_seconds", "tables"
     ).iter_rows():
-        found |= dict.fromkeys(json.loads(tables), at - timedelta(seconds=lag))
+        for name in json.loads(tables):
+            if "." in name:
+                found[name] = at - timedelta(seconds=lag)
+            elif (stream, source) in own:
+                found[f"{settings.lake.schema_}.{name}"] = at - timedelta(seconds=lag)
     return found
 
 

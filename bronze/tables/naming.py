@@ -17,11 +17,11 @@ def table_name(source_name: str) -> str:
     return PREFIX + "".join(c if c.isalnum() else "_" for c in name)
 
 
-def spellings(full_name: str) -> tuple[str, str]:
-    """The names that records of governance know a Bronze table by: ``schema.name``, and the name
-    alone, as records of earlier versions have it. The lake's schemas have no dots.
+def short_name(full_name: str) -> str:
+    """A Bronze table's name without its schema, by which records of governance of earlier versions
+    know it. The lake's schemas have no dots.
     """
-    return full_name, full_name.partition(".")[2]
+    return full_name.partition(".")[2]
 
 
 def faults(names: Iterable[str], metadata: Collection[str]) -> Mapping[str, str]:

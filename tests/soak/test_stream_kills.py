@@ -160,9 +160,9 @@ def killed(path: Path, point: str, times: int) -> int:
 def torn(lake: Path, at: Mapping[str, int]) -> set[int]:
     """Orders without lines and lines without orders: each day's transaction makes both."""
     rows = {
-        name: pl.read_delta(str(lake / "bronze" / f"bz_{name}"), version=at[f"bz_{name}"]).filter(
-            pl.col("record_status") == "ACTIVE"
-        )["order_id"]
+        name: pl.read_delta(
+            str(lake / "bronze" / f"bz_{name}"), version=at[f"bronze.bz_{name}"]
+        ).filter(pl.col("record_status") == "ACTIVE")["order_id"]
         for name in ("orders", "order_details")
     }
     return set(rows["orders"]) ^ set(rows["order_details"])
@@ -340,7 +340,7 @@ def balance(lake: Path, at: Mapping[str, int]) -> int:
     """The sum of both tables at a record."""
     return sum(
         int(
-            pl.read_delta(str(lake / "bronze" / f"bz_{name}"), version=at[f"bz_{name}"])
+            pl.read_delta(str(lake / "bronze" / f"bz_{name}"), version=at[f"bronze.bz_{name}"])
             .filter(pl.col("record_status") == "ACTIVE")["n"]
             .sum()
         )
@@ -542,7 +542,7 @@ def test_the_lake_is_full_for_a_while(source: Source, tmp_path: Path) -> None:
         held = pl.read_delta(str(folder / "lake" / "governance" / "streams"))
         assert held["tables"].str.contains("null").sum() == 0
         names = {name for text in held["tables"] for name in json.loads(text)}
-        assert names == {f"bz_{name}" for name in BOOKS}
+        assert names == {f"bronze.bz_{name}" for name in BOOKS}
     finally:
         unmounting = ["umount", "--lazy", str(folder)]
         subprocess.run(unmounting, check=True)

@@ -41,6 +41,7 @@ FEATURES: Mapping[str, Feature] = {
     "failover slots": Feature(17, "SELECT failover FROM pg_replication_slots"),
     "invalidation_reason": Feature(17, "SELECT invalidation_reason FROM pg_replication_slots"),
     "reserved_connections": Feature(16, "SHOW reserved_connections"),
+    "pg_input_is_valid": Feature(16, "SELECT pg_input_is_valid('1', 'int')"),
     "row filters of publications": Feature(15, "CREATE PUBLICATION p FOR TABLE a WHERE (id > 1)"),
     "column lists of publications": Feature(15, "CREATE PUBLICATION p FOR TABLE a (id)"),
     "schemas in publications": Feature(15, "CREATE PUBLICATION p FOR TABLES IN SCHEMA public"),

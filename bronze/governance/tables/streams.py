@@ -32,8 +32,9 @@ NAME = "streams"
 
 @dataclass(frozen=True)
 class Record:
-    """One record: ``tables`` is a JSON object of table names and versions, ``committed`` when the
-    last transaction was committed in the source, in microseconds since 1970; None for a heartbeat.
+    """One record: ``tables`` is a JSON object of the versions of Bronze tables by their full names
+    (records of earlier releases have the names alone), ``committed`` when the last transaction was
+    committed in the source, in microseconds since 1970; None for a heartbeat.
     """
 
     stream: str

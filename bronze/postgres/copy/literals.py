@@ -63,6 +63,8 @@ _ONE_TEXT: tuple[str, ...] = (
 )
 _ONE_TEXT += ("uuid", "bytea", "date", "timestamp", "timestamptz")
 _AT_ONCE = 100_000
+# From this version on PostgreSQL says of a text whether a type reads it, without an error.
+_CAN_TELL = 160_000
 
 
 class NoValue(Exception):
@@ -95,11 +97,6 @@ class Typed:
     collation: str
     exact: bool
     equal: str | None
-
-    @property
-    def is_list(self) -> bool:
-        """Whether its values are arrays."""
-        return self.attribute.type.element is not None
 
     def condition(self) -> str:
         """The SQL condition that the column has a value, which is the query's parameter."""
@@ -188,36 +185,51 @@ def _travelling(column: Column) -> Any:
     return {"unscaled": pl.Int64, "text": pl.String}.get(column.wire) or dtype(column.kind)
 
 
-def equal(connection: Connection, column: Typed, text: str, others: Collection[str]) -> list[str]:
+def equal(
+    connection: Connection, column: Typed, text: str, others: Collection[str], refused: set[str]
+) -> list[str]:
     """Which texts are equal to one, by a column's type; what is no value of it is equal to none.
+
+    Args:
+        connection: to the source.
+        column: the column.
+        text: the one.
+        others: the texts.
+        refused: those of which it is known that they are no values; what is found out is added.
 
     Raises:
         psycopg.Error
     """
     if column.equal is None:
         return [other for other in others if other == text]
-    some, found = list(others), list[str]()
+    some, found = [other for other in others if other not in refused], list[str]()
     for start in range(0, len(some), _AT_ONCE):
-        found += _equal(connection, column, text, some[start : start + _AT_ONCE])
+        found += _equal(connection, column, text, some[start : start + _AT_ONCE], refused)
     return found
 
 
-def _equal(connection: Connection, column: Typed, text: str, others: list[str]) -> list[str]:
+def _equal(
+    connection: Connection, column: Typed, text: str, others: list[str], refused: set[str]
+) -> list[str]:
     value = f"t::{column.unlimited}{column.collation}"
-    query = (
-        f"SELECT t FROM unnest(%s::text[]) AS t WHERE {value} {column.equal}"  # noqa: S608
-        f" %s::{column.unlimited}"
-    )
+    is_equal = f"{value} {column.equal} %s::{column.unlimited}"
+    asked: list[Any] = [others, text]
+    if connection.info.server_version >= _CAN_TELL:
+        # The types of some extensions raise an error all the same.
+        is_equal = f"CASE WHEN pg_input_is_valid(t, %s) THEN {is_equal} END"
+        asked.insert(1, column.unlimited.replace("%%", "%"))
+    query = f"SELECT t FROM unnest(%s::text[]) AS t WHERE {is_equal}"  # noqa: S608
     try:
-        rows: list[Any] = connection.execute(query.encode(), [others, text]).fetchall()
+        rows: list[Any] = connection.execute(query.encode(), asked).fetchall()
         return [str(row[0]) for row in rows]
     except (psycopg.DataError, pg.CheckViolation):
         if len(others) == 1:
+            refused.add(others[0])
             return []
         half = len(others) // 2
         return [
-            *_equal(connection, column, text, others[:half]),
-            *_equal(connection, column, text, others[half:]),
+            *_equal(connection, column, text, others[:half], refused),
+            *_equal(connection, column, text, others[half:], refused),
         ]
 
 

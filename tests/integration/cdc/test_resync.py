@@ -111,8 +111,8 @@ def test_other_tables_go_on_while_one_waits(
             source.execute(f"UPDATE t SET v = 'e{number}' WHERE id = 1")
             until(lambda n=number: n in rows(source, "u")["id"])  # type: ignore[misc]
         assert rows(source)["id"].to_list() == [1, 2]
-        until(lambda: recorded(source)["bz_u"], told=lambda: recorded(source))
-        assert recorded(source)["bz_t"] is None
+        until(lambda: recorded(source)["bronze.bz_u"], told=lambda: recorded(source))
+        assert recorded(source)["bronze.bz_t"] is None
         for name in ("t", "u"):
             source.execute(f"SET lock_timeout = 500; ALTER TABLE {name} ADD x{name} int")
         source.execute("INSERT INTO u VALUES (20, 'e')")
@@ -185,7 +185,7 @@ def test_tables_that_are_new_at_the_start_come_later(
             assert source.table("w").exists() == (how == "end")
     assert rows(source, "w").height == 1
     assert None not in recorded(source).values()
-    assert recorded(source).keys() == {"bz_t", "bz_u", "bz_w"}
+    assert recorded(source).keys() == {"bronze.bz_t", "bronze.bz_u", "bronze.bz_w"}
     proven(source, given, "t", "u", "w")
 
 

@@ -43,3 +43,16 @@ def test_names_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None
     assert "a[/b] → price[eur]" in capsys.readouterr().out
     render.revealed(rows, "json")
     assert json.loads(capsys.readouterr().out) == [{"price[eur]": 1.0, "a[/b]": "inf"}]
+
+
+def test_colons_make_no_emoji(capsys: pytest.CaptureFixture[str]) -> None:
+    """A key or a name with a word between colons is shown as it is, on stdout and on stderr."""
+    given = "Rows differ: id=:x:, at=fe80:a:b:c, in [a]:boom:"
+    render.said(given)
+    render.failed(given, f"{given} again")
+    render.revealed(pl.DataFrame({":x:": ["fe80:a:b:c"]}), "table")
+    shown = capsys.readouterr()
+    assert given in shown.out
+    assert "fe80:a:b:c" in shown.out.splitlines()[-1]
+    assert ":x:" in shown.out.splitlines()[1]
+    assert shown.err.splitlines() == [given, f"  {given} again"]

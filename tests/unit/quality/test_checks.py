@@ -1,0 +1,30 @@
+"""Figures of tables, held against what is demanded of them."""
+
+from __future__ import annotations
+
+from bronze.config.quality import QualitySettings
+from bronze.governance.tables.quality import Figure
+from bronze.model.quality import Quality, Scored
+from bronze.quality import checks
+
+
+def _figures(demanded: QualitySettings) -> dict[str, Figure]:
+    """The checks of ten rows of two columns, of which one has two NULLs, and one row is refused."""
+    quality = Quality(names=(("a", "a"), ("b", "b")))
+    found = Scored(rows=10, nulls=(2, 0), refused=1)
+    made = checks.figures(quality, found, demanded, 1.0)
+    return {figure.rule: figure for figure in made if not figure.column}
+
+
+def test_a_check_shows_the_limit_that_it_is_held_against() -> None:
+    """Where so few rows may fail whatever their share is, the limit shown is theirs, in each check;
+    without it the share alone counts.
+    """
+    strict = QualitySettings(null_share=0.05, schema_compliance=0.95, duplicates=0.01, allow_rows=0)
+    found = _figures(strict)
+    assert (found["null_share"].allowed, found["null_share"].passed) == (0.05, False)
+    assert (found["schema_compliance"].allowed, found["schema_compliance"].passed) == (0.95, False)
+    found = _figures(strict.model_copy(update={"allow_rows": 2}))
+    assert (found["null_share"].allowed, found["null_share"].passed) == (0.2, True)
+    assert (found["schema_compliance"].allowed, found["schema_compliance"].passed) == (0.8, True)
+    assert (found["duplicates"].allowed, found["duplicates"].passed) == (0.2, True)
