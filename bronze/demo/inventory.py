@@ -89,7 +89,7 @@ def create(server_dsn: str, *, scale: float = 0.01, seed: int = 7) -> str:
         except psycopg.errors.DuplicateDatabase:
             raise ConfigError(
                 f"The database {DATABASE} exists already.",
-                hint=f'Drop it: DROP DATABASE "{DATABASE}".',
+                hint=f'Drop it: DROP DATABASE "{DATABASE}"',
             ) from None
         try:
             _load(dsn, sizes(scale), seed)

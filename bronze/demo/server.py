@@ -373,7 +373,7 @@ def _unprivileged_user() -> tuple[int, int]:
             return pwd.getpwnam(name)[2:4]
     raise ConfigError(
         "PostgreSQL does not run as root, and there is no other user to run it as.",
-        hint="Run as another user, or add one: useradd --system postgres.",
+        hint="Run as another user, or add one: useradd --system postgres",
     )
 
 
