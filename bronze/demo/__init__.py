@@ -1,1 +1,1 @@
-"""A PostgreSQL server and an inventory database to try bronze on, with nothing else installed."""
+"""The demo: an embedded PostgreSQL server with an inventory database to try bronze on."""

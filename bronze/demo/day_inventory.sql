@@ -1,6 +1,6 @@
--- One day of business. Each statement stands under a line "table: verb" and returns the keys of
--- the rows that it touched, or nothing if the verb is prepare. pg_temp.size('day') is the number
--- of new orders.
+-- One day of business. Each statement follows a line "table: verb" and returns the keys of the rows
+-- that it changed; one with the verb prepare returns nothing. pg_temp.size('day') is the number of
+-- new orders.
 
 -- day: prepare
 create function pg_temp.at(draw text, id bigint) returns timestamptz
@@ -54,7 +54,7 @@ where customer_id in (
 returning customer_id;
 
 -- customers: delete
--- Erased at their own wish, those who never ordered.
+-- Customers without orders who asked for erasure.
 delete from customers
 where customer_id in (
     select customer_id

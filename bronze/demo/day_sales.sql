@@ -1,7 +1,7 @@
--- One day of business, continued: orders, parcels, returns and what they move in the stock.
+-- One day of business, continued: orders, shipments, returns, and their changes of the stock.
 
 -- orders: update
--- Most open orders go one step further; one in twenty of the pending ones is cancelled.
+-- Most open orders get their next status; one in twenty of the pending ones is cancelled.
 update orders
 set
     status = case
@@ -45,7 +45,7 @@ where orders.order_id = shipments.order_id
 returning shipment_id;
 
 -- shipments: delete
--- Second labels for one parcel, which were printed by mistake.
+-- Second labels of a parcel, printed by mistake.
 delete from shipments
 where shipment_id in (
     select shipment_id
@@ -57,7 +57,7 @@ where shipment_id in (
 returning shipment_id;
 
 -- order_details: update
--- Somebody wants one more, before the order is packed.
+-- A customer orders one more item before the order is packed.
 update order_details
 set
     quantity = quantity + 1,
@@ -75,7 +75,7 @@ where order_detail_id in (
 returning order_detail_id;
 
 -- order_details: delete
--- Or one line less, if it was not the only one.
+-- A customer removes a line of an order with several.
 delete from order_details
 where order_detail_id in (
     select max(order_detail_id)
@@ -175,8 +175,8 @@ order by order_detail_id
 returning order_detail_id;
 
 -- day: prepare
--- What moves in the stock: what was sold is reserved where most of it lies, and low shelves are
--- filled. The planted outliers are left alone.
+-- Changes of the stock: sold products are reserved in the warehouse with most of them, and products
+-- that run out are restocked. The outliers of inventory.sql are not changed.
 create temporary table moves as
 select inventory_id, product_id, warehouse_id, reserved, restocked
 from (
@@ -224,7 +224,7 @@ where moves.product_id = stock_levels.product_id
 returning stock_level_id;
 
 -- stock_levels: delete
--- The last of a discontinued product is sold off.
+-- Discontinued products are removed from the stock.
 delete from stock_levels
 where stock_level_id in (
     select stock_level_id
@@ -262,7 +262,7 @@ where return_id in (
 returning return_id;
 
 -- returns: delete
--- Withdrawn: the customer keeps it after all.
+-- Returns that customers withdrew.
 delete from returns
 where return_id in (
     select return_id

@@ -1,6 +1,6 @@
--- What both scripts draw from. pg_temp.seed(), pg_temp.size(table), pg_temp.opening() (the
--- midnight at which the data stands) and pg_temp.day_size() are made by the caller.
--- Every draw is a hash of the seed, a name and a row's number: the same ones give the same data.
+-- Functions for random values. The caller creates pg_temp.seed(), pg_temp.size(table) and
+-- pg_temp.opening() (the midnight at which the data ends).
+-- Every value is a hash of the seed, a name and a row number, so the same seed gives the same data.
 
 create function pg_temp.u(draw text, id bigint) returns float8 language sql immutable parallel safe
 return (hashint8extended(id, hashtextextended(draw, pg_temp.seed())) & 9007199254740991)
@@ -17,8 +17,8 @@ as 'select options[1 + floor(pg_temp.u(draw, id) * cardinality(options))::int]';
 create function pg_temp.uuid(draw text, id bigint) returns uuid language sql immutable parallel safe
 return md5(draw || ':' || pg_temp.seed() || ':' || id)::uuid;
 
--- Popularity: rank r of n is drawn about as often as r^(-2/3), near to Zipf's law. The prime
--- scatters the ranks over the numbers, so that popular does not mean old.
+-- Rank r of n is drawn with a frequency of about r^(-2/3), similar to Zipf's law. The prime
+-- distributes the ranks over the numbers, so that popular rows are not the oldest ones.
 create function pg_temp.popular(draw text, id bigint, n bigint) returns bigint
 language sql immutable parallel safe
 return 1 + floor(n * pg_temp.u(draw, id) * pg_temp.u(draw, id) * pg_temp.u(draw, id))::bigint

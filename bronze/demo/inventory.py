@@ -1,8 +1,8 @@
 """The demo source: an inventory and order business in ten tables of a PostgreSQL database.
 
-The rows are generated in the database, by the SQL files beside this one; the same seed and scale
-give the same data. ``inventory.sql`` and ``sales.sql`` list the mistakes and outliers that are
-planted in it.
+The SQL files of this folder generate the rows in the database: the same seed and scale give the
+same data. ``inventory.sql`` and ``sales.sql`` list the errors and outliers that it contains on
+purpose.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from bronze.errors import ConfigError, SourceError, SourceUnreachable
 SCHEMA = "tests"
 DATABASE = "DE"
 
-# Rows at scale 1, and at least. A product lies in ten warehouses, so there are never fewer.
+# Rows at scale 1, and the minimum. A product is stored in ten warehouses.
 SIZES = MappingProxyType(
     {
         "products": (10_000, 20),
@@ -42,14 +42,14 @@ SIZES = MappingProxyType(
         "customers": (100_000, 20),
     }
 )
-_LOAD = ("schema.sql", "inventory.sql", "sales.sql", "keys.sql")
-_DAY = ("day_inventory.sql", "day_sales.sql")
+_LOAD_SCRIPTS = ("schema.sql", "inventory.sql", "sales.sql", "keys.sql")
+_DAY_SCRIPTS = ("day_inventory.sql", "day_sales.sql")
 _OPENING = datetime(2025, 7, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
-class Changed:
-    """How many rows of one table differ after :func:`change`, each row counted once."""
+class ChangeCounts:
+    """The number of rows of a table that :func:`change` changed, each row counted once."""
 
     inserted: int
     updated: int
@@ -57,17 +57,17 @@ class Changed:
 
 
 def sizes(scale: float) -> dict[str, int]:
-    """The number of rows that each table has at ``scale``; 1.0 makes 3.3 million in all."""
+    """The number of rows of each table at ``scale``; 1.0 gives 3.3 million in total."""
     return {table: max(least, round(full * scale)) for table, (full, least) in SIZES.items()}
 
 
 def create(server_dsn: str, *, scale: float = 0.01, seed: int = 7) -> str:
-    """Make the database ``DE`` with the schema ``tests``, its ten tables and their rows.
+    """Creates the database ``DE`` with the schema ``tests``, its ten tables and their rows.
 
     Args:
-        server_dsn: another database of the same server, mostly ``postgres``; the user must be
+        server_dsn: another database of the same server, usually ``postgres``; the user must be
             allowed to create databases.
-        scale: the share of the 3.3 million rows; small scales keep a few rows in every table.
+        scale: the fraction of the 3.3 million rows; every table has at least a few.
         seed: any integer; the same seed and scale give the same data.
 
     Returns:
@@ -75,20 +75,21 @@ def create(server_dsn: str, *, scale: float = 0.01, seed: int = 7) -> str:
         and analyzed.
 
     Raises:
-        ConfigError: the scale is not a positive number, or the database is there already.
-        SourceUnreachable: no connection to the server.
-        SourceError: PostgreSQL refused something else.
+        ConfigError: the scale is not a positive number, or the database exists already.
+        SourceUnreachable: the server cannot be reached.
+        SourceError: PostgreSQL reported another error.
     """
     if not (math.isfinite(scale) and scale > 0):
-        raise ConfigError(f"the demo's scale must be a positive number, not {scale}")
+        raise ConfigError(f"The demo's scale must be a positive number, not {scale}.")
     dsn = _in_database(server_dsn, DATABASE)
     name = sql.Identifier(DATABASE)
-    with _connected(server_dsn) as server:
+    with _connect(server_dsn) as server:
         try:
             server.execute(sql.SQL("CREATE DATABASE {}").format(name))
         except psycopg.errors.DuplicateDatabase:
             raise ConfigError(
-                f"the database {DATABASE} is there already", hint=f'DROP DATABASE "{DATABASE}"'
+                f"The database {DATABASE} exists already.",
+                hint=f'Drop it: DROP DATABASE "{DATABASE}"',
             ) from None
         try:
             _load(dsn, sizes(scale), seed)
@@ -98,46 +99,49 @@ def create(server_dsn: str, *, scale: float = 0.01, seed: int = 7) -> str:
     return dsn
 
 
-def change(dsn: str, *, seed: int = 8) -> dict[str, Changed]:
-    """One day of business, in one transaction: the day after the newest order's.
+def change(dsn: str, *, seed: int = 8) -> dict[str, ChangeCounts]:
+    """Changes the data by one day of business, in one transaction: the day after the newest order.
 
-    Customers come, order and leave, orders move on and are sent, goods come back and in, prices
-    change, old papers are thrown away. At least a few rows of most tables change, and about one
-    order in a thousand is new.
+    Customers are added, erased and order; orders proceed and are shipped; goods are returned and
+    restocked; prices change. At least a few rows of most tables change, and about one order in a
+    thousand is new.
 
     Args:
         dsn: a database that :func:`create` made.
         seed: any integer; the same data and seed give the same changes.
 
     Returns:
-        For each of the ten tables, in name order, what differs from before.
+        The number of changed rows of each table, in the order of names.
 
     Raises:
-        SourceUnreachable: no connection to the server.
-        SourceError: PostgreSQL refused something else.
+        ConfigError: the table of orders is empty.
+        SourceUnreachable: the server cannot be reached.
+        SourceError: PostgreSQL reported an error.
     """
     keys: dict[tuple[str, str], set[int]] = {}
-    with _connected(dsn) as connection, connection.transaction():
-        _settle(connection)
+    with _connect(dsn) as connection, connection.transaction():
+        _set_session(connection)
         opening, orders = connection.execute(
             "SELECT date_trunc('day', max(ordered_at)) + interval '1 day', count(*) FROM orders"
         ).fetchone() or (None, 0)
         if opening is None:
-            raise ConfigError("the demo's table orders is empty")
-        # The day is part of the seed: the same rows must not be the lucky ones every day.
-        _define(connection, seed + opening.toordinal(), opening, {"day": max(8, orders // 1000)})
-        for table, verb, statement in _statements(*_DAY):
+            raise ConfigError("The demo's table orders is empty.")
+        # The day is part of the seed, so that each day changes other rows.
+        _create_draws(
+            connection, seed + opening.toordinal(), opening, {"day": max(8, orders // 1000)}
+        )
+        for table, verb, statement in _statements(*_DAY_SCRIPTS):
             cursor = connection.execute(statement)
             if verb != "prepare":
                 keys.setdefault((table, verb), set()).update(row[0] for row in cursor)
-    return {table: _net(table, keys) for table in sorted(SIZES)}
+    return {table: _net_counts(table, keys) for table in sorted(SIZES)}
 
 
-def _net(table: str, keys: dict[tuple[str, str], set[int]]) -> Changed:
+def _net_counts(table: str, keys: dict[tuple[str, str], set[int]]) -> ChangeCounts:
     inserted, updated, deleted = (
         keys.get((table, verb), set()) for verb in ("insert", "update", "delete")
     )
-    return Changed(
+    return ChangeCounts(
         inserted=len(inserted - deleted),
         updated=len(updated - inserted - deleted),
         deleted=len(deleted - inserted),
@@ -145,19 +149,19 @@ def _net(table: str, keys: dict[tuple[str, str], set[int]]) -> Changed:
 
 
 def _load(dsn: str, counts: dict[str, int], seed: int) -> None:
-    with _connected(dsn) as connection:
+    with _connect(dsn) as connection:
         with connection.transaction():
             connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(SCHEMA)))
-            _settle(connection)
-            _define(connection, seed, _OPENING, counts)
-            for name in _LOAD:
+            _set_session(connection)
+            _create_draws(connection, seed, _OPENING, counts)
+            for name in _LOAD_SCRIPTS:
                 connection.execute(sql.SQL(_text(name)))
-        # Leaves nothing for autovacuum to do while somebody measures.
+        # So that autovacuum does not run during measurements.
         tables = sql.SQL(", ").join(sql.Identifier(SCHEMA, table) for table in SIZES)
         connection.execute(sql.SQL("VACUUM (ANALYZE) {}").format(tables))
 
 
-def _settle(connection: psycopg.Connection[TupleRow]) -> None:
+def _set_session(connection: psycopg.Connection[TupleRow]) -> None:
     connection.execute(sql.SQL("SET LOCAL search_path = {}").format(sql.Identifier(SCHEMA)))
     connection.execute(
         "SET LOCAL timezone = 'UTC'; SET LOCAL work_mem = '128MB';"
@@ -166,10 +170,10 @@ def _settle(connection: psycopg.Connection[TupleRow]) -> None:
     )
 
 
-def _define(
+def _create_draws(
     connection: psycopg.Connection[TupleRow], seed: int, opening: datetime, counts: dict[str, int]
 ) -> None:
-    """Make the functions that the scripts draw from; they end with the connection."""
+    """Creates the temporary functions that the scripts draw random values with."""
     wrapped = (seed + 2**63) % 2**64 - 2**63
     cases = sql.SQL(" ").join(
         sql.SQL("WHEN {} THEN {}").format(name, count) for name, count in counts.items()
@@ -188,7 +192,7 @@ def _define(
 
 
 def _statements(*names: str) -> Iterator[tuple[str, str, sql.SQL]]:
-    """The statements of the scripts, each under a line ``-- table: verb``."""
+    """Table, verb and SQL of each statement of the scripts, from its line ``-- table: verb``."""
     text = "\n".join(map(_text, names))
     parts = re.split(r"^-- (\w+): (\w+)$", text, flags=re.MULTILINE)[1:]
     for table, verb, statement in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
@@ -200,17 +204,19 @@ def _text(name: str) -> str:
 
 
 @contextmanager
-def _connected(dsn: str) -> Iterator[psycopg.Connection[TupleRow]]:
+def _connect(dsn: str) -> Iterator[psycopg.Connection[TupleRow]]:
     try:
         connection = psycopg.connect(dsn, autocommit=True, prepare_threshold=None)
     except psycopg.OperationalError as error:
-        raise SourceUnreachable(f"no connection to the demo's PostgreSQL: {error}") from error
+        raise SourceUnreachable(f"The demo's PostgreSQL cannot be reached: {error}") from error
     try:
         with connection:
             yield connection
     except psycopg.Error as error:
         code = error.sqlstate or ""
-        raise SourceError(f"PostgreSQL refused the demo's data: {error}", sqlstate=code) from error
+        raise SourceError(
+            f"PostgreSQL reported an error in the demo's data: {error}", sqlstate=code
+        ) from error
 
 
 def _in_database(dsn: str, database: str) -> str:

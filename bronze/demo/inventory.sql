@@ -1,11 +1,11 @@
--- The rows of the demo source: what there is to sell, and where it lies.
+-- The rows of the demo source: suppliers, products, warehouses, stock.
 --
--- What is wrong with it on purpose, by number (every other row keeps the rules):
+-- Errors that it contains on purpose, by number (all other rows are consistent):
 --   products       product_id % 23 = 5            product_name has spaces around it
 --                  product_id % 29 = 7            category in capitals
 --   suppliers      supplier_id % 41 = 3           contact_number is text ('call the office')
---   inventory      inventory_id % 997 = 100       quantity_available is 1000000 (an outlier), and
---                                                 so not what stock_levels says
+--   inventory      inventory_id % 997 = 100       quantity_available is 1000000 (an outlier),
+--                                                 unlike stock_levels
 --                  inventory_id % 1499 = 77       quantity_available is -5 (oversold)
 
 insert into suppliers

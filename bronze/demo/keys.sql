@@ -1,4 +1,4 @@
--- Keys, indexes and the numbers to go on with, added when the rows are there: many times faster.
+-- Keys, indexes and sequences. Added after the rows, which is many times faster.
 
 alter table suppliers add primary key (supplier_id);
 alter table warehouses add primary key (warehouse_id), add unique (code);

@@ -1,6 +1,6 @@
--- The rows of the demo source: who orders, what, and what becomes of it.
+-- The rows of the demo source: customers, orders, shipments, returns.
 --
--- What is wrong with it on purpose, by number (every other row keeps the rules):
+-- Errors that it contains on purpose, by number (all other rows are consistent):
 --   customers      customer_id % 97 = 11          email without an @
 --                  customer_id % 101 = 13         email is ''
 --                  customer_id % 89 = 17          customer_name with spaces around it, upper case

@@ -1,4 +1,4 @@
--- The ten tables of the demo source, an inventory and order business. Keys come after the rows.
+-- The ten tables of the demo source, an inventory and order business; keys.sql adds the keys.
 
 create type order_status as enum
     ('pending', 'paid', 'packed', 'shipped', 'delivered', 'cancelled');

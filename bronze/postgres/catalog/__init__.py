@@ -1,1 +1,1 @@
-"""What PostgreSQL says of its tables, columns, types and constraints."""
+"""The source's catalog: relations, types, constraints, definitions, and the column contract."""

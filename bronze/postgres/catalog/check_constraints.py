@@ -1,8 +1,8 @@
 """CHECK constraints as polars expressions, where the two mean exactly the same.
 
-A condition is translated whole or not at all. What is not among the few forms below (a function, a
-cast that may lose something, an order of texts, which depends on a collation) is left out: then
-PostgreSQL alone sees to it. NULL keeps a constraint in both.
+A condition is translated completely or not at all. Functions, casts that may lose information and
+the order of texts (it depends on a collation) are not supported: such a condition is checked by
+PostgreSQL alone. NULL satisfies a constraint in both.
 """
 
 from __future__ import annotations
@@ -27,13 +27,17 @@ _LONG = 2**63
 _TEXTS = ("text", "character varying")
 
 
-class _Unknown(Exception):
-    """It is not understood exactly."""
+class _Untranslatable(Exception):
+    """A part of the condition has no exact translation."""
 
 
 @dataclass(frozen=True)
 class _Operand:
-    """A value: ``family`` says with what it may be compared, ``constant`` is None for columns."""
+    """An operand of a comparison: a column, an expression over columns, or a constant.
+
+    ``family`` is its group of types: only operands of one family are compared. ``value`` is None
+    for a constant, which is in ``constant``. ``scale`` and ``digits`` are those of a number.
+    """
 
     family: str
     value: pl.Expr | None
@@ -45,103 +49,107 @@ class _Operand:
 def translated(
     text: str, columns: Sequence[Column], folding: Collection[str] = ()
 ) -> pl.Expr | None:
-    """A condition as PostgreSQL writes it, as an expression over the source's column names.
+    """Translates a condition into a polars expression over the source's column names.
 
     Args:
-        text: the condition, as ``pg_get_expr`` gives it.
-        columns: the table's contract.
-        folding: columns whose collation takes different texts for equal.
+        text: the condition, as ``pg_get_expr`` returns it.
+        columns: the table's column contract.
+        folding: columns with a nondeterministic collation, under which different texts are equal.
 
     Returns:
-        None where it is not understood exactly.
+        None if the condition has no exact translation.
     """
     known = {column.name: column for column in columns if column.name not in folding}
     try:
         tree = sqlglot.parse_one(text, read="postgres")
-        return _Reader(known).truth(tree)
-    except (_Unknown, sqlglot.errors.SqlglotError):
+        return _Translator(known).condition(tree)
+    except (_Untranslatable, sqlglot.errors.SqlglotError):
         return None
 
 
-class _Reader:
-    """Reads a tree of a known table."""
+class _Translator:
+    """Translates the syntax tree of a condition on one table."""
 
     def __init__(self, columns: Mapping[str, Column]) -> None:
         self._columns = columns
 
-    def truth(self, node: Any) -> pl.Expr:
-        """A condition."""
+    def condition(self, node: Any) -> pl.Expr:
+        """The expression of a condition.
+
+        Raises:
+            _Untranslatable: it has no exact translation.
+        """
         node = node.unnest()
         if isinstance(node, exp.And):
-            return self.truth(node.this) & self.truth(node.expression)
+            return self.condition(node.this) & self.condition(node.expression)
         if isinstance(node, exp.Or):
-            return self.truth(node.this) | self.truth(node.expression)
+            return self.condition(node.this) | self.condition(node.expression)
         if isinstance(node, exp.Not):
-            return ~self.truth(node.this)
+            return ~self.condition(node.this)
         if isinstance(node, exp.Is):
-            return self._is(node)
-        if type(node) in _ORDER:
-            return self._compared(node)
+            return self._null_or_truth_test(node)
+        if type(node) in _COMPARISONS:
+            return self._comparison(node)
         if isinstance(node, exp.Column):
-            found = self._value(node)
-            if found.family == "boolean" and found.value is not None:
-                return found.value
-        raise _Unknown
+            operand = self._value(node)
+            if operand.family == "boolean" and operand.value is not None:
+                return operand.value
+        raise _Untranslatable
 
-    def _is(self, node: exp.Is) -> pl.Expr:
-        """``IS NULL``, ``IS TRUE``, ``IS FALSE`` and their opposites."""
-        what = node.expression.unnest()
-        if isinstance(what, exp.Null):
+    def _null_or_truth_test(self, node: exp.Is) -> pl.Expr:
+        """``IS NULL``, ``IS TRUE``, ``IS FALSE`` and their negations."""
+        tested = node.expression.unnest()
+        if isinstance(tested, exp.Null):
             column = self._column(node.this.unnest())
             if column.reject:
-                # A rejected value is none in Bronze.
-                raise _Unknown
-            said = pl.col(column.name).is_null()
-        elif isinstance(what, exp.Boolean):
+                # A rejected value is NULL in Bronze, but not in the source.
+                raise _Untranslatable
+            test = pl.col(column.name).is_null()
+        elif isinstance(tested, exp.Boolean):
             if any(self._column(column).reject for column in node.this.find_all(exp.Column)):
-                raise _Unknown
-            said = self.truth(node.this).eq_missing(pl.lit(bool(what.this)))
+                raise _Untranslatable
+            test = self.condition(node.this).eq_missing(pl.lit(bool(tested.this)))
         else:
-            raise _Unknown
-        return ~said if node.args.get("negate") else said
+            raise _Untranslatable
+        return ~test if node.args.get("negate") else test
 
-    def _compared(self, node: Any) -> pl.Expr:
+    def _comparison(self, node: Any) -> pl.Expr:
         left, right = self._value(node.this), node.expression.unnest()
         if isinstance(node, exp.EQ) and isinstance(right, exp.Any):
-            each = [_related(exp.EQ, left, value) for value in self._listed(right.this)]
-            return reduce(operator.or_, each)
+            tests = [_compare(exp.EQ, left, value) for value in self._array_items(right.this)]
+            return reduce(operator.or_, tests)
         if isinstance(node, exp.NEQ) and isinstance(right, exp.Anonymous) and right.name == "ALL":
             (values,) = right.expressions
-            each = [_related(exp.NEQ, left, value) for value in self._listed(values)]
-            return reduce(operator.and_, each)
-        return _related(type(node), left, self._value(right))
+            tests = [_compare(exp.NEQ, left, value) for value in self._array_items(values)]
+            return reduce(operator.and_, tests)
+        return _compare(type(node), left, self._value(right))
 
-    def _listed(self, node: Any) -> list[_Operand]:
+    def _array_items(self, node: Any) -> list[_Operand]:
         node = node.unnest()
         while isinstance(node, exp.Cast):
             inner = node.to.expressions
             if not (node.to.is_type("array") and inner and inner[0].is_type("text")):
-                raise _Unknown
+                raise _Untranslatable
             node = node.this.unnest()
         if not isinstance(node, exp.Array) or not node.expressions:
-            raise _Unknown
+            raise _Untranslatable
         return [self._value(item) for item in node.expressions]
 
     def _column(self, node: exp.Expression) -> Column:
         if not isinstance(node, exp.Column) or node.name not in self._columns:
-            raise _Unknown
+            raise _Untranslatable
         return self._columns[node.name]
 
     def _value(self, node: Any) -> _Operand:
         node = node.unnest()
         if isinstance(node, exp.Column):
-            return _of_column(self._column(node))
+            return _column_operand(self._column(node))
         if isinstance(node, (exp.Add, exp.Sub)):
             return self._sum(node)
         if isinstance(node, exp.Length):
             text = self._value(node.this)
             if text.family != "string" or text.value is None:
-                raise _Unknown
+                raise _Untranslatable
             return _Operand("int", text.value.str.len_chars().cast(pl.Int64))
         if isinstance(node, exp.Cast):
             return self._cast(node)
@@ -149,38 +157,44 @@ class _Reader:
 
     def _sum(self, node: exp.Add | exp.Sub) -> _Operand:
         sides = [self._value(node.this), self._value(node.expression)]
-        # PostgreSQL would refuse what does not fit; of narrow integers all sums fit.
-        if any(side.family != "int" or side.digits > _NARROW for side in sides):
-            raise _Unknown
-        one, other = (
+        # PostgreSQL fails on an overflow; sums of int4 values do not overflow in Int64.
+        if any(side.family != "int" or side.digits > _INT4_DIGITS for side in sides):
+            raise _Untranslatable
+        left, right = (
             pl.lit(side.constant, pl.Int64) if side.value is None else side.value.cast(pl.Int64)
             for side in sides
         )
-        return _Operand("int", one + other if isinstance(node, exp.Add) else one - other)
+        return _Operand("int", left + right if isinstance(node, exp.Add) else left - right)
 
     def _cast(self, node: exp.Cast) -> _Operand:
         inner, to = node.this.unnest(), node.to
         if isinstance(inner, exp.Literal) and inner.is_string:
-            return _typed(inner.this, to)
-        found = self._value(inner)
-        if found.family == "string" and to.is_type("text"):
-            return found
-        if found.family == "int" and to.is_type("bigint", "int", "decimal") and not to.expressions:
-            return found
-        if found.value is None and found.family in ("int", "decimal"):
+            return _typed_constant(inner.this, to)
+        operand = self._value(inner)
+        if operand.family == "string" and to.is_type("text"):
+            return operand
+        exact = to.is_type("bigint", "int", "decimal") and not to.expressions
+        if operand.family == "int" and exact:
+            return operand
+        if operand.value is None and operand.family in ("int", "decimal"):
             if to.is_type("decimal") and not to.expressions:
-                return found
+                return operand
             if to.is_type("double"):
-                return _double(found.constant)
-        raise _Unknown
+                return _double_constant(operand.constant)
+        raise _Untranslatable
 
 
-_NARROW = 10
+_INT4_DIGITS = 10
 _DIGITS = {"short": 5, "int": 10, "long": 19}
-_SAME = {"double": "double", "date": "date", "timestamp": "timestamp", "boolean": "boolean"}
+_OTHER_FAMILIES = {
+    "double": "double",
+    "date": "date",
+    "timestamp": "timestamp",
+    "boolean": "boolean",
+}
 
 
-def _of_column(column: Column) -> _Operand:
+def _column_operand(column: Column) -> _Operand:
     kind, value = column.kind, pl.col(column.name)
     if kind.name in _INTEGERS and column.source_type in ("smallint", "integer", "bigint"):
         return _Operand("int", value, digits=_DIGITS[kind.name])
@@ -188,27 +202,27 @@ def _of_column(column: Column) -> _Operand:
         return _Operand("decimal", value, scale=kind.scale, digits=kind.precision)
     if kind.name == "string" and column.source_type.partition("(")[0] in _TEXTS:
         return _Operand("string", value)
-    if kind.name in _SAME:
-        # The config may take a time without zone as one in UTC; constants would be another thing.
+    if kind.name in _OTHER_FAMILIES:
+        # By the config it may be a timestamp without zone read as UTC: constants are not.
         if kind.name == "timestamp" and "without" in column.source_type:
-            raise _Unknown
+            raise _Untranslatable
         return _Operand(kind.name, value)
     if kind.name == "timestamp_ntz":
         return _Operand("timestamp_ntz", value)
-    raise _Unknown
+    raise _Untranslatable
 
 
 def _constant(node: exp.Expression) -> _Operand:
     if isinstance(node, exp.Boolean):
         return _Operand("boolean", None, bool(node.this))
     if isinstance(node, exp.Neg):
-        found = _constant(node.this.unnest())
-        if found.family not in ("int", "decimal"):
-            raise _Unknown
-        return _number(-found.constant)
+        operand = _constant(node.this.unnest())
+        if operand.family not in ("int", "decimal"):
+            raise _Untranslatable
+        return _number(-operand.constant)
     if isinstance(node, exp.Literal) and not node.is_string:
         return _number(Decimal(node.this))
-    raise _Unknown
+    raise _Untranslatable
 
 
 def _number(value: Decimal) -> _Operand:
@@ -218,41 +232,41 @@ def _number(value: Decimal) -> _Operand:
     return _Operand("decimal", None, value)
 
 
-def _double(value: Any) -> _Operand:
+def _double_constant(value: Any) -> _Operand:
     number = float(value)
     if math.isnan(number):
-        raise _Unknown
+        raise _Untranslatable
     return _Operand("double", None, number)
 
 
-def _typed(text: str, to: exp.DataType) -> _Operand:
+def _typed_constant(text: str, to: exp.DataType) -> _Operand:
     if to.expressions:
-        raise _Unknown
+        raise _Untranslatable
     try:
         if to.is_type("text", "varchar"):
             return _Operand("string", None, text)
         if to.is_type("int", "bigint", "smallint", "decimal"):
             number = Decimal(text)
             if not number.is_finite():
-                raise _Unknown
+                raise _Untranslatable
             return _number(number)
         if to.is_type("double"):
-            return _double(text)
+            return _double_constant(text)
         if to.is_type("boolean"):
             return _Operand("boolean", None, {"t": True, "true": True, "f": False}[text])
         if to.is_type("date"):
             return _Operand("date", None, date.fromisoformat(text))
-        moment = datetime.fromisoformat(text)
+        timestamp = datetime.fromisoformat(text)
     except (ValueError, ArithmeticError, KeyError):
-        raise _Unknown from None
-    if to.is_type("timestamptz") and moment.tzinfo:
-        return _Operand("timestamp", None, moment)
-    if to.is_type("timestamp") and not moment.tzinfo:
-        return _Operand("timestamp_ntz", None, moment)
-    raise _Unknown
+        raise _Untranslatable from None
+    if to.is_type("timestamptz") and timestamp.tzinfo:
+        return _Operand("timestamp", None, timestamp)
+    if to.is_type("timestamp") and not timestamp.tzinfo:
+        return _Operand("timestamp_ntz", None, timestamp)
+    raise _Untranslatable
 
 
-_ORDER: Mapping[type[exp.Expression], Callable[[Any, Any], Any]] = {
+_COMPARISONS: Mapping[type[exp.Expression], Callable[[Any, Any], Any]] = {
     exp.EQ: operator.eq,
     exp.NEQ: operator.ne,
     exp.GT: operator.gt,
@@ -260,38 +274,38 @@ _ORDER: Mapping[type[exp.Expression], Callable[[Any, Any], Any]] = {
     exp.LT: operator.lt,
     exp.LTE: operator.le,
 }
-_UNORDERED = ("string", "boolean")
+_EQUALITY_ONLY = ("string", "boolean")
 
 
-def _related(how: type[exp.Expression], left: _Operand, right: _Operand) -> pl.Expr:
+def _compare(kind: type[exp.Expression], left: _Operand, right: _Operand) -> pl.Expr:
     if left.value is None and right.value is None:
-        raise _Unknown
-    if how not in (exp.EQ, exp.NEQ) and left.family in _UNORDERED:
-        raise _Unknown
+        raise _Untranslatable
+    if kind not in (exp.EQ, exp.NEQ) and left.family in _EQUALITY_ONLY:
+        raise _Untranslatable
     families = {left.family, right.family}
     if families == {"int", "decimal"} or families == {"decimal"}:
         if left.scale != right.scale and left.value is not None and right.value is not None:
-            raise _Unknown
-        left, right = _fitting(left, right), _fitting(right, left)
+            raise _Untranslatable
+        left, right = _matching_decimal(left, right), _matching_decimal(right, left)
     elif len(families) > 1:
-        raise _Unknown
-    found: pl.Expr = _ORDER[how](_expression(left), _expression(right))
-    return found
+        raise _Untranslatable
+    comparison: pl.Expr = _COMPARISONS[kind](_polars_expression(left), _polars_expression(right))
+    return comparison
 
 
-def _fitting(one: _Operand, other: _Operand) -> _Operand:
-    """A number as a constant of the other's type, where it is one."""
-    if one.value is not None:
-        if other.value is not None and one.family != other.family:
-            raise _Unknown
-        return one
-    number = Decimal(one.constant)
+def _matching_decimal(operand: _Operand, other: _Operand) -> _Operand:
+    """A constant as a value of the other operand's type; other operands as they are."""
+    if operand.value is not None:
+        if other.value is not None and operand.family != other.family:
+            raise _Untranslatable
+        return operand
+    number = Decimal(operand.constant)
     if other.family == "int":
-        raise _Unknown
+        raise _Untranslatable
     places = -int(number.as_tuple().exponent) if number.is_finite() else _LONG
     whole = max(number.adjusted() + 1, 0)
     if places > other.scale or whole > other.digits - other.scale:
-        raise _Unknown
+        raise _Untranslatable
     return _Operand("decimal", pl.lit(number).cast(pl.Decimal(other.digits, other.scale)))
 
 
@@ -306,7 +320,7 @@ _LITERALS: Mapping[str, Any] = {
 }
 
 
-def _expression(operand: _Operand) -> pl.Expr:
+def _polars_expression(operand: _Operand) -> pl.Expr:
     if operand.value is not None:
         return operand.value
     return pl.lit(operand.constant).cast(_LITERALS[operand.family])

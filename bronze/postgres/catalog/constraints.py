@@ -1,4 +1,4 @@
-"""What PostgreSQL itself promises about the rows of a table."""
+"""The constraints of a table, as far as PostgreSQL guarantees that all its rows satisfy them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bronze.postgres.connection.connect import Connection
 
 @dataclass(frozen=True)
 class Check:
-    """A CHECK constraint; ``text`` is its condition as PostgreSQL writes it."""
+    """A CHECK constraint; ``text`` is its condition as ``pg_get_expr`` returns it."""
 
     name: str
     text: str
@@ -21,8 +21,10 @@ class Check:
 
 @dataclass(frozen=True)
 class Reference:
-    """A foreign key. ``proven`` says that every row is known to keep it, ``readable`` that the
-    other table's columns can be asked.
+    """A foreign key: ``columns`` refer to the columns ``others`` of ``schema.table``.
+
+    ``proven`` says that PostgreSQL guarantees it for every row, ``readable`` that the role may read
+    the referenced columns.
     """
 
     name: str
@@ -36,11 +38,12 @@ class Reference:
 
 @dataclass(frozen=True)
 class Constraints:
-    """What is known of a relation's rows.
+    """The constraints of a relation.
 
-    ``not_null`` are columns that never are, ``unique`` the sets of columns whose values (none
-    being NULL) are never the same in two rows, ``enums`` columns and the labels of their types,
-    ``folding`` the columns whose collation takes different texts for equal.
+    ``not_null`` are its columns without NULL. ``unique`` are the sets of columns of which no two
+    rows have the same values (rows with NULL aside). ``enums`` are its enum columns with the labels
+    of their types, ``folding`` its columns with a nondeterministic collation, under which
+    different texts are equal.
     """
 
     not_null: tuple[str, ...] = ()
@@ -51,7 +54,7 @@ class Constraints:
     folding: tuple[str, ...] = ()
 
 
-# NOT VALID and NOT ENFORCED constraints are wishes. A NO INHERIT one says nothing of heirs.
+# A NOT VALID or NOT ENFORCED constraint guarantees nothing, a NO INHERIT one nothing of children.
 _CONSTRAINTS = f"""
 SELECT c.conname, c.contype::text,
        c.convalidated AND coalesce((to_jsonb(c)->>'conenforced')::bool, true),
@@ -70,7 +73,7 @@ FROM pg_constraint c
 LEFT JOIN pg_class f ON f.oid = c.confrelid LEFT JOIN pg_namespace n ON n.oid = f.relnamespace
 WHERE c.conrelid = %(oid)s AND c.contype IN ('c', 'f', 'n')
 ORDER BY c.conname
-"""  # noqa: S608 - of constants
+"""  # noqa: S608 - made of constants
 
 _UNIQUE = """
 SELECT ARRAY(SELECT a.attname::text FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, o)
@@ -92,11 +95,11 @@ LEFT JOIN pg_collation c ON c.oid = a.attcollation
 WHERE a.attrelid = %(oid)s AND a.attnum > 0 AND NOT a.attisdropped
   AND (t.typtype = 'e' OR NOT c.collisdeterministic)
 ORDER BY a.attnum
-"""  # noqa: S608 - of constants
+"""  # noqa: S608 - made of constants
 
 
 def constraints(connection: Connection, relation: Relation) -> Constraints:
-    """The constraints of a relation, those of views and foreign tables being none.
+    """The constraints of a relation; views and foreign tables have none.
 
     Raises:
         psycopg.Error
@@ -108,10 +111,14 @@ def constraints(connection: Connection, relation: Relation) -> Constraints:
     unique: list[Any] = connection.execute(_UNIQUE, oid).fetchall()
     columns: list[Any] = connection.execute(_COLUMNS, oid).fetchall()
     alone = relation.kind == "partitioned" or len(relation.parts) <= 1
-    wished = {row[3][0] for row in rows if row[1] == "n" and not (row[2] and (alone or not row[8]))}
+    unproven = {
+        row[3][0] for row in rows if row[1] == "n" and not (row[2] and (alone or not row[8]))
+    }
     return Constraints(
-        not_null=tuple(a.name for a in relation.attributes if a.not_null and a.name not in wished),
-        # Heirs have keys, and refer to others, for themselves.
+        not_null=tuple(
+            a.name for a in relation.attributes if a.not_null and a.name not in unproven
+        ),
+        # Inheritance children have unique indexes and foreign keys of their own.
         unique=tuple(tuple(row[0]) for row in unique) if alone else (),
         checks=tuple(
             Check(row[0], row[7] or "") for row in rows if row[1] == "c" and (alone or not row[8])
@@ -128,7 +135,7 @@ def constraints(connection: Connection, relation: Relation) -> Constraints:
 
 def _references(rows: Sequence[Any], alone: bool) -> tuple[Reference, ...]:
     return tuple(
-        Reference(name, tuple(columns), schema, table, tuple(others), valid and alone, may)
-        for name, kind, valid, columns, schema, table, others, _, _, may in rows
+        Reference(name, tuple(columns), schema, table, tuple(others), valid and alone, readable)
+        for name, kind, valid, columns, schema, table, others, _, _, readable in rows
         if kind == "f"
     )

@@ -1,12 +1,12 @@
-"""What the catalog says of how a relation's values come about, beside the rows themselves.
+"""Fingerprints of a relation's definition in the catalog: its types, expressions, query, storage.
 
-``ALTER TYPE … RENAME VALUE``, a new expression of a generated column, a rewrite by ``ALTER TABLE``,
-another query of a view: each changes what rows show, and no row tells of it. A definition has a
-fingerprint of each such aspect. Whoever reads only rows that have changed remembers it, and
-compares all rows once it differs.
+``ALTER TYPE … RENAME VALUE``, a new expression of a generated column, a rewrite by ``ALTER TABLE``
+or a new query of a view change the values that are read without changing a row. A definition has a
+fingerprint of each such aspect. Incremental loads and streams store it, and compare all rows when
+it has changed.
 
-A view is followed to what it shows: views, tables, and the functions that it calls. What those
-functions read or call in their bodies as text, nobody can know.
+The definition of a view includes the views, tables and functions that it depends on. Objects that
+a function uses in a body stored as text are not included: PostgreSQL records no dependency.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from typing import Any
 from bronze.postgres.connection.connect import Connection
 
 Definition = Mapping[str, str]
-"""By its name a fingerprint of each aspect that the relation has."""
+"""The fingerprint of each aspect of a relation, by the name of the aspect."""
 
 STORAGE = "storage"
-"""The aspect that a rewrite changes: which files hold the rows."""
+"""The aspect that a rewrite changes: the files in which the rows are."""
 _LABEL = "label "
 
-# The first one that differs is told.
+# Of several aspects that differ the first one is reported.
 _CHANGED: Mapping[str, str] = {
     "parts": "its partitions have changed",
     "columns": "its columns have changed",
     "types": "a type of its columns has changed",
     "query": "its query has changed",
-    "functions": "a function behind its values has changed",
+    "functions": "a function that its values depend on has changed",
     "foreign": "its foreign server or table has changed",
     "policies": "its row-level security has changed",
-    "names": "names that its columns show have changed",
+    "names": "the names of objects that its columns show have changed",
     _LABEL: "labels of an enum have changed",
-    STORAGE: "it was rewritten",
+    STORAGE: "its storage was rewritten",
 }
 
-# What PostgreSQL itself brings has smaller oids, and means the same for ever; but for the types
-# whose texts are names of other objects.
-_OWN = 16384
+# PostgreSQL's own objects have smaller oids, and do not change; the values of some of its types are
+# names of other objects, which do.
+_FIRST_USER_OID = 16384
 _NAMING = "(t.typname LIKE 'reg%%' OR t.typname = 'aclitem')"
 
 _ASPECTS = f"""
@@ -65,7 +65,7 @@ WITH RECURSIVE reach(root, oid) AS (
     JOIN pg_attribute a ON a.attrelid = r.oid AND a.attnum > 0 AND NOT a.attisdropped
     JOIN pg_type t ON t.oid = a.atttypid
     LEFT JOIN pg_type e ON e.oid = t.typelem
-    WHERE a.atttypid >= {_OWN} OR {_NAMING} OR {_NAMING.replace("t.", "e.")}
+    WHERE a.atttypid >= {_FIRST_USER_OID} OR {_NAMING} OR {_NAMING.replace("t.", "e.")}
   UNION
     SELECT types.root, next.oid FROM types JOIN pg_type t ON t.oid = types.oid
     CROSS JOIN LATERAL (
@@ -77,7 +77,7 @@ WITH RECURSIVE reach(root, oid) AS (
         SELECT g.rngsubtype FROM pg_range g
         WHERE t.oid IN (g.rngtypid, (to_jsonb(g) ->> 'rngmultitypid')::oid)
     ) AS next(oid)
-    WHERE next.oid >= {_OWN} OR EXISTS (
+    WHERE next.oid >= {_FIRST_USER_OID} OR EXISTS (
         SELECT FROM pg_type t WHERE t.oid = next.oid AND {_NAMING})
 ), functions(root, oid) AS (
     SELECT r.root, d.refobjid FROM reach r JOIN expressions x ON x.adrelid = r.oid
@@ -94,7 +94,7 @@ WITH RECURSIVE reach(root, oid) AS (
         AND d.refclassid = 'pg_proc'::regclass
   UNION
     SELECT types.root, t.typoutput::oid FROM types JOIN pg_type t ON t.oid = types.oid
-    WHERE t.typoutput::oid >= {_OWN}
+    WHERE t.typoutput::oid >= {_FIRST_USER_OID}
 ), called(root, oid) AS (
     SELECT root, oid FROM functions
   UNION
@@ -102,7 +102,7 @@ WITH RECURSIVE reach(root, oid) AS (
     JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = called.oid
         AND d.refclassid = 'pg_proc'::regclass
 ), facts(root, aspect, fact) AS (
-    -- A modifier that changes values rewrites them; varchar and text have the same ones.
+    -- A new modifier that changes values rewrites the table; varchar and text have equal values.
     SELECT r.root, 'columns', concat_ws(' ', r.oid, a.attnum,
                CASE WHEN a.atttypid = 'varchar'::regtype THEN 'text'::regtype ELSE a.atttypid END
                    ::oid, a.attcollation, a.attgenerated, x.text)
@@ -150,9 +150,9 @@ WITH RECURSIVE reach(root, oid) AS (
 SELECT root::int8, aspect,
        hashtextextended(string_agg(fact, chr(10) ORDER BY fact COLLATE "C"), 0)::text
 FROM facts GROUP BY root, aspect
-"""  # noqa: S608 - no word of it is from outside
+"""  # noqa: S608 - made of constants
 
-# With the search_path that our sessions have, each of these has its schema's name before it.
+# The search_path of our sessions makes PostgreSQL qualify each of these names by its schema.
 _NAMES = """
 SELECT hashtextextended(string_agg(fact, chr(10) ORDER BY fact COLLATE "C"), 0)::text FROM (
     SELECT concat_ws(' ', 'c', c.oid, c.relnamespace, c.relname) FROM pg_class c
@@ -173,32 +173,32 @@ SELECT hashtextextended(string_agg(fact, chr(10) ORDER BY fact COLLATE "C"), 0):
 
 
 def definitions(connection: Connection, oids: Sequence[int]) -> dict[int, dict[str, str]]:
-    """The definitions of relations by their oids; needs no rights beyond connecting.
+    """The definitions of relations by their oids. Needs no privileges beyond CONNECT.
 
     Raises:
         psycopg.Error
     """
-    found: dict[int, dict[str, str]] = {oid: {} for oid in oids}
+    fingerprints: dict[int, dict[str, str]] = {oid: {} for oid in oids}
     rows: list[Any] = connection.execute(_ASPECTS, {"oids": list(oids)}).fetchall()
     for oid, aspect, fingerprint in rows:
-        found[oid][aspect] = fingerprint
-    naming = [aspects for aspects in found.values() if "names" in aspects]
+        fingerprints[oid][aspect] = fingerprint
+    naming = [aspects for aspects in fingerprints.values() if "names" in aspects]
     if naming:
         names: Any = connection.execute(_NAMES).fetchone()
         for aspects in naming:
             aspects["names"] = names[0]
-    return found
+    return fingerprints
 
 
 def changed(known: Definition, now: Definition, *, storage: bool) -> str:
-    """What has changed of a relation, as a clause after its name; "" if nothing has.
+    """What has changed in a relation's definition, as a clause of a sentence; "" if nothing has.
 
-    A label that an enum has got since then is no change: no row had it.
+    A new label of an enum is not a change: no row had it.
 
     Args:
-        known: its definition as it was.
-        now: as it is.
-        storage: whether a rewrite counts.
+        known: the stored definition.
+        now: the current definition.
+        storage: whether a rewrite of the relation counts as a change.
     """
     differing = {
         _LABEL if aspect.startswith(_LABEL) else aspect
@@ -207,4 +207,4 @@ def changed(known: Definition, now: Definition, *, storage: bool) -> str:
         and (storage or aspect != STORAGE)
         and not (aspect.startswith(_LABEL) and aspect not in known)
     }
-    return next((said for aspect, said in _CHANGED.items() if aspect in differing), "")
+    return next((clause for aspect, clause in _CHANGED.items() if aspect in differing), "")

@@ -1,9 +1,9 @@
-"""How values are compared in SQL, by the operators of their type.
+"""The operators that compare values of a type in SQL, qualified by their schema.
 
-``=`` and ``<`` are looked up by name, in the session's search_path. Those of an extension's type
-are in the extension's schema: without it, citext would be compared as text, where small letters
-differ from capital ones, and ltree not at all. GROUP BY, ORDER BY, DISTINCT and indexes need no
-name.
+PostgreSQL looks ``=`` and ``<`` up in the session's search_path, which has only pg_catalog. The
+operators of an extension's type are in the extension's schema: unqualified, they would compare
+citext as text, case-sensitively, and fail on ltree. GROUP BY, ORDER BY, DISTINCT and indexes use
+the type's operator class, and need no qualified operator.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from bronze.postgres.connection.connect import Connection
 
 @dataclass(frozen=True)
 class Comparison:
-    """Operators in SQL."""
+    """The comparison operators of a type, in SQL."""
 
     equal: str = "="
     less: str = "<"
@@ -25,7 +25,7 @@ class Comparison:
 
 
 PLAIN = Comparison()
-"""Those of PostgreSQL's own types."""
+"""The operators of PostgreSQL's own types."""
 
 _OPERATORS = """
 WITH RECURSIVE used(name, type) AS (
@@ -45,7 +45,7 @@ JOIN pg_amop p ON p.amopfamily = c.opcfamily AND p.amoplefttype = used.type
 JOIN pg_operator o ON o.oid = p.amopopr JOIN pg_namespace n ON n.oid = o.oprnamespace
 WHERE n.nspname <> 'pg_catalog'
 """
-# (access method, its strategy): the operator
+# The field of `Comparison` by access method and strategy number.
 _STRATEGIES = {
     ("hash", 1): "equal",
     ("btree", 3): "equal",
@@ -55,15 +55,15 @@ _STRATEGIES = {
 
 
 def comparisons(connection: Connection, schema: str, table: str) -> Mapping[str, Comparison]:
-    """How to compare values of those columns whose types are not PostgreSQL's own.
+    """The operators of the columns whose types are not PostgreSQL's own, by column name.
 
     Raises:
         psycopg.Error
     """
-    found: dict[str, dict[str, str]] = {}
+    operators_of: dict[str, dict[str, str]] = {}
     rows: list[Any] = connection.execute(_OPERATORS, [schema, table]).fetchall()
     for name, method, strategy, operator in rows:
-        known = _STRATEGIES.get((method, strategy))
-        if known:
-            found.setdefault(name, {})[known] = operator
-    return {name: Comparison(**operators) for name, operators in found.items()}
+        field = _STRATEGIES.get((method, strategy))
+        if field:
+            operators_of.setdefault(name, {})[field] = operator
+    return {name: Comparison(**operators) for name, operators in operators_of.items()}

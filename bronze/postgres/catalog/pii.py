@@ -1,4 +1,4 @@
-"""What personal data looks like: names of columns, and the shape of values."""
+"""Detection of personal data, by the names of columns and by the form of values."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ _PERSONS = (
     "|guest|student|teacher|driver|passenger|applicant|candidate|subscriber|owner|recipient"
     "|holder|author|manager|buyer|doctor)(s|n|es)?"
 )
-_GIVEN = "(name|nom|nombre|nome|naam)s?"
+_NAME = "(name|nom|nombre|nome|naam)s?"
 
-# Patterns over a name's words, each between two underscores. The first that is found counts.
+# Patterns over a name's words, each between two underscores. The first match decides.
 _NAMES: Sequence[tuple[PersonalKind, str]] = (
     ("e-mail", r"_e?_?mails?(_?addr(ess)?)?_|_(courriel|correo)_|_email"),
     ("IP address", r"_ip(_?v)?(_?addr(ess)?)?_|_remote_addr(ess)?_"),
@@ -72,7 +72,7 @@ _NAMES: Sequence[tuple[PersonalKind, str]] = (
         "person's name",
         r"_(first|last|full|given|family|middle|maiden|birth|sur|fore|nick|user|vor|nach|familien"
         r"|benutzer)_?names?_|_(voor|achter)_?naam_|_(prenom|apellidos?|cognome|sobrenome|efternamn"
-        rf"|fornamn)_|_{_PERSONS}_?{_GIVEN}_",
+        rf"|fornamn)_|_{_PERSONS}_?{_NAME}_",
     ),
     (
         "address",
@@ -88,15 +88,21 @@ _NAMES: Sequence[tuple[PersonalKind, str]] = (
     ),
 )
 _BY_NAME = tuple((kind, re.compile(pattern)) for kind, pattern in _NAMES)
-_OF_PERSONS = re.compile(rf"_{_PERSONS}_$")
-_BARE_NAME = re.compile(rf"_{_GIVEN}_")
-# What a name ends with that speaks about the data instead of holding it.
-_ABOUT = re.compile(r"_(type|kind|ids?|count|verified|valid|format|template|provider|domain)_$")
+_PERSON_TABLE = re.compile(rf"_{_PERSONS}_$")
+_BARE_NAME = re.compile(rf"_{_NAME}_")
+# Last words of names of columns that describe personal data and do not contain it.
+_DESCRIPTIVE = re.compile(
+    r"_(type|kind|ids?|count|verified|valid|format|template|provider|domain)_$"
+)
 
 _MOMENTS = frozenset({"date", "timestamp", "timestamptz"})
 _NUMBERS = frozenset({"int2", "int4", "int8", "numeric"})
-_NUMBERED = frozenset({"card", "bank account", "identity number", "phone", "birth", "sensitive"})
-_NEVER = frozenset({"bool", "float4", "float8", "time", "timetz", "interval", "oid", "uuid"})
+_NUMERIC_KINDS = frozenset(
+    {"card", "bank account", "identity number", "phone", "birth", "sensitive"}
+)
+_IMPERSONAL_TYPES = frozenset(
+    {"bool", "float4", "float8", "time", "timetz", "interval", "oid", "uuid"}
+)
 
 
 def words(name: str) -> list[str]:
@@ -106,29 +112,30 @@ def words(name: str) -> list[str]:
 
 
 def kind_by_name(table: str, column: str, type_name: str) -> PersonalKind | None:
-    """The kind of personal data that a column's name promises, if any.
+    """The kind of personal data that a column contains, judged by its name; None if none.
 
     Args:
-        table: the table's name; in one of persons, ``name`` is a person's.
+        table: the table's name; in a table of persons the column ``name`` is a person's name.
         column: the column's name.
-        type_name: its type as in `bronze.postgres.catalog.types.SourceType`, an array's element's.
+        type_name: the name of its type, as in `bronze.postgres.catalog.types.SourceType`; for an
+            array the type of the elements.
     """
     joined = f"_{'_'.join(words(column))}_"
     for kind, pattern in _BY_NAME:
         if pattern.search(joined):
-            about = kind != "identity number" and _ABOUT.search(joined)
-            return kind if _fits(kind, type_name) and not about else None
-    if _BARE_NAME.fullmatch(joined) and _OF_PERSONS.search(f"_{'_'.join(words(table))}_"):
-        return "person's name" if _fits("person's name", type_name) else None
+            descriptive = kind != "identity number" and _DESCRIPTIVE.search(joined)
+            return kind if _type_fits(kind, type_name) and not descriptive else None
+    if _BARE_NAME.fullmatch(joined) and _PERSON_TABLE.search(f"_{'_'.join(words(table))}_"):
+        return "person's name" if _type_fits("person's name", type_name) else None
     return None
 
 
-def _fits(kind: PersonalKind, type_name: str) -> bool:
+def _type_fits(kind: PersonalKind, type_name: str) -> bool:
     if type_name in _MOMENTS:
         return kind == "birth"
     if type_name in _NUMBERS:
-        return kind in _NUMBERED
-    return type_name not in _NEVER
+        return kind in _NUMERIC_KINDS
+    return type_name not in _IMPERSONAL_TYPES
 
 
 _EMAIL = re.compile(r"[\w.+-]{1,64}@(?:[\w-]{1,63}\.){1,8}[^\W\d_]{2,24}\b")
@@ -162,8 +169,8 @@ def _is_phone(value: str) -> bool:
     return digits in _PHONE_DIGITS and bool(_PHONE.fullmatch(value)) and not _DATE.fullmatch(value)
 
 
-# (kind, test of a value, the share of values that must pass): an e-mail address has a shape that
-# nothing else has, so a few within longer texts are enough.
+# (kind, test of a value, share of values that must pass). Nothing else has the form of an e-mail
+# address, so a few of them within longer texts are enough.
 _BY_CONTENT: Sequence[tuple[PersonalKind, Callable[[str], object], float]] = (
     ("e-mail", _EMAIL.search, 0.01),
     ("IP address", _IPV4.fullmatch, 0.5),
@@ -174,7 +181,7 @@ _BY_CONTENT: Sequence[tuple[PersonalKind, Callable[[str], object], float]] = (
 
 
 def kind_by_content(values: Sequence[str]) -> PersonalKind | None:
-    """The kind of personal data that a column's values look like, if any."""
+    """The kind of personal data that a column contains, judged by its values; None if none."""
     filled = [value.strip() for value in values if value.strip()]
     for kind, test, share in _BY_CONTENT:
         passed = sum(1 for value in filled if test(value))

@@ -1,4 +1,4 @@
-"""What is in the source: tables, columns, types, keys and sizes, found by looking."""
+"""The relations of the source with their columns, types, keys and sizes, read from the catalog."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _KINDS: Mapping[str, RelationKind] = {
 
 @dataclass(frozen=True)
 class Attribute:
-    """A column as PostgreSQL has it. ``number`` is its attnum, which a renaming leaves as it is,
-    ``readable`` says that the role may read it.
+    """A column. ``number`` is its attnum, which a renaming does not change; ``readable`` says that
+    the role may read it.
     """
 
     name: str
@@ -39,21 +39,28 @@ class Attribute:
 
 @dataclass(frozen=True)
 class Relation:
-    """A table, or what can be read like one.
+    """A table, a partitioned table, a view, a materialized view or a foreign table.
 
-    ``heaps`` are the sizes in pages of the heaps that a SELECT from it scans (its partitions',
-    its heirs', or its own; empty where there is no heap or one that has no ctid ranges),
-    ``page`` the size of a page in bytes, ``toast`` the bytes stored out of line, ``rows`` the
-    planner's estimate (-1: never analysed), ``width`` its estimate of a row's bytes.
-    ``keys`` are the keys that PostgreSQL keeps unique at any moment, over NOT NULL columns: the
-    primary key first. One that is ``deferrable``, which rows may share within a transaction, is
-    none of them; ``keyless`` is why what looks like a key is none at all.
-    ``parts`` are the oids of it and of all its partitions or heirs. ``rewritten`` says that its
-    storage was replaced after the transaction's snapshot, which therefore shows it empty.
-    ``readable`` says that the role may read some column, ``whole`` that SELECT on the table is
-    granted and not on columns alone, ``system`` which of ctid and xmin may be read. ``secured``
-    says that row-level security hides rows from the role.
-    ``definition`` is as `bronze.postgres.catalog.definition` has it.
+    Attributes:
+        keys: its unique indexes over NOT NULL columns that PostgreSQL enforces at any moment, the
+            primary key first.
+        heaps: the sizes, in pages, of the heaps that a SELECT scans: its own, and those of its
+            partitions or children. Empty where there is no heap, or one without ctid ranges.
+        page: the size of a page in bytes.
+        toast: the bytes in TOAST tables.
+        rows: the planner's estimate (-1: never analysed).
+        readable: whether the role may read some column.
+        rewritten: whether its storage was replaced after the transaction's snapshot, to which it
+            is therefore empty.
+        parts: the oids of it and of all its partitions or children.
+        whole: whether SELECT is granted on the table, and not on columns alone.
+        system: which of ctid and xmin the role may read.
+        secured: whether row-level security hides rows from the role.
+        definition: see `bronze.postgres.catalog.definition`.
+        deferrable: the columns of a DEFERRABLE key, in which rows may be equal within a
+            transaction; it is not one of ``keys``.
+        keyless: why none of its unique indexes is a key; "" if one is, or there is no index.
+        encoding: the database's.
     """
 
     oid: int
@@ -80,22 +87,23 @@ class Relation:
 
     @property
     def label(self) -> str:
-        """``schema.name``, for people and results."""
+        """``schema.name``, for messages and results."""
         return f"{self.schema}.{self.name}"
 
     @property
     def key(self) -> tuple[str, ...]:
-        """The primary key, or else the first of its keys, or else nothing."""
+        """The primary key, else the first of its keys, else a deferrable one, else ()."""
         return self.keys[0] if self.keys else self.deferrable
 
     def enforces(self, names: Sequence[str]) -> bool:
-        """Whether PostgreSQL sees to it that no two rows ever have the same values in these
-        columns; heirs have keys of their own.
+        """Whether PostgreSQL enforces at any moment that these columns are unique.
+
+        It does not across inheritance children, which have indexes of their own.
         """
         return self._unique(names, self.keys)
 
     def enforces_at_last(self, names: Sequence[str]) -> bool:
-        """Whether it sees to that once a transaction is committed."""
+        """Whether PostgreSQL enforces when a transaction commits that these columns are unique."""
         return self._unique(names, (*self.keys, self.deferrable))
 
     def _unique(self, names: Sequence[str], keys: Sequence[tuple[str, ...]]) -> bool:
@@ -113,7 +121,7 @@ WITH RECURSIVE tree(root, oid) AS (
 ), sizes AS (
     SELECT tree.root,
            bool_and(c.relkind = 'p' OR am.amname = 'heap') AS ranged,
-           -- The true size takes a lock: it is asked for only where we hold one already.
+           -- Reading the true size takes a lock: only where the transaction already has one.
            array_agg(CASE WHEN tree.root = ANY(%(locked)s::oid[])
                           THEN pg_relation_size(c.oid) / current_setting('block_size')::int8
                           ELSE c.relpages END)
@@ -141,7 +149,7 @@ SELECT c.oid::int8, n.nspname, c.relname, c.relkind::text,
        {readable("obj_description(c.oid, 'pg_class')")},
        coalesce(s.rewritten, true) AS rewritten, s.parts,
        has_table_privilege(c.oid, 'SELECT'),
-       -- Nobody has these columns in a view: there the answer is NULL.
+       -- A view has no such columns: there the function returns NULL.
        ARRAY(SELECT x.name FROM (VALUES ('ctid', -1), ('xmin', -2)) AS x(name, number)
              WHERE has_column_privilege(c.oid, x.number::int2, 'SELECT')),
        row_security_active(c.oid)
@@ -150,7 +158,7 @@ JOIN pg_namespace n ON n.oid = c.relnamespace
 JOIN sizes s ON s.root = c.oid
 WHERE NOT c.relispartition AND c.relpersistence <> 't'
 ORDER BY n.nspname, c.relname
-"""  # noqa: S608 - of constants
+"""  # noqa: S608 - made of constants
 
 _ATTRIBUTES = f"""
 SELECT a.attrelid::int8, a.attname, a.atttypid::int8, a.atttypmod,
@@ -160,7 +168,7 @@ SELECT a.attrelid::int8, a.attname, a.atttypid::int8, a.atttypmod,
 FROM pg_attribute a
 WHERE a.attrelid = ANY(%(oids)s::oid[]) AND a.attnum > 0 AND NOT a.attisdropped
 ORDER BY a.attrelid, a.attnum
-"""  # noqa: S608 - of constants
+"""  # noqa: S608 - made of constants
 
 _TYPES = """
 WITH RECURSIVE used(oid) AS (
@@ -198,7 +206,7 @@ ORDER BY i.indrelid, i.indimmediate DESC, i.indisprimary DESC, i.indnkeyatts, i.
 
 @dataclass(frozen=True)
 class _Unique:
-    """A unique index. ``columns`` are those of its key but expressions."""
+    """A unique index. ``columns`` are its key columns, without expressions."""
 
     name: str
     primary: bool
@@ -211,11 +219,11 @@ class _Unique:
 
     @property
     def fault(self) -> str:
-        """Why no rows can be told apart by it, "" where they can."""
+        """Why the index is not a key, as a predicate; "" if it is one."""
         if not self.valid:
-            return "is not valid (REINDEX makes it so, or says which rows are alike)"
+            return "is not valid (REINDEX it; if that fails, it names the duplicate values)"
         if self.partial:
-            return "is partial: it says nothing of the rows that its WHERE leaves out"
+            return "is partial: its WHERE excludes rows"
         if self.computed:
             return "is over an expression"
         if self.nullable:
@@ -226,15 +234,18 @@ class _Unique:
 def relations(
     connection: Connection, schemas: Sequence[str], locked: Sequence[int] = ()
 ) -> tuple[Relation, ...]:
-    """All that can be read like a table in ``schemas``; partitions belong to their parents.
+    """The relations of ``schemas``, sorted by schema and name; partitions belong to their parents.
 
-    Sorted by schema and name. Needs no rights beyond connecting; what the role may not read is
-    listed with ``readable`` false. Sizes are true for the oids in ``locked``, on which the
-    transaction must hold a lock, and as of the last VACUUM or ANALYZE for the others.
+    Needs no privileges beyond CONNECT; relations that the role may not read have ``readable``
+    false. Sizes are exact for the oids in ``locked``, on which the transaction must hold a lock,
+    and those of the last VACUUM or ANALYZE for the others.
+
+    Raises:
+        psycopg.Error
     """
-    wanted = {"schemas": list(schemas), "locked": list(locked)}
-    found = _rows(connection, _RELATIONS, wanted)
-    oids = {"oids": [row[0] for row in found]}
+    arguments = {"schemas": list(schemas), "locked": list(locked)}
+    rows = _rows(connection, _RELATIONS, arguments)
+    oids = {"oids": [row[0] for row in rows]}
     types = {row[0]: row[1:] for row in connection.execute(_TYPES, oids)}
     unique: dict[Any, list[_Unique]] = {}
     for row in _rows(connection, _UNIQUE, oids):
@@ -243,15 +254,17 @@ def relations(
     for oid, name, type_oid, typmod, declared, not_null, comment, number, granted in _rows(
         connection, _ATTRIBUTES, oids
     ):
-        kind = _resolve(types, type_oid, typmod, declared)
+        kind = _source_type(types, type_oid, typmod, declared)
         attributes.setdefault(oid, []).append(
             Attribute(name, kind, not_null, comment or "", number, granted)
         )
-    known = definitions(connection, oids["oids"])
+    definition_of = definitions(connection, oids["oids"])
     encoding = str(connection.execute("SHOW server_encoding").fetchone()[0])  # type: ignore[index]
     return tuple(
-        _relation(row, attributes.get(row[0], ()), unique.get(row[0], ()), known, encoding)
-        for row in found
+        _relation(
+            row, attributes.get(row[0], ()), unique.get(row[0], ()), definition_of[row[0]], encoding
+        )
+        for row in rows
     )
 
 
@@ -259,13 +272,13 @@ def _relation(
     row: Any,
     attributes: Sequence[Attribute],
     unique: Sequence[_Unique],
-    known: Mapping[int, Mapping[str, str]],
+    definition: Definition,
     encoding: str,
 ) -> Relation:
     oid, schema, name, kind, heaps, toast, rows, page, readable, comment, *rest = row
     rewritten, parts, whole, system, secured = rest
     keys = [index for index in unique if not index.fault]
-    later = [tuple(index.columns) for index in keys if not index.immediate]
+    deferrable = [tuple(index.columns) for index in keys if not index.immediate]
     faults = "; ".join(f"its unique index {index.name} {index.fault}" for index in unique)
     return Relation(
         oid=oid,
@@ -285,8 +298,8 @@ def _relation(
         whole=whole,
         system=frozenset(system),
         secured=secured,
-        definition={**known[oid], "parts": _digest(sorted(parts))},
-        deferrable=later[0] if later else (),
+        definition={**definition, "parts": _digest(sorted(parts))},
+        deferrable=deferrable[0] if deferrable else (),
         keyless="" if keys else faults,
         encoding=encoding,
     )
@@ -302,8 +315,10 @@ _TABLEOID = -6
 
 
 def with_tableoid(relation: Relation) -> Relation:
-    """The relation with the oid of the table that a row is in as a column of its own, by which the
-    rows of tables that inherit from one another can be told apart; the same where it has none.
+    """The relation with tableoid as a column; unchanged where rows have no tableoid.
+
+    tableoid is the oid of the table that contains the row: it distinguishes equal rows of a
+    table and its inheritance children.
     """
     if relation.kind not in ("table", "partitioned", "materialized view", "foreign table"):
         return relation
@@ -313,7 +328,7 @@ def with_tableoid(relation: Relation) -> Relation:
 
 
 def schemas(connection: Connection) -> tuple[str, ...]:
-    """The names of all schemas but PostgreSQL's own."""
+    """The names of all schemas except PostgreSQL's own."""
     query = """
         SELECT nspname FROM pg_namespace
         WHERE nspname <> 'information_schema' AND nspname NOT LIKE 'pg\\_%' ORDER BY 1
@@ -325,14 +340,14 @@ def _rows(connection: Connection, query: Any, arguments: Mapping[str, Any]) -> l
     return connection.execute(query, arguments).fetchall()
 
 
-def _resolve(types: Mapping[Any, Any], oid: int, typmod: int, declared: str) -> SourceType:
+def _source_type(types: Mapping[Any, Any], oid: int, typmod: int, declared: str) -> SourceType:
     name, typtype, base, base_typmod, element, delimiter = types[oid]
     domain = False
     while typtype == "d":
-        # A domain's own modifier lies on its base type.
+        # The modifier of a domain is that of its base type.
         domain, typmod = True, base_typmod
         name, typtype, base, base_typmod, element, _ = types[base]
-    inner = _resolve(types, element, typmod, f"{declared} element") if element else None
+    inner = _source_type(types, element, typmod, f"{declared} element") if element else None
     composite = typtype == "c"
     return SourceType(
         name, typmod, declared, inner, domain, composite, delimiter, enum=typtype == "e"

@@ -1,7 +1,7 @@
-"""What a database looks like: how big its relations are, how they change, what is personal in them.
+"""A survey of the source: size, activity, cursor columns and personal data of each relation.
 
-Of rows a small sample is looked at, and what leaves this module about their values is only the
-kind of data that they look like. What counts as personal is a guess, for a person to check.
+Personal data is detected by the names of columns and in a small sample of rows. Sampled values do
+not leave this module, only the kind of data that they seem to be: a guess, for a person to check.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from bronze.postgres.statement import quoted
 
 Sign = Literal["name", "content"]
 
-SMALL = 10 * 10**6
-"""The bytes up to which reading all of a table is cheaper than knowing what changed in it."""
+SMALL_BYTES = 10 * 10**6
+"""The bytes up to which a full refresh of a table is cheaper than finding its changes."""
 
-_HEAVY_SHARE = 0.2
-_HEAVY_LEAST = 1_000
+_HOT_SHARE = 0.2
+_HOT_CHANGES = 1_000
 
 _SAMPLE_ROWS = 200
 _SAMPLE_CHARACTERS = 1_000
 _SAMPLE_PAGES = 5
 _SAMPLED_TYPES = frozenset({"text", "varchar", "bpchar", "name", "json", "jsonb", "inet"})
-# A view can be a long query, and a table can be locked: the survey waits for neither.
-_PATIENCE = "SET LOCAL statement_timeout = '3s'; SET LOCAL lock_timeout = '1s'"
+# A view can be a long query, and a table can be locked: the survey does not wait for them.
+_TIMEOUTS = "SET LOCAL statement_timeout = '3s'; SET LOCAL lock_timeout = '1s'"
 
-_MOMENTS = {"timestamptz": 0, "timestamp": 1, "date": 2}
+_TIME_TYPES = {"timestamptz": 0, "timestamp": 1, "date": 2}
 _UPDATED = re.compile(
     r"(last)?(updat|modif|chang|edited|touched|mtime)"
     r"|geander|geaender|ander|aender|aktualis|actualiz|aggiorn|gewijz"
@@ -45,7 +45,7 @@ _CREATED = re.compile(
     r"creat|insert|added|registr|recorded|logged|occurred|ctime|erstell|angelegt|erfasst|cree|creado"
 )
 _FUTURE = frozenset({"next", "due", "planned", "expected", "scheduled"})
-_PLAIN = frozenset(
+_NEUTRAL = frozenset(
     {"at", "on", "in", "date", "time", "datetime", "timestamp", "ts", "dt", "tz", "utc", "last"}
     | {"row", "record", "rec", "sys", "system", "when", "datum", "am", "um", "fecha", "de", "le"}
 )
@@ -53,10 +53,10 @@ _PLAIN = frozenset(
 
 @dataclass(frozen=True)
 class Cursor:
-    """A column that seems to say when a row was written.
+    """A column that seems to contain the time at which a row was written.
 
-    ``sees`` is what it moves with: ``updates`` (and new rows), or new rows alone (``inserts``).
-    ``whole`` is false for a name that speaks of a part of the row, such as price_changed_at.
+    ``sees`` is ``updates`` if it changes with updates and inserts, ``inserts`` if with inserts
+    alone. ``whole`` is false for a name about a part of the row, such as price_changed_at.
     """
 
     column: str
@@ -68,7 +68,7 @@ class Cursor:
 
 @dataclass(frozen=True)
 class Personal:
-    """A column that seems to hold personal data, and what speaks for it."""
+    """A column that seems to contain personal data; ``signs`` are the evidence."""
 
     column: str
     kind: PersonalKind
@@ -77,7 +77,7 @@ class Personal:
 
 @dataclass(frozen=True)
 class Activity:
-    """Rows written since PostgreSQL's statistics began, partitions included."""
+    """Rows written since PostgreSQL's statistics were reset, partitions included."""
 
     inserted: int = 0
     updated: int = 0
@@ -86,13 +86,13 @@ class Activity:
 
 @dataclass(frozen=True)
 class Survey:
-    """One relation.
+    """The survey of one relation.
 
     ``rows`` is an estimate (-1: unknown), ``size`` the bytes of heap and TOAST, ``cursors`` are
-    the likely ones, best first, ``sampled`` says whether rows could be looked at, ``extension``
-    names the extension that it belongs to ("": none), ``hot`` says that its rows change much.
-    ``pattern`` is the proposed one, ``cursor`` the column that it goes by ("": none) and
-    ``reason`` why, as part of a sentence.
+    the likely cursor columns, best first, ``sampled`` says whether a sample of rows was read,
+    ``extension`` is the extension that owns the relation ("": none), ``hot`` says that many of its
+    rows are updated or deleted. ``pattern`` is the proposed load pattern, ``cursor`` its cursor
+    column ("": none) and ``reason`` why it is proposed, as a clause.
     """
 
     relation: Relation
@@ -137,27 +137,30 @@ WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_extension'::regcla
 
 
 def sized(connection: Connection, schemas: Sequence[str]) -> tuple[Relation, ...]:
-    """The relations of ``schemas`` with their true sizes, or those of their last VACUUM.
+    """The relations of ``schemas`` with exact sizes, or with those of their last VACUUM.
 
-    The true sizes take a lock on each, which may be somebody else's for long.
+    Exact sizes take a lock on each relation: without it after a second, the estimates are used.
+
+    Raises:
+        psycopg.Error
     """
-    found = relations(connection, schemas)
+    estimated = relations(connection, schemas)
     try:
         with connection.transaction():
             connection.execute("SET LOCAL lock_timeout = '1s'")
-            return relations(connection, schemas, [relation.oid for relation in found])
+            return relations(connection, schemas, [relation.oid for relation in estimated])
     except psycopg.errors.LockNotAvailable:
-        return found
+        return estimated
 
 
 def look(connection: Connection, relations: Sequence[Relation]) -> tuple[Survey, ...]:
-    """A survey of each relation, in their order.
+    """Surveys relations, in their order.
 
-    Up to 200 rows of each are looked at, in a read-only transaction of a few seconds at most; a
-    relation that does not answer in that time, or not at all, is surveyed without.
+    Samples up to 200 rows of each, in a read-only transaction of a few seconds at most. A relation
+    that cannot be read in that time is surveyed without a sample.
 
     Args:
-        connection: in autocommit mode, as `bronze.postgres.connection.connect.connect` makes them.
+        connection: in autocommit mode, from `bronze.postgres.connection.connect.connect`.
         relations: from `bronze.postgres.catalog.relations.relations`.
 
     Raises:
@@ -224,19 +227,19 @@ def _estimate(relation: Relation, live: int) -> int:
 
 def _is_hot(activity: Activity, rows: int) -> bool:
     changes = activity.updated + activity.deleted
-    return changes >= max(_HEAVY_LEAST, _HEAVY_SHARE * rows)
+    return changes >= max(_HOT_CHANGES, _HOT_SHARE * rows)
 
 
 def _cursors(relation: Relation, indexed: frozenset[str]) -> tuple[Cursor, ...]:
-    found = []
+    ranked = []
     for place, attribute in enumerate(relation.attributes):
-        moment = _MOMENTS.get(attribute.type.name)
+        type_rank = _TIME_TYPES.get(attribute.type.name)
         cursor = _cursor(relation, attribute, attribute.name in indexed)
-        if moment is not None and cursor:
-            later = (not cursor.whole, cursor.sees != "updates")
-            rank = (*later, not cursor.not_null, not cursor.indexed, moment, place)
-            found.append((rank, cursor))
-    return tuple(cursor for _, cursor in sorted(found, key=lambda pair: pair[0]))
+        if type_rank is not None and cursor:
+            meaning = (not cursor.whole, cursor.sees != "updates")
+            rank = (*meaning, not cursor.not_null, not cursor.indexed, type_rank, place)
+            ranked.append((rank, cursor))
+    return tuple(cursor for _, cursor in sorted(ranked, key=lambda pair: pair[0]))
 
 
 def _cursor(relation: Relation, attribute: Attribute, indexed: bool) -> Cursor | None:
@@ -244,8 +247,10 @@ def _cursor(relation: Relation, attribute: Attribute, indexed: bool) -> Cursor |
     for sees, pattern in (("updates", _UPDATED), ("inserts", _CREATED)):
         rest = [part for part in parts if not pattern.match(part)]
         if len(rest) < len(parts) and not _FUTURE.intersection(parts):
-            own = {form for word in words(relation.name) for form in (word, word.removesuffix("s"))}
-            whole = _PLAIN.union(own).issuperset(rest)
+            table_words = {
+                form for word in words(relation.name) for form in (word, word.removesuffix("s"))
+            }
+            whole = _NEUTRAL.union(table_words).issuperset(rest)
             return Cursor(attribute.name, sees, whole, attribute.not_null, indexed)  # type: ignore[arg-type]
     return None
 
@@ -257,51 +262,57 @@ def _pattern(
     cursors: Sequence[Cursor],
     hot: bool,
 ) -> tuple[Method, str, str]:
-    """The proposed pattern, its cursor column, and the reason."""
+    """The proposed load pattern, its cursor column ("": none), and the reason as a clause."""
     if relation.kind not in ("table", "partitioned"):
         return "full_refresh", "", f"a {relation.kind} has no key"
     if not relation.key:
         return "full_refresh", "", "it has no key"
-    if size <= SMALL:
+    if size <= SMALL_BYTES:
         return "full_refresh", "", "it is small"
     changes = activity.updated + activity.deleted
-    # A stream cannot tell rows apart by a deferrable key.
+    # A deferrable key does not identify rows within a transaction, as a stream needs.
     if hot and not relation.deferrable:
         return "streaming", "", f"{changes:,} updates and deletes were counted"
     best = next((cursor for cursor in cursors if cursor.whole), None)
     if best is None:
-        return "full_refresh", "", "no column says when a row was written"
+        return "full_refresh", "", "no column shows when a row was written"
     if best.sees == "updates":
         pattern: Method = "micro_batch" if changes else "batch"
-        return pattern, best.column, f"it says which rows are new or changed{_doubts(best)}"
+        return pattern, best.column, f"it shows which rows are new or changed{_weaknesses(best)}"
     if changes:
-        return "full_refresh", "", "rows are changed too, and a column says only which are new"
-    return "batch", best.column, f"only inserts were counted; it says which are new{_doubts(best)}"
+        return (
+            "full_refresh",
+            "",
+            "rows are updated or deleted, but no column shows which",
+        )
+    return (
+        "batch",
+        best.column,
+        f"only inserts were counted; it shows which rows are new{_weaknesses(best)}",
+    )
 
 
-def _doubts(cursor: Cursor) -> str:
-    found = [] if cursor.not_null else ["may be NULL"]
-    found += [] if cursor.indexed else ["is not indexed"]
-    return f", but {' and '.join(found)}" if found else ""
+def _weaknesses(cursor: Cursor) -> str:
+    weaknesses = [] if cursor.not_null else ["may be NULL"]
+    weaknesses += [] if cursor.indexed else ["is not indexed"]
+    return f", but {' and '.join(weaknesses)}" if weaknesses else ""
 
 
 def by_names(relation: Relation) -> tuple[Personal, ...]:
-    """The columns of a relation whose names alone say that they hold personal data."""
+    """The columns of a relation that seem to contain personal data, by their names alone."""
     return _personal(relation, {})
 
 
 def _personal(relation: Relation, sample: Mapping[str, Sequence[str]]) -> tuple[Personal, ...]:
-    found = []
+    personal = []
     for attribute in relation.attributes:
-        base = _base(attribute).name
-        named = kind_by_name(relation.name, attribute.name, base)
-        seen = kind_by_content(sample.get(attribute.name, ()))
-        kind = named or seen
-        if kind:
-            signs: dict[Sign, object] = {"name": named, "content": seen}
-            spoken = tuple(sign for sign, there in signs.items() if there)
-            found.append(Personal(attribute.name, kind, spoken))
-    return tuple(found)
+        by_name = kind_by_name(relation.name, attribute.name, _base(attribute).name)
+        by_content = kind_by_content(sample.get(attribute.name, ()))
+        kinds: dict[Sign, PersonalKind | None] = {"name": by_name, "content": by_content}
+        if kind := by_name or by_content:
+            signs = tuple(sign for sign, found in kinds.items() if found)
+            personal.append(Personal(attribute.name, kind, signs))
+    return tuple(personal)
 
 
 def _base(attribute: Attribute) -> SourceType:
@@ -309,8 +320,8 @@ def _base(attribute: Attribute) -> SourceType:
 
 
 def _sample(connection: Connection, relation: Relation, rows: int) -> dict[str, list[str]] | None:
-    """Values of the columns that can be looked at, None when the relation does not answer."""
-    names = [a.name for a in relation.attributes if a.readable and _is_sampled(_base(a).name)]
+    """Sampled values by column; None if the relation cannot be read, or not in time."""
+    names = [a.name for a in relation.attributes if a.readable and _can_be_sampled(_base(a).name)]
     if not relation.readable:
         return None
     if not names:
@@ -318,24 +329,24 @@ def _sample(connection: Connection, relation: Relation, rows: int) -> dict[str, 
     try:
         with connection.transaction():
             connection.execute("SET TRANSACTION READ ONLY")
-            connection.execute(_PATIENCE)
-            share = _share(relation, rows)
-            found = _fetch(connection, relation, names, share)
-            if share and not found:
-                found = _fetch(connection, relation, names, "")
+            connection.execute(_TIMEOUTS)
+            clause = _tablesample(relation, rows)
+            sample = _fetch(connection, relation, names, clause)
+            if clause and not sample:
+                sample = _fetch(connection, relation, names, "")
     except psycopg.Error:
         if connection.closed:
             raise
         return None
-    return {name: [row[i] for row in found if row[i] is not None] for i, name in enumerate(names)}
+    return {name: [row[i] for row in sample if row[i] is not None] for i, name in enumerate(names)}
 
 
-def _is_sampled(name: str) -> bool:
+def _can_be_sampled(name: str) -> bool:
     return name in _SAMPLED_TYPES or name.endswith(".citext")
 
 
-def _share(relation: Relation, rows: int) -> str:
-    """The TABLESAMPLE clause that yields about twice the rows wanted; "" where all are few."""
+def _tablesample(relation: Relation, rows: int) -> str:
+    """The TABLESAMPLE clause for about twice the rows of a sample; "" to read all pages."""
     pages = sum(relation.heaps)
     if relation.kind in ("view", "foreign table") or pages <= _SAMPLE_PAGES:
         return ""
@@ -345,9 +356,9 @@ def _share(relation: Relation, rows: int) -> str:
 
 
 def _fetch(
-    connection: Connection, relation: Relation, names: Sequence[str], share: str
+    connection: Connection, relation: Relation, names: Sequence[str], clause: str
 ) -> list[Any]:
     values = [f"left({output(quoted(name))}, {_SAMPLE_CHARACTERS})" for name in names]
     name = quoted(relation.schema, relation.name)
-    query = f"SELECT {', '.join(values)} FROM {name}{share} LIMIT {_SAMPLE_ROWS}"  # noqa: S608
+    query = f"SELECT {', '.join(values)} FROM {name}{clause} LIMIT {_SAMPLE_ROWS}"  # noqa: S608
     return connection.execute(sql.SQL(query)).fetchall()

@@ -1,1 +1,1 @@
-"""Changes read from logical replication."""
+"""Logical replication: slots, publications, and the changes that a stream receives."""

@@ -1,4 +1,4 @@
-"""A batch of the stream: whole transactions, by table, as the messages that tell of them."""
+"""A batch of a stream: the pgoutput messages of whole transactions, grouped by table."""
 
 from __future__ import annotations
 
@@ -19,53 +19,56 @@ _NONCE = 12
 
 
 class Spool:
-    """A file for what a batch has too much of, encrypted with a key that nobody else has.
+    """A temporary file for the part of a batch that exceeds the memory.
 
-    It has no name, so that nothing is left of it when the process has ended, however it did.
+    It is encrypted with a key that only this object has, and has no name, so that nothing remains
+    when the process ends, even if it is killed.
     """
 
     def __init__(self) -> None:
-        """Makes it in the folder for temporary files."""
-        # POSIX: it is unlinked as soon as it is open. Windows: it is deleted when it is closed.
+        """Creates the file in the folder for temporary files."""
+        # POSIX unlinks the file once it is open, Windows deletes it when it is closed.
         self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - it outlives this call
         self._cipher = AESGCM(AESGCM.generate_key(256))
         self._lock = threading.Lock()
 
     def put(self, data: bytes) -> tuple[int, int]:
-        """Adds data; gives where it is, and how long it is there."""
+        """Appends data; returns its offset and length in the file."""
         nonce = os.urandom(_NONCE)
-        sealed = memoryview(nonce + self._cipher.encrypt(nonce, data, None))
+        encrypted = memoryview(nonce + self._cipher.encrypt(nonce, data, None))
         with self._lock:
-            place = start = self._file.seek(0, os.SEEK_END)
-            while place < start + len(sealed):
-                place += self._file.write(sealed[place - start :]) or 0
-        return start, len(sealed)
+            offset = start = self._file.seek(0, os.SEEK_END)
+            while offset < start + len(encrypted):
+                offset += self._file.write(encrypted[offset - start :]) or 0
+        return start, len(encrypted)
 
-    def get(self, place: int, length: int) -> bytes:
-        """The data that were put there."""
+    def get(self, offset: int, length: int) -> bytes:
+        """The data at an offset that `put` returned."""
         with self._lock:
-            self._file.seek(place)
-            sealed = bytearray()
-            while len(sealed) < length and (part := self._file.read(length - len(sealed))):
-                sealed += part
-        return self._cipher.decrypt(bytes(sealed[:_NONCE]), memoryview(sealed)[_NONCE:], None)
+            self._file.seek(offset)
+            encrypted = bytearray()
+            while len(encrypted) < length and (part := self._file.read(length - len(encrypted))):
+                encrypted += part
+        return self._cipher.decrypt(bytes(encrypted[:_NONCE]), memoryview(encrypted)[_NONCE:], None)
 
     @property
     def closed(self) -> bool:
-        """Whether it is deleted."""
+        """Whether the file is deleted."""
         return self._file.closed
 
     def close(self) -> None:
-        """Deletes it."""
+        """Deletes the file."""
         self._file.close()
 
 
 @dataclass
 class Piece:
-    """Changes of one table: messages one after another, in memory or ``aside`` in a spool.
+    """Changes of one table: concatenated messages, in ``data`` or in a spool.
 
-    ``marks`` has, for each transaction, the number of its first change here, its position and
-    the time of its commit (as in `bronze.postgres.replication.pgoutput.Begin`).
+    ``lengths`` are those of the messages. ``marks`` has for each transaction the index of its first
+    change in the piece, its position and the time of its commit (as in
+    `bronze.postgres.replication.pgoutput.Begin`). ``aside`` is the spool with the messages, and
+    their offset and length in it.
     """
 
     lengths: npt.NDArray[np.int64]
@@ -77,21 +80,22 @@ class Piece:
         """The messages."""
         if self.aside is None:
             return self.data
-        spool, place, length = self.aside
-        return spool.get(place, length)
+        spool, offset, length = self.aside
+        return spool.get(offset, length)
 
     def put_aside(self, spool: Spool) -> None:
-        """Puts the messages into a spool."""
+        """Moves the messages into a spool."""
         self.aside, self.data = (spool, *spool.put(self.data)), b""
 
 
 @dataclass
 class Gathered:
-    """What happened to one table within a batch.
+    """The changes of one table in a batch.
 
-    Where it was truncated, what was before is left out, and ``emptied`` is the position of that
-    transaction. ``drifted`` says that its columns changed in between. Of a table with a change
-    that is too large for the memory nothing else is there but its size, ``oversize`` (bytes).
+    ``emptied`` is the position of the last transaction that truncated the table (None: none);
+    changes before the TRUNCATE are left out. ``drifted`` says that its columns changed within the
+    batch. ``oversize`` is the size in bytes of a change that is too large for the memory (0: there
+    is none); then ``pieces`` is empty.
     """
 
     described: Described
@@ -103,9 +107,13 @@ class Gathered:
 
 @dataclass
 class Batch:
-    """Whole transactions, the last of which ends at ``position`` (an LSN) and was committed at
-    ``committed`` (microseconds since 1970); ``tables`` is by oid, ``transactions`` is how many of
-    them have to do with these, and ``spool`` has what is put aside.
+    """Whole transactions of a stream.
+
+    ``tables`` is by oid. The last transaction ends at ``position`` (an LSN) and was committed at
+    ``committed`` (microseconds since 1970). ``transactions`` is the number of transactions that
+    changed these tables, ``changes`` that of row changes, ``size`` the bytes of their messages.
+    ``began`` is the monotonic time of the first transaction. ``spool`` is the file for messages
+    beyond the memory.
     """
 
     tables: dict[int, Gathered] = field(default_factory=dict)
@@ -124,6 +132,6 @@ def pieces(batch: Batch) -> Iterator[Piece]:
 
 
 def release(batch: Batch) -> None:
-    """Deletes what a batch has put aside."""
+    """Deletes the spool of a batch."""
     if batch.spool:
         batch.spool.close()

@@ -1,9 +1,9 @@
-"""The messages of PostgreSQL's logical decoding plugin pgoutput, protocol version 1.
+"""Parses the messages of PostgreSQL's logical decoding plugin pgoutput, protocol version 1.
 
-Source: PostgreSQL's documentation, "Logical Replication Message Formats". Row changes come one
-message each; they are kept as they come, and taken apart for many rows at once: column after
-column, the numbers of all rows in one step. Values are PostgreSQL's text, and are not copied: the
-columns are views (Arrow's string_view) into the messages.
+Source: PostgreSQL's documentation, "Logical Replication Message Formats". The messages of row
+changes are parsed many at once, column by column, with vectorised steps over all rows. Values are
+PostgreSQL's text, and are not copied: the columns are views (Arrow's string_view) into the
+messages.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ CHANGES = frozenset((INSERT, UPDATE, DELETE))
 _NEW, _KEY, _OLD = b"NKO"
 _TEXT, _NULL, _UNCHANGED = b"tnu"
 
-# The kind of message and the relation's oid come first.
+# A change begins with the kind of message and the oid of the relation.
 _HEAD = 5
 _INLINE = 12
 _PADDING = 16
-# So many values, of one column or of several, are made views of at once.
-_TOGETHER = 1 << 16
+# Up to this number of values, the views of several columns are made in one step.
+_GROUP_VALUES = 1 << 16
 
 Numbers = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
@@ -40,8 +40,10 @@ Bytes = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Begin:
-    """A transaction begins: ``position`` is the LSN of its commit record, ``committed`` the time
-    of its commit in microseconds since 1970 (UTC).
+    """The beginning of a transaction.
+
+    ``position`` is the LSN of its commit record, ``committed`` the time of its commit in
+    microseconds since 1970 (UTC).
     """
 
     position: int
@@ -50,8 +52,11 @@ class Begin:
 
 @dataclass(frozen=True)
 class Described:
-    """A relation as the stream has it: its columns' names, type oids and modifiers; and the names
-    of those whose old values come with an update or a delete (for a partitioned table: the root's).
+    """A relation as the stream describes it.
+
+    ``identity`` is pg_class.relreplident, ``columns`` are name, type oid and type modifier of each
+    column, ``told`` those whose old values come with an update or a delete (of a
+    partitioned table: those of the root).
     """
 
     oid: int
@@ -64,15 +69,15 @@ class Described:
 
 @dataclass(frozen=True)
 class Changes:
-    """Row changes of one relation, in the order in which they were made.
+    """Row changes of one relation, in the order of the stream.
 
     Attributes:
         kinds: `INSERT`, `UPDATE` or `DELETE` for each change.
-        new: the columns (texts) of the rows as they are now; NULL for deleted rows.
-        unchanged: for each column the rows whose value was not sent, as it is large and the same
-            as before; None where there are none. Their text is NULL.
-        old: the columns of the rows as they were, as far as they are sent; NULL elsewhere.
-        keyed: the changes that have such an old row at all.
+        new: the new rows, as columns of texts; NULL for deleted rows.
+        unchanged: for each column the rows with an unchanged TOAST value, which is not sent: its
+            text is NULL. None where there are none.
+        old: the old rows, as far as they are sent; NULL elsewhere.
+        keyed: the changes with an old row.
     """
 
     kinds: Bytes
@@ -90,45 +95,45 @@ _COMMIT = struct.Struct(">xBQQq")
 
 
 @contextmanager
-def _whole(what: str) -> Iterator[None]:
-    """A message that is too short, too long or no text is a mismatch."""
+def _parsing(name: str) -> Iterator[None]:
+    """Raises a `Mismatch` for a message that is too short or too long, or has invalid text."""
     try:
         yield
     except (struct.error, ValueError):
-        raise Mismatch(f"The stream has a message {what} that cannot be read.") from None
+        raise Mismatch(f"The stream has a {name} message that cannot be parsed.") from None
 
 
-def begin(message: bytes) -> Begin:
-    """Reads the message `BEGIN`.
+def read_begin(message: bytes) -> Begin:
+    """Parses a `BEGIN` message.
 
     Raises:
-        Mismatch: it is not what the protocol says; so for the other messages.
+        Mismatch: it does not follow the protocol; so for the other messages.
     """
-    with _whole("BEGIN"):
+    with _parsing("BEGIN"):
         position, committed, _ = _BEGIN.unpack(message)
         return Begin(position, committed + _EPOCH)
 
 
 def commit(message: bytes) -> int:
-    """Reads the message `COMMIT`: the LSN at which the transaction ends."""
-    with _whole("COMMIT"):
+    """Parses a `COMMIT` message: the LSN at which the transaction ends."""
+    with _parsing("COMMIT"):
         _, _, end, _ = _COMMIT.unpack(message)
         return int(end)
 
 
 def relation(message: bytes) -> Described:
-    """Reads the message `RELATION`."""
-    with _whole("RELATION"):
+    """Parses a `RELATION` message."""
+    with _parsing("RELATION"):
         (oid,) = struct.unpack_from(">I", message, 1)
         schema, name, rest = message[_HEAD:].split(b"\0", 2)
         identity, count = rest[:1], struct.unpack_from(">h", rest, 1)[0]
-        at, columns, told = 3, [], set()
+        at, columns, identity_columns = 3, [], set()
         for _ in range(count):
             end = rest.index(b"\0", at + 1)
             kind, modifier = struct.unpack_from(">Ii", rest, end + 1)
             columns.append((rest[at + 1 : end].decode(), kind, modifier))
             if rest[at] & _IDENTITY:
-                told.add(columns[-1][0])
+                identity_columns.add(columns[-1][0])
             at = end + 9
         if count < 0 or at != len(rest):
             raise ValueError(count)
@@ -138,136 +143,151 @@ def relation(message: bytes) -> Described:
             name.decode(),
             identity.decode(),
             tuple(columns),
-            frozenset(told),
+            frozenset(identity_columns),
         )
 
 
 def truncate(message: bytes) -> tuple[int, ...]:
-    """Reads the message `TRUNCATE`: the oids of the relations that are emptied."""
-    with _whole("TRUNCATE"):
+    """Parses a `TRUNCATE` message: the oids of the truncated relations."""
+    with _parsing("TRUNCATE"):
         (count,) = struct.unpack_from(">I", message, 1)
         return struct.unpack(f">{count}I", message[6:])
 
 
 NO_TEXT = "\0"
-"""What a value begins with whose bytes are no UTF-8, which no text does; they follow as those of a
-bytea: ``\\x`` and hexadecimal digits."""
+"""The prefix of a value that is not valid UTF-8; no text of PostgreSQL has it. The bytes follow as
+those of a bytea: ``\\x`` and hexadecimal digits."""
 
 
 def changes(
     messages: bytes, lengths: Numbers, names: Sequence[str], any_bytes: bool = False
 ) -> Changes:
-    """Takes messages apart that are changes of one relation.
+    """Parses messages that are changes of one relation.
 
     Args:
-        messages: one after another.
+        messages: the concatenated messages.
         lengths: the length of each, in bytes.
         names: the relation's columns.
-        any_bytes: whether values may be bytes that are no UTF-8 (see `NO_TEXT`).
+        any_bytes: whether values may be invalid UTF-8 (see `NO_TEXT`).
 
     Raises:
-        Mismatch: they are not what the protocol says.
+        Mismatch: they do not follow the protocol.
     """
     if (lengths <= _HEAD).any() or lengths.sum() != len(messages):
-        raise Mismatch("The changes in the stream are longer or shorter than they say.")
+        raise Mismatch("The row changes in the stream do not have the length of their messages.")
     data = np.frombuffer(messages + bytes(_PADDING), np.uint8)
     limits = np.cumsum(lengths).astype(np.int64)
     starts = limits - lengths
     kinds, marker = data[starts], data[starts + _HEAD]
     if not np.isin(kinds, list(CHANGES)).all():
-        raise Mismatch("A message in the stream is no change of a row.")
+        raise Mismatch("A message in the stream is not a row change.")
     keyed = (marker == _KEY) | (marker == _OLD)
     after = starts + _HEAD
-    old, _, ends = _tuples(data, after[keyed] + 1, limits[keyed], names, any_bytes)
-    # Behind the old row of an update comes the new one.
+    old, _, ends = _rows(data, after[keyed] + 1, limits[keyed], names, any_bytes)
+    # The new row of an update follows the old one.
     after[keyed] = ends
     filled = kinds != DELETE
     if (data[after[filled]] != _NEW).any():
         raise Mismatch("A change in the stream has no row.")
-    new, unchanged, ends = _tuples(data, after[filled] + 1, limits[filled], names, any_bytes)
+    new, unchanged, ends = _rows(data, after[filled] + 1, limits[filled], names, any_bytes)
     after[filled] = ends
     if (after != limits).any():
-        raise Mismatch("The changes in the stream are longer or shorter than their columns.")
+        raise Mismatch("The row changes in the stream do not have the length of their columns.")
     return Changes(
         kinds,
-        _spread(new, filled),
-        tuple(None if flags is None else _placed(flags, filled) for flags in unchanged),
-        _spread(old, keyed),
+        _expand(new, filled),
+        tuple(None if flags is None else _expand_flags(flags, filled) for flags in unchanged),
+        _expand(old, keyed),
         keyed,
     )
 
 
-def _tuples(
+def _rows(
     data: Bytes, at: Numbers, limits: Numbers, names: Sequence[str], any_bytes: bool
 ) -> tuple[pl.DataFrame, list[Flags | None], Numbers]:
-    """The columns of the rows that begin at ``at``, what of them is unchanged, and their ends.
+    """Parses the rows that begin at the offsets ``at``, in messages that end at ``limits``.
 
-    None of them goes beyond the end of its message, which is in ``limits``.
+    Returns:
+        Their columns; for each column the rows with an unchanged TOAST value (None: no row has
+        one); and the offsets at which the rows end.
     """
     counts = data[at].astype(np.int64) << 8 | data[at + 1]
     if (counts != len(names)).any():
-        raise Mismatch("A row in the stream has other columns than its relation.")
+        raise Mismatch("A row in the stream does not have the columns of its relation.")
     if not len(at):
-        return _nothing(names, 0), [None] * len(names), at
+        return _null_frame(names, 0), [None] * len(names), at
     at = at + 2
     columns: list[pl.Series] = []
     unchanged: list[Flags | None] = []
-    words = np.lib.stride_tricks.sliding_window_view(data, 4)
-    # A step for each column and each piece costs more than the values of wide rows.
-    together = max(1, _TOGETHER // len(at))
-    for first in range(0, len(names), together):
-        group = names[first : first + together]
-        kinds = np.empty((len(group), len(at)), np.uint8)
-        starts, sizes = (np.empty(kinds.shape, np.int64) for _ in range(2))
-        for i in range(len(group)):
-            kinds[i] = data[at]
-            there = kinds[i] == _TEXT
-            sizes[i] = np.where(there, words[at + 1].view(">u4")[:, 0], 0)
-            starts[i] = at + _HEAD
-            at = at + 1 + (_HEAD - 1) * there + sizes[i]
-            # The views are not looked at again: what they say is read, whatever it is.
-            if (at > limits).any():
-                raise Mismatch("A value in the stream is longer than its message.")
-        there, same = kinds == _TEXT, kinds == _UNCHANGED
-        if not (there | (kinds == _NULL) | same).all():
-            raise Mismatch("A value in the stream is no text.")
-        texts = _viewed(data, starts.ravel(), sizes.ravel(), there.ravel(), any_bytes)
-        size = kinds.shape[1]
-        columns += [texts.slice(i * size, size).alias(name) for i, name in enumerate(group)]
-        unchanged += [same[i] if found else None for i, found in enumerate(same.any(axis=1))]
+    # A step for each column costs more than the values of wide rows.
+    width = max(1, _GROUP_VALUES // len(at))
+    for first in range(0, len(names), width):
+        group = names[first : first + width]
+        kinds, starts, sizes, at = _values(data, at, limits, len(group))
+        present, same = kinds == _TEXT, kinds == _UNCHANGED
+        if not (present | (kinds == _NULL) | same).all():
+            raise Mismatch("A value in the stream is not sent as text.")
+        texts = _texts(data, starts.ravel(), sizes.ravel(), present.ravel(), any_bytes)
+        height = kinds.shape[1]
+        columns += [texts.slice(i * height, height).alias(name) for i, name in enumerate(group)]
+        unchanged += [same[i] if some else None for i, some in enumerate(same.any(axis=1))]
     frame = pl.DataFrame(columns) if columns else pl.DataFrame(height=len(at))
     return frame, unchanged, at
 
 
-def _viewed(
-    data: Bytes, starts: Numbers, sizes: Numbers, there: Flags, any_bytes: bool
+def _values(
+    data: Bytes, at: Numbers, limits: Numbers, count: int
+) -> tuple[Bytes, Numbers, Numbers, Numbers]:
+    """Locates the next ``count`` values of each row.
+
+    Returns:
+        Kind, offset and size of the values, an array of columns by rows each; and the offsets
+        behind the last value of each row.
+    """
+    words = np.lib.stride_tricks.sliding_window_view(data, 4)
+    kinds = np.empty((count, len(at)), np.uint8)
+    starts, sizes = (np.empty(kinds.shape, np.int64) for _ in range(2))
+    for i in range(count):
+        kinds[i] = data[at]
+        present = kinds[i] == _TEXT
+        sizes[i] = np.where(present, words[at + 1].view(">u4")[:, 0], 0)
+        starts[i] = at + _HEAD
+        at = at + 1 + (_HEAD - 1) * present + sizes[i]
+        # Arrow does not check where the views point to: no value may exceed its message.
+        if (at > limits).any():
+            raise Mismatch("A value in the stream is longer than its message.")
+    return kinds, starts, sizes, at
+
+
+def _texts(
+    data: Bytes, starts: Numbers, sizes: Numbers, present: Flags, any_bytes: bool
 ) -> pl.Series:
-    """Texts in ``data``, as Arrow's string_view: 16 bytes each, short ones within them."""
+    """Texts in ``data`` as Arrow's string_view: views of 16 bytes, which contain short texts."""
     views = np.zeros((len(starts), 16), np.uint8)
     numbers = views.view("<i4")
     numbers[:, 0] = sizes
-    short = np.flatnonzero(there & (sizes <= _INLINE))
+    short = np.flatnonzero(present & (sizes <= _INLINE))
     windows = np.lib.stride_tricks.sliding_window_view(data, _INLINE)
     inside = np.arange(_INLINE) < sizes[short, None]
     views[short, 4:] = windows[starts[short]] * inside
     long = np.flatnonzero(sizes > _INLINE)
     views[long, 4:8] = windows[starts[long]][:, :4]
     numbers[long, 3] = starts[long]
-    bitmap = pa.py_buffer(np.packbits(there, bitorder="little"))
+    bitmap = pa.py_buffer(np.packbits(present, bitorder="little"))
     buffers = [bitmap, pa.py_buffer(views), pa.py_buffer(data)]
     texts = pa.Array.from_buffers(pa.string_view(), len(starts), buffers)
     try:
-        # Nobody after us looks whether these are strings.
+        # No later step checks that these are valid UTF-8.
         texts.validate(full=True)
     except pa.ArrowInvalid:
         if any_bytes:
-            return _of_bytes(data, starts, sizes, there)
-        raise Mismatch("A value in the stream is no text in UTF-8.") from None
+            return _texts_of_any_bytes(data, starts, sizes, present)
+        raise Mismatch("A value in the stream is not valid UTF-8.") from None
     return pl.Series(texts)
 
 
-def _of_bytes(data: Bytes, starts: Numbers, sizes: Numbers, there: Flags) -> pl.Series:
-    """Texts in ``data``, some of which are none."""
+def _texts_of_any_bytes(data: Bytes, starts: Numbers, sizes: Numbers, present: Flags) -> pl.Series:
+    """Texts in ``data``, some of them invalid UTF-8 (see `NO_TEXT`)."""
 
     def text(value: bytes) -> str:
         try:
@@ -275,31 +295,33 @@ def _of_bytes(data: Bytes, starts: Numbers, sizes: Numbers, there: Flags) -> pl.
         except UnicodeDecodeError:
             return f"{NO_TEXT}\\x{value.hex()}"
 
-    values = zip(starts.tolist(), sizes.tolist(), there.tolist(), strict=True)
-    found = [text(data[at : at + size].tobytes()) if some else None for at, size, some in values]
-    return pl.Series(found, dtype=pl.String)
+    values = zip(starts.tolist(), sizes.tolist(), present.tolist(), strict=True)
+    texts = [
+        text(data[at : at + size].tobytes()) if present else None for at, size, present in values
+    ]
+    return pl.Series(texts, dtype=pl.String)
 
 
-def _spread(rows: pl.DataFrame, places: Flags) -> pl.DataFrame:
-    """Rows at the places that are true; NULL at the others."""
+def _expand(rows: pl.DataFrame, places: Flags) -> pl.DataFrame:
+    """The rows at the places that are true, NULL at the others."""
     if places.all():
         return rows
     if not rows.width:
         return pl.DataFrame(height=len(places))
     if not places.any():
-        return _nothing(rows.columns, len(places))
+        return _null_frame(rows.columns, len(places))
     at = pl.Series(np.where(places, np.cumsum(places) - 1, -1), dtype=pl.Int64)
     return rows.select(pl.all().gather(at.set(at < 0, None)))
 
 
-def _nothing(names: Sequence[str], height: int) -> pl.DataFrame:
+def _null_frame(names: Sequence[str], height: int) -> pl.DataFrame:
     if not names:
         return pl.DataFrame(height=height)
-    nothing = pl.Series([None], dtype=pl.String).new_from_index(0, height)
-    return pl.DataFrame([nothing.alias(name) for name in names])
+    nulls = pl.Series([None], dtype=pl.String).new_from_index(0, height)
+    return pl.DataFrame([nulls.alias(name) for name in names])
 
 
-def _placed(flags: Flags, places: Flags) -> Flags:
-    whole = np.zeros(len(places), np.bool_)
-    whole[places] = flags
-    return whole
+def _expand_flags(flags: Flags, places: Flags) -> Flags:
+    expanded = np.zeros(len(places), np.bool_)
+    expanded[places] = flags
+    return expanded

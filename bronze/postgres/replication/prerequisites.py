@@ -1,4 +1,4 @@
-"""What must be true before changes can be streamed: of the server, its role, and the tables."""
+"""The prerequisites of streaming: of the server, the role, the publication and the tables."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from bronze.postgres.replication.publication import (
     apart,
     find,
     leaves,
-    mending,
     parts_of,
+    publishing_statements,
 )
 from bronze.postgres.statement import quoted
 
-_OLDEST = 140000
-_NONE_OUT: Mapping[str, Collection[str]] = {}
+_OLDEST_VERSION = 140000
+_NONE_LEFT_OUT: Mapping[str, Collection[str]] = {}
 
 
 @dataclass(frozen=True)
 class Wanting:
-    """Something that is missing: a sentence, and the SQL or the sentence that mends it.
+    """A prerequisite that is not met.
 
-    ``table`` is the label of the table that it is about; empty where it is about the server.
+    ``what`` is a sentence about it, ``mend`` the SQL or the sentence that says how to meet it,
+    ``table`` the label of the table that it is about ("": the server or the publication).
     """
 
     what: str
@@ -43,34 +44,37 @@ def wanting(
     keys: Mapping[str, Sequence[str]],
     publication: str,
     slot: str,
-    out: Mapping[str, Collection[str]] = _NONE_OUT,
+    out: Mapping[str, Collection[str]] = _NONE_LEFT_OUT,
 ) -> tuple[Wanting, ...]:
-    """Everything that keeps the changes of ``relations`` from being streamed; empty if nothing.
+    """The prerequisites for streaming ``relations`` that are not met; empty if all are.
 
-    What `bronze.postgres.replication.publication.publish` can mend by itself is not wanting.
-    Changes nothing, and needs no rights beyond connecting.
+    Those that `bronze.postgres.replication.publication.publish` meets by itself are not among them.
+    Changes nothing, and needs no privileges beyond CONNECT.
 
     Args:
-        connection: logged in as the role that is to stream, to the server that is to be streamed.
+        connection: of the role that is to stream, to the server that is to be streamed.
         relations: the tables.
-        keys: by a table's label the source names of the columns by which its rows are known.
-        publication: the publication's name, whether it is there or not.
-        slot: the replication slot's name, whether it is there or not.
-        out: by a table's label the columns that are not taken, which need not be published.
+        keys: the key of each table, by its label, in the column names of the source.
+        publication: the publication's name, whether it exists or not.
+        slot: the replication slot's name, whether it exists or not.
+        out: by a table's label the columns that are not loaded, which need not be published.
 
     Raises:
         psycopg.Error
     """
     server = _server(connection, slot)
-    if server.version < _OLDEST:
+    if server.version < _OLDEST_VERSION:
         return (_too_old(server),)
     parts = parts_of(connection, relations)
-    found = [*_of_server(server)]
-    streamed = [r for r in relations if r.oid in parts]
-    for relation in streamed:
-        found += _of_table(relation, parts, tuple(keys.get(relation.label, ())), server)
-    fit = [r for r in streamed if not _unfit(r, parts)]
-    return (*found, *_of_publication(connection, publication, fit, parts, server, out))
+    problems = _server_problems(server)
+    existing = [r for r in relations if r.oid in parts]
+    for relation in existing:
+        problems += _table_problems(relation, parts, tuple(keys.get(relation.label, ())), server)
+    streamable = [r for r in existing if not _logging_problems(r, parts)]
+    return (
+        *problems,
+        *_publication_problems(connection, publication, streamable, parts, server, out),
+    )
 
 
 @dataclass(frozen=True)
@@ -93,8 +97,8 @@ class _Server:
     senders_used: int
 
 
-# REPLICATION is asked of the role that logs in, whatever SET ROLE says. On Amazon RDS nobody is
-# given the attribute: membership in rds_replication stands for it.
+# The role that logs in needs REPLICATION, whatever SET ROLE says. On Amazon RDS roles cannot have
+# the attribute: they need membership in rds_replication.
 _SERVER = """
 WITH hosted AS (SELECT oid FROM pg_roles WHERE rolname = 'rds_replication')
 SELECT current_setting('server_version_num')::int4,
@@ -121,140 +125,143 @@ def _server(connection: Connection, slot: str) -> _Server:
 def _too_old(server: _Server) -> Wanting:
     major, minor = divmod(server.version, 10000)
     return Wanting(
-        f"The server is PostgreSQL {major}.{minor}; changes are streamed from 14 on.",
+        f"The server is PostgreSQL {major}.{minor}; streaming needs 14 or later.",
         "Upgrade the server, or load these tables in batches.",
     )
 
 
-def _of_server(server: _Server) -> list[Wanting]:
-    found = []
+def _server_problems(server: _Server) -> list[Wanting]:
+    problems = []
     if server.standby:
-        found.append(
+        problems.append(
             Wanting(
-                "The server is a standby, on which no publication can be made and no snapshot be"
-                " exported.",
+                "The server is a standby, on which publications cannot be created and snapshots"
+                " cannot be exported.",
                 "Connect to the primary.",
             )
         )
     if server.wal_level != "logical":
-        found.append(
+        problems.append(
             Wanting(
-                f"The server's wal_level is {server.wal_level}; its log holds no changes of rows.",
+                f"The server's wal_level is {server.wal_level}; its log has no row changes.",
                 "ALTER SYSTEM SET wal_level = logical; -- then restart the server; hosted ones"
                 " have a parameter for it (rds.logical_replication, cloudsql.logical_decoding)",
             )
         )
     if server.encoding != "UTF8":
-        found.append(
+        problems.append(
             Wanting(
                 f"The connection's client_encoding is {server.encoding}, not UTF8.",
-                "Connect past the pooler that changes it.",
+                "Connect to the server directly, not through the pooler that changes it.",
             )
         )
     if not server.replication:
         role = quoted(server.login)
         grant = f"GRANT rds_replication TO {role}" if server.hosted else f"ALTER ROLE {role}"
-        found.append(
+        problems.append(
             Wanting(
-                f"Role {server.login} may not replicate.",
+                f"Role {server.login} does not have the privilege REPLICATION.",
                 grant if server.hosted else f"{grant} REPLICATION",
             )
         )
-    return found + _of_limits(server)
+    return problems + _limit_problems(server)
 
 
-def _of_limits(server: _Server) -> list[Wanting]:
-    # While tables are copied, a second slot and walsender are there for a time.
+def _limit_problems(server: _Server) -> list[Wanting]:
+    # A table sync needs a second slot and walsender for a time.
     limits = (
         ("max_replication_slots", server.slots, server.slots_used, server.slot_there),
         ("max_wal_senders", server.senders, server.senders_used, server.slot_active),
     )
-    found = []
+    problems = []
     for name, most, used, ours in limits:
         need = used + 2 - ours
         if need > most:
-            found.append(
+            problems.append(
                 Wanting(
                     f"The server's {name} is {most}, of which {used} are in use;"
                     f" {need - used} must be free.",
                     f"ALTER SYSTEM SET {name} = {need}; -- then restart the server",
                 )
             )
-    return found
+    return problems
 
 
-_UNFIT = {
+_NOT_LOGGED = {
     "v": ("is a view", "Stream the tables that it shows, or load it in batches."),
     "m": ("is a materialized view", "Stream the tables that it shows, or load it in batches."),
-    "f": ("is a foreign table", "Stream it from where it is, or load it in batches."),
+    "f": ("is a foreign table", "Stream it from its own server, or load it in batches."),
 }
 
 
-def _unfit(relation: Relation, parts: Parts) -> list[Wanting]:
-    """Why the table's changes are not in the log, or not as its own."""
+def _logging_problems(relation: Relation, parts: Parts) -> list[Wanting]:
+    """Why the changes of the table are not logged, or not under its name."""
     if relation.kind == "table" and len(relation.parts) > 1:
-        heirs = ", ".join(parts[o].label for o in relation.parts if o in parts)
-        what = f"Table {relation.label} has heirs (INHERITS), whose rows are streamed as their own."
-        mend = f"Load it in batches, or stream each of these as a table by itself: {heirs}."
+        members = ", ".join(parts[o].label for o in relation.parts if o in parts)
+        what = (
+            f"Table {relation.label} has inheritance children, whose changes are streamed under"
+            " their own names."
+        )
+        mend = f"Load it in batches, or stream these tables one by one: {members}."
         return [Wanting(what, mend, relation.label)]
-    found = []
+    problems = []
     for leaf in leaves(relation, parts):
         where = f"Table {relation.label}"
         where += "" if leaf is parts[relation.oid] else f": its partition {leaf.label}"
-        if leaf.kind in _UNFIT:
-            what, mend = _UNFIT[leaf.kind]
-            found.append(Wanting(f"{where} {what}: its changes are not logged.", mend))
+        if leaf.kind in _NOT_LOGGED:
+            what, mend = _NOT_LOGGED[leaf.kind]
+            problems.append(Wanting(f"{where} {what}: its changes are not logged.", mend))
         elif leaf.persistence == "u":
             what = f"{where} is unlogged: its changes are not in the server's log."
-            found.append(Wanting(what, f"ALTER TABLE {leaf.name} SET LOGGED"))
+            problems.append(Wanting(what, f"ALTER TABLE {leaf.name} SET LOGGED"))
         elif leaf.persistence == "t":
-            what = f"{where} is temporary: others cannot see it."
-            found.append(Wanting(what, "Make it a permanent table."))
-    return [Wanting(w.what, w.mend, relation.label) for w in found]
+            what = f"{where} is temporary: other sessions cannot read it."
+            problems.append(Wanting(what, "Make it a permanent table."))
+    return [Wanting(w.what, w.mend, relation.label) for w in problems]
 
 
-def _of_table(
+def _table_problems(
     relation: Relation, parts: Parts, key: tuple[str, ...], server: _Server
 ) -> list[Wanting]:
-    unfit = _unfit(relation, parts)
-    if unfit:
-        return unfit
+    problems = _logging_problems(relation, parts)
+    if problems:
+        return problems
     if TABLEOID in key:
-        what = f"Table {relation.label}: {TABLEOID}, of which its key is made, is in no stream."
+        what = f"Table {relation.label}: its key contains {TABLEOID}, which is not streamed."
         return [Wanting(what, "Choose a key of plain columns.", relation.label)]
-    found = [] if relation.readable else [_unreadable(relation, server)]
+    problems = [] if relation.readable else [_unreadable(relation, server)]
     for leaf in leaves(relation, parts):
-        found += _of_identity(relation, leaf, key, server)
-    if key and not found and not apart(relation, parts, key):
-        found += _ambiguous(relation, parts, key)
-    lost = [c for c in key if c in _never(parts[relation.oid], server.version)]
-    if lost:
+        problems += _identity_problems(relation, leaf, key, server)
+    if key and not problems and not apart(relation, parts, key):
+        problems += _partition_key_problems(relation, parts, key)
+    generated = [c for c in key if c in _unpublishable(parts[relation.oid], server.version)]
+    if generated:
         what = (
-            f"Table {relation.label}: the key's {_columns(lost)} {_are(lost)} generated, and the"
-            " server streams no such values."
+            f"Table {relation.label}: the key's {_columns(generated)} {_are(generated)} generated,"
+            " and the server does not stream such columns."
         )
-        found.append(Wanting(what, "Choose a key of plain columns.", relation.label))
-    return found
+        problems.append(Wanting(what, "Choose a key of plain columns.", relation.label))
+    return problems
 
 
 def _unreadable(relation: Relation, server: _Server) -> Wanting:
     role = quoted(server.role)
     return Wanting(
-        f"Table {relation.label} may not be read by role {server.role}.",
+        f"Role {server.role} may not read table {relation.label}.",
         f"GRANT USAGE ON SCHEMA {quoted(relation.schema)} TO {role};"
         f" GRANT SELECT ON TABLE {quoted(relation.schema, relation.name)} TO {role}",
         relation.label,
     )
 
 
-def _of_identity(
+def _identity_problems(
     relation: Relation, leaf: Part, key: tuple[str, ...], server: _Server
 ) -> list[Wanting]:
     where = f"Table {relation.label}"
     where += "" if leaf.label == relation.label else f": its partition {leaf.label}"
     missing = [column for column in key if column not in leaf.identity]
     if not leaf.identity:
-        why = ", as a DEFERRABLE key is none" if relation.deferrable else ""
+        why = ", as a DEFERRABLE key cannot be one" if relation.deferrable else ""
         what = (
             f"{where} has no replica identity{why}: once published, its UPDATEs and DELETEs fail."
         )
@@ -269,28 +276,30 @@ def _of_identity(
         )
     else:
         return []
-    return [Wanting(what, _better(leaf, key, server.version), relation.label)]
+    return [Wanting(what, _identity_with_key(leaf, key, server.version), relation.label)]
 
 
-def _ambiguous(relation: Relation, parts: Parts, key: tuple[str, ...]) -> list[Wanting]:
-    """What a key lacks that rows of several partitions may share."""
+def _partition_key_problems(
+    relation: Relation, parts: Parts, key: tuple[str, ...]
+) -> list[Wanting]:
+    """The problem of a key in which rows of several partitions may be equal."""
     partial = [leaf for leaf in leaves(relation, parts) if leaf.replica != "f"]
     what = (
         f"Table {relation.label}: rows of several partitions may share the key {', '.join(key)},"
-        f" and the old rows that its partition {partial[0].label} logs do not tell them apart."
+        f" and the replica identity of its partition {partial[0].label} does not distinguish them."
     )
     mend = "; ".join(f"ALTER TABLE {leaf.name} REPLICA IDENTITY FULL" for leaf in partial)
     return [Wanting(what, mend, relation.label)]
 
 
-def _better(leaf: Part, key: tuple[str, ...], version: int) -> str:
-    """The SQL of a replica identity that has the key, the smallest that there is."""
+def _identity_with_key(leaf: Part, key: tuple[str, ...], version: int) -> str:
+    """The SQL that sets the smallest replica identity with the key."""
     for index in leaf.indexes:
         if set(key) <= set(index.columns):
             kind = "DEFAULT" if index.primary else f"USING INDEX {quoted(index.name)}"
             return f"ALTER TABLE {leaf.name} REPLICA IDENTITY {kind}"
     if leaf.virtual and version >= GENERATED:
-        # FULL would take in the virtual columns, which PostgreSQL then refuses.
+        # FULL includes virtual columns, with which PostgreSQL refuses UPDATE and DELETE.
         named = ", ".join(quoted(column) for column in key) or "…"
         return (
             f"CREATE UNIQUE INDEX ON {leaf.name} ({named}); -- over NOT NULL columns; then"
@@ -299,8 +308,8 @@ def _better(leaf: Part, key: tuple[str, ...], version: int) -> str:
     return f"ALTER TABLE {leaf.name} REPLICA IDENTITY FULL"
 
 
-def _never(part: Part, version: int) -> frozenset[str]:
-    """The columns that no publication of this server can have."""
+def _unpublishable(part: Part, version: int) -> frozenset[str]:
+    """The columns that a publication of this server cannot contain."""
     return part.virtual | (part.stored if version < GENERATED else frozenset())
 
 
@@ -312,7 +321,7 @@ def _are(things: Sequence[str]) -> str:
     return "is" if len(things) == 1 else "are"
 
 
-def _of_publication(
+def _publication_problems(
     connection: Connection,
     publication: str,
     relations: Sequence[Relation],
@@ -321,24 +330,25 @@ def _of_publication(
     out: Mapping[str, Collection[str]],
 ) -> list[Wanting]:
     published = find(connection, publication)
-    found = []
-    todo = mending(publication, published, relations, parts, server.version)
-    if relations and todo and not _allowed(published, relations, parts, server):
-        what = (
-            f"Publication {publication} is not there"
-            if published is None
-            else (f"Publication {publication} lacks tables or options")
-        )
-        what += f", and role {server.role} may not mend that."
-        found.append(Wanting(what, "; ".join(todo)))
+    problems = []
+    statements = publishing_statements(publication, published, relations, parts, server.version)
+    if relations and statements and not _may_publish(published, relations, parts, server):
+        if published is None:
+            fault, act = "does not exist", "create"
+        else:
+            fault, act = "lacks tables or options", "change"
+        what = f"Publication {publication} {fault}, and role {server.role} may not {act} it."
+        problems.append(Wanting(what, "; ".join(statements)))
     if published:
         for relation in relations:
-            unwanted = out.get(relation.label, ())
-            found += _of_member(publication, published, relation, parts, server.version, unwanted)
-    return found
+            left_out = out.get(relation.label, ())
+            problems += _omission_problems(
+                publication, published, relation, parts, server.version, left_out
+            )
+    return problems
 
 
-def _allowed(
+def _may_publish(
     published: Published | None, relations: Sequence[Relation], parts: Parts, server: _Server
 ) -> bool:
     if published is None:
@@ -349,37 +359,43 @@ def _allowed(
     return published.owned and all(parts[r.oid].owned for r in missing)
 
 
-def _of_member(
+def _omission_problems(
     publication: str,
     published: Published,
     relation: Relation,
     parts: Parts,
     version: int,
-    unwanted: Collection[str],
+    left_out: Collection[str],
 ) -> list[Wanting]:
-    """What a publication that somebody made leaves out of a table; only they can know why."""
+    """The rows and columns of a table that an existing publication leaves out.
+
+    `publish` does not add them: they may be left out on purpose.
+    """
     part = parts[relation.oid]
     attributes = published.attributes.get(relation.oid)
     if attributes is None:
         return []
-    # With the option, which `publish` sets, all but these are there if there is no column list.
+    # Without a column list these alone are missing, until `publish` sets the option.
     absent = part.stored if not published.generated else frozenset()
-    given = attributes | _never(part, version) | absent
-    left = [c for c in part.columns if c not in given and c not in unwanted]
-    what = []
+    published_columns = attributes | _unpublishable(part, version) | absent
+    missing = [c for c in part.columns if c not in published_columns and c not in left_out]
+    omissions = []
     if relation.oid in published.filtered:
-        what.append("some rows (WHERE)")
-    if left:
-        what.append(f"the {_columns(left)} (column list)")
-    if not what:
+        omissions.append("some rows (WHERE)")
+    if missing:
+        omissions.append(f"the {_columns(missing)} (column list)")
+    if not omissions:
         return []
     name = quoted(publication)
-    # Whoever has columns left out may not want them to travel either.
-    listed = [c for c in part.columns if c not in unwanted and c not in _never(part, version)]
-    names = f" ({', '.join(map(quoted, listed))})" if unwanted else ""
+    # Columns that the config leaves out should not be published by the mend either.
+    listed = [
+        c for c in part.columns if c not in left_out and c not in _unpublishable(part, version)
+    ]
+    names = f" ({', '.join(map(quoted, listed))})" if left_out else ""
     return [
         Wanting(
-            f"Publication {publication} leaves {' and '.join(what)} of table {relation.label} out.",
+            f"Publication {publication} leaves {' and '.join(omissions)} of table {relation.label}"
+            " out.",
             f"ALTER PUBLICATION {name} DROP TABLE ONLY {part.name};"
             f" ALTER PUBLICATION {name} ADD TABLE ONLY {part.name}{names}",
             relation.label,

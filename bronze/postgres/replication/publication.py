@@ -1,7 +1,7 @@
-"""The publication, which names the tables whose changes are streamed.
+"""The publication, which lists the tables whose changes are streamed.
 
-The server looks a publication up as it was at the position that it decodes: one that is made, or
-gets a table, after the slot was made lacks the changes before, and nothing says so.
+The server reads the publication as it was at the position that it decodes. For a publication that
+was created, or got a table, after the slot, earlier changes are silently missing.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from bronze.postgres.connection.connect import Connection
 from bronze.postgres.statement import quoted
 
 GENERATED = 180000
-"""The version from which on stored generated columns can be published."""
+"""The first version that can publish stored generated columns."""
 
 _SCHEMAS = 150000
-_PUBLISH = "insert, update, delete, truncate"
+_PUBLISHED_CHANGES = "insert, update, delete, truncate"
 _ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
 class _Index:
-    """An index that PostgreSQL takes for a replica identity."""
+    """An index that PostgreSQL accepts as replica identity."""
 
     name: str
     primary: bool
@@ -40,7 +40,13 @@ class _Index:
 
 @dataclass(frozen=True)
 class Part:
-    """A table that holds rows, or the root of some. ``virtual`` and ``stored`` are generated."""
+    """A table, a partition or an inheritance child.
+
+    ``label`` is its name for messages, ``name`` the one for SQL. ``kind``, ``persistence`` and
+    ``replica`` are relkind, relpersistence and relreplident of pg_class, ``owned`` says that the
+    role owns it, ``virtual`` and ``stored`` are its generated columns, ``indexes`` those that can
+    be its replica identity.
+    """
 
     label: str
     name: str
@@ -55,16 +61,22 @@ class Part:
 
     @property
     def identity(self) -> tuple[str, ...]:
-        """The columns whose old values are in the log with an update or a delete."""
+        """The columns of its replica identity: their old values are logged."""
         if self.replica == "f":
             return self.columns
-        named = (i.columns for i in self.indexes if (i.primary, i.chosen)[self.replica == "i"])
-        return () if self.replica == "n" else next(named, ())
+        identities = (i.columns for i in self.indexes if (i.primary, i.chosen)[self.replica == "i"])
+        return () if self.replica == "n" else next(identities, ())
 
 
 @dataclass(frozen=True)
 class Published:
-    """A publication as it is. ``filtered`` and ``attributes`` are those of its tables, by oid."""
+    """A publication.
+
+    ``owned`` says that the role owns it, ``everything`` that it is FOR ALL TABLES, ``publishes``
+    that it publishes all kinds of changes; ``by_root`` and ``generated`` are its options for
+    partitions and generated columns. By oid: ``listed`` are its tables, ``filtered`` those with a
+    WHERE, ``attributes`` the published columns of each.
+    """
 
     oid: int
     owned: bool
@@ -81,9 +93,9 @@ Parts = Mapping[int, Part]
 
 
 def publish(connection: Connection, publication: str, relations: Sequence[Relation]) -> None:
-    """Makes the publication; or adds the tables and sets the options that it lacks.
+    """Creates the publication, or adds the missing tables and options to an existing one.
 
-    Takes nothing out of one that is there. Others may make or change the same one meanwhile.
+    Removes nothing from it. Other sessions may create or change it at the same time.
 
     Args:
         connection: in autocommit mode.
@@ -91,33 +103,33 @@ def publish(connection: Connection, publication: str, relations: Sequence[Relati
         relations: tables and partitioned tables.
 
     Raises:
-        SourceRefused: the role may not; the hint is the SQL for one who may.
-        SourceBusy: others kept changing the publication.
-        TableRefused: a table is gone.
-        psycopg.Error: a table is locked, or the connection was cut.
+        SourceRefused: the role does not have the privileges; the hint is the SQL to run.
+        SourceBusy: other sessions kept changing the publication.
+        TableRefused: a table was dropped.
+        psycopg.Error: a table is locked, or the connection was lost.
     """
     for _ in range(_ATTEMPTS):
         parts = parts_of(connection, relations)
         _refuse_gone(relations, parts)
         published = find(connection, publication)
         version = connection.info.server_version
-        todo = mending(publication, published, relations, parts, version)
+        statements = publishing_statements(publication, published, relations, parts, version)
         try:
             with connection.transaction():
-                for statement in todo:
+                for statement in statements:
                     connection.execute(sql.SQL(statement))
         except (pg.DuplicateObject, pg.UniqueViolation, pg.UndefinedObject, pg.InternalError):
-            # Somebody was faster ("tuple concurrently updated" is an InternalError).
+            # Another session was faster ("tuple concurrently updated" is an InternalError).
             continue
         except pg.InsufficientPrivilege as error:
             raise SourceRefused(
-                f"Publication {publication} cannot be made or changed: permission denied.",
-                hint=f"Have somebody who may run this: {'; '.join(todo)}",
+                f"Publication {publication} cannot be created or changed: permission denied.",
+                hint=f"Ask the owner or a superuser to run: {'; '.join(statements)}",
                 sqlstate=error.sqlstate or "",
             ) from error
         return
     raise SourceBusy(
-        f"Publication {publication} is being changed by somebody else all the time.",
+        f"Publication {publication} is being changed by other sessions all the time.",
         hint="Run again when they are done.",
     )
 
@@ -133,7 +145,7 @@ def _refuse_gone(relations: Sequence[Relation], parts: Parts) -> None:
 
 
 def unpublish(connection: Connection, publication: str) -> None:
-    """Drops the publication, if it is there.
+    """Drops the publication, if it exists.
 
     Raises:
         SourceRefused: it belongs to another role.
@@ -145,16 +157,16 @@ def unpublish(connection: Connection, publication: str) -> None:
     except pg.InsufficientPrivilege as error:
         raise SourceRefused(
             f"Publication {publication} cannot be dropped: permission denied.",
-            hint=f"Have its owner run this: {statement}",
+            hint=f"Ask its owner to run: {statement}",
             sqlstate=error.sqlstate or "",
         ) from error
 
 
 def carried(connection: Connection, relation: Relation, publication: str) -> frozenset[str]:
-    """The names of the table's columns that a stream has, whatever a column list leaves out now.
+    """The columns of a table that a stream can contain; a column list's omissions are ignored.
 
-    Virtual generated columns are never among them, stored ones only with PostgreSQL 18 and
-    ``publish_generated_columns = stored``, or a column list that names them.
+    Virtual generated columns are never among them; stored ones only from PostgreSQL 18 on, with
+    ``publish_generated_columns = stored`` or a column list that names them.
 
     Raises:
         psycopg.Error
@@ -173,49 +185,49 @@ def carried(connection: Connection, relation: Relation, publication: str) -> fro
 def coverage(
     connection: Connection, publication: str, relations: Sequence[Relation]
 ) -> Mapping[int, str]:
-    """By each table's oid a fingerprint of how the server's log and the publication tell of it.
+    """By each table's oid a fingerprint of its publication and replica identity.
 
-    It is another one once the publication, the table's place in it, or a replica identity has been
-    changed, though it be what it was by now: what was committed in between may never be sent.
-    Tables that are not published have none.
+    It changes with the publication, the table's membership or a replica identity, even if they
+    were changed back since: changes committed in between may never be sent. Tables that are not
+    published have no fingerprint.
 
     Raises:
         psycopg.Error
     """
     version = connection.info.server_version
-    marks = dict(_rows(connection, _marks(version), {"name": publication}))
+    version_marks = dict(_rows(connection, _version_marks(version), {"name": publication}))
     parts = parts_of(connection, relations)
-    found = {}
+    fingerprints = {}
     for relation in relations:
-        if relation.oid in marks and relation.oid in parts:
-            known = sorted(
+        if relation.oid in version_marks and relation.oid in parts:
+            identities = sorted(
                 (leaf.label, leaf.replica, leaf.identity) for leaf in leaves(relation, parts)
             )
-            told = json.dumps([marks[relation.oid], known])
-            found[relation.oid] = hashlib.sha256(told.encode()).hexdigest()[:16]
-    return found
+            text = json.dumps([version_marks[relation.oid], identities])
+            fingerprints[relation.oid] = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return fingerprints
 
 
 def identity(
     connection: Connection, relations: Sequence[Relation]
 ) -> Mapping[str, tuple[str, ...]]:
-    """By each table's label the columns whose old values come with an update or a delete.
+    """The columns of each table's replica identity, by its label.
 
     All columns for REPLICA IDENTITY FULL, none for NOTHING or a DEFAULT without a primary key. For
-    a partitioned table they are those that all its partitions have in common, for what is logged
-    is up to each partition; that the stream calls an old row whole is up to the root alone.
+    a partitioned table, those that the replica identities of all its partitions contain: each
+    partition logs by its own. (Whether the stream marks old rows as full depends on the root.)
 
     Raises:
         psycopg.Error
     """
     parts = parts_of(connection, relations)
-    return {r.label: _common(r, parts) for r in relations if r.oid in parts}
+    return {r.label: _common_identity(r, parts) for r in relations if r.oid in parts}
 
 
 def telling(
     connection: Connection, targets: Sequence[tuple[Relation, Sequence[str]]]
 ) -> Mapping[int, tuple[str, ...]]:
-    """By each table's oid the columns by which a stream tells its rows apart at any moment.
+    """By each table's oid the columns by which a stream identifies its rows (see `apart`).
 
     Args:
         connection: to the source.
@@ -229,17 +241,17 @@ def telling(
 
 
 def apart(relation: Relation, parts: Parts, key: Sequence[str]) -> tuple[str, ...]:
-    """The columns by which a stream tells a table's rows apart at any moment; none if it cannot.
+    """The columns by which a stream identifies a table's rows at any moment; () if it cannot.
 
-    That is the key where PostgreSQL keeps it unique. Rows that may share a key, be it within a
-    transaction alone, are known by the old rows that are logged: by unique columns in these, or
-    by all columns (REPLICA IDENTITY FULL), for then rows that are alike are of equal worth.
+    That is the key, if PostgreSQL enforces that it is unique. If rows may have equal keys, even
+    within a transaction only, it is the replica identity: one that is unique, or all columns
+    (REPLICA IDENTITY FULL), as equal rows are interchangeable.
     """
     if relation.enforces(key):
         return tuple(key)
-    logged = _common(relation, parts)
-    whole = all(leaf.replica == "f" for leaf in leaves(relation, parts))
-    if set(key) <= set(logged) and (whole or relation.enforces(logged)):
+    logged = _common_identity(relation, parts)
+    full = all(leaf.replica == "f" for leaf in leaves(relation, parts))
+    if set(key) <= set(logged) and (full or relation.enforces(logged)):
         return logged
     return ()
 
@@ -258,7 +270,8 @@ WHERE c.oid = ANY(%(oids)s::oid[])
 """
 
 
-# What PostgreSQL takes for a replica identity: no other index counts, even if it was chosen once.
+# The indexes that PostgreSQL accepts as replica identity. An index that no longer qualifies is not
+# used, even if it was chosen.
 _INDEXES = """
 SELECT i.indrelid::int8, c.relname, i.indisprimary, i.indisreplident, k.columns
 FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
@@ -275,13 +288,12 @@ ORDER BY i.indrelid, i.indisprimary DESC, i.indnkeyatts, c.relname
 
 
 def parts_of(connection: Connection, relations: Sequence[Relation]) -> Parts:
-    """The tables, their partitions and heirs, by oid; what is gone is left out."""
+    """The tables, their partitions and inheritance children by oid, without dropped ones."""
     oids = {"oids": sorted({oid for r in relations for oid in (r.oid, *r.parts)})}
     indexes: dict[Any, list[_Index]] = {}
     for oid, name, primary, chosen, columns in _rows(connection, _INDEXES, oids):
         indexes.setdefault(oid, []).append(_Index(name, primary, chosen, tuple(columns)))
-    found = (_part(row, indexes.get(row[0], [])) for row in _rows(connection, _PARTS, oids))
-    return dict(found)
+    return dict(_part(row, indexes.get(row[0], [])) for row in _rows(connection, _PARTS, oids))
 
 
 def _part(row: Any, indexes: Sequence[_Index]) -> tuple[int, Part]:
@@ -305,17 +317,17 @@ def _rows(connection: Connection, query: Any, arguments: Mapping[str, Any]) -> l
 
 
 def leaves(relation: Relation, parts: Parts) -> list[Part]:
-    """The parts whose changes are logged; the table itself where it has none."""
-    inner = [parts[oid] for oid in relation.parts if oid in parts and parts[oid].kind != "p"]
-    return inner or [parts[relation.oid]]
+    """The parts whose changes are logged: the partitions, or else the table itself."""
+    members = [parts[oid] for oid in relation.parts if oid in parts and parts[oid].kind != "p"]
+    return members or [parts[relation.oid]]
 
 
-def _common(relation: Relation, parts: Parts) -> tuple[str, ...]:
+def _common_identity(relation: Relation, parts: Parts) -> tuple[str, ...]:
     first, *others = (leaf.identity for leaf in leaves(relation, parts))
     return tuple(column for column in first if all(column in other for other in others))
 
 
-# Newer servers know more columns: by way of JSON those that are missing are NULL.
+# Older servers lack some columns: read through JSON, a missing column is NULL.
 _PUBLICATION = """
 SELECT p.oid::int8, pg_has_role(p.pubowner, 'USAGE'), p.puballtables,
        p.pubinsert AND p.pubupdate AND p.pubdelete AND p.pubtruncate, p.pubviaroot,
@@ -324,7 +336,8 @@ FROM pg_publication p WHERE p.pubname = %(name)s
 """
 
 
-# 14 names no columns, and 15 generated ones too, which no server before 18 sends.
+# The view of 14 has no columns, and that of 15 has generated ones, which servers before 18 do not
+# send.
 _MEMBERS = """
 SELECT c.oid::int8, to_jsonb(t) ->> 'rowfilter' IS NOT NULL, ARRAY(
     SELECT attname::text FROM pg_attribute
@@ -338,11 +351,11 @@ WHERE t.pubname = %(name)s
 """
 
 
-def _marks(version: int) -> str:
-    """The query for the rows of the catalog that put tables into a publication.
+def _version_marks(version: int) -> str:
+    """The query for a version mark of each table's membership in a publication.
 
-    Options that are changed and changed back leave another xmin; a table that is taken out and put
-    in again has another row.
+    The mark consists of oids and xmins of catalog rows: options that are changed and changed back
+    have another xmin, a table that is dropped and added again has another row.
     """
     schemas = "pg_publication_namespace"
     if version < _SCHEMAS:
@@ -354,29 +367,29 @@ def _marks(version: int) -> str:
     LEFT JOIN {schemas} n ON n.pnpubid = p.oid AND n.pnnspid = c.relnamespace
     WHERE p.pubname = %(name)s AND c.relkind IN ('r', 'p')
       AND (p.puballtables OR r.oid IS NOT NULL OR n.oid IS NOT NULL)
-    """  # noqa: S608 - no word of it is from outside
+    """  # noqa: S608 - made of constants
 
 
 def find(connection: Connection, publication: str) -> Published | None:
-    """The publication as it is, None where it is not there.
+    """The publication, None if it does not exist.
 
     Raises:
         psycopg.Error
     """
-    found = _rows(connection, _PUBLICATION, {"name": publication})
-    if not found:
+    rows = _rows(connection, _PUBLICATION, {"name": publication})
+    if not rows:
         return None
-    oid, owned, everything, publishes, by_root, generated = found[0]
+    oid, owned, everything, publishes, by_root, generated = rows[0]
     version = connection.info.server_version
-    wanted = {"name": publication, "generated": version >= GENERATED}
+    arguments = {"name": publication, "generated": version >= GENERATED}
     try:
-        # One's own transaction, if there is one, goes on.
+        # A savepoint: the caller's transaction goes on after an error.
         with connection.transaction():
-            members = _rows(connection, _MEMBERS, wanted)
+            members = _rows(connection, _MEMBERS, arguments)
     except pg.UndefinedObject:
-        # It is dropped just now: the view shows it still, and asks for what it has.
+        # Just dropped: the view still lists it, but fails to read its tables.
         return None
-    marks = _rows(connection, _marks(version), {"name": publication})
+    version_marks = _rows(connection, _version_marks(version), {"name": publication})
     return Published(
         oid=oid,
         owned=owned,
@@ -384,61 +397,61 @@ def find(connection: Connection, publication: str) -> Published | None:
         publishes=publishes,
         by_root=by_root,
         generated=generated,
-        # Where changes keep their partitions' names, a root is not among the members.
-        listed=frozenset(row[0] for row in (*members, *marks)),
+        # Without publish_via_partition_root the view lists partitions, not their root.
+        listed=frozenset(row[0] for row in (*members, *version_marks)),
         filtered=frozenset(row[0] for row in members if row[1]),
         attributes={row[0]: frozenset(row[2]) for row in members},
     )
 
 
 def number(connection: Connection, publication: str) -> int | None:
-    """The publication's oid, None where it is not there.
+    """The publication's oid, None if it does not exist.
 
     Raises:
         psycopg.Error
     """
-    found = _rows(connection, _PUBLICATION, {"name": publication})
-    return found[0][0] if found else None
+    rows = _rows(connection, _PUBLICATION, {"name": publication})
+    return rows[0][0] if rows else None
 
 
-def mending(
+def publishing_statements(
     publication: str,
     published: Published | None,
     relations: Sequence[Relation],
     parts: Parts,
     version: int,
 ) -> list[str]:
-    """The statements that make the publication what it should be."""
+    """The SQL statements that create the publication, or complete an existing one."""
     name = quoted(publication)
     if published is None:
         options = ["publish_via_partition_root = true"]
         options += ["publish_generated_columns = stored"] if version >= GENERATED else []
         tables = f" FOR TABLE {_tables(relations, parts)}" if relations else ""
         return [f"CREATE PUBLICATION {name}{tables} WITH ({', '.join(options)})"]
-    lacking = _options(published, relations, parts, version)
+    options = _missing_options(published, relations, parts, version)
     missing = [r for r in relations if not published.everything and r.oid not in published.listed]
-    todo = [f"ALTER PUBLICATION {name} SET ({', '.join(lacking)})"] if lacking else []
+    statements = [f"ALTER PUBLICATION {name} SET ({', '.join(options)})"] if options else []
     if missing:
-        todo.append(f"ALTER PUBLICATION {name} ADD TABLE {_tables(missing, parts)}")
-    return todo
+        statements.append(f"ALTER PUBLICATION {name} ADD TABLE {_tables(missing, parts)}")
+    return statements
 
 
-def _options(
+def _missing_options(
     published: Published, relations: Sequence[Relation], parts: Parts, version: int
 ) -> list[str]:
-    lacking = []
+    options = []
     if not published.publishes:
-        lacking.append(f"publish = '{_PUBLISH}'")
+        options.append(f"publish = '{_PUBLISHED_CHANGES}'")
     if not published.by_root and any(r.kind == "partitioned" for r in relations):
-        lacking.append("publish_via_partition_root = true")
+        options.append("publish_via_partition_root = true")
     unlisted = (
         parts[r.oid].stored - published.attributes.get(r.oid, frozenset()) for r in relations
     )
     if version >= GENERATED and not published.generated and any(unlisted):
-        lacking.append("publish_generated_columns = stored")
-    return lacking
+        options.append("publish_generated_columns = stored")
+    return options
 
 
 def _tables(relations: Sequence[Relation], parts: Parts) -> str:
-    # Without ONLY a table's heirs would come along.
+    # Without ONLY, inheritance children would be added, too.
     return ", ".join(f"ONLY {parts[r.oid].name}" for r in relations)

@@ -1,10 +1,9 @@
-"""The stream of changes, over PostgreSQL's streaming replication protocol.
+"""Receives the changes of a replication slot over PostgreSQL's streaming replication protocol.
 
-Source: PostgreSQL's documentation, "Streaming Replication Protocol". A thread of its own receives
-what the server sends, gathers whole transactions into batches, and tells the server that it is
-alive and how far its slot may move on. It reads ahead while a batch is being landed, but never
-more than its memory allows: then it leaves the rest with the server. What one transaction is
-larger than is put aside in files.
+Source: PostgreSQL's documentation, "Streaming Replication Protocol". A thread receives messages,
+groups whole transactions into batches, and sends status updates: that the client is alive, and how
+far the slot may advance. It reads ahead while a batch is applied, up to its memory limit; then the
+rest waits at the server. The part of a transaction beyond the memory goes into a temporary file.
 """
 
 from __future__ import annotations
@@ -31,26 +30,26 @@ from bronze.postgres.replication.pgoutput import Described
 from bronze.postgres.replication.rewind import Past
 from bronze.postgres.statement import literal, quoted
 
-# What is gathered of a table is packed in pieces of this size.
+# The messages of a batch are packed into pieces of about this size.
 _PIECE = 8 * 2**20
-# No value has more.
+# Larger than any value.
 _LARGEST = 2**40
-# A message's share of memory beside its bytes.
+# The memory that a message takes beside its bytes.
 _OVERHEAD = 60
-_STATUS_EVERY = 5.0
+_STATUS_INTERVAL = 5.0
 # A process that was just killed may hold its slot for a moment.
-_BUSY_PATIENCE = 5.0
-_PATIENCE = 0.05
-# Of the frame around each message: its kind, two positions and a time.
-_FRAME = 25
-_DATA, _ALIVE = b"wk"
+_SLOT_PATIENCE = 5.0
+_PAUSE = 0.05
+# The header of an XLogData message: its kind, two positions and a time.
+_HEADER = 25
+_DATA, _KEEPALIVE = b"wk"
 _STATUS = struct.Struct(">cQQQqB")
 _POSITION = struct.Struct(">Q")
 _EPOCH = 946_684_800
 
 
 class Receiver:
-    """Receives batches in a thread of its own, for as long as the context lasts."""
+    """Receives batches in a thread, for the time of the context."""
 
     def __init__(
         self,
@@ -70,16 +69,17 @@ class Receiver:
 
         Args:
             origin: the source, for errors.
-            connection: to the server, opened with ``replication=database``.
-            name: the replication slot's.
-            publication: the publication.
-            tables: the oids of the tables that are wanted.
-            interval: the seconds for which transactions are gathered.
-            memory: how many bytes a batch may take before the next one is begun.
-            largest: how many bytes a change may have; larger ones are left out, and told.
-            past: what the server has to tell again first.
-            lost: is told in the receiver's thread that the server has gone without a word: it has
-                been silent for longer than its wal_sender_timeout, though it was asked.
+            connection: to the server, opened with ``replication=database``; closed at the end.
+            name: the name of the replication slot.
+            publication: the name of the publication.
+            tables: the oids of the tables to receive.
+            interval: the seconds for which a batch collects transactions.
+            memory: the bytes of messages at which a batch is complete.
+            largest: the bytes that a change may have. A larger one is not received: its size is in
+                `Gathered.oversize`.
+            past: the transactions that the server has to send again first.
+            lost: called in the receiver's thread when the server has not answered for longer than
+                its wal_sender_timeout.
         """
         self._origin, self._connection, self._pg = origin, connection, connection.pgconn
         self._tables = frozenset(tables)
@@ -87,15 +87,15 @@ class Receiver:
         self._name = name
         names = literal(quoted(publication))
         options = f"(proto_version '1', publication_names {names})"
-        self._start = f"START_REPLICATION SLOT {quoted(name)} LOGICAL 0/0 {options}"
+        self._start_command = f"START_REPLICATION SLOT {quoted(name)} LOGICAL 0/0 {options}"
         self._relations: dict[int, Described] = {}
-        self._open: dict[int, list[Any]] = {}
+        self._messages: dict[int, list[Any]] = {}
         self._marks: dict[int, list[tuple[int, int, int]]] = {}
-        # Of what is open, that of the tables that the transaction at hand has touched.
-        self._touched: dict[int, list[Any]] = {}
-        self._kept, self._full = 0, False
-        # Whether the transaction at hand is of our tables: servers before 15 send empty ones, too.
-        self._ours = False
+        # The lists in it of the tables that the current transaction has changed.
+        self._current: dict[int, list[Any]] = {}
+        self._unpacked, self._full = 0, False
+        # Whether the current transaction changed our tables: servers before 15 send empty ones.
+        self._relevant = False
         self._batch, self._past = Batch(), past
         self._begin: pgoutput.Begin | None = None
         self._lock = threading.Condition()
@@ -104,55 +104,55 @@ class Receiver:
         self._error: BaseException | None = None
         self._stopped = False
         self._flushed = self._idle = 0
-        self._told, self._every = 0.0, _STATUS_EVERY
-        self._silence, self._heard, self._lost = 0.0, 0.0, lost
+        self._last_status, self._status_interval = 0.0, _STATUS_INTERVAL
+        self._server_timeout, self._last_received, self._on_lost = 0.0, 0.0, lost
         self._spools: list[Spool] = []
         self._thread = threading.Thread(target=self._run, name="bronze receiver", daemon=True)
 
     def __enter__(self) -> Receiver:
         try:
             with mapped(self._origin):
-                self._silence = slot.timeout(self._connection)
-                slot.take_all_bytes(self._connection)
-                until = time.monotonic() + _BUSY_PATIENCE
-                while not self._begun(last=time.monotonic() > until):
-                    time.sleep(_PATIENCE)
+                self._server_timeout = slot.timeout(self._connection)
+                slot.send_any_bytes(self._connection)
+                until = time.monotonic() + _SLOT_PATIENCE
+                while not self._start_streaming(last=time.monotonic() > until):
+                    time.sleep(_PAUSE)
         except BaseException:
             self._close()
             raise
-        # While a batch waits nothing is read: the server has to hear from us unasked.
-        self._every = min(_STATUS_EVERY, self._silence / 4 or _STATUS_EVERY)
-        self._heard = time.monotonic()
+        # While a batch waits, requests of the server are not read: it needs status updates unasked.
+        self._status_interval = min(_STATUS_INTERVAL, self._server_timeout / 4 or _STATUS_INTERVAL)
+        self._last_received = time.monotonic()
         self._thread.start()
         return self
 
-    def _begun(self, last: bool) -> bool:
-        """Asks for the stream; False while the slot is in somebody's use.
+    def _start_streaming(self, last: bool) -> bool:
+        """Starts streaming; False while another session uses the slot.
 
         Raises:
-            SourceBusy: it still is, the ``last`` time; or somebody has dropped it.
+            SourceBusy: the slot is in use at the ``last`` attempt, or was dropped.
         """
-        result = self._pg.exec_(self._start.encode())
+        result = self._pg.exec_(self._start_command.encode())
         if result.status == pq.ExecStatus.COPY_BOTH:
             return True
         error = _error(result)
         if isinstance(error, psycopg.errors.UndefinedObject):
-            raise self._dropped(error) from error
+            raise self._dropped_error(error) from error
         if not isinstance(error, psycopg.errors.ObjectInUse):
             raise error
         if last:
             raise SourceBusy(
-                f"The slot {self._name} is in use.",
-                hint="The server lets go of a connection that was cut after wal_sender_timeout.",
+                f"The replication slot {self._name} is in use.",
+                hint="After wal_sender_timeout the server releases a slot whose client was lost.",
                 sqlstate=error.sqlstate or "",
             ) from error
         return False
 
-    def _dropped(self, error: psycopg.Error) -> SourceBusy:
-        """The error where slot or publication were dropped: both are made anew."""
+    def _dropped_error(self, error: psycopg.Error) -> SourceBusy:
+        """The error of a slot or publication that was dropped: both are created again."""
         return SourceBusy(
             f"The source {self._origin.name} has ended the stream: {error.diag.message_primary}.",
-            hint="It is begun anew, and all tables are compared.",
+            hint="The stream starts again with a new slot, and all tables are resynced.",
             sqlstate=error.sqlstate or "",
         )
 
@@ -170,12 +170,18 @@ class Receiver:
             self._connection.close()
 
     def take(self, patience: float, beyond: int) -> Batch | None:
-        """The next batch, None if there is none within ``patience`` seconds, or if nothing is left
-        to land before a position ``beyond`` the one given.
+        """Waits for the next batch.
+
+        Args:
+            patience: seconds to wait.
+            beyond: a position; the wait ends once `idle` is behind it.
+
+        Returns:
+            None if there is no batch by then.
 
         Raises:
             SourceUnreachable: the connection was lost.
-            SourceRewound: the server's past is not what it was.
+            SourceRewound: the server was put back to an earlier state.
             SourceError: the server ended the stream.
         """
         with self._lock:
@@ -190,24 +196,24 @@ class Receiver:
 
     @property
     def idle(self) -> int:
-        """The position before which nothing is left to land, once all batches taken have."""
+        """The position before which all changes are in batches that were taken; 0: unknown."""
         with self._lock:
             return 0 if self._ready else self._idle
 
     def want(self, tables: Iterable[int]) -> None:
-        """Receives what happens from now on in these tables, too; ``tables`` are oids."""
+        """Receives later changes of these tables, too; ``tables`` are oids."""
         self._tables |= frozenset(tables)
 
     def confirm(self, position: int) -> None:
-        """Lets the slot forget what is before ``position``."""
+        """Lets the slot advance to ``position``: all changes before it are in the lake."""
         with self._lock:
             self._flushed = max(self._flushed, position)
-            self._told = 0.0
+            self._last_status = 0.0
 
     def nudge(self) -> None:
-        """Asks the server how far it is."""
+        """Asks the server for its position."""
         with self._lock:
-            self._told = 0.0
+            self._last_status = 0.0
 
     # The thread
 
@@ -215,17 +221,17 @@ class Receiver:
         try:
             while not self._stopped:
                 self._status()
-                if self._full or not self._received():
+                if self._full or not self._receive():
                     self._wait()
                 self._offer()
             with suppress(psycopg.Error):
                 self._status(last=True)
         except psycopg.errors.UndefinedObject as error:
-            # Servers before 18 end the stream where there is no publication.
-            self._fail(self._dropped(error))
+            # Servers before 18 end the stream if the publication does not exist.
+            self._fail(self._dropped_error(error))
         except psycopg.Error as error:
             self._fail(explain(error, self._origin))
-        except BaseException as error:  # whatever it is, the one who waits has to hear of it
+        except BaseException as error:  # the thread that waits for a batch has to get it
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
@@ -233,95 +239,104 @@ class Receiver:
             self._error = error
             self._lock.notify_all()
 
-    def _received(self) -> bool:
-        """Takes in what is there; whether there was anything."""
-        get, found = self._pg.get_copy_data, False
+    def _receive(self) -> bool:
+        """Processes the messages that have arrived; whether there were any."""
+        get, received = self._pg.get_copy_data, False
         for _ in range(1000):
             size, message = get(1)
             if size <= 0:
                 if size < 0:
-                    self._ended()
-                return found
-            found = True
+                    self._raise_end()
+                return received
+            received = True
             if message[0] == _DATA:
-                self._take_in(message)
-            elif message[0] == _ALIVE:
-                self._alive(message)
+                self._process(message)
+            elif message[0] == _KEEPALIVE:
+                self._keepalive(message)
             if self._full:
                 return True
         return True
 
-    def _ended(self) -> None:
+    def _raise_end(self) -> None:
         result = self._pg.get_result()
         if result is not None and result.status == pq.ExecStatus.FATAL_ERROR:
             raise _error(result)
         raise SourceUnreachable(
-            f"The source {self._origin.name} has ended the stream.", hint="It is begun again."
+            f"The source {self._origin.name} has ended the stream.", hint="The stream starts again."
         )
 
     def _wait(self) -> None:
         if self._full:
-            # What is not read stays with the server.
+            # Unread messages wait at the server.
             with self._lock:
-                self._lock.wait(_PATIENCE)
-            self._heard = time.monotonic()
+                self._lock.wait(_PAUSE)
+            self._last_received = time.monotonic()
             return
         due = self._batch.began + self._interval - time.monotonic()
-        wait = min(_PATIENCE, max(due, 0.005)) if self._batch.position else _PATIENCE
+        wait = min(_PAUSE, max(due, 0.005)) if self._batch.position else _PAUSE
         if select.select([self._pg.socket], [], [], wait)[0]:
             self._pg.consume_input()
-            self._heard = time.monotonic()
-        elif self._silence and time.monotonic() - self._heard > self._silence + self._every:
-            self._lost()
+            self._last_received = time.monotonic()
+        elif self._is_silent():
+            self._on_lost()
             raise SourceUnreachable(
-                f"The source {self._origin.name} has not said a word for {self._silence:.0f} s.",
-                hint="A firewall or a proxy between may have lost the connection.",
+                f"The source {self._origin.name} has sent nothing for"
+                f" {self._server_timeout:.0f} s.",
+                hint="A firewall or proxy in between may have dropped the connection.",
             )
 
-    def _take_in(self, message: Any) -> None:
-        if len(message) > self._largest and message[_FRAME] in pgoutput.CHANGES:
-            self._outgrow(int.from_bytes(message[_FRAME + 1 : _FRAME + 5], "big"), len(message))
+    def _is_silent(self) -> bool:
+        """Whether the server has not answered for longer than its timeout."""
+        silent = time.monotonic() - self._last_received
+        patience = self._server_timeout + self._status_interval
+        return self._server_timeout > 0 and silent > patience
+
+    def _process(self, message: Any) -> None:
+        if len(message) > self._largest and message[_HEADER] in pgoutput.CHANGES:
+            self._discard_oversize(
+                int.from_bytes(message[_HEADER + 1 : _HEADER + 5], "big"), len(message)
+            )
             return
-        # A copy is smaller than the buffer that libpq gives, with all that keeps it alive.
-        body = message[_FRAME:].tobytes()
+        # A copy takes less memory than libpq's buffer, which a view would keep.
+        body = message[_HEADER:].tobytes()
         kind = body[0]
         if kind in pgoutput.CHANGES:
             oid = int.from_bytes(body[1:5], "big")
-            if oid in self._touched:
-                self._touched[oid].append(body)
-                self._kept += len(body) + _OVERHEAD
-                if self._kept > _PIECE:
+            if oid in self._current:
+                self._current[oid].append(body)
+                self._unpacked += len(body) + _OVERHEAD
+                if self._unpacked > _PIECE:
                     self._pack()
             elif oid in self._tables:
-                self._first(oid, body)
+                self._first_change(oid, body)
         elif kind == pgoutput.BEGIN:
-            self._begin = pgoutput.begin(body)
+            self._begin = pgoutput.read_begin(body)
             if not self._batch.position:
                 self._batch.began = time.monotonic()
-            self._touched, self._ours = {}, False
+            self._current, self._relevant = {}, False
         elif kind == pgoutput.COMMIT:
-            self._committed(pgoutput.commit(body))
+            self._commit(pgoutput.commit(body))
         elif kind == pgoutput.RELATION:
             self._describe(pgoutput.relation(body))
         elif kind == pgoutput.TRUNCATE:
             for oid in pgoutput.truncate(body):
-                self._empty(oid)
+                self._truncate(oid)
 
-    def _first(self, oid: int, body: Any) -> None:
+    def _first_change(self, oid: int, body: Any) -> None:
         begin = self._begin
         if begin is None:
             raise Mismatch("The stream has a change outside of a transaction.")
-        if self._table(oid).oversize:
+        if self._table_changes(oid).oversize:
             return
-        messages = self._open.setdefault(oid, [])
+        messages = self._messages.setdefault(oid, [])
         mark = (len(messages), begin.position, begin.committed)
         self._marks.setdefault(oid, []).append(mark)
         messages.append(body)
-        self._kept += len(body) + _OVERHEAD
-        self._touched[oid] = messages
+        self._unpacked += len(body) + _OVERHEAD
+        self._current[oid] = messages
 
-    def _table(self, oid: int) -> Gathered:
-        self._ours = True
+    def _table_changes(self, oid: int) -> Gathered:
+        self._relevant = True
         if oid not in self._batch.tables:
             if oid not in self._relations:
                 raise Mismatch(f"The stream did not describe the relation {oid}.")
@@ -334,43 +349,44 @@ class Receiver:
         if gathered:
             known = gathered.described
             gathered.drifted |= known.columns != described.columns
-            # What counts is told with each of the batch's changes.
-            gathered.described = replace(known, told=known.told & described.told)
+            # Only the columns that are sent with every change of the batch can be used.
+            common = known.told & described.told
+            gathered.described = replace(known, told=common)
         self._relations[oid] = described
 
-    def _empty(self, oid: int) -> None:
+    def _truncate(self, oid: int) -> None:
         if oid in self._tables and self._begin:
-            self._drop(oid).emptied = self._begin.position
+            self._discard(oid).emptied = self._begin.position
 
-    def _outgrow(self, oid: int, size: int) -> None:
-        """Leaves out what has come of a table with a change that is too large."""
+    def _discard_oversize(self, oid: int, size: int) -> None:
+        """Discards the changes of a table with a change that is too large."""
         if oid in self._tables and self._begin:
-            gathered = self._drop(oid)
+            gathered = self._discard(oid)
             gathered.oversize = max(gathered.oversize, size)
 
-    def _drop(self, oid: int) -> Gathered:
-        gathered = self._table(oid)
+    def _discard(self, oid: int) -> Gathered:
+        gathered = self._table_changes(oid)
         gathered.pieces.clear()
-        self._open.pop(oid, None)
-        self._touched.pop(oid, None)
+        self._messages.pop(oid, None)
+        self._current.pop(oid, None)
         self._marks.pop(oid, None)
         return gathered
 
-    def _committed(self, end: int) -> None:
+    def _commit(self, end: int) -> None:
         batch, begin = self._batch, self._begin
         self._begin = None
         if self._past and begin:
             self._past = self._past.told(end, begin.committed)
-        self._idle_at(0)
+        self._set_idle(0)
         batch.position = end
         batch.committed = begin.committed if begin else 0
-        batch.transactions += self._ours
-        self._full = batch.size + self._kept >= self._memory
+        batch.transactions += self._relevant
+        self._full = batch.size + self._unpacked >= self._memory
         self._offer()
 
     def _pack(self) -> None:
-        """Packs what is gathered; beyond the memory it is put into files."""
-        for oid, messages in self._open.items():
+        """Packs the messages into pieces, and moves those beyond the memory into the spool."""
+        for oid, messages in self._messages.items():
             lengths = np.fromiter(map(len, messages), np.int64, len(messages))
             piece = Piece(lengths, tuple(self._marks[oid]), b"".join(messages))
             self._batch.tables[oid].pieces.append(piece)
@@ -378,10 +394,10 @@ class Receiver:
             self._batch.size += len(piece.data)
             if self._batch.size > self._memory:
                 piece.put_aside(self._spool())
-        self._open, self._marks, self._touched, self._kept = {}, {}, {}, 0
+        self._messages, self._marks, self._current, self._unpacked = {}, {}, {}, 0
 
     def _spool(self) -> Spool:
-        """The file of the batch."""
+        """The spool of the batch."""
         if self._batch.spool is None:
             self._batch.spool = Spool()
             self._spools = [spool for spool in self._spools if not spool.closed]
@@ -389,49 +405,51 @@ class Receiver:
         return self._batch.spool
 
     def _offer(self) -> None:
-        """Hands the batch over if it is due and somebody waits for it."""
+        """Hands the batch over if it is due and `take` waits for it."""
         batch = self._batch
         if self._begin is not None or not batch.position:
             return
         with self._lock:
             if not batch.tables and not self._ready:
-                # Nothing of it concerns us.
+                # It has no changes of our tables.
                 self._idle = max(self._idle, batch.position)
                 self._batch = Batch()
                 self._lock.notify_all()
                 return
         due = time.monotonic() >= batch.began + self._interval
-        if not due and batch.size + self._kept < self._memory:
+        if not due and batch.size + self._unpacked < self._memory:
             return
         with self._lock:
-            if self._ready is None and (self._waiting or batch.size + self._kept > self._memory):
+            if self._ready is None and (
+                self._waiting or batch.size + self._unpacked > self._memory
+            ):
                 self._pack()
                 self._ready, self._batch, self._full = batch, Batch(), False
                 self._lock.notify_all()
 
-    def _idle_at(self, position: int) -> None:
+    def _set_idle(self, position: int) -> None:
         with self._lock:
             self._idle = position
             self._lock.notify_all()
 
-    def _alive(self, message: Any) -> None:
+    def _keepalive(self, message: Any) -> None:
         (position,) = _POSITION.unpack_from(message, 1)
         if self._past and self._begin is None:
             self._past.passed(position)
         if self._begin is None and not self._batch.position:
-            self._idle_at(position)
+            self._set_idle(position)
         if message[17]:
-            self._told = 0.0
+            self._last_status = 0.0
 
     def _status(self, last: bool = False) -> None:
         now = time.monotonic()
-        if now - self._told < self._every and not last:
+        if now - self._last_status < self._status_interval and not last:
             return
-        self._told = now
+        self._last_status = now
         with self._lock:
             flushed = self._flushed
         clock = int((time.time() - _EPOCH) * 1_000_000)
-        # An answer is asked for, as it tells how far the server is.
+        # Requests a reply, which has the position of the server.
         self._pg.put_copy_data(
             _STATUS.pack(b"r", flushed, flushed, flushed, clock, 0 if last else 1)
         )
@@ -439,6 +457,6 @@ class Receiver:
 
 
 def _error(result: pq.abc.PGresult) -> psycopg.Error:
-    """The error of a result. One without an SQLSTATE is libpq's own: the connection is gone."""
+    """The error of a result. One without SQLSTATE is of libpq: the connection was lost."""
     error = psycopg.errors.error_from_result(result)
     return error if error.sqlstate else psycopg.OperationalError(str(error))

@@ -1,9 +1,9 @@
-"""What is known of a stream's past, which the server has to tell again as it was.
+"""Detects a server that was put back to an earlier state, by the commits that it sends again.
 
-A server that was put back to an earlier state (a copy of its files, a snapshot of its disk) has the
-same name and the same timeline, and its log goes on with other transactions at the same positions.
-It says nothing of it. But a slot is never confirmed before the lake has what it brought, so after a
-pause it brings some of it again; and that must be what it was.
+A server that was restored from a copy of its files or a snapshot of its disk keeps its identity and
+timeline, and writes other transactions at the same positions. PostgreSQL does not report this. But
+a slot is confirmed only after its changes are in the lake: after a pause the server sends some
+transactions again, and their positions and commit times must be the recorded ones.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from bronze.errors import SourceRewound
 
 @dataclass(frozen=True)
 class Past:
-    """What was known of a stream when it last ended.
+    """What was recorded of a stream when it last ended.
 
-    Everything before ``position`` was committed by ``recorded``, in microseconds since 1970 by the
-    server's clock. ``ends`` are positions at which transactions ended that are to come again, each
-    with the time of the commit, in their order.
+    All transactions before ``position`` were committed by ``recorded``, in microseconds since 1970
+    by the server's clock. ``ends`` are the transactions that the server has to send again, in
+    order: the position at which each ended, and the time of its commit.
     """
 
     position: int = 0
@@ -27,32 +27,36 @@ class Past:
     ends: tuple[tuple[int, int], ...] = ()
 
     def told(self, end: int, committed: int) -> Past | None:
-        """What is left to be told after a transaction, None where nothing is.
+        """Checks a transaction; returns what is left to check after it, None if nothing is.
+
+        Args:
+            end: the position at which it ended.
+            committed: the time of its commit.
 
         Raises:
-            SourceRewound: it is not what it was.
+            SourceRewound: it is not the recorded one.
         """
-        due = [one for one in self.ends if one[0] <= end]
+        due = [known for known in self.ends if known[0] <= end]
         late = end <= self.position and committed > self.recorded
-        if late or any(one != (end, committed) for one in due):
+        if late or any(known != (end, committed) for known in due):
             raise rewound()
         if end >= self.position and len(due) == len(self.ends):
             return None
         return replace(self, ends=self.ends[len(due) :]) if due else self
 
     def passed(self, position: int) -> None:
-        """Takes note that the server has told all that is before a position.
+        """Checks that a server that has sent everything before a position left nothing out.
 
         Raises:
-            SourceRewound: it has left out a transaction.
+            SourceRewound: a recorded transaction is missing.
         """
         if self.ends and self.ends[0][0] <= position:
             raise rewound()
 
 
 def rewound() -> SourceRewound:
-    """The error of a stream whose server has another past than the lake."""
+    """The error of a server whose transactions are not those that the lake has."""
     return SourceRewound(
-        "The source was put back to an earlier state, and has gone on from there.",
-        hint="All tables are compared with it.",
+        "The source was put back to an earlier state, and continued from there.",
+        hint="All tables are resynced from it.",
     )

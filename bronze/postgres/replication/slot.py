@@ -1,6 +1,6 @@
-"""Replication slots: where the server remembers, for us, from where on it must keep its log.
+"""Replication slots: creating, finding and dropping them, and positions of the server's log.
 
-A position in the log (LSN) is an integer here, as everywhere in bronze.
+A position (LSN) is an integer here, as everywhere in bronze.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ _FAILOVER, _OPTIONS = 170000, 150000
 
 @dataclass(frozen=True)
 class Slot:
-    """A logical replication slot as the server shows it.
+    """A logical replication slot, from pg_replication_slots.
 
-    ``active_pid`` is the server process that streams from it, if one does. ``restart`` is the
-    position from which on the server keeps its log for the slot, ``confirmed`` the one up to which
-    the consumer has confirmed; each is None where the server has none. ``wal_status`` is
-    "reserved", "extended", "unreserved" or "lost" ("" if the server does not say),
-    ``safe_wal_size`` the bytes of log that can still be written before the slot is in danger of
-    being lost (None: no limit, or lost already), ``reason`` why the slot was invalidated ("": it
-    was not, or the server is too old to say), ``retained`` the bytes of log since ``restart``.
+    ``active_pid`` is the server process that streams from it (None: none). ``restart`` is the
+    position from which the server keeps its log for the slot, ``confirmed`` the position that the
+    consumer has confirmed; each may be None. ``wal_status`` is "reserved", "extended", "unreserved"
+    or "lost" ("": unknown), ``safe_wal_size`` the bytes of log that can be written before the slot
+    is in danger of being lost (None: no limit, or lost already), ``reason`` the invalidation reason
+    ("": it is valid, or the server is too old to report one), ``retained`` the bytes of log since
+    ``restart``.
     """
 
     name: str
@@ -54,16 +54,16 @@ class Slot:
 
     @property
     def lost(self) -> bool:
-        """Whether the slot can never be streamed from again: changes are missing for good."""
+        """Whether the slot was invalidated: its changes are lost, and it cannot be used again."""
         return self.wal_status == "lost" or bool(self.reason)
 
 
 @dataclass(frozen=True)
 class Made:
-    """A slot that was just made.
+    """A slot that was just created.
 
-    ``snapshot`` is the name of the exported snapshot, which shows exactly what was committed
-    before ``position``; it can be joined until the next command on the connection that made it.
+    ``snapshot`` is the name of its exported snapshot, with exactly the transactions committed
+    before ``position``. It can be imported until the next command on the slot's connection.
     """
 
     snapshot: str
@@ -71,12 +71,12 @@ class Made:
 
 
 def lsn(text: str) -> int:
-    """A log position from PostgreSQL's text, ``X/Y`` in hexadecimal."""
+    """A position from PostgreSQL's text, ``X/Y`` in hexadecimal."""
     high, _, low = text.partition("/")
     return (int(high, 16) << 32) + int(low, 16)
 
 
-# Newer servers know more columns: by way of JSON those that are missing are NULL.
+# Older servers lack some columns: read through JSON, a missing column is NULL.
 _FIND = """
 SELECT s.active_pid, s.restart_lsn::text, s.confirmed_flush_lsn::text,
        coalesce(to_jsonb(s) ->> 'wal_status', ''), (to_jsonb(s) ->> 'safe_wal_size')::int8,
@@ -90,10 +90,10 @@ FROM pg_replication_slots s WHERE s.slot_name = %s
 
 
 def find(connection: Connection, name: str) -> Slot | None:
-    """The slot called ``name``, or None. Needs no rights beyond connecting.
+    """The slot called ``name``, or None. Needs no privileges beyond CONNECT.
 
     Raises:
-        ConfigError: the slot belongs to another database or to another plugin: it is not ours.
+        ConfigError: the slot is of another database or plugin, so bronze cannot use it.
         psycopg.Error
     """
     row: Any = connection.execute(_FIND, [name]).fetchone()
@@ -101,10 +101,10 @@ def find(connection: Connection, name: str) -> Slot | None:
         return None
     pid, restart, confirmed, status, safe, reason, retained, plugin, temporary, where, here = row
     if plugin != PLUGIN or not here:
-        owner = f"of the plugin {plugin} in database {where}" if plugin else "for a standby"
+        kind = f"one of plugin {plugin} in database {where}" if plugin else "a physical slot"
         raise ConfigError(
-            f"The replication slot {name} is one {owner}, not one that bronze can stream from.",
-            hint="Give bronze's slot another name.",
+            f"The replication slot {name} is {kind}: bronze cannot stream from it.",
+            hint="Choose another name for bronze's slot.",
         )
     return Slot(
         name=name,
@@ -121,26 +121,25 @@ def find(connection: Connection, name: str) -> Slot | None:
 
 
 def make(replication: Connection, name: str, *, temporary: bool, failover: bool) -> Made:
-    """Makes a slot and exports the snapshot of the state at which its stream begins.
+    """Creates a slot, and exports the snapshot at which its stream begins.
 
     Args:
-        replication: a `walsender` connection, with no transaction open.
-        name: the slot's; lower case letters, digits and underscores.
-        temporary: the slot ends with the connection, or with the next error on it.
-        failover: standbys get a copy of the slot, where the server knows how to (17 and later)
-            and the slot is to last.
+        replication: a `walsender` connection, without an open transaction.
+        name: the slot's name: lower case letters, digits and underscores.
+        temporary: whether the slot ends with the connection, or with the next error on it.
+        failover: whether the slot is synchronised to standbys (17 and later, permanent slots only).
 
     Raises:
-        ConfigError: the name is taken, or is not a slot's name.
-        SourceRefused: the server's slots are all in use, its log has too little in it, or the role
-            may not.
-        psycopg.Error: the connection was cut, or the like.
+        ConfigError: the slot exists already, or the name is not valid.
+        SourceRefused: all slots of the server are in use, its wal_level is not logical, or the
+            role does not have the privilege.
+        psycopg.Error: the connection was lost, for example.
     """
     statement = _making(name, replication.info.server_version, temporary, failover)
     try:
         row: Any = replication.execute(statement).fetchone()
-    except tuple(_REFUSED) as error:
-        raise _refused(error, name) from error
+    except tuple(_REFUSALS) as error:
+        raise _refusal(error, name) from error
     return Made(snapshot=row[2], position=lsn(row[1]))
 
 
@@ -156,49 +155,49 @@ def _making(name: str, version: int, temporary: bool, failover: bool) -> sql.SQL
 
 Refusal = tuple[type[BronzeError], str, str]
 
-_REFUSED: dict[type[psycopg.Error], Refusal] = {
+_REFUSALS: dict[type[psycopg.Error], Refusal] = {
     pg.DuplicateObject: (
         ConfigError,
-        "is there already",
-        "Another copy of bronze may have made it just now: run again then. Otherwise give bronze's"
-        " slot another name.",
+        "exists already",
+        "Another copy of bronze may have created it just now: then run again. Otherwise choose"
+        " another name for bronze's slot.",
     ),
     pg.InvalidName: (
         ConfigError,
-        "cannot be made: PostgreSQL does not take that name",
-        "The name of a slot has lower case letters, digits and underscores, 63 at most.",
+        "cannot be created: PostgreSQL does not accept the name",
+        "The name of a slot consists of lower case letters, digits and underscores, at most 63.",
     ),
     pg.ConfigurationLimitExceeded: (
         SourceRefused,
-        "cannot be made: all replication slots of the server are in use",
-        "Drop one that nobody needs (SELECT slot_name FROM pg_replication_slots WHERE NOT active;"
+        "cannot be created: all replication slots of the server are in use",
+        "Drop one that is not needed (SELECT slot_name FROM pg_replication_slots WHERE NOT active;"
         " SELECT pg_drop_replication_slot(…)), or raise max_replication_slots and restart.",
     ),
     pg.InsufficientPrivilege: (
         SourceRefused,
-        "cannot be made: permission denied",
+        "cannot be created: permission denied",
         "Give the role the REPLICATION attribute: ALTER ROLE … REPLICATION.",
     ),
     pg.ObjectNotInPrerequisiteState: (
         SourceRefused,
-        "cannot be made: the server's log has too little in it to stream from",
-        "ALTER SYSTEM SET wal_level = logical, and restart the server.",
+        "cannot be created: the server's log has no row changes",
+        "ALTER SYSTEM SET wal_level = logical; then restart the server.",
     ),
 }
 
 
-def _refused(error: psycopg.Error, name: str) -> BronzeError:
-    kind, what, hint = next(_REFUSED[known] for known in _REFUSED if isinstance(error, known))
-    return kind(f"Replication slot {name} {what}.", hint=hint, sqlstate=error.sqlstate or "")
+def _refusal(error: psycopg.Error, name: str) -> BronzeError:
+    kind, fault, hint = next(_REFUSALS[known] for known in _REFUSALS if isinstance(error, known))
+    return kind(f"Replication slot {name} {fault}.", hint=hint, sqlstate=error.sqlstate or "")
 
 
 def drop(connection: Connection, name: str) -> None:
-    """Drops the slot, if it is there; the server then gives up the log that it kept for it.
+    """Drops the slot, if it exists; the server then removes the log that it kept for it.
 
     Raises:
-        ConfigError: the slot is not ours (see `find`).
-        SourceBusy: somebody streams from it. A walsender whose client was cut off goes away only
-            after wal_sender_timeout.
+        ConfigError: the slot is not one of bronze's (see `find`).
+        SourceBusy: a session streams from it. A walsender whose client was lost ends only after
+            wal_sender_timeout.
         psycopg.Error
     """
     if find(connection, name) is None:
@@ -212,7 +211,7 @@ def drop(connection: Connection, name: str) -> None:
         pid = slot.active_pid if slot else None
         raise SourceBusy(
             f"Replication slot {name} is in use by server process {pid}.",
-            hint="Stop the copy of bronze that streams from it; if none does, end the process:"
+            hint="Stop the copy of bronze that streams from it; if there is none, end the process:"
             f" SELECT pg_terminate_backend({pid}).",
             sqlstate=error.sqlstate or "",
         ) from error
@@ -226,11 +225,11 @@ WHERE s.database = current_database() AND s.active_pid IS NOT NULL
        OR (s.temporary AND s.slot_name ~ %(others)s))
 """
 _TEMPORARY = 50
-_GONE_PATIENCE, _GONE_PAUSE = 5.0, 0.02
+_END_PATIENCE, _END_PAUSE = 5.0, 0.02
 
 
 def temporary_name(own: str, suffix: str) -> str:
-    """The name of a temporary slot beside the slot ``own``; ``suffix`` are 8 hexadecimal digits."""
+    """The name of a temporary slot for the slot ``own``; ``suffix`` is 8 hexadecimal digits."""
     if len(own) > _TEMPORARY:
         digest = hashlib.blake2b(own.encode(), digest_size=4).hexdigest()
         own = f"{own[: _TEMPORARY - len(digest)]}{digest}"
@@ -238,43 +237,43 @@ def temporary_name(own: str, suffix: str) -> str:
 
 
 def end_abandoned(connection: Connection, own: str) -> None:
-    """Ends what a process that was killed has left behind: sessions that still wait to make the
-    slot ``own``, or a temporary one beside it.
+    """Ends server sessions of a killed process that are still creating the slot ``own``, or one of
+    its temporary slots.
 
-    The server notices that their client is gone only once the slot is there. Call it only with the
-    right to the slot (see `claim`).
+    The server notices that their client is gone only when the slot is created. To be called only
+    by the session that has claimed the slot (see `claim`).
 
     Raises:
-        SourceBusy: they do not go.
+        SourceBusy: they do not end.
         psycopg.Error
     """
-    wanted = {"own": own, "others": f"^{temporary_name(own, '[0-9a-f]{8}')}$"}
-    until = time.monotonic() + _GONE_PATIENCE
-    while left := connection.execute(_ABANDONED, wanted).fetchall():
-        for name, pid in left:
+    arguments = {"own": own, "others": f"^{temporary_name(own, '[0-9a-f]{8}')}$"}
+    until = time.monotonic() + _END_PATIENCE
+    while abandoned := connection.execute(_ABANDONED, arguments).fetchall():
+        for name, pid in abandoned:
             try:
                 connection.execute("SELECT pg_terminate_backend(%s)", [pid])
             except pg.InsufficientPrivilege as error:
-                raise _abandoned(str(name), pid) from error
+                raise _abandoned_error(str(name), pid) from error
         if time.monotonic() > until:
-            raise _abandoned(*map(str, left[0]))
-        time.sleep(_GONE_PAUSE)
+            raise _abandoned_error(*map(str, abandoned[0]))
+        time.sleep(_END_PAUSE)
 
 
-def _abandoned(name: str, pid: object) -> SourceBusy:
+def _abandoned_error(name: str, pid: object) -> SourceBusy:
     return SourceBusy(
-        f"Replication slot {name} is being made by server process {pid}, whose client is gone.",
+        f"Replication slot {name} is being created by server process {pid}, whose client is gone.",
         hint=f"End it: SELECT pg_terminate_backend({pid}).",
     )
 
 
 def walsender(origin: Origin) -> Connection:
-    """A connection that can make slots and stream from them, in autocommit mode.
+    """Opens a connection that can create slots and stream from them, in autocommit mode.
 
-    It is pinned as `bronze.postgres.connection.connect.connect` pins, so that pgoutput's values
-    have the same texts as those of a SELECT, and nothing on it times out but by wal_sender_timeout,
-    which is the server's. It takes statements without parameters only. Once it streams, `close` it:
-    leaving a ``with`` block says COMMIT, which a stream does not take.
+    Its settings are those of `bronze.postgres.connection.connect.connect`, so that the values of
+    pgoutput have the same texts as those of a SELECT. Its only timeout is wal_sender_timeout.
+    It accepts only statements without parameters. After streaming, `close` it: the end of a
+    ``with`` block would send COMMIT, which is an error in a stream.
 
     Raises:
         SourceUnreachable, SourceBusy, SourceRefused, ConfigError
@@ -291,9 +290,10 @@ def walsender(origin: Origin) -> Connection:
         return connection
 
 
-def take_all_bytes(sender: Connection) -> None:
-    """Lets a `walsender` connection send texts of a database in SQL_ASCII as they are: else the
-    server would end the stream, each time anew, at bytes that are no UTF-8.
+def send_any_bytes(sender: Connection) -> None:
+    """Makes a `walsender` connection send texts of a database in SQL_ASCII as they are.
+
+    Otherwise the server would end the stream, again and again, at bytes that are not valid UTF-8.
 
     Raises:
         psycopg.Error
@@ -303,11 +303,11 @@ def take_all_bytes(sender: Connection) -> None:
         sender.execute(f"SET client_encoding = '{ANY_BYTES}'")
 
 
-def horizon(connection: Connection) -> int:
-    """The position up to which the server's log is safe on its disk, at this moment.
+def flushed_position(connection: Connection) -> int:
+    """The position up to which the server's log is flushed to disk.
 
     Raises:
-        psycopg.Error: also on a standby, which writes no log.
+        psycopg.Error: also on a standby, which does not write a log.
     """
     row: Any = connection.execute("SELECT pg_current_wal_flush_lsn()::text").fetchone()
     return lsn(row[0])
@@ -315,8 +315,8 @@ def horizon(connection: Connection) -> int:
 
 @dataclass(frozen=True)
 class Moment:
-    """How far the server is: positions up to which its log is ``written`` (into memory, at least)
-    and ``flushed`` (to disk), and its clock, in microseconds since 1970.
+    """Positions up to which the server's log is ``written`` (at least into memory) and ``flushed``
+    (to disk), and its ``clock`` in microseconds since 1970.
     """
 
     written: int
@@ -325,10 +325,10 @@ class Moment:
 
 
 def moment(connection: Connection) -> Moment:
-    """How far the server is now.
+    """The current positions and clock of the server.
 
     Raises:
-        psycopg.Error: also on a standby, which writes no log.
+        psycopg.Error: also on a standby, which does not write a log.
     """
     query = """
         SELECT pg_current_wal_insert_lsn()::text, pg_current_wal_flush_lsn()::text,
@@ -338,36 +338,36 @@ def moment(connection: Connection) -> Moment:
     return Moment(lsn(row[0]), lsn(row[1]), row[2])
 
 
-_WRITTEN = """
+_WRITTEN_POSITION = """
 SELECT pg_current_wal_insert_lsn()::text,
        (SELECT setting::float8 / 1000 FROM pg_settings WHERE name = 'wal_writer_delay')
 """
-# PostgreSQL's documentation, "Asynchronous Commit": it lasts at most so many delays.
-_DELAYS = 3
+# PostgreSQL's documentation, "Asynchronous Commit": the flush takes at most three delays.
+_FLUSH_DELAYS = 3
 _PAUSE = 0.005
 
 
 def settled(connection: Connection) -> int:
-    """The position before which everything lies that is committed by now; it is on disk.
+    """A flushed position that is behind all transactions committed by now.
 
-    With synchronous_commit off, commits are on disk a moment later, which is waited for. Other
-    records may stay in memory for long, and concern nobody.
+    With synchronous_commit off, commits are flushed a moment later: this function waits for them.
+    Other records may stay in memory for longer, and do not matter.
 
     Raises:
-        psycopg.Error: also on a standby, which writes no log.
+        psycopg.Error: also on a standby, which does not write a log.
     """
-    row: Any = connection.execute(_WRITTEN).fetchone()
-    written, until = lsn(row[0]), time.monotonic() + _DELAYS * float(row[1])
-    while (flushed := horizon(connection)) < written and time.monotonic() < until:
+    row: Any = connection.execute(_WRITTEN_POSITION).fetchone()
+    written, until = lsn(row[0]), time.monotonic() + _FLUSH_DELAYS * float(row[1])
+    while (flushed := flushed_position(connection)) < written and time.monotonic() < until:
         time.sleep(_PAUSE)
     return flushed
 
 
 def timeout(connection: Connection) -> float:
-    """Seconds of silence after which the server cuts a stream (wal_sender_timeout); 0: never.
+    """The wal_sender_timeout in seconds, after which the server ends a silent stream; 0: never.
 
-    It may be set for a role or a database: ask on the very connection that streams, or on another
-    one of the same role to the same database.
+    It can be set per role and database: ask on the connection that streams, or on another one of
+    the same role to the same database.
     """
     query = "SELECT setting FROM pg_settings WHERE name = 'wal_sender_timeout'"
     row: Any = connection.execute(query).fetchone()
@@ -375,9 +375,9 @@ def timeout(connection: Connection) -> float:
 
 
 def claim(connection: Connection, name: str) -> bool:
-    """Takes the right to work with the slot, for as long as the connection lasts.
+    """Takes an advisory lock for the slot, for as long as the connection lasts.
 
-    False if another session of this database has it. The same session gets it any number of times.
+    False if another session of this database has it. The same session may take it repeatedly.
     """
     digest = hashlib.blake2b(f"bronze slot {name}".encode(), digest_size=8).digest()
     key = int.from_bytes(digest, signed=True)
@@ -387,7 +387,7 @@ def claim(connection: Connection, name: str) -> bool:
 
 @dataclass(frozen=True)
 class Session:
-    """A session of ours at the server, told apart from a later one of the same process id."""
+    """A session at the server; ``began`` distinguishes it from a later one with the same pid."""
 
     pid: int
     began: str
@@ -401,7 +401,7 @@ def session(connection: Connection) -> Session:
 
 
 def end(connection: Connection, sessions: Iterable[Session]) -> None:
-    """Ends sessions whose connection was lost, where the server has not noticed it yet."""
+    """Ends sessions whose connection was lost, if the server has not noticed it yet."""
     query = (
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
         " WHERE pid = %s AND backend_start = %s::timestamptz"

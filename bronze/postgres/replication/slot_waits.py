@@ -1,7 +1,7 @@
-"""Whom a new replication slot waits for: the transactions that are open at the server.
+"""The open transactions that the creation of a replication slot waits for.
 
-A slot can be made only once every transaction that has an id, and was open when the slot was asked
-for, has ended; those of other databases count, and so do prepared ones.
+PostgreSQL creates a slot only when all transactions with an id that were open at its beginning have
+ended; also those of other databases, and prepared ones.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Any
 from bronze.postgres.connection.connect import Connection
 from bronze.postgres.statement import literal
 
-_NAMED = 5
+_LISTED = 5
 
 
 @dataclass(frozen=True)
 class Transaction:
     """An open transaction with an id.
 
-    ``pid`` is its session's (None: it is a prepared one, which has ``gid`` instead), ``since`` when
-    it began or was prepared, ``state`` what its session does; both are None where the role is not
-    shown them.
+    ``pid`` is that of its session (None: a prepared transaction, which has a ``gid``), ``since``
+    the time at which it began or was prepared, ``state`` that of its session. Both are None if the
+    role may not see them.
     """
 
     xid: str
@@ -36,23 +36,23 @@ class Transaction:
     since: datetime | None
 
     def __str__(self) -> str:
-        where = [f"database {self.database}"] if self.database else []
-        where += [f"user {self.user}"] if self.user else []
-        where += [f"application {self.application}"] if self.application else []
-        where += [self.state] if self.state else []
-        since = [f"since {self.since:%Y-%m-%d %H:%M:%S} UTC"] if self.since else []
-        what = f"the prepared transaction {literal(self.gid)}" if self.gid else f"pid {self.pid}"
-        return f"{what} ({', '.join([*where, *since])})"
+        details = [f"database {self.database}"] if self.database else []
+        details += [f"user {self.user}"] if self.user else []
+        details += [f"application {self.application}"] if self.application else []
+        details += [self.state] if self.state else []
+        details += [f"since {self.since:%Y-%m-%d %H:%M:%S} UTC"] if self.since else []
+        name = f"the prepared transaction {literal(self.gid)}" if self.gid else f"pid {self.pid}"
+        return f"{name} ({', '.join(details)})"
 
     @property
     def ending(self) -> str:
-        """The SQL that ends it."""
+        """The SQL that ends the transaction."""
         if self.gid:
             return f"ROLLBACK PREPARED {literal(self.gid)}"
         return f"SELECT pg_terminate_backend({self.pid})"
 
 
-# Of other roles' sessions everybody is shown the id, the user and the application's name.
+# Without pg_read_all_stats, a role sees id, user and application of other roles' sessions only.
 _OPEN = """
 SELECT a.backend_xid::text, a.pid, '', coalesce(a.datname, ''), coalesce(a.usename, ''),
        coalesce(nullif(a.application_name, ''), nullif(a.backend_type, 'client backend'), ''),
@@ -67,7 +67,7 @@ ORDER BY since NULLS LAST
 
 
 def transactions(connection: Connection) -> list[Transaction]:
-    """The transactions with an id that are open at the whole server, the oldest first.
+    """The open transactions with an id of the whole server, the oldest first.
 
     Raises:
         psycopg.Error
@@ -76,21 +76,21 @@ def transactions(connection: Connection) -> list[Transaction]:
     return [Transaction(*row) for row in rows]
 
 
-def sentence(found: Sequence[Transaction]) -> str:
-    """Names open transactions, says what is not shown of them, and how to end them."""
-    named = ", ".join(map(str, found[:_NAMED]))
-    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
-    hidden = any(one.pid is not None and one.since is None for one in found)
-    told = (
-        " Their state and beginning are not shown to this role: GRANT pg_read_all_stats to it."
+def sentence(blockers: Sequence[Transaction]) -> str:
+    """A text that lists open transactions and says how to end them, for a message."""
+    listed = ", ".join(map(str, blockers[:_LISTED]))
+    more = f" and {len(blockers) - _LISTED} more" if len(blockers) > _LISTED else ""
+    hidden = any(one.pid is not None and one.since is None for one in blockers)
+    advice = (
+        " This role cannot see their state and start: GRANT pg_read_all_stats to it."
         if hidden
         else ""
     )
-    return f"{named}{more}.{told} To end the first: {found[0].ending}"
+    return f"{listed}{more}.{advice} To end the first: {blockers[0].ending}"
 
 
 def blocking(connection: Connection, pid: int) -> tuple[int, ...]:
-    """The sessions that hold, or wait for, the lock that a session waits for.
+    """The pids of the sessions that hold the lock a session waits for, or wait for it before it.
 
     Raises:
         psycopg.Error

@@ -222,7 +222,7 @@ def test_what_is_said_of_a_big_hot_table(source: Source, tmp_path: Path) -> None
     assert "# proposed pattern: streaming (4,999 updates and deletes were counted)" in text
     assert "# could be a cursor: updated_at" in text
     flat = " ".join(text.replace("#", " ").split())
-    assert "proposed pattern: batch, cursor updated_at (it says which rows" in flat
+    assert "proposed pattern: batch, cursor updated_at (it shows which rows" in flat
 
 
 def test_many_tables_stay_readable(source: Source, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The demo source: the same data for the same seed, consistent but for what is planted."""
+"""The demo source: the same data for the same seed, consistent except for documented errors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KEYS = {
     "stock_levels": "stock_level_id",
     "customers": "customer_id",
 }
-# Every rule counts the rows that break it, planted mistakes aside.
+# Every rule counts the rows that violate it, without the documented errors.
 RULES = {
     "a line's total follows from its price": """
         select count(*) from order_details
@@ -105,7 +105,7 @@ def fresh(server: Server, demo: str) -> Iterator[str]:
 
 
 def keep(running: Server, dsn: str, name: str) -> str:
-    """Rename the database that was just made, so that another can be; returns its new DSN."""
+    """Renames the database DE, so that another can be created; returns its new DSN."""
     assert dsn == running.dsn("DE")
     with psycopg.connect(running.dsn(), autocommit=True) as connection:
         connection.execute(sql.SQL('ALTER DATABASE "DE" RENAME TO {}').format(sql.Identifier(name)))
@@ -123,13 +123,13 @@ def content(dsn: str, table: str) -> dict[int, str]:
     return dict(rows(dsn, f"select {KEYS[table]}, t::text from {table} t order by 1"))
 
 
-def test_tables_have_the_sizes_that_the_scale_says(demo: str) -> None:
-    """Row counts are exact, whatever the draws."""
+def test_tables_have_the_sizes_of_the_scale(demo: str) -> None:
+    """Row counts are exact."""
     counted = {table: rows(demo, f"select count(*) from {table}")[0][0] for table in KEYS}
     assert counted == inventory.sizes(SCALE)
 
 
-def test_full_scale_is_3_3_million_rows_and_no_scale_is_empty() -> None:
+def test_scale_1_has_3_3_million_rows_and_no_scale_has_empty_tables() -> None:
     """The sizes follow the scale, down to a minimum for each table."""
     full = inventory.sizes(1.0)
     assert (full["order_details"], full["orders"], full["warehouses"]) == (2_000_000, 500_000, 50)
@@ -137,10 +137,8 @@ def test_full_scale_is_3_3_million_rows_and_no_scale_is_empty() -> None:
     assert min(inventory.sizes(1e-9).values()) >= 5
 
 
-def test_the_same_seed_gives_the_same_data_and_another_other_data(
-    server: Server, demo: str
-) -> None:
-    """Data is a function of seed and scale, in every column of every table."""
+def test_data_depends_on_seed_and_scale_only(server: Server, demo: str) -> None:
+    """In every column of every table; another seed gives other data."""
     same = keep(server, inventory.create(server.dsn(), scale=SCALE), "same")
     other = keep(server, inventory.create(server.dsn(), scale=SCALE, seed=-1), "other")
     for table in KEYS:
@@ -148,8 +146,8 @@ def test_the_same_seed_gives_the_same_data_and_another_other_data(
         assert content(other, table) != content(demo, table)
 
 
-def test_the_smallest_scale_keeps_the_rules(server: Server) -> None:
-    """Minimum sizes are still a whole business, and it can have a day."""
+def test_the_smallest_scale_is_consistent(server: Server) -> None:
+    """Also after a day of changes."""
     dsn = keep(server, inventory.create(server.dsn(), scale=1e-9), "smallest")
     inventory.change(dsn)
     for rule, query in RULES.items():
@@ -158,13 +156,13 @@ def test_the_smallest_scale_keeps_the_rules(server: Server) -> None:
 
 @pytest.mark.parametrize("rule", RULES)
 def test_the_data_is_consistent(demo: str, rule: str) -> None:
-    """No row breaks the rule, planted mistakes aside."""
+    """No row violates the rule, except the documented errors."""
     assert rows(demo, RULES[rule]) == [(0,)]
 
 
 @pytest.mark.parametrize("query", PLANTED)
-def test_mistakes_are_planted_where_they_are_documented(demo: str, query: str) -> None:
-    """The mistake is there, at the documented rows and at no other."""
+def test_errors_are_in_the_documented_rows(demo: str, query: str) -> None:
+    """And in no others."""
     flags = rows(demo, query)
     if any(table in query for table in ("customers", "inventory", "order_details")):
         assert any(expected for expected, _ in flags)
@@ -172,7 +170,7 @@ def test_mistakes_are_planted_where_they_are_documented(demo: str, query: str) -
 
 
 def test_keys_are_declared_and_enforced(demo: str) -> None:
-    """Every table has its primary key, and PostgreSQL itself has checked every reference."""
+    """Every table has its primary key, and the foreign keys are validated."""
     keys = rows(
         demo,
         "select conrelid::regclass::text, pg_get_constraintdef(oid) from pg_constraint"
@@ -188,7 +186,7 @@ def test_keys_are_declared_and_enforced(demo: str) -> None:
 
 
 def test_demand_is_skewed_and_seasonal(demo: str) -> None:
-    """The top tenth of the products makes over a third of the lines; winter beats summer."""
+    """A tenth of the products has over a third of the lines; winter has more orders than summer."""
     share = rows(
         demo,
         "select sum(n) filter (where place <= 2) / sum(n) from (select count(*) as n,"
@@ -202,8 +200,8 @@ def test_demand_is_skewed_and_seasonal(demo: str) -> None:
     assert months[12] > 1.5 * months[7]
 
 
-def test_new_rows_can_be_added_by_hand(fresh: str) -> None:
-    """The next key is free, so a visitor's own INSERT works."""
+def test_sequences_continue_after_the_rows(fresh: str) -> None:
+    """So that a user's own INSERT gets a free key."""
     added = rows(
         fresh,
         "insert into order_details (order_id, product_id, quantity, unit_price, line_total,"
@@ -212,8 +210,8 @@ def test_new_rows_can_be_added_by_hand(fresh: str) -> None:
     assert added == [(inventory.sizes(SCALE)["order_details"] + 1,)]
 
 
-def test_a_day_changes_what_it_says_and_keeps_the_rules(fresh: str) -> None:
-    """The counts are the difference between before and after; every rule still holds."""
+def test_a_day_reports_its_changes_and_keeps_the_data_consistent(fresh: str) -> None:
+    """The counts are the differences between before and after; no row violates a rule."""
     kinds = set()
     for _ in range(3):
         before = {table: content(fresh, table) for table in KEYS}
@@ -221,7 +219,7 @@ def test_a_day_changes_what_it_says_and_keeps_the_rules(fresh: str) -> None:
         assert list(changed) == sorted(KEYS)
         for table, was in before.items():
             now = content(fresh, table)
-            difference = inventory.Changed(
+            difference = inventory.ChangeCounts(
                 inserted=len(now.keys() - was.keys()),
                 updated=sum(was[key] != now[key] for key in now.keys() & was.keys()),
                 deleted=len(was.keys() - now.keys()),
@@ -236,8 +234,8 @@ def test_a_day_changes_what_it_says_and_keeps_the_rules(fresh: str) -> None:
     assert {(table, "deleted") for table in KEYS.keys() - quiet} <= kinds
 
 
-def test_the_same_day_on_the_same_data_is_the_same(server: Server, demo: str) -> None:
-    """Changes are a function of the data and the seed."""
+def test_changes_depend_on_data_and_seed_only(server: Server, demo: str) -> None:
+    """Another seed changes other rows."""
     results = []
     for seed in (8, 8, 9):
         with psycopg.connect(server.dsn(), autocommit=True) as connection:
@@ -249,11 +247,11 @@ def test_the_same_day_on_the_same_data_is_the_same(server: Server, demo: str) ->
     assert results[0] != results[2]
 
 
-def test_a_database_that_is_there_is_not_touched(server: Server) -> None:
-    """A second create is refused and leaves the first one's data."""
+def test_an_existing_database_is_not_changed(server: Server) -> None:
+    """A second create is refused, and keeps the data of the first."""
     dsn = inventory.create(server.dsn(), scale=1e-9)
     try:
-        with pytest.raises(ConfigError, match="there already") as caught:
+        with pytest.raises(ConfigError, match="exists already") as caught:
             inventory.create(server.dsn(), scale=SCALE)
         assert caught.value.hint
         assert rows(dsn, "select count(*) from orders") == [(50,)]
@@ -262,35 +260,35 @@ def test_a_database_that_is_there_is_not_touched(server: Server) -> None:
             connection.execute('DROP DATABASE "DE"')
 
 
-def test_a_create_that_fails_leaves_no_database(
+def test_a_failed_create_leaves_no_database(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After an interrupt the same call can simply be made again."""
+    """Also an interrupted one."""
 
     def interrupt(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(inventory, "_define", interrupt)
+    monkeypatch.setattr(inventory, "_create_draws", interrupt)
     with pytest.raises(KeyboardInterrupt):
         inventory.create(server.dsn())
     assert rows(server.dsn(), "select from pg_database where datname = 'DE'") == []
 
 
 @pytest.mark.parametrize("scale", [0, -1, float("nan"), float("inf")])
-def test_a_scale_that_makes_no_sense_is_refused(scale: float) -> None:
-    """The scale must be a positive number; no connection is tried."""
+def test_an_invalid_scale_is_refused(scale: float) -> None:
+    """It must be a positive number; checked before connecting."""
     with pytest.raises(ConfigError, match="positive"):
         inventory.create("postgresql://nobody@127.0.0.1:1/x", scale=scale)
 
 
-def test_an_unreachable_server_is_reported_as_such() -> None:
-    """Errors of the driver arrive as ours."""
+def test_an_unreachable_server_is_an_error_of_the_source() -> None:
+    """It is raised as SourceUnreachable."""
     with pytest.raises(SourceUnreachable):
         inventory.create("postgresql://nobody@127.0.0.1:1/x")
 
 
-def test_dsns_in_keyword_form_stay_in_that_form(server: Server) -> None:
-    """Only the database's name changes in the DSN that comes back."""
+def test_a_dsn_in_keyword_form_stays_in_that_form(server: Server) -> None:
+    """Only the name of the database changes in the DSN that is returned."""
     keywords = f"host={server.host} port={server.port} user=postgres dbname=postgres"
     dsn = inventory.create(keywords, scale=1e-9)
     with psycopg.connect(server.dsn(), autocommit=True) as connection:

@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL: it starts anywhere, stops when told, and says why if it cannot."""
+"""The embedded PostgreSQL starts and stops, and reports why if it cannot."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals and mo
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory whose server is stopped; tests start it, and stop it again."""
+    """A data directory; tests start its server and stop it again."""
     data = tmp_path_factory.mktemp("server") / "data"
     server.start(data, settings=FAST).stop()
     return data
@@ -43,8 +43,8 @@ def postmaster(data: Path) -> int:
     return int((data / "postmaster.pid").read_text().split("\n", 1)[0])
 
 
-def test_starts_stops_and_starts_again_with_its_data(tmp_path: Path) -> None:
-    """What was written is there after a stop and a start, on a path with odd characters."""
+def test_a_restarted_server_has_its_data(tmp_path: Path) -> None:
+    """In a folder with special characters in its name."""
     data = tmp_path / 'a "b" $HOME it\'s Ω'
     first = server.start(data, settings=FAST)
     try:
@@ -60,8 +60,8 @@ def test_starts_stops_and_starts_again_with_its_data(tmp_path: Path) -> None:
         assert connection.execute("SELECT a FROM kept").fetchone() == (1,)
 
 
-def test_is_made_for_logical_decoding_in_utf8_on_loopback(data: Path) -> None:
-    """The settings that the rest relies on hold, and the caller's own win over them."""
+def test_the_server_has_logical_decoding_utf8_and_only_loopback(data: Path) -> None:
+    """The settings of the caller override the defaults."""
     own = {**FAST, "max_connections": "7", "log_line_prefix": "a 'quoted' $prefix "}
     with server.running(data, settings=own) as running:
         assert setting(running, "wal_level") == "logical"
@@ -76,8 +76,8 @@ def test_is_made_for_logical_decoding_in_utf8_on_loopback(data: Path) -> None:
 
 
 @posix
-def test_recovers_after_the_postmaster_was_killed(data: Path) -> None:
-    """A stale lock file and backends that outlive their postmaster do not stop a restart."""
+def test_the_server_restarts_after_its_postmaster_was_killed(data: Path) -> None:
+    """Despite the old lock file, and backends that are still running."""
     crashed = server.start(data, settings=FAST)
     with psycopg.connect(crashed.dsn(), autocommit=True) as connection:
         connection.execute("CREATE TABLE kept AS SELECT 1 AS a")
@@ -88,8 +88,8 @@ def test_recovers_after_the_postmaster_was_killed(data: Path) -> None:
 
 
 @posix
-def test_keyboard_interrupt_stops_the_server_in_order(data: Path) -> None:
-    """The terminal's Ctrl-C reaches only us; the server is shut down by us, and cleanly."""
+def test_a_keyboard_interrupt_shuts_the_server_down(data: Path) -> None:
+    """Ctrl-C of the terminal does not reach the server itself, which shuts down in order."""
     before = (data / server.LOG).read_text()
 
     def interrupted() -> None:
@@ -100,14 +100,14 @@ def test_keyboard_interrupt_stops_the_server_in_order(data: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert not (data / "postmaster.pid").exists()
-    told = (data / server.LOG).read_text().removeprefix(before)
-    assert "database system is shut down" in told
+    log = (data / server.LOG).read_text().removeprefix(before)
+    assert "database system is shut down" in log
 
 
-def test_a_second_start_in_one_directory_is_refused(
+def test_a_second_server_in_the_same_directory_is_refused(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The running server stays, and the error says that it runs."""
+    """The running server continues."""
     monkeypatch.setattr(server, "_DYING_SECONDS", 0.0)
     with server.running(data, settings=FAST) as running:
         with pytest.raises(SourceUnreachable, match="already running"):
@@ -115,10 +115,10 @@ def test_a_second_start_in_one_directory_is_refused(
         assert setting(running, "port") == str(running.port)
 
 
-def test_another_port_is_taken_if_somebody_was_faster(
+def test_a_port_in_use_is_replaced_unless_it_was_requested(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A port that is taken between our look and the start costs one attempt, unless named."""
+    """A free port that is used by the time of the start costs one attempt."""
     free = server._free_port
     with socket.socket() as taken:
         taken.bind((server.HOST, 0))
@@ -132,8 +132,8 @@ def test_another_port_is_taken_if_somebody_was_faster(
             assert running.port != port
 
 
-def test_a_failed_start_is_reported_with_the_servers_own_words(tmp_path: Path) -> None:
-    """The error ends with this start's lines of the log, and its hint names the log."""
+def test_a_failed_start_is_reported_with_the_servers_log(tmp_path: Path) -> None:
+    """The error has the lines of this start, the hint the path of the log."""
     data = tmp_path / "data"
     with pytest.raises(SourceUnreachable, match="no_such_setting"):
         server.start(data, settings={**FAST, "no_such_setting": "1"})
@@ -144,8 +144,8 @@ def test_a_failed_start_is_reported_with_the_servers_own_words(tmp_path: Path) -
     assert server.LOG in caught.value.hint
 
 
-def test_a_directory_with_something_else_in_it_is_left_alone(tmp_path: Path) -> None:
-    """We never fill a directory that is not ours to fill."""
+def test_a_directory_with_other_files_is_refused(tmp_path: Path) -> None:
+    """Nothing is created in it."""
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(ConfigError, match="not empty"):
         server.start(tmp_path)
@@ -155,7 +155,7 @@ def test_a_directory_with_something_else_in_it_is_left_alone(tmp_path: Path) -> 
 def test_an_interrupted_initdb_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A half-filled data directory never takes the place of a whole one."""
+    """The data directory has its name only once it is complete."""
 
     def interrupt(fresh: Path, *, durable: bool) -> None:
         (fresh / "PG_VERSION").write_text("18")
@@ -169,8 +169,8 @@ def test_an_interrupted_initdb_leaves_nothing(
 
 @posix
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root")
-def test_under_root_closed_parents_are_opened_for_passing_through_only(tmp_path: Path) -> None:
-    """Another user runs the server; the parents get x for others where they lack it, no more."""
+def test_for_root_parent_folders_become_traversable_only(tmp_path: Path) -> None:
+    """Another user runs the server; the parents get x for others, and nothing more."""
     closed, open_ = tmp_path / "closed", tmp_path / "closed" / "open"
     open_.mkdir(parents=True)
     closed.chmod(0o700)
@@ -181,10 +181,10 @@ def test_under_root_closed_parents_are_opened_for_passing_through_only(tmp_path:
     assert stat.S_IMODE(open_.stat().st_mode) == 0o755
 
 
-def test_a_missing_package_is_reported_with_the_way_to_get_it(
+def test_a_missing_package_is_reported_with_the_command_that_installs_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without the optional package the error says what to install, and nothing is made."""
+    """Nothing is created."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError) as caught:
         server.start(tmp_path / "data")
@@ -193,19 +193,19 @@ def test_a_missing_package_is_reported_with_the_way_to_get_it(
 
 
 def test_an_unknown_program_is_refused() -> None:
-    """Only programs that are there have a path."""
+    """Only existing programs have a path."""
     assert server.binary("pg_basebackup").exists()
     with pytest.raises(ConfigError, match="no program"):
         server.binary("pg_nothing")
 
 
-def test_what_a_killed_one_has_left_half_made_is_deleted(tmp_path: Path) -> None:
-    """A folder that initdb was filling an hour ago goes; one that is being filled now stays."""
+def test_folders_of_killed_initialisations_are_deleted(tmp_path: Path) -> None:
+    """Those older than an hour; one of a running initialisation stays."""
     old, new = tmp_path / ".data.old", tmp_path / ".data.new"
     for folder in (old, new):
         folder.mkdir()
         (folder / "PG_VERSION").touch()
     os.utime(old, (time.time() - 7200,) * 2)
     (tmp_path / ".data2.old").mkdir()
-    server._fill(tmp_path / "data", durable=False)
+    server._initialise(tmp_path / "data", durable=False)
     assert {path.name for path in tmp_path.iterdir()} == {"data", ".data.new", ".data2.old"}

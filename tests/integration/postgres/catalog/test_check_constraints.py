@@ -1,4 +1,4 @@
-"""CHECK constraints: what is translated means in polars exactly what it means in PostgreSQL."""
+"""CHECK constraints: a translated condition means the same in polars as in PostgreSQL."""
 
 from __future__ import annotations
 
@@ -81,11 +81,11 @@ CLAUSES = st.recursive(
 )
 
 
-class Known:
-    """The table, as it is read and as PostgreSQL knows it."""
+class CheckedTable:
+    """The table in PostgreSQL, and its rows as they are read."""
 
     def __init__(self, source: Source, connection: psycopg.Connection[Any]) -> None:
-        """Makes and reads it."""
+        """Creates the table and reads it."""
         source.execute(TABLE)
         self.connection = connection
         given_settings = source.settings()
@@ -98,7 +98,7 @@ class Known:
         ((self.rows, self.rejected),) = read.rows(origin, (), query, ["true"], self.columns, "t")
         self.rows = self.rows.sort("id")
 
-    def written(self, clause: str) -> str:
+    def catalog_text(self, clause: str) -> str:
         """The clause as PostgreSQL writes it in its catalog."""
         self.connection.execute(f"ALTER TABLE t ADD CONSTRAINT tried CHECK ({clause}) NOT VALID")
         row = self.connection.execute(
@@ -108,24 +108,24 @@ class Known:
         assert row
         return str(row[0])
 
-    def broken(self, clause: str) -> list[bool]:
-        """Which rows break a clause, by PostgreSQL."""
+    def violations(self, clause: str) -> list[bool]:
+        """Which rows violate a clause, by PostgreSQL."""
         rows = self.connection.execute(f"SELECT ({clause}) IS FALSE FROM t ORDER BY id")
         return [bool(row[0]) for row in rows]
 
-    def mine(self, clause: str) -> list[bool] | None:
-        """Which rows break a clause, as translated; None where it is not."""
-        found = translated(self.written(clause), self.columns, ["folded"])
-        if found is None:
+    def translated_violations(self, clause: str) -> list[bool] | None:
+        """Which rows violate a clause by its translation; None if it is not translated."""
+        condition = translated(self.catalog_text(clause), self.columns, ["folded"])
+        if condition is None:
             return None
-        return self.rows.select(found.not_().fill_null(False)).to_series().to_list()
+        return self.rows.select(condition.not_().fill_null(False)).to_series().to_list()
 
 
 @pytest.fixture
-def known(source: Source) -> Iterator[Known]:
+def checked(source: Source) -> Iterator[CheckedTable]:
     """The table of these tests."""
     with psycopg.connect(source.dsn, autocommit=True) as connection:
-        yield Known(source, connection)
+        yield CheckedTable(source, connection)
 
 
 @settings(
@@ -136,23 +136,23 @@ def known(source: Source) -> Iterator[Known]:
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much],
 )
 @given(CLAUSES)
-def test_what_is_translated_means_the_same(known: Known, clause: str) -> None:
-    """Of whole random conditions: no row breaks one that it keeps in PostgreSQL, and where no
-    value is rejected the rows that break it are the same.
+def test_a_translated_condition_has_the_same_violations(checked: CheckedTable, clause: str) -> None:
+    """For random conditions: a row that satisfies one in PostgreSQL never violates its translation,
+    and without rejected values the violating rows are the same.
     """
     try:
-        mine = known.mine(clause)
+        translation = checked.translated_violations(clause)
     except psycopg.errors.UndefinedFunction:
         assume(False)
-    if mine is None:
+    if translation is None:
         return
-    theirs = known.broken(clause)
-    ids = known.rows["id"].to_list()
-    for number, one, other in zip(ids, mine, theirs, strict=True):
+    in_postgresql = checked.violations(clause)
+    ids = checked.rows["id"].to_list()
+    for number, violated, expected in zip(ids, translation, in_postgresql, strict=True):
         if number < 100 or number == 102:
-            assert one == other, (number, clause)
+            assert violated == expected, (number, clause)
         else:
-            assert other or not one, (number, clause)
+            assert expected or not violated, (number, clause)
 
 
 COMMON = [
@@ -174,13 +174,13 @@ COMMON = [
 ]
 
 
-def test_common_conditions_are_translated(known: Known) -> None:
-    """What people write most is understood, and breaks the same rows."""
-    ordinary = known.rows["id"] < 100
+def test_common_conditions_are_translated(checked: CheckedTable) -> None:
+    """The usual conditions are translated, and the same rows violate them."""
+    ordinary = checked.rows["id"] < 100
     for clause in COMMON:
-        mine = known.mine(clause)
-        assert mine is not None, clause
-        pairs = zip(ordinary, mine, known.broken(clause), strict=True)
+        translation = checked.translated_violations(clause)
+        assert translation is not None, clause
+        pairs = zip(ordinary, translation, checked.violations(clause), strict=True)
         assert all(one == other for usual, one, other in pairs if usual), clause
 
 
@@ -209,19 +209,21 @@ LEFT_OUT = [
 ]
 
 
-def test_what_may_mean_something_else_is_left_out(known: Known) -> None:
-    """Orders of texts, collations that fold, padded texts, functions, values that Bronze lacks."""
-    assert [clause for clause in LEFT_OUT if known.mine(clause) is not None] == []
+def test_conditions_that_may_differ_in_polars_are_not_translated(checked: CheckedTable) -> None:
+    """The order of texts, nondeterministic collations, char(n), functions, rejected values."""
+    assert [
+        clause for clause in LEFT_OUT if checked.translated_violations(clause) is not None
+    ] == []
 
 
-def test_columns_that_are_not_known_are_left_out() -> None:
-    """As where the role may not read them."""
+def test_a_condition_on_unknown_columns_is_not_translated() -> None:
+    """For example on columns that the role may not read."""
     assert translated("(b > 0)", ()) is None
     assert translated("not ( sql", ()) is None
 
 
-def test_what_has_a_schema_is_not_postgresqls_own(known: Known) -> None:
-    """An operator, a function or a type of somebody's is left out, however it is called."""
+def test_schema_qualified_objects_are_not_translated(checked: CheckedTable) -> None:
+    """An operator, function or type outside pg_catalog is not translated, whatever its name."""
     for clause in (
         "(s OPERATOR(ext.=) 'x'::text)",
         "(b OPERATOR(ext.>) 3)",
@@ -232,13 +234,13 @@ def test_what_has_a_schema_is_not_postgresqls_own(known: Known) -> None:
         "((b)::public.int4 > 3)",
         "(s = ANY (ARRAY['x'::public.text]))",
     ):
-        assert translated(clause, known.columns) is None, clause
-    assert translated("(length(s) > 3)", known.columns) is not None
+        assert translated(clause, checked.columns) is None, clause
+    assert translated("(length(s) > 3)", checked.columns) is not None
 
 
-def test_translations_look_at_the_sources_names(known: Known) -> None:
-    """Also where PostgreSQL quotes them."""
-    found = translated(known.written('"Odd""name" > 0'), known.columns)
-    assert found is not None
-    assert found.meta.root_names() == ['Odd"name']
-    assert isinstance(found, pl.Expr)
+def test_a_translation_uses_the_column_names_of_the_source(checked: CheckedTable) -> None:
+    """Also where PostgreSQL quotes a name."""
+    condition = translated(checked.catalog_text('"Odd""name" > 0'), checked.columns)
+    assert condition is not None
+    assert condition.meta.root_names() == ['Odd"name']
+    assert isinstance(condition, pl.Expr)

@@ -1,4 +1,4 @@
-"""Definitions: what changes values without a row changes a definition, and nothing else does."""
+"""A definition changes with whatever changes values without changing rows, and only then."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def relation(source: Source, name: str = "t") -> Relation:
 
 
 def changed(source: Source, statement: str, *, storage: bool = True, name: str = "t") -> str:
-    """What a statement changes of a relation."""
+    """What a statement changes in the definition of a relation."""
     before = relation(source, name).definition
     source.execute(statement)
     return definition.changed(before, relation(source, name).definition, storage=storage)
 
 
 @pytest.fixture
-def made(source: Source) -> Source:
+def typed_table(source: Source) -> Source:
     """A database with a table of many types."""
     source.execute(
         "CREATE TYPE mood AS ENUM ('sad', 'glad'); CREATE DOMAIN feeling AS mood;"
@@ -40,11 +40,11 @@ def made(source: Source) -> Source:
     return source
 
 
-def test_what_changes_no_value_is_no_change(made: Source) -> None:
-    """Rows, indexes, rights, comments, defaults, statistics, new labels, longer texts, others'
-    tables and types.
+def test_statements_that_change_no_value_leave_the_definition(typed_table: Source) -> None:
+    """Rows, indexes, privileges, comments, defaults, statistics, new enum labels, longer varchars,
+    other tables and types.
     """
-    before = relation(made).definition
+    before = relation(typed_table).definition
     for statement in (
         "INSERT INTO t (v) SELECT 'a' FROM generate_series(1, 100)",
         "DELETE FROM t WHERE id < 50",
@@ -62,12 +62,14 @@ def test_what_changes_no_value_is_no_change(made: Source) -> None:
         "CREATE TYPE other AS ENUM ('a'); CREATE TABLE u (id int PRIMARY KEY, o other)",
         "ALTER TYPE other RENAME VALUE 'a' TO 'b'",
     ):
-        made.execute(statement)
-        assert definition.changed(before, relation(made).definition, storage=True) == "", statement
+        typed_table.execute(statement)
+        assert definition.changed(before, relation(typed_table).definition, storage=True) == "", (
+            statement
+        )
 
 
 @pytest.mark.parametrize(
-    ("statement", "said"),
+    ("statement", "clause"),
     [
         ("ALTER TYPE mood RENAME VALUE 'sad' TO 'blue'", "labels"),
         ("ALTER TYPE inner_pair ADD ATTRIBUTE c int", "type"),
@@ -90,21 +92,23 @@ def test_what_changes_no_value_is_no_change(made: Source) -> None:
         ("CREATE TABLE u () INHERITS (t)", "partitions"),
     ],
 )
-def test_what_changes_values_is_told(made: Source, statement: str, said: str) -> None:
-    """In one clause that says what it was."""
-    assert said in changed(made, statement, storage=False)
+def test_statements_that_change_values_are_reported(
+    typed_table: Source, statement: str, clause: str
+) -> None:
+    """In a clause that says what has changed."""
+    assert clause in changed(typed_table, statement, storage=False)
 
 
-def test_a_rewrite_counts_where_it_is_asked_for(made: Source) -> None:
-    """Whoever looks for new row versions finds those of a rewrite."""
-    assert changed(made, "VACUUM FULL t", storage=False) == ""
-    assert changed(made, "VACUUM FULL t") == "it was rewritten"
-    made.execute("INSERT INTO t (v) VALUES ('a')")
-    assert changed(made, "TRUNCATE t") == "it was rewritten"
+def test_a_rewrite_is_a_change_only_with_storage(typed_table: Source) -> None:
+    """To an incremental load by xmin, every row of a rewritten table is new."""
+    assert changed(typed_table, "VACUUM FULL t", storage=False) == ""
+    assert changed(typed_table, "VACUUM FULL t") == "its storage was rewritten"
+    typed_table.execute("INSERT INTO t (v) VALUES ('a')")
+    assert changed(typed_table, "TRUNCATE t") == "its storage was rewritten"
 
 
-def test_a_foreign_table_is_known_by_where_it_leads(source: Source) -> None:
-    """Its own options and its server's."""
+def test_options_of_a_foreign_table_are_part_of_its_definition(source: Source) -> None:
+    """Those of the table and those of its server."""
     source.execute(
         "CREATE EXTENSION file_fdw; CREATE SERVER files FOREIGN DATA WRAPPER file_fdw;"
         "CREATE FOREIGN TABLE t (v text) SERVER files OPTIONS (filename '/one')"
@@ -112,20 +116,20 @@ def test_a_foreign_table_is_known_by_where_it_leads(source: Source) -> None:
     assert "foreign" in changed(source, "ALTER FOREIGN TABLE t OPTIONS (SET filename '/two')")
 
 
-def test_names_count_for_columns_that_show_them(source: Source) -> None:
-    """A regclass is shown by the name that its table has now."""
+def test_object_names_matter_to_columns_that_show_them(source: Source) -> None:
+    """The text of a regclass is the current name of its table."""
     source.execute("CREATE TABLE t (v regclass[]); CREATE TABLE u (v int); CREATE TABLE s ()")
     assert "names" in changed(source, "ALTER TABLE s RENAME TO r")
     assert changed(source, "ALTER TABLE r RENAME TO s", name="u") == ""
 
 
-def test_a_definition_is_one_of_the_snapshot(made: Source) -> None:
-    """It is what the reads of a transaction see, whatever others have done since it began."""
-    with connect.connect(made.settings().origin("test")) as connection:
+def test_a_definition_is_read_from_the_snapshot(typed_table: Source) -> None:
+    """It is that of the transaction's snapshot, whatever others commit meanwhile."""
+    with connect.connect(typed_table.settings().origin("test")) as connection:
         connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        before = definition.definitions(connection, [relation(made).oid])
-        with psycopg.connect(made.dsn, autocommit=True) as other:
+        before = definition.definitions(connection, [relation(typed_table).oid])
+        with psycopg.connect(typed_table.dsn, autocommit=True) as other:
             other.execute("ALTER TYPE mood RENAME VALUE 'sad' TO 'blue'")
-        assert definition.definitions(connection, [relation(made).oid]) == before
+        assert definition.definitions(connection, [relation(typed_table).oid]) == before
         connection.execute("ROLLBACK")
-        assert definition.definitions(connection, [relation(made).oid]) != before
+        assert definition.definitions(connection, [relation(typed_table).oid]) != before

@@ -1,4 +1,4 @@
-"""The survey: what it says about tables, and what it must not say about their rows."""
+"""The survey: what it reports of tables, without values of their rows."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def surveyed(source: Source, *schemas: str) -> dict[str, Survey]:
 
 
 def execute(source: Source, *statements: str) -> None:
-    """Runs statements and makes PostgreSQL count them at once."""
+    """Runs statements and waits until PostgreSQL's statistics include them."""
     with psycopg.connect(source.dsn, autocommit=True) as connection:
         for statement in statements:
             connection.execute(statement)
@@ -37,14 +37,14 @@ def execute(source: Source, *statements: str) -> None:
             connection.execute("SELECT pg_stat_force_next_flush()")
             connection.execute("SELECT 1")
             return
-    # Older servers have a collector, which has heard of it all when it writes after the end.
+    # The statistics collector of older servers has all of it once it writes after this time.
     ((ended,),) = source.execute("SELECT clock_timestamp() + interval '0.5 s'")
     written = "SELECT pg_stat_get_snapshot_timestamp() > %s"
     until(lambda: source.execute(written, ended) == [(True,)])
 
 
 def big(name: str, columns: str, values: str) -> str:
-    """The SQL of a table that is not small, analysed."""
+    """The SQL that creates and analyses a table that is not small."""
     return (
         f"CREATE TABLE {name} (id int PRIMARY KEY, filler text, {columns});"
         f" INSERT INTO {name} SELECT i, {BIG}, {values} FROM generate_series(1, {BIG_ROWS}) i;"
@@ -52,8 +52,8 @@ def big(name: str, columns: str, values: str) -> str:
     )
 
 
-def test_rows_size_and_activity_are_postgresqls_own(source: Source) -> None:
-    """An analysed table has its estimate, its heap's and TOAST's bytes, and what was written."""
+def test_rows_size_and_activity_are_those_of_postgresqls_statistics(source: Source) -> None:
+    """An analysed table has the estimate, the bytes of heap and TOAST, and the rows written."""
     execute(
         source,
         "CREATE TABLE t (id int PRIMARY KEY, doc text)",
@@ -69,8 +69,8 @@ def test_rows_size_and_activity_are_postgresqls_own(source: Source) -> None:
     assert found.activity == Activity(inserted=100, updated=10, deleted=10)
 
 
-def test_rows_of_a_table_that_was_never_analysed_are_those_counted(source: Source) -> None:
-    """Without the planner's estimate the statistics count; an empty table has no rows."""
+def test_rows_of_a_table_that_was_never_analysed_are_its_live_tuples(source: Source) -> None:
+    """Without an estimate of the planner, n_live_tup is used; an empty table has no rows."""
     execute(
         source,
         "CREATE TABLE t (id int)",
@@ -98,8 +98,8 @@ def test_partitions_count_for_their_parent(source: Source) -> None:
     assert found["p"].size == 2 * 8192
 
 
-def test_cursors_are_ranked(source: Source) -> None:
-    """Update-like before create-like, NOT NULL and indexed before others, parts of a row last."""
+def test_cursors_are_ranked_best_first(source: Source) -> None:
+    """Names of updates before those of inserts, NOT NULL and indexed first, parts of a row last."""
     source.execute(
         """CREATE TABLE orders (
             created_at timestamptz NOT NULL, "insertedOn" date,
@@ -124,8 +124,8 @@ def test_cursors_are_ranked(source: Source) -> None:
     assert not found[-1].whole
 
 
-def test_cursors_are_moments_in_the_past(source: Source) -> None:
-    """Neither other types, nor other dates, nor what is planned, are cursors; domains are."""
+def test_only_columns_with_times_of_writes_are_cursors(source: Source) -> None:
+    """Other types, other dates and planned times are not cursors; domains are."""
     source.execute("CREATE DOMAIN moment AS timestamptz")
     source.execute(
         """CREATE TABLE t (updated_at text, update_count int, next_update timestamptz,
@@ -136,8 +136,8 @@ def test_cursors_are_moments_in_the_past(source: Source) -> None:
     assert [cursor.column for cursor in found] == ["geaendert_am", "angelegtAm"]
 
 
-def test_what_has_no_key_is_refreshed(source: Source) -> None:
-    """Views, and tables without a key, can only be read whole, whatever their size."""
+def test_a_relation_without_a_key_gets_full_refresh(source: Source) -> None:
+    """Views and tables without a key are proposed for full refresh, whatever their size."""
     execute(
         source,
         "CREATE TABLE t (v text, updated_at timestamptz)",
@@ -152,8 +152,8 @@ def test_what_has_no_key_is_refreshed(source: Source) -> None:
     assert found["m"].reason == "a materialized view has no key"
 
 
-def test_small_tables_are_refreshed(source: Source) -> None:
-    """A small table is read whole, even a hot one with a key and a cursor."""
+def test_a_small_table_gets_full_refresh(source: Source) -> None:
+    """Even one with many updates, a key and a cursor."""
     execute(
         source,
         "CREATE TABLE t (id int PRIMARY KEY, updated_at timestamptz)",
@@ -176,8 +176,8 @@ CHANGING = [
 ]
 
 
-def test_big_tables_go_by_how_they_change(source: Source) -> None:
-    """Heavy updates are streamed; a cursor is used as far as it sees what changes."""
+def test_the_pattern_of_a_big_table_follows_its_changes(source: Source) -> None:
+    """Many updates: streaming; a cursor is used where it shows the changes that there are."""
     tables = {f"t{i}": case for i, case in enumerate(CHANGING)}
     for name, (columns, write, *_) in tables.items():
         execute(source, big(name, f"v int, {columns}", "1, now()"), write.format(name) or "SELECT")
@@ -233,10 +233,10 @@ def test_big_tables_go_by_how_they_change(source: Source) -> None:
         ("t", "🙂", "text", None),
     ],
 )
-def test_personal_by_name(
+def test_personal_data_is_detected_by_column_name(
     table: str, column: str, type_name: str, kind: PersonalKind | None
 ) -> None:
-    """Names in several languages and spellings are known; types that cannot hold it are not."""
+    """In several languages and spellings; not where the type cannot contain such data."""
     assert kind_by_name(table, column, type_name) == kind
 
 
@@ -264,13 +264,15 @@ def test_personal_by_name(
         ([], None),
     ],
 )
-def test_personal_by_content(values: Sequence[str], kind: PersonalKind | None) -> None:
-    """Values with the shape of personal data are known, and what resembles it is not."""
+def test_personal_data_is_detected_by_content(
+    values: Sequence[str], kind: PersonalKind | None
+) -> None:
+    """Values in the form of personal data are detected, similar ones are not."""
     assert kind_by_content(values) == kind
 
 
-def test_personal_columns_are_found_and_their_values_not_told(source: Source) -> None:
-    """What tells a column's kind is said; no sampled value is in the survey."""
+def test_personal_columns_are_reported_without_their_values(source: Source) -> None:
+    """The survey has the kind of data and the signs of it, and no sampled value."""
     source.execute(
         'CREATE TABLE t (id int, email text, "100% {note}" text, refs text[], login_from inet,'
         " doc jsonb, code text)"
@@ -293,17 +295,17 @@ def test_personal_columns_are_found_and_their_values_not_told(source: Source) ->
 
 
 def test_big_tables_are_sampled(source: Source) -> None:
-    """A sample of a big table is taken all over it, and is enough."""
+    """The sample is of pages from all over the table, and finds what only some rows have."""
     source.execute(big("t", "v text", "CASE WHEN i > 3000 THEN i || '@mail.example' END"))
     assert [p.column for p in surveyed(source)["t"].personal] == ["v"]
 
 
-def test_what_does_not_answer_is_surveyed_without_its_rows(
+def test_a_relation_that_cannot_be_read_in_time_is_surveyed_without_a_sample(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Locked tables, views that fail or write, and denied tables cost no survey and little time."""
+    """Locked tables, and views that fail, write or take long."""
     shorter = "SET LOCAL statement_timeout = '1s'; SET LOCAL lock_timeout = '300ms'"
-    monkeypatch.setattr(survey, "_PATIENCE", shorter)
+    monkeypatch.setattr(survey, "_TIMEOUTS", shorter)
     source.execute("CREATE TABLE locked (email text)")
     source.execute("CREATE SEQUENCE s")
     source.execute("CREATE VIEW broken AS SELECT (1 / 0)::text AS email")
@@ -325,7 +327,7 @@ def test_what_does_not_answer_is_surveyed_without_its_rows(
 
 
 def test_a_lost_connection_is_an_error(source: Source) -> None:
-    """A server that goes away is not taken for a table that does not answer."""
+    """It is not treated like a relation that cannot be read."""
     source.execute("CREATE VIEW v AS SELECT pg_terminate_backend(pg_backend_pid())::text AS t")
     with (
         connect.connect(source.settings().origin("test")) as connection,
@@ -334,8 +336,8 @@ def test_a_lost_connection_is_an_error(source: Source) -> None:
         survey.look(connection, catalog.relations(connection, ["public"]))
 
 
-def test_what_extensions_brought_is_named(source: Source) -> None:
-    """A relation of an extension names it, and its rows are not looked at."""
+def test_relations_of_an_extension_are_marked(source: Source) -> None:
+    """The survey of an extension's relation names the extension, and samples no rows."""
     source.execute("CREATE EXTENSION pg_stat_statements")
     source.execute("CREATE TABLE mine (t text)")
     found = surveyed(source)

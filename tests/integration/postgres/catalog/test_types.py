@@ -1,4 +1,4 @@
-"""The type contract is total, and keeps what the choices of a config promise."""
+"""The column contract covers every type, and follows the type options of the config."""
 
 from __future__ import annotations
 
@@ -71,18 +71,15 @@ GROUP BY c.relname ORDER BY c.relname
 """
 
 
-def landed(source: Source, **sections: Any) -> dict[str, TableResult]:
-    """Runs, and expects that every table landed."""
+def load(source: Source, **sections: Any) -> dict[str, TableResult]:
+    """Loads the tables, and expects that every one succeeds."""
     result = pipeline.run(source.settings(**sections))
     assert [table.error for table in result.tables if table.error] == []
     return {table.table: table for table in result.tables}
 
 
-def test_every_type_there_is_has_a_contract(source: Source) -> None:
-    """A column of any type of the catalog lands, with NULL, empty arrays and NULL in arrays.
-
-    PostgreSQL can compute the hash of each, and it is the one that landed.
-    """
+def test_every_type_of_the_catalog_is_loaded(source: Source) -> None:
+    """With NULL, empty arrays and NULL in arrays; the row hashes are PostgreSQL's."""
     for name in EXTENSIONS:
         source.execute(f"CREATE EXTENSION {name}")
     source.execute(OWN)
@@ -95,7 +92,7 @@ def test_every_type_there_is_has_a_contract(source: Source) -> None:
         for key, value in ((2, "{}"), (3, "{NULL}")):
             cells = ", ".join(f"{column} = '{value}'" for column in arrays[name])
             source.execute(f"UPDATE {name} SET {cells} WHERE id = {key}")
-    landed(source)
+    load(source)
     hashes = hashes_in_source(source, source.settings(), *names)
     types = 0
     for name in names:
@@ -105,8 +102,8 @@ def test_every_type_there_is_has_a_contract(source: Source) -> None:
         ]
         types += len(columns)
         for column in columns:
-            wanted = [None, [], [None]] if column in arrays[name] else [None] * 3
-            assert frame[column].to_list() == wanted, column
+            expected = [None, [], [None]] if column in arrays[name] else [None] * 3
+            assert frame[column].to_list() == expected, column
         assert set(frame["row_hash"]) == hashes[name]
     assert types > (500 if has("arrays of catalogs' rows") else 400)
 
@@ -121,8 +118,8 @@ FIELDS = {
 }
 
 
-def test_composite_values_with_null_fields(source: Source) -> None:
-    """A composite value whose fields are NULL is not NULL."""
+def test_a_composite_value_of_null_fields_is_not_null(source: Source) -> None:
+    """It keeps its text, also within an array or a domain."""
     source.execute("CREATE TYPE pair AS (a int, b text); CREATE DOMAIN couple AS pair")
     tables = {"pairs": "pair", "couples": "couple", "lists": "pair[]"}
     for name, kind in tables.items():
@@ -132,12 +129,12 @@ def test_composite_values_with_null_fields(source: Source) -> None:
             value = f"ARRAY[{written}]" if kind == "pair[]" else written
             source.execute(f"INSERT INTO {name} VALUES ({i}, {value})")
         source.execute(f"INSERT INTO {name} VALUES ({len(FIELDS)}, NULL)")
-    landed(source)
+    load(source)
     hashes = hashes_in_source(source, source.settings())
     for name, kind in tables.items():
         frame = pl.read_delta(str(source.table(name))).sort("id")
-        wanted = [[text] if kind == "pair[]" else text for text in FIELDS.values()]
-        assert frame["v"].to_list() == [*wanted, None], kind
+        expected = [[text] if kind == "pair[]" else text for text in FIELDS.values()]
+        assert frame["v"].to_list() == [*expected, None], kind
         assert set(frame["row_hash"]) == hashes[name], kind
         assert frame["row_hash"].n_unique() == len(frame), kind
 
@@ -162,8 +159,8 @@ CHOSEN: list[tuple[str, list[str | None], list[str | None]]] = [
 ]
 
 
-def test_a_chosen_decimal_rejects_what_does_not_fit(source: Source) -> None:
-    """A numeric without precision becomes the config's decimal; nothing is rounded to fit."""
+def test_a_configured_decimal_rejects_values_that_do_not_fit(source: Source) -> None:
+    """A numeric without precision becomes the decimal of the config; no value is rounded."""
     tables = {f"t{i}": case for i, case in enumerate(CHOSEN)}
     for name, (_, values, _) in tables.items():
         source.execute(f"CREATE TABLE {name} (id int PRIMARY KEY, n numeric)")
@@ -172,25 +169,25 @@ def test_a_chosen_decimal_rejects_what_does_not_fit(source: Source) -> None:
                 value = "NaN"
             source.execute(f"INSERT INTO {name} VALUES (%s, %s::text::numeric)", i, value)
     own = {name: {"decimals": {"n": choice}} for name, (choice, *_) in tables.items()}
-    result = landed(source, tables=own)
+    result = load(source, tables=own)
     hashes = hashes_in_source(source, source.settings(tables=own))
-    for name, (choice, values, wanted) in tables.items():
+    for name, (choice, values, expected) in tables.items():
         frame = pl.read_delta(str(source.table(name))).sort("id")
-        decimals = [None if text is None else Decimal(text) for text in wanted]
+        decimals = [None if text is None else Decimal(text) for text in expected]
         assert [repr(v) for v in frame["n"]] == [repr(v) for v in decimals], choice
-        lost = sum(v is not None and w is None for v, w in zip(values, wanted, strict=True))
-        assert result[f"public.{name}"].rejected == lost, choice
+        rejected = sum(v is not None and w is None for v, w in zip(values, expected, strict=True))
+        assert result[f"public.{name}"].rejected == rejected, choice
         assert set(frame["row_hash"]) == hashes[name], choice
 
 
-def test_arrays_as_strings(source: Source) -> None:
-    """With arrays = "string" arrays of any shape land as PostgreSQL's text, none is rejected."""
+def test_arrays_are_loaded_as_text_by_config(source: Source) -> None:
+    """With arrays = "string", arrays of any shape become PostgreSQL's text; none is rejected."""
     source.execute("CREATE TABLE t (id int PRIMARY KEY, v int[], w text[])")
     source.execute(
         "INSERT INTO t VALUES (1, '{{1,2},{3,4}}', '[0:1]={a,NULL}'), (2, '{}', '{\"a b\"}'),"
         " (3, NULL, NULL)"
     )
-    result = landed(source, tables={"t": {"arrays": "string"}})
+    result = load(source, tables={"t": {"arrays": "string"}})
     frame = pl.read_delta(str(source.table("t"))).sort("id")
     assert frame["v"].to_list() == ["{{1,2},{3,4}}", "{}", None]
     assert frame["w"].to_list() == ["[0:1]={a,NULL}", '{"a b"}', None]
@@ -199,15 +196,15 @@ def test_arrays_as_strings(source: Source) -> None:
     assert {"t": set(frame["row_hash"])} == hashes_in_source(source, settings, "t")
 
 
-def test_timestamps_with_a_zone_by_choice(source: Source) -> None:
-    """With timestamps = "timestamp" those without a zone land as UTC, to the microsecond."""
+def test_timestamps_without_zone_are_loaded_as_utc_by_config(source: Source) -> None:
+    """With timestamps = "timestamp", to the microsecond."""
     source.execute("CREATE TABLE t (id int PRIMARY KEY, at timestamp, list timestamp[])")
     source.execute(
         "INSERT INTO t VALUES (1, '0001-01-01 00:00:00.000001', '{9999-12-31 23:59:59.999999}'),"
         " (2, 'infinity', '{infinity}'), (3, NULL, '{NULL}')"
     )
     sections = {"tables": {"t": {"timestamps": "timestamp"}}}
-    result = landed(source, **sections)
+    result = load(source, **sections)
     frame = pl.read_delta(str(source.table("t"))).sort("id")
     last = dt.datetime(9999, 12, 31, 23, 59, 59, 999999, dt.UTC)
     first = dt.datetime(1, 1, 1, 0, 0, 0, 1, dt.UTC)
@@ -219,26 +216,26 @@ def test_timestamps_with_a_zone_by_choice(source: Source) -> None:
     )
 
 
-def books(source: Source) -> list[tuple[dict[str, Any], str, str]]:
-    """The rejected values: each one's key, column and text."""
+def rejected_values(source: Source) -> list[tuple[dict[str, Any], str, str]]:
+    """The rejected values: key, column and text of each."""
     rows = pl.read_delta(str(source.lake / "governance" / "rejected_values")).to_dicts()
     return [(json.loads(r["row_key"]), r["column_name"], r["source_text"]) for r in rows]
 
 
-def test_rejected_values_of_a_table_without_a_key(source: Source) -> None:
-    """Where there is no key, rejected values are kept all the same, under their rows' hashes."""
+def test_rejected_values_of_a_table_without_a_key_have_the_row_hash(source: Source) -> None:
+    """The governance table identifies their rows by row hash."""
     source.execute("CREATE TABLE t (n numeric(5,2), d date)")
     source.execute("INSERT INTO t VALUES ('NaN', 'infinity'), (1, '2024-01-01'), ('NaN', NULL)")
-    result = landed(source)
+    result = load(source)
     assert result["public.t"].rejected == 3
-    wanted = [("d", "infinity"), ("n", "NaN"), ("n", "NaN")]
-    assert sorted((column, text) for _, column, text in books(source)) == wanted
+    expected = [("d", "infinity"), ("n", "NaN"), ("n", "NaN")]
+    assert sorted((column, text) for _, column, text in rejected_values(source)) == expected
     hashes = pl.read_delta(str(source.table("t"))).filter(pl.col("n").is_null())["row_hash"]
-    assert {key["row_hash"] for key, _, _ in books(source)} == set(hashes)
+    assert {key["row_hash"] for key, _, _ in rejected_values(source)} == set(hashes)
 
 
-def test_rejected_texts_with_line_separators(source: Source) -> None:
-    """Whatever some standard takes for the end of a line is a part of the value."""
+def test_rejected_texts_keep_line_separators(source: Source) -> None:
+    """A character that some standard takes for the end of a line is part of the value."""
     separators = ("\n", "\r\n", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029")
     with psycopg.connect(source.dsn) as connection:
         connection.execute("CREATE TABLE t (id int PRIMARY KEY, v text[], w text[])")
@@ -246,35 +243,33 @@ def test_rejected_texts_with_line_separators(source: Source) -> None:
             text = f"a{separator}b{separator}"
             row = [i, [[text]], [[text], ["c"]]]
             connection.execute("INSERT INTO t VALUES (%s, %s, %s)", row)
-    result = landed(source)
+    result = load(source)
     assert result["public.t"].rejected == 2 * len(separators)
     kept = source.execute("SELECT id, v::text, w::text FROM t")
-    wanted = [({"id": i}, *cell) for i, v, w in kept for cell in (("v", v), ("w", w))]
-    assert sorted(books(source), key=repr) == sorted(wanted, key=repr)
+    expected = [({"id": i}, *cell) for i, v, w in kept for cell in (("v", v), ("w", w))]
+    assert sorted(rejected_values(source), key=repr) == sorted(expected, key=repr)
     hashes = set(pl.read_delta(str(source.table("t")))["row_hash"])
     assert {"t": hashes} == hashes_in_source(source, source.settings(), "t")
 
 
-def test_a_table_without_columns_stops_no_other(source: Source) -> None:
-    """PostgreSQL allows tables of no columns: such a one lands or is refused, the others land."""
+def test_a_table_without_columns_does_not_stop_other_tables(source: Source) -> None:
+    """A table without columns is loaded or refused; the others are loaded."""
     source.execute("CREATE TABLE void (); CREATE TABLE t AS SELECT 1 AS id")
     source.execute("INSERT INTO void DEFAULT VALUES")
     result = pipeline.run(source.settings())
-    ended = {table.table: table for table in result.tables}
-    assert ended["public.t"].status == "landed"
-    refused = ended["public.void"].error
+    table_results = {table.table: table for table in result.tables}
+    assert table_results["public.t"].status == "landed"
+    refused = table_results["public.void"].error
     if refused is None:
-        assert ended["public.void"].rows_read == 1
+        assert table_results["public.void"].rows_read == 1
     else:
         assert refused.kind == "TableRefused"
         assert refused.hint
 
 
 @pytest.mark.soak
-def test_the_widest_table_there_can_be(source: Source) -> None:
-    """A table of 1,600 columns of all kinds, half of them NULL, is read, hashed and proven like any
-    other.
-    """
+def test_a_table_of_1600_columns_is_loaded_exactly(source: Source) -> None:
+    """With columns of all kinds, half of them NULL; the row hashes are PostgreSQL's."""
     kinds = ("int", "text", "bool", "date", "numeric(12,2)", "timestamptz", "text[]", "inet")
     values = ("7", "'x'", "true", "'2024-01-01'", "'NaN'", "'2024-01-01Z'", "'{a}'", "'1.2.3.4'")
     columns = ", ".join(f"c{i} {kinds[i % 8]}" for i in range(1599))
@@ -282,13 +277,13 @@ def test_the_widest_table_there_can_be(source: Source) -> None:
     row = [values[i % 8] if i % 16 < 8 else "NULL" for i in range(1599)]
     source.execute(f"INSERT INTO t VALUES (1, {', '.join(row)})")
     source.execute("INSERT INTO t (id, c1, c4, c1598) VALUES (2, 'y', 1.5, '{b}')")
-    result = landed(source)
+    result = load(source)
     assert result["public.t"].rejected == 100
     frame = pl.read_delta(str(source.table("t"))).sort("id")
     first, second = frame.select(f"c{i}" for i in range(1599)).rows()
     assert first[:5] == (7, "x", True, dt.date(2024, 1, 1), None)
     absent = [i % 16 >= 8 or i % 8 == 4 for i in range(1599)]
     assert [value is None for value in first] == absent
-    held = {i: value for i, value in enumerate(second) if value is not None}
-    assert held == {1: "y", 4: Decimal("1.50"), 1598: ["b"]}
+    filled = {i: value for i, value in enumerate(second) if value is not None}
+    assert filled == {1: "y", 4: Decimal("1.50"), 1598: ["b"]}
     assert {"t": set(frame["row_hash"])} == hashes_in_source(source, source.settings(), "t")

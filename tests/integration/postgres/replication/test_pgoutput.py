@@ -1,4 +1,4 @@
-"""pgoutput's messages, from a real server: what was done is what is read; nonsense is refused."""
+"""Messages of pgoutput from a real server are parsed exactly; damaged ones are refused."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def rows(frame: pl.DataFrame) -> list[Row]:
 
 
 def large(length: int, seed: str = "x") -> str:
-    """A text that PostgreSQL puts out of line where the column's storage is EXTERNAL."""
+    """A text that PostgreSQL moves to the TOAST table if the column's storage is EXTERNAL."""
     return (seed * length)[:length]
 
 
-def test_rows_come_change_and_go(source: Source, streamed: Wire) -> None:
-    """Kinds and values in the order of the changes; of old rows only the key, where it is sent."""
+def test_inserts_updates_and_deletes_are_parsed(source: Source, streamed: Wire) -> None:
+    """Kinds and values in order; of old rows only the key, if it is sent."""
     source.execute("CREATE TABLE t (a text, id int PRIMARY KEY, b text)")
     source.execute("INSERT INTO t VALUES ('one', 1, NULL), ('', 2, 'zwei')")
     source.execute("UPDATE t SET a = 'eins' WHERE id = 1")
@@ -74,7 +74,7 @@ def test_rows_come_change_and_go(source: Source, streamed: Wire) -> None:
 
 
 def test_identity_full_sends_whole_old_rows(source: Source, streamed: Wire) -> None:
-    """With REPLICA IDENTITY FULL each update and delete comes with all of the row before it."""
+    """Each update and delete comes with the complete old row."""
     source.execute("CREATE TABLE t (id int, a text, b text)")
     source.execute("ALTER TABLE t REPLICA IDENTITY FULL")
     source.execute("INSERT INTO t VALUES (1, 'a', NULL)")
@@ -87,7 +87,7 @@ def test_identity_full_sends_whole_old_rows(source: Source, streamed: Wire) -> N
 
 
 def test_identity_of_an_index_sends_its_columns(source: Source, streamed: Wire) -> None:
-    """With REPLICA IDENTITY USING INDEX the old key is that of the index, not the primary key."""
+    """The old key is that of the index, not the primary key."""
     source.execute("CREATE TABLE t (id int PRIMARY KEY, code text NOT NULL UNIQUE, v text)")
     source.execute("ALTER TABLE t REPLICA IDENTITY USING INDEX t_code_key")
     source.execute("INSERT INTO t VALUES (1, 'one', 'v')")
@@ -100,8 +100,8 @@ def test_identity_of_an_index_sends_its_columns(source: Source, streamed: Wire) 
     assert rows(found.new)[1:3] == [("2", "one", "v"), ("2", "two", "v")]
 
 
-def test_texts_of_any_length(source: Source, streamed: Wire) -> None:
-    """Texts are themselves on both sides of the length that fits in a view, empty ones too."""
+def test_texts_of_any_length_are_parsed(source: Source, streamed: Wire) -> None:
+    """Empty, shorter and longer than what fits into a view of Arrow."""
     source.execute("CREATE TABLE t (id int, a text, b text)")
     numbers = itertools.count()
     given: dict[tuple[str, int], list[Row]] = {}
@@ -121,8 +121,8 @@ def test_texts_of_any_length(source: Source, streamed: Wire) -> None:
     assert [case for case, pair in zip(given, pairs, strict=True) if [*pair] != given[case]] == []
 
 
-def test_large_values_that_stay_are_not_sent(source: Source, streamed: Wire) -> None:
-    """They are told from NULL, row by row and column by column, and come once they change."""
+def test_unchanged_toast_values_are_flagged(source: Source, streamed: Wire) -> None:
+    """They differ from NULL by row and column, and are sent when they change."""
     source.execute("CREATE TABLE t (id int PRIMARY KEY, a text, b text, n int)")
     source.execute("ALTER TABLE t ALTER a SET STORAGE EXTERNAL, ALTER b SET STORAGE EXTERNAL")
     a, b = large(3000), large(4000, "é")
@@ -150,8 +150,8 @@ def test_large_values_that_stay_are_not_sent(source: Source, streamed: Wire) -> 
     ]
 
 
-def test_an_old_row_has_the_large_values_that_stay(source: Source, streamed: Wire) -> None:
-    """With REPLICA IDENTITY FULL they are left out of the new row only."""
+def test_a_full_old_row_has_unchanged_toast_values(source: Source, streamed: Wire) -> None:
+    """They are missing in the new row only."""
     source.execute("CREATE TABLE t (id int PRIMARY KEY, a text)")
     source.execute("ALTER TABLE t ALTER a SET STORAGE EXTERNAL")
     source.execute("ALTER TABLE t REPLICA IDENTITY FULL")
@@ -165,8 +165,8 @@ def test_an_old_row_has_the_large_values_that_stay(source: Source, streamed: Wir
     assert found.unchanged[1].tolist() == [False, True]
 
 
-def test_as_many_columns_as_postgresql_has(source: Source, streamed: Wire) -> None:
-    """A table of 1,600 columns, some of them NULL."""
+def test_a_row_of_1600_columns_is_parsed(source: Source, streamed: Wire) -> None:
+    """Some of its values are NULL."""
     names = [f"c{i}" for i in range(1600)]
     source.execute(f"CREATE TABLE t ({', '.join(f'{name} int' for name in names)})")
     values = [None if i % 7 == 0 else i for i in range(1600)]
@@ -182,7 +182,7 @@ def test_as_many_columns_as_postgresql_has(source: Source, streamed: Wire) -> No
 
 
 def test_a_table_without_columns_has_rows(source: Source, streamed: Wire) -> None:
-    """Each change counts, though it has no value."""
+    """Each change is a row without values."""
     source.execute("CREATE TABLE t ()")
     source.execute("ALTER TABLE t REPLICA IDENTITY FULL")
     source.execute("INSERT INTO t DEFAULT VALUES")
@@ -194,8 +194,10 @@ def test_a_table_without_columns_has_rows(source: Source, streamed: Wire) -> Non
     assert found.new.width == found.old.width == len(found.unchanged) == 0
 
 
-def test_what_frames_the_changes(source: Source, streamed: Wire) -> None:
-    """Transactions have position, end and time; relations their names, columns and identity."""
+def test_transaction_relation_and_truncate_messages_are_parsed(
+    source: Source, streamed: Wire
+) -> None:
+    """Positions and time of a transaction; names, columns and identity of relations."""
     source.execute('CREATE SCHEMA "My s"')
     source.execute('CREATE TABLE "My s"."Tä ble" (id bigint PRIMARY KEY, "Größe" numeric(10,2))')
     source.execute("CREATE TABLE u (n int)")
@@ -205,7 +207,7 @@ def test_what_frames_the_changes(source: Source, streamed: Wire) -> None:
         connection.execute('TRUNCATE "My s"."Tä ble", u')
     ((after,),) = source.execute("SELECT pg_current_wal_insert_lsn()::text")
     found = list(streamed.heard())
-    begin = pgoutput.begin(found[0])
+    begin = pgoutput.read_begin(found[0])
     assert before - 1 < begin.committed / 10**6 < time.time() + 1
     own = next(one for one in streamed.relations.values() if one.name == "Tä ble")
     assert own.schema == "My s"
@@ -247,7 +249,7 @@ COLUMNS = "id, a, b, c, d, e, f, g"
 
 
 class Model:
-    """A table, and what its stream has to say."""
+    """A table, and the changes that its stream must have."""
 
     def __init__(self, connection: connect.Connection, name: str) -> None:
         self._connection, self._name = connection, f"public.{name}"
@@ -258,35 +260,35 @@ class Model:
         self.unchanged: list[bool] = []
 
     def step(self, action: str, key: int, values: tuple[str | None, ...]) -> None:
-        """Does something, as far as it can be done."""
+        """Changes a row, if it exists."""
         before = self._rows.get(key)
         if action == "put":
             columns = ("a", "b", "c", "d", "e", "f", "g")
             if before is None:
                 marks = ", ".join(f"${i + 1}" for i in range(7))
                 after = self._run(f"INSERT INTO {self._name} VALUES ({key}, {marks})", values)
-                self._told(INSERT, None, after, False)
+                self._expect(INSERT, None, after, False)
             else:
                 pairs = ", ".join(f"{name} = ${i + 1}" for i, name in enumerate(columns))
                 after = self._run(f"UPDATE {self._name} SET {pairs} WHERE id = {key}", values)
-                self._told(UPDATE, before, after, False)
+                self._expect(UPDATE, before, after, False)
             self._rows[key] = after
         elif before is None:
             return
         elif action == "touch":
             query = f"UPDATE {self._name} SET b = $1 WHERE id = {key}"
             after = self._run(query, values[1:2])
-            self._told(UPDATE, before, after, _is_external(before))
+            self._expect(UPDATE, before, after, _is_external(before))
             self._rows[key] = after
         elif action == "move" and key + 10 not in self._rows:
             query = f"UPDATE {self._name} SET id = id + 10 WHERE id = {key}"
             after = self._run(query, ())
-            self._told(UPDATE, before, after, _is_external(before))
+            self._expect(UPDATE, before, after, _is_external(before))
             del self._rows[key]
             self._rows[key + 10] = after
         elif action == "delete":
             self._run(f"DELETE FROM {self._name} WHERE id = {key}", ())
-            self._told(DELETE, before, None, False)
+            self._expect(DELETE, before, None, False)
             del self._rows[key]
 
     def _run(self, statement: str, values: tuple[str | None, ...]) -> Row:
@@ -297,7 +299,7 @@ class Model:
         cells = [result.get_value(0, column) for column in range(result.nfields)]
         return tuple(None if cell is None else cell.decode() for cell in cells)
 
-    def _told(self, kind: int, before: Row | None, after: Row | None, same: bool) -> None:
+    def _expect(self, kind: int, before: Row | None, after: Row | None, same: bool) -> None:
         self.kinds.append(kind)
         if same and after is not None:
             after = (after[0], None, *after[2:])
@@ -313,8 +315,10 @@ def _is_external(row: Row) -> bool:
     return row[1] is not None and len(row[1].encode()) > 2100
 
 
-def test_random_changes_are_what_postgresql_returns(source: Source, streamed: Wire) -> None:
-    """Whatever happens, in a table with a key or in one with whole old rows, its texts are read."""
+def test_random_changes_have_the_values_that_postgresql_returns(
+    source: Source, streamed: Wire
+) -> None:
+    """In a table with a key, and in one with REPLICA IDENTITY FULL."""
     for name in (KEYED, FULL):
         source.execute(
             f"CREATE TABLE {name} (id int PRIMARY KEY, a text, b text, c numeric, d bytea,"
@@ -329,7 +333,7 @@ def test_random_changes_are_what_postgresql_returns(source: Source, streamed: Wi
         @SEVERAL
         @given(steps=STEPS, name=st.sampled_from([KEYED, FULL]))
         def check(steps: list[tuple[str, int, tuple[str | None, ...]]], name: str) -> None:
-            # In the table there may be rows that an example left that failed.
+            # A failed example may have left rows.
             source.execute(f"DELETE FROM {name}")
             streamed.heard()
             model = Model(connection, name)
@@ -348,12 +352,12 @@ def test_random_changes_are_what_postgresql_returns(source: Source, streamed: Wi
         check()
 
 
-# Nonsense
+# Damaged messages
 
 
 @dataclass(frozen=True)
 class Captured:
-    """Changes of all kinds of a table with the columns `NAMES`, and all messages."""
+    """Changes of all kinds of a table with the columns `NAMES`, and all messages of the stream."""
 
     changes: list[bytes]
     everything: list[bytes]
@@ -361,7 +365,7 @@ class Captured:
 
 @pytest.fixture(scope="module")
 def captured(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Captured]:
-    """What a real server sent."""
+    """Messages of a real server."""
     with (
         database(server, tmp_path_factory.mktemp("captured")) as source,
         wire.wire(source) as streamed,
@@ -386,18 +390,18 @@ NAMES = ["id", "a", "b"]
 
 
 def readable(found: Changes) -> None:
-    """Reads every value that was found: a view that leads astray would show."""
+    """Reads every value, so that a view with a wrong offset fails."""
     for frame in (found.new, found.old):
         assert frame.height == len(found.kinds)
         for row in frame.rows():
             assert all(value is None or value.encode().decode() == value for value in row)
 
 
-def test_a_message_that_is_cut_or_too_long_is_refused(captured: Captured) -> None:
-    """Cut anywhere, or with anything behind it, among others or alone, a change is a Mismatch."""
+def test_a_change_of_a_wrong_length_is_refused(captured: Captured) -> None:
+    """Cut at any byte or extended, alone or among others."""
     messages = captured.changes
     for number, message in enumerate(messages):
-        # Of the largest one the ends are enough.
+        # For the largest message its two ends are enough.
         cuts = [*range(1, min(len(message), 60)), len(message) - 1]
         for wrong in (*(message[:cut] for cut in cuts), message + b"\0", message + message):
             for others in (messages, [message]):
@@ -408,8 +412,8 @@ def test_a_message_that_is_cut_or_too_long_is_refused(captured: Captured) -> Non
 
 
 @pytest.mark.parametrize("size", [-1, -2, -(2**31), 2**31 - 1, 2**30, 4000, 3001, 17, 6])
-def test_absurd_lengths_of_values_are_refused(captured: Captured, size: int) -> None:
-    """A length that leads out of the message, or back, is a Mismatch, in any of its columns."""
+def test_wrong_lengths_of_values_are_refused(captured: Captured, size: int) -> None:
+    """Lengths beyond the message, and negative ones, in any column."""
     messages = captured.changes
     tried = 0
     for number, message in enumerate(messages):
@@ -425,7 +429,7 @@ def test_absurd_lengths_of_values_are_refused(captured: Captured, size: int) -> 
 
 
 def _lengths(message: bytes) -> Iterator[int]:
-    """Where the lengths of values stand in a change."""
+    """The offsets of the lengths of values in a change."""
     at = 5
     while at < len(message):
         (columns,) = struct.unpack_from(">h", message, at + 1)
@@ -438,15 +442,15 @@ def _lengths(message: bytes) -> Iterator[int]:
 
 
 def test_another_number_of_columns_is_refused(captured: Captured) -> None:
-    """Changes are read by the columns that their relation has, and by no others."""
+    """Rows must have exactly the columns of their relation."""
     messages = captured.changes
     for names in ([], ["id"], ["id", "a"], ["id", "a", "b", "c"]):
         with pytest.raises(Mismatch):
             wire.apart(messages, names)
 
 
-def test_other_messages_are_no_changes(captured: Captured) -> None:
-    """What is not the change of a row is not taken for one."""
+def test_messages_that_are_not_row_changes_are_refused(captured: Captured) -> None:
+    """Among row changes."""
     messages, everything = captured.changes, captured.everything
     for other in everything:
         if other[0] not in pgoutput.CHANGES:
@@ -454,8 +458,8 @@ def test_other_messages_are_no_changes(captured: Captured) -> None:
                 wire.apart([*messages, other], NAMES)
 
 
-def test_lengths_that_do_not_add_up_are_refused(captured: Captured) -> None:
-    """Bytes that belong to no message, or that are not there, are a Mismatch."""
+def test_lengths_of_messages_must_add_up(captured: Captured) -> None:
+    """Extra or missing bytes are refused."""
     messages = captured.changes
     lengths = np.array([len(message) for message in messages], np.int64)
     whole = b"".join(messages)
@@ -464,8 +468,8 @@ def test_lengths_that_do_not_add_up_are_refused(captured: Captured) -> None:
             pgoutput.changes(data, lengths, NAMES)
 
 
-def test_bytes_that_are_no_text_are_refused(source: Source, streamed: Wire) -> None:
-    """Bytes that are no UTF-8 never become a string, whether they are few or many."""
+def test_invalid_utf8_is_refused(source: Source, streamed: Wire) -> None:
+    """In short values and long ones."""
     source.execute("CREATE TABLE t (id int PRIMARY KEY, a text)")
     read = []
     for size in (2, 12, 13, 40):
@@ -483,8 +487,8 @@ def test_bytes_that_are_no_text_are_refused(source: Source, streamed: Wire) -> N
     assert read == []
 
 
-def test_flipped_bytes_never_do_harm(captured: Captured) -> None:
-    """Changes with bytes that were flipped, cut out or put in are refused, or read as text."""
+def test_damaged_changes_are_refused_or_read_as_text(captured: Captured) -> None:
+    """With bytes replaced, removed or inserted."""
     messages = captured.changes
     places = st.tuples(st.integers(0, 5), st.integers(0, 80), st.integers(0, 255))
 
@@ -506,15 +510,15 @@ def test_flipped_bytes_never_do_harm(captured: Captured) -> None:
 
 
 READERS: Mapping[int, Any] = {
-    pgoutput.BEGIN: pgoutput.begin,
+    pgoutput.BEGIN: pgoutput.read_begin,
     pgoutput.COMMIT: pgoutput.commit,
     pgoutput.RELATION: pgoutput.relation,
     pgoutput.TRUNCATE: pgoutput.truncate,
 }
 
 
-def test_other_messages_that_are_cut_or_flipped(captured: Captured) -> None:
-    """Whatever is cut is refused; whatever is flipped is refused or read."""
+def test_other_messages_that_are_cut_or_damaged_are_refused_or_read(captured: Captured) -> None:
+    """A cut one is always refused."""
     framing = {message[0]: message for message in captured.everything if message[0] in READERS}
     assert framing.keys() == READERS.keys()
     for kind, message in framing.items():

@@ -1,4 +1,4 @@
-"""What keeps changes from being streamed is found before anything is made, with its mend."""
+"""Missing prerequisites of streaming are reported, with remedies that suffice."""
 
 from __future__ import annotations
 
@@ -38,47 +38,49 @@ CREATE TABLE a (id int PRIMARY KEY, s int GENERATED ALWAYS AS (id) STORED{_VIRTU
 def logged_in(source: Source, role: str) -> Iterator[Connection]:
     """A connection of another role."""
     origin = Origin("test", make_conninfo(source.dsn, user=role))
-    with connect.connect(origin) as made:
-        yield made
+    with connect.connect(origin) as connection:
+        yield connection
 
 
 def tables(connection: Connection, *names: str) -> list[Relation]:
-    """The relations of these names, in their order; all of the schema public if none is given."""
-    found = {r.name: r for r in catalog.relations(connection, ["public"])}
-    return [found[name] for name in names or found]
+    """The relations of these names, in their order; all of schema public if no name is given."""
+    by_name = {r.name: r for r in catalog.relations(connection, ["public"])}
+    return [by_name[name] for name in names or by_name]
 
 
-def wanted(
+def problems_of(
     connection: Connection, *names: str, keys: Mapping[str, Sequence[str]] | None = None
 ) -> tuple[Wanting, ...]:
-    """What is wanting for the tables, with a publication "p" and a slot "s"."""
+    """The missing prerequisites of the tables, with publication "p" and slot "s"."""
     return prerequisites.wanting(connection, tables(connection, *names), keys or {}, "p", "s")
 
 
-def mend(source: Source, found: Sequence[Wanting]) -> None:
-    """Does as the mends say, as the superuser."""
-    for wanting in found:
-        source.execute(wanting.mend)
+def mend(source: Source, problems: Sequence[Wanting]) -> None:
+    """Runs the remedies, as the superuser."""
+    for problem in problems:
+        source.execute(problem.mend)
 
 
-def test_nothing_is_wanting_where_all_is_well(source: Source, connection: Connection) -> None:
-    """Tables with primary keys that have the tables' keys can be streamed at once."""
+def test_tables_with_keys_in_their_replica_identity_meet_all_prerequisites(
+    source: Source, connection: Connection
+) -> None:
+    """With a primary key, or with another key under REPLICA IDENTITY FULL."""
     source.execute("CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (x int, y int UNIQUE)")
     source.execute("ALTER TABLE b REPLICA IDENTITY FULL")
-    assert wanted(connection, keys={"public.a": ["id"], "public.b": ["y"]}) == ()
+    assert problems_of(connection, keys={"public.a": ["id"], "public.b": ["y"]}) == ()
 
 
-def test_asking_changes_nothing(source: Source, connection: Connection) -> None:
-    """No publication and no slot is made by asking what is wanting."""
+def test_the_check_changes_nothing(source: Source, connection: Connection) -> None:
+    """It creates neither publication nor slot."""
     source.execute("CREATE TABLE a (id int PRIMARY KEY)")
-    wanted(connection)
+    problems_of(connection)
     assert source.execute("SELECT count(*) FROM pg_publication") == [(0,)]
     assert slot.find(connection, "s") is None
 
 
 _DISTINCT = "NULLS NOT DISTINCT" if has("NULLS NOT DISTINCT") else ""
 IDENTITIES = [
-    # columns, statements, identity, key, what is wanting (words), its mend
+    # columns, replica identities, columns of the identity, key, problem (words), remedy (words)
     ("id int PRIMARY KEY, x int", [], ("id",), ["id"], "", ""),
     ("b int, a int, PRIMARY KEY (a, b)", [], ("a", "b"), ["b"], "", ""),
     ("id int PRIMARY KEY, x int", [], ("id",), ["x"], "column x is not", "FULL"),
@@ -131,7 +133,7 @@ IDENTITIES = [
 
 
 def test_the_key_must_be_in_the_replica_identity(source: Source, connection: Connection) -> None:
-    """Each identity is known for its columns; the mend, run as it stands, is enough."""
+    """Each identity has its columns; the remedy, run as it is, suffices."""
     cases = {f"public.t{number}": case for number, case in enumerate(IDENTITIES)}
     for number, (columns, changes, *_) in enumerate(IDENTITIES):
         source.execute(f"CREATE TABLE t{number} ({columns})")
@@ -141,26 +143,29 @@ def test_the_key_must_be_in_the_replica_identity(source: Source, connection: Con
     keys = {label: case[3] for label, case in cases.items()}
     has = {label: case[2] for label, case in cases.items()}
     assert publication.identity(connection, tables(connection)) == has
-    every = wanted(connection, keys=keys)
-    # The first that is said of each table.
-    found = {one.table: one for one in reversed(every)}
-    assert set(found) <= set(cases)
+    problems = problems_of(connection, keys=keys)
+    # The first problem of each table.
+    first = {problem.table: problem for problem in reversed(problems)}
+    assert set(first) <= set(cases)
     wrong = {}
-    for label, (*_, says, does) in cases.items():
-        one = found.get(label)
-        does = does.replace("{t}", label.removeprefix("public."))
-        good = one is not None and says in one.what and does in one.mend if says else one is None
+    for label, (*_, what, remedy) in cases.items():
+        problem = first.get(label)
+        remedy = remedy.replace("{t}", label.removeprefix("public."))
+        if what:
+            good = problem is not None and what in problem.what and remedy in problem.mend
+        else:
+            good = problem is None
         if not good:
-            wrong[label, says] = one
+            wrong[label, what] = problem
     assert wrong == {}
-    mend(source, every)
-    assert wanted(connection, keys=keys) == ()
+    mend(source, problems)
+    assert problems_of(connection, keys=keys) == ()
 
 
-def test_a_key_that_partitions_may_share_needs_whole_rows(
+def test_a_key_that_partitions_may_share_needs_replica_identity_full(
     source: Source, connection: Connection
 ) -> None:
-    """Each partition's own key is unique within it alone; a key of the root's is fine."""
+    """A primary key of each partition is unique within it only; one of the root is enough."""
     for name, own in (("a", ""), ("b", ", PRIMARY KEY (id, d)")):
         source.execute(f"CREATE TABLE {name} (id int NOT NULL, d int{own}) PARTITION BY LIST (d)")
         for number in (1, 2):
@@ -169,18 +174,20 @@ def test_a_key_that_partitions_may_share_needs_whole_rows(
             )
     source.execute("ALTER TABLE a_1 ADD PRIMARY KEY (id); ALTER TABLE a_2 ADD PRIMARY KEY (id)")
     keys = {"public.a": ["id"], "public.b": ["id"]}
-    (found,) = wanted(connection, "a", "b", keys=keys)
-    assert found.table == "public.a"
-    assert "rows of several partitions may share the key id" in found.what
-    assert found.mend.count("REPLICA IDENTITY FULL") == 2
-    mend(source, [found])
-    assert wanted(connection, "a", "b", keys=keys) == ()
-    told = publication.telling(connection, [(r, ["id"]) for r in tables(connection, "a", "b")])
-    assert sorted(told.values()) == [("id", "d")] * 2
+    (problem,) = problems_of(connection, "a", "b", keys=keys)
+    assert problem.table == "public.a"
+    assert "rows of several partitions may share the key id" in problem.what
+    assert problem.mend.count("REPLICA IDENTITY FULL") == 2
+    mend(source, [problem])
+    assert problems_of(connection, "a", "b", keys=keys) == ()
+    identifying = publication.telling(
+        connection, [(r, ["id"]) for r in tables(connection, "a", "b")]
+    )
+    assert sorted(identifying.values()) == [("id", "d")] * 2
 
 
 @pytest.mark.parametrize(
-    ("own", "key", "told"),
+    ("columns", "key", "identifying"),
     [
         ("id int PRIMARY KEY, x int NOT NULL UNIQUE", ("id",), ("id",)),
         ("id int PRIMARY KEY, x int NOT NULL UNIQUE", ("x",), ("x",)),
@@ -190,59 +197,67 @@ def test_a_key_that_partitions_may_share_needs_whole_rows(
         ("id int PRIMARY KEY, x int", ("x", "id"), ("x", "id")),
     ],
 )
-def test_what_tells_rows_apart_at_any_moment(
-    source: Source, connection: Connection, own: str, key: tuple[str, ...], told: tuple[str, ...]
+def test_a_stream_identifies_rows_by_an_immediate_key_or_by_all_columns(
+    source: Source,
+    connection: Connection,
+    columns: str,
+    key: tuple[str, ...],
+    identifying: tuple[str, ...],
 ) -> None:
-    """A key that PostgreSQL checks with each row, or else whole rows."""
-    source.execute(f"CREATE TABLE t ({own}); ALTER TABLE t REPLICA IDENTITY FULL")
-    (found,) = publication.telling(connection, [(r, key) for r in tables(connection)]).values()
-    assert found == told
+    """By a key that PostgreSQL enforces row by row; otherwise by full old rows."""
+    source.execute(f"CREATE TABLE t ({columns}); ALTER TABLE t REPLICA IDENTITY FULL")
+    (columns_found,) = publication.telling(
+        connection, [(r, key) for r in tables(connection)]
+    ).values()
+    assert columns_found == identifying
 
 
-def test_what_has_no_replica_identity_fails_its_writers(
+def test_a_published_table_without_replica_identity_refuses_updates_and_deletes(
     source: Source, connection: Connection
 ) -> None:
-    """That is why it is wanting even without a key: PostgreSQL then refuses UPDATE and DELETE."""
+    """That is why it is a problem even of a table without a key."""
     source.execute("CREATE TABLE t (id int); INSERT INTO t VALUES (1)")
-    (found,) = wanted(connection)
-    assert "UPDATEs and DELETEs fail" in found.what
+    (problem,) = problems_of(connection)
+    assert "UPDATEs and DELETEs fail" in problem.what
     publication.publish(connection, "p", tables(connection))
     with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):
         source.execute("DELETE FROM t")
-    source.execute(found.mend)
+    source.execute(problem.mend)
     source.execute("DELETE FROM t")
 
 
-def test_an_identity_whose_index_is_gone_is_none(source: Source, connection: Connection) -> None:
-    """REPLICA IDENTITY USING INDEX of a dropped index is nothing."""
+def test_a_replica_identity_of_a_dropped_index_is_empty(
+    source: Source, connection: Connection
+) -> None:
+    """As with REPLICA IDENTITY NOTHING."""
     source.execute("CREATE TABLE t (id int PRIMARY KEY, x int NOT NULL)")
     source.execute("CREATE UNIQUE INDEX ix ON t (x)")
     source.execute("ALTER TABLE t REPLICA IDENTITY USING INDEX ix; DROP INDEX ix")
     assert publication.identity(connection, tables(connection)) == {"public.t": ()}
-    assert wanted(connection, keys={"public.t": ["id"]})
+    assert problems_of(connection, keys={"public.t": ["id"]})
 
 
 @since("virtual generated columns")
-def test_full_and_a_virtual_column_do_not_go_together(
+def test_replica_identity_full_with_a_virtual_column_is_a_problem(
     source: Source, connection: Connection
 ) -> None:
-    """Once published, writers of such a table fail; the mend is an index, where there is one."""
+    """Once published, UPDATE and DELETE fail; the remedy is an index, if there is one."""
     source.execute(
         "CREATE TABLE t (id int PRIMARY KEY, v int GENERATED ALWAYS AS (id + 1) VIRTUAL);"
         " ALTER TABLE t REPLICA IDENTITY FULL; INSERT INTO t VALUES (1)"
     )
-    (found,) = wanted(connection, keys={"public.t": ["id"]})
-    assert "virtual generated column v: once published" in found.what
+    (problem,) = problems_of(connection, keys={"public.t": ["id"]})
+    assert "virtual generated column v: once published" in problem.what
     publication.publish(connection, "p", tables(connection))
     with pytest.raises(psycopg.errors.InvalidColumnReference):
         source.execute("DELETE FROM t")
-    mend(source, [found])
+    mend(source, [problem])
     source.execute("DELETE FROM t")
-    assert wanted(connection, keys={"public.t": ["id"]}) == ()
+    assert problems_of(connection, keys={"public.t": ["id"]}) == ()
     source.execute("ALTER TABLE t DROP CONSTRAINT t_pkey")
-    (found,) = wanted(connection, keys={"public.t": ["id"]})
-    assert "FULL" not in found.mend
-    assert 'CREATE UNIQUE INDEX ON "public"."t" ("id")' in found.mend
+    (problem,) = problems_of(connection, keys={"public.t": ["id"]})
+    assert "FULL" not in problem.mend
+    assert 'CREATE UNIQUE INDEX ON "public"."t" ("id")' in problem.mend
 
 
 PARTITIONED = """
@@ -253,66 +268,74 @@ CREATE TABLE r21 PARTITION OF r2 FOR VALUES FROM (10) TO (20)
 """
 
 
-def test_partitions_have_identities_of_their_own(source: Source, connection: Connection) -> None:
-    """A partitioned table has what all its leaves have; a leaf that lacks the key is named."""
+def test_each_partition_has_its_own_replica_identity(
+    source: Source, connection: Connection
+) -> None:
+    """The table has the columns that all partitions have; one without the key is named."""
     source.execute(PARTITIONED)
     keys = {"public.r": ["id"]}
     assert publication.identity(connection, tables(connection)) == {"public.r": ("id",)}
-    assert wanted(connection, keys=keys) == ()
+    assert problems_of(connection, keys=keys) == ()
     source.execute("ALTER TABLE r1 REPLICA IDENTITY FULL")
     assert publication.identity(connection, tables(connection)) == {"public.r": ("id",)}
     source.execute("ALTER TABLE r21 REPLICA IDENTITY FULL; ALTER TABLE r REPLICA IDENTITY NOTHING")
     assert publication.identity(connection, tables(connection)) == {"public.r": ("id", "x")}
-    assert wanted(connection, keys=keys) == ()
+    assert problems_of(connection, keys=keys) == ()
     source.execute("ALTER TABLE r21 REPLICA IDENTITY NOTHING")
-    (nothing,) = wanted(connection, keys=keys)
+    (nothing,) = problems_of(connection, keys=keys)
     assert "Table public.r: its partition public.r21 has no replica identity" in nothing.what
     assert nothing.table == "public.r"
     source.execute("CREATE UNIQUE INDEX other ON r21 (x)")
     source.execute("ALTER TABLE r21 REPLICA IDENTITY USING INDEX other")
     assert publication.identity(connection, tables(connection)) == {"public.r": ("x",)}
-    (other,) = wanted(connection, keys=keys)
+    (other,) = problems_of(connection, keys=keys)
     assert "public.r21: the key's column id is not" in other.what
     assert other.mend == 'ALTER TABLE "public"."r21" REPLICA IDENTITY DEFAULT'
     mend(source, [other])
-    assert wanted(connection, keys=keys) == ()
+    assert problems_of(connection, keys=keys) == ()
 
 
-def test_a_partitioned_table_without_partitions(source: Source, connection: Connection) -> None:
-    """Its own identity is what partitions will get."""
+def test_a_partitioned_table_without_partitions_has_its_own_replica_identity(
+    source: Source, connection: Connection
+) -> None:
+    """Later partitions get it."""
     source.execute("CREATE TABLE r (id int PRIMARY KEY) PARTITION BY RANGE (id)")
     assert publication.identity(connection, tables(connection)) == {"public.r": ("id",)}
-    assert wanted(connection, keys={"public.r": ["id"]}) == ()
+    assert problems_of(connection, keys={"public.r": ["id"]}) == ()
 
 
-def test_partitions_that_are_not_logged(source: Source, connection: Connection) -> None:
-    """A leaf that is unlogged or a foreign table is named."""
+def test_partitions_that_are_not_logged_are_named(source: Source, connection: Connection) -> None:
+    """Unlogged ones and foreign tables."""
     source.execute(PARTITIONED)
     source.execute("ALTER TABLE r1 SET UNLOGGED")
     source.execute("CREATE EXTENSION postgres_fdw")
     source.execute("CREATE SERVER far FOREIGN DATA WRAPPER postgres_fdw")
     source.execute("CREATE TABLE q (id int) PARTITION BY RANGE (id)")
     source.execute("CREATE FOREIGN TABLE q1 PARTITION OF q FOR VALUES FROM (20) TO (30) SERVER far")
-    foreign, unlogged = wanted(connection, "q", "r")
+    foreign, unlogged = problems_of(connection, "q", "r")
     assert "public.q: its partition public.q1 is a foreign table" in foreign.what
     assert "public.r: its partition public.r1 is unlogged" in unlogged.what
     assert unlogged.mend == 'ALTER TABLE "public"."r1" SET LOGGED'
 
 
-def test_heirs_are_tables_of_their_own(source: Source, connection: Connection) -> None:
-    """A table with heirs is wanting; published beside its heir, it would not take the heir in."""
+def test_a_table_with_inheritance_children_is_not_streamed(
+    source: Source, connection: Connection
+) -> None:
+    """A publication of the parent does not include its child."""
     source.execute("CREATE TABLE old (id int PRIMARY KEY)")
     source.execute("CREATE TABLE young (PRIMARY KEY (id)) INHERITS (old)")
-    (found,) = wanted(connection, "old", "young")
-    assert "public.old has heirs" in found.what
-    assert "public.old, public.young" in found.mend
-    assert found.table == "public.old"
+    (problem,) = problems_of(connection, "old", "young")
+    assert "public.old has inheritance children" in problem.what
+    assert "public.old, public.young" in problem.mend
+    assert problem.table == "public.old"
     publication.publish(connection, "p", tables(connection, "old"))
     assert source.execute("SELECT tablename FROM pg_publication_tables") == [("old",)]
 
 
-def test_what_is_not_a_table_is_not_streamed(source: Source, connection: Connection) -> None:
-    """Views, materialized views, foreign and unlogged tables are named for what they are."""
+def test_views_foreign_and_unlogged_tables_are_not_streamed(
+    source: Source, connection: Connection
+) -> None:
+    """The problem says what each is."""
     source.execute("CREATE TABLE a (id int PRIMARY KEY)")
     source.execute("CREATE VIEW b AS SELECT * FROM a")
     source.execute("CREATE MATERIALIZED VIEW c AS SELECT * FROM a")
@@ -320,85 +343,85 @@ def test_what_is_not_a_table_is_not_streamed(source: Source, connection: Connect
     source.execute("CREATE SERVER far FOREIGN DATA WRAPPER postgres_fdw")
     source.execute("CREATE FOREIGN TABLE d (id int) SERVER far")
     source.execute("CREATE UNLOGGED TABLE e (id int PRIMARY KEY)")
-    found = {w.table: w for w in wanted(connection, "a", "b", "c", "d", "e")}
+    problems = {w.table: w for w in problems_of(connection, "a", "b", "c", "d", "e")}
     says = {"b": "a view", "c": "a materialized view", "d": "a foreign table", "e": "unlogged"}
-    assert set(found) == {f"public.{name}" for name in says}
+    assert set(problems) == {f"public.{name}" for name in says}
     for name, words in says.items():
-        assert f"Table public.{name} is {words}" in found[f"public.{name}"].what
-    mend(source, [found["public.e"]])
-    assert wanted(connection, "e") == ()
+        assert f"Table public.{name} is {words}" in problems[f"public.{name}"].what
+    mend(source, [problems["public.e"]])
+    assert problems_of(connection, "e") == ()
 
 
 def test_a_temporary_table_is_not_streamed(source: Source, connection: Connection) -> None:
-    """Nobody but its session sees it."""
+    """Other sessions cannot read it."""
     source.execute("CREATE TABLE a (id int PRIMARY KEY)")
     (relation,) = tables(connection)
     connection.execute("CREATE TEMPORARY TABLE t (id int PRIMARY KEY)")
     row: Any = connection.execute("SELECT 't'::regclass::oid::int8").fetchone()
-    mine = replace(relation, oid=row[0], parts=(row[0],), schema="pg_temp", name="t")
-    (found,) = prerequisites.wanting(connection, [mine], {}, "p", "s")
-    assert "Table pg_temp.t is temporary" in found.what.replace(": its partition", "")
+    limited = replace(relation, oid=row[0], parts=(row[0],), schema="pg_temp", name="t")
+    (problem,) = prerequisites.wanting(connection, [limited], {}, "p", "s")
+    assert "Table pg_temp.t is temporary" in problem.what.replace(": its partition", "")
 
 
-def test_a_role_without_rights_learns_what_to_ask_for(
+def test_a_role_without_privileges_gets_all_statements_that_it_needs(
     source: Source, connection: Connection, login: str
 ) -> None:
-    """REPLICATION, SELECT and the publication are wanting; the mends are all that it takes."""
+    """REPLICATION, SELECT and the publication are missing; the remedies suffice."""
     source.execute(f"ALTER ROLE {login} NOREPLICATION")
     source.execute('CREATE TABLE "a%s {b}" (id int PRIMARY KEY)')
     source.execute(PARTITIONED)
-    with logged_in(source, login) as mine:
-        found = wanted(mine)
-        whats = [w.what for w in found]
-        assert whats[0] == f"Role {login} may not replicate."
-        assert found[0].mend == f'ALTER ROLE "{login}" REPLICATION'
-        assert f"Table public.a%s {{b}} may not be read by role {login}." in whats
-        assert f"Table public.r may not be read by role {login}." in whats
-        assert "Publication p is not there" in whats[-1]
-        assert found[-1].mend == (
+    with logged_in(source, login) as limited:
+        problems = problems_of(limited)
+        whats = [w.what for w in problems]
+        assert whats[0] == f"Role {login} does not have the privilege REPLICATION."
+        assert problems[0].mend == f'ALTER ROLE "{login}" REPLICATION'
+        assert f"Role {login} may not read table public.a%s {{b}}." in whats
+        assert f"Role {login} may not read table public.r." in whats
+        assert "Publication p does not exist" in whats[-1]
+        assert problems[-1].mend == (
             'CREATE PUBLICATION "p" FOR TABLE ONLY "public"."a%s {b}", ONLY "public"."r" ' + OPTIONS
         )
         with pytest.raises(SourceRefused, match="permission denied") as caught:
-            publication.publish(mine, "p", tables(mine))
-        assert found[-1].mend in caught.value.hint
-        mend(source, found)
-        assert wanted(mine) == ()
-        publication.publish(mine, "p", tables(mine))
+            publication.publish(limited, "p", tables(limited))
+        assert problems[-1].mend in caught.value.hint
+        mend(source, problems)
+        assert problems_of(limited) == ()
+        publication.publish(limited, "p", tables(limited))
 
 
-def test_membership_of_rds_replication_counts(
+def test_membership_in_rds_replication_allows_replication(
     source: Source, connection: Connection, login: str
 ) -> None:
-    """On Amazon RDS nobody has the attribute REPLICATION: the mend is the membership."""
+    """On Amazon RDS, where roles cannot have REPLICATION, the remedy is the membership."""
     source.execute(f"ALTER ROLE {login} NOREPLICATION")
     source.execute("CREATE ROLE rds_replication")
     try:
-        with logged_in(source, login) as mine:
-            (found,) = prerequisites.wanting(mine, [], {}, "p", "s")
-            assert found.mend == f'GRANT rds_replication TO "{login}"'
-            mend(source, [found])
-            assert prerequisites.wanting(mine, [], {}, "p", "s") == ()
+        with logged_in(source, login) as limited:
+            (problem,) = prerequisites.wanting(limited, [], {}, "p", "s")
+            assert problem.mend == f'GRANT rds_replication TO "{login}"'
+            mend(source, [problem])
+            assert prerequisites.wanting(limited, [], {}, "p", "s") == ()
     finally:
         source.execute("DROP ROLE rds_replication")
 
 
-def test_an_owner_may_publish_with_create_on_the_database(
+def test_publishing_needs_owned_tables_and_create_on_the_database(
     source: Source, connection: Connection, login: str
 ) -> None:
-    """Owning the tables is not enough for a publication, and CREATE alone is not either."""
+    """Neither alone is enough."""
     database = conninfo_to_dict(source.dsn)["dbname"]
     source.execute("CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY)")
     source.execute(f"ALTER TABLE a OWNER TO {login}; GRANT SELECT ON b TO {login}")
-    with logged_in(source, login) as mine:
-        assert [w.mend[:18] for w in wanted(mine, "a")] == ["CREATE PUBLICATION"]
+    with logged_in(source, login) as limited:
+        assert [w.mend[:18] for w in problems_of(limited, "a")] == ["CREATE PUBLICATION"]
         source.execute(f"GRANT CREATE ON DATABASE {database} TO {login}")
-        assert wanted(mine, "a") == ()
-        assert [w.mend[:18] for w in wanted(mine, "a", "b")] == ["CREATE PUBLICATION"]
-        publication.publish(mine, "p", tables(mine, "a"))
-        (found,) = wanted(mine, "a", "b")
-        assert found.mend == 'ALTER PUBLICATION "p" ADD TABLE ONLY "public"."b"'
-        mend(source, [found])
-        assert wanted(mine, "a", "b") == ()
+        assert problems_of(limited, "a") == ()
+        assert [w.mend[:18] for w in problems_of(limited, "a", "b")] == ["CREATE PUBLICATION"]
+        publication.publish(limited, "p", tables(limited, "a"))
+        (problem,) = problems_of(limited, "a", "b")
+        assert problem.mend == 'ALTER PUBLICATION "p" ADD TABLE ONLY "public"."b"'
+        mend(source, [problem])
+        assert problems_of(limited, "a", "b") == ()
 
 
 ADEQUATE = [
@@ -412,22 +435,22 @@ if has("column lists of publications"):
     ADEQUATE.append(f"FOR TABLE a (id{stored}), r {OPTIONS}")
 
 
-def test_an_adequate_publication_of_somebody_else_will_do(
+def test_an_adequate_publication_of_another_role_is_used(
     source: Source, connection: Connection, login: str
 ) -> None:
-    """However it has the tables, nothing is wanting and publishing leaves it alone."""
+    """However it includes the tables, nothing is missing, and `publish` does not change it."""
     source.execute(PARTITIONED)
     source.execute(WITH_GENERATED)
     source.execute(f"GRANT SELECT ON a, r TO {login}")
-    found = {}
-    with logged_in(source, login) as mine:
+    problems = {}
+    with logged_in(source, login) as limited:
         for made in ADEQUATE:
             source.execute(f"CREATE PUBLICATION p {made}")
-            found[made] = wanted(mine, keys={"public.a": ["id"], "public.r": ["id"]})
-            if not found[made]:
-                publication.publish(mine, "p", tables(mine))
+            problems[made] = problems_of(limited, keys={"public.a": ["id"], "public.r": ["id"]})
+            if not problems[made]:
+                publication.publish(limited, "p", tables(limited))
             source.execute("DROP PUBLICATION p")
-    assert found == dict.fromkeys(ADEQUATE, ())
+    assert problems == dict.fromkeys(ADEQUATE, ())
 
 
 INADEQUATE = [
@@ -441,24 +464,24 @@ INADEQUATE = [
 ]
 
 
-def test_what_somebody_elses_publication_lacks(
+def test_missing_tables_and_options_of_another_roles_publication_are_reported(
     source: Source, connection: Connection, login: str
 ) -> None:
-    """Options and tables that it lacks are wanting, and the mend is enough."""
+    """The remedy suffices."""
     source.execute(PARTITIONED)
     source.execute("CREATE TABLE a (id int PRIMARY KEY)")
     source.execute(f"GRANT SELECT ON a, r TO {login}")
-    with logged_in(source, login) as mine:
+    with logged_in(source, login) as limited:
         for made, does in INADEQUATE:
             source.execute(f"CREATE PUBLICATION p {made}")
-            (found,) = wanted(mine)
-            assert "Publication p lacks tables or options" in found.what, made
-            assert [words for words in does if words not in found.mend] == [], made
+            (problem,) = problems_of(limited)
+            assert "Publication p lacks tables or options" in problem.what, made
+            assert [words for words in does if words not in problem.mend] == [], made
             with pytest.raises(SourceRefused):
-                publication.publish(mine, "p", tables(mine))
-            mend(source, [found])
-            assert wanted(mine) == (), made
-            publication.publish(mine, "p", tables(mine))
+                publication.publish(limited, "p", tables(limited))
+            mend(source, [problem])
+            assert problems_of(limited) == (), made
+            publication.publish(limited, "p", tables(limited))
             source.execute("DROP PUBLICATION p")
 
 
@@ -471,40 +494,44 @@ LEFT_OUT = {
 
 
 @OF_FILTERS
-def test_rows_and_columns_left_out_are_wanting(source: Source, connection: Connection) -> None:
-    """Even to the owner, who alone knows why; publishing does not take the filter away."""
+def test_a_row_filter_or_column_list_of_a_publication_is_reported(
+    source: Source, connection: Connection
+) -> None:
+    """Even to the owner; `publish` does not remove it."""
     source.execute("CREATE TABLE a (id int PRIMARY KEY, x int, y int)")
     for made, says in LEFT_OUT.items():
         source.execute(f"CREATE PUBLICATION p FOR TABLE {made}")
-        (found,) = wanted(connection)
-        assert says in found.what
+        (problem,) = problems_of(connection)
+        assert says in problem.what
         publication.publish(connection, "p", tables(connection))
-        assert wanted(connection) == (found,), made
-        mend(source, [found])
-        assert wanted(connection) == (), made
+        assert problems_of(connection) == (problem,), made
+        mend(source, [problem])
+        assert problems_of(connection) == (), made
         source.execute("DROP PUBLICATION p")
 
 
 @OF_FILTERS
-def test_a_filter_of_a_partitioned_table_is_seen(source: Source, connection: Connection) -> None:
-    """It lies on the root, by whose name the changes come."""
+def test_a_row_filter_of_a_partitioned_table_is_reported(
+    source: Source, connection: Connection
+) -> None:
+    """It is a filter of the root, under whose name the changes are streamed."""
     source.execute(PARTITIONED)
     source.execute("CREATE PUBLICATION p FOR TABLE r WHERE (id > 3) " + OPTIONS)
-    (found,) = wanted(connection)
-    assert "some rows (WHERE) of table public.r" in found.what
+    (problem,) = problems_of(connection)
+    assert "some rows (WHERE) of table public.r" in problem.what
 
 
 @since("virtual generated columns")
-def test_a_virtual_column_is_no_key(source: Source, connection: Connection) -> None:
-    """What the stream never has cannot tell rows apart."""
+def test_a_virtual_column_cannot_be_a_key(source: Source, connection: Connection) -> None:
+    """Its values are never streamed."""
     source.execute("CREATE TABLE a (id int PRIMARY KEY, v int GENERATED ALWAYS AS (id) VIRTUAL)")
-    found = wanted(connection, keys={"public.a": ["v"]})
-    assert "the key's column v is generated" in found[-1].what
+    problems = problems_of(connection, keys={"public.a": ["v"]})
+    assert "the key's column v is generated" in problems[-1].what
 
 
 @contextmanager
 def started(data: Path, settings: Mapping[str, str]) -> Iterator[Connection]:
-    """A connection to a server of the test's own."""
+    """A connection to a server that this test starts."""
     with (
         running(data, settings={**FAST, "shared_buffers": "16MB", **settings}) as server,
         connect.connect(Origin("test", server.dsn())) as connection,
@@ -512,90 +539,90 @@ def started(data: Path, settings: Mapping[str, str]) -> Iterator[Connection]:
         yield connection
 
 
-def lacking(connection: Connection, name: str = "s") -> tuple[Wanting, ...]:
-    """What is wanting of the server itself."""
+def server_problems(connection: Connection, name: str = "s") -> tuple[Wanting, ...]:
+    """The missing prerequisites of the server."""
     return prerequisites.wanting(connection, [], {}, "p", name)
 
 
-def test_a_server_that_is_not_made_for_it(tmp_path: Path) -> None:
-    """wal_level, and the numbers of slots and WAL senders, are wanting until there are enough."""
+def test_wal_level_and_limits_of_the_server_are_checked(tmp_path: Path) -> None:
+    """The remedies give a server with enough slots and WAL senders."""
     few = {"wal_level": "replica", "max_replication_slots": "1", "max_wal_senders": "1"}
     with started(tmp_path / "data", few) as connection:
-        level, slots, senders = lacking(connection)
+        level, slots, senders = server_problems(connection)
         assert "wal_level is replica" in level.what
         assert "max_replication_slots is 1, of which 0 are in use; 2 must be free" in slots.what
         assert "max_wal_senders is 1, of which 0 are in use; 2 must be free" in senders.what
-        mends = [found.mend.partition(";")[0] for found in (level, slots, senders)]
+        mends = [problem.mend.partition(";")[0] for problem in (level, slots, senders)]
     words = "ALTER SYSTEM SET "
     assert all(mend.startswith(words) for mend in mends)
     enough = dict(mend.removeprefix(words).split(" = ") for mend in mends)
     with started(tmp_path / "data", enough) as connection:
-        assert lacking(connection) == ()
+        assert server_problems(connection) == ()
         connection.execute("SELECT pg_create_logical_replication_slot('s', 'pgoutput')")
-        assert lacking(connection) == ()
+        assert server_problems(connection) == ()
         connection.execute("SELECT pg_create_physical_replication_slot('other')")
-        (found,) = lacking(connection)
-        assert "max_replication_slots is 2, of which 2 are in use; 1 must be free" in found.what
+        (problem,) = server_problems(connection)
+        assert "max_replication_slots is 2, of which 2 are in use; 1 must be free" in problem.what
         connection.execute("SELECT pg_drop_replication_slot('other')")
-        (found,) = lacking(connection, "another")
-        assert found.mend.startswith("ALTER SYSTEM SET max_replication_slots = 3;")
+        (problem,) = server_problems(connection, "another")
+        assert problem.mend.startswith("ALTER SYSTEM SET max_replication_slots = 3;")
 
 
-def test_a_sender_in_use_counts(tmp_path: Path) -> None:
-    """Two WAL senders are too few beside somebody else's, and enough if one of them is ours."""
+def test_a_wal_sender_in_use_counts(tmp_path: Path) -> None:
+    """Two WAL senders are too few if another slot uses one, and enough if our slot does."""
     with started(tmp_path / "data", {"max_wal_senders": "2"}) as connection:
         connection.execute("CREATE PUBLICATION p")
         origin = Origin("test", make_conninfo("", **connection.info.get_parameters()))
         with closing(slot.walsender(origin)) as sender:
             slot.make(sender, "s", temporary=False, failover=False)
-            (found,) = lacking(connection)
-            assert found.mend.startswith("ALTER SYSTEM SET max_wal_senders = 3;")
+            (problem,) = server_problems(connection)
+            assert problem.mend.startswith("ALTER SYSTEM SET max_wal_senders = 3;")
             options = b"(proto_version '1', publication_names 'p')"
             sender.pgconn.exec_(b"START_REPLICATION SLOT s LOGICAL 0/0 " + options)
-            assert lacking(connection) == ()
+            assert server_problems(connection) == ()
 
 
 def test_a_standby_is_refused(tmp_path: Path) -> None:
-    """It is named for what it is; slots can be looked for there, but there is no horizon."""
+    """The problem says so. Slots can be read there, positions of the log cannot."""
     with started(tmp_path / "data", {}) as connection:
-        assert lacking(connection) == ()
+        assert server_problems(connection) == ()
         connection.execute("SELECT pg_create_logical_replication_slot('s', 'pgoutput')")
     (tmp_path / "data" / "standby.signal").touch()
     with started(tmp_path / "data", {}) as connection:
-        (found,) = lacking(connection)
-        assert "is a standby" in found.what
-        assert found.mend == "Connect to the primary."
+        (problem,) = server_problems(connection)
+        assert "is a standby" in problem.what
+        assert problem.mend == "Connect to the primary."
         assert slot.find(connection, "s")
         with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):
-            slot.horizon(connection)
+            slot.flushed_position(connection)
 
 
-def test_another_encoding_is_wanting(connection: Connection) -> None:
-    """Texts are taken for UTF-8, so the connection has to be in it."""
+def test_a_client_encoding_other_than_utf8_is_a_problem(connection: Connection) -> None:
+    """The texts of the stream are read as UTF-8."""
     connection.execute("SET client_encoding = LATIN1")
-    (found,) = lacking(connection)
-    assert "client_encoding is LATIN1" in found.what
+    (problem,) = server_problems(connection)
+    assert "client_encoding is LATIN1" in problem.what
 
 
 def test_a_server_before_14_is_too_old(connection: Connection) -> None:
-    """It is said by its version, and nothing else is."""
+    """The only problem that is reported is the version."""
     old = prerequisites._too_old(replace(prerequisites._server(connection, "s"), version=130022))
     assert "PostgreSQL 13.22" in old.what
 
 
-def test_an_old_server_is_not_asked_for_what_it_does_not_know(
+def test_a_server_before_18_gets_no_option_for_generated_columns(
     source: Source, connection: Connection
 ) -> None:
-    """Before 18 there is no option for generated columns, and a stored one is no key."""
+    """Nor can a stored generated column be a key there."""
     source.execute("CREATE TABLE a (id int PRIMARY KEY, s int GENERATED ALWAYS AS (id) STORED)")
     relations = tables(connection)
     parts = publication.parts_of(connection, relations)
-    (made,) = publication.mending("p", None, relations, parts, 170000)
+    (made,) = publication.publishing_statements("p", None, relations, parts, 170000)
     assert "publish_generated_columns" not in made
     source.execute("CREATE PUBLICATION p FOR TABLE a")
     published = publication.find(connection, "p")
-    assert publication.mending("p", published, relations, parts, 170000) == []
+    assert publication.publishing_statements("p", published, relations, parts, 170000) == []
     seen = replace(prerequisites._server(connection, "s"), version=170000)
-    found = prerequisites._of_table(relations[0], parts, ("s",), seen)
-    assert "the key's column s is generated" in found[-1].what
+    problems = prerequisites._table_problems(relations[0], parts, ("s",), seen)
+    assert "the key's column s is generated" in problems[-1].what
     assert quoted("p") in made

@@ -1,4 +1,4 @@
-"""The publication: it is made whole, whoever else is at it, and gone when it is dropped."""
+"""The publication: created and completed, also while other sessions change it, and dropped."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from tests.integration.postgres.replication.test_prerequisites import (
     PARTITIONED,
     WITH_GENERATED,
     logged_in,
+    problems_of,
     tables,
-    wanted,
 )
 from tests.support.features import has
 from tests.support.proxy import until
 
 
-def test_publish_makes_it_whole(source: Source, connection: Connection) -> None:
-    """All kinds of changes, by the root, stored generated columns too; again changes nothing."""
+def test_publish_creates_a_complete_publication(source: Source, connection: Connection) -> None:
+    """All kinds of changes, via the root, with stored generated columns; and again, no change."""
     source.execute(PARTITIONED)
     source.execute("CREATE TABLE a (id int PRIMARY KEY)")
     stored = has("generated columns in publications")
@@ -39,12 +39,12 @@ def test_publish_makes_it_whole(source: Source, connection: Connection) -> None:
         assert members == [("a",), ("r",)]
 
 
-def test_publish_adds_what_is_lacking(source: Source, connection: Connection) -> None:
-    """Tables and options are added; what else is in the publication stays in it."""
+def test_publish_adds_missing_tables_and_options(source: Source, connection: Connection) -> None:
+    """Other tables of the publication stay in it."""
     source.execute(PARTITIONED)
     source.execute("CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY)")
     source.execute("CREATE PUBLICATION p FOR TABLE b, r WITH (publish = 'insert')")
-    assert wanted(connection, "a", "r") == ()
+    assert problems_of(connection, "a", "r") == ()
     publication.publish(connection, "p", tables(connection, "a", "r"))
     row = source.execute("SELECT pubupdate, pubdelete, pubtruncate, pubviaroot FROM pg_publication")
     assert row == [(True, True, True, True)]
@@ -52,11 +52,11 @@ def test_publish_adds_what_is_lacking(source: Source, connection: Connection) ->
     assert members == [("a",), ("b",), ("r",)]
 
 
-def test_generated_columns_are_carried_if_stored(source: Source, connection: Connection) -> None:
-    """Stored ones with the option, where there is one, and publishing sets it; virtual ones never.
+def test_stored_generated_columns_are_streamed(source: Source, connection: Connection) -> None:
+    """With the option, which `publish` sets, from PostgreSQL 18 on; virtual ones never are.
 
-    Of a table that is not published yet they are those that will be. PostgreSQL 15 alone counts
-    stored ones among the columns of a publication, and sends none.
+    For a table that is not published yet, the columns are those that will be streamed. PostgreSQL
+    15 lists stored columns as published, but does not send them.
     """
     source.execute(WITH_GENERATED)
     (relation,) = tables(connection)
@@ -64,13 +64,13 @@ def test_generated_columns_are_carried_if_stored(source: Source, connection: Con
     assert publication.carried(connection, relation, "p") == {"id", *stored}
     source.execute("CREATE PUBLICATION p FOR TABLE a")
     assert publication.carried(connection, relation, "p") == {"id"}
-    assert wanted(connection) == ()
+    assert problems_of(connection) == ()
     publication.publish(connection, "p", [relation])
     assert publication.carried(connection, relation, "p") == {"id", *stored}
 
 
-def test_two_may_make_the_same_publication(source: Source, connection: Connection) -> None:
-    """The one that waits for the other's transaction then adds what the other has left out."""
+def test_two_sessions_may_publish_at_the_same_time(source: Source, connection: Connection) -> None:
+    """The one that waits for the other's transaction adds what is missing after it."""
     source.execute("CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY)")
     relations = tables(connection, "a", "b")
     failures: list[BaseException] = []
@@ -96,8 +96,8 @@ def test_two_may_make_the_same_publication(source: Source, connection: Connectio
         source.execute("ALTER PUBLICATION p DROP TABLE b")
 
 
-def test_a_table_that_is_gone_is_not_published(source: Source, connection: Connection) -> None:
-    """The error names it; nothing is wanting of it, for it is nobody's any more."""
+def test_a_dropped_table_is_not_published(source: Source, connection: Connection) -> None:
+    """The error names it; it has no replica identity."""
     source.execute("CREATE TABLE a (id int PRIMARY KEY)")
     relations = tables(connection)
     source.execute("DROP TABLE a")
@@ -106,26 +106,26 @@ def test_a_table_that_is_gone_is_not_published(source: Source, connection: Conne
     assert publication.identity(connection, relations) == {}
 
 
-def test_unpublishing_leaves_no_publication(
+def test_unpublish_drops_the_publication(
     source: Source, connection: Connection, login: str
 ) -> None:
-    """Only its owner can; where there is none, nothing happens."""
+    """Only its owner can; without a publication nothing happens."""
     source.execute("CREATE TABLE a (id int PRIMARY KEY)")
     publication.publish(connection, "p", tables(connection))
-    with logged_in(source, login) as mine:
+    with logged_in(source, login) as limited:
         with pytest.raises(SourceRefused, match="cannot be dropped") as caught:
-            publication.unpublish(mine, "p")
+            publication.unpublish(limited, "p")
         assert 'DROP PUBLICATION IF EXISTS "p"' in caught.value.hint
     publication.unpublish(connection, "p")
     publication.unpublish(connection, "p")
     assert source.execute("SELECT count(*) FROM pg_publication") == [(0,)]
 
 
-def test_one_that_is_dropped_as_it_is_looked_at_is_not_there(
+def test_a_publication_that_is_dropped_while_it_is_read_does_not_exist(
     source: Source, connection: Connection
 ) -> None:
-    """What is seen of it in the catalog may be gone before it is asked for its tables; the
-    transaction in which that is found out goes on.
+    """An old snapshot may still show it when its tables cannot be read any more; the transaction
+    goes on.
     """
     source.execute("CREATE TABLE a (id int PRIMARY KEY); CREATE PUBLICATION p FOR TABLE a")
     connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")

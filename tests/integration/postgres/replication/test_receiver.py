@@ -1,4 +1,4 @@
-"""The receiver: whole transactions in commit order, within its memory, whatever is in between."""
+"""The receiver: whole transactions in commit order, within its memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PATIENCE = 30.0
 
 @pytest.fixture
 def written(source: Source) -> Iterator[psycopg.Connection[Any]]:
-    """A connection that writes so that the stream has it at once; tables ``t`` and ``marker``."""
+    """A connection whose commits are streamed at once; with tables ``t``, ``marker``, ``other``."""
     with psycopg.connect(source.dsn, autocommit=True) as connection:
         connection.execute("SET synchronous_commit = on")
         connection.execute("CREATE TABLE t (id int PRIMARY KEY, v text)")
@@ -50,7 +50,7 @@ def receiving(
     memory: int = MUCH,
     made: bool = False,
 ) -> Iterator[Receiver]:
-    """Receives what happens from now on; ``made`` says that the slot is there."""
+    """Receives later changes; ``made`` says that the slot exists already."""
     origin = source.settings().origin("test")
     sender = slot.walsender(origin) if made else wire.opened(source)
     oids = [number(source, table) for table in tables or ("t", "marker")]
@@ -75,7 +75,7 @@ def taken(receiver: Receiver) -> Batch:
 
 
 def all_taken(written: psycopg.Connection[Any], source: Source, receiver: Receiver) -> list[Batch]:
-    """The batches of all that is committed, and of a row of ``marker`` behind it."""
+    """The batches with everything that is committed, and a row of ``marker`` after it."""
     before = here(source)
     written.execute("INSERT INTO marker VALUES (1)")
     found = [taken(receiver)]
@@ -95,7 +95,7 @@ def rows(gathered: Gathered) -> list[tuple[Any, ...]]:
 
 
 def marked(gathered: Gathered) -> list[tuple[int, int]]:
-    """For each change the position and the time of its transaction."""
+    """The position and commit time of the transaction of each change."""
     found: list[tuple[int, int]] = []
     for piece in gathered.pieces:
         ends = [*(mark[0] for mark in piece.marks[1:]), len(piece.lengths)]
@@ -106,10 +106,10 @@ def marked(gathered: Gathered) -> list[tuple[int, int]]:
     return found
 
 
-def test_transactions_come_whole_and_in_commit_order(
+def test_transactions_are_whole_and_in_commit_order(
     source: Source, written: psycopg.Connection[Any]
 ) -> None:
-    """However they are interleaved: each is in one batch, behind those that committed before."""
+    """Also interleaved ones: each is in one batch, after those that committed before it."""
     with (
         receiving(source) as receiver,
         psycopg.connect(source.dsn) as one,
@@ -147,10 +147,10 @@ def test_transactions_come_whole_and_in_commit_order(
         assert all(now - 10**8 < c <= now for g in held for _, c in marked(g))
 
 
-def test_a_mark_is_of_a_table_that_the_transaction_touched(
+def test_a_table_has_marks_only_of_transactions_that_changed_it(
     source: Source, written: psycopg.Connection[Any]
 ) -> None:
-    """What happens in one table takes no memory for another."""
+    """Transactions of other tables take no memory."""
     with receiving(source, interval=LONG, memory=2**16) as receiver:
         written.execute("INSERT INTO t VALUES (0, 'first')")
         for _ in range(30):
@@ -163,11 +163,11 @@ def test_a_mark_is_of_a_table_that_the_transaction_touched(
         assert len(set(marked(other))) == 30
 
 
-def test_transactions_are_gathered_for_the_interval(
+def test_a_batch_collects_transactions_for_the_interval(
     source: Source, written: psycopg.Connection[Any]
 ) -> None:
-    """What commits within the interval is one batch, which comes when it is over; transactions that
-    changed nothing are none of it, though PostgreSQL 14 sends them.
+    """It is handed over after the interval. Empty transactions, which PostgreSQL 14 sends, do not
+    count.
     """
     with receiving(source, interval=1) as receiver:
         began = time.monotonic()
@@ -185,10 +185,10 @@ def test_transactions_are_gathered_for_the_interval(
         assert receiver.take(0, 2**63) is None
 
 
-def test_a_batch_is_no_larger_than_its_memory(
+def test_a_batch_is_complete_at_its_memory_limit(
     source: Source, written: psycopg.Connection[Any]
 ) -> None:
-    """Long before the interval is over, and while nobody waits, batches are cut at their memory."""
+    """Before the interval is over, and while no batch is taken."""
     with receiving(source, interval=LONG, memory=2**16) as receiver:
         for key in range(60):
             written.execute("INSERT INTO t VALUES (%s, %s)", [key, "v" * 8000])
@@ -198,14 +198,14 @@ def test_a_batch_is_no_larger_than_its_memory(
             batches.append(taken(receiver))
             found += rows(batches[-1].tables[number(source, "t")])
         assert [int(row[0]) for row in found] == list(range(len(found)))
-        # What libpq has read already is taken in.
+        # Messages that libpq has read already are still added.
         assert all(2**16 - 8500 <= size < 2**17 for size in [batch.size for batch in batches])
 
 
-def test_a_transaction_larger_than_memory_is_put_into_files(
+def test_a_transaction_larger_than_the_memory_is_spooled(
     source: Source, written: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It comes whole, read back as it was; its file lasts until it is released, or the end."""
+    """It is read back unchanged; its file is deleted on release, or with the receiver."""
     monkeypatch.setattr(replication, "_PIECE", 2**15)
     with receiving(source, memory=2**16) as receiver:
         batches: list[Batch] = []
@@ -238,10 +238,10 @@ def test_a_transaction_larger_than_memory_is_put_into_files(
     assert batch.spool.closed
 
 
-def test_a_truncation_leaves_out_what_was_before(
+def test_a_truncate_discards_earlier_changes_of_the_table(
     source: Source, written: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows from before it are dropped, those behind it and of others are not."""
+    """Later changes, and those of other tables, are kept."""
     monkeypatch.setattr(replication, "_PIECE", 2**15)
     with receiving(source, memory=2**16) as receiver:
         with written.transaction():
@@ -265,10 +265,10 @@ def test_a_truncation_leaves_out_what_was_before(
         assert again.position > batch.position
 
 
-def test_columns_that_change_within_a_batch(
+def test_a_table_whose_columns_change_within_a_batch_is_marked(
     source: Source, written: psycopg.Connection[Any]
 ) -> None:
-    """The table is marked, even where they change back; one whose columns are as before is not."""
+    """Even if they change back; not if only the replica identity changes."""
     with receiving(source, interval=LONG, memory=2**15) as receiver:
         written.execute("INSERT INTO t VALUES (1, 'a')")
         written.execute("INSERT INTO marker VALUES (1)")
@@ -290,8 +290,10 @@ def test_columns_that_change_within_a_batch(
         assert [name for name, _, _ in following.described.columns] == ["id", "v", "x"]
 
 
-def test_tables_that_are_not_wanted(source: Source, written: psycopg.Connection[Any]) -> None:
-    """They make no batch, and what is behind them is known to be idle."""
+def test_changes_of_other_tables_make_no_batch(
+    source: Source, written: psycopg.Connection[Any]
+) -> None:
+    """The idle position passes them."""
     with receiving(source) as receiver:
         for _ in range(3):
             written.execute("INSERT INTO other SELECT * FROM generate_series(1, 100)")
@@ -306,10 +308,10 @@ def test_tables_that_are_not_wanted(source: Source, written: psycopg.Connection[
             assert batch.position > end
 
 
-def test_nothing_is_idle_that_is_still_to_be_taken(
+def test_the_idle_position_does_not_pass_changes_that_were_not_taken(
     source: Source, written: psycopg.Connection[Any]
 ) -> None:
-    """As long as a batch is gathered or ready, idle does not pass its beginning."""
+    """It stays before a batch that is being collected or is ready."""
     with receiving(source, interval=0.4) as receiver:
         before = here(source)
         written.execute("INSERT INTO t VALUES (1)")
@@ -324,7 +326,7 @@ def test_nothing_is_idle_that_is_still_to_be_taken(
 def test_only_a_confirmation_moves_the_slot(
     source: Source, written: psycopg.Connection[Any]
 ) -> None:
-    """What is received, taken, nudged or ended is sent again; what is confirmed is not."""
+    """Unconfirmed changes are sent again, even if they were received and taken."""
 
     def confirmed() -> int:
         with psycopg.connect(source.dsn, autocommit=True) as connection:
@@ -362,10 +364,10 @@ def walsender(source: Source) -> int | None:
     return None if pid is None else int(pid)
 
 
-def test_the_server_hears_of_us_while_a_full_batch_waits(
+def test_status_updates_are_sent_while_a_full_batch_waits(
     source: Source, written: psycopg.Connection[Any]
 ) -> None:
-    """Nobody takes for longer than wal_sender_timeout, and nothing is read: the stream lives on."""
+    """For longer than wal_sender_timeout no batch is taken and nothing read: the stream goes on."""
     name = psycopg.conninfo.conninfo_to_dict(source.dsn)["dbname"]
     source.execute(f"ALTER DATABASE {name} SET wal_sender_timeout = '500ms'")
     with receiving(source, memory=2**15) as receiver:
@@ -384,8 +386,10 @@ def test_the_server_hears_of_us_while_a_full_batch_waits(
         assert walsender(source) == pid
 
 
-def test_a_connection_that_is_cut(source: Source, written: psycopg.Connection[Any]) -> None:
-    """Whoever waits for a batch hears of it; what was ready is handed out before."""
+def test_a_lost_connection_is_raised_when_a_batch_is_taken(
+    source: Source, written: psycopg.Connection[Any]
+) -> None:
+    """After the batch that was ready; and again with each later call."""
     with receiving(source) as receiver:
         written.execute("INSERT INTO t VALUES (1)")
         assert rows(taken(receiver).tables[number(source, "t")]) == [("1", None)]
@@ -396,11 +400,11 @@ def test_a_connection_that_is_cut(source: Source, written: psycopg.Connection[An
             receiver.take(PATIENCE, 2**63)
 
 
-def test_a_slot_that_another_streams_from_is_busy(
+def test_a_slot_in_use_by_another_session_is_busy(
     source: Source, written: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server may not know yet that the last connection is gone: it is worth another try."""
-    monkeypatch.setattr(replication, "_BUSY_PATIENCE", 0.3)
+    """The error allows a retry: the server may not have noticed yet that a connection was lost."""
+    monkeypatch.setattr(replication, "_SLOT_PATIENCE", 0.3)
     with receiving(source) as receiver:
         with pytest.raises(SourceBusy) as raised, receiving(source, made=True):
             pass
@@ -409,8 +413,10 @@ def test_a_slot_that_another_streams_from_is_busy(
         assert taken(receiver).changes == 1
 
 
-def test_a_slot_that_is_not_there(source: Source, written: psycopg.Connection[Any]) -> None:
-    """It is an error at once, which says that all is begun anew; the connection is closed."""
+def test_a_missing_slot_is_an_error_at_once(
+    source: Source, written: psycopg.Connection[Any]
+) -> None:
+    """It allows a retry with a new slot; the connection is closed."""
     origin = source.settings().origin("test")
     sender = slot.walsender(origin)
     receiver = Receiver(origin, sender, "none", "none", [1], interval=0, memory=MUCH)
@@ -419,26 +425,26 @@ def test_a_slot_that_is_not_there(source: Source, written: psycopg.Connection[An
     assert sender.closed
 
 
-def test_a_publication_that_is_dropped_while_it_streams(
+def test_a_publication_that_is_dropped_while_streaming_is_a_retriable_error(
     source: Source, written: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Servers before 18 end the stream then, with the error that another statement gives here; it
-    says that all is begun anew.
+    """Servers before 18 end the stream with the error that another statement raises here; its hint
+    says that the tables are resynced.
     """
     with receiving(source) as receiver:
-        gone = "DROP PUBLICATION gone"
-        monkeypatch.setattr(Receiver, "_received", lambda _: written.execute(gone))
+        statement = "DROP PUBLICATION gone"
+        monkeypatch.setattr(Receiver, "_receive", lambda _: written.execute(statement))
         with pytest.raises(SourceBusy, match='"gone" does not exist') as raised:
             receiver.take(PATIENCE, 2**63)
-        assert "begun anew" in raised.value.hint
+        assert "resynced" in raised.value.hint
         assert raised.value.retry
 
 
 @pytest.mark.parametrize("transactions", [1, 400])
-def test_the_end_does_not_wait_for_the_flood(
+def test_the_receiver_ends_at_once_under_load(
     source: Source, written: psycopg.Connection[Any], transactions: int
 ) -> None:
-    """While more comes than can be taken, in one transaction or many, the receiver ends at once."""
+    """While more changes arrive than are taken, in one transaction or many."""
     stop = threading.Event()
 
     def flood() -> None:

@@ -1,4 +1,4 @@
-"""Replication slots: made, found, lost, dropped, and the connections that stream from them."""
+"""Replication slots are created, found, lost and dropped; connections stream from them."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def origin(source: Source) -> Iterator[Origin]:
 
 @pytest.fixture
 def name(source: Source) -> str:
-    """A slot's name that no other test has: slots belong to the whole server."""
+    """A slot name of this test only: slots belong to the whole server."""
     return f"{psycopg.conninfo.conninfo_to_dict(source.dsn)['dbname']}_slot"
 
 
 @pytest.fixture
 def login(source: Source) -> Iterator[str]:
-    """A role without rights that may log in."""
+    """A role with LOGIN and no other privileges."""
     role = f"{psycopg.conninfo.conninfo_to_dict(source.dsn)['dbname']}_role"
     source.execute(f"CREATE ROLE {role} LOGIN")
     yield role
@@ -61,12 +61,12 @@ def as_role(origin: Origin, role: str) -> Origin:
 
 
 def sending(origin: Origin) -> closing[connect.Connection]:
-    """A walsender that is closed as it is: psycopg's own way out says COMMIT to the stream."""
+    """A walsender that is closed without the COMMIT that psycopg's own context sends."""
     return closing(slot.walsender(origin))
 
 
 def streamed(sender: connect.Connection, name: str, publication: str) -> bytes:
-    """What pgoutput sends until the first commit, messages in a row."""
+    """The messages of pgoutput up to the first commit, concatenated."""
     options = f"proto_version '1', publication_names '{publication}'"
     sender.pgconn.exec_(f"START_REPLICATION SLOT {name} LOGICAL 0/0 ({options})".encode())
     found = b""
@@ -81,8 +81,8 @@ def streamed(sender: connect.Connection, name: str, publication: str) -> bytes:
             return found
 
 
-def test_positions_are_integers_and_postgresqls_text(source: Source) -> None:
-    """A position and its text are the same in both directions, as PostgreSQL computes them."""
+def test_a_position_is_the_integer_of_postgresqls_text(source: Source) -> None:
+    """As PostgreSQL computes it, in both directions."""
     for text in ("0/0", "0/1", "16/B374D848", "FFFFFFFF/FFFFFFFF"):
         assert "{:X}/{:X}".format(*divmod(slot.lsn(text), 2**32)) == text
         ((number,),) = source.execute(f"SELECT '{text}'::pg_lsn - '0/0'::pg_lsn")
@@ -91,7 +91,7 @@ def test_positions_are_integers_and_postgresqls_text(source: Source) -> None:
 
 @contextmanager
 def writing(source: Source) -> Iterator[None]:
-    """Somebody inserts 1, 2, 3, … into t, each in a transaction of its own."""
+    """A thread inserts 1, 2, 3, … into t, each in its own transaction."""
     stop = threading.Event()
 
     def write() -> None:
@@ -112,12 +112,12 @@ def writing(source: Source) -> Iterator[None]:
         thread.join()
 
 
-def test_the_snapshot_is_the_state_at_the_consistent_point(
+def test_the_exported_snapshot_is_consistent_with_the_stream(
     source: Source, origin: Origin, name: str
 ) -> None:
-    """Commits before the position are in the snapshot, those after it in the stream, none in both.
+    """Commits before the position are in the snapshot, later ones in the stream, none in both.
 
-    A writer commits all the while; another connection joins the snapshot later.
+    A writer commits all the time; another connection imports the snapshot later.
     """
     source.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION p FOR TABLE t")
     with writing(source), sending(origin) as sender, psycopg.connect(source.dsn) as reader:
@@ -142,8 +142,8 @@ def test_the_snapshot_is_the_state_at_the_consistent_point(
     assert min(commits) >= made.position
 
 
-def test_a_made_slot_is_found_as_it_is(source: Source, origin: Origin, name: str) -> None:
-    """It is found with its positions, and with whoever streams from it; before, it is not there."""
+def test_a_created_slot_is_found_with_its_state(source: Source, origin: Origin, name: str) -> None:
+    """With its positions and the process that streams from it; before it is created, it is None."""
     source.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION p FOR TABLE t")
     with connect.connect(origin) as connection, sending(origin) as sender:
         assert slot.find(connection, name) is None
@@ -161,7 +161,7 @@ def test_a_made_slot_is_found_as_it_is(source: Source, origin: Origin, name: str
         later = slot.find(connection, name)
         assert later
         assert later.retained > found.retained + 1000
-        assert later.retained <= slot.horizon(connection) - found.restart
+        assert later.retained <= slot.flushed_position(connection) - found.restart
         assert b"1000" in streamed(sender, name, "p")
         busy = slot.find(connection, name)
         assert busy
@@ -174,7 +174,7 @@ def test_a_made_slot_is_found_as_it_is(source: Source, origin: Origin, name: str
 
 
 def test_a_temporary_slot_ends_with_its_connection(origin: Origin, name: str) -> None:
-    """It is there as long as the connection is, although a copy on standbys was asked for."""
+    """Also with failover requested."""
     with connect.connect(origin) as connection:
         with sending(origin) as sender:
             slot.make(sender, name, temporary=True, failover=True)
@@ -185,10 +185,10 @@ def test_a_temporary_slot_ends_with_its_connection(origin: Origin, name: str) ->
         until(lambda: slot.find(connection, name) is None)
 
 
-def test_older_servers_are_spoken_to_in_their_own_syntax(
+def test_older_servers_get_statements_that_they_support(
     source: Source, origin: Origin, name: str
 ) -> None:
-    """What is said to a 14 exports a snapshot too; a 16 is not asked for a copy on standbys."""
+    """The statement for 14 exports a snapshot, too; that for 16 does not request failover."""
     old = slot._making(name, 140022, temporary=True, failover=True)
     assert old == sql.SQL(
         f'CREATE_REPLICATION_SLOT "{name}" TEMPORARY LOGICAL pgoutput EXPORT_SNAPSHOT'
@@ -200,10 +200,10 @@ def test_older_servers_are_spoken_to_in_their_own_syntax(
     assert "FAILOVER" not in repr(slot._making(name, 160010, temporary=False, failover=True))
 
 
-def test_a_slot_of_another_database_or_plugin_is_not_ours(
+def test_a_slot_of_another_database_or_plugin_is_refused(
     server: Server, source: Source, origin: Origin, name: str
 ) -> None:
-    """It is named for what it is, and neither streamed from nor dropped."""
+    """The error says what it is; it is neither used nor dropped."""
     elsewhere, physical = f"{name}_elsewhere", f"{name}_standby"
     cases = {
         name: (source.dsn, f"pg_create_logical_replication_slot('{name}', 'test_decoding')"),
@@ -214,9 +214,9 @@ def test_a_slot_of_another_database_or_plugin_is_not_ours(
         physical: (source.dsn, f"pg_create_physical_replication_slot('{physical}')"),
     }
     says = {
-        name: "one of the plugin test_decoding",
+        name: "one of plugin test_decoding",
         elsewhere: "in database postgres",
-        physical: "for a standby",
+        physical: "a physical slot",
     }
     for taken, (dsn, made) in cases.items():
         with psycopg.connect(dsn, autocommit=True) as other, connect.connect(origin) as connection:
@@ -231,18 +231,18 @@ def test_a_slot_of_another_database_or_plugin_is_not_ours(
                 other.execute("SELECT pg_drop_replication_slot(%s)", [taken])
 
 
-def test_a_name_that_is_taken_or_none(origin: Origin, name: str) -> None:
-    """Making a slot twice, or with a name that PostgreSQL does not take, says so."""
+def test_an_existing_or_invalid_name_is_refused(origin: Origin, name: str) -> None:
+    """The error says which of the two."""
     with sending(origin) as sender:
         slot.make(sender, name, temporary=False, failover=False)
-        with pytest.raises(ConfigError, match=f"{name} is there already"):
+        with pytest.raises(ConfigError, match=f"{name} exists already"):
             slot.make(sender, name, temporary=False, failover=False)
-        with pytest.raises(ConfigError, match="does not take that name"):
+        with pytest.raises(ConfigError, match="does not accept the name"):
             slot.make(sender, "Bronze Slot", temporary=False, failover=False)
 
 
-def test_a_slot_is_dropped_once_and_for_all(origin: Origin, name: str) -> None:
-    """Dropping it leaves none; dropping what is not there does nothing."""
+def test_dropping_a_slot_twice_is_no_error(origin: Origin, name: str) -> None:
+    """After the first time it does not exist."""
     with connect.connect(origin) as connection:
         with sending(origin) as sender:
             slot.make(sender, name, temporary=False, failover=False)
@@ -300,17 +300,17 @@ TEXTS = (
 
 
 @pytest.mark.parametrize("where", ["ROLE {role} IN DATABASE {database}", "DATABASE {database}"])
-def test_pgoutputs_texts_are_pinned(
+def test_values_of_pgoutput_do_not_depend_on_settings_of_role_or_database(
     source: Source, origin: Origin, name: str, login: str, where: str
 ) -> None:
-    """Whatever the role or the database say, values have the texts of a pinned SELECT."""
+    """They have the same texts as those of a SELECT in a pinned session."""
     source.execute(f"ALTER ROLE {login} REPLICATION")
     database = psycopg.conninfo.conninfo_to_dict(source.dsn)["dbname"]
     for setting, value in ODD.items():
         target = where.format(role=login, database=database)
         source.execute(f"ALTER {target} SET {setting} = {value}")
-    mine = as_role(replace(origin, statement_timeout=7, lock_timeout=7), login)
-    with sending(mine) as sender:
+    limited = as_role(replace(origin, statement_timeout=7, lock_timeout=7), login)
+    with sending(limited) as sender:
         assert sender.info.encoding == "utf-8"
         for setting, value in session_settings.PINNED.items():
             shown: Any = sender.execute(sql.SQL(f"SHOW {setting}")).fetchone()
@@ -329,8 +329,8 @@ def test_pgoutputs_texts_are_pinned(
         assert b"t" + len(text).to_bytes(4) + text in found, text
 
 
-def test_the_stream_is_utf8_whatever_the_databases_encoding(server: Server, name: str) -> None:
-    """A database in LATIN1 is streamed in UTF-8."""
+def test_the_stream_is_utf8_for_a_database_in_another_encoding(server: Server, name: str) -> None:
+    """For example LATIN1."""
     database = f"{name}_latin1"
     made = "ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0"
     if has("strategies and locale providers of databases"):
@@ -352,33 +352,35 @@ def test_the_stream_is_utf8_whatever_the_databases_encoding(server: Server, name
 
 
 def test_a_role_without_replication_is_refused(origin: Origin, login: str) -> None:
-    """The walsender says which attribute is missing."""
+    """The hint names the missing attribute."""
     with pytest.raises(SourceRefused, match="refused a replication connection") as caught:
         slot.walsender(as_role(origin, login))
     assert "REPLICATION" in caught.value.hint
 
 
-def test_a_server_that_is_away_is_unreachable(server: Server) -> None:
-    """The walsender's errors are those of every connection."""
+def test_a_server_that_does_not_run_is_unreachable(server: Server) -> None:
+    """The errors of a walsender are those of every connection."""
     away = Origin("test", f"postgresql://postgres@{server.host}:1/postgres")
     with pytest.raises(SourceUnreachable):
         slot.walsender(away)
 
 
-def test_the_horizon_is_the_logs_end(source: Source, origin: Origin) -> None:
-    """It is an integer that grows with what is committed."""
+def test_the_flushed_position_is_the_end_of_the_log(source: Source, origin: Origin) -> None:
+    """An integer that grows with every commit."""
     source.execute("CREATE TABLE t (id int)")
     with connect.connect(origin) as connection:
-        before = slot.horizon(connection)
+        before = slot.flushed_position(connection)
         ((flushed,),) = source.execute("SELECT pg_current_wal_flush_lsn() - '0/0'::pg_lsn")
         assert before <= flushed
         connection.execute("SET synchronous_commit = on")
         connection.execute("INSERT INTO public.t SELECT generate_series(1, 1000)")
-        assert slot.horizon(connection) > before + 1000
+        assert slot.flushed_position(connection) > before + 1000
 
 
-def test_what_is_committed_asynchronously_is_waited_for(source: Source, origin: Origin) -> None:
-    """Each commit lies before what is settled after it, on disk."""
+def test_asynchronous_commits_are_before_the_settled_position(
+    source: Source, origin: Origin
+) -> None:
+    """It waits until they are flushed."""
     source.execute("CREATE TABLE t (id int)")
     with connect.connect(origin) as connection:
         connection.execute("SET synchronous_commit = off")
@@ -389,11 +391,11 @@ def test_what_is_committed_asynchronously_is_waited_for(source: Source, origin: 
             ).fetchone()
             assert row is not None
             position = slot.settled(connection)
-            assert int(str(row[0])) <= position <= slot.horizon(connection)
+            assert int(str(row[0])) <= position <= slot.flushed_position(connection)
 
 
-def test_the_servers_timeout_is_in_seconds(source: Source, origin: Origin) -> None:
-    """It is what holds for the database, on a walsender as on any other connection."""
+def test_the_wal_sender_timeout_is_in_seconds(source: Source, origin: Origin) -> None:
+    """That of the database, on a walsender as on any other connection."""
     database = psycopg.conninfo.conninfo_to_dict(source.dsn)["dbname"]
     with connect.connect(origin) as connection:
         assert slot.timeout(connection) == 60.0
@@ -402,8 +404,8 @@ def test_the_servers_timeout_is_in_seconds(source: Source, origin: Origin) -> No
         assert slot.timeout(connection) == slot.timeout(sender) == 1.5
 
 
-def test_a_claim_is_given_to_one_session_only(origin: Origin, name: str) -> None:
-    """A second session is refused until the first has gone; other slots are others' matter."""
+def test_only_one_session_can_claim_a_slot(origin: Origin, name: str) -> None:
+    """A second one cannot until the first ends; it can claim other slots."""
     with connect.connect(origin) as second:
         with connect.connect(origin) as first:
             assert slot.claim(first, name)
@@ -414,7 +416,7 @@ def test_a_claim_is_given_to_one_session_only(origin: Origin, name: str) -> None
 
 @pytest.fixture(scope="module")
 def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with one slot, one WAL sender, and little room for its log."""
+    """A server with one slot, one WAL sender and a small limit for retained log."""
     settings = {
         **FAST,
         "max_replication_slots": "1",
@@ -429,8 +431,8 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield started
 
 
-def test_a_lost_slot_says_so(narrow: Server) -> None:
-    """Past max_slot_wal_keep_size the slot is in danger, and after a checkpoint it is lost."""
+def test_a_slot_beyond_the_size_limit_is_lost(narrow: Server) -> None:
+    """After more log than max_slot_wal_keep_size and a checkpoint."""
     origin = Origin("test", narrow.dsn())
     with connect.connect(origin) as connection:
         with closing(_patiently(origin)) as sender:
@@ -453,8 +455,8 @@ def test_a_lost_slot_says_so(narrow: Server) -> None:
         slot.drop(connection, "one")
 
 
-def test_no_slot_and_no_sender_left(narrow: Server) -> None:
-    """With all of the server's slots or WAL senders in use, the error says how to have more."""
+def test_errors_name_the_limit_when_all_slots_or_wal_senders_are_in_use(narrow: Server) -> None:
+    """The hint says how to raise it."""
     origin = Origin("test", narrow.dsn())
     with closing(_patiently(origin)) as sender:
         slot.make(sender, "one", temporary=True, failover=False)
@@ -476,7 +478,7 @@ def test_no_slot_and_no_sender_left(narrow: Server) -> None:
 
 
 def _patiently(origin: Origin) -> connect.Connection:
-    # A closed WAL sender is counted for a moment longer.
+    # A closed WAL sender still counts for a moment.
     for _ in range(100):
         try:
             return slot.walsender(origin)
@@ -485,12 +487,12 @@ def _patiently(origin: Origin) -> connect.Connection:
     return slot.walsender(origin)
 
 
-def test_a_log_without_changes_gives_no_slot(tmp_path: Path) -> None:
-    """With wal_level = replica, the error names the setting."""
+def test_a_slot_needs_wal_level_logical(tmp_path: Path) -> None:
+    """The hint names the setting."""
     settings = {**FAST, "wal_level": "replica", "shared_buffers": "16MB"}
     with running(tmp_path / "data", settings=settings) as started:
         origin = Origin("test", started.dsn())
         with sending(origin) as sender:
-            with pytest.raises(SourceRefused, match="too little") as caught:
+            with pytest.raises(SourceRefused, match="has no row changes") as caught:
                 slot.make(sender, "one", temporary=True, failover=False)
             assert "wal_level = logical" in caught.value.hint

@@ -1,4 +1,4 @@
-"""PostgreSQL's output text becomes exactly what the batch reader gives for the same values."""
+"""PostgreSQL's texts are parsed into exactly what a load reads for the same values."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def own(source: Source) -> Source:
 
 
 def output(connection: connect.Connection, table: str) -> pl.DataFrame:
-    """The rows of a table as their types' output functions write them."""
+    """The rows of a table as texts of their types' output functions."""
     result = connection.pgconn.exec_(f"SELECT * FROM {table}".encode())
     cells = {
         str(column): pl.Series(
@@ -62,9 +62,9 @@ def _decoded(cell: bytes | None) -> str | None:
 def both(
     source: Source, widened: Widened = lambda column: column, name: str = "t", **chosen: Any
 ) -> tuple[Frames, Frames]:
-    """A table's rows and rejected values by the batch reader, and from PostgreSQL's texts.
+    """A table's rows and rejected values as a load reads them, and parsed from PostgreSQL's texts.
 
-    ``widened`` makes a column another one; ``chosen`` is the table's section in the config.
+    ``widened`` replaces a column; ``chosen`` is the table's section in the config.
     """
     config = source.settings(tables={name: chosen}) if chosen else source.settings()
     origin = config.origin("test")
@@ -77,10 +77,10 @@ def both(
     parts = list(read.rows(origin, (), select, ["true"], columns, name))
     own = target.settings
     choices = Choices(own.decimals, own.arrays, own.timestamps)
-    ours = typed(texts, _texts(columns, target.relation, choices))
-    empty = ours[0].clear(), ours[1].clear()
+    parsed = typed(texts, _texts(columns, target.relation, choices))
+    empty = parsed[0].clear(), parsed[1].clear()
     frames, rejected = zip(*parts, strict=True) if parts else ((empty[0],), (empty[1],))
-    return (pl.concat(frames), pl.concat(rejected)), ours
+    return (pl.concat(frames), pl.concat(rejected)), parsed
 
 
 def _texts(columns: Sequence[Column], relation: Relation, choices: Choices) -> list[Text]:
@@ -94,35 +94,35 @@ def prove(
     kinds: Mapping[str, str] = MappingProxyType({}),
     **chosen: Any,
 ) -> Frames:
-    """Expects that the texts of the table ``t`` become what the batch reader gives, to the bit.
+    """Asserts that the texts of the table ``t`` are parsed into what a load reads, to the bit.
 
-    ``kinds`` says what columns are of, to whom reads that they differ.
+    ``kinds`` are the columns' types, for the message of a failure.
     """
-    (frame, rejected), ours = both(source, widened, **chosen)
-    assert ours[0].schema == frame.schema
+    (frame, rejected), parsed = both(source, widened, **chosen)
+    assert parsed[0].schema == frame.schema
     # NaN is NaN there, and -0.0 is not 0.0.
     pairs = {
-        f"{name} {kinds.get(name, '')}": (repr(ours[0][name].to_list()), repr(column.to_list()))
+        f"{name} {kinds.get(name, '')}": (repr(parsed[0][name].to_list()), repr(column.to_list()))
         for name, column in zip(frame.columns, frame, strict=True)
     }
     assert {name: pair for name, pair in pairs.items() if pair[0] != pair[1]} == {}
-    assert (ours[1].name, ours[1].dtype) == (rejected.name, rejected.dtype)
-    assert ours[1].to_list() == rejected.to_list()
-    return ours
+    assert (parsed[1].name, parsed[1].dtype) == (rejected.name, rejected.dtype)
+    assert parsed[1].to_list() == rejected.to_list()
+    return parsed
 
 
 @IN_DATABASE
 @given(sample=samples())
-def test_random_rows(own: Source, sample: Sample) -> None:
-    """Random values of any types, NULL among them, in rows of which some have rejected values."""
+def test_random_rows_are_parsed(own: Source, sample: Sample) -> None:
+    """Values of any types, with NULL and rejected values."""
     fill(own, sample)
     prove(own)
 
 
 @settings(IN_DATABASE, max_examples=6)
 @given(sample=samples())
-def test_random_rows_by_other_choices(own: Source, sample: Sample) -> None:
-    """The choices of a config are kept: decimals, arrays as text, timestamps with a zone."""
+def test_random_rows_follow_the_type_options(own: Source, sample: Sample) -> None:
+    """Decimals, arrays as text, timestamps as UTC."""
     fill(own, sample)
     unbounded = [name for name, declared in sample.columns if declared.type == "numeric"]
     decimals = dict.fromkeys(unbounded, "decimal(20,3)")
@@ -132,15 +132,15 @@ def test_random_rows_by_other_choices(own: Source, sample: Sample) -> None:
 
 @settings(IN_DATABASE, max_examples=2)
 @given(rows=st.lists(st.tuples(*(st.none() | kind.texts for kind in EVERY)), min_size=9))
-def test_random_rows_of_all_types(own: Source, rows: list[tuple[str | None, ...]]) -> None:
-    """Values of every type side by side."""
+def test_rows_of_all_types_are_parsed(own: Source, rows: list[tuple[str | None, ...]]) -> None:
+    """With a column of every type."""
     columns = tuple((f"c{i}", kind) for i, kind in enumerate(EVERY))
     fill(own, Sample(columns, tuple(rows)))
     prove(own)
 
 
-def test_special_values(source: Source) -> None:
-    """The first, the last and the odd values of each type of the contract."""
+def test_special_values_are_parsed(source: Source) -> None:
+    """The smallest, largest and special values of each type of the contract."""
     source.execute(EXACT)
     columns = {f"c{i}": kind for i, (kind, _) in enumerate(CASES)}
     rows = list(zip_longest(*(["NULL", *(value for value, _ in values)] for _, values in CASES)))
@@ -231,8 +231,8 @@ NASTY = {kind: values for kind, values in NASTY.items() if known(kind)}
 
 
 @pytest.mark.parametrize("chosen", CHOICES, ids=["plain", "zoned", "as strings"])
-def test_nasty_values(source: Source, chosen: dict[str, Any]) -> None:
-    """Values whose texts are easily read wrongly, under names that JSON has to escape."""
+def test_values_with_difficult_texts_are_parsed(source: Source, chosen: dict[str, Any]) -> None:
+    """Texts that are easily misread, in columns whose names JSON must escape."""
     source.execute(
         """
         CREATE EXTENSION hstore;
@@ -270,8 +270,8 @@ def test_nasty_values(source: Source, chosen: dict[str, Any]) -> None:
     assert frame.height == len(rows)
 
 
-def test_floats_of_random_bits(source: Source) -> None:
-    """Each float has the bits that it has in PostgreSQL; a NaN is a NaN, whatever its sign."""
+def test_floats_of_random_bits_are_exact(source: Source) -> None:
+    """Each has the bits that it has in PostgreSQL; NaN is NaN, whatever its sign."""
     bits = np.random.default_rng(7)
     doubles = bits.integers(0, 2**64, 4000, np.uint64).view(np.float64)
     singles = bits.integers(0, 2**32, 4000, np.uint32).view(np.float32)
@@ -296,8 +296,8 @@ CHOSEN = {
 }
 
 
-def test_chosen_decimals(source: Source) -> None:
-    """Numerics without precision are held where they fit, and rejected where they do not."""
+def test_configured_decimals_reject_values_that_do_not_fit(source: Source) -> None:
+    """Numerics without precision that fit are exact."""
     source.execute("CREATE DOMAIN amount AS numeric")
     cases = [
         (kind, choice, values)
@@ -316,11 +316,11 @@ def test_chosen_decimals(source: Source) -> None:
     frame, rejected = prove(source, kinds=columns, decimals=decimals)
     lines = [line for text in rejected.drop_nulls() for line in text.splitlines()]
     counts = {name: sum(f'"{name}"' in line for line in lines) for name in columns}
-    held = {name: frame[name].count() for name in columns}
+    filled = {name: frame[name].count() for name in columns}
     wrong = {
-        columns[name]: (counts[name], held[name])
+        columns[name]: (counts[name], filled[name])
         for name, (*_, values) in zip(columns, cases, strict=True)
-        if not (0 < counts[name] < len(values) and counts[name] + held[name] == len(values) + 1)
+        if not (0 < counts[name] < len(values) and counts[name] + filled[name] == len(values) + 1)
     }
     assert wrong == {}
 
@@ -338,8 +338,8 @@ WIDER = [
 WIDER = [(kind, wider, values) for kind, wider, values in WIDER if known(kind)]
 
 
-def test_columns_that_are_wider_in_the_table(source: Source) -> None:
-    """A value becomes what a cast makes of it in PostgreSQL, where the table is wider."""
+def test_columns_that_are_wider_in_the_bronze_table_are_cast_exactly(source: Source) -> None:
+    """A value becomes what a cast in PostgreSQL makes of it."""
     columns = {f"c{i}": f"{type_} {kind}" for i, (type_, kind, _) in enumerate(WIDER)}
     wider = {name: kind for name, (_, kind, _) in zip(columns, WIDER, strict=True)}
     defined = ", ".join(f"{name} {type_}" for name, (type_, *_) in zip(columns, WIDER, strict=True))
@@ -355,8 +355,10 @@ def test_columns_that_are_wider_in_the_table(source: Source) -> None:
     assert schema == {name: read.dtype(kind) for name, kind in wider.items()}
 
 
-def test_a_chosen_decimal_that_is_wider_in_the_table(source: Source) -> None:
-    """A numeric is held where it fits the table's decimal, and never rounded."""
+def test_a_configured_decimal_that_was_widened_is_not_rounded(
+    source: Source,
+) -> None:
+    """A numeric that does not fit the table's decimal is rejected."""
     number = SourceType("numeric", -1, "numeric")
     choices = Choices({"n": (5, 2)})
     column = contract("n", "n", '"n"', number, choices)
@@ -367,8 +369,8 @@ def test_a_chosen_decimal_that_is_wider_in_the_table(source: Source) -> None:
     assert rejected.is_null().to_list() == [True, True, False, False, False]
 
 
-def test_every_type_there_is(source: Source) -> None:
-    """A column of any type of the catalog, with NULL, empty arrays and NULL in arrays."""
+def test_every_type_of_the_catalog_is_parsed(source: Source) -> None:
+    """With NULL, empty arrays and NULL in arrays."""
     for name in EXTENSIONS:
         source.execute(f"CREATE EXTENSION {name}")
     source.execute(OWN)
@@ -379,16 +381,16 @@ def test_every_type_there_is(source: Source) -> None:
         for key, value in ((2, "{}"), (3, "{NULL}")):
             cells = ", ".join(f"{column} = '{value}'" for column in arrays)
             source.execute(f"UPDATE {name} SET {cells} WHERE id = {key}")
-        (frame, rejected), ours = both(source, name=name)
-        assert ours[0].schema == frame.schema
-        assert ours[0].equals(frame)
-        assert ours[1].equals(rejected)
+        (frame, rejected), parsed = both(source, name=name)
+        assert parsed[0].schema == frame.schema
+        assert parsed[0].equals(frame)
+        assert parsed[1].equals(rejected)
         columns += frame.width
     assert columns > 500
 
 
-def test_a_wide_table_of_rejected_values(source: Source) -> None:
-    """A row may have hundreds of rejected values: they are told in the columns' order."""
+def test_a_row_of_hundreds_of_rejected_values_is_parsed(source: Source) -> None:
+    """They are in the order of the columns."""
     kinds = ("date", "numeric(3,1)", "int[]")
     values = ("infinity", "NaN", "{{1}}")
     columns = ", ".join(f"c{i} {kinds[i % 3]}" for i in range(300))
@@ -400,8 +402,8 @@ def test_a_wide_table_of_rejected_values(source: Source) -> None:
     assert [text and text.count("\n") for text in rejected] == [300, None]
 
 
-def test_a_table_without_columns(source: Source) -> None:
-    """Rows without columns are as many as they are, and none has a rejected value."""
+def test_rows_without_columns_are_counted(source: Source) -> None:
+    """None has a rejected value."""
     frame, rejected = typed(pl.DataFrame(height=3), [])
     assert (frame.shape, rejected.to_list()) == ((3, 0), [None] * 3)
 
@@ -435,8 +437,8 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize(("type_", "value"), FOREIGN)
-def test_texts_that_postgresql_does_not_write(type_: str, value: str) -> None:
-    """Such a text is an error which names the column, and keeps the value to itself."""
+def test_texts_that_postgresql_does_not_write_are_refused(type_: str, value: str) -> None:
+    """The error names the column, and does not contain the value."""
     typmod = (5 << 16 | 2) + 4 if "(" in type_ else -1
     column = _of(type_.partition("(")[0], typmod)
     texts = pl.DataFrame({"v": [None, value]}, schema={"v": pl.String})
@@ -448,8 +450,8 @@ def test_texts_that_postgresql_does_not_write(type_: str, value: str) -> None:
 
 
 @pytest.mark.parametrize("value", ["", "1.5x", "1e3", ".", "-", "inf", "nan"])
-def test_texts_that_are_no_chosen_decimal(value: str) -> None:
-    """What does not fit is rejected only if it is a number at all."""
+def test_texts_that_are_not_numbers_are_refused(value: str) -> None:
+    """Only a number that does not fit the configured decimal is a rejected value."""
     column = _of("numeric", decimals={"v": (5, 2)})
     with pytest.raises(Mismatch):
         typed(pl.DataFrame({"v": [value]}), [column])

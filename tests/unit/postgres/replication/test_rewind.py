@@ -1,4 +1,4 @@
-"""The past of a stream: what the server tells again is what it was, or it is another server."""
+"""A server that was put back is detected by the transactions that it sends again."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from bronze.postgres.replication.rewind import Past
 KNOWN = Past(position=200, recorded=50, ends=((120, 30), (180, 40)))
 
 
-def test_what_is_told_again_as_it_was() -> None:
-    """Nothing is left to be told once all of it was told, whatever else comes between."""
+def test_transactions_sent_again_as_recorded_pass() -> None:
+    """Nothing is left to check after the last one, also with other transactions in between."""
     past: Past | None = KNOWN
     for end, committed in ((100, 29), (120, 30), (150, 50), (180, 40)):
         assert past
@@ -24,20 +24,22 @@ def test_what_is_told_again_as_it_was() -> None:
 @pytest.mark.parametrize(
     ("end", "committed"), [(120, 31), (121, 30), (200, 30), (300, 30), (110, 51)]
 )
-def test_another_past_is_noticed(end: int, committed: int) -> None:
-    """A known transaction ends elsewhere or at another time, or one is too late for its place."""
+def test_transactions_that_differ_from_the_recorded_ones_are_detected(
+    end: int, committed: int
+) -> None:
+    """One ends at another position or time, or committed too late for its position."""
     with pytest.raises(SourceRewound):
         KNOWN.told(end, committed)
 
 
-def test_a_transaction_that_is_not_told() -> None:
-    """It is noticed once the server says that it is further on."""
+def test_a_missing_transaction_is_detected() -> None:
+    """Once the server reports a later position."""
     KNOWN.passed(119)
     with pytest.raises(SourceRewound):
         KNOWN.passed(120)
 
 
-def test_no_past_takes_everything() -> None:
-    """A stream that nothing is known of has nothing to be told."""
+def test_without_a_record_every_transaction_passes() -> None:
+    """As in a new stream."""
     assert Past().told(1, 1) is None
     Past().passed(1)
