@@ -174,6 +174,14 @@ def _mark(state: State | None, compared: int | None) -> int | None:
     return known if known != held else None
 
 
+def facts_of(info: Action) -> dict[str, Any]:
+    """The facts in a commit's info; none where it has none, or none that can be read."""
+    try:
+        return dict(json.loads(info.get(FACTS, "{}")))
+    except (TypeError, ValueError):
+        return {}
+
+
 def _info(change: Change, facts: Mapping[str, Any], now: int) -> Action:
     return {
         "commitInfo": {
@@ -407,8 +415,7 @@ def sweep(state: State, now: float) -> int:
 
 def _landed(state: State) -> set[str]:
     """The batches that the log knows to have committed."""
-    facts = (info.get(FACTS) for info in infos(state.place))
-    return {json.loads(text).get("batch_id") for text in facts if text}
+    return {facts_of(info).get("batch_id") for info in infos(state.place)}
 
 
 def _age(batch: str, now: float) -> float:
