@@ -101,9 +101,7 @@ def _sealed(rows: pl.DataFrame, form: Form) -> tuple[Mask, pl.Series]:
 
 
 def _same(said: pl.Series, sums: npt.NDArray[np.uint64]) -> Mask:
-    said = said.fill_null("")
-    formed = (said.str.len_bytes() == _DIGITS) & (said.str.len_chars() == _DIGITS)
-    plain = pl.select(pl.when(formed).then(said).otherwise(pl.lit("0" * _DIGITS))).to_series()
+    plain, formed = fingerprint.plain(said, _DIGITS)
     same: Mask = fingerprint.of_hashes(plain, 0).byteswap() == sums
     same &= formed.to_numpy()
     return same

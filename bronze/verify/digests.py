@@ -142,9 +142,7 @@ def _hashes(rows: pl.DataFrame, given: Basis) -> tuple[pl.Series, pl.Series | No
 
 def combined(part: pl.Series, whole: pl.Series) -> pl.Series:
     """``whole`` where ``part`` is the same, else a digest of both; see `digest.packed`."""
-    plain = pl.select(
-        pl.when(fingerprint.formed(whole)).then(whole).otherwise(pl.lit(_NO_HASH))
-    ).to_series()
+    plain, _ = fingerprint.plain(whole)
     other = part.ne_missing(plain)
     if not other.any():
         return plain
