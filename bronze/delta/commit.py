@@ -415,7 +415,7 @@ def sweep(state: State, now: float) -> int:
 
 def _landed(state: State) -> set[str]:
     """The batches that the log knows to have committed."""
-    return {facts_of(info).get("batch_id") for info in infos(state.place)}
+    return {str(facts_of(info).get("batch_id", "")) for info in infos(state.place)}
 
 
 def _age(batch: str, now: float) -> float:

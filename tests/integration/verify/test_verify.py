@@ -24,7 +24,8 @@ from bronze.cdc import stream
 from bronze.config import loading
 from bronze.config.settings import Settings
 from bronze.errors import ConfigError, SourceUnreachable
-from bronze.ingest import pipeline, units
+from bronze.execution import budget
+from bronze.ingest import pipeline
 from bronze.verify import claim
 from bronze.verify import verify as verifying
 from bronze.verify.results import VerifiedTable
@@ -385,7 +386,7 @@ def test_many_differences_are_counted_and_some_named(
     source.execute("UPDATE t SET v = 'new'; INSERT INTO t SELECT i FROM generate_series(51, 300) i")
     once = verify(settings)
     assert (counts(once), len(once.rows)) == ((250, 0, 50), 100)
-    monkeypatch.setattr(units, "shares", lambda *_: 7)
+    monkeypatch.setattr(budget, "rounds_of_named_rows", lambda *_: 7)
     shared = verify(settings)
     assert (counts(shared), len(shared.rows)) == ((250, 0, 50), 100)
 
