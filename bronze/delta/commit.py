@@ -20,7 +20,7 @@ import tenacity
 from bronze.delta import audit_mark, files, store
 from bronze.delta.log import ENGINE, MARK, Action, State, infos, read, write
 from bronze.delta.schema import NTZ, delta_schema, properties, protocol
-from bronze.errors import CommitConflict, LakeError, Overtaken
+from bronze.errors import CommitConflict, FileDamaged, LakeError, Overtaken
 from bronze.model.columns import Kind
 from bronze.model.files import DataFile, Stored
 from bronze.model.locations import Place
@@ -407,7 +407,11 @@ def sweep(state: State, now: float) -> int:
     ]
     if not suspects:
         return 0
-    landed = _landed(state)
+    try:
+        landed = _landed(state)
+    except FileDamaged:
+        # An entry that nobody can read may be that of any batch.
+        return 0
     dead = [path for path in suspects if files.batch_of(path) not in landed]
     store.delete(place, dead)
     return len(dead)

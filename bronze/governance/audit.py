@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -27,7 +27,7 @@ from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta import audit_mark, commit, files, log
 from bronze.delta.commit import Position, transaction
 from bronze.delta.log import State
-from bronze.errors import BronzeError, ConfigError
+from bronze.errors import BronzeError, ConfigError, FileDamaged
 from bronze.governance import actor, audit_witnesses
 from bronze.governance.tables import audit_log as book
 from bronze.governance.tables.audit_log import Head, Record
@@ -422,7 +422,15 @@ def _proven(
     keys = _keys(settings)
     end = told or _end(state)
     yield from book.faults(records, end, keys, settings.audit.key is not None)
-    for info in log.infos(state.place, state.version):
+    try:
+        yield from _broken_facts(log.infos(state.place, state.version), hashes)
+    except FileDamaged as error:
+        yield error.message.rstrip(".")
+
+
+def _broken_facts(infos: Iterable[Mapping[str, Any]], hashes: Mapping[int, str]) -> Iterator[str]:
+    """Which commits of the log tell of another record than is there."""
+    for info in infos:
         fact = commit.facts_of(info).get(_CHAIN)
         if not fact:
             continue

@@ -575,6 +575,15 @@ def test_a_log_without_its_end_is_gone_on_with(settings: Settings) -> None:
     assert problems(settings) == ()
 
 
+def test_an_entry_of_the_delta_log_that_cannot_be_read_is_a_fault(settings: Settings) -> None:
+    """A checkpoint may stand for it."""
+    recorded(settings, 3)
+    DeltaTable(str(folder(settings))).create_checkpoint()
+    (folder(settings) / "_delta_log" / f"{1:020}.json").write_text("not json")
+    (said,) = problems(settings)
+    assert "is no entry of a Delta log" in said
+
+
 @pytest.mark.parametrize("value", ["", "[1]", "{"])
 def test_properties_and_facts_that_nobody_can_read_break_nothing(
     settings: Settings, value: str

@@ -263,6 +263,18 @@ def test_only_dead_runs_are_swept(place: Place) -> None:
     assert swept(place) == 0
 
 
+def test_nothing_is_swept_where_the_log_cannot_say_what_landed(place: Place) -> None:
+    """The file may be of the commit whose entry cannot be read."""
+    put(place, [1], 1)
+    put(place, [2], 2)
+    DeltaTable(place.url).create_checkpoint()
+    dead = written(place, [9], batch(2 * DAY)).path
+    (Path(place.url) / "_delta_log" / f"{0:020}.json").write_text("not json")
+    (Path(place.url) / "_delta_log" / "notes.json").write_text("{}")
+    assert swept(place) == 0
+    assert (Path(place.url) / dead).exists()
+
+
 def test_all_files_of_a_landed_run_are_kept(place: Place) -> None:
     """A file beside those that a run committed may be of a retry of it: it is left alone."""
     name = batch(2 * DAY)
