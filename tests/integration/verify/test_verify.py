@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -23,15 +24,18 @@ from psycopg.conninfo import make_conninfo
 from bronze.cdc import stream
 from bronze.config import loading
 from bronze.config.settings import Settings
+from bronze.delta import store
 from bronze.errors import ConfigError, SourceUnreachable
 from bronze.execution import budget
 from bronze.ingest import pipeline
+from bronze.model.locations import Place
 from bronze.verify import claim
 from bronze.verify import verify as verifying
 from bronze.verify.results import VerifiedTable
 from tests.acceptance.test_cli import configured, invoke
 from tests.conftest import Source
 from tests.support.content import differences
+from tests.support.failing import Failing
 from tests.support.feed import faults
 from tests.support.sent import Sent
 
@@ -599,6 +603,31 @@ def test_a_lost_file_is_named_and_its_rows_are_taken_anew(source: Source) -> Non
         assert lost not in files(source, name), name
         assert faults(source.table(name), 2) == [], name
     assert differences(settings) == {}
+
+
+@pytest.mark.parametrize("at_rest", [True, False])
+def test_a_file_that_could_not_be_read_is_not_dropped(
+    source: Source, monkeypatch: pytest.MonkeyPatch, at_rest: bool
+) -> None:
+    """The disk or the store failed in passing: nothing is known of the file."""
+    settings = landed(source)
+    before = {path.name for path in files(source)}
+    opened = store.reader
+
+    def failing(place: Place, path: str) -> Any:
+        if path in before:
+            error = OSError(errno.EIO, "Input/output error")
+            return Failing(Path(place.url) / path, error, 1)
+        return opened(place, path)
+
+    monkeypatch.setattr(store, "reader", failing)
+    found = verify(settings, at_rest=at_rest, repair=True)
+    assert (found.status, found.files, found.repaired) == ("failed", (), 0)
+    assert found.error
+    assert found.error.kind == "LakeUnreachable"
+    monkeypatch.undo()
+    assert {path.name for path in files(source)} == before
+    assert verify(settings, at_rest=at_rest).status == "equal"
 
 
 @pytest.mark.parametrize("at_rest", [True, False])
