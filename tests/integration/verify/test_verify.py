@@ -805,6 +805,32 @@ def test_a_table_that_goes_elsewhere_by_now_is_not_mistaken(source: Source) -> N
     assert result.exit_code == 1
 
 
+def test_what_the_source_has_no_more_hinders_no_other_repair(source: Source) -> None:
+    """A table that was dropped, or that the config leaves out by now, fails alone."""
+    names = ("dropped", "left_out", "t")
+    for name in names:
+        source.execute(
+            THING.replace("TABLE t ", f"TABLE {name} ").replace("INTO t ", f"INTO {name} ")
+        )
+    assert pipeline.run(source.settings()).exit_code == 0
+    for name in names:
+        with tampered(source, table=name) as held:
+            held[0] = held[0].with_columns(value(7, "other"))
+    source.execute("DROP TABLE dropped")
+    settings = source.settings(source={"exclude": ["left_out"]})
+    result = verifying.verify(settings, at_rest=True, repair=True)
+    found = {table.target: (table.status, table.repaired) for table in result.tables}
+    assert found == {
+        "bronze.bz_dropped": ("differs", 0),
+        "bronze.bz_left_out": ("differs", 0),
+        "bronze.bz_t": ("equal", 1),
+    }
+    errors = [table.error.message for table in result.tables if table.error]
+    assert len(errors) == 2
+    assert all("no table of the source becomes it" in error for error in errors)
+    assert result.exit_code == 1
+
+
 def test_a_column_whose_name_is_part_of_the_keys(source: Source) -> None:
     """Rows are cut out of a file whose bounds are the key's alone."""
     settings = landed(
