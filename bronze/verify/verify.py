@@ -159,7 +159,10 @@ def _repaired_at_rest(
             replace(one, error=error.failure()) if one.target in wanting else one for one in results
         ]
     names = [claim.given.target.name for claim in claims]
-    again = rest.verified(settings, names, pool, notify) if names else []
+    try:
+        again = rest.verified(settings, names, pool, notify) if names else []
+    except BronzeError as error:
+        again = [replace(one, error=error.failure()) for one in results if one.target in done]
     after = {one.target: one for one in again}
     return [
         _told_at_rest(after[one.target], done[one.target])

@@ -25,10 +25,11 @@ from bronze.cdc import stream
 from bronze.config import loading
 from bronze.config.settings import Settings
 from bronze.delta import store
-from bronze.errors import ConfigError, SourceUnreachable
+from bronze.errors import ConfigError, LakeUnreachable, SnapshotLost, SourceUnreachable
 from bronze.execution import budget
-from bronze.ingest import pipeline
+from bronze.ingest import load, pipeline
 from bronze.model.locations import Place
+from bronze.tables import known_rows
 from bronze.verify import claim
 from bronze.verify import verify as verifying
 from bronze.verify.results import VerifiedTable
@@ -803,6 +804,71 @@ def test_a_table_that_goes_elsewhere_by_now_is_not_mistaken(source: Source) -> N
     found = {table.target: (table.status, table.altered) for table in result.tables}
     assert found == {"bronze.bz_t": ("differs", 1), "bronze.bz_new": ("equal", 0)}
     assert result.exit_code == 1
+
+
+def cut_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lake fails once a file has been dropped."""
+
+    def twins(_: object) -> None:
+        raise LakeUnreachable("The lake is away.")
+
+    monkeypatch.setattr(known_rows, "twins", twins)
+
+
+def plan_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The source fails once a file has been dropped."""
+
+    def planned(*_: object, **__: object) -> None:
+        raise SourceUnreachable("The source is away.")
+
+    monkeypatch.setattr(pipeline, "planned", planned)
+
+
+def read_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The source fails while the rows are taken anew."""
+
+    def landing(*_: object) -> Iterator[None]:
+        raise SnapshotLost("The source went away.")
+        yield
+
+    monkeypatch.setattr(load, "landing", landing)
+
+
+@pytest.mark.parametrize(
+    ("fail", "at_rest", "kind"),
+    [
+        (cut_failed, False, "LakeUnreachable"),
+        (cut_failed, True, "LakeUnreachable"),
+        (plan_failed, False, "SourceUnreachable"),
+        (read_failed, True, "SnapshotLost"),
+    ],
+)
+def test_what_a_repair_did_before_it_failed_is_told(
+    source: Source,
+    monkeypatch: pytest.MonkeyPatch,
+    fail: Callable[[pytest.MonkeyPatch], None],
+    at_rest: bool,
+    kind: str,
+) -> None:
+    """A file that is dropped is said to be, and its rows land again where that is possible."""
+    settings = landed(source)
+    source.execute("INSERT INTO t SELECT i, 'v' || i FROM generate_series(51, 60) i")
+    assert pipeline.run(settings).exit_code == 0
+    path = min(files(source), key=size)
+    path.unlink()
+    fail(monkeypatch)
+    found = verify(settings, repair=True, at_rest=at_rest)
+    assert found.error
+    assert found.error.kind == kind
+    (said,) = [note for note in found.notes if note.startswith("repaired: ")]
+    assert "1 files dropped" in said
+    lands = fail is cut_failed
+    assert ("10 inserted" in said) is lands
+    assert any("not brought back" in note for note in found.notes) is not lands
+    assert (differences(settings) == {}) is lands
+    monkeypatch.undo()
+    assert verify(settings, repair=True).status == "equal"
+    assert differences(settings) == {}
 
 
 def test_what_the_source_has_no_more_hinders_no_other_repair(source: Source) -> None:
