@@ -19,6 +19,7 @@ import tenacity
 
 from bronze.delta import audit_mark, files, store
 from bronze.delta.log import ENGINE, MARK, Action, State, infos, read, write
+from bronze.delta.properties import TABLE
 from bronze.delta.schema import NTZ, delta_schema, properties, protocol
 from bronze.errors import CommitConflict, FileDamaged, LakeError, Overtaken
 from bronze.model.columns import Kind
@@ -151,7 +152,7 @@ def commit(
         if state is not None:
             _not_overtaken(state, reached)
         actions += _transactions(reached.transactions, now)
-    if (mark := _mark(state, compared)) is not None:
+    if _is_bronze(state, shape) and (mark := _mark(state, compared)) is not None:
         actions.append({"txn": {"appId": MARK, "version": mark, "lastUpdated": now}})
     actions += [_remove(file, change.is_data, now) for file in change.removed]
     actions += [_add(file, change.is_data, now) for file in change.added]
@@ -163,13 +164,21 @@ def commit(
     return version
 
 
+def _is_bronze(state: State | None, shape: Shape | None) -> bool:
+    """Whether it is a table of rows of the source: nothing is ever compared in the others."""
+    return TABLE in (state.properties if state else {}) or TABLE in dict(
+        shape.notes if shape else ()
+    )
+
+
 def _mark(state: State | None, compared: int | None) -> int | None:
     """The new value of `MARK`, None where it stays: see there."""
     if state is None:
         return 0
     held = state.position(MARK)
     known = max((v for v in (held, compared) if v is not None), default=None)
-    if not state.foreign_since(known):
+    # What the state has found out already is not looked for again.
+    if not (state.foreign if known == held else state.foreign_since(known)):
         return state.version + 1
     return known if known != held else None
 

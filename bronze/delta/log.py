@@ -38,8 +38,8 @@ Action = Mapping[str, Any]
 ENGINE = "bronze"
 """What commits of ours name as their engine."""
 MARK = "bronze/commit"
-"""The app transaction that holds the version up to which all changes of rows were ours, or were
-compared with the source since."""
+"""The app transaction of a Bronze table that holds the version up to which all changes of rows were
+ours, or were compared with the source since."""
 
 ENTRY = re.compile(r"_delta_log/(\d{20})\.json")
 """The path of an entry, in a table's folder."""
@@ -133,6 +133,11 @@ class State:
             elif said := _changed_by(actions):
                 found.append(f"version {number}: {said}")
         return tuple(found)
+
+    def is_same(self, other: State) -> bool:
+        """Whether both are one version of one table."""
+        mine, theirs = self.table.metadata().id, other.table.metadata().id
+        return (mine, self.version) == (theirs, other.version)
 
     def position(self, name: str) -> int | None:
         """The value of an app transaction, None where there is none."""

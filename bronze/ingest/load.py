@@ -209,6 +209,9 @@ def _merged(settings: Settings, table: Table, plan: Plan) -> Course[Outcome]:
             state = log.read(plan.target.place)
             if state is None or _moved(state, plan):
                 raise commit.overtaken(plan.target.place)
+            if plan.state and plan.state.is_same(state):
+                # It knows already what it has read of the log.
+                state = plan.state
             edit = yield from diff.edited(plan, table.stamp, found, state)
             if _misses(table, plan, found, edit, state):
                 _forget(table, edit.written)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from bronze.cdc import stream
 from bronze.config.settings import Settings
 from bronze.delta import log
 from bronze.ingest import pipeline
+from bronze.model.locations import Place
 from bronze.model.results import TableResult
 from bronze.verify import verify as verifying
 from tests.conftest import Source
@@ -93,6 +95,34 @@ def test_what_changes_no_row_is_no_change(source: Source) -> None:
     assert run(settings).notes == ()
     source.execute("INSERT INTO t VALUES (52, 'x', 1)")
     assert run(settings).rows_read == 1
+
+
+@pytest.mark.parametrize("own", [*PATTERNS[:2], {"pattern": "micro_batch", "cursor": "xmin"}])
+def test_a_table_of_before_is_looked_through_once(
+    source: Source, monkeypatch: pytest.MonkeyPatch, own: dict[str, Any]
+) -> None:
+    """Where it is not noted which commits were looked at, a run reads each of them once."""
+    settings = landed(source, **own)
+    source.execute("INSERT INTO t VALUES (51)")
+    assert run(settings).inserted == 1
+    for path in (source.table("t") / "_delta_log").glob("*.json"):
+        lines = path.read_text().splitlines()
+        path.write_text("".join(line + "\n" for line in lines if log.MARK not in line))
+    read: Counter[int] = Counter()
+    entry = log.entry
+
+    def counted(place: Place, version: int) -> Any:
+        read[version] += place.url.endswith("bz_t")
+        return entry(place, version)
+
+    source.execute("INSERT INTO t VALUES (52)")
+    monkeypatch.setattr(log, "entry", counted)
+    assert run(settings).inserted == 1
+    assert max(read.values()) == 1
+    read.clear()
+    source.execute("INSERT INTO t VALUES (53)")
+    assert run(settings).inserted == 1
+    assert not +read
 
 
 def test_maintenance_does_not_hide_it(source: Source) -> None:

@@ -360,6 +360,21 @@ def test_books_are_appended_to_by_many(place: Place) -> None:
     assert ids(place) == [0, 1, 2, 3]
 
 
+def test_what_others_do_to_a_book_costs_its_writers_nothing(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has changed its rows is asked of Bronze tables alone: no append reads the log for it."""
+    commit.append(place, COLUMNS, written(place, [0]), {})
+    _foreign(place)()
+    monkeypatch.setattr(log, "entry", lambda *_: pytest.fail("an entry was read"))
+    for number in range(1, 4):
+        commit.append(place, COLUMNS, written(place, [number]), {})
+    assert ids(place) == [-1, 0, 1, 2, 3]
+    state = log.read(place)
+    assert state is not None
+    assert state.position(log.MARK) is None
+
+
 def test_a_table_that_nobody_could_read_is_not_committed(place: Place) -> None:
     """Names that differ in their case alone are found before they are in the log, where they would
     keep every reader out for good.
