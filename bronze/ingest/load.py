@@ -207,7 +207,7 @@ def _merged(settings: Settings, table: Table, plan: Plan) -> Course[Outcome]:
     ):
         with attempt:
             state = log.read(plan.target.place)
-            if state is None or _moved(state, plan):
+            if state is None or _moved(state, plan) or _misplaced(state, plan):
                 raise commit.overtaken(plan.target.place)
             if plan.state and plan.state.is_same(state):
                 # It knows already what it has read of the log.
@@ -287,6 +287,15 @@ def _moved(state: State | None, plan: Plan) -> bool:
 
     names = [name for name, _ in plan.reached.transactions]
     return any(held(state, name) != held(plan.state, name) for name in names)
+
+
+def _misplaced(state: State, plan: Plan) -> bool:
+    """Whether rows that are doubted are not where they were: they are known by their places alone,
+    and would be found no more, and doubted no more.
+    """
+    if not plan.doubting or plan.state is None:
+        return False
+    return not {file.path for file in plan.state.files} <= {file.path for file in state.files}
 
 
 def _facts(table: Table, **counts: int) -> dict[str, Any]:

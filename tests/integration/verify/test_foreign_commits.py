@@ -8,12 +8,14 @@ from typing import Any
 
 import polars as pl
 import pytest
+import uuid_utils
 from deltalake import DeltaTable, write_deltalake
 
 from bronze.cdc import stream
 from bronze.config.settings import Settings
-from bronze.delta import log
-from bronze.ingest import pipeline
+from bronze.delta import commit, files, log
+from bronze.delta.commit import Change
+from bronze.ingest import load, pipeline
 from bronze.model.locations import Place
 from bronze.model.results import TableResult
 from bronze.verify import verify as verifying
@@ -123,6 +125,48 @@ def test_a_table_of_before_is_looked_through_once(
     source.execute("INSERT INTO t VALUES (53)")
     assert run(settings).inserted == 1
     assert not +read
+
+
+@pytest.mark.parametrize("own", [{"pattern": "batch"}, {"pattern": "batch", "history": True}])
+def test_a_row_that_is_doubted_is_not_lost_when_its_file_is_rewritten(
+    source: Source, monkeypatch: pytest.MonkeyPatch, own: dict[str, Any]
+) -> None:
+    """Maintenance joins files between the reading and the merge: the run is begun again."""
+    landed(source, **own)
+    settings = source.settings(tables={"t": own}, run={"max_retries": 1})
+    row = (
+        pl.read_delta(str(source.table("t")))
+        .head(1)
+        .with_columns(pl.lit(999, pl.Int32).alias("id"))
+    )
+    held = row.to_arrow(compat_level=pl.CompatLevel.oldest())
+    write_deltalake(str(source.table("t")), held, mode="append")
+    graded = load._grade
+    times: list[int] = []
+
+    def maintained(*given: Any) -> None:
+        if not times:
+            times.append(joined(settings.place("bronze", "bz_t")))
+        graded(*given)
+
+    monkeypatch.setattr(load, "_grade", maintained)
+    run(settings)
+    assert len(times) == 1
+    assert differences(settings) == {}
+
+
+def joined(place: Place) -> int:
+    """Writes all rows into one file, as maintenance does."""
+    state = log.read(place)
+    assert state is not None
+    rows = [
+        part
+        for file in state.files
+        for _, part in files.parts(files.opened(place, file), state.columns)
+    ]
+    file = files.write(rows, place, str(uuid_utils.uuid7()), ())
+    assert file is not None
+    return commit.commit(place, state, Change("OPTIMIZE", [file], state.files, is_data=False), {})
 
 
 def test_maintenance_does_not_hide_it(source: Source) -> None:
