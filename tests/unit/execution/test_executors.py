@@ -21,9 +21,9 @@ import pytest
 from bronze.config import loading
 from bronze.config.settings import Settings
 from bronze.errors import BronzeError, ConfigError, SourceBusy, TableRefused
-from bronze.execution import executors
+from bronze.execution import budget, executors
 from bronze.execution.executors import Course, Task, drive, executor
-from bronze.ingest import pipeline, units
+from bronze.ingest import pipeline
 from bronze.ingest.worker import work
 from bronze.model.units import ACTIVE, Unit
 from tests.conftest import Source
@@ -351,7 +351,7 @@ class Caught(Executor):
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Runs a unit."""
-        self.units.append(args[0])
+        self.units.append(args[1].content)
         with ThreadPoolExecutor(1) as pool:
             return pool.submit(fn, *args, **kwargs)
 
@@ -414,7 +414,7 @@ def test_every_engine_gives_the_same_tables(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Threads, processes and a cluster land the same rows, hashes and rejected values."""
-    monkeypatch.setattr(units, "_SLICE", 2**20)
+    monkeypatch.setattr(budget, "LARGEST_SPLIT", 2**20)
     source.execute(
         "CREATE SCHEMA kept;"
         "CREATE TABLE kept.t AS SELECT i AS id, repeat('x', 300) || i AS pad,"
@@ -512,7 +512,7 @@ def test_a_scheduler_that_is_not_there_is_the_configs_fault(
 
 KILLED = """
 import os, time
-from bronze.execution import executors
+from bronze.execution import budget, executors
 if __name__ == "__main__":
     with executors.executor("processes", 2) as pool:
         print(*{pool.submit(os.getpid).result() for _ in range(4)}, flush=True)
