@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copyreg
-import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import polars as pl
@@ -80,21 +78,6 @@ def joined(
         left, right, also = left.with_columns(one), right.with_columns(one), [_ONE]
     found = left.join(right, on=[*on, *also], how=how, suffix=HELD, nulls_equal=True)
     return found.drop(also)
-
-
-def _sent(frame: pl.DataFrame) -> tuple[Callable[[bytes], pl.DataFrame], tuple[bytes]]:
-    out = io.BytesIO()
-    frame.write_ipc(out)
-    return _received, (out.getvalue(),)
-
-
-def _received(data: bytes) -> pl.DataFrame:
-    return pl.read_ipc(io.BytesIO(data))
-
-
-# As polars pickles a frame it holds Python's lock, for which its threads wait as they free what
-# Arrow has read: with workers that are processes both would wait for ever.
-copyreg.pickle(pl.DataFrame, _sent)
 
 
 def plain(frame: pl.DataFrame) -> pl.DataFrame:

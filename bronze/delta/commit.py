@@ -19,8 +19,9 @@ import tenacity
 
 from bronze.delta import audit_mark, files, store
 from bronze.delta.log import ENGINE, MARK, Action, State, infos, read, write
+from bronze.delta.properties import TABLE
 from bronze.delta.schema import NTZ, delta_schema, properties, protocol
-from bronze.errors import CommitConflict, LakeError, Overtaken
+from bronze.errors import CommitConflict, FileDamaged, LakeError, Overtaken
 from bronze.model.columns import Kind
 from bronze.model.files import DataFile, Stored
 from bronze.model.locations import Place
@@ -151,7 +152,7 @@ def commit(
         if state is not None:
             _not_overtaken(state, reached)
         actions += _transactions(reached.transactions, now)
-    if (mark := _mark(state, compared)) is not None:
+    if _is_bronze(state, shape) and (mark := _mark(state, compared)) is not None:
         actions.append({"txn": {"appId": MARK, "version": mark, "lastUpdated": now}})
     actions += [_remove(file, change.is_data, now) for file in change.removed]
     actions += [_add(file, change.is_data, now) for file in change.added]
@@ -163,15 +164,31 @@ def commit(
     return version
 
 
+def _is_bronze(state: State | None, shape: Shape | None) -> bool:
+    """Whether it is a table of rows of the source: nothing is ever compared in the others."""
+    return TABLE in (state.properties if state else {}) or TABLE in dict(
+        shape.notes if shape else ()
+    )
+
+
 def _mark(state: State | None, compared: int | None) -> int | None:
     """The new value of `MARK`, None where it stays: see there."""
     if state is None:
         return 0
     held = state.position(MARK)
     known = max((v for v in (held, compared) if v is not None), default=None)
-    if not state.foreign_since(known):
+    # What the state has found out already is not looked for again.
+    if not (state.foreign if known == held else state.foreign_since(known)):
         return state.version + 1
     return known if known != held else None
+
+
+def facts_of(info: Action) -> dict[str, Any]:
+    """The facts in a commit's info; none where it has none, or none that can be read."""
+    try:
+        return dict(json.loads(info.get(FACTS, "{}")))
+    except (TypeError, ValueError):
+        return {}
 
 
 def _info(change: Change, facts: Mapping[str, Any], now: int) -> Action:
@@ -399,7 +416,11 @@ def sweep(state: State, now: float) -> int:
     ]
     if not suspects:
         return 0
-    landed = _landed(state)
+    try:
+        landed = _landed(state)
+    except FileDamaged:
+        # An entry that nobody can read may be that of any batch.
+        return 0
     dead = [path for path in suspects if files.batch_of(path) not in landed]
     store.delete(place, dead)
     return len(dead)
@@ -407,8 +428,7 @@ def sweep(state: State, now: float) -> int:
 
 def _landed(state: State) -> set[str]:
     """The batches that the log knows to have committed."""
-    facts = (info.get(FACTS) for info in infos(state.place))
-    return {json.loads(text).get("batch_id") for text in facts if text}
+    return {str(facts_of(info).get("batch_id", "")) for info in infos(state.place)}
 
 
 def _age(batch: str, now: float) -> float:

@@ -18,6 +18,7 @@ from uuid import uuid4
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
+from obstore.exceptions import BaseError
 
 from bronze import failpoint, portion
 from bronze.delta import store
@@ -196,7 +197,7 @@ def opened(place: Place, file: Stored | DataFile, proven: bool = False) -> pq.Pa
 
     Raises:
         FileDamaged: it is not there, or is no Parquet.
-        LakeError, LakeUnreachable: it cannot be read.
+        LakeUnreachable: it cannot be read, which says nothing of what is in it.
     """
     path = unquote(file.path) if isinstance(file, Stored) else file.path
     if is_outside(file.path):
@@ -224,10 +225,16 @@ class _Named(pq.ParquetFile):  # type: ignore[misc]
 
 @contextmanager
 def _whole(place: Place, path: str) -> Iterator[None]:
-    """Makes errors of what is no Parquet, or not of the table's columns, ours."""
+    """Makes errors of what is no Parquet, or not of the table's columns, ours, and those of a read
+    that failed.
+    """
     try:
         yield
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, OSError) as error:
+    except (BaseError, OSError, pa.ArrowException) as error:
+        # Arrow says that a page is damaged by an error of no number.
+        of_arrow = isinstance(error, pa.ArrowException) or type(error) is OSError
+        if not of_arrow or getattr(error, "errno", None) is not None:
+            raise store.unread(place, path, error) from error
         text = " ".join(str(error).split())[:200]
         raise store.damaged(place, path, f"cannot be read: {text.rstrip('.')}") from error
 

@@ -10,7 +10,8 @@ its own resolution of conflicts is not ours (see `bronze.delta.commit`).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -27,7 +28,7 @@ from bronze import failpoint
 from bronze.delta import files, store
 from bronze.delta.schema import kinds
 from bronze.delta.statistics import SAFE
-from bronze.errors import CommitConflict, LakeError
+from bronze.errors import CommitConflict, FileDamaged, LakeError
 from bronze.model.columns import Kind
 from bronze.model.files import Stored
 from bronze.model.locations import Place
@@ -37,9 +38,16 @@ Action = Mapping[str, Any]
 ENGINE = "bronze"
 """What commits of ours name as their engine."""
 MARK = "bronze/commit"
-"""The app transaction that holds the version up to which all changes of rows were ours, or were
-compared with the source since."""
+"""The app transaction of a Bronze table that holds the version up to which all changes of rows were
+ours, or were compared with the source since."""
 
+ENTRY = re.compile(r"_delta_log/(\d{20})\.json")
+"""The path of an entry, in a table's folder."""
+
+_RESTORE = (
+    "If entries of its _delta_log are gone or were changed, restore them from a backup; or move the"
+    " table's folder away, and a run loads it anew."
+)
 # So that a reader never replays more entries than this.
 _CHECKPOINT_EVERY = 20
 _FEATURES = frozenset({"appendOnly", "invariants", "changeDataFeed", "timestampNtz"})
@@ -114,13 +122,22 @@ class State:
             return ()
         found = []
         for number in range(0 if version is None else version + 1, self.version + 1):
-            actions = entry(self.place, number)
+            try:
+                actions = entry(self.place, number)
+            except FileDamaged:
+                found.append(f"version {number}, whose entry in the log cannot be read")
+                continue
             if actions is None:
                 # It is expired; a table of before knows nothing of what is older, either.
                 found += [] if version is None else [f"version {number}, which the log has no more"]
             elif said := _changed_by(actions):
                 found.append(f"version {number}: {said}")
         return tuple(found)
+
+    def is_same(self, other: State) -> bool:
+        """Whether both are one version of one table."""
+        mine, theirs = self.table.metadata().id, other.table.metadata().id
+        return (mine, self.version) == (theirs, other.version)
 
     def position(self, name: str) -> int | None:
         """The value of an app transaction, None where there is none."""
@@ -223,20 +240,13 @@ def infos(place: Place, latest: int | None = None) -> Iterator[Action]:
     order.
 
     Raises:
+        FileDamaged: an entry cannot be read.
         LakeError, LakeUnreachable
     """
-    opened = store.opened(place)
-    for path in store.listing(place, "_delta_log"):
-        if path.endswith(".json"):
-            if latest is not None and int(path.rpartition("/")[2].removesuffix(".json")) > latest:
-                continue
-            try:
-                lines = bytes(obstore.get(opened, path).bytes()).splitlines()
-            except (BaseError, OSError) as error:
-                raise store.failure(place, "read", error) from None
-            yield from (
-                entry["commitInfo"] for entry in map(json.loads, lines) if "commitInfo" in entry
-            )
+    named = map(ENTRY.fullmatch, store.listing(place, "_delta_log"))
+    versions = (int(name[1]) for name in named if name)
+    wanted = (version for version in versions if latest is None or version <= latest)
+    yield from (_info(actions) for _, actions in entries(place, wanted) if actions is not None)
 
 
 def info(place: Place, version: int) -> Action | None:
@@ -250,21 +260,47 @@ def info(place: Place, version: int) -> Action | None:
 
 
 def entry(place: Place, version: int) -> Sequence[Action] | None:
-    """The actions of one commit; None where the log has it no more.
+    """The actions of one commit; None where the log has it no more. Raises as `entries` does."""
+    return next(actions for _, actions in entries(place, (version,)))
+
+
+def entries(place: Place, versions: Iterable[int]) -> Iterator[tuple[int, Sequence[Action] | None]]:
+    """The actions of some commits by their versions, None for one that the log has no more.
 
     Raises:
+        FileDamaged: an entry cannot be read; a checkpoint may stand for it.
         LakeError, LakeUnreachable
     """
-    try:
-        text = bytes(obstore.get(store.opened(place), f"_delta_log/{version:020}.json").bytes())
-    except FileNotFoundError:
-        return None
-    except (BaseError, OSError) as error:
-        raise store.failure(place, "read", error) from None
-    try:
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
-    except ValueError as error:
-        raise store.damaged(place, f"_delta_log/{version:020}.json", "is no JSON") from error
+    opened = store.opened(place)
+    for version in versions:
+        path = f"_delta_log/{version:020}.json"
+        try:
+            text = bytes(obstore.get(opened, path).bytes())
+        except FileNotFoundError:
+            yield version, None
+            continue
+        except (BaseError, OSError) as error:
+            raise store.failure(place, "read", error) from None
+        try:
+            actions = [json.loads(line) for line in text.splitlines() if line.strip()]
+        except ValueError:
+            actions = []
+        if not actions or not all(map(_is_action, actions)):
+            raise FileDamaged(
+                f"The file {path} of the table at {place.url} is no entry of a Delta log.",
+                hint=_RESTORE,
+            )
+        yield version, actions
+
+
+def _is_action(found: Any) -> bool:
+    return (
+        isinstance(found, dict)
+        and all(isinstance(one, dict) for one in found.values())
+        and all(
+            isinstance(found[k].get("path"), str) for k in ("add", "remove", "cdc") if k in found
+        )
+    )
 
 
 def _info(actions: Sequence[Action]) -> Action:
@@ -302,8 +338,5 @@ def mapped(place: Place, what: str) -> Iterator[None]:
     except (DeltaError, OSError, ValueError) as error:
         mine = store.failure(place, what, error)
         if not mine.hint:
-            mine.hint = (
-                "If entries of its _delta_log are gone or were changed, restore them from a backup;"
-                " or move the table's folder away, and a run loads it anew."
-            )
+            mine.hint = _RESTORE
         raise mine from error

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import obstore
 import pyarrow as pa
-from obstore.exceptions import BaseError
+from obstore.exceptions import BaseError, NotFoundError, PermissionDeniedError
 from obstore.store import LocalStore, from_url
 
 from bronze import secrets
@@ -147,18 +147,31 @@ def reader(place: Place, path: str) -> IO[bytes] | Any:
         if is_local(place):
             return pa.OSFile(str(Path(place.url) / path))
         return _Download(obstore.open_reader(opened(place), path))
-    except FileNotFoundError:
+    except (BaseError, OSError) as error:
+        raise unread(place, path, error) from None
+
+
+def unread(place: Place, path: str, error: BaseException) -> BronzeError:
+    """The error for a file of a table that could not be read, to its end or at all. Only one that
+    is not there is `damaged`: anything else may be otherwise at the next attempt.
+    """
+    if isinstance(error, (FileNotFoundError, NotFoundError)):
         # Where the whole lake is gone, no single file is to blame.
         if is_missing(place):
-            raise failure(place, "read", FileNotFoundError("no such file or directory")) from None
-        raise damaged(place, path, "is missing") from None
-    except PermissionError as error:
-        raise LakeUnreachable(
+            return failure(place, "read", FileNotFoundError("no such file or directory"))
+        return damaged(place, path, "is missing")
+    if isinstance(error, (PermissionError, PermissionDeniedError)):
+        return LakeUnreachable(
             f"The file {path} of the table at {place.url} cannot be read: permission denied.",
             hint="Check who owns it.",
-        ) from error
-    except (BaseError, OSError) as error:
-        raise failure(place, "read", error) from None
+        )
+    mine = failure(place, "read", error)
+    if isinstance(mine, LakeUnreachable):
+        return mine
+    return LakeUnreachable(
+        f"The file {path} of the table at {place.url} could not be read: {plain(error)}.",
+        hint="Check the disk, or the network and the store; then do the same again.",
+    )
 
 
 def damaged(place: Place, path: str, what: str) -> FileDamaged:

@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from bronze.errors import BronzeError, ConfigError, SourceBusy
+from bronze.execution.parcel import Parcel
 from bronze.library_errors import plain
 
 _log = logging.getLogger(__name__)
@@ -143,7 +144,7 @@ def drive(
     """
     stages = [_Stage(course) for course in courses]
     waiting: list[tuple[int, int, Task]] = []
-    flying: dict[Future[Any], tuple[int, int, Task]] = {}
+    flying: dict[Future[Parcel[Any]], tuple[int, int, Task]] = {}
     refused = 0
     try:
         for number in range(len(stages)):
@@ -151,7 +152,8 @@ def drive(
         while waiting or flying:
             while waiting and len(flying) < limit:
                 entry = heapq.heappop(waiting)
-                flying[pool.submit(entry[2].work, entry[2].given)] = entry
+                task = entry[2]
+                flying[pool.submit(_done, task.work, Parcel(task.given))] = entry
             # Without a time limit an interrupt would be seen only when a task has ended.
             ended = wait(flying, _PATIENCE, FIRST_COMPLETED).done
             meanwhile()
@@ -214,9 +216,14 @@ def _withdrawn(waiting: list[tuple[int, int, Task]], number: int) -> int:
     return count
 
 
-def _outcome(future: Future[Any], task: Task) -> Any:
+def _done(work: Callable[[Any], T], given: Parcel[Any]) -> Parcel[T]:
+    """Does a task where it has arrived."""
+    return Parcel(work(given.content))
+
+
+def _outcome(future: Future[Parcel[Any]], task: Task) -> Any:
     try:
-        return future.result()
+        return future.result().content
     except BronzeError as error:
         return error
     except Exception as error:  # a fault of ours in one table must not stop the others

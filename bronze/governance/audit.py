@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -27,7 +27,7 @@ from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta import audit_mark, commit, files, log
 from bronze.delta.commit import Position, transaction
 from bronze.delta.log import State
-from bronze.errors import BronzeError, ConfigError
+from bronze.errors import BronzeError, ConfigError, FileDamaged
 from bronze.governance import actor, audit_witnesses
 from bronze.governance.tables import audit_log as book
 from bronze.governance.tables.audit_log import Head, Record
@@ -136,7 +136,7 @@ def enter(settings: Settings, events: Sequence[Event]) -> None:
             bronze_version=VERSION,
         )
 
-    def page(state: State | None) -> Page:
+    def page(state: State | None) -> Page | None:
         configs = _configs(state)
         name, whole = settings.path or "python", fingerprint.whole(imprinted)
         own = _log_id(state)
@@ -145,6 +145,8 @@ def enter(settings: Settings, events: Sequence[Event]) -> None:
         if configs.get(name) != whole or not own:
             changed = [_configured(state, name, imprinted, "" if own else fresh)]
         drafts = [drafted(event) for event in (*changed, *events)]
+        if not drafts:
+            return None
         links = book.chained(drafts, _end(state), key)
         last = Head(links[-1].sequence, links[-1].record_hash)
         notes = {
@@ -211,8 +213,8 @@ def compared(settings: Settings, known: AuditMark, tables: Mapping[str, State]) 
 
 def _newest(settings: Settings) -> AuditMark | None:
     state = log.read(place(settings))
-    told, own = _told(state), _log_id(state)
-    return AuditMark(own, told.sequence, told.hash) if told and own else None
+    end, own = _end(state), _log_id(state)
+    return AuditMark(own, end.sequence, end.hash) if end.sequence and own else None
 
 
 def _log_id(state: State | None) -> str:
@@ -342,8 +344,11 @@ def _end(state: State | None) -> Head:
 
 
 def _configs(state: State | None) -> dict[str, str]:
-    found: dict[str, str] = json.loads(state.properties.get(_CONFIGS, "{}")) if state else {}
-    return found
+    try:
+        return dict(json.loads(state.properties.get(_CONFIGS, "{}"))) if state else {}
+    except (TypeError, ValueError):
+        # Somebody has changed it; the config is recorded again.
+        return {}
 
 
 def _configured(state: State | None, name: str, now: Mapping[str, str], minted: str) -> Event:
@@ -417,10 +422,25 @@ def _proven(
     keys = _keys(settings)
     end = told or _end(state)
     yield from book.faults(records, end, keys, settings.audit.key is not None)
-    for info in log.infos(state.place, state.version):
-        fact = json.loads(info.get(commit.FACTS, "{}")).get(_CHAIN)
-        if fact and hashes.get(fact["sequence"]) != fact["hash"]:
-            yield f"record {fact['sequence']} is not the one that was committed"
+    try:
+        yield from _broken_facts(log.infos(state.place, state.version), hashes)
+    except FileDamaged as error:
+        yield error.message.rstrip(".")
+
+
+def _broken_facts(infos: Iterable[Mapping[str, Any]], hashes: Mapping[int, str]) -> Iterator[str]:
+    """Which commits of the log tell of another record than is there."""
+    for info in infos:
+        fact = commit.facts_of(info).get(_CHAIN)
+        if not fact:
+            continue
+        try:
+            end = Head(int(fact["sequence"]), str(fact["hash"]))
+        except (KeyError, TypeError, ValueError):
+            yield "a commit does not tell where the chain ended"
+            continue
+        if hashes.get(end.sequence) != end.hash:
+            yield f"record {end.sequence} is not the one that was committed"
 
 
 def _minted(record: Record) -> str:

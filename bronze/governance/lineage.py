@@ -193,7 +193,7 @@ def _left_out(table: Sequence[Entry], mark: int | None) -> Iterator[Record]:
         info = log.info(table[0].place, version)
         if info is None:
             return
-        fact = json.loads(info.get(commit.FACTS, "{}")).get(FACT)
+        fact = commit.facts_of(info).get(FACT)
         if not fact:
             continue
         found = _read(fact, version)

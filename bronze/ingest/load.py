@@ -161,8 +161,15 @@ def _merge(settings: Settings, table: TableRun, plan: Plan) -> Workflow[Outcome]
     ):
         with attempt:
             state = log.read(plan.target.place)
-            if state is None or _another_run_committed(state, plan):
+            if (
+                state is None
+                or _another_run_committed(state, plan)
+                or _doubted_rows_moved(state, plan)
+            ):
                 raise commit.overtaken(plan.target.place)
+            if plan.state and plan.state.is_same(state):
+                # It knows already what it has read of the log.
+                state = plan.state
             edit = yield from diff.edit_table(plan, table.stamp, difference, state)
             if _row_counts_differ(table, plan, difference, edit, state):
                 _delete_files(table, edit.written)
@@ -240,6 +247,15 @@ def _another_run_committed(state: State | None, plan: Plan) -> bool:
 
     names = [name for name, _ in plan.reached.transactions]
     return any(held(state, name) != held(plan.state, name) for name in names)
+
+
+def _doubted_rows_moved(state: State, plan: Plan) -> bool:
+    """Whether rows that are doubted lie in other files now: they are known by their places alone,
+    and would not be found.
+    """
+    if not plan.doubting or plan.state is None:
+        return False
+    return not {file.path for file in plan.state.files} <= {file.path for file in state.files}
 
 
 def _commit_facts(table: TableRun, **counts: int) -> dict[str, Any]:

@@ -86,6 +86,20 @@ class _Part(NamedTuple):
     missing: Flags | None
 
 
+def narrowed(values: pl.Series, to: Any) -> tuple[pl.Series, pl.Series]:
+    """Values as another type has them, and which of them it has exactly; what it has not is NULL,
+    or rounded.
+    """
+    if values.dtype == to:
+        return values, pl.repeat(True, len(values), eager=True)
+    try:
+        made = values.cast(to, strict=False)
+        return made, made.cast(values.dtype, strict=False).eq_missing(values)
+    except pl.exceptions.PolarsError:
+        # Other writers may have put there what is nothing like it.
+        return pl.Series(values.name, [None], to).new_from_index(0, len(values)), values.is_null()
+
+
 def encode(columns: Sequence[pl.Series], rows: int, base: int | None = None) -> pa.LargeBinaryArray:
     """The encoding of each of the ``rows`` > 0 rows of ``columns``, as so many binaries.
 

@@ -23,10 +23,20 @@ _NIBBLES = np.zeros(256, np.uint8)
 _NIBBLES[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
 
 
-def formed(hashes: pl.Series) -> pl.Series:
-    """Which hashes have the form of ``row_hash``; other writers put there what they like."""
-    whole = (hashes.str.len_bytes() == 2 * _DIGITS) & (hashes.str.len_chars() == 2 * _DIGITS)
-    return whole.fill_null(False)
+def formed(hashes: pl.Series, digits: int = 2 * _DIGITS) -> pl.Series:
+    """Which hashes have the form of ``row_hash``, or are of another number of hexadecimal digits;
+    other writers put there what they like.
+    """
+    return hashes.str.contains(f"^[0-9a-f]{{{digits}}}$").fill_null(False)
+
+
+def plain(hashes: pl.Series, digits: int = 2 * _DIGITS) -> tuple[pl.Series, pl.Series]:
+    """Hashes with zeros for what has not their form, which no row has; and which are `formed`."""
+    known = formed(hashes, digits)
+    if known.all():
+        return hashes, known
+    made = pl.when(known).then(hashes).otherwise(pl.lit("0" * digits)).alias(hashes.name)
+    return pl.select(made).to_series(), known
 
 
 def of_hashes(hashes: pl.Series, offset: int) -> Fingerprints:

@@ -28,7 +28,6 @@ from bronze.tables import soundness
 
 Positions = npt.NDArray[np.int64]
 
-_DIGITS = 32
 # So many fingerprints take 80 MB, and as much again while they are sorted.
 _AT_ONCE = 10**7
 # At most so many sets are kept at once: the tables that are being read overlap where one ends.
@@ -222,14 +221,9 @@ def _prints(what: Known, file: Stored, start: int, rows: pl.DataFrame) -> Finger
     """The fingerprints of whole rows. Where rows are doubted, one which another writer has put
     there, or has changed, has one that is its place's alone: the source has no such row.
     """
-    hashes = rows["row_hash"]
-    formed = fingerprint.formed(hashes)
-    ours = formed.to_numpy()
-    if not ours.all():
-        hashes = pl.select(
-            pl.when(formed).then(hashes).otherwise(pl.lit("0" * _DIGITS))
-        ).to_series()
+    hashes, formed = fingerprint.plain(rows["row_hash"])
     prints = fingerprint.of_hashes(hashes, what.offset).copy()
+    ours = formed.to_numpy()
     if what.form:
         ours = ours & ~soundness.judged(rows, what.form).wrong
     for row in np.flatnonzero(~ours).tolist():

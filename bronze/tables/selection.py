@@ -90,11 +90,7 @@ def targets(
     Raises:
         ConfigError: a wanted table is not there, there is none at all, or two would become one.
     """
-    taken = [
-        _target(settings, source, relation)
-        for source, relation in found
-        if settings.source[source].takes(relation.name)
-    ]
+    taken = all_targets(settings, found)
     unknown = [name for name in wanted if not any(name in t.names for t in taken)]
     if unknown:
         raise ConfigError(
@@ -116,6 +112,15 @@ def targets(
             " schema.",
         )
     return chosen
+
+
+def all_targets(settings: Settings, found: Sequence[tuple[str, Relation]]) -> list[Target]:
+    """What the config makes of the tables that it takes, of those found; see `targets`."""
+    return [
+        _target(settings, source, relation)
+        for source, relation in found
+        if settings.source[source].takes(relation.name)
+    ]
 
 
 def missing(

@@ -7,6 +7,7 @@ columns of ours there are values that no run writes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -16,13 +17,14 @@ import polars as pl
 
 from bronze.delta.partition import source_of
 from bronze.delta.write.history import KIND
+from bronze.model.columns import Kind
 from bronze.model.files import Form
 from bronze.model.quality import BEST
 from bronze.model.stamp import Method
 from bronze.model.units import ACTIVE, DELETED, QUARANTINED
 from bronze.postgres.copy.read import dtype
 from bronze.rows import fingerprint, hashing, metadata
-from bronze.rows.encoding import pieces
+from bronze.rows.encoding import narrowed, pieces
 from bronze.rows.metadata import COMMITTED
 
 Mask = npt.NDArray[np.bool_]
@@ -61,10 +63,20 @@ def judged(rows: pl.DataFrame, form: Form) -> Judged:
         left = np.flatnonzero(~proven)
         if not len(left):
             break
-        were = [pl.col(name).cast(dtype(kind), strict=False) for name, kind in kinds]
-        proven[left], _ = _sealed(rows[left].with_columns(were), form)
+        proven[left] = _was_sealed(rows[left], form, kinds)
     found = {name: mask.to_numpy() for name, mask in _unfit(rows, form).items()}
     return Judged(~proven, {name: mask for name, mask in found.items() if mask.any()}, hashes)
+
+
+def _was_sealed(rows: pl.DataFrame, form: Form, kinds: Sequence[tuple[str, Kind]]) -> Mask:
+    """Which rows have the hashes of the values that columns had when they were of these kinds."""
+    exact = np.ones(rows.height, np.bool_)
+    for name, kind in kinds:
+        values, same = narrowed(rows[name], dtype(kind))
+        rows = rows.with_columns(values)
+        exact &= same.to_numpy()
+    proven, _ = _sealed(rows, form)
+    return proven & exact
 
 
 def _sealed(rows: pl.DataFrame, form: Form) -> tuple[Mask, pl.Series]:
@@ -89,9 +101,7 @@ def _sealed(rows: pl.DataFrame, form: Form) -> tuple[Mask, pl.Series]:
 
 
 def _same(said: pl.Series, sums: npt.NDArray[np.uint64]) -> Mask:
-    said = said.fill_null("")
-    formed = (said.str.len_bytes() == _DIGITS) & (said.str.len_chars() == _DIGITS)
-    plain = pl.select(pl.when(formed).then(said).otherwise(pl.lit("0" * _DIGITS))).to_series()
+    plain, formed = fingerprint.plain(said, _DIGITS)
     same: Mask = fingerprint.of_hashes(plain, 0).byteswap() == sums
     same &= formed.to_numpy()
     return same

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import replace
 from urllib.parse import unquote
 
@@ -41,7 +42,7 @@ def verified(
     chosen = inventory.lying(settings, tables)
     run = settings.run
     limit = budget.readers(run.memory, run.workers, run.workers)
-    sizes = [sum(f.size for f in one.state.named) if one.state else 0 for one in chosen]
+    sizes = [_size(one) for one in chosen]
     done = [[0, 0] for _ in chosen]
 
     def told(number: int, outcome: object) -> None:
@@ -53,16 +54,23 @@ def verified(
 
     results: dict[str, VerifiedTable] = {}
     with worker_pool(settings, pool, limit, ()) as workers:
-        courses = [_look(settings, one) for one in chosen]
+        courses = [_look(one) for one in chosen]
         for result in executors.drive(workers, courses, limit, told):
             results[result.target] = result
-    return [results[f"{settings.lake.schema_}.{one.name}"] for one in chosen]
+    return [results[one.target] for one in chosen]
 
 
-def _look(settings: Settings, one: Lying) -> Workflow[VerifiedTable]:
+def _size(one: Lying) -> int:
+    """The bytes of a table's files, for the progress; an error is in the table's result."""
+    with suppress(BronzeError):
+        return sum(file.size for file in one.state.named) if one.state else 0
+    return 0
+
+
+def _look(one: Lying) -> Workflow[VerifiedTable]:
     """The course of one table; what hinders it is in the result."""
     began = time.monotonic()
-    target = f"{settings.lake.schema_}.{one.name}"
+    target = one.target
     result = VerifiedTable(one.label, target, "failed", source=one.source)
     try:
         if one.state is None:

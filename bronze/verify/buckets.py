@@ -25,7 +25,6 @@ Sums = npt.NDArray[np.uint64]
 
 SIZE = 16
 _HALF = 16
-_DIGITS = 32
 
 
 def unpacked(data: bytes) -> Digests:
@@ -35,10 +34,7 @@ def unpacked(data: bytes) -> Digests:
 
 def of_hashes(hashes: pl.Series) -> Digests:
     """The digests of ``row_hash``; what has not its form has the digest 0, which no row has."""
-    plain = hashes.to_frame("h").select(
-        pl.when(fingerprint.formed(hashes)).then(pl.col("h")).otherwise(pl.lit("0" * _DIGITS))
-    )
-    text = plain.to_series()
+    text, _ = fingerprint.plain(hashes)
     halves = [fingerprint.of_hashes(text, offset) for offset in (0, _HALF)]
     return np.stack(halves, axis=1)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -183,7 +184,31 @@ def found(
         SourceError: a source cannot be asked.
     """
     relations, sources = pipeline.open_sources(settings, batch_id, stack)
-    chosen = selection.targets(settings, relations, tables)
+    return _claims(settings, selection.targets(settings, relations, tables), sources, stack)
+
+
+def of_bronze(
+    settings: Settings, names: Collection[str], batch_id: str, stack: ExitStack
+) -> list[Claim]:
+    """The tables that become these Bronze tables (``schema.table``); one that no table of the
+    source becomes, or several, is left out.
+
+    Raises:
+        ConfigError, SourceError: a source cannot be asked.
+    """
+    relations, sources = pipeline.open_sources(settings, batch_id, stack)
+    taken = selection.all_targets(settings, relations)
+    count = Counter(target.full_name for target in taken)
+    chosen = [t for t in taken if t.full_name in names and count[t.full_name] == 1]
+    return _claims(settings, chosen, sources, stack)
+
+
+def _claims(
+    settings: Settings,
+    chosen: Sequence[Target],
+    sources: Mapping[str, OpenSource],
+    stack: ExitStack,
+) -> list[Claim]:
     claims = []
     for name, source in sources.items():
         mine = [target for target in chosen if target.source == name]

@@ -26,7 +26,7 @@ from bronze.postgres.copy.read import dtype
 from bronze.protection import keyring, protect
 from bronze.protection.protect import REVEALED
 from bronze.rows import fingerprint, metadata
-from bronze.rows.encoding import encode
+from bronze.rows.encoding import encode, narrowed
 from bronze.verify import buckets
 from bronze.verify.buckets import Digests
 
@@ -131,7 +131,8 @@ def _hashes(rows: pl.DataFrame, given: Basis) -> tuple[pl.Series, pl.Series | No
             stored, wrong = protect.opened(stored, held[column.target], masters, kind)
             bad = wrong if bad is None else bad | wrong
         elif stored.dtype != kind:
-            stored = stored.cast(kind, strict=False)
+            stored, exact = narrowed(stored, kind)
+            bad = ~exact if bad is None else bad | ~exact
         values.append(stored)
     none = pl.repeat(None, rows.height, dtype=pl.String, eager=True)
     base = row_hash.rest_base(given.columns, given.base, given.rest)
@@ -141,9 +142,7 @@ def _hashes(rows: pl.DataFrame, given: Basis) -> tuple[pl.Series, pl.Series | No
 
 def combined(part: pl.Series, whole: pl.Series) -> pl.Series:
     """``whole`` where ``part`` is the same, else a digest of both; see `digest.packed`."""
-    plain = pl.select(
-        pl.when(fingerprint.formed(whole)).then(whole).otherwise(pl.lit(_NO_HASH))
-    ).to_series()
+    plain, _ = fingerprint.plain(whole)
     other = part.ne_missing(plain)
     if not other.any():
         return plain

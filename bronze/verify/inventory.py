@@ -13,7 +13,14 @@ import polars as pl
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta import files, log, properties, store
 from bronze.delta.log import State
-from bronze.errors import BronzeError, ConfigError, LakeError, TableVanished
+from bronze.errors import (
+    BronzeError,
+    ConfigError,
+    FileDamaged,
+    LakeError,
+    LakeUnreachable,
+    TableVanished,
+)
 from bronze.governance.tables import data_lineage as book
 from bronze.model.locations import Place
 from bronze.tables import evolution
@@ -21,16 +28,23 @@ from bronze.tables import evolution
 
 @dataclass(frozen=True)
 class Lying:
-    """A Bronze table by its ``name``, made of the table ``label`` of ``source``, which governance
-    remembers to have reached a ``version``. ``error`` is why there is no ``state``.
+    """A Bronze table by its ``schema`` and ``name``, made of the table ``label`` of ``source``,
+    which governance remembers to have reached a ``version``. ``error`` is why there is no
+    ``state``.
     """
 
+    schema: str
     name: str
     source: str
     label: str
     version: int = 0
     state: State | None = None
     error: BronzeError | None = None
+
+    @property
+    def target(self) -> str:
+        """Its full name."""
+        return f"{self.schema}.{self.name}"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -42,14 +56,17 @@ class Lying:
 
 
 def lying(settings: Settings, tables: Sequence[str]) -> list[Lying]:
-    """The tables of these names (theirs, or those of the source's tables); all if none.
+    """The tables of these names (theirs, or those of the source's tables); all if none. Where it
+    cannot be read in full which there should be, the table of governance that says so is one of
+    them, with the error.
 
     Raises:
         ConfigError: there is no such table.
         LakeError: there is none at all.
         LakeUnreachable: the lake cannot be read.
     """
-    found = list(_all(settings))
+    known, lost = remembered(settings)
+    found = list(_all(settings, known))
     unknown = [name for name in tables if not any(name in one.names for one in found)]
     if unknown:
         raise ConfigError(
@@ -62,15 +79,27 @@ def lying(settings: Settings, tables: Sequence[str]) -> list[Lying]:
             " was proven.",
             hint="Check [lake] root and schema, and whether the lake is mounted.",
         )
-    return [one for one in found if not tables or set(one.names) & set(tables)]
+    chosen = [one for one in found if not tables or set(one.names) & set(tables)]
+    return [*chosen, *([] if lost is None else [_unread(lost)])]
 
 
-def _all(settings: Settings) -> Iterator[Lying]:
+def _unread(error: BronzeError) -> Lying:
+    label = f"{GOVERNANCE}.{book.NAME}"
+    lost = LakeError(
+        f"Which Bronze tables there should be, and at which versions, is not known in full:"
+        f" {error.message}",
+        hint=f"The other tables were looked at all the same. Restore the files of {label} from a"
+        " backup; or move its folder away, and the runs to come begin it anew.",
+        table=label,
+    )
+    return Lying(GOVERNANCE, book.NAME, "", label, error=lost)
+
+
+def _all(settings: Settings, known: dict[str, tuple[str, str, int]]) -> Iterator[Lying]:
     schema = settings.lake.schema_
-    known = _remembered(settings)
     there = store.folders(settings.place(schema, ""))
     for name in there:
-        found = _opened(settings.place(schema, name), name, known.pop(name, None))
+        found = _opened(settings.place(schema, name), schema, name, known.pop(name, None))
         if found is not None:
             yield found
     for name, (source, label, version) in known.items():
@@ -81,50 +110,53 @@ def _all(settings: Settings) -> Iterator[Lying]:
             " tables to be proven.",
             table=label,
         )
-        yield Lying(name, source, label, version, error=gone)
+        yield Lying(schema, name, source, label, version, error=gone)
 
 
-def _opened(place: Place, name: str, known: tuple[str, str, int] | None) -> Lying | None:
+def _opened(
+    place: Place, schema: str, name: str, known: tuple[str, str, int] | None
+) -> Lying | None:
     """The table in a folder, None where it is none of ours."""
     source, label, version = known or ("", name, 0)
     try:
         state = log.read(place)
     except BronzeError as error:
-        return Lying(name, source, label, error=error)
+        return Lying(schema, name, source, label, error=error)
     if state is not None and properties.TABLE in state.properties:
         written = state.properties
         source, label = written.get(properties.SOURCE, ""), written[properties.TABLE]
-        return Lying(name, source, label, version, state)
+        return Lying(schema, name, source, label, version, state)
     try:
         ours = any(files.batch_of(path) for path in store.listing(place))
     except BronzeError as error:
-        return Lying(name, source, label, error=error)
+        return Lying(schema, name, source, label, error=error)
     if not known and not ours:
         return None
     what = "has no Delta log" if state is None else "does not say any more that bronze made it"
     hint = "Restore its log from a backup; or move the folder away, and a run loads it anew."
     lost = LakeError(f"The Bronze table at {place.url} {what}.", hint=hint, table=label)
-    return Lying(name, source, label, error=lost)
+    return Lying(schema, name, source, label, error=lost)
 
 
-def _remembered(settings: Settings) -> dict[str, tuple[str, str, int]]:
+def remembered(
+    settings: Settings,
+) -> tuple[dict[str, tuple[str, str, int]], BronzeError | None]:
     """By the names of Bronze tables the sources and tables that landed there last, and the version
-    that they reached, of those that the config takes.
+    that they reached, of those that the config takes; and why that is not all, if so.
+
+    Raises:
+        LakeUnreachable: the lake cannot be read.
     """
-    place = settings.place(GOVERNANCE, book.NAME)
-    state = log.read(place)
-    names = ["created_timestamp", "source_system", "source_table", "target_table", "version_after"]
-    layout = [pair for pair in book.COLUMNS if pair[0] in names]
-    parts = [
-        pl.DataFrame(part)
-        for file in (state.files if state else ())
-        for _, part in files.parts(files.opened(place, file), layout)
-    ]
+    parts, lost = _records(settings.place(GOVERNANCE, book.NAME))
     if not parts:
-        return {}
-    records = pl.concat(parts).filter(pl.col("version_after").is_not_null())
-    latest = records.sort("created_timestamp").unique(
-        ["source_system", "source_table"], keep="last"
+        return {}, lost
+    # A source's table may have become another Bronze table, and a Bronze table another source's.
+    latest = (
+        pl.concat(parts)
+        .filter(pl.col("version_after").is_not_null())
+        .sort("created_timestamp", "version_after")
+        .unique(["source_system", "source_table"], keep="last", maintain_order=True)
+        .unique("target_table", keep="last", maintain_order=True)
     )
     prefix = f"{settings.lake.schema_}."
     return {
@@ -132,7 +164,29 @@ def _remembered(settings: Settings) -> dict[str, tuple[str, str, int]]:
         for row in latest.iter_rows(named=True)
         if row["target_table"].startswith(prefix)
         and _taken(settings, row["source_system"], row["source_table"])
-    }
+    }, lost
+
+
+def _records(place: Place) -> tuple[list[pl.DataFrame], BronzeError | None]:
+    """What can be read of the records of what landed; and why it is not all, if so."""
+    names = ["created_timestamp", "source_system", "source_table", "target_table", "version_after"]
+    layout = [pair for pair in book.COLUMNS if pair[0] in names]
+    parts: list[pl.DataFrame] = []
+    lost: BronzeError | None = None
+    try:
+        state = log.read(place)
+        named = state.named if state else ()
+    except LakeUnreachable:
+        raise
+    except LakeError as error:
+        return [], error
+    for file in named:
+        try:
+            opened = files.opened(place, file)
+            parts += [pl.DataFrame(part) for _, part in files.parts(opened, layout)]
+        except FileDamaged as error:
+            lost = lost or error
+    return parts, lost
 
 
 def _memory(row: Mapping[str, Any]) -> tuple[str, str, int]:

@@ -91,8 +91,8 @@ class Damage:
 @dataclass(frozen=True)
 class Mended:
     """What a repair did to a table: it cut out rows, and files with so many rows by the log, and
-    landed others. ``error`` is why it could not, ``unrecorded`` why what it did could not be
-    entered into the books.
+    landed others; ``has_cut`` says that it committed such a cut, even of no rows. ``error`` is why
+    it could not do all of it, ``unrecorded`` why what it did could not be entered into the books.
     """
 
     cut: int = 0
@@ -104,6 +104,11 @@ class Mended:
     error: Failure | None = None
     streamed: bool = False
     unrecorded: Failure | None = None
+    has_cut: bool = False
+
+    def failed(self, error: BronzeError) -> Mended:
+        """The same, when something else could not be done; the first error is the one to tell."""
+        return replace(self, error=self.error or error.failure())
 
 
 def mended(
@@ -112,34 +117,58 @@ def mended(
     pool: Executor | None,
     notify: Notify,
 ) -> dict[str, Mended]:
-    """Repairs tables; what was done to each, by its target.
-
-    Raises:
-        LakeError, LakeUnreachable: the lake cannot be written.
-    """
+    """Repairs tables; what was done to each, by its target, and what hindered it."""
     done: dict[str, Mended] = {}
     if not wanting:
         return done
     batch_id = str(uuid_utils.uuid7())
-    store.prove_writable(settings.place(settings.lake.schema_, ""))
+    try:
+        store.prove_writable(settings.place(settings.lake.schema_, ""))
+    except BronzeError as error:
+        return {claim.target: Mended(error=error.failure()) for claim, _ in wanting}
     limit = min(claim.given.readers for claim, _ in wanting)
     with worker_pool(settings, pool, limit, ()) as workers:
         courses = [_cut(claim, damage, batch_id) for claim, damage in wanting]
         done.update(executors.drive(workers, courses, limit))
-    cut = [claim for claim, _ in wanting if done[claim.target].error is None]
-    tables = [table for claim in cut for table in _planned(settings, claim, batch_id)]
-    if tables:
-        ledger = lineage.Ledger(settings)
-        entries = {table.entry.record.target_table: table.entry for table in tables}
+    # What was cut out has to land again, whatever came in between.
+    claims = [claim for claim, _ in wanting]
+    again = [c for c in claims if done[c.target].error is None or done[c.target].has_cut]
+    _land(settings, again, done, pool, notify)
+    return done
+
+
+def _land(
+    settings: Settings,
+    claims: Sequence[Claim],
+    done: dict[str, Mended],
+    pool: Executor | None,
+    notify: Notify,
+) -> None:
+    """Has tables compared with the source as a whole; what comes of it is noted in ``done``."""
+    batch_id = str(uuid_utils.uuid7())
+    tables: list[TableRun] = []
+    for claim in claims:
+        try:
+            tables += _planned(settings, claim, batch_id)
+        except BronzeError as error:
+            done[claim.target] = done[claim.target].failed(error)
+    if not tables:
+        return
+    ledger = lineage.Ledger(settings)
+    entries = {table.entry.record.target_table: table.entry for table in tables}
+    try:
         for result in pipeline.load_tables(settings, tables, pool, notify):
             before = done[result.target]
-            done[result.target] = replace(before, landed=result, error=result.error)
+            done[result.target] = replace(before, landed=result, error=before.error or result.error)
             ledger.add(lineage.ended(entries[result.target], result))
-        ledger.unwritten = pipeline.record_quality(settings, tables)
-        _, unrecorded = ledger.closed()
-        for claim in cut:
-            done[claim.target] = replace(done[claim.target], unrecorded=unrecorded)
-    return done
+    except BronzeError as error:
+        for target in entries:
+            if done[target].landed is None:
+                done[target] = done[target].failed(error)
+    ledger.unwritten = pipeline.record_quality(settings, tables)
+    _, unrecorded = ledger.closed()
+    for target in entries:
+        done[target] = replace(done[target], unrecorded=unrecorded)
 
 
 def _planned(settings: Settings, claim: Claim, batch_id: str) -> list[TableRun]:
@@ -166,35 +195,36 @@ def _planned(settings: Settings, claim: Claim, batch_id: str) -> list[TableRun]:
 
 def _cut(claim: Claim, damage: Damage, batch_id: str) -> Workflow[tuple[str, Mended]]:
     """Cuts out what is damaged."""
-    place, streamed = claim.given.target.place, _is_streamed(claim)
+    place = claim.given.target.place
+    done = Mended(history=claim.history, streamed=_is_streamed(claim))
     try:
         if claim.error:
             raise claim.error
         refused = _refused(claim)
         if refused:
             raise refused
-        count = 0
         if damage.lost:
             state = _state(claim, damage.lost)
             # Nobody can tell what these rows were; the next commit tells what they are.
             change = Change("DELETE", removed=damage.lost, is_data=False)
             commit.commit(place, state, change, _facts(claim, batch_id), shape=_open(state))
+            done = replace(
+                done,
+                files=tuple(f.path for f in damage.lost if not files.is_outside(f.path)),
+                file_rows=sum(max(file.rows, 0) for file in damage.lost),
+                has_cut=True,
+            )
         rows = {**{file: [] for file in damage.stale}, **damage.cut(claim.history)}
         if rows:
             count = yield from _rows_cut(claim, rows, batch_id)
-        count += yield from _twins_cut(claim, batch_id)
-        return claim.target, Mended(
-            count,
-            sum(len(part) for parts in damage.gone.values() for part in parts),
-            tuple(file.path for file in damage.lost if not files.is_outside(file.path)),
-            sum(max(file.rows, 0) for file in damage.lost),
-            claim.history,
-            streamed=streamed,
-        )
+            gone = sum(len(part) for parts in damage.gone.values() for part in parts)
+            done = replace(done, cut=count, gone=gone, has_cut=True)
+        twins = yield from _twins_cut(claim, batch_id)
+        return claim.target, replace(done, cut=done.cut + twins)
     except BronzeError as error:
         with suppress(BronzeError):
             commit.discard(place, batch_id)
-        return claim.target, Mended(error=error.failure(), streamed=streamed)
+        return claim.target, done.failed(error)
 
 
 def _rows_cut(claim: Claim, rows: Rows, batch_id: str) -> Workflow[int]:
@@ -291,10 +321,11 @@ def told(result: VerifiedTable, done: Mapping[str, Mended], before: VerifiedTabl
     landed = one.landed
     counts = (landed.inserted, landed.updated, landed.deleted) if landed else ()
     earlier = [note for note in before.notes if note.startswith(_REPAIRED)]
-    notes = [*earlier, *([_said(one, counts)] if one.error is None else []), *_losses(one)]
-    if one.streamed and one.error is None:
+    told = one.error is None or one.has_cut or any(counts)
+    notes = [*earlier, *([_said(one, counts)] if told else []), *_losses(one)]
+    if one.streamed and (one.error is None or one.has_cut):
         notes.append("the stream compares this table once when it goes on")
-    if one.error and (one.cut or one.files):
+    if one.error and one.has_cut and not _is_landed(one):
         notes.append(
             f"{one.cut + one.file_rows:,} rows were cut out and not brought back: verify again"
         )
@@ -306,6 +337,10 @@ def told(result: VerifiedTable, done: Mapping[str, Mended], before: VerifiedTabl
         notes=(*notes, *result.notes),
         error=result.error or one.error or one.unrecorded,
     )
+
+
+def _is_landed(one: Mended) -> bool:
+    return one.landed is not None and one.landed.error is None
 
 
 _REPAIRED = "repaired: "

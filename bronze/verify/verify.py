@@ -22,7 +22,7 @@ import uuid_utils
 
 from bronze.config.settings import Settings
 from bronze.delta.layout import vacuum
-from bronze.errors import BronzeError
+from bronze.errors import BronzeError, TableRefused
 from bronze.execution import budget, executors
 from bronze.execution.executors import Task, Workflow
 from bronze.ingest import units
@@ -32,7 +32,7 @@ from bronze.verify import at_rest as rest
 from bronze.verify import buckets, evidence, file_check
 from bronze.verify import repair as mend
 from bronze.verify.buckets import Sums
-from bronze.verify.claim import Claim, found
+from bronze.verify.claim import Claim, found, of_bronze
 from bronze.verify.digests import Basis
 from bronze.verify.evidence import FILE, ROW, Asked, Held, Sharing, Summed, Wanted
 from bronze.verify.file_check import Inspected, Resting
@@ -147,15 +147,7 @@ def _repaired_at_rest(
         return list(results)
     try:
         with ExitStack() as stack:
-            names = sorted(
-                {f"{one.source}.{one.table}" for one in results if one.target in wanting}
-            )
-            claims = [
-                claim
-                for claim in found(settings, names, str(uuid_utils.uuid7()), stack)
-                # The config may have a table taken into another Bronze table by now.
-                if claim.target in wanting
-            ]
+            claims = of_bronze(settings, wanting, str(uuid_utils.uuid7()), stack)
             looks = _driven(settings, claims, _How(True, False), pool, notify)
             # What hinders the comparison hinders the repair, too.
             done = {
@@ -167,11 +159,28 @@ def _repaired_at_rest(
             replace(one, error=error.failure()) if one.target in wanting else one for one in results
         ]
     names = [claim.given.target.name for claim in claims]
-    after = {one.target: one for one in rest.verified(settings, names, pool, notify)}
+    try:
+        again = rest.verified(settings, names, pool, notify) if names else []
+    except BronzeError as error:
+        again = [replace(one, error=error.failure()) for one in results if one.target in done]
+    after = {one.target: one for one in again}
     return [
-        _told_at_rest(after[one.target], done[one.target]) if one.target in done else one
+        _told_at_rest(after[one.target], done[one.target])
+        if one.target in done
+        else (_unrepairable(one) if one.target in wanting else one)
         for one in results
     ]
+
+
+def _unrepairable(found: VerifiedTable) -> VerifiedTable:
+    """A table that nothing can be taken for from the source."""
+    error = TableRefused(
+        f"The Bronze table {found.target} was not repaired: no table of the source becomes it, as"
+        " the config is now, or several do.",
+        hint="`bronze check` lists what the config takes, and what becomes of it.",
+        table=found.table,
+    )
+    return replace(found, error=error.failure())
 
 
 def _told_at_rest(after: VerifiedTable, done: VerifiedTable) -> VerifiedTable:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
-import pickle
-from decimal import Decimal
-
 import polars as pl
 import pyarrow as pa
 from hypothesis import example, given, settings
@@ -88,23 +84,3 @@ def test_nan_and_null_are_keys_like_others(
         ).filter("there")
         assert sorted(str(key).lower() for key in found["k"]) == sorted(wanted)
         assert found.columns == [*keys, "there"]
-
-
-def test_frames_go_to_other_processes_as_arrow_has_them() -> None:
-    """With all their types, and not by polars' own way, which can wait for itself."""
-    frame = pl.DataFrame(
-        {
-            "a": [1, None],
-            "t": ["x", None],
-            "d": [Decimal("1.50"), None],
-            "l": [[1, None], None],
-            "b": [b"\x00", None],
-            "at": [dt.datetime(2026, 1, 1, tzinfo=dt.UTC), None],
-        }
-    )
-    for one in (frame, frame.head(0), pl.concat([frame, frame], rechunk=False)):
-        data = pickle.dumps(one)
-        assert b"ARROW1" in data
-        received = pickle.loads(data)  # noqa: S301 - its own
-        assert received.equals(one)
-        assert received.schema == one.schema

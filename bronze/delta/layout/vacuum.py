@@ -8,7 +8,6 @@ versions in ``keep_versions`` or of a run in progress.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,16 +19,15 @@ from deltalake import DeltaTable
 from obstore.exceptions import BaseError
 
 from bronze import failpoint
-from bronze.delta import store
+from bronze.delta import log, store
 from bronze.delta.commit import ORPHAN_AGE
-from bronze.delta.log import State, mapped, read
+from bronze.delta.log import ENTRY, State, mapped, read
 from bronze.model.locations import Place
 
 # As long as this an entry is kept whatever the retention: `bronze.delta.commit.sweep` asks the log
 # whether a batch has landed.
 _LOG_AGE = 30 * 24 * 3600.0
 _LOG = "_delta_log/"
-_ENTRY = re.compile(rf"{_LOG}(\d{{20}})\.json")
 _OF_LOG = re.compile(rf"{_LOG}(\d{{20}})\.(?:json|crc|checkpoint\..*parquet)")
 _CHECKPOINT = re.compile(rf"{_LOG}(\d{{20}})\.checkpoint\..*parquet")
 _FEED = "_change_data/"
@@ -78,8 +76,8 @@ def expire(place: Place, retention: float, keep: Sequence[int], now: float) -> E
             and for the retention, as a run may be about to commit it.
 
     Raises:
-        LakeError: a version to keep cannot be read, or the table uses something that we do not
-            know; nothing was deleted.
+        LakeError: a version to keep or an entry of the log cannot be read, or the table uses
+            something that we do not know; nothing was deleted.
         LakeUnreachable: the table cannot be read or cleaned.
     """
     if retention < 0:
@@ -124,7 +122,8 @@ def purge(place: Place, now: float) -> Expired:
             may be about to commit it.
 
     Raises:
-        LakeError: the table uses something that we do not know; nothing was deleted.
+        LakeError: an entry of the log cannot be read, or the table uses something that we do not
+            know; nothing was deleted.
         LakeUnreachable: the table cannot be read or cleaned.
     """
     state = read(place)
@@ -181,23 +180,18 @@ def lying(place: Place) -> Iterator[Object]:
 
 def _entries(place: Place, objects: Iterable[Object]) -> list[_Entry]:
     """All entries of the log that are still there, in their order."""
-    opened = store.opened(place)
-    found = []
-    for entry in objects:
-        if named := _ENTRY.fullmatch(entry.path):
-            try:
-                text = bytes(obstore.get(opened, entry.path).bytes())
-            except (BaseError, OSError) as error:
-                raise store.failure(place, "read", error) from None
-            actions = [json.loads(line) for line in text.splitlines() if line.strip()]
-            found.append(_Entry(int(named[1]), _time(actions, entry.at), _paths(actions)))
-    return sorted(found, key=lambda entry: entry.version)
+    written = {int(name[1]): o.at for o in objects if (name := ENTRY.fullmatch(o.path))}
+    return [
+        _Entry(version, _time(actions, written[version]), _paths(actions))
+        for version, actions in log.entries(place, sorted(written))
+        if actions is not None
+    ]
 
 
 def _time(actions: Iterable[Mapping[str, Any]], written: float) -> float:
     """When an entry was committed: the later one where its own time and its file's differ."""
-    told = [int(action.get("commitInfo", {}).get("timestamp", 0)) for action in actions]
-    return max(written, max(told, default=0) / 1000)
+    told = [action.get("commitInfo", {}).get("timestamp") for action in actions]
+    return max(written, *(one / 1000 for one in told if isinstance(one, int)))
 
 
 def _paths(actions: Iterable[Mapping[str, Any]]) -> frozenset[str]:

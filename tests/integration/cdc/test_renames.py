@@ -15,8 +15,8 @@ from bronze.governance import audit
 from bronze.tables import selection
 from tests.conftest import Source
 from tests.integration.cdc.test_resync import beside, said
-from tests.support.streams import caught_up, proven, rows, streaming, until
 from tests.integration.cdc.test_unseen_changes import made
+from tests.support.streams import caught_up, proven, rows, streaming, until
 
 STREAMED = {"pattern": "streaming"}
 

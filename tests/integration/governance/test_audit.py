@@ -562,6 +562,47 @@ def test_a_record_without_a_value_is_detected(settings: Settings, column: str) -
     assert any("lack values" in said for said in problems(settings))
 
 
+def test_a_log_without_its_end_is_gone_on_with(settings: Settings) -> None:
+    """Runs name the last record that is there, and the next record follows it."""
+    recorded(settings, 3)
+    headless(settings)
+    audit.enter(settings, [])
+    known = audit.mark(settings)
+    assert known
+    assert (known.sequence, known.hash) == (4, audit.report(settings).head)
+    recorded(settings, 1)
+    assert audit.report(settings).count == 5
+    assert problems(settings) == ()
+
+
+def test_an_entry_of_the_delta_log_that_cannot_be_read_is_a_fault(settings: Settings) -> None:
+    """A checkpoint may stand for it."""
+    recorded(settings, 3)
+    DeltaTable(str(folder(settings))).create_checkpoint()
+    (folder(settings) / "_delta_log" / f"{1:020}.json").write_text("not json")
+    (said,) = problems(settings)
+    assert "is no entry of a Delta log" in said
+
+
+@pytest.mark.parametrize("value", ["", "[1]", "{"])
+def test_properties_and_facts_that_nobody_can_read_break_nothing(
+    settings: Settings, value: str
+) -> None:
+    """The config is recorded again, and what a commit does not tell any more is a fault."""
+    recorded(settings, 1)
+    for entry in (folder(settings) / "_delta_log").glob("*.json"):
+        actions = [json.loads(line) for line in entry.read_text().splitlines()]
+        for action in actions:
+            if "metaData" in action:
+                action["metaData"]["configuration"]["bronze.audit.configs"] = value
+            if "commitInfo" in action:
+                action["commitInfo"]["bronze"] = json.dumps({"audit": value or {"sequence": "x"}})
+        entry.write_text("".join(json.dumps(action) + "\n" for action in actions))
+    assert "a commit does not tell where the chain ended" in problems(settings)
+    recorded(settings, 1)
+    assert [one.action for one in audit.report(settings).records] == ["config", "reveal"] * 2
+
+
 @pytest.mark.parametrize("details", ["", "[1]", '"text"', "{"])
 def test_details_that_nobody_can_read_break_nothing(settings: Settings, details: str) -> None:
     """They are shown as they are, and a config whose record is such is recorded anew."""

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import polars as pl
 import pytest
+import uuid_utils
 from deltalake import DeltaTable, write_deltalake
 
 from bronze.cdc import stream
 from bronze.config.settings import Settings
-from bronze.delta import log
-from bronze.ingest import pipeline
+from bronze.delta import commit, files, log
+from bronze.delta.commit import Change
+from bronze.ingest import load, pipeline
+from bronze.model.locations import Place
 from bronze.model.results import TableResult
 from bronze.verify import verify as verifying
 from tests.conftest import Source
@@ -93,6 +97,76 @@ def test_what_changes_no_row_is_no_change(source: Source) -> None:
     assert run(settings).notes == ()
     source.execute("INSERT INTO t VALUES (52, 'x', 1)")
     assert run(settings).rows_read == 1
+
+
+@pytest.mark.parametrize("own", [*PATTERNS[:2], {"pattern": "micro_batch", "cursor": "xmin"}])
+def test_a_table_of_before_is_looked_through_once(
+    source: Source, monkeypatch: pytest.MonkeyPatch, own: dict[str, Any]
+) -> None:
+    """Where it is not noted which commits were looked at, a run reads each of them once."""
+    settings = landed(source, **own)
+    source.execute("INSERT INTO t VALUES (51)")
+    assert run(settings).inserted == 1
+    for path in (source.table("t") / "_delta_log").glob("*.json"):
+        lines = path.read_text().splitlines()
+        path.write_text("".join(line + "\n" for line in lines if log.MARK not in line))
+    read: Counter[int] = Counter()
+    entry = log.entry
+
+    def counted(place: Place, version: int) -> Any:
+        read[version] += place.url.endswith("bz_t")
+        return entry(place, version)
+
+    source.execute("INSERT INTO t VALUES (52)")
+    monkeypatch.setattr(log, "entry", counted)
+    assert run(settings).inserted == 1
+    assert max(read.values()) == 1
+    read.clear()
+    source.execute("INSERT INTO t VALUES (53)")
+    assert run(settings).inserted == 1
+    assert not +read
+
+
+@pytest.mark.parametrize("own", [{"pattern": "batch"}, {"pattern": "batch", "history": True}])
+def test_a_row_that_is_doubted_is_not_lost_when_its_file_is_rewritten(
+    source: Source, monkeypatch: pytest.MonkeyPatch, own: dict[str, Any]
+) -> None:
+    """Maintenance joins files between the reading and the merge: the run is begun again."""
+    landed(source, **own)
+    settings = source.settings(tables={"t": own}, run={"max_retries": 1})
+    row = (
+        pl.read_delta(str(source.table("t")))
+        .head(1)
+        .with_columns(pl.lit(999, pl.Int32).alias("id"))
+    )
+    held = row.to_arrow(compat_level=pl.CompatLevel.oldest())
+    write_deltalake(str(source.table("t")), held, mode="append")
+    graded = load._check_quality
+    times: list[int] = []
+
+    def maintained(*given: Any) -> None:
+        if not times:
+            times.append(joined(settings.place("bronze", "bz_t")))
+        graded(*given)
+
+    monkeypatch.setattr(load, "_check_quality", maintained)
+    run(settings)
+    assert len(times) == 1
+    assert differences(settings) == {}
+
+
+def joined(place: Place) -> int:
+    """Writes all rows into one file, as maintenance does."""
+    state = log.read(place)
+    assert state is not None
+    rows = [
+        part
+        for file in state.files
+        for _, part in files.parts(files.opened(place, file), state.columns)
+    ]
+    file = files.write(rows, place, str(uuid_utils.uuid7()), ())
+    assert file is not None
+    return commit.commit(place, state, Change("OPTIMIZE", [file], state.files, is_data=False), {})
 
 
 def test_maintenance_does_not_hide_it(source: Source) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -23,15 +24,19 @@ from psycopg.conninfo import make_conninfo
 from bronze.cdc import stream
 from bronze.config import loading
 from bronze.config.settings import Settings
-from bronze.errors import ConfigError, SourceUnreachable
+from bronze.delta import store
+from bronze.errors import ConfigError, LakeUnreachable, SnapshotLost, SourceUnreachable
 from bronze.execution import budget
-from bronze.ingest import pipeline
+from bronze.ingest import load, pipeline
+from bronze.model.locations import Place
+from bronze.tables import known_rows
 from bronze.verify import claim
 from bronze.verify import verify as verifying
 from bronze.verify.results import VerifiedTable
 from tests.acceptance.test_cli import configured, invoke
 from tests.conftest import Source
 from tests.support.content import differences
+from tests.support.failing import Failing
 from tests.support.feed import faults
 from tests.support.sent import Sent
 
@@ -602,6 +607,31 @@ def test_a_lost_file_is_named_and_its_rows_are_taken_anew(source: Source) -> Non
 
 
 @pytest.mark.parametrize("at_rest", [True, False])
+def test_a_file_that_could_not_be_read_is_not_dropped(
+    source: Source, monkeypatch: pytest.MonkeyPatch, at_rest: bool
+) -> None:
+    """The disk or the store failed in passing: nothing is known of the file."""
+    settings = landed(source)
+    before = {path.name for path in files(source)}
+    opened = store.reader
+
+    def failing(place: Place, path: str) -> Any:
+        if path in before:
+            error = OSError(errno.EIO, "Input/output error")
+            return Failing(Path(place.url) / path, error, 1)
+        return opened(place, path)
+
+    monkeypatch.setattr(store, "reader", failing)
+    found = verify(settings, at_rest=at_rest, repair=True)
+    assert (found.status, found.files, found.repaired) == ("failed", (), 0)
+    assert found.error
+    assert found.error.kind == "LakeUnreachable"
+    monkeypatch.undo()
+    assert {path.name for path in files(source)} == before
+    assert verify(settings, at_rest=at_rest).status == "equal"
+
+
+@pytest.mark.parametrize("at_rest", [True, False])
 def test_what_a_damaged_history_has_lost_is_told(source: Source, at_rest: bool) -> None:
     """Altered versions leave it, and those of a lost file; the last ones are taken anew."""
     settings = landed(source, history=True, pattern="batch")
@@ -773,6 +803,97 @@ def test_a_table_that_goes_elsewhere_by_now_is_not_mistaken(source: Source) -> N
     result = verifying.verify(settings, at_rest=True, repair=True)
     found = {table.target: (table.status, table.altered) for table in result.tables}
     assert found == {"bronze.bz_t": ("differs", 1), "bronze.bz_new": ("equal", 0)}
+    assert result.exit_code == 1
+
+
+def cut_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lake fails once a file has been dropped."""
+
+    def twins(_: object) -> None:
+        raise LakeUnreachable("The lake is away.")
+
+    monkeypatch.setattr(known_rows, "twins", twins)
+
+
+def plan_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The source fails once a file has been dropped."""
+
+    def planned(*_: object, **__: object) -> None:
+        raise SourceUnreachable("The source is away.")
+
+    monkeypatch.setattr(pipeline, "planned", planned)
+
+
+def read_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The source fails while the rows are taken anew."""
+
+    def landing(*_: object) -> Iterator[None]:
+        raise SnapshotLost("The source went away.")
+        yield
+
+    monkeypatch.setattr(load, "landing", landing)
+
+
+@pytest.mark.parametrize(
+    ("fail", "at_rest", "kind"),
+    [
+        (cut_failed, False, "LakeUnreachable"),
+        (cut_failed, True, "LakeUnreachable"),
+        (plan_failed, False, "SourceUnreachable"),
+        (read_failed, True, "SnapshotLost"),
+    ],
+)
+def test_what_a_repair_did_before_it_failed_is_told(
+    source: Source,
+    monkeypatch: pytest.MonkeyPatch,
+    fail: Callable[[pytest.MonkeyPatch], None],
+    at_rest: bool,
+    kind: str,
+) -> None:
+    """A file that is dropped is said to be, and its rows land again where that is possible."""
+    settings = landed(source)
+    source.execute("INSERT INTO t SELECT i, 'v' || i FROM generate_series(51, 60) i")
+    assert pipeline.run(settings).exit_code == 0
+    path = min(files(source), key=size)
+    path.unlink()
+    fail(monkeypatch)
+    found = verify(settings, repair=True, at_rest=at_rest)
+    assert found.error
+    assert found.error.kind == kind
+    (said,) = [note for note in found.notes if note.startswith("repaired: ")]
+    assert "1 files dropped" in said
+    lands = fail is cut_failed
+    assert ("10 inserted" in said) is lands
+    assert any("not brought back" in note for note in found.notes) is not lands
+    assert (differences(settings) == {}) is lands
+    monkeypatch.undo()
+    assert verify(settings, repair=True).status == "equal"
+    assert differences(settings) == {}
+
+
+def test_what_the_source_has_no_more_hinders_no_other_repair(source: Source) -> None:
+    """A table that was dropped, or that the config leaves out by now, fails alone."""
+    names = ("dropped", "left_out", "t")
+    for name in names:
+        source.execute(
+            THING.replace("TABLE t ", f"TABLE {name} ").replace("INTO t ", f"INTO {name} ")
+        )
+    assert pipeline.run(source.settings()).exit_code == 0
+    for name in names:
+        with tampered(source, table=name) as held:
+            held[0] = held[0].with_columns(value(7, "other"))
+    source.execute("DROP TABLE dropped")
+    settings = source.settings(source={"exclude": ["left_out"]})
+    result = verifying.verify(settings, at_rest=True, repair=True)
+    found = {table.target: (table.status, table.repaired) for table in result.tables}
+    assert found == {
+        "bronze.bz_dropped": ("differs", 0),
+        "bronze.bz_left_out": ("differs", 0),
+        "bronze.bz_t": ("equal", 1),
+    }
+    errors = [table.error.message for table in result.tables if table.error]
+    assert len(errors) == 2
+    assert all("no table of the source becomes it" in error for error in errors)
     assert result.exit_code == 1
 
 

@@ -342,8 +342,8 @@ class Watching(ThreadPoolExecutor):
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Keeps the pickles and the reprs of a unit of work."""
-        if fn is read_unit:
-            self.seen += [pickle.dumps(args[0]), repr(args[0]).encode()]
+        if args[0] is read_unit:
+            self.seen += [pickle.dumps(args[1]), repr(args[1]).encode()]
         return super().submit(fn, *args, **kwargs)
 
 

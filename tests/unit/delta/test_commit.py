@@ -263,6 +263,18 @@ def test_only_dead_runs_are_swept(place: Place) -> None:
     assert swept(place) == 0
 
 
+def test_nothing_is_swept_where_the_log_cannot_say_what_landed(place: Place) -> None:
+    """The file may be of the commit whose entry cannot be read."""
+    put(place, [1], 1)
+    put(place, [2], 2)
+    DeltaTable(place.url).create_checkpoint()
+    dead = written(place, [9], batch(2 * DAY)).path
+    (Path(place.url) / "_delta_log" / f"{0:020}.json").write_text("not json")
+    (Path(place.url) / "_delta_log" / "notes.json").write_text("{}")
+    assert swept(place) == 0
+    assert (Path(place.url) / dead).exists()
+
+
 def test_all_files_of_a_landed_run_are_kept(place: Place) -> None:
     """A file beside those that a run committed may be of a retry of it: it is left alone."""
     name = batch(2 * DAY)
@@ -346,6 +358,21 @@ def test_books_are_appended_to_by_many(place: Place) -> None:
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(one, range(4)))
     assert ids(place) == [0, 1, 2, 3]
+
+
+def test_what_others_do_to_a_book_costs_its_writers_nothing(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has changed its rows is asked of Bronze tables alone: no append reads the log for it."""
+    commit.append(place, COLUMNS, written(place, [0]), {})
+    _foreign(place)()
+    monkeypatch.setattr(log, "entry", lambda *_: pytest.fail("an entry was read"))
+    for number in range(1, 4):
+        commit.append(place, COLUMNS, written(place, [number]), {})
+    assert ids(place) == [-1, 0, 1, 2, 3]
+    state = log.read(place)
+    assert state is not None
+    assert state.position(log.MARK) is None
 
 
 def test_a_table_that_nobody_could_read_is_not_committed(place: Place) -> None:

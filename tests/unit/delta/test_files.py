@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import errno
 import os
 from collections.abc import Iterator
 from decimal import Decimal
@@ -10,14 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from obstore.exceptions import GenericError, NotFoundError, PermissionDeniedError
 from obstore.store import LocalStore
 from polars.testing import assert_frame_equal
 
 from bronze.delta import files, store
-from bronze.errors import LakeUnreachable
+from bronze.errors import FileDamaged, LakeError, LakeUnreachable
+from bronze.model.columns import Kind
 from bronze.model.locations import Place
+from tests.support.failing import Failing
 
 BATCH = "018df7a0-0000-7000-8000-000000000000"
 
@@ -195,3 +200,59 @@ def test_a_folder_that_cannot_be_is_the_lakes_fault(tmp_path: Path) -> None:
     with pytest.raises(LakeUnreachable, match="a part of its path is a file") as caught:
         files.write([frame(1)], Place(str(tmp_path / "file" / "t")), BATCH, ())
     assert caught.value.hint
+
+
+# --- reads that fail -------------------------------------------------------------------------
+
+
+READS: list[tuple[BaseException, type[LakeError]]] = [
+    (OSError(errno.EIO, "Input/output error"), LakeUnreachable),
+    (OSError(errno.ESTALE, "Stale file handle"), LakeUnreachable),
+    (GenericError("Generic S3 error: operation timed out"), LakeUnreachable),
+    (GenericError("Generic S3 error: error decoding response body"), LakeUnreachable),
+    (PermissionDeniedError("denied"), LakeUnreachable),
+    (TimeoutError("timed out"), LakeUnreachable),
+    (ConnectionResetError(), LakeUnreachable),
+    (OSError("could not verify page integrity, CRC checksum verification failed"), FileDamaged),
+    (FileNotFoundError("gone"), FileDamaged),
+    (NotFoundError("gone"), FileDamaged),
+]
+
+
+@pytest.mark.parametrize("reads", [0, 1])
+@pytest.mark.parametrize(("error", "kind"), READS)
+def test_a_read_that_fails_in_passing_is_no_damage(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    kind: type[LakeError],
+    reads: int,
+) -> None:
+    """A file is damaged if it is missing, or if what was read of it is no Parquet."""
+    place = Place(str(tmp_path / "t"))
+    file = files.write([frame(100)], place, BATCH, ())
+    assert file is not None
+    path = tmp_path / "t" / file.path
+    monkeypatch.setattr(store, "reader", lambda *_: Failing(path, error, reads))
+    with pytest.raises(LakeError) as caught:
+        list(files.parts(files.opened(place, file), [("long", Kind("long"))]))
+    assert type(caught.value) is kind
+    assert caught.value.hint
+
+
+def test_a_file_that_cannot_be_opened_in_passing_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same holds for the first touch of it."""
+    errors = READS[:3] + READS[8:]
+    left = iter(errors)
+
+    def failing(*_: object) -> None:
+        raise next(left)[0]
+
+    monkeypatch.setattr(pa, "OSFile", failing)
+    (tmp_path / "t").mkdir()
+    for _, kind in errors:
+        with pytest.raises(LakeError) as caught:
+            store.reader(Place(str(tmp_path / "t")), "part-x.parquet")
+        assert type(caught.value) is kind

@@ -328,7 +328,7 @@ class Caught(Executor):
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Runs a unit."""
-        self.units.append(args[0])
+        self.units.append(args[1].content)
         with ThreadPoolExecutor(1) as pool:
             return pool.submit(fn, *args, **kwargs)
 

@@ -15,7 +15,7 @@ from deltalake import DeltaTable, write_deltalake
 from bronze.delta import commit, files, log
 from bronze.delta.layout import vacuum as expiring
 from bronze.delta.layout.vacuum import Expired, expire, purge
-from bronze.errors import LakeError
+from bronze.errors import FileDamaged, LakeError
 from bronze.model.columns import Kind
 from bronze.model.locations import Place
 
@@ -146,6 +146,31 @@ def test_old_log_entries_go_once_a_checkpoint_stands_for_them(place: Place) -> N
     put(place, 0, 9)
     assert ids(place) == [9]
     assert expire(place, DAY, (), time.time()) == Expired()
+
+
+@pytest.mark.parametrize("broken", ["", "not json", "\xff", "[1]", '{"add": {}}', '{"txn": 1}'])
+def test_an_entry_that_cannot_be_read_is_told(place: Place, broken: str) -> None:
+    """A checkpoint may stand for it, and yet nobody knows which files it named: none is deleted."""
+    for number in range(3):
+        put(place, 100 - number, number)
+    DeltaTable(place.url).create_checkpoint()
+    entry = Path(place.url) / f"_delta_log/{1:020}.json"
+    entry.write_bytes(broken.encode("latin-1"))
+    (entry.parent / "notes.json").write_text("no entry")
+    before = names(place)
+    state = log.read(place)
+    assert state is not None
+    for read in (
+        lambda: expire(place, DAY, (), time.time()),
+        lambda: purge(place, time.time()),
+        lambda: expiring.strays(state, list(expiring.lying(place))),
+        lambda: list(log.infos(place)),
+    ):
+        with pytest.raises(FileDamaged, match="no entry of a Delta log") as caught:
+            read()
+        assert "backup" in caught.value.hint
+    assert names(place) == before
+    assert state.foreign_since(0) == ("version 1, whose entry in the log cannot be read",)
 
 
 def test_entries_of_the_last_thirty_days_stay(place: Place) -> None:

@@ -1,0 +1,63 @@
+"""Rows that are judged by themselves: what is not as bronze wrote it is told."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import polars as pl
+import pytest
+import uuid_utils
+
+from bronze import portion
+from bronze.model.columns import Kind
+from bronze.model.files import Form
+from bronze.model.stamp import Stamp
+from bronze.postgres.copy.read import dtype
+from bronze.rows import metadata
+from bronze.tables import soundness
+
+# What a column was, what it is, a value of then, and others put in its place since.
+WIDENED: list[tuple[Kind, Kind, Any, list[Any]]] = [
+    (Kind("int"), Kind("long"), None, [5_000_000_000, 1]),
+    (Kind("short"), Kind("int"), 7, [70_000, None, 8]),
+    (Kind("float"), Kind("double"), 0.5, [0.1, 1e300, None]),
+    (Kind("float"), Kind("double"), None, [1e300]),
+    (Kind("decimal", 5, 2), Kind("decimal", 9, 4), Decimal("1.23"), [Decimal("1.2345"), None]),
+    (Kind("decimal", 5, 2), Kind("decimal", 9, 2), None, [Decimal("1234567.89")]),
+]
+
+
+def written(kind: Kind, value: Any) -> pl.DataFrame:
+    """A row as bronze writes it, of an integer and a value."""
+    rows = pl.DataFrame({"id": [1], "v": pl.Series([value], dtype=dtype(kind))})
+    hashes, sums = metadata.digests(rows, pl.Series([None], dtype=pl.String))
+    batch, now = str(uuid_utils.uuid7()), datetime.now(UTC)
+    stamp = Stamp(batch, now, "s", "batch", str(uuid_utils.uuid7()))
+    return portion.plain(metadata.stamped(rows, hashes, sums, stamp))
+
+
+@pytest.mark.parametrize(("before", "now", "value", "others"), WIDENED)
+def test_a_value_that_the_narrower_column_did_not_hold_is_altered(
+    before: Kind, now: Kind, value: Any, others: list[Any]
+) -> None:
+    """Rows of before a column was widened are as they were written only with their own value."""
+    form = Form(("id", "v"), 2, ((("v", before),),))
+    rows = written(before, value).with_columns(pl.col("v").cast(dtype(now)))
+    assert not soundness.judged(rows, form).wrong.any()
+    for other in others:
+        changed = rows.with_columns(pl.lit(other, dtype(now)).alias("v"))
+        assert soundness.judged(changed, form).altered.tolist() == [True], other
+    # A float's neighbour, of which the narrower one is the rounded value.
+    if isinstance(value, float):
+        nearly = rows.with_columns(pl.lit(value + 1e-12, pl.Float64).alias("v"))
+        assert soundness.judged(nearly, form).altered.tolist() == [True]
+
+
+def test_special_values_of_before_are_as_they_were_written() -> None:
+    """NaN, infinities and a negative zero are widened exactly."""
+    form = Form(("id", "v"), 2, ((("v", Kind("float")),),))
+    for value in (float("nan"), float("inf"), -float("inf"), -0.0, 0.1, None):
+        rows = written(Kind("float"), value).with_columns(pl.col("v").cast(pl.Float64))
+        assert not soundness.judged(rows, form).wrong.any(), value
