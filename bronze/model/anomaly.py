@@ -14,7 +14,8 @@ from bronze.model.columns import Kind
 
 Measure = Literal["number", "age", "length", "frequency", "missing"]
 """How a feature measures a value: the number itself; its age in days before the model's moment;
-the length of the text in characters; the share of the value in the sample; 1 if NULL, otherwise 0.
+the length of the text in characters; the share of the value in the sample; 1 if the value is NULL
+or NaN, otherwise 0.
 """
 
 Floats = npt.NDArray[np.float64]
