@@ -517,7 +517,7 @@ def test_a_databricks_secret_is_fetched_over_tls(
         assert requests == []
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
         assert secrets.resolve(secret) == PASSWORD
-        with pytest.raises(ConfigError, match="scope my scope cannot be .* HTTP 404"):
+        with pytest.raises(ConfigError, match=r"scope my scope cannot be .* HTTP 404"):
             secrets.resolve(Secret("databricks", "K2", "my scope"))
         monkeypatch.setenv("DATABRICKS_TOKEN", "token-3")
         with pytest.raises(ConfigError, match="HTTP 403") as caught:
