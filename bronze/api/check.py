@@ -212,16 +212,16 @@ def _check_source(
     # A stream gets its snapshot from its slot, so a check of streamed tables needs none to share.
     per_table = standby or len(streamed) == len(targets)
     mode: Consistency = "per-table" if per_table else consistency
-    held = source.held(settings, targets, stack, mode)
+    shared = source.held(settings, targets, stack, mode)
     return _CheckedSource(
         source=source,
-        snapshot=held,
+        snapshot=shared,
         no_shared_snapshot=snapshot.on_standby(source.origin) if standby else None,
         no_stream=no_stream,
         limits=limits,
         unfit=apply.unfit(wanting),
         streamed={target.label: target for target in keyed},
-        relations={relation.oid: relation for relation in held.relations},
+        relations={relation.oid: relation for relation in shared.relations},
         personal={surveyed.relation.oid: surveyed.personal for surveyed in surveys},
     )
 

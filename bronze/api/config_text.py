@@ -200,8 +200,9 @@ _RUN = """\
 """
 
 _NOTES = (
-    "Proposed patterns are suggestions; a cursor does not find deleted rows. What looks personal"
-    " was guessed from the names of columns and the format of a few values, and may be incomplete.",
+    "Proposed patterns are suggestions; a cursor alone does not find deleted rows. What looks"
+    " personal was guessed from the names of columns and the format of a few values, and may be"
+    " incomplete.",
 )
 _PROTECTION_NOTES = (
     "Protection is proposed in comments, because it needs a master key that only you have: without"
@@ -276,7 +277,7 @@ def _settings(surveyed: Survey, target: str | None) -> list[str]:
         )
     if unreadable := [a.name for a in relation.attributes if not a.readable]:
         names = ", ".join(map(_shown, unreadable))
-        lines.append(_comment(f"This role may not read {names}.").rstrip())
+        lines.append(_comment(f"Left out, because this role may not read it: {names}").rstrip())
         columns = [_string(a.name) for a in relation.attributes if a.readable]
         lines.append(f"columns = {_list(columns)}")
     return [*lines, *_renames(relation)]
@@ -322,7 +323,7 @@ def _remarks(surveyed: Survey, survey: DatabaseSurvey) -> Iterator[str]:
     yield f"proposed pattern: {surveyed.pattern}{cursor} ({surveyed.reason})"
     others = [c.column for c in surveyed.cursors if c.whole and c.column != surveyed.cursor]
     if others and relation.key:
-        yield f"possible cursor: {', '.join(map(_shown, others))}"
+        yield f"possible cursors: {', '.join(map(_shown, others))}"
     if personal := _personal(surveyed):
         columns = ", ".join(
             f"{_shown(p.column)} ({p.kind}: {', '.join(p.signs)})" for p in personal

@@ -320,11 +320,11 @@ class Settings(Section):
                 )
         return self
 
-    def demanded(self, own: TableSettings) -> QualitySettings:
+    def demanded(self, table: TableSettings) -> QualitySettings:
         """The quality settings of a table: its own, and those of [quality] for the rest."""
-        overrides = {name: getattr(own.quality, name) for name in own.quality.model_fields_set}
-        if own.sla is not None:
-            overrides.setdefault("freshness", own.sla)
+        overrides = {name: getattr(table.quality, name) for name in table.quality.model_fields_set}
+        if table.sla is not None:
+            overrides.setdefault("freshness", table.sla)
         return self.quality.model_copy(update=overrides)
 
     def table(self, source: str, schema: str, name: str) -> TableSettings:

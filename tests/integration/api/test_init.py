@@ -225,7 +225,7 @@ def test_a_table_that_changes_often_has_a_high_priority(source: Source, tmp_path
     assert (tables["hot"].priority, tables["cool"].priority) == (1, 2)
     assert f"# {BIG_ROWS:,} rows, " in text
     assert "# proposed pattern: streaming (4,999 updates and deletes were counted)" in text
-    assert "# possible cursor: updated_at" in text
+    assert "# possible cursors: updated_at" in text
     flat = " ".join(text.replace("#", " ").split())
     assert "proposed pattern: batch, cursor updated_at (it says which rows" in flat
 
