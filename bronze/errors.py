@@ -1,28 +1,29 @@
-"""Every error that bronze raises on purpose, in one tree.
+"""All errors of bronze.
 
 ::
 
     BronzeError
     ├── ConfigError            the user's config or arguments            exit 2
     ├── SourceError            PostgreSQL                                exit 1
-    │   ├── SourceUnreachable  no connection, or it was cut     retried  exit 3
-    │   ├── SourceBusy         no free connection slot          retried  exit 3
+    │   ├── SourceUnreachable  no connection, or it was lost    retried  exit 3
+    │   ├── SourceBusy         no free connection, or a lock    retried  exit 3
     │   ├── SourceRefused      wrong password, database, TLS             exit 3
-    │   ├── SourceRewound      it was put back to an earlier    retried  exit 3
+    │   ├── SourceRewound      restored to an earlier state     retried  exit 3
     │   ├── SnapshotLost       the run's snapshot has ended     retried  exit 3
-    │   ├── SnapshotRefused    no snapshot can be shared here            exit 2
+    │   ├── SnapshotRefused    the server cannot share snapshots         exit 2
     │   └── TableRefused       one table cannot be read                  exit 1
+    │       └── TableContested another session waits for a lock          exit 1
     ├── LakeError              files and the Delta log                   exit 1
     │   ├── LakeUnreachable    cannot be read or written                 exit 3
-    │   ├── TableVanished      a Bronze table that was there is gone     exit 1
-    │   ├── FileDamaged        a file of a table is lost or unreadable   exit 1
-    │   └── CommitConflict     another writer was first         retried  exit 1
-    │       └── Overtaken      it was a run with a later state  retried  exit 1
-    ├── Mismatch               what was read is not what is there        exit 1
-    └── QualityRefused         rows are worse than the config allows     exit 1
+    │   ├── TableVanished      a Bronze table no longer exists           exit 1
+    │   ├── FileDamaged        a file is missing or unreadable           exit 1
+    │   └── CommitConflict     another writer committed first   retried  exit 1
+    │       └── Overtaken      a run with a later state did     retried  exit 1
+    ├── Mismatch               source and Bronze table differ            exit 1
+    └── QualityRefused         the quality is below the config's limits  exit 1
 
-An error's ``str`` is one sentence that says what is wrong and where; ``hint`` says what to do
-about it. Neither ever holds a secret or a cell's value.
+The ``str`` of an error is one sentence that says what is wrong and where; ``hint`` says what to do
+about it. Neither contains a secret or a value of a cell.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ from bronze.model.results import Failure
 
 
 class BronzeError(Exception):
-    """The root. ``retry`` says whether doing the same again later can help.
+    """The base class of all errors. ``retry`` says whether trying again later can help.
 
     Args:
-        message: one sentence for the operator, without secrets and cell values.
+        message: one sentence for the user, without secrets and cell values.
         hint: what to do about it; may be empty.
-        table: the source table (``schema.table``) that it is about, if one.
-        batch_id: the run that it happened in, if one.
-        sqlstate: PostgreSQL's five-character code, if one.
+        table: the source table (``schema.table``) concerned, if any.
+        batch_id: the run in which it happened, if any.
+        sqlstate: PostgreSQL's five-character error code, if any.
     """
 
     exit_code: ClassVar[int] = 1
@@ -67,8 +68,8 @@ class BronzeError(Exception):
         return Failure(type(self).__name__, self.message, self.hint, self.sqlstate)
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Keyword-only arguments do not survive the default pickling of exceptions, and errors
-        # come back from worker processes.
+        # Errors come back from worker processes, and the default pickling of exceptions loses
+        # keyword-only arguments.
         return (_rebuild, (type(self), self.message, self.__dict__.copy()))
 
 
@@ -79,51 +80,51 @@ def _rebuild(kind: type[BronzeError], message: str, state: dict[str, str]) -> Br
 
 
 class ConfigError(BronzeError):
-    """The config or the arguments are wrong; nothing was touched."""
+    """The config or the arguments are wrong; nothing was changed."""
 
     exit_code = 2
 
 
 class SourceError(BronzeError):
-    """PostgreSQL said no."""
+    """PostgreSQL reported an error."""
 
 
 class SourceUnreachable(SourceError):
-    """No connection could be made, or one was cut."""
+    """No connection could be opened, or one was lost."""
 
     exit_code = 3
     retry = True
 
 
 class SourceBusy(SourceError):
-    """PostgreSQL has no free connection slot for us, or others hold a lock for too long."""
+    """PostgreSQL has no free connection slot, or another session holds a lock for too long."""
 
     exit_code = 3
     retry = True
 
 
 class SourceRefused(SourceError):
-    """PostgreSQL refused the login, the database or the encryption."""
+    """PostgreSQL refused the login, the database, the encryption or the replication."""
 
     exit_code = 3
 
 
 class SourceRewound(SourceError):
-    """PostgreSQL was put back to an earlier state: positions of before mean something else now."""
+    """PostgreSQL was restored to an earlier state, so that known log positions are not valid."""
 
     exit_code = 3
     retry = True
 
 
 class SnapshotLost(SourceError):
-    """The transaction that held the run's snapshot has ended, so nobody can join it any more."""
+    """The transaction that exported the run's snapshot has ended, so the snapshot is lost."""
 
     exit_code = 3
     retry = True
 
 
 class SnapshotRefused(SourceError):
-    """The server cannot hand out a snapshot for parallel reads."""
+    """The server cannot export a snapshot for parallel reads."""
 
     exit_code = 2
 
@@ -133,11 +134,11 @@ class TableRefused(SourceError):
 
 
 class TableContested(TableRefused):
-    """Somebody waits to change a table that is being read, and reads of it wait behind them."""
+    """Another session waits for a lock on a table that is being read, and reads wait behind it."""
 
 
 class LakeError(BronzeError):
-    """The lake said no."""
+    """The lake reported an error."""
 
 
 class LakeUnreachable(LakeError):
@@ -147,26 +148,26 @@ class LakeUnreachable(LakeError):
 
 
 class TableVanished(LakeError):
-    """A Bronze table that was written to is not there any more."""
+    """A Bronze table that was written no longer exists."""
 
 
 class FileDamaged(LakeError):
-    """A file that a table's log names is not there, or is not what it should be."""
+    """A file in the log of a table is missing, or is not what the log says."""
 
 
 class CommitConflict(LakeError):
-    """Another writer committed between our read of the table and our commit."""
+    """Another writer committed to the table after this one read it."""
 
     retry = True
 
 
 class Overtaken(CommitConflict):
-    """Another run has landed since this one read the source: only reading again helps."""
+    """A run with a later state of the source has landed: the source has to be read again."""
 
 
 class Mismatch(BronzeError):
-    """A count or a hash that must be equal on both sides is not."""
+    """A count or a hash differs where the source and the lake have to be equal."""
 
 
 class QualityRefused(BronzeError):
-    """The rows of a table are worse than its config lets land."""
+    """The quality of a table's rows is below the limits of its config, so it did not land."""

@@ -1,7 +1,7 @@
-"""Places at which the process can be killed on purpose, to prove that it may die anywhere.
+"""Failpoints: places at which tests kill the process, to show that it may die anywhere.
 
-``BRONZE_FAILPOINT=name`` kills it with SIGKILL when it first comes there, ``name:3`` the third
-time. Without the variable a failpoint does nothing.
+``BRONZE_FAILPOINT=name`` kills it with SIGKILL when it reaches the failpoint for the first time,
+``name:3`` for the third time. Without the variable a failpoint does nothing.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ POINTS = (
     "expiring",
     "expired",
 )
-"""Their names, in the order in which a run and the maintenance after it come by them."""
+"""Their names, in the order in which a run and the maintenance after it reach them."""
 
-_WANTED, _, _TIMES = os.environ.get("BRONZE_FAILPOINT", "").partition(":")
-_left = {_WANTED: int(_TIMES or 1)} if _WANTED else {}
+_NAME, _, _COUNT = os.environ.get("BRONZE_FAILPOINT", "").partition(":")
+_remaining = {_NAME: int(_COUNT or 1)} if _NAME else {}
 
 
 def reach(name: str) -> None:
-    """Comes by the failpoint ``name``."""
-    if name in _left:
-        _left[name] -= 1
-        if not _left[name]:
+    """Kills the process if the failpoint ``name`` is set and was reached often enough."""
+    if name in _remaining:
+        _remaining[name] -= 1
+        if not _remaining[name]:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -1,8 +1,8 @@
-r"""What leaves for a terminal: text in which every character shows.
+r"""Makes text safe for terminals: control and format characters are shown as escapes.
 
-Names, comments and values of a source, or of a lake, may hold anything. A terminal would obey its
-escapes and control characters, and show text in another order for those of bidirectional writing.
-They leave as ``\x1b`` or ``\u202e`` instead; in JSON, as JSON escapes.
+Names, comments and values of a source or a lake may contain any character. A terminal would execute
+escape sequences, and change the order of text at bidirectional control characters. They are printed
+as ``\x1b`` or ``\u202e`` instead; in JSON, as JSON escapes.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ _LATIN, _PLANE = 0xFF, 0xFFFF
 
 
 def visible(text: str) -> str:
-    """One line of text, with an escape for each character that would not show as itself: control
-    and format characters, other separators than the blank, halves of surrogate pairs.
+    """One line of text, with an escape for each character that is not printable: control and format
+    characters, separators other than the space, surrogates.
     """
     return text if text.isprintable() else "".join(map(_escaped, text))
 
 
 def visible_json(document: str) -> str:
-    """A JSON document that is the same, with such characters escaped as JSON does."""
-    return document if document.isprintable() else "".join(map(_in_json, document))
+    """An equal JSON document, with JSON escapes for all characters that are not printable."""
+    return document if document.isprintable() else "".join(map(_escaped_in_json, document))
 
 
 def _escaped(character: str) -> str:
@@ -36,7 +36,7 @@ def _escaped(character: str) -> str:
     return f"\\u{code:04x}" if code <= _PLANE else f"\\U{code:08x}"
 
 
-def _in_json(character: str) -> str:
+def _escaped_in_json(character: str) -> str:
     if character.isprintable():
         return character
     units = character.encode("utf-16-be", "surrogatepass")
@@ -47,10 +47,10 @@ class Visible(logging.Formatter):
     """Log lines for a terminal: each record is one line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record's line, and the lines of its traceback if it has one."""
+        """The line of the record, and the lines of its traceback if it has one."""
         return "\n".join(map(visible, super().format(record).split("\n")))
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
-        """The message, whose own line breaks are made visible."""
+        """The message, with its own line breaks escaped."""
         record.message = visible(record.message)
         return super().formatMessage(record)

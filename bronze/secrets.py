@@ -1,7 +1,6 @@
-"""Secrets: found by name, used at once, never kept, printed or sent.
+"""Resolves secrets by name. Their values are never kept, printed or sent to workers.
 
-Work units carry a `bronze.model.locations.Secret`, which names a secret; whoever needs its value
-resolves it where the work is done.
+A unit of work has a `bronze.model.locations.Secret`, which names a secret; the worker resolves it.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ if TYPE_CHECKING:
 
 
 def resolve(secret: Secret) -> str:
-    """The secret's value, asked for anew at each call, so that a rotated one is seen.
+    """The secret's current value, read from its store at each call, so that rotation works.
 
     Raises:
-        ConfigError: there is no such secret, or its store cannot be asked.
+        ConfigError: there is no such secret, or its store cannot be read.
     """
     return PROVIDERS[secret.provider](secret)
 
@@ -50,20 +49,22 @@ def _file(secret: Secret) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"The secret file {path} cannot be read: {type(error).__name__}.",
-            hint="Check that it is mounted and readable, and the folder under [secrets].",
+            hint="Check that the file is mounted and readable, and the folder under [secrets].",
         ) from None
 
 
 def _config(secret: Secret) -> str:
-    # A password written into the config file: the file is where it is found again.
+    """A value of the config file: ``place`` is the file, ``name`` the JSON path of the key."""
     try:
         value: Any = tomllib.loads(Path(secret.place).read_text(encoding="utf-8"))
         for part in json.loads(secret.name):
             value = value[part]
     except (OSError, ValueError, KeyError):
         raise ConfigError(
-            f"The config file {secret.place} no longer has what a run needs of it.",
-            hint="It has to stay as it is, and be where the workers are, while a run goes on.",
+            f"The connection string or lake option in the config file {secret.place} can no longer"
+            " be read.",
+            hint="Workers read it from the file: keep the file unchanged, and available to all"
+            " workers, until the command ends.",
         ) from None
     return str(value)
 
@@ -79,10 +80,10 @@ def key_vault(secret: Secret, credential: TokenCredential | None = None, **optio
         secret: ``place`` is the vault's URL.
         credential: by default azure-identity's chain: environment, workload, managed identity,
             Azure CLI.
-        options: passed on to azure-keyvault-secrets.
+        options: arguments for azure-keyvault-secrets.
 
     Raises:
-        ConfigError: the vault refuses, cannot be reached, or has no such secret.
+        ConfigError: the vault denies access, cannot be reached, or has no such secret.
     """
     from azure.core.exceptions import AzureError
     from azure.identity import DefaultAzureCredential
@@ -95,9 +96,10 @@ def key_vault(secret: Secret, credential: TokenCredential | None = None, **optio
             return client.get_secret(secret.name).value or ""
     except (AzureError, ValueError) as error:
         raise ConfigError(
-            f"Key Vault {secret.place} did not give the secret {secret.name}:"
+            f"The secret {secret.name} cannot be read from Key Vault {secret.place}:"
             f" {type(error).__name__}.",
-            hint="The identity needs the role Key Vault Secrets User on the vault.",
+            hint="Check the name and the vault under [secrets]; the identity needs the role Key"
+            " Vault Secrets User on the vault.",
         ) from None
 
 
@@ -105,13 +107,13 @@ _DATABRICKS_TIMEOUT = 30.0
 
 
 def _databricks(secret: Secret) -> str:
-    """A secret of a Databricks scope, by its REST API. ``place`` is the scope."""
+    """A secret of a Databricks scope, from the REST API. ``place`` is the scope."""
     host = os.environ.get("DATABRICKS_HOST", "").removeprefix("https://").rstrip("/")
     token = os.environ.get("DATABRICKS_TOKEN", "")
     if not host or not token:
         raise ConfigError(
             "The environment variables DATABRICKS_HOST and DATABRICKS_TOKEN are not set.",
-            hint="Set them to the workspace's address and to a token that may read the scope.",
+            hint="Set them to the workspace's URL and to a token that may read the scope.",
         )
     query = urlencode({"scope": secret.place, "key": secret.name})
     request = Request(
@@ -121,14 +123,14 @@ def _databricks(secret: Secret) -> str:
         with urlopen(request, timeout=_DATABRICKS_TIMEOUT) as answer:  # noqa: S310
             return base64.b64decode(json.load(answer)["value"], validate=True).decode()
     except (OSError, ValueError, KeyError) as error:
-        said = type(error).__name__
+        reason = type(error).__name__
         if isinstance(error, HTTPError):
-            said = f"HTTP {error.code}"
+            reason = f"HTTP {error.code}"
             error.close()
         raise ConfigError(
-            f"Databricks at {host} did not give the secret {secret.name} of the scope"
-            f" {secret.place}: {said}.",
-            hint="The token needs READ on the scope.",
+            f"The secret {secret.name} of the scope {secret.place} cannot be read from Databricks"
+            f" at {host}: {reason}.",
+            hint="Check the name and the scope under [secrets]; the token needs READ on the scope.",
         ) from None
 
 

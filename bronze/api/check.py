@@ -1,6 +1,6 @@
-"""What a run would do with each table, and what stands in its way.
+"""Checks what a run would do with each table, and which problems it would have.
 
-Of each table no more than a small sample is looked at, for what may be personal in it.
+No rows are read except a small sample of each table, in which personal data is searched for.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ from bronze.quality import rules, set_rules
 from bronze.tables import blind_spots, selection
 from bronze.tables.context import TableContext, ask_source
 
-KEPT = "values Delta cannot hold become NULL and are kept in governance.rejected_values"
-AS_TEXT = "PostgreSQL's text"
-STANDBY = (
-    "is a standby: each table is read at a moment of its own, a cursor column needs an overlap, and"
-    " nothing can be streamed"
+_REJECTS = "values Delta cannot hold become NULL and are kept in governance.rejected_values"
+_AS_TEXT = "PostgreSQL's text"
+_STANDBY = (
+    "is a standby: each table is read from a snapshot of its own, a cursor column needs an overlap,"
+    " and nothing can be streamed"
 )
-PROTECTED = {
+_PROTECTED = {
     "encrypt": "encrypted with AES-256-GCM",
     "encrypt_deterministic": "encrypted with AES-256-SIV, equal values alike",
-    "tokenize": "a token takes its place",
-    "hash": "its keyed hash takes its place",
+    "tokenize": "replaced by a token",
+    "hash": "replaced by its keyed hash",
     "mask": "masked",
 }
 
@@ -72,7 +72,7 @@ class ColumnReport:
 
 @dataclass(frozen=True)
 class RuleReport:
-    """A rule that the rows of a table are held against."""
+    """A rule that the rows of a table are checked by."""
 
     name: str
     kind: str
@@ -84,10 +84,11 @@ class RuleReport:
 
 @dataclass(frozen=True)
 class TableReport:
-    """What a table becomes. ``rows`` is the planner's estimate (-1: never analysed), ``notes``
-    what has changed since it was last taken in and what else there is to know, ``limits`` what by
-    design is not seen of it, ``untranslated`` the CHECK constraints that are left to PostgreSQL
-    alone.
+    """What a table becomes.
+
+    ``rows`` is the planner's estimate (-1: never analysed), ``notes`` are what has changed since
+    the last load and other messages, ``limits`` which changes bronze cannot see by design,
+    ``untranslated`` the CHECK constraints that only PostgreSQL can evaluate.
     """
 
     table: str
@@ -106,7 +107,9 @@ class TableReport:
 
 @dataclass(frozen=True)
 class Report:
-    """What a run would do. ``notes`` are about the sources."""
+    """What a run would do. ``missing`` are problems of no single table, ``notes`` are about the
+    sources.
+    """
 
     tables: tuple[TableReport, ...]
     missing: tuple[Failure, ...]
@@ -114,16 +117,15 @@ class Report:
 
     @property
     def problems(self) -> tuple[Failure, ...]:
-        """What has to be mended first."""
-        found = tuple(table.problem for table in self.tables if table.problem)
-        return self.missing + found
+        """All errors that a run would have."""
+        return self.missing + tuple(table.problem for table in self.tables if table.problem)
 
 
 def check(settings: Settings, tables: Sequence[str] = ()) -> Report:
-    """Looks at the source and the lake as a run would: in a snapshot, under the same locks.
+    """Checks the source and the lake as a run would: in a snapshot, under the same locks.
 
     Raises:
-        ConfigError, SourceError, LakeError: neither a run nor this can begin.
+        ConfigError, SourceError, LakeError: neither a run nor this check can start.
     """
     openlineage.ready(settings)
     missing: list[BronzeError] = []
@@ -133,23 +135,20 @@ def check(settings: Settings, tables: Sequence[str] = ()) -> Report:
     except ConfigError as error:
         missing.append(error)
     with ExitStack() as stack:
-        found, sources = pipeline.open_sources(settings, str(uuid_utils.uuid7()), stack)
-        chosen = selection.targets(settings, found, tables)
+        present, sources = pipeline.open_sources(settings, str(uuid_utils.uuid7()), stack)
+        chosen = selection.targets(settings, present, tables)
         store.prove_writable(settings.place(settings.lake.schema_, ""))
         missing += [] if tables else selection.missing(settings, chosen)
-        left = _left(settings, chosen)
+        orphans = _orphans(settings, chosen)
         reports: dict[str, TableReport] = {}
         for name, source in sources.items():
-            mine = [target for target in chosen if target.source == name]
-            if mine:
-                looked = _look(settings, source, mine, stack)
-                where = f"{connect.address(source.origin)} {STANDBY}"
-                notes += [where] if looked.held.since.standby and not looked.alone else []
-                missing += [looked.alone] if looked.alone else []
-                missing += [looked.refused] if looked.refused else []
-                missing += [SourceRefused(what, hint=mend) for what, mend in looked.narrow]
-                for target in mine:
-                    reports[target.place.url] = _table(settings, looked, target, left)
+            targets = [target for target in chosen if target.source == name]
+            if targets:
+                checked = _check_source(settings, source, targets, stack)
+                missing += checked.problems
+                notes += checked.notes
+                for target in targets:
+                    reports[target.place.url] = _table_report(settings, checked, target, orphans)
     return Report(
         tuple(reports[target.place.url] for target in chosen),
         tuple(error.failure() for error in missing),
@@ -158,61 +157,77 @@ def check(settings: Settings, tables: Sequence[str] = ()) -> Report:
 
 
 @dataclass(frozen=True)
-class _Looked:
-    """What a look at a source has found. ``alone`` is why a run can take no snapshot that all its
-    tables share, ``refused`` why nothing of it can be streamed,
-    ``narrow`` what limits of connections are too small, with the mends, ``unfit`` why tables
-    cannot be streamed, ``keyed`` are the streamed ones with the keys of their rows.
+class _CheckedSource:
+    """A source, its snapshot, and the problems that concern all of its tables.
+
+    ``no_shared_snapshot`` is why a run cannot read its tables from one snapshot, ``no_stream`` why
+    none of them can be streamed, ``limits`` are limits of connections that are too low, with hints.
+    ``unfit`` says, by table, why it cannot be streamed; ``streamed`` are the others with their
+    keys. ``relations`` and ``personal`` (the columns that look personal) are by oid.
     """
 
     source: OpenSource
-    held: Snapshot
-    alone: BronzeError | None
-    refused: BronzeError | None
-    narrow: Sequence[tuple[str, str]]
+    snapshot: Snapshot
+    no_shared_snapshot: BronzeError | None
+    no_stream: BronzeError | None
+    limits: Sequence[tuple[str, str]]
     unfit: Mapping[str, TableRefused]
-    keyed: Mapping[str, selection.Target]
-    seen: Mapping[int, Relation]
+    streamed: Mapping[str, selection.Target]
+    relations: Mapping[int, Relation]
     personal: Mapping[int, Sequence[Personal]]
 
+    @property
+    def problems(self) -> list[BronzeError]:
+        """The problems of the source itself."""
+        errors = [error for error in (self.no_shared_snapshot, self.no_stream) if error]
+        return [*errors, *(SourceRefused(what, hint=hint) for what, hint in self.limits)]
 
-def _look(
-    settings: Settings, source: OpenSource, mine: Sequence[selection.Target], stack: ExitStack
-) -> _Looked:
+    @property
+    def notes(self) -> list[str]:
+        """A note on a standby from which tables can be read one by one."""
+        if not self.snapshot.since.standby or self.no_shared_snapshot:
+            return []
+        return [f"{connect.address(self.source.origin)} {_STANDBY}"]
+
+
+def _check_source(
+    settings: Settings, source: OpenSource, targets: Sequence[selection.Target], stack: ExitStack
+) -> _CheckedSource:
     connection, name = source.connection, source.origin.name
-    streamed = [target for target in mine if target.settings.pattern == "streaming"]
+    streamed = [target for target in targets if target.settings.pattern == "streaming"]
     keyed: list[selection.Target] = []
     wanting: tuple[Wanting, ...] = ()
-    refused: BronzeError | None = None
+    no_stream: BronzeError | None = None
     with connect.mapped(source.origin):
         if streamed:
-            own, published = settings.stream.names(name)
-            keyed, wanting = apply.fitted(connection, streamed, own, published)
-            refused = apply.refusal(name, wanting) or _misnamed(connection, own)
-        narrow = capacity.narrow(connection, source.origin, bool(streamed))
-        surveyed = survey.look(connection, [target.relation for target in mine])
-    if len(streamed) < len(mine):
+            slot_name, publication_name = settings.stream.names(name)
+            keyed, wanting = apply.fitted(connection, streamed, slot_name, publication_name)
+            no_stream = apply.refusal(name, wanting) or _slot_conflict(connection, slot_name)
+        limits = capacity.narrow(connection, source.origin, bool(streamed))
+        surveys = survey.look(connection, [target.relation for target in targets])
+    if len(streamed) < len(targets):
         read.reachable(source.origin)
     consistency = settings.source[name].consistency
     standby = snapshot.opened(connection).standby and consistency == "run"
-    # A stream's snapshot is that of its slot.
-    own_moment: Consistency = "per-table" if standby or len(streamed) == len(mine) else consistency
-    held = source.held(settings, mine, stack, own_moment)
-    return _Looked(
+    # A stream gets its snapshot from its slot, so a check of streamed tables needs none to share.
+    per_table = standby or len(streamed) == len(targets)
+    mode: Consistency = "per-table" if per_table else consistency
+    shared = source.held(settings, targets, stack, mode)
+    return _CheckedSource(
         source=source,
-        held=held,
-        alone=snapshot.on_standby(source.origin) if standby else None,
-        refused=refused,
-        narrow=narrow,
+        snapshot=shared,
+        no_shared_snapshot=snapshot.on_standby(source.origin) if standby else None,
+        no_stream=no_stream,
+        limits=limits,
         unfit=apply.unfit(wanting),
-        keyed={target.label: target for target in keyed},
-        seen={relation.oid: relation for relation in held.relations},
-        personal={one.relation.oid: one.personal for one in surveyed},
+        streamed={target.label: target for target in keyed},
+        relations={relation.oid: relation for relation in shared.relations},
+        personal={surveyed.relation.oid: surveyed.personal for surveyed in surveys},
     )
 
 
-def _misnamed(connection: connect.Connection, name: str) -> ConfigError | None:
-    """Why a slot of this name cannot be the stream's, None where it can."""
+def _slot_conflict(connection: connect.Connection, name: str) -> ConfigError | None:
+    """Why the stream cannot use a slot of this name, None if it can."""
     try:
         slot.find(connection, name)
     except ConfigError as error:
@@ -220,88 +235,118 @@ def _misnamed(connection: connect.Connection, name: str) -> ConfigError | None:
     return None
 
 
-def _left(settings: Settings, chosen: Sequence[selection.Target]) -> dict[tuple[str, str], str]:
-    """The Bronze tables that no table of the source becomes: source and oid of what they were."""
+def _orphans(settings: Settings, chosen: Sequence[selection.Target]) -> dict[tuple[str, str], str]:
+    """The Bronze tables that no table is loaded into, by the source and oid of their old table."""
     if all(log.read(target.place) for target in chosen):
         return {}
-    taken = {target.name for target in chosen}
-    found: dict[tuple[str, str], str] = {}
+    targets = {target.name for target in chosen}
+    orphans: dict[tuple[str, str], str] = {}
     for name in store.folders(settings.place(settings.lake.schema_, "")):
-        state = None if name in taken else log.read(settings.place(settings.lake.schema_, name))
+        state = None if name in targets else log.read(settings.place(settings.lake.schema_, name))
         if state and properties.OID in state.properties:
-            known = state.properties
-            found[known[properties.SOURCE], known[properties.OID]] = name
-    return found
+            table = state.properties
+            orphans[table[properties.SOURCE], table[properties.OID]] = name
+    return orphans
 
 
-def _table(
+def _table_report(
     settings: Settings,
-    looked: _Looked,
+    checked: _CheckedSource,
     target: selection.Target,
-    left: Mapping[tuple[str, str], str],
+    orphans: Mapping[tuple[str, str], str],
 ) -> TableReport:
     relation = target.relation
-    held, origin = looked.held, looked.source.origin
-    columns: tuple[Column, ...] = ()
-    notes = selection.unprotected(target, looked.personal.get(relation.oid, ()))
-    notes += blind_spots.slowly(relation, held.version)
-    problem = None
-    known = Constraints()
-    rules_held: tuple[RuleReport, ...] = ()
-    untranslated: tuple[str, ...] = ()
-    try:
-        if target.label in looked.unfit:
-            raise looked.unfit[target.label]
-        now = looked.keyed.get(target.label, target)
-        now = selection.seen(now, pipeline.relation_in_snapshot(target, held, looked.seen))
-        stamp = Stamp("0", datetime.now(UTC), origin.name, target.settings.method)
-        readers = budget.readers(settings.run.memory, settings.run.workers, looked.source.slots)
-        given = TableContext(now, held, origin, stamp, settings, readers)
-        given = replace(given, target=_streamable(given))
-        known = ask_source(given, lambda holder: constraints.constraints(holder, relation))
-        columns = selection.columns(given.target)
-        outline = plan.outline_plan(given)
-        settled = outline.contract
-        notes += settled.notes
-        key = tuple(column.name for column in outline.key)
-        criteria = rules.criteria(settings, given.target, settled, key, known)
-        set_rules.answerable(given, known, criteria)
-        rules_held = tuple(map(_rule, criteria))
-        untranslated = rules.untranslated(given.target, settled, known)
-        before = left.get((target.source, str(relation.oid)))
-        if outline.state is None and before:
-            notes += (
-                f"it was taken as {before} until it was renamed: it becomes a new table, unless"
-                f' the config says target = "{before}"',
-            )
-    except (SourceError, LakeError) as error:
-        problem = error.failure()
-    return TableReport(
+    notes = selection.unprotected(target, checked.personal.get(relation.oid, ()))
+    notes += blind_spots.slowly(relation, checked.snapshot.version)
+    report = TableReport(
         table=target.label,
         target=target.full_name,
         kind=relation.kind,
         rows=relation.rows,
         bytes=sum(relation.heaps) * relation.page + relation.toast,
         key=target.key,
-        columns=tuple(_column(column) for column in columns),
+        columns=(),
         notes=notes,
+    )
+    columns: tuple[Column, ...] = ()
+    try:
+        given = _assignment(settings, checked, target)
+        known = ask_source(given, lambda holder: constraints.constraints(holder, relation))
+        columns = selection.columns(given.target)
+        outline = plan.outline_plan(given)
+        report = replace(report, notes=report.notes + outline.contract.notes)
+        report = _with_rules(report, given, outline, known)
+        report = replace(report, notes=report.notes + _rename_notes(given, outline, orphans))
+    except (SourceError, LakeError) as error:
+        report = replace(report, problem=error.failure())
+    return replace(
+        report,
+        columns=tuple(_column(column) for column in columns),
         limits=blind_spots.limits(settings, target, columns),
-        problem=problem,
-        rules=rules_held,
-        untranslated=untranslated,
     )
 
 
-def _streamable(context: TableContext) -> selection.Target:
-    """A table with those columns only that its stream carries, or will, if it is streamed."""
-    target = context.target
+def _assignment(
+    settings: Settings, checked: _CheckedSource, target: selection.Target
+) -> TableContext:
+    """The table as a run or a stream would process it.
+
+    Raises:
+        SourceError: it cannot be read or streamed.
+    """
+    if target.label in checked.unfit:
+        raise checked.unfit[target.label]
+    current = checked.streamed.get(target.label, target)
+    relation = pipeline.relation_in_snapshot(target, checked.snapshot, checked.relations)
+    current = selection.seen(current, relation)
+    origin = checked.source.origin
+    stamp = Stamp("0", datetime.now(UTC), origin.name, target.settings.method)
+    readers = budget.readers(settings.run.memory, settings.run.workers, checked.source.slots)
+    given = TableContext(current, checked.snapshot, origin, stamp, settings, readers)
+    return replace(given, target=_with_published_columns(given))
+
+
+def _with_published_columns(given: TableContext) -> selection.Target:
+    """A streamed table with only those columns that its publication has, or will have."""
+    target = given.target
     if target.settings.pattern != "streaming":
         return target
-    _, published = context.settings.stream.names(context.origin.name)
+    _, publication_name = given.settings.stream.names(given.origin.name)
     names = ask_source(
-        context, lambda holder: publication.carried(holder, target.relation, published)
+        given, lambda holder: publication.carried(holder, target.relation, publication_name)
     )
     return selection.carried(target, names)
+
+
+def _with_rules(
+    report: TableReport, given: TableContext, outline: plan.PlanOutline, known: Constraints
+) -> TableReport:
+    """The report with the rules of the table.
+
+    Raises:
+        TableRefused: a rule cannot be used on the table.
+    """
+    key = tuple(column.name for column in outline.key)
+    criteria = rules.criteria(given.settings, given.target, outline.contract, key, known)
+    set_rules.answerable(given, known, criteria)
+    return replace(
+        report,
+        rules=tuple(map(_rule, criteria)),
+        untranslated=rules.untranslated(given.target, outline.contract, known),
+    )
+
+
+def _rename_notes(
+    given: TableContext, outline: plan.PlanOutline, orphans: Mapping[tuple[str, str], str]
+) -> tuple[str, ...]:
+    """A note on a new table that was loaded into another Bronze table under its old name."""
+    orphan = orphans.get((given.target.source, str(given.target.relation.oid)))
+    if outline.state is not None or not orphan:
+        return ()
+    return (
+        f"it was loaded as {orphan} before it was renamed: it becomes a new table, unless the"
+        f' config has target = "{orphan}"',
+    )
 
 
 def _rule(criterion: Criterion) -> RuleReport:
@@ -318,12 +363,12 @@ def _rule(criterion: Criterion) -> RuleReport:
 def _column(column: Column) -> ColumnReport:
     note = ""
     if column.protect:
-        note = PROTECTED[column.protect.method]
+        note = _PROTECTED[column.protect.method]
     elif column.reject:
-        note = KEPT
+        note = _REJECTS
     elif column.kind.name == "string" and column.source_type.split("(")[0] not in (
         "text",
         "character varying",
     ):
-        note = AS_TEXT
+        note = _AS_TEXT
     return ColumnReport(column.name, column.source_type, column.target, str(column.stored), note)

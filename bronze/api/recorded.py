@@ -1,8 +1,8 @@
-"""The commands that change or prove something, with their records in ``governance.audit_log``.
+"""The commands that change or verify data, with their records in ``governance.audit_log``.
 
-What a command did is recorded when it ends, in one commit; that a stream begins is a record of its
-own. A command that was refused for its config or arguments has touched nothing, and leaves none.
-When the record of what was done cannot be written, the result says so: the data stays.
+A command is recorded when it ends, in one commit; a stream also when it starts. A command that was
+refused because of its config or arguments changed nothing, and is not recorded. If the record
+cannot be written, the result says so, and the data stays as it is.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ def run(
         details = {
             "position": done.position,
             "seconds": round(done.seconds, 3),
-            **_asked(tables),
+            **_arguments(tables),
             **_summary(done.tables),
         }
-        own = Event("run", "", _result(done), details, done.batch_id)
-        return [*_lately(done.late), *_schemas(done.tables, done.batch_id), own]
+        event = Event("run", "", _outcome(done), details, done.batch_id)
+        return [*_late_events(done.late), *_schema_events(done.tables, done.batch_id), event]
 
     work = lambda: pipeline.run(settings, tables, pool=pool, notify=notify)  # noqa: E731
-    return _recorded(settings, "run", tables, work, events)
+    return _run_and_record(settings, "run", tables, work, events)
 
 
 def follow(
@@ -59,14 +59,14 @@ def follow(
     copied: pipeline.Notify,
 ) -> StreamResult:
     """`bronze.cdc.stream.stream`."""
-    began: list[Event] = []
+    started: list[Event] = []
 
-    def told(step: stream.Step) -> None:
-        if not began:
-            began.append(Event("stream", "", "started", _asked(tables)))
-            # A lake that cannot be written is what the stream itself waits for.
+    def record_start(step: stream.Step) -> None:
+        if not started:
+            started.append(Event("stream", "", "started", _arguments(tables)))
+            # If the lake cannot be written, the stream itself reports it and waits.
             with suppress(BronzeError):
-                audit.enter(settings, began)
+                audit.enter(settings, started)
         notify(step)
 
     def events(done: StreamResult) -> list[Event]:
@@ -74,11 +74,11 @@ def follow(
             "position": done.position,
             "seconds": round(done.seconds, 3),
             "transactions": done.transactions,
-            **_asked(tables),
+            **_arguments(tables),
             **_summary(done.tables),
         }
-        own = Event("stream", done.stream, _result(done), details)
-        return [*_lately(done.late), *_schemas(done.tables, ""), own]
+        event = Event("stream", done.stream, _outcome(done), details)
+        return [*_late_events(done.late), *_schema_events(done.tables, ""), event]
 
     def work() -> StreamResult:
         return stream.stream(
@@ -86,18 +86,18 @@ def follow(
             tables,
             until_caught_up=until_caught_up,
             stop=stop,
-            notify=told,
+            notify=record_start,
             copied=copied,
         )
 
-    return _recorded(settings, "stream", tables, work, events)
+    return _run_and_record(settings, "stream", tables, work, events)
 
 
 def drop(settings: Settings, tables: Sequence[str]) -> str:
     """`bronze.cdc.stream.drop`.
 
     Raises:
-        LakeError, LakeUnreachable: it is done, and cannot be recorded.
+        LakeError, LakeUnreachable: slot and publication are dropped, but it cannot be recorded.
     """
     dropped = stream.drop(settings, tables)
     audit.record(settings, "drop stream", dropped, "succeeded")
@@ -113,16 +113,16 @@ def maintain(
         failed = {t.target: t.error.kind for t in done.tables if t.error}
         details = {
             "seconds": round(done.seconds, 3),
-            **_asked(tables),
+            **_arguments(tables),
             "tables": len(done.tables),
             "rewritten_bytes": sum(table.rewritten for table in done.tables),
             "expired_files": sum(table.expired_files for table in done.tables),
             **({"failed": failed} if failed else {}),
         }
-        return [Event("maintain", "", _result(done), details)]
+        return [Event("maintain", "", _outcome(done), details)]
 
     work = lambda: maintenance.maintain(settings, tables, pool=pool, notify=notify)  # noqa: E731
-    return _recorded(settings, "maintain", tables, work, events)
+    return _run_and_record(settings, "maintain", tables, work, events)
 
 
 def verify(
@@ -147,7 +147,7 @@ def verify(
         failed = {t.target: t.error.kind for t in done.tables if t.error}
         details = {
             "seconds": round(done.seconds, 3),
-            **_asked(tables),
+            **_arguments(tables),
             **({"at_rest": True} if at_rest else {}),
             **({"trust_hashes": True} if trust_hashes else {}),
             **({"repair": True} if repair else {}),
@@ -157,7 +157,7 @@ def verify(
             **({"differing": differing} if differing else {}),
             **({"failed": failed} if failed else {}),
         }
-        return [Event("verify", "", _result(done), details)]
+        return [Event("verify", "", _outcome(done), details)]
 
     def work() -> VerifyResult:
         return proof.verify(
@@ -170,7 +170,7 @@ def verify(
             notify=notify,
         )
 
-    return _recorded(settings, "verify", tables, work, events)
+    return _run_and_record(settings, "verify", tables, work, events)
 
 
 def forget(settings: Settings, table: str, key: Mapping[str, str], *, ask: bool) -> Forgotten:
@@ -186,10 +186,10 @@ def forget(settings: Settings, table: str, key: Mapping[str, str], *, ask: bool)
             **({"source": done.source.table} if done.source else {}),
             **({"looked_at": asdict(done.before)} if done.before else {}),
         }
-        return [Event("forget", done.target, _result(done), details)]
+        return [Event("forget", done.target, _outcome(done), details)]
 
     work = lambda: erasure.forget(settings, table, key, ask=ask)  # noqa: E731
-    return _recorded(settings, "forget", [table], work, events)
+    return _run_and_record(settings, "forget", [table], work, events)
 
 
 def old_versions(settings: Settings, table: str) -> Forgotten:
@@ -197,26 +197,27 @@ def old_versions(settings: Settings, table: str) -> Forgotten:
 
     def events(done: Forgotten) -> list[Event]:
         details = {"old_versions": True, "files": done.files, "version": done.version}
-        return [Event("forget", done.target, _result(done), details)]
+        return [Event("forget", done.target, _outcome(done), details)]
 
     work = lambda: erasure.old_versions(settings, table)  # noqa: E731
-    return _recorded(settings, "forget", [table], work, events)
+    return _run_and_record(settings, "forget", [table], work, events)
 
 
-def _recorded(
+def _run_and_record(
     settings: Settings,
     action: str,
     tables: Sequence[str],
     work: Callable[[], R],
     events: Callable[[R], Sequence[Event]],
 ) -> R:
+    """The result of a command, after it was recorded."""
     try:
         done = work()
     except ConfigError:
         raise
     except BaseException as error:
         with suppress(BronzeError):
-            audit.enter(settings, [_failed(action, tables, error)])
+            audit.enter(settings, [_failure_event(action, tables, error)])
         raise
     try:
         audit.enter(settings, events(done))
@@ -225,52 +226,55 @@ def _recorded(
     return done
 
 
-def _failed(action: str, tables: Sequence[str], error: BaseException) -> Event:
+def _failure_event(action: str, tables: Sequence[str], error: BaseException) -> Event:
     kind = type(error).__name__
-    # An interrupt within polars comes out of it as a panic.
+    # polars raises an interrupt as a panic.
     interrupted = "KeyboardInterrupt" in f"{kind} {error}"
-    said = {"message": error.message} if isinstance(error, BronzeError) else {}
+    message = {"message": error.message} if isinstance(error, BronzeError) else {}
     result = "interrupted" if interrupted else "failed"
-    return Event(action, "", result, {"error": kind, **said, **_asked(tables)})
+    return Event(action, "", result, {"error": kind, **message, **_arguments(tables)})
 
 
-def _result(done: R) -> str:
+def _outcome(done: R) -> str:
     return "incomplete" if done.exit_code else "succeeded"
 
 
-def _asked(tables: Sequence[str]) -> dict[str, Any]:
+def _arguments(tables: Sequence[str]) -> dict[str, Any]:
+    """The tables that the command was called with, if any."""
     return {"asked": list(tables)} if tables else {}
 
 
 def _summary(tables: Iterable[TableResult]) -> dict[str, Any]:
-    """What a run did in all; what it did to each table is in ``governance.data_lineage``."""
+    """The totals of a run; the figures of each table are in ``governance.data_lineage``."""
     results = list(tables)
-    failed = {one.table: one.error.kind for one in results if one.error}
+    failed = {result.table: result.error.kind for result in results if result.error}
     counts = {
-        status: sum(one.status == status for one in results) for status in ("landed", "unchanged")
+        status: sum(result.status == status for result in results)
+        for status in ("landed", "unchanged")
     }
     sums = {
-        name: sum(getattr(one, name) for one in results)
+        name: sum(getattr(result, name) for result in results)
         for name in ("rows_read", "inserted", "updated", "deleted", "rejected")
     }
     return {**counts, **sums, **({"failed": failed} if failed else {})}
 
 
-def _schemas(tables: Iterable[TableResult], batch_id: str) -> list[Event]:
+def _schema_events(tables: Iterable[TableResult], batch_id: str) -> list[Event]:
+    """One event for each table with changed columns."""
     return [
-        Event("schema", one.table, "changed", {"changes": one.schema_changes}, batch_id)
-        for one in tables
-        if one.schema_changes
+        Event("schema", result.table, "changed", {"changes": result.schema_changes}, batch_id)
+        for result in tables
+        if result.schema_changes
     ]
 
 
-def _lately(late: Iterable[Late]) -> list[Event]:
-    """What was done by runs that died before they could tell of it."""
+def _late_events(late: Iterable[Late]) -> list[Event]:
+    """The events of earlier runs that died before they were recorded."""
     events = []
-    for one in late:
-        details: dict[str, Any] = {"target": one.target, "version": one.version}
-        events.append(Event("run", one.table, "died", details, one.batch_id))
-        if one.schema_changes:
-            details = {"changes": one.schema_changes}
-            events.append(Event("schema", one.table, "changed", details, one.batch_id))
+    for run in late:
+        details: dict[str, Any] = {"target": run.target, "version": run.version}
+        events.append(Event("run", run.table, "died", details, run.batch_id))
+        if run.schema_changes:
+            details = {"changes": run.schema_changes}
+            events.append(Event("schema", run.table, "changed", details, run.batch_id))
     return events

@@ -1,4 +1,4 @@
-"""What the sections of bronze.toml are made of."""
+"""The base class of the sections of bronze.toml, and types of their fields (durations, sizes)."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _DURATION = re.compile(r"^\s*(\d+)\s*(s|m|h|d|)\s*$", re.IGNORECASE)
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-def duration(value: object) -> object:
-    """A time in seconds, where it is given as "30s", "5m" or "2h"."""
+def to_seconds(value: object) -> object:
+    """Seconds, from a duration such as "30s", "5m" or "2h"; other values stay as they are."""
     if isinstance(value, str):
         match = _DURATION.match(value)
         if not match:
-            raise ValueError('a time looks like "30s", "5m" or "2h"')
+            raise ValueError('a duration looks like "30s", "5m" or "2h"')
         return int(match[1]) * _SECONDS[match[2].lower()]
     return value
 
 
-def _bytes(value: object) -> object:
+def _to_bytes(value: object) -> object:
     if isinstance(value, str):
         match = _SIZE.match(value)
         if not match:
@@ -33,27 +33,27 @@ def _bytes(value: object) -> object:
     return value
 
 
-def _decimal(value: object) -> object:
+def _to_decimal(value: object) -> object:
     match = _DECIMAL.match(str(value))
     if not match:
-        raise ValueError('it looks like "decimal(38,10)"')
+        raise ValueError('a decimal type looks like "decimal(38,10)"')
     precision, scale = int(match[1]), int(match[2])
     if not 1 <= precision <= 38 or scale > precision:
-        raise ValueError("the precision is 1 to 38, the scale at most the precision")
+        raise ValueError("the precision is 1 to 38, and the scale at most the precision")
     return precision, scale
 
 
-def _listed(value: object) -> object:
+def _to_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-Seconds = Annotated[int, Field(ge=0), BeforeValidator(duration)]
-Bytes = Annotated[int, BeforeValidator(_bytes)]
-Decimal = Annotated[tuple[int, int], BeforeValidator(_decimal)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+Seconds = Annotated[int, Field(ge=0), BeforeValidator(to_seconds)]
+Bytes = Annotated[int, BeforeValidator(_to_bytes)]
+Decimal = Annotated[tuple[int, int], BeforeValidator(_to_decimal)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_to_list)]
 
 
 class Section(BaseModel):
-    """A section: it has no keys that are not known, and does not change."""
+    """A section of bronze.toml: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)

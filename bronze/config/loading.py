@@ -1,7 +1,7 @@
-"""bronze.toml: read and checked.
+"""Reads and validates bronze.toml.
 
-`load` reads a file, `parse` a mapping. Whatever is wrong is said with its place in the file, and
-an unknown key with the nearest known one.
+`load` reads a file, `parse` a mapping. Every error names its place in the config, and for an
+unknown key the nearest known one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from bronze.config.protection import ColumnProtection
-from bronze.config.quality import PARTS, QualitySettings, RuleSettings
+from bronze.config.quality import RULE_SECTIONS, QualitySettings, RuleSettings
 from bronze.config.settings import (
     AnomalySettings,
     AuditSettings,
@@ -39,7 +39,7 @@ def load(path: str | Path) -> Settings:
     """The settings in a TOML file. Relative paths in it are relative to the file.
 
     Raises:
-        ConfigError: with all that is wrong in it.
+        ConfigError: the file cannot be read or is not valid; it lists all errors.
     """
     file = Path(path).absolute()
     try:
@@ -47,7 +47,7 @@ def load(path: str | Path) -> Settings:
     except FileNotFoundError:
         raise ConfigError(
             f"There is no config file {path}.",
-            hint="Write one with `bronze init --dsn …`, or name another with -c.",
+            hint="Write one with `bronze init --dsn …`, or name another file with -c.",
         ) from None
     except (OSError, ValueError) as error:
         if isinstance(error, tomllib.TOMLDecodeError):
@@ -62,84 +62,92 @@ def load(path: str | Path) -> Settings:
 
 
 def parse(document: Mapping[str, Any], name: str = "the config") -> Settings:
-    """The settings in a mapping of the shape of bronze.toml.
+    """The settings in a mapping with the structure of bronze.toml.
 
     Raises:
-        ConfigError: with all that is wrong in it.
+        ConfigError: the config is not valid; it lists all errors.
     """
-    if nul := next(_with_nul(document), None):
+    if nul := next(_nul_places(document), None):
         raise ConfigError(
-            f"{name}: {nul} has the character NUL, which no name, path or password can have.",
-            hint="Take it out of the config.",
+            f"{name}: {nul} contains a NUL character, which no name, path or password can have.",
+            hint="Remove the character from the config.",
         )
-    checked = dict(document)
-    source = checked.get("source")
-    alone = isinstance(source, Mapping) and _is_one(source)
-    if isinstance(source, Mapping) and alone:
-        checked["source"] = {str(source.get("name", "source")): dict(source)}
+    normalised = dict(document)
+    source = normalised.get("source")
+    single = isinstance(source, Mapping) and _is_single_source(source)
+    if isinstance(source, Mapping) and single:
+        normalised["source"] = {str(source.get("name", "source")): dict(source)}
     try:
-        return Settings.model_validate(checked | {"alone": alone})
+        return Settings.model_validate(normalised | {"alone": single})
     except ValidationError as error:
-        raise ConfigError(_explained(error, name, alone), hint="See `bronze init`.") from None
+        raise ConfigError(
+            _error_message(error, name, single),
+            hint="`bronze init` writes a valid config with comments.",
+        ) from None
 
 
-def _with_nul(value: object, where: str = "") -> Iterator[str]:
-    """The places of texts, and names of keys, that have a NUL."""
+def _nul_places(value: object, path: str = "") -> Iterator[str]:
+    """The places of texts, and the names of keys, that contain a NUL character."""
     if isinstance(value, Mapping):
-        for key, one in value.items():
-            place = f"{where}.{key}" if where else str(key)
+        for key, inner in value.items():
+            key_path = f"{path}.{key}" if path else str(key)
             if "\0" in str(key):
-                yield f"the name of the key {place}"
-            yield from _with_nul(one, place)
+                yield f"the name of the key {key_path}"
+            yield from _nul_places(inner, key_path)
     elif isinstance(value, list | tuple):
-        for one in value:
-            yield from _with_nul(one, where)
+        for inner in value:
+            yield from _nul_places(inner, path)
     elif isinstance(value, str) and "\0" in value:
-        yield where
+        yield path
 
 
-def _is_one(source: Mapping[str, Any]) -> bool:
-    """Whether [source] is a source itself, and not a table of them."""
+def _is_single_source(source: Mapping[str, Any]) -> bool:
+    """Whether [source] is one source, not a table of several."""
     return "dsn" in source or not all(isinstance(value, Mapping) for value in source.values())
 
 
-def _explained(error: ValidationError, name: str, alone: bool) -> str:
-    lines = []
+def _error_message(error: ValidationError, name: str, single: bool) -> str:
+    """All errors in one sentence. With ``single``, the config does not name its only source."""
+    messages = []
     for problem in error.errors(include_input=False, include_url=False):
-        where = [str(part) for part in problem["loc"] if not _is_type(part)]
-        if alone and where[:1] == ["source"] and len(where) > 1:
-            del where[1]
-        key = ".".join(where)
+        path = [str(part) for part in problem["loc"] if not _is_type_name(part)]
+        if single and path[:1] == ["source"] and len(path) > 1:
+            del path[1]
+        key = ".".join(path)
         if problem["type"] == "extra_forbidden":
-            lines.append(f"unknown key {key}{_nearest(where)}")
+            messages.append(f"unknown key {key}{_suggestion(path)}")
         elif problem["type"] == "missing":
-            lines.append(f"{key} is missing")
+            messages.append(f"{key} is missing")
         else:
-            said = problem["msg"].removeprefix("Value error, ")
-            lines.append(f"{key}: {said[:1].lower()}{said[1:]}")
-    return f"{name}: " + "; ".join(dict.fromkeys(lines)) + "."
+            message = problem["msg"].removeprefix("Value error, ")
+            messages.append(f"{key}: {message[:1].lower()}{message[1:]}")
+    return f"{name}: " + "; ".join(dict.fromkeys(messages)) + "."
 
 
-def _is_type(part: object) -> bool:
+def _is_type_name(part: object) -> bool:
+    """Whether a part of an error's location is one of pydantic's names of types, not a key."""
     return part in ("str", "SecretName") or str(part).startswith(
         ("function-", "constrained-", "literal[")
     )
 
 
-_OF_TABLES: Mapping[str, type[BaseModel]] = {"rules": RuleSettings, "quality": QualitySettings}
+_TABLE_SECTIONS: Mapping[str, type[BaseModel]] = {
+    "rules": RuleSettings,
+    "quality": QualitySettings,
+}
 
 
-def _section(where: list[str]) -> type[BaseModel]:
-    """The section of the config that a key at this place belongs to."""
-    top, rest = where[0], where[1:-1]
-    if not where[1:]:
+def _section_of(path: list[str]) -> type[BaseModel]:
+    """The section of the config that the key at a path belongs to."""
+    top, rest = path[0], path[1:-1]
+    if not path[1:]:
         return Settings
     if top == "lake":
         return SecretName if rest else LakeSettings
     if top in ("audit", "lineage") and rest:
         return SecretName
-    if top == "tables" and len(rest) > 1 and rest[1] in _OF_TABLES:
-        return PARTS.get(rest[-1], _OF_TABLES[rest[1]])
+    if top == "tables" and len(rest) > 1 and rest[1] in _TABLE_SECTIONS:
+        return RULE_SECTIONS.get(rest[-1], _TABLE_SECTIONS[rest[1]])
     if top == "source" and rest and rest[-1] in ("dsn", "password", "pool"):
         return Pool if rest[-1] == "pool" else SecretName
     if top == "protection" and rest:
@@ -163,10 +171,11 @@ def _section(where: list[str]) -> type[BaseModel]:
     return sections.get(top, Settings)
 
 
-def _nearest(where: list[str]) -> str:
-    fields = _section(where).model_fields.items()
+def _suggestion(path: list[str]) -> str:
+    """The nearest known key of the section, or all of them where none is near."""
+    fields = _section_of(path).model_fields.items()
     known = [field.alias or name for name, field in fields if not field.exclude]
-    close = difflib.get_close_matches(where[-1], known, 1, 0.5)
+    close = difflib.get_close_matches(path[-1], known, 1, 0.5)
     if close:
         return f" (did you mean {close[0]}?)"
-    return f" (known are {', '.join(known)})"
+    return f" (known keys: {', '.join(known)})"

@@ -1,4 +1,4 @@
-"""What the config may say about the protection of personal data."""
+"""The settings ``protect`` of a table: how each column with personal data is protected."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from bronze.config.fields import Section
-from bronze.model.columns import Protect, ProtectMethod
+from bronze.model.columns import STABLE, Protect, ProtectMethod
 
 MASTER_KEY = "BRONZE_MASTER_KEY"
-"""The environment variable with the master key where the config names none."""
+"""The environment variable that holds the master key if the config names none."""
 
 Choice = Literal["encrypt", "encrypt_deterministic", "tokenize", "hash", "mask", "drop", "clear"]
 
 
 class ColumnProtection(Section):
-    """``protect = { email = "encrypt" }``, or with more than a method
+    """How a column is protected: ``protect = { email = "encrypt" }``, or with options
     ``{ phone = { method = "tokenize", format = true } }``.
 
-    ``drop`` does not take the column at all; ``clear`` takes it as it is, on purpose.
+    ``drop`` leaves the column out of the Bronze table; ``clear`` loads it unprotected, on purpose.
     """
 
     method: Choice
@@ -29,28 +29,29 @@ class ColumnProtection(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _short(cls, given: object) -> object:
-        return {"method": given} if isinstance(given, str) else given
+    def _from_method_name(cls, value: object) -> object:
+        return {"method": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _sensible(self) -> ColumnProtection:
-        stable = ("encrypt_deterministic", "tokenize", "hash")
-        if self.join and self.method not in stable:
-            raise ValueError(f"join is for {', '.join(stable)}, which keep equal values equal")
+    def _check_options(self) -> ColumnProtection:
+        if self.join and self.method not in STABLE:
+            raise ValueError(
+                f"join is only for {', '.join(STABLE)}, which protect equal values alike"
+            )
         if self.format and self.method != "tokenize":
-            raise ValueError("format is for tokenize only")
+            raise ValueError("format is only for tokenize")
         if self.keep and self.method != "mask":
-            raise ValueError("keep is for mask only")
+            raise ValueError("keep is only for mask")
         return self
 
     @property
     def dropped(self) -> bool:
-        """Whether the column is not taken at all."""
+        """Whether the column is left out of the Bronze table."""
         return self.method == "drop"
 
     @property
     def rule(self) -> Protect | None:
-        """How its values are protected, None where they are not."""
+        """How the values of the column are protected, None if they are not."""
         if self.method in ("drop", "clear"):
             return None
         method: ProtectMethod = self.method  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""What a config demands of the rows of its tables: [quality], and the rules of a table."""
+"""The settings of data quality: [quality], and the rules of a table."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from bronze.model.quality import Kind, Severity
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-def _plain(value: Any) -> Any:
+def _check_scalar(value: Any) -> Any:
     if not isinstance(value, (bool, int, float, str, date, datetime, Decimal)):
-        raise ValueError("a value is a number, a text, a date, a time stamp, true or false")
+        raise ValueError("a value is a number, a string, a date, a timestamp, true or false")
     return value
 
 
-Value = Annotated[Any, AfterValidator(_plain)]
+Value = Annotated[Any, AfterValidator(_check_scalar)]
 
 
 class QualitySettings(Section):
-    """What is demanded of a table as a whole. ``freshness`` is in seconds.
+    """[quality]: the limits for the checks of a table as a whole. ``freshness`` is in seconds.
 
-    ``null_share`` is demanded where it is given: a NULL that the source allows is no fault by
-    itself. ``allow_rows`` is how many rows may fail a check whatever their share is, and how many
-    NULLs each column may have.
+    ``null_share`` is checked only if it is set: a NULL that the source allows is not an error.
+    ``allow_rows`` is how many rows may fail a check, and how many NULLs each column may have,
+    whatever their share.
     """
 
     threshold: int = Field(default=80, ge=0, le=100)
@@ -45,42 +45,42 @@ class QualitySettings(Section):
 
 
 class Bounds(Section):
-    """What a value lies between; both ends belong to it."""
+    """The smallest and the largest value that a column may have, both inclusive."""
 
     min: Value = None
     max: Value = None
 
     @model_validator(mode="after")
-    def _some(self) -> Bounds:
+    def _check_bounds(self) -> Bounds:
         if self.min is None and self.max is None:
             raise ValueError("min or max is missing")
         return self
 
 
 class Lengths(Section):
-    """How many characters a text has."""
+    """The smallest and the largest number of characters of a string, both inclusive."""
 
     min: int | None = Field(default=None, ge=0)
     max: int | None = Field(default=None, ge=0)
 
     @model_validator(mode="after")
-    def _some(self) -> Lengths:
+    def _check_lengths(self) -> Lengths:
         if self.min is None and self.max is None:
             raise ValueError("min or max is missing")
         if self.min is not None and self.max is not None and self.min > self.max:
-            raise ValueError("min is more than max: the rule could never hold")
+            raise ValueError("min is more than max: the rule could never hold for any row")
         return self
 
 
 class References(Section):
-    """The columns of another table among whose values those of this one have to be."""
+    """The table and the columns that must contain the values of this rule's columns."""
 
     table: str
     columns: Names = ()
 
 
 class RuleSettings(Section):
-    """A rule: on ``column`` or ``columns``, of exactly one kind."""
+    """A rule for the rows of a table: of exactly one kind, on ``column`` or ``columns``."""
 
     name: str = ""
     column: str = ""
@@ -99,44 +99,43 @@ class RuleSettings(Section):
     expression: str | None = None
 
     @model_validator(mode="after")
-    def _one(self) -> RuleSettings:
+    def _check_kind(self) -> RuleSettings:
         kinds = [kind for kind in KINDS if getattr(self, kind) is not None]
         if len(kinds) != 1:
-            said = f"is {' and '.join(kinds)}" if kinds else "is of no kind"
-            raise ValueError(f"a rule is of exactly one kind of {', '.join(KINDS)}; this {said}")
+            actual = " and ".join(kinds) or "none of them"
+            raise ValueError(f"a rule has exactly one of {', '.join(KINDS)}; this has {actual}")
         if self.column and self.columns:
             raise ValueError("a rule has column or columns, not both")
-        needed = self.kind not in ("expression", "unique")
-        if needed and not self.on:
-            raise ValueError(f"a rule of the kind {self.kind} needs a column")
+        if self.kind not in ("expression", "unique") and not self.on:
+            raise ValueError(f"a {self.kind} rule needs a column")
         if len(self.on) > 1 and self.kind not in ("unique", "references", "expression"):
-            raise ValueError(f"a rule of the kind {self.kind} is about one column")
+            raise ValueError(f"a {self.kind} rule has one column only")
         if self.kind == "expression" and self.on:
-            raise ValueError("an expression names its columns itself: leave column out")
-        _compiles(self.kind, self.pattern or self.expression or "")
+            raise ValueError("an expression rule names its columns itself: leave column out")
+        _check_syntax(self.kind, self.pattern or self.expression or "")
         return self
 
     @property
     def kind(self) -> Kind:
-        """Its one kind."""
+        """The kind of the rule."""
         return next(kind for kind in KINDS if getattr(self, kind) is not None)
 
     @property
     def on(self) -> tuple[str, ...]:
-        """The columns that it is about; none where that is the key, or the expression says it."""
+        """The columns of the rule; none if it is about the key, or an expression names them."""
         return (self.column,) if self.column else self.columns
 
     @property
     def called(self) -> str:
-        """Its name, or one made of what it says."""
-        what = self.expression or " ".join((", ".join(self.on) or "key", self.kind))
-        return self.name or what
+        """The name of the rule; by default its expression, or its columns and kind."""
+        default = self.expression or " ".join((", ".join(self.on) or "key", self.kind))
+        return self.name or default
 
 
 KINDS: tuple[Kind, ...] = tuple(kind for kind in get_args(Kind) if kind != "schema")
-"""The kinds that a config may name; the schema is always looked at."""
+"""The kinds of rules that a config may have; the schema is always checked."""
 
-PARTS: Mapping[str, type[BaseModel]] = {
+RULE_SECTIONS: Mapping[str, type[BaseModel]] = {
     "range": Bounds,
     "length": Lengths,
     "references": References,
@@ -144,7 +143,7 @@ PARTS: Mapping[str, type[BaseModel]] = {
 """The sections within a rule."""
 
 
-def _compiles(kind: Kind, text: str) -> None:
+def _check_syntax(kind: Kind, text: str) -> None:
     try:
         if kind == "pattern":
             pl.Series([""]).str.contains(text)

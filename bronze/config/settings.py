@@ -1,4 +1,4 @@
-"""The sections of bronze.toml as frozen settings; `bronze.config.loading` reads them."""
+"""The sections of bronze.toml as frozen values; `bronze.config.loading` reads them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, model_validator
 
-from bronze.config.fields import Bytes, Decimal, Names, Seconds, Section, duration
+from bronze.config.fields import Bytes, Decimal, Names, Seconds, Section, to_seconds
 from bronze.config.protection import MASTER_KEY, ColumnProtection
 from bronze.config.quality import QualitySettings, RuleSettings
 from bronze.errors import ConfigError
@@ -24,44 +24,44 @@ _ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
 _SECRET = re.compile(r"key|secret|token|password|credential|sas", re.IGNORECASE)
 MINIMUM_MEMORY = 512 * 10**6
 GOVERNANCE = "governance"
-"""The folder of the lake in which is remembered what happened."""
+"""The schema of the governance tables; the folder of that name in the lake."""
 
 
-def _plain(root: str) -> str:
+def _check_root(root: str) -> str:
     if "://" not in root and _ESCAPE.search(root):
-        raise ValueError("a percent sign before two digits is taken for an escape by readers")
+        raise ValueError("Delta readers would decode a percent sign before two digits")
     return root
 
 
 class SecretName(Section):
-    """``{ secret = "KConnectionString" }``: asked of the provider under [secrets]."""
+    """``{ secret = "KConnectionString" }``: the name of a secret of the provider in [secrets]."""
 
     secret: str
 
 
 class Pool(Section):
-    """Connections to the source: ``max`` bounds all of them, the parallel reads included."""
+    """Connections to the source: ``max`` bounds their number, parallel reads included."""
 
     min: PositiveInt = 1
     max: PositiveInt = 10
 
     @property
     def readers(self) -> int:
-        """How many reads may go on at once beside the pool's own connections.
+        """How many reads may run in parallel, beside the ``min`` connections.
 
-        Each read opens a connection anew while PostgreSQL may still be closing the last one.
+        Each may need two connections: PostgreSQL may still be closing that of the read before.
         """
         return (self.max - self.min) // 2
 
     @model_validator(mode="after")
-    def _ordered(self) -> Pool:
+    def _check_max(self) -> Pool:
         if self.max < self.min + 2:
-            raise ValueError("max is at least min + 2: a read has one connection, and one closing")
+            raise ValueError("max is at least min + 2, one for a read and one that is closing")
         return self
 
 
 class SourceSettings(Section):
-    """One PostgreSQL database."""
+    """[source]: one PostgreSQL database."""
 
     name: str = ""
     dsn: str | SecretName = Field(repr=False)
@@ -77,22 +77,22 @@ class SourceSettings(Section):
     row_security: Literal["refuse", "apply"] = "refuse"
 
     def takes(self, table: str) -> bool:
-        """Whether a table of this name is wanted, by the patterns of tables and exclude."""
+        """Whether the patterns of ``tables`` and ``exclude`` select a table of this name."""
         return any(fnmatchcase(table, p) for p in self.tables) and not any(
             fnmatchcase(table, p) for p in self.exclude
         )
 
 
 class LakeSettings(Section):
-    """Where the Delta tables are."""
+    """[lake]: where the Delta tables are."""
 
-    root: Annotated[str, AfterValidator(_plain)]
+    root: Annotated[str, AfterValidator(_check_root)]
     schema_: str = Field(default="bronze", alias="schema", pattern=r"^[\w-]+$")
     options: Mapping[str, str | SecretName] = Field(default={}, repr=False)
 
 
 class RunSettings(Section):
-    """How a run works."""
+    """[run]: workers, memory and retries of a run."""
 
     workers: PositiveInt = Field(default_factory=lambda: os.cpu_count() or 2)
     memory: Bytes = 10**9
@@ -101,14 +101,17 @@ class RunSettings(Section):
     retry_delay: Seconds = 2
 
     @model_validator(mode="after")
-    def _enough(self) -> RunSettings:
+    def _check_memory(self) -> RunSettings:
         if self.memory < MINIMUM_MEMORY:
-            raise ValueError("memory is at least 512MB: the libraries alone take most of that")
+            raise ValueError("memory is at least 512MB: the libraries alone need most of that")
         return self
 
 
 class StreamSettings(Section):
-    """How changes are streamed. Slot and publication are called after the source by default."""
+    """[stream]: how changes are streamed.
+
+    By default, slot and publication are named after the source. Times are in seconds.
+    """
 
     slot: str = Field(default="", pattern=r"^[a-z0-9_]{0,63}$")
     publication: str = ""
@@ -117,28 +120,31 @@ class StreamSettings(Section):
     wal_budget: Bytes = 10**9
 
     def names(self, source: str) -> tuple[str, str]:
-        """The names of slot and publication for a source."""
+        """The names of the replication slot and the publication of a source."""
         plain = re.sub(r"[^a-z0-9]+", "_", source.lower()).strip("_")
-        own = f"bronze_{plain}"[:63]
-        return self.slot or own, self.publication or own
+        default = f"bronze_{plain}"[:63]
+        return self.slot or default, self.publication or default
 
 
 class MaintainSettings(Section):
-    """How the tables are kept in shape, after runs and by ``bronze maintain``."""
+    """[maintain]: how tables are optimized and vacuumed, after runs and by ``bronze maintain``.
+
+    ``file_size`` is in bytes, ``retention`` in seconds.
+    """
 
     auto: bool = True
     file_size: Bytes = 128 * 2**20
-    retention: Annotated[int, Field(ge=86400), BeforeValidator(duration)] = 30 * 86400
+    retention: Annotated[int, Field(ge=86400), BeforeValidator(to_seconds)] = 30 * 86400
 
     @model_validator(mode="after")
-    def _sensible(self) -> MaintainSettings:
+    def _check_file_size(self) -> MaintainSettings:
         if self.file_size < 10**6:
             raise ValueError("file_size is at least 1MB")
         return self
 
     def properties(self) -> tuple[tuple[str, str], ...]:
-        """The table properties that say the same to others."""
-        # What ages is counted in whole days there.
+        """The table properties that tell other engines the same retention."""
+        # Delta counts whole days; rounded up, so that no engine deletes files earlier than bronze.
         days = f"interval {-(-self.retention // 86400)} days"
         return (
             ("delta.deletedFileRetentionDuration", days),
@@ -147,7 +153,7 @@ class MaintainSettings(Section):
 
 
 class SecretSettings(Section):
-    """Where ``{ secret = … }`` is looked up."""
+    """[secrets]: the provider that resolves ``{ secret = … }``."""
 
     provider: Literal["env", "file", "azure-key-vault", "databricks"] = "env"
     folder: str = ""
@@ -155,33 +161,36 @@ class SecretSettings(Section):
     scope: str = ""
 
     @model_validator(mode="after")
-    def _placed(self) -> SecretSettings:
-        places = {"file": "folder", "azure-key-vault": "vault", "databricks": "scope"}
-        needs = places.get(self.provider)
+    def _check_provider(self) -> SecretSettings:
+        stores = {"file": "folder", "azure-key-vault": "vault", "databricks": "scope"}
+        needs = stores.get(self.provider)
         if needs and not getattr(self, needs):
             raise ValueError(f'provider "{self.provider}" needs {needs}')
         return self
 
     def place(self) -> str:
-        """What the provider needs to find its store."""
+        """The provider's store: a vault's URL, a folder or a scope; "" if it has none."""
         return self.vault or self.folder or self.scope
 
 
 class ProtectionSettings(Section):
-    """The keys that wrap all others: ``key`` wraps new ones, ``previous`` open old ones."""
+    """[protection]: the master keys. ``key`` wraps new data keys, ``previous`` unwrap old ones."""
 
     key: SecretName | None = None
     previous: tuple[SecretName, ...] = ()
 
 
-def _switched(value: object) -> object:
+def _from_bool(value: object) -> object:
     if isinstance(value, bool):
         return {} if value else None
     return value
 
 
 class AnomalySettings(Section):
-    """How a table's rows are watched: ``anomalies = true``, or some of these."""
+    """``anomalies`` of a table: ``true``, or some of these settings of anomaly detection.
+
+    ``expected`` is the share of anomalies, ``retrain`` the age of a model in seconds.
+    """
 
     expected: float = Field(default=0.01, gt=0, le=0.5)
     trees: int = Field(default=100, ge=10, le=1000)
@@ -191,7 +200,7 @@ class AnomalySettings(Section):
 
 
 class TableSettings(Section):
-    """What one table has of its own."""
+    """[tables.NAME]: the settings of one table. Times are in seconds."""
 
     pattern: Method = "full_refresh"
     cursor: str = "xmin"
@@ -210,49 +219,50 @@ class TableSettings(Section):
     arrays: Literal["array", "string"] = "array"
     timestamps: Literal["timestamp_ntz", "timestamp"] = "timestamp_ntz"
     protect: Mapping[str, ColumnProtection] = {}
-    anomalies: Annotated[AnomalySettings | None, BeforeValidator(_switched)] = None
-    sla: Annotated[int, Field(ge=1), BeforeValidator(duration)] | None = None
+    anomalies: Annotated[AnomalySettings | None, BeforeValidator(_from_bool)] = None
+    sla: Annotated[int, Field(ge=1), BeforeValidator(to_seconds)] | None = None
     rules: tuple[RuleSettings, ...] = ()
     quality: QualitySettings = QualitySettings()
 
     @model_validator(mode="after")
-    def _sensible(self) -> TableSettings:
-        given = self.model_fields_set
+    def _check_pattern(self) -> TableSettings:
         if self.pattern in ("full_refresh", "streaming"):
             for name in ("cursor", "overlap", "deletes"):
-                if name in given:
-                    raise ValueError(f'{name} is for the patterns "batch" and "micro_batch" only')
+                if name in self.model_fields_set:
+                    raise ValueError(f'{name} is only for the patterns "batch" and "micro_batch"')
         if self.history and self.pattern == "streaming":
             raise ValueError(
-                'history is not for the pattern "streaming": there the change data feed is the'
-                " history"
+                'history cannot be combined with the pattern "streaming", where the change data'
+                " feed has every version of a row"
             )
-        if self.history and "on_delete" in given:
-            raise ValueError("on_delete is not for a history, which removes nothing")
+        if self.history and "on_delete" in self.model_fields_set:
+            raise ValueError("on_delete cannot be combined with history, which keeps deleted rows")
         if self.overlap is not None and self.cursor == "xmin":
-            raise ValueError('overlap is for a cursor column only; cursor = "xmin" needs none')
-        both = next(
-            (name for name in self.columns if name in self.protect and self.protect[name].dropped),
-            None,
-        )
-        if both:
-            raise ValueError(f'column {both} is named in columns, and protect says "drop" of it')
+            raise ValueError('overlap is only for a cursor column; cursor = "xmin" needs none')
+        return self
+
+    @model_validator(mode="after")
+    def _check_names(self) -> TableSettings:
+        dropped = {name for name, protection in self.protect.items() if protection.dropped}
+        for name in self.columns:
+            if name in dropped:
+                raise ValueError(f'column {name} is listed in columns, but protect says "drop"')
         names = [rule.called for rule in self.rules]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice:
-            raise ValueError(f"two rules are called {twice!r}: give one of them another name")
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two rules are named {name!r}: give one of them another name")
         return self
 
     @property
     def method(self) -> Method:
-        """The name of the pattern in the column ingestion_method."""
+        """The value of the column ingestion_method."""
         return self.pattern
 
 
 class AuditSettings(Section):
-    """How the records of ``governance.audit_log`` are sealed: by a key, or by their hashes alone.
+    """[audit]: how the records of ``governance.audit_log`` are sealed.
 
-    ``former_keys`` are those that older records were sealed with.
+    With a key, or by their hashes alone. ``former_keys`` are the keys of older records.
     """
 
     key: SecretName | None = None
@@ -260,25 +270,29 @@ class AuditSettings(Section):
 
 
 class LineageSettings(Section):
-    """Where lineage goes as OpenLineage events, beside ``governance.data_lineage``."""
+    """[lineage]: where OpenLineage events are sent, beside ``governance.data_lineage``.
+
+    ``timeout`` is in seconds.
+    """
 
     url: str = Field(default="", pattern=r"^(https?://.+)?$")
     file: str = ""
     api_key: SecretName | None = None
     namespace: str = "bronze"
-    timeout: Annotated[int, Field(ge=1), BeforeValidator(duration)] = 5
+    timeout: Annotated[int, Field(ge=1), BeforeValidator(to_seconds)] = 5
 
     @model_validator(mode="after")
-    def _one(self) -> LineageSettings:
+    def _check_destination(self) -> LineageSettings:
         if self.url and self.file:
-            raise ValueError("events go to a url or to a file")
+            raise ValueError("events go to a url or to a file, not both")
         return self
 
 
 class Settings(Section):
     """All of bronze.toml.
 
-    ``path`` is the file it came from, if any; ``alone`` says that [source] is itself a source.
+    ``path`` is the file it was read from, "" if it is not from a file. ``alone`` says that [source]
+    is one source, not a table of several. ``added`` are the rules made in Python, by table.
     """
 
     source: Mapping[str, SourceSettings]
@@ -297,12 +311,13 @@ class Settings(Section):
     added: Mapping[str, tuple[Criterion, ...]] = Field(default={}, exclude=True)
 
     @model_validator(mode="after")
-    def _streams_go_on(self) -> Settings:
-        for name, own in self.tables.items():
-            if own.pattern == "streaming" and self.demanded(own).on_failure == "stop":
+    def _check_streamed_tables(self) -> Settings:
+        for name, table in self.tables.items():
+            if table.pattern == "streaming" and self.demanded(table).on_failure == "stop":
                 raise ValueError(
-                    f"tables.{name} is streamed, and a stream cannot leave a batch out: on_failure"
-                    f' = "stop" is not for it; say "land" in [tables.{name}.quality]'
+                    f'tables.{name} has pattern = "streaming", and a stream cannot skip a batch:'
+                    f' on_failure = "stop" is not possible; set on_failure = "land" in'
+                    f" [tables.{name}.quality]"
                 )
         return self
 
@@ -328,76 +343,81 @@ class Settings(Section):
 
         return loading.load(path)
 
-    def demanded(self, own: TableSettings) -> QualitySettings:
-        """What is demanded of a table's quality, by [quality] and what the table has of its own."""
-        given = {name: getattr(own.quality, name) for name in own.quality.model_fields_set}
-        if own.sla is not None:
-            given.setdefault("freshness", own.sla)
-        return self.quality.model_copy(update=given)
+    def demanded(self, table: TableSettings) -> QualitySettings:
+        """The quality settings of a table: its own, and those of [quality] for the rest."""
+        overrides = {name: getattr(table.quality, name) for name in table.quality.model_fields_set}
+        if table.sla is not None:
+            overrides.setdefault("freshness", table.sla)
+        return self.quality.model_copy(update=overrides)
 
     def table(self, source: str, schema: str, name: str) -> TableSettings:
-        """A table's settings; the longest of its names that the config has wins."""
+        """The settings of a table; a section with a longer form of its name takes precedence."""
         for key in (f"{source}.{schema}.{name}", f"{schema}.{name}", name):
             if key in self.tables:
                 return self.tables[key]
         return TableSettings()
 
     def origin(self, name: str) -> Origin:
-        """How to reach a source, its passwords left where they are."""
-        given = self.source[name]
-        conninfo = given.dsn if isinstance(given.dsn, str) else ""
-        dsn = self.secret(given.dsn) if isinstance(given.dsn, SecretName) else None
+        """How to connect to a source; passwords are references to where they are kept.
+
+        Raises:
+            ConfigError: the connection string cannot be read, or has a password and is not from a
+                file.
+        """
+        source = self.source[name]
+        conninfo = source.dsn if isinstance(source.dsn, str) else ""
+        dsn = self.secret(source.dsn) if isinstance(source.dsn, SecretName) else None
         if conninfo and _has_password(conninfo, name):
             if not self.path:
                 raise ConfigError(
-                    f"The connection string of source {name} has a password in it.",
-                    hint="Give it as password = { secret = … }, or by PGPASSWORD or ~/.pgpass.",
+                    f"The connection string of source {name} contains a password.",
+                    hint="Use password = { secret = … }, PGPASSWORD or ~/.pgpass instead.",
                 )
-            where = ["source", "dsn"] if self.alone else ["source", name, "dsn"]
-            dsn, conninfo = self._written(where), ""
+            path = ["source", "dsn"] if self.alone else ["source", name, "dsn"]
+            dsn, conninfo = self._config_secret(path), ""
         return Origin(
             name=name,
             conninfo=conninfo,
             dsn=dsn,
-            password=self.secret(given.password) if given.password else None,
-            connect_timeout=given.connect_timeout,
-            statement_timeout=given.statement_timeout,
-            lock_timeout=given.lock_timeout,
-            row_security=given.row_security,
-            connections=(given.pool.min, given.pool.max),
+            password=self.secret(source.password) if source.password else None,
+            connect_timeout=source.connect_timeout,
+            statement_timeout=source.statement_timeout,
+            lock_timeout=source.lock_timeout,
+            row_security=source.row_security,
+            connections=(source.pool.min, source.pool.max),
         )
 
     @property
     def masters(self) -> tuple[Secret, ...]:
-        """Where the master keys are found; the first one wraps new keys."""
-        given = self.protection
-        first = self.secret(given.key) if given.key else Secret("env", MASTER_KEY)
-        return (first, *(self.secret(name) for name in given.previous))
+        """Where the master keys are kept; the first one wraps new data keys."""
+        key = self.protection.key
+        first = self.secret(key) if key else Secret("env", MASTER_KEY)
+        return (first, *(self.secret(name) for name in self.protection.previous))
 
     def place(self, schema: str, name: str) -> Place:
-        """Where a table lies in the lake."""
+        """The location of a table in the lake."""
         options: dict[str, str | Secret] = {}
         for key, value in self.lake.options.items():
             if isinstance(value, SecretName):
                 options[key] = self.secret(value)
             elif self.path and is_secret(key):
-                options[key] = self._written(["lake", "options", key])
+                options[key] = self._config_secret(["lake", "options", key])
             else:
                 options[key] = value
         root = self.lake.root.rstrip("/")
         return Place(f"{root}/{schema}/{name}", tuple(options.items()))
 
     def secret(self, name: SecretName) -> Secret:
-        """Where a secret that the config names is to be found."""
+        """A reference to a secret that the config names."""
         return Secret(self.secrets.provider, name.secret, self.secrets.place())
 
-    def _written(self, where: list[str]) -> Secret:
-        # It stands in the file: there it is found again, so that nothing has to carry it.
-        return Secret("config", json.dumps(where), self.path)
+    def _config_secret(self, path: list[str]) -> Secret:
+        # Workers read the value from the config file, so that no unit of work carries it.
+        return Secret("config", json.dumps(path), self.path)
 
 
 def is_secret(option: str) -> bool:
-    """Whether an option of the object store, by its name, holds a secret."""
+    """Whether the name of an object store option says that its value is a secret."""
     return bool(_SECRET.search(option))
 
 

@@ -1,1 +1,1 @@
-"""The frozen values that cross stages."""
+"""Frozen values that several stages share, or that travel to workers and back."""

@@ -1,4 +1,4 @@
-"""What is watched about a table's rows: the frozen values that models and profiles are made of."""
+"""Frozen values of anomaly detection: models, the anomalies they find, and profiles of columns."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import numpy.typing as npt
 from bronze.model.columns import Kind
 
 Measure = Literal["number", "age", "length", "frequency", "missing"]
-"""What a feature takes of a column: the number; days before the model's moment; the text's length
-in characters; how common the value was in the sample, as a share; whether there is none (1 or 0).
+"""How a feature measures a value: the number itself; its age in days before the model's moment;
+the length of the text in characters; the share of the value in the sample; 1 if the value is NULL
+or NaN, otherwise 0.
 """
 
 Floats = npt.NDArray[np.float64]
@@ -22,11 +23,11 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Feature:
-    """One number that is made of each row.
+    """One number computed from each row.
 
-    A number ``x`` counts as ``asinh((x - centre) / scale)``: nearly as it is among ordinary ones,
-    and by its magnitude beyond. ``fill`` is what most rows have; it stands for NULL. ``shares``
-    are those of a category's values, by value; other values have none.
+    A number ``x`` becomes ``asinh((x - centre) / scale)``: nearly linear among ordinary values,
+    logarithmic beyond. ``fill`` is the most common value, and replaces NULL. ``shares`` are the
+    shares of a category's values, by value; a value that is not among them has the share 0.
     """
 
     column: str
@@ -41,9 +42,9 @@ class Feature:
 class Forest:
     """The trees of an isolation forest, their nodes one after another, parents before children.
 
-    ``sizes`` are the trees' numbers of nodes. For each node: the number of its feature, -1 at a
-    leaf; its threshold, rows up to which go left; its children, counted within the tree; and how
-    many rows of the tree's sample of ``sample`` rows came to it.
+    ``sizes`` are the numbers of nodes of the trees. For each node: the number of its feature, -1 at
+    a leaf; its threshold, up to which rows go left; its children, counted within the tree; and how
+    many of the ``sample`` rows of the tree reach it.
     """
 
     sample: int
@@ -57,11 +58,11 @@ class Forest:
 
 @dataclass(frozen=True)
 class Model:
-    """By what rows of a table are told to be anomalies.
+    """A trained model that scores the rows of a table.
 
-    ``version`` is a digest of all the rest. ``moment`` is when the model was made, ``rows`` how
-    many the table had then, ``threshold`` the score above which a row is an anomaly, of which
-    there are ``expected``, as a share.
+    ``version`` is a digest of all other fields. ``moment`` is when the model was trained, ``rows``
+    how many rows the table had then. A row with a score above ``threshold`` is an anomaly;
+    ``expected`` is the expected share of anomalies.
     """
 
     version: str
@@ -76,10 +77,10 @@ class Model:
 
 @dataclass(frozen=True)
 class Watch:
-    """How a table's rows are watched. Without a model they have no score.
+    """How the rows of a table are monitored for anomalies. Without a model they have no score.
 
-    ``profiled`` are the columns whose values are summed up, ``averaged`` those of them that have
-    a mean; ``notes`` tell people what became of the model.
+    ``profiled`` are the columns with a profile, ``averaged`` those of them that have a mean;
+    ``notes`` are messages about the model for the user.
     """
 
     model: Model | None = None
@@ -89,17 +90,17 @@ class Watch:
 
 
 MOST = 1000
-"""So many anomalies of one run are kept, those with the highest scores; all are counted."""
+"""How many anomalies of one run are kept, those with the highest scores; all are counted."""
 
 SCORE, KEY = "score", "key"
 
 
 @dataclass(frozen=True, eq=False)
 class Outliers:
-    """The anomalies among ``scored`` rows: how many they are, and the most striking of them.
+    """The anomalies among ``scored`` rows: their number, and those with the highest scores.
 
-    ``rows`` is a frame of their keys (JSON), scores, and features by number; None where there
-    are none.
+    ``rows`` is a frame of keys (JSON), scores, and features by number; None if there are none.
+    Parts can be added.
     """
 
     scored: int = 0
@@ -107,9 +108,9 @@ class Outliers:
     rows: Any = field(default=None, repr=False)
 
     def __add__(self, other: Outliers) -> Outliers:
-        import polars as pl  # the command line's help does not wait for it
+        import polars as pl  # imported late: the command line's help does not wait for it
 
-        frames = [one for one in (self.rows, other.rows) if one is not None]
+        frames = [frame for frame in (self.rows, other.rows) if frame is not None]
         rows = frames[0] if len(frames) == 1 else None
         if len(frames) > 1:
             rows = pl.concat(frames).sort([SCORE, KEY], descending=[True, False]).head(MOST)
@@ -117,14 +118,14 @@ class Outliers:
 
 
 SKETCH = 512
-"""So many of the smallest hashes of a column's values tell how many different ones there are, to
-about four percent."""
+"""How many of the smallest hashes of a column's values are kept, to estimate the number of distinct
+values to about four percent."""
 
 
 @dataclass(frozen=True, eq=False)
 class ColumnProfile:
-    """What a column's values are like: how many are NULL, the sum of the finite numbers and how
-    many these are, and the smallest hashes of its values, sorted.
+    """Statistics of the values of a column: how many are NULL, the sum and the count of the finite
+    numbers, and the smallest hashes of the values, sorted. Parts can be added.
     """
 
     nulls: int = 0
@@ -144,12 +145,12 @@ class ColumnProfile:
 
     @property
     def mean(self) -> float | None:
-        """Of the finite numbers, if there are any."""
+        """The mean of the finite numbers, None if there are none."""
         return self.sum / self.numbers if self.numbers else None
 
     @property
     def distinct(self) -> float:
-        """About how many different values there are."""
+        """The estimated number of distinct values."""
         if len(self.hashes) < SKETCH:
             return float(len(self.hashes))
         return (SKETCH - 1) / (float(self.hashes[-1]) / 2.0**64)
@@ -157,7 +158,7 @@ class ColumnProfile:
 
 @dataclass(frozen=True, eq=False)
 class Profile:
-    """What many rows are like, by column."""
+    """The statistics of ``rows`` rows, by column. Parts can be added."""
 
     rows: int = 0
     columns: Mapping[str, ColumnProfile] = field(default_factory=dict)
@@ -178,4 +179,4 @@ ANOMALY_COLUMNS: tuple[tuple[str, Kind], ...] = (
     ("anomaly_score", Kind("double")),
     ("is_anomaly", Kind("boolean")),
 )
-"""The columns of a table whose rows are watched; NULL where there was no model."""
+"""The columns that a table with anomaly detection has; NULL if there was no model."""

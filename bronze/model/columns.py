@@ -1,4 +1,4 @@
-"""Columns: what each is in the source and in the Bronze table, and which tell rows apart."""
+"""Columns in the source and in the Bronze table, and the key of a table."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KindName = Literal[
 
 @dataclass(frozen=True)
 class Kind:
-    """What a value is in the Bronze table, in Delta's terms.
+    """A data type of Delta Lake.
 
     ``precision`` and ``scale`` belong to ``decimal``, ``element`` to ``array``.
     """
@@ -36,9 +36,9 @@ class Kind:
 
     @property
     def of(self) -> Kind:
-        """An array's element."""
+        """The type of the elements of an array."""
         if self.element is None:
-            raise TypeError(f"{self} is no array")
+            raise TypeError(f"{self} is not an array")
         return self.element
 
     def __str__(self) -> str:
@@ -50,23 +50,23 @@ class Kind:
 
 
 Wire = Literal["same", "unscaled", "text", "texts"]
-"""How a value travels from PostgreSQL to us: as it is; as the integer ``value * 10**scale``; as
-text to be parsed; as an array of such texts."""
+"""How PostgreSQL sends a value: unchanged; as the integer ``value * 10**scale``; as text that is
+parsed here; as an array of such texts."""
 
 
 ProtectMethod = Literal["encrypt", "encrypt_deterministic", "tokenize", "hash", "mask"]
 
 
 STABLE = ("encrypt_deterministic", "tokenize", "hash")
-"""The methods by which equal values stay equal, so that rows can be told apart by them."""
+"""The methods that protect equal values alike, so that a column stays usable as a key."""
 
 
 @dataclass(frozen=True)
 class Protect:
     """How the values of a column are protected (see `bronze.protection.protect`).
 
-    ``join`` names a key that several columns share; ``format`` says that tokens have the shape of
-    their values, ``keep`` how many characters at the end a mask leaves.
+    ``join`` names a data key that several columns share; ``format`` says that tokens keep the
+    format of their values, ``keep`` how many characters at the end a mask does not hide.
     """
 
     method: ProtectMethod
@@ -76,7 +76,7 @@ class Protect:
 
     @property
     def stable(self) -> bool:
-        """Whether equal values stay equal."""
+        """Whether equal values are protected alike."""
         return self.method in STABLE
 
 
@@ -85,15 +85,15 @@ _NUMBERS = ("short", "int", "long", "float", "double", "decimal")
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a table, with everything the stages need to carry it exactly.
+    """One column of a table, with everything the stages need to load it exactly.
 
-    ``name`` is the source's, ``target`` the Bronze table's. ``select`` is the SQL that fetches the
-    value, ``canonical`` the SQL of the value whose binary form is hashed, ``reject`` a SQL
-    condition that is true for values which Delta cannot hold ("" where there are none),
-    ``text`` the SQL of PostgreSQL's own text of the value, and ``element``, for arrays, the
-    canonical SQL of one element ``e``. ``kind`` is that of the value as it is read and hashed,
-    ``stored`` that of what the Bronze table has of it. ``base_type`` is PostgreSQL's own name of
-    the type, of a domain's the type beneath it; "" of what the source has no more.
+    ``name`` is the name in the source, ``target`` the name in the Bronze table. All SQL is of
+    PostgreSQL: ``select`` reads the value, ``canonical`` is the value that is hashed in its binary
+    form, ``reject`` is a condition that is true for values which Delta cannot hold ("" if there are
+    none), ``text`` is PostgreSQL's text of the value, and ``element``, for arrays, the canonical
+    SQL of one element ``e``. ``kind`` is the type of the value as it is read and hashed,
+    ``stored`` the type in the Bronze table. ``base_type`` is PostgreSQL's name of the type, for a
+    domain that of its base type; "" if the source no longer has the column.
     """
 
     name: str
@@ -112,28 +112,28 @@ class Column:
 
     @property
     def is_number(self) -> bool:
-        """Whether its values are numbers, be they kept as text because Delta has no such type."""
+        """Whether its values are numbers, even if Delta can hold them as text only."""
         return self.kind.name in _NUMBERS or (
             self.kind.name == "string" and self.base_type == "numeric"
         )
 
     @property
     def stored(self) -> Kind:
-        """What the value is in the Bronze table."""
+        """The type of the column in the Bronze table."""
         return Kind("string") if self.protect else self.kind
 
 
 KEY_TEXT = "key_as_text"
-"""The column that only those Bronze tables have whose key has values that Delta cannot hold or
-compare: in a row with such values they are here, as a JSON object of text; elsewhere NULL."""
+"""A column of Bronze tables with a key that can have values which Delta cannot hold or compare. A
+row with such values has them here, as a JSON object of texts; other rows have NULL."""
 
 
 @dataclass(frozen=True)
 class RowKey:
-    """What tells the rows of a table apart: ``columns`` of the source, none where nothing does.
+    """The key of a table: ``columns`` of the source that identify a row, none if it has no key.
 
-    ``names`` are the columns of the Bronze table by which a row is found there. Those of its key
-    that are arrays are not among them; where it has `KEY_TEXT`, that is the last one.
+    ``names`` are the columns of the Bronze table that identify a row there: the key without its
+    arrays and, if the table has it, `KEY_TEXT` as the last one.
     """
 
     columns: tuple[Column, ...] = ()
@@ -146,7 +146,7 @@ class RowKey:
 
     @property
     def source_names(self) -> tuple[str, ...]:
-        """The key's columns as the source calls them."""
+        """The names of the key's columns in the source."""
         return tuple(column.name for column in self.columns)
 
 

@@ -1,4 +1,4 @@
-"""Files of a Bronze table, and what their rows are made of."""
+"""Files of a Bronze table, and the format of their rows."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from bronze.model.columns import Kind
 
 @dataclass(frozen=True)
 class DataFile:
-    """One Parquet file that was written. ``path`` is relative to the table, ``stats`` is Delta's
-    JSON, ``partition`` the value of the partition column, if the table has one.
+    """One Parquet file that was written and is not committed yet.
+
+    ``path`` is relative to the table, ``stats`` are its statistics as JSON in Delta's format,
+    ``partition`` is the value of the partition column, if the table has one.
     """
 
     path: str
@@ -23,10 +25,10 @@ class DataFile:
 
 @dataclass(frozen=True)
 class Stored:
-    """One Parquet file that is part of a table, as the log has it.
+    """One Parquet file of a table, as its Delta log describes it.
 
-    ``path`` is percent-encoded, as in the log; ``rows`` is -1 where its writer did not say;
-    ``low`` and ``high`` are the bounds that the log knows of columns of safe kinds.
+    ``path`` is percent-encoded, as in the log; ``rows`` is -1 if the log has no row count;
+    ``low`` and ``high`` are the minimum and maximum of columns whose statistics can be trusted.
     """
 
     path: str
@@ -39,13 +41,13 @@ class Stored:
 
 @dataclass(frozen=True)
 class Form:
-    """What the rows of a Bronze table are made of, by which each can be proven to be as written.
+    """The format of the rows of a Bronze table, needed to check each row against its hashes.
 
-    ``values`` are the columns of the source, of which the table began with ``base``; ``earlier``
-    are kinds that columns had before they were widened, at one time or another. With ``hashed``,
-    row_hash is of the values as they are stored, without a key. ``partition`` is the column with
-    the partitions' dates, "" where there is none, ``thresholds`` are the scores below which rows
-    were quarantined at one time or another, none where that is not remembered.
+    ``values`` are the columns of the source, the first ``base`` of which the table was created
+    with; ``earlier`` are the types that columns had before they were widened. With ``hashed``,
+    row_hash is computed from the values as they are stored, without a secret key. ``partition`` is
+    the column with the partitions' dates, "" if there is none; ``thresholds`` are all scores below
+    which rows have been quarantined, none if they are not known.
     """
 
     values: tuple[str, ...]

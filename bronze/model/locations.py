@@ -1,4 +1,4 @@
-"""Where things are: secrets, sources, tables."""
+"""References to secrets, sources and Delta tables: where they are, without passwords."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Secret:
-    """Where a secret is to be found; never the secret itself.
+    """A reference to a secret, never its value.
 
-    ``provider`` is one of ``bronze.secrets.PROVIDERS``, ``place`` what that provider needs to find
-    its store (a vault's URL, a folder), ``name`` the secret's name there.
+    ``provider`` is one of ``bronze.secrets.PROVIDERS``, ``place`` the provider's store (a vault's
+    URL, a folder, a scope), ``name`` the name of the secret there.
     """
 
     provider: str
@@ -21,11 +21,11 @@ class Secret:
 
 @dataclass(frozen=True)
 class Origin:
-    """How to reach one PostgreSQL database, without the password.
+    """How to connect to one PostgreSQL database.
 
-    ``conninfo`` is libpq's, with no password in it; ``password`` or ``dsn`` say where the missing
-    part is to be found. Times are in seconds; 0 is no limit. ``connections`` are the config's
-    pool.min and pool.max.
+    ``conninfo`` is libpq's connection string without a password; ``password``, or ``dsn`` for the
+    whole string, are references to the secret part. Timeouts are in seconds; 0 is no limit.
+    ``connections`` are pool.min and pool.max of the config.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Place:
-    """Where one Delta table lies: a URL or path, and the object store's options."""
+    """The location of a Delta table: a URL or path, and the options of the object store."""
 
     url: str
     options: tuple[tuple[str, str | Secret], ...] = field(default=(), repr=False)

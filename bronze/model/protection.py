@@ -10,10 +10,10 @@ from bronze.model.locations import Secret
 
 @dataclass(frozen=True)
 class DataKey:
-    """A key for data as the lake keeps it: wrapped by the master key ``master`` (its id).
+    """A data key as it is stored in the lake: wrapped by the master key with the id ``master``.
 
-    It serves one ``purpose`` for one ``column`` of one ``table`` ("": for all columns that share
-    the key called ``column``).
+    It is for one ``purpose``, one ``column`` and one ``table``; if ``table`` is "", for all columns
+    that share the key named ``column``.
     """
 
     id: str
@@ -26,8 +26,8 @@ class DataKey:
 
 @dataclass(frozen=True)
 class Protected:
-    """A protected column: ``column`` is the Bronze table's, ``name`` the source's ("": it has
-    none). The first of ``keys`` is for new values, the others for those that are there.
+    """A protected column: ``column`` is its name in the Bronze table, ``name`` in the source ("" if
+    it is not there). The first of ``keys`` protects new values, the others earlier ones.
     """
 
     column: str
@@ -41,8 +41,8 @@ class Protected:
 class Protection:
     """How the rows of a table are protected.
 
-    ``row_hash`` is the key of the hashes of rows, None where no column is protected; ``masters``
-    say where the keys are found that wrap all others.
+    ``row_hash`` is the data key of the row hashes, None if no column is protected; ``masters`` are
+    references to the master keys.
     """
 
     columns: tuple[Protected, ...]

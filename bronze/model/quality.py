@@ -1,9 +1,8 @@
-"""What the rows of a table are held against, and how they fared: values that travel to workers
-and back.
+"""The rules that rows are checked by, and the results: values that travel to workers and back.
 
-A row's score is 100 less the points of each rule that it breaks, and at least 0. The points are
-those of the rule's severity (`POINTS`). So a rule more or less changes no row's score that keeps
-it, and nothing is rounded.
+The score of a row is 100 minus the points of each rule that it breaks, and at least 0. The points
+depend on the severity of the rule (`POINTS`). So an additional rule changes the scores only of rows
+that break it, and nothing is rounded.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ Severity = Literal["low", "medium", "high", "critical"]
 
 BEST = 100
 POINTS: dict[Severity, int] = {"low": 5, "medium": 10, "high": 25, "critical": 100}
-"""What a row loses by breaking a rule. A row with less than 80 is quarantined by default: one rule
-of severity high, three of medium or five of low are enough for that."""
+"""How many points a row loses by breaking a rule. By default a row with a score below 80 is
+quarantined: one rule of severity high, three of medium or five of low are enough."""
 
 Kind = Literal[
     "not_null",
@@ -31,25 +30,26 @@ Kind = Literal[
     "schema",
 ]
 SPANNING = ("unique", "references")
-"""The kinds that no row can be held against alone."""
+"""The kinds of rules that need other rows: a single row cannot be checked by them."""
 
 Origin = Literal["config", "python", "derived"]
 Evaluation = Literal["rows", "proven", "counted", "none"]
-"""How a rule is evaluated: row by row; not at all, as PostgreSQL sees to it; counted in PostgreSQL,
-as too many rows break it to know each; or not at all, as it cannot be in a stream."""
+"""How a rule is evaluated: row by row; not at all, because PostgreSQL enforces it; by a count in
+PostgreSQL, because too many rows break it to list them; or not at all, as streams cannot."""
 
 EXAMPLES = 5
+"""How many keys of rows that break a rule are kept as examples."""
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """One rule as it is settled for a table's run.
+    """One rule, resolved for the run of a table.
 
-    ``columns`` are the source's names. ``holds`` is a serialised polars expression over them that
-    is false for rows that break the rule (NULL keeps it); it is empty where there is nothing to
-    evaluate. ``rejects`` is the column whose rejected values break it. ``allow`` is the share of
-    rows that may break it, ``allow_rows`` how many may whatever their share is. ``counted`` is how
-    many rows were looked at in PostgreSQL, and how many of them break it.
+    ``columns`` are names in the source. ``holds`` is a serialised polars expression over them that
+    is false for rows that break the rule (NULL does not); it is empty if there is nothing to
+    evaluate. Rejected values of the column ``rejects`` break the rule. ``allow`` is the share of
+    rows that may break it, ``allow_rows`` their number, whatever the share. ``counted`` is how many
+    rows were checked in PostgreSQL, and how many of them break the rule.
     """
 
     name: str
@@ -67,11 +67,11 @@ class Criterion:
 
 @dataclass(frozen=True)
 class Quality:
-    """What the rows of a table are held against.
+    """All rules that the rows of a table are checked by.
 
-    ``names`` are the source's and the Bronze table's names of its columns, in their order.
-    ``key`` are the key's target names that may be told as examples. ``distinct`` asks for
-    duplicates of whole rows: one in so many fingerprints is kept; 0 asks for none.
+    ``names`` are the names of the columns in the source and in the Bronze table, in their order.
+    ``key`` are the columns of the key, by target name, that examples may show. ``distinct`` is for
+    finding duplicate rows: one in ``distinct`` fingerprints is kept; with 0 none are.
     """
 
     criteria: tuple[Criterion, ...] = ()
@@ -82,17 +82,17 @@ class Quality:
 
     @property
     def renamed(self) -> bool:
-        """Whether any column has another name in the Bronze table."""
+        """Whether any column has a different name in the Bronze table."""
         return any(source != target for source, target in self.names)
 
 
 @dataclass(frozen=True)
 class Scored:
-    """How rows fared. Those of parts may be added up.
+    """The results of checking rows. Parts can be added.
 
-    ``total`` is the sum of their scores, ``flawed`` how many have less than 100, ``refused`` how
-    many have a rejected value. ``failed`` and ``examples`` (keys as JSON objects) are by
-    criterion, ``nulls`` by column. ``prints`` are fingerprints of rows, as arrays of 64 bits.
+    ``total`` is the sum of the scores, ``flawed`` how many rows have less than 100, ``refused`` how
+    many have a rejected value. ``failed`` and ``examples`` (keys as JSON objects) are by rule,
+    ``nulls`` by column. ``prints`` are fingerprints of rows, as arrays of 64-bit integers.
     """
 
     rows: int = 0

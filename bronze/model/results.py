@@ -1,4 +1,4 @@
-"""What commands end with: frozen values, which `bronze.cli.render` renders."""
+"""The results of commands, as frozen values; `bronze.cli.render` prints them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Status = Literal["landed", "unchanged", "failed"]
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a table failed, in the words of an error."""
+    """An error as a value: ``kind`` is the name of its class."""
 
     kind: str
     message: str
@@ -20,12 +20,12 @@ class Failure:
 
 @dataclass(frozen=True)
 class TableResult:
-    """What a run did to one table.
+    """The result of a run for one table.
 
-    ``bytes`` is the size of the ``files`` that it wrote, ``anomalies`` counts those among the rows
-    that it wrote. ``score`` is the average of the rows that were read, None where none were;
-    ``quarantined`` of them are below the threshold. ``schema_changes`` are what happened to the
-    table's columns, ``notes`` what else there is to know.
+    ``bytes`` is the size of the ``files`` that it wrote, ``anomalies`` their number among the rows
+    that it wrote. ``score`` is the average score of the rows that were read, None if there were
+    none; ``quarantined`` of them are below the threshold. ``schema_changes`` are the changes of the
+    table's columns, ``notes`` are other messages for the user.
     """
 
     table: str
@@ -50,7 +50,7 @@ class TableResult:
 
 @dataclass(frozen=True)
 class Late:
-    """A table's run of which the record was left out, as it died; another run has entered it."""
+    """A table of an earlier run that died before it wrote its record; this run has written it."""
 
     batch_id: str
     table: str
@@ -61,11 +61,11 @@ class Late:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run did. ``position`` is the source's log position (LSN) at the snapshot, an int.
+    """The result of a run. ``position`` is the source's WAL position (LSN) at the snapshot.
 
-    ``late`` is what earlier runs did and could not enter into the books, ``notes`` what else there
-    is to know; ``unrecorded`` is why something of this run could not be entered: the tables have
-    landed all the same.
+    ``late`` are tables of earlier runs whose records were missing, ``notes`` messages for the user.
+    ``unrecorded`` is why this run could not write all of its records into the governance tables;
+    the tables have landed nevertheless.
     """
 
     batch_id: str
@@ -78,8 +78,8 @@ class RunResult:
 
     @property
     def exit_code(self) -> int:
-        """0: all landed; 3: nothing did, as a side could not be reached; 1: some failed, or what
-        was done could not be recorded.
+        """0: all tables landed; 3: the source or the lake could not be reached and no table landed;
+        1: some tables failed, or a record could not be written.
         """
         kinds = {table.error.kind if table.error else "" for table in self.tables}
         if kinds <= {""}:
@@ -89,8 +89,8 @@ class RunResult:
 
 @dataclass(frozen=True)
 class StreamResult:
-    """What a stream did until it ended. ``position`` is the LSN up to which all tables have
-    followed; their ``rows_read`` counts the changes that came.
+    """The result of a stream that has ended. ``position`` is the LSN up to which the changes of all
+    tables are applied; ``rows_read`` of a table counts the changes that were received.
     """
 
     stream: str
@@ -106,14 +106,14 @@ class StreamResult:
 
     @property
     def exit_code(self) -> int:
-        """0: all well; 1: some tables are not followed any more, or it could not be recorded."""
+        """0: success; 1: some tables are no longer streamed, or a record could not be written."""
         return 1 if self.unrecorded or any(table.error for table in self.tables) else 0
 
 
 @dataclass(frozen=True)
 class MaintainedTable:
-    """What maintenance did to one table. ``version`` is that of its new layout, None where that
-    stayed as it was; ``rewritten`` and ``expired_bytes`` are bytes.
+    """The result of maintaining one table. ``version`` is that of the optimize, None if there was
+    nothing to optimize; ``rewritten`` and ``expired_bytes`` are in bytes.
     """
 
     target: str
@@ -130,7 +130,7 @@ class MaintainedTable:
 
 @dataclass(frozen=True)
 class MaintainResult:
-    """What maintenance did."""
+    """The result of ``bronze maintain``."""
 
     seconds: float
     tables: tuple[MaintainedTable, ...]
@@ -138,5 +138,5 @@ class MaintainResult:
 
     @property
     def exit_code(self) -> int:
-        """0: all well; 1: some tables failed, or it could not be recorded."""
+        """0: success; 1: some tables failed, or a record could not be written."""
         return 1 if self.unrecorded or any(table.error for table in self.tables) else 0

@@ -1,4 +1,4 @@
-"""What a run or a stream gives all rows that it writes."""
+"""Metadata that a run or a stream writes into all of its rows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Method = Literal["batch", "micro_batch", "full_refresh", "streaming"]
 
 @dataclass(frozen=True)
 class AuditMark:
-    """A record of an audit log: the id of the log, and the record's number and hash in it."""
+    """A record of the audit log: the id of the log, and the number and hash of the record."""
 
     log: str
     sequence: int
@@ -20,9 +20,11 @@ class AuditMark:
 
 @dataclass(frozen=True)
 class Stamp:
-    """What a run writes beside every row. ``lineage`` is the id of the run's record of the table
-    in ``governance.data_lineage``, ``audited`` the newest record of the audit log that its commits
-    name, if it could be read (see `bronze.delta.audit_mark`).
+    """The metadata that a run writes into every row of a table.
+
+    ``lineage`` is the id of its record in ``governance.data_lineage``; ``audited`` is the newest
+    record of the audit log, which commits refer to, None if the log could not be read (see
+    `bronze.delta.audit_mark`).
     """
 
     batch_id: str

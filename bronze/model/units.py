@@ -1,4 +1,4 @@
-"""Units of work, and what a worker gives back of one."""
+"""Units of work for workers, and their results."""
 
 from __future__ import annotations
 
@@ -14,28 +14,26 @@ from bronze.model.quality import Quality, Scored
 from bronze.model.stamp import Stamp
 
 ACTIVE, QUARANTINED, DELETED = "ACTIVE", "QUARANTINED", "DELETED"
-"""What record_status says of a row: it is in the source; it is there, but its quality is below the
-threshold; it has gone from there.
+"""The values of record_status: the row is in the source; it is, but its score is below the
+threshold; it is no longer in the source.
 """
 
 
 @dataclass(frozen=True)
 class Enrichment:
-    """What the rows of a table are given on their way in, beside identity, times and hashes.
+    """What is done to the rows of a table before they are written, besides adding metadata.
 
-    ``protection`` is None for a table all of whose columns are taken in clear. With ``watch``, a
-    score that tells anomalies, in columns of its own.
+    ``protection`` is None if no column is protected. With ``watch``, rows get an anomaly score.
     """
 
     protection: Protection | None = None
     watch: Watch | None = None
-
     quality: Quality = field(default_factory=Quality)
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What was found out about rows on their way in. Those of parts may be added up."""
+    """What was measured about rows before they were written. Parts can be added."""
 
     outliers: Outliers = NO_OUTLIERS
     profile: Profile = NO_PROFILE
@@ -55,7 +53,7 @@ NOTHING_FOUND = Findings()
 
 @dataclass(frozen=True)
 class Rejected:
-    """A value that Delta cannot hold, as PostgreSQL writes it. ``key`` is a JSON object."""
+    """A value that Delta cannot hold, as PostgreSQL's text. ``key`` is the row's, a JSON object."""
 
     column: str
     key: str
@@ -64,13 +62,13 @@ class Rejected:
 
 @dataclass(frozen=True)
 class Known:
-    """What a table is known by: the fingerprints of its rows, or of their keys.
+    """Which fingerprints of a Bronze table a worker compares its rows with: of rows, or of keys.
 
-    ``files`` and ``layout`` are the table's; ``key`` are the key's columns, none for rows;
-    ``offset`` chooses the digits of row_hash that are compared; ``share`` of ``shares`` is the
-    part of all fingerprints that is meant. Rows that are marked as deleted do not count; in a
-    table that keeps the history of its rows, whose key is ``versions``, only last versions do.
-    With ``form`` a row which is not as it was written is one that the source does not have.
+    ``files`` and ``layout`` are the files and the schema of the table; ``key`` are the columns of
+    the key, none to compare whole rows; ``offset`` is the first digit of row_hash that is compared;
+    ``share`` of ``shares`` is the part of all fingerprints that is compared. Rows marked as deleted
+    are left out; of a table with history, whose key is ``versions``, only last versions count.
+    With ``form``, a row that was altered since it was written counts as missing from the source.
     """
 
     place: Place
@@ -86,17 +84,17 @@ class Known:
 
     @property
     def history(self) -> bool:
-        """Whether the table keeps every version of a row."""
+        """Whether the table has history: every version of a row."""
         return bool(self.versions)
 
 
 @dataclass(frozen=True)
 class Weighing:
-    """How the rows of a table with large values are weighed before they are read.
+    """How large rows of a table are measured before they are read, and the limits for them.
 
-    ``table`` is its name in SQL, ``weight`` the SQL of the bytes of a row's values, ``key`` the SQL
-    of its key as text, to name it. A slice may have ``size`` bytes, and a row ``heaviest``; a row
-    takes ``copies`` times its bytes, beside the ``rest`` of the memory of a run that has enough.
+    ``table`` is the table's name in SQL, ``weight`` the SQL of the size of a row in bytes, ``key``
+    the SQL of its key as text, for errors. A split may have ``size`` bytes, and a row ``heaviest``.
+    Reading a row needs ``copies`` times its size, and the rest of the run ``rest`` bytes.
     """
 
     table: str
@@ -227,9 +225,9 @@ class Unit:
 
 @dataclass(frozen=True)
 class Written:
-    """What one unit did: how many rows it read, and those that it kept, in files or, where they
-    are few, as they are. ``seen`` is a mask over the fingerprints of the unit's ``known``, ``sum``
-    what the rows' fingerprints add up to (see `bronze.rows.fingerprint.total`).
+    """The result of one unit: how many rows it read, and the rows that it kept, in ``files`` or, if
+    they are few, in ``frame``. ``seen`` is a mask over the fingerprints of the unit's ``known``,
+    ``sum`` the total of the fingerprints of all rows (see `bronze.rows.fingerprint.total`).
     """
 
     unit: int

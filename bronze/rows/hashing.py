@@ -1,7 +1,7 @@
-"""Hashes over the encoding of rows (see `bronze.rows.encoding`).
+"""Hashes of the encoding of rows (see `bronze.rows.encoding`).
 
-Small rows are joined and hashed all at once; of large ones, which no copy is made of, each piece is
-hashed where it is.
+Small rows are joined and hashed all at once. Large rows are not copied: their pieces are hashed one
+after another.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import polars_hash as plh
 import pyarrow as pa
 import xxhash
 
-from bronze.rows.encoding import joined
+from bronze.rows.encoding import join_pieces
 
 _LARGE = 24 * 2**20
 
@@ -25,40 +25,42 @@ Pieces = Sequence[pa.LargeBinaryArray]
 
 
 def sha256(pieces: Pieces, rows: int, rejected: pl.Series) -> pl.Series:
-    """SHA-256 of each row and, behind it, its rejected values: 64 hexadecimal digits.
+    """SHA-256 of each row followed by its rejected values, as 64 hexadecimal digits.
 
     Args:
-        pieces: of the rows' encoding.
-        rows: how many there are.
-        rejected: each row's rejected values as text, NULL where it has none.
+        pieces: the pieces of the encoding of the rows.
+        rows: the number of rows.
+        rejected: the rejected values of each row as text, NULL if it has none.
     """
-    more = [rejected.cast(pl.Binary).to_arrow(compat_level=pl.CompatLevel.oldest())]
-    whole = [*pieces, *(more if rejected.null_count() < len(rejected) else ())]
-    if _large(whole):
-        hashes = [_fed(hashlib.sha256(), row).hexdigest() for row in _rows(whole, rows)]
+    if rejected.null_count() < len(rejected):
+        texts = rejected.cast(pl.Binary).to_arrow(compat_level=pl.CompatLevel.oldest())
+        pieces = [*pieces, texts]
+    if _is_large(pieces):
+        hashes = [_update(hashlib.sha256(), row).hexdigest() for row in _rows(pieces, rows)]
         return pl.Series(hashes, dtype=pl.String)
-    found: pl.Series = _frame(whole).select(plh.col("bytes").chash.sha2_256()).to_series()
-    return found
+    digests: pl.Series = _frame(pieces).select(plh.col("bytes").chash.sha2_256()).to_series()
+    return digests
 
 
 def xxh3(pieces: Pieces, rows: int) -> npt.NDArray[np.uint64]:
     """XXH3-64 of each row."""
-    if _large(pieces):
-        sums = [_fed(xxhash.xxh3_64(), row).intdigest() for row in _rows(pieces, rows)]
+    if _is_large(pieces):
+        sums = [_update(xxhash.xxh3_64(), row).intdigest() for row in _rows(pieces, rows)]
         return np.array(sums, np.uint64)
     numbers = _frame(pieces).select(plh.col("bytes").nchash.xxh3_64()).to_series()
     return np.asarray(numbers.to_numpy(), np.uint64)
 
 
-def _large(pieces: Pieces) -> bool:
+def _is_large(pieces: Pieces) -> bool:
     return sum(int(piece.nbytes) for piece in pieces) > _LARGE
 
 
 def _frame(pieces: Pieces) -> pl.DataFrame:
-    return pl.DataFrame({"bytes": pl.Series(joined(pieces))})
+    return pl.DataFrame({"bytes": pl.Series(join_pieces(pieces))})
 
 
-def _fed(state: Any, row: Sequence[memoryview]) -> Any:
+def _update(state: Any, row: Sequence[memoryview]) -> Any:
+    """The hash state, updated with the pieces of a row."""
     for piece in row:
         state.update(piece)
     return state
@@ -68,12 +70,12 @@ def _rows(pieces: Pieces, rows: int) -> Iterator[list[memoryview]]:
     """The pieces of each row."""
     bounds = [_offsets(piece) for piece in pieces]
     data = [memoryview(piece.buffers()[2] or b"") for piece in pieces]
-    there = [piece.is_valid().to_pylist() if piece.null_count else None for piece in pieces]
+    validity = [piece.is_valid().to_pylist() if piece.null_count else None for piece in pieces]
     for row in range(rows):
         yield [
             data[i][offsets[row] : offsets[row + 1]]
             for i, offsets in enumerate(bounds)
-            if (valid := there[i]) is None or valid[row]
+            if (valid := validity[i]) is None or valid[row]
         ]
 
 

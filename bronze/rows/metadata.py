@@ -1,6 +1,6 @@
-"""Rows of the source become Bronze rows: the columns of identity, time and proof are added.
+"""The metadata columns of Bronze rows: origin, times, status, quality score and hashes.
 
-``row_hash`` and ``checksum`` are computed over the encoding in `bronze.rows.encoding`.
+``row_hash`` and ``checksum`` are computed from the encoding in `bronze.rows.encoding`.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ METADATA: tuple[tuple[str, Kind], ...] = (
     ("checksum", Kind("string")),
     ("row_hash", Kind("string")),
 )
-"""The columns that every Bronze table has after the source's own, in their order."""
+"""The columns that every Bronze table has after those of the source, in their order."""
 
 COMMITTED = "source_commit_timestamp"
-"""In a table that is streamed: when the transaction committed that wrote the row; NULL for rows
-that came otherwise."""
+"""A column of streamed tables: when the transaction that wrote the row was committed; NULL for rows
+that were loaded by a query."""
 
 _HASH_DIGITS = 32
 _CHECKSUM_DIGITS = 16
@@ -51,20 +51,20 @@ def stamped(
     scores: pl.Series | None = None,
     threshold: int = 0,
 ) -> pl.DataFrame:
-    """Bronze rows: the source's columns followed by `METADATA`.
+    """Bronze rows: the columns of the source followed by `METADATA`.
 
     Args:
-        rows: the source's columns as they are stored, under their target names.
+        rows: the columns of the source as they are stored, under their target names.
         hashes: ``row_hash`` of each row.
         checksums: ``checksum`` of each row.
-        stamp: what the run writes beside every row.
-        scores: each row's score; None where all are the best.
+        stamp: the metadata of the run.
+        scores: the quality score of each row; None if all rows have the best score.
         threshold: the score below which a row is quarantined.
     """
-    moment = pl.lit(stamp.loaded_at).cast(pl.Datetime("us", "UTC"))
-    added = {
-        "load_timestamp": moment,
-        "update_timestamp": moment,
+    loaded_at = pl.lit(stamp.loaded_at).cast(pl.Datetime("us", "UTC"))
+    values = {
+        "load_timestamp": loaded_at,
+        "update_timestamp": loaded_at,
         "source_system": _constant(stamp.source_system),
         "record_status": _status(scores, threshold),
         "data_quality_score": pl.lit(BEST if scores is None else scores).cast(pl.Int32),
@@ -74,14 +74,14 @@ def stamped(
         "checksum": pl.lit(checksums),
         "row_hash": pl.lit(hashes),
     }
-    # An expression over the rows would copy their values.
-    made = pl.DataFrame(height=rows.height)
-    made = made.with_columns(added[name].alias(name) for name, _ in METADATA)
-    return portion.beside(rows, made.get_columns())
+    # In a frame of their own, because an expression over the rows would copy their values.
+    metadata = pl.DataFrame(height=rows.height)
+    metadata = metadata.with_columns(values[name].alias(name) for name, _ in METADATA)
+    return portion.beside(rows, metadata.get_columns())
 
 
 def _status(scores: pl.Series | None, threshold: int) -> pl.Expr:
-    # The same enum for all rows, so that those of several slices can be put together.
+    # The same enum for all rows, so that those of several splits can be concatenated.
     status = pl.Enum([ACTIVE, QUARANTINED])
     if scores is None:
         return pl.lit(ACTIVE, status)
@@ -90,7 +90,7 @@ def _status(scores: pl.Series | None, threshold: int) -> pl.Expr:
 
 
 def _constant(text: str) -> pl.Expr:
-    # An enum of one value takes one byte a row, and is a string again in Parquet.
+    # An enum of one value takes one byte a row, and is written to Parquet as a string.
     return pl.lit(text, dtype=pl.Enum([text]))
 
 
@@ -100,40 +100,41 @@ def digests(
     """``row_hash`` and ``checksum`` of each row, as strings of hexadecimal digits.
 
     Args:
-        rows: the source's columns, typed, under their target names.
-        rejected: each row's rejected values as text, NULL where it has none.
-        base: how many of the columns the table began with; None is all.
+        rows: the columns of the source, typed, under their target names.
+        rejected: the rejected values of each row as text, NULL if it has none.
+        base: how many of the columns the table was created with; None is all.
     """
     if not rows.height:
         return pl.Series(dtype=pl.String), pl.Series(dtype=pl.String)
-    made = pieces(rows.get_columns(), rows.height, base)
-    return hashed(made, rejected), _hexadecimal(hashing.xxh3(made, rows.height))
+    encoding = pieces(rows.get_columns(), rows.height, base)
+    return hashed(encoding, rejected), _hexadecimal(hashing.xxh3(encoding, rows.height))
 
 
 def row_hash(rows: pl.DataFrame, rejected: pl.Series, base: int) -> pl.Series:
-    """The first of `digests` alone."""
+    """``row_hash`` of each row; arguments as of `digests`."""
     if not rows.height:
         return pl.Series(dtype=pl.String)
     return hashed(pieces(rows.get_columns(), rows.height, base), rejected)
 
 
 def checksum(rows: pl.DataFrame, base: int) -> pl.Series:
-    """The second of `digests` alone."""
+    """``checksum`` of each row; arguments as of `digests`."""
     if not rows.height:
         return pl.Series(dtype=pl.String)
-    made = pieces(rows.get_columns(), rows.height, base)
-    return _hexadecimal(hashing.xxh3(made, rows.height))
+    encoding = pieces(rows.get_columns(), rows.height, base)
+    return _hexadecimal(hashing.xxh3(encoding, rows.height))
 
 
-def hashed(made: hashing.Pieces, rejected: pl.Series) -> pl.Series:
-    """``row_hash`` of rows by the pieces of their encoding."""
-    hashes = hashing.sha256(made, len(rejected), rejected)
-    # Arrow cuts texts where they lie.
+def hashed(encoding: hashing.Pieces, rejected: pl.Series) -> pl.Series:
+    """``row_hash`` of each row, from the pieces of its encoding."""
+    hashes = hashing.sha256(encoding, len(rejected), rejected)
+    # Arrow slices the texts where they are in memory.
     text = hashes.to_arrow(compat_level=pl.CompatLevel.oldest())
     return pl.Series(pc.utf8_slice_codeunits(text, 0, _HASH_DIGITS))
 
 
 def _hexadecimal(numbers: npt.NDArray[np.uint64]) -> pl.Series:
+    """The numbers as strings of sixteen hexadecimal digits."""
     pairs = numbers.astype(">u8").view(">u2").astype(np.uint16)
     offsets = np.arange(len(numbers) + 1, dtype=np.int64) * _CHECKSUM_DIGITS
     text = pa.LargeStringArray.from_buffers(

@@ -471,7 +471,7 @@ def test_a_check_says_what_a_standby_cannot_do(pair: tuple[Server, Server], tmp_
     found = check.check(given)
     assert found.problems == ()
     (note,) = found.notes
-    assert "is a standby: each table is read at a moment of its own" in note
+    assert "is a standby: each table is read from a snapshot of its own" in note
     streamed = source.settings(
         source={"consistency": "per-table"}, tables={"t": {"pattern": "streaming"}}
     )

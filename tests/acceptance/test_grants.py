@@ -307,5 +307,5 @@ def test_what_is_left_out_cannot_be_asked_for(source: Source) -> None:
     assert refused.keys() == own.keys()
     assert failures(pipeline.run(given)) == refused
     assert 'columns = ["a", "id"]' in refused["keyed"].hint
-    with pytest.raises(ConfigError, match="a is named in columns"):
+    with pytest.raises(ConfigError, match="a is listed in columns"):
         source.settings(tables={"t": {"columns": ["a"], "protect": {"a": "drop"}}})

@@ -1,4 +1,4 @@
-"""What libraries say of errors becomes a sentence."""
+"""Messages of errors of libraries become one sentence."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bronze.errors import LakeError
 from bronze.library_errors import plain
 from bronze.model.locations import Place
 
-SAID = [
+MESSAGES = [
     (
         "Generic LocalFileSystem error: Unable to open file /f/x: Not a directory (os error 20)"
         '\n\nDebug source:\nGeneric {\n    store: "LocalFileSystem",\n    source: Os {\n'
@@ -42,25 +42,25 @@ SAID = [
 ]
 
 
-@pytest.mark.parametrize(("text", "said"), SAID)
-def test_errors_of_libraries_are_sentences(text: str, said: str) -> None:
-    """Without debug text, backtraces, colours and the names of layers that nobody knows."""
-    assert plain(ValueError(text)) == said
+@pytest.mark.parametrize(("text", "message"), MESSAGES)
+def test_debug_output_of_libraries_is_removed(text: str, message: str) -> None:
+    """Without debug output, backtraces, colours and names of layers, the message is left."""
+    assert plain(ValueError(text)) == message
 
 
 @settings(derandomize=True, database=None, deadline=None)
 @given(st.text(), st.text(st.sampled_from('aGe {}:()\n\x1b[31m↳->"')))
-def test_any_error_has_one_line(text: str, odd: str) -> None:
-    """Whatever it says, and never nothing."""
-    for one in (text, odd, f"{text}: Generic {{ store: {odd} }}"):
-        made = plain(ValueError(one))
-        assert made
-        assert len(made.splitlines()) == 1
+def test_the_message_of_any_error_is_one_line(text: str, debug: str) -> None:
+    """It is never empty."""
+    for original in (text, debug, f"{text}: Generic {{ store: {debug} }}"):
+        message = plain(ValueError(original))
+        assert message
+        assert len(message.splitlines()) == 1
 
 
 @pytest.mark.parametrize("entry", ["{", '{"protocol":{"minReaderVersion":"x"}}', ""])
-def test_a_damaged_log_is_said_plainly(tmp_path: Path, entry: str) -> None:
-    """What deltalake makes of it has no frames of its own and no braces."""
+def test_the_error_for_a_damaged_log_has_no_debug_output(tmp_path: Path, entry: str) -> None:
+    """The backtrace of deltalake and the names of its layers are removed."""
     folder = tmp_path / "t" / "_delta_log"
     folder.mkdir(parents=True)
     (folder / f"{0:020}.json").write_text(entry)
@@ -70,8 +70,8 @@ def test_a_damaged_log_is_said_plainly(tmp_path: Path, entry: str) -> None:
         assert word not in caught.value.message
 
 
-def test_a_scheme_that_nobody_knows_is_no_missing_table() -> None:
-    """Neither deltalake nor the store beneath say that there is nothing."""
+def test_an_unknown_url_scheme_is_an_error_and_not_a_missing_table() -> None:
+    """Reading the log and listing files both fail, without debug output."""
     place = Place("foo://lake/governance/audit_log")
     for act in (log.read, store.listing):
         with pytest.raises(LakeError) as caught:

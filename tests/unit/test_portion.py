@@ -1,4 +1,4 @@
-"""Portions: all rows in their order, none of them larger than it may be."""
+"""Portions of a table: all rows in their order, each portion within its limits."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ IN_MEMORY = settings(derandomize=True, database=None, deadline=None, max_example
     most=st.integers(1, 70),
     size=st.integers(1, 2000),
 )
-def test_portions_hold_all_rows_and_are_bounded(sizes: list[int], most: int, size: int) -> None:
-    """A portion has at most so many rows and about so many bytes, or it is one row; and it is
-    not divided again.
+def test_portions_have_all_rows_and_are_bounded(sizes: list[int], most: int, size: int) -> None:
+    """A portion has at most ``most`` rows and about ``size`` bytes, or one row, and is not divided
+    again.
     """
     table = pa.table({"i": range(len(sizes)), "t": ["x" * length for length in sizes]})
     parts = list(portion.of(table, most, size))
@@ -31,27 +31,27 @@ def test_portions_hold_all_rows_and_are_bounded(sizes: list[int], most: int, siz
         assert [p.num_rows for p in portion.of(part, most, size)] == [part.num_rows]
 
 
-def test_what_is_a_little_more_stays_whole() -> None:
-    """So that whoever knows the row groups of a file finds just those in it."""
+def test_a_table_slightly_larger_than_a_portion_is_not_divided() -> None:
+    """So the row groups of a file that was written in portions can be read as portions."""
     table = pa.table({"t": ["x" * 100] * 10})
     assert [part.num_rows for part in portion.of(table, 10, 1_000)] == [10]
     assert [part.num_rows for part in portion.of(table, 10, 500)] == [4, 4, 2]
 
 
-def test_wide_rows_are_not_taken_a_handful_at_a_time() -> None:
-    """What a portion costs for each of its columns is shared by a thousand rows."""
+def test_portions_of_wide_rows_have_at_least_a_thousand_rows() -> None:
+    """A portion has a fixed cost for each column, which many rows share."""
     assert portion.rows(300_000, 10) == 30_000
     assert portion.rows(300_000, 1_600) == 1_000
 
 
-def test_short_texts_take_what_points_to_them() -> None:
-    """A text of one letter takes more than one byte."""
+def test_the_size_of_texts_includes_their_views() -> None:
+    """A text of one letter needs more than one byte of memory."""
     assert portion.size(pl.DataFrame({"t": ["a"] * 1000})) >= 17_000
     assert portion.size_of([pl.DataFrame({"n": [1, 2]}), pl.DataFrame({"n": [3]})]) == 24
 
 
-def test_columns_come_behind_or_in_their_places() -> None:
-    """`beside` keeps the order of what is there; `plain` makes strings of enums alone."""
+def test_columns_are_replaced_or_appended() -> None:
+    """`beside` keeps the order of existing columns; `plain` makes strings of enums only."""
     frame = pl.DataFrame({"a": [1], "b": ["x"]})
     new = portion.beside(frame, [pl.Series("a", [2]), pl.Series("c", [3])])
     assert new.to_dict(as_series=False) == {"a": [2], "b": ["x"], "c": [3]}
@@ -66,10 +66,10 @@ def test_columns_come_behind_or_in_their_places() -> None:
     theirs=st.sets(st.sampled_from(["nan", "0.0", "1.5", "none"]), max_size=4),
     two=st.booleans(),
 )
-def test_nan_and_null_are_keys_like_others(
+def test_a_join_matches_nan_with_nan_and_null_with_null(
     ours: list[float | None], theirs: set[str], two: bool
 ) -> None:
-    """However few the rows are, and whether they are sorted."""
+    """For any number of rows, sorted or not."""
     known = {"nan": float("nan"), "0.0": 0.0, "1.5": 1.5, "none": None}
     keys = ["k", "z"][: 1 + two]
     kinds = {"k": pl.Float64, "z": pl.Int64}
@@ -77,10 +77,10 @@ def test_nan_and_null_are_keys_like_others(
     right = pl.DataFrame(
         {"k": [known[name] for name in theirs], "z": [1] * len(theirs)}, schema=kinds
     ).select(keys)
-    wanted = [str(key).lower() for key in ours if str(key).lower() in theirs]
+    expected = [str(key).lower() for key in ours if str(key).lower() in theirs]
     for how in ("inner", "left"):
-        found = portion.joined(
+        matches = portion.joined(
             left, right.with_columns(pl.lit(True).alias("there")), keys, how
         ).filter("there")
-        assert sorted(str(key).lower() for key in found["k"]) == sorted(wanted)
-        assert found.columns == [*keys, "there"]
+        assert sorted(str(key).lower() for key in matches["k"]) == sorted(expected)
+        assert matches.columns == [*keys, "there"]

@@ -1,4 +1,4 @@
-"""What leaves for a terminal shows, whatever the source or the lake hold."""
+"""Output for terminals has no control characters, whatever the source or the lake contain."""
 
 from __future__ import annotations
 
@@ -33,26 +33,26 @@ TEXTS = st.text(st.characters(codec=None, exclude_categories=[]))
 
 @settings(derandomize=True, database=None, deadline=None)
 @given(TEXTS)
-def test_every_character_shows(text: str) -> None:
-    """Of any text nothing is left that a terminal obeys; what shows stays as it is."""
-    made = visible(text)
-    assert made.isprintable()
-    assert not any(unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") for c in made)
+def test_text_that_is_not_printable_is_escaped(text: str) -> None:
+    """Control and format characters are escaped; printable text is unchanged."""
+    shown = visible(text)
+    assert shown.isprintable()
+    assert not any(unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") for c in shown)
     if text.isprintable():
-        assert made == text
+        assert shown == text
 
 
 @settings(derandomize=True, database=None, deadline=None)
 @given(TEXTS)
-def test_json_is_the_same_and_shows(text: str) -> None:
-    """The document has the same text, whose characters all show."""
+def test_escaped_json_is_printable_and_equal(text: str) -> None:
+    """The document has only printable characters, and is parsed to the same text."""
     document = visible_json(json.dumps({"a": text}, ensure_ascii=False))
     assert document.isprintable()
     assert json.loads(document) == {"a": text}
 
 
-def test_results_show(capsys: pytest.CaptureFixture[str]) -> None:
-    """Names, notes, errors, hints and values, in lines, tables, logs and JSON."""
+def test_printed_results_have_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    """Names, notes, errors, hints and values are escaped in lines, tables, logs and JSON."""
     failure = Failure("LakeError", EVIL, EVIL, "")
     tables = (
         TableResult(EVIL, f"bronze.{EVIL}", "failed", error=failure, notes=(EVIL,)),
@@ -75,8 +75,8 @@ def test_results_show(capsys: pytest.CaptureFixture[str]) -> None:
     assert out.err.count(SHOWN) >= 4
 
 
-def test_csv_shows_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file gets the values as they are."""
+def test_csv_is_escaped_for_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file gets the values unchanged."""
 
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
@@ -88,26 +88,26 @@ def test_csv_shows_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         assert ("\x1b" in stream.getvalue()) is raw
 
 
-def test_log_lines_show() -> None:
-    """A record is one line."""
-    form = Visible("%(levelname)s:%(message)s")
-    made = form.format(logging.LogRecord("x", 30, "", 0, "a %s", (EVIL,), None))
-    assert made.isprintable()
-    assert made.startswith(f"WARNING:a {SHOWN}")
+def test_a_log_record_is_one_printable_line() -> None:
+    """Control characters and line breaks of the message are escaped."""
+    formatter = Visible("%(levelname)s:%(message)s")
+    line = formatter.format(logging.LogRecord("x", 30, "", 0, "a %s", (EVIL,), None))
+    assert line.isprintable()
+    assert line.startswith(f"WARNING:a {SHOWN}")
 
 
-def test_a_traceback_in_a_log_shows() -> None:
-    """It has its lines, and of the error's text what a terminal would obey is escaped."""
+def test_a_traceback_in_a_log_is_printable() -> None:
+    """It keeps its lines, and control characters in the error's text are escaped."""
     error = (ValueError, ValueError(EVIL), None)
-    made = Visible("%(message)s").format(logging.LogRecord("x", 30, "", 0, "a", (), error))
-    first, *others = made.split("\n")
+    text = Visible("%(message)s").format(logging.LogRecord("x", 30, "", 0, "a", (), error))
+    first, *others = text.split("\n")
     assert first == "a"
     assert others[0].startswith(f"ValueError: {SHOWN}")
     assert all(line.isprintable() for line in others)
 
 
-def test_a_source_cannot_write_to_the_terminal(source: Source, tmp_path: Path) -> None:
-    """Escapes in names, comments and values reach no output of any command as they are."""
+def test_no_command_prints_control_characters_of_the_source(source: Source, tmp_path: Path) -> None:
+    """Control characters in names, comments and values are escaped in the output."""
     name = "t\x1b]0;x\x07\u202e"
     table = sql.Identifier(name).as_string()
     source.execute(f'CREATE TABLE {table} (id int PRIMARY KEY, "v\x1b[31m" text, n numeric(5,2))')
@@ -133,13 +133,13 @@ def test_a_source_cannot_write_to_the_terminal(source: Source, tmp_path: Path) -
         ["init", "--dsn", source.dsn, "--out", str(tmp_path / "new.toml")],
     ]
     for arguments in runs:
-        given = [] if arguments[0] == "init" else ["-c", str(file)]
-        forms: list[list[str]] = [[], ["--json"]] if given else [[]]
-        for form in forms:
-            done = CliRunner().invoke(app, [*arguments, *given, *form])
+        config = [] if arguments[0] == "init" else ["-c", str(file)]
+        formats: list[list[str]] = [[], ["--json"]] if config else [[]]
+        for option in formats:
+            done = CliRunner().invoke(app, [*arguments, *config, *option])
             assert done.exit_code < 3, (arguments, done.output)
-            assert not RAW & set(done.stdout + done.stderr), (arguments, form)
-            if form:
+            assert not RAW & set(done.stdout + done.stderr), (arguments, option)
+            if option:
                 json.loads(done.stdout)
     assert not RAW & set((tmp_path / "new.toml").read_text())
 
@@ -160,15 +160,15 @@ def test_a_source_cannot_write_to_the_terminal(source: Source, tmp_path: Path) -
         ("the name of the key tables.a", {"tables": {"a\0": {}}}),
     ],
 )
-def test_a_nul_in_the_config_is_said(place: str, document: dict[str, object]) -> None:
-    """With its place, whatever the text is for."""
+def test_a_nul_character_in_the_config_is_an_error(place: str, document: dict[str, object]) -> None:
+    """The error names its place, for any setting."""
     whole = {"source": {"dsn": "postgresql://a/b"}, "lake": {"root": "lake"}, **document}
     with pytest.raises(ConfigError, match="NUL") as caught:
         loading.parse(whole)
     assert place in caught.value.message
 
 
-def test_a_target_has_no_control_characters(tmp_path: Path) -> None:
+def test_a_target_with_control_characters_is_refused(tmp_path: Path) -> None:
     """It becomes the name of a folder."""
     for bad in ("a\x1b", "a\x9b", "a\x07"):
         with pytest.raises(ConfigError, match="target"):

@@ -1,4 +1,4 @@
-"""What `bronze check` says of tables is what a run, a stream and a proof then say."""
+"""`bronze check` reports the errors that a run or a stream would have."""
 
 from __future__ import annotations
 
@@ -22,34 +22,32 @@ from tests.conftest import Source
 
 @pytest.fixture
 def role(server: Server) -> Iterator[str]:
-    """A role that may connect and replicate, and nothing more. Its databases must be gone before
-    it.
-    """
+    """A role that may only connect and replicate. Its databases have to be dropped before it."""
     with psycopg.connect(server.dsn(), autocommit=True) as admin:
         admin.execute("CREATE ROLE checked LOGIN REPLICATION")
         yield "checked"
         admin.execute("DROP ROLE checked")
 
 
-def problems(given: Settings) -> dict[str, Failure]:
-    """What check says stands in the way of each table."""
-    report = check.check(given)
+def problems(settings: Settings) -> dict[str, Failure]:
+    """The problem of each table that has one, by check."""
+    report = check.check(settings)
     return {t.table.partition(".")[2]: t.problem for t in report.tables if t.problem}
 
 
 KEYED = "id int PRIMARY KEY, a text, at timestamp, arr int[]"
 
 
-def refused(source: Source, given: Settings, expected: set[str]) -> dict[str, Failure]:
-    """What check and a run say alike of the tables that a run refuses."""
-    said = problems(given)
-    assert failures(pipeline.run(given)) == said
-    assert said.keys() == expected
-    return said
+def refused(settings: Settings, expected: set[str]) -> dict[str, Failure]:
+    """The problems of the tables that a run refuses, which check and the run report alike."""
+    reported = problems(settings)
+    assert failures(pipeline.run(settings)) == reported
+    assert reported.keys() == expected
+    return reported
 
 
-def test_what_the_role_may_not_read_is_known_before(role: str, source: Source) -> None:
-    """Rights, policies, views that were never populated, servers that are not there, and locks."""
+def test_check_reports_tables_that_the_role_may_not_read(role: str, source: Source) -> None:
+    """Missing privileges, policies, unpopulated views, unreachable foreign servers, and locks."""
     source.execute(f"""
         CREATE EXTENSION postgres_fdw;
         CREATE SERVER away FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host '127.0.0.1', port '1');
@@ -72,38 +70,37 @@ def test_what_the_role_may_not_read_is_known_before(role: str, source: Source) -
         REVOKE SELECT ON hidden, partly FROM {role};
         GRANT SELECT (id) ON partly TO {role}
     """)
-    given = seen_by(role, source).settings(
+    settings = seen_by(role, source).settings(
         source={"schema": ["public", "shut"], "lock_timeout": "1s"}
     )
     with psycopg.connect(source.dsn) as other:
         other.execute("LOCK TABLE locked IN ACCESS EXCLUSIVE MODE")
-        said = refused(
-            source,
-            given,
+        reported = refused(
+            settings,
             {
                 *("unmapped", "unanswered", "hidden", "locked", "partly", "secured", "securing"),
                 *("half", "empty", "calling", "inside"),
             },
         )
-    assert all(failure.hint for failure in said.values()), said
-    assert "row-level security" in said["secured"].message
-    assert "row-level security" in said["securing"].message
-    assert "REFRESH" in said["empty"].hint
-    assert "USER MAPPING" in said["unmapped"].hint
-    assert "lock_timeout" in said["locked"].message
+    assert all(failure.hint for failure in reported.values()), reported
+    assert "row-level security" in reported["secured"].message
+    assert "row-level security" in reported["securing"].message
+    assert "REFRESH" in reported["empty"].hint
+    assert "USER MAPPING" in reported["unmapped"].hint
+    assert "lock_timeout" in reported["locked"].message
     applied = source.settings(source={"row_security": "apply"})
     assert "secured" not in problems(applied)
 
 
-def test_what_the_config_asks_for_in_vain_is_known_before(source: Source) -> None:
-    """Keys, cursors, names, columns, rules and protections that cannot be."""
+def test_check_reports_settings_that_do_not_fit_the_table(source: Source) -> None:
+    """Impossible keys, cursors, names, columns, partitions, rules and protections."""
 
     def rule(**more: Any) -> dict[str, Any]:
         return {"rules": [{"name": "r", "column": "a", **more}]}
 
     batch = {"pattern": "batch"}
-    elsewhere = {"references": {"table": "nowhere", "columns": "id"}}
-    own: dict[str, dict[str, Any]] = {
+    missing_table = {"references": {"table": "nowhere", "columns": "id"}}
+    tables: dict[str, dict[str, Any]] = {
         "keyless_batch": batch,
         "keyless_history": {"history": True},
         "view_xmin": {**batch, "key": ["id"]},
@@ -122,23 +119,23 @@ def test_what_the_config_asks_for_in_vain_is_known_before(source: Source) -> Non
         "no_rule_column": {"rules": [{"name": "r", "column": "gone", "not_null": True}]},
         "unfit_rule": {"rules": [{"name": "r", "expression": "a + id > at"}]},
         "ranged_text": rule(range={"min": 0}),
-        "nowhere": rule(**elsewhere),
+        "nowhere": rule(**missing_table),
         "mismatched": rule(references={"table": "fine", "columns": "id"}),
         "keyless_rule": {"rules": [{"name": "r", "unique": True}]},
         "fine": {**batch, "history": True, "partition_by": "at"},
     }
-    for name in own:
-        kind = KEYED.replace(" PRIMARY KEY", "") if "keyless" in name else KEYED
+    for name in tables:
+        columns = KEYED.replace(" PRIMARY KEY", "") if "keyless" in name else KEYED
         if name.startswith("view"):
             source.execute(f"CREATE VIEW {name} AS SELECT 1 AS id")
         else:
-            source.execute(f"CREATE TABLE {name} ({kind}); INSERT INTO {name} VALUES (1, 'a')")
-    refused(source, source.settings(tables=own), own.keys() - {"fine"})
+            source.execute(f"CREATE TABLE {name} ({columns}); INSERT INTO {name} VALUES (1, 'a')")
+    refused(source.settings(tables=tables), tables.keys() - {"fine"})
 
 
-def test_what_the_lake_stands_against_is_known_before(source: Source) -> None:
-    """Another type, another partition, another table's place, histories that cannot begin or be
-    written anew.
+def test_check_reports_conflicts_with_existing_bronze_tables(source: Source) -> None:
+    """Changed types and partitions, a target that another table has, and histories that cannot be
+    started or rewritten.
     """
     names = ("retyped", "parted", "begun", "anew", "kept", "turned", "unlocked")
     before = {
@@ -160,14 +157,13 @@ def test_what_the_lake_stands_against_is_known_before(source: Source) -> None:
         "unlocked": {"history": True, "protect": {"a": "tokenize"}},
     }
     shutil.rmtree(source.lake / "governance" / "keys")
-    given = source.settings(tables=after)
     expected = {"retyped", "parted", "begun", "anew", "kept", "other", "unlocked"}
-    refused(source, given, expected)
+    refused(source.settings(tables=after), expected)
 
 
-def test_what_cannot_be_streamed_is_known_before(source: Source) -> None:
-    """Tables without a key or a replica identity, unlogged ones, views, parts of a publication
-    that leaves rows or columns out, and rules and names that a run would refuse too.
+def test_check_reports_tables_that_cannot_be_streamed(source: Source) -> None:
+    """Tables without a key or a replica identity, unlogged tables, views, publications with a row
+    filter or a column list, and settings that a run would refuse too.
     """
     source.execute(f"""
         CREATE TABLE fine ({KEYED}); CREATE TABLE keyless (id int);
@@ -181,49 +177,49 @@ def test_what_cannot_be_streamed_is_known_before(source: Source) -> None:
         CREATE TABLE heir () INHERITS (parent);
         CREATE PUBLICATION bronze_test FOR TABLE filtered WHERE (id > 0), listed (id, a)
     """)
-    own: dict[str, dict[str, Any]] = {
+    tables: dict[str, dict[str, Any]] = {
         name: {"pattern": "streaming"}
         for name in (
             *("fine", "keyless", "unlogged", "shown", "nothing", "whole", "virtual", "filtered"),
             *("listed", "named", "masked", "parent"),
         )
     }
-    own["named"]["rename"] = {"gone": "x"}
-    own["masked"]["protect"] = {"id": "mask"}
-    only = {"tables": list(own)}
-    given = source.settings(tables=own, source=only, stream={"interval": 0})
-    said = problems(given)
-    done = stream.stream(given, until_caught_up=True)
-    assert {t.table.partition(".")[2]: t.error for t in done.tables if t.error} == said
-    assert said.keys() == own.keys() - {"fine"}
+    tables["named"]["rename"] = {"gone": "x"}
+    tables["masked"]["protect"] = {"id": "mask"}
+    only = {"tables": list(tables)}
+    settings = source.settings(tables=tables, source=only, stream={"interval": 0})
+    reported = problems(settings)
+    done = stream.stream(settings, until_caught_up=True)
+    assert {t.table.partition(".")[2]: t.error for t in done.tables if t.error} == reported
+    assert reported.keys() == tables.keys() - {"fine"}
 
 
-@pytest.mark.parametrize("why", ["publication", "slot", "role"])
-def test_what_keeps_a_source_from_being_streamed_is_known_before(
-    role: str, source: Source, why: str
+@pytest.mark.parametrize("cause", ["publication", "slot", "role"])
+def test_check_reports_why_a_source_cannot_be_streamed(
+    role: str, source: Source, cause: str
 ) -> None:
-    """A publication of somebody else, a slot of another plugin, and a role that may not replicate
-    are said as the stream says them.
+    """A publication that is not bronze's, a slot of another plugin, and a role without REPLICATION
+    have the same errors in a check and in a stream.
     """
     source.execute(f"CREATE TABLE t ({KEYED}); GRANT SELECT ON t TO {role}")
     reader = seen_by(role, source)
-    if why == "publication":
+    if cause == "publication":
         source.execute("CREATE PUBLICATION bronze_test")
-    elif why == "slot":
+    elif cause == "slot":
         reader = source
         source.execute("SELECT pg_create_logical_replication_slot('bronze_test', 'test_decoding')")
     else:
         source.execute(f"ALTER ROLE {role} NOREPLICATION")
-    given = reader.settings(tables={"t": {"pattern": "streaming"}})
+    settings = reader.settings(tables={"t": {"pattern": "streaming"}})
     with pytest.raises(BronzeError) as caught:
-        stream.stream(given, until_caught_up=True)
-    assert check.check(given).problems == (caught.value.failure(),)
-    assert isinstance(caught.value, ConfigError if why == "slot" else SourceRefused)
+        stream.stream(settings, until_caught_up=True)
+    assert check.check(settings).problems == (caught.value.failure(),)
+    assert isinstance(caught.value, ConfigError if cause == "slot" else SourceRefused)
 
 
-def test_what_by_design_is_not_seen_is_said(role: str, source: Source) -> None:
-    """Of each table check says the limits of its kind, its pattern and its columns, and of a table
-    of which everything is seen none.
+def test_check_lists_changes_that_are_not_seen_by_design(role: str, source: Source) -> None:
+    """The limits of each table depend on its kind, pattern and columns; an ordinary table has
+    none.
     """
     source.execute(f"""
         CREATE EXTENSION postgres_fdw;
@@ -238,16 +234,16 @@ def test_what_by_design_is_not_seen_is_said(role: str, source: Source) -> None:
         ALTER TABLE secured ENABLE ROW LEVEL SECURITY;
         GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}
     """)
-    own: dict[str, Any] = {
+    tables: dict[str, Any] = {
         "xmined": {"pattern": "batch"},
         "cursored": {"pattern": "batch", "cursor": "at", "overlap": "1h", "deletes": "ignore"},
         "seldom": {"pattern": "batch", "deletes": "1d"},
         "followed": {"pattern": "streaming"},
         "chosen": {"columns": ["id", "a"]},
     }
-    given = seen_by(role, source).settings(tables=own, source={"row_security": "apply"})
-    limits = {t.table.removeprefix("public."): t.limits for t in check.check(given).tables}
-    said: dict[str, tuple[str, ...]] = {
+    settings = seen_by(role, source).settings(tables=tables, source={"row_security": "apply"})
+    limits = {t.table.removeprefix("public."): t.limits for t in check.check(settings).tables}
+    expected: dict[str, tuple[str, ...]] = {
         "seen": (),
         "xmined": (),
         "cursored": ("leave at alone, or set it to an earlier time", "deleted rows are not seen"),
@@ -259,8 +255,8 @@ def test_what_by_design_is_not_seen_is_said(role: str, source: Source) -> None:
         "chosen": ("leaves these columns out: arr, at",),
         "secured": ("row-level security hides",),
     }
-    assert limits.keys() == said.keys()
-    for name, parts in said.items():
+    assert limits.keys() == expected.keys()
+    for name, parts in expected.items():
         assert len(limits[name]) == len(parts), name
         for part, limit in zip(parts, limits[name], strict=True):
             assert part in limit, name

@@ -1,4 +1,4 @@
-"""The proposed bronze.toml: it loads and runs as it is, and holds no secret and no value."""
+"""The proposed bronze.toml loads and runs as it is, and contains no secret and no value."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from bronze.api import check
-from bronze.api.init import MANY, PASSWORD, propose, write
+from bronze.api.config_text import MAX_SECTIONS, PASSWORD_VARIABLE
+from bronze.api.init import propose, write
 from bronze.config import loading
 from bronze.config.protection import MASTER_KEY
 from bronze.config.settings import RunSettings, Settings
@@ -29,7 +30,7 @@ from bronze.protection import keyring
 from tests.conftest import Source
 from tests.integration.postgres.catalog.test_survey import BIG_ROWS, big, execute
 
-NASTY = (
+UNUSUAL = (
     'a "quoted" name',
     "back\\slash",
     "semi;colon, {braces} (and) more=",
@@ -70,14 +71,14 @@ def loaded(text: str, folder: Path) -> Settings:
 
 
 def landed(text: str, folder: Path) -> RunResult:
-    """What a run by the proposal does, which must be to land everything."""
+    """The result of a run with the proposal, in which all tables landed."""
     result = pipeline.run(loaded(text, folder))
     assert [(t.table, t.error) for t in result.tables if t.status != "landed"] == []
     return result
 
 
-def test_the_demo_lands_as_proposed(demo: str, tmp_path: Path) -> None:
-    """All ten tables land by the proposal as it is; personal columns and keys are named."""
+def test_the_demo_lands_with_its_proposal(demo: str, tmp_path: Path) -> None:
+    """All ten tables land with the unchanged proposal; it names personal columns and keys."""
     text = propose(demo)
     result = landed(text, tmp_path)
     assert {t.table for t in result.tables} == {f"tests.{name}" for name in inventory.SIZES}
@@ -90,27 +91,29 @@ def test_the_demo_lands_as_proposed(demo: str, tmp_path: Path) -> None:
     assert ".example" not in text
 
 
-def test_nasty_names_land_as_proposed(source: Source, tmp_path: Path) -> None:
-    """Whatever tables, columns and schemas are called, the proposal loads, runs, and loses none."""
-    odd = sql.SQL(", ").join(sql.SQL("{} text").format(sql.Identifier(n)) for n in NASTY)
+def test_tables_with_unusual_names_land_with_their_proposal(source: Source, tmp_path: Path) -> None:
+    """For any names of tables, columns and schemas, the proposal loads, and all tables land."""
+    columns_with_all_names = sql.SQL(", ").join(
+        sql.SQL("{} text").format(sql.Identifier(n)) for n in UNUSUAL
+    )
     with psycopg.connect(source.dsn, autocommit=True) as connection:
         for schema in ("public", 'Odd "schema".x', "🙂"):
             connection.execute(
                 sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(schema))
             )
-            for name in NASTY if schema == "public" else NASTY[:6]:
+            for name in UNUSUAL if schema == "public" else UNUSUAL[:6]:
                 table = sql.Identifier(schema, name)
-                columns = odd if name == NASTY[0] else sql.SQL("id text")
+                columns = columns_with_all_names if name == UNUSUAL[0] else sql.SQL("id text")
                 connection.execute(sql.SQL("CREATE TABLE {} ({})").format(table, columns))
                 connection.execute(sql.SQL("INSERT INTO {} DEFAULT VALUES").format(table))
     result = landed(propose(source.dsn), tmp_path)
-    assert len(result.tables) == len(NASTY) + 12
-    assert len({t.target.lower() for t in result.tables}) == len(NASTY) + 12
+    assert len(result.tables) == len(UNUSUAL) + 12
+    assert len({t.target.lower() for t in result.tables}) == len(UNUSUAL) + 12
     assert all(t.rows_read == 1 for t in result.tables)
 
 
 def test_columns_that_delta_cannot_hold_are_renamed(source: Source, tmp_path: Path) -> None:
-    """Each gets a free name and a reason; the others keep theirs."""
+    """Each gets a name that is free, and a comment with the reason; the others keep their names."""
     source.execute('CREATE TABLE t ("Id" int, id int, "a b" int, a_b int, row_hash int, ok int)')
     text = propose(source.dsn)
     assert loaded(text, tmp_path).tables["t"].rename == {
@@ -121,13 +124,13 @@ def test_columns_that_delta_cannot_hold_are_renamed(source: Source, tmp_path: Pa
     assert "# row_hash is renamed: bronze adds a column of that name" in text
 
 
-def test_tables_of_one_name_get_targets(source: Source, tmp_path: Path) -> None:
-    """Tables that would become one Bronze table get a target each, and only those."""
+def test_tables_with_the_same_target_get_different_ones(source: Source, tmp_path: Path) -> None:
+    """Tables that would become one Bronze table get a target each; others keep the default."""
     source.execute("CREATE SCHEMA sales")
     for table in ("public.orders", "sales.orders", 'sales."Items"', "sales.items", "sales.one"):
         source.execute(f"CREATE TABLE {table} (id int)")
-    found = loaded(propose(source.dsn), tmp_path).tables
-    assert {name: own.target for name, own in found.items()} == {
+    tables = loaded(propose(source.dsn), tmp_path).tables
+    assert {name: table.target for name, table in tables.items()} == {
         "public.orders": "bz_public_orders",
         "sales.orders": "bz_sales_orders",
         "sales.Items": "bz_sales_items",
@@ -136,8 +139,8 @@ def test_tables_of_one_name_get_targets(source: Source, tmp_path: Path) -> None:
     }
 
 
-def test_schemas(source: Source, tmp_path: Path) -> None:
-    """Without a choice all schemas that hold tables are taken, else those that were chosen."""
+def test_all_schemas_with_tables_are_proposed_by_default(source: Source, tmp_path: Path) -> None:
+    """If schemas are named, only those are proposed."""
     for schema in ("empty", "one", "two"):
         source.execute(f"CREATE SCHEMA {schema}")
     source.execute("CREATE TABLE one.t (id int)")
@@ -149,8 +152,10 @@ def test_schemas(source: Source, tmp_path: Path) -> None:
     assert list(document["tables"]) == ["u"]
 
 
-def test_a_dot_in_a_name_confuses_nothing(source: Source, tmp_path: Path) -> None:
-    """A section names one table, even where schema and table could be split in two ways."""
+def test_tables_with_a_dot_in_their_names_have_sections_of_their_own(
+    source: Source, tmp_path: Path
+) -> None:
+    """A section is for one table, even if its name can be split into schema and table twice."""
     source.execute('CREATE SCHEMA a; CREATE SCHEMA "a.b"')
     source.execute('CREATE TABLE a."b.c" ("x y" int); CREATE TABLE "a.b".c ("z z" int)')
     assert len(landed(propose(source.dsn), tmp_path).tables) == 2
@@ -165,10 +170,10 @@ def test_a_dot_in_a_name_confuses_nothing(source: Source, tmp_path: Path) -> Non
         "postgresql://postgres:{secret}@{host},{host}:{port},{port}/{name}",
     ],
 )
-def test_the_password_stays_out(
+def test_the_password_is_not_written(
     source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
-    """However the password was given, the file names it only, and runs when it is set."""
+    """The file refers to an environment variable instead, and runs when it is set."""
     source.execute("CREATE TABLE t (id int)")
     url = urlsplit(source.dsn)
     dsn = form.format(
@@ -176,19 +181,19 @@ def test_the_password_stays_out(
     )
     text = propose(dsn)
     assert "geheim" not in text
-    monkeypatch.delenv(PASSWORD, raising=False)
+    monkeypatch.delenv(PASSWORD_VARIABLE, raising=False)
     settings = loaded(text, tmp_path)
-    with pytest.raises(ConfigError, match=PASSWORD):
+    with pytest.raises(ConfigError, match=PASSWORD_VARIABLE):
         pipeline.run(settings)
-    monkeypatch.setenv(PASSWORD, "geheim!")
+    monkeypatch.setenv(PASSWORD_VARIABLE, "geheim!")
     assert len(pipeline.run(settings).tables) == 1
-    given = conninfo_to_dict(dsn)
-    del given["password"]
-    assert conninfo_to_dict(str(settings.source[next(iter(settings.source))].dsn)) == given
+    keywords = conninfo_to_dict(dsn)
+    del keywords["password"]
+    assert conninfo_to_dict(str(settings.source[next(iter(settings.source))].dsn)) == keywords
 
 
-def test_other_secrets_take_the_whole_string_out(source: Source) -> None:
-    """A connection string with another secret in it is named as a whole."""
+def test_a_connection_string_with_other_secrets_is_not_written(source: Source) -> None:
+    """If it has a secret besides the password, the whole string becomes a secret."""
     source.execute("CREATE TABLE t (id int)")
     text = propose(f"{source.dsn}?sslpassword=geheim&password=auch")
     assert "geheim" not in text
@@ -196,8 +201,8 @@ def test_other_secrets_take_the_whole_string_out(source: Source) -> None:
     assert tomllib.loads(text)["source"]["dsn"] == {"secret": "BRONZE_SOURCE_DSN"}
 
 
-def test_a_connection_string_without_secrets_stays(source: Source) -> None:
-    """There is nothing to hide, so it is written as it was given, in either form."""
+def test_a_connection_string_without_secrets_is_written(source: Source) -> None:
+    """As a URL or as keywords, like the original."""
     source.execute("CREATE TABLE t (id int)")
     document = tomllib.loads(propose(source.dsn))
     assert document["source"]["dsn"] == source.dsn
@@ -207,8 +212,8 @@ def test_a_connection_string_without_secrets_stays(source: Source) -> None:
     assert tomllib.loads(propose(keywords))["source"]["dsn"] == keywords
 
 
-def test_what_is_said_of_a_big_hot_table(source: Source, tmp_path: Path) -> None:
-    """A hot table comes first; patterns that are only proposed stand in comments."""
+def test_a_table_that_changes_often_has_a_high_priority(source: Source, tmp_path: Path) -> None:
+    """Its priority is active; the pattern and the cursor are proposed in comments."""
     execute(
         source,
         big("hot", "v int, updated_at timestamptz", "1, now()"),
@@ -216,26 +221,28 @@ def test_what_is_said_of_a_big_hot_table(source: Source, tmp_path: Path) -> None
         big("cool", "updated_at timestamptz NOT NULL", "now()"),
     )
     text = propose(source.dsn)
-    found = loaded(text, tmp_path).tables
-    assert (found["hot"].priority, found["cool"].priority) == (1, 2)
+    tables = loaded(text, tmp_path).tables
+    assert (tables["hot"].priority, tables["cool"].priority) == (1, 2)
     assert f"# {BIG_ROWS:,} rows, " in text
     assert "# proposed pattern: streaming (4,999 updates and deletes were counted)" in text
-    assert "# could be a cursor: updated_at" in text
+    assert "# possible cursors: updated_at" in text
     flat = " ".join(text.replace("#", " ").split())
     assert "proposed pattern: batch, cursor updated_at (it shows which rows" in flat
 
 
-def test_many_tables_stay_readable(source: Source, tmp_path: Path) -> None:
-    """Beyond a number of tables only those that need one have a section, the others a line."""
-    source.execute("; ".join(f"CREATE TABLE t{i} (email text)" for i in range(MANY)))
+def test_of_many_tables_only_those_with_settings_have_a_section(
+    source: Source, tmp_path: Path
+) -> None:
+    """With more than `MAX_SECTIONS` tables, those without settings have one line each."""
+    source.execute("; ".join(f"CREATE TABLE t{i} (email text)" for i in range(MAX_SECTIONS)))
     source.execute('CREATE TABLE odd ("a b" int)')
     text = propose(source.dsn)
     assert list(loaded(text, tmp_path).tables) == ["odd"]
-    assert sum(line.startswith("# public.t") for line in text.splitlines()) == MANY
+    assert sum(line.startswith("# public.t") for line in text.splitlines()) == MAX_SECTIONS
 
 
-def test_what_extensions_brought_is_left_out(source: Source, tmp_path: Path) -> None:
-    """Their tables are excluded by name, unless a table of the user's has the same name."""
+def test_tables_of_extensions_are_excluded(source: Source, tmp_path: Path) -> None:
+    """They are excluded by name, unless a table of the user has the same name."""
     source.execute("CREATE EXTENSION pg_stat_statements")
     source.execute("CREATE SCHEMA own; CREATE TABLE own.pg_stat_statements_info (id int)")
     source.execute("CREATE TABLE t (id int)")
@@ -248,8 +255,8 @@ def test_what_extensions_brought_is_left_out(source: Source, tmp_path: Path) -> 
     }
 
 
-def test_what_the_role_may_not_read_is_said(source: Source, tmp_path: Path) -> None:
-    """A denied table is named with what to do; a schema with nothing else is left out."""
+def test_tables_that_the_role_may_not_read_are_left_out(source: Source, tmp_path: Path) -> None:
+    """A comment names the table and what to do; a schema without readable tables is left out."""
     source.execute("CREATE SCHEMA closed; CREATE TABLE closed.x (id int)")
     source.execute("CREATE TABLE denied (id int); CREATE TABLE granted (id int)")
     source.execute("DROP ROLE IF EXISTS reader; CREATE ROLE reader LOGIN")
@@ -258,7 +265,7 @@ def test_what_the_role_may_not_read_is_said(source: Source, tmp_path: Path) -> N
     try:
         text = propose(dsn)
         assert tomllib.loads(text)["source"]["schema"] == "public"
-        assert "# Left out, as this role may read nothing in them: closed" in text
+        assert "# Schemas left out, because this role may read no table in them: closed" in text
         assert text.count("Left out: Table public.denied cannot be read") == 1
         assert tomllib.loads(text)["source"]["exclude"] == ["denied"]
         with pytest.raises(ConfigError, match="reader may read none of the 1 tables") as caught:
@@ -268,11 +275,11 @@ def test_what_the_role_may_not_read_is_said(source: Source, tmp_path: Path) -> N
         source.execute("DROP OWNED BY reader; DROP ROLE reader")
 
 
-def test_what_is_proposed_runs_and_is_protected_once_its_lines_are_live(
+def test_proposed_protection_works_once_it_is_activated(
     source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a key and with rights to a part of things, check and run of the proposal end well,
-    and say what is not protected; with a key and the comments taken off it is.
+    """Without a master key and with few privileges, check and run succeed and name the columns that
+    are not protected; with a key and the comments removed, they are protected.
     """
     monkeypatch.delenv(MASTER_KEY)
     source.execute("""
@@ -293,32 +300,33 @@ def test_what_is_proposed_runs_and_is_protected_once_its_lines_are_live(
     try:
         notes: list[str] = []
         text = propose(source.dsn.replace("postgres@", "partly@"), notify=notes.append)
-        given = loaded(text, tmp_path)
-        (own,) = given.source.values()
-        assert own.exclude == ("empty", "keyed", "secured")
+        settings = loaded(text, tmp_path)
+        (database,) = settings.source.values()
+        assert database.exclude == ("empty", "keyed", "secured")
         assert len(notes) == 3
-        assert given.tables["partly"].columns == ("id",)
-        report = check.check(given)
+        assert settings.tables["partly"].columns == ("id",)
+        report = check.check(settings)
         assert report.problems == ()
-        said = {t.table: " ".join(t.notes) for t in pipeline.run(given).tables}
-        assert said.keys() == {"public.blank", "public.customers", "public.partly", "public.people"}
+        loaded_notes = {t.table: " ".join(t.notes) for t in pipeline.run(settings).tables}
+        expected = {"public.blank", "public.customers", "public.partly", "public.people"}
+        assert loaded_notes.keys() == expected
         for table, column in {"customers": "email", "people": "mobile"}.items():
-            assert re.search(f"is not protected:.* {column} ", said[f"public.{table}"])
+            assert re.search(f"is not protected:.* {column} ", loaded_notes[f"public.{table}"])
         monkeypatch.setenv(MASTER_KEY, keyring.new_master())
-        live = text.replace("\n# protect", "\nprotect")
+        activated = text.replace("\n# protect", "\nprotect")
         (tmp_path / "bronze.toml").unlink()
-        given = loaded(live, tmp_path)
-        assert check.check(given).problems == ()
-        assert [t.error for t in pipeline.run(given).tables if t.error] == []
-        assert "personal" not in " ".join(n for t in check.check(given).tables for n in t.notes)
-        customer = pl.read_delta(str(tmp_path / "lake" / given.lake.schema_ / "bz_customers"))
+        settings = loaded(activated, tmp_path)
+        assert check.check(settings).problems == ()
+        assert [t.error for t in pipeline.run(settings).tables if t.error] == []
+        assert "personal" not in " ".join(n for t in check.check(settings).tables for n in t.notes)
+        customer = pl.read_delta(str(tmp_path / "lake" / settings.lake.schema_ / "bz_customers"))
         assert "ada" not in str(customer.rows()).lower()
     finally:
         source.execute("DROP OWNED BY partly; DROP ROLE partly")
 
 
 def test_an_empty_database_is_refused(source: Source) -> None:
-    """Without a table, or without the schema, there is nothing to propose."""
+    """A database without a table, and a schema that does not exist, are errors with hints."""
     with pytest.raises(ConfigError, match="no table in the database") as caught:
         propose(source.dsn)
     assert caught.value.hint
@@ -327,8 +335,8 @@ def test_an_empty_database_is_refused(source: Source) -> None:
     assert "public" in caught.value.hint
 
 
-def test_connection_errors_stay_what_they_are(source: Source) -> None:
-    """Whatever connecting raises reaches the caller, without the password."""
+def test_connection_errors_are_raised_unchanged(source: Source) -> None:
+    """Errors of connecting reach the caller, without the password."""
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
@@ -342,8 +350,8 @@ def test_connection_errors_stay_what_they_are(source: Source) -> None:
     assert "geheim" not in str(unreadable.value)
 
 
-def test_the_settings_shown_are_the_defaults(source: Source) -> None:
-    """What [run] shows in comments is valid, and changes nothing but the number of workers."""
+def test_commented_settings_of_a_run_are_the_defaults(source: Source) -> None:
+    """The comments under [run] are all its settings, with the defaults except for workers."""
     source.execute("CREATE TABLE t (id int)")
     text = propose(source.dsn)
     section = text[text.index("[run]") : text.index("[tables.")]
@@ -353,11 +361,11 @@ def test_the_settings_shown_are_the_defaults(source: Source) -> None:
     assert shown.model_copy(update={"workers": 1}) == RunSettings(workers=1)
 
 
-def test_no_file_is_overwritten(tmp_path: Path) -> None:
-    """An existing file stays as it is, and a folder that is not there is said."""
+def test_an_existing_file_is_not_overwritten(tmp_path: Path) -> None:
+    """The error names --out; a folder that does not exist is an error too."""
     path = tmp_path / "bronze.toml"
     write(path, "a = 'ü'\n")
-    with pytest.raises(ConfigError, match="there already") as caught:
+    with pytest.raises(ConfigError, match="already exists") as caught:
         write(path, "b = 2\n")
     assert "--out" in caught.value.hint
     assert path.read_text(encoding="utf-8") == "a = 'ü'\n"

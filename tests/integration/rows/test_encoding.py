@@ -1,4 +1,4 @@
-"""The canonical encoding: its bytes, and that PostgreSQL computes the same ones."""
+"""The canonical encoding of rows: its bytes, and that PostgreSQL computes the same."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _numbers = itertools.count()
 
 
 def fill(source: Source, sample: Sample) -> None:
-    """Makes the table ``t`` anew with a sample's rows, and a key ``id``."""
+    """Replaces the table ``t`` by one with the rows of a sample and a key ``id``."""
     names = [sql.Identifier(name) for name, _ in sample.columns]
     kinds = [sql.SQL(declared.type) for _, declared in sample.columns]
     defined = [sql.SQL("{} {}").format(n, k) for n, k in zip(names, kinds, strict=True)]
@@ -76,7 +76,7 @@ def fill(source: Source, sample: Sample) -> None:
 
 
 def texts(source: Source) -> dict[int, list[str | None]]:
-    """The rows of ``t`` as the server writes them: each value's text, by key."""
+    """PostgreSQL's texts of the values of each row of ``t``, by key."""
     with psycopg.connect(source.dsn) as connection:
         connection.execute("SET TimeZone = 'UTC'; SET lc_monetary = 'C'")
         result = connection.execute("SELECT * FROM t").pgresult
@@ -93,8 +93,8 @@ def hashes(source: Source) -> dict[int, str]:
     """The row hash of each row of ``t`` as PostgreSQL computes it, by key."""
     origin = source.settings().origin("test")
     with connect.connect(origin) as connection:
-        found = [("test", relation) for relation in relations(connection, ["public"])]
-        (target,) = selection.targets(source.settings(), found, ["t"])
+        present = [("test", relation) for relation in relations(connection, ["public"])]
+        (target,) = selection.targets(source.settings(), present, ["t"])
         columns, table = selection.columns(target), statement.quoted("public", "t")
         keys = [row[0] for row in connection.execute("SELECT id FROM public.t").fetchall()]
         queries = {key: row_hash.row_hash(columns, table, f"id = {key}") for key in keys}
@@ -104,31 +104,31 @@ def hashes(source: Source) -> dict[int, str]:
     return {key: row[0] for key, row in rows.items()}
 
 
-def prove(source: Source, sample: Sample, lake: Path) -> None:
-    """Takes a sample in, and compares values, rejected values and hashes with the source's."""
+def load_and_compare(source: Source, sample: Sample, lake: Path) -> None:
+    """Loads a sample, and compares values, rejected values and hashes with those of the source."""
     fill(source, sample)
     source = dataclasses.replace(source, lake=lake)
     result = pipeline.run(source.settings())
     assert [table.error for table in result.tables if table.error] == []
     frame = pl.read_delta(str(source.table("t")))
-    theirs = texts(source)
-    ours = {row["id"]: row for row in frame.to_dicts()}
-    assert ours.keys() == theirs.keys()
-    refused = {}
-    for key, row in theirs.items():
+    source_texts = texts(source)
+    bronze_rows = {row["id"]: row for row in frame.to_dicts()}
+    assert bronze_rows.keys() == source_texts.keys()
+    rejected = {}
+    for key, row in source_texts.items():
         for (name, declared), text in zip(sample.columns, row, strict=True):
-            wanted = expected(declared.kind, text)
-            if wanted is REJECTED:
-                refused[key, name] = text
-                wanted = None
-            assert same(ours[key][name], wanted), (declared, text, ours[key][name], wanted)
-    assert {key: row["row_hash"] for key, row in ours.items()} == hashes(source)
+            value, actual = expected(declared.kind, text), bronze_rows[key][name]
+            if value is REJECTED:
+                rejected[key, name] = text
+                value = None
+            assert same(actual, value), (declared, text, actual, value)
+    assert {key: row["row_hash"] for key, row in bronze_rows.items()} == hashes(source)
     assert len(set(frame["row_hash"])) == len(frame)
-    assert booked(source) == refused
+    assert rejected_values(source) == rejected
 
 
-def booked(source: Source) -> dict[tuple[int, str], str]:
-    """The rejected values in the books, by key and column."""
+def rejected_values(source: Source) -> dict[tuple[int, str], str]:
+    """The texts in ``governance.rejected_values``, by key and column."""
     folder = source.lake / "governance" / "rejected_values"
     if not folder.exists():
         return {}
@@ -140,19 +140,21 @@ def booked(source: Source) -> dict[tuple[int, str], str]:
 
 @IN_DATABASE
 @given(sample=samples())
-def test_random_tables_arrive_exactly_and_hash_as_in_the_source(
+def test_random_tables_are_loaded_exactly_and_have_postgresqls_hashes(
     typed: Source, sample: Sample
 ) -> None:
-    """Whatever a table's types and values: Bronze holds them, and both sides' hashes are equal."""
-    prove(typed, sample, typed.lake / str(next(_numbers)))
+    """For any types and values, Bronze has the exact values, and PostgreSQL computes its hashes."""
+    load_and_compare(typed, sample, typed.lake / str(next(_numbers)))
 
 
 @settings(IN_DATABASE, max_examples=2)
 @given(rows=st.lists(st.tuples(*(st.none() | kind.texts for kind in EVERY)), min_size=9))
-def test_all_types_side_by_side(typed: Source, rows: list[tuple[str | None, ...]]) -> None:
-    """A table with a column of each type, in several words of flags, is proven at once."""
+def test_a_table_with_all_types_is_loaded_exactly(
+    typed: Source, rows: list[tuple[str | None, ...]]
+) -> None:
+    """A table with a column of each type has several words of flags."""
     columns = tuple((f"c{i}", kind) for i, kind in enumerate(EVERY))
-    prove(typed, Sample(columns, tuple(rows)), typed.lake / str(next(_numbers)))
+    load_and_compare(typed, Sample(columns, tuple(rows)), typed.lake / str(next(_numbers)))
 
 
 UTC = dt.UTC
@@ -248,21 +250,21 @@ GOLDEN: list[tuple[Any, list[Any], list[str]]] = [
 
 def encoded(*columns: pl.Series) -> list[bytes]:
     """The encoding of each row."""
-    found: list[bytes] = encode(columns, len(columns[0])).to_pylist()
-    return found
+    rows: list[bytes] = encode(columns, len(columns[0])).to_pylist()
+    return rows
 
 
-@pytest.mark.parametrize(("kind", "values", "wanted"), GOLDEN, ids=[str(g[0]) for g in GOLDEN])
-def test_the_bytes_of_each_kind_are_fixed_for_ever(
-    kind: Any, values: list[Any], wanted: list[str]
+@pytest.mark.parametrize(("kind", "values", "expected"), GOLDEN, ids=[str(g[0]) for g in GOLDEN])
+def test_the_encoding_of_each_type_does_not_change(
+    kind: Any, values: list[Any], expected: list[str]
 ) -> None:
-    """The encoding of a kind's values is what the format says, byte by byte."""
-    found = encoded(pl.Series(values, dtype=kind))
-    assert [row.hex() for row in found] == [text.replace(" ", "") for text in wanted]
+    """The values of each type have the bytes that the format defines."""
+    rows = encoded(pl.Series(values, dtype=kind))
+    assert [row.hex() for row in rows] == [text.replace(" ", "") for text in expected]
 
 
-def test_every_nan_is_the_same() -> None:
-    """A NaN with a sign or a payload is encoded as any other."""
+def test_every_nan_has_the_same_encoding() -> None:
+    """A NaN with a sign or a payload is encoded like any other."""
     bits = np.array([0x7FF8000000000000, 0xFFF8000000000001, 0x7FF0000000000001], np.uint64)
     assert len(set(encoded(pl.Series(bits.view(np.float64))))) == 1
     short = np.array([0x7FC00000, 0xFFC00001, 0x7F800001], np.uint32)
@@ -270,7 +272,7 @@ def test_every_nan_is_the_same() -> None:
 
 
 def test_a_row_is_flags_then_fixed_then_variable_parts() -> None:
-    """Parts of several columns lie in the format's order."""
+    """The parts of several columns are in the order of the format."""
     columns = [
         pl.Series([1], dtype=pl.Int16),
         pl.Series(["ab"]),
@@ -278,18 +280,18 @@ def test_a_row_is_flags_then_fixed_then_variable_parts() -> None:
         pl.Series([[7]], dtype=pl.List(pl.Int16)),
         pl.Series(["c"]),
     ]
-    wanted = "0004 0001 00000002 00 00000001 00000001 6162 0000 0007 63"
-    assert encoded(*columns)[0].hex() == wanted.replace(" ", "")
+    expected = "0004 0001 00000002 00 00000001 00000001 6162 0000 0007 63"
+    assert encoded(*columns)[0].hex() == expected.replace(" ", "")
 
 
 @pytest.mark.parametrize(
     ("width", "flags"),
     [(1, "0001"), (15, "7fff"), (16, "7fff0001"), (30, "7fff7fff"), (31, "7fff7fff0001")],
 )
-def test_there_is_a_word_of_flags_for_fifteen_columns(width: int, flags: str) -> None:
-    """NULL in every column sets every bit that there is."""
-    nothing = pl.Series([None], dtype=pl.Boolean)
-    assert encoded(*[nothing] * width)[0].hex() == flags + "00" * width
+def test_fifteen_columns_share_a_word_of_flags(width: int, flags: str) -> None:
+    """NULL in every column sets the bit of every column."""
+    null = pl.Series([None], dtype=pl.Boolean)
+    assert encoded(*[null] * width)[0].hex() == flags + "00" * width
 
 
 _SMALL = st.sampled_from
@@ -312,7 +314,7 @@ KINDS: list[tuple[Any, st.SearchStrategy[Any]]] = [
 
 @st.composite
 def frames(draw: st.DrawFn) -> pl.DataFrame:
-    """Frames of a few columns over few values, so that rows are often equal or nearly so."""
+    """Frames of a few columns with few different values, so that many rows are equal or similar."""
     kinds = draw(st.lists(st.sampled_from(KINDS), min_size=1, max_size=4))
     height = draw(st.integers(1, 12))
     return pl.DataFrame(
@@ -341,10 +343,10 @@ def _rows(frame: pl.DataFrame) -> list[tuple[tuple[Any, ...], bytes]]:
 
 @IN_MEMORY
 @given(frame=frames(), data=st.data())
-def test_the_encoding_does_not_depend_on_how_rows_lie_in_memory(
+def test_the_encoding_is_the_same_for_slices_and_chunks(
     frame: pl.DataFrame, data: st.DataObject
 ) -> None:
-    """Slices with an offset, several chunks and single rows give the bytes that the whole gives."""
+    """Slices with an offset, several chunks and single rows have the bytes of the whole frame."""
     whole = encoded(*frame.get_columns())
     low = data.draw(st.integers(0, frame.height - 1))
     high = data.draw(st.integers(low + 1, frame.height))
@@ -360,15 +362,15 @@ def test_the_encoding_does_not_depend_on_how_rows_lie_in_memory(
 
 
 @st.composite
-def grown(draw: st.DrawFn) -> tuple[pl.DataFrame, int]:
-    """Frames of which some columns at the end, maybe all, were added later."""
+def evolved_frames(draw: st.DrawFn) -> tuple[pl.DataFrame, int]:
+    """Frames with the number of columns that were not added later, maybe none or all."""
     frame = draw(frames())
     return frame, draw(st.integers(0, frame.width))
 
 
 @IN_MEMORY
-@given(case=grown())
-def test_rows_with_later_columns_are_equal_if_and_only_if_their_encodings_are(
+@given(case=evolved_frames())
+def test_rows_with_added_columns_are_equal_if_and_only_if_their_encodings_are(
     case: tuple[pl.DataFrame, int],
 ) -> None:
     """No two different rows share an encoding, however many of the columns were added later."""
@@ -379,11 +381,13 @@ def test_rows_with_later_columns_are_equal_if_and_only_if_their_encodings_are(
 
 
 @IN_MEMORY
-@given(case=grown(), more=st.lists(st.sampled_from([kind for kind, _ in KINDS]), max_size=20))
-def test_a_later_column_that_is_null_changes_nothing(
+@given(
+    case=evolved_frames(), more=st.lists(st.sampled_from([kind for kind, _ in KINDS]), max_size=20)
+)
+def test_an_added_column_that_is_null_does_not_change_the_encoding(
     case: tuple[pl.DataFrame, int], more: list[Any]
 ) -> None:
-    """However many columns follow and are NULL, a row is encoded as it was before they came."""
+    """With any number of added columns that are NULL, a row is encoded as it was without them."""
     frame, base = case
     rows, before = frame.height, frame.get_columns()
     added = [pl.Series([None] * rows, dtype=kind) for kind in more]
@@ -396,14 +400,11 @@ def test_a_later_column_that_is_null_changes_nothing(
 
 
 @IN_MEMORY
-@given(case=grown(), data=st.data())
-def test_a_later_column_that_is_not_null_changes_its_row_alone(
+@given(case=evolved_frames(), data=st.data())
+def test_an_added_column_changes_the_encoding_of_rows_in_which_it_is_not_null(
     case: tuple[pl.DataFrame, int], data: st.DataObject
 ) -> None:
-    """A row with a value in a new column differs from what it was; and so does each value of it.
-
-    Where the new column stands among the later ones makes a difference too.
-    """
+    """A value in an added column is appended to its row only; its position is encoded too."""
     frame, base = case
     rows, before = frame.height, frame.get_columns()
     kind, strategy = data.draw(st.sampled_from(KINDS))
@@ -419,26 +420,26 @@ def test_a_later_column_that_is_not_null_changes_its_row_alone(
         assert (shifted[i] == after[i]) == (value is None)
 
 
-def test_the_bytes_of_later_columns_are_fixed_for_ever() -> None:
-    """A later column is its number and its value as a row of one column, and nothing if NULL."""
+def test_the_encoding_of_added_columns_does_not_change() -> None:
+    """An added column is its number and its value as a row of one column, and empty if NULL."""
     columns = [
         pl.Series([1, 2], dtype=pl.Int16),
         pl.Series(["ab", None]),
         pl.Series([None, True], dtype=pl.Boolean),
     ]
-    found = [row.hex() for row in encode(columns, 2, 1).to_pylist()]
-    wanted = ["0000 0001 0001 0000 00000002 6162", "0000 0002 0002 0000 01"]
-    assert found == [text.replace(" ", "") for text in wanted]
+    actual = [row.hex() for row in encode(columns, 2, 1).to_pylist()]
+    expected = ["0000 0001 0001 0000 00000002 6162", "0000 0002 0002 0000 01"]
+    assert actual == [text.replace(" ", "") for text in expected]
     assert encode(columns[2:], 2, 0).to_pylist() == [b"", bytes.fromhex("0000000001")]
 
 
 @IN_DATABASE
 @given(sample=samples(), data=st.data())
-def test_later_columns_hash_as_in_the_source(
+def test_rows_with_added_columns_have_postgresqls_hashes(
     typed: Source, sample: Sample, data: st.DataObject
 ) -> None:
-    """PostgreSQL and we agree on rows of tables that had only some of their columns at first."""
-    prove_later(typed, sample, data.draw(st.integers(0, len(sample.columns))))
+    """PostgreSQL and bronze compute the same hashes of rows some of whose columns were added."""
+    compare_hashes(typed, sample, data.draw(st.integers(0, len(sample.columns))))
 
 
 @settings(IN_DATABASE, max_examples=2)
@@ -446,36 +447,35 @@ def test_later_columns_hash_as_in_the_source(
     rows=st.lists(st.tuples(*(st.none() | kind.texts for kind in EVERY)), min_size=9),
     base=st.sampled_from([0, 3]),
 )
-def test_later_columns_of_all_types_hash_as_in_the_source(
+def test_added_columns_of_all_types_have_postgresqls_hashes(
     typed: Source, rows: list[tuple[str | None, ...]], base: int
 ) -> None:
-    """A column of each type may be the one that came later."""
+    """A column of each type can be added later."""
     columns = tuple((f"c{i}", kind) for i, kind in enumerate(EVERY))
-    prove_later(typed, Sample(columns, tuple(rows)), base)
+    compare_hashes(typed, Sample(columns, tuple(rows)), base)
 
 
-def prove_later(source: Source, sample: Sample, base: int) -> None:
-    """Hashes a sample's rows on both sides, as if its first columns had been all at first.
-
-    The key ``id`` is one of them.
+def compare_hashes(source: Source, sample: Sample, base: int) -> None:
+    """Compares the hashes of a sample's rows with PostgreSQL's, as if all columns but the key and
+    the first ``base`` ones had been added later.
     """
     fill(source, sample)
     origin = source.settings().origin("test")
     table = statement.quoted("public", "t")
     with connect.connect(origin) as connection:
-        found = [("test", relation) for relation in relations(connection, ["public"])]
-        (target,) = selection.targets(source.settings(), found, ["t"])
+        present = [("test", relation) for relation in relations(connection, ["public"])]
+        (target,) = selection.targets(source.settings(), present, ["t"])
         columns = selection.columns(target)
         query = row_hash.row_hash(columns, table, "true", base + 1)
-        theirs = [str(row[0]) for row in connection.execute(query)]
-        whole = [
+        by_postgresql = [str(row[0]) for row in connection.execute(query)]
+        without_added = [
             str(row[0]) for row in connection.execute(row_hash.row_hash(columns, table, "true"))
         ]
-    ours: list[str] = []
+    by_bronze: list[str] = []
     select = statement.select(columns, table)
     for rows, rejected in read.rows(origin, (), select, ["true"], columns, "public.t"):
-        ours.extend(metadata.digests(rows, rejected, base + 1)[0])
-    assert sorted(ours) == sorted(theirs)
-    assert len(set(ours)) == len(sample.rows)
+        by_bronze.extend(metadata.digests(rows, rejected, base + 1)[0])
+    assert sorted(by_bronze) == sorted(by_postgresql)
+    assert len(set(by_bronze)) == len(sample.rows)
     if base < len(sample.columns) and sample.rows:
-        assert set(ours).isdisjoint(whole)
+        assert set(by_bronze).isdisjoint(without_added)

@@ -54,7 +54,7 @@ def main() -> None:
         return
     point, _, times = order["failpoint"].partition(":")
     if point:
-        failpoint._left[point] = int(times or 1)
+        failpoint._remaining[point] = int(times or 1)
     sys.argv = ["bronze", *order["arguments"]]
     cli.main()
 

@@ -1,4 +1,4 @@
-"""bronze.toml: what is wrong in it is said with its place, and no secret leaves its place."""
+"""bronze.toml: errors name their place in the config, and no secret is copied or printed."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ from tests.conftest import Source
 
 PASSWORD = "pa55-w0rd"
 DSN = "postgresql://me@localhost/db"
-SOUND: dict[str, Any] = {"source": {"dsn": DSN}, "lake": {"root": "lake"}}
+VALID: dict[str, Any] = {"source": {"dsn": DSN}, "lake": {"root": "lake"}}
 
 
 BATCH = {"pattern": "batch", "cursor": "at"}
 
 
-def refused(*wrong: tuple[str, Any], base: dict[str, Any] = SOUND) -> ConfigError:
-    """The error for a config that is sound but for values put at dotted places."""
+def config_error(*wrong: tuple[str, Any], base: dict[str, Any] = VALID) -> ConfigError:
+    """The error for a config that is valid except for the given values, by path."""
     document = json.loads(json.dumps(base))
     for place, value in wrong:
         *path, last = place.split("/")
@@ -57,9 +57,9 @@ def refused(*wrong: tuple[str, Any], base: dict[str, Any] = SOUND) -> ConfigErro
     return caught.value
 
 
-def test_a_sound_config_is_taken() -> None:
-    """What the other tests break is sound to begin with."""
-    assert loading.parse(SOUND).lake.root == "lake"
+def test_a_valid_config_is_accepted() -> None:
+    """The config that the other tests change is valid."""
+    assert loading.parse(VALID).lake.root == "lake"
 
 
 @pytest.mark.parametrize(
@@ -86,31 +86,31 @@ def test_a_sound_config_is_taken() -> None:
     ],
 )
 def test_an_unknown_key_names_its_place_and_the_nearest_known_one(place: str, nearest: str) -> None:
-    """At each level of the config, whatever the tables are called."""
+    """At each level of the config, whatever the names of the tables are."""
     value: Any = {"secrt": "X"} if place in ("source/dsn", "lake/options/key") else "x"
-    error = refused((place, value))
+    error = config_error((place, value))
     dotted = place.replace("/", ".") + (".secrt" if isinstance(value, dict) else "")
     assert f"unknown key {dotted} (did you mean {nearest}?)" in error.message
 
 
-def test_a_key_like_no_other_lists_the_known_ones() -> None:
-    """Where no known key is near, all of them are named."""
-    error = refused(("run/zzz", 1))
-    assert "unknown key run.zzz (known are workers, memory, engine," in error.message
+def test_an_unknown_key_without_a_near_one_lists_all_known_keys() -> None:
+    """If no known key is similar, the error lists all of them."""
+    error = config_error(("run/zzz", 1))
+    assert "unknown key run.zzz (known keys: workers, memory, engine," in error.message
 
 
 @pytest.mark.parametrize("misspelt", [DSN, {"secret": "DSN"}])
 @pytest.mark.parametrize("more", [{}, {"pool": {"max": 4}}])
-def test_a_misspelt_dsn_is_called_so(misspelt: object, more: dict[str, Any]) -> None:
-    """A source without a dsn is one source with a wrong key, not a list of sources."""
+def test_a_misspelt_dsn_is_reported_as_such(misspelt: object, more: dict[str, Any]) -> None:
+    """A source without a dsn is one source with a wrong key, not a table of sources."""
     base = {"source": {"name": "pg", "dns": misspelt, **more}, "lake": {"root": "lake"}}
-    error = refused(base=base)
+    error = config_error(base=base)
     assert "unknown key source.dns (did you mean dsn?)" in error.message
     assert "source.dsn is missing" in error.message
 
 
 @pytest.mark.parametrize(
-    ("place", "value", "said"),
+    ("place", "value", "message"),
     [
         ("source/dsn", 5, "source.dsn"),
         ("source/schema", 5, "source.schema"),
@@ -118,7 +118,7 @@ def test_a_misspelt_dsn_is_called_so(misspelt: object, more: dict[str, Any]) -> 
         ("source/pool", {"min": 5, "max": 4}, "at least min"),
         ("source/consistency", "sometimes", "source.consistency"),
         ("source/row_security", "off", "source.row_security"),
-        ("source/lock_timeout", "soon", 'a time looks like "30s"'),
+        ("source/lock_timeout", "soon", 'a duration looks like "30s"'),
         ("source/lock_timeout", -1, "source.lock_timeout"),
         ("lake/schema", "a/b", "lake.schema"),
         ("lake", "lake", "lake"),
@@ -134,31 +134,31 @@ def test_a_misspelt_dsn_is_called_so(misspelt: object, more: dict[str, Any]) -> 
         ("tables", 3, "tables"),
         ("tables/t/priority", 10, "tables.t.priority"),
         ("tables/t/pattern", "hourly", "tables.t.pattern"),
-        ("tables/t", {"cursor": "at"}, 'cursor is for the patterns "batch" and "micro_batch" only'),
-        ("tables/t", {"overlap": "1h"}, 'overlap is for the patterns "batch"'),
-        ("tables/t", {"deletes": "ignore"}, 'deletes is for the patterns "batch"'),
+        ("tables/t", {"cursor": "at"}, 'cursor is only for the patterns "batch" and "micro_batch"'),
+        ("tables/t", {"overlap": "1h"}, 'overlap is only for the patterns "batch"'),
+        ("tables/t", {"deletes": "ignore"}, 'deletes is only for the patterns "batch"'),
         ("tables/t", {"pattern": "batch", "overlap": "1h"}, 'cursor = "xmin" needs none'),
-        ("tables/t", {**BATCH, "overlap": "a while"}, 'a time looks like "30s"'),
+        ("tables/t", {**BATCH, "overlap": "a while"}, 'a duration looks like "30s"'),
         ("tables/t", {**BATCH, "overlap": -1}, "tables.t.overlap"),
-        ("tables/t", {**BATCH, "deletes": "sometimes"}, 'a time looks like "30s"'),
+        ("tables/t", {**BATCH, "deletes": "sometimes"}, 'a duration looks like "30s"'),
         ("tables/t", {**BATCH, "deletes": -5}, "tables.t.deletes"),
         ("tables/t/on_delete", "keep", "tables.t.on_delete: input should be 'mark' or 'remove'"),
         ("tables/t/key", 5, "tables.t.key"),
         ("tables/t/rename", {"a": 5}, "tables.t.rename.a"),
         ("tables/t/target", "a/b", "tables.t.target"),
         ("tables/t/decimals", {"n": "decimal(39,2)"}, "the precision is 1 to 38"),
-        ("tables/t/decimals", {"n": "money"}, 'it looks like "decimal(38,10)"'),
+        ("tables/t/decimals", {"n": "money"}, 'a decimal type looks like "decimal(38,10)"'),
     ],
 )
-def test_a_wrong_value_names_its_place(place: str, value: object, said: str) -> None:
-    """A value of a wrong type or out of its range is refused before anything is touched."""
-    error = refused((place, value))
-    assert said in error.message
+def test_a_wrong_value_names_its_place(place: str, value: object, message: str) -> None:
+    """A value of a wrong type or out of its range is refused with its place in the config."""
+    error = config_error((place, value))
+    assert message in error.message
     assert place.split("/")[0] in error.message
 
 
 @pytest.mark.parametrize(
-    ("own", "found"),
+    ("section", "expected"),
     [
         ({}, ("full_refresh", "xmin", None, "detect", "mark")),
         ({"pattern": "batch"}, ("batch", "xmin", None, "detect", "mark")),
@@ -172,66 +172,68 @@ def test_a_wrong_value_names_its_place(place: str, value: object, said: str) -> 
         ({"on_delete": "remove"}, ("full_refresh", "xmin", None, "detect", "remove")),
     ],
 )
-def test_how_a_table_is_taken(own: dict[str, Any], found: tuple[object, ...]) -> None:
-    """The defaults, and intervals in seconds."""
-    taken = loading.parse({**SOUND, "tables": {"t": own}}).table("source", "public", "t")
+def test_table_settings_have_defaults_and_durations_in_seconds(
+    section: dict[str, Any], expected: tuple[object, ...]
+) -> None:
+    """What a section of a table does not set has its default; durations become seconds."""
+    table = loading.parse({**VALID, "tables": {"t": section}}).table("source", "public", "t")
     names = ("pattern", "cursor", "overlap", "deletes", "on_delete")
-    assert tuple(getattr(taken, name) for name in names) == found
-    assert taken.method == found[0]
+    assert tuple(getattr(table, name) for name in names) == expected
+    assert table.method == expected[0]
 
 
-def test_a_wrong_value_of_deletes_says_what_it_may_be() -> None:
-    """The words and the times that it may be, under the name that it has in the config."""
-    error = refused(("tables/t", {**BATCH, "deletes": "sometimes"}))
-    for said in ("tables.t.deletes: ", "'detect' or 'ignore'", '"30s", "5m" or "2h"'):
-        assert said in error.message
+def test_a_wrong_value_of_deletes_lists_the_allowed_ones() -> None:
+    """The error lists the words and the durations that are allowed, without pydantic's terms."""
+    error = config_error(("tables/t", {**BATCH, "deletes": "sometimes"}))
+    for part in ("tables.t.deletes: ", "'detect' or 'ignore'", '"30s", "5m" or "2h"'):
+        assert part in error.message
     assert "literal" not in error.message
 
 
-def test_one_key_may_be_given_as_a_string() -> None:
+def test_a_key_of_one_column_may_be_a_string() -> None:
     """A key of one column needs no list."""
     for key in ("id", ["id"]):
-        taken = loading.parse({**SOUND, "tables": {"t": {"key": key}}}).table("source", "s", "t")
-        assert taken.key == ("id",)
+        table = loading.parse({**VALID, "tables": {"t": {"key": key}}}).table("source", "s", "t")
+        assert table.key == ("id",)
 
 
-def test_all_faults_are_said_at_once() -> None:
-    """Nobody has to mend a config fault by fault."""
-    error = refused(("run/workers", 0), ("lake/rot", "x"), ("tables/t/priority", 0))
+def test_all_errors_are_reported_at_once() -> None:
+    """One error lists everything that is wrong in the config."""
+    error = config_error(("run/workers", 0), ("lake/rot", "x"), ("tables/t/priority", 0))
     for place in ("run.workers", "lake.rot", "tables.t.priority"):
         assert place in error.message
 
 
 def test_a_missing_section_is_named() -> None:
     """A config without a source or a lake says which is missing."""
-    error = refused(base={"source": {"dsn": DSN}})
+    error = config_error(base={"source": {"dsn": DSN}})
     assert "lake is missing" in error.message
-    assert "source is missing" in refused(base={"lake": {"root": "lake"}}).message
+    assert "source is missing" in config_error(base={"lake": {"root": "lake"}}).message
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (None, "There is no config file"),
         (b"[source\ndsn = 1", "is not valid TOML"),
         (b"\xff\xfe", "cannot be read"),
     ],
 )
-def test_a_file_that_is_no_config_is_named(
-    tmp_path: Path, content: bytes | None, said: str
+def test_an_unreadable_config_file_is_named(
+    tmp_path: Path, content: bytes | None, message: str
 ) -> None:
-    """A missing file, one that is not TOML, and one that is not text each say so."""
+    """A missing file, one that is not TOML, and one that is not text are named with the reason."""
     path = tmp_path / "my.toml"
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ConfigError) as caught:
         loading.load(path)
-    assert said in caught.value.message
+    assert message in caught.value.message
     assert str(path) in caught.value.message
 
 
-def test_a_folder_is_no_config(tmp_path: Path) -> None:
-    """A folder in the config's place is an error like any other."""
+def test_a_folder_instead_of_a_config_file_is_an_error(tmp_path: Path) -> None:
+    """A folder in the config's place is reported like an unreadable file."""
     with pytest.raises(ConfigError, match="cannot be read"):
         loading.load(tmp_path)
 
@@ -239,7 +241,7 @@ def test_a_folder_is_no_config(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dsn", ["postgresql://me:pa55-w0rd@[::1", "host=x nonsense=pa55-w0rd"])
 def test_an_unreadable_connection_string_is_not_repeated(dsn: str) -> None:
     """The error names the source, not what is in the connection string."""
-    settings = loading.parse({**SOUND, "source": {"name": "shop", "dsn": dsn}})
+    settings = loading.parse({**VALID, "source": {"name": "shop", "dsn": dsn}})
     with pytest.raises(ConfigError, match="source shop cannot be read") as caught:
         settings.origin("shop")
     assert PASSWORD not in caught.value.message + caught.value.hint
@@ -247,7 +249,7 @@ def test_an_unreadable_connection_string_is_not_repeated(dsn: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dsn", "said"),
+    ("dsn", "message"),
     [
         ("postgresql://me:s3/cret@db.internal:5432/shop", "a / in its user or password"),
         ("postgresql://me:s3cr@et@db.internal/shop", "an @ in its user or password"),
@@ -258,11 +260,9 @@ def test_an_unreadable_connection_string_is_not_repeated(dsn: str) -> None:
         ("host=db password=s3 cret", "cannot be read"),
     ],
 )
-def test_a_connection_string_that_is_misread_is_not_told(
-    dsn: str, said: str, tmp_path: Path
-) -> None:
-    """Where libpq would take a part of the password for a host, a port or a database, no word of
-    it is in what is said, whichever command it is.
+def test_a_misread_connection_string_is_not_printed(dsn: str, message: str, tmp_path: Path) -> None:
+    """If libpq would take a part of the password for a host, a port or a database, no command
+    prints any part of the connection string.
     """
     config = tmp_path / "bronze.toml"
     config.write_text(
@@ -274,21 +274,21 @@ def test_a_connection_string_that_is_misread_is_not_told(
     for command in (*commands, ["init", "--dsn", dsn]):
         result = runner.invoke(app, command)
         assert result.exit_code == 2, command
-        told = result.output + result.stderr
-        assert said in " ".join(told.split()), command
-        assert "cret" not in told.replace("secret", ""), command
+        output = result.output + result.stderr
+        assert message in " ".join(output.split()), command
+        assert "cret" not in output.replace("secret", ""), command
 
 
-def test_a_connection_string_may_have_anything_percent_encoded() -> None:
-    """What is written as it should be is read."""
+def test_percent_encoded_parts_of_a_connection_string_are_decoded() -> None:
+    """Special characters in user, password, database and options are read as written."""
     dsn = "postgresql://me:a%2Fb%40c@h1:1,h2:2/my%40db?options=-c%20x%3Da@b"
     given = parse_dsn(dsn, "shop")
     assert (given["password"], given["dbname"], given["port"]) == ("a/b@c", "my@db", "1,2")
     assert parse_dsn("postgresql:///shop?host=/run&user=a", "shop")["host"] == "/run"
 
 
-def file_with(tmp_path: Path, source: str) -> Path:
-    """A config file with the lines of a source."""
+def config_file(tmp_path: Path, source: str) -> Path:
+    """A config file with the given lines for the source."""
     path = tmp_path / "bronze.toml"
     path.write_text(f'{source}\n[lake]\nroot = "lake"\n')
     return path
@@ -304,10 +304,10 @@ def file_with(tmp_path: Path, source: str) -> Path:
         '[source.pg]\nname = "x"',
     ],
 )
-def test_a_password_in_the_config_stays_there(tmp_path: Path, section: str) -> None:
-    """It is in no repr and no pickle, and is found again in the file, however it is written."""
+def test_a_password_in_the_config_stays_in_the_file(tmp_path: Path, section: str) -> None:
+    """It is in no repr and no pickle; workers read it from the file, whatever the section."""
     dsn = f"postgresql://me:{PASSWORD}@localhost/db"
-    settings = loading.load(file_with(tmp_path, f'{section}\ndsn = "{dsn}"'))
+    settings = loading.load(config_file(tmp_path, f'{section}\ndsn = "{dsn}"'))
     (name,) = settings.source
     origin = settings.origin(name)
     for shown in (repr(settings), str(settings), repr(origin), str(pickle.dumps(origin))):
@@ -317,96 +317,96 @@ def test_a_password_in_the_config_stays_there(tmp_path: Path, section: str) -> N
 
 
 def test_a_password_in_a_mapping_is_refused() -> None:
-    """Without a file, workers could not find it again: the hint says how to give it."""
+    """Without a file, workers could not read it: the hint names the other ways."""
     dsn = f"postgresql://me:{PASSWORD}@localhost/db"
-    with pytest.raises(ConfigError, match="has a password in it") as caught:
-        loading.parse({**SOUND, "source": {"dsn": dsn}}).origin("source")
+    with pytest.raises(ConfigError, match="contains a password") as caught:
+        loading.parse({**VALID, "source": {"dsn": dsn}}).origin("source")
     assert PASSWORD not in caught.value.message + caught.value.hint
     assert "password = { secret = " in caught.value.hint
 
 
-def test_keys_of_the_lake_are_in_no_repr() -> None:
-    """Neither a key written into the config's options nor one named there is shown."""
+def test_keys_of_the_object_store_are_in_no_repr() -> None:
+    """Neither a key in the config's options nor a reference to one is shown."""
     options = {"access_key": PASSWORD, "other": {"secret": "LAKE_KEY"}}
-    settings = loading.parse({**SOUND, "lake": {"root": "s3://b/x", "options": options}})
+    settings = loading.parse({**VALID, "lake": {"root": "s3://b/x", "options": options}})
     for shown in (repr(settings), repr(settings.lake), repr(settings.place("bronze", "bz_t"))):
         assert PASSWORD not in shown
 
 
-class Watching(ThreadPoolExecutor):
-    """An executor that keeps what a worker would be sent."""
+class RecordingPool(ThreadPoolExecutor):
+    """An executor that records the units of work sent to it."""
 
     def __init__(self) -> None:
         super().__init__(1)
-        self.seen: list[bytes] = []
+        self.units: list[bytes] = []
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """Keeps the pickles and the reprs of a unit of work."""
+        """Records the pickle and the repr of a unit of work."""
         if args[0] is read_unit:
-            self.seen += [pickle.dumps(args[1]), repr(args[1]).encode()]
+            self.units += [pickle.dumps(args[1]), repr(args[1]).encode()]
         return super().submit(fn, *args, **kwargs)
 
 
 @pytest.mark.parametrize("provider", ["env", "file", "config"])
-def test_a_connection_string_can_be_secret(
+def test_a_connection_string_can_be_a_secret(
     source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, provider: str
 ) -> None:
-    """It is looked up where the config says, and is in no unit and in no file of the lake."""
+    """Its provider resolves it, and it is in no unit of work and in no file of the lake."""
     source.execute("CREATE TABLE t AS SELECT 1 AS id")
     dsn = source.dsn.replace("postgres@", f"postgres:{PASSWORD}@")
     (tmp_path / "DSN").write_text(f"{dsn}\n")
     monkeypatch.setenv("DSN", dsn)
     if provider == "config":
-        settings = loading.load(file_with(tmp_path, f'[source]\ndsn = "{dsn}"'))
+        settings = loading.load(config_file(tmp_path, f'[source]\ndsn = "{dsn}"'))
     else:
         settings = source.settings(
             source={"dsn": {"secret": "DSN"}},
             secrets={"provider": provider, "folder": str(tmp_path) if provider == "file" else ""},
         )
-    with Watching() as pool:
+    with RecordingPool() as pool:
         result = pipeline.run(settings, pool=pool)
     assert result.exit_code == 0
-    assert len(pool.seen) == 2
+    assert len(pool.units) == 2
     files = [path.read_bytes() for path in (tmp_path / "lake").rglob("*") if path.is_file()]
-    # A file and a log entry of the table, and as many of each of the books and the audit log.
+    # A file and a log entry of the table, and as many of each of the three governance tables.
     assert len(files) == 8
-    shown = [*pool.seen, *files, repr(settings).encode(), repr(result).encode()]
+    shown = [*pool.units, *files, repr(settings).encode(), repr(result).encode()]
     assert not [text for text in shown if PASSWORD.encode() in text]
 
 
 @pytest.mark.parametrize(
-    ("place", "said"),
+    ("secret", "message"),
     [
         (Secret("env", "NO_SUCH_SECRET"), "environment variable NO_SUCH_SECRET is not set"),
         (Secret("file", "nothing", "/nowhere"), "secret file /nowhere/nothing cannot be read"),
     ],
 )
-def test_a_missing_secret_names_its_place(place: Secret, said: str) -> None:
-    """The error says which secret was looked for where, and what to do."""
-    with pytest.raises(ConfigError, match=said) as caught:
-        secrets.resolve(place)
+def test_a_missing_secret_is_named_with_its_provider(secret: Secret, message: str) -> None:
+    """The error names the secret and where it was expected, and the hint says what to do."""
+    with pytest.raises(ConfigError, match=message) as caught:
+        secrets.resolve(secret)
     assert "[secrets]" in caught.value.hint
     assert caught.value.exit_code == 2
 
 
 @dataclass
 class Vault:
-    """A local server that speaks Key Vault's protocol."""
+    """A local server with Key Vault's protocol, its secrets and the requests it received."""
 
     url: str
     ca: str
     values: dict[str, str]
-    asked: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
 
 
 @contextmanager
 def vault(folder: Path) -> Iterator[Vault]:
-    """The protocol on the wire: a challenge, a bearer token, a JSON document."""
+    """A local Key Vault: a challenge, a bearer token, a JSON document."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             path, _, query = self.path.partition("?")
-            known.asked.append(self.path)
+            server.requests.append(self.path)
             assert query.startswith("api-version=")
             if self.headers.get("Authorization") != "Bearer token-1":
                 challenge = (
@@ -415,10 +415,11 @@ def vault(folder: Path) -> Iterator[Vault]:
                 )
                 return self.answer(401, {}, challenge)
             name = path.split("/")[2]
-            if name not in known.values:
+            if name not in server.values:
                 return self.answer(404, {"error": {"code": "SecretNotFound", "message": "no"}})
-            where = f"{known.url}/secrets/{name}/1"
-            return self.answer(200, {"value": known.values[name], "id": where, "attributes": {}})
+            version = f"{server.url}/secrets/{name}/1"
+            body = {"value": server.values[name], "id": version, "attributes": {}}
+            return self.answer(200, body)
 
         def answer(self, status: int, body: dict[str, Any], challenge: str = "") -> None:
             data = json.dumps(body).encode()
@@ -433,14 +434,14 @@ def vault(folder: Path) -> Iterator[Vault]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    with served(Handler, folder) as port:
-        known = Vault(f"https://localhost:{port}", str(folder / "ca.pem"), {})
-        yield known
+    with tls_server(Handler, folder) as port:
+        server = Vault(f"https://localhost:{port}", str(folder / "ca.pem"), {})
+        yield server
 
 
 @contextmanager
-def served(handler: type[http.server.BaseHTTPRequestHandler], folder: Path) -> Iterator[int]:
-    """A server over TLS in a thread; its authority is in ``ca.pem`` in the folder."""
+def tls_server(handler: type[http.server.BaseHTTPRequestHandler], folder: Path) -> Iterator[int]:
+    """A TLS server in a thread, and its port; its CA certificate is ``ca.pem`` in the folder."""
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("localhost").configure_cert(context)
@@ -460,23 +461,23 @@ def served(handler: type[http.server.BaseHTTPRequestHandler], folder: Path) -> I
 
 
 class Credential:
-    """An identity that gets a token without asking anybody."""
+    """An identity that needs no network to get a token."""
 
     def get_token(self, *_: str, **__: Any) -> AccessToken:
-        """The token that the vault knows."""
+        """The token that the vault accepts."""
         return AccessToken("token-1", 2**31)
 
 
 @contextmanager
 def workspace(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """A local server that speaks the protocol of Databricks' secrets: where it is, and what it was
-    asked.
+    """A local server with the protocol of Databricks' secrets: its URL, and the requests it
+    received.
     """
-    asked: list[str] = []
+    requests: list[str] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked.append(self.path)
+            requests.append(self.path)
             if self.headers.get("Authorization") != "Bearer token-2":
                 return self.answer(403, {"error_code": "PERMISSION_DENIED"})
             path, _, query = self.path.partition("?")
@@ -497,73 +498,75 @@ def workspace(folder: Path) -> Iterator[tuple[str, list[str]]]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    with served(Handler, folder) as port:
-        yield f"https://localhost:{port}/", asked
+    with tls_server(Handler, folder) as port:
+        yield f"https://localhost:{port}/", requests
 
 
-def test_databricks_is_asked_by_its_protocol(
+def test_a_databricks_secret_is_fetched_over_tls(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A secret of a scope is fetched over TLS; what is wrong is said, and nothing leaks."""
-    found = Secret("databricks", "K1", "my scope")
+    """A secret of a scope is fetched from a trusted server only; errors show no token."""
+    secret = Secret("databricks", "K1", "my scope")
     with pytest.raises(ConfigError, match="DATABRICKS_HOST and DATABRICKS_TOKEN"):
-        secrets.resolve(found)
-    with workspace(tmp_path) as (url, asked):
+        secrets.resolve(secret)
+    with workspace(tmp_path) as (url, requests):
         monkeypatch.setenv("DATABRICKS_HOST", url)
         monkeypatch.setenv("DATABRICKS_TOKEN", "token-2")
-        with pytest.raises(ConfigError, match="did not give"):
-            secrets.resolve(found)
-        assert asked == []
+        with pytest.raises(ConfigError, match="cannot be read from Databricks"):
+            secrets.resolve(secret)
+        assert requests == []
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
-        assert secrets.resolve(found) == PASSWORD
-        with pytest.raises(ConfigError, match="scope my scope: HTTP 404"):
+        assert secrets.resolve(secret) == PASSWORD
+        with pytest.raises(ConfigError, match=r"scope my scope cannot be .* HTTP 404"):
             secrets.resolve(Secret("databricks", "K2", "my scope"))
         monkeypatch.setenv("DATABRICKS_TOKEN", "token-3")
         with pytest.raises(ConfigError, match="HTTP 403") as caught:
-            secrets.resolve(found)
+            secrets.resolve(secret)
     assert "token-3" not in caught.value.message + caught.value.hint
 
 
-def test_a_master_key_may_be_in_key_vault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The config names the vault; the key wraps data keys as one from the environment does."""
+def test_a_master_key_can_be_kept_in_key_vault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The config names the vault; its key wraps data keys like one from the environment."""
     key = base64.b64encode(bytes(range(32))).decode()
-    document = SOUND | {
+    document = VALID | {
         "secrets": {"provider": "azure-key-vault", "vault": "https://localhost"},
         "protection": {"key": {"secret": "KMaster"}, "previous": [{"secret": "KOld"}]},
     }
     first, old = loading.parse(document).masters
     assert (first.provider, first.name, old.name) == ("azure-key-vault", "KMaster", "KOld")
-    with vault(tmp_path) as known:
-        known.values["KMaster"] = key
-        options = {"connection_verify": known.ca, "verify_challenge_resource": False}
+    with vault(tmp_path) as server:
+        server.values["KMaster"] = key
+        options = {"connection_verify": server.ca, "verify_challenge_resource": False}
         monkeypatch.setitem(
             secrets.PROVIDERS,
             "azure-key-vault",
-            lambda given: secrets.key_vault(
-                dataclasses.replace(given, place=known.url), Credential(), **options
+            lambda secret: secrets.key_vault(
+                dataclasses.replace(secret, place=server.url), Credential(), **options
             ),
         )
         assert keyring.master(first) == bytes(range(32))
-        made = keyring.new(keyring.master(first), "t", "c", "encrypt")
-        assert len(keyring.unwrapped(made, (first,))) == 64
+        data_key = keyring.new(keyring.master(first), "t", "c", "encrypt")
+        assert len(keyring.unwrapped(data_key, (first,))) == 64
 
 
-def test_key_vault_is_asked_by_its_protocol(tmp_path: Path) -> None:
-    """The current version of a secret is fetched; a missing one is said, and nothing leaks."""
-    with vault(tmp_path) as known:
-        known.values["KConnectionString"] = PASSWORD
+def test_a_key_vault_secret_is_fetched_in_its_current_version(tmp_path: Path) -> None:
+    """The error for a missing secret or an unreachable vault names both, and the role needed."""
+    with vault(tmp_path) as server:
+        server.values["KConnectionString"] = PASSWORD
         options = {
-            "connection_verify": known.ca,
+            "connection_verify": server.ca,
             "verify_challenge_resource": False,
             "retry_total": 0,
         }
-        found = Secret("azure-key-vault", "KConnectionString", known.url)
-        assert secrets.key_vault(found, Credential(), **options) == PASSWORD
-        assert known.asked[0].startswith("/secrets/KConnectionString/?api-version=")
-        missing = Secret("azure-key-vault", "Nothing", known.url)
-        with pytest.raises(ConfigError, match="did not give the secret Nothing") as caught:
+        secret = Secret("azure-key-vault", "KConnectionString", server.url)
+        assert secrets.key_vault(secret, Credential(), **options) == PASSWORD
+        assert server.requests[0].startswith("/secrets/KConnectionString/?api-version=")
+        missing = Secret("azure-key-vault", "Nothing", server.url)
+        with pytest.raises(ConfigError, match="The secret Nothing cannot be read") as caught:
             secrets.key_vault(missing, Credential(), **options)
-    assert known.url in caught.value.message
+    assert server.url in caught.value.message
     assert "Key Vault Secrets User" in caught.value.hint
-    with pytest.raises(ConfigError, match="did not give the secret"):
-        secrets.key_vault(found, Credential(), **options)
+    with pytest.raises(ConfigError, match="cannot be read from Key Vault"):
+        secrets.key_vault(secret, Credential(), **options)

@@ -1,4 +1,4 @@
-"""Fingerprints: what they are of, and that they do not depend on how values lie in memory."""
+"""Fingerprints of row hashes and keys, and that slices and chunks do not change them."""
 
 from __future__ import annotations
 
@@ -20,51 +20,49 @@ HASHES = st.lists(st.text("0123456789abcdef", min_size=32, max_size=32), min_siz
 
 def chunked(series: pl.Series, at: int) -> pl.Series:
     """The same values in two chunks."""
-    both = pl.concat([series[:at], series[at:]], rechunk=False)
-    assert both.equals(series)
-    return both
+    chunks = pl.concat([series[:at], series[at:]], rechunk=False)
+    assert chunks.equals(series)
+    return chunks
 
 
 def numbers(texts: list[str], offset: int) -> list[int]:
-    """What the digits mean, with their bytes in the machine's order."""
-    pairs = [bytes.fromhex(text[offset : offset + 16]) for text in texts]
-    return [int.from_bytes(eight, "little") for eight in pairs]
+    """Sixteen hexadecimal digits of each text from the offset on, as little-endian integers."""
+    parts = [bytes.fromhex(text[offset : offset + 16]) for text in texts]
+    return [int.from_bytes(part, "little") for part in parts]
 
 
 @IN_MEMORY
 @given(texts=HASHES, offset=st.integers(0, 16), data=st.data())
-def test_a_hashs_fingerprint_is_sixteen_of_its_digits(
+def test_fingerprint_of_a_row_hash_is_sixteen_of_its_digits(
     texts: list[str], offset: int, data: st.DataObject
 ) -> None:
-    """Whatever the offset, and however the hashes lie in memory: sliced, in chunks, or among NULLs
-    that were filtered away.
-    """
-    wanted = numbers(texts, offset)
+    """At any offset, and whether the hashes are sliced, in chunks, or filtered from among NULLs."""
+    expected = numbers(texts, offset)
     series = pl.Series(texts)
     low = data.draw(st.integers(0, len(texts)))
     high = data.draw(st.integers(low, len(texts)))
-    found = fingerprint.of_hashes(series, offset)
-    assert found.dtype == np.uint64
-    assert found.tolist() == wanted
-    assert fingerprint.of_hashes(series[low:high], offset).tolist() == wanted[low:high]
-    assert fingerprint.of_hashes(chunked(series, low), offset).tolist() == wanted
+    actual = fingerprint.of_hashes(series, offset)
+    assert actual.dtype == np.uint64
+    assert actual.tolist() == expected
+    assert fingerprint.of_hashes(series[low:high], offset).tolist() == expected[low:high]
+    assert fingerprint.of_hashes(chunked(series, low), offset).tolist() == expected
     gaps = pl.concat([pl.Series([None], dtype=pl.String), series]).drop_nulls()
-    assert fingerprint.of_hashes(gaps, offset).tolist() == wanted
+    assert fingerprint.of_hashes(gaps, offset).tolist() == expected
     mask = [i % 2 == 0 for i in range(len(texts))]
-    assert fingerprint.of_hashes(series.filter(mask), offset).tolist() == wanted[::2]
+    assert fingerprint.of_hashes(series.filter(mask), offset).tolist() == expected[::2]
 
 
-def test_no_hashes_have_no_fingerprints() -> None:
-    """Nothing comes of nothing, for hashes and for keys of any kind."""
+def test_no_rows_have_no_fingerprints() -> None:
+    """The fingerprints of no hashes and of no keys, of any type, are an empty array."""
     assert fingerprint.of_hashes(pl.Series([], dtype=pl.String), 3).tolist() == []
     for kind in (pl.Int32, pl.String, pl.Date, pl.Decimal(9, 2)):
-        found = fingerprint.of_keys([pl.Series([], dtype=kind)])
-        assert found.tolist() == []
-        assert found.dtype == np.uint64
+        actual = fingerprint.of_keys([pl.Series([], dtype=kind)])
+        assert actual.tolist() == []
+        assert actual.dtype == np.uint64
         assert fingerprint.of_keys([pl.Series([], dtype=kind)] * 2).tolist() == []
 
 
-_WHOLE = {
+_INTEGERS = {
     pl.Int16: st.integers(-(2**15), 2**15 - 1),
     pl.Int32: st.integers(-(2**31), 2**31 - 1),
     pl.Int64: st.integers(-(2**63), 2**63 - 1) | st.sampled_from([-(2**63), -1, 0, 2**63 - 1]),
@@ -72,22 +70,22 @@ _WHOLE = {
 
 
 @IN_MEMORY
-@given(data=st.data(), kind=st.sampled_from(sorted(_WHOLE, key=str)))
+@given(data=st.data(), kind=st.sampled_from(sorted(_INTEGERS, key=str)))
 def test_two_integers_never_share_a_fingerprint(data: st.DataObject, kind: Any) -> None:
-    """Of integers the fingerprint is the number itself: none is lost, negative or large."""
-    values = data.draw(st.lists(_WHOLE[kind], max_size=20, unique=True))
-    found = fingerprint.of_keys([pl.Series(values, dtype=kind)])
-    assert found.tolist() == [value % 2**64 for value in values]
-    assert len(set(found.tolist())) == len(values)
+    """The fingerprint of an integer is the number itself, also if it is negative or large."""
+    values = data.draw(st.lists(_INTEGERS[kind], max_size=20, unique=True))
+    actual = fingerprint.of_keys([pl.Series(values, dtype=kind)])
+    assert actual.tolist() == [value % 2**64 for value in values]
+    assert len(set(actual.tolist())) == len(values)
 
 
-def test_an_integer_of_any_width_is_the_same() -> None:
-    """A key that became wider in the source is still the key that the table has."""
-    found = [
+def test_fingerprint_of_an_integer_does_not_depend_on_its_width() -> None:
+    """A key that was widened in the source has the fingerprints it had before."""
+    actual = [
         fingerprint.of_keys([pl.Series([-5, 0, 7], dtype=kind)]).tolist()
         for kind in (pl.Int16, pl.Int32, pl.Int64)
     ]
-    assert found[0] == found[1] == found[2]
+    assert actual[0] == actual[1] == actual[2]
 
 
 _KINDS: list[tuple[Any, st.SearchStrategy[Any]]] = [
@@ -116,24 +114,24 @@ def keys(draw: st.DrawFn) -> pl.DataFrame:
 
 @IN_MEMORY
 @given(frame=keys(), data=st.data())
-def test_a_keys_fingerprint_does_not_depend_on_its_place(
+def test_fingerprint_of_a_key_does_not_depend_on_other_rows(
     frame: pl.DataFrame, data: st.DataObject
 ) -> None:
-    """The same key has the same fingerprint, sliced, in chunks or alone; other keys have others."""
+    """Equal keys have equal fingerprints, sliced, in chunks or reversed; different keys differ."""
     whole = fingerprint.of_keys(frame.get_columns()).tolist()
     low = data.draw(st.integers(0, frame.height))
     high = data.draw(st.integers(low, frame.height))
     assert fingerprint.of_keys(frame[low:high].get_columns()).tolist() == whole[low:high]
     parts = pl.concat([frame[:low], frame[low:]], rechunk=False)
     assert fingerprint.of_keys(parts.get_columns()).tolist() == whole
-    back = fingerprint.of_keys(frame.reverse().get_columns()).tolist()
-    assert back == whole[::-1]
+    reversed_rows = fingerprint.of_keys(frame.reverse().get_columns()).tolist()
+    assert reversed_rows == whole[::-1]
     pairs = set(zip(frame.rows(), whole, strict=True))
-    assert len(pairs) == len({row for row, _ in pairs}) == len({one for _, one in pairs})
+    assert len(pairs) == len({row for row, _ in pairs}) == len({print_ for _, print_ in pairs})
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("first", "second"),
     [
         (["ab", "c"], ["a", "bc"]),
         (["", "x"], ["x", ""]),
@@ -141,16 +139,16 @@ def test_a_keys_fingerprint_does_not_depend_on_its_place(
         ([1, 256], [256, 1]),
     ],
 )
-def test_columns_of_a_key_do_not_run_together(one: list[Any], other: list[Any]) -> None:
-    """Two keys whose columns hold the same together are two."""
-    both = [pl.Series(list(pair)) for pair in zip(one, other, strict=True)]
-    assert len(set(fingerprint.of_keys(both).tolist())) == 2
+def test_columns_of_a_key_are_not_concatenated(first: list[Any], second: list[Any]) -> None:
+    """Keys whose columns are equal only when concatenated or swapped have two fingerprints."""
+    columns = [pl.Series(list(pair)) for pair in zip(first, second, strict=True)]
+    assert len(set(fingerprint.of_keys(columns).tolist())) == 2
 
 
 @IN_MEMORY
 @given(texts=HASHES, data=st.data())
-def test_totals_add_up(texts: list[str], data: st.DataObject) -> None:
-    """The total of parts, in any order, is that of the whole; both halves overflow on their own."""
+def test_totals_of_parts_add_up_to_the_total(texts: list[str], data: st.DataObject) -> None:
+    """In any order of the rows; the two halves of a total overflow independently."""
     series = pl.Series(texts)
     halves = [sum(numbers(texts, offset)) % 2**64 for offset in (0, 16)]
     whole = fingerprint.total(series)

@@ -1,4 +1,4 @@
-"""The columns that bronze adds to a row, and the digests among them."""
+"""The metadata columns that bronze adds to rows, row_hash and checksum among them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ MOMENT = dt.datetime(2024, 2, 29, 23, 59, 59, 999999, dt.UTC)
 STAMP = Stamp("018df7a0-0000-7000-8000-000000000000", MOMENT, "shop", "full_refresh", "a lineage")
 
 
-def nothing(height: int) -> pl.Series:
-    """Rejected values of rows that have none."""
+def no_rejected_values(height: int) -> pl.Series:
+    """The rejected values of rows that have none."""
     return pl.Series([None] * height, dtype=pl.String)
 
 
-# A row of one text column is flags (0000), its length, its bytes. The sums were computed with the
-# reference implementation of XXH3; the lengths lie in each of its branches.
+# A row of one text column is flags (0000), its length, its bytes. The checksums were computed with
+# the reference implementation of XXH3; there is a length for each of its branches.
 SUMS = [
     ("", "06df73813892fde7"),
     ("a", "3c560962aa446ab3"),
@@ -36,22 +36,24 @@ SUMS = [
 ]
 
 
-@pytest.mark.parametrize(("text", "wanted"), SUMS, ids=[str(len(text)) for text, _ in SUMS])
-def test_checksum_is_xxh3_64(text: str, wanted: str) -> None:
-    """The checksum is XXH3-64 of the encoding, its bytes from high to low, in 16 digits."""
-    _, sums = digests(pl.DataFrame({"t": [text]}), nothing(1))
-    assert sums.to_list() == [wanted]
+@pytest.mark.parametrize(("text", "expected"), SUMS, ids=[str(len(text)) for text, _ in SUMS])
+def test_checksum_is_xxh3_64(text: str, expected: str) -> None:
+    """The checksum is XXH3-64 of the encoding, as 16 digits in big-endian order."""
+    _, sums = digests(pl.DataFrame({"t": [text]}), no_rejected_values(1))
+    assert sums.to_list() == [expected]
 
 
 def test_checksum_of_null_and_of_a_short_number() -> None:
-    """Leading zeros are kept, and four bytes are hashed as four bytes."""
-    _, sums = digests(pl.DataFrame({"n": [None, 300]}, schema={"n": pl.Int16}), nothing(2))
+    """The flags and the two bytes of a smallint are hashed as four bytes."""
+    _, sums = digests(
+        pl.DataFrame({"n": [None, 300]}, schema={"n": pl.Int16}), no_rejected_values(2)
+    )
     assert sums.to_list() == ["ac9b6337f1f1fe57", "2bdc8bc6e76c3e50"]
 
 
 def test_checksums_always_have_sixteen_digits() -> None:
-    """Small sums are padded with zeros."""
-    _, sums = digests(pl.DataFrame({"n": range(5000)}), nothing(5000))
+    """Small checksums are padded with zeros."""
+    _, sums = digests(pl.DataFrame({"n": range(5000)}), no_rejected_values(5000))
     assert set(sums.str.len_chars()) == {16}
     assert sums.str.starts_with("00").any()
     assert sums.str.contains("^[0-9a-f]+$").all()
@@ -60,13 +62,13 @@ def test_checksums_always_have_sixteen_digits() -> None:
 def test_row_hash_is_sha_256() -> None:
     """The row hash is the first 128 bits of SHA-256 over the encoding, as 32 digits."""
     texts = ["", "a", "é🚀", "0123456789" * 120]
-    hashes, _ = digests(pl.DataFrame({"t": texts}), nothing(4))
+    hashes, _ = digests(pl.DataFrame({"t": texts}), no_rejected_values(4))
     rows = [b"\0\0" + len(t.encode()).to_bytes(4, "big") + t.encode() for t in texts]
     assert hashes.to_list() == [hashlib.sha256(row).hexdigest()[:32] for row in rows]
 
 
-def test_rejected_values_change_the_hash_and_not_the_checksum() -> None:
-    """Two rows that land alike but for what was rejected are told apart by row_hash alone."""
+def test_rejected_values_change_row_hash_and_not_checksum() -> None:
+    """Rows that differ in rejected values only have different row hashes and one checksum."""
     frame = pl.DataFrame({"n": [None, None, None]}, schema={"n": pl.Int16})
     rejected = pl.Series([None, '["n", "NaN"]\n', '["n", "é"]\n'])
     hashes, sums = digests(frame, rejected)
@@ -76,8 +78,10 @@ def test_rejected_values_change_the_hash_and_not_the_checksum() -> None:
     assert len(set(sums)) == 1
 
 
-def test_digests_do_not_depend_on_how_rows_lie_in_memory() -> None:
-    """Slices and chunks of a frame have the digests of its rows, rejected values included."""
+def test_digests_are_the_same_for_slices_and_chunks() -> None:
+    """Slices and chunks of a frame have the digests of the whole frame's rows, with rejected
+    values too.
+    """
     frame = pl.DataFrame({"n": range(100), "t": [str(i) * (i % 7) for i in range(100)]})
     rejected = pl.Series([None if i % 3 else f'["x", "{i}"]\n' for i in range(100)])
     whole = digests(frame, rejected)
@@ -85,22 +89,22 @@ def test_digests_do_not_depend_on_how_rows_lie_in_memory() -> None:
         part = digests(frame[low:high], rejected[low:high])
         assert [s.to_list() for s in part] == [s[low:high].to_list() for s in whole]
     chunks = pl.concat([frame[:5], frame[5:]], rechunk=False)
-    told = pl.concat([rejected[:60], rejected[60:]], rechunk=False)
-    assert [s.to_list() for s in digests(chunks, told)] == [s.to_list() for s in whole]
+    texts = pl.concat([rejected[:60], rejected[60:]], rechunk=False)
+    assert [s.to_list() for s in digests(chunks, texts)] == [s.to_list() for s in whole]
 
 
 @pytest.mark.parametrize("height", [0, 1, 3])
-def test_stamped_rows_have_all_columns_in_their_order(height: int) -> None:
-    """The source's columns come first and unchanged, then the metadata, whatever the height."""
+def test_metadata_columns_follow_the_columns_of_the_source(height: int) -> None:
+    """The columns of the source come first and unchanged, then all metadata, in their order."""
     rows = pl.DataFrame({"b": [1] * height, "a": ["x"] * height}, schema={"b": pl.Int32, "a": str})
-    frame = stamped(rows, *digests(rows, nothing(height)), STAMP)
+    frame = stamped(rows, *digests(rows, no_rejected_values(height)), STAMP)
     assert frame.columns == ["b", "a", *(name for name, _ in METADATA)]
     assert frame.height == height
     assert frame.select("b", "a").equals(rows)
     for name, kind in METADATA:
-        held = frame.schema[name]
-        assert held == dtype(kind) or (kind.name == "string" and held == pl.Enum), name
-    wanted: dict[str, Any] = {
+        actual = frame.schema[name]
+        assert actual == dtype(kind) or (kind.name == "string" and actual == pl.Enum), name
+    expected: dict[str, Any] = {
         "load_timestamp": MOMENT,
         "update_timestamp": MOMENT,
         "source_system": "shop",
@@ -111,12 +115,12 @@ def test_stamped_rows_have_all_columns_in_their_order(height: int) -> None:
         "data_quality_score": 100,
     }
     for row in frame.to_dicts():
-        assert {name: row[name] for name in wanted} == wanted
+        assert {name: row[name] for name in expected} == expected
 
 
-def test_large_rows_have_the_hashes_of_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hashing the pieces of rows where they lie gives what hashing joined rows gives, with NULLs,
-    lists, columns that were added later and rejected values.
+def test_large_rows_are_hashed_like_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hashing rows piece by piece and joined gives the same hashes, with NULLs, lists, columns that
+    were added later and rejected values.
     """
     rows = pl.DataFrame(
         {
@@ -128,13 +132,13 @@ def test_large_rows_have_the_hashes_of_small_ones(monkeypatch: pytest.MonkeyPatc
             "lists": pl.Series([[1], None, [], None], dtype=pl.List(pl.Int64)),
         }
     )
-    refused = pl.Series([None, '["n", "NaN"]\n', None, None], dtype=pl.String)
-    cut = rows.vstack(rows).slice(3, 4), pl.concat([refused, refused]).slice(3, 4)
-    cases = [(*pair, base) for pair in ((rows, refused), cut) for base in (None, 3, 0)]
-    cases += [(rows, nothing(4), 3)]
-    wanted = [digests(*case) for case in cases]
+    rejected = pl.Series([None, '["n", "NaN"]\n', None, None], dtype=pl.String)
+    slices = rows.vstack(rows).slice(3, 4), pl.concat([rejected, rejected]).slice(3, 4)
+    cases = [(*pair, base) for pair in ((rows, rejected), slices) for base in (None, 3, 0)]
+    cases += [(rows, no_rejected_values(4), 3)]
+    expected = [digests(*case) for case in cases]
     monkeypatch.setattr(hashing, "_LARGE", -1)
-    for case, (hashes, sums) in zip(cases, wanted, strict=True):
-        again = digests(*case)
-        assert again[0].to_list() == hashes.to_list()
-        assert again[1].to_list() == sums.to_list()
+    for case, (hashes, sums) in zip(cases, expected, strict=True):
+        by_piece = digests(*case)
+        assert by_piece[0].to_list() == hashes.to_list()
+        assert by_piece[1].to_list() == sums.to_list()
