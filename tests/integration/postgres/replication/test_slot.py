@@ -458,7 +458,7 @@ def test_no_slot_and_no_sender_left(narrow: Server) -> None:
     origin = Origin("test", narrow.dsn())
     with closing(_patiently(origin)) as sender:
         slot.make(sender, "one", temporary=True, failover=False)
-        with pytest.raises(SourceBusy, match="no WAL sender free") as caught:
+        with pytest.raises(SourceBusy, match="no free WAL sender") as caught:
             slot.walsender(origin)
         assert "max_wal_senders" in caught.value.hint
     with connect.connect(origin) as connection:

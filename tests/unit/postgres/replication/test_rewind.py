@@ -10,8 +10,8 @@ from bronze.postgres.replication.rewind import Past
 KNOWN = Past(position=200, recorded=50, ends=((120, 30), (180, 40)))
 
 
-def test_what_is_told_again_as_it_was() -> None:
-    """Nothing is left to be told once all of it was told, whatever else comes between."""
+def test_resent_transactions_that_match_are_accepted() -> None:
+    """The past is empty once all known transactions came again, with others in between."""
     past: Past | None = KNOWN
     for end, committed in ((100, 29), (120, 30), (150, 50), (180, 40)):
         assert past
@@ -24,20 +24,20 @@ def test_what_is_told_again_as_it_was() -> None:
 @pytest.mark.parametrize(
     ("end", "committed"), [(120, 31), (121, 30), (200, 30), (300, 30), (110, 51)]
 )
-def test_another_past_is_noticed(end: int, committed: int) -> None:
+def test_a_different_past_raises_an_error(end: int, committed: int) -> None:
     """A known transaction ends elsewhere or at another time, or one is too late for its place."""
     with pytest.raises(SourceRewound):
         KNOWN.told(end, committed)
 
 
-def test_a_transaction_that_is_not_told() -> None:
-    """It is noticed once the server says that it is further on."""
+def test_a_missing_transaction_raises_an_error() -> None:
+    """The error is raised once the server reports a later position."""
     KNOWN.passed(119)
     with pytest.raises(SourceRewound):
         KNOWN.passed(120)
 
 
-def test_no_past_takes_everything() -> None:
-    """A stream that nothing is known of has nothing to be told."""
+def test_an_empty_past_accepts_every_transaction() -> None:
+    """A stream without known transactions expects none again."""
     assert Past().told(1, 1) is None
     Past().passed(1)
