@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from bronze.errors import TableRefused
-from bronze.ingest import pipeline, units
+from bronze.execution import budget
+from bronze.ingest import pipeline
 from bronze.model.locations import Origin
 from bronze.model.units import Weighing
 from bronze.postgres.catalog.relations import Relation, relations
@@ -97,7 +98,7 @@ def test_compressed_values_are_measured_uncompressed(
 @pytest.fixture
 def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory for rows of up to 4 MB."""
-    monkeypatch.setattr(units, "COPIES", 10**6)
+    monkeypatch.setattr(budget, "COPIES", 10**6)
 
 
 def run_tables(source: Source, only: Sequence[str] = (), **more: Any) -> dict[str, Any]:
@@ -144,7 +145,7 @@ def test_large_rows_land_exactly(source: Source, monkeypatch: pytest.MonkeyPatch
     """Rows larger than a split, among small ones, equal those of the source after the load, after
     changes, and after a batch without changes.
     """
-    monkeypatch.setattr(units, "_SLICE", 100 * KB)
+    monkeypatch.setattr(budget, "LARGEST_SPLIT", 100 * KB)
     source.execute("CREATE TABLE big (id int PRIMARY KEY, n int, v text, b bytea, j jsonb)")
     source.execute(
         "INSERT INTO big SELECT i, 0, repeat(md5(i::text), CASE WHEN i % 7 = 0 THEN 9000 ELSE 1"

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from psycopg.conninfo import conninfo_to_dict
 
-from bronze.ingest import pipeline, units
+from bronze.execution import budget
+from bronze.ingest import pipeline
 from bronze.model.locations import Origin
 from bronze.postgres.catalog.relations import Relation, relations
 from bronze.postgres.connection import connect
@@ -316,7 +317,7 @@ def test_many_small_splits_land_every_row_once(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run with small splits of a table, a materialized view and a view."""
-    monkeypatch.setattr(units, "_SLICE", 2**20)
+    monkeypatch.setattr(budget, "LARGEST_SPLIT", 2**20)
     source.execute(
         "CREATE SCHEMA base; CREATE TABLE base.t AS"
         " SELECT i AS id, repeat('x', 300) AS pad FROM generate_series(1, 20000) i"
