@@ -132,7 +132,8 @@ def _refuse_shared_session(connection: Connection, origin: Origin) -> None:
         )
     except TimeoutError:
         raise SourceBusy(
-            f"{address(origin)} is a pooler, which gave no server connection within {timeout} s.",
+            f"Connections to {address(origin)} go through a pooler, which gave no server connection"
+            f" within {timeout} s.",
             hint=_POOLER_HINT,
         ) from None
     except psycopg.Error as error:
@@ -142,8 +143,9 @@ def _refuse_shared_session(connection: Connection, origin: Origin) -> None:
     if pids:
         processes = " and ".join(str(pid) for pid in dict.fromkeys(pids))
         raise SourceRefused(
-            f"{address(origin)} is a pooler that changes the server connection between"
-            f" transactions: other clients share this session (server process {processes}).",
+            f"Connections to {address(origin)} go through a pooler that changes the server"
+            " connection between transactions: other clients share this session (server process"
+            f" {processes}).",
             hint=_POOLER_HINT,
         )
 

@@ -2,7 +2,7 @@
 
 A pooler in transaction mode (pgbouncer's pool_mode) gives each transaction any free server
 connection. Settings, prepared statements and locks of a session are then lost for bronze, and other
-clients get them. Nothing in the protocol tells; only the server process behind the session does.
+clients get them. The protocol does not show this; only the server process of the session does.
 
 No setting is changed here, because the session may belong to another client a moment later. So
 every name in the SQL is qualified.
@@ -27,8 +27,8 @@ def direct_condition(connection: psycopg.Connection[Any]) -> str:
     """The SQL condition that the connection leads to its server process directly.
 
     A pooler reports a process number of its own for cancelling, or that of some server process; but
-    its connection to the server has another port than ours has to the pooler. The condition is also
-    false where ports are translated (NAT, a relay), though the session is not shared.
+    its connection to the server has another port than the client's connection to the pooler. The
+    condition is also false where ports are translated (NAT, a relay) and sessions are not shared.
     """
     return (
         "pg_catalog.pg_backend_pid() OPERATOR(pg_catalog.=)"

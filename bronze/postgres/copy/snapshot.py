@@ -5,8 +5,8 @@ SHARE lock on every table, as pg_dump does, because a TRUNCATE or a rewrite of a
 older snapshots. Only then does it take and export the snapshot, so that no such change can happen
 in between.
 
-A snapshot that another session exported is older than the locks. `changed` then tells which tables
-were changed in between.
+A snapshot that another session exported is older than the locks. `changed` then finds the tables
+that were changed in between.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ def test_every_command_refuses_transaction_mode(server: Server, source: Source) 
     with pooled(server, source, "transaction") as behind:
         streaming = behind.settings(tables={"t": {"pattern": "streaming"}})
         for command in (pipeline.run, check.check, stream.stream):
-            with pytest.raises(SourceRefused, match="is a pooler that changes"):
+            with pytest.raises(SourceRefused, match="go through a pooler"):
                 command(behind.settings() if command is pipeline.run else streaming)
         check_unpinned(behind)
 
