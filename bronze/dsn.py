@@ -1,4 +1,4 @@
-"""Connection strings, read as libpq reads them; those that mean something else are refused."""
+"""Connection strings, parsed as libpq parses them; probable mistakes are refused."""
 
 from __future__ import annotations
 
@@ -7,48 +7,47 @@ from collections.abc import Mapping
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from bronze.errors import (
-    ConfigError,
-)
+from bronze.errors import ConfigError
 
 
 def parse_dsn(conninfo: str, source: str) -> dict[str, str]:
-    """A connection string's parameters.
+    """The parameters of a connection string.
+
+    Args:
+        conninfo: a URL or keywords with values.
+        source: the source's name, for errors; may be empty.
 
     Raises:
-        ConfigError: it cannot be read, or reads otherwise than it was meant. Nothing of it is in
-            the error: where a password is not written as it has to be, its parts are anywhere.
+        ConfigError: libpq cannot parse it, or would parse it differently from what its author
+            probably meant. The message quotes nothing of it: an unencoded password can make libpq
+            cut the string anywhere.
     """
-    where = f"The connection string of source {source}" if source else "The connection string"
+    subject = f"The connection string of source {source}" if source else "The connection string"
     try:
-        given = {k: str(v) for k, v in conninfo_to_dict(conninfo).items() if v is not None}
+        params = {k: str(v) for k, v in conninfo_to_dict(conninfo).items() if v is not None}
     except psycopg.ProgrammingError:
-        raise ConfigError(f"{where} cannot be read.", hint=_DSN_HINT) from None
-    if wrong := _misread(conninfo, given):
-        raise ConfigError(
-            f"{where} does not mean what it seems to: {wrong}.",
-            hint=_DSN_HINT,
-        )
-    return given
+        raise ConfigError(f"{subject} cannot be read.", hint=_DSN_HINT) from None
+    if mistake := _probable_mistake(conninfo, params):
+        raise ConfigError(f"{subject} is probably wrong: {mistake}.", hint=_DSN_HINT)
+    return params
 
 
 _DSN_HINT = (
-    "It looks like postgresql://user@host:5432/database?sslmode=verify-full; in a name or password"
-    " the characters / @ : ? # % [ ] and blanks are percent-encoded (%2F for /, %40 for @)."
+    "It looks like postgresql://user@host:5432/database?sslmode=verify-full; percent-encode the"
+    " characters / @ : ? # % [ ] and blanks in names and passwords (%2F for /, %40 for @)."
 )
 
 
-def _misread(conninfo: str, given: Mapping[str, str]) -> str:
-    """What looks wrong with a connection string that libpq can read; "" if nothing does."""
-    scheme, found, rest = conninfo.partition("://")
-    if found and scheme in ("postgresql", "postgres"):
-        # libpq takes the first @ for the end of the password, and a / before it for that of host
-        # and port.
-        place, _, path = rest.partition("/")
-        if place.count("@") > 1:
+def _probable_mistake(conninfo: str, params: Mapping[str, str]) -> str:
+    """The mistake in a connection string that libpq can parse; "" if there is none."""
+    scheme, separator, rest = conninfo.partition("://")
+    if separator and scheme in ("postgresql", "postgres"):
+        # libpq ends the password at the first @, and host and port at the first /.
+        authority, _, path = rest.partition("/")
+        if authority.count("@") > 1:
             return "there is an @ in its user or password"
         if "@" in path.partition("?")[0]:
             return "there is a / in its user or password, or an @ in its database"
-    if not all(port.isdecimal() for port in given.get("port", "").split(",") if port):
-        return "its port is no number"
+    if not all(port.isdecimal() for port in params.get("port", "").split(",") if port):
+        return "its port is not a number"
     return ""

@@ -2,6 +2,5 @@
 
 import os
 
-# connectorx's connection pool writes each failed attempt to stderr, unless it is told not to
-# before it is imported.
+# connectorx's connection pool logs each failed attempt to stderr; the level is read at its import.
 os.environ.setdefault("RUST_LOG", "off")

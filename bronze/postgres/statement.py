@@ -1,8 +1,8 @@
-"""The SELECT that fetches a table's rows: columns named one by one, cast by the contract.
+"""The SELECT that reads the rows of a table: one expression per column, cast by its contract.
 
-Result columns are named by position (c0, c1, …), because a driver may mishandle names; the last
-one, ``rejected``, is NULL but for rows with values that Delta cannot hold. There it has a line
-for each of them: a JSON array of the column's name and PostgreSQL's text of the value.
+Result columns are named by position (c0, c1, …), because a driver may mishandle names. The last
+one, ``rejected``, is NULL except in rows with values that Delta cannot hold. There it has a line
+for each such value: a JSON array of the column's name and PostgreSQL's text of the value.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from psycopg import sql
 from bronze.model.columns import Column
 
 # A PostgreSQL function takes at most 100 arguments.
-_ARGUMENTS = 90
+_MAX_ARGUMENTS = 90
 
 
 def quoted(*names: str) -> str:
@@ -23,29 +23,29 @@ def quoted(*names: str) -> str:
 
 
 def literal(text: str) -> str:
-    """A string constant in SQL."""
+    """A string literal in SQL."""
     return sql.Literal(text).as_string(None)
 
 
 def select(columns: Sequence[Column], relation: str) -> str:
-    """The SELECT without its WHERE. ``relation`` is a quoted name."""
+    """The SELECT without a WHERE clause. ``relation`` is a quoted name."""
     values = [f"{column.select} AS c{i}" for i, column in enumerate(columns)]
-    values.append(f"{rejected(columns)} AS rejected")
-    return f"SELECT {', '.join(values)} FROM {relation}"  # noqa: S608 - made of quoted names
+    values.append(f"{rejected_values(columns)} AS rejected")
+    return f"SELECT {', '.join(values)} FROM {relation}"  # noqa: S608 - quoted names
 
 
-def rejected(columns: Sequence[Column]) -> str:
-    """The SQL of a row's rejected values as text, NULL where it has none."""
-    risky = [column for column in columns if column.reject]
-    if not risky:
+def rejected_values(columns: Sequence[Column]) -> str:
+    """The SQL expression for a row's rejected values as text; NULL if it has none."""
+    checked = [column for column in columns if column.reject]
+    if not checked:
         return "NULL::text"
     lines = [
         f"CASE WHEN {column.reject} THEN"
         f" json_build_array({literal(column.name)}::text, ({column.text}))::text || chr(10) END"
-        for column in risky
+        for column in checked
     ]
     while len(lines) > 1:
-        chunks = range(0, len(lines), _ARGUMENTS)
-        lines = [f"concat({', '.join(lines[i : i + _ARGUMENTS])})" for i in chunks]
-    condition = " OR ".join(f"({column.reject})" for column in risky)
+        chunks = range(0, len(lines), _MAX_ARGUMENTS)
+        lines = [f"concat({', '.join(lines[i : i + _MAX_ARGUMENTS])})" for i in chunks]
+    condition = " OR ".join(f"({column.reject})" for column in checked)
     return f"CASE WHEN {condition} THEN {lines[0]} END"

@@ -113,7 +113,7 @@ def test_who_waits_to_change_a_table_is_let_through(
             assert equal.status == "equal"
             assert refused.error
             assert refused.error.kind == "TableContested"
-            assert "Somebody waits to change table public.t" in refused.error.message
+            assert "Another session waits to change table public.t" in refused.error.message
         else:
             assert failures(pipeline.run(given)) == {}
             assert set(pl.read_delta(str(source.table("t")))["w"]) == {7}
@@ -166,7 +166,7 @@ def test_a_locked_table_fails_alone(source: Source) -> None:
         result = pipeline.run(source.settings(source={"lock_timeout": 1}))
     (failure,) = failures(result).values()
     assert (failure.kind, failure.sqlstate) == ("TableRefused", "55P03")
-    assert "Table public.a is locked by somebody else" in failure.message
+    assert "Table public.a is locked by another session" in failure.message
     assert "lock_timeout" in failure.hint
     assert result.exit_code == 1
     assert ids(source, "b") == [2]
@@ -371,7 +371,7 @@ def test_a_server_that_stays_full_is_said(fresh: Source) -> None:
     with taken(fresh.dsn, 8), pytest.raises(BronzeError) as caught:
         pipeline.run(fresh.settings())
     assert type(caught.value).__name__ == "SourceBusy"
-    assert "has no connection free" in caught.value.message
+    assert "has no free connection" in caught.value.message
     assert "max_connections" in caught.value.hint
     assert caught.value.exit_code == 3
 
@@ -489,5 +489,5 @@ def test_a_pooler_before_two_servers_is_refused(
             pipeline.run(source.settings())
     said = caught.value.message
     assert "do not reach the same server" in said or "is a standby" in said
-    assert "past any pooler" in caught.value.hint
+    assert "not through a pooler" in caught.value.hint
     assert not [path for path in source.lake.rglob("*") if path.is_file()]

@@ -54,7 +54,7 @@ def test_a_server_that_is_too_old_to_be_read_is_refused(
         assert done.exit_code == 3, command
         said = " ".join(done.stderr.split())
         assert f"is PostgreSQL {VERSION}." in said, command
-        assert f"servers are read from {VERSION + 1} on" in said, command
+        assert f"bronze supports {VERSION + 1} and later" in said, command
 
 
 def test_a_snapshot_that_is_gone_is_known_by_the_servers_words(

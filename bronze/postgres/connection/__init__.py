@@ -1,1 +1,1 @@
-"""Connections to PostgreSQL: how they are made, verified and pinned."""
+"""Connections to PostgreSQL: opened, verified by TLS, and pinned to the same settings."""

@@ -1,4 +1,4 @@
-"""How many connections bronze needs, and whose limits they may meet."""
+"""How many connections bronze needs, and the limits of the role and the database on them."""
 
 from __future__ import annotations
 
@@ -8,46 +8,48 @@ from typing import Any
 from bronze.model.locations import Origin
 from bronze.postgres.statement import quoted
 
-_LIMITED = re.compile(r'too many connections for (role|database) "(.*)"')
+_LIMIT_REACHED = re.compile(r'too many connections for (role|database) "(.*)"')
 _STREAM = 4
-"""A stream has one to ask, one to stream, one for the slot of a copy, one for its snapshot."""
+"""The connections of a stream: one for control queries, one for the stream, one for the replication
+slot of a table sync and one for its snapshot.
+"""
 
 
-def needed(origin: Origin, streamed: bool) -> tuple[int, int]:
-    """How many a run or a stream needs at least, and how many it has at most.
+def connections_needed(origin: Origin, streaming: bool) -> tuple[int, int]:
+    """The least and the largest number of connections that a run or a stream needs.
 
-    Each read has a connection, while PostgreSQL may still be closing that of the last one.
+    Each read has a connection, while PostgreSQL may still be closing that of the previous one.
     """
-    least, most = origin.connections
-    return (_STREAM, _STREAM - 1 + most) if streamed else (least + 2, most)
+    minimum, maximum = origin.connections
+    return (_STREAM, _STREAM - 1 + maximum) if streaming else (minimum + 2, maximum)
 
 
-def spoken(origin: Origin) -> str:
-    """What to say of the connections that the config needs."""
-    run, stream = needed(origin, False), needed(origin, True)
+def limit_reached(origin: Origin, text: str) -> tuple[str, str] | None:
+    """The role or database whose limit an error of PostgreSQL reports, and a hint; or None."""
+    match = _LIMIT_REACHED.search(text)
+    if not match:
+        return None
+    kind, name = match.groups()
+    statement = _raise_limit(origin, kind, name)
+    return f"{kind} {name}", f"{_needs(origin)}: {statement}, or lower pool.max."
+
+
+def _needs(origin: Origin) -> str:
+    run, stream = connections_needed(origin, False), connections_needed(origin, True)
     return (
-        f"By [source] pool a run or a check needs {run[0]} to {run[1]} connections, a stream"
-        f" {stream[0]} to {stream[1]}"
+        f"With this [source] pool, a run or a check needs {run[0]} to {run[1]} connections,"
+        f" a stream {stream[0]} to {stream[1]}"
     )
 
 
-def limit(origin: Origin, text: str) -> tuple[str, str] | None:
-    """Whose own limit an error of PostgreSQL is about, if it is, and what to do about it."""
-    found = _LIMITED.search(text)
-    if not found:
-        return None
-    kind, name = found.groups()
-    return f"{kind} {name}", f"{spoken(origin)}: {raised(origin, kind, name)}, or lower pool.max."
+def _raise_limit(origin: Origin, kind: str, name: str) -> str:
+    """The SQL that raises the limit of the role or the database."""
+    maximum = connections_needed(origin, True)[1]
+    others = "" if kind == "role" else " (plus the connections of other clients)"
+    return f"ALTER {kind.upper()} {quoted(name)} CONNECTION LIMIT {maximum}{others}"
 
 
-def raised(origin: Origin, kind: str, name: str) -> str:
-    """The SQL that makes room for a role, or for the role in a database."""
-    most = needed(origin, True)[1]
-    beside = "" if kind == "role" else " (beside those of others)"
-    return f"ALTER {kind.upper()} {quoted(name)} CONNECTION LIMIT {most}{beside}"
-
-
-LIMITS = """
+_LIMITS = """
 SELECT CASE WHEN r.rolsuper THEN -1 ELSE r.rolconnlimit END, r.rolname,
        CASE WHEN r.rolsuper THEN -1 ELSE d.datconnlimit END, d.datname
 FROM pg_roles r, pg_database d WHERE r.rolname = session_user AND d.datname = current_database()
@@ -55,20 +57,24 @@ FROM pg_roles r, pg_database d WHERE r.rolname = session_user AND d.datname = cu
 
 
 def narrow(connection: Any, origin: Origin, streamed: bool) -> list[tuple[str, str]]:
-    """Limits below what a run, or also a stream, needs: a sentence for each, and what to do.
+    """Connection limits that are too low for a run, or for a run and a stream.
+
+    Returns:
+        For each limit a sentence and a hint.
 
     Raises:
         psycopg.Error
     """
-    run, stream = needed(origin, False)[0], needed(origin, True)[0]
-    least = max(run, stream) if streamed else run
-    role, role_name, database, database_name = connection.execute(LIMITS).fetchone()
-    limits = (("role", role_name, role), ("database", database_name, database))
+    run, stream = connections_needed(origin, False)[0], connections_needed(origin, True)[0]
+    minimum = max(run, stream) if streamed else run
+    role_limit, role, database_limit, database = connection.execute(_LIMITS).fetchone()
+    limits = (("role", role, role_limit), ("database", database, database_limit))
     return [
         (
-            f"The {kind} {name} has a CONNECTION LIMIT of {most}; bronze needs {least} at least.",
-            f"{raised(origin, kind, name)}.",
+            f"The {kind} {name} has a CONNECTION LIMIT of {limit}; bronze needs at least"
+            f" {minimum}.",
+            f"{_raise_limit(origin, kind, name)}.",
         )
-        for kind, name, most in limits
-        if 0 <= most < least
+        for kind, name, limit in limits
+        if 0 <= limit < minimum
     ]

@@ -1,7 +1,7 @@
-"""Connections to PostgreSQL: one way to make them, one way to name what goes wrong.
+"""Connections to PostgreSQL, and the errors of bronze for psycopg's errors.
 
 Every session is pinned to the same settings, so that a value has one text form whatever the
-server, the database or the role say.
+server, the database or the role set.
 """
 
 from __future__ import annotations
@@ -36,38 +36,39 @@ from bronze.model.locations import Origin
 from bronze.postgres.connection import capacity, pooler, session_settings
 from bronze.postgres.connection.sockets import cut as cut
 
-# What the pool's own threads meet is met, and said, by the next connection that we ask for.
+# The errors of the pool's own threads are raised again by the next connection that is requested.
 logging.getLogger("psycopg.pool").addHandler(logging.NullHandler())
 
 Connection = psycopg.Connection[tuple[object, ...]]
 Pool = ConnectionPool[Connection]
 
-_POOL_PATIENCE = 30
+_POOL_TIMEOUT = 30
+"""Seconds, if the origin has no connect_timeout."""
 
 OLDEST = 12
-"""The oldest major version of PostgreSQL that can be read."""
+"""The oldest major version of PostgreSQL that bronze supports."""
 
 
 def parameters(origin: Origin) -> dict[str, str]:
-    """Libpq's connection parameters with the password in them.
+    """Libpq's connection parameters, including the password.
 
     Raises:
-        ConfigError: a secret cannot be found, or the connection string is not one.
+        ConfigError: a secret cannot be found, or the connection string is not valid.
     """
-    text = secrets.resolve(origin.dsn) if origin.dsn else origin.conninfo
-    given = parse_dsn(text, origin.name)
+    conninfo = secrets.resolve(origin.dsn) if origin.dsn else origin.conninfo
+    params = parse_dsn(conninfo, origin.name)
     if origin.password:
-        given["password"] = secrets.resolve(origin.password)
-    given.setdefault("application_name", origin.application_name)
-    given.setdefault("connect_timeout", str(origin.connect_timeout))
-    given.setdefault("keepalives_idle", "30")
-    # From the first message on: psycopg does not know all encodings that a database may have.
-    given["client_encoding"] = session_settings.PINNED["client_encoding"]
-    return given
+        params["password"] = secrets.resolve(origin.password)
+    params.setdefault("application_name", origin.application_name)
+    params.setdefault("connect_timeout", str(origin.connect_timeout))
+    params.setdefault("keepalives_idle", "30")
+    # Needed from the first message: psycopg does not know every encoding of a database.
+    params["client_encoding"] = session_settings.PINNED["client_encoding"]
+    return params
 
 
 def connect(origin: Origin) -> Connection:
-    """One connection of its own, in autocommit mode, pinned.
+    """A new connection in autocommit mode, with pinned settings.
 
     Raises:
         SourceUnreachable, SourceBusy, SourceRefused, ConfigError
@@ -83,142 +84,141 @@ def connect(origin: Origin) -> Connection:
 
 
 def _pin(connection: Connection, origin: Origin) -> None:
-    _refuse_old(connection, origin)
-    ours = pooler.direct(connection) if origin not in _ours else ""
+    _refuse_old_version(connection, origin)
+    condition = pooler.direct_condition(connection) if origin not in _indirect else ""
     row: Any = connection.execute(
-        session_settings.pinning(origin, condition=ours).encode()
+        session_settings.pinning(origin, condition=condition).encode()
     ).fetchone()
     if row is None:
-        _refuse_lent(connection, origin)
-        _ours.add(origin)
+        _refuse_shared_session(connection, origin)
+        _indirect.add(origin)
         row = connection.execute(session_settings.pinning(origin).encode()).fetchone()
-    for name, value in zip(
-        session_settings.LOSSY, row[-len(session_settings.LOSSY) :], strict=True
-    ):
+    hiding_damage = session_settings.HIDING_DAMAGE
+    for name, value in zip(hiding_damage, row[-len(hiding_damage) :], strict=True):
         if value == "on":
             raise SourceRefused(
-                f"Sessions at {address(origin)} have {name} on: damaged pages would be taken for"
-                " empty, or for whole, and nobody would know which rows are missing.",
-                hint=f"ALTER ROLE … RESET {name}, or wherever it is set: pg_settings says where.",
+                f"Sessions at {address(origin)} have {name} = on: PostgreSQL would read damaged"
+                " pages as empty or as valid, and rows could be missing without an error.",
+                hint=f"Turn it off where it is set (ALTER ROLE … RESET {name}); pg_settings shows"
+                " where that is.",
             )
 
 
-def _refuse_old(connection: Connection, origin: Origin) -> None:
+def _refuse_old_version(connection: Connection, origin: Origin) -> None:
     if connection.info.server_version < OLDEST * 10_000:
-        found = connection.info.parameter_status("server_version")
+        version = connection.info.parameter_status("server_version")
         raise SourceRefused(
-            f"{address(origin)} is PostgreSQL {found}; servers are read from {OLDEST} on.",
+            f"{address(origin)} is PostgreSQL {version}; bronze supports {OLDEST} and later.",
             hint="Upgrade the server.",
         )
 
 
-# Those that lead through something else to the server, where sessions were found to be ours.
-_ours: set[Origin] = set()
+# Origins whose connections do not reach the server directly, but have sessions of their own there.
+_indirect: set[Origin] = set()
 
 
-def through(origin: Origin) -> bool:
-    """Whether connections lead through something else to the server, such as a pooler."""
-    return origin in _ours
+def is_indirect(origin: Origin) -> bool:
+    """Whether connections reach the server through something else, such as a pooler."""
+    return origin in _indirect
 
 
-def _refuse_lent(connection: Connection, origin: Origin) -> None:
-    """Refuses a pooler that lends the session to others, before anything is set in it."""
-    given = parameters(origin)
-    conninfo = make_conninfo("", **given)
+def _refuse_shared_session(connection: Connection, origin: Origin) -> None:
+    """Refuses a pooler that shares the session among clients, before any setting is changed."""
+    conninfo = make_conninfo("", **parameters(origin))
+    timeout = origin.connect_timeout or _POOL_TIMEOUT
     try:
-        pids = pooler.lent(
-            connection,
-            lambda: psycopg.connect(conninfo, autocommit=True),
-            origin.connect_timeout or _POOL_PATIENCE,
+        pids = pooler.shared_processes(
+            connection, lambda: psycopg.connect(conninfo, autocommit=True), timeout
         )
     except TimeoutError:
         raise SourceBusy(
-            f"{address(origin)} leads through a pooler, which gave no server connection within"
-            f" {origin.connect_timeout or _POOL_PATIENCE} s.",
+            f"Connections to {address(origin)} go through a pooler, which gave no server connection"
+            f" within {timeout} s.",
             hint=_POOLER_HINT,
         ) from None
     except psycopg.Error as error:
-        mine = explain(error, origin)
-        mine.hint = f"{mine.hint} {_POOLER_HINT}".strip()
-        raise mine from error
+        refusal = explain(error, origin)
+        refusal.hint = f"{refusal.hint} {_POOLER_HINT}".strip()
+        raise refusal from error
     if pids:
-        met = " and ".join(str(pid) for pid in dict.fromkeys(pids))
+        processes = " and ".join(str(pid) for pid in dict.fromkeys(pids))
         raise SourceRefused(
-            f"{address(origin)} leads through a pooler that changes the server connection between"
-            f" transactions: a session of ours has met what is not its own (process {met}).",
+            f"Connections to {address(origin)} go through a pooler that changes the server"
+            " connection between transactions: other clients share this session (server process"
+            f" {processes}).",
             hint=_POOLER_HINT,
         )
 
 
 _POOLER_HINT = (
-    "Connect to PostgreSQL itself, or to the pooler in session mode (pgbouncer: pool_mode = session"
-    " for this database), with at least three server connections."
+    "Connect to PostgreSQL directly, or to the pooler in session mode (pgbouncer: pool_mode ="
+    " session for this database), with at least three server connections."
 )
 
 
-def located(origin: Origin) -> dict[str, str]:
-    """Libpq's parameters for the very server that a connection reached, with the password.
+def server_parameters(origin: Origin) -> dict[str, str]:
+    """Libpq's parameters, including the password, for the server that a connection has reached.
 
-    What libpq finds out for itself (environment, service and password files, which of several
-    hosts answers) is found out once per process by a connection, for clients that cannot; until
-    `forget`. From then on this only asks whether the server is there.
+    libpq looks up some of them itself: in the environment, in service and password files, by trying
+    several hosts. For clients that cannot, one connection per process looks them up, until
+    `forget`; later calls only check that the server accepts connections.
 
     Raises:
         SourceUnreachable, SourceBusy, SourceRefused, ConfigError
     """
-    if origin in _located:
-        _knock(origin, _located[origin])
+    if origin in _server_parameters:
+        _check_reachable(origin, _server_parameters[origin])
     else:
         with connect(origin) as connection:
             locate(origin, connection)
-    return _located[origin]
+    return _server_parameters[origin]
 
 
 def locate(origin: Origin, connection: Connection) -> None:
-    """Remembers where ``connection`` leads, so that `located` needs none of its own."""
+    """Remembers the server of ``connection``, so that `server_parameters` need not connect."""
     info = connection.info
-    found = {**info.get_parameters(), "host": info.host, "port": str(info.port)}
-    found |= {"user": info.user, "dbname": info.dbname}
+    params = {**info.get_parameters(), "host": info.host, "port": str(info.port)}
+    params |= {"user": info.user, "dbname": info.dbname}
     if info.hostaddr and not info.host.startswith("/"):
-        found["hostaddr"] = info.hostaddr
+        params["hostaddr"] = info.hostaddr
     if info.password:
-        found["password"] = info.password
-    _located[origin] = found
+        params["password"] = info.password
+    _server_parameters[origin] = params
 
 
-_located: dict[Origin, dict[str, str]] = {}
+_server_parameters: dict[Origin, dict[str, str]] = {}
 
 
 def forget(origin: Origin) -> None:
-    """Lets the next connection find out anew, after a failure: a password may have changed."""
-    _located.pop(origin, None)
-    _ours.discard(origin)
+    """Forgets the server of an origin after a failure: its address or password may have changed."""
+    _server_parameters.pop(origin, None)
+    _indirect.discard(origin)
 
 
-def _knock(origin: Origin, given: Mapping[str, str]) -> None:
-    # A login would take one of the connections that the config allows.
-    host, port = given.get("hostaddr") or given["host"], given["port"]
+def _check_reachable(origin: Origin, params: Mapping[str, str]) -> None:
+    # A login would use one of the connections that the config allows.
+    host, port = params.get("hostaddr") or params["host"], params["port"]
     try:
         if host.startswith("/"):
-            with socket.socket(socket.AF_UNIX) as door:
-                door.connect(f"{host}/.s.PGSQL.{port}")
+            with socket.socket(socket.AF_UNIX) as unix_socket:
+                unix_socket.connect(f"{host}/.s.PGSQL.{port}")
         else:
             socket.create_connection((host, int(port)), origin.connect_timeout or None).close()
     except OSError as error:
         raise SourceUnreachable(
             f"{address(origin)} cannot be reached: {error.strerror or 'no answer'}.",
-            hint="Check that it runs, and that no firewall stands between.",
+            hint="Check that PostgreSQL runs and that no firewall blocks the connection.",
         ) from None
 
 
 @contextmanager
 def pool(origin: Origin, minimum: int, maximum: int) -> Iterator[Pool]:
-    """A pool of pinned connections in autocommit mode, for control queries.
+    """A pool of connections in autocommit mode with pinned settings, for control queries.
 
     Raises:
         SourceUnreachable, SourceBusy, SourceRefused, ConfigError: the first connection failed.
     """
-    # A pool only reports that time ran out; the first connection tells why.
+    # A pool only reports a timeout; a single connection raises the cause.
     connect(origin).close()
     with ConnectionPool(
         make_conninfo("", **parameters(origin)),
@@ -227,25 +227,25 @@ def pool(origin: Origin, minimum: int, maximum: int) -> Iterator[Pool]:
         configure=lambda connection: _pin(connection, origin),
         min_size=minimum,
         max_size=maximum,
-        timeout=origin.connect_timeout or _POOL_PATIENCE,
+        timeout=origin.connect_timeout or _POOL_TIMEOUT,
         name=f"bronze-{origin.name}",
         open=True,
-    ) as opened:
+    ) as connections:
         with mapped(origin):
             try:
-                # Asked for a connection before it has one, the pool would open two.
-                opened.wait(origin.connect_timeout or _POOL_PATIENCE)
+                # A request before the pool has its first connection would make it open two.
+                connections.wait(origin.connect_timeout or _POOL_TIMEOUT)
             except PoolTimeout:
-                # As many by themselves tell why.
+                # The same number of single connections raises the cause.
                 with ExitStack() as stack:
                     for _ in range(minimum):
                         stack.enter_context(connect(origin))
                 raise
-        yield opened
+        yield connections
 
 
 def cancel(origin: Origin) -> None:
-    """Ends the queries that run under the origin's application name."""
+    """Cancels the queries that run under the origin's application name."""
     with mapped(origin), connect(origin) as connection:
         connection.execute(
             "SELECT pg_cancel_backend(pid) FROM pg_stat_activity"
@@ -256,7 +256,7 @@ def cancel(origin: Origin) -> None:
 
 @contextmanager
 def mapped(origin: Origin, table: str = "") -> Iterator[None]:
-    """Turns psycopg's errors into ours."""
+    """Raises psycopg's errors as errors of bronze (see `explain`)."""
     try:
         yield
     except PoolTimeout:
@@ -271,35 +271,35 @@ def mapped(origin: Origin, table: str = "") -> Iterator[None]:
 
 
 def address(origin: Origin) -> str:
-    """Where the source is, for people: ``host:port/database``, without secrets."""
+    """The address of the source for messages: ``host:port/database``, without secrets."""
     try:
-        given = parameters(origin)
+        params = parameters(origin)
     except ConfigError:
         return origin.name
-    host = given.get("host", "localhost")
-    return f"{host}:{given.get('port', '5432')}/{given.get('dbname', given.get('user', ''))}"
+    host = params.get("host", "localhost")
+    return f"{host}:{params.get('port', '5432')}/{params.get('dbname', params.get('user', ''))}"
 
 
-# The SQLSTATE classes of errors that values cause: data exception, integrity constraint violation,
-# and what a function raises.
-_OF_VALUES = ("22", "23", "P0")
+# SQLSTATE classes whose messages may quote values: data exception, integrity constraint violation,
+# errors that functions raise.
+_QUOTING_VALUES = ("22", "23", "P0")
 _BUSY = (pg.TooManyConnections, pg.CannotConnectNow)
-_GONE = (
+_CONNECTION_LOST = (
     pg.AdminShutdown,
     pg.CrashShutdown,
     pg.DatabaseDropped,
     pg.IdleInTransactionSessionTimeout,
     pg.ConnectionException,
 )
-_NO_TEXT = (pg.CharacterNotInRepertoire, pg.UntranslatableCharacter)
-# Of 17 and later, and of those before, whose SQLSTATE is that of a wrong value.
-_GONE_SNAPSHOT = re.compile(
+_NOT_IN_UTF8 = (pg.CharacterNotInRepertoire, pg.UntranslatableCharacter)
+# PostgreSQL 17 and later; and earlier versions, which use the SQLSTATE of a wrong value.
+_SNAPSHOT_LOST = re.compile(
     'snapshot "[^"]*" does not exist|invalid snapshot identifier|could not import the requested'
 )
 _LOGIN = (pg.InvalidPassword, pg.InvalidAuthorizationSpecification, pg.InvalidCatalogName)
 
-# (SQLSTATE's error, what to say after the table's name, what to do)
-_TABLE: Sequence[tuple[type[psycopg.Error], str, str]] = (
+# (psycopg's error, predicate of the sentence about the table, hint)
+_TABLE_ERRORS: Sequence[tuple[type[psycopg.Error], str, str]] = (
     (
         pg.InsufficientPrivilege,
         "cannot be read: permission denied",
@@ -309,13 +309,13 @@ _TABLE: Sequence[tuple[type[psycopg.Error], str, str]] = (
     (pg.UndefinedTable, "does not exist", "It was dropped or renamed; see `bronze check`."),
     (
         pg.UndefinedColumn,
-        "has lost a column that was there when the run was planned",
-        "Run again: the new columns are then taken.",
+        "lost a column after the run was planned",
+        "Run again: the next run reads the new columns.",
     ),
     (
         pg.LockNotAvailable,
-        "is locked by somebody else for longer than lock_timeout",
-        "Wait for the ALTER or VACUUM FULL on it to end, or raise [source] lock_timeout.",
+        "is locked by another session for longer than lock_timeout",
+        "Wait until the ALTER or VACUUM FULL on it ends, or raise [source] lock_timeout.",
     ),
     (
         pg.QueryCanceled,
@@ -324,114 +324,133 @@ _TABLE: Sequence[tuple[type[psycopg.Error], str, str]] = (
     ),
 )
 
-
-_ELSEWHERE = (
-    "It is read from a foreign server: see that this answers, and that the role that bronze uses"
-    " has a mapping (CREATE USER MAPPING); or leave the table out with [source] exclude."
+_FOREIGN_HINT = (
+    "The table is on a foreign server: check that the server answers and that the role that bronze"
+    " uses has a user mapping (CREATE USER MAPPING); or leave the table out with [source] exclude."
 )
-# What a SQLSTATE, or its beginning, says of a table that was not read: no user mapping, no answer,
-# a fault of a foreign data wrapper; a materialized view that was never populated.
-_UNREAD = {
-    "42704": _ELSEWHERE,
-    "08001": _ELSEWHERE,
-    "HV": _ELSEWHERE,
+# By the beginning of the SQLSTATE: no user mapping, no answer, an error of a foreign data wrapper;
+# a materialized view that was never populated.
+_TABLE_HINTS = {
+    "42704": _FOREIGN_HINT,
+    "08001": _FOREIGN_HINT,
+    "HV": _FOREIGN_HINT,
     "55000": "REFRESH MATERIALIZED VIEW fills it; or leave it out with [source] exclude.",
 }
 
-# By `bronze.postgres.copy.snapshot.Snapshot.give_way`; or by an operator, for a reason of their
-# own.
+# By `bronze.postgres.copy.snapshot.Snapshot.give_way`, or by an operator.
 CANCELED = "canceling statement due to user request"
 
 
-def contested(table: str) -> TableContested:
-    """The error of a table whose reads were canceled, as others wait to change it."""
+def contested_error(table: str) -> TableContested:
+    """The error of a table whose reads were canceled because another session waits to change it."""
     return TableContested(
-        f"Somebody waits to change table {table} (ALTER, TRUNCATE, VACUUM FULL), and its reads"
-        " wait behind them: they were canceled.",
-        hint="Run again when they are done; `bronze run` itself does so, max_retries times.",
+        f"Another session waits to change table {table} (ALTER, TRUNCATE or VACUUM FULL), so the"
+        " reads of the table, which would wait behind it, were canceled.",
+        hint="Run again when that session is done; `bronze run` retries by itself, up to"
+        " max_retries times.",
         table=table,
         sqlstate="57014",
     )
 
 
-_NAMELESS = (pg.UndefinedTable, pg.UndefinedFunction, pg.UndefinedObject, pg.InvalidSchemaName)
-PATH_HINT = (
-    "bronze's sessions have an empty search_path, as pg_dump's do, so that nobody can put a"
-    " function of theirs in the way. Name the schemas in the function, or give it a path of its"
-    " own: ALTER FUNCTION … SET search_path = …."
+_UNDEFINED = (pg.UndefinedTable, pg.UndefinedFunction, pg.UndefinedObject, pg.InvalidSchemaName)
+SEARCH_PATH_HINT = (
+    "bronze's sessions have an empty search_path, as pg_dump's do, so that no function of another"
+    " schema is called by mistake. Qualify the names in the function with their schemas, or give"
+    " the function a search_path: ALTER FUNCTION … SET search_path = …."
 )
 
 
-def nameless(table: str) -> str:
-    """What to say of a view or constraint whose function needs a search_path."""
-    return f"Table {table} calls a function that names something without its schema"
+def unqualified_name(table: str) -> str:
+    """The message for a view or constraint whose function needs a search_path."""
+    return f"Table {table} calls a function that uses a name without its schema"
+
+
+Explanation = tuple[type[BronzeError], str, str]
+"""The class of an error, its message and its hint."""
 
 
 def explain(error: psycopg.Error, origin: Origin, table: str = "") -> BronzeError:
-    """Our error for one of psycopg's."""
+    """The error of bronze for one of psycopg's. ``table`` is the label of the table being read."""
     state = error.sqlstate or ""
     where = address(origin)
-    text = said = _first_line(error)
-    if state[:2] in _OF_VALUES:
-        # What PostgreSQL says of these quotes what is in a row.
+    text = line = _first_line(error)
+    if state[:2] in _QUOTING_VALUES:
         text = f"{type(error).__name__} (SQLSTATE {state})"
+    explanation = _login_error(error, origin, where, text)
+    if explanation is None:
+        no_state = isinstance(error, psycopg.OperationalError) and not state
+        if no_state or isinstance(error, _CONNECTION_LOST):
+            return _connection_error(where, text)
+        if table and isinstance(error, pg.QueryCanceled) and CANCELED in text:
+            return contested_error(table)
+        if _SNAPSHOT_LOST.match(line):
+            message = f"The snapshot of this run at {where} no longer exists: {line}."
+            explanation = SnapshotLost, message, ""
+        elif table:
+            explanation = _table_error(error, where, table, text)
+        else:
+            explanation = _database_error(error, where, text)
+    kind, message, hint = explanation
+    return kind(message, hint=hint, table=table, sqlstate=state)
 
-    def made(kind: type[BronzeError], message: str, hint: str) -> BronzeError:
-        return kind(message, hint=hint, table=table, sqlstate=state)
 
-    if limited := capacity.limit(origin, text):
-        whose, hint = limited
-        return made(
-            SourceBusy, f"{where} has no connection free for {whose}, by its own limit.", hint
-        )
+_RETRIED = "bronze retries by itself."
+
+
+def _login_error(error: psycopg.Error, origin: Origin, where: str, text: str) -> Explanation | None:
+    if limit := capacity.limit_reached(origin, text):
+        subject, hint = limit
+        message = f"{where} has no free connection: the CONNECTION LIMIT of {subject} is reached."
+        return SourceBusy, message, hint
     if isinstance(error, _BUSY):
-        return made(SourceBusy, f"{where} has no connection free: {text}", "It is retried.")
+        return SourceBusy, f"{where} has no free connection: {text}.", _RETRIED
     if isinstance(error, _LOGIN):
-        return made(
-            SourceRefused,
-            f"{where} refused the login: {text}",
-            "Check user, password and database of the connection string.",
-        )
-    if isinstance(error, _GONE) or (isinstance(error, psycopg.OperationalError) and not state):
-        return _no_connection(where, text)
-    if isinstance(error, _NO_TEXT) and not table:
-        return made(
+        hint = "Check user, password and database of the connection string."
+        return SourceRefused, f"{where} refused the login: {text}.", hint
+    return None
+
+
+def _table_error(error: psycopg.Error, where: str, table: str, text: str) -> Explanation:
+    if isinstance(error, _UNDEFINED) and error.diag.context:
+        return TableRefused, f"{unqualified_name(table)} ({text}).", SEARCH_PATH_HINT
+    for kind, predicate, hint in _TABLE_ERRORS:
+        if isinstance(error, kind):
+            return TableRefused, f"Table {table} {predicate} ({text}).", hint
+    state = error.sqlstate or ""
+    hint = next((hint for start, hint in _TABLE_HINTS.items() if state.startswith(start)), "")
+    return TableRefused, f"Table {table} at {where} could not be read: {text}.", hint
+
+
+def _database_error(error: psycopg.Error, where: str, text: str) -> Explanation:
+    if isinstance(error, _NOT_IN_UTF8):
+        return (
             SourceError,
-            f"{where} has a text that it cannot send as UTF-8: the name of a table, a column, an"
-            f" index or a type, or a value in a stream ({text}).",
-            "Rename what is so called; psql shows it after SET client_encoding = 'SQL_ASCII'. A"
-            " value has to be mended in the source; a run says which one.",
+            f"{where} cannot send a text as UTF-8: the name of a table, a column, an index or a"
+            f" type, or a value in a stream ({text}).",
+            "Rename the object (psql shows its name after SET client_encoding = 'SQL_ASCII'), or"
+            " correct the value in the source (`bronze run` reports its row).",
         )
-    if table and isinstance(error, pg.QueryCanceled) and CANCELED in text:
-        return contested(table)
-    if isinstance(error, pg.LockNotAvailable) and not table:
-        return made(SourceBusy, f"Somebody holds a lock at {where}: {text}", "It is retried.")
-    if table and isinstance(error, _NAMELESS) and error.diag.context:
-        return made(TableRefused, f"{nameless(table)} ({text}).", PATH_HINT)
-    for kind, what, hint in _TABLE:
-        if isinstance(error, kind) and table:
-            return made(TableRefused, f"Table {table} {what} ({text}).", hint)
-    if _GONE_SNAPSHOT.match(said):
-        return made(SnapshotLost, f"The snapshot of this run at {where} is gone: {said}", "")
-    if isinstance(error, (pg.FeatureNotSupported, pg.ObjectNotInPrerequisiteState)) and not table:
-        return made(SnapshotRefused, f"{where} hands out no snapshot: {text}", SNAPSHOT_HINT)
-    if table:
-        hint = next((mend for begins, mend in _UNREAD.items() if state.startswith(begins)), "")
-        return made(TableRefused, f"Table {table} at {where} could not be read: {text}.", hint)
-    return made(SourceError, f"{where} could not be read: {text}.", "")
+    if isinstance(error, pg.LockNotAvailable):
+        return SourceBusy, f"Another session holds a lock at {where}: {text}.", _RETRIED
+    if isinstance(error, (pg.FeatureNotSupported, pg.ObjectNotInPrerequisiteState)):
+        return SnapshotRefused, f"{where} cannot export a snapshot: {text}.", SNAPSHOT_HINT
+    return SourceError, f"{where} could not be read: {text}.", ""
 
 
 SNAPSHOT_HINT = (
-    "Connect to the primary itself, past any pooler; or accept that each table is read at a moment"
-    ' of its own with [source] consistency = "per-table".'
+    "Connect to the primary directly, not through a pooler; or set [source] consistency ="
+    ' "per-table", with which each table is read at a time of its own.'
 )
 
 
-# (words in libpq's message, our error, what happened, what to do): libpq gives no SQLSTATE for a
-# connection that was never made.
-_AWAY = "Check host and port, that PostgreSQL runs, and that no firewall stands between."
-_CONNECTING: Sequence[tuple[tuple[str, ...], type[SourceError], str, str]] = (
-    (("resolve host", "translate host"), SourceUnreachable, "cannot be reached", _AWAY),
+_UNREACHABLE_HINT = (
+    "Check host and port, that PostgreSQL runs, and that no firewall blocks the connection."
+)
+# libpq gives no SQLSTATE for a connection that it could not open, only a message:
+# (words in it, error class, predicate of the sentence about the server, hint)
+_CONNECTION_ERRORS: Sequence[tuple[tuple[str, ...], type[SourceError], str, str]] = (
+    (("resolve host", "translate host"), SourceUnreachable, "cannot be reached", _UNREACHABLE_HINT),
     (
         ("conversion between",),
         SourceRefused,
@@ -441,8 +460,8 @@ _CONNECTING: Sequence[tuple[tuple[str, ...], type[SourceError], str, str]] = (
     (
         ("too many clients", "remaining connection slots", "too many connections"),
         SourceBusy,
-        "has no connection free",
-        "Close some, or raise the server's max_connections.",
+        "has no free connection",
+        "Close some connections, or raise the server's max_connections.",
     ),
     (
         ("password", "authentication", "does not exist", "pg_hba", "not permitted to log in"),
@@ -453,41 +472,41 @@ _CONNECTING: Sequence[tuple[tuple[str, ...], type[SourceError], str, str]] = (
     (
         ("ssl", "certificate"),
         SourceRefused,
-        "refused the encryption",
+        "cannot be used over TLS",
         "Check sslmode and sslrootcert of the connection string.",
     ),
     (
         ("standby connections exceeds",),
         SourceBusy,
-        "has no WAL sender free",
-        "End another replication connection, or raise the server's max_wal_senders.",
+        "has no free WAL sender",
+        "Close another replication connection, or raise the server's max_wal_senders.",
     ),
     (
-        # The last servers that write it in one word are 15.
+        # PostgreSQL 15 and earlier write "walsender".
         ("start wal sender", "start walsender", "startup parameter: replication"),
         SourceRefused,
         "refused a replication connection",
         "Give the role the REPLICATION attribute (ALTER ROLE … REPLICATION), and connect to the"
-        " server itself, past any pooler.",
+        " server directly, not through a pooler.",
     ),
     (
         (),
         SourceUnreachable,
         "cannot be reached",
-        _AWAY,
+        _UNREACHABLE_HINT,
     ),
 )
 
 
-def _no_connection(where: str, text: str) -> SourceError:
-    low = text.lower()
-    for words, kind, what, hint in _CONNECTING:
-        if not words or any(word in low for word in words):
-            return kind(f"{where} {what}: {text}.", hint=hint)
-    raise AssertionError("the last line matches all")
+def _connection_error(where: str, text: str) -> SourceError:
+    lower = text.lower()
+    for words, kind, predicate, hint in _CONNECTION_ERRORS:
+        if not words or any(word in lower for word in words):
+            return kind(f"{where} {predicate}: {text}.", hint=hint)
+    raise AssertionError("the last entry matches everything")
 
 
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # libpq puts the host and port before its reason, which we have said already.
+    # libpq puts host and port before the reason; our messages have the address already.
     return (lines[0] if lines else type(error).__name__).rpartition("failed: ")[2].rstrip(".")

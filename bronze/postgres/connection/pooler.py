@@ -1,11 +1,11 @@
-"""Whether a session at the server is ours alone, or one that a pooler lends to others as well.
+"""Detects poolers that share one session among several clients.
 
-A pooler in transaction mode (pgbouncer's pool_mode) gives each transaction whatever server
-connection is free: what is set for a session, prepared or locked in it is lost for us, and met by
-others. Nothing in the protocol tells. What tells is the server process that we reach.
+A pooler in transaction mode (pgbouncer's pool_mode) gives each transaction any free server
+connection. Settings, prepared statements and locks of a session are then lost for bronze, and other
+clients get them. The protocol does not show this; only the server process of the session does.
 
-Nothing is set here, as the session may be somebody else's a moment later; so every name in the SQL
-has its schema.
+No setting is changed here, because the session may belong to another client a moment later. So
+every name in the SQL is qualified.
 """
 
 from __future__ import annotations
@@ -18,74 +18,80 @@ import psycopg
 
 from bronze.postgres.connection import sockets
 
-Opening = Callable[[], "psycopg.Connection[tuple[object, ...]]"]
+OpenConnection = Callable[[], "psycopg.Connection[tuple[object, ...]]"]
 
-_OTHERS = 2
+_OTHER_CONNECTIONS = 2
 
 
-def direct(connection: psycopg.Connection[Any]) -> str:
-    """The condition in SQL that the server process is the one to which the connection leads.
+def direct_condition(connection: psycopg.Connection[Any]) -> str:
+    """The SQL condition that the connection leads to its server process directly.
 
-    A pooler gives out numbers of its own for cancelling, or those of a process that it has met; but
-    its connection to the server has another port than ours has to it. Where ports are translated
-    (NAT, a relay), this is false of sessions that are ours as well.
+    A pooler reports a process number of its own for cancelling, or that of some server process; but
+    its connection to the server has another port than the client's connection to the pooler. The
+    condition is also false where ports are translated (NAT, a relay) and sessions are not shared.
     """
     return (
         "pg_catalog.pg_backend_pid() OPERATOR(pg_catalog.=)"
         f" {connection.info.backend_pid} AND"
         " coalesce(pg_catalog.inet_client_port(), -1) OPERATOR(pg_catalog.=)"
-        f" ({sockets.port(connection)})"
+        f" ({sockets.local_port(connection)})"
     )
 
 
-# Each connection may lead to a server of its own, which is no matter here.
+# The start time tells servers apart: a pooler may lead to several, whose processes do not matter.
 _PROCESS = """
 SELECT pg_catalog.pg_backend_pid(),
        pg_catalog.date_part('epoch', pg_catalog.pg_postmaster_start_time())
 """
-_USE = """
+_LAST_QUERY = """
 SELECT pg_catalog.date_part('epoch', a.backend_start), pg_catalog.date_part('epoch', a.query_start)
 FROM pg_catalog.pg_stat_activity a
 WHERE a.pid OPERATOR(pg_catalog.=) {}
 """
+_OWN_LAST_QUERY = _LAST_QUERY.format("pg_catalog.pg_backend_pid()")
 
 
-def lent(connection: psycopg.Connection[Any], another: Opening, patience: float) -> tuple[int, ...]:
-    """The server processes that served a session which is not ours alone; empty if it is ours.
+def shared_processes(
+    connection: psycopg.Connection[Any], open_another: OpenConnection, timeout: float
+) -> tuple[int, ...]:
+    """The server processes of a session that a pooler shares among clients; empty if none does.
 
-    While the connection rests, others are opened, and each keeps a transaction open. A pooler that
-    does not reserve the server process gives it to one of them, or had given it to somebody else;
-    or it has another one for us afterwards.
+    While the connection is idle, others are opened, each with an open transaction. A pooler that
+    does not reserve the server process gives it to one of them or to another client; or it gives
+    this connection another process afterwards.
 
     Args:
-        connection: the one in question, in autocommit mode.
-        another: opens one more like it.
-        patience: seconds that a pooler may take to find a server connection.
+        connection: the connection to test, in autocommit mode.
+        open_another: opens another connection with the same parameters.
+        timeout: seconds that the pooler may take to find a server connection.
 
     Raises:
         psycopg.Error: a connection fails.
-        TimeoutError: patience has run out.
+        TimeoutError: the timeout has passed.
     """
-    mine = _row(connection, _PROCESS, patience)
-    pid, server = mine
-    # Asked for itself, the time is that of this very question, and stays so while nobody asks.
-    used = _row(connection, _USE.format("pg_catalog.pg_backend_pid()"), patience)
+    process = _first_row(connection, _PROCESS, timeout)
+    pid, server = process
+    # Read by the process itself, query_start is the time of this very query. It stays the same
+    # until the process runs another one.
+    last_query = _first_row(connection, _OWN_LAST_QUERY, timeout)
     with ExitStack() as stack:
-        for _ in range(_OTHERS):
-            other = stack.enter_context(another())
-            _row(other, "BEGIN READ ONLY", patience)
-            theirs = _row(other, _PROCESS, patience)
-            beside = theirs[1] == server
-            if beside and (theirs[0] == pid or _row(other, _USE.format(pid), patience) != used):
-                return pid, theirs[0]
-            again = _row(connection, _PROCESS, patience)
-            if again != mine:
-                return pid, again[0]
-            used = _row(connection, _USE.format("pg_catalog.pg_backend_pid()"), patience)
+        for _ in range(_OTHER_CONNECTIONS):
+            other = stack.enter_context(open_another())
+            _first_row(other, "BEGIN READ ONLY", timeout)
+            other_pid, other_server = _first_row(other, _PROCESS, timeout)
+            if other_server == server and (
+                other_pid == pid
+                or _first_row(other, _LAST_QUERY.format(pid), timeout) != last_query
+            ):
+                return pid, other_pid
+            process_now = _first_row(connection, _PROCESS, timeout)
+            if process_now != process:
+                return pid, process_now[0]
+            last_query = _first_row(connection, _OWN_LAST_QUERY, timeout)
     return ()
 
 
-def _row(connection: psycopg.Connection[Any], statement: str, patience: float) -> Any:
-    with sockets.patience(connection, patience):
+def _first_row(connection: psycopg.Connection[Any], statement: str, timeout: float) -> Any:
+    with sockets.time_limit(connection, timeout):
         cursor = connection.execute(statement.encode())
     return cursor.fetchone() if cursor.description else None

@@ -1,25 +1,24 @@
-"""Verified TLS for clients that cannot verify: a relay inside this process.
+"""Verified TLS for clients that cannot verify it: a relay inside this process.
 
-connectorx refuses ``sslmode=verify-ca`` and ``verify-full``, and checks nothing under ``require``.
-Here it connects without TLS to a Unix socket that only this user can open (to 127.0.0.1 where the
-platform has no Unix sockets), and every such connection goes on to PostgreSQL through TLS that
-is verified as libpq would have done::
+connectorx refuses ``sslmode=verify-ca`` and ``verify-full``, and verifies nothing with ``require``.
+Through the relay it connects without TLS to a Unix socket that only this user can open (to
+127.0.0.1 on platforms without Unix sockets). The relay forwards each connection to PostgreSQL over
+TLS that is verified as libpq verifies it::
 
-    with relay(params) as near:
-        read(near)  # host, port and sslmode of ``near`` lead through the relay
+    with relay(params) as relay_params:
+        read(relay_params)  # its host, port and sslmode lead to the relay
 
-A client in this process must let go of the GIL while it waits, or both wait for ever. connectorx
-does so while it reads; it does not for ``partition_on``, nor does psycopg's ``cancel()`` (its
-``cancel_safe()`` does).
+A client in this process must release the GIL while it waits, or both wait for ever. connectorx
+does so while it reads, but not for ``partition_on``; psycopg's ``cancel_safe()`` does, but not its
+``cancel()``.
 
-Where libpq and this relay differ:
+Differences from libpq:
 
 - SCRAM runs without channel binding, because client and server do not share one TLS connection.
-  libpq itself, seeing the server offer it without TLS, takes that for an attack and gives up: the
-  relay is for clients that cannot verify.
-- All connections go to the one address that answered at the start, even if the DSN names several
-  hosts or a name has several addresses: a snapshot lives on one server.
-- And where `bronze.postgres.connection.tls` does.
+  libpq as a client would give up: it considers an offer of channel binding without TLS an attack.
+- All connections go to the one address that answered first, even if the DSN has several hosts or a
+  name has several addresses, because a snapshot exists on one server only.
+- Those that `bronze.postgres.connection.tls` lists.
 """
 
 from __future__ import annotations
@@ -36,89 +35,104 @@ from typing import Final
 
 from bronze.errors import ConfigError, SourceError, SourceRefused
 from bronze.postgres.connection import libpq, scratch
-from bronze.postgres.connection.tls import READ, WRITE, Server, Stopped, dial, explain, reach, wait
+from bronze.postgres.connection.tls import (
+    READ,
+    WRITE,
+    Server,
+    Stopped,
+    dial,
+    explain,
+    first_server,
+    wait,
+)
 
 _log = logging.getLogger(__name__)
 
 _REQUEST_BYTES: Final = 16 * 1024
 _RESULT_BYTES: Final = 256 * 1024
-# What leads to the server, not to the relay; so does all that begins with "ssl".
-_CONSUMED: Final = {"hostaddr", "requirepeer", "channel_binding", "gssencmode"}
+# Parameters for the relay's own connection to the server, like all that begin with "ssl".
+_SERVER_PARAMETERS: Final = {"hostaddr", "requirepeer", "channel_binding", "gssencmode"}
 
 
-def needed(params: Mapping[str, str]) -> bool:
-    """Says whether a client without TLS verification needs a relay for these parameters.
+def is_needed(params: Mapping[str, str]) -> bool:
+    """Whether a client without TLS verification needs a relay for these parameters.
 
     Args:
-        params: libpq's connection parameters; absent ones are taken from libpq's environment
-            variables (``PGSSLMODE``, ``PGSSLROOTCERT``, …), as libpq does.
+        params: libpq's connection parameters. As in libpq, environment variables (``PGSSLMODE``,
+            ``PGSSLROOTCERT``, …) stand for absent ones.
 
     Returns:
         True for ``require``, ``verify-ca`` and ``verify-full`` (which ``sslrootcert=system``
-        implies), unless every host is a Unix socket, where PostgreSQL never uses TLS.
+        implies), unless every host is a Unix socket, over which PostgreSQL never uses TLS.
     """
     hosts = libpq.setting(params, "host").split(",")
     local = not libpq.setting(params, "hostaddr") and all(map(libpq.is_local, hosts))
-    return libpq.mode(params) in libpq.VERIFYING and not local
+    return libpq.sslmode(params) in libpq.VERIFYING and not local
 
 
 @contextmanager
 def relay(params: Mapping[str, str]) -> Iterator[dict[str, str]]:
-    """Opens a relay to the first server that answers, and yields the parameters to use it by.
+    """Opens a relay to the first server that answers, and yields the parameters to connect to it.
 
-    Any number of threads and processes of this user may connect through it, until the block
-    ends; then their connections are cut.
+    Any number of threads and processes of this user may connect to it until the block ends; then
+    their connections are closed.
 
     Args:
         params: libpq's connection parameters, completed by libpq's environment variables.
             ``connect_timeout`` is in seconds, and 30 if absent.
 
     Yields:
-        ``params`` without the keys that concern TLS, with ``host`` (a directory, to be
-        percent-encoded in a URL, or 127.0.0.1), ``port`` and ``sslmode=disable``. A password
-        file does not match this host: look passwords up before.
+        ``params`` without the keys about TLS, with ``host`` (a directory, to be percent-encoded in
+        a URL, or 127.0.0.1), ``port`` and ``sslmode=disable``. A password file does not match this
+        host: passwords must be looked up before.
 
     Raises:
-        ConfigError: the parameters contradict each other or cannot be honoured, or a
-            certificate, key or CA file cannot be read.
-        SourceRefused: the server has no TLS, or its certificate is not accepted.
+        ConfigError: the parameters contradict each other or are not supported, or a certificate,
+            key or CA file cannot be read.
+        SourceRefused: the server has no TLS, or its certificate is refused.
         SourceUnreachable: no server of the DSN could be reached.
     """
-    server = reach(params)
+    server = first_server(params)
     with ExitStack() as stack:
-        listener, near = _listen(stack, params)
-        stop, bell = socket.socketpair()
+        listener, relay_params = _listen(stack, params)
+        # Closing ``stopper`` wakes every thread that waits with ``stop``.
+        stop, stopper = socket.socketpair()
         stack.enter_context(stop)
-        stack.enter_context(bell)
+        stack.enter_context(stopper)
         thread = threading.Thread(
             target=_accept, args=(listener, server, stop), name="bronze-relay", daemon=True
         )
         thread.start()
         stack.callback(thread.join)
-        stack.callback(bell.close)
-        kept = {k: v for k, v in params.items() if k not in _CONSUMED and not k.startswith("ssl")}
-        yield {**kept, **near, "sslmode": "disable"}
+        stack.callback(stopper.close)
+        other = {
+            k: v
+            for k, v in params.items()
+            if k not in _SERVER_PARAMETERS and not k.startswith("ssl")
+        }
+        yield {**other, **relay_params, "sslmode": "disable"}
 
 
 def _listen(stack: ExitStack, params: Mapping[str, str]) -> tuple[socket.socket, dict[str, str]]:
     if hasattr(socket, "AF_UNIX"):
-        # It is for this user alone, who thereby guards the socket as well.
-        folder = stack.enter_context(scratch.folder("bronze-tunnel-"))
+        # Only this user can enter the folder, so only this user can open the socket.
+        folder = stack.enter_context(scratch.temporary_folder("bronze-tunnel-"))
         listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
         listener.bind(f"{folder}/.s.PGSQL.5432")
-        near = {"host": folder, "port": "5432"}
+        relay_params = {"host": folder, "port": "5432"}
     elif libpq.client_certificate(params) is not None:
         raise ConfigError(
-            "a client certificate cannot be used for parallel reads on this platform",
-            hint="every user of this machine could use it; log in with a password",
+            "A client certificate cannot be used for parallel reads on this platform: every user of"
+            " this machine could connect with it.",
+            hint="Log in with a password.",
         )
     else:
         listener = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
         listener.bind(("127.0.0.1", 0))
-        near = {"host": "127.0.0.1", "port": str(listener.getsockname()[1])}
+        relay_params = {"host": "127.0.0.1", "port": str(listener.getsockname()[1])}
     listener.setblocking(False)
     listener.listen(128)
-    return listener, near
+    return listener, relay_params
 
 
 def _accept(listener: socket.socket, server: Server, stop: socket.socket) -> None:
@@ -127,19 +141,19 @@ def _accept(listener: socket.socket, server: Server, stop: socket.socket) -> Non
         while True:
             wait({listener: READ}, stop)
             try:
-                threads.append(_take(listener, server, stop))
+                threads.append(_start_thread(listener, server, stop))
             except BlockingIOError:
                 continue
             except (OSError, RuntimeError) as error:
-                # Out of file descriptors or threads: who comes next stays in the queue meanwhile.
-                _log.warning("the relay cannot take a connection: %s", error)
+                # No file descriptors or threads are left: new connections wait in the queue.
+                _log.warning("the TLS relay cannot accept a connection: %s", error)
                 wait({}, stop, 0.1)
             threads = [thread for thread in threads if thread.is_alive()]
     for thread in threads:
         thread.join()
 
 
-def _take(listener: socket.socket, server: Server, stop: socket.socket) -> threading.Thread:
+def _start_thread(listener: socket.socket, server: Server, stop: socket.socket) -> threading.Thread:
     client, _ = listener.accept()
     thread = threading.Thread(
         target=_serve, args=(client, server, stop), name="bronze-relay-client", daemon=True
@@ -156,81 +170,81 @@ def _serve(client: socket.socket, server: Server, stop: socket.socket) -> None:
     with client, suppress(Stopped):
         client.setblocking(False)
         try:
-            far = dial(server, stop)
+            upstream = dial(server, stop)
         except SourceError as error:
-            return _tell(client, error, stop)
-        with far:
-            up = _Flow(client, far, _REQUEST_BYTES)
-            down = _Flow(far, client, _RESULT_BYTES)
+            return _send_error(client, error, stop)
+        with upstream:
+            requests = _Flow(client, upstream, _REQUEST_BYTES)
+            results = _Flow(upstream, client, _RESULT_BYTES)
             try:
-                _pump(up, down, stop)
+                _forward(requests, results, stop)
             except OSError as error:
-                # In TLS 1.3 the server judges our certificate only after the handshake.
-                if isinstance(error, ssl.SSLError) and not down.begun:
-                    return _tell(client, explain(error, server), stop)
-                _log.debug("a relayed connection was cut: %s", type(error).__name__)
+                # In TLS 1.3 the server checks the client certificate only after the handshake.
+                if isinstance(error, ssl.SSLError) and not results.has_sent:
+                    return _send_error(client, explain(error, server), stop)
+                _log.debug("a connection through the TLS relay was cut: %s", type(error).__name__)
 
 
-def _tell(client: socket.socket, error: SourceError, stop: socket.socket) -> None:
-    """Answers the client as PostgreSQL would, so that it can say more than "closed"."""
-    _log.warning("a relayed connection failed: %s", error)
+def _send_error(client: socket.socket, error: SourceError, stop: socket.socket) -> None:
+    """Sends an error as PostgreSQL does, so that the client can report its cause."""
+    _log.warning("a connection through the TLS relay failed: %s", error)
     state = b"08004" if isinstance(error, SourceRefused) else b"08001"
     fields = b"SFATAL\0VFATAL\0C%b\0M%b\0\0" % (state, error.message.encode())
     with suppress(OSError):
         client.sendall(b"E" + struct.pack("!I", len(fields) + 4) + fields)
-        # Closing with the client's request unread would discard the answer.
+        # Closing while a request of the client is unread would discard the answer.
         while wait({client: READ}, stop, 5) and client.recv(4096):
             pass
 
 
 class _Flow:
-    """Bytes on their way from one socket to another, never more than ``size`` of them."""
+    """Bytes on their way from one socket to another, at most ``size`` at a time."""
 
     def __init__(self, source: socket.socket, sink: socket.socket, size: int) -> None:
         self._source = source
         self._sink = sink
         self._buffer = memoryview(bytearray(size))
-        self._rest = self._buffer[:0]
-        self._closed = False
-        self.begun = False
+        self._unsent = self._buffer[:0]
+        self._source_closed = False
+        self.has_sent = False
 
     @property
     def finished(self) -> bool:
-        """Whether the source has closed and all it sent has been passed on."""
-        return self._closed and not self._rest
+        """Whether the source has closed and all its bytes have been sent on."""
+        return self._source_closed and not self._unsent
 
     def step(self, waits: dict[socket.socket, int]) -> bool:
-        """Fills the buffer, then empties it, as far as that goes without waiting.
+        """Fills the buffer, then empties it, as far as possible without waiting.
 
         Returns:
-            Whether it got through, so that there may be more to do at once; else ``waits`` has
-            the events to wait for.
+            Whether there may be more to do at once; otherwise the events to wait for are added to
+            ``waits``.
         """
-        drained = bool(self._rest) or self._fill(waits)
-        while self._rest:
-            sent = _attempt(self._sink.send, self._rest, self._sink, WRITE, waits)
+        filled = bool(self._unsent) or self._fill(waits)
+        while self._unsent:
+            sent = _attempt(self._sink.send, self._unsent, self._sink, WRITE, waits)
             if sent is None:
                 return False
-            self._rest = self._rest[sent:]
-            self.begun = True
-        return drained
+            self._unsent = self._unsent[sent:]
+            self.has_sent = True
+        return filled
 
     def _fill(self, waits: dict[socket.socket, int]) -> bool:
         end = 0
-        while end < len(self._buffer) and not self._closed:
+        while end < len(self._buffer) and not self._source_closed:
             room = self._buffer[end:]
             try:
                 count = _attempt(self._source.recv_into, room, self._source, READ, waits)
             except OSError:
                 if end == 0:
                     raise
-                # What came before the failure, PostgreSQL's last words perhaps, goes first.
+                # The bytes before the failure, perhaps an error message, are sent first.
                 return True
             if count is None:
                 return False
             end += count
-            self._rest = self._buffer[:end]
-            self._closed = count == 0
+            self._unsent = self._buffer[:end]
+            self._source_closed = count == 0
         return True
 
 
@@ -241,7 +255,7 @@ def _attempt(
     event: int,
     waits: dict[socket.socket, int],
 ) -> int | None:
-    # TLS may have to write in order to read, and the other way round.
+    # TLS may have to write in order to read, and vice versa.
     try:
         return operation(part)
     except BlockingIOError:
@@ -253,14 +267,14 @@ def _attempt(
     return None
 
 
-def _pump(up: _Flow, down: _Flow, stop: socket.socket) -> None:
-    while not (up.finished or down.finished):
+def _forward(requests: _Flow, results: _Flow, stop: socket.socket) -> None:
+    while not (requests.finished or results.finished):
         waits: dict[socket.socket, int] = defaultdict(int)
-        more = down.step(waits)
+        more = results.step(waits)
         try:
-            more = up.step(waits) or more
+            more = requests.step(waits) or more
         except OSError:
-            # A server that takes no more may have said why.
-            down.step(waits)
+            # A server that reads no more requests may have sent the reason.
+            results.step(waits)
             raise
         wait(waits, stop, 0 if more else None)

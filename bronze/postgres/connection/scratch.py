@@ -1,7 +1,7 @@
-"""Folders for temporary files that need a name, of which nothing stays when a process is killed.
+"""Temporary folders that do not outlive their process, even if it is killed.
 
-Whoever makes one holds a lock in it for as long as it lives, which the system takes from a process
-that dies. Whoever makes the next one deletes those whose lock nobody holds.
+The process that creates one holds a lock in it, which the system releases when the process dies.
+The next process that creates one deletes those that nobody has locked.
 """
 
 from __future__ import annotations
@@ -15,42 +15,42 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _LOCK = "lock"
-# One without a lock may have been made just now.
-_OLD = 3600.0
+# A younger folder without a lock may just be in creation (seconds).
+_UNLOCKED_AGE = 3600.0
 
 
 @contextmanager
-def folder(prefix: str) -> Iterator[str]:
-    """A folder for this user alone, whose name begins with ``prefix``, until the context ends.
+def temporary_folder(prefix: str) -> Iterator[str]:
+    """A folder for this user alone, whose name begins with ``prefix``; deleted afterwards.
 
-    POSIX only. Deletes those of the same prefix that were left by processes that are dead.
+    POSIX only. Also deletes folders with the same prefix that dead processes left.
     """
     import fcntl
 
-    _sweep(prefix)
+    _delete_abandoned(prefix)
     while True:
-        made = tempfile.mkdtemp(prefix=prefix)
-        lock = os.open(f"{made}/{_LOCK}", os.O_CREAT | os.O_RDWR, 0o600)
+        path = tempfile.mkdtemp(prefix=prefix)
+        lock = os.open(f"{path}/{_LOCK}", os.O_CREAT | os.O_RDWR, 0o600)
         with suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.fstat(lock).st_nlink:
                 break
-        # Somebody who sweeps was there between the two.
+        # Another process deleted it before it was locked.
         os.close(lock)
     try:
-        yield made
+        yield path
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(path, ignore_errors=True)
         os.close(lock)
 
 
-def _sweep(prefix: str) -> None:
+def _delete_abandoned(prefix: str) -> None:
     import fcntl
 
     for path in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
         with suppress(OSError):
             if not (path / _LOCK).exists():
-                if time.time() - path.stat().st_mtime > _OLD:
+                if time.time() - path.stat().st_mtime > _UNLOCKED_AGE:
                     path.rmdir()
                 continue
             lock = os.open(path / _LOCK, os.O_RDWR)

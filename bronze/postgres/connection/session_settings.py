@@ -1,7 +1,7 @@
-"""The settings that every session of ours has, whatever the server, the database or the role say:
-a value has one text form then, and what our SQL names is PostgreSQL's own.
+"""The settings of every session of bronze, whatever the server, the database or the role set.
 
-Of what is not among them a test knows why it cannot matter, for each setting that PostgreSQL has.
+With them each value has one text form, and every name in bronze's SQL means PostgreSQL's own
+object. A test states for each other setting of PostgreSQL why it cannot change the result.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Final
 from bronze.model.locations import Origin
 
 PINNED: Final[Mapping[str, str]] = {
-    # A function of anybody's in a schema of the path would be taken for PostgreSQL's own where its
-    # arguments fit better. The texts of regclass and its like follow the path.
+    # A user's function in a schema of the path would be called instead of PostgreSQL's own if its
+    # argument types match better. The text of regclass and similar types depends on the path.
     "search_path": "",
     "DateStyle": "ISO, YMD",
     "TimeZone": "UTC",
@@ -31,52 +31,55 @@ PINNED: Final[Mapping[str, str]] = {
     "quote_all_identifiers": "off",
     "array_nulls": "on",
     "transform_null_equals": "off",
-    # It would leave out rows that an index of the kind GIN finds, as in a view.
+    # It makes GIN index scans, for example in a view, skip rows.
     "gin_fuzzy_search_limit": "0",
-    # Without it, each slice would read the whole table.
+    # Without it, each split would scan the whole table.
     "enable_tidscan": "on",
     "synchronize_seqscans": "off",
     "jit": "off",
     "default_transaction_isolation": "read committed",
     "default_transaction_deferrable": "off",
-    # An error that we expect would end the session.
+    # It would end the session at errors that bronze expects.
     "exit_on_error": "off",
-    # The transaction that holds the snapshot does nothing for as long as the reads last.
+    # The transaction that holds the snapshot is idle while other sessions read.
     "idle_in_transaction_session_timeout": "0",
 }
 
-LATER: Final[Mapping[str, str]] = {"idle_session_timeout": "0", "transaction_timeout": "0"}
-"""Those that not every version has. They would end a session that holds a snapshot, or waits."""
+PINNED_IF_KNOWN: Final[Mapping[str, str]] = {
+    "idle_session_timeout": "0",
+    "transaction_timeout": "0",
+}
+"""Settings that not every version has. They would end a session that holds a snapshot or waits."""
 
-LOSSY: Final = ("zero_damaged_pages", "ignore_checksum_failure")
-"""Settings of superusers by which pages that are damaged count as empty, or as whole: nothing can
-be read exactly where one is on.
+HIDING_DAMAGE: Final = ("zero_damaged_pages", "ignore_checksum_failure")
+"""Settings of superusers with which PostgreSQL reads damaged pages as empty or as valid. Nothing
+can be read exactly while one of them is on.
 """
 
 
 def pinning(origin: Origin, *, local: bool = False, condition: str = "") -> str:
-    """The statement that pins a session. Its row ends with the values of `LOSSY`.
+    """The statement that pins a session; its row ends with the values of `HIDING_DAMAGE`.
 
-    No name in it depends on the session's search_path, which is pinned only by the statement.
+    All names in it are qualified, because the session's search_path is not yet set.
 
     Args:
         origin: the source, with its timeouts.
         local: whether the settings end with the transaction.
-        condition: SQL; where it is false, nothing is pinned, and there is no row.
+        condition: SQL; if it is false, nothing is set and no row is returned.
     """
     scope = "true" if local else "false"
-    chosen = {
+    settings = {
         **PINNED,
         "statement_timeout": f"{origin.statement_timeout}s",
         "lock_timeout": f"{origin.lock_timeout}s",
-        # Without it, row-level security would silently leave rows out.
+        # With "on", row-level security silently filters rows; with "off", it raises an error.
         "row_security": "on" if origin.row_security == "apply" else "off",
     }
-    pinned = [f"pg_catalog.set_config('{n}', '{v}', {scope})" for n, v in chosen.items()]
-    pinned += [
+    values = [f"pg_catalog.set_config('{n}', '{v}', {scope})" for n, v in settings.items()]
+    values += [
         f"CASE WHEN pg_catalog.current_setting('{name}', true) IS NOT NULL"
         f" THEN pg_catalog.set_config('{name}', '{value}', {scope}) END"
-        for name, value in LATER.items()
+        for name, value in PINNED_IF_KNOWN.items()
     ]
-    pinned += [f"pg_catalog.current_setting('{name}')" for name in LOSSY]
-    return f"SELECT {', '.join(pinned)}{f' WHERE {condition}' if condition else ''}"
+    values += [f"pg_catalog.current_setting('{name}')" for name in HIDING_DAMAGE]
+    return f"SELECT {', '.join(values)}{f' WHERE {condition}' if condition else ''}"

@@ -1,4 +1,4 @@
-"""The socket beneath a connection."""
+"""The socket of a connection."""
 
 from __future__ import annotations
 
@@ -12,42 +12,42 @@ import psycopg
 
 
 def cut(connection: psycopg.Connection[Any]) -> None:
-    """Cuts a connection from another thread: whoever waits for an answer on it gets an error."""
-    with suppress(OSError, psycopg.Error), _twin(connection) as twin:
-        twin.shutdown(socket.SHUT_RDWR)
+    """Cuts a connection from another thread; a thread that waits for an answer gets an error."""
+    with suppress(OSError, psycopg.Error), _duplicate(connection) as duplicate:
+        duplicate.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager
-def patience(connection: psycopg.Connection[Any], seconds: float) -> Iterator[None]:
-    """Cuts the connection if what is done with it takes longer.
+def time_limit(connection: psycopg.Connection[Any], seconds: float) -> Iterator[None]:
+    """Cuts the connection if the block takes longer.
 
     Raises:
-        TimeoutError: it did.
+        TimeoutError: the time has run out.
     """
-    late = Event()
+    expired = Event()
 
-    def end() -> None:
-        late.set()
+    def expire() -> None:
+        expired.set()
         cut(connection)
 
-    timer = Timer(seconds, end)
+    timer = Timer(seconds, expire)
     timer.start()
     try:
         yield
     except psycopg.OperationalError:
-        if late.is_set():
+        if expired.is_set():
             raise TimeoutError from None
         raise
     finally:
         timer.cancel()
 
 
-def port(connection: psycopg.Connection[Any]) -> int:
-    """Our own port; -1 for a Unix socket, as in pg_stat_activity."""
-    with _twin(connection) as twin:
-        name = twin.getsockname()
-    return int(name[1]) if isinstance(name, tuple) else -1
+def local_port(connection: psycopg.Connection[Any]) -> int:
+    """The local TCP port; -1 for a Unix socket, as in pg_stat_activity."""
+    with _duplicate(connection) as duplicate:
+        address = duplicate.getsockname()
+    return int(address[1]) if isinstance(address, tuple) else -1
 
 
-def _twin(connection: psycopg.Connection[Any]) -> socket.socket:
+def _duplicate(connection: psycopg.Connection[Any]) -> socket.socket:
     return socket.fromfd(connection.fileno(), socket.AF_INET, socket.SOCK_STREAM)

@@ -1,1 +1,1 @@
-"""Rows read from tables, as of one snapshot, and their hashes as PostgreSQL computes them."""
+"""Reads tables from one snapshot, split by split, and hashes their rows in PostgreSQL."""

@@ -1,20 +1,19 @@
-"""What changed since a position: the condition, in SQL, that is true for every row of which a
-version may have become visible since then.
+"""The rows of a batch: SQL conditions that are true for every row that may be new or changed since
+the watermark.
 
-With ``xmin``: rows whose inserting transaction had not ended at the earlier snapshot. A row's xmin
-has 32 bits, and old rows keep theirs when they are frozen, so the condition may be true for some
-rows of an earlier epoch as well; it is never false for a new one, as long as less than half of all
-32-bit ids lie between.
+By ``xmin``: rows whose inserting transaction had not ended at the last snapshot. An xmin has 32
+bits, and frozen rows keep theirs, so the condition may also be true for some rows of an earlier
+epoch. It is never false for a new row, as long as less than half of all 32-bit transaction ids have
+been assigned since the last snapshot.
 
-With a cursor column: rows whose value is not before the watermark, or is NULL. The watermark is
-the beginning of the oldest transaction that was open at the earlier snapshot: what has committed
-since then cannot have been given an earlier time by ``now()``, as long as the source's clock is
-not set back.
+By a cursor column: rows whose value is not before the watermark, or is NULL. The watermark is the
+start of the oldest transaction that was open at the last snapshot: a transaction that committed
+later cannot have an earlier ``now()``, as long as the source's clock is not set back.
 
-On a standby the xmin is as true as on the primary: what a snapshot there shows are the transactions
-whose end has been replayed, and its horizon is the oldest of those that have not, which the log
-tells (KnownAssignedXids), prepared ones among them. The beginnings of transactions it does not
-tell.
+On a standby xmin is as reliable as on the primary: a snapshot there shows the transactions whose
+end has been replayed, and its horizon is the oldest transaction whose end has not, prepared ones
+included, as the WAL records them (KnownAssignedXids). The WAL does not record when transactions
+started.
 """
 
 from __future__ import annotations
@@ -26,39 +25,39 @@ from bronze.postgres.statement import literal, quoted
 
 XMIN = "xmin"
 _HALF = 2**31
-# New ids are given out while a run reads.
-_MARGIN = 10**7
-_FIRST_NORMAL = 3
+# More transaction ids may be assigned while a run reads.
+_XID_MARGIN = 10**7
+_FIRST_NORMAL_XID = 3
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 CURSORS = ("timestamptz", "timestamp", "date")
-"""The types that a cursor column may have."""
+"""The types of cursor columns."""
 ZONELESS = ("timestamp", "date")
-"""Those whose values mean a moment only with a time zone that nobody tells us."""
+"""The types of cursor columns without a time zone, which bronze does not know."""
 
 
 def by_xmin(horizon: int, now: Snapshot) -> str | None:
-    """The condition since the snapshot with that ``horizon``; None where it is too long ago."""
-    if now.following - horizon >= _HALF - _MARGIN or horizon > now.following:
+    """The condition since the snapshot with this ``horizon``; None if that is too long ago."""
+    if now.following - horizon >= _HALF - _XID_MARGIN or horizon > now.following:
         return None
-    start = max(horizon % 2**32, _FIRST_NORMAL)
-    # Both ages are counted from the same id, so only their difference matters.
+    start = max(horizon % 2**32, _FIRST_NORMAL_XID)
+    # Both ages are relative to the same id, so their difference is exact.
     return f"age(xmin) <= age('{start}'::xid)"
 
 
 def by_cursor(column: str, kind: str, watermark: int, zone: str) -> str:
     """The condition since a watermark (microseconds since 1970), for a column of a `CURSORS` type.
 
-    A value without a time zone is taken to be in UTC or in the server's zone, whichever makes the
-    condition true for more rows.
+    A value without a time zone may be in UTC or in the server's zone; the condition is true if
+    either reading makes it true.
     """
     name = quoted(column)
-    moment = f"{literal(str(_EPOCH + timedelta(microseconds=watermark)))}::timestamptz"
+    instant = f"{literal(str(_EPOCH + timedelta(microseconds=watermark)))}::timestamptz"
     if kind == "timestamptz":
-        return f"({name} >= {moment} OR {name} IS NULL)"
-    # When clocks go back, an hour comes twice.
+        return f"({name} >= {instant} OR {name} IS NULL)"
+    # When daylight saving time ends, an hour of local time repeats.
     local = (
-        f"(least({moment} AT TIME ZONE 'UTC', {moment} AT TIME ZONE {literal(zone)})"
+        f"(least({instant} AT TIME ZONE 'UTC', {instant} AT TIME ZONE {literal(zone)})"
         " - interval '1 hour')"
     )
     if kind == "date":
@@ -66,37 +65,40 @@ def by_cursor(column: str, kind: str, watermark: int, zone: str) -> str:
     return f"({name} >= {local} OR {name} IS NULL)"
 
 
-def set_back(since: Since, held: int, ahead: int | None) -> bool:
-    """Whether the source's clock was set back since a watermark was noted, by more than it allows
-    for: rows that were written since then may have earlier times.
+def set_back(since: Since, mark: int, ahead: int | None) -> bool:
+    """Whether the source's clock was set back since the watermark by more than the margin.
+
+    Then rows that were written since may have earlier times than the watermark.
 
     Args:
-        since: of this run's snapshot.
-        held: the watermark.
-        ahead: by how much the source's clock was ahead of ours then, None where that is not known.
+        since: the open transactions at this run's snapshot.
+        mark: the watermark.
+        ahead: by how much the source's clock was ahead of the local clock at the watermark; None if
+            unknown.
     """
     slower = ahead is not None and since.ahead is not None and since.ahead < ahead - MARGIN
-    return since.clock < held or slower
+    return since.clock < mark or slower
 
 
 def watermark(
-    since: Since, overlap: int | None, held: int | None, whole: bool = False
+    since: Since, overlap: int | None, mark: int | None, whole: bool = False
 ) -> int | None:
-    """The watermark for the next run, in microseconds since 1970. It goes back only where the whole
-    table is read, so that the source's clock may go back.
+    """The watermark for the next run, in microseconds since 1970.
+
+    It decreases only if all rows are read; then the source's clock may have been set back.
 
     Args:
-        since: of this run's snapshot.
-        overlap: seconds to go further back.
-        held: the watermark of the run before, if there was one.
+        since: the open transactions at this run's snapshot.
+        overlap: seconds to subtract.
+        mark: the watermark of the previous run, if there is one.
         whole: whether all rows are read.
 
     Returns:
-        None where there is none yet and none can be told.
+        None if there is no previous watermark and prepared transactions make a new one unknown.
     """
     reached = since.began - (overlap or 0) * 10**6
-    if held is None:
+    if mark is None:
         return None if since.prepared else reached
     if since.prepared:
-        return min(reached, held) if whole else held
-    return reached if whole else max(reached, held)
+        return min(reached, mark) if whole else mark
+    return reached if whole else max(reached, mark)

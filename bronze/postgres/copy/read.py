@@ -1,7 +1,6 @@
-"""Slices are read with connectorx, and its rows become typed columns.
+"""Reads splits with connectorx and decodes their rows into typed columns.
 
-This is the only place where connectorx is called. What it raises, panics included, leaves it as
-one of our errors.
+Only this module calls connectorx. All its errors, panics included, become errors of bronze.
 """
 
 from __future__ import annotations
@@ -33,26 +32,34 @@ from bronze.model.locations import Origin
 from bronze.postgres.connection import relay
 from bronze.postgres.connection.connect import (
     CANCELED,
-    PATH_HINT,
+    SEARCH_PATH_HINT,
     connect,
-    contested,
+    contested_error,
     explain,
     forget,
-    located,
-    nameless,
-    through,
+    is_indirect,
+    server_parameters,
+    unqualified_name,
 )
 
-# What follows the reading takes several times the memory of the rows themselves, so it is given
-# few at a time: a quarter less memory in all, at no cost in time (measured).
+# The steps after reading need several times the memory of the rows, so they get small parts: this
+# needs a quarter less memory in all and no more time (measured).
 _PART_VALUES = 300_000
 _PART_BYTES = 8 * 2**20
 
 _QUOTED = re.compile(r"""\s*(?:"[^"]*"|'[^']*')""")
-_PASSED_ON = ("application_name", "connect_timeout", "options")
-_CUT = ("closed", "reset", "eof", "terminating", "broken pipe", "timed out", "connecting")
-_TIMED_OUT = {pg.QueryCanceled: "statement timeout", pg.LockNotAvailable: "lock timeout"}
-_FULL = ("too many clients", "remaining connection slots", "too many connections")
+_URL_OPTIONS = ("application_name", "connect_timeout", "options")
+_CONNECTION_CUT = (
+    "closed",
+    "reset",
+    "eof",
+    "terminating",
+    "broken pipe",
+    "timed out",
+    "connecting",
+)
+_TIMEOUTS = {pg.QueryCanceled: "statement timeout", pg.LockNotAvailable: "lock timeout"}
+_NO_FREE_CONNECTION = ("too many clients", "remaining connection slots", "too many connections")
 
 
 def rows(
@@ -64,76 +71,79 @@ def rows(
     table: str,
     guarded: bool = False,
 ) -> Iterator[tuple[pl.DataFrame, pl.Series]]:
-    """The rows under their target names, a few megabytes at a time, and their rejected values.
+    """Reads rows, a few megabytes at a time: columns with target names, and rejected values.
 
-    Rejected values are as in `bronze.postgres.statement`.
+    The text of rejected values is described in `bronze.postgres.statement`.
 
     Args:
         origin: the database.
         session: the statements that join the snapshot.
         query: the SELECT of `bronze.postgres.statement.select`.
-        where: the slices' conditions.
-        columns: what the query selects.
+        where: the conditions of the splits.
+        columns: the columns that the query selects.
         table: the table's label, for errors.
-        guarded: whether what PostgreSQL says of a row is told to nobody, as it may hold values.
+        guarded: whether errors must not quote PostgreSQL's message, which may contain values.
 
     Raises:
-        SourceError: and its kinds; a `TableRefused` where only this table is at fault.
+        SourceError: or a subclass; `TableRefused` if only this table cannot be read.
     """
-    most = portion.rows(_PART_VALUES, len(columns) + 1)
-    with _reachable(origin) as url:
+    part_rows = portion.rows(_PART_VALUES, len(columns) + 1)
+    with _connection_url(origin) as url:
         for condition in where:
             try:
                 raw = _fetch(origin, url, session, f"{query} WHERE {condition}", table, guarded)
-            except _Untranslated as error:
-                raise _located(origin, session, query, condition, columns, error) from None
-            parts = list(portion.of(raw, most, _PART_BYTES))[::-1]
+            except _UnconvertibleCharacter as error:
+                raise _unconvertible_value(
+                    origin, session, query, condition, columns, error
+                ) from None
+            parts = list(portion.of(raw, part_rows, _PART_BYTES))[::-1]
             del raw
             while parts:
-                yield _typed(parts.pop(), columns, table)
+                yield _decoded_rows(parts.pop(), columns, table)
 
 
 def reachable(origin: Origin) -> None:
-    """Makes sure that the parallel reads can reach a source as the config says.
+    """Checks that parallel reads can reach a source with the connection parameters of the config.
 
     Raises:
-        ConfigError: a connection parameter cannot be kept by them.
-        SourceError
+        ConfigError: a connection parameter is not supported for parallel reads.
+        SourceError: the source cannot be reached.
     """
-    with _reachable(origin):
+    with _connection_url(origin):
         pass
 
 
 @contextmanager
-def _reachable(origin: Origin) -> Iterator[str]:
-    given = dict(located(origin))
-    if not through(origin):
-        # connectorx asks for the query's types before it pins, and a pooler takes no options.
-        given["options"] = f"{given.get('options', '')} -c search_path=".strip()
-    if relay.needed(given):
-        with relay.relay(given) as relayed:
-            yield _url(relayed)
+def _connection_url(origin: Origin) -> Iterator[str]:
+    params = dict(server_parameters(origin))
+    if not is_indirect(origin):
+        # connectorx asks for the query's types before it runs the session's statements; poolers
+        # do not accept options.
+        params["options"] = f"{params.get('options', '')} -c search_path=".strip()
+    if relay.is_needed(params):
+        with relay.relay(params) as relay_params:
+            yield _url(relay_params)
     else:
-        yield _url(given)
+        yield _url(params)
 
 
-def _url(given: Mapping[str, str]) -> str:
-    if given.get("require_auth"):
+def _url(params: Mapping[str, str]) -> str:
+    if params.get("require_auth"):
         raise ConfigError(
-            "The connection parameter require_auth cannot be kept by the parallel reads.",
+            "The connection parameter require_auth is not supported for parallel reads.",
             hint="Leave it out; sslmode=verify-full proves the server's identity.",
         )
-    host = given.get("hostaddr") or given["host"]
-    place = f"[{host}]" if ":" in host and not host.startswith("/") else quote(host, safe="")
-    login = quote(given["user"], safe="")
-    if "password" in given:
-        login += f":{quote(given['password'], safe='')}"
-    options = {name: given[name] for name in _PASSED_ON if name in given}
-    options["sslmode"] = {"allow": "prefer"}.get(
-        given.get("sslmode", ""), given.get("sslmode", "prefer")
-    )
-    tail = "&".join(f"{name}={quote(value, safe='')}" for name, value in options.items())
-    return f"postgresql://{login}@{place}:{given['port']}/{quote(given['dbname'], safe='')}?{tail}"
+    host = params.get("hostaddr") or params["host"]
+    host = f"[{host}]" if ":" in host and not host.startswith("/") else quote(host, safe="")
+    login = quote(params["user"], safe="")
+    if "password" in params:
+        login += f":{quote(params['password'], safe='')}"
+    options = {name: params[name] for name in _URL_OPTIONS if name in params}
+    sslmode = params.get("sslmode", "prefer")
+    options["sslmode"] = "prefer" if sslmode == "allow" else sslmode
+    query = "&".join(f"{name}={quote(value, safe='')}" for name, value in options.items())
+    database = quote(params["dbname"], safe="")
+    return f"postgresql://{login}@{host}:{params['port']}/{database}?{query}"
 
 
 def _fetch(
@@ -147,10 +157,10 @@ def _fetch(
         raise
     except BaseException as error:
         forget(origin)
-        raise _why(origin, session, query, table, error, guarded) from None
+        raise _read_error(origin, session, query, table, error, guarded) from None
 
 
-def _why(
+def _read_error(
     origin: Origin,
     session: Sequence[str],
     query: str,
@@ -158,98 +168,116 @@ def _why(
     error: BaseException,
     guarded: bool,
 ) -> SourceError:
-    """Our error for a failed read. connectorx gives no SQLSTATE, so PostgreSQL is asked again."""
+    """The error of bronze for a failed read.
+
+    connectorx gives no SQLSTATE, so the query is explained by PostgreSQL once more.
+    """
     text = " ".join(str(error).split())
-    low = text.lower()
-    if any(word in low for word in _FULL):
-        full = explain(psycopg.OperationalError(text), origin)
-        return SourceBusy(full.message, hint=full.hint, table=table)
-    if CANCELED in low:
-        return contested(table)
-    try:
-        with connect(origin) as probe:
-            for statement in (*session, f"EXPLAIN {query}"):
-                probe.execute(statement)
-            probe.execute("ROLLBACK")
-    except psycopg.Error as known:
-        mine = explain(known, origin, table)
-        return mine if isinstance(mine, SourceError) else SourceError(str(mine), table=table)
-    except SourceError as known:
-        known.table = table
+    lower = text.lower()
+    if any(words in lower for words in _NO_FREE_CONNECTION):
+        busy = explain(psycopg.OperationalError(text), origin)
+        return SourceBusy(busy.message, hint=busy.hint, table=table)
+    if CANCELED in lower:
+        return contested_error(table)
+    if known := _error_of_explain(origin, session, query, table):
         return known
-    for kind, words in _TIMED_OUT.items():
-        if words in low:
-            mine = explain(kind(text), origin, table)
-            return mine if isinstance(mine, SourceError) else SourceError(str(mine), table=table)
-    if any(word in low for word in _CUT):
+    for kind, words in _TIMEOUTS.items():
+        if words in lower:
+            return _source_error(kind(text), origin, table)
+    if any(words in lower for words in _CONNECTION_CUT):
         return SourceUnreachable(
             f"The connection to {origin.name} was cut while table {table} was read.",
-            hint="It is retried while the server is there.",
+            hint="bronze retries as long as the server can be reached.",
             table=table,
         )
-    if unknown := _UNKNOWN.search(text):
-        return _Untranslated(unknown[1], table=table)
-    if "does not exist" in low:
-        return TableRefused(f"{nameless(table)}.", hint=PATH_HINT, table=table)
-    said = "PostgreSQL refused a value of one of its rows" if guarded else _without_values(text)
+    if match := _NO_EQUIVALENT.search(text):
+        return _UnconvertibleCharacter(match[1], table=table)
+    if "does not exist" in lower:
+        return TableRefused(f"{unqualified_name(table)}.", hint=SEARCH_PATH_HINT, table=table)
+    cause = "PostgreSQL refused a value of one of its rows" if guarded else _without_values(text)
     return TableRefused(
-        f"Table {table} could not be read: {said}.",
-        hint="If a type is at fault, read the column as text through a view.",
+        f"Table {table} could not be read: {cause}.",
+        hint="If the type of a column is the cause, read the column as text through a view.",
         table=table,
     )
 
 
-_UNKNOWN = re.compile(r'in encoding "(\w+)" has no equivalent')
+def _error_of_explain(
+    origin: Origin, session: Sequence[str], query: str, table: str
+) -> SourceError | None:
+    """The error of an EXPLAIN of the query in the same snapshot; None if there is none."""
+    try:
+        with connect(origin) as connection:
+            for statement in (*session, f"EXPLAIN {query}"):
+                connection.execute(statement)
+            connection.execute("ROLLBACK")
+    except psycopg.Error as error:
+        return _source_error(error, origin, table)
+    except SourceError as error:
+        error.table = table
+        return error
+    return None
 
 
-class _Untranslated(TableRefused):
-    """A character that UTF-8 has not; the message is the encoding that has it."""
+def _source_error(error: psycopg.Error, origin: Origin, table: str) -> SourceError:
+    explained = explain(error, origin, table)
+    if isinstance(explained, SourceError):
+        return explained
+    return SourceError(str(explained), table=table)
 
 
-def _located(
+_NO_EQUIVALENT = re.compile(r'in encoding "(\w+)" has no equivalent')
+
+
+class _UnconvertibleCharacter(TableRefused):
+    """A character that does not exist in UTF-8; the message is the name of its encoding."""
+
+
+def _unconvertible_value(
     origin: Origin,
     session: Sequence[str],
     query: str,
     condition: str,
     columns: Sequence[Column],
-    error: _Untranslated,
+    error: _UnconvertibleCharacter,
 ) -> TableRefused:
-    """The error with the column and the row, by reading one after another."""
+    """The error with the column and the row, which are found by converting column by column."""
     rows = f"{query.rpartition(' AS rejected FROM ')[2]} WHERE {condition}"
-    where = "one of its columns"
+    position = "one of its columns"
     for column in columns:
         if column.kind.name not in ("string", "array"):
             continue
         texts = f"SELECT convert_to(({column.text})::text, 'UTF8') IS NULL FROM {rows}"  # noqa: S608
-        before = _read_before(origin, session, texts)
-        if before is not None:
-            where = f"column {column.name}"
-            with suppress(psycopg.Error), connect(origin) as again:
-                for statement in (*session, *_IN_ORDER):
-                    again.execute(statement)
-                which = f"SELECT ctid::text FROM {rows} OFFSET {before} LIMIT 1"  # noqa: S608
-                where += f" of the row at ctid {again.execute(which.encode()).fetchone()[0]}"  # type: ignore[index]
+        count = _rows_before_failure(origin, session, texts)
+        if count is not None:
+            position = f"column {column.name}"
+            with suppress(psycopg.Error), connect(origin) as connection:
+                for statement in (*session, *_SAME_ORDER):
+                    connection.execute(statement)
+                ctid = f"SELECT ctid::text FROM {rows} OFFSET {count} LIMIT 1"  # noqa: S608
+                row: Any = connection.execute(ctid.encode()).fetchone()
+                position += f" of the row at ctid {row[0]}"
             break
     return TableRefused(
-        f"Table {error.table} could not be read: {where} has a character of {error.message} that"
-        " UTF-8 has not.",
-        hint="Mend the value in the source, or read the table through a view that leaves it out.",
+        f"Table {error.table} could not be read: {position} has a character of {error.message}"
+        " that does not exist in UTF-8.",
+        hint="Correct the value in the source, or read the table through a view without it.",
         table=error.table,
     )
 
 
-# Whoever reads twice is to find the rows in the same order.
-_IN_ORDER = ("SET LOCAL max_parallel_workers_per_gather = 0",)
+# Both reads must return the rows in the same order.
+_SAME_ORDER = ("SET LOCAL max_parallel_workers_per_gather = 0",)
 
 
-def _read_before(origin: Origin, session: Sequence[str], query: str) -> int | None:
-    """How many rows were read before one that PostgreSQL cannot convert, None if there is none."""
+def _rows_before_failure(origin: Origin, session: Sequence[str], query: str) -> int | None:
+    """The number of rows before the first that PostgreSQL cannot convert; None if there is none."""
     count = 0
-    with connect(origin) as reader:
-        for statement in (*session, *_IN_ORDER):
-            reader.execute(statement)
+    with connect(origin) as connection:
+        for statement in (*session, *_SAME_ORDER):
+            connection.execute(statement)
         try:
-            for _ in reader.cursor().stream(query.encode()):
+            for _ in connection.cursor().stream(query.encode()):
                 count += 1
         except pg.UntranslatableCharacter:
             return count
@@ -259,22 +287,24 @@ def _read_before(origin: Origin, session: Sequence[str], query: str) -> int | No
 
 
 def _without_values(text: str) -> str:
-    # PostgreSQL quotes the offending value; it may be anybody's data.
+    # PostgreSQL quotes the value, which may be personal data.
     return _QUOTED.sub("", text.partition(': "')[0])[:300].rstrip(". ")
 
 
-def _typed(raw: pa.Table, columns: Sequence[Column], table: str) -> tuple[pl.DataFrame, pl.Series]:
+def _decoded_rows(
+    raw: pa.Table, columns: Sequence[Column], table: str
+) -> tuple[pl.DataFrame, pl.Series]:
     if raw.num_columns != len(columns) + 1:
         raise Mismatch(
-            f"Table {table} gave {raw.num_columns} columns instead of {len(columns) + 1}.",
+            f"Table {table} returned {raw.num_columns} columns instead of {len(columns) + 1}.",
             table=table,
         )
-    found = [pl.Series(values) for values in raw.columns]
+    received = [pl.Series(values) for values in raw.columns]
     series = [
         decoded(values, column.kind, column.wire).alias(column.target)
-        for values, column in zip(found, columns, strict=False)
+        for values, column in zip(received, columns, strict=False)
     ]
-    rejected = found[-1].cast(pl.String).alias("rejected")
+    rejected = received[-1].cast(pl.String).alias("rejected")
     if not series:
         return pl.DataFrame(height=len(rejected)), rejected
     return pl.DataFrame(series), rejected
@@ -296,7 +326,7 @@ _DTYPES: Mapping[str, Any] = {
 
 
 def dtype(kind: Kind) -> Any:
-    """The polars type of a kind."""
+    """The polars data type of a kind."""
     if kind.name == "decimal":
         return pl.Decimal(kind.precision, kind.scale)
     if kind.name == "array":
@@ -305,17 +335,17 @@ def dtype(kind: Kind) -> Any:
 
 
 def decoded(series: pl.Series, kind: Kind, wire: str) -> pl.Series:
-    """Values as they travelled (see `bronze.model.columns.Wire`) as what they are."""
+    """Decodes values from their wire form (see `bronze.model.columns.Wire`) into their kind."""
     if wire == "unscaled":
-        return _scaled(series.cast(pl.Int64), kind)
+        return _decimals(series.cast(pl.Int64), kind)
     if wire == "texts":
         flat = series.list.explode(empty_as_null=False, keep_nulls=False)
-        return regrouped(_parsed(flat, kind.of), series)
+        return regrouped(_parse_elements(flat, kind.of), series)
     return series.cast(dtype(kind))
 
 
-def _scaled(series: pl.Series, kind: Kind) -> pl.Series:
-    # The 128-bit integer of an Arrow decimal is the unscaled value: widening it loses nothing.
+def _decimals(series: pl.Series, kind: Kind) -> pl.Series:
+    # An Arrow decimal is its unscaled value as a 128-bit integer: widening loses nothing.
     halves = np.empty((len(series), 2), np.int64)
     halves[:, 0] = series.fill_null(0).to_numpy()
     halves[:, 1] = halves[:, 0] >> 63
@@ -325,10 +355,10 @@ def _scaled(series: pl.Series, kind: Kind) -> pl.Series:
     return pl.Series(pa.Array.from_buffers(decimal, len(series), buffers))
 
 
-def _parsed(texts: pl.Series, kind: Kind) -> pl.Series:
+def _parse_elements(texts: pl.Series, kind: Kind) -> pl.Series:
     if kind.name in ("date", "timestamp", "timestamp_ntz"):
-        whole = texts.cast(pl.Int32 if kind.name == "date" else pl.Int64)
-        return whole.cast(dtype(kind))
+        integers = texts.cast(pl.Int32 if kind.name == "date" else pl.Int64)
+        return integers.cast(dtype(kind))
     if kind.name == "boolean":
         return texts == "true"
     if kind.name == "binary":
@@ -337,7 +367,7 @@ def _parsed(texts: pl.Series, kind: Kind) -> pl.Series:
 
 
 def regrouped(flat: pl.Series, like: pl.Series) -> pl.Series:
-    """Elements, one after another, as lists as long as those of ``like``, null where it is."""
+    """Groups elements into lists with the lengths of those of ``like``; null where it is null."""
     lengths = like.list.len().fill_null(0).to_numpy().astype(np.int64)
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
     values = flat.to_arrow(compat_level=pl.CompatLevel.oldest())

@@ -1,27 +1,24 @@
-"""How many bytes rows have, asked before they are read.
+"""The sizes of rows, known before they are read.
 
-The pages of a table do not tell: values that are stored out of line, or compressed, take much more
-room with us than there. PostgreSQL knows their sizes without reading them.
+The number of a table's pages does not tell: values that are compressed or stored out of line
+(TOAST) need much more memory when they are read. PostgreSQL knows their sizes without reading them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-
-import psycopg
 
 from bronze.errors import TableRefused
 from bronze.model.locations import Origin
 from bronze.model.units import Weighing
 from bronze.postgres.catalog.relations import Relation
-from bronze.postgres.connection.connect import Connection, connect, explain
+from bronze.postgres.connection.connect import Connection, connect, mapped
 from bronze.postgres.statement import quoted
 
-# Types of a fixed size; values of all others may be large.
-_SMALL = frozenset(
+# Types whose values are never large.
+_SMALL_TYPES = frozenset(
     (
         "int2",
         "int4",
@@ -58,138 +55,136 @@ _SMALL = frozenset(
         "circle",
     )
 )
-# Of these the size is known even where they are compressed.
-_MEASURED = ("text", "varchar", "bpchar", "bytea")
-# Compressed values of other types are looked at where they are larger than this (bytes), and else
-# counted as so many times what they take.
-_LOOKED_AT = 16 * 2**10
-_GROWTH = 8
-# A table of fewer pages cannot hide much.
-_FEW_PAGES = 16
+# Types whose uncompressed size is known without decompressing a value.
+_KNOWN_LENGTH = ("text", "varchar", "bpchar", "bytea")
+# Compressed values of other types are decompressed if they are larger than this (bytes); the size
+# of smaller ones is estimated as this multiple of their compressed size.
+_DECOMPRESSED_FROM = 16 * 2**10
+_COMPRESSION_RATIO = 8
+# The values of fewer pages need little memory even if they are compressed.
+_MIN_PAGES = 16
 _SAMPLED_PAGES = 24
 
 
 @dataclass(frozen=True)
 class Part:
-    """A condition; ``heavy`` says that what it is true for is one row, larger than a slice."""
+    """The condition of a part of a split. A ``heavy`` part is one row, larger than a split."""
 
     where: str
     heavy: bool = False
 
 
 def weight(relation: Relation, names: Sequence[str]) -> str:
-    """The SQL of the bytes of a row's values that may be large, "" where none may."""
+    """The SQL of the size (bytes) of a row's values that may be large; "" if there are none."""
     sizes = []
     for attribute in relation.attributes:
         value = quoted(attribute.name)
-        if attribute.name not in names or attribute.type.name in _SMALL:
+        if attribute.name not in names or attribute.type.name in _SMALL_TYPES:
             continue
-        if attribute.type.name in _MEASURED and not attribute.type.cast:
+        if attribute.type.name in _KNOWN_LENGTH and not attribute.type.cast:
             sizes.append(f"coalesce(octet_length({value}), 0)::int8")
             continue
         stored = f"pg_column_size({value})::int8"
         sizes.append(
             f"coalesce(CASE WHEN pg_column_compression({value}) IS NULL THEN {stored}"
-            f" WHEN pg_column_size({value}) <= {_LOOKED_AT} THEN {stored} * {_GROWTH}"
+            f" WHEN pg_column_size({value}) <= {_DECOMPRESSED_FROM}"
+            f" THEN {stored} * {_COMPRESSION_RATIO}"
             f" ELSE octet_length({value}::text) END, 0)"
         )
     return " + ".join(sizes)
 
 
 def needed(connection: Connection, relation: Relation, names: Sequence[str]) -> bool:
-    """Whether a table has values out of line, or (as a few of its pages show) compressed ones."""
+    """Whether a table has values out of line or, by a sample of its pages, compressed values."""
     if relation.toast:
         return True
-    if sum(relation.heaps) < _FEW_PAGES or relation.kind == "partitioned":
+    if sum(relation.heaps) < _MIN_PAGES or relation.kind == "partitioned":
         return False
     columns = [
         quoted(attribute.name)
         for attribute in relation.attributes
-        if attribute.name in names and attribute.type.name not in _SMALL
+        if attribute.name in names and attribute.type.name not in _SMALL_TYPES
     ]
     if not columns:
         return False
     share = min(100.0, 100 * _SAMPLED_PAGES / sum(relation.heaps))
-    packed = " OR ".join(f"pg_column_compression({column}) IS NOT NULL" for column in columns)
+    compressed = " OR ".join(f"pg_column_compression({column}) IS NOT NULL" for column in columns)
     row: Any = connection.execute(
         f"SELECT EXISTS (SELECT FROM {quoted(relation.schema, relation.name)}"  # noqa: S608
-        f" TABLESAMPLE SYSTEM ({share}) WHERE {packed})"
+        f" TABLESAMPLE SYSTEM ({share}) WHERE {compressed})"
     ).fetchone()
     return bool(row[0])
 
 
 def parts(
-    origin: Origin, session: Sequence[str], given: Weighing, wheres: Sequence[str], table: str
+    origin: Origin, session: Sequence[str], weighing: Weighing, wheres: Sequence[str], table: str
 ) -> list[Part]:
-    """Conditions that together are true for the same rows, each for as many as fit in a slice.
+    """Divides splits by the sizes of their rows: parts that hold the same rows and fit in memory.
 
     Args:
         origin: the database.
         session: the statements that join the snapshot.
-        given: how rows are weighed.
-        wheres: the conditions that are divided, each of which is a range of pages.
+        weighing: how the sizes of rows are determined.
+        wheres: the conditions of the splits, each of which is a range of pages.
         table: the table's label, for errors.
 
     Raises:
         TableRefused: a row is too large for the memory.
-        SourceError: and its kinds.
+        SourceError: or a subclass.
     """
-    with _explained(origin, table), connect(origin) as connection:
+    with mapped(origin, table), connect(origin) as connection:
         for statement in session:
             connection.execute(statement)
-        found = [part for where in wheres for part in _divided(connection, given, where, table)]
+        divided = [part for where in wheres for part in _divide(connection, weighing, where, table)]
         connection.execute("ROLLBACK")
-    return found
+    return divided
 
 
-def _divided(connection: Connection, given: Weighing, where: str, table: str) -> Iterator[Part]:
-    rows = f"SELECT tableoid AS t, ctid AS c, {given.weight} AS w FROM {given.table} WHERE {where}"  # noqa: S608
+def _divide(connection: Connection, weighing: Weighing, where: str, table: str) -> Iterator[Part]:
+    rows = (
+        f"SELECT tableoid AS t, ctid AS c, {weighing.weight} AS w"  # noqa: S608 - quoted names
+        f" FROM {weighing.table} WHERE {where}"
+    )
     row: Any = connection.execute(f"SELECT sum(w), max(w) FROM ({rows}) AS r").fetchone()  # noqa: S608
-    whole, most = (int(size or 0) for size in row)
-    if whole <= given.size:
+    total, largest = (int(size or 0) for size in row)
+    if total <= weighing.size:
         yield Part(where)
         return
-    if most > given.heaviest:
-        raise _refused(connection, given, where, table)
-    running = f"(sum(w) OVER (PARTITION BY t ORDER BY c) - w)::int8 / {given.size}"
+    if largest > weighing.heaviest:
+        raise _largest_row_error(connection, weighing, where, table)
+    bucket = f"(sum(w) OVER (PARTITION BY t ORDER BY c) - w)::int8 / {weighing.size}"
     groups: Any = connection.execute(
         "SELECT t::int8, min(c)::text, max(c)::text, max(w) FROM"  # noqa: S608
-        f" (SELECT t, c, w, {running} AS bucket FROM ({rows} OFFSET 0) AS r) AS s"
-        f" GROUP BY t, bucket, w > {given.size} ORDER BY t, min(c)"
+        f" (SELECT t, c, w, {bucket} AS bucket FROM ({rows} OFFSET 0) AS r) AS s"
+        f" GROUP BY t, bucket, w > {weighing.size} ORDER BY t, min(c)"
     ).fetchall()
     for oid, low, high, heaviest in groups:
         yield Part(
             f"{where} AND tableoid = {oid} AND ctid >= '{low}'::tid AND ctid <= '{high}'::tid",
-            heaviest > given.size,
+            heaviest > weighing.size,
         )
 
 
-def _refused(connection: Connection, given: Weighing, where: str, table: str) -> TableRefused:
+def _largest_row_error(
+    connection: Connection, weighing: Weighing, where: str, table: str
+) -> TableRefused:
     row: Any = connection.execute(
-        f"SELECT w, k FROM (SELECT {given.weight} AS w, {given.key} AS k FROM {given.table}"  # noqa: S608
-        f" WHERE {where} OFFSET 0) AS r ORDER BY w DESC LIMIT 1"
+        f"SELECT w, k FROM (SELECT {weighing.weight} AS w, {weighing.key} AS k"  # noqa: S608
+        f" FROM {weighing.table} WHERE {where} OFFSET 0) AS r ORDER BY w DESC LIMIT 1"
     ).fetchone()
     size, key = row
-    return too_large(table, key, int(size), given.heaviest, given.copies, given.rest)
+    return too_large(table, key, int(size), weighing.heaviest, weighing.copies, weighing.rest)
 
 
 def too_large(
     table: str, key: str, size: int, heaviest: int, copies: int, rest: int
 ) -> TableRefused:
-    """The error for a row that does not fit into the memory."""
-    enough = -(-(size * copies + rest) // 10**6)
+    """The error for a row that is too large for the memory."""
+    megabytes = -(-(size * copies + rest) // 10**6)
     return TableRefused(
-        f"The row {key} of table {table} has {size:,} bytes of values, and [run] memory leaves room"
-        f" for {heaviest:,} in a row.",
-        hint=f'Raise [run] memory to "{enough}MB"; or leave the large column out:'
+        f"The row {key} of table {table} has {size:,} bytes of values; [run] memory allows"
+        f" {heaviest:,} per row.",
+        hint=f'Raise [run] memory to "{megabytes}MB"; or leave the large column out:'
         ' protect = { column = "drop" }.',
         table=table,
     )
-
-
-@contextmanager
-def _explained(origin: Origin, table: str) -> Iterator[None]:
-    try:
-        yield
-    except psycopg.Error as error:
-        raise explain(error, origin, table) from error

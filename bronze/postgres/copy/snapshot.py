@@ -1,12 +1,12 @@
 """The snapshot that all reads of a run share.
 
-One transaction, REPEATABLE READ and read only, is held open for as long as the run reads. It
-first takes an ACCESS SHARE lock on every table, as pg_dump does: what a snapshot shows is only
-true as long as nobody truncates or rewrites the table beneath it. Only then it takes the snapshot
-and exports it, so that no such change can lie between the two.
+A REPEATABLE READ, read-only transaction stays open while the run reads. It first takes an ACCESS
+SHARE lock on every table, as pg_dump does, because a TRUNCATE or a rewrite of a table also affects
+older snapshots. Only then does it take and export the snapshot, so that no such change can happen
+in between.
 
-A snapshot that another session has exported is there before the locks. Which tables were changed
-in between is asked of `changed` then.
+A snapshot that another session exported is older than the locks. `changed` then finds the tables
+that were changed in between.
 """
 
 from __future__ import annotations
@@ -36,29 +36,28 @@ from bronze.postgres.statement import literal, quoted
 
 Consistency = Literal["run", "per-table"]
 
-# LOCK TABLE knows only these; the others are locked by a SELECT, after the snapshot.
+# LOCK TABLE accepts only these; other relations are locked by a SELECT, after the snapshot.
 _LOCKABLE = ("table", "partitioned", "view")
-# It takes the lock of a SELECT with all that it asks for, and reads no row.
-_PROBE = "SELECT FROM {} LIMIT 0"
-_AT_ONCE = 50
+# It takes the locks of a SELECT and checks its privileges, but reads no row.
+_EMPTY_SELECT = "SELECT FROM {} LIMIT 0"
+_RELATIONS_PER_STATEMENT = 50
 
 BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
 
 @dataclass(frozen=True)
 class Since:
-    """When the oldest transaction began that was open just before the snapshot.
+    """The transactions that were open just before the snapshot. Times are in microseconds.
 
-    ``began`` is in microseconds since 1970 (UTC), at most the time of looking; it is true only if
-    ``visible``: others' transactions are shown to members of pg_read_all_stats alone, and not where
-    track_activities is off. ``prepared``
-    says that there are prepared transactions, whose beginning nobody knows. ``zone`` is the time
-    zone in which sessions of the role are, if they do not set one. ``clock`` is the source's, and
-    ``ahead`` by how much it was ahead of ours.
+    ``began`` is the start of the oldest one (since 1970, UTC), or the current time. It is reliable
+    only if ``visible``: the role is a member of pg_read_all_stats and track_activities is on.
+    ``prepared`` says that there are prepared transactions, whose start is unknown. ``zone`` is the
+    default time zone of the role's sessions. ``clock`` is the time of the source's clock, and
+    ``ahead`` by how much it was ahead of the local clock.
 
-    A ``standby`` does not show the primary's transactions. There ``clock`` is when the last one was
-    committed of those that it has, and ``began`` is not later; where it has had none since it was
-    started, as little is known as of prepared ones. ``ahead`` is None.
+    A ``standby`` does not show the primary's transactions. There ``clock`` is the commit time of
+    the last transaction that it has replayed, ``began`` is not later, and ``ahead`` is None.
+    ``prepared`` is also true if it has replayed none since it was started.
     """
 
     began: int
@@ -72,14 +71,14 @@ class Since:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A state of the source that reads can join.
+    """A snapshot of the source that other connections can join.
 
-    ``name`` is PostgreSQL's (None with consistency "per-table"), ``position`` the log position
-    (LSN) as an integer, ``timeline`` names the history that positions belong to, ``version`` is
-    the server's (for example 180006), ``relations`` what was there, ``refused`` why a table that
-    was asked for is not among them. Of the transaction ids (64 bits, with their epoch) all below
-    ``horizon`` had ended, and none from ``following`` on had begun. ``since`` says since when
-    transactions were open.
+    ``name`` is PostgreSQL's (None with consistency "per-table"), ``position`` the LSN as an
+    integer, ``timeline`` the cluster and timeline that positions belong to (see `identity`),
+    ``version`` the server's (for example 180006). ``relations`` are the locked ones as the snapshot
+    shows them, ``refused`` the labels of the others with the errors. All transactions with an id
+    (64 bits, with the epoch) below ``horizon`` had ended; none from ``following`` on had begun.
+    ``since`` describes the transactions that were open.
     """
 
     name: str | None
@@ -95,23 +94,23 @@ class Snapshot:
 
     def session(self, origin: Origin) -> tuple[str, ...]:
         """The statements with which another connection joins the snapshot."""
-        joining = [f"SET TRANSACTION SNAPSHOT '{self.name}'"] if self.name else []
-        # They end with the transaction: whoever has the session next has none of them.
-        return (BEGIN, *joining, pinning(origin, local=True))
+        join = [f"SET TRANSACTION SNAPSHOT '{self.name}'"] if self.name else []
+        # The settings end with the transaction, so that the session's next user has none of them.
+        return (BEGIN, *join, pinning(origin, local=True))
 
     def give_way(self, origin: Origin) -> None:
-        """Cancels reads that wait for those who wait for the snapshot's own locks.
+        """Cancels reads that wait behind a session that waits for the snapshot's locks.
 
-        An ALTER waits until the tables are no longer locked, and whoever wants to read one of them
-        queues up behind it: our reads, which would wait for ever, and everybody else's. To
-        PostgreSQL that is no deadlock, as it does not know that the snapshot waits for the reads.
+        An ALTER waits until the snapshot's lock on its table is released, and all later reads of
+        the table wait behind the ALTER. The reads of the run would wait for ever: PostgreSQL sees
+        no deadlock, because it does not know that the snapshot waits for them.
         """
         with suppress(psycopg.Error), self.holder.transaction():
             self.holder.execute("SELECT pg_stat_clear_snapshot()")
             self.holder.execute(_GIVE_WAY, [origin.application_name])
 
     def alive(self) -> bool:
-        """Whether the transaction that holds the snapshot is still there."""
+        """Whether the transaction that holds the snapshot still exists."""
         try:
             self.holder.execute("SELECT 1")
         except psycopg.Error:
@@ -137,14 +136,14 @@ def hold(
     consistency: Consistency,
     exported: tuple[str, int] | None = None,
 ) -> Iterator[Snapshot]:
-    """Holds a snapshot of ``wanted`` on ``holder`` for as long as the context lasts.
+    """Holds a snapshot on the connection ``holder`` until the context ends.
 
     Args:
         origin: the source.
         holder: a connection to it.
-        wanted: what is to be read.
-        schemas: where that is.
-        consistency: whether all reads are of one snapshot.
+        wanted: the relations to lock and read.
+        schemas: the schemas of the relations.
+        consistency: "run" for one snapshot that all reads share.
         exported: another session's snapshot to join instead of taking one, and its position.
 
     Raises:
@@ -153,70 +152,88 @@ def hold(
     """
     with mapped(origin):
         _refuse_standby(origin, holder, consistency)
-        # Asked before the snapshot is taken: whoever begins between the two began later.
+        # Before the snapshot: a transaction that begins between the two began later.
         since = opened(holder)
         name, position = exported or ("", None)
         holder.execute(BEGIN)
         try:
             if name:
                 holder.execute(f"SET TRANSACTION SNAPSHOT {literal(name)}")
-            tables = [r for r in wanted if r.kind in _LOCKABLE and r.whole]
-            refused = _lock(origin, holder, tables, "LOCK TABLE {} IN ACCESS SHARE MODE")
-            with _locked_by_columns(origin, wanted, refused):
-                moment = _export(holder, consistency, position)
-                # It shows what the catalog does not: policies, a view that was never populated, a
-                # foreign server that does not answer. It is also the lock of what knows no other.
-                left = [r for r in wanted if r.label not in {label for label, _ in refused}]
-                refused += _lock(origin, holder, left, _PROBE)
-            failed = {label for label, _ in refused}
-            locked = [r.oid for r in wanted if r.label not in failed]
-            taken = Snapshot(
-                *moment,
-                since=since,
-                timeline=identity(holder),
-                relations=relations(holder, schemas, locked),
-                refused=tuple(refused),
-                holder=holder,
+            snapshot = _locked_snapshot(
+                origin, holder, wanted, schemas, consistency, since, position
             )
-            if taken.name:
-                _prove(origin, taken)
-            yield taken
+            if snapshot.name:
+                _check_joinable(origin, snapshot)
+            yield snapshot
         finally:
-            _end(holder)
+            _rollback(holder)
 
 
-def changed(held: Snapshot, now: Sequence[Relation]) -> frozenset[str]:
-    """The labels of the relations that are not what the snapshot shows any more.
-
-    They were altered, rewritten, truncated, dropped or made anew since; or got or lost partitions.
-
-    Args:
-        held: the snapshot, in which the relations are locked by now.
-        now: the relations as another session sees them after that.
-    """
-    seen = {relation.label: relation for relation in held.relations}
-    there = {relation.label: relation for relation in now}
-    return frozenset(
-        label
-        for label in seen.keys() | there.keys()
-        if label not in seen or label not in there or _differ(seen[label], there[label])
+def _locked_snapshot(
+    origin: Origin,
+    holder: Connection,
+    wanted: Sequence[Relation],
+    schemas: Sequence[str],
+    consistency: Consistency,
+    since: Since,
+    position: int | None,
+) -> Snapshot:
+    """Locks the relations, then takes the snapshot."""
+    tables = [r for r in wanted if r.kind in _LOCKABLE and r.whole]
+    refused = _lock(origin, holder, tables, "LOCK TABLE {} IN ACCESS SHARE MODE")
+    with _lock_by_columns(origin, wanted, refused):
+        state = _export(holder, consistency, position)
+        # The SELECT fails for causes that are not in the catalog: row-level security, a
+        # materialized view that was never populated, a foreign server that does not answer. It also
+        # locks the relations that LOCK TABLE does not accept.
+        failed = {label for label, _ in refused}
+        remaining = [r for r in wanted if r.label not in failed]
+        refused += _lock(origin, holder, remaining, _EMPTY_SELECT)
+    failed = {label for label, _ in refused}
+    locked = [r.oid for r in wanted if r.label not in failed]
+    return Snapshot(
+        *state,
+        since=since,
+        timeline=identity(holder),
+        relations=relations(holder, schemas, locked),
+        refused=tuple(refused),
+        holder=holder,
     )
 
 
-def _differ(one: Relation, other: Relation) -> bool:
+def changed(snapshot: Snapshot, now: Sequence[Relation]) -> frozenset[str]:
+    """The labels of the relations that changed after the snapshot was taken.
+
+    They were altered, rewritten, truncated, dropped or created, or partitions were attached or
+    detached.
+
+    Args:
+        snapshot: a snapshot whose relations have been locked in the meantime.
+        now: the relations as another session sees them after that.
+    """
+    before = {relation.label: relation for relation in snapshot.relations}
+    after = {relation.label: relation for relation in now}
+    return frozenset(
+        label
+        for label in before.keys() | after.keys()
+        if label not in before or label not in after or _differ(before[label], after[label])
+    )
+
+
+def _differ(before: Relation, after: Relation) -> bool:
     forms = [
         (r.oid, r.key, [(a.number, a.name, a.type, a.not_null) for a in r.attributes], r.rewritten)
-        for r in (one, other)
+        for r in (before, after)
     ]
-    changed = definition.changed(one.definition, other.definition, storage=True)
-    return forms[0] != forms[1] or bool(changed)
+    changes = definition.changed(before.definition, after.definition, storage=True)
+    return forms[0] != forms[1] or bool(changes)
 
 
-def _end(holder: Connection) -> None:
+def _rollback(holder: Connection) -> None:
     try:
         holder.execute("ROLLBACK")
     except psycopg.Error:
-        # The connection is gone, and the transaction with it.
+        # The connection is lost, and the transaction with it.
         holder.close()
 
 
@@ -227,7 +244,7 @@ def _refuse_standby(origin: Origin, holder: Connection, consistency: Consistency
 
 
 def on_standby(origin: Origin) -> SnapshotRefused:
-    """Why there is no shared snapshot on a standby."""
+    """The error for a standby, which cannot export a snapshot."""
     return SnapshotRefused(
         f"{address(origin)} is a standby, which cannot share a snapshot between connections.",
         hint=SNAPSHOT_HINT,
@@ -238,38 +255,43 @@ def _lock(
     origin: Origin, holder: Connection, wanted: Sequence[Relation], statement: str
 ) -> list[tuple[str, BronzeError]]:
     refused: list[tuple[str, BronzeError]] = []
-    for start in range(0, len(wanted), _AT_ONCE):
-        refused += _lock_some(origin, holder, wanted[start : start + _AT_ONCE], statement)
+    for start in range(0, len(wanted), _RELATIONS_PER_STATEMENT):
+        refused += _lock_together(
+            origin, holder, wanted[start : start + _RELATIONS_PER_STATEMENT], statement
+        )
     return refused
 
 
-def _lock_some(
+def _lock_together(
     origin: Origin, holder: Connection, wanted: Sequence[Relation], statement: str
 ) -> list[tuple[str, BronzeError]]:
-    asked = "; ".join(statement.format(quoted(r.schema, r.name)) for r in wanted)
+    statements = "; ".join(statement.format(quoted(r.schema, r.name)) for r in wanted)
     try:
-        holder.execute(f"SAVEPOINT one; {asked}; RELEASE SAVEPOINT one")
+        holder.execute(f"SAVEPOINT one; {statements}; RELEASE SAVEPOINT one")
     except psycopg.Error as error:
-        mine = explain(error, origin, wanted[0].label)
-        if mine.retry:
-            raise mine from error
+        refusal = explain(error, origin, wanted[0].label)
+        if refusal.retry:
+            raise refusal from error
         holder.execute("ROLLBACK TO SAVEPOINT one; RELEASE SAVEPOINT one")
         if len(wanted) == 1:
-            return [(wanted[0].label, mine)]
-        # Which one it was is found out one by one.
-        return [fault for one in wanted for fault in _lock_some(origin, holder, [one], statement)]
+            return [(wanted[0].label, refusal)]
+        # One by one, to find those that cannot be locked.
+        return [
+            failure
+            for relation in wanted
+            for failure in _lock_together(origin, holder, [relation], statement)
+        ]
     return []
 
 
 @contextmanager
-def _locked_by_columns(
+def _lock_by_columns(
     origin: Origin, wanted: Sequence[Relation], refused: list[tuple[str, BronzeError]]
 ) -> Iterator[None]:
-    """Keeps tables locked of which only columns are granted, until the snapshot's own transaction
-    has locked them.
+    """Locks tables of which the role may read only some columns, in another transaction.
 
-    LOCK TABLE wants SELECT on the whole table, and a SELECT takes its snapshot before it locks. So
-    another transaction locks them first.
+    LOCK TABLE needs the SELECT privilege on the whole table, and a SELECT takes its snapshot before
+    its locks. So another transaction holds the locks until the snapshot's own transaction has them.
     """
     tables = [r for r in wanted if r.kind in _LOCKABLE and not r.whole]
     if not tables:
@@ -277,14 +299,14 @@ def _locked_by_columns(
         return
     with connect(origin) as other:
         other.execute("BEGIN READ ONLY")
-        refused += _lock(origin, other, tables, _PROBE)
+        refused += _lock(origin, other, tables, _EMPTY_SELECT)
         yield
-        _end(other)
+        _rollback(other)
 
 
 MARGIN = 10 * 10**6
-"""By so much (microseconds) `Since.began` is earlier than what was shown: a transaction's beginning
-is shown a little after it was noted."""
+"""Microseconds by which `Since.began` is earlier than the time that the server shows: it shows the
+start of a transaction a little later."""
 
 _SINCE = """
 WITH source AS (
@@ -306,7 +328,7 @@ GROUP BY s.standby, s.now, s.replayed
 
 
 def opened(holder: Connection) -> Since:
-    """Since when transactions are open, as it is shown now."""
+    """The transactions that are open now."""
     row: Any = holder.execute(_SINCE).fetchone()
     began, visible, prepared, zone, clock, standby = row
     ahead = None if standby else clock - _here()
@@ -314,7 +336,7 @@ def opened(holder: Connection) -> Since:
 
 
 def _here() -> int:
-    """Our own clock, in microseconds since 1970."""
+    """The time of the local clock in microseconds since 1970."""
     return time.time_ns() // 1000
 
 
@@ -334,8 +356,8 @@ def _export(
     return row[0], int(row[1]) if position is None else position, *row[2:]
 
 
-# A server that was promoted has the timeline that it writes in its control file only after its
-# next checkpoint; the names of its log's files have it at once.
+# A promoted server writes its new timeline to its control file at its next checkpoint only; the
+# names of its WAL files have it at once.
 _IDENTITY = """
 SELECT s.system_identifier,
        CASE WHEN pg_is_in_recovery() THEN c.timeline_id
@@ -346,31 +368,31 @@ FROM pg_control_system() s, pg_control_checkpoint() c
 
 
 def identity(connection: Connection) -> str:
-    """The name of the history that the server's positions belong to.
+    """The cluster, timeline and database that positions belong to; "unknown" if they are hidden.
 
-    Positions can be compared only within one cluster and one timeline of it: a standby that was
-    promoted, or a backup that was recovered up to some moment, starts a new one.
+    Positions can be compared only within one timeline of one cluster: a promoted standby and a
+    backup that was recovered to a point in time start a new timeline.
     """
     try:
         with connection.transaction():
             row: Any = connection.execute(_IDENTITY).fetchone()
     except psycopg.errors.InsufficientPrivilege:
-        # Some hosted servers hide these functions.
+        # Some managed services do not grant these functions.
         return "unknown"
     return "/".join(map(str, row))
 
 
-def _prove(origin: Origin, taken: Snapshot) -> None:
+def _check_joinable(origin: Origin, snapshot: Snapshot) -> None:
     with connect(origin) as other:
         try:
-            for statement in taken.session(origin)[:2]:
+            for statement in snapshot.session(origin)[:2]:
                 other.execute(statement)
         except psycopg.Error as error:
-            mine = explain(error, origin)
-            if not isinstance(mine, (SnapshotRefused, SnapshotLost)):
-                raise mine from error
+            refusal = explain(error, origin)
+            if not isinstance(refusal, (SnapshotRefused, SnapshotLost)):
+                raise refusal from error
             raise SnapshotRefused(
                 f"A second connection to {address(origin)} cannot join the snapshot of the first"
-                f" ({literal(str(taken.name))}): they do not reach the same server.",
+                f" ({literal(str(snapshot.name))}): the two do not reach the same server.",
                 hint=SNAPSHOT_HINT,
             ) from error

@@ -1,10 +1,10 @@
-"""Tables are split into slices: conditions that together are true for every row exactly once.
+"""Splits of a table: SQL conditions, of which exactly one is true for each row.
 
-Heaps are split by pages, as ranges of ``ctid``: that needs no key, is even however the data is
-skewed, and is complete by construction, as the first range starts at the first page and the last
-one is open. What has no pages, or keeps its ``ctid`` from the role, is split by ranges of its first
-key column, or read whole; and so is what has a key on servers that read a whole heap for each
-range.
+Tables are split by pages, as ranges of ``ctid``. That needs no key, gives even splits however the
+data is skewed, and is complete by construction: the first range starts at the first page and the
+last one is open. A relation without pages, or whose ``ctid`` the role may not read, is split by
+ranges of its first key column, or not at all. So is a table with a key on servers that scan the
+whole table for each range of ``ctid``.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from bronze.postgres.catalog.relations import Relation
 from bronze.postgres.connection.connect import Connection
 from bronze.postgres.statement import literal, quoted
 
-# A value stored out of line is usually compressed: it takes more room with us than on disk.
+# Values out of line are usually compressed: they need more memory than disk space.
 TOAST_GROWTH = 4
-# PostgreSQL 14 is the first that scans a range of ctids without reading the whole table.
+# Since PostgreSQL 14 a range of ctid is read without a scan of the whole table.
 CTID_RANGES = 140_000
 
 WHOLE = "true"
@@ -30,7 +30,7 @@ WHOLE = "true"
 
 @dataclass(frozen=True)
 class Slice:
-    """A condition in SQL, and about how many bytes the rows have that meet it."""
+    """The SQL condition of a split, and the estimated size of its rows in bytes."""
 
     where: str
     size: int
@@ -39,19 +39,19 @@ class Slice:
 def slices(
     connection: Connection, relation: Relation, version: int, size: int, key: Sequence[str]
 ) -> list[Slice]:
-    """Slices of about ``size`` bytes each; never none.
+    """The splits of a relation, of about ``size`` bytes each; at least one.
 
     Args:
         connection: in the run's snapshot.
-        relation: what to split.
-        version: the server's, as in server_version_num.
-        size: the bytes of source data that one slice should hold.
-        key: columns whose first one may be used for ranges where there are no pages.
+        relation: the relation to split.
+        version: the server's version, as in server_version_num.
+        size: the bytes of source data per split.
+        key: the key columns; ranges of the first are used where pages cannot be.
     """
-    # Without a key an older server reads the heap as often as there are ranges: slow, and bounded.
+    # Without a key an older server scans the table once per range: slow, but with bounded memory.
     if paged(relation, version if key else CTID_RANGES):
-        return list(by_pages(relation, size))
-    total = _estimate(connection, relation)
+        return list(page_ranges(relation, size))
+    total = _estimated_size(connection, relation)
     count = -(-total // size)
     if count <= 1 or not key:
         return [Slice(WHOLE, total)]
@@ -59,42 +59,45 @@ def slices(
 
 
 def paged(relation: Relation, version: int) -> bool:
-    """Whether a table can be split by its pages."""
+    """Whether a relation can be split by pages."""
     return bool(relation.heaps) and version >= CTID_RANGES and "ctid" in relation.system
 
 
 def size_of(relation: Relation) -> int:
-    """About how many bytes the rows have, uncompressed; 0 for what has no pages."""
+    """The estimated size of the rows in bytes, uncompressed; 0 for a relation without pages."""
     return sum(relation.heaps) * relation.page + TOAST_GROWTH * relation.toast
 
 
-def by_pages(relation: Relation, size: int) -> Iterator[Slice]:
-    """Ranges of ctid over all heaps of a table at once, which a SELECT from it applies to each."""
+def page_ranges(relation: Relation, size: int) -> Iterator[Slice]:
+    """Splits by ranges of ctid; a SELECT applies a range to each heap (partition) of the table."""
     per_page = size_of(relation) // max(sum(relation.heaps), 1) or relation.page
-    bounds, weights = _bounds(sorted(relation.heaps), max(1, size // per_page))
-    for low, high, weight in zip([0, *bounds], [*bounds, None], weights, strict=True):
+    bounds, pages = _bounds(sorted(relation.heaps), max(1, size // per_page))
+    for low, high, count in zip([0, *bounds], [*bounds, None], pages, strict=True):
         where = f"ctid >= '({low},0)'::tid"
         if high is not None:
             where += f" AND ctid < '({high},0)'::tid"
-        yield Slice(where, weight * per_page)
+        yield Slice(where, count * per_page)
 
 
 def _bounds(heaps: Sequence[int], pages: int) -> tuple[list[int], list[int]]:
-    """The inner bounds of ranges that hold at most ``pages`` pages over all heaps, or one page.
+    """Divides heaps into ranges of page numbers that hold at most ``pages`` pages over all heaps.
 
-    Returns them with the pages that each range holds, one more than there are bounds.
+    A range is at least one page high.
+
+    Returns:
+        The bounds between the ranges, and the number of pages in each range.
     """
     bounds: list[int] = []
-    weights: list[int] = []
+    counts: list[int] = []
     low, last = 0, max(heaps, default=0)
     while True:
-        # As heaps end, a range of the same height holds fewer pages: so it may be higher.
+        # Beyond the end of some heaps a range of the same height holds fewer pages.
         open_heaps = sum(1 for heap in heaps if heap > low)
         height = max(1, pages // max(open_heaps, 1))
         high = low + height
-        weights.append(sum(max(0, min(heap, high) - low) for heap in heaps))
+        counts.append(sum(max(0, min(heap, high) - low) for heap in heaps))
         if high >= last:
-            return bounds, weights
+            return bounds, counts
         bounds.append(high)
         low = high
 
@@ -102,29 +105,33 @@ def _bounds(heaps: Sequence[int], pages: int) -> tuple[list[int], list[int]]:
 def by_key(
     connection: Connection, relation: Relation, column: str, count: int, total: int
 ) -> list[Slice]:
-    """Ranges of one column at its quantiles; rows where it is NULL are in the first one."""
+    """Splits by ranges of one column between its quantiles; the first includes its NULLs."""
     name = quoted(column)
-    how = comparisons(connection, relation.schema, relation.name).get(column, PLAIN)
+    operators = comparisons(connection, relation.schema, relation.name).get(column, PLAIN)
     shares = [i / count for i in range(1, count)]
     row: Any = connection.execute(
         f"SELECT percentile_disc(ARRAY{shares}::float8[]) WITHIN GROUP (ORDER BY {name})::text[],"  # noqa: S608
         f" format_type(pg_typeof(percentile_disc(0) WITHIN GROUP (ORDER BY {name}))::oid, -1)"
         f" FROM {quoted(relation.schema, relation.name)}"
     ).fetchone()
-    found, kind = row
-    bounds = [f"{literal(b)}::{kind}" for b in dict.fromkeys(found or []) if b is not None]
+    quantiles, type_name = row
+    bounds = [
+        f"{literal(quantile)}::{type_name}"
+        for quantile in dict.fromkeys(quantiles or [])
+        if quantile is not None
+    ]
     if not bounds:
         return [Slice(WHOLE, total)]
-    wheres = [f"({name} {how.less} {bounds[0]} OR {name} IS NULL)"]
+    wheres = [f"({name} {operators.less} {bounds[0]} OR {name} IS NULL)"]
     wheres += [
-        f"{name} {how.at_least} {low} AND {name} {how.less} {high}"
+        f"{name} {operators.at_least} {low} AND {name} {operators.less} {high}"
         for low, high in pairwise(bounds)
     ]
-    wheres.append(f"{name} {how.at_least} {bounds[-1]}")
+    wheres.append(f"{name} {operators.at_least} {bounds[-1]}")
     return [Slice(where, total // len(wheres)) for where in wheres]
 
 
-def _estimate(connection: Connection, relation: Relation) -> int:
+def _estimated_size(connection: Connection, relation: Relation) -> int:
     names = ", ".join(quoted(a.name) for a in relation.attributes if a.readable)
     table = quoted(relation.schema, relation.name)
     query = f"EXPLAIN (FORMAT JSON) SELECT {names} FROM {table}"  # noqa: S608 - quoted names
@@ -134,14 +141,14 @@ def _estimate(connection: Connection, relation: Relation) -> int:
 
 
 def packed(parts: Sequence[Slice], size: int) -> list[list[Slice]]:
-    """Neighbouring slices together until they hold ``size`` bytes: what one file is made of."""
-    units: list[list[Slice]] = []
-    filled = 0
+    """Groups of adjacent splits of up to ``size`` bytes, one for each file."""
+    groups: list[list[Slice]] = []
+    group_size = 0
     for part in parts:
-        if units and filled + part.size <= size:
-            units[-1].append(part)
-            filled += part.size
+        if groups and group_size + part.size <= size:
+            groups[-1].append(part)
+            group_size += part.size
         else:
-            units.append([part])
-            filled = part.size
-    return units
+            groups.append([part])
+            group_size = part.size
+    return groups

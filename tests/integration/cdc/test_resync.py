@@ -355,7 +355,7 @@ def test_who_waits_to_change_a_table_that_is_compared_is_let_through(
         until(lambda: said(steps, "public.t is followed again"), told=lambda: steps)
         altering[0].join(30)
     assert not altering[0].is_alive()
-    assert said(steps, "Somebody waits to change table public.t")
+    assert said(steps, "Another session waits to change table public.t")
     assert not said(steps, "Again in")
     proven(source, given, "t", "u")
 

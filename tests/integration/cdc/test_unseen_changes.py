@@ -349,7 +349,7 @@ def test_tables_that_go_or_are_locked_before_they_are_published(
     said = {one.table: one.error.message for one in result.tables if one.error}
     assert said.keys() == {"public.u", "public.v"}
     assert "public.u cannot be published: it does not exist any more" in said["public.u"]
-    assert "public.v is locked by somebody else for longer than lock_timeout" in said["public.v"]
+    assert "public.v is locked by another session for longer than lock_timeout" in said["public.v"]
     assert rows(source)["id"].to_list() == [1]
 
 

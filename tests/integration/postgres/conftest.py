@@ -1,4 +1,4 @@
-"""Connections to a test's own database."""
+"""Connections to the database of a test."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tests.conftest import Source
 @pytest.fixture
 def connection(source: Source) -> Iterator[Connection]:
     """A pinned connection of the superuser."""
-    with connect.connect(source.settings().origin("test")) as made:
-        yield made
+    with connect.connect(source.settings().origin("test")) as pinned:
+        yield pinned
 
 
 @pytest.fixture

@@ -255,8 +255,8 @@ def test_an_unreadable_connection_string_is_not_repeated(dsn: str) -> None:
         ("postgresql://me:s3cr@et@db.internal/shop", "an @ in its user or password"),
         ("postgresql://me:12/s3cret@db/shop?sslmode=require", "a / in its user or password"),
         ("postgresql://me:s3%zzcret@db/shop", "cannot be read"),
-        ("postgresql://s3cret:s3cret", "its port is no number"),
-        ("host=db port=s3cret", "its port is no number"),
+        ("postgresql://s3cret:s3cret", "its port is not a number"),
+        ("host=db port=s3cret", "its port is not a number"),
         ("host=db password=s3 cret", "cannot be read"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Limits of connections: whose they are, how many are needed, and what to do."""
+"""Connection limits of roles and databases: which limit is too low, and by how much."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from bronze.errors import SourceBusy
 from bronze.ingest import pipeline
 from tests.conftest import Source
 
-WHOSE = ["role", "database"]
+LIMITED = ["role", "database"]
 
 
 @pytest.fixture
 def login(source: Source) -> Iterator[str]:
-    """A role that may read and stream all, and is no superuser."""
+    """A role that may read and stream everything but is not a superuser."""
     role = f"{conninfo_to_dict(source.dsn)['dbname']}_limited"
     source.execute(f"CREATE ROLE {role} LOGIN REPLICATION; GRANT pg_read_all_stats TO {role}")
     source.execute(f"GRANT CREATE ON DATABASE {conninfo_to_dict(source.dsn)['dbname']} TO {role}")
@@ -33,56 +33,56 @@ def login(source: Source) -> Iterator[str]:
     source.execute(f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}")
 
 
-def given(source: Source, login: str, pattern: str = "full_refresh") -> Settings:
+def settings_of(source: Source, login: str, pattern: str = "full_refresh") -> Settings:
     """Settings for the role."""
-    behind = Source(source.dsn.replace("postgres@", f"{login}@"), source.lake)
-    return behind.settings(
+    as_role = Source(source.dsn.replace("postgres@", f"{login}@"), source.lake)
+    return as_role.settings(
         source={"connect_timeout": 1, "pool": {"min": 2, "max": 6}},
         tables={"t": {"pattern": pattern}},
     )
 
 
-def limited(source: Source, whose: str, login: str, most: int) -> None:
-    """Limits the role, or its database."""
-    name = login if whose == "role" else conninfo_to_dict(source.dsn)["dbname"]
-    source.execute(f"ALTER {whose} {name} CONNECTION LIMIT {most}")
+def set_limit(source: Source, limited: str, login: str, limit: int) -> None:
+    """Sets the connection limit of the role or of its database."""
+    name = login if limited == "role" else conninfo_to_dict(source.dsn)["dbname"]
+    source.execute(f"ALTER {limited} {name} CONNECTION LIMIT {limit}")
 
 
-def drawn(settings: Settings) -> Any:
-    """A stream of what is there."""
+def stream_once(settings: Settings) -> Any:
+    """Streams until caught up."""
     return stream.stream(settings, until_caught_up=True)
 
 
-@pytest.mark.parametrize("whose", WHOSE)
-def test_a_limit_is_told_as_whose_it_is(source: Source, login: str, whose: str) -> None:
-    """Each command says it, and how many connections it needs."""
+@pytest.mark.parametrize("limited", LIMITED)
+def test_errors_name_the_limit_that_is_reached(source: Source, login: str, limited: str) -> None:
+    """Every command names the role or database and the number of connections that it needs."""
     commands: list[tuple[Callable[[Settings], Any], str, int]] = [
         (check.check, "full_refresh", 0),
         (pipeline.run, "full_refresh", 1),
-        (drawn, "streaming", 1),
+        (stream_once, "streaming", 1),
     ]
-    for command, pattern, most in commands:
-        limited(source, whose, login, most)
+    for command, pattern, limit in commands:
+        set_limit(source, limited, login, limit)
         with pytest.raises(SourceBusy) as caught:
-            command(given(source, login, pattern))
-        assert f"no connection free for {whose} " in caught.value.message
-        assert "by its own limit" in caught.value.message
+            command(settings_of(source, login, pattern))
+        assert f"no free connection: the CONNECTION LIMIT of {limited} " in caught.value.message
+        assert "is reached" in caught.value.message
         assert "a run or a check needs 4 to 6 connections, a stream 4 to 9" in caught.value.hint
-        assert f"ALTER {whose.upper()} " in caught.value.hint
+        assert f"ALTER {limited.upper()} " in caught.value.hint
         assert "CONNECTION LIMIT 9" in caught.value.hint
-    limited(source, whose, login, -1)
+    set_limit(source, limited, login, -1)
 
 
-@pytest.mark.parametrize("whose", WHOSE)
-def test_a_check_tells_a_limit_before_it_is_met(source: Source, login: str, whose: str) -> None:
-    """One below what the config needs is a problem, and with what it needs everything works."""
-    for pattern, command in (("full_refresh", pipeline.run), ("streaming", drawn)):
-        settings = given(source, login, pattern)
-        limited(source, whose, login, 3)
+@pytest.mark.parametrize("limited", LIMITED)
+def test_check_reports_a_limit_that_is_too_low(source: Source, login: str, limited: str) -> None:
+    """A limit below the connections that the config needs is a problem; a sufficient one works."""
+    for pattern, command in (("full_refresh", pipeline.run), ("streaming", stream_once)):
+        settings = settings_of(source, login, pattern)
+        set_limit(source, limited, login, 3)
         (problem,) = check.check(settings).missing
-        assert "CONNECTION LIMIT of 3; bronze needs 4 at least" in problem.message
-        limited(source, whose, login, 4)
+        assert "CONNECTION LIMIT of 3; bronze needs at least 4" in problem.message
+        set_limit(source, limited, login, 4)
         assert check.check(settings).problems == ()
         assert [table.error for table in command(settings).tables] == [None]
-    limited(source, whose, login, -1)
-    stream.drop(given(source, login, "streaming"))
+    set_limit(source, limited, login, -1)
+    stream.drop(settings_of(source, login, "streaming"))

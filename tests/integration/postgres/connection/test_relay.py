@@ -1,4 +1,4 @@
-"""The relay: TLS is verified as libpq would, every byte arrives, and nothing is left behind."""
+"""The relay: TLS is verified as by libpq, every byte arrives, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from bronze.demo.server import Server
 from bronze.errors import ConfigError, SourceRefused, SourceUnreachable
 from bronze.model.locations import Origin
 from bronze.postgres.connection.connect import parameters
-from bronze.postgres.connection.relay import needed, relay
+from bronze.postgres.connection.relay import is_needed, relay
 from bronze.postgres.copy.read import _url
 
 LONG_RESULT = "SELECT i, repeat(md5(i::text), 32) FROM generate_series(1, {rows}) AS i"
 
 
-class Doorman:
-    """Speaks TLS for a PostgreSQL that was built without it, and can be rude.
+class TlsProxy:
+    """A TLS proxy for a PostgreSQL that was built without TLS; it can also misbehave.
 
-    It answers the request for TLS, or a direct handshake, and passes the rest on in the clear.
+    It answers the request for TLS, or a direct handshake, and forwards the rest without TLS.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Doorman:
         self._threads[0].start()
 
     def cut(self) -> None:
-        """Cuts every connection, without a word."""
+        """Cuts every connection without a message."""
         for sock in self._open:
             with suppress(OSError):
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
@@ -90,26 +90,26 @@ class Doorman:
             if self.answer != b"S":
                 sock.recv(1)
                 return
-            with self.tls.wrap_socket(sock, server_side=True) as near:
-                self._open.append(near)
-                self._pass_on(near)
+            with self.tls.wrap_socket(sock, server_side=True) as client:
+                self._open.append(client)
+                self._forward(client)
 
-    def _pass_on(self, near: ssl.SSLSocket) -> None:
-        self.sessions.append((near.version(), near.selected_alpn_protocol()))
-        certificate: Any = near.getpeercert()
+    def _forward(self, client: ssl.SSLSocket) -> None:
+        self.sessions.append((client.version(), client.selected_alpn_protocol()))
+        certificate: Any = client.getpeercert()
         if certificate:
             self.clients.append(dict(part[0] for part in certificate["subject"])["commonName"])
-        with socket.create_connection(("127.0.0.1", self.backend)) as far:
+        with socket.create_connection(("127.0.0.1", self.backend)) as server:
             while True:
-                ready = [near] if near.pending() else select.select([near, far], [], [])[0]
+                ready = [client] if client.pending() else select.select([client, server], [], [])[0]
                 for source in ready:
                     data = source.recv(65536)
                     if not data:
                         return
-                    (far if source is near else near).sendall(data)
+                    (server if source is client else client).sendall(data)
 
 
-OpenDoor = Callable[..., Doorman]
+OpenProxy = Callable[..., TlsProxy]
 
 
 @pytest.fixture(scope="module")
@@ -127,32 +127,32 @@ def roots(ca: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def door(server: Server, ca: trustme.CA) -> Iterator[OpenDoor]:
-    """Opens doormen in front of that PostgreSQL; by default with a certificate for localhost."""
-    doormen: list[Doorman] = []
+def proxy_for(server: Server, ca: trustme.CA) -> Iterator[OpenProxy]:
+    """Opens TLS proxies for that PostgreSQL, by default with a certificate for localhost."""
+    proxies: list[TlsProxy] = []
 
-    def open_door(
+    def open_proxy(
         *names: str,
         issuer: trustme.CA = ca,
         demand: bool = False,
         family: socket.AddressFamily = socket.AF_INET,
-    ) -> Doorman:
+    ) -> TlsProxy:
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         tls.set_alpn_protocols(["postgresql"])
         issuer.issue_cert(*(names or ("localhost",))).configure_cert(tls)
         if demand:
             tls.verify_mode = ssl.CERT_REQUIRED
             ca.configure_trust(tls)
-        doormen.append(Doorman(server.port, tls, family))
-        return doormen[-1]
+        proxies.append(TlsProxy(server.port, tls, family))
+        return proxies[-1]
 
-    yield open_door
-    for doorman in doormen:
-        doorman.close()
+    yield open_proxy
+    for proxy in proxies:
+        proxy.close()
 
 
 @pytest.fixture(autouse=True)
-def _nothing_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _no_thread_remains(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in [name for name in os.environ if name.startswith("PG")]:
         monkeypatch.delenv(name)
     yield
@@ -163,27 +163,27 @@ def _nothing_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def params_for(
     port: int, roots: str = "", mode: str = "verify-full", **more: str
 ) -> dict[str, str]:
-    """Connection parameters for a server on 127.0.0.1, known as localhost."""
-    given = {"host": "localhost", "hostaddr": "127.0.0.1", "port": str(port), "user": "postgres"}
+    """Connection parameters for a server on 127.0.0.1 with the host name localhost."""
+    server = {"host": "localhost", "hostaddr": "127.0.0.1", "port": str(port), "user": "postgres"}
     trust = {"sslrootcert": roots} if roots else {}
-    return {**given, "dbname": "postgres", "sslmode": mode, **trust, **more}
+    return {**server, "dbname": "postgres", "sslmode": mode, **trust, **more}
 
 
 def url(near: dict[str, str]) -> str:
-    """The URL that connectorx takes."""
+    """The URL for connectorx."""
     secret = f":{near['password']}" if "password" in near else ""
     place = f"{near['user']}{secret}@{quote(near['host'], safe='')}:{near['port']}"
     return f"postgresql://{place}/{near['dbname']}?sslmode={near['sslmode']}"
 
 
 def read(near: dict[str, str], query: str) -> list[dict[str, Any]]:
-    """What connectorx reads."""
+    """The rows that connectorx reads."""
     rows: list[dict[str, Any]] = cx.read_sql(url(near), query, return_type="arrow").to_pylist()
     return rows
 
 
 def digest(params: dict[str, str], query: str) -> str:
-    """The SHA-256 of what psycopg's COPY reads."""
+    """The SHA-256 of the bytes that psycopg's COPY reads."""
     hasher = hashlib.sha256()
     with (
         psycopg.connect(make_conninfo(**params)) as connection,
@@ -211,44 +211,44 @@ def digest(params: dict[str, str], query: str) -> str:
         ({"host": "/run/postgresql,db", "sslmode": "verify-full"}, True),
     ],
 )
-def test_needed(params: dict[str, str], answer: bool) -> None:
-    """A relay is needed where libpq insists on TLS, which it never does on a Unix socket."""
-    assert needed(params) is answer
+def test_a_relay_is_needed_where_tls_is_required(params: dict[str, str], answer: bool) -> None:
+    """A relay is needed where libpq requires TLS, which it never does on a Unix socket."""
+    assert is_needed(params) is answer
 
 
-def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment variables of libpq count, so connectorx is never less strict than psycopg."""
+def test_environment_variables_of_libpq_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So connectorx is never less strict than psycopg."""
     monkeypatch.setenv("PGSSLMODE", "verify-full")
-    assert needed({"host": "db"})
-    assert not needed({"host": "db", "sslmode": "prefer"})
+    assert is_needed({"host": "db"})
+    assert not is_needed({"host": "db", "sslmode": "prefer"})
     monkeypatch.setenv("PGCHANNELBINDING", "require")
     with pytest.raises(ConfigError, match="channel_binding"), relay({"host": "db"}):
         pass
 
 
-def test_verify_full(door: OpenDoor, roots: str) -> None:
-    """A read by connectorx goes through TLS, under the name in the certificate."""
-    doorman = door()
-    with relay(params_for(doorman.port, roots, application_name="here")) as near:
+def test_verify_full_reads_over_tls(proxy_for: OpenProxy, roots: str) -> None:
+    """A read by connectorx uses TLS, with the host name in the certificate."""
+    proxy = proxy_for()
+    with relay(params_for(proxy.port, roots, application_name="app")) as near:
         assert read(near, "SELECT 42 AS answer") == [{"answer": 42}]
-    assert doorman.sessions[-1] == ("TLSv1.3", "postgresql")
-    assert near["application_name"] == "here"
+    assert proxy.sessions[-1] == ("TLSv1.3", "postgresql")
+    assert near["application_name"] == "app"
     assert near["sslmode"] == "disable"
     assert not {"sslrootcert", "hostaddr"} & near.keys()
 
 
-def test_direct(door: OpenDoor, roots: str) -> None:
-    """With ``sslnegotiation=direct`` the connection starts with the handshake."""
-    doorman = door()
-    with relay(params_for(doorman.port, roots, sslnegotiation="direct")) as near:
+def test_direct_negotiation_starts_with_the_handshake(proxy_for: OpenProxy, roots: str) -> None:
+    """With ``sslnegotiation=direct`` the client sends no request for TLS first."""
+    proxy = proxy_for()
+    with relay(params_for(proxy.port, roots, sslnegotiation="direct")) as near:
         assert read(near, "SELECT 42 AS answer") == [{"answer": 42}]
-    assert doorman.sessions[-1] == ("TLSv1.3", "postgresql")
+    assert proxy.sessions[-1] == ("TLSv1.3", "postgresql")
 
 
-def test_wrong_name(door: OpenDoor, roots: str) -> None:
-    """A certificate for another host is refused under verify-full, and good for verify-ca."""
-    doorman = door("db.example")
-    refused = relay(params_for(doorman.port, roots))
+def test_a_certificate_for_another_host_is_refused(proxy_for: OpenProxy, roots: str) -> None:
+    """It is refused with verify-full, and accepted with verify-ca and require."""
+    proxy = proxy_for("db.example")
+    refused = relay(params_for(proxy.port, roots))
     with (
         pytest.raises(SourceRefused, match="is not for the host name localhost") as caught,
         refused,
@@ -256,48 +256,52 @@ def test_wrong_name(door: OpenDoor, roots: str) -> None:
         pass
     assert caught.value.hint
     for mode in ("verify-ca", "require"):
-        with relay(params_for(doorman.port, roots, mode)) as near:
+        with relay(params_for(proxy.port, roots, mode)) as near:
             assert read(near, "SELECT 1 AS one") == [{"one": 1}]
 
 
-def test_address(door: OpenDoor, roots: str) -> None:
-    """An IP address as host must be in the certificate, too."""
-    with relay(params_for(door("127.0.0.1").port, roots, host="127.0.0.1")):
+def test_a_certificate_for_another_address_is_refused(proxy_for: OpenProxy, roots: str) -> None:
+    """An IP address as host must be in the certificate as well."""
+    with relay(params_for(proxy_for("127.0.0.1").port, roots, host="127.0.0.1")):
         pass
-    refused = relay(params_for(door("127.0.0.2").port, roots, host="127.0.0.1"))
+    refused = relay(params_for(proxy_for("127.0.0.2").port, roots, host="127.0.0.1"))
     with pytest.raises(SourceRefused, match=r"is not for the host name 127\.0\.0\.1"), refused:
         pass
 
 
 @pytest.mark.parametrize("mode", ["verify-full", "verify-ca", "require"])
-def test_unknown_ca(door: OpenDoor, roots: str, mode: str) -> None:
-    """A certificate of another CA is refused wherever a CA is given, under require as well."""
-    doorman = door(issuer=trustme.CA())
+def test_a_certificate_of_another_ca_is_refused(
+    proxy_for: OpenProxy, roots: str, mode: str
+) -> None:
+    """It is refused in every mode if the DSN has a CA, with require as well."""
+    proxy = proxy_for(issuer=trustme.CA())
     with (
         pytest.raises(SourceRefused, match="unknown CA"),
-        relay(params_for(doorman.port, roots, mode)),
+        relay(params_for(proxy.port, roots, mode)),
     ):
         pass
 
 
-def test_require(door: OpenDoor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without any CA, require encrypts and trusts whoever answers."""
-    monkeypatch.setenv("HOME", str(tmp_path))
-    doorman = door("db.example", issuer=trustme.CA())
-    with relay(params_for(doorman.port, mode="require")) as near:
-        assert read(near, "SELECT 1 AS one") == [{"one": 1}]
-    assert doorman.sessions
-
-
-def test_default_files(
-    door: OpenDoor, ca: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_require_without_a_ca_accepts_any_certificate(
+    proxy_for: OpenProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The CA and the client's certificate are found in ~/.postgresql, as by libpq."""
+    """Without a CA, require encrypts the connection and verifies nothing."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    doorman = door(demand=True)
+    proxy = proxy_for("db.example", issuer=trustme.CA())
+    with relay(params_for(proxy.port, mode="require")) as near:
+        assert read(near, "SELECT 1 AS one") == [{"one": 1}]
+    assert proxy.sessions
+
+
+def test_default_certificate_files_are_used(
+    proxy_for: OpenProxy, ca: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The CA and the client's certificate are read from ~/.postgresql, as by libpq."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    proxy = proxy_for(demand=True)
     with (
         pytest.raises(ConfigError, match=r"root\.crt does not exist"),
-        relay(params_for(doorman.port)),
+        relay(params_for(proxy.port)),
     ):
         pass
     folder = tmp_path / ".postgresql"
@@ -306,13 +310,13 @@ def test_default_files(
     identity = ca.issue_cert("carol@example.com", common_name="carol")
     identity.cert_chain_pems[0].write_to_path(folder / "postgresql.crt")
     identity.private_key_pem.write_to_path(folder / "postgresql.key")
-    with relay(params_for(doorman.port)) as near:
+    with relay(params_for(proxy.port)) as near:
         assert read(near, "SELECT 1 AS one") == [{"one": 1}]
-    assert doorman.clients[-1] == "carol"
+    assert proxy.clients[-1] == "carol"
 
 
-def test_no_tls(server: Server, roots: str) -> None:
-    """A server without TLS is refused; nothing is read in the clear."""
+def test_a_server_without_tls_is_refused(server: Server, roots: str) -> None:
+    """Nothing is read without TLS."""
     with (
         pytest.raises(SourceRefused, match="the server has no TLS"),
         relay(params_for(server.port, roots)),
@@ -320,8 +324,8 @@ def test_no_tls(server: Server, roots: str) -> None:
         pass
 
 
-def test_unreachable(roots: str) -> None:
-    """Where nobody listens, where nobody answers and what nobody knows is said, host by host."""
+def test_unreachable_hosts_are_reported_one_by_one(roots: str) -> None:
+    """The error has for each host: connection refused, no answer, or unknown host name."""
     with socket.create_server(("127.0.0.1", 0)) as mute:
         params = params_for(1, roots, host="localhost,127.0.0.1,no.such.host.invalid")
         params |= {"hostaddr": "", "connect_timeout": "1"}
@@ -335,8 +339,8 @@ def test_unreachable(roots: str) -> None:
 
 
 @pytest.mark.parametrize("answer", [b"", b"E", b"S"])
-def test_hangs_up(roots: str, answer: bytes) -> None:
-    """A server that hangs up or talks nonsense while TLS is agreed on is unreachable."""
+def test_a_server_that_breaks_off_the_handshake_is_unreachable(roots: str, answer: bytes) -> None:
+    """The server closes the connection or sends invalid bytes before TLS is established."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
@@ -356,9 +360,9 @@ def test_hangs_up(roots: str, answer: bytes) -> None:
     thread.join()
 
 
-def test_several_hosts(door: OpenDoor, roots: str) -> None:
-    """Hosts are tried in order, and all connections go to the first that answers."""
-    first, second = door(), door()
+def test_the_first_host_that_answers_is_used(proxy_for: OpenProxy, roots: str) -> None:
+    """Hosts are tried in order; all connections go to the first that answers."""
+    first, second = proxy_for(), proxy_for()
     params = params_for(1, roots, host="localhost,localhost,localhost")
     params |= {"hostaddr": "", "port": f"1,{first.port},{second.port}"}
     with relay(params) as near:
@@ -377,29 +381,29 @@ def test_several_hosts(door: OpenDoor, roots: str) -> None:
         ("host=localhost,127.0.0.1 port={port} user=postgres dbname=postgres", socket.AF_INET),
     ],
 )
-def test_url(
-    door: OpenDoor,
+def test_the_url_has_the_relay_as_its_only_host(
+    proxy_for: OpenProxy,
     roots: str,
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
     conninfo: str,
     family: socket.AddressFamily,
 ) -> None:
-    """However the DSN names its servers, connectorx's URL has the relay as its only host."""
+    """However the DSN names its servers, connectorx connects to the relay only."""
     if family == socket.AF_INET6 and not _has_ipv6():
         pytest.skip("this machine has no IPv6")
-    # A socket's path has about a hundred characters at the most.
+    # The path of a socket can have about a hundred characters.
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("u")))
-    doorman = door("localhost", "127.0.0.1", "::1", family=family)
+    proxy = proxy_for("localhost", "127.0.0.1", "::1", family=family)
     monkeypatch.setenv("PGSSLMODE", "verify-full")
     monkeypatch.setenv("PGSSLROOTCERT", roots)
-    given = parameters(Origin("here", conninfo.format(port=doorman.port)))
-    with relay(given) as near:
-        made = _url(near)
-        assert cx.read_sql(made, "SELECT 42 AS answer", return_type="arrow").num_rows == 1
+    params = parameters(Origin("test", conninfo.format(port=proxy.port)))
+    with relay(params) as near:
+        relay_url = _url(near)
+        assert cx.read_sql(relay_url, "SELECT 42 AS answer", return_type="arrow").num_rows == 1
     host = quote(near["host"], safe="")
-    assert made.startswith(f"postgresql://postgres@{host}:5432/postgres?")
-    assert parse_qs(urlsplit(made).query)["sslmode"] == ["disable"]
+    assert relay_url.startswith(f"postgresql://postgres@{host}:5432/postgres?")
+    assert parse_qs(urlsplit(relay_url).query)["sslmode"] == ["disable"]
 
 
 def _has_ipv6() -> bool:
@@ -410,25 +414,30 @@ def _has_ipv6() -> bool:
     return True
 
 
-def test_client_certificate(door: OpenDoor, roots: str, ca: trustme.CA, tmp_path: Path) -> None:
-    """A client certificate is shown; one that is missing or of a wrong CA is named as the cause."""
-    doorman = door(demand=True)
+def test_client_certificates_are_presented(
+    proxy_for: OpenProxy, roots: str, ca: trustme.CA, tmp_path: Path
+) -> None:
+    """The client certificate is sent; a missing or untrusted one is reported as the cause."""
+    proxy = proxy_for(demand=True)
     for name, issuer in (("carol", ca), ("mallory", trustme.CA())):
         identity = issuer.issue_cert(f"{name}@example.com", common_name=name)
         identity.private_key_and_cert_chain_pem.write_to_path(tmp_path / f"{name}.pem")
 
-    def shown(name: str) -> dict[str, str]:
+    def with_certificate(name: str) -> dict[str, str]:
         path = str(tmp_path / f"{name}.pem")
-        return params_for(doorman.port, roots, sslcert=path, sslkey=path)
+        return params_for(proxy.port, roots, sslcert=path, sslkey=path)
 
-    with relay(shown("carol")) as near:
+    with relay(with_certificate("carol")) as near:
         assert read(near, "SELECT 1 AS one") == [{"one": 1}]
-    assert set(doorman.clients) == {"carol"}
+    assert set(proxy.clients) == {"carol"}
     for name, reason in (
-        ("mallory", "the server does not know the CA of our client certificate"),
-        ("nobody", "the server demands a client certificate"),
+        ("mallory", "the server does not trust the CA of the client certificate"),
+        ("nobody", "the server requires a client certificate"),
     ):
-        with relay(shown(name)) as near, pytest.raises(psycopg.OperationalError, match=reason):
+        with (
+            relay(with_certificate(name)) as near,
+            pytest.raises(psycopg.OperationalError, match=reason),
+        ):
             psycopg.connect(make_conninfo(**near))
 
 
@@ -454,8 +463,10 @@ def test_client_certificate(door: OpenDoor, roots: str, ca: trustme.CA, tmp_path
         ),
     ],
 )
-def test_contradictions(roots: str, change: dict[str, str], message: str) -> None:
-    """What cannot be honoured is refused, never ignored."""
+def test_contradicting_parameters_are_refused(
+    roots: str, change: dict[str, str], message: str
+) -> None:
+    """Parameters that contradict each other are refused, never ignored."""
     change = {key: value.replace("ROOTS", roots) for key, value in change.items()}
     with pytest.raises(ConfigError, match=message), relay({**params_for(1, roots), **change}):
         pass
@@ -478,21 +489,26 @@ def test_contradictions(roots: str, change: dict[str, str], message: str) -> Non
         ("ssl_of_tomorrow", "1"),
     ],
 )
-def test_unsupported(roots: str, monkeypatch: pytest.MonkeyPatch, key: str, value: str) -> None:
-    """A parameter of TLS that cannot be honoured is refused by name, in the environment too."""
+def test_unsupported_parameters_are_refused(
+    roots: str, monkeypatch: pytest.MonkeyPatch, key: str, value: str
+) -> None:
+    """The error names the parameter, also if it comes from the environment."""
     params = params_for(1, roots, **{key: value})
-    with pytest.raises(ConfigError, match=f"{key} cannot") as caught, relay(params):
+    with pytest.raises(ConfigError, match=f"{key} is not supported") as caught, relay(params):
         pass
-    assert "leave it out" in caught.value.hint
+    assert "Leave it out" in caught.value.hint
     if key not in ("sslkeylogfile", "ssl_of_tomorrow"):
         monkeypatch.setenv(f"PG{key.replace('_', '').upper()}", value)
-        with pytest.raises(ConfigError, match=f"{key} cannot"), relay(params_for(1, roots)):
+        with (
+            pytest.raises(ConfigError, match=f"{key} is not supported"),
+            relay(params_for(1, roots)),
+        ):
             pass
 
 
-def test_harmless(door: OpenDoor, roots: str) -> None:
-    """What asks for nothing beyond what is done anyway is no reason to refuse."""
-    asked = {
+def test_supported_values_are_accepted(proxy_for: OpenProxy, roots: str) -> None:
+    """Values that require nothing more than the relay does are accepted."""
+    options = {
         "channel_binding": "prefer",
         "gssencmode": "disable",
         "ssl_min_protocol_version": "TLSv1.3",
@@ -502,46 +518,50 @@ def test_harmless(door: OpenDoor, roots: str) -> None:
         "sslnegotiation": "postgres",
         "sslsni": "1",
     }
-    with relay(params_for(door().port, roots, **asked)) as near:
-        assert not asked.keys() & near.keys()
+    with relay(params_for(proxy_for().port, roots, **options)) as near:
+        assert not options.keys() & near.keys()
 
 
-def test_revocation_list(roots: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A revocation list where libpq looks for one is not passed over."""
+def test_a_revocation_list_is_refused(
+    roots: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A revocation list in libpq's default place is not ignored."""
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / ".postgresql").mkdir()
     (tmp_path / ".postgresql" / "root.crl").touch()
     refused = relay(params_for(1, roots))
-    with pytest.raises(ConfigError, match=r"root\.crl cannot be honoured"), refused:
+    with pytest.raises(ConfigError, match=r"root\.crl is not supported"), refused:
         pass
 
 
-def test_intact(door: OpenDoor, server: Server, roots: str) -> None:
-    """20 MB arrive unchanged, four times at once, through two relays of one process."""
+def test_results_arrive_unchanged(proxy_for: OpenProxy, server: Server, roots: str) -> None:
+    """20 MB arrive unchanged, in four connections at once through two relays of one process."""
     query = LONG_RESULT.format(rows=20_000)
     expected = digest({**params_for(server.port, mode="disable")}, query)
-    doorman = door()
-    params = params_for(doorman.port, roots)
+    proxy = proxy_for()
+    params = params_for(proxy.port, roots)
     with relay(params) as one, relay(params) as two, ThreadPoolExecutor(4) as pool:
         assert set(pool.map(digest, [one, two, one, two], [query] * 4)) == {expected}
 
 
-def test_intact_upwards(door: OpenDoor, roots: str) -> None:
-    """5 MB to the server arrive unchanged as well."""
+def test_requests_arrive_unchanged(proxy_for: OpenProxy, roots: str) -> None:
+    """5 MB sent to the server arrive unchanged."""
     text = "".join(chr(97 + i % 26) for i in range(5_000_000))
     with (
-        relay(params_for(door().port, roots)) as near,
+        relay(params_for(proxy_for().port, roots)) as near,
         psycopg.connect(make_conninfo(**near)) as connection,
     ):
         row = connection.execute("SELECT md5(%s)", [text]).fetchone()
     assert row == (hashlib.md5(text.encode(), usedforsecurity=False).hexdigest(),)
 
 
-def test_backpressure(door: OpenDoor, server: Server, roots: str) -> None:
-    """While the client does not read, the server waits: the relay does not hoard its result."""
+def test_a_slow_client_makes_the_server_wait(
+    proxy_for: OpenProxy, server: Server, roots: str
+) -> None:
+    """While the client does not read, the server waits: the relay does not buffer the result."""
     query = f"COPY ({LONG_RESULT.format(rows=100_000)}) TO STDOUT"
     with (
-        relay(params_for(door().port, roots, application_name="slow")) as near,
+        relay(params_for(proxy_for().port, roots, application_name="slow")) as near,
         psycopg.connect(server.dsn(), autocommit=True) as watcher,
     ):
         connection = psycopg.connect(make_conninfo(**near))
@@ -557,26 +577,30 @@ def test_backpressure(door: OpenDoor, server: Server, roots: str) -> None:
     assert state == ("ClientWrite",)
 
 
-def test_cut(door: OpenDoor, roots: str) -> None:
-    """When the server's side is cut in the middle of a result, the client's side is closed."""
-    doorman = door()
+def test_a_cut_server_connection_closes_the_client_connection(
+    proxy_for: OpenProxy, roots: str
+) -> None:
+    """The server's side is cut in the middle of a result."""
+    proxy = proxy_for()
     query = LONG_RESULT.format(rows=100_000)
-    with relay(params_for(doorman.port, roots)) as near:
+    with relay(params_for(proxy.port, roots)) as near:
         connection = psycopg.connect(make_conninfo(**near))
         with connection.cursor().copy(f"COPY ({query}) TO STDOUT".encode()) as copy:
             next(iter(copy))
-            doorman.cut()
+            proxy.cut()
             with pytest.raises(psycopg.OperationalError):
                 list(copy)
         assert connection.closed
         connection.close()
 
 
-def test_later_failure(door: OpenDoor, roots: str, caplog: pytest.LogCaptureFixture) -> None:
-    """What fails after the start reaches the client as PostgreSQL's own kind of error."""
-    doorman = door()
-    with relay(params_for(doorman.port, roots, password="open-sesame")) as near:
-        doorman.close()
+def test_later_failures_reach_the_client(
+    proxy_for: OpenProxy, roots: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An error after the start of the relay reaches the client as an error of PostgreSQL."""
+    proxy = proxy_for()
+    with relay(params_for(proxy.port, roots, password="open-sesame")) as near:
+        proxy.close()
         with (
             caplog.at_level(logging.DEBUG),
             pytest.raises(psycopg.OperationalError, match="Connection refused"),
@@ -586,11 +610,11 @@ def test_later_failure(door: OpenDoor, roots: str, caplog: pytest.LogCaptureFixt
     assert "open-sesame" not in caplog.text
 
 
-def test_end(door: OpenDoor, roots: str) -> None:
-    """At the end of the block all is gone: connections, threads, the socket and its folder."""
+def test_the_end_of_the_block_releases_everything(proxy_for: OpenProxy, roots: str) -> None:
+    """Connections, threads, the socket and its folder are closed or deleted."""
     before = set(threading.enumerate())
-    doorman = door()
-    with relay(params_for(doorman.port, roots)) as near:
+    proxy = proxy_for()
+    with relay(params_for(proxy.port, roots)) as near:
         folder = Path(near["host"])
         assert folder.stat().st_mode & 0o777 == 0o700
         connection = psycopg.connect(make_conninfo(**near))
@@ -599,26 +623,26 @@ def test_end(door: OpenDoor, roots: str) -> None:
     with pytest.raises((psycopg.OperationalError, OSError)):
         connection.execute("SELECT 1")
     connection.close()
-    # Accepted or still in the queue: it is closed or reset.
+    # An accepted connection is closed, one in the queue is reset.
     with mute, suppress(ConnectionResetError):
         assert mute.recv(1) == b""
     assert not folder.exists()
-    doorman.close()
+    proxy.close()
     assert set(threading.enumerate()) <= before
 
 
-def test_end_after_error(door: OpenDoor, roots: str) -> None:
-    """An error in the block goes through, and all is gone as well."""
-    with pytest.raises(ZeroDivisionError), relay(params_for(door().port, roots)) as near:
+def test_an_error_in_the_block_releases_everything(proxy_for: OpenProxy, roots: str) -> None:
+    """The error is raised, and the folder is deleted."""
+    with pytest.raises(ZeroDivisionError), relay(params_for(proxy_for().port, roots)) as near:
         raise ZeroDivisionError
     assert not Path(near["host"]).exists()
 
 
-def test_end_while_connecting(roots: str, door: OpenDoor) -> None:
-    """A connection on its way to a server that has gone silent does not hold up the end."""
-    doorman = door()
-    with relay(params_for(doorman.port, roots)) as near:
-        doorman.answer = b""
+def test_the_end_does_not_wait_for_a_silent_server(roots: str, proxy_for: OpenProxy) -> None:
+    """A connection to a server that does not answer does not delay the end of the block."""
+    proxy = proxy_for()
+    with relay(params_for(proxy.port, roots)) as near:
+        proxy.answer = b""
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(f"{near['host']}/.s.PGSQL.5432")
             time.sleep(0.1)
@@ -626,15 +650,15 @@ def test_end_while_connecting(roots: str, door: OpenDoor) -> None:
     assert time.monotonic() - start < 5
 
 
-# A real PostgreSQL with TLS, where the machine has one.
+# A PostgreSQL with TLS, if the machine has one.
 
 
 def _tls_binaries() -> Path | None:
-    found = [
+    folders = [
         *Path("/usr/lib/postgresql").glob("*/bin"),
         Path(shutil.which("pg_config") or "").parent,
     ]
-    for folder in (folder for folder in found if (folder / "initdb").exists()):
+    for folder in (folder for folder in folders if (folder / "initdb").exists()):
         command = [str(folder / "pg_config"), "--configure"]
         if "openssl" in subprocess.run(command, capture_output=True, text=True, check=True).stdout:
             return folder
@@ -659,7 +683,7 @@ def _folder_for_postgres() -> Iterator[tuple[Path, dict[str, Any]]]:
 
 @pytest.fixture(scope="module")
 def tls_port(ca: trustme.CA) -> Iterator[int]:
-    """The port of a PostgreSQL with TLS, where carol shows a certificate and sally a password."""
+    """The port of a PostgreSQL with TLS, where carol uses a certificate and sally a password."""
     binaries = _tls_binaries() or pytest.skip("no PostgreSQL with TLS on this machine")
     with _folder_for_postgres() as (folder, identity):
 
@@ -693,15 +717,17 @@ def tls_port(ca: trustme.CA) -> Iterator[int]:
             run("pg_ctl", "-w", "-D", "data", "-m", "immediate", "stop")
 
 
-def test_real_session(tls_port: int, roots: str) -> None:
-    """PostgreSQL itself says that connectorx's session is encrypted."""
+def test_postgres_reports_an_encrypted_session(tls_port: int, roots: str) -> None:
+    """pg_stat_ssl shows that connectorx's session is encrypted."""
     query = "SELECT ssl, version FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
     with relay(params_for(tls_port, roots)) as near:
         assert read(near, query) == [{"ssl": True, "version": "TLSv1.3"}]
 
 
-def test_real_logins(tls_port: int, roots: str, ca: trustme.CA, tmp_path: Path) -> None:
-    """A client certificate logs in, and so does a SCRAM password."""
+def test_certificates_and_passwords_log_in(
+    tls_port: int, roots: str, ca: trustme.CA, tmp_path: Path
+) -> None:
+    """A role logs in with a client certificate, another one with a SCRAM password."""
     identity = ca.issue_cert("carol@example.com", common_name="carol")
     pem = tmp_path / "carol.pem"
     identity.private_key_and_cert_chain_pem.write_to_path(pem)

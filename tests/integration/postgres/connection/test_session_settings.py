@@ -1,5 +1,5 @@
-"""Settings: whatever the server, the database, the role or the user's own options say, every
-session has ours, and what our SQL names is PostgreSQL's own.
+"""Session settings: every session has those of bronze, whatever the server, the database, the role
+or the connection options set, and every name in bronze's SQL means PostgreSQL's own object.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from tests.support.content import differences
 CONTEXTS = ("user", "superuser", "backend", "superuser-backend")
 
 HARMLESS: Mapping[str, str] = {
-    "set by the origin, or asked of it": """
+    "set by the origin, or at its request": """
         statement_timeout lock_timeout row_security wal_sender_timeout application_name""",
-    "of one transaction: ours say what they are, and others read only": """
+    "of one transaction: bronze sets them where they matter, and reads elsewhere": """
         transaction_deferrable transaction_isolation transaction_read_only""",
-    "it can only refuse what we ask, with an error": """
+    "it can only make a query fail, with an error": """
         default_transaction_read_only restrict_nonsystem_relation_kind temp_file_limit
         max_stack_depth allow_in_place_tablespaces allow_system_table_mods
         output_plugin_libraries""",
-    "it chooses a plan, or how work is shared: rows are the same, and their order is nobody's": """
+    "it changes the plan or the parallelism: the rows are the same, in any order": """
         backend_flush_after constraint_exclusion cpu_index_tuple_cost cpu_operator_cost
         cpu_tuple_cost cursor_tuple_fraction debug_parallel_query default_statistics_target
         effective_cache_size effective_io_concurrency enable_async_append enable_bitmapscan
@@ -54,13 +54,13 @@ HARMLESS: Mapping[str, str] = {
         parallel_setup_cost parallel_tuple_cost plan_cache_mode random_page_cost
         recursive_worktable_factor seq_page_cost io_combine_limit maintenance_io_concurrency
         force_parallel_mode""",
-    "it is of jit, which is off": """
+    "it concerns jit, which is off": """
         jit_above_cost jit_expressions jit_inline_above_cost jit_optimize_above_cost
         jit_tuple_deforming jit_debugging_support jit_dump_bitcode jit_profiling_support""",
-    "it bounds the server's memory or disk": """
+    "it limits the server's memory or disk space": """
         hash_mem_multiplier logical_decoding_work_mem maintenance_work_mem temp_buffers work_mem
         temp_tablespaces debug_logical_replication_streaming""",
-    "it is of what is written, where we write no more than a publication": """
+    "it concerns writes, and bronze writes no more than a publication": """
         check_function_bodies commit_delay commit_siblings createrole_self_grant
         default_table_access_method default_tablespace default_toast_compression event_triggers
         file_copy_method gin_pending_list_limit icu_validation_level lo_compat_privileges
@@ -71,7 +71,7 @@ HARMLESS: Mapping[str, str] = {
         vacuum_max_eager_freeze_failure_rate vacuum_multixact_failsafe_age
         vacuum_multixact_freeze_min_age vacuum_multixact_freeze_table_age vacuum_truncate
         wal_compression wal_consistency_checking wal_init_zero wal_recycle wal_skip_threshold""",
-    "it is of what the server logs or counts; that others' activity is hidden is asked for": """
+    "it concerns logs and statistics; bronze checks whether activity is visible": """
         backtrace_functions client_min_messages compute_query_id debug_pretty_print
         debug_print_parse debug_print_plan debug_print_rewritten debug_print_raw_parse
         escape_string_warning log_connections log_disconnections log_duration log_error_verbosity
@@ -82,30 +82,34 @@ HARMLESS: Mapping[str, str] = {
         log_statement_stats log_temp_files log_transaction_sample_rate stats_fetch_consistency
         trace_notify trace_sort track_activities track_cost_delay_timing track_counts
         track_functions track_io_timing track_wal_io_timing update_process_title""",
-    "we go by codes, not by words, once there is a session": "lc_messages",
-    "it is of the connection, which is cut sooner or later": """
+    "bronze reads SQLSTATEs, not messages, once a session is open": "lc_messages",
+    "it changes when a broken connection is closed": """
         client_connection_check_interval deadlock_timeout post_auth_delay tcp_keepalives_count
         tcp_keepalives_idle tcp_keepalives_interval tcp_user_timeout""",
-    "it loads what the administrator wants": """
+    "it loads libraries that the administrator chose": """
         dynamic_library_path extension_control_path local_preload_libraries
         session_preload_libraries""",
     "it only makes the server slower": "debug_discard_caches",
-    "we write no backslash before a quote": "backslash_quote",
-    "only a view's own to_tsvector goes by it, as it means to": "default_text_search_config",
+    "bronze writes no backslash before a quote": "backslash_quote",
+    "only to_tsvector in a view depends on it, as intended": "default_text_search_config",
 }
 
 
-def test_each_setting_is_decided(source: Source) -> None:
-    """All that a role or database can set is pinned, refused, or known to be harmless."""
+def test_every_setting_of_postgres_is_pinned_refused_or_harmless(source: Source) -> None:
+    """Every setting that a role or database can have is classified."""
     query = "SELECT name FROM pg_settings WHERE context = ANY(%s)"
-    known = {row[0] for row in source.execute(query, list(CONTEXTS))}
-    decided = [*session_settings.PINNED, *session_settings.LATER, *session_settings.LOSSY]
-    decided += [name for names in HARMLESS.values() for name in names.split()]
-    assert len(set(decided)) == len(decided)
-    assert known - set(decided) == set(), "what can they change for us?"
+    settings = {row[0] for row in source.execute(query, list(CONTEXTS))}
+    classified = [
+        *session_settings.PINNED,
+        *session_settings.PINNED_IF_KNOWN,
+        *session_settings.HIDING_DAMAGE,
+    ]
+    classified += [name for names in HARMLESS.values() for name in names.split()]
+    assert len(set(classified)) == len(classified)
+    assert settings - set(classified) == set(), "can they change what bronze reads?"
 
 
-OTHERWISE = {
+OTHER_VALUES = {
     "search_path": "evil, public",
     "DateStyle": "German",
     "TimeZone": "Asia/Kolkata",
@@ -134,12 +138,12 @@ OTHERWISE = {
     "idle_session_timeout": "3000",
     "transaction_timeout": "3000",
 }
-SHOWN = Column("v", "v", "text", Kind("string"), "same", "", "", "", "")
+SETTING = Column("v", "v", "text", Kind("string"), "same", "", "", "", "")
 
 
 @dataclass(frozen=True)
 class Login:
-    """A role that is no superuser, in a database."""
+    """A role that is not a superuser, in a database."""
 
     source: Source
     role: str
@@ -147,18 +151,18 @@ class Login:
 
     @property
     def origin(self) -> Origin:
-        """How bronze logs in as it."""
+        """The origin with which bronze logs in as the role."""
         return Origin("test", self.source.dsn.replace("postgres@", f"{self.role}@"))
 
     @property
     def as_role(self) -> Source:
-        """The database for this role."""
+        """The database, accessed by this role."""
         return replace(self.source, dsn=self.origin.conninfo)
 
 
 @pytest.fixture
 def login(source: Source) -> Iterator[Login]:
-    """A role of the test's own."""
+    """A role for one test."""
     database = str(conninfo_to_dict(source.dsn)["dbname"])
     role = f"{database}_pinned"
     source.execute(f"CREATE ROLE {role} LOGIN REPLICATION; GRANT USAGE ON SCHEMA public TO {role}")
@@ -167,64 +171,68 @@ def login(source: Source) -> Iterator[Login]:
     source.execute(f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}")
 
 
-def spoiled(login: Login, where: str) -> None:
-    """Has each pinned setting otherwise, for the role or the database."""
-    for name, value in OTHERWISE.items():
+def set_other_values(login: Login, where: str) -> None:
+    """Sets each pinned setting to another value, for the role or the database."""
+    for name, value in OTHER_VALUES.items():
         alter = sql.SQL("ALTER {} {} SET {} = {}").format(
             sql.SQL(where),
             sql.Identifier(login.role if where == "ROLE" else login.database),
             sql.Identifier(name),
-            # A list is given as one.
+            # A list is written as several values.
             sql.SQL(", ").join(map(sql.Literal, value.split(", "))),
         )
         login.source.execute(alter.as_string(None))
 
 
-def shown(rows: Any) -> dict[str, str]:
-    """Settings by name."""
+def by_name(rows: Any) -> dict[str, str]:
+    """The settings by name."""
     return {str(name): str(value) for name, value in rows}
 
 
-NAMES = ", ".join(f"'{name}'" for name in OTHERWISE)
-ALL = f"SELECT n, current_setting(n) FROM unnest(ARRAY[{NAMES}]) AS n"
-WANTED = {**session_settings.PINNED, **session_settings.LATER}
+NAMES = ", ".join(f"'{name}'" for name in OTHER_VALUES)
+CURRENT = f"SELECT n, current_setting(n) FROM unnest(ARRAY[{NAMES}]) AS n"
+PINNED = {**session_settings.PINNED, **session_settings.PINNED_IF_KNOWN}
 
 
 def test_every_kind_of_session_is_pinned(login: Login, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether the role, the database, PGOPTIONS or the connection string say otherwise."""
-    assert OTHERWISE.keys() == WANTED.keys()
-    options = " ".join(f"-c {n}={v.replace(' ', '')}" for n, v in OTHERWISE.items())
+    """Even if the role, the database, PGOPTIONS or the connection string set other values."""
+    assert OTHER_VALUES.keys() == PINNED.keys()
+    options = " ".join(f"-c {n}={v.replace(' ', '')}" for n, v in OTHER_VALUES.items())
 
-    def proven(origin: Origin) -> None:
+    def check_sessions(origin: Origin) -> None:
         with connect.pool(origin, 1, 3) as pool, pool.connection() as pooled:
-            assert shown(pooled.execute(ALL)) == WANTED
+            assert by_name(pooled.execute(CURRENT)) == PINNED
         with slot.walsender(origin) as sender:
-            assert shown(sender.execute(ALL)) == WANTED
+            assert by_name(sender.execute(CURRENT)) == PINNED
         with connect.connect(origin) as holder:
-            assert shown(holder.execute(ALL)) == WANTED
-            with hold(origin, holder, [], ["public"], "run") as held:
-                query = f"SELECT n || '=' || v AS c0, NULL::text AS rejected FROM ({ALL}) s(n, v)"
-                session = held.session(origin)
-                (rows,) = (r for r, _ in read.rows(origin, session, query, ["true"], [SHOWN], "t"))
-            assert dict(v.split("=", 1) for v in rows["v"]) == WANTED
+            assert by_name(holder.execute(CURRENT)) == PINNED
+            with hold(origin, holder, [], ["public"], "run") as snapshot:
+                query = (
+                    f"SELECT n || '=' || v AS c0, NULL::text AS rejected FROM ({CURRENT}) s(n, v)"
+                )
+                session = snapshot.session(origin)
+                (rows,) = (
+                    r for r, _ in read.rows(origin, session, query, ["true"], [SETTING], "t")
+                )
+            assert dict(v.split("=", 1) for v in rows["v"]) == PINNED
         connect.forget(origin)
 
-    spoiled(login, "ROLE")
-    proven(login.origin)
+    set_other_values(login, "ROLE")
+    check_sessions(login.origin)
     login.source.execute(f"ALTER ROLE {login.role} RESET ALL")
-    spoiled(login, "DATABASE")
-    proven(login.origin)
+    set_other_values(login, "DATABASE")
+    check_sessions(login.origin)
     login.source.execute(f"ALTER DATABASE {login.database} RESET ALL")
     monkeypatch.setenv("PGOPTIONS", options)
-    proven(login.origin)
+    check_sessions(login.origin)
     monkeypatch.delenv("PGOPTIONS")
     conninfo = psycopg.conninfo.make_conninfo(login.origin.conninfo, options=options)
-    proven(replace(login.origin, conninfo=conninfo))
+    check_sessions(replace(login.origin, conninfo=conninfo))
 
 
 @pytest.mark.parametrize("kind", ["text", "int"])
-def test_a_function_of_anybodys_is_never_called(login: Login, kind: str) -> None:
-    """Neither a run nor a proof takes it for PostgreSQL's own, and regclass keeps its schema."""
+def test_functions_of_users_are_never_called(login: Login, kind: str) -> None:
+    """Neither run nor verify calls one instead of PostgreSQL's own; regclass keeps its schema."""
     source = login.source
     source.execute("CREATE TABLE public.other (id int)")
     value = {"text": "'evil'::text", "int": "7"}[kind]
@@ -243,8 +251,8 @@ def test_a_function_of_anybodys_is_never_called(login: Login, kind: str) -> None
     assert [table.status for table in verify.verify(given).tables] == ["equal"]
 
 
-def test_the_first_statement_is_no_trap(login: Login) -> None:
-    """What pins a session is PostgreSQL's own, whatever the role's path has."""
+def test_the_pinning_statement_calls_only_functions_of_postgres(login: Login) -> None:
+    """Whatever functions and operators the schemas of the role's search_path have."""
     login.source.execute(f"""
         CREATE SCHEMA evil; GRANT USAGE ON SCHEMA evil TO {login.role};
         CREATE FUNCTION evil.set_config(text, text, bool) RETURNS text LANGUAGE sql AS 'SELECT $2';
@@ -255,12 +263,12 @@ def test_the_first_statement_is_no_trap(login: Login) -> None:
         ALTER ROLE {login.role} SET search_path = evil, pg_catalog
     """)
     with connect.connect(login.origin) as connection:
-        assert not connect.through(login.origin)
-        assert shown(connection.execute(ALL)) == WANTED
+        assert not connect.is_indirect(login.origin)
+        assert by_name(connection.execute(CURRENT)) == PINNED
 
 
-def test_types_of_extensions_are_compared_as_they_are(login: Login) -> None:
-    """Keys, ranges and rules go by the operators of the types, whose schema no path has."""
+def test_types_of_extensions_are_compared_by_their_own_operators(login: Login) -> None:
+    """Keys, splits and rules use the operators of a type, whose schema is not in the path."""
     source = login.source
     source.execute("""
         CREATE SCHEMA ext; CREATE EXTENSION citext SCHEMA ext; CREATE EXTENSION ltree SCHEMA ext;
@@ -290,12 +298,12 @@ def test_types_of_extensions_are_compared_as_they_are(login: Login) -> None:
     assert differences(given) == {}
     quality = pl.read_delta(str(source.lake / "governance" / "quality"))
     failed = dict(quality.select("rule", "failed").iter_rows())
-    # All but the path that is there once; of the mails only eve's is nobody's, in whatever case.
+    # All but the one unique path; of the mails, compared in any case, only eve's is unknown.
     assert (failed["once"], failed["known"]) == (3002, 1)
 
 
-def test_ranges_of_a_key_go_by_its_type(login: Login) -> None:
-    """Each row of a view is in one range, in the order of citext, where A is beside a."""
+def test_key_ranges_follow_the_order_of_the_type(login: Login) -> None:
+    """Each row of a view is in exactly one split, in the order of citext, where A equals a."""
     source = login.source
     source.execute("""
         CREATE SCHEMA ext; CREATE EXTENSION citext SCHEMA ext;
@@ -308,13 +316,13 @@ def test_ranges_of_a_key_go_by_its_type(login: Login) -> None:
         parts = splits.by_key(connection, view, "k", 9, 10**9)
         assert len(parts) > 3
         queries = [f"SELECT id FROM public.v WHERE {part.where}".encode() for part in parts]
-        found: list[Any] = [row[0] for query in queries for row in connection.execute(query)]
-    assert sorted(found) == list(range(1, 2001))
+        ids: list[Any] = [row[0] for query in queries for row in connection.execute(query)]
+    assert sorted(ids) == list(range(1, 2001))
 
 
 @pytest.mark.parametrize("language", ["sql", "plpgsql"])
-def test_a_function_that_needs_a_path_is_told(login: Login, language: str) -> None:
-    """A view over it fails with a sentence; the other tables land."""
+def test_a_view_whose_function_needs_a_search_path_is_refused(login: Login, language: str) -> None:
+    """Its error says how to mend the function; the other tables land."""
     body = {"sql": "SELECT n FROM lookup", "plpgsql": "BEGIN RETURN (SELECT n FROM lookup); END"}
     login.source.execute(f"""
         CREATE TABLE public.lookup AS SELECT 7 AS n; CREATE TABLE public.t AS SELECT 1 AS id;
@@ -322,11 +330,11 @@ def test_a_function_that_needs_a_path_is_told(login: Login, language: str) -> No
         CREATE VIEW public.v AS SELECT id, public.looked() AS n FROM t
     """)
     given = login.as_role.settings(source={"tables": ["t", "v"]})
-    by = {table.table: table.error for table in pipeline.run(given).tables}
-    assert by["public.t"] is None
-    error = by["public.v"]
+    errors = {table.table: table.error for table in pipeline.run(given).tables}
+    assert errors["public.t"] is None
+    error = errors["public.v"]
     assert error is not None
-    assert "calls a function that names something without its schema" in error.message
+    assert "calls a function that uses a name without its schema" in error.message
     assert "ALTER FUNCTION" in error.hint
     login.source.execute("ALTER FUNCTION public.looked() SET search_path = public")
     assert [table.error for table in pipeline.run(given).tables] == [None, None]

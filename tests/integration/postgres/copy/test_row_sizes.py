@@ -1,4 +1,4 @@
-"""Weighing: large rows are known, and parted, before they are read."""
+"""Row sizes: large rows are found, and splits divided, before rows are read."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ KB = 1000
 
 
 def relation(connection: Connection, name: str) -> Relation:
-    """A table of the schema public, with its sizes as they are."""
-    found = {r.name: r for r in relations(connection, ["public"])}
-    return {r.name: r for r in relations(connection, ["public"], [found[name].oid])}[name]
+    """A table of the schema public, with its current sizes."""
+    tables = {r.name: r for r in relations(connection, ["public"])}
+    return {r.name: r for r in relations(connection, ["public"], [tables[name].oid])}[name]
 
 
 def weighing(table: Relation, size: int, heaviest: int = 10**9) -> Weighing:
-    """How its rows are weighed."""
+    """How the sizes of the table's rows are determined."""
     weight = row_sizes.weight(table, [a.name for a in table.attributes])
     name = quoted(table.schema, table.name)
     return Weighing(name, weight, "id::text", size, heaviest, 16, 10**8)
@@ -49,11 +49,11 @@ TABLES = {
 
 
 @pytest.mark.parametrize("kind", TABLES)
-def test_parts_hold_every_row_once_and_large_ones_alone(
+def test_parts_hold_each_row_once_and_large_rows_alone(
     source: Source, connection: Connection, kind: str
 ) -> None:
-    """Whatever the sizes, compressed or not, each row is in one part: no part holds more than a
-    slice, but one row that is larger.
+    """Compressed or not, each row is in exactly one part. A part is not larger than a split, except
+    for a single row that is.
     """
     for statement in TABLES[kind].split(";"):
         source.execute(statement)
@@ -61,22 +61,22 @@ def test_parts_hold_every_row_once_and_large_ones_alone(
     for number, length in enumerate(lengths):
         source.execute("INSERT INTO t VALUES (%s, repeat('é', %s))", number, length // 2)
     table = relation(connection, "t")
-    given = weighing(table, 100 * KB)
+    sizes = weighing(table, 100 * KB)
     assert row_sizes.needed(connection, table, ["id", "v"])
     origin = Origin("test", source.dsn)
-    found = row_sizes.parts(origin, (), given, ["ctid >= '(0,0)'::tid"], "public.t")
-    held = [rows_of(source, "t", part) for part in found]
-    assert sorted(i for part in held for i in part) == list(range(len(lengths)))
-    for part, ids in zip(found, held, strict=True):
-        sizes = [lengths[i] for i in ids]
-        assert part.heavy == (max(sizes) > 100 * KB)
-        assert len(sizes) == 1 if part.heavy else sum(sizes) <= 200 * KB
+    parts = row_sizes.parts(origin, (), sizes, ["ctid >= '(0,0)'::tid"], "public.t")
+    ids_of = [rows_of(source, "t", part) for part in parts]
+    assert sorted(i for ids in ids_of for i in ids) == list(range(len(lengths)))
+    for part, ids in zip(parts, ids_of, strict=True):
+        part_lengths = [lengths[i] for i in ids]
+        assert part.heavy == (max(part_lengths) > 100 * KB)
+        assert len(part_lengths) == 1 if part.heavy else sum(part_lengths) <= 200 * KB
 
 
-def test_values_that_only_take_room_with_us_are_known(
+def test_compressed_values_are_measured_uncompressed(
     source: Source, connection: Connection
 ) -> None:
-    """Compressed values lie in a table's pages, or are of types that tell no length."""
+    """Also values that are not out of line, and those of types without a known length."""
     source.execute("CREATE TABLE inside (id int, v text)")
     source.execute("INSERT INTO inside SELECT i, repeat('a', 90000) FROM generate_series(1, 400) i")
     source.execute("CREATE TABLE json (id int, v jsonb)")
@@ -84,66 +84,66 @@ def test_values_that_only_take_room_with_us_are_known(
     source.execute("CREATE TABLE small (id int, v text)")
     source.execute("INSERT INTO small SELECT i, 'a' FROM generate_series(1, 9000) i")
     assert relation(connection, "inside").toast == 0
-    known = {n: relation(connection, n) for n in ("inside", "json", "small")}
-    needed = {n: row_sizes.needed(connection, table, ["v"]) for n, table in known.items()}
+    tables = {n: relation(connection, n) for n in ("inside", "json", "small")}
+    needed = {n: row_sizes.needed(connection, table, ["v"]) for n, table in tables.items()}
     assert needed == {"inside": True, "json": True, "small": False}
     weights = {
         n: source.execute(f"SELECT max({row_sizes.weight(table, ['v'])}) FROM {n}")[0][0]
-        for n, table in known.items()
+        for n, table in tables.items()
     }
     assert weights["inside"] == 90_000
     assert 3_200_000 <= weights["json"] <= 3_300_000
 
 
 @pytest.fixture
-def little(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Room for rows of 4 MB."""
+def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory for rows of up to 4 MB."""
     monkeypatch.setattr(budget, "COPIES", 10**6)
 
 
-def landed(source: Source, only: Sequence[str] = (), **more: Any) -> dict[str, Any]:
+def run_tables(source: Source, only: Sequence[str] = (), **more: Any) -> dict[str, Any]:
     """The results of a run, by table."""
     result = pipeline.run(source.settings(**more), only)
     return {table.table: table for table in result.tables}
 
 
-@pytest.mark.usefixtures("little")
-def test_a_row_that_is_too_large_is_refused_by_name(source: Source) -> None:
-    """Its table alone fails, before the value is read, and says what would do; once the row is
-    gone, or the column left out, the table lands.
+@pytest.mark.usefixtures("little_memory")
+def test_a_row_that_is_too_large_fails_only_its_table(source: Source) -> None:
+    """The error names the row before its value is read, and the memory that it needs. Without the
+    row, or without the column, the table lands.
     """
     source.execute("CREATE TABLE big (id int, part text, v text, PRIMARY KEY (id, part))")
     source.execute("CREATE TABLE other (id int PRIMARY KEY, v text)")
     source.execute("INSERT INTO big VALUES (1, 'a', 'x'), (2, 'b', repeat('0123', 1500000))")
     source.execute("INSERT INTO other VALUES (1, 'x')")
-    found = landed(source)
-    assert found["public.other"].status == "landed"
-    error = found["public.big"].error
+    results = run_tables(source)
+    assert results["public.other"].status == "landed"
+    error = results["public.big"].error
     assert error.kind == TableRefused.__name__
     assert 'The row {"id" : "2", "part" : "b"} of table public.big has 6,000,0' in error.message
-    assert "4,194,304 in a row" in error.message
+    assert "allows 4,194,304 per row" in error.message
     assert 'Raise [run] memory to "' in error.hint
     protect = {"big": {"protect": {"v": "drop"}}}
-    assert landed(source, ["big"], tables=protect)["public.big"].status == "landed"
+    assert run_tables(source, ["big"], tables=protect)["public.big"].status == "landed"
     source.execute("DELETE FROM big WHERE id = 2")
-    assert landed(source, ["big"])["public.big"].error is None
+    assert run_tables(source, ["big"])["public.big"].error is None
     assert differences(source.settings()) == {}
 
 
-@pytest.mark.usefixtures("little")
-def test_no_protected_key_is_told(source: Source) -> None:
-    """A row whose key is protected is told by its place."""
+@pytest.mark.usefixtures("little_memory")
+def test_the_error_for_a_large_row_has_no_protected_key(source: Source) -> None:
+    """A row whose key is protected is named by its ctid."""
     source.execute("CREATE TABLE big (id text PRIMARY KEY, v text)")
     source.execute("INSERT INTO big VALUES ('secret', repeat('0123', 1500000))")
     tables = {"big": {"protect": {"id": "tokenize"}}}
-    error = landed(source, tables=tables)["public.big"].error
+    error = run_tables(source, tables=tables)["public.big"].error
     assert "secret" not in error.message + error.hint
     assert "(0,1)" in error.message
 
 
 def test_large_rows_land_exactly(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows larger than a slice, among small ones, are the source's, when they land, when they are
-    changed and when nothing is new.
+    """Rows larger than a split, among small ones, equal those of the source after the load, after
+    changes, and after a batch without changes.
     """
     monkeypatch.setattr(budget, "LARGEST_SPLIT", 100 * KB)
     source.execute("CREATE TABLE big (id int PRIMARY KEY, n int, v text, b bytea, j jsonb)")
@@ -152,14 +152,14 @@ def test_large_rows_land_exactly(source: Source, monkeypatch: pytest.MonkeyPatch
         " END), decode(repeat('00ff', i * 100), 'hex'), to_jsonb(repeat('é', i * 500))"
         " FROM generate_series(1, 28) i"
     )
-    given = source.settings()
+    settings = source.settings()
     for change, counts in (
         ("SELECT 1", (28, 0)),
         ("UPDATE big SET n = 1 WHERE id % 2 = 0", (0, 14)),
         ("SELECT 1", (0, 0)),
     ):
         source.execute(change)
-        table = landed(source)["public.big"]
+        table = run_tables(source)["public.big"]
         assert table.error is None
         assert (table.inserted, table.updated) == counts
-        assert differences(given) == {}
+        assert differences(settings) == {}

@@ -1,4 +1,4 @@
-"""Slices: together they hold every row exactly once, and none holds too much."""
+"""Splits: together they hold every row exactly once, and none is too large."""
 
 from __future__ import annotations
 
@@ -34,26 +34,26 @@ PAGE = 8192
     pages=st.integers(1, 400),
 )
 def test_page_ranges_are_contiguous_and_complete(heaps: list[int], pages: int) -> None:
-    """Ranges rise without a gap, weigh as many pages as they hold, and few of them at once."""
-    bounds, weights = splits._bounds(sorted(heaps), pages)
+    """Ranges have no gaps, count the pages that they hold, and none holds too many."""
+    bounds, counts = splits._bounds(sorted(heaps), pages)
     assert bounds == sorted(set(bounds))
     assert all(bound > 0 for bound in bounds)
     assert all(bound < max(heaps) for bound in bounds)
     edges = [0, *bounds, max(heaps, default=0)]
-    for (low, high), weight in zip(pairwise(edges), weights, strict=True):
-        assert weight == sum(1 for heap in heaps for _ in range(low, min(heap, high)))
-        assert weight <= max(pages, len(heaps))
-    assert sum(weights) == sum(heaps)
+    for (low, high), count in zip(pairwise(edges), counts, strict=True):
+        assert count == sum(1 for heap in heaps for _ in range(low, min(heap, high)))
+        assert count <= max(pages, len(heaps))
+    assert sum(counts) == sum(heaps)
 
 
 @IN_MEMORY
 @given(sizes=st.lists(st.integers(0, 50), min_size=1), size=st.integers(1, 100))
-def test_packed_slices_are_neighbours_and_fit(sizes: list[int], size: int) -> None:
-    """Units hold all slices in their order, and more than one only where they fit."""
-    parts = [Slice(str(i), weight) for i, weight in enumerate(sizes)]
-    units = splits.packed(parts, size)
-    assert [part for unit in units for part in unit] == parts
-    assert all(len(unit) == 1 or sum(part.size for part in unit) <= size for unit in units)
+def test_groups_hold_adjacent_splits_that_fit(sizes: list[int], size: int) -> None:
+    """Groups hold all splits in order, and more than one only if they fit."""
+    parts = [Slice(str(i), part_size) for i, part_size in enumerate(sizes)]
+    groups = splits.packed(parts, size)
+    assert [part for group in groups for part in group] == parts
+    assert all(len(group) == 1 or sum(part.size for part in group) <= size for group in groups)
 
 
 @pytest.fixture
@@ -63,26 +63,26 @@ def connection(source: Source) -> Iterator[connect.Connection]:
         yield opened
 
 
-def found(connection: connect.Connection, name: str = "t") -> Relation:
-    """A relation as the catalog has it, with its true size."""
+def relation_of(connection: connect.Connection, name: str = "t") -> Relation:
+    """A relation as in the catalog, with its current size."""
     (oid,) = [r.oid for r in relations(connection, ["public"]) if r.name == name]
     return next(r for r in relations(connection, ["public"], [oid]) if r.oid == oid)
 
 
-def proven(
+def row_counts(
     connection: connect.Connection,
     size: int,
     version: int = NEW,
     key: Sequence[str] | None = None,
     name: str = "t",
 ) -> list[int]:
-    """Slices a relation with a column ``id``, and checks that each row is in exactly one.
+    """Splits a relation with a column ``id`` and checks that each row is in exactly one split.
 
-    Returns the rows in each slice.
+    Returns the number of rows in each split.
     """
-    relation = found(connection, name)
-    chosen = relation.key if key is None else key
-    parts = splits.slices(connection, relation, version, size, chosen)
+    relation = relation_of(connection, name)
+    key = relation.key if key is None else key
+    parts = splits.slices(connection, relation, version, size, key)
     assert parts
     rows: list[list[Any]] = [
         connection.execute(
@@ -93,34 +93,38 @@ def proven(
         for part in parts
     ]
     every = f"SELECT {'tableoid, ' if relation.heaps else ''}id FROM public.{name}"
-    whole = connection.execute(every).fetchall()
-    assert Counter(row for part in rows for row in part) == Counter(whole), name
+    all_rows = connection.execute(every).fetchall()
+    assert Counter(row for part in rows for row in part) == Counter(all_rows), name
     return [len(part) for part in rows]
 
 
-def test_a_heap_is_split_evenly(source: Source, connection: connect.Connection) -> None:
-    """A table without a key, whose values are all the same, is split by its pages."""
+def test_a_table_without_a_key_is_split_evenly(
+    source: Source, connection: connect.Connection
+) -> None:
+    """A table whose values are all the same is split by pages."""
     source.execute(
         "CREATE TABLE t AS SELECT 1 AS id, repeat('x', 100) AS pad FROM generate_series(1, 5000)"
     )
-    counts = proven(connection, 10 * PAGE)
+    counts = row_counts(connection, 10 * PAGE)
     assert len(counts) >= 8
     assert max(counts) < 2 * 5000 / len(counts)
 
 
 @pytest.mark.parametrize("rows", [0, 1])
-def test_small_tables_are_one_slice(
+def test_a_small_table_is_one_split(
     source: Source, connection: connect.Connection, rows: int
 ) -> None:
-    """A table of a page or none is read at once, with pages and without."""
+    """A table of at most one page is one split, whether it is split by pages or by key."""
     source.execute("CREATE TABLE t (id int PRIMARY KEY)")
     source.execute(f"INSERT INTO t SELECT generate_series(1, {rows})")
-    assert proven(connection, 1) == [rows]
-    assert proven(connection, 10 * PAGE, OLD) == [rows]
+    assert row_counts(connection, 1) == [rows]
+    assert row_counts(connection, 10 * PAGE, OLD) == [rows]
 
 
-def test_uneven_partitions(source: Source, connection: connect.Connection) -> None:
-    """One big partition among small and empty ones, at two levels, is split without a gap."""
+def test_uneven_partitions_are_split_completely(
+    source: Source, connection: connect.Connection
+) -> None:
+    """One large partition among small and empty ones, at two levels."""
     source.execute(
         "CREATE TABLE t (id int, pad text) PARTITION BY RANGE (id);"
         "CREATE TABLE t_big PARTITION OF t FOR VALUES FROM (0) TO (100000);"
@@ -133,30 +137,34 @@ def test_uneven_partitions(source: Source, connection: connect.Connection) -> No
         "INSERT INTO t SELECT 100001, 'y' FROM generate_series(1, 40);"
         "INSERT INTO t SELECT 150000 + i, 'z' FROM generate_series(1, 700) i"
     )
-    counts = proven(connection, 12 * PAGE)
+    counts = row_counts(connection, 12 * PAGE)
     assert len(counts) > 8
     assert sum(counts) == 5740
-    assert proven(connection, PAGE)
+    assert row_counts(connection, PAGE)
 
 
-def test_partitioned_without_partitions(source: Source, connection: connect.Connection) -> None:
-    """A parent that has no partition yet is one empty slice."""
+def test_a_table_without_partitions_is_one_empty_split(
+    source: Source, connection: connect.Connection
+) -> None:
+    """A partitioned table that has no partition yet."""
     source.execute("CREATE TABLE t (id int) PARTITION BY LIST (id)")
-    assert proven(connection, PAGE) == [0]
+    assert row_counts(connection, PAGE) == [0]
 
 
-def test_heirs_are_read_with_their_parent(source: Source, connection: connect.Connection) -> None:
-    """Old-style inheritance: the parent's own rows and its heirs' are all there."""
+def test_inheriting_tables_are_read_with_their_parent(
+    source: Source, connection: connect.Connection
+) -> None:
+    """The splits hold the parent's own rows and those of tables that inherit from it."""
     source.execute(
         "CREATE TABLE t (id int, pad text); CREATE TABLE heir (more int) INHERITS (t);"
         "INSERT INTO t SELECT i, repeat('x', 200) FROM generate_series(1, 300) i;"
         "INSERT INTO heir SELECT i, repeat('x', 200), 1 FROM generate_series(1, 3000) i"
     )
-    assert sum(proven(connection, 8 * PAGE)) == 3300
+    assert sum(row_counts(connection, 8 * PAGE)) == 3300
 
 
-def test_a_foreign_partition(source: Source, connection: connect.Connection) -> None:
-    """A partition that lies in another server has no pages here, and loses or doubles no row."""
+def test_a_foreign_partition_is_read_once(source: Source, connection: connect.Connection) -> None:
+    """A partition on another server has no pages here; no row is missing or read twice."""
     port = conninfo_to_dict(source.dsn)
     source.execute(
         "CREATE EXTENSION postgres_fdw; CREATE SCHEMA far;"
@@ -171,37 +179,41 @@ def test_a_foreign_partition(source: Source, connection: connect.Connection) -> 
         " SERVER other OPTIONS (schema_name 'far', table_name 'v');"
         "INSERT INTO t SELECT i, repeat('x', 200) FROM generate_series(1, 1000) i"
     )
-    assert sum(proven(connection, 8 * PAGE)) == 4000
+    assert sum(row_counts(connection, 8 * PAGE)) == 4000
 
 
-def test_deleted_and_bloated_pages(source: Source, connection: connect.Connection) -> None:
-    """Pages of dead rows, empty ranges and moved rows neither hide nor double anything."""
+def test_dead_rows_and_empty_pages_do_not_matter(
+    source: Source, connection: connect.Connection
+) -> None:
+    """With dead rows, empty ranges and moved rows, each row is still in exactly one split."""
     source.execute(
         "CREATE TABLE t (id int, pad text) WITH (autovacuum_enabled = off);"
         "INSERT INTO t SELECT i, repeat('x', 200) FROM generate_series(1, 4000) i"
     )
     source.execute("DELETE FROM t WHERE id BETWEEN 500 AND 3500")
     source.execute("UPDATE t SET pad = repeat('y', 500) WHERE id % 3 = 0")
-    assert sum(proven(connection, 6 * PAGE)) == 999
+    assert sum(row_counts(connection, 6 * PAGE)) == 999
     source.execute("VACUUM t")
-    assert sum(proven(connection, 6 * PAGE)) == 999
+    assert sum(row_counts(connection, 6 * PAGE)) == 999
 
 
-def test_values_out_of_line_count(source: Source, connection: connect.Connection) -> None:
-    """A table of few pages and much TOAST is split by what it really holds."""
+def test_values_out_of_line_are_counted(source: Source, connection: connect.Connection) -> None:
+    """A table with few pages and much TOAST is split by its real size."""
     source.execute("CREATE TABLE t (id int, pad text)")
     source.execute("ALTER TABLE t ALTER pad SET STORAGE EXTERNAL")
     source.execute("INSERT INTO t SELECT i, repeat('x', 10000) || i FROM generate_series(1, 300) i")
-    assert found(connection).heaps == (2,)
-    counts = proven(connection, 10 * PAGE)
+    assert relation_of(connection).heaps == (2,)
+    counts = row_counts(connection, 10 * PAGE)
     assert len(counts) == 2
 
 
-def test_growth_after_the_plan(source: Source, connection: connect.Connection) -> None:
-    """Rows that come after the plan are in a slice as well; which count, the snapshot decides."""
+def test_rows_inserted_after_the_plan_are_in_a_split(
+    source: Source, connection: connect.Connection
+) -> None:
+    """The last split is open; the snapshot decides which rows are read."""
     source.execute("CREATE TABLE t AS SELECT i AS id FROM generate_series(1, 5000) i")
     connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
-    parts = splits.slices(connection, found(connection), NEW, 5 * PAGE, ())
+    parts = splits.slices(connection, relation_of(connection), NEW, 5 * PAGE, ())
     source.execute("INSERT INTO t SELECT i FROM generate_series(5001, 20000) i")
     wheres = [part.where for part in parts]
     in_snapshot = [
@@ -240,11 +252,11 @@ KEYS = {
 
 
 def test_views_are_split_by_key(source: Source, connection: connect.Connection) -> None:
-    """A view is split by ranges of its key, whatever its type, its repeats and its NULLs."""
+    """A view is split by ranges of its key, whatever the type, with duplicates and NULLs."""
     for i, (case, key) in enumerate(KEYS.items()):
         rows = f"SELECT {key} AS k, i AS id FROM generate_series(1, 3000) i"
         connection.execute(f"CREATE VIEW public.v{i} AS {rows}".encode())
-        counts = proven(connection, 5_000, key=["k"], name=f"v{i}")
+        counts = row_counts(connection, 5_000, key=["k"], name=f"v{i}")
         (distinct,) = connection.execute(f"SELECT count(DISTINCT k) FROM public.v{i}".encode())
         if int(str(distinct[0])) > 1000:
             assert len(counts) > 1, case
@@ -252,31 +264,33 @@ def test_views_are_split_by_key(source: Source, connection: connect.Connection) 
 
 
 def test_a_view_without_a_key_is_read_whole(source: Source, connection: connect.Connection) -> None:
-    """What has neither pages nor a key is one slice."""
+    """A relation with neither pages nor a key is one split."""
     source.execute("CREATE VIEW t AS SELECT i AS id FROM generate_series(1, 3000) i")
-    assert proven(connection, 100) == [3000]
+    assert row_counts(connection, 100) == [3000]
 
 
-def test_old_servers_are_split_by_key(source: Source, connection: connect.Connection) -> None:
-    """Before PostgreSQL 14 a table is split by its key, as each range of ctids reads it whole; one
-    without a key is split all the same, for it may be larger than the memory.
+def test_tables_of_old_servers_are_split_by_key(
+    source: Source, connection: connect.Connection
+) -> None:
+    """Before PostgreSQL 14 each range of ctid scans the whole table. A table without a key is split
+    by pages all the same, because it may be larger than the memory.
     """
     source.execute(
         "CREATE TABLE t (id bigint, part text, PRIMARY KEY (part, id));"
         "INSERT INTO t SELECT i, md5((i % 100)::text) FROM generate_series(1, 5000) i;"
         "ANALYZE t"
     )
-    counts = proven(connection, 40_000, OLD)
+    counts = row_counts(connection, 40_000, OLD)
     assert len(counts) > 3
-    assert len(proven(connection, 40_000, OLD, key=())) > 3
+    assert len(row_counts(connection, 40_000, OLD, key=())) > 3
 
 
-def test_a_heap_whose_pages_may_not_be_asked_for_is_split_by_key(
+def test_a_table_without_access_to_ctid_is_split_by_key(
     source: Source, connection: connect.Connection
 ) -> None:
-    """The system column ctid is not among the columns that are granted."""
+    """The role may read some columns, but not the system column ctid."""
     source.execute("CREATE TABLE t AS SELECT generate_series(1, 20000) AS id; ANALYZE t")
-    relation = replace(found(connection, "t"), system=frozenset())
+    relation = replace(relation_of(connection, "t"), system=frozenset())
     parts = splits.slices(connection, relation, NEW, 20_000, ["id"])
     assert len(parts) > 2
     assert "ctid" not in "".join(part.where for part in parts)
@@ -286,21 +300,23 @@ def test_a_heap_whose_pages_may_not_be_asked_for_is_split_by_key(
     assert len({first for _, first in counts}) == len(parts)
 
 
-def test_ranges_of_a_renamed_key_are_the_sources(source: Source) -> None:
-    """A view is read by ranges of its key, whatever the key is called in Bronze."""
+def test_a_renamed_key_is_split_by_its_source_name(source: Source) -> None:
+    """A view is split by ranges of its key, whatever the name of the key in Bronze."""
     source.execute("""
         CREATE FUNCTION many() RETURNS SETOF int LANGUAGE plpgsql ROWS 100000000 AS
         $$ BEGIN RETURN QUERY SELECT generate_series(1, 500); END $$;
         CREATE VIEW v AS SELECT id FROM many() AS id
     """)
-    own = {"v": {"key": ["id"], "rename": {"id": "number"}}}
-    result = pipeline.run(source.settings(tables=own))
+    tables = {"v": {"key": ["id"], "rename": {"id": "number"}}}
+    result = pipeline.run(source.settings(tables=tables))
     assert [(t.error, t.rows_read) for t in result.tables] == [(None, 500)]
     assert result.tables[0].files > 1
 
 
-def test_many_small_slices_land_whole(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run whose slices are small, of relations of any kind, lands each row once."""
+def test_many_small_splits_land_every_row_once(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run with small splits of a table, a materialized view and a view."""
     monkeypatch.setattr(budget, "LARGEST_SPLIT", 2**20)
     source.execute(
         "CREATE SCHEMA base; CREATE TABLE base.t AS"
@@ -311,11 +327,11 @@ def test_many_small_slices_land_whole(source: Source, monkeypatch: pytest.Monkey
         source.execute(f"CREATE {kind} {name} AS SELECT * FROM base.t")
     source.execute("ANALYZE")
     result = pipeline.run(source.settings(tables={name: {"key": ["id"]} for name in kinds}))
-    ended = {table.table.partition(".")[2]: table for table in result.tables}
-    assert ended.keys() == kinds.keys()
+    results = {table.table.partition(".")[2]: table for table in result.tables}
+    assert results.keys() == kinds.keys()
     for name, kind in kinds.items():
-        assert ended[name].error is None, kind
-        assert ended[name].rows_read == 20000, kind
-        assert ended[name].files > 1, kind
+        assert results[name].error is None, kind
+        assert results[name].rows_read == 20000, kind
+        assert results[name].files > 1, kind
         landed = pl.read_delta(str(source.table(name)))
         assert sorted(landed["id"]) == list(range(1, 20001)), kind

@@ -460,7 +460,7 @@ def test_errors_name_the_limit_when_all_slots_or_wal_senders_are_in_use(narrow: 
     origin = Origin("test", narrow.dsn())
     with closing(_patiently(origin)) as sender:
         slot.make(sender, "one", temporary=True, failover=False)
-        with pytest.raises(SourceBusy, match="no WAL sender free") as caught:
+        with pytest.raises(SourceBusy, match="no free WAL sender") as caught:
             slot.walsender(origin)
         assert "max_wal_senders" in caught.value.hint
     with connect.connect(origin) as connection:

@@ -1,4 +1,4 @@
-"""Temporary files: what a process has put aside is gone with it, however it ends."""
+"""Temporary files and folders do not outlive their process, however it ends."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from bronze.postgres.connection import scratch
 from bronze.postgres.replication.batch import Spool
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no such folders")
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the folders are for POSIX only")
 
 CHILD = """
 import time
@@ -26,15 +26,15 @@ from bronze.postgres.replication.batch import Spool
 spool = Spool()
 place = spool.put(b"secret" * 100_000)
 assert spool.get(*place) == b"secret" * 100_000
-with scratch.folder("bronze-test-") as folder:
+with scratch.temporary_folder("bronze-test-") as folder:
     open(folder + "/inside", "w").close()
     print(folder, flush=True)
     time.sleep(600)
 """
 
 
-def begun(folder: Path) -> tuple[subprocess.Popen[str], Path]:
-    """A process that has put something aside, and its folder."""
+def start_process(folder: Path) -> tuple[subprocess.Popen[str], Path]:
+    """A process that has written temporary files, and its temporary folder."""
     process = subprocess.Popen(
         [sys.executable, "-c", CHILD],
         env={**os.environ, "TMPDIR": str(folder)},
@@ -45,38 +45,38 @@ def begun(folder: Path) -> tuple[subprocess.Popen[str], Path]:
     return process, Path(process.stdout.readline().strip())
 
 
-def test_nothing_stays_of_a_process_that_is_killed(
+def test_files_of_a_killed_process_are_deleted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A spool has no name from the beginning; a folder is swept by who makes the next one, which
-    leaves those of the living alone.
+    """A spool never has a name. The folder of a dead process is deleted when the next folder is
+    created; folders of living processes are kept.
     """
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    one, first = begun(tmp_path)
-    other, second = begun(tmp_path)
-    with one, other:
+    killed, first = start_process(tmp_path)
+    living, second = start_process(tmp_path)
+    with killed, living:
         try:
             assert {*tmp_path.iterdir()} == {first, second}
-            one.send_signal(signal.SIGKILL)
-            one.wait()
+            killed.send_signal(signal.SIGKILL)
+            killed.wait()
             (tmp_path / "bronze-test-new").mkdir()
             old = tmp_path / "bronze-test-old"
             old.mkdir()
             os.utime(old, (time.time() - 7200,) * 2)
-            with scratch.folder("bronze-test-") as mine:
-                left = {second, Path(mine), tmp_path / "bronze-test-new"}
-                assert {*tmp_path.iterdir()} == left
+            with scratch.temporary_folder("bronze-test-") as created:
+                expected = {second, Path(created), tmp_path / "bronze-test-new"}
+                assert {*tmp_path.iterdir()} == expected
                 assert (second / "inside").exists()
-                assert Path(mine).stat().st_mode & 0o777 == 0o700
-            assert not Path(mine).exists()
+                assert Path(created).stat().st_mode & 0o777 == 0o700
+            assert not Path(created).exists()
         finally:
-            one.kill()
-            other.kill()
+            killed.kill()
+            living.kill()
 
 
 @given(st.lists(st.binary(max_size=300), max_size=8))
-def test_a_spool_gives_back_what_it_was_given(parts: list[bytes]) -> None:
-    """In any order, and nothing of it can be read without its key."""
+def test_a_spool_returns_its_parts_and_encrypts_its_file(parts: list[bytes]) -> None:
+    """Parts are returned in any order, and none can be read without the key."""
     spool = Spool()
     places = [spool.put(part) for part in parts]
     assert [spool.get(*place) for place in reversed(places)] == parts[::-1]
