@@ -21,6 +21,7 @@ from bronze.governance import audit
 from bronze.governance.audit import Event
 from bronze.ingest import pipeline
 from bronze.maintenance import maintain as maintenance
+from bronze.model.events import StreamEvent
 from bronze.model.results import Late, MaintainResult, RunResult, StreamResult, TableResult
 from bronze.protection import erasure
 from bronze.protection.erasure import Forgotten
@@ -61,13 +62,13 @@ def follow(
     """`bronze.cdc.stream.stream`."""
     started: list[Event] = []
 
-    def record_start(step: stream.Step) -> None:
+    def record_start(event: StreamEvent) -> None:
         if not started:
             started.append(Event("stream", "", "started", _arguments(tables)))
             # If the lake cannot be written, the stream itself reports it and waits.
             with suppress(BronzeError):
                 audit.enter(settings, started)
-        notify(step)
+        notify(event)
 
     def events(done: StreamResult) -> list[Event]:
         details = {

@@ -1,4 +1,4 @@
-"""A stream's line to its source: a connection, its names, and whom it tells of what happens."""
+"""What the parts of a stream share: connection, names, totals, and who gets its events."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from bronze.errors import BronzeError
 from bronze.governance import lineage, openlineage
 from bronze.governance.lineage import Entry
 from bronze.ingest import pipeline
+from bronze.model.events import LoadEvent, Notice, StreamEvent, TableFailed
 from bronze.model.locations import Origin
 from bronze.model.results import Failure, Late, TableResult
 from bronze.postgres.catalog.relations import Relation
@@ -26,25 +27,7 @@ from bronze.tables.selection import Target
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Step:
-    """What just happened: a batch landed, or (with no ``tables``) the stream is idle.
-
-    ``lag_bytes`` is how much of the source's log is not landed yet; ``lag_seconds`` how long ago
-    the last landed transaction was committed, 0 where nothing is left. ``note`` tells people what
-    else there is to know.
-    """
-
-    position: int
-    transactions: int = 0
-    changes: int = 0
-    lag_bytes: int = 0
-    lag_seconds: float = 0.0
-    tables: tuple[str, ...] = ()
-    note: str = ""
-
-
-Notify = Callable[[Step], None]
+Notify = Callable[[StreamEvent], None]
 
 
 class Stopped(Exception):
@@ -52,7 +35,7 @@ class Stopped(Exception):
 
 
 @dataclass
-class Tally:
+class StreamTotals:
     """What a stream has done since it began; ``names`` are the Bronze tables that it has made, or
     found there.
     """
@@ -113,23 +96,34 @@ class Tally:
 
 
 @dataclass
-class Line:
-    """One connection's time.
+class StreamProgress:
+    """How far a stream has come: ``done`` is the position before which everything is applied,
+    ``lag`` how many bytes of the source's log are behind it. ``published`` is the publication's
+    oid, ``past`` what the server has to send again first.
+    """
+
+    done: int = 0
+    lag: int = 0
+    published: int = 0
+    past: Past = field(default_factory=Past)
+
+
+@dataclass(frozen=True)
+class StreamContext:
+    """What all parts of a stream share, for the time of one connection.
 
     Attributes:
         settings: the config.
         origin: the source.
         control: a connection to it, for everything but the stream itself.
         slot: the replication slot's name.
-        publication: the publication's; ``published`` is its oid.
+        publication: the publication's name.
         stop: ends the stream once it is set.
-        tally: what the stream has done so far, on earlier lines too.
-        notify: is told of each batch.
-        copied: is told of the progress of copies.
-        mine: the sessions at the server.
-        done: the position before which everything has landed.
-        lag: the bytes of the source's log behind it.
-        past: what the server has to tell again first.
+        totals: what the stream has done so far, on earlier connections too.
+        notify: is called with each event.
+        copied: is called with the progress of copies.
+        sessions: the sessions at the server.
+        progress: how far the stream has come.
     """
 
     settings: Settings
@@ -138,41 +132,35 @@ class Line:
     slot: str
     publication: str
     stop: threading.Event
-    tally: Tally
+    totals: StreamTotals
     notify: Notify
     copied: pipeline.Notify
-    mine: list[Session]
-    published: int = 0
-    done: int = 0
-    lag: int = 0
-    past: Past = field(default_factory=Past)
+    sessions: list[Session]
+    progress: StreamProgress = field(default_factory=StreamProgress)
 
-    def say(self, note: str) -> None:
-        """Tells people."""
-        _log.warning("%s", note)
-        self.notify(Step(self.done, lag_bytes=self.lag, note=note))
+    def tell(self, event: StreamEvent) -> None:
+        """Passes an event on, and logs it where it has something to say."""
+        if event.message:
+            _log.warning("%s", event.message)
+        self.notify(event)
 
-    def copying(self, progress: pipeline.Progress) -> None:
-        """Tells of a copy.
+    def copying(self, event: LoadEvent) -> None:
+        """Passes the progress of a copy on.
 
         Raises:
-            Stopped: there is to be none any more.
+            Stopped: the stream is to end.
         """
         if self.stop.is_set():
             raise Stopped
-        self.copied(progress)
+        self.copied(event)
 
     def failed(self, target: Target, error: BronzeError) -> None:
-        """Tells that a table does not follow."""
-        self.tally.copied(
-            TableResult(
-                table=target.label,
-                target=target.full_name,
-                status="failed",
-                error=error.failure(),
-            )
+        """Counts and tells that a table is not followed."""
+        failure = error.failure()
+        self.totals.copied(
+            TableResult(table=target.label, target=target.full_name, status="failed", error=failure)
         )
-        self.say(f"{target.label} is not followed: {error.message} {error.hint}")
+        self.tell(TableFailed(target.label, failure))
 
     def remember(self, entries: Sequence[Entry], *, begins: bool = False) -> None:
         """Enters records of lineage; ``begins`` says that they are of tables that have just come.
@@ -181,9 +169,9 @@ class Line:
             LakeError, LakeUnreachable: they cannot be written.
         """
         late = lineage.enter(self.settings, entries)
-        self.tally.late += [lineage.late(record) for record in late]
+        self.totals.late += [lineage.late(record) for record in late]
         for note in openlineage.tell(self.settings, entries, begins=begins):
-            self.say(note)
+            self.tell(Notice(note))
 
     def found(self) -> tuple[Relation, ...]:
         """What is in the source's schemas now."""

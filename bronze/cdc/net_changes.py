@@ -297,7 +297,7 @@ class Spot(NamedTuple):
     """A value of a change: ``column`` is its name in the source."""
 
     part: int
-    line: int
+    stream: int
     column: str
 
 
@@ -310,7 +310,7 @@ def _missing(job: Net, parts: Sequence[Part], last: pl.DataFrame) -> Mapping[Spo
     for number, columns in open_columns.items():
         lines = last.filter(pl.col(PART) == number)[LINE].to_numpy()
         for name, flags in columns:
-            wanted += [Spot(number, int(line), name) for line in lines[flags[lines]]]
+            wanted += [Spot(number, int(stream), name) for stream in lines[flags[lines]]]
     if not wanted:
         return {}
     if job.identity != job.key and set(parts[0].names) <= set(job.identity):
@@ -323,23 +323,23 @@ def _missing(job: Net, parts: Sequence[Part], last: pl.DataFrame) -> Mapping[Spo
         flagged = {name: flags for name, flags in open_columns[part.number] if name in names}
         before: tuple[int, tuple[str, ...]] | None = None
         moving: dict[str, Spot | Key] = {}
-        for *row, upsert, _, line in part.events(job.identity).iter_rows():
+        for *row, upsert, _, stream in part.events(job.identity).iter_rows():
             at = tuple(row)
             if not upsert:
                 # If it is a change of identity, its second half comes next.
-                before = (line, at)
+                before = (stream, at)
                 moving = current.pop(at, {})
                 continue
-            left = before is not None and before[0] == line
+            left = before is not None and before[0] == stream
             known = moving if left else current.get(at, {})
             first = before[1] if left and before else at
             origin = tuple(first[i] for i in keyed)
             story: dict[str, Spot | Key] = {}
             for name in names:
-                if name in flagged and flagged[name][line]:
-                    story[name] = origins[Spot(part.number, line, name)] = known.get(name, origin)
+                if name in flagged and flagged[name][stream]:
+                    story[name] = origins[Spot(part.number, stream, name)] = known.get(name, origin)
                 else:
-                    story[name] = Spot(part.number, line, name)
+                    story[name] = Spot(part.number, stream, name)
             current[at] = story
     return {spot: origins[spot] for spot in wanted}
 
@@ -351,13 +351,13 @@ def _patched(
     missing: Mapping[Spot, Spot | Key],
 ) -> pl.DataFrame:
     """The texts with the values that stand in other changes."""
-    rows = {int(line): row for row, line in enumerate(lines)}
+    rows = {int(stream): row for row, stream in enumerate(lines)}
     # A part that lies in a file is read whenever it is asked.
     wanted: dict[int, dict[str, list[tuple[int, int]]]] = {}
-    for (_, line, name), origin in missing.items():
+    for (_, stream, name), origin in missing.items():
         if isinstance(origin, Spot):
             columns = wanted.setdefault(origin.part, {})
-            columns.setdefault(name, []).append((rows[line], origin.line))
+            columns.setdefault(name, []).append((rows[stream], origin.stream))
     for part, columns in wanted.items():
         new = parts[part].changes.new
         for name, places in columns.items():
@@ -377,14 +377,14 @@ def _looked_up(
     their rejected values, and their lines.
     """
     targets = {text.name: text.target for text in job.texts}
-    places = {int(line): row for row, line in enumerate(lines)}
+    places = {int(stream): row for row, stream in enumerate(lines)}
     # What a row lacks is under one key, as it has had one at a time.
     under: dict[int, Key] = {}
     lacking: dict[str, set[int]] = {}
-    for (_, line, name), origin in missing.items():
+    for (_, stream, name), origin in missing.items():
         if not isinstance(origin, Spot):
-            under[places[line]] = origin
-            lacking.setdefault(name, set()).add(places[line])
+            under[places[stream]] = origin
+            lacking.setdefault(name, set()).add(places[stream])
     complete = np.setdiff1d(np.arange(rows.height), list(under))
     if len(complete):
         alone = len(complete) == rows.height

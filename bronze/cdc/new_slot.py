@@ -18,8 +18,9 @@ import psycopg
 from psycopg import errors as pg
 
 from bronze import failpoint
-from bronze.cdc.context import Line, Stopped
+from bronze.cdc.context import Stopped, StreamContext
 from bronze.errors import BronzeError, TableRefused
+from bronze.model.events import Waiting
 from bronze.model.locations import Origin
 from bronze.postgres.connection import connect
 from bronze.postgres.connection.connect import Connection
@@ -100,7 +101,7 @@ class NewSlot:
     """
 
     def __init__(
-        self, line: Line, targets: Sequence[Target], name: str, *, temporary: bool
+        self, stream: StreamContext, targets: Sequence[Target], name: str, *, temporary: bool
     ) -> None:
         """Publishes the tables, and asks for the slot. `close` it, whatever comes of it."""
         self.targets, self.name = tuple(targets), name
@@ -108,8 +109,8 @@ class NewSlot:
         self.published = 0
         self.sender: Connection | None = None
         self.error: BaseException | None = None
-        self._line, self._temporary = line, temporary
-        self._schemas = line.settings.source[line.origin.name].schema_
+        self._stream, self._temporary = stream, temporary
+        self._schemas = stream.settings.source[stream.origin.name].schema_
         self._holder: Connection | None = None
         self._held: Snapshot | None = None
         self._made = False
@@ -134,7 +135,7 @@ class NewSlot:
             Stopped: the stream is to end.
         """
         while not self.wait(_POLL):
-            if self._line.stop.is_set():
+            if self._stream.stop.is_set():
                 raise Stopped
             self.say(who, "")
 
@@ -170,10 +171,10 @@ class NewSlot:
         every = _SAME_EVERY if whom == self._said else _OTHERS_EVERY
         if self._said is None or now - self._said_at >= every:
             self._said, self._said_at = whom, now
-            self._line.say(f"{text} {meanwhile}".rstrip())
+            self._stream.tell(Waiting(f"{text} {meanwhile}".rstrip()))
 
     def _transactions(self, who: str) -> tuple[frozenset[str], str] | None:
-        found = slot_waits.transactions(self._line.control)
+        found = slot_waits.transactions(self._stream.control)
         # Those that were open when it was looked last: the others come and go.
         lasting = [one for one in found if one.xid in self._open]
         self._open = frozenset(one.xid for one in found)
@@ -188,7 +189,7 @@ class NewSlot:
 
     def _locks(self, who: str) -> tuple[frozenset[str], str] | None:
         holder = self._holder
-        pids = slot_waits.blocking(self._line.control, holder.info.backend_pid) if holder else ()
+        pids = slot_waits.blocking(self._stream.control, holder.info.backend_pid) if holder else ()
         if not pids:
             return None
         named = ", ".join(map(str, pids))
@@ -232,7 +233,7 @@ class NewSlot:
 
     def _run(self) -> None:
         try:
-            with connect.mapped(self._line.origin):
+            with connect.mapped(self._stream.origin):
                 self._make()
         except BaseException as error:  # whatever it is, the one who waits has to hear of it
             self.error = error
@@ -242,10 +243,12 @@ class NewSlot:
                 self._release()
 
     def _make(self) -> None:
-        origin = self._line.origin
+        origin = self._stream.origin
         self._holder = connect.connect(origin)
         self._stack.callback(self._holder.close)
-        self.refused, covered = publish(origin, self._holder, self._line.publication, self.targets)
+        self.refused, covered = publish(
+            origin, self._holder, self._stream.publication, self.targets
+        )
         self.targets, self.published = covered.targets, covered.oid
         wanted = [one for one in self.targets if one.label not in self.refused]
         sender = slot.walsender(origin)

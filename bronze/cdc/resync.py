@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from bronze.cdc import table_sync
-from bronze.cdc.context import Line
+from bronze.cdc.context import StreamContext
 from bronze.cdc.new_slot import NewSlot
 from bronze.cdc.table_sync import Copied
 from bronze.errors import BronzeError, TableRefused
@@ -38,9 +38,11 @@ class _Waiting:
 class Resync:
     """The tables that were set aside."""
 
-    def __init__(self, line: Line, give_up: Callable[[Target, BronzeError], None]) -> None:
+    def __init__(
+        self, stream: StreamContext, give_up: Callable[[Target, BronzeError], None]
+    ) -> None:
         """None yet; ``give_up`` is told of those that cannot be copied or compared."""
-        self._line, self._give_up = line, give_up
+        self._stream, self._give_up = stream, give_up
         self._waiting: dict[str, _Waiting] = {}
         self._new: NewSlot | None = None
         self._left_out: dict[int, int] = {}
@@ -104,7 +106,7 @@ class Resync:
         due = [one for one in self._waiting.values() if one.due <= now]
         if not due:
             return None
-        there = {relation.label: relation for relation in self._line.found()}
+        there = {relation.label: relation for relation in self._stream.found()}
         wanted: list[Target] = []
         for one in due:
             label = one.target.label
@@ -120,7 +122,7 @@ class Resync:
         # What the stream brings without them was committed before the slot is asked for.
         want(target.relation.oid for target in wanted)
         self._left_out = {}
-        return table_sync.another_slot(self._line, wanted)
+        return table_sync.another_slot(self._stream, wanted)
 
     def copy(self, ready: NewSlot, others: bool) -> Copied:
         """Copies or compares the tables of a slot that is there; those that were altered meanwhile
@@ -130,7 +132,7 @@ class Resync:
             BronzeError: nothing could be done at all.
         """
         why: Mapping[str, str] = {label: one.why for label, one in self._waiting.items()}
-        done = table_sync.copied(self._line, ready, why, others)
+        done = table_sync.copied(self._stream, ready, why, others)
         for target in ready.targets:
             one = self._waiting.pop(target.label)
             if target.label not in done.changed:

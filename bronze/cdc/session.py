@@ -14,7 +14,7 @@ import uuid_utils
 from bronze import failpoint
 from bronze.cdc import apply, checkpoints, table_sync
 from bronze.cdc.apply import Following
-from bronze.cdc.context import Line, Step, Stopped
+from bronze.cdc.context import Stopped, StreamContext
 from bronze.cdc.new_slot import NewSlot
 from bronze.cdc.resync import Resync, dropped
 from bronze.errors import (
@@ -29,9 +29,22 @@ from bronze.errors import (
     TableVanished,
 )
 from bronze.execution import budget, executors
+from bronze.execution.periodic import Periodic
 from bronze.governance import audit, lineage
 from bronze.governance.tables import streams as book
 from bronze.maintenance.background import BackgroundMaintenance
+from bronze.model.events import (
+    BatchApplied,
+    CheckpointMade,
+    Notice,
+    Resynced,
+    SlotRetains,
+    TableAdded,
+    TableFailed,
+    TableFollowed,
+    TableRetried,
+    Waiting,
+)
 from bronze.model.stamp import Stamp
 from bronze.postgres.catalog import definition
 from bronze.postgres.catalog.relations import Relation
@@ -47,9 +60,9 @@ from bronze.tables.selection import Target
 _PATIENCE, _BRIEF = 0.5, 0.05
 _GUARD_EVERY = 10.0
 _LOOK_EVERY = 60.0
-_REMEMBER_EVERY = 3600.0
+_LINEAGE_EVERY = 3600.0
 # The books of anomalies and quality grow by a file each time.
-_TELL_EVERY = 60.0
+_RECORD_EVERY = 60.0
 _LONGEST_PAUSE = 60.0
 # How long a table that failed is left alone, at first and at most.
 _FIRST_REST, _LONGEST_REST = 60.0, 3600.0
@@ -72,12 +85,14 @@ class _Failing:
 class Session:
     """One line's time: the tables that follow, and how far they have come."""
 
-    def __init__(self, line: Line, targets: Sequence[Target], wanted: Sequence[str] = ()) -> None:
+    def __init__(
+        self, stream: StreamContext, targets: Sequence[Target], wanted: Sequence[str] = ()
+    ) -> None:
         """Brings the tables onto the stream; ``wanted`` are names to follow only, none for all."""
-        self._line, self._settings, self._wanted = line, line.settings, wanted
+        self._stream, self._settings, self._wanted = stream, stream.settings, wanted
         self._failing: dict[str, _Failing] = {}
-        self._resync = Resync(line, self._fails_by)
-        self._history, self._followings, late = table_sync.begun(line, targets)
+        self._resync = Resync(stream, self._fails_by)
+        self._history, self._followings, late = table_sync.begun(stream, targets)
         for why, some in late.items():
             self._resync.add(some, why)
         for target in targets:
@@ -87,8 +102,17 @@ class Session:
         self._limit = budget.readers(run.memory, run.workers, run.workers)
         self._largest = budget.largest_change(run.memory, self._limit)
         self._recorded = 0
-        self._recorded_at = self._guarded_at = 0.0
-        self._looked_at = self._remembered_at = self._told_at = self._graded_at = time.monotonic()
+        self._heartbeat = Periodic(self._settings.stream.heartbeat, self._record_idle)
+        self._anomalies = Periodic(_RECORD_EVERY, self._record_anomalies)
+        self._quality = Periodic(_RECORD_EVERY, self._record_quality)
+        self._periodic = (
+            self._heartbeat,
+            Periodic(_LINEAGE_EVERY, self._record_lineage),
+            Periodic(_GUARD_EVERY, self._guard, done_at=0.0),
+            self._anomalies,
+            self._quality,
+            Periodic(_LOOK_EVERY, self._look),
+        )
         self._last: Stamp | None = None
         self._audited = audit.mark(self._settings)
         self._labels: frozenset[str] = frozenset()
@@ -108,15 +132,15 @@ class Session:
         try:
             self._follow(until_caught_up)
         except SourceRewound:
-            line = self._line
-            checkpoints.forsake(self._settings, snapshot.identity(line.control), line.slot)
+            stream = self._stream
+            checkpoints.forsake(self._settings, snapshot.identity(stream.control), stream.slot)
             raise
         finally:
             self._remember_last()
 
     def _follow(self, until_caught_up: bool) -> None:
-        line = self._line
-        target = slot.settled(line.control) if until_caught_up else None
+        stream = self._stream
+        target = slot.settled(stream.control) if until_caught_up else None
         with (
             executors.executor("threads", self._limit) as pool,
             self._receiver() as receiver,
@@ -126,27 +150,27 @@ class Session:
             closing(self._resync),
         ):
             receiver.confirm(self._recorded)
-            while self._left(until_caught_up) and not line.stop.is_set():
+            while self._left(until_caught_up) and not stream.stop.is_set():
                 joined_at = self._join(pool, receiver, until_caught_up)
                 if target is not None:
                     target = max(target, joined_at)
                 patience = _BRIEF if self._resync.pending else _PATIENCE
-                batch = receiver.take(patience, line.done)
+                batch = receiver.take(patience, stream.progress.done)
                 if batch:
                     self._land(pool, batch)
                     receiver.confirm(self._recorded)
                     targets = [one.plan.target for one in self._following]
                     maintenance.touched({t.place: t.settings for t in targets})
-                elif receiver.idle > line.done:
-                    line.done = receiver.idle
+                elif receiver.idle > stream.progress.done:
+                    stream.progress.done = receiver.idle
                 self._watch(receiver)
                 if target is None:
                     self._try_again()
-                if target is not None and line.done >= target and not self._resync:
+                if target is not None and stream.progress.done >= target and not self._resync:
                     break
                 if target is not None and not batch:
                     receiver.nudge()
-            if line.done > self._recorded:
+            if stream.progress.done > self._recorded:
                 self._record(None, "")
                 receiver.confirm(self._recorded)
 
@@ -156,16 +180,16 @@ class Session:
         return bool(self._followings or self._resync or failing)
 
     def _receiver(self) -> Receiver:
-        line, memory = self._line, self._settings.run.memory
-        sender = slot.walsender(line.origin)
-        line.mine.append(slot.session(sender))
+        stream, memory = self._stream, self._settings.run.memory
+        sender = slot.walsender(stream.origin)
+        stream.sessions.append(slot.session(sender))
         set_aside = [target.relation.oid for target in self._resync.targets]
         return self._receiving(
             sender,
-            line.slot,
+            stream.slot,
             [*self._followings, *set_aside],
             max(_LEAST_BATCH, (memory - _BASE) // _SHARE),
-            line.past,
+            stream.progress.past,
         )
 
     def _receiving(
@@ -176,35 +200,35 @@ class Session:
         memory: int,
         past: Past | None = None,
     ) -> Receiver:
-        line = self._line
+        stream = self._stream
         return Receiver(
-            line.origin,
+            stream.origin,
             sender,
             name,
-            line.publication,
+            stream.publication,
             oids,
             interval=self._settings.stream.interval,
             memory=memory,
             largest=self._largest,
             past=past,
             # Nobody answers there either, and who waits for it would wait for ever.
-            lost=lambda: connect.cut(line.control),
+            lost=lambda: connect.cut(stream.control),
         )
 
     def _land(self, pool: Executor, batch: Batch) -> None:
         """Lands a batch in all its tables, and records it."""
-        line = self._line
+        stream = self._stream
         stamp = self._apply(pool, batch)
-        line.done = max(line.done, batch.position)
-        line.tally.batches += 1
-        line.tally.transactions += batch.transactions
-        line.tally.changes += batch.changes
+        stream.progress.done = max(stream.progress.done, batch.position)
+        stream.totals.batches += 1
+        stream.totals.transactions += batch.transactions
+        stream.totals.changes += batch.changes
         self._record(batch, stamp.batch_id)
 
     def _apply(self, pool: Executor, batch: Batch) -> Stamp:
         """Lands a batch in all its tables; waits for a lake that cannot be written."""
-        line, failures = self._line, 0
-        stamp = Stamp(str(uuid_utils.uuid7()), datetime.now(UTC), line.origin.name, "streaming")
+        stream, failures = self._stream, 0
+        stamp = Stamp(str(uuid_utils.uuid7()), datetime.now(UTC), stream.origin.name, "streaming")
         stamp = replace(stamp, audited=self._audited)
         while True:
             try:
@@ -213,34 +237,32 @@ class Session:
             except LakeUnreachable as error:
                 failures += 1
                 pause = min(_LONGEST_PAUSE, self._settings.run.retry_delay * 2 ** (failures - 1))
-                line.say(f"{error.message} Again in {pause:.0f} s.")
-                if line.stop.wait(pause):
+                stream.tell(Waiting(error.message, pause))
+                if stream.stop.wait(pause):
                     raise Stopped from error
         release(batch)
         self._last = stamp
         return stamp
 
-    def _tell(self) -> None:
+    def _record_anomalies(self) -> None:
         """Enters what was found out about the last batches' rows into the books."""
-        self._told_at = time.monotonic()
         if self._last is None:
             return
         for following in self._followings.values():
             for note in apply.told(self._settings, following, self._last):
-                self._line.say(f"{following.label}: {note}")
+                self._stream.tell(Notice(f"{following.label}: {note}"))
 
-    def _grade(self) -> None:
+    def _record_quality(self) -> None:
         """Enters how the rows fared since it was done last; what hinders that is told, and the
         stream goes on: it is tried again.
         """
-        self._graded_at = time.monotonic()
         try:
             apply.book_quality(self._settings, self._followings.values())
         except BronzeError as error:
-            self._line.say(f"How the rows fared could not be entered: {error.message}")
+            self._stream.tell(Notice(f"Quality figures were not recorded: {error.message}"))
 
     def _landed(self, pool: Executor, batch: Batch, stamp: Stamp) -> None:
-        line = self._line
+        stream = self._stream
         misfits: list[Following] = []
         unreachable: list[LakeUnreachable] = []
         courses = []
@@ -253,7 +275,7 @@ class Session:
             if batch.position <= following.floor:
                 continue
             if gathered.oversize:
-                line.say(_outgrown(following, gathered.oversize, self._largest))
+                stream.tell(_outgrown(following, gathered.oversize, self._largest))
                 misfits.append(following)
             elif apply.fits(following, gathered):
                 courses.append(apply.landing(self._settings, following, gathered, batch, stamp))
@@ -261,7 +283,7 @@ class Session:
                 misfits.append(following)
         for one in executors.drive(pool, courses, self._limit):
             if isinstance(one.error, (CommitConflict, Mismatch)):
-                line.say(f"{one.following.label} is compared: {one.error.message}")
+                stream.tell(Resynced((one.following.label,), one.error.message))
                 misfits.append(one.following)
                 continue
             if isinstance(one.error, TableVanished) and not checkpoints.found(self._settings):
@@ -270,7 +292,7 @@ class Session:
             if isinstance(one.error, LakeUnreachable):
                 unreachable.append(one.error)
                 continue
-            line.tally.followed(one)
+            stream.totals.followed(one)
             if one.error:
                 self._gives_up(one.following, one.error)
         failpoint.reach("landed")
@@ -290,11 +312,11 @@ class Session:
         Raises:
             SourceBusy: one was made anew, which is another one for the slot.
         """
-        self._tell()
-        self._grade()
-        now = {relation.oid: relation for relation in self._line.found()}
+        self._anomalies.run()
+        self._quality.run()
+        now = {relation.oid: relation for relation in self._stream.found()}
         _refuse_remade(misfits, now.values())
-        self._line.remember([lineage.left(following.entry, None) for following in misfits])
+        self._stream.remember([lineage.left(following.entry, None) for following in misfits])
         there: list[Target] = []
         for following in misfits:
             target, relation = (
@@ -318,7 +340,7 @@ class Session:
                 self._fails_by(target, _occupied(target, other))
             else:
                 free.append(target)
-        self._resync.add(table_sync.fit_again(self._line, free), why)
+        self._resync.add(table_sync.fit_again(self._stream, free), why)
         for target in free:
             if target.label not in self._resync:
                 self._fails(target)
@@ -360,7 +382,7 @@ class Session:
         for target in ready.targets:
             if target.relation.oid in done.joined:
                 if self._failing.pop(target.label, None):
-                    self._line.say(f"{target.label} is followed again.")
+                    self._stream.tell(TableFollowed(target.label))
             elif target.label not in done.changed:
                 self._fails(target)
         return max((following.floor for following in done.joined.values()), default=0)
@@ -373,10 +395,10 @@ class Session:
         Raises:
             Stopped: the stream is to end.
         """
-        line, end, reached = self._line, max(behind.values()), 0
+        stream, end, reached = self._stream, max(behind.values()), 0
         with self._receiving(ready.take_sender(), ready.name, behind, _LEAST_BATCH) as receiver:
             while reached < end:
-                if line.stop.is_set():
+                if stream.stop.is_set():
                     raise Stopped
                 batch = receiver.take(_BRIEF, end - 1)
                 if batch:
@@ -398,12 +420,12 @@ class Session:
         following.error = error
         # What cannot be written yet is entered by whoever comes next.
         with suppress(BronzeError):
-            self._line.remember([lineage.left(following.entry, error)])
-        self._line.say(f"{following.label} is not followed: {error.message} {error.hint}")
+            self._stream.remember([lineage.left(following.entry, error)])
+        self._stream.tell(TableFailed(following.label, error.failure()))
         self._fails(following.plan.target)
 
     def _fails_by(self, target: Target, error: BronzeError) -> None:
-        self._line.failed(target, error)
+        self._stream.failed(target, error)
         self._fails(target)
 
     def _fails(self, target: Target) -> None:
@@ -418,7 +440,7 @@ class Session:
         due = [one for one in failing if one.due <= now]
         if not due:
             return
-        there = {relation.label: relation for relation in self._line.found()}
+        there = {relation.label: relation for relation in self._stream.found()}
         targets = []
         for one in due:
             label, oid = one.target.label, one.target.relation.oid
@@ -433,26 +455,26 @@ class Session:
                 del self._followings[oid]
         if not targets:
             return
-        self._line.say(f"{', '.join(target.label for target in targets)}: tried again.")
+        self._stream.tell(TableRetried(tuple(target.label for target in targets)))
         self._set_aside(targets, "it could not follow before")
 
     def _record(self, batch: Batch | None, batch_id: str) -> None:
         """Records the position, and with it that all tables have landed what is before it."""
-        line = self._line
-        moment, first = slot.moment(line.control), not line.tally.position
-        line.lag = max(0, moment.flushed - line.done)
+        stream = self._stream
+        moment, first = slot.moment(stream.control), not stream.totals.position
+        stream.progress.lag = max(0, moment.flushed - stream.progress.done)
         set_aside = [target.full_name for target in self._resync.targets]
         entry = book.Record(
-            stream=line.slot,
-            source=line.origin.name,
-            position=line.done,
+            stream=stream.slot,
+            source=stream.origin.name,
+            position=stream.progress.done,
             committed=batch.committed if batch else None,
             batch_id=batch_id,
             transactions=batch.transactions if batch else 0,
             changes=batch.changes if batch else 0,
-            lag_bytes=line.lag,
+            lag_bytes=stream.progress.lag,
             lag_seconds=max(0.0, time.time() - batch.committed / 10**6) if batch else 0.0,
-            tables=checkpoints.versions(self._following, line.done, set_aside),
+            tables=checkpoints.versions(self._following, stream.progress.done, set_aside),
         )
         checkpoints.enter(
             self._settings,
@@ -460,37 +482,41 @@ class Session:
             entry,
             moment.clock,
             self._following,
-            line.published,
+            stream.progress.published,
             first,
         )
         failpoint.reach("recorded")
-        self._recorded, self._recorded_at = line.done, time.monotonic()
-        line.tally.position = line.done
-        changed = tuple(f.name for f in self._following if batch and f.oid in batch.tables)
-        line.notify(
-            Step(
+        self._recorded = stream.progress.done
+        self._heartbeat.postpone()
+        stream.totals.position = stream.progress.done
+        if batch is None:
+            stream.tell(CheckpointMade(entry.position, entry.lag_bytes))
+            return
+        tables = tuple(f.name for f in self._following if f.oid in batch.tables)
+        stream.tell(
+            BatchApplied(
                 entry.position,
                 entry.transactions,
                 entry.changes,
                 entry.lag_bytes,
                 entry.lag_seconds,
-                changed,
+                tables,
             )
         )
 
     def _remember_last(self) -> None:
         """Enters what became of each table; what cannot be is entered by the next stream or run."""
-        line = self._line
-        line.tally.unrecorded = None
+        stream = self._stream
+        stream.totals.unrecorded = None
         try:
             if not checkpoints.found(self._settings):
                 raise checkpoints.gone(self._settings)
-            self._tell()
-            self._grade()
-            line.remember([lineage.left(f.entry, f.error) for f in self._followings.values()])
+            self._anomalies.run()
+            self._quality.run()
+            stream.remember([lineage.left(f.entry, f.error) for f in self._followings.values()])
             self._attest()
         except BronzeError as error:
-            line.tally.unrecorded = error.failure()
+            stream.totals.unrecorded = error.failure()
 
     def _attest(self) -> None:
         """Says which tables knew of records that the audit log has not."""
@@ -500,35 +526,30 @@ class Session:
         if self._audited is None or not doubted:
             return
         for note in audit.compared(self._settings, self._audited, doubted):
-            self._line.say(note)
+            self._stream.tell(Notice(note))
         for following in self._followings.values():
             following.doubted = None
 
     # The guard
 
     def _watch(self, receiver: Receiver) -> None:
-        now = time.monotonic()
-        behind = self._line.done > self._recorded
-        if behind and now - self._recorded_at > self._settings.stream.heartbeat:
-            self._record(None, "")
+        """Does what is due beside the batches."""
+        recorded = self._recorded
+        for periodic in self._periodic:
+            periodic.poll()
+        if self._recorded != recorded:
             receiver.confirm(self._recorded)
-        if now - self._remembered_at > _REMEMBER_EVERY:
-            self._remembered_at = now
-            self._line.remember([following.entry for following in self._following])
-            with suppress(BronzeError):
-                # Tried again in an hour; that nothing can be recorded is said in the end.
-                self._attest()
-            self._audited = audit.mark(self._settings)
-        if now - self._guarded_at > _GUARD_EVERY:
-            self._guarded_at = now
-            self._guard()
-        if now - self._told_at > _TELL_EVERY:
-            self._tell()
-        if now - self._graded_at > _TELL_EVERY:
-            self._grade()
-        if now - self._looked_at > _LOOK_EVERY:
-            self._looked_at = now
-            self._look()
+
+    def _record_idle(self) -> None:
+        if self._stream.progress.done > self._recorded:
+            self._record(None, "")
+
+    def _record_lineage(self) -> None:
+        self._stream.remember([following.entry for following in self._following])
+        with suppress(BronzeError):
+            # Tried again in an hour; that nothing can be recorded is said in the end.
+            self._attest()
+        self._audited = audit.mark(self._settings)
 
     def _guard(self) -> None:
         """Says when the slot makes the server keep too much of its log.
@@ -536,16 +557,16 @@ class Session:
         Raises:
             SourceBusy: the slot was lost.
         """
-        line = self._line
-        found = slot.find(line.control, line.slot)
+        stream = self._stream
+        found = slot.find(stream.control, stream.slot)
         if found is None or found.lost:
-            raise SourceBusy(f"The slot {line.slot} was lost.", hint="It is made anew.")
+            raise SourceBusy(f"The slot {stream.slot} was lost.", hint="It is made anew.")
         budget = self._settings.stream.wal_budget
         if found.retained > budget:
-            left = f", {found.safe_wal_size} bytes before it is lost" if found.safe_wal_size else ""
-            line.say(
-                f"The slot {line.slot} makes the server keep {found.retained} bytes of its log"
-                f" ({found.wal_status}{left}); [stream] wal_budget is {budget}."
+            stream.tell(
+                SlotRetains(
+                    stream.slot, found.retained, budget, found.wal_status, found.safe_wal_size
+                )
             )
 
     def _look(self) -> None:
@@ -555,19 +576,19 @@ class Session:
         Raises:
             SourceBusy: a table was made anew, which is another one for the slot.
         """
-        line = self._line
-        now = {relation.oid: relation for relation in line.found()}
+        stream = self._stream
+        now = {relation.oid: relation for relation in stream.found()}
         _refuse_remade(self._following, now.values())
         for one in self._following:
             if one.oid not in now or now[one.oid].label != one.label:
                 self._gives_up(one, _left(one, now.get(one.oid)))
         self._follow_new(now.values())
         following = self._following
-        with connect.mapped(line.origin):
+        with connect.mapped(stream.origin):
             relations = [now[one.oid] for one in following]
-            covered = publication.coverage(line.control, line.publication, relations)
+            covered = publication.coverage(stream.control, stream.publication, relations)
             keyed = [(now[one.oid], one.plan.target.key) for one in following]
-            telling = publication.telling(line.control, keyed)
+            telling = publication.telling(stream.control, keyed)
         changed: dict[str, list[Following]] = {}
         for one in following:
             if why := _changed(one, now[one.oid], covered.get(one.oid, "")):
@@ -575,12 +596,12 @@ class Session:
             elif telling.get(one.oid) != one.identity:
                 changed.setdefault("what tells its rows apart has changed", []).append(one)
         for why, some in changed.items():
-            line.say(f"{', '.join(one.label for one in some)}: {why}. All rows are compared.")
+            stream.tell(Resynced(tuple(one.label for one in some), why))
             self._compare(some, why)
 
     def _follow_new(self, found: Collection[Relation]) -> None:
         """Has tables copied that have come since the stream began, or have come back."""
-        line = self._line
+        stream = self._stream
         for one in self._failing.values():
             if any(r.label == one.target.label and r.oid != one.target.relation.oid for r in found):
                 one.due = 0.0
@@ -590,13 +611,13 @@ class Session:
         self._labels = labels
         known = {following.label for following in self._followings.values()}
         known |= {*self._failing, *(target.label for target in self._resync.targets)}
-        mine = [(line.origin.name, relation) for relation in found if self._wants(relation)]
+        mine = [(stream.origin.name, relation) for relation in found if self._wants(relation)]
         if not mine:
             return
         try:
             chosen = selection.targets(self._settings, mine, ())
         except ConfigError as error:
-            line.say(f"{error.message} {error.hint}")
+            stream.tell(Notice(f"{error.message} {error.hint}"))
             return
         new = [
             target
@@ -604,14 +625,14 @@ class Session:
             if target.settings.pattern == "streaming" and target.label not in known
         ]
         for target in new:
-            line.say(f"{target.label} has come since the stream began. It is copied and followed.")
+            stream.tell(TableAdded(target.label))
         if new:
             self._set_aside(new, "it has come since the stream began")
 
     def _wants(self, relation: Relation) -> bool:
         """Whether a table is among those that the stream was started for."""
         label = relation.label
-        names = {relation.name, label, f"{self._line.origin.name}.{label}"}
+        names = {relation.name, label, f"{self._stream.origin.name}.{label}"}
         return not self._wanted or not names.isdisjoint(self._wanted)
 
 
@@ -652,11 +673,9 @@ def _changed(following: Following, now: Relation, covered: str) -> str:
     return ""
 
 
-def _outgrown(following: Following, size: int, largest: int) -> str:
-    return (
-        f"{following.label} is compared: a change of it has {size:,} bytes, and [run] memory leaves"
-        f" room for {largest:,} in a change."
-    )
+def _outgrown(following: Following, size: int, largest: int) -> Resynced:
+    why = f"a change of it has {size:,} bytes, and [run] memory allows {largest:,} in a change"
+    return Resynced((following.label,), why)
 
 
 def _refuse_remade(followings: Iterable[Following], now: Iterable[Relation]) -> None:

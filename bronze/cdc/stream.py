@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from random import uniform
 
-from bronze.cdc.context import Line, Notify, Step, Stopped, Tally
+from bronze.cdc.context import Notify, Stopped, StreamContext, StreamTotals
 from bronze.cdc.session import Session
 from bronze.config.settings import Settings
 from bronze.errors import (
@@ -30,6 +30,7 @@ from bronze.errors import (
 )
 from bronze.governance import openlineage
 from bronze.ingest import pipeline
+from bronze.model.events import Notice, Waiting
 from bronze.model.results import StreamResult
 from bronze.postgres.connection import connect
 from bronze.postgres.connection.connect import Connection
@@ -37,7 +38,7 @@ from bronze.postgres.replication import publication, slot
 from bronze.tables import selection
 from bronze.tables.selection import Target
 
-__all__ = ["Notify", "Step", "drop", "stream"]
+__all__ = ["Notify", "drop", "stream"]
 
 _PATIENCE = 0.05
 _LEAVING = 2.0
@@ -72,44 +73,44 @@ def stream(
         SourceError, LakeError: nothing could be done at all.
     """
     openlineage.ready(settings)
-    began, tally = time.monotonic(), Tally()
+    began, totals = time.monotonic(), StreamTotals()
     stop = stop or threading.Event()
     name = _source(settings, tables)
     failures, known = 0, False
-    mine: list[slot.Session] = []
+    sessions: list[slot.Session] = []
     while not stop.is_set():
-        started, landed = time.monotonic(), tally.batches
+        started, landed = time.monotonic(), totals.batches
         try:
-            with _opened(settings, name, stop, tally, notify, copied, mine) as line:
-                targets = _streamed(line, tables)
+            with _opened(settings, name, stop, totals, notify, copied, sessions) as opened:
+                targets = _streamed(opened, tables)
                 known = True
-                Session(line, targets, tables).follow(until_caught_up)
+                Session(opened, targets, tables).follow(until_caught_up)
             break
         except Stopped:
             break
         except SourceRewound as error:
-            notify(Step(tally.position, note=f"{error.message} {error.hint}"))
+            notify(Notice(f"{error.message} {error.hint}"))
         except BronzeError as error:
             passing = error.retry or isinstance(error, LakeUnreachable)
-            well = tally.batches > landed or time.monotonic() - started > _STEADY
+            well = totals.batches > landed or time.monotonic() - started > _STEADY
             failures = 1 if well else failures + 1
             given_up = until_caught_up and failures > settings.run.max_retries
             if not known or not passing or given_up:
                 raise
             pause = min(_LONGEST_PAUSE, settings.run.retry_delay * 2 ** (failures - 1))
             pause *= uniform(0.5, 1)  # noqa: S311 - so that many do not come back at once
-            notify(Step(tally.position, note=f"{error.message} Again in {pause:.0f} s."))
+            notify(Waiting(error.message, pause))
             stop.wait(pause)
     return StreamResult(
         stream=settings.stream.names(name)[0],
-        position=tally.position,
+        position=totals.position,
         seconds=time.monotonic() - began,
-        batches=tally.batches,
-        transactions=tally.transactions,
-        changes=tally.changes,
-        tables=tuple(tally.tables.values()),
-        late=tuple(tally.late),
-        unrecorded=tally.unrecorded,
+        batches=totals.batches,
+        transactions=totals.transactions,
+        changes=totals.changes,
+        tables=tuple(totals.tables.values()),
+        late=tuple(totals.late),
+        unrecorded=totals.unrecorded,
     )
 
 
@@ -153,12 +154,14 @@ def _opened(
     settings: Settings,
     name: str,
     stop: threading.Event,
-    tally: Tally,
+    totals: StreamTotals,
     notify: Notify,
     copied: pipeline.Notify,
-    mine: list[slot.Session],
-) -> Iterator[Line]:
-    """A line; ``mine`` are the sessions at the server of the last one, and then of this one."""
+    sessions: list[slot.Session],
+) -> Iterator[StreamContext]:
+    """What a stream needs while it is connected. ``sessions`` are those that it had at the server, and
+    then those of this connection.
+    """
     own, published = settings.stream.names(name)
     with ExitStack() as stack:
         origin = replace(settings.origin(name), application_name=f"bronze stream {own}")
@@ -167,10 +170,12 @@ def _opened(
         connect.locate(origin, control)
         with connect.mapped(origin):
             # Where a connection fell silent, the server keeps its session for hours.
-            slot.end(control, mine)
-            _claim(control, own, bool(mine), stop)
-            mine[:] = [slot.session(control)]
-            yield Line(settings, origin, control, own, published, stop, tally, notify, copied, mine)
+            slot.end(control, sessions)
+            _claim(control, own, bool(sessions), stop)
+            sessions[:] = [slot.session(control)]
+            yield StreamContext(
+                settings, origin, control, own, published, stop, totals, notify, copied, sessions
+            )
 
 
 def _claim(control: Connection, own: str, known: bool, stop: threading.Event) -> None:
@@ -188,9 +193,9 @@ def _claim(control: Connection, own: str, known: bool, stop: threading.Event) ->
             )
 
 
-def _streamed(line: Line, wanted: Sequence[str]) -> list[Target]:
-    found = [(line.origin.name, relation) for relation in line.found()]
-    chosen = selection.targets(line.settings, found, wanted)
+def _streamed(stream: StreamContext, wanted: Sequence[str]) -> list[Target]:
+    found = [(stream.origin.name, relation) for relation in stream.found()]
+    chosen = selection.targets(stream.settings, found, wanted)
     streamed = [target for target in chosen if target.settings.pattern == "streaming"]
     if not streamed or (wanted and len(streamed) < len(chosen)):
         others = ", ".join(target.label for target in chosen if target not in streamed)
@@ -198,6 +203,6 @@ def _streamed(line: Line, wanted: Sequence[str]) -> list[Target]:
             f"The config does not have {others if wanted else 'any table'} streamed.",
             hint='Say so for each table: [tables.orders] pattern = "streaming"',
         )
-    for error in [] if wanted else selection.missing(line.settings, chosen, streamed=True):
-        line.say(f"{error.message} It is followed once it is there. {error.hint}")
+    for error in [] if wanted else selection.missing(stream.settings, chosen, streamed=True):
+        stream.tell(Notice(f"{error.message} It is followed once it is there. {error.hint}"))
     return streamed

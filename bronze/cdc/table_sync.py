@@ -21,7 +21,7 @@ import uuid_utils
 from bronze import failpoint
 from bronze.cdc import apply, checkpoints
 from bronze.cdc.apply import Following
-from bronze.cdc.context import Line
+from bronze.cdc.context import StreamContext
 from bronze.cdc.new_slot import NewSlot, publish
 from bronze.delta import commit, log
 from bronze.delta.log import State
@@ -30,6 +30,7 @@ from bronze.governance import lineage
 from bronze.governance.lineage import Entry
 from bronze.ingest import pipeline
 from bronze.ingest.table_run import TableRun
+from bronze.model.events import LoadEvent, Notice, Resynced, TableFailed, Waiting
 from bronze.postgres.catalog.types import Choices
 from bronze.postgres.connection import connect
 from bronze.postgres.connection.connect import Connection
@@ -49,7 +50,7 @@ class Copied:
 
     ``joined`` are by oid those that follow from ``position`` on, ``changed`` the labels of those
     that were altered or rewritten before they were locked: they were left as they are. Of the
-    others the line was told.
+    others the stream was told.
     """
 
     history: str
@@ -59,41 +60,41 @@ class Copied:
 
 
 def begun(
-    line: Line, targets: Sequence[Target]
+    stream: StreamContext, targets: Sequence[Target]
 ) -> tuple[str, dict[int, Following], dict[str, list[Target]]]:
     """Makes publication and slot, and brings the tables to positions on the stream.
 
     Returns:
         The history that positions belong to; by oid the tables that follow; and, by the reason,
         those that have to be copied or compared in the snapshot of a slot of their own. Of the
-        others the line has been told.
+        others the stream has been told.
 
     Raises:
         Stopped: the slot was waited for, and the stream is to end.
         SourceRefused: something is missing at the source that concerns all of them.
         TableRefused: no table can be streamed; this is why the first one cannot.
     """
-    fit = _fit(line, targets)
-    slot.end_abandoned(line.control, line.slot)
-    found = slot.find(line.control, line.slot)
+    fit = _fit(stream, targets)
+    slot.end_abandoned(stream.control, stream.slot)
+    found = slot.find(stream.control, stream.slot)
     why = ""
     if found and found.lost:
-        why = f"The slot {line.slot} was lost"
-    elif found and _remade(line):
+        why = f"the slot {stream.slot} was lost"
+    elif found and _remade(stream):
         # Older servers cannot decode what was written while there was none.
-        why = f"Publication {line.publication} was made anew"
+        why = f"the publication {stream.publication} was created again"
     if why:
-        line.say(f"{why}: all tables are compared with the source.")
-        slot.drop(line.control, line.slot)
+        stream.tell(Resynced((), why))
+        slot.drop(stream.control, stream.slot)
         found = None
     if found is not None:
-        fit = _published(line, fit)
-        history, joined, late = _resumed(line, fit, found.confirmed or 0)
+        fit = _published(stream, fit)
+        history, joined, late = _resumed(stream, fit, found.confirmed or 0)
         return history, joined, {UNTOLD: late}
-    with closing(NewSlot(line, fit, line.slot, temporary=False)) as new:
+    with closing(NewSlot(stream, fit, stream.slot, temporary=False)) as new:
         new.wait_or_stop("The stream waits")
-        done = copied(line, new, dict.fromkeys((t.label for t in fit), "a new slot was made"))
-    line.done = done.position
+        done = copied(stream, new, dict.fromkeys((t.label for t in fit), "a new slot was made"))
+    stream.progress.done = done.position
     return done.history, done.joined, {ALTERED: [t for t in fit if t.label in done.changed]}
 
 
@@ -101,78 +102,78 @@ UNTOLD = "the stream does not tell how it came to be"
 ALTERED = "it was altered before it was locked"
 
 
-def _published(line: Line, targets: Sequence[Target]) -> list[Target]:
+def _published(stream: StreamContext, targets: Sequence[Target]) -> list[Target]:
     """Publishes tables, and notes how; those that somebody has locked are told, and left out.
 
     Raises:
         SourceRefused, SourceBusy, TableRefused
     """
-    refused, published = publish(line.origin, line.control, line.publication, targets)
-    line.published = published.oid
-    return _accepted(line, published.targets, refused)
+    refused, published = publish(stream.origin, stream.control, stream.publication, targets)
+    stream.progress.published = published.oid
+    return _accepted(stream, published.targets, refused)
 
 
 def _accepted(
-    line: Line, targets: Sequence[Target], refused: Mapping[str, BronzeError]
+    stream: StreamContext, targets: Sequence[Target], refused: Mapping[str, BronzeError]
 ) -> list[Target]:
     for target in targets:
         if target.label in refused:
-            line.failed(target, refused[target.label])
+            stream.failed(target, refused[target.label])
     return [target for target in targets if target.label not in refused]
 
 
-def _remade(line: Line) -> bool:
+def _remade(stream: StreamContext) -> bool:
     """Whether the publication is not the one that the stream was recorded with."""
-    records = log.read(checkpoints.place(line.settings))
-    history = checkpoints.history(records, snapshot.identity(line.control), line.slot)
-    known = checkpoints.publication(records, f"{history}/{line.slot}")
-    now = publication.number(line.control, line.publication)
+    records = log.read(checkpoints.place(stream.settings))
+    history = checkpoints.history(records, snapshot.identity(stream.control), stream.slot)
+    known = checkpoints.publication(records, f"{history}/{stream.slot}")
+    now = publication.number(stream.control, stream.publication)
     return now is None or known not in (None, now)
 
 
-def another_slot(line: Line, targets: Sequence[Target]) -> NewSlot:
+def another_slot(stream: StreamContext, targets: Sequence[Target]) -> NewSlot:
     """Asks for a temporary slot, in whose snapshot tables can be copied or compared."""
-    name = slot.temporary_name(line.slot, uuid_utils.uuid4().hex[:8])
-    return NewSlot(line, targets, name, temporary=True)
+    name = slot.temporary_name(stream.slot, uuid_utils.uuid4().hex[:8])
+    return NewSlot(stream, targets, name, temporary=True)
 
 
-def fit_again(line: Line, targets: Sequence[Target]) -> list[Target]:
+def fit_again(stream: StreamContext, targets: Sequence[Target]) -> list[Target]:
     """Those that can be streamed by now, of tables that have to be copied or compared; the others
     are told.
     """
     try:
-        fit, unfit = _sorted(line, targets)
+        fit, unfit = _sorted(stream, targets)
     except SourceRefused as error:
         fit, unfit = [], [(target, error) for target in targets]
     for target, refused in unfit:
-        line.failed(target, refused)
+        stream.failed(target, refused)
     return fit
 
 
-def _fit(line: Line, targets: Sequence[Target]) -> list[Target]:
+def _fit(stream: StreamContext, targets: Sequence[Target]) -> list[Target]:
     """The tables that can be streamed, with the keys that tell their rows apart.
 
     Raises:
         TableRefused: none can; this is why the first one cannot.
     """
-    fit, unfit = _sorted(line, targets)
+    fit, unfit = _sorted(stream, targets)
     if not fit:
         raise unfit[0][1]
     for target, refused in unfit:
-        line.failed(target, refused)
+        stream.failed(target, refused)
     return fit
 
 
 def _sorted(
-    line: Line, targets: Sequence[Target]
+    stream: StreamContext, targets: Sequence[Target]
 ) -> tuple[list[Target], list[tuple[Target, BronzeError]]]:
     """The tables that can be streamed, and why others cannot.
 
     Raises:
         SourceRefused: something is missing at the source that concerns all of them.
     """
-    keyed, wanting = apply.fitted(line.control, targets, line.slot, line.publication)
-    if refused := apply.refusal(line.origin.name, wanting):
+    keyed, wanting = apply.fitted(stream.control, targets, stream.slot, stream.publication)
+    if refused := apply.refusal(stream.origin.name, wanting):
         raise refused
     why = apply.unfit(wanting)
     fit = [target for target in keyed if target.label not in why]
@@ -180,47 +181,49 @@ def _sorted(
 
 
 def _resumed(
-    line: Line, targets: Sequence[Target], confirmed: int
+    stream: StreamContext, targets: Sequence[Target], confirmed: int
 ) -> tuple[str, dict[int, Following], list[Target]]:
     """Lets tables follow from where they are; tells those that cannot, too."""
     joined: dict[int, Following] = {}
     late: list[Target] = []
     ends: set[tuple[int, int]] = set()
     left: list[Entry] = []
-    with _held(line) as taken:
-        held, records, tables = _placed(line, taken, targets)
-        stream = f"{held.timeline}/{line.slot}"
+    with _held(stream) as taken:
+        held, records, tables = _placed(stream, taken, targets)
+        stream_id = f"{held.timeline}/{stream.slot}"
         # What was recorded may not have been confirmed any more.
-        line.done = max(confirmed, checkpoints.position(records, stream))
+        stream.progress.done = max(confirmed, checkpoints.position(records, stream_id))
         for table in tables:
             plan, target = table.plan, table.target
             if plan is None:
                 error = table.error or BronzeError("There is no plan.")
-                line.failed(target, error)
+                stream.failed(target, error)
                 left.append(lineage.left(table.entry, error))
                 continue
             at = apply.held(plan.state, plan) if plan.state else None
             if plan.mode != "changes" or plan.state is None or at is None:
                 for note in plan.notes if plan.state else ():
-                    line.say(f"{target.label}: {note}")
+                    stream.tell(Notice(f"{target.label}: {note}"))
                 late.append(target)
                 continue
             oid = target.relation.oid
-            floor = checkpoints.floor(records, stream, oid, at, line.done)
+            floor = checkpoints.floor(records, stream_id, oid, at, stream.progress.done)
             if floor is None:
-                line.say(f"{target.label} is compared: the slot has moved on without it.")
+                stream.tell(Resynced((target.label,), "its position is behind the slot's"))
                 late.append(target)
                 continue
-            joined[oid] = _following(line, held, table, floor, at, plan.state.version)
+            joined[oid] = _following(stream, held, table, floor, at, plan.state.version)
             last = apply.last(plan.state, plan)
             ends |= {last} if last and last[0] > confirmed else set()
-        line.past = replace(checkpoints.past(records, stream), ends=tuple(sorted(ends)))
-        line.remember([*left, *(f.entry for f in joined.values())], begins=True)
+        stream.progress.past = replace(
+            checkpoints.past(records, stream_id), ends=tuple(sorted(ends))
+        )
+        stream.remember([*left, *(f.entry for f in joined.values())], begins=True)
         return held.timeline, joined, late
 
 
 def _placed(
-    line: Line, held: Snapshot, targets: Sequence[Target]
+    stream: StreamContext, held: Snapshot, targets: Sequence[Target]
 ) -> tuple[Snapshot, State | None, list[TableRun]]:
     """The snapshot in its history of positions, the records, and the tables' plans.
 
@@ -230,31 +233,33 @@ def _placed(
     Raises:
         LakeUnreachable: the lake was there, and is gone.
     """
-    records = log.read(checkpoints.place(line.settings))
-    if records is None and line.tally.position:
-        raise checkpoints.gone(line.settings)
-    history = checkpoints.history(records, held.timeline, line.slot)
+    records = log.read(checkpoints.place(stream.settings))
+    if records is None and stream.totals.position:
+        raise checkpoints.gone(stream.settings)
+    history = checkpoints.history(records, held.timeline, stream.slot)
     placed = replace(held, timeline=history)
-    tables = _planned(line, placed, targets)
+    tables = _planned(stream, placed, targets)
     for table in tables:
-        if table.plan and table.plan.state is None and table.target.name in line.tally.names:
+        if table.plan and table.plan.state is None and table.target.name in stream.totals.names:
             table.plan, table.error = None, apply.vanished(table.target)
     own = commit.transaction(history)
     states = [table.plan.state for table in tables if table.plan]
     known = [state.position(own) or 0 for state in states if state]
-    known.append(checkpoints.position(records, f"{history}/{line.slot}"))
-    if max(known) <= slot.moment(line.control).written:
+    known.append(checkpoints.position(records, f"{history}/{stream.slot}"))
+    if max(known) <= slot.moment(stream.control).written:
         return placed, records, tables
-    line.say(rewind.rewound().message)
-    checkpoints.forsake(line.settings, held.timeline, line.slot)
-    return _placed(line, held, targets)
+    stream.tell(Notice(rewind.rewound().message))
+    checkpoints.forsake(stream.settings, held.timeline, stream.slot)
+    return _placed(stream, held, targets)
 
 
-def copied(line: Line, new: NewSlot, why: Mapping[str, str], others: bool = False) -> Copied:
+def copied(
+    stream: StreamContext, new: NewSlot, why: Mapping[str, str], others: bool = False
+) -> Copied:
     """Copies the tables of a slot, or compares those that are there, in its snapshot.
 
     Args:
-        line: the line.
+        stream: the stream.
         new: the slot, which is there.
         why: by the tables' labels, why those that are there are compared.
         others: whether other tables follow already, which wait so long.
@@ -263,106 +268,106 @@ def copied(line: Line, new: NewSlot, why: Mapping[str, str], others: bool = Fals
         BronzeError: nothing could be done at all.
     """
     taken = new.held
-    line.published = new.published
-    changed = snapshot.changed(taken, line.found())
+    stream.progress.published = new.published
+    changed = snapshot.changed(taken, stream.found())
     left = [target for target in new.targets if target.label not in changed]
-    held, _, tables = _placed(line, taken, _accepted(line, left, new.refused))
+    held, _, tables = _placed(stream, taken, _accepted(stream, left, new.refused))
     for table in tables:
         if table.plan and table.plan.mode == "changes":
             table.plan = table.plan.whole(why[table.target.label])
     failpoint.reach("planned")
-    joined = _joined(line, held, tables, others) if tables else {}
+    joined = _joined(stream, held, tables, others) if tables else {}
     known = {target.label for target in new.targets}
     return Copied(held.timeline, held.position, joined, changed & known)
 
 
 def _joined(
-    line: Line, held: Snapshot, tables: Sequence[TableRun], others: bool
+    stream: StreamContext, held: Snapshot, tables: Sequence[TableRun], others: bool
 ) -> dict[int, Following]:
-    notify = _patient(line, tables) if others else line.copying
-    results = {r.table: r for r in pipeline.load_tables(line.settings, tables, None, notify)}
+    notify = _patient(stream, tables) if others else stream.copying
+    results = {r.table: r for r in pipeline.load_tables(stream.settings, tables, None, notify)}
     joined: dict[int, Following] = {}
     left: list[Entry] = []
     for table in tables:
         result = results[table.target.label]
-        line.tally.copied(result)
+        stream.totals.copied(result)
         table.entry = lineage.ended(table.entry, result)
         if result.error is None and result.version is not None:
             at = held.position
             oid = table.target.relation.oid
-            joined[oid] = _following(line, held, table, at, at, result.version)
+            joined[oid] = _following(stream, held, table, at, at, result.version)
         else:
             left.append(table.entry)
             if result.error:
-                line.say(
-                    f"{result.table} is not followed: {result.error.message} {result.error.hint}"
-                )
-    if failure := pipeline.record_quality(line.settings, tables):
-        line.say(f"How the rows fared could not be entered: {failure.message}")
-    line.remember([*left, *(f.entry for f in joined.values())], begins=True)
+                stream.tell(TableFailed(result.table, result.error))
+    if failure := pipeline.record_quality(stream.settings, tables):
+        stream.tell(Notice(f"Quality figures were not recorded: {failure.message}"))
+    stream.remember([*left, *(f.entry for f in joined.values())], begins=True)
     return joined
 
 
-def _patient(line: Line, tables: Sequence[TableRun]) -> pipeline.Notify:
+def _patient(stream: StreamContext, tables: Sequence[TableRun]) -> pipeline.Notify:
     """Tells of a copy, and once it takes long that others wait for it."""
     due = time.monotonic() + _LONG
     named = ", ".join(table.target.label for table in tables)
 
-    def notify(progress: pipeline.Progress) -> None:
+    def notify(progress: LoadEvent) -> None:
         nonlocal due
         if time.monotonic() > due:
             due = math.inf
-            line.say(f"The stream waits until all of {named} is read.")
-        line.copying(progress)
+            stream.tell(Waiting(f"The stream waits until all of {named} is read."))
+        stream.copying(progress)
 
     return notify
 
 
 @contextmanager
-def _held(line: Line) -> Iterator[Snapshot]:
+def _held(stream: StreamContext) -> Iterator[Snapshot]:
     """What the source has now. No table is locked, as none of them is read."""
-    schemas = line.settings.source[line.origin.name].schema_
+    schemas = stream.settings.source[stream.origin.name].schema_
     with (
-        connect.connect(line.origin) as holder,
-        snapshot.hold(line.origin, holder, [], schemas, "per-table") as held,
+        connect.connect(stream.origin) as holder,
+        snapshot.hold(stream.origin, holder, [], schemas, "per-table") as held,
     ):
         yield held
 
 
-def _planned(line: Line, held: Snapshot, targets: Sequence[Target]) -> list[TableRun]:
-    slots = line.settings.source[line.origin.name].pool.readers
+def _planned(stream: StreamContext, held: Snapshot, targets: Sequence[Target]) -> list[TableRun]:
+    slots = stream.settings.source[stream.origin.name].pool.readers
     batch = str(uuid_utils.uuid7())
 
     def carried(target: Target) -> Target:
         """The table with those columns only that the stream carries."""
         if not target.published:
             raise TableRefused(
-                f"Table {target.label} was taken out of publication {line.publication}.",
+                f"Table {target.label} was taken out of publication {stream.publication}.",
                 hint="It is put back when it is tried again.",
                 table=target.label,
             )
         # This connection has the tables' locks: others queue up behind whoever waits for them.
-        names = publication.carried(held.holder, target.relation, line.publication)
+        names = publication.carried(held.holder, target.relation, stream.publication)
         return selection.carried(target, names)
 
-    tables = pipeline.plan_tables(line.settings, line.origin, held, targets, batch, slots, carried)
+    tables = pipeline.plan_tables(
+        stream.settings, stream.origin, held, targets, batch, slots, carried
+    )
     return sorted(tables, key=lambda table: (table.target.settings.priority, -table.size))
 
 
 def _following(
-    line: Line, held: Snapshot, table: TableRun, floor: int, at: int, version: int
+    stream: StreamContext, held: Snapshot, table: TableRun, floor: int, at: int, version: int
 ) -> Following:
     plan = table.plan
     if plan is None:
         raise BronzeError("There is no plan.")
     relation, own = plan.target.relation, plan.target.settings
     identity = publication.telling(held.holder, [(relation, plan.target.key)])
-    line.tally.names.add(plan.target.name)
+    stream.totals.names.add(plan.target.name)
     choices = Choices(own.decimals, own.arrays, own.timestamps)
     kinds = {attribute.name: attribute.type for attribute in relation.attributes}
     return Following(
         plan=plan,
-        described=_described(line, held.holder, plan.target),
+        described=_described(stream, held.holder, plan.target),
         texts=tuple(
             text_values.text(column, kinds[column.name], choices)
             for column in plan.contract.columns
@@ -382,11 +387,13 @@ WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
 """
 
 
-def _described(line: Line, holder: Connection, target: Target) -> tuple[tuple[str, int, int], ...]:
+def _described(
+    stream: StreamContext, holder: Connection, target: Target
+) -> tuple[tuple[str, int, int], ...]:
     """The columns as the stream describes them; a column list may be without those not taken."""
     relation, out = target.relation, selection.left_out(target)
-    carried = publication.carried(holder, relation, line.publication)
-    published = publication.find(holder, line.publication)
+    carried = publication.carried(holder, relation, stream.publication)
+    published = publication.find(holder, stream.publication)
     sent = published.attributes.get(relation.oid, carried) if published else carried
     kept = {
         a.name

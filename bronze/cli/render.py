@@ -18,6 +18,14 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from bronze.model.events import (
+    BatchApplied,
+    LoadEvent,
+    StreamEvent,
+    TableFailed,
+    TableLanded,
+    TableProgress,
+)
 from bronze.printable import visible, visible_json
 
 if TYPE_CHECKING:
@@ -25,10 +33,8 @@ if TYPE_CHECKING:
 
     from bronze.api.check import Report, TableReport
     from bronze.cdc.stream import Notify as NotifyStep
-    from bronze.cdc.stream import Step as StreamStep
     from bronze.governance.audit import Report as AuditReport
     from bronze.ingest.pipeline import Notify
-    from bronze.ingest.pipeline import Progress as Step
     from bronze.model.results import MaintainResult, RunResult, StreamResult, TableResult
     from bronze.protection.erasure import Evidence, Forgotten
     from bronze.protection.keys import KeyReport
@@ -116,24 +122,33 @@ def _bars() -> Iterator[Notify]:
     with Progress(*columns, console=_err, transient=True) as bars:
         tasks: dict[str, Any] = {}
 
-        def notify(step: Step) -> None:
-            if step.table not in tasks:
-                tasks[step.table] = bars.add_task(visible(step.table), total=1.0, rows=0)
-            bars.update(tasks[step.table], completed=step.share, rows=step.rows)
+        def notify(event: LoadEvent) -> None:
+            if event.table not in tasks:
+                tasks[event.table] = bars.add_task(visible(event.table), total=1.0, rows=0)
+            task = tasks[event.table]
+            if isinstance(event, TableProgress):
+                bars.update(task, completed=event.share, rows=event.rows)
+            elif isinstance(event, TableLanded):
+                bars.update(task, completed=1.0, rows=event.result.rows_read)
+            else:
+                bars.update(task, completed=1.0)
 
         yield notify
 
 
-def _log(step: Step) -> None:
-    if not step.result:
-        return
-    log = _logger()
-    done = step.result
-    facts: dict[str, Any] = {"table": done.table, "rows": done.rows_read}
-    if done.error:
-        log.error("failed", **facts, error=done.error.message)
-    else:
-        log.info(done.status, **facts, version=done.version, files=done.files, bytes=done.bytes)
+def _log(event: LoadEvent) -> None:
+    if isinstance(event, TableFailed):
+        _logger().error("failed", table=event.table, error=event.error.message)
+    elif isinstance(event, TableLanded):
+        done = event.result
+        _logger().info(
+            done.status,
+            table=done.table,
+            rows=done.rows_read,
+            version=done.version,
+            files=done.files,
+            bytes=done.bytes,
+        )
 
 
 def _logger() -> Any:
@@ -190,20 +205,20 @@ def steps(quiet: bool) -> NotifyStep:
     """A structured line for each batch of a stream on stderr, only notes if quiet."""
     log = _logger()
 
-    def landed(step: StreamStep) -> None:
-        if step.note:
-            log.warning(step.note)
-        elif not quiet and step.changes:
+    def show(event: StreamEvent) -> None:
+        if event.message:
+            log.warning(event.message)
+        elif not quiet and isinstance(event, BatchApplied) and event.changes:
             log.info(
                 "landed",
-                transactions=step.transactions,
-                changes=step.changes,
-                tables=",".join(step.tables),
-                lag_bytes=step.lag_bytes,
-                lag_seconds=round(step.lag_seconds, 2),
+                transactions=event.transactions,
+                changes=event.changes,
+                tables=",".join(event.tables),
+                lag_bytes=event.lag_bytes,
+                lag_seconds=round(event.lag_seconds, 2),
             )
 
-    return landed
+    return show
 
 
 def streamed(result: StreamResult) -> None:

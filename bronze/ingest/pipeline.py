@@ -35,6 +35,7 @@ from bronze.governance import audit, lineage, openlineage
 from bronze.ingest import load, plan, table_run
 from bronze.ingest.table_run import TableRun
 from bronze.maintenance import maintain
+from bronze.model.events import LoadEvent, TableFailed, TableLanded, TableProgress
 from bronze.model.locations import Origin
 from bronze.model.results import Failure, RunResult, TableResult
 from bronze.model.stamp import AuditMark, Stamp
@@ -45,18 +46,7 @@ from bronze.postgres.copy import snapshot
 from bronze.tables import selection
 from bronze.tables.selection import Target
 
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a table is, for whoever shows it: ``share`` of its work, from 0 to 1."""
-
-    table: str
-    rows: int
-    share: float
-    result: TableResult | None = None
-
-
-Notify = Callable[[Progress], None]
+Notify = Callable[[LoadEvent], None]
 
 _BEATEN = (CommitConflict.__name__, Overtaken.__name__, TableContested.__name__)
 _GIVE_WAY_EVERY = 1.0
@@ -135,7 +125,7 @@ def _run_with_retries(
                 for error in selection.missing(settings, targets):
                     lost = TableResult(error.table, "", "failed", error=error.failure())
                     results[error.table] = lost
-                    notify(Progress(error.table, 0, 1.0, lost))
+                    notify(TableFailed(error.table, error.failure()))
             failpoint.reach("planned")
             beaten = []
             entries = {table.entry.record.target_table: table.entry for table in chosen}
@@ -338,7 +328,7 @@ def load_tables(
             loads = [load.load_table(settings, table) for table in tables]
             relieve = lock_relief((table.held, table.origin) for table in tables)
             for result in executors.drive(workers, loads, limit, show, relieve):
-                notify(Progress(result.table, result.rows_read, 1.0, result))
+                notify(_ended(result))
                 yield result
     except BaseException:
         for table in tables:
@@ -346,12 +336,16 @@ def load_tables(
         raise
 
 
-def _progress(table: str, units: Sequence[Unit], read: Mapping[int, Written]) -> Progress:
+def _ended(result: TableResult) -> LoadEvent:
+    return TableFailed(result.table, result.error) if result.error else TableLanded(result)
+
+
+def _progress(table: str, units: Sequence[Unit], read: Mapping[int, Written]) -> TableProgress:
     """How far a table is, of whose units some have been ``read``."""
     size = sum(unit.estimate for unit in units)
     done = sum(units[number].estimate for number in read)
     rows = sum(part.rows for number, part in read.items() if units[number].counts_rows)
-    return Progress(table, rows, done / size if size else 0.0)
+    return TableProgress(table, rows, done / size if size else 0.0)
 
 
 def lock_relief(held: Iterable[tuple[snapshot.Snapshot, Origin]]) -> Callable[[], None]:

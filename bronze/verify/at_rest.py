@@ -19,7 +19,8 @@ from bronze.delta.log import State
 from bronze.errors import BronzeError, LakeError
 from bronze.execution import budget, executors
 from bronze.execution.executors import Task, Workflow
-from bronze.ingest.pipeline import Notify, Progress, worker_pool
+from bronze.ingest.pipeline import Notify, worker_pool
+from bronze.model.events import TableProgress
 from bronze.tables import evolution
 from bronze.verify import file_check, inventory
 from bronze.verify.digests import Basis
@@ -50,7 +51,7 @@ def verified(
             done[number][0] += outcome.rows
             done[number][1] += outcome.file.size
             share = done[number][1] / max(sizes[number], 1)
-            notify(Progress(chosen[number].name, done[number][0], share))
+            notify(TableProgress(chosen[number].name, done[number][0], share))
 
     results: dict[str, VerifiedTable] = {}
     with worker_pool(settings, pool, limit, ()) as workers:

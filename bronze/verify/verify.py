@@ -26,7 +26,8 @@ from bronze.errors import BronzeError, TableRefused
 from bronze.execution import budget, executors
 from bronze.execution.executors import Task, Workflow
 from bronze.ingest import units
-from bronze.ingest.pipeline import Notify, Progress, lock_relief, worker_pool
+from bronze.ingest.pipeline import Notify, lock_relief, worker_pool
+from bronze.model.events import TableProgress
 from bronze.model.units import Known
 from bronze.verify import at_rest as rest
 from bronze.verify import buckets, evidence, file_check
@@ -219,14 +220,14 @@ def _driven(
             done[number][0] += int(outcome.sums[:, 0].sum())
             done[number][1] += outcome.estimate
             share = done[number][1] / max(claims[number].size, 1)
-            notify(Progress(claims[number].label, done[number][0], share))
+            notify(TableProgress(claims[number].label, done[number][0], share))
 
     origins = {claim.given.origin for claim in claims}
     with worker_pool(settings, pool, limit, origins) as workers:
         courses = [_look(settings, claim, how) for claim in claims]
         meanwhile = lock_relief((claim.given.held, claim.given.origin) for claim in claims)
         for look in executors.drive(workers, courses, limit, told, meanwhile):
-            notify(Progress(look.result.table, max(look.result.source_rows, 0), 1.0))
+            notify(TableProgress(look.result.table, max(look.result.source_rows, 0), 1.0))
             results[look.result.target] = look
     return [results[claim.target] for claim in claims]
 

@@ -159,7 +159,9 @@ def test_a_standby_takes_over(folder: Path, tmp_path: Path, synchronised: bool) 
 def caught_up(given: Settings) -> list[str]:
     """Streams until all that is committed has landed; what it has said."""
     notes: list[str] = []
-    told = stream.stream(given, until_caught_up=True, notify=lambda step: notes.append(step.note))
+    told = stream.stream(
+        given, until_caught_up=True, notify=lambda step: notes.append(step.message)
+    )
     assert [table.error for table in told.tables if table.error] == []
     return [note for note in notes if note]
 

@@ -25,13 +25,13 @@ import pytest
 
 from bronze import failpoint
 from bronze.cdc import stream
-from bronze.cdc.stream import Step
 from bronze.config import loading
 from bronze.config.settings import Settings
 from bronze.demo import inventory
 from bronze.demo import server as postgres
 from bronze.demo.server import Server
 from bronze.errors import BronzeError
+from bronze.model.events import BatchApplied, StreamEvent
 from tests.conftest import Source, without_slots
 from tests.soak.test_run_kills import changing
 from tests.support import feed
@@ -359,16 +359,16 @@ def balanced(given: Settings, lake: Path, count: int = 60) -> None:
 class Running:
     """A stream that runs on in a thread."""
 
-    steps: list[Step] = field(default_factory=list)
+    steps: list[StreamEvent] = field(default_factory=list)
     errors: list[BaseException] = field(default_factory=list)
 
     def notes(self) -> list[str]:
         """What it has told people."""
-        return [step.note for step in self.steps if step.note]
+        return [step.message for step in self.steps if step.message]
 
     def landed(self) -> int:
         """How many changes have landed."""
-        return sum(step.changes for step in self.steps)
+        return sum(step.changes for step in self.steps if isinstance(step, BatchApplied))
 
     def lands(self) -> None:
         """Waits until something more has landed."""

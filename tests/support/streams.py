@@ -11,9 +11,9 @@ from typing import Any
 import polars as pl
 
 from bronze.cdc import stream
-from bronze.cdc.stream import Step
 from bronze.config.settings import Settings
 from bronze.delta import log
+from bronze.model.events import StreamEvent
 from bronze.model.results import StreamResult
 from tests.conftest import Source
 from tests.support import feed
@@ -31,9 +31,9 @@ def settings(source: Source, tables: Mapping[str, Any] = STREAMED, **more: Any) 
 def caught_up(given: Settings, notes: list[str] | None = None) -> StreamResult:
     """Streams until all that is committed has landed."""
 
-    def told(step: Step) -> None:
-        if step.note and notes is not None:
-            notes.append(step.note)
+    def told(step: StreamEvent) -> None:
+        if step.message and notes is not None:
+            notes.append(step.message)
 
     result = stream.stream(given, until_caught_up=True, notify=told)
     assert [table.error for table in result.tables if table.error] == []
@@ -65,9 +65,9 @@ def table_state(source: Source, name: str = "t") -> log.State:
 
 
 @contextmanager
-def streaming(given: Settings, tables: Sequence[str] = ()) -> Iterator[list[Step]]:
+def streaming(given: Settings, tables: Sequence[str] = ()) -> Iterator[list[StreamEvent]]:
     """A stream in a thread, stopped at the end; gives the steps that it has told of so far."""
-    stop, steps, failures = threading.Event(), list[Step](), list[BaseException]()
+    stop, steps, failures = threading.Event(), list[StreamEvent](), list[BaseException]()
 
     def work() -> None:
         try:

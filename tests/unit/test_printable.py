@@ -15,12 +15,11 @@ from hypothesis import strategies as st
 from psycopg import sql
 from typer.testing import CliRunner
 
-from bronze.cdc.stream import Step
 from bronze.cli import render
 from bronze.cli.main import app
 from bronze.config import loading
 from bronze.errors import ConfigError
-from bronze.ingest.pipeline import Progress
+from bronze.model.events import BatchApplied, Notice, TableFailed, TableLanded
 from bronze.model.results import Failure, RunResult, TableResult
 from bronze.printable import Visible, visible, visible_json
 from tests.conftest import Source
@@ -62,11 +61,11 @@ def test_printed_results_have_no_control_characters(capsys: pytest.CaptureFixtur
     render.run(result)
     render.document(result)
     with render.progress(False) as notify:
-        for table in tables:
-            notify(Progress(EVIL, 1, 1.0, table))
+        notify(TableFailed(EVIL, failure))
+        notify(TableLanded(tables[1]))
     steps = render.steps(False)
-    steps(Step(1, note=EVIL))
-    steps(Step(1, changes=1, tables=(EVIL,)))
+    steps(Notice(EVIL))
+    steps(BatchApplied(1, 1, 1, 0, 0.0, (EVIL,)))
     render.revealed(pl.DataFrame({EVIL: [EVIL]}), "")
     render.revealed(pl.DataFrame({EVIL: [EVIL]}), "json")
     out = capsys.readouterr()

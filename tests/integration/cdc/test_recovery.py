@@ -19,6 +19,7 @@ from bronze.delta import commit, log
 from bronze.demo.server import Server
 from bronze.execution import budget
 from bronze.ingest import pipeline
+from bronze.model.events import BatchApplied
 from bronze.model.locations import Place
 from tests.conftest import Source
 from tests.support.content import differences
@@ -198,7 +199,7 @@ def test_a_lost_connection_is_made_again(source: Source) -> None:
             source.execute("INSERT INTO t VALUES (%s)", number)
             cut(source)
             until(lambda number=number: rows(source).height == number + 1)  # type: ignore[misc]
-    assert any("Again" in step.note for step in steps)
+    assert any("Again" in step.message for step in steps)
     proven(source, given)
 
 
@@ -215,10 +216,10 @@ def test_retries_are_counted_from_zero_after_a_batch(source: Source) -> None:
             until(lambda number=number: rows(source).height == number + 1)  # type: ignore[misc]
             cut(source)
             told = number + 1
-            until(lambda told=told: sum("Again" in s.note for s in steps) == told)  # type: ignore[misc]
+            until(lambda told=told: sum("Again" in s.message for s in steps) == told)  # type: ignore[misc]
         source.execute("INSERT INTO t VALUES (9)")
         until(lambda: rows(source).height == 4)
-    notes = [step.note for step in steps if step.note]
+    notes = [step.message for step in steps if step.message]
     assert [note for note in notes if not note.endswith(("Again in 0 s.", "Again in 1 s."))] == []
 
 
@@ -232,11 +233,11 @@ def test_a_silent_server_is_disconnected(source: Source, server: Server) -> None
         with streaming(given) as steps:
             until(lambda: steps)
             source.execute("INSERT INTO t VALUES (1)")
-            until(lambda: any(step.changes for step in steps))
+            until(lambda: any(isinstance(step, BatchApplied) for step in steps))
             proxy.stall()
             source.execute("INSERT INTO t VALUES (2)")
             until(lambda: rows(source).height == 2)
-    assert any("Again" in step.note for step in steps)
+    assert any("Again" in step.message for step in steps)
     proven(source, settings(source))
 
 
@@ -253,7 +254,7 @@ def test_a_full_lake_is_retried(source: Source, monkeypatch: pytest.MonkeyPatch)
         try:
             # What the stream records still has room.
             source.execute("INSERT INTO t SELECT g, md5(g::text) FROM generate_series(1, 9999) g")
-            until(lambda: any("no space left" in step.note for step in steps))
+            until(lambda: any("no space left" in step.message for step in steps))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
         until(lambda: rows(source).height == 9999)
@@ -277,7 +278,7 @@ def test_an_unreachable_lake_is_retried(
         else:
             source.lake.mkdir()
             cut(source)
-        until(lambda: any("is gone" in step.note for step in steps), told=lambda: steps)
+        until(lambda: any("is gone" in step.message for step in steps), told=lambda: steps)
         assert not list(source.lake.rglob("*"))
         if met != "by a batch":
             source.lake.rmdir()
@@ -301,15 +302,15 @@ def test_a_removed_bronze_table_fails_alone(
         until(lambda: steps)
         source.table("t").rename(away)
         source.execute("INSERT INTO t VALUES (1)")
-        until(lambda: any("bz_t was there and is gone" in step.note for step in steps))
+        until(lambda: any("bz_t was there and is gone" in step.message for step in steps))
         source.execute("INSERT INTO u VALUES (1)")
         until(lambda: rows(source, "u").height == 1)
         cut(source)
         told = len(steps)
-        until(lambda: any("tried again" in step.note for step in steps[told:]))
+        until(lambda: any("tried again" in step.message for step in steps[told:]))
         assert not source.table("t").exists()
         away.rename(source.table("t"))
-        until(lambda: any("t is followed again" in step.note for step in steps))
+        until(lambda: any("t is followed again" in step.message for step in steps))
         source.execute("INSERT INTO t VALUES (2)")
         until(lambda: rows(source).height == 2)
     proven(source, given, "t", "u")
@@ -323,17 +324,17 @@ def test_a_failed_table_is_retried(source: Source, monkeypatch: pytest.MonkeyPat
     both = {"t": {"pattern": "streaming"}, "u": {"pattern": "streaming"}}
     given = settings(source, both)
     with streaming(given) as steps:
-        until(lambda: any(not step.note for step in steps))
-        assert any("u is not followed" in step.note for step in steps)
+        until(lambda: any(not step.message for step in steps))
+        assert any("u is not followed" in step.message for step in steps)
         source.execute("ALTER TABLE t ALTER v TYPE int USING 7")
         source.execute("INSERT INTO t VALUES (1, 7)")
-        until(lambda: any("public.t: tried again" in step.note for step in steps), 60)
+        until(lambda: any("public.t: tried again" in step.message for step in steps), 60)
         source.execute("ALTER TABLE t ALTER v TYPE text")
         source.execute("ALTER TABLE u ADD PRIMARY KEY (id)")
         source.execute("INSERT INTO u VALUES (1)")
         for name in ("t", "u"):
             said = f"public.{name} is followed again."
-            until(lambda said=said: any(said in step.note for step in steps), 60)  # type: ignore[misc]
+            until(lambda said=said: any(said in step.message for step in steps), 60)  # type: ignore[misc]
             source.execute(f"INSERT INTO {name} VALUES (2)")
             until(lambda name=name: rows(source, name).height == 2)  # type: ignore[misc]
     proven(source, given, "t", "u")
@@ -360,9 +361,9 @@ def test_a_change_larger_than_the_memory_resyncs_its_table(
     source.execute("UPDATE t SET v = repeat('4567', 150000) WHERE id = 1")
     source.execute("INSERT INTO u VALUES (1)")
     caught_up(given, notes)
-    (said,) = [note for note in notes if note.startswith("public.t is compared")]
+    (said,) = [note for note in notes if note.startswith("public.t: resyncing")]
     assert "a change of it has 1,200,1" in said
-    assert "[run] memory leaves room for 1,048,576" in said
+    assert "[run] memory allows 1,048,576" in said
     proven(source, given, "t", "u")
     source.execute("UPDATE t SET v = repeat('89ab', 400000) WHERE id = 2")
     source.execute("INSERT INTO u VALUES (2)")

@@ -12,6 +12,7 @@ from bronze.cdc import session, stream
 from bronze.demo.server import Server
 from bronze.errors import ConfigError, SourceRefused, TableRefused
 from bronze.ingest import pipeline
+from bronze.model.events import BatchApplied
 from bronze.model.results import Failure, StreamResult
 from tests.conftest import Source, database
 from tests.support.streams import (
@@ -102,7 +103,7 @@ def test_a_second_copy_is_refused(source: Source, monkeypatch: pytest.MonkeyPatc
         with pytest.raises(SourceRefused, match="Another copy"):
             stream.stream(given, until_caught_up=True)
         source.execute("INSERT INTO t VALUES (1)")
-        until(lambda: any(step.changes for step in steps))
+        until(lambda: any(isinstance(step, BatchApplied) for step in steps))
     proven(source, given)
 
 
@@ -118,14 +119,14 @@ def test_a_key_shared_by_rows_is_refused(source: Source, monkeypatch: pytest.Mon
         until(lambda: steps)
         source.execute("INSERT INTO t VALUES (2, 'c'); DELETE FROM t WHERE v = 'b'")
         until(lambda: sorted(rows(source)["v"]) == ["a", "c"])
-        assert not [step.note for step in steps if step.note]
+        assert not [step.message for step in steps if step.message]
         source.execute("INSERT INTO t VALUES (1, 'twice')")
-        until(lambda: any("public.t: tried again" in step.note for step in steps), 60)
-        assert any("share the key id" in step.note for step in steps), [s.note for s in steps]
-        assert any("the same value of the key id" in step.note for step in steps)
+        until(lambda: any("public.t: tried again" in step.message for step in steps), 60)
+        assert any("share the key id" in step.message for step in steps), [s.message for s in steps]
+        assert any("the same value of the key id" in step.message for step in steps)
         assert sorted(rows(source)["v"]) == ["a", "c"]
         source.execute("UPDATE t SET id = 3 WHERE v = 'twice'")
-        until(lambda: any("is followed again" in step.note for step in steps), 60)
+        until(lambda: any("is followed again" in step.message for step in steps), 60)
         source.execute("UPDATE t SET id = 4 - id")
         until(lambda: rows(source).sort("v")["id"].to_list() == [3, 2, 1])
     proven(source, given)
@@ -173,7 +174,7 @@ def test_a_partition_with_another_replica_identity_is_resynced(
         until(lambda: steps)
         source.execute("ALTER TABLE t ATTACH PARTITION t_2 FOR VALUES IN (2)")
         said = "rows of several partitions may share the key id"
-        until(lambda: any(said in step.note for step in steps), told=lambda: steps)
+        until(lambda: any(said in step.message for step in steps), told=lambda: steps)
 
 
 def test_missing_privileges_are_reported_with_their_grants(source: Source) -> None:

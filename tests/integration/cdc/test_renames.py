@@ -12,6 +12,7 @@ from bronze.cdc.new_slot import NewSlot
 from bronze.config.settings import Settings
 from bronze.errors import LakeUnreachable
 from bronze.governance import audit
+from bronze.model.events import BatchApplied, CheckpointMade
 from bronze.tables import selection
 from tests.conftest import Source
 from tests.integration.cdc.test_resync import beside, said
@@ -93,7 +94,7 @@ def test_the_old_name_is_tried_again(source: Source) -> None:
     with streaming(given) as steps:
 
         def tries() -> int:
-            return sum("bare: tried again" in step.note for step in steps)
+            return sum("bare: tried again" in step.message for step in steps)
 
         until(lambda: landed(source, 1))
         source.execute(statement)
@@ -103,7 +104,7 @@ def test_the_old_name_is_tried_again(source: Source) -> None:
             until(lambda n=number: landed(source, *range(1, n + 1)), told=lambda: steps)  # type: ignore[misc]
             before = tries()
             until(lambda n=before: tries() > n + 1, told=lambda: steps)  # type: ignore[misc]
-        assert sum("has come since" in step.note for step in steps) == 1
+        assert sum("has come since" in step.message for step in steps) == 1
     source.execute("DROP TABLE bare")
     caught_up(given)
     proven(source, given)
@@ -158,7 +159,12 @@ def test_what_is_not_followed_does_not_keep_others_from_it(
 
     monkeypatch.setattr(selection, "targets", counting)
     with streaming(given, ("t", "u")) as steps:
-        until(lambda: landed(source, name="u") and any(step.position for step in steps))
+        until(
+            lambda: (
+                landed(source, name="u")
+                and any(isinstance(step, CheckpointMade | BatchApplied) for step in steps)
+            )
+        )
         source.execute("CREATE TABLE x (id int); CREATE TABLE y (id int); DROP TABLE u")
         until(lambda: said(steps, "public.u was dropped"), told=lambda: steps)
         source.execute("CREATE TABLE u (id int PRIMARY KEY); INSERT INTO u VALUES (1)")

@@ -116,7 +116,7 @@ def test_changes_land_while_it_runs(source: Source) -> None:
             until(lambda: steps)
             source.execute("INSERT INTO t VALUES (%s)", number)
             until(lambda number=number: rows(source).height == number + 1)  # type: ignore[misc]
-    assert [step.note for step in steps if step.note] == []
+    assert [step.message for step in steps if step.message] == []
     proven(source, given)
 
 
@@ -138,8 +138,8 @@ def test_checkpoints_map_a_position_to_versions(source: Source) -> None:
     assert positions == sorted(positions)
     for text in records["tables"]:
         at = json.loads(text)
-        t = pl.read_delta(str(source.table("t")), version=at["bz_t"])["n"].sum()
-        u = pl.read_delta(str(source.table("u")), version=at["bz_u"])["n"].sum()
+        t = pl.read_delta(str(source.table("t")), version=at["bronze.bz_t"])["n"].sum()
+        u = pl.read_delta(str(source.table("u")), version=at["bronze.bz_u"])["n"].sum()
         assert int(t) + u == 100
     assert len({tuple(json.loads(text).items()) for text in records["tables"]}) == 3
 
@@ -171,7 +171,7 @@ def test_retained_log_beyond_the_budget_is_reported(
     with streaming(given) as steps:
         until(lambda: steps)
         source.execute("INSERT INTO t SELECT generate_series(1, 1000)")
-        until(lambda: any("wal_budget" in step.note for step in steps))
+        until(lambda: any("wal_budget" in step.message for step in steps))
 
 
 def test_drop_removes_slot_and_publication(source: Source) -> None:

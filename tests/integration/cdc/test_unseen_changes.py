@@ -12,6 +12,7 @@ import pytest
 from bronze.cdc import apply, new_slot, session, stream, table_sync
 from bronze.errors import TableRefused
 from bronze.ingest import pipeline
+from bronze.model.events import BatchApplied, CheckpointMade
 from bronze.model.results import TableResult
 from bronze.postgres.replication.receiver import Receiver
 from tests.conftest import Source
@@ -141,7 +142,7 @@ def test_what_no_row_tells_of_reaches_a_stream(source: Source, running: bool) ->
     )
     if running:
         with streaming(given) as steps:
-            until(lambda: any(step.position for step in steps))
+            until(lambda: any(isinstance(step, CheckpointMade | BatchApplied) for step in steps))
             for one in changes.values():
                 source.execute(one.change)
             until(lambda: differences(given) == {}, told=lambda: (differences(given), steps))
@@ -204,7 +205,7 @@ def test_changes_while_a_publication_was_another(source: Source, running: bool) 
 
     if running:
         with streaming(given) as steps:
-            until(lambda: any(step.position for step in steps))
+            until(lambda: any(isinstance(step, CheckpointMade | BatchApplied) for step in steps))
             for number, (broken, mended) in enumerate(changes):
                 changed(number, broken, mended)
                 until(lambda: differences(given) == {}, told=lambda: (broken, steps))  # noqa: B023
@@ -251,10 +252,10 @@ def test_a_table_is_refused_while_its_publication_leaves_something_out(
     ((name,),) = source.execute("SELECT pubname FROM pg_publication")
     before = rows(source).drop("update_timestamp", "batch_id")
     with streaming(given) as steps:
-        until(lambda: any(step.position for step in steps))
+        until(lambda: any(isinstance(step, CheckpointMade | BatchApplied) for step in steps))
         source.execute(broken.format(p=name))
         source.execute("INSERT INTO t VALUES (2, 'b', 2)")
-        until(lambda: any(said in step.note for step in steps), told=lambda: steps)
+        until(lambda: any(said in step.message for step in steps), told=lambda: steps)
         source.execute("INSERT INTO u VALUES (1)")
         until(lambda: rows(source, "u").height == 1)
         assert rows(source).drop("update_timestamp", "batch_id").equals(before)
@@ -262,7 +263,7 @@ def test_a_table_is_refused_while_its_publication_leaves_something_out(
     assert [one.table for one in result.tables if one.error] == ["public.t"]
     assert rows(source).drop("update_timestamp", "batch_id").equals(before)
     with streaming(given) as steps:
-        until(lambda: any(said in step.note for step in steps), told=lambda: steps)
+        until(lambda: any(said in step.message for step in steps), told=lambda: steps)
         source.execute(f"ALTER PUBLICATION {name} SET TABLE t, u")
         until(lambda: differences(given) == {}, told=lambda: steps)
     proven(source, given, "t", "u")
@@ -283,9 +284,9 @@ def test_a_table_that_is_there_no_more_is_told_of(source: Source, gone: str, sai
     source.execute("CREATE TABLE u (id int PRIMARY KEY)")
     given = settings(source, {"t": {"pattern": "streaming"}, "u": {"pattern": "streaming"}})
     with streaming(given) as steps:
-        until(lambda: any(step.position for step in steps))
+        until(lambda: any(isinstance(step, CheckpointMade | BatchApplied) for step in steps))
         source.execute(gone)
-        until(lambda: any(said in step.note for step in steps), told=lambda: steps)
+        until(lambda: any(said in step.message for step in steps), told=lambda: steps)
         source.execute("INSERT INTO u VALUES (1)")
         until(lambda: rows(source, "u").height == 1)
 
@@ -306,7 +307,7 @@ def test_tables_that_come_while_a_stream_runs(
     with streaming(given) as steps:
 
         def said(what: str) -> None:
-            until(lambda: any(what in step.note for step in steps), told=lambda: steps)
+            until(lambda: any(what in step.message for step in steps), told=lambda: steps)
 
         for name in ("u", "v"):
             said(f"There is no table {name} in the source")
@@ -409,7 +410,7 @@ def test_a_stop_while_a_slot_waits(source: Source, monkeypatch: pytest.MonkeyPat
     with psycopg.connect(source.dsn) as other:
         other.execute("INSERT INTO t VALUES (9, 'x')")
         with streaming(given) as steps:
-            until(lambda: any("still open" in step.note for step in steps))
+            until(lambda: any("still open" in step.message for step in steps))
         assert other.execute("SELECT count(*) FROM t").fetchone() == (1,)
     caught_up(given)
     proven(source, given, "t")

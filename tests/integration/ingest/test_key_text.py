@@ -145,8 +145,8 @@ def test_open_rows_that_come_by_a_stream(source: Source) -> None:
             for name in STREAMED:
                 source.execute(step.format(t=name))
             until(lambda: all(same(source, name) for name in STREAMED), told=lambda: steps)
-        said = [step.note for step in steps if step.note]
-        assert {note.split(" ")[0] for note in said if "is compared" in note} == compared
+        said = [step.message for step in steps if step.message]
+        assert {note.split(":")[0] for note in said if ": resyncing" in note} == compared
         compared = set()
         proven(given)
     mine = live(source, "streamed").filter(pl.col(KEY_TEXT) == OPEN)["id"].to_list()
@@ -175,7 +175,7 @@ def test_a_value_left_out_of_a_stream_is_found_by_such_a_key(source: Source) -> 
     notes: list[str] = []
     for _ in range(2):
         result = stream.stream(
-            given, until_caught_up=True, notify=lambda step: notes.append(step.note)
+            given, until_caught_up=True, notify=lambda step: notes.append(step.message)
         )
         assert [t.error for t in result.tables if t.error] == []
         proven(given)

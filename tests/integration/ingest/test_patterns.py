@@ -19,7 +19,7 @@ from deltalake import DeltaTable
 
 from bronze.config.settings import Settings
 from bronze.ingest import pipeline
-from bronze.ingest.pipeline import Progress
+from bronze.model.events import LoadEvent
 from bronze.model.results import TableResult
 from bronze.postgres.copy import snapshot
 from tests.conftest import Source
@@ -724,7 +724,7 @@ def test_a_run_that_was_overtaken_changes_nothing(source: Source) -> None:
     execute("UPDATE t SET v = 'older', at = now() WHERE id = 1")
     rivals: dict[str, TableResult] = {}
 
-    def overtaken(_: Progress) -> None:
+    def overtaken(_: LoadEvent) -> None:
         if not rivals:
             execute("UPDATE t SET v = 'newer', at = now() WHERE id IN (1, 2)")
             rivals.update({result.table: result for result in pipeline.run(every).tables})
@@ -755,7 +755,7 @@ def test_a_run_that_was_overtaken_begins_again(source: Source) -> None:
     patient = source.settings(tables={"t": BATCH}, run={"max_retries": 2})
     rivals: list[TableResult] = []
 
-    def overtaken(_: Progress) -> None:
+    def overtaken(_: LoadEvent) -> None:
         if not rivals:
             source.execute("UPDATE t SET v = 'newer' WHERE id IN (1, 2)")
             rivals.append(run(source, BATCH))
@@ -773,7 +773,7 @@ def test_a_replacement_that_was_overtaken_changes_nothing(source: Source) -> Non
     land(source, FULL)
     rivals: list[TableResult] = []
 
-    def overtaken(_: Progress) -> None:
+    def overtaken(_: LoadEvent) -> None:
         if not rivals:
             source.execute("INSERT INTO t VALUES (2)")
             rivals.append(run(source, FULL))
@@ -795,7 +795,7 @@ def test_a_foreign_commit_in_between_is_no_conflict(source: Source) -> None:
     source.execute("UPDATE t SET v = 'new' WHERE id IN (5, 55); DELETE FROM t WHERE id = 6")
     done: list[Any] = []
 
-    def compacted(_: Progress) -> None:
+    def compacted(_: LoadEvent) -> None:
         if not done:
             done.append(DeltaTable(str(source.table("t"))).optimize.compact())
 

@@ -24,6 +24,7 @@ from bronze.delta import log
 from bronze.delta.layout import vacuum
 from bronze.errors import ConfigError, LakeUnreachable, TableRefused
 from bronze.ingest import pipeline
+from bronze.model.events import StreamEvent
 from bronze.model.protection import Protected
 from bronze.model.results import TableResult
 from bronze.postgres.copy.read import dtype
@@ -262,11 +263,13 @@ def test_what_a_stream_leaves_out_is_decrypted_or_compared(source: Source) -> No
     streamed(given)
     for name in methods:
         source.execute(f"UPDATE {name} SET n = 10 + n")
-    steps: list[stream.Step] = []
+    steps: list[StreamEvent] = []
     stream.stream(given, until_caught_up=True, notify=steps.append)
     assert differences(given) == {}
     assert planted(source.lake) == []
-    told = [step.note for step in steps if "REPLICA" in step.note or "left out" in step.note]
+    told = [
+        step.message for step in steps if "REPLICA" in step.message or "left out" in step.message
+    ]
     assert [note.split()[0] for note in told] == ["public.compared"]
     rows = clear(given, table(source, "decrypted"), "bz_decrypted")
     assert rows["big"].to_list() == [f"plant{i}" * 2000 for i in (1, 2, 3)]

@@ -31,13 +31,13 @@ lake = lake.with_rules({"orders": []})
 
 def work() -> int:
     try:
-        run = lake.run(["orders"], notify=lambda progress: print(progress.share))
+        run = lake.run(["orders"], notify=lambda event: print(event.table, event.message))
     except bronze.SourceUnreachable as error:
         print(error.hint)
         return error.exit_code
     for table in run.tables:
         print(table.table, table.inserted + table.updated, table.error and table.error.message)
-    stream = lake.stream(until_caught_up=True, notify=lambda step: print(step))
+    stream = lake.stream(until_caught_up=True, notify=lambda event: print(event.message))
     proof = lake.verify(repair=True)
     print([row.key for table in proof.tables for row in table.rows])
     erased = lake.forget("orders", {"id": "42"})
