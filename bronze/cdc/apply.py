@@ -14,7 +14,8 @@ import tenacity
 
 from bronze import failpoint
 from bronze.anomaly import outliers
-from bronze.cdc.net_changes import Net, Netted, net
+from bronze.cdc.net_changes import net_changes
+from bronze.cdc.row_changes import NetChanges, NetTask
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta import audit_mark, commit, log, store
 from bronze.delta.commit import Position
@@ -230,7 +231,7 @@ def _landed(
     label = following.label
     stamp = replace(stamp, lineage=following.entry.record.lineage_id)
     state = _current(following)
-    (netted,) = yield [Task(net, _job(following, gathered, stamp, state), label)]
+    (netted,) = yield [Task(net_changes, _job(following, gathered, stamp, state), label)]
     failpoint.reach("netted")
     record_rejected_values(settings, plan.target, stamp, netted.rejected)
     if netted.empty:
@@ -354,9 +355,9 @@ def last(state: State, plan: Plan) -> tuple[int, int] | None:
     return at, committed
 
 
-def _job(following: Following, gathered: Gathered, stamp: Stamp, state: State) -> Net:
+def _job(following: Following, gathered: Gathered, stamp: Stamp, state: State) -> NetTask:
     plan = following.plan
-    return Net(
+    return NetTask(
         table=following.label,
         gathered=gathered,
         floor=following.floor,
@@ -378,7 +379,7 @@ def _job(following: Following, gathered: Gathered, stamp: Stamp, state: State) -
 
 def _commit(
     following: Following,
-    netted: Netted,
+    netted: NetChanges,
     edit: Edit,
     staged: Sequence[DataFile],
     batch: Batch,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -11,8 +12,17 @@ import polars as pl
 
 from bronze.cdc import replica_identity
 from bronze.cdc.replica_identity import LINE, PART
-from bronze.postgres.replication import pgoutput
+from bronze.delta.write.changes import Changes
+from bronze.ingest import key_text
+from bronze.model.columns import Column, Kind, RowKey
+from bronze.model.files import Stored
+from bronze.model.locations import Place
+from bronze.model.stamp import Stamp
+from bronze.model.units import NONE_GIVEN, NOTHING_FOUND, Enrichment, Findings, Rejected
+from bronze.postgres.replication import pgoutput, text_values
 from bronze.postgres.replication.batch import Gathered
+from bronze.postgres.replication.text_values import Text
+from bronze.protection import protect
 from bronze.rows.metadata import COMMITTED
 
 UPSERT = "\0upsert"
@@ -147,3 +157,81 @@ def _completed(found: pgoutput.Changes) -> pgoutput.Changes:
         unchanged.append(left if left.any() else None)
     new = pl.DataFrame(columns) if columns else found.new
     return pgoutput.Changes(found.kinds, new, tuple(unchanged), found.old, found.keyed)
+
+
+@dataclass(frozen=True)
+class NetTask:
+    """What is to be netted.
+
+    Attributes:
+        table: the table's label.
+        gathered: its changes.
+        floor: transactions before this position are in the table already.
+        columns: the table's contract; ``texts`` are those of them that the stream has.
+        row_key: what tells rows apart at the end of a transaction.
+        identity: the names of the columns that tell rows apart at any moment: the key, where
+            PostgreSQL keeps it unique; else others, the key among them.
+        any_bytes: whether a text may be bytes that are no UTF-8.
+        stored: the table's files, with ``layout`` its columns, to look unchanged values up.
+    """
+
+    table: str
+    gathered: Gathered = field(repr=False)
+    floor: int
+    columns: tuple[Column, ...]
+    texts: tuple[Text, ...]
+    row_key: RowKey
+    identity: tuple[str, ...]
+    place: Place
+    stored: tuple[Stored, ...] = field(repr=False)
+    layout: tuple[tuple[str, Kind], ...]
+    stats: tuple[str, ...]
+    stamp: Stamp
+    base: int
+    dates_of: str | None = None
+    enrichment: Enrichment = NONE_GIVEN
+    any_bytes: bool = False
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The names of the key's columns in the source."""
+        return self.row_key.source_names
+
+
+@dataclass(frozen=True)
+class NetChanges:
+    """One change for each key: rows as they are now, and the keys of rows that are gone.
+
+    ``emptied`` says that all other rows are gone, too; ``read`` counts the changes that came.
+    """
+
+    changes: tuple[Changes, ...] = field(repr=False)
+    deletes: tuple[Changes, ...] = field(repr=False)
+    emptied: bool
+    rejected: tuple[Rejected, ...]
+    read: int
+    findings: Findings = NOTHING_FOUND
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is left to do."""
+        return not (self.changes or self.deletes or self.emptied)
+
+
+def stored_keys(job: NetTask, keys: pl.DataFrame) -> pl.DataFrame:
+    """Keys as the stream has them, as the table has them."""
+    clear, rejected = text_values.typed(keys.select(job.key), key_texts(job))
+    protection = job.enrichment.protection
+    rows = protect.values(clear, protection)
+    told = key_text.with_text(rows, clear, rejected, job.row_key, protection)
+    return told.select(job.row_key.names)
+
+
+Key = tuple[str, ...]
+"""A row's key as the stream has it."""
+
+
+def key_texts(job: NetTask) -> list[Text]:
+    """How the stream's texts of the key's columns become values."""
+    named = {text.name: text for text in job.texts}
+    return [named[name] for name in job.key]

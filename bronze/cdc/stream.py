@@ -159,8 +159,8 @@ def _opened(
     copied: pipeline.Notify,
     sessions: list[slot.Session],
 ) -> Iterator[StreamContext]:
-    """What a stream needs while it is connected. ``sessions`` are those that it had at the server, and
-    then those of this connection.
+    """What a stream needs while it is connected. ``sessions`` are those that it had at the server,
+    and then those of this connection.
     """
     own, published = settings.stream.names(name)
     with ExitStack() as stack:

@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from bronze.cdc.net_changes import Net, Netted
+from bronze.cdc.row_changes import NetChanges, NetTask
 from bronze.delta import commit, files, log
 from bronze.delta.write import changes as changing
 from bronze.model.columns import Column, Kind, RowKey
@@ -74,7 +74,7 @@ def table(place: Place, rows: Sequence[Row]) -> tuple[Any, ...]:
     return state.files
 
 
-def job(gathered: Gathered, place: Place, stored: Sequence[Any], **more: Any) -> Net:
+def job(gathered: Gathered, place: Place, stored: Sequence[Any], **more: Any) -> NetTask:
     """What is to be netted."""
     given: dict[str, Any] = {
         "table": "public.t",
@@ -91,10 +91,10 @@ def job(gathered: Gathered, place: Place, stored: Sequence[Any], **more: Any) ->
         "stamp": NOW,
         "base": len(COLUMNS),
     }
-    return Net(**(given | more))
+    return NetTask(**(given | more))
 
 
-def applied(rows: Mapping[Row, Row], netted: Netted, place: Place) -> dict[Row, Row]:
+def applied(rows: Mapping[Row, Row], netted: NetChanges, place: Place) -> dict[Row, Row]:
     """A table's rows by key, once what was netted is in it."""
     key = ["bz k", "bz n"]
     after = {} if netted.emptied else dict(rows)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from bronze.cdc.net_changes import net
+from bronze.cdc.net_changes import net_changes
 from bronze.delta import files
 from bronze.model.locations import Place
 from bronze.postgres.replication import pgoutput, slot
@@ -160,7 +160,7 @@ def test_a_history_nets_to_what_the_source_has(
             with pytest.MonkeyPatch.context() as patch:
                 if staged:
                     patch.setattr("bronze.cdc.net_changes._IN_MEMORY", 0)
-                netted = net(job(one, place, stored, floor=floor))
+                netted = net_changes(job(one, place, stored, floor=floor))
             after = applied(after, netted, place)
             place = Place(str(tmp_path / f"{identity}{next(numbers)}"))
             stored = table(place, list(after.values()))

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bronze.cdc.net_changes import Netted, net
+from bronze.cdc.net_changes import net_changes
+from bronze.cdc.row_changes import NetChanges
 from bronze.delta.write import changes as changing
 from bronze.errors import Mismatch, TableRefused
 from bronze.model.locations import Place
@@ -81,13 +82,13 @@ def happened(*pieces: Sequence[bytes], spilled: bool = False) -> Gathered:
     return Gathered(DESCRIBED, found)
 
 
-def netted_rows(netted: Netted, place: Place) -> list[Row]:
+def netted_rows(netted: NetChanges, place: Place) -> list[Row]:
     """The changed rows, sorted."""
     found = [row for c in netted.changes for row in changing.read(place, c, TARGETS).rows()]
     return sorted(found, key=repr)
 
 
-def gone(netted: Netted, place: Place) -> list[Row]:
+def gone(netted: NetChanges, place: Place) -> list[Row]:
     """The keys of the rows that are gone, sorted."""
     keys = ["bz k", "bz n"]
     return sorted(row for d in netted.deletes for row in changing.read(place, d, keys).rows())
@@ -108,7 +109,7 @@ def test_a_chain_of_keys_leads_to_the_table(place: Place, tmp_path: Path, spille
         [update("c", SAME, "2", SAME, old=("a", "2")), update("d", SAME, "3", "x", old=("c", "2"))],
         spilled=spilled,
     )
-    result = net(job(found, place, stored))
+    result = net_changes(job(found, place, stored))
     assert netted_rows(result, place) == [("d", "kept", 3, "x")]
     assert gone(result, place) == [("a", 1), ("a", 2), ("c", 2)]
     assert result.read == 3
@@ -124,7 +125,7 @@ def test_rows_that_swap_keys_take_their_values_along(place: Place) -> None:
             update("b", SAME, "1", "1", old=("t", "0")),
         ]
     )
-    result = net(job(found, place, stored))
+    result = net_changes(job(found, place, stored))
     assert netted_rows(result, place) == [("a", "of b", 1, "2"), ("b", "of a", 1, "1")]
     assert gone(result, place) == [("t", 0)]
 
@@ -138,7 +139,7 @@ def test_values_are_found_in_earlier_changes(place: Place, tmp_path: Path, spill
         [update("a", SAME, "1", SAME), update("n", SAME, "2", "z", old=("n", "1"))],
         spilled=spilled,
     )
-    result = net(job(found, place, stored))
+    result = net_changes(job(found, place, stored))
     assert netted_rows(result, place) == [("a", "newer", 1, None), ("n", "new", 2, "z")]
 
 
@@ -148,7 +149,7 @@ def test_a_row_that_came_again_is_another_one(place: Place) -> None:
     found = happened(
         [delete("a", "1"), insert("a", "again", "1", None), update("a", SAME, "1", "w")]
     )
-    result = net(job(found, place, stored))
+    result = net_changes(job(found, place, stored))
     assert netted_rows(result, place) == [("a", "again", 1, "w")]
     assert gone(result, place) == []
 
@@ -157,7 +158,7 @@ def test_what_the_table_has_is_left_out(place: Place) -> None:
     """Transactions before the floor count for nothing, the one at the floor counts."""
     found = happened([insert("a", "1", "1", None)], [insert("b", "2", "2", None), delete("c", "3")])
     for floor, rows, left in ((100, 2, 3), (101, 1, 2), (102, 0, 1), (103, 0, 0)):
-        result = net(job(found, place, (), floor=floor))
+        result = net_changes(job(found, place, (), floor=floor))
         assert len(netted_rows(result, place)) == rows
         assert gone(result, place) == ([("c", 3)] if floor <= 102 else [])
         assert result.read == left
@@ -168,20 +169,20 @@ def test_a_truncation_counts_from_the_floor_on(place: Place) -> None:
     """It empties the table unless the table has been emptied by it before."""
     found = happened([insert("a", "1", "1", None), delete("b", "2")])
     found.emptied = 100
-    result = net(job(found, place, (), floor=100))
+    result = net_changes(job(found, place, (), floor=100))
     assert result.emptied
     assert not result.deletes
-    assert not net(job(found, place, (), floor=101)).emptied
+    assert not net_changes(job(found, place, (), floor=101)).emptied
     alone = Gathered(DESCRIBED, [], emptied=100)
-    assert not net(job(alone, place, (), floor=100)).empty
-    assert net(job(alone, place, (), floor=101)).empty
+    assert not net_changes(job(alone, place, (), floor=100)).empty
+    assert net_changes(job(alone, place, (), floor=101)).empty
 
 
 @pytest.mark.parametrize("message", [insert("a", "v", None, "w"), update(None, "v", "1", "w")])
 def test_a_row_without_a_key_is_refused(place: Place, message: bytes) -> None:
     """NULL in any column of the key is the table's fault, and not told as a value."""
     with pytest.raises(TableRefused) as raised:
-        net(job(happened([insert("b", "", "1", ""), message]), place, ()))
+        net_changes(job(happened([insert("b", "", "1", ""), message]), place, ()))
     assert raised.value.table == "public.t"
 
 
@@ -190,20 +191,20 @@ def test_a_value_that_the_table_has_not_is_a_mismatch(place: Place, rows: list[R
     """Where a row is missing, or has no value because it was rejected, all has to be compared."""
     stored = table(place, rows)
     with pytest.raises(Mismatch):
-        net(job(happened([update("a", SAME, "1", "w")]), place, stored))
+        net_changes(job(happened([update("a", SAME, "1", "w")]), place, stored))
 
 
 def test_a_row_that_is_there_twice_is_a_mismatch(place: Place) -> None:
     """Nobody can say which of the table's values is meant."""
     stored = table(place, [("a", "one", 1, ""), ("a", "two", 1, "")])
     with pytest.raises(Mismatch):
-        net(job(happened([update("a", SAME, "1", "w")]), place, stored))
+        net_changes(job(happened([update("a", SAME, "1", "w")]), place, stored))
 
 
 def test_many_deletions_go_through_a_file(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """Though the table has statistics of columns that are not of its key."""
     monkeypatch.setattr("bronze.cdc.net_changes._IN_MEMORY", 0)
-    result = net(job(happened([delete("a", "1"), delete("b", "2")]), place, ()))
+    result = net_changes(job(happened([delete("a", "1"), delete("b", "2")]), place, ()))
     assert [type(one).__name__ for one in result.deletes] == ["DataFile"]
     assert gone(result, place) == [("a", 1), ("b", 2)]
 
@@ -223,7 +224,7 @@ def test_a_file_is_read_a_few_times_only(
         return read(piece)
 
     monkeypatch.setattr(Piece, "read", counted)
-    result = net(job(found, place, ()))
+    result = net_changes(job(found, place, ()))
     assert netted_rows(result, place) == sorted(
         [(f"k{i}", f"v{i}", 1, "w") for i in range(200)], key=repr
     )

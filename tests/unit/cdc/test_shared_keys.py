@@ -16,7 +16,7 @@ import pytest
 from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 
-from bronze.cdc.net_changes import net
+from bronze.cdc.net_changes import net_changes
 from bronze.delta import files, log
 from bronze.delta.write import changes as changing
 from bronze.errors import Mismatch
@@ -158,7 +158,7 @@ def gathered(
 
 def applied(rows: dict[str, Any], given: Any, place: Place) -> dict[str, Any]:
     """The table's rows by key, once a job's result is in them."""
-    netted = net(given)
+    netted = net_changes(given)
     after = {} if netted.emptied else dict(rows)
     gone = [k for d in netted.deletes for k in changing.read(place, d, ["bz k"])["bz k"]]
     came = [row for c in netted.changes for row in changing.read(place, c, TARGETS).rows()]
@@ -210,7 +210,7 @@ def test_histories_net_to_what_the_model_has(
                 if model.shared:
                     event("shared")
                     with pytest.raises(Mismatch, match="share the key k"):
-                        net(given)
+                        net_changes(given)
                     return
                 gone |= rows.keys()
                 rows = applied(rows, given, place)
@@ -245,14 +245,14 @@ def test_a_row_that_the_table_has_not_is_a_mismatch(place: Place, message: bytes
     """What changes must have been there: something was lost before."""
     stored = table(place, [("b", "v", 1, "w")])
     with pytest.raises(Mismatch, match="not all rows"):
-        net(job(happened([message]), place, stored, row_key=BY_K, identity=INDEX))
+        net_changes(job(happened([message]), place, stored, row_key=BY_K, identity=INDEX))
 
 
 def test_a_value_left_out_though_whole_rows_are_told_is_a_mismatch(place: Place) -> None:
     """Nobody can say of which row it is."""
     stored = table(place, [("a", "v", 1, "w")])
-    with pytest.raises(Mismatch, match="left out"):
-        net(
+    with pytest.raises(Mismatch, match="did not send"):
+        net_changes(
             job(
                 happened([update("a", SAME, "1", "z")]), place, stored, row_key=BY_K, identity=WHOLE
             )
@@ -275,4 +275,4 @@ def test_a_key_that_delta_cannot_hold_is_a_mismatch(
     more: dict[str, Any] = {"columns": columns, "texts": named, "layout": layout}
     more["row_key"] = RowKey((column,), ("bz n",))
     with pytest.raises(Mismatch, match="that Delta cannot hold"):
-        net(job(happened([message]), place, (), identity=identity, **more))
+        net_changes(job(happened([message]), place, (), identity=identity, **more))
