@@ -30,7 +30,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from bronze.model.results import Failure
+from bronze.model.results import EXIT_CODES, Failure
 
 
 class BronzeError(Exception):
@@ -44,7 +44,6 @@ class BronzeError(Exception):
         sqlstate: PostgreSQL's five-character error code, if any.
     """
 
-    exit_code: ClassVar[int] = 1
     retry: ClassVar[bool] = False
 
     def __init__(
@@ -62,6 +61,12 @@ class BronzeError(Exception):
         self.table = table
         self.batch_id = batch_id
         self.sqlstate = sqlstate
+
+    @property
+    def exit_code(self) -> int:
+        """What the command line exits with after this error."""
+        kinds = [kind.__name__ for kind in type(self).__mro__]
+        return next((EXIT_CODES[kind] for kind in kinds if kind in EXIT_CODES), 1)
 
     def failure(self) -> Failure:
         """The error as a value, for results."""
@@ -82,8 +87,6 @@ def _rebuild(kind: type[BronzeError], message: str, state: dict[str, str]) -> Br
 class ConfigError(BronzeError):
     """The config or the arguments are wrong; nothing was changed."""
 
-    exit_code = 2
-
 
 class SourceError(BronzeError):
     """PostgreSQL reported an error."""
@@ -92,41 +95,33 @@ class SourceError(BronzeError):
 class SourceUnreachable(SourceError):
     """No connection could be opened, or one was lost."""
 
-    exit_code = 3
     retry = True
 
 
 class SourceBusy(SourceError):
     """PostgreSQL has no free connection slot, or another session holds a lock for too long."""
 
-    exit_code = 3
     retry = True
 
 
 class SourceRefused(SourceError):
     """PostgreSQL refused the login, the database, the encryption or the replication."""
 
-    exit_code = 3
-
 
 class SourceRewound(SourceError):
     """PostgreSQL was restored to an earlier state, so that known log positions are not valid."""
 
-    exit_code = 3
     retry = True
 
 
 class SnapshotLost(SourceError):
     """The transaction that exported the run's snapshot has ended, so the snapshot is lost."""
 
-    exit_code = 3
     retry = True
 
 
 class SnapshotRefused(SourceError):
     """The server cannot export a snapshot for parallel reads."""
-
-    exit_code = 2
 
 
 class TableRefused(SourceError):
@@ -143,8 +138,6 @@ class LakeError(BronzeError):
 
 class LakeUnreachable(LakeError):
     """The lake cannot be read or written."""
-
-    exit_code = 3
 
 
 class TableVanished(LakeError):

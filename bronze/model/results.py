@@ -2,20 +2,81 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from html import escape
+from typing import Any, Literal
 
 Status = Literal["landed", "unchanged", "failed"]
+
+EXIT_CODES: Mapping[str, int] = {
+    "ConfigError": 2,
+    "SnapshotRefused": 2,
+    "SourceUnreachable": 3,
+    "SourceBusy": 3,
+    "SourceRefused": 3,
+    "SourceRewound": 3,
+    "SnapshotLost": 3,
+    "LakeUnreachable": 3,
+}
+"""What a command exits with after an error of a kind; 1 after all others."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """An error as a value: ``kind`` is the name of its class."""
+    """The error of a table or a command, as a value."""
 
     kind: str
     message: str
     hint: str
     sqlstate: str = ""
+
+
+def exit_code(errors: Iterable[Failure | None], unrecorded: Failure | None = None) -> int:
+    """The exit code of a command, by the error of each table (None where there was none).
+
+    0: no table failed, and what was done is recorded; 3: each table failed because the source or
+    the lake cannot be reached; 1: otherwise.
+    """
+    codes = {EXIT_CODES.get(error.kind, 1) if error else 0 for error in errors}
+    if codes <= {0}:
+        return 1 if unrecorded else 0
+    return 3 if codes == {3} else 1
+
+
+class Shown:
+    """How results show themselves: in one line, and in a notebook as a table of their tables."""
+
+    def __repr__(self) -> str:
+        tables: Sequence[Any] = getattr(self, "tables", ())
+        states = Counter(getattr(table, "status", "") for table in tables)
+        counts = [f"{count} {state}" for state, count in states.items() if state]
+        parts = [f"{len(tables)} tables", *counts] if tables else []
+        code = getattr(self, "exit_code", None)
+        return f"<{type(self).__name__}: {', '.join([*parts, f'exit code {code}'])}>"
+
+    def _repr_html_(self) -> str:
+        tables: Sequence[Any] = getattr(self, "tables", ())
+        rows = [
+            asdict(table) for table in tables if is_dataclass(table) and not isinstance(table, type)
+        ]
+        names = [name for name in (rows[0] if rows else {}) if any(row[name] for row in rows)]
+        head = "".join(f"<th>{escape(name)}</th>" for name in names)
+        body = "".join(
+            f"<tr>{''.join(f'<td>{escape(_cell(row[name]))}</td>' for name in names)}</tr>"
+            for row in rows
+        )
+        table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return f"<div>{escape(repr(self))}{table if rows else ''}</div>"
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, dict):
+        return str(value.get("message", value))
+    if isinstance(value, list | tuple):
+        return "; ".join(map(_cell, value))
+    return "" if value is None else str(value)
 
 
 @dataclass(frozen=True)
@@ -59,8 +120,8 @@ class Late:
     schema_changes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class RunResult:
+@dataclass(frozen=True, repr=False)
+class RunResult(Shown):
     """The result of a run. ``position`` is the source's WAL position (LSN) at the snapshot.
 
     ``late`` are tables of earlier runs whose records were missing, ``notes`` messages for the user.
@@ -78,17 +139,14 @@ class RunResult:
 
     @property
     def exit_code(self) -> int:
-        """0: all tables landed; 3: the source or the lake could not be reached and no table landed;
+        """0: all tables landed; 3: no table did, as the source or the lake cannot be reached;
         1: some tables failed, or a record could not be written.
         """
-        kinds = {table.error.kind if table.error else "" for table in self.tables}
-        if kinds <= {""}:
-            return 1 if self.unrecorded else 0
-        return 3 if kinds <= {"SourceUnreachable", "SourceBusy", "LakeUnreachable"} else 1
+        return exit_code((table.error for table in self.tables), self.unrecorded)
 
 
-@dataclass(frozen=True)
-class StreamResult:
+@dataclass(frozen=True, repr=False)
+class StreamResult(Shown):
     """The result of a stream that has ended. ``position`` is the LSN up to which the changes of all
     tables are applied; ``rows_read`` of a table counts the changes that were received.
     """
@@ -107,7 +165,7 @@ class StreamResult:
     @property
     def exit_code(self) -> int:
         """0: success; 1: some tables are no longer streamed, or a record could not be written."""
-        return 1 if self.unrecorded or any(table.error for table in self.tables) else 0
+        return exit_code((table.error for table in self.tables), self.unrecorded)
 
 
 @dataclass(frozen=True)
@@ -128,8 +186,8 @@ class MaintainedTable:
     error: Failure | None = None
 
 
-@dataclass(frozen=True)
-class MaintainResult:
+@dataclass(frozen=True, repr=False)
+class MaintainResult(Shown):
     """The result of ``bronze maintain``."""
 
     seconds: float
@@ -139,4 +197,4 @@ class MaintainResult:
     @property
     def exit_code(self) -> int:
         """0: success; 1: some tables failed, or a record could not be written."""
-        return 1 if self.unrecorded or any(table.error for table in self.tables) else 0
+        return exit_code((table.error for table in self.tables), self.unrecorded)

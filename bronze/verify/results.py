@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from bronze.model.results import Failure
+from bronze.model.results import Failure, Shown, exit_code
 
 Fault = Literal["missing", "extra", "different", "altered"]
 """What is wrong with a row: it is in the source alone; in Bronze alone; in both, but with other
@@ -79,8 +79,8 @@ class VerifiedTable:
     error: Failure | None = None
 
 
-@dataclass(frozen=True)
-class VerifyResult:
+@dataclass(frozen=True, repr=False)
+class VerifyResult(Shown):
     """A proof, or what stands against it. ``at_rest`` says that the source was not asked;
     ``unrecorded`` is why the audit log does not have it, if so.
     """
@@ -95,11 +95,7 @@ class VerifyResult:
         """0: all equal, and recorded; 3: nothing could be found out, as a side is out of reach;
         1: otherwise.
         """
-        proven = bool(self.tables)
-        if proven and all(table.status == "equal" and not table.error for table in self.tables):
-            return 1 if self.unrecorded else 0
-        kinds = {
-            table.error.kind if table.error and table.status != "equal" else ""
-            for table in self.tables
-        }
-        return 3 if kinds and kinds <= {"SourceUnreachable", "SourceBusy", "LakeUnreachable"} else 1
+        if not self.tables:
+            return 1
+        code = exit_code((table.error for table in self.tables), self.unrecorded)
+        return code or int(any(table.status != "equal" for table in self.tables))
