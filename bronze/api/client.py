@@ -106,7 +106,8 @@ class Bronze:
         Args:
             tables: which tables.
             pool: where units of work run instead of the config's ``[run] engine``.
-            notify: called with the progress of each table, from this thread.
+            notify: called with what happens to each table, from this thread; without it, a
+                notebook shows the progress.
 
         Returns:
             What happened to each table: rows read, inserted, updated, deleted, and why it failed.
@@ -115,9 +116,10 @@ class Bronze:
             ConfigError: the config or a name is wrong.
             SourceError, LakeError: nothing could be done at all.
         """
-        from bronze.api import recorded
+        from bronze.api import progress, recorded
 
-        return recorded.run(self.config, tables, pool=pool, notify=notify or (lambda _: None))
+        with progress.shown_in_notebook(notify) as show:
+            return recorded.run(self.config, tables, pool=pool, notify=show)
 
     def stream(
         self,
@@ -138,7 +140,8 @@ class Bronze:
             until_caught_up: end when all that is committed now has been applied.
             stop: ends the stream when it is set, from any thread.
             notify: called with what happens, from this thread.
-            copied: called with the progress of tables that are copied.
+            copied: called with the progress of tables that are copied; without it, a notebook
+                shows it.
 
         Returns:
             What was applied to each table until the end.
@@ -147,16 +150,17 @@ class Bronze:
             ConfigError: the config or a name is wrong.
             SourceError, LakeError: it cannot begin, or cannot go on.
         """
-        from bronze.api import recorded
+        from bronze.api import progress, recorded
 
-        return recorded.follow(
-            self.config,
-            tables,
-            until_caught_up=until_caught_up,
-            stop=stop,
-            notify=notify or (lambda _: None),
-            copied=copied or (lambda _: None),
-        )
+        with progress.shown_in_notebook(copied) as show:
+            return recorded.follow(
+                self.config,
+                tables,
+                until_caught_up=until_caught_up,
+                stop=stop,
+                notify=notify or (lambda _: None),
+                copied=show,
+            )
 
     def drop_stream(self, tables: Sequence[str] = ()) -> str:
         """Drops the replication slot and the publication; Bronze tables stay as they are.
@@ -375,23 +379,25 @@ class Bronze:
                 source is not asked then.
             trust_hashes: whether the hashes in Bronze are taken for those of the values.
             pool: where tasks run instead of the config's ``[run] engine``.
-            notify: called with the progress of each table, from this thread.
+            notify: called with what happens to each table, from this thread; without it, a
+                notebook shows the progress.
 
         Raises:
             ConfigError: the config or a name is wrong.
             SourceError, LakeError: nothing could be found out at all.
         """
-        from bronze.api import recorded
+        from bronze.api import progress, recorded
 
-        return recorded.verify(
-            self.config,
-            tables,
-            repair=repair,
-            at_rest=at_rest,
-            trust_hashes=trust_hashes,
-            pool=pool,
-            notify=notify or (lambda _: None),
-        )
+        with progress.shown_in_notebook(notify) as show:
+            return recorded.verify(
+                self.config,
+                tables,
+                repair=repair,
+                at_rest=at_rest,
+                trust_hashes=trust_hashes,
+                pool=pool,
+                notify=show,
+            )
 
     def with_rules(self, rules: Mapping[str, Sequence[Rule]]) -> Bronze:
         """The same config with more quality rules, by the names of their tables.

@@ -53,11 +53,12 @@ def run(
 ) -> None:
     """Take tables of the source into the lake, all as of one moment."""
     import bronze
+    from bronze.api import progress
     from bronze.cli import render
 
     with _errors(as_json):
         opened = bronze.open(config)
-        with render.progress(as_json) as notify:
+        with progress.progress(as_json) as notify:
             result = opened.run(tables or (), notify=notify)
         render.document(result) if as_json else render.run(result)
         raise typer.Exit(result.exit_code)
@@ -92,6 +93,7 @@ def stream(
 ) -> None:
     """Follow the tables whose pattern is "streaming", within seconds of each change."""
     import bronze
+    from bronze.api import progress
     from bronze.cli import render
 
     with _errors(as_json):
@@ -101,12 +103,12 @@ def stream(
             render.dropped(dropped, as_json)
             return
         stop = threading.Event()
-        with _stopped_by_signals(stop), render.progress(as_json) as copied:
+        with _stopped_by_signals(stop), progress.progress(as_json) as copied:
             result = opened.stream(
                 tables or (),
                 until_caught_up=until_caught_up,
                 stop=stop,
-                notify=render.steps(as_json),
+                notify=progress.stream_log(as_json),
                 copied=copied,
             )
         render.document(result) if as_json else render.streamed(result)
@@ -156,11 +158,12 @@ def verify(
 ) -> None:
     """Prove that Bronze equals the source, or name the rows that differ."""
     import bronze
+    from bronze.api import progress
     from bronze.cli import render
 
     with _errors(as_json):
         opened = bronze.open(config)
-        with render.progress(as_json) as notify:
+        with progress.progress(as_json) as notify:
             result = opened.verify(
                 tables or (),
                 repair=repair,

@@ -7,43 +7,31 @@ import json
 import math
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterator, MutableMapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from bronze.model.events import (
-    BatchApplied,
-    LoadEvent,
-    StreamEvent,
-    TableFailed,
-    TableLanded,
-    TableProgress,
-)
 from bronze.printable import visible, visible_json
 
 if TYPE_CHECKING:
     from polars import DataFrame
 
     from bronze.api.check import Report, TableReport
-    from bronze.cdc.stream import Notify as NotifyStep
     from bronze.governance.audit import Report as AuditReport
-    from bronze.ingest.pipeline import Notify
     from bronze.model.results import MaintainResult, RunResult, StreamResult, TableResult
     from bronze.protection.erasure import Evidence, Forgotten
     from bronze.protection.keys import KeyReport
     from bronze.quality.report import QualityReport, TableQuality
     from bronze.verify.results import VerifyResult
+from bronze.api.progress import STDERR
 
 # A value or a name may have a colon before and behind a word, which is no code of an emoji.
 _out = Console(highlight=False, emoji=False)
-_err = Console(stderr=True, highlight=False, emoji=False)
 _UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 
 
@@ -54,9 +42,9 @@ def said(text: str, style: str | None = None) -> None:
 
 def failed(text: str, hint: str = "") -> None:
     """What went wrong, on stderr, and what to do about it."""
-    _line(_err, text, "red")
+    _line(STDERR, text, "red")
     if hint:
-        _line(_err, f"  {hint}", None)
+        _line(STDERR, f"  {hint}", None)
 
 
 def _line(console: Console, text: str, style: str | None) -> None:
@@ -99,72 +87,6 @@ def size(count: int) -> str:
     return f"{count} B"
 
 
-@contextmanager
-def progress(quiet: bool) -> Iterator[Notify]:
-    """A bar for each table on a terminal, a log line for each elsewhere, nothing if quiet."""
-    if quiet:
-        yield lambda _: None
-    elif _err.is_terminal:
-        with _bars() as bars:
-            yield bars
-    else:
-        yield _log
-
-
-@contextmanager
-def _bars() -> Iterator[Notify]:
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TextColumn("{task.fields[rows]:>12,} rows"),
-    )
-    with Progress(*columns, console=_err, transient=True) as bars:
-        tasks: dict[str, Any] = {}
-
-        def notify(event: LoadEvent) -> None:
-            if event.table not in tasks:
-                tasks[event.table] = bars.add_task(visible(event.table), total=1.0, rows=0)
-            task = tasks[event.table]
-            if isinstance(event, TableProgress):
-                bars.update(task, completed=event.share, rows=event.rows)
-            elif isinstance(event, TableLanded):
-                bars.update(task, completed=1.0, rows=event.result.rows_read)
-            else:
-                bars.update(task, completed=1.0)
-
-        yield notify
-
-
-def _log(event: LoadEvent) -> None:
-    if isinstance(event, TableFailed):
-        _logger().error("failed", table=event.table, error=event.error.message)
-    elif isinstance(event, TableLanded):
-        done = event.result
-        _logger().info(
-            done.status,
-            table=done.table,
-            rows=done.rows_read,
-            version=done.version,
-            files=done.files,
-            bytes=done.bytes,
-        )
-
-
-def _logger() -> Any:
-    """A logger of structured lines on stderr."""
-    import structlog
-
-    def shown(_: Any, __: str, facts: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        return {name: visible(v) if isinstance(v, str) else v for name, v in facts.items()}
-
-    usual = structlog.get_config()["processors"]
-    if not any(getattr(one, "__name__", "") == "shown" for one in usual):
-        usual = [*usual[:-1], shown, usual[-1]]
-    structlog.configure(processors=usual, logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-    return structlog.get_logger()
-
-
 _CELLS = ("read", "new", "upd.", "gone", "rej.", "odd", "files", "size", "s", "v")
 _NOTHING = {"", "0", size(0)}
 
@@ -199,26 +121,6 @@ def run(result: RunResult) -> None:
         if row.error:
             failed(f"{row.table}: {row.error.message}", row.error.hint)
     _told(result)
-
-
-def steps(quiet: bool) -> NotifyStep:
-    """A structured line for each batch of a stream on stderr, only notes if quiet."""
-    log = _logger()
-
-    def show(event: StreamEvent) -> None:
-        if event.message:
-            log.warning(event.message)
-        elif not quiet and isinstance(event, BatchApplied) and event.changes:
-            log.info(
-                "landed",
-                transactions=event.transactions,
-                changes=event.changes,
-                tables=",".join(event.tables),
-                lag_bytes=event.lag_bytes,
-                lag_seconds=round(event.lag_seconds, 2),
-            )
-
-    return show
 
 
 def streamed(result: StreamResult) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import psycopg
 
 import bronze
+from bronze.api import progress
 from bronze.cli import render
 from bronze.demo import inventory, server
 from bronze.errors import ConfigError
@@ -136,7 +137,7 @@ def _keyed(folder: Path) -> Path:
 
 
 def _run(opened: bronze.Bronze) -> None:
-    with render.progress(False) as notify:
+    with progress.progress(False) as notify:
         result = opened.run(notify=notify)
     render.run(result)
 

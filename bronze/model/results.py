@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass
 from html import escape
 from typing import Any, Literal
 
@@ -58,9 +58,7 @@ class Shown:
 
     def _repr_html_(self) -> str:
         tables: Sequence[Any] = getattr(self, "tables", ())
-        rows = [
-            asdict(table) for table in tables if is_dataclass(table) and not isinstance(table, type)
-        ]
+        rows = [asdict(table) for table in tables]
         names = [name for name in (rows[0] if rows else {}) if any(row[name] for row in rows)]
         head = "".join(f"<th>{escape(name)}</th>" for name in names)
         body = "".join(

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from psycopg import sql
 from typer.testing import CliRunner
 
+from bronze.api import progress
 from bronze.cli import render
 from bronze.cli.main import app
 from bronze.config import loading
@@ -60,10 +61,10 @@ def test_printed_results_have_no_control_characters(capsys: pytest.CaptureFixtur
     result = RunResult("b", 1, 1.0, tables, notes=(EVIL,), unrecorded=failure)
     render.run(result)
     render.document(result)
-    with render.progress(False) as notify:
+    with progress.progress(False) as notify:
         notify(TableFailed(EVIL, failure))
         notify(TableLanded(tables[1]))
-    steps = render.steps(False)
+    steps = progress.stream_log(False)
     steps(Notice(EVIL))
     steps(BatchApplied(1, 1, 1, 0, 0.0, (EVIL,)))
     render.revealed(pl.DataFrame({EVIL: [EVIL]}), "")
