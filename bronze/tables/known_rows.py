@@ -30,6 +30,8 @@ Positions = npt.NDArray[np.int64]
 
 # So many fingerprints take 80 MB, and as much again while they are sorted.
 _AT_ONCE = 10**7
+# So many keys of several rows are looked at with all their rows.
+_TWINS_AT_ONCE = 10**6
 # At most so many sets are kept at once: the tables that are being read overlap where one ends.
 _KEPT = 2
 
@@ -84,11 +86,16 @@ def doubled(what: Known) -> bool:
     Raises:
         LakeError, LakeUnreachable: the table cannot be read.
     """
+    return any(len(_doubled(share)) for share in _shares(what))
+
+
+def _shares(what: Known) -> Iterator[Known]:
     shares = 1 + sum(max(file.rows, 0) for file in what.files) // _AT_ONCE
-    return any(_doubled(replace(what, share=i, shares=shares)) for i in range(shares))
+    return (replace(what, share=i, shares=shares) for i in range(shares))
 
 
-def _doubled(what: Known) -> bool:
+def _doubled(what: Known) -> Fingerprints:
+    """The fingerprints of keys that several rows have, sorted."""
     found = [np.empty(0, np.uint64)]
     for file in what.files:
         parquet = files.opened(what.place, file)
@@ -96,7 +103,7 @@ def _doubled(what: Known) -> bool:
             prints = fingerprints(what, pl.DataFrame(table).filter(keyed(what.key)))
             found.append(prints[shared(what, prints)])
     prints = np.sort(np.concatenate(found))
-    return bool((prints[1:] == prints[:-1]).any())
+    return np.unique(prints[1:][prints[1:] == prints[:-1]])
 
 
 def twins(what: Known) -> list[tuple[Stored, Positions]]:
@@ -106,31 +113,40 @@ def twins(what: Known) -> list[tuple[Stored, Positions]]:
     Raises:
         LakeError, LakeUnreachable: the table cannot be read.
     """
-    if not doubled(what):
-        return []
+    found: list[list[Positions]] = [[] for _ in what.files]
+    for share in _shares(what):
+        prints = _doubled(share)
+        for start in range(0, len(prints), _TWINS_AT_ONCE):
+            rows = _too_many(share, prints[start : start + _TWINS_AT_ONCE])
+            for (number,), some in rows.partition_by("file", as_dict=True).items():
+                found[number].append(some["row"].to_numpy())
+    return [
+        (file, np.sort(np.concatenate(rows)))
+        for file, rows in zip(what.files, found, strict=True)
+        if rows
+    ]
+
+
+def _too_many(what: Known, doubled: Fingerprints) -> pl.DataFrame:
+    """All rows but one of each of some keys that several rows have: file and row."""
     found = []
     for number, file in enumerate(what.files):
         parquet = files.opened(what.place, file)
         names = (*what.key, "record_status")
         for start, table in files.parts(parquet, what.layout, names, None, dict(file.partition)):
-            rows = pl.DataFrame(table).with_row_index("row", start)
-            rows = rows.filter(keyed(what.key))
+            rows = pl.DataFrame(table).with_row_index("row", start).filter(keyed(what.key))
+            prints = fingerprints(what, rows)
+            mine = _among(doubled, prints)
             found.append(
-                pl.DataFrame(
-                    {
-                        "print": fingerprints(what, rows),
-                        "gone": rows["record_status"].eq_missing(DELETED),
-                        "file": pl.repeat(number, rows.height, dtype=pl.Int64, eager=True),
-                        "row": rows["row"].cast(pl.Int64),
-                    }
+                rows.filter(pl.Series(mine)).select(
+                    pl.lit(pl.Series("print", prints[mine])),
+                    pl.lit(number, pl.Int64).alias("file"),
+                    pl.col("row").cast(pl.Int64),
+                    pl.col("record_status").eq_missing(DELETED).alias("gone"),
                 )
             )
     ordered = pl.concat(found).sort("gone", maintain_order=True)
-    too_many = ordered.filter(pl.int_range(pl.len()).over("print") > 0)
-    return [
-        (file, too_many.filter(pl.col("file") == number)["row"].sort().to_numpy())
-        for number, file in enumerate(what.files)
-    ]
+    return ordered.filter(pl.int_range(pl.len()).over("print") > 0)
 
 
 def keyless(what: Known) -> bool:
