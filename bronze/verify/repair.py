@@ -249,7 +249,8 @@ def _rows_cut(claim: Claim, rows: Rows, batch_id: str) -> Course[int]:
     change = Change(
         "DELETE",
         added=[one.file for one in done if one.file and one.edits],
-        removed=[one.old for one in done if one.edits],
+        # Of a file that has no rows, whatever the log says, nothing is written anew.
+        removed=[one.old for one in done if one.edits or not one.file],
         feed=[one.feed for one in done if one.feed],
         quiet=[(one.old, one.file) for one in done if one.file and not one.edits],
     )
