@@ -288,7 +288,7 @@ def restored(
     """The columns of a Bronze table with those that another writer has taken from it, in the order
     that bronze gave them; what has been put into it comes last.
     """
-    ours = kinds(properties[LAYOUT]) if LAYOUT in properties else ()
+    ours = _given((), properties)
     known, held = dict(ours), dict(columns)
     kept = [(name, held.get(name, kind)) for name, kind in ours]
     kept += [pair for pair in columns if pair[0] not in known]
@@ -298,7 +298,7 @@ def restored(
 def meddled(columns: Sequence[tuple[str, Kind]], properties: Mapping[str, str]) -> tuple[str, ...]:
     """What another writer has done to the columns of a Bronze table."""
     held = dict(columns)
-    known = dict(kinds(properties[LAYOUT]) if LAYOUT in properties else columns)
+    known = dict(_given(columns, properties))
     meta = [name for name, _ in METADATA if name not in {**known, **held}]
     return (
         *(f"{name} was dropped" for name in [*known, *meta] if name not in held),
@@ -328,7 +328,7 @@ def form(
         values=values,
         base=int(properties.get(BASE, len(values))),
         earlier=(
-            tuple(p for p in _own(columns, properties) if p[0] in values),
+            tuple(p for p in _given(columns, properties) if p[0] in values),
             *earlier(properties),
         ),
         hashed=not protected(properties),
@@ -338,9 +338,10 @@ def form(
     )
 
 
-def _own(
+def _given(
     columns: Sequence[tuple[str, Kind]], properties: Mapping[str, str]
 ) -> Sequence[tuple[str, Kind]]:
+    """The columns that bronze gave a table; ``columns`` where it does not say."""
     return kinds(properties[LAYOUT]) if LAYOUT in properties else columns
 
 

@@ -198,6 +198,7 @@ def _fingerprints(what: Known, file: Stored) -> Iterator[tuple[int, Positions, F
     """For each part of a file: the first row's number, the live rows within it, their prints."""
     columns = (*(what.key or ("row_hash",)), "record_status")
     parquet = files.opened(what.place, file)
+    # Rows that are doubted are compared whole: see `_prints`.
     wanted = None if what.form else columns
     for start, table in files.parts(parquet, what.layout, wanted, None, dict(file.partition)):
         rows = pl.DataFrame(table)
@@ -257,7 +258,7 @@ def _versions(what: Known) -> pl.DataFrame:
         parquet = files.opened(what.place, file)
         for start, table in files.parts(parquet, what.layout, wanted, None, dict(file.partition)):
             rows = pl.DataFrame(table)
-            own = pl.Series(_PRINT, _prints(what, file, start, rows))
+            own = [] if what.key else [pl.Series(_PRINT, _prints(what, file, start, rows))]
             rows = rows.select(names).with_columns(own)
             rows = rows.with_row_index("row", start)
             rows = rows.filter(keyed(what.versions), pl.col(*names[-3:-1]).is_not_null())

@@ -175,7 +175,6 @@ def tasks(state: State, sizes: Mapping[str, int], basis: Basis | None) -> list[R
             layout=layout,
             form=form,
             key=key if set(key) <= dict(layout).keys() else (),
-            listed=LISTED,
             basis=basis,
         )
         for file in state.named

@@ -184,13 +184,9 @@ def _planned(settings: Settings, claim: Claim, batch_id: str) -> list[Table]:
         return replace(there, settings=target.settings.model_copy(update=own))
 
     targets = [given.target]
-    planned = pipeline.planned(
+    return pipeline.planned(
         settings, given.origin, given.held, targets, batch_id, slots, fitted, doubting=True
     )
-    for table in planned:
-        if table.plan and table.plan.mode == "changes":
-            table.plan = table.plan.whole("a repair")
-    return planned
 
 
 def _cut(claim: Claim, damage: Damage, batch_id: str) -> Course[tuple[str, Mended]]:
