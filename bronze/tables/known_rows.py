@@ -207,8 +207,9 @@ def _fingerprints(what: Known, file: Stored) -> Iterator[tuple[int, Positions, F
             live &= rows.select(keyed(what.key)).to_series()
             prints = fingerprints(what, rows.filter(live))
         else:
-            live &= fingerprint.formed(rows["row_hash"]) | (what.form is not None)
-            prints = _prints(what, file, start, rows)[live.to_numpy()]
+            prints, formed = _prints(what, file, start, rows)
+            live &= formed | (what.form is not None)
+            prints = prints[live.to_numpy()]
         mine = shared(what, prints)
         yield start, np.flatnonzero(live.to_numpy())[mine], prints[mine]
 
@@ -234,9 +235,12 @@ def last_positions(what: Known, gone: Fingerprints | None = None) -> list[tuple[
     ]
 
 
-def _prints(what: Known, file: Stored, start: int, rows: pl.DataFrame) -> Fingerprints:
-    """The fingerprints of whole rows. Where rows are doubted, one which another writer has put
-    there, or has changed, has one that is its place's alone: the source has no such row.
+def _prints(
+    what: Known, file: Stored, start: int, rows: pl.DataFrame
+) -> tuple[Fingerprints, pl.Series]:
+    """The fingerprints of whole rows, and which of them have a hash of its form. Where rows are
+    doubted, one which another writer has put there, or has changed, has a fingerprint that is its
+    place's alone: the source has no such row.
     """
     hashes, formed = fingerprint.plain(rows["row_hash"])
     prints = fingerprint.of_hashes(hashes, what.offset).copy()
@@ -246,7 +250,7 @@ def _prints(what: Known, file: Stored, start: int, rows: pl.DataFrame) -> Finger
     for row in np.flatnonzero(~ours).tolist():
         place = f"{file.path} {start + row} {what.offset}".encode()
         prints[row] = xxhash.xxh3_64_intdigest(place)
-    return prints
+    return prints, formed
 
 
 def _versions(what: Known) -> pl.DataFrame:
@@ -258,7 +262,7 @@ def _versions(what: Known) -> pl.DataFrame:
         parquet = files.opened(what.place, file)
         for start, table in files.parts(parquet, what.layout, wanted, None, dict(file.partition)):
             rows = pl.DataFrame(table)
-            own = [] if what.key else [pl.Series(_PRINT, _prints(what, file, start, rows))]
+            own = [] if what.key else [pl.Series(_PRINT, _prints(what, file, start, rows)[0])]
             rows = rows.select(names).with_columns(own)
             rows = rows.with_row_index("row", start)
             rows = rows.filter(keyed(what.versions), pl.col(*names[-3:-1]).is_not_null())
