@@ -206,9 +206,10 @@ class Bronze:
         Raises:
             LakeError: the lake cannot be read.
         """
-        from bronze.maintenance import maintain
+        from bronze.tables import lake
 
-        return tuple(sorted(name for name, _ in maintain.in_lake(self.config, ())))
+        found = lake.opened(self.config, self.config.lake.schema_)
+        return tuple(sorted(table.name for table in found if table.is_bronze))
 
     def table(self, name: str) -> LazyFrame:
         """The active rows of a Bronze table, to be filtered, joined and collected with polars.

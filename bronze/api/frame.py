@@ -10,8 +10,8 @@ from deltalake import DeltaTable
 from bronze.config.settings import Settings
 from bronze.delta import log, properties, store
 from bronze.delta.write.history import KIND, ORDER
-from bronze.maintenance import maintain
 from bronze.model.units import ACTIVE
+from bronze.tables import lake
 
 
 def active_rows(settings: Settings, name: str) -> pl.LazyFrame:
@@ -21,12 +21,17 @@ def active_rows(settings: Settings, name: str) -> pl.LazyFrame:
         ConfigError: there is no such table in the lake.
         LakeError, LakeUnreachable: it cannot be read.
     """
-    ((_, state),) = maintain.in_lake(settings, [name])
+    found = lake.opened(settings, settings.lake.schema_)
+    (table,) = lake.find(settings, (one for one in found if one.is_bronze or one.error), [name])
+    if table.error:
+        raise table.error
+    state = table.state
+    assert state is not None
     with log.mapped(state.place, "read"):
-        table = DeltaTable(
+        delta = DeltaTable(
             state.place.url, version=state.version, storage_options=store.options(state.place)
         )
-        rows = pl.scan_delta(table)
+        rows = pl.scan_delta(delta)
     if KIND in dict(state.columns):
         key = json.loads(state.properties[properties.KEY])
         rows = rows.sort(ORDER, maintain_order=True).unique(key, keep="last")

@@ -14,16 +14,16 @@ import uuid_utils
 
 from bronze import failpoint
 from bronze.config.settings import GOVERNANCE, Settings, TableSettings
-from bronze.delta import log, properties, store
+from bronze.delta import log, store
 from bronze.delta.layout import optimize, vacuum
 from bronze.delta.layout.optimize import Improved, Wish
-from bronze.delta.log import State
-from bronze.errors import BronzeError, ConfigError
+from bronze.errors import BronzeError, LakeError
 from bronze.execution import budget, executors
 from bronze.execution.executors import Task, Workflow
 from bronze.model.locations import Place
 from bronze.model.results import MaintainedTable, MaintainResult
-from bronze.tables import evolution
+from bronze.tables import evolution, lake
+from bronze.tables.lake import LakeTable
 
 Notify = Callable[[MaintainedTable], None]
 
@@ -54,13 +54,13 @@ def maintain(
         LakeError, LakeUnreachable: the lake cannot be read.
     """
     began = time.monotonic()
-    chosen = in_lake(settings, tables, books=True)
+    chosen = lake.find(settings, _in_lake(settings), tables)
     run = settings.run
     limit = budget.readers(run.memory, run.workers, run.workers)
     given = nullcontext(pool) if pool else executors.executor(settings.run.engine, limit)
     results = []
     with given as running:
-        courses = [_maintained(settings, state) for _, state in chosen]
+        courses = [_maintained(settings, one) for one in chosen]
         for result in executors.drive(running, courses, limit):
             notify(result)
             results.append(result)
@@ -98,66 +98,32 @@ def books(settings: Settings) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def in_lake(
-    settings: Settings, tables: Sequence[str], books: bool = False
-) -> list[tuple[str, State]]:
-    """The Bronze tables of these names (theirs, or those of the source's tables); all if none.
-    With ``books`` the tables in which is remembered what happened are among them.
-
-    Raises:
-        ConfigError: there is no such table.
-        LakeError, LakeUnreachable: the lake cannot be read.
-    """
-    found = list(_found(settings, books))
-    unknown = [name for name in tables if not any(name in _names(state) for _, state in found)]
-    if unknown:
-        raise ConfigError(
-            f"There is no Bronze table {unknown[0]} in {settings.lake.root}.",
-            hint=f"There are {', '.join(sorted(name for name, _ in found)) or 'none'}.",
-        )
-    return [pair for pair in found if not tables or set(_names(pair[1])) & set(tables)]
+def _in_lake(settings: Settings) -> Iterator[LakeTable]:
+    """The Bronze tables in the lake, and the books: what else lies there is left alone."""
+    for schema in dict.fromkeys((settings.lake.schema_, GOVERNANCE)):
+        for one in lake.opened(settings, schema):
+            if one.error or one.is_bronze or (one.state and schema == GOVERNANCE):
+                yield one
 
 
-def _found(settings: Settings, books: bool) -> Iterator[tuple[str, State]]:
-    """The Bronze tables in the lake, or the books too: what else lies there is left alone."""
-    schemas = (settings.lake.schema_, GOVERNANCE) if books else (settings.lake.schema_,)
-    for schema in dict.fromkeys(schemas):
-        for name in store.folders(settings.place(schema, "")):
-            state = log.read(settings.place(schema, name))
-            if state is not None and (
-                properties.TABLE in state.properties or (books and schema == GOVERNANCE)
-            ):
-                yield name, state
-
-
-def _names(state: State) -> tuple[str, ...]:
-    label = state.properties.get(properties.TABLE, "")
-    return _name(state), label, evolution.table_of(state.properties)[1]
-
-
-def _name(state: State) -> str:
-    return state.place.url.rpartition("/")[2]
-
-
-def _maintained(settings: Settings, state: State) -> Workflow[MaintainedTable]:
+def _maintained(settings: Settings, one: LakeTable) -> Workflow[MaintainedTable]:
+    """The course of one table; what hinders it is in the result."""
     began = time.monotonic()
-    known, name = state.properties, _name(state)
-    schema, table = evolution.table_of(known)
-    own = (
-        settings.table(known.get(properties.SOURCE, ""), schema, table)
-        if table
-        else TableSettings()
-    )
     improved, expired = Improved(), vacuum.Expired()
     error = None
     try:
-        wish = wished(settings, own)
-        improved = yield from improvement(settings, state.place, wish, name)
-        expired = vacuum.expire(state.place, settings.maintain.retention, (), time.time())
+        if one.state is None:
+            raise one.error or LakeError(f"There is no table {one.target}.")
+        schema, table = evolution.table_of(one.state.properties)
+        own = settings.table(one.source, schema, table) if table else TableSettings()
+        improved = yield from improvement(
+            settings, one.state.place, wished(settings, own), one.name
+        )
+        expired = vacuum.expire(one.state.place, settings.maintain.retention, (), time.time())
     except BronzeError as caught:
         error = caught.failure()
     return MaintainedTable(
-        target=".".join(state.place.url.split("/")[-2:]),
+        target=one.target,
         version=improved.version,
         files_before=improved.files_before,
         files_after=improved.files_after,

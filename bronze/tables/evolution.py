@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
+from bronze.delta.files import arrow_type
 from bronze.delta.properties import (
     BASE,
     FORMER,
@@ -25,6 +27,10 @@ from bronze.delta.properties import (
     THRESHOLDS,
     WATCHED,
     WIDENED,
+    mapping_in,
+    names_in,
+    numbers_in,
+    value,
 )
 from bronze.delta.schema import delta_schema, kinds
 from bronze.delta.write.history import KIND
@@ -82,7 +88,7 @@ def resolve_contract(
     rewrite = False
     before = protected(properties)
     changed: list[str] = []
-    known = json.loads(properties.get(NUMBERS, "{}"))
+    known = _numbers(properties)
     now = {attribute.name: attribute.number for attribute in relation.attributes}
     for name, kind in held:
         if name in ours:
@@ -107,7 +113,7 @@ def resolve_contract(
             rewrite |= column.protect is None
             notes.append(f"column {name} is widened from {kind} to {column.kind}")
         columns.append(column)
-    base = int(properties.get(BASE, len(columns)))
+    base = value(properties, BASE, len(columns), int)
     notes += [f"column {name} was added" for name in mine]
     columns += mine.values()
     if changed:
@@ -146,10 +152,14 @@ def table_of(properties: Mapping[str, str]) -> tuple[str, str]:
 
 def protected(properties: Mapping[str, str]) -> dict[str, tuple[Protect | None, Kind]]:
     """How the protected columns of a Bronze table are protected, and their kinds in the source."""
-    known = json.loads(properties.get(PROTECT, "{}"))
-    return {
-        name: (Protect(**how["protect"]), kinds(how["kind"])[0][1]) for name, how in known.items()
-    }
+
+    def parse(text: str) -> dict[str, tuple[Protect | None, Kind]]:
+        return {
+            name: (Protect(**how["protect"]), kinds(how["kind"])[0][1])
+            for name, how in mapping_in(text, dict).items()
+        }
+
+    return value(properties, PROTECT, {}, parse)
 
 
 def protects(columns: Sequence[Column]) -> str:
@@ -218,10 +228,10 @@ def former(
     """The property that tells which columns of the Bronze table had the values of a column before
     it was renamed, the latest first: rows that are gone from the source have them there still.
     """
-    known: dict[str, list[str]] = json.loads(properties.get(FORMER, "{}"))
+    known = _former(properties)
     if _same(properties, relation):
         now = {number: target for target, number in json.loads(numbers(columns, relation)).items()}
-        for name, number in json.loads(properties.get(NUMBERS, "{}")).items():
+        for name, number in _numbers(properties).items():
             target = now.get(number, name)
             if target != name:
                 before = [name, *known.pop(name, []), *known.get(target, [])]
@@ -233,8 +243,8 @@ def names_of(properties: Mapping[str, str], name: str) -> tuple[str, ...]:
     """The Bronze columns that have, or had, the values of one of them, the latest first. One that
     the source uses for something else now is not among them.
     """
-    known: dict[str, list[str]] = json.loads(properties.get(FORMER, "{}"))
-    live = json.loads(properties.get(NUMBERS, "{}"))
+    known = _former(properties)
+    live = _numbers(properties)
     if name not in live:
         name = next((now for now, before in known.items() if name in before), name)
     return (name, *(n for n in known.get(name, ()) if n not in live))
@@ -246,12 +256,13 @@ def widened(
     """The property that tells what columns were each time before some were widened, if any were:
     rows that have gone from the source keep the checksum of their narrower values.
     """
-    times = json.loads(properties.get(WIDENED, "[]"))
+    times = _widened(properties)
     before = dict(held)
     narrower = {c.target: k for c in columns if (k := before.get(c.target, c.stored)) != c.stored}
     if narrower:
-        times.append({name: [k.name, k.precision, k.scale] for name, k in narrower.items()})
-    return {WIDENED: json.dumps(times)} if times else {}
+        times.append(narrower)
+    told = [{name: [k.name, k.precision, k.scale] for name, k in time.items()} for time in times]
+    return {WIDENED: json.dumps(told)} if told else {}
 
 
 def earlier(properties: Mapping[str, str]) -> tuple[tuple[tuple[str, Kind], ...], ...]:
@@ -260,8 +271,8 @@ def earlier(properties: Mapping[str, str]) -> tuple[tuple[tuple[str, Kind], ...]
     """
     kinds: dict[str, Kind] = {}
     found = []
-    for time in reversed(json.loads(properties.get(WIDENED, "[]"))):
-        kinds |= {name: Kind(*kind) for name, kind in time.items()}
+    for time in reversed(_widened(properties)):
+        kinds |= time
         found.append(tuple(kinds.items()))
     return tuple(found)
 
@@ -278,7 +289,7 @@ def thresholds(properties: Mapping[str, str] | None, now: int) -> str:
         return json.dumps([now])
     if THRESHOLDS not in properties:
         return "[]"
-    known = json.loads(properties[THRESHOLDS])
+    known: list[int] = value(properties, THRESHOLDS, [], numbers_in)
     return json.dumps(sorted({*known, now}) if known else [])
 
 
@@ -288,7 +299,7 @@ def restored(
     """The columns of a Bronze table with those that another writer has taken from it, in the order
     that bronze gave them; what has been put into it comes last.
     """
-    ours = kinds(properties[LAYOUT]) if LAYOUT in properties else ()
+    ours = _given((), properties)
     known, held = dict(ours), dict(columns)
     kept = [(name, held.get(name, kind)) for name, kind in ours]
     kept += [pair for pair in columns if pair[0] not in known]
@@ -298,7 +309,7 @@ def restored(
 def meddled(columns: Sequence[tuple[str, Kind]], properties: Mapping[str, str]) -> tuple[str, ...]:
     """What another writer has done to the columns of a Bronze table."""
     held = dict(columns)
-    known = dict(kinds(properties[LAYOUT]) if LAYOUT in properties else columns)
+    known = dict(_given(columns, properties))
     meta = [name for name, _ in METADATA if name not in {**known, **held}]
     return (
         *(f"{name} was dropped" for name in [*known, *meta] if name not in held),
@@ -326,25 +337,58 @@ def form(
     values = tuple(name for name in names if name not in own)
     return Form(
         values=values,
-        base=int(properties.get(BASE, len(values))),
+        base=value(properties, BASE, len(values), int),
         earlier=(
-            tuple(p for p in _own(columns, properties) if p[0] in values),
+            tuple(p for p in _given(columns, properties) if p[0] in values),
             *earlier(properties),
         ),
         hashed=not protected(properties),
         partition=partition or "",
-        thresholds=tuple(json.loads(properties.get(THRESHOLDS, "[]"))),
+        thresholds=tuple(value(properties, THRESHOLDS, [], numbers_in)),
         history=history,
     )
 
 
-def _own(
+def _given(
     columns: Sequence[tuple[str, Kind]], properties: Mapping[str, str]
 ) -> Sequence[tuple[str, Kind]]:
-    return kinds(properties[LAYOUT]) if LAYOUT in properties else columns
+    """The columns that bronze gave a table; ``columns`` where it does not say."""
+    return value(properties, LAYOUT, columns, kinds)
+
+
+def _numbers(properties: Mapping[str, str]) -> dict[str, int]:
+    return value(properties, NUMBERS, {}, lambda text: mapping_in(text, int))
+
+
+def _former(properties: Mapping[str, str]) -> dict[str, list[str]]:
+    def parse(text: str) -> dict[str, list[str]]:
+        return {
+            name: list(names_in(json.dumps(was))) for name, was in mapping_in(text, list).items()
+        }
+
+    return value(properties, FORMER, {}, parse)
+
+
+def _widened(properties: Mapping[str, str]) -> list[dict[str, Kind]]:
+    def parse(text: str) -> list[dict[str, Kind]]:
+        return [{name: _kind(*kind) for name, kind in t.items()} for t in json.loads(text)]
+
+    return value(properties, WIDENED, [], parse)
+
+
+def _kind(name: Any, precision: int, scale: int) -> Kind:
+    found = Kind(name, precision, scale)
+    # A kind that there is not is an error here.
+    arrow_type(found)
+    return found
 
 
 def keyed(properties: Mapping[str, str]) -> tuple[str, ...]:
     """The Bronze names of the columns that a table's key has in the source."""
-    names = json.loads(properties.get(KEY, "[]"))
-    return tuple(json.loads(properties[KEYED]) if KEY_TEXT in names else names)
+    own = key(properties)
+    return value(properties, KEYED, (), names_in) if KEY_TEXT in own else own
+
+
+def key(properties: Mapping[str, str]) -> tuple[str, ...]:
+    """The Bronze table's columns by which its rows are known, none where they are not."""
+    return value(properties, KEY, (), names_in)

@@ -30,6 +30,8 @@ Positions = npt.NDArray[np.int64]
 
 # So many fingerprints take 80 MB, and as much again while they are sorted.
 _AT_ONCE = 10**7
+# So many keys of several rows are looked at with all their rows.
+_TWINS_AT_ONCE = 10**6
 # At most so many sets are kept at once: the tables that are being read overlap where one ends.
 _KEPT = 2
 
@@ -84,11 +86,16 @@ def doubled(what: Known) -> bool:
     Raises:
         LakeError, LakeUnreachable: the table cannot be read.
     """
+    return any(len(_doubled(share)) for share in _shares(what))
+
+
+def _shares(what: Known) -> Iterator[Known]:
     shares = 1 + sum(max(file.rows, 0) for file in what.files) // _AT_ONCE
-    return any(_doubled(replace(what, share=i, shares=shares)) for i in range(shares))
+    return (replace(what, share=i, shares=shares) for i in range(shares))
 
 
-def _doubled(what: Known) -> bool:
+def _doubled(what: Known) -> Fingerprints:
+    """The fingerprints of keys that several rows have, sorted."""
     found = [np.empty(0, np.uint64)]
     for file in what.files:
         parquet = files.opened(what.place, file)
@@ -96,7 +103,7 @@ def _doubled(what: Known) -> bool:
             prints = fingerprints(what, pl.DataFrame(table).filter(keyed(what.key)))
             found.append(prints[shared(what, prints)])
     prints = np.sort(np.concatenate(found))
-    return bool((prints[1:] == prints[:-1]).any())
+    return np.unique(prints[1:][prints[1:] == prints[:-1]])
 
 
 def twins(what: Known) -> list[tuple[Stored, Positions]]:
@@ -106,31 +113,40 @@ def twins(what: Known) -> list[tuple[Stored, Positions]]:
     Raises:
         LakeError, LakeUnreachable: the table cannot be read.
     """
-    if not doubled(what):
-        return []
+    found: list[list[Positions]] = [[] for _ in what.files]
+    for share in _shares(what):
+        prints = _doubled(share)
+        for start in range(0, len(prints), _TWINS_AT_ONCE):
+            rows = _too_many(share, prints[start : start + _TWINS_AT_ONCE])
+            for (number,), some in rows.partition_by("file", as_dict=True).items():
+                found[number].append(some["row"].to_numpy())
+    return [
+        (file, np.sort(np.concatenate(rows)))
+        for file, rows in zip(what.files, found, strict=True)
+        if rows
+    ]
+
+
+def _too_many(what: Known, doubled: Fingerprints) -> pl.DataFrame:
+    """All rows but one of each of some keys that several rows have: file and row."""
     found = []
     for number, file in enumerate(what.files):
         parquet = files.opened(what.place, file)
         names = (*what.key, "record_status")
         for start, table in files.parts(parquet, what.layout, names, None, dict(file.partition)):
-            rows = pl.DataFrame(table).with_row_index("row", start)
-            rows = rows.filter(keyed(what.key))
+            rows = pl.DataFrame(table).with_row_index("row", start).filter(keyed(what.key))
+            prints = fingerprints(what, rows)
+            mine = _among(doubled, prints)
             found.append(
-                pl.DataFrame(
-                    {
-                        "print": fingerprints(what, rows),
-                        "gone": rows["record_status"].eq_missing(DELETED),
-                        "file": pl.repeat(number, rows.height, dtype=pl.Int64, eager=True),
-                        "row": rows["row"].cast(pl.Int64),
-                    }
+                rows.filter(pl.Series(mine)).select(
+                    pl.lit(pl.Series("print", prints[mine])),
+                    pl.lit(number, pl.Int64).alias("file"),
+                    pl.col("row").cast(pl.Int64),
+                    pl.col("record_status").eq_missing(DELETED).alias("gone"),
                 )
             )
     ordered = pl.concat(found).sort("gone", maintain_order=True)
-    too_many = ordered.filter(pl.int_range(pl.len()).over("print") > 0)
-    return [
-        (file, too_many.filter(pl.col("file") == number)["row"].sort().to_numpy())
-        for number, file in enumerate(what.files)
-    ]
+    return ordered.filter(pl.int_range(pl.len()).over("print") > 0)
 
 
 def keyless(what: Known) -> bool:
@@ -182,6 +198,7 @@ def _fingerprints(what: Known, file: Stored) -> Iterator[tuple[int, Positions, F
     """For each part of a file: the first row's number, the live rows within it, their prints."""
     columns = (*(what.key or ("row_hash",)), "record_status")
     parquet = files.opened(what.place, file)
+    # Rows that are doubted are compared whole: see `_prints`.
     wanted = None if what.form else columns
     for start, table in files.parts(parquet, what.layout, wanted, None, dict(file.partition)):
         rows = pl.DataFrame(table)
@@ -190,8 +207,9 @@ def _fingerprints(what: Known, file: Stored) -> Iterator[tuple[int, Positions, F
             live &= rows.select(keyed(what.key)).to_series()
             prints = fingerprints(what, rows.filter(live))
         else:
-            live &= fingerprint.formed(rows["row_hash"]) | (what.form is not None)
-            prints = _prints(what, file, start, rows)[live.to_numpy()]
+            prints, formed = _prints(what, file, start, rows)
+            live &= formed | (what.form is not None)
+            prints = prints[live.to_numpy()]
         mine = shared(what, prints)
         yield start, np.flatnonzero(live.to_numpy())[mine], prints[mine]
 
@@ -217,9 +235,12 @@ def last_positions(what: Known, gone: Fingerprints | None = None) -> list[tuple[
     ]
 
 
-def _prints(what: Known, file: Stored, start: int, rows: pl.DataFrame) -> Fingerprints:
-    """The fingerprints of whole rows. Where rows are doubted, one which another writer has put
-    there, or has changed, has one that is its place's alone: the source has no such row.
+def _prints(
+    what: Known, file: Stored, start: int, rows: pl.DataFrame
+) -> tuple[Fingerprints, pl.Series]:
+    """The fingerprints of whole rows, and which of them have a hash of its form. Where rows are
+    doubted, one which another writer has put there, or has changed, has a fingerprint that is its
+    place's alone: the source has no such row.
     """
     hashes, formed = fingerprint.plain(rows["row_hash"])
     prints = fingerprint.of_hashes(hashes, what.offset).copy()
@@ -229,7 +250,7 @@ def _prints(what: Known, file: Stored, start: int, rows: pl.DataFrame) -> Finger
     for row in np.flatnonzero(~ours).tolist():
         place = f"{file.path} {start + row} {what.offset}".encode()
         prints[row] = xxhash.xxh3_64_intdigest(place)
-    return prints
+    return prints, formed
 
 
 def _versions(what: Known) -> pl.DataFrame:
@@ -241,7 +262,7 @@ def _versions(what: Known) -> pl.DataFrame:
         parquet = files.opened(what.place, file)
         for start, table in files.parts(parquet, what.layout, wanted, None, dict(file.partition)):
             rows = pl.DataFrame(table)
-            own = pl.Series(_PRINT, _prints(what, file, start, rows))
+            own = [] if what.key else [pl.Series(_PRINT, _prints(what, file, start, rows)[0])]
             rows = rows.select(names).with_columns(own)
             rows = rows.with_row_index("row", start)
             rows = rows.filter(keyed(what.versions), pl.col(*names[-3:-1]).is_not_null())

@@ -4,7 +4,6 @@ checksums say. The source is asked for nothing but a repair.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
@@ -13,7 +12,6 @@ from dataclasses import replace
 from urllib.parse import unquote
 
 from bronze.config.settings import Settings
-from bronze.delta import properties
 from bronze.delta.layout import vacuum
 from bronze.delta.log import State
 from bronze.errors import BronzeError, LakeError
@@ -167,7 +165,7 @@ def tasks(state: State, sizes: Mapping[str, int], basis: Basis | None) -> list[R
     """
     form = evolution.form(state.columns, state.properties, state.partition)
     layout = evolution.restored(state.columns, state.properties)
-    key = tuple(json.loads(state.properties.get(properties.KEY, "[]")))
+    key = evolution.key(state.properties)
     return [
         Resting(
             place=state.place,
@@ -176,7 +174,6 @@ def tasks(state: State, sizes: Mapping[str, int], basis: Basis | None) -> list[R
             layout=layout,
             form=form,
             key=key if set(key) <= dict(layout).keys() else (),
-            listed=LISTED,
             basis=basis,
         )
         for file in state.named

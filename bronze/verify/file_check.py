@@ -23,12 +23,13 @@ from bronze.tables.soundness import Judged
 from bronze.verify import buckets, digests
 from bronze.verify.buckets import Sums
 from bronze.verify.digests import Basis
+from bronze.verify.row_diff import LISTED
 
 
 @dataclass(frozen=True)
 class Resting:
-    """A file. ``size`` is that of what lies there, None where nothing does; ``listed`` rows are
-    named by their ``key``. With ``basis``, the digests of the rows that count are summed up.
+    """A file. ``size`` is that of what lies there, None where nothing does; faulty rows are named
+    by their ``key``. With ``basis``, the digests of the rows that count are summed up.
     """
 
     place: Place
@@ -37,7 +38,6 @@ class Resting:
     layout: tuple[tuple[str, Kind], ...]
     form: Form
     key: tuple[str, ...]
-    listed: int
     basis: Basis | None = None
 
 
@@ -110,7 +110,7 @@ def _read(task: Resting) -> Inspected:
         there = live.to_numpy()
         altered.append(start + np.flatnonzero(wrong & there))
         gone.append(start + np.flatnonzero(wrong & ~there))
-        named += _named(part, found, task, task.listed - len(named))
+        named += _named(part, found, task, LISTED - len(named))
     fault = _fault(file, rows, bounds)
     return Inspected(
         file,

@@ -11,11 +11,9 @@ from typing import Any
 import polars as pl
 
 from bronze.config.settings import GOVERNANCE, Settings
-from bronze.delta import files, log, properties, store
-from bronze.delta.log import State
+from bronze.delta import files, log, store
 from bronze.errors import (
     BronzeError,
-    ConfigError,
     FileDamaged,
     LakeError,
     LakeUnreachable,
@@ -23,36 +21,15 @@ from bronze.errors import (
 )
 from bronze.governance.tables import data_lineage as book
 from bronze.model.locations import Place
-from bronze.tables import evolution
+from bronze.tables import lake
+from bronze.tables.lake import LakeTable
 
 
 @dataclass(frozen=True)
-class Lying:
-    """A Bronze table by its ``schema`` and ``name``, made of the table ``label`` of ``source``,
-    which governance remembers to have reached a ``version``. ``error`` is why there is no
-    ``state``.
-    """
+class Lying(LakeTable):
+    """A Bronze table, which governance remembers to have reached a ``version``."""
 
-    schema: str
-    name: str
-    source: str
-    label: str
     version: int = 0
-    state: State | None = None
-    error: BronzeError | None = None
-
-    @property
-    def target(self) -> str:
-        """Its full name."""
-        return f"{self.schema}.{self.name}"
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """What arguments may call it by."""
-        table = self.label.partition(".")[2]
-        if self.state is not None:
-            table = evolution.table_of(self.state.properties)[1]
-        return self.name, self.label, table
 
 
 def lying(settings: Settings, tables: Sequence[str]) -> list[Lying]:
@@ -67,19 +44,13 @@ def lying(settings: Settings, tables: Sequence[str]) -> list[Lying]:
     """
     known, lost = remembered(settings)
     found = list(_all(settings, known))
-    unknown = [name for name in tables if not any(name in one.names for one in found)]
-    if unknown:
-        raise ConfigError(
-            f"There is no Bronze table {unknown[0]} in {settings.lake.root}.",
-            hint=f"There are {', '.join(sorted(one.name for one in found)) or 'none'}.",
-        )
+    chosen = lake.find(settings, found, tables)
     if not found:
         raise LakeError(
             f"There is no Bronze table at {settings.place(settings.lake.schema_, '').url}: nothing"
             " was proven.",
             hint="Check [lake] root and schema, and whether the lake is mounted.",
         )
-    chosen = [one for one in found if not tables or set(one.names) & set(tables)]
     return [*chosen, *([] if lost is None else [_unread(lost)])]
 
 
@@ -97,9 +68,8 @@ def _unread(error: BronzeError) -> Lying:
 
 def _all(settings: Settings, known: dict[str, tuple[str, str, int]]) -> Iterator[Lying]:
     schema = settings.lake.schema_
-    there = store.folders(settings.place(schema, ""))
-    for name in there:
-        found = _opened(settings.place(schema, name), schema, name, known.pop(name, None))
+    for there in lake.opened(settings, schema):
+        found = _opened(settings, there, known.pop(there.name, None))
         if found is not None:
             yield found
     for name, (source, label, version) in known.items():
@@ -110,32 +80,34 @@ def _all(settings: Settings, known: dict[str, tuple[str, str, int]]) -> Iterator
             " tables to be proven.",
             table=label,
         )
-        yield Lying(schema, name, source, label, version, error=gone)
+        yield Lying(schema, name, source, label, error=gone, version=version)
 
 
 def _opened(
-    place: Place, schema: str, name: str, known: tuple[str, str, int] | None
+    settings: Settings, there: LakeTable, known: tuple[str, str, int] | None
 ) -> Lying | None:
     """The table in a folder, None where it is none of ours."""
-    source, label, version = known or ("", name, 0)
-    try:
-        state = log.read(place)
-    except BronzeError as error:
-        return Lying(schema, name, source, label, error=error)
-    if state is not None and properties.TABLE in state.properties:
-        written = state.properties
-        source, label = written.get(properties.SOURCE, ""), written[properties.TABLE]
-        return Lying(schema, name, source, label, version, state)
-    try:
-        ours = any(files.batch_of(path) for path in store.listing(place))
-    except BronzeError as error:
-        return Lying(schema, name, source, label, error=error)
-    if not known and not ours:
-        return None
-    what = "has no Delta log" if state is None else "does not say any more that bronze made it"
-    hint = "Restore its log from a backup; or move the folder away, and a run loads it anew."
-    lost = LakeError(f"The Bronze table at {place.url} {what}.", hint=hint, table=label)
-    return Lying(schema, name, source, label, error=lost)
+    source, label, version = known or ("", there.name, 0)
+    if there.is_bronze:
+        return Lying(
+            there.schema, there.name, there.source, there.label, there.state, None, version
+        )
+    lost = there.error
+    if lost is None:
+        place = settings.place(there.schema, there.name)
+        try:
+            if not known and not any(files.batch_of(path) for path in store.listing(place)):
+                return None
+        except BronzeError as error:
+            lost = error
+        what = (
+            "has no Delta log"
+            if there.state is None
+            else "does not say any more that bronze made it"
+        )
+        hint = "Restore its log from a backup; or move the folder away, and a run loads it anew."
+        lost = lost or LakeError(f"The Bronze table at {place.url} {what}.", hint=hint, table=label)
+    return Lying(there.schema, there.name, source, label, error=lost)
 
 
 def remembered(

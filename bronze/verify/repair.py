@@ -184,13 +184,9 @@ def _planned(settings: Settings, claim: Claim, batch_id: str) -> list[TableRun]:
         return replace(there, settings=target.settings.model_copy(update=own))
 
     targets = [given.target]
-    planned = pipeline.plan_tables(
+    return pipeline.plan_tables(
         settings, given.origin, given.held, targets, batch_id, slots, fitted, doubting=True
     )
-    for table in planned:
-        if table.plan and table.plan.mode == "changes":
-            table.plan = table.plan.whole("a repair")
-    return planned
 
 
 def _cut(claim: Claim, damage: Damage, batch_id: str) -> Workflow[tuple[str, Mended]]:
@@ -249,7 +245,8 @@ def _rows_cut(claim: Claim, rows: Rows, batch_id: str) -> Workflow[int]:
     change = Change(
         "DELETE",
         added=[one.file for one in done if one.file and one.edits],
-        removed=[one.old for one in done if one.edits],
+        # Of a file that has no rows, whatever the log says, nothing is written anew.
+        removed=[one.old for one in done if one.edits or not one.file],
         feed=[one.feed for one in done if one.feed],
         quiet=[(one.old, one.file) for one in done if one.file and not one.edits],
     )

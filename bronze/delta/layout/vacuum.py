@@ -191,7 +191,7 @@ def _entries(place: Place, objects: Iterable[Object]) -> list[_Entry]:
 def _time(actions: Iterable[Mapping[str, Any]], written: float) -> float:
     """When an entry was committed: the later one where its own time and its file's differ."""
     told = [action.get("commitInfo", {}).get("timestamp") for action in actions]
-    return max(written, *(one / 1000 for one in told if isinstance(one, int)))
+    return max([written, *(one / 1000 for one in told if isinstance(one, int))])
 
 
 def _paths(actions: Iterable[Mapping[str, Any]]) -> frozenset[str]:

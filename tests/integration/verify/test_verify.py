@@ -871,6 +871,26 @@ def test_what_a_repair_did_before_it_failed_is_told(
     assert differences(settings) == {}
 
 
+@pytest.mark.parametrize("at_rest", [True, False])
+def test_a_file_without_the_rows_that_the_log_has_in_it_is_mended(
+    source: Source, at_rest: bool
+) -> None:
+    """Nothing of it is left to be written anew: it leaves the table, and its rows land again."""
+    settings = landed(source)
+    source.execute("INSERT INTO t VALUES (51, 'v51', 51)")
+    assert pipeline.run(settings).exit_code == 0
+    last = [pq.read_metadata(path).num_rows for path in sorted(files(source))].index(1)
+    with tampered(source, last) as held:
+        held[0] = held[0].head(0)
+    for entry in (source.table("t") / "_delta_log").glob("*.json"):
+        entry.write_text(entry.read_text().replace('numRecords\\": 0', 'numRecords\\": 1'))
+    found = verify(settings, at_rest=at_rest)
+    assert [(file.what, file.rows) for file in found.files] == [("has 0 rows, and 1 by the log", 1)]
+    assert verify(settings, at_rest=at_rest, repair=True).status == "equal"
+    assert verify(settings, at_rest=True).status == "equal"
+    assert differences(settings) == {}
+
+
 def test_what_the_source_has_no_more_hinders_no_other_repair(source: Source) -> None:
     """A table that was dropped, or that the config leaves out by now, fails alone."""
     names = ("dropped", "left_out", "t")

@@ -372,3 +372,42 @@ def test_keys_that_several_rows_share(
     assert not doubled()
     assert not doubled((1, "a"), (1, "b"), (2, "a"), (None, "a"), (None, "a"))
     assert doubled((1, "a"), (2, "a"), (3, "a"), (1, "a"))
+
+
+@pytest.mark.parametrize(("at_once", "twins"), [(10**7, 10**6), (7, 2)])
+def test_rows_that_are_too_many_are_all_but_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int, twins: int
+) -> None:
+    """One row of each key is left, a live one if there is one; only such rows are in memory."""
+    monkeypatch.setattr(known_rows, "_AT_ONCE", at_once)
+    monkeypatch.setattr(known_rows, "_TWINS_AT_ONCE", twins)
+    kept: list[int] = []
+    concatenated = pl.concat
+
+    def concat(frames: Any, **how: Any) -> Any:
+        made = concatenated(frames, **how)
+        kept.append(made.height)
+        return made
+
+    layout = layout_of([Kind("int"), Kind("string")])
+    moment = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
+
+    def row(number: int | None, status: str) -> Row:
+        return (number, "a", moment, status, digest((number, "a")))
+
+    single = [row(number, ACTIVE) for number in range(100, 400)]
+    first = [*single, row(1, DELETED), row(2, ACTIVE), row(3, DELETED), row(None, ACTIVE)]
+    second = [row(1, ACTIVE), row(2, ACTIVE), row(3, DELETED), row(2, DELETED), row(None, ACTIVE)]
+    third = [row(number, ACTIVE) for number in (1, 5, 6, 5, 6, 7, 7)]
+    stored = table_of(Place(str(tmp_path)), layout, [[first], [second, third], [single[:1]]])
+    whole = Known(Place(str(tmp_path)), 0, stored, layout, ("k0", "k1"), 0)
+    monkeypatch.setattr(pl, "concat", concat)
+    found = {file.path: rows.tolist() for file, rows in known_rows.twins(whole)}
+    assert found == {
+        stored[0].path: [300],
+        stored[1].path: [1, 2, 3, 5, 8, 9, 11],
+        stored[2].path: [0],
+    }
+    assert max(kept) <= 17
+    once = Known(Place(str(tmp_path)), 0, stored[2:], layout, ("k0", "k1"), 0)
+    assert known_rows.twins(once) == []

@@ -173,6 +173,21 @@ def test_an_entry_that_cannot_be_read_is_told(place: Place, broken: str) -> None
     assert state.foreign_since(0) == ("version 1, whose entry in the log cannot be read",)
 
 
+@pytest.mark.parametrize(
+    "info", ["", '{"commitInfo": {}}\n', '{"commitInfo": {"timestamp": "x"}}\n']
+)
+def test_an_entry_that_does_not_say_its_time_is_as_old_as_its_file(place: Place, info: str) -> None:
+    """Another writer may have left it out."""
+    for number in range(3):
+        put(place, 100 - 10 * number, number)
+    entry = Path(place.url) / f"_delta_log/{1:020}.json"
+    told = [line for line in entry.read_text().splitlines() if "commitInfo" not in line]
+    entry.write_text(info + "".join(line + "\n" for line in told))
+    os.utime(entry, (time.time() - 90 * DAY,) * 2)
+    assert expire(place, 85 * DAY, (), time.time()).entries == 1
+    assert ids(place) == [2]
+
+
 def test_entries_of_the_last_thirty_days_stay(place: Place) -> None:
     """The log says which batches have landed for as long as somebody asks it."""
     for number, days in enumerate((29, 20, 10, 5)):
