@@ -126,7 +126,7 @@ def _run_with_retries(
         reraise=True,
     ):
         with attempt, ExitStack() as stack:
-            # Each attempt is a batch of its own, so that its rows differ from those of earlier ones.
+            # Each attempt is a batch of its own: an earlier one may have committed some tables.
             batch_id = str(uuid_utils.uuid7())
             table_runs = _plan_all(settings, tables, batch_id, stack)
             position = table_runs[0].held.position
@@ -384,8 +384,8 @@ def lock_relief(held: Iterable[tuple[snapshot.Snapshot, Origin]]) -> Callable[[]
 
 
 def record_quality(settings: Settings, tables: Sequence[TableRun]) -> Failure | None:
-    """Records the quality of tables; returns the failure where that is not possible, as their rows
-    have landed all the same.
+    """Records the quality of tables; returns the failure where that is not possible, as the tables
+    are committed already.
     """
     try:
         load.record_quality(settings, tables)
