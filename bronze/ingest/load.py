@@ -22,14 +22,12 @@ from bronze.delta import commit, files, log, store
 from bronze.delta.commit import Change
 from bronze.delta.layout import optimize
 from bronze.delta.log import State
-from bronze.errors import BronzeError, CommitConflict, Mismatch, QualityRefused, SnapshotLost
+from bronze.errors import BronzeError, CommitConflict, Mismatch, SnapshotLost
 from bronze.execution.executors import Task, Workflow
 from bronze.governance import lineage
-from bronze.governance.tables import quality as quality_table
 from bronze.governance.tables import rejected_values as rejected_table
 from bronze.governance.tables.profiles import Scope
-from bronze.governance.tables.quality import Graded
-from bronze.ingest import diff, table_run
+from bronze.ingest import diff, quality_gate, table_run
 from bronze.ingest.diff import Difference, Edit
 from bronze.ingest.plan import Plan
 from bronze.ingest.table_run import TableRun
@@ -41,7 +39,6 @@ from bronze.model.locations import Place
 from bronze.model.results import TableResult
 from bronze.model.stamp import Stamp
 from bronze.model.units import Known, Rejected
-from bronze.quality import checks
 from bronze.rows import fingerprint
 from bronze.tables import known_rows
 from bronze.tables.selection import Target
@@ -89,7 +86,7 @@ def load_table(settings: Settings, table: TableRun) -> Workflow[TableResult]:
         failpoint.reach("read")
         record_rejected_values(settings, table.target, table.stamp, table.rejected)
         failpoint.reach("booked")
-        _check_quality(settings, table, plan)
+        quality_gate.check_quality(settings, table, plan)
         if plan.state:
             commit.sweep(plan.state, time.time())
         write = _replace_all if plan.mode == "load" else _merge
@@ -184,7 +181,7 @@ def _merge(settings: Settings, table: TableRun, plan: Plan) -> Workflow[Outcome]
                 _delete_files(table, edit.written)
                 plan = table.compare_all_rows(plan)
                 table.written = yield _read_tasks(table, plan)
-                _check_quality(settings, table, plan)
+                quality_gate.check_quality(settings, table, plan)
                 difference = diff.difference_of(plan, table.stamp, table.written)
                 edit = yield from diff.edit_table(plan, table.stamp, difference, state)
                 if _row_counts_differ(table, plan, difference, edit, state):
@@ -307,56 +304,6 @@ def record_rejected_values(
         commit.append(place, rejected_table.COLUMNS, file, {"batch_id": stamp.batch_id})
 
 
-def _check_quality(settings: Settings, table: TableRun, plan: Plan) -> None:
-    """Measures the quality of the rows that were read, and applies the gate of the config to it.
-
-    Raises:
-        QualityRefused: the gate does not let them land.
-    """
-    gate = settings.demanded(table.target.settings)
-    age = time.time() - table.stamp.loaded_at.timestamp()
-    quality = plan.enrichment.quality
-    table.figures = checks.figures(quality, table.findings.quality, gate, age)
-    _drop_fingerprints(table)
-    failures = checks.against(table.figures) if gate.on_failure == "stop" else ""
-    if failures:
-        raise QualityRefused(
-            f"Table {table.target.label} does not meet its quality rules: {failures}.",
-            hint="No row landed, and its Bronze table is unchanged. `bronze quality` shows all"
-            ' figures; on_failure = "land" lets such rows land.',
-            table=table.target.label,
-        )
-
-
-def _drop_fingerprints(table: TableRun) -> None:
-    """Frees the fingerprints that quality figures are counted by: those of all tables of a run
-    would not fit into its memory.
-    """
-    for i, part in enumerate(table.written):
-        quality = replace(part.findings.quality, prints=())
-        table.written[i] = replace(part, findings=replace(part.findings, quality=quality))
-
-
-def record_quality(settings: Settings, tables: Sequence[TableRun]) -> None:
-    """Records the quality of tables that were committed or refused in ``governance.quality``."""
-    records = [
-        Graded(
-            source_table=table.target.label,
-            target_table=table.target.full_name,
-            stamp=table.stamp,
-            mode=table.plan.mode,
-            as_of=table.stamp.loaded_at,
-            landed=table.error is None,
-            figures=table.figures,
-        )
-        for table in tables
-        if table.figures
-        and table.plan
-        and (table.error is None or isinstance(table.error, QualityRefused))
-    ]
-    checks.enter(settings.place(GOVERNANCE, quality_table.NAME), records)
-
-
 def discard(place: Place, batch_id: str) -> None:
     """Deletes the files of a batch that no commit has."""
     known_rows.forget(place)
@@ -375,12 +322,6 @@ def _failed_result(table: TableRun, error: BronzeError) -> TableResult:
         seconds=time.monotonic() - table.began,
         error=error.failure(),
     )
-
-
-def _quality_fields(table: TableRun) -> dict[str, Any]:
-    quality = table.findings.quality
-    score = round(quality.total / quality.rows, 2) if quality.rows else None
-    return {"score": score, "quarantined": quality.quarantined}
 
 
 def _optimize(settings: Settings, table: TableRun, changed: bool) -> Workflow[tuple[str, ...]]:
@@ -418,5 +359,5 @@ def _result(table: TableRun, outcome: Outcome, notes: tuple[str, ...]) -> TableR
         seconds=time.monotonic() - table.began,
         schema_changes=table_run.schema_changes(table.plan),
         notes=notes,
-        **_quality_fields(table),
+        **quality_gate.result_fields(table),
     )

@@ -32,7 +32,7 @@ from bronze.errors import (
 )
 from bronze.execution import budget, executors
 from bronze.governance import audit, lineage, openlineage
-from bronze.ingest import load, plan, table_run
+from bronze.ingest import load, plan, quality_gate, table_run
 from bronze.ingest.table_run import TableRun
 from bronze.maintenance import maintain
 from bronze.model.locations import Origin
@@ -388,7 +388,7 @@ def record_quality(settings: Settings, tables: Sequence[TableRun]) -> Failure | 
     are committed already.
     """
     try:
-        load.record_quality(settings, tables)
+        quality_gate.record_quality(settings, tables)
     except BronzeError as error:
         return error.failure()
     return None

@@ -111,12 +111,10 @@ def plan_table(
     if not keys.complete(protection):
         protection = keys.protection(settings, target, contract)
     contract = _with_new_key(target, contract, row_key, state)
-    mode, where, notes = _mode(context, state, contract, row_key.names, no_key_reason)
-    doubting |= state is not None and bool(state.foreign)
-    if doubting and mode == "changes":
-        mode, where = "compare", splits.WHOLE
-    if doubting and mode == "compare" and state is not None:
-        _refuse_duplicate_keys(target, state, contract, row_key)
+    mode, where, mode_notes = _mode(context, state, contract, row_key.names, no_key_reason)
+    if state is not None and (doubting or state.foreign):
+        doubting = True
+        mode, where = _doubting_mode(target, mode, state, contract, row_key)
     reading = _reads_rows(context, mode)
     enrichment = _enrichment(context, contract, row_key, state, protection, reading=reading)
     scoring = rules.fingerprint(settings, target, enrichment.quality.criteria)
@@ -151,7 +149,7 @@ def plan_table(
         notes=(
             *contract.notes,
             *((f"it has no key: {no_key_reason}",) if no_key_reason else ()),
-            *notes,
+            *mode_notes,
             *_rules_note(state, scoring),
             *(enrichment.watch.notes if enrichment.watch else ()),
             *selection.unprotected(target, survey.by_names(target.relation)),
@@ -160,6 +158,20 @@ def plan_table(
         enrichment=enrichment,
         doubting=doubting,
     )
+
+
+def _doubting_mode(
+    target: Target, mode: Mode, state: State, contract: ColumnContract, key: RowKey
+) -> tuple[Mode, str]:
+    """How rows get into a Bronze table whose own rows are in doubt: none of them is relied on.
+
+    Raises:
+        TableRefused: two rows of the Bronze table share a key.
+    """
+    if mode == "load":
+        return "load", splits.WHOLE
+    _refuse_duplicate_keys(target, state, contract, key)
+    return "compare", splits.WHOLE
 
 
 def _reads_rows(context: TableContext, mode: Mode) -> bool:

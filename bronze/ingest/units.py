@@ -64,19 +64,19 @@ def row_units(
     rows = _bronze_rows(context, contract, shape, key, enrichment)
     limits = row_size_limits(context, contract.columns, key)
     few = budget.given_back(context.run.memory, len(shares) * len(groups))
-    made: list[Unit] = []
+    work: list[Unit] = []
     for known in shares:
         for group in groups:
             conditions = [_both(split.where, where) for split in group]
             read = _source_read(context, contract.columns, conditions, limits)
             size = sum(split.size for split in group)
-            place, number = context.target.place, len(made)
+            place, number = context.target.place, len(work)
             if merging:
                 unit = Unit.merge(number, read, rows, place, shape.stats, size, known, few)
             else:
                 unit = Unit.load(number, read, rows, place, shape.stats, size)
-            made.append(unit)
-    return made
+            work.append(unit)
+    return work
 
 
 def row_size_limits(
@@ -137,14 +137,14 @@ def key_units(
     parts = _splits(context, per_split * _KEYS_FACTOR, key.source_names)
     groups = splits.packed(parts, per_file * _KEYS_FACTOR)
     rows = _bronze_rows(context, contract, shape, key, enrichment)
-    made: list[Unit] = []
+    work: list[Unit] = []
     for known in _known_rows(context, shape, key.names, key.names, state):
         for group in groups:
             read = _source_read(context, key.columns, [split.where for split in group])
             size = sum(split.size for split in group) // _KEYS_FACTOR
-            number = start + len(made)
-            made.append(Unit.keys(number, read, rows, context.target.place, size, known))
-    return made
+            number = start + len(work)
+            work.append(Unit.keys(number, read, rows, context.target.place, size, known))
+    return work
 
 
 def _source_read(

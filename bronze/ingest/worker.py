@@ -157,20 +157,24 @@ class _UnitTotals:
 
     def _enriched(self, rows: pl.DataFrame, rejected: pl.Series) -> pl.DataFrame:
         how = self.unit.rows
-        made, findings = enrich(rows, rejected, how.stamp, how.base, how.enrichment)
-        made = key_text.with_text(made, rows, rejected, how.key, how.enrichment.protection)
+        bronze_rows, findings = enrich(rows, rejected, how.stamp, how.base, how.enrichment)
+        bronze_rows = key_text.with_text(
+            bronze_rows, rows, rejected, how.key, how.enrichment.protection
+        )
         if self.unit.counts_rows:
             self.findings += findings
         if rejected.null_count() < len(rejected):
-            made = portion.beside(made, [rejected.alias(_REJECTED)])
-        if self.unit.sums_rows and made.height:
-            self.sum = fingerprint.added(self.sum, fingerprint.total(made["row_hash"]))
+            bronze_rows = portion.beside(bronze_rows, [rejected.alias(_REJECTED)])
+        if self.unit.sums_rows and bronze_rows.height:
+            self.sum = fingerprint.added(self.sum, fingerprint.total(bronze_rows["row_hash"]))
         if how.history:
-            made = portion.beside(made, [_constant(history.KIND, "insert", pl.String(), made)])
+            bronze_rows = portion.beside(
+                bronze_rows, [_constant(history.KIND, "insert", pl.String(), bronze_rows)]
+            )
         if how.streamed:
-            moments = _constant(COMMITTED, None, pl.Datetime("us", "UTC"), made)
-            made = portion.beside(made, [moments])
-        return partition.dated(made, how.dates_of) if how.dates_of else made
+            commit_times = _constant(COMMITTED, None, pl.Datetime("us", "UTC"), bronze_rows)
+            bronze_rows = portion.beside(bronze_rows, [commit_times])
+        return partition.dated(bronze_rows, how.dates_of) if how.dates_of else bronze_rows
 
     def _with_scores(self, rows: pl.DataFrame) -> pl.DataFrame:
         # Only after the filter, as rows that the table holds have their scores.
