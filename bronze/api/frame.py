@@ -10,6 +10,7 @@ from deltalake import DeltaTable
 from bronze.config.settings import Settings
 from bronze.delta import log, properties, store
 from bronze.delta.write.history import KIND, ORDER
+from bronze.errors import ConfigError
 from bronze.model.units import ACTIVE
 from bronze.tables import lake
 
@@ -23,10 +24,9 @@ def active_rows(settings: Settings, name: str) -> pl.LazyFrame:
     """
     found = lake.opened(settings, settings.lake.schema_)
     (table,) = lake.find(settings, (one for one in found if one.is_bronze or one.error), [name])
-    if table.error:
-        raise table.error
     state = table.state
-    assert state is not None
+    if table.error or state is None:
+        raise table.error or ConfigError(f"There is no Bronze table {name}.")
     with log.mapped(state.place, "read"):
         delta = DeltaTable(
             state.place.url, version=state.version, storage_options=store.options(state.place)

@@ -24,7 +24,6 @@ from bronze.delta import files, partition
 from bronze.delta.write import lookup
 from bronze.delta.write.changes import Changes
 from bronze.errors import Mismatch, TableRefused
-from bronze.ingest import key_text
 from bronze.ingest.enrich import enrich
 from bronze.ingest.worker import rejected_values
 from bronze.model.columns import Column
@@ -32,7 +31,7 @@ from bronze.model.files import DataFile
 from bronze.model.units import DELETED, NOTHING_FOUND, Findings, Rejected
 from bronze.postgres.copy import read
 from bronze.postgres.replication import text_values
-from bronze.protection import protect
+from bronze.protection import key_text, protect
 
 # What is more than this is put into files on its way into the table.
 _IN_MEMORY = 32 * 2**20

@@ -13,7 +13,6 @@ import polars as pl
 from bronze.cdc import replica_identity
 from bronze.cdc.replica_identity import LINE, PART
 from bronze.delta.write.changes import Changes
-from bronze.ingest import key_text
 from bronze.model.columns import Column, Kind, RowKey
 from bronze.model.files import Stored
 from bronze.model.locations import Place
@@ -22,7 +21,7 @@ from bronze.model.units import NONE_GIVEN, NOTHING_FOUND, Enrichment, Findings, 
 from bronze.postgres.replication import pgoutput, text_values
 from bronze.postgres.replication.batch import Gathered
 from bronze.postgres.replication.text_values import Text
-from bronze.protection import protect
+from bronze.protection import key_text, protect
 from bronze.rows.metadata import COMMITTED
 
 UPSERT = "\0upsert"

@@ -1,6 +1,8 @@
-"""The difference between the source and a table, and the edit of the table that makes it none.
+"""The difference between the source and a Bronze table, and the files that apply it.
 
-An edit is a course of `bronze.execution.executors` that ends with what there is to commit.
+`difference_of` gathers what the units of a plan read. `edit_table` is a workflow of
+`bronze.execution.executors` that merges a difference into the table's files, and returns what to
+commit.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from bronze.delta import files
 from bronze.delta.commit import Change
 from bronze.delta.log import State
 from bronze.delta.write import history, insert, merge
-from bronze.delta.write.changes import Changes
+from bronze.delta.write.changes import Changes, height
 from bronze.errors import Mismatch
 from bronze.execution.executors import Task, Workflow
 from bronze.ingest.plan import Plan
@@ -28,39 +30,40 @@ from bronze.model.units import Known, Written
 from bronze.rows.fingerprint import Fingerprints
 from bronze.tables import known_rows
 
-# So many changes are merged in one go from memory; more are put into a file first.
+# Up to this many bytes of changes are merged from memory; more are written to a file first.
 _IN_MEMORY = 32 * 2**20
-# New rows that one task writes.
+# How many new rows one task writes.
 _INSERT_ROWS = 1_000_000
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How the source differs from the table as it was when the plan was made.
+    """How the source differs from the Bronze table as it was when the plan was made.
 
-    ``changes`` are the rows that the table does not hold as they are, ``gone`` what it holds and
-    the source has no more (or otherwise); ``deletes`` are the keys of such rows, and with
-    ``emptied`` they are all that are not among the changes. ``live`` is how many rows the table
-    had, ``there`` how many the source has, where all of them were looked at.
+    ``changes`` are new and updated rows. ``missing`` are fingerprints of rows that the Bronze table
+    has and the source has not, or has with other values; ``deletes`` are keys of deleted rows, and
+    with ``emptied`` every row that is not among the changes is deleted. Where all rows were read,
+    ``bronze_rows`` and ``source_rows`` count the live rows of the table and those of the source.
     """
 
     changes: tuple[Changes, ...]
-    gone: tuple[tuple[Known, Fingerprints], ...] = ()
-    live: int = 0
-    there: int = 0
+    missing: tuple[tuple[Known, Fingerprints], ...] = ()
+    bronze_rows: int = 0
+    source_rows: int = 0
     deletes: tuple[Changes, ...] = ()
     emptied: bool = False
 
     @property
     def staged(self) -> tuple[DataFile, ...]:
-        """The changes that lie in files."""
-        both = (*self.changes, *self.deletes)
-        return tuple(change for change in both if isinstance(change, DataFile))
+        """The files that hold changes until they are merged."""
+        return tuple(
+            change for change in (*self.changes, *self.deletes) if isinstance(change, DataFile)
+        )
 
 
 @dataclass(frozen=True)
 class Edit:
-    """What there is to commit. ``growth`` is by how many the table's live rows become more."""
+    """What to commit. ``growth`` is how many live rows the table gains, less those it loses."""
 
     change: Change
     inserted: int
@@ -75,40 +78,37 @@ class Edit:
         return (*self.change.added, *self.change.feed, *rewritten)
 
 
-def difference_of(plan: Plan, stamp: Stamp, written: Sequence[Written]) -> Difference:
-    """What the units of a plan have found.
+def difference_of(plan: Plan, stamp: Stamp, results: Sequence[Written]) -> Difference:
+    """The difference that the units of a plan read.
 
     Raises:
-        LakeError, LakeUnreachable: the changes are too many for memory, and cannot be written.
+        LakeError, LakeUnreachable: the changes are too large for the memory, and cannot be written.
     """
-    changes: list[Changes] = [f for part in written for f in part.files]
+    changes = _changes(plan, stamp, results)
+    source_rows = sum(result.rows for result in results if _is_first_share(plan, result))
+    if plan.target.settings.deletes == "ignore":
+        return Difference(changes, source_rows=source_rows)
+    missing: list[tuple[Known, Fingerprints]] = []
+    bronze_rows = 0
+    for known, mask in _seen_masks(plan, results).items():
+        fingerprints = known_rows.known(known)
+        seen = np.unpackbits(mask, count=len(fingerprints)).astype(np.bool_)
+        missing.append((known, known_rows.unseen(fingerprints, seen)))
+        bronze_rows += known_rows.distinct(fingerprints)
+    return Difference(changes, tuple(missing), bronze_rows, source_rows)
+
+
+def _changes(plan: Plan, stamp: Stamp, results: Sequence[Written]) -> tuple[Changes, ...]:
+    """The new and updated rows of all units, in files as soon as they are too large for memory."""
+    changes: list[Changes] = [file for result in results for file in result.files]
     frames: list[pl.DataFrame] = []
-    for part in written:
-        frames += [] if part.frame is None else [part.frame]
+    for result in results:
+        frames += [] if result.frame is None else [result.frame]
         if portion.size_of(frames) > _IN_MEMORY:
             changes += _spill(plan, stamp, frames)
             frames = []
     changes += [pl.concat(frames)] if frames else []
-    places: dict[Known, npt.NDArray[np.uint8]] = {}
-    for part in written:
-        known = plan.units[part.unit].known
-        if known is not None:
-            mask = np.frombuffer(part.seen, np.uint8)
-            places[known] = places[known] | mask if known in places else mask
-    gone, live = [], 0
-    if plan.target.settings.deletes == "ignore":
-        places = {}
-    for known, mask in places.items():
-        held = known_rows.known(known)
-        seen = np.unpackbits(mask, count=len(held)).astype(np.bool_)
-        gone.append((known, known_rows.unseen(held, seen)))
-        live += known_rows.distinct(held)
-    there = sum(
-        part.rows
-        for part in written
-        if (share := plan.units[part.unit].known) is not None and share.share == 0
-    )
-    return Difference(tuple(changes), tuple(gone), live, there)
+    return tuple(changes)
 
 
 def _spill(plan: Plan, stamp: Stamp, frames: Sequence[pl.DataFrame]) -> list[DataFile]:
@@ -116,99 +116,119 @@ def _spill(plan: Plan, stamp: Stamp, frames: Sequence[pl.DataFrame]) -> list[Dat
     return [file] if file else []
 
 
+def _is_first_share(plan: Plan, result: Written) -> bool:
+    """Whether a unit compared its rows with the first share of the table's fingerprints: each of
+    its rows is read once for every share.
+    """
+    known = plan.units[result.unit].known
+    return known is not None and known.share == 0
+
+
+def _seen_masks(plan: Plan, results: Sequence[Written]) -> dict[Known, npt.NDArray[np.uint8]]:
+    """For each share of the table's fingerprints the packed bits of those that any unit saw."""
+    masks: dict[Known, npt.NDArray[np.uint8]] = {}
+    for result in results:
+        known = plan.units[result.unit].known
+        if known is not None:
+            mask = np.frombuffer(result.seen, np.uint8)
+            masks[known] = masks[known] | mask if known in masks else mask
+    return masks
+
+
 def edit_table(plan: Plan, stamp: Stamp, difference: Difference, state: State) -> Workflow[Edit]:
-    """The differences become changes of the rows that are there.
+    """Applies a difference to the files of the Bronze table, for a commit on top of ``state``.
 
     Raises:
         LakeError, LakeUnreachable: a file cannot be read or written.
-        Mismatch: a file has not the rows that it should have.
+        Mismatch: a rewritten file does not have the expected number of rows.
     """
     if plan.target.settings.history:
         return (yield from _append_versions(plan, stamp, difference, state))
-    changes, label = difference.changes, plan.target.label
-    merged: list[merge.Merged] = yield [
-        Task(merge_file, task, label) for task in _merge_tasks(plan, stamp, difference, state.files)
-    ]
-    _check_row_counts(plan, merged)
+    merged = yield from _merge_files(plan, stamp, difference, state.files)
     failpoint.reach("merged")
-    known = insert.joined([one.found for one in merged], changes)
-    loud = [one for one in merged if one.rewritten and (one.edits or not one.file)]
-    feed = [one.feed for one in loud if one.feed]
-    moved = tuple(one.moved for one in merged if one.moved is not None)
-    kept, jobs = _insert_jobs(plan, stamp.batch_id, changes, known, moved, bool(feed))
-    inserted: list[insert.Inserted] = yield [Task(insert.insert, job, label) for job in jobs]
+    changed = [m for m in merged if m.rewritten and (m.edits or not m.file)]
+    feed = [m.feed for m in changed if m.feed]
+    adopted, jobs = _insert_jobs(plan, stamp, difference.changes, merged, bool(feed))
+    inserted: list[insert.Inserted] = yield [
+        Task(insert.insert, job, plan.target.label) for job in jobs
+    ]
     failpoint.reach("inserted")
-    added = [one.file for one in loud if one.file]
-    added += [*kept, *(file for one in inserted for file in one.files)]
-    feed += [file for one in inserted for file in one.feed]
-    new = sum(file.rows for file in kept) + sum(one.rows for one in inserted)
-    deleted = sum(one.deleted for one in merged)
+    added = [m.file for m in changed if m.file]
+    added += [*adopted, *(file for result in inserted for file in result.files)]
+    feed += [file for result in inserted for file in result.feed]
+    new_rows = sum(file.rows for file in adopted) + sum(result.rows for result in inserted)
+    deleted = sum(m.deleted for m in merged)
+    replaced = [m.old for m in changed]
     return Edit(
-        Change("MERGE", added, [one.old for one in loud], feed, quiet=_unchanged_rewrites(merged)),
-        inserted=new,
-        updated=sum(one.updated for one in merged),
+        Change("MERGE", added, replaced, feed, quiet=_unchanged_rewrites(merged)),
+        inserted=new_rows,
+        updated=sum(m.updated for m in merged),
         deleted=deleted,
-        growth=new + sum(one.revived for one in merged) - deleted,
+        growth=new_rows + sum(m.revived for m in merged) - deleted,
     )
-
-
-def _unchanged_rewrites(merged: Sequence[merge.Merged]) -> list[tuple[Stored, DataFile]]:
-    """Files that were written anew though no row has changed."""
-    return [(one.old, one.file) for one in merged if one.file and not one.edits]
 
 
 def _append_versions(
     plan: Plan, stamp: Stamp, difference: Difference, state: State
 ) -> Workflow[Edit]:
-    """The differences become versions of their own, behind those that are there."""
-    changes, label, place = difference.changes, plan.target.label, plan.target.place
-    gone = [
-        found
-        for known, prints in difference.gone
-        if len(prints)
-        for found in known_rows.last_positions(replace(known, files=state.files), prints)
+    """Appends the changed rows as new versions to a table that keeps history."""
+    deleted_rows = [
+        positions
+        for known, fingerprints in difference.missing
+        if len(fingerprints)
+        for positions in known_rows.last_positions(replace(known, files=state.files), fingerprints)
     ]
     job = history.Append(
-        place=place,
+        place=plan.target.place,
         stored=state.files,
         layout=plan.shape.columns,
         key=plan.key,
         stats=plan.shape.stats,
         stamp=stamp,
-        changes=changes,
-        gone=tuple(gone),
+        changes=difference.changes,
+        gone=tuple(deleted_rows),
         dates_of=plan.dates_of,
         doubting=plan.doubting,
     )
-    done: list[history.Appended] = []
-    if changes or gone:
-        done = yield [Task(history.append, job, label)]
+    appended = history.Appended((), 0, 0, 0)
+    if difference.changes or deleted_rows:
+        (appended,) = yield [Task(history.append, job, plan.target.label)]
     rewritten: list[merge.Merged] = []
     if plan.contract.rewrite:
-        tasks = _merge_tasks(plan, stamp, Difference(()), state.files)
-        rewritten = yield [Task(merge_file, task, label) for task in tasks]
-    _check_row_counts(plan, rewritten)
+        rewritten = yield from _merge_files(plan, stamp, Difference(()), state.files)
     failpoint.reach("inserted")
-    added = [file for one in done for file in one.files]
-    inserted, updated, deleted = (
-        sum(getattr(one, kind) for one in done) for kind in ("inserted", "updated", "deleted")
-    )
     change = Change(
-        "WRITE", added, parameters={"mode": "Append"}, quiet=_unchanged_rewrites(rewritten)
+        "WRITE",
+        appended.files,
+        parameters={"mode": "Append"},
+        quiet=_unchanged_rewrites(rewritten),
     )
-    return Edit(change, inserted, updated, deleted, inserted - deleted)
+    growth = appended.inserted - appended.deleted
+    return Edit(change, appended.inserted, appended.updated, appended.deleted, growth)
+
+
+def _merge_files(
+    plan: Plan, stamp: Stamp, difference: Difference, stored: Sequence[Stored]
+) -> Workflow[list[merge.Merged]]:
+    """Merges a difference into each file that may hold one of its rows."""
+    tasks = _merge_tasks(plan, stamp, difference, stored)
+    merged: list[merge.Merged] = yield [Task(merge_file, task, plan.target.label) for task in tasks]
+    _check_row_counts(plan, merged)
+    return merged
 
 
 def _merge_tasks(
     plan: Plan, stamp: Stamp, difference: Difference, stored: Sequence[Stored]
 ) -> Iterator[FileMerge]:
-    """A task for each file that may have to be written anew."""
-    place, changes = plan.target.place, difference.changes
-    looking = difference.emptied or any(len(gone) for _, gone in difference.gone)
-    anew = plan.contract.rewrite
-    keys = (*changes, *difference.deletes)
-    wanted = stored if looking or anew else merge.candidates(stored, keys, plan.key, place)
-    for file in wanted:
+    """A task for each file that may have to be rewritten."""
+    place = plan.target.place
+    rewrite_all = plan.contract.rewrite
+    # Only keys can be looked up by the bounds of a file: fingerprints may be of any file's rows.
+    in_any_file = difference.emptied or any(len(prints) for _, prints in difference.missing)
+    if not (rewrite_all or in_any_file):
+        keys = (*difference.changes, *difference.deletes)
+        stored = merge.candidates(stored, keys, plan.key, place)
+    for file in stored:
         job = merge.Merge(
             place=place,
             file=file,
@@ -216,74 +236,93 @@ def _merge_tasks(
             key=plan.key,
             stats=plan.shape.stats,
             stamp=stamp,
-            changes=changes,
+            changes=difference.changes,
             deletes=difference.deletes,
             emptied=difference.emptied,
             on_delete=plan.target.settings.on_delete,
-            anew=anew,
+            anew=rewrite_all,
             dates_of=plan.dates_of,
             doubting=plan.doubting,
         )
-        yield FileMerge(job, difference.gone)
+        yield FileMerge(job, difference.missing)
+
+
+def _check_row_counts(plan: Plan, merged: Sequence[merge.Merged]) -> None:
+    """Checks that each rewritten file has the rows of the old one, less those that were removed.
+
+    Raises:
+        Mismatch: one has not.
+    """
+    removes = plan.target.settings.on_delete == "remove"
+    for result in merged:
+        before = result.old.rows
+        # The log need not have the number of rows of a file.
+        if not result.rewritten or before < 0:
+            continue
+        after = result.file.rows if result.file else 0
+        after += result.moved.height if result.moved is not None else 0
+        if after != before - (result.deleted if removes else 0):
+            raise Mismatch(
+                f"A file of {plan.target.name} with {before} rows was rewritten with {after} rows.",
+                hint="Nothing was committed. This is a bug in bronze: report it.",
+                table=plan.target.label,
+            )
+
+
+def _unchanged_rewrites(merged: Sequence[merge.Merged]) -> list[tuple[Stored, DataFile]]:
+    """The files, old and new, that were rewritten without a change of their rows."""
+    return [(m.old, m.file) for m in merged if m.file and not m.edits]
 
 
 def _insert_jobs(
     plan: Plan,
-    batch_id: str,
+    stamp: Stamp,
     changes: Sequence[Changes],
-    found: Sequence[bytes],
-    moved: tuple[pl.DataFrame, ...],
+    merged: Sequence[merge.Merged],
     feed: bool,
 ) -> tuple[list[DataFile], list[insert.Insert]]:
-    """The staged files that are the table's as they are, and jobs for the other new rows."""
-    kept: list[DataFile] = []
-    jobs: list[insert.Insert] = []
-    group: list[tuple[Changes, bytes]] = []
-    size = 0
-
-    def flush(*moved: pl.DataFrame) -> None:
-        if group or moved:
-            jobs.append(
-                insert.Insert(
-                    place=plan.target.place,
-                    layout=plan.shape.columns,
-                    stats=plan.shape.stats,
-                    batch_id=batch_id,
-                    changes=tuple(change for change, _ in group),
-                    found=tuple(mask for _, mask in group),
-                    feed=feed,
-                    moved=moved,
-                    dates_of=plan.dates_of,
-                )
-            )
-        group.clear()
-
-    for change, mask in zip(changes, found, strict=True):
-        height = change.rows if isinstance(change, DataFile) else change.height
-        new = len(insert.unfound(mask, height))
-        if isinstance(change, DataFile) and new == height and not feed and not plan.dates_of:
-            kept.append(change)
-        elif new:
-            group.append((change, mask))
-            size += new
-            if size >= _INSERT_ROWS:
-                flush()
-                size = 0
-    flush(*moved)
-    return kept, jobs
+    """The staged files that become files of the table as they are, and jobs that write the other
+    new rows. With ``feed`` inserts have to be in the change data feed, too.
+    """
+    adopted: list[DataFile] = []
+    groups: list[list[tuple[Changes, bytes]]] = [[]]
+    rows_of_group = 0
+    masks = insert.joined([m.found for m in merged], changes)
+    for change, mask in zip(changes, masks, strict=True):
+        rows = height(change)
+        new_rows = len(insert.unfound(mask, rows))
+        if isinstance(change, DataFile) and new_rows == rows and not (feed or plan.dates_of):
+            adopted.append(change)
+        elif new_rows:
+            groups[-1].append((change, mask))
+            rows_of_group += new_rows
+            if rows_of_group >= _INSERT_ROWS:
+                groups.append([])
+                rows_of_group = 0
+    *full, last = groups
+    jobs = [_insert_job(plan, stamp, group, feed) for group in full]
+    moved = tuple(m.moved for m in merged if m.moved is not None)
+    if last or moved:
+        jobs.append(_insert_job(plan, stamp, last, feed, moved))
+    return adopted, jobs
 
 
-def _check_row_counts(plan: Plan, merged: Sequence[merge.Merged]) -> None:
-    """A rewritten file has the rows of the old one, less those that were removed."""
-    removes = plan.target.settings.on_delete == "remove"
-    for one in merged:
-        if not one.rewritten or one.old.rows < 0:
-            continue
-        rows = one.file.rows if one.file else 0
-        rows += one.moved.height if one.moved is not None else 0
-        if rows != one.old.rows - (one.deleted if removes else 0):
-            raise Mismatch(
-                f"A file of {plan.target.name} with {one.old.rows} rows became one with {rows}.",
-                hint="Nothing was committed. This is a bug in bronze: report it.",
-                table=plan.target.label,
-            )
+def _insert_job(
+    plan: Plan,
+    stamp: Stamp,
+    group: Sequence[tuple[Changes, bytes]],
+    feed: bool,
+    moved: tuple[pl.DataFrame, ...] = (),
+) -> insert.Insert:
+    """The job that writes the new rows of some changes, and rows that moved to other partitions."""
+    return insert.Insert(
+        place=plan.target.place,
+        layout=plan.shape.columns,
+        stats=plan.shape.stats,
+        batch_id=stamp.batch_id,
+        changes=tuple(change for change, _ in group),
+        found=tuple(mask for _, mask in group),
+        feed=feed,
+        moved=moved,
+        dates_of=plan.dates_of,
+    )

@@ -1,4 +1,4 @@
-"""What happens to rows between reading and writing, in its order."""
+"""Enrichment: what happens to rows between reading and writing, in this order."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from bronze.rows.metadata import checksum, digests, row_hash, stamped
 
 
 def enrich(
-    rows: pl.DataFrame, rejected: pl.Series, stamp: Stamp, base: int, wanted: Enrichment
+    rows: pl.DataFrame, rejected: pl.Series, stamp: Stamp, base: int, enrichment: Enrichment
 ) -> tuple[pl.DataFrame, Findings]:
-    """The Bronze rows of source rows, and what was found out about them.
+    """The Bronze rows of source rows, with their profile and quality.
 
     Args:
         rows: the source's columns, typed, under their target names, in clear.
         rejected: each row's rejected values as text, NULL where it has none.
         stamp: what the run writes beside every row.
         base: how many of the columns the table began with.
-        wanted: what the rows are given.
+        enrichment: what to add to the rows.
 
     Raises:
-        ConfigError: a key cannot be had.
-        TableRefused: a rule fails on these rows.
+        ConfigError: a key cannot be unwrapped.
+        TableRefused: a rule cannot be evaluated on these rows.
     """
-    scores, found = scoring.scored(rows, rejected, stamp, wanted.quality)
-    profile = profiled(rows, wanted.watch) if wanted.watch else Profile()
-    if wanted.protection:
+    scores, quality = scoring.scored(rows, rejected, stamp, enrichment.quality)
+    profile = profiled(rows, enrichment.watch) if enrichment.watch else Profile()
+    if enrichment.protection:
         hashes = row_hash(rows, rejected, base)
-        rows, hashes = protect.protected(rows, hashes, wanted.protection)
+        rows, hashes = protect.protected(rows, hashes, enrichment.protection)
         checksums = checksum(rows, base)
     else:
-        # What is stored is what is hashed: one encoding serves both.
+        # Without protection, hash and checksum are of the same values: they are encoded once.
         hashes, checksums = digests(rows, rejected, base)
-    found = scoring.told_apart(found, hashes, wanted.quality)
-    made = stamped(rows, hashes, checksums, stamp, scores, wanted.quality.threshold)
-    return made, Findings(profile=profile, quality=found)
+    quality = scoring.told_apart(quality, hashes, enrichment.quality)
+    bronze_rows = stamped(rows, hashes, checksums, stamp, scores, enrichment.quality.threshold)
+    return bronze_rows, Findings(profile=profile, quality=quality)

@@ -1,8 +1,7 @@
-"""The load of one table: its rows are read, written or merged, and committed in one transaction.
+"""The load of one table: read its rows, write or merge them, commit them in one transaction.
 
-`load_table` is a workflow of `bronze.execution.executors`: it yields tasks, goes on with their
-results, and returns what was done to the table. What it wrote and did not commit is deleted when it
-fails.
+`load_table` is a workflow of `bronze.execution.executors`: it yields tasks, receives their results,
+and returns what was done to the table. Where it fails, it deletes the files that it did not commit.
 """
 
 from __future__ import annotations
@@ -23,14 +22,12 @@ from bronze.delta import commit, files, log, store
 from bronze.delta.commit import Change
 from bronze.delta.layout import optimize
 from bronze.delta.log import State
-from bronze.errors import BronzeError, CommitConflict, Mismatch, QualityRefused, SnapshotLost
+from bronze.errors import BronzeError, CommitConflict, Mismatch, SnapshotLost
 from bronze.execution.executors import Task, Workflow
 from bronze.governance import lineage
-from bronze.governance.tables import quality as quality_book
-from bronze.governance.tables import rejected_values as book
+from bronze.governance.tables import rejected_values as rejected_table
 from bronze.governance.tables.profiles import Scope
-from bronze.governance.tables.quality import Graded
-from bronze.ingest import diff, table_run
+from bronze.ingest import diff, quality_gate, table_run
 from bronze.ingest.diff import Difference, Edit
 from bronze.ingest.plan import Plan
 from bronze.ingest.table_run import TableRun
@@ -42,7 +39,6 @@ from bronze.model.locations import Place
 from bronze.model.results import TableResult
 from bronze.model.stamp import Stamp
 from bronze.model.units import Known, Rejected
-from bronze.quality import checks
 from bronze.rows import fingerprint
 from bronze.tables import known_rows
 from bronze.tables.selection import Target
@@ -52,7 +48,7 @@ _TRIES = 6
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a commit did, and of which files it is made."""
+    """What a commit changed, and the files that it added."""
 
     version: int
     inserted: int
@@ -62,34 +58,35 @@ class Outcome:
 
     @property
     def changed(self) -> bool:
-        """Whether the table has other rows than before, or others of them."""
+        """Whether rows or files of the table changed."""
         return bool(self.inserted or self.updated or self.deleted or self.written)
 
 
 def load_table(settings: Settings, table: TableRun) -> Workflow[TableResult]:
     """The load of one table: read, record, check, commit, optimize.
 
-    1. The units of the plan read rows on workers, and write them to files beside the table.
-    2. Values that Delta cannot hold are recorded, so that no commit is without them.
-    3. Rules and the gate are applied to what was read.
+    1. Workers read the units of the plan, and write their rows to files that are not committed yet.
+    2. Rejected values are recorded first: no commit may be without the record of its own.
+    3. The quality gate checks the rows that were read.
     4. One commit replaces the table's rows, or merges the differences.
-    5. The layout is improved where that is needed.
+    5. The table is optimized where it needs that.
 
     Returns:
-        What was done; a failure of this table alone is in it.
+        What was done to the table; its error where only this table failed.
 
     Raises:
-        SnapshotLost: the source went away, and with it the snapshot that all tables share.
+        SnapshotLost: the connection to the source was lost, and with it the snapshot that all
+            tables share.
     """
     try:
         if table.error or table.plan is None:
-            return _failed_result(table, table.error or BronzeError("There is no plan."))
+            return _failed_result(table, table.error or _unplanned(table))
         plan = table.plan
         table.written = yield _read_tasks(table, plan)
         failpoint.reach("read")
         record_rejected_values(settings, table.target, table.stamp, table.rejected)
         failpoint.reach("booked")
-        _check_quality(settings, table, plan)
+        quality_gate.check_quality(settings, table, plan)
         if plan.state:
             commit.sweep(plan.state, time.time())
         write = _replace_all if plan.mode == "load" else _merge
@@ -102,11 +99,18 @@ def load_table(settings: Settings, table: TableRun) -> Workflow[TableResult]:
     except BronzeError as error:
         if error.retry and not isinstance(error, CommitConflict) and not table.held.alive():
             raise SnapshotLost(
-                f"The source {table.origin.name} went away in the middle of the run:"
+                f"The connection to the source {table.origin.name} was lost during the run:"
                 f" {error.message}",
                 hint=error.hint,
             ) from error
         return _failed_result(table, error)
+
+
+def _unplanned(table: TableRun) -> BronzeError:
+    return BronzeError(
+        f"Table {table.target.label} was not planned.",
+        hint="This is a bug in bronze: report it.",
+    )
 
 
 def _read_tasks(table: TableRun, plan: Plan) -> list[Task]:
@@ -114,25 +118,21 @@ def _read_tasks(table: TableRun, plan: Plan) -> list[Task]:
 
 
 def _replace_all(settings: Settings, table: TableRun, plan: Plan) -> Workflow[Outcome]:
-    """All rows become the table's whole content, unless they are that already."""
-    place, state = plan.target.place, plan.state
+    """Replaces all rows of the table; commits only the position where they are the same."""
+    place = plan.target.place
     data = [file for part in table.written for file in part.files]
-    if state is not None and not (plan.contract.rewrite or plan.contract.reload or plan.doubting):
-        whole = Known(place, state.version, state.files, plan.shape.columns, (), 0)
-        ((rows, total),) = yield [Task(known_rows.total, whole, table.target.label)]
-        read = reduce(fingerprint.added, (part.sum for part in table.written), 0)
-        if (rows, total) == (table.rows, read):
-            version = commit.commit(
-                place,
-                state,
-                Change("WRITE"),
-                _commit_facts(table),
-                shape=plan.shape,
-                reached=plan.reached,
-                audited=table.stamp.audited,
-            )
-            store.delete(place, [file.path for file in data])
-            return Outcome(version, 0, 0, 0, ())
+    if (yield from _has_same_rows(table, plan)):
+        version = commit.commit(
+            place,
+            plan.state,
+            Change("WRITE"),
+            _commit_facts(table),
+            shape=plan.shape,
+            reached=plan.reached,
+            audited=table.stamp.audited,
+        )
+        store.delete(place, [file.path for file in data])
+        return Outcome(version, 0, 0, 0, ())
     version = commit.replace(
         place,
         plan.shape,
@@ -145,12 +145,25 @@ def _replace_all(settings: Settings, table: TableRun, plan: Plan) -> Workflow[Ou
     return Outcome(version, table.rows, 0, 0, tuple(data))
 
 
-def _merge(settings: Settings, table: TableRun, plan: Plan) -> Workflow[Outcome]:
-    """The differences between source and table become changes of the table.
+def _has_same_rows(table: TableRun, plan: Plan) -> Workflow[bool]:
+    """Whether the Bronze table has the rows that were read, by their number and the sum of their
+    fingerprints; false where its files have to be rewritten anyway.
+    """
+    state = plan.state
+    if state is None or plan.contract.rewrite or plan.contract.reload or plan.doubting:
+        return False
+    known = Known(plan.target.place, state.version, state.files, plan.shape.columns, (), 0)
+    (bronze,) = yield [Task(known_rows.total, known, table.target.label)]
+    source_sum = reduce(fingerprint.added, (part.sum for part in table.written), 0)
+    return bool(bronze == (table.rows, source_sum))
 
-    Another writer may commit meanwhile: then the same differences are merged into the files that
-    are there now. Where the table would not get as many rows as the source has, all rows are read
-    and compared once more.
+
+def _merge(settings: Settings, table: TableRun, plan: Plan) -> Workflow[Outcome]:
+    """Merges the differences between the source and the table into it.
+
+    After a foreign commit in between, the same differences are merged into the files that are
+    there now. Where the table would not get as many rows as the source has, all rows are read and
+    compared once more.
     """
     difference = diff.difference_of(plan, table.stamp, table.written)
     for attempt in tenacity.Retrying(
@@ -173,9 +186,9 @@ def _merge(settings: Settings, table: TableRun, plan: Plan) -> Workflow[Outcome]
             edit = yield from diff.edit_table(plan, table.stamp, difference, state)
             if _row_counts_differ(table, plan, difference, edit, state):
                 _delete_files(table, edit.written)
-                plan = table.begin_again(plan)
+                plan = table.compare_all_rows(plan)
                 table.written = yield _read_tasks(table, plan)
-                _check_quality(settings, table, plan)
+                quality_gate.check_quality(settings, table, plan)
                 difference = diff.difference_of(plan, table.stamp, table.written)
                 edit = yield from diff.edit_table(plan, table.stamp, difference, state)
                 if _row_counts_differ(table, plan, difference, edit, state):
@@ -186,23 +199,23 @@ def _merge(settings: Settings, table: TableRun, plan: Plan) -> Workflow[Outcome]
 
 
 def _row_counts_differ(
-    table: TableRun, plan: Plan, found: Difference, edit: Edit, state: State
+    table: TableRun, plan: Plan, difference: Difference, edit: Edit, state: State
 ) -> bool:
-    """Whether the table would not have as many rows as the source.
+    """Whether the table would not have as many rows as the source, in one and the same snapshot.
 
-    A cursor column may have passed over rows; two rows may share a fingerprint.
+    A cursor column may not show all changes; two rows may share a fingerprint.
     """
-    comparable = found.gone and table.held.name is not None
+    comparable = difference.missing and table.held.name is not None
     if not comparable or plan.state is None or state.version != plan.state.version:
         return False
-    return found.live + edit.growth != found.there
+    return difference.bronze_rows + edit.growth != difference.source_rows
 
 
-def _wrong_row_count(table: TableRun, found: Difference, edit: Edit) -> Mismatch:
+def _wrong_row_count(table: TableRun, difference: Difference, edit: Edit) -> Mismatch:
     return Mismatch(
-        f"Table {table.target.label} has {found.there} rows, and {found.live + edit.growth} would"
-        " be in Bronze.",
-        hint="Nothing was committed. Run again; if it is said again, report it as a bug.",
+        f"Table {table.target.label} has {difference.source_rows} rows in the source, but would"
+        f" have {difference.bronze_rows + edit.growth} in Bronze.",
+        hint="Nothing was committed. Run again; if the error comes again, report it as a bug.",
         table=table.target.label,
     )
 
@@ -224,7 +237,7 @@ def _commit(
             compared=plan.state.version if plan.state and plan.mode == "compare" else None,
         )
     except CommitConflict:
-        # Only then it is certain that nobody needs them. What is staged is needed again.
+        # After any other error the commit may exist. Staged files are merged by the next attempt.
         kept = {file.path for file in staged}
         _delete_files(table, [file for file in edit.written if file.path not in kept])
         raise
@@ -240,13 +253,12 @@ def _delete_files(table: TableRun, written: Sequence[DataFile]) -> None:
 
 
 def _another_run_committed(state: State | None, plan: Plan) -> bool:
-    """Whether another run of ours has committed since the plan was made."""
+    """Whether another run of bronze has committed to the table since the plan was made."""
 
-    def held(one: State | None, name: str) -> int | None:
-        return one.position(name) if one else None
+    def positions(table: State | None) -> list[int | None]:
+        return [table.position(name) if table else None for name, _ in plan.reached.transactions]
 
-    names = [name for name, _ in plan.reached.transactions]
-    return any(held(state, name) != held(plan.state, name) for name in names)
+    return positions(state) != positions(plan.state)
 
 
 def _doubted_rows_moved(state: State, plan: Plan) -> bool:
@@ -259,10 +271,11 @@ def _doubted_rows_moved(state: State, plan: Plan) -> bool:
 
 
 def _commit_facts(table: TableRun, **counts: int) -> dict[str, Any]:
+    """What a commit records of its run, with the numbers of rows ``inserted`` and so on."""
     mode = table.plan.mode if table.plan else ""
-    made = table.plan is not None and table.plan.state is None
+    created = table.plan is not None and table.plan.state is None
     done = {"rows_read": table.rows, "rejected": len(table.rejected), **counts}
-    status = "landed" if made or any(counts.values()) else "unchanged"
+    status = "landed" if created or any(counts.values()) else "unchanged"
     return {
         "batch_id": table.stamp.batch_id,
         "source": table.origin.name,
@@ -279,7 +292,7 @@ def _commit_facts(table: TableRun, **counts: int) -> dict[str, Any]:
 
 
 def _record_anomalies(settings: Settings, table: TableRun, outcome: Outcome) -> tuple[str, ...]:
-    """Enters what was found out about the rows that have landed."""
+    """Records the anomalies among the rows that were committed; returns notes for the result."""
     plan = table.plan
     if plan is None or plan.enrichment.watch is None:
         return ()
@@ -295,64 +308,20 @@ def _record_anomalies(settings: Settings, table: TableRun, outcome: Outcome) -> 
 def record_rejected_values(
     settings: Settings, target: Target, stamp: Stamp, rejected: Sequence[Rejected]
 ) -> None:
-    """Enters values that Delta cannot hold into ``governance.rejected_values``."""
+    """Appends values that Delta cannot hold to ``governance.rejected_values``."""
     if not rejected:
         return
-    place = settings.place(GOVERNANCE, book.NAME)
-    frame = book.frame(
+    place = settings.place(GOVERNANCE, rejected_table.NAME)
+    frame = rejected_table.frame(
         rejected, stamp=stamp, source_table=target.label, target_table=target.full_name
     )
     file = files.write([frame], place, stamp.batch_id, ())
     if file:
-        commit.append(place, book.COLUMNS, file, {"batch_id": stamp.batch_id})
-
-
-def _check_quality(settings: Settings, table: TableRun, plan: Plan) -> None:
-    """Holds the rows that were read against what is demanded of them.
-
-    Raises:
-        QualityRefused: they are not to land.
-    """
-    demanded = settings.demanded(table.target.settings)
-    age = time.time() - table.stamp.loaded_at.timestamp()
-    quality = plan.enrichment.quality
-    table.figures = checks.figures(quality, table.findings.quality, demanded, age)
-    # They have been counted; those of all tables of a run would not fit into its memory.
-    for i, part in enumerate(table.written):
-        lighter = replace(part.findings, quality=replace(part.findings.quality, prints=()))
-        table.written[i] = replace(part, findings=lighter)
-    said = checks.against(table.figures) if demanded.on_failure == "stop" else ""
-    if said:
-        raise QualityRefused(
-            f"The rows of table {table.target.label} are not good enough: {said}.",
-            hint="Nothing of it landed, its Bronze table is as it was. `bronze quality` shows all"
-            ' figures; on_failure = "land" lets such rows land.',
-            table=table.target.label,
-        )
-
-
-def record_quality(settings: Settings, tables: Sequence[TableRun]) -> None:
-    """Enters how the rows fared that have landed, or were refused, into ``governance.quality``."""
-    graded = [
-        Graded(
-            source_table=table.target.label,
-            target_table=table.target.full_name,
-            stamp=table.stamp,
-            mode=table.plan.mode,
-            as_of=table.stamp.loaded_at,
-            landed=table.error is None,
-            figures=table.figures,
-        )
-        for table in tables
-        if table.figures
-        and table.plan
-        and (table.error is None or isinstance(table.error, QualityRefused))
-    ]
-    checks.enter(settings.place(GOVERNANCE, quality_book.NAME), graded)
+        commit.append(place, rejected_table.COLUMNS, file, {"batch_id": stamp.batch_id})
 
 
 def discard(place: Place, batch_id: str) -> None:
-    """Deletes what was written for a table and will not land; what did land is kept."""
+    """Deletes the files of a batch that no commit has."""
     known_rows.forget(place)
     with suppress(BronzeError):
         commit.discard(place, batch_id)
@@ -371,35 +340,29 @@ def _failed_result(table: TableRun, error: BronzeError) -> TableResult:
     )
 
 
-def _quality_fields(table: TableRun) -> dict[str, Any]:
-    found = table.findings.quality
-    score = round(found.total / found.rows, 2) if found.rows else None
-    return {"score": score, "quarantined": found.quarantined}
-
-
 def _optimize(settings: Settings, table: TableRun, changed: bool) -> Workflow[tuple[str, ...]]:
-    """Improves the layout where the table needs it; what hinders that is told, and no failure."""
+    """Optimizes the table where it needs that; an error of it is a note, as all rows are there."""
     if not settings.maintain.auto:
         return ()
     place = table.target.place
     try:
-        wish = maintain.wished(settings, table.target.settings)
-        known = table.plan.state if table.plan else None
-        # Where nothing has changed, the files are those that were found.
-        state = log.read(place) if changed or known is None else known
-        if state is not None and optimize.needed(state, wish):
-            yield from maintain.improvement(settings, place, wish, table.target.label)
+        layout = maintain.wished(settings, table.target.settings)
+        planned = table.plan.state if table.plan else None
+        # Where nothing changed, the files are those of the plan.
+        state = log.read(place) if changed or planned is None else planned
+        if state is not None and optimize.needed(state, layout):
+            yield from maintain.improvement(settings, place, layout, table.target.label)
     except BronzeError as error:
-        return (f"the layout was not improved: {error.message}",)
+        return (f"the table was not optimized: {error.message}",)
     return ()
 
 
 def _result(table: TableRun, outcome: Outcome, notes: tuple[str, ...]) -> TableResult:
-    same = not outcome.changed and table.plan is not None and table.plan.state is not None
+    existed = table.plan is not None and table.plan.state is not None
     return TableResult(
         table=table.target.label,
         target=table.target.full_name,
-        status="unchanged" if same else "landed",
+        status="unchanged" if existed and not outcome.changed else "landed",
         rows_read=table.rows,
         inserted=outcome.inserted,
         updated=outcome.updated,
@@ -412,5 +375,5 @@ def _result(table: TableRun, outcome: Outcome, notes: tuple[str, ...]) -> TableR
         seconds=time.monotonic() - table.began,
         schema_changes=table_run.schema_changes(table.plan),
         notes=notes,
-        **_quality_fields(table),
+        **quality_gate.result_fields(table),
     )

@@ -1,7 +1,7 @@
-"""A run: plan → read → enrich → files → commit → books.
+"""A run: plan → read → enrich → files → commit → governance tables.
 
-`run` plans here and hands the landings of all tables to an executor; what happens to each is in
-`bronze.ingest.load`: one transaction a table, as soon as its tasks have ended.
+`run` plans all tables and hands their loads to an executor. `bronze.ingest.load` is the load of
+one table: one transaction, as soon as its tasks have ended.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from bronze.errors import (
 )
 from bronze.execution import budget, executors
 from bronze.governance import audit, lineage, openlineage
-from bronze.ingest import load, plan, table_run
+from bronze.ingest import load, plan, quality_gate, table_run
 from bronze.ingest.table_run import TableRun
 from bronze.maintenance import maintain
 from bronze.model.events import LoadEvent, TableFailed, TableLanded, TableProgress
@@ -48,8 +48,8 @@ from bronze.tables.selection import Target
 
 Notify = Callable[[LoadEvent], None]
 
-_BEATEN = (CommitConflict.__name__, Overtaken.__name__, TableContested.__name__)
-_GIVE_WAY_EVERY = 1.0
+_OVERTAKEN = (CommitConflict.__name__, Overtaken.__name__, TableContested.__name__)
+_RELIEF_INTERVAL = 1.0
 
 
 def run(
@@ -59,29 +59,29 @@ def run(
     pool: Executor | None = None,
     notify: Notify = lambda _: None,
 ) -> RunResult:
-    """Takes tables of the source into the lake, all as of one snapshot of it.
+    """Loads tables from PostgreSQL into the lake, all tables of a source from one snapshot.
 
-    When the source goes away in the middle, the run begins again from a new snapshot, for all its
-    tables, as often as the config's max_retries says.
+    When the connection to a source is lost, the run begins again from a new snapshot, for all its
+    tables, at most max_retries times.
 
     Args:
         settings: the config.
-        tables: names (``table`` or ``schema.table``) to take only; none takes all of the config.
-        pool: where to run the units instead of the config's engine.
-        notify: is told of progress, from this thread.
+        tables: the tables to load (``table`` or ``schema.table``); none means all of the config.
+        pool: an executor for the units, instead of the config's engine.
+        notify: is called with progress, in this thread.
 
     Returns:
-        What happened to each table; a table that failed does not stop the others.
+        The result of each table; a table that failed does not stop the others.
 
     Raises:
-        ConfigError, SourceError, LakeError: nothing could be done at all.
+        ConfigError, SourceError, LakeError: no table could be loaded.
     """
     openlineage.ready(settings)
     ledger = lineage.Ledger(settings)
     try:
         result = _run_with_retries(settings, tables, pool, notify, ledger)
     except BronzeError:
-        # What had landed by then is remembered all the same.
+        # The tables that landed before the error need their lineage, too.
         ledger.closed()
         openlineage.tell(settings, ledger.entries)
         raise
@@ -104,46 +104,50 @@ def _run_with_retries(
     results: dict[str, TableResult] = {}
     position: int | None = None
 
-    def passing(error: BaseException) -> bool:
-        # A source that was never there is a matter for the user, not for patience.
-        absent = position is None and isinstance(error, SourceUnreachable)
-        return isinstance(error, BronzeError) and error.retry and not absent
+    def may_pass(error: BaseException) -> bool:
+        # A source that was not reachable even once is more likely a wrong address.
+        never_reached = position is None and isinstance(error, SourceUnreachable)
+        return isinstance(error, BronzeError) and error.retry and not never_reached
 
     for attempt in tenacity.Retrying(
-        retry=tenacity.retry_if_exception(passing),
+        retry=tenacity.retry_if_exception(may_pass),
         stop=tenacity.stop_after_attempt(settings.run.max_retries + 1),
         wait=tenacity.wait_exponential_jitter(multiplier=settings.run.retry_delay, max=60),
         reraise=True,
     ):
         with attempt, ExitStack() as stack:
-            # Each attempt is a batch of its own: what an earlier one landed is told from it.
+            # Each attempt is a batch of its own: an earlier one may have committed some tables.
             batch_id = str(uuid_utils.uuid7())
-            chosen = _plan_all(settings, tables, batch_id, stack)
-            position = chosen[0].held.position
+            table_runs = _plan_all(settings, tables, batch_id, stack)
+            position = table_runs[0].held.position
             if not tables:
-                targets = [table.target for table in chosen]
-                for error in selection.missing(settings, targets):
-                    lost = TableResult(error.table, "", "failed", error=error.failure())
-                    results[error.table] = lost
-                    notify(TableFailed(error.table, error.failure()))
+                for result in _missing_tables(settings, table_runs):
+                    results[result.table] = result
+                    notify(_ended(result))
             failpoint.reach("planned")
-            beaten = []
-            entries = {table.entry.record.target_table: table.entry for table in chosen}
-            for result in load_tables(settings, chosen, pool, notify):
+            overtaken = []
+            entries = {table.entry.record.target_table: table.entry for table in table_runs}
+            for result in load_tables(settings, table_runs, pool, notify):
                 results[result.target] = result
                 ledger.add(lineage.ended(entries[result.target], result))
-                if result.error and result.error.kind in _BEATEN:
-                    beaten.append(result.table)
-            ledger.unwritten = record_quality(settings, chosen) or ledger.unwritten
-            if beaten and attempt.retry_state.attempt_number <= settings.run.max_retries:
-                tables = beaten
-                raise CommitConflict(f"{', '.join(beaten)} changed while the run went on.")
+                if result.error and result.error.kind in _OVERTAKEN:
+                    overtaken.append(result.table)
+            ledger.unwritten = record_quality(settings, table_runs) or ledger.unwritten
+            if overtaken and attempt.retry_state.attempt_number <= settings.run.max_retries:
+                tables = overtaken
+                raise CommitConflict(f"{', '.join(overtaken)} changed during the run.")
     return RunResult(batch_id, position or 0, time.monotonic() - began, tuple(results.values()))
+
+
+def _missing_tables(settings: Settings, table_runs: Sequence[TableRun]) -> list[TableResult]:
+    """The failures of tables that the config names and the source does not have."""
+    errors = selection.missing(settings, [table.target for table in table_runs])
+    return [TableResult(e.table, "", "failed", error=e.failure()) for e in errors]
 
 
 @dataclass(frozen=True)
 class OpenSource:
-    """A source with a connection to it, beside which ``slots`` reads may go on."""
+    """A source with an open connection; up to ``slots`` more connections may read from it."""
 
     origin: Origin
     connection: connect.Connection
@@ -156,8 +160,8 @@ class OpenSource:
         stack: ExitStack,
         consistency: snapshot.Consistency | None = None,
     ) -> snapshot.Snapshot:
-        """A snapshot of these tables, for as long as the stack lasts; as consistent as the config
-        says, if nothing else is said.
+        """A snapshot of these tables, held until the stack is closed; ``consistency`` is the
+        config's unless it is given.
         """
         source = settings.source[self.origin.name]
         readable = [target.relation for target in targets if target.relation.readable]
@@ -175,12 +179,15 @@ class OpenSource:
 def open_sources(
     settings: Settings, batch_id: str, stack: ExitStack
 ) -> tuple[list[tuple[str, Relation]], dict[str, OpenSource]]:
-    """Connects to all sources, for as long as the stack lasts; what tables they have.
+    """Connects to all sources, until the stack is closed.
+
+    Returns:
+        All tables, with the names of their sources; and the open sources by name.
 
     Raises:
         ConfigError, SourceError
     """
-    found: list[tuple[str, Relation]] = []
+    relations: list[tuple[str, Relation]] = []
     sources: dict[str, OpenSource] = {}
     for name, source in settings.source.items():
         origin = replace(settings.origin(name), application_name=f"bronze {batch_id}")
@@ -188,38 +195,42 @@ def open_sources(
         pool = stack.enter_context(connect.pool(origin, source.pool.min, source.pool.max))
         with connect.mapped(origin):
             connection = stack.enter_context(pool.connection())
-            found += [(name, r) for r in selection.found(connection, name, source.schema_)]
+            relations += [(name, r) for r in selection.found(connection, name, source.schema_)]
         connect.locate(origin, connection)
         sources[name] = OpenSource(origin, connection, source.pool.readers)
-    return found, sources
+    return relations, sources
 
 
 def _plan_all(
-    settings: Settings, wanted: Sequence[str], batch_id: str, stack: ExitStack
+    settings: Settings, names: Sequence[str], batch_id: str, stack: ExitStack
 ) -> list[TableRun]:
-    """Opens a snapshot of each source and plans each table, most urgent first."""
-    found, sources = open_sources(settings, batch_id, stack)
-    chosen = _without_streamed(selection.targets(settings, found, wanted), wanted)
+    """Opens a snapshot of each source and plans each table, by priority, then by size."""
+    relations, sources = open_sources(settings, batch_id, stack)
+    targets = _without_streamed(selection.targets(settings, relations, names), names)
     store.prove_writable(settings.place(settings.lake.schema_, ""))
     tables: list[TableRun] = []
     for name, source in sources.items():
-        mine = [target for target in chosen if target.source == name]
-        if mine:
-            held = source.held(settings, mine, stack)
-            tables += plan_tables(settings, source.origin, held, mine, batch_id, source.slots)
+        of_source = [target for target in targets if target.source == name]
+        if of_source:
+            held = source.held(settings, of_source, stack)
+            tables += plan_tables(settings, source.origin, held, of_source, batch_id, source.slots)
     return sorted(tables, key=lambda table: (table.target.settings.priority, -table.size))
 
 
-def _without_streamed(chosen: Sequence[Target], wanted: Sequence[str]) -> list[Target]:
-    """Those that are not streamed."""
-    left = [target for target in chosen if target.settings.pattern != "streaming"]
-    if not left or (wanted and len(left) < len(chosen)):
-        labels = [target.label for target in chosen if target not in left]
+def _without_streamed(targets: Sequence[Target], names: Sequence[str]) -> list[Target]:
+    """The tables that a run loads.
+
+    Raises:
+        ConfigError: no table is left, or a streamed one was asked for by name.
+    """
+    loaded = [target for target in targets if target.settings.pattern != "streaming"]
+    if not loaded or (names and len(loaded) < len(targets)):
+        labels = [target.label for target in targets if target not in loaded]
         raise ConfigError(
-            f"The config has {', '.join(labels)} streamed: a run does not take what is streamed.",
-            hint="Use `bronze stream`, or give it another pattern.",
+            f'`bronze run` does not load tables of the pattern "streaming": {", ".join(labels)}.',
+            hint="Use `bronze stream`, or give them another pattern.",
         )
-    return left
+    return loaded
 
 
 def plan_tables(
@@ -232,28 +243,29 @@ def plan_tables(
     fitted: Callable[[Target], Target] = lambda target: target,
     doubting: bool = False,
 ) -> list[TableRun]:
-    """The tables of one source with their plans; what hinders one is in its ``error``.
+    """The tables of one source with their plans; a table that cannot be planned has an ``error``.
 
     ``fitted`` may change a table, as the snapshot shows it, before it is planned; ``doubting`` is
     as in `bronze.ingest.plan.plan_table`.
     """
     readers = budget.readers(settings.run.memory, settings.run.workers, slots)
     now = datetime.now(UTC)
-    seen = {relation.oid: relation for relation in held.relations}
+    relations = {relation.oid: relation for relation in held.relations}
     config = fingerprint.whole(fingerprint.imprint(settings))
     audited = audit.mark(settings)
     tables = []
     for target in targets:
-        own = str(uuid_utils.uuid7())
-        stamp = Stamp(batch_id, now, origin.name, target.settings.method, own, audited)
-        found, refused = None, None
+        lineage_id = str(uuid_utils.uuid7())
+        stamp = Stamp(batch_id, now, origin.name, target.settings.method, lineage_id, audited)
+        table_plan, refusal = None, None
         try:
-            current = fitted(selection.seen(target, relation_in_snapshot(target, held, seen)))
-            found = plan.plan_table(current, held, origin, stamp, settings, readers, doubting)
+            relation = relation_in_snapshot(target, held, relations)
+            current = fitted(selection.seen(target, relation))
+            table_plan = plan.plan_table(current, held, origin, stamp, settings, readers, doubting)
         except (TableRefused, LakeError) as error:
-            refused = error
-        entry = table_run.lineage_entry(settings, config, target, stamp, held, found)
-        tables.append(TableRun(target, origin, held, stamp, readers, entry, found, refused))
+            refusal = error
+        entry = table_run.lineage_entry(settings, config, target, stamp, held, table_plan)
+        tables.append(TableRun(target, origin, held, stamp, readers, entry, table_plan, refusal))
     _compare_audit_marks(settings, audited, tables)
     return tables
 
@@ -261,50 +273,51 @@ def plan_tables(
 def _compare_audit_marks(
     settings: Settings, audited: AuditMark | None, tables: Sequence[TableRun]
 ) -> None:
-    """Notes which tables know of more records than the audit log has."""
-    held = {
+    """Adds a note to the first table where Bronze tables name records that the audit log lacks."""
+    states = {
         table.target.full_name: table.plan.state
         for table in tables
         if table.plan and table.plan.state
     }
-    said: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     if audited is not None:
-        # What cannot be recorded is said when the run itself is to be.
+        # An audit log that cannot be read fails the run's own record, which reports it.
         with suppress(BronzeError):
-            said = audit.compared(settings, audited, held)
+            notes = audit.compared(settings, audited, states)
     for table in tables:
-        if said and table.plan:
-            table.plan = replace(table.plan, notes=(*table.plan.notes, *said))
+        if notes and table.plan:
+            table.plan = replace(table.plan, notes=(*table.plan.notes, *notes))
             return
 
 
 def relation_in_snapshot(
-    target: Target, held: snapshot.Snapshot, seen: Mapping[int, Relation]
+    target: Target, held: snapshot.Snapshot, relations: Mapping[int, Relation]
 ) -> Relation:
-    """A table as the snapshot shows it, where ``seen`` are all tables by their oid.
+    """A table as the snapshot shows it; ``relations`` are all tables of the snapshot by their oid.
 
     Raises:
-        SourceError: it cannot be read there.
+        SourceError: it cannot be read in the snapshot.
     """
     for label, error in held.refused:
         if label == target.label:
             raise error
     if not target.relation.readable:
         raise selection.unreadable(target)
-    if target.relation.oid not in seen:
+    relation = relations.get(target.relation.oid)
+    if relation is None:
         raise TableRefused(
-            f"Table {target.label} was dropped while the run began.",
-            hint="Its Bronze table stays as it was.",
+            f"Table {target.label} was dropped while the run started.",
+            hint="Its Bronze table is unchanged.",
             table=target.label,
             sqlstate="42P01",
         )
-    if seen[target.relation.oid].rewritten:
+    if relation.rewritten:
         raise TableRefused(
-            f"Table {target.label} was refreshed or rewritten while the run began.",
-            hint="Run again; its Bronze table stays as it was.",
+            f"Table {target.label} was refreshed or rewritten while the run started.",
+            hint="Run again; its Bronze table is unchanged.",
             table=target.label,
         )
-    return seen[target.relation.oid]
+    return relation
 
 
 def load_tables(
@@ -313,11 +326,11 @@ def load_tables(
     pool: Executor | None,
     notify: Notify,
 ) -> Iterator[TableResult]:
-    """Reads and commits the tables; yields each one's result as soon as it is there."""
+    """Loads the tables side by side; yields the result of each as soon as it has ended."""
     limit = min(table.readers for table in tables)
     read: list[dict[int, Written]] = [{} for _ in tables]
 
-    def show(number: int, outcome: object) -> None:
+    def report(number: int, outcome: object) -> None:
         table = tables[number]
         if isinstance(outcome, Written) and table.plan:
             read[number][outcome.unit] = outcome
@@ -327,7 +340,7 @@ def load_tables(
         with worker_pool(settings, pool, limit, {table.origin for table in tables}) as workers:
             loads = [load.load_table(settings, table) for table in tables]
             relieve = lock_relief((table.held, table.origin) for table in tables)
-            for result in executors.drive(workers, loads, limit, show, relieve):
+            for result in executors.drive(workers, loads, limit, report, relieve):
                 notify(_ended(result))
                 yield result
     except BaseException:
@@ -341,7 +354,7 @@ def _ended(result: TableResult) -> LoadEvent:
 
 
 def _progress(table: str, units: Sequence[Unit], read: Mapping[int, Written]) -> TableProgress:
-    """How far a table is, of whose units some have been ``read``."""
+    """The progress of a table; ``read`` are the results of its units so far, by number."""
     size = sum(unit.estimate for unit in units)
     done = sum(units[number].estimate for number in read)
     rows = sum(part.rows for number, part in read.items() if units[number].counts_rows)
@@ -349,25 +362,27 @@ def _progress(table: str, units: Sequence[Unit], read: Mapping[int, Written]) ->
 
 
 def lock_relief(held: Iterable[tuple[snapshot.Snapshot, Origin]]) -> Callable[[], None]:
-    """What to call again and again while tables are read in snapshots: see `Snapshot.give_way`."""
-    holders = {id(taken.holder): (taken, origin) for taken, origin in held}
+    """A function to call again and again while snapshots are held: see `Snapshot.give_way`."""
+    holders = {id(opened.holder): (opened, origin) for opened, origin in held}
     called = time.monotonic()
 
-    def meanwhile() -> None:
+    def relieve() -> None:
         nonlocal called
-        if time.monotonic() - called < _GIVE_WAY_EVERY:
+        if time.monotonic() - called < _RELIEF_INTERVAL:
             return
         called = time.monotonic()
-        for taken, origin in holders.values():
-            taken.give_way(origin)
+        for opened, origin in holders.values():
+            opened.give_way(origin)
 
-    return meanwhile
+    return relieve
 
 
 def record_quality(settings: Settings, tables: Sequence[TableRun]) -> Failure | None:
-    """Enters how the rows of tables fared; why that cannot be done, if so: they have landed."""
+    """Records the quality of tables; returns the failure where that is not possible, as the tables
+    are committed already.
+    """
     try:
-        load.record_quality(settings, tables)
+        quality_gate.record_quality(settings, tables)
     except BronzeError as error:
         return error.failure()
     return None
@@ -377,9 +392,9 @@ def record_quality(settings: Settings, tables: Sequence[TableRun]) -> Failure | 
 def worker_pool(
     settings: Settings, pool: Executor | None, limit: int, origins: Collection[Origin]
 ) -> Iterator[Executor]:
-    """The executor; when it is left by an error, the reads that still go on are ended first."""
-    given = nullcontext(pool) if pool else executors.executor(settings.run.engine, limit)
-    with given as workers:
+    """The executor of the units. An error inside the block cancels the running queries first."""
+    context = nullcontext(pool) if pool else executors.executor(settings.run.engine, limit)
+    with context as workers:
         try:
             yield workers
         except BaseException:

@@ -1,9 +1,10 @@
-"""What a run does with one table: which of its rows are read, and how they become the table's."""
+"""The plan of one table: which rows a run reads, and how they get into the Bronze table."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 from bronze.anomaly import models
@@ -40,18 +41,18 @@ from bronze.tables.evolution import ColumnContract
 from bronze.tables.selection import Target
 
 Mode = Literal["load", "compare", "changes"]
-"""How rows get into the table: "load", all rows replace what is there; "compare", all rows are read
-and only differences are merged; "changes", only rows that may have changed are read and merged."""
+"""How rows get into the table: "load" replaces all rows; "compare" reads all rows and merges the
+differences; "changes" reads and merges only rows that may have changed."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """What a run does with one table.
 
-    ``state`` is the Bronze table when the plan was made, ``reached`` the position that it will
-    hold, ``shape`` the schema that it will have. ``units`` read the rows of the source; the units
-    of ``all_units()`` read all of them, to compare. With ``doubting``, each row of the Bronze table
-    is checked against its own hashes first, as another writer may have changed it.
+    ``state`` is the Bronze table when the plan was made; ``reached`` is the position, and ``shape``
+    the schema, that the commit gives it. ``units`` read rows of the source; the units of
+    ``all_units()`` read all of them, to compare. With ``doubting``, each row of the Bronze table is
+    checked against its own hashes first, as another writer may have changed it.
     """
 
     target: Target
@@ -67,19 +68,19 @@ class Plan:
     enrichment: Enrichment
     doubting: bool = False
 
-    def whole(self, why: str = "its cursor has not shown all that changed") -> Plan:
+    def whole(self, why: str = "its cursor did not show all changes") -> Plan:
         """The plan that compares all rows, in the same snapshot."""
         note = f"all rows were compared: {why}"
         return replace(self, mode="compare", units=self.all_units(), notes=(*self.notes, note))
 
     @property
     def key(self) -> tuple[str, ...]:
-        """The columns of the Bronze table that tell its rows apart; none where nothing does."""
+        """The columns of the Bronze table that tell its rows apart; empty without a key."""
         return self.row_key.names
 
     @property
     def dates_of(self) -> str | None:
-        """The column whose dates are the table's partitions."""
+        """The column by whose dates the table is partitioned."""
         return source_of(self.shape.partition) if self.shape.partition else None
 
 
@@ -98,55 +99,44 @@ def plan_table(
     compared, and each row of the Bronze table is checked against its own hashes.
 
     Raises:
-        TableRefused: the table cannot be read, or its columns cannot be held.
+        TableRefused: the table cannot be read, or Delta cannot hold its columns.
         SourceError: the snapshot's connection failed.
-        LakeError: the Bronze table is none that we can write.
+        LakeError: bronze cannot write the Bronze table.
     """
     context = TableContext(target, snapshot, origin, stamp, settings, readers)
     outline = outline_plan(context)
     state, contract = outline.state, outline.contract
-    row_key, keyless = row_key_of(context, contract, state)
+    row_key, no_key_reason = row_key_of(context, contract, state)
     protection = outline.protection
     if not keys.complete(protection):
         protection = keys.protection(settings, target, contract)
     contract = _with_new_key(target, contract, row_key, state)
-    mode, where, why = _mode(context, state, contract, row_key.names, keyless)
-    doubting |= state is not None and bool(state.foreign)
-    if doubting and mode == "changes":
-        mode, where = "compare", splits.WHOLE
-    if doubting and mode == "compare" and state is not None:
-        _refuse_duplicate_keys(target, state, contract, row_key)
-    # A stream reads in the snapshot of its slot: without one it only looks what is to be read.
-    streamed = target.settings.pattern == "streaming"
-    reading = not (streamed and (mode == "changes" or snapshot.name is None))
+    mode, where, mode_notes = _mode(context, state, contract, row_key.names, no_key_reason)
+    if state is not None and (doubting or state.foreign):
+        doubting = True
+        mode, where = _doubting_mode(target, mode, state, contract, row_key)
+    reading = _reads_rows(context, mode)
     enrichment = _enrichment(context, contract, row_key, state, protection, reading=reading)
     scoring = rules.fingerprint(settings, target, enrichment.quality.criteria)
-    if state is not None and state.properties.get(properties.RULES, scoring) != scoring:
-        why += ("its rules have changed: rows that do not change keep the scores that they have",)
     shape = shape_of(context, contract, row_key, outline.partition, state, enrichment, scoring)
-    marks, seeking_deletes = watermarks.next_watermarks(context, state, whole=mode != "changes")
-
-    def rows(where: str, merging: bool, against: State | None) -> tuple[Unit, ...]:
-        return tuple(
-            units.row_units(
-                context,
-                contract,
-                shape,
-                row_key,
-                where,
-                enrichment,
-                merging=merging,
-                against=against,
-                doubting=doubting,
-            )
-        )
-
-    work: tuple[Unit, ...] = ()
+    watermarks_reached, seeking_deletes = watermarks.next_watermarks(
+        context, state, whole=mode != "changes"
+    )
+    row_units = partial(
+        units.row_units,
+        context,
+        contract,
+        shape,
+        row_key,
+        enrichment=enrichment,
+        doubting=doubting,
+    )
+    work: list[Unit] = []
     if reading:
-        work = rows(where, mode != "load", state if mode == "compare" else None)
+        against = state if mode == "compare" else None
+        work += row_units(where, merging=mode != "load", against=against)
     if seeking_deletes and mode == "changes" and state is not None:
-        start = len(work)
-        work += tuple(units.key_units(context, contract, shape, row_key, state, start, enrichment))
+        work += units.key_units(context, contract, shape, row_key, state, len(work), enrichment)
     return Plan(
         target=target,
         mode=mode,
@@ -154,31 +144,62 @@ def plan_table(
         row_key=row_key,
         shape=shape,
         state=state,
-        reached=Position(snapshot.timeline, snapshot.position, tuple(marks)),
-        units=work,
+        reached=Position(snapshot.timeline, snapshot.position, tuple(watermarks_reached)),
+        units=tuple(work),
         notes=(
             *contract.notes,
-            *((f"its rows cannot be told apart: {keyless}",) if keyless else ()),
-            *why,
+            *((f"it has no key: {no_key_reason}",) if no_key_reason else ()),
+            *mode_notes,
+            *_rules_note(state, scoring),
             *(enrichment.watch.notes if enrichment.watch else ()),
             *selection.unprotected(target, survey.by_names(target.relation)),
         ),
-        all_units=lambda: rows(splits.WHOLE, True, state),
+        all_units=lambda: tuple(row_units(splits.WHOLE, merging=True, against=state)),
         enrichment=enrichment,
         doubting=doubting,
     )
 
 
+def _doubting_mode(
+    target: Target, mode: Mode, state: State, contract: ColumnContract, key: RowKey
+) -> tuple[Mode, str]:
+    """How rows get into a Bronze table whose own rows are in doubt: none of them is relied on.
+
+    Raises:
+        TableRefused: two rows of the Bronze table share a key.
+    """
+    if mode == "load":
+        return "load", splits.WHOLE
+    _refuse_duplicate_keys(target, state, contract, key)
+    return "compare", splits.WHOLE
+
+
+def _reads_rows(context: TableContext, mode: Mode) -> bool:
+    """Whether rows are read from the snapshot. Those of a stream come as changes where possible;
+    before its slot has a snapshot, the plan only says what to read.
+    """
+    streamed = context.target.settings.pattern == "streaming"
+    return not (streamed and (mode == "changes" or context.held.name is None))
+
+
+def _rules_note(state: State | None, scoring: str) -> tuple[str, ...]:
+    if state is None or state.properties.get(properties.RULES, scoring) == scoring:
+        return ()
+    return ("its rules have changed: rows that did not change keep their scores",)
+
+
 def _with_new_key(
     target: Target, contract: ColumnContract, key: RowKey, state: State | None
 ) -> ColumnContract:
-    """The contract of a table that has to be written again where its key is another one."""
-    why: tuple[str, ...] = ()
+    """The contract, with a reload where the table's rows cannot be given their new key."""
+    notes: tuple[str, ...] = ()
     if state is not None and merges_deleted_rows(target, state, key.names):
-        why += ("rows marked as deleted share the new key with others: the table is reloaded",)
+        notes += ("rows marked as deleted share the new key with others: the table is reloaded",)
     if state is not None and lacks_text(target, state, key):
-        why += (f"{KEY_TEXT} becomes part of its key: the table is reloaded",)
-    return replace(contract, reload=True, notes=(*contract.notes, *why)) if why else contract
+        notes += (f"{KEY_TEXT} becomes part of its key: the table is reloaded",)
+    if not notes:
+        return contract
+    return replace(contract, reload=True, notes=(*contract.notes, *notes))
 
 
 def _enrichment(
@@ -190,8 +211,8 @@ def _enrichment(
     *,
     reading: bool,
 ) -> Enrichment:
-    """What all units add to the rows of a table; ``reading`` says whether rows are read from the
-    snapshot, or come by a stream.
+    """What all units add to the rows of a table; ``reading`` is false where rows come by a stream
+    instead of the snapshot.
     """
     protect = context.target.settings.protect
     protected = {name for name, how in protect.items() if how.method != "clear"}
@@ -203,29 +224,29 @@ def _enrichment(
 def _refuse_duplicate_keys(
     target: Target, state: State, contract: ColumnContract, key: RowKey
 ) -> None:
-    """Makes sure that no key is there more than once, as only another writer can have it: rows are
-    found by their keys, and one of two would stay.
+    """Checks that no two rows of the Bronze table share a key. Rows are found by their keys, so
+    that one of the two would stay; only another writer can have written such rows.
 
     Raises:
-        TableRefused: one is.
+        TableRefused: two rows share a key.
     """
     layout = (*((c.target, c.stored) for c in contract.columns), *METADATA, (KEY_TEXT, TEXT))
     known = Known(state.place, state.version, state.files, layout, key.names, 0)
     if target.settings.history or not known_rows.doubled(known):
         return
-    said = f" ({', '.join(state.foreign)})" if state.foreign else ""
+    commits = f" ({', '.join(state.foreign)})" if state.foreign else ""
     raise TableRefused(
-        f"The Bronze table {target.name} has rows of the same key: another writer has put them"
-        f" there{said}.",
-        hint=f"`bronze verify {target.label} --repair` takes out those that are too many.",
+        f"The Bronze table {target.name} has several rows of the same key, from another"
+        f" writer{commits}.",
+        hint=f"`bronze verify {target.label} --repair` removes the surplus rows.",
         table=target.label,
     )
 
 
 @dataclass(frozen=True)
 class PlanOutline:
-    """What is known of a plan before any row of the source is looked at. ``key`` are the key's
-    columns, none where there is none; keys of ``protection`` may be still to make.
+    """What a plan says before any row of the source is read. ``key`` has the columns of the key,
+    none without one; keys of ``protection`` may not exist yet.
     """
 
     state: State | None
@@ -236,11 +257,11 @@ class PlanOutline:
 
 
 def outline_plan(context: TableContext) -> PlanOutline:
-    """The part of a plan that needs no row of the source; `bronze check` looks no further.
+    """The part of a plan that needs no row of the source; all that `bronze check` does.
 
     Raises:
         TableRefused: the table cannot be loaded as the config says.
-        LakeError: the Bronze table is none that we can write.
+        LakeError: bronze cannot write the Bronze table.
     """
     target = context.target
     state, contract, partition = resolve_columns(target, context.held.since)
@@ -249,8 +270,10 @@ def outline_plan(context: TableContext) -> PlanOutline:
     if keys.moved(protection, state):
         note = f"its keys have been rotated: {evolution.ANEW}"
         contract = replace(contract, reload=True, notes=(*contract.notes, note))
-    keyless = "" if key else target.relation.keyless
-    _mode(context, state, contract, tuple(column.target for column in key), keyless)
+    no_key_reason = "" if key else target.relation.keyless
+    names = tuple(column.target for column in key)
+    if refusal := _refusal(context, state, contract, names, no_key_reason):
+        raise refusal
     if target.settings.pattern != "streaming":
         units.check_fits(context, state)
     return PlanOutline(state, contract, partition, key, protection)
@@ -261,56 +284,80 @@ def _mode(
     state: State | None,
     contract: ColumnContract,
     key: tuple[str, ...],
-    why_none: str,
+    no_key_reason: str,
 ) -> tuple[Mode, str, tuple[str, ...]]:
-    """How the table is taken, the condition for changes, and what to say about it."""
-    own, relation = context.target.settings, context.target.relation
-    if refused := keyless_refusal(context.target, key, why_none):
-        raise refused
-    if own.history and (refused := _history_refusal(context, state, contract)):
-        raise refused
-    if contract.reload and own.deletes == "ignore":
-        raise TableRefused(
-            f"Table {context.target.name} would have to be reloaded"
-            f" ({contract.notes[-1].partition(':')[0]}), without the rows that only Bronze has.",
-            hint='Give the table another target = "bz_…"; or have deletes = "detect", which lets'
-            " those rows go.",
-            table=relation.label,
-        )
-    if own.pattern == "full_refresh":
-        load = state is None or not key or contract.reload
-        why = watermarks.foreign_commits_reason(state) if state else ""
-        said = (f"all rows are compared: {why}",) if why else ()
-        return ("load" if load else "compare"), splits.WHOLE, said
+    """How rows get into the table, the condition in SQL for the rows to read, and notes.
+
+    Raises:
+        TableRefused: the table cannot be loaded as the config says.
+    """
+    if refusal := _refusal(context, state, contract, key, no_key_reason):
+        raise refusal
+    pattern = context.target.settings.pattern
+    if pattern == "full_refresh":
+        replaced = state is None or not key or contract.reload
+        reason = watermarks.foreign_commits_reason(state) if state else ""
+        return "load" if replaced else "compare", splits.WHOLE, _comparison_note(reason)
     if state is None or contract.reload:
         return "load", splits.WHOLE, ()
-    why = watermarks.reason_to_compare(context, state, contract, key)
-    if not why and own.pattern == "streaming":
+    if reason := watermarks.reason_to_compare(context, state, contract, key):
+        return "compare", splits.WHOLE, _comparison_note(reason)
+    if pattern == "streaming":
         return "changes", splits.WHOLE, ()
-    if why:
-        return "compare", splits.WHOLE, (f"all rows are compared: {why}",)
     where = watermarks.changes_condition(context, state)
     if where is None:
-        return "compare", splits.WHOLE, ("all rows are compared: the last run was too long ago",)
+        return "compare", splits.WHOLE, _comparison_note("the last run was too long ago")
     return "changes", where, ()
 
 
-def _history_refusal(
-    context: TableContext, state: State | None, contract: ColumnContract
+def _comparison_note(reason: str) -> tuple[str, ...]:
+    return (f"all rows are compared: {reason}",) if reason else ()
+
+
+def _refusal(
+    context: TableContext,
+    state: State | None,
+    contract: ColumnContract,
+    key: tuple[str, ...],
+    no_key_reason: str,
 ) -> TableRefused | None:
-    """Why a table's history cannot be kept, None where it can."""
-    label = context.target.label
+    """Why a table cannot be loaded as the config says, None where it can."""
+    target = context.target
+    if refusal := keyless_refusal(target, key, no_key_reason):
+        return refusal
+    if target.settings.history and (refusal := _history_refusal(target, state, contract)):
+        return refusal
+    if contract.reload and target.settings.deletes == "ignore":
+        return TableRefused(
+            f"Table {target.name} would have to be reloaded ({_reload_reason(contract)}), without"
+            " the rows that only Bronze has.",
+            hint='Give the table another target = "bz_…"; or set deletes = "detect", which gives up'
+            " those rows.",
+            table=target.label,
+        )
+    return None
+
+
+def _history_refusal(
+    target: Target, state: State | None, contract: ColumnContract
+) -> TableRefused | None:
+    """Why the history of a table cannot be kept, None where it can."""
+    hint = 'Give the history another target = "bz_…", or move the Bronze table away.'
     if state is not None and KIND not in dict(state.columns):
         return TableRefused(
-            f"The Bronze table {context.target.name} keeps no history, and cannot begin to.",
-            hint='Give the history another target = "bz_…", or move the Bronze table away.',
-            table=label,
+            f"The Bronze table {target.name} keeps no history, and cannot begin to.",
+            hint=hint,
+            table=target.label,
         )
     if contract.reload:
         return TableRefused(
-            f"The history {context.target.name} would have to be written anew"
-            f" ({contract.notes[-1].partition(':')[0]}), and its versions cannot be read anew.",
-            hint='Give the history another target = "bz_…", or move the Bronze table away.',
-            table=label,
+            f"The history {target.name} would have to be reloaded ({_reload_reason(contract)}), but"
+            " the source does not have its old versions.",
+            hint=hint,
+            table=target.label,
         )
     return None
+
+
+def _reload_reason(contract: ColumnContract) -> str:
+    return contract.notes[-1].partition(":")[0]

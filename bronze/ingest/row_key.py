@@ -1,4 +1,4 @@
-"""What tells a table's rows apart: its key in the source, and what Bronze has of it."""
+"""The key of a table: the columns that tell its rows apart, in the source and in Bronze."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 from bronze.delta import properties
 from bronze.delta.log import State
 from bronze.errors import TableRefused
-from bronze.ingest import key_text
 from bronze.model.columns import KEY_TEXT, NO_KEY, Column, RowKey
 from bronze.model.units import Known
 from bronze.postgres import statement
 from bronze.postgres.catalog.relations import TABLEOID
+from bronze.protection import key_text
 from bronze.tables import known_rows, selection
 from bronze.tables.context import TableContext, ask_source
 from bronze.tables.evolution import ColumnContract
@@ -23,10 +23,10 @@ from bronze.tables.selection import Target
 def row_key_of(
     context: TableContext, contract: ColumnContract, state: State | None
 ) -> tuple[RowKey, str]:
-    """What tells the table's rows apart, and why nothing does where that is so.
+    """The key of a table; and why it has none, "" where it has one.
 
     Raises:
-        TableRefused: rows of the source share a key, or have none.
+        TableRefused: rows of the source share a key, or are NULL in it.
     """
     target = context.target
     relation = target.relation
@@ -36,12 +36,12 @@ def row_key_of(
         return NO_KEY, relation.keyless
     table = statement.quoted(relation.schema, relation.name)
     if not relation.enforces_at_last(names):
-        _unique(context, names, table)
+        _check_unique(context, names, table)
     has_text = state is not None and KEY_TEXT in dict(state.columns)
     has_text = has_text or any(map(key_text.is_list, columns))
-    if not has_text and (risky := [f"({c.reject}) IS TRUE" for c in columns if c.reject]):
-        query = f"SELECT EXISTS (SELECT FROM {table} WHERE {' OR '.join(risky)})"  # noqa: S608
-        has_text = _tells_rows_apart(context, query)
+    if not has_text and (rejecting := [f"({c.reject}) IS TRUE" for c in columns if c.reject]):
+        query = f"SELECT EXISTS (SELECT FROM {table} WHERE {' OR '.join(rejecting)})"  # noqa: S608
+        has_text = _is_true(context, query)
     return key_text.row_key(columns, has_text), ""
 
 
@@ -49,21 +49,22 @@ def key_columns(target: Target, contract: ColumnContract) -> tuple[Column, ...]:
     """The columns of the key that the config names, or that the source has.
 
     Raises:
-        TableRefused: one is protected so that equal values do not stay equal.
+        TableRefused: one is protected by a method after which values cannot be compared.
     """
     columns = tuple(
         column for name in target.key for column in contract.columns if column.name == name
     )
-    if hidden := [c for c in columns if c.protect and not c.protect.stable]:
-        raise unstable_key(target, hidden[0], "are told apart")
+    for column in columns:
+        if column.protect and not column.protect.stable:
+            raise unstable_key(target, column, "in its key")
     return columns
 
 
-def _unique(context: TableContext, names: Sequence[str], table: str) -> None:
-    """Makes sure that a key which PostgreSQL does not enforce is one.
+def _check_unique(context: TableContext, names: Sequence[str], table: str) -> None:
+    """Checks a key that PostgreSQL does not enforce.
 
     Raises:
-        TableRefused: rows share it, or have none.
+        TableRefused: rows share the key, or are NULL in it.
     """
     target = context.target
     quoted = [statement.quoted(name) for name in names]
@@ -72,7 +73,7 @@ def _unique(context: TableContext, names: Sequence[str], table: str) -> None:
         "Name columns that are unique and never NULL:"
         f" [tables.{selection.toml(target.relation.name)}] key = […]"
     )
-    if _tells_rows_apart(context, f"SELECT EXISTS (SELECT FROM {table} WHERE {missing})"):  # noqa: S608
+    if _is_true(context, f"SELECT EXISTS (SELECT FROM {table} WHERE {missing})"):  # noqa: S608
         raise TableRefused(
             f"Rows of table {target.label} have no value in the key {', '.join(names)}.",
             hint=hint,
@@ -80,29 +81,29 @@ def _unique(context: TableContext, names: Sequence[str], table: str) -> None:
         )
     key = ", ".join(quoted)
     query = f"SELECT EXISTS (SELECT FROM {table} GROUP BY {key} HAVING count(*) > 1)"  # noqa: S608
-    if not _tells_rows_apart(context, query):
+    if not _is_true(context, query):
         return
-    said = f"Rows of table {target.label} have the same value of the key {', '.join(names)}."
-    if heirs := _shared_keys(context, table, key):
-        named = selection.toml(target.relation.name)
-        wanted = ", ".join(map(selection.toml, (TABLEOID, *names)))
-        said += f" They are in {_listed(heirs)}: what inherits has a key of its own, if any."
+    message = f"Rows of table {target.label} have the same value of the key {', '.join(names)}."
+    if tables := _tables_sharing_keys(context, table, key):
+        table_name = selection.toml(target.relation.name)
+        key_names = ", ".join(map(selection.toml, (TABLEOID, *names)))
+        message += f" They are in {_listed(tables)}: a key does not span inheriting tables."
         hint = (
-            f"[tables.{named}] key = [{wanted}] tells them apart, by a column of the oid of the"
-            " table that a row is in."
+            f"[tables.{table_name}] key = [{key_names}] tells them apart, by a column with the oid"
+            " of the table that a row is in."
         )
-    raise TableRefused(said, hint=hint, table=target.label)
+    raise TableRefused(message, hint=hint, table=target.label)
 
 
-_MOST_LISTED = 5
+_MAX_LISTED = 5
 
 
 def _listed(names: Sequence[str]) -> str:
-    more = len(names) - _MOST_LISTED
-    return ", ".join(names[:_MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - _MAX_LISTED
+    return ", ".join(names[:_MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _shared_keys(context: TableContext, table: str, key: str) -> list[str]:
+def _tables_sharing_keys(context: TableContext, table: str, key: str) -> list[str]:
     """The tables, one inheriting from another, that have rows with the same key."""
     relation = context.target.relation
     if (
@@ -118,22 +119,24 @@ def _shared_keys(context: TableContext, table: str, key: str) -> list[str]:
             SELECT {key} FROM {table} GROUP BY {key} HAVING count(DISTINCT tableoid) > 1))
         ORDER BY 1
     """  # noqa: S608
-    found: list[Any] = ask_source(context, lambda holder: holder.execute(query).fetchall())
-    return [str(row[0]) for row in found]
+    rows: list[Any] = ask_source(context, lambda holder: holder.execute(query).fetchall())
+    return [str(row[0]) for row in rows]
 
 
-def _tells_rows_apart(context: TableContext, query: str) -> bool:
+def _is_true(context: TableContext, query: str) -> bool:
     row: Any = ask_source(context, lambda holder: holder.execute(query).fetchone())
     return bool(row[0])
 
 
-def unstable_key(target: Target, column: Column, what: str) -> TableRefused:
-    """The error for a column whose protection leaves nothing to do something by."""
+def unstable_key(target: Target, column: Column, where: str) -> TableRefused:
+    """The error for a column whose protected values cannot be compared; ``where`` is what it cannot
+    be a part of.
+    """
     method = column.protect.method if column.protect else ""
     name = selection.toml(column.name)
     return TableRefused(
-        f"Rows of table {target.label} {what} by column {column.name}, of which {method} leaves"
-        " nothing to compare.",
+        f"Column {column.name} of table {target.label} cannot be {where}: {method} leaves nothing"
+        " of its values to compare.",
         hint=f'Protect it so that equal values stay equal: protect = {{ {name} = "tokenize" }}, or'
         ' "hash", or "encrypt_deterministic".',
         table=target.label,
@@ -141,7 +144,7 @@ def unstable_key(target: Target, column: Column, what: str) -> TableRefused:
 
 
 def merges_deleted_rows(target: Target, state: State, key: tuple[str, ...]) -> bool:
-    """Whether the key is another one, by which rows that the table has are the same."""
+    """Whether the key has changed, and rows of the Bronze table share the new one."""
     known = state.properties.get(properties.KEY)
     if not key or target.settings.history or known in (None, json.dumps(key)):
         return False
@@ -155,7 +158,7 @@ def merges_deleted_rows(target: Target, state: State, key: tuple[str, ...]) -> b
 
 
 def lacks_text(target: Target, state: State, key: RowKey) -> bool:
-    """Whether the key needs `KEY_TEXT` for rows that the table has without it."""
+    """Whether the Bronze table has rows without the `KEY_TEXT` that their key needs."""
     columns = dict(state.columns)
     if not key.has_text or KEY_TEXT in columns:
         return False
@@ -170,25 +173,25 @@ def lacks_text(target: Target, state: State, key: RowKey) -> bool:
 
 
 def keyless_refusal(target: Target, key: Sequence[str], why: str) -> TableRefused | None:
-    """Why a table cannot be taken as the config says, having no key; None where it can.
+    """Why a table cannot be loaded without a key, None where it has one or needs none.
 
     Args:
         target: the table.
         key: its key.
         why: why it has none.
     """
-    own = target.settings
-    if key or (own.pattern == "full_refresh" and not own.history):
+    settings = target.settings
+    if key or (settings.pattern == "full_refresh" and not settings.history):
         return None
-    wish = "without which there are no versions of a row"
-    otherwise = "or leave history out"
-    if not own.history:
-        wish = f'which the pattern "{own.pattern}" needs'
-        otherwise = 'or use pattern = "full_refresh"'
-    said = f" {why[0].upper()}{why[1:]}." if why else ""
+    need = f'the pattern "{settings.pattern}"'
+    alternative = 'or use pattern = "full_refresh"'
+    if settings.history:
+        need = "a history"
+        alternative = "or leave history out"
+    reason = f" {why[0].upper()}{why[1:]}." if why else ""
     return TableRefused(
-        f"Table {target.label} has no key, {wish}.{said}",
+        f"Table {target.label} has no key, which {need} needs.{reason}",
         hint="Name columns that are unique and never NULL:"
-        f" [tables.{selection.toml(target.relation.name)}] key = […]; {otherwise}.",
+        f" [tables.{selection.toml(target.relation.name)}] key = […]; {alternative}.",
         table=target.label,
     )

@@ -1,4 +1,4 @@
-"""The Bronze table that a run writes: its columns, partition, clustering and properties."""
+"""The schema of the Bronze table that a run writes: columns, partition, statistics, properties."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ from bronze.delta.statistics import SAFE
 from bronze.delta.write.history import KIND
 from bronze.errors import TableRefused
 from bronze.ingest import watermarks
-from bronze.ingest.row_key import (
-    unstable_key,
-)
+from bronze.ingest.row_key import unstable_key
 from bronze.model.anomaly import ANOMALY_COLUMNS
 from bronze.model.columns import KEY_TEXT, Column, Kind, RowKey
 from bronze.model.units import Enrichment
@@ -36,111 +34,128 @@ TEXT = Kind("string")
 def resolve_columns(
     target: Target, since: Since
 ) -> tuple[State | None, ColumnContract, str | None]:
-    """What can be told of a table's run before its snapshot: the Bronze table as it is, the
-    columns, and the partition column.
+    """The Bronze table as it is, the columns that a run writes, and the partition column; no
+    snapshot is needed for them.
 
     Args:
         target: the table.
         since: what the source shows of open transactions.
 
     Raises:
-        TableRefused: it cannot be taken as the config says.
-        LakeError: the Bronze table is none that we can write.
+        TableRefused: the table cannot be loaded as the config says.
+        LakeError: bronze cannot write the Bronze table.
     """
-    own = target.settings
-    found = selection.columns(target)
-    if own.pattern not in ("full_refresh", "streaming"):
-        refused = watermarks.cursor_refusal(target.relation, own.cursor, own.overlap, since)
-        if refused:
-            raise refused
+    settings = target.settings
+    columns = selection.columns(target)
+    if settings.pattern not in ("full_refresh", "streaming"):
+        refusal = watermarks.cursor_refusal(
+            target.relation, settings.cursor, settings.overlap, since
+        )
+        if refusal:
+            raise refusal
     state = log.read(target.place)
     if state is None:
-        settled = ColumnContract(found, len(found))
+        contract = ColumnContract(columns, len(columns))
     else:
         state.writable()
         _refuse_other_table(target, state)
-        settled = evolve_columns(target, found, state)
-        if meddled := evolution.meddled(state.columns, state.properties):
-            said = f"another writer has changed the table's columns: {', '.join(meddled)}"
-            settled = replace(settled, notes=(*settled.notes, said))
-    _cluster_columns(target, settled)
-    return state, settled, _partition_column(target, settled, state)
+        contract = evolve_columns(target, columns, state)
+        if foreign_changes := evolution.meddled(state.columns, state.properties):
+            note = f"another writer has changed the table's columns: {', '.join(foreign_changes)}"
+            contract = replace(contract, notes=(*contract.notes, note))
+    _cluster_columns(target, contract)
+    return state, contract, _partition_column(target, contract, state)
 
 
-def evolve_columns(target: Target, found: Sequence[Column], state: State) -> ColumnContract:
-    """The columns of a table's run into the Bronze table that is there.
+def evolve_columns(target: Target, columns: Sequence[Column], state: State) -> ColumnContract:
+    """The column contract of a run that writes into an existing Bronze table.
+
+    Args:
+        target: the table.
+        columns: the columns of the source.
+        state: the Bronze table.
 
     Raises:
-        TableRefused: a column has become something that the table's column cannot hold.
+        TableRefused: the Bronze table cannot hold a column any more.
     """
-    own = target.settings
-    added = {state.partition, COMMITTED, KIND if own.history else None}
+    settings = target.settings
+    added = {state.partition, COMMITTED, KIND if settings.history else None}
     added |= {name for name, _ in ANOMALY_COLUMNS} if _has_anomaly_columns(target, state) else set()
-    columns = evolution.restored(state.columns, state.properties)
-    held = [pair for pair in columns if pair[0] not in added]
-    taken = {column.target for column in found}
-    # A column that is taken may have got the name of one that is left out.
-    dropped = {own.rename.get(name, name) for name in selection.left_out(target)} - taken
+    restored = evolution.restored(state.columns, state.properties)
+    bronze_columns = [pair for pair in restored if pair[0] not in added]
+    targets = {column.target for column in columns}
+    # A column may have been renamed to the name of one that is left out.
+    dropped = {settings.rename.get(name, name) for name in selection.left_out(target)} - targets
     return evolution.resolve_contract(
-        found, held, state.properties, target.relation, dropped=sorted(dropped)
+        columns, bronze_columns, state.properties, target.relation, dropped=sorted(dropped)
     )
 
 
 def _has_anomaly_columns(target: Target, state: State | None) -> bool:
-    """Whether the table has the columns of anomalies; once there, they stay."""
-    before = state is not None and properties.WATCHED in state.properties
-    return before or target.settings.anomalies is not None
+    """Whether the table has the columns of anomaly scores; once it has, it keeps them."""
+    had_them = state is not None and properties.WATCHED in state.properties
+    return had_them or target.settings.anomalies is not None
 
 
 def _refuse_other_table(target: Target, state: State) -> None:
-    """Two tables of the source must not take turns in one Bronze table."""
+    """Checks that the Bronze table is of this source table, by its name or its oid.
+
+    Raises:
+        TableRefused: it is of another one.
+    """
     known = state.properties
     names = {known.get(properties.TABLE, target.label), known.get(properties.OID, "")}
     if not names & {target.label, str(target.relation.oid)}:
         raise TableRefused(
             f"The Bronze table {target.name} holds {known[properties.TABLE]}, not {target.label}.",
-            hint="Give this one another target, or move that Bronze table away.",
+            hint="Give this table another target, or move that Bronze table away.",
             table=target.label,
         )
 
 
 def _partition_column(target: Target, contract: ColumnContract, state: State | None) -> str | None:
-    """The partition column.
+    """The name of the partition column, None without one.
 
     Raises:
-        TableRefused: the config asks for one that cannot be, or that the table has not.
+        TableRefused: the config asks for one that is not possible, or not the Bronze table's.
     """
-    name = target.settings.partition_by
-    kinds = {column.name: (column.target, column.stored) for column in contract.columns}
-    kinds |= {own: (own, kind) for own, kind in METADATA}
-    wanted = None
-    if name:
-        source, kind = kinds.get(name, ("", None))
-        if kind is None or kind.name not in _DATED:
-            what = f"is of type {kind}" if kind else "is not there"
-            raise TableRefused(
-                f"The column {name} of table {target.label} {what}; partition_by has to be a date"
-                " or timestamp.",
-                hint=f"Correct [tables.{selection.toml(target.relation.name)}] partition_by.",
-                table=target.label,
-            )
-        wanted = column_of(source)
-        if wanted in kinds:
-            raise TableRefused(
-                f"Table {target.label} has a column {wanted}, which partition_by would add.",
-                hint=f'Rename it: rename = {{ "{wanted}" = "source_{wanted}" }}',
-                table=target.label,
-            )
-    if state is not None and state.partition != wanted:
+    name = _configured_partition_column(target, contract)
+    if state is not None and state.partition != name:
         raise TableRefused(
             f"The Bronze table {target.name} is partitioned by {state.partition or 'nothing'}, not"
-            f" {wanted or 'nothing'}; that cannot be changed.",
-            hint="Correct partition_by, or move the Bronze table away, and it is loaded anew.",
+            f" {name or 'nothing'}; that cannot be changed.",
+            hint="Correct partition_by; or move the Bronze table away, and run again to load it.",
             table=target.label,
         )
-    return wanted
+    return name
 
 
+def _configured_partition_column(target: Target, contract: ColumnContract) -> str | None:
+    source_name = target.settings.partition_by
+    if not source_name:
+        return None
+    columns = {column.name: (column.target, column.stored) for column in contract.columns}
+    columns |= {name: (name, kind) for name, kind in METADATA}
+    target_name, kind = columns.get(source_name, ("", None))
+    if kind is None or kind.name not in _DATED:
+        problem = f"is of type {kind}" if kind else "is not there"
+        raise TableRefused(
+            f"The column {source_name} of table {target.label} {problem}; partition_by has to be a"
+            " date or timestamp.",
+            hint=f"Correct [tables.{selection.toml(target.relation.name)}] partition_by.",
+            table=target.label,
+        )
+    partition = column_of(target_name)
+    if partition in columns:
+        raise TableRefused(
+            f"Table {target.label} has a column {partition}, which partition_by would add.",
+            hint=f'Rename it: rename = {{ "{partition}" = "source_{partition}" }}',
+            table=target.label,
+        )
+    return partition
+
+
+# The types that have a date.
 _DATED = ("date", "timestamp", "timestamp_ntz")
 
 
@@ -153,18 +168,38 @@ def shape_of(
     enrichment: Enrichment,
     scoring: str,
 ) -> Shape:
-    """The schema and properties that the Bronze table gets.
+    """The schema and properties that a commit gives the Bronze table.
 
     Args:
         context: the table.
         contract: the columns of the source.
-        row_key: what tells rows apart.
-        partition: the partition column, None where there is none.
+        row_key: the columns that tell rows apart.
+        partition: the partition column, None without one.
         state: the Bronze table, None where there is none yet.
         enrichment: what rows get beside their values.
         scoring: the fingerprint of the rules.
     """
-    target = context.target
+    layout = _layout(context.target, contract, row_key, partition, state)
+    notes = {
+        **_source_notes(context.target, contract, row_key),
+        **_protection_notes(contract, state, enrichment),
+        **_state_notes(context, contract, state),
+        properties.RULES: scoring,
+        properties.LAYOUT: delta_schema(layout),
+    }
+    maintenance = context.settings.maintain.properties()
+    stats = _statistics_columns(context.target, contract, row_key, layout)
+    return Shape(tuple(layout), stats, partition, (*maintenance, *notes.items()))
+
+
+def _layout(
+    target: Target,
+    contract: ColumnContract,
+    row_key: RowKey,
+    partition: str | None,
+    state: State | None,
+) -> list[tuple[str, Kind]]:
+    """The columns of the Bronze table, in their order."""
     layout = [*((column.target, column.stored) for column in contract.columns), *METADATA]
     layout += ANOMALY_COLUMNS if _has_anomaly_columns(target, state) else ()
     layout += [(KEY_TEXT, TEXT)] if row_key.has_text else []
@@ -172,11 +207,24 @@ def shape_of(
     if target.settings.pattern == "streaming" or (state and COMMITTED in dict(state.columns)):
         layout.append((COMMITTED, Kind("timestamp")))
     layout += [(partition, Kind("date"))] if partition else []
-    keyed = [column.target for column in row_key.columns]
-    wanted = {*keyed, *row_key.names}
-    wanted |= {*(_cursor_columns(target, contract) or ()), *_cluster_columns(target, contract)}
-    wanted -= {c.target for c in contract.columns if c.protect and not c.protect.stable}
-    stats = tuple(name for name, kind in layout if name in wanted and kind.name in SAFE)
+    return layout
+
+
+def _statistics_columns(
+    target: Target,
+    contract: ColumnContract,
+    row_key: RowKey,
+    layout: Sequence[tuple[str, Kind]],
+) -> tuple[str, ...]:
+    """The columns with file statistics: those of the key, the cursor and the clustering."""
+    names = {*(column.target for column in row_key.columns), *row_key.names}
+    names |= {*_cursor_columns(target, contract), *_cluster_columns(target, contract)}
+    names -= {c.target for c in contract.columns if c.protect and not c.protect.stable}
+    return tuple(name for name, kind in layout if name in names and kind.name in SAFE)
+
+
+def _source_notes(target: Target, contract: ColumnContract, row_key: RowKey) -> dict[str, str]:
+    """Properties by which later runs recognise the source table, its definition and its key."""
     notes = {
         properties.SOURCE: target.source,
         properties.SCHEMA: target.relation.schema,
@@ -185,32 +233,45 @@ def shape_of(
         properties.KEY: json.dumps(row_key.names),
         properties.BASE: str(contract.base),
         properties.NUMBERS: evolution.numbers(contract.columns, target.relation),
-        properties.RULES: scoring,
         properties.DEFINITION: json.dumps(target.relation.definition, sort_keys=True),
     }
     if target.published:
         notes[properties.PUBLISHED] = target.published
-    if enrichment.protection or (state and properties.PROTECT in state.properties):
-        notes[properties.PROTECT] = evolution.protects(contract.columns)
-        notes[keys.IDS] = keys.ids(enrichment.protection)
     if target.settings.pattern == "streaming":
         notes[properties.ENFORCED] = json.dumps(target.relation.enforces(target.key))
-    notes[properties.THRESHOLDS] = evolution.thresholds(
-        state.properties if state and not contract.reload else None,
-        context.settings.demanded(target.settings).threshold,
-    )
-    if state is not None and properties.CUT in state.properties:
-        notes[properties.CUT] = ""
+    if row_key.has_text:
+        notes[properties.KEYED] = json.dumps([column.target for column in row_key.columns])
+    return notes
+
+
+def _protection_notes(
+    contract: ColumnContract, state: State | None, enrichment: Enrichment
+) -> dict[str, str]:
+    """Properties that say how columns are protected, and by which keys."""
+    if not enrichment.protection and not (state and properties.PROTECT in state.properties):
+        return {}
+    return {
+        properties.PROTECT: evolution.protects(contract.columns),
+        keys.IDS: keys.ids(enrichment.protection),
+    }
+
+
+def _state_notes(
+    context: TableContext, contract: ColumnContract, state: State | None
+) -> dict[str, str]:
+    """Properties that go on from those that the Bronze table has."""
+    target = context.target
+    threshold = context.settings.demanded(target.settings).threshold
+    known = state.properties if state and not contract.reload else None
+    notes = {properties.THRESHOLDS: evolution.thresholds(known, threshold)}
+    if _has_anomaly_columns(target, state):
+        notes[properties.WATCHED] = "true"
     if state is not None:
         notes |= evolution.widened(contract.columns, state.columns, state.properties)
         notes |= evolution.former(contract.columns, state.properties, target.relation)
-    notes[properties.LAYOUT] = delta_schema(layout)
-    if row_key.has_text:
-        notes[properties.KEYED] = json.dumps(keyed)
-    if _has_anomaly_columns(target, state):
-        notes[properties.WATCHED] = "true"
-    kept = context.settings.maintain.properties()
-    return Shape(tuple(layout), stats, partition, (*kept, *notes.items()))
+        if properties.CUT in state.properties:
+            notes[properties.CUT] = ""
+    return notes
 
 
 def _cluster_columns(target: Target, contract: ColumnContract) -> tuple[str, ...]:
@@ -220,7 +281,7 @@ def _cluster_columns(target: Target, contract: ColumnContract) -> tuple[str, ...
         TableRefused: one of them is not there.
     """
     names = {column.name: column.target for column in contract.columns}
-    names |= {own: own for own, _ in METADATA}
+    names |= {name: name for name, _ in METADATA}
     missing = [name for name in target.settings.cluster_by if name not in names]
     if missing:
         raise TableRefused(
@@ -228,14 +289,16 @@ def _cluster_columns(target: Target, contract: ColumnContract) -> tuple[str, ...
             hint=f"Correct [tables.{selection.toml(target.relation.name)}] cluster_by.",
             table=target.label,
         )
-    wanted = [column for column in contract.columns if column.name in target.settings.cluster_by]
-    if hidden := [c for c in wanted if c.protect and not c.protect.stable]:
-        raise unstable_key(target, hidden[0], "are clustered")
+    for column in contract.columns:
+        stable = column.protect is None or column.protect.stable
+        if column.name in target.settings.cluster_by and not stable:
+            raise unstable_key(target, column, "in cluster_by")
     return tuple(names[name] for name in target.settings.cluster_by)
 
 
-def _cursor_columns(target: Target, contract: ColumnContract) -> tuple[str, ...] | None:
+def _cursor_columns(target: Target, contract: ColumnContract) -> tuple[str, ...]:
+    """The target name of the cursor column; none for xmin."""
     name = target.settings.cursor
     if name == incremental.XMIN:
-        return None
+        return ()
     return tuple(column.target for column in contract.columns if column.name == name)

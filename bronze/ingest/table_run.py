@@ -1,4 +1,4 @@
-"""The record of what a run does with one table."""
+"""One table of a run: its plan, what its units did, and its lineage record."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def lineage_entry(
     held: Snapshot,
     plan: Plan | None,
 ) -> Entry:
-    """The record of a table before anything has happened to it; ``config`` is the config's hash."""
+    """The lineage record of a table as its run starts; ``config`` is the hash of the config."""
     state = plan.state if plan else None
     version = state.version if state else None
     record = Record(
@@ -75,12 +75,12 @@ def lineage_entry(
 
 def contract_hash(contract: ColumnContract) -> str:
     """The hash of what each column becomes, as 32 hexadecimal digits."""
-    told = [(c.name, c.target, c.source_type, str(c.kind), c.wire) for c in contract.columns]
-    return hashlib.sha256(json.dumps(told, ensure_ascii=False).encode()).hexdigest()[:32]
+    columns = [(c.name, c.target, c.source_type, str(c.kind), c.wire) for c in contract.columns]
+    return hashlib.sha256(json.dumps(columns, ensure_ascii=False).encode()).hexdigest()[:32]
 
 
 def schema_changes(plan: Plan | None) -> tuple[str, ...]:
-    """What happens to a table's columns by its plan."""
+    """What the plan of a table changes in its columns, as sentences."""
     if plan is None:
         return ()
     if plan.state is None:
@@ -90,7 +90,9 @@ def schema_changes(plan: Plan | None) -> tuple[str, ...]:
 
 @dataclass
 class TableRun:
-    """A table on its way through a run."""
+    """One table of a run. ``held`` is the snapshot that it is read in, ``readers`` how many workers
+    read at once, ``written`` what its units did, ``began`` a time of `time.monotonic`.
+    """
 
     target: Target
     origin: Origin
@@ -106,7 +108,7 @@ class TableRun:
 
     @property
     def rows(self) -> int:
-        """How many rows were read, each counted once; keys alone are no rows."""
+        """How many rows were read, each counted once; reads of keys alone do not count."""
         units = self.plan.units if self.plan else ()
         return sum(part.rows for part in self.written if units[part.unit].counts_rows)
 
@@ -117,16 +119,16 @@ class TableRun:
 
     @property
     def findings(self) -> Findings:
-        """What was found out about the rows."""
+        """The anomalies, profile and quality of the rows that were read."""
         return reduce(add, (part.findings for part in self.written), NOTHING_FOUND)
 
     @property
     def size(self) -> int:
-        """About how many bytes are read of the source."""
+        """About how many bytes are read from the source."""
         return sum(unit.estimate for unit in self.plan.units) if self.plan else 0
 
-    def begin_again(self, plan: Plan) -> Plan:
-        """Lets the table be compared row by row, as its changes alone were not all."""
+    def compare_all_rows(self, plan: Plan) -> Plan:
+        """Replaces the plan by one that compares all rows, and forgets what was read."""
         known_rows.forget(self.target.place)
         self.written.clear()
         self.plan = plan.whole()

@@ -1,4 +1,4 @@
-"""Units of work: how a table's rows are divided among workers, within the memory of a run."""
+"""Units: how the rows of a table are divided among workers, within the memory of a run."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from bronze.tables import evolution
 from bronze.tables.context import TableContext, ask_source
 from bronze.tables.evolution import ColumnContract
 
-# Keys alone take so much less room than rows.
-_KEYS_GROWTH = 4
+# How many times as many keys as rows fit into the same memory.
+_KEYS_FACTOR = 4
 
 
 def row_units(
@@ -45,11 +45,11 @@ def row_units(
         context: the table.
         contract: its columns.
         shape: the schema of the Bronze table.
-        key: what tells rows apart.
+        key: the columns that tell rows apart.
         where: a condition in SQL over the source's columns.
-        enrichment: what the rows get.
-        merging: whether rows are merged into the table; otherwise they become all of it.
-        against: the Bronze table whose rows they are compared with, if they are.
+        enrichment: what is added to the rows.
+        merging: whether rows are merged into the table; otherwise they replace all of its rows.
+        against: the Bronze table to compare rows with, None to compare with none.
         doubting: whether each row of ``against`` is checked against its own hashes first.
     """
     memory = context.run.memory
@@ -64,25 +64,25 @@ def row_units(
     rows = _bronze_rows(context, contract, shape, key, enrichment)
     limits = row_size_limits(context, contract.columns, key)
     few = budget.given_back(context.run.memory, len(shares) * len(groups))
-    made: list[Unit] = []
+    work: list[Unit] = []
     for known in shares:
         for group in groups:
             conditions = [_both(split.where, where) for split in group]
             read = _source_read(context, contract.columns, conditions, limits)
             size = sum(split.size for split in group)
-            place, number = context.target.place, len(made)
+            place, number = context.target.place, len(work)
             if merging:
                 unit = Unit.merge(number, read, rows, place, shape.stats, size, known, few)
             else:
                 unit = Unit.load(number, read, rows, place, shape.stats, size)
-            made.append(unit)
-    return made
+            work.append(unit)
+    return work
 
 
 def row_size_limits(
     context: TableContext, columns: Sequence[Column], key: RowKey
 ) -> Weighing | None:
-    """How the rows of a table are weighed before they are read, None where they need not be."""
+    """How the sizes of rows are measured before they are read, None where rows are small enough."""
     held, relation = context.held, context.target.relation
     names = [column.name for column in columns if column.name]
     weight = row_sizes.weight(relation, names)
@@ -90,29 +90,31 @@ def row_size_limits(
         return None
     if not ask_source(context, lambda holder: row_sizes.needed(holder, relation, names)):
         return None
-    hidden = any(column.protect for column in key.columns)
-    by = () if hidden else key.columns
-    told = [f"{statement.literal(column.name)}::text, {column.text}" for column in by]
+    # Errors name a row by its key; a protected key must not be shown.
+    named = () if any(column.protect for column in key.columns) else key.columns
+    key_parts = [f"{statement.literal(column.name)}::text, {column.text}" for column in named]
     heaviest = budget.heaviest_row(context.run.memory, context.readers)
     return Weighing(
         table=statement.quoted(relation.schema, relation.name),
         weight=weight,
-        key=f"json_build_object({', '.join(told)})::text" if told else "'at ' || ctid::text",
+        key=(
+            f"json_build_object({', '.join(key_parts)})::text"
+            if key_parts
+            else "'at ' || ctid::text"
+        ),
         size=min(budget.LARGEST_SPLIT, heaviest),
         heaviest=heaviest,
         copies=budget.COPIES,
-        # A run that has enough for the row has enough for other readers beside it.
+        # Memory that suffices for the row is to suffice for the other readers, too.
         rest=budget.beside_large_row(context.run.workers),
     )
 
 
 def grouped_splits(context: TableContext, memory: int, key: Sequence[str]) -> list[list[Slice]]:
-    """The slices of a table, in groups that are work for one reader each. ``key`` are the source's
-    names.
-    """
+    """The splits of a table, in groups for one worker each; ``key`` has names of source columns."""
     whole = splits.size_of(context.target.relation)
-    per_slice, _ = budget.split_and_file(whole, memory, context.readers)
-    parts = _splits(context, per_slice, key)
+    per_split, _ = budget.split_and_file(whole, memory, context.readers)
+    parts = _splits(context, per_split, key)
     _, per_file = budget.split_and_file(sum(part.size for part in parts), memory, context.readers)
     return splits.packed(parts, per_file)
 
@@ -126,23 +128,23 @@ def key_units(
     start: int,
     enrichment: Enrichment,
 ) -> list[Unit]:
-    """The units, numbered from ``start``, that look which keys of the table are still there."""
+    """The units, numbered from ``start``, that find the keys that the source still has."""
     per_split, per_file = budget.split_and_file(
         splits.size_of(context.target.relation),
         budget.beside_known_rows(context.run.memory),
         context.readers,
     )
-    parts = _splits(context, per_split * _KEYS_GROWTH, key.source_names)
-    groups = splits.packed(parts, per_file * _KEYS_GROWTH)
+    parts = _splits(context, per_split * _KEYS_FACTOR, key.source_names)
+    groups = splits.packed(parts, per_file * _KEYS_FACTOR)
     rows = _bronze_rows(context, contract, shape, key, enrichment)
-    made: list[Unit] = []
+    work: list[Unit] = []
     for known in _known_rows(context, shape, key.names, key.names, state):
         for group in groups:
             read = _source_read(context, key.columns, [split.where for split in group])
-            size = sum(split.size for split in group) // _KEYS_GROWTH
-            number = start + len(made)
-            made.append(Unit.keys(number, read, rows, context.target.place, size, known))
-    return made
+            size = sum(split.size for split in group) // _KEYS_FACTOR
+            number = start + len(work)
+            work.append(Unit.keys(number, read, rows, context.target.place, size, known))
+    return work
 
 
 def _source_read(
@@ -181,20 +183,22 @@ def _bronze_rows(
     )
 
 
-def _both(one: str, other: str) -> str:
-    return one if other == splits.WHOLE else f"{one} AND {other}"
+def _both(split: str, where: str) -> str:
+    return split if where == splits.WHOLE else f"{split} AND {where}"
 
 
 def _known_rows(
     context: TableContext, shape: Shape, key: tuple[str, ...], by: tuple[str, ...], state: State
 ) -> list[Known]:
-    """What the table is known by, in as many shares as the memory asks for."""
+    """Which fingerprints rows are compared with, in as many shares as the memory requires; ``by``
+    has the columns of the key, none for fingerprints of whole rows.
+    """
     rows = sum(max(file.rows, 0) for file in state.files)
     history = context.target.settings.history
     if history:
         check_history_fits(context, rows)
     shares = 1 if history else budget.shares_of_known_rows(context.run.memory, rows)
-    # Other digits in each run: what two rows share by chance in one, they do not in the next.
+    # Each run compares other digits, so that a chance collision is not repeated by the next.
     offset = int(context.stamp.batch_id[-1], 16)
     whole = Known(
         place=context.target.place,
@@ -210,11 +214,11 @@ def _known_rows(
 
 
 def check_fits(context: TableContext, state: State | None) -> None:
-    """Makes sure, as far as sizes tell, that a table can be taken within the memory.
+    """Checks by sizes that a table can be loaded within the memory.
 
     Raises:
-        TableRefused: its history has too many versions, or it is too large for one statement where
-            only one is of one moment.
+        TableRefused: its history has too many versions; or it is too large for one statement, where
+            there is no snapshot that several could share.
     """
     if context.held.name is None:
         _single_split(context)
@@ -223,15 +227,15 @@ def check_fits(context: TableContext, state: State | None) -> None:
 
 
 def check_history_fits(context: TableContext, rows: int) -> None:
-    """Makes sure that the last ones of so many versions can be found within the memory.
+    """Checks that the last versions of a history of so many ``rows`` can be found in the memory.
 
     Raises:
-        TableRefused: they are too many.
+        TableRefused: they cannot.
     """
     if lacking := budget.lacking_for_history(context.run.memory, rows):
         raise TableRefused(
             f"The history {context.target.name} has {rows:,} versions, too many for the memory.",
-            hint=f"Raise [run] memory: it takes about {lacking // 10**6} MB more.",
+            hint=f"Raise [run] memory: about {lacking // 10**6} MB more are needed.",
             table=context.target.label,
         )
 
@@ -252,7 +256,7 @@ def _splits(context: TableContext, size: int, key: Sequence[str]) -> list[Slice]
         return [Slice(splits.WHOLE, size)]
 
 
-# A type without an order, such as json; or bounds whose texts cannot be had.
+# A type without an order, such as json; or bounds that cannot be converted to text.
 _NO_BOUNDS = (
     pg.UndefinedFunction.sqlstate,
     pg.UndefinedObject.sqlstate,
@@ -265,12 +269,12 @@ def _single_split(context: TableContext) -> Slice:
     # Without a shared snapshot only one statement sees one state.
     relation, memory = context.target.relation, context.run.memory // context.readers
     size = splits.size_of(relation)
-    lacking = size * budget.GROWTH
-    if lacking > memory:
+    needed = size * budget.GROWTH
+    if needed > memory:
         raise TableRefused(
             f"Table {relation.label} is too large to be read by one statement, which"
             ' consistency = "per-table" asks for.',
-            hint=f"Raise [run] memory: it takes about {lacking // 10**6} MB for a worker.",
+            hint=f"Raise [run] memory: about {needed // 10**6} MB are needed for each worker.",
             table=relation.label,
         )
     return Slice(splits.WHOLE, size)

@@ -1,7 +1,8 @@
-"""Where a run goes on from: the marks that the last one left in the table, and those it leaves.
+"""Watermarks: where the last batch of a table ended, and where this one ends.
 
-A mark is a number in the table's own log, beside the position: the horizon of transaction ids, the
-watermark of a cursor column, the time when deleted rows were last looked for.
+A watermark is a number in the Bronze table's own log, beside the position: the xmin horizon, the
+value of a cursor column, or the time when deleted rows were last looked for. Its name there has the
+oid of the source table: another table may get its name, but not its oid.
 """
 
 from __future__ import annotations
@@ -22,11 +23,16 @@ from bronze.tables.context import TableContext
 from bronze.tables.evolution import ColumnContract
 from bronze.tables.selection import Target
 
+STREAM = "stream"
+"""The watermark of a stream: the position up to which the table has followed."""
+
+_DELETES = "deletes"
+
 
 def cursor_refusal(
     relation: Relation, cursor: str, overlap: int | None, since: Since
 ) -> TableRefused | None:
-    """Why a table cannot be taken by this cursor, None where it can.
+    """Why changes of a table cannot be read by this cursor, None where they can.
 
     Args:
         relation: the source's table.
@@ -34,102 +40,109 @@ def cursor_refusal(
         overlap: seconds, None where the config gives none.
         since: what the source shows of open transactions.
     """
-
-    def refused(message: str, hint: str) -> TableRefused:
-        return TableRefused(message, hint=hint, table=relation.label)
-
     if cursor == incremental.XMIN:
-        if relation.kind in ("view", "foreign table"):
-            return refused(
-                f"{relation.label} is a {relation.kind}, whose rows have no xmin.",
-                'Name a timestamp column as cursor, or use pattern = "full_refresh".',
-            )
-        if incremental.XMIN not in relation.system:
-            return refused(
-                f"The system column xmin of table {relation.label}, its cursor, cannot be read:"
-                " permission denied.",
-                f"GRANT SELECT (xmin) ON {quoted(relation.schema, relation.name)} to the role that"
-                " bronze uses; or name a timestamp column as cursor, or use pattern ="
-                ' "full_refresh".',
-            )
-        return None
-    if any(a.name == cursor and not a.readable for a in relation.attributes):
-        return refused(
-            f"The cursor {cursor} of table {relation.label} cannot be read: permission denied.",
-            f"GRANT SELECT ({quoted(cursor)}) ON {quoted(relation.schema, relation.name)} to the"
-            " role that bronze uses; or name another cursor.",
+        return _xmin_refusal(relation)
+    refusal = _cursor_column_refusal(relation, cursor)
+    if refusal is None and overlap is None:
+        refusal = _missing_overlap_refusal(relation, cursor, since)
+    return refusal
+
+
+def _xmin_refusal(relation: Relation) -> TableRefused | None:
+    if relation.kind in ("view", "foreign table"):
+        return TableRefused(
+            f"{relation.label} is a {relation.kind}, whose rows have no xmin.",
+            hint='Name a timestamp column as cursor, or use pattern = "full_refresh".',
+            table=relation.label,
         )
-    kind = _type_of(relation, cursor)
-    if kind not in incremental.CURSORS:
-        what = f"is of type {kind}" if kind else "is not there"
-        return refused(
-            f"The cursor {cursor} of table {relation.label} {what}; it has to be a column of type"
-            f" {', '.join(incremental.CURSORS)}.",
-            'Leave cursor out: "xmin" needs no column.',
-        )
-    if overlap is None and kind in incremental.ZONELESS:
-        return refused(
-            f"The cursor {cursor} of table {relation.label} has no time zone, so nobody can tell"
-            " which of its values are earlier than a transaction that is still open.",
-            'Give an overlap, such as "1h", that is longer than your transactions; or leave cursor'
-            " out.",
-        )
-    if overlap is None and since.standby:
-        return refused(
-            f"The cursor {cursor} of table {relation.label} needs to know since when transactions"
-            " are open, and the source is a standby, which does not show those of the primary.",
-            'Give an overlap, such as "1h", that no transaction there outlasts, prepared ones'
-            " included; or leave cursor out.",
-        )
-    if overlap is None and not since.visible:
-        return refused(
-            f"The cursor {cursor} of table {relation.label} needs to know since when transactions"
-            " are open, which the role may not see.",
-            'GRANT pg_read_all_stats to it; or give an overlap, such as "1h", that is longer than'
-            " your transactions.",
+    if incremental.XMIN not in relation.system:
+        return TableRefused(
+            f"The system column xmin of table {relation.label}, its cursor, cannot be read:"
+            " permission denied.",
+            hint=f"GRANT SELECT (xmin) ON {quoted(relation.schema, relation.name)} to the role that"
+            " bronze uses; or name a timestamp column as cursor, or use pattern ="
+            ' "full_refresh".',
+            table=relation.label,
         )
     return None
 
 
-def _type_of(relation: Relation, column: str) -> str:
-    return next((a.type.name for a in relation.attributes if a.name == column), "")
+def _cursor_column_refusal(relation: Relation, cursor: str) -> TableRefused | None:
+    if any(column.name == cursor and not column.readable for column in relation.attributes):
+        return TableRefused(
+            f"The cursor {cursor} of table {relation.label} cannot be read: permission denied.",
+            hint=f"GRANT SELECT ({quoted(cursor)}) ON {quoted(relation.schema, relation.name)} to"
+            " the role that bronze uses; or name another cursor.",
+            table=relation.label,
+        )
+    type_name = _type_of(relation, cursor)
+    if type_name in incremental.CURSORS:
+        return None
+    problem = f"is of type {type_name}" if type_name else "is not there"
+    return TableRefused(
+        f"The cursor {cursor} of table {relation.label} {problem}; it has to be a column of type"
+        f" {', '.join(incremental.CURSORS)}.",
+        hint='Leave cursor out: "xmin" needs no column.',
+        table=relation.label,
+    )
+
+
+def _missing_overlap_refusal(relation: Relation, cursor: str, since: Since) -> TableRefused | None:
+    """Why a cursor column needs an overlap, None where the start of open transactions is known."""
+    if _type_of(relation, cursor) in incremental.ZONELESS:
+        return TableRefused(
+            f"The cursor {cursor} of table {relation.label} has no time zone, so it is not known"
+            " which of its values are earlier than a transaction that is still open.",
+            hint='Give an overlap, such as "1h", that is longer than your transactions; or leave'
+            " cursor out.",
+            table=relation.label,
+        )
+    if since.standby:
+        return TableRefused(
+            f"The cursor {cursor} of table {relation.label} needs the start of the oldest open"
+            " transaction, and the source is a standby, which does not show transactions of the"
+            " primary.",
+            hint='Give an overlap, such as "1h", that is longer than any transaction of the'
+            " primary, prepared ones included; or leave cursor out.",
+            table=relation.label,
+        )
+    if not since.visible:
+        return TableRefused(
+            f"The cursor {cursor} of table {relation.label} needs the start of the oldest open"
+            " transaction, which the role may not see.",
+            hint='GRANT pg_read_all_stats to it; or give an overlap, such as "1h", that is longer'
+            " than your transactions.",
+            table=relation.label,
+        )
+    return None
+
+
+def _type_of(relation: Relation, name: str) -> str:
+    """The name of a column's type, "" where there is no such column."""
+    return next((column.type.name for column in relation.attributes if column.name == name), "")
 
 
 def reason_to_compare(
     context: TableContext, state: State, contract: ColumnContract, key: tuple[str, ...]
 ) -> str:
-    """Why changes alone would not do; "" where they would."""
-    known = state.properties
-    if known.get(properties.CUT):
-        return "a repair has cut rows out"
-    if foreign := foreign_commits_reason(state):
-        return foreign
-    if contract.notes:
-        return "its columns have changed"
-    if known.get(properties.OID) != str(context.target.relation.oid):
-        return "the table was made anew in the source"
-    if changed := _definition_change(context, known):
-        return changed
-    if known.get(properties.PUBLISHED, "") != context.target.published and context.target.published:
-        return "its publication has changed"
-    if known.get(properties.KEY) != json.dumps(key):
-        return "its key has changed"
-    if _needs_overlap(context.target) and json.loads(known.get(properties.ENFORCED, "true")):
-        return "PostgreSQL does not keep its key unique any more, or not at any moment"
-    mark = _stored_watermark(context, state, _mark_name(context.target))
-    if mark is None:
-        return "the Bronze table has no position in this history of the source"
-    streamed = context.target.settings.pattern == "streaming"
-    if not streamed and context.target.settings.cursor != incremental.XMIN:
-        ahead = _stored_watermark(context, state, _ahead_name(context.target))
-        if incremental.set_back(context.held.since, mark, ahead):
-            return "the source's clock was set back"
-    return ""
+    """Why reading the changes alone would miss some; "" where it would not."""
+    return (
+        _bronze_reason(state)
+        or _source_reason(context, state, contract)
+        or _key_reason(context.target, state, key)
+        or _watermark_reason(context, state)
+    )
+
+
+def _bronze_reason(state: State) -> str:
+    if state.properties.get(properties.CUT):
+        return "a repair has removed rows"
+    return foreign_commits_reason(state)
 
 
 def foreign_commits_reason(state: State) -> str:
-    """Whether another writer has changed the Bronze table since it was compared last, and how; ""
-    where none has. Files that were joined, and nothing else, are no change.
+    """Which other writer changed rows of the Bronze table since it was compared last; "" where
+    none did. A commit that only rewrites files changes no row.
     """
     if not state.foreign:
         return ""
@@ -138,96 +151,147 @@ def foreign_commits_reason(state: State) -> str:
     return f"another writer has changed the Bronze table ({first}{also})"
 
 
-def _needs_overlap(target: Target) -> bool:
-    """Whether rows may share the key, be it within a transaction alone."""
-    return target.settings.pattern == "streaming" and not target.relation.enforces(target.key)
+def _source_reason(context: TableContext, state: State, contract: ColumnContract) -> str:
+    target, known = context.target, state.properties
+    if contract.notes:
+        return "its columns have changed"
+    if known.get(properties.OID) != str(target.relation.oid):
+        return "the table was recreated in the source"
+    if change := _definition_change(target, known):
+        return change
+    if target.published and known.get(properties.PUBLISHED, "") != target.published:
+        return "its publication has changed"
+    return ""
 
 
-def _definition_change(context: TableContext, known: Mapping[str, str]) -> str:
-    """What has changed of the table's definition, "" if nothing has."""
-    before, own = known.get(properties.DEFINITION), context.target.settings
-    if before is None:
-        return "what its values meant was not remembered"
-    # A rewrite gives all rows a new xmin, and none another time.
-    storage = own.pattern == "streaming" or own.cursor != incremental.XMIN
+def _definition_change(target: Target, known: Mapping[str, str]) -> str:
+    """What has changed of the definition of the source table, "" if nothing has."""
+    recorded = known.get(properties.DEFINITION)
+    if recorded is None:
+        return "the last run did not record its definition"
+    # A rewrite gives all rows a new xmin; a stream and a cursor column show nothing of it.
+    rewrites_count = _watermark_name(target) != incremental.XMIN
     return definition.changed(
-        json.loads(before), context.target.relation.definition, storage=storage
+        json.loads(recorded), target.relation.definition, storage=rewrites_count
     )
 
 
+def _key_reason(target: Target, state: State, key: tuple[str, ...]) -> str:
+    known = state.properties
+    if known.get(properties.KEY) != json.dumps(key):
+        return "its key has changed"
+    streamed = target.settings.pattern == "streaming"
+    was_enforced = json.loads(known.get(properties.ENFORCED, "true"))
+    if streamed and was_enforced and not target.relation.enforces(target.key):
+        return "PostgreSQL no longer enforces its key, or only at commit"
+    return ""
+
+
+def _watermark_reason(context: TableContext, state: State) -> str:
+    target = context.target
+    watermark = _stored_watermark(context, state, _watermark_name(target))
+    if watermark is None:
+        return "the Bronze table has no position in this history of the source"
+    if _has_cursor_column(target):
+        ahead = _stored_watermark(context, state, _clock_name(target))
+        if incremental.set_back(context.held.since, watermark, ahead):
+            return "the source's clock was set back"
+    return ""
+
+
 def changes_condition(context: TableContext, state: State) -> str | None:
-    """The condition in SQL for what may have changed, None where it cannot be told any more."""
-    own = context.target.settings
-    mark = _stored_watermark(context, state, _mark_name(context.target))
-    if mark is None:
+    """The condition in SQL for rows that may have changed since the last batch, None where the
+    watermark is too old for one.
+    """
+    target, snapshot = context.target, context.held
+    watermark = _stored_watermark(context, state, _watermark_name(target))
+    if watermark is None:
         return None
-    if own.cursor == incremental.XMIN:
-        return incremental.by_xmin(mark, context.held)
-    kind = _type_of(context.target.relation, own.cursor)
-    return incremental.by_cursor(own.cursor, kind, mark, context.held.since.zone)
+    cursor = target.settings.cursor
+    if cursor == incremental.XMIN:
+        return incremental.by_xmin(watermark, snapshot)
+    type_name = _type_of(target.relation, cursor)
+    return incremental.by_cursor(cursor, type_name, watermark, snapshot.since.zone)
 
 
 def next_watermarks(
     context: TableContext, state: State | None, whole: bool
 ) -> tuple[list[tuple[str, int]], bool]:
-    """The marks to leave, and whether vanished rows are to be looked for.
+    """The watermarks that a commit of this batch sets, and whether the batch has to look for
+    deleted rows.
 
     Args:
         context: the table.
         state: the Bronze table.
         whole: whether all rows are read.
     """
-    own, since = context.target.settings, context.held.since
-    left = [(_current_watermark(context, incremental.XMIN), context.held.horizon)]
-    if own.pattern == "full_refresh":
-        return left, True
-    if own.pattern == "streaming":
-        return [(_current_watermark(context, STREAM), context.held.position)], False
-    if own.cursor != incremental.XMIN:
-        # What the cursor column has not shown, xmin is still to show.
-        left = left if whole else []
-        name = _mark_name(context.target)
-        mark = incremental.watermark(
-            since, own.overlap, _stored_watermark(context, state, name), whole
-        )
-        left += [] if mark is None else [(_current_watermark(context, name), mark)]
-        if since.ahead is not None:
-            left.append((_current_watermark(context, _ahead_name(context.target)), since.ahead))
+    pattern = context.target.settings.pattern
+    horizon = (_stored_name(context, incremental.XMIN), context.held.horizon)
+    if pattern == "full_refresh":
+        return [horizon], True
+    if pattern == "streaming":
+        return [(_stored_name(context, STREAM), context.held.position)], False
+    # Rows that changed without a new cursor value are still to be read by xmin.
+    watermarks = [horizon] if whole or not _has_cursor_column(context.target) else []
+    watermarks += _cursor_watermarks(context, state, whole)
     now = int(context.stamp.loaded_at.timestamp())
-    looked = _stored_watermark(context, state, "deletes")
-    due = own.deletes == "detect" or (
-        isinstance(own.deletes, int) and (looked is None or now - looked >= own.deletes)
-    )
-    if due or whole:
-        left.append((_current_watermark(context, "deletes"), now))
-    return left, due
+    seeking_deletes = _deletes_due(context, state, now)
+    if seeking_deletes or whole:
+        watermarks.append((_stored_name(context, _DELETES), now))
+    return watermarks, seeking_deletes
 
 
-def _current_watermark(context: TableContext, name: str) -> str:
-    """The name of a mark of this very table: another one may get its name, but not its oid."""
+def _cursor_watermarks(
+    context: TableContext, state: State | None, whole: bool
+) -> list[tuple[str, int]]:
+    """The watermark of a cursor column, and how far the source's clock was ahead of ours."""
+    target, since = context.target, context.held.since
+    if not _has_cursor_column(target):
+        return []
+    name = _watermark_name(target)
+    previous = _stored_watermark(context, state, name)
+    reached = incremental.watermark(since, target.settings.overlap, previous, whole)
+    values = {name: reached, _clock_name(target): since.ahead}
+    return [
+        (_stored_name(context, name), value) for name, value in values.items() if value is not None
+    ]
+
+
+def _deletes_due(context: TableContext, state: State | None, now: int) -> bool:
+    """Whether this batch has to look for deleted rows; ``now`` is in seconds since 1970."""
+    deletes = context.target.settings.deletes
+    if not isinstance(deletes, int):
+        return deletes == "detect"
+    last = _stored_watermark(context, state, _DELETES)
+    return last is None or now - last >= deletes
+
+
+def _stored_name(context: TableContext, name: str) -> str:
+    """The name of a watermark in the log of the Bronze table."""
     return f"{context.target.relation.oid}/{name}"
 
 
 def _stored_watermark(context: TableContext, state: State | None, name: str) -> int | None:
-    """The value of a mark in the Bronze table."""
+    """The value of a watermark in the Bronze table, None where it has none."""
     if state is None:
         return None
-    return state.position(
-        f"{transaction(context.held.timeline)}/{_current_watermark(context, name)}"
-    )
+    history = transaction(context.held.timeline)
+    return state.position(f"{history}/{_stored_name(context, name)}")
 
 
-STREAM = "stream"
-"""The mark that says how far the stream has been taken in; it is the position then."""
+def _has_cursor_column(target: Target) -> bool:
+    """Whether changes of the table are read by a column, neither by xmin nor by a stream."""
+    return target.settings.pattern != "streaming" and target.settings.cursor != incremental.XMIN
 
 
-def _mark_name(target: Target) -> str:
+def _watermark_name(target: Target) -> str:
     if target.settings.pattern == "streaming":
         return STREAM
-    name = target.settings.cursor
-    return name if name == incremental.XMIN else f"cursor/{name}"
+    if not _has_cursor_column(target):
+        return incremental.XMIN
+    return f"cursor/{target.settings.cursor}"
 
 
-def _ahead_name(target: Target) -> str:
-    """The mark that says by how much the source's clock was ahead of ours."""
-    return f"{_mark_name(target)}/ahead"
+def _clock_name(target: Target) -> str:
+    """The name of the record of how far the source's clock was ahead of ours."""
+    return f"{_watermark_name(target)}/ahead"

@@ -1,7 +1,7 @@
-"""What a worker does: read → enrich → files, and the rewriting of files.
+"""What a worker does: read → enrich → files, and merge changes into files.
 
-It knows nothing of other tasks and keeps nothing but what it read of a table to compare with, so
-it runs in a thread, a process or on another machine alike, and may run twice.
+A task does not depend on other tasks, so that it can run in a thread, in a process or on another
+machine, and can run twice. A worker only caches the fingerprints that rows are compared with.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from bronze.anomaly.detection import scored
 from bronze.delta import files, partition
 from bronze.delta.write import history, merge
 from bronze.errors import SourceUnreachable
-from bronze.ingest import key_text
 from bronze.ingest.enrich import enrich
 from bronze.model.files import DataFile
 from bronze.model.units import (
@@ -35,34 +34,34 @@ from bronze.model.units import (
     Written,
 )
 from bronze.postgres.copy import read, row_sizes
-from bronze.protection import protect
+from bronze.protection import key_text, protect
 from bronze.rows import fingerprint
 from bronze.rows.fingerprint import Fingerprints
 from bronze.rows.metadata import COMMITTED
 from bronze.tables import known_rows
 
 _TRIES = 4
-_MAX_DELAY = 8.0
+_MAX_DELAY_S = 8.0
 
 
 @tenacity.retry(
     retry=tenacity.retry_if_exception_type(SourceUnreachable),
     stop=tenacity.stop_after_attempt(_TRIES),
-    wait=tenacity.wait_exponential_jitter(multiplier=0.5, max=_MAX_DELAY),
+    wait=tenacity.wait_exponential_jitter(multiplier=0.5, max=_MAX_DELAY_S),
     reraise=True,
 )
 def read_unit(unit: Unit) -> Written:
-    """Reads the rows of a unit and keeps them, or those of them that the table does not hold.
+    """Reads the rows of a unit, and keeps them, or only those that the table does not hold.
 
-    When the connection is cut, the unit begins again: nothing of it was visible.
+    When the connection is lost, the unit starts again: nothing of it is visible yet.
 
     Raises:
         SourceError, LakeError
     """
     totals = _UnitTotals(unit, _KnownRowFilter(unit.known) if unit.known else None)
-    # Unlike a loop, map keeps no frame while the next one is read.
+    # Unlike a loop, map holds no frame while the next one is read.
     frames = map(totals.bronze_rows, _source_rows(unit.read, unit.rows.enrichment))
-    few: list[pl.DataFrame] = []
+    kept: list[pl.DataFrame] = []
     written: tuple[DataFile, ...] = ()
     if unit.kind == "keys":
         for _ in frames:
@@ -70,14 +69,14 @@ def read_unit(unit: Unit) -> Written:
     elif unit.kind == "load":
         written = _write_files(unit, frames)
     else:
-        few = _first_frames(frames, unit.few)
-        if portion.size_of(few) >= unit.few:
-            written = _write_files(unit, chain(_popped(few), frames))
+        kept = _first_frames(frames, unit.few)
+        if portion.size_of(kept) >= unit.few:
+            written = _write_files(unit, chain(_popped(kept), frames))
     return Written(
         unit.number,
         totals.rows,
         written,
-        portion.plain(pl.concat(few)) if few else None,
+        portion.plain(pl.concat(kept)) if kept else None,
         tuple(totals.rejected),
         totals.seen(),
         totals.sum,
@@ -85,21 +84,21 @@ def read_unit(unit: Unit) -> Written:
     )
 
 
-def _first_frames(frames: Iterator[pl.DataFrame], few: int) -> list[pl.DataFrame]:
-    """The first frames that have rows, until these have ``few`` bytes."""
-    found: list[pl.DataFrame] = []
+def _first_frames(frames: Iterator[pl.DataFrame], size: int) -> list[pl.DataFrame]:
+    """The first frames that have rows, until they have ``size`` bytes."""
+    first: list[pl.DataFrame] = []
     for frame in frames:
-        found += [frame] if frame.height else []
-        if portion.size_of(found) >= few:
+        first += [frame] if frame.height else []
+        if portion.size_of(first) >= size:
             break
-    return found
+    return first
 
 
 def _write_files(unit: Unit, frames: Iterator[pl.DataFrame]) -> tuple[DataFile, ...]:
     def new(values: files.Partition) -> files.Output:
         return files.data(unit.place, unit.rows.stamp.batch_id, unit.stats, values)
 
-    # What is still to be merged is no part of the table yet, nor of a partition.
+    # Changes are staged in a file, and get to their partitions by the merge.
     dates_of = unit.rows.dates_of if unit.kind == "load" else None
     date = partition.column_of(dates_of) if dates_of else None
     return partition.write(frames, new, date)
@@ -107,18 +106,18 @@ def _write_files(unit: Unit, frames: Iterator[pl.DataFrame]) -> tuple[DataFile, 
 
 @dataclass
 class _KnownRowFilter:
-    """Drops rows that a table already holds, and notes which of the table's rows were seen."""
+    """Drops rows that a table already holds, and records which of the table's rows were seen."""
 
     known: Known
 
     def __post_init__(self) -> None:
-        self._held: Fingerprints = known_rows.known(self.known)
-        self._seen = np.zeros(len(self._held), np.bool_)
+        self._fingerprints: Fingerprints = known_rows.known(self.known)
+        self._seen = np.zeros(len(self._fingerprints), np.bool_)
 
     def new_rows(self, rows: pl.DataFrame) -> pl.DataFrame:
         """The rows that the table does not hold."""
         prints = known_rows.fingerprints(self.known, rows)
-        there, places = known_rows.seen(self._held, prints)
+        there, places = known_rows.seen(self._fingerprints, prints)
         self._seen[places] = True
         return rows.filter(pl.Series(~there & known_rows.shared(self.known, prints)))
 
@@ -129,7 +128,7 @@ class _KnownRowFilter:
 
 @dataclass
 class _UnitTotals:
-    """Turns rows of the source into Bronze rows, and counts on the way."""
+    """Turns rows of the source into Bronze rows, and adds up what the unit reports of them."""
 
     unit: Unit
     filter: _KnownRowFilter | None
@@ -139,15 +138,15 @@ class _UnitTotals:
     findings: Findings = NOTHING_FOUND
 
     def bronze_rows(self, part: tuple[pl.DataFrame, pl.Series]) -> pl.DataFrame:
-        """The Bronze rows of one part that was read: its rows, and their rejected values."""
+        """The Bronze rows of one part: rows as read, and their rejected values."""
         rows, rejected = part
         self.rows += rows.height
         if self.unit.kind == "keys":
             return self._keys(rows, rejected)
-        made = self._enriched(rows, rejected)
+        bronze_rows = self._enriched(rows, rejected)
         if self.filter:
-            made = self.filter.new_rows(made)
-        return self._without_rejected(self._scored(made))
+            bronze_rows = self.filter.new_rows(bronze_rows)
+        return self._without_rejected(self._with_scores(bronze_rows))
 
     def _keys(self, rows: pl.DataFrame, rejected: pl.Series) -> pl.DataFrame:
         protection, key = self.unit.rows.enrichment.protection, self.unit.rows.key
@@ -157,23 +156,27 @@ class _UnitTotals:
 
     def _enriched(self, rows: pl.DataFrame, rejected: pl.Series) -> pl.DataFrame:
         how = self.unit.rows
-        made, findings = enrich(rows, rejected, how.stamp, how.base, how.enrichment)
-        made = key_text.with_text(made, rows, rejected, how.key, how.enrichment.protection)
+        bronze_rows, findings = enrich(rows, rejected, how.stamp, how.base, how.enrichment)
+        bronze_rows = key_text.with_text(
+            bronze_rows, rows, rejected, how.key, how.enrichment.protection
+        )
         if self.unit.counts_rows:
             self.findings += findings
         if rejected.null_count() < len(rejected):
-            made = portion.beside(made, [rejected.alias(_REJECTED)])
-        if self.unit.sums_rows and made.height:
-            self.sum = fingerprint.added(self.sum, fingerprint.total(made["row_hash"]))
+            bronze_rows = portion.beside(bronze_rows, [rejected.alias(_REJECTED)])
+        if self.unit.sums_rows and bronze_rows.height:
+            self.sum = fingerprint.added(self.sum, fingerprint.total(bronze_rows["row_hash"]))
         if how.history:
-            made = portion.beside(made, [_constant(history.KIND, "insert", pl.String(), made)])
+            bronze_rows = portion.beside(
+                bronze_rows, [_constant(history.KIND, "insert", pl.String(), bronze_rows)]
+            )
         if how.streamed:
-            moments = _constant(COMMITTED, None, pl.Datetime("us", "UTC"), made)
-            made = portion.beside(made, [moments])
-        return partition.dated(made, how.dates_of) if how.dates_of else made
+            commit_times = _constant(COMMITTED, None, pl.Datetime("us", "UTC"), bronze_rows)
+            bronze_rows = portion.beside(bronze_rows, [commit_times])
+        return partition.dated(bronze_rows, how.dates_of) if how.dates_of else bronze_rows
 
-    def _scored(self, rows: pl.DataFrame) -> pl.DataFrame:
-        # After the filter: the rows that the table holds have their scores.
+    def _with_scores(self, rows: pl.DataFrame) -> pl.DataFrame:
+        # Only after the filter, as rows that the table holds have their scores.
         how = self.unit.rows
         if how.enrichment.watch is None:
             return rows
@@ -185,8 +188,9 @@ class _UnitTotals:
         if _REJECTED not in rows.columns:
             return rows
         how = self.unit.rows
-        found = rejected_values(rows, rows[_REJECTED], how.key.names or _NAMED)
-        self.rejected += protect.rejections(found, how.enrichment.protection)
+        key = how.key.names or _KEYLESS_NAMES
+        records = rejected_values(rows, rows[_REJECTED], key)
+        self.rejected += protect.rejections(records, how.enrichment.protection)
         return rows.drop(_REJECTED)
 
     def seen(self) -> bytes:
@@ -195,16 +199,16 @@ class _UnitTotals:
 
 
 _REJECTED = "\0rejected"
-# By what the records of a row without a key name it.
-_NAMED = ("row_hash",)
+# The columns that identify a row without a key in records of rejected values.
+_KEYLESS_NAMES = ("row_hash",)
 
 
 def _constant(name: str, value: str | None, kind: pl.DataType, like: pl.DataFrame) -> pl.Series:
     return pl.Series(name, [value], kind).new_from_index(0, like.height)
 
 
-# A row that is larger than a split takes the room of several: one of them is read at a time.
-_alone = threading.Lock()
+# A row that is larger than a split takes the memory of several: one of them is read at a time.
+_large_row_lock = threading.Lock()
 
 
 def _source_rows(
@@ -217,13 +221,13 @@ def _source_rows(
     parts = row_sizes.parts(
         source.origin, source.session, source.row_sizes, source.splits, source.table
     )
-    for heavy, same in groupby(parts, lambda part: part.heavy):
-        conditions = [part.where for part in same]
+    for heavy, group in groupby(parts, lambda part: part.heavy):
+        conditions = [part.where for part in group]
         if not heavy:
             yield from _read(source, conditions, guarded)
             continue
         for condition in conditions:
-            with _alone:
+            with _large_row_lock:
                 yield from _read(source, [condition], guarded)
                 portion.release()
 
@@ -243,7 +247,7 @@ def _read(
 
 
 def _popped(frames: list[pl.DataFrame]) -> Iterator[pl.DataFrame]:
-    """The frames, none of which is kept."""
+    """The frames, each removed from the list, so that its memory can be freed."""
     while frames:
         yield frames.pop(0)
 
@@ -251,23 +255,23 @@ def _popped(frames: list[pl.DataFrame]) -> Iterator[pl.DataFrame]:
 def rejected_values(
     rows: pl.DataFrame, rejected: pl.Series, key: Sequence[str]
 ) -> Iterator[Rejected]:
-    """The records of rejected values, which are as in `bronze.postgres.statement`."""
-    where = rejected.is_not_null()
-    kept = rows.filter(where)
-    keys = kept.select(key).rows(named=True) if key else [{}] * kept.height
-    for values, lines in zip(keys, rejected.filter(where), strict=True):
-        written = json.dumps(values, default=str, ensure_ascii=False)
+    """The records of rejected values; ``rejected`` is as in `bronze.postgres.statement`."""
+    has_rejected = rejected.is_not_null()
+    affected = rows.filter(has_rejected)
+    keys = affected.select(key).rows(named=True) if key else [{}] * affected.height
+    for values, lines in zip(keys, rejected.filter(has_rejected), strict=True):
+        row_key = json.dumps(values, default=str, ensure_ascii=False)
         for line in lines.removesuffix("\n").split("\n"):
             column, text = json.loads(line)
-            yield Rejected(column, written, text)
+            yield Rejected(column, row_key, text)
 
 
 @dataclass(frozen=True)
 class FileMerge:
-    """A file to merge into, and the fingerprints of the table's rows that have vanished."""
+    """A file to merge changes into; ``missing`` has fingerprints of rows that the source lacks."""
 
     job: merge.Merge
-    gone: tuple[tuple[Known, Fingerprints], ...] = field(repr=False)
+    missing: tuple[tuple[Known, Fingerprints], ...] = field(repr=False)
 
 
 def merge_file(task: FileMerge) -> merge.Merged:
@@ -277,5 +281,9 @@ def merge_file(task: FileMerge) -> merge.Merged:
         LakeError
     """
     job = task.job
-    rows = [known_rows.positions(known, job.file, gone) for known, gone in task.gone if len(gone)]
+    rows = [
+        known_rows.positions(known, job.file, fingerprints)
+        for known, fingerprints in task.missing
+        if len(fingerprints)
+    ]
     return merge.merge(replace(job, gone=np.sort(np.concatenate(rows))) if rows else job)

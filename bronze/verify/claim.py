@@ -15,7 +15,7 @@ from bronze.delta.commit import transaction
 from bronze.delta.log import State
 from bronze.errors import BronzeError, LakeError, TableRefused
 from bronze.execution import budget
-from bronze.ingest import key_text, pipeline, shape, units
+from bronze.ingest import pipeline, shape, units
 from bronze.ingest.pipeline import OpenSource
 from bronze.model.columns import KEY_TEXT, NO_KEY, Column, Kind, RowKey
 from bronze.model.protection import Protection
@@ -25,7 +25,7 @@ from bronze.postgres.catalog.relations import Relation
 from bronze.postgres.copy import row_hash, splits
 from bronze.postgres.copy.snapshot import Snapshot
 from bronze.postgres.replication import publication
-from bronze.protection import keys
+from bronze.protection import key_text, keys
 from bronze.tables import evolution, selection
 from bronze.tables.context import TableContext, ask_source
 from bronze.tables.selection import Target

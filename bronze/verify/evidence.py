@@ -16,14 +16,13 @@ import tenacity
 
 from bronze.delta import files
 from bronze.errors import FileDamaged, SourceUnreachable
-from bronze.ingest import key_text
 from bronze.model.columns import KEY_TEXT, NO_KEY, Column, Kind, RowKey
 from bronze.model.files import Stored
 from bronze.model.locations import Origin, Place
 from bronze.model.protection import Protection
 from bronze.model.units import DELETED, Known
 from bronze.postgres.copy import read, server_hashes
-from bronze.protection import keyring, protect
+from bronze.protection import key_text, keyring, protect
 from bronze.rows import fingerprint
 from bronze.tables import known_rows
 from bronze.verify import buckets, digests

@@ -1,4 +1,4 @@
-"""Keys that Delta cannot hold or compare: their rows are told apart by PostgreSQL's own text."""
+"""Keys that Delta cannot hold or compare: PostgreSQL's own text of them tells rows apart."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from bronze.cdc import stream
 from bronze.config.settings import Settings
 from bronze.delta.write.history import KIND
 from bronze.ingest import pipeline
-from bronze.ingest.key_text import row_key
 from bronze.model.columns import KEY_TEXT
 from bronze.model.results import TableResult
 from bronze.postgres.catalog.types import Choices, SourceType, contract
 from bronze.protection import erasure
+from bronze.protection.key_text import row_key
 from bronze.verify.verify import verify
 from tests.conftest import Source
 from tests.support import feed
@@ -40,7 +40,8 @@ STREAMED: Mapping[str, Mapping[str, Any]] = {
     "streamed": {"pattern": "streaming"},
     "hidden": {"pattern": "streaming", "protect": {"valid_to": "tokenize"}},
 }
-# What an SCD2 table goes through: steps of statements, of which the first has closed rows alone.
+# The life of an SCD2 table, in steps. The first step has only closed rows; an open row is valid to
+# infinity.
 STEPS = (
     """CREATE TABLE {t} (valid_to {kind}, id int, v text, at timestamptz DEFAULT now(),
        PRIMARY KEY (valid_to, id));
@@ -59,7 +60,7 @@ STEPS = (
 
 
 def live(source: Source, name: str) -> pl.DataFrame:
-    """The rows that a Bronze table has of what is in the source."""
+    """The live rows of a Bronze table; of a history the last versions."""
     rows = pl.read_delta(str(source.table(name)))
     if KIND in rows.columns:
         key = [n for n in ("valid_to", "id", KEY_TEXT) if n in rows.columns]
@@ -68,17 +69,17 @@ def live(source: Source, name: str) -> pl.DataFrame:
     return rows.filter(pl.col("record_status") != "DELETED")
 
 
-def proven(given: Settings) -> None:
-    """The tables equal their source, by hashes that PostgreSQL has made."""
-    assert {(t.status, *t.notes) for t in verify(given).tables} == {("equal",)}
+def check_equal(settings: Settings) -> None:
+    """Checks that the tables equal their source, by hashes that PostgreSQL computes."""
+    assert {(t.status, *t.notes) for t in verify(settings).tables} == {("equal",)}
 
 
-def landed(source: Source, tables: Mapping[str, Any]) -> dict[str, TableResult]:
-    """A run of some tables, which then equal their source."""
-    given = source.settings(source={"tables": list(tables)}, tables=tables)
-    results = {r.table.removeprefix("public."): r for r in pipeline.run(given).tables}
+def land(source: Source, tables: Mapping[str, Any]) -> dict[str, TableResult]:
+    """Runs some tables; afterwards they equal their source."""
+    settings = source.settings(source={"tables": list(tables)}, tables=tables)
+    results = {r.table.removeprefix("public."): r for r in pipeline.run(settings).tables}
     assert {name: r.error for name, r in results.items() if r.error} == {}
-    proven(given)
+    check_equal(settings)
     return results
 
 
@@ -94,38 +95,39 @@ FEW = ("xmin", "whole", "hidden")
     ("kind", "chosen"),
     [("timestamptz", FEW), pytest.param("date", tuple(PATTERNS), marks=pytest.mark.soak)],
 )
-def test_open_rows_of_a_table_of_validity(
+def test_rows_with_infinite_keys_land_like_others(
     source: Source, kind: str, chosen: tuple[str, ...]
 ) -> None:
-    """Open rows land, are changed, closed and deleted like others, whatever the pattern; the
-    column that tells them apart comes with the first of them, and rows that were there stay.
+    """Rows valid to infinity land and are updated, closed and deleted like others, in every
+    pattern. The key text column is added with the first of them, and existing rows stay.
     """
     tables = {name: PATTERNS[name] for name in chosen}
     for name in tables:
         source.execute(STEPS[0].format(t=name, kind=kind))
-    landed(source, tables)
+    land(source, tables)
     assert all(KEY_TEXT not in live(source, name).columns for name in tables)
     expected = [(45, 0, 0), (10, 10, 0), (0, 7, 11), (1, 0, 0)]
     for step, expect in zip(STEPS[1:], expected, strict=True):
         for name in tables:
             source.execute(step.format(t=name))
-        results = landed(source, tables)
+        results = land(source, tables)
         for name, result in results.items():
-            found = counts(result)
-            # A row that comes back takes the place of the one that is marked.
-            back = (found[0] + found[1], 0, 0) if sum(expect) == 1 else found
-            assert (name, back) == (name, expect)
+            counted = counts(result)
+            if sum(expect) == 1:
+                # A reinserted row replaces the one that is marked as deleted: an update.
+                counted = (counted[0] + counted[1], 0, 0)
+            assert (name, counted) == (name, expect)
             rows = live(source, name)
             if name != "hidden":
                 text = {"infinity": OPEN, "-infinity": OPEN.replace("inf", "-inf")}
-                said = source.execute(f"SELECT id, valid_to::text FROM {name}")
-                told = sorted(((i, text.get(v)) for i, v in said), key=str)
-                assert sorted(rows.select("id", KEY_TEXT).rows(), key=str) == told
+                source_rows = source.execute(f"SELECT id, valid_to::text FROM {name}")
+                key_texts = sorted(((i, text.get(v)) for i, v in source_rows), key=str)
+                assert sorted(rows.select("id", KEY_TEXT).rows(), key=str) == key_texts
                 assert (rows["valid_to"].is_null() == rows[KEY_TEXT].is_not_null()).all()
-    given = source.settings(tables=tables)
-    assert {t.status for t in verify(given).tables} == {"equal"}
-    assert {t.status for t in verify(given, at_rest=True).tables} == {"equal"}
-    assert all(counts(result) == (0, 0, 0) for result in landed(source, tables).values())
+    settings = source.settings(tables=tables)
+    assert {t.status for t in verify(settings).tables} == {"equal"}
+    assert {t.status for t in verify(settings, at_rest=True).tables} == {"equal"}
+    assert all(counts(result) == (0, 0, 0) for result in land(source, tables).values())
     for name in tables.keys() & {"xmin", "whole", "removed"}:
         assert feed.faults(source.table(name), since=1) == []
     hidden = live(source, "hidden")[KEY_TEXT].drop_nulls().unique()
@@ -133,52 +135,54 @@ def test_open_rows_of_a_table_of_validity(
     assert all("tok_" in text and "inf" not in text for text in hidden)
 
 
-def test_open_rows_that_come_by_a_stream(source: Source) -> None:
-    """The first such row of a stream has the table compared; from then on it goes on as ever."""
-    given = source.settings(tables=STREAMED, stream={"interval": 0})
+def test_the_first_infinite_key_of_a_stream_resyncs_its_table(source: Source) -> None:
+    """The first infinite key of a stream resyncs its table; later ones are merged."""
+    settings = source.settings(tables=STREAMED, stream={"interval": 0})
     for name in STREAMED:
         source.execute(STEPS[0].format(t=name, kind="timestamptz"))
     compared = {f"public.{name}" for name in STREAMED}
     for step in STEPS[1:]:
-        with streaming(given) as steps:
+        with streaming(settings) as steps:
             until(lambda: steps)
             for name in STREAMED:
                 source.execute(step.format(t=name))
-            until(lambda: all(same(source, name) for name in STREAMED), told=lambda: steps)
-        said = [step.message for step in steps if step.message]
-        assert {note.split(":")[0] for note in said if ": resyncing" in note} == compared
+            until(
+                lambda: all(has_source_rows(source, name) for name in STREAMED), told=lambda: steps
+            )
+        notes = [step.message for step in steps if step.message]
+        assert {note.split(":")[0] for note in notes if ": resyncing" in note} == compared
         compared = set()
-        proven(given)
-    mine = live(source, "streamed").filter(pl.col(KEY_TEXT) == OPEN)["id"].to_list()
-    assert sorted(mine) == [*range(1, 32), 40]
+        check_equal(settings)
+    open_ids = live(source, "streamed").filter(pl.col(KEY_TEXT) == OPEN)["id"].to_list()
+    assert sorted(open_ids) == [*range(1, 32), 40]
     hidden = live(source, "hidden")[KEY_TEXT].drop_nulls()
     assert (hidden.n_unique(), len(hidden)) == (2, 32 + 4)
     assert not hidden.str.contains("inf").any()
     assert feed.faults(source.table("streamed"), since=2) == []
 
 
-def same(source: Source, name: str) -> bool:
-    """Whether a Bronze table has the source's ids and texts, as often."""
-    said = source.execute(f"SELECT id, v FROM {name}")
-    return sorted(live(source, name).select("id", "v").rows()) == sorted(said)
+def has_source_rows(source: Source, name: str) -> bool:
+    """Whether a Bronze table has the ids and texts of the source, each as often."""
+    source_rows = source.execute(f"SELECT id, v FROM {name}")
+    return sorted(live(source, name).select("id", "v").rows()) == sorted(source_rows)
 
 
-def test_a_value_left_out_of_a_stream_is_found_by_such_a_key(source: Source) -> None:
-    """What the stream leaves out, as it is large and the same, is looked up under the whole key."""
+def test_unchanged_toast_is_found_by_an_infinite_key(source: Source) -> None:
+    """An unchanged TOAST value that the stream does not send is found by the whole key."""
     source.execute(
         "CREATE TABLE t (id date, v int, big text, PRIMARY KEY (id));"
         " ALTER TABLE t ALTER big SET STORAGE EXTERNAL;"
         " INSERT INTO t VALUES ('infinity', 0, repeat('p', 9000)),"
         " ('-infinity', 0, repeat('m', 9000)), ('2024-02-02', 0, repeat('d', 9000))"
     )
-    given = source.settings(tables={"t": {"pattern": "streaming"}}, stream={"interval": 0})
+    settings = source.settings(tables={"t": {"pattern": "streaming"}}, stream={"interval": 0})
     notes: list[str] = []
     for _ in range(2):
         result = stream.stream(
-            given, until_caught_up=True, notify=lambda step: notes.append(step.message)
+            settings, until_caught_up=True, notify=lambda step: notes.append(step.message)
         )
         assert [t.error for t in result.tables if t.error] == []
-        proven(given)
+        check_equal(settings)
         source.execute("UPDATE t SET v = v + 1")
     assert not any("compared" in note for note in notes if note)
     assert feed.faults(source.table("t")) == []
@@ -196,8 +200,8 @@ KEYS = {
 }
 
 
-def test_keys_of_every_kind_that_can_be_told_as_text_alone(source: Source) -> None:
-    """A key of one column, first with a value that Delta holds, then with others as well."""
+def test_keys_of_every_type_that_needs_key_text(source: Source) -> None:
+    """A key of one column, first with a value that Delta can hold, then with one that it cannot."""
     tables = {
         f"k{i}": {"pattern": "batch", "decimals": {"valid": "decimal(10,2)"}}
         if kind == "numeric"
@@ -207,7 +211,7 @@ def test_keys_of_every_kind_that_can_be_told_as_text_alone(source: Source) -> No
     for i, (kind, (_, plain, _)) in enumerate(KEYS.items()):
         source.execute(f"CREATE TABLE k{i} (valid {kind} PRIMARY KEY, v int)")
         source.execute(f"INSERT INTO k{i} VALUES ({plain}, 1)")
-    landed(source, tables)
+    land(source, tables)
     for change, expect in (("INSERT", (1, 0, 0)), ("UPDATE", (0, 2, 0)), ("DELETE", (0, 0, 1))):
         for i, (odd, _, _) in enumerate(KEYS.values()):
             statements = {
@@ -216,28 +220,28 @@ def test_keys_of_every_kind_that_can_be_told_as_text_alone(source: Source) -> No
                 "DELETE": f"DELETE FROM k{i} WHERE v = 12",
             }
             source.execute(statements[change])
-        for name, result in landed(source, tables).items():
+        for name, result in land(source, tables).items():
             assert (name, counts(result)) == (name, expect)
         if change == "UPDATE":
             for i, (_, _, text) in enumerate(KEYS.values()):
                 rows = live(source, f"k{i}")
-                told = json.dumps(text, ensure_ascii=False) if text else None
-                found = rows.filter(v=12)
-                assert (found[KEY_TEXT].item() if KEY_TEXT in rows.columns else None) == told
+                expected = json.dumps(text, ensure_ascii=False) if text else None
+                row = rows.filter(v=12)
+                assert (row[KEY_TEXT].item() if KEY_TEXT in rows.columns else None) == expected
     assert {t.status for t in verify(source.settings(tables=tables)).tables} == {"equal"}
 
 
-def test_rows_that_differ_are_named_by_such_keys(source: Source) -> None:
-    """A proof names an open row and another one by what tells them apart."""
+def test_verify_names_rows_by_their_key_text(source: Source) -> None:
+    """`verify` names rows with infinite keys by their key text."""
     source.execute(STEPS[0].format(t="t", kind="date"))
     source.execute(STEPS[1].format(t="t"))
-    own = {"t": {"pattern": "batch"}}
-    landed(source, own)
+    options = {"t": {"pattern": "batch"}}
+    land(source, options)
     source.execute(
         "UPDATE t SET v = 'x' WHERE valid_to = 'infinity' AND id = 7;"
         " DELETE FROM t WHERE valid_to = '-infinity' AND id = 5"
     )
-    (table,) = verify(source.settings(tables=own)).tables
+    (table,) = verify(source.settings(tables=options)).tables
     assert {(row.fault, row.key) for row in table.rows} == {
         ("different", json.dumps({"id": 7, "valid_to": None, KEY_TEXT: OPEN})),
         (
@@ -245,49 +249,49 @@ def test_rows_that_differ_are_named_by_such_keys(source: Source) -> None:
             json.dumps({"id": 5, "valid_to": None, KEY_TEXT: '{"valid_to": "-infinity"}'}),
         ),
     }
-    (table,) = verify(source.settings(tables=own), repair=True).tables
+    (table,) = verify(source.settings(tables=options), repair=True).tables
     assert table.status == "equal"
-    proven(source.settings(tables=own))
+    check_equal(source.settings(tables=options))
 
 
-def test_an_open_row_is_forgotten_alone(source: Source) -> None:
-    """A row is named to be forgotten by the text of its key, too; its neighbours stay, and so do
-    the records of theirs.
+def test_a_row_with_an_infinite_key_is_erased_alone(source: Source) -> None:
+    """A row can be selected for erasure by the text of its key; other rows stay, and so do the
+    records of their rejected values.
     """
     source.execute(STEPS[0].format(t="t", kind="date"))
     source.execute(STEPS[1].format(t="t"))
-    own = {"t": {"pattern": "batch", "on_delete": "mark"}}
-    landed(source, own)
-    given = source.settings(tables=own)
+    options = {"t": {"pattern": "batch", "on_delete": "mark"}}
+    land(source, options)
+    settings = source.settings(tables=options)
     key = {"id": "7", "valid_to": "infinity"}
     with pytest.raises(Exception, match="still has such a row"):
-        erasure.forget(given, "t", key)
+        erasure.forget(settings, "t", key)
     source.execute("DELETE FROM t WHERE valid_to = 'infinity' AND id = 7")
-    landed(source, own)
-    done = erasure.forget(given, "t", key)
+    land(source, options)
+    done = erasure.forget(settings, "t", key)
     assert (done.rows, done.records, done.left) == (1, 1, 0)
     rows = pl.read_delta(str(source.table("t")))
     assert rows.filter(id=7)[KEY_TEXT].to_list() == [None]
     assert rows.filter(pl.col(KEY_TEXT) == OPEN).height == 39
 
 
-def test_a_table_that_has_such_rows_without_the_column(source: Source) -> None:
-    """Rows that landed when nothing told them apart are written anew with what does."""
+def test_rows_without_key_text_get_it_with_their_key(source: Source) -> None:
+    """Rows that landed without a key get their key text when the table gets a key."""
     source.execute(
         "CREATE TABLE t (id date, v int); INSERT INTO t VALUES ('infinity', 1), ('-infinity', 2)"
     )
-    landed(source, {"t": {"pattern": "full_refresh"}})
+    land(source, {"t": {"pattern": "full_refresh"}})
     source.execute("ALTER TABLE t ADD PRIMARY KEY (id)")
-    for own in ({"pattern": "full_refresh"}, {"pattern": "batch"}):
-        landed(source, {"t": own})
+    for options in ({"pattern": "full_refresh"}, {"pattern": "batch"}):
+        land(source, {"t": options})
         texts = live(source, "t")[KEY_TEXT].to_list()
         assert sorted(texts) == ['{"id": "-infinity"}', '{"id": "infinity"}']
         source.execute("UPDATE t SET v = v + 1 WHERE id = 'infinity'")
-        assert counts(landed(source, {"t": own})["t"]) == (0, 1, 0)
+        assert counts(land(source, {"t": options})["t"]) == (0, 1, 0)
 
 
-def test_names_that_are_never_null_come_first() -> None:
-    """Files are passed over by the first column: one that may be NULL says nothing of them."""
+def test_key_columns_that_are_never_null_come_first() -> None:
+    """Data skipping goes by the first column of the key, which therefore must not be NULL."""
     types = {"at": "date", "tags": "_int4", "id": "int4"}
     element = SourceType("int4", -1, "int4")
     columns = [

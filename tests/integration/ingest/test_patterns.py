@@ -1,4 +1,4 @@
-"""Patterns: only differences land, exactly once, and nothing that was committed late is missed."""
+"""Patterns: only differences land, exactly once, and late commits are not missed."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ INSERT INTO t SELECT i, 'v' || i, {LONG_AGO} FROM generate_series(1, 50) i
 """
 
 
-def settings(source: Source, own: dict[str, Any], name: str = "t") -> Settings:
-    """Settings with what one table has of its own."""
-    return source.settings(tables={name: own})
+def settings(source: Source, options: dict[str, Any], name: str = "t") -> Settings:
+    """Settings of one table with these options."""
+    return source.settings(tables={name: options})
 
 
-def run(source: Source, own: dict[str, Any], name: str = "t") -> TableResult:
-    """Runs, for a source whose only table is to land."""
-    (result,) = pipeline.run(settings(source, own, name)).tables
+def run(source: Source, options: dict[str, Any], name: str = "t") -> TableResult:
+    """Runs the only table of a source."""
+    (result,) = pipeline.run(settings(source, options, name)).tables
     return result
 
 
-def land(source: Source, own: dict[str, Any], name: str = "t") -> TableResult:
-    """Runs; afterwards the Bronze table equals its source."""
-    result = run(source, own, name)
+def land(source: Source, options: dict[str, Any], name: str = "t") -> TableResult:
+    """Runs the only table of a source; afterwards its Bronze table equals it."""
+    result = run(source, options, name)
     assert result.error is None
-    assert differences(settings(source, own, name)) == {}
+    assert differences(settings(source, options, name)) == {}
     return result
 
 
@@ -64,15 +64,15 @@ def counts(result: TableResult) -> tuple[int, int, int]:
 def entry(source: Source, version: int | None, name: str = "t") -> dict[str, list[Any]]:
     """The actions of one commit, by their names."""
     path = source.table(name) / "_delta_log" / f"{version:020}.json"
-    found: dict[str, list[Any]] = {}
+    actions: dict[str, list[Any]] = {}
     for line in path.read_text().splitlines():
         for kind, action in json.loads(line).items():
-            found.setdefault(kind, []).append(action)
-    return found
+            actions.setdefault(kind, []).append(action)
+    return actions
 
 
 def position(source: Source, version: int | None) -> dict[str, int]:
-    """The position that a commit left: the marks by the last part of their names."""
+    """The position and the watermarks of a commit, by the last part of their names."""
     return {
         action["appId"].rpartition("/")[2]: action["version"]
         for action in entry(source, version)["txn"]
@@ -86,27 +86,27 @@ def files(source: Source, version: int | None = None, name: str = "t") -> set[st
 
 
 def feed(source: Source, version: int | None, name: str = "t") -> list[tuple[str, Any]]:
-    """What the change data feed has of one version: kinds of change and ids, sorted."""
+    """The change data feed of one version: kinds of change and ids, sorted."""
     assert version is not None
-    found = DeltaTable(str(source.table(name))).load_cdf(version, version).read_all()
-    return sorted(pl.DataFrame(found).select("_change_type", "id").rows())
+    changes = DeltaTable(str(source.table(name))).load_cdf(version, version).read_all()
+    return sorted(pl.DataFrame(changes).select("_change_type", "id").rows())
 
 
 def row(source: Source, key: Any, name: str = "t") -> dict[str, Any]:
     """The one row with an id in a Bronze table."""
-    (found,) = pl.read_delta(str(source.table(name))).filter(pl.col("id") == key).to_dicts()
-    return dict(found)
+    (match,) = pl.read_delta(str(source.table(name))).filter(pl.col("id") == key).to_dicts()
+    return dict(match)
 
 
 def updates(*ids: Any) -> list[tuple[str, Any]]:
-    """The change data feed of updates."""
+    """The change data feed of updates of these ids."""
     kinds = ("update_postimage", "update_preimage")
     return sorted((kind, key) for kind in kinds for key in ids)
 
 
 @contextmanager
 def open_transaction(source: Source, *statements: str) -> Iterator[psycopg.Connection]:
-    """A second connection with a transaction that has begun and run some statements."""
+    """A second connection with an open transaction that has run some statements."""
     with psycopg.connect(source.dsn, autocommit=True) as connection:
         connection.execute("BEGIN")
         for statement in statements:
@@ -115,14 +115,14 @@ def open_transaction(source: Source, *statements: str) -> Iterator[psycopg.Conne
 
 
 @pytest.fixture
-def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Conflicts are retried without a pause."""
     monkeypatch.setattr(tenacity.nap, "time", SimpleNamespace(sleep=lambda _: None))
 
 
 @pytest.fixture
-def exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No margin around the beginning of transactions, which would cover mistakes up."""
+def without_margin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No margin around the start of transactions: it could hide faults."""
     monkeypatch.setattr(snapshot, "MARGIN", 0)
 
 
@@ -130,126 +130,132 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @together(FULL, BATCH, {"pattern": "micro_batch"}, BY_TIME)
-def test_only_differences_land(source: Case, own: dict[str, Any]) -> Story:
-    """New, changed and vanished rows become inserts, updates and marks, and nothing else does."""
+def test_only_differences_land(source: Case, options: dict[str, Any]) -> Story:
+    """New, changed and deleted rows become inserts, updates and marks; no other row changes."""
     source.execute(THING)
-    assert counts((yield own)) == (50, 0, 0)
+    assert counts((yield options)) == (50, 0, 0)
     before = {key: row(source, key) for key in (1, 2, 3)}
     source.execute(
         "UPDATE t SET v = 'new', at = now() WHERE id = 2; DELETE FROM t WHERE id = 3;"
         " INSERT INTO t VALUES (51, 'v51')"
     )
-    result = yield own
+    result = yield options
     assert counts(result) == (1, 1, 1)
     assert feed(source, result.version) == sorted([("insert", 51), *updates(2, 3)])
     assert row(source, 1) == before[1]
-    changed, gone = row(source, 2), row(source, 3)
+    changed, deleted = row(source, 2), row(source, 3)
     assert (changed["v"], changed["record_status"]) == ("new", "ACTIVE")
-    assert (gone["v"], gone["record_status"]) == ("v3", "DELETED")
-    for now, then in ((changed, before[2]), (gone, before[3])):
+    assert (deleted["v"], deleted["record_status"]) == ("v3", "DELETED")
+    for now, then in ((changed, before[2]), (deleted, before[3])):
         assert now["load_timestamp"] == then["load_timestamp"]
         assert now["update_timestamp"] > then["update_timestamp"]
         assert now["batch_id"] != then["batch_id"]
-        assert now["ingestion_method"] == own["pattern"]
-    if own["pattern"] != "full_refresh":
+        assert now["ingestion_method"] == options["pattern"]
+    if options["pattern"] != "full_refresh":
         assert result.rows_read == 2
 
 
 @together(FULL, BATCH, BY_TIME)
-def test_where_nothing_changed_only_the_position_moves(source: Case, own: dict[str, Any]) -> Story:
-    """The commit has no file in it, and a later position."""
+def test_without_changes_only_the_position_is_committed(
+    source: Case, options: dict[str, Any]
+) -> Story:
+    """The commit has a later position, and no file."""
     source.execute(THING)
-    first = yield own
+    first = yield options
     source.execute("CREATE TABLE other (id int); DROP TABLE other")
-    second = yield own
+    second = yield options
     assert (second.status, counts(second), second.files) == ("unchanged", (0, 0, 0), 0)
     assert second.version == 1
     assert not {"add", "remove", "cdc", "metaData"} & set(entry(source, 1))
     assert files(source, 0) == files(source, 1)
     before, after = position(source, first.version), position(source, second.version)
-    # Whoever reads by a cursor column has not seen what xmin would show.
-    left = {"xmin"} if "cursor" in own else set()
-    assert before.keys() - left == after.keys()
-    # How far the clocks are apart is no position.
+    # A run by a cursor column has not read what xmin would show.
+    unset = {"xmin"} if "cursor" in options else set()
+    assert before.keys() - unset == after.keys()
+    # The difference of the clocks is no position.
     assert all(after[name] >= before[name] for name in after if name != "ahead")
-    assert left or after["xmin"] > before["xmin"]
+    assert unset or after["xmin"] > before["xmin"]
 
 
 @together(FULL, BATCH, BY_TIME)
-def test_a_row_that_comes_back_is_active_again(source: Case, own: dict[str, Any]) -> Story:
-    """The same row with the same values, deleted and inserted again, is one row throughout."""
+def test_a_reinserted_row_is_active_again(source: Case, options: dict[str, Any]) -> Story:
+    """A row that is deleted and inserted again with the same values stays one row of the table."""
     source.execute(THING)
-    yield own
+    yield options
     source.execute("DELETE FROM t WHERE id = 7")
-    assert counts((yield own)) == (0, 0, 1)
-    assert counts((yield own)) == (0, 0, 0)
+    assert counts((yield options)) == (0, 0, 1)
+    assert counts((yield options)) == (0, 0, 0)
     source.execute(f"INSERT INTO t VALUES (7, 'v7', {LONG_AGO})")
-    if own == BY_TIME:
+    if options == BY_TIME:
         source.execute("UPDATE t SET at = now() WHERE id = 7")
-    result = yield own
+    result = yield options
     assert counts(result) == (0, 1, 0)
     assert row(source, 7)["record_status"] == "ACTIVE"
     assert feed(source, result.version) == updates(7)
 
 
 @together(FULL, BATCH)
-def test_vanished_rows_can_be_removed(source: Case, own: dict[str, Any]) -> Story:
-    """With on_delete = "remove" they are gone from the table, and come back as new."""
-    own = {**own, "on_delete": "remove"}
+def test_on_delete_remove_removes_deleted_rows(source: Case, options: dict[str, Any]) -> Story:
+    """With on_delete = "remove" deleted rows leave the table, and return as inserts."""
+    options = {**options, "on_delete": "remove"}
     source.execute(THING)
-    yield own
+    yield options
     source.execute("DELETE FROM t WHERE id IN (7, 8)")
-    result = yield own
+    result = yield options
     assert counts(result) == (0, 0, 2)
     assert feed(source, result.version) == [("delete", 7), ("delete", 8)]
     assert pl.read_delta(str(source.table("t"))).height == 48
     source.execute("INSERT INTO t VALUES (7, 'v7')")
-    result = yield own
+    result = yield options
     assert counts(result) == (1, 0, 0)
     assert feed(source, result.version) == [("insert", 7)]
 
 
 @together(FULL, BATCH)
-def test_a_key_that_changes_is_another_row(source: Case, own: dict[str, Any]) -> Story:
-    """UPDATE of a key: the old one has vanished, the new one is new, even where they swap."""
+def test_a_changed_key_is_a_delete_and_an_insert(source: Case, options: dict[str, Any]) -> Story:
+    """An UPDATE of a key is a delete and an insert; rows that swap their values are updates."""
     source.execute(THING)
-    yield own
+    yield options
     source.execute("UPDATE t SET id = id + 1000, at = now() WHERE id = 1")
     source.execute(
         "UPDATE t SET v = CASE id WHEN 2 THEN 'v3' ELSE 'v2' END, at = now() WHERE id IN (2, 3)"
     )
-    result = yield own
+    result = yield options
     assert counts(result) == (1, 2, 1)
     assert feed(source, result.version) == sorted([("insert", 1001), *updates(1, 2, 3)])
 
 
 @together(FULL, BATCH)
-def test_all_rows_may_vanish_and_come_back(source: Case, own: dict[str, Any]) -> Story:
-    """TRUNCATE marks every row; loading the same again changes each once."""
+def test_truncate_marks_all_rows_and_reinserts_update_them(
+    source: Case, options: dict[str, Any]
+) -> Story:
+    """TRUNCATE marks every row as deleted; inserting them again updates each once."""
     source.execute(THING)
-    yield own
+    yield options
     source.execute("TRUNCATE t")
-    assert counts((yield own)) == (0, 0, 50)
+    assert counts((yield options)) == (0, 0, 50)
     source.execute("INSERT INTO t SELECT i, 'v' || i FROM generate_series(1, 50) i")
-    assert counts((yield own)) == (0, 50, 0)
+    assert counts((yield options)) == (0, 50, 0)
 
 
 @together(BATCH, BY_TIME)
-def test_truncate_and_reload_between_two_runs(source: Case, own: dict[str, Any]) -> Story:
-    """Rows that are loaded again as they were are no change."""
+def test_rows_reloaded_with_equal_values_are_unchanged(
+    source: Case, options: dict[str, Any]
+) -> Story:
+    """Rows that are inserted again with equal values after a TRUNCATE are unchanged."""
     source.execute(THING)
-    yield own
-    at = LONG_AGO if own == BATCH else "now()"
+    yield options
+    at = LONG_AGO if options == BATCH else "now()"
     source.execute(
         f"TRUNCATE t; INSERT INTO t SELECT i, 'v' || i, {at} FROM generate_series(2, 51) i"
     )
-    result = yield own
+    result = yield options
     assert result.rows_read == 50
-    assert counts(result) == ((1, 0, 1) if own == BATCH else (1, 49, 1))
+    assert counts(result) == ((1, 0, 1) if options == BATCH else (1, 49, 1))
 
 
 def a_table_without_a_key_is_replaced(source: Case) -> Story:
-    """Rows that cannot be told apart: the whole content changes at once, duplicates included."""
+    """Without a key all rows are replaced in one commit, duplicates included."""
     source.execute("CREATE TABLE t AS SELECT 1 AS id, 'x' AS v FROM generate_series(1, 3)")
     yield FULL
     source.execute("DELETE FROM t WHERE ctid = '(0,1)'; INSERT INTO t VALUES (2, 'y')")
@@ -268,7 +274,7 @@ def a_table_without_a_key_is_replaced(source: Case) -> Story:
 
 
 def only_files_with_changed_keys_are_rewritten(source: Case) -> Story:
-    """Rows of three files, a change in one of them: the other two stay as they are."""
+    """Where rows of one of three files change, the other two files stay."""
     source.execute(THING)
     yield BATCH
     for start in (100, 200):
@@ -286,8 +292,8 @@ def only_files_with_changed_keys_are_rewritten(source: Case) -> Story:
     assert len(before - files(source)) == 1
 
 
-def rows_that_were_only_read_again_change_nothing(source: Case) -> Story:
-    """An UPDATE to the same values is read, and is no change."""
+def an_update_to_equal_values_changes_nothing(source: Case) -> Story:
+    """An UPDATE to equal values is read, and changes nothing."""
     source.execute(THING)
     yield BATCH
     before = files(source)
@@ -301,24 +307,24 @@ def rows_that_were_only_read_again_change_nothing(source: Case) -> Story:
 
 
 @together(BATCH, BY_TIME)
-def test_deletes_can_be_ignored(source: Case, own: dict[str, Any]) -> Story:
-    """Vanished rows stay as they are, and a row that is inserted again is an update."""
-    own = {**own, "deletes": "ignore"}
+def test_ignored_deletes_leave_rows_active(source: Case, options: dict[str, Any]) -> Story:
+    """Deleted rows stay ACTIVE, and a row that is inserted again is an update."""
+    options = {**options, "deletes": "ignore"}
     source.execute(THING)
-    yield Unproven(own)
+    yield Unproven(options)
     source.execute("DELETE FROM t WHERE id IN (1, 2); UPDATE t SET v = 'x', at = now() WHERE id=3")
-    assert counts((yield Unproven(own))) == (0, 1, 0)
+    assert counts((yield Unproven(options))) == (0, 1, 0)
     assert row(source, 1)["record_status"] == "ACTIVE"
     source.execute("INSERT INTO t VALUES (1, 'again')")
-    assert counts((yield Unproven(own))) == (0, 1, 0)
-    assert counts((yield {**own, "deletes": "detect"})) == (0, 0, 1)
+    assert counts((yield Unproven(options))) == (0, 1, 0)
+    assert counts((yield {**options, "deletes": "detect"})) == (0, 0, 1)
 
 
-def test_deletes_can_be_looked_for_now_and_then(
+def test_deletes_are_detected_once_per_interval(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With an interval they are found once it has passed, not before, and then not again."""
-    own = {**BATCH, "deletes": "1h"}
+    """With an interval, deletes are detected by the first run after it has passed."""
+    options = {**BATCH, "deletes": "1h"}
     start = dt.datetime.now(dt.UTC)
     passed = dt.timedelta()
 
@@ -329,80 +335,82 @@ def test_deletes_can_be_looked_for_now_and_then(
 
     monkeypatch.setattr(pipeline, "datetime", Clock)
     source.execute(THING)
-    run(source, own)
-    found = []
+    run(source, options)
+    counted = []
     for minutes in (59, 61, 119, 122):
         passed = dt.timedelta(minutes=minutes)
         source.execute("DELETE FROM t WHERE id = (SELECT min(id) FROM t)")
-        found.append(counts(run(source, own)))
-    assert found == [(0, 0, 0), (0, 0, 2), (0, 0, 0), (0, 0, 2)]
+        counted.append(counts(run(source, options)))
+    assert counted == [(0, 0, 0), (0, 0, 2), (0, 0, 0), (0, 0, 2)]
 
 
-# --- what has committed late -----------------------------------------------------------------
+# --- late commits ----------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("exact")
+@pytest.mark.usefixtures("without_margin")
 @together(BATCH, BY_TIME)
-def test_a_late_commit_is_not_missed(source: Case, own: dict[str, Any]) -> Story:
-    """Rows written before a run by a transaction that commits after it, whatever ran between."""
+def test_a_late_commit_is_not_missed(source: Case, options: dict[str, Any]) -> Story:
+    """Rows that were written before a run and committed after it land, whatever ran in between."""
     source.execute(THING)
-    yield Unproven(own)
+    yield Unproven(options)
     write = source.named(
         "INSERT INTO t VALUES (60, 'late'); UPDATE t SET v = 'late', at = now() WHERE id = 5"
     )
     with open_transaction(source, write) as late:
         for key in (61, 62):
             source.execute(f"INSERT INTO t VALUES ({key}, 'soon')")
-            assert counts((yield own)) == (1, 0, 0)
+            assert counts((yield options)) == (1, 0, 0)
         late.execute("COMMIT")
-    result = yield own
+    result = yield options
     assert (counts(result), result.notes) == ((1, 1, 0), ())
     assert result.rows_read <= 5
     assert feed(source, result.version) == sorted([("insert", 60), *updates(5)])
 
 
-@pytest.mark.usefixtures("exact")
+@pytest.mark.usefixtures("without_margin")
 @together(BATCH, BY_TIME)
-def test_a_transaction_may_write_long_after_it_began(source: Case, own: dict[str, Any]) -> Story:
-    """now() is when a transaction began: it writes that time after a run that saw nothing of it."""
+def test_a_late_write_of_an_old_transaction_is_not_missed(
+    source: Case, options: dict[str, Any]
+) -> Story:
+    """A transaction writes now(), the time of its start, after a run that did not see its rows."""
     source.execute(THING)
     with open_transaction(source) as late:
-        yield Unproven(own)
+        yield Unproven(options)
         source.execute("INSERT INTO t VALUES (61, 'soon')")
-        yield own
+        yield options
         late.execute(source.named("INSERT INTO t VALUES (60, 'late')").encode())
         late.execute("COMMIT")
-    result = yield own
+    result = yield options
     assert (counts(result), result.notes) == ((1, 0, 0), ())
     assert result.rows_read <= 5
 
 
-@pytest.mark.usefixtures("exact")
+@pytest.mark.usefixtures("without_margin")
 @together(BATCH, BY_TIME)
-def test_a_savepoint_in_a_late_commit_is_not_missed(source: Case, own: dict[str, Any]) -> Story:
-    """Subtransactions have ids of their own, given out at any time."""
+def test_a_savepoint_in_a_late_commit_is_not_missed(source: Case, options: dict[str, Any]) -> Story:
+    """Subtransactions get ids of their own, at any time."""
     source.execute(THING)
-    one = source.named("INSERT INTO t VALUES (%s, %s)")
+    insert = source.named("INSERT INTO t VALUES (%s, %s)")
     with open_transaction(source) as late:
-        late.execute(one, (60, "late"))
+        late.execute(insert, (60, "late"))
         late.execute("SAVEPOINT a")
-        late.execute(one, (61, "late"))
+        late.execute(insert, (61, "late"))
         late.execute("ROLLBACK TO a")
-        yield Unproven(own)
+        yield Unproven(options)
         for key in range(70, 73):
             late.execute(f"SAVEPOINT s{key}")
-            late.execute(one, (key, "sub"))
+            late.execute(insert, (key, "sub"))
         source.execute("INSERT INTO t VALUES (62, 'soon')")
-        yield own
+        yield options
         late.execute("COMMIT")
-    result = yield own
+    result = yield options
     assert (counts(result), result.notes) == ((4, 0, 0), ())
     assert result.rows_read <= 5
 
 
-@pytest.mark.usefixtures("exact")
-def test_a_transaction_whose_beginning_is_not_shown_is_not_missed(source: Source) -> None:
-    """With track_activities off nobody sees when it began: its rows land, or runs are refused."""
+@pytest.mark.usefixtures("without_margin")
+def test_a_transaction_with_a_hidden_start_is_not_missed(source: Source) -> None:
+    """With track_activities off a transaction hides its start: its rows land, or runs fail."""
     source.execute(THING)
     with open_transaction(source) as late:
         for statement in ("COMMIT", "SET track_activities = off", "BEGIN", "SELECT now()"):
@@ -414,9 +422,9 @@ def test_a_transaction_whose_beginning_is_not_shown_is_not_missed(source: Source
         assert run(source, BY_TIME).error or differences(settings(source, BY_TIME)) == {}
 
 
-@pytest.mark.usefixtures("exact")
-def test_the_mark_is_the_beginning_of_the_oldest_transaction(source: Source) -> None:
-    """It does not pass it while that is open, and moves on afterwards; it never goes back."""
+@pytest.mark.usefixtures("without_margin")
+def test_the_watermark_is_the_start_of_the_oldest_transaction(source: Source) -> None:
+    """The watermark waits at the start of an open transaction, and never moves back."""
     source.execute(THING)
     with open_transaction(source) as late:
         row: Any = late.execute("SELECT now()").fetchone()
@@ -430,8 +438,8 @@ def test_the_mark_is_the_beginning_of_the_oldest_transaction(source: Source) -> 
     assert later == after
 
 
-def values_without_a_time_are_always_read(source: Case) -> Story:
-    """A cursor that is NULL says nothing of when a row changed."""
+def rows_with_a_null_cursor_are_always_read(source: Case) -> Story:
+    """Rows whose cursor is NULL may have changed at any time."""
     source.execute(THING)
     source.execute("INSERT INTO t VALUES (51, 'a', NULL), (52, 'b', NULL)")
     yield BY_TIME
@@ -440,12 +448,12 @@ def values_without_a_time_are_always_read(source: Case) -> Story:
     assert (result.rows_read, counts(result)) == (2, (0, 1, 0))
 
 
-def only_rows_since_the_mark_are_read(source: Case) -> Story:
-    """What the cursor says did not change is not read: neither are changes that it hides."""
+def only_rows_since_the_watermark_are_read(source: Case) -> Story:
+    """Rows whose cursor did not change are not read, even where other columns changed."""
     source.execute(THING)
     yield BY_TIME
     source.execute("UPDATE t SET v = 'hidden' WHERE id = 1")
-    source.execute("UPDATE t SET v = 'told', at = now() WHERE id = 2")
+    source.execute("UPDATE t SET v = 'shown', at = now() WHERE id = 2")
     result = yield Unproven(BY_TIME)
     assert (result.rows_read, counts(result)) == (1, (0, 1, 0))
     assert counts((yield FULL)) == (0, 1, 0)
@@ -453,7 +461,7 @@ def only_rows_since_the_mark_are_read(source: Case) -> Story:
 
 @pytest.mark.parametrize("zone", ["Pacific/Kiritimati", "Pacific/Pago_Pago"])
 def test_a_cursor_without_a_time_zone_needs_an_overlap(source: Source, zone: str) -> None:
-    """Whether such a column holds UTC or the server's time, late commits are not missed."""
+    """Whether such a column is in UTC or in the server's zone, late commits are not missed."""
     (name,) = source.execute("SELECT current_database()")
     source.execute(f"ALTER DATABASE {name[0]} SET timezone = '{zone}'")
 
@@ -465,16 +473,16 @@ def test_a_cursor_without_a_time_zone_needs_an_overlap(source: Source, zone: str
         )
         refused = (yield Unproven({**BATCH, "cursor": cursor})).error
         assert refused is not None
-        said = source.named(f"The cursor {cursor} of table public.t has no time zone")
-        assert said in refused.message
+        message = source.named(f"The cursor {cursor} of table public.t has no time zone")
+        assert message in refused.message
         assert 'overlap, such as "1h"' in refused.hint
-        own = {**BATCH, "cursor": cursor, "overlap": "1m"}
+        options = {**BATCH, "cursor": cursor, "overlap": "1m"}
         with open_transaction(source) as late:
-            yield Unproven(own)
-            yield Unproven(own)
+            yield Unproven(options)
+            yield Unproven(options)
             late.execute(source.named("INSERT INTO t (id) VALUES (100)").encode())
             late.execute("COMMIT")
-        result = yield own
+        result = yield options
         assert counts(result) == (1, 0, 0)
         assert result.rows_read <= 2
 
@@ -486,45 +494,48 @@ def test_a_cursor_without_a_time_zone_needs_an_overlap(source: Source, zone: str
     ("id", "The cursor id of table public.t is of type int4"),
     ("v", "The cursor v of table public.t is of type text"),
 )
-def test_a_column_that_is_no_cursor_is_refused(source: Case, cursor: str, said: str) -> Story:
-    """The error names the column, its type and the types that would do."""
+def test_an_unsuitable_cursor_column_is_refused(source: Case, cursor: str, message: str) -> Story:
+    """The error names the column, its type and the types that a cursor may have."""
     source.execute(THING)
     failed = yield Unproven({**BATCH, "cursor": cursor})
     assert failed.error is not None
-    assert source.named(said) in failed.error.message
+    assert source.named(message) in failed.error.message
     assert "timestamptz, timestamp, date" in failed.error.message
     assert "xmin" in failed.error.hint
     assert not source.table("t").exists()
 
 
 def test_a_role_that_sees_no_transactions_needs_an_overlap(source: Source) -> None:
-    """Without pg_read_all_stats nobody knows what is open; with it, or with an overlap, it runs."""
+    """Without pg_read_all_stats open transactions are hidden: an overlap is needed."""
     source.execute(THING)
     (name,) = source.execute("SELECT 'reader_' || current_database()")
     role = name[0]
     source.execute(f"CREATE ROLE {role} LOGIN; GRANT SELECT ON t TO {role}")
     try:
         dsn = source.dsn.replace("postgres@", f"{role}@")
-        mine = Source(dsn, source.lake)
-        refused = run(mine, BY_TIME).error
+        reader = Source(dsn, source.lake)
+        refused = run(reader, BY_TIME).error
         assert refused is not None
-        assert "The cursor at of table public.t needs to know since when" in refused.message
+        assert (
+            "The cursor at of table public.t needs the start of the oldest open transaction"
+            in refused.message
+        )
         assert "GRANT pg_read_all_stats" in refused.hint
-        assert counts(land(mine, {**BY_TIME, "overlap": "1h"})) == (50, 0, 0)
+        assert counts(land(reader, {**BY_TIME, "overlap": "1h"})) == (50, 0, 0)
         source.execute("INSERT INTO t VALUES (51, 'new')")
-        result = land(mine, {**BY_TIME, "overlap": "1h"})
+        result = land(reader, {**BY_TIME, "overlap": "1h"})
         assert (result.rows_read, counts(result)) == (1, (1, 0, 0))
         source.execute(f"GRANT pg_read_all_stats TO {role}")
-        assert counts(land(mine, BY_TIME)) == (0, 0, 0)
+        assert counts(land(reader, BY_TIME)) == (0, 0, 0)
     finally:
         source.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
-# --- xmin and what PostgreSQL does to rows ---------------------------------------------------
+# --- xmin, and commands that move rows -------------------------------------------------------
 
 
-def rows_that_are_frozen_or_moved_are_no_changes(source: Case) -> Story:
-    """VACUUM FREEZE and VACUUM FULL leave rows as they are: neither is read again nor missed."""
+def vacuum_and_cluster_change_no_rows(source: Case) -> Story:
+    """VACUUM FREEZE, VACUUM FULL and CLUSTER: changed rows are read, unchanged ones are not."""
     source.execute(THING)
     yield BATCH
     source.execute("UPDATE t SET v = 'new' WHERE id = 4")
@@ -541,8 +552,8 @@ def rows_that_are_frozen_or_moved_are_no_changes(source: Case) -> Story:
     assert (result.rows_read, counts(result)) == (0, (0, 0, 0))
 
 
-def test_rows_that_are_frozen_from_the_start_are_not_missed(source: Source) -> None:
-    """COPY FREEZE writes rows that look as if they had always been there."""
+def test_rows_of_copy_freeze_are_not_missed(source: Source) -> None:
+    """COPY FREEZE writes rows that are frozen from the start, without an xmin to find them by."""
     source.execute(THING)
     land(source, BATCH)
     with psycopg.connect(source.dsn) as connection:
@@ -553,8 +564,10 @@ def test_rows_that_are_frozen_from_the_start_are_not_missed(source: Source) -> N
 
 
 @together(FULL, BATCH)
-def test_partitions_come_go_and_exchange_rows(source: Case, own: dict[str, Any]) -> Story:
-    """A row that moves to another partition is an update; a partition is no table of its own."""
+def test_partitions_are_created_detached_and_exchange_rows(
+    source: Case, options: dict[str, Any]
+) -> Story:
+    """A row that moves to another partition is an update; a partition does not land by itself."""
     source.execute(
         "CREATE TABLE t (id int, p int, at timestamptz DEFAULT now(), PRIMARY KEY (id, p))"
         " PARTITION BY LIST (p);"
@@ -562,23 +575,23 @@ def test_partitions_come_go_and_exchange_rows(source: Case, own: dict[str, Any])
         f" CREATE TABLE {source.name}2 PARTITION OF t FOR VALUES IN (2);"
         f" INSERT INTO t SELECT i, 1 + i % 2, {LONG_AGO} FROM generate_series(1, 40) i"
     )
-    own = {**own, "key": "id"}
-    yield own
+    options = {**options, "key": "id"}
+    yield options
     source.execute("UPDATE t SET p = 3 - p, at = now() WHERE id IN (1, 2, 3)")
-    result = yield own
+    result = yield options
     assert counts(result) == (0, 3, 0)
     assert feed(source, result.version) == updates(1, 2, 3)
     source.execute(
         f"CREATE TABLE {source.name}3 PARTITION OF t FOR VALUES IN (3);"
         " INSERT INTO t VALUES (50, 3), (51, 3)"
     )
-    assert counts((yield own)) == (2, 0, 0)
+    assert counts((yield options)) == (2, 0, 0)
     source.execute(f"ALTER TABLE t DETACH PARTITION {source.name}3; DROP TABLE {source.name}3")
-    assert counts((yield own)) == (0, 0, 2)
+    assert counts((yield options)) == (0, 0, 2)
 
 
-def test_a_partition_that_is_attached_with_its_rows_is_not_missed(source: Source) -> None:
-    """Its rows are older than the last run, but were no rows of this table then."""
+def test_rows_of_an_attached_partition_are_not_missed(source: Source) -> None:
+    """Its rows are older than the last run, but were not in this table then."""
     source.execute(
         "CREATE TABLE t (id int PRIMARY KEY) PARTITION BY RANGE (id);"
         " CREATE TABLE t1 PARTITION OF t FOR VALUES FROM (0) TO (100);"
@@ -593,8 +606,8 @@ def test_a_partition_that_is_attached_with_its_rows_is_not_missed(source: Source
     assert counts(result) == (1, 0, 0)
 
 
-def test_a_partition_that_takes_the_place_of_another_is_not_missed(source: Source) -> None:
-    """As many rows with the same keys, prepared before the last run, with other values."""
+def test_rows_of_an_exchanged_partition_are_not_missed(source: Source) -> None:
+    """The new partition has the same keys, and other values that are older than the last run."""
     source.execute(
         "CREATE TABLE t (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);"
         " CREATE TABLE t1 PARTITION OF t FOR VALUES FROM (0) TO (100);"
@@ -612,8 +625,8 @@ def test_a_partition_that_takes_the_place_of_another_is_not_missed(source: Sourc
     assert counts(result) == (0, 1, 0)
 
 
-def test_rows_of_heirs_are_taken_with_their_parent(source: Source) -> None:
-    """With inheritance, a change in a child table is one of its parent too."""
+def test_rows_of_inheriting_tables_land_with_their_parent(source: Source) -> None:
+    """With inheritance, a change in a child table is a change of its parent, too."""
     source.execute(
         "CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE u (more int) INHERITS (t);"
         " ALTER TABLE u ADD PRIMARY KEY (id);"
@@ -633,13 +646,13 @@ def test_rows_of_heirs_are_taken_with_their_parent(source: Source) -> None:
     assert pl.read_delta(str(source.table("t"))).height == 4
 
 
-def test_views_have_no_xmin(source: Source) -> None:
-    """A view by xmin is refused, and taken by a cursor column of its own."""
+def test_a_view_needs_a_cursor_column(source: Source) -> None:
+    """A view cannot be read by xmin, but by a cursor column."""
     source.execute(THING)
     source.execute("CREATE VIEW w AS SELECT * FROM t")
 
-    def of_view(own: dict[str, Any]) -> TableResult:
-        only = source.settings(source={"tables": ["w"]}, tables={"w": {"key": "id", **own}})
+    def of_view(options: dict[str, Any]) -> TableResult:
+        only = source.settings(source={"tables": ["w"]}, tables={"w": {"key": "id", **options}})
         (result,) = pipeline.run(only).tables
         assert result.error or differences(only) == {}
         return result
@@ -657,27 +670,27 @@ def test_views_have_no_xmin(source: Source) -> None:
 
 
 def patterns_may_be_switched(source: Case) -> Story:
-    """Each goes on from where another has left the table, and positions never go back."""
+    """Each pattern continues where another ended, and positions never go back."""
     source.execute(THING)
     last: dict[str, int] = {}
-    for number, own in enumerate([FULL, BATCH, FULL, BY_TIME, BATCH, BY_TIME, FULL, BATCH]):
+    for number, options in enumerate([FULL, BATCH, FULL, BY_TIME, BATCH, BY_TIME, FULL, BATCH]):
         source.execute(
             f"UPDATE t SET v = v || '!', at = now() WHERE id = {number + 1};"
             f" DELETE FROM t WHERE id = {50 - number}; INSERT INTO t VALUES ({100 + number})"
         )
-        result = yield own
+        result = yield options
         assert counts(result) == ((1, 1, 1) if number else (50, 0, 0))
         marks = position(source, result.version)
-        # How far two clocks are apart is no position.
+        # The difference of the clocks is no position.
         both = (marks.keys() & last.keys()) - {"ahead"}
         assert all(marks[name] >= last[name] for name in both)
         last |= marks
-        if own is BATCH:
+        if options is BATCH:
             assert result.rows_read == 2
 
 
 def another_cursor_leads_to_a_full_comparison(source: Case) -> Story:
-    """What the one cursor has missed, the other finds."""
+    """Changes that one cursor missed are found by the other."""
     source.execute(THING)
     source.execute(f"ALTER TABLE t ADD b timestamptz; UPDATE t SET b = {LONG_AGO}")
     yield BATCH
@@ -691,7 +704,7 @@ def another_cursor_leads_to_a_full_comparison(source: Case) -> Story:
 
 
 def xmin_after_a_cursor_leads_to_a_full_comparison(source: Case) -> Story:
-    """What the cursor has missed, xmin finds."""
+    """Changes that the cursor missed are found by xmin."""
     source.execute(THING)
     yield BATCH
     yield BY_TIME
@@ -700,8 +713,8 @@ def xmin_after_a_cursor_leads_to_a_full_comparison(source: Case) -> Story:
     assert counts((yield BATCH)) == (0, 1, 0)
 
 
-def a_cursor_that_is_taken_up_again_misses_nothing(source: Case) -> Story:
-    """The position that it left stays as it was while another one was used."""
+def a_cursor_that_is_used_again_misses_nothing(source: Case) -> Story:
+    """The watermark of a cursor stays while another cursor is used."""
     source.execute(THING)
     yield BY_TIME
     source.execute("INSERT INTO t VALUES (51, 'a')")
@@ -710,9 +723,9 @@ def a_cursor_that_is_taken_up_again_misses_nothing(source: Case) -> Story:
     assert counts((yield BY_TIME)) == (1, 1, 0)
 
 
-@pytest.mark.usefixtures("hurried")
-def test_a_run_that_was_overtaken_changes_nothing(source: Source) -> None:
-    """Between its reading and its commit another run lands: the older one fails and says why."""
+@pytest.mark.usefixtures("without_pauses")
+def test_an_overtaken_run_commits_nothing(source: Source) -> None:
+    """Another run commits between the reads and the commit of a run: the older run fails."""
     every = source.settings(tables={"whole": FULL, "by_xmin": BATCH, "by_time": BY_TIME})
 
     def execute(statement: str) -> None:
@@ -733,10 +746,10 @@ def test_a_run_that_was_overtaken_changes_nothing(source: Source) -> None:
     assert {table: counts(rival) for table, rival in rivals.items()} == {
         f"public.{name}": (0, 2, 0) for name in every.tables
     }
-    said = {table: (r.status, r.error.message if r.error else "") for table, r in results.items()}
+    errors = {table: (r.status, r.error.message if r.error else "") for table, r in results.items()}
     for name in every.tables:
-        assert said[f"public.{name}"][0] == "failed", name
-        assert "Another run has landed the table at" in said[f"public.{name}"][1], name
+        assert errors[f"public.{name}"][0] == "failed", name
+        assert "Another run has landed the table at" in errors[f"public.{name}"][1], name
         folder = source.table(name)
         assert DeltaTable(str(folder)).version() == rivals[f"public.{name}"].version, name
         log = "".join(path.read_text() for path in (folder / "_delta_log").glob("*.json"))
@@ -747,9 +760,9 @@ def test_a_run_that_was_overtaken_changes_nothing(source: Source) -> None:
     assert differences(every) == {}
 
 
-@pytest.mark.usefixtures("hurried")
-def test_a_run_that_was_overtaken_begins_again(source: Source) -> None:
-    """With retries left it reads anew, from a new snapshot."""
+@pytest.mark.usefixtures("without_pauses")
+def test_an_overtaken_run_retries_from_a_new_snapshot(source: Source) -> None:
+    """With retries left the run reads again, from a new snapshot."""
     source.execute(THING)
     land(source, BATCH)
     patient = source.settings(tables={"t": BATCH}, run={"max_retries": 2})
@@ -766,9 +779,9 @@ def test_a_run_that_was_overtaken_begins_again(source: Source) -> None:
     assert differences(patient) == {}
 
 
-@pytest.mark.usefixtures("hurried")
-def test_a_replacement_that_was_overtaken_changes_nothing(source: Source) -> None:
-    """A table without a key, too, never goes back to an older state."""
+@pytest.mark.usefixtures("without_pauses")
+def test_an_overtaken_replacement_commits_nothing(source: Source) -> None:
+    """A table without a key does not go back to an older state, either."""
     source.execute("CREATE TABLE t AS SELECT 1 AS id")
     land(source, FULL)
     rivals: list[TableResult] = []
@@ -785,9 +798,9 @@ def test_a_replacement_that_was_overtaken_changes_nothing(source: Source) -> Non
     assert differences(settings(source, FULL)) == {}
 
 
-@pytest.mark.usefixtures("hurried")
-def test_a_foreign_commit_in_between_is_no_conflict(source: Source) -> None:
-    """Somebody compacts the table while a run reads: its changes land on top of that."""
+@pytest.mark.usefixtures("without_pauses")
+def test_a_foreign_commit_during_a_run_is_no_conflict(source: Source) -> None:
+    """Another writer compacts the table while a run reads: the run merges into the new files."""
     source.execute(THING)
     land(source, BATCH)
     source.execute("INSERT INTO t SELECT i FROM generate_series(51, 60) i")
@@ -820,8 +833,8 @@ KEYS = {
 
 
 def test_keys_of_any_type(source: Source) -> None:
-    """Rows are told apart by keys of every usual type, alone and as one of two columns."""
-    one, two = ([f"{count} {kind}" for kind in KEYS] for count in ("one", "two"))
+    """Keys of every usual type work, alone and as one of two columns."""
+    single, double = ([f"{count} {kind}" for kind in KEYS] for count in ("one", "two"))
     for kind, (declared, value) in KEYS.items():
         source.execute(
             f'CREATE TABLE "one {kind}" (id {declared} PRIMARY KEY, v int);'
@@ -829,10 +842,10 @@ def test_keys_of_any_type(source: Source) -> None:
             f' CREATE TABLE "two {kind}" (a int, id {declared}, v int, PRIMARY KEY (a, id));'
             f' INSERT INTO "two {kind}" SELECT i % 3, {value}, i FROM generate_series(1, 40) i'
         )
-    config = source.settings(tables=dict.fromkeys(one, BATCH) | dict.fromkeys(two, FULL))
+    config = source.settings(tables=dict.fromkeys(single, BATCH) | dict.fromkeys(double, FULL))
     pipeline.run(config)
-    for name in one + two:
-        of_two = name in two
+    for name in single + double:
+        of_two = name in double
         value = KEYS[name.partition(" ")[2]][1]
         source.execute(
             f'UPDATE "{name}" SET v = -v WHERE v IN (1, 2);'
@@ -841,76 +854,78 @@ def test_keys_of_any_type(source: Source) -> None:
             f" SELECT {value}, i{', 0' if of_two else ''} FROM generate_series(41, 44) i"
         )
     results = pipeline.run(config).tables
-    every = [f"public.{name}" for name in one + two]
+    every = [f"public.{name}" for name in single + double]
     assert {r.table: counts(r) for r in results} == dict.fromkeys(every, (4, 2, 3))
     assert differences(config) == {}
-    config = source.settings(tables=dict.fromkeys(one, FULL) | dict.fromkeys(two, BATCH))
+    config = source.settings(tables=dict.fromkeys(single, FULL) | dict.fromkeys(double, BATCH))
     results = pipeline.run(config).tables
     assert {r.table: counts(r) for r in results} == dict.fromkeys(every, (0, 0, 0))
 
 
 def test_a_key_may_be_nan(source: Source) -> None:
-    """Also where its row is the only one, as it is updated, deleted and inserted again."""
-    ways = {
-        f"{pattern}_{how}": {"pattern": pattern, **own}
+    """A row with the key NaN is inserted, updated and deleted, also as the only row."""
+    tables = {
+        f"{pattern}_{how}": {"pattern": pattern, **options}
         for pattern in ("full_refresh", "batch")
-        for how, own in (("history", {"history": True}), ("marked", {}))
+        for how, options in (("history", {"history": True}), ("marked", {}))
     }
-    given = source.settings(tables=ways)
-    for name in ways:
+    config = source.settings(tables=tables)
+    for name in tables:
         source.execute(f"CREATE TABLE {name} (k float8 PRIMARY KEY, v int)")
-    for change, wanted in (
+    for change, expected in (
         ("INSERT INTO {t} VALUES ('NaN', 1)", (1, 0, 0)),
         ("UPDATE {t} SET v = 2", (0, 1, 0)),
         ("INSERT INTO {t} VALUES (0, 1)", (1, 0, 0)),
         ("UPDATE {t} SET v = 3 WHERE k = 'NaN'", (0, 1, 0)),
         ("DELETE FROM {t} WHERE k = 'NaN'", (0, 0, 1)),
     ):
-        for name in ways:
+        for name in tables:
             source.execute(change.format(t=name))
-        results = pipeline.run(given).tables
-        assert {r.table: counts(r) for r in results} == {f"public.{name}": wanted for name in ways}
-        assert differences(given) == {}
+        results = pipeline.run(config).tables
+        assert {r.table: counts(r) for r in results} == {
+            f"public.{name}": expected for name in tables
+        }
+        assert differences(config) == {}
 
 
 def the_config_may_name_another_key(source: Case) -> Story:
-    """A key of one's own wins over the primary key; what is not unique is refused, with a hint."""
+    """A key of the config replaces the primary key; one that is not unique is refused."""
     source.execute(
         "CREATE TABLE t (id int PRIMARY KEY, code text, v text);"
         " INSERT INTO t SELECT i, 'c' || i, 'v' FROM generate_series(1, 20) i"
     )
-    own = {**BATCH, "key": "code"}
+    options = {**BATCH, "key": "code"}
     yield BATCH
-    result = yield own
+    result = yield options
     assert "all rows are compared: its key has changed" in result.notes
     assert counts(result) == (0, 0, 0)
     source.execute("UPDATE t SET id = id + 100 WHERE id <= 2; UPDATE t SET code = 'x' WHERE id = 3")
-    result = yield own
+    result = yield options
     assert counts(result) == (1, 2, 1)
-    # The row that is gone had the id of one that is there.
+    # The deleted row had the id of a live one.
     result = yield BATCH
-    said = "rows marked as deleted share the new key with others: the table is reloaded"
-    assert said in result.notes
+    note = "rows marked as deleted share the new key with others: the table is reloaded"
+    assert note in result.notes
     source.execute("UPDATE t SET v = 'w' WHERE id = 3")
     assert counts((yield BATCH)) == (0, 1, 0)
     source.execute("UPDATE t SET code = 'twice' WHERE id IN (5, 6)")
-    for wrong, said in (
+    for wrong, message in (
         ({"key": "code"}, "have the same value of the key code"),
         ({"key": "nothing"}, "has no column nothing"),
     ):
         error = (yield Unproven({**BATCH, **wrong})).error
         assert error is not None
-        assert said in error.message
+        assert message in error.message
         assert error.hint
     source.execute("UPDATE t SET code = NULL WHERE id = 5")
-    error = (yield Unproven(own)).error
+    error = (yield Unproven(options)).error
     assert error is not None
     assert "have no value in the key code" in error.message
     assert counts((yield BATCH)) == (0, 2, 0)
 
 
-def another_primary_key_in_the_source(source: Case) -> Story:
-    """All rows are compared by the new key, which is said once; only differences land."""
+def a_new_primary_key_leads_to_a_full_comparison(source: Case) -> Story:
+    """All rows are compared by the new key, with one note; only differences land."""
     source.execute(
         "CREATE TABLE t (id int PRIMARY KEY, code text NOT NULL, v text);"
         " INSERT INTO t SELECT i, 'c' || i, 'v' FROM generate_series(1, 20) i"
@@ -927,7 +942,7 @@ def another_primary_key_in_the_source(source: Case) -> Story:
 
 
 def a_key_that_delta_cannot_hold(source: Case) -> Story:
-    """An infinite time in a key: rows are told apart all the same, in both patterns."""
+    """Rows with an infinite time in their key land in both patterns."""
     source.execute(
         "CREATE TABLE t (id timestamptz PRIMARY KEY, v int);"
         " INSERT INTO t SELECT '2024-01-01Z'::timestamptz + i * interval '1 day', i"
@@ -944,49 +959,51 @@ def a_key_that_delta_cannot_hold(source: Case) -> Story:
 
 
 @together(FULL, BATCH)
-def test_only_values_of_changed_rows_are_booked(source: Case, own: dict[str, Any]) -> Story:
-    """A rejected value that was there before is not booked again."""
+def test_only_rejected_values_of_changed_rows_are_recorded(
+    source: Case, options: dict[str, Any]
+) -> Story:
+    """A rejected value of an unchanged row is not recorded again."""
     source.execute(
         "CREATE TABLE t (id int PRIMARY KEY, n numeric(10,2), at timestamptz DEFAULT now());"
         f" INSERT INTO t SELECT i, 'NaN', {LONG_AGO} FROM generate_series(1, 5) i;"
         f" INSERT INTO t SELECT i, i, {LONG_AGO} FROM generate_series(6, 20) i"
     )
 
-    def booked() -> list[int]:
+    def recorded_ids() -> list[int]:
         frame = pl.read_delta(str(source.lake / "governance" / "rejected_values"))
-        mine = frame.filter(pl.col("source_table") == f"public.{source.name}")
-        return sorted(json.loads(key)["id"] for key in mine["row_key"])
+        records = frame.filter(pl.col("source_table") == f"public.{source.name}")
+        return sorted(json.loads(key)["id"] for key in records["row_key"])
 
-    assert (yield Unproven(own)).rejected == 5
-    assert (yield Unproven(own)).rejected == 0
-    assert booked() == [1, 2, 3, 4, 5]
+    assert (yield Unproven(options)).rejected == 5
+    assert (yield Unproven(options)).rejected == 0
+    assert recorded_ids() == [1, 2, 3, 4, 5]
     source.execute(
         "UPDATE t SET n = 'NaN', at = now() WHERE id = 6; UPDATE t SET n = 0, at = now()"
         " WHERE id = 1; INSERT INTO t VALUES (21, 'NaN')"
     )
-    result = yield Unproven(own)
+    result = yield Unproven(options)
     assert (counts(result), result.rejected) == ((1, 2, 0), 2)
-    assert booked() == [1, 2, 3, 4, 5, 6, 21]
+    assert recorded_ids() == [1, 2, 3, 4, 5, 6, 21]
     assert row(source, 6)["n"] is None
 
 
 @together(
     a_table_without_a_key_is_replaced,
     only_files_with_changed_keys_are_rewritten,
-    rows_that_were_only_read_again_change_nothing,
-    values_without_a_time_are_always_read,
-    only_rows_since_the_mark_are_read,
-    rows_that_are_frozen_or_moved_are_no_changes,
+    an_update_to_equal_values_changes_nothing,
+    rows_with_a_null_cursor_are_always_read,
+    only_rows_since_the_watermark_are_read,
+    vacuum_and_cluster_change_no_rows,
     patterns_may_be_switched,
     another_cursor_leads_to_a_full_comparison,
     xmin_after_a_cursor_leads_to_a_full_comparison,
-    a_cursor_that_is_taken_up_again_misses_nothing,
+    a_cursor_that_is_used_again_misses_nothing,
     the_config_may_name_another_key,
-    another_primary_key_in_the_source,
+    a_new_primary_key_leads_to_a_full_comparison,
     a_key_that_delta_cannot_hold,
 )
 def test_what_lands_is_what_changed(source: Case, story: Callable[[Case], Story]) -> Story:
-    """Each story holds, told beside the others."""
+    """Each story holds, with its table beside those of the others."""
     yield from story(source)
 
 
@@ -994,40 +1011,42 @@ def test_what_lands_is_what_changed(source: Case, story: Callable[[Case], Story]
 
 
 @pytest.fixture
-def unprepared(source: Source) -> Iterator[None]:
-    """What a test has prepared and left does not stay."""
+def rolled_back(source: Source) -> Iterator[None]:
+    """Rolls back the prepared transactions that a test leaves behind."""
     yield
     for (name,) in source.execute("SELECT gid FROM pg_prepared_xacts"):
         source.execute(f"ROLLBACK PREPARED '{name}'")
 
 
-@pytest.mark.usefixtures("exact", "unprepared")
+@pytest.mark.usefixtures("without_margin", "rolled_back")
 @together(BATCH, BY_TIME)
-def test_prepared_transactions_hold_the_mark(source: Case, own: dict[str, Any]) -> Story:
-    """Nobody knows when they began: the mark waits for them, and their rows land."""
+def test_prepared_transactions_hold_the_watermark_back(
+    source: Case, options: dict[str, Any]
+) -> Story:
+    """Their start is not known: the watermark waits for them, and their rows land."""
     source.execute(THING)
-    marks = [position(source, (yield own).version)]
+    marks = [position(source, (yield options).version)]
     with open_transaction(source, source.named("INSERT INTO t VALUES (60, 'late')")) as late:
         late.execute(f"PREPARE TRANSACTION '{source.name}'".encode())
     for key in (61, 62):
         source.execute(f"INSERT INTO t VALUES ({key}, 'soon')")
-        result = yield own
+        result = yield options
         assert counts(result) == (1, 0, 0)
         marks.append(position(source, result.version))
-    mark = own.get("cursor", "xmin")
+    mark = options.get("cursor", "xmin")
     assert marks[1][mark] == marks[2][mark]
-    if own is BY_TIME:
+    if options is BY_TIME:
         assert marks[0][mark] == marks[1][mark]
     source.execute(f"COMMIT PREPARED '{source.name}'")
-    result = yield own
+    result = yield options
     assert (counts(result), result.notes) == ((1, 0, 0), ())
     assert result.rows_read <= 5
     assert position(source, result.version)[mark] > marks[2][mark]
 
 
-@pytest.mark.usefixtures("exact", "unprepared")
-def test_a_first_run_beside_a_prepared_transaction_leaves_no_mark(source: Source) -> None:
-    """There is nothing to go on from: all rows are compared until there is."""
+@pytest.mark.usefixtures("without_margin", "rolled_back")
+def test_a_first_run_beside_a_prepared_transaction_sets_no_watermark(source: Source) -> None:
+    """All rows are compared until there is a watermark."""
     source.execute(THING)
     with open_transaction(source, "INSERT INTO t VALUES (60, 'late')") as late:
         late.execute("PREPARE TRANSACTION 'first'")

@@ -1,4 +1,4 @@
-"""What PostgreSQL has of keys: which of them tell rows apart, and what is said where none does."""
+"""Keys of PostgreSQL tables: which of them bronze uses, and what it reports where there is none."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ KEYLESS = {
 }
 
 
-def landed(source: Source, own: dict[str, Any], table: str = "t") -> TableResult:
-    """A run of a table, which then equals its source."""
-    given = source.settings(source={"tables": [table]}, tables={table: own})
-    (result,) = pipeline.run(given).tables
+def land(source: Source, options: dict[str, Any], table: str = "t") -> TableResult:
+    """Runs one table; afterwards its Bronze table equals its source."""
+    settings = source.settings(source={"tables": [table]}, tables={table: options})
+    (result,) = pipeline.run(settings).tables
     assert result.error is None
-    assert differences(given) == {}
+    assert differences(settings) == {}
     return result
 
 
@@ -45,28 +45,28 @@ def counts(result: TableResult) -> tuple[int, int, int]:
     return result.inserted, result.updated, result.deleted
 
 
-def test_why_a_table_has_no_key(source: Source) -> None:
-    """A unique index that tells no rows apart is named, with the reason, by a run and by a check;
-    and a table that is replaced whole says it.
+def test_a_missing_key_is_explained(source: Source) -> None:
+    """A unique index that is no key is named, with the reason, by a run and by a check, and in the
+    notes of a full refresh.
     """
-    for made, why in KEYLESS.items():
+    for definition, reason in KEYLESS.items():
         source.execute("DROP TABLE IF EXISTS t")
-        head, *rest = made.split(";")
+        head, *rest = definition.split(";")
         source.execute(";".join([f"CREATE TABLE t ({head})", *rest]))
-        given = source.settings(tables={"t": BATCH})
-        (ran,) = pipeline.run(given).tables
-        (checked,) = check.check(given).tables
+        settings = source.settings(tables={"t": BATCH})
+        (ran,) = pipeline.run(settings).tables
+        (checked,) = check.check(settings).tables
         assert ran.error is not None
         assert ran.error == checked.problem
         assert 'Table public.t has no key, which the pattern "batch" needs.' in ran.error.message
-        assert why in ran.error.message
+        assert reason in ran.error.message
         assert "key = […]" in ran.error.hint
-        (whole,) = pipeline.run(source.settings(tables={"t": {"target": "bz_w"}})).tables
-        assert any(why in note for note in whole.notes) == bool(why)
+        (refreshed,) = pipeline.run(source.settings(tables={"t": {"target": "bz_w"}})).tables
+        assert any(reason in note for note in refreshed.notes) == bool(reason)
 
 
-def test_an_index_that_failed_is_no_key(source: Source) -> None:
-    """What CREATE INDEX CONCURRENTLY has left behind makes nothing unique."""
+def test_an_invalid_index_is_no_key(source: Source) -> None:
+    """The invalid index of a failed CREATE INDEX CONCURRENTLY is not used as a key."""
     source.execute("CREATE TABLE t (a int NOT NULL); INSERT INTO t VALUES (1), (1)")
     with pytest.raises(psycopg.errors.UniqueViolation):
         source.execute("CREATE UNIQUE INDEX CONCURRENTLY u ON t (a)")
@@ -75,9 +75,9 @@ def test_an_index_that_failed_is_no_key(source: Source) -> None:
     assert "index u is not valid" in ran.error.message
 
 
-def test_a_deferrable_key_is_one(source: Source) -> None:
-    """It is unique once a transaction has been committed, and runs see nothing else: rows that
-    take each other's keys are changed, whatever the pattern.
+def test_a_deferrable_key_is_a_key_for_runs(source: Source) -> None:
+    """It is unique in every committed state, and runs see no other: rows that exchange their keys
+    are updated, in every pattern.
     """
     source.execute(
         "CREATE TABLE t (id int PRIMARY KEY DEFERRABLE INITIALLY DEFERRED, v text);"
@@ -88,36 +88,36 @@ def test_a_deferrable_key_is_one(source: Source) -> None:
         {"pattern": "full_refresh", "target": "bz_w"},
         {"pattern": "batch", "history": True, "target": "bz_h"},
     ]
-    for own in tables:
-        landed(source, own)
+    for options in tables:
+        land(source, options)
     source.execute(
         "UPDATE t SET id = 11 - id WHERE id <> 3 AND id <> 8; DELETE FROM t WHERE id = 3"
     )
-    for own in tables:
-        assert counts(landed(source, own)) == (0, 8, 1)
+    for options in tables:
+        assert counts(land(source, options)) == (0, 8, 1)
 
 
-def test_a_deferrable_key_in_a_stream(source: Source) -> None:
-    """It is no replica identity, which is said; with REPLICA IDENTITY FULL it is streamed."""
+def test_a_deferrable_key_needs_full_replica_identity_in_a_stream(source: Source) -> None:
+    """It cannot be a replica identity, which is reported; REPLICA IDENTITY FULL lets it stream."""
     source.execute("CREATE TABLE t (id int PRIMARY KEY DEFERRABLE, v text)")
-    given = source.settings(tables={"t": {"pattern": "streaming"}}, stream={"interval": 0})
-    said = "has no replica identity, as a DEFERRABLE key cannot be one"
-    with pytest.raises(TableRefused, match=said) as refused:
-        stream.stream(given, until_caught_up=True)
-    (checked,) = check.check(given).tables
+    settings = source.settings(tables={"t": {"pattern": "streaming"}}, stream={"interval": 0})
+    message = "has no replica identity, as a DEFERRABLE key cannot be one"
+    with pytest.raises(TableRefused, match=message) as refused:
+        stream.stream(settings, until_caught_up=True)
+    (checked,) = check.check(settings).tables
     assert checked.problem is not None
-    assert said in checked.problem.message
+    assert message in checked.problem.message
     source.execute(refused.value.hint)
     source.execute("INSERT INTO t VALUES (1, 'a'), (2, 'b')")
     for change in ("UPDATE t SET v = v || id; DELETE FROM t WHERE id = 2", "SELECT"):
-        result = stream.stream(given, until_caught_up=True)
+        result = stream.stream(settings, until_caught_up=True)
         assert [table.error for table in result.tables if table.error] == []
-        assert differences(given) == {}
+        assert differences(settings) == {}
         source.execute(change)
     assert feed.faults(source.table("t")) == []
 
 
-HEIRS = """
+INHERITING = """
 CREATE TABLE t (id int PRIMARY KEY, v text);
 CREATE TABLE "Heir" (more int, PRIMARY KEY (id)) INHERITS (t);
 CREATE TABLE grandchild (PRIMARY KEY (id)) INHERITS ("Heir");
@@ -127,11 +127,11 @@ INSERT INTO grandchild SELECT i, 'grand' FROM generate_series(15, 25) i
 """
 
 
-def test_heirs_that_share_keys(source: Source) -> None:
-    """They are named, and with tableoid in the key their rows are told apart."""
-    source.execute(HEIRS)
-    given = source.settings(source={"tables": ["t"]}, tables={"t": BATCH})
-    (ran,) = pipeline.run(given).tables
+def test_inheriting_tables_that_share_keys_need_tableoid(source: Source) -> None:
+    """The tables are named in the error; with tableoid in the key every row lands."""
+    source.execute(INHERITING)
+    settings = source.settings(source={"tables": ["t"]}, tables={"t": BATCH})
+    (ran,) = pipeline.run(settings).tables
     assert ran.error is not None
     assert "They are in public.Heir, public.grandchild, public.t:" in ran.error.message
     assert '[tables."t"] key = ["tableoid", "id"]' in ran.error.hint
@@ -150,23 +150,23 @@ def test_heirs_that_share_keys(source: Source) -> None:
     ]
     for change, expect in zip(changes, ((51, 0, 0), (1, 3, 2), (0, 0, 0)), strict=True):
         source.execute(change)
-        for name, own in patterns.items():
-            result = landed(source, {**own, "target": name})
+        for name, options in patterns.items():
+            result = land(source, {**options, "target": name})
             assert (name, counts(result)) == (name, expect)
     rows = pl.read_delta(str(source.table("t"))).filter(pl.col("record_status") == "ACTIVE")
-    said = source.execute("SELECT tableoid::int8, id, v FROM t")
-    assert sorted(rows.select("tableoid", "id", "v").rows()) == sorted(said)
-    given = source.settings(source={"tables": ["t"]}, tables={"t": patterns["bz_t"]})
-    assert [table.status for table in verify(given).tables] == ["equal"]
-    assert [table.problem for table in check.check(given).tables] == [None]
+    source_rows = source.execute("SELECT tableoid::int8, id, v FROM t")
+    assert sorted(rows.select("tableoid", "id", "v").rows()) == sorted(source_rows)
+    settings = source.settings(source={"tables": ["t"]}, tables={"t": patterns["bz_t"]})
+    assert [table.status for table in verify(settings).tables] == ["equal"]
+    assert [table.problem for table in check.check(settings).tables] == [None]
 
 
-def test_tableoid_where_there_is_none(source: Source) -> None:
-    """A view has none, and no stream has it: both are said."""
+def test_tableoid_is_refused_in_views_and_streams(source: Source) -> None:
+    """A view has no tableoid, and no stream sends it: both errors say so."""
     source.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE VIEW v AS SELECT * FROM t")
     key = {"key": ["tableoid", "id"]}
-    given = source.settings(source={"tables": ["v"]}, tables={"v": key})
-    (ran,) = pipeline.run(given).tables
+    settings = source.settings(source={"tables": ["v"]}, tables={"v": key})
+    (ran,) = pipeline.run(settings).tables
     assert ran.error is not None
     assert "Table public.v has no column tableoid." in ran.error.message
     streamed = source.settings(
@@ -176,8 +176,8 @@ def test_tableoid_where_there_is_none(source: Source) -> None:
         stream.stream(streamed, until_caught_up=True)
 
 
-def test_a_key_without_overlaps(source: Source) -> None:
-    """A temporal primary key tells rows apart by the texts of its ranges."""
+def test_a_temporal_primary_key_is_a_key(source: Source) -> None:
+    """A primary key WITHOUT OVERLAPS is a key: its ranges are compared by their texts."""
     source.execute(
         "CREATE EXTENSION btree_gist; CREATE TABLE t (id int, at daterange, v int,"
         " PRIMARY KEY (id, at WITHOUT OVERLAPS));"
@@ -185,6 +185,6 @@ def test_a_key_without_overlaps(source: Source) -> None:
         " generate_series(1, 5) i;"
         " INSERT INTO t VALUES (1, '[2025-01-01,)', 1)"
     )
-    landed(source, BATCH)
+    land(source, BATCH)
     source.execute("UPDATE t SET at = '[2025-01-01,2026-01-01)' WHERE upper_inf(at)")
-    assert counts(landed(source, BATCH)) == (1, 0, 1)
+    assert counts(land(source, BATCH)) == (1, 0, 1)

@@ -429,7 +429,7 @@ def a_table_that_was_made_anew(source: Case) -> Story:
     assert counts(result) == (1, 1, 1)
     assert feed(source, result.version) == sorted([("insert", 51), *updates(1, 2)])
     assert result.rows_read == 50
-    assert "all rows are compared: the table was made anew in the source" in result.notes
+    assert "all rows are compared: the table was recreated in the source" in result.notes
     yield from quietly(source, BATCH)
 
 

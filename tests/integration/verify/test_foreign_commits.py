@@ -141,7 +141,7 @@ def test_a_row_that_is_doubted_is_not_lost_when_its_file_is_rewritten(
     )
     held = row.to_arrow(compat_level=pl.CompatLevel.oldest())
     write_deltalake(str(source.table("t")), held, mode="append")
-    graded = load._check_quality
+    graded = load.check_quality
     times: list[int] = []
 
     def maintained(*given: Any) -> None:
@@ -149,7 +149,7 @@ def test_a_row_that_is_doubted_is_not_lost_when_its_file_is_rewritten(
             times.append(joined(settings.place("bronze", "bz_t")))
         graded(*given)
 
-    monkeypatch.setattr(load, "_check_quality", maintained)
+    monkeypatch.setattr(load, "check_quality", maintained)
     run(settings)
     assert len(times) == 1
     assert differences(settings) == {}

@@ -758,7 +758,7 @@ def test_rows_that_a_repair_could_not_bring_back_are_told(source: Source) -> Non
     assert counts(verify(settings)) == (50, 0, 0)
     (again,) = pipeline.run(settings).tables
     assert (again.inserted, again.updated, again.deleted) == (50, 0, 0)
-    assert "all rows are compared: a repair has cut rows out" in again.notes
+    assert "all rows are compared: a repair has removed rows" in again.notes
     assert differences(settings) == {}
     (after,) = pipeline.run(settings).tables
     assert not any("repair" in note for note in after.notes)

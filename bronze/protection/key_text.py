@@ -1,9 +1,9 @@
-"""The keys of rows as text, where Delta cannot hold or compare a value of theirs.
+"""Key text: the values of a row's key that Delta cannot hold or compare, as text.
 
-An infinite date, NaN as a decimal or bytes that are no text are NULL in a Bronze table, and rows
-that differ in nothing else look alike there. `KEY_TEXT` has such values of a row's key: a JSON
-object of the columns' names and PostgreSQL's own texts, NULL in a row without any. Of a column of
-arrays, which nothing can join by, it has every value, as `bronze.protection.plaintext` writes it.
+An infinite date, a decimal NaN or bytes that are not text are NULL in a Bronze table, so that rows
+which differ in nothing else look alike. The column `KEY_TEXT` keeps such values of a row's key: a
+JSON object of column names and PostgreSQL's own texts, NULL in a row without any. Of an array
+column, which nothing can join by, it keeps every value, as `bronze.protection.plaintext` writes it.
 The text of a protected column is protected like a value.
 """
 
@@ -21,17 +21,17 @@ from bronze.protection import plaintext, protect
 
 
 def is_list(column: Column) -> bool:
-    """Whether what the Bronze table has of a column are lists."""
+    """Whether the column is an array in the Bronze table."""
     return column.stored.name == "array"
 
 
 def row_key(columns: Sequence[Column], has_text: bool) -> RowKey:
-    """What tells rows apart by these columns of the source, with or without `KEY_TEXT`."""
+    """The key of these source columns, with or without `KEY_TEXT`."""
     names = tuple(column.target for column in columns if not is_list(column))
     if has_text:
-        # What is never NULL comes first: by it files are passed over.
-        whole = {column.target for column in columns if not column.reject}
-        names = (*sorted(names, key=lambda name: name not in whole), KEY_TEXT)
+        # Data skipping goes by the first column, and needs one that is never NULL.
+        never_null = {column.target for column in columns if not column.reject}
+        names = (*sorted(names, key=lambda name: name not in never_null), KEY_TEXT)
     return RowKey(tuple(columns), names)
 
 
@@ -46,32 +46,26 @@ def with_text(
 
     Args:
         rows: as they are stored.
-        clear: the same rows' key, at least, in clear.
-        rejected: their rejected values as in `bronze.postgres.statement`.
-        key: what tells them apart.
+        clear: the same rows in clear, at least the columns of their key.
+        rejected: their rejected values, as in `bronze.postgres.statement`.
+        key: the columns that tell them apart.
         protection: how the table is protected.
 
     Raises:
-        Mismatch: the table does not have the column, and would need it.
+        Mismatch: the table needs the column, and does not have it.
     """
     parts = _parts(clear, rejected, key)
     if not key.has_text:
         if parts:
+            column = next(iter(next(iter(parts.values()))))
             raise Mismatch(
-                "The key has a value that Delta cannot hold, in column"
-                f" {next(iter(next(iter(parts.values()))))}.",
-                hint=f"All rows are compared, and the table gets a column {KEY_TEXT}. Run again"
-                " where that has not been done.",
+                f"The key has a value that Delta cannot hold, in column {column}.",
+                hint=f"The table needs a column {KEY_TEXT}, and a comparison of all rows. A stream"
+                " does that by itself; after a run, run again.",
             )
         return rows
-    protected = {c.column: c for c in protection.columns} if protection else {}
-    masters = protection.masters if protection else ()
-    for name in {name for part in parts.values() for name in part} & protected.keys():
-        at = [row for row, part in parts.items() if name in part]
-        clear_texts = pl.Series([parts[row][name] for row in at], dtype=pl.String)
-        covered = protect.covered(clear_texts, protected[name], masters)
-        for row, text in zip(at, covered, strict=True):
-            parts[row][name] = text
+    if protection is not None:
+        _protect(parts, protection)
     order = [column.target for column in key.columns]
     texts: list[str | None] = [None] * rows.height
     for row, part in parts.items():
@@ -79,13 +73,24 @@ def with_text(
     return rows.with_columns(pl.Series(KEY_TEXT, texts, dtype=pl.String))
 
 
+def _protect(parts: dict[int, dict[str, str]], protection: Protection) -> None:
+    """Replaces the texts of protected columns in ``parts``, which are as from `_parts`."""
+    for column in protection.columns:
+        rows = [row for row, part in parts.items() if column.column in part]
+        if rows:
+            clear = pl.Series([parts[row][column.column] for row in rows], dtype=pl.String)
+            stored = protect.covered(clear, column, protection.masters)
+            for row, text in zip(rows, stored, strict=True):
+                parts[row][column.column] = text
+
+
 def key_text(parts: Mapping[str, str]) -> str:
-    """Texts by the names of their columns, in the order of the key, as `KEY_TEXT` has them."""
+    """The value of `KEY_TEXT` for texts by column name, in the order of the key."""
     return json.dumps(parts, ensure_ascii=False)
 
 
 def _parts(clear: pl.DataFrame, rejected: pl.Series, key: RowKey) -> dict[int, dict[str, str]]:
-    """By a row's number the texts, by column, of what is to be told as text of its key."""
+    """The texts that `KEY_TEXT` has to hold: by row number, then by column name."""
     parts: dict[int, dict[str, str]] = {}
     if any(column.reject for column in key.columns) and rejected.null_count() < len(rejected):
         targets = {column.name: column.target for column in key.columns}
