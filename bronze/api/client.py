@@ -161,9 +161,9 @@ class Bronze:
         self, tables: Sequence[str] = (), *, reencrypt: bool = False
     ) -> tuple[KeyReport, ...]:
         """Makes new keys; those that were made. See `bronze.protection.keys.rotate`."""
-        from bronze.protection import keys, subject
+        from bronze.protection import keys, lake_table
 
-        names = [subject.held(self.settings, table).name for table in tables]
+        names = [lake_table.held(self.settings, table).name for table in tables]
         return keys.rotate(self.settings, names, reencrypt)
 
     def rewrap_keys(self) -> int:
