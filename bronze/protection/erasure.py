@@ -250,8 +250,8 @@ def _open_ends(table: Held, found: Evidence) -> Iterator[str]:
         yield (
             f"{found.doubtful} rows or records may be theirs, or another one's: they are of a time"
             " when a column was protected otherwise, or had another name that is used for something"
-            f" else now. `bronze forget {table.name} --old-versions` deletes what the table was"
-            " before"
+            f" else now. `bronze forget {table.name} --old-versions` deletes those that are not of"
+            " the current version; name the others by another column"
         )
 
 

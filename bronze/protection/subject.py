@@ -66,7 +66,8 @@ class Wanted:
     stored for it in each. ``texts`` are those that `KEY_TEXT` may have, where Delta cannot hold it.
     ``reused`` are columns that had it once, and have something else now. With ``is_telling`` the
     latest column tells which rows are of before: it had nothing then, and has something in each
-    later row, as it is of the key.
+    later row, as it is of the key. ``heirs`` are columns that have now what the first of ``names``
+    had once, when it was not this value's, each with whether it tells so.
     """
 
     names: tuple[str, ...]
@@ -74,6 +75,7 @@ class Wanted:
     texts: frozenset[str] = frozenset()
     reused: tuple[str, ...] = ()
     is_telling: bool = False
+    heirs: tuple[tuple[str, bool], ...] = ()
 
     @property
     def is_ambiguous(self) -> bool:
@@ -94,10 +96,15 @@ class Wanted:
                 sure, possible = self._alike(rows[name], name, settled)
                 found, maybe = found | unsaid & sure, maybe | unsaid & possible
                 unsaid &= rows[name].is_null()
+        for name, tells in self.heirs:
+            # A file without that column is of before altogether.
+            there = rows[name].is_not_null() if name in rows.columns else nothing
+            later = there | _is_told(rows, name)
+            found, maybe = found & later, maybe & later if tells else maybe
         for name in self.reused:
             if name in rows.columns:
                 sure, possible = self._alike(rows[name], name, settled)
-                before = unsaid & ~self._is_told(rows) if self.is_telling else ~found
+                before = unsaid & ~_is_told(rows, self.names[0]) if self.is_telling else ~found
                 found = found | before & sure if self.is_telling else found
                 maybe |= before & possible
         if self.texts and KEY_TEXT in rows.columns:
@@ -120,14 +127,6 @@ class Wanted:
         sure, possible = (settled & now | ~settled & one for one in before)
         return sure, possible
 
-    def _is_told(self, rows: pl.DataFrame) -> pl.Series:
-        """Which rows have the latest column's value where Delta cannot hold it."""
-        if KEY_TEXT not in rows.columns:
-            return pl.repeat(False, rows.height, dtype=pl.Boolean, eager=True)
-        name = self.names[0]
-        told = rows[KEY_TEXT].map_elements(lambda text: name in json.loads(text), pl.Boolean)
-        return told.fill_null(False)
-
     def _has_text(self, text: str) -> bool:
         told = json.loads(text)
         names = (*self.names, *(self.reused if self.is_telling else ()))
@@ -139,6 +138,9 @@ class Wanted:
         """
         for name in (*self.names, *self.reused):
             if record.get(name) is not None:
+                if any(tells for _, tells in self.heirs):
+                    # A record has columns of the key alone.
+                    return False, False
                 forms = self.forms.get(name)
                 if forms is None:
                     return False, False
@@ -155,9 +157,10 @@ class Wanted:
     @property
     def columns(self) -> list[str]:
         """The columns that are looked at."""
-        has_text = self.texts or (self.reused and self.is_telling)
+        heirs = [name for name, _ in self.heirs]
+        has_text = self.texts or heirs or (self.reused and self.is_telling)
         batch = [BATCH] if self.is_ambiguous else []
-        return [*self.names, *self.reused, *([KEY_TEXT] if has_text else []), *batch]
+        return [*self.names, *self.reused, *heirs, *([KEY_TEXT] if has_text else []), *batch]
 
 
 @dataclass(frozen=True)
@@ -308,10 +311,25 @@ def _wanted(
         if column:
             sure, shaped = _possible(pl.Series(sorted(texts)), column, table.protection)
             texts = {*sure, *shaped}
-    is_telling = names[0] in evolution.keyed(properties) and not any(
-        names[0] in evolution.reused_names(properties, other) for other in table.kinds
-    )
-    return Wanted(names, forms, frozenset(texts), tuple(reused), is_telling)
+    heirs = _heirs(table, names[0])
+    is_telling = names[0] in evolution.keyed(properties) and not heirs
+    fresh = [(name, name in evolution.keyed(properties)) for name in heirs]
+    fresh = [one for one in fresh if not _heirs(table, one[0])]
+    return Wanted(names, forms, frozenset(texts), tuple(reused), is_telling, tuple(fresh))
+
+
+def _heirs(table: Held, name: str) -> list[str]:
+    """The columns that have now what one had once that has something else now."""
+    known = table.state.properties
+    return [one for one in table.kinds if name in evolution.reused_names(known, one)]
+
+
+def _is_told(rows: pl.DataFrame, name: str) -> pl.Series:
+    """Which rows have a value of a column where Delta cannot hold it."""
+    if KEY_TEXT not in rows.columns:
+        return pl.repeat(False, rows.height, dtype=pl.Boolean, eager=True)
+    told = rows[KEY_TEXT].map_elements(lambda text: name in json.loads(text), pl.Boolean)
+    return told.fill_null(False)
 
 
 def _as(read: Read, kind: Kind) -> pl.Series | None:
