@@ -33,8 +33,6 @@ _FAR = 5.0
 _NORMAL = 1.4826
 _CHANCE = 0.05
 _CHANCE_OF_NULLS = 0.01
-# A mean or a count of values says little of fewer rows.
-_JUDGED = 50
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ def far(now: Mapping[str, float], before: Sequence[Mapping[str, float]]) -> Iter
     for name, value in now.items():
         measure, _, column = name.partition(" ")
         known = [one[name] for one in before if name in one]
-        few = min([now["rows"], *(one["rows"] for one in before)]) < _JUDGED
+        few = min([now["rows"], *(one["rows"] for one in before)]) < profiles.LEAST
         if len(known) < _LEAST or (few and measure != "rows"):
             continue
         usual = float(np.median(known))

@@ -284,9 +284,9 @@ class Bronze:
             ConfigError: a table is not protected, or cannot be reloaded.
             LakeError: the lake cannot be read or written.
         """
-        from bronze.protection import keys, subject
+        from bronze.protection import keys, lake_table
 
-        names = [subject.held(self.config, table).name for table in tables]
+        names = [lake_table.held(self.config, table).name for table in tables]
         return keys.rotate(self.config, names, reencrypt)
 
     def rewrap_keys(self) -> int:

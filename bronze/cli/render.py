@@ -299,12 +299,14 @@ def forgotten(done: Forgotten) -> None:
         f" ({size(done.bytes)}) and {done.entries} log entries deleted. Only version"
         f" {done.version} can be read now."
     )
+    if done.doubtful:
+        failed(f"{done.doubtful} rows or records are left that may be theirs; see the note above.")
     if done.left:
         failed(
             f"{done.left} rows or records are left in files that a run may be about to commit: let"
             " it end, and run this again."
         )
-    elif done.before and done.after:
+    elif done.before and done.after and not done.doubtful:
         said(
             f"Found before: {done.before.found} rows and {done.before.told} records, among"
             f" {_looked(done.before)}."

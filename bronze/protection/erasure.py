@@ -15,17 +15,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
 from urllib.parse import unquote
 
 import polars as pl
-import pyarrow.parquet as pq
 import tenacity
 import uuid_utils
 
 from bronze.config.settings import GOVERNANCE, Settings
-from bronze.delta import commit, files, log, properties, store
+from bronze.delta import commit, files, log, properties
 from bronze.delta.commit import Change
+from bronze.delta.folder import Folder
 from bronze.delta.layout import optimize, vacuum
 from bronze.delta.layout.vacuum import Expired
 from bronze.delta.log import State
@@ -34,15 +33,15 @@ from bronze.governance.tables import anomalies, models, profiles, quality, rejec
 from bronze.model.files import DataFile, Stored
 from bronze.model.locations import Place
 from bronze.model.results import Failure
-from bronze.protection import governance_records, source_rows
+from bronze.protection import governance_records, lake_table, source_rows
 from bronze.protection import subject as subjects
-from bronze.protection.governance_records import About, Person
+from bronze.protection.governance_records import About, Person, Seen
+from bronze.protection.lake_table import BATCH, Held
 from bronze.protection.source_rows import Original
-from bronze.protection.subject import Held, Subject
+from bronze.protection.subject import Subject, Verdict
 from bronze.tables import evolution
 
-_TARGET, _SYSTEM = "target_table", "source_system"
-_BATCH, _TRAINED = "batch_id", "trained_timestamp"
+_TRAINED = "trained_timestamp"
 Among = Callable[[pl.DataFrame], pl.Series]
 """Tells which rows of a frame are meant."""
 
@@ -51,6 +50,9 @@ Among = Callable[[pl.DataFrame], pl.Series]
 class Evidence:
     """What was looked at, and what was found: ``files`` of the table's with ``rows``, of which
     ``found`` are the person's, and ``records`` of governance, of which ``told`` tell of them.
+
+    ``doubtful`` rows and records have what may be theirs or another one's; ``unreadable`` files,
+    which no version names, are no Parquet, as their writing was broken off.
     """
 
     files: int = 0
@@ -58,6 +60,8 @@ class Evidence:
     found: int = 0
     records: int = 0
     told: int = 0
+    doubtful: int = 0
+    unreadable: int = 0
 
 
 @dataclass(frozen=True)
@@ -101,9 +105,16 @@ class Forgotten:
         return self.before is None or bool(self.before.found or self.before.told)
 
     @property
+    def doubtful(self) -> int:
+        """How many rows and records are left that may be theirs, or another one's."""
+        looked = (self.after if self.is_found else self.before) or Evidence()
+        return looked.doubtful
+
+    @property
     def exit_code(self) -> int:
         """0: nothing is left, and that is recorded; 1: otherwise, or nothing was found."""
-        return 1 if self.left or self.unrecorded or not self.is_found else 0
+        open_ends = self.left or self.doubtful or self.unrecorded
+        return 1 if open_ends or not self.is_found else 0
 
 
 def forget(
@@ -132,13 +143,14 @@ def forget(
     began = time.monotonic()
     if not key:
         raise ConfigError("Nobody is named.", hint='Name the rows: --key "customer_id=42"')
-    mine = subjects.held(settings, table)
+    mine = lake_table.held(settings, table)
     about = governance_records.about(settings, mine)
     whose, asked, notes = _meant(settings, mine, key, about, ask)
     person, before = _searched(settings, mine, whose, about)
     done = Forgotten(mine.name, mine.state.version, source=asked, before=before, notes=notes)
     if not done.is_found:
-        return replace(done, seconds=time.monotonic() - began)
+        notes = (*notes, *_open_ends(mine, before))
+        return replace(done, notes=notes, seconds=time.monotonic() - began)
     # First the records: which rows they name is known only while older versions are there.
     records, more = _unrecorded(settings, person, about)
     version, rows = _removed(mine, whose)
@@ -155,6 +167,7 @@ def forget(
         scanned=after.files,
         left=after.found + after.told,
         after=after,
+        notes=(*notes, *_open_ends(mine, after)),
         seconds=time.monotonic() - began,
     )
 
@@ -169,7 +182,7 @@ def old_versions(settings: Settings, table: str) -> Forgotten:
         LakeError, LakeUnreachable
     """
     began = time.monotonic()
-    mine = subjects.held(settings, table)
+    mine = lake_table.held(settings, table)
     records, more = 0, Expired()
     if properties.PROTECT in mine.state.properties:
         records, more = _outdated(settings, mine)
@@ -225,14 +238,29 @@ def _caveats(table: Held, origin: Original, names: Mapping[str, str]) -> Iterato
             )
 
 
+def _open_ends(table: Held, found: Evidence) -> Iterator[str]:
+    """What cannot be answered by what was found."""
+    if found.unreadable:
+        yield (
+            f"{found.unreadable} files that no version names are no Parquet, as their writing was"
+            " broken off or has not ended: nothing can be read of them, and a day after it they are"
+            " deleted"
+        )
+    if found.doubtful:
+        yield (
+            f"{found.doubtful} rows or records may be theirs, or another one's: they are of a time"
+            " when a column was protected otherwise, or had another name that is used for something"
+            f" else now. `bronze forget {table.name} --old-versions` deletes those that are not of"
+            " the current version; name the others by another column"
+        )
+
+
 def _held(table: Held, name: str) -> Iterator[pl.Series]:
     """What a column has in all files of a table, each value once in a part."""
-    for path in _paths(table.state.place):
-        parquet = pq.ParquetFile(store.reader(table.state.place, path), pre_buffer=False)
-        if name in parquet.schema_arrow.names:
-            for part in parquet.iter_batches(columns=[name], use_threads=False):
-                values = pl.DataFrame(part)[name].drop_nulls()
-                yield values if isinstance(values.dtype, pl.List) else values.unique()
+    for _, part in Folder(table.state).rows([name]):
+        if name in part.columns:
+            values = part[name].drop_nulls()
+            yield values if isinstance(values.dtype, pl.List) else values.unique()
 
 
 def _searched(
@@ -241,95 +269,72 @@ def _searched(
     """A person's rows in all files of a table, of whatever version, and what tells of them.
 
     Raises:
-        LakeError: a file of the current version is not there.
+        LakeError: a file that a version names is not there, or cannot be read.
     """
-    place, seen, count = table.state.place, list[Mapping[str, Any]](), 0
-    paths, rows = _paths(place), 0
-    lost = {unquote(file.path) for file in table.state.files} - {unquote(p) for p in paths}
-    if lost:
+    folder = Folder(table.state)
+    if folder.lost:
         raise LakeError(
-            f"The file {min(lost)} of {table.name} is not there: nobody knows what is in it.",
+            f"The file {folder.lost[0]} of {table.name} is not there: nobody knows what is in it.",
             hint="`bronze verify --repair` mends the table; then forget.",
         )
-    for path in paths:
-        parquet = pq.ParquetFile(store.reader(place, path), pre_buffer=False)
-        for group in range(parquet.num_row_groups):
-            part = _group(parquet, group, whose.columns, path)
-            rows += part.height
-            if found := int(whose.among(part, ever=True).sum()):
-                count += found
-                whole = _group(parquet, group, parquet.schema_arrow.names, path)
-                seen += whole.filter(whose.among(whole, ever=True)).rows(named=True)
-    told = governance_records.categories(settings, about)
-    own = settings.table(table.source, *table.original)
-    person = Person(
-        whose, seen, governance_records.alone(table, told, seen, whose), dict(own.rename)
-    )
-    records, mine = _counted(settings, person, about)
-    return person, Evidence(len(paths), rows, count, records, mine)
+    targets = dict(settings.table(table.source, *table.original).rename)
+    seen = Seen(table, governance_records.told(settings, about, targets))
+    looked = _looked(folder, whose, seen)
+    person = Person(whose, seen, governance_records.alone(table, seen, whose), targets)
+    return person, _counted(settings, person, about, looked)
 
 
-def _group(parquet: pq.ParquetFile, group: int, columns: Sequence[str], path: str) -> pl.DataFrame:
-    """A row group of a file, with its partition."""
-    names = [name for name in columns if name in parquet.schema_arrow.names]
-    height = parquet.metadata.row_group(group).num_rows
-    frame = pl.DataFrame(height=height)
-    if names:
-        frame = pl.DataFrame(parquet.read_row_group(group, columns=names, use_threads=False))
-    folders = _of_folders(path)
-    return frame.with_columns(
-        pl.lit(value, pl.String).alias(name)
-        for name, value in folders.items()
-        if name in columns and name not in names
-    )
+def _looked(folder: Folder, whose: Subject, seen: Seen | None = None) -> Evidence:
+    """What the files of a table have of a person; ``seen`` takes in their rows."""
+    rows = found = doubtful = 0
+    for path in folder.paths:
+        mine = 0
+        for part in folder.parts(path, whose.columns):
+            sure, possible = whose.verdict(part, folder.is_current(path))
+            rows, mine = rows + part.height, mine + int(sure.sum())
+            doubtful += int((possible & ~sure).sum())
+        found += mine
+        if mine and seen:
+            for part in folder.parts(path, [*whose.columns, *seen.columns]):
+                seen.add(part.filter(whose.among(part, folder.is_current(path))))
+    files = len(folder.paths) - len(folder.unreadable)
+    return Evidence(files, rows, found, doubtful=doubtful, unreadable=len(folder.unreadable))
 
 
-def _counted(settings: Settings, person: Person, about: About) -> tuple[int, int]:
-    """How many records there are in the files of governance, and how many tell of a person."""
-    records, told = 0, 0
+def _counted(settings: Settings, person: Person, about: About, looked: Evidence) -> Evidence:
+    """What was looked at, with the records in all files of governance, of whatever version."""
+    records = told = doubtful = unreadable = 0
     for state, columns in governance_records.books(settings):
-        for path in _paths(state.place):
-            parquet = pq.ParquetFile(store.reader(state.place, path), pre_buffer=False)
-            for _, part in files.parts(parquet, state.columns, columns):
-                frame = pl.DataFrame(part)
-                records += frame.height
-                told += int((_telling(person, about)(frame)).sum())
-    return records, told
+        folder = Folder(state)
+        for _, part in folder.rows(columns):
+            sure, possible = _verdict(person, about, part)
+            records, told = records + part.height, told + int(sure.sum())
+            doubtful += int((possible & ~sure).sum())
+        unreadable += len(folder.unreadable)
+    return replace(
+        looked,
+        records=records,
+        told=told,
+        doubtful=looked.doubtful + doubtful,
+        unreadable=looked.unreadable + unreadable,
+    )
 
 
-def _telling(person: Person, about: About) -> Among:
-    """Which records are about a table and tell of a person."""
-
-    def among(records: pl.DataFrame) -> pl.Series:
-        mine = about.among(records)
-        told = pl.repeat(False, records.height, dtype=pl.Boolean, eager=True)
-        if mine.any():
-            told = told.scatter(mine.arg_true(), person.among(records.filter(mine)))
-        return told
-
-    return among
+def _verdict(person: Person, about: About, records: pl.DataFrame) -> Verdict:
+    """Which records are about a table and tell of a person, and which may do so."""
+    mine = about.among(records)
+    nothing = pl.repeat(False, records.height, dtype=pl.Boolean, eager=True)
+    if not mine.any():
+        return nothing, nothing
+    where = mine.arg_true()
+    sure, possible = person.verdict(records.filter(mine))
+    return nothing.clone().scatter(where, sure), nothing.clone().scatter(where, possible)
 
 
 def _proof(settings: Settings, table: Held, person: Person, about: About) -> Evidence:
     """What is in the files that are left."""
-    state, paths, rows, found = table.again().state, _paths(table.state.place), 0, 0
-    for path in paths:
-        parquet = pq.ParquetFile(store.reader(state.place, path), pre_buffer=False)
-        for group in range(parquet.num_row_groups):
-            part = _group(parquet, group, person.subject.columns, path)
-            rows += part.height
-            found += int(person.subject.among(part).sum())
-    return Evidence(len(paths), rows, found, *_counted(settings, person, about))
-
-
-def _of_folders(path: str) -> dict[str, str | None]:
-    pairs = (folder.partition("=") for folder in path.split("/")[:-1] if "=" in folder)
-    return {name: None if value.startswith("__HIVE") else value for name, _, value in pairs}
-
-
-def _paths(place: Place) -> list[str]:
-    """All data files and files of the change data feed that lie in a table's folder."""
-    return [path for path in store.listing(place) if vacuum.is_data(path)]
+    looked = _looked(Folder(table.again().state), person.subject)
+    return _counted(settings, person, about, looked)
 
 
 @tenacity.retry(
@@ -389,18 +394,15 @@ def _unrecorded(settings: Settings, person: Person, about: About) -> tuple[int, 
     """Erases the records that tell of a person."""
     rows, done = 0, Expired()
     for state, columns in governance_records.books(settings):
-        found, more = _erased(state.place, _telling(person, about), columns)
+        among = lambda records: _verdict(person, about, records)[0]  # noqa: E731
+        found, more = _erased(state.place, among, columns)
         rows, done = rows + found, done + more
     return rows, done
 
 
 def _outdated(settings: Settings, table: Held) -> tuple[int, Expired]:
     """Erases the records that are older than all rows of a table, and what was learned of them."""
-    batches: set[str] = set()
-    for file in table.state.files:
-        parquet = files.opened(table.state.place, file)
-        for _, part in files.parts(parquet, table.state.columns, [_BATCH]):
-            batches |= {*pl.DataFrame(part)[_BATCH].drop_nulls().unique()}
+    batches = lake_table.batches(table.state)
     rows, done = 0, Expired()
     about = governance_records.about(settings, table)
     for book in (rejected_values, quality, anomalies, profiles, models):
@@ -408,8 +410,10 @@ def _outdated(settings: Settings, table: Held) -> tuple[int, Expired]:
         state = log.read(place)
         if state is None:
             continue
-        column = _BATCH if _BATCH in dict(state.columns) else _TRAINED
-        found, more = _erased(place, _older(about, column, batches), [column, _TARGET, _SYSTEM])
+        column = BATCH if BATCH in dict(state.columns) else _TRAINED
+        found, more = _erased(
+            place, _older(about, column, batches), [column, *governance_records.ABOUT]
+        )
         rows, done = rows + found, done + more
     return rows, done
 
@@ -427,7 +431,7 @@ def _older(about: About, column: str, batches: set[str]) -> Among:
         if not batches:
             return mine
         oldest = min(batches)
-        since = oldest if column == _BATCH else _moment(oldest)
+        since = oldest if column == BATCH else _moment(oldest)
         return mine & (records[column] < since).fill_null(False)
 
     return among

@@ -8,14 +8,16 @@ a run, means, which of one row are its values.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import polars as pl
 
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta import files, log
+from bronze.delta.folder import Folder
 from bronze.delta.log import State
 from bronze.governance.tables import (
     anomalies,
@@ -25,7 +27,8 @@ from bronze.governance.tables import (
     quality,
     rejected_values,
 )
-from bronze.protection.subject import Held, Subject, said, written
+from bronze.protection.lake_table import BATCH, Held
+from bronze.protection.subject import Subject, normal, spoken, written
 from bronze.tables.naming import short_name
 
 BOOKS: Mapping[str, tuple[str, ...]] = {
@@ -36,8 +39,9 @@ BOOKS: Mapping[str, tuple[str, ...]] = {
     models.NAME: ("features",),
 }
 """The tables of governance that have records of rows, with the columns that tell of them."""
-_TARGET, _SYSTEM = "target_table", "source_system"
-_ABOUT = (_TARGET, _SYSTEM)
+ABOUT = ("target_table", "source_system")
+"""The columns that say which table a record is about."""
+_TARGET, _SYSTEM = ABOUT
 _MEAN = "mean "
 
 
@@ -96,94 +100,206 @@ def books(settings: Settings) -> Iterator[tuple[State, list[str]]]:
         state = log.read(settings.place(GOVERNANCE, name))
         if state is not None:
             there = dict(state.columns)
-            yield state, [column for column in (*_ABOUT, *told) if column in there]
+            yield state, [column for column in (*ABOUT, *told) if column in there]
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the records about a table tell of rows: ``keys`` are the sets of columns by which they
+    name them, ``means`` the columns whose mean they have, ``nameless`` those of which they have a
+    value of some row, and ``categories`` are texts by column.
+    """
+
+    keys: frozenset[tuple[str, ...]] = frozenset()
+    means: frozenset[str] = frozenset()
+    nameless: frozenset[str] = frozenset()
+    categories: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """All columns that they tell of."""
+        named = (name for names in self.keys for name in names)
+        return frozenset((*named, *self.means, *self.nameless, *self.categories))
+
+
+def told(settings: Settings, which: About, targets: Mapping[str, str]) -> Told:
+    """What the current records about a table tell.
+
+    Args:
+        settings: the config.
+        which: the table.
+        targets: the Bronze names of the source's columns.
+
+    Raises:
+        LakeError, LakeUnreachable
+    """
+    keys, means, nameless = set[tuple[str, ...]](), set[str](), set[str]()
+    shares: dict[str, set[str]] = {}
+    for state, columns in books(settings):
+        for _, records in Folder(state).rows(columns):
+            for record in records.filter(which.among(records)).iter_rows(named=True):
+                found = _keys(record)
+                keys |= {tuple(sorted(key)) for key in found if key}
+                means |= {column for column, _ in _means(record)}
+                if {} in found and "column_name" in record:
+                    nameless.add(targets.get(record["column_name"], record["column_name"]))
+                for column, text in _shares(record):
+                    shares.setdefault(column, set()).add(text)
+    categories = {name: frozenset(texts) for name, texts in shares.items()}
+    return Told(frozenset(keys), frozenset(means), frozenset(nameless), categories)
+
+
+def _keys(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The keys by which a record names rows; an empty one where it names none of them."""
+    return _read(record.get("examples")) + _read(record.get("row_key"))
+
+
+def _means(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The columns of whose means a record tells, with the means."""
+    for one in _read(record.get("measures")):
+        for name, value in one.items():
+            if name.startswith(_MEAN):
+                yield name.removeprefix(_MEAN), value
+    for one in _read(record.get("columns")):
+        if one.get("measure") == _MEAN.strip() and one.get("column"):
+            yield from ((one["column"], one[what]) for what in ("value", "usual"))
+
+
+def _shares(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The columns of whose categories a record tells, with the categories."""
+    for feature in _read(record.get("features")):
+        for value, _ in feature.get("shares", ()):
+            yield feature["column"], str(value)
+
+
+class Seen:
+    """What a person's rows have had, in every version in which a file has them, as far as records
+    can tell it: each value once.
+    """
+
+    def __init__(self, table: Held, told: Told) -> None:
+        """Nothing yet."""
+        self._told = told
+        self._names = {column: table.names(column) for column in told.columns}
+        self._keys: dict[tuple[str, ...], dict[tuple[str, ...], set[tuple[Any, ...]]]] = {}
+        self._numbers: dict[str, set[float]] = {}
+        self._missing: set[tuple[str, str]] = set()
+        self.categories: dict[str, set[str]] = {}
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of the table that are looked at."""
+        names = (name for names in self._names.values() for name in names)
+        return list(dict.fromkeys((*names, BATCH)))
+
+    def names(self, column: str) -> tuple[str, ...]:
+        """The columns that may have the values of which records tell under a column's name."""
+        return self._names[column]
+
+    def add(self, rows: pl.DataFrame) -> None:
+        """Adds some of the person's rows."""
+        there = {
+            column: [name for name in names if name in rows.columns]
+            for column, names in self._names.items()
+        }
+        shapes = {
+            key: present
+            for key in self._told.keys
+            if (present := tuple(n for n in key if there[n]))
+        }
+        for row in rows.iter_rows(named=True):
+            value = {
+                column: next((row[n] for n in names if row[n] is not None), None)
+                for column, names in there.items()
+            }
+            for key, present in shapes.items():
+                known = self._keys.setdefault(key, {}).setdefault(present, set())
+                known.add(tuple(normal(value[name]) for name in present))
+            for name in self._told.means:
+                if (number := _number(value[name])) is not None:
+                    self._numbers.setdefault(name, set()).add(number)
+            batch = row.get(BATCH) or ""
+            self._missing |= {(batch, name) for name in self._told.nameless if value[name] is None}
+            for name, texts in self._told.categories.items():
+                if value[name] is not None and (text := written(value[name])) in texts:
+                    self.categories.setdefault(name, set()).add(text)
+
+    def has_key(self, key: Mapping[str, Any]) -> bool:
+        """Whether one of the rows has the values of a key."""
+        for present, known in self._keys.get(tuple(sorted(key)), {}).items():
+            if any(key[name] is not None for name in present):
+                spellings = product(*(spoken(key[name]) for name in present))
+                if not known.isdisjoint(spellings):
+                    return True
+        return False
+
+    def has_number(self, column: str, value: Any) -> bool:
+        """Whether one of the rows has a number in a column."""
+        return value in self._numbers.get(column, ())
+
+    def is_missing(self, batch: str, column: str) -> bool:
+        """Whether one of the rows of a batch has no value in a column."""
+        return (batch, column) in self._missing
 
 
 @dataclass(frozen=True)
 class Person:
-    """A person's rows, in every version in which a file has them, and what is told of them.
+    """A person's rows, and what is told of them.
 
-    ``seen`` are the rows by their columns; ``alone`` the categories, by column, that no other row
-    has; ``targets`` the Bronze names of the source's columns.
+    ``alone`` are the categories, by column, that no other row has; ``targets`` the Bronze names of
+    the source's columns.
     """
 
     subject: Subject
-    seen: Sequence[Mapping[str, Any]] = ()
+    seen: Seen
     alone: Mapping[str, Collection[str]] = field(default_factory=dict)
     targets: Mapping[str, str] = field(default_factory=dict)
 
     def among(self, records: pl.DataFrame) -> pl.Series:
         """Which records of one of `BOOKS` tell of the rows."""
-        found = [self._told(row) for row in records.iter_rows(named=True)]
-        return pl.Series(found, dtype=pl.Boolean)
+        return self.verdict(records)[0]
 
-    def _told(self, record: Mapping[str, Any]) -> bool:
-        if "features" in record:
-            return any(
-                value in self.alone.get(feature["column"], ())
-                for feature in _read(record["features"])
-                for value, _ in feature.get("shares", ())
-            )
-        if "measures" in record:
-            measures = _read(record["measures"])
-            return any(
-                self._has(name.removeprefix(_MEAN), value)
-                for one in measures
-                for name, value in one.items()
-                if name.startswith(_MEAN)
-            )
-        if "examples" in record:
-            return any(map(self._named, _read(record["examples"])))
-        keys = _read(record.get("row_key"))
-        if any(map(self._named, keys)):
+    def verdict(self, records: pl.DataFrame) -> tuple[pl.Series, pl.Series]:
+        """Which records of one of `BOOKS` tell of the rows for sure, and which may do so."""
+        found = [self._verdict(row) for row in records.iter_rows(named=True)]
+        sure, possible = ([one[i] for one in found] for i in (0, 1))
+        return pl.Series(sure, dtype=pl.Boolean), pl.Series(possible, dtype=pl.Boolean)
+
+    def _verdict(self, record: Mapping[str, Any]) -> tuple[bool, bool]:
+        if self._is_learned(record):
+            return True, True
+        settled = self.subject.is_settled(record)
+        named = [self._named(key, settled) for key in _keys(record)]
+        return any(sure for sure, _ in named), any(maybe for _, maybe in named)
+
+    def _is_learned(self, record: Mapping[str, Any]) -> bool:
+        """Whether a record that names no row tells of one of them."""
+        if any(text in self.alone.get(column, ()) for column, text in _shares(record)):
             return True
-        if "column_name" in record:
-            return {} in keys and self._unnamed(record)
-        return any(
-            self._has(one["column"], one[what])
-            for one in _read(record.get("columns"))
-            if one.get("measure") == _MEAN.strip() and one.get("column")
-            for what in ("value", "usual")
-        )
-
-    def _named(self, key: Mapping[str, Any]) -> bool:
-        """Whether a key names one of the rows."""
-        if self.subject.named(key):
+        if any(self.seen.has_number(column, value) for column, value in _means(record)):
             return True
-        return any(
-            (named := [name for name in key if name in row])
-            and any(key[name] is not None for name in named)
-            and all(said(key[name], [row[name]]) for name in named)
-            for row in self.seen
-        )
-
-    def _unnamed(self, record: Mapping[str, Any]) -> bool:
-        """Whether a record that names no row may be of one of them: of its batch, where it has
-        no value.
-        """
+        if "column_name" not in record or {} not in _keys(record):
+            return False
         column = self.targets.get(record["column_name"], record["column_name"])
-        return any(
-            row.get("batch_id") == record["batch_id"] and row.get(column) is None
-            for row in self.seen
-        )
+        return self.seen.is_missing(record["batch_id"], column)
 
-    def _has(self, column: str, value: Any) -> bool:
-        """Whether one of the rows has a number in a column."""
-        numbers = (row.get(column) for row in self.seen)
-        return any(
-            float(number) == value
-            for number in numbers
-            if number is not None and not isinstance(number, str | bytes | list)
-            if _is_number(number)
-        )
+    def _named(self, key: Mapping[str, Any], settled: bool) -> tuple[bool, bool]:
+        """Whether a key names one of the rows for sure, and whether it may."""
+        sure, maybe = self.subject.named(key, settled)
+        if not sure and self.seen.has_key(key):
+            # A token of today may have been somebody's clear value.
+            looked_at = {name for column in key for name in self.seen.names(column)}
+            sure = settled or self.subject.ambiguous.isdisjoint(looked_at)
+            maybe = True
+        return sure, maybe
 
 
-def _is_number(value: Any) -> bool:
+def _number(value: Any) -> float | None:
+    """A value as a mean would have it, None where it is no number."""
     try:
-        float(value)
+        return None if value is None or isinstance(value, list) else float(value)
     except (TypeError, ValueError):
-        return False
-    return True
+        return None
 
 
 def _read(text: str | None) -> list[Any]:
@@ -196,45 +312,26 @@ def _read(text: str | None) -> list[Any]:
     return [one for one in found if isinstance(one, dict)]
 
 
-def categories(settings: Settings, which: About) -> dict[str, set[str]]:
-    """The categories that models of a table tell, by column.
+def alone(table: Held, seen: Seen, mine: Subject) -> dict[str, set[str]]:
+    """The categories that the person's rows have had, and no other row of a table has now.
 
     Raises:
         LakeError, LakeUnreachable
     """
-    state, found = log.read(settings.place(GOVERNANCE, models.NAME)), dict[str, set[str]]()
-    for records in rows(state, (*_ABOUT, "features")) if state else ():
-        for text in records.filter(which.among(records))["features"]:
-            for feature in _read(text):
-                told = {str(value) for value, _ in feature.get("shares", ())}
-                if told:
-                    found.setdefault(feature["column"], set()).update(told)
-    return found
-
-
-def alone(
-    table: Held, told: Mapping[str, set[str]], seen: Iterable[Mapping[str, Any]], mine: Subject
-) -> dict[str, set[str]]:
-    """The categories that the person's rows have had, and no other row of a table has now."""
-    found: dict[str, set[str]] = {}
-    for row in seen:
-        for name, values in told.items():
-            text = row.get(name)
-            if text is not None and (value := written(text)) in values:
-                found.setdefault(name, set()).add(value)
-    columns = [name for name in found if name in dict(table.state.columns)]
-    if not columns:
-        return found
-    for file in table.state.files:
+    found = {name: set(texts) for name, texts in seen.categories.items()}
+    there = dict(table.state.columns)
+    columns = {name: [n for n in seen.names(name) if n in there] for name in found}
+    wanted = list(dict.fromkeys((*(n for names in columns.values() for n in names), *mine.columns)))
+    for file in table.state.files if any(columns.values()) else ():
         parquet = files.opened(table.state.place, file)
-        wanted = list(dict.fromkeys((*columns, *mine.columns)))
         for _, part in files.parts(
             parquet, table.state.columns, wanted, None, dict(file.partition)
         ):
             frame = pl.DataFrame(part)
             others = frame.filter(~mine.among(frame))
-            for name in columns:
-                found[name] -= {*others[name].cast(pl.String).drop_nulls().unique()}
+            for name, names in columns.items():
+                for one in names:
+                    found[name] -= {*others[one].cast(pl.String).drop_nulls().unique()}
     return {name: values for name, values in found.items() if values}
 
 

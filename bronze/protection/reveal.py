@@ -12,7 +12,8 @@ from bronze.errors import BronzeError, ConfigError
 from bronze.governance import audit
 from bronze.postgres.copy.read import dtype
 from bronze.protection import protect
-from bronze.protection.subject import Held, held, subject
+from bronze.protection.lake_table import Held, held
+from bronze.protection.subject import subject
 
 _NAMED = 100
 

@@ -8,177 +8,212 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from functools import cached_property
 from typing import Any
 
 import polars as pl
 
-from bronze.config.settings import Settings
-from bronze.delta import log, properties, store
-from bronze.delta.log import State
 from bronze.errors import ConfigError
-from bronze.governance.tables.keys import Record
 from bronze.model.columns import KEY_TEXT, STABLE, Kind, Protect
-from bronze.model.protection import DataKey, Protected, Protection
+from bronze.model.protection import Protected, Protection
 from bronze.postgres.copy.literals import Read
 from bronze.postgres.copy.read import dtype
-from bronze.protection import keys, plaintext, protect
+from bronze.protection import keys, lake_table, plaintext, protect
+from bronze.protection.lake_table import BATCH, Held
 from bronze.protection.source_rows import Original
 from bronze.tables import evolution
 
 
 @dataclass(frozen=True)
-class Held:
-    """A Bronze table as it lies in the lake; ``label`` is the source's table that it holds."""
+class Forms:
+    """What may be stored for a value in a column.
 
-    name: str
-    label: str
-    source: str
-    state: State
-    protection: Protection
-
-    @property
-    def key(self) -> tuple[str, ...]:
-        """The names of its key's columns."""
-        return tuple(json.loads(self.state.properties.get(properties.KEY, "[]")))
-
-    @property
-    def kinds(self) -> dict[str, Kind]:
-        """The kind of each column's values before they are protected."""
-        return dict(self.state.columns) | {c.column: c.kind for c in self.protection.columns}
-
-    @property
-    def original(self) -> tuple[str, str]:
-        """The schema and the name of the source's table."""
-        return evolution.table_of(self.state.properties)
-
-    def protected(self, name: str) -> Protected | None:
-        """How a column is protected, None where it is in clear."""
-        return next((c for c in self.protection.columns if c.column == name), None)
-
-    def again(self) -> Held:
-        """The table as it is now."""
-        state = log.read(self.state.place)
-        return replace(self, state=state or self.state)
-
-
-def held(settings: Settings, table: str) -> Held:
-    """The Bronze table of a name, its own or the source table's.
-
-    Raises:
-        ConfigError: there is no such table.
-        LakeError, LakeUnreachable
+    ``now`` as the column is protected now. Of what was written before that, ``sure`` stands for
+    this value alone; ``possible`` may be another one's token as well, where tokens have the shape
+    of values. ``clear`` is what a file has whose column is of another type than tokens are.
     """
-    schema, found = settings.lake.schema_, list[tuple[str, str, State]]()
-    for name in store.folders(settings.place(schema, "")):
-        state = log.read(settings.place(schema, name))
-        if state and (label := state.properties.get(properties.TABLE)):
-            found.append((name, label, state))
-    own = [one for one in found if table in (one[0], f"{schema}.{one[0]}")]
-    full = [one for one in found if table == one[1]]
-    short = [one for one in found if table == evolution.table_of(one[2].properties)[1]]
-    meant = own or full or short
-    if not meant:
-        raise ConfigError(
-            f"There is no Bronze table {table} in {settings.lake.root}.",
-            hint=f"There are {', '.join(name for name, _, _ in found) or 'none'}.",
-        )
-    if len(meant) > 1:
-        names = [name for name, _, _ in meant]
-        raise ConfigError(
-            f"Several Bronze tables hold a table {table}: {', '.join(names)}.",
-            hint=f"Name one of them, such as {names[0]}.",
-        )
-    ((name, label, state),) = meant
-    return _held(settings, f"{schema}.{name}", label, state)
+
+    now: pl.Series
+    sure: pl.Series
+    possible: pl.Series
+    clear: pl.Series | None = None
+
+    @property
+    def is_ambiguous(self) -> bool:
+        """Whether it may be another one's token."""
+        return self.possible is not self.sure
+
+    @cached_property
+    def texts(self) -> tuple[Texts, Texts, Texts]:
+        """What records say of each of them."""
+        found = [Texts(self.now.to_list())]
+        for one in (self.sure, self.possible):
+            found.append(found[0] if one is self.now else Texts(one.to_list()))
+        return found[0], found[1], found[2]
 
 
-def _held(settings: Settings, name: str, label: str, state: State) -> Held:
-    records = keys.held(settings)[1]
-    columns = []
-    for column, (how, kind) in evolution.protected(state.properties).items():
-        if how:
-            mine = _keys(records, name, column, how)
-            columns.append(Protected(column, column, kind, how, mine))
-    protection = Protection(tuple(columns), None, settings.masters)
-    return Held(name, label, state.properties.get(properties.SOURCE, ""), state, protection)
-
-
-def _keys(records: Sequence[Record], table: str, column: str, how: Protect) -> tuple[DataKey, ...]:
-    """All keys that values of a column may have been protected with, the latest first."""
-    mine = {(table, column), ("", how.join)} if how.join else {(table, column)}
-    found = [r.key for r in reversed(records) if (r.key.table, r.key.column) in mine]
-    return tuple(sorted(found, key=lambda key: key.purpose != how.method))
+Verdict = tuple[pl.Series, pl.Series]
+"""Which rows have a value for sure, and which may have it."""
 
 
 @dataclass(frozen=True)
 class Wanted:
     """A value of a column by which rows are told.
 
-    ``names`` are the columns that have it or had it, the latest first; by each of them ``stored``
-    is what may be stored for it now, ``ever`` what may have been. ``texts`` are those that
-    `KEY_TEXT` may have, where Delta cannot hold it.
+    ``names`` are the columns that have it or had it, the latest first, ``forms`` what may be
+    stored for it in each. ``texts`` are those that `KEY_TEXT` may have, where Delta cannot hold it.
+    ``reused`` are columns that had it once, and have something else now. With ``is_telling`` the
+    latest column tells which rows are of before: it had nothing then, and has something in each
+    later row, as it is of the key. ``heirs`` are columns that have now what the first of ``names``
+    had once, when it was not this value's, each with whether it tells so.
     """
 
     names: tuple[str, ...]
-    stored: Mapping[str, pl.Series]
-    ever: Mapping[str, pl.Series]
+    forms: Mapping[str, Forms]
     texts: frozenset[str] = frozenset()
+    reused: tuple[str, ...] = ()
+    is_telling: bool = False
+    heirs: tuple[tuple[str, bool], ...] = ()
 
-    def among(self, rows: pl.DataFrame, ever: bool) -> pl.Series:
-        """Which rows have it: in an older column those that have nothing in a later one."""
-        found = pl.repeat(False, rows.height, dtype=pl.Boolean, eager=True)
-        unsaid = ~found
+    @property
+    def is_ambiguous(self) -> bool:
+        """Whether the time of a row or a record tells whose it is."""
+        return any(forms.is_ambiguous for forms in self.forms.values())
+
+    def among(self, rows: pl.DataFrame, settled: pl.Series) -> Verdict:
+        """Which rows have it: in an older column those that have nothing in a later one.
+
+        Args:
+            rows: the rows.
+            settled: which of them were written as the columns are protected now.
+        """
+        nothing = pl.repeat(False, rows.height, dtype=pl.Boolean, eager=True)
+        found, maybe, unsaid = nothing, nothing, ~nothing
         for name in self.names:
             if name in rows.columns:
-                mine, values = rows[name], (self.ever if ever else self.stored).get(name)
-                if values is not None:
-                    found |= unsaid & _alike(mine, values)
-                unsaid &= mine.is_null()
+                sure, possible = self._alike(rows[name], name, settled)
+                found, maybe = found | unsaid & sure, maybe | unsaid & possible
+                unsaid &= rows[name].is_null()
+        for name, tells in self.heirs:
+            # A file without that column is of before altogether.
+            there = rows[name].is_not_null() if name in rows.columns else nothing
+            later = there | _is_told(rows, name)
+            found, maybe = found & later, maybe & later if tells else maybe
+        for name in self.reused:
+            if name in rows.columns:
+                sure, possible = self._alike(rows[name], name, settled)
+                before = unsaid & ~_is_told(rows, self.names[0]) if self.is_telling else ~found
+                found = found | before & sure if self.is_telling else found
+                maybe |= before & possible
         if self.texts and KEY_TEXT in rows.columns:
-            found |= rows[KEY_TEXT].map_elements(self._is_told, pl.Boolean).fill_null(False)
-        return found
+            told = rows[KEY_TEXT].map_elements(self._has_text, pl.Boolean).fill_null(False)
+            found, maybe = found | told, maybe | told
+        return found, found | maybe
 
-    def _is_told(self, text: str) -> bool:
+    def _alike(self, mine: pl.Series, name: str, settled: pl.Series) -> Verdict:
+        forms = self.forms.get(name)
+        if forms is None:
+            nothing = pl.repeat(False, len(mine), dtype=pl.Boolean, eager=True)
+            return nothing, nothing
+        if forms.clear is not None and mine.dtype != pl.String:
+            found = _alike(mine, forms.clear)
+            return found, found
+        now = _alike(mine, forms.now)
+        if not forms.is_ambiguous:
+            return now, now
+        before = [_alike(mine, one) for one in (forms.sure, forms.possible)]
+        sure, possible = (settled & now | ~settled & one for one in before)
+        return sure, possible
+
+    def _has_text(self, text: str) -> bool:
         told = json.loads(text)
-        return next((told[n] for n in self.names if n in told), None) in self.texts
+        names = (*self.names, *(self.reused if self.is_telling else ()))
+        return next((told[n] for n in names if n in told), None) in self.texts
 
-    def named(self, record: Mapping[str, Any]) -> bool | None:
-        """Whether a record names rows with it; None where it says nothing of its columns."""
-        for name in self.names:
+    def named(self, record: Mapping[str, Any], settled: bool) -> tuple[bool, bool] | None:
+        """Whether a record names rows with it for sure, and whether it may; None where it says
+        nothing of its columns.
+        """
+        for name in (*self.names, *self.reused):
             if record.get(name) is not None:
-                values = self.ever.get(name)
-                return values is not None and said(record[name], values.to_list())
+                if any(tells for _, tells in self.heirs):
+                    # A record has columns of the key alone.
+                    return False, False
+                forms = self.forms.get(name)
+                if forms is None:
+                    return False, False
+                now, sure, possible = forms.texts
+                certain = (now if settled else sure).has(record[name])
+                if name in self.reused and not self.is_telling:
+                    return False, certain
+                return certain, certain or (not settled and possible.has(record[name]))
         told = json.loads(record.get(KEY_TEXT) or "{}")
-        return any(told.get(n) in self.texts for n in self.names) if told else None
+        names = (*self.names, *self.reused)
+        found = any(told.get(n) in self.texts for n in names)
+        return (found, found) if told else None
 
     @property
     def columns(self) -> list[str]:
         """The columns that are looked at."""
-        return [*self.names, *([KEY_TEXT] if self.texts else [])]
+        heirs = [name for name, _ in self.heirs]
+        has_text = self.texts or heirs or (self.reused and self.is_telling)
+        batch = [BATCH] if self.is_ambiguous else []
+        return [*self.names, *self.reused, *heirs, *([KEY_TEXT] if has_text else []), *batch]
 
 
 @dataclass(frozen=True)
 class Subject:
-    """Rows by the values of some columns, all of which they have."""
+    """Rows by the values of some columns, all of which they have.
+
+    ``since`` is the first batch whose rows were all written as the columns are protected now, ""
+    where that is not known.
+    """
 
     wanted: tuple[Wanted, ...]
+    since: str = ""
 
-    def among(self, rows: pl.DataFrame, ever: bool = False) -> pl.Series:
-        """Which rows they are, with what may be stored for the values now, or may ever have been.
-        Columns that the rows do not have, and those of other types, are allowed for.
+    def among(self, rows: pl.DataFrame, is_current: bool = True) -> pl.Series:
+        """Which rows they are for sure. Columns that the rows do not have, and those of other
+        types, are allowed for.
+
+        Args:
+            rows: rows of a Bronze table, with at least `columns` as far as it has them.
+            is_current: whether they are of the current version.
         """
-        found = pl.repeat(True, rows.height, dtype=pl.Boolean, eager=True)
-        for one in self.wanted:
-            found &= one.among(rows, ever)
-        return found
+        return self.verdict(rows, is_current)[0]
 
-    def named(self, record: Mapping[str, Any]) -> bool:
-        """Whether a record names such rows by the values themselves."""
-        found = [one.named(record) for one in self.wanted]
-        return bool(found) and all(found)
+    def verdict(self, rows: pl.DataFrame, is_current: bool) -> Verdict:
+        """Which rows they are for sure, and which may be; see `among`."""
+        found = pl.repeat(True, rows.height, dtype=pl.Boolean, eager=True)
+        possible, settled = found, found if is_current else self._settled(rows)
+        for one in self.wanted:
+            sure, maybe = one.among(rows, settled)
+            found, possible = found & sure, possible & maybe
+        return found, possible
+
+    def _settled(self, rows: pl.DataFrame) -> pl.Series:
+        if not self.since or BATCH not in rows.columns:
+            return pl.repeat(False, rows.height, dtype=pl.Boolean, eager=True)
+        return (rows[BATCH] >= self.since).fill_null(False)
+
+    def is_settled(self, record: Mapping[str, Any]) -> bool:
+        """Whether a record is of a time when the columns were protected as they are now."""
+        return bool(self.since) and (record.get(BATCH) or "") >= self.since
+
+    def named(self, record: Mapping[str, Any], settled: bool) -> tuple[bool, bool]:
+        """Whether a record names such rows by the values themselves: for sure, or perhaps."""
+        found = [one.named(record, settled) for one in self.wanted]
+        verdicts = [one for one in found if one is not None]
+        if not found or len(verdicts) < len(found):
+            return False, False
+        return all(sure for sure, _ in verdicts), all(maybe for _, maybe in verdicts)
+
+    @property
+    def ambiguous(self) -> frozenset[str]:
+        """The columns with texts that may stand for one value or for another."""
+        return frozenset(n for w in self.wanted for n, f in w.forms.items() if f.is_ambiguous)
 
     @property
     def columns(self) -> list[str]:
@@ -192,17 +227,32 @@ def written(value: Any) -> str:
     return str(json.loads(plain)) if plain.startswith('"') else plain
 
 
-def said(record: Any, values: Iterable[Any]) -> bool:
-    """Whether what a record says of a column is one of some values of rows."""
-    for value in values:
-        if isinstance(value, Decimal):
-            # It may have got more digits since.
-            with suppress(ArithmeticError):
-                if Decimal(str(record)) == value:
-                    return True
-        elif written(record) == written(value):
-            return True
-    return False
+class Texts:
+    """Values of rows, to be found by what records say of them."""
+
+    def __init__(self, values: Iterable[Any]) -> None:
+        """Takes them in."""
+        self._known = {normal(value) for value in values}
+
+    def has(self, told: Any) -> bool:
+        """Whether what a record says of a column is one of them."""
+        return not self._known.isdisjoint(spoken(told))
+
+
+def normal(value: Any) -> Any:
+    """What stands for a value of a row. A decimal stands for itself: it may have got more digits
+    since a record was made of it.
+    """
+    return value if isinstance(value, Decimal) else written(value)
+
+
+def spoken(told: Any) -> tuple[Any, ...]:
+    """What may stand, as `normal` has it, for the value of which a record says so."""
+    try:
+        number = Decimal(str(told))
+    except ArithmeticError:
+        return (written(told),)
+    return (written(told), number) if number.is_finite() else (written(told),)
 
 
 def subject(
@@ -233,7 +283,8 @@ def subject(
         found = [n for n in evolution.names_of(table.state.properties, name) if n in table.kinds]
         read = origin.read(found[0], text) if origin else None
         wanted.append(_wanted(table, tuple(found), text, read, origin, spellings))
-    return Subject(tuple(wanted))
+    is_ambiguous = any(one.is_ambiguous for one in wanted)
+    return Subject(tuple(wanted), lake_table.protected_since(table) if is_ambiguous else "")
 
 
 def _wanted(
@@ -244,21 +295,41 @@ def _wanted(
     origin: Original | None,
     spellings: Callable[[str], Iterable[pl.Series]],
 ) -> Wanted:
-    stored: dict[str, pl.Series] = {}
-    ever: dict[str, pl.Series] = {}
-    for name in names:
+    properties = table.state.properties
+    reused = [n for n in evolution.reused_names(properties, names[0]) if n in table.kinds]
+    forms: dict[str, Forms] = {}
+    for name in (*names, *reused):
         value = _value(text, table.kinds[name]) if read is None else _as(read, table.kinds[name])
         if read and origin and not read.exact and not table.protected(name):
             value = _equal(origin, names[0], text, spellings(name), value)
         if value is not None:
-            stored[name], ever[name] = _covered(table, name, value)
-    texts = {text, *([read.text] if read else [])} if not stored else set()
+            forms[name] = _covered(table, name, value)
+    texts = {text, *([read.text] if read else [])} if not forms else set()
     if texts:
         _tellable(table, names, text)
         column = table.protected(names[0])
         if column:
-            texts = set(_possible(pl.Series(sorted(texts)), column, table.protection))
-    return Wanted(names, stored, ever, frozenset(texts))
+            sure, shaped = _possible(pl.Series(sorted(texts)), column, table.protection)
+            texts = {*sure, *shaped}
+    heirs = _heirs(table, names[0])
+    is_telling = names[0] in evolution.keyed(properties) and not heirs
+    fresh = [(name, name in evolution.keyed(properties)) for name in heirs]
+    fresh = [one for one in fresh if not _heirs(table, one[0])]
+    return Wanted(names, forms, frozenset(texts), tuple(reused), is_telling, tuple(fresh))
+
+
+def _heirs(table: Held, name: str) -> list[str]:
+    """The columns that have now what one had once that has something else now."""
+    known = table.state.properties
+    return [one for one in table.kinds if name in evolution.reused_names(known, one)]
+
+
+def _is_told(rows: pl.DataFrame, name: str) -> pl.Series:
+    """Which rows have a value of a column where Delta cannot hold it."""
+    if KEY_TEXT not in rows.columns:
+        return pl.repeat(False, rows.height, dtype=pl.Boolean, eager=True)
+    told = rows[KEY_TEXT].map_elements(lambda text: name in json.loads(text), pl.Boolean)
+    return told.fill_null(False)
 
 
 def _as(read: Read, kind: Kind) -> pl.Series | None:
@@ -303,26 +374,36 @@ def _tellable(table: Held, names: Sequence[str], text: str) -> None:
         )
 
 
-def _covered(table: Held, name: str, value: pl.Series) -> tuple[pl.Series, pl.Series]:
-    """What may be stored for a value in a column now, and what may ever have been."""
+def _covered(table: Held, name: str, value: pl.Series) -> Forms:
+    """What may be stored for a value in a column."""
     column = table.protected(name)
     value = value.alias(name)
     if column is None:
-        return value, value
+        return Forms(value, value, value)
     if not column.protect.stable:
         raise ConfigError(
             f"Rows of {table.name} cannot be told by column {name}: {column.protect.method}"
             " leaves nothing to compare.",
             hint=f"Name them by the key: {', '.join(table.key) or 'the table has none'}.",
         )
-    ever = pl.Series(name, _possible(value, column, table.protection), dtype=pl.String)
+    sure, shaped = _possible(value, column, table.protection)
+    ever = pl.Series(name, [*sure, *shaped], dtype=pl.String)
+    if not shaped or not _was_shaped(table, column):
+        return Forms(ever, ever, ever)
     used = json.loads(table.state.properties.get(keys.IDS, "{}"))
-    now = tuple(key for key in column.keys if key.id == used.get(name))
-    if column.protect.format and now:
-        # What is shaped like a value may be the token of another one by another key.
-        one = replace(column, keys=now)
-        return protect.covered(value, one, table.protection.masters), ever
-    return ever, ever
+    mine = [key for key in column.keys if key.id == used.get(name)] or [column.keys[0]]
+    now = protect.covered(value, replace(column, keys=tuple(mine)), table.protection.masters)
+    clear = None if column.kind.name == "string" else value
+    return Forms(now, pl.Series(name, sure, dtype=pl.String), ever, clear)
+
+
+def _was_shaped(table: Held, column: Protected) -> bool:
+    """Whether tokens of a column have the shape of values, or had it as far as the log knows."""
+    if column.protect.format:
+        return True
+    known = (evolution.protected(one) for _, one in lake_table.history(table.state))
+    earlier = (one[column.column][0] for one in known if column.column in one)
+    return any(how is not None and how.format for how in earlier)
 
 
 def _value(text: str, kind: Kind) -> pl.Series | None:
@@ -348,17 +429,28 @@ def _alike(mine: pl.Series, values: pl.Series) -> pl.Series:
     return mine.cast(values.dtype, strict=False).is_in(values.implode()).fill_null(False)
 
 
-def _possible(value: pl.Series, column: Protected, protection: Protection) -> list[str]:
-    """What is, or was, stored for a value; in clear too, as it was before it was protected."""
-    found: list[Any] = plaintext.texts(value).to_list()
+def _possible(
+    value: pl.Series, column: Protected, protection: Protection
+) -> tuple[list[str], list[str]]:
+    """What is, or was, stored for a value, in clear too, as it was before it was protected: what
+    stands for it alone, and what may be the token of another one as well, as it has the shape of a
+    value.
+    """
+    clear: list[Any] = plaintext.texts(value).to_list()
+    sure: list[Any] = []
+    shaped: list[Any] = []
     for key in column.keys:
         if key.purpose not in STABLE:
             continue
-        for shaped in (False, True) if key.purpose == "tokenize" else (False,):
-            how = Protect(key.purpose, format=shaped)  # type: ignore[arg-type]
-            one = replace(column, protect=how, keys=(key,))
-            found += protect.covered(value, one, protection.masters).to_list()
-    return list(dict.fromkeys(found))
+        one = replace(column, protect=Protect(key.purpose), keys=(key,))  # type: ignore[arg-type]
+        made = protect.covered(value, one, protection.masters).to_list()
+        sure += made
+        if key.purpose == "tokenize":
+            one = replace(one, protect=Protect("tokenize", format=True))
+            alike = protect.covered(value, one, protection.masters).to_list()
+            shaped += [other for plain, other in zip(made, alike, strict=True) if plain != other]
+    (shaped if shaped else sure).extend(clear)
+    return list(dict.fromkeys(sure)), list(dict.fromkeys(shaped))
 
 
 def parsed(given: Sequence[str]) -> dict[str, str]:

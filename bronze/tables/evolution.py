@@ -231,11 +231,18 @@ def former(
     known = _former(properties)
     if _same(properties, relation):
         now = {number: target for target, number in json.loads(numbers(columns, relation)).items()}
-        for name, number in _numbers(properties).items():
-            target = now.get(number, name)
-            if target != name:
-                before = [name, *known.pop(name, []), *known.get(target, [])]
-                known[target] = [n for n in dict.fromkeys(before) if n != target]
+        before = _numbers(properties)
+        renamed = {n: now[number] for n, number in before.items() if now.get(number, n) != n}
+        # Names may have been swapped: what each had is what was known before any of them moved.
+        kept = {name: names for name, names in known.items() if name not in renamed}
+        moved = {
+            target: [name, *known.get(name, []), *kept.get(target, [])]
+            for name, target in renamed.items()
+        }
+        known = kept | {
+            target: [n for n in dict.fromkeys(names) if n != target]
+            for target, names in moved.items()
+        }
     return {FORMER: json.dumps(known)} if known else {}
 
 
@@ -248,6 +255,15 @@ def names_of(properties: Mapping[str, str], name: str) -> tuple[str, ...]:
     if name not in live:
         name = next((now for now, before in known.items() if name in before), name)
     return (name, *(n for n in known.get(name, ()) if n not in live))
+
+
+def reused_names(properties: Mapping[str, str], name: str) -> tuple[str, ...]:
+    """The Bronze columns that had the values of one of them once, the latest first, and that the
+    source uses for something else now: in rows of before they have them still.
+    """
+    known: dict[str, list[str]] = json.loads(properties.get(FORMER, "{}"))
+    live = json.loads(properties.get(NUMBERS, "{}"))
+    return tuple(n for n in known.get(names_of(properties, name)[0], ()) if n in live)
 
 
 def widened(

@@ -33,6 +33,11 @@ COLUMNS: tuple[tuple[str, Kind], ...] = (
 )
 NAME = "profiles"
 
+LEAST = 50
+"""A mean, or a count of values, says little of fewer rows; and a mean of few numbers tells what
+they are.
+"""
+
 
 def measures(profile: Profile) -> dict[str, float]:
     """The numbers of a profile by name: of the rows, and of each column."""
@@ -40,7 +45,7 @@ def measures(profile: Profile) -> dict[str, float]:
     for name, column in profile.columns.items():
         if profile.rows:
             found[f"null_share {name}"] = column.nulls / profile.rows
-        if column.mean is not None:
+        if column.mean is not None and column.numbers >= LEAST:
             found[f"mean {name}"] = column.mean
         found[f"distinct {name}"] = round(column.distinct)
     return found

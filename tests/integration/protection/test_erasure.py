@@ -16,6 +16,7 @@ from bronze.cli.main import app
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta import commit, files, log
 from bronze.errors import BronzeError, ConfigError, TableRefused
+from bronze.governance.tables import profiles
 from bronze.governance.tables import rejected_values as book
 from bronze.ingest import pipeline
 from bronze.protection import erasure
@@ -310,39 +311,103 @@ def test_a_renamed_key_finds_what_was_under_its_old_names(
     run(given)
 
 
-def test_what_was_learned_of_a_person_alone_goes(source: Source) -> None:
+LEARNED = (
+    "INSERT INTO t SELECT i, 'kind' || i % 3, i, i FROM generate_series(1, 600) i;"
+    " INSERT INTO t VALUES (601, 'plant', 4242.25, 7171.125)"
+)
+
+
+def learned(source: Source, given: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an earlier release has learned: a model knows a category of one row, and a profile the
+    means of one row, one of them of a numeric that is kept as text.
+    """
+    source.execute("CREATE TABLE t (id int PRIMARY KEY, kind text, pay float8, amount numeric)")
+    source.execute(LEARNED)
+    source.execute("CREATE TABLE u (LIKE t INCLUDING ALL); INSERT INTO u SELECT * FROM t")
+    with monkeypatch.context() as patch:
+        patch.setattr(profiles, "LEAST", 1)
+        run(given)
+        for change in ("amount = 7171.375, pay = NULL", "pay = 4242.5"):
+            source.execute(f"UPDATE t SET {change} WHERE id = 601")
+            run(given)
+            assert mean(source, change.split()[2].strip(","))
+    assert records(source, "models").height == 2
+
+
+def mean(source: Source, value: str) -> bool:
+    """Whether a profile tells a value."""
+    return bool(records(source, "profiles")["measures"].str.contains(value, literal=True).any())
+
+
+WATCHED: dict[str, Any] = {
+    "pattern": "batch",
+    "cursor": "xmin",
+    "anomalies": {"trees": 10, "columns": ["kind", "pay"]},
+}
+
+
+def test_what_was_learned_of_a_person_alone_goes(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A category that no other row has leaves with the models that know it, a mean of one row
     leaves with its profile; what others share stays.
     """
-    source.execute("CREATE TABLE t (id int PRIMARY KEY, kind text, pay float8)")
-    source.execute(
-        "INSERT INTO t SELECT i, 'kind' || i % 3, i FROM generate_series(1, 600) i;"
-        " INSERT INTO t VALUES (601, 'plant', 4242.25)"
-    )
-    own = {
-        "pattern": "batch",
-        "cursor": "xmin",
-        "anomalies": {"trees": 10, "columns": ["kind", "pay"]},
-    }
-    given = source.settings(tables={"t": own, "u": own})
-    source.execute("CREATE TABLE u (LIKE t INCLUDING ALL); INSERT INTO u SELECT * FROM t")
-    run(given)
-    source.execute("UPDATE t SET pay = 4242.5 WHERE id = 601")
-    run(given)
-    assert records(source, "models").height == 2
-    assert records(source, "profiles")["measures"].str.contains("4242.5", literal=True).any()
+    given = source.settings(tables={"t": WATCHED, "u": WATCHED})
+    learned(source, given, monkeypatch)
     source.execute("DELETE FROM t WHERE id = 601")
     done = erasure.forget(given, "t", {"id": "601"})
     assert (done.left, done.exit_code) == (0, 0)
     models = records(source, "models")
     assert models["target_table"].to_list() == ["bronze.bz_u"]
     assert found(source.table("t"), "plant") == []
-    assert not records(source, "profiles")["measures"].str.contains("4242.5", literal=True).any()
+    assert not mean(source, "4242.5")
+    assert not mean(source, "7171.375")
     (result,) = (one for name, one in run(given).items() if name == "bronze.bz_t")
     assert any("the anomaly model was trained" in note for note in result.notes)
     source.execute("DELETE FROM t WHERE id = 1")
     done = erasure.forget(given, "t", {"id": "1"})
     assert records(source, "models").height == 2
+
+
+def test_what_was_learned_under_a_former_name_goes(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where columns were renamed since, and no file is left that has their old names."""
+    given = source.settings(tables={"t": WATCHED, "u": WATCHED})
+    learned(source, given, monkeypatch)
+    renamed = {"trees": 10, "columns": ["sort", "wage"]}
+    given = source.settings(tables={"t": {**WATCHED, "anomalies": renamed}, "u": WATCHED})
+    for old, new in (("kind", "sort"), ("pay", "wage"), ("amount", "sum")):
+        source.execute(f"ALTER TABLE t RENAME {old} TO {new}")
+    run(given)
+    erasure.old_versions(given, "t")
+    assert mean(source, "4242.5")
+    source.execute("DELETE FROM t WHERE id = 601")
+    done = erasure.forget(given, "t", {"id": "601"})
+    assert (done.left, done.exit_code) == (0, 0)
+    assert not mean(source, "4242.5")
+    assert not mean(source, "7171.375")
+    assert found(source.lake / GOVERNANCE / "models", "plant", "kind1") == found(
+        source.lake / GOVERNANCE / "models", "kind1"
+    )
+    known = records(source, "models").filter(pl.col("target_table") == "bronze.bz_t")
+    assert not known["features"].str.contains("plant").any()
+
+
+def test_no_mean_of_few_numbers_is_written(source: Source) -> None:
+    """A profile has no statistic that is one person's value, whatever its table is."""
+    source.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, kind text, pay float8, amount numeric);" + LEARNED
+    )
+    given = source.settings(tables={"t": WATCHED})
+    run(given)
+    source.execute("UPDATE t SET pay = 4242.5, amount = 7171.375 WHERE id = 601")
+    run(given)
+    measures = [json.loads(text) for text in records(source, "profiles")["measures"]]
+    assert sorted(one["rows"] for one in measures) == [1, 601]
+    for one in measures:
+        assert ("mean pay" in one) == (one["rows"] == 601)
+        assert ("mean amount" in one) == (one["rows"] == 601)
 
 
 def test_rejected_values_of_a_table_without_a_key(source: Source) -> None:

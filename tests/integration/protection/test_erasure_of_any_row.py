@@ -35,7 +35,8 @@ SPELLED = {
     "char(5)": "rtrim(t)",
     "inet": "CASE WHEN t LIKE '%%:%%' THEN upper(t) ELSE t || '/32' END",
     "integer": "' ' || t",
-    "timestamptz": "(t::timestamptz AT TIME ZONE 'Asia/Kolkata')::text || '+05:30'",
+    "timestamptz": "CASE WHEN isfinite(t::timestamptz)"
+    " THEN (t::timestamptz AT TIME ZONE 'Asia/Kolkata')::text || '+05:30' ELSE t END",
     "interval": "concat('@ ', t::interval)",
 }
 EVENTS = {

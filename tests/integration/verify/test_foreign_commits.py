@@ -15,7 +15,7 @@ from bronze.cdc import stream
 from bronze.config.settings import Settings
 from bronze.delta import commit, files, log
 from bronze.delta.commit import Change
-from bronze.ingest import load, pipeline
+from bronze.ingest import pipeline, quality_gate
 from bronze.model.locations import Place
 from bronze.model.results import TableResult
 from bronze.verify import verify as verifying
@@ -141,7 +141,7 @@ def test_a_row_that_is_doubted_is_not_lost_when_its_file_is_rewritten(
     )
     held = row.to_arrow(compat_level=pl.CompatLevel.oldest())
     write_deltalake(str(source.table("t")), held, mode="append")
-    graded = load.check_quality
+    graded = quality_gate.check_quality
     times: list[int] = []
 
     def maintained(*given: Any) -> None:
@@ -149,7 +149,7 @@ def test_a_row_that_is_doubted_is_not_lost_when_its_file_is_rewritten(
             times.append(joined(settings.place("bronze", "bz_t")))
         graded(*given)
 
-    monkeypatch.setattr(load, "check_quality", maintained)
+    monkeypatch.setattr(quality_gate, "check_quality", maintained)
     run(settings)
     assert len(times) == 1
     assert differences(settings) == {}

@@ -1,0 +1,201 @@
+"""Erasure takes nobody else's rows, and proves nothing that it does not know."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import polars as pl
+import pytest
+
+from bronze.config.settings import GOVERNANCE, Settings
+from bronze.delta import log
+from bronze.errors import FileDamaged
+from bronze.governance.tables import rejected_values
+from bronze.protection import erasure, subject
+from tests.conftest import Source
+from tests.integration.protection.test_erasure import found, records, run
+
+SHAPED: dict[str, Any] = {
+    "protect": {"id": {"method": "tokenize", "format": True}},
+    "rules": [{"name": "small", "column": "n", "range": {"max": 0}}],
+}
+
+
+def tokens(source: Source) -> dict[int, str]:
+    """What the table has for each row's number."""
+    frame = pl.read_delta(str(source.table("t")))
+    return dict(frame.select("n", "id").rows())
+
+
+def recorded(source: Source) -> list[str]:
+    """The keys of rejected values, and of examples."""
+    keys = records(source, rejected_values.NAME)["row_key"].to_list()
+    return sorted([*keys, *records(source, "quality")["examples"].to_list()])
+
+
+@pytest.mark.parametrize("kind", ["text", "int"])
+def test_a_token_that_is_another_ones_value(source: Source, kind: str) -> None:
+    """In a dense column of format tokens somebody's token is another one's clear value: who is not
+    there is not found, whose token it is keeps their row and its records, and who is there goes.
+    """
+    source.execute(f"CREATE TABLE t (id {kind} PRIMARY KEY, n int, day date)")
+    source.execute("INSERT INTO t SELECT 234560 + i, i, 'infinity' FROM generate_series(1, 9) i")
+    given = source.settings(tables={"t": SHAPED})
+    run(given)
+    source.execute("UPDATE t SET n = n + 10")
+    run(given)
+    others = tokens(source)
+    token = next(one for one in others.values() if not one.startswith("0"))
+    before = recorded(source)
+    absent = erasure.forget(given, "t", {"id": token})
+    assert (absent.is_found, absent.exit_code, absent.after) == (False, 1, None)
+    assert absent.before is not None
+    assert (absent.before.found, absent.before.told, absent.doubtful) == (0, 0, 0)
+    assert recorded(source) == before
+    source.execute(f"INSERT INTO t VALUES ('{token}', 7, 'infinity')")
+    run(given)
+    source.execute("DELETE FROM t WHERE n = 7")
+    run(given)
+    assert len(records(source, rejected_values.NAME)) >= 2
+    done = erasure.forget(given, "t", {"id": token})
+    assert (done.rows, done.left, done.exit_code) == (1, 0, 0)
+    assert tokens(source) == others
+    left = records(source, rejected_values.NAME)["row_key"].to_list()
+    assert {json.loads(key)["id"] for key in left} == {*others.values()}
+
+
+def test_a_value_of_before_its_protection_may_be_a_token(source: Source) -> None:
+    """Where clear values lie in older versions of a text column, whether a match is theirs or
+    another one's token cannot be told: it is said, it is no proof, and --old-versions ends it.
+    """
+    source.execute("CREATE TABLE t (id text PRIMARY KEY, n int, day date)")
+    source.execute("INSERT INTO t VALUES ('234567', 1, 'infinity'), ('345678', 2, NULL)")
+    run(source.settings(tables={"t": {"rules": SHAPED["rules"]}}))
+    given = source.settings(tables={"t": SHAPED})
+    source.execute("DELETE FROM t WHERE n = 1")
+    run(given)
+    done = erasure.forget(given, "t", {"id": "234567"})
+    assert (done.is_found, done.exit_code) == (False, 1)
+    assert done.doubtful >= 2
+    assert any("--old-versions" in note for note in done.notes)
+    erasure.old_versions(given, "t")
+    assert found(source.lake, "234567") == []
+    done = erasure.forget(given, "t", {"id": "234567"})
+    assert (done.is_found, done.doubtful) == (False, 0)
+
+
+def test_a_name_that_is_used_again(source: Source) -> None:
+    """Rows of before a key was renamed have it under its old name, though another column is called
+    so now: they are erased, and no row whose new column has that value.
+    """
+    source.execute("CREATE TABLE t (a int PRIMARY KEY, note text)")
+    source.execute("INSERT INTO t VALUES (1, 'plant'), (2, 'old'), (3, 'x')")
+    given = source.settings()
+    run(given)
+    source.execute("DELETE FROM t WHERE a < 3")
+    run(given)
+    source.execute("ALTER TABLE t RENAME a TO b; ALTER TABLE t ADD a int")
+    run(given)
+    source.execute("INSERT INTO t VALUES (4, 'else', 1)")
+    run(given)
+    source.execute("DELETE FROM t WHERE b = 4")
+    run(given)
+    done = erasure.forget(given, "t", {"a": "2"})
+    assert (done.is_found, done.doubtful) == (False, 0)
+    done = erasure.forget(given, "t", {"b": "1"})
+    assert (done.rows, done.left, done.exit_code, done.notes) == (1, 0, 0, ())
+    assert found(source.lake, "plant") == []
+    assert sorted(pl.read_delta(str(source.table("t")))["note"]) == ["else", "old", "x", "x"]
+
+
+OPEN = {
+    "swapped": (
+        "ALTER TABLE t RENAME a TO c; ALTER TABLE t RENAME b TO a; ALTER TABLE t RENAME c TO b",
+        "b",
+    ),
+    "no key": ("ALTER TABLE t RENAME mail TO email; ALTER TABLE t ADD mail text", "email"),
+}
+
+
+@pytest.mark.parametrize("how", OPEN)
+def test_a_name_that_cannot_be_told(source: Source, how: str) -> None:
+    """Where a row of before and one of today cannot be told apart, nothing is erased by the old
+    name, and that is said, with an exit code.
+    """
+    statement, column = OPEN[how]
+    source.execute("CREATE TABLE t (a int PRIMARY KEY, b int NOT NULL, mail text, note text)")
+    source.execute("INSERT INTO t VALUES (7, 70, '7', 'plant'), (8, 80, '8', 'x')")
+    given = source.settings()
+    run(given)
+    source.execute("DELETE FROM t WHERE a = 7")
+    run(given)
+    source.execute(statement)
+    run(given)
+    done = erasure.forget(given, "t", {column: "7"})
+    assert (done.rows, done.exit_code) == (0, 1)
+    assert done.doubtful >= 1
+    assert any("had another name" in note for note in done.notes)
+    assert "plant" in pl.read_delta(str(source.table("t")))["note"].to_list()
+
+
+def test_files_that_are_no_parquet(source: Source) -> None:
+    """What a kill, or a run that goes on, has left half written holds nothing that can be read:
+    that is said, and nothing is kept from being erased; a file that a version names has to be
+    whole.
+    """
+    source.execute("CREATE TABLE t (id int PRIMARY KEY, day date)")
+    source.execute("INSERT INTO t VALUES (1, 'infinity'), (2, NULL)")
+    given = source.settings()
+    run(given)
+    source.execute("DELETE FROM t WHERE id = 1")
+    run(given)
+    state = _state(given)
+    whole = (source.table("t") / state.files[0].path).read_bytes()
+    book = source.lake / GOVERNANCE / rejected_values.NAME
+    name = f"part-{'0' * 8}-0000-7000-8000-{'0' * 12}-{'0' * 32}.zstd.parquet"
+    broken = [folder / name for folder in (source.table("t"), book)]
+    for path in broken:
+        path.write_bytes(whole[: len(whole) // 2])
+    done = erasure.forget(given, "t", {"id": "1"})
+    assert (done.rows, done.left, done.exit_code) == (1, 0, 0)
+    assert done.after is not None
+    assert done.after.unreadable == 2
+    assert any("2 files that no version names are no Parquet" in note for note in done.notes)
+    for path in broken:
+        path.unlink()
+    assert found(source.lake, "infinity") == []
+    (source.table("t") / _state(given).files[0].path).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(FileDamaged, match="cannot be read"):
+        erasure.forget(given, "t", {"id": "2"}, ask=False)
+
+
+def _state(given: Settings) -> log.State:
+    state = log.read(given.place("bronze", "bz_t"))
+    assert state is not None
+    return state
+
+
+def test_many_rows_and_many_records(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it costs grows with the rows and with the records, and not with the one times the
+    other.
+    """
+    source.execute("CREATE TABLE t (id int PRIMARY KEY, who int, day date)")
+    source.execute(
+        "INSERT INTO t SELECT i, 1, CASE WHEN i % 10 = 0 THEN 'infinity'::date END"
+        " FROM generate_series(1, 2000) i"
+    )
+    given = source.settings()
+    run(given)
+    source.execute("DELETE FROM t")
+    calls, written = list[int](), subject.written
+
+    def counting(value: Any) -> str:
+        calls.append(1)
+        return written(value)
+
+    monkeypatch.setattr(subject, "written", counting)
+    done = erasure.forget(given, "t", {"who": "1"})
+    assert (done.rows, done.exit_code) == (2000, 0)
+    assert done.records >= 200
+    assert len(calls) < 10 * (2000 + 200)
