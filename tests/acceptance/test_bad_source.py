@@ -451,7 +451,7 @@ def test_a_cursor_column_on_a_standby_needs_an_overlap(
     table = {"t": {"pattern": "batch", "cursor": "at", "key": ["id"]}}
     given = source.settings(source={"consistency": "per-table"}, tables=table)
     ((_, failure),) = failures(pipeline.run(given)).items()
-    assert "is a standby, which does not show those of the primary" in failure.message
+    assert "is a standby, which does not show transactions of the primary" in failure.message
     assert "overlap" in failure.hint
     assert [problem.message for problem in check.check(given).problems] == [failure.message]
     table["t"]["overlap"] = "1h"

@@ -202,7 +202,7 @@ def test_the_config_decides_what_is_streamed(source: Source) -> None:
     source.execute("CREATE TABLE u (id int PRIMARY KEY)")
     given = settings(source)
     assert [table.table for table in pipeline.run(given).tables] == ["public.u"]
-    with pytest.raises(ConfigError, match=r"public\.t streamed"):
+    with pytest.raises(ConfigError, match=r"does not load .*public\.t"):
         pipeline.run(given, ["t"])
     with pytest.raises(ConfigError, match=r"public\.u streamed"):
         stream.stream(given, ["u"], until_caught_up=True)

@@ -268,9 +268,9 @@ def test_what_a_stream_leaves_out_is_decrypted_or_compared(source: Source) -> No
     assert differences(given) == {}
     assert planted(source.lake) == []
     told = [
-        step.message for step in steps if "REPLICA" in step.message or "left out" in step.message
+        step.message for step in steps if "REPLICA" in step.message or "did not send" in step.message
     ]
-    assert [note.split()[0] for note in told] == ["public.compared"]
+    assert [note.split(":")[0] for note in told] == ["public.compared"]
     rows = clear(given, table(source, "decrypted"), "bz_decrypted")
     assert rows["big"].to_list() == [f"plant{i}" * 2000 for i in (1, 2, 3)]
 
@@ -680,9 +680,9 @@ def test_check_warns_of_what_looks_personal(source: Source) -> None:
     [
         ({"a": "encript"}, "tables.t.protect.a.method"),
         ({"a": {"method": "tokenize", "fromat": True}}, "did you mean format"),
-        ({"a": {"method": "encrypt", "join": "x"}}, "join is for"),
-        ({"a": {"method": "hash", "format": True}}, "format is for"),
-        ({"a": {"method": "hash", "keep": 1}}, "keep is for"),
+        ({"a": {"method": "encrypt", "join": "x"}}, "join is only for"),
+        ({"a": {"method": "hash", "format": True}}, "format is only for"),
+        ({"a": {"method": "hash", "keep": 1}}, "keep is only for"),
     ],
 )
 def test_what_is_wrong_with_a_protection_is_said(given: dict[str, Any], said: str) -> None:
@@ -800,5 +800,5 @@ def test_rows_that_are_in_bronze_alone_are_not_lost_to_a_new_protection(source: 
     given = source.settings(tables={"t": {**own, "protect": {"mail": "hash"}}})
     refused = run(given).error
     assert refused is not None
-    assert "in Bronze alone" in refused.message
+    assert "only Bronze has" in refused.message
     assert table(source, "t")["id"].to_list() == [1, 2]

@@ -821,7 +821,7 @@ def plan_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     def planned(*_: object, **__: object) -> None:
         raise SourceUnreachable("The source is away.")
 
-    monkeypatch.setattr(pipeline, "planned", planned)
+    monkeypatch.setattr(pipeline, "plan_tables", planned)
 
 
 def read_failed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -831,7 +831,7 @@ def read_failed(monkeypatch: pytest.MonkeyPatch) -> None:
         raise SnapshotLost("The source went away.")
         yield
 
-    monkeypatch.setattr(load, "landing", landing)
+    monkeypatch.setattr(load, "load_table", landing)
 
 
 @pytest.mark.parametrize(
