@@ -32,19 +32,19 @@ from bronze.delta import commit, files, properties
 from bronze.delta.commit import Change, Shape
 from bronze.delta.schema import delta_schema
 from bronze.ingest.enrich import enrich
-from bronze.model.columns import Kind, Protect
+from bronze.model.columns import DeltaType, ProtectionRule
 from bronze.model.locations import Secret
-from bronze.model.protection import Protected, Protection
-from bronze.model.stamp import Stamp
+from bronze.model.protection import ProtectedColumn, TableProtection
+from bronze.model.stamp import RowStamp
 from bronze.model.units import Enrichment
 from bronze.protection import erasure, keyring
-from bronze.rows.metadata import METADATA
+from bronze.rows.metadata import METADATA_COLUMNS
 
 _FILE = 250_000
 _GROUP = 25_000
-_STAMP = Stamp("01a20595-02b3-7000-8000-000000000000", datetime.now(UTC), "bench", "batch")
+_STAMP = RowStamp("01a20595-02b3-7000-8000-000000000000", datetime.now(UTC), "bench", "batch")
 _MASTERS = (Secret("env", "BRONZE_BENCHMARK_KEY"),)
-_STRING, _LONG = Kind("string"), Kind("long")
+_STRING, _LONG = DeltaType("string"), DeltaType("long")
 _CUSTOMERS = (("customer_id", _LONG), ("customer_name", _STRING), ("email", _STRING))
 _KEYS = (("customer_id", _LONG), ("wrapped_key", _STRING))
 
@@ -62,7 +62,7 @@ def customers(start: int, count: int) -> pl.DataFrame:
     )
 
 
-def shared(rows: pl.DataFrame, protection: Protection) -> pl.DataFrame:
+def shared(rows: pl.DataFrame, protection: TableProtection) -> pl.DataFrame:
     """Bronze rows under one key for each column."""
     return _enriched(rows, Enrichment(protection))
 
@@ -89,7 +89,10 @@ def _enriched(rows: pl.DataFrame, wanted: Enrichment) -> pl.DataFrame:
 
 
 def written(
-    settings: Settings, name: str, columns: Sequence[tuple[str, Kind]], parts: list[pl.DataFrame]
+    settings: Settings,
+    name: str,
+    columns: Sequence[tuple[str, DeltaType]],
+    parts: list[pl.DataFrame],
 ) -> int:
     """Writes a table; returns its bytes."""
     place = settings.place(settings.lake.schema_, name)
@@ -100,7 +103,10 @@ def written(
     ]
     added = [file for file in made if file]
     protect = {
-        name: {"protect": asdict(Protect("encrypt")), "kind": delta_schema([(name, _STRING)])}
+        name: {
+            "protect": asdict(ProtectionRule("encrypt")),
+            "kind": delta_schema([(name, _STRING)]),
+        }
         for name, _ in _CUSTOMERS[1:]
     }
     notes = {
@@ -125,13 +131,13 @@ def measure(rows: int, folder: Path) -> list[tuple[str, float, int, float]]:
     document = {"source": {"dsn": "postgresql://x/y"}, "lake": {"root": str(folder)}}
     settings = loading.parse(document)
     wrapping = keyring.master(_MASTERS[0])
-    protection = Protection(
+    protection = TableProtection(
         tuple(
-            Protected(
+            ProtectedColumn(
                 name,
                 name,
                 _STRING,
-                Protect("encrypt"),
+                ProtectionRule("encrypt"),
                 (keyring.new(wrapping, "bronze.customers", name, "encrypt"),),
             )
             for name, _ in _CUSTOMERS[1:]
@@ -139,7 +145,7 @@ def measure(rows: int, folder: Path) -> list[tuple[str, float, int, float]]:
         keyring.new(wrapping, "bronze.customers", "", "row_hash"),
         _MASTERS,
     )
-    layout = (*_CUSTOMERS, *METADATA)
+    layout = (*_CUSTOMERS, *METADATA_COLUMNS)
     starts = range(0, rows, _GROUP)
     sizes: list[int] = []
 

@@ -29,19 +29,19 @@ from uuid_utils import uuid7
 
 from bronze.delta import commit, files, log
 from bronze.delta.layout import hilbert, optimize
-from bronze.model.columns import Kind
-from bronze.model.files import Stored
+from bronze.model.columns import DeltaType
+from bronze.model.files import StoredFile
 from bronze.model.locations import Place
 
 Keys = npt.NDArray[np.uint64]
 
 BY = ("product_id", "warehouse_id", "day")
 COLUMNS = (
-    ("product_id", Kind("long")),
-    ("warehouse_id", Kind("long")),
-    ("day", Kind("date")),
-    ("quantity", Kind("int")),
-    ("row_hash", Kind("string")),
+    ("product_id", DeltaType("long")),
+    ("warehouse_id", DeltaType("long")),
+    ("day", DeltaType("date")),
+    ("quantity", DeltaType("int")),
+    ("row_hash", DeltaType("string")),
 )
 PRODUCTS, WAREHOUSES, LATE = 5000, 50, 7
 FIRST = dt.date(2024, 1, 1)
@@ -100,7 +100,9 @@ def filters(days: int) -> list[Filter]:
     return found
 
 
-def skipped(stored: Sequence[Stored], asked: Sequence[Filter]) -> dict[tuple[str, str], Skipped]:
+def skipped(
+    stored: Sequence[StoredFile], asked: Sequence[Filter]
+) -> dict[tuple[str, str], Skipped]:
     """What filters skip on average, for each column and shape."""
     sums: dict[tuple[str, str], list[tuple[float, float]]] = {}
     size = sum(file.size for file in stored)
@@ -210,9 +212,9 @@ def curves(days: int, rows: int, counts: Sequence[int]) -> dict[str, dict[int, f
     return found
 
 
-def _stored(frame: pl.DataFrame) -> Stored:
+def _stored(frame: pl.DataFrame) -> StoredFile:
     low, high = frame.min().row(0, named=True), frame.max().row(0, named=True)
-    return Stored("", 1, frame.height, tuple(low.items()), tuple(high.items()))
+    return StoredFile("", 1, frame.height, tuple(low.items()), tuple(high.items()))
 
 
 def show(field: Mapping[str, Contestant]) -> None:

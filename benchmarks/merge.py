@@ -32,26 +32,26 @@ from rich.table import Table
 from bronze.delta import commit, files, log
 from bronze.delta.commit import Change, Position, Shape
 from bronze.delta.write import insert, merge
-from bronze.model.columns import Kind
+from bronze.model.columns import DeltaType
 from bronze.model.locations import Place
-from bronze.model.stamp import Stamp
-from bronze.model.units import Known
-from bronze.rows.metadata import METADATA, digests, stamped
+from bronze.model.stamp import RowStamp
+from bronze.model.units import KnownRows
+from bronze.rows.metadata import METADATA_COLUMNS, digests, with_metadata
 from bronze.tables import known_rows
 
 KEY = "order_detail_id"
-COLUMNS: tuple[tuple[str, Kind], ...] = (
-    (KEY, Kind("long")),
-    ("order_id", Kind("int")),
-    ("product_id", Kind("int")),
-    ("quantity", Kind("int")),
-    ("unit_price", Kind("decimal", 12, 2)),
-    ("discount", Kind("decimal", 5, 4)),
-    ("line_total", Kind("decimal", 14, 2)),
-    ("note", Kind("string")),
-    ("updated_at", Kind("timestamp")),
+COLUMNS: tuple[tuple[str, DeltaType], ...] = (
+    (KEY, DeltaType("long")),
+    ("order_id", DeltaType("int")),
+    ("product_id", DeltaType("int")),
+    ("quantity", DeltaType("int")),
+    ("unit_price", DeltaType("decimal", 12, 2)),
+    ("discount", DeltaType("decimal", 5, 4)),
+    ("line_total", DeltaType("decimal", 14, 2)),
+    ("note", DeltaType("string")),
+    ("updated_at", DeltaType("timestamp")),
 )
-SHAPE = Shape((*COLUMNS, *METADATA), (KEY,))
+SHAPE = Shape((*COLUMNS, *METADATA_COLUMNS), (KEY,))
 CONTESTANTS = ("bronze", "bounded", "plain")
 _GROUP = 33_000
 _FILE = 1_000_000
@@ -82,9 +82,9 @@ def rows(keys: np.ndarray[tuple[int], np.dtype[np.int64]], version: int) -> pl.D
         pl.col("updated_at").cast(pl.Datetime("us", "UTC")),
     )
     moment = dt.datetime(2026, 1, 1 + version, tzinfo=dt.UTC)
-    stamp = Stamp(_BATCH.format(version), moment, "bench", "batch")
+    stamp = RowStamp(_BATCH.format(version), moment, "bench", "batch")
     nothing = pl.repeat(None, height, dtype=pl.String, eager=True)
-    return stamped(frame, *digests(frame, nothing), stamp)
+    return with_metadata(frame, *digests(frame, nothing), stamp)
 
 
 def build(folder: Path, count: int) -> None:
@@ -115,7 +115,7 @@ def bronze(folder: Path, changes: Path) -> None:
     frame = pl.read_parquet(changes)
     state = log.read(place)
     assert state is not None
-    stamp = Stamp(_BATCH.format(1), dt.datetime(2026, 1, 2, tzinfo=dt.UTC), "bench", "batch")
+    stamp = RowStamp(_BATCH.format(1), dt.datetime(2026, 1, 2, tzinfo=dt.UTC), "bench", "batch")
     jobs = [
         merge.Merge(place, file, SHAPE.columns, (KEY,), (KEY,), stamp, (frame,))
         for file in merge.candidates(state.files, [frame], (KEY,), place)
@@ -138,7 +138,7 @@ def bronze_refresh(folder: Path, source: Path) -> None:
     place = Place(str(folder))
     state = log.read(place)
     assert state is not None
-    known = Known(place, state.version, state.files, SHAPE.columns, (), 3)
+    known = KnownRows(place, state.version, state.files, SHAPE.columns, (), 3)
     held = known_rows.known(known)
     files_of = sorted(source.glob("*.parquet"))
 

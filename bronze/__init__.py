@@ -49,7 +49,7 @@ from bronze.model.results import (
 from bronze.version import VERSION
 
 if TYPE_CHECKING:
-    from bronze.api.check import Report as CheckReport
+    from bronze.api.check import CheckReport
     from bronze.config.settings import Settings as Config
     from bronze.governance.audit import Report as AuditReport
     from bronze.protection.erasure import Forgotten as ErasureResult

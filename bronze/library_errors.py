@@ -26,7 +26,7 @@ _LAYERS = re.compile(
 )
 
 
-def plain(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """The message of an error, in one line without a full stop at its end."""
     text = _COLOURS.sub("", str(error)).partition("\n\nDebug source:")[0]
     lines = [line for line in text.splitlines() if not _FRAME.match(line)]

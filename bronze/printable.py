@@ -43,7 +43,7 @@ def _escaped_in_json(character: str) -> str:
     return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2))
 
 
-class Visible(logging.Formatter):
+class VisibleFormatter(logging.Formatter):
     """Log lines for a terminal: each record is one line."""
 
     def format(self, record: logging.LogRecord) -> str:

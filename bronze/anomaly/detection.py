@@ -11,15 +11,23 @@ import polars as pl
 
 from bronze.anomaly.features import numbers
 from bronze.anomaly.forest import Scorer, scorer
-from bronze.model.anomaly import ANOMALY_COLUMNS, KEY, MOST, SCORE, Model, Outliers, Watch
-from bronze.model.stamp import Stamp
+from bronze.model.anomaly import (
+    ANOMALY_COLUMNS,
+    KEY_COLUMN,
+    MAX_OUTLIERS,
+    SCORE_COLUMN,
+    Model,
+    Monitoring,
+    Outliers,
+)
+from bronze.model.stamp import RowStamp
 
 _REASONS = 3
 _LEAST_SHARE = 0.05
 
 
 def scored(
-    rows: pl.DataFrame, watch: Watch, key: Sequence[str], stamp: Stamp
+    rows: pl.DataFrame, watch: Monitoring, key: Sequence[str], stamp: RowStamp
 ) -> tuple[pl.DataFrame, Outliers]:
     """Bronze rows with their scores, and the anomalies among them.
 
@@ -37,11 +45,11 @@ def scored(
     places = np.flatnonzero(strange)
     if not len(places):
         return made, Outliers(rows.height)
-    most = places[np.argsort(-scores[places], kind="stable")[:MOST]]
+    most = places[np.argsort(-scores[places], kind="stable")[:MAX_OUTLIERS]]
     kept = pl.DataFrame(
         [
             _keys(rows[most], key),
-            pl.Series(SCORE, scores[most]),
+            pl.Series(SCORE_COLUMN, scores[most]),
             *(pl.Series(str(i), one[most]) for i, one in enumerate(seen)),
         ]
     )
@@ -54,7 +62,7 @@ def _scorer(model: Model) -> Scorer:
 
 def _keys(rows: pl.DataFrame, key: Sequence[str]) -> pl.Series:
     values = rows.select(key).rows(named=True) if key else [{}] * rows.height
-    return pl.Series(KEY, [json.dumps(v, default=str, ensure_ascii=False) for v in values])
+    return pl.Series(KEY_COLUMN, [json.dumps(v, default=str, ensure_ascii=False) for v in values])
 
 
 def reasons(model: Model, outliers: Outliers) -> list[str]:
@@ -67,7 +75,7 @@ def reasons(model: Model, outliers: Outliers) -> list[str]:
         return []
     forest = _scorer(model)
     seen = [outliers.rows[str(i)].to_numpy() for i in range(len(model.features))]
-    scores = outliers.rows[SCORE].to_numpy()
+    scores = outliers.rows[SCORE_COLUMN].to_numpy()
     names = list(dict.fromkeys(feature.column for feature in model.features))
     falls = np.zeros((len(names), len(scores)))
     for at, name in enumerate(names):

@@ -23,9 +23,9 @@ from bronze.delta.log import State
 from bronze.errors import LakeError
 from bronze.governance.tables import models as book
 from bronze.governance.tables import profiles
-from bronze.model.anomaly import Model, Watch
-from bronze.model.columns import Column, Kind
-from bronze.model.files import Stored
+from bronze.model.anomaly import Model, Monitoring
+from bronze.model.columns import Column, DeltaType
+from bronze.model.files import StoredFile
 from bronze.model.locations import Place
 from bronze.model.units import DELETED
 from bronze.postgres import statement
@@ -54,7 +54,7 @@ def watch(
     key: tuple[str, ...],
     state: State | None,
     protected: Collection[str] = (),
-) -> Watch | None:
+) -> Monitoring | None:
     """How a table's rows are watched; None where they are not, and have no columns for it.
 
     Args:
@@ -70,7 +70,9 @@ def watch(
     """
     own = context.target.settings.anomalies
     if own is None:
-        return Watch() if state is not None and properties.WATCHED in state.properties else None
+        return (
+            Monitoring() if state is not None and properties.WATCHED in state.properties else None
+        )
     free = [c for c in contract.columns if c.name not in protected and c.kind.name != "array"]
     profiled = [c for c in contract.columns if c.kind.name != "array"][:_PROFILED]
     numeric = {c.target for c in free if c.is_number}
@@ -78,7 +80,7 @@ def watch(
     model, notes = _model(context, own, _candidates(own, free, named), state)
     if model is not None and (notes or own.columns):
         notes += _left_out(own, contract.columns, named, model)
-    return Watch(
+    return Monitoring(
         model,
         tuple(c.target for c in profiled),
         frozenset(numeric - named),
@@ -296,7 +298,7 @@ def _about(target: Target) -> pl.Expr:
     return (pl.col("source_table") == target.label) & pl.col("target_table").is_in(names)
 
 
-def _may_hold(file: Stored, target: Target) -> bool:
+def _may_hold(file: StoredFile, target: Target) -> bool:
     low, high = (dict(side).get(BY[0]) for side in (file.low, file.high))
     return any(
         (low is None or low <= name) and (high is None or name <= high)
@@ -343,7 +345,7 @@ def _from_bronze(state: State, columns: Sequence[Column], seed: int) -> pl.DataF
     return pl.concat(found) if found else pl.DataFrame()
 
 
-_STATUS = (("record_status", Kind("string")),)
+_STATUS = (("record_status", DeltaType("string")),)
 
 
 def _from_source(context: TableContext, columns: Sequence[Column], seed: int) -> pl.DataFrame:
@@ -363,7 +365,9 @@ def _from_source(context: TableContext, columns: Sequence[Column], seed: int) ->
     session = context.held.session(context.origin)
     guarded = bool(context.target.settings.protect)
     label = context.target.label
-    parts = read.rows(context.origin, session, query, (splits.WHOLE,), columns, label, guarded)
+    parts = read.read_rows(
+        context.origin, session, query, (splits.WHOLE_TABLE,), columns, label, guarded
+    )
     rows = pl.concat([rows for rows, _ in parts] or [pl.DataFrame()])
     return _some(rows, _ROWS, np.random.default_rng(seed))
 

@@ -18,8 +18,8 @@ from bronze.config.settings import GOVERNANCE, Settings
 from bronze.errors import BronzeError
 from bronze.governance.tables import anomalies, profiles
 from bronze.governance.tables.profiles import Scope
-from bronze.model.anomaly import KEY, SCORE, Model, Watch
-from bronze.model.stamp import Stamp
+from bronze.model.anomaly import KEY_COLUMN, SCORE_COLUMN, Model, Monitoring
+from bronze.model.stamp import RowStamp
 from bronze.model.units import Findings
 from bronze.tables.selection import Target
 
@@ -74,8 +74,8 @@ def far(now: Mapping[str, float], before: Sequence[Mapping[str, float]]) -> Iter
 def told(
     settings: Settings,
     target: Target,
-    stamp: Stamp,
-    watch: Watch,
+    stamp: RowStamp,
+    watch: Monitoring,
     findings: Findings,
     scope: Scope,
 ) -> tuple[str, ...]:
@@ -98,8 +98,8 @@ def told(
 def _told(
     settings: Settings,
     target: Target,
-    stamp: Stamp,
-    watch: Watch,
+    stamp: RowStamp,
+    watch: Monitoring,
     findings: Findings,
     scope: Scope,
 ) -> tuple[str, ...]:
@@ -154,8 +154,8 @@ def _rows(model: Model, findings: Findings) -> pl.DataFrame:
     return pl.DataFrame(
         {
             "level": [anomalies.ROW] * rows.height,
-            "row_key": rows[KEY],
-            "anomaly_score": rows[SCORE],
+            "row_key": rows[KEY_COLUMN],
+            "anomaly_score": rows[SCORE_COLUMN],
             "threshold": [model.threshold] * rows.height,
             "model_version": [model.version] * rows.height,
             "columns": reasons(model, findings.outliers),

@@ -7,18 +7,18 @@ import numpy.typing as npt
 import polars as pl
 
 from bronze.anomaly.features import as_numbers
-from bronze.model.anomaly import SKETCH, ColumnProfile, Profile, Watch
+from bronze.model.anomaly import SKETCH_SIZE, ColumnProfile, Monitoring, Profile
 
 _MARGIN = 1.5
 
 
-def profiled(rows: pl.DataFrame, watch: Watch) -> Profile:
+def profiled(rows: pl.DataFrame, watch: Monitoring) -> Profile:
     """The profile of clear source rows."""
     names = [name for name in watch.profiled if name in rows.columns]
     return Profile(rows.height, {name: _column(rows[name], watch) for name in names})
 
 
-def _column(values: pl.Series, watch: Watch) -> ColumnProfile:
+def _column(values: pl.Series, watch: Monitoring) -> ColumnProfile:
     present = values.drop_nulls()
     total, numbers = 0.0, 0
     if values.name in watch.averaged:
@@ -32,14 +32,14 @@ def _column(values: pl.Series, watch: Watch) -> ColumnProfile:
 def _least(hashes: pl.Series) -> npt.NDArray[np.uint64]:
     """The smallest different ones, sorted."""
     # To find those below a bound costs less than to find all, and where many differ they suffice.
-    share = _MARGIN * SKETCH / max(len(hashes), 1)
+    share = _MARGIN * SKETCH_SIZE / max(len(hashes), 1)
     while share < 1:
         least = hashes.filter(hashes < int(2**64 * share)).unique()
-        if len(least) >= SKETCH:
+        if len(least) >= SKETCH_SIZE:
             break
         # So many different ones there are, as far as can be told.
         many = len(least) / share
-        share = max(_MARGIN * SKETCH / max(many, 1), 2 * share)
+        share = max(_MARGIN * SKETCH_SIZE / max(many, 1), 2 * share)
     else:
         least = hashes.unique()
-    return np.sort(least.to_numpy())[:SKETCH].copy()
+    return np.sort(least.to_numpy())[:SKETCH_SIZE].copy()

@@ -28,9 +28,9 @@ from bronze.governance import audit, openlineage
 from bronze.ingest import pipeline, plan
 from bronze.ingest.pipeline import OpenSource
 from bronze.model.columns import Column
-from bronze.model.quality import Criterion
+from bronze.model.quality import ResolvedRule
 from bronze.model.results import Failure
-from bronze.model.stamp import Stamp
+from bronze.model.stamp import RowStamp
 from bronze.postgres.catalog import constraints, survey
 from bronze.postgres.catalog.constraints import Constraints
 from bronze.postgres.catalog.relations import Relation
@@ -39,7 +39,7 @@ from bronze.postgres.connection import capacity, connect
 from bronze.postgres.copy import read, snapshot
 from bronze.postgres.copy.snapshot import Consistency, Snapshot
 from bronze.postgres.replication import publication, slot
-from bronze.postgres.replication.prerequisites import Wanting
+from bronze.postgres.replication.prerequisites import MissingPrerequisite
 from bronze.quality import rules, set_rules
 from bronze.tables import blind_spots, selection
 from bronze.tables.context import TableContext, ask_source
@@ -106,7 +106,7 @@ class TableReport:
 
 
 @dataclass(frozen=True)
-class Report:
+class CheckReport:
     """What a run would do. ``missing`` are problems of no single table, ``notes`` are about the
     sources.
     """
@@ -121,7 +121,7 @@ class Report:
         return self.missing + tuple(table.problem for table in self.tables if table.problem)
 
 
-def check(settings: Settings, tables: Sequence[str] = ()) -> Report:
+def check(settings: Settings, tables: Sequence[str] = ()) -> CheckReport:
     """Checks the source and the lake as a run would: in a snapshot, under the same locks.
 
     Raises:
@@ -149,7 +149,7 @@ def check(settings: Settings, tables: Sequence[str] = ()) -> Report:
                 notes += checked.notes
                 for target in targets:
                     reports[target.place.url] = _table_report(settings, checked, target, orphans)
-    return Report(
+    return CheckReport(
         tuple(reports[target.place.url] for target in chosen),
         tuple(error.failure() for error in missing),
         tuple(notes),
@@ -196,19 +196,19 @@ def _check_source(
     connection, name = source.connection, source.origin.name
     streamed = [target for target in targets if target.settings.pattern == "streaming"]
     keyed: list[selection.Target] = []
-    wanting: tuple[Wanting, ...] = ()
+    wanting: tuple[MissingPrerequisite, ...] = ()
     no_stream: BronzeError | None = None
-    with connect.mapped(source.origin):
+    with connect.source_errors(source.origin):
         if streamed:
             slot_name, publication_name = settings.stream.names(name)
             keyed, wanting = apply.fitted(connection, streamed, slot_name, publication_name)
             no_stream = apply.refusal(name, wanting) or _slot_conflict(connection, slot_name)
-        limits = capacity.narrow(connection, source.origin, bool(streamed))
-        surveys = survey.look(connection, [target.relation for target in targets])
+        limits = capacity.low_connection_limits(connection, source.origin, bool(streamed))
+        surveys = survey.survey_relations(connection, [target.relation for target in targets])
     if len(streamed) < len(targets):
-        read.reachable(source.origin)
+        read.check_reachable(source.origin)
     consistency = settings.source[name].consistency
-    standby = snapshot.opened(connection).standby and consistency == "run"
+    standby = snapshot.open_transactions(connection).standby and consistency == "run"
     # A stream gets its snapshot from its slot, so a check of streamed tables needs none to share.
     per_table = standby or len(streamed) == len(targets)
     mode: Consistency = "per-table" if per_table else consistency
@@ -216,7 +216,7 @@ def _check_source(
     return _CheckedSource(
         source=source,
         snapshot=shared,
-        no_shared_snapshot=snapshot.on_standby(source.origin) if standby else None,
+        no_shared_snapshot=snapshot.standby_error(source.origin) if standby else None,
         no_stream=no_stream,
         limits=limits,
         unfit=apply.unfit(wanting),
@@ -300,7 +300,7 @@ def _assignment(
     relation = pipeline.relation_in_snapshot(target, checked.snapshot, checked.relations)
     current = selection.seen(current, relation)
     origin = checked.source.origin
-    stamp = Stamp("0", datetime.now(UTC), origin.name, target.settings.method)
+    stamp = RowStamp("0", datetime.now(UTC), origin.name, target.settings.method)
     readers = budget.readers(settings.run.memory, settings.run.workers, checked.source.slots)
     given = TableContext(current, checked.snapshot, origin, stamp, settings, readers)
     return replace(given, target=_with_published_columns(given))
@@ -313,7 +313,8 @@ def _with_published_columns(given: TableContext) -> selection.Target:
         return target
     _, publication_name = given.settings.stream.names(given.origin.name)
     names = ask_source(
-        given, lambda holder: publication.carried(holder, target.relation, publication_name)
+        given,
+        lambda holder: publication.streamed_columns(holder, target.relation, publication_name),
     )
     return selection.carried(target, names)
 
@@ -349,7 +350,7 @@ def _rename_notes(
     )
 
 
-def _rule(criterion: Criterion) -> RuleReport:
+def _rule(criterion: ResolvedRule) -> RuleReport:
     return RuleReport(
         criterion.name,
         criterion.kind,

@@ -15,13 +15,13 @@ from threading import Event
 from typing import TYPE_CHECKING
 
 from bronze.errors import ConfigError
-from bronze.model.quality import POINTS, Criterion, Severity
+from bronze.model.quality import POINTS, ResolvedRule, Severity
 
 if TYPE_CHECKING:
     import polars as pl
     from polars import DataFrame, LazyFrame
 
-    from bronze.api.check import Report
+    from bronze.api.check import CheckReport
     from bronze.cdc.stream import Notify as NotifyStep
     from bronze.config.settings import Settings
     from bronze.governance.audit import Report as AuditReport
@@ -53,7 +53,7 @@ class Rule:
     allow: float = 0.0
     allow_rows: int = 0
 
-    def criterion(self) -> Criterion:
+    def criterion(self) -> ResolvedRule:
         """The rule as it travels.
 
         Raises:
@@ -68,7 +68,7 @@ class Rule:
                 " of rows at least 0.",
             )
         serialised = self.holds.meta.serialize()
-        return Criterion(
+        return ResolvedRule(
             self.name,
             "expression",
             (),
@@ -426,7 +426,7 @@ class Bronze:
 
         return report.quality(self.config, tables, trend)
 
-    def check(self, tables: Sequence[str] = ()) -> Report:
+    def check(self, tables: Sequence[str] = ()) -> CheckReport:
         """Says what a run would do with each table and column, and what prevents it.
 
         It looks under the same locks as a run, and reads no rows but a small sample.

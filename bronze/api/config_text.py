@@ -22,7 +22,7 @@ from bronze.model.columns import KEY_TEXT
 from bronze.model.results import Failure
 from bronze.postgres.catalog.relations import Relation
 from bronze.postgres.catalog.survey import Personal, Survey
-from bronze.rows.metadata import COMMITTED, METADATA
+from bronze.rows.metadata import COMMIT_TIMESTAMP, METADATA_COLUMNS
 from bronze.tables import selection
 from bronze.tables.naming import faults, free, renames, table_name
 
@@ -36,7 +36,7 @@ _WIDTH = 96
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _PLAIN_NAME = re.compile(r"[\w.-]+")
 _PLAIN_HOST = re.compile(r"[\w.-]+", re.ASCII)
-_BRONZE_COLUMNS = (*(name for name, _ in METADATA), KEY_TEXT, COMMITTED)
+_BRONZE_COLUMNS = (*(name for name, _ in METADATA_COLUMNS), KEY_TEXT, COMMIT_TIMESTAMP)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from bronze.tables.selection import Target
 _LOCK_NOT_AVAILABLE = "55P03"
 
 
-def propose(
+def propose_config(
     dsn: str,
     *,
     schemas: Sequence[str] = (),
@@ -46,14 +46,14 @@ def propose(
     """
     # With a short lock timeout: a locked table is proposed like any other.
     origin = Origin(name=name or "source", conninfo=dsn, lock_timeout=1)
-    with connect.mapped(origin), connect.connect(origin) as connection:
+    with connect.source_errors(origin), connect.connect(origin) as connection:
         database = _survey_database(origin, connection, schemas)
     for surveyed in database.excluded:
         notify(f"Left out: {database.refused[surveyed.relation.oid].message}")
     return config_text(database, dsn, name or database.database)
 
 
-def write(path: str | Path, text: str) -> None:
+def write_config(path: str | Path, text: str) -> None:
     """Writes the text of a config to a new file.
 
     Raises:
@@ -81,7 +81,9 @@ def _survey_database(
             f"There is no schema {', '.join(missing)} in the database.",
             hint=f"Its schemas are: {', '.join(present)}; names are case-sensitive.",
         )
-    surveys = survey.look(connection, survey.sized(connection, tuple(schemas) or present))
+    surveys = survey.survey_relations(
+        connection, survey.relations_with_sizes(connection, tuple(schemas) or present)
+    )
     relations = [s.relation for s in surveys if not s.extension]
     loaded = set(schemas) or {relation.schema for relation in relations if relation.readable}
     row: Any = connection.execute(

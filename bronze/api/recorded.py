@@ -22,7 +22,7 @@ from bronze.governance.audit import Event
 from bronze.ingest import pipeline
 from bronze.maintenance import maintain as maintenance
 from bronze.model.events import StreamEvent
-from bronze.model.results import Late, MaintainResult, RunResult, StreamResult, TableResult
+from bronze.model.results import LateRecord, MaintainResult, RunResult, StreamResult, TableResult
 from bronze.protection import erasure
 from bronze.protection.erasure import Forgotten
 from bronze.verify import verify as proof
@@ -269,7 +269,7 @@ def _schema_events(tables: Iterable[TableResult], batch_id: str) -> list[Event]:
     ]
 
 
-def _late_events(late: Iterable[Late]) -> list[Event]:
+def _late_events(late: Iterable[LateRecord]) -> list[Event]:
     """The events of earlier runs that died before they were recorded."""
     events = []
     for run in late:

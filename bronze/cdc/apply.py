@@ -38,16 +38,16 @@ from bronze.ingest.diff import Difference, Edit
 from bronze.ingest.load import record_rejected_values
 from bronze.ingest.plan import Plan
 from bronze.ingest.watermarks import STREAM
-from bronze.model.files import DataFile
-from bronze.model.quality import Scored
-from bronze.model.stamp import Stamp
-from bronze.model.units import NOTHING_FOUND, Enrichment, Findings
-from bronze.postgres.catalog.types import ANY_BYTES
+from bronze.model.files import WrittenFile
+from bronze.model.quality import QualityTotals
+from bronze.model.stamp import RowStamp
+from bronze.model.units import NO_FINDINGS, Enrichment, Findings
+from bronze.postgres.catalog.types import SQL_ASCII
 from bronze.postgres.connection.connect import Connection
 from bronze.postgres.replication import prerequisites, publication
-from bronze.postgres.replication.batch import Batch, Gathered
-from bronze.postgres.replication.prerequisites import Wanting
-from bronze.postgres.replication.text_values import Text
+from bronze.postgres.replication.batch import Batch, TableChanges
+from bronze.postgres.replication.prerequisites import MissingPrerequisite
+from bronze.postgres.replication.text_values import TextColumn
 from bronze.quality import checks, set_rules
 from bronze.tables import selection
 from bronze.tables.selection import Target
@@ -61,8 +61,8 @@ class Fared:
     ``as_of`` and landed ``age`` seconds later.
     """
 
-    scored: Scored
-    stamp: Stamp
+    scored: QualityTotals
+    stamp: RowStamp
     as_of: datetime
     age: float
 
@@ -88,13 +88,13 @@ class Following:
 
     plan: Plan
     described: tuple[tuple[str, int, int], ...]
-    texts: tuple[Text, ...]
+    texts: tuple[TextColumn, ...]
     identity: tuple[str, ...]
     floor: int
     held: int
     version: int
     entry: Entry
-    findings: Findings = NOTHING_FOUND
+    findings: Findings = NO_FINDINGS
     error: BronzeError | None = field(default=None)
     fared: Fared | None = field(default=None)
     doubted: State | None = field(default=None)
@@ -130,22 +130,22 @@ class Followed:
     error: BronzeError | None = None
 
 
-def told(settings: Settings, following: Following, stamp: Stamp) -> tuple[str, ...]:
+def told(settings: Settings, following: Following, stamp: RowStamp) -> tuple[str, ...]:
     """Enters what was found out about the rows of a table's last batches into the books.
 
     Returns:
         What there is to say about them.
     """
     watch, findings = following.plan.enrichment.watch, following.findings
-    following.findings = NOTHING_FOUND
-    if watch is None or findings is NOTHING_FOUND:
+    following.findings = NO_FINDINGS
+    if watch is None or findings is NO_FINDINGS:
         return ()
     return outliers.told(settings, following.plan.target, stamp, watch, findings, "stream")
 
 
 def fitted(
     connection: Connection, targets: Sequence[Target], own: str, published: str
-) -> tuple[list[Target], tuple[Wanting, ...]]:
+) -> tuple[list[Target], tuple[MissingPrerequisite, ...]]:
     """The tables with the keys by which a stream tells their rows apart, and what is missing.
 
     Args:
@@ -155,14 +155,16 @@ def fitted(
         published: the publication's.
     """
     relations = [target.relation for target in targets]
-    known = publication.identity(connection, relations)
+    known = publication.replica_identities(connection, relations)
     keyed = [_keyed(target, known.get(target.label, ())) for target in targets]
     keys = {target.label: target.key for target in keyed}
     out = {target.label: selection.left_out(target) for target in keyed}
-    return keyed, prerequisites.wanting(connection, relations, keys, published, own, out)
+    return keyed, prerequisites.missing_prerequisites(
+        connection, relations, keys, published, own, out
+    )
 
 
-def refusal(source: str, wanting: Sequence[Wanting]) -> SourceRefused | None:
+def refusal(source: str, wanting: Sequence[MissingPrerequisite]) -> SourceRefused | None:
     """Why nothing of a source can be streamed, None where something can."""
     general = [one for one in wanting if not one.table]
     if not general:
@@ -173,7 +175,7 @@ def refusal(source: str, wanting: Sequence[Wanting]) -> SourceRefused | None:
     )
 
 
-def unfit(wanting: Sequence[Wanting]) -> dict[str, TableRefused]:
+def unfit(wanting: Sequence[MissingPrerequisite]) -> dict[str, TableRefused]:
     """Why tables cannot be streamed, by their labels."""
     return {
         one.table: TableRefused(one.what, hint=one.mend, table=one.table)
@@ -190,7 +192,7 @@ def _keyed(target: Target, identity: tuple[str, ...]) -> Target:
     return replace(target, settings=own.model_copy(update={"key": identity}))
 
 
-def fits(following: Following, gathered: Gathered) -> bool:
+def fits(following: Following, gathered: TableChanges) -> bool:
     """Whether the stream's columns are those that the table's contract is made for, and it tells
     rows apart.
     """
@@ -202,14 +204,14 @@ def fits(following: Following, gathered: Gathered) -> bool:
     return same and told and bool(following.identity)
 
 
-def _identity(following: Following, gathered: Gathered) -> tuple[str, ...]:
+def _identity(following: Following, gathered: TableChanges) -> tuple[str, ...]:
     """The columns that tell rows apart, without those that the publication leaves out."""
     named = {name for name, _, _ in gathered.described.columns}
     return tuple(name for name in following.identity if name in named)
 
 
 def landing(
-    settings: Settings, following: Following, gathered: Gathered, batch: Batch, stamp: Stamp
+    settings: Settings, following: Following, gathered: TableChanges, batch: Batch, stamp: RowStamp
 ) -> Workflow[Followed]:
     """The course of one table and one batch.
 
@@ -225,7 +227,7 @@ def landing(
 
 
 def _landed(
-    settings: Settings, following: Following, gathered: Gathered, batch: Batch, stamp: Stamp
+    settings: Settings, following: Following, gathered: TableChanges, batch: Batch, stamp: RowStamp
 ) -> Workflow[Followed]:
     plan = following.plan
     label = following.label
@@ -264,7 +266,7 @@ def _landed(
     )
 
 
-def _added(before: Fared | None, found: Scored, stamp: Stamp, batch: Batch) -> Fared:
+def _added(before: Fared | None, found: QualityTotals, stamp: RowStamp, batch: Batch) -> Fared:
     seconds = batch.committed / 10**6
     scored = before.scored + found if before else found
     return Fared(scored, stamp, datetime.fromtimestamp(seconds, UTC), time.time() - seconds)
@@ -355,7 +357,7 @@ def last(state: State, plan: Plan) -> tuple[int, int] | None:
     return at, committed
 
 
-def _job(following: Following, gathered: Gathered, stamp: Stamp, state: State) -> NetTask:
+def _job(following: Following, gathered: TableChanges, stamp: RowStamp, state: State) -> NetTask:
     plan = following.plan
     return NetTask(
         table=following.label,
@@ -373,7 +375,7 @@ def _job(following: Following, gathered: Gathered, stamp: Stamp, state: State) -
         base=plan.contract.base,
         dates_of=plan.dates_of,
         enrichment=enrichment_of_changes(plan.enrichment),
-        any_bytes=plan.target.relation.encoding == ANY_BYTES,
+        any_bytes=plan.target.relation.encoding == SQL_ASCII,
     )
 
 
@@ -381,9 +383,9 @@ def _commit(
     following: Following,
     netted: NetChanges,
     edit: Edit,
-    staged: Sequence[DataFile],
+    staged: Sequence[WrittenFile],
     batch: Batch,
-    stamp: Stamp,
+    stamp: RowStamp,
     state: State,
 ) -> None:
     plan = following.plan
@@ -434,7 +436,7 @@ def _commit(
     _forget(following, [file for file in staged if file.path not in needed])
 
 
-def _forget(following: Following, written: Sequence[DataFile]) -> None:
+def _forget(following: Following, written: Sequence[WrittenFile]) -> None:
     with suppress(BronzeError):
         store.delete(following.plan.target.place, [file.path for file in written])
 

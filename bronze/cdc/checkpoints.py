@@ -20,7 +20,7 @@ from bronze.delta.log import State
 from bronze.errors import BronzeError, LakeUnreachable
 from bronze.governance.tables import streams as book
 from bronze.model.locations import Place
-from bronze.postgres.replication.rewind import Past
+from bronze.postgres.replication.rewind import KnownTransactions
 
 _HELD = "held"
 _ERA = "era"
@@ -65,7 +65,7 @@ def history(state: State | None, identity: str, slot: str) -> str:
 
     Args:
         state: the table of records.
-        identity: the source's, as `bronze.postgres.copy.snapshot.identity` gives it.
+        identity: the source's, as `bronze.postgres.copy.snapshot.timeline_of` gives it.
         slot: the slot's name.
     """
     era = state.position(commit.transaction(f"{identity}/{slot}/{_ERA}")) if state else None
@@ -92,12 +92,12 @@ def forsake(settings: Settings, identity: str, slot: str) -> None:
     commit.commit(books, state, Change("WRITE"), {}, shape=shape, reached=Position(own, era + 1))
 
 
-def past(state: State | None, stream: str) -> Past:
+def past(state: State | None, stream: str) -> KnownTransactions:
     """What the records know of a stream's past; ``stream`` as for `position`."""
     recorded = None
     if state:
         recorded = state.position(f"{commit.transaction(stream)}/{_RECORDED}")
-    return Past(position(state, stream), recorded) if recorded else Past()
+    return KnownTransactions(position(state, stream), recorded) if recorded else KnownTransactions()
 
 
 def publication(state: State | None, stream: str) -> int | None:

@@ -15,11 +15,11 @@ from bronze.governance.lineage import Entry
 from bronze.ingest import pipeline
 from bronze.model.events import LoadEvent, Notice, StreamEvent, TableFailed
 from bronze.model.locations import Origin
-from bronze.model.results import Failure, Late, TableResult
+from bronze.model.results import Failure, LateRecord, TableResult
 from bronze.postgres.catalog.relations import Relation
 from bronze.postgres.connection import connect
 from bronze.postgres.connection.connect import Connection
-from bronze.postgres.replication.rewind import Past
+from bronze.postgres.replication.rewind import KnownTransactions
 from bronze.postgres.replication.slot import Session
 from bronze.tables import selection
 from bronze.tables.selection import Target
@@ -46,7 +46,7 @@ class StreamTotals:
     position: int = 0
     tables: dict[str, TableResult] = field(default_factory=dict)
     names: set[str] = field(default_factory=set)
-    late: list[Late] = field(default_factory=list)
+    late: list[LateRecord] = field(default_factory=list)
     unrecorded: Failure | None = None
 
     def copied(self, result: TableResult) -> None:
@@ -105,7 +105,7 @@ class StreamProgress:
     done: int = 0
     lag: int = 0
     published: int = 0
-    past: Past = field(default_factory=Past)
+    past: KnownTransactions = field(default_factory=KnownTransactions)
 
 
 @dataclass(frozen=True)
@@ -176,5 +176,5 @@ class StreamContext:
     def found(self) -> tuple[Relation, ...]:
         """What is in the source's schemas now."""
         schemas = self.settings.source[self.origin.name].schema_
-        with connect.mapped(self.origin):
+        with connect.source_errors(self.origin):
             return selection.found(self.control, self.origin.name, schemas)

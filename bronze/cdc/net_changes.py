@@ -27,8 +27,8 @@ from bronze.errors import Mismatch, TableRefused
 from bronze.ingest.enrich import enrich
 from bronze.ingest.worker import rejected_values
 from bronze.model.columns import Column
-from bronze.model.files import DataFile
-from bronze.model.units import DELETED, NOTHING_FOUND, Findings, Rejected
+from bronze.model.files import WrittenFile
+from bronze.model.units import DELETED, NO_FINDINGS, Findings, RejectedValue
 from bronze.postgres.copy import read
 from bronze.postgres.replication import text_values
 from bronze.protection import key_text, protect
@@ -51,9 +51,9 @@ def net_changes(job: NetTask) -> NetChanges:
     last = _last_changes(job, parts)
     gone = last.filter(~pl.col(UPSERT)).select(job.key)
     frames: list[pl.DataFrame] = []
-    rejected: list[Rejected] = []
+    rejected: list[RejectedValue] = []
     changes: list[Changes] = []
-    findings = NOTHING_FOUND
+    findings = NO_FINDINGS
     for rows, refused, found in _upserted_rows(job, parts, last.filter(UPSERT)):
         findings += found
         records = rejected_values(rows, refused, job.row_key.names)
@@ -79,7 +79,7 @@ def _is_truncated(job: NetTask) -> bool:
     return job.gathered.emptied is not None and job.gathered.emptied >= job.floor
 
 
-def _staged(job: NetTask, frames: Sequence[pl.DataFrame]) -> list[DataFile]:
+def _staged(job: NetTask, frames: Sequence[pl.DataFrame]) -> list[WrittenFile]:
     # Keys alone have not all columns that the table has statistics of.
     stats = [name for name in job.stats if all(name in frame.columns for frame in frames)]
     file = files.write(frames, job.place, job.stamp.batch_id, stats)
@@ -175,7 +175,7 @@ def _upserted_rows(
         found = part.changes
         raw = found.new.select([text.name for text in job.texts])[lines]
         mine = {place: value for place, value in missing.items() if place[0] == part.number}
-        typed = text_values.typed(fill_from_changes(raw, lines, parts, mine), job.texts)
+        typed = text_values.parse_texts(fill_from_changes(raw, lines, parts, mine), job.texts)
         del found, raw
         for rows, rejected, some in fill_from_table(job, *typed, lines, mine):
             yield _bronze_rows(job, part, rows, rejected, some)

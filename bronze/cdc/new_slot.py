@@ -3,7 +3,7 @@
 A new slot waits for every transaction of the whole server that was open when it was asked for, be
 that for hours. Until it is there no table is locked, as whoever wants to change one would wait as
 long, and everybody else behind them. Once it is, the tables are locked in its snapshot; what was
-done to them in between is for `bronze.postgres.copy.snapshot.changed` to say.
+done to them in between is for `bronze.postgres.copy.snapshot.changed_relations` to say.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ def publish(
         psycopg.Error
     """
     refused = _refused(origin, connection, name, targets)
-    found = publication.coverage(connection, name, [target.relation for target in targets])
+    found = publication.fingerprints_of(connection, name, [target.relation for target in targets])
     covered = [replace(one, published=found.get(one.relation.oid, "")) for one in targets]
-    return refused, Covered(publication.number(connection, name) or 0, tuple(covered))
+    return refused, Covered(publication.oid_of(connection, name) or 0, tuple(covered))
 
 
 @dataclass(frozen=True)
@@ -174,13 +174,13 @@ class NewSlot:
             self._stream.tell(Waiting(f"{text} {meanwhile}".rstrip()))
 
     def _transactions(self, who: str) -> tuple[frozenset[str], str] | None:
-        found = slot_waits.transactions(self._stream.control)
+        found = slot_waits.open_transactions(self._stream.control)
         # Those that were open when it was looked last: the others come and go.
         lasting = [one for one in found if one.xid in self._open]
         self._open = frozenset(one.xid for one in found)
         text = f"{who} for a new replication slot, and that for"
         if lasting:
-            named = slot_waits.sentence(lasting)
+            named = slot_waits.describe_transactions(lasting)
             whom = frozenset(one.xid for one in lasting)
             return whom, f"{text} transactions that are still open: {named}."
         if time.monotonic() - self._began < _PUZZLING:
@@ -189,7 +189,11 @@ class NewSlot:
 
     def _locks(self, who: str) -> tuple[frozenset[str], str] | None:
         holder = self._holder
-        pids = slot_waits.blocking(self._stream.control, holder.info.backend_pid) if holder else ()
+        pids = (
+            slot_waits.blocking_pids(self._stream.control, holder.info.backend_pid)
+            if holder
+            else ()
+        )
         if not pids:
             return None
         named = ", ".join(map(str, pids))
@@ -233,7 +237,7 @@ class NewSlot:
 
     def _run(self) -> None:
         try:
-            with connect.mapped(self._stream.origin):
+            with connect.source_errors(self._stream.origin):
                 self._make()
         except BaseException as error:  # whatever it is, the one who waits has to hear of it
             self.error = error
@@ -257,7 +261,7 @@ class NewSlot:
         if self._stopped.is_set():
             return
         failover = not self._temporary
-        made = slot.make(sender, self.name, temporary=self._temporary, failover=failover)
+        made = slot.create(sender, self.name, temporary=self._temporary, failover=failover)
         failpoint.reach("slotted")
         self._made = True
         relations = [one.relation for one in wanted if one.relation.readable]

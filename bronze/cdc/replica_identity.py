@@ -52,7 +52,7 @@ def moves(
         lines: their numbers there.
     """
     nothing = pl.repeat(None, rows.height, dtype=pl.String, eager=True)
-    hashes = metadata.row_hash(rows, nothing, rows.width)
+    hashes = metadata.row_hashes_of(rows, nothing, rows.width)
     tokens = [
         pl.Series(name, fingerprint.of_hashes(hashes, offset))
         for name, offset in zip(_TOKEN, (0, 16), strict=True)

@@ -13,16 +13,16 @@ import polars as pl
 from bronze.cdc import replica_identity
 from bronze.cdc.replica_identity import LINE, PART
 from bronze.delta.write.changes import Changes
-from bronze.model.columns import Column, Kind, RowKey
-from bronze.model.files import Stored
+from bronze.model.columns import Column, DeltaType, RowKey
+from bronze.model.files import StoredFile
 from bronze.model.locations import Place
-from bronze.model.stamp import Stamp
-from bronze.model.units import NONE_GIVEN, NOTHING_FOUND, Enrichment, Findings, Rejected
+from bronze.model.stamp import RowStamp
+from bronze.model.units import NO_ENRICHMENT, NO_FINDINGS, Enrichment, Findings, RejectedValue
 from bronze.postgres.replication import pgoutput, text_values
-from bronze.postgres.replication.batch import Gathered
-from bronze.postgres.replication.text_values import Text
+from bronze.postgres.replication.batch import TableChanges
+from bronze.postgres.replication.text_values import TextColumn
 from bronze.protection import key_text, protect
-from bronze.rows.metadata import COMMITTED
+from bronze.rows.metadata import COMMIT_TIMESTAMP
 
 UPSERT = "\0upsert"
 
@@ -38,7 +38,7 @@ class Part:
     """
 
     def __init__(
-        self, gathered: Gathered, number: int, floor: int, any_bytes: bool = False
+        self, gathered: TableChanges, number: int, floor: int, any_bytes: bool = False
     ) -> None:
         """Transactions before the position ``floor`` are in the table already; with ``any_bytes``,
         a text may be bytes that are no UTF-8.
@@ -46,16 +46,16 @@ class Part:
         self.number, self._any_bytes = number, any_bytes
         self.names = [name for name, _, _ in gathered.described.columns]
         self._piece, self._floor = gathered.pieces[number], floor
-        self._kept: pgoutput.Changes | None = None
+        self._kept: pgoutput.RowChanges | None = None
         self.open: tuple[tuple[str, npt.NDArray[np.bool_]], ...] = ()
 
     @property
-    def changes(self) -> pgoutput.Changes:
+    def changes(self) -> pgoutput.RowChanges:
         """The changes; those that are put aside are not kept in memory."""
         if self._kept is not None:
             return self._kept
         piece = self._piece
-        taken = pgoutput.changes(piece.read(), piece.lengths, self.names, self._any_bytes)
+        taken = pgoutput.read_changes(piece.read(), piece.lengths, self.names, self._any_bytes)
         found = _completed(taken)
         flagged = zip(self.names, found.unchanged, strict=True)
         self.open = tuple((name, flags) for name, flags in flagged if flags is not None)
@@ -84,7 +84,7 @@ class Part:
     def committed(self, lines: npt.NDArray[np.int64]) -> pl.Series:
         """When the transactions of some changes were committed."""
         times = np.array([time for _, _, time in self._piece.marks], np.int64)
-        moments = pl.Series(COMMITTED, times[self.transactions[lines]])
+        moments = pl.Series(COMMIT_TIMESTAMP, times[self.transactions[lines]])
         return moments.cast(pl.Datetime("us", "UTC"))
 
     def events(self, key: Sequence[str]) -> pl.DataFrame:
@@ -141,7 +141,7 @@ def _copied(rows: pl.DataFrame) -> pl.DataFrame:
     return copied
 
 
-def _completed(found: pgoutput.Changes) -> pgoutput.Changes:
+def _completed(found: pgoutput.RowChanges) -> pgoutput.RowChanges:
     """The changes with what the old row tells of unchanged values."""
     columns: list[pl.Series] = []
     unchanged: list[npt.NDArray[np.bool_] | None] = []
@@ -155,7 +155,7 @@ def _completed(found: pgoutput.Changes) -> pgoutput.Changes:
         left = flags & old.is_null().to_numpy()
         unchanged.append(left if left.any() else None)
     new = pl.DataFrame(columns) if columns else found.new
-    return pgoutput.Changes(found.kinds, new, tuple(unchanged), found.old, found.keyed)
+    return pgoutput.RowChanges(found.kinds, new, tuple(unchanged), found.old, found.keyed)
 
 
 @dataclass(frozen=True)
@@ -175,20 +175,20 @@ class NetTask:
     """
 
     table: str
-    gathered: Gathered = field(repr=False)
+    gathered: TableChanges = field(repr=False)
     floor: int
     columns: tuple[Column, ...]
-    texts: tuple[Text, ...]
+    texts: tuple[TextColumn, ...]
     row_key: RowKey
     identity: tuple[str, ...]
     place: Place
-    stored: tuple[Stored, ...] = field(repr=False)
-    layout: tuple[tuple[str, Kind], ...]
+    stored: tuple[StoredFile, ...] = field(repr=False)
+    layout: tuple[tuple[str, DeltaType], ...]
     stats: tuple[str, ...]
-    stamp: Stamp
+    stamp: RowStamp
     base: int
     dates_of: str | None = None
-    enrichment: Enrichment = NONE_GIVEN
+    enrichment: Enrichment = NO_ENRICHMENT
     any_bytes: bool = False
 
     @property
@@ -207,9 +207,9 @@ class NetChanges:
     changes: tuple[Changes, ...] = field(repr=False)
     deletes: tuple[Changes, ...] = field(repr=False)
     emptied: bool
-    rejected: tuple[Rejected, ...]
+    rejected: tuple[RejectedValue, ...]
     read: int
-    findings: Findings = NOTHING_FOUND
+    findings: Findings = NO_FINDINGS
 
     @property
     def empty(self) -> bool:
@@ -219,7 +219,7 @@ class NetChanges:
 
 def stored_keys(job: NetTask, keys: pl.DataFrame) -> pl.DataFrame:
     """Keys as the stream has them, as the table has them."""
-    clear, rejected = text_values.typed(keys.select(job.key), key_texts(job))
+    clear, rejected = text_values.parse_texts(keys.select(job.key), key_texts(job))
     protection = job.enrichment.protection
     rows = protect.values(clear, protection)
     told = key_text.with_text(rows, clear, rejected, job.row_key, protection)
@@ -230,7 +230,7 @@ Key = tuple[str, ...]
 """A row's key as the stream has it."""
 
 
-def key_texts(job: NetTask) -> list[Text]:
+def key_texts(job: NetTask) -> list[TextColumn]:
     """How the stream's texts of the key's columns become values."""
     named = {text.name: text for text in job.texts}
     return [named[name] for name in job.key]

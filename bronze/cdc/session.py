@@ -45,7 +45,7 @@ from bronze.model.events import (
     TableRetried,
     Waiting,
 )
-from bronze.model.stamp import Stamp
+from bronze.model.stamp import RowStamp
 from bronze.postgres.catalog import definition
 from bronze.postgres.catalog.relations import Relation
 from bronze.postgres.connection import connect
@@ -53,7 +53,7 @@ from bronze.postgres.copy import snapshot
 from bronze.postgres.replication import publication, slot
 from bronze.postgres.replication.batch import Batch, release
 from bronze.postgres.replication.receiver import Receiver
-from bronze.postgres.replication.rewind import Past
+from bronze.postgres.replication.rewind import KnownTransactions
 from bronze.tables import selection
 from bronze.tables.selection import Target
 
@@ -113,7 +113,7 @@ class Session:
             self._quality,
             Periodic(_LOOK_EVERY, self._look),
         )
-        self._last: Stamp | None = None
+        self._last: RowStamp | None = None
         self._audited = audit.mark(self._settings)
         self._labels: frozenset[str] = frozenset()
         if self._followings:
@@ -133,14 +133,14 @@ class Session:
             self._follow(until_caught_up)
         except SourceRewound:
             stream = self._stream
-            checkpoints.forsake(self._settings, snapshot.identity(stream.control), stream.slot)
+            checkpoints.forsake(self._settings, snapshot.timeline_of(stream.control), stream.slot)
             raise
         finally:
             self._remember_last()
 
     def _follow(self, until_caught_up: bool) -> None:
         stream = self._stream
-        target = slot.settled(stream.control) if until_caught_up else None
+        target = slot.committed_position(stream.control) if until_caught_up else None
         with (
             executors.executor("threads", self._limit) as pool,
             self._receiver() as receiver,
@@ -182,7 +182,7 @@ class Session:
     def _receiver(self) -> Receiver:
         stream, memory = self._stream, self._settings.run.memory
         sender = slot.walsender(stream.origin)
-        stream.sessions.append(slot.session(sender))
+        stream.sessions.append(slot.session_of(sender))
         set_aside = [target.relation.oid for target in self._resync.targets]
         return self._receiving(
             sender,
@@ -198,7 +198,7 @@ class Session:
         name: str,
         oids: Iterable[int],
         memory: int,
-        past: Past | None = None,
+        past: KnownTransactions | None = None,
     ) -> Receiver:
         stream = self._stream
         return Receiver(
@@ -225,10 +225,12 @@ class Session:
         stream.totals.changes += batch.changes
         self._record(batch, stamp.batch_id)
 
-    def _apply(self, pool: Executor, batch: Batch) -> Stamp:
+    def _apply(self, pool: Executor, batch: Batch) -> RowStamp:
         """Lands a batch in all its tables; waits for a lake that cannot be written."""
         stream, failures = self._stream, 0
-        stamp = Stamp(str(uuid_utils.uuid7()), datetime.now(UTC), stream.origin.name, "streaming")
+        stamp = RowStamp(
+            str(uuid_utils.uuid7()), datetime.now(UTC), stream.origin.name, "streaming"
+        )
         stamp = replace(stamp, audited=self._audited)
         while True:
             try:
@@ -261,7 +263,7 @@ class Session:
         except BronzeError as error:
             self._stream.tell(Notice(f"Quality figures were not recorded: {error.message}"))
 
-    def _landed(self, pool: Executor, batch: Batch, stamp: Stamp) -> None:
+    def _landed(self, pool: Executor, batch: Batch, stamp: RowStamp) -> None:
         stream = self._stream
         misfits: list[Following] = []
         unreachable: list[LakeUnreachable] = []
@@ -461,7 +463,7 @@ class Session:
     def _record(self, batch: Batch | None, batch_id: str) -> None:
         """Records the position, and with it that all tables have landed what is before it."""
         stream = self._stream
-        moment, first = slot.moment(stream.control), not stream.totals.position
+        moment, first = slot.server_position(stream.control), not stream.totals.position
         stream.progress.lag = max(0, moment.flushed - stream.progress.done)
         set_aside = [target.full_name for target in self._resync.targets]
         entry = book.Record(
@@ -584,11 +586,11 @@ class Session:
                 self._gives_up(one, _left(one, now.get(one.oid)))
         self._follow_new(now.values())
         following = self._following
-        with connect.mapped(stream.origin):
+        with connect.source_errors(stream.origin):
             relations = [now[one.oid] for one in following]
-            covered = publication.coverage(stream.control, stream.publication, relations)
+            covered = publication.fingerprints_of(stream.control, stream.publication, relations)
             keyed = [(now[one.oid], one.plan.target.key) for one in following]
-            telling = publication.telling(stream.control, keyed)
+            telling = publication.identifying_columns_by_table(stream.control, keyed)
         changed: dict[str, list[Following]] = {}
         for one in following:
             if why := _changed(one, now[one.oid], covered.get(one.oid, "")):
@@ -661,7 +663,7 @@ def _changed(following: Following, now: Relation, covered: str) -> str:
     """What has changed of a table that the stream may not have told of; "" if nothing has."""
     target = following.plan.target
     known = target.relation
-    if why := definition.changed(known.definition, now.definition, storage=True):
+    if why := definition.definition_change(known.definition, now.definition, storage=True):
         return why
     if covered != target.published:
         return "its publication or its replica identity has changed"

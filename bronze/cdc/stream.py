@@ -124,7 +124,7 @@ def drop(settings: Settings, tables: Sequence[str] = ()) -> str:
     name = _source(settings, tables)
     own, published = settings.stream.names(name)
     origin = settings.origin(name)
-    with connect.mapped(origin), connect.connect(origin) as connection:
+    with connect.source_errors(origin), connect.connect(origin) as connection:
         slot.drop(connection, own)
         publication.unpublish(connection, published)
     return own
@@ -165,14 +165,14 @@ def _opened(
     own, published = settings.stream.names(name)
     with ExitStack() as stack:
         origin = replace(settings.origin(name), application_name=f"bronze stream {own}")
-        stack.callback(connect.forget, origin)
+        stack.callback(connect.forget_server, origin)
         control = stack.enter_context(connect.connect(origin))
-        connect.locate(origin, control)
-        with connect.mapped(origin):
+        connect.remember_server(origin, control)
+        with connect.source_errors(origin):
             # Where a connection fell silent, the server keeps its session for hours.
-            slot.end(control, sessions)
+            slot.end_sessions(control, sessions)
             _claim(control, own, bool(sessions), stop)
-            sessions[:] = [slot.session(control)]
+            sessions[:] = [slot.session_of(control)]
             yield StreamContext(
                 settings, origin, control, own, published, stop, totals, notify, copied, sessions
             )
@@ -180,7 +180,7 @@ def _opened(
 
 def _claim(control: Connection, own: str, known: bool, stop: threading.Event) -> None:
     # The server may take a moment to notice that a session has gone, and a while after a cut.
-    cut = slot.timeout(control) * 2 or _LONGEST_LEAVING
+    cut = slot.sender_timeout(control) * 2 or _LONGEST_LEAVING
     patience = cut if known else _LEAVING
     until = time.monotonic() + patience
     while not slot.claim(control, own):

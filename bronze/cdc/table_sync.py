@@ -31,7 +31,7 @@ from bronze.governance.lineage import Entry
 from bronze.ingest import pipeline
 from bronze.ingest.table_run import TableRun
 from bronze.model.events import LoadEvent, Notice, Resynced, TableFailed, Waiting
-from bronze.postgres.catalog.types import Choices
+from bronze.postgres.catalog.types import TypeOptions
 from bronze.postgres.connection import connect
 from bronze.postgres.connection.connect import Connection
 from bronze.postgres.copy import snapshot
@@ -125,9 +125,9 @@ def _accepted(
 def _remade(stream: StreamContext) -> bool:
     """Whether the publication is not the one that the stream was recorded with."""
     records = log.read(checkpoints.place(stream.settings))
-    history = checkpoints.history(records, snapshot.identity(stream.control), stream.slot)
+    history = checkpoints.history(records, snapshot.timeline_of(stream.control), stream.slot)
     known = checkpoints.publication(records, f"{history}/{stream.slot}")
-    now = publication.number(stream.control, stream.publication)
+    now = publication.oid_of(stream.control, stream.publication)
     return now is None or known not in (None, now)
 
 
@@ -246,9 +246,9 @@ def _placed(
     states = [table.plan.state for table in tables if table.plan]
     known = [state.position(own) or 0 for state in states if state]
     known.append(checkpoints.position(records, f"{history}/{stream.slot}"))
-    if max(known) <= slot.moment(stream.control).written:
+    if max(known) <= slot.server_position(stream.control).written:
         return placed, records, tables
-    stream.tell(Notice(rewind.rewound().message))
+    stream.tell(Notice(rewind.rewound_error().message))
     checkpoints.forsake(stream.settings, held.timeline, stream.slot)
     return _placed(stream, held, targets)
 
@@ -269,7 +269,7 @@ def copied(
     """
     taken = new.held
     stream.progress.published = new.published
-    changed = snapshot.changed(taken, stream.found())
+    changed = snapshot.changed_relations(taken, stream.found())
     left = [target for target in new.targets if target.label not in changed]
     held, _, tables = _placed(stream, taken, _accepted(stream, left, new.refused))
     for table in tables:
@@ -345,7 +345,7 @@ def _planned(stream: StreamContext, held: Snapshot, targets: Sequence[Target]) -
                 table=target.label,
             )
         # This connection has the tables' locks: others queue up behind whoever waits for them.
-        names = publication.carried(held.holder, target.relation, stream.publication)
+        names = publication.streamed_columns(held.holder, target.relation, stream.publication)
         return selection.carried(target, names)
 
     tables = pipeline.plan_tables(
@@ -361,15 +361,15 @@ def _following(
     if plan is None:
         raise BronzeError("There is no plan.")
     relation, own = plan.target.relation, plan.target.settings
-    identity = publication.telling(held.holder, [(relation, plan.target.key)])
+    identity = publication.identifying_columns_by_table(held.holder, [(relation, plan.target.key)])
     stream.totals.names.add(plan.target.name)
-    choices = Choices(own.decimals, own.arrays, own.timestamps)
+    choices = TypeOptions(own.decimals, own.arrays, own.timestamps)
     kinds = {attribute.name: attribute.type for attribute in relation.attributes}
     return Following(
         plan=plan,
         described=_described(stream, held.holder, plan.target),
         texts=tuple(
-            text_values.text(column, kinds[column.name], choices)
+            text_values.text_column(column, kinds[column.name], choices)
             for column in plan.contract.columns
             if column.name in kinds
         ),
@@ -392,7 +392,7 @@ def _described(
 ) -> tuple[tuple[str, int, int], ...]:
     """The columns as the stream describes them; a column list may be without those not taken."""
     relation, out = target.relation, selection.left_out(target)
-    carried = publication.carried(holder, relation, stream.publication)
+    carried = publication.streamed_columns(holder, relation, stream.publication)
     published = publication.find(holder, stream.publication)
     sent = published.attributes.get(relation.oid, carried) if published else carried
     kept = {

@@ -21,7 +21,7 @@ import typer
 
 from bronze.errors import BronzeError
 from bronze.model.results import Failure
-from bronze.printable import Visible, visible, visible_json
+from bronze.printable import VisibleFormatter, visible, visible_json
 
 app = typer.Typer(
     name="bronze",
@@ -377,8 +377,8 @@ def init(
     from bronze.cli import render
 
     with _errors(False):
-        text = propose.propose(dsn, schemas=schema or (), name=name, notify=render.said)
-        propose.write(out, text)
+        text = propose.propose_config(dsn, schemas=schema or (), name=name, notify=render.said)
+        propose.write_config(out, text)
         render.said(f"Wrote {out}. Look it over, then: bronze check -c {out}; bronze run -c {out}")
 
 
@@ -435,9 +435,9 @@ def _log_visibly() -> None:
     """Lets the handlers that logging has by default write what shows, and nothing else."""
     for handler in logging.getLogger().handlers:
         if type(handler) is logging.StreamHandler:
-            handler.setFormatter(Visible(logging.BASIC_FORMAT))
+            handler.setFormatter(VisibleFormatter(logging.BASIC_FORMAT))
     if logging.lastResort:
-        logging.lastResort.setFormatter(Visible())
+        logging.lastResort.setFormatter(VisibleFormatter())
 
 
 def _document(as_json: bool, failure: Failure) -> None:

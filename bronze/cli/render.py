@@ -21,7 +21,7 @@ from bronze.printable import visible, visible_json
 if TYPE_CHECKING:
     from polars import DataFrame
 
-    from bronze.api.check import Report, TableReport
+    from bronze.api.check import CheckReport, TableReport
     from bronze.governance.audit import Report as AuditReport
     from bronze.model.results import MaintainResult, RunResult, StreamResult, TableResult
     from bronze.protection.erasure import Evidence, Forgotten
@@ -460,7 +460,7 @@ def _age(table: TableQuality) -> str:
     return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds:02}s"
 
 
-def check(report: Report) -> None:
+def check(report: CheckReport) -> None:
     """What each table and column becomes, then what stands in the way."""
     for found in report.tables:
         rows = "never analysed" if found.rows < 0 else f"about {found.rows:,} rows"

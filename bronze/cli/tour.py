@@ -114,7 +114,7 @@ def _show(directory: Path, started: server.Server, scale: float) -> None:
     opened = bronze.open(config)
     render.said("\nFirst run: everything")
     _run(opened)
-    changed = inventory.change(dsn)
+    changed = inventory.change_day(dsn)
     counts = [
         sum(getattr(change, kind) for change in changed.values())
         for kind in ("inserted", "updated", "deleted")

@@ -50,7 +50,7 @@ def _to_list(value: object) -> object:
 Seconds = Annotated[int, Field(ge=0), BeforeValidator(to_seconds)]
 Bytes = Annotated[int, BeforeValidator(_to_bytes)]
 Decimal = Annotated[tuple[int, int], BeforeValidator(_to_decimal)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_to_list)]
+NameList = Annotated[tuple[str, ...], BeforeValidator(_to_list)]
 
 
 class Section(BaseModel):

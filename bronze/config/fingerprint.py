@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from bronze.config.settings import Settings, is_secret
+from bronze.config.settings import Settings, is_secret_option
 from bronze.dsn import parse_dsn
 
 _DIGITS = 16
@@ -25,7 +25,7 @@ def imprint(settings: Settings) -> dict[str, str]:
             source["dsn"] = _without_password(source["dsn"])
     options = document["lake"].get("options", {})
     for name in [name for name, value in options.items() if isinstance(value, str)]:
-        if is_secret(name):
+        if is_secret_option(name):
             options[name] = ""
     return {place: _hash(value)[:_DIGITS] for place, value in sorted(_leaves("", document))}
 

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from bronze.config.fields import Section
-from bronze.model.columns import STABLE, Protect, ProtectMethod
+from bronze.model.columns import DETERMINISTIC_METHODS, ProtectionRule, ProtectMethod
 
 MASTER_KEY = "BRONZE_MASTER_KEY"
 """The environment variable that holds the master key if the config names none."""
@@ -34,9 +34,10 @@ class ColumnProtection(Section):
 
     @model_validator(mode="after")
     def _check_options(self) -> ColumnProtection:
-        if self.join and self.method not in STABLE:
+        if self.join and self.method not in DETERMINISTIC_METHODS:
             raise ValueError(
-                f"join is only for {', '.join(STABLE)}, which protect equal values alike"
+                f"join is only for {', '.join(DETERMINISTIC_METHODS)}, which protect equal"
+                " values alike"
             )
         if self.format and self.method != "tokenize":
             raise ValueError("format is only for tokenize")
@@ -50,9 +51,9 @@ class ColumnProtection(Section):
         return self.method == "drop"
 
     @property
-    def rule(self) -> Protect | None:
+    def rule(self) -> ProtectionRule | None:
         """How the values of the column are protected, None if they are not."""
         if self.method in ("drop", "clear"):
             return None
         method: ProtectMethod = self.method  # type: ignore[assignment]
-        return Protect(method, self.join, self.format, self.keep)
+        return ProtectionRule(method, self.join, self.format, self.keep)

@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal, get_args
 import polars as pl
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
-from bronze.config.fields import Names, Seconds, Section
-from bronze.library_errors import plain
-from bronze.model.quality import Kind, Severity
+from bronze.config.fields import NameList, Seconds, Section
+from bronze.library_errors import error_text
+from bronze.model.quality import RuleKind, Severity
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -76,7 +76,7 @@ class References(Section):
     """The table and the columns that must contain the values of this rule's columns."""
 
     table: str
-    columns: Names = ()
+    columns: NameList = ()
 
 
 class RuleSettings(Section):
@@ -84,7 +84,7 @@ class RuleSettings(Section):
 
     name: str = ""
     column: str = ""
-    columns: Names = ()
+    columns: NameList = ()
     severity: Severity = "medium"
     allow: Share = 0.0
     allow_rows: int = Field(default=0, ge=0)
@@ -116,7 +116,7 @@ class RuleSettings(Section):
         return self
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> RuleKind:
         """The kind of the rule."""
         return next(kind for kind in KINDS if getattr(self, kind) is not None)
 
@@ -132,7 +132,7 @@ class RuleSettings(Section):
         return self.name or default
 
 
-KINDS: tuple[Kind, ...] = tuple(kind for kind in get_args(Kind) if kind != "schema")
+KINDS: tuple[RuleKind, ...] = tuple(kind for kind in get_args(RuleKind) if kind != "schema")
 """The kinds of rules that a config may have; the schema is always checked."""
 
 RULE_SECTIONS: Mapping[str, type[BaseModel]] = {
@@ -143,11 +143,11 @@ RULE_SECTIONS: Mapping[str, type[BaseModel]] = {
 """The sections within a rule."""
 
 
-def _check_syntax(kind: Kind, text: str) -> None:
+def _check_syntax(kind: RuleKind, text: str) -> None:
     try:
         if kind == "pattern":
             pl.Series([""]).str.contains(text)
         elif kind == "expression":
             pl.sql_expr(text)
     except pl.exceptions.PolarsError as error:
-        raise ValueError(f"{text!r} cannot be used: {plain(error)}") from None
+        raise ValueError(f"{text!r} cannot be used: {error_text(error)}") from None

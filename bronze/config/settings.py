@@ -12,13 +12,13 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, model_validator
 
-from bronze.config.fields import Bytes, Decimal, Names, Seconds, Section, to_seconds
+from bronze.config.fields import Bytes, Decimal, NameList, Seconds, Section, to_seconds
 from bronze.config.protection import MASTER_KEY, ColumnProtection
 from bronze.config.quality import QualitySettings, RuleSettings
 from bronze.errors import ConfigError
 from bronze.model.locations import Origin, Place, Secret
-from bronze.model.quality import Criterion
-from bronze.model.stamp import Method
+from bronze.model.quality import ResolvedRule
+from bronze.model.stamp import IngestionMethod
 
 _ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
 _SECRET = re.compile(r"key|secret|token|password|credential|sas", re.IGNORECASE)
@@ -66,9 +66,9 @@ class SourceSettings(Section):
     name: str = ""
     dsn: str | SecretName = Field(repr=False)
     password: SecretName | None = None
-    schema_: Names = Field(default=("public",), alias="schema")
-    tables: Names = ("*",)
-    exclude: Names = ()
+    schema_: NameList = Field(default=("public",), alias="schema")
+    tables: NameList = ("*",)
+    exclude: NameList = ()
     consistency: Literal["run", "per-table"] = "run"
     pool: Pool = Pool()
     connect_timeout: Seconds = 10
@@ -194,7 +194,7 @@ class AnomalySettings(Section):
 
     expected: float = Field(default=0.01, gt=0, le=0.5)
     trees: int = Field(default=100, ge=10, le=1000)
-    columns: Names = ()
+    columns: NameList = ()
     retrain: Seconds = 30 * 86400
     seed: int = Field(default=7, ge=0, lt=2**31)
 
@@ -202,18 +202,18 @@ class AnomalySettings(Section):
 class TableSettings(Section):
     """[tables.NAME]: the settings of one table. Times are in seconds."""
 
-    pattern: Method = "full_refresh"
+    pattern: IngestionMethod = "full_refresh"
     cursor: str = "xmin"
     overlap: Seconds | None = None
     deletes: Literal["detect", "ignore"] | Seconds = "detect"
     on_delete: Literal["mark", "remove"] = "mark"
     history: bool = False
-    cluster_by: Names = Field(default=(), max_length=4)
+    cluster_by: NameList = Field(default=(), max_length=4)
     partition_by: str | None = None
     priority: int = Field(default=2, ge=1, le=9)
     target: str | None = Field(default=None, pattern=r"^[^/\\\s.\x00-\x1f\x7f-\x9f]+$")
-    columns: Names = ()
-    key: Names = ()
+    columns: NameList = ()
+    key: NameList = ()
     rename: Mapping[str, str] = {}
     decimals: Mapping[str, Decimal] = {}
     arrays: Literal["array", "string"] = "array"
@@ -254,7 +254,7 @@ class TableSettings(Section):
         return self
 
     @property
-    def method(self) -> Method:
+    def method(self) -> IngestionMethod:
         """The value of the column ingestion_method."""
         return self.pattern
 
@@ -308,7 +308,7 @@ class Settings(Section):
     tables: Mapping[str, TableSettings] = {}
     path: str = Field(default="", exclude=True)
     alone: bool = Field(default=False, exclude=True)
-    added: Mapping[str, tuple[Criterion, ...]] = Field(default={}, exclude=True)
+    added: Mapping[str, tuple[ResolvedRule, ...]] = Field(default={}, exclude=True)
 
     @model_validator(mode="after")
     def _check_streamed_tables(self) -> Settings:
@@ -400,7 +400,7 @@ class Settings(Section):
         for key, value in self.lake.options.items():
             if isinstance(value, SecretName):
                 options[key] = self.secret(value)
-            elif self.path and is_secret(key):
+            elif self.path and is_secret_option(key):
                 options[key] = self._config_secret(["lake", "options", key])
             else:
                 options[key] = value
@@ -416,7 +416,7 @@ class Settings(Section):
         return Secret("config", json.dumps(path), self.path)
 
 
-def is_secret(option: str) -> bool:
+def is_secret_option(option: str) -> bool:
     """Whether the name of an object store option says that its value is a secret."""
     return bool(_SECRET.search(option))
 

@@ -22,8 +22,8 @@ from bronze.delta.log import ENGINE, MARK, Action, State, infos, read, write
 from bronze.delta.properties import TABLE
 from bronze.delta.schema import NTZ, delta_schema, properties, protocol
 from bronze.errors import CommitConflict, FileDamaged, LakeError, Overtaken
-from bronze.model.columns import Kind
-from bronze.model.files import DataFile, Stored
+from bronze.model.columns import DeltaType
+from bronze.model.files import StoredFile, WrittenFile
 from bronze.model.locations import Place
 from bronze.model.stamp import AuditMark
 
@@ -82,7 +82,7 @@ class Shape:
     properties of ours beside Delta's.
     """
 
-    columns: tuple[tuple[str, Kind], ...]
+    columns: tuple[tuple[str, DeltaType], ...]
     stats: tuple[str, ...]
     partition: str | None = None
     notes: tuple[tuple[str, str], ...] = ()
@@ -98,11 +98,11 @@ class Change:
     """
 
     operation: Literal["WRITE", "MERGE", "DELETE", "OPTIMIZE"]
-    added: Sequence[DataFile] = ()
-    removed: Sequence[Stored] = ()
-    feed: Sequence[DataFile] = ()
+    added: Sequence[WrittenFile] = ()
+    removed: Sequence[StoredFile] = ()
+    feed: Sequence[WrittenFile] = ()
     is_data: bool = True
-    quiet: Sequence[tuple[Stored, DataFile]] = ()
+    quiet: Sequence[tuple[StoredFile, WrittenFile]] = ()
     parameters: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -267,7 +267,7 @@ def _not_overtaken(state: State, reached: Position) -> None:
         )
 
 
-def _add(file: DataFile, is_data: bool, now: int) -> Action:
+def _add(file: WrittenFile, is_data: bool, now: int) -> Action:
     return {
         "add": {
             "path": quote(file.path, safe=_PLAIN),
@@ -280,7 +280,7 @@ def _add(file: DataFile, is_data: bool, now: int) -> Action:
     }
 
 
-def _remove(file: Stored, is_data: bool, now: int) -> Action:
+def _remove(file: StoredFile, is_data: bool, now: int) -> Action:
     return {
         "remove": {
             "path": file.path,
@@ -293,7 +293,7 @@ def _remove(file: Stored, is_data: bool, now: int) -> Action:
     }
 
 
-def _feed(file: DataFile) -> Action:
+def _feed(file: WrittenFile) -> Action:
     return {
         "cdc": {
             "path": quote(file.path, safe=_PLAIN),
@@ -313,7 +313,7 @@ def _feed(file: DataFile) -> Action:
 def replace(
     place: Place,
     shape: Shape,
-    data: Sequence[DataFile],
+    data: Sequence[WrittenFile],
     reached: Position,
     facts: Mapping[str, Any],
     outdated: Callable[[State | None], bool] = lambda _: False,
@@ -364,8 +364,8 @@ def replace(
 )
 def append(
     place: Place,
-    columns: Sequence[tuple[str, Kind]],
-    data: DataFile,
+    columns: Sequence[tuple[str, DeltaType]],
+    data: WrittenFile,
     facts: Mapping[str, Any],
     stats: Sequence[str] = (),
 ) -> None:

@@ -23,8 +23,8 @@ from obstore.exceptions import BaseError
 from bronze import failpoint, portion
 from bronze.delta import store
 from bronze.delta.statistics import Statistics
-from bronze.model.columns import Kind
-from bronze.model.files import DataFile, Stored
+from bronze.model.columns import DeltaType
+from bronze.model.files import StoredFile, WrittenFile
 from bronze.model.locations import Place
 
 _LEVEL = 1
@@ -50,7 +50,7 @@ _GROUP_BYTES = 16 * 2**20
 CHANGE = "_change_type"
 """The column of a file of the change data feed that says what happened to the row."""
 
-Layout = Sequence[tuple[str, Kind]]
+Layout = Sequence[tuple[str, DeltaType]]
 Partition = tuple[tuple[str, str | None], ...]
 
 
@@ -76,7 +76,7 @@ class Output:
         self._stack = ExitStack()
         self._sink: IO[bytes] | Any = None
         self._parquet: pq.ParquetWriter | None = None
-        self.file: DataFile | None = None
+        self.file: WrittenFile | None = None
 
     def __enter__(self) -> Output:
         return self
@@ -113,7 +113,7 @@ class Output:
             size = self._sink.tell()
         failpoint.reach("file")
         stats = self._statistics
-        self.file = DataFile(self._path, size, stats.rows, stats.json(), self._partition)
+        self.file = WrittenFile(self._path, size, stats.rows, stats.json(), self._partition)
 
 
 def groups(table: pa.Table) -> Iterator[pa.Table]:
@@ -148,7 +148,7 @@ def write(
     batch_id: str,
     stats: Sequence[str],
     partition: Partition = (),
-) -> DataFile | None:
+) -> WrittenFile | None:
     """Writes the rows of all frames, all of one partition, into one new file, a row group a frame.
 
     Returns:
@@ -192,14 +192,14 @@ def _frame(table: pa.Table, height: int) -> pl.DataFrame:
     return pl.DataFrame(table)
 
 
-def opened(place: Place, file: Stored | DataFile, proven: bool = False) -> pq.ParquetFile:
+def opened(place: Place, file: StoredFile | WrittenFile, proven: bool = False) -> pq.ParquetFile:
     """A file to read from; where it is to be ``proven``, a damaged page is an error.
 
     Raises:
         FileDamaged: it is not there, or is no Parquet.
         LakeUnreachable: it cannot be read, which says nothing of what is in it.
     """
-    path = unquote(file.path) if isinstance(file, Stored) else file.path
+    path = unquote(file.path) if isinstance(file, StoredFile) else file.path
     if is_outside(file.path):
         raise store.damaged(place, path, "is outside of the table's folder")
     source = store.reader(place, path)
@@ -356,7 +356,7 @@ _ARROW: Mapping[str, Any] = {
 }
 
 
-def arrow_type(kind: Kind) -> pa.DataType:
+def arrow_type(kind: DeltaType) -> pa.DataType:
     """The Arrow type of a kind, as polars exports it."""
     if kind.name == "decimal":
         return pa.decimal128(kind.precision, kind.scale)

@@ -14,12 +14,12 @@ from bronze.delta import files, store
 from bronze.delta.layout import vacuum
 from bronze.delta.log import State
 from bronze.errors import FileDamaged
-from bronze.model.columns import Kind, KindName
-from bronze.model.files import DataFile
+from bronze.model.columns import DeltaType, DeltaTypeName
+from bronze.model.files import WrittenFile
 
-_PLAIN: tuple[KindName, ...] = ("short", "int", "long", "float", "double", "boolean", "date")
+_PLAIN: tuple[DeltaTypeName, ...] = ("short", "int", "long", "float", "double", "boolean", "date")
 _PLAIN += ("timestamp", "timestamp_ntz")
-_KINDS: Mapping[Any, Kind] = {files.arrow_type(kind): kind for kind in map(Kind, _PLAIN)}
+_KINDS: Mapping[Any, DeltaType] = {files.arrow_type(kind): kind for kind in map(DeltaType, _PLAIN)}
 
 
 class Folder:
@@ -73,12 +73,12 @@ class Folder:
             LakeError, LakeUnreachable
         """
         try:
-            parquet = files.opened(self.state.place, DataFile(path, 0, 0, ""))
+            parquet = files.opened(self.state.place, WrittenFile(path, 0, 0, ""))
             own = {field.name: field.type for field in parquet.schema_arrow}
             partition = self._current.get(unquote(path)) or _of_folders(path)
             known = dict(self.state.columns)
             layout = [
-                (name, _kind(own[name]) if name in own else known.get(name, Kind("string")))
+                (name, _kind(own[name]) if name in own else known.get(name, DeltaType("string")))
                 for name in dict.fromkeys((*own, *partition))
                 if columns is None or name in columns
             ]
@@ -100,15 +100,15 @@ class Folder:
         return frozenset({found.path for found in vacuum.strays(self.state, lying)} | gone)
 
 
-def _kind(found: Any) -> Kind:
+def _kind(found: Any) -> DeltaType:
     """The kind that a file has a column in."""
     if pa.types.is_decimal128(found):
-        return Kind("decimal", found.precision, found.scale)
+        return DeltaType("decimal", found.precision, found.scale)
     if pa.types.is_list(found) or pa.types.is_large_list(found):
-        return Kind("array", element=_kind(found.value_type))
+        return DeltaType("array", element=_kind(found.value_type))
     if pa.types.is_binary(found) or pa.types.is_large_binary(found):
-        return Kind("binary")
-    return _KINDS.get(found, Kind("string"))
+        return DeltaType("binary")
+    return _KINDS.get(found, DeltaType("string"))
 
 
 def _of_folders(path: str) -> dict[str, str | None]:

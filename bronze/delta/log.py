@@ -29,8 +29,8 @@ from bronze.delta import files, store
 from bronze.delta.schema import kinds
 from bronze.delta.statistics import SAFE
 from bronze.errors import CommitConflict, FileDamaged, LakeError
-from bronze.model.columns import Kind
-from bronze.model.files import Stored
+from bronze.model.columns import DeltaType
+from bronze.model.files import StoredFile
 from bronze.model.locations import Place
 
 Action = Mapping[str, Any]
@@ -66,7 +66,7 @@ class State:
     version: int
 
     @cached_property
-    def columns(self) -> tuple[tuple[str, Kind], ...]:
+    def columns(self) -> tuple[tuple[str, DeltaType], ...]:
         """The columns in their order.
 
         Raises:
@@ -87,7 +87,7 @@ class State:
         return str(found[0]) if found else None
 
     @cached_property
-    def files(self) -> tuple[Stored, ...]:
+    def files(self) -> tuple[StoredFile, ...]:
         """The data files that make up the table.
 
         Raises:
@@ -99,7 +99,7 @@ class State:
         return self.named
 
     @cached_property
-    def named(self) -> tuple[Stored, ...]:
+    def named(self) -> tuple[StoredFile, ...]:
         """All data files that the log names, wherever they are."""
         safe = [name for name, kind in self.columns if kind.name in SAFE]
         with mapped(self.place, "read"):
@@ -166,10 +166,10 @@ class State:
             )
 
 
-def _stored(row: Mapping[str, Any], safe: Sequence[str]) -> Stored:
+def _stored(row: Mapping[str, Any], safe: Sequence[str]) -> StoredFile:
     low, high = (row.get(side) or {} for side in ("min", "max"))
     partition = row.get("partition") or {}
-    return Stored(
+    return StoredFile(
         path=row["path"],
         size=row["size_bytes"],
         rows=-1 if row["num_records"] is None else row["num_records"],

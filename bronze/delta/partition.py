@@ -13,7 +13,7 @@ import polars as pl
 
 from bronze import portion
 from bronze.delta.files import Output, Partition
-from bronze.model.files import DataFile
+from bronze.model.files import WrittenFile
 
 # So many files are written at once; when there are more, those that are open are finished.
 _OPEN = 64
@@ -48,7 +48,7 @@ class Outputs:
         self._column = column
         self._open: dict[Any, Output] = {}
         self._stack = ExitStack()
-        self.files: list[DataFile] = []
+        self.files: list[WrittenFile] = []
 
     def __enter__(self) -> Outputs:
         return self
@@ -91,7 +91,7 @@ class Outputs:
 
 def write(
     frames: Iterable[pl.DataFrame], new: Callable[[Partition], Output], column: str | None
-) -> tuple[DataFile, ...]:
+) -> tuple[WrittenFile, ...]:
     """Writes the rows of all frames, a row group a frame and partition.
 
     Raises:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
 from bronze.errors import LakeError
-from bronze.model.columns import Kind, KindName
+from bronze.model.columns import DeltaType, DeltaTypeName
 
 PROPERTIES: Mapping[str, str] = {
     "delta.enableChangeDataFeed": "true",
@@ -24,13 +24,13 @@ PROPERTIES: Mapping[str, str] = {
 
 # Delta's names where they are not ours.
 _NAMES = {"int": "integer"}
-_KINDS = {_NAMES.get(name, name): name for name in get_args(KindName)}
+_KINDS = {_NAMES.get(name, name): name for name in get_args(DeltaTypeName)}
 _DECIMAL = re.compile(r"decimal\((\d+),(\d+)\)")
 
 NTZ = "timestampNtz"
 
 
-def delta_schema(columns: Iterable[tuple[str, Kind]]) -> str:
+def delta_schema(columns: Iterable[tuple[str, DeltaType]]) -> str:
     """The schema of a table with these columns, in this order, as Delta's JSON."""
     fields = [
         {"name": name, "type": _type(kind), "nullable": True, "metadata": {}}
@@ -39,7 +39,7 @@ def delta_schema(columns: Iterable[tuple[str, Kind]]) -> str:
     return json.dumps({"type": "struct", "fields": fields}, ensure_ascii=False)
 
 
-def _type(kind: Kind) -> Any:
+def _type(kind: DeltaType) -> Any:
     if kind.element is not None:
         return {"type": "array", "elementType": _type(kind.element), "containsNull": True}
     if kind.name == "decimal":
@@ -47,7 +47,7 @@ def _type(kind: Kind) -> Any:
     return _NAMES.get(kind.name, kind.name)
 
 
-def kinds(schema: str) -> tuple[tuple[str, Kind], ...]:
+def kinds(schema: str) -> tuple[tuple[str, DeltaType], ...]:
     """The columns of a Delta schema in JSON.
 
     Raises:
@@ -56,20 +56,20 @@ def kinds(schema: str) -> tuple[tuple[str, Kind], ...]:
     return tuple((f["name"], _kind(f["name"], f["type"])) for f in json.loads(schema)["fields"])
 
 
-def _kind(name: str, found: Any) -> Kind:
+def _kind(name: str, found: Any) -> DeltaType:
     if isinstance(found, dict) and found.get("type") == "array":
-        return Kind("array", element=_kind(name, found["elementType"]))
+        return DeltaType("array", element=_kind(name, found["elementType"]))
     if isinstance(found, str) and (decimal := _DECIMAL.fullmatch(found)):
-        return Kind("decimal", int(decimal[1]), int(decimal[2]))
+        return DeltaType("decimal", int(decimal[1]), int(decimal[2]))
     if not isinstance(found, str) or found not in _KINDS:
         raise LakeError(
             f"Column {name!r} is of type {found}, which bronze does not write.",
             hint="Somebody else added it: drop it, or give the table another target.",
         )
-    return Kind(_KINDS[found])
+    return DeltaType(_KINDS[found])
 
 
-def protocol(columns: Iterable[tuple[str, Kind]]) -> dict[str, Any]:
+def protocol(columns: Iterable[tuple[str, DeltaType]]) -> dict[str, Any]:
     """What a reader and a writer of a table with these columns have to know.
 
     A timestamp without time zone is a feature of its own, and the features that a protocol of
@@ -85,7 +85,7 @@ def protocol(columns: Iterable[tuple[str, Kind]]) -> dict[str, Any]:
     }
 
 
-def _has_ntz(kind: Kind) -> bool:
+def _has_ntz(kind: DeltaType) -> bool:
     return kind.name == "timestamp_ntz" or (kind.element is not None and _has_ntz(kind.element))
 
 

@@ -17,7 +17,7 @@ from obstore.store import LocalStore, from_url
 
 from bronze import secrets
 from bronze.errors import BronzeError, FileDamaged, LakeError, LakeUnreachable
-from bronze.library_errors import plain
+from bronze.library_errors import error_text
 from bronze.model.locations import Place, Secret
 
 _CLIENT = (
@@ -169,7 +169,7 @@ def unread(place: Place, path: str, error: BaseException) -> BronzeError:
     if isinstance(mine, LakeUnreachable):
         return mine
     return LakeUnreachable(
-        f"The file {path} of the table at {place.url} could not be read: {plain(error)}.",
+        f"The file {path} of the table at {place.url} could not be read: {error_text(error)}.",
         hint="Check the disk, or the network and the store; then do the same again.",
     )
 
@@ -251,7 +251,7 @@ def failure(place: Place, what: str, error: BaseException) -> BronzeError:
             return LakeUnreachable(
                 f"The lake at {place.url} could not be {what}: {said}.", hint=hint
             )
-    return LakeError(f"The lake at {place.url} could not be {what}: {plain(error)}.")
+    return LakeError(f"The lake at {place.url} could not be {what}: {error_text(error)}.")
 
 
 _SIGNS = (

@@ -49,7 +49,7 @@ _OPENING = datetime(2025, 7, 1, tzinfo=UTC)
 
 @dataclass(frozen=True)
 class ChangeCounts:
-    """The number of rows of a table that :func:`change` changed, each row counted once."""
+    """The number of rows of a table that :func:`change_day` changed, each row counted once."""
 
     inserted: int
     updated: int
@@ -99,7 +99,7 @@ def create(server_dsn: str, *, scale: float = 0.01, seed: int = 7) -> str:
     return dsn
 
 
-def change(dsn: str, *, seed: int = 8) -> dict[str, ChangeCounts]:
+def change_day(dsn: str, *, seed: int = 8) -> dict[str, ChangeCounts]:
     """Changes the data by one day of business, in one transaction: the day after the newest order.
 
     Customers are added, erased and order; orders proceed and are shipped; goods are returned and

@@ -29,7 +29,7 @@ from typing import Any, Generic, TypeVar
 
 from bronze.errors import BronzeError, ConfigError, SourceBusy
 from bronze.execution.parcel import Parcel
-from bronze.library_errors import plain
+from bronze.library_errors import error_text
 
 _log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def _dask(address: str) -> Iterator[Executor]:
         client: Any = Client(f"tcp://{address}", timeout="10s", set_as_default=False)  # type: ignore[no-untyped-call]
     except OSError as error:
         raise ConfigError(
-            f"The Dask scheduler at {address} does not answer: {plain(error)}.",
+            f"The Dask scheduler at {address} does not answer: {error_text(error)}.",
             hint="Check [run] engine.",
         ) from None
     with client, client.get_executor() as cluster:

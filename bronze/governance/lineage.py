@@ -25,7 +25,7 @@ from bronze.governance.tables.data_lineage import Record
 from bronze.governance.writer import Page, append
 from bronze.model.columns import Column
 from bronze.model.locations import Place
-from bronze.model.results import Failure, Late, TableResult
+from bronze.model.results import Failure, LateRecord, TableResult
 
 FACT = "lineage"
 """The key of a commit's facts under which its record is."""
@@ -231,7 +231,7 @@ class Ledger:
         ]
         self.entries.append(entry)
 
-    def closed(self) -> tuple[tuple[Late, ...], Failure | None]:
+    def closed(self) -> tuple[tuple[LateRecord, ...], Failure | None]:
         """Enters them.
 
         Returns:
@@ -246,9 +246,9 @@ class Ledger:
             return (), error.failure()
 
 
-def late(record: Record) -> Late:
+def late(record: Record) -> LateRecord:
     """What is told of a record that somebody else has left out."""
-    return Late(
+    return LateRecord(
         record.batch_id,
         record.source_table,
         record.target_table,

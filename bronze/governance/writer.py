@@ -15,7 +15,7 @@ from bronze.delta import commit, files, log, store
 from bronze.delta.commit import Change, Position, Shape
 from bronze.delta.log import State
 from bronze.errors import BronzeError, CommitConflict
-from bronze.model.columns import Kind
+from bronze.model.columns import DeltaType
 from bronze.model.locations import Place
 
 _TRIES = 20
@@ -41,7 +41,7 @@ class Page:
 )
 def append(
     place: Place,
-    columns: Sequence[tuple[str, Kind]],
+    columns: Sequence[tuple[str, DeltaType]],
     made: Callable[[State | None], Page | None],
 ) -> None:
     """Appends the page that is made for the book as it is; made anew when others were first.

@@ -24,9 +24,9 @@ from bronze.errors import Mismatch
 from bronze.execution.executors import Task, Workflow
 from bronze.ingest.plan import Plan
 from bronze.ingest.worker import FileMerge, merge_file
-from bronze.model.files import DataFile, Stored
-from bronze.model.stamp import Stamp
-from bronze.model.units import Known, Written
+from bronze.model.files import StoredFile, WrittenFile
+from bronze.model.stamp import RowStamp
+from bronze.model.units import KnownRows, UnitResult
 from bronze.rows.fingerprint import Fingerprints
 from bronze.tables import known_rows
 
@@ -47,17 +47,17 @@ class Difference:
     """
 
     changes: tuple[Changes, ...]
-    missing: tuple[tuple[Known, Fingerprints], ...] = ()
+    missing: tuple[tuple[KnownRows, Fingerprints], ...] = ()
     bronze_rows: int = 0
     source_rows: int = 0
     deletes: tuple[Changes, ...] = ()
     emptied: bool = False
 
     @property
-    def staged(self) -> tuple[DataFile, ...]:
+    def staged(self) -> tuple[WrittenFile, ...]:
         """The files that hold changes until they are merged."""
         return tuple(
-            change for change in (*self.changes, *self.deletes) if isinstance(change, DataFile)
+            change for change in (*self.changes, *self.deletes) if isinstance(change, WrittenFile)
         )
 
 
@@ -72,13 +72,13 @@ class Edit:
     growth: int
 
     @property
-    def written(self) -> tuple[DataFile, ...]:
+    def written(self) -> tuple[WrittenFile, ...]:
         """All files that the commit needs."""
         rewritten = (new for _, new in self.change.quiet)
         return (*self.change.added, *self.change.feed, *rewritten)
 
 
-def difference_of(plan: Plan, stamp: Stamp, results: Sequence[Written]) -> Difference:
+def difference_of(plan: Plan, stamp: RowStamp, results: Sequence[UnitResult]) -> Difference:
     """The difference that the units of a plan read.
 
     Raises:
@@ -88,7 +88,7 @@ def difference_of(plan: Plan, stamp: Stamp, results: Sequence[Written]) -> Diffe
     source_rows = sum(result.rows for result in results if _is_first_share(plan, result))
     if plan.target.settings.deletes == "ignore":
         return Difference(changes, source_rows=source_rows)
-    missing: list[tuple[Known, Fingerprints]] = []
+    missing: list[tuple[KnownRows, Fingerprints]] = []
     bronze_rows = 0
     for known, mask in _seen_masks(plan, results).items():
         fingerprints = known_rows.known(known)
@@ -98,7 +98,7 @@ def difference_of(plan: Plan, stamp: Stamp, results: Sequence[Written]) -> Diffe
     return Difference(changes, tuple(missing), bronze_rows, source_rows)
 
 
-def _changes(plan: Plan, stamp: Stamp, results: Sequence[Written]) -> tuple[Changes, ...]:
+def _changes(plan: Plan, stamp: RowStamp, results: Sequence[UnitResult]) -> tuple[Changes, ...]:
     """The new and updated rows of all units, in files as soon as they are too large for memory."""
     changes: list[Changes] = [file for result in results for file in result.files]
     frames: list[pl.DataFrame] = []
@@ -111,12 +111,12 @@ def _changes(plan: Plan, stamp: Stamp, results: Sequence[Written]) -> tuple[Chan
     return tuple(changes)
 
 
-def _spill(plan: Plan, stamp: Stamp, frames: Sequence[pl.DataFrame]) -> list[DataFile]:
+def _spill(plan: Plan, stamp: RowStamp, frames: Sequence[pl.DataFrame]) -> list[WrittenFile]:
     file = files.write(frames, plan.target.place, stamp.batch_id, plan.shape.stats)
     return [file] if file else []
 
 
-def _is_first_share(plan: Plan, result: Written) -> bool:
+def _is_first_share(plan: Plan, result: UnitResult) -> bool:
     """Whether a unit compared its rows with the first share of the table's fingerprints: each of
     its rows is read once for every share.
     """
@@ -124,9 +124,11 @@ def _is_first_share(plan: Plan, result: Written) -> bool:
     return known is not None and known.share == 0
 
 
-def _seen_masks(plan: Plan, results: Sequence[Written]) -> dict[Known, npt.NDArray[np.uint8]]:
+def _seen_masks(
+    plan: Plan, results: Sequence[UnitResult]
+) -> dict[KnownRows, npt.NDArray[np.uint8]]:
     """For each share of the table's fingerprints the packed bits of those that any unit saw."""
-    masks: dict[Known, npt.NDArray[np.uint8]] = {}
+    masks: dict[KnownRows, npt.NDArray[np.uint8]] = {}
     for result in results:
         known = plan.units[result.unit].known
         if known is not None:
@@ -135,7 +137,7 @@ def _seen_masks(plan: Plan, results: Sequence[Written]) -> dict[Known, npt.NDArr
     return masks
 
 
-def edit_table(plan: Plan, stamp: Stamp, difference: Difference, state: State) -> Workflow[Edit]:
+def edit_table(plan: Plan, stamp: RowStamp, difference: Difference, state: State) -> Workflow[Edit]:
     """Applies a difference to the files of the Bronze table, for a commit on top of ``state``.
 
     Raises:
@@ -169,7 +171,7 @@ def edit_table(plan: Plan, stamp: Stamp, difference: Difference, state: State) -
 
 
 def _append_versions(
-    plan: Plan, stamp: Stamp, difference: Difference, state: State
+    plan: Plan, stamp: RowStamp, difference: Difference, state: State
 ) -> Workflow[Edit]:
     """Appends the changed rows as new versions to a table that keeps history."""
     deleted_rows = [
@@ -208,7 +210,7 @@ def _append_versions(
 
 
 def _merge_files(
-    plan: Plan, stamp: Stamp, difference: Difference, stored: Sequence[Stored]
+    plan: Plan, stamp: RowStamp, difference: Difference, stored: Sequence[StoredFile]
 ) -> Workflow[list[merge.Merged]]:
     """Merges a difference into each file that may hold one of its rows."""
     tasks = _merge_tasks(plan, stamp, difference, stored)
@@ -218,7 +220,7 @@ def _merge_files(
 
 
 def _merge_tasks(
-    plan: Plan, stamp: Stamp, difference: Difference, stored: Sequence[Stored]
+    plan: Plan, stamp: RowStamp, difference: Difference, stored: Sequence[StoredFile]
 ) -> Iterator[FileMerge]:
     """A task for each file that may have to be rewritten."""
     place = plan.target.place
@@ -269,29 +271,29 @@ def _check_row_counts(plan: Plan, merged: Sequence[merge.Merged]) -> None:
             )
 
 
-def _unchanged_rewrites(merged: Sequence[merge.Merged]) -> list[tuple[Stored, DataFile]]:
+def _unchanged_rewrites(merged: Sequence[merge.Merged]) -> list[tuple[StoredFile, WrittenFile]]:
     """The files, old and new, that were rewritten without a change of their rows."""
     return [(m.old, m.file) for m in merged if m.file and not m.edits]
 
 
 def _insert_jobs(
     plan: Plan,
-    stamp: Stamp,
+    stamp: RowStamp,
     changes: Sequence[Changes],
     merged: Sequence[merge.Merged],
     feed: bool,
-) -> tuple[list[DataFile], list[insert.Insert]]:
+) -> tuple[list[WrittenFile], list[insert.Insert]]:
     """The staged files that become files of the table as they are, and jobs that write the other
     new rows. With ``feed`` inserts have to be in the change data feed, too.
     """
-    adopted: list[DataFile] = []
+    adopted: list[WrittenFile] = []
     groups: list[list[tuple[Changes, bytes]]] = [[]]
     rows_of_group = 0
     masks = insert.joined([m.found for m in merged], changes)
     for change, mask in zip(changes, masks, strict=True):
         rows = height(change)
         new_rows = len(insert.unfound(mask, rows))
-        if isinstance(change, DataFile) and new_rows == rows and not (feed or plan.dates_of):
+        if isinstance(change, WrittenFile) and new_rows == rows and not (feed or plan.dates_of):
             adopted.append(change)
         elif new_rows:
             groups[-1].append((change, mask))
@@ -309,7 +311,7 @@ def _insert_jobs(
 
 def _insert_job(
     plan: Plan,
-    stamp: Stamp,
+    stamp: RowStamp,
     group: Sequence[tuple[Changes, bytes]],
     feed: bool,
     moved: tuple[pl.DataFrame, ...] = (),

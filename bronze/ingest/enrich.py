@@ -6,15 +6,15 @@ import polars as pl
 
 from bronze.anomaly.profile import profiled
 from bronze.model.anomaly import Profile
-from bronze.model.stamp import Stamp
+from bronze.model.stamp import RowStamp
 from bronze.model.units import Enrichment, Findings
 from bronze.protection import protect
 from bronze.quality import scoring
-from bronze.rows.metadata import checksum, digests, row_hash, stamped
+from bronze.rows.metadata import checksums_of, digests, row_hashes_of, with_metadata
 
 
 def enrich(
-    rows: pl.DataFrame, rejected: pl.Series, stamp: Stamp, base: int, enrichment: Enrichment
+    rows: pl.DataFrame, rejected: pl.Series, stamp: RowStamp, base: int, enrichment: Enrichment
 ) -> tuple[pl.DataFrame, Findings]:
     """The Bronze rows of source rows, with their profile and quality.
 
@@ -32,12 +32,14 @@ def enrich(
     scores, quality = scoring.scored(rows, rejected, stamp, enrichment.quality)
     profile = profiled(rows, enrichment.watch) if enrichment.watch else Profile()
     if enrichment.protection:
-        hashes = row_hash(rows, rejected, base)
+        hashes = row_hashes_of(rows, rejected, base)
         rows, hashes = protect.protected(rows, hashes, enrichment.protection)
-        checksums = checksum(rows, base)
+        checksums = checksums_of(rows, base)
     else:
         # Without protection, hash and checksum are of the same values: they are encoded once.
         hashes, checksums = digests(rows, rejected, base)
     quality = scoring.told_apart(quality, hashes, enrichment.quality)
-    bronze_rows = stamped(rows, hashes, checksums, stamp, scores, enrichment.quality.threshold)
+    bronze_rows = with_metadata(
+        rows, hashes, checksums, stamp, scores, enrichment.quality.threshold
+    )
     return bronze_rows, Findings(profile=profile, quality=quality)

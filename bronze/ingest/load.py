@@ -34,11 +34,11 @@ from bronze.ingest.table_run import TableRun
 from bronze.ingest.worker import read_unit
 from bronze.maintenance import maintain
 from bronze.model.anomaly import Outliers
-from bronze.model.files import DataFile
+from bronze.model.files import WrittenFile
 from bronze.model.locations import Place
 from bronze.model.results import TableResult
-from bronze.model.stamp import Stamp
-from bronze.model.units import Known, Rejected
+from bronze.model.stamp import RowStamp
+from bronze.model.units import KnownRows, RejectedValue
 from bronze.rows import fingerprint
 from bronze.tables import known_rows
 from bronze.tables.selection import Target
@@ -54,7 +54,7 @@ class Outcome:
     inserted: int
     updated: int
     deleted: int
-    written: tuple[DataFile, ...]
+    written: tuple[WrittenFile, ...]
 
     @property
     def changed(self) -> bool:
@@ -152,7 +152,7 @@ def _has_same_rows(table: TableRun, plan: Plan) -> Workflow[bool]:
     state = plan.state
     if state is None or plan.contract.rewrite or plan.contract.reload or plan.doubting:
         return False
-    known = Known(plan.target.place, state.version, state.files, plan.shape.columns, (), 0)
+    known = KnownRows(plan.target.place, state.version, state.files, plan.shape.columns, (), 0)
     (bronze,) = yield [Task(known_rows.total, known, table.target.label)]
     source_sum = reduce(fingerprint.added, (part.sum for part in table.written), 0)
     return bool(bronze == (table.rows, source_sum))
@@ -221,7 +221,7 @@ def _wrong_row_count(table: TableRun, difference: Difference, edit: Edit) -> Mis
 
 
 def _commit(
-    table: TableRun, plan: Plan, edit: Edit, staged: Sequence[DataFile], state: State
+    table: TableRun, plan: Plan, edit: Edit, staged: Sequence[WrittenFile], state: State
 ) -> int:
     place = plan.target.place
     counts = {"inserted": edit.inserted, "updated": edit.updated, "deleted": edit.deleted}
@@ -247,7 +247,7 @@ def _commit(
     return version
 
 
-def _delete_files(table: TableRun, written: Sequence[DataFile]) -> None:
+def _delete_files(table: TableRun, written: Sequence[WrittenFile]) -> None:
     with suppress(BronzeError):
         store.delete(table.target.place, [file.path for file in written])
 
@@ -306,7 +306,7 @@ def _record_anomalies(settings: Settings, table: TableRun, outcome: Outcome) -> 
 
 
 def record_rejected_values(
-    settings: Settings, target: Target, stamp: Stamp, rejected: Sequence[Rejected]
+    settings: Settings, target: Target, stamp: RowStamp, rejected: Sequence[RejectedValue]
 ) -> None:
     """Appends values that Delta cannot hold to ``governance.rejected_values``."""
     if not rejected:

@@ -38,8 +38,8 @@ from bronze.maintenance import maintain
 from bronze.model.events import LoadEvent, TableFailed, TableLanded, TableProgress
 from bronze.model.locations import Origin
 from bronze.model.results import Failure, RunResult, TableResult
-from bronze.model.stamp import AuditMark, Stamp
-from bronze.model.units import Unit, Written
+from bronze.model.stamp import AuditMark, RowStamp
+from bronze.model.units import Unit, UnitResult
 from bronze.postgres.catalog.relations import Relation
 from bronze.postgres.connection import connect
 from bronze.postgres.copy import snapshot
@@ -191,12 +191,12 @@ def open_sources(
     sources: dict[str, OpenSource] = {}
     for name, source in settings.source.items():
         origin = replace(settings.origin(name), application_name=f"bronze {batch_id}")
-        stack.callback(connect.forget, origin)
+        stack.callback(connect.forget_server, origin)
         pool = stack.enter_context(connect.pool(origin, source.pool.min, source.pool.max))
-        with connect.mapped(origin):
+        with connect.source_errors(origin):
             connection = stack.enter_context(pool.connection())
             relations += [(name, r) for r in selection.found(connection, name, source.schema_)]
-        connect.locate(origin, connection)
+        connect.remember_server(origin, connection)
         sources[name] = OpenSource(origin, connection, source.pool.readers)
     return relations, sources
 
@@ -256,7 +256,7 @@ def plan_tables(
     tables = []
     for target in targets:
         lineage_id = str(uuid_utils.uuid7())
-        stamp = Stamp(batch_id, now, origin.name, target.settings.method, lineage_id, audited)
+        stamp = RowStamp(batch_id, now, origin.name, target.settings.method, lineage_id, audited)
         table_plan, refusal = None, None
         try:
             relation = relation_in_snapshot(target, held, relations)
@@ -328,11 +328,11 @@ def load_tables(
 ) -> Iterator[TableResult]:
     """Loads the tables side by side; yields the result of each as soon as it has ended."""
     limit = min(table.readers for table in tables)
-    read: list[dict[int, Written]] = [{} for _ in tables]
+    read: list[dict[int, UnitResult]] = [{} for _ in tables]
 
     def report(number: int, outcome: object) -> None:
         table = tables[number]
-        if isinstance(outcome, Written) and table.plan:
+        if isinstance(outcome, UnitResult) and table.plan:
             read[number][outcome.unit] = outcome
             notify(_progress(table.target.label, table.plan.units, read[number]))
 
@@ -353,7 +353,7 @@ def _ended(result: TableResult) -> LoadEvent:
     return TableFailed(result.table, result.error) if result.error else TableLanded(result)
 
 
-def _progress(table: str, units: Sequence[Unit], read: Mapping[int, Written]) -> TableProgress:
+def _progress(table: str, units: Sequence[Unit], read: Mapping[int, UnitResult]) -> TableProgress:
     """The progress of a table; ``read`` are the results of its units so far, by number."""
     size = sum(unit.estimate for unit in units)
     done = sum(units[number].estimate for number in read)
@@ -400,5 +400,5 @@ def worker_pool(
         except BaseException:
             for origin in origins:
                 with suppress(BronzeError):
-                    connect.cancel(origin)
+                    connect.cancel_queries(origin)
             raise

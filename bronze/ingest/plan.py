@@ -26,15 +26,15 @@ from bronze.ingest.row_key import (
 from bronze.ingest.shape import TEXT, resolve_columns, shape_of
 from bronze.model.columns import KEY_TEXT, Column, RowKey
 from bronze.model.locations import Origin
-from bronze.model.protection import Protection
-from bronze.model.stamp import Stamp
-from bronze.model.units import Enrichment, Known, Unit
+from bronze.model.protection import TableProtection
+from bronze.model.stamp import RowStamp
+from bronze.model.units import Enrichment, KnownRows, Unit
 from bronze.postgres.catalog import survey
 from bronze.postgres.copy import splits
 from bronze.postgres.copy.snapshot import Snapshot
 from bronze.protection import keys
 from bronze.quality import rules, set_rules
-from bronze.rows.metadata import METADATA
+from bronze.rows.metadata import METADATA_COLUMNS
 from bronze.tables import evolution, known_rows, selection
 from bronze.tables.context import TableContext
 from bronze.tables.evolution import ColumnContract
@@ -88,7 +88,7 @@ def plan_table(
     target: Target,
     snapshot: Snapshot,
     origin: Origin,
-    stamp: Stamp,
+    stamp: RowStamp,
     settings: Settings,
     readers: int,
     doubting: bool = False,
@@ -152,9 +152,9 @@ def plan_table(
             *mode_notes,
             *_rules_note(state, scoring),
             *(enrichment.watch.notes if enrichment.watch else ()),
-            *selection.unprotected(target, survey.by_names(target.relation)),
+            *selection.unprotected(target, survey.personal_by_name(target.relation)),
         ),
-        all_units=lambda: tuple(row_units(splits.WHOLE, merging=True, against=state)),
+        all_units=lambda: tuple(row_units(splits.WHOLE_TABLE, merging=True, against=state)),
         enrichment=enrichment,
         doubting=doubting,
     )
@@ -169,9 +169,9 @@ def _doubting_mode(
         TableRefused: two rows of the Bronze table share a key.
     """
     if mode == "load":
-        return "load", splits.WHOLE
+        return "load", splits.WHOLE_TABLE
     _refuse_duplicate_keys(target, state, contract, key)
-    return "compare", splits.WHOLE
+    return "compare", splits.WHOLE_TABLE
 
 
 def _reads_rows(context: TableContext, mode: Mode) -> bool:
@@ -207,7 +207,7 @@ def _enrichment(
     contract: ColumnContract,
     key: RowKey,
     state: State | None,
-    protection: Protection | None,
+    protection: TableProtection | None,
     *,
     reading: bool,
 ) -> Enrichment:
@@ -230,8 +230,12 @@ def _refuse_duplicate_keys(
     Raises:
         TableRefused: two rows share a key.
     """
-    layout = (*((c.target, c.stored) for c in contract.columns), *METADATA, (KEY_TEXT, TEXT))
-    known = Known(state.place, state.version, state.files, layout, key.names, 0)
+    layout = (
+        *((c.target, c.stored) for c in contract.columns),
+        *METADATA_COLUMNS,
+        (KEY_TEXT, TEXT),
+    )
+    known = KnownRows(state.place, state.version, state.files, layout, key.names, 0)
     if target.settings.history or not known_rows.doubled(known):
         return
     commits = f" ({', '.join(state.foreign)})" if state.foreign else ""
@@ -253,7 +257,7 @@ class PlanOutline:
     contract: ColumnContract
     partition: str | None
     key: tuple[Column, ...]
-    protection: Protection | None
+    protection: TableProtection | None
 
 
 def outline_plan(context: TableContext) -> PlanOutline:
@@ -297,16 +301,16 @@ def _mode(
     if pattern == "full_refresh":
         replaced = state is None or not key or contract.reload
         reason = watermarks.foreign_commits_reason(state) if state else ""
-        return "load" if replaced else "compare", splits.WHOLE, _comparison_note(reason)
+        return "load" if replaced else "compare", splits.WHOLE_TABLE, _comparison_note(reason)
     if state is None or contract.reload:
-        return "load", splits.WHOLE, ()
+        return "load", splits.WHOLE_TABLE, ()
     if reason := watermarks.reason_to_compare(context, state, contract, key):
-        return "compare", splits.WHOLE, _comparison_note(reason)
+        return "compare", splits.WHOLE_TABLE, _comparison_note(reason)
     if pattern == "streaming":
-        return "changes", splits.WHOLE, ()
+        return "changes", splits.WHOLE_TABLE, ()
     where = watermarks.changes_condition(context, state)
     if where is None:
-        return "compare", splits.WHOLE, _comparison_note("the last run was too long ago")
+        return "compare", splits.WHOLE_TABLE, _comparison_note("the last run was too long ago")
     return "changes", where, ()
 
 

@@ -10,7 +10,7 @@ from bronze.delta import properties
 from bronze.delta.log import State
 from bronze.errors import TableRefused
 from bronze.model.columns import KEY_TEXT, NO_KEY, Column, RowKey
-from bronze.model.units import Known
+from bronze.model.units import KnownRows
 from bronze.postgres import statement
 from bronze.postgres.catalog.relations import TABLEOID
 from bronze.protection import key_text
@@ -153,7 +153,7 @@ def merges_deleted_rows(target: Target, state: State, key: tuple[str, ...]) -> b
     if not key or not set(key) <= dict(state.columns).keys():
         return False
     return known_rows.doubled(
-        Known(target.place, state.version, state.files, state.columns, key, 0)
+        KnownRows(target.place, state.version, state.files, state.columns, key, 0)
     )
 
 
@@ -168,7 +168,7 @@ def lacks_text(target: Target, state: State, key: RowKey) -> bool:
     if not set(names) <= columns.keys():
         return False
     return known_rows.keyless(
-        Known(target.place, state.version, state.files, state.columns, names, 0)
+        KnownRows(target.place, state.version, state.files, state.columns, names, 0)
     )
 
 

@@ -17,22 +17,22 @@ from bronze.errors import TableRefused
 from bronze.ingest import watermarks
 from bronze.ingest.row_key import unstable_key
 from bronze.model.anomaly import ANOMALY_COLUMNS
-from bronze.model.columns import KEY_TEXT, Column, Kind, RowKey
+from bronze.model.columns import KEY_TEXT, Column, DeltaType, RowKey
 from bronze.model.units import Enrichment
 from bronze.postgres.copy import incremental
-from bronze.postgres.copy.snapshot import Since
+from bronze.postgres.copy.snapshot import OpenTransactions
 from bronze.protection import keys
-from bronze.rows.metadata import COMMITTED, METADATA
+from bronze.rows.metadata import COMMIT_TIMESTAMP, METADATA_COLUMNS
 from bronze.tables import evolution, selection
 from bronze.tables.context import TableContext
 from bronze.tables.evolution import ColumnContract
 from bronze.tables.selection import Target
 
-TEXT = Kind("string")
+TEXT = DeltaType("string")
 
 
 def resolve_columns(
-    target: Target, since: Since
+    target: Target, since: OpenTransactions
 ) -> tuple[State | None, ColumnContract, str | None]:
     """The Bronze table as it is, the columns that a run writes, and the partition column; no
     snapshot is needed for them.
@@ -79,7 +79,7 @@ def evolve_columns(target: Target, columns: Sequence[Column], state: State) -> C
         TableRefused: the Bronze table cannot hold a column any more.
     """
     settings = target.settings
-    added = {state.partition, COMMITTED, KIND if settings.history else None}
+    added = {state.partition, COMMIT_TIMESTAMP, KIND if settings.history else None}
     added |= {name for name, _ in ANOMALY_COLUMNS} if _has_anomaly_columns(target, state) else set()
     restored = evolution.restored(state.columns, state.properties)
     bronze_columns = [pair for pair in restored if pair[0] not in added]
@@ -135,7 +135,7 @@ def _configured_partition_column(target: Target, contract: ColumnContract) -> st
     if not source_name:
         return None
     columns = {column.name: (column.target, column.stored) for column in contract.columns}
-    columns |= {name: (name, kind) for name, kind in METADATA}
+    columns |= {name: (name, kind) for name, kind in METADATA_COLUMNS}
     target_name, kind = columns.get(source_name, ("", None))
     if kind is None or kind.name not in _DATED:
         problem = f"is of type {kind}" if kind else "is not there"
@@ -198,15 +198,17 @@ def _layout(
     row_key: RowKey,
     partition: str | None,
     state: State | None,
-) -> list[tuple[str, Kind]]:
+) -> list[tuple[str, DeltaType]]:
     """The columns of the Bronze table, in their order."""
-    layout = [*((column.target, column.stored) for column in contract.columns), *METADATA]
+    layout = [*((column.target, column.stored) for column in contract.columns), *METADATA_COLUMNS]
     layout += ANOMALY_COLUMNS if _has_anomaly_columns(target, state) else ()
     layout += [(KEY_TEXT, TEXT)] if row_key.has_text else []
     layout += [(KIND, TEXT)] if target.settings.history else []
-    if target.settings.pattern == "streaming" or (state and COMMITTED in dict(state.columns)):
-        layout.append((COMMITTED, Kind("timestamp")))
-    layout += [(partition, Kind("date"))] if partition else []
+    if target.settings.pattern == "streaming" or (
+        state and COMMIT_TIMESTAMP in dict(state.columns)
+    ):
+        layout.append((COMMIT_TIMESTAMP, DeltaType("timestamp")))
+    layout += [(partition, DeltaType("date"))] if partition else []
     return layout
 
 
@@ -214,7 +216,7 @@ def _statistics_columns(
     target: Target,
     contract: ColumnContract,
     row_key: RowKey,
-    layout: Sequence[tuple[str, Kind]],
+    layout: Sequence[tuple[str, DeltaType]],
 ) -> tuple[str, ...]:
     """The columns with file statistics: those of the key, the cursor and the clustering."""
     names = {*(column.target for column in row_key.columns), *row_key.names}
@@ -281,7 +283,7 @@ def _cluster_columns(target: Target, contract: ColumnContract) -> tuple[str, ...
         TableRefused: one of them is not there.
     """
     names = {column.name: column.target for column in contract.columns}
-    names |= {name: name for name, _ in METADATA}
+    names |= {name: name for name, _ in METADATA_COLUMNS}
     missing = [name for name in target.settings.cluster_by if name not in names]
     if missing:
         raise TableRefused(

@@ -17,8 +17,8 @@ from bronze.governance.tables.data_lineage import Record
 from bronze.governance.tables.quality import Figure
 from bronze.ingest.plan import Plan
 from bronze.model.locations import Origin
-from bronze.model.stamp import Stamp
-from bronze.model.units import NOTHING_FOUND, Findings, Rejected, Written
+from bronze.model.stamp import RowStamp
+from bronze.model.units import NO_FINDINGS, Findings, RejectedValue, UnitResult
 from bronze.postgres.copy.snapshot import Snapshot
 from bronze.tables import known_rows
 from bronze.tables.evolution import ColumnContract
@@ -29,7 +29,7 @@ def lineage_entry(
     settings: Settings,
     config: str,
     target: Target,
-    stamp: Stamp,
+    stamp: RowStamp,
     held: Snapshot,
     plan: Plan | None,
 ) -> Entry:
@@ -97,12 +97,12 @@ class TableRun:
     target: Target
     origin: Origin
     held: Snapshot
-    stamp: Stamp
+    stamp: RowStamp
     readers: int
     entry: Entry
     plan: Plan | None = None
     error: BronzeError | None = None
-    written: list[Written] = field(default_factory=list)
+    written: list[UnitResult] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
     figures: tuple[Figure, ...] = ()
 
@@ -113,14 +113,14 @@ class TableRun:
         return sum(part.rows for part in self.written if units[part.unit].counts_rows)
 
     @property
-    def rejected(self) -> list[Rejected]:
+    def rejected(self) -> list[RejectedValue]:
         """The values that Delta cannot hold."""
         return [record for part in self.written for record in part.rejected]
 
     @property
     def findings(self) -> Findings:
         """The anomalies, profile and quality of the rows that were read."""
-        return reduce(add, (part.findings for part in self.written), NOTHING_FOUND)
+        return reduce(add, (part.findings for part in self.written), NO_FINDINGS)
 
     @property
     def size(self) -> int:

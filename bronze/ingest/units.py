@@ -13,12 +13,12 @@ from bronze.delta.partition import source_of
 from bronze.errors import TableRefused
 from bronze.execution import budget
 from bronze.model.columns import Column, RowKey
-from bronze.model.units import BronzeRows, Enrichment, Known, SourceRead, Unit, Weighing
+from bronze.model.units import BronzeRows, Enrichment, KnownRows, RowSizeLimits, SourceRead, Unit
 from bronze.postgres import statement
 from bronze.postgres.connection.connect import Connection
 from bronze.postgres.copy import row_sizes, splits
-from bronze.postgres.copy.splits import Slice
-from bronze.rows.metadata import COMMITTED
+from bronze.postgres.copy.splits import Split
+from bronze.rows.metadata import COMMIT_TIMESTAMP
 from bronze.tables import evolution
 from bronze.tables.context import TableContext, ask_source
 from bronze.tables.evolution import ColumnContract
@@ -53,7 +53,7 @@ def row_units(
         doubting: whether each row of ``against`` is checked against its own hashes first.
     """
     memory = context.run.memory
-    shares: list[Known | None] = [None]
+    shares: list[KnownRows | None] = [None]
     if against is not None:
         shares = list(_known_rows(context, shape, key.names, (), against))
         if doubting:
@@ -81,20 +81,20 @@ def row_units(
 
 def row_size_limits(
     context: TableContext, columns: Sequence[Column], key: RowKey
-) -> Weighing | None:
+) -> RowSizeLimits | None:
     """How the sizes of rows are measured before they are read, None where rows are small enough."""
     held, relation = context.held, context.target.relation
     names = [column.name for column in columns if column.name]
-    weight = row_sizes.weight(relation, names)
-    if not (weight and splits.paged(relation, held.version) and held.name):
+    weight = row_sizes.row_size_expression(relation, names)
+    if not (weight and splits.has_page_ranges(relation, held.version) and held.name):
         return None
-    if not ask_source(context, lambda holder: row_sizes.needed(holder, relation, names)):
+    if not ask_source(context, lambda holder: row_sizes.has_large_values(holder, relation, names)):
         return None
     # Errors name a row by its key; a protected key must not be shown.
     named = () if any(column.protect for column in key.columns) else key.columns
     key_parts = [f"{statement.literal(column.name)}::text, {column.text}" for column in named]
     heaviest = budget.heaviest_row(context.run.memory, context.readers)
-    return Weighing(
+    return RowSizeLimits(
         table=statement.quoted(relation.schema, relation.name),
         weight=weight,
         key=(
@@ -110,13 +110,13 @@ def row_size_limits(
     )
 
 
-def grouped_splits(context: TableContext, memory: int, key: Sequence[str]) -> list[list[Slice]]:
+def grouped_splits(context: TableContext, memory: int, key: Sequence[str]) -> list[list[Split]]:
     """The splits of a table, in groups for one worker each; ``key`` has names of source columns."""
     whole = splits.size_of(context.target.relation)
     per_split, _ = budget.split_and_file(whole, memory, context.readers)
     parts = _splits(context, per_split, key)
     _, per_file = budget.split_and_file(sum(part.size for part in parts), memory, context.readers)
-    return splits.packed(parts, per_file)
+    return splits.group_splits(parts, per_file)
 
 
 def key_units(
@@ -135,7 +135,7 @@ def key_units(
         context.readers,
     )
     parts = _splits(context, per_split * _KEYS_FACTOR, key.source_names)
-    groups = splits.packed(parts, per_file * _KEYS_FACTOR)
+    groups = splits.group_splits(parts, per_file * _KEYS_FACTOR)
     rows = _bronze_rows(context, contract, shape, key, enrichment)
     work: list[Unit] = []
     for known in _known_rows(context, shape, key.names, key.names, state):
@@ -151,7 +151,7 @@ def _source_read(
     context: TableContext,
     columns: tuple[Column, ...],
     conditions: Sequence[str],
-    limits: Weighing | None = None,
+    limits: RowSizeLimits | None = None,
 ) -> SourceRead:
     relation = context.target.relation
     return SourceRead(
@@ -178,18 +178,18 @@ def _bronze_rows(
         base=contract.base,
         dates_of=source_of(shape.partition) if shape.partition else None,
         history=context.target.settings.history,
-        streamed=COMMITTED in dict(shape.columns),
+        streamed=COMMIT_TIMESTAMP in dict(shape.columns),
         enrichment=enrichment,
     )
 
 
 def _both(split: str, where: str) -> str:
-    return split if where == splits.WHOLE else f"{split} AND {where}"
+    return split if where == splits.WHOLE_TABLE else f"{split} AND {where}"
 
 
 def _known_rows(
     context: TableContext, shape: Shape, key: tuple[str, ...], by: tuple[str, ...], state: State
-) -> list[Known]:
+) -> list[KnownRows]:
     """Which fingerprints rows are compared with, in as many shares as the memory requires; ``by``
     has the columns of the key, none for fingerprints of whole rows.
     """
@@ -200,7 +200,7 @@ def _known_rows(
     shares = 1 if history else budget.shares_of_known_rows(context.run.memory, rows)
     # Each run compares other digits, so that a chance collision is not repeated by the next.
     offset = int(context.stamp.batch_id[-1], 16)
-    whole = Known(
+    whole = KnownRows(
         place=context.target.place,
         version=state.version,
         files=state.files,
@@ -240,20 +240,20 @@ def check_history_fits(context: TableContext, rows: int) -> None:
         )
 
 
-def _splits(context: TableContext, size: int, key: Sequence[str]) -> list[Slice]:
+def _splits(context: TableContext, size: int, key: Sequence[str]) -> list[Split]:
     held, relation = context.held, context.target.relation
     if held.name is None:
         return [_single_split(context)]
 
-    def split(holder: Connection) -> list[Slice]:
-        return splits.slices(holder, relation, held.version, size, key)
+    def split(holder: Connection) -> list[Split]:
+        return splits.splits_of(holder, relation, held.version, size, key)
 
     try:
         return list(ask_source(context, split))
     except TableRefused as error:
         if error.sqlstate not in _NO_BOUNDS:
             raise
-        return [Slice(splits.WHOLE, size)]
+        return [Split(splits.WHOLE_TABLE, size)]
 
 
 # A type without an order, such as json; or bounds that cannot be converted to text.
@@ -265,7 +265,7 @@ _NO_BOUNDS = (
 )
 
 
-def _single_split(context: TableContext) -> Slice:
+def _single_split(context: TableContext) -> Split:
     # Without a shared snapshot only one statement sees one state.
     relation, memory = context.target.relation, context.run.memory // context.readers
     size = splits.size_of(relation)
@@ -277,4 +277,4 @@ def _single_split(context: TableContext) -> Slice:
             hint=f"Raise [run] memory: about {needed // 10**6} MB are needed for each worker.",
             table=relation.label,
         )
-    return Slice(splits.WHOLE, size)
+    return Split(splits.WHOLE_TABLE, size)

@@ -17,7 +17,7 @@ from bronze.errors import TableRefused
 from bronze.postgres.catalog import definition
 from bronze.postgres.catalog.relations import Relation
 from bronze.postgres.copy import incremental
-from bronze.postgres.copy.snapshot import Since
+from bronze.postgres.copy.snapshot import OpenTransactions
 from bronze.postgres.statement import quoted
 from bronze.tables.context import TableContext
 from bronze.tables.evolution import ColumnContract
@@ -30,7 +30,7 @@ _DELETES = "deletes"
 
 
 def cursor_refusal(
-    relation: Relation, cursor: str, overlap: int | None, since: Since
+    relation: Relation, cursor: str, overlap: int | None, since: OpenTransactions
 ) -> TableRefused | None:
     """Why changes of a table cannot be read by this cursor, None where they can.
 
@@ -76,20 +76,22 @@ def _cursor_column_refusal(relation: Relation, cursor: str) -> TableRefused | No
             table=relation.label,
         )
     type_name = _type_of(relation, cursor)
-    if type_name in incremental.CURSORS:
+    if type_name in incremental.CURSOR_TYPES:
         return None
     problem = f"is of type {type_name}" if type_name else "is not there"
     return TableRefused(
         f"The cursor {cursor} of table {relation.label} {problem}; it has to be a column of type"
-        f" {', '.join(incremental.CURSORS)}.",
+        f" {', '.join(incremental.CURSOR_TYPES)}.",
         hint='Leave cursor out: "xmin" needs no column.',
         table=relation.label,
     )
 
 
-def _missing_overlap_refusal(relation: Relation, cursor: str, since: Since) -> TableRefused | None:
+def _missing_overlap_refusal(
+    relation: Relation, cursor: str, since: OpenTransactions
+) -> TableRefused | None:
     """Why a cursor column needs an overlap, None where the start of open transactions is known."""
-    if _type_of(relation, cursor) in incremental.ZONELESS:
+    if _type_of(relation, cursor) in incremental.ZONELESS_TYPES:
         return TableRefused(
             f"The cursor {cursor} of table {relation.label} has no time zone, so it is not known"
             " which of its values are earlier than a transaction that is still open.",
@@ -171,7 +173,7 @@ def _definition_change(target: Target, known: Mapping[str, str]) -> str:
         return "the last run did not record its definition"
     # A rewrite gives all rows a new xmin; a stream and a cursor column show nothing of it.
     rewrites_count = _watermark_name(target) != incremental.XMIN
-    return definition.changed(
+    return definition.definition_change(
         json.loads(recorded), target.relation.definition, storage=rewrites_count
     )
 
@@ -194,7 +196,7 @@ def _watermark_reason(context: TableContext, state: State) -> str:
         return "the Bronze table has no position in this history of the source"
     if _has_cursor_column(target):
         ahead = _stored_watermark(context, state, _clock_name(target))
-        if incremental.set_back(context.held.since, watermark, ahead):
+        if incremental.clock_set_back(context.held.since, watermark, ahead):
             return "the source's clock was set back"
     return ""
 
@@ -209,9 +211,9 @@ def changes_condition(context: TableContext, state: State) -> str | None:
         return None
     cursor = target.settings.cursor
     if cursor == incremental.XMIN:
-        return incremental.by_xmin(watermark, snapshot)
+        return incremental.xmin_condition(watermark, snapshot)
     type_name = _type_of(target.relation, cursor)
-    return incremental.by_cursor(cursor, type_name, watermark, snapshot.since.zone)
+    return incremental.cursor_condition(cursor, type_name, watermark, snapshot.since.zone)
 
 
 def next_watermarks(
@@ -250,7 +252,7 @@ def _cursor_watermarks(
         return []
     name = _watermark_name(target)
     previous = _stored_watermark(context, state, name)
-    reached = incremental.watermark(since, target.settings.overlap, previous, whole)
+    reached = incremental.next_watermark(since, target.settings.overlap, previous, whole)
     values = {name: reached, _clock_name(target): since.ahead}
     return [
         (_stored_name(context, name), value) for name, value in values.items() if value is not None

@@ -22,22 +22,22 @@ from bronze.delta import files, partition
 from bronze.delta.write import history, merge
 from bronze.errors import SourceUnreachable
 from bronze.ingest.enrich import enrich
-from bronze.model.files import DataFile
+from bronze.model.files import WrittenFile
 from bronze.model.units import (
-    NOTHING_FOUND,
+    NO_FINDINGS,
     Enrichment,
     Findings,
-    Known,
-    Rejected,
+    KnownRows,
+    RejectedValue,
     SourceRead,
     Unit,
-    Written,
+    UnitResult,
 )
 from bronze.postgres.copy import read, row_sizes
 from bronze.protection import key_text, protect
 from bronze.rows import fingerprint
 from bronze.rows.fingerprint import Fingerprints
-from bronze.rows.metadata import COMMITTED
+from bronze.rows.metadata import COMMIT_TIMESTAMP
 from bronze.tables import known_rows
 
 _TRIES = 4
@@ -50,7 +50,7 @@ _MAX_DELAY_S = 8.0
     wait=tenacity.wait_exponential_jitter(multiplier=0.5, max=_MAX_DELAY_S),
     reraise=True,
 )
-def read_unit(unit: Unit) -> Written:
+def read_unit(unit: Unit) -> UnitResult:
     """Reads the rows of a unit, and keeps them, or only those that the table does not hold.
 
     When the connection is lost, the unit starts again: nothing of it is visible yet.
@@ -62,7 +62,7 @@ def read_unit(unit: Unit) -> Written:
     # Unlike a loop, map holds no frame while the next one is read.
     frames = map(totals.bronze_rows, _source_rows(unit.read, unit.rows.enrichment))
     kept: list[pl.DataFrame] = []
-    written: tuple[DataFile, ...] = ()
+    written: tuple[WrittenFile, ...] = ()
     if unit.kind == "keys":
         for _ in frames:
             pass
@@ -72,7 +72,7 @@ def read_unit(unit: Unit) -> Written:
         kept = _first_frames(frames, unit.few)
         if portion.size_of(kept) >= unit.few:
             written = _write_files(unit, chain(_popped(kept), frames))
-    return Written(
+    return UnitResult(
         unit.number,
         totals.rows,
         written,
@@ -94,7 +94,7 @@ def _first_frames(frames: Iterator[pl.DataFrame], size: int) -> list[pl.DataFram
     return first
 
 
-def _write_files(unit: Unit, frames: Iterator[pl.DataFrame]) -> tuple[DataFile, ...]:
+def _write_files(unit: Unit, frames: Iterator[pl.DataFrame]) -> tuple[WrittenFile, ...]:
     def new(values: files.Partition) -> files.Output:
         return files.data(unit.place, unit.rows.stamp.batch_id, unit.stats, values)
 
@@ -108,7 +108,7 @@ def _write_files(unit: Unit, frames: Iterator[pl.DataFrame]) -> tuple[DataFile, 
 class _KnownRowFilter:
     """Drops rows that a table already holds, and records which of the table's rows were seen."""
 
-    known: Known
+    known: KnownRows
 
     def __post_init__(self) -> None:
         self._fingerprints: Fingerprints = known_rows.known(self.known)
@@ -134,8 +134,8 @@ class _UnitTotals:
     filter: _KnownRowFilter | None
     rows: int = 0
     sum: int = 0
-    rejected: list[Rejected] = field(default_factory=list)
-    findings: Findings = NOTHING_FOUND
+    rejected: list[RejectedValue] = field(default_factory=list)
+    findings: Findings = NO_FINDINGS
 
     def bronze_rows(self, part: tuple[pl.DataFrame, pl.Series]) -> pl.DataFrame:
         """The Bronze rows of one part: rows as read, and their rejected values."""
@@ -171,7 +171,7 @@ class _UnitTotals:
                 bronze_rows, [_constant(history.KIND, "insert", pl.String(), bronze_rows)]
             )
         if how.streamed:
-            commit_times = _constant(COMMITTED, None, pl.Datetime("us", "UTC"), bronze_rows)
+            commit_times = _constant(COMMIT_TIMESTAMP, None, pl.Datetime("us", "UTC"), bronze_rows)
             bronze_rows = portion.beside(bronze_rows, [commit_times])
         return partition.dated(bronze_rows, how.dates_of) if how.dates_of else bronze_rows
 
@@ -218,7 +218,7 @@ def _source_rows(
     if source.row_sizes is None:
         yield from _read(source, source.splits, guarded)
         return
-    parts = row_sizes.parts(
+    parts = row_sizes.divide_splits(
         source.origin, source.session, source.row_sizes, source.splits, source.table
     )
     for heavy, group in groupby(parts, lambda part: part.heavy):
@@ -235,7 +235,7 @@ def _source_rows(
 def _read(
     source: SourceRead, conditions: Sequence[str], guarded: bool
 ) -> Iterator[tuple[pl.DataFrame, pl.Series]]:
-    return read.rows(
+    return read.read_rows(
         source.origin,
         source.session,
         source.query,
@@ -254,7 +254,7 @@ def _popped(frames: list[pl.DataFrame]) -> Iterator[pl.DataFrame]:
 
 def rejected_values(
     rows: pl.DataFrame, rejected: pl.Series, key: Sequence[str]
-) -> Iterator[Rejected]:
+) -> Iterator[RejectedValue]:
     """The records of rejected values; ``rejected`` is as in `bronze.postgres.statement`."""
     has_rejected = rejected.is_not_null()
     affected = rows.filter(has_rejected)
@@ -263,7 +263,7 @@ def rejected_values(
         row_key = json.dumps(values, default=str, ensure_ascii=False)
         for line in lines.removesuffix("\n").split("\n"):
             column, text = json.loads(line)
-            yield Rejected(column, row_key, text)
+            yield RejectedValue(column, row_key, text)
 
 
 @dataclass(frozen=True)
@@ -271,7 +271,7 @@ class FileMerge:
     """A file to merge changes into; ``missing`` has fingerprints of rows that the source lacks."""
 
     job: merge.Merge
-    missing: tuple[tuple[Known, Fingerprints], ...] = field(repr=False)
+    missing: tuple[tuple[KnownRows, Fingerprints], ...] = field(repr=False)
 
 
 def merge_file(task: FileMerge) -> merge.Merged:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from bronze.model.columns import Kind
+from bronze.model.columns import DeltaType
 
 Measure = Literal["number", "age", "length", "frequency", "missing"]
 """How a feature measures a value: the number itself; its age in days before the model's moment;
@@ -76,7 +76,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Watch:
+class Monitoring:
     """How the rows of a table are monitored for anomalies. Without a model they have no score.
 
     ``profiled`` are the columns with a profile, ``averaged`` those of them that have a mean;
@@ -89,10 +89,10 @@ class Watch:
     notes: tuple[str, ...] = ()
 
 
-MOST = 1000
+MAX_OUTLIERS = 1000
 """How many anomalies of one run are kept, those with the highest scores; all are counted."""
 
-SCORE, KEY = "score", "key"
+SCORE_COLUMN, KEY_COLUMN = "score", "key"
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,11 +113,15 @@ class Outliers:
         frames = [frame for frame in (self.rows, other.rows) if frame is not None]
         rows = frames[0] if len(frames) == 1 else None
         if len(frames) > 1:
-            rows = pl.concat(frames).sort([SCORE, KEY], descending=[True, False]).head(MOST)
+            rows = (
+                pl.concat(frames)
+                .sort([SCORE_COLUMN, KEY_COLUMN], descending=[True, False])
+                .head(MAX_OUTLIERS)
+            )
         return Outliers(self.scored + other.scored, self.count + other.count, rows)
 
 
-SKETCH = 512
+SKETCH_SIZE = 512
 """How many of the smallest hashes of a column's values are kept, to estimate the number of distinct
 values to about four percent."""
 
@@ -140,7 +144,7 @@ class ColumnProfile:
             self.nulls + other.nulls,
             self.sum + other.sum,
             self.numbers + other.numbers,
-            np.union1d(self.hashes, other.hashes)[:SKETCH],
+            np.union1d(self.hashes, other.hashes)[:SKETCH_SIZE],
         )
 
     @property
@@ -151,9 +155,9 @@ class ColumnProfile:
     @property
     def distinct(self) -> float:
         """The estimated number of distinct values."""
-        if len(self.hashes) < SKETCH:
+        if len(self.hashes) < SKETCH_SIZE:
             return float(len(self.hashes))
-        return (SKETCH - 1) / (float(self.hashes[-1]) / 2.0**64)
+        return (SKETCH_SIZE - 1) / (float(self.hashes[-1]) / 2.0**64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,8 +179,8 @@ class Profile:
 NO_OUTLIERS, NO_PROFILE = Outliers(), Profile()
 
 
-ANOMALY_COLUMNS: tuple[tuple[str, Kind], ...] = (
-    ("anomaly_score", Kind("double")),
-    ("is_anomaly", Kind("boolean")),
+ANOMALY_COLUMNS: tuple[tuple[str, DeltaType], ...] = (
+    ("anomaly_score", DeltaType("double")),
+    ("is_anomaly", DeltaType("boolean")),
 )
 """The columns that a table with anomaly detection has; NULL if there was no model."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-KindName = Literal[
+DeltaTypeName = Literal[
     "short",
     "int",
     "long",
@@ -23,19 +23,19 @@ KindName = Literal[
 
 
 @dataclass(frozen=True)
-class Kind:
+class DeltaType:
     """A data type of Delta Lake.
 
     ``precision`` and ``scale`` belong to ``decimal``, ``element`` to ``array``.
     """
 
-    name: KindName
+    name: DeltaTypeName
     precision: int = 0
     scale: int = 0
-    element: Kind | None = None
+    element: DeltaType | None = None
 
     @property
-    def of(self) -> Kind:
+    def of(self) -> DeltaType:
         """The type of the elements of an array."""
         if self.element is None:
             raise TypeError(f"{self} is not an array")
@@ -49,7 +49,7 @@ class Kind:
         return self.name
 
 
-Wire = Literal["same", "unscaled", "text", "texts"]
+WireFormat = Literal["same", "unscaled", "text", "texts"]
 """How PostgreSQL sends a value: unchanged; as the integer ``value * 10**scale``; as text that is
 parsed here; as an array of such texts."""
 
@@ -57,12 +57,12 @@ parsed here; as an array of such texts."""
 ProtectMethod = Literal["encrypt", "encrypt_deterministic", "tokenize", "hash", "mask"]
 
 
-STABLE = ("encrypt_deterministic", "tokenize", "hash")
+DETERMINISTIC_METHODS = ("encrypt_deterministic", "tokenize", "hash")
 """The methods that protect equal values alike, so that a column stays usable as a key."""
 
 
 @dataclass(frozen=True)
-class Protect:
+class ProtectionRule:
     """How the values of a column are protected (see `bronze.protection.protect`).
 
     ``join`` names a data key that several columns share; ``format`` says that tokens keep the
@@ -77,7 +77,7 @@ class Protect:
     @property
     def stable(self) -> bool:
         """Whether equal values are protected alike."""
-        return self.method in STABLE
+        return self.method in DETERMINISTIC_METHODS
 
 
 _NUMBERS = ("short", "int", "long", "float", "double", "decimal")
@@ -99,15 +99,15 @@ class Column:
     name: str
     target: str
     source_type: str
-    kind: Kind
-    wire: Wire
+    kind: DeltaType
+    wire: WireFormat
     select: str
     canonical: str
     reject: str
     text: str
     element: str = ""
     not_null: bool = False
-    protect: Protect | None = None
+    protect: ProtectionRule | None = None
     base_type: str = ""
 
     @property
@@ -118,9 +118,9 @@ class Column:
         )
 
     @property
-    def stored(self) -> Kind:
+    def stored(self) -> DeltaType:
         """The type of the column in the Bronze table."""
-        return Kind("string") if self.protect else self.kind
+        return DeltaType("string") if self.protect else self.kind
 
 
 KEY_TEXT = "key_as_text"

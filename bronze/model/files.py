@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from bronze.model.columns import Kind
+from bronze.model.columns import DeltaType
 
 
 @dataclass(frozen=True)
-class DataFile:
+class WrittenFile:
     """One Parquet file that was written and is not committed yet.
 
     ``path`` is relative to the table, ``stats`` are its statistics as JSON in Delta's format,
@@ -24,7 +24,7 @@ class DataFile:
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredFile:
     """One Parquet file of a table, as its Delta log describes it.
 
     ``path`` is percent-encoded, as in the log; ``rows`` is -1 if the log has no row count;
@@ -40,7 +40,7 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Form:
+class RowFormat:
     """The format of the rows of a Bronze table, needed to check each row against its hashes.
 
     ``values`` are the columns of the source, the first ``base`` of which the table was created
@@ -52,7 +52,7 @@ class Form:
 
     values: tuple[str, ...]
     base: int
-    earlier: tuple[tuple[tuple[str, Kind], ...], ...] = ()
+    earlier: tuple[tuple[tuple[str, DeltaType], ...], ...] = ()
     hashed: bool = True
     partition: str = ""
     thresholds: tuple[int, ...] = ()

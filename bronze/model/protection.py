@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from bronze.model.columns import Kind, Protect
+from bronze.model.columns import DeltaType, ProtectionRule
 from bronze.model.locations import Secret
 
 
@@ -25,26 +25,26 @@ class DataKey:
 
 
 @dataclass(frozen=True)
-class Protected:
+class ProtectedColumn:
     """A protected column: ``column`` is its name in the Bronze table, ``name`` in the source ("" if
     it is not there). The first of ``keys`` protects new values, the others earlier ones.
     """
 
     column: str
     name: str
-    kind: Kind
-    protect: Protect
+    kind: DeltaType
+    protect: ProtectionRule
     keys: tuple[DataKey, ...] = ()
 
 
 @dataclass(frozen=True)
-class Protection:
+class TableProtection:
     """How the rows of a table are protected.
 
     ``row_hash`` is the data key of the row hashes, None if no column is protected; ``masters`` are
     references to the master keys.
     """
 
-    columns: tuple[Protected, ...]
+    columns: tuple[ProtectedColumn, ...]
     row_hash: DataKey | None
     masters: tuple[Secret, ...]

@@ -12,12 +12,12 @@ from typing import Literal
 
 Severity = Literal["low", "medium", "high", "critical"]
 
-BEST = 100
+BEST_SCORE = 100
 POINTS: dict[Severity, int] = {"low": 5, "medium": 10, "high": 25, "critical": 100}
 """How many points a row loses by breaking a rule. By default a row with a score below 80 is
 quarantined: one rule of severity high, three of medium or five of low are enough."""
 
-Kind = Literal[
+RuleKind = Literal[
     "not_null",
     "unique",
     "range",
@@ -29,20 +29,20 @@ Kind = Literal[
     "expression",
     "schema",
 ]
-SPANNING = ("unique", "references")
+SET_RULE_KINDS = ("unique", "references")
 """The kinds of rules that need other rows: a single row cannot be checked by them."""
 
-Origin = Literal["config", "python", "derived"]
+RuleOrigin = Literal["config", "python", "derived"]
 Evaluation = Literal["rows", "proven", "counted", "none"]
 """How a rule is evaluated: row by row; not at all, because PostgreSQL enforces it; by a count in
 PostgreSQL, because too many rows break it to list them; or not at all, as streams cannot."""
 
-EXAMPLES = 5
+MAX_EXAMPLES = 5
 """How many keys of rows that break a rule are kept as examples."""
 
 
 @dataclass(frozen=True)
-class Criterion:
+class ResolvedRule:
     """One rule, resolved for the run of a table.
 
     ``columns`` are names in the source. ``holds`` is a serialised polars expression over them that
@@ -53,10 +53,10 @@ class Criterion:
     """
 
     name: str
-    kind: Kind
+    kind: RuleKind
     columns: tuple[str, ...]
     severity: Severity
-    origin: Origin
+    origin: RuleOrigin
     allow: float = 0.0
     evaluation: Evaluation = "rows"
     holds: bytes = field(default=b"", repr=False)
@@ -66,7 +66,7 @@ class Criterion:
 
 
 @dataclass(frozen=True)
-class Quality:
+class QualityRules:
     """All rules that the rows of a table are checked by.
 
     ``names`` are the names of the columns in the source and in the Bronze table, in their order.
@@ -74,7 +74,7 @@ class Quality:
     finding duplicate rows: one in ``distinct`` fingerprints is kept; with 0 none are.
     """
 
-    criteria: tuple[Criterion, ...] = ()
+    criteria: tuple[ResolvedRule, ...] = ()
     threshold: int = 80
     names: tuple[tuple[str, str], ...] = ()
     key: tuple[str, ...] = ()
@@ -87,7 +87,7 @@ class Quality:
 
 
 @dataclass(frozen=True)
-class Scored:
+class QualityTotals:
     """The results of checking rows. Parts can be added.
 
     ``total`` is the sum of the scores, ``flawed`` how many rows have less than 100, ``refused`` how
@@ -105,17 +105,19 @@ class Scored:
     nulls: tuple[int, ...] = ()
     prints: tuple[bytes, ...] = field(default=(), repr=False)
 
-    def __add__(self, other: Scored) -> Scored:
+    def __add__(self, other: QualityTotals) -> QualityTotals:
         if not self.rows or not other.rows:
             return self if self.rows else other
-        return Scored(
+        return QualityTotals(
             self.rows + other.rows,
             self.total + other.total,
             self.flawed + other.flawed,
             self.quarantined + other.quarantined,
             self.refused + other.refused,
             tuple(a + b for a, b in zip(self.failed, other.failed, strict=True)),
-            tuple((a + b)[:EXAMPLES] for a, b in zip(self.examples, other.examples, strict=True)),
+            tuple(
+                (a + b)[:MAX_EXAMPLES] for a, b in zip(self.examples, other.examples, strict=True)
+            ),
             tuple(a + b for a, b in zip(self.nulls, other.nulls, strict=True)),
             self.prints + other.prints,
         )

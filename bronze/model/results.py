@@ -108,7 +108,7 @@ class TableResult:
 
 
 @dataclass(frozen=True)
-class Late:
+class LateRecord:
     """A table of an earlier run that died before it wrote its record; this run has written it."""
 
     batch_id: str
@@ -131,7 +131,7 @@ class RunResult(Shown):
     position: int
     seconds: float
     tables: tuple[TableResult, ...]
-    late: tuple[Late, ...] = ()
+    late: tuple[LateRecord, ...] = ()
     notes: tuple[str, ...] = ()
     unrecorded: Failure | None = None
 
@@ -156,7 +156,7 @@ class StreamResult(Shown):
     transactions: int
     changes: int
     tables: tuple[TableResult, ...]
-    late: tuple[Late, ...] = ()
+    late: tuple[LateRecord, ...] = ()
     notes: tuple[str, ...] = ()
     unrecorded: Failure | None = None
 

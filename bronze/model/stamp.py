@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-Method = Literal["batch", "micro_batch", "full_refresh", "streaming"]
+IngestionMethod = Literal["batch", "micro_batch", "full_refresh", "streaming"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class AuditMark:
 
 
 @dataclass(frozen=True)
-class Stamp:
+class RowStamp:
     """The metadata that a run writes into every row of a table.
 
     ``lineage`` is the id of its record in ``governance.data_lineage``; ``audited`` is the newest
@@ -30,6 +30,6 @@ class Stamp:
     batch_id: str
     loaded_at: datetime
     source_system: str
-    method: Method
+    method: IngestionMethod
     lineage: str = ""
     audited: AuditMark | None = None

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from bronze.model.anomaly import NO_OUTLIERS, NO_PROFILE, Outliers, Profile, Watch
-from bronze.model.columns import Column, Kind, RowKey
-from bronze.model.files import DataFile, Form, Stored
+from bronze.model.anomaly import NO_OUTLIERS, NO_PROFILE, Monitoring, Outliers, Profile
+from bronze.model.columns import Column, DeltaType, RowKey
+from bronze.model.files import RowFormat, StoredFile, WrittenFile
 from bronze.model.locations import Origin, Place
-from bronze.model.protection import Protection
-from bronze.model.quality import Quality, Scored
-from bronze.model.stamp import Stamp
+from bronze.model.protection import TableProtection
+from bronze.model.quality import QualityRules, QualityTotals
+from bronze.model.stamp import RowStamp
 
 ACTIVE, QUARANTINED, DELETED = "ACTIVE", "QUARANTINED", "DELETED"
 """The values of record_status: the row is in the source; it is, but its score is below the
@@ -26,9 +26,9 @@ class Enrichment:
     ``protection`` is None if no column is protected. With ``watch``, rows get an anomaly score.
     """
 
-    protection: Protection | None = None
-    watch: Watch | None = None
-    quality: Quality = field(default_factory=Quality)
+    protection: TableProtection | None = None
+    watch: Monitoring | None = None
+    quality: QualityRules = field(default_factory=QualityRules)
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Findings:
 
     outliers: Outliers = NO_OUTLIERS
     profile: Profile = NO_PROFILE
-    quality: Scored = field(default_factory=Scored)
+    quality: QualityTotals = field(default_factory=QualityTotals)
 
     def __add__(self, other: Findings) -> Findings:
         return Findings(
@@ -47,12 +47,12 @@ class Findings:
         )
 
 
-NONE_GIVEN = Enrichment()
-NOTHING_FOUND = Findings()
+NO_ENRICHMENT = Enrichment()
+NO_FINDINGS = Findings()
 
 
 @dataclass(frozen=True)
-class Rejected:
+class RejectedValue:
     """A value that Delta cannot hold, as PostgreSQL's text. ``key`` is the row's, a JSON object."""
 
     column: str
@@ -61,7 +61,7 @@ class Rejected:
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownRows:
     """Which fingerprints of a Bronze table a worker compares its rows with: of rows, or of keys.
 
     ``files`` and ``layout`` are the files and the schema of the table; ``key`` are the columns of
@@ -73,14 +73,14 @@ class Known:
 
     place: Place
     version: int
-    files: tuple[Stored, ...] = field(repr=False)
-    layout: tuple[tuple[str, Kind], ...]
+    files: tuple[StoredFile, ...] = field(repr=False)
+    layout: tuple[tuple[str, DeltaType], ...]
     key: tuple[str, ...]
     offset: int
     share: int = 0
     shares: int = 1
     versions: tuple[str, ...] = ()
-    form: Form | None = None
+    form: RowFormat | None = None
 
     @property
     def history(self) -> bool:
@@ -89,7 +89,7 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Weighing:
+class RowSizeLimits:
     """How large rows of a table are measured before they are read, and the limits for them.
 
     ``table`` is the table's name in SQL, ``weight`` the SQL of the size of a row in bytes, ``key``
@@ -121,7 +121,7 @@ class SourceRead:
     query: str
     splits: tuple[str, ...]
     columns: tuple[Column, ...]
-    row_sizes: Weighing | None = None
+    row_sizes: RowSizeLimits | None = None
 
 
 @dataclass(frozen=True)
@@ -134,12 +134,12 @@ class BronzeRows:
     """
 
     key: RowKey
-    stamp: Stamp
+    stamp: RowStamp
     base: int = 0
     dates_of: str | None = None
     history: bool = False
     streamed: bool = False
-    enrichment: Enrichment = NONE_GIVEN
+    enrichment: Enrichment = NO_ENRICHMENT
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class Unit:
     place: Place
     stats: tuple[str, ...]
     estimate: int
-    known: Known | None = None
+    known: KnownRows | None = None
     few: int = 0
 
     @classmethod
@@ -189,7 +189,7 @@ class Unit:
         place: Place,
         stats: tuple[str, ...],
         estimate: int,
-        known: Known | None,
+        known: KnownRows | None,
         few: int,
     ) -> Unit:
         """The unit that keeps rows to be merged."""
@@ -203,7 +203,7 @@ class Unit:
         rows: BronzeRows,
         place: Place,
         estimate: int,
-        known: Known,
+        known: KnownRows,
     ) -> Unit:
         """The unit that looks which keys are still there."""
         return cls(number, "keys", read, rows, place, (), estimate, known)
@@ -224,7 +224,7 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Written:
+class UnitResult:
     """The result of one unit: how many rows it read, and the rows that it kept, in ``files`` or, if
     they are few, in ``frame``. ``seen`` is a mask over the fingerprints of the unit's ``known``,
     ``sum`` the total of the fingerprints of all rows (see `bronze.rows.fingerprint.total`).
@@ -232,9 +232,9 @@ class Written:
 
     unit: int
     rows: int
-    files: tuple[DataFile, ...] = ()
+    files: tuple[WrittenFile, ...] = ()
     frame: Any = field(default=None, repr=False)
-    rejected: tuple[Rejected, ...] = ()
+    rejected: tuple[RejectedValue, ...] = ()
     seen: bytes = field(default=b"", repr=False)
     sum: int = 0
-    findings: Findings = NOTHING_FOUND
+    findings: Findings = NO_FINDINGS

@@ -30,7 +30,7 @@ from bronze.delta.layout.vacuum import Expired
 from bronze.delta.log import State
 from bronze.errors import BronzeError, ConfigError, LakeError, TableRefused
 from bronze.governance.tables import anomalies, models, profiles, quality, rejected_values
-from bronze.model.files import DataFile, Stored
+from bronze.model.files import StoredFile, WrittenFile
 from bronze.model.locations import Place
 from bronze.model.results import Failure
 from bronze.protection import governance_records, lake_table, source_rows
@@ -350,8 +350,8 @@ def _removed(table: Held, whose: Subject) -> tuple[int, int]:
 
 def _committed(state: State, among: Among, columns: Sequence[str]) -> tuple[int, int]:
     batch = str(uuid_utils.uuid7())
-    old: list[Stored] = []
-    new: list[DataFile] = []
+    old: list[StoredFile] = []
+    new: list[WrittenFile] = []
     rows = 0
     try:
         for file in state.files:
@@ -372,13 +372,13 @@ def _committed(state: State, among: Among, columns: Sequence[str]) -> tuple[int,
         raise
 
 
-def _found(state: State, file: Stored, among: Among, columns: Sequence[str]) -> int:
+def _found(state: State, file: StoredFile, among: Among, columns: Sequence[str]) -> int:
     parquet = files.opened(state.place, file)
     parts = files.parts(parquet, state.columns, list(columns), None, dict(file.partition))
     return sum(int(among(pl.DataFrame(part)).sum()) for _, part in parts)
 
 
-def _left(state: State, file: Stored, among: Among, batch: str) -> DataFile | None:
+def _left(state: State, file: StoredFile, among: Among, batch: str) -> WrittenFile | None:
     """A file anew without some rows; None where it has no others."""
     parquet = files.opened(state.place, file)
     cluster = files.cluster_of(unquote(file.path))

@@ -16,7 +16,7 @@ import polars as pl
 
 from bronze.errors import Mismatch
 from bronze.model.columns import KEY_TEXT, Column, RowKey
-from bronze.model.protection import Protection
+from bronze.model.protection import TableProtection
 from bronze.protection import plaintext, protect
 
 
@@ -40,7 +40,7 @@ def with_text(
     clear: pl.DataFrame,
     rejected: pl.Series,
     key: RowKey,
-    protection: Protection | None,
+    protection: TableProtection | None,
 ) -> pl.DataFrame:
     """The rows with `KEY_TEXT`, where their table has it.
 
@@ -73,7 +73,7 @@ def with_text(
     return rows.with_columns(pl.Series(KEY_TEXT, texts, dtype=pl.String))
 
 
-def _protect(parts: dict[int, dict[str, str]], protection: Protection) -> None:
+def _protect(parts: dict[int, dict[str, str]], protection: TableProtection) -> None:
     """Replaces the texts of protected columns in ``parts``, which are as from `_parts`."""
     for column in protection.columns:
         rows = [row for row, part in parts.items() if column.column in part]

@@ -27,9 +27,9 @@ from bronze.errors import BronzeError, ConfigError, TableRefused
 from bronze.governance import audit
 from bronze.governance.tables import keys as book
 from bronze.governance.tables.keys import Record
-from bronze.model.columns import STABLE, Column
+from bronze.model.columns import DETERMINISTIC_METHODS, Column
 from bronze.model.locations import Place
-from bronze.model.protection import DataKey, Protected, Protection
+from bronze.model.protection import DataKey, ProtectedColumn, TableProtection
 from bronze.protection import keyring
 from bronze.tables import evolution, selection
 from bronze.tables.evolution import ColumnContract
@@ -60,7 +60,7 @@ class KeyReport:
 
 def protection(
     settings: Settings, target: Target, contract: ColumnContract, *, making: bool = True
-) -> Protection | None:
+) -> TableProtection | None:
     """How a table is protected by the config; None where all of it is taken in clear.
 
     Args:
@@ -75,7 +75,7 @@ def protection(
     """
     columns = [column for column in contract.columns if column.protect]
     if not columns:
-        return Protection((), None, ()) if selection.left_out(target) else None
+        return TableProtection((), None, ()) if selection.left_out(target) else None
     uses, hashes = _uses(target, columns)
     wanted = [*uses.values(), hashes]
     with _refused(target, columns):
@@ -86,9 +86,11 @@ def protection(
         for current in (held[use][0] for use in wanted):
             if current.id:
                 keyring.unwrapped(current, settings.masters)
-    return Protection(
+    return TableProtection(
         tuple(
-            Protected(c.target, c.name, c.kind, c.protect, held.get(uses.get(c.target, hashes), ()))
+            ProtectedColumn(
+                c.target, c.name, c.kind, c.protect, held.get(uses.get(c.target, hashes), ())
+            )
             for c in columns
             if c.protect
         ),
@@ -124,7 +126,7 @@ def _refused(target: Target, columns: Sequence[Column]) -> Iterator[None]:
         ) from None
 
 
-def complete(given: Protection | None) -> bool:
+def complete(given: TableProtection | None) -> bool:
     """Whether all keys that a table needs have been made."""
     if given is None or given.row_hash is None:
         return True
@@ -137,7 +139,7 @@ def _known(settings: Settings, uses: Collection[Use]) -> Mapping[Use, tuple[Data
     return {**blanks, **found(held(settings)[1])}
 
 
-def ids(given: Protection | None) -> str:
+def ids(given: TableProtection | None) -> str:
     """The property `IDS` of a table."""
     if given is None or given.row_hash is None:
         return "{}"
@@ -145,7 +147,7 @@ def ids(given: Protection | None) -> str:
     return json.dumps({"": given.row_hash.id, **named})
 
 
-def moved(given: Protection | None, state: State | None) -> bool:
+def moved(given: TableProtection | None, state: State | None) -> bool:
     """Whether the table was written with other keys than those that equality depends on now."""
     if given is None or given.row_hash is None or state is None:
         return False
@@ -219,7 +221,9 @@ def rotate(settings: Settings, tables: Collection[str], reencrypt: bool) -> tupl
         chosen = [use for use in known if not tables or use[0] in tables]
         if reencrypt:
             _refuse_kept(settings, chosen)
-        return [use for use in chosen if reencrypt or use[2] not in (*STABLE, ROW_HASH)]
+        return [
+            use for use in chosen if reencrypt or use[2] not in (*DETERMINISTIC_METHODS, ROW_HASH)
+        ]
 
     before = {record.key.id for record in held(settings)[1]}
     records = _added(settings, wanted)

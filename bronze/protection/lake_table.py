@@ -18,8 +18,8 @@ from bronze.delta import commit, files, log, properties, store
 from bronze.delta.log import State
 from bronze.errors import ConfigError
 from bronze.governance.tables.keys import Record
-from bronze.model.columns import Kind, Protect
-from bronze.model.protection import DataKey, Protected, Protection
+from bronze.model.columns import DeltaType, ProtectionRule
+from bronze.model.protection import DataKey, ProtectedColumn, TableProtection
 from bronze.protection import keys
 from bronze.tables import evolution
 
@@ -35,7 +35,7 @@ class Held:
     label: str
     source: str
     state: State
-    protection: Protection
+    protection: TableProtection
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -43,7 +43,7 @@ class Held:
         return tuple(json.loads(self.state.properties.get(properties.KEY, "[]")))
 
     @property
-    def kinds(self) -> dict[str, Kind]:
+    def kinds(self) -> dict[str, DeltaType]:
         """The kind of each column's values before they are protected."""
         return dict(self.state.columns) | {c.column: c.kind for c in self.protection.columns}
 
@@ -52,7 +52,7 @@ class Held:
         """The schema and the name of the source's table."""
         return evolution.table_of(self.state.properties)
 
-    def protected(self, name: str) -> Protected | None:
+    def protected(self, name: str) -> ProtectedColumn | None:
         """How a column is protected, None where it is in clear."""
         return next((c for c in self.protection.columns if c.column == name), None)
 
@@ -109,12 +109,14 @@ def _held(settings: Settings, name: str, label: str, state: State) -> Held:
     for column, (how, kind) in evolution.protected(state.properties).items():
         if how:
             mine = _keys(records, name, column, how)
-            columns.append(Protected(column, column, kind, how, mine))
-    protection = Protection(tuple(columns), None, settings.masters)
+            columns.append(ProtectedColumn(column, column, kind, how, mine))
+    protection = TableProtection(tuple(columns), None, settings.masters)
     return Held(name, label, state.properties.get(properties.SOURCE, ""), state, protection)
 
 
-def _keys(records: Sequence[Record], table: str, column: str, how: Protect) -> tuple[DataKey, ...]:
+def _keys(
+    records: Sequence[Record], table: str, column: str, how: ProtectionRule
+) -> tuple[DataKey, ...]:
     """All keys that values of a column may have been protected with, the latest first."""
     mine = {(table, column), ("", how.join)} if how.join else {(table, column)}
     found = [r.key for r in reversed(records) if (r.key.table, r.key.column) in mine]

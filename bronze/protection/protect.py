@@ -39,8 +39,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESSIV
 
 from bronze.errors import Mismatch
 from bronze.model.locations import Secret
-from bronze.model.protection import DataKey, Protected, Protection
-from bronze.model.units import Rejected
+from bronze.model.protection import DataKey, ProtectedColumn, TableProtection
+from bronze.model.units import RejectedValue
 from bronze.protection import ff1, plaintext
 from bronze.protection.keyring import unwrapped
 
@@ -62,7 +62,7 @@ _FORMATS = ((_DIGITS, 6), (_LETTERS, 5))
 
 
 def protected(
-    rows: pl.DataFrame, hashes: pl.Series, protection: Protection
+    rows: pl.DataFrame, hashes: pl.Series, protection: TableProtection
 ) -> tuple[pl.DataFrame, pl.Series]:
     """The rows with their personal values replaced, and their ``row_hash`` keyed.
 
@@ -80,7 +80,7 @@ def protected(
     return done, keyed(hashes, unwrapped(protection.row_hash, protection.masters))
 
 
-def values(rows: pl.DataFrame, protection: Protection | None) -> pl.DataFrame:
+def values(rows: pl.DataFrame, protection: TableProtection | None) -> pl.DataFrame:
     """The rows with those of their columns replaced that are protected."""
     columns = protection.columns if protection else ()
     there = [column for column in columns if column.column in rows.columns]
@@ -98,7 +98,9 @@ def keyed(hashes: pl.Series, key: bytes) -> pl.Series:
     return _hmac(hashes.str.decode("hex"), key, _HASH_DIGITS).alias(hashes.name)
 
 
-def rejections(records: Iterable[Rejected], protection: Protection | None) -> list[Rejected]:
+def rejections(
+    records: Iterable[RejectedValue], protection: TableProtection | None
+) -> list[RejectedValue]:
     """Records of rejected values, with the texts of protected columns replaced.
 
     A text is protected as a value would be; its column's method and key are the same.
@@ -116,7 +118,7 @@ def rejections(records: Iterable[Rejected], protection: Protection | None) -> li
     return kept
 
 
-def covered(clear: pl.Series, column: Protected, masters: Sequence[Secret]) -> pl.Series:
+def covered(clear: pl.Series, column: ProtectedColumn, masters: Sequence[Secret]) -> pl.Series:
     """The values of a column as they are stored.
 
     Raises:
@@ -231,7 +233,7 @@ def _refilled(text: str, alphabet: str, numerals: Any) -> str:
 
 
 def revealed(
-    stored: pl.Series, column: Protected, masters: Sequence[Secret], kind: Any
+    stored: pl.Series, column: ProtectedColumn, masters: Sequence[Secret], kind: Any
 ) -> pl.Series:
     """The values that `covered` made the stored ones of, with the polars type ``kind``.
 
@@ -268,7 +270,7 @@ def revealed(
 
 
 def opened(
-    stored: pl.Series, column: Protected, masters: Sequence[Secret], kind: Any
+    stored: pl.Series, column: ProtectedColumn, masters: Sequence[Secret], kind: Any
 ) -> tuple[pl.Series, pl.Series]:
     """What `revealed` gives, NULL for a value that no key of this column made; and which these are.
 

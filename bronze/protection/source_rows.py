@@ -20,9 +20,9 @@ from bronze.delta import properties
 from bronze.delta.log import State
 from bronze.errors import ConfigError, TableRefused
 from bronze.model.columns import KEY_TEXT
-from bronze.postgres.catalog.operators import comparisons
+from bronze.postgres.catalog.operators import comparison_operators
 from bronze.postgres.catalog.relations import Relation, relations
-from bronze.postgres.catalog.types import Choices
+from bronze.postgres.catalog.types import TypeOptions
 from bronze.postgres.connection import connect
 from bronze.postgres.connection.connect import Connection, explain
 from bronze.postgres.copy import literals
@@ -44,7 +44,7 @@ class Original:
     connection: Connection
     relation: Relation
     columns: Mapping[str, Typed]
-    choices: Choices
+    choices: TypeOptions
     refused: dict[str, set[str]] = field(default_factory=dict, repr=False)
 
     def read(self, name: str, text: str) -> Read | None:
@@ -130,7 +130,7 @@ def original(settings: Settings, target: str, state: State) -> Iterator[Original
             connection.execute("SET row_security = off")
             relation = _found(connection, target, state)
             own = settings.table(name, relation.schema, relation.name)
-            choices = Choices(own.decimals, own.arrays, own.timestamps, relation.encoding)
+            choices = TypeOptions(own.decimals, own.arrays, own.timestamps, relation.encoding)
             yield Original(connection, relation, _columns(connection, relation, state), choices)
         except psycopg.Error as error:
             if error.sqlstate == "42501":
@@ -189,7 +189,7 @@ def _numbered(state: State) -> dict[str, int]:
 
 def _columns(connection: Connection, relation: Relation, state: State) -> dict[str, Typed]:
     """The source's columns by Bronze names."""
-    operators = dict(comparisons(connection, relation.schema, relation.name))
+    operators = dict(comparison_operators(connection, relation.schema, relation.name))
     known = literals.typed(connection, relation.oid, relation.attributes, operators)
     targets = {number: target for target, number in _numbered(state).items()}
     ours = {name for name, _ in state.columns} - {KEY_TEXT}

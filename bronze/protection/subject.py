@@ -16,8 +16,8 @@ from typing import Any
 import polars as pl
 
 from bronze.errors import ConfigError
-from bronze.model.columns import KEY_TEXT, STABLE, Kind, Protect
-from bronze.model.protection import Protected, Protection
+from bronze.model.columns import DETERMINISTIC_METHODS, KEY_TEXT, DeltaType, ProtectionRule
+from bronze.model.protection import ProtectedColumn, TableProtection
 from bronze.postgres.copy.literals import Read
 from bronze.postgres.copy.read import dtype
 from bronze.protection import keys, lake_table, plaintext, protect
@@ -332,7 +332,7 @@ def _is_told(rows: pl.DataFrame, name: str) -> pl.Series:
     return told.fill_null(False)
 
 
-def _as(read: Read, kind: Kind) -> pl.Series | None:
+def _as(read: Read, kind: DeltaType) -> pl.Series | None:
     """A value as one of a Bronze table's column, which may be of a wider type."""
     if read.value is None:
         return None
@@ -397,7 +397,7 @@ def _covered(table: Held, name: str, value: pl.Series) -> Forms:
     return Forms(now, pl.Series(name, sure, dtype=pl.String), ever, clear)
 
 
-def _was_shaped(table: Held, column: Protected) -> bool:
+def _was_shaped(table: Held, column: ProtectedColumn) -> bool:
     """Whether tokens of a column have the shape of values, or had it as far as the log knows."""
     if column.protect.format:
         return True
@@ -406,7 +406,7 @@ def _was_shaped(table: Held, column: Protected) -> bool:
     return any(how is not None and how.format for how in earlier)
 
 
-def _value(text: str, kind: Kind) -> pl.Series | None:
+def _value(text: str, kind: DeltaType) -> pl.Series | None:
     """A text as a value, None where it is none."""
     try:
         value = plaintext.values(pl.Series([text]), dtype(kind))
@@ -430,7 +430,7 @@ def _alike(mine: pl.Series, values: pl.Series) -> pl.Series:
 
 
 def _possible(
-    value: pl.Series, column: Protected, protection: Protection
+    value: pl.Series, column: ProtectedColumn, protection: TableProtection
 ) -> tuple[list[str], list[str]]:
     """What is, or was, stored for a value, in clear too, as it was before it was protected: what
     stands for it alone, and what may be the token of another one as well, as it has the shape of a
@@ -440,13 +440,13 @@ def _possible(
     sure: list[Any] = []
     shaped: list[Any] = []
     for key in column.keys:
-        if key.purpose not in STABLE:
+        if key.purpose not in DETERMINISTIC_METHODS:
             continue
-        one = replace(column, protect=Protect(key.purpose), keys=(key,))  # type: ignore[arg-type]
+        one = replace(column, protect=ProtectionRule(key.purpose), keys=(key,))  # type: ignore[arg-type]
         made = protect.covered(value, one, protection.masters).to_list()
         sure += made
         if key.purpose == "tokenize":
-            one = replace(one, protect=Protect("tokenize", format=True))
+            one = replace(one, protect=ProtectionRule("tokenize", format=True))
             alike = protect.covered(value, one, protection.masters).to_list()
             shaped += [other for plain, other in zip(made, alike, strict=True) if plain != other]
     (shaped if shaped else sure).extend(clear)

@@ -11,7 +11,7 @@ from bronze.delta import commit, files
 from bronze.governance.tables import quality as book
 from bronze.governance.tables.quality import Figure, Graded
 from bronze.model.locations import Place
-from bronze.model.quality import BEST, Criterion, Quality, Scored
+from bronze.model.quality import BEST_SCORE, QualityRules, QualityTotals, ResolvedRule
 
 SCORE, QUARANTINED, FRESHNESS, NULLS = "score", "quarantined", "freshness", "null_share"
 _SEVERE = ("high", "critical")
@@ -19,7 +19,7 @@ _NAMED = 3
 
 
 def figures(
-    quality: Quality, found: Scored, demanded: QualitySettings, age: float
+    quality: QualityRules, found: QualityTotals, demanded: QualitySettings, age: float
 ) -> tuple[Figure, ...]:
     """A figure for each rule and each check of a table.
 
@@ -33,7 +33,7 @@ def figures(
     return (*rules, *_checks(quality, found, demanded, age))
 
 
-def _rule(criterion: Criterion, found: Scored, number: int) -> Figure:
+def _rule(criterion: ResolvedRule, found: QualityTotals, number: int) -> Figure:
     checked: int | None = found.rows
     failed: int | None = found.failed[number] if found.failed else 0
     if criterion.evaluation == "counted":
@@ -63,7 +63,7 @@ def _rule(criterion: Criterion, found: Scored, number: int) -> Figure:
 
 
 def _checks(
-    quality: Quality, found: Scored, demanded: QualitySettings, age: float
+    quality: QualityRules, found: QualityTotals, demanded: QualitySettings, age: float
 ) -> Iterator[Figure]:
     rows = found.rows
     nulls = dict(zip((source for source, _ in quality.names), found.nulls, strict=False))
@@ -100,7 +100,7 @@ def _checks(
         allowed=float(demanded.freshness),
         passed=age < demanded.freshness,
     )
-    average = found.total / rows if rows else float(BEST)
+    average = found.total / rows if rows else float(BEST_SCORE)
     yield Figure(SCORE, "check", checked=rows, failed=found.flawed, measured=average)
     yield Figure(QUARANTINED, "check", checked=rows, failed=found.quarantined)
 
@@ -118,7 +118,7 @@ def _judged(limit: float, met: bool, failed: int, few: int, checked: int) -> tup
     return max(limit, min(few / max(checked, 1), 1.0)), met or failed <= few
 
 
-def _duplicates(quality: Quality, found: Scored, demanded: QualitySettings) -> Figure:
+def _duplicates(quality: QualityRules, found: QualityTotals, demanded: QualitySettings) -> Figure:
     """Rows beyond the first of each key, or, without one, beyond the first that is the same."""
     if not quality.distinct:
         return _doubles(found.rows, 0, demanded, "proven")

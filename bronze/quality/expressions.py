@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 
 from bronze.config.quality import Bounds, RuleSettings
-from bronze.model.columns import Column, Kind
+from bronze.model.columns import Column, DeltaType
 from bronze.postgres.copy.read import dtype
 from bronze.quality.scoring import MOMENT
 
@@ -82,7 +82,7 @@ def _range(bounds: Bounds, column: Column) -> pl.Expr:
     return _between(value, low, high, dtype(column.kind))
 
 
-def _limits(kind: Kind) -> tuple[Any, Any]:
+def _limits(kind: DeltaType) -> tuple[Any, Any]:
     """The least and the most that a value of a kind can be, None where there is none."""
     if kind.name in _BITS:
         return -(2 ** _BITS[kind.name]), 2 ** _BITS[kind.name] - 1
@@ -106,7 +106,7 @@ def _typed(column: Column, value: Any, rounding: str | None = None) -> Any:
 _CONTEXT = Context(prec=80)
 
 
-def _decimal(kind: Kind, value: Any, rounding: str | None) -> Decimal | None:
+def _decimal(kind: DeltaType, value: Any, rounding: str | None) -> Decimal | None:
     if isinstance(value, bool) or not isinstance(value, (int, float, str, Decimal)):
         return None
     try:
@@ -120,26 +120,26 @@ def _decimal(kind: Kind, value: Any, rounding: str | None) -> Decimal | None:
     return exact if rounding or (exact == given and abs(exact) <= _limits(kind)[1]) else None
 
 
-def _integer(kind: Kind, value: Any, rounding: str | None) -> int | None:
+def _integer(kind: DeltaType, value: Any, rounding: str | None) -> int | None:
     if isinstance(value, str):
         return None
-    whole = _decimal(Kind("decimal", 38, 0), value, rounding)
+    whole = _decimal(DeltaType("decimal", 38, 0), value, rounding)
     if whole is None or (not rounding and abs(whole) >= 2 ** _BITS[kind.name]):
         return None
     return int(whole)
 
 
-def _float(kind: Kind, value: Any, rounding: str | None) -> float | None:
+def _float(kind: DeltaType, value: Any, rounding: str | None) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
         return None
     return float(value)
 
 
-def _date(kind: Kind, value: Any, rounding: str | None) -> date | None:
+def _date(kind: DeltaType, value: Any, rounding: str | None) -> date | None:
     return value if isinstance(value, date) and not isinstance(value, datetime) else None
 
 
-def _moment(kind: Kind, value: Any, rounding: str | None) -> datetime | None:
+def _moment(kind: DeltaType, value: Any, rounding: str | None) -> datetime | None:
     if isinstance(value, date) and not isinstance(value, datetime):
         value = datetime(value.year, value.month, value.day)
     if not isinstance(value, datetime):
@@ -149,11 +149,11 @@ def _moment(kind: Kind, value: Any, rounding: str | None) -> datetime | None:
     return None if value.tzinfo else value
 
 
-def _of(kind: type) -> Callable[[Kind, Any, str | None], Any]:
+def _of(kind: type) -> Callable[[DeltaType, Any, str | None], Any]:
     return lambda _, value, __: value if isinstance(value, kind) else None
 
 
-_READERS: Mapping[str, Callable[[Kind, Any, str | None], Any]] = {
+_READERS: Mapping[str, Callable[[DeltaType, Any, str | None], Any]] = {
     **dict.fromkeys(_BITS, _integer),
     "decimal": _decimal,
     "float": _float,

@@ -20,7 +20,7 @@ from bronze.errors import ConfigError
 from bronze.governance.tables import quality as book
 from bronze.governance.tables import streams
 from bronze.governance.tables.quality import Figure
-from bronze.model.files import Stored
+from bronze.model.files import StoredFile
 from bronze.quality import checks
 from bronze.tables import evolution
 from bronze.tables.naming import short_name
@@ -184,7 +184,7 @@ def _original(settings: Settings, label: str, target: str) -> tuple[str, str]:
     return schema, name
 
 
-def _read(state: State, stored: Sequence[Stored]) -> pl.DataFrame:
+def _read(state: State, stored: Sequence[StoredFile]) -> pl.DataFrame:
     names = [name for name, _ in state.columns]
     frames = [
         pl.DataFrame(table)

@@ -16,7 +16,7 @@ import polars as pl
 from bronze.config.quality import RuleSettings
 from bronze.config.settings import Settings
 from bronze.errors import TableRefused
-from bronze.model.quality import Criterion, Kind
+from bronze.model.quality import ResolvedRule, RuleKind
 from bronze.postgres.catalog.constraints import Check, Constraints
 from bronze.postgres.copy.read import dtype
 from bronze.quality import expressions
@@ -32,7 +32,7 @@ def criteria(
     contract: ColumnContract,
     key: Sequence[str],
     known: Constraints,
-) -> tuple[Criterion, ...]:
+) -> tuple[ResolvedRule, ...]:
     """All rules of a table. Those that span rows have still to be asked of PostgreSQL.
 
     Args:
@@ -45,7 +45,7 @@ def criteria(
     Raises:
         TableRefused: a rule names a column that is not there, or cannot be used on it.
     """
-    found: dict[str, Criterion] = {}
+    found: dict[str, ResolvedRule] = {}
     for rule in target.settings.rules:
         found[rule.called] = _configured(target, contract, key, known, rule)
     for name in target.names:
@@ -60,7 +60,7 @@ def criteria(
     return tuple(found.values())
 
 
-def fingerprint(settings: Settings, target: Target, criteria: Sequence[Criterion]) -> str:
+def fingerprint(settings: Settings, target: Target, criteria: Sequence[ResolvedRule]) -> str:
     """What tells whether rows would be scored as they were before."""
     said = [rule.model_dump_json() for rule in target.settings.rules]
     # What PostgreSQL proves costs no row a point.
@@ -79,9 +79,9 @@ def untranslated(target: Target, contract: ColumnContract, known: Constraints) -
 
 def _translated(check: Check, contract: ColumnContract, known: Constraints) -> pl.Expr | None:
     # Its parser is loaded where there is something to parse.
-    from bronze.postgres.catalog.check_constraints import translated
+    from bronze.postgres.catalog.check_constraints import check_expression
 
-    return translated(check.text, contract.columns, known.folding)
+    return check_expression(check.text, contract.columns, known.folding)
 
 
 def _refused(target: Target, rule: str, reason: str) -> TableRefused:
@@ -98,7 +98,7 @@ def _configured(
     key: Sequence[str],
     known: Constraints,
     rule: RuleSettings,
-) -> Criterion:
+) -> ResolvedRule:
     columns = rule.on or (tuple(key) if rule.kind == "unique" else ())
     present = {column.name: column for column in contract.columns if column.name}
     missing = [name for name in columns if name not in present]
@@ -106,7 +106,7 @@ def _configured(
         raise _refused(target, rule.called, f"there is no column {missing[0]}")
     if rule.kind == "unique" and not columns:
         raise _refused(target, rule.called, "the table has no key: name columns")
-    made = Criterion(
+    made = ResolvedRule(
         rule.called,
         rule.kind,
         columns,
@@ -130,13 +130,13 @@ def _configured(
         raise _refused(target, rule.called, str(unfit)) from None
 
 
-def _with(criterion: Criterion, holds: pl.Expr) -> Criterion:
+def _with(criterion: ResolvedRule, holds: pl.Expr) -> ResolvedRule:
     return replace(criterion, holds=holds.meta.serialize())
 
 
 def _checked(
-    target: Target, contract: ColumnContract, made: Criterion, expression: pl.Expr
-) -> Criterion:
+    target: Target, contract: ColumnContract, made: ResolvedRule, expression: pl.Expr
+) -> ResolvedRule:
     """A rule of an expression that has been tried on the table's columns."""
     schema = {column.name: dtype(column.kind) for column in contract.columns if column.name}
     try:
@@ -146,7 +146,7 @@ def _checked(
     return replace(_with(made, expression), columns=used)
 
 
-def _proven(target: Target, made: Criterion, known: Constraints, rule: RuleSettings) -> bool:
+def _proven(target: Target, made: ResolvedRule, known: Constraints, rule: RuleSettings) -> bool:
     if made.kind == "not_null":
         return made.columns[0] in known.not_null
     if made.kind == "unique":
@@ -184,12 +184,12 @@ def referred(target: Target, rule: RuleSettings) -> tuple[str, ...]:
 
 def _derived(
     contract: ColumnContract, key: Sequence[str], known: Constraints
-) -> Iterator[Criterion]:
+) -> Iterator[ResolvedRule]:
     """What follows from the source's own constraints, and from the type contract."""
 
-    def proven(kind: Kind, *columns: str) -> Criterion:
+    def proven(kind: RuleKind, *columns: str) -> ResolvedRule:
         name = f"{', '.join(columns)} {kind}"
-        return Criterion(name, kind, columns, "medium", "derived", evaluation="proven")
+        return ResolvedRule(name, kind, columns, "medium", "derived", evaluation="proven")
 
     if key:
         # PostgreSQL enforces it, or it was looked at when the run was planned.
@@ -199,17 +199,19 @@ def _derived(
     yield from (proven("accepted_values", name) for name, _ in known.enums if name in taken)
     for reference in known.references:
         if taken.issuperset(reference.columns) and (reference.proven or reference.readable):
-            found = Criterion(reference.name, "references", reference.columns, "medium", "derived")
+            found = ResolvedRule(
+                reference.name, "references", reference.columns, "medium", "derived"
+            )
             yield replace(found, evaluation="proven") if reference.proven else found
     for check in known.checks:
         holds = _translated(check, contract, known)
         if holds is not None:
             columns = tuple(dict.fromkeys(holds.meta.root_names()))
-            found = Criterion(check.name, "expression", columns, "medium", "derived")
+            found = ResolvedRule(check.name, "expression", columns, "medium", "derived")
             yield _with(found, holds)
     for column in contract.columns:
         if column.name and column.reject:
             name = f"{column.name} schema"
-            yield Criterion(
+            yield ResolvedRule(
                 name, "schema", (column.name,), "medium", "derived", rejects=column.name
             )

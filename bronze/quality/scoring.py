@@ -12,8 +12,15 @@ import numpy as np
 import polars as pl
 
 from bronze.errors import TableRefused
-from bronze.model.quality import BEST, EXAMPLES, POINTS, Criterion, Quality, Scored
-from bronze.model.stamp import Stamp
+from bronze.model.quality import (
+    BEST_SCORE,
+    MAX_EXAMPLES,
+    POINTS,
+    QualityRules,
+    QualityTotals,
+    ResolvedRule,
+)
+from bronze.model.stamp import RowStamp
 from bronze.rows import fingerprint
 
 MOMENT = "\0moment"
@@ -21,8 +28,8 @@ MOMENT = "\0moment"
 
 
 def scored(
-    rows: pl.DataFrame, rejected: pl.Series, stamp: Stamp, wanted: Quality
-) -> tuple[pl.Series | None, Scored]:
+    rows: pl.DataFrame, rejected: pl.Series, stamp: RowStamp, wanted: QualityRules
+) -> tuple[pl.Series | None, QualityTotals]:
     """The score of each row, None where all are the best, and how the rows fared.
 
     Args:
@@ -36,9 +43,9 @@ def scored(
     """
     masks = _masks(rows, rejected, stamp, wanted)
     failed = tuple(0 if mask is None else int(mask.sum()) for mask in masks)
-    found = Scored(
+    found = QualityTotals(
         rows=rows.height,
-        total=BEST * rows.height,
+        total=BEST_SCORE * rows.height,
         refused=len(rejected) - rejected.null_count(),
         failed=failed,
         examples=tuple(
@@ -53,16 +60,16 @@ def scored(
     for criterion, mask in zip(wanted.criteria, masks, strict=True):
         if mask is not None:
             lost += mask.to_numpy() * np.int32(POINTS[criterion.severity])
-    scores = pl.Series(np.maximum(BEST - lost, 0))
+    scores = pl.Series(np.maximum(BEST_SCORE - lost, 0))
     return scores, replace(
         found,
         total=int(scores.sum()),
-        flawed=int((scores < BEST).sum()),
+        flawed=int((scores < BEST_SCORE).sum()),
         quarantined=int((scores < wanted.threshold).sum()),
     )
 
 
-def told_apart(found: Scored, hashes: pl.Series, wanted: Quality) -> Scored:
+def told_apart(found: QualityTotals, hashes: pl.Series, wanted: QualityRules) -> QualityTotals:
     """What was found, with the fingerprints by which whole rows are told apart, where asked for."""
     if not wanted.distinct or not len(hashes):
         return found
@@ -72,7 +79,7 @@ def told_apart(found: Scored, hashes: pl.Series, wanted: Quality) -> Scored:
 
 
 def _masks(
-    rows: pl.DataFrame, rejected: pl.Series, stamp: Stamp, wanted: Quality
+    rows: pl.DataFrame, rejected: pl.Series, stamp: RowStamp, wanted: QualityRules
 ) -> list[pl.Series | None]:
     """For each criterion which rows break it; None where it is not evaluated here."""
     masks: list[pl.Series | None] = [None] * len(wanted.criteria)
@@ -94,7 +101,7 @@ def _masks(
     return masks
 
 
-def _broken(criterion: Criterion) -> pl.Expr:
+def _broken(criterion: ResolvedRule) -> pl.Expr:
     # What is unknown keeps the rule, as in SQL.
     return expression(criterion.holds).not_().fill_null(False)
 
@@ -105,7 +112,7 @@ def expression(serialised: bytes) -> pl.Expr:
     return pl.Expr.deserialize(io.BytesIO(serialised))
 
 
-def _unfit(rows: pl.DataFrame, criteria: Sequence[Criterion]) -> TableRefused:
+def _unfit(rows: pl.DataFrame, criteria: Sequence[ResolvedRule]) -> TableRefused:
     """The error for the expression that failed; polars' own text would quote values."""
     for criterion in criteria:
         try:
@@ -129,5 +136,5 @@ def _examples(rows: pl.DataFrame, mask: pl.Series, key: Sequence[str]) -> tuple[
     """The keys of a few of the rows, as JSON objects."""
     if not key:
         return ()
-    few = rows.select(key)[mask.arg_true().head(EXAMPLES)]
+    few = rows.select(key)[mask.arg_true().head(MAX_EXAMPLES)]
     return tuple(json.dumps(row, default=str, ensure_ascii=False) for row in few.to_dicts())

@@ -13,12 +13,16 @@ import polars as pl
 
 from bronze.errors import TableRefused
 from bronze.model.columns import KEY_TEXT, Column, RowKey
-from bronze.model.quality import SPANNING, Criterion, Quality
+from bronze.model.quality import SET_RULE_KINDS, QualityRules, ResolvedRule
 from bronze.postgres.catalog import constraints
 from bronze.postgres.catalog.constraints import Constraints
-from bronze.postgres.catalog.operators import PLAIN, Comparison, comparisons
+from bronze.postgres.catalog.operators import (
+    DEFAULT_OPERATORS,
+    ComparisonOperators,
+    comparison_operators,
+)
 from bronze.postgres.catalog.relations import Relation
-from bronze.postgres.copy.read import decoded, dtype
+from bronze.postgres.copy.read import decode, dtype
 from bronze.postgres.copy.splits import size_of
 from bronze.postgres.statement import quoted
 from bronze.quality import rules
@@ -39,7 +43,7 @@ def quality(
     *,
     asking: bool,
     protected: Collection[str] = (),
-) -> Quality:
+) -> QualityRules:
     """What the rows of a table are held against in a run.
 
     Args:
@@ -61,7 +65,7 @@ def quality(
     if asking:
         found = tuple(_answered(context, contract, known, one, protected) for one in found)
     hidden = {target for source, target in names if source in protected} | {KEY_TEXT}
-    return Quality(
+    return QualityRules(
         criteria=found if asking else followed(found),
         threshold=context.settings.demanded(context.target.settings).threshold,
         names=names,
@@ -70,11 +74,11 @@ def quality(
     )
 
 
-def followed(criteria: Sequence[Criterion]) -> tuple[Criterion, ...]:
+def followed(criteria: Sequence[ResolvedRule]) -> tuple[ResolvedRule, ...]:
     """The rules as they are in a stream, where nobody can be asked about a batch's moment."""
     return tuple(
         replace(criterion, evaluation="none", holds=b"", counted=(0, 0))
-        if criterion.kind in SPANNING and criterion.evaluation != "proven"
+        if criterion.kind in SET_RULE_KINDS and criterion.evaluation != "proven"
         else criterion
         for criterion in criteria
     )
@@ -88,10 +92,10 @@ def _answered(
     context: TableContext,
     contract: ColumnContract,
     known: Constraints,
-    criterion: Criterion,
+    criterion: ResolvedRule,
     protected: Collection[str],
-) -> Criterion:
-    if criterion.kind not in SPANNING or criterion.evaluation != "rows":
+) -> ResolvedRule:
+    if criterion.kind not in SET_RULE_KINDS or criterion.evaluation != "rows":
         return criterion
     table = quoted(context.target.relation.schema, context.target.relation.name)
     columns = [
@@ -112,7 +116,7 @@ def _answered(
     return replace(criterion, holds=_none_of(columns, rows).meta.serialize())
 
 
-def answerable(context: TableContext, known: Constraints, criteria: Sequence[Criterion]) -> None:
+def answerable(context: TableContext, known: Constraints, criteria: Sequence[ResolvedRule]) -> None:
     """Makes sure that PostgreSQL can be asked about the rules that span rows, without a row.
 
     Raises:
@@ -121,7 +125,7 @@ def answerable(context: TableContext, known: Constraints, criteria: Sequence[Cri
     relation = context.target.relation
     table = quoted(relation.schema, relation.name)
     for criterion in criteria:
-        if criterion.kind in SPANNING and criterion.evaluation == "rows":
+        if criterion.kind in SET_RULE_KINDS and criterion.evaluation == "rows":
             broken = _condition(context, known, criterion, table)
             _fetched(context, f"SELECT FROM {table} AS own WHERE {broken} LIMIT 0")
 
@@ -130,7 +134,9 @@ def _fetched(context: TableContext, query: str) -> list[Any]:
     return list(ask_source(context, lambda holder: holder.execute(query).fetchall()))
 
 
-def _condition(context: TableContext, known: Constraints, criterion: Criterion, table: str) -> str:
+def _condition(
+    context: TableContext, known: Constraints, criterion: ResolvedRule, table: str
+) -> str:
     """The SQL condition that rows of ``table AS own`` break the rule."""
     relation = context.target.relation
     mine = _comparisons(context, relation.schema, relation.name)
@@ -144,7 +150,7 @@ def _condition(context: TableContext, known: Constraints, criterion: Criterion, 
             f" GROUP BY {names} HAVING count(*) > 1"
         )
         same = " AND ".join(
-            f"several.{quoted(name)} {mine.get(name, PLAIN).equal} {value}"
+            f"several.{quoted(name)} {mine.get(name, DEFAULT_OPERATORS).equal} {value}"
             for name, value in own.items()
         )
         return f"{there} AND EXISTS (SELECT FROM ({several}) AS several WHERE {same})"
@@ -157,20 +163,22 @@ def _condition(context: TableContext, known: Constraints, criterion: Criterion, 
     return f"{there} AND NOT EXISTS (SELECT FROM {quoted(schema, other)} AS other WHERE {same})"
 
 
-def _comparisons(context: TableContext, schema: str, table: str) -> Mapping[str, Comparison]:
-    found: Mapping[str, Comparison] = ask_source(
-        context, lambda holder: comparisons(holder, schema, table)
+def _comparisons(
+    context: TableContext, schema: str, table: str
+) -> Mapping[str, ComparisonOperators]:
+    found: Mapping[str, ComparisonOperators] = ask_source(
+        context, lambda holder: comparison_operators(holder, schema, table)
     )
     return found
 
 
-def _equal(one: Comparison | None, other: Comparison | None) -> str:
+def _equal(one: ComparisonOperators | None, other: ComparisonOperators | None) -> str:
     # An extension's type beside one of PostgreSQL's own is compared as the latter.
-    return one.equal if one and one == other else PLAIN.equal
+    return one.equal if one and one == other else DEFAULT_OPERATORS.equal
 
 
 def _other(
-    context: TableContext, known: Constraints, criterion: Criterion
+    context: TableContext, known: Constraints, criterion: ResolvedRule
 ) -> tuple[str, str, tuple[str, ...]]:
     """The schema and name of the table that a rule refers to, and its columns."""
     for rule in context.target.settings.rules:
@@ -215,7 +223,7 @@ def _named(context: TableContext, rule: str, name: str) -> tuple[str, str]:
 def _none_of(columns: Sequence[Column], rows: Sequence[Any]) -> pl.Expr:
     """That a row has none of these values."""
     values = [
-        decoded(
+        decode(
             pl.Series([row[i] for row in rows], dtype=_travelling(column)), column.kind, column.wire
         )
         for i, column in enumerate(columns)

@@ -104,10 +104,10 @@ def encode(columns: Sequence[pl.Series], rows: int, base: int | None = None) -> 
     Strings must be UTF-8, as in polars; Datetimes in microseconds. The columns from number ``base``
     on were added later; None if none was.
     """
-    return join_pieces(pieces(columns, rows, base))
+    return join_pieces(encoding_pieces(columns, rows, base))
 
 
-def pieces(
+def encoding_pieces(
     columns: Sequence[pl.Series], rows: int, base: int | None = None
 ) -> list[pa.LargeBinaryArray]:
     """The pieces that `encode` joins row by row; NULL is an empty piece. Large values are not
@@ -115,7 +115,7 @@ def pieces(
     """
     if base is not None and base < len(columns):
         added = (_added_column(number, columns[number]) for number in range(base, len(columns)))
-        return [*pieces(columns[:base], rows), *chain.from_iterable(added)]
+        return [*encoding_pieces(columns[:base], rows), *chain.from_iterable(added)]
     if not columns:
         return [_binary_array(pa.py_buffer(b""), np.zeros(rows + 1, np.int64))]
     # Tables have up to 1,600 columns: each of them is read from its Arrow buffers, because one
@@ -143,7 +143,7 @@ def _added_column(number: int, series: pl.Series) -> list[pa.LargeBinaryArray]:
     """The pieces of a column that was added later; all are empty if its value is NULL."""
     rows = len(series)
     prefix = pa.repeat(pa.scalar(number.to_bytes(2, "big"), pa.large_binary()), rows)
-    fixed, *variable = pieces([series], rows)
+    fixed, *variable = encoding_pieces([series], rows)
     if not series.null_count():
         return [prefix, fixed, *variable]
     not_null = pa.array(series.is_not_null().to_numpy())

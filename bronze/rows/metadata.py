@@ -12,28 +12,28 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bronze import portion
-from bronze.model.columns import Kind
-from bronze.model.quality import BEST
-from bronze.model.stamp import Stamp
+from bronze.model.columns import DeltaType
+from bronze.model.quality import BEST_SCORE
+from bronze.model.stamp import RowStamp
 from bronze.model.units import ACTIVE, QUARANTINED
 from bronze.rows import hashing
-from bronze.rows.encoding import pieces
+from bronze.rows.encoding import encoding_pieces
 
-METADATA: tuple[tuple[str, Kind], ...] = (
-    ("load_timestamp", Kind("timestamp")),
-    ("update_timestamp", Kind("timestamp")),
-    ("source_system", Kind("string")),
-    ("record_status", Kind("string")),
-    ("data_quality_score", Kind("int")),
-    ("batch_id", Kind("string")),
-    ("ingestion_method", Kind("string")),
-    ("data_lineage", Kind("string")),
-    ("checksum", Kind("string")),
-    ("row_hash", Kind("string")),
+METADATA_COLUMNS: tuple[tuple[str, DeltaType], ...] = (
+    ("load_timestamp", DeltaType("timestamp")),
+    ("update_timestamp", DeltaType("timestamp")),
+    ("source_system", DeltaType("string")),
+    ("record_status", DeltaType("string")),
+    ("data_quality_score", DeltaType("int")),
+    ("batch_id", DeltaType("string")),
+    ("ingestion_method", DeltaType("string")),
+    ("data_lineage", DeltaType("string")),
+    ("checksum", DeltaType("string")),
+    ("row_hash", DeltaType("string")),
 )
 """The columns that every Bronze table has after those of the source, in their order."""
 
-COMMITTED = "source_commit_timestamp"
+COMMIT_TIMESTAMP = "source_commit_timestamp"
 """A column of streamed tables: when the transaction that wrote the row was committed; NULL for rows
 that were loaded by a query."""
 
@@ -43,15 +43,15 @@ _CHECKSUM_DIGITS = 16
 _HEX = np.array([f"{i:04x}".encode() for i in range(1 << 16)]).view(np.uint32)
 
 
-def stamped(
+def with_metadata(
     rows: pl.DataFrame,
     hashes: pl.Series,
     checksums: pl.Series,
-    stamp: Stamp,
+    stamp: RowStamp,
     scores: pl.Series | None = None,
     threshold: int = 0,
 ) -> pl.DataFrame:
-    """Bronze rows: the columns of the source followed by `METADATA`.
+    """Bronze rows: the columns of the source followed by `METADATA_COLUMNS`.
 
     Args:
         rows: the columns of the source as they are stored, under their target names.
@@ -67,7 +67,7 @@ def stamped(
         "update_timestamp": loaded_at,
         "source_system": _constant(stamp.source_system),
         "record_status": _status(scores, threshold),
-        "data_quality_score": pl.lit(BEST if scores is None else scores).cast(pl.Int32),
+        "data_quality_score": pl.lit(BEST_SCORE if scores is None else scores).cast(pl.Int32),
         "batch_id": _constant(stamp.batch_id),
         "ingestion_method": _constant(stamp.method),
         "data_lineage": _constant(stamp.lineage),
@@ -76,7 +76,7 @@ def stamped(
     }
     # In a frame of their own, because an expression over the rows would copy their values.
     metadata = pl.DataFrame(height=rows.height)
-    metadata = metadata.with_columns(values[name].alias(name) for name, _ in METADATA)
+    metadata = metadata.with_columns(values[name].alias(name) for name, _ in METADATA_COLUMNS)
     return portion.beside(rows, metadata.get_columns())
 
 
@@ -106,26 +106,28 @@ def digests(
     """
     if not rows.height:
         return pl.Series(dtype=pl.String), pl.Series(dtype=pl.String)
-    encoding = pieces(rows.get_columns(), rows.height, base)
-    return hashed(encoding, rejected), _hexadecimal(hashing.xxh3(encoding, rows.height))
+    encoding = encoding_pieces(rows.get_columns(), rows.height, base)
+    return row_hashes_of_pieces(encoding, rejected), _hexadecimal(
+        hashing.xxh3(encoding, rows.height)
+    )
 
 
-def row_hash(rows: pl.DataFrame, rejected: pl.Series, base: int) -> pl.Series:
+def row_hashes_of(rows: pl.DataFrame, rejected: pl.Series, base: int) -> pl.Series:
     """``row_hash`` of each row; arguments as of `digests`."""
     if not rows.height:
         return pl.Series(dtype=pl.String)
-    return hashed(pieces(rows.get_columns(), rows.height, base), rejected)
+    return row_hashes_of_pieces(encoding_pieces(rows.get_columns(), rows.height, base), rejected)
 
 
-def checksum(rows: pl.DataFrame, base: int) -> pl.Series:
+def checksums_of(rows: pl.DataFrame, base: int) -> pl.Series:
     """``checksum`` of each row; arguments as of `digests`."""
     if not rows.height:
         return pl.Series(dtype=pl.String)
-    encoding = pieces(rows.get_columns(), rows.height, base)
+    encoding = encoding_pieces(rows.get_columns(), rows.height, base)
     return _hexadecimal(hashing.xxh3(encoding, rows.height))
 
 
-def hashed(encoding: hashing.Pieces, rejected: pl.Series) -> pl.Series:
+def row_hashes_of_pieces(encoding: hashing.Pieces, rejected: pl.Series) -> pl.Series:
     """``row_hash`` of each row, from the pieces of its encoding."""
     hashes = hashing.sha256(encoding, len(rejected), rejected)
     # Arrow slices the texts where they are in memory.

@@ -69,7 +69,7 @@ def slowly(relation: Relation, version: int) -> tuple[str, ...]:
     """What keeps a table of the given server from being read in parallel, if its rights do."""
     if not relation.heaps or not relation.readable or "ctid" in relation.system:
         return ()
-    if version < splits.CTID_RANGES:
+    if version < splits.CTID_RANGES_VERSION:
         return ()
     table = quoted(relation.schema, relation.name)
     return (

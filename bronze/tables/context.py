@@ -10,7 +10,7 @@ import psycopg
 from bronze.config.settings import RunSettings, Settings
 from bronze.errors import BronzeError
 from bronze.model.locations import Origin
-from bronze.model.stamp import Stamp
+from bronze.model.stamp import RowStamp
 from bronze.postgres.connection.connect import Connection, explain
 from bronze.postgres.copy.snapshot import Snapshot
 from bronze.tables.selection import Target
@@ -23,7 +23,7 @@ class TableContext:
     target: Target
     held: Snapshot
     origin: Origin
-    stamp: Stamp
+    stamp: RowStamp
     settings: Settings
     readers: int
 

@@ -36,12 +36,12 @@ from bronze.delta.schema import delta_schema, kinds
 from bronze.delta.write.history import KIND
 from bronze.errors import TableRefused
 from bronze.model.anomaly import ANOMALY_COLUMNS
-from bronze.model.columns import KEY_TEXT, Column, Kind, Protect
-from bronze.model.files import Form
+from bronze.model.columns import KEY_TEXT, Column, DeltaType, ProtectionRule
+from bronze.model.files import RowFormat
 from bronze.postgres.catalog.relations import Relation
-from bronze.postgres.catalog.types import absent, recast, wider
+from bronze.postgres.catalog.types import absent_column, common_kind, recast_column
 from bronze.postgres.statement import quoted
-from bronze.rows.metadata import COMMITTED, METADATA
+from bronze.rows.metadata import COMMIT_TIMESTAMP, METADATA_COLUMNS
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class ColumnContract:
 
 def resolve_contract(
     found: Sequence[Column],
-    held: Sequence[tuple[str, Kind]],
+    held: Sequence[tuple[str, DeltaType]],
     properties: Mapping[str, str],
     relation: Relation,
     added: Sequence[str] = (),
@@ -79,7 +79,7 @@ def resolve_contract(
     Raises:
         TableRefused: a column has become something that the table's column cannot hold.
     """
-    ours = {*(name for name, _ in METADATA), KEY_TEXT, *added}
+    ours = {*(name for name, _ in METADATA_COLUMNS), KEY_TEXT, *added}
     found = tuple(_respelled(found, [name for name, _ in held]))
     mine = {column.target: column for column in found}
     gone = {name.lower() for name in dropped}
@@ -98,7 +98,7 @@ def resolve_contract(
             changed.append(name)
             continue
         if name not in mine:
-            columns.append(replace(absent(name, kind), protect=how))
+            columns.append(replace(absent_column(name, kind), protect=how))
             if name in known:
                 notes.append(_gone(name, known[name], found, properties, relation))
             continue
@@ -150,12 +150,12 @@ def table_of(properties: Mapping[str, str]) -> tuple[str, str]:
     return schema, label[len(schema) + 1 :]
 
 
-def protected(properties: Mapping[str, str]) -> dict[str, tuple[Protect | None, Kind]]:
+def protected(properties: Mapping[str, str]) -> dict[str, tuple[ProtectionRule | None, DeltaType]]:
     """How the protected columns of a Bronze table are protected, and their kinds in the source."""
 
-    def parse(text: str) -> dict[str, tuple[Protect | None, Kind]]:
+    def parse(text: str) -> dict[str, tuple[ProtectionRule | None, DeltaType]]:
         return {
-            name: (Protect(**how["protect"]), kinds(how["kind"])[0][1])
+            name: (ProtectionRule(**how["protect"]), kinds(how["kind"])[0][1])
             for name, how in mapping_in(text, dict).items()
         }
 
@@ -173,8 +173,8 @@ def protects(columns: Sequence[Column]) -> str:
     )
 
 
-def _fitting(column: Column, held: Kind, relation: Relation) -> Column:
-    both = wider(column.kind, held)
+def _fitting(column: Column, held: DeltaType, relation: Relation) -> Column:
+    both = common_kind(column.kind, held)
     if both is None:
         raise TableRefused(
             f"Column {column.name} of table {relation.label} has become {column.source_type},"
@@ -184,7 +184,7 @@ def _fitting(column: Column, held: Kind, relation: Relation) -> Column:
             ' target = "bz_…"; or move the Bronze table away, and it is loaded anew.',
             table=relation.label,
         )
-    return column if both == column.kind else recast(column, quoted(column.name), both)
+    return column if both == column.kind else recast_column(column, quoted(column.name), both)
 
 
 def _same(properties: Mapping[str, str], relation: Relation) -> bool:
@@ -267,7 +267,7 @@ def reused_names(properties: Mapping[str, str], name: str) -> tuple[str, ...]:
 
 
 def widened(
-    columns: Sequence[Column], held: Sequence[tuple[str, Kind]], properties: Mapping[str, str]
+    columns: Sequence[Column], held: Sequence[tuple[str, DeltaType]], properties: Mapping[str, str]
 ) -> dict[str, str]:
     """The property that tells what columns were each time before some were widened, if any were:
     rows that have gone from the source keep the checksum of their narrower values.
@@ -281,11 +281,11 @@ def widened(
     return {WIDENED: json.dumps(told)} if told else {}
 
 
-def earlier(properties: Mapping[str, str]) -> tuple[tuple[tuple[str, Kind], ...], ...]:
+def earlier(properties: Mapping[str, str]) -> tuple[tuple[tuple[str, DeltaType], ...], ...]:
     """The kinds of columns as they were, from the last time on back; each holds for all columns
     that were ever widened since then.
     """
-    kinds: dict[str, Kind] = {}
+    kinds: dict[str, DeltaType] = {}
     found = []
     for time in reversed(_widened(properties)):
         kinds |= time
@@ -310,8 +310,8 @@ def thresholds(properties: Mapping[str, str] | None, now: int) -> str:
 
 
 def restored(
-    columns: Sequence[tuple[str, Kind]], properties: Mapping[str, str]
-) -> tuple[tuple[str, Kind], ...]:
+    columns: Sequence[tuple[str, DeltaType]], properties: Mapping[str, str]
+) -> tuple[tuple[str, DeltaType], ...]:
     """The columns of a Bronze table with those that another writer has taken from it, in the order
     that bronze gave them; what has been put into it comes last.
     """
@@ -319,14 +319,16 @@ def restored(
     known, held = dict(ours), dict(columns)
     kept = [(name, held.get(name, kind)) for name, kind in ours]
     kept += [pair for pair in columns if pair[0] not in known]
-    return (*kept, *(pair for pair in METADATA if pair[0] not in {**known, **held}))
+    return (*kept, *(pair for pair in METADATA_COLUMNS if pair[0] not in {**known, **held}))
 
 
-def meddled(columns: Sequence[tuple[str, Kind]], properties: Mapping[str, str]) -> tuple[str, ...]:
+def meddled(
+    columns: Sequence[tuple[str, DeltaType]], properties: Mapping[str, str]
+) -> tuple[str, ...]:
     """What another writer has done to the columns of a Bronze table."""
     held = dict(columns)
     known = dict(_given(columns, properties))
-    meta = [name for name, _ in METADATA if name not in {**known, **held}]
+    meta = [name for name, _ in METADATA_COLUMNS if name not in {**known, **held}]
     return (
         *(f"{name} was dropped" for name in [*known, *meta] if name not in held),
         *(f"{name} was added" for name in held if name not in known),
@@ -339,19 +341,19 @@ def meddled(columns: Sequence[tuple[str, Kind]], properties: Mapping[str, str]) 
 
 
 def form(
-    columns: Sequence[tuple[str, Kind]], properties: Mapping[str, str], partition: str | None
-) -> Form:
+    columns: Sequence[tuple[str, DeltaType]], properties: Mapping[str, str], partition: str | None
+) -> RowFormat:
     """What the rows of a Bronze table are made of, by its columns and properties."""
     columns = restored(columns, properties)
     names = [name for name, _ in columns]
-    meta = [name for name, _ in METADATA]
+    meta = [name for name, _ in METADATA_COLUMNS]
     last = max((names.index(name) for name in meta if name in names), default=len(names))
     # A table of the source may have a column of this name, before the columns of ours.
     history = KIND in names and names.index(KIND) > last
-    own = {*meta, partition, COMMITTED, KEY_TEXT} | ({KIND} if history else set())
+    own = {*meta, partition, COMMIT_TIMESTAMP, KEY_TEXT} | ({KIND} if history else set())
     own |= {name for name, _ in ANOMALY_COLUMNS} if WATCHED in properties else set()
     values = tuple(name for name in names if name not in own)
-    return Form(
+    return RowFormat(
         values=values,
         base=value(properties, BASE, len(values), int),
         earlier=(
@@ -366,8 +368,8 @@ def form(
 
 
 def _given(
-    columns: Sequence[tuple[str, Kind]], properties: Mapping[str, str]
-) -> Sequence[tuple[str, Kind]]:
+    columns: Sequence[tuple[str, DeltaType]], properties: Mapping[str, str]
+) -> Sequence[tuple[str, DeltaType]]:
     """The columns that bronze gave a table; ``columns`` where it does not say."""
     return value(properties, LAYOUT, columns, kinds)
 
@@ -385,15 +387,15 @@ def _former(properties: Mapping[str, str]) -> dict[str, list[str]]:
     return value(properties, FORMER, {}, parse)
 
 
-def _widened(properties: Mapping[str, str]) -> list[dict[str, Kind]]:
-    def parse(text: str) -> list[dict[str, Kind]]:
+def _widened(properties: Mapping[str, str]) -> list[dict[str, DeltaType]]:
+    def parse(text: str) -> list[dict[str, DeltaType]]:
         return [{name: _kind(*kind) for name, kind in t.items()} for t in json.loads(text)]
 
     return value(properties, WIDENED, [], parse)
 
 
-def _kind(name: Any, precision: int, scale: int) -> Kind:
-    found = Kind(name, precision, scale)
+def _kind(name: Any, precision: int, scale: int) -> DeltaType:
+    found = DeltaType(name, precision, scale)
     # A kind that there is not is an error here.
     arrow_type(found)
     return found

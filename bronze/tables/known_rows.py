@@ -19,9 +19,9 @@ import xxhash
 
 from bronze.delta import files
 from bronze.model.columns import KEY_TEXT
-from bronze.model.files import Stored
+from bronze.model.files import StoredFile
 from bronze.model.locations import Place
-from bronze.model.units import DELETED, Known
+from bronze.model.units import DELETED, KnownRows
 from bronze.rows import fingerprint
 from bronze.rows.fingerprint import Fingerprints
 from bronze.tables import soundness
@@ -36,20 +36,20 @@ _TWINS_AT_ONCE = 10**6
 _KEPT = 2
 
 
-def fingerprints(what: Known, rows: pl.DataFrame) -> Fingerprints:
+def fingerprints(what: KnownRows, rows: pl.DataFrame) -> Fingerprints:
     """Those of rows that have at least the columns that are compared."""
     if what.key:
         return fingerprint.of_keys(rows.select(what.key).get_columns())
     return fingerprint.of_hashes(rows["row_hash"], what.offset)
 
 
-def shared(what: Known, prints: Fingerprints) -> npt.NDArray[np.bool_]:
+def shared(what: KnownRows, prints: Fingerprints) -> npt.NDArray[np.bool_]:
     """Which of them belong to the share that is meant."""
     mine: npt.NDArray[np.bool_] = (prints % np.uint64(what.shares)) == np.uint64(what.share)
     return mine
 
 
-def known(what: Known) -> Fingerprints:
+def known(what: KnownRows) -> Fingerprints:
     """The table's fingerprints, sorted. They are read once per process.
 
     Raises:
@@ -63,7 +63,7 @@ def known(what: Known) -> Fingerprints:
         return _sets[what]
 
 
-def total(what: Known) -> tuple[int, int]:
+def total(what: KnownRows) -> tuple[int, int]:
     """How many rows a table has, and what their fingerprints add up to.
 
     Raises:
@@ -80,7 +80,7 @@ def total(what: Known) -> tuple[int, int]:
     return rows, sums
 
 
-def doubled(what: Known) -> bool:
+def doubled(what: KnownRows) -> bool:
     """Whether several rows of a table, gone ones among them, have the same key.
 
     Raises:
@@ -89,12 +89,12 @@ def doubled(what: Known) -> bool:
     return any(len(_doubled(share)) for share in _shares(what))
 
 
-def _shares(what: Known) -> Iterator[Known]:
+def _shares(what: KnownRows) -> Iterator[KnownRows]:
     shares = 1 + sum(max(file.rows, 0) for file in what.files) // _AT_ONCE
     return (replace(what, share=i, shares=shares) for i in range(shares))
 
 
-def _doubled(what: Known) -> Fingerprints:
+def _doubled(what: KnownRows) -> Fingerprints:
     """The fingerprints of keys that several rows have, sorted."""
     found = [np.empty(0, np.uint64)]
     for file in what.files:
@@ -106,7 +106,7 @@ def _doubled(what: Known) -> Fingerprints:
     return np.unique(prints[1:][prints[1:] == prints[:-1]])
 
 
-def twins(what: Known) -> list[tuple[Stored, Positions]]:
+def twins(what: KnownRows) -> list[tuple[StoredFile, Positions]]:
     """For each file the numbers of the rows that are too many, as another one has their key: a row
     that is there is none of them, if all others are gone.
 
@@ -127,7 +127,7 @@ def twins(what: Known) -> list[tuple[Stored, Positions]]:
     ]
 
 
-def _too_many(what: Known, doubled: Fingerprints) -> pl.DataFrame:
+def _too_many(what: KnownRows, doubled: Fingerprints) -> pl.DataFrame:
     """All rows but one of each of some keys that several rows have: file and row."""
     found = []
     for number, file in enumerate(what.files):
@@ -149,7 +149,7 @@ def _too_many(what: Known, doubled: Fingerprints) -> pl.DataFrame:
     return ordered.filter(pl.int_range(pl.len()).over("print") > 0)
 
 
-def keyless(what: Known) -> bool:
+def keyless(what: KnownRows) -> bool:
     """Whether a row of a table that is there has a column of the key NULL.
 
     Raises:
@@ -172,11 +172,11 @@ def forget(place: Place) -> None:
             del _sets[what]
 
 
-_sets: dict[Known, Fingerprints] = {}
+_sets: dict[KnownRows, Fingerprints] = {}
 _lock = threading.Lock()
 
 
-def _read(what: Known) -> Fingerprints:
+def _read(what: KnownRows) -> Fingerprints:
     if what.history:
         last = _versions(what)
         prints = last["print"].filter(last["live"]).to_numpy()
@@ -194,7 +194,9 @@ def _read(what: Known) -> Fingerprints:
     return found
 
 
-def _fingerprints(what: Known, file: Stored) -> Iterator[tuple[int, Positions, Fingerprints]]:
+def _fingerprints(
+    what: KnownRows, file: StoredFile
+) -> Iterator[tuple[int, Positions, Fingerprints]]:
     """For each part of a file: the first row's number, the live rows within it, their prints."""
     columns = (*(what.key or ("row_hash",)), "record_status")
     parquet = files.opened(what.place, file)
@@ -214,7 +216,7 @@ def _fingerprints(what: Known, file: Stored) -> Iterator[tuple[int, Positions, F
         yield start, np.flatnonzero(live.to_numpy())[mine], prints[mine]
 
 
-def positions(what: Known, file: Stored, gone: Fingerprints) -> Positions:
+def positions(what: KnownRows, file: StoredFile, gone: Fingerprints) -> Positions:
     """The numbers of the rows of a file whose fingerprints are in ``gone``, which is sorted."""
     found = [np.empty(0, np.int64)]
     for start, rows, prints in _fingerprints(what, file):
@@ -222,7 +224,9 @@ def positions(what: Known, file: Stored, gone: Fingerprints) -> Positions:
     return np.concatenate(found)
 
 
-def last_positions(what: Known, gone: Fingerprints | None = None) -> list[tuple[Stored, Positions]]:
+def last_positions(
+    what: KnownRows, gone: Fingerprints | None = None
+) -> list[tuple[StoredFile, Positions]]:
     """In a history, the rows that are live last versions with fingerprints in ``gone``, by file;
     all of them where that is None.
     """
@@ -236,7 +240,7 @@ def last_positions(what: Known, gone: Fingerprints | None = None) -> list[tuple[
 
 
 def _prints(
-    what: Known, file: Stored, start: int, rows: pl.DataFrame
+    what: KnownRows, file: StoredFile, start: int, rows: pl.DataFrame
 ) -> tuple[Fingerprints, pl.Series]:
     """The fingerprints of whole rows, and which of them have a hash of its form. Where rows are
     doubted, one which another writer has put there, or has changed, has a fingerprint that is its
@@ -253,7 +257,7 @@ def _prints(
     return prints, formed
 
 
-def _versions(what: Known) -> pl.DataFrame:
+def _versions(what: KnownRows) -> pl.DataFrame:
     """The last version of each key in a history: file, row, key, order, print and live."""
     names = [*what.versions, "update_timestamp", "row_hash", "record_status"]
     wanted = None if what.form else names

@@ -18,9 +18,9 @@ from bronze.model.locations import Place
 from bronze.postgres import statement
 from bronze.postgres.catalog.relations import TABLEOID, Relation, relations, schemas, with_tableoid
 from bronze.postgres.catalog.survey import Personal
-from bronze.postgres.catalog.types import Choices, contract
+from bronze.postgres.catalog.types import TypeOptions, column_contract
 from bronze.postgres.connection.connect import Connection
-from bronze.rows.metadata import COMMITTED, METADATA
+from bronze.rows.metadata import COMMIT_TIMESTAMP, METADATA_COLUMNS
 from bronze.tables.naming import faults, renames, table_name
 
 
@@ -214,10 +214,10 @@ def columns(target: Target) -> tuple[Column, ...]:
         how = own.protect.get(attribute.name)
         if how and (how.format or how.keep) and attribute.type.has_few_values:
             raise _seen_through(target, attribute.name, attribute.type.declared, how)
-    choices = Choices(own.decimals, own.arrays, own.timestamps, relation.encoding)
+    choices = TypeOptions(own.decimals, own.arrays, own.timestamps, relation.encoding)
     found = tuple(
         replace(
-            contract(
+            column_contract(
                 attribute.name,
                 own.rename.get(attribute.name, attribute.name),
                 statement.quoted(attribute.name),
@@ -230,8 +230,8 @@ def columns(target: Target) -> tuple[Column, ...]:
         for attribute in relation.attributes
         if attribute.name not in out
     )
-    ours = [name for name, _ in METADATA]
-    ours += [KEY_TEXT, COMMITTED, *([KIND] if own.history else [])]
+    ours = [name for name, _ in METADATA_COLUMNS]
+    ours += [KEY_TEXT, COMMIT_TIMESTAMP, *([KIND] if own.history else [])]
     ours += [name for name, _ in ANOMALY_COLUMNS] if own.anomalies else []
     bad = faults([c.target for c in found], ours)
     if bad:

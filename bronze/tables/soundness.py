@@ -17,15 +17,15 @@ import polars as pl
 
 from bronze.delta.partition import source_of
 from bronze.delta.write.history import KIND
-from bronze.model.columns import Kind
-from bronze.model.files import Form
-from bronze.model.quality import BEST
-from bronze.model.stamp import Method
+from bronze.model.columns import DeltaType
+from bronze.model.files import RowFormat
+from bronze.model.quality import BEST_SCORE
+from bronze.model.stamp import IngestionMethod
 from bronze.model.units import ACTIVE, DELETED, QUARANTINED
 from bronze.postgres.copy.read import dtype
 from bronze.rows import fingerprint, hashing, metadata
-from bronze.rows.encoding import narrowed, pieces
-from bronze.rows.metadata import COMMITTED
+from bronze.rows.encoding import encoding_pieces, narrowed
+from bronze.rows.metadata import COMMIT_TIMESTAMP
 
 Mask = npt.NDArray[np.bool_]
 
@@ -56,7 +56,7 @@ class Judged:
         return wrong
 
 
-def judged(rows: pl.DataFrame, form: Form) -> Judged:
+def judged(rows: pl.DataFrame, form: RowFormat) -> Judged:
     """Judges rows, which have all columns of their table."""
     proven, hashes = _sealed(rows, form)
     for kinds in form.earlier:
@@ -68,7 +68,9 @@ def judged(rows: pl.DataFrame, form: Form) -> Judged:
     return Judged(~proven, {name: mask for name, mask in found.items() if mask.any()}, hashes)
 
 
-def _was_sealed(rows: pl.DataFrame, form: Form, kinds: Sequence[tuple[str, Kind]]) -> Mask:
+def _was_sealed(
+    rows: pl.DataFrame, form: RowFormat, kinds: Sequence[tuple[str, DeltaType]]
+) -> Mask:
     """Which rows have the hashes of the values that columns had when they were of these kinds."""
     exact = np.ones(rows.height, np.bool_)
     for name, kind in kinds:
@@ -79,17 +81,17 @@ def _was_sealed(rows: pl.DataFrame, form: Form, kinds: Sequence[tuple[str, Kind]
     return proven & exact
 
 
-def _sealed(rows: pl.DataFrame, form: Form) -> tuple[Mask, pl.Series]:
+def _sealed(rows: pl.DataFrame, form: RowFormat) -> tuple[Mask, pl.Series]:
     """Which rows have the hashes of their values, and these hashes."""
     if not rows.height:
         return np.ones(0, np.bool_), pl.Series(dtype=pl.String)
     values = rows.select(form.values)
-    made = pieces(values.get_columns(), rows.height, form.base)
+    made = encoding_pieces(values.get_columns(), rows.height, form.base)
     proven = _same(rows["checksum"], hashing.xxh3(made, rows.height))
     none = pl.repeat(None, rows.height, dtype=pl.String, eager=True)
     if not form.hashed:
         return proven, none
-    hashes = metadata.hashed(made, none)
+    hashes = metadata.row_hashes_of_pieces(made, none)
     other = hashes.ne_missing(rows["row_hash"]).to_numpy()
     if other.any():
         # What is NULL may be a rejected value, which is part of the hash and not of the table.
@@ -107,27 +109,27 @@ def _same(said: pl.Series, sums: npt.NDArray[np.uint64]) -> Mask:
     return same
 
 
-def _unfit(rows: pl.DataFrame, form: Form) -> dict[str, pl.Series]:
+def _unfit(rows: pl.DataFrame, form: RowFormat) -> dict[str, pl.Series]:
     """In which rows a column of ours has what no run writes."""
     update, batch = pl.col("update_timestamp"), pl.col("\0batch")
     live = pl.col("record_status").ne_missing(DELETED)
     near = (update.dt.epoch("ms") - batch).abs() <= _DAY
     checks = {
         "record_status": _status(form.thresholds),
-        "data_quality_score": pl.col("data_quality_score").is_between(0, BEST),
+        "data_quality_score": pl.col("data_quality_score").is_between(0, BEST_SCORE),
         "source_system": pl.col("source_system").is_not_null(),
         "batch_id": batch.is_not_null(),
         "update_timestamp": near | batch.is_null(),
         "load_timestamp": pl.col("load_timestamp").dt.epoch("ms") <= update.dt.epoch("ms") + _DAY,
-        "ingestion_method": pl.col("ingestion_method").is_in(get_args(Method)),
+        "ingestion_method": pl.col("ingestion_method").is_in(get_args(IngestionMethod)),
         "data_lineage": pl.col("\0lineage").is_not_null(),
     }
     if form.history:
         gone = pl.col(KIND) == "delete"
         checks[KIND] = pl.col(KIND).is_in(_VERSIONS) & (gone == ~live)
-    if COMMITTED in rows.columns:
-        late = pl.col(COMMITTED).dt.epoch("ms") > update.dt.epoch("ms") + _DAY
-        checks[COMMITTED] = ~late | pl.col(COMMITTED).is_null()
+    if COMMIT_TIMESTAMP in rows.columns:
+        late = pl.col(COMMIT_TIMESTAMP).dt.epoch("ms") > update.dt.epoch("ms") + _DAY
+        checks[COMMIT_TIMESTAMP] = ~late | pl.col(COMMIT_TIMESTAMP).is_null()
     if form.partition:
         dates = pl.col(source_of(form.partition)).cast(pl.Date)
         checks[form.partition] = pl.col(form.partition).eq_missing(dates)
@@ -142,7 +144,7 @@ def _status(thresholds: tuple[int, ...]) -> pl.Expr:
     if thresholds:
         low, high = score < max(thresholds), score >= min(thresholds)
     else:
-        low, high = score < BEST, pl.lit(True)
+        low, high = score < BEST_SCORE, pl.lit(True)
     return (
         pl.when(status == ACTIVE)
         .then(high)

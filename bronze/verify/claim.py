@@ -17,9 +17,9 @@ from bronze.errors import BronzeError, LakeError, TableRefused
 from bronze.execution import budget
 from bronze.ingest import pipeline, shape, units
 from bronze.ingest.pipeline import OpenSource
-from bronze.model.columns import KEY_TEXT, NO_KEY, Column, Kind, RowKey
-from bronze.model.protection import Protection
-from bronze.model.stamp import Stamp
+from bronze.model.columns import KEY_TEXT, NO_KEY, Column, DeltaType, RowKey
+from bronze.model.protection import TableProtection
+from bronze.model.stamp import RowStamp
 from bronze.postgres import statement
 from bronze.postgres.catalog.relations import Relation
 from bronze.postgres.copy import row_hash, splits
@@ -46,7 +46,7 @@ class Claim:
     columns: tuple[Column, ...] = ()
     base: int = 0
     key: RowKey = NO_KEY
-    protection: Protection | None = None
+    protection: TableProtection | None = None
     error: BronzeError | None = None
 
     @property
@@ -91,7 +91,7 @@ class Claim:
         return digests.basis(self.columns, self.base, self.key, self.protection)
 
     @property
-    def layout(self) -> tuple[tuple[str, Kind], ...]:
+    def layout(self) -> tuple[tuple[str, DeltaType], ...]:
         """The Bronze table's columns, with those of ours that somebody has taken from it."""
         return evolution.restored(self.state.columns, self.state.properties) if self.state else ()
 
@@ -111,13 +111,15 @@ class Claim:
         for group in groups:
             wheres = [part.where for part in group]
             names = tuple(
-                row_hash.named(columns, self.table, where, self.base, key, proven, rest)
+                row_hash.keyed_hashes_query(
+                    columns, self.table, where, self.base, key, proven, rest
+                )
                 for where in wheres
             )
             packed = names
             if not beside:
                 packed = tuple(
-                    row_hash.packed(columns, self.table, where, self.base, proven)
+                    row_hash.packed_hashes_query(columns, self.table, where, self.base, proven)
                     for where in wheres
                 )
             asked.append(
@@ -226,7 +228,7 @@ def _claim(
     seen: dict[int, Relation],
     target: Target,
 ) -> Claim:
-    stamp = Stamp("0", datetime.now(UTC), source.origin.name, target.settings.method)
+    stamp = RowStamp("0", datetime.now(UTC), source.origin.name, target.settings.method)
     readers = budget.readers(settings.run.memory, settings.run.workers, source.slots)
     given = TableContext(target, held, source.origin, stamp, settings, readers)
     try:
@@ -243,7 +245,7 @@ def carried(context: TableContext, target: Target) -> Target:
     relation = target.relation
     _, published = context.settings.stream.names(context.origin.name)
     names = ask_source(
-        context, lambda holder: publication.carried(holder, relation, published)
+        context, lambda holder: publication.streamed_columns(holder, relation, published)
     ) or {attribute.name for attribute in relation.attributes}
     return selection.carried(target, names)
 

@@ -20,7 +20,7 @@ import polars as pl
 import polars_hash as plh
 
 from bronze.model.columns import KEY_TEXT, Column, RowKey
-from bronze.model.protection import Protection
+from bronze.model.protection import TableProtection
 from bronze.postgres.copy import row_hash
 from bronze.postgres.copy.read import dtype
 from bronze.protection import keyring, protect
@@ -45,7 +45,7 @@ class Basis:
 
     columns: tuple[Column, ...]
     base: int
-    protection: Protection | None
+    protection: TableProtection | None
     rest: tuple[Column, ...]
     beside: tuple[str, ...]
 
@@ -69,7 +69,7 @@ class Basis:
 
 
 def basis(
-    columns: Sequence[Column], base: int, key: RowKey, protection: Protection | None
+    columns: Sequence[Column], base: int, key: RowKey, protection: TableProtection | None
 ) -> Basis:
     """What digests are made of in a table with these columns."""
     shut = {c.target for c in columns if c.protect and c.protect.method not in REVEALED}
@@ -137,7 +137,7 @@ def _hashes(rows: pl.DataFrame, given: Basis) -> tuple[pl.Series, pl.Series | No
     none = pl.repeat(None, rows.height, dtype=pl.String, eager=True)
     base = row_hash.rest_base(given.columns, given.base, given.rest)
     frame = pl.DataFrame(values) if values else pl.DataFrame(height=rows.height)
-    return metadata.row_hash(frame, none, base), bad
+    return metadata.row_hashes_of(frame, none, base), bad
 
 
 def combined(part: pl.Series, whole: pl.Series) -> pl.Series:

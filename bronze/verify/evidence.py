@@ -16,11 +16,11 @@ import tenacity
 
 from bronze.delta import files
 from bronze.errors import FileDamaged, SourceUnreachable
-from bronze.model.columns import KEY_TEXT, NO_KEY, Column, Kind, RowKey
-from bronze.model.files import Stored
+from bronze.model.columns import KEY_TEXT, NO_KEY, Column, DeltaType, RowKey
+from bronze.model.files import StoredFile
 from bronze.model.locations import Origin, Place
-from bronze.model.protection import Protection
-from bronze.model.units import DELETED, Known
+from bronze.model.protection import TableProtection
+from bronze.model.units import DELETED, KnownRows
 from bronze.postgres.copy import read, server_hashes
 from bronze.protection import key_text, keyring, protect
 from bronze.rows import fingerprint
@@ -75,7 +75,7 @@ class Asked:
     queries: tuple[str, ...]
     estimate: int = 0
     key: RowKey = NO_KEY
-    protection: Protection | None = None
+    protection: TableProtection | None = None
     wanted: Wanted | None = None
     basis: Basis | None = None
 
@@ -88,8 +88,8 @@ class Held:
 
     place: Place
     number: int
-    file: Stored
-    layout: tuple[tuple[str, Kind], ...]
+    file: StoredFile
+    layout: tuple[tuple[str, DeltaType], ...]
     key: tuple[str, ...] = ()
     live: npt.NDArray[np.int64] | None = field(default=None, repr=False)
     wanted: Wanted | None = None
@@ -119,7 +119,7 @@ def of_source(task: Asked) -> Summed:
             buckets.add(sums, digests.numbers(rows[HASH]))
         return Summed(True, sums, task.estimate)
     key = _key(task)
-    for data in server_hashes.digests(task.origin, task.session, task.queries, task.table):
+    for data in server_hashes.packed_hashes(task.origin, task.session, task.queries, task.table):
         found = buckets.unpacked(data)
         if key and len(found):
             found = buckets.of_hashes(protect.keyed(buckets.written(found), key))
@@ -154,7 +154,7 @@ def _named(task: Asked, condition: str) -> Iterator[pl.DataFrame]:
     beside = basis is not None and not basis.plain
     columns = (*columns, _PARTIALS) if beside else columns
     for query in task.queries:
-        for clear, rejected in read.rows(
+        for clear, rejected in read.read_rows(
             task.origin, task.session, query, (condition,), columns, task.table, bool(key)
         ):
             frame = protect.values(clear, task.protection) if key else clear
@@ -183,7 +183,7 @@ def _key(task: Asked) -> bytes:
 
 
 _TEXT = pl.String
-_HASHES = Column("", HASH, "text", Kind("string"), "same", "", "", "", "")
+_HASHES = Column("", HASH, "text", DeltaType("string"), "same", "", "", "", "")
 _PARTIALS = replace(_HASHES, target=_PARTIAL)
 
 
@@ -239,7 +239,7 @@ def sharing(task: Sharing) -> pl.DataFrame:
     return pl.concat([task.keys.clear(), *found])
 
 
-def last(known: Known) -> tuple[npt.NDArray[np.int64], ...]:
+def last(known: KnownRows) -> tuple[npt.NDArray[np.int64], ...]:
     """For each file of a history the numbers of its rows that are live last versions.
 
     Raises:

@@ -14,8 +14,8 @@ import polars as pl
 
 from bronze.delta import files
 from bronze.errors import FileDamaged
-from bronze.model.columns import Kind
-from bronze.model.files import Form, Stored
+from bronze.model.columns import DeltaType
+from bronze.model.files import RowFormat, StoredFile
 from bronze.model.locations import Place
 from bronze.model.units import DELETED
 from bronze.tables import soundness
@@ -33,10 +33,10 @@ class Resting:
     """
 
     place: Place
-    file: Stored
+    file: StoredFile
     size: int | None
-    layout: tuple[tuple[str, Kind], ...]
-    form: Form
+    layout: tuple[tuple[str, DeltaType], ...]
+    form: RowFormat
     key: tuple[str, ...]
     basis: Basis | None = None
 
@@ -49,7 +49,7 @@ class Inspected:
     ``rows`` of a file that could be ``read`` to its end ``live`` ones are not marked as deleted.
     """
 
-    file: Stored
+    file: StoredFile
     fault: str = ""
     read: bool = False
     rows: int = 0
@@ -147,7 +147,7 @@ def _named(
         yield _written(values), ", ".join(why)
 
 
-def _widen(bounds: dict[str, tuple[Any, Any]], rows: pl.DataFrame, file: Stored) -> None:
+def _widen(bounds: dict[str, tuple[Any, Any]], rows: pl.DataFrame, file: StoredFile) -> None:
     for name in {name for name, _ in (*file.low, *file.high)} & set(rows.columns):
         low, high = bounds.get(name, (None, None))
         lows = [v for v in (low, rows[name].min()) if v is not None]
@@ -155,7 +155,7 @@ def _widen(bounds: dict[str, tuple[Any, Any]], rows: pl.DataFrame, file: Stored)
         bounds[name] = min(lows, default=None), max(highs, default=None)
 
 
-def _fault(file: Stored, rows: int, bounds: Mapping[str, tuple[Any, Any]]) -> str:
+def _fault(file: StoredFile, rows: int, bounds: Mapping[str, tuple[Any, Any]]) -> str:
     if file.rows not in (-1, rows):
         return f"has {rows:,} rows, and {file.rows:,} by the log"
     low, high = dict(file.low), dict(file.high)

@@ -31,15 +31,15 @@ from bronze.governance import lineage
 from bronze.ingest import pipeline
 from bronze.ingest.pipeline import Notify, worker_pool
 from bronze.ingest.table_run import TableRun
-from bronze.model.files import Stored
+from bronze.model.files import StoredFile
 from bronze.model.results import Failure, TableResult
-from bronze.model.units import Known
+from bronze.model.units import KnownRows
 from bronze.tables import evolution, known_rows
 from bronze.tables.selection import Target
 from bronze.verify.claim import Claim, carried
 from bronze.verify.results import VerifiedTable
 
-Rows = dict[Stored, list[npt.NDArray[np.int64]]]
+Rows = dict[StoredFile, list[npt.NDArray[np.int64]]]
 """Numbers of rows, by the file that has them."""
 
 
@@ -57,8 +57,8 @@ class Damage:
     altered: Rows = field(default_factory=dict)
     wrong: Rows = field(default_factory=dict)
     gone: Rows = field(default_factory=dict)
-    lost: list[Stored] = field(default_factory=list)
-    stale: list[Stored] = field(default_factory=list)
+    lost: list[StoredFile] = field(default_factory=list)
+    stale: list[StoredFile] = field(default_factory=list)
 
     def add_all(self, other: Damage) -> None:
         """Adds other damage of the same table."""
@@ -259,7 +259,7 @@ def _twins_cut(claim: Claim, batch_id: str) -> Workflow[int]:
     state = log.read(claim.given.target.place)
     if state is None or claim.history or not claim.names:
         return 0
-    known = Known(state.place, state.version, state.files, claim.layout, claim.names, 0)
+    known = KnownRows(state.place, state.version, state.files, claim.layout, claim.names, 0)
     (twins,) = yield [Task(known_rows.twins, known, claim.label)]
     rows = {file: [numbers] for file, numbers in twins if len(numbers)}
     return (yield from _rows_cut(claim, rows, batch_id)) if rows else 0
@@ -271,7 +271,7 @@ def _open(state: State) -> Shape:
     return Shape(columns, optimize.statistics(state), state.partition, ((properties.CUT, "true"),))
 
 
-def _state(claim: Claim, wanted: Sequence[Stored]) -> State:
+def _state(claim: Claim, wanted: Sequence[StoredFile]) -> State:
     """The table as it is now, which must still have the files that are meant.
 
     Raises:

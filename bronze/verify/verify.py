@@ -28,7 +28,7 @@ from bronze.execution.executors import Task, Workflow
 from bronze.ingest import units
 from bronze.ingest.pipeline import Notify, lock_relief, worker_pool
 from bronze.model.events import TableProgress
-from bronze.model.units import Known
+from bronze.model.units import KnownRows
 from bronze.verify import at_rest as rest
 from bronze.verify import buckets, evidence, file_check
 from bronze.verify import repair as mend
@@ -360,7 +360,7 @@ def _files(claim: Claim, look: _Look) -> Workflow[list[Held]]:
         lost = {file.path for file in look.damage.lost}
         stored = tuple(file for file in stored if file.path not in lost)
         columns, versions = claim.layout, claim.names
-        whole = Known(state.place, state.version, stored, columns, (), 0, versions=versions)
+        whole = KnownRows(state.place, state.version, stored, columns, (), 0, versions=versions)
         (live,) = yield [Task(evidence.last, whole, claim.label)]
     basis = None if look.how.trusting else claim.basis
     return [

@@ -21,7 +21,7 @@ from bronze.model.results import Failure, RunResult
 from bronze.postgres.catalog.relations import relations
 from bronze.postgres.connection import connect
 from bronze.postgres.copy import splits
-from bronze.rows.metadata import METADATA
+from bronze.rows.metadata import METADATA_COLUMNS
 from tests.conftest import Source
 
 TABLES = (
@@ -93,7 +93,7 @@ def made(source: Source, table: str, *columns: str, key: str = "") -> None:
 
 def read(source: Source, table: str) -> pl.DataFrame:
     """A Bronze table without the columns that bronze adds."""
-    return pl.read_delta(str(source.table(table))).drop([name for name, _ in METADATA])
+    return pl.read_delta(str(source.table(table))).drop([name for name, _ in METADATA_COLUMNS])
 
 
 def settings_in(hint: str) -> dict[str, Any]:
@@ -242,7 +242,9 @@ def test_tables_without_rows_columns_or_keys_land(source: Source) -> None:
         "public.nothing": 4,
     }
     assert read(source, "empty").columns == ["id", "tags", "n"]
-    assert pl.read_delta(str(source.table("bare"))).columns == [name for name, _ in METADATA]
+    assert pl.read_delta(str(source.table("bare"))).columns == [
+        name for name, _ in METADATA_COLUMNS
+    ]
     assert read(source, "keyless")["a"].to_list() == [1, 1, None]
     assert read(source, "nothing").null_count().row(0) == (4,) * 6
 
@@ -445,7 +447,7 @@ def test_ranges_hold_each_row_once(source: Source) -> None:
     with connect.connect(Origin("test", source.dsn)) as connection:
         views = {r.name: r for r in relations(connection, ["public"])}
         for (i, key), count in itertools.product(enumerate(FEW), (2, 7)):
-            parts = splits.by_key(connection, views[f"v{i}"], ODD, count, 10**9)
+            parts = splits.key_ranges(connection, views[f"v{i}"], ODD, count, 10**9)
             assert len(parts) <= count, key
             queries = [f"SELECT id FROM public.v{i} WHERE {part.where}" for part in parts]
             rows = [row for query in queries for row in connection.execute(query.encode())]

@@ -10,7 +10,7 @@ from bronze.postgres.copy import snapshot
 from tests.conftest import Source
 from tests.integration.ingest.test_patterns import BY_TIME, counts, land, position, settings
 
-TRUE = snapshot._SINCE
+TRUE = snapshot._OPEN_TRANSACTIONS
 HOUR = 3600 * 10**6
 
 
@@ -18,7 +18,7 @@ def wrong(monkeypatch: pytest.MonkeyPatch, hours: int) -> None:
     """Has the source's clock go wrong by so many hours."""
     query = TRUE.replace("clock_timestamp() AS now", f"clock_timestamp() + '{hours}h' AS now")
     assert hours == 0 or query != TRUE
-    monkeypatch.setattr(snapshot, "_SINCE", query.replace("min(a.xact_start)", "NULL"))
+    monkeypatch.setattr(snapshot, "_OPEN_TRANSACTIONS", query.replace("min(a.xact_start)", "NULL"))
 
 
 def written(source: Source, number: int, ago: str) -> None:
@@ -65,8 +65,8 @@ def test_a_clock_that_was_set_back_and_has_gone_on(
     """)
     land(source, BY_TIME)
     written(source, 101, "10 minutes")
-    ours = snapshot._here
-    monkeypatch.setattr(snapshot, "_here", lambda: ours() + HOUR)
+    ours = snapshot._local_clock
+    monkeypatch.setattr(snapshot, "_local_clock", lambda: ours() + HOUR)
     landed = land(source, BY_TIME)
     assert counts(landed) == (1, 1, 0)
     assert any("the source's clock was set back" in note for note in landed.notes)
@@ -75,7 +75,9 @@ def test_a_clock_that_was_set_back_and_has_gone_on(
     assert counts(landed) == (1, 1, 0)
     assert not any("compared" in note for note in landed.notes)
     # A clock of ours that is a little off does not matter.
-    monkeypatch.setattr(snapshot, "_here", lambda: ours() + HOUR + snapshot.MARGIN // 2)
+    monkeypatch.setattr(
+        snapshot, "_local_clock", lambda: ours() + HOUR + snapshot.START_MARGIN // 2
+    )
     landed = land(source, BY_TIME)
     assert landed.status == "unchanged"
     assert settings(source, BY_TIME)

@@ -219,7 +219,7 @@ def hashes_in_source(source: Source, settings: Settings, *tables: str) -> dict[s
     with connect.connect(settings.origin("test")) as connection:
         found = [("test", r) for r in relations(connection, ["public"])]
         queries = {
-            target.relation.name: row_hash.row_hash(
+            target.relation.name: row_hash.row_hash_query(
                 selection.columns(target), statement.quoted("public", target.relation.name), "true"
             )
             for target in selection.targets(settings, found, tables)

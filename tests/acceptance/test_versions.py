@@ -48,7 +48,7 @@ def test_a_server_that_is_too_old_to_be_read_is_refused(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With its version, and that from which on it could be, whatever is asked of it."""
-    monkeypatch.setattr(connect, "OLDEST", VERSION + 1)
+    monkeypatch.setattr(connect, "OLDEST_VERSION", VERSION + 1)
     for command in ("check", "run", "verify"):
         done = invoke(command, "-c", configured(source))
         assert done.exit_code == 3, command

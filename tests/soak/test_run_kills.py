@@ -110,7 +110,7 @@ def test_killed_at_every_failpoint(shop: str, tmp_path: Path) -> None:
     for point, times in [*((p, 1) for p in points), *later]:
         # A layout is improved only when enough has come together.
         for _ in range(10):
-            inventory.change(shop, seed=next(days))
+            inventory.change_day(shop, seed=next(days))
             code = child(settings, f"{point}:{times}").wait()
             assert code in (0, -signal.SIGKILL)
             landed(settings)
@@ -150,7 +150,7 @@ def changing(dsn: str, seed: int) -> Iterator[None]:
         for day in range(1000):
             if stopped.is_set():
                 return
-            inventory.change(dsn, seed=seed * 1000 + day)
+            inventory.change_day(dsn, seed=seed * 1000 + day)
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -204,7 +204,7 @@ def test_runs_beside_maintenance_and_a_foreign_writer(shop: str, tmp_path: Path)
         thread.start()
     try:
         for day in range(3):
-            inventory.change(shop, seed=day)
+            inventory.change_day(shop, seed=day)
             landed(settings)
     finally:
         stopped.set()

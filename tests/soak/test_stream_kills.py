@@ -184,13 +184,13 @@ def test_killed_at_every_failpoint(shop: str, tmp_path: Path) -> None:
     for point, times in [*begin, *later]:
         for attempt in range(10):
             day = next(days)
-            inventory.change(shop, seed=day)
+            inventory.change_day(shop, seed=day)
             keys_changed(shop, day)
             if point in COPYING or attempt > 2:
                 (slot_lost, slot_moved)[(attempt + times) % 2](shop)
             with changing(shop, day):
                 code = killed(path, point, times)
-            inventory.change(shop, seed=1000 + day)
+            inventory.change_day(shop, seed=1000 + day)
             caught_up(given)
             assert differences(given) == {}
             if code:
@@ -243,10 +243,10 @@ def test_killed_in_the_first_copy(shop: str, tmp_path: Path, point: str, times: 
     """A copy that died is made up for by the next stream, whether it had a slot or not."""
     path = shop_file(shop, tmp_path)
     assert killed(path, point, times) == -signal.SIGKILL
-    inventory.change(shop, seed=times)
+    inventory.change_day(shop, seed=times)
     keys_changed(shop, 1)
     caught_up(loading.load(path))
-    inventory.change(shop, seed=times + 1)
+    inventory.change_day(shop, seed=times + 1)
     caught_up(loading.load(path))
     proven(loading.load(path), tmp_path / "lake", SHOP)
 

@@ -16,7 +16,7 @@ from bronze.postgres.catalog.relations import relations
 from bronze.postgres.connection import connect
 from bronze.postgres.copy import row_hash
 from bronze.protection import keyring, keys, protect
-from bronze.rows.metadata import COMMITTED, digests
+from bronze.rows.metadata import COMMIT_TIMESTAMP, digests
 from bronze.tables import evolution, selection
 
 
@@ -40,11 +40,15 @@ def differences(settings: Settings) -> dict[str, str]:
                 own = target.settings
                 dropped = {own.rename.get(name, name) for name in selection.left_out(target)}
                 dropped -= {column.target for column in found_columns}
-                held = [p for p in state.columns if p[0] not in (state.partition, KIND, COMMITTED)]
+                held = [
+                    p
+                    for p in state.columns
+                    if p[0] not in (state.partition, KIND, COMMIT_TIMESTAMP)
+                ]
                 now = evolution.resolve_contract(
                     found_columns, held, state.properties, relation, dropped=sorted(dropped)
                 )
-                query = row_hash.row_hash(
+                query = row_hash.row_hash_query(
                     now.columns,
                     statement.quoted(relation.schema, relation.name),
                     "true",

@@ -23,13 +23,13 @@ from bronze.delta import commit, files, log
 from bronze.delta.statistics import SAFE
 from bronze.delta.write import insert, merge
 from bronze.delta.write.changes import Changes
-from bronze.model.columns import Kind
-from bronze.model.files import DataFile, Stored
+from bronze.model.columns import DeltaType
+from bronze.model.files import StoredFile, WrittenFile
 from bronze.model.locations import Place
-from bronze.model.stamp import Stamp
+from bronze.model.stamp import RowStamp
 from bronze.model.units import ACTIVE
 from bronze.postgres.copy.read import dtype
-from bronze.rows.metadata import METADATA
+from bronze.rows.metadata import METADATA_COLUMNS
 
 ON_DISK = settings(
     derandomize=True,
@@ -40,42 +40,42 @@ ON_DISK = settings(
     suppress_health_check=list(HealthCheck),
 )
 UTC = dt.UTC
-BEFORE = Stamp(
+BEFORE = RowStamp(
     "018df7a0-0000-7000-8000-00000000000a",
     dt.datetime(2024, 1, 1, tzinfo=UTC),
     "s",
     "batch",
     "before",
 )
-NOW = Stamp(
+NOW = RowStamp(
     "018df7a0-0000-7000-8000-00000000000b",
     dt.datetime(2024, 2, 29, 1, 2, 3, 4, tzinfo=UTC),
     "s",
     "micro_batch",
     "now",
 )
-VALUES: tuple[tuple[str, Kind], ...] = (
-    ("x", Kind("double")),
-    ("text", Kind("string")),
-    ("price", Kind("decimal", 20, 2)),
-    ("tags", Kind("array", element=Kind("string"))),
-    ("raw", Kind("binary")),
+VALUES: tuple[tuple[str, DeltaType], ...] = (
+    ("x", DeltaType("double")),
+    ("text", DeltaType("string")),
+    ("price", DeltaType("decimal", 20, 2)),
+    ("tags", DeltaType("array", element=DeltaType("string"))),
+    ("raw", DeltaType("binary")),
 )
 
-Layout = tuple[tuple[str, Kind], ...]
+Layout = tuple[tuple[str, DeltaType], ...]
 Row = tuple[Any, ...]
 
 
-def layout_of(*key: tuple[str, Kind]) -> Layout:
+def layout_of(*key: tuple[str, DeltaType]) -> Layout:
     """A table's columns: the first key column, the values, the other key columns, and ours."""
-    return (*key[:1], *VALUES, *key[1:], *METADATA)
+    return (*key[:1], *VALUES, *key[1:], *METADATA_COLUMNS)
 
 
 def row(
     layout: Layout,
     key: Mapping[str, Any],
     values: Sequence[Any],
-    stamp: Stamp = BEFORE,
+    stamp: RowStamp = BEFORE,
     **more: Any,
 ) -> Row:
     """A Bronze row."""
@@ -208,9 +208,9 @@ class Bench:
         version = commit.commit(self.place, state, change, {"batch_id": NOW.batch_id})
         return Landed(version, [file.path for file in found], merged, inserted, feed)
 
-    def rows(self, file: DataFile | Stored) -> pl.DataFrame:
+    def rows(self, file: WrittenFile | StoredFile) -> pl.DataFrame:
         """A data file's content as it lies there."""
-        path = unquote(file.path) if isinstance(file, Stored) else file.path
+        path = unquote(file.path) if isinstance(file, StoredFile) else file.path
         return pl.read_parquet(Path(self.place.url) / path, hive_partitioning=False)
 
     def content(self) -> Counter[str]:
@@ -238,7 +238,7 @@ class Landed:
     looked: list[str]
     merged: list[merge.Merged]
     inserted: insert.Inserted
-    feed: list[DataFile]
+    feed: list[WrittenFile]
 
     @property
     def rewritten(self) -> list[str]:
@@ -246,12 +246,12 @@ class Landed:
         return [one.old.path for one in self.merged if one.rewritten]
 
 
-ID: tuple[str, Kind] = ("id", Kind("long"))
+ID: tuple[str, DeltaType] = ("id", DeltaType("long"))
 PLAIN = layout_of(ID)
 NOTHING = (None, "a", None, None, None)
 
 
-def plain(number: int, text: str = "a", stamp: Stamp = BEFORE, **more: Any) -> Row:
+def plain(number: int, text: str = "a", stamp: RowStamp = BEFORE, **more: Any) -> Row:
     """A row with a key of one number."""
     return row(PLAIN, {"id": number}, (None, text, None, None, None), stamp, **more)
 
@@ -280,7 +280,7 @@ def foreign(bench: Bench, path: str, table: pa.Table, stats: str | None, **optio
     log.write(bench.place, bench.state.version + 1, [{"add": add}])
 
 
-def stored_file(bench: Bench, path: str) -> Stored:
+def stored_file(bench: Bench, path: str) -> StoredFile:
     """A file of the table as the log has it."""
     (found,) = [file for file in bench.state.files if file.path == path]
     return found
@@ -293,14 +293,14 @@ def by_pyarrow(bench: Bench) -> Counter[str]:
 
 
 DATED: Layout = (
-    *PLAIN[: -len(METADATA)],
-    ("at", Kind("timestamp")),
-    *METADATA,
-    ("at_date", Kind("date")),
+    *PLAIN[: -len(METADATA_COLUMNS)],
+    ("at", DeltaType("timestamp")),
+    *METADATA_COLUMNS,
+    ("at_date", DeltaType("date")),
 )
 
 
-def dated(number: int, at: dt.datetime | None, stamp: Stamp = BEFORE, **more: Any) -> Row:
+def dated(number: int, at: dt.datetime | None, stamp: RowStamp = BEFORE, **more: Any) -> Row:
     """A row with a date."""
     text = f"{number} {at}"
     date = at and at.date()

@@ -11,15 +11,15 @@ import polars as pl
 from bronze.cdc.row_changes import NetChanges, NetTask
 from bronze.delta import commit, files, log
 from bronze.delta.write import changes as changing
-from bronze.model.columns import Column, Kind, RowKey
+from bronze.model.columns import Column, DeltaType, RowKey
 from bronze.model.locations import Place
-from bronze.model.stamp import Stamp
-from bronze.postgres.catalog.types import Choices, SourceType, contract
+from bronze.model.stamp import RowStamp
+from bronze.postgres.catalog.types import SourceType, TypeOptions, column_contract
 from bronze.postgres.replication import text_values
-from bronze.postgres.replication.batch import Gathered
-from bronze.rows.metadata import COMMITTED, METADATA, digests, stamped
+from bronze.postgres.replication.batch import TableChanges
+from bronze.rows.metadata import COMMIT_TIMESTAMP, METADATA_COLUMNS, digests, with_metadata
 
-NOW = Stamp(
+NOW = RowStamp(
     "018df7a0-0000-7000-8000-00000000000b",
     dt.datetime(2024, 2, 29, tzinfo=dt.UTC),
     "s",
@@ -32,22 +32,23 @@ TYPES = (
     SourceType("int4", -1, "integer"),
     SourceType("text", -1, "text"),
 )
-CHOICES = Choices({})
+CHOICES = TypeOptions({})
 # The target names are others than the source's.
 COLUMNS: tuple[Column, ...] = tuple(
-    contract(name, f"bz {name}", name, kind, CHOICES)
+    column_contract(name, f"bz {name}", name, kind, CHOICES)
     for name, kind in zip(NAMES, TYPES, strict=True)
 )
 TEXTS = tuple(
-    text_values.text(column, kind, CHOICES) for column, kind in zip(COLUMNS, TYPES, strict=True)
+    text_values.text_column(column, kind, CHOICES)
+    for column, kind in zip(COLUMNS, TYPES, strict=True)
 )
 KEY = ("k", "n")
 ROW_KEY = RowKey((COLUMNS[0], COLUMNS[2]), ("bz k", "bz n"))
 TARGETS = tuple(column.target for column in COLUMNS)
-LAYOUT: tuple[tuple[str, Kind], ...] = (
+LAYOUT: tuple[tuple[str, DeltaType], ...] = (
     *((column.target, column.kind) for column in COLUMNS),
-    *METADATA,
-    (COMMITTED, Kind("timestamp")),
+    *METADATA_COLUMNS,
+    (COMMIT_TIMESTAMP, DeltaType("timestamp")),
 )
 STATS = ("bz n", "bz v")
 
@@ -62,8 +63,8 @@ def table(place: Place, rows: Sequence[Row]) -> tuple[Any, ...]:
     for part in (rows[:half], rows[half:]):
         frame = pl.DataFrame(list(part), schema=schema, orient="row")
         nothing = pl.Series([None] * frame.height, dtype=pl.String)
-        made = stamped(frame, *digests(frame, nothing, len(COLUMNS)), NOW).with_columns(
-            pl.lit(None, pl.Datetime("us", "UTC")).alias(COMMITTED)
+        made = with_metadata(frame, *digests(frame, nothing, len(COLUMNS)), NOW).with_columns(
+            pl.lit(None, pl.Datetime("us", "UTC")).alias(COMMIT_TIMESTAMP)
         )
         file = files.write([made], place, NOW.batch_id, STATS)
         added += [file] if file else []
@@ -74,7 +75,7 @@ def table(place: Place, rows: Sequence[Row]) -> tuple[Any, ...]:
     return state.files
 
 
-def job(gathered: Gathered, place: Place, stored: Sequence[Any], **more: Any) -> NetTask:
+def job(gathered: TableChanges, place: Place, stored: Sequence[Any], **more: Any) -> NetTask:
     """What is to be netted."""
     given: dict[str, Any] = {
         "table": "public.t",
@@ -109,7 +110,7 @@ def applied(rows: Mapping[Row, Row], netted: NetChanges, place: Place) -> dict[R
         nothing = pl.Series([None] * held.height, dtype=pl.String)
         again, _ = digests(held.select(TARGETS), nothing, len(COLUMNS))
         assert again.equals(held["row_hash"])
-        assert held[COMMITTED].null_count() == 0
+        assert held[COMMIT_TIMESTAMP].null_count() == 0
         after |= dict(zip(held.select(key).rows(), held.select(TARGETS).rows(), strict=True))
     assert len(seen) == len(set(seen))
     gone_keys = [k for d in netted.deletes for k in changing.read(place, d, key).rows()]

@@ -11,7 +11,7 @@ import psycopg
 
 from bronze.postgres.connection import connect
 from bronze.postgres.replication import pgoutput, slot
-from bronze.postgres.replication.pgoutput import Changes, Described
+from bronze.postgres.replication.pgoutput import RelationMessage, RowChanges
 from tests.conftest import Source
 
 _FRAME = 25
@@ -25,7 +25,7 @@ class Wire:
     source: Source
     sender: connect.Connection
     writer: psycopg.Connection[tuple[object, ...]]
-    relations: dict[int, Described] = field(default_factory=dict)
+    relations: dict[int, RelationMessage] = field(default_factory=dict)
 
     def heard(self) -> list[bytes]:
         """The messages since the last call, up to all that is committed by now."""
@@ -42,7 +42,7 @@ class Wire:
             found.append(message[_FRAME:])
             kind, body = found[-1][0], found[-1]
             if kind == pgoutput.RELATION:
-                described = pgoutput.relation(body)
+                described = pgoutput.read_relation(body)
                 self.relations[described.oid] = described
             elif kind == pgoutput.COMMIT and self._ends(found):
                 return found
@@ -58,7 +58,7 @@ class Wire:
         own += [number for number, one in self.relations.items() if one.name == name]
         return [body for body in found if body[0] in pgoutput.CHANGES and oid(body) in own]
 
-    def changes(self, name: str) -> Changes:
+    def changes(self, name: str) -> RowChanges:
         """The changes of one table since the last call, taken apart."""
         messages = self.raw(name)
         return apart(messages, self.names(name))
@@ -69,7 +69,7 @@ class Wire:
         return [column for column, _, _ in described.columns]
 
 
-def _is_end(described: Described) -> bool:
+def _is_end(described: RelationMessage) -> bool:
     return described.name == "wire_end"
 
 
@@ -78,10 +78,10 @@ def oid(message: bytes) -> int:
     return int.from_bytes(message[1:5], "big")
 
 
-def apart(messages: Sequence[bytes], names: Sequence[str]) -> Changes:
+def apart(messages: Sequence[bytes], names: Sequence[str]) -> RowChanges:
     """Messages, all changes of one relation, taken apart."""
     lengths = np.fromiter(map(len, messages), np.int64, len(messages))
-    return pgoutput.changes(b"".join(messages), lengths, names)
+    return pgoutput.read_changes(b"".join(messages), lengths, names)
 
 
 def slot_of(source: Source) -> str:
@@ -93,7 +93,7 @@ def opened(source: Source) -> connect.Connection:
     """Makes publication and slot of all tables; the connection can stream."""
     source.execute(f"CREATE PUBLICATION {PUBLICATION} FOR ALL TABLES")
     sender = slot.walsender(source.settings().origin("test"))
-    slot.make(sender, slot_of(source), temporary=False, failover=False)
+    slot.create(sender, slot_of(source), temporary=False, failover=False)
     return sender
 
 

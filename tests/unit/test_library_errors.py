@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bronze.delta import log, store
 from bronze.errors import LakeError
-from bronze.library_errors import plain
+from bronze.library_errors import error_text
 from bronze.model.locations import Place
 
 MESSAGES = [
@@ -45,7 +45,7 @@ MESSAGES = [
 @pytest.mark.parametrize(("text", "message"), MESSAGES)
 def test_debug_output_of_libraries_is_removed(text: str, message: str) -> None:
     """Without debug output, backtraces, colours and names of layers, the message is left."""
-    assert plain(ValueError(text)) == message
+    assert error_text(ValueError(text)) == message
 
 
 @settings(derandomize=True, database=None, deadline=None)
@@ -53,7 +53,7 @@ def test_debug_output_of_libraries_is_removed(text: str, message: str) -> None:
 def test_the_message_of_any_error_is_one_line(text: str, debug: str) -> None:
     """It is never empty."""
     for original in (text, debug, f"{text}: Generic {{ store: {debug} }}"):
-        message = plain(ValueError(original))
+        message = error_text(ValueError(original))
         assert message
         assert len(message.splitlines()) == 1
 

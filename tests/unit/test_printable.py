@@ -22,7 +22,7 @@ from bronze.config import loading
 from bronze.errors import ConfigError
 from bronze.model.events import BatchApplied, Notice, TableFailed, TableLanded
 from bronze.model.results import Failure, RunResult, TableResult
-from bronze.printable import Visible, visible, visible_json
+from bronze.printable import VisibleFormatter, visible, visible_json
 from tests.conftest import Source
 
 EVIL = "a\x1b[2J\x9b31m\u202eb\x07\r\n\u2028c\x00\u200fd"
@@ -90,7 +90,7 @@ def test_csv_is_escaped_for_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_log_record_is_one_printable_line() -> None:
     """Control characters and line breaks of the message are escaped."""
-    formatter = Visible("%(levelname)s:%(message)s")
+    formatter = VisibleFormatter("%(levelname)s:%(message)s")
     line = formatter.format(logging.LogRecord("x", 30, "", 0, "a %s", (EVIL,), None))
     assert line.isprintable()
     assert line.startswith(f"WARNING:a {SHOWN}")
@@ -99,7 +99,7 @@ def test_a_log_record_is_one_printable_line() -> None:
 def test_a_traceback_in_a_log_is_printable() -> None:
     """It keeps its lines, and control characters in the error's text are escaped."""
     error = (ValueError, ValueError(EVIL), None)
-    text = Visible("%(message)s").format(logging.LogRecord("x", 30, "", 0, "a", (), error))
+    text = VisibleFormatter("%(message)s").format(logging.LogRecord("x", 30, "", 0, "a", (), error))
     first, *others = text.split("\n")
     assert first == "a"
     assert others[0].startswith(f"ValueError: {SHOWN}")

@@ -32,8 +32,8 @@ from bronze.delta.log import State, read
 from bronze.delta.schema import PROPERTIES, properties
 from bronze.delta.statistics import SAFE
 from bronze.errors import CommitConflict, LakeError
-from bronze.model.columns import Kind
-from bronze.model.files import Stored
+from bronze.model.columns import DeltaType
+from bronze.model.files import StoredFile
 from bronze.model.locations import Place
 
 Each = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
@@ -166,17 +166,17 @@ def _pause(attempt: int) -> None:
 # What is to be done
 
 
-def planned(state: State, wish: Wish) -> tuple[tuple[Stored, ...], ...]:
+def planned(state: State, wish: Wish) -> tuple[tuple[StoredFile, ...], ...]:
     """The groups of files that are worth being written anew, each one for itself.
 
     Raises:
         LakeError: the table has no such columns to cluster by.
     """
     by = _columns(state, wish)
-    shares: dict[tuple[tuple[str, str | None], ...], list[Stored]] = {}
+    shares: dict[tuple[tuple[str, str | None], ...], list[StoredFile]] = {}
     for file in state.files:
         shares.setdefault(file.partition, []).append(file)
-    groups: list[tuple[Stored, ...]] = []
+    groups: list[tuple[StoredFile, ...]] = []
     left = wish.budget
     for key in sorted(shares, key=str):
         found = (
@@ -206,15 +206,15 @@ def _spec(by: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps(by).encode()).hexdigest()[:8]
 
 
-def _size(stored: Iterable[Stored]) -> int:
+def _size(stored: Iterable[StoredFile]) -> int:
     return sum(file.size for file in stored)
 
 
 def _clustering(
-    stored: Sequence[Stored], wish: Wish, by: Sequence[str], budget: int
-) -> list[tuple[Stored, ...]]:
-    fresh: list[Stored] = []
-    clusters: dict[str, list[Stored]] = {}
+    stored: Sequence[StoredFile], wish: Wish, by: Sequence[str], budget: int
+) -> list[tuple[StoredFile, ...]]:
+    fresh: list[StoredFile] = []
+    clusters: dict[str, list[StoredFile]] = {}
     for file in stored:
         spec, name = files.cluster_of(file.path) or ("", "")
         (clusters.setdefault(name, []) if spec == _spec(by) else fresh).append(file)
@@ -229,9 +229,9 @@ def _clustering(
     return [tuple(taken)] if len(taken) > 1 or _size(taken) > wish.target else []
 
 
-def _within(stored: Sequence[Stored], budget: int) -> list[Stored]:
+def _within(stored: Sequence[StoredFile], budget: int) -> list[StoredFile]:
     """The first ones that fit in the budget."""
-    taken: list[Stored] = []
+    taken: list[StoredFile] = []
     for file in stored:
         if file.size <= budget:
             taken.append(file)
@@ -251,12 +251,12 @@ def _joined(sizes: Sequence[int], start: int, budget: int) -> int:
     return count
 
 
-def _joining(stored: Sequence[Stored], wish: Wish, budget: int) -> list[tuple[Stored, ...]]:
+def _joining(stored: Sequence[StoredFile], wish: Wish, budget: int) -> list[tuple[StoredFile, ...]]:
     small = sorted((f for f in stored if f.size < wish.target * _FULL), key=lambda f: f.size)
     chosen = small[: _joined([file.size for file in small], 0, budget)]
     if len(chosen) < _FEWEST:
         return []
-    runs: list[list[Stored]] = [[]]
+    runs: list[list[StoredFile]] = [[]]
     for file in sorted(chosen, key=_near(chosen, "")):
         if _size(runs[-1]) >= wish.target:
             runs.append([])
@@ -267,20 +267,20 @@ def _joining(stored: Sequence[Stored], wish: Wish, budget: int) -> list[tuple[St
     return [tuple(run) for run in runs] if len(runs) * 2 <= len(chosen) else []
 
 
-def _near(stored: Sequence[Stored], column: str) -> Callable[[Stored], Any]:
+def _near(stored: Sequence[StoredFile], column: str) -> Callable[[StoredFile], Any]:
     """A key which sorts files by their bounds of a column (of the first one that all have)."""
     all_have = set.intersection(*({name for name, _ in file.low} for file in stored))
     names = [column] if column in all_have else [n for n, _ in stored[0].low if n in all_have][:1]
     place = {id(file): number for number, file in enumerate(stored)}
 
-    def key(file: Stored) -> Any:
+    def key(file: StoredFile) -> Any:
         return ([dict(file.low)[name] for name in names], place[id(file)])
 
     return key
 
 
 def _orders(
-    state: State, wish: Wish, groups: Sequence[tuple[Stored, ...]], batch_id: str, memory: int
+    state: State, wish: Wish, groups: Sequence[tuple[StoredFile, ...]], batch_id: str, memory: int
 ) -> list[rewrite.Order]:
     by = _columns(state, wish)
     layout = tuple((name, kind) for name, kind in state.columns if name != state.partition)
@@ -354,7 +354,7 @@ def _shape(state: State, wish: Wish) -> commit.Shape | None:
 
 
 def _valid(
-    state: State | None, columns: tuple[tuple[str, Kind], ...], made: Sequence[Made]
+    state: State | None, columns: tuple[tuple[str, DeltaType], ...], made: Sequence[Made]
 ) -> list[Made]:
     """What may still be committed; the files of the others are deleted."""
     live = {(file.path, file.size) for file in state.files} if state else set()

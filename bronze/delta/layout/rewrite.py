@@ -20,8 +20,8 @@ from bronze import portion
 from bronze.delta import files, store
 from bronze.delta.layout.hilbert import Fence, Numbers, Scale, along, fence, keys, scales, split
 from bronze.errors import Mismatch
-from bronze.model.columns import Kind
-from bronze.model.files import DataFile, Stored
+from bronze.model.columns import DeltaType
+from bronze.model.files import StoredFile, WrittenFile
 from bronze.model.locations import Place
 
 # Of a group's rows so many are looked at to draw its scales, and these many to learn their size.
@@ -48,8 +48,8 @@ class Order:
 
     number: int
     place: Place
-    files: tuple[Stored, ...]
-    layout: tuple[tuple[str, Kind], ...]
+    files: tuple[StoredFile, ...]
+    layout: tuple[tuple[str, DeltaType], ...]
     by: tuple[str, ...]
     stats: tuple[str, ...]
     batch_id: str
@@ -63,7 +63,7 @@ class Made:
     """What became of an order: ``rows`` were read and written again."""
 
     order: Order
-    files: tuple[DataFile, ...]
+    files: tuple[WrittenFile, ...]
     rows: int
 
 
@@ -83,7 +83,7 @@ class Look:
     """The job to survey one file: to see every ``step``-th row of it."""
 
     order: Order
-    file: Stored
+    file: StoredFile
     step: int
 
 
@@ -92,7 +92,7 @@ class Spread:
     """The job to sort some of an order's files into ranges of the curve."""
 
     order: Order
-    files: tuple[Stored, ...]
+    files: tuple[StoredFile, ...]
     by: tuple[Scale, ...]
     fence: Fence
 
@@ -101,7 +101,7 @@ class Spread:
 class Spill:
     """A file in between: ``ranges`` tells for each of its row groups the range that it is of."""
 
-    file: DataFile
+    file: WrittenFile
     ranges: tuple[int, ...]
 
 
@@ -114,7 +114,7 @@ class Spilled:
     spills: tuple[Spill, ...]
 
 
-Source = tuple[Stored | DataFile, tuple[int, ...] | None]
+Source = tuple[StoredFile | WrittenFile, tuple[int, ...] | None]
 """A file and those of its row groups that are meant; None means all."""
 
 
@@ -137,7 +137,7 @@ class Written:
 
     number: int
     read: int
-    files: tuple[DataFile, ...]
+    files: tuple[WrittenFile, ...]
 
 
 @dataclass
@@ -147,7 +147,7 @@ class _Course:
     order: Order
     by: tuple[Scale, ...] = ()
     fence: Fence | None = None
-    bunches: tuple[tuple[Stored, ...], ...] = ()
+    bunches: tuple[tuple[StoredFile, ...], ...] = ()
     spilled: tuple[Spilled, ...] = ()
 
 
@@ -180,7 +180,7 @@ def steps(orders: Sequence[Order]) -> Steps:
         discard(orders[0].place, [spill.file for one in spilled for spill in one.spills])
 
 
-def discard(place: Place, unwanted: Iterable[DataFile]) -> None:
+def discard(place: Place, unwanted: Iterable[WrittenFile]) -> None:
     """Deletes files that nobody sees."""
     store.delete(place, [file.path for file in unwanted])
 
@@ -221,7 +221,7 @@ def _course(order: Order, seen: Sequence[Surveyed]) -> _Course:
     if size <= room:
         return _Course(order, by)
     piles = max(1, int(-(-size // (room * order.count))))
-    bunches: list[list[Stored]] = [[]]
+    bunches: list[list[StoredFile]] = [[]]
     for file in order.files:
         if bunches[-1] and sum(sizes[f.path] for f in bunches[-1]) + sizes[file.path] > room:
             bunches.append([])
@@ -294,7 +294,7 @@ def write(job: Write) -> Written:
         LakeError, LakeUnreachable: a file cannot be read or written.
     """
     order, tally = job.order, [0]
-    made: list[DataFile] = []
+    made: list[WrittenFile] = []
     name = files.clustered(order.batch_id, *order.cluster) if order.cluster else order.batch_id
     try:
         for frames in _outputs(job, tally):

@@ -12,15 +12,15 @@ import pyarrow.parquet as pq
 from bronze import portion
 from bronze.delta import files
 from bronze.delta.files import CHANGE
-from bronze.model.columns import Kind
-from bronze.model.files import DataFile
+from bronze.model.columns import DeltaType
+from bronze.model.files import WrittenFile
 from bronze.model.locations import Place
-from bronze.model.stamp import Stamp
+from bronze.model.stamp import RowStamp
 from bronze.model.units import DELETED
 
 Rows = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float64]
-Changes = pl.DataFrame | DataFile
+Changes = pl.DataFrame | WrittenFile
 """Changed rows as they are stored: in memory where they are few, else in a file."""
 
 GROUP = 30_000
@@ -31,7 +31,7 @@ BYTES = 8 * 2**20
 
 def height(change: Changes) -> int:
     """How many rows there are."""
-    return change.rows if isinstance(change, DataFile) else change.height
+    return change.rows if isinstance(change, WrittenFile) else change.height
 
 
 def read(place: Place, change: Changes, columns: Sequence[str]) -> pl.DataFrame:
@@ -45,7 +45,7 @@ def picked(
     place: Place,
     change: Changes,
     lines: Rows,
-    layout: Sequence[tuple[str, Kind]],
+    layout: Sequence[tuple[str, DeltaType]],
 ) -> pl.DataFrame:
     """Some rows (their lines sorted) of the changes."""
     return joined(list(picks(place, change, lines, layout)))
@@ -60,7 +60,7 @@ def picks(
     place: Place,
     change: Changes,
     lines: Rows,
-    layout: Sequence[tuple[str, Kind]],
+    layout: Sequence[tuple[str, DeltaType]],
 ) -> Iterator[pl.DataFrame]:
     """The same a few at a time: those of a row group, or of a part of one."""
     names = [name for name, _ in layout]
@@ -94,7 +94,7 @@ def _counts(parquet: pq.ParquetFile) -> list[int]:
     return [int(parquet.metadata.row_group(i).num_rows) for i in groups]
 
 
-def marked(rows: pl.DataFrame, stamp: Stamp) -> pl.DataFrame:
+def marked(rows: pl.DataFrame, stamp: RowStamp) -> pl.DataFrame:
     """The rows as what they are when the source has them no more."""
     return rows.with_columns(
         pl.lit(DELETED).alias("record_status"),

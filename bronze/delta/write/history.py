@@ -18,10 +18,10 @@ from bronze import portion
 from bronze.delta import files
 from bronze.delta.partition import Outputs, column_of
 from bronze.delta.write.changes import Changes, Gathered, Rows, marked, picks, read
-from bronze.model.columns import Kind
-from bronze.model.files import DataFile, Stored
+from bronze.model.columns import DeltaType
+from bronze.model.files import StoredFile, WrittenFile
 from bronze.model.locations import Place
-from bronze.model.stamp import Stamp
+from bronze.model.stamp import RowStamp
 from bronze.model.units import DELETED
 from bronze.portion import HELD
 
@@ -41,13 +41,13 @@ class Append:
     """
 
     place: Place
-    stored: tuple[Stored, ...]
-    layout: tuple[tuple[str, Kind], ...]
+    stored: tuple[StoredFile, ...]
+    layout: tuple[tuple[str, DeltaType], ...]
     key: tuple[str, ...]
     stats: tuple[str, ...]
-    stamp: Stamp
+    stamp: RowStamp
     changes: tuple[Changes, ...] = field(repr=False)
-    gone: tuple[tuple[Stored, Rows], ...] = field(default=(), repr=False)
+    gone: tuple[tuple[StoredFile, Rows], ...] = field(default=(), repr=False)
     dates_of: str | None = None
     doubting: bool = False
 
@@ -56,7 +56,7 @@ class Append:
 class Appended:
     """What was added."""
 
-    files: tuple[DataFile, ...]
+    files: tuple[WrittenFile, ...]
     inserted: int
     updated: int
     deleted: int
@@ -114,8 +114,8 @@ def _vanished(job: Append) -> Iterator[pl.DataFrame]:
 
 def latest(
     place: Place,
-    stored: Sequence[Stored],
-    layout: Sequence[tuple[str, Kind]],
+    stored: Sequence[StoredFile],
+    layout: Sequence[tuple[str, DeltaType]],
     key: Sequence[str],
     wanted: pl.DataFrame,
 ) -> pl.DataFrame:

@@ -13,8 +13,8 @@ import polars as pl
 from bronze.delta import files
 from bronze.delta.partition import Outputs, column_of
 from bronze.delta.write.changes import Changes, Gathered, height, image, picks
-from bronze.model.columns import Kind
-from bronze.model.files import DataFile
+from bronze.model.columns import DeltaType
+from bronze.model.files import WrittenFile
 from bronze.model.locations import Place
 
 
@@ -28,7 +28,7 @@ class Insert:
     """
 
     place: Place
-    layout: tuple[tuple[str, Kind], ...]
+    layout: tuple[tuple[str, DeltaType], ...]
     stats: tuple[str, ...]
     batch_id: str
     changes: tuple[Changes, ...] = field(repr=False)
@@ -51,8 +51,8 @@ class Inserted:
     """What an `Insert` wrote; ``rows`` counts those that are new."""
 
     rows: int
-    files: tuple[DataFile, ...]
-    feed: tuple[DataFile, ...]
+    files: tuple[WrittenFile, ...]
+    feed: tuple[WrittenFile, ...]
 
 
 def unfound(mask: bytes, height: int) -> npt.NDArray[np.int64]:

@@ -10,15 +10,15 @@ import pyarrow.parquet as pq
 
 from bronze.delta import files
 from bronze.delta.write import merge
-from bronze.model.columns import Kind
-from bronze.model.files import Stored
+from bronze.model.columns import DeltaType
+from bronze.model.files import StoredFile
 from bronze.model.locations import Place
 
 
 def found(
     place: Place,
-    stored: Sequence[Stored],
-    layout: Sequence[tuple[str, Kind]],
+    stored: Sequence[StoredFile],
+    layout: Sequence[tuple[str, DeltaType]],
     keys: pl.DataFrame,
     columns: Sequence[str],
 ) -> Iterator[pl.DataFrame]:
@@ -51,7 +51,7 @@ def found(
 
 def _groups(
     parquet: pq.ParquetFile,
-    layout: Sequence[tuple[str, Kind]],
+    layout: Sequence[tuple[str, DeltaType]],
     keys: pl.DataFrame,
     constants: dict[str, str | None],
 ) -> list[int]:

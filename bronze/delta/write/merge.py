@@ -39,10 +39,10 @@ from bronze.delta.write.changes import (
     picked,
     read,
 )
-from bronze.model.columns import Kind
-from bronze.model.files import DataFile, Stored
+from bronze.model.columns import DeltaType
+from bronze.model.files import StoredFile, WrittenFile
 from bronze.model.locations import Place
-from bronze.model.stamp import Stamp
+from bronze.model.stamp import RowStamp
 from bronze.model.units import DELETED
 
 OnDelete = Literal["mark", "remove"]
@@ -64,11 +64,11 @@ class Merge:
     """
 
     place: Place
-    file: Stored
-    layout: tuple[tuple[str, Kind], ...]
+    file: StoredFile
+    layout: tuple[tuple[str, DeltaType], ...]
     key: tuple[str, ...]
     stats: tuple[str, ...]
-    stamp: Stamp
+    stamp: RowStamp
     changes: tuple[Changes, ...] = field(repr=False)
     gone: npt.NDArray[np.int64] | None = field(default=None, repr=False)
     deletes: tuple[Changes, ...] = field(default=(), repr=False)
@@ -89,11 +89,11 @@ class Merged:
     were not live before.
     """
 
-    old: Stored
+    old: StoredFile
     found: tuple[bytes, ...] = field(repr=False)
     rewritten: bool = False
-    file: DataFile | None = None
-    feed: DataFile | None = None
+    file: WrittenFile | None = None
+    feed: WrittenFile | None = None
     updated: int = 0
     deleted: int = 0
     moved: pl.DataFrame | None = field(default=None, repr=False)
@@ -106,12 +106,12 @@ class Merged:
 
 
 def candidates(
-    stored: Sequence[Stored], changes: Sequence[Changes], key: Sequence[str], place: Place
-) -> list[Stored]:
+    stored: Sequence[StoredFile], changes: Sequence[Changes], key: Sequence[str], place: Place
+) -> list[StoredFile]:
     """The files that may hold a key of the changes, by the bounds that the log has."""
     first = key[0]
     left = list(stored)
-    found: list[Stored] = []
+    found: list[StoredFile] = []
     for change in changes:
         keys = read(place, change, [first])[first].unique().sort()
         hit = [file for file in left if _overlaps(file, first, keys)]
@@ -120,7 +120,7 @@ def candidates(
     return found
 
 
-def _overlaps(file: Stored, column: str, keys: pl.Series) -> bool:
+def _overlaps(file: StoredFile, column: str, keys: pl.Series) -> bool:
     low, high = dict(file.low).get(column), dict(file.high).get(column)
     # A value that Delta cannot hold is NULL, of which bounds say nothing.
     if low is None or high is None or keys.null_count():

@@ -11,28 +11,28 @@ from datetime import datetime
 
 import polars as pl
 
-from bronze.model.columns import Kind
-from bronze.model.stamp import Stamp
+from bronze.model.columns import DeltaType
+from bronze.model.stamp import RowStamp
 
-COLUMNS: tuple[tuple[str, Kind], ...] = (
-    ("batch_id", Kind("string")),
-    ("anomaly_timestamp", Kind("timestamp")),
-    ("source_system", Kind("string")),
-    ("source_table", Kind("string")),
-    ("target_table", Kind("string")),
-    ("level", Kind("string")),
-    ("row_key", Kind("string")),
-    ("anomaly_score", Kind("double")),
-    ("threshold", Kind("double")),
-    ("model_version", Kind("string")),
-    ("columns", Kind("string")),
+COLUMNS: tuple[tuple[str, DeltaType], ...] = (
+    ("batch_id", DeltaType("string")),
+    ("anomaly_timestamp", DeltaType("timestamp")),
+    ("source_system", DeltaType("string")),
+    ("source_table", DeltaType("string")),
+    ("target_table", DeltaType("string")),
+    ("level", DeltaType("string")),
+    ("row_key", DeltaType("string")),
+    ("anomaly_score", DeltaType("double")),
+    ("threshold", DeltaType("double")),
+    ("model_version", DeltaType("string")),
+    ("columns", DeltaType("string")),
 )
 NAME = "anomalies"
 ROW, RUN = "row", "run"
 
 
 def frame(
-    found: pl.DataFrame, *, at: datetime, stamp: Stamp, source_table: str, target_table: str
+    found: pl.DataFrame, *, at: datetime, stamp: RowStamp, source_table: str, target_table: str
 ) -> pl.DataFrame:
     """The records of one table's run as a frame with `COLUMNS`.
 

@@ -18,23 +18,23 @@ from typing import Any
 
 import polars as pl
 
-from bronze.model.columns import Kind
+from bronze.model.columns import DeltaType
 
-COLUMNS: tuple[tuple[str, Kind], ...] = (
-    ("sequence", Kind("long")),
-    ("recorded_timestamp", Kind("timestamp")),
-    ("actor", Kind("string")),
-    ("identity", Kind("string")),
-    ("host", Kind("string")),
-    ("action", Kind("string")),
-    ("subject", Kind("string")),
-    ("result", Kind("string")),
-    ("details", Kind("string")),
-    ("batch_id", Kind("string")),
-    ("bronze_version", Kind("string")),
-    ("key_id", Kind("string")),
-    ("previous_hash", Kind("string")),
-    ("record_hash", Kind("string")),
+COLUMNS: tuple[tuple[str, DeltaType], ...] = (
+    ("sequence", DeltaType("long")),
+    ("recorded_timestamp", DeltaType("timestamp")),
+    ("actor", DeltaType("string")),
+    ("identity", DeltaType("string")),
+    ("host", DeltaType("string")),
+    ("action", DeltaType("string")),
+    ("subject", DeltaType("string")),
+    ("result", DeltaType("string")),
+    ("details", DeltaType("string")),
+    ("batch_id", DeltaType("string")),
+    ("bronze_version", DeltaType("string")),
+    ("key_id", DeltaType("string")),
+    ("previous_hash", DeltaType("string")),
+    ("record_hash", DeltaType("string")),
 )
 NAME = "audit_log"
 FIRST = "0" * 64

@@ -12,34 +12,34 @@ from datetime import UTC, datetime
 
 import polars as pl
 
-from bronze.model.columns import Kind
+from bronze.model.columns import DeltaType
 
-COLUMNS: tuple[tuple[str, Kind], ...] = (
-    ("lineage_id", Kind("string")),
-    ("source_system", Kind("string")),
-    ("source_table", Kind("string")),
-    ("target_system", Kind("string")),
-    ("target_table", Kind("string")),
-    ("transformation_type", Kind("string")),
-    ("created_timestamp", Kind("timestamp")),
-    ("created_by", Kind("string")),
-    ("batch_id", Kind("string")),
-    ("mode", Kind("string")),
-    ("position", Kind("long")),
-    ("snapshot", Kind("string")),
-    ("timeline", Kind("string")),
-    ("version_before", Kind("long")),
-    ("version_after", Kind("long")),
-    ("rows_read", Kind("long")),
-    ("inserted", Kind("long")),
-    ("updated", Kind("long")),
-    ("deleted", Kind("long")),
-    ("rejected", Kind("long")),
-    ("contract_hash", Kind("string")),
-    ("config_hash", Kind("string")),
-    ("schema_changes", Kind("string")),
-    ("status", Kind("string")),
-    ("error_kind", Kind("string")),
+COLUMNS: tuple[tuple[str, DeltaType], ...] = (
+    ("lineage_id", DeltaType("string")),
+    ("source_system", DeltaType("string")),
+    ("source_table", DeltaType("string")),
+    ("target_system", DeltaType("string")),
+    ("target_table", DeltaType("string")),
+    ("transformation_type", DeltaType("string")),
+    ("created_timestamp", DeltaType("timestamp")),
+    ("created_by", DeltaType("string")),
+    ("batch_id", DeltaType("string")),
+    ("mode", DeltaType("string")),
+    ("position", DeltaType("long")),
+    ("snapshot", DeltaType("string")),
+    ("timeline", DeltaType("string")),
+    ("version_before", DeltaType("long")),
+    ("version_after", DeltaType("long")),
+    ("rows_read", DeltaType("long")),
+    ("inserted", DeltaType("long")),
+    ("updated", DeltaType("long")),
+    ("deleted", DeltaType("long")),
+    ("rejected", DeltaType("long")),
+    ("contract_hash", DeltaType("string")),
+    ("config_hash", DeltaType("string")),
+    ("schema_changes", DeltaType("string")),
+    ("status", DeltaType("string")),
+    ("error_kind", DeltaType("string")),
 )
 NAME = "data_lineage"
 _POLARS = {"string": pl.String(), "long": pl.Int64(), "timestamp": pl.Datetime("us", "UTC")}

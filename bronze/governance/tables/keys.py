@@ -12,17 +12,17 @@ from datetime import datetime
 
 import polars as pl
 
-from bronze.model.columns import Kind
+from bronze.model.columns import DeltaType
 from bronze.model.protection import DataKey
 
-COLUMNS: tuple[tuple[str, Kind], ...] = (
-    ("key_id", Kind("string")),
-    ("target_table", Kind("string")),
-    ("column_name", Kind("string")),
-    ("purpose", Kind("string")),
-    ("wrapped_key", Kind("string")),
-    ("master_key_id", Kind("string")),
-    ("created_timestamp", Kind("timestamp")),
+COLUMNS: tuple[tuple[str, DeltaType], ...] = (
+    ("key_id", DeltaType("string")),
+    ("target_table", DeltaType("string")),
+    ("column_name", DeltaType("string")),
+    ("purpose", DeltaType("string")),
+    ("wrapped_key", DeltaType("string")),
+    ("master_key_id", DeltaType("string")),
+    ("created_timestamp", DeltaType("timestamp")),
 )
 NAME = "keys"
 

@@ -17,26 +17,29 @@ import numpy.typing as npt
 import polars as pl
 
 from bronze.model.anomaly import Feature, Forest, Model
-from bronze.model.columns import Kind
+from bronze.model.columns import DeltaType
 
-_INTS, _DOUBLES = Kind("array", element=Kind("int")), Kind("array", element=Kind("double"))
+_INTS, _DOUBLES = (
+    DeltaType("array", element=DeltaType("int")),
+    DeltaType("array", element=DeltaType("double")),
+)
 _ARRAYS = ("sizes", "feature", "threshold", "left", "right", "rows")
 
-COLUMNS: tuple[tuple[str, Kind], ...] = (
-    ("model_version", Kind("string")),
-    ("trained_timestamp", Kind("timestamp")),
-    ("source_system", Kind("string")),
-    ("source_table", Kind("string")),
-    ("target_table", Kind("string")),
-    ("reason", Kind("string")),
-    ("settings", Kind("string")),
-    ("moment", Kind("timestamp")),
-    ("table_rows", Kind("long")),
-    ("seed", Kind("long")),
-    ("expected", Kind("double")),
-    ("threshold", Kind("double")),
-    ("features", Kind("string")),
-    ("sample", Kind("int")),
+COLUMNS: tuple[tuple[str, DeltaType], ...] = (
+    ("model_version", DeltaType("string")),
+    ("trained_timestamp", DeltaType("timestamp")),
+    ("source_system", DeltaType("string")),
+    ("source_table", DeltaType("string")),
+    ("target_table", DeltaType("string")),
+    ("reason", DeltaType("string")),
+    ("settings", DeltaType("string")),
+    ("moment", DeltaType("timestamp")),
+    ("table_rows", DeltaType("long")),
+    ("seed", DeltaType("long")),
+    ("expected", DeltaType("double")),
+    ("threshold", DeltaType("double")),
+    ("features", DeltaType("string")),
+    ("sample", DeltaType("int")),
     *((f"tree_{name}", _DOUBLES if name == "threshold" else _INTS) for name in _ARRAYS),
 )
 NAME = "models"

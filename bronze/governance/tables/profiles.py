@@ -11,25 +11,25 @@ from typing import Literal
 import polars as pl
 
 from bronze.model.anomaly import Outliers, Profile
-from bronze.model.columns import Kind
-from bronze.model.stamp import Stamp
+from bronze.model.columns import DeltaType
+from bronze.model.stamp import RowStamp
 
 Scope = Literal["whole", "changes", "stream"]
 """Which rows a profile is of: all of the table's, those that may have changed, or those that a
 stream brought. Only like is held against like."""
 
-COLUMNS: tuple[tuple[str, Kind], ...] = (
-    ("batch_id", Kind("string")),
-    ("profiled_timestamp", Kind("timestamp")),
-    ("source_system", Kind("string")),
-    ("source_table", Kind("string")),
-    ("target_table", Kind("string")),
-    ("scope", Kind("string")),
-    ("rows", Kind("long")),
-    ("scored", Kind("long")),
-    ("anomalies", Kind("long")),
-    ("model_version", Kind("string")),
-    ("measures", Kind("string")),
+COLUMNS: tuple[tuple[str, DeltaType], ...] = (
+    ("batch_id", DeltaType("string")),
+    ("profiled_timestamp", DeltaType("timestamp")),
+    ("source_system", DeltaType("string")),
+    ("source_table", DeltaType("string")),
+    ("target_table", DeltaType("string")),
+    ("scope", DeltaType("string")),
+    ("rows", DeltaType("long")),
+    ("scored", DeltaType("long")),
+    ("anomalies", DeltaType("long")),
+    ("model_version", DeltaType("string")),
+    ("measures", DeltaType("string")),
 )
 NAME = "profiles"
 
@@ -58,7 +58,7 @@ def frame(
     scope: Scope,
     model: str | None,
     at: datetime,
-    stamp: Stamp,
+    stamp: RowStamp,
     source_table: str,
     target_table: str,
 ) -> pl.DataFrame:

@@ -14,32 +14,32 @@ from typing import Any
 
 import polars as pl
 
-from bronze.model.columns import Kind
-from bronze.model.stamp import Stamp
+from bronze.model.columns import DeltaType
+from bronze.model.stamp import RowStamp
 
-COLUMNS: tuple[tuple[str, Kind], ...] = (
-    ("batch_id", Kind("string")),
-    ("data_lineage", Kind("string")),
-    ("evaluated_timestamp", Kind("timestamp")),
-    ("as_of_timestamp", Kind("timestamp")),
-    ("source_system", Kind("string")),
-    ("source_table", Kind("string")),
-    ("target_table", Kind("string")),
-    ("mode", Kind("string")),
-    ("landed", Kind("boolean")),
-    ("rule", Kind("string")),
-    ("kind", Kind("string")),
-    ("column_name", Kind("string")),
-    ("severity", Kind("string")),
-    ("origin", Kind("string")),
-    ("evaluation", Kind("string")),
-    ("checked", Kind("long")),
-    ("failed", Kind("long")),
-    ("share", Kind("double")),
-    ("measured", Kind("double")),
-    ("allowed", Kind("double")),
-    ("passed", Kind("boolean")),
-    ("examples", Kind("string")),
+COLUMNS: tuple[tuple[str, DeltaType], ...] = (
+    ("batch_id", DeltaType("string")),
+    ("data_lineage", DeltaType("string")),
+    ("evaluated_timestamp", DeltaType("timestamp")),
+    ("as_of_timestamp", DeltaType("timestamp")),
+    ("source_system", DeltaType("string")),
+    ("source_table", DeltaType("string")),
+    ("target_table", DeltaType("string")),
+    ("mode", DeltaType("string")),
+    ("landed", DeltaType("boolean")),
+    ("rule", DeltaType("string")),
+    ("kind", DeltaType("string")),
+    ("column_name", DeltaType("string")),
+    ("severity", DeltaType("string")),
+    ("origin", DeltaType("string")),
+    ("evaluation", DeltaType("string")),
+    ("checked", DeltaType("long")),
+    ("failed", DeltaType("long")),
+    ("share", DeltaType("double")),
+    ("measured", DeltaType("double")),
+    ("allowed", DeltaType("double")),
+    ("passed", DeltaType("boolean")),
+    ("examples", DeltaType("string")),
 )
 NAME = "quality"
 
@@ -80,7 +80,7 @@ class Graded:
 
     source_table: str
     target_table: str
-    stamp: Stamp
+    stamp: RowStamp
     mode: str
     as_of: datetime
     landed: bool

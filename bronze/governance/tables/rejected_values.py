@@ -10,25 +10,25 @@ from collections.abc import Iterable
 
 import polars as pl
 
-from bronze.model.columns import Kind
-from bronze.model.stamp import Stamp
-from bronze.model.units import Rejected
+from bronze.model.columns import DeltaType
+from bronze.model.stamp import RowStamp
+from bronze.model.units import RejectedValue
 
-COLUMNS: tuple[tuple[str, Kind], ...] = (
-    ("batch_id", Kind("string")),
-    ("rejected_timestamp", Kind("timestamp")),
-    ("source_system", Kind("string")),
-    ("source_table", Kind("string")),
-    ("target_table", Kind("string")),
-    ("row_key", Kind("string")),
-    ("column_name", Kind("string")),
-    ("source_text", Kind("string")),
+COLUMNS: tuple[tuple[str, DeltaType], ...] = (
+    ("batch_id", DeltaType("string")),
+    ("rejected_timestamp", DeltaType("timestamp")),
+    ("source_system", DeltaType("string")),
+    ("source_table", DeltaType("string")),
+    ("target_table", DeltaType("string")),
+    ("row_key", DeltaType("string")),
+    ("column_name", DeltaType("string")),
+    ("source_text", DeltaType("string")),
 )
 NAME = "rejected_values"
 
 
 def frame(
-    records: Iterable[Rejected], *, stamp: Stamp, source_table: str, target_table: str
+    records: Iterable[RejectedValue], *, stamp: RowStamp, source_table: str, target_table: str
 ) -> pl.DataFrame:
     """The records of one table's run as a frame with `COLUMNS`."""
     texts = [(record.key, record.column, record.text) for record in records]

@@ -12,20 +12,20 @@ from datetime import UTC, datetime
 
 import polars as pl
 
-from bronze.model.columns import Kind
+from bronze.model.columns import DeltaType
 
-COLUMNS: tuple[tuple[str, Kind], ...] = (
-    ("stream", Kind("string")),
-    ("source_system", Kind("string")),
-    ("position", Kind("long")),
-    ("source_commit_timestamp", Kind("timestamp")),
-    ("recorded_timestamp", Kind("timestamp")),
-    ("batch_id", Kind("string")),
-    ("transactions", Kind("long")),
-    ("changes", Kind("long")),
-    ("lag_bytes", Kind("long")),
-    ("lag_seconds", Kind("double")),
-    ("tables", Kind("string")),
+COLUMNS: tuple[tuple[str, DeltaType], ...] = (
+    ("stream", DeltaType("string")),
+    ("source_system", DeltaType("string")),
+    ("position", DeltaType("long")),
+    ("source_commit_timestamp", DeltaType("timestamp")),
+    ("recorded_timestamp", DeltaType("timestamp")),
+    ("batch_id", DeltaType("string")),
+    ("transactions", DeltaType("long")),
+    ("changes", DeltaType("long")),
+    ("lag_bytes", DeltaType("long")),
+    ("lag_seconds", DeltaType("double")),
+    ("tables", DeltaType("string")),
 )
 NAME = "streams"
 

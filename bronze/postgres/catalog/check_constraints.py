@@ -46,7 +46,7 @@ class _Operand:
     digits: int = 0
 
 
-def translated(
+def check_expression(
     text: str, columns: Sequence[Column], folding: Collection[str] = ()
 ) -> pl.Expr | None:
     """Translates a condition into a polars expression over the source's column names.

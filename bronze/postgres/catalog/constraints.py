@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bronze.postgres.catalog.relations import Relation
-from bronze.postgres.catalog.types import readable
+from bronze.postgres.catalog.types import valid_text
 from bronze.postgres.connection.connect import Connection
 
 
@@ -64,7 +64,7 @@ SELECT c.conname, c.contype::text,
        ARRAY(SELECT a.attname::text FROM unnest(c.confkey) WITH ORDINALITY AS k(attnum, o)
              JOIN pg_attribute a ON a.attrelid = c.confrelid AND a.attnum = k.attnum
              ORDER BY k.o),
-       CASE WHEN c.contype = 'c' THEN {readable("pg_get_expr(c.conbin, c.conrelid)")} END,
+       CASE WHEN c.contype = 'c' THEN {valid_text("pg_get_expr(c.conbin, c.conrelid)")} END,
        c.connoinherit,
        c.confrelid = 0 OR (has_schema_privilege(n.oid, 'USAGE')
            AND (SELECT bool_and(has_column_privilege(f.oid, k.attnum, 'SELECT'))
@@ -87,7 +87,7 @@ ORDER BY i.indexrelid
 
 _COLUMNS = f"""
 SELECT a.attname::text,
-       CASE WHEN t.typtype = 'e' THEN ARRAY(SELECT {readable("e.enumlabel::text")} FROM pg_enum e
+       CASE WHEN t.typtype = 'e' THEN ARRAY(SELECT {valid_text("e.enumlabel::text")} FROM pg_enum e
             WHERE e.enumtypid = t.oid ORDER BY e.enumsortorder) END,
        NOT coalesce(c.collisdeterministic, true)
 FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid

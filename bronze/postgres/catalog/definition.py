@@ -190,7 +190,7 @@ def definitions(connection: Connection, oids: Sequence[int]) -> dict[int, dict[s
     return fingerprints
 
 
-def changed(known: Definition, now: Definition, *, storage: bool) -> str:
+def definition_change(known: Definition, now: Definition, *, storage: bool) -> str:
     """What has changed in a relation's definition, as a clause of a sentence; "" if nothing has.
 
     A new label of an enum is not a change: no row had it.

@@ -16,7 +16,7 @@ from bronze.postgres.connection.connect import Connection
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ComparisonOperators:
     """The comparison operators of a type, in SQL."""
 
     equal: str = "="
@@ -24,7 +24,7 @@ class Comparison:
     at_least: str = ">="
 
 
-PLAIN = Comparison()
+DEFAULT_OPERATORS = ComparisonOperators()
 """The operators of PostgreSQL's own types."""
 
 _OPERATORS = """
@@ -45,7 +45,7 @@ JOIN pg_amop p ON p.amopfamily = c.opcfamily AND p.amoplefttype = used.type
 JOIN pg_operator o ON o.oid = p.amopopr JOIN pg_namespace n ON n.oid = o.oprnamespace
 WHERE n.nspname <> 'pg_catalog'
 """
-# The field of `Comparison` by access method and strategy number.
+# The field of `ComparisonOperators` by access method and strategy number.
 _STRATEGIES = {
     ("hash", 1): "equal",
     ("btree", 3): "equal",
@@ -54,7 +54,9 @@ _STRATEGIES = {
 }
 
 
-def comparisons(connection: Connection, schema: str, table: str) -> Mapping[str, Comparison]:
+def comparison_operators(
+    connection: Connection, schema: str, table: str
+) -> Mapping[str, ComparisonOperators]:
     """The operators of the columns whose types are not PostgreSQL's own, by column name.
 
     Raises:
@@ -66,4 +68,4 @@ def comparisons(connection: Connection, schema: str, table: str) -> Mapping[str,
         field = _STRATEGIES.get((method, strategy))
         if field:
             operators_of.setdefault(name, {})[field] = operator
-    return {name: Comparison(**operators) for name, operators in operators_of.items()}
+    return {name: ComparisonOperators(**operators) for name, operators in operators_of.items()}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from bronze.postgres.catalog.definition import Definition, definitions
-from bronze.postgres.catalog.types import SourceType, readable
+from bronze.postgres.catalog.types import SourceType, valid_text
 from bronze.postgres.connection.connect import Connection
 
 RelationKind = Literal["table", "partitioned", "materialized view", "view", "foreign table"]
@@ -146,7 +146,7 @@ SELECT c.oid::int8, n.nspname, c.relname, c.relkind::text,
        current_setting('block_size')::int4 AS page,
        has_schema_privilege(n.oid, 'USAGE')
            AND has_any_column_privilege(c.oid, 'SELECT') AS readable,
-       {readable("obj_description(c.oid, 'pg_class')")},
+       {valid_text("obj_description(c.oid, 'pg_class')")},
        coalesce(s.rewritten, true) AS rewritten, s.parts,
        has_table_privilege(c.oid, 'SELECT'),
        -- A view has no such columns: there the function returns NULL.
@@ -163,7 +163,7 @@ ORDER BY n.nspname, c.relname
 _ATTRIBUTES = f"""
 SELECT a.attrelid::int8, a.attname, a.atttypid::int8, a.atttypmod,
        format_type(a.atttypid, a.atttypmod), a.attnotnull,
-       {readable("col_description(a.attrelid, a.attnum)")},
+       {valid_text("col_description(a.attrelid, a.attnum)")},
        a.attnum, has_column_privilege(a.attrelid, a.attnum, 'SELECT')
 FROM pg_attribute a
 WHERE a.attrelid = ANY(%(oids)s::oid[]) AND a.attnum > 0 AND NOT a.attisdropped

@@ -14,10 +14,10 @@ from typing import Any, Literal
 import psycopg
 from psycopg import sql
 
-from bronze.model.stamp import Method
+from bronze.model.stamp import IngestionMethod
 from bronze.postgres.catalog.pii import PersonalKind, kind_by_content, kind_by_name, words
 from bronze.postgres.catalog.relations import Attribute, Relation, relations
-from bronze.postgres.catalog.types import SourceType, output
+from bronze.postgres.catalog.types import SourceType, output_text
 from bronze.postgres.connection.connect import Connection
 from bronze.postgres.statement import quoted
 
@@ -104,7 +104,7 @@ class Survey:
     activity: Activity
     extension: str
     hot: bool
-    pattern: Method
+    pattern: IngestionMethod
     cursor: str
     reason: str
 
@@ -136,7 +136,7 @@ WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_extension'::regcla
 """
 
 
-def sized(connection: Connection, schemas: Sequence[str]) -> tuple[Relation, ...]:
+def relations_with_sizes(connection: Connection, schemas: Sequence[str]) -> tuple[Relation, ...]:
     """The relations of ``schemas`` with exact sizes, or with those of their last VACUUM.
 
     Exact sizes take a lock on each relation: without it after a second, the estimates are used.
@@ -153,7 +153,7 @@ def sized(connection: Connection, schemas: Sequence[str]) -> tuple[Relation, ...
         return estimated
 
 
-def look(connection: Connection, relations: Sequence[Relation]) -> tuple[Survey, ...]:
+def survey_relations(connection: Connection, relations: Sequence[Relation]) -> tuple[Survey, ...]:
     """Surveys relations, in their order.
 
     Samples up to 200 rows of each, in a read-only transaction of a few seconds at most. A relation
@@ -261,7 +261,7 @@ def _pattern(
     activity: Activity,
     cursors: Sequence[Cursor],
     hot: bool,
-) -> tuple[Method, str, str]:
+) -> tuple[IngestionMethod, str, str]:
     """The proposed load pattern, its cursor column ("": none), and the reason as a clause."""
     if relation.kind not in ("table", "partitioned"):
         return "full_refresh", "", f"a {relation.kind} has no key"
@@ -277,7 +277,7 @@ def _pattern(
     if best is None:
         return "full_refresh", "", "no column shows when a row was written"
     if best.sees == "updates":
-        pattern: Method = "micro_batch" if changes else "batch"
+        pattern: IngestionMethod = "micro_batch" if changes else "batch"
         return pattern, best.column, f"it shows which rows are new or changed{_weaknesses(best)}"
     if changes:
         return (
@@ -298,7 +298,7 @@ def _weaknesses(cursor: Cursor) -> str:
     return f", but {' and '.join(weaknesses)}" if weaknesses else ""
 
 
-def by_names(relation: Relation) -> tuple[Personal, ...]:
+def personal_by_name(relation: Relation) -> tuple[Personal, ...]:
     """The columns of a relation that seem to contain personal data, by their names alone."""
     return _personal(relation, {})
 
@@ -358,7 +358,7 @@ def _tablesample(relation: Relation, rows: int) -> str:
 def _fetch(
     connection: Connection, relation: Relation, names: Sequence[str], clause: str
 ) -> list[Any]:
-    values = [f"left({output(quoted(name))}, {_SAMPLE_CHARACTERS})" for name in names]
+    values = [f"left({output_text(quoted(name))}, {_SAMPLE_CHARACTERS})" for name in names]
     name = quoted(relation.schema, relation.name)
     query = f"SELECT {', '.join(values)} FROM {name}{clause} LIMIT {_SAMPLE_ROWS}"  # noqa: S608
     return connection.execute(sql.SQL(query)).fetchall()

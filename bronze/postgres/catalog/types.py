@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from bronze.model.columns import Column, Kind, Wire
+from bronze.model.columns import Column, DeltaType, WireFormat
 
 MAX_PRECISION = 38
 _INT8_PRECISION = 18
@@ -51,7 +51,7 @@ class SourceType:
 
 
 @dataclass(frozen=True)
-class Choices:
+class TypeOptions:
     """A table's type options in the config, and the encoding of its database.
 
     ``decimals`` gives columns of numerics without precision a decimal(p, s); ``arrays`` and
@@ -68,8 +68,8 @@ class Choices:
 class ValueSql:
     """The SQL of a value of some type, and what it becomes: the parts of a `Column` by its type."""
 
-    kind: Kind
-    wire: Wire
+    kind: DeltaType
+    wire: WireFormat
     select: str
     canonical: str
     reject: str
@@ -77,19 +77,19 @@ class ValueSql:
     element: str = ""
 
 
-def _unchanged(kind: Kind, value: str) -> ValueSql:
+def _unchanged(kind: DeltaType, value: str) -> ValueSql:
     return ValueSql(kind, "same", value, value, "", f"{value}::text")
 
 
 def _same_value(name: str) -> Callable[[str, SourceType], ValueSql]:
-    return lambda v, _: _unchanged(Kind(name), v)  # type: ignore[arg-type]
+    return lambda v, _: _unchanged(DeltaType(name), v)  # type: ignore[arg-type]
 
 
 def _cast(name: str, to: str) -> Callable[[str, SourceType], ValueSql]:
-    return lambda v, _: _unchanged(Kind(name), f"{v}::{to}")  # type: ignore[arg-type]
+    return lambda v, _: _unchanged(DeltaType(name), f"{v}::{to}")  # type: ignore[arg-type]
 
 
-def output(value: str) -> str:
+def output_text(value: str) -> str:
     """SQL for a value's text by its type's output function, as a client receives it.
 
     A cast to text differs for some types: it adds a netmask to an inet, and strips a char(n).
@@ -98,7 +98,7 @@ def output(value: str) -> str:
 
 
 def _text(value: str, _: SourceType) -> ValueSql:
-    return _unchanged(Kind("string"), output(value))
+    return _unchanged(DeltaType("string"), output_text(value))
 
 
 def _in_range(name: str, low: str, high: str) -> Callable[[str, SourceType], ValueSql]:
@@ -106,7 +106,7 @@ def _in_range(name: str, low: str, high: str) -> Callable[[str, SourceType], Val
         inside = f"({value} >= {low} AND {value} < {high})"
         guarded = f"CASE WHEN {inside} THEN {value} END"
         return ValueSql(
-            Kind(name),  # type: ignore[arg-type]
+            DeltaType(name),  # type: ignore[arg-type]
             "same",
             guarded,
             guarded,
@@ -126,18 +126,18 @@ _timestamptz = _in_range(
 
 def _numeric(value: str, source: SourceType) -> ValueSql:
     if source.typmod < _NUMERIC_TYPMOD_HEADER:
-        return _unchanged(Kind("string"), f"{value}::text")
+        return _unchanged(DeltaType("string"), f"{value}::text")
     packed = source.typmod - _NUMERIC_TYPMOD_HEADER
     precision = packed >> 16 & 0xFFFF
     scale = (packed & 0x7FF ^ 0x400) - 0x400
-    kind = Kind("decimal", max(precision - min(scale, 0), scale), max(scale, 0))
+    kind = DeltaType("decimal", max(precision - min(scale, 0), scale), max(scale, 0))
     if kind.precision > MAX_PRECISION:
-        return _unchanged(Kind("string"), f"{value}::text")
+        return _unchanged(DeltaType("string"), f"{value}::text")
     # A numeric with a precision cannot be infinite: NaN is its only special value.
     return _decimal(kind, f"nullif({value}, 'NaN')", f"{value} = 'NaN'", value)
 
 
-def _decimal(kind: Kind, guarded: str, reject: str, value: str) -> ValueSql:
+def _decimal(kind: DeltaType, guarded: str, reject: str, value: str) -> ValueSql:
     text = f"{value}::text"
     if kind.precision > _INT8_PRECISION:
         digits = f"{guarded}::text"
@@ -150,7 +150,7 @@ def _decimal_by_config(value: str, precision: int, scale: int) -> ValueSql:
     # NaN and infinities fail the comparison.
     fits = f"(abs({value}) < 1e{precision - scale} AND round({value}, {scale}) = {value})"
     guarded = f"CASE WHEN {fits} THEN {value}::numeric({precision},{scale}) END"
-    kind = Kind("decimal", precision, scale)
+    kind = DeltaType("decimal", precision, scale)
     return _decimal(kind, f"({guarded})", f"{fits} IS NOT TRUE AND {value} IS NOT NULL", value)
 
 
@@ -180,7 +180,7 @@ _RULES: Mapping[str, Callable[[str, SourceType], ValueSql]] = {
 _NOT_ARRAYS = ("int2vector", "oidvector")
 
 
-def value_sql(value: str, source: SourceType, choices: Choices, name: str = "") -> ValueSql:
+def value_sql(value: str, source: SourceType, choices: TypeOptions, name: str = "") -> ValueSql:
     """The rule of a type applied to a value; ``name`` is the column's, to look up its options."""
     if source.element is not None and source.name not in _NOT_ARRAYS and choices.arrays == "array":
         return _array(value, source.element, choices)
@@ -192,7 +192,7 @@ def value_sql(value: str, source: SourceType, choices: Choices, name: str = "") 
     if source.name == "timestamp" and choices.timestamps == "timestamp":
         without_zone = _timestamp(value, source)
         utc = f"(({without_zone.select}) AT TIME ZONE 'UTC')"
-        return replace(without_zone, kind=Kind("timestamp"), select=utc, canonical=utc)
+        return replace(without_zone, kind=DeltaType("timestamp"), select=utc, canonical=utc)
     return _RULES.get(source.name, _text)(value, source)
 
 
@@ -210,7 +210,7 @@ _ELEMENT_TEXT: Mapping[str, str] = {
 }
 
 
-def _array(value: str, element: SourceType, choices: Choices) -> ValueSql:
+def _array(value: str, element: SourceType, choices: TypeOptions) -> ValueSql:
     if element.composite:
         # unnest would split the elements into their fields.
         value, element = f"{value}::text[]", SourceType("text", -1, "text")
@@ -227,7 +227,7 @@ def _array(value: str, element: SourceType, choices: Choices) -> ValueSql:
     else:
         select = f"CASE WHEN {valid} AND {value} IS NOT NULL THEN {_texts(value, inner)} END"
     return ValueSql(
-        kind=Kind("array", element=inner.kind),
+        kind=DeltaType("array", element=inner.kind),
         wire="same" if native else "texts",
         select=select,
         canonical=f"CASE WHEN {valid} THEN {value} END",
@@ -245,12 +245,12 @@ def _texts(value: str, inner: ValueSql) -> str:
     return f"ARRAY(SELECT {text} FROM unnest({value}) WITH ORDINALITY AS u(e, o) ORDER BY o)"  # noqa: S608 - made of constants
 
 
-def contract(
+def column_contract(
     name: str,
     target: str,
     value: str,
     source: SourceType,
-    choices: Choices,
+    choices: TypeOptions,
     not_null: bool = False,
 ) -> Column:
     """The contract of one column.
@@ -264,7 +264,7 @@ def contract(
         not_null: whether it is NOT NULL.
     """
     expression = value_sql(value, source, choices, name)
-    if choices.encoding == ANY_BYTES and _has_user_text(expression.kind, source):
+    if choices.encoding == SQL_ASCII and _has_user_text(expression.kind, source):
         expression = _rejecting_invalid_text(expression)
     return Column(
         name=name,
@@ -282,7 +282,7 @@ def contract(
     )
 
 
-ANY_BYTES = "SQL_ASCII"
+SQL_ASCII = "SQL_ASCII"
 """The encoding of a database in which a text may be bytes of any encoding."""
 
 # In such a database each byte is a character. Valid UTF-8 by RFC 3629, as PostgreSQL checks it.
@@ -296,7 +296,7 @@ _UTF8 = (
 _ASCII = ("uuid", "numeric", "interval", "time", "timetz", "inet", "cidr", "macaddr", "pg_lsn")
 
 
-def _has_user_text(kind: Kind, source: SourceType) -> bool:
+def _has_user_text(kind: DeltaType, source: SourceType) -> bool:
     """Whether values of a type contain text of users, which may not be valid UTF-8."""
     if kind.name == "array":
         return _has_user_text(kind.of, source.element or source)
@@ -304,13 +304,13 @@ def _has_user_text(kind: Kind, source: SourceType) -> bool:
 
 
 def _is_utf8(text: str) -> str:
-    """The SQL condition that a text is valid UTF-8, in a database with the encoding `ANY_BYTES`."""
+    """The SQL condition that a text is valid UTF-8, in a database with the encoding `SQL_ASCII`."""
     return f"({text} COLLATE \"C\" ~ '{_UTF8}')"
 
 
-def readable(text: str) -> str:
+def valid_text(text: str) -> str:
     """SQL for a text of the catalog, NULL where it is not valid UTF-8."""
-    other_encoding = f"current_setting('server_encoding') <> '{ANY_BYTES}'"
+    other_encoding = f"current_setting('server_encoding') <> '{SQL_ASCII}'"
     return f"CASE WHEN {other_encoding} OR {_is_utf8(text)} THEN {text} END"
 
 
@@ -325,7 +325,7 @@ def _rejecting_invalid_text(expression: ValueSql) -> ValueSql:
         canonical=f"CASE WHEN {is_utf8} THEN {expression.canonical} END",
         reject=f"({expression.reject} OR {reject})" if expression.reject else reject,
         text=f"CASE WHEN {is_utf8} THEN {text} ELSE '\\x' ||"
-        f" encode(convert_to({text}, '{ANY_BYTES}'), 'hex') END",
+        f" encode(convert_to({text}, '{SQL_ASCII}'), 'hex') END",
     )
 
 
@@ -344,7 +344,7 @@ _TYPE_OF_KIND: Mapping[str, str] = {
 }
 
 
-def type_of_kind(kind: Kind) -> tuple[str, SourceType]:
+def type_of_kind(kind: DeltaType) -> tuple[str, SourceType]:
     """A PostgreSQL type that becomes this kind: its name in SQL, and the type."""
     if kind.name == "decimal":
         typmod = (kind.precision << 16 | kind.scale) + _NUMERIC_TYPMOD_HEADER
@@ -357,15 +357,15 @@ def type_of_kind(kind: Kind) -> tuple[str, SourceType]:
     return name, SourceType(name, -1, name)
 
 
-def recast(column: Column, value: str, kind: Kind) -> Column:
+def recast_column(column: Column, value: str, kind: DeltaType) -> Column:
     """The contract of a column that is read as another kind, to which ``value`` casts exactly."""
     name, source = type_of_kind(kind)
-    choices = Choices({})
+    choices = TypeOptions({})
     if kind.name == "decimal":
         # The column may be a numeric without precision, which a cast would round.
         name, source = "numeric", SourceType("numeric", -1, "numeric")
-        choices = Choices({column.name: (kind.precision, kind.scale)})
-    cast = contract(column.name, column.target, f"{value}::{name}", source, choices)
+        choices = TypeOptions({column.name: (kind.precision, kind.scale)})
+    cast = column_contract(column.name, column.target, f"{value}::{name}", source, choices)
     return replace(
         cast,
         source_type=column.source_type,
@@ -375,16 +375,16 @@ def recast(column: Column, value: str, kind: Kind) -> Column:
     )
 
 
-def absent(target: str, kind: Kind) -> Column:
+def absent_column(target: str, kind: DeltaType) -> Column:
     """The contract of a column that the source no longer has: NULL in new rows."""
     name, source = type_of_kind(kind)
-    return contract("", target, f"NULL::{name}", source, Choices({}))
+    return column_contract("", target, f"NULL::{name}", source, TypeOptions({}))
 
 
 _INTEGERS, _FLOATS = ("short", "int", "long"), ("float", "double")
 
 
-def wider(one: Kind, other: Kind) -> Kind | None:
+def common_kind(one: DeltaType, other: DeltaType) -> DeltaType | None:
     """The narrowest kind of the same family with all values of both, exactly; None if none has."""
     for family in (_INTEGERS, _FLOATS):
         if one.name in family and other.name in family:
@@ -392,5 +392,7 @@ def wider(one: Kind, other: Kind) -> Kind | None:
     if one.name == other.name == "decimal":
         scale = max(one.scale, other.scale)
         digits = max(one.precision - one.scale, other.precision - other.scale)
-        return Kind("decimal", digits + scale, scale) if digits + scale <= MAX_PRECISION else None
+        return (
+            DeltaType("decimal", digits + scale, scale) if digits + scale <= MAX_PRECISION else None
+        )
     return one if one == other else None

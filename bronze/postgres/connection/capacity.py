@@ -56,7 +56,7 @@ FROM pg_roles r, pg_database d WHERE r.rolname = session_user AND d.datname = cu
 """
 
 
-def narrow(connection: Any, origin: Origin, streamed: bool) -> list[tuple[str, str]]:
+def low_connection_limits(connection: Any, origin: Origin, streamed: bool) -> list[tuple[str, str]]:
     """Connection limits that are too low for a run, or for a run and a stream.
 
     Returns:

@@ -45,7 +45,7 @@ Pool = ConnectionPool[Connection]
 _POOL_TIMEOUT = 30
 """Seconds, if the origin has no connect_timeout."""
 
-OLDEST = 12
+OLDEST_VERSION = 12
 """The oldest major version of PostgreSQL that bronze supports."""
 
 
@@ -73,7 +73,7 @@ def connect(origin: Origin) -> Connection:
     Raises:
         SourceUnreachable, SourceBusy, SourceRefused, ConfigError
     """
-    with mapped(origin):
+    with source_errors(origin):
         connection = psycopg.connect(make_conninfo("", **parameters(origin)), autocommit=True)
         try:
             _pin(connection, origin)
@@ -87,12 +87,12 @@ def _pin(connection: Connection, origin: Origin) -> None:
     _refuse_old_version(connection, origin)
     condition = pooler.direct_condition(connection) if origin not in _indirect else ""
     row: Any = connection.execute(
-        session_settings.pinning(origin, condition=condition).encode()
+        session_settings.pinning_statement(origin, condition=condition).encode()
     ).fetchone()
     if row is None:
         _refuse_shared_session(connection, origin)
         _indirect.add(origin)
-        row = connection.execute(session_settings.pinning(origin).encode()).fetchone()
+        row = connection.execute(session_settings.pinning_statement(origin).encode()).fetchone()
     hiding_damage = session_settings.HIDING_DAMAGE
     for name, value in zip(hiding_damage, row[-len(hiding_damage) :], strict=True):
         if value == "on":
@@ -105,10 +105,11 @@ def _pin(connection: Connection, origin: Origin) -> None:
 
 
 def _refuse_old_version(connection: Connection, origin: Origin) -> None:
-    if connection.info.server_version < OLDEST * 10_000:
+    if connection.info.server_version < OLDEST_VERSION * 10_000:
         version = connection.info.parameter_status("server_version")
         raise SourceRefused(
-            f"{address(origin)} is PostgreSQL {version}; bronze supports {OLDEST} and later.",
+            f"{address(origin)} is PostgreSQL {version}; bronze supports {OLDEST_VERSION} and"
+            " later.",
             hint="Upgrade the server.",
         )
 
@@ -161,7 +162,7 @@ def server_parameters(origin: Origin) -> dict[str, str]:
 
     libpq looks up some of them itself: in the environment, in service and password files, by trying
     several hosts. For clients that cannot, one connection per process looks them up, until
-    `forget`; later calls only check that the server accepts connections.
+    `forget_server`; later calls only check that the server accepts connections.
 
     Raises:
         SourceUnreachable, SourceBusy, SourceRefused, ConfigError
@@ -170,11 +171,11 @@ def server_parameters(origin: Origin) -> dict[str, str]:
         _check_reachable(origin, _server_parameters[origin])
     else:
         with connect(origin) as connection:
-            locate(origin, connection)
+            remember_server(origin, connection)
     return _server_parameters[origin]
 
 
-def locate(origin: Origin, connection: Connection) -> None:
+def remember_server(origin: Origin, connection: Connection) -> None:
     """Remembers the server of ``connection``, so that `server_parameters` need not connect."""
     info = connection.info
     params = {**info.get_parameters(), "host": info.host, "port": str(info.port)}
@@ -189,7 +190,7 @@ def locate(origin: Origin, connection: Connection) -> None:
 _server_parameters: dict[Origin, dict[str, str]] = {}
 
 
-def forget(origin: Origin) -> None:
+def forget_server(origin: Origin) -> None:
     """Forgets the server of an origin after a failure: its address or password may have changed."""
     _server_parameters.pop(origin, None)
     _indirect.discard(origin)
@@ -231,7 +232,7 @@ def pool(origin: Origin, minimum: int, maximum: int) -> Iterator[Pool]:
         name=f"bronze-{origin.name}",
         open=True,
     ) as connections:
-        with mapped(origin):
+        with source_errors(origin):
             try:
                 # A request before the pool has its first connection would make it open two.
                 connections.wait(origin.connect_timeout or _POOL_TIMEOUT)
@@ -244,9 +245,9 @@ def pool(origin: Origin, minimum: int, maximum: int) -> Iterator[Pool]:
         yield connections
 
 
-def cancel(origin: Origin) -> None:
+def cancel_queries(origin: Origin) -> None:
     """Cancels the queries that run under the origin's application name."""
-    with mapped(origin), connect(origin) as connection:
+    with source_errors(origin), connect(origin) as connection:
         connection.execute(
             "SELECT pg_cancel_backend(pid) FROM pg_stat_activity"
             " WHERE application_name = %s AND pid <> pg_backend_pid()",
@@ -255,7 +256,7 @@ def cancel(origin: Origin) -> None:
 
 
 @contextmanager
-def mapped(origin: Origin, table: str = "") -> Iterator[None]:
+def source_errors(origin: Origin, table: str = "") -> Iterator[None]:
     """Raises psycopg's errors as errors of bronze (see `explain`)."""
     try:
         yield

@@ -57,7 +57,7 @@ can be read exactly while one of them is on.
 """
 
 
-def pinning(origin: Origin, *, local: bool = False, condition: str = "") -> str:
+def pinning_statement(origin: Origin, *, local: bool = False, condition: str = "") -> str:
     """The statement that pins a session; its row ends with the values of `HIDING_DAMAGE`.
 
     All names in it are qualified, because the session's search_path is not yet set.

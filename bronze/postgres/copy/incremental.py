@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from bronze.postgres.copy.snapshot import MARGIN, Since, Snapshot
+from bronze.postgres.copy.snapshot import START_MARGIN, OpenTransactions, Snapshot
 from bronze.postgres.statement import literal, quoted
 
 XMIN = "xmin"
@@ -30,13 +30,13 @@ _XID_MARGIN = 10**7
 _FIRST_NORMAL_XID = 3
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-CURSORS = ("timestamptz", "timestamp", "date")
+CURSOR_TYPES = ("timestamptz", "timestamp", "date")
 """The types of cursor columns."""
-ZONELESS = ("timestamp", "date")
+ZONELESS_TYPES = ("timestamp", "date")
 """The types of cursor columns without a time zone, which bronze does not know."""
 
 
-def by_xmin(horizon: int, now: Snapshot) -> str | None:
+def xmin_condition(horizon: int, now: Snapshot) -> str | None:
     """The condition since the snapshot with this ``horizon``; None if that is too long ago."""
     if now.following - horizon >= _HALF - _XID_MARGIN or horizon > now.following:
         return None
@@ -45,8 +45,9 @@ def by_xmin(horizon: int, now: Snapshot) -> str | None:
     return f"age(xmin) <= age('{start}'::xid)"
 
 
-def by_cursor(column: str, kind: str, watermark: int, zone: str) -> str:
-    """The condition since a watermark (microseconds since 1970), for a column of a `CURSORS` type.
+def cursor_condition(column: str, kind: str, watermark: int, zone: str) -> str:
+    """The condition since a watermark (microseconds since 1970), for a column of a `CURSOR_TYPES`
+    type.
 
     A value without a time zone may be in UTC or in the server's zone; the condition is true if
     either reading makes it true.
@@ -65,7 +66,7 @@ def by_cursor(column: str, kind: str, watermark: int, zone: str) -> str:
     return f"({name} >= {local} OR {name} IS NULL)"
 
 
-def set_back(since: Since, mark: int, ahead: int | None) -> bool:
+def clock_set_back(since: OpenTransactions, mark: int, ahead: int | None) -> bool:
     """Whether the source's clock was set back since the watermark by more than the margin.
 
     Then rows that were written since may have earlier times than the watermark.
@@ -76,12 +77,12 @@ def set_back(since: Since, mark: int, ahead: int | None) -> bool:
         ahead: by how much the source's clock was ahead of the local clock at the watermark; None if
             unknown.
     """
-    slower = ahead is not None and since.ahead is not None and since.ahead < ahead - MARGIN
+    slower = ahead is not None and since.ahead is not None and since.ahead < ahead - START_MARGIN
     return since.clock < mark or slower
 
 
-def watermark(
-    since: Since, overlap: int | None, mark: int | None, whole: bool = False
+def next_watermark(
+    since: OpenTransactions, overlap: int | None, mark: int | None, whole: bool = False
 ) -> int | None:
     """The watermark for the next run, in microseconds since 1970.
 

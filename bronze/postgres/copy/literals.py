@@ -15,11 +15,11 @@ import psycopg
 from psycopg import errors as pg
 
 from bronze.model.columns import Column
-from bronze.postgres.catalog.operators import Comparison
+from bronze.postgres.catalog.operators import ComparisonOperators
 from bronze.postgres.catalog.relations import Attribute
-from bronze.postgres.catalog.types import Choices, contract, output
+from bronze.postgres.catalog.types import TypeOptions, column_contract, output_text
 from bronze.postgres.connection.connect import Connection
-from bronze.postgres.copy.read import decoded, dtype
+from bronze.postgres.copy.read import decode, dtype
 from bronze.postgres.statement import quoted
 
 _TYPES = """
@@ -102,7 +102,7 @@ class Typed:
         """The SQL condition that the column has a value, which is the query's parameter."""
         name = _escaped(quoted(self.attribute.name))
         if self.equal is None:
-            return f"({output(name)}) = ({output(f'%s::{self.unlimited}')})"
+            return f"({output_text(name)}) = ({output_text(f'%s::{self.unlimited}')})"
         return f"{name} {self.equal} %s::{self.unlimited}"
 
     @property
@@ -112,7 +112,10 @@ class Typed:
 
 
 def typed(
-    connection: Connection, oid: int, attributes: Sequence[Attribute], known: dict[str, Comparison]
+    connection: Connection,
+    oid: int,
+    attributes: Sequence[Attribute],
+    known: dict[str, ComparisonOperators],
 ) -> dict[str, Typed]:
     """The columns of a table, by name.
 
@@ -120,7 +123,7 @@ def typed(
         connection: to the source.
         oid: the table's.
         attributes: its columns.
-        known: as `bronze.postgres.catalog.operators.comparisons` finds it.
+        known: as `bronze.postgres.catalog.operators.comparison_operators` finds it.
 
     Raises:
         psycopg.Error
@@ -148,7 +151,7 @@ def typed(
     return columns
 
 
-def read(connection: Connection, column: Typed, text: str, choices: Choices) -> Read:
+def read(connection: Connection, column: Typed, text: str, choices: TypeOptions) -> Read:
     """A text as PostgreSQL reads it.
 
     Raises:
@@ -156,12 +159,12 @@ def read(connection: Connection, column: Typed, text: str, choices: Choices) -> 
         psycopg.Error
     """
     kind = replace(column.attribute.type, cast=False)
-    made = contract(column.attribute.name, column.attribute.name, "v", kind, choices)
+    made = column_contract(column.attribute.name, column.attribute.name, "v", kind, choices)
     same = "true"
     if column.has_limit:
-        same = f"u {column.equal} v" if column.equal else f"{output('u')} = {output('v')}"
+        same = f"u {column.equal} v" if column.equal else f"{output_text('u')} = {output_text('v')}"
     query = (
-        f"SELECT {made.select}, ({made.reject or 'false'}) IS TRUE, {output('v')}, {same}"  # noqa: S608
+        f"SELECT {made.select}, ({made.reject or 'false'}) IS TRUE, {output_text('v')}, {same}"  # noqa: S608
         f" FROM (SELECT u, u::{column.limited} AS v FROM (SELECT %s::{column.unlimited} AS u)"
         " AS given) AS given"
     )
@@ -175,7 +178,7 @@ def read(connection: Connection, column: Typed, text: str, choices: Choices) -> 
     exact = column.exact
     if rejected:
         return Read(None, written, exact)
-    series = decoded(pl.Series([value], dtype=_travelling(made)), made.kind, made.wire)
+    series = decode(pl.Series([value], dtype=_travelling(made)), made.kind, made.wire)
     return Read(series, written, exact)
 
 

@@ -27,7 +27,7 @@ from bronze.errors import (
     SourceUnreachable,
     TableRefused,
 )
-from bronze.model.columns import Column, Kind
+from bronze.model.columns import Column, DeltaType
 from bronze.model.locations import Origin
 from bronze.postgres.connection import relay
 from bronze.postgres.connection.connect import (
@@ -36,7 +36,7 @@ from bronze.postgres.connection.connect import (
     connect,
     contested_error,
     explain,
-    forget,
+    forget_server,
     is_indirect,
     server_parameters,
     unqualified_name,
@@ -62,7 +62,7 @@ _TIMEOUTS = {pg.QueryCanceled: "statement timeout", pg.LockNotAvailable: "lock t
 _NO_FREE_CONNECTION = ("too many clients", "remaining connection slots", "too many connections")
 
 
-def rows(
+def read_rows(
     origin: Origin,
     session: Sequence[str],
     query: str,
@@ -102,7 +102,7 @@ def rows(
                 yield _decoded_rows(parts.pop(), columns, table)
 
 
-def reachable(origin: Origin) -> None:
+def check_reachable(origin: Origin) -> None:
     """Checks that parallel reads can reach a source with the connection parameters of the config.
 
     Raises:
@@ -156,7 +156,7 @@ def _fetch(
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:
-        forget(origin)
+        forget_server(origin)
         raise _read_error(origin, session, query, table, error, guarded) from None
 
 
@@ -301,7 +301,7 @@ def _decoded_rows(
         )
     received = [pl.Series(values) for values in raw.columns]
     series = [
-        decoded(values, column.kind, column.wire).alias(column.target)
+        decode(values, column.kind, column.wire).alias(column.target)
         for values, column in zip(received, columns, strict=False)
     ]
     rejected = received[-1].cast(pl.String).alias("rejected")
@@ -325,7 +325,7 @@ _DTYPES: Mapping[str, Any] = {
 }
 
 
-def dtype(kind: Kind) -> Any:
+def dtype(kind: DeltaType) -> Any:
     """The polars data type of a kind."""
     if kind.name == "decimal":
         return pl.Decimal(kind.precision, kind.scale)
@@ -334,17 +334,17 @@ def dtype(kind: Kind) -> Any:
     return _DTYPES[kind.name]
 
 
-def decoded(series: pl.Series, kind: Kind, wire: str) -> pl.Series:
-    """Decodes values from their wire form (see `bronze.model.columns.Wire`) into their kind."""
+def decode(series: pl.Series, kind: DeltaType, wire: str) -> pl.Series:
+    """Decodes values from their form on the wire (see `bronze.model.columns.WireFormat`)."""
     if wire == "unscaled":
         return _decimals(series.cast(pl.Int64), kind)
     if wire == "texts":
         flat = series.list.explode(empty_as_null=False, keep_nulls=False)
-        return regrouped(_parse_elements(flat, kind.of), series)
+        return regroup_like(_parse_elements(flat, kind.of), series)
     return series.cast(dtype(kind))
 
 
-def _decimals(series: pl.Series, kind: Kind) -> pl.Series:
+def _decimals(series: pl.Series, kind: DeltaType) -> pl.Series:
     # An Arrow decimal is its unscaled value as a 128-bit integer: widening loses nothing.
     halves = np.empty((len(series), 2), np.int64)
     halves[:, 0] = series.fill_null(0).to_numpy()
@@ -355,7 +355,7 @@ def _decimals(series: pl.Series, kind: Kind) -> pl.Series:
     return pl.Series(pa.Array.from_buffers(decimal, len(series), buffers))
 
 
-def _parse_elements(texts: pl.Series, kind: Kind) -> pl.Series:
+def _parse_elements(texts: pl.Series, kind: DeltaType) -> pl.Series:
     if kind.name in ("date", "timestamp", "timestamp_ntz"):
         integers = texts.cast(pl.Int32 if kind.name == "date" else pl.Int64)
         return integers.cast(dtype(kind))
@@ -366,7 +366,7 @@ def _parse_elements(texts: pl.Series, kind: Kind) -> pl.Series:
     return texts.cast(dtype(kind))
 
 
-def regrouped(flat: pl.Series, like: pl.Series) -> pl.Series:
+def regroup_like(flat: pl.Series, like: pl.Series) -> pl.Series:
     """Groups elements into lists with the lengths of those of ``like``; null where it is null."""
     lengths = like.list.len().fill_null(0).to_numpy().astype(np.int64)
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bronze.model.columns import Column, Kind
+from bronze.model.columns import Column, DeltaType
 from bronze.postgres.statement import rejected_values
 
 _FLAGS_PER_WORD = 15
@@ -27,7 +27,9 @@ _FIXED_LENGTH = {
 }
 
 
-def row_hash(columns: Sequence[Column], relation: str, where: str, base: int | None = None) -> str:
+def row_hash_query(
+    columns: Sequence[Column], relation: str, where: str, base: int | None = None
+) -> str:
     """A query for the unkeyed ``row_hash`` (32 hexadecimal digits) of the rows of ``relation``.
 
     It returns one column of text, in no order. ``base`` is the number of columns that the table was
@@ -37,7 +39,7 @@ def row_hash(columns: Sequence[Column], relation: str, where: str, base: int | N
     return f"SELECT encode(d, 'hex') AS row_hash FROM ({digests}) AS h"  # noqa: S608 - quoted names
 
 
-def packed(
+def packed_hashes_query(
     columns: Sequence[Column], relation: str, where: str, base: int, proven: bool = False
 ) -> str:
     """A query for the hashes of all rows as one value (bytea), 16 bytes per row, in no order.
@@ -53,7 +55,7 @@ def packed(
     return f"SELECT string_agg(d, ''::bytea) FROM ({digests}) AS h"  # noqa: S608 - quoted names
 
 
-def named(
+def keyed_hashes_query(
     columns: Sequence[Column],
     relation: str,
     where: str,
@@ -62,13 +64,14 @@ def named(
     proven: bool = False,
     rest: Sequence[Column] | None = None,
 ) -> str:
-    """A SELECT of keys and hashes without a WHERE clause, for `bronze.postgres.copy.read.rows`.
+    """A SELECT of keys and hashes without a WHERE clause, for
+    `bronze.postgres.copy.read.read_rows`.
 
     It returns the key's columns in their wire form, ``row_hash`` as text, and the key's rejected
     values. A WHERE clause may use ``d``, the hash (bytea).
 
     With ``rest``, a part of the columns, their hash without rejected values follows ``row_hash``.
-    ``proven`` is as for `packed`.
+    ``proven`` is as for `packed_hashes_query`.
     """
     values = [f"{column.select} AS k{i}" for i, column in enumerate(key)]
     values.append(f"{rejected_values(key)} AS kept")
@@ -133,7 +136,7 @@ def rest_base(columns: Sequence[Column], base: int, rest: Sequence[Column]) -> i
     return sum(column in rest for column in columns[:base])
 
 
-def _encode(fields: Sequence[tuple[str, Kind, str]], base: int | None) -> str:
+def _encode(fields: Sequence[tuple[str, DeltaType, str]], base: int | None) -> str:
     base = len(fields) if base is None else base
     later = [
         f"CASE WHEN {fields[i][0]} IS NULL THEN ''::bytea"
@@ -143,7 +146,7 @@ def _encode(fields: Sequence[tuple[str, Kind, str]], base: int | None) -> str:
     return _concat([*_parts(fields[:base]), *later])
 
 
-def _parts(fields: Sequence[tuple[str, Kind, str]]) -> list[str]:
+def _parts(fields: Sequence[tuple[str, DeltaType, str]]) -> list[str]:
     flags = []
     for start in range(0, len(fields), _FLAGS_PER_WORD):
         word = fields[start : start + _FLAGS_PER_WORD]
@@ -158,22 +161,22 @@ def _parts(fields: Sequence[tuple[str, Kind, str]]) -> list[str]:
     return flags + fixed + variable
 
 
-def _bytes(value: str, kind: Kind) -> str:
+def _bytes(value: str, kind: DeltaType) -> str:
     """A value as it is encoded: text in UTF-8, whatever the encoding of the database."""
     if kind.name in ("array", "binary") or not _is_variable(kind):
         return value
     return f"convert_to({value}, 'UTF8')"
 
 
-def _is_variable(kind: Kind) -> bool:
+def _is_variable(kind: DeltaType) -> bool:
     return kind.name not in _FIXED_LENGTH and not _is_short_decimal(kind)
 
 
-def _is_short_decimal(kind: Kind) -> bool:
+def _is_short_decimal(kind: DeltaType) -> bool:
     return kind.name == "decimal" and kind.precision <= 18
 
 
-def _fixed_part(value: str, kind: Kind, _: str) -> str:
+def _fixed_part(value: str, kind: DeltaType, _: str) -> str:
     if kind.name == "array":
         return f"int4send(coalesce(cardinality({value}), 0))"
     if _is_variable(kind):
@@ -182,7 +185,7 @@ def _fixed_part(value: str, kind: Kind, _: str) -> str:
     return send.format(f"coalesce({value}, {zero})")
 
 
-def _variable_part(value: str, kind: Kind, element: str) -> str:
+def _variable_part(value: str, kind: DeltaType, element: str) -> str:
     if kind.name == "array":
         inner, sent = _concat(_parts([("x", kind.of, "")])), _bytes(element, kind.of)
         return (

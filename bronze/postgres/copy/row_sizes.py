@@ -12,9 +12,9 @@ from typing import Any
 
 from bronze.errors import TableRefused
 from bronze.model.locations import Origin
-from bronze.model.units import Weighing
+from bronze.model.units import RowSizeLimits
 from bronze.postgres.catalog.relations import Relation
-from bronze.postgres.connection.connect import Connection, connect, mapped
+from bronze.postgres.connection.connect import Connection, connect, source_errors
 from bronze.postgres.statement import quoted
 
 # Types whose values are never large.
@@ -74,7 +74,7 @@ class Part:
     heavy: bool = False
 
 
-def weight(relation: Relation, names: Sequence[str]) -> str:
+def row_size_expression(relation: Relation, names: Sequence[str]) -> str:
     """The SQL of the size (bytes) of a row's values that may be large; "" if there are none."""
     sizes = []
     for attribute in relation.attributes:
@@ -94,7 +94,7 @@ def weight(relation: Relation, names: Sequence[str]) -> str:
     return " + ".join(sizes)
 
 
-def needed(connection: Connection, relation: Relation, names: Sequence[str]) -> bool:
+def has_large_values(connection: Connection, relation: Relation, names: Sequence[str]) -> bool:
     """Whether a table has values out of line or, by a sample of its pages, compressed values."""
     if relation.toast:
         return True
@@ -116,8 +116,12 @@ def needed(connection: Connection, relation: Relation, names: Sequence[str]) -> 
     return bool(row[0])
 
 
-def parts(
-    origin: Origin, session: Sequence[str], weighing: Weighing, wheres: Sequence[str], table: str
+def divide_splits(
+    origin: Origin,
+    session: Sequence[str],
+    weighing: RowSizeLimits,
+    wheres: Sequence[str],
+    table: str,
 ) -> list[Part]:
     """Divides splits by the sizes of their rows: parts that hold the same rows and fit in memory.
 
@@ -132,7 +136,7 @@ def parts(
         TableRefused: a row is too large for the memory.
         SourceError: or a subclass.
     """
-    with mapped(origin, table), connect(origin) as connection:
+    with source_errors(origin, table), connect(origin) as connection:
         for statement in session:
             connection.execute(statement)
         divided = [part for where in wheres for part in _divide(connection, weighing, where, table)]
@@ -140,7 +144,9 @@ def parts(
     return divided
 
 
-def _divide(connection: Connection, weighing: Weighing, where: str, table: str) -> Iterator[Part]:
+def _divide(
+    connection: Connection, weighing: RowSizeLimits, where: str, table: str
+) -> Iterator[Part]:
     rows = (
         f"SELECT tableoid AS t, ctid AS c, {weighing.weight} AS w"  # noqa: S608 - quoted names
         f" FROM {weighing.table} WHERE {where}"
@@ -166,17 +172,19 @@ def _divide(connection: Connection, weighing: Weighing, where: str, table: str) 
 
 
 def _largest_row_error(
-    connection: Connection, weighing: Weighing, where: str, table: str
+    connection: Connection, weighing: RowSizeLimits, where: str, table: str
 ) -> TableRefused:
     row: Any = connection.execute(
         f"SELECT w, k FROM (SELECT {weighing.weight} AS w, {weighing.key} AS k"  # noqa: S608
         f" FROM {weighing.table} WHERE {where} OFFSET 0) AS r ORDER BY w DESC LIMIT 1"
     ).fetchone()
     size, key = row
-    return too_large(table, key, int(size), weighing.heaviest, weighing.copies, weighing.rest)
+    return row_too_large_error(
+        table, key, int(size), weighing.heaviest, weighing.copies, weighing.rest
+    )
 
 
-def too_large(
+def row_too_large_error(
     table: str, key: str, size: int, heaviest: int, copies: int, rest: int
 ) -> TableRefused:
     """The error for a row that is too large for the memory."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from bronze.model.locations import Origin
-from bronze.postgres.connection.connect import connect, mapped
+from bronze.postgres.connection.connect import connect, source_errors
 
 
-def digests(
+def packed_hashes(
     origin: Origin, session: Sequence[str], queries: Sequence[str], table: str
 ) -> Iterator[bytes]:
     """The packed hashes that each query returns.
@@ -16,13 +16,13 @@ def digests(
     Args:
         origin: the database.
         session: the statements that join the snapshot.
-        queries: those of `bronze.postgres.copy.row_hash.packed`, one for each split.
+        queries: those of `bronze.postgres.copy.row_hash.packed_hashes_query`, one for each split.
         table: the table's label, for errors.
 
     Raises:
         SourceError: or a subclass; `TableRefused` if only this table cannot be read.
     """
-    with connect(origin) as connection, mapped(origin, table):
+    with connect(origin) as connection, source_errors(origin, table):
         for statement in session:
             connection.execute(statement)
         for query in queries:

@@ -5,8 +5,8 @@ SHARE lock on every table, as pg_dump does, because a TRUNCATE or a rewrite of a
 older snapshots. Only then does it take and export the snapshot, so that no such change can happen
 in between.
 
-A snapshot that another session exported is older than the locks. `changed` then finds the tables
-that were changed in between.
+A snapshot that another session exported is older than the locks. `changed_relations` then finds the
+tables that were changed in between.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from bronze.postgres.connection.connect import (
     address,
     connect,
     explain,
-    mapped,
+    source_errors,
 )
-from bronze.postgres.connection.session_settings import pinning
+from bronze.postgres.connection.session_settings import pinning_statement
 from bronze.postgres.statement import literal, quoted
 
 Consistency = Literal["run", "per-table"]
@@ -46,7 +46,7 @@ BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
 
 @dataclass(frozen=True)
-class Since:
+class OpenTransactions:
     """The transactions that were open just before the snapshot. Times are in microseconds.
 
     ``began`` is the start of the oldest one (since 1970, UTC), or the current time. It is reliable
@@ -74,7 +74,7 @@ class Snapshot:
     """A snapshot of the source that other connections can join.
 
     ``name`` is PostgreSQL's (None with consistency "per-table"), ``position`` the LSN as an
-    integer, ``timeline`` the cluster and timeline that positions belong to (see `identity`),
+    integer, ``timeline`` the cluster and timeline that positions belong to (see `timeline_of`),
     ``version`` the server's (for example 180006). ``relations`` are the locked ones as the snapshot
     shows them, ``refused`` the labels of the others with the errors. All transactions with an id
     (64 bits, with the epoch) below ``horizon`` had ended; none from ``following`` on had begun.
@@ -86,7 +86,7 @@ class Snapshot:
     version: int
     horizon: int
     following: int
-    since: Since
+    since: OpenTransactions
     timeline: str
     relations: tuple[Relation, ...]
     refused: tuple[tuple[str, BronzeError], ...]
@@ -96,7 +96,7 @@ class Snapshot:
         """The statements with which another connection joins the snapshot."""
         join = [f"SET TRANSACTION SNAPSHOT '{self.name}'"] if self.name else []
         # The settings end with the transaction, so that the session's next user has none of them.
-        return (BEGIN, *join, pinning(origin, local=True))
+        return (BEGIN, *join, pinning_statement(origin, local=True))
 
     def give_way(self, origin: Origin) -> None:
         """Cancels reads that wait behind a session that waits for the snapshot's locks.
@@ -150,10 +150,10 @@ def hold(
         SnapshotRefused: on a standby, or behind a pooler, with consistency "run".
         SourceUnreachable, SourceBusy, SourceRefused
     """
-    with mapped(origin):
+    with source_errors(origin):
         _refuse_standby(origin, holder, consistency)
         # Before the snapshot: a transaction that begins between the two began later.
-        since = opened(holder)
+        since = open_transactions(holder)
         name, position = exported or ("", None)
         holder.execute(BEGIN)
         try:
@@ -175,7 +175,7 @@ def _locked_snapshot(
     wanted: Sequence[Relation],
     schemas: Sequence[str],
     consistency: Consistency,
-    since: Since,
+    since: OpenTransactions,
     position: int | None,
 ) -> Snapshot:
     """Locks the relations, then takes the snapshot."""
@@ -194,14 +194,14 @@ def _locked_snapshot(
     return Snapshot(
         *state,
         since=since,
-        timeline=identity(holder),
+        timeline=timeline_of(holder),
         relations=relations(holder, schemas, locked),
         refused=tuple(refused),
         holder=holder,
     )
 
 
-def changed(snapshot: Snapshot, now: Sequence[Relation]) -> frozenset[str]:
+def changed_relations(snapshot: Snapshot, now: Sequence[Relation]) -> frozenset[str]:
     """The labels of the relations that changed after the snapshot was taken.
 
     They were altered, rewritten, truncated, dropped or created, or partitions were attached or
@@ -225,7 +225,7 @@ def _differ(before: Relation, after: Relation) -> bool:
         (r.oid, r.key, [(a.number, a.name, a.type, a.not_null) for a in r.attributes], r.rewritten)
         for r in (before, after)
     ]
-    changes = definition.changed(before.definition, after.definition, storage=True)
+    changes = definition.definition_change(before.definition, after.definition, storage=True)
     return forms[0] != forms[1] or bool(changes)
 
 
@@ -240,10 +240,10 @@ def _rollback(holder: Connection) -> None:
 def _refuse_standby(origin: Origin, holder: Connection, consistency: Consistency) -> None:
     row: Any = holder.execute("SELECT pg_is_in_recovery()").fetchone()
     if row[0] and consistency == "run":
-        raise on_standby(origin)
+        raise standby_error(origin)
 
 
-def on_standby(origin: Origin) -> SnapshotRefused:
+def standby_error(origin: Origin) -> SnapshotRefused:
     """The error for a standby, which cannot export a snapshot."""
     return SnapshotRefused(
         f"{address(origin)} is a standby, which cannot share a snapshot between connections.",
@@ -304,11 +304,11 @@ def _lock_by_columns(
         _rollback(other)
 
 
-MARGIN = 10 * 10**6
+START_MARGIN = 10 * 10**6
 """Microseconds by which `Since.began` is earlier than the time that the server shows: it shows the
 start of a transaction a little later."""
 
-_SINCE = """
+_OPEN_TRANSACTIONS = """
 WITH source AS (
     SELECT pg_is_in_recovery() AS standby, clock_timestamp() AS now,
            CASE WHEN pg_is_in_recovery() THEN pg_last_xact_replay_timestamp() END AS replayed
@@ -327,15 +327,15 @@ GROUP BY s.standby, s.now, s.replayed
 """
 
 
-def opened(holder: Connection) -> Since:
+def open_transactions(holder: Connection) -> OpenTransactions:
     """The transactions that are open now."""
-    row: Any = holder.execute(_SINCE).fetchone()
+    row: Any = holder.execute(_OPEN_TRANSACTIONS).fetchone()
     began, visible, prepared, zone, clock, standby = row
-    ahead = None if standby else clock - _here()
-    return Since(began - MARGIN, visible, prepared, zone, clock, ahead, standby)
+    ahead = None if standby else clock - _local_clock()
+    return OpenTransactions(began - START_MARGIN, visible, prepared, zone, clock, ahead, standby)
 
 
-def _here() -> int:
+def _local_clock() -> int:
     """The time of the local clock in microseconds since 1970."""
     return time.time_ns() // 1000
 
@@ -367,7 +367,7 @@ FROM pg_control_system() s, pg_control_checkpoint() c
 """
 
 
-def identity(connection: Connection) -> str:
+def timeline_of(connection: Connection) -> str:
     """The cluster, timeline and database that positions belong to; "unknown" if they are hidden.
 
     Positions can be compared only within one timeline of one cluster: a promoted standby and a

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from bronze.postgres.catalog.operators import PLAIN, comparisons
+from bronze.postgres.catalog.operators import DEFAULT_OPERATORS, comparison_operators
 from bronze.postgres.catalog.relations import Relation
 from bronze.postgres.connection.connect import Connection
 from bronze.postgres.statement import literal, quoted
@@ -23,22 +23,22 @@ from bronze.postgres.statement import literal, quoted
 # Values out of line are usually compressed: they need more memory than disk space.
 TOAST_GROWTH = 4
 # Since PostgreSQL 14 a range of ctid is read without a scan of the whole table.
-CTID_RANGES = 140_000
+CTID_RANGES_VERSION = 140_000
 
-WHOLE = "true"
+WHOLE_TABLE = "true"
 
 
 @dataclass(frozen=True)
-class Slice:
+class Split:
     """The SQL condition of a split, and the estimated size of its rows in bytes."""
 
     where: str
     size: int
 
 
-def slices(
+def splits_of(
     connection: Connection, relation: Relation, version: int, size: int, key: Sequence[str]
-) -> list[Slice]:
+) -> list[Split]:
     """The splits of a relation, of about ``size`` bytes each; at least one.
 
     Args:
@@ -49,18 +49,18 @@ def slices(
         key: the key columns; ranges of the first are used where pages cannot be.
     """
     # Without a key an older server scans the table once per range: slow, but with bounded memory.
-    if paged(relation, version if key else CTID_RANGES):
+    if has_page_ranges(relation, version if key else CTID_RANGES_VERSION):
         return list(page_ranges(relation, size))
     total = _estimated_size(connection, relation)
     count = -(-total // size)
     if count <= 1 or not key:
-        return [Slice(WHOLE, total)]
-    return by_key(connection, relation, key[0], count, total)
+        return [Split(WHOLE_TABLE, total)]
+    return key_ranges(connection, relation, key[0], count, total)
 
 
-def paged(relation: Relation, version: int) -> bool:
+def has_page_ranges(relation: Relation, version: int) -> bool:
     """Whether a relation can be split by pages."""
-    return bool(relation.heaps) and version >= CTID_RANGES and "ctid" in relation.system
+    return bool(relation.heaps) and version >= CTID_RANGES_VERSION and "ctid" in relation.system
 
 
 def size_of(relation: Relation) -> int:
@@ -68,7 +68,7 @@ def size_of(relation: Relation) -> int:
     return sum(relation.heaps) * relation.page + TOAST_GROWTH * relation.toast
 
 
-def page_ranges(relation: Relation, size: int) -> Iterator[Slice]:
+def page_ranges(relation: Relation, size: int) -> Iterator[Split]:
     """Splits by ranges of ctid; a SELECT applies a range to each heap (partition) of the table."""
     per_page = size_of(relation) // max(sum(relation.heaps), 1) or relation.page
     bounds, pages = _bounds(sorted(relation.heaps), max(1, size // per_page))
@@ -76,7 +76,7 @@ def page_ranges(relation: Relation, size: int) -> Iterator[Slice]:
         where = f"ctid >= '({low},0)'::tid"
         if high is not None:
             where += f" AND ctid < '({high},0)'::tid"
-        yield Slice(where, count * per_page)
+        yield Split(where, count * per_page)
 
 
 def _bounds(heaps: Sequence[int], pages: int) -> tuple[list[int], list[int]]:
@@ -102,12 +102,14 @@ def _bounds(heaps: Sequence[int], pages: int) -> tuple[list[int], list[int]]:
         low = high
 
 
-def by_key(
+def key_ranges(
     connection: Connection, relation: Relation, column: str, count: int, total: int
-) -> list[Slice]:
+) -> list[Split]:
     """Splits by ranges of one column between its quantiles; the first includes its NULLs."""
     name = quoted(column)
-    operators = comparisons(connection, relation.schema, relation.name).get(column, PLAIN)
+    operators = comparison_operators(connection, relation.schema, relation.name).get(
+        column, DEFAULT_OPERATORS
+    )
     shares = [i / count for i in range(1, count)]
     row: Any = connection.execute(
         f"SELECT percentile_disc(ARRAY{shares}::float8[]) WITHIN GROUP (ORDER BY {name})::text[],"  # noqa: S608
@@ -121,14 +123,14 @@ def by_key(
         if quantile is not None
     ]
     if not bounds:
-        return [Slice(WHOLE, total)]
+        return [Split(WHOLE_TABLE, total)]
     wheres = [f"({name} {operators.less} {bounds[0]} OR {name} IS NULL)"]
     wheres += [
         f"{name} {operators.at_least} {low} AND {name} {operators.less} {high}"
         for low, high in pairwise(bounds)
     ]
     wheres.append(f"{name} {operators.at_least} {bounds[-1]}")
-    return [Slice(where, total // len(wheres)) for where in wheres]
+    return [Split(where, total // len(wheres)) for where in wheres]
 
 
 def _estimated_size(connection: Connection, relation: Relation) -> int:
@@ -140,9 +142,9 @@ def _estimated_size(connection: Connection, relation: Relation) -> int:
     return int(plan["Plan Rows"] * max(plan["Plan Width"], 1)) + TOAST_GROWTH * relation.toast
 
 
-def packed(parts: Sequence[Slice], size: int) -> list[list[Slice]]:
+def group_splits(parts: Sequence[Split], size: int) -> list[list[Split]]:
     """Groups of adjacent splits of up to ``size`` bytes, one for each file."""
-    groups: list[list[Slice]] = []
+    groups: list[list[Split]] = []
     group_size = 0
     for part in parts:
         if groups and group_size + part.size <= size:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from bronze.postgres.replication.pgoutput import Described
+from bronze.postgres.replication.pgoutput import RelationMessage
 
 _NONCE = 12
 
@@ -89,7 +89,7 @@ class Piece:
 
 
 @dataclass
-class Gathered:
+class TableChanges:
     """The changes of one table in a batch.
 
     ``emptied`` is the position of the last transaction that truncated the table (None: none);
@@ -98,7 +98,7 @@ class Gathered:
     is none); then ``pieces`` is empty.
     """
 
-    described: Described
+    described: RelationMessage
     pieces: list[Piece] = field(default_factory=list)
     emptied: int | None = None
     drifted: bool = False
@@ -116,7 +116,7 @@ class Batch:
     beyond the memory.
     """
 
-    tables: dict[int, Gathered] = field(default_factory=dict)
+    tables: dict[int, TableChanges] = field(default_factory=dict)
     position: int = 0
     committed: int = 0
     transactions: int = 0

@@ -51,7 +51,7 @@ class Begin:
 
 
 @dataclass(frozen=True)
-class Described:
+class RelationMessage:
     """A relation as the stream describes it.
 
     ``identity`` is pg_class.relreplident, ``columns`` are name, type oid and type modifier of each
@@ -68,7 +68,7 @@ class Described:
 
 
 @dataclass(frozen=True)
-class Changes:
+class RowChanges:
     """Row changes of one relation, in the order of the stream.
 
     Attributes:
@@ -114,14 +114,14 @@ def read_begin(message: bytes) -> Begin:
         return Begin(position, committed + _EPOCH)
 
 
-def commit(message: bytes) -> int:
+def read_commit(message: bytes) -> int:
     """Parses a `COMMIT` message: the LSN at which the transaction ends."""
     with _parsing("COMMIT"):
         _, _, end, _ = _COMMIT.unpack(message)
         return int(end)
 
 
-def relation(message: bytes) -> Described:
+def read_relation(message: bytes) -> RelationMessage:
     """Parses a `RELATION` message."""
     with _parsing("RELATION"):
         (oid,) = struct.unpack_from(">I", message, 1)
@@ -137,7 +137,7 @@ def relation(message: bytes) -> Described:
             at = end + 9
         if count < 0 or at != len(rest):
             raise ValueError(count)
-        return Described(
+        return RelationMessage(
             oid,
             schema.decode() or "pg_catalog",
             name.decode(),
@@ -147,7 +147,7 @@ def relation(message: bytes) -> Described:
         )
 
 
-def truncate(message: bytes) -> tuple[int, ...]:
+def read_truncate(message: bytes) -> tuple[int, ...]:
     """Parses a `TRUNCATE` message: the oids of the truncated relations."""
     with _parsing("TRUNCATE"):
         (count,) = struct.unpack_from(">I", message, 1)
@@ -159,9 +159,9 @@ NO_TEXT = "\0"
 those of a bytea: ``\\x`` and hexadecimal digits."""
 
 
-def changes(
+def read_changes(
     messages: bytes, lengths: Numbers, names: Sequence[str], any_bytes: bool = False
-) -> Changes:
+) -> RowChanges:
     """Parses messages that are changes of one relation.
 
     Args:
@@ -193,7 +193,7 @@ def changes(
     after[filled] = ends
     if (after != limits).any():
         raise Mismatch("The row changes in the stream do not have the length of their columns.")
-    return Changes(
+    return RowChanges(
         kinds,
         _expand(new, filled),
         tuple(None if flags is None else _expand_flags(flags, filled) for flags in unchanged),

@@ -9,12 +9,12 @@ from typing import Any
 from bronze.postgres.catalog.relations import TABLEOID, Relation
 from bronze.postgres.connection.connect import Connection
 from bronze.postgres.replication.publication import (
-    GENERATED,
+    GENERATED_COLUMNS_VERSION,
     Part,
     Parts,
     Published,
-    apart,
     find,
+    identifying_columns,
     leaves,
     parts_of,
     publishing_statements,
@@ -26,7 +26,7 @@ _NONE_LEFT_OUT: Mapping[str, Collection[str]] = {}
 
 
 @dataclass(frozen=True)
-class Wanting:
+class MissingPrerequisite:
     """A prerequisite that is not met.
 
     ``what`` is a sentence about it, ``mend`` the SQL or the sentence that says how to meet it,
@@ -38,14 +38,14 @@ class Wanting:
     table: str = ""
 
 
-def wanting(
+def missing_prerequisites(
     connection: Connection,
     relations: Sequence[Relation],
     keys: Mapping[str, Sequence[str]],
     publication: str,
     slot: str,
     out: Mapping[str, Collection[str]] = _NONE_LEFT_OUT,
-) -> tuple[Wanting, ...]:
+) -> tuple[MissingPrerequisite, ...]:
     """The prerequisites for streaming ``relations`` that are not met; empty if all are.
 
     Those that `bronze.postgres.replication.publication.publish` meets by itself are not among them.
@@ -122,19 +122,19 @@ def _server(connection: Connection, slot: str) -> _Server:
     return _Server(*row)
 
 
-def _too_old(server: _Server) -> Wanting:
+def _too_old(server: _Server) -> MissingPrerequisite:
     major, minor = divmod(server.version, 10000)
-    return Wanting(
+    return MissingPrerequisite(
         f"The server is PostgreSQL {major}.{minor}; streaming needs 14 or later.",
         "Upgrade the server, or load these tables in batches.",
     )
 
 
-def _server_problems(server: _Server) -> list[Wanting]:
+def _server_problems(server: _Server) -> list[MissingPrerequisite]:
     problems = []
     if server.standby:
         problems.append(
-            Wanting(
+            MissingPrerequisite(
                 "The server is a standby, on which publications cannot be created and snapshots"
                 " cannot be exported.",
                 "Connect to the primary.",
@@ -142,7 +142,7 @@ def _server_problems(server: _Server) -> list[Wanting]:
         )
     if server.wal_level != "logical":
         problems.append(
-            Wanting(
+            MissingPrerequisite(
                 f"The server's wal_level is {server.wal_level}; its log has no row changes.",
                 "ALTER SYSTEM SET wal_level = logical; -- then restart the server; hosted ones"
                 " have a parameter for it (rds.logical_replication, cloudsql.logical_decoding)",
@@ -150,7 +150,7 @@ def _server_problems(server: _Server) -> list[Wanting]:
         )
     if server.encoding != "UTF8":
         problems.append(
-            Wanting(
+            MissingPrerequisite(
                 f"The connection's client_encoding is {server.encoding}, not UTF8.",
                 "Connect to the server directly, not through the pooler that changes it.",
             )
@@ -159,7 +159,7 @@ def _server_problems(server: _Server) -> list[Wanting]:
         role = quoted(server.login)
         grant = f"GRANT rds_replication TO {role}" if server.hosted else f"ALTER ROLE {role}"
         problems.append(
-            Wanting(
+            MissingPrerequisite(
                 f"Role {server.login} does not have the privilege REPLICATION.",
                 grant if server.hosted else f"{grant} REPLICATION",
             )
@@ -167,7 +167,7 @@ def _server_problems(server: _Server) -> list[Wanting]:
     return problems + _limit_problems(server)
 
 
-def _limit_problems(server: _Server) -> list[Wanting]:
+def _limit_problems(server: _Server) -> list[MissingPrerequisite]:
     # A table sync needs a second slot and walsender for a time.
     limits = (
         ("max_replication_slots", server.slots, server.slots_used, server.slot_there),
@@ -178,7 +178,7 @@ def _limit_problems(server: _Server) -> list[Wanting]:
         need = used + 2 - ours
         if need > most:
             problems.append(
-                Wanting(
+                MissingPrerequisite(
                     f"The server's {name} is {most}, of which {used} are in use;"
                     f" {need - used} must be free.",
                     f"ALTER SYSTEM SET {name} = {need}; -- then restart the server",
@@ -194,7 +194,7 @@ _NOT_LOGGED = {
 }
 
 
-def _logging_problems(relation: Relation, parts: Parts) -> list[Wanting]:
+def _logging_problems(relation: Relation, parts: Parts) -> list[MissingPrerequisite]:
     """Why the changes of the table are not logged, or not under its name."""
     if relation.kind == "table" and len(relation.parts) > 1:
         members = ", ".join(parts[o].label for o in relation.parts if o in parts)
@@ -203,36 +203,38 @@ def _logging_problems(relation: Relation, parts: Parts) -> list[Wanting]:
             " their own names."
         )
         mend = f"Load it in batches, or stream these tables one by one: {members}."
-        return [Wanting(what, mend, relation.label)]
+        return [MissingPrerequisite(what, mend, relation.label)]
     problems = []
     for leaf in leaves(relation, parts):
         where = f"Table {relation.label}"
         where += "" if leaf is parts[relation.oid] else f": its partition {leaf.label}"
         if leaf.kind in _NOT_LOGGED:
             what, mend = _NOT_LOGGED[leaf.kind]
-            problems.append(Wanting(f"{where} {what}: its changes are not logged.", mend))
+            problems.append(
+                MissingPrerequisite(f"{where} {what}: its changes are not logged.", mend)
+            )
         elif leaf.persistence == "u":
             what = f"{where} is unlogged: its changes are not in the server's log."
-            problems.append(Wanting(what, f"ALTER TABLE {leaf.name} SET LOGGED"))
+            problems.append(MissingPrerequisite(what, f"ALTER TABLE {leaf.name} SET LOGGED"))
         elif leaf.persistence == "t":
             what = f"{where} is temporary: other sessions cannot read it."
-            problems.append(Wanting(what, "Make it a permanent table."))
-    return [Wanting(w.what, w.mend, relation.label) for w in problems]
+            problems.append(MissingPrerequisite(what, "Make it a permanent table."))
+    return [MissingPrerequisite(w.what, w.mend, relation.label) for w in problems]
 
 
 def _table_problems(
     relation: Relation, parts: Parts, key: tuple[str, ...], server: _Server
-) -> list[Wanting]:
+) -> list[MissingPrerequisite]:
     problems = _logging_problems(relation, parts)
     if problems:
         return problems
     if TABLEOID in key:
         what = f"Table {relation.label}: its key contains {TABLEOID}, which is not streamed."
-        return [Wanting(what, "Choose a key of plain columns.", relation.label)]
+        return [MissingPrerequisite(what, "Choose a key of plain columns.", relation.label)]
     problems = [] if relation.readable else [_unreadable(relation, server)]
     for leaf in leaves(relation, parts):
         problems += _identity_problems(relation, leaf, key, server)
-    if key and not problems and not apart(relation, parts, key):
+    if key and not problems and not identifying_columns(relation, parts, key):
         problems += _partition_key_problems(relation, parts, key)
     generated = [c for c in key if c in _unpublishable(parts[relation.oid], server.version)]
     if generated:
@@ -240,13 +242,13 @@ def _table_problems(
             f"Table {relation.label}: the key's {_columns(generated)} {_are(generated)} generated,"
             " and the server does not stream such columns."
         )
-        problems.append(Wanting(what, "Choose a key of plain columns.", relation.label))
+        problems.append(MissingPrerequisite(what, "Choose a key of plain columns.", relation.label))
     return problems
 
 
-def _unreadable(relation: Relation, server: _Server) -> Wanting:
+def _unreadable(relation: Relation, server: _Server) -> MissingPrerequisite:
     role = quoted(server.role)
-    return Wanting(
+    return MissingPrerequisite(
         f"Role {server.role} may not read table {relation.label}.",
         f"GRANT USAGE ON SCHEMA {quoted(relation.schema)} TO {role};"
         f" GRANT SELECT ON TABLE {quoted(relation.schema, relation.name)} TO {role}",
@@ -256,7 +258,7 @@ def _unreadable(relation: Relation, server: _Server) -> Wanting:
 
 def _identity_problems(
     relation: Relation, leaf: Part, key: tuple[str, ...], server: _Server
-) -> list[Wanting]:
+) -> list[MissingPrerequisite]:
     where = f"Table {relation.label}"
     where += "" if leaf.label == relation.label else f": its partition {leaf.label}"
     missing = [column for column in key if column not in leaf.identity]
@@ -265,7 +267,7 @@ def _identity_problems(
         what = (
             f"{where} has no replica identity{why}: once published, its UPDATEs and DELETEs fail."
         )
-    elif leaf.replica == "f" and leaf.virtual and server.version >= GENERATED:
+    elif leaf.replica == "f" and leaf.virtual and server.version >= GENERATED_COLUMNS_VERSION:
         what = (
             f"{where} has REPLICA IDENTITY FULL and the virtual generated"
             f" {_columns(sorted(leaf.virtual))}: once published, its UPDATEs and DELETEs fail."
@@ -276,12 +278,14 @@ def _identity_problems(
         )
     else:
         return []
-    return [Wanting(what, _identity_with_key(leaf, key, server.version), relation.label)]
+    return [
+        MissingPrerequisite(what, _identity_with_key(leaf, key, server.version), relation.label)
+    ]
 
 
 def _partition_key_problems(
     relation: Relation, parts: Parts, key: tuple[str, ...]
-) -> list[Wanting]:
+) -> list[MissingPrerequisite]:
     """The problem of a key in which rows of several partitions may be equal."""
     partial = [leaf for leaf in leaves(relation, parts) if leaf.replica != "f"]
     what = (
@@ -289,7 +293,7 @@ def _partition_key_problems(
         f" and the replica identity of its partition {partial[0].label} does not distinguish them."
     )
     mend = "; ".join(f"ALTER TABLE {leaf.name} REPLICA IDENTITY FULL" for leaf in partial)
-    return [Wanting(what, mend, relation.label)]
+    return [MissingPrerequisite(what, mend, relation.label)]
 
 
 def _identity_with_key(leaf: Part, key: tuple[str, ...], version: int) -> str:
@@ -298,7 +302,7 @@ def _identity_with_key(leaf: Part, key: tuple[str, ...], version: int) -> str:
         if set(key) <= set(index.columns):
             kind = "DEFAULT" if index.primary else f"USING INDEX {quoted(index.name)}"
             return f"ALTER TABLE {leaf.name} REPLICA IDENTITY {kind}"
-    if leaf.virtual and version >= GENERATED:
+    if leaf.virtual and version >= GENERATED_COLUMNS_VERSION:
         # FULL includes virtual columns, with which PostgreSQL refuses UPDATE and DELETE.
         named = ", ".join(quoted(column) for column in key) or "…"
         return (
@@ -310,7 +314,7 @@ def _identity_with_key(leaf: Part, key: tuple[str, ...], version: int) -> str:
 
 def _unpublishable(part: Part, version: int) -> frozenset[str]:
     """The columns that a publication of this server cannot contain."""
-    return part.virtual | (part.stored if version < GENERATED else frozenset())
+    return part.virtual | (part.stored if version < GENERATED_COLUMNS_VERSION else frozenset())
 
 
 def _columns(names: Sequence[str]) -> str:
@@ -328,7 +332,7 @@ def _publication_problems(
     parts: Parts,
     server: _Server,
     out: Mapping[str, Collection[str]],
-) -> list[Wanting]:
+) -> list[MissingPrerequisite]:
     published = find(connection, publication)
     problems = []
     statements = publishing_statements(publication, published, relations, parts, server.version)
@@ -338,7 +342,7 @@ def _publication_problems(
         else:
             fault, act = "lacks tables or options", "change"
         what = f"Publication {publication} {fault}, and role {server.role} may not {act} it."
-        problems.append(Wanting(what, "; ".join(statements)))
+        problems.append(MissingPrerequisite(what, "; ".join(statements)))
     if published:
         for relation in relations:
             left_out = out.get(relation.label, ())
@@ -366,7 +370,7 @@ def _omission_problems(
     parts: Parts,
     version: int,
     left_out: Collection[str],
-) -> list[Wanting]:
+) -> list[MissingPrerequisite]:
     """The rows and columns of a table that an existing publication leaves out.
 
     `publish` does not add them: they may be left out on purpose.
@@ -393,7 +397,7 @@ def _omission_problems(
     ]
     names = f" ({', '.join(map(quoted, listed))})" if left_out else ""
     return [
-        Wanting(
+        MissingPrerequisite(
             f"Publication {publication} leaves {' and '.join(omissions)} of table {relation.label}"
             " out.",
             f"ALTER PUBLICATION {name} DROP TABLE ONLY {part.name};"

@@ -20,7 +20,7 @@ from bronze.postgres.catalog.relations import Relation
 from bronze.postgres.connection.connect import Connection
 from bronze.postgres.statement import quoted
 
-GENERATED = 180000
+GENERATED_COLUMNS_VERSION = 180000
 """The first version that can publish stored generated columns."""
 
 _SCHEMAS = 150000
@@ -162,7 +162,9 @@ def unpublish(connection: Connection, publication: str) -> None:
         ) from error
 
 
-def carried(connection: Connection, relation: Relation, publication: str) -> frozenset[str]:
+def streamed_columns(
+    connection: Connection, relation: Relation, publication: str
+) -> frozenset[str]:
     """The columns of a table that a stream can contain; a column list's omissions are ignored.
 
     Virtual generated columns are never among them; stored ones only from PostgreSQL 18 on, with
@@ -176,13 +178,15 @@ def carried(connection: Connection, relation: Relation, publication: str) -> fro
         return frozenset()
     published = find(connection, publication)
     listed = published.attributes.get(relation.oid, frozenset()) if published else frozenset()
-    stored = connection.info.server_version >= GENERATED and (not published or published.generated)
+    stored = connection.info.server_version >= GENERATED_COLUMNS_VERSION and (
+        not published or published.generated
+    )
     return (
         frozenset(part.columns) - part.virtual - (frozenset() if stored else part.stored - listed)
     )
 
 
-def coverage(
+def fingerprints_of(
     connection: Connection, publication: str, relations: Sequence[Relation]
 ) -> Mapping[int, str]:
     """By each table's oid a fingerprint of its publication and replica identity.
@@ -208,7 +212,7 @@ def coverage(
     return fingerprints
 
 
-def identity(
+def replica_identities(
     connection: Connection, relations: Sequence[Relation]
 ) -> Mapping[str, tuple[str, ...]]:
     """The columns of each table's replica identity, by its label.
@@ -224,10 +228,11 @@ def identity(
     return {r.label: _common_identity(r, parts) for r in relations if r.oid in parts}
 
 
-def telling(
+def identifying_columns_by_table(
     connection: Connection, targets: Sequence[tuple[Relation, Sequence[str]]]
 ) -> Mapping[int, tuple[str, ...]]:
-    """By each table's oid the columns by which a stream identifies its rows (see `apart`).
+    """By each table's oid the columns by which a stream identifies its rows (see
+    `identifying_columns`).
 
     Args:
         connection: to the source.
@@ -237,10 +242,10 @@ def telling(
         psycopg.Error
     """
     parts = parts_of(connection, [relation for relation, _ in targets])
-    return {r.oid: apart(r, parts, key) for r, key in targets if r.oid in parts}
+    return {r.oid: identifying_columns(r, parts, key) for r, key in targets if r.oid in parts}
 
 
-def apart(relation: Relation, parts: Parts, key: Sequence[str]) -> tuple[str, ...]:
+def identifying_columns(relation: Relation, parts: Parts, key: Sequence[str]) -> tuple[str, ...]:
     """The columns by which a stream identifies a table's rows at any moment; () if it cannot.
 
     That is the key, if PostgreSQL enforces that it is unique. If rows may have equal keys, even
@@ -381,7 +386,7 @@ def find(connection: Connection, publication: str) -> Published | None:
         return None
     oid, owned, everything, publishes, by_root, generated = rows[0]
     version = connection.info.server_version
-    arguments = {"name": publication, "generated": version >= GENERATED}
+    arguments = {"name": publication, "generated": version >= GENERATED_COLUMNS_VERSION}
     try:
         # A savepoint: the caller's transaction goes on after an error.
         with connection.transaction():
@@ -404,7 +409,7 @@ def find(connection: Connection, publication: str) -> Published | None:
     )
 
 
-def number(connection: Connection, publication: str) -> int | None:
+def oid_of(connection: Connection, publication: str) -> int | None:
     """The publication's oid, None if it does not exist.
 
     Raises:
@@ -425,7 +430,9 @@ def publishing_statements(
     name = quoted(publication)
     if published is None:
         options = ["publish_via_partition_root = true"]
-        options += ["publish_generated_columns = stored"] if version >= GENERATED else []
+        options += (
+            ["publish_generated_columns = stored"] if version >= GENERATED_COLUMNS_VERSION else []
+        )
         tables = f" FOR TABLE {_tables(relations, parts)}" if relations else ""
         return [f"CREATE PUBLICATION {name}{tables} WITH ({', '.join(options)})"]
     options = _missing_options(published, relations, parts, version)
@@ -447,7 +454,7 @@ def _missing_options(
     unlisted = (
         parts[r.oid].stored - published.attributes.get(r.oid, frozenset()) for r in relations
     )
-    if version >= GENERATED and not published.generated and any(unlisted):
+    if version >= GENERATED_COLUMNS_VERSION and not published.generated and any(unlisted):
         options.append("publish_generated_columns = stored")
     return options
 

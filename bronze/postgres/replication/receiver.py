@@ -23,11 +23,11 @@ from psycopg import pq
 
 from bronze.errors import Mismatch, SourceBusy, SourceUnreachable
 from bronze.model.locations import Origin
-from bronze.postgres.connection.connect import explain, mapped
+from bronze.postgres.connection.connect import explain, source_errors
 from bronze.postgres.replication import pgoutput, slot
-from bronze.postgres.replication.batch import Batch, Gathered, Piece, Spool
-from bronze.postgres.replication.pgoutput import Described
-from bronze.postgres.replication.rewind import Past
+from bronze.postgres.replication.batch import Batch, Piece, Spool, TableChanges
+from bronze.postgres.replication.pgoutput import RelationMessage
+from bronze.postgres.replication.rewind import KnownTransactions
 from bronze.postgres.statement import literal, quoted
 
 # The messages of a batch are packed into pieces of about this size.
@@ -62,7 +62,7 @@ class Receiver:
         interval: float,
         memory: int,
         largest: int = _LARGEST,
-        past: Past | None = None,
+        past: KnownTransactions | None = None,
         lost: Callable[[], None] = lambda: None,
     ) -> None:
         """Takes over a connection in replication mode.
@@ -88,7 +88,7 @@ class Receiver:
         names = literal(quoted(publication))
         options = f"(proto_version '1', publication_names {names})"
         self._start_command = f"START_REPLICATION SLOT {quoted(name)} LOGICAL 0/0 {options}"
-        self._relations: dict[int, Described] = {}
+        self._relations: dict[int, RelationMessage] = {}
         self._messages: dict[int, list[Any]] = {}
         self._marks: dict[int, list[tuple[int, int, int]]] = {}
         # The lists in it of the tables that the current transaction has changed.
@@ -111,8 +111,8 @@ class Receiver:
 
     def __enter__(self) -> Receiver:
         try:
-            with mapped(self._origin):
-                self._server_timeout = slot.timeout(self._connection)
+            with source_errors(self._origin):
+                self._server_timeout = slot.sender_timeout(self._connection)
                 slot.send_any_bytes(self._connection)
                 until = time.monotonic() + _SLOT_PATIENCE
                 while not self._start_streaming(last=time.monotonic() > until):
@@ -315,11 +315,11 @@ class Receiver:
                 self._batch.began = time.monotonic()
             self._current, self._relevant = {}, False
         elif kind == pgoutput.COMMIT:
-            self._commit(pgoutput.commit(body))
+            self._commit(pgoutput.read_commit(body))
         elif kind == pgoutput.RELATION:
-            self._describe(pgoutput.relation(body))
+            self._describe(pgoutput.read_relation(body))
         elif kind == pgoutput.TRUNCATE:
-            for oid in pgoutput.truncate(body):
+            for oid in pgoutput.read_truncate(body):
                 self._truncate(oid)
 
     def _first_change(self, oid: int, body: Any) -> None:
@@ -335,15 +335,15 @@ class Receiver:
         self._unpacked += len(body) + _OVERHEAD
         self._current[oid] = messages
 
-    def _table_changes(self, oid: int) -> Gathered:
+    def _table_changes(self, oid: int) -> TableChanges:
         self._relevant = True
         if oid not in self._batch.tables:
             if oid not in self._relations:
                 raise Mismatch(f"The stream did not describe the relation {oid}.")
-            self._batch.tables[oid] = Gathered(self._relations[oid])
+            self._batch.tables[oid] = TableChanges(self._relations[oid])
         return self._batch.tables[oid]
 
-    def _describe(self, described: Described) -> None:
+    def _describe(self, described: RelationMessage) -> None:
         oid = described.oid
         gathered = self._batch.tables.get(oid)
         if gathered:
@@ -364,7 +364,7 @@ class Receiver:
             gathered = self._discard(oid)
             gathered.oversize = max(gathered.oversize, size)
 
-    def _discard(self, oid: int) -> Gathered:
+    def _discard(self, oid: int) -> TableChanges:
         gathered = self._table_changes(oid)
         gathered.pieces.clear()
         self._messages.pop(oid, None)

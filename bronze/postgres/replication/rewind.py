@@ -14,7 +14,7 @@ from bronze.errors import SourceRewound
 
 
 @dataclass(frozen=True)
-class Past:
+class KnownTransactions:
     """What was recorded of a stream when it last ended.
 
     All transactions before ``position`` were committed by ``recorded``, in microseconds since 1970
@@ -26,7 +26,7 @@ class Past:
     recorded: int = 0
     ends: tuple[tuple[int, int], ...] = ()
 
-    def told(self, end: int, committed: int) -> Past | None:
+    def told(self, end: int, committed: int) -> KnownTransactions | None:
         """Checks a transaction; returns what is left to check after it, None if nothing is.
 
         Args:
@@ -39,7 +39,7 @@ class Past:
         due = [known for known in self.ends if known[0] <= end]
         late = end <= self.position and committed > self.recorded
         if late or any(known != (end, committed) for known in due):
-            raise rewound()
+            raise rewound_error()
         if end >= self.position and len(due) == len(self.ends):
             return None
         return replace(self, ends=self.ends[len(due) :]) if due else self
@@ -51,10 +51,10 @@ class Past:
             SourceRewound: a recorded transaction is missing.
         """
         if self.ends and self.ends[0][0] <= position:
-            raise rewound()
+            raise rewound_error()
 
 
-def rewound() -> SourceRewound:
+def rewound_error() -> SourceRewound:
     """The error of a server whose transactions are not those that the lake has."""
     return SourceRewound(
         "The source was put back to an earlier state, and continued from there.",

@@ -18,9 +18,9 @@ from psycopg.conninfo import make_conninfo
 
 from bronze.errors import BronzeError, ConfigError, SourceBusy, SourceRefused
 from bronze.model.locations import Origin
-from bronze.postgres.catalog.types import ANY_BYTES
-from bronze.postgres.connection.connect import Connection, mapped, parameters
-from bronze.postgres.connection.session_settings import pinning
+from bronze.postgres.catalog.types import SQL_ASCII
+from bronze.postgres.connection.connect import Connection, parameters, source_errors
+from bronze.postgres.connection.session_settings import pinning_statement
 from bronze.postgres.statement import quoted
 
 PLUGIN = "pgoutput"
@@ -59,7 +59,7 @@ class Slot:
 
 
 @dataclass(frozen=True)
-class Made:
+class CreatedSlot:
     """A slot that was just created.
 
     ``snapshot`` is the name of its exported snapshot, with exactly the transactions committed
@@ -120,7 +120,7 @@ def find(connection: Connection, name: str) -> Slot | None:
     )
 
 
-def make(replication: Connection, name: str, *, temporary: bool, failover: bool) -> Made:
+def create(replication: Connection, name: str, *, temporary: bool, failover: bool) -> CreatedSlot:
     """Creates a slot, and exports the snapshot at which its stream begins.
 
     Args:
@@ -135,15 +135,15 @@ def make(replication: Connection, name: str, *, temporary: bool, failover: bool)
             role does not have the privilege.
         psycopg.Error: the connection was lost, for example.
     """
-    statement = _making(name, replication.info.server_version, temporary, failover)
+    statement = _create_statement(name, replication.info.server_version, temporary, failover)
     try:
         row: Any = replication.execute(statement).fetchone()
     except tuple(_REFUSALS) as error:
         raise _refusal(error, name) from error
-    return Made(snapshot=row[2], position=lsn(row[1]))
+    return CreatedSlot(snapshot=row[2], position=lsn(row[1]))
 
 
-def _making(name: str, version: int, temporary: bool, failover: bool) -> sql.SQL:
+def _create_statement(name: str, version: int, temporary: bool, failover: bool) -> sql.SQL:
     kind = " TEMPORARY" if temporary else ""
     if version < _OPTIONS:
         options = "EXPORT_SNAPSHOT"
@@ -279,11 +279,11 @@ def walsender(origin: Origin) -> Connection:
         SourceUnreachable, SourceBusy, SourceRefused, ConfigError
     """
     given = parameters(origin) | {"replication": "database"}
-    with mapped(origin):
+    with source_errors(origin):
         connection = psycopg.connect(make_conninfo("", **given), autocommit=True)
         try:
             patient = replace(origin, statement_timeout=0, lock_timeout=0)
-            connection.execute(pinning(patient).encode())
+            connection.execute(pinning_statement(patient).encode())
         except BaseException:
             connection.close()
             raise
@@ -299,8 +299,8 @@ def send_any_bytes(sender: Connection) -> None:
         psycopg.Error
     """
     row: Any = sender.execute("SHOW server_encoding").fetchone()
-    if row[0] == ANY_BYTES:
-        sender.execute(f"SET client_encoding = '{ANY_BYTES}'")
+    if row[0] == SQL_ASCII:
+        sender.execute(f"SET client_encoding = '{SQL_ASCII}'")
 
 
 def flushed_position(connection: Connection) -> int:
@@ -314,7 +314,7 @@ def flushed_position(connection: Connection) -> int:
 
 
 @dataclass(frozen=True)
-class Moment:
+class ServerPosition:
     """Positions up to which the server's log is ``written`` (at least into memory) and ``flushed``
     (to disk), and its ``clock`` in microseconds since 1970.
     """
@@ -324,7 +324,7 @@ class Moment:
     clock: int
 
 
-def moment(connection: Connection) -> Moment:
+def server_position(connection: Connection) -> ServerPosition:
     """The current positions and clock of the server.
 
     Raises:
@@ -335,7 +335,7 @@ def moment(connection: Connection) -> Moment:
                (extract(epoch FROM clock_timestamp()) * 1000000)::int8
     """
     row: Any = connection.execute(query).fetchone()
-    return Moment(lsn(row[0]), lsn(row[1]), row[2])
+    return ServerPosition(lsn(row[0]), lsn(row[1]), row[2])
 
 
 _WRITTEN_POSITION = """
@@ -347,7 +347,7 @@ _FLUSH_DELAYS = 3
 _PAUSE = 0.005
 
 
-def settled(connection: Connection) -> int:
+def committed_position(connection: Connection) -> int:
     """A flushed position that is behind all transactions committed by now.
 
     With synchronous_commit off, commits are flushed a moment later: this function waits for them.
@@ -363,7 +363,7 @@ def settled(connection: Connection) -> int:
     return flushed
 
 
-def timeout(connection: Connection) -> float:
+def sender_timeout(connection: Connection) -> float:
     """The wal_sender_timeout in seconds, after which the server ends a silent stream; 0: never.
 
     It can be set per role and database: ask on the connection that streams, or on another one of
@@ -393,14 +393,14 @@ class Session:
     began: str
 
 
-def session(connection: Connection) -> Session:
+def session_of(connection: Connection) -> Session:
     """The session of a connection."""
     query = "SELECT pid, backend_start::text FROM pg_stat_activity WHERE pid = pg_backend_pid()"
     row: Any = connection.execute(query).fetchone()
     return Session(*row)
 
 
-def end(connection: Connection, sessions: Iterable[Session]) -> None:
+def end_sessions(connection: Connection, sessions: Iterable[Session]) -> None:
     """Ends sessions whose connection was lost, if the server has not noticed it yet."""
     query = (
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"

@@ -66,7 +66,7 @@ ORDER BY since NULLS LAST
 """
 
 
-def transactions(connection: Connection) -> list[Transaction]:
+def open_transactions(connection: Connection) -> list[Transaction]:
     """The open transactions with an id of the whole server, the oldest first.
 
     Raises:
@@ -76,7 +76,7 @@ def transactions(connection: Connection) -> list[Transaction]:
     return [Transaction(*row) for row in rows]
 
 
-def sentence(blockers: Sequence[Transaction]) -> str:
+def describe_transactions(blockers: Sequence[Transaction]) -> str:
     """A text that lists open transactions and says how to end them, for a message."""
     listed = ", ".join(map(str, blockers[:_LISTED]))
     more = f" and {len(blockers) - _LISTED} more" if len(blockers) > _LISTED else ""
@@ -89,7 +89,7 @@ def sentence(blockers: Sequence[Transaction]) -> str:
     return f"{listed}{more}.{advice} To end the first: {blockers[0].ending}"
 
 
-def blocking(connection: Connection, pid: int) -> tuple[int, ...]:
+def blocking_pids(connection: Connection, pid: int) -> tuple[int, ...]:
     """The pids of the sessions that hold the lock a session waits for, or wait for it before it.
 
     Raises:

@@ -18,14 +18,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bronze.errors import Mismatch
-from bronze.model.columns import Column, Kind
-from bronze.postgres.catalog.types import Choices, SourceType, value_sql
-from bronze.postgres.copy.read import dtype, regrouped
+from bronze.model.columns import Column, DeltaType
+from bronze.postgres.catalog.types import SourceType, TypeOptions, value_sql
+from bronze.postgres.copy.read import dtype, regroup_like
 from bronze.postgres.replication.pgoutput import NO_TEXT
 
 
 @dataclass(frozen=True)
-class Text:
+class TextColumn:
     """A column whose values come as text.
 
     ``name`` is its name in the source, ``target`` the one in the Bronze table, ``source`` the type
@@ -36,11 +36,11 @@ class Text:
     name: str
     target: str
     source: SourceType
-    natural: Kind
-    kind: Kind
+    natural: DeltaType
+    kind: DeltaType
 
 
-def text(column: Column, source: SourceType, choices: Choices) -> Text:
+def text_column(column: Column, source: SourceType, choices: TypeOptions) -> TextColumn:
     """How the texts of a column are parsed.
 
     A numeric without precision is rejected where it does not fit the kind of the Bronze table.
@@ -53,10 +53,12 @@ def text(column: Column, source: SourceType, choices: Choices) -> Text:
     natural = value_sql("v", source, choices, column.name).kind
     if _is_decimal_by_config(natural, source):
         natural = column.kind
-    return Text(column.name, column.target, source, natural, column.kind)
+    return TextColumn(column.name, column.target, source, natural, column.kind)
 
 
-def typed(texts: pl.DataFrame, columns: Sequence[Text]) -> tuple[pl.DataFrame, pl.Series]:
+def parse_texts(
+    texts: pl.DataFrame, columns: Sequence[TextColumn]
+) -> tuple[pl.DataFrame, pl.Series]:
     """Parses rows of texts.
 
     Args:
@@ -88,7 +90,7 @@ def typed(texts: pl.DataFrame, columns: Sequence[Text]) -> tuple[pl.DataFrame, p
     return pl.DataFrame(parsed or None, height=texts.height), values_rejected
 
 
-def _parse_column(texts: pl.Series, column: Text) -> tuple[pl.Series, pl.Series]:
+def _parse_column(texts: pl.Series, column: TextColumn) -> tuple[pl.Series, pl.Series]:
     try:
         invalid = texts.str.starts_with(NO_TEXT).fill_null(False)
         if not invalid.any():
@@ -106,7 +108,9 @@ def _parse_column(texts: pl.Series, column: Text) -> tuple[pl.Series, pl.Series]
         ) from None
 
 
-def _parse_checked(texts: pl.Series, kind: Kind, source: SourceType) -> tuple[pl.Series, pl.Series]:
+def _parse_checked(
+    texts: pl.Series, kind: DeltaType, source: SourceType
+) -> tuple[pl.Series, pl.Series]:
     """The values, null where rejected, and which are rejected.
 
     Raises:
@@ -134,7 +138,7 @@ def _null_where(texts: pl.Series, rejected: pl.Series) -> pl.Series:
     return texts.set(rejected, None) if rejected.any() else texts
 
 
-def _is_decimal_by_config(kind: Kind, source: SourceType) -> bool:
+def _is_decimal_by_config(kind: DeltaType, source: SourceType) -> bool:
     return kind.name == "decimal" and source.typmod < 0
 
 
@@ -154,7 +158,7 @@ _TIME_PATTERNS: Mapping[str, tuple[str, str]] = {
 }
 
 
-def _patterns(kind: Kind, source: SourceType) -> tuple[str, str] | None:
+def _patterns(kind: DeltaType, source: SourceType) -> tuple[str, str] | None:
     """Regular expressions for the texts of valid and of rejected values; None: all are valid."""
     if kind.name == "array":
         element = _element_pattern(source)
@@ -176,7 +180,7 @@ _ARROW: Mapping[str, pa.DataType] = {
 }
 
 
-def _parse(texts: pl.Series, kind: Kind) -> pl.Series:
+def _parse(texts: pl.Series, kind: DeltaType) -> pl.Series:
     if kind.name in _ARROW:
         if kind.name == "timestamp":
             texts = texts.str.strip_suffix("+00")
@@ -205,13 +209,15 @@ def _element_pattern(source: SourceType) -> str:
     return rf'"(?:[^"\\]|\\["\\])*"|[^"\\{{}}{re.escape(_delimiter(source))}]+'
 
 
-def _parse_arrays(texts: pl.Series, kind: Kind, source: SourceType) -> tuple[pl.Series, pl.Series]:
+def _parse_arrays(
+    texts: pl.Series, kind: DeltaType, source: SourceType
+) -> tuple[pl.Series, pl.Series]:
     """Arrays of one dimension, null where an element is rejected, and which those are."""
     tokens = texts.str.extract_all(_element_pattern(source))
     flat = _unquote(tokens.list.explode(empty_as_null=False, keep_nulls=False))
     elements, rejected_elements = _parse_checked(flat, kind.of, source.element or source)
     if not rejected_elements.any():
-        return regrouped(elements, tokens), _all_false(texts)
+        return regroup_like(elements, tokens), _all_false(texts)
     rows = np.arange(len(texts))
     owners = np.repeat(rows, tokens.list.len().fill_null(0).to_numpy())
     rejected = pl.Series(np.isin(rows, owners[rejected_elements.to_numpy()]))

@@ -17,7 +17,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from bronze.api import check
 from bronze.api.config_text import MAX_SECTIONS, PASSWORD_VARIABLE
-from bronze.api.init import propose, write
+from bronze.api.init import propose_config, write_config
 from bronze.config import loading
 from bronze.config.protection import MASTER_KEY
 from bronze.config.settings import RunSettings, Settings
@@ -66,7 +66,7 @@ def demo(server: Server) -> Iterator[str]:
 def loaded(text: str, folder: Path) -> Settings:
     """The settings in a proposal, as a user would load them."""
     path = folder / "bronze.toml"
-    write(path, text)
+    write_config(path, text)
     return loading.load(path)
 
 
@@ -79,7 +79,7 @@ def landed(text: str, folder: Path) -> RunResult:
 
 def test_the_demo_lands_with_its_proposal(demo: str, tmp_path: Path) -> None:
     """All ten tables land with the unchanged proposal; it names personal columns and keys."""
-    text = propose(demo)
+    text = propose_config(demo)
     result = landed(text, tmp_path)
     assert {t.table for t in result.tables} == {f"tests.{name}" for name in inventory.SIZES}
     assert {t.target.split(".")[0] for t in result.tables} == {"de_bronze"}
@@ -106,7 +106,7 @@ def test_tables_with_unusual_names_land_with_their_proposal(source: Source, tmp_
                 columns = columns_with_all_names if name == UNUSUAL[0] else sql.SQL("id text")
                 connection.execute(sql.SQL("CREATE TABLE {} ({})").format(table, columns))
                 connection.execute(sql.SQL("INSERT INTO {} DEFAULT VALUES").format(table))
-    result = landed(propose(source.dsn), tmp_path)
+    result = landed(propose_config(source.dsn), tmp_path)
     assert len(result.tables) == len(UNUSUAL) + 12
     assert len({t.target.lower() for t in result.tables}) == len(UNUSUAL) + 12
     assert all(t.rows_read == 1 for t in result.tables)
@@ -115,7 +115,7 @@ def test_tables_with_unusual_names_land_with_their_proposal(source: Source, tmp_
 def test_columns_that_delta_cannot_hold_are_renamed(source: Source, tmp_path: Path) -> None:
     """Each gets a name that is free, and a comment with the reason; the others keep their names."""
     source.execute('CREATE TABLE t ("Id" int, id int, "a b" int, a_b int, row_hash int, ok int)')
-    text = propose(source.dsn)
+    text = propose_config(source.dsn)
     assert loaded(text, tmp_path).tables["t"].rename == {
         "id": "id_2",
         "a b": "a_b_2",
@@ -129,7 +129,7 @@ def test_tables_with_the_same_target_get_different_ones(source: Source, tmp_path
     source.execute("CREATE SCHEMA sales")
     for table in ("public.orders", "sales.orders", 'sales."Items"', "sales.items", "sales.one"):
         source.execute(f"CREATE TABLE {table} (id int)")
-    tables = loaded(propose(source.dsn), tmp_path).tables
+    tables = loaded(propose_config(source.dsn), tmp_path).tables
     assert {name: table.target for name, table in tables.items()} == {
         "public.orders": "bz_public_orders",
         "sales.orders": "bz_sales_orders",
@@ -145,8 +145,8 @@ def test_all_schemas_with_tables_are_proposed_by_default(source: Source, tmp_pat
         source.execute(f"CREATE SCHEMA {schema}")
     source.execute("CREATE TABLE one.t (id int)")
     source.execute("CREATE TABLE two.u (id int)")
-    assert tomllib.loads(propose(source.dsn))["source"]["schema"] == ["one", "two"]
-    document = tomllib.loads(propose(source.dsn, schemas=["two"], name="My source"))
+    assert tomllib.loads(propose_config(source.dsn))["source"]["schema"] == ["one", "two"]
+    document = tomllib.loads(propose_config(source.dsn, schemas=["two"], name="My source"))
     assert document["source"]["schema"] == "two"
     assert document["source"]["name"] == "My source"
     assert list(document["tables"]) == ["u"]
@@ -158,7 +158,7 @@ def test_tables_with_a_dot_in_their_names_have_sections_of_their_own(
     """A section is for one table, even if its name can be split into schema and table twice."""
     source.execute('CREATE SCHEMA a; CREATE SCHEMA "a.b"')
     source.execute('CREATE TABLE a."b.c" ("x y" int); CREATE TABLE "a.b".c ("z z" int)')
-    assert len(landed(propose(source.dsn), tmp_path).tables) == 2
+    assert len(landed(propose_config(source.dsn), tmp_path).tables) == 2
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_the_password_is_not_written(
     dsn = form.format(
         secret="geheim%21", host=url.hostname, port=url.port, name=url.path.removeprefix("/")
     )
-    text = propose(dsn)
+    text = propose_config(dsn)
     assert "geheim" not in text
     monkeypatch.delenv(PASSWORD_VARIABLE, raising=False)
     settings = loaded(text, tmp_path)
@@ -195,7 +195,7 @@ def test_the_password_is_not_written(
 def test_a_connection_string_with_other_secrets_is_not_written(source: Source) -> None:
     """If it has a secret besides the password, the whole string becomes a secret."""
     source.execute("CREATE TABLE t (id int)")
-    text = propose(f"{source.dsn}?sslpassword=geheim&password=auch")
+    text = propose_config(f"{source.dsn}?sslpassword=geheim&password=auch")
     assert "geheim" not in text
     assert "auch" not in text
     assert tomllib.loads(text)["source"]["dsn"] == {"secret": "BRONZE_SOURCE_DSN"}
@@ -204,12 +204,12 @@ def test_a_connection_string_with_other_secrets_is_not_written(source: Source) -
 def test_a_connection_string_without_secrets_is_written(source: Source) -> None:
     """As a URL or as keywords, like the original."""
     source.execute("CREATE TABLE t (id int)")
-    document = tomllib.loads(propose(source.dsn))
+    document = tomllib.loads(propose_config(source.dsn))
     assert document["source"]["dsn"] == source.dsn
     assert "password" not in document["source"]
     assert "secrets" not in document
     keywords = " ".join(f"{k}={v}" for k, v in conninfo_to_dict(source.dsn).items())
-    assert tomllib.loads(propose(keywords))["source"]["dsn"] == keywords
+    assert tomllib.loads(propose_config(keywords))["source"]["dsn"] == keywords
 
 
 def test_a_table_that_changes_often_has_a_high_priority(source: Source, tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_a_table_that_changes_often_has_a_high_priority(source: Source, tmp_path
         "UPDATE hot SET v = 2 WHERE id < 5000",
         big("cool", "updated_at timestamptz NOT NULL", "now()"),
     )
-    text = propose(source.dsn)
+    text = propose_config(source.dsn)
     tables = loaded(text, tmp_path).tables
     assert (tables["hot"].priority, tables["cool"].priority) == (1, 2)
     assert f"# {BIG_ROWS:,} rows, " in text
@@ -236,7 +236,7 @@ def test_of_many_tables_only_those_with_settings_have_a_section(
     """With more than `MAX_SECTIONS` tables, those without settings have one line each."""
     source.execute("; ".join(f"CREATE TABLE t{i} (email text)" for i in range(MAX_SECTIONS)))
     source.execute('CREATE TABLE odd ("a b" int)')
-    text = propose(source.dsn)
+    text = propose_config(source.dsn)
     assert list(loaded(text, tmp_path).tables) == ["odd"]
     assert sum(line.startswith("# public.t") for line in text.splitlines()) == MAX_SECTIONS
 
@@ -246,7 +246,7 @@ def test_tables_of_extensions_are_excluded(source: Source, tmp_path: Path) -> No
     source.execute("CREATE EXTENSION pg_stat_statements")
     source.execute("CREATE SCHEMA own; CREATE TABLE own.pg_stat_statements_info (id int)")
     source.execute("CREATE TABLE t (id int)")
-    settings = loaded(propose(source.dsn), tmp_path)
+    settings = loaded(propose_config(source.dsn), tmp_path)
     assert settings.source[next(iter(settings.source))].exclude == ("pg_stat_statements",)
     assert set(settings.tables) == {
         "own.pg_stat_statements_info",
@@ -263,13 +263,13 @@ def test_tables_that_the_role_may_not_read_are_left_out(source: Source, tmp_path
     source.execute("GRANT SELECT ON granted TO reader")
     dsn = source.dsn.replace("postgres@", "reader@")
     try:
-        text = propose(dsn)
+        text = propose_config(dsn)
         assert tomllib.loads(text)["source"]["schema"] == "public"
         assert "# Schemas left out, because this role may read no table in them: closed" in text
         assert text.count("Left out: Table public.denied cannot be read") == 1
         assert tomllib.loads(text)["source"]["exclude"] == ["denied"]
         with pytest.raises(ConfigError, match="reader may read none of the 1 tables") as caught:
-            propose(dsn, schemas=["closed"])
+            propose_config(dsn, schemas=["closed"])
         assert "GRANT" in caught.value.hint
     finally:
         source.execute("DROP OWNED BY reader; DROP ROLE reader")
@@ -299,7 +299,7 @@ def test_proposed_protection_works_once_it_is_activated(
     """)
     try:
         notes: list[str] = []
-        text = propose(source.dsn.replace("postgres@", "partly@"), notify=notes.append)
+        text = propose_config(source.dsn.replace("postgres@", "partly@"), notify=notes.append)
         settings = loaded(text, tmp_path)
         (database,) = settings.source.values()
         assert database.exclude == ("empty", "keyed", "secured")
@@ -328,10 +328,10 @@ def test_proposed_protection_works_once_it_is_activated(
 def test_an_empty_database_is_refused(source: Source) -> None:
     """A database without a table, and a schema that does not exist, are errors with hints."""
     with pytest.raises(ConfigError, match="no table in the database") as caught:
-        propose(source.dsn)
+        propose_config(source.dsn)
     assert caught.value.hint
     with pytest.raises(ConfigError, match="no schema nowhere") as caught:
-        propose(source.dsn, schemas=["nowhere"])
+        propose_config(source.dsn, schemas=["nowhere"])
     assert "public" in caught.value.hint
 
 
@@ -341,19 +341,19 @@ def test_connection_errors_are_raised_unchanged(source: Source) -> None:
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
         with pytest.raises(SourceUnreachable) as unreachable:
-            propose(f"postgresql://u:geheim@127.0.0.1:{port}/x")
+            propose_config(f"postgresql://u:geheim@127.0.0.1:{port}/x")
     assert "geheim" not in str(unreachable.value)
     with pytest.raises(SourceRefused):
-        propose(f"{source.dsn}_not_there")
+        propose_config(f"{source.dsn}_not_there")
     with pytest.raises(ConfigError) as unreadable:
-        propose("postgresql://u:geheim@[::1/x")
+        propose_config("postgresql://u:geheim@[::1/x")
     assert "geheim" not in str(unreadable.value)
 
 
 def test_commented_settings_of_a_run_are_the_defaults(source: Source) -> None:
     """The comments under [run] are all its settings, with the defaults except for workers."""
     source.execute("CREATE TABLE t (id int)")
-    text = propose(source.dsn)
+    text = propose_config(source.dsn)
     section = text[text.index("[run]") : text.index("[tables.")]
     live = section.replace("\n# ", "\n")
     shown = RunSettings.model_validate(tomllib.loads(live)["run"])
@@ -364,10 +364,10 @@ def test_commented_settings_of_a_run_are_the_defaults(source: Source) -> None:
 def test_an_existing_file_is_not_overwritten(tmp_path: Path) -> None:
     """The error names --out; a folder that does not exist is an error too."""
     path = tmp_path / "bronze.toml"
-    write(path, "a = 'ü'\n")
+    write_config(path, "a = 'ü'\n")
     with pytest.raises(ConfigError, match="already exists") as caught:
-        write(path, "b = 2\n")
+        write_config(path, "b = 2\n")
     assert "--out" in caught.value.hint
     assert path.read_text(encoding="utf-8") == "a = 'ü'\n"
     with pytest.raises(ConfigError, match="cannot be written"):
-        write(tmp_path / "missing" / "bronze.toml", "")
+        write_config(tmp_path / "missing" / "bronze.toml", "")

@@ -17,7 +17,7 @@ from bronze.delta import files
 from bronze.model.locations import Place
 from bronze.postgres.replication import pgoutput, slot
 from bronze.postgres.replication import receiver as replication
-from bronze.postgres.replication.batch import Gathered
+from bronze.postgres.replication.batch import TableChanges
 from bronze.postgres.replication.receiver import Receiver
 from tests.conftest import Source
 from tests.support import wire
@@ -178,10 +178,10 @@ def log_end(source: Source) -> int:
 
 def gathered_until(
     connection: psycopg.Connection[Any], receiver: Receiver, end: int
-) -> list[Gathered]:
+) -> list[TableChanges]:
     """What happened to ``t`` until now, batch after batch."""
     connection.execute("INSERT INTO marker SELECT 1 FROM generate_series(1, 1500)")
-    found: list[Gathered] = []
+    found: list[TableChanges] = []
     position = 0
     while position <= end:
         batch = receiver.take(30, 2**63)
@@ -191,10 +191,10 @@ def gathered_until(
     return found
 
 
-def unchanged_toast_values(gathered: Gathered) -> int:
+def unchanged_toast_values(gathered: TableChanges) -> int:
     """How many values the stream has left out."""
     count = 0
     for piece in gathered.pieces:
-        found = pgoutput.changes(piece.read(), piece.lengths, NAMES)
+        found = pgoutput.read_changes(piece.read(), piece.lengths, NAMES)
         count += sum(int(flags.sum()) for flags in found.unchanged if flags is not None)
     return count

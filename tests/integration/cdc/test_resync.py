@@ -366,15 +366,17 @@ def test_a_slot_that_cannot_be_made_stops_no_other(
     """Where the server has none left, the table is tried again, and the others follow."""
     monkeypatch.setattr(session, "_FIRST_REST", 0.3)
     given = both(source)
-    making = slot._making
+    making = slot._create_statement
     with streaming(given) as steps:
         until(lambda: steps)
-        monkeypatch.setattr(slot, "_making", lambda name, *rest: making("Not A Name!", *rest))
+        monkeypatch.setattr(
+            slot, "_create_statement", lambda name, *rest: making("Not A Name!", *rest)
+        )
         source.execute("ALTER TABLE t ADD w int; INSERT INTO t VALUES (3, 'c')")
         until(lambda: said(steps, "public.t is not followed", "name of a slot"))
         source.execute("INSERT INTO u VALUES (3, 'c')")
         until(lambda: 3 in rows(source, "u")["id"])
-        monkeypatch.setattr(slot, "_making", making)
+        monkeypatch.setattr(slot, "_create_statement", making)
         until(lambda: said(steps, "public.t is followed again"), told=lambda: steps)
     proven(source, given, "t", "u")
 
@@ -465,18 +467,18 @@ def test_what_a_role_is_shown_of_others(source: Source, server: Server) -> None:
             open_elsewhere(server) as other,
             closing(psycopg.connect(source.dsn.replace("postgres@", f"{role}@"))) as mine,
         ):
-            found = {one.pid: one for one in slot_waits.transactions(mine)}
+            found = {one.pid: one for one in slot_waits.open_transactions(mine)}
             one = found[other.info.backend_pid]
-            told = slot_waits.sentence([one])
+            told = slot_waits.describe_transactions([one])
             assert told.startswith(
                 f"pid {one.pid} (database postgres, user postgres, application a long report)."
             )
             assert "GRANT pg_read_all_stats" in told
             with psycopg.connect(source.dsn) as seeing:
-                seen = {one.pid: one for one in slot_waits.transactions(seeing)}[one.pid]
+                seen = {one.pid: one for one in slot_waits.open_transactions(seeing)}[one.pid]
             assert "idle in transaction, since" in str(seen)
-            assert "GRANT" not in slot_waits.sentence([seen])
-            assert slot_waits.sentence([seen] * 7).count("a long report") == 5
-            assert " and 2 more." in slot_waits.sentence([seen] * 7)
+            assert "GRANT" not in slot_waits.describe_transactions([seen])
+            assert slot_waits.describe_transactions([seen] * 7).count("a long report") == 5
+            assert " and 2 more." in slot_waits.describe_transactions([seen] * 7)
     finally:
         source.execute(f"DROP ROLE {role}")

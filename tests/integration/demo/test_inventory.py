@@ -149,7 +149,7 @@ def test_data_depends_on_seed_and_scale_only(server: Server, demo: str) -> None:
 def test_the_smallest_scale_is_consistent(server: Server) -> None:
     """Also after a day of changes."""
     dsn = keep(server, inventory.create(server.dsn(), scale=1e-9), "smallest")
-    inventory.change(dsn)
+    inventory.change_day(dsn)
     for rule, query in RULES.items():
         assert rows(dsn, query) == [(0,)], rule
 
@@ -215,7 +215,7 @@ def test_a_day_reports_its_changes_and_keeps_the_data_consistent(fresh: str) -> 
     kinds = set()
     for _ in range(3):
         before = {table: content(fresh, table) for table in KEYS}
-        changed = inventory.change(fresh)
+        changed = inventory.change_day(fresh)
         assert list(changed) == sorted(KEYS)
         for table, was in before.items():
             now = content(fresh, table)
@@ -240,7 +240,7 @@ def test_changes_depend_on_data_and_seed_only(server: Server, demo: str) -> None
     for seed in (8, 8, 9):
         with psycopg.connect(server.dsn(), autocommit=True) as connection:
             connection.execute("CREATE DATABASE day TEMPLATE unchanged")
-            inventory.change(server.dsn("day"), seed=seed)
+            inventory.change_day(server.dsn("day"), seed=seed)
             results.append([content(server.dsn("day"), table) for table in KEYS])
             connection.execute("DROP DATABASE day")
     assert results[0] == results[1]

@@ -22,7 +22,7 @@ from bronze.governance import lineage
 from bronze.governance.tables import data_lineage as book
 from bronze.ingest import pipeline
 from bronze.maintenance import maintain
-from bronze.model.results import Failure, Late
+from bronze.model.results import Failure, LateRecord
 from tests.conftest import Source
 
 CHILD = """
@@ -172,7 +172,7 @@ def test_a_slow_run_does_not_enter_what_a_faster_one_has(shop: Source) -> None:
     held: list[lineage.Ledger] = []
     closed = lineage.Ledger.closed
 
-    def kept(ledger: lineage.Ledger) -> tuple[tuple[Late, ...], Failure | None]:
+    def kept(ledger: lineage.Ledger) -> tuple[tuple[LateRecord, ...], Failure | None]:
         held.append(ledger)
         return (), None
 

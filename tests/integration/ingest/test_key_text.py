@@ -15,7 +15,7 @@ from bronze.delta.write.history import KIND
 from bronze.ingest import pipeline
 from bronze.model.columns import KEY_TEXT
 from bronze.model.results import TableResult
-from bronze.postgres.catalog.types import Choices, SourceType, contract
+from bronze.postgres.catalog.types import SourceType, TypeOptions, column_contract
 from bronze.protection import erasure
 from bronze.protection.key_text import row_key
 from bronze.verify.verify import verify
@@ -295,12 +295,12 @@ def test_key_columns_that_are_never_null_come_first() -> None:
     types = {"at": "date", "tags": "_int4", "id": "int4"}
     element = SourceType("int4", -1, "int4")
     columns = [
-        contract(
+        column_contract(
             name,
             f"bz_{name}",
             name,
             SourceType(kind, -1, kind, element=element if kind.startswith("_") else None),
-            Choices({}),
+            TypeOptions({}),
         )
         for name, kind in types.items()
     ]

@@ -123,7 +123,7 @@ def without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def without_margin(monkeypatch: pytest.MonkeyPatch) -> None:
     """No margin around the start of transactions: it could hide faults."""
-    monkeypatch.setattr(snapshot, "MARGIN", 0)
+    monkeypatch.setattr(snapshot, "START_MARGIN", 0)
 
 
 # --- what lands ------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from bronze.delta.layout import vacuum
 from bronze.errors import ConfigError, LakeUnreachable, TableRefused
 from bronze.ingest import pipeline
 from bronze.model.events import StreamEvent
-from bronze.model.protection import Protected
+from bronze.model.protection import ProtectedColumn
 from bronze.model.results import TableResult
 from bronze.postgres.copy.read import dtype
 from bronze.postgres.replication import receiver
@@ -104,13 +104,13 @@ def table(source: Source, name: str = "people") -> pl.DataFrame:
     return pl.read_delta(str(source.table(name))).sort("id")
 
 
-def protections(given: Settings, name: str = "bz_people") -> tuple[Protected, ...]:
+def protections(given: Settings, name: str = "bz_people") -> tuple[ProtectedColumn, ...]:
     """How a table is protected, from what is in the lake alone."""
     state = log.read(given.place("bronze", name))
     assert state is not None
     known = keys.found(keys.held(given)[1])
     return tuple(
-        Protected(
+        ProtectedColumn(
             column,
             column,
             kind,
@@ -268,7 +268,9 @@ def test_what_a_stream_leaves_out_is_decrypted_or_compared(source: Source) -> No
     assert differences(given) == {}
     assert planted(source.lake) == []
     told = [
-        step.message for step in steps if "REPLICA" in step.message or "did not send" in step.message
+        step.message
+        for step in steps
+        if "REPLICA" in step.message or "did not send" in step.message
     ]
     assert [note.split(":")[0] for note in told] == ["public.compared"]
     rows = clear(given, table(source, "decrypted"), "bz_decrypted")

@@ -24,7 +24,7 @@ from bronze.config.quality import QualitySettings
 from bronze.config.settings import Settings
 from bronze.errors import ConfigError
 from bronze.ingest import pipeline
-from bronze.model.quality import Quality, Scored
+from bronze.model.quality import QualityRules, QualityTotals
 from bronze.model.results import TableResult
 from bronze.quality import checks, set_rules
 from bronze.quality import report as trend
@@ -462,9 +462,9 @@ def test_what_the_gate_goes_by(source: Source) -> None:
 
 def test_each_check_allows_a_number_of_rows() -> None:
     """NULLs of any column, duplicates, rows with rejected values: as many, and not one more."""
-    wanted = Quality((), names=(("a", "a"), ("b", "b")), distinct=1)
+    wanted = QualityRules((), names=(("a", "a"), ("b", "b")), distinct=1)
     prints = np.array([0, 0, 0, *range(1, 8)], np.uint64).tobytes()
-    found = Scored(rows=10, refused=2, nulls=(2, 2), prints=(prints,))
+    found = QualityTotals(rows=10, refused=2, nulls=(2, 2), prints=(prints,))
     names = ("null_share", "duplicates", "schema_compliance")
     for few, passed in ((2, True), (1, False)):
         demanded = QualitySettings(null_share=0.05, allow_rows=few)

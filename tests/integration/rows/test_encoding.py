@@ -97,7 +97,7 @@ def hashes(source: Source) -> dict[int, str]:
         (target,) = selection.targets(source.settings(), present, ["t"])
         columns, table = selection.columns(target), statement.quoted("public", "t")
         keys = [row[0] for row in connection.execute("SELECT id FROM public.t").fetchall()]
-        queries = {key: row_hash.row_hash(columns, table, f"id = {key}") for key in keys}
+        queries = {key: row_hash.row_hash_query(columns, table, f"id = {key}") for key in keys}
         rows: dict[Any, Any] = {
             key: connection.execute(query).fetchone() for key, query in queries.items()
         }
@@ -466,14 +466,15 @@ def compare_hashes(source: Source, sample: Sample, base: int) -> None:
         present = [("test", relation) for relation in relations(connection, ["public"])]
         (target,) = selection.targets(source.settings(), present, ["t"])
         columns = selection.columns(target)
-        query = row_hash.row_hash(columns, table, "true", base + 1)
+        query = row_hash.row_hash_query(columns, table, "true", base + 1)
         by_postgresql = [str(row[0]) for row in connection.execute(query)]
         without_added = [
-            str(row[0]) for row in connection.execute(row_hash.row_hash(columns, table, "true"))
+            str(row[0])
+            for row in connection.execute(row_hash.row_hash_query(columns, table, "true"))
         ]
     by_bronze: list[str] = []
     select = statement.select(columns, table)
-    for rows, rejected in read.rows(origin, (), select, ["true"], columns, "public.t"):
+    for rows, rejected in read.read_rows(origin, (), select, ["true"], columns, "public.t"):
         by_bronze.extend(metadata.digests(rows, rejected, base + 1)[0])
     assert sorted(by_bronze) == sorted(by_postgresql)
     assert len(set(by_bronze)) == len(sample.rows)

@@ -18,19 +18,19 @@ from bronze.anomaly import training
 from bronze.anomaly.detection import reasons, scored
 from bronze.anomaly.features import numbers
 from bronze.anomaly.profile import profiled
-from bronze.model.anomaly import MOST, SKETCH, Feature, Model, Watch
-from bronze.model.columns import Column, Kind
-from bronze.model.stamp import Stamp
+from bronze.model.anomaly import MAX_OUTLIERS, SKETCH_SIZE, Feature, Model, Monitoring
+from bronze.model.columns import Column, DeltaType
+from bronze.model.stamp import RowStamp
 from bronze.model.units import Findings
 
 DAY = dt.datetime(2026, 1, 10, tzinfo=dt.UTC)
-STAMP = Stamp("a batch", DAY, "shop", "batch")
+STAMP = RowStamp("a batch", DAY, "shop", "batch")
 
 
 def columns(**kinds: str) -> list[Column]:
     """Contracts of columns by name and kind."""
     return [
-        Column(name, name, "", Kind(kind), "same", "", "", "", "", base_type="text")  # type: ignore[arg-type]
+        Column(name, name, "", DeltaType(kind), "same", "", "", "", "", base_type="text")  # type: ignore[arg-type]
         for name, kind in kinds.items()
     ]
 
@@ -74,7 +74,7 @@ def test_the_same_sample_gives_the_same_version() -> None:
 def test_about_the_expected_share_is_flagged() -> None:
     """The threshold is where the expected share of the sample lies above it."""
     rows = shop(5000)
-    made, found = scored(rows, Watch(model(rows, expected=0.02)), ["id"], STAMP)
+    made, found = scored(rows, Monitoring(model(rows, expected=0.02)), ["id"], STAMP)
     assert 0.01 <= made["is_anomaly"].mean() <= 0.03  # type: ignore[operator]
     assert found.count == made["is_anomaly"].sum()
     assert found.scored == 5000
@@ -92,7 +92,7 @@ def test_the_column_that_is_out_of_line_is_named(column: str, value: float) -> N
     )
     planted = planted.cast({"pieces": pl.Int64, "price": pl.Float64})
     made = model(planted, expected=0.002)
-    rows, found = scored(planted, Watch(made), ["id"], STAMP)
+    rows, found = scored(planted, Monitoring(made), ["id"], STAMP)
     assert set(rows.filter("is_anomaly")["id"]) >= {7, 507, 1007, 1507, 2007, 2507}
     told = dict(zip(found.rows["key"], reasons(made, found), strict=True))
     first = json.loads(told[json.dumps({"id": 507})])[0]
@@ -105,7 +105,7 @@ def test_a_category_nobody_has_seen_is_unlikely() -> None:
     rows = shop(3000)
     made = model(rows, {"state": "string", "price": "double"}, trees=50)
     two = pl.DataFrame({"id": [1, 2], "price": [100.0, 100.0], "state": ["paid", "stolen"]})
-    known, unseen = scored(two, Watch(made), ["id"], STAMP)[0]["anomaly_score"]
+    known, unseen = scored(two, Monitoring(made), ["id"], STAMP)[0]["anomaly_score"]
     assert unseen > known
 
 
@@ -134,7 +134,7 @@ def test_any_number_has_a_score(sample: list[float | None], rows: list[float | N
     if made is None:
         return
     other = pl.DataFrame({"value": rows}, schema={"value": pl.Float64})
-    found = scored(other, Watch(made), [], STAMP)[0]
+    found = scored(other, Monitoring(made), [], STAMP)[0]
     assert found["anomaly_score"].is_between(0, 1).all()
     assert found["is_anomaly"].null_count() == 0
 
@@ -168,7 +168,7 @@ def test_kinds_of_columns_make_their_features() -> None:
 
 def test_without_a_model_there_is_no_score() -> None:
     """The columns are there, and NULL."""
-    made, found = scored(shop(3), Watch(), ["id"], STAMP)
+    made, found = scored(shop(3), Monitoring(), ["id"], STAMP)
     assert made["anomaly_score"].null_count() == made["is_anomaly"].null_count() == 3
     assert made.schema["is_anomaly"] == pl.Boolean
     assert found.count == 0
@@ -177,7 +177,7 @@ def test_without_a_model_there_is_no_score() -> None:
 def test_findings_of_parts_add_up_to_those_of_the_whole() -> None:
     """However rows are divided: all anomalies are counted, the most striking are kept."""
     rows = shop(6000)
-    watch = Watch(model(rows, expected=0.3), tuple(rows.columns), frozenset({"price"}))
+    watch = Monitoring(model(rows, expected=0.3), tuple(rows.columns), frozenset({"price"}))
     parts = [rows[:10], rows[10:4000], rows[4000:]]
 
     def findings(part: pl.DataFrame) -> Findings:
@@ -187,7 +187,7 @@ def test_findings_of_parts_add_up_to_those_of_the_whole() -> None:
     summed = Findings()
     for part in parts:
         summed += findings(part)
-    assert summed.outliers.count == whole.outliers.count > MOST
+    assert summed.outliers.count == whole.outliers.count > MAX_OUTLIERS
     assert summed.outliers.rows["score"].to_list() == whole.outliers.rows["score"].to_list()
     assert summed.profile.rows == 6000
     for name, column in whole.profile.columns.items():
@@ -197,20 +197,20 @@ def test_findings_of_parts_add_up_to_those_of_the_whole() -> None:
         assert mine.sum == pytest.approx(column.sum)
 
 
-@pytest.mark.parametrize("count", [1, SKETCH - 1, 20_000])
+@pytest.mark.parametrize("count", [1, SKETCH_SIZE - 1, 20_000])
 def test_distinct_values_are_estimated(count: int) -> None:
     """Few are counted, of many the number is known to some percent."""
     rows = pl.DataFrame({"value": [i % count for i in range(60_000)]})
-    found = profiled(rows, Watch(None, ("value",))).columns["value"]
-    assert found.distinct == pytest.approx(count, rel=0 if count < SKETCH else 0.15)
+    found = profiled(rows, Monitoring(None, ("value",))).columns["value"]
+    assert found.distinct == pytest.approx(count, rel=0 if count < SKETCH_SIZE else 0.15)
     assert found.mean is None
 
 
 def test_a_model_travels_to_other_processes() -> None:
     """What a unit carries is the same on the other side."""
     rows = shop(300)
-    watch = Watch(model(rows))
-    other: Watch = pickle.loads(pickle.dumps(watch))  # noqa: S301
+    watch = Monitoring(model(rows))
+    other: Monitoring = pickle.loads(pickle.dumps(watch))  # noqa: S301
     mine, its = (scored(rows, one, ["id"], STAMP)[0]["anomaly_score"] for one in (watch, other))
     assert mine.to_list() == its.to_list()
     assert watch.model == other.model

@@ -15,8 +15,8 @@ from bronze.cdc.row_changes import NetChanges
 from bronze.delta.write import changes as changing
 from bronze.errors import Mismatch, TableRefused
 from bronze.model.locations import Place
-from bronze.postgres.replication.batch import Gathered, Piece, Spool
-from bronze.postgres.replication.pgoutput import Described
+from bronze.postgres.replication.batch import Piece, Spool, TableChanges
+from bronze.postgres.replication.pgoutput import RelationMessage
 from tests.support.netting import NAMES, TARGETS, Row, job, table
 
 # Random histories of a real table
@@ -24,7 +24,7 @@ from tests.support.netting import NAMES, TARGETS, Row, job, table
 
 # Single cases, from messages that are made by hand
 
-DESCRIBED = Described(7, "public", "t", "d", tuple((name, 25, -1) for name in NAMES))
+DESCRIBED = RelationMessage(7, "public", "t", "d", tuple((name, 25, -1) for name in NAMES))
 SAME = object()
 
 
@@ -67,7 +67,7 @@ def spools() -> Iterator[None]:
         _spools.pop().close()
 
 
-def happened(*pieces: Sequence[bytes], spilled: bool = False) -> Gathered:
+def happened(*pieces: Sequence[bytes], spilled: bool = False) -> TableChanges:
     """Pieces of messages; each message is a transaction, at 100, 101 and so on."""
     positions = itertools.count(100)
     found = []
@@ -79,7 +79,7 @@ def happened(*pieces: Sequence[bytes], spilled: bool = False) -> Gathered:
         if spilled:
             _spools.append(Spool())
             found[-1].put_aside(_spools[-1])
-    return Gathered(DESCRIBED, found)
+    return TableChanges(DESCRIBED, found)
 
 
 def netted_rows(netted: NetChanges, place: Place) -> list[Row]:
@@ -173,7 +173,7 @@ def test_a_truncation_counts_from_the_floor_on(place: Place) -> None:
     assert result.emptied
     assert not result.deletes
     assert not net_changes(job(found, place, (), floor=101)).emptied
-    alone = Gathered(DESCRIBED, [], emptied=100)
+    alone = TableChanges(DESCRIBED, [], emptied=100)
     assert not net_changes(job(alone, place, (), floor=100)).empty
     assert net_changes(job(alone, place, (), floor=101)).empty
 

@@ -22,9 +22,9 @@ from bronze.delta.write import changes as changing
 from bronze.errors import Mismatch
 from bronze.model.columns import RowKey
 from bronze.model.locations import Place
-from bronze.postgres.catalog.types import SourceType, contract
+from bronze.postgres.catalog.types import SourceType, column_contract
 from bronze.postgres.replication import text_values
-from bronze.postgres.replication.batch import Gathered, Piece, Spool
+from bronze.postgres.replication.batch import Piece, Spool, TableChanges
 from tests.support.netting import CHOICES, COLUMNS, LAYOUT, NAMES, STATS, TARGETS, TEXTS, job, table
 from tests.unit.cdc.test_net_changes import DESCRIBED, SAME, _row, delete, happened, insert, update
 
@@ -144,7 +144,7 @@ ANY = One("d", None, 0, "x")
 
 def gathered(
     pieces: Sequence[Sequence[bytes]], emptied: int | None, spool: Spool | None
-) -> Gathered:
+) -> TableChanges:
     """Pieces of messages, one transaction after another."""
     positions = itertools.count(100)
     made = []
@@ -153,7 +153,7 @@ def gathered(
         made.append(Piece(lengths, ((0, next(positions), 10**15),), b"".join(piece)))
         if spool is not None:
             made[-1].put_aside(spool)
-    return Gathered(DESCRIBED, made, emptied)
+    return TableChanges(DESCRIBED, made, emptied)
 
 
 def applied(rows: dict[str, Any], given: Any, place: Place) -> dict[str, Any]:
@@ -268,9 +268,11 @@ def test_a_key_that_delta_cannot_hold_is_a_mismatch(
     gives the table a column of such keys' texts.
     """
     kind = SourceType("date", -1, "date")
-    column = contract("n", "bz n", "n", kind, CHOICES)
+    column = column_contract("n", "bz n", "n", kind, CHOICES)
     columns = tuple(column if one.name == "n" else one for one in COLUMNS)
-    named = tuple(text_values.text(column, kind, CHOICES) if t.name == "n" else t for t in TEXTS)
+    named = tuple(
+        text_values.text_column(column, kind, CHOICES) if t.name == "n" else t for t in TEXTS
+    )
     layout = tuple((name, column.kind if name == "bz n" else held) for name, held in LAYOUT)
     more: dict[str, Any] = {"columns": columns, "texts": named, "layout": layout}
     more["row_key"] = RowKey((column,), ("bz n",))

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from rich.console import Console
 
-from bronze.api.check import ColumnReport, Report, TableReport
+from bronze.api.check import CheckReport, ColumnReport, TableReport
 from bronze.cli import render
 from bronze.model.results import RunResult, TableResult
 
@@ -39,7 +39,7 @@ def test_names_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None
     assert "price[eur]" in (shown := capsys.readouterr().out)
     assert "a[/b]" in shown
     columns = (ColumnReport("a[/b]", "text", "price[eur]", "string", ""),)
-    render.check(Report((TableReport("t", "bz_t", "table", 1, 1, (), columns),), ()))
+    render.check(CheckReport((TableReport("t", "bz_t", "table", 1, 1, (), columns),), ()))
     assert "a[/b] → price[eur]" in capsys.readouterr().out
     render.revealed(rows, "json")
     assert json.loads(capsys.readouterr().out) == [{"price[eur]": 1.0, "a[/b]": "inf"}]

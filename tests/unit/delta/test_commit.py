@@ -18,11 +18,11 @@ from deltalake import DeltaTable, write_deltalake
 
 from bronze.delta import commit, files, log
 from bronze.errors import BronzeError, CommitConflict, LakeError, Overtaken
-from bronze.model.columns import Kind
-from bronze.model.files import DataFile
+from bronze.model.columns import DeltaType
+from bronze.model.files import WrittenFile
 from bronze.model.locations import Place
 
-COLUMNS = (("id", Kind("long")),)
+COLUMNS = (("id", DeltaType("long")),)
 SHAPE = commit.Shape(COLUMNS, ("id",))
 DAY = 24 * 3600.0
 
@@ -46,7 +46,7 @@ def batch(seconds_ago: float = 0.0) -> str:
     return f"{digits[:8]}-{digits[8:]}-7000-8000-000000000000"
 
 
-def written(place: Place, ids: Sequence[int], batch_id: str = "") -> DataFile:
+def written(place: Place, ids: Sequence[int], batch_id: str = "") -> WrittenFile:
     """A file with these ids."""
     frame = pl.DataFrame({"id": list(ids)}, schema={"id": pl.Int64})
     file = files.write([frame], place, batch_id or batch(), ("id",))
@@ -285,7 +285,7 @@ def test_all_files_of_a_landed_run_are_kept(place: Place) -> None:
     assert (Path(place.url) / again).exists()
 
 
-def _replace(place: Place, columns: Sequence[tuple[str, Kind]], frame: pl.DataFrame) -> int:
+def _replace(place: Place, columns: Sequence[tuple[str, DeltaType]], frame: pl.DataFrame) -> int:
     file = files.write([frame], place, batch(), ())
     assert file is not None
     shape = commit.Shape(tuple(columns), ())
@@ -295,7 +295,7 @@ def _replace(place: Place, columns: Sequence[tuple[str, Kind]], frame: pl.DataFr
 def test_a_changed_schema_replaces_the_old_one(place: Place) -> None:
     """Columns go, come and change type in one commit; the version before reads as it was."""
     put(place, [1, 2], 1)
-    columns = (("name", Kind("string")), ("id", Kind("decimal", 12, 2)))
+    columns = (("name", DeltaType("string")), ("id", DeltaType("decimal", 12, 2)))
     frame = pl.DataFrame({"name": ["x"], "id": ["1.50"]}).cast({"id": pl.Decimal(12, 2)})
     assert _replace(place, columns, frame) == 1
     now = pl.read_delta(place.url)
@@ -311,9 +311,9 @@ def test_a_timestamp_without_time_zone_may_come_later(place: Place, nested: bool
     """A column that needs a feature which the table lacks lands, and the table stays readable."""
     put(place, [1], 1)
     moment: Any = dt.datetime(2024, 2, 29, 12, 0, 0, 1)
-    kind = Kind("timestamp_ntz")
+    kind = DeltaType("timestamp_ntz")
     if nested:
-        moment, kind = [moment], Kind("array", element=kind)
+        moment, kind = [moment], DeltaType("array", element=kind)
     frame = pl.DataFrame({"id": [2], "at": [moment]})
     version = _replace(place, (*COLUMNS, ("at", kind)), frame)
     assert version == DeltaTable(place.url).version()
@@ -381,7 +381,7 @@ def test_a_table_that_nobody_could_read_is_not_committed(place: Place) -> None:
     """
     put(place, [1], 10)
     for name in ("ID", "id"):
-        shape = commit.Shape((*COLUMNS, (name, Kind("long"))), ("id",))
+        shape = commit.Shape((*COLUMNS, (name, DeltaType("long"))), ("id",))
         with pytest.raises(LakeError, match="could not be read"):
             commit.commit(place, log.read(place), commit.Change("WRITE"), {}, shape=shape)
     assert DeltaTable(place.url).version() == 0

@@ -20,7 +20,7 @@ from polars.testing import assert_frame_equal
 
 from bronze.delta import files, store
 from bronze.errors import FileDamaged, LakeError, LakeUnreachable
-from bronze.model.columns import Kind
+from bronze.model.columns import DeltaType
 from bronze.model.locations import Place
 from tests.support.failing import Failing
 
@@ -235,7 +235,7 @@ def test_a_read_that_fails_in_passing_is_no_damage(
     path = tmp_path / "t" / file.path
     monkeypatch.setattr(store, "reader", lambda *_: Failing(path, error, reads))
     with pytest.raises(LakeError) as caught:
-        list(files.parts(files.opened(place, file), [("long", Kind("long"))]))
+        list(files.parts(files.opened(place, file), [("long", DeltaType("long"))]))
     assert type(caught.value) is kind
     assert caught.value.hint
 

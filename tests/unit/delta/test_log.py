@@ -22,13 +22,13 @@ from obstore.exceptions import AlreadyExistsError, GenericError
 from bronze.delta import commit, files, log
 from bronze.delta.schema import delta_schema
 from bronze.errors import CommitConflict, LakeError
-from bronze.model.columns import Kind
-from bronze.model.files import DataFile
+from bronze.model.columns import DeltaType
+from bronze.model.files import WrittenFile
 from bronze.model.locations import Place
 from bronze.postgres.copy.read import dtype
 
 BATCH = "018df7a0-0000-7000-8000-000000000000"
-ID = (("id", Kind("long")),)
+ID = (("id", DeltaType("long")),)
 UTC = dt.UTC
 
 
@@ -45,7 +45,7 @@ def read(place: Place) -> log.State:
     return state
 
 
-def written(place: Place, *ids: int) -> DataFile:
+def written(place: Place, *ids: int) -> WrittenFile:
     """A file with these ids."""
     frame = pl.DataFrame({"id": ids}, schema={"id": pl.Int64})
     file = files.write([frame], place, BATCH, ("id",))
@@ -73,33 +73,33 @@ def ids(place: Place) -> list[int]:
 
 # What is read
 
-EVERY: dict[str, tuple[Kind, Any, Any]] = {
-    "short": (Kind("short"), -5, 7),
-    "int": (Kind("int"), -(2**31), 2**31 - 1),
-    "long": (Kind("long"), -(2**63), 2**63 - 1),
-    "past.double": (Kind("long"), 2**53 + 1, 2**53 + 3),
-    "boolean": (Kind("boolean"), False, True),
-    "string": (Kind("string"), "", "é\U0010ffff"),
-    "quo`te": (Kind("string"), 'a"b', "b\\c\n"),
-    "date": (Kind("date"), dt.date(1, 1, 1), dt.date(9999, 12, 31)),
+EVERY: dict[str, tuple[DeltaType, Any, Any]] = {
+    "short": (DeltaType("short"), -5, 7),
+    "int": (DeltaType("int"), -(2**31), 2**31 - 1),
+    "long": (DeltaType("long"), -(2**63), 2**63 - 1),
+    "past.double": (DeltaType("long"), 2**53 + 1, 2**53 + 3),
+    "boolean": (DeltaType("boolean"), False, True),
+    "string": (DeltaType("string"), "", "é\U0010ffff"),
+    "quo`te": (DeltaType("string"), 'a"b', "b\\c\n"),
+    "date": (DeltaType("date"), dt.date(1, 1, 1), dt.date(9999, 12, 31)),
     "at": (
-        Kind("timestamp"),
+        DeltaType("timestamp"),
         dt.datetime(1, 1, 1, 0, 0, 0, 1, tzinfo=UTC),
         dt.datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC),
     ),
     "naive": (
-        Kind("timestamp_ntz"),
+        DeltaType("timestamp_ntz"),
         dt.datetime(1, 1, 1, 0, 0, 0, 1),
         dt.datetime(9999, 12, 31, 23, 59, 59, 999_999),
     ),
-    "nothing": (Kind("long"), None, None),
+    "nothing": (DeltaType("long"), None, None),
 }
 UNSAFE = {
-    "x": Kind("double"),
-    "f": Kind("float"),
-    "d": Kind("decimal", 38, 10),
-    "raw": Kind("binary"),
-    "list": Kind("array", element=Kind("decimal", 5, 2)),
+    "x": DeltaType("double"),
+    "f": DeltaType("float"),
+    "d": DeltaType("decimal", 38, 10),
+    "raw": DeltaType("binary"),
+    "list": DeltaType("array", element=DeltaType("decimal", 5, 2)),
 }
 
 
@@ -332,7 +332,7 @@ def put(
     schema: str = "",
 ) -> None:
     """A table of somebody else's making."""
-    columns = (*ID, ("a", Kind("string")), ("b", Kind("string")))
+    columns = (*ID, ("a", DeltaType("string")), ("b", DeltaType("string")))
     metadata = {
         "id": "6a5b7a3e-9a55-4a1c-b3a9-3f2a1e5d7c11",
         "format": {"provider": "parquet", "options": {}},

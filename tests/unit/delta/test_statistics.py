@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 
 from bronze.delta import commit, files
 from bronze.delta.statistics import SAFE, Statistics, lower_bound, upper_bound
-from bronze.model.columns import Kind
-from bronze.model.files import DataFile
+from bronze.model.columns import DeltaType
+from bronze.model.files import WrittenFile
 from bronze.model.locations import Place
 from bronze.postgres.copy.read import dtype
 
@@ -56,7 +56,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "timestamp": _MOMENTS.map(lambda moment: moment.replace(tzinfo=UTC)),
     "timestamp_ntz": _MOMENTS,
 }
-COLUMNS = tuple((f"v.{name}", Kind(name)) for name in SAFE)  # type: ignore[arg-type]
+COLUMNS = tuple((f"v.{name}", DeltaType(name)) for name in SAFE)  # type: ignore[arg-type]
 ROWS = st.lists(st.tuples(*(st.none() | VALUES[name] for name in SAFE)), max_size=5)
 
 
@@ -242,7 +242,7 @@ def landed(place: Place, batches: Sequence[Sequence[Sequence[tuple[Any, ...]]]])
     """Writes a file for each batch, with a row group for each group, and commits them."""
     numbers = itertools.count()
     rows: list[Row] = []
-    written: list[DataFile] = []
+    written: list[WrittenFile] = []
     stats = tuple(name for name, _ in COLUMNS)
     for groups in batches:
         frames = []
@@ -253,7 +253,7 @@ def landed(place: Place, batches: Sequence[Sequence[Sequence[tuple[Any, ...]]]])
             rows += frames[-1].to_dicts()
         file = files.write(frames, place, "batch", stats)
         written += [file] if file else []
-    columns = (*COLUMNS, ("id", Kind("long")))
+    columns = (*COLUMNS, ("id", DeltaType("long")))
     shape = commit.Shape(tuple(columns), tuple(stats))
     commit.replace(place, shape, written, commit.Position("t", 1), {})
     return rows

@@ -23,7 +23,7 @@ def test_the_memory_that_a_refusal_asks_for_is_enough(
     most = budget.heaviest_row(memory, budget.readers(memory, workers, slots))
     size = most + more % 10**9
     rest = budget.beside_large_row(workers)
-    refused = row_sizes.too_large("t", "1", size, most, budget.COPIES, rest)
+    refused = row_sizes.row_too_large_error("t", "1", size, most, budget.COPIES, rest)
     (asked,) = re.findall(r'to "(\d+)MB"', refused.hint)
     memory = int(asked) * 10**6
     assert budget.heaviest_row(memory, budget.readers(memory, workers, slots)) >= size

@@ -22,10 +22,10 @@ from polars.testing import assert_series_equal
 
 from bronze.config.protection import MASTER_KEY
 from bronze.errors import ConfigError, Mismatch
-from bronze.model.columns import Kind, Protect
+from bronze.model.columns import DeltaType, ProtectionRule
 from bronze.model.locations import Secret
-from bronze.model.protection import DataKey, Protected, Protection
-from bronze.model.units import Rejected
+from bronze.model.protection import DataKey, ProtectedColumn, TableProtection
+from bronze.model.units import RejectedValue
 from bronze.protection import ff1, keyring, protect
 
 MASTERS = (Secret("env", MASTER_KEY),)
@@ -37,13 +37,13 @@ def key(purpose: str = "encrypt", table: str = "bronze.bz_t", column: str = "v")
     return keyring.new(keyring.master(MASTERS[0]), table, column, purpose)
 
 
-def column(method: Any, *keys: DataKey, **more: Any) -> Protected:
+def column(method: Any, *keys: DataKey, **more: Any) -> ProtectedColumn:
     """A protected column."""
-    how = Protect(method, **more)
-    return Protected("v", "v", Kind("string"), how, keys or (key(method),))
+    how = ProtectionRule(method, **more)
+    return ProtectedColumn("v", "v", DeltaType("string"), how, keys or (key(method),))
 
 
-def stored(values: list[Any], one: Protected, kind: Any = pl.String) -> pl.Series:
+def stored(values: list[Any], one: ProtectedColumn, kind: Any = pl.String) -> pl.Series:
     """What is stored for values."""
     return protect.covered(pl.Series("v", values, dtype=kind), one, MASTERS)
 
@@ -254,7 +254,7 @@ def test_data_keys_open_with_their_master_alone(monkeypatch: pytest.MonkeyPatch)
     data = keyring.unwrapped(mine, MASTERS)
     assert len(data) == 64
     assert mine.wrapped not in repr(mine)
-    sent = pickle.dumps(Protection((column("encrypt", mine),), mine, MASTERS))
+    sent = pickle.dumps(TableProtection((column("encrypt", mine),), mine, MASTERS))
     assert not any(secret in sent for secret in (data, keyring.master(MASTERS[0])))
     with pytest.raises(ConfigError, match="was changed"):
         keyring.unwrapped(replace(mine, column="other"), MASTERS)
@@ -283,8 +283,8 @@ def test_a_master_key_that_is_none_is_said(text: str, monkeypatch: pytest.Monkey
 def test_rejected_values_are_protected_like_others() -> None:
     """The text of a rejected value of a protected column is protected; others are left alone."""
     one = replace(column("encrypt"), name="source name")
-    protection = Protection((one,), key("row_hash"), MASTERS)
-    records = [Rejected("source name", "{}", "plant"), Rejected("v", "{}", "open")]
+    protection = TableProtection((one,), key("row_hash"), MASTERS)
+    records = [RejectedValue("source name", "{}", "plant"), RejectedValue("v", "{}", "open")]
     first, second = protect.rejections(records, protection)
     assert protect.revealed(pl.Series([first.text]), one, MASTERS, pl.String)[0] == "plant"
     assert second == records[1]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from bronze.config.quality import QualitySettings
 from bronze.governance.tables.quality import Figure
-from bronze.model.quality import Quality, Scored
+from bronze.model.quality import QualityRules, QualityTotals
 from bronze.quality import checks
 
 
 def _figures(demanded: QualitySettings) -> dict[str, Figure]:
     """The checks of ten rows of two columns, of which one has two NULLs, and one row is refused."""
-    quality = Quality(names=(("a", "a"), ("b", "b")))
-    found = Scored(rows=10, nulls=(2, 0), refused=1)
+    quality = QualityRules(names=(("a", "a"), ("b", "b")))
+    found = QualityTotals(rows=10, nulls=(2, 0), refused=1)
     made = checks.figures(quality, found, demanded, 1.0)
     return {figure.rule: figure for figure in made if not figure.column}
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bronze.config.quality import RuleSettings
-from bronze.model.columns import Column, Kind
+from bronze.model.columns import Column, DeltaType
 from bronze.postgres.copy.read import dtype
 from bronze.quality.expressions import Unfit, checked, of_rule
 from bronze.quality.scoring import MOMENT, expression
@@ -23,12 +23,12 @@ NOW = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 PROVEN = settings(derandomize=True, database=None, deadline=None, max_examples=30)
 
 
-def column(kind: Kind, name: str = "x") -> Column:
+def column(kind: DeltaType, name: str = "x") -> Column:
     """A column of a kind."""
     return Column(name, name, str(kind), kind, "same", "", "", "", "")
 
 
-def kept(rule: dict[str, Any], kind: Kind, values: list[Any]) -> list[bool]:
+def kept(rule: dict[str, Any], kind: DeltaType, values: list[Any]) -> list[bool]:
     """Which values keep a rule on their column, after it has travelled."""
     made = of_rule(RuleSettings.model_validate({"column": "x", **rule}), column(kind))
     frame = pl.DataFrame({"x": pl.Series(values, dtype=dtype(kind))})
@@ -37,26 +37,26 @@ def kept(rule: dict[str, Any], kind: Kind, values: list[Any]) -> list[bool]:
     return frame.select(holds.fill_null(True)).to_series().to_list()
 
 
-DECIMAL = Kind("decimal", 6, 2)
+DECIMAL = DeltaType("decimal", 6, 2)
 _SMALL = st.integers(-40_000, 40_000)
-CASES: dict[str, tuple[Kind, Any, Any]] = {
-    "short": (Kind("short"), st.integers(-(2**15), 2**15 - 1), st.integers(-(2**17), 2**17)),
-    "int": (Kind("int"), _SMALL, _SMALL | st.floats(-9, 9)),
+CASES: dict[str, tuple[DeltaType, Any, Any]] = {
+    "short": (DeltaType("short"), st.integers(-(2**15), 2**15 - 1), st.integers(-(2**17), 2**17)),
+    "int": (DeltaType("int"), _SMALL, _SMALL | st.floats(-9, 9)),
     "decimal": (
         DECIMAL,
         st.integers(-999_999, 999_999).map(lambda n: Decimal(n).scaleb(-2)),
         st.floats(-20_000, 20_000) | _SMALL | st.decimals(-99, 99, places=3),
     ),
-    "double": (Kind("double"), st.floats(allow_nan=False), st.floats(-9, 9) | _SMALL),
-    "float": (Kind("float"), st.floats(-9, 9, width=32), st.floats(-9, 9)),
-    "string": (Kind("string"), st.text("abé", max_size=3), st.text("abé", max_size=3)),
+    "double": (DeltaType("double"), st.floats(allow_nan=False), st.floats(-9, 9) | _SMALL),
+    "float": (DeltaType("float"), st.floats(-9, 9, width=32), st.floats(-9, 9)),
+    "string": (DeltaType("string"), st.text("abé", max_size=3), st.text("abé", max_size=3)),
     "date": (
-        Kind("date"),
+        DeltaType("date"),
         st.dates(dt.date(2020, 1, 1), dt.date(2020, 1, 9)),
         st.dates(dt.date(2020, 1, 1), dt.date(2020, 1, 9)),
     ),
     "timestamp": (
-        Kind("timestamp"),
+        DeltaType("timestamp"),
         st.datetimes(dt.datetime(2020, 1, 1), dt.datetime(2020, 1, 2), timezones=st.just(dt.UTC)),
         st.datetimes(dt.datetime(2020, 1, 1), dt.datetime(2020, 1, 2), timezones=st.just(dt.UTC)),
     ),
@@ -100,25 +100,25 @@ def test_lengths_are_characters_and_patterns_are_found_anywhere(
 ) -> None:
     """Not bytes; and only ^ and $ tie a pattern to the ends."""
     lengths = [v is None or low <= len(v) <= high for v in cells]
-    assert kept({"length": {"min": low, "max": high}}, Kind("string"), cells) == lengths
+    assert kept({"length": {"min": low, "max": high}}, DeltaType("string"), cells) == lengths
     for pattern in ("a.b", "^a", "é", r"\."):
         found = [v is None or re.search(pattern, v) is not None for v in cells]
-        assert kept({"pattern": pattern}, Kind("string"), cells) == found
+        assert kept({"pattern": pattern}, DeltaType("string"), cells) == found
 
 
 @pytest.mark.parametrize(
     ("kind", "values", "good", "bad"),
     [
-        (Kind("int"), [1, 2], 1, 3),
+        (DeltaType("int"), [1, 2], 1, 3),
         (DECIMAL, [0.1, 2], Decimal("0.10"), Decimal("0.11")),
-        (Kind("string"), ["a", ""], "", "A"),
-        (Kind("boolean"), [True], True, False),
-        (Kind("float"), [0.1], 0.1, 0.2),
-        (Kind("date"), [dt.date(2020, 1, 1)], dt.date(2020, 1, 1), dt.date(2020, 1, 2)),
+        (DeltaType("string"), ["a", ""], "", "A"),
+        (DeltaType("boolean"), [True], True, False),
+        (DeltaType("float"), [0.1], 0.1, 0.2),
+        (DeltaType("date"), [dt.date(2020, 1, 1)], dt.date(2020, 1, 1), dt.date(2020, 1, 2)),
     ],
 )
 def test_accepted_values_are_of_the_columns_type(
-    kind: Kind, values: list[Any], good: Any, bad: Any
+    kind: DeltaType, values: list[Any], good: Any, bad: Any
 ) -> None:
     """A value that is listed keeps the rule, and NULL; another breaks it."""
     assert kept({"accepted_values": values}, kind, [good, bad, None]) == [True, False, True]
@@ -128,43 +128,49 @@ def test_not_null_and_freshness() -> None:
     """NULL breaks not_null alone; an age is measured from the run's moment, a date's from its
     beginning.
     """
-    assert kept({"not_null": True}, Kind("int"), [1, None]) == [True, False]
+    assert kept({"not_null": True}, DeltaType("int"), [1, None]) == [True, False]
     hour = dt.timedelta(hours=1)
     times = [NOW - hour, NOW - hour - dt.timedelta(microseconds=1), NOW + hour, None]
     fresh = [True, False, True, True]
-    assert kept({"freshness": "1h"}, Kind("timestamp"), times) == fresh
+    assert kept({"freshness": "1h"}, DeltaType("timestamp"), times) == fresh
     plain = [time and time.replace(tzinfo=None) for time in times]
-    assert kept({"freshness": "1h"}, Kind("timestamp_ntz"), plain) == fresh
+    assert kept({"freshness": "1h"}, DeltaType("timestamp_ntz"), plain) == fresh
     days = [dt.date(2026, 3, 1), dt.date(2026, 2, 28)]
-    assert kept({"freshness": "12h"}, Kind("date"), days) == [True, False]
+    assert kept({"freshness": "12h"}, DeltaType("date"), days) == [True, False]
 
 
 @pytest.mark.parametrize(
     ("rule", "kind", "reason"),
     [
-        ({"range": {"min": 40_000}}, Kind("short"), "could never hold: no value of short"),
+        ({"range": {"min": 40_000}}, DeltaType("short"), "could never hold: no value of short"),
         ({"range": {"max": -10_000}}, DECIMAL, "could never hold: no value of"),
-        ({"range": {"min": 2, "max": 1}}, Kind("int"), "could never hold: min is more than max"),
-        ({"range": {"min": 1.2, "max": 1.8}}, Kind("int"), "could never hold"),
-        ({"range": {"min": "a"}}, Kind("int"), "'a' is no value of column x, which is int"),
-        ({"range": {"min": True}}, Kind("int"), "is no value"),
-        ({"range": {"min": float("nan")}}, Kind("double"), "is no value"),
+        (
+            {"range": {"min": 2, "max": 1}},
+            DeltaType("int"),
+            "could never hold: min is more than max",
+        ),
+        ({"range": {"min": 1.2, "max": 1.8}}, DeltaType("int"), "could never hold"),
+        ({"range": {"min": "a"}}, DeltaType("int"), "'a' is no value of column x, which is int"),
+        ({"range": {"min": True}}, DeltaType("int"), "is no value"),
+        ({"range": {"min": float("nan")}}, DeltaType("double"), "is no value"),
         ({"range": {"min": float("inf")}}, DECIMAL, "is no value"),
-        ({"range": {"min": 1}}, Kind("boolean"), "has no range"),
-        ({"range": {"min": 1}}, Kind("date"), "is no value"),
-        ({"range": {"min": NOW}}, Kind("timestamp_ntz"), "is no value"),
+        ({"range": {"min": 1}}, DeltaType("boolean"), "has no range"),
+        ({"range": {"min": 1}}, DeltaType("date"), "is no value"),
+        ({"range": {"min": NOW}}, DeltaType("timestamp_ntz"), "is no value"),
         ({"accepted_values": [0.125]}, DECIMAL, "is no value"),
         ({"accepted_values": [12345]}, DECIMAL, "is no value"),
-        ({"accepted_values": [2**31]}, Kind("int"), "is no value"),
-        ({"accepted_values": [1]}, Kind("string"), "is no value"),
-        ({"accepted_values": [1]}, Kind("boolean"), "is no value"),
-        ({"accepted_values": ["x"]}, Kind("binary"), "has no values to compare with"),
-        ({"pattern": "a"}, Kind("int"), "is no text but int"),
-        ({"length": {"min": 1}}, Kind("binary"), "is no text but binary"),
-        ({"freshness": "1h"}, Kind("string"), "has no age"),
+        ({"accepted_values": [2**31]}, DeltaType("int"), "is no value"),
+        ({"accepted_values": [1]}, DeltaType("string"), "is no value"),
+        ({"accepted_values": [1]}, DeltaType("boolean"), "is no value"),
+        ({"accepted_values": ["x"]}, DeltaType("binary"), "has no values to compare with"),
+        ({"pattern": "a"}, DeltaType("int"), "is no text but int"),
+        ({"length": {"min": 1}}, DeltaType("binary"), "is no text but binary"),
+        ({"freshness": "1h"}, DeltaType("string"), "has no age"),
     ],
 )
-def test_rules_that_cannot_be_are_refused(rule: dict[str, Any], kind: Kind, reason: str) -> None:
+def test_rules_that_cannot_be_are_refused(
+    rule: dict[str, Any], kind: DeltaType, reason: str
+) -> None:
     """Before any row is read, with the reason."""
     with pytest.raises(Unfit, match=re.escape(reason)):
         of_rule(RuleSettings.model_validate({"column": "x", **rule}), column(kind))

@@ -16,20 +16,22 @@ from hypothesis import strategies as st
 
 from bronze.errors import TableRefused
 from bronze.ingest.enrich import enrich
-from bronze.model.quality import POINTS, Criterion, Quality, Scored, Severity
-from bronze.model.stamp import Stamp
+from bronze.model.quality import POINTS, QualityRules, QualityTotals, ResolvedRule, Severity
+from bronze.model.stamp import RowStamp
 from bronze.model.units import Enrichment
 from bronze.quality.scoring import scored, told_apart
 
 MOMENT = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
-STAMP = Stamp("018df7a0-0000-7000-8000-000000000000", MOMENT, "shop", "batch", "a lineage")
+STAMP = RowStamp("018df7a0-0000-7000-8000-000000000000", MOMENT, "shop", "batch", "a lineage")
 PROVEN = settings(derandomize=True, database=None, deadline=None, max_examples=60)
 
 
-def criterion(name: str, holds: pl.Expr, severity: Severity = "medium") -> Criterion:
+def criterion(name: str, holds: pl.Expr, severity: Severity = "medium") -> ResolvedRule:
     """A rule of an expression."""
     columns = tuple(holds.meta.root_names())
-    return Criterion(name, "expression", columns, severity, "config", holds=holds.meta.serialize())
+    return ResolvedRule(
+        name, "expression", columns, severity, "config", holds=holds.meta.serialize()
+    )
 
 
 def nothing(height: int) -> pl.Series:
@@ -41,9 +43,9 @@ ROWS = pl.DataFrame({"id": [1, 2, 3, 4], "q": [5, -1, None, -7], "s": ["a", "b",
 SAME = (("id", "id"), ("q", "q"), ("s", "s"))
 
 
-def quality(*criteria: Criterion, **more: Any) -> Quality:
+def quality(*criteria: ResolvedRule, **more: Any) -> QualityRules:
     """What `ROWS` are held against."""
-    return Quality(criteria, **{"names": SAME, "key": ("id",), **more})
+    return QualityRules(criteria, **{"names": SAME, "key": ("id",), **more})
 
 
 def test_each_broken_rule_costs_the_points_of_its_severity() -> None:
@@ -94,8 +96,8 @@ def test_slices_with_and_without_faults_can_be_put_together() -> None:
 def test_a_rejected_value_breaks_the_schema_rule_of_its_column() -> None:
     """Whatever the column is called, and whatever the value's text holds."""
     name = 'odd "na.me\\'
-    rule = Criterion("schema", "schema", (name,), "medium", "derived", rejects=name)
-    other = Criterion("other", "schema", ("na",), "low", "derived", rejects="na")
+    rule = ResolvedRule("schema", "schema", (name,), "medium", "derived", rejects=name)
+    other = ResolvedRule("other", "schema", ("na",), "low", "derived", rejects="na")
     lines = [json.dumps([name, "NaN"]), json.dumps(["x", f'\n["na", "{name}"]'])]
     rejected = pl.Series([lines[0] + "\n", lines[1] + "\n", None, "\n".join([*lines, ""])])
     scores, found = scored(ROWS, rejected, STAMP, quality(rule, other))
@@ -108,7 +110,7 @@ def test_a_rejected_value_breaks_the_schema_rule_of_its_column() -> None:
 def test_examples_are_keys_and_nothing_else() -> None:
     """Up to five of them, as JSON objects of the key's columns alone."""
     rows = pl.DataFrame({"a": range(9), "b": ["x"] * 9, "secret": ["s3cret"] * 9})
-    wanted = Quality(
+    wanted = QualityRules(
         (criterion("none", pl.col("secret") == ""),),
         names=(("a", "a"), ("b", "b"), ("secret", "secret")),
         key=("a", "b"),
@@ -117,14 +119,14 @@ def test_examples_are_keys_and_nothing_else() -> None:
     assert [json.loads(text) for text in found.examples[0]] == [
         {"a": i, "b": "x"} for i in range(5)
     ]
-    _, without = scored(rows, nothing(9), STAMP, Quality(wanted.criteria, names=wanted.names))
+    _, without = scored(rows, nothing(9), STAMP, QualityRules(wanted.criteria, names=wanted.names))
     assert without.examples == ((),)
 
 
 def test_rules_speak_of_the_sources_names() -> None:
     """A column that has another name in Bronze is still the source's to the rules."""
     rows = pl.DataFrame({"id": [1, 2], "b": [1, -1]})
-    wanted = Quality(
+    wanted = QualityRules(
         (criterion("positive", pl.col("a") > 0),), names=(("id", "id"), ("a", "b")), key=("id",)
     )
     scores, found = scored(rows, nothing(2), STAMP, wanted)
@@ -136,7 +138,7 @@ def test_rules_speak_of_the_sources_names() -> None:
 def test_an_expression_that_fails_is_named_and_tells_no_value() -> None:
     """Polars would quote the value that cannot be cast."""
     rows = pl.DataFrame({"s": ["1", "s3cret"]})
-    wanted = Quality(
+    wanted = QualityRules(
         (
             criterion("fine", pl.col("s") != ""),
             criterion("a number", pl.col("s").cast(pl.Int64) > 0),
@@ -185,7 +187,7 @@ def test_scores_are_those_of_each_row_alone(
         for i, (part, found) in enumerate(parts)
         for score in (part.to_list() if part is not None else [100] * found.rows)
     ]
-    found = reduce(add, (found for _, found in parts), Scored())
+    found = reduce(add, (found for _, found in parts), QualityTotals())
     assert scores == expected
     assert found.rows == len(cells)
     assert found.total == sum(expected)
@@ -206,9 +208,9 @@ def test_scores_are_those_of_each_row_alone(
 def test_whole_rows_are_told_apart_by_their_hashes(share: int) -> None:
     """All fingerprints, or one in so many: the same rows are always both in it or both not."""
     hashes = pl.Series([f"{i:032x}"[::-1] for i in range(300)] * 2)
-    found = told_apart(Scored(rows=600), hashes, Quality(distinct=share))
+    found = told_apart(QualityTotals(rows=600), hashes, QualityRules(distinct=share))
     prints = np.frombuffer(b"".join(found.prints), np.uint64)
     assert len(prints) == 600 if share == 1 else 100 < len(prints) < 300
     _, counts = np.unique(prints, return_counts=True)
     assert set(counts) == {2}
-    assert told_apart(Scored(rows=600), hashes, Quality()).prints == ()
+    assert told_apart(QualityTotals(rows=600), hashes, QualityRules()).prints == ()

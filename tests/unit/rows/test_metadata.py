@@ -9,13 +9,15 @@ from typing import Any
 import polars as pl
 import pytest
 
-from bronze.model.stamp import Stamp
+from bronze.model.stamp import RowStamp
 from bronze.postgres.copy.read import dtype
 from bronze.rows import hashing
-from bronze.rows.metadata import METADATA, digests, stamped
+from bronze.rows.metadata import METADATA_COLUMNS, digests, with_metadata
 
 MOMENT = dt.datetime(2024, 2, 29, 23, 59, 59, 999999, dt.UTC)
-STAMP = Stamp("018df7a0-0000-7000-8000-000000000000", MOMENT, "shop", "full_refresh", "a lineage")
+STAMP = RowStamp(
+    "018df7a0-0000-7000-8000-000000000000", MOMENT, "shop", "full_refresh", "a lineage"
+)
 
 
 def no_rejected_values(height: int) -> pl.Series:
@@ -97,11 +99,11 @@ def test_digests_are_the_same_for_slices_and_chunks() -> None:
 def test_metadata_columns_follow_the_columns_of_the_source(height: int) -> None:
     """The columns of the source come first and unchanged, then all metadata, in their order."""
     rows = pl.DataFrame({"b": [1] * height, "a": ["x"] * height}, schema={"b": pl.Int32, "a": str})
-    frame = stamped(rows, *digests(rows, no_rejected_values(height)), STAMP)
-    assert frame.columns == ["b", "a", *(name for name, _ in METADATA)]
+    frame = with_metadata(rows, *digests(rows, no_rejected_values(height)), STAMP)
+    assert frame.columns == ["b", "a", *(name for name, _ in METADATA_COLUMNS)]
     assert frame.height == height
     assert frame.select("b", "a").equals(rows)
-    for name, kind in METADATA:
+    for name, kind in METADATA_COLUMNS:
         actual = frame.schema[name]
         assert actual == dtype(kind) or (kind.name == "string" and actual == pl.Enum), name
     expected: dict[str, Any] = {

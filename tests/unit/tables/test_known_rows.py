@@ -19,10 +19,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from bronze.delta import files
-from bronze.model.columns import Kind
-from bronze.model.files import Stored
+from bronze.model.columns import DeltaType
+from bronze.model.files import StoredFile
 from bronze.model.locations import Place
-from bronze.model.units import ACTIVE, DELETED, Known
+from bronze.model.units import ACTIVE, DELETED, KnownRows
 from bronze.postgres.copy.read import dtype
 from bronze.tables import known_rows
 
@@ -36,9 +36,9 @@ ON_DISK = settings(
 BATCH = "018df7a0-0000-7000-8000-000000000000"
 PRINTS = st.lists(st.integers(0, 12) | st.sampled_from([2**63, 2**64 - 1]), max_size=30)
 OURS = (
-    ("update_timestamp", Kind("timestamp")),
-    ("record_status", Kind("string")),
-    ("row_hash", Kind("string")),
+    ("update_timestamp", DeltaType("timestamp")),
+    ("record_status", DeltaType("string")),
+    ("row_hash", DeltaType("string")),
 )
 
 Row = tuple[Any, ...]
@@ -76,7 +76,7 @@ def test_what_was_seen_and_what_was_not(table: list[int], parts: list[list[int]]
 @given(prints=PRINTS, shares=st.integers(1, 7))
 def test_shares_cover_everything_once(prints: list[int], shares: int) -> None:
     """Each fingerprint is in exactly one of the shares."""
-    whole = Known(Place("x"), 0, (), (), (), 0, 0, shares)
+    whole = KnownRows(Place("x"), 0, (), (), (), 0, 0, shares)
     masks = [
         known_rows.shared(replace(whole, share=i), np.array(prints, np.uint64))
         for i in range(shares)
@@ -92,29 +92,31 @@ def digest(values: Any) -> str:
     return hashlib.sha256(repr(values).encode()).hexdigest()[:32]
 
 
-KEYS: dict[str, tuple[tuple[Kind, st.SearchStrategy[Any]], ...]] = {
-    "long": ((Kind("long"), st.integers(-9, 9) | st.sampled_from([-(2**63), 2**63 - 1])),),
-    "short": ((Kind("short"), st.integers(-9, 9)),),
-    "string": ((Kind("string"), st.text("aé\0", max_size=3)),),
-    "date": ((Kind("date"), st.dates(dt.date(2024, 1, 1), dt.date(2024, 1, 9))),),
+KEYS: dict[str, tuple[tuple[DeltaType, st.SearchStrategy[Any]], ...]] = {
+    "long": ((DeltaType("long"), st.integers(-9, 9) | st.sampled_from([-(2**63), 2**63 - 1])),),
+    "short": ((DeltaType("short"), st.integers(-9, 9)),),
+    "string": ((DeltaType("string"), st.text("aé\0", max_size=3)),),
+    "date": ((DeltaType("date"), st.dates(dt.date(2024, 1, 1), dt.date(2024, 1, 9))),),
     "composite": (
-        (Kind("int"), st.integers(-2, 2)),
-        (Kind("string"), st.text("a", max_size=2)),
-        (Kind("decimal", 9, 2), st.sampled_from([Decimal("0.10"), Decimal("-1.00")])),
+        (DeltaType("int"), st.integers(-2, 2)),
+        (DeltaType("string"), st.text("a", max_size=2)),
+        (DeltaType("decimal", 9, 2), st.sampled_from([Decimal("0.10"), Decimal("-1.00")])),
     ),
 }
 _STATUS = st.sampled_from([ACTIVE, ACTIVE, ACTIVE, DELETED, None])
 _places = itertools.count()
 
 
-def layout_of(kinds: Sequence[Kind]) -> tuple[tuple[str, Kind], ...]:
+def layout_of(kinds: Sequence[DeltaType]) -> tuple[tuple[str, DeltaType], ...]:
     """The columns of a table whose key has these kinds."""
     return (*((f"k{i}", kind) for i, kind in enumerate(kinds)), *OURS)
 
 
 def table_of(
-    place: Place, layout: Sequence[tuple[str, Kind]], contents: Sequence[Sequence[Sequence[Row]]]
-) -> tuple[Stored, ...]:
+    place: Place,
+    layout: Sequence[tuple[str, DeltaType]],
+    contents: Sequence[Sequence[Sequence[Row]]],
+) -> tuple[StoredFile, ...]:
     """Files of row groups of rows."""
     stored = []
     schema = {name: dtype(kind) for name, kind in layout}
@@ -122,12 +124,12 @@ def table_of(
         frames = [pl.DataFrame(list(rows), schema=schema, orient="row") for rows in groups]
         file = files.write(frames, place, BATCH, ())
         assert file is not None
-        stored.append(Stored(file.path, file.size, file.rows))
+        stored.append(StoredFile(file.path, file.size, file.rows))
     return tuple(stored)
 
 
 @st.composite
-def tables(draw: st.DrawFn) -> tuple[list[Kind], list[list[list[Row]]]]:
+def tables(draw: st.DrawFn) -> tuple[list[DeltaType], list[list[list[Row]]]]:
     """Tables in which rows repeat, are marked as deleted, or come from somebody else."""
     kinds = KEYS[draw(st.sampled_from(sorted(KEYS)))]
     keys = st.tuples(*(values for _, values in kinds))
@@ -154,7 +156,7 @@ def tables(draw: st.DrawFn) -> tuple[list[Kind], list[list[list[Row]]]]:
 )
 def test_what_a_table_is_known_by(
     tmp_path: Path,
-    table: tuple[list[Kind], list[list[list[Row]]]],
+    table: tuple[list[DeltaType], list[list[list[Row]]]],
     by_key: bool,
     shares: int,
     offset: int,
@@ -172,7 +174,7 @@ def test_what_a_table_is_known_by(
     if not told:
         stored = tuple(replace(file, rows=-1) for file in stored)
     names = tuple(name for name, _ in layout[: len(kinds)])
-    whole = Known(place, 0, stored, layout, names if by_key else (), offset, 0, shares)
+    whole = KnownRows(place, 0, stored, layout, names if by_key else (), offset, 0, shares)
     flat = [list(itertools.chain.from_iterable(groups)) for groups in contents]
 
     def counts(one: Row) -> bool:
@@ -213,9 +215,9 @@ def test_what_a_table_is_known_by(
 
 def test_rows_of_a_table_and_of_the_source_meet(tmp_path: Path) -> None:
     """A key read from the source has the print that the table's has, whatever its order is."""
-    place, layout = Place(str(tmp_path)), layout_of([Kind("int"), Kind("string")])
+    place, layout = Place(str(tmp_path)), layout_of([DeltaType("int"), DeltaType("string")])
     stored = table_of(place, layout, [[[(-1, "é", None, ACTIVE, "0" * 32)]]])
-    what = Known(place, 0, stored, layout, ("k0", "k1"), 0)
+    what = KnownRows(place, 0, stored, layout, ("k0", "k1"), 0)
     read = pl.DataFrame({"k1": ["é", "é"], "k0": [-1, 1]}, schema_overrides={"k0": pl.Int32})
     mask, _ = known_rows.seen(known_rows.known(what), known_rows.fingerprints(what, read))
     assert mask.tolist() == [True, False]
@@ -224,10 +226,10 @@ def test_rows_of_a_table_and_of_the_source_meet(tmp_path: Path) -> None:
 
 def test_a_file_without_the_columns_is_of_no_account(tmp_path: Path) -> None:
     """Rows of somebody else's, without hash and status, are not known, and cannot vanish."""
-    place, layout = Place(str(tmp_path)), layout_of([Kind("long")])
+    place, layout = Place(str(tmp_path)), layout_of([DeltaType("long")])
     pl.DataFrame({"k0": [1, 2]}).write_parquet(tmp_path / "theirs.parquet")
-    stored = Stored("theirs.parquet", 0, 2)
-    by_hash = Known(place, 0, (stored,), layout, (), 0)
+    stored = StoredFile("theirs.parquet", 0, 2)
+    by_hash = KnownRows(place, 0, (stored,), layout, (), 0)
     assert known_rows.known(by_hash).tolist() == []
     assert known_rows.positions(by_hash, stored, held([1])).tolist() == []
     by_key = replace(by_hash, key=("k0",))
@@ -239,11 +241,11 @@ def test_a_file_without_the_columns_is_of_no_account(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["abc", "", "z" * 32, "A" * 32, "0" * 31 + "é"])
 def test_a_hash_that_is_none_of_ours_is_of_no_account(tmp_path: Path, text: str) -> None:
     """Whatever others wrote as a hash: the other rows are known, and found where they are."""
-    place, layout = Place(str(tmp_path)), layout_of([Kind("long")])
+    place, layout = Place(str(tmp_path)), layout_of([DeltaType("long")])
     ours = [digest(1), digest(2)]
     rows = [(i, None, ACTIVE, one) for i, one in enumerate([ours[0], text, ours[1]])]
     stored = table_of(place, layout, [[rows]])
-    what = Known(place, 0, stored, layout, (), 16)
+    what = KnownRows(place, 0, stored, layout, (), 16)
     read = pl.DataFrame({"row_hash": ours})
     prints = known_rows.fingerprints(what, read)
     assert set(prints.tolist()) <= set(known_rows.known(what).tolist())
@@ -256,21 +258,21 @@ def test_few_sets_are_kept_and_can_be_freed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A set is read once while it is kept; only the last ones are, and `forget` frees a table's."""
-    reads: list[Known] = []
+    reads: list[KnownRows] = []
     honest = known_rows._read
 
-    def read(what: Known) -> Any:
+    def read(what: KnownRows) -> Any:
         reads.append(what)
         return honest(what)
 
     monkeypatch.setattr(known_rows, "_read", read)
     monkeypatch.setattr(known_rows, "_sets", {})
-    layout = layout_of([Kind("long")])
+    layout = layout_of([DeltaType("long")])
     ones = []
     for i in range(4):
         place = Place(str(tmp_path / str(i)))
         stored = table_of(place, layout, [[[(i, None, ACTIVE, digest(i))]]])
-        ones.append(Known(place, 0, stored, layout, ("k0",), 0))
+        ones.append(KnownRows(place, 0, stored, layout, ("k0",), 0))
     for one in (*ones[:2], *ones[:2]):
         assert known_rows.known(one).tolist() == [ones.index(one)]
     assert reads == ones[:2]
@@ -314,7 +316,7 @@ def test_of_a_history_the_last_versions_count(
     count = sum(len(group) for groups in contents for group in groups)
     moments = list(range(count))
     shuffled.shuffle(moments)
-    place, layout = Place(str(tmp_path / str(next(_places)))), layout_of([Kind("long")])
+    place, layout = Place(str(tmp_path / str(next(_places)))), layout_of([DeltaType("long")])
     numbers = iter(moments)
     rows: list[list[list[Row]]] = []
     last: dict[int, tuple[int, int, int, str | None, str]] = {}
@@ -333,7 +335,7 @@ def test_of_a_history_the_last_versions_count(
                 position += 1
     stored = table_of(place, layout, rows)
     names = ("k0",) if by_key else ()
-    what = Known(place, 0, stored, layout, names, 5, versions=("k0",))
+    what = KnownRows(place, 0, stored, layout, names, 5, versions=("k0",))
     live = {key: one for key, one in last.items() if one[3] != DELETED}
     lines = pl.DataFrame(
         [(key, None, None, one[4]) for key, one in live.items()],
@@ -359,7 +361,7 @@ def test_keys_that_several_rows_share(
 ) -> None:
     """Rows that are gone count, in whatever file they are; keys with NULLs are none."""
     monkeypatch.setattr(known_rows, "_AT_ONCE", at_once)
-    place, layout = Place(str(tmp_path)), layout_of([Kind("int"), Kind("string")])
+    place, layout = Place(str(tmp_path)), layout_of([DeltaType("int"), DeltaType("string")])
 
     def doubled(*keys: tuple[int | None, str]) -> bool:
         rows = [
@@ -367,7 +369,7 @@ def test_keys_that_several_rows_share(
             for key, status in zip(keys, itertools.cycle((ACTIVE, DELETED)), strict=False)
         ]
         stored = table_of(place, layout, rows)
-        return known_rows.doubled(Known(place, 0, stored, layout, ("k0", "k1"), 0))
+        return known_rows.doubled(KnownRows(place, 0, stored, layout, ("k0", "k1"), 0))
 
     assert not doubled()
     assert not doubled((1, "a"), (1, "b"), (2, "a"), (None, "a"), (None, "a"))
@@ -389,7 +391,7 @@ def test_rows_that_are_too_many_are_all_but_one(
         kept.append(made.height)
         return made
 
-    layout = layout_of([Kind("int"), Kind("string")])
+    layout = layout_of([DeltaType("int"), DeltaType("string")])
     moment = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
 
     def row(number: int | None, status: str) -> Row:
@@ -400,7 +402,7 @@ def test_rows_that_are_too_many_are_all_but_one(
     second = [row(1, ACTIVE), row(2, ACTIVE), row(3, DELETED), row(2, DELETED), row(None, ACTIVE)]
     third = [row(number, ACTIVE) for number in (1, 5, 6, 5, 6, 7, 7)]
     stored = table_of(Place(str(tmp_path)), layout, [[first], [second, third], [single[:1]]])
-    whole = Known(Place(str(tmp_path)), 0, stored, layout, ("k0", "k1"), 0)
+    whole = KnownRows(Place(str(tmp_path)), 0, stored, layout, ("k0", "k1"), 0)
     monkeypatch.setattr(pl, "concat", concat)
     found = {file.path: rows.tolist() for file, rows in known_rows.twins(whole)}
     assert found == {
@@ -409,5 +411,5 @@ def test_rows_that_are_too_many_are_all_but_one(
         stored[2].path: [0],
     }
     assert max(kept) <= 17
-    once = Known(Place(str(tmp_path)), 0, stored[2:], layout, ("k0", "k1"), 0)
+    once = KnownRows(Place(str(tmp_path)), 0, stored[2:], layout, ("k0", "k1"), 0)
     assert known_rows.twins(once) == []

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from bronze.rows.metadata import METADATA
+from bronze.rows.metadata import METADATA_COLUMNS
 from bronze.tables.naming import faults, table_name
 
-ADDED = [name for name, _ in METADATA]
+ADDED = [name for name, _ in METADATA_COLUMNS]
 
 
 @pytest.mark.parametrize(

@@ -11,39 +11,44 @@ import pytest
 import uuid_utils
 
 from bronze import portion
-from bronze.model.columns import Kind
-from bronze.model.files import Form
-from bronze.model.stamp import Stamp
+from bronze.model.columns import DeltaType
+from bronze.model.files import RowFormat
+from bronze.model.stamp import RowStamp
 from bronze.postgres.copy.read import dtype
 from bronze.rows import metadata
 from bronze.tables import soundness
 
 # What a column was, what it is, a value of then, and others put in its place since.
-WIDENED: list[tuple[Kind, Kind, Any, list[Any]]] = [
-    (Kind("int"), Kind("long"), None, [5_000_000_000, 1]),
-    (Kind("short"), Kind("int"), 7, [70_000, None, 8]),
-    (Kind("float"), Kind("double"), 0.5, [0.1, 1e300, None]),
-    (Kind("float"), Kind("double"), None, [1e300]),
-    (Kind("decimal", 5, 2), Kind("decimal", 9, 4), Decimal("1.23"), [Decimal("1.2345"), None]),
-    (Kind("decimal", 5, 2), Kind("decimal", 9, 2), None, [Decimal("1234567.89")]),
+WIDENED: list[tuple[DeltaType, DeltaType, Any, list[Any]]] = [
+    (DeltaType("int"), DeltaType("long"), None, [5_000_000_000, 1]),
+    (DeltaType("short"), DeltaType("int"), 7, [70_000, None, 8]),
+    (DeltaType("float"), DeltaType("double"), 0.5, [0.1, 1e300, None]),
+    (DeltaType("float"), DeltaType("double"), None, [1e300]),
+    (
+        DeltaType("decimal", 5, 2),
+        DeltaType("decimal", 9, 4),
+        Decimal("1.23"),
+        [Decimal("1.2345"), None],
+    ),
+    (DeltaType("decimal", 5, 2), DeltaType("decimal", 9, 2), None, [Decimal("1234567.89")]),
 ]
 
 
-def written(kind: Kind, value: Any) -> pl.DataFrame:
+def written(kind: DeltaType, value: Any) -> pl.DataFrame:
     """A row as bronze writes it, of an integer and a value."""
     rows = pl.DataFrame({"id": [1], "v": pl.Series([value], dtype=dtype(kind))})
     hashes, sums = metadata.digests(rows, pl.Series([None], dtype=pl.String))
     batch, now = str(uuid_utils.uuid7()), datetime.now(UTC)
-    stamp = Stamp(batch, now, "s", "batch", str(uuid_utils.uuid7()))
-    return portion.plain(metadata.stamped(rows, hashes, sums, stamp))
+    stamp = RowStamp(batch, now, "s", "batch", str(uuid_utils.uuid7()))
+    return portion.plain(metadata.with_metadata(rows, hashes, sums, stamp))
 
 
 @pytest.mark.parametrize(("before", "now", "value", "others"), WIDENED)
 def test_a_value_that_the_narrower_column_did_not_hold_is_altered(
-    before: Kind, now: Kind, value: Any, others: list[Any]
+    before: DeltaType, now: DeltaType, value: Any, others: list[Any]
 ) -> None:
     """Rows of before a column was widened are as they were written only with their own value."""
-    form = Form(("id", "v"), 2, ((("v", before),),))
+    form = RowFormat(("id", "v"), 2, ((("v", before),),))
     rows = written(before, value).with_columns(pl.col("v").cast(dtype(now)))
     assert not soundness.judged(rows, form).wrong.any()
     for other in others:
@@ -57,7 +62,7 @@ def test_a_value_that_the_narrower_column_did_not_hold_is_altered(
 
 def test_special_values_of_before_are_as_they_were_written() -> None:
     """NaN, infinities and a negative zero are widened exactly."""
-    form = Form(("id", "v"), 2, ((("v", Kind("float")),),))
+    form = RowFormat(("id", "v"), 2, ((("v", DeltaType("float")),),))
     for value in (float("nan"), float("inf"), -float("inf"), -0.0, 0.1, None):
-        rows = written(Kind("float"), value).with_columns(pl.col("v").cast(pl.Float64))
+        rows = written(DeltaType("float"), value).with_columns(pl.col("v").cast(pl.Float64))
         assert not soundness.judged(rows, form).wrong.any(), value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from bronze.model.columns import NO_KEY, Column, Kind
+from bronze.model.columns import NO_KEY, Column, DeltaType
 from bronze.rows import metadata
 from bronze.verify import buckets, digests
 
@@ -13,7 +13,7 @@ from bronze.verify import buckets, digests
 FOREIGN = ["z" * 32, "0" * 31 + "\n", "A" * 32, "0" * 31, "0" * 33, "é" * 16, "ä" * 32, "", None]
 
 
-def column(kind: Kind) -> Column:
+def column(kind: DeltaType) -> Column:
     """The column ``v`` of a source."""
     return Column("v", "v", kind.name, kind, "same", "v", "v", "", "")
 
@@ -31,9 +31,9 @@ def test_a_hash_of_no_form_is_nobodys(foreign: str | None) -> None:
 
 def test_a_value_that_the_sources_type_cannot_hold_is_not_taken_for_null() -> None:
     """Another writer may have widened a column: what is stored there has no row's digest."""
-    given = digests.basis([column(Kind("int"))], 1, NO_KEY, None)
+    given = digests.basis([column(DeltaType("int"))], 1, NO_KEY, None)
     source = pl.DataFrame({"v": pl.Series([None, 7], dtype=pl.Int32)})
-    hashes = metadata.row_hash(source, pl.Series([None, None], dtype=pl.String), 1)
+    hashes = metadata.row_hashes_of(source, pl.Series([None, None], dtype=pl.String), 1)
     own = source.with_columns(hashes.alias("row_hash"))
     assert digests.of_bronze(own, given).to_list() == hashes.to_list()
     wide = own.with_columns(pl.Series("v", [5_000_000_000, 7]))

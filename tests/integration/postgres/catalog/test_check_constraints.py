@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from bronze.model.columns import Column
 from bronze.postgres import statement
-from bronze.postgres.catalog.check_constraints import translated
+from bronze.postgres.catalog.check_constraints import check_expression
 from bronze.postgres.catalog.relations import Relation, relations
 from bronze.postgres.connection import connect
 from bronze.postgres.copy import read
@@ -95,7 +95,9 @@ class CheckedTable:
             (target,) = selection.targets(given_settings, [("test", self.relation)], ())
             self.columns: tuple[Column, ...] = selection.columns(target)
         query = statement.select(self.columns, '"public"."t"')
-        ((self.rows, self.rejected),) = read.rows(origin, (), query, ["true"], self.columns, "t")
+        ((self.rows, self.rejected),) = read.read_rows(
+            origin, (), query, ["true"], self.columns, "t"
+        )
         self.rows = self.rows.sort("id")
 
     def catalog_text(self, clause: str) -> str:
@@ -115,7 +117,7 @@ class CheckedTable:
 
     def translated_violations(self, clause: str) -> list[bool] | None:
         """Which rows violate a clause by its translation; None if it is not translated."""
-        condition = translated(self.catalog_text(clause), self.columns, ["folded"])
+        condition = check_expression(self.catalog_text(clause), self.columns, ["folded"])
         if condition is None:
             return None
         return self.rows.select(condition.not_().fill_null(False)).to_series().to_list()
@@ -218,8 +220,8 @@ def test_conditions_that_may_differ_in_polars_are_not_translated(checked: Checke
 
 def test_a_condition_on_unknown_columns_is_not_translated() -> None:
     """For example on columns that the role may not read."""
-    assert translated("(b > 0)", ()) is None
-    assert translated("not ( sql", ()) is None
+    assert check_expression("(b > 0)", ()) is None
+    assert check_expression("not ( sql", ()) is None
 
 
 def test_schema_qualified_objects_are_not_translated(checked: CheckedTable) -> None:
@@ -234,13 +236,13 @@ def test_schema_qualified_objects_are_not_translated(checked: CheckedTable) -> N
         "((b)::public.int4 > 3)",
         "(s = ANY (ARRAY['x'::public.text]))",
     ):
-        assert translated(clause, checked.columns) is None, clause
-    assert translated("(length(s) > 3)", checked.columns) is not None
+        assert check_expression(clause, checked.columns) is None, clause
+    assert check_expression("(length(s) > 3)", checked.columns) is not None
 
 
 def test_a_translation_uses_the_column_names_of_the_source(checked: CheckedTable) -> None:
     """Also where PostgreSQL quotes a name."""
-    condition = translated(checked.catalog_text('"Odd""name" > 0'), checked.columns)
+    condition = check_expression(checked.catalog_text('"Odd""name" > 0'), checked.columns)
     assert condition is not None
     assert condition.meta.root_names() == ['Odd"name']
     assert isinstance(condition, pl.Expr)

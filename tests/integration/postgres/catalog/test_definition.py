@@ -22,7 +22,7 @@ def changed(source: Source, statement: str, *, storage: bool = True, name: str =
     """What a statement changes in the definition of a relation."""
     before = relation(source, name).definition
     source.execute(statement)
-    return definition.changed(before, relation(source, name).definition, storage=storage)
+    return definition.definition_change(before, relation(source, name).definition, storage=storage)
 
 
 @pytest.fixture
@@ -63,9 +63,10 @@ def test_statements_that_change_no_value_leave_the_definition(typed_table: Sourc
         "ALTER TYPE other RENAME VALUE 'a' TO 'b'",
     ):
         typed_table.execute(statement)
-        assert definition.changed(before, relation(typed_table).definition, storage=True) == "", (
-            statement
-        )
+        assert (
+            definition.definition_change(before, relation(typed_table).definition, storage=True)
+            == ""
+        ), statement
 
 
 @pytest.mark.parametrize(

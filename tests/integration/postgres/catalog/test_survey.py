@@ -24,8 +24,8 @@ BIG_ROWS = 11_000
 def surveyed(source: Source, *schemas: str) -> dict[str, Survey]:
     """The survey of every relation, by its name."""
     with connect.connect(source.settings().origin("test")) as connection:
-        found = survey.sized(connection, schemas or ("public",))
-        return {s.relation.name: s for s in survey.look(connection, found)}
+        found = survey.relations_with_sizes(connection, schemas or ("public",))
+        return {s.relation.name: s for s in survey.survey_relations(connection, found)}
 
 
 def execute(source: Source, *statements: str) -> None:
@@ -319,7 +319,7 @@ def test_a_relation_that_cannot_be_read_in_time_is_surveyed_without_a_sample(
         relations = catalog.relations(connection, ["public"])
         other.execute("LOCK TABLE locked")
         began = time.monotonic()
-        found = survey.look(connection, relations)
+        found = survey.survey_relations(connection, relations)
     assert time.monotonic() - began < 10
     assert {s.relation.name for s in found if s.sampled} == {"fine"}
     assert all(s.personal[0].signs == ("name",) for s in found)
@@ -333,7 +333,7 @@ def test_a_lost_connection_is_an_error(source: Source) -> None:
         connect.connect(source.settings().origin("test")) as connection,
         pytest.raises(psycopg.OperationalError),
     ):
-        survey.look(connection, catalog.relations(connection, ["public"]))
+        survey.survey_relations(connection, catalog.relations(connection, ["public"]))
 
 
 def test_relations_of_an_extension_are_marked(source: Source) -> None:

@@ -16,7 +16,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from bronze.api import check
 from bronze.ingest import pipeline
-from bronze.model.columns import Column, Kind
+from bronze.model.columns import Column, DeltaType
 from bronze.model.locations import Origin
 from bronze.postgres.catalog.relations import relations
 from bronze.postgres.connection import connect, session_settings
@@ -138,7 +138,7 @@ OTHER_VALUES = {
     "idle_session_timeout": "3000",
     "transaction_timeout": "3000",
 }
-SETTING = Column("v", "v", "text", Kind("string"), "same", "", "", "", "")
+SETTING = Column("v", "v", "text", DeltaType("string"), "same", "", "", "", "")
 
 
 @dataclass(frozen=True)
@@ -212,10 +212,10 @@ def test_every_kind_of_session_is_pinned(login: Login, monkeypatch: pytest.Monke
                 )
                 session = snapshot.session(origin)
                 (rows,) = (
-                    r for r, _ in read.rows(origin, session, query, ["true"], [SETTING], "t")
+                    r for r, _ in read.read_rows(origin, session, query, ["true"], [SETTING], "t")
                 )
             assert dict(v.split("=", 1) for v in rows["v"]) == PINNED
-        connect.forget(origin)
+        connect.forget_server(origin)
 
     set_other_values(login, "ROLE")
     check_sessions(login.origin)
@@ -313,7 +313,7 @@ def test_key_ranges_follow_the_order_of_the_type(login: Login) -> None:
     """)
     with connect.connect(source.settings().origin("test")) as connection:
         (view,) = relations(connection, ["public"])
-        parts = splits.by_key(connection, view, "k", 9, 10**9)
+        parts = splits.key_ranges(connection, view, "k", 9, 10**9)
         assert len(parts) > 3
         queries = [f"SELECT id FROM public.v WHERE {part.where}".encode() for part in parts]
         ids: list[Any] = [row[0] for query in queries for row in connection.execute(query)]

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from bronze.demo import server as demo
 from bronze.demo.server import Server
 from bronze.postgres.copy import incremental
-from bronze.postgres.copy.snapshot import Since, Snapshot
+from bronze.postgres.copy.snapshot import OpenTransactions, Snapshot
 from bronze.postgres.statement import literal
 from tests.conftest import FAST, Source
 from tests.integration.ingest.test_patterns import BATCH, counts, land, position
@@ -37,7 +37,7 @@ MICRO = dt.timedelta(microseconds=1)
 
 def snapshot(following: int, horizon: int = 0) -> Snapshot:
     """A snapshot with given transaction ids."""
-    since = Since(0, True, False, "UTC", 0, 0, False)
+    since = OpenTransactions(0, True, False, "UTC", 0, 0, False)
     return Snapshot("s", 1, 180000, horizon, following, since, "1/1/db", (), (), Mock())
 
 
@@ -74,7 +74,7 @@ def test_xmin_condition_is_exact_across_the_wraparound(
     """It is true for ids from the horizon on and false for earlier ones, in any epoch."""
     now = epoch * 2**32 + following(database)
     horizon = now - distance
-    condition = incremental.by_xmin(horizon, snapshot(now))
+    condition = incremental.xmin_condition(horizon, snapshot(now))
     if condition is None:
         assert distance >= HALF - 10**7
         return
@@ -92,7 +92,7 @@ def test_a_horizon_may_be_an_id_that_is_never_assigned(
 ) -> None:
     """Ids 0 to 2 are reserved: the first one after the wraparound is 3."""
     now = horizon // 2**32 * 2**32 + following(database)
-    condition = incremental.by_xmin(horizon, snapshot(now))
+    condition = incremental.xmin_condition(horizon, snapshot(now))
     assert condition is not None
     xids = [3, 4, 100, 2**32 - 1, 2**32 - 1000, 2, 1]
     assert xmin_results(database, condition, xids) == [True, True, True, False, False, False, False]
@@ -103,10 +103,10 @@ def test_no_xmin_condition_for_a_distant_or_later_horizon(epoch: int) -> None:
     """Where 32-bit ids are ambiguous, or are those of another cluster, there is no condition."""
     now = snapshot(epoch * 2**32 + HALF + 100)
     far = now.following - HALF
-    assert incremental.by_xmin(now.following, now) is not None
-    assert incremental.by_xmin(far + 2 * 10**7, now) is not None
+    assert incremental.xmin_condition(now.following, now) is not None
+    assert incremental.xmin_condition(far + 2 * 10**7, now) is not None
     for horizon in (far, far - 1, far + 10**6, now.following + 1, far - 2**32):
-        assert incremental.by_xmin(horizon, now) is None
+        assert incremental.xmin_condition(horizon, now) is None
 
 
 # --- the wraparound itself -------------------------------------------------------------------
@@ -176,7 +176,7 @@ def selects(
     database: psycopg.Connection, kind: str, value: str, mark: dt.datetime, zone: str
 ) -> bool:
     """Whether the condition since a watermark is true for a value (SQL)."""
-    condition = incremental.by_cursor('the "cursor"', kind, (mark - EPOCH) // MICRO, zone)
+    condition = incremental.cursor_condition('the "cursor"', kind, (mark - EPOCH) // MICRO, zone)
     query = f'SELECT {condition} FROM (SELECT ({value})::{kind} AS "the ""cursor""") AS row'
     row: Any = database.execute(query).fetchone()
     return bool(row[0])
@@ -206,7 +206,7 @@ def test_cursor_condition_never_misses_times_without_a_zone(
     database.execute("SET timezone = 'Asia/Tokyo'")
     moment = literal((mark + later * MICRO).isoformat())
     local = f"({moment}::timestamptz AT TIME ZONE {literal('UTC' if utc else zone)})"
-    for kind in incremental.ZONELESS:
+    for kind in incremental.ZONELESS_TYPES:
         assert selects(database, kind, local, mark, zone)
         assert selects(database, kind, "NULL", mark, zone)
         assert not selects(database, kind, literal(str(mark.date() - dt.timedelta(3))), mark, zone)
@@ -241,12 +241,12 @@ def test_a_watermark_decreases_only_if_all_rows_are_read(
     """It is the start of the oldest transaction less the overlap; it stays the same while there are
     prepared transactions. If all rows are read, it may decrease with the source's clock.
     """
-    since = Since(began, True, False, "UTC", began, 0, False)
+    since = OpenTransactions(began, True, False, "UTC", began, 0, False)
     unknown = replace(since, prepared=True)
     reached = began - (overlap or 0) * 10**6
-    mark_now = incremental.watermark(since, overlap, mark)
+    mark_now = incremental.next_watermark(since, overlap, mark)
     assert mark_now == max(reached, -(10**18) if mark is None else mark)
-    assert incremental.watermark(unknown, overlap, mark) == mark
-    assert incremental.watermark(since, overlap, mark, whole=True) == reached
-    whole = incremental.watermark(unknown, overlap, mark, whole=True)
+    assert incremental.next_watermark(unknown, overlap, mark) == mark
+    assert incremental.next_watermark(since, overlap, mark, whole=True) == reached
+    whole = incremental.next_watermark(unknown, overlap, mark, whole=True)
     assert whole == (None if mark is None else min(mark, reached))

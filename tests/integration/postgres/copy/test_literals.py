@@ -7,7 +7,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from bronze.postgres.catalog.operators import comparisons
+from bronze.postgres.catalog.operators import comparison_operators
 from bronze.postgres.catalog.relations import relations
 from bronze.postgres.copy import literals
 from tests.conftest import Source
@@ -38,7 +38,7 @@ def test_texts_that_are_no_values_cost_little(
     texts = [f"not {i}" for i in range(100)] + [equal.upper(), f"{{{equal}}}", "7", "7.0"]
     with _Counting.connect(source.dsn, autocommit=True) as connection:
         (relation,) = relations(connection, ["public"])
-        known = dict(comparisons(connection, "public", "t"))
+        known = dict(comparison_operators(connection, "public", "t"))
         columns = literals.typed(connection, relation.oid, relation.attributes, known)
         for name, one, two in (("u", equal, texts[100:102]), ("d", equal, texts[100:102]),
                                ("n", "7", texts[102:])):  # fmt: skip

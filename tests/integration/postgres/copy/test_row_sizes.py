@@ -11,7 +11,7 @@ from bronze.errors import TableRefused
 from bronze.execution import budget
 from bronze.ingest import pipeline
 from bronze.model.locations import Origin
-from bronze.model.units import Weighing
+from bronze.model.units import RowSizeLimits
 from bronze.postgres.catalog.relations import Relation, relations
 from bronze.postgres.connection.connect import Connection
 from bronze.postgres.copy import row_sizes
@@ -28,11 +28,11 @@ def relation(connection: Connection, name: str) -> Relation:
     return {r.name: r for r in relations(connection, ["public"], [tables[name].oid])}[name]
 
 
-def weighing(table: Relation, size: int, heaviest: int = 10**9) -> Weighing:
+def weighing(table: Relation, size: int, heaviest: int = 10**9) -> RowSizeLimits:
     """How the sizes of the table's rows are determined."""
-    weight = row_sizes.weight(table, [a.name for a in table.attributes])
+    weight = row_sizes.row_size_expression(table, [a.name for a in table.attributes])
     name = quoted(table.schema, table.name)
-    return Weighing(name, weight, "id::text", size, heaviest, 16, 10**8)
+    return RowSizeLimits(name, weight, "id::text", size, heaviest, 16, 10**8)
 
 
 def rows_of(source: Source, name: str, part: row_sizes.Part) -> list[Any]:
@@ -62,9 +62,9 @@ def test_parts_hold_each_row_once_and_large_rows_alone(
         source.execute("INSERT INTO t VALUES (%s, repeat('é', %s))", number, length // 2)
     table = relation(connection, "t")
     sizes = weighing(table, 100 * KB)
-    assert row_sizes.needed(connection, table, ["id", "v"])
+    assert row_sizes.has_large_values(connection, table, ["id", "v"])
     origin = Origin("test", source.dsn)
-    parts = row_sizes.parts(origin, (), sizes, ["ctid >= '(0,0)'::tid"], "public.t")
+    parts = row_sizes.divide_splits(origin, (), sizes, ["ctid >= '(0,0)'::tid"], "public.t")
     ids_of = [rows_of(source, "t", part) for part in parts]
     assert sorted(i for ids in ids_of for i in ids) == list(range(len(lengths)))
     for part, ids in zip(parts, ids_of, strict=True):
@@ -85,10 +85,14 @@ def test_compressed_values_are_measured_uncompressed(
     source.execute("INSERT INTO small SELECT i, 'a' FROM generate_series(1, 9000) i")
     assert relation(connection, "inside").toast == 0
     tables = {n: relation(connection, n) for n in ("inside", "json", "small")}
-    needed = {n: row_sizes.needed(connection, table, ["v"]) for n, table in tables.items()}
+    needed = {
+        n: row_sizes.has_large_values(connection, table, ["v"]) for n, table in tables.items()
+    }
     assert needed == {"inside": True, "json": True, "small": False}
     weights = {
-        n: source.execute(f"SELECT max({row_sizes.weight(table, ['v'])}) FROM {n}")[0][0]
+        n: source.execute(f"SELECT max({row_sizes.row_size_expression(table, ['v'])}) FROM {n}")[0][
+            0
+        ]
         for n, table in tables.items()
     }
     assert weights["inside"] == 90_000

@@ -20,7 +20,7 @@ from bronze.model.locations import Origin
 from bronze.postgres.catalog.relations import Relation, relations
 from bronze.postgres.connection import connect
 from bronze.postgres.copy import splits
-from bronze.postgres.copy.splits import Slice
+from bronze.postgres.copy.splits import Split
 from tests.conftest import Source
 
 IN_MEMORY = settings(derandomize=True, database=None, deadline=None, max_examples=30)
@@ -50,8 +50,8 @@ def test_page_ranges_are_contiguous_and_complete(heaps: list[int], pages: int) -
 @given(sizes=st.lists(st.integers(0, 50), min_size=1), size=st.integers(1, 100))
 def test_groups_hold_adjacent_splits_that_fit(sizes: list[int], size: int) -> None:
     """Groups hold all splits in order, and more than one only if they fit."""
-    parts = [Slice(str(i), part_size) for i, part_size in enumerate(sizes)]
-    groups = splits.packed(parts, size)
+    parts = [Split(str(i), part_size) for i, part_size in enumerate(sizes)]
+    groups = splits.group_splits(parts, size)
     assert [part for group in groups for part in group] == parts
     assert all(len(group) == 1 or sum(part.size for part in group) <= size for group in groups)
 
@@ -82,7 +82,7 @@ def row_counts(
     """
     relation = relation_of(connection, name)
     key = relation.key if key is None else key
-    parts = splits.slices(connection, relation, version, size, key)
+    parts = splits.splits_of(connection, relation, version, size, key)
     assert parts
     rows: list[list[Any]] = [
         connection.execute(
@@ -213,7 +213,7 @@ def test_rows_inserted_after_the_plan_are_in_a_split(
     """The last split is open; the snapshot decides which rows are read."""
     source.execute("CREATE TABLE t AS SELECT i AS id FROM generate_series(1, 5000) i")
     connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
-    parts = splits.slices(connection, relation_of(connection), NEW, 5 * PAGE, ())
+    parts = splits.splits_of(connection, relation_of(connection), NEW, 5 * PAGE, ())
     source.execute("INSERT INTO t SELECT i FROM generate_series(5001, 20000) i")
     wheres = [part.where for part in parts]
     in_snapshot = [
@@ -291,7 +291,7 @@ def test_a_table_without_access_to_ctid_is_split_by_key(
     """The role may read some columns, but not the system column ctid."""
     source.execute("CREATE TABLE t AS SELECT generate_series(1, 20000) AS id; ANALYZE t")
     relation = replace(relation_of(connection, "t"), system=frozenset())
-    parts = splits.slices(connection, relation, NEW, 20_000, ["id"])
+    parts = splits.splits_of(connection, relation, NEW, 20_000, ["id"])
     assert len(parts) > 2
     assert "ctid" not in "".join(part.where for part in parts)
     queries = [f"SELECT count(*), min(id) FROM t WHERE {part.where}" for part in parts]

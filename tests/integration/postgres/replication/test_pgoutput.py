@@ -20,7 +20,7 @@ from bronze.demo.server import Server
 from bronze.errors import Mismatch
 from bronze.postgres.connection import connect
 from bronze.postgres.replication import pgoutput, slot
-from bronze.postgres.replication.pgoutput import DELETE, INSERT, UPDATE, Changes
+from bronze.postgres.replication.pgoutput import DELETE, INSERT, UPDATE, RowChanges
 from tests.conftest import Source, database
 from tests.support import wire
 from tests.support.wire import Wire
@@ -220,8 +220,8 @@ def test_transaction_relation_and_truncate_messages_are_parsed(
     assert own.columns == (("id", 20, -1), ("Größe", 1700, typmod))
     emptied = next(body for body in found if body[0] == pgoutput.TRUNCATE)
     ((other,),) = source.execute("SELECT 'u'::regclass::oid::int8")
-    assert sorted(pgoutput.truncate(emptied)) == sorted([number, other])
-    end = pgoutput.commit(next(body for body in found if body[0] == pgoutput.COMMIT))
+    assert sorted(pgoutput.read_truncate(emptied)) == sorted([number, other])
+    end = pgoutput.read_commit(next(body for body in found if body[0] == pgoutput.COMMIT))
     assert begin.position < end <= slot.lsn(after)
 
 
@@ -389,7 +389,7 @@ def captured(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 NAMES = ["id", "a", "b"]
 
 
-def readable(found: Changes) -> None:
+def readable(found: RowChanges) -> None:
     """Reads every value, so that a view with a wrong offset fails."""
     for frame in (found.new, found.old):
         assert frame.height == len(found.kinds)
@@ -465,7 +465,7 @@ def test_lengths_of_messages_must_add_up(captured: Captured) -> None:
     whole = b"".join(messages)
     for data in (whole + b"x", whole[:-1], b""):
         with pytest.raises(Mismatch):
-            pgoutput.changes(data, lengths, NAMES)
+            pgoutput.read_changes(data, lengths, NAMES)
 
 
 def test_invalid_utf8_is_refused(source: Source, streamed: Wire) -> None:
@@ -511,9 +511,9 @@ def test_damaged_changes_are_refused_or_read_as_text(captured: Captured) -> None
 
 READERS: Mapping[int, Any] = {
     pgoutput.BEGIN: pgoutput.read_begin,
-    pgoutput.COMMIT: pgoutput.commit,
-    pgoutput.RELATION: pgoutput.relation,
-    pgoutput.TRUNCATE: pgoutput.truncate,
+    pgoutput.COMMIT: pgoutput.read_commit,
+    pgoutput.RELATION: pgoutput.read_relation,
+    pgoutput.TRUNCATE: pgoutput.read_truncate,
 }
 
 

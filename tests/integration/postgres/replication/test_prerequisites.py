@@ -20,7 +20,7 @@ from bronze.postgres.catalog.relations import Relation
 from bronze.postgres.connection import connect
 from bronze.postgres.connection.connect import Connection
 from bronze.postgres.replication import prerequisites, publication, slot
-from bronze.postgres.replication.prerequisites import Wanting
+from bronze.postgres.replication.prerequisites import MissingPrerequisite
 from bronze.postgres.statement import quoted
 from tests.conftest import FAST, Source
 from tests.support.features import has, since
@@ -50,12 +50,14 @@ def tables(connection: Connection, *names: str) -> list[Relation]:
 
 def problems_of(
     connection: Connection, *names: str, keys: Mapping[str, Sequence[str]] | None = None
-) -> tuple[Wanting, ...]:
+) -> tuple[MissingPrerequisite, ...]:
     """The missing prerequisites of the tables, with publication "p" and slot "s"."""
-    return prerequisites.wanting(connection, tables(connection, *names), keys or {}, "p", "s")
+    return prerequisites.missing_prerequisites(
+        connection, tables(connection, *names), keys or {}, "p", "s"
+    )
 
 
-def mend(source: Source, problems: Sequence[Wanting]) -> None:
+def mend(source: Source, problems: Sequence[MissingPrerequisite]) -> None:
     """Runs the remedies, as the superuser."""
     for problem in problems:
         source.execute(problem.mend)
@@ -142,7 +144,7 @@ def test_the_key_must_be_in_the_replica_identity(source: Source, connection: Con
             source.execute(f"ALTER TABLE t{number} REPLICA IDENTITY {identity}")
     keys = {label: case[3] for label, case in cases.items()}
     has = {label: case[2] for label, case in cases.items()}
-    assert publication.identity(connection, tables(connection)) == has
+    assert publication.replica_identities(connection, tables(connection)) == has
     problems = problems_of(connection, keys=keys)
     # The first problem of each table.
     first = {problem.table: problem for problem in reversed(problems)}
@@ -180,7 +182,7 @@ def test_a_key_that_partitions_may_share_needs_replica_identity_full(
     assert problem.mend.count("REPLICA IDENTITY FULL") == 2
     mend(source, [problem])
     assert problems_of(connection, "a", "b", keys=keys) == ()
-    identifying = publication.telling(
+    identifying = publication.identifying_columns_by_table(
         connection, [(r, ["id"]) for r in tables(connection, "a", "b")]
     )
     assert sorted(identifying.values()) == [("id", "d")] * 2
@@ -206,7 +208,7 @@ def test_a_stream_identifies_rows_by_an_immediate_key_or_by_all_columns(
 ) -> None:
     """By a key that PostgreSQL enforces row by row; otherwise by full old rows."""
     source.execute(f"CREATE TABLE t ({columns}); ALTER TABLE t REPLICA IDENTITY FULL")
-    (columns_found,) = publication.telling(
+    (columns_found,) = publication.identifying_columns_by_table(
         connection, [(r, key) for r in tables(connection)]
     ).values()
     assert columns_found == identifying
@@ -233,7 +235,7 @@ def test_a_replica_identity_of_a_dropped_index_is_empty(
     source.execute("CREATE TABLE t (id int PRIMARY KEY, x int NOT NULL)")
     source.execute("CREATE UNIQUE INDEX ix ON t (x)")
     source.execute("ALTER TABLE t REPLICA IDENTITY USING INDEX ix; DROP INDEX ix")
-    assert publication.identity(connection, tables(connection)) == {"public.t": ()}
+    assert publication.replica_identities(connection, tables(connection)) == {"public.t": ()}
     assert problems_of(connection, keys={"public.t": ["id"]})
 
 
@@ -274,12 +276,14 @@ def test_each_partition_has_its_own_replica_identity(
     """The table has the columns that all partitions have; one without the key is named."""
     source.execute(PARTITIONED)
     keys = {"public.r": ["id"]}
-    assert publication.identity(connection, tables(connection)) == {"public.r": ("id",)}
+    assert publication.replica_identities(connection, tables(connection)) == {"public.r": ("id",)}
     assert problems_of(connection, keys=keys) == ()
     source.execute("ALTER TABLE r1 REPLICA IDENTITY FULL")
-    assert publication.identity(connection, tables(connection)) == {"public.r": ("id",)}
+    assert publication.replica_identities(connection, tables(connection)) == {"public.r": ("id",)}
     source.execute("ALTER TABLE r21 REPLICA IDENTITY FULL; ALTER TABLE r REPLICA IDENTITY NOTHING")
-    assert publication.identity(connection, tables(connection)) == {"public.r": ("id", "x")}
+    assert publication.replica_identities(connection, tables(connection)) == {
+        "public.r": ("id", "x")
+    }
     assert problems_of(connection, keys=keys) == ()
     source.execute("ALTER TABLE r21 REPLICA IDENTITY NOTHING")
     (nothing,) = problems_of(connection, keys=keys)
@@ -287,7 +291,7 @@ def test_each_partition_has_its_own_replica_identity(
     assert nothing.table == "public.r"
     source.execute("CREATE UNIQUE INDEX other ON r21 (x)")
     source.execute("ALTER TABLE r21 REPLICA IDENTITY USING INDEX other")
-    assert publication.identity(connection, tables(connection)) == {"public.r": ("x",)}
+    assert publication.replica_identities(connection, tables(connection)) == {"public.r": ("x",)}
     (other,) = problems_of(connection, keys=keys)
     assert "public.r21: the key's column id is not" in other.what
     assert other.mend == 'ALTER TABLE "public"."r21" REPLICA IDENTITY DEFAULT'
@@ -300,7 +304,7 @@ def test_a_partitioned_table_without_partitions_has_its_own_replica_identity(
 ) -> None:
     """Later partitions get it."""
     source.execute("CREATE TABLE r (id int PRIMARY KEY) PARTITION BY RANGE (id)")
-    assert publication.identity(connection, tables(connection)) == {"public.r": ("id",)}
+    assert publication.replica_identities(connection, tables(connection)) == {"public.r": ("id",)}
     assert problems_of(connection, keys={"public.r": ["id"]}) == ()
 
 
@@ -359,7 +363,7 @@ def test_a_temporary_table_is_not_streamed(source: Source, connection: Connectio
     connection.execute("CREATE TEMPORARY TABLE t (id int PRIMARY KEY)")
     row: Any = connection.execute("SELECT 't'::regclass::oid::int8").fetchone()
     limited = replace(relation, oid=row[0], parts=(row[0],), schema="pg_temp", name="t")
-    (problem,) = prerequisites.wanting(connection, [limited], {}, "p", "s")
+    (problem,) = prerequisites.missing_prerequisites(connection, [limited], {}, "p", "s")
     assert "Table pg_temp.t is temporary" in problem.what.replace(": its partition", "")
 
 
@@ -397,10 +401,10 @@ def test_membership_in_rds_replication_allows_replication(
     source.execute("CREATE ROLE rds_replication")
     try:
         with logged_in(source, login) as limited:
-            (problem,) = prerequisites.wanting(limited, [], {}, "p", "s")
+            (problem,) = prerequisites.missing_prerequisites(limited, [], {}, "p", "s")
             assert problem.mend == f'GRANT rds_replication TO "{login}"'
             mend(source, [problem])
-            assert prerequisites.wanting(limited, [], {}, "p", "s") == ()
+            assert prerequisites.missing_prerequisites(limited, [], {}, "p", "s") == ()
     finally:
         source.execute("DROP ROLE rds_replication")
 
@@ -539,9 +543,9 @@ def started(data: Path, settings: Mapping[str, str]) -> Iterator[Connection]:
         yield connection
 
 
-def server_problems(connection: Connection, name: str = "s") -> tuple[Wanting, ...]:
+def server_problems(connection: Connection, name: str = "s") -> tuple[MissingPrerequisite, ...]:
     """The missing prerequisites of the server."""
-    return prerequisites.wanting(connection, [], {}, "p", name)
+    return prerequisites.missing_prerequisites(connection, [], {}, "p", name)
 
 
 def test_wal_level_and_limits_of_the_server_are_checked(tmp_path: Path) -> None:
@@ -574,7 +578,7 @@ def test_a_wal_sender_in_use_counts(tmp_path: Path) -> None:
         connection.execute("CREATE PUBLICATION p")
         origin = Origin("test", make_conninfo("", **connection.info.get_parameters()))
         with closing(slot.walsender(origin)) as sender:
-            slot.make(sender, "s", temporary=False, failover=False)
+            slot.create(sender, "s", temporary=False, failover=False)
             (problem,) = server_problems(connection)
             assert problem.mend.startswith("ALTER SYSTEM SET max_wal_senders = 3;")
             options = b"(proto_version '1', publication_names 'p')"

@@ -61,12 +61,12 @@ def test_stored_generated_columns_are_streamed(source: Source, connection: Conne
     source.execute(WITH_GENERATED)
     (relation,) = tables(connection)
     stored = {"s"} if has("generated columns in publications") else set()
-    assert publication.carried(connection, relation, "p") == {"id", *stored}
+    assert publication.streamed_columns(connection, relation, "p") == {"id", *stored}
     source.execute("CREATE PUBLICATION p FOR TABLE a")
-    assert publication.carried(connection, relation, "p") == {"id"}
+    assert publication.streamed_columns(connection, relation, "p") == {"id"}
     assert problems_of(connection) == ()
     publication.publish(connection, "p", [relation])
-    assert publication.carried(connection, relation, "p") == {"id", *stored}
+    assert publication.streamed_columns(connection, relation, "p") == {"id", *stored}
 
 
 def test_two_sessions_may_publish_at_the_same_time(source: Source, connection: Connection) -> None:
@@ -103,7 +103,7 @@ def test_a_dropped_table_is_not_published(source: Source, connection: Connection
     source.execute("DROP TABLE a")
     with pytest.raises(TableRefused, match=r"public\.a cannot be published"):
         publication.publish(connection, "p", relations)
-    assert publication.identity(connection, relations) == {}
+    assert publication.replica_identities(connection, relations) == {}
 
 
 def test_unpublish_drops_the_publication(

@@ -14,7 +14,7 @@ import pytest
 from bronze.errors import SourceBusy, SourceUnreachable
 from bronze.postgres.replication import pgoutput, slot
 from bronze.postgres.replication import receiver as replication
-from bronze.postgres.replication.batch import Batch, Gathered, pieces, release
+from bronze.postgres.replication.batch import Batch, TableChanges, pieces, release
 from bronze.postgres.replication.receiver import Receiver
 from tests.conftest import Source
 from tests.support import wire
@@ -84,17 +84,17 @@ def all_taken(written: psycopg.Connection[Any], source: Source, receiver: Receiv
     return found
 
 
-def rows(gathered: Gathered) -> list[tuple[Any, ...]]:
+def rows(gathered: TableChanges) -> list[tuple[Any, ...]]:
     """The new rows of a table's changes, in order."""
     names = [name for name, _, _ in gathered.described.columns]
     return [
         row
         for piece in gathered.pieces
-        for row in pgoutput.changes(piece.read(), piece.lengths, names).new.rows()
+        for row in pgoutput.read_changes(piece.read(), piece.lengths, names).new.rows()
     ]
 
 
-def marked(gathered: Gathered) -> list[tuple[int, int]]:
+def marked(gathered: TableChanges) -> list[tuple[int, int]]:
     """The position and commit time of the transaction of each change."""
     found: list[tuple[int, int]] = []
     for piece in gathered.pieces:

@@ -122,7 +122,7 @@ def test_the_exported_snapshot_is_consistent_with_the_stream(
     source.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION p FOR TABLE t")
     with writing(source), sending(origin) as sender, psycopg.connect(source.dsn) as reader:
         until(lambda: source.execute("SELECT count(*) > 20 FROM t")[0][0])
-        made = slot.make(sender, name, temporary=False, failover=False)
+        made = slot.create(sender, name, temporary=False, failover=False)
         after: Any = source.execute("SELECT max(id) FROM t")[0][0]
         until(lambda: source.execute(f"SELECT max(id) > {after} + 20 FROM t")[0][0])
         reader.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
@@ -147,7 +147,7 @@ def test_a_created_slot_is_found_with_its_state(source: Source, origin: Origin, 
     source.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION p FOR TABLE t")
     with connect.connect(origin) as connection, sending(origin) as sender:
         assert slot.find(connection, name) is None
-        made = slot.make(sender, name, temporary=False, failover=True)
+        made = slot.create(sender, name, temporary=False, failover=True)
         found = slot.find(connection, name)
         assert found
         assert (found.name, found.plugin, found.temporary) == (name, "pgoutput", False)
@@ -177,7 +177,7 @@ def test_a_temporary_slot_ends_with_its_connection(origin: Origin, name: str) ->
     """Also with failover requested."""
     with connect.connect(origin) as connection:
         with sending(origin) as sender:
-            slot.make(sender, name, temporary=True, failover=True)
+            slot.create(sender, name, temporary=True, failover=True)
             found = slot.find(connection, name)
             assert found
             assert found.temporary
@@ -189,7 +189,7 @@ def test_older_servers_get_statements_that_they_support(
     source: Source, origin: Origin, name: str
 ) -> None:
     """The statement for 14 exports a snapshot, too; that for 16 does not request failover."""
-    old = slot._making(name, 140022, temporary=True, failover=True)
+    old = slot._create_statement(name, 140022, temporary=True, failover=True)
     assert old == sql.SQL(
         f'CREATE_REPLICATION_SLOT "{name}" TEMPORARY LOGICAL pgoutput EXPORT_SNAPSHOT'
     )
@@ -197,7 +197,9 @@ def test_older_servers_get_statements_that_they_support(
         row: Any = sender.execute(old).fetchone()
         reader.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
         reader.execute(sql.SQL(f"SET TRANSACTION SNAPSHOT '{row[2]}'"))
-    assert "FAILOVER" not in repr(slot._making(name, 160010, temporary=False, failover=True))
+    assert "FAILOVER" not in repr(
+        slot._create_statement(name, 160010, temporary=False, failover=True)
+    )
 
 
 def test_a_slot_of_another_database_or_plugin_is_refused(
@@ -234,18 +236,18 @@ def test_a_slot_of_another_database_or_plugin_is_refused(
 def test_an_existing_or_invalid_name_is_refused(origin: Origin, name: str) -> None:
     """The error says which of the two."""
     with sending(origin) as sender:
-        slot.make(sender, name, temporary=False, failover=False)
+        slot.create(sender, name, temporary=False, failover=False)
         with pytest.raises(ConfigError, match=f"{name} exists already"):
-            slot.make(sender, name, temporary=False, failover=False)
+            slot.create(sender, name, temporary=False, failover=False)
         with pytest.raises(ConfigError, match="does not accept the name"):
-            slot.make(sender, "Bronze Slot", temporary=False, failover=False)
+            slot.create(sender, "Bronze Slot", temporary=False, failover=False)
 
 
 def test_dropping_a_slot_twice_is_no_error(origin: Origin, name: str) -> None:
     """After the first time it does not exist."""
     with connect.connect(origin) as connection:
         with sending(origin) as sender:
-            slot.make(sender, name, temporary=False, failover=False)
+            slot.create(sender, name, temporary=False, failover=False)
         slot.drop(connection, name)
         assert slot.find(connection, name) is None
         slot.drop(connection, name)
@@ -255,7 +257,7 @@ def test_a_slot_in_use_is_not_dropped(source: Source, origin: Origin, name: str)
     """The error names the server process that streams from it; the slot stays."""
     source.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION p FOR TABLE t")
     with connect.connect(origin) as connection, sending(origin) as sender:
-        slot.make(sender, name, temporary=False, failover=False)
+        slot.create(sender, name, temporary=False, failover=False)
         source.execute("INSERT INTO t VALUES (1)")
         streamed(sender, name, "p")
         pid = sender.info.backend_pid
@@ -321,7 +323,7 @@ def test_values_of_pgoutput_do_not_depend_on_settings_of_role_or_database(
             assert shown[0] == "0", setting
         with psycopg.connect(source.dsn, client_encoding="UTF8") as writer:
             writer.execute(VALUES)
-        slot.make(sender, name, temporary=False, failover=False)
+        slot.create(sender, name, temporary=False, failover=False)
         with psycopg.connect(source.dsn, client_encoding="UTF8") as writer:
             writer.execute(ROW)
         found = streamed(sender, name, "p")
@@ -342,7 +344,7 @@ def test_the_stream_is_utf8_for_a_database_in_another_encoding(server: Server, n
             with connect.connect(origin) as writer, sending(origin) as sender:
                 writer.execute("CREATE TABLE public.t (id int PRIMARY KEY, s text)")
                 writer.execute("CREATE PUBLICATION p FOR TABLE public.t")
-                slot.make(sender, name, temporary=True, failover=False)
+                slot.create(sender, name, temporary=True, failover=False)
                 writer.execute("INSERT INTO public.t VALUES (1, 'é')")
                 assert "é".encode() in streamed(sender, name, "p")
         finally:
@@ -390,7 +392,7 @@ def test_asynchronous_commits_are_before_the_settled_position(
                 " RETURNING pg_current_wal_insert_lsn() - '0/0'::pg_lsn"
             ).fetchone()
             assert row is not None
-            position = slot.settled(connection)
+            position = slot.committed_position(connection)
             assert int(str(row[0])) <= position <= slot.flushed_position(connection)
 
 
@@ -398,10 +400,10 @@ def test_the_wal_sender_timeout_is_in_seconds(source: Source, origin: Origin) ->
     """That of the database, on a walsender as on any other connection."""
     database = psycopg.conninfo.conninfo_to_dict(source.dsn)["dbname"]
     with connect.connect(origin) as connection:
-        assert slot.timeout(connection) == 60.0
+        assert slot.sender_timeout(connection) == 60.0
     source.execute(f"ALTER DATABASE {database} SET wal_sender_timeout = '1500ms'")
     with connect.connect(origin) as connection, sending(origin) as sender:
-        assert slot.timeout(connection) == slot.timeout(sender) == 1.5
+        assert slot.sender_timeout(connection) == slot.sender_timeout(sender) == 1.5
 
 
 def test_only_one_session_can_claim_a_slot(origin: Origin, name: str) -> None:
@@ -436,7 +438,7 @@ def test_a_slot_beyond_the_size_limit_is_lost(narrow: Server) -> None:
     origin = Origin("test", narrow.dsn())
     with connect.connect(origin) as connection:
         with closing(_patiently(origin)) as sender:
-            slot.make(sender, "one", temporary=False, failover=False)
+            slot.create(sender, "one", temporary=False, failover=False)
         found = slot.find(connection, "one")
         assert found
         assert found.safe_wal_size
@@ -459,7 +461,7 @@ def test_errors_name_the_limit_when_all_slots_or_wal_senders_are_in_use(narrow: 
     """The hint says how to raise it."""
     origin = Origin("test", narrow.dsn())
     with closing(_patiently(origin)) as sender:
-        slot.make(sender, "one", temporary=True, failover=False)
+        slot.create(sender, "one", temporary=True, failover=False)
         with pytest.raises(SourceBusy, match="no free WAL sender") as caught:
             slot.walsender(origin)
         assert "max_wal_senders" in caught.value.hint
@@ -471,7 +473,7 @@ def test_errors_name_the_limit_when_all_slots_or_wal_senders_are_in_use(narrow: 
                 closing(_patiently(origin)) as sender,
                 pytest.raises(SourceRefused, match="slots of the server are in use") as refused,
             ):
-                slot.make(sender, "one", temporary=False, failover=False)
+                slot.create(sender, "one", temporary=False, failover=False)
             assert "max_replication_slots" in refused.value.hint
         finally:
             connection.execute("SELECT pg_drop_replication_slot('taken')")
@@ -494,5 +496,5 @@ def test_a_slot_needs_wal_level_logical(tmp_path: Path) -> None:
         origin = Origin("test", started.dsn())
         with sending(origin) as sender:
             with pytest.raises(SourceRefused, match="has no row changes") as caught:
-                slot.make(sender, "one", temporary=True, failover=False)
+                slot.create(sender, "one", temporary=True, failover=False)
             assert "wal_level = logical" in caught.value.hint

@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bronze.errors import Mismatch
-from bronze.model.columns import Column, Kind
+from bronze.model.columns import Column, DeltaType
 from bronze.postgres import statement
 from bronze.postgres.catalog.relations import Relation, relations
-from bronze.postgres.catalog.types import Choices, SourceType, contract, recast
+from bronze.postgres.catalog.types import SourceType, TypeOptions, column_contract, recast_column
 from bronze.postgres.connection import connect
 from bronze.postgres.copy import read
-from bronze.postgres.replication.text_values import Text, text, typed
+from bronze.postgres.replication.text_values import TextColumn, parse_texts, text_column
 from bronze.tables import selection
 from tests.acceptance.test_exact import CASES
 from tests.acceptance.test_exact import SETUP as EXACT
@@ -74,18 +74,18 @@ def both(
         texts = output(connection, statement.quoted("public", name))
     columns = [widened(column) for column in selection.columns(target)]
     select = statement.select(columns, statement.quoted("public", name))
-    parts = list(read.rows(origin, (), select, ["true"], columns, name))
+    parts = list(read.read_rows(origin, (), select, ["true"], columns, name))
     own = target.settings
-    choices = Choices(own.decimals, own.arrays, own.timestamps)
-    parsed = typed(texts, _texts(columns, target.relation, choices))
+    choices = TypeOptions(own.decimals, own.arrays, own.timestamps)
+    parsed = parse_texts(texts, _texts(columns, target.relation, choices))
     empty = parsed[0].clear(), parsed[1].clear()
     frames, rejected = zip(*parts, strict=True) if parts else ((empty[0],), (empty[1],))
     return (pl.concat(frames), pl.concat(rejected)), parsed
 
 
-def _texts(columns: Sequence[Column], relation: Relation, choices: Choices) -> list[Text]:
+def _texts(columns: Sequence[Column], relation: Relation, choices: TypeOptions) -> list[TextColumn]:
     pairs = zip(columns, relation.attributes, strict=True)
-    return [text(column, attribute.type, choices) for column, attribute in pairs]
+    return [text_column(column, attribute.type, choices) for column, attribute in pairs]
 
 
 def prove(
@@ -326,14 +326,14 @@ def test_configured_decimals_reject_values_that_do_not_fit(source: Source) -> No
 
 
 WIDER = [
-    ("int2", Kind("long"), ["-32768", "32767"]),
-    ("int2", Kind("int"), ["-1"]),
-    ("int4", Kind("long"), ["-2147483648"]),
-    ("float4", Kind("double"), ["0.1", "1e-45", "3.4028235e38", "NaN", "-0", "-Infinity"]),
-    ("numeric(5,2)", Kind("decimal", 12, 4), ["999.99", "-0.01", "NaN"]),
-    ("numeric(5,2)", Kind("decimal", 38, 30), ["999.99", "-0.01", "NaN"]),
-    ("numeric(5,-2)", Kind("decimal", 20, 1), ["1234567"]),
-    ("numeric(3,5)", Kind("decimal", 7, 6), ["0.00123"]),
+    ("int2", DeltaType("long"), ["-32768", "32767"]),
+    ("int2", DeltaType("int"), ["-1"]),
+    ("int4", DeltaType("long"), ["-2147483648"]),
+    ("float4", DeltaType("double"), ["0.1", "1e-45", "3.4028235e38", "NaN", "-0", "-Infinity"]),
+    ("numeric(5,2)", DeltaType("decimal", 12, 4), ["999.99", "-0.01", "NaN"]),
+    ("numeric(5,2)", DeltaType("decimal", 38, 30), ["999.99", "-0.01", "NaN"]),
+    ("numeric(5,-2)", DeltaType("decimal", 20, 1), ["1234567"]),
+    ("numeric(3,5)", DeltaType("decimal", 7, 6), ["0.00123"]),
 ]
 WIDER = [(kind, wider, values) for kind, wider, values in WIDER if known(kind)]
 
@@ -349,7 +349,7 @@ def test_columns_that_are_wider_in_the_bronze_table_are_cast_exactly(source: Sou
         source.execute(f"INSERT INTO t VALUES ({marks})", *row)
 
     def widened(column: Column) -> Column:
-        return recast(column, statement.quoted(column.name), wider[column.name])
+        return recast_column(column, statement.quoted(column.name), wider[column.name])
 
     schema = prove(source, widened, columns)[0].schema
     assert schema == {name: read.dtype(kind) for name, kind in wider.items()}
@@ -360,11 +360,11 @@ def test_a_configured_decimal_that_was_widened_is_not_rounded(
 ) -> None:
     """A numeric that does not fit the table's decimal is rejected."""
     number = SourceType("numeric", -1, "numeric")
-    choices = Choices({"n": (5, 2)})
-    column = contract("n", "n", '"n"', number, choices)
-    wide = recast(column, '"n"', Kind("decimal", 8, 4))
+    choices = TypeOptions({"n": (5, 2)})
+    column = column_contract("n", "n", '"n"', number, choices)
+    wide = recast_column(column, '"n"', DeltaType("decimal", 8, 4))
     texts = pl.DataFrame({"n": ["1.5", "1.2345", "1.23456", "10000", "NaN"]})
-    frame, rejected = typed(texts, [text(wide, number, choices)])
+    frame, rejected = parse_texts(texts, [text_column(wide, number, choices)])
     assert [str(value) for value in frame["n"]] == ["1.5000", "1.2345", "None", "None", "None"]
     assert rejected.is_null().to_list() == [True, True, False, False, False]
 
@@ -404,16 +404,16 @@ def test_a_row_of_hundreds_of_rejected_values_is_parsed(source: Source) -> None:
 
 def test_rows_without_columns_are_counted(source: Source) -> None:
     """None has a rejected value."""
-    frame, rejected = typed(pl.DataFrame(height=3), [])
+    frame, rejected = parse_texts(pl.DataFrame(height=3), [])
     assert (frame.shape, rejected.to_list()) == ((3, 0), [None] * 3)
 
 
-def _of(name: str, typmod: int = -1, **chosen: Any) -> Text:
+def _of(name: str, typmod: int = -1, **chosen: Any) -> TextColumn:
     """A column ``v`` of a type; that of an array begins with an underscore."""
     base = SourceType(name.removeprefix("_"), typmod, name)
     source = SourceType(name, typmod, name, element=base) if name.startswith("_") else base
-    choices = Choices(**{"decimals": {}, **chosen})
-    return text(contract("v", "v", '"v"', source, choices), source, choices)
+    choices = TypeOptions(**{"decimals": {}, **chosen})
+    return text_column(column_contract("v", "v", '"v"', source, choices), source, choices)
 
 
 FOREIGN = [
@@ -443,7 +443,7 @@ def test_texts_that_postgresql_does_not_write_are_refused(type_: str, value: str
     column = _of(type_.partition("(")[0], typmod)
     texts = pl.DataFrame({"v": [None, value]}, schema={"v": pl.String})
     with pytest.raises(Mismatch, match="Column v has a text") as raised:
-        typed(texts, [column])
+        parse_texts(texts, [column])
     assert raised.value.__suppress_context__
     if len(value) > 2:
         assert value not in str(raised.value)
@@ -454,4 +454,4 @@ def test_texts_that_are_not_numbers_are_refused(value: str) -> None:
     """Only a number that does not fit the configured decimal is a rejected value."""
     column = _of("numeric", decimals={"v": (5, 2)})
     with pytest.raises(Mismatch):
-        typed(pl.DataFrame({"v": [value]}), [column])
+        parse_texts(pl.DataFrame({"v": [value]}), [column])

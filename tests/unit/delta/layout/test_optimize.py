@@ -30,23 +30,23 @@ from bronze.delta import commit, files, log, store
 from bronze.delta.layout import hilbert, optimize, rewrite
 from bronze.delta.layout.optimize import Improved, Wish
 from bronze.errors import CommitConflict, LakeError, Mismatch
-from bronze.model.columns import Kind
+from bronze.model.columns import DeltaType
 from bronze.model.locations import Place
 from tests.support.sent import Sent
 
 MEMORY = 64 * 2**20
 COLUMNS = (
-    ("id", Kind("long")),
-    ("place", Kind("int")),
-    ("name", Kind("string")),
-    ("day", Kind("date")),
-    ("at", Kind("timestamp")),
-    ("naive", Kind("timestamp_ntz")),
-    ("flag", Kind("boolean")),
-    ("price", Kind("decimal", 38, 10)),
-    ("ratio", Kind("double")),
-    ("raw", Kind("binary")),
-    ("list", Kind("array", element=Kind("decimal", 12, 2))),
+    ("id", DeltaType("long")),
+    ("place", DeltaType("int")),
+    ("name", DeltaType("string")),
+    ("day", DeltaType("date")),
+    ("at", DeltaType("timestamp")),
+    ("naive", DeltaType("timestamp_ntz")),
+    ("flag", DeltaType("boolean")),
+    ("price", DeltaType("decimal", 38, 10)),
+    ("ratio", DeltaType("double")),
+    ("raw", DeltaType("binary")),
+    ("list", DeltaType("array", element=DeltaType("decimal", 12, 2))),
 )
 TYPES: dict[str, Any] = {
     "id": pl.Int64,
@@ -332,7 +332,11 @@ def test_filters_skip_more_files(place: Place) -> None:
 def test_statistics_are_kept_for_the_columns_to_cluster_by(place: Place) -> None:
     """A column that had no statistics gets them in the same commit; odd names are understood."""
     odd = "a `b`, c"
-    columns = (("id", Kind("long")), (odd, Kind("int")), ("price", Kind("decimal", 12, 2)))
+    columns = (
+        ("id", DeltaType("long")),
+        (odd, DeltaType("int")),
+        ("price", DeltaType("decimal", 12, 2)),
+    )
     frame = pl.DataFrame(
         {"id": range(900), odd: range(900), "price": [Decimal(1)] * 900},
         schema={"id": pl.Int64, odd: pl.Int32, "price": pl.Decimal(12, 2)},

@@ -16,10 +16,10 @@ from bronze.delta import commit, files, log
 from bronze.delta.layout import vacuum as expiring
 from bronze.delta.layout.vacuum import Expired, expire, purge
 from bronze.errors import FileDamaged, LakeError
-from bronze.model.columns import Kind
+from bronze.model.columns import DeltaType
 from bronze.model.locations import Place
 
-COLUMNS = (("id", Kind("long")),)
+COLUMNS = (("id", DeltaType("long")),)
 SHAPE = commit.Shape(COLUMNS, ("id",))
 DAY = 24 * 3600.0
 BATCH = "018df7a0-0000-7000-8000-000000000000"

@@ -24,11 +24,11 @@ from bronze.delta import files
 from bronze.delta.write import changes as changing
 from bronze.delta.write import insert, merge
 from bronze.delta.write.changes import Changes
-from bronze.model.columns import Kind
-from bronze.model.files import DataFile, Stored
+from bronze.model.columns import DeltaType
+from bronze.model.files import StoredFile, WrittenFile
 from bronze.model.locations import Place
 from bronze.model.units import ACTIVE, DELETED
-from bronze.rows.metadata import METADATA
+from bronze.rows.metadata import METADATA_COLUMNS
 from tests.support.merging import (
     BEFORE,
     NOW,
@@ -58,20 +58,20 @@ _MOMENTS = st.integers(0, 9).map(
     lambda i: dt.datetime(2024, 1, 1, 0, 0, 0, 123_450 + i, tzinfo=UTC)
 )
 _DECIMALS = st.integers(-50, 50).map(lambda i: Decimal(i).scaleb(-2))
-KEYS: dict[str, tuple[tuple[tuple[str, Kind], st.SearchStrategy[Any]], ...]] = {
-    "long": ((("id", Kind("long")), st.integers(-20, 20) | st.just(2**53 + 1)),),
-    "short": ((("id", Kind("short")), st.integers(-20, 20)),),
-    "string": ((("id", Kind("string")), _STRINGS),),
-    "date": ((("id", Kind("date")), st.dates(dt.date(2024, 1, 1), dt.date(2024, 1, 31))),),
-    "timestamp": ((("id", Kind("timestamp")), _MOMENTS),),
-    "decimal": ((("id", Kind("decimal", 12, 2)), _DECIMALS),),
+KEYS: dict[str, tuple[tuple[tuple[str, DeltaType], st.SearchStrategy[Any]], ...]] = {
+    "long": ((("id", DeltaType("long")), st.integers(-20, 20) | st.just(2**53 + 1)),),
+    "short": ((("id", DeltaType("short")), st.integers(-20, 20)),),
+    "string": ((("id", DeltaType("string")), _STRINGS),),
+    "date": ((("id", DeltaType("date")), st.dates(dt.date(2024, 1, 1), dt.date(2024, 1, 31))),),
+    "timestamp": ((("id", DeltaType("timestamp")), _MOMENTS),),
+    "decimal": ((("id", DeltaType("decimal", 12, 2)), _DECIMALS),),
     "composite": (
-        (("id", Kind("int")), st.integers(-3, 3)),
-        (("part", Kind("string")), _STRINGS),
+        (("id", DeltaType("int")), st.integers(-3, 3)),
+        (("part", DeltaType("string")), _STRINGS),
     ),
     "mixed": (
-        (("a.b", Kind("decimal", 12, 2)), _DECIMALS),
-        (("ta`g", Kind("date")), st.dates(dt.date(2024, 1, 1), dt.date(2024, 1, 3))),
+        (("a.b", DeltaType("decimal", 12, 2)), _DECIMALS),
+        (("ta`g", DeltaType("date")), st.dates(dt.date(2024, 1, 1), dt.date(2024, 1, 3))),
     ),
 }
 _VALUES = st.tuples(
@@ -279,7 +279,7 @@ def test_a_file_without_a_changed_key_is_not_opened(
     read: list[str] = []
     honest = files.opened
 
-    def opened(place: Place, file: Stored | DataFile) -> pq.ParquetFile:
+    def opened(place: Place, file: StoredFile | WrittenFile) -> pq.ParquetFile:
         read.append(file.path)
         return honest(place, file)
 
@@ -321,7 +321,7 @@ def test_bounds_choose_the_files(
     bench: Bench, low: int | None, high: int | None, hit: bool
 ) -> None:
     """A file may hold a key if its bounds do not say otherwise; without both it always may."""
-    file = Stored(
+    file = StoredFile(
         "x",
         1,
         1,
@@ -335,7 +335,7 @@ def test_bounds_choose_the_files(
 
 def test_bounds_say_nothing_of_a_key_that_is_null(bench: Bench) -> None:
     """What Delta cannot hold is NULL, and may be in any file."""
-    file = Stored("x", 1, 1, (("id", 1),), (("id", 9),))
+    file = StoredFile("x", 1, 1, (("id", 1),), (("id", 9),))
     for keys in ([None], [None, 100]):
         change = pl.DataFrame({"id": pl.Series(keys, dtype=pl.Int64)})
         assert merge.candidates([file], [change], ("id",), bench.place) == [file]
@@ -429,7 +429,12 @@ def test_few_and_many_edits_of_a_row_group_do_the_same(
 def test_columns_change_without_rows(bench: Bench) -> None:
     """A file may be written anew for its columns alone: wider, and with one more, all else kept."""
     paths = bench.create([[[plain(1), plain(2)], [plain(3)]]])
-    layout = (*PLAIN[:1], ("price", Kind("decimal", 30, 4)), ("more", Kind("date")), *METADATA)
+    layout = (
+        *PLAIN[:1],
+        ("price", DeltaType("decimal", 30, 4)),
+        ("more", DeltaType("date")),
+        *METADATA_COLUMNS,
+    )
     job = merge.Merge(
         bench.place, bench.state.files[0], layout, ("id",), ("id",), NOW, (), anew=True
     )

@@ -16,7 +16,7 @@ from bronze import portion
 from bronze.delta import files
 from bronze.delta.write import changes as changing
 from bronze.delta.write import merge
-from bronze.model.columns import Kind
+from bronze.model.columns import DeltaType
 from bronze.model.locations import Place
 from bronze.model.units import ACTIVE, DELETED
 from tests.support.merging import (
@@ -141,7 +141,7 @@ def test_an_empty_file_of_others_is_no_obstacle(bench: Bench) -> None:
 def test_bounds_of_times_that_others_cut_lose_no_key(tmp_path: Path) -> None:
     """Other writers cut the bounds of timestamps to milliseconds: the key is there all the same."""
     moment = dt.datetime(2024, 1, 1, 0, 0, 0, 123_456, tzinfo=UTC)
-    layout = layout_of(("id", Kind("timestamp")))
+    layout = layout_of(("id", DeltaType("timestamp")))
     bench = Bench(Place(str(tmp_path / "t")), layout, ("id",))
     bench.create([])
     rows = frame(layout, [row(layout, {"id": moment}, NOTHING)])
@@ -155,7 +155,7 @@ def test_bounds_of_times_that_others_cut_lose_no_key(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["k" * 400, "k" * 63 + "é" * 9, "\U0010ffff" * 90, "k" * 31 + "é"])
 def test_bounds_of_long_strings_that_others_cut_lose_no_key(tmp_path: Path, text: str) -> None:
     """Other writers cut the bounds of strings in their way: the key is there all the same."""
-    layout = layout_of(("id", Kind("string")))
+    layout = layout_of(("id", DeltaType("string")))
     bench = Bench(Place(str(tmp_path / "t")), layout, ("id",))
     bench.create([])
     rows = frame(layout, [row(layout, {"id": text}, NOTHING)])

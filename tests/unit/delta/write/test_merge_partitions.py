@@ -11,7 +11,7 @@ from deltalake import write_deltalake
 
 from bronze.delta import commit
 from bronze.delta.write import merge
-from bronze.model.columns import Kind
+from bronze.model.columns import DeltaType
 from bronze.model.locations import Place
 from tests.support.merging import (
     BEFORE,
@@ -35,7 +35,7 @@ REGIONS = ["plain", "a b", "é%/x", "50%20", None]
 
 def test_files_in_partitions_keep_their_place(tmp_path: Path) -> None:
     """Files in folders of any partition value, NULL too, are found, rewritten and removed."""
-    layout = (*PLAIN, ("region", Kind("string")))
+    layout = (*PLAIN, ("region", DeltaType("string")))
     bench = Bench(Place(str(tmp_path / "t")), layout, ("id",))
     rows = [(*plain(10 * i + j), region) for i, region in enumerate(REGIONS) for j in range(2)]
     write_deltalake(

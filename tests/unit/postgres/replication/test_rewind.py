@@ -5,18 +5,18 @@ from __future__ import annotations
 import pytest
 
 from bronze.errors import SourceRewound
-from bronze.postgres.replication.rewind import Past
+from bronze.postgres.replication.rewind import KnownTransactions
 
-KNOWN = Past(position=200, recorded=50, ends=((120, 30), (180, 40)))
+KNOWN = KnownTransactions(position=200, recorded=50, ends=((120, 30), (180, 40)))
 
 
 def test_transactions_sent_again_as_recorded_pass() -> None:
     """Nothing is left to check after the last one, also with other transactions in between."""
-    past: Past | None = KNOWN
+    past: KnownTransactions | None = KNOWN
     for end, committed in ((100, 29), (120, 30), (150, 50), (180, 40)):
         assert past
         past = past.told(end, committed)
-    assert past == Past(200, 50)
+    assert past == KnownTransactions(200, 50)
     past.passed(500)
     assert past.told(201, 99) is None
 
@@ -41,5 +41,5 @@ def test_a_missing_transaction_is_detected() -> None:
 
 def test_without_a_record_every_transaction_passes() -> None:
     """As in a new stream."""
-    assert Past().told(1, 1) is None
-    Past().passed(1)
+    assert KnownTransactions().told(1, 1) is None
+    KnownTransactions().passed(1)
