@@ -30,7 +30,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bronze.delta import commit, files, log
-from bronze.delta.commit import Change, Position, Shape
+from bronze.delta.commit import Change, Shape
+from bronze.delta.positions import Position
 from bronze.delta.write import insert, merge
 from bronze.model.columns import DeltaType
 from bronze.model.locations import Place

@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 _LATER = {
     "AuditReport": ("bronze.governance.audit", "Report"),
     "Config": ("bronze.config.settings", "Settings"),
-    "CheckReport": ("bronze.api.check", "Report"),
+    "CheckReport": ("bronze.api.check", "CheckReport"),
     "ErasureResult": ("bronze.protection.erasure", "Forgotten"),
     "KeyReport": ("bronze.protection.keys", "KeyReport"),
     "QualityReport": ("bronze.quality.report", "QualityReport"),

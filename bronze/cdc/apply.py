@@ -10,16 +10,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-import tenacity
-
 from bronze import failpoint
 from bronze.anomaly import outliers
 from bronze.cdc.net_changes import net_changes
 from bronze.cdc.row_changes import NetChanges, NetTask
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta import audit_mark, commit, log, store
-from bronze.delta.commit import Position
 from bronze.delta.log import State
+from bronze.delta.positions import TablePosition
 from bronze.errors import (
     BronzeError,
     CommitConflict,
@@ -37,7 +35,6 @@ from bronze.ingest import diff, watermarks
 from bronze.ingest.diff import Difference, Edit
 from bronze.ingest.load import record_rejected_values
 from bronze.ingest.plan import Plan
-from bronze.ingest.watermarks import STREAM
 from bronze.model.files import WrittenFile
 from bronze.model.quality import QualityTotals
 from bronze.model.stamp import RowStamp
@@ -51,8 +48,6 @@ from bronze.postgres.replication.text_values import TextColumn
 from bronze.quality import checks, set_rules
 from bronze.tables import selection
 from bronze.tables.selection import Target
-
-_TRIES = 8
 
 
 @dataclass(frozen=True)
@@ -240,12 +235,7 @@ def _landed(
         following.entry = lineage.followed(following.entry, rows_read=netted.read)
         return Followed(following, netted.read)
     wanted = Difference(netted.changes, deletes=netted.deletes, emptied=netted.emptied)
-    for attempt in tenacity.Retrying(
-        retry=tenacity.retry_if_exception(commit.lost_race),
-        stop=tenacity.stop_after_attempt(_TRIES),
-        wait=tenacity.wait_exponential_jitter(multiplier=0.05, max=2),
-        reraise=True,
-    ):
+    for attempt in commit.attempts():
         with attempt:
             if attempt.retry_state.attempt_number > 1:
                 state = _current(following)
@@ -312,7 +302,7 @@ def _current(following: Following) -> State:
     state = log.read(plan.target.place)
     if state is None:
         raise vanished(plan.target)
-    if held(state, plan) != following.held:
+    if table_position(plan).streamed(state) != following.held:
         raise commit.overtaken(plan.target.place)
     if foreign := watermarks.foreign_commits_reason(state):
         raise Overtaken(f"{foreign[0].upper()}{foreign[1:]}.", hint="All rows are compared.")
@@ -328,33 +318,9 @@ def vanished(target: Target) -> TableVanished:
     )
 
 
-def held(state: State, plan: Plan) -> int | None:
-    """How far a table has followed, None where it has not, or something else came after."""
-    own = commit.transaction(plan.reached.timeline)
-    position = state.position(f"{own}/{plan.target.relation.oid}/{STREAM}")
-    return position if position is not None and position == state.position(own) else None
-
-
-_LAST, _COMMITTED = "last", "last/committed"
-
-
-def reached(plan: Plan, batch: Batch) -> Position:
-    """The position that a commit leaves in the table, and which transaction ended there."""
-    oid, position = plan.target.relation.oid, batch.position
-    marks = {STREAM: position, _LAST: position, _COMMITTED: batch.committed}
-    named = tuple((f"{oid}/{name}", value) for name, value in marks.items())
-    return Position(plan.reached.timeline, position, named)
-
-
-def last(state: State, plan: Plan) -> tuple[int, int] | None:
-    """The end and the time of the transaction that the table followed to, None where it was
-    copied or compared since.
-    """
-    own = f"{commit.transaction(plan.reached.timeline)}/{plan.target.relation.oid}"
-    at, committed = (state.position(f"{own}/{name}") for name in (_LAST, _COMMITTED))
-    if at is None or committed is None or at != held(state, plan):
-        return None
-    return at, committed
+def table_position(plan: Plan) -> TablePosition:
+    """Where the table of a plan holds its position."""
+    return TablePosition(plan.reached.name, plan.target.relation.oid)
 
 
 def _job(following: Following, gathered: TableChanges, stamp: RowStamp, state: State) -> NetTask:
@@ -424,7 +390,7 @@ def _commit(
                 edit.change,
                 facts,
                 shape=plan.shape,
-                reached=reached(plan, batch),
+                reached=table_position(plan).after_batch(batch.position, batch.committed),
                 audited=stamp.audited,
             )
         except CommitConflict:

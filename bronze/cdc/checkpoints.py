@@ -9,23 +9,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-import tenacity
 import uuid_utils
 
 from bronze.cdc.apply import Following
 from bronze.config.settings import GOVERNANCE, Settings
-from bronze.delta import commit, files, log
-from bronze.delta.commit import Change, Position, Shape
+from bronze.delta import commit, files, log, positions
+from bronze.delta.commit import Change, Shape
 from bronze.delta.log import State
+from bronze.delta.positions import StreamPosition
 from bronze.errors import BronzeError, LakeUnreachable
 from bronze.governance.tables import streams as book
 from bronze.model.locations import Place
 from bronze.postgres.replication.rewind import KnownTransactions
-
-_HELD = "held"
-_ERA = "era"
-_RECORDED = "recorded"
-_PUBLICATION = "publication"
 
 
 def place(settings: Settings) -> Place:
@@ -57,7 +52,7 @@ def position(state: State | None, stream: str) -> int:
         state: the table of records.
         stream: the history of the source's positions and the slot, as ``history/slot``.
     """
-    return (state.position(commit.transaction(stream)) or 0) if state else 0
+    return StreamPosition(stream).position(state)
 
 
 def history(state: State | None, identity: str, slot: str) -> str:
@@ -68,16 +63,11 @@ def history(state: State | None, identity: str, slot: str) -> str:
         identity: the source's, as `bronze.postgres.copy.snapshot.timeline_of` gives it.
         slot: the slot's name.
     """
-    era = state.position(commit.transaction(f"{identity}/{slot}/{_ERA}")) if state else None
+    era = positions.era(state, identity, slot)
     return f"{identity}+{era}" if era else identity
 
 
-@tenacity.retry(
-    retry=tenacity.retry_if_exception(commit.lost_race),
-    stop=tenacity.stop_after_attempt(8),
-    wait=tenacity.wait_exponential_jitter(multiplier=0.05, max=2),
-    reraise=True,
-)
+@commit.retried
 def forsake(settings: Settings, identity: str, slot: str) -> None:
     """Begins another `history`: from now on no position of before counts.
 
@@ -86,23 +76,20 @@ def forsake(settings: Settings, identity: str, slot: str) -> None:
     """
     books = place(settings)
     state = log.read(books)
-    own = f"{identity}/{slot}/{_ERA}"
-    era = (state.position(commit.transaction(own)) or 0) if state else 0
+    reached = positions.next_era(state, identity, slot)
     shape = None if state else Shape(book.COLUMNS, ())
-    commit.commit(books, state, Change("WRITE"), {}, shape=shape, reached=Position(own, era + 1))
+    commit.commit(books, state, Change("WRITE"), {}, shape=shape, reached=reached)
 
 
 def past(state: State | None, stream: str) -> KnownTransactions:
     """What the records know of a stream's past; ``stream`` as for `position`."""
-    recorded = None
-    if state:
-        recorded = state.position(f"{commit.transaction(stream)}/{_RECORDED}")
+    recorded = StreamPosition(stream).recorded(state)
     return KnownTransactions(position(state, stream), recorded) if recorded else KnownTransactions()
 
 
 def publication(state: State | None, stream: str) -> int | None:
     """The oid of the publication that was followed last; ``stream`` as for `position`."""
-    return state.position(f"{commit.transaction(stream)}/{_PUBLICATION}") if state else None
+    return StreamPosition(stream).publication(state)
 
 
 def floor(state: State | None, stream: str, oid: int, at: int, confirmed: int) -> int | None:
@@ -117,21 +104,15 @@ def floor(state: State | None, stream: str, oid: int, at: int, confirmed: int) -
     """
     if at >= confirmed:
         return at
-    if state is None:
+    recorded = StreamPosition(stream).table(state, oid)
+    if recorded is None:
         return None
-    own = f"{commit.transaction(stream)}/{oid}"
-    complete, then = state.position(own), state.position(f"{own}/{_HELD}")
+    reached, held = recorded
     # A table that was put back to an earlier version has less than it had then.
-    good = complete is not None and complete >= confirmed and then is not None and then <= at
-    return complete if good else None
+    return reached if reached >= confirmed and held <= at else None
 
 
-@tenacity.retry(
-    retry=tenacity.retry_if_exception(commit.lost_race),
-    stop=tenacity.stop_after_attempt(8),
-    wait=tenacity.wait_exponential_jitter(multiplier=0.05, max=2),
-    reraise=True,
-)
+@commit.retried
 def enter(
     settings: Settings,
     history: str,
@@ -155,10 +136,9 @@ def enter(
     Raises:
         LakeError, LakeUnreachable: it cannot be written.
     """
-    marks = [(str(f.oid), max(record.position, f.held)) for f in followings]
-    marks += [(f"{f.oid}/{_HELD}", f.held) for f in followings]
-    marks += [(_RECORDED, clock), (_PUBLICATION, published)]
-    reached = Position(f"{history}/{record.stream}", record.position, tuple(marks))
+    reached = StreamPosition(f"{history}/{record.stream}").checkpoint(
+        record.position, clock, published, [(f.oid, f.held) for f in followings]
+    )
     books = place(settings)
     state = log.read(books)
     if state is None and not first:

@@ -23,7 +23,7 @@ from bronze.cdc import apply, checkpoints
 from bronze.cdc.apply import Following
 from bronze.cdc.context import StreamContext
 from bronze.cdc.new_slot import NewSlot, publish
-from bronze.delta import commit, log
+from bronze.delta import log, positions
 from bronze.delta.log import State
 from bronze.errors import BronzeError, SourceRefused, TableRefused
 from bronze.governance import lineage
@@ -200,7 +200,7 @@ def _resumed(
                 stream.failed(target, error)
                 left.append(lineage.left(table.entry, error))
                 continue
-            at = apply.held(plan.state, plan) if plan.state else None
+            at = apply.table_position(plan).streamed(plan.state) if plan.state else None
             if plan.mode != "changes" or plan.state is None or at is None:
                 for note in plan.notes if plan.state else ():
                     stream.tell(Notice(f"{target.label}: {note}"))
@@ -213,7 +213,7 @@ def _resumed(
                 late.append(target)
                 continue
             joined[oid] = _following(stream, held, table, floor, at, plan.state.version)
-            last = apply.last(plan.state, plan)
+            last = apply.table_position(plan).last_transaction(plan.state)
             ends |= {last} if last and last[0] > confirmed else set()
         stream.progress.past = replace(
             checkpoints.past(records, stream_id), ends=tuple(sorted(ends))
@@ -242,9 +242,8 @@ def _placed(
     for table in tables:
         if table.plan and table.plan.state is None and table.target.name in stream.totals.names:
             table.plan, table.error = None, apply.vanished(table.target)
-    own = commit.transaction(history)
     states = [table.plan.state for table in tables if table.plan]
-    known = [state.position(own) or 0 for state in states if state]
+    known = [positions.read(state, history) or 0 for state in states if state]
     known.append(checkpoints.position(records, f"{history}/{stream.slot}"))
     if max(known) <= slot.server_position(stream.control).written:
         return placed, records, tables

@@ -11,14 +11,15 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 from urllib.parse import quote, unquote
 from uuid import uuid4
 
 import tenacity
 
-from bronze.delta import audit_mark, files, store
+from bronze.delta import audit_mark, files, positions, store
 from bronze.delta.log import ENGINE, MARK, Action, State, infos, read, write
+from bronze.delta.positions import Position
 from bronze.delta.properties import TABLE
 from bronze.delta.schema import NTZ, delta_schema, properties, protocol
 from bronze.errors import CommitConflict, FileDamaged, LakeError, Overtaken
@@ -37,7 +38,6 @@ ORPHAN_AGE = 24 * 3600.0
 # Once the log that says which batches have committed may be cleaned up, a missing entry proves
 # nothing; an older orphan is left to the expiry of old files.
 _LOG_AGE = 25 * 24 * 3600.0
-_COMMIT_TRIES = 6
 
 
 def overtaken(place: Place) -> Overtaken:
@@ -53,27 +53,24 @@ def lost_race(error: BaseException) -> bool:
     return isinstance(error, CommitConflict) and not isinstance(error, Overtaken)
 
 
-@dataclass(frozen=True)
-class Position:
-    """How far the source has been taken in, within one history of it.
+_ON_CONFLICT: dict[str, Any] = {
+    "retry": tenacity.retry_if_exception(lost_race),
+    "stop": tenacity.stop_after_attempt(12),
+    "wait": tenacity.wait_exponential_jitter(multiplier=0.05, max=2, jitter=0.1),
+    "reraise": True,
+}
 
-    ``value`` is the log position (LSN); ``marks`` are further numbers to go on from, by name.
-    """
-
-    timeline: str
-    value: int
-    marks: tuple[tuple[str, int], ...] = ()
-
-    @property
-    def transactions(self) -> tuple[tuple[str, int], ...]:
-        """The app transactions that hold it."""
-        own = transaction(self.timeline)
-        return ((own, self.value), *((f"{own}/{name}", value) for name, value in self.marks))
+Work = TypeVar("Work", bound=Callable[..., Any])
 
 
-def transaction(timeline: str) -> str:
-    """The name of the app transaction that holds the position in a history of the source."""
-    return f"bronze/{timeline}"
+def retried(work: Work) -> Work:
+    """Decorates what reads a table and commits to it: repeated when another writer was first."""
+    return cast("Work", tenacity.retry(**_ON_CONFLICT)(work))
+
+
+def attempts() -> tenacity.Retrying:
+    """The same policy for a loop over attempts, as tenacity has them."""
+    return tenacity.Retrying(**_ON_CONFLICT)
 
 
 @dataclass(frozen=True)
@@ -258,7 +255,7 @@ def _prove_readable(shape: Shape) -> None:
 
 
 def _not_overtaken(state: State, reached: Position) -> None:
-    held = state.position(transaction(reached.timeline))
+    held = positions.read(state, reached.name)
     if held is not None and held > reached.value:
         raise Overtaken(
             f"The table at {state.place.url} already holds a later state of the source"
@@ -304,12 +301,7 @@ def _feed(file: WrittenFile) -> Action:
     }
 
 
-@tenacity.retry(
-    retry=tenacity.retry_if_exception(lost_race),
-    stop=tenacity.stop_after_attempt(_COMMIT_TRIES),
-    wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=5),
-    reraise=True,
-)
+@retried
 def replace(
     place: Place,
     shape: Shape,
@@ -356,12 +348,7 @@ def replace(
     )
 
 
-@tenacity.retry(
-    retry=tenacity.retry_if_exception(lost_race),
-    stop=tenacity.stop_after_attempt(_COMMIT_TRIES),
-    wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=5),
-    reraise=True,
-)
+@retried
 def append(
     place: Place,
     columns: Sequence[tuple[str, DeltaType]],

@@ -24,9 +24,9 @@ import pyarrow as pa
 from bronze import secrets
 from bronze.config import fingerprint
 from bronze.config.settings import GOVERNANCE, Settings
-from bronze.delta import audit_mark, commit, files, log
-from bronze.delta.commit import Position, transaction
+from bronze.delta import audit_mark, commit, files, log, positions
 from bronze.delta.log import State
+from bronze.delta.positions import Position
 from bronze.errors import BronzeError, ConfigError, FileDamaged
 from bronze.governance import actor, audit_witnesses
 from bronze.governance.tables import audit_log as book
@@ -157,7 +157,9 @@ def enter(settings: Settings, events: Sequence[Event]) -> None:
             _CONFIGS: json.dumps({**configs, name: whole}, ensure_ascii=False),
         }
         facts = {"sequence": last.sequence, "hash": last.hash}
-        return Page(book.frame(links), Position(_CHAIN, last.sequence), notes, {_CHAIN: facts})
+        return Page(
+            book.frame(links), Position(positions.AUDIT, last.sequence), notes, {_CHAIN: facts}
+        )
 
     append(place(settings), book.COLUMNS, page)
 
@@ -417,7 +419,7 @@ def _proven(
     told = _told(state)
     if told is None:
         yield "the Delta log does not tell where the chain ends"
-    elif state.position(transaction(_CHAIN)) != told.sequence:
+    elif positions.read(state, positions.AUDIT) != told.sequence:
         yield "the Delta log tells of two ends of the chain"
     keys = _keys(settings)
     end = told or _end(state)

@@ -16,9 +16,9 @@ from typing import Any
 
 from bronze import failpoint
 from bronze.config.settings import GOVERNANCE, Settings
-from bronze.delta import commit, log
-from bronze.delta.commit import Position, transaction
+from bronze.delta import commit, log, positions
 from bronze.delta.log import State
+from bronze.delta.positions import Position
 from bronze.errors import BronzeError
 from bronze.governance.tables import data_lineage as book
 from bronze.governance.tables.data_lineage import Record
@@ -31,7 +31,6 @@ FACT = "lineage"
 """The key of a commit's facts under which its record is."""
 
 STREAM = "stream"
-_BOOK = "lineage"
 
 
 @dataclass(frozen=True)
@@ -140,8 +139,8 @@ def enter(settings: Settings, entries: Sequence[Entry]) -> tuple[Record, ...]:
         records = [*late, *own]
         if not records:
             return None
-        count = (state.position(transaction(_BOOK)) or 0) if state else 0
-        reached = Position(_BOOK, count + len(records), tuple(marks.items()))
+        count = positions.read(state, positions.LINEAGE) or 0
+        reached = Position(positions.LINEAGE, count + len(records), tuple(marks.items()))
         notes = dict(settings.maintain.properties())
         return Page(book.frame(records), reached, notes, {"records": len(records)})
 
@@ -164,8 +163,7 @@ def _latest(table: Sequence[Entry]) -> int | None:
 def _mark(state: State | None, table: Sequence[Entry]) -> int | None:
     """The version up to which the book has all commits of a table, None where it has none."""
     first, known = table[0], _latest(table)
-    name = transaction(f"{_BOOK}/{first.record.target_table}")
-    mark = state.position(name) if state else None
+    mark = positions.recorded_version(state, first.record.target_table)
     if mark is None or known is None or known >= mark:
         return mark
     # Either somebody else was faster, or the table was moved away and made anew.

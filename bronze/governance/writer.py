@@ -8,17 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
-import tenacity
 import uuid_utils
 
 from bronze.delta import commit, files, log, store
-from bronze.delta.commit import Change, Position, Shape
+from bronze.delta.commit import Change, Shape
 from bronze.delta.log import State
+from bronze.delta.positions import Position
 from bronze.errors import BronzeError, CommitConflict
 from bronze.model.columns import DeltaType
 from bronze.model.locations import Place
-
-_TRIES = 20
 
 
 @dataclass(frozen=True)
@@ -33,12 +31,7 @@ class Page:
     facts: Mapping[str, Any]
 
 
-@tenacity.retry(
-    retry=tenacity.retry_if_exception(commit.lost_race),
-    stop=tenacity.stop_after_attempt(_TRIES),
-    wait=tenacity.wait_exponential_jitter(multiplier=0.02, max=1, jitter=0.1),
-    reraise=True,
-)
+@commit.retried
 def append(
     place: Place,
     columns: Sequence[tuple[str, DeltaType]],

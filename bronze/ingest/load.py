@@ -13,8 +13,6 @@ from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
-import tenacity
-
 from bronze import failpoint
 from bronze.anomaly import outliers
 from bronze.config.settings import GOVERNANCE, Settings
@@ -42,8 +40,6 @@ from bronze.model.units import KnownRows, RejectedValue
 from bronze.rows import fingerprint
 from bronze.tables import known_rows
 from bronze.tables.selection import Target
-
-_TRIES = 6
 
 
 @dataclass(frozen=True)
@@ -166,12 +162,7 @@ def _merge(settings: Settings, table: TableRun, plan: Plan) -> Workflow[Outcome]
     compared once more.
     """
     difference = diff.difference_of(plan, table.stamp, table.written)
-    for attempt in tenacity.Retrying(
-        retry=tenacity.retry_if_exception(commit.lost_race),
-        stop=tenacity.stop_after_attempt(_TRIES),
-        wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=5),
-        reraise=True,
-    ):
+    for attempt in commit.attempts():
         with attempt:
             state = log.read(plan.target.place)
             if (

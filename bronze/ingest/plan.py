@@ -10,9 +10,10 @@ from typing import Literal
 from bronze.anomaly import models
 from bronze.config.settings import Settings
 from bronze.delta import properties
-from bronze.delta.commit import Position, Shape
+from bronze.delta.commit import Shape
 from bronze.delta.log import State
 from bronze.delta.partition import source_of
+from bronze.delta.positions import Position
 from bronze.delta.write.history import KIND
 from bronze.errors import TableRefused
 from bronze.ingest import units, watermarks

@@ -11,8 +11,8 @@ import json
 from collections.abc import Mapping
 
 from bronze.delta import properties
-from bronze.delta.commit import transaction
 from bronze.delta.log import State
+from bronze.delta.positions import STREAM, TablePosition
 from bronze.errors import TableRefused
 from bronze.postgres.catalog import definition
 from bronze.postgres.catalog.relations import Relation
@@ -22,9 +22,6 @@ from bronze.postgres.statement import quoted
 from bronze.tables.context import TableContext
 from bronze.tables.evolution import ColumnContract
 from bronze.tables.selection import Target
-
-STREAM = "stream"
-"""The watermark of a stream: the position up to which the table has followed."""
 
 _DELETES = "deletes"
 
@@ -275,10 +272,7 @@ def _stored_name(context: TableContext, name: str) -> str:
 
 def _stored_watermark(context: TableContext, state: State | None, name: str) -> int | None:
     """The value of a watermark in the Bronze table, None where it has none."""
-    if state is None:
-        return None
-    history = transaction(context.held.timeline)
-    return state.position(f"{history}/{_stored_name(context, name)}")
+    return TablePosition(context.held.timeline, context.target.relation.oid).watermark(state, name)
 
 
 def _has_cursor_column(target: Target) -> bool:

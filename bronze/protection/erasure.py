@@ -18,7 +18,6 @@ from datetime import UTC, datetime
 from urllib.parse import unquote
 
 import polars as pl
-import tenacity
 import uuid_utils
 
 from bronze.config.settings import GOVERNANCE, Settings
@@ -337,12 +336,7 @@ def _proof(settings: Settings, table: Held, person: Person, about: About) -> Evi
     return _counted(settings, person, about, looked)
 
 
-@tenacity.retry(
-    retry=tenacity.retry_if_exception(commit.lost_race),
-    stop=tenacity.stop_after_attempt(8),
-    wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=5),
-    reraise=True,
-)
+@commit.retried
 def _removed(table: Held, whose: Subject) -> tuple[int, int]:
     """Commits the table without the rows; its version, and how many they were."""
     return _committed(table.again().state, whose.among, whose.columns)
@@ -439,12 +433,7 @@ def _older(about: About, column: str, batches: set[str]) -> Among:
 
 def _erased(place: Place, among: Among, columns: Sequence[str]) -> tuple[int, Expired]:
     """Erases the records of a book that are meant."""
-    for attempt in tenacity.Retrying(
-        retry=tenacity.retry_if_exception(commit.lost_race),
-        stop=tenacity.stop_after_attempt(8),
-        wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=5),
-        reraise=True,
-    ):
+    for attempt in commit.attempts():
         with attempt:
             state = log.read(place)
             rows = _committed(state, among, columns)[1] if state else 0

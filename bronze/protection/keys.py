@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import polars as pl
-import tenacity
 import uuid_utils
 
 from bronze.config.settings import GOVERNANCE, Settings
@@ -298,12 +297,7 @@ def reports(records: Sequence[Record]) -> tuple[KeyReport, ...]:
     )
 
 
-@tenacity.retry(
-    retry=tenacity.retry_if_exception(commit.lost_race),
-    stop=tenacity.stop_after_attempt(8),
-    wait=tenacity.wait_exponential_jitter(multiplier=0.05, max=2),
-    reraise=True,
-)
+@commit.retried
 def _added(
     settings: Settings, wanted: Callable[[Sequence[Record]], Sequence[Use]]
 ) -> tuple[Record, ...]:

@@ -10,8 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from bronze.config.settings import Settings
-from bronze.delta import log, properties
-from bronze.delta.commit import transaction
+from bronze.delta import log, positions, properties
 from bronze.delta.log import State
 from bronze.errors import BronzeError, LakeError, TableRefused
 from bronze.execution import budget
@@ -142,7 +141,7 @@ class Claim:
         if self.state is None:
             return {}
         held = self.given.held
-        position = self.state.position(transaction(held.timeline))
+        position = positions.read(self.state, held.timeline)
         lag = None if position is None else max(0, held.position - position)
         return {"version": self.state.version, "position": position, "lag_bytes": lag}
 

@@ -15,7 +15,7 @@ import pytest
 
 from bronze.cdc import session, stream
 from bronze.config.settings import Settings
-from bronze.delta import commit, log
+from bronze.delta import commit, log, positions
 from bronze.demo.server import Server
 from bronze.execution import budget
 from bronze.ingest import pipeline
@@ -102,9 +102,9 @@ def put_row(source: Source, place: Place, name: str, change: int) -> None:
         "SELECT system_identifier || '/1/' || current_database() FROM pg_control_system()"
     )
     assert state is not None
-    value = state.position(commit.transaction(f"{identity}/{name}"))
+    value = positions.read(state, f"{identity}/{name}")
     assert value is not None
-    moved = commit.Position(f"{identity}/{name}", value + change)
+    moved = positions.Position(f"{identity}/{name}", value + change)
     commit.commit(place, state, commit.Change("WRITE"), {}, reached=moved)
 
 

@@ -205,7 +205,7 @@ def test_many_deletions_go_through_a_file(place: Place, monkeypatch: pytest.Monk
     """Though the table has statistics of columns that are not of its key."""
     monkeypatch.setattr("bronze.cdc.net_changes._IN_MEMORY", 0)
     result = net_changes(job(happened([delete("a", "1"), delete("b", "2")]), place, ()))
-    assert [type(one).__name__ for one in result.deletes] == ["DataFile"]
+    assert [type(one).__name__ for one in result.deletes] == ["WrittenFile"]
     assert gone(result, place) == [("a", 1), ("b", 2)]
 
 

@@ -16,7 +16,7 @@ import pytest
 import tenacity
 from deltalake import DeltaTable, write_deltalake
 
-from bronze.delta import commit, files, log
+from bronze.delta import commit, files, log, positions
 from bronze.errors import BronzeError, CommitConflict, LakeError, Overtaken
 from bronze.model.columns import DeltaType
 from bronze.model.files import WrittenFile
@@ -37,7 +37,7 @@ def place(tmp_path: Path) -> Place:
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Conflicts are retried without a pause."""
     for function in (commit.replace, commit.append):
-        monkeypatch.setattr(function.retry, "wait", tenacity.wait_none())
+        monkeypatch.setattr(function.retry, "wait", tenacity.wait_none())  # type: ignore[union-attr]
 
 
 def batch(seconds_ago: float = 0.0) -> str:
@@ -58,7 +58,7 @@ def put(place: Place, ids: Sequence[int], at: int, timeline: str = "here", name:
     """Makes ``ids`` the table's content, as of a position."""
     name = name or batch()
     data = [written(place, ids, name)] if ids else []
-    reached = commit.Position(timeline, at)
+    reached = positions.Position(timeline, at)
     return commit.replace(place, SHAPE, data, reached, {"batch_id": name})
 
 
@@ -72,7 +72,7 @@ def held(place: Place, timeline: str = "here") -> int | None:
     """The position that the table holds."""
     state = log.read(place)
     assert state is not None
-    return state.position(commit.transaction(timeline))
+    return positions.read(state, timeline)
 
 
 def test_where_there_is_no_table_none_is_read(place: Place) -> None:
@@ -289,7 +289,7 @@ def _replace(place: Place, columns: Sequence[tuple[str, DeltaType]], frame: pl.D
     file = files.write([frame], place, batch(), ())
     assert file is not None
     shape = commit.Shape(tuple(columns), ())
-    return commit.replace(place, shape, [file], commit.Position("here", 99), {})
+    return commit.replace(place, shape, [file], positions.Position("here", 99), {})
 
 
 def test_a_changed_schema_replaces_the_old_one(place: Place) -> None:

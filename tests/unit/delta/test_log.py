@@ -19,7 +19,7 @@ from deltalake import DeltaTable, write_deltalake
 from moto.server import ThreadedMotoServer
 from obstore.exceptions import AlreadyExistsError, GenericError
 
-from bronze.delta import commit, files, log
+from bronze.delta import commit, files, log, positions
 from bronze.delta.schema import delta_schema
 from bronze.errors import CommitConflict, LakeError
 from bronze.model.columns import DeltaType
@@ -53,7 +53,7 @@ def written(place: Place, *ids: int) -> WrittenFile:
     return file
 
 
-def create(place: Place, *ids: int, reached: commit.Position | None = None) -> None:
+def create(place: Place, *ids: int, reached: positions.Position | None = None) -> None:
     """A table of one file with these ids."""
     change = commit.Change("WRITE", [written(place, *ids)] if ids else [])
     shape = commit.Shape(ID, ("id",), notes=(("bronze.note", 'é "x"'),))
@@ -164,15 +164,15 @@ def test_partitions_are_as_the_log_has_them(place: Place) -> None:
 
 def test_positions_are_kept_by_name(place: Place) -> None:
     """A position and its marks are there under their names, up to the largest, and no other is."""
-    reached = commit.Position("here", 2**62, (("deletes", 5), ("1/xmin", 0)))
+    reached = positions.Position("here", 2**62, (("deletes", 5), ("1/xmin", 0)))
     create(place, 1, reached=reached)
     state = read(place)
-    name = commit.transaction("here")
+    name = "bronze/here"
     assert state.position(name) == 2**62
     assert state.position(f"{name}/deletes") == 5
     assert state.position(f"{name}/1/xmin") == 0
     assert state.position(f"{name}/else") is None
-    assert state.position(commit.transaction("there")) is None
+    assert positions.read(state, "there") is None
 
 
 # Who comes first
@@ -279,7 +279,7 @@ def test_a_commit_whose_answer_was_lost_stands(
 
 def test_every_twentieth_commit_is_a_checkpoint(place: Place) -> None:
     """A checkpoint is written with it, and the table is read from there without older entries."""
-    create(place, 0, reached=commit.Position("here", 7))
+    create(place, 0, reached=positions.Position("here", 7))
     folder = Path(place.url) / "_delta_log"
     state = read(place)
     for version in range(1, 20):
@@ -293,7 +293,7 @@ def test_every_twentieth_commit_is_a_checkpoint(place: Place) -> None:
         (folder / f"{version:020}.json").unlink()
     now = read(place)
     assert now.version == 20
-    assert now.position(commit.transaction("here")) == 7
+    assert positions.read(now, "here") == 7
     assert sorted(dict(f.low)["id"] for f in now.files) == list(range(21))
     assert now.properties["bronze.note"] == 'é "x"'
     assert ids(place) == list(range(21))

@@ -19,7 +19,7 @@ from deltalake import DeltaTable, QueryBuilder
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from bronze.delta import commit, files
+from bronze.delta import commit, files, positions
 from bronze.delta.statistics import SAFE, Statistics, lower_bound, upper_bound
 from bronze.model.columns import DeltaType
 from bronze.model.files import WrittenFile
@@ -255,7 +255,7 @@ def landed(place: Place, batches: Sequence[Sequence[Sequence[tuple[Any, ...]]]])
         written += [file] if file else []
     columns = (*COLUMNS, ("id", DeltaType("long")))
     shape = commit.Shape(tuple(columns), tuple(stats))
-    commit.replace(place, shape, written, commit.Position("t", 1), {})
+    commit.replace(place, shape, written, positions.Position("t", 1), {})
     return rows
 
 

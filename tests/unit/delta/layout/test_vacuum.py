@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
-from bronze.delta import commit, files, log
+from bronze.delta import commit, files, log, positions
 from bronze.delta.layout import vacuum as expiring
 from bronze.delta.layout.vacuum import Expired, expire, purge
 from bronze.errors import FileDamaged, LakeError
@@ -130,7 +130,7 @@ def test_a_version_to_keep_that_is_not_there_stops_all(place: Place) -> None:
 
 def test_old_log_entries_go_once_a_checkpoint_stands_for_them(place: Place) -> None:
     """Entries that no version needs are deleted; the table, its position and history go on."""
-    reached = commit.Position("here", 77)
+    reached = positions.Position("here", 77)
     for number in range(6):
         put(place, 100 - 10 * number, number)
     state = log.read(place)
@@ -141,7 +141,7 @@ def test_old_log_entries_go_once_a_checkpoint_stands_for_them(place: Place) -> N
     assert min(logs) == f"_delta_log/{5:020}.json"
     state = log.read(place)
     assert state is not None
-    assert (state.version, state.position(commit.transaction("here"))) == (6, 77)
+    assert (state.version, positions.read(state, "here")) == (6, 77)
     assert ids(place) == ids(place, 5) == [5]
     put(place, 0, 9)
     assert ids(place) == [9]
