@@ -17,10 +17,11 @@ import pyarrow as pa
 from bronze.anomaly import training
 from bronze.anomaly.forest import prove
 from bronze.config.settings import GOVERNANCE, AnomalySettings, Settings
-from bronze.delta import commit, files, log, properties
+from bronze.delta import files, log, properties
 from bronze.delta.files import Layout
 from bronze.delta.log import State
 from bronze.errors import LakeError
+from bronze.governance import writer
 from bronze.governance.tables import models as book
 from bronze.governance.tables import profiles
 from bronze.model.anomaly import Model, Monitoring
@@ -189,9 +190,7 @@ def entered(place: Place, columns: Layout, records: pl.DataFrame, batch_id: str)
     Raises:
         LakeError, LakeUnreachable
     """
-    file = files.write([records], place, batch_id, BY)
-    if file:
-        commit.append(place, columns, file, {"batch_id": batch_id}, BY)
+    writer.append_rows(place, columns, records, batch_id, BY)
 
 
 # The models in the lake

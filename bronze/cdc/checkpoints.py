@@ -9,15 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-import uuid_utils
-
 from bronze.cdc.apply import Following
 from bronze.config.settings import GOVERNANCE, Settings
-from bronze.delta import commit, files, log, positions
+from bronze.delta import commit, log, positions
 from bronze.delta.commit import Change, Shape
 from bronze.delta.log import State
 from bronze.delta.positions import StreamPosition
-from bronze.errors import BronzeError, LakeUnreachable
+from bronze.errors import LakeUnreachable
+from bronze.governance import writer
 from bronze.governance.tables import streams as book
 from bronze.model.locations import Place
 from bronze.postgres.replication.rewind import KnownTransactions
@@ -143,12 +142,8 @@ def enter(
     state = log.read(books)
     if state is None and not first:
         raise gone(settings)
-    file = files.write([book.frame(record)], books, str(uuid_utils.uuid7()), ())
-    if file is None:
-        raise BronzeError("A record is empty.")
-    change = Change("WRITE", [file], parameters={"mode": "Append"})
-    shape = None if state else Shape(book.COLUMNS, ())
-    commit.commit(books, state, change, {"batch_id": record.batch_id}, shape=shape, reached=reached)
+    facts = {"batch_id": record.batch_id}
+    writer.commit_rows(books, state, book.COLUMNS, book.frame(record), facts, reached=reached)
 
 
 def versions(followings: Iterable[Following], position: int, set_aside: Iterable[str] = ()) -> str:

@@ -348,27 +348,6 @@ def replace(
     )
 
 
-@retried
-def append(
-    place: Place,
-    columns: Sequence[tuple[str, DeltaType]],
-    data: WrittenFile,
-    facts: Mapping[str, Any],
-    stats: Sequence[str] = (),
-) -> None:
-    """Adds one file to a table that many runs append to, creating it if there is none.
-
-    ``stats`` are the columns with file statistics.
-
-    Raises:
-        CommitConflict: somebody else committed in between, again and again.
-    """
-    state = read(place)
-    change = Change("WRITE", [data], parameters={"mode": "Append"})
-    shape = None if state else Shape(tuple(columns), tuple(stats))
-    commit(place, state, change, facts, shape=shape)
-
-
 def discard(place: Place, batch_id: str) -> None:
     """Deletes the files of a batch that did not land; those of one that did are kept.
 

@@ -1,4 +1,9 @@
-"""How a book is written that depends on what it already holds: read, then appended to, at once."""
+"""How rows get into governance tables: appended by many processes at once, each row once.
+
+`append_rows` appends rows whatever the table has; `append` appends what depends on what it has;
+`commit_rows` commits against a state that the caller has read. A file that was written and did not
+land is deleted.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +21,16 @@ from bronze.delta.log import State
 from bronze.delta.positions import Position
 from bronze.errors import BronzeError, CommitConflict
 from bronze.model.columns import DeltaType
+from bronze.model.files import StoredFile
 from bronze.model.locations import Place
+
+Columns = Sequence[tuple[str, DeltaType]]
 
 
 @dataclass(frozen=True)
 class Page:
-    """What is appended: rows, the position that the book then has, properties of the table, and
-    the facts of the commit.
+    """Rows to append, the position that the table then has, properties of the table, and the facts
+    of the commit.
     """
 
     rows: pl.DataFrame = field(repr=False)
@@ -32,31 +40,91 @@ class Page:
 
 
 @commit.retried
-def append(
-    place: Place,
-    columns: Sequence[tuple[str, DeltaType]],
-    made: Callable[[State | None], Page | None],
+def append_rows(
+    place: Place, columns: Columns, rows: pl.DataFrame, batch_id: str, stats: Sequence[str] = ()
 ) -> None:
-    """Appends the page that is made for the book as it is; made anew when others were first.
+    """Appends rows, creating the table if there is none.
+
+    Args:
+        place: the table.
+        columns: its columns.
+        rows: with these columns; none are no commit.
+        batch_id: the run that they are of.
+        stats: the columns with file statistics.
 
     Raises:
         CommitConflict: others were first, again and again.
-        LakeError, LakeUnreachable: the book cannot be read or written.
+        LakeError, LakeUnreachable: the table cannot be read or written.
+    """
+    state = log.read(place)
+    facts = {"batch_id": batch_id}
+    commit_rows(place, state, columns, rows, facts, batch_id=batch_id, stats=stats)
+
+
+@commit.retried
+def append(place: Place, columns: Columns, made: Callable[[State | None], Page | None]) -> None:
+    """Appends the page that ``made`` returns for the table as it is.
+
+    Raises:
+        CommitConflict: others were first, again and again.
+        LakeError, LakeUnreachable: the table cannot be read or written.
     """
     state = log.read(place)
     page = made(state)
-    if page is None:
-        return
-    file = files.write([page.rows], place, str(uuid_utils.uuid7()), ())
+    if page is not None:
+        commit_rows(
+            place, state, columns, page.rows, page.facts, reached=page.reached, notes=page.notes
+        )
+
+
+def commit_rows(
+    place: Place,
+    state: State | None,
+    columns: Columns,
+    rows: pl.DataFrame,
+    facts: Mapping[str, Any],
+    *,
+    batch_id: str = "",
+    stats: Sequence[str] = (),
+    reached: Position | None = None,
+    notes: Mapping[str, str] | None = None,
+    removed: Sequence[StoredFile] = (),
+) -> None:
+    """Commits rows to a table in the state that was read; without rows nothing is done.
+
+    Args:
+        place: the table.
+        state: as it was read; None where it is to be created.
+        columns: its columns.
+        rows: with these columns.
+        facts: the facts of the commit.
+        batch_id: the run that they are of; a new one without.
+        stats: the columns with file statistics.
+        reached: the position that the table then has.
+        notes: properties that are set; those of others stay.
+        removed: files that the rows replace.
+
+    Raises:
+        CommitConflict: somebody else was first.
+        LakeError, LakeUnreachable: the table cannot be written.
+    """
+    batch_id = batch_id or str(uuid_utils.uuid7())
+    file = files.write([rows], place, batch_id, stats)
     if file is None:
         return
-    change = Change("WRITE", [file], parameters={"mode": "Append"})
-    # What other writers have added to the properties stays.
-    known = dict(state.properties) if state else {}
-    shape = Shape(tuple(columns), (), notes=tuple((known | dict(page.notes)).items()))
+    change = Change("WRITE", [file], removed, parameters={"mode": "Append"})
+    shape = None
+    if state is None or notes is not None:
+        known = {**(state.properties if state else {}), **(notes or {})}
+        shape = Shape(tuple(columns), tuple(stats), notes=tuple(known.items()))
     try:
-        commit.commit(place, state, change, page.facts, shape=shape, reached=page.reached)
+        commit.commit(place, state, change, facts, shape=shape, reached=reached)
     except CommitConflict:
         with suppress(BronzeError):
             store.delete(place, [file.path])
+        raise
+    except BronzeError:
+        # Where no answer came, the commit may stand all the same.
+        with suppress(BronzeError):
+            commit.discard(place, batch_id)
         raise

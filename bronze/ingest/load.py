@@ -16,13 +16,13 @@ from typing import Any
 from bronze import failpoint
 from bronze.anomaly import outliers
 from bronze.config.settings import GOVERNANCE, Settings
-from bronze.delta import commit, files, log, store
+from bronze.delta import commit, log, store
 from bronze.delta.commit import Change
 from bronze.delta.layout import optimize
 from bronze.delta.log import State
 from bronze.errors import BronzeError, CommitConflict, Mismatch, SnapshotLost
 from bronze.execution.executors import Task, Workflow
-from bronze.governance import lineage
+from bronze.governance import lineage, writer
 from bronze.governance.tables import rejected_values as rejected_table
 from bronze.governance.tables.profiles import Scope
 from bronze.ingest import diff, quality_gate, table_run
@@ -306,9 +306,7 @@ def record_rejected_values(
     frame = rejected_table.frame(
         rejected, stamp=stamp, source_table=target.label, target_table=target.full_name
     )
-    file = files.write([frame], place, stamp.batch_id, ())
-    if file:
-        commit.append(place, rejected_table.COLUMNS, file, {"batch_id": stamp.batch_id})
+    writer.append_rows(place, rejected_table.COLUMNS, frame, stamp.batch_id)
 
 
 def discard(place: Place, batch_id: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -18,12 +18,11 @@ import uuid_utils
 
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta import commit, files, log, properties, store
-from bronze.delta.commit import Change, Shape
 from bronze.delta.layout import vacuum
 from bronze.delta.log import State
 from bronze.delta.write.history import KIND
-from bronze.errors import BronzeError, ConfigError, TableRefused
-from bronze.governance import audit
+from bronze.errors import ConfigError, TableRefused
+from bronze.governance import audit, writer
 from bronze.governance.tables import keys as book
 from bronze.governance.tables.keys import Record
 from bronze.model.columns import DETERMINISTIC_METHODS, Column
@@ -322,17 +321,13 @@ def _added(
 def _committed(
     settings: Settings, state: State | None, records: Sequence[Record], replacing: bool = False
 ) -> None:
-    where, batch = place(settings), str(uuid_utils.uuid7())
-    file = files.write([book.frame(records)], where, batch, ())
-    if file is None:
-        raise BronzeError("There is no key to keep.")
-    removed = state.files if replacing and state else ()
-    change = Change("WRITE", [file], removed, parameters={"mode": "Append"})
-    shape = None if state else Shape(book.COLUMNS, ())
-    try:
-        commit.commit(where, state, change, {"batch_id": batch}, shape=shape)
-    except BronzeError:
-        # Where no answer came, the commit may stand all the same.
-        with suppress(BronzeError):
-            commit.discard(where, batch)
-        raise
+    batch_id = str(uuid_utils.uuid7())
+    writer.commit_rows(
+        place(settings),
+        state,
+        book.COLUMNS,
+        book.frame(records),
+        {"batch_id": batch_id},
+        batch_id=batch_id,
+        removed=state.files if replacing and state else (),
+    )

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from bronze.config.quality import QualitySettings
-from bronze.delta import commit, files
+from bronze.governance import writer
 from bronze.governance.tables import quality as book
 from bronze.governance.tables.quality import Figure, Graded
 from bronze.model.locations import Place
@@ -198,6 +198,4 @@ def enter(place: Place, graded: Iterable[Graded]) -> None:
     if not tables:
         return
     batch = tables[-1].stamp.batch_id
-    file = files.write([book.frame(tables)], place, batch, ())
-    if file:
-        commit.append(place, book.COLUMNS, file, {"batch_id": batch})
+    writer.append_rows(place, book.COLUMNS, book.frame(tables), batch)

@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 from bronze.api import client
 from bronze.cli.main import app
 from bronze.config.settings import GOVERNANCE, Settings
-from bronze.delta import commit, files, log
+from bronze.delta import log
 from bronze.errors import BronzeError, ConfigError, TableRefused
+from bronze.governance import writer
 from bronze.governance.tables import profiles
 from bronze.governance.tables import rejected_values as book
 from bronze.ingest import pipeline
@@ -440,9 +441,8 @@ def test_rejected_values_of_a_table_without_a_key(source: Source) -> None:
 
 def _entered(given: Settings, frame: pl.DataFrame) -> None:
     place = given.place(GOVERNANCE, book.NAME)
-    file = files.write([frame.select(name for name, _ in book.COLUMNS)], place, "b", ())
-    assert file is not None
-    commit.append(place, book.COLUMNS, file, {})
+    rows = frame.select(name for name, _ in book.COLUMNS)
+    writer.append_rows(place, book.COLUMNS, rows, "b")
 
 
 def test_two_configs_on_one_lake_keep_their_records_apart(source: Source) -> None:

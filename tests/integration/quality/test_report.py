@@ -8,7 +8,7 @@ import polars as pl
 
 from bronze.cdc import checkpoints, stream
 from bronze.config.settings import Settings
-from bronze.delta import commit, files
+from bronze.governance import writer
 from bronze.governance.tables import streams
 from bronze.ingest import pipeline
 from bronze.quality import report
@@ -52,9 +52,8 @@ def test_a_stream_proves_the_freshness_of_its_own_tables_alone(source: Source) -
         pl.lit('{"bz_t": 7}').alias("tables"),
         pl.lit(now).cast(pl.Datetime("us", "UTC")).alias("recorded_timestamp"),
     )
-    file = files.write([old.select(name for name, _ in streams.COLUMNS)], place, "b", ())
-    assert file is not None
-    commit.append(place, streams.COLUMNS, file, {})
+    rows = old.select(name for name, _ in streams.COLUMNS)
+    writer.append_rows(place, streams.COLUMNS, rows, "b")
     assert _age(streamed) < 0
     elsewhere = source.settings(lake={"schema": "a"}, stream={"slot": "another"})
     assert _age(elsewhere) > 3600

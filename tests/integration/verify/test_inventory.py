@@ -10,7 +10,7 @@ import pytest
 from deltalake import DeltaTable
 
 from bronze.config.settings import Settings
-from bronze.delta import commit, files
+from bronze.governance import writer
 from bronze.governance.tables import data_lineage as book
 from bronze.ingest import pipeline
 from bronze.verify import inventory
@@ -131,9 +131,7 @@ def test_a_bronze_table_is_what_landed_in_it_last(source: Source) -> None:
     records += [record(20, "public.m", "bronze.bz_former", 7)]
     records += [record(21, "public.m", "bronze.bz_now", 2)]
     for one in records:
-        file = files.write([book.frame([one])], place, f"b{one.batch_id}", ())
-        assert file
-        commit.append(place, book.COLUMNS, file, {})
+        writer.append_rows(place, book.COLUMNS, book.frame([one]), f"b{one.batch_id}")
     known, lost = inventory.remembered(settings)
     assert lost is None
     assert known == {

@@ -18,6 +18,7 @@ from deltalake import DeltaTable, write_deltalake
 
 from bronze.delta import commit, files, log, positions
 from bronze.errors import BronzeError, CommitConflict, LakeError, Overtaken
+from bronze.governance import writer
 from bronze.model.columns import DeltaType
 from bronze.model.files import WrittenFile
 from bronze.model.locations import Place
@@ -36,7 +37,7 @@ def place(tmp_path: Path) -> Place:
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Conflicts are retried without a pause."""
-    for function in (commit.replace, commit.append):
+    for function in (commit.replace, writer.append_rows):
         monkeypatch.setattr(function.retry, "wait", tenacity.wait_none())  # type: ignore[union-attr]
 
 
@@ -346,29 +347,28 @@ def test_the_change_data_feed_tells_what_each_version_did(place: Place) -> None:
 
 
 @pytest.mark.usefixtures("hurried")
-def test_books_are_appended_to_by_many(place: Place) -> None:
+def test_a_governance_table_is_appended_to_by_many(place: Place) -> None:
     """Runs that append at the same time all find their records in the table."""
     start = threading.Barrier(4)
 
     def one(number: int) -> None:
-        file = written(place, [number])
         start.wait()
-        commit.append(place, COLUMNS, file, {"batch_id": str(number)})
+        writer.append_rows(place, COLUMNS, pl.DataFrame({"id": [number]}), batch())
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(one, range(4)))
     assert ids(place) == [0, 1, 2, 3]
 
 
-def test_what_others_do_to_a_book_costs_its_writers_nothing(
+def test_foreign_commits_to_a_governance_table_cost_its_writers_nothing(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who has changed its rows is asked of Bronze tables alone: no append reads the log for it."""
-    commit.append(place, COLUMNS, written(place, [0]), {})
+    writer.append_rows(place, COLUMNS, pl.DataFrame({"id": [0]}), batch())
     _foreign(place)()
     monkeypatch.setattr(log, "entry", lambda *_: pytest.fail("an entry was read"))
     for number in range(1, 4):
-        commit.append(place, COLUMNS, written(place, [number]), {})
+        writer.append_rows(place, COLUMNS, pl.DataFrame({"id": [number]}), batch())
     assert ids(place) == [-1, 0, 1, 2, 3]
     state = log.read(place)
     assert state is not None
