@@ -123,7 +123,7 @@ def bronze(folder: Path, changes: Path) -> None:
     ]
     with ThreadPoolExecutor(2) as pool:
         merged = list(pool.map(merge.merge, jobs))
-    found = insert.joined([one.found for one in merged], [frame])
+    found = insert.join_masks([one.found for one in merged], [frame])
     new = insert.insert(
         insert.Insert(place, SHAPE.columns, (KEY,), stamp.batch_id, (frame,), found)
     )
@@ -140,14 +140,14 @@ def bronze_refresh(folder: Path, source: Path) -> None:
     state = log.read(place)
     assert state is not None
     known = KnownRows(place, state.version, state.files, SHAPE.columns, (), 3)
-    held = known_rows.known(known)
+    held = known_rows.known_fingerprints(known)
     files_of = sorted(source.glob("*.parquet"))
 
     def sieve(path: Path) -> int:
         left = 0
         for batch in pq.ParquetFile(path).iter_batches(_GROUP, use_threads=False):
             frame = pl.DataFrame(batch)
-            there, _ = known_rows.seen(held, known_rows.fingerprints(known, frame))
+            there, _ = known_rows.match_fingerprints(held, known_rows.fingerprints(known, frame))
             left += int((~there).sum())
         return left
 

@@ -51,18 +51,18 @@ from bronze.version import VERSION
 if TYPE_CHECKING:
     from bronze.api.check import CheckReport
     from bronze.config.settings import Settings as Config
-    from bronze.governance.audit import Report as AuditReport
-    from bronze.protection.erasure import Forgotten as ErasureResult
+    from bronze.governance.audit import AuditReport
+    from bronze.protection.erasure import ErasureResult
     from bronze.protection.keys import KeyReport
     from bronze.quality.report import QualityReport
     from bronze.verify.results import VerifiedTable, VerifyResult
 
 # These need libraries that take a second to load.
 _LATER = {
-    "AuditReport": ("bronze.governance.audit", "Report"),
+    "AuditReport": ("bronze.governance.audit", "AuditReport"),
     "Config": ("bronze.config.settings", "Settings"),
     "CheckReport": ("bronze.api.check", "CheckReport"),
-    "ErasureResult": ("bronze.protection.erasure", "Forgotten"),
+    "ErasureResult": ("bronze.protection.erasure", "ErasureResult"),
     "KeyReport": ("bronze.protection.keys", "KeyReport"),
     "QualityReport": ("bronze.quality.report", "QualityReport"),
     "VerifiedTable": ("bronze.verify.results", "VerifiedTable"),

@@ -24,7 +24,7 @@ def rows(values: int, columns: int) -> int:
     return max(1, FEWEST, values // max(1, columns))
 
 
-def of(table: pa.Table, most: int, size: int) -> Iterator[pa.Table]:
+def portions_of(table: pa.Table, most: int, size: int) -> Iterator[pa.Table]:
     """The rows in their order, at most ``most`` at a time and about ``size`` bytes, or one row."""
     if table.num_rows <= most and _fits(table, size):
         yield table
@@ -65,7 +65,7 @@ def release() -> None:
     pa.default_memory_pool().release_unused()
 
 
-def joined(
+def join(
     left: pl.DataFrame, right: pl.DataFrame, on: Sequence[str], how: Literal["inner", "left"]
 ) -> pl.DataFrame:
     """Rows joined by keys, where NULL is equal to NULL, and NaN to NaN; columns of both that are no
@@ -80,7 +80,7 @@ def joined(
     return found.drop(also)
 
 
-def plain(frame: pl.DataFrame) -> pl.DataFrame:
+def without_enums(frame: pl.DataFrame) -> pl.DataFrame:
     """A frame with strings instead of enums; values of other columns are not copied for it."""
     return pl.DataFrame(
         [s.cast(pl.String) if isinstance(s.dtype, pl.Enum) else s for s in frame.get_columns()],
@@ -88,7 +88,7 @@ def plain(frame: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def beside(frame: pl.DataFrame, columns: Iterable[pl.Series]) -> pl.DataFrame:
+def with_columns(frame: pl.DataFrame, columns: Iterable[pl.Series]) -> pl.DataFrame:
     """A frame with columns behind its own, or in their places; no others are copied for it."""
     new = {series.name: series for series in columns}
     made = [new.pop(series.name, series) for series in frame.get_columns()]

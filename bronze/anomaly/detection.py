@@ -26,7 +26,7 @@ _REASONS = 3
 _LEAST_SHARE = 0.05
 
 
-def scored(
+def score_rows(
     rows: pl.DataFrame, watch: Monitoring, key: Sequence[str], stamp: RowStamp
 ) -> tuple[pl.DataFrame, Outliers]:
     """Bronze rows with their scores, and the anomalies among them.
@@ -65,7 +65,7 @@ def _keys(rows: pl.DataFrame, key: Sequence[str]) -> pl.Series:
     return pl.Series(KEY_COLUMN, [json.dumps(v, default=str, ensure_ascii=False) for v in values])
 
 
-def reasons(model: Model, outliers: Outliers) -> list[str]:
+def reasons_of(model: Model, outliers: Outliers) -> list[str]:
     """For each of the rows that are kept a JSON list of the columns that made it an anomaly.
 
     A column's contribution is by how much the score falls when its value is made an ordinary one,

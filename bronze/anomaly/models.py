@@ -49,7 +49,7 @@ _JUDGED = 1000
 _PROFILED = 100
 
 
-def watch(
+def monitoring_of(
     context: TableContext,
     contract: ColumnContract,
     key: tuple[str, ...],
@@ -131,7 +131,7 @@ def _candidates(
     own: AnomalySettings, free: Sequence[Column], named: Collection[str]
 ) -> list[Column]:
     """The columns that features may be made of; ``named`` are those that name something."""
-    fit = [c for c in free if c.name and training.suitable(c)]
+    fit = [c for c in free if c.name and training.suitable_columns(c)]
     if own.columns:
         return [c for c in fit if c.name in own.columns]
     return [c for c in fit if c.target not in named]
@@ -157,9 +157,9 @@ def _model(
         return None, (f"no anomaly scores: the table has fewer than {training.LEAST} rows",)
     chosen = {c.target for c in columns} if own.columns else set()
     day = context.stamp.loaded_at.replace(hour=0, minute=0, second=0, microsecond=0)
-    model = training.trained(
+    model = training.train(
         sample,
-        training.found(sample, columns, chosen),
+        training.find_features(sample, columns, chosen),
         day,
         rows,
         expected=own.expected,
@@ -178,13 +178,13 @@ def _text_number(column: Column) -> bool:
 
 def _keep(context: TableContext, place: Place, model: Model, why: str, settings: str) -> None:
     target, stamp = context.target, context.stamp
-    record = book.Record(
+    record = book.ModelRecord(
         model, stamp.loaded_at, target.source, target.label, target.full_name, why, settings
     )
-    entered(place, book.COLUMNS, book.frame(record), stamp.batch_id)
+    store_records(place, book.COLUMNS, book.frame(record), stamp.batch_id)
 
 
-def entered(place: Place, columns: Layout, records: pl.DataFrame, batch_id: str) -> None:
+def store_records(place: Place, columns: Layout, records: pl.DataFrame, batch_id: str) -> None:
     """Enters records into one of the books of this part.
 
     Raises:
@@ -244,7 +244,7 @@ def _latest(
     for start, part in files.parts(files.opened(place, file), book.COLUMNS):
         if start <= record["at"] < start + part.num_rows:
             row = pl.DataFrame(part.slice(record["at"] - start, 1)).row(0, named=True)
-            model = book.model(row)
+            model = book.model_of(row)
             if training.version(model) != model.version:
                 raise LakeError(f"The model {model.version} is not what it was.")
             prove(model.forest, len(model.features))
@@ -257,7 +257,7 @@ def _last_share(context: TableContext, model: Model) -> float:
     told = pl.DataFrame(schema={"model_version": pl.String, "scored": pl.Int64})
     # What hinders the reading is told when the run is to be entered.
     with suppress(LakeError):
-        told = earlier(context.settings, context.target)
+        told = earlier_profiles(context.settings, context.target)
     told = told.filter(pl.col("model_version") == model.version, pl.col("scored") >= _JUDGED)
     if told.is_empty():
         return 0.0
@@ -269,7 +269,7 @@ BY = ("target_table",)
 """What the books of this part have file statistics of, so that few files are read of them."""
 
 
-def earlier(settings: Settings, target: Target, most: int = 40) -> pl.DataFrame:
+def earlier_profiles(settings: Settings, target: Target, most: int = 40) -> pl.DataFrame:
     """The last profiles of a table, in the order of their time.
 
     Raises:

@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 import numpy as np
 import polars as pl
 
-from bronze.anomaly.detection import reasons
-from bronze.anomaly.models import earlier, entered
+from bronze.anomaly.detection import reasons_of
+from bronze.anomaly.models import earlier_profiles, store_records
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.errors import BronzeError
 from bronze.governance.tables import anomalies, profiles
@@ -71,7 +71,7 @@ def far(now: Mapping[str, float], before: Sequence[Mapping[str, float]]) -> Iter
             yield Far(measure, column, value, usual, min(deviations, 1e6))
 
 
-def told(
+def record_findings(
     settings: Settings,
     target: Target,
     stamp: RowStamp,
@@ -90,12 +90,12 @@ def told(
     if not watch.profiled:
         return ()
     try:
-        return _told(settings, target, stamp, watch, findings, scope)
+        return _record(settings, target, stamp, watch, findings, scope)
     except BronzeError as error:
         return (f"the anomalies were not entered into the books: {error.message}",)
 
 
-def _told(
+def _record(
     settings: Settings,
     target: Target,
     stamp: RowStamp,
@@ -104,7 +104,7 @@ def _told(
     scope: Scope,
 ) -> tuple[str, ...]:
     at, profile, outliers = datetime.now(UTC), findings.profile, findings.outliers
-    before = earlier(settings, target).filter(pl.col("scope") == scope).tail(_HISTORY)
+    before = earlier_profiles(settings, target).filter(pl.col("scope") == scope).tail(_HISTORY)
     strange: list[Far] = []
     if profile.rows or scope == "whole":
         known = [json.loads(text) for text in before["measures"]]
@@ -121,7 +121,7 @@ def _told(
             target_table=target.full_name,
         )
         place = settings.place(GOVERNANCE, anomalies.NAME)
-        entered(place, anomalies.COLUMNS, frame, stamp.batch_id)
+        store_records(place, anomalies.COLUMNS, frame, stamp.batch_id)
     if profile.rows or scope == "whole":
         frame = profiles.frame(
             profile,
@@ -134,7 +134,7 @@ def _told(
             target_table=target.full_name,
         )
         place = settings.place(GOVERNANCE, profiles.NAME)
-        entered(place, profiles.COLUMNS, frame, stamp.batch_id)
+        store_records(place, profiles.COLUMNS, frame, stamp.batch_id)
     return tuple(map(str, strange))
 
 
@@ -158,7 +158,7 @@ def _rows(model: Model, findings: Findings) -> pl.DataFrame:
             "anomaly_score": rows[SCORE_COLUMN],
             "threshold": [model.threshold] * rows.height,
             "model_version": [model.version] * rows.height,
-            "columns": reasons(model, findings.outliers),
+            "columns": reasons_of(model, findings.outliers),
         },
         schema=_SCHEMA,
     )

@@ -12,7 +12,7 @@ from bronze.model.anomaly import SKETCH_SIZE, ColumnProfile, Monitoring, Profile
 _MARGIN = 1.5
 
 
-def profiled(rows: pl.DataFrame, watch: Monitoring) -> Profile:
+def profile_of(rows: pl.DataFrame, watch: Monitoring) -> Profile:
     """The profile of clear source rows."""
     names = [name for name in watch.profiled if name in rows.columns]
     return Profile(rows.height, {name: _column(rows[name], watch) for name in names})

@@ -35,12 +35,12 @@ _TIMES = ("date", "timestamp", "timestamp_ntz")
 _TEXTS = ("text", "varchar", "bpchar", "citext", "name")
 
 
-def suitable(column: Column) -> bool:
+def suitable_columns(column: Column) -> bool:
     """Whether a feature can be made of a column."""
     return column.is_number or column.kind.name in (*_TIMES, "boolean", "string")
 
 
-def found(
+def find_features(
     sample: pl.DataFrame, columns: Sequence[Column], chosen: Collection[str]
 ) -> list[Feature]:
     """The features that a sample of rows suggests.
@@ -103,7 +103,7 @@ def _ordinary(values: pl.Series) -> tuple[float, float]:
     return float(middle), max(float(high - low) or wide or 1.0, 1 / MOST)
 
 
-def trained(
+def train(
     sample: pl.DataFrame,
     features: Sequence[Feature],
     moment: datetime,

@@ -136,9 +136,9 @@ def check(settings: Settings, tables: Sequence[str] = ()) -> CheckReport:
         missing.append(error)
     with ExitStack() as stack:
         present, sources = pipeline.open_sources(settings, str(uuid_utils.uuid7()), stack)
-        chosen = selection.targets(settings, present, tables)
+        chosen = selection.select_targets(settings, present, tables)
         store.prove_writable(settings.place(settings.lake.schema_, ""))
-        missing += [] if tables else selection.missing(settings, chosen)
+        missing += [] if tables else selection.missing_tables(settings, chosen)
         orphans = _orphans(settings, chosen)
         reports: dict[str, TableReport] = {}
         for name, source in sources.items():
@@ -201,8 +201,10 @@ def _check_source(
     with connect.source_errors(source.origin):
         if streamed:
             slot_name, publication_name = settings.stream.names(name)
-            keyed, wanting = apply.fitted(connection, streamed, slot_name, publication_name)
-            no_stream = apply.refusal(name, wanting) or _slot_conflict(connection, slot_name)
+            keyed, wanting = apply.prepare_tables(connection, streamed, slot_name, publication_name)
+            no_stream = apply.prerequisites_error(name, wanting) or _slot_conflict(
+                connection, slot_name
+            )
         limits = capacity.low_connection_limits(connection, source.origin, bool(streamed))
         surveys = survey.survey_relations(connection, [target.relation for target in targets])
     if len(streamed) < len(targets):
@@ -219,7 +221,7 @@ def _check_source(
         no_shared_snapshot=snapshot.standby_error(source.origin) if standby else None,
         no_stream=no_stream,
         limits=limits,
-        unfit=apply.unfit(wanting),
+        unfit=apply.unfit_tables(wanting),
         streamed={target.label: target for target in keyed},
         relations={relation.oid: relation for relation in shared.relations},
         personal={surveyed.relation.oid: surveyed.personal for surveyed in surveys},
@@ -272,7 +274,7 @@ def _table_report(
     try:
         given = _assignment(settings, checked, target)
         known = ask_source(given, lambda holder: constraints.constraints(holder, relation))
-        columns = selection.columns(given.target)
+        columns = selection.contract_columns(given.target)
         outline = plan.outline_plan(given)
         report = replace(report, notes=report.notes + outline.contract.notes)
         report = _with_rules(report, given, outline, known)
@@ -298,7 +300,7 @@ def _assignment(
         raise checked.unfit[target.label]
     current = checked.streamed.get(target.label, target)
     relation = pipeline.relation_in_snapshot(target, checked.snapshot, checked.relations)
-    current = selection.seen(current, relation)
+    current = selection.with_relation(current, relation)
     origin = checked.source.origin
     stamp = RowStamp("0", datetime.now(UTC), origin.name, target.settings.method)
     readers = budget.readers(settings.run.memory, settings.run.workers, checked.source.slots)
@@ -316,7 +318,7 @@ def _with_published_columns(given: TableContext) -> selection.Target:
         given,
         lambda holder: publication.streamed_columns(holder, target.relation, publication_name),
     )
-    return selection.carried(target, names)
+    return selection.with_columns_of(target, names)
 
 
 def _with_rules(

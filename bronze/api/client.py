@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from bronze.api.check import CheckReport
     from bronze.cdc.stream import Notify as NotifyStep
     from bronze.config.settings import Settings
-    from bronze.governance.audit import Report as AuditReport
+    from bronze.governance.audit import AuditReport
     from bronze.ingest.pipeline import Notify
     from bronze.maintenance.maintain import Notify as NotifyMaintained
     from bronze.model.results import MaintainResult, RunResult, StreamResult
-    from bronze.protection.erasure import Forgotten
+    from bronze.protection.erasure import ErasureResult
     from bronze.protection.keys import KeyReport
     from bronze.quality.report import QualityReport
     from bronze.verify.results import VerifyResult
@@ -266,7 +266,7 @@ class Bronze:
         """
         from bronze.protection import keys
 
-        return keys.reports(keys.held(self.config)[1])
+        return keys.reports(keys.stored_keys(self.config)[1])
 
     def rotate_keys(
         self, tables: Sequence[str] = (), *, reencrypt: bool = False
@@ -286,7 +286,7 @@ class Bronze:
         """
         from bronze.protection import keys, lake_table
 
-        names = [lake_table.held(self.config, table).name for table in tables]
+        names = [lake_table.protected_table(self.config, table).name for table in tables]
         return keys.rotate(self.config, names, reencrypt)
 
     def rewrap_keys(self) -> int:
@@ -330,7 +330,7 @@ class Bronze:
 
         return reveal.reveal(self.config, table, key=key, columns=columns, limit=limit)
 
-    def forget(self, table: str, key: Mapping[str, str], *, ask: bool = True) -> Forgotten:
+    def forget(self, table: str, key: Mapping[str, str], *, ask: bool = True) -> ErasureResult:
         """Erases the rows of a person from a Bronze table, its older versions and the governance
         tables, and proves it by reading everything that is left.
 
@@ -350,7 +350,7 @@ class Bronze:
 
         return recorded.forget(self.config, table, key, ask=ask)
 
-    def delete_old_versions(self, table: str) -> Forgotten:
+    def delete_old_versions(self, table: str) -> ErasureResult:
         """Deletes all older versions of a table, whatever the retention is.
 
         Raises:

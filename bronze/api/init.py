@@ -126,9 +126,9 @@ def _refused(
         target = Target(origin.name, relation, TableSettings(), "", "", Place(""))
         error = errors.get(relation.label)
         if not relation.readable:
-            error = selection.unreadable(target)
+            error = selection.unreadable_error(target)
         elif {a.name for a in relation.attributes if not a.readable} & {*relation.key}:
-            error = selection.closed(target)
+            error = selection.unreadable_columns_error(target)
         if error and error.sqlstate != _LOCK_NOT_AVAILABLE:
             failures[relation.oid] = error.failure()
     return failures

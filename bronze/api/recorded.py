@@ -24,11 +24,11 @@ from bronze.maintenance import maintain as maintenance
 from bronze.model.events import StreamEvent
 from bronze.model.results import LateRecord, MaintainResult, RunResult, StreamResult, TableResult
 from bronze.protection import erasure
-from bronze.protection.erasure import Forgotten
+from bronze.protection.erasure import ErasureResult
 from bronze.verify import verify as proof
 from bronze.verify.results import VerifyResult
 
-R = TypeVar("R", RunResult, StreamResult, MaintainResult, VerifyResult, Forgotten)
+R = TypeVar("R", RunResult, StreamResult, MaintainResult, VerifyResult, ErasureResult)
 
 
 def run(
@@ -174,10 +174,10 @@ def verify(
     return _run_and_record(settings, "verify", tables, work, events)
 
 
-def forget(settings: Settings, table: str, key: Mapping[str, str], *, ask: bool) -> Forgotten:
+def forget(settings: Settings, table: str, key: Mapping[str, str], *, ask: bool) -> ErasureResult:
     """`bronze.protection.erasure.forget`. The values of the key are not recorded."""
 
-    def events(done: Forgotten) -> list[Event]:
+    def events(done: ErasureResult) -> list[Event]:
         details = {
             "by": ", ".join(key),
             "rows": done.rows,
@@ -193,14 +193,14 @@ def forget(settings: Settings, table: str, key: Mapping[str, str], *, ask: bool)
     return _run_and_record(settings, "forget", [table], work, events)
 
 
-def old_versions(settings: Settings, table: str) -> Forgotten:
-    """`bronze.protection.erasure.old_versions`."""
+def old_versions(settings: Settings, table: str) -> ErasureResult:
+    """`bronze.protection.erasure.purge_history`."""
 
-    def events(done: Forgotten) -> list[Event]:
+    def events(done: ErasureResult) -> list[Event]:
         details = {"old_versions": True, "files": done.files, "version": done.version}
         return [Event("forget", done.target, _outcome(done), details)]
 
-    work = lambda: erasure.old_versions(settings, table)  # noqa: E731
+    work = lambda: erasure.purge_history(settings, table)  # noqa: E731
     return _run_and_record(settings, "forget", [table], work, events)
 
 

@@ -28,7 +28,7 @@ from bronze.errors import (
 )
 from bronze.execution.executors import Task, Workflow
 from bronze.governance import lineage
-from bronze.governance.lineage import Entry
+from bronze.governance.lineage import LineageEntry
 from bronze.governance.tables import quality as book
 from bronze.governance.tables.quality import Graded
 from bronze.ingest import diff, watermarks
@@ -51,7 +51,7 @@ from bronze.tables.selection import Target
 
 
 @dataclass(frozen=True)
-class Fared:
+class QualitySoFar:
     """How the rows of some batches fared, the last of which was committed in the source at
     ``as_of`` and landed ``age`` seconds later.
     """
@@ -63,7 +63,7 @@ class Fared:
 
 
 @dataclass
-class Following:
+class FollowedTable:
     """A table that follows the stream.
 
     Attributes:
@@ -88,10 +88,10 @@ class Following:
     floor: int
     held: int
     version: int
-    entry: Entry
+    entry: LineageEntry
     findings: Findings = NO_FINDINGS
     error: BronzeError | None = field(default=None)
-    fared: Fared | None = field(default=None)
+    fared: QualitySoFar | None = field(default=None)
     doubted: State | None = field(default=None)
 
     @property
@@ -111,10 +111,10 @@ class Following:
 
 
 @dataclass(frozen=True)
-class Followed:
+class AppliedChanges:
     """What a batch did to one table; ``read`` counts the changes that came."""
 
-    following: Following
+    following: FollowedTable
     read: int = 0
     inserted: int = 0
     updated: int = 0
@@ -125,7 +125,9 @@ class Followed:
     error: BronzeError | None = None
 
 
-def told(settings: Settings, following: Following, stamp: RowStamp) -> tuple[str, ...]:
+def record_anomalies(
+    settings: Settings, following: FollowedTable, stamp: RowStamp
+) -> tuple[str, ...]:
     """Enters what was found out about the rows of a table's last batches into the books.
 
     Returns:
@@ -135,10 +137,12 @@ def told(settings: Settings, following: Following, stamp: RowStamp) -> tuple[str
     following.findings = NO_FINDINGS
     if watch is None or findings is NO_FINDINGS:
         return ()
-    return outliers.told(settings, following.plan.target, stamp, watch, findings, "stream")
+    return outliers.record_findings(
+        settings, following.plan.target, stamp, watch, findings, "stream"
+    )
 
 
-def fitted(
+def prepare_tables(
     connection: Connection, targets: Sequence[Target], own: str, published: str
 ) -> tuple[list[Target], tuple[MissingPrerequisite, ...]]:
     """The tables with the keys by which a stream tells their rows apart, and what is missing.
@@ -153,13 +157,15 @@ def fitted(
     known = publication.replica_identities(connection, relations)
     keyed = [_keyed(target, known.get(target.label, ())) for target in targets]
     keys = {target.label: target.key for target in keyed}
-    out = {target.label: selection.left_out(target) for target in keyed}
+    out = {target.label: selection.dropped_columns(target) for target in keyed}
     return keyed, prerequisites.missing_prerequisites(
         connection, relations, keys, published, own, out
     )
 
 
-def refusal(source: str, wanting: Sequence[MissingPrerequisite]) -> SourceRefused | None:
+def prerequisites_error(
+    source: str, wanting: Sequence[MissingPrerequisite]
+) -> SourceRefused | None:
     """Why nothing of a source can be streamed, None where something can."""
     general = [one for one in wanting if not one.table]
     if not general:
@@ -170,7 +176,7 @@ def refusal(source: str, wanting: Sequence[MissingPrerequisite]) -> SourceRefuse
     )
 
 
-def unfit(wanting: Sequence[MissingPrerequisite]) -> dict[str, TableRefused]:
+def unfit_tables(wanting: Sequence[MissingPrerequisite]) -> dict[str, TableRefused]:
     """Why tables cannot be streamed, by their labels."""
     return {
         one.table: TableRefused(one.what, hint=one.mend, table=one.table)
@@ -187,7 +193,7 @@ def _keyed(target: Target, identity: tuple[str, ...]) -> Target:
     return replace(target, settings=own.model_copy(update={"key": identity}))
 
 
-def fits(following: Following, gathered: TableChanges) -> bool:
+def has_same_columns(following: FollowedTable, gathered: TableChanges) -> bool:
     """Whether the stream's columns are those that the table's contract is made for, and it tells
     rows apart.
     """
@@ -199,31 +205,39 @@ def fits(following: Following, gathered: TableChanges) -> bool:
     return same and told and bool(following.identity)
 
 
-def _identity(following: Following, gathered: TableChanges) -> tuple[str, ...]:
+def _identity(following: FollowedTable, gathered: TableChanges) -> tuple[str, ...]:
     """The columns that tell rows apart, without those that the publication leaves out."""
     named = {name for name, _, _ in gathered.described.columns}
     return tuple(name for name in following.identity if name in named)
 
 
-def landing(
-    settings: Settings, following: Following, gathered: TableChanges, batch: Batch, stamp: RowStamp
-) -> Workflow[Followed]:
+def apply_batch(
+    settings: Settings,
+    following: FollowedTable,
+    gathered: TableChanges,
+    batch: Batch,
+    stamp: RowStamp,
+) -> Workflow[AppliedChanges]:
     """The course of one table and one batch.
 
     Returns:
         What was done; a failure is in it. After `LakeUnreachable` the batch may be landed again.
     """
     try:
-        return (yield from _landed(settings, following, gathered, batch, stamp))
+        return (yield from _apply(settings, following, gathered, batch, stamp))
     except BronzeError as error:
         with suppress(BronzeError):
             commit.discard(following.plan.target.place, stamp.batch_id)
-        return Followed(following, error=error)
+        return AppliedChanges(following, error=error)
 
 
-def _landed(
-    settings: Settings, following: Following, gathered: TableChanges, batch: Batch, stamp: RowStamp
-) -> Workflow[Followed]:
+def _apply(
+    settings: Settings,
+    following: FollowedTable,
+    gathered: TableChanges,
+    batch: Batch,
+    stamp: RowStamp,
+) -> Workflow[AppliedChanges]:
     plan = following.plan
     label = following.label
     stamp = replace(stamp, lineage=following.entry.record.lineage_id)
@@ -232,8 +246,8 @@ def _landed(
     failpoint.reach("netted")
     record_rejected_values(settings, plan.target, stamp, netted.rejected)
     if netted.empty:
-        following.entry = lineage.followed(following.entry, rows_read=netted.read)
-        return Followed(following, netted.read)
+        following.entry = lineage.add_counts(following.entry, rows_read=netted.read)
+        return AppliedChanges(following, netted.read)
     wanted = Difference(netted.changes, deletes=netted.deletes, emptied=netted.emptied)
     for attempt in commit.attempts():
         with attempt:
@@ -244,7 +258,7 @@ def _landed(
     following.findings += netted.findings
     found = netted.findings.quality
     following.fared = _added(following.fared, found, stamp, batch)
-    return Followed(
+    return AppliedChanges(
         following,
         netted.read,
         edit.inserted,
@@ -256,13 +270,15 @@ def _landed(
     )
 
 
-def _added(before: Fared | None, found: QualityTotals, stamp: RowStamp, batch: Batch) -> Fared:
+def _added(
+    before: QualitySoFar | None, found: QualityTotals, stamp: RowStamp, batch: Batch
+) -> QualitySoFar:
     seconds = batch.committed / 10**6
     scored = before.scored + found if before else found
-    return Fared(scored, stamp, datetime.fromtimestamp(seconds, UTC), time.time() - seconds)
+    return QualitySoFar(scored, stamp, datetime.fromtimestamp(seconds, UTC), time.time() - seconds)
 
 
-def book_quality(settings: Settings, followings: Iterable[Following]) -> None:
+def record_quality(settings: Settings, followings: Iterable[FollowedTable]) -> None:
     """Enters how the rows fared that have landed since this was done last.
 
     Raises:
@@ -291,7 +307,7 @@ def book_quality(settings: Settings, followings: Iterable[Following]) -> None:
         following.fared = None
 
 
-def _current(following: Following) -> State:
+def _current(following: FollowedTable) -> State:
     """The table as it is.
 
     Raises:
@@ -301,7 +317,7 @@ def _current(following: Following) -> State:
     plan = following.plan
     state = log.read(plan.target.place)
     if state is None:
-        raise vanished(plan.target)
+        raise vanished_error(plan.target)
     if table_position(plan).streamed(state) != following.held:
         raise commit.overtaken(plan.target.place)
     if foreign := watermarks.foreign_commits_reason(state):
@@ -309,7 +325,7 @@ def _current(following: Following) -> State:
     return state
 
 
-def vanished(target: Target) -> TableVanished:
+def vanished_error(target: Target) -> TableVanished:
     """The error of a table that has followed, and whose Bronze table is gone."""
     return TableVanished(
         f"The Bronze table {target.name} was there and is gone from {target.place.url}.",
@@ -323,7 +339,9 @@ def table_position(plan: Plan) -> TablePosition:
     return TablePosition(plan.reached.name, plan.target.relation.oid)
 
 
-def _job(following: Following, gathered: TableChanges, stamp: RowStamp, state: State) -> NetTask:
+def _job(
+    following: FollowedTable, gathered: TableChanges, stamp: RowStamp, state: State
+) -> NetTask:
     plan = following.plan
     return NetTask(
         table=following.label,
@@ -346,7 +364,7 @@ def _job(following: Following, gathered: TableChanges, stamp: RowStamp, state: S
 
 
 def _commit(
-    following: Following,
+    following: FollowedTable,
     netted: NetChanges,
     edit: Edit,
     staged: Sequence[WrittenFile],
@@ -357,7 +375,7 @@ def _commit(
     plan = following.plan
     place = plan.target.place
     needed = {file.path for file in edit.written}
-    entry = lineage.followed(
+    entry = lineage.add_counts(
         following.entry,
         rows_read=netted.read,
         rejected=len(netted.rejected),
@@ -368,7 +386,7 @@ def _commit(
     if stamp.audited and audit_mark.knows_more(state, stamp.audited):
         following.doubted = state
     if edit.inserted or edit.updated or edit.deleted:
-        entry = lineage.at(entry, stamp.batch_id, batch.position, state.version + 1)
+        entry = lineage.advance(entry, stamp.batch_id, batch.position, state.version + 1)
         facts = {
             "batch_id": stamp.batch_id,
             "source": plan.target.source,
@@ -381,7 +399,7 @@ def _commit(
             "inserted": edit.inserted,
             "updated": edit.updated,
             "deleted": edit.deleted,
-            **lineage.told(entry, status="landed"),
+            **lineage.facts_of(entry, status="landed"),
         }
         try:
             following.version = commit.commit(
@@ -402,12 +420,12 @@ def _commit(
     _forget(following, [file for file in staged if file.path not in needed])
 
 
-def _forget(following: Following, written: Sequence[WrittenFile]) -> None:
+def _forget(following: FollowedTable, written: Sequence[WrittenFile]) -> None:
     with suppress(BronzeError):
         store.delete(following.plan.target.place, [file.path for file in written])
 
 
 def enrichment_of_changes(copied: Enrichment) -> Enrichment:
     """What the rows that a stream brings are given, by what those of the copy were."""
-    quality = replace(copied.quality, criteria=set_rules.followed(copied.quality.criteria))
+    quality = replace(copied.quality, criteria=set_rules.rules_of_changes(copied.quality.criteria))
     return replace(copied, quality=quality)

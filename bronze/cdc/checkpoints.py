@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-from bronze.cdc.apply import Following
+from bronze.cdc.apply import FollowedTable
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta import commit, log, positions
 from bronze.delta.commit import Change, Shape
@@ -27,7 +27,7 @@ def place(settings: Settings) -> Place:
     return settings.place(GOVERNANCE, book.NAME)
 
 
-def gone(settings: Settings) -> LakeUnreachable:
+def lake_gone_error(settings: Settings) -> LakeUnreachable:
     """The error of a lake that had this stream's records, and has none any more."""
     return LakeUnreachable(
         f"The lake at {settings.lake.root} is gone: the records of this stream are not there.",
@@ -35,7 +35,7 @@ def gone(settings: Settings) -> LakeUnreachable:
     )
 
 
-def found(settings: Settings) -> bool:
+def exists(settings: Settings) -> bool:
     """Whether there are records.
 
     Raises:
@@ -67,7 +67,7 @@ def history(state: State | None, identity: str, slot: str) -> str:
 
 
 @commit.retried
-def forsake(settings: Settings, identity: str, slot: str) -> None:
+def give_up_positions(settings: Settings, identity: str, slot: str) -> None:
     """Begins another `history`: from now on no position of before counts.
 
     Raises:
@@ -80,7 +80,7 @@ def forsake(settings: Settings, identity: str, slot: str) -> None:
     commit.commit(books, state, Change("WRITE"), {}, shape=shape, reached=reached)
 
 
-def past(state: State | None, stream: str) -> KnownTransactions:
+def known_transactions(state: State | None, stream: str) -> KnownTransactions:
     """What the records know of a stream's past; ``stream`` as for `position`."""
     recorded = StreamPosition(stream).recorded(state)
     return KnownTransactions(position(state, stream), recorded) if recorded else KnownTransactions()
@@ -112,12 +112,12 @@ def floor(state: State | None, stream: str, oid: int, at: int, confirmed: int) -
 
 
 @commit.retried
-def enter(
+def record(
     settings: Settings,
     history: str,
-    record: book.Record,
+    record: book.Checkpoint,
     clock: int,
-    followings: Iterable[Following],
+    followings: Iterable[FollowedTable],
     published: int,
     first: bool,
 ) -> None:
@@ -141,12 +141,14 @@ def enter(
     books = place(settings)
     state = log.read(books)
     if state is None and not first:
-        raise gone(settings)
+        raise lake_gone_error(settings)
     facts = {"batch_id": record.batch_id}
     writer.commit_rows(books, state, book.COLUMNS, book.frame(record), facts, reached=reached)
 
 
-def versions(followings: Iterable[Following], position: int, set_aside: Iterable[str] = ()) -> str:
+def versions(
+    followings: Iterable[FollowedTable], position: int, set_aside: Iterable[str] = ()
+) -> str:
     """A JSON object of the tables' versions at a position, by their full names; null for one that
     is ahead of it, and for those that are ``set_aside`` (full names of Bronze tables).
     """

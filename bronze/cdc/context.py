@@ -7,11 +7,11 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from bronze.cdc.apply import Followed
+from bronze.cdc.apply import AppliedChanges
 from bronze.config.settings import Settings
 from bronze.errors import BronzeError
 from bronze.governance import lineage, openlineage
-from bronze.governance.lineage import Entry
+from bronze.governance.lineage import LineageEntry
 from bronze.ingest import pipeline
 from bronze.model.events import LoadEvent, Notice, StreamEvent, TableFailed
 from bronze.model.locations import Origin
@@ -53,7 +53,7 @@ class StreamTotals:
         """Adds what a copy did."""
         self._add(result.table, result)
 
-    def followed(self, one: Followed) -> None:
+    def followed(self, one: AppliedChanges) -> None:
         """Adds what a batch did to a table."""
         target = one.following.plan.target
         self._add(
@@ -162,19 +162,19 @@ class StreamContext:
         )
         self.tell(TableFailed(target.label, failure))
 
-    def remember(self, entries: Sequence[Entry], *, begins: bool = False) -> None:
+    def remember(self, entries: Sequence[LineageEntry], *, begins: bool = False) -> None:
         """Enters records of lineage; ``begins`` says that they are of tables that have just come.
 
         Raises:
             LakeError, LakeUnreachable: they cannot be written.
         """
-        late = lineage.enter(self.settings, entries)
-        self.totals.late += [lineage.late(record) for record in late]
-        for note in openlineage.tell(self.settings, entries, begins=begins):
+        late = lineage.record(self.settings, entries)
+        self.totals.late += [lineage.late_record(record) for record in late]
+        for note in openlineage.send(self.settings, entries, begins=begins):
             self.tell(Notice(note))
 
     def found(self) -> tuple[Relation, ...]:
         """What is in the source's schemas now."""
         schemas = self.settings.source[self.origin.name].schema_
         with connect.source_errors(self.origin):
-            return selection.found(self.control, self.origin.name, schemas)
+            return selection.relations_of(self.control, self.origin.name, schemas)

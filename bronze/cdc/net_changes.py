@@ -15,7 +15,7 @@ import numpy.typing as npt
 import polars as pl
 
 from bronze import portion
-from bronze.anomaly.detection import scored
+from bronze.anomaly.detection import score_rows
 from bronze.cdc import replica_identity
 from bronze.cdc.replica_identity import LINE, PART, Rows
 from bronze.cdc.row_changes import UPSERT, NetChanges, NetTask, Part, stored_keys
@@ -57,7 +57,7 @@ def net_changes(job: NetTask) -> NetChanges:
     for rows, refused, found in _upserted_rows(job, parts, last.filter(UPSERT)):
         findings += found
         records = rejected_values(rows, refused, job.row_key.names)
-        rejected += protect.rejections(records, job.enrichment.protection)
+        rejected += protect.protect_rejected(records, job.enrichment.protection)
         if frames and portion.size_of(frames) + portion.size(rows) > _IN_MEMORY:
             changes += _staged(job, frames)
             frames = []
@@ -122,7 +122,7 @@ def _refuse_missing(job: NetTask, rows: pl.DataFrame) -> None:
 def _net_by_rows(job: NetTask, parts: Sequence[Part]) -> pl.DataFrame:
     moves = pl.concat([part.moves(job.identity, job.key) for part in parts])
     _refuse_missing(job, moves)
-    found = replica_identity.netted(moves, job.key)
+    found = replica_identity.net_rows(moves, job.key)
     _refuse_shared(job, found)
     left = found.went.join(found.came, on=job.key, how="anti")
     frames = [
@@ -144,7 +144,7 @@ def _refuse_shared(job: NetTask, found: Rows) -> None:
     if not _is_truncated(job):
         names = pl.concat([came, went]).unique()
         live = pl.col("record_status").ne_missing(DELETED)
-        held = lookup.found(job.place, job.stored, job.layout, names, ["record_status"])
+        held = lookup.find_rows(job.place, job.stored, job.layout, names, ["record_status"])
         there = pl.concat([there, *(rows.filter(live).select(key) for rows in held)])
     new = came.join(went, on=key, how="anti", nulls_equal=True)
     again = new.join(there, on=key, how="semi", nulls_equal=True).height
@@ -190,9 +190,9 @@ def _bronze_rows(
     protection = job.enrichment.protection
     made = key_text.with_text(made, whole, rejected, job.row_key, protection)
     if job.enrichment.watch:
-        made, outliers = scored(made, job.enrichment.watch, job.row_key.names, job.stamp)
+        made, outliers = score_rows(made, job.enrichment.watch, job.row_key.names, job.stamp)
         findings += Findings(outliers)
-    made = portion.beside(portion.plain(made), [part.committed(lines)])
+    made = portion.with_columns(portion.without_enums(made), [part.committed(lines)])
     made = partition.dated(made, job.dates_of) if job.dates_of else made
     return made, rejected, findings
 

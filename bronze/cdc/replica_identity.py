@@ -65,7 +65,7 @@ def moves(
     )
 
 
-def netted(moves: pl.DataFrame, key: Sequence[str]) -> Rows:
+def net_rows(moves: pl.DataFrame, key: Sequence[str]) -> Rows:
     """What is left of moves, in the order in which they were made."""
     high, low = (moves[name].to_numpy() for name in _TOKEN)
     order = np.lexsort((low, high))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from bronze.cdc import table_sync
 from bronze.cdc.context import StreamContext
 from bronze.cdc.new_slot import NewSlot
-from bronze.cdc.table_sync import Copied
+from bronze.cdc.table_sync import SyncedTables
 from bronze.errors import BronzeError, TableRefused
 from bronze.tables.selection import Target
 
@@ -71,7 +71,7 @@ class Resync:
         """Takes note that changes of a table, in a batch that ends at a position, were left out."""
         self._left_out[oid] = position
 
-    def behind(self, done: Copied) -> dict[int, int]:
+    def behind(self, done: SyncedTables) -> dict[int, int]:
         """By oid the tables of which changes after the slot's position were left out, and where."""
         return {
             oid: self._left_out[oid]
@@ -116,7 +116,7 @@ class Resync:
                 wanted.append(target)
             else:
                 del self._waiting[label]
-                self._give_up(one.target, dropped(label))
+                self._give_up(one.target, dropped_error(label))
         if not wanted:
             return None
         # What the stream brings without them was committed before the slot is asked for.
@@ -124,7 +124,7 @@ class Resync:
         self._left_out = {}
         return table_sync.another_slot(self._stream, wanted)
 
-    def copy(self, ready: NewSlot, others: bool) -> Copied:
+    def copy(self, ready: NewSlot, others: bool) -> SyncedTables:
         """Copies or compares the tables of a slot that is there; those that were altered meanwhile
         wait for the next one.
 
@@ -132,7 +132,7 @@ class Resync:
             BronzeError: nothing could be done at all.
         """
         why: Mapping[str, str] = {label: one.why for label, one in self._waiting.items()}
-        done = table_sync.copied(self._stream, ready, why, others)
+        done = table_sync.sync_tables(self._stream, ready, why, others)
         for target in ready.targets:
             one = self._waiting.pop(target.label)
             if target.label not in done.changed:
@@ -141,7 +141,7 @@ class Resync:
                 due = time.monotonic() + _PAUSE * (2**one.tries - 1)
                 self._waiting[target.label] = replace(one, tries=one.tries + 1, due=due)
             else:
-                self._give_up(target, altered(target.label))
+                self._give_up(target, altered_error(target.label))
         return done
 
     def refuse(self, targets: Iterable[Target], error: BronzeError) -> None:
@@ -157,14 +157,14 @@ class Resync:
             self._new = None
 
 
-def dropped(label: str) -> TableRefused:
+def dropped_error(label: str) -> TableRefused:
     """The error of a table that is not there any more."""
     return TableRefused(
         f"Table {label} was dropped.", hint="Its Bronze table stays as it was.", table=label
     )
 
 
-def altered(label: str) -> TableRefused:
+def altered_error(label: str) -> TableRefused:
     """The error of a table that does not stay as it is."""
     return TableRefused(
         f"Table {label} was altered or rewritten each time before it could be read.",

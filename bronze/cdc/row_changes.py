@@ -221,7 +221,7 @@ def stored_keys(job: NetTask, keys: pl.DataFrame) -> pl.DataFrame:
     """Keys as the stream has them, as the table has them."""
     clear, rejected = text_values.parse_texts(keys.select(job.key), key_texts(job))
     protection = job.enrichment.protection
-    rows = protect.values(clear, protection)
+    rows = protect.protect_rows(clear, protection)
     told = key_text.with_text(rows, clear, rejected, job.row_key, protection)
     return told.select(job.row_key.names)
 

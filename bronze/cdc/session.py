@@ -13,10 +13,10 @@ import uuid_utils
 
 from bronze import failpoint
 from bronze.cdc import apply, checkpoints, table_sync
-from bronze.cdc.apply import Following
+from bronze.cdc.apply import FollowedTable
 from bronze.cdc.context import Stopped, StreamContext
 from bronze.cdc.new_slot import NewSlot
-from bronze.cdc.resync import Resync, dropped
+from bronze.cdc.resync import Resync, dropped_error
 from bronze.errors import (
     BronzeError,
     CommitConflict,
@@ -92,7 +92,7 @@ class Session:
         self._stream, self._settings, self._wanted = stream, stream.settings, wanted
         self._failing: dict[str, _Failing] = {}
         self._resync = Resync(stream, self._fails_by)
-        self._history, self._followings, late = table_sync.begun(stream, targets)
+        self._history, self._followings, late = table_sync.begin(stream, targets)
         for why, some in late.items():
             self._resync.add(some, why)
         for target in targets:
@@ -120,7 +120,7 @@ class Session:
             self._record(None, "")
 
     @property
-    def _following(self) -> list[Following]:
+    def _following(self) -> list[FollowedTable]:
         return [following for following in self._followings.values() if not following.error]
 
     def follow(self, until_caught_up: bool) -> None:
@@ -133,7 +133,9 @@ class Session:
             self._follow(until_caught_up)
         except SourceRewound:
             stream = self._stream
-            checkpoints.forsake(self._settings, snapshot.timeline_of(stream.control), stream.slot)
+            checkpoints.give_up_positions(
+                self._settings, snapshot.timeline_of(stream.control), stream.slot
+            )
             raise
         finally:
             self._remember_last()
@@ -251,7 +253,7 @@ class Session:
         if self._last is None:
             return
         for following in self._followings.values():
-            for note in apply.told(self._settings, following, self._last):
+            for note in apply.record_anomalies(self._settings, following, self._last):
                 self._stream.tell(Notice(f"{following.label}: {note}"))
 
     def _record_quality(self) -> None:
@@ -259,13 +261,13 @@ class Session:
         stream goes on: it is tried again.
         """
         try:
-            apply.book_quality(self._settings, self._followings.values())
+            apply.record_quality(self._settings, self._followings.values())
         except BronzeError as error:
             self._stream.tell(Notice(f"Quality figures were not recorded: {error.message}"))
 
     def _landed(self, pool: Executor, batch: Batch, stamp: RowStamp) -> None:
         stream = self._stream
-        misfits: list[Following] = []
+        misfits: list[FollowedTable] = []
         unreachable: list[LakeUnreachable] = []
         courses = []
         for oid, gathered in batch.tables.items():
@@ -277,10 +279,10 @@ class Session:
             if batch.position <= following.floor:
                 continue
             if gathered.oversize:
-                stream.tell(_outgrown(following, gathered.oversize, self._largest))
+                stream.tell(_too_large(following, gathered.oversize, self._largest))
                 misfits.append(following)
-            elif apply.fits(following, gathered):
-                courses.append(apply.landing(self._settings, following, gathered, batch, stamp))
+            elif apply.has_same_columns(following, gathered):
+                courses.append(apply.apply_batch(self._settings, following, gathered, batch, stamp))
             else:
                 misfits.append(following)
         for one in executors.drive(pool, courses, self._limit):
@@ -288,8 +290,8 @@ class Session:
                 stream.tell(Resynced((one.following.label,), one.error.message))
                 misfits.append(one.following)
                 continue
-            if isinstance(one.error, TableVanished) and not checkpoints.found(self._settings):
-                unreachable.append(checkpoints.gone(self._settings))
+            if isinstance(one.error, TableVanished) and not checkpoints.exists(self._settings):
+                unreachable.append(checkpoints.lake_gone_error(self._settings))
                 continue
             if isinstance(one.error, LakeUnreachable):
                 unreachable.append(one.error)
@@ -306,7 +308,7 @@ class Session:
 
     def _compare(
         self,
-        misfits: Sequence[Following],
+        misfits: Sequence[FollowedTable],
         why: str = "its columns or its place in the stream have changed",
     ) -> None:
         """Tables that the stream cannot bring up to date are compared as they are now.
@@ -318,7 +320,7 @@ class Session:
         self._quality.run()
         now = {relation.oid: relation for relation in self._stream.found()}
         _refuse_remade(misfits, now.values())
-        self._stream.remember([lineage.left(following.entry, None) for following in misfits])
+        self._stream.remember([lineage.end_stream(following.entry, None) for following in misfits])
         there: list[Target] = []
         for following in misfits:
             target, relation = (
@@ -328,7 +330,9 @@ class Session:
             if relation and relation.label == target.label:
                 there.append(self._as_now(target, relation))
             else:
-                error = _left(following, relation) if relation else dropped(target.label)
+                error = (
+                    _left_error(following, relation) if relation else dropped_error(target.label)
+                )
                 self._fails_by(target, error)
         self._set_aside(there, why)
 
@@ -342,7 +346,7 @@ class Session:
                 self._fails_by(target, _occupied(target, other))
             else:
                 free.append(target)
-        self._resync.add(table_sync.fit_again(self._stream, free), why)
+        self._resync.add(table_sync.fit_tables_again(self._stream, free), why)
         for target in free:
             if target.label not in self._resync:
                 self._fails(target)
@@ -418,11 +422,11 @@ class Session:
 
     # Tables that failed
 
-    def _gives_up(self, following: Following, error: BronzeError) -> None:
+    def _gives_up(self, following: FollowedTable, error: BronzeError) -> None:
         following.error = error
         # What cannot be written yet is entered by whoever comes next.
         with suppress(BronzeError):
-            self._stream.remember([lineage.left(following.entry, error)])
+            self._stream.remember([lineage.end_stream(following.entry, error)])
         self._stream.tell(TableFailed(following.label, error.failure()))
         self._fails(following.plan.target)
 
@@ -466,7 +470,7 @@ class Session:
         moment, first = slot.server_position(stream.control), not stream.totals.position
         stream.progress.lag = max(0, moment.flushed - stream.progress.done)
         set_aside = [target.full_name for target in self._resync.targets]
-        entry = book.Record(
+        entry = book.Checkpoint(
             stream=stream.slot,
             source=stream.origin.name,
             position=stream.progress.done,
@@ -478,7 +482,7 @@ class Session:
             lag_seconds=max(0.0, time.time() - batch.committed / 10**6) if batch else 0.0,
             tables=checkpoints.versions(self._following, stream.progress.done, set_aside),
         )
-        checkpoints.enter(
+        checkpoints.record(
             self._settings,
             self._history,
             entry,
@@ -511,11 +515,13 @@ class Session:
         stream = self._stream
         stream.totals.unrecorded = None
         try:
-            if not checkpoints.found(self._settings):
-                raise checkpoints.gone(self._settings)
+            if not checkpoints.exists(self._settings):
+                raise checkpoints.lake_gone_error(self._settings)
             self._anomalies.run()
             self._quality.run()
-            stream.remember([lineage.left(f.entry, f.error) for f in self._followings.values()])
+            stream.remember(
+                [lineage.end_stream(f.entry, f.error) for f in self._followings.values()]
+            )
             self._attest()
         except BronzeError as error:
             stream.totals.unrecorded = error.failure()
@@ -527,7 +533,7 @@ class Session:
         }
         if self._audited is None or not doubted:
             return
-        for note in audit.compared(self._settings, self._audited, doubted):
+        for note in audit.records_lost(self._settings, self._audited, doubted):
             self._stream.tell(Notice(note))
         for following in self._followings.values():
             following.doubted = None
@@ -583,7 +589,7 @@ class Session:
         _refuse_remade(self._following, now.values())
         for one in self._following:
             if one.oid not in now or now[one.oid].label != one.label:
-                self._gives_up(one, _left(one, now.get(one.oid)))
+                self._gives_up(one, _left_error(one, now.get(one.oid)))
         self._follow_new(now.values())
         following = self._following
         with connect.source_errors(stream.origin):
@@ -591,9 +597,9 @@ class Session:
             covered = publication.fingerprints_of(stream.control, stream.publication, relations)
             keyed = [(now[one.oid], one.plan.target.key) for one in following]
             telling = publication.identifying_columns_by_table(stream.control, keyed)
-        changed: dict[str, list[Following]] = {}
+        changed: dict[str, list[FollowedTable]] = {}
         for one in following:
-            if why := _changed(one, now[one.oid], covered.get(one.oid, "")):
+            if why := _change_of(one, now[one.oid], covered.get(one.oid, "")):
                 changed.setdefault(why, []).append(one)
             elif telling.get(one.oid) != one.identity:
                 changed.setdefault("what tells its rows apart has changed", []).append(one)
@@ -617,7 +623,7 @@ class Session:
         if not mine:
             return
         try:
-            chosen = selection.targets(self._settings, mine, ())
+            chosen = selection.select_targets(self._settings, mine, ())
         except ConfigError as error:
             stream.tell(Notice(f"{error.message} {error.hint}"))
             return
@@ -638,7 +644,7 @@ class Session:
         return not self._wanted or not names.isdisjoint(self._wanted)
 
 
-def _left(following: Following, now: Relation | None) -> TableRefused:
+def _left_error(following: FollowedTable, now: Relation | None) -> TableRefused:
     """The error of a table that is not there any more under its name."""
     return TableRefused(
         f"Table {following.label} was renamed to {now.label}."
@@ -659,7 +665,7 @@ def _occupied(target: Target, other: str) -> TableRefused:
     )
 
 
-def _changed(following: Following, now: Relation, covered: str) -> str:
+def _change_of(following: FollowedTable, now: Relation, covered: str) -> str:
     """What has changed of a table that the stream may not have told of; "" if nothing has."""
     target = following.plan.target
     known = target.relation
@@ -675,12 +681,12 @@ def _changed(following: Following, now: Relation, covered: str) -> str:
     return ""
 
 
-def _outgrown(following: Following, size: int, largest: int) -> Resynced:
+def _too_large(following: FollowedTable, size: int, largest: int) -> Resynced:
     why = f"a change of it has {size:,} bytes, and [run] memory allows {largest:,} in a change"
     return Resynced((following.label,), why)
 
 
-def _refuse_remade(followings: Iterable[Following], now: Iterable[Relation]) -> None:
+def _refuse_remade(followings: Iterable[FollowedTable], now: Iterable[Relation]) -> None:
     names = {relation.label: relation.oid for relation in now}
     for following in followings:
         if names.get(following.label, following.oid) != following.oid:

@@ -81,8 +81,8 @@ def stream(
     while not stop.is_set():
         started, landed = time.monotonic(), totals.batches
         try:
-            with _opened(settings, name, stop, totals, notify, copied, sessions) as opened:
-                targets = _streamed(opened, tables)
+            with _connected(settings, name, stop, totals, notify, copied, sessions) as opened:
+                targets = _streamed_targets(opened, tables)
                 known = True
                 Session(opened, targets, tables).follow(until_caught_up)
             break
@@ -150,7 +150,7 @@ def _source(settings: Settings, tables: Sequence[str]) -> str:
 
 
 @contextmanager
-def _opened(
+def _connected(
     settings: Settings,
     name: str,
     stop: threading.Event,
@@ -193,9 +193,9 @@ def _claim(control: Connection, own: str, known: bool, stop: threading.Event) ->
             )
 
 
-def _streamed(stream: StreamContext, wanted: Sequence[str]) -> list[Target]:
+def _streamed_targets(stream: StreamContext, wanted: Sequence[str]) -> list[Target]:
     found = [(stream.origin.name, relation) for relation in stream.found()]
-    chosen = selection.targets(stream.settings, found, wanted)
+    chosen = selection.select_targets(stream.settings, found, wanted)
     streamed = [target for target in chosen if target.settings.pattern == "streaming"]
     if not streamed or (wanted and len(streamed) < len(chosen)):
         others = ", ".join(target.label for target in chosen if target not in streamed)
@@ -203,6 +203,6 @@ def _streamed(stream: StreamContext, wanted: Sequence[str]) -> list[Target]:
             f"The config does not have {others if wanted else 'any table'} streamed.",
             hint='Say so for each table: [tables.orders] pattern = "streaming"',
         )
-    for error in [] if wanted else selection.missing(stream.settings, chosen, streamed=True):
+    for error in [] if wanted else selection.missing_tables(stream.settings, chosen, streamed=True):
         stream.tell(Notice(f"{error.message} It is followed once it is there. {error.hint}"))
     return streamed

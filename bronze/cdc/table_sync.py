@@ -20,14 +20,14 @@ import uuid_utils
 
 from bronze import failpoint
 from bronze.cdc import apply, checkpoints
-from bronze.cdc.apply import Following
+from bronze.cdc.apply import FollowedTable
 from bronze.cdc.context import StreamContext
 from bronze.cdc.new_slot import NewSlot, publish
 from bronze.delta import log, positions
 from bronze.delta.log import State
 from bronze.errors import BronzeError, SourceRefused, TableRefused
 from bronze.governance import lineage
-from bronze.governance.lineage import Entry
+from bronze.governance.lineage import LineageEntry
 from bronze.ingest import pipeline
 from bronze.ingest.table_run import TableRun
 from bronze.model.events import LoadEvent, Notice, Resynced, TableFailed, Waiting
@@ -45,7 +45,7 @@ _LONG = 10.0
 
 
 @dataclass(frozen=True)
-class Copied:
+class SyncedTables:
     """What came of tables that were copied, or compared, in the snapshot of a slot.
 
     ``joined`` are by oid those that follow from ``position`` on, ``changed`` the labels of those
@@ -55,13 +55,13 @@ class Copied:
 
     history: str
     position: int
-    joined: dict[int, Following]
+    joined: dict[int, FollowedTable]
     changed: frozenset[str]
 
 
-def begun(
+def begin(
     stream: StreamContext, targets: Sequence[Target]
-) -> tuple[str, dict[int, Following], dict[str, list[Target]]]:
+) -> tuple[str, dict[int, FollowedTable], dict[str, list[Target]]]:
     """Makes publication and slot, and brings the tables to positions on the stream.
 
     Returns:
@@ -74,13 +74,13 @@ def begun(
         SourceRefused: something is missing at the source that concerns all of them.
         TableRefused: no table can be streamed; this is why the first one cannot.
     """
-    fit = _fit(stream, targets)
+    fit = _fit_tables(stream, targets)
     slot.end_abandoned(stream.control, stream.slot)
     found = slot.find(stream.control, stream.slot)
     why = ""
     if found and found.lost:
         why = f"the slot {stream.slot} was lost"
-    elif found and _remade(stream):
+    elif found and _is_recreated(stream):
         # Older servers cannot decode what was written while there was none.
         why = f"the publication {stream.publication} was created again"
     if why:
@@ -89,11 +89,13 @@ def begun(
         found = None
     if found is not None:
         fit = _published(stream, fit)
-        history, joined, late = _resumed(stream, fit, found.confirmed or 0)
+        history, joined, late = _resume(stream, fit, found.confirmed or 0)
         return history, joined, {UNTOLD: late}
     with closing(NewSlot(stream, fit, stream.slot, temporary=False)) as new:
         new.wait_or_stop("The stream waits")
-        done = copied(stream, new, dict.fromkeys((t.label for t in fit), "a new slot was made"))
+        done = sync_tables(
+            stream, new, dict.fromkeys((t.label for t in fit), "a new slot was made")
+        )
     stream.progress.done = done.position
     return done.history, done.joined, {ALTERED: [t for t in fit if t.label in done.changed]}
 
@@ -122,7 +124,7 @@ def _accepted(
     return [target for target in targets if target.label not in refused]
 
 
-def _remade(stream: StreamContext) -> bool:
+def _is_recreated(stream: StreamContext) -> bool:
     """Whether the publication is not the one that the stream was recorded with."""
     records = log.read(checkpoints.place(stream.settings))
     history = checkpoints.history(records, snapshot.timeline_of(stream.control), stream.slot)
@@ -137,7 +139,7 @@ def another_slot(stream: StreamContext, targets: Sequence[Target]) -> NewSlot:
     return NewSlot(stream, targets, name, temporary=True)
 
 
-def fit_again(stream: StreamContext, targets: Sequence[Target]) -> list[Target]:
+def fit_tables_again(stream: StreamContext, targets: Sequence[Target]) -> list[Target]:
     """Those that can be streamed by now, of tables that have to be copied or compared; the others
     are told.
     """
@@ -150,7 +152,7 @@ def fit_again(stream: StreamContext, targets: Sequence[Target]) -> list[Target]:
     return fit
 
 
-def _fit(stream: StreamContext, targets: Sequence[Target]) -> list[Target]:
+def _fit_tables(stream: StreamContext, targets: Sequence[Target]) -> list[Target]:
     """The tables that can be streamed, with the keys that tell their rows apart.
 
     Raises:
@@ -172,24 +174,24 @@ def _sorted(
     Raises:
         SourceRefused: something is missing at the source that concerns all of them.
     """
-    keyed, wanting = apply.fitted(stream.control, targets, stream.slot, stream.publication)
-    if refused := apply.refusal(stream.origin.name, wanting):
+    keyed, wanting = apply.prepare_tables(stream.control, targets, stream.slot, stream.publication)
+    if refused := apply.prerequisites_error(stream.origin.name, wanting):
         raise refused
-    why = apply.unfit(wanting)
+    why = apply.unfit_tables(wanting)
     fit = [target for target in keyed if target.label not in why]
     return fit, [(target, why[target.label]) for target in keyed if target.label in why]
 
 
-def _resumed(
+def _resume(
     stream: StreamContext, targets: Sequence[Target], confirmed: int
-) -> tuple[str, dict[int, Following], list[Target]]:
+) -> tuple[str, dict[int, FollowedTable], list[Target]]:
     """Lets tables follow from where they are; tells those that cannot, too."""
-    joined: dict[int, Following] = {}
+    joined: dict[int, FollowedTable] = {}
     late: list[Target] = []
     ends: set[tuple[int, int]] = set()
-    left: list[Entry] = []
-    with _held(stream) as taken:
-        held, records, tables = _placed(stream, taken, targets)
+    left: list[LineageEntry] = []
+    with _snapshot(stream) as taken:
+        held, records, tables = _plan_tables(stream, taken, targets)
         stream_id = f"{held.timeline}/{stream.slot}"
         # What was recorded may not have been confirmed any more.
         stream.progress.done = max(confirmed, checkpoints.position(records, stream_id))
@@ -198,7 +200,7 @@ def _resumed(
             if plan is None:
                 error = table.error or BronzeError("There is no plan.")
                 stream.failed(target, error)
-                left.append(lineage.left(table.entry, error))
+                left.append(lineage.end_stream(table.entry, error))
                 continue
             at = apply.table_position(plan).streamed(plan.state) if plan.state else None
             if plan.mode != "changes" or plan.state is None or at is None:
@@ -216,13 +218,13 @@ def _resumed(
             last = apply.table_position(plan).last_transaction(plan.state)
             ends |= {last} if last and last[0] > confirmed else set()
         stream.progress.past = replace(
-            checkpoints.past(records, stream_id), ends=tuple(sorted(ends))
+            checkpoints.known_transactions(records, stream_id), ends=tuple(sorted(ends))
         )
         stream.remember([*left, *(f.entry for f in joined.values())], begins=True)
         return held.timeline, joined, late
 
 
-def _placed(
+def _plan_tables(
     stream: StreamContext, held: Snapshot, targets: Sequence[Target]
 ) -> tuple[Snapshot, State | None, list[TableRun]]:
     """The snapshot in its history of positions, the records, and the tables' plans.
@@ -235,26 +237,26 @@ def _placed(
     """
     records = log.read(checkpoints.place(stream.settings))
     if records is None and stream.totals.position:
-        raise checkpoints.gone(stream.settings)
+        raise checkpoints.lake_gone_error(stream.settings)
     history = checkpoints.history(records, held.timeline, stream.slot)
     placed = replace(held, timeline=history)
     tables = _planned(stream, placed, targets)
     for table in tables:
         if table.plan and table.plan.state is None and table.target.name in stream.totals.names:
-            table.plan, table.error = None, apply.vanished(table.target)
+            table.plan, table.error = None, apply.vanished_error(table.target)
     states = [table.plan.state for table in tables if table.plan]
     known = [positions.read(state, history) or 0 for state in states if state]
     known.append(checkpoints.position(records, f"{history}/{stream.slot}"))
     if max(known) <= slot.server_position(stream.control).written:
         return placed, records, tables
     stream.tell(Notice(rewind.rewound_error().message))
-    checkpoints.forsake(stream.settings, held.timeline, stream.slot)
-    return _placed(stream, held, targets)
+    checkpoints.give_up_positions(stream.settings, held.timeline, stream.slot)
+    return _plan_tables(stream, held, targets)
 
 
-def copied(
+def sync_tables(
     stream: StreamContext, new: NewSlot, why: Mapping[str, str], others: bool = False
-) -> Copied:
+) -> SyncedTables:
     """Copies the tables of a slot, or compares those that are there, in its snapshot.
 
     Args:
@@ -270,27 +272,27 @@ def copied(
     stream.progress.published = new.published
     changed = snapshot.changed_relations(taken, stream.found())
     left = [target for target in new.targets if target.label not in changed]
-    held, _, tables = _placed(stream, taken, _accepted(stream, left, new.refused))
+    held, _, tables = _plan_tables(stream, taken, _accepted(stream, left, new.refused))
     for table in tables:
         if table.plan and table.plan.mode == "changes":
             table.plan = table.plan.whole(why[table.target.label])
     failpoint.reach("planned")
-    joined = _joined(stream, held, tables, others) if tables else {}
+    joined = _load(stream, held, tables, others) if tables else {}
     known = {target.label for target in new.targets}
-    return Copied(held.timeline, held.position, joined, changed & known)
+    return SyncedTables(held.timeline, held.position, joined, changed & known)
 
 
-def _joined(
+def _load(
     stream: StreamContext, held: Snapshot, tables: Sequence[TableRun], others: bool
-) -> dict[int, Following]:
-    notify = _patient(stream, tables) if others else stream.copying
+) -> dict[int, FollowedTable]:
+    notify = _notify_when_long(stream, tables) if others else stream.copying
     results = {r.table: r for r in pipeline.load_tables(stream.settings, tables, None, notify)}
-    joined: dict[int, Following] = {}
-    left: list[Entry] = []
+    joined: dict[int, FollowedTable] = {}
+    left: list[LineageEntry] = []
     for table in tables:
         result = results[table.target.label]
         stream.totals.copied(result)
-        table.entry = lineage.ended(table.entry, result)
+        table.entry = lineage.with_result(table.entry, result)
         if result.error is None and result.version is not None:
             at = held.position
             oid = table.target.relation.oid
@@ -305,7 +307,7 @@ def _joined(
     return joined
 
 
-def _patient(stream: StreamContext, tables: Sequence[TableRun]) -> pipeline.Notify:
+def _notify_when_long(stream: StreamContext, tables: Sequence[TableRun]) -> pipeline.Notify:
     """Tells of a copy, and once it takes long that others wait for it."""
     due = time.monotonic() + _LONG
     named = ", ".join(table.target.label for table in tables)
@@ -321,7 +323,7 @@ def _patient(stream: StreamContext, tables: Sequence[TableRun]) -> pipeline.Noti
 
 
 @contextmanager
-def _held(stream: StreamContext) -> Iterator[Snapshot]:
+def _snapshot(stream: StreamContext) -> Iterator[Snapshot]:
     """What the source has now. No table is locked, as none of them is read."""
     schemas = stream.settings.source[stream.origin.name].schema_
     with (
@@ -345,7 +347,7 @@ def _planned(stream: StreamContext, held: Snapshot, targets: Sequence[Target]) -
             )
         # This connection has the tables' locks: others queue up behind whoever waits for them.
         names = publication.streamed_columns(held.holder, target.relation, stream.publication)
-        return selection.carried(target, names)
+        return selection.with_columns_of(target, names)
 
     tables = pipeline.plan_tables(
         stream.settings, stream.origin, held, targets, batch, slots, carried
@@ -355,7 +357,7 @@ def _planned(stream: StreamContext, held: Snapshot, targets: Sequence[Target]) -
 
 def _following(
     stream: StreamContext, held: Snapshot, table: TableRun, floor: int, at: int, version: int
-) -> Following:
+) -> FollowedTable:
     plan = table.plan
     if plan is None:
         raise BronzeError("There is no plan.")
@@ -364,7 +366,7 @@ def _following(
     stream.totals.names.add(plan.target.name)
     choices = TypeOptions(own.decimals, own.arrays, own.timestamps)
     kinds = {attribute.name: attribute.type for attribute in relation.attributes}
-    return Following(
+    return FollowedTable(
         plan=plan,
         described=_described(stream, held.holder, plan.target),
         texts=tuple(
@@ -376,7 +378,7 @@ def _following(
         floor=floor,
         held=at,
         version=version,
-        entry=lineage.streaming(table.entry),
+        entry=lineage.begin_stream(table.entry),
     )
 
 
@@ -390,7 +392,7 @@ def _described(
     stream: StreamContext, holder: Connection, target: Target
 ) -> tuple[tuple[str, int, int], ...]:
     """The columns as the stream describes them; a column list may be without those not taken."""
-    relation, out = target.relation, selection.left_out(target)
+    relation, out = target.relation, selection.dropped_columns(target)
     carried = publication.streamed_columns(holder, relation, stream.publication)
     published = publication.find(holder, stream.publication)
     sent = published.attributes.get(relation.oid, carried) if published else carried

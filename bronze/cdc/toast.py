@@ -167,12 +167,12 @@ def fill_from_table(
     key = [name for name in keys.columns if name != _ROW]
     columns = [targets[name] for name in lacking]
     left = set(key_of)
-    for stored in lookup.found(
+    for stored in lookup.find_rows(
         job.place, job.stored, job.layout, keys.select(key).unique(), columns
     ):
         # A join copies values: they are found by their number.
         numbered = stored.select(key).with_row_index(_STORED)
-        pairs = portion.joined(keys, numbered, key, "inner")
+        pairs = portion.join(keys, numbered, key, "inner")
         at, of = pairs[_ROW].to_numpy(), pairs[_STORED].to_numpy()
         whole, refused, some = _selected(rows, rejected, changes, at)
         for name, lack in lacking.items():
@@ -229,5 +229,5 @@ def _in_clear(job: NetTask, target: str, stored: pl.Series, kind: pl.DataType) -
                     f" ALTER TABLE {job.table} REPLICA IDENTITY FULL.",
                     table=job.table,
                 )
-            return protect.revealed(stored, column, protection.masters, kind)
+            return protect.reveal_values(stored, column, protection.masters, kind)
     return stored

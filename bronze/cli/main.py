@@ -60,7 +60,7 @@ def run(
         opened = bronze.open(config)
         with progress.progress(as_json) as notify:
             result = opened.run(tables or (), notify=notify)
-        render.document(result) if as_json else render.run(result)
+        render.document(result) if as_json else render.run_result(result)
         raise typer.Exit(result.exit_code)
 
 
@@ -100,7 +100,7 @@ def stream(
         opened = bronze.open(config)
         if drop:
             dropped = opened.drop_stream(tables or ())
-            render.dropped(dropped, as_json)
+            render.dropped_stream(dropped, as_json)
             return
         stop = threading.Event()
         with _stopped_by_signals(stop), progress.progress(as_json) as copied:
@@ -111,7 +111,7 @@ def stream(
                 notify=progress.stream_log(as_json),
                 copied=copied,
             )
-        render.document(result) if as_json else render.streamed(result)
+        render.document(result) if as_json else render.stream_result(result)
         raise typer.Exit(result.exit_code)
 
 
@@ -171,7 +171,7 @@ def verify(
                 trust_hashes=trust_hashes,
                 notify=notify,
             )
-        render.document(result) if as_json else render.verified(result)
+        render.document(result) if as_json else render.verify_result(result)
         raise typer.Exit(result.exit_code)
 
 
@@ -189,7 +189,7 @@ def maintain(
 
     with _errors(as_json):
         result = bronze.open(config).maintain(tables or ())
-        render.document(result) if as_json else render.maintained(result)
+        render.document(result) if as_json else render.maintain_result(result)
         raise typer.Exit(result.exit_code)
 
 
@@ -215,7 +215,7 @@ def reveal(
         rows = bronze.open(config).reveal(
             table, key=subject.parsed(key or ()), columns=wanted, limit=limit
         )
-        render.revealed(rows, "json" if as_json else "csv" if as_csv else "")
+        render.revealed_rows(rows, "json" if as_json else "csv" if as_csv else "")
 
 
 @app.command()
@@ -244,7 +244,7 @@ def forget(
             done = opened.delete_old_versions(table)
         else:
             done = opened.forget(table, subject.parsed(key or ()), ask=not without_source)
-        render.document(done) if as_json else render.forgotten(done)
+        render.document(done) if as_json else render.erasure_result(done)
         raise typer.Exit(done.exit_code)
 
 
@@ -306,7 +306,7 @@ def rewrap(config: Config = Path("bronze.toml"), as_json: AsJson = False) -> Non
     from bronze.cli import render
 
     with _errors(as_json):
-        render.rewrapped(bronze.open(config).rewrap_keys(), as_json)
+        render.rewrapped_keys(bronze.open(config).rewrap_keys(), as_json)
 
 
 @app.command()
@@ -377,9 +377,13 @@ def init(
     from bronze.cli import render
 
     with _errors(False):
-        text = propose.propose_config(dsn, schemas=schema or (), name=name, notify=render.said)
+        text = propose.propose_config(
+            dsn, schemas=schema or (), name=name, notify=render.print_line
+        )
         propose.write_config(out, text)
-        render.said(f"Wrote {out}. Look it over, then: bronze check -c {out}; bronze run -c {out}")
+        render.print_line(
+            f"Wrote {out}. Look it over, then: bronze check -c {out}; bronze run -c {out}"
+        )
 
 
 @app.command()
@@ -397,7 +401,7 @@ def demo(
     from bronze.cli import tour
 
     with _errors(False):
-        tour.stop(directory) if stop else tour.take(directory, scale, keep)
+        tour.stop(directory) if stop else tour.run_tour(directory, scale, keep)
 
 
 @contextmanager

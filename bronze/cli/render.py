@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from polars import DataFrame
 
     from bronze.api.check import CheckReport, TableReport
-    from bronze.governance.audit import Report as AuditReport
+    from bronze.governance.audit import AuditReport
     from bronze.model.results import MaintainResult, RunResult, StreamResult, TableResult
-    from bronze.protection.erasure import Evidence, Forgotten
+    from bronze.protection.erasure import ErasureResult, Evidence
     from bronze.protection.keys import KeyReport
     from bronze.quality.report import QualityReport, TableQuality
     from bronze.verify.results import VerifyResult
@@ -35,12 +35,12 @@ _out = Console(highlight=False, emoji=False)
 _UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 
 
-def said(text: str, style: str | None = None) -> None:
+def print_line(text: str, style: str | None = None) -> None:
     """One line for people, on stdout; a line break at its beginning leaves one empty."""
     _line(_out, text, style)
 
 
-def failed(text: str, hint: str = "") -> None:
+def print_error(text: str, hint: str = "") -> None:
     """What went wrong, on stderr, and what to do about it."""
     _line(STDERR, text, "red")
     if hint:
@@ -104,46 +104,48 @@ def _figures(
         pads = {i: " " * (widths[i] - cell_len(row[i])) for i in shown}
         cells = [row[i] + pads[i] if names[i] in texts else pads[i] + row[i] for i in shown]
         # A terminal that is narrower breaks the line itself: no digit is left out.
-        said("  ".join(cells).rstrip(), style=None if number else "bold")
+        print_line("  ".join(cells).rstrip(), style=None if number else "bold")
 
 
-def run(result: RunResult) -> None:
+def run_result(result: RunResult) -> None:
     """A run's tables, then what went wrong, if anything did."""
     _figures(("Bronze table", "status", *_CELLS), [_cells(row) for row in result.tables])
     rows = sum(row.rows_read for row in result.tables)
-    said(f"{rows:,} rows read in {result.seconds:.1f} s, batch {result.batch_id}")
+    print_line(f"{rows:,} rows read in {result.seconds:.1f} s, batch {result.batch_id}")
     scored = [row for row in result.tables if row.score is not None]
     if scored:
-        said(_scores(scored))
+        print_line(_scores(scored))
     for row in result.tables:
         for note in row.notes:
-            said(f"{row.table}: {note}")
+            print_line(f"{row.table}: {note}")
         if row.error:
-            failed(f"{row.table}: {row.error.message}", row.error.hint)
-    _told(result)
+            print_error(f"{row.table}: {row.error.message}", row.error.hint)
+    _print_notes(result)
 
 
-def streamed(result: StreamResult) -> None:
+def stream_result(result: StreamResult) -> None:
     """What a stream did to each table until it ended."""
     cells = [_cells(row) for row in result.tables]
     names = ("Bronze table", "status", *_CELLS[:6], _CELLS[-1])
     _figures(names, [[*row[:8], row[-1]] for row in cells])
-    said(
+    print_line(
         f"{result.changes:,} changes in {result.transactions:,} transactions, landed in"
         f" {result.batches:,} batches in {result.seconds:.1f} s by stream {result.stream}"
     )
     for row in result.tables:
         if row.error:
-            failed(f"{row.table}: {row.error.message}", row.error.hint)
-    _told(result)
+            print_error(f"{row.table}: {row.error.message}", row.error.hint)
+    _print_notes(result)
 
 
-def dropped(name: str, as_json: bool) -> None:
+def dropped_stream(name: str, as_json: bool) -> None:
     """What became of a stream's slot."""
     if as_json:
         print_json({"dropped": name})
     else:
-        said(f"Dropped the slot {name} and its publication. The Bronze tables stay as they are.")
+        print_line(
+            f"Dropped the slot {name} and its publication. The Bronze tables stay as they are."
+        )
 
 
 def _cells(row: TableResult) -> list[str]:
@@ -167,7 +169,7 @@ def _version(number: int | None) -> str:
     return "" if number is None else str(number)
 
 
-def maintained(result: MaintainResult) -> None:
+def maintain_result(result: MaintainResult) -> None:
     """What maintenance did to each table, then what went wrong, if anything did."""
     rows = [
         [
@@ -185,7 +187,7 @@ def maintained(result: MaintainResult) -> None:
     _figures(("Bronze table", "files", "now", "rewritten", "expired", "freed", "log", "s"), rows)
     for row in result.tables:
         if row.error:
-            failed(f"{row.target}: {row.error.message}", row.error.hint)
+            print_error(f"{row.target}: {row.error.message}", row.error.hint)
     _unrecorded(result)
 
 
@@ -194,14 +196,16 @@ def audit(report: AuditReport) -> None:
     for row in report.records:
         when = row.recorded_timestamp.astimezone().strftime("%Y-%m-%d %H:%M:%S")
         what = " ".join(filter(None, (row.action, row.subject, row.result)))
-        said(f"{row.sequence:>6}  {when}  {row.actor}@{row.host}  {what}  {_brief(row.details)}")
+        print_line(
+            f"{row.sequence:>6}  {when}  {row.actor}@{row.host}  {what}  {_shortened(row.details)}"
+        )
     for problem in report.problems:
-        failed(f"{problem}.")
-    said(f"{report.count:,} records in all{_proof(report)}")
+        print_error(f"{problem}.")
+    print_line(f"{report.count:,} records in all{_proof(report)}")
     for note in report.notes:
-        said(f"  {note}")
+        print_line(f"  {note}")
     if report.head:
-        said(f"head {report.head}")
+        print_line(f"head {report.head}")
 
 
 def _proof(report: AuditReport) -> str:
@@ -220,7 +224,7 @@ def _proof(report: AuditReport) -> str:
     )
 
 
-def _brief(details: str) -> str:
+def _shortened(details: str) -> str:
     """Details for people, without the hashes of a config's keys."""
     try:
         known = dict(json.loads(details))
@@ -234,23 +238,25 @@ def _brief(details: str) -> str:
     )
 
 
-def _told(result: RunResult | StreamResult) -> None:
+def _print_notes(result: RunResult | StreamResult) -> None:
     for note in result.notes:
-        said(note)
+        print_line(note)
     for one in result.late:
-        said(f"{one.table}: batch {one.batch_id} died before it was recorded, and is recorded now")
+        print_line(
+            f"{one.table}: batch {one.batch_id} died before it was recorded, and is recorded now"
+        )
     _unrecorded(result)
 
 
 def _unrecorded(
-    result: RunResult | StreamResult | MaintainResult | VerifyResult | Forgotten,
+    result: RunResult | StreamResult | MaintainResult | VerifyResult | ErasureResult,
 ) -> None:
     if result.unrecorded:
         lost = "What was done could not be recorded in full"
-        failed(f"{lost}: {result.unrecorded.message}", result.unrecorded.hint)
+        print_error(f"{lost}: {result.unrecorded.message}", result.unrecorded.hint)
 
 
-def revealed(rows: DataFrame, form: str) -> None:
+def revealed_rows(rows: DataFrame, form: str) -> None:
     """Rows as a table, or all of them as ``json`` or ``csv``."""
     if form == "json":
         print_json(rows.to_dicts())
@@ -277,41 +283,43 @@ def _text(value: Any) -> str:
     return value.hex() if isinstance(value, bytes) else str(value)
 
 
-def forgotten(done: Forgotten) -> None:
+def erasure_result(done: ErasureResult) -> None:
     """What was looked at and erased, and what is left."""
     if done.source:
-        said(
+        print_line(
             f"Table {done.source.table} of the source (oid {done.source.oid}) answered that it has"
             f" {done.source.rows} such rows."
         )
     for note in done.notes:
-        said(f"note: {note}")
+        print_line(f"note: {note}")
     if done.before and not done.is_found:
-        failed(
+        print_error(
             f"{done.target}: nothing was found and nothing was erased. {_looked(done.before)} were"
             " looked at.",
             "Is the value right? What the log of older versions may still say of rows that left"
             " them before, --old-versions deletes.",
         )
         return
-    said(
+    print_line(
         f"{done.target}: {done.rows} rows and {done.records} records erased; {done.files} files"
         f" ({size(done.bytes)}) and {done.entries} log entries deleted. Only version"
         f" {done.version} can be read now."
     )
     if done.doubtful:
-        failed(f"{done.doubtful} rows or records are left that may be theirs; see the note above.")
+        print_error(
+            f"{done.doubtful} rows or records are left that may be theirs; see the note above."
+        )
     if done.left:
-        failed(
+        print_error(
             f"{done.left} rows or records are left in files that a run may be about to commit: let"
             " it end, and run this again."
         )
     elif done.before and done.after and not done.doubtful:
-        said(
+        print_line(
             f"Found before: {done.before.found} rows and {done.before.told} records, among"
             f" {_looked(done.before)}."
         )
-        said(f"Proof: {_looked(done.after)} were read afterwards, none has such a row.")
+        print_line(f"Proof: {_looked(done.after)} were read afterwards, none has such a row.")
     _unrecorded(done)
 
 
@@ -338,15 +346,17 @@ def keys(found: Sequence[KeyReport], as_json: bool) -> None:
     _figures(names, rows, names)
 
 
-def rewrapped(count: int, as_json: bool) -> None:
+def rewrapped_keys(count: int, as_json: bool) -> None:
     """How many keys were wrapped anew."""
     if as_json:
         print_json({"rewrapped": count})
     else:
-        said(f"{count} keys were wrapped anew." if count else "All keys are wrapped by it already.")
+        print_line(
+            f"{count} keys were wrapped anew." if count else "All keys are wrapped by it already."
+        )
 
 
-def verified(result: VerifyResult) -> None:
+def verify_result(result: VerifyResult) -> None:
     """What was found out about each table, then the faulty rows and files."""
     names = ("source", "Bronze", "files", "missing", "extra", "different", "altered", "bad files")
     rows = []
@@ -357,23 +367,23 @@ def verified(result: VerifyResult) -> None:
         cells += [f"{count:,}" for count in (*counts, row.altered, len(row.files))]
         rows.append([*cells, f"{row.seconds:.1f}", _version(row.version)])
     _figures(("Bronze table", "status", *names, "s", "v"), rows)
-    said(_looked_at(result))
+    print_line(_looked_at(result))
     for row in result.tables:
         for note in row.notes:
-            said(f"{row.table}: {note}")
+            print_line(f"{row.table}: {note}")
         if row.stray_files:
             strays = f"{row.stray_files:,} files ({size(row.stray_bytes)})"
-            said(f"{row.table}: {strays} in its folder are unknown to its log")
+            print_line(f"{row.table}: {strays} in its folder are unknown to its log")
         for file in row.files:
-            said(f"{row.table}: file {file.file} {file.what} ({file.rows:,} rows)")
+            print_line(f"{row.table}: file {file.file} {file.what} ({file.rows:,} rows)")
         for faulty in row.rows:
             what = f" ({faulty.what})" if faulty.what else ""
-            said(f"{row.table}: {faulty.fault} {faulty.key}{what} {faulty.file}".rstrip())
+            print_line(f"{row.table}: {faulty.fault} {faulty.key}{what} {faulty.file}".rstrip())
         left = row.missing + row.extra + row.different + row.altered - len(row.rows)
         if row.rows and left > 0:
-            said(f"{row.table}: and {left:,} more")
+            print_line(f"{row.table}: and {left:,} more")
         if row.error:
-            failed(f"{row.table}: {row.error.message}", row.error.hint)
+            print_error(f"{row.table}: {row.error.message}", row.error.hint)
     _unrecorded(result)
 
 
@@ -425,7 +435,7 @@ def quality(report: QualityReport, trend: int) -> None:
     from bronze.quality.checks import NULLS, emptiest
 
     if not report.tables:
-        said(f"There are no figures yet in {report.lake}: `bronze run` enters them.")
+        print_line(f"There are no figures yet in {report.lake}: `bronze run` enters them.")
     rows = []
     for one in report.tables:
         for number, run in enumerate(one.runs):
@@ -444,12 +454,12 @@ def quality(report: QualityReport, trend: int) -> None:
             keys = f", such as {', '.join(figure.examples)}" if figure.examples else ""
             if figure.rule == NULLS and figure.kind == "check":
                 keys = f", most of them in {emptiest(one.figures)}"
-            said(f"{one.target}: {what}: {count} ({figure.share or 0:.2%}){keys}")
+            print_line(f"{one.target}: {what}: {count} ({figure.share or 0:.2%}){keys}")
         if not one.fresh:
             age = f"{_age(one)} old" if math.isfinite(one.age) else "nothing has ever landed"
-            said(f"{one.target}: not fresh: {age}, to be below {one.allowed:,} s")
+            print_line(f"{one.target}: not fresh: {age}, to be below {one.allowed:,} s")
     for name in report.missing:
-        said(f"{name}: there are no figures of it: its next run enters them")
+        print_line(f"{name}: there are no figures of it: its next run enters them")
 
 
 def _age(table: TableQuality) -> str:
@@ -465,7 +475,7 @@ def check(report: CheckReport) -> None:
     for found in report.tables:
         rows = "never analysed" if found.rows < 0 else f"about {found.rows:,} rows"
         key = ", ".join(found.key) or "no key"
-        said(
+        print_line(
             f"\n{found.table} → {found.target}  ({found.kind}, {rows}, {size(found.bytes)}, {key})"
         )
         table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 2))
@@ -480,12 +490,12 @@ def check(report: CheckReport) -> None:
         if found.columns:
             _out.print(table)
         if found.rules:
-            said(f"  rules: {_rules(found)}")
+            print_line(f"  rules: {_rules(found)}")
         for note in found.notes:
-            said(f"  note: {note}")
+            print_line(f"  note: {note}")
         for limit in found.limits:
-            said(f"  by design: {limit}")
+            print_line(f"  by design: {limit}")
     for note in report.notes:
-        said(f"\nnote: {note}")
+        print_line(f"\nnote: {note}")
     for problem in report.problems:
-        failed(f"\n{problem.message}", problem.hint)
+        print_error(f"\n{problem.message}", problem.hint)

@@ -54,7 +54,7 @@ anomalies = {{ expected = 0.00025, columns = ["quantity", "unit_price", "line_to
 """
 
 
-def take(directory: Path, scale: float, keep: bool) -> None:
+def run_tour(directory: Path, scale: float, keep: bool) -> None:
     """Shows the whole job under ``directory``; PostgreSQL runs only meanwhile, unless ``keep``.
 
     A source that an earlier demo made there is gone on with.
@@ -71,17 +71,21 @@ def take(directory: Path, scale: float, keep: bool) -> None:
         started.stop()
         raise
     if keep:
-        render.said(f"The source is left running at {started.dsn(inventory.DATABASE)}")
-        render.said(f"Stop it with: bronze demo --dir {directory} --stop")
+        render.print_line(f"The source is left running at {started.dsn(inventory.DATABASE)}")
+        render.print_line(f"Stop it with: bronze demo --dir {directory} --stop")
     else:
         started.stop()
-    render.said(f"All of it took {time.monotonic() - began:.0f} s. Look around under {directory}:")
-    render.said(f"  python -c \"import polars; print(polars.read_delta('{_orders(directory)}'))\"")
+    render.print_line(
+        f"All of it took {time.monotonic() - began:.0f} s. Look around under {directory}:"
+    )
+    render.print_line(
+        f"  python -c \"import polars; print(polars.read_delta('{_orders(directory)}'))\""
+    )
     if keep:
-        render.said(f"  bronze check -c {directory / 'bronze.toml'}")
-        render.said(f"  bronze run -c {directory / 'bronze.toml'}")
+        render.print_line(f"  bronze check -c {directory / 'bronze.toml'}")
+        render.print_line(f"  bronze run -c {directory / 'bronze.toml'}")
     else:
-        render.said(f"  bronze demo --dir {directory} --keep    then run and check by hand")
+        render.print_line(f"  bronze demo --dir {directory} --keep    then run and check by hand")
 
 
 def stop(directory: Path) -> None:
@@ -94,7 +98,7 @@ def stop(directory: Path) -> None:
     if not data.is_dir():
         raise ConfigError(f"There is no demo under {directory}.", hint="Name it with --dir.")
     server.Server(data, server.HOST, 0).stop()
-    render.said("The source is stopped.")
+    render.print_line("The source is stopped.")
 
 
 def _orders(directory: Path) -> Path:
@@ -103,26 +107,26 @@ def _orders(directory: Path) -> Path:
 
 def _show(directory: Path, started: server.Server, scale: float) -> None:
     dsn = started.dsn(inventory.DATABASE)
-    if _there(started):
-        render.said(f"Going on with the source that is there: {dsn}")
+    if _is_prepared(started):
+        render.print_line(f"Going on with the source that is there: {dsn}")
     else:
-        render.said(f"Making the source at scale {scale:g}: {dsn}")
+        render.print_line(f"Making the source at scale {scale:g}: {dsn}")
         inventory.create(started.dsn(), scale=scale)
     config = directory / "bronze.toml"
     secrets = _keyed(directory.absolute() / "secrets")
     config.write_text(CONFIG.format(dsn=dsn, schema=inventory.SCHEMA, secrets=secrets))
     opened = bronze.open(config)
-    render.said("\nFirst run: everything")
+    render.print_line("\nFirst run: everything")
     _run(opened)
     changed = inventory.change_day(dsn)
     counts = [
         sum(getattr(change, kind) for change in changed.values())
         for kind in ("inserted", "updated", "deleted")
     ]
-    render.said(
+    render.print_line(
         "\nA day of business: {:,} rows inserted, {:,} updated, {:,} deleted".format(*counts)
     )
-    render.said("Second run:")
+    render.print_line("Second run:")
     _run(opened)
 
 
@@ -139,10 +143,10 @@ def _keyed(folder: Path) -> Path:
 def _run(opened: bronze.Bronze) -> None:
     with progress.progress(False) as notify:
         result = opened.run(notify=notify)
-    render.run(result)
+    render.run_result(result)
 
 
-def _there(started: server.Server) -> bool:
+def _is_prepared(started: server.Server) -> bool:
     with psycopg.connect(started.dsn()) as connection:
         query = "SELECT 1 FROM pg_database WHERE datname = %s"
         return connection.execute(query, [inventory.DATABASE]).fetchone() is not None

@@ -30,7 +30,7 @@ def imprint(settings: Settings) -> dict[str, str]:
     return {place: _hash(value)[:_DIGITS] for place, value in sorted(_leaves("", document))}
 
 
-def whole(imprinted: Mapping[str, str]) -> str:
+def fingerprint_of(imprinted: Mapping[str, str]) -> str:
     """The hash of all of it, as 32 hexadecimal digits."""
     return _hash(imprinted)[:32]
 

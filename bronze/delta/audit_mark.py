@@ -39,7 +39,7 @@ class Known:
         return record_hash.startswith(self.digits)
 
 
-def known(state: State) -> Iterator[Known]:
+def known_records(state: State) -> Iterator[Known]:
     """What a table knows of each log that it was written under."""
     for log in filter(None, state.properties.get(LOGS, "").split(",")):
         sequence, digits = (state.position(name) for name in _names(log))
@@ -48,7 +48,7 @@ def known(state: State) -> Iterator[Known]:
 
 def knows_more(state: State, mark: AuditMark) -> bool:
     """Whether a table knows of a record that a log has not which ends at ``mark``."""
-    mine = (one for one in known(state) if one.log == mark.log)
+    mine = (one for one in known_records(state) if one.log == mark.log)
     return any(
         one.sequence > mark.sequence
         or (one.sequence == mark.sequence and not one.agrees(mark.hash))

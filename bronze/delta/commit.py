@@ -359,7 +359,7 @@ def discard(place: Place, batch_id: str) -> None:
     state = read(place) if paths else None
     # What has landed may have lost its entry in the log, but not its place in the table.
     live = {files.batch_of(unquote(file.path)) for file in state.files} if state else set()
-    if state is None or batch_id not in live | _landed(state):
+    if state is None or batch_id not in live | _committed_batches(state):
         store.delete(place, paths)
 
 
@@ -383,7 +383,7 @@ def sweep(state: State, now: float) -> int:
     if not suspects:
         return 0
     try:
-        landed = _landed(state)
+        landed = _committed_batches(state)
     except FileDamaged:
         # An entry that nobody can read may be that of any batch.
         return 0
@@ -392,7 +392,7 @@ def sweep(state: State, now: float) -> int:
     return len(dead)
 
 
-def _landed(state: State) -> set[str]:
+def _committed_batches(state: State) -> set[str]:
     """The batches that the log knows to have committed."""
     return {str(facts_of(info).get("batch_id", "")) for info in infos(state.place)}
 

@@ -118,7 +118,7 @@ class Output:
 
 def groups(table: pa.Table) -> Iterator[pa.Table]:
     """The row groups that a file gets of some rows; each of them would be one."""
-    return portion.of(table, table.num_rows, _GROUP_BYTES)
+    return portion.portions_of(table, table.num_rows, _GROUP_BYTES)
 
 
 def _folders(partition: Partition) -> str:

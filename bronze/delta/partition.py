@@ -34,7 +34,7 @@ def source_of(column: str) -> str:
 
 def dated(rows: pl.DataFrame, source: str) -> pl.DataFrame:
     """The rows with their dates (in UTC) in the partition column."""
-    return portion.beside(rows, [rows[source].cast(pl.Date).alias(column_of(source))])
+    return portion.with_columns(rows, [rows[source].cast(pl.Date).alias(column_of(source))])
 
 
 class Outputs:

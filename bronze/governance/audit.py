@@ -30,7 +30,7 @@ from bronze.delta.positions import Position
 from bronze.errors import BronzeError, ConfigError, FileDamaged
 from bronze.governance import actor, audit_witnesses
 from bronze.governance.tables import audit_log as book
-from bronze.governance.tables.audit_log import Head, Record
+from bronze.governance.tables.audit_log import AuditRecord, Head
 from bronze.governance.writer import Page, append
 from bronze.model.locations import Place
 from bronze.model.stamp import AuditMark
@@ -61,7 +61,7 @@ class Event:
 
 
 @dataclass(frozen=True)
-class Report:
+class AuditReport:
     """What the audit log holds. ``records`` are those that were asked for, of ``count`` in all;
     ``head`` is the hash of the last one. ``verified`` says that the chain was checked, ``problems``
     what is wrong with it; of ``unsealed`` records at its beginning, which are older than the key of
@@ -72,7 +72,7 @@ class Report:
     log, up to number ``vouched``. ``notes`` say what is not proven.
     """
 
-    records: tuple[Record, ...]
+    records: tuple[AuditRecord, ...]
     count: int
     head: str
     verified: bool = False
@@ -121,8 +121,8 @@ def enter(settings: Settings, events: Sequence[Event]) -> None:
     now = datetime.now(UTC)
     imprinted = fingerprint.imprint(settings)
 
-    def drafted(event: Event) -> Record:
-        return Record(
+    def drafted(event: Event) -> AuditRecord:
+        return AuditRecord(
             sequence=0,
             recorded_timestamp=now,
             actor=actor.user(),
@@ -138,7 +138,7 @@ def enter(settings: Settings, events: Sequence[Event]) -> None:
 
     def page(state: State | None) -> Page | None:
         configs = _configs(state)
-        name, whole = settings.path or "python", fingerprint.whole(imprinted)
+        name, whole = settings.path or "python", fingerprint.fingerprint_of(imprinted)
         own = _log_id(state)
         fresh = own or uuid4().hex
         changed = []
@@ -183,7 +183,9 @@ def mark(settings: Settings) -> AuditMark | None:
     return None
 
 
-def compared(settings: Settings, known: AuditMark, tables: Mapping[str, State]) -> tuple[str, ...]:
+def records_lost(
+    settings: Settings, known: AuditMark, tables: Mapping[str, State]
+) -> tuple[str, ...]:
     """Holds tables, by their names, against the log; what is missing there is recorded, so that it
     is known when the log has grown again.
 
@@ -231,7 +233,7 @@ def report(
     since: datetime | None = None,
     action: str = "",
     table: str = "",
-) -> Report:
+) -> AuditReport:
     """Reads records, and proves them where that is asked for.
 
     Args:
@@ -247,7 +249,9 @@ def report(
         LakeError, LakeUnreachable: they cannot be read.
     """
     # The tables are asked first: what they know of is in the log by then.
-    told = audit_witnesses.heard(settings, book.NAME) if verify else audit_witnesses.Testimony()
+    told = (
+        audit_witnesses.testimony_of(settings, book.NAME) if verify else audit_witnesses.Testimony()
+    )
     state = log.read(place(settings))
     records, unreadable = _read(state) if state else ([], [])
     if unreadable and not verify:
@@ -274,7 +278,7 @@ def report(
     if verify and settings.audit.key:
         bare = next((i for i, one in enumerate(records) if one.key_id), 0)
     vouching = told.vouching(own)
-    return Report(
+    return AuditReport(
         asked,
         len(records),
         last,
@@ -328,7 +332,7 @@ def _keys(settings: Settings) -> dict[str, bytes]:
     return {book.key_id(key): key for key in keys}
 
 
-def _told(state: State | None) -> Head | None:
+def _head_of(state: State | None) -> Head | None:
     """The head that the table tells of, None where it tells of none."""
     found = re.fullmatch(r"(\d+):([0-9a-f]{64})", state.properties.get(_HEAD, "") if state else "")
     return Head(int(found[1]), found[2]) if found else None
@@ -337,7 +341,7 @@ def _told(state: State | None) -> Head | None:
 def _end(state: State | None) -> Head:
     if state is None:
         return Head()
-    told = _told(state)
+    told = _head_of(state)
     if told is None:
         # Somebody has taken it away; the chain goes on, and `verify` tells of it.
         records, _ = _read(state)
@@ -375,7 +379,7 @@ def _configured(state: State | None, name: str, now: Mapping[str, str], minted: 
     return Event(CONFIG, name, "changed" if then != now else "bound", details)
 
 
-def _read(state: State) -> tuple[list[Record], list[str]]:
+def _read(state: State) -> tuple[list[AuditRecord], list[str]]:
     """All records by their numbers, and which files cannot be read."""
     frames: list[pl.DataFrame] = []
     unreadable = []
@@ -396,7 +400,7 @@ def _read(state: State) -> tuple[list[Record], list[str]]:
 def _proven(
     settings: Settings,
     state: State | None,
-    records: Sequence[Record],
+    records: Sequence[AuditRecord],
     tables: audit_witnesses.Testimony,
 ) -> Iterator[str]:
     """What is wrong with the log, by itself and by what the lake's tables know of it."""
@@ -416,7 +420,7 @@ def _proven(
     named = [known for one in records if (known := _minted(one))]
     if named != [own] and (own or named):
         yield "the log's id is not the one that its records tell of"
-    told = _told(state)
+    told = _head_of(state)
     if told is None:
         yield "the Delta log does not tell where the chain ends"
     elif positions.read(state, positions.AUDIT) != told.sequence:
@@ -445,7 +449,7 @@ def _broken_facts(infos: Iterable[Mapping[str, Any]], hashes: Mapping[int, str])
             yield f"record {end.sequence} is not the one that was committed"
 
 
-def _minted(record: Record) -> str:
+def _minted(record: AuditRecord) -> str:
     """The id of the log, if this is the record which names it."""
     if record.action != CONFIG:
         return ""

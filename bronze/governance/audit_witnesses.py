@@ -41,7 +41,7 @@ class Testimony:
         return tuple(name for name in self.tables if name not in bound)
 
 
-def heard(settings: Settings, own: str) -> Testimony:
+def testimony_of(settings: Settings, own: str) -> Testimony:
     """Asks all tables of the lake but the log itself, whose name in ``governance`` is ``own``.
 
     Raises:
@@ -62,7 +62,7 @@ def heard(settings: Settings, own: str) -> Testimony:
                     books.append(name)
                 elif {properties.TABLE, audit_mark.LOGS} & set(state.properties):
                     tables.append(name)
-                    known += [(name, one) for one in audit_mark.known(state)]
+                    known += [(name, one) for one in audit_mark.known_records(state)]
             except BronzeError as error:
                 silent.append((name, error.message))
     return Testimony(tuple(tables), tuple(books), tuple(known), tuple(silent))

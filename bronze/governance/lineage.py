@@ -21,7 +21,7 @@ from bronze.delta.log import State
 from bronze.delta.positions import Position
 from bronze.errors import BronzeError
 from bronze.governance.tables import data_lineage as book
-from bronze.governance.tables.data_lineage import Record
+from bronze.governance.tables.data_lineage import LineageRecord
 from bronze.governance.writer import Page, append
 from bronze.model.columns import Column
 from bronze.model.locations import Place
@@ -34,7 +34,7 @@ STREAM = "stream"
 
 
 @dataclass(frozen=True)
-class Entry:
+class LineageEntry:
     """A record to be entered, and what it is about.
 
     ``version`` is the latest one that is known of its table, which lies at ``place``; None where
@@ -42,7 +42,7 @@ class Entry:
     ``host:port/name``, ``began`` when the run began.
     """
 
-    record: Record
+    record: LineageRecord
     place: Place
     version: int | None
     columns: tuple[Column, ...]
@@ -50,7 +50,7 @@ class Entry:
     began: datetime
 
 
-def ended(entry: Entry, result: TableResult) -> Entry:
+def with_result(entry: LineageEntry, result: TableResult) -> LineageEntry:
     """The record with what was done."""
     record, landed = entry.record, result.version is not None
     done = replace(
@@ -73,7 +73,7 @@ def _before(version: int | None) -> int | None:
     return version - 1 if version else None
 
 
-def streaming(entry: Entry) -> Entry:
+def begin_stream(entry: LineageEntry) -> LineageEntry:
     """The record of a table that follows a stream from here on."""
     record = entry.record
     known = record.version_before if record.version_after is None else record.version_after
@@ -81,20 +81,20 @@ def streaming(entry: Entry) -> Entry:
     return replace(entry, record=done)
 
 
-def followed(entry: Entry, **done: int) -> Entry:
+def add_counts(entry: LineageEntry, **done: int) -> LineageEntry:
     """The record with what a batch of the stream has added to its counts."""
     known = asdict(entry.record)
     sums = {name: known[name] + count for name, count in done.items()}
     return replace(entry, record=replace(entry.record, **sums))
 
 
-def at(entry: Entry, batch_id: str, position: int, version: int) -> Entry:
+def advance(entry: LineageEntry, batch_id: str, position: int, version: int) -> LineageEntry:
     """The record of a table that a stream has brought to a version."""
     done = replace(entry.record, batch_id=batch_id, position=position, version_after=version)
     return replace(entry, record=done, version=version)
 
 
-def left(entry: Entry, error: BronzeError | None) -> Entry:
+def end_stream(entry: LineageEntry, error: BronzeError | None) -> LineageEntry:
     """The record of a table that does not follow the stream any more."""
     record = entry.record
     moved = record.inserted or record.updated or record.deleted
@@ -103,7 +103,7 @@ def left(entry: Entry, error: BronzeError | None) -> Entry:
     return replace(entry, record=replace(record, status=status, error_kind=kind))
 
 
-def told(entry: Entry, **done: Any) -> Mapping[str, Any]:
+def facts_of(entry: LineageEntry, **done: Any) -> Mapping[str, Any]:
     """The record as a commit holds it; its version is told by where it is."""
     return {FACT: asdict(replace(entry.record, **done))}
 
@@ -113,7 +113,7 @@ def place(settings: Settings) -> Place:
     return settings.place(GOVERNANCE, book.NAME)
 
 
-def enter(settings: Settings, entries: Sequence[Entry]) -> tuple[Record, ...]:
+def record(settings: Settings, entries: Sequence[LineageEntry]) -> tuple[LineageRecord, ...]:
     """Enters records, and with them those that others have left out about the same tables.
 
     Returns:
@@ -123,16 +123,16 @@ def enter(settings: Settings, entries: Sequence[Entry]) -> tuple[Record, ...]:
         CommitConflict: others wrote at the same time, again and again.
         LakeError, LakeUnreachable: the book cannot be written, or a table's log not be read.
     """
-    late: list[Record] = []
+    late: list[LineageRecord] = []
 
     def page(state: State | None) -> Page | None:
         late[:] = []
         marks: dict[str, int] = {}
-        own: list[Record] = []
+        own: list[LineageRecord] = []
         for table in _by_table(entries):
             mark = _mark(state, table)
-            late.extend(_left_out(table, mark))
-            own += [e.record for e in table if not _entered(e.record, mark)]
+            late.extend(_unrecorded(table, mark))
+            own += [e.record for e in table if not _is_recorded(e.record, mark)]
             if (known := _latest(table)) is not None:
                 name = table[0].record.target_table
                 marks[name] = known if mark is None else max(known, mark)
@@ -149,18 +149,18 @@ def enter(settings: Settings, entries: Sequence[Entry]) -> tuple[Record, ...]:
     return tuple(late)
 
 
-def _by_table(entries: Sequence[Entry]) -> Iterable[list[Entry]]:
-    tables: dict[str, list[Entry]] = {}
+def _by_table(entries: Sequence[LineageEntry]) -> Iterable[list[LineageEntry]]:
+    tables: dict[str, list[LineageEntry]] = {}
     for one in entries:
         tables.setdefault(one.record.target_table, []).append(one)
     return tables.values()
 
 
-def _latest(table: Sequence[Entry]) -> int | None:
+def _latest(table: Sequence[LineageEntry]) -> int | None:
     return max((one.version for one in table if one.version is not None), default=None)
 
 
-def _mark(state: State | None, table: Sequence[Entry]) -> int | None:
+def _mark(state: State | None, table: Sequence[LineageEntry]) -> int | None:
     """The version up to which the book has all commits of a table, None where it has none."""
     first, known = table[0], _latest(table)
     mark = positions.recorded_version(state, first.record.target_table)
@@ -171,13 +171,13 @@ def _mark(state: State | None, table: Sequence[Entry]) -> int | None:
     return mark if now is not None and now.version >= mark else None
 
 
-def _entered(record: Record, mark: int | None) -> bool:
+def _is_recorded(record: LineageRecord, mark: int | None) -> bool:
     """Whether somebody else has entered it: a stream's records are its own to enter."""
     version = record.version_after
     return record.mode != STREAM and version is not None and mark is not None and version <= mark
 
 
-def _left_out(table: Sequence[Entry], mark: int | None) -> Iterator[Record]:
+def _unrecorded(table: Sequence[LineageEntry], mark: int | None) -> Iterator[LineageRecord]:
     """The records in a table's log that the book does not have, latest first."""
     known = _latest(table)
     if known is None:
@@ -203,23 +203,23 @@ def _left_out(table: Sequence[Entry], mark: int | None) -> Iterator[Record]:
             return
 
 
-def _read(fact: Mapping[str, Any], version: int) -> Record:
-    known: dict[str, Any] = {one.name: fact.get(one.name) for one in fields(Record)}
+def _read(fact: Mapping[str, Any], version: int) -> LineageRecord:
+    known: dict[str, Any] = {one.name: fact.get(one.name) for one in fields(LineageRecord)}
     before = _before(version) if known["mode"] != STREAM else known["version_before"]
-    return Record(**{**known, "version_before": before, "version_after": version})
+    return LineageRecord(**{**known, "version_before": before, "version_after": version})
 
 
 @dataclass
-class Ledger:
+class LineageLedger:
     """The entries of a run, until they are entered together; ``unwritten`` is why something else
     that is to be remembered could not be entered.
     """
 
     settings: Settings
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[LineageEntry] = field(default_factory=list)
     unwritten: Failure | None = None
 
-    def add(self, entry: Entry) -> None:
+    def add(self, entry: LineageEntry) -> None:
         """Keeps an entry. A failure gives way to what a later attempt has done."""
         target = entry.record.target_table
         self.entries = [
@@ -238,13 +238,13 @@ class Ledger:
         """
         try:
             return tuple(
-                late(record) for record in enter(self.settings, self.entries)
+                late_record(record) for record in record(self.settings, self.entries)
             ), self.unwritten
         except BronzeError as error:
             return (), error.failure()
 
 
-def late(record: Record) -> LateRecord:
+def late_record(record: LineageRecord) -> LateRecord:
     """What is told of a record that somebody else has left out."""
     return LateRecord(
         record.batch_id,

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from bronze import secrets
 from bronze.config.settings import Settings
 from bronze.errors import BronzeError, ConfigError
-from bronze.governance.lineage import STREAM, Entry
+from bronze.governance.lineage import STREAM, LineageEntry
 from bronze.version import VERSION
 
 if TYPE_CHECKING:
@@ -46,7 +46,9 @@ def ready(settings: Settings) -> None:
         )
 
 
-def tell(settings: Settings, entries: Sequence[Entry], *, begins: bool = True) -> tuple[str, ...]:
+def send(
+    settings: Settings, entries: Sequence[LineageEntry], *, begins: bool = True
+) -> tuple[str, ...]:
     """Sends the events of records, where the config wants them.
 
     Args:
@@ -82,7 +84,7 @@ def _note(settings: Settings, why: str) -> str:
 @dataclass
 class _Sending:
     settings: Settings
-    entries: Sequence[Entry]
+    entries: Sequence[LineageEntry]
     begins: bool
     fault: str = ""
     given_up: bool = False
@@ -115,14 +117,18 @@ def _transport(settings: Settings) -> Transport:
     return HttpTransport(config)
 
 
-def _events(settings: Settings, entries: Sequence[Entry], begins: bool) -> Iterator[RunEvent]:
+def _events(
+    settings: Settings, entries: Sequence[LineageEntry], begins: bool
+) -> Iterator[RunEvent]:
     from openlineage.client.event_v2 import Job, Run, RunEvent, RunState
 
     now = datetime.now(UTC)
     namespace = settings.lineage.namespace
     batches = {e.record.batch_id: e.began for e in entries if e.record.mode != STREAM}
 
-    def event(kind: str, at: datetime, run: Run, job: Job, entry: Entry | None = None) -> RunEvent:
+    def event(
+        kind: str, at: datetime, run: Run, job: Job, entry: LineageEntry | None = None
+    ) -> RunEvent:
         known = [entry] if entry and entry.columns else []
         return RunEvent(
             eventType=RunState[kind],
@@ -148,14 +154,14 @@ def _events(settings: Settings, entries: Sequence[Entry], begins: bool) -> Itera
         yield event("COMPLETE", now, Run(batch), whole)
 
 
-def _job_facets(entry: Entry) -> dict[str, JobFacet]:
+def _job_facets(entry: LineageEntry) -> dict[str, JobFacet]:
     from openlineage.client.generated.job_type_job import JobTypeJobFacet
 
     kind = "STREAMING" if entry.record.mode == STREAM else "BATCH"
     return {"jobType": JobTypeJobFacet(kind, "BRONZE", "TABLE", producer=_PRODUCER)}
 
 
-def _run_facets(entry: Entry, namespace: str) -> dict[str, RunFacet]:
+def _run_facets(entry: LineageEntry, namespace: str) -> dict[str, RunFacet]:
     from openlineage.client.generated import error_message_run, parent_run, processing_engine_run
 
     record = entry.record
@@ -177,13 +183,13 @@ def _run_facets(entry: Entry, namespace: str) -> dict[str, RunFacet]:
     return facets
 
 
-def _source(entry: Entry) -> tuple[str, str]:
+def _source(entry: LineageEntry) -> tuple[str, str]:
     """The namespace and name of the table in PostgreSQL, as OpenLineage spells them."""
     server, _, database = entry.database.rpartition("/")
     return f"postgres://{server}", f"{database}.{entry.record.source_table}"
 
 
-def _target(entry: Entry) -> tuple[str, str]:
+def _target(entry: LineageEntry) -> tuple[str, str]:
     """The namespace and name of the Bronze table: the store, and the path in it."""
     url = urlsplit(entry.place.url)
     if "://" not in entry.place.url:
@@ -191,7 +197,7 @@ def _target(entry: Entry) -> tuple[str, str]:
     return f"{url.scheme}://{url.netloc}", url.path.lstrip("/")
 
 
-def _input(entry: Entry) -> InputDataset:
+def _input(entry: LineageEntry) -> InputDataset:
     from openlineage.client.event_v2 import InputDataset
     from openlineage.client.generated.datasource_dataset import DatasourceDatasetFacet
 
@@ -210,7 +216,7 @@ def _input(entry: Entry) -> InputDataset:
     )
 
 
-def _output(entry: Entry) -> OutputDataset:
+def _output(entry: LineageEntry) -> OutputDataset:
     from openlineage.client.event_v2 import OutputDataset
     from openlineage.client.generated import (
         column_lineage_dataset,
@@ -249,7 +255,7 @@ def _output(entry: Entry) -> OutputDataset:
     )
 
 
-def _identity(entry: Entry, column: str) -> InputField:
+def _identity(entry: LineageEntry, column: str) -> InputField:
     from openlineage.client.generated.column_lineage_dataset import InputField, Transformation
 
     same = Transformation("DIRECT", "IDENTITY")

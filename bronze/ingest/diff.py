@@ -91,9 +91,9 @@ def difference_of(plan: Plan, stamp: RowStamp, results: Sequence[UnitResult]) ->
     missing: list[tuple[KnownRows, Fingerprints]] = []
     bronze_rows = 0
     for known, mask in _seen_masks(plan, results).items():
-        fingerprints = known_rows.known(known)
+        fingerprints = known_rows.known_fingerprints(known)
         seen = np.unpackbits(mask, count=len(fingerprints)).astype(np.bool_)
-        missing.append((known, known_rows.unseen(fingerprints, seen)))
+        missing.append((known, known_rows.unmatched_fingerprints(fingerprints, seen)))
         bronze_rows += known_rows.distinct(fingerprints)
     return Difference(changes, tuple(missing), bronze_rows, source_rows)
 
@@ -289,7 +289,7 @@ def _insert_jobs(
     adopted: list[WrittenFile] = []
     groups: list[list[tuple[Changes, bytes]]] = [[]]
     rows_of_group = 0
-    masks = insert.joined([m.found for m in merged], changes)
+    masks = insert.join_masks([m.found for m in merged], changes)
     for change, mask in zip(changes, masks, strict=True):
         rows = height(change)
         new_rows = len(insert.unfound(mask, rows))

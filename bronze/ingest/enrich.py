@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from bronze.anomaly.profile import profiled
+from bronze.anomaly.profile import profile_of
 from bronze.model.anomaly import Profile
 from bronze.model.stamp import RowStamp
 from bronze.model.units import Enrichment, Findings
@@ -29,8 +29,8 @@ def enrich(
         ConfigError: a key cannot be unwrapped.
         TableRefused: a rule cannot be evaluated on these rows.
     """
-    scores, quality = scoring.scored(rows, rejected, stamp, enrichment.quality)
-    profile = profiled(rows, enrichment.watch) if enrichment.watch else Profile()
+    scores, quality = scoring.score_rows(rows, rejected, stamp, enrichment.quality)
+    profile = profile_of(rows, enrichment.watch) if enrichment.watch else Profile()
     if enrichment.protection:
         hashes = row_hashes_of(rows, rejected, base)
         rows, hashes = protect.protected(rows, hashes, enrichment.protection)

@@ -88,7 +88,7 @@ def load_table(settings: Settings, table: TableRun) -> Workflow[TableResult]:
         write = _replace_all if plan.mode == "load" else _merge
         outcome = yield from write(settings, table, plan)
         failpoint.reach("landed")
-        known_rows.forget(plan.target.place)
+        known_rows.drop_cached(plan.target.place)
         notes = table.plan.notes + _record_anomalies(settings, table, outcome)
         notes += yield from _optimize(settings, table, outcome.changed)
         return _result(table, outcome, notes)
@@ -278,7 +278,7 @@ def _commit_facts(table: TableRun, **counts: int) -> dict[str, Any]:
         "rows": table.rows,
         "rejected": len(table.rejected),
         **counts,
-        **lineage.told(table.entry, mode=mode, status=status, **done),
+        **lineage.facts_of(table.entry, mode=mode, status=status, **done),
     }
 
 
@@ -291,7 +291,7 @@ def _record_anomalies(settings: Settings, table: TableRun, outcome: Outcome) -> 
     if not outcome.changed:
         findings = replace(findings, outliers=Outliers())
     scope: Scope = "changes" if plan.mode == "changes" else "whole"
-    return outliers.told(
+    return outliers.record_findings(
         settings, table.target, table.stamp, plan.enrichment.watch, findings, scope
     )
 
@@ -311,7 +311,7 @@ def record_rejected_values(
 
 def discard(place: Place, batch_id: str) -> None:
     """Deletes the files of a batch that no commit has."""
-    known_rows.forget(place)
+    known_rows.drop_cached(place)
     with suppress(BronzeError):
         commit.discard(place, batch_id)
 
@@ -335,7 +335,7 @@ def _optimize(settings: Settings, table: TableRun, changed: bool) -> Workflow[tu
         return ()
     place = table.target.place
     try:
-        layout = maintain.wished(settings, table.target.settings)
+        layout = maintain.layout_wish(settings, table.target.settings)
         planned = table.plan.state if table.plan else None
         # Where nothing changed, the files are those of the plan.
         state = log.read(place) if changed or planned is None else planned

@@ -77,18 +77,18 @@ def run(
         ConfigError, SourceError, LakeError: no table could be loaded.
     """
     openlineage.ready(settings)
-    ledger = lineage.Ledger(settings)
+    ledger = lineage.LineageLedger(settings)
     try:
         result = _run_with_retries(settings, tables, pool, notify, ledger)
     except BronzeError:
         # The tables that landed before the error need their lineage, too.
         ledger.closed()
-        openlineage.tell(settings, ledger.entries)
+        openlineage.send(settings, ledger.entries)
         raise
     late, unrecorded = ledger.closed()
-    notes = openlineage.tell(settings, ledger.entries)
+    notes = openlineage.send(settings, ledger.entries)
     if settings.maintain.auto:
-        notes += maintain.books(settings)
+        notes += maintain.maintain_governance(settings)
     return replace(result, late=late, notes=notes, unrecorded=unrecorded)
 
 
@@ -97,7 +97,7 @@ def _run_with_retries(
     tables: Sequence[str],
     pool: Executor | None,
     notify: Notify,
-    ledger: lineage.Ledger,
+    ledger: lineage.LineageLedger,
 ) -> RunResult:
     began = time.monotonic()
     batch_id = ""
@@ -129,7 +129,7 @@ def _run_with_retries(
             entries = {table.entry.record.target_table: table.entry for table in table_runs}
             for result in load_tables(settings, table_runs, pool, notify):
                 results[result.target] = result
-                ledger.add(lineage.ended(entries[result.target], result))
+                ledger.add(lineage.with_result(entries[result.target], result))
                 if result.error and result.error.kind in _OVERTAKEN:
                     overtaken.append(result.table)
             ledger.unwritten = record_quality(settings, table_runs) or ledger.unwritten
@@ -141,7 +141,7 @@ def _run_with_retries(
 
 def _missing_tables(settings: Settings, table_runs: Sequence[TableRun]) -> list[TableResult]:
     """The failures of tables that the config names and the source does not have."""
-    errors = selection.missing(settings, [table.target for table in table_runs])
+    errors = selection.missing_tables(settings, [table.target for table in table_runs])
     return [TableResult(e.table, "", "failed", error=e.failure()) for e in errors]
 
 
@@ -195,7 +195,9 @@ def open_sources(
         pool = stack.enter_context(connect.pool(origin, source.pool.min, source.pool.max))
         with connect.source_errors(origin):
             connection = stack.enter_context(pool.connection())
-            relations += [(name, r) for r in selection.found(connection, name, source.schema_)]
+            relations += [
+                (name, r) for r in selection.relations_of(connection, name, source.schema_)
+            ]
         connect.remember_server(origin, connection)
         sources[name] = OpenSource(origin, connection, source.pool.readers)
     return relations, sources
@@ -206,7 +208,7 @@ def _plan_all(
 ) -> list[TableRun]:
     """Opens a snapshot of each source and plans each table, by priority, then by size."""
     relations, sources = open_sources(settings, batch_id, stack)
-    targets = _without_streamed(selection.targets(settings, relations, names), names)
+    targets = _without_streamed(selection.select_targets(settings, relations, names), names)
     store.prove_writable(settings.place(settings.lake.schema_, ""))
     tables: list[TableRun] = []
     for name, source in sources.items():
@@ -251,7 +253,7 @@ def plan_tables(
     readers = budget.readers(settings.run.memory, settings.run.workers, slots)
     now = datetime.now(UTC)
     relations = {relation.oid: relation for relation in held.relations}
-    config = fingerprint.whole(fingerprint.imprint(settings))
+    config = fingerprint.fingerprint_of(fingerprint.imprint(settings))
     audited = audit.mark(settings)
     tables = []
     for target in targets:
@@ -260,7 +262,7 @@ def plan_tables(
         table_plan, refusal = None, None
         try:
             relation = relation_in_snapshot(target, held, relations)
-            current = fitted(selection.seen(target, relation))
+            current = fitted(selection.with_relation(target, relation))
             table_plan = plan.plan_table(current, held, origin, stamp, settings, readers, doubting)
         except (TableRefused, LakeError) as error:
             refusal = error
@@ -283,7 +285,7 @@ def _compare_audit_marks(
     if audited is not None:
         # An audit log that cannot be read fails the run's own record, which reports it.
         with suppress(BronzeError):
-            notes = audit.compared(settings, audited, states)
+            notes = audit.records_lost(settings, audited, states)
     for table in tables:
         if notes and table.plan:
             table.plan = replace(table.plan, notes=(*table.plan.notes, *notes))
@@ -302,7 +304,7 @@ def relation_in_snapshot(
         if label == target.label:
             raise error
     if not target.relation.readable:
-        raise selection.unreadable(target)
+        raise selection.unreadable_error(target)
     relation = relations.get(target.relation.oid)
     if relation is None:
         raise TableRefused(

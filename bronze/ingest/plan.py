@@ -218,7 +218,7 @@ def _enrichment(
     protect = context.target.settings.protect
     protected = {name for name, how in protect.items() if how.method != "clear"}
     quality = set_rules.quality(context, contract, key, asking=reading, protected=protected)
-    watch = models.watch(context, contract, key.names, state, protected)
+    watch = models.monitoring_of(context, contract, key.names, state, protected)
     return Enrichment(protection=protection, watch=watch, quality=quality)
 
 
@@ -272,7 +272,7 @@ def outline_plan(context: TableContext) -> PlanOutline:
     state, contract, partition = resolve_columns(target, context.held.since)
     key = key_columns(target, contract)
     protection = keys.protection(context.settings, target, contract, making=False)
-    if keys.moved(protection, state):
+    if keys.is_rotated(protection, state):
         note = f"its keys have been rotated: {evolution.ANEW}"
         contract = replace(contract, reload=True, notes=(*contract.notes, note))
     no_key_reason = "" if key else target.relation.keyless

@@ -46,7 +46,7 @@ def resolve_columns(
         LakeError: bronze cannot write the Bronze table.
     """
     settings = target.settings
-    columns = selection.columns(target)
+    columns = selection.contract_columns(target)
     if settings.pattern not in ("full_refresh", "streaming"):
         refusal = watermarks.cursor_refusal(
             target.relation, settings.cursor, settings.overlap, since
@@ -60,7 +60,7 @@ def resolve_columns(
         state.writable()
         _refuse_other_table(target, state)
         contract = evolve_columns(target, columns, state)
-        if foreign_changes := evolution.meddled(state.columns, state.properties):
+        if foreign_changes := evolution.foreign_column_changes(state.columns, state.properties):
             note = f"another writer has changed the table's columns: {', '.join(foreign_changes)}"
             contract = replace(contract, notes=(*contract.notes, note))
     _cluster_columns(target, contract)
@@ -81,11 +81,13 @@ def evolve_columns(target: Target, columns: Sequence[Column], state: State) -> C
     settings = target.settings
     added = {state.partition, COMMIT_TIMESTAMP, KIND if settings.history else None}
     added |= {name for name, _ in ANOMALY_COLUMNS} if _has_anomaly_columns(target, state) else set()
-    restored = evolution.restored(state.columns, state.properties)
+    restored = evolution.columns_as_written(state.columns, state.properties)
     bronze_columns = [pair for pair in restored if pair[0] not in added]
     targets = {column.target for column in columns}
     # A column may have been renamed to the name of one that is left out.
-    dropped = {settings.rename.get(name, name) for name in selection.left_out(target)} - targets
+    dropped = {
+        settings.rename.get(name, name) for name in selection.dropped_columns(target)
+    } - targets
     return evolution.resolve_contract(
         columns, bronze_columns, state.properties, target.relation, dropped=sorted(dropped)
     )
@@ -234,7 +236,7 @@ def _source_notes(target: Target, contract: ColumnContract, row_key: RowKey) -> 
         properties.OID: str(target.relation.oid),
         properties.KEY: json.dumps(row_key.names),
         properties.BASE: str(contract.base),
-        properties.NUMBERS: evolution.numbers(contract.columns, target.relation),
+        properties.NUMBERS: evolution.column_numbers(contract.columns, target.relation),
         properties.DEFINITION: json.dumps(target.relation.definition, sort_keys=True),
     }
     if target.published:
@@ -253,7 +255,7 @@ def _protection_notes(
     if not enrichment.protection and not (state and properties.PROTECT in state.properties):
         return {}
     return {
-        properties.PROTECT: evolution.protects(contract.columns),
+        properties.PROTECT: evolution.protection_property(contract.columns),
         keys.IDS: keys.ids(enrichment.protection),
     }
 
@@ -265,12 +267,14 @@ def _state_notes(
     target = context.target
     threshold = context.settings.demanded(target.settings).threshold
     known = state.properties if state and not contract.reload else None
-    notes = {properties.THRESHOLDS: evolution.thresholds(known, threshold)}
+    notes = {properties.THRESHOLDS: evolution.thresholds_property(known, threshold)}
     if _has_anomaly_columns(target, state):
         notes[properties.WATCHED] = "true"
     if state is not None:
-        notes |= evolution.widened(contract.columns, state.columns, state.properties)
-        notes |= evolution.former(contract.columns, state.properties, target.relation)
+        notes |= evolution.widened_property(contract.columns, state.columns, state.properties)
+        notes |= evolution.former_names_property(
+            contract.columns, state.properties, target.relation
+        )
         if properties.CUT in state.properties:
             notes[properties.CUT] = ""
     return notes

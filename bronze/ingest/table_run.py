@@ -12,8 +12,8 @@ from operator import add
 from bronze.config.settings import Settings
 from bronze.errors import BronzeError
 from bronze.governance import actor
-from bronze.governance.lineage import Entry
-from bronze.governance.tables.data_lineage import Record
+from bronze.governance.lineage import LineageEntry
+from bronze.governance.tables.data_lineage import LineageRecord
 from bronze.governance.tables.quality import Figure
 from bronze.ingest.plan import Plan
 from bronze.model.locations import Origin
@@ -32,11 +32,11 @@ def lineage_entry(
     stamp: RowStamp,
     held: Snapshot,
     plan: Plan | None,
-) -> Entry:
+) -> LineageEntry:
     """The lineage record of a table as its run starts; ``config`` is the hash of the config."""
     state = plan.state if plan else None
     version = state.version if state else None
-    record = Record(
+    record = LineageRecord(
         lineage_id=stamp.lineage,
         source_system=stamp.source_system,
         source_table=target.label,
@@ -63,7 +63,7 @@ def lineage_entry(
         error_kind="",
     )
     at = held.holder.info
-    return Entry(
+    return LineageEntry(
         record=record,
         place=target.place,
         version=version,
@@ -99,7 +99,7 @@ class TableRun:
     held: Snapshot
     stamp: RowStamp
     readers: int
-    entry: Entry
+    entry: LineageEntry
     plan: Plan | None = None
     error: BronzeError | None = None
     written: list[UnitResult] = field(default_factory=list)
@@ -129,7 +129,7 @@ class TableRun:
 
     def compare_all_rows(self, plan: Plan) -> Plan:
         """Replaces the plan by one that compares all rows, and forgets what was read."""
-        known_rows.forget(self.target.place)
+        known_rows.drop_cached(self.target.place)
         self.written.clear()
         self.plan = plan.whole()
         return self.plan

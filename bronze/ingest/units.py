@@ -57,7 +57,7 @@ def row_units(
     if against is not None:
         shares = list(_known_rows(context, shape, key.names, (), against))
         if doubting:
-            form = evolution.form(against.columns, against.properties, against.partition)
+            form = evolution.row_format_of(against.columns, against.properties, against.partition)
             shares = [replace(share, form=form) for share in shares if share]
         memory = budget.beside_known_rows(memory)
     groups = grouped_splits(context, memory, key.source_names)

@@ -17,7 +17,7 @@ import polars as pl
 import tenacity
 
 from bronze import portion
-from bronze.anomaly.detection import scored
+from bronze.anomaly.detection import score_rows
 from bronze.delta import files, partition
 from bronze.delta.write import history, merge
 from bronze.errors import SourceUnreachable
@@ -76,7 +76,7 @@ def read_unit(unit: Unit) -> UnitResult:
         unit.number,
         totals.rows,
         written,
-        portion.plain(pl.concat(kept)) if kept else None,
+        portion.without_enums(pl.concat(kept)) if kept else None,
         tuple(totals.rejected),
         totals.seen(),
         totals.sum,
@@ -111,13 +111,13 @@ class _KnownRowFilter:
     known: KnownRows
 
     def __post_init__(self) -> None:
-        self._fingerprints: Fingerprints = known_rows.known(self.known)
+        self._fingerprints: Fingerprints = known_rows.known_fingerprints(self.known)
         self._seen = np.zeros(len(self._fingerprints), np.bool_)
 
     def new_rows(self, rows: pl.DataFrame) -> pl.DataFrame:
         """The rows that the table does not hold."""
         prints = known_rows.fingerprints(self.known, rows)
-        there, places = known_rows.seen(self._fingerprints, prints)
+        there, places = known_rows.match_fingerprints(self._fingerprints, prints)
         self._seen[places] = True
         return rows.filter(pl.Series(~there & known_rows.shared(self.known, prints)))
 
@@ -150,7 +150,7 @@ class _UnitTotals:
 
     def _keys(self, rows: pl.DataFrame, rejected: pl.Series) -> pl.DataFrame:
         protection, key = self.unit.rows.enrichment.protection, self.unit.rows.key
-        keys = protect.values(rows, protection)
+        keys = protect.protect_rows(rows, protection)
         keys = key_text.with_text(keys, rows, rejected, key, protection)
         return self.filter.new_rows(keys) if self.filter else keys
 
@@ -163,16 +163,16 @@ class _UnitTotals:
         if self.unit.counts_rows:
             self.findings += findings
         if rejected.null_count() < len(rejected):
-            bronze_rows = portion.beside(bronze_rows, [rejected.alias(_REJECTED)])
+            bronze_rows = portion.with_columns(bronze_rows, [rejected.alias(_REJECTED)])
         if self.unit.sums_rows and bronze_rows.height:
             self.sum = fingerprint.added(self.sum, fingerprint.total(bronze_rows["row_hash"]))
         if how.history:
-            bronze_rows = portion.beside(
+            bronze_rows = portion.with_columns(
                 bronze_rows, [_constant(history.KIND, "insert", pl.String(), bronze_rows)]
             )
         if how.streamed:
             commit_times = _constant(COMMIT_TIMESTAMP, None, pl.Datetime("us", "UTC"), bronze_rows)
-            bronze_rows = portion.beside(bronze_rows, [commit_times])
+            bronze_rows = portion.with_columns(bronze_rows, [commit_times])
         return partition.dated(bronze_rows, how.dates_of) if how.dates_of else bronze_rows
 
     def _with_scores(self, rows: pl.DataFrame) -> pl.DataFrame:
@@ -180,7 +180,7 @@ class _UnitTotals:
         how = self.unit.rows
         if how.enrichment.watch is None:
             return rows
-        rows, outliers = scored(rows, how.enrichment.watch, how.key.names, how.stamp)
+        rows, outliers = score_rows(rows, how.enrichment.watch, how.key.names, how.stamp)
         self.findings += Findings(outliers)
         return rows
 
@@ -190,7 +190,7 @@ class _UnitTotals:
         how = self.unit.rows
         key = how.key.names or _KEYLESS_NAMES
         records = rejected_values(rows, rows[_REJECTED], key)
-        self.rejected += protect.rejections(records, how.enrichment.protection)
+        self.rejected += protect.protect_rejected(records, how.enrichment.protection)
         return rows.drop(_REJECTED)
 
     def seen(self) -> bytes:

@@ -100,7 +100,7 @@ class BackgroundMaintenance:
                 _log.warning("%s was not maintained: %s", name, type(error).__name__)
 
     def _improve(self, place: Place, own: TableSettings, name: str) -> None:
-        wish = maintain.wished(self._settings, own)
+        wish = maintain.layout_wish(self._settings, own)
         state = log.read(place)
         if state is not None and optimize.needed(state, wish):
             course = maintain.improvement(self._settings, place, wish, name, _SHARE)

@@ -67,7 +67,7 @@ def maintain(
     return MaintainResult(time.monotonic() - began, tuple(results))
 
 
-def books(settings: Settings) -> tuple[str, ...]:
+def maintain_governance(settings: Settings) -> tuple[str, ...]:
     """Joins the files of the books that have many: each run adds some to them, and reads them.
 
     Returns:
@@ -88,7 +88,7 @@ def books(settings: Settings) -> tuple[str, ...]:
             if state is not None and len(state.files) >= _FULL_BOOK:
                 optimize.improve(
                     place,
-                    wished(settings, TableSettings()),
+                    layout_wish(settings, TableSettings()),
                     batch_id=str(uuid_utils.uuid7()),
                     memory=budget.for_rewriting(settings.run.memory, settings.run.workers),
                     each=map,
@@ -117,7 +117,7 @@ def _maintained(settings: Settings, one: LakeTable) -> Workflow[MaintainedTable]
         schema, table = evolution.table_of(one.state.properties)
         own = settings.table(one.source, schema, table) if table else TableSettings()
         improved = yield from improvement(
-            settings, one.state.place, wished(settings, own), one.name
+            settings, one.state.place, layout_wish(settings, own), one.name
         )
         expired = vacuum.expire(one.state.place, settings.maintain.retention, (), time.time())
     except BronzeError as caught:
@@ -136,7 +136,7 @@ def _maintained(settings: Settings, one: LakeTable) -> Workflow[MaintainedTable]
     )
 
 
-def wished(settings: Settings, own: TableSettings) -> Wish:
+def layout_wish(settings: Settings, own: TableSettings) -> Wish:
     """How the config wants a table to lie."""
     by = tuple(own.rename.get(name, name) for name in own.cluster_by)
     return Wish(by, settings.maintain.file_size)

@@ -35,7 +35,7 @@ from bronze.model.results import Failure
 from bronze.protection import governance_records, lake_table, source_rows
 from bronze.protection import subject as subjects
 from bronze.protection.governance_records import About, Person, Seen
-from bronze.protection.lake_table import BATCH, Held
+from bronze.protection.lake_table import BATCH, ProtectedTable
 from bronze.protection.source_rows import Original
 from bronze.protection.subject import Subject, Verdict
 from bronze.tables import evolution
@@ -64,7 +64,7 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class Asked:
+class SourceAnswer:
     """The table of the source that was asked, its oid, and how many such rows it has."""
 
     table: str
@@ -73,7 +73,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Forgotten:
+class ErasureResult:
     """What was erased, and what is left.
 
     ``rows`` left the current version of the table, ``records`` the tables of governance;
@@ -92,7 +92,7 @@ class Forgotten:
     scanned: int = 0
     left: int = 0
     seconds: float = 0.0
-    source: Asked | None = None
+    source: SourceAnswer | None = None
     before: Evidence | None = None
     after: Evidence | None = None
     notes: tuple[str, ...] = ()
@@ -118,7 +118,7 @@ class Forgotten:
 
 def forget(
     settings: Settings, table: str, key: Mapping[str, str], *, ask: bool = True
-) -> Forgotten:
+) -> ErasureResult:
     """Erases the rows whose columns have some values.
 
     What is left out of: backups and copies, versions that the object store keeps, what readers
@@ -142,17 +142,17 @@ def forget(
     began = time.monotonic()
     if not key:
         raise ConfigError("Nobody is named.", hint='Name the rows: --key "customer_id=42"')
-    mine = lake_table.held(settings, table)
+    mine = lake_table.protected_table(settings, table)
     about = governance_records.about(settings, mine)
-    whose, asked, notes = _meant(settings, mine, key, about, ask)
-    person, before = _searched(settings, mine, whose, about)
-    done = Forgotten(mine.name, mine.state.version, source=asked, before=before, notes=notes)
+    whose, asked, notes = _selected_rows(settings, mine, key, about, ask)
+    person, before = _search_versions(settings, mine, whose, about)
+    done = ErasureResult(mine.name, mine.state.version, source=asked, before=before, notes=notes)
     if not done.is_found:
         notes = (*notes, *_open_ends(mine, before))
         return replace(done, notes=notes, seconds=time.monotonic() - began)
     # First the records: which rows they name is known only while older versions are there.
     records, more = _unrecorded(settings, person, about)
-    version, rows = _removed(mine, whose)
+    version, rows = _rewrite_without(mine, whose)
     expired = vacuum.purge(mine.state.place, time.time()) + more
     after = _proof(settings, mine, person, about)
     return replace(
@@ -171,7 +171,7 @@ def forget(
     )
 
 
-def old_versions(settings: Settings, table: str) -> Forgotten:
+def purge_history(settings: Settings, table: str) -> ErasureResult:
     """Deletes all that the current version of a table does not need; if its columns are protected,
     or were, also what was recorded of rows that are older than all of its rows.
 
@@ -181,12 +181,12 @@ def old_versions(settings: Settings, table: str) -> Forgotten:
         LakeError, LakeUnreachable
     """
     began = time.monotonic()
-    mine = lake_table.held(settings, table)
+    mine = lake_table.protected_table(settings, table)
     records, more = 0, Expired()
     if properties.PROTECT in mine.state.properties:
         records, more = _outdated(settings, mine)
     expired = vacuum.purge(mine.state.place, time.time()) + more
-    return Forgotten(
+    return ErasureResult(
         target=mine.name,
         version=mine.state.version,
         records=records,
@@ -197,25 +197,29 @@ def old_versions(settings: Settings, table: str) -> Forgotten:
     )
 
 
-def _meant(
-    settings: Settings, table: Held, key: Mapping[str, str], about: About, ask: bool
-) -> tuple[Subject, Asked | None, tuple[str, ...]]:
+def _selected_rows(
+    settings: Settings, table: ProtectedTable, key: Mapping[str, str], about: About, ask: bool
+) -> tuple[Subject, SourceAnswer | None, tuple[str, ...]]:
     """The rows that are meant, who said that the source has none, and what there is to say."""
     with ExitStack() as stack:
         origin = None
         if ask:
-            origin = stack.enter_context(source_rows.original(settings, table.name, table.state))
-        heads = {evolution.names_of(table.state.properties, name)[0]: t for name, t in key.items()}
+            origin = stack.enter_context(
+                source_rows.source_table(settings, table.name, table.state)
+            )
+        heads = {
+            evolution.former_names(table.state.properties, name)[0]: t for name, t in key.items()
+        }
 
         def spelled(name: str) -> Iterator[pl.Series]:
-            yield from _held(table, name)
+            yield from _stored_values(table, name)
             yield from governance_records.texts(settings, about, [name])
 
         whose = subjects.subject(table, key, origin, spelled)
         if origin is None:
             return whose, None, ()
         count = origin.rows(heads)
-        asked = Asked(origin.relation.label, origin.relation.oid, count)
+        asked = SourceAnswer(origin.relation.label, origin.relation.oid, count)
     if count:
         raise TableRefused(
             f"The source still has such a row in {asked.table}: the next run would bring it back.",
@@ -225,7 +229,7 @@ def _meant(
     return whose, asked, tuple(_caveats(table, origin, heads))
 
 
-def _caveats(table: Held, origin: Original, names: Mapping[str, str]) -> Iterator[str]:
+def _caveats(table: ProtectedTable, origin: Original, names: Mapping[str, str]) -> Iterator[str]:
     for name in names:
         if name not in origin.columns:
             yield f"the source has no column {name} any more, and was asked without it"
@@ -237,7 +241,7 @@ def _caveats(table: Held, origin: Original, names: Mapping[str, str]) -> Iterato
             )
 
 
-def _open_ends(table: Held, found: Evidence) -> Iterator[str]:
+def _open_ends(table: ProtectedTable, found: Evidence) -> Iterator[str]:
     """What cannot be answered by what was found."""
     if found.unreadable:
         yield (
@@ -254,7 +258,7 @@ def _open_ends(table: Held, found: Evidence) -> Iterator[str]:
         )
 
 
-def _held(table: Held, name: str) -> Iterator[pl.Series]:
+def _stored_values(table: ProtectedTable, name: str) -> Iterator[pl.Series]:
     """What a column has in all files of a table, each value once in a part."""
     for _, part in Folder(table.state).rows([name]):
         if name in part.columns:
@@ -262,8 +266,8 @@ def _held(table: Held, name: str) -> Iterator[pl.Series]:
             yield values if isinstance(values.dtype, pl.List) else values.unique()
 
 
-def _searched(
-    settings: Settings, table: Held, whose: Subject, about: About
+def _search_versions(
+    settings: Settings, table: ProtectedTable, whose: Subject, about: About
 ) -> tuple[Person, Evidence]:
     """A person's rows in all files of a table, of whatever version, and what tells of them.
 
@@ -277,10 +281,10 @@ def _searched(
             hint="`bronze verify --repair` mends the table; then forget.",
         )
     targets = dict(settings.table(table.source, *table.original).rename)
-    seen = Seen(table, governance_records.told(settings, about, targets))
+    seen = Seen(table, governance_records.records_of(settings, about, targets))
     looked = _looked(folder, whose, seen)
     person = Person(whose, seen, governance_records.alone(table, seen, whose), targets)
-    return person, _counted(settings, person, about, looked)
+    return person, _count_records(settings, person, about, looked)
 
 
 def _looked(folder: Folder, whose: Subject, seen: Seen | None = None) -> Evidence:
@@ -300,7 +304,7 @@ def _looked(folder: Folder, whose: Subject, seen: Seen | None = None) -> Evidenc
     return Evidence(files, rows, found, doubtful=doubtful, unreadable=len(folder.unreadable))
 
 
-def _counted(settings: Settings, person: Person, about: About, looked: Evidence) -> Evidence:
+def _count_records(settings: Settings, person: Person, about: About, looked: Evidence) -> Evidence:
     """What was looked at, with the records in all files of governance, of whatever version."""
     records = told = doubtful = unreadable = 0
     for state, columns in governance_records.books(settings):
@@ -330,14 +334,14 @@ def _verdict(person: Person, about: About, records: pl.DataFrame) -> Verdict:
     return nothing.clone().scatter(where, sure), nothing.clone().scatter(where, possible)
 
 
-def _proof(settings: Settings, table: Held, person: Person, about: About) -> Evidence:
+def _proof(settings: Settings, table: ProtectedTable, person: Person, about: About) -> Evidence:
     """What is in the files that are left."""
     looked = _looked(Folder(table.again().state), person.subject)
-    return _counted(settings, person, about, looked)
+    return _count_records(settings, person, about, looked)
 
 
 @commit.retried
-def _removed(table: Held, whose: Subject) -> tuple[int, int]:
+def _rewrite_without(table: ProtectedTable, whose: Subject) -> tuple[int, int]:
     """Commits the table without the rows; its version, and how many they were."""
     return _committed(table.again().state, whose.among, whose.columns)
 
@@ -349,11 +353,11 @@ def _committed(state: State, among: Among, columns: Sequence[str]) -> tuple[int,
     rows = 0
     try:
         for file in state.files:
-            found = _found(state, file, among, columns)
+            found = _count_in_file(state, file, among, columns)
             if found:
                 old.append(file)
                 rows += found
-                left = _left(state, file, among, batch)
+                left = _rewritten_file(state, file, among, batch)
                 new += [left] if left else []
         if not old:
             return state.version, 0
@@ -366,13 +370,13 @@ def _committed(state: State, among: Among, columns: Sequence[str]) -> tuple[int,
         raise
 
 
-def _found(state: State, file: StoredFile, among: Among, columns: Sequence[str]) -> int:
+def _count_in_file(state: State, file: StoredFile, among: Among, columns: Sequence[str]) -> int:
     parquet = files.opened(state.place, file)
     parts = files.parts(parquet, state.columns, list(columns), None, dict(file.partition))
     return sum(int(among(pl.DataFrame(part)).sum()) for _, part in parts)
 
 
-def _left(state: State, file: StoredFile, among: Among, batch: str) -> WrittenFile | None:
+def _rewritten_file(state: State, file: StoredFile, among: Among, batch: str) -> WrittenFile | None:
     """A file anew without some rows; None where it has no others."""
     parquet = files.opened(state.place, file)
     cluster = files.cluster_of(unquote(file.path))
@@ -394,7 +398,7 @@ def _unrecorded(settings: Settings, person: Person, about: About) -> tuple[int, 
     return rows, done
 
 
-def _outdated(settings: Settings, table: Held) -> tuple[int, Expired]:
+def _outdated(settings: Settings, table: ProtectedTable) -> tuple[int, Expired]:
     """Erases the records that are older than all rows of a table, and what was learned of them."""
     batches = lake_table.batches(table.state)
     rows, done = 0, Expired()

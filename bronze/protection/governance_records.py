@@ -27,7 +27,7 @@ from bronze.governance.tables import (
     quality,
     rejected_values,
 )
-from bronze.protection.lake_table import BATCH, Held
+from bronze.protection.lake_table import BATCH, ProtectedTable
 from bronze.protection.subject import Subject, normal, spoken, written
 from bronze.tables.naming import short_name
 
@@ -66,7 +66,7 @@ class About:
         return ((target == self.name) | found).fill_null(False)
 
 
-def about(settings: Settings, table: Held) -> About:
+def about(settings: Settings, table: ProtectedTable) -> About:
     """Which records are about a table.
 
     Raises:
@@ -122,7 +122,7 @@ class Told:
         return frozenset((*named, *self.means, *self.nameless, *self.categories))
 
 
-def told(settings: Settings, which: About, targets: Mapping[str, str]) -> Told:
+def records_of(settings: Settings, which: About, targets: Mapping[str, str]) -> Told:
     """What the current records about a table tell.
 
     Args:
@@ -177,7 +177,7 @@ class Seen:
     can tell it: each value once.
     """
 
-    def __init__(self, table: Held, told: Told) -> None:
+    def __init__(self, table: ProtectedTable, told: Told) -> None:
         """Nothing yet."""
         self._told = told
         self._names = {column: table.names(column) for column in told.columns}
@@ -312,7 +312,7 @@ def _read(text: str | None) -> list[Any]:
     return [one for one in found if isinstance(one, dict)]
 
 
-def alone(table: Held, seen: Seen, mine: Subject) -> dict[str, set[str]]:
+def alone(table: ProtectedTable, seen: Seen, mine: Subject) -> dict[str, set[str]]:
     """The categories that the person's rows have had, and no other row of a table has now.
 
     Raises:

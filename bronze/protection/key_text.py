@@ -79,7 +79,7 @@ def _protect(parts: dict[int, dict[str, str]], protection: TableProtection) -> N
         rows = [row for row, part in parts.items() if column.column in part]
         if rows:
             clear = pl.Series([parts[row][column.column] for row in rows], dtype=pl.String)
-            stored = protect.covered(clear, column, protection.masters)
+            stored = protect.protect_texts(clear, column, protection.masters)
             for row, text in zip(rows, stored, strict=True):
                 parts[row][column.column] = text
 

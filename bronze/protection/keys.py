@@ -24,7 +24,7 @@ from bronze.delta.write.history import KIND
 from bronze.errors import ConfigError, TableRefused
 from bronze.governance import audit, writer
 from bronze.governance.tables import keys as book
-from bronze.governance.tables.keys import Record
+from bronze.governance.tables.keys import KeyRecord
 from bronze.model.columns import DETERMINISTIC_METHODS, Column
 from bronze.model.locations import Place
 from bronze.model.protection import DataKey, ProtectedColumn, TableProtection
@@ -73,13 +73,13 @@ def protection(
     """
     columns = [column for column in contract.columns if column.protect]
     if not columns:
-        return TableProtection((), None, ()) if selection.left_out(target) else None
+        return TableProtection((), None, ()) if selection.dropped_columns(target) else None
     uses, hashes = _uses(target, columns)
     wanted = [*uses.values(), hashes]
     with _refused(target, columns):
         for given in settings.masters:
             keyring.master(given)
-    held = ensured(settings, wanted) if making else _known(settings, wanted)
+    held = ensure_keys(settings, wanted) if making else _known(settings, wanted)
     with _refused(target, columns):
         for current in (held[use][0] for use in wanted):
             if current.id:
@@ -134,7 +134,7 @@ def complete(given: TableProtection | None) -> bool:
 def _known(settings: Settings, uses: Collection[Use]) -> Mapping[Use, tuple[DataKey, ...]]:
     """The keys for some uses; those that are still to be made have no id."""
     blanks = {use: (DataKey("", *use, "", ""),) for use in uses}
-    return {**blanks, **found(held(settings)[1])}
+    return {**blanks, **current_keys(stored_keys(settings)[1])}
 
 
 def ids(given: TableProtection | None) -> str:
@@ -145,7 +145,7 @@ def ids(given: TableProtection | None) -> str:
     return json.dumps({"": given.row_hash.id, **named})
 
 
-def moved(given: TableProtection | None, state: State | None) -> bool:
+def is_rotated(given: TableProtection | None, state: State | None) -> bool:
     """Whether the table was written with other keys than those that equality depends on now."""
     if given is None or given.row_hash is None or state is None:
         return False
@@ -159,7 +159,7 @@ def place(settings: Settings) -> Place:
     return settings.place(GOVERNANCE, book.NAME)
 
 
-def held(settings: Settings) -> tuple[State | None, tuple[Record, ...]]:
+def stored_keys(settings: Settings) -> tuple[State | None, tuple[KeyRecord, ...]]:
     """The table of keys as it is, and its records, earliest first.
 
     Raises:
@@ -173,7 +173,7 @@ def held(settings: Settings) -> tuple[State | None, tuple[Record, ...]]:
     return state, book.records(pl.concat([pl.DataFrame(part) for part in frames]))
 
 
-def found(records: Sequence[Record]) -> dict[Use, tuple[DataKey, ...]]:
+def current_keys(records: Sequence[KeyRecord]) -> dict[Use, tuple[DataKey, ...]]:
     """The keys for each use, the latest first."""
     keys: dict[Use, tuple[DataKey, ...]] = {}
     for key in (record.key for record in records):
@@ -182,14 +182,14 @@ def found(records: Sequence[Record]) -> dict[Use, tuple[DataKey, ...]]:
     return keys
 
 
-def ensured(settings: Settings, uses: Collection[Use]) -> Mapping[Use, tuple[DataKey, ...]]:
+def ensure_keys(settings: Settings, uses: Collection[Use]) -> Mapping[Use, tuple[DataKey, ...]]:
     """The keys for some uses, made where there are none."""
 
-    def missing(records: Sequence[Record]) -> list[Use]:
-        known = found(records)
+    def missing(records: Sequence[KeyRecord]) -> list[Use]:
+        known = current_keys(records)
         return [use for use in dict.fromkeys(uses) if use not in known]
 
-    return found(_added(settings, missing))
+    return current_keys(_add_keys(settings, missing))
 
 
 def rotate(settings: Settings, tables: Collection[str], reencrypt: bool) -> tuple[KeyReport, ...]:
@@ -208,8 +208,8 @@ def rotate(settings: Settings, tables: Collection[str], reencrypt: bool) -> tupl
         LakeError, LakeUnreachable
     """
 
-    def wanted(records: Sequence[Record]) -> list[Use]:
-        known = found(records)
+    def wanted(records: Sequence[KeyRecord]) -> list[Use]:
+        known = current_keys(records)
         unknown = sorted(set(tables) - {table for table, _, _ in known})
         if unknown:
             raise ConfigError(
@@ -223,8 +223,8 @@ def rotate(settings: Settings, tables: Collection[str], reencrypt: bool) -> tupl
             use for use in chosen if reencrypt or use[2] not in (*DETERMINISTIC_METHODS, ROW_HASH)
         ]
 
-    before = {record.key.id for record in held(settings)[1]}
-    records = _added(settings, wanted)
+    before = {record.key.id for record in stored_keys(settings)[1]}
+    records = _add_keys(settings, wanted)
     return tuple(report for report in reports(records) if report.id not in before)
 
 
@@ -236,7 +236,9 @@ def _refuse_kept(settings: Settings, uses: Collection[Use]) -> None:
         state, name = log.read(settings.place(schema, folder)), f"{schema}.{folder}"
         if state is None or properties.PROTECT not in state.properties:
             continue
-        shared = {how.join for how, _ in evolution.protected(state.properties).values() if how}
+        shared = {
+            how.join for how, _ in evolution.protected_columns(state.properties).values() if how
+        }
         if name not in names and not shared & joins:
             continue
         own = settings.table(
@@ -266,7 +268,7 @@ def rewrap(settings: Settings) -> int:
     """
     wrapping = keyring.master(settings.masters[0])
     mine = keyring.fingerprint(wrapping)
-    state, records = held(settings)
+    state, records = stored_keys(settings)
     old = [record for record in records if record.key.master != mine]
     if state is None:
         return 0
@@ -277,18 +279,18 @@ def rewrap(settings: Settings) -> int:
     done = [
         record
         if record.key.master == mine
-        else Record(keyring.rewrapped(record.key, settings.masters, wrapping), record.created)
+        else KeyRecord(keyring.rewrapped(record.key, settings.masters, wrapping), record.created)
         for record in records
     ]
-    _committed(settings, state, done, replacing=True)
+    _commit(settings, state, done, replacing=True)
     vacuum.purge(state.place, time.time())
     audit.record(settings, "keys", "", "rewrapped", {"by": mine, "rewrapped": len(old)})
     return len(old)
 
 
-def reports(records: Sequence[Record]) -> tuple[KeyReport, ...]:
+def reports(records: Sequence[KeyRecord]) -> tuple[KeyReport, ...]:
     """What may be shown of keys."""
-    current = {keys[0].id for keys in found(records).values()}
+    current = {keys[0].id for keys in current_keys(records).values()}
     return tuple(
         KeyReport(k.id, k.table, k.column, k.purpose, k.master, record.created, k.id in current)
         for record in records
@@ -297,11 +299,11 @@ def reports(records: Sequence[Record]) -> tuple[KeyReport, ...]:
 
 
 @commit.retried
-def _added(
-    settings: Settings, wanted: Callable[[Sequence[Record]], Sequence[Use]]
-) -> tuple[Record, ...]:
+def _add_keys(
+    settings: Settings, wanted: Callable[[Sequence[KeyRecord]], Sequence[Use]]
+) -> tuple[KeyRecord, ...]:
     """The records, once there are new ones for what is wanted of those that there are; audited."""
-    state, records = held(settings)
+    state, records = stored_keys(settings)
     uses = wanted(records)
     if not uses:
         return records
@@ -309,8 +311,8 @@ def _added(
     # The latest one counts, whatever the clocks of different machines say.
     last = max((record.created for record in records), default=datetime.min.replace(tzinfo=UTC))
     now = max(datetime.now(UTC), last + timedelta(microseconds=1))
-    new = tuple(Record(keyring.new(wrapping, *use), now) for use in uses)
-    _committed(settings, state, new)
+    new = tuple(KeyRecord(keyring.new(wrapping, *use), now) for use in uses)
+    _commit(settings, state, new)
     made = {
         k.id: " ".join(filter(None, (k.table, k.column, k.purpose))) for k in (r.key for r in new)
     }
@@ -318,8 +320,8 @@ def _added(
     return (*records, *new)
 
 
-def _committed(
-    settings: Settings, state: State | None, records: Sequence[Record], replacing: bool = False
+def _commit(
+    settings: Settings, state: State | None, records: Sequence[KeyRecord], replacing: bool = False
 ) -> None:
     batch_id = str(uuid_utils.uuid7())
     writer.commit_rows(

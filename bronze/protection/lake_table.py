@@ -17,7 +17,7 @@ from bronze.config.settings import Settings
 from bronze.delta import commit, files, log, properties, store
 from bronze.delta.log import State
 from bronze.errors import ConfigError
-from bronze.governance.tables.keys import Record
+from bronze.governance.tables.keys import KeyRecord
 from bronze.model.columns import DeltaType, ProtectionRule
 from bronze.model.protection import DataKey, ProtectedColumn, TableProtection
 from bronze.protection import keys
@@ -28,7 +28,7 @@ BATCH = "batch_id"
 
 
 @dataclass(frozen=True)
-class Held:
+class ProtectedTable:
     """A Bronze table as it lies in the lake; ``label`` is the source's table that it holds."""
 
     name: str
@@ -62,17 +62,17 @@ class Held:
         """
         known = self.state.properties
         heads = [name for name in self.kinds if column in evolution.reused_names(known, name)]
-        if heads and column not in evolution.keyed(known):
-            return (*evolution.names_of(known, heads[0]), column)
-        return evolution.names_of(known, column)
+        if heads and column not in evolution.key_columns_in_source(known):
+            return (*evolution.former_names(known, heads[0]), column)
+        return evolution.former_names(known, column)
 
-    def again(self) -> Held:
+    def again(self) -> ProtectedTable:
         """The table as it is now."""
         state = log.read(self.state.place)
         return replace(self, state=state or self.state)
 
 
-def held(settings: Settings, table: str) -> Held:
+def protected_table(settings: Settings, table: str) -> ProtectedTable:
     """The Bronze table of a name, its own or the source table's.
 
     Raises:
@@ -100,22 +100,24 @@ def held(settings: Settings, table: str) -> Held:
             hint=f"Name one of them, such as {names[0]}.",
         )
     ((name, label, state),) = meant
-    return _held(settings, f"{schema}.{name}", label, state)
+    return _protected_table(settings, f"{schema}.{name}", label, state)
 
 
-def _held(settings: Settings, name: str, label: str, state: State) -> Held:
-    records = keys.held(settings)[1]
+def _protected_table(settings: Settings, name: str, label: str, state: State) -> ProtectedTable:
+    records = keys.stored_keys(settings)[1]
     columns = []
-    for column, (how, kind) in evolution.protected(state.properties).items():
+    for column, (how, kind) in evolution.protected_columns(state.properties).items():
         if how:
             mine = _keys(records, name, column, how)
             columns.append(ProtectedColumn(column, column, kind, how, mine))
     protection = TableProtection(tuple(columns), None, settings.masters)
-    return Held(name, label, state.properties.get(properties.SOURCE, ""), state, protection)
+    return ProtectedTable(
+        name, label, state.properties.get(properties.SOURCE, ""), state, protection
+    )
 
 
 def _keys(
-    records: Sequence[Record], table: str, column: str, how: ProtectionRule
+    records: Sequence[KeyRecord], table: str, column: str, how: ProtectionRule
 ) -> tuple[DataKey, ...]:
     """All keys that values of a column may have been protected with, the latest first."""
     mine = {(table, column), ("", how.join)} if how.join else {(table, column)}
@@ -144,13 +146,13 @@ def history(state: State) -> Iterator[tuple[str, Mapping[str, str]]]:
                 yield batch, action["metaData"].get("configuration", {})
 
 
-def protected_since(table: Held) -> str:
+def protected_since(table: ProtectedTable) -> str:
     """The first batch whose rows were all written as a table's columns are protected now; "" where
     that is not known.
     """
 
     def how(known: Mapping[str, str]) -> tuple[Any, Any]:
-        return evolution.protected(known), json.loads(known.get(keys.IDS, "{}"))
+        return evolution.protected_columns(known), json.loads(known.get(keys.IDS, "{}"))
 
     since = ""
     for batch, known in history(table.state):

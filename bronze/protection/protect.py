@@ -74,23 +74,23 @@ def protected(
     Raises:
         ConfigError: a key cannot be unwrapped.
     """
-    done = values(rows, protection)
+    done = protect_rows(rows, protection)
     if protection.row_hash is None:
         return done, hashes
-    return done, keyed(hashes, unwrapped(protection.row_hash, protection.masters))
+    return done, keyed_hashes(hashes, unwrapped(protection.row_hash, protection.masters))
 
 
-def values(rows: pl.DataFrame, protection: TableProtection | None) -> pl.DataFrame:
+def protect_rows(rows: pl.DataFrame, protection: TableProtection | None) -> pl.DataFrame:
     """The rows with those of their columns replaced that are protected."""
     columns = protection.columns if protection else ()
     there = [column for column in columns if column.column in rows.columns]
     masters = protection.masters if protection else ()
     return rows.with_columns(
-        covered(rows[column.column], column, masters).alias(column.column) for column in there
+        protect_texts(rows[column.column], column, masters).alias(column.column) for column in there
     )
 
 
-def keyed(hashes: pl.Series, key: bytes) -> pl.Series:
+def keyed_hashes(hashes: pl.Series, key: bytes) -> pl.Series:
     """Row hashes as a table with protected columns has them: the first 128 bits of HMAC-SHA-256
     over the 16 bytes of each hash, as 32 hexadecimal digits. So PostgreSQL can compute the hashes
     without knowing the key.
@@ -98,7 +98,7 @@ def keyed(hashes: pl.Series, key: bytes) -> pl.Series:
     return _hmac(hashes.str.decode("hex"), key, _HASH_DIGITS).alias(hashes.name)
 
 
-def rejections(
+def protect_rejected(
     records: Iterable[RejectedValue], protection: TableProtection | None
 ) -> list[RejectedValue]:
     """Records of rejected values, with the texts of protected columns replaced.
@@ -112,13 +112,15 @@ def rejections(
     for record in records:
         column = columns.get(record.column)
         if column:
-            text = covered(pl.Series([record.text]), column, protection.masters)[0]
+            text = protect_texts(pl.Series([record.text]), column, protection.masters)[0]
             record = replace(record, text=text)
         kept.append(record)
     return kept
 
 
-def covered(clear: pl.Series, column: ProtectedColumn, masters: Sequence[Secret]) -> pl.Series:
+def protect_texts(
+    clear: pl.Series, column: ProtectedColumn, masters: Sequence[Secret]
+) -> pl.Series:
     """The values of a column as they are stored.
 
     Raises:
@@ -232,10 +234,10 @@ def _refilled(text: str, alphabet: str, numerals: Any) -> str:
     return "".join(made)
 
 
-def revealed(
+def reveal_values(
     stored: pl.Series, column: ProtectedColumn, masters: Sequence[Secret], kind: Any
 ) -> pl.Series:
-    """The values that `covered` made the stored ones of, with the polars type ``kind``.
+    """The values that `protect_texts` made the stored ones of, with the polars type ``kind``.
 
     Raises:
         ConfigError: a key cannot be unwrapped.
@@ -269,22 +271,25 @@ def revealed(
     return plaintext.values(pl.Series(stored.name, found, dtype=pl.String), kind)
 
 
-def opened(
+def decrypt(
     stored: pl.Series, column: ProtectedColumn, masters: Sequence[Secret], kind: Any
 ) -> tuple[pl.Series, pl.Series]:
-    """What `revealed` gives, NULL for a value that no key of this column made; and which these are.
+    """What `reveal_values` gives, NULL for a value that no key of this column made; and which these
+    are.
 
     Raises:
         ConfigError: a key cannot be unwrapped.
     """
     try:
-        return revealed(stored, column, masters, kind), pl.repeat(False, len(stored), eager=True)
+        return reveal_values(stored, column, masters, kind), pl.repeat(
+            False, len(stored), eager=True
+        )
     except (Mismatch, pl.exceptions.PolarsError, pa.ArrowException, ValueError):
         if len(stored) == 1:
             nothing = pl.Series(stored.name, [None], dtype=kind)
             return nothing, pl.Series([True])
     half = len(stored) // 2
-    halves = [opened(part, column, masters, kind) for part in (stored[:half], stored[half:])]
+    halves = [decrypt(part, column, masters, kind) for part in (stored[:half], stored[half:])]
     (one, bad), (other, worse) = halves
     return pl.concat([one, other]), pl.concat([bad, worse])
 

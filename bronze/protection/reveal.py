@@ -12,7 +12,7 @@ from bronze.errors import BronzeError, ConfigError
 from bronze.governance import audit
 from bronze.postgres.copy.read import dtype
 from bronze.protection import protect
-from bronze.protection.lake_table import Held, held
+from bronze.protection.lake_table import ProtectedTable, protected_table
 from bronze.protection.subject import subject
 
 _NAMED = 100
@@ -45,7 +45,7 @@ def reveal(
     """
     asked = {"columns": ", ".join(columns) or "all", "by": ", ".join(key or {}) or "none"}
     try:
-        mine = held(settings, table)
+        mine = protected_table(settings, table)
         rows = _decrypted(mine, _rows(mine, key or {}, columns, limit), columns)
     except BronzeError as error:
         audit.record(settings, "reveal", table, "failed", {"error": type(error).__name__, **asked})
@@ -56,7 +56,9 @@ def reveal(
     return rows if not columns else rows.select(columns)
 
 
-def _rows(table: Held, key: Mapping[str, str], columns: Sequence[str], limit: int) -> pl.DataFrame:
+def _rows(
+    table: ProtectedTable, key: Mapping[str, str], columns: Sequence[str], limit: int
+) -> pl.DataFrame:
     layout = table.state.columns
     unknown = [name for name in columns if name not in dict(layout)]
     if unknown:
@@ -78,11 +80,11 @@ def _rows(table: Held, key: Mapping[str, str], columns: Sequence[str], limit: in
     return pl.concat(found)
 
 
-def _decrypted(table: Held, rows: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
+def _decrypted(table: ProtectedTable, rows: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
     masters = table.protection.masters
     for column in table.protection.columns:
         wanted = column.column in rows.columns and (not columns or column.column in columns)
         if wanted and column.protect.method in protect.REVEALED:
-            values = protect.revealed(rows[column.column], column, masters, dtype(column.kind))
+            values = protect.reveal_values(rows[column.column], column, masters, dtype(column.kind))
             rows = rows.with_columns(values.alias(column.column))
     return rows

@@ -103,7 +103,7 @@ class Original:
 
 
 @contextmanager
-def original(settings: Settings, target: str, state: State) -> Iterator[Original]:
+def source_table(settings: Settings, target: str, state: State) -> Iterator[Original]:
     """The table of the source that a Bronze table was loaded from.
 
     Args:
@@ -128,7 +128,7 @@ def original(settings: Settings, target: str, state: State) -> Iterator[Original
         try:
             # Rows that security hides are not gone: a policy makes an error of the question.
             connection.execute("SET row_security = off")
-            relation = _found(connection, target, state)
+            relation = _relation(connection, target, state)
             own = settings.table(name, relation.schema, relation.name)
             choices = TypeOptions(own.decimals, own.arrays, own.timestamps, relation.encoding)
             yield Original(connection, relation, _columns(connection, relation, state), choices)
@@ -144,7 +144,7 @@ def original(settings: Settings, target: str, state: State) -> Iterator[Original
             raise explain(error, origin, label) from None
 
 
-def _found(connection: Connection, target: str, state: State) -> Relation:
+def _relation(connection: Connection, target: str, state: State) -> Relation:
     """The very table: by its name, or by its oid where it was renamed."""
     schema, name = evolution.table_of(state.properties)
     label, oid = (

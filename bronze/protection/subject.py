@@ -21,7 +21,7 @@ from bronze.model.protection import ProtectedColumn, TableProtection
 from bronze.postgres.copy.literals import Read
 from bronze.postgres.copy.read import dtype
 from bronze.protection import keys, lake_table, plaintext, protect
-from bronze.protection.lake_table import BATCH, Held
+from bronze.protection.lake_table import BATCH, ProtectedTable
 from bronze.protection.source_rows import Original
 from bronze.tables import evolution
 
@@ -59,7 +59,7 @@ Verdict = tuple[pl.Series, pl.Series]
 
 
 @dataclass(frozen=True)
-class Wanted:
+class SelectedValues:
     """A value of a column by which rows are told.
 
     ``names`` are the columns that have it or had it, the latest first, ``forms`` what may be
@@ -171,7 +171,7 @@ class Subject:
     where that is not known.
     """
 
-    wanted: tuple[Wanted, ...]
+    wanted: tuple[SelectedValues, ...]
     since: str = ""
 
     def among(self, rows: pl.DataFrame, is_current: bool = True) -> pl.Series:
@@ -256,7 +256,7 @@ def spoken(told: Any) -> tuple[Any, ...]:
 
 
 def subject(
-    table: Held,
+    table: ProtectedTable,
     given: Mapping[str, str],
     origin: Original | None = None,
     spellings: Callable[[str], Iterable[pl.Series]] = lambda _: (),
@@ -280,7 +280,9 @@ def subject(
                 f"The Bronze table {table.name} has no column {name}.",
                 hint=f"It has {', '.join(table.kinds)}.",
             )
-        found = [n for n in evolution.names_of(table.state.properties, name) if n in table.kinds]
+        found = [
+            n for n in evolution.former_names(table.state.properties, name) if n in table.kinds
+        ]
         read = origin.read(found[0], text) if origin else None
         wanted.append(_wanted(table, tuple(found), text, read, origin, spellings))
     is_ambiguous = any(one.is_ambiguous for one in wanted)
@@ -288,13 +290,13 @@ def subject(
 
 
 def _wanted(
-    table: Held,
+    table: ProtectedTable,
     names: tuple[str, ...],
     text: str,
     read: Read | None,
     origin: Original | None,
     spellings: Callable[[str], Iterable[pl.Series]],
-) -> Wanted:
+) -> SelectedValues:
     properties = table.state.properties
     reused = [n for n in evolution.reused_names(properties, names[0]) if n in table.kinds]
     forms: dict[str, Forms] = {}
@@ -312,13 +314,13 @@ def _wanted(
             sure, shaped = _possible(pl.Series(sorted(texts)), column, table.protection)
             texts = {*sure, *shaped}
     heirs = _heirs(table, names[0])
-    is_telling = names[0] in evolution.keyed(properties) and not heirs
-    fresh = [(name, name in evolution.keyed(properties)) for name in heirs]
+    is_telling = names[0] in evolution.key_columns_in_source(properties) and not heirs
+    fresh = [(name, name in evolution.key_columns_in_source(properties)) for name in heirs]
     fresh = [one for one in fresh if not _heirs(table, one[0])]
-    return Wanted(names, forms, frozenset(texts), tuple(reused), is_telling, tuple(fresh))
+    return SelectedValues(names, forms, frozenset(texts), tuple(reused), is_telling, tuple(fresh))
 
 
-def _heirs(table: Held, name: str) -> list[str]:
+def _heirs(table: ProtectedTable, name: str) -> list[str]:
     """The columns that have now what one had once that has something else now."""
     known = table.state.properties
     return [one for one in table.kinds if name in evolution.reused_names(known, one)]
@@ -357,7 +359,7 @@ def _equal(
     return pl.concat([one.rename("") for one in same]) if same else None
 
 
-def _tellable(table: Held, names: Sequence[str], text: str) -> None:
+def _tellable(table: ProtectedTable, names: Sequence[str], text: str) -> None:
     """Makes sure that rows can be told by a value that Delta cannot hold.
 
     Raises:
@@ -365,8 +367,8 @@ def _tellable(table: Held, names: Sequence[str], text: str) -> None:
     """
     known = {
         n
-        for k in evolution.keyed(table.state.properties)
-        for n in evolution.names_of(table.state.properties, k)
+        for k in evolution.key_columns_in_source(table.state.properties)
+        for n in evolution.former_names(table.state.properties, k)
     }
     if KEY_TEXT not in table.kinds or not known & set(names):
         raise ConfigError(
@@ -374,7 +376,7 @@ def _tellable(table: Held, names: Sequence[str], text: str) -> None:
         )
 
 
-def _covered(table: Held, name: str, value: pl.Series) -> Forms:
+def _covered(table: ProtectedTable, name: str, value: pl.Series) -> Forms:
     """What may be stored for a value in a column."""
     column = table.protected(name)
     value = value.alias(name)
@@ -392,16 +394,16 @@ def _covered(table: Held, name: str, value: pl.Series) -> Forms:
         return Forms(ever, ever, ever)
     used = json.loads(table.state.properties.get(keys.IDS, "{}"))
     mine = [key for key in column.keys if key.id == used.get(name)] or [column.keys[0]]
-    now = protect.covered(value, replace(column, keys=tuple(mine)), table.protection.masters)
+    now = protect.protect_texts(value, replace(column, keys=tuple(mine)), table.protection.masters)
     clear = None if column.kind.name == "string" else value
     return Forms(now, pl.Series(name, sure, dtype=pl.String), ever, clear)
 
 
-def _was_shaped(table: Held, column: ProtectedColumn) -> bool:
+def _was_shaped(table: ProtectedTable, column: ProtectedColumn) -> bool:
     """Whether tokens of a column have the shape of values, or had it as far as the log knows."""
     if column.protect.format:
         return True
-    known = (evolution.protected(one) for _, one in lake_table.history(table.state))
+    known = (evolution.protected_columns(one) for _, one in lake_table.history(table.state))
     earlier = (one[column.column][0] for one in known if column.column in one)
     return any(how is not None and how.format for how in earlier)
 
@@ -443,11 +445,11 @@ def _possible(
         if key.purpose not in DETERMINISTIC_METHODS:
             continue
         one = replace(column, protect=ProtectionRule(key.purpose), keys=(key,))  # type: ignore[arg-type]
-        made = protect.covered(value, one, protection.masters).to_list()
+        made = protect.protect_texts(value, one, protection.masters).to_list()
         sure += made
         if key.purpose == "tokenize":
             one = replace(one, protect=ProtectionRule("tokenize", format=True))
-            alike = protect.covered(value, one, protection.masters).to_list()
+            alike = protect.protect_texts(value, one, protection.masters).to_list()
             shaped += [other for plain, other in zip(made, alike, strict=True) if plain != other]
     (shaped if shaped else sure).extend(clear)
     return list(dict.fromkeys(sure)), list(dict.fromkeys(shaped))

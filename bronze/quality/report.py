@@ -122,11 +122,11 @@ def quality(settings: Settings, tables: Sequence[str] = (), trend: int = 1) -> Q
         for one in sorted(found, key=lambda one: (one.source, one.target))
         if not tables or set(one.names) & set(tables)
     )
-    missing = () if tables else tuple(_missing(settings, [one.target for one in found]))
+    missing = () if tables else tuple(_without_figures(settings, [one.target for one in found]))
     return QualityReport(fared, missing, settings.lake.root)
 
 
-def _missing(settings: Settings, targets: Sequence[str]) -> Iterator[str]:
+def _without_figures(settings: Settings, targets: Sequence[str]) -> Iterator[str]:
     """The Bronze tables in the lake that are none of these."""
     schema = settings.lake.schema_
     known = {target.removeprefix(f"{schema}.") for target in targets}

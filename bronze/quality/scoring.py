@@ -27,7 +27,7 @@ MOMENT = "\0moment"
 """The column in which expressions find the moment that freshness is measured from."""
 
 
-def scored(
+def score_rows(
     rows: pl.DataFrame, rejected: pl.Series, stamp: RowStamp, wanted: QualityRules
 ) -> tuple[pl.Series | None, QualityTotals]:
     """The score of each row, None where all are the best, and how the rows fared.

@@ -66,7 +66,7 @@ def quality(
         found = tuple(_answered(context, contract, known, one, protected) for one in found)
     hidden = {target for source, target in names if source in protected} | {KEY_TEXT}
     return QualityRules(
-        criteria=found if asking else followed(found),
+        criteria=found if asking else rules_of_changes(found),
         threshold=context.settings.demanded(context.target.settings).threshold,
         names=names,
         key=tuple(name for name in key.names if name not in hidden),
@@ -74,7 +74,7 @@ def quality(
     )
 
 
-def followed(criteria: Sequence[ResolvedRule]) -> tuple[ResolvedRule, ...]:
+def rules_of_changes(criteria: Sequence[ResolvedRule]) -> tuple[ResolvedRule, ...]:
     """The rules as they are in a stream, where nobody can be asked about a batch's moment."""
     return tuple(
         replace(criterion, evaluation="none", holds=b"", counted=(0, 0))

@@ -77,7 +77,7 @@ def with_metadata(
     # In a frame of their own, because an expression over the rows would copy their values.
     metadata = pl.DataFrame(height=rows.height)
     metadata = metadata.with_columns(values[name].alias(name) for name, _ in METADATA_COLUMNS)
-    return portion.beside(rows, metadata.get_columns())
+    return portion.with_columns(rows, metadata.get_columns())
 
 
 def _status(scores: pl.Series | None, threshold: int) -> pl.Expr:

@@ -45,7 +45,7 @@ def _of_source(settings: Settings, target: Target) -> Iterator[str]:
 
 
 def _of_columns(target: Target, columns: Sequence[Column]) -> Iterator[str]:
-    out = selection.left_out(target)
+    out = selection.dropped_columns(target)
     if out:
         yield f"the config leaves these columns out: {', '.join(sorted(out))}"
     taken = {column.name for column in columns}

@@ -86,7 +86,7 @@ def resolve_contract(
     columns: list[Column] = []
     notes: list[str] = []
     rewrite = False
-    before = protected(properties)
+    before = protected_columns(properties)
     changed: list[str] = []
     known = _numbers(properties)
     now = {attribute.name: attribute.number for attribute in relation.attributes}
@@ -100,7 +100,7 @@ def resolve_contract(
         if name not in mine:
             columns.append(replace(absent_column(name, kind), protect=how))
             if name in known:
-                notes.append(_gone(name, known[name], found, properties, relation))
+                notes.append(_dropped_columns(name, known[name], found, properties, relation))
             continue
         if known and known.get(name) != now[mine[name].name] and _same(properties, relation):
             notes.append(f"column {name} was dropped and added again")
@@ -150,7 +150,9 @@ def table_of(properties: Mapping[str, str]) -> tuple[str, str]:
     return schema, label[len(schema) + 1 :]
 
 
-def protected(properties: Mapping[str, str]) -> dict[str, tuple[ProtectionRule | None, DeltaType]]:
+def protected_columns(
+    properties: Mapping[str, str],
+) -> dict[str, tuple[ProtectionRule | None, DeltaType]]:
     """How the protected columns of a Bronze table are protected, and their kinds in the source."""
 
     def parse(text: str) -> dict[str, tuple[ProtectionRule | None, DeltaType]]:
@@ -162,7 +164,7 @@ def protected(properties: Mapping[str, str]) -> dict[str, tuple[ProtectionRule |
     return value(properties, PROTECT, {}, parse)
 
 
-def protects(columns: Sequence[Column]) -> str:
+def protection_property(columns: Sequence[Column]) -> str:
     """The property that says how columns are protected."""
     return json.dumps(
         {
@@ -191,7 +193,7 @@ def _same(properties: Mapping[str, str], relation: Relation) -> bool:
     return properties.get(OID) == str(relation.oid)
 
 
-def _gone(
+def _dropped_columns(
     name: str,
     number: int,
     found: Sequence[Column],
@@ -216,13 +218,13 @@ def _gone(
     return f"column {name} was dropped: it is NULL from now on"
 
 
-def numbers(columns: Sequence[Column], relation: Relation) -> str:
+def column_numbers(columns: Sequence[Column], relation: Relation) -> str:
     """The property that tells a renamed column from a new one: each column's attnum."""
     known = {attribute.name: attribute.number for attribute in relation.attributes}
     return json.dumps({c.target: known[c.name] for c in columns if c.name in known})
 
 
-def former(
+def former_names_property(
     columns: Sequence[Column], properties: Mapping[str, str], relation: Relation
 ) -> dict[str, str]:
     """The property that tells which columns of the Bronze table had the values of a column before
@@ -230,7 +232,10 @@ def former(
     """
     known = _former(properties)
     if _same(properties, relation):
-        now = {number: target for target, number in json.loads(numbers(columns, relation)).items()}
+        now = {
+            number: target
+            for target, number in json.loads(column_numbers(columns, relation)).items()
+        }
         before = _numbers(properties)
         renamed = {n: now[number] for n, number in before.items() if now.get(number, n) != n}
         # Names may have been swapped: what each had is what was known before any of them moved.
@@ -246,7 +251,7 @@ def former(
     return {FORMER: json.dumps(known)} if known else {}
 
 
-def names_of(properties: Mapping[str, str], name: str) -> tuple[str, ...]:
+def former_names(properties: Mapping[str, str], name: str) -> tuple[str, ...]:
     """The Bronze columns that have, or had, the values of one of them, the latest first. One that
     the source uses for something else now is not among them.
     """
@@ -263,10 +268,10 @@ def reused_names(properties: Mapping[str, str], name: str) -> tuple[str, ...]:
     """
     known: dict[str, list[str]] = json.loads(properties.get(FORMER, "{}"))
     live = json.loads(properties.get(NUMBERS, "{}"))
-    return tuple(n for n in known.get(names_of(properties, name)[0], ()) if n in live)
+    return tuple(n for n in known.get(former_names(properties, name)[0], ()) if n in live)
 
 
-def widened(
+def widened_property(
     columns: Sequence[Column], held: Sequence[tuple[str, DeltaType]], properties: Mapping[str, str]
 ) -> dict[str, str]:
     """The property that tells what columns were each time before some were widened, if any were:
@@ -281,7 +286,7 @@ def widened(
     return {WIDENED: json.dumps(told)} if told else {}
 
 
-def earlier(properties: Mapping[str, str]) -> tuple[tuple[tuple[str, DeltaType], ...], ...]:
+def earlier_types(properties: Mapping[str, str]) -> tuple[tuple[tuple[str, DeltaType], ...], ...]:
     """The kinds of columns as they were, from the last time on back; each holds for all columns
     that were ever widened since then.
     """
@@ -293,7 +298,7 @@ def earlier(properties: Mapping[str, str]) -> tuple[tuple[tuple[str, DeltaType],
     return tuple(found)
 
 
-def thresholds(properties: Mapping[str, str] | None, now: int) -> str:
+def thresholds_property(properties: Mapping[str, str] | None, now: int) -> str:
     """The property that tells below which scores rows were quarantined, at one time or another;
     "[]" where nobody knows, as the table is of before it was remembered.
 
@@ -309,7 +314,7 @@ def thresholds(properties: Mapping[str, str] | None, now: int) -> str:
     return json.dumps(sorted({*known, now}) if known else [])
 
 
-def restored(
+def columns_as_written(
     columns: Sequence[tuple[str, DeltaType]], properties: Mapping[str, str]
 ) -> tuple[tuple[str, DeltaType], ...]:
     """The columns of a Bronze table with those that another writer has taken from it, in the order
@@ -322,7 +327,7 @@ def restored(
     return (*kept, *(pair for pair in METADATA_COLUMNS if pair[0] not in {**known, **held}))
 
 
-def meddled(
+def foreign_column_changes(
     columns: Sequence[tuple[str, DeltaType]], properties: Mapping[str, str]
 ) -> tuple[str, ...]:
     """What another writer has done to the columns of a Bronze table."""
@@ -340,11 +345,11 @@ def meddled(
     )
 
 
-def form(
+def row_format_of(
     columns: Sequence[tuple[str, DeltaType]], properties: Mapping[str, str], partition: str | None
 ) -> RowFormat:
     """What the rows of a Bronze table are made of, by its columns and properties."""
-    columns = restored(columns, properties)
+    columns = columns_as_written(columns, properties)
     names = [name for name, _ in columns]
     meta = [name for name, _ in METADATA_COLUMNS]
     last = max((names.index(name) for name in meta if name in names), default=len(names))
@@ -358,9 +363,9 @@ def form(
         base=value(properties, BASE, len(values), int),
         earlier=(
             tuple(p for p in _given(columns, properties) if p[0] in values),
-            *earlier(properties),
+            *earlier_types(properties),
         ),
-        hashed=not protected(properties),
+        hashed=not protected_columns(properties),
         partition=partition or "",
         thresholds=tuple(value(properties, THRESHOLDS, [], numbers_in)),
         history=history,
@@ -401,7 +406,7 @@ def _kind(name: Any, precision: int, scale: int) -> DeltaType:
     return found
 
 
-def keyed(properties: Mapping[str, str]) -> tuple[str, ...]:
+def key_columns_in_source(properties: Mapping[str, str]) -> tuple[str, ...]:
     """The Bronze names of the columns that a table's key has in the source."""
     own = key(properties)
     return value(properties, KEYED, (), names_in) if KEY_TEXT in own else own

@@ -49,7 +49,7 @@ def shared(what: KnownRows, prints: Fingerprints) -> npt.NDArray[np.bool_]:
     return mine
 
 
-def known(what: KnownRows) -> Fingerprints:
+def known_fingerprints(what: KnownRows) -> Fingerprints:
     """The table's fingerprints, sorted. They are read once per process.
 
     Raises:
@@ -165,7 +165,7 @@ def keyless(what: KnownRows) -> bool:
     return False
 
 
-def forget(place: Place) -> None:
+def drop_cached(place: Place) -> None:
     """Frees what is kept for a table."""
     with _lock:
         for what in [w for w in _sets if w.place == place]:
@@ -250,7 +250,7 @@ def _prints(
     prints = fingerprint.of_hashes(hashes, what.offset).copy()
     ours = formed.to_numpy()
     if what.form:
-        ours = ours & ~soundness.judged(rows, what.form).wrong
+        ours = ours & ~soundness.check_rows(rows, what.form).wrong
     for row in np.flatnonzero(~ours).tolist():
         place = f"{file.path} {start + row} {what.offset}".encode()
         prints[row] = xxhash.xxh3_64_intdigest(place)
@@ -314,13 +314,15 @@ def distinct(held: Fingerprints) -> int:
     return int(np.count_nonzero(np.diff(held))) + 1 if len(held) else 0
 
 
-def unseen(held: Fingerprints, places: npt.NDArray[np.bool_]) -> Fingerprints:
+def unmatched_fingerprints(held: Fingerprints, places: npt.NDArray[np.bool_]) -> Fingerprints:
     """Those of ``held`` that were seen at none of their places."""
     left = held[~places]
     return left[~_among(held[places], left)]
 
 
-def seen(held: Fingerprints, prints: Fingerprints) -> tuple[npt.NDArray[np.bool_], Positions]:
+def match_fingerprints(
+    held: Fingerprints, prints: Fingerprints
+) -> tuple[npt.NDArray[np.bool_], Positions]:
     """Which of ``prints`` the table holds, and the places of these in ``held``."""
     if not len(held):
         return np.zeros(len(prints), np.bool_), np.empty(0, np.int64)

@@ -61,7 +61,9 @@ class Target:
         return self.settings.key or self.relation.key
 
 
-def found(connection: Connection, source: str, wanted: Sequence[str]) -> tuple[Relation, ...]:
+def relations_of(
+    connection: Connection, source: str, wanted: Sequence[str]
+) -> tuple[Relation, ...]:
     """All relations in the schemas that a source's config names.
 
     Raises:
@@ -77,7 +79,7 @@ def found(connection: Connection, source: str, wanted: Sequence[str]) -> tuple[R
     return relations(connection, wanted)
 
 
-def targets(
+def select_targets(
     settings: Settings, found: Sequence[tuple[str, Relation]], wanted: Sequence[str]
 ) -> list[Target]:
     """The tables to take, of those found (each with its source's name), by the config.
@@ -115,7 +117,7 @@ def targets(
 
 
 def all_targets(settings: Settings, found: Sequence[tuple[str, Relation]]) -> list[Target]:
-    """What the config makes of the tables that it takes, of those found; see `targets`."""
+    """What the config makes of the tables that it takes, of those found; see `select_targets`."""
     return [
         _target(settings, source, relation)
         for source, relation in found
@@ -123,7 +125,7 @@ def all_targets(settings: Settings, found: Sequence[tuple[str, Relation]]) -> li
     ]
 
 
-def missing(
+def missing_tables(
     settings: Settings, chosen: Sequence[Target], *, streamed: bool = False
 ) -> list[TableRefused]:
     """An error for each table that the config has a section for, and the source has not: of those
@@ -158,16 +160,18 @@ def _target(settings: Settings, source: str, relation: Relation) -> Target:
     own = settings.table(source, relation.schema, relation.name)
     name = own.target or table_name(relation.name)
     schema = settings.lake.schema_
-    return seen(Target(source, relation, own, schema, name, settings.place(schema, name)), relation)
+    return with_relation(
+        Target(source, relation, own, schema, name, settings.place(schema, name)), relation
+    )
 
 
-def seen(target: Target, relation: Relation) -> Target:
+def with_relation(target: Target, relation: Relation) -> Target:
     """The target with its table as it has been seen."""
     wanted = TABLEOID in target.settings.key
     return replace(target, relation=with_tableoid(relation) if wanted else relation)
 
 
-def left_out(target: Target) -> frozenset[str]:
+def dropped_columns(target: Target) -> frozenset[str]:
     """The source's names of the columns that the config does not take."""
     own = target.settings
     dropped = {name for name, how in own.protect.items() if how.dropped}
@@ -178,16 +182,16 @@ def left_out(target: Target) -> frozenset[str]:
     )
 
 
-def carried(target: Target, names: Collection[str]) -> Target:
+def with_columns_of(target: Target, names: Collection[str]) -> Target:
     """A streamed table with those columns only that its stream carries, whose ``names`` these are,
     and those that the config leaves out anyway.
     """
-    kept = {*names, *left_out(target)}
+    kept = {*names, *dropped_columns(target)}
     attributes = tuple(a for a in target.relation.attributes if a.name in kept)
     return replace(target, relation=replace(target.relation, attributes=attributes))
 
 
-def columns(target: Target) -> tuple[Column, ...]:
+def contract_columns(target: Target) -> tuple[Column, ...]:
     """The type contract of the columns that are taken of a table.
 
     Raises:
@@ -205,11 +209,11 @@ def columns(target: Target) -> tuple[Column, ...]:
             hint=f"Correct [tables.{toml(relation.name)}] in the config.",
             table=target.label,
         )
-    out = left_out(target)
+    out = dropped_columns(target)
     if lost := sorted(out & {*(target.key)}):
         raise _keyless(target, lost[0])
     if any(not a.readable for a in relation.attributes if a.name not in out):
-        raise closed(target)
+        raise unreadable_columns_error(target)
     for attribute in relation.attributes:
         how = own.protect.get(attribute.name)
         if how and (how.format or how.keep) and attribute.type.has_few_values:
@@ -261,7 +265,7 @@ def _seen_through(
 
 def unprotected(target: Target, personal: Sequence[Personal]) -> tuple[str, ...]:
     """What to say of columns that look personal, and that the config does not speak of."""
-    out = left_out(target)
+    out = dropped_columns(target)
     there = {attribute.name for attribute in target.relation.attributes} - out
     left = [p for p in personal if p.column in there and p.column not in target.settings.protect]
     if not left:
@@ -283,7 +287,7 @@ def protections(personal: Sequence[Personal], key: Sequence[str]) -> dict[str, s
     }
 
 
-def unreadable(target: Target) -> TableRefused:
+def unreadable_error(target: Target) -> TableRefused:
     """The error for a table that the role may not read."""
     return TableRefused(
         f"Table {target.label} cannot be read: permission denied.",
@@ -308,9 +312,9 @@ def _keyless(target: Target, column: str) -> TableRefused:
     )
 
 
-def closed(target: Target) -> TableRefused:
+def unreadable_columns_error(target: Target) -> TableRefused:
     """The error for a table of which the role may read only some of the columns to be taken."""
-    relation, out = target.relation, left_out(target)
+    relation, out = target.relation, dropped_columns(target)
     shut = [a.name for a in relation.attributes if not a.readable and a.name not in out]
     names = ", ".join(shut)
     grant = ", ".join(statement.quoted(name) for name in shut)
@@ -335,7 +339,7 @@ def closed(target: Target) -> TableRefused:
 
 def _leaving_out(target: Target, closed: Sequence[str]) -> str:
     """The shorter one of the two lines of the config that leave columns out of a table."""
-    own, out = target.settings, left_out(target)
+    own, out = target.settings, dropped_columns(target)
     taken = [a.name for a in target.relation.attributes if a.name not in {*closed, *out}]
     if not own.columns and len(closed) <= len(taken):
         dropped = ", ".join(f'{toml(name)} = "drop"' for name in (*sorted(out), *closed))

@@ -56,7 +56,7 @@ class Judged:
         return wrong
 
 
-def judged(rows: pl.DataFrame, form: RowFormat) -> Judged:
+def check_rows(rows: pl.DataFrame, form: RowFormat) -> Judged:
     """Judges rows, which have all columns of their table."""
     proven, hashes = _sealed(rows, form)
     for kinds in form.earlier:

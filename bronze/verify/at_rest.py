@@ -29,7 +29,7 @@ from bronze.verify.results import FaultyFile, FaultyRow, VerifiedTable
 from bronze.verify.row_diff import LISTED
 
 
-def verified(
+def verify_at_rest(
     settings: Settings, tables: Sequence[str], pool: Executor | None, notify: Notify
 ) -> list[VerifiedTable]:
     """What was found out about each table; see `bronze.verify.verify.verify`.
@@ -38,7 +38,7 @@ def verified(
         ConfigError: there is no such table.
         LakeError, LakeUnreachable: the lake cannot be read.
     """
-    chosen = inventory.lying(settings, tables)
+    chosen = inventory.resting_tables(settings, tables)
     run = settings.run
     limit = budget.readers(run.memory, run.workers, run.workers)
     sizes = [_size(one) for one in chosen]
@@ -97,7 +97,7 @@ def _inspected(state: State, result: VerifiedTable) -> Workflow[VerifiedTable]:
     parts: list[Inspected] = yield [
         Task(file_check.inspect, task, result.table) for task in tasks(state, sizes, None)
     ]
-    result, _ = found(state, parts, result)
+    result, _ = with_file_findings(state, parts, result)
     strays = vacuum.strays(state, objects)
     wrong = result.files or result.altered or result.columns or result.foreign
     return replace(
@@ -110,7 +110,7 @@ def _inspected(state: State, result: VerifiedTable) -> Workflow[VerifiedTable]:
     )
 
 
-def found(
+def with_file_findings(
     state: State, parts: Sequence[Inspected], result: VerifiedTable
 ) -> tuple[VerifiedTable, Damage]:
     """The result with what files say of themselves, and what of it can be mended."""
@@ -134,7 +134,7 @@ def found(
             f"{gone:,} of the altered rows have gone from the source: nobody can tell what they"
             " were"
         )
-    meddled = evolution.meddled(state.columns, state.properties)
+    meddled = evolution.foreign_column_changes(state.columns, state.properties)
     if meddled:
         notes.append(f"another writer has changed the table's columns: {', '.join(meddled)}")
     if state.foreign:
@@ -163,8 +163,8 @@ def tasks(state: State, sizes: Mapping[str, int], basis: Basis | None) -> list[R
         sizes: the sizes of what lies in its folder, by the path.
         basis: what the digests of its rows are made of, if they are to be summed up.
     """
-    form = evolution.form(state.columns, state.properties, state.partition)
-    layout = evolution.restored(state.columns, state.properties)
+    form = evolution.row_format_of(state.columns, state.properties, state.partition)
+    layout = evolution.columns_as_written(state.columns, state.properties)
     key = evolution.key(state.properties)
     return [
         Resting(

@@ -32,7 +32,7 @@ def unpacked(data: bytes) -> Digests:
     return np.frombuffer(data, "<u8").reshape(-1, 2)
 
 
-def of_hashes(hashes: pl.Series) -> Digests:
+def sums_of_hashes(hashes: pl.Series) -> Digests:
     """The digests of ``row_hash``; what has not its form has the digest 0, which no row has."""
     text, _ = fingerprint.plain(hashes)
     halves = [fingerprint.of_hashes(text, offset) for offset in (0, _HALF)]
@@ -44,7 +44,7 @@ def written(digests: Digests) -> pl.Series:
     return _binaries(np.ascontiguousarray(digests).tobytes()).bin.encode("hex")
 
 
-def of(digests: Digests) -> npt.NDArray[np.uint64]:
+def bucket_of(digests: Digests) -> npt.NDArray[np.uint64]:
     """The number of each digest's bucket; `condition` says the same in SQL."""
     return digests[:, 0] & np.uint64(COUNT - 1)
 
@@ -63,7 +63,7 @@ def nothing() -> Sums:
 
 def add(sums: Sums, digests: Digests) -> None:
     """Adds rows to their buckets."""
-    bucket = of(digests)
+    bucket = bucket_of(digests)
     sums[:, 0] += np.bincount(bucket.astype(np.int64), minlength=COUNT).astype(np.uint64)
     for half in (0, 1):
         np.add.at(sums[:, half + 1], bucket, digests[:, half])

@@ -30,7 +30,7 @@ from bronze.tables.context import TableContext, ask_source
 from bronze.tables.selection import Target
 from bronze.verify import digests, evidence
 from bronze.verify.digests import Basis
-from bronze.verify.evidence import Asked
+from bronze.verify.evidence import SourceTask
 from bronze.verify.results import VerifiedTable
 
 
@@ -92,9 +92,13 @@ class Claim:
     @property
     def layout(self) -> tuple[tuple[str, DeltaType], ...]:
         """The Bronze table's columns, with those of ours that somebody has taken from it."""
-        return evolution.restored(self.state.columns, self.state.properties) if self.state else ()
+        return (
+            evolution.columns_as_written(self.state.columns, self.state.properties)
+            if self.state
+            else ()
+        )
 
-    def asking(self, trusting: bool) -> tuple[list[Asked], list[tuple[str, ...]]]:
+    def asking(self, trusting: bool) -> tuple[list[SourceTask], list[tuple[str, ...]]]:
         """What to ask the source for all digests, and for those of rows with their keys.
 
         With ``trusting`` they are the row hashes that Bronze rows have, otherwise `basis` says what
@@ -122,7 +126,7 @@ class Claim:
                     for where in wheres
                 )
             asked.append(
-                Asked(
+                SourceTask(
                     origin=given.origin,
                     session=given.held.session(given.origin),
                     table=self.label,
@@ -172,10 +176,10 @@ class Claim:
 
     def again(self) -> Claim:
         """The same, with the Bronze table as it is now."""
-        return _settled(self.given)
+        return _resolve(self.given)
 
 
-def found(
+def claims_of_source(
     settings: Settings, tables: Sequence[str], batch_id: str, stack: ExitStack
 ) -> list[Claim]:
     """The tables to be proven, each source in one snapshot for as long as the stack lasts.
@@ -185,10 +189,10 @@ def found(
         SourceError: a source cannot be asked.
     """
     relations, sources = pipeline.open_sources(settings, batch_id, stack)
-    return _claims(settings, selection.targets(settings, relations, tables), sources, stack)
+    return _claims(settings, selection.select_targets(settings, relations, tables), sources, stack)
 
 
-def of_bronze(
+def claims_of_bronze(
     settings: Settings, names: Collection[str], batch_id: str, stack: ExitStack
 ) -> list[Claim]:
     """The tables that become these Bronze tables (``schema.table``); one that no table of the
@@ -231,13 +235,13 @@ def _claim(
     readers = budget.readers(settings.run.memory, settings.run.workers, source.slots)
     given = TableContext(target, held, source.origin, stamp, settings, readers)
     try:
-        there = selection.seen(target, pipeline.relation_in_snapshot(target, held, seen))
-        return _settled(replace(given, target=carried(given, there)))
+        there = selection.with_relation(target, pipeline.relation_in_snapshot(target, held, seen))
+        return _resolve(replace(given, target=carried_columns(given, there)))
     except BronzeError as error:
         return Claim(given, error=error)
 
 
-def carried(context: TableContext, target: Target) -> Target:
+def carried_columns(context: TableContext, target: Target) -> Target:
     """A table with those columns only that its stream carries, if it is streamed."""
     if target.settings.pattern != "streaming":
         return target
@@ -246,14 +250,14 @@ def carried(context: TableContext, target: Target) -> Target:
     names = ask_source(
         context, lambda holder: publication.streamed_columns(holder, relation, published)
     ) or {attribute.name for attribute in relation.attributes}
-    return selection.carried(target, names)
+    return selection.with_columns_of(target, names)
 
 
-def _settled(context: TableContext) -> Claim:
+def _resolve(context: TableContext) -> Claim:
     """The columns and the key by which both sides are compared."""
     target = context.target
     try:
-        columns = selection.columns(target)
+        columns = selection.contract_columns(target)
         state = log.read(target.place)
         if state is None:
             return Claim(context, None, columns, len(columns))
@@ -265,13 +269,13 @@ def _settled(context: TableContext) -> Claim:
             )
         now = shape.evolve_columns(target, columns, state)
         protection = None if now.reload else keys.protection(context.settings, target, now)
-        if now.reload or keys.moved(protection, state):
+        if now.reload or keys.is_rotated(protection, state):
             raise TableRefused(
                 f"The protection of table {target.label} has changed since it landed last.",
                 hint="A run writes it anew; then it can be proven.",
                 table=target.label,
             )
-        by = evolution.keyed(state.properties)
+        by = evolution.key_columns_in_source(state.properties)
         there = {column.target: column for column in now.columns if column.name}
         key = NO_KEY
         if by and set(by) <= there.keys():

@@ -91,7 +91,7 @@ def of_source(rows: pl.DataFrame, given: Basis, hashes: str, partial: str) -> pl
     key = given.key
     whole, part = rows[hashes], rows[partial]
     if key is not None:
-        whole, part = protect.keyed(whole, key), protect.keyed(part, key)
+        whole, part = protect.keyed_hashes(whole, key), protect.keyed_hashes(part, key)
     return _with(rows, given, combined(part, whole))
 
 
@@ -108,7 +108,7 @@ def of_bronze(rows: pl.DataFrame, given: Basis, known: pl.Series | None = None) 
     part, bad = (known, None) if known is not None else _hashes(rows, given)
     key = given.key
     if key is not None:
-        part = protect.keyed(part, key)
+        part = protect.keyed_hashes(part, key)
     if bad is not None:
         part = part.set(bad, _NO_HASH)
     return _with(rows, given, combined(part, rows["row_hash"]))
@@ -128,7 +128,7 @@ def _hashes(rows: pl.DataFrame, given: Basis) -> tuple[pl.Series, pl.Series | No
         stored = rows[column.target]
         if column.target in held and column.name:
             masters = given.protection.masters if given.protection else ()
-            stored, wrong = protect.opened(stored, held[column.target], masters, kind)
+            stored, wrong = protect.decrypt(stored, held[column.target], masters, kind)
             bad = wrong if bad is None else bad | wrong
         elif stored.dtype != kind:
             stored, exact = narrowed(stored, kind)
@@ -174,4 +174,4 @@ def _with(rows: pl.DataFrame, given: Basis, hashes: pl.Series) -> pl.Series:
 
 def numbers(hashes: pl.Series) -> Digests:
     """Digests as `bronze.verify.buckets` takes them."""
-    return buckets.of_hashes(hashes) if len(hashes) else np.empty((0, 2), np.uint64)
+    return buckets.sums_of_hashes(hashes) if len(hashes) else np.empty((0, 2), np.uint64)

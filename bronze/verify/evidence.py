@@ -44,7 +44,7 @@ patient = tenacity.retry(
 
 
 @dataclass(frozen=True)
-class Wanted:
+class NamedRows:
     """Which rows are to be named: those of some buckets, and of them one share by their keys."""
 
     chosen: npt.NDArray[np.bool_] = field(repr=False)
@@ -54,7 +54,7 @@ class Wanted:
     def of(self, rows: pl.DataFrame, key: Sequence[str]) -> pl.DataFrame:
         """Those of the rows that are meant."""
         found = digests.numbers(rows[HASH])
-        mine = self.chosen[buckets.of(found)]
+        mine = self.chosen[buckets.bucket_of(found)]
         if self.shares > 1:
             prints = fingerprint.of_keys(rows.select(key).get_columns()) if key else found[:, 1]
             mine &= prints % np.uint64(self.shares) == np.uint64(self.share)
@@ -62,7 +62,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Asked:
+class SourceTask:
     """Some slices of a table of the source. ``queries`` are those of
     `bronze.postgres.copy.row_hash`: to name rows, each has its condition, and ``key`` tells them
     apart. With ``protection`` what comes of the source is protected here, as it is in Bronze:
@@ -76,12 +76,12 @@ class Asked:
     estimate: int = 0
     key: RowKey = NO_KEY
     protection: TableProtection | None = None
-    wanted: Wanted | None = None
+    wanted: NamedRows | None = None
     basis: Basis | None = None
 
 
 @dataclass(frozen=True)
-class Held:
+class FileTask:
     """A file of a Bronze table. ``live`` are the numbers of its rows that count in a history. With
     ``basis`` digests are made of what the rows hold, otherwise they are the hashes that they have.
     """
@@ -92,12 +92,12 @@ class Held:
     layout: tuple[tuple[str, DeltaType], ...]
     key: tuple[str, ...] = ()
     live: npt.NDArray[np.int64] | None = field(default=None, repr=False)
-    wanted: Wanted | None = None
+    wanted: NamedRows | None = None
     basis: Basis | None = None
 
 
 @dataclass(frozen=True)
-class Summed:
+class BucketSums:
     """The sums of some rows, of one side. ``fault`` is why a file could not be read."""
 
     source: bool
@@ -107,7 +107,7 @@ class Summed:
 
 
 @patient
-def of_source(task: Asked) -> Summed:
+def of_source(task: SourceTask) -> BucketSums:
     """The sums of what PostgreSQL hashes.
 
     Raises:
@@ -117,18 +117,18 @@ def of_source(task: Asked) -> Summed:
     if task.basis and not task.basis.plain:
         for rows in _named(task, "true"):
             buckets.add(sums, digests.numbers(rows[HASH]))
-        return Summed(True, sums, task.estimate)
+        return BucketSums(True, sums, task.estimate)
     key = _key(task)
     for data in server_hashes.packed_hashes(task.origin, task.session, task.queries, task.table):
         found = buckets.unpacked(data)
         if key and len(found):
-            found = buckets.of_hashes(protect.keyed(buckets.written(found), key))
+            found = buckets.sums_of_hashes(protect.keyed_hashes(buckets.written(found), key))
         buckets.add(sums, found)
-    return Summed(True, sums, task.estimate)
+    return BucketSums(True, sums, task.estimate)
 
 
 @patient
-def named(task: Asked) -> pl.DataFrame:
+def named(task: SourceTask) -> pl.DataFrame:
     """The wanted rows of the source: their keys, and ``row_hash``.
 
     Raises:
@@ -146,7 +146,7 @@ def named(task: Asked) -> pl.DataFrame:
     return pl.concat(found)
 
 
-def _named(task: Asked, condition: str) -> Iterator[pl.DataFrame]:
+def _named(task: SourceTask, condition: str) -> Iterator[pl.DataFrame]:
     """The keys of rows of the source as they are stored, and their digests."""
     key, basis = _key(task), task.basis
     names = task.key.names
@@ -157,14 +157,14 @@ def _named(task: Asked, condition: str) -> Iterator[pl.DataFrame]:
         for clear, rejected in read.read_rows(
             task.origin, task.session, query, (condition,), columns, task.table, bool(key)
         ):
-            frame = protect.values(clear, task.protection) if key else clear
+            frame = protect.protect_rows(clear, task.protection) if key else clear
             if task.key.has_text:
                 frame = key_text.with_text(frame, clear, rejected, task.key, task.protection)
             if basis and beside:
                 made = digests.of_source(frame, basis, HASH, _PARTIAL)
                 frame = frame.with_columns(made.alias(HASH))
             elif key:
-                frame = frame.with_columns(protect.keyed(frame[HASH], key))
+                frame = frame.with_columns(protect.keyed_hashes(frame[HASH], key))
             yield frame.select(*names, HASH)
 
 
@@ -174,7 +174,7 @@ def asked_columns(key: RowKey, basis: Basis | None) -> tuple[Column, ...]:
     return (*key.columns, *(column for column in more if column not in key.columns))
 
 
-def _key(task: Asked) -> bytes:
+def _key(task: SourceTask) -> bytes:
     """The key of the table's row hashes, b"" where they have none."""
     given = task.protection
     if given is None or given.row_hash is None:
@@ -187,7 +187,7 @@ _HASHES = Column("", HASH, "text", DeltaType("string"), "same", "", "", "", "")
 _PARTIALS = replace(_HASHES, target=_PARTIAL)
 
 
-def of_file(task: Held) -> Summed:
+def of_file(task: FileTask) -> BucketSums:
     """The sums of the digests of a file.
 
     Raises:
@@ -198,11 +198,11 @@ def of_file(task: Held) -> Summed:
         for rows in _live(task, (HASH,)):
             buckets.add(sums, digests.numbers(rows[HASH]))
     except FileDamaged as error:
-        return Summed(False, buckets.nothing(), fault=error.message)
-    return Summed(False, sums)
+        return BucketSums(False, buckets.nothing(), fault=error.message)
+    return BucketSums(False, sums)
 
 
-def held(task: Held) -> pl.DataFrame:
+def keyed_hashes_in_file(task: FileTask) -> pl.DataFrame:
     """The wanted rows of a file: their keys, ``row_hash``, and where they are (`FILE`, `ROW`).
 
     Raises:
@@ -223,7 +223,7 @@ def held(task: Held) -> pl.DataFrame:
 class Sharing:
     """A file in which the rows with some keys are looked for."""
 
-    held: Held
+    held: FileTask
     keys: pl.DataFrame = field(repr=False)
 
 
@@ -250,7 +250,7 @@ def last(known: KnownRows) -> tuple[npt.NDArray[np.int64], ...]:
     return tuple(found.get(file, nothing) for file in known.files)
 
 
-def _live(task: Held, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
+def _live(task: FileTask, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
     """Some columns of the rows that count, and their numbers."""
     made = HASH in columns and task.basis is not None
     names = None if made else (*columns, "record_status")
@@ -275,6 +275,6 @@ def concatenated(parts: Sequence[Any]) -> pl.DataFrame:
 
 
 def no_rows(like: pl.DataFrame) -> pl.DataFrame:
-    """No rows of a Bronze table, with the columns of `held`."""
+    """No rows of a Bronze table, with the columns of `keyed_hashes_in_file`."""
     kinds = {FILE: pl.Int64, ROW: pl.Int64}
     return like.clear().with_columns(pl.lit(None, kind).alias(name) for name, kind in kinds.items())

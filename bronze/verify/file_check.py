@@ -96,7 +96,7 @@ def _read(task: Resting) -> Inspected:
         part = pl.DataFrame(table)
         rows += part.height
         _widen(bounds, part, file)
-        found = soundness.judged(part, task.form)
+        found = soundness.check_rows(part, task.form)
         live = part["record_status"].ne_missing(DELETED)
         count += int(live.sum())
         if task.basis and sums is not None:

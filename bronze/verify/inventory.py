@@ -32,7 +32,7 @@ class Lying(LakeTable):
     version: int = 0
 
 
-def lying(settings: Settings, tables: Sequence[str]) -> list[Lying]:
+def resting_tables(settings: Settings, tables: Sequence[str]) -> list[Lying]:
     """The tables of these names (theirs, or those of the source's tables); all if none. Where it
     cannot be read in full which there should be, the table of governance that says so is one of
     them, with the error.
@@ -42,7 +42,7 @@ def lying(settings: Settings, tables: Sequence[str]) -> list[Lying]:
         LakeError: there is none at all.
         LakeUnreachable: the lake cannot be read.
     """
-    known, lost = remembered(settings)
+    known, lost = recorded_tables(settings)
     found = list(_all(settings, known))
     chosen = lake.find(settings, found, tables)
     if not found:
@@ -110,7 +110,7 @@ def _opened(
     return Lying(there.schema, there.name, source, label, error=lost)
 
 
-def remembered(
+def recorded_tables(
     settings: Settings,
 ) -> tuple[dict[str, tuple[str, str, int]], BronzeError | None]:
     """By the names of Bronze tables the sources and tables that landed there last, and the version
@@ -135,7 +135,7 @@ def remembered(
         row["target_table"].removeprefix(prefix): _memory(row)
         for row in latest.iter_rows(named=True)
         if row["target_table"].startswith(prefix)
-        and _taken(settings, row["source_system"], row["source_table"])
+        and _is_selected(settings, row["source_system"], row["source_table"])
     }, lost
 
 
@@ -165,6 +165,6 @@ def _memory(row: Mapping[str, Any]) -> tuple[str, str, int]:
     return row["source_system"], row["source_table"], row["version_after"]
 
 
-def _taken(settings: Settings, source: str, label: str) -> bool:
+def _is_selected(settings: Settings, source: str, label: str) -> bool:
     names = {label.partition(".")[2], label.rpartition(".")[2]}
     return source in settings.source and any(map(settings.source[source].takes, names))

@@ -36,7 +36,7 @@ from bronze.model.results import Failure, TableResult
 from bronze.model.units import KnownRows
 from bronze.tables import evolution, known_rows
 from bronze.tables.selection import Target
-from bronze.verify.claim import Claim, carried
+from bronze.verify.claim import Claim, carried_columns
 from bronze.verify.results import VerifiedTable
 
 Rows = dict[StoredFile, list[npt.NDArray[np.int64]]]
@@ -89,7 +89,7 @@ class Damage:
 
 
 @dataclass(frozen=True)
-class Mended:
+class RepairResult:
     """What a repair did to a table: it cut out rows, and files with so many rows by the log, and
     landed others; ``has_cut`` says that it committed such a cut, even of no rows. ``error`` is why
     it could not do all of it, ``unrecorded`` why what it did could not be entered into the books.
@@ -106,26 +106,26 @@ class Mended:
     unrecorded: Failure | None = None
     has_cut: bool = False
 
-    def failed(self, error: BronzeError) -> Mended:
+    def failed(self, error: BronzeError) -> RepairResult:
         """The same, when something else could not be done; the first error is the one to tell."""
         return replace(self, error=self.error or error.failure())
 
 
-def mended(
+def repair_tables(
     settings: Settings,
     wanting: Sequence[tuple[Claim, Damage]],
     pool: Executor | None,
     notify: Notify,
-) -> dict[str, Mended]:
+) -> dict[str, RepairResult]:
     """Repairs tables; what was done to each, by its target, and what hindered it."""
-    done: dict[str, Mended] = {}
+    done: dict[str, RepairResult] = {}
     if not wanting:
         return done
     batch_id = str(uuid_utils.uuid7())
     try:
         store.prove_writable(settings.place(settings.lake.schema_, ""))
     except BronzeError as error:
-        return {claim.target: Mended(error=error.failure()) for claim, _ in wanting}
+        return {claim.target: RepairResult(error=error.failure()) for claim, _ in wanting}
     limit = min(claim.given.readers for claim, _ in wanting)
     with worker_pool(settings, pool, limit, ()) as workers:
         courses = [_cut(claim, damage, batch_id) for claim, damage in wanting]
@@ -140,7 +140,7 @@ def mended(
 def _land(
     settings: Settings,
     claims: Sequence[Claim],
-    done: dict[str, Mended],
+    done: dict[str, RepairResult],
     pool: Executor | None,
     notify: Notify,
 ) -> None:
@@ -154,13 +154,13 @@ def _land(
             done[claim.target] = done[claim.target].failed(error)
     if not tables:
         return
-    ledger = lineage.Ledger(settings)
+    ledger = lineage.LineageLedger(settings)
     entries = {table.entry.record.target_table: table.entry for table in tables}
     try:
         for result in pipeline.load_tables(settings, tables, pool, notify):
             before = done[result.target]
             done[result.target] = replace(before, landed=result, error=before.error or result.error)
-            ledger.add(lineage.ended(entries[result.target], result))
+            ledger.add(lineage.with_result(entries[result.target], result))
     except BronzeError as error:
         for target in entries:
             if done[target].landed is None:
@@ -177,7 +177,7 @@ def _planned(settings: Settings, claim: Claim, batch_id: str) -> list[TableRun]:
     slots = settings.source[given.origin.name].pool.readers
 
     def fitted(target: Target) -> Target:
-        there = carried(given, target)
+        there = carried_columns(given, target)
         if target.settings.pattern != "streaming":
             return there
         own = {"pattern": "full_refresh", "key": claim.key.source_names}
@@ -189,10 +189,10 @@ def _planned(settings: Settings, claim: Claim, batch_id: str) -> list[TableRun]:
     )
 
 
-def _cut(claim: Claim, damage: Damage, batch_id: str) -> Workflow[tuple[str, Mended]]:
+def _cut(claim: Claim, damage: Damage, batch_id: str) -> Workflow[tuple[str, RepairResult]]:
     """Cuts out what is damaged."""
     place = claim.given.target.place
-    done = Mended(history=claim.history, streamed=_is_streamed(claim))
+    done = RepairResult(history=claim.history, streamed=_is_streamed(claim))
     try:
         if claim.error:
             raise claim.error
@@ -230,7 +230,7 @@ def _rows_cut(claim: Claim, rows: Rows, batch_id: str) -> Workflow[int]:
         merge.Merge(
             place=place,
             file=file,
-            layout=evolution.restored(state.columns, state.properties),
+            layout=evolution.columns_as_written(state.columns, state.properties),
             key=(),
             stats=tuple(n for n in optimize.statistics(state) if n in dict(state.columns)),
             stamp=replace(claim.given.stamp, batch_id=batch_id),
@@ -267,7 +267,7 @@ def _twins_cut(claim: Claim, batch_id: str) -> Workflow[int]:
 
 def _open(state: State) -> Shape:
     """The table as it is, which says that all its rows are to be compared."""
-    columns = evolution.restored(state.columns, state.properties)
+    columns = evolution.columns_as_written(state.columns, state.properties)
     return Shape(columns, optimize.statistics(state), state.partition, ((properties.CUT, "true"),))
 
 
@@ -310,7 +310,9 @@ def _facts(claim: Claim, batch_id: str) -> Mapping[str, Any]:
     }
 
 
-def told(result: VerifiedTable, done: Mapping[str, Mended], before: VerifiedTable) -> VerifiedTable:
+def with_repair(
+    result: VerifiedTable, done: Mapping[str, RepairResult], before: VerifiedTable
+) -> VerifiedTable:
     """What a table is after its repair, with what the repair did; ``before`` is what it was."""
     one = done.get(result.target)
     if one is None:
@@ -319,7 +321,7 @@ def told(result: VerifiedTable, done: Mapping[str, Mended], before: VerifiedTabl
     counts = (landed.inserted, landed.updated, landed.deleted) if landed else ()
     earlier = [note for note in before.notes if note.startswith(_REPAIRED)]
     told = one.error is None or one.has_cut or any(counts)
-    notes = [*earlier, *([_said(one, counts)] if told else []), *_losses(one)]
+    notes = [*earlier, *([_describe(one, counts)] if told else []), *_losses(one)]
     if one.streamed and (one.error is None or one.has_cut):
         notes.append("the stream compares this table once when it goes on")
     if one.error and one.has_cut and not _is_landed(one):
@@ -336,14 +338,14 @@ def told(result: VerifiedTable, done: Mapping[str, Mended], before: VerifiedTabl
     )
 
 
-def _is_landed(one: Mended) -> bool:
+def _is_landed(one: RepairResult) -> bool:
     return one.landed is not None and one.landed.error is None
 
 
 _REPAIRED = "repaired: "
 
 
-def _said(one: Mended, counts: Sequence[int]) -> str:
+def _describe(one: RepairResult, counts: Sequence[int]) -> str:
     said = f"{_REPAIRED}{one.cut:,} rows cut out"
     if one.files:
         said += f", {len(one.files)} files dropped"
@@ -352,7 +354,7 @@ def _said(one: Mended, counts: Sequence[int]) -> str:
     return said
 
 
-def _losses(one: Mended) -> list[str]:
+def _losses(one: RepairResult) -> list[str]:
     """What no repair can bring back."""
     lost = []
     if one.files and one.history:

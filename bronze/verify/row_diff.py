@@ -17,7 +17,7 @@ _HASH, _NUMBER = "row_hash", "\0number"
 
 
 @dataclass(frozen=True)
-class Opposed:
+class RowDifferences:
     """What one side has and the other has not; of rows that differ, those of the source, and
     ``instead`` those of Bronze.
     """
@@ -35,7 +35,7 @@ class Opposed:
             yield FaultyRow(fault, json.dumps(values, default=str, ensure_ascii=False))
 
 
-def opposed(source: pl.DataFrame, lake: pl.DataFrame, key: Sequence[str]) -> Opposed:
+def compare_rows(source: pl.DataFrame, lake: pl.DataFrame, key: Sequence[str]) -> RowDifferences:
     """The rows that are not the same on both sides, each being as often there as here.
 
     Args:
@@ -48,11 +48,11 @@ def opposed(source: pl.DataFrame, lake: pl.DataFrame, key: Sequence[str]) -> Opp
     missing = theirs.join(ours, on=whole, how="anti", nulls_equal=True)
     extra = ours.join(theirs, on=whole, how="anti", nulls_equal=True)
     if not key:
-        return Opposed(missing, extra, missing.clear(), extra.clear())
+        return RowDifferences(missing, extra, missing.clear(), extra.clear())
     # One row of ours is the other one that differs; more of the same key are too many.
     missing, extra = (_numbered(rows, key) for rows in (missing, extra))
     pairs = [*key, _NUMBER]
-    return Opposed(
+    return RowDifferences(
         missing=missing.join(extra, on=pairs, how="anti", nulls_equal=True),
         extra=extra.join(missing, on=pairs, how="anti", nulls_equal=True),
         different=missing.join(extra, on=pairs, how="semi", nulls_equal=True),

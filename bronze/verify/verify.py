@@ -33,13 +33,13 @@ from bronze.verify import at_rest as rest
 from bronze.verify import buckets, evidence, file_check
 from bronze.verify import repair as mend
 from bronze.verify.buckets import Sums
-from bronze.verify.claim import Claim, found, of_bronze
+from bronze.verify.claim import Claim, claims_of_bronze, claims_of_source
 from bronze.verify.digests import Basis
-from bronze.verify.evidence import FILE, ROW, Asked, Held, Sharing, Summed, Wanted
+from bronze.verify.evidence import FILE, ROW, BucketSums, FileTask, NamedRows, Sharing, SourceTask
 from bronze.verify.file_check import Inspected, Resting
 from bronze.verify.repair import Damage
 from bronze.verify.results import FaultyFile, VerifiedTable, VerifyResult
-from bronze.verify.row_diff import LISTED, Opposed, doubled, opposed
+from bronze.verify.row_diff import LISTED, RowDifferences, compare_rows, doubled
 
 
 def verify(
@@ -69,13 +69,13 @@ def verify(
     """
     began = time.monotonic()
     if at_rest:
-        results = rest.verified(settings, tables, pool, notify)
+        results = rest.verify_at_rest(settings, tables, pool, notify)
         if repair:
             results = _repaired_at_rest(settings, results, pool, notify)
     else:
         with ExitStack() as stack:
             batch_id = str(uuid_utils.uuid7())
-            claims = found(settings, tables, batch_id, stack)
+            claims = claims_of_source(settings, tables, batch_id, stack)
             how = _How(repair, trust_hashes)
             looks = _driven(settings, claims, how, pool, notify)
             results = [look.result for look in looks]
@@ -123,12 +123,12 @@ def _repaired(
     wanting = [(claim, look.damage) for claim, look in pairs if claim.target in targets]
     how = looks[0].how if looks else _How(True, False)
     for last in (False, True):
-        mended = mend.mended(settings, wanting, pool, notify)
+        mended = mend.repair_tables(settings, wanting, pool, notify)
         again = [claim.again() for claim, _ in wanting]
         after = _driven(settings, again, replace(how, repair=not last), pool, notify)
         for look in after:
             before = results[look.result.target]
-            results[look.result.target] = mend.told(look.result, mended, before)
+            results[look.result.target] = mend.with_repair(look.result, mended, before)
         pairs = zip(again, after, strict=True)
         wanting = [(c, look.damage.whole()) for c, look in pairs if _wants_more(look, mended)]
         if not wanting:
@@ -148,7 +148,7 @@ def _repaired_at_rest(
         return list(results)
     try:
         with ExitStack() as stack:
-            claims = of_bronze(settings, wanting, str(uuid_utils.uuid7()), stack)
+            claims = claims_of_bronze(settings, wanting, str(uuid_utils.uuid7()), stack)
             looks = _driven(settings, claims, _How(True, False), pool, notify)
             # What hinders the comparison hinders the repair, too.
             done = {
@@ -161,7 +161,7 @@ def _repaired_at_rest(
         ]
     names = [claim.given.target.name for claim in claims]
     try:
-        again = rest.verified(settings, names, pool, notify) if names else []
+        again = rest.verify_at_rest(settings, names, pool, notify) if names else []
     except BronzeError as error:
         again = [replace(one, error=error.failure()) for one in results if one.target in done]
     after = {one.target: one for one in again}
@@ -195,7 +195,7 @@ def _told_at_rest(after: VerifiedTable, done: VerifiedTable) -> VerifiedTable:
     )
 
 
-def _wants_more(look: _Look, mended: Mapping[str, mend.Mended]) -> bool:
+def _wants_more(look: _Look, mended: Mapping[str, mend.RepairResult]) -> bool:
     """Whether rows that could be cut out differ after a repair, though nothing hindered it."""
     done = mended[look.result.target]
     return look.result.status == "differs" and done.error is None and bool(look.damage.wrong)
@@ -216,7 +216,7 @@ def _driven(
     results: dict[str, _Look] = {}
 
     def told(number: int, outcome: object) -> None:
-        if isinstance(outcome, Summed) and outcome.source:
+        if isinstance(outcome, BucketSums) and outcome.source:
             done[number][0] += int(outcome.sums[:, 0].sum())
             done[number][1] += outcome.estimate
             share = done[number][1] / max(claims[number].size, 1)
@@ -291,7 +291,7 @@ def _compared(settings: Settings, claim: Claim, look: _Look) -> Workflow[None]:
         ]
         held = [replace(task, key=claim.names) for task in held]
         for share in range(shares):
-            yield from _named(claim, Wanted(chosen, share, shares), names, held, look)
+            yield from _named(claim, NamedRows(chosen, share, shares), names, held, look)
     done = look.result
     extra = look.doubled if claim.keeps_gone else done.extra
     wrong = (
@@ -304,7 +304,7 @@ def _compared(settings: Settings, claim: Claim, look: _Look) -> Workflow[None]:
 def _added(parts: Sequence[object]) -> tuple[Sums, Sums]:
     source, lake = buckets.nothing(), buckets.nothing()
     for part in parts:
-        if isinstance(part, Summed):
+        if isinstance(part, BucketSums):
             side = source if part.source else lake
             side += part.sums
         elif isinstance(part, Inspected) and part.sums is not None:
@@ -324,12 +324,12 @@ def _take(claim: Claim, look: _Look, parts: Sequence[Inspected]) -> None:
     """Takes note of what files say of themselves."""
     if claim.state is None:
         return
-    found, damage = rest.found(claim.state, parts, look.result)
+    found, damage = rest.with_file_findings(claim.state, parts, look.result)
     look.damage.add_all(damage)
     look.result = found
 
 
-def _readable(look: _Look, held: Sequence[Held], parts: Sequence[Summed]) -> list[Held]:
+def _readable(look: _Look, held: Sequence[FileTask], parts: Sequence[BucketSums]) -> list[FileTask]:
     """The files that could be read."""
     whole = []
     for task, part in zip(held, parts, strict=True):
@@ -342,7 +342,7 @@ def _readable(look: _Look, held: Sequence[Held], parts: Sequence[Summed]) -> lis
     return whole
 
 
-def _files(claim: Claim, look: _Look) -> Workflow[list[Held]]:
+def _files(claim: Claim, look: _Look) -> Workflow[list[FileTask]]:
     """What is to be read of the Bronze table."""
     state = claim.state
     if state is None:
@@ -364,27 +364,30 @@ def _files(claim: Claim, look: _Look) -> Workflow[list[Held]]:
         (live,) = yield [Task(evidence.last, whole, claim.label)]
     basis = None if look.how.trusting else claim.basis
     return [
-        Held(state.place, number, file, claim.layout, live=rows, basis=basis)
+        FileTask(state.place, number, file, claim.layout, live=rows, basis=basis)
         for number, (file, rows) in enumerate(zip(stored, live, strict=True))
     ]
 
 
 def _named(
     claim: Claim,
-    wanted: Wanted,
-    asked: Sequence[Asked],
-    held: Sequence[Held],
+    wanted: NamedRows,
+    asked: Sequence[SourceTask],
+    held: Sequence[FileTask],
     look: _Look,
 ) -> Workflow[None]:
     """Names the rows that differ, of one share."""
     key, label = claim.names, claim.label
     parts: list[Any] = yield [
         *(Task(evidence.named, replace(task, wanted=wanted), label) for task in asked),
-        *(Task(evidence.held, replace(task, wanted=wanted), label) for task in held),
+        *(
+            Task(evidence.keyed_hashes_in_file, replace(task, wanted=wanted), label)
+            for task in held
+        ),
     ]
     theirs = evidence.concatenated(parts[: len(asked)])
     ours = evidence.concatenated(parts[len(asked) :]) if held else evidence.no_rows(theirs)
-    fault = opposed(theirs, ours, key)
+    fault = compare_rows(theirs, ours, key)
     several = fault.extra.clear()
     told = look.how.repair or claim.keeps_gone
     if told and key and not claim.history and fault.extra.height:
@@ -399,11 +402,11 @@ def _named(
             for (number,), some in rows.partition_by(FILE, as_dict=True).items():
                 damaged.setdefault(files[number], []).append(some[ROW].to_numpy())
     wrong = replace(fault, extra=several) if claim.keeps_gone else fault
-    look.result = _counted(claim, look.result, fault, wrong)
+    look.result = _with_counts(claim, look.result, fault, wrong)
 
 
 def _never_ours(
-    several: pl.DataFrame, extra: pl.DataFrame, held: Sequence[Held], look: _Look
+    several: pl.DataFrame, extra: pl.DataFrame, held: Sequence[FileTask], look: _Look
 ) -> pl.DataFrame:
     """The rows to be cut out: those that are there too often, and those that the source has not and
     bronze never wrote, which are not to stay as deleted ones.
@@ -424,7 +427,9 @@ def _never_ours(
     return pl.concat([several.select(columns), *(part.select(columns) for part in parts)]).unique()
 
 
-def _counted(claim: Claim, result: VerifiedTable, fault: Opposed, wrong: Opposed) -> VerifiedTable:
+def _with_counts(
+    claim: Claim, result: VerifiedTable, fault: RowDifferences, wrong: RowDifferences
+) -> VerifiedTable:
     """The result with what one round has found; only what is ``wrong`` is listed."""
     rows = list(result.rows)
     for kind in ("missing", "different", "extra"):

@@ -220,9 +220,11 @@ def hashes_in_source(source: Source, settings: Settings, *tables: str) -> dict[s
         found = [("test", r) for r in relations(connection, ["public"])]
         queries = {
             target.relation.name: row_hash.row_hash_query(
-                selection.columns(target), statement.quoted("public", target.relation.name), "true"
+                selection.contract_columns(target),
+                statement.quoted("public", target.relation.name),
+                "true",
             )
-            for target in selection.targets(settings, found, tables)
+            for target in selection.select_targets(settings, found, tables)
         }
         return {
             name: {str(row[0]) for row in connection.execute(query)}

@@ -184,7 +184,7 @@ def _demo(source: Source) -> dict[str, Table]:
     assert [table.error for table in result.tables] == [None] * len(inventory.SIZES)
     with connect.connect(settings.origin("test")) as connection:
         found = [("test", r) for r in relations(connection, [inventory.SCHEMA])]
-        targets = selection.targets(settings, found, [])
+        targets = selection.select_targets(settings, found, [])
         return {
             target.relation.name: Table(
                 source.table(target.relation.name),
@@ -196,7 +196,7 @@ def _demo(source: Source) -> dict[str, Table]:
 
 
 def _held(connection: connect.Connection, target: selection.Target) -> list[Row]:
-    columns = selection.columns(target)
+    columns = selection.contract_columns(target)
     name = sql.Identifier(target.relation.schema, target.relation.name)
     result = connection.execute(sql.SQL("SELECT * FROM {}").format(name)).pgresult
     assert result is not None

@@ -30,15 +30,15 @@ def differences(settings: Settings) -> dict[str, str]:
     for name, source in settings.source.items():
         with connect.connect(settings.origin(name)) as connection:
             found = [(name, r) for r in relations(connection, source.schema_)]
-            for target in selection.targets(settings, found, ()):
+            for target in selection.select_targets(settings, found, ()):
                 relation = target.relation
                 state = log.read(target.place)
                 if state is None:
                     wrong[target.label] = "there is no Bronze table"
                     continue
-                found_columns = selection.columns(target)
+                found_columns = selection.contract_columns(target)
                 own = target.settings
-                dropped = {own.rename.get(name, name) for name in selection.left_out(target)}
+                dropped = {own.rename.get(name, name) for name in selection.dropped_columns(target)}
                 dropped -= {column.target for column in found_columns}
                 held = [
                     p
@@ -55,7 +55,7 @@ def differences(settings: Settings) -> dict[str, str]:
                     now.base,
                 )
                 computed = pl.Series([str(row[0]) for row in connection.execute(query)])
-                hidden = evolution.protected(state.properties)
+                hidden = evolution.protected_columns(state.properties)
                 if hidden:
                     computed = _keyed(settings, f"{target.schema}.{target.name}", computed)
                 hashes = Counter(computed)
@@ -69,8 +69,8 @@ def differences(settings: Settings) -> dict[str, str]:
 
 def _keyed(settings: Settings, table: str, hashes: pl.Series) -> pl.Series:
     """Hashes as a table with protected columns has them."""
-    key, *_ = keys.found(keys.held(settings)[1])[table, "", keys.ROW_HASH]
-    return protect.keyed(hashes, keyring.unwrapped(key, settings.masters))
+    key, *_ = keys.current_keys(keys.stored_keys(settings)[1])[table, "", keys.ROW_HASH]
+    return protect.keyed_hashes(hashes, keyring.unwrapped(key, settings.masters))
 
 
 def _fault(

@@ -185,7 +185,7 @@ class Bench:
         merged = [merge.merge(job) for job in jobs]
         rewritten = [one for one in merged if one.rewritten]
         feed = [one.feed for one in rewritten if one.feed]
-        masks = insert.joined([one.found for one in merged], changes)
+        masks = insert.join_masks([one.found for one in merged], changes)
         moved = tuple(one.moved for one in merged if one.moved is not None)
         inserted = insert.insert(
             insert.Insert(

@@ -23,19 +23,19 @@ def test_portions_have_all_rows_and_are_bounded(sizes: list[int], most: int, siz
     again.
     """
     table = pa.table({"i": range(len(sizes)), "t": ["x" * length for length in sizes]})
-    parts = list(portion.of(table, most, size))
+    parts = list(portion.portions_of(table, most, size))
     assert [i for part in parts for i in part["i"].to_pylist()] == list(range(len(sizes)))
     for part in parts:
         assert part.num_rows <= most or not sizes
         assert part.num_rows <= 1 or part.nbytes <= size * 1.25
-        assert [p.num_rows for p in portion.of(part, most, size)] == [part.num_rows]
+        assert [p.num_rows for p in portion.portions_of(part, most, size)] == [part.num_rows]
 
 
 def test_a_table_slightly_larger_than_a_portion_is_not_divided() -> None:
     """So the row groups of a file that was written in portions can be read as portions."""
     table = pa.table({"t": ["x" * 100] * 10})
-    assert [part.num_rows for part in portion.of(table, 10, 1_000)] == [10]
-    assert [part.num_rows for part in portion.of(table, 10, 500)] == [4, 4, 2]
+    assert [part.num_rows for part in portion.portions_of(table, 10, 1_000)] == [10]
+    assert [part.num_rows for part in portion.portions_of(table, 10, 500)] == [4, 4, 2]
 
 
 def test_portions_of_wide_rows_have_at_least_a_thousand_rows() -> None:
@@ -53,10 +53,10 @@ def test_the_size_of_texts_includes_their_views() -> None:
 def test_columns_are_replaced_or_appended() -> None:
     """`beside` keeps the order of existing columns; `plain` makes strings of enums only."""
     frame = pl.DataFrame({"a": [1], "b": ["x"]})
-    new = portion.beside(frame, [pl.Series("a", [2]), pl.Series("c", [3])])
+    new = portion.with_columns(frame, [pl.Series("a", [2]), pl.Series("c", [3])])
     assert new.to_dict(as_series=False) == {"a": [2], "b": ["x"], "c": [3]}
     enums = frame.with_columns(pl.lit("y", pl.Enum(["y"])).alias("e"))
-    assert portion.plain(enums).schema == {"a": pl.Int64, "b": pl.String, "e": pl.String}
+    assert portion.without_enums(enums).schema == {"a": pl.Int64, "b": pl.String, "e": pl.String}
 
 
 @IN_MEMORY
@@ -79,7 +79,7 @@ def test_a_join_matches_nan_with_nan_and_null_with_null(
     ).select(keys)
     expected = [str(key).lower() for key in ours if str(key).lower() in theirs]
     for how in ("inner", "left"):
-        matches = portion.joined(
+        matches = portion.join(
             left, right.with_columns(pl.lit(True).alias("there")), keys, how
         ).filter("there")
         assert sorted(str(key).lower() for key in matches["k"]) == sorted(expected)

@@ -59,7 +59,7 @@ def test_printed_results_have_no_control_characters(capsys: pytest.CaptureFixtur
         TableResult(EVIL, f"bronze.{EVIL}", "landed", notes=(EVIL,)),
     )
     result = RunResult("b", 1, 1.0, tables, notes=(EVIL,), unrecorded=failure)
-    render.run(result)
+    render.run_result(result)
     render.document(result)
     with progress.progress(False) as notify:
         notify(TableFailed(EVIL, failure))
@@ -67,8 +67,8 @@ def test_printed_results_have_no_control_characters(capsys: pytest.CaptureFixtur
     steps = progress.stream_log(False)
     steps(Notice(EVIL))
     steps(BatchApplied(1, 1, 1, 0, 0.0, (EVIL,)))
-    render.revealed(pl.DataFrame({EVIL: [EVIL]}), "")
-    render.revealed(pl.DataFrame({EVIL: [EVIL]}), "json")
+    render.revealed_rows(pl.DataFrame({EVIL: [EVIL]}), "")
+    render.revealed_rows(pl.DataFrame({EVIL: [EVIL]}), "json")
     out = capsys.readouterr()
     assert not RAW & set(out.out + out.err)
     assert out.out.count(SHOWN) >= 4
@@ -84,7 +84,7 @@ def test_csv_is_escaped_for_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> 
 
     for stream, raw in ((Terminal(), False), (io.StringIO(), True)):
         monkeypatch.setattr("sys.stdout", stream)
-        render.revealed(pl.DataFrame({"x": ["\x1b[2J"]}), "csv")
+        render.revealed_rows(pl.DataFrame({"x": ["\x1b[2J"]}), "csv")
         assert ("\x1b" in stream.getvalue()) is raw
 
 

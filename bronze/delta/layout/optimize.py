@@ -145,7 +145,7 @@ def steps(place: Place, wish: Wish, *, batch_id: str, memory: int) -> Steps:
             return Improved()
         state.writable()
         made = yield from rewrite.steps(_orders(state, wish, groups, batch_id, memory))
-        done = _landed(state, wish, made, batch_id)
+        done = _is_landed(state, wish, made, batch_id)
         if done:
             return done
     raise _lost(place)
@@ -224,7 +224,7 @@ def _clustering(
     taken = _within(fresh, budget)
     if len(taken) == len(fresh):
         older = sorted(clusters.values(), key=_size)
-        joining = _joined([_size(cluster) for cluster in older], _size(taken), budget)
+        joining = _end_of_group([_size(cluster) for cluster in older], _size(taken), budget)
         taken += [file for cluster in older[:joining] for file in cluster]
     return [tuple(taken)] if len(taken) > 1 or _size(taken) > wish.target else []
 
@@ -239,7 +239,7 @@ def _within(stored: Sequence[StoredFile], budget: int) -> list[StoredFile]:
     return taken
 
 
-def _joined(sizes: Sequence[int], start: int, budget: int) -> int:
+def _end_of_group(sizes: Sequence[int], start: int, budget: int) -> int:
     """How many of some sizes, which ascend, may join what is gathered: the last one that joins
     must not be much larger than everything before it.
     """
@@ -253,7 +253,7 @@ def _joined(sizes: Sequence[int], start: int, budget: int) -> int:
 
 def _joining(stored: Sequence[StoredFile], wish: Wish, budget: int) -> list[tuple[StoredFile, ...]]:
     small = sorted((f for f in stored if f.size < wish.target * _FULL), key=lambda f: f.size)
-    chosen = small[: _joined([file.size for file in small], 0, budget)]
+    chosen = small[: _end_of_group([file.size for file in small], 0, budget)]
     if len(chosen) < _FEWEST:
         return []
     runs: list[list[StoredFile]] = [[]]
@@ -305,7 +305,7 @@ def _orders(
 # The commit
 
 
-def _landed(state: State, wish: Wish, made: Sequence[Made], batch_id: str) -> Improved | None:
+def _is_landed(state: State, wish: Wish, made: Sequence[Made], batch_id: str) -> Improved | None:
     """Commits what was made of the files that are still there; None where none are."""
     columns = state.columns
     for attempt in range(_TRIES):

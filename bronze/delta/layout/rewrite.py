@@ -311,7 +311,7 @@ def _outputs(job: Write, tally: list[int]) -> Iterator[Iterator[pl.DataFrame | p
     """The row groups of each file; the rows that were read for them are added to ``tally``."""
     size = portion.rows(_GROUP_VALUES, len(job.order.layout))
     if not job.by:
-        tables = _counted(_tables(job.order, [s for pile in job.piles for s in pile]), tally)
+        tables = _count_rows(_tables(job.order, [s for pile in job.piles for s in pile]), tally)
         yield _gathered(tables, size, _GROUP_BYTES)
     elif job.count == 1:
         yield (frame for pile in job.piles for frame in _slices(*_sorted(job, pile, tally), size))
@@ -322,7 +322,7 @@ def _outputs(job: Write, tally: list[int]) -> Iterator[Iterator[pl.DataFrame | p
 
 
 def _sorted(job: Write, pile: Sequence[Source], tally: list[int]) -> tuple[pl.DataFrame, Numbers]:
-    tables = list(_counted(_tables(job.order, pile), tally))
+    tables = list(_count_rows(_tables(job.order, pile), tally))
     if not tables:
         return pl.DataFrame(), np.empty(0, np.int64)
     frame = pl.concat([pl.DataFrame(table) for table in tables])
@@ -346,7 +346,7 @@ def _tables(order: Order, pile: Iterable[Source]) -> Iterator[pa.Table]:
             yield table
 
 
-def _counted(tables: Iterable[pa.Table], tally: list[int]) -> Iterator[pa.Table]:
+def _count_rows(tables: Iterable[pa.Table], tally: list[int]) -> Iterator[pa.Table]:
     for table in tables:
         tally[0] += table.num_rows
         yield table

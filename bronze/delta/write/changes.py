@@ -48,10 +48,10 @@ def picked(
     layout: Sequence[tuple[str, DeltaType]],
 ) -> pl.DataFrame:
     """Some rows (their lines sorted) of the changes."""
-    return joined(list(picks(place, change, lines, layout)))
+    return join_frames(list(picks(place, change, lines, layout)))
 
 
-def joined(frames: list[pl.DataFrame]) -> pl.DataFrame:
+def join_frames(frames: list[pl.DataFrame]) -> pl.DataFrame:
     """Frames as one; a single one as it is."""
     return frames[0] if len(frames) == 1 else pl.concat(frames)
 
@@ -94,7 +94,7 @@ def _counts(parquet: pq.ParquetFile) -> list[int]:
     return [int(parquet.metadata.row_group(i).num_rows) for i in groups]
 
 
-def marked(rows: pl.DataFrame, stamp: RowStamp) -> pl.DataFrame:
+def mark_deleted(rows: pl.DataFrame, stamp: RowStamp) -> pl.DataFrame:
     """The rows as what they are when the source has them no more."""
     return rows.with_columns(
         pl.lit(DELETED).alias("record_status"),
@@ -107,7 +107,7 @@ def marked(rows: pl.DataFrame, stamp: RowStamp) -> pl.DataFrame:
 
 def image(rows: pl.DataFrame, kind: str) -> pl.DataFrame:
     """The rows as the change data feed tells of them."""
-    return portion.beside(rows, [pl.Series(CHANGE, [kind]).new_from_index(0, rows.height)])
+    return portion.with_columns(rows, [pl.Series(CHANGE, [kind]).new_from_index(0, rows.height)])
 
 
 class Gathered:
@@ -128,4 +128,4 @@ class Gathered:
         """Writes what is kept."""
         frames, self._frames = self._frames, []
         if frames:
-            self._add(joined(frames))
+            self._add(join_frames(frames))

@@ -17,7 +17,7 @@ import polars as pl
 from bronze import portion
 from bronze.delta import files
 from bronze.delta.partition import Outputs, column_of
-from bronze.delta.write.changes import Changes, Gathered, Rows, marked, picks, read
+from bronze.delta.write.changes import Changes, Gathered, Rows, mark_deleted, picks, read
 from bronze.model.columns import DeltaType
 from bronze.model.files import StoredFile, WrittenFile
 from bronze.model.locations import Place
@@ -73,7 +73,7 @@ def append(job: Append) -> Appended:
     place, batch = job.place, job.stamp.batch_id
     with Outputs(lambda values: files.data(place, batch, job.stats, values), date) as output:
         gathered = Gathered(output.add)
-        for rows in chain(_changed(job), _vanished(job)):
+        for rows in chain(_changed(job), _deleted_versions(job)):
             for kind, count in rows[KIND].value_counts().iter_rows():
                 counts[kind] += count
             gathered.add(rows)
@@ -87,7 +87,7 @@ def _changed(job: Append) -> Iterator[pl.DataFrame]:
         keys = read(job.place, change, job.key)
         last = latest(job.place, job.stored, job.layout, job.key, keys)
         for rows in picks(job.place, change, np.arange(keys.height), job.layout):
-            joined = portion.joined(rows, last, job.key, "left")
+            joined = portion.join(rows, last, job.key, "left")
             there = joined[f"record_status{HELD}"].is_not_null()
             live = there & joined[f"record_status{HELD}"].ne_missing(DELETED)
             same = live & joined["row_hash"].eq_missing(joined[f"row_hash{HELD}"])
@@ -98,7 +98,7 @@ def _changed(job: Append) -> Iterator[pl.DataFrame]:
             yield told.filter(~same).select(rows.columns)
 
 
-def _vanished(job: Append) -> Iterator[pl.DataFrame]:
+def _deleted_versions(job: Append) -> Iterator[pl.DataFrame]:
     """Copies of the rows that have gone, marked as deleted; a changed row has not gone."""
     keys = [read(job.place, change, job.key) for change in job.changes]
     for file, numbers in job.gone:
@@ -109,7 +109,7 @@ def _vanished(job: Append) -> Iterator[pl.DataFrame]:
                 rows = pl.DataFrame(table)[inside - start]
                 for changed in keys:
                     rows = rows.join(changed, on=list(job.key), how="anti", nulls_equal=True)
-                yield marked(rows, job.stamp).with_columns(pl.lit("delete").alias(KIND))
+                yield mark_deleted(rows, job.stamp).with_columns(pl.lit("delete").alias(KIND))
 
 
 def latest(

@@ -61,7 +61,7 @@ def unfound(mask: bytes, height: int) -> npt.NDArray[np.int64]:
     return np.flatnonzero(bits == 0)
 
 
-def joined(masks: Sequence[Sequence[bytes]], changes: Sequence[Changes]) -> tuple[bytes, ...]:
+def join_masks(masks: Sequence[Sequence[bytes]], changes: Sequence[Changes]) -> tuple[bytes, ...]:
     """The masks of several files as one for each of the changes."""
     whole = [np.zeros(-(-height(change) // 8), np.uint8) for change in changes]
     for found in masks:

@@ -15,7 +15,7 @@ from bronze.model.files import StoredFile
 from bronze.model.locations import Place
 
 
-def found(
+def find_rows(
     place: Place,
     stored: Sequence[StoredFile],
     layout: Sequence[tuple[str, DeltaType]],

@@ -34,8 +34,8 @@ from bronze.delta.write.changes import (
     Rows,
     height,
     image,
-    joined,
-    marked,
+    join_frames,
+    mark_deleted,
     picked,
     read,
 )
@@ -197,7 +197,7 @@ def _matches(job: Merge, parquet: pq.ParquetFile, changes: Sequence[Changes]) ->
     held = pl.concat(parts).with_row_index("row")
     found = [nothing]
     for keys in _keys(job, changes):
-        joined = portion.joined(held, keys, job.key, "inner")
+        joined = portion.join(held, keys, job.key, "inner")
         found.append(joined.select(pl.col(n).cast(t) for n, t in _EDITS.items()))
     return pl.concat(found).sort("row")
 
@@ -232,7 +232,7 @@ def _effective(
         same = (old["row_hash"] == hashes) & live & (not job.doubting)
         revived = int((~live).sum())
         edits.append(matches.filter(~same.fill_null(False)))
-    vanished = _vanished(job, parquet)
+    vanished = _deleted_rows(job, parquet)
     if len(vanished):
         gone = pl.DataFrame({"row": vanished}).cast(pl.Int64)
         gone = gone.join(matches, on="row", how="anti")
@@ -244,7 +244,7 @@ def _effective(
     return pl.concat(edits).sort("row"), revived
 
 
-def _vanished(job: Merge, parquet: pq.ParquetFile) -> Rows:
+def _deleted_rows(job: Merge, parquet: pq.ParquetFile) -> Rows:
     """The numbers of the live rows that have gone from the source."""
     found = [] if job.gone is None else [job.gone]
     if job.deletes and not job.emptied:
@@ -305,7 +305,7 @@ def _edited(
     gone = edits.filter(pl.col("line").is_null())["row"].to_numpy()
     rows, after, removed = [], [], []
     if updates.height:
-        before = pl.DataFrame(_taken(table, updates["row"].to_numpy()))
+        before = pl.DataFrame(_take(table, updates["row"].to_numpy()))
         held = before.select("load_timestamp", *([column_of(job.dates_of)] if job.dates_of else []))
         names = before.columns
         told.add(image(before, "update_preimage"))
@@ -332,23 +332,23 @@ def _edited(
         after.append(new)
         del new
     if len(gone):
-        before = pl.DataFrame(_taken(table, gone))
+        before = pl.DataFrame(_take(table, gone))
         if job.on_delete == "remove":
             told.add(image(before, "delete"))
             removed.append(gone)
         else:
-            new = marked(before, job.stamp)
+            new = mark_deleted(before, job.stamp)
             told.add(image(before, "update_preimage"))
             told.add(image(new, "update_postimage"))
             rows.append(gone)
             after.append(new)
-    changed = joined(after) if after else pl.DataFrame(table.slice(0, 0))
+    changed = join_frames(after) if after else pl.DataFrame(table.slice(0, 0))
     after.clear()
     arrow = changed.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(table.schema)
     return _replaced(table, _all(rows), arrow, _all(removed))
 
 
-def _taken(table: pa.Table, rows: Rows) -> pa.Table:
+def _take(table: pa.Table, rows: Rows) -> pa.Table:
     return table if len(rows) == table.num_rows else table.take(pa.array(rows))
 
 

@@ -47,7 +47,7 @@ _ID_DIGITS = 8
 
 
 @dataclass(frozen=True)
-class Record:
+class AuditRecord:
     """One record.
 
     ``actor`` is the user of the operating system, ``identity`` that of the cloud, if there is one;
@@ -79,7 +79,7 @@ class Head:
     hash: str = FIRST
 
 
-def chained(records: Iterable[Record], head: Head, key: bytes | None) -> list[Record]:
+def chained(records: Iterable[AuditRecord], head: Head, key: bytes | None) -> list[AuditRecord]:
     """The records with their numbers and hashes, as they follow a head."""
     links = []
     for record in records:
@@ -94,7 +94,7 @@ def chained(records: Iterable[Record], head: Head, key: bytes | None) -> list[Re
     return links
 
 
-def digest(record: Record, key: bytes | None) -> str:
+def digest(record: AuditRecord, key: bytes | None) -> str:
     """A record's hash, as 64 hexadecimal digits; its own ``record_hash`` is no part of it."""
     *values, _ = astuple(record)
     told = [_encoded(value) for value in values]
@@ -113,7 +113,7 @@ def key_id(key: bytes) -> str:
 
 
 def faults(
-    records: Sequence[Record], head: Head, keys: Mapping[str, bytes], sealed: bool
+    records: Sequence[AuditRecord], head: Head, keys: Mapping[str, bytes], sealed: bool
 ) -> Iterator[str]:
     """What is wrong with a chain, in words.
 
@@ -143,7 +143,7 @@ def faults(
     yield from _unsealed(records, sealed)
 
 
-def _unsealed(records: Sequence[Record], sealed: bool) -> Iterator[str]:
+def _unsealed(records: Sequence[AuditRecord], sealed: bool) -> Iterator[str]:
     """Records without a key where there has to be one: who has no key could have written them."""
     keyed = [record.sequence for record in records if record.key_id]
     if sealed and records and not keyed:
@@ -157,14 +157,14 @@ def _span(first: int, last: int) -> str:
     return f"record {first} is" if first == last else f"records {first} to {last} are"
 
 
-def frame(records: Sequence[Record]) -> pl.DataFrame:
+def frame(records: Sequence[AuditRecord]) -> pl.DataFrame:
     """The records as a frame with `COLUMNS`."""
-    names = [field.name for field in fields(Record)]
+    names = [field.name for field in fields(AuditRecord)]
     values = {name: [getattr(record, name) for record in records] for name in names}
     return pl.DataFrame(values, schema=_SCHEMA)
 
 
-def read(rows: pl.DataFrame) -> list[Record]:
+def read(rows: pl.DataFrame) -> list[AuditRecord]:
     """The records of a frame with `COLUMNS`, by their numbers."""
     ordered = rows.select(list(_SCHEMA)).cast(_SCHEMA).sort("sequence", "record_hash")  # type: ignore[arg-type]
-    return [Record(*row) for row in ordered.iter_rows()]
+    return [AuditRecord(*row) for row in ordered.iter_rows()]

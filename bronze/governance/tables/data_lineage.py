@@ -46,7 +46,7 @@ _POLARS = {"string": pl.String(), "long": pl.Int64(), "timestamp": pl.Datetime("
 
 
 @dataclass(frozen=True)
-class Record:
+class LineageRecord:
     """One record, without the time at which it is entered.
 
     ``transformation_type`` is the table's pattern, ``mode`` how it was taken this time: load,
@@ -82,9 +82,9 @@ class Record:
     error_kind: str
 
 
-def frame(records: Sequence[Record]) -> pl.DataFrame:
+def frame(records: Sequence[LineageRecord]) -> pl.DataFrame:
     """The records as a frame with `COLUMNS`, entered now."""
-    known = {field.name for field in fields(Record)}
+    known = {field.name for field in fields(LineageRecord)}
     now = datetime.now(UTC)
     return pl.DataFrame(
         {

@@ -28,14 +28,14 @@ NAME = "keys"
 
 
 @dataclass(frozen=True)
-class Record:
+class KeyRecord:
     """A key, and when it was made."""
 
     key: DataKey
     created: datetime
 
 
-def frame(records: Iterable[Record]) -> pl.DataFrame:
+def frame(records: Iterable[KeyRecord]) -> pl.DataFrame:
     """The records as a frame with `COLUMNS`."""
     rows = [
         (k.id, k.table, k.column, k.purpose, k.wrapped, k.master, record.created)
@@ -48,10 +48,10 @@ def frame(records: Iterable[Record]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=schema, orient="row")
 
 
-def records(frame: pl.DataFrame) -> tuple[Record, ...]:
+def records(frame: pl.DataFrame) -> tuple[KeyRecord, ...]:
     """The records of such a frame, earliest first."""
     ordered = frame.sort("created_timestamp", maintain_order=True)
     return tuple(
-        Record(DataKey(*values), created)
+        KeyRecord(DataKey(*values), created)
         for *values, created in ordered.select(name for name, _ in COLUMNS).rows()
     )

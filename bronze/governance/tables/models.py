@@ -48,7 +48,7 @@ TOLD = ("trained_timestamp", "source_table", "target_table", "settings", "table_
 
 
 @dataclass(frozen=True)
-class Record:
+class ModelRecord:
     """A model, and what it was made for and why."""
 
     model: Model
@@ -60,7 +60,7 @@ class Record:
     settings: str
 
 
-def frame(record: Record) -> pl.DataFrame:
+def frame(record: ModelRecord) -> pl.DataFrame:
     """The record as a frame with `COLUMNS`."""
     model, forest = record.model, record.model.forest
     moment = pl.Datetime("us", "UTC")
@@ -85,7 +85,7 @@ def frame(record: Record) -> pl.DataFrame:
     )
 
 
-def model(row: dict[str, Any]) -> Model:
+def model_of(row: dict[str, Any]) -> Model:
     """The model of a record.
 
     Raises:

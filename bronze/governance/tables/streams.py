@@ -31,7 +31,7 @@ NAME = "streams"
 
 
 @dataclass(frozen=True)
-class Record:
+class Checkpoint:
     """One record: ``tables`` is a JSON object of the versions of Bronze tables by their full names
     (records of earlier releases have the names alone), ``committed`` when the last transaction was
     committed in the source, in microseconds since 1970; None for a heartbeat.
@@ -49,7 +49,7 @@ class Record:
     tables: str
 
 
-def frame(record: Record) -> pl.DataFrame:
+def frame(record: Checkpoint) -> pl.DataFrame:
     """The record as a frame with `COLUMNS`."""
     moment = pl.Datetime("us", "UTC")
     return pl.DataFrame(

@@ -96,7 +96,7 @@ def read_rows(
                 raise _unconvertible_value(
                     origin, session, query, condition, columns, error
                 ) from None
-            parts = list(portion.of(raw, part_rows, _PART_BYTES))[::-1]
+            parts = list(portion.portions_of(raw, part_rows, _PART_BYTES))[::-1]
             del raw
             while parts:
                 yield _decoded_rows(parts.pop(), columns, table)

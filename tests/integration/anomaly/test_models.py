@@ -96,7 +96,7 @@ def test_a_first_load_trains_and_a_second_run_does_not(
         ("sold", "age"),
     }
 
-    monkeypatch.setattr(training, "trained", lambda *_, **__: pytest.fail("it trained"))
+    monkeypatch.setattr(training, "train", lambda *_, **__: pytest.fail("it trained"))
     source.execute("UPDATE goods SET price = 2000000, pieces = 1000000 WHERE id = 1")
     second = ran(settings)
     assert (second.updated, second.anomalies) == (1, 1)

@@ -151,13 +151,13 @@ def test_what_is_not_followed_does_not_keep_others_from_it(
     """
     source.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE u (id int PRIMARY KEY)")
     tables = {"t": STREAMED, "u": STREAMED, "x": {"target": "bz_same"}, "y": {"target": "bz_same"}}
-    given, found, calls = _settings(source, tables), selection.targets, list[int]()
+    given, found, calls = _settings(source, tables), selection.select_targets, list[int]()
 
     def counting(*arguments: object) -> list[selection.Target]:
         calls.append(1)
         return found(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(selection, "targets", counting)
+    monkeypatch.setattr(selection, "select_targets", counting)
     with streaming(given, ("t", "u")) as steps:
         until(
             lambda: (
@@ -189,7 +189,7 @@ def test_the_lineage_is_entered_whatever_becomes_of_the_audit_log(
     def failing(*_: object) -> list[str]:
         raise LakeUnreachable("The audit log cannot be read.")
 
-    monkeypatch.setattr(audit, "compared", failing)
+    monkeypatch.setattr(audit, "records_lost", failing)
     begun = session.Session.__init__
 
     def doubting(self: session.Session, *arguments: object) -> None:

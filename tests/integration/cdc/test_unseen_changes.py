@@ -385,7 +385,7 @@ def test_a_confirmation_that_was_lost(source: Source, monkeypatch: pytest.Monkey
     given = settings(source, {"t": {"pattern": "streaming"}, "u": {"pattern": "streaming"}})
     caught_up(given)
     source.execute("INSERT INTO t VALUES (2, 'b')")
-    true = apply._landed
+    true = apply._apply
 
     def failing(settings: Any, following: Any, *others: Any) -> Any:
         if following.label == "public.t":
@@ -393,7 +393,7 @@ def test_a_confirmation_that_was_lost(source: Source, monkeypatch: pytest.Monkey
         return (yield from true(settings, following, *others))
 
     with monkeypatch.context() as patch:
-        patch.setattr(apply, "_landed", failing)
+        patch.setattr(apply, "_apply", failing)
         with monkeypatch.context() as unheard:
             unheard.setattr(Receiver, "confirm", lambda *_: None)
             stream.stream(given, until_caught_up=True)

@@ -27,7 +27,7 @@ from bronze.config.settings import Settings
 from bronze.errors import BronzeError, ConfigError, LakeUnreachable, TableRefused
 from bronze.governance import actor, audit
 from bronze.governance.tables import audit_log as book
-from bronze.governance.tables.audit_log import Head, Record
+from bronze.governance.tables.audit_log import AuditRecord, Head
 from bronze.maintenance import maintain
 from tests.conftest import Source
 
@@ -75,7 +75,9 @@ def held(settings: Settings, sequence: int) -> Path:
     raise AssertionError(sequence)
 
 
-def edited(settings: Settings, sequence: int, edit: Callable[[list[Record]], list[Record]]) -> None:
+def edited(
+    settings: Settings, sequence: int, edit: Callable[[list[AuditRecord]], list[AuditRecord]]
+) -> None:
     """Writes the file with a record anew."""
     file = held(settings, sequence)
     book.frame(edit(book.read(pl.read_parquet(file)))).write_parquet(file)
@@ -186,7 +188,7 @@ def changed(settings: Settings) -> None:
 def changed_with_its_hash(settings: Settings) -> None:
     """A record says something else, and its hash is right."""
 
-    def edit(found: list[Record]) -> list[Record]:
+    def edit(found: list[AuditRecord]) -> list[AuditRecord]:
         other = replace(found[0], result="denied")
         return [replace(other, record_hash=book.digest(other, None))]
 
@@ -204,7 +206,7 @@ def swapped(settings: Settings) -> None:
 def put_in(settings: Settings) -> None:
     """A record is there that nobody has entered."""
 
-    def edit(found: list[Record]) -> list[Record]:
+    def edit(found: list[AuditRecord]) -> list[AuditRecord]:
         (more,) = book.chained([found[0]], Head(3, found[0].record_hash), None)
         return [*found, more]
 
@@ -492,7 +494,7 @@ def test_what_cannot_be_recorded_is_told(source: Source, monkeypatch: pytest.Mon
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=4)
 DRAFTS = st.builds(
-    Record,
+    AuditRecord,
     sequence=st.just(0),
     recorded_timestamp=st.datetimes(datetime(1970, 1, 1), datetime(2100, 1, 1)).map(
         lambda told: told.replace(tzinfo=UTC)
@@ -507,7 +509,7 @@ DRAFTS = st.builds(
 @fuzz(derandomize=True, database=None, deadline=None, max_examples=20)
 @given(st.lists(DRAFTS, min_size=1, max_size=5), st.sampled_from([None, b"key"]), st.data())
 def test_any_other_value_breaks_the_chain(
-    drafts: list[Record], key: bytes | None, data: st.DataObject
+    drafts: list[AuditRecord], key: bytes | None, data: st.DataObject
 ) -> None:
     """Records come back from their file as they were; with any field changed they are refused."""
     links = book.chained(drafts, Head(), key)

@@ -17,7 +17,7 @@ from bronze.api.client import Bronze
 from bronze.cli import render
 from bronze.delta import audit_mark, log
 from bronze.governance import audit, audit_witnesses
-from bronze.governance.audit import Report
+from bronze.governance.audit import AuditReport
 from bronze.governance.tables import audit_log as book
 from bronze.ingest import pipeline
 from bronze.model.stamp import AuditMark
@@ -38,7 +38,7 @@ def opened(source: Source) -> Bronze:
     return made
 
 
-def proven(opened: Bronze) -> Report:
+def proven(opened: Bronze) -> AuditReport:
     """What `bronze audit --verify` finds."""
     return opened.audit(verify=True)
 
@@ -150,8 +150,8 @@ def test_a_record_made_anew_is_contradicted(opened: Bronze) -> None:
     """A log whose chain is whole is contradicted by a table that knows another hash."""
     state = log.read(opened.config.place("bronze", "bz_t"))
     assert state
-    (known,) = audit_mark.known(state)
-    told = audit_witnesses.heard(opened.config, "audit_log")
+    (known,) = audit_mark.known_records(state)
+    told = audit_witnesses.testimony_of(opened.config, "audit_log")
     hashes = {one.sequence: one.record_hash for one in opened.audit().records}
     last = max(hashes)
     faults = audit_witnesses.faults
@@ -293,5 +293,5 @@ def test_many_writers_never_contradict_each_other(source: Source) -> None:
     assert state
     assert audit_mark.knows_more(state, early)
     assert audit_mark.transactions(state, early) == ()
-    assert audit.compared(opened.config, early, {"bronze.bz_t": state}) == ()
+    assert audit.records_lost(opened.config, early, {"bronze.bz_t": state}) == ()
     assert proven(opened).problems == ()

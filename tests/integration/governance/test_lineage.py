@@ -169,15 +169,15 @@ def test_deaths_in_a_row_are_all_entered(shop: Source) -> None:
 def test_a_slow_run_does_not_enter_what_a_faster_one_has(shop: Source) -> None:
     """Who writes first enters what both know; who comes after leaves it."""
     settings = shop.settings()
-    held: list[lineage.Ledger] = []
-    closed = lineage.Ledger.closed
+    held: list[lineage.LineageLedger] = []
+    closed = lineage.LineageLedger.closed
 
-    def kept(ledger: lineage.Ledger) -> tuple[tuple[LateRecord, ...], Failure | None]:
+    def kept(ledger: lineage.LineageLedger) -> tuple[tuple[LateRecord, ...], Failure | None]:
         held.append(ledger)
         return (), None
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(lineage.Ledger, "closed", kept)
+        patched.setattr(lineage.LineageLedger, "closed", kept)
         pipeline.run(settings)
     fast = pipeline.run(settings)
     assert len(fast.late) == 1

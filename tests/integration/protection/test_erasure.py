@@ -381,7 +381,7 @@ def test_what_was_learned_under_a_former_name_goes(
     for old, new in (("kind", "sort"), ("pay", "wage"), ("amount", "sum")):
         source.execute(f"ALTER TABLE t RENAME {old} TO {new}")
     run(given)
-    erasure.old_versions(given, "t")
+    erasure.purge_history(given, "t")
     assert mean(source, "4242.5")
     source.execute("DELETE FROM t WHERE id = 601")
     done = erasure.forget(given, "t", {"id": "601"})

@@ -79,7 +79,7 @@ def test_a_value_of_before_its_protection_may_be_a_token(source: Source) -> None
     assert (done.is_found, done.exit_code) == (False, 1)
     assert done.doubtful >= 2
     assert any("--old-versions" in note for note in done.notes)
-    erasure.old_versions(given, "t")
+    erasure.purge_history(given, "t")
     assert found(source.lake, "234567") == []
     done = erasure.forget(given, "t", {"id": "234567"})
     assert (done.is_found, done.doubtful) == (False, 0)

@@ -108,7 +108,7 @@ def protections(given: Settings, name: str = "bz_people") -> tuple[ProtectedColu
     """How a table is protected, from what is in the lake alone."""
     state = log.read(given.place("bronze", name))
     assert state is not None
-    known = keys.found(keys.held(given)[1])
+    known = keys.current_keys(keys.stored_keys(given)[1])
     return tuple(
         ProtectedColumn(
             column,
@@ -117,7 +117,7 @@ def protections(given: Settings, name: str = "bz_people") -> tuple[ProtectedColu
             how,
             known.get(("" if how.join else f"bronze.{name}", how.join or column, how.method), ()),
         )
-        for column, (how, kind) in evolution.protected(state.properties).items()
+        for column, (how, kind) in evolution.protected_columns(state.properties).items()
         if how
     )
 
@@ -126,7 +126,7 @@ def clear(given: Settings, rows: pl.DataFrame, name: str = "bz_people") -> pl.Da
     """The rows with those columns decrypted that can be."""
     for one in protections(given, name):
         if one.protect.method in protect.REVEALED:
-            values = protect.revealed(rows[one.column], one, given.masters, dtype(one.kind))
+            values = protect.reveal_values(rows[one.column], one, given.masters, dtype(one.kind))
             rows = rows.with_columns(values.alias(one.column))
     return rows
 
@@ -317,7 +317,7 @@ def test_a_table_in_clear_is_written_anew_once_it_is_protected(source: Source) -
         assert landed(given).status == "unchanged"
         if protect_:
             assert planted(source.lake)
-    done = erasure.old_versions(given, "t")
+    done = erasure.purge_history(given, "t")
     assert done.files > 0
     assert planted(source.lake) == []
     assert "a" not in pl.read_delta(str(source.table("t"))).columns
@@ -342,7 +342,7 @@ def test_records_of_before_a_protection_go_with_the_old_versions(source: Source)
     books = ("rejected_values", "quality", "anomalies", "models", "profiles")
     before = {name: pl.read_delta(str(source.lake / "governance" / name)) for name in books}
     assert planted(source.lake / "governance")
-    done = erasure.old_versions(given, "t")
+    done = erasure.purge_history(given, "t")
     assert planted(source.lake) == []
     after = {name: pl.read_delta(str(source.lake / "governance" / name)) for name in books}
     assert all(0 < after[name].height < before[name].height for name in books)
@@ -454,11 +454,11 @@ def test_keys_of_rows_that_cannot_be_read_again_stay(source: Source) -> None:
         }
     )
     assert all(table.error is None for table in pipeline.run(given).tables)
-    before = keys.held(given)[1]
+    before = keys.stored_keys(given)[1]
     for tables in (["bronze.bz_h"], ["bronze.bz_u"], []):
         with pytest.raises(TableRefused, match="cannot be written anew"):
             keys.rotate(given, tables, reencrypt=True)
-    assert keys.held(given)[1] == before
+    assert keys.stored_keys(given)[1] == before
     assert len(keys.rotate(given, ["bronze.bz_t"], reencrypt=True)) == 1
     assert all(table.error is None for table in pipeline.run(given).tables)
 
@@ -521,10 +521,10 @@ def test_two_that_make_the_first_keys_make_the_same(source: Source) -> None:
     given = settings(source)
     uses = [("bronze.bz_t", name, "encrypt") for name in "abc"]
     with ThreadPoolExecutor(4) as pool:
-        made = list(pool.map(lambda _: keys.ensured(given, uses), range(4)))
+        made = list(pool.map(lambda _: keys.ensure_keys(given, uses), range(4)))
     assert all(one == made[0] for one in made)
     assert [len(found) for found in made[0].values()] == [1, 1, 1]
-    assert len(keys.held(given)[1]) == 3
+    assert len(keys.stored_keys(given)[1]) == 3
 
 
 def test_errors_do_not_quote_values(source: Source, capfd: pytest.CaptureFixture[str]) -> None:

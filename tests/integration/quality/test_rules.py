@@ -524,7 +524,7 @@ def test_what_did_not_land_is_not_said_to_have(
     given = settings(source, [{**POSITIVE, "severity": "critical"}], quality={"on_failure": "stop"})
     result = pipeline.run(given)
     assert (result.tables[0].status, result.tables[0].quarantined) == ("failed", 0)
-    render.run(result)
+    render.run_result(result)
     shown = capsys.readouterr()
     assert "quarantined" not in shown.out + shown.err
     report = trend.quality(given)

@@ -94,8 +94,8 @@ def hashes(source: Source) -> dict[int, str]:
     origin = source.settings().origin("test")
     with connect.connect(origin) as connection:
         present = [("test", relation) for relation in relations(connection, ["public"])]
-        (target,) = selection.targets(source.settings(), present, ["t"])
-        columns, table = selection.columns(target), statement.quoted("public", "t")
+        (target,) = selection.select_targets(source.settings(), present, ["t"])
+        columns, table = selection.contract_columns(target), statement.quoted("public", "t")
         keys = [row[0] for row in connection.execute("SELECT id FROM public.t").fetchall()]
         queries = {key: row_hash.row_hash_query(columns, table, f"id = {key}") for key in keys}
         rows: dict[Any, Any] = {
@@ -464,8 +464,8 @@ def compare_hashes(source: Source, sample: Sample, base: int) -> None:
     table = statement.quoted("public", "t")
     with connect.connect(origin) as connection:
         present = [("test", relation) for relation in relations(connection, ["public"])]
-        (target,) = selection.targets(source.settings(), present, ["t"])
-        columns = selection.columns(target)
+        (target,) = selection.select_targets(source.settings(), present, ["t"])
+        columns = selection.contract_columns(target)
         query = row_hash.row_hash_query(columns, table, "true", base + 1)
         by_postgresql = [str(row[0]) for row in connection.execute(query)]
         without_added = [

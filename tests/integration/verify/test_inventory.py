@@ -108,7 +108,7 @@ def test_tables_are_proven_though_their_records_are_damaged(
     }
 
 
-def record(number: int, source_table: str, target: str, version: int) -> book.Record:
+def record(number: int, source_table: str, target: str, version: int) -> book.LineageRecord:
     """What a run has remembered of a table."""
     known = {name: None for name, _ in book.COLUMNS if name != "created_timestamp"}
     texts = {n: "" for n, kind in book.COLUMNS if n in known and kind.name == "string"}
@@ -119,7 +119,7 @@ def record(number: int, source_table: str, target: str, version: int) -> book.Re
         "version_after": version,
         "batch_id": str(number),
     }
-    return book.Record(**{**known, **texts, **own})  # type: ignore[arg-type]
+    return book.LineageRecord(**{**known, **texts, **own})  # type: ignore[arg-type]
 
 
 def test_a_bronze_table_is_what_landed_in_it_last(source: Source) -> None:
@@ -132,7 +132,7 @@ def test_a_bronze_table_is_what_landed_in_it_last(source: Source) -> None:
     records += [record(21, "public.m", "bronze.bz_now", 2)]
     for one in records:
         writer.append_rows(place, book.COLUMNS, book.frame([one]), f"b{one.batch_id}")
-    known, lost = inventory.remembered(settings)
+    known, lost = inventory.recorded_tables(settings)
     assert lost is None
     assert known == {
         "bz_t": ("test", "public.t19", 20),

@@ -261,7 +261,7 @@ def test_a_run_that_lands_meanwhile_is_told(source: Source) -> None:
     """Bronze is then of a later moment than the snapshot: nothing is wrong with it."""
     settings = landed(source)
     with ExitStack() as stack:
-        (before,) = claim.found(settings, (), "batch", stack)
+        (before,) = claim.claims_of_source(settings, (), "batch", stack)
         source.execute("UPDATE t SET v = 'new' WHERE id = 3")
         assert pipeline.run(settings).exit_code == 0
         (look,) = verifying._driven(

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bronze.anomaly import training
-from bronze.anomaly.detection import reasons, scored
+from bronze.anomaly.detection import reasons_of, score_rows
 from bronze.anomaly.features import numbers
-from bronze.anomaly.profile import profiled
+from bronze.anomaly.profile import profile_of
 from bronze.model.anomaly import MAX_OUTLIERS, SKETCH_SIZE, Feature, Model, Monitoring
 from bronze.model.columns import Column, DeltaType
 from bronze.model.stamp import RowStamp
@@ -56,8 +56,8 @@ KINDS = {"price": "double", "pieces": "long", "state": "string", "sold": "timest
 def model(rows: pl.DataFrame, kinds: dict[str, str] | None = None, **given: Any) -> Model:
     """A model of rows."""
     wanted = {"expected": 0.01, "trees": 20, "seed": 7, **given}
-    features = training.found(rows, columns(**(kinds or KINDS)), set())
-    made = training.trained(rows, features, DAY, rows.height, **wanted)
+    features = training.find_features(rows, columns(**(kinds or KINDS)), set())
+    made = training.train(rows, features, DAY, rows.height, **wanted)
     assert made is not None
     return made
 
@@ -74,7 +74,7 @@ def test_the_same_sample_gives_the_same_version() -> None:
 def test_about_the_expected_share_is_flagged() -> None:
     """The threshold is where the expected share of the sample lies above it."""
     rows = shop(5000)
-    made, found = scored(rows, Monitoring(model(rows, expected=0.02)), ["id"], STAMP)
+    made, found = score_rows(rows, Monitoring(model(rows, expected=0.02)), ["id"], STAMP)
     assert 0.01 <= made["is_anomaly"].mean() <= 0.03  # type: ignore[operator]
     assert found.count == made["is_anomaly"].sum()
     assert found.scored == 5000
@@ -92,9 +92,9 @@ def test_the_column_that_is_out_of_line_is_named(column: str, value: float) -> N
     )
     planted = planted.cast({"pieces": pl.Int64, "price": pl.Float64})
     made = model(planted, expected=0.002)
-    rows, found = scored(planted, Monitoring(made), ["id"], STAMP)
+    rows, found = score_rows(planted, Monitoring(made), ["id"], STAMP)
     assert set(rows.filter("is_anomaly")["id"]) >= {7, 507, 1007, 1507, 2007, 2507}
-    told = dict(zip(found.rows["key"], reasons(made, found), strict=True))
+    told = dict(zip(found.rows["key"], reasons_of(made, found), strict=True))
     first = json.loads(told[json.dumps({"id": 507})])[0]
     assert first["column"] == column
     assert first["contribution"] > 0.5
@@ -105,7 +105,7 @@ def test_a_category_nobody_has_seen_is_unlikely() -> None:
     rows = shop(3000)
     made = model(rows, {"state": "string", "price": "double"}, trees=50)
     two = pl.DataFrame({"id": [1, 2], "price": [100.0, 100.0], "state": ["paid", "stolen"]})
-    known, unseen = scored(two, Monitoring(made), ["id"], STAMP)[0]["anomaly_score"]
+    known, unseen = score_rows(two, Monitoring(made), ["id"], STAMP)[0]["anomaly_score"]
     assert unseen > known
 
 
@@ -129,12 +129,12 @@ def test_any_number_has_a_score(sample: list[float | None], rows: list[float | N
     """Whatever a model was made of, NULL, infinite and huge values get finite scores."""
     kinds = {"value": "double"}
     frame = pl.DataFrame({"value": sample}, schema={"value": pl.Float64})
-    features = training.found(frame, columns(**kinds), {"value"})
-    made = training.trained(frame, features, DAY, 80, expected=0.1, trees=10, seed=1)
+    features = training.find_features(frame, columns(**kinds), {"value"})
+    made = training.train(frame, features, DAY, 80, expected=0.1, trees=10, seed=1)
     if made is None:
         return
     other = pl.DataFrame({"value": rows}, schema={"value": pl.Float64})
-    found = scored(other, Monitoring(made), [], STAMP)[0]
+    found = score_rows(other, Monitoring(made), [], STAMP)[0]
     assert found["anomaly_score"].is_between(0, 1).all()
     assert found["is_anomaly"].null_count() == 0
 
@@ -143,8 +143,8 @@ def test_any_number_has_a_score(sample: list[float | None], rows: list[float | N
 def test_what_never_differs_teaches_nothing(values: list[float | None]) -> None:
     """Of constant columns there is no model."""
     frame = pl.DataFrame({"value": values}, schema={"value": pl.Float64})
-    features = training.found(frame, columns(value="double"), set())
-    assert training.trained(frame, features, DAY, 60, expected=0.1, trees=10, seed=1) is None
+    features = training.find_features(frame, columns(value="double"), set())
+    assert training.train(frame, features, DAY, 60, expected=0.1, trees=10, seed=1) is None
 
 
 def test_kinds_of_columns_make_their_features() -> None:
@@ -153,7 +153,7 @@ def test_kinds_of_columns_make_their_features() -> None:
         note=pl.Series([f"{'x' * (i % 60)}{i}" for i in range(200)]), maybe=pl.lit(True)
     )
     kinds = {"id": "long", **KINDS, "note": "string", "maybe": "boolean"}
-    found = training.found(rows, columns(**kinds), set())
+    found = training.find_features(rows, columns(**kinds), set())
     assert {(f.column, f.measure) for f in found} == {
         ("price", "number"),
         ("pieces", "number"),
@@ -162,13 +162,13 @@ def test_kinds_of_columns_make_their_features() -> None:
         ("note", "length"),
         ("maybe", "frequency"),
     }
-    chosen = training.found(rows, columns(id="long"), {"id"})
+    chosen = training.find_features(rows, columns(id="long"), {"id"})
     assert [f.measure for f in chosen] == ["number"]
 
 
 def test_without_a_model_there_is_no_score() -> None:
     """The columns are there, and NULL."""
-    made, found = scored(shop(3), Monitoring(), ["id"], STAMP)
+    made, found = score_rows(shop(3), Monitoring(), ["id"], STAMP)
     assert made["anomaly_score"].null_count() == made["is_anomaly"].null_count() == 3
     assert made.schema["is_anomaly"] == pl.Boolean
     assert found.count == 0
@@ -181,7 +181,7 @@ def test_findings_of_parts_add_up_to_those_of_the_whole() -> None:
     parts = [rows[:10], rows[10:4000], rows[4000:]]
 
     def findings(part: pl.DataFrame) -> Findings:
-        return Findings(scored(part, watch, ["id"], STAMP)[1], profiled(part, watch))
+        return Findings(score_rows(part, watch, ["id"], STAMP)[1], profile_of(part, watch))
 
     whole = findings(rows)
     summed = Findings()
@@ -201,7 +201,7 @@ def test_findings_of_parts_add_up_to_those_of_the_whole() -> None:
 def test_distinct_values_are_estimated(count: int) -> None:
     """Few are counted, of many the number is known to some percent."""
     rows = pl.DataFrame({"value": [i % count for i in range(60_000)]})
-    found = profiled(rows, Monitoring(None, ("value",))).columns["value"]
+    found = profile_of(rows, Monitoring(None, ("value",))).columns["value"]
     assert found.distinct == pytest.approx(count, rel=0 if count < SKETCH_SIZE else 0.15)
     assert found.mean is None
 
@@ -211,6 +211,6 @@ def test_a_model_travels_to_other_processes() -> None:
     rows = shop(300)
     watch = Monitoring(model(rows))
     other: Monitoring = pickle.loads(pickle.dumps(watch))  # noqa: S301
-    mine, its = (scored(rows, one, ["id"], STAMP)[0]["anomaly_score"] for one in (watch, other))
+    mine, its = (score_rows(rows, one, ["id"], STAMP)[0]["anomaly_score"] for one in (watch, other))
     assert mine.to_list() == its.to_list()
     assert watch.model == other.model

@@ -44,7 +44,7 @@ def played(rows: Sequence[Row], steps: Sequence[Step]) -> tuple[Rows, list[Row]]
         )
         for sign, found in moved.items()
     ]
-    return replica_identity.netted(pl.concat(frames).sort(LINE, maintain_order=True), ["k"]), now
+    return replica_identity.net_rows(pl.concat(frames).sort(LINE, maintain_order=True), ["k"]), now
 
 
 def keys(frame: pl.DataFrame) -> Counter[str]:

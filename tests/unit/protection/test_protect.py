@@ -45,7 +45,7 @@ def column(method: Any, *keys: DataKey, **more: Any) -> ProtectedColumn:
 
 def stored(values: list[Any], one: ProtectedColumn, kind: Any = pl.String) -> pl.Series:
     """What is stored for values."""
-    return protect.covered(pl.Series("v", values, dtype=kind), one, MASTERS)
+    return protect.protect_texts(pl.Series("v", values, dtype=kind), one, MASTERS)
 
 
 _MOMENT = st.datetimes(dt.datetime(1, 1, 1), dt.datetime(9999, 12, 31, 23, 59, 59, 999999))
@@ -82,12 +82,12 @@ def test_what_is_encrypted_comes_back_as_it_was(kind: str, method: str) -> None:
     @given(st.lists(st.none() | values, max_size=6))
     def comes_back(rows: list[Any]) -> None:
         clear = pl.Series("v", rows, dtype=dtype, strict=False)
-        sealed = protect.covered(clear, one, MASTERS)
+        sealed = protect.protect_texts(clear, one, MASTERS)
         assert sealed.dtype == pl.String
         assert sealed.is_null().equals(clear.is_null())
-        back = protect.revealed(sealed, one, MASTERS, dtype)
+        back = protect.reveal_values(sealed, one, MASTERS, dtype)
         assert_series_equal(back, clear, check_names=False, check_exact=True)
-        again = protect.covered(clear, one, MASTERS)
+        again = protect.protect_texts(clear, one, MASTERS)
         same = sealed.drop_nulls().equals(again.drop_nulls())
         assert same == (method == "encrypt_deterministic" or not len(sealed.drop_nulls()))
 
@@ -139,9 +139,9 @@ def test_an_encrypted_boolean_does_not_show_which_it_is() -> None:
     one = column("encrypt")
     sealed = stored([True, False, None], one, pl.Boolean)
     assert len({len(text.rstrip("=")) for text in sealed.drop_nulls()}) == 1
-    assert protect.revealed(sealed, one, MASTERS, pl.Boolean).to_list() == [True, False, None]
+    assert protect.reveal_values(sealed, one, MASTERS, pl.Boolean).to_list() == [True, False, None]
     before = stored(["true", "false"], one)
-    assert protect.revealed(before, one, MASTERS, pl.Boolean).to_list() == [True, False]
+    assert protect.reveal_values(before, one, MASTERS, pl.Boolean).to_list() == [True, False]
 
 
 def test_tokens_of_different_values_differ() -> None:
@@ -168,7 +168,7 @@ def test_hashes_and_tokens_are_hmac_as_python_has_it() -> None:
     row = hashlib.sha256(b"row").hexdigest()[:32]
     data = os.urandom(64)
     wanted = hmac.digest(data[:32].hex().encode(), bytes.fromhex(row), hashlib.sha256).hex()
-    assert protect.keyed(pl.Series([row, None]), data).to_list() == [wanted[:32], None]
+    assert protect.keyed_hashes(pl.Series([row, None]), data).to_list() == [wanted[:32], None]
 
 
 # NIST's samples for FF1 (csrc.nist.gov, "FF1samples.pdf"): key, radix, text, tweak, result.
@@ -240,10 +240,10 @@ def test_a_moved_or_changed_value_is_not_decrypted() -> None:
     ]
     for text, one in wrong:
         with pytest.raises((Mismatch, ConfigError)) as caught:
-            protect.revealed(pl.Series([text]), one, MASTERS, pl.String)
+            protect.reveal_values(pl.Series([text]), one, MASTERS, pl.String)
         assert "plant" not in caught.value.message
     with pytest.raises(Mismatch, match="cannot be undone"):
-        protect.revealed(pl.Series(["x"]), column("hash"), MASTERS, pl.String)
+        protect.reveal_values(pl.Series(["x"]), column("hash"), MASTERS, pl.String)
 
 
 def test_data_keys_open_with_their_master_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,7 +285,7 @@ def test_rejected_values_are_protected_like_others() -> None:
     one = replace(column("encrypt"), name="source name")
     protection = TableProtection((one,), key("row_hash"), MASTERS)
     records = [RejectedValue("source name", "{}", "plant"), RejectedValue("v", "{}", "open")]
-    first, second = protect.rejections(records, protection)
-    assert protect.revealed(pl.Series([first.text]), one, MASTERS, pl.String)[0] == "plant"
+    first, second = protect.protect_rejected(records, protection)
+    assert protect.reveal_values(pl.Series([first.text]), one, MASTERS, pl.String)[0] == "plant"
     assert second == records[1]
-    assert protect.rejections(records, None) == records
+    assert protect.protect_rejected(records, None) == records

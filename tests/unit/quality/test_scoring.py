@@ -19,7 +19,7 @@ from bronze.ingest.enrich import enrich
 from bronze.model.quality import POINTS, QualityRules, QualityTotals, ResolvedRule, Severity
 from bronze.model.stamp import RowStamp
 from bronze.model.units import Enrichment
-from bronze.quality.scoring import scored, told_apart
+from bronze.quality.scoring import score_rows, told_apart
 
 MOMENT = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 STAMP = RowStamp("018df7a0-0000-7000-8000-000000000000", MOMENT, "shop", "batch", "a lineage")
@@ -53,12 +53,12 @@ def test_each_broken_rule_costs_the_points_of_its_severity() -> None:
     assert POINTS == {"low": 5, "medium": 10, "high": 25, "critical": 100}
     for severity, points in POINTS.items():
         rule = criterion("positive", pl.col("q") > 0, severity)
-        scores, found = scored(ROWS, nothing(4), STAMP, quality(rule))
+        scores, found = score_rows(ROWS, nothing(4), STAMP, quality(rule))
         assert scores is not None
         assert scores.to_list() == [100, 100 - points, 100, 100 - points]
         assert found.total == 400 - 2 * points
     several = [criterion(str(i), pl.col("q") > 0, "high") for i in range(5)]
-    scores, _ = scored(ROWS, nothing(4), STAMP, quality(*several))
+    scores, _ = score_rows(ROWS, nothing(4), STAMP, quality(*several))
     assert scores is not None
     assert scores.to_list() == [100, 0, 100, 0]
 
@@ -67,8 +67,8 @@ def test_a_rule_that_a_row_keeps_changes_no_score() -> None:
     """However many rules a row keeps, what it loses by the others is the same."""
     bad = criterion("positive", pl.col("q") > 0, "high")
     good = [criterion(str(i), pl.col("id") > 0, "critical") for i in range(20)]
-    alone, _ = scored(ROWS, nothing(4), STAMP, quality(bad))
-    among, _ = scored(ROWS, nothing(4), STAMP, quality(*good, bad))
+    alone, _ = score_rows(ROWS, nothing(4), STAMP, quality(bad))
+    among, _ = score_rows(ROWS, nothing(4), STAMP, quality(*good, bad))
     assert alone is not None
     assert among is not None
     assert alone.to_list() == among.to_list()
@@ -100,7 +100,7 @@ def test_a_rejected_value_breaks_the_schema_rule_of_its_column() -> None:
     other = ResolvedRule("other", "schema", ("na",), "low", "derived", rejects="na")
     lines = [json.dumps([name, "NaN"]), json.dumps(["x", f'\n["na", "{name}"]'])]
     rejected = pl.Series([lines[0] + "\n", lines[1] + "\n", None, "\n".join([*lines, ""])])
-    scores, found = scored(ROWS, rejected, STAMP, quality(rule, other))
+    scores, found = score_rows(ROWS, rejected, STAMP, quality(rule, other))
     assert scores is not None
     assert scores.to_list() == [90, 100, 100, 90]
     assert found.failed == (2, 0)
@@ -115,11 +115,13 @@ def test_examples_are_keys_and_nothing_else() -> None:
         names=(("a", "a"), ("b", "b"), ("secret", "secret")),
         key=("a", "b"),
     )
-    _, found = scored(rows, nothing(9), STAMP, wanted)
+    _, found = score_rows(rows, nothing(9), STAMP, wanted)
     assert [json.loads(text) for text in found.examples[0]] == [
         {"a": i, "b": "x"} for i in range(5)
     ]
-    _, without = scored(rows, nothing(9), STAMP, QualityRules(wanted.criteria, names=wanted.names))
+    _, without = score_rows(
+        rows, nothing(9), STAMP, QualityRules(wanted.criteria, names=wanted.names)
+    )
     assert without.examples == ((),)
 
 
@@ -129,7 +131,7 @@ def test_rules_speak_of_the_sources_names() -> None:
     wanted = QualityRules(
         (criterion("positive", pl.col("a") > 0),), names=(("id", "id"), ("a", "b")), key=("id",)
     )
-    scores, found = scored(rows, nothing(2), STAMP, wanted)
+    scores, found = score_rows(rows, nothing(2), STAMP, wanted)
     assert scores is not None
     assert scores.to_list() == [100, 90]
     assert found.examples == (('{"id": 2}',),)
@@ -146,7 +148,7 @@ def test_an_expression_that_fails_is_named_and_tells_no_value() -> None:
         names=(("s", "s"),),
     )
     with pytest.raises(TableRefused, match="'a number' fails") as caught:
-        scored(rows, nothing(2), STAMP, wanted)
+        score_rows(rows, nothing(2), STAMP, wanted)
     assert "s3cret" not in f"{caught.value} {caught.value.hint}"
     assert "TRY_CAST" in caught.value.hint
 
@@ -179,7 +181,7 @@ def test_scores_are_those_of_each_row_alone(
         for row in broken
     ]
     parts = [
-        scored(rows[i : i + step], nothing(len(cells[i : i + step])), STAMP, wanted)
+        score_rows(rows[i : i + step], nothing(len(cells[i : i + step])), STAMP, wanted)
         for i in range(0, len(cells), step)
     ]
     scores = [

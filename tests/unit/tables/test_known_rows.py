@@ -62,12 +62,12 @@ def test_what_was_seen_and_what_was_not(table: list[int], parts: list[list[int]]
     ours = held(table)
     places = np.zeros(len(ours), np.bool_)
     for part in parts:
-        mask, where = known_rows.seen(ours, np.array(part, np.uint64))
+        mask, where = known_rows.match_fingerprints(ours, np.array(part, np.uint64))
         assert mask.tolist() == [one in table for one in part]
         assert sorted(ours[where].tolist()) == sorted(one for one in part if one in table)
         places[where] = True
     source = set(itertools.chain.from_iterable(parts))
-    vanished = known_rows.unseen(ours, places)
+    vanished = known_rows.unmatched_fingerprints(ours, places)
     assert vanished.tolist() == sorted(one for one in table if one not in source)
     assert known_rows.distinct(ours) == len(set(table))
 
@@ -195,7 +195,7 @@ def test_what_a_table_is_known_by(
     by_print = dict(zip(prints.tolist(), wanted, strict=True))
     assert len(by_print) == len(wanted)
 
-    parts = [known_rows.known(replace(whole, share=i)) for i in range(shares)]
+    parts = [known_rows.known_fingerprints(replace(whole, share=i)) for i in range(shares)]
     assert all((np.diff(part.astype(object)) >= 0).all() for part in parts)
     found = Counter(by_print[one] for part in parts for one in part.tolist())
     assert found == Counter(live)
@@ -210,7 +210,7 @@ def test_what_a_table_is_known_by(
         assert sorted(itertools.chain.from_iterable(places)) == [
             i for i, one in enumerate(rows) if counts(one) and what(one) in chosen
         ]
-    known_rows.forget(place)
+    known_rows.drop_cached(place)
 
 
 def test_rows_of_a_table_and_of_the_source_meet(tmp_path: Path) -> None:
@@ -219,9 +219,11 @@ def test_rows_of_a_table_and_of_the_source_meet(tmp_path: Path) -> None:
     stored = table_of(place, layout, [[[(-1, "é", None, ACTIVE, "0" * 32)]]])
     what = KnownRows(place, 0, stored, layout, ("k0", "k1"), 0)
     read = pl.DataFrame({"k1": ["é", "é"], "k0": [-1, 1]}, schema_overrides={"k0": pl.Int32})
-    mask, _ = known_rows.seen(known_rows.known(what), known_rows.fingerprints(what, read))
+    mask, _ = known_rows.match_fingerprints(
+        known_rows.known_fingerprints(what), known_rows.fingerprints(what, read)
+    )
     assert mask.tolist() == [True, False]
-    known_rows.forget(place)
+    known_rows.drop_cached(place)
 
 
 def test_a_file_without_the_columns_is_of_no_account(tmp_path: Path) -> None:
@@ -230,12 +232,12 @@ def test_a_file_without_the_columns_is_of_no_account(tmp_path: Path) -> None:
     pl.DataFrame({"k0": [1, 2]}).write_parquet(tmp_path / "theirs.parquet")
     stored = StoredFile("theirs.parquet", 0, 2)
     by_hash = KnownRows(place, 0, (stored,), layout, (), 0)
-    assert known_rows.known(by_hash).tolist() == []
+    assert known_rows.known_fingerprints(by_hash).tolist() == []
     assert known_rows.positions(by_hash, stored, held([1])).tolist() == []
     by_key = replace(by_hash, key=("k0",))
-    assert known_rows.known(by_key).tolist() == [1, 2]
+    assert known_rows.known_fingerprints(by_key).tolist() == [1, 2]
     assert known_rows.positions(by_key, stored, held([2])).tolist() == [1]
-    known_rows.forget(place)
+    known_rows.drop_cached(place)
 
 
 @pytest.mark.parametrize("text", ["abc", "", "z" * 32, "A" * 32, "0" * 31 + "é"])
@@ -248,10 +250,10 @@ def test_a_hash_that_is_none_of_ours_is_of_no_account(tmp_path: Path, text: str)
     what = KnownRows(place, 0, stored, layout, (), 16)
     read = pl.DataFrame({"row_hash": ours})
     prints = known_rows.fingerprints(what, read)
-    assert set(prints.tolist()) <= set(known_rows.known(what).tolist())
+    assert set(prints.tolist()) <= set(known_rows.known_fingerprints(what).tolist())
     gone = held(prints.tolist()[1:])
     assert known_rows.positions(what, stored[0], gone).tolist() == [2]
-    known_rows.forget(place)
+    known_rows.drop_cached(place)
 
 
 def test_few_sets_are_kept_and_can_be_freed(
@@ -274,19 +276,19 @@ def test_few_sets_are_kept_and_can_be_freed(
         stored = table_of(place, layout, [[[(i, None, ACTIVE, digest(i))]]])
         ones.append(KnownRows(place, 0, stored, layout, ("k0",), 0))
     for one in (*ones[:2], *ones[:2]):
-        assert known_rows.known(one).tolist() == [ones.index(one)]
+        assert known_rows.known_fingerprints(one).tolist() == [ones.index(one)]
     assert reads == ones[:2]
     for one in ones[2:]:
-        known_rows.known(one)
+        known_rows.known_fingerprints(one)
         assert len(known_rows._sets) == known_rows._KEPT
-    assert known_rows.known(ones[0]).tolist() == [0]
+    assert known_rows.known_fingerprints(ones[0]).tolist() == [0]
     assert reads == [*ones, ones[0]]
     assert set(known_rows._sets) == {ones[3], ones[0]}
-    known_rows.forget(ones[0].place)
+    known_rows.drop_cached(ones[0].place)
     assert set(known_rows._sets) == {ones[3]}
-    known_rows.forget(ones[1].place)
+    known_rows.drop_cached(ones[1].place)
     assert set(known_rows._sets) == {ones[3]}
-    known_rows.known(ones[0])
+    known_rows.known_fingerprints(ones[0])
     assert len(reads) == 6
     assert {replace(ones[0], version=1), replace(ones[0], offset=1)} & set(
         known_rows._sets
@@ -343,7 +345,7 @@ def test_of_a_history_the_last_versions_count(
         orient="row",
     )
     prints = known_rows.fingerprints(what, lines)
-    assert known_rows.known(what).tolist() == sorted(prints.tolist())
+    assert known_rows.known_fingerprints(what).tolist() == sorted(prints.tolist())
     chosen = dict(list(live.items())[::2])
     gone = held(prints.tolist()[::2])
     found = {
@@ -352,7 +354,7 @@ def test_of_a_history_the_last_versions_count(
         for position in places
     }
     assert found == {(file, position) for _, file, position, _, _ in chosen.values()}
-    known_rows.forget(place)
+    known_rows.drop_cached(place)
 
 
 @pytest.mark.parametrize("at_once", [1, 10**7])

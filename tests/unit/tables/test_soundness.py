@@ -40,7 +40,7 @@ def written(kind: DeltaType, value: Any) -> pl.DataFrame:
     hashes, sums = metadata.digests(rows, pl.Series([None], dtype=pl.String))
     batch, now = str(uuid_utils.uuid7()), datetime.now(UTC)
     stamp = RowStamp(batch, now, "s", "batch", str(uuid_utils.uuid7()))
-    return portion.plain(metadata.with_metadata(rows, hashes, sums, stamp))
+    return portion.without_enums(metadata.with_metadata(rows, hashes, sums, stamp))
 
 
 @pytest.mark.parametrize(("before", "now", "value", "others"), WIDENED)
@@ -50,14 +50,14 @@ def test_a_value_that_the_narrower_column_did_not_hold_is_altered(
     """Rows of before a column was widened are as they were written only with their own value."""
     form = RowFormat(("id", "v"), 2, ((("v", before),),))
     rows = written(before, value).with_columns(pl.col("v").cast(dtype(now)))
-    assert not soundness.judged(rows, form).wrong.any()
+    assert not soundness.check_rows(rows, form).wrong.any()
     for other in others:
         changed = rows.with_columns(pl.lit(other, dtype(now)).alias("v"))
-        assert soundness.judged(changed, form).altered.tolist() == [True], other
+        assert soundness.check_rows(changed, form).altered.tolist() == [True], other
     # A float's neighbour, of which the narrower one is the rounded value.
     if isinstance(value, float):
         nearly = rows.with_columns(pl.lit(value + 1e-12, pl.Float64).alias("v"))
-        assert soundness.judged(nearly, form).altered.tolist() == [True]
+        assert soundness.check_rows(nearly, form).altered.tolist() == [True]
 
 
 def test_special_values_of_before_are_as_they_were_written() -> None:
@@ -65,4 +65,4 @@ def test_special_values_of_before_are_as_they_were_written() -> None:
     form = RowFormat(("id", "v"), 2, ((("v", DeltaType("float")),),))
     for value in (float("nan"), float("inf"), -float("inf"), -0.0, 0.1, None):
         rows = written(DeltaType("float"), value).with_columns(pl.col("v").cast(pl.Float64))
-        assert not soundness.judged(rows, form).wrong.any(), value
+        assert not soundness.check_rows(rows, form).wrong.any(), value

@@ -26,7 +26,7 @@ def test_a_hash_of_no_form_is_nobodys(foreign: str | None) -> None:
     assert found[0] == mine[0]
     assert found[1] != mine[0]
     numbers = digests.numbers(pl.Series([mine[0], foreign], dtype=pl.String))
-    assert numbers.tolist() == [buckets.of_hashes(mine)[0].tolist(), [0, 0]]
+    assert numbers.tolist() == [buckets.sums_of_hashes(mine)[0].tolist(), [0, 0]]
 
 
 def test_a_value_that_the_sources_type_cannot_hold_is_not_taken_for_null() -> None:

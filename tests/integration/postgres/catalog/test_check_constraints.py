@@ -92,8 +92,8 @@ class CheckedTable:
         origin = given_settings.origin("test")
         with connect.connect(origin) as reader:
             self.relation: Relation = relations(reader, ["public"])[0]
-            (target,) = selection.targets(given_settings, [("test", self.relation)], ())
-            self.columns: tuple[Column, ...] = selection.columns(target)
+            (target,) = selection.select_targets(given_settings, [("test", self.relation)], ())
+            self.columns: tuple[Column, ...] = selection.contract_columns(target)
         query = statement.select(self.columns, '"public"."t"')
         ((self.rows, self.rejected),) = read.read_rows(
             origin, (), query, ["true"], self.columns, "t"

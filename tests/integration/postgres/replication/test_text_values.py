@@ -70,9 +70,9 @@ def both(
     origin = config.origin("test")
     with connect.connect(origin) as connection:
         found = [("test", relation) for relation in relations(connection, ["public"])]
-        (target,) = selection.targets(config, found, [name])
+        (target,) = selection.select_targets(config, found, [name])
         texts = output(connection, statement.quoted("public", name))
-    columns = [widened(column) for column in selection.columns(target)]
+    columns = [widened(column) for column in selection.contract_columns(target)]
     select = statement.select(columns, statement.quoted("public", name))
     parts = list(read.read_rows(origin, (), select, ["true"], columns, name))
     own = target.settings

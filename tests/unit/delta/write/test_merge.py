@@ -465,11 +465,11 @@ def test_masks_are_joined_bit_by_bit(masks: list[list[bool]], data: st.DataObjec
         [[data.draw(st.booleans()) and bit for bit in mask] for mask in masks] for _ in range(3)
     ]
     packed = [[np.packbits(np.array(bits, np.bool_)).tobytes() for bits in one] for one in parts]
-    whole = insert.joined(packed, changes)
+    whole = insert.join_masks(packed, changes)
     for i, mask in enumerate(masks):
         wanted = [j for j in range(len(mask)) if not any(one[i][j] for one in parts)]
         assert insert.unfound(whole[i], len(mask)).tolist() == wanted
-    nothing = insert.joined([], changes)
+    nothing = insert.join_masks([], changes)
     assert [len(insert.unfound(m, c.height)) for m, c in zip(nothing, changes, strict=True)] == [
         len(mask) for mask in masks
     ]
