@@ -43,7 +43,7 @@ Config = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, nothing else.")]
 Tables = Annotated[
     list[str] | None,
-    typer.Argument(help="Tables to take (table or schema.table); all of the config if none."),
+    typer.Argument(help="Tables (table or schema.table); all of the config if none."),
 ]
 
 
@@ -51,7 +51,7 @@ Tables = Annotated[
 def run(
     tables: Tables = None, config: Config = Path("bronze.toml"), as_json: AsJson = False
 ) -> None:
-    """Take tables of the source into the lake, all as of one moment."""
+    """Load tables from PostgreSQL into the lake from one snapshot."""
     import bronze
     from bronze.api import progress
     from bronze.cli import render
@@ -68,7 +68,7 @@ def run(
 def check(
     tables: Tables = None, config: Config = Path("bronze.toml"), as_json: AsJson = False
 ) -> None:
-    """Say what a run would do with each column, and what stands in its way."""
+    """Say what a run would do with each table and column, and what prevents it."""
     import bronze
     from bronze.cli import render
 
@@ -84,14 +84,16 @@ def stream(
     config: Config = Path("bronze.toml"),
     until_caught_up: Annotated[
         bool,
-        typer.Option("--until-caught-up", help="End when all is landed that is committed now."),
+        typer.Option(
+            "--until-caught-up", help="End when all that is committed now has been applied."
+        ),
     ] = False,
     drop: Annotated[
         bool, typer.Option("--drop", help="Drop slot and publication; the Bronze tables stay.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Follow the tables whose pattern is "streaming", within seconds of each change."""
+    """Apply the changes of tables whose pattern is "streaming", within seconds."""
     import bronze
     from bronze.api import progress
     from bronze.cli import render
@@ -140,17 +142,17 @@ def verify(
     ] = None,
     config: Config = Path("bronze.toml"),
     repair: Annotated[
-        bool, typer.Option("--repair", help="Take anew what differs, and verify again.")
+        bool, typer.Option("--repair", help="Reload what differs, then verify again.")
     ] = False,
     at_rest: Annotated[
         bool,
-        typer.Option("--at-rest", help="Look at files and checksums; needs no source."),
+        typer.Option("--at-rest", help="Check files and checksums; needs no source."),
     ] = False,
     trust_hashes: Annotated[
         bool,
         typer.Option(
             "--trust-hashes",
-            help="Take the hashes that Bronze rows have for those of their values: faster, and"
+            help="Trust the hashes in Bronze to be those of the values: faster, and"
             " blind to values that were changed beneath them.",
         ),
     ] = False,
@@ -183,7 +185,7 @@ def maintain(
     config: Config = Path("bronze.toml"),
     as_json: AsJson = False,
 ) -> None:
-    """Join small files, cluster rows, and delete what is older than the retention."""
+    """Optimize and vacuum: join small files, cluster rows, delete what is past the retention."""
     import bronze
     from bronze.cli import render
 
@@ -199,13 +201,13 @@ def reveal(
     key: Annotated[
         list[str] | None, typer.Option("--key", help="Only rows like this: customer_id=42")
     ] = None,
-    columns: Annotated[str, typer.Option(help="Only these columns, with commas between.")] = "",
-    limit: Annotated[int, typer.Option(min=0, help="At most so many rows; 0 is all.")] = 100,
+    columns: Annotated[str, typer.Option(help="Only these columns, separated by commas.")] = "",
+    limit: Annotated[int, typer.Option(min=0, help="How many rows at most; 0 is all.")] = 100,
     config: Config = Path("bronze.toml"),
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, nothing else.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show rows with their encrypted values as they are; it is audited."""
+    """Show rows with their encrypted values decrypted; the audit log records it."""
     import bronze
     from bronze.cli import render
     from bronze.protection import subject
@@ -228,7 +230,7 @@ def forget(
         bool, typer.Option("--without-source", help="Do not ask whether the source has them.")
     ] = False,
     old_versions: Annotated[
-        bool, typer.Option("--old-versions", help="Delete only what the table was before.")
+        bool, typer.Option("--old-versions", help="Only delete the older versions of the table.")
     ] = False,
     config: Config = Path("bronze.toml"),
     as_json: AsJson = False,
@@ -286,7 +288,7 @@ def rotate(
     tables: Tables = None,
     reencrypt: Annotated[
         bool,
-        typer.Option("--reencrypt", help="All keys; the next run writes the tables anew."),
+        typer.Option("--reencrypt", help="All keys; the next run reloads the tables."),
     ] = False,
     config: Config = Path("bronze.toml"),
     as_json: AsJson = False,
@@ -325,7 +327,7 @@ def audit(
     table: Annotated[str, typer.Option(help="Records about this table.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Show who did what and when, and prove that the record of it is whole."""
+    """Show who did what and when, and prove that the audit log is complete."""
     import bronze
     from bronze.cli import render
     from bronze.governance.audit import moment
@@ -345,15 +347,15 @@ def audit(
 @app.command()
 def quality(
     tables: Annotated[
-        list[str] | None, typer.Argument(help="Tables; all that there are figures of if none.")
+        list[str] | None, typer.Argument(help="Tables; all with figures if none.")
     ] = None,
     config: Config = Path("bronze.toml"),
     trend: Annotated[
-        int, typer.Option(min=1, help="Show so many of the last runs of each table.")
+        int, typer.Option(min=1, help="How many of the last runs of each table to show.")
     ] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Show how the rows of the tables fare, by rule; from the lake alone."""
+    """Show the quality figures of tables, by rule, from the lake."""
     import bronze
     from bronze.cli import render
 
@@ -368,11 +370,11 @@ def init(
     dsn: Annotated[str, typer.Option(help="The database: postgresql://user@host:5432/name")],
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("bronze.toml"),
     schema: Annotated[
-        list[str] | None, typer.Option(help="Schemas to look at; all that hold tables if none.")
+        list[str] | None, typer.Option(help="Schemas to survey; all with tables if none.")
     ] = None,
     name: Annotated[str, typer.Option(help="The source's name; the database's if none.")] = "",
 ) -> None:
-    """Look at a database and write a commented config for it."""
+    """Survey a database and write a config with comments for it."""
     from bronze.api import init as propose
     from bronze.cli import render
 
@@ -397,7 +399,7 @@ def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Leave the source running.")] = False,
     stop: Annotated[bool, typer.Option("--stop", help="Stop a source left running.")] = False,
 ) -> None:
-    """Run the whole job on an embedded PostgreSQL with an inventory to take in."""
+    """Run everything on an embedded PostgreSQL with an inventory database."""
     from bronze.cli import tour
 
     with _errors(False):

@@ -87,7 +87,18 @@ def size(count: int) -> str:
     return f"{count} B"
 
 
-_CELLS = ("read", "new", "upd.", "gone", "rej.", "odd", "files", "size", "s", "v")
+_CELLS = (
+    "read",
+    "inserted",
+    "updated",
+    "deleted",
+    "rejected",
+    "anomalies",
+    "files",
+    "size",
+    "s",
+    "v",
+)
 _NOTHING = {"", "0", size(0)}
 
 

@@ -307,7 +307,7 @@ def moment(text: str) -> datetime:
         told = datetime.fromisoformat(text)
     except ValueError:
         raise ConfigError(
-            f"{text!r} is no time.", hint='It looks like "7d", "12h", or "2026-05-01T08:00".'
+            f"{text!r} is not a time.", hint='It looks like "7d", "12h", or "2026-05-01T08:00".'
         ) from None
     return told if told.tzinfo else told.astimezone()
 

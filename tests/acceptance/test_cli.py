@@ -366,7 +366,7 @@ def test_the_audit_is_shown_and_proven(source: Source) -> None:
     assert (lost.exit_code, "put back" in lost.stderr) == (1, True)
     assert invoke("audit", "--since", "1h", "--table", "t", "-c", config).exit_code == 0
     wrong = invoke("audit", "--since", "yesterday", "-c", config)
-    assert (wrong.exit_code, "is no time" in wrong.stderr) == (2, True)
+    assert (wrong.exit_code, "is not a time" in wrong.stderr) == (2, True)
 
 
 def test_what_a_dead_run_did_is_told_by_the_next(source: Source) -> None:
