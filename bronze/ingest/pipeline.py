@@ -33,6 +33,7 @@ from bronze.errors import (
 from bronze.execution import budget, executors
 from bronze.governance import audit, lineage, openlineage
 from bronze.ingest import load, plan, quality_gate, table_run
+from bronze.ingest.plan import Plan
 from bronze.ingest.table_run import TableRun
 from bronze.maintenance import maintain
 from bronze.model.events import LoadEvent, TableFailed, TableLanded, TableProgress
@@ -330,13 +331,17 @@ def load_tables(
 ) -> Iterator[TableResult]:
     """Loads the tables side by side; yields the result of each as soon as it has ended."""
     limit = min(table.readers for table in tables)
-    read: list[dict[int, UnitResult]] = [{} for _ in tables]
+    read: list[tuple[Plan | None, dict[int, UnitResult]]] = [(None, {}) for _ in tables]
 
     def report(number: int, outcome: object) -> None:
         table = tables[number]
         if isinstance(outcome, UnitResult) and table.plan:
-            read[number][outcome.unit] = outcome
-            notify(_progress(table.target.label, table.plan.units, read[number]))
+            if read[number][0] is not table.plan:
+                # A table whose rows are all read after all has other units from then on.
+                read[number] = (table.plan, {})
+            results = read[number][1]
+            results[outcome.unit] = outcome
+            notify(_progress(table.target.label, table.plan.units, results))
 
     try:
         with worker_pool(settings, pool, limit, {table.origin for table in tables}) as workers:

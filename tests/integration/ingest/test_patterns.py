@@ -19,7 +19,7 @@ from deltalake import DeltaTable
 
 from bronze.config.settings import Settings
 from bronze.ingest import pipeline
-from bronze.model.events import LoadEvent
+from bronze.model.events import LoadEvent, TableProgress
 from bronze.model.results import TableResult
 from bronze.postgres.copy import snapshot
 from tests.conftest import Source
@@ -1058,3 +1058,19 @@ def test_a_first_run_beside_a_prepared_transaction_sets_no_watermark(source: Sou
     assert "all rows are compared" in result.notes[0]
     assert "at" in position(source, result.version)
     assert land(source, BY_TIME).notes == ()
+
+
+def test_rows_that_a_cursor_did_not_show_are_found_by_their_number(source: Source) -> None:
+    """All rows are compared in the same snapshot, and the progress is of what is read then."""
+    source.execute(THING)
+    settings = source.settings(tables={"t": BY_TIME})
+    assert pipeline.run(settings).exit_code == 0
+    source.execute("INSERT INTO t SELECT 900, 'late', '2001-01-01'")
+    events: list[LoadEvent] = []
+    (result,) = pipeline.run(settings, notify=events.append).tables
+    assert counts(result) == (1, 0, 0)
+    assert "all rows were compared: its cursor did not show all changes" in result.notes
+    assert differences(settings) == {}
+    shares = [event.share for event in events if isinstance(event, TableProgress)]
+    assert shares
+    assert all(0 <= share <= 1 for share in shares)

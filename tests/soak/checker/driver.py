@@ -17,8 +17,8 @@ SOONER: dict[str, dict[str, Any]] = {
     "bronze.cdc.session": {
         "_GUARD_EVERY": 0.3,
         "_LOOK_EVERY": 0.6,
-        "_TELL_EVERY": 5.0,
-        "_REMEMBER_EVERY": 20.0,
+        "_RECORD_EVERY": 5.0,
+        "_LINEAGE_EVERY": 20.0,
         "_LONGEST_PAUSE": 1.0,
         "_FIRST_REST": 0.5,
         "_LONGEST_REST": 1.0,
