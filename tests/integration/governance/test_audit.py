@@ -535,7 +535,7 @@ def test_times_are_understood(text: str) -> None:
 
 def test_a_time_that_is_none_is_refused() -> None:
     """It is the user's error, with an example of what is right."""
-    with pytest.raises(ConfigError, match="no time") as caught:
+    with pytest.raises(ConfigError, match="not a time") as caught:
         audit.moment("yesterday")
     assert "7d" in caught.value.hint
 

@@ -26,7 +26,7 @@ def test_no_digit_is_left_out(
     render.run_result(RunResult("id", 1, 1.0, tuple(done)))
     lines = capsys.readouterr().out.splitlines()
     assert lines[:3] == [
-        "Bronze table  status       read        new    s   v",
+        "Bronze table  status       read   inserted    s   v",
         "bz_a          landed  3,000,000  2,999,999  0.0   1",
         "bz_数据       landed         12          0  0.0  12",
     ]
