@@ -24,7 +24,7 @@ def unit(session):
 
 @nox.session
 def tests(session):
-    """The tests: real PostgreSQL, real Delta tables, about two minutes on two cores."""
+    """The tests: real PostgreSQL, real Delta tables, minutes on two cores."""
     session.install("-e", ".[test]")
     session.run(
         "pytest",
@@ -124,6 +124,9 @@ READING = (
     "tests/integration/postgres/copy/test_splits.py",
 )
 STREAMING = (
+    "tests/integration/cdc/test_cases.py",
+    "tests/integration/cdc/test_refusals.py",
+    "tests/integration/cdc/test_renames.py",
     "tests/integration/cdc/test_stream.py",
     "tests/integration/cdc/test_unseen_changes.py",
     "tests/integration/postgres/catalog/test_definition.py",
@@ -135,6 +138,12 @@ STREAMING = (
 LOADING = (
     "tests/integration/ingest/test_patterns.py",
     "tests/integration/tables/test_evolution.py",
+)
+# Of streams what takes longer: what is lost and comes back.
+RECOVERING = (
+    "tests/integration/cdc/test_exactly_once.py",
+    "tests/integration/cdc/test_net_changes.py",
+    "tests/integration/cdc/test_recovery.py",
 )
 ASKING = (
     "tests/acceptance/test_bad_source.py",
@@ -165,7 +174,7 @@ def versions(session):
     for version in chosen or SERVERS:
         streamed = int(version) >= 14
         parts = [*READING, *(STREAMING if streamed else ())]
-        parts += [] if short else [*LOADING, *(ASKING if streamed else ())]
+        parts += [] if short else [*LOADING, *((*ASKING, *RECOVERING) if streamed else ())]
         env = {**KEPT, "BRONZE_POSTGRES": str(server_of(session, version))}
         session.run("pytest", "-n", "3", "-m", "not interop and not soak", *parts, env=env)
         if streamed and not short:
