@@ -17,7 +17,7 @@ KEPT = {"PYTHONDONTWRITEBYTECODE": None}
 
 @nox.session
 def unit(session):
-    """The tests that need no PostgreSQL, in seconds."""
+    """The tests that need no PostgreSQL, in about a minute."""
     session.install("-e", ".[test]")
     session.run("pytest", "-m", "not soak and not types", "tests/unit", *session.posargs, env=KEPT)
 

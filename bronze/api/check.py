@@ -214,7 +214,7 @@ def _check_source(
     # A stream gets its snapshot from its slot, so a check of streamed tables needs none to share.
     per_table = standby or len(streamed) == len(targets)
     mode: Consistency = "per-table" if per_table else consistency
-    shared = source.held(settings, targets, stack, mode)
+    shared = source.take_snapshot(settings, targets, stack, mode)
     return _CheckedSource(
         source=source,
         snapshot=shared,

@@ -240,7 +240,7 @@ def _plan_tables(
         raise checkpoints.lake_gone_error(stream.settings)
     history = checkpoints.history(records, held.timeline, stream.slot)
     placed = replace(held, timeline=history)
-    tables = _planned(stream, placed, targets)
+    tables = _plan_in_snapshot(stream, placed, targets)
     for table in tables:
         if table.plan and table.plan.state is None and table.target.name in stream.totals.names:
             table.plan, table.error = None, apply.vanished_error(table.target)
@@ -333,11 +333,13 @@ def _snapshot(stream: StreamContext) -> Iterator[Snapshot]:
         yield held
 
 
-def _planned(stream: StreamContext, held: Snapshot, targets: Sequence[Target]) -> list[TableRun]:
+def _plan_in_snapshot(
+    stream: StreamContext, held: Snapshot, targets: Sequence[Target]
+) -> list[TableRun]:
     slots = stream.settings.source[stream.origin.name].pool.readers
     batch = str(uuid_utils.uuid7())
 
-    def carried(target: Target) -> Target:
+    def with_streamed_columns(target: Target) -> Target:
         """The table with those columns only that the stream carries."""
         if not target.published:
             raise TableRefused(
@@ -350,7 +352,7 @@ def _planned(stream: StreamContext, held: Snapshot, targets: Sequence[Target]) -
         return selection.with_columns_of(target, names)
 
     tables = pipeline.plan_tables(
-        stream.settings, stream.origin, held, targets, batch, slots, carried
+        stream.settings, stream.origin, held, targets, batch, slots, with_streamed_columns
     )
     return sorted(tables, key=lambda table: (table.target.settings.priority, -table.size))
 

@@ -154,7 +154,7 @@ class OpenSource:
     connection: connect.Connection
     slots: int
 
-    def held(
+    def take_snapshot(
         self,
         settings: Settings,
         targets: Sequence[Target],
@@ -215,7 +215,7 @@ def _plan_all(
     for name, source in sources.items():
         of_source = [target for target in targets if target.source == name]
         if of_source:
-            held = source.held(settings, of_source, stack)
+            held = source.take_snapshot(settings, of_source, stack)
             tables += plan_tables(settings, source.origin, held, of_source, batch_id, source.slots)
     return sorted(tables, key=lambda table: (table.target.settings.priority, -table.size))
 

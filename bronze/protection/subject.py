@@ -187,13 +187,13 @@ class Subject:
     def verdict(self, rows: pl.DataFrame, is_current: bool) -> Verdict:
         """Which rows they are for sure, and which may be; see `among`."""
         found = pl.repeat(True, rows.height, dtype=pl.Boolean, eager=True)
-        possible, settled = found, found if is_current else self._settled(rows)
+        possible, settled = found, found if is_current else self._settled_rows(rows)
         for one in self.wanted:
             sure, maybe = one.among(rows, settled)
             found, possible = found & sure, possible & maybe
         return found, possible
 
-    def _settled(self, rows: pl.DataFrame) -> pl.Series:
+    def _settled_rows(self, rows: pl.DataFrame) -> pl.Series:
         if not self.since or BATCH not in rows.columns:
             return pl.repeat(False, rows.height, dtype=pl.Boolean, eager=True)
         return (rows[BATCH] >= self.since).fill_null(False)

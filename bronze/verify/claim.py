@@ -218,7 +218,7 @@ def _claims(
     for name, source in sources.items():
         mine = [target for target in chosen if target.source == name]
         if mine:
-            held = source.held(settings, mine, stack)
+            held = source.take_snapshot(settings, mine, stack)
             seen = {relation.oid: relation for relation in held.relations}
             claims += [_claim(settings, source, held, seen, target) for target in mine]
     return claims

@@ -376,7 +376,7 @@ class Receiver:
         batch, begin = self._batch, self._begin
         self._begin = None
         if self._past and begin:
-            self._past = self._past.told(end, begin.committed)
+            self._past = self._past.check_commit(end, begin.committed)
         self._set_idle(0)
         batch.position = end
         batch.committed = begin.committed if begin else 0
@@ -435,7 +435,7 @@ class Receiver:
     def _keepalive(self, message: Any) -> None:
         (position,) = _POSITION.unpack_from(message, 1)
         if self._past and self._begin is None:
-            self._past.passed(position)
+            self._past.check_position(position)
         if self._begin is None and not self._batch.position:
             self._set_idle(position)
         if message[17]:

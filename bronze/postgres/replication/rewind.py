@@ -26,7 +26,7 @@ class KnownTransactions:
     recorded: int = 0
     ends: tuple[tuple[int, int], ...] = ()
 
-    def told(self, end: int, committed: int) -> KnownTransactions | None:
+    def check_commit(self, end: int, committed: int) -> KnownTransactions | None:
         """Checks a transaction; returns what is left to check after it, None if nothing is.
 
         Args:
@@ -44,7 +44,7 @@ class KnownTransactions:
             return None
         return replace(self, ends=self.ends[len(due) :]) if due else self
 
-    def passed(self, position: int) -> None:
+    def check_position(self, position: int) -> None:
         """Checks that a server that has sent everything before a position left nothing out.
 
         Raises:

@@ -15,10 +15,10 @@ def test_transactions_sent_again_as_recorded_pass() -> None:
     past: KnownTransactions | None = KNOWN
     for end, committed in ((100, 29), (120, 30), (150, 50), (180, 40)):
         assert past
-        past = past.told(end, committed)
+        past = past.check_commit(end, committed)
     assert past == KnownTransactions(200, 50)
-    past.passed(500)
-    assert past.told(201, 99) is None
+    past.check_position(500)
+    assert past.check_commit(201, 99) is None
 
 
 @pytest.mark.parametrize(
@@ -29,17 +29,17 @@ def test_transactions_that_differ_from_the_recorded_ones_are_detected(
 ) -> None:
     """One ends at another position or time, or committed too late for its position."""
     with pytest.raises(SourceRewound):
-        KNOWN.told(end, committed)
+        KNOWN.check_commit(end, committed)
 
 
 def test_a_missing_transaction_is_detected() -> None:
     """Once the server reports a later position."""
-    KNOWN.passed(119)
+    KNOWN.check_position(119)
     with pytest.raises(SourceRewound):
-        KNOWN.passed(120)
+        KNOWN.check_position(120)
 
 
 def test_without_a_record_every_transaction_passes() -> None:
     """As in a new stream."""
-    assert KnownTransactions().told(1, 1) is None
-    KnownTransactions().passed(1)
+    assert KnownTransactions().check_commit(1, 1) is None
+    KnownTransactions().check_position(1)
