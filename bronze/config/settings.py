@@ -75,6 +75,7 @@ class SourceSettings(Section):
     statement_timeout: Seconds = 0
     lock_timeout: Seconds = 10
     row_security: Literal["refuse", "apply"] = "refuse"
+    reader: Literal["packed", "connectorx"] = "packed"
 
     def takes(self, table: str) -> bool:
         """Whether the patterns of ``tables`` and ``exclude`` select a table of this name."""
@@ -384,6 +385,7 @@ class Settings(Section):
             statement_timeout=source.statement_timeout,
             lock_timeout=source.lock_timeout,
             row_security=source.row_security,
+            reader=source.reader,
             connections=(source.pool.min, source.pool.max),
         )
 

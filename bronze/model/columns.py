@@ -93,7 +93,9 @@ class Column:
     none), ``text`` is PostgreSQL's text of the value, and ``element``, for arrays, the canonical
     SQL of one element ``e``. ``kind`` is the type of the value as it is read and hashed,
     ``stored`` the type in the Bronze table. ``base_type`` is PostgreSQL's name of the type, for a
-    domain that of its base type; "" if the source no longer has the column.
+    domain that of its base type; "" if the source no longer has the column. ``raw`` reads the value
+    without testing whether it is rejected: a value that is rejected then makes PostgreSQL raise an
+    error, or its reader sees it ("" if neither is so, or no value is rejected).
     """
 
     name: str
@@ -109,6 +111,7 @@ class Column:
     not_null: bool = False
     protect: ProtectionRule | None = None
     base_type: str = ""
+    raw: str = ""
 
     @property
     def is_number(self) -> bool:

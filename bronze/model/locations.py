@@ -25,7 +25,7 @@ class Origin:
 
     ``conninfo`` is libpq's connection string without a password; ``password``, or ``dsn`` for the
     whole string, are references to the secret part. Timeouts are in seconds; 0 is no limit.
-    ``connections`` are pool.min and pool.max of the config.
+    ``connections`` are pool.min and pool.max of the config; ``reader`` is how rows are read.
     """
 
     name: str
@@ -38,6 +38,7 @@ class Origin:
     row_security: Literal["refuse", "apply"] = "refuse"
     application_name: str = "bronze"
     connections: tuple[int, int] = (1, 10)
+    reader: Literal["packed", "connectorx"] = "packed"
 
 
 @dataclass(frozen=True)

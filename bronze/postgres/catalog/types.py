@@ -75,6 +75,7 @@ class ValueSql:
     reject: str
     text: str
     element: str = ""
+    raw: str = ""
 
 
 def _unchanged(kind: DeltaType, value: str) -> ValueSql:
@@ -112,6 +113,7 @@ def _in_range(name: str, low: str, high: str) -> Callable[[str, SourceType], Val
             guarded,
             f"NOT {inside}",
             f"{value}::text",
+            raw=value,
         )
 
     return rule
@@ -141,9 +143,14 @@ def _decimal(kind: DeltaType, guarded: str, reject: str, value: str) -> ValueSql
     text = f"{value}::text"
     if kind.precision > _INT8_PRECISION:
         digits = f"{guarded}::text"
-        return ValueSql(kind, "text", digits, digits, reject, text)
-    scaled = f"({guarded} * 1e{kind.scale})::int8" if kind.scale else f"({guarded})::int8"
-    return ValueSql(kind, "unscaled", scaled, scaled, reject, text)
+        return ValueSql(kind, "text", digits, digits, reject, text, raw=text)
+    scaled = _scaled(guarded, kind.scale)
+    raw = _scaled(value, kind.scale)
+    return ValueSql(kind, "unscaled", scaled, scaled, reject, text, raw=raw)
+
+
+def _scaled(value: str, scale: int) -> str:
+    return f"({value} * 1e{scale})::int8" if scale else f"({value})::int8"
 
 
 def _decimal_by_config(value: str, precision: int, scale: int) -> ValueSql:
@@ -151,7 +158,9 @@ def _decimal_by_config(value: str, precision: int, scale: int) -> ValueSql:
     fits = f"(abs({value}) < 1e{precision - scale} AND round({value}, {scale}) = {value})"
     guarded = f"CASE WHEN {fits} THEN {value}::numeric({precision},{scale}) END"
     kind = DeltaType("decimal", precision, scale)
-    return _decimal(kind, f"({guarded})", f"{fits} IS NOT TRUE AND {value} IS NOT NULL", value)
+    reject = f"{fits} IS NOT TRUE AND {value} IS NOT NULL"
+    # Without its guard, a value of more digits would be rounded, and nobody would see it.
+    return replace(_decimal(kind, f"({guarded})", reject, value), raw="")
 
 
 _RULES: Mapping[str, Callable[[str, SourceType], ValueSql]] = {
@@ -192,7 +201,10 @@ def value_sql(value: str, source: SourceType, choices: TypeOptions, name: str = 
     if source.name == "timestamp" and choices.timestamps == "timestamp":
         without_zone = _timestamp(value, source)
         utc = f"(({without_zone.select}) AT TIME ZONE 'UTC')"
-        return replace(without_zone, kind=DeltaType("timestamp"), select=utc, canonical=utc)
+        raw = f"({without_zone.raw} AT TIME ZONE 'UTC')"
+        return replace(
+            without_zone, kind=DeltaType("timestamp"), select=utc, canonical=utc, raw=raw
+        )
     return _RULES.get(source.name, _text)(value, source)
 
 
@@ -234,6 +246,7 @@ def _array(value: str, element: SourceType, choices: TypeOptions) -> ValueSql:
         reject=f"NOT ({valid})",
         text=f"{value}::text",
         element=inner.canonical,
+        raw=f"{value}::{element.name}[]" if native else "",
     )
 
 
@@ -279,6 +292,7 @@ def column_contract(
         element=expression.element,
         not_null=not_null,
         base_type=source.name,
+        raw=expression.raw,
     )
 
 
@@ -326,6 +340,7 @@ def _rejecting_invalid_text(expression: ValueSql) -> ValueSql:
         reject=f"({expression.reject} OR {reject})" if expression.reject else reject,
         text=f"CASE WHEN {is_utf8} THEN {text} ELSE '\\x' ||"
         f" encode(convert_to({text}, '{SQL_ASCII}'), 'hex') END",
+        raw="",
     )
 
 

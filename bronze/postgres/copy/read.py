@@ -87,19 +87,29 @@ def read_rows(
     Raises:
         SourceError: or a subclass; `TableRefused` if only this table cannot be read.
     """
-    part_rows = portion.rows(_PART_VALUES, len(columns) + 1)
     with _connection_url(origin) as url:
         for condition in where:
             try:
-                raw = _fetch(origin, url, session, f"{query} WHERE {condition}", table, guarded)
+                raw = [_fetch(origin, url, session, f"{query} WHERE {condition}", table, guarded)]
             except _UnconvertibleCharacter as error:
                 raise _unconvertible_value(
                     origin, session, query, condition, columns, error
                 ) from None
-            parts = list(portion.portions_of(raw, part_rows, _PART_BYTES))[::-1]
-            del raw
-            while parts:
-                yield _decoded_rows(parts.pop(), columns, table)
+            yield from decoded_parts(raw.pop(), columns, table)
+
+
+def decoded_parts(
+    raw: pa.Table, columns: Sequence[Column], table: str
+) -> Iterator[tuple[pl.DataFrame, pl.Series]]:
+    """Decodes rows as they were received, a few megabytes at a time, as `read_rows` returns them.
+
+    The last column of ``raw`` is the text of rejected values.
+    """
+    part_rows = portion.rows(_PART_VALUES, len(columns) + 1)
+    parts = list(portion.portions_of(raw, part_rows, _PART_BYTES))[::-1]
+    del raw
+    while parts:
+        yield _decoded_rows(parts.pop(), columns, table)
 
 
 def check_reachable(origin: Origin) -> None:

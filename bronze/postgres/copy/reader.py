@@ -1,0 +1,49 @@
+"""The readers of splits: they return the same rows, as frames of the same content and types."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import polars as pl
+
+from bronze.model.columns import Column
+from bronze.model.locations import Origin
+from bronze.postgres.copy import packed, read
+
+
+class SliceReader(Protocol):
+    """Reads the rows of splits; see `bronze.postgres.copy.read.read_rows`."""
+
+    def __call__(
+        self,
+        origin: Origin,
+        session: Sequence[str],
+        query: str,
+        where: Sequence[str],
+        columns: Sequence[Column],
+        table: str,
+        guarded: bool = False,
+    ) -> Iterator[tuple[pl.DataFrame, pl.Series]]:
+        """Yields parts: the columns with target names, and the text of rejected values."""
+
+
+READERS: dict[str, SliceReader] = {"packed": packed.read_rows, "connectorx": read.read_rows}
+"""The readers by their name in the config."""
+
+
+def read_rows(
+    origin: Origin,
+    session: Sequence[str],
+    query: str,
+    where: Sequence[str],
+    columns: Sequence[Column],
+    table: str,
+    guarded: bool = False,
+) -> Iterator[tuple[pl.DataFrame, pl.Series]]:
+    """Reads rows with the reader that the origin asks for.
+
+    Raises:
+        SourceError: or a subclass; `TableRefused` if only this table cannot be read.
+    """
+    return READERS[origin.reader](origin, session, query, where, columns, table, guarded)
