@@ -30,7 +30,7 @@ from bronze.model.files import StoredFile
 from bronze.model.locations import Place
 from bronze.model.units import DELETED
 from bronze.postgres import statement
-from bronze.postgres.copy import read, splits
+from bronze.postgres.copy import reader, splits
 from bronze.tables.context import TableContext, ask_source
 from bronze.tables.evolution import ColumnContract
 from bronze.tables.naming import short_name
@@ -364,7 +364,7 @@ def _from_source(context: TableContext, columns: Sequence[Column], seed: int) ->
     session = context.held.session(context.origin)
     guarded = bool(context.target.settings.protect)
     label = context.target.label
-    parts = read.read_rows(
+    parts = reader.read_rows(
         context.origin, session, query, (splits.WHOLE_TABLE,), columns, label, guarded
     )
     rows = pl.concat([rows for rows, _ in parts] or [pl.DataFrame()])

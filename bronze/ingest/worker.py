@@ -33,7 +33,7 @@ from bronze.model.units import (
     Unit,
     UnitResult,
 )
-from bronze.postgres.copy import read, row_sizes
+from bronze.postgres.copy import reader, row_sizes
 from bronze.protection import key_text, protect
 from bronze.rows import fingerprint
 from bronze.rows.fingerprint import Fingerprints
@@ -235,7 +235,7 @@ def _source_rows(
 def _read(
     source: SourceRead, conditions: Sequence[str], guarded: bool
 ) -> Iterator[tuple[pl.DataFrame, pl.Series]]:
-    return read.read_rows(
+    return reader.read_rows(
         source.origin,
         source.session,
         source.query,

@@ -21,7 +21,7 @@ from bronze.model.files import StoredFile
 from bronze.model.locations import Origin, Place
 from bronze.model.protection import TableProtection
 from bronze.model.units import DELETED, KnownRows
-from bronze.postgres.copy import read, server_hashes
+from bronze.postgres.copy import read, reader, server_hashes
 from bronze.protection import key_text, keyring, protect
 from bronze.rows import fingerprint
 from bronze.tables import known_rows
@@ -154,7 +154,7 @@ def _named(task: SourceTask, condition: str) -> Iterator[pl.DataFrame]:
     beside = basis is not None and not basis.plain
     columns = (*columns, _PARTIALS) if beside else columns
     for query in task.queries:
-        for clear, rejected in read.read_rows(
+        for clear, rejected in reader.read_rows(
             task.origin, task.session, query, (condition,), columns, task.table, bool(key)
         ):
             frame = protect.protect_rows(clear, task.protection) if key else clear

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import Any
 
 import polars as pl
 import psycopg
@@ -165,7 +164,7 @@ class _PackedReader:
 
     def _explained(self, error: psycopg.Error) -> SourceError:
         forget_server(self._origin)
-        explained: Any = explain(error, self._origin, self._table)
+        explained = explain(error, self._origin, self._table)
         if not isinstance(explained, SourceError):
             explained = SourceError(str(explained))
         explained.table = self._table

@@ -11,7 +11,7 @@ those that are NULL. Texts and bytes have different lengths, so they come in one
 Both count bytes as they are sent, in UTF-8. PostgreSQL converts the text of a whole column at once.
 The separator does not change that: in every encoding of a server it is a character of its own.
 
-All aggregates of one SELECT see the rows in one order, because parallel workers are off (`SESSION`).
+All aggregates of one SELECT see the rows in one order, as parallel workers are off (`SESSION`).
 """
 
 from __future__ import annotations

@@ -255,7 +255,7 @@ def _arrays(
 def _int4(octets: Bytes, positions: Numbers) -> Numbers:
     """The integers of four bytes at some positions."""
     picked = octets[positions[:, None] + np.arange(4)]
-    return picked.reshape(-1).view(">i4").astype(np.int64)
+    return np.ascontiguousarray(picked).reshape(-1).view(">i4").astype(np.int64, copy=False)
 
 
 def _elements(
