@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from psycopg.conninfo import conninfo_to_dict
 
+from bronze.demo.server import Server
 from bronze.model.columns import Column
 from bronze.postgres import statement
 from bronze.postgres.catalog.relations import relations
@@ -24,7 +25,7 @@ from bronze.tables import selection
 from tests.acceptance.test_any_bytes import MADE, ODD, encoded
 from tests.acceptance.test_exact import CASES
 from tests.acceptance.test_exact import SETUP as TYPES
-from tests.conftest import Server, Source
+from tests.conftest import Source
 from tests.integration.rows.test_encoding import fill
 from tests.support.strategies import EVERY, SETUP, Sample, samples
 
