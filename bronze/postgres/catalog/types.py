@@ -340,7 +340,6 @@ def _rejecting_invalid_text(expression: ValueSql) -> ValueSql:
         reject=f"({expression.reject} OR {reject})" if expression.reject else reject,
         text=f"CASE WHEN {is_utf8} THEN {text} ELSE '\\x' ||"
         f" encode(convert_to({text}, '{SQL_ASCII}'), 'hex') END",
-        raw="",
     )
 
 

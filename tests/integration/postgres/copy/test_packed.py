@@ -19,6 +19,8 @@ from bronze.postgres import statement
 from bronze.postgres.connection import connect
 from bronze.postgres.copy import packed, packing, read, reader
 from bronze.postgres.copy.snapshot import BEGIN
+from tests.acceptance.test_exact import CASES, REJECTED
+from tests.acceptance.test_exact import SETUP as TYPES
 from tests.conftest import Source
 from tests.integration.postgres.copy.test_readers import contract, rows_of, without_connectorx
 
@@ -129,6 +131,20 @@ def test_a_rejected_value_is_found_by_the_query_that_tests_values(
     assert (rows[1][1] is None) == (kind == "text")
     ways = [("id = 1", True), ("id = 2", True), ("id = 2", False), ("id = 3", False)]
     assert asked == ways
+
+
+def test_ordinary_values_are_read_in_the_first_way(source: Source) -> None:
+    """Of every type, with NULL, empty and other texts."""
+    source.execute(TYPES)
+    values = {kind: texts[0][0] for kind, texts in CASES if texts[0][1] is not REJECTED}
+    defined = [f"c{i} {kind}" for i, kind in enumerate(values)]
+    source.execute(f"CREATE TABLE t ({', '.join(defined)}, e text, n text NOT NULL)")
+    source.execute(f"INSERT INTO t VALUES ({', '.join(values.values())}, '', '')")
+    source.execute("INSERT INTO t (n) VALUES ('é')")
+    columns = contract(source, "t")
+    with mock.patch.object(packing, "guarded_packing", return_value=None):
+        rows, _ = rows_of(packed.read_rows, source, columns, where=["true", "false", "true"])
+    assert rows.height == 4
 
 
 def test_what_cannot_be_packed_is_read_by_connectorx(numbers: Source) -> None:
