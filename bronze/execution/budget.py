@@ -15,6 +15,10 @@ _LIBRARIES = 150 * 10**6
 _MOST = 190 * 10**6
 GROWTH = 4
 LARGEST_SPLIT = 12 * 2**20
+# Measured: libpq's buffer, its result, and the values copied from it are each as large as a packed
+# split, and PostgreSQL's process takes as much again. More splits do not cost more time, as they
+# share a connection.
+PACKED_SPLIT = 4 * 2**20
 _FILE = 128 * 2**20
 _UNITS_PER_READER = 3
 # Measured: how many times its bytes a row of large values takes at most, on its way from the source
@@ -88,14 +92,20 @@ def _for_known_rows(memory: int) -> int:
     return (memory - _BASE) // 4
 
 
-def split_and_file(whole: int, memory: int, readers: int) -> tuple[int, int]:
-    """The bytes of the source in a split and in a file, for a table of ``whole`` bytes.
+def largest_split(packed: bool) -> int:
+    """The most bytes of the source in a split that is read packed, or as rows."""
+    return min(PACKED_SPLIT, LARGEST_SPLIT) if packed else LARGEST_SPLIT
+
+
+def split_and_file(whole: int, memory: int, readers: int, most: int) -> tuple[int, int]:
+    """The bytes of the source in a split (at most ``most``) and in a file, for a table of ``whole``
+    bytes.
 
     All files are alike, and their number is a multiple of the readers', so that no reader is left
     without work at the end.
     """
     each = (memory - _BASE) // readers - _READER
-    largest = max(2**20, min(LARGEST_SPLIT, each // GROWTH))
+    largest = max(2**20, min(most, each // GROWTH))
     if whole <= largest:
         return largest, _FILE
     rounds = max(_UNITS_PER_READER, -(-whole // (_FILE * readers)))

@@ -17,6 +17,7 @@ from bronze.model.units import BronzeRows, Enrichment, KnownRows, RowSizeLimits,
 from bronze.postgres import statement
 from bronze.postgres.connection.connect import Connection
 from bronze.postgres.copy import row_sizes, splits
+from bronze.postgres.copy.packed import OLDEST_VERSION as OLDEST_PACKED
 from bronze.postgres.copy.splits import Split
 from bronze.rows.metadata import COMMIT_TIMESTAMP
 from bronze.tables import evolution
@@ -113,10 +114,17 @@ def row_size_limits(
 def grouped_splits(context: TableContext, memory: int, key: Sequence[str]) -> list[list[Split]]:
     """The splits of a table, in groups for one worker each; ``key`` has names of source columns."""
     whole = splits.size_of(context.target.relation)
-    per_split, _ = budget.split_and_file(whole, memory, context.readers)
+    most = _largest_split(context)
+    per_split, _ = budget.split_and_file(whole, memory, context.readers, most)
     parts = _splits(context, per_split, key)
-    _, per_file = budget.split_and_file(sum(part.size for part in parts), memory, context.readers)
+    sizes = sum(part.size for part in parts)
+    _, per_file = budget.split_and_file(sizes, memory, context.readers, most)
     return splits.group_splits(parts, per_file)
+
+
+def _largest_split(context: TableContext) -> int:
+    packed = context.origin.reader == "packed" and context.held.version >= OLDEST_PACKED
+    return budget.largest_split(packed)
 
 
 def key_units(
@@ -133,6 +141,7 @@ def key_units(
         splits.size_of(context.target.relation),
         budget.beside_known_rows(context.run.memory),
         context.readers,
+        _largest_split(context),
     )
     parts = _splits(context, per_split * _KEYS_FACTOR, key.source_names)
     groups = splits.group_splits(parts, per_file * _KEYS_FACTOR)

@@ -31,6 +31,9 @@ from bronze.postgres.copy import packing, read, unpacking
 from bronze.postgres.copy.snapshot import BEGIN
 from bronze.postgres.copy.splits import CTID_RANGES_VERSION
 
+OLDEST_VERSION = CTID_RANGES_VERSION
+"""The oldest server whose rows are packed; older ones cannot read a range of pages by itself."""
+
 # SQLSTATE classes of errors that another way of reading may avoid or can explain: unsupported
 # feature (a NaN as an integer), data exception, integrity constraint violation, insufficient
 # resources, program limit exceeded (1 GB per value), errors that functions raise.
@@ -94,7 +97,7 @@ class _PackedReader:
         """
         while self._ways:
             try:
-                if self._open().info.server_version < CTID_RANGES_VERSION:
+                if self._open().info.server_version < OLDEST_VERSION:
                     self.close()
                     break
                 return [self._received_rows(condition)]

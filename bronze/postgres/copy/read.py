@@ -357,10 +357,12 @@ def decode(series: pl.Series, kind: DeltaType, wire: str) -> pl.Series:
 def _decimals(series: pl.Series, kind: DeltaType) -> pl.Series:
     # An Arrow decimal is its unscaled value as a 128-bit integer: widening loses nothing.
     halves = np.empty((len(series), 2), np.int64)
-    halves[:, 0] = (series.fill_null(0) if series.null_count() else series).to_numpy()
+    integers = series.to_arrow()
+    # For small frames, polars takes a hundred times as long to fill NULL as Arrow does.
+    halves[:, 0] = integers.fill_null(0).to_numpy(zero_copy_only=False)
     halves[:, 1] = halves[:, 0] >> 63
-    mask = pa.array(series.is_not_null().to_numpy()) if series.null_count() else None
-    buffers = [mask.buffers()[1] if mask is not None else None, pa.py_buffer(halves)]
+    mask = integers.is_valid().buffers()[1] if integers.null_count else None
+    buffers = [mask, pa.py_buffer(halves)]
     decimal = pa.decimal128(kind.precision, kind.scale)
     return pl.Series(pa.Array.from_buffers(decimal, len(series), buffers))
 

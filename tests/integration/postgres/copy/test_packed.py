@@ -162,7 +162,7 @@ def test_servers_before_14_are_read_by_connectorx(numbers: Source) -> None:
     """They scan the whole table for each range of pages."""
     columns = contract(numbers, "t")
     with (
-        mock.patch.object(packed, "CTID_RANGES_VERSION", 990_000),
+        mock.patch.object(packed, "OLDEST_VERSION", 990_000),
         mock.patch.object(read, "read_rows", side_effect=read.read_rows) as reading,
     ):
         assert rows_of(packed.read_rows, numbers, columns)[0].height == 6
