@@ -9,14 +9,16 @@ read in up to three ways, each of which returns the same rows:
 3. by connectorx, which finds the value that is the cause.
 
 A unit does not go back to an earlier way. PostgreSQL packs the next split while this one is
-processed here: its process then takes about four times the split's bytes, and no more is taken
-here, because the rows are received only when they are wanted.
+processed here. That takes no memory here, because rows are received only when they are wanted.
+PostgreSQL's process takes up to five times a split's bytes. So a split that is not a range of pages
+is left to connectorx if PostgreSQL expects more than `LARGEST` of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from typing import Any
 
 import polars as pl
 import psycopg
@@ -29,7 +31,7 @@ from bronze.model.locations import Origin
 from bronze.postgres.connection.connect import Connection, connect, explain, forget_server
 from bronze.postgres.copy import packing, read, unpacking
 from bronze.postgres.copy.snapshot import BEGIN
-from bronze.postgres.copy.splits import CTID_RANGES_VERSION
+from bronze.postgres.copy.splits import CTID_RANGES_VERSION, PAGES
 
 OLDEST_VERSION = CTID_RANGES_VERSION
 """The oldest server whose rows are packed; older ones cannot read a range of pages by itself."""
@@ -41,6 +43,13 @@ _OTHER_WAY = ("0A", "22", "23", "53", "54", "P0")
 # "too many connections" is of class 53, too.
 _NO_OTHER_WAY = ("53300", "53400")
 _CANCEL_TIMEOUT = 5.0
+
+LARGEST = 64 * 2**20
+"""The most bytes that are packed at once."""
+
+
+class _TooLarge(Exception):
+    """A split has too many bytes to be packed."""
 
 
 def read_rows(
@@ -100,14 +109,17 @@ class _PackedReader:
                 if self._open().info.server_version < OLDEST_VERSION:
                     self.close()
                     break
-                return [self._received_rows(condition)]
+                return [self._read_packed(condition)]
             except unpacking.UnfitValue:
                 self._ways.pop(0)
+            except _TooLarge:
+                self.close()
+                break
             except psycopg.Error as error:
                 self.close()
                 state = error.sqlstate or ""
                 if not state.startswith(_OTHER_WAY) or state in _NO_OTHER_WAY:
-                    raise self._explained(error) from error
+                    raise self._error(error) from error
                 self._ways.pop(0)
             except SourceError as error:
                 error.table = self._table
@@ -116,8 +128,8 @@ class _PackedReader:
 
     def request(self, condition: str) -> None:
         """Makes PostgreSQL pack the rows that are wanted next."""
-        with suppress(psycopg.Error):
-            # An error is raised again by `rows`.
+        with suppress(psycopg.Error, _TooLarge):
+            # The error is raised again by `rows`.
             self._send(condition)
 
     def close(self) -> None:
@@ -130,20 +142,22 @@ class _PackedReader:
                 connection.cancel_safe(timeout=_CANCEL_TIMEOUT)
         connection.close()
 
-    def _received_rows(self, condition: str) -> pa.Table:
+    def _read_packed(self, condition: str) -> pa.Table:
         way = self._ways[0]
         if self._requested != condition:
             self._send(condition)
-        rows, values = self._received()
-        return unpacking.unpacked(way, rows, values)
+        rows, values = self._fetch()
+        return unpacking.unpack(way, rows, values)
 
     def _send(self, condition: str) -> None:
-        pgconn = self._open().pgconn
-        query = self._ways[0].query(condition)
-        pgconn.send_query_params(query.encode(), None, result_format=pq.Format.BINARY)
+        connection, way = self._open(), self._ways[0]
+        if not condition.startswith(PAGES) and _estimate(connection, way, condition) > LARGEST:
+            raise _TooLarge
+        query = way.query(condition).encode()
+        connection.pgconn.send_query_params(query, None, result_format=pq.Format.BINARY)
         self._requested = condition
 
-    def _received(self) -> tuple[int, list[bytes | None]]:
+    def _fetch(self) -> tuple[int, list[bytes | None]]:
         """The number of rows, and the values that they were packed into."""
         connection = self._open()
         self._requested = ""
@@ -162,13 +176,21 @@ class _PackedReader:
                 for statement in self._session:
                     self._connection.execute(statement)
             except psycopg.Error as error:
-                raise self._explained(error) from error
+                raise self._error(error) from error
         return self._connection
 
-    def _explained(self, error: psycopg.Error) -> SourceError:
+    def _error(self, error: psycopg.Error) -> SourceError:
         forget_server(self._origin)
         explained = explain(error, self._origin, self._table)
         if not isinstance(explained, SourceError):
             explained = SourceError(str(explained))
         explained.table = self._table
         return explained
+
+
+def _estimate(connection: Connection, way: packing.Packing, condition: str) -> int:
+    """How many bytes PostgreSQL expects of a split."""
+    query = f"EXPLAIN (FORMAT JSON) {way.rows} WHERE {condition}"
+    row: Any = connection.execute(query.encode()).fetchone()
+    plan = row[0][0]["Plan"]
+    return int(plan["Plan Rows"] * max(plan["Plan Width"], 1))

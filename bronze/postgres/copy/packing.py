@@ -73,12 +73,12 @@ class Field:
     def values(self, quick: bool) -> Iterator[tuple[str, bool]]:
         """The aggregates of the column, each with whether it is a text."""
         if self.form == "fixed":
-            yield _joined(_SEND[self.kind.name].format(self.name)), False
+            yield _concatenation(_SEND[self.kind.name].format(self.name)), False
         elif self.form == "text" and quick:
             yield f"string_agg(coalesce({self.name}, ''), E'\\x01')", True
         else:
-            yield _joined(self.name), False
-            yield _joined(f"int4send(octet_length({self.name}))"), False
+            yield _concatenation(self.name), False
+            yield _concatenation(f"int4send(octet_length({self.name}))"), False
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Packing:
         return len(self.texts) > _MAX_VALUES
 
     def _values(self) -> list[tuple[str, bool]]:
-        flags = [(_joined(word), False) for word in _null_flags(self.nullable)]
+        flags = [(_concatenation(word), False) for word in _null_flags(self.nullable)]
         return [*flags, *(value for field in self.fields for value in field.values(self.quick))]
 
     def query(self, condition: str) -> str:
@@ -187,7 +187,7 @@ def _sent_kind(column: Column) -> DeltaType:
 _REJECTED_FIELD = Field("rejected", "text", DeltaType("string"))
 
 
-def _joined(value: str) -> str:
+def _concatenation(value: str) -> str:
     return f"string_agg({value}, ''::bytea)"
 
 

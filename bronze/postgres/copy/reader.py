@@ -12,7 +12,7 @@ from bronze.model.locations import Origin
 from bronze.postgres.copy import packed, read
 
 
-class SliceReader(Protocol):
+class SplitReader(Protocol):
     """Reads the rows of splits; see `bronze.postgres.copy.read.read_rows`."""
 
     def __call__(
@@ -28,7 +28,7 @@ class SliceReader(Protocol):
         """Yields parts: the columns with target names, and the text of rejected values."""
 
 
-READERS: dict[str, SliceReader] = {"packed": packed.read_rows, "connectorx": read.read_rows}
+READERS: dict[str, SplitReader] = {"packed": packed.read_rows, "connectorx": read.read_rows}
 """The readers by their name in the config."""
 
 

@@ -26,6 +26,8 @@ TOAST_GROWTH = 4
 CTID_RANGES_VERSION = 140_000
 
 WHOLE_TABLE = "true"
+PAGES = "ctid >= "
+"""The beginning of the condition of a split that is a range of pages."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def page_ranges(relation: Relation, size: int) -> Iterator[Split]:
     per_page = size_of(relation) // max(sum(relation.heaps), 1) or relation.page
     bounds, pages = _bounds(sorted(relation.heaps), max(1, size // per_page))
     for low, high, count in zip([0, *bounds], [*bounds, None], pages, strict=True):
-        where = f"ctid >= '({low},0)'::tid"
+        where = f"{PAGES}'({low},0)'::tid"
         if high is not None:
             where += f" AND ctid < '({high},0)'::tid"
         yield Split(where, count * per_page)

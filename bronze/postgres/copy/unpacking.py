@@ -67,7 +67,7 @@ class UnfitValue(Exception):
     """
 
 
-def unpacked(packing: Packing, rows: int, values: list[bytes | None]) -> pa.Table:
+def unpack(packing: Packing, rows: int, values: list[bytes | None]) -> pa.Table:
     """The columns of the query that was packed, with the rejected values as the last one.
 
     Args:
@@ -141,14 +141,14 @@ def _column(
     data = data or b""
     if int(lengths.sum()) != len(data):
         raise UnfitValue
-    offsets = _offsets(_spread(lengths, nulls))
+    offsets = _offsets(_scatter(lengths, nulls))
     if field.form == "array":
         return _arrays(field, data, offsets, validity, nulls)
     kind = pa.string() if field.form == "text" else pa.binary()
     return _variable(kind, data, offsets, validity, rows - count)
 
 
-def _spread(values: npt.NDArray[Any], nulls: Mask | None) -> npt.NDArray[Any]:
+def _scatter(values: npt.NDArray[Any], nulls: Mask | None) -> npt.NDArray[Any]:
     """The values of all rows from those of the rows that have one; 0 in the others."""
     if nulls is None:
         return values
@@ -174,7 +174,7 @@ def _fixed(kind: _Fixed, data: bytes | None, rows: int, count: int, nulls: Mask 
         if int(values.min()) < kind.low or int(values.max()) >= kind.high:
             raise UnfitValue
         values += kind.shift
-    values = _spread(values, nulls)
+    values = _scatter(values, nulls)
     if pa.types.is_boolean(kind.arrow):
         values = np.packbits(values, bitorder="little")
     buffers = [_validity(nulls), pa.py_buffer(values)]
@@ -242,7 +242,7 @@ def _arrays(
     values = _element_array(
         field.kind.of, octets, positions, np.maximum(lengths, 0), missing if missing.any() else None
     )
-    list_offsets = _offsets(_spread(counts, nulls))
+    list_offsets = _offsets(_scatter(counts, nulls))
     return pa.Array.from_buffers(
         pa.list_(values.type),
         len(starts),

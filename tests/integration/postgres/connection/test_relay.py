@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from unittest import mock
 from urllib.parse import parse_qs, quote, urlsplit
 
 import connectorx as cx
@@ -29,9 +30,13 @@ from psycopg.conninfo import make_conninfo
 
 from bronze.demo.server import Server
 from bronze.errors import ConfigError, SourceRefused, SourceUnreachable
+from bronze.model.columns import Column, DeltaType
 from bronze.model.locations import Origin
+from bronze.postgres import statement
+from bronze.postgres.connection import relay as relay_module
 from bronze.postgres.connection.connect import parameters
 from bronze.postgres.connection.relay import is_needed, relay
+from bronze.postgres.copy import packed
 from bronze.postgres.copy.read import _url
 
 LONG_RESULT = "SELECT i, repeat(md5(i::text), 32) FROM generate_series(1, {rows}) AS i"
@@ -744,3 +749,21 @@ def test_certificates_and_passwords_log_in(
     sally = params_for(tls_port, roots, user="sally", password="open-sesame")
     with relay(sally) as near:
         assert read(near, query) == [{"me": "sally"}]
+
+
+def test_packed_reads_need_no_relay(proxy_for: OpenProxy, roots: str) -> None:
+    """Libpq encrypts them, and refuses a certificate for another host with verify-full."""
+    column = Column("n", "n", "int", DeltaType("int"), "same", "n", "n", "", "n::text")
+    query = statement.select([column], "(SELECT 42 AS n) AS t")
+
+    def rows(proxy: TlsProxy) -> list[Any]:
+        origin = Origin("test", make_conninfo(**params_for(proxy.port, roots)))
+        parts = packed.read_rows(origin, (), query, ["true"], [column], "t")
+        return [row for frame, _ in parts for row in frame.rows()]
+
+    proxy = proxy_for()
+    with mock.patch.object(relay_module, "relay", side_effect=AssertionError("a relay")):
+        assert rows(proxy) == [(42,)]
+        with pytest.raises(SourceRefused, match="cannot be used over TLS"):
+            rows(proxy_for("db.example"))
+    assert {version for version, _ in proxy.sessions} == {"TLSv1.3"}

@@ -16,8 +16,9 @@ from bronze.errors import SnapshotLost, SourceError, SourceUnreachable, TableCon
 from bronze.ingest import pipeline
 from bronze.model.locations import Origin
 from bronze.postgres import statement
+from bronze.postgres.catalog.relations import Relation, relations
 from bronze.postgres.connection import connect
-from bronze.postgres.copy import packed, packing, read, reader
+from bronze.postgres.copy import packed, packing, read, reader, splits
 from bronze.postgres.copy.snapshot import BEGIN
 from tests.acceptance.test_exact import CASES, REJECTED
 from tests.acceptance.test_exact import SETUP as TYPES
@@ -62,6 +63,13 @@ def sessions(source: Source, state: str = "%", query: str = "") -> list[int]:
         query,
     )
     return [row[0] for row in rows]
+
+
+def relation_of(source: Source) -> Relation:
+    """The table ``t`` in the catalog."""
+    with connect.connect(source.settings().origin("test")) as connection:
+        (relation,) = relations(connection, ["public"])
+        return relations(connection, ["public"], [relation.oid])[0]
 
 
 @pytest.fixture
@@ -152,10 +160,32 @@ def test_what_cannot_be_packed_is_read_by_connectorx(numbers: Source) -> None:
     columns = contract(numbers, "t")
     where = ["id < 3", "id >= 3"]
     expected = rows_of(read.read_rows, numbers, columns, where=where)
-    failing = mock.patch.object(packing, "_joined", "string_agg({}, int4send(1 / 0))".format)
+    failing = mock.patch.object(packing, "_concatenation", "string_agg({}, int4send(1 / 0))".format)
     with failing, mock.patch.object(read, "read_rows", side_effect=read.read_rows) as reading:
         assert rows_of(packed.read_rows, numbers, columns, where=where)[0].equals(expected[0])
     assert reading.call_count == 1
+
+
+def test_a_split_of_unknown_size_is_packed_if_it_is_small(numbers: Source) -> None:
+    """By PostgreSQL's estimate; ranges of pages are small enough."""
+    numbers.execute("ANALYZE t")
+    columns = contract(numbers, "t")
+    pages = next(splits.page_ranges(relation_of(numbers), 2**20)).where
+    for largest, where, calls in (
+        (30, ["id < 3", "true"], 1),
+        (10, ["id < 3", "true"], 1),
+        (500, ["id < 3", "true"], 0),
+        (10, [pages], 0),
+    ):
+        with (
+            mock.patch.object(packed, "LARGEST", largest),
+            mock.patch.object(read, "read_rows", side_effect=read.read_rows) as reading,
+        ):
+            rows, _ = rows_of(packed.read_rows, numbers, columns, where=where)
+        assert rows.height == (8 if len(where) > 1 else 6)
+        assert reading.call_count == calls
+        if calls:
+            assert reading.call_args.args[3] == (where[1:] if largest == 30 else where)
 
 
 def test_servers_before_14_are_read_by_connectorx(numbers: Source) -> None:
@@ -284,7 +314,7 @@ def test_the_config_chooses_the_reader(
     for name, original in dict(reader.READERS).items():
 
         def recorded(
-            origin: Origin, *args: object, name: str = name, original: reader.SliceReader = original
+            origin: Origin, *args: object, name: str = name, original: reader.SplitReader = original
         ) -> object:
             used.append(name)
             return original(origin, *args)  # type: ignore[arg-type]

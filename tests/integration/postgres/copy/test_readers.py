@@ -20,7 +20,7 @@ from bronze.postgres import statement
 from bronze.postgres.catalog.relations import relations
 from bronze.postgres.connection import connect
 from bronze.postgres.copy import packed, packing, read
-from bronze.postgres.copy.reader import READERS, SliceReader
+from bronze.postgres.copy.reader import READERS, SplitReader
 from bronze.tables import selection
 from tests.acceptance.test_any_bytes import MADE, ODD, encoded
 from tests.acceptance.test_exact import CASES
@@ -50,7 +50,7 @@ def contract(source: Source, name: str, **chosen: object) -> Sequence[Column]:
 
 
 def rows_of(
-    reader: SliceReader,
+    reader: SplitReader,
     source: Source,
     columns: Sequence[Column],
     name: str = "t",

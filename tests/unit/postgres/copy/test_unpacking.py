@@ -8,7 +8,7 @@ import pytest
 
 from bronze.model.columns import DeltaType
 from bronze.postgres.copy.packing import Field, Packing
-from bronze.postgres.copy.unpacking import UnfitValue, unpacked
+from bronze.postgres.copy.unpacking import UnfitValue, unpack
 
 NO_FLAGS = struct.pack(">3i", 0, 0, 0)
 LENGTHS = struct.pack(">3i", 1, 2, 0)
@@ -61,9 +61,9 @@ def test_values_fit_or_are_refused(case: str) -> None:
     way = Packing("", (packed,), quick, rejects=False)
     if expected is None:
         with pytest.raises(UnfitValue):
-            unpacked(way, 3, values)
+            unpack(way, 3, values)
         return
-    table = unpacked(way, 3, values)
+    table = unpack(way, 3, values)
     assert table.column(0).to_pylist() == expected
     assert table.column(1).to_pylist() == [None] * 3
 
@@ -73,6 +73,6 @@ def test_no_rows_are_columns_without_values() -> None:
     fields = (field("short", "fixed"), field("string", "text"), field("array", "array"))
     for quick in (True, False):
         way = Packing("", fields, quick, rejects=False)
-        table = unpacked(way, 0, [None] * len(way.texts))
+        table = unpack(way, 0, [None] * len(way.texts))
         assert table.num_rows == 0
         assert table.num_columns == 4
