@@ -173,7 +173,7 @@ def test_a_split_of_unknown_size_is_packed_if_it_is_small(numbers: Source) -> No
     pages = next(splits.page_ranges(relation_of(numbers), 2**20)).where
     for largest, where, calls in (
         (30, ["id < 3", "true"], 1),
-        (10, ["id < 3", "true"], 1),
+        (5, ["id < 3", "true"], 1),
         (500, ["id < 3", "true"], 0),
         (10, [pages], 0),
     ):
