@@ -23,12 +23,19 @@ from typing import Any
 import polars as pl
 import psycopg
 import pyarrow as pa
+from psycopg import errors as pg
 from psycopg import generators, pq
 
 from bronze.errors import SourceError
 from bronze.model.columns import Column
 from bronze.model.locations import Origin
-from bronze.postgres.connection.connect import Connection, connect, explain, forget_server
+from bronze.postgres.connection.connect import (
+    CANCELED,
+    Connection,
+    connect,
+    explain,
+    forget_server,
+)
 from bronze.postgres.copy import packing, read, unpacking
 from bronze.postgres.copy.snapshot import BEGIN
 from bronze.postgres.copy.splits import CTID_RANGES_VERSION, PAGES
@@ -99,6 +106,7 @@ class _PackedReader:
         ]
         self._connection: Connection | None = None
         self._requested = ""
+        self._ahead, self._asks_ahead = False, True
 
     def rows(self, condition: str) -> list[pa.Table]:
         """The rows for which a condition is true, in a list of one table; it is empty if they have
@@ -116,8 +124,13 @@ class _PackedReader:
                 self.close()
                 break
             except psycopg.Error as error:
+                ahead = self._ahead
                 self.close()
                 state = error.sqlstate or ""
+                if ahead and isinstance(error, pg.QueryCanceled) and CANCELED not in str(error):
+                    # The time until its rows were wanted counted against the statement timeout.
+                    self._asks_ahead = False
+                    continue
                 if not state.startswith(_OTHER_WAY) or state in _NO_OTHER_WAY:
                     raise self._error(error) from error
                 self._ways.pop(0)
@@ -128,13 +141,19 @@ class _PackedReader:
 
     def request(self, condition: str) -> None:
         """Makes PostgreSQL pack the rows that are wanted next."""
-        with suppress(psycopg.Error, _TooLarge):
-            # The error is raised again by `rows`.
+        if not self._asks_ahead:
+            return
+        try:
             self._send(condition)
+            self._ahead = True
+        except (psycopg.Error, _TooLarge):
+            # It is raised again by `rows`.
+            self.close()
 
     def close(self) -> None:
         """Closes the connection; a query that still runs is canceled."""
-        connection, self._connection, self._requested = self._connection, None, ""
+        connection, self._connection = self._connection, None
+        self._requested, self._ahead = "", False
         if connection is None:
             return
         with suppress(psycopg.Error):
@@ -147,6 +166,7 @@ class _PackedReader:
         if self._requested != condition:
             self._send(condition)
         rows, values = self._fetch()
+        self._ahead = False
         return unpacking.unpack(way, rows, values)
 
     def _send(self, condition: str) -> None:

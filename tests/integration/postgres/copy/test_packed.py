@@ -53,11 +53,13 @@ def opened(
     )
 
 
-def sessions(source: Source, state: str = "%", query: str = "") -> list[int]:
+def sessions(
+    source: Source, state: str = "%", query: str = "", condition: str = "true"
+) -> list[int]:
     """The processes of the reader's sessions, by their state and a part of their last query."""
     rows = source.execute(
         "SELECT pid FROM pg_stat_activity WHERE application_name = %s AND state LIKE %s"
-        " AND strpos(query, %s) > 0 AND datname = current_database()",
+        f" AND strpos(query, %s) > 0 AND datname = current_database() AND {condition}",
         NAME,
         state,
         query,
@@ -276,6 +278,19 @@ def test_a_timeout_fails_the_table(numbers: Source) -> None:
     with pytest.raises(TableRefused, match="statement_timeout") as caught:
         list(opened(numbers, [SLEEP], session))
     assert caught.value.sqlstate == "57014"
+
+
+def test_rows_that_are_asked_for_ahead_may_wait_longer_than_a_timeout(numbers: Source) -> None:
+    """PostgreSQL cannot send them before they are wanted; they are asked for once more."""
+    numbers.execute("INSERT INTO t VALUES (7, repeat('x', 30000000)), (8, '')")
+    session = (BEGIN, "SET LOCAL statement_timeout = '1s'")
+    reading = opened(numbers, ["id < 7", "id = 7", "id = 8"], session)
+    next(reading)
+    long_ago = "query_start < clock_timestamp() - interval '1.1s' AND state = 'active'"
+    until(lambda: sessions(numbers, condition=long_ago))
+    assert next(reading)[0]["v"].str.len_bytes().to_list() == [30_000_000]
+    assert sessions(numbers, "idle in transaction", "id = 7")
+    assert next(reading)[0]["id"].to_list() == [8]
 
 
 @pytest.mark.parametrize(
