@@ -11,7 +11,7 @@ read in up to three ways, each of which returns the same rows:
 A unit does not go back to an earlier way. PostgreSQL packs the next split while this one is
 processed here. That takes no memory here, because rows are received only when they are wanted.
 PostgreSQL's process takes up to five times a split's bytes. So a split that is not a range of pages
-is left to connectorx if PostgreSQL expects more than `LARGEST` of it.
+is left to connectorx if PostgreSQL expects more than `LARGEST` of it; so are very long arrays.
 """
 
 from __future__ import annotations
@@ -53,10 +53,6 @@ _CANCEL_TIMEOUT = 5.0
 
 LARGEST = 64 * 2**20
 """The most bytes that are packed at once."""
-
-
-class _TooLarge(Exception):
-    """A split has too many bytes to be packed."""
 
 
 def read_rows(
@@ -120,7 +116,7 @@ class _PackedReader:
                 return [self._read_packed(condition)]
             except unpacking.UnfitValue:
                 self._ways.pop(0)
-            except _TooLarge:
+            except unpacking.NotPackable:
                 self.close()
                 break
             except psycopg.Error as error:
@@ -146,7 +142,7 @@ class _PackedReader:
         try:
             self._send(condition)
             self._ahead = True
-        except (psycopg.Error, _TooLarge):
+        except (psycopg.Error, unpacking.NotPackable):
             # It is raised again by `rows`.
             self.close()
 
@@ -172,7 +168,7 @@ class _PackedReader:
     def _send(self, condition: str) -> None:
         connection, way = self._open(), self._ways[0]
         if not condition.startswith(PAGES) and _estimate(connection, way, condition) > LARGEST:
-            raise _TooLarge
+            raise unpacking.NotPackable
         query = way.query(condition).encode()
         connection.pgconn.send_query_params(query, None, result_format=pq.Format.BINARY)
         self._requested = condition

@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from bronze.model.columns import DeltaType
 from bronze.postgres.copy.packing import FLAGS_PER_WORD, SEPARATOR, Field, Packing
 
 Bytes = npt.NDArray[np.uint8]
@@ -67,6 +66,10 @@ class UnfitValue(Exception):
     """
 
 
+class NotPackable(Exception):
+    """A split is better read as rows, by connectorx."""
+
+
 def unpack(packing: Packing, rows: int, values: list[bytes | None]) -> pa.Table:
     """The columns of the query that was packed, with the rejected values as the last one.
 
@@ -76,7 +79,7 @@ def unpack(packing: Packing, rows: int, values: list[bytes | None]) -> pa.Table:
         values: the other values of the result; the list is emptied, to free memory early.
 
     Raises:
-        UnfitValue
+        UnfitValue, NotPackable
     """
     if packing.in_arrays:
         values[:] = _from_arrays(packing, values)
@@ -215,8 +218,12 @@ def _separated_texts(
 
 _ARRAY_HEADER = 12
 _DIMENSION = 8
-# Fewer arrays than this are walked one by one.
+# Fewer arrays than this are walked one by one, and arrays of fixed-length elements that are longer.
 _FEW = 32
+# More elements than this are not walked one by one: connectorx is faster.
+_MOST_WALKED = 100_000
+# How many values are picked at once, because their indexes take eight times their memory.
+_BLOCK = 2**16
 
 
 def _arrays(
@@ -237,11 +244,12 @@ def _arrays(
     counts = np.zeros(len(present), np.int64)
     counts[dimensions == 1] = _int4(octets, one + _ARRAY_HEADER)
     first = present + _ARRAY_HEADER + _DIMENSION
-    positions, lengths = _elements(data, octets, first, counts)
-    missing = lengths < 0
-    values = _element_array(
-        field.kind.of, octets, positions, np.maximum(lengths, 0), missing if missing.any() else None
-    )
+    if field.kind.of.name == "string":
+        values = _text_elements(data, octets, first, counts)
+    else:
+        # The second word of the header says whether there are NULL elements.
+        whole = (_int4(octets, present + 4) == 0) & (counts >= _FEW)
+        values = _fixed_elements(_FIXED[field.kind.of.name], data, first, counts, whole)
     list_offsets = _offsets(_scatter(counts, nulls))
     return pa.Array.from_buffers(
         pa.list_(values.type),
@@ -252,10 +260,59 @@ def _arrays(
     )
 
 
+def _text_elements(data: bytes, octets: Bytes, first: Numbers, counts: Numbers) -> pa.Array:
+    positions, lengths = _elements(data, octets, first, counts)
+    missing = lengths < 0
+    lengths = np.maximum(lengths, 0)
+    texts = _bytes_at(octets, positions, lengths)
+    null_count = int(np.count_nonzero(missing))
+    validity = _validity(missing if null_count else None)
+    return _variable(pa.string(), texts, _offsets(lengths), validity, null_count)
+
+
+def _fixed_elements(
+    kind: _Fixed, data: bytes, first: Numbers, counts: Numbers, whole: Mask
+) -> pa.Array:
+    """The elements of arrays; those that are ``whole`` have no NULL, and are not walked."""
+    sent = np.dtype(kind.sent)
+    octets = np.frombuffer(data, np.uint8)
+    slots = np.cumsum(counts) - counts
+    total = int(counts.sum())
+    values, missing = np.zeros(total, sent.newbyteorder("=")), np.zeros(total, np.bool_)
+    element = np.dtype([("length", ">i4"), ("value", sent)])
+    places = (part[whole].tolist() for part in (first, slots, counts))
+    for position, slot, count in zip(*places, strict=True):
+        elements = np.frombuffer(data, element, count, position)
+        if np.any(elements["length"] != sent.itemsize):
+            raise UnfitValue
+        values[slot : slot + count] = elements["value"]
+    walked = counts[~whole]
+    positions, lengths = _elements(data, octets, first[~whole], walked)
+    # Where the elements of these arrays are among all elements.
+    places_of = np.repeat(slots[~whole] - (np.cumsum(walked) - walked), walked)
+    places_of += np.arange(len(places_of))
+    present = lengths >= 0
+    values[places_of[present]] = _picked(octets, positions[present], sent)
+    missing[places_of[~present]] = True
+    nulls = missing if missing.any() else None
+    if pa.types.is_boolean(kind.arrow):
+        values = np.packbits(values, bitorder="little")
+    return pa.Array.from_buffers(kind.arrow, total, [_validity(nulls), pa.py_buffer(values)])
+
+
 def _int4(octets: Bytes, positions: Numbers) -> Numbers:
     """The integers of four bytes at some positions."""
-    picked = octets[positions[:, None] + np.arange(4)]
-    return np.ascontiguousarray(picked).reshape(-1).view(">i4").astype(np.int64, copy=False)
+    return _picked(octets, positions, np.dtype(">i4")).astype(np.int64, copy=False)
+
+
+def _picked(octets: Bytes, positions: Numbers, sent: np.dtype[Any]) -> npt.NDArray[Any]:
+    """The values at some positions, in the byte order of this machine."""
+    picked = np.empty(len(positions), sent.newbyteorder("="))
+    octet = np.arange(sent.itemsize)
+    for start in range(0, len(positions), _BLOCK):
+        block = octets[positions[start : start + _BLOCK, None] + octet]
+        picked[start : start + _BLOCK] = np.ascontiguousarray(block).reshape(-1).view(sent)
+    return picked
 
 
 def _elements(
@@ -267,7 +324,7 @@ def _elements(
     of all arrays are found together, then the second ones, and so on.
     """
     ends = np.cumsum(counts)
-    total = int(ends[-1]) if len(ends) else 0
+    total = int(counts.sum())
     positions, lengths = np.zeros(total, np.int64), np.zeros(total, np.int64)
     open_arrays = np.flatnonzero(counts)
     cursors, slots = first[open_arrays], (ends - counts)[open_arrays]
@@ -280,6 +337,8 @@ def _elements(
         if remaining.min() == 0:
             more = remaining > 0
             cursors, slots, remaining = cursors[more], slots[more], remaining[more]
+    if int(remaining.sum()) > _MOST_WALKED:
+        raise NotPackable
     for cursor, slot, count in zip(
         cursors.tolist(), slots.tolist(), remaining.tolist(), strict=True
     ):
@@ -289,21 +348,6 @@ def _elements(
             positions[i], lengths[i] = position + 4, size
             position += 4 + max(size, 0)
     return positions, lengths
-
-
-def _element_array(
-    kind: DeltaType, octets: Bytes, positions: Numbers, lengths: Numbers, missing: Mask | None
-) -> pa.Array:
-    count = len(positions) if missing is None else int(np.count_nonzero(~missing))
-    if kind.name == "string":
-        texts = _bytes_at(octets, positions, lengths)
-        offsets, validity = _offsets(lengths), _validity(missing)
-        return _variable(pa.string(), texts, offsets, validity, len(positions) - count)
-    fixed = _FIXED[kind.name]
-    width = np.dtype(fixed.sent).itemsize
-    there = positions if missing is None else positions[~missing]
-    sent = octets[there[:, None] + np.arange(width)].tobytes()
-    return _fixed(fixed, sent, len(positions), count, missing)
 
 
 def _bytes_at(octets: Bytes, positions: Numbers, lengths: Numbers) -> bytes:

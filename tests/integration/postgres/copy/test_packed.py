@@ -18,7 +18,7 @@ from bronze.model.locations import Origin
 from bronze.postgres import statement
 from bronze.postgres.catalog.relations import Relation, relations
 from bronze.postgres.connection import connect
-from bronze.postgres.copy import packed, packing, read, reader, splits
+from bronze.postgres.copy import packed, packing, read, reader, splits, unpacking
 from bronze.postgres.copy.snapshot import BEGIN
 from tests.acceptance.test_exact import CASES, REJECTED
 from tests.acceptance.test_exact import SETUP as TYPES
@@ -188,6 +188,23 @@ def test_a_split_of_unknown_size_is_packed_if_it_is_small(numbers: Source) -> No
         assert reading.call_count == calls
         if calls:
             assert reading.call_args.args[3] == (where[1:] if largest == 30 else where)
+
+
+@pytest.mark.parametrize("value", ["'{a,b,c,d}'::text[]", "'{1,NULL,3,4}'::int[]"])
+def test_very_long_arrays_are_read_by_connectorx(source: Source, value: str) -> None:
+    """If their elements would have to be looked at one by one."""
+    source.execute(f"CREATE TABLE t AS SELECT g AS id, {value} AS v FROM generate_series(1, 3) g")
+    columns = contract(source, "t")
+    where = ["id = 1", "id > 1"]
+    expected = rows_of(read.read_rows, source, columns, where=where)
+    for walked, calls in ((8, 0), (7, 1)):
+        with (
+            mock.patch.object(unpacking, "_MOST_WALKED", walked),
+            mock.patch.object(read, "read_rows", side_effect=read.read_rows) as reading,
+        ):
+            rows = rows_of(packed.read_rows, source, columns, where=where)
+        assert repr(rows[0].to_dicts()) == repr(expected[0].to_dicts())
+        assert [call.args[3] for call in reading.call_args_list] == [["id > 1"]] * calls
 
 
 def test_servers_before_14_are_read_by_connectorx(numbers: Source) -> None:
