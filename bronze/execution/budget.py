@@ -16,8 +16,8 @@ _MOST = 190 * 10**6
 GROWTH = 4
 LARGEST_SPLIT = 12 * 2**20
 # Measured: libpq's buffer, its result, and the values copied from it are each as large as a packed
-# split, and PostgreSQL's process takes as much again. More splits do not cost more time, as they
-# share a connection.
+# split, and PostgreSQL's process takes up to five times as much. More splits do not cost more time,
+# as they share a connection. The split that is asked for ahead stays with PostgreSQL.
 PACKED_SPLIT = 4 * 2**20
 _FILE = 128 * 2**20
 _UNITS_PER_READER = 3

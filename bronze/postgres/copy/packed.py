@@ -1,7 +1,9 @@
 """Reads splits whose columns PostgreSQL packs: one row comes back, whose values are whole columns.
 
-This takes a tenth of the CPU time of connectorx here, and a little more of PostgreSQL's. A split is
-read in up to three ways, each of which returns the same rows:
+Measured, with the decoding: 2,000,000 rows of 9 columns take 0.5 s of CPU time here (connectorx:
+1.9 s) and 1.7 s of PostgreSQL's (1.6 s); 500,000 rows of 40 columns take 1.3 s here (2.4 s) and
+2.8 s of PostgreSQL's (2.6 s). A split is read in up to three ways, each of which returns the same
+rows:
 
 1. quickly: values are not tested for those that Delta cannot hold. A NaN makes PostgreSQL raise an
    error, a date out of range is seen here; then

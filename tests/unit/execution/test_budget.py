@@ -30,6 +30,20 @@ def test_the_memory_that_a_refusal_asks_for_is_enough(
 
 
 @IN_MEMORY
+@given(memory=MEMORY, readers=st.integers(1, 8), whole=st.integers(0, 10**11), packed=st.booleans())
+def test_splits_fit_into_the_memory_of_a_reader(
+    memory: int, readers: int, whole: int, packed: bool
+) -> None:
+    """They are at most 4 MiB if they are packed, at most 12 MiB otherwise, and in a file each."""
+    most = budget.largest_split(packed)
+    assert most == (4 if packed else 12) * 2**20
+    split, file = budget.split_and_file(whole, memory, readers, most)
+    assert split <= most
+    assert split <= max(2**20, memory // readers // budget.GROWTH)
+    assert split <= file
+
+
+@IN_MEMORY
 @given(memory=MEMORY, number=st.integers(0, 300))
 def test_all_units_together_give_back_what_there_is_room_for(memory: int, number: int) -> None:
     """The more units a table has, the fewer rows each of them gives back."""
