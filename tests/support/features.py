@@ -51,6 +51,11 @@ FEATURES: Mapping[str, Feature] = {
     "strategies and locale providers of databases": Feature(
         15, "SELECT datlocprovider FROM pg_database"
     ),
+    "scans of page ranges": Feature(
+        14,
+        "DO $$ DECLARE plan text; BEGIN EXECUTE 'EXPLAIN SELECT FROM a WHERE ctid > ''(0,1)''::tid'"
+        " INTO plan; IF plan NOT LIKE 'Tid Range Scan%' THEN RAISE 'not scanned'; END IF; END $$",
+    ),
     "infinite numerics": Feature(14, "SELECT 'infinity'::numeric"),
     "arrays of catalogs' rows": Feature(14, "SELECT NULL::pg_class[]"),
     "multiranges": Feature(14, "SELECT '{[1,3)}'::int4multirange"),

@@ -24,6 +24,9 @@ from tests.acceptance.test_exact import CASES, REJECTED
 from tests.acceptance.test_exact import SETUP as TYPES
 from tests.conftest import Source
 from tests.integration.postgres.copy.test_readers import contract, rows_of, without_connectorx
+from tests.support.features import since
+
+pytestmark = since("scans of page ranges")
 
 PATIENCE = 20.0
 NAME = "bronze-packed"

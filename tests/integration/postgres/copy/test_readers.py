@@ -27,7 +27,10 @@ from tests.acceptance.test_exact import CASES
 from tests.acceptance.test_exact import SETUP as TYPES
 from tests.conftest import Source
 from tests.integration.rows.test_encoding import fill
+from tests.support.features import since
 from tests.support.strategies import EVERY, SETUP, Sample, samples
+
+pytestmark = since("scans of page ranges")
 
 IN_DATABASE = settings(
     derandomize=True,
@@ -297,6 +300,7 @@ def test_aggregates_see_the_rows_in_one_order(source: Source) -> None:
     assert rows.rows() == source.execute("SELECT id, n, v, ctid::text FROM t ORDER BY t.ctid")
 
 
+@since("strategies and locale providers of databases")
 @pytest.mark.parametrize("encoding", ["LATIN1", "EUC_JP", "SQL_ASCII", "WIN1252"])
 def test_texts_in_other_encodings_are_equal(server: Server, source: Source, encoding: str) -> None:
     """Lengths count the bytes that are sent; bytes that are no text are rejected."""
