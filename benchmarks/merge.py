@@ -117,16 +117,15 @@ def bronze(folder: Path, changes: Path) -> None:
     state = log.read(place)
     assert state is not None
     stamp = RowStamp(_BATCH.format(1), dt.datetime(2026, 1, 2, tzinfo=dt.UTC), "bench", "batch")
+    into = SHAPE.destination(place, (KEY,), stamp)
     jobs = [
-        merge.Merge(place, file, SHAPE.columns, (KEY,), (KEY,), stamp, (frame,))
+        merge.Merge(into, file, (frame,))
         for file in merge.candidates(state.files, [frame], (KEY,), place)
     ]
     with ThreadPoolExecutor(2) as pool:
         merged = list(pool.map(merge.merge, jobs))
     found = insert.join_masks([one.found for one in merged], [frame])
-    new = insert.insert(
-        insert.Insert(place, SHAPE.columns, (KEY,), stamp.batch_id, (frame,), found)
-    )
+    new = insert.insert(insert.Insert(into, (frame,), found))
     loud = [one for one in merged if one.rewritten]
     added = [*(one.file for one in loud if one.file), *new.files]
     feed = [*(one.feed for one in loud if one.feed), *new.feed]

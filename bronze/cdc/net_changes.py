@@ -81,8 +81,8 @@ def _is_truncated(job: NetTask) -> bool:
 
 def _staged(job: NetTask, frames: Sequence[pl.DataFrame]) -> list[WrittenFile]:
     # Keys alone have not all columns that the table has statistics of.
-    stats = [name for name in job.stats if all(name in frame.columns for frame in frames)]
-    file = files.write(frames, job.place, job.stamp.batch_id, stats)
+    stats = [name for name in job.into.stats if all(name in frame.columns for frame in frames)]
+    file = files.write(frames, job.into.place, job.into.stamp.batch_id, stats)
     return [file] if file else []
 
 
@@ -144,7 +144,8 @@ def _refuse_shared(job: NetTask, found: Rows) -> None:
     if not _is_truncated(job):
         names = pl.concat([came, went]).unique()
         live = pl.col("record_status").ne_missing(DELETED)
-        held = lookup.find_rows(job.place, job.stored, job.layout, names, ["record_status"])
+        into, status = job.into, ["record_status"]
+        held = lookup.find_rows(into.place, job.stored, into.columns, names, status)
         there = pl.concat([there, *(rows.filter(live).select(key) for rows in held)])
     new = came.join(went, on=key, how="anti", nulls_equal=True)
     again = new.join(there, on=key, how="semi", nulls_equal=True).height
@@ -186,14 +187,14 @@ def _bronze_rows(
 ) -> tuple[pl.DataFrame, pl.Series, Findings]:
     """The Bronze rows of some changes of a piece."""
     whole = _with_all_columns(rows, job.columns)
-    made, findings = enrich(whole, rejected, job.stamp, job.base, job.enrichment)
+    made, findings = enrich(whole, rejected, job.into.stamp, job.base, job.enrichment)
     protection = job.enrichment.protection
     made = key_text.with_text(made, whole, rejected, job.row_key, protection)
     if job.enrichment.watch:
-        made, outliers = score_rows(made, job.enrichment.watch, job.row_key.names, job.stamp)
+        made, outliers = score_rows(made, job.enrichment.watch, job.row_key.names, job.into.stamp)
         findings += Findings(outliers)
     made = portion.with_columns(portion.without_enums(made), [part.committed(lines)])
-    made = partition.dated(made, job.dates_of) if job.dates_of else made
+    made = partition.dated(made, job.into.dates_of) if job.into.dates_of else made
     return made, rejected, findings
 
 

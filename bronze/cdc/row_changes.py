@@ -13,10 +13,9 @@ import polars as pl
 from bronze.cdc import replica_identity
 from bronze.cdc.replica_identity import LINE, PART
 from bronze.delta.write.changes import Changes
-from bronze.model.columns import Column, DeltaType, RowKey
+from bronze.model.columns import Column, RowKey
 from bronze.model.files import StoredFile
-from bronze.model.locations import Place
-from bronze.model.stamp import RowStamp
+from bronze.model.locations import Destination
 from bronze.model.units import NO_ENRICHMENT, NO_FINDINGS, Enrichment, Findings, RejectedValue
 from bronze.postgres.replication import pgoutput, text_values
 from bronze.postgres.replication.batch import TableChanges
@@ -171,7 +170,7 @@ class NetTask:
         identity: the names of the columns that tell rows apart at any moment: the key, where
             PostgreSQL keeps it unique; else others, the key among them.
         any_bytes: whether a text may be bytes that are no UTF-8.
-        stored: the table's files, with ``layout`` its columns, to look unchanged values up.
+        into: the Bronze table; ``stored`` are its files, to look unchanged values up.
     """
 
     table: str
@@ -181,13 +180,9 @@ class NetTask:
     texts: tuple[TextColumn, ...]
     row_key: RowKey
     identity: tuple[str, ...]
-    place: Place
+    into: Destination
     stored: tuple[StoredFile, ...] = field(repr=False)
-    layout: tuple[tuple[str, DeltaType], ...]
-    stats: tuple[str, ...]
-    stamp: RowStamp
     base: int
-    dates_of: str | None = None
     enrichment: Enrichment = NO_ENRICHMENT
     any_bytes: bool = False
 

@@ -168,7 +168,7 @@ def fill_from_table(
     columns = [targets[name] for name in lacking]
     left = set(key_of)
     for stored in lookup.find_rows(
-        job.place, job.stored, job.layout, keys.select(key).unique(), columns
+        job.into.place, job.stored, job.into.columns, keys.select(key).unique(), columns
     ):
         # A join copies values: they are found by their number.
         numbered = stored.select(key).with_row_index(_STORED)

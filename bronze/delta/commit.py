@@ -19,14 +19,15 @@ import tenacity
 
 from bronze.delta import audit_mark, files, positions, store
 from bronze.delta.log import ENGINE, MARK, Action, State, infos, read, write
+from bronze.delta.partition import source_of
 from bronze.delta.positions import Position
 from bronze.delta.properties import TABLE
 from bronze.delta.schema import NTZ, delta_schema, properties, protocol
 from bronze.errors import CommitConflict, FileDamaged, LakeError, Overtaken
 from bronze.model.columns import DeltaType
 from bronze.model.files import StoredFile, WrittenFile
-from bronze.model.locations import Place
-from bronze.model.stamp import AuditMark
+from bronze.model.locations import Destination, Place
+from bronze.model.stamp import AuditMark, RowStamp
 
 FACTS = "bronze"
 """The key in a commit's info under which the run's facts are, as JSON."""
@@ -83,6 +84,11 @@ class Shape:
     stats: tuple[str, ...]
     partition: str | None = None
     notes: tuple[tuple[str, str], ...] = ()
+
+    def destination(self, place: Place, key: tuple[str, ...], stamp: RowStamp) -> Destination:
+        """The table of this shape at a place, as a batch writes into it."""
+        dates_of = source_of(self.partition) if self.partition else None
+        return Destination(place, self.columns, key, self.stats, stamp, dates_of)
 
 
 @dataclass(frozen=True)

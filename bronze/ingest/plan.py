@@ -12,7 +12,6 @@ from bronze.config.settings import Settings
 from bronze.delta import properties
 from bronze.delta.commit import Shape
 from bronze.delta.log import State
-from bronze.delta.partition import source_of
 from bronze.delta.positions import Position
 from bronze.delta.write.history import KIND
 from bronze.errors import TableRefused
@@ -26,7 +25,7 @@ from bronze.ingest.row_key import (
 )
 from bronze.ingest.shape import TEXT, resolve_columns, shape_of
 from bronze.model.columns import KEY_TEXT, Column, RowKey
-from bronze.model.locations import Origin
+from bronze.model.locations import Destination, Origin
 from bronze.model.protection import TableProtection
 from bronze.model.stamp import RowStamp
 from bronze.model.units import Enrichment, KnownRows, Unit
@@ -79,10 +78,9 @@ class Plan:
         """The columns of the Bronze table that tell its rows apart; empty without a key."""
         return self.row_key.names
 
-    @property
-    def dates_of(self) -> str | None:
-        """The column by whose dates the table is partitioned."""
-        return source_of(self.shape.partition) if self.shape.partition else None
+    def destination(self, stamp: RowStamp) -> Destination:
+        """The Bronze table, as a batch writes into it."""
+        return self.shape.destination(self.target.place, self.key, stamp)
 
 
 def plan_table(

@@ -9,7 +9,6 @@ from psycopg import errors as pg
 
 from bronze.delta.commit import Shape
 from bronze.delta.log import State
-from bronze.delta.partition import source_of
 from bronze.errors import TableRefused
 from bronze.execution import budget
 from bronze.model.columns import Column, RowKey
@@ -70,12 +69,11 @@ def row_units(
             conditions = [_both(split.where, where) for split in group]
             read = _source_read(context, contract.columns, conditions, limits)
             size = sum(split.size for split in group)
-            place, number = context.target.place, len(work)
+            number = len(work)
             if merging:
-                unit = Unit.merge(number, read, rows, place, shape.stats, size, known, few)
+                work.append(Unit.merge(number, read, rows, size, known, few))
             else:
-                unit = Unit.load(number, read, rows, place, shape.stats, size)
-            work.append(unit)
+                work.append(Unit.load(number, read, rows, size))
     return work
 
 
@@ -143,7 +141,7 @@ def key_units(
             read = _source_read(context, key.columns, [split.where for split in group])
             size = sum(split.size for split in group) // _KEYS_FACTOR
             number = start + len(work)
-            work.append(Unit.keys(number, read, rows, context.target.place, size, known))
+            work.append(Unit.keys(number, read, rows, size, known))
     return work
 
 
@@ -174,9 +172,8 @@ def _bronze_rows(
 ) -> BronzeRows:
     return BronzeRows(
         key=key,
-        stamp=context.stamp,
+        into=shape.destination(context.target.place, key.names, context.stamp),
         base=contract.base,
-        dates_of=source_of(shape.partition) if shape.partition else None,
         history=context.target.settings.history,
         streamed=COMMIT_TIMESTAMP in dict(shape.columns),
         enrichment=enrichment,

@@ -95,11 +95,13 @@ def _first_frames(frames: Iterator[pl.DataFrame], size: int) -> list[pl.DataFram
 
 
 def _write_files(unit: Unit, frames: Iterator[pl.DataFrame]) -> tuple[WrittenFile, ...]:
+    into = unit.rows.into
+
     def new(values: files.Partition) -> files.Output:
-        return files.data(unit.place, unit.rows.stamp.batch_id, unit.stats, values)
+        return files.data(into.place, into.stamp.batch_id, into.stats, values)
 
     # Changes are staged in a file, and get to their partitions by the merge.
-    dates_of = unit.rows.dates_of if unit.kind == "load" else None
+    dates_of = into.dates_of if unit.kind == "load" else None
     date = partition.column_of(dates_of) if dates_of else None
     return partition.write(frames, new, date)
 
@@ -156,7 +158,7 @@ class _UnitTotals:
 
     def _enriched(self, rows: pl.DataFrame, rejected: pl.Series) -> pl.DataFrame:
         how = self.unit.rows
-        bronze_rows, findings = enrich(rows, rejected, how.stamp, how.base, how.enrichment)
+        bronze_rows, findings = enrich(rows, rejected, how.into.stamp, how.base, how.enrichment)
         bronze_rows = key_text.with_text(
             bronze_rows, rows, rejected, how.key, how.enrichment.protection
         )
@@ -173,14 +175,15 @@ class _UnitTotals:
         if how.streamed:
             commit_times = _constant(COMMIT_TIMESTAMP, None, pl.Datetime("us", "UTC"), bronze_rows)
             bronze_rows = portion.with_columns(bronze_rows, [commit_times])
-        return partition.dated(bronze_rows, how.dates_of) if how.dates_of else bronze_rows
+        dates_of = how.into.dates_of
+        return partition.dated(bronze_rows, dates_of) if dates_of else bronze_rows
 
     def _with_scores(self, rows: pl.DataFrame) -> pl.DataFrame:
         # Only after the filter, as rows that the table holds have their scores.
         how = self.unit.rows
         if how.enrichment.watch is None:
             return rows
-        rows, outliers = score_rows(rows, how.enrichment.watch, how.key.names, how.stamp)
+        rows, outliers = score_rows(rows, how.enrichment.watch, how.key.names, how.into.stamp)
         self.findings += Findings(outliers)
         return rows
 

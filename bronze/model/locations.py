@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from bronze.model.columns import DeltaType
+from bronze.model.stamp import RowStamp
+
 
 @dataclass(frozen=True)
 class Secret:
@@ -46,3 +49,20 @@ class Place:
 
     url: str
     options: tuple[tuple[str, str | Secret], ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True)
+class Destination:
+    """The Delta table that a batch writes rows into.
+
+    ``columns`` is its schema in the order of its files, ``key`` the columns that tell its rows
+    apart (none if nothing does), ``stats`` the columns that get file statistics, ``stamp`` the
+    batch. ``dates_of`` is the column whose dates are its partitions, None without partitions.
+    """
+
+    place: Place
+    columns: tuple[tuple[str, DeltaType], ...]
+    key: tuple[str, ...]
+    stats: tuple[str, ...]
+    stamp: RowStamp
+    dates_of: str | None = None

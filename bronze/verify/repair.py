@@ -32,6 +32,7 @@ from bronze.ingest import pipeline
 from bronze.ingest.pipeline import Notify, worker_pool
 from bronze.ingest.table_run import TableRun
 from bronze.model.files import StoredFile
+from bronze.model.locations import Destination
 from bronze.model.results import Failure, TableResult
 from bronze.model.units import KnownRows
 from bronze.tables import evolution, known_rows
@@ -226,14 +227,17 @@ def _cut(claim: Claim, damage: Damage, batch_id: str) -> Workflow[tuple[str, Rep
 def _rows_cut(claim: Claim, rows: Rows, batch_id: str) -> Workflow[int]:
     place = claim.given.target.place
     state = _state(claim, list(rows))
+    into = Destination(
+        place=place,
+        columns=evolution.columns_as_written(state.columns, state.properties),
+        key=(),
+        stats=tuple(n for n in optimize.statistics(state) if n in dict(state.columns)),
+        stamp=replace(claim.given.stamp, batch_id=batch_id),
+    )
     jobs = [
         merge.Merge(
-            place=place,
+            into=into,
             file=file,
-            layout=evolution.columns_as_written(state.columns, state.properties),
-            key=(),
-            stats=tuple(n for n in optimize.statistics(state) if n in dict(state.columns)),
-            stamp=replace(claim.given.stamp, batch_id=batch_id),
             changes=(),
             gone=np.unique(np.concatenate([np.empty(0, np.int64), *numbers])),
             on_delete="remove",

@@ -25,7 +25,7 @@ from bronze.delta.write import insert, merge
 from bronze.delta.write.changes import Changes
 from bronze.model.columns import DeltaType
 from bronze.model.files import StoredFile, WrittenFile
-from bronze.model.locations import Place
+from bronze.model.locations import Destination, Place
 from bronze.model.stamp import RowStamp
 from bronze.model.units import ACTIVE
 from bronze.postgres.copy.read import dtype
@@ -124,6 +124,11 @@ class Bench:
     dates_of: str | None = None
 
     @property
+    def into(self) -> Destination:
+        """The table, as the next batch writes into it."""
+        return Destination(self.place, self.layout, self.key, self.stats, NOW, self.dates_of)
+
+    @property
     def stats(self) -> tuple[str, ...]:
         """The columns with file statistics."""
         return tuple(n for n, kind in self.layout if n in self.key and kind.name in SAFE)
@@ -166,19 +171,14 @@ class Bench:
             found = merge.candidates(state.files, both, self.key, self.place)
         jobs = [
             merge.Merge(
-                place=self.place,
+                into=self.into,
                 file=file,
-                layout=self.layout,
-                key=self.key,
-                stats=self.stats,
-                stamp=NOW,
                 changes=tuple(changes),
                 gone=np.array(gone[file.path], np.int64) if file.path in gone else None,
                 deletes=tuple(deletes),
                 emptied=emptied,
                 on_delete=on_delete,
                 anew=anew,
-                dates_of=self.dates_of,
             )
             for file in found
         ]
@@ -189,15 +189,11 @@ class Bench:
         moved = tuple(one.moved for one in merged if one.moved is not None)
         inserted = insert.insert(
             insert.Insert(
-                place=self.place,
-                layout=self.layout,
-                stats=self.stats,
-                batch_id=NOW.batch_id,
+                into=self.into,
                 changes=tuple(changes),
                 found=masks,
                 feed=bool(feed),
                 moved=moved,
-                dates_of=self.dates_of,
             )
         )
         quiet = [(one.old, one.file) for one in rewritten if one.file and not one.edits]

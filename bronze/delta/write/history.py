@@ -20,8 +20,7 @@ from bronze.delta.partition import Outputs, column_of
 from bronze.delta.write.changes import Changes, Gathered, Rows, mark_deleted, picks, read
 from bronze.model.columns import DeltaType
 from bronze.model.files import StoredFile, WrittenFile
-from bronze.model.locations import Place
-from bronze.model.stamp import RowStamp
+from bronze.model.locations import Destination, Place
 from bronze.model.units import DELETED
 from bronze.portion import HELD
 
@@ -35,20 +34,14 @@ ORDER = "update_timestamp"
 class Append:
     """The versions to add: changed rows of the source, and copies of the rows that have gone.
 
-    ``gone`` gives, for each of the table's files, the numbers of the last versions of vanished
-    rows. ``dates_of`` is the column whose dates are the table's partitions.
-    With ``doubting``, a version that has the hash of its change may have other values.
+    ``gone`` gives, for each of the files of ``into``, the numbers of the last versions of vanished
+    rows. With ``doubting``, a version that has the hash of its change may have other values.
     """
 
-    place: Place
+    into: Destination
     stored: tuple[StoredFile, ...]
-    layout: tuple[tuple[str, DeltaType], ...]
-    key: tuple[str, ...]
-    stats: tuple[str, ...]
-    stamp: RowStamp
     changes: tuple[Changes, ...] = field(repr=False)
     gone: tuple[tuple[StoredFile, Rows], ...] = field(default=(), repr=False)
-    dates_of: str | None = None
     doubting: bool = False
 
 
@@ -69,9 +62,9 @@ def append(job: Append) -> Appended:
         LakeError, LakeUnreachable: a file cannot be read or written.
     """
     counts = dict.fromkeys(("insert", "update", "delete"), 0)
-    date = column_of(job.dates_of) if job.dates_of else None
-    place, batch = job.place, job.stamp.batch_id
-    with Outputs(lambda values: files.data(place, batch, job.stats, values), date) as output:
+    date = column_of(job.into.dates_of) if job.into.dates_of else None
+    place, batch = job.into.place, job.into.stamp.batch_id
+    with Outputs(lambda values: files.data(place, batch, job.into.stats, values), date) as output:
         gathered = Gathered(output.add)
         for rows in chain(_changed(job), _deleted_versions(job)):
             for kind, count in rows[KIND].value_counts().iter_rows():
@@ -84,10 +77,10 @@ def append(job: Append) -> Appended:
 def _changed(job: Append) -> Iterator[pl.DataFrame]:
     """The rows of the source that differ from their last version."""
     for change in job.changes:
-        keys = read(job.place, change, job.key)
-        last = latest(job.place, job.stored, job.layout, job.key, keys)
-        for rows in picks(job.place, change, np.arange(keys.height), job.layout):
-            joined = portion.join(rows, last, job.key, "left")
+        keys = read(job.into.place, change, job.into.key)
+        last = latest(job.into.place, job.stored, job.into.columns, job.into.key, keys)
+        for rows in picks(job.into.place, change, np.arange(keys.height), job.into.columns):
+            joined = portion.join(rows, last, job.into.key, "left")
             there = joined[f"record_status{HELD}"].is_not_null()
             live = there & joined[f"record_status{HELD}"].ne_missing(DELETED)
             same = live & joined["row_hash"].eq_missing(joined[f"row_hash{HELD}"])
@@ -100,16 +93,17 @@ def _changed(job: Append) -> Iterator[pl.DataFrame]:
 
 def _deleted_versions(job: Append) -> Iterator[pl.DataFrame]:
     """Copies of the rows that have gone, marked as deleted; a changed row has not gone."""
-    keys = [read(job.place, change, job.key) for change in job.changes]
+    keys = [read(job.into.place, change, job.into.key) for change in job.changes]
+    columns = job.into.columns
     for file, numbers in job.gone:
-        parquet = files.opened(job.place, file)
-        for start, table in files.parts(parquet, job.layout, None, None, dict(file.partition)):
+        parquet = files.opened(job.into.place, file)
+        for start, table in files.parts(parquet, columns, None, None, dict(file.partition)):
             inside = numbers[(numbers >= start) & (numbers < start + table.num_rows)]
             if len(inside):
                 rows = pl.DataFrame(table)[inside - start]
                 for changed in keys:
-                    rows = rows.join(changed, on=list(job.key), how="anti", nulls_equal=True)
-                yield mark_deleted(rows, job.stamp).with_columns(pl.lit("delete").alias(KIND))
+                    rows = rows.join(changed, on=list(job.into.key), how="anti", nulls_equal=True)
+                yield mark_deleted(rows, job.into.stamp).with_columns(pl.lit("delete").alias(KIND))
 
 
 def latest(

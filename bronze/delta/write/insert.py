@@ -13,29 +13,24 @@ import polars as pl
 from bronze.delta import files
 from bronze.delta.partition import Outputs, column_of
 from bronze.delta.write.changes import Changes, Gathered, height, image, picks
-from bronze.model.columns import DeltaType
 from bronze.model.files import WrittenFile
-from bronze.model.locations import Place
+from bronze.model.locations import Destination
 
 
 @dataclass(frozen=True)
 class Insert:
-    """Rows to be added: of each of the changes, those that no file had the key of, and the rows
-    that have ``moved`` from another partition.
+    """Rows to be added to the table ``into``: of each of the changes, those that no file had the
+    key of, and the rows that have ``moved`` from another partition.
 
     ``found`` are masks as in `bronze.delta.write.merge.Merged`, joined over all files. ``feed``
     asks for the rows in the change data feed too, where the commit has one.
     """
 
-    place: Place
-    layout: tuple[tuple[str, DeltaType], ...]
-    stats: tuple[str, ...]
-    batch_id: str
+    into: Destination
     changes: tuple[Changes, ...] = field(repr=False)
     found: tuple[bytes, ...] = field(repr=False)
     feed: bool = True
     moved: tuple[pl.DataFrame, ...] = field(default=(), repr=False)
-    dates_of: str | None = None
 
     @cached_property
     def lines(self) -> tuple[npt.NDArray[np.int64], ...]:
@@ -76,15 +71,15 @@ def insert(job: Insert) -> Inserted:
     Raises:
         LakeError, LakeUnreachable: a file cannot be read or written.
     """
-    place, batch = job.place, job.batch_id
-    date = column_of(job.dates_of) if job.dates_of else None
+    into, batch = job.into, job.into.stamp.batch_id
+    date = column_of(into.dates_of) if into.dates_of else None
     with (
-        Outputs(lambda values: files.data(place, batch, job.stats, values), date) as output,
-        Outputs(lambda values: files.feed(place, batch, values), date) as feed,
+        Outputs(lambda values: files.data(into.place, batch, into.stats, values), date) as output,
+        Outputs(lambda values: files.feed(into.place, batch, values), date) as feed,
     ):
         kept, told = Gathered(output.add), Gathered(feed.add)
         for change, lines in zip(job.changes, job.lines, strict=True):
-            for rows in picks(place, change, lines, job.layout) if len(lines) else ():
+            for rows in picks(into.place, change, lines, into.columns) if len(lines) else ():
                 kept.add(rows)
                 if job.feed:
                     told.add(image(rows, "insert"))

@@ -39,10 +39,8 @@ from bronze.delta.write.changes import (
     picked,
     read,
 )
-from bronze.model.columns import DeltaType
 from bronze.model.files import StoredFile, WrittenFile
-from bronze.model.locations import Place
-from bronze.model.stamp import RowStamp
+from bronze.model.locations import Destination, Place
 from bronze.model.units import DELETED
 
 OnDelete = Literal["mark", "remove"]
@@ -54,28 +52,22 @@ _FEW = 100
 
 @dataclass(frozen=True)
 class Merge:
-    """What is to be done to one file.
+    """What is to be done to one file of the table ``into``.
 
     ``gone`` are the numbers of its rows that have vanished from the source, ``deletes`` the keys
     of such rows; with ``emptied`` all have that are not among the changes. ``anew`` asks for the
-    file to be written even if none of its rows changes, because its columns have. ``dates_of`` is
-    the column whose dates are the table's partitions. With ``doubting``, a row that has the hash
-    of its change may have other values, and is replaced.
+    file to be written even if none of its rows changes, because its columns have. With
+    ``doubting``, a row that has the hash of its change may have other values, and is replaced.
     """
 
-    place: Place
+    into: Destination
     file: StoredFile
-    layout: tuple[tuple[str, DeltaType], ...]
-    key: tuple[str, ...]
-    stats: tuple[str, ...]
-    stamp: RowStamp
     changes: tuple[Changes, ...] = field(repr=False)
     gone: npt.NDArray[np.int64] | None = field(default=None, repr=False)
     deletes: tuple[Changes, ...] = field(default=(), repr=False)
     emptied: bool = False
     on_delete: OnDelete = "mark"
     anew: bool = False
-    dates_of: str | None = None
     doubting: bool = False
 
 
@@ -138,7 +130,7 @@ def merge(job: Merge) -> Merged:
     Raises:
         LakeError, LakeUnreachable: a file cannot be read or written.
     """
-    parquet = files.opened(job.place, job.file)
+    parquet = files.opened(job.into.place, job.file)
     matches = _matches(job, parquet, job.changes)
     found = tuple(
         _mask(matches.filter(pl.col("source") == i)["line"], height(change))
@@ -147,15 +139,15 @@ def merge(job: Merge) -> Merged:
     edits, revived = _effective(job, parquet, matches)
     if not edits.height and not job.anew:
         return Merged(job.file, found)
-    batch, partition = job.stamp.batch_id, job.file.partition
+    batch, partition = job.into.stamp.batch_id, job.file.partition
     cluster = files.cluster_of(job.file.path)
     # Rows that take each other's places leave a cluster one.
     name = files.clustered(batch, *cluster) if cluster else batch
     moved: list[pl.DataFrame] = []
-    weights = [changing.weights(job.place, change) for change in job.changes]
+    weights = [changing.weights(job.into.place, change) for change in job.changes]
     with (
-        files.data(job.place, name, job.stats, partition) as output,
-        files.feed(job.place, batch, partition) as feed,
+        files.data(job.into.place, name, job.into.stats, partition) as output,
+        files.feed(job.into.place, batch, partition) as feed,
     ):
         told = Gathered(feed.add)
         for start, table in _parts(job, parquet):
@@ -183,7 +175,7 @@ def merge(job: Merge) -> Merged:
 def _parts(
     job: Merge, parquet: pq.ParquetFile, columns: Sequence[str] | None = None
 ) -> Iterator[tuple[int, pa.Table]]:
-    return files.parts(parquet, job.layout, columns, None, dict(job.file.partition))
+    return files.parts(parquet, job.into.columns, columns, None, dict(job.file.partition))
 
 
 def _matches(job: Merge, parquet: pq.ParquetFile, changes: Sequence[Changes]) -> pl.DataFrame:
@@ -191,13 +183,13 @@ def _matches(job: Merge, parquet: pq.ParquetFile, changes: Sequence[Changes]) ->
     nothing = pl.DataFrame(schema=_EDITS)
     if not changes:
         return nothing
-    parts = [pl.DataFrame(table) for _, table in _parts(job, parquet, job.key)]
+    parts = [pl.DataFrame(table) for _, table in _parts(job, parquet, job.into.key)]
     if not parts:
         return nothing
     held = pl.concat(parts).with_row_index("row")
     found = [nothing]
     for keys in _keys(job, changes):
-        joined = portion.join(held, keys, job.key, "inner")
+        joined = portion.join(held, keys, job.into.key, "inner")
         found.append(joined.select(pl.col(n).cast(t) for n, t in _EDITS.items()))
     return pl.concat(found).sort("row")
 
@@ -209,7 +201,7 @@ def _keys(job: Merge, changes: Sequence[Changes]) -> Iterator[pl.DataFrame]:
     """The keys of the changes with source and line, a bounded number at once."""
     gathered: list[pl.DataFrame] = []
     for source, change in enumerate(changes):
-        keys = read(job.place, change, job.key).with_row_index("line")
+        keys = read(job.into.place, change, job.into.key).with_row_index("line")
         gathered.append(keys.with_columns(pl.lit(source, pl.Int64).alias("source")))
         if sum(frame.height for frame in gathered) >= _KEYS:
             yield pl.concat(gathered)
@@ -306,7 +298,8 @@ def _edited(
     rows, after, removed = [], [], []
     if updates.height:
         before = pl.DataFrame(_take(table, updates["row"].to_numpy()))
-        held = before.select("load_timestamp", *([column_of(job.dates_of)] if job.dates_of else []))
+        dates_of = job.into.dates_of
+        held = before.select("load_timestamp", *([column_of(dates_of)] if dates_of else []))
         names = before.columns
         told.add(image(before, "update_preimage"))
         # Of large rows there are never more copies than it takes.
@@ -319,9 +312,9 @@ def _edited(
             first = first.set(wrong, None).fill_null(new["load_timestamp"])
         new.replace_column(new.get_column_index("load_timestamp"), first)
         here = np.ones(new.height, np.bool_)
-        if job.dates_of:
-            new = dated(new, job.dates_of)
-            date = column_of(job.dates_of)
+        if job.into.dates_of:
+            new = dated(new, job.into.dates_of)
+            date = column_of(job.into.dates_of)
             here = new[date].eq_missing(held[date]).to_numpy()
         if not here.all():
             moved += [new.filter(~here)]
@@ -337,7 +330,7 @@ def _edited(
             told.add(image(before, "delete"))
             removed.append(gone)
         else:
-            new = mark_deleted(before, job.stamp)
+            new = mark_deleted(before, job.into.stamp)
             told.add(image(before, "update_preimage"))
             told.add(image(new, "update_postimage"))
             rows.append(gone)
@@ -382,13 +375,13 @@ def _mask(lines: pl.Series, height: int) -> bytes:
 
 def _lines(job: Merge, wanted: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
     """Some columns of the changes, for each source and line in ``wanted``, in its order."""
-    layout = [(name, kind) for name, kind in job.layout if name in columns]
+    layout = [(name, kind) for name, kind in job.into.columns if name in columns]
     frames, order = [], []
     for source in wanted["source"].unique(maintain_order=True):
         here = np.flatnonzero((wanted["source"] == source).to_numpy())
         lines = wanted["line"].to_numpy()[here]
         sequence = np.argsort(lines)
-        frames.append(picked(job.place, job.changes[source], lines[sequence], layout))
+        frames.append(picked(job.into.place, job.changes[source], lines[sequence], layout))
         order.append(here[sequence])
     if len(frames) == 1 and (np.diff(order[0]) > 0).all():
         return frames[0]

@@ -26,7 +26,7 @@ from bronze.delta.write import insert, merge
 from bronze.delta.write.changes import Changes
 from bronze.model.columns import DeltaType
 from bronze.model.files import StoredFile, WrittenFile
-from bronze.model.locations import Place
+from bronze.model.locations import Destination, Place
 from bronze.model.units import ACTIVE, DELETED
 from bronze.rows.metadata import METADATA_COLUMNS
 from tests.support.merging import (
@@ -435,9 +435,8 @@ def test_columns_change_without_rows(bench: Bench) -> None:
         ("more", DeltaType("date")),
         *METADATA_COLUMNS,
     )
-    job = merge.Merge(
-        bench.place, bench.state.files[0], layout, ("id",), ("id",), NOW, (), anew=True
-    )
+    into = Destination(bench.place, layout, ("id",), ("id",), NOW)
+    job = merge.Merge(into, bench.state.files[0], (), anew=True)
     made = merge.merge(job)
     assert made.rewritten
     assert (made.updated, made.deleted, made.feed, made.found) == (0, 0, None, ())
@@ -483,7 +482,9 @@ def test_a_job_is_a_value(bench: Bench) -> None:
     bench.create([[[plain(1), plain(2)]]])
     state = bench.state
     changes = (frame(PLAIN, [plain(2, "b", NOW)]),)
-    job = merge.Merge(bench.place, state.files[0], PLAIN, ("id",), ("id",), NOW, changes)
+    job = merge.Merge(
+        Destination(bench.place, PLAIN, ("id",), ("id",), NOW), state.files[0], changes
+    )
     one, two = merge.merge(job), merge.merge(dataclasses.replace(job))
     assert one.file is not None
     assert two.file is not None
