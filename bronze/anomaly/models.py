@@ -361,7 +361,7 @@ def _from_source(context: TableContext, columns: Sequence[Column], seed: int) ->
         if pages > wanted:
             table += f" TABLESAMPLE SYSTEM ({100 * wanted / pages:.6f}) REPEATABLE ({seed})"
     query = statement.select(columns, table)
-    session = context.held.session(context.origin)
+    session = context.snapshot.session(context.origin)
     guarded = bool(context.target.settings.protect)
     label = context.target.label
     parts = read.read_rows(

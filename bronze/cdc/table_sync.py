@@ -275,7 +275,7 @@ def sync_tables(
     held, _, tables = _plan_tables(stream, taken, _accepted(stream, left, new.refused))
     for table in tables:
         if table.plan and table.plan.mode == "changes":
-            table.plan = table.plan.whole(why[table.target.label])
+            table.plan = table.plan.compare_all_rows(why[table.target.label])
     failpoint.reach("planned")
     joined = _load(stream, held, tables, others) if tables else {}
     known = {target.label for target in new.targets}

@@ -78,7 +78,7 @@ def load_table(settings: Settings, table: TableRun) -> Workflow[TableResult]:
         if table.error or table.plan is None:
             return _failed_result(table, table.error or _unplanned(table))
         plan = table.plan
-        table.written = yield _read_tasks(table, plan)
+        table.results = yield _read_tasks(table, plan)
         failpoint.reach("read")
         record_rejected_values(settings, table.target, table.stamp, table.rejected)
         failpoint.reach("booked")
@@ -93,7 +93,7 @@ def load_table(settings: Settings, table: TableRun) -> Workflow[TableResult]:
         notes += yield from _optimize(settings, table, outcome.changed)
         return _result(table, outcome, notes)
     except BronzeError as error:
-        if error.retry and not isinstance(error, CommitConflict) and not table.held.alive():
+        if error.retry and not isinstance(error, CommitConflict) and not table.snapshot.alive():
             raise SnapshotLost(
                 f"The connection to the source {table.origin.name} was lost during the run:"
                 f" {error.message}",
@@ -116,7 +116,7 @@ def _read_tasks(table: TableRun, plan: Plan) -> list[Task]:
 def _replace_all(settings: Settings, table: TableRun, plan: Plan) -> Workflow[Outcome]:
     """Replaces all rows of the table; commits only the position where they are the same."""
     place = plan.target.place
-    data = [file for part in table.written for file in part.files]
+    data = [file for part in table.results for file in part.files]
     if (yield from _has_same_rows(table, plan)):
         version = commit.commit(
             place,
@@ -150,7 +150,7 @@ def _has_same_rows(table: TableRun, plan: Plan) -> Workflow[bool]:
         return False
     known = KnownRows(plan.target.place, state.version, state.files, plan.shape.columns, (), 0)
     (bronze,) = yield [Task(known_rows.total, known, table.target.label)]
-    source_sum = reduce(fingerprint.added, (part.sum for part in table.written), 0)
+    source_sum = reduce(fingerprint.added, (part.sum for part in table.results), 0)
     return bool(bronze == (table.rows, source_sum))
 
 
@@ -161,7 +161,7 @@ def _merge(settings: Settings, table: TableRun, plan: Plan) -> Workflow[Outcome]
     there now. Where the table would not get as many rows as the source has, all rows are read and
     compared once more.
     """
-    difference = diff.difference_of(plan, table.stamp, table.written)
+    difference = diff.difference_of(plan, table.stamp, table.results)
     for attempt in commit.attempts():
         with attempt:
             state = log.read(plan.target.place)
@@ -178,9 +178,9 @@ def _merge(settings: Settings, table: TableRun, plan: Plan) -> Workflow[Outcome]
             if _row_counts_differ(table, plan, difference, edit, state):
                 _delete_files(table, edit.written)
                 plan = table.compare_all_rows(plan)
-                table.written = yield _read_tasks(table, plan)
+                table.results = yield _read_tasks(table, plan)
                 quality_gate.check_quality(settings, table, plan)
-                difference = diff.difference_of(plan, table.stamp, table.written)
+                difference = diff.difference_of(plan, table.stamp, table.results)
                 edit = yield from diff.edit_table(plan, table.stamp, difference, state)
                 if _row_counts_differ(table, plan, difference, edit, state):
                     raise _wrong_row_count(table, difference, edit)
@@ -196,7 +196,7 @@ def _row_counts_differ(
 
     A cursor column may not show all changes; two rows may share a fingerprint.
     """
-    comparable = difference.missing and table.held.name is not None
+    comparable = difference.missing and table.snapshot.name is not None
     if not comparable or plan.state is None or state.version != plan.state.version:
         return False
     return difference.bronze_rows + edit.growth != difference.source_rows
@@ -271,8 +271,8 @@ def _commit_facts(table: TableRun, **counts: int) -> dict[str, Any]:
         "batch_id": table.stamp.batch_id,
         "source": table.origin.name,
         "table": table.target.label,
-        "snapshot": table.held.name,
-        "position": table.held.position,
+        "snapshot": table.snapshot.name,
+        "position": table.snapshot.position,
         "loaded_at": table.stamp.loaded_at.isoformat(),
         "mode": mode,
         "rows": table.rows,

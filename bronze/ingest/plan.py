@@ -68,7 +68,7 @@ class Plan:
     enrichment: Enrichment
     doubting: bool = False
 
-    def whole(self, why: str = "its cursor did not show all changes") -> Plan:
+    def compare_all_rows(self, why: str = "its cursor did not show all changes") -> Plan:
         """The plan that compares all rows, in the same snapshot."""
         note = f"all rows were compared: {why}"
         return replace(self, mode="compare", units=self.all_units(), notes=(*self.notes, note))
@@ -178,7 +178,7 @@ def _reads_rows(context: TableContext, mode: Mode) -> bool:
     before its slot has a snapshot, the plan only says what to read.
     """
     streamed = context.target.settings.pattern == "streaming"
-    return not (streamed and (mode == "changes" or context.held.name is None))
+    return not (streamed and (mode == "changes" or context.snapshot.name is None))
 
 
 def _rules_note(state: State | None, scoring: str) -> tuple[str, ...]:
@@ -267,7 +267,7 @@ def outline_plan(context: TableContext) -> PlanOutline:
         LakeError: bronze cannot write the Bronze table.
     """
     target = context.target
-    state, contract, partition = resolve_columns(target, context.held.since)
+    state, contract, partition = resolve_columns(target, context.snapshot.since)
     key = key_columns(target, contract)
     protection = keys.protection(context.settings, target, contract, making=False)
     if keys.is_rotated(protection, state):

@@ -41,9 +41,9 @@ def _drop_fingerprints(table: TableRun) -> None:
     """Frees the fingerprints that quality figures are counted by: those of all tables of a run
     would not fit into its memory.
     """
-    for i, part in enumerate(table.written):
+    for i, part in enumerate(table.results):
         quality = replace(part.findings.quality, prints=())
-        table.written[i] = replace(part, findings=replace(part.findings, quality=quality))
+        table.results[i] = replace(part, findings=replace(part.findings, quality=quality))
 
 
 def record_quality(settings: Settings, tables: Sequence[TableRun]) -> None:

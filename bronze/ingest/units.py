@@ -81,10 +81,10 @@ def row_size_limits(
     context: TableContext, columns: Sequence[Column], key: RowKey
 ) -> RowSizeLimits | None:
     """How the sizes of rows are measured before they are read, None where rows are small enough."""
-    held, relation = context.held, context.target.relation
+    snapshot, relation = context.snapshot, context.target.relation
     names = [column.name for column in columns if column.name]
     weight = row_sizes.row_size_expression(relation, names)
-    if not (weight and splits.has_page_ranges(relation, held.version) and held.name):
+    if not (weight and splits.has_page_ranges(relation, snapshot.version) and snapshot.name):
         return None
     if not ask_source(context, lambda holder: row_sizes.has_large_values(holder, relation, names)):
         return None
@@ -155,7 +155,7 @@ def _source_read(
     return SourceRead(
         table=context.target.label,
         origin=context.origin,
-        session=context.held.session(context.origin),
+        session=context.snapshot.session(context.origin),
         query=statement.select(columns, statement.quoted(relation.schema, relation.name)),
         splits=tuple(conditions),
         columns=columns,
@@ -217,7 +217,7 @@ def check_fits(context: TableContext, state: State | None) -> None:
         TableRefused: its history has too many versions; or it is too large for one statement, where
             there is no snapshot that several could share.
     """
-    if context.held.name is None:
+    if context.snapshot.name is None:
         _single_split(context)
     if state is not None and context.target.settings.history:
         check_history_fits(context, sum(max(file.rows, 0) for file in state.files))
@@ -238,12 +238,12 @@ def check_history_fits(context: TableContext, rows: int) -> None:
 
 
 def _splits(context: TableContext, size: int, key: Sequence[str]) -> list[Split]:
-    held, relation = context.held, context.target.relation
-    if held.name is None:
+    snapshot, relation = context.snapshot, context.target.relation
+    if snapshot.name is None:
         return [_single_split(context)]
 
     def split(holder: Connection) -> list[Split]:
-        return splits.splits_of(holder, relation, held.version, size, key)
+        return splits.splits_of(holder, relation, snapshot.version, size, key)
 
     try:
         return list(ask_source(context, split))

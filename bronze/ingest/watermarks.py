@@ -193,7 +193,7 @@ def _watermark_reason(context: TableContext, state: State) -> str:
         return "the Bronze table has no position in this history of the source"
     if _has_cursor_column(target):
         ahead = _stored_watermark(context, state, _clock_name(target))
-        if incremental.clock_set_back(context.held.since, watermark, ahead):
+        if incremental.clock_set_back(context.snapshot.since, watermark, ahead):
             return "the source's clock was set back"
     return ""
 
@@ -202,7 +202,7 @@ def changes_condition(context: TableContext, state: State) -> str | None:
     """The condition in SQL for rows that may have changed since the last batch, None where the
     watermark is too old for one.
     """
-    target, snapshot = context.target, context.held
+    target, snapshot = context.target, context.snapshot
     watermark = _stored_watermark(context, state, _watermark_name(target))
     if watermark is None:
         return None
@@ -225,11 +225,11 @@ def next_watermarks(
         whole: whether all rows are read.
     """
     pattern = context.target.settings.pattern
-    horizon = (_stored_name(context, incremental.XMIN), context.held.horizon)
+    horizon = (_stored_name(context, incremental.XMIN), context.snapshot.horizon)
     if pattern == "full_refresh":
         return [horizon], True
     if pattern == "streaming":
-        return [(_stored_name(context, STREAM), context.held.position)], False
+        return [(_stored_name(context, STREAM), context.snapshot.position)], False
     # Rows that changed without a new cursor value are still to be read by xmin.
     watermarks = [horizon] if whole or not _has_cursor_column(context.target) else []
     watermarks += _cursor_watermarks(context, state, whole)
@@ -244,7 +244,7 @@ def _cursor_watermarks(
     context: TableContext, state: State | None, whole: bool
 ) -> list[tuple[str, int]]:
     """The watermark of a cursor column, and how far the source's clock was ahead of ours."""
-    target, since = context.target, context.held.since
+    target, since = context.target, context.snapshot.since
     if not _has_cursor_column(target):
         return []
     name = _watermark_name(target)
@@ -272,7 +272,9 @@ def _stored_name(context: TableContext, name: str) -> str:
 
 def _stored_watermark(context: TableContext, state: State | None, name: str) -> int | None:
     """The value of a watermark in the Bronze table, None where it has none."""
-    return TablePosition(context.held.timeline, context.target.relation.oid).watermark(state, name)
+    return TablePosition(context.snapshot.timeline, context.target.relation.oid).watermark(
+        state, name
+    )
 
 
 def _has_cursor_column(target: Target) -> bool:

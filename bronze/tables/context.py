@@ -21,7 +21,7 @@ class TableContext:
     """One table of a run: what all its units have in common."""
 
     target: Target
-    held: Snapshot
+    snapshot: Snapshot
     origin: Origin
     stamp: RowStamp
     settings: Settings
@@ -35,7 +35,7 @@ class TableContext:
 
 def ask_source(context: TableContext, question: Any) -> Any:
     """Asks in the snapshot's own transaction, which an error must not end."""
-    holder: Connection = context.held.holder
+    holder: Connection = context.snapshot.holder
     try:
         holder.execute("SAVEPOINT plan")
         answer = question(holder)

@@ -128,7 +128,7 @@ class Claim:
             asked.append(
                 SourceTask(
                     origin=given.origin,
-                    session=given.held.session(given.origin),
+                    session=given.snapshot.session(given.origin),
                     table=self.label,
                     queries=packed,
                     estimate=sum(part.size for part in group),
@@ -144,7 +144,7 @@ class Claim:
         """Where the Bronze table is, and how far behind the snapshot."""
         if self.state is None:
             return {}
-        held = self.given.held
+        held = self.given.snapshot
         position = positions.read(self.state, held.timeline)
         lag = None if position is None else max(0, held.position - position)
         return {"version": self.state.version, "position": position, "lag_bytes": lag}
@@ -167,12 +167,12 @@ class Claim:
             said.append("the Bronze table has no position in this history of the source")
         if self.keeps_gone and (alone := result.extra - doubled):
             said.append(f'{alone:,} rows are in Bronze alone, as deletes = "ignore" has it')
-        if self.given.held.name is None:
+        if self.given.snapshot.name is None:
             said.append("the source shares no snapshot: each statement saw a moment of its own")
         return tuple(said)
 
     def _ahead(self, result: VerifiedTable) -> bool:
-        return result.position is not None and result.position > self.given.held.position
+        return result.position is not None and result.position > self.given.snapshot.position
 
     def again(self) -> Claim:
         """The same, with the Bronze table as it is now."""

@@ -186,7 +186,7 @@ def _planned(settings: Settings, claim: Claim, batch_id: str) -> list[TableRun]:
 
     targets = [given.target]
     return pipeline.plan_tables(
-        settings, given.origin, given.held, targets, batch_id, slots, fitted, doubting=True
+        settings, given.origin, given.snapshot, targets, batch_id, slots, fitted, doubting=True
     )
 
 

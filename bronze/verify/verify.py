@@ -225,7 +225,7 @@ def _driven(
     origins = {claim.given.origin for claim in claims}
     with worker_pool(settings, pool, limit, origins) as workers:
         courses = [_look(settings, claim, how) for claim in claims]
-        meanwhile = lock_relief((claim.given.held, claim.given.origin) for claim in claims)
+        meanwhile = lock_relief((claim.given.snapshot, claim.given.origin) for claim in claims)
         for look in executors.drive(workers, courses, limit, told, meanwhile):
             notify(TableProgress(look.result.table, max(look.result.source_rows, 0), 1.0))
             results[look.result.target] = look

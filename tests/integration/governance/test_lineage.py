@@ -224,7 +224,7 @@ def test_a_source_that_goes_away_leaves_its_records(
         tables = planned(*arguments)
         calls.append(tables)
         if len(calls) == 1:
-            (holder,) = {table.held.holder for table in tables}
+            (holder,) = {table.snapshot.holder for table in tables}
             shop.execute("SELECT pg_terminate_backend(%s, 10000)", holder.info.backend_pid)
         return tables
 
