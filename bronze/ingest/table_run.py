@@ -90,7 +90,7 @@ def schema_changes(plan: Plan | None) -> tuple[str, ...]:
 
 @dataclass
 class TableRun:
-    """One table of a run, read in ``snapshot`` by ``readers`` workers at once. ``results`` are those
+    """One table of a run, read in ``snapshot`` by ``readers`` workers. ``results`` are those
     of its units, ``began`` is a time of `time.monotonic`.
     """
 
