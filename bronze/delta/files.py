@@ -334,8 +334,8 @@ def conform(
             there = table[name]
             columns.append(there if there.type == kept else there.cast(kept))
         elif constants.get(name) is not None:
-            value = pa.scalar(constants[name]).cast(kept)
-            columns.append(pa.chunked_array([pa.repeat(value, height)]))
+            value = pl.Series([constants[name]]).to_arrow(compat_level=pl.CompatLevel.oldest())
+            columns.append(pa.chunked_array([pa.repeat(value.cast(kept)[0], height)]))
         else:
             columns.append(pa.chunked_array([pa.nulls(height, kept)]))
     return pa.Table.from_arrays(columns, [name for name, _ in layout])

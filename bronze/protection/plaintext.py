@@ -74,6 +74,6 @@ def _regrouped(flat: pl.Series, like: pl.Series) -> pl.Series:
     lengths = like.list.len().fill_null(0).to_numpy().astype(np.int64)
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
     elements = flat.to_arrow(compat_level=pl.CompatLevel.oldest())
-    missing = pa.array(like.is_null().to_numpy()) if like.null_count() else None
-    lists = pa.LargeListArray.from_arrays(pa.array(offsets), elements, mask=missing)
+    missing = like.is_null().to_arrow() if like.null_count() else None
+    lists = pa.LargeListArray.from_arrays(pl.Series(offsets).to_arrow(), elements, mask=missing)
     return pl.Series(lists, dtype=pl.List(flat.dtype))

@@ -342,7 +342,7 @@ def _edited(
 
 
 def _take(table: pa.Table, rows: Rows) -> pa.Table:
-    return table if len(rows) == table.num_rows else table.take(pa.array(rows))
+    return table if len(rows) == table.num_rows else table.take(pl.Series(rows).to_arrow())
 
 
 def _all(rows: Sequence[Rows]) -> Rows:

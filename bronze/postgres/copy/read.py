@@ -349,7 +349,7 @@ def _decimals(series: pl.Series, kind: DeltaType) -> pl.Series:
     halves = np.empty((len(series), 2), np.int64)
     halves[:, 0] = series.fill_null(0).to_numpy()
     halves[:, 1] = halves[:, 0] >> 63
-    mask = pa.array(series.is_not_null().to_numpy()) if series.null_count() else None
+    mask = series.is_not_null().to_arrow() if series.null_count() else None
     buffers = [mask.buffers()[1] if mask is not None else None, pa.py_buffer(halves)]
     decimal = pa.decimal128(kind.precision, kind.scale)
     return pl.Series(pa.Array.from_buffers(decimal, len(series), buffers))
@@ -371,6 +371,6 @@ def regroup_like(flat: pl.Series, like: pl.Series) -> pl.Series:
     lengths = like.list.len().fill_null(0).to_numpy().astype(np.int64)
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
     values = flat.to_arrow(compat_level=pl.CompatLevel.oldest())
-    missing = pa.array(like.is_null().to_numpy()) if like.null_count() else None
-    lists = pa.LargeListArray.from_arrays(pa.array(offsets), values, mask=missing)
+    missing = like.is_null().to_arrow() if like.null_count() else None
+    lists = pa.LargeListArray.from_arrays(pl.Series(offsets).to_arrow(), values, mask=missing)
     return pl.Series(lists, dtype=pl.List(flat.dtype))
