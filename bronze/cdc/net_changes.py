@@ -1,14 +1,14 @@
-"""Netting: what happened to a table within a batch becomes one change for each key.
+"""Net changes: one change for each key, from all changes of a table in a batch.
 
-The last change of a key counts, where PostgreSQL keeps it unique at any moment; where rows may
-share one for a while, `bronze.cdc.replica_identity` tells which of them has it at the end. A value
-that the stream left out, as it is large and did not change, is taken from an earlier change of the
-same row, else from the table, even where the row had another key then.
+If PostgreSQL enforces at any moment that the key is unique, the last change of a key counts. If
+rows may share a key for a while, the rows are counted by their replica identity (see `net_rows`).
+`bronze.cdc.toast` fills in values that the stream did not send.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +16,16 @@ import polars as pl
 
 from bronze import portion
 from bronze.anomaly.detection import score_rows
-from bronze.cdc import replica_identity
-from bronze.cdc.replica_identity import LINE, PART, Rows
-from bronze.cdc.row_changes import UPSERT, NetChanges, NetTask, Part, stored_keys
+from bronze.cdc.row_changes import (
+    LINE,
+    PART,
+    UPSERT,
+    NetChanges,
+    NetTask,
+    Part,
+    detached,
+    stored_keys,
+)
 from bronze.cdc.toast import fill_from_changes, fill_from_table, locate_missing
 from bronze.delta import files, partition
 from bronze.delta.write import lookup
@@ -30,21 +37,25 @@ from bronze.model.columns import Column
 from bronze.model.files import WrittenFile
 from bronze.model.units import DELETED, NO_FINDINGS, Findings, RejectedValue
 from bronze.postgres.copy import read
-from bronze.postgres.replication import text_values
+from bronze.postgres.replication import pgoutput, text_values
 from bronze.protection import key_text, protect
+from bronze.rows import fingerprint, metadata
 
-# What is more than this is put into files on its way into the table.
+# Net changes beyond this are written into files.
 _IN_MEMORY = 32 * 2**20
+
+SIGN = "\0sign"
+_HASH = ("\0high", "\0low")
 
 
 def net_changes(job: NetTask) -> NetChanges:
-    """Nets a table's changes.
+    """The net changes of a table.
 
     Raises:
-        Mismatch: the stream is not what it has to be, or rows share a key at the end; the table
-            has to be compared.
+        Mismatch: the changes do not fit the table, or rows share a key after them: the table has to
+            be resynced.
         TableRefused: a row has no key.
-        LakeError, LakeUnreachable: changes cannot be put into files, or looked up.
+        LakeError, LakeUnreachable: files cannot be written or read.
     """
     pieces = range(len(job.gathered.pieces))
     parts = [Part(job.gathered, i, job.floor, job.any_bytes) for i in pieces]
@@ -80,7 +91,7 @@ def _is_truncated(job: NetTask) -> bool:
 
 
 def _staged(job: NetTask, frames: Sequence[pl.DataFrame]) -> list[WrittenFile]:
-    # Keys alone have not all columns that the table has statistics of.
+    # Deletes are keys, without the other columns that the table has statistics of.
     stats = [name for name in job.stats if all(name in frame.columns for frame in frames)]
     file = files.write(frames, job.place, job.stamp.batch_id, stats)
     return [file] if file else []
@@ -94,7 +105,7 @@ def _deletes(job: NetTask, gone: pl.DataFrame) -> tuple[Changes, ...]:
 
 
 def _last_changes(job: NetTask, parts: Sequence[Part]) -> pl.DataFrame:
-    """What becomes of each key: `UPSERT`, and where the row stands that it has: `PART`, `LINE`."""
+    """The last change of each key: `UPSERT`, and its place `PART`, `LINE`."""
     if not parts:
         return pl.DataFrame(schema={**dict.fromkeys(job.key, pl.String), **_EVENT})
     if job.identity != job.key:
@@ -117,12 +128,98 @@ def _refuse_missing(job: NetTask, rows: pl.DataFrame) -> None:
 
 
 # Rows that may share a key for a while
+#
+# PostgreSQL checks a deferrable key when the transaction ends, and a key that only the config names
+# perhaps never. In between, two rows may have the same key, and a DELETE of it may mean either. The
+# old row that the stream sends identifies one: either it is unique (an index that is the replica
+# identity), or it is the whole row, and rows that are equal in every column are interchangeable. So
+# a change removes one row (a move of -1), adds one (+1), or both. Counting the moves of each
+# identity shows how many rows with it there were before the batch, and how many there are after it.
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The net moves of a batch, by key; a key appears once for each row.
+
+    ``came`` are the rows after the batch that are new or changed, with the `PART` and the `LINE` of
+    their last change. ``went`` are the rows before the batch that were changed or deleted.
+    """
+
+    came: pl.DataFrame = field(repr=False)
+    went: pl.DataFrame = field(repr=False)
+
+
+def moves(
+    rows: pl.DataFrame,
+    key: Sequence[str],
+    sign: int,
+    part: int,
+    lines: npt.NDArray[np.int64],
+) -> pl.DataFrame:
+    """The moves of rows: their key, a hash of their identity, `SIGN`, `PART` and `LINE`.
+
+    Args:
+        rows: a row for each of ``lines``: the texts of the columns that identify it.
+        key: which of their columns are the key.
+        sign: 1 if they are added, -1 if they are removed.
+        part: the number of the part that they are in.
+        lines: the numbers of their changes in it.
+    """
+    nothing = pl.repeat(None, rows.height, dtype=pl.String, eager=True)
+    hashes = metadata.row_hashes_of(rows, nothing, rows.width)
+    hashed = [
+        pl.Series(name, fingerprint.of_hashes(hashes, offset))
+        for name, offset in zip(_HASH, (0, 16), strict=True)
+    ]
+    return rows.select(key).with_columns(
+        *hashed,
+        pl.lit(sign, pl.Int32).alias(SIGN),
+        pl.lit(part, pl.Int32).alias(PART),
+        pl.Series(LINE, lines),
+    )
+
+
+def net_rows(moves: pl.DataFrame, key: Sequence[str]) -> Rows:
+    """The net moves; ``moves`` are in their order."""
+    high, low = (moves[name].to_numpy() for name in _HASH)
+    order = np.lexsort((low, high))
+    high, low, sign = high[order], low[order], moves[SIGN].to_numpy()[order]
+    first = np.ones(len(order), np.bool_)
+    first[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
+    starts = np.flatnonzero(first)
+    if not len(starts):
+        return Rows(moves.select(*key, PART, LINE), moves.select(key))
+    ends = np.append(starts[1:], len(order)) - 1
+    counts = np.cumsum(sign, dtype=np.int64)
+    counts -= np.repeat(counts[starts] - sign[starts], ends - starts + 1)
+    # Where more rows are removed than were added, the table had the others.
+    before = np.maximum(-np.minimum.reduceat(counts, starts), 0)
+    after = counts[ends] + before
+    latest = np.maximum.reduceat(np.where(sign > 0, np.arange(len(order)), -1), starts)
+    came = np.sort(np.repeat(order[latest], after))
+    went = np.sort(np.repeat(order[starts], before))
+    return Rows(moves[came].select(*key, PART, LINE), moves[went].select(key))
+
+
+def _moves_of(part: Part, identity: Sequence[str], key: Sequence[str]) -> pl.DataFrame:
+    """The moves of the changes of a part, in their order. An UPDATE is two moves."""
+    found = part.changes
+    before, after = found.kinds != pgoutput.INSERT, found.kinds != pgoutput.DELETE
+    new = found.new.select(identity)
+    # If no old row is sent, an UPDATE did not change these columns.
+    old_sent = pl.Series(found.keyed | ~after)
+    old = pl.DataFrame([found.old[n].zip_with(old_sent, new[n]).alias(n) for n in identity])
+    both = []
+    for rows, which, sign in ((old, before, -1), (new, after, 1)):
+        lines = np.flatnonzero(which & part.new)
+        both.append(moves(rows[lines], key, sign, part.number, lines))
+    return detached(pl.concat(both).sort(LINE, maintain_order=True))
 
 
 def _net_by_rows(job: NetTask, parts: Sequence[Part]) -> pl.DataFrame:
-    moves = pl.concat([part.moves(job.identity, job.key) for part in parts])
-    _refuse_missing(job, moves)
-    found = replica_identity.net_rows(moves, job.key)
+    all_moves = pl.concat([_moves_of(part, job.identity, job.key) for part in parts])
+    _refuse_missing(job, all_moves)
+    found = net_rows(all_moves, job.key)
     _refuse_shared(job, found)
     left = found.went.join(found.came, on=job.key, how="anti")
     frames = [
@@ -133,10 +230,10 @@ def _net_by_rows(job: NetTask, parts: Sequence[Part]) -> pl.DataFrame:
 
 
 def _refuse_shared(job: NetTask, found: Rows) -> None:
-    """Counts the rows of each key: one at most, of which the table has those that were there.
+    """Checks that no key has two rows after the batch, and that Bronze has the rows before it.
 
     Raises:
-        Mismatch
+        Mismatch: otherwise.
     """
     came, went = stored_keys(job, found.came), stored_keys(job, found.went)
     key = came.columns
@@ -157,7 +254,7 @@ def _refuse_shared(job: NetTask, found: Rows) -> None:
         )
     if went.join(there, on=key, how="anti", nulls_equal=True).height:
         raise Mismatch(
-            f"The table has not all rows of {job.table} that have changed by the stream.",
+            f"Bronze does not have all rows of {job.table} that the stream has changed.",
             hint="All its rows are compared with the source.",
             table=job.table,
         )
@@ -166,7 +263,7 @@ def _refuse_shared(job: NetTask, found: Rows) -> None:
 def _upserted_rows(
     job: NetTask, parts: Sequence[Part], last: pl.DataFrame
 ) -> Iterator[tuple[pl.DataFrame, pl.Series, Findings]]:
-    """The Bronze rows of the last changes, their rejected values, and what was found out."""
+    """The Bronze rows of the last changes, their rejected values, and the findings about them."""
     missing = locate_missing(job, parts, last)
     for part in parts:
         lines = last.filter(pl.col(PART) == part.number)[LINE].to_numpy()
@@ -184,7 +281,7 @@ def _upserted_rows(
 def _bronze_rows(
     job: NetTask, part: Part, rows: pl.DataFrame, rejected: pl.Series, lines: npt.NDArray[np.int64]
 ) -> tuple[pl.DataFrame, pl.Series, Findings]:
-    """The Bronze rows of some changes of a piece."""
+    """The Bronze rows of some changes of a part."""
     whole = _with_all_columns(rows, job.columns)
     made, findings = enrich(whole, rejected, job.stamp, job.base, job.enrichment)
     protection = job.enrichment.protection
@@ -198,7 +295,7 @@ def _bronze_rows(
 
 
 def _with_all_columns(rows: pl.DataFrame, columns: Sequence[Column]) -> pl.DataFrame:
-    """The rows with the columns that the table has and the source has not."""
+    """The rows, with NULL in the columns that only the Bronze table has."""
     present = set(rows.columns)
     found = [
         rows[c.target]
@@ -207,6 +304,3 @@ def _with_all_columns(rows: pl.DataFrame, columns: Sequence[Column]) -> pl.DataF
         for c in columns
     ]
     return pl.DataFrame(found, height=rows.height)
-
-
-# What the stream left out

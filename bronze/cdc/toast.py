@@ -30,8 +30,7 @@ import numpy.typing as npt
 import polars as pl
 
 from bronze import portion
-from bronze.cdc.replica_identity import LINE, PART
-from bronze.cdc.row_changes import Key, NetTask, Part, stored_keys
+from bronze.cdc.row_changes import LINE, PART, Key, NetTask, Part, stored_keys
 from bronze.delta.write import lookup
 from bronze.errors import Mismatch
 from bronze.protection import protect

@@ -150,7 +150,7 @@ def test_partitions_that_are_exchanged_while_it_runs(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A look at the catalog finds them, and each table is resynced."""
-    monkeypatch.setattr(session, "_LOOK_EVERY", 0.1)
+    monkeypatch.setattr(session, "_CATALOG_INTERVAL", 0.1)
     for name in PARTITIONS:
         for transaction in CASES[name].streams[0]:
             source.execute(transaction)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from bronze.cdc import session, stream
+from bronze.cdc import resync, session, stream
 from bronze.config.settings import Settings
 from bronze.delta import commit, log, positions
 from bronze.demo.server import Server
@@ -292,8 +292,8 @@ def test_a_removed_bronze_table_fails_alone(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is not taken for a new one, on another line neither; once it is back, it follows again."""
-    monkeypatch.setattr(session, "_FIRST_REST", 0.3)
-    monkeypatch.setattr(session, "_LONGEST_REST", 0.3)
+    monkeypatch.setattr(resync, "_FIRST_PAUSE", 0.3)
+    monkeypatch.setattr(resync, "_LONGEST_PAUSE", 0.3)
     source.execute(TABLE)
     source.execute("CREATE TABLE u (id int PRIMARY KEY)")
     both = {"t": {"pattern": "streaming"}, "u": {"pattern": "streaming"}}
@@ -302,7 +302,7 @@ def test_a_removed_bronze_table_fails_alone(
         until(lambda: steps)
         source.table("t").rename(away)
         source.execute("INSERT INTO t VALUES (1)")
-        until(lambda: any("bz_t was there and is gone" in step.message for step in steps))
+        until(lambda: any("bz_t does not exist any more" in step.message for step in steps))
         source.execute("INSERT INTO u VALUES (1)")
         until(lambda: rows(source, "u").height == 1)
         cut(source)
@@ -318,7 +318,7 @@ def test_a_removed_bronze_table_fails_alone(
 
 def test_a_failed_table_is_retried(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     """Now and then, and at growing intervals: then it is compared, and what comes later follows."""
-    monkeypatch.setattr(session, "_FIRST_REST", 0.1)
+    monkeypatch.setattr(resync, "_FIRST_PAUSE", 0.1)
     source.execute(TABLE)
     source.execute("CREATE TABLE u (id int)")
     both = {"t": {"pattern": "streaming"}, "u": {"pattern": "streaming"}}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from bronze.api import check
-from bronze.cdc import session, stream
+from bronze.cdc import resync, session, stream
 from bronze.demo.server import Server
 from bronze.errors import ConfigError, SourceRefused, TableRefused
 from bronze.ingest import pipeline
@@ -111,7 +111,7 @@ def test_a_key_shared_by_rows_is_refused(source: Source, monkeypatch: pytest.Mon
     """Where the config's key is not unique any more the table is left as it was, and that is said;
     it follows again once the key is unique.
     """
-    monkeypatch.setattr(session, "_FIRST_REST", 0.5)
+    monkeypatch.setattr(resync, "_FIRST_PAUSE", 0.5)
     source.execute("CREATE TABLE t (id int, v text); ALTER TABLE t REPLICA IDENTITY FULL")
     source.execute("INSERT INTO t VALUES (1, 'a'), (2, 'b')")
     given = settings(source, LOOSE)
@@ -139,7 +139,7 @@ def test_a_key_without_its_constraint_is_resynced(
     """The stream does not tell: the table is compared as soon as that is seen, be it by the next
     stream.
     """
-    monkeypatch.setattr(session, "_LOOK_EVERY", 0.2 if running else 60.0)
+    monkeypatch.setattr(session, "_CATALOG_INTERVAL", 0.2 if running else 60.0)
     source.execute("CREATE TABLE t (k int PRIMARY KEY, id int NOT NULL UNIQUE)")
     source.execute("ALTER TABLE t REPLICA IDENTITY FULL")
     source.execute("INSERT INTO t SELECT g, g FROM generate_series(1, 20) g")
@@ -163,7 +163,7 @@ def test_a_partition_with_another_replica_identity_is_resynced(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where rows may share a key and not all old rows come whole, the table is refused."""
-    monkeypatch.setattr(session, "_LOOK_EVERY", 0.2)
+    monkeypatch.setattr(session, "_CATALOG_INTERVAL", 0.2)
     source.execute(
         "CREATE TABLE t (id int, d int) PARTITION BY LIST (d);"
         "CREATE TABLE t_1 PARTITION OF t FOR VALUES IN (1);"

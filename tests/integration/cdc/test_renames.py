@@ -25,9 +25,9 @@ STREAMED = {"pattern": "streaming"}
 @pytest.fixture(autouse=True)
 def watchful(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream looks at the catalog all the time, and tries again at once what has failed."""
-    monkeypatch.setattr(session, "_LOOK_EVERY", 0.1)
-    monkeypatch.setattr(session, "_FIRST_REST", 0.2)
-    monkeypatch.setattr(session, "_LONGEST_REST", 0.2)
+    monkeypatch.setattr(session, "_CATALOG_INTERVAL", 0.1)
+    monkeypatch.setattr(resync, "_FIRST_PAUSE", 0.2)
+    monkeypatch.setattr(resync, "_LONGEST_PAUSE", 0.2)
 
 
 def landed(source: Source, *ids: int, name: str = "t") -> bool:
@@ -40,7 +40,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """While it is not set, nobody hears that a new slot is there."""
     known, wait = threading.Event(), NewSlot.wait
     known.set()
-    monkeypatch.setattr(resync, "_BRIEF", 0)
+    monkeypatch.setattr(resync, "_SLOT_PATIENCE", 0)
     monkeypatch.setattr(NewSlot, "wait", lambda new, s: known.is_set() and wait(new, s))
     return known
 
@@ -62,7 +62,7 @@ def test_what_happens_before_a_moved_table_joins_again(
     """Changes after the position of its new slot, which the stream brings before the table has
     joined under its new name, land all the same.
     """
-    monkeypatch.setattr(session, "_FIRST_REST", 3600.0)
+    monkeypatch.setattr(resync, "_FIRST_PAUSE", 3600.0)
     statement, label, tables = MOVES[move]
     source.execute("CREATE SCHEMA other")
     source.execute("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'a')")
@@ -135,7 +135,7 @@ def test_a_table_that_is_renamed_and_altered_at_once(source: Source) -> None:
     given = _settings(source, {"t": STREAMED, "u": STREAMED})
     with streaming(given) as steps, pytest.MonkeyPatch.context() as patch:
         until(lambda: landed(source, 1))
-        patch.setattr(session, "_LOOK_EVERY", 3600.0)
+        patch.setattr(session, "_CATALOG_INTERVAL", 3600.0)
         source.execute("ALTER TABLE t RENAME TO s; ALTER TABLE s ADD w int")
         source.execute("INSERT INTO s VALUES (2, 'b', 3); INSERT INTO u VALUES (1)")
         until(lambda: said(steps, "Table public.t was renamed to public.s"), told=lambda: steps)
@@ -194,8 +194,8 @@ def test_the_lineage_is_entered_whatever_becomes_of_the_audit_log(
 
     def doubting(self: session.Session, *arguments: object) -> None:
         begun(self, *arguments)  # type: ignore[arg-type]
-        for following in self._followings.values():
-            following.doubted = object()  # type: ignore[assignment]
+        for following in self._tables.followed.values():
+            following.ahead_of_audit = object()  # type: ignore[assignment]
 
     monkeypatch.setattr(session.Session, "__init__", doubting)
     result = stream.stream(given, until_caught_up=True)

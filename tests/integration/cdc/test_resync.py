@@ -91,8 +91,8 @@ def test_other_tables_go_on_while_one_waits(
     """A transaction in another database, and a prepared one, keep a table that got a column
     waiting: it is said whose they are, the other table follows, and DDL on both is free.
     """
-    monkeypatch.setattr(new_slot, "_LONG", 0.4)
-    monkeypatch.setattr(new_slot, "_LOOK_EVERY", 0.1)
+    monkeypatch.setattr(new_slot, "_NOTICE_AFTER", 0.4)
+    monkeypatch.setattr(new_slot, "_CHECK_INTERVAL", 0.1)
     given = both(source)
     with open_elsewhere(server) as other, prepared(source), streaming(given) as steps:
         until(lambda: steps)
@@ -156,8 +156,8 @@ def test_tables_that_are_new_at_the_start_come_later(
     """Those that have followed follow at once; a stream until it has caught up waits for all of
     them, says so, and can be stopped.
     """
-    monkeypatch.setattr(new_slot, "_LONG", 0.2)
-    monkeypatch.setattr(new_slot, "_LOOK_EVERY", 0.1)
+    monkeypatch.setattr(new_slot, "_NOTICE_AFTER", 0.2)
+    monkeypatch.setattr(new_slot, "_CHECK_INTERVAL", 0.1)
     both(source)
     source.execute("CREATE TABLE w (id int PRIMARY KEY)")
     source.execute("INSERT INTO w VALUES (1)")
@@ -199,7 +199,7 @@ def test_what_was_left_out_after_the_slot(
     given = both(source)
     known, caught = threading.Event(), list[int]()
     wait, take = NewSlot.wait, Receiver.take
-    monkeypatch.setattr(resync, "_BRIEF", 0)
+    monkeypatch.setattr(resync, "_SLOT_PATIENCE", 0)
     monkeypatch.setattr(NewSlot, "wait", lambda new, s: known.is_set() and wait(new, s))
     stops: list[threading.Event] = []
 
@@ -300,9 +300,9 @@ def test_a_lock_on_one_table_stops_no_other(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is said who has it, the others follow, and after lock_timeout it is tried again later."""
-    monkeypatch.setattr(new_slot, "_LONG", 0.2)
-    monkeypatch.setattr(new_slot, "_LOOK_EVERY", 0.1)
-    monkeypatch.setattr(session, "_FIRST_REST", 0.3)
+    monkeypatch.setattr(new_slot, "_NOTICE_AFTER", 0.2)
+    monkeypatch.setattr(new_slot, "_CHECK_INTERVAL", 0.1)
+    monkeypatch.setattr(resync, "_FIRST_PAUSE", 0.3)
     both(source)
     given = source.settings(tables=BOTH, stream={"interval": 0}, source={"lock_timeout": 1})
     hold = snapshot.hold
@@ -333,7 +333,7 @@ def test_who_waits_to_change_a_table_that_is_compared_is_let_through(
     """An ALTER waits for the comparison's lock, and whoever wants to read the table waits behind
     the ALTER: the comparison gives way and comes again, and the stream goes on all the time.
     """
-    monkeypatch.setattr(session, "_FIRST_REST", 0.3)
+    monkeypatch.setattr(resync, "_FIRST_PAUSE", 0.3)
     given = both(source)
     hold, altering = snapshot.hold, list[threading.Thread]()
     waiting = "SELECT 1 FROM pg_locks WHERE NOT granted AND relation = 't'::regclass"
@@ -364,7 +364,7 @@ def test_a_slot_that_cannot_be_made_stops_no_other(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the server has none left, the table is tried again, and the others follow."""
-    monkeypatch.setattr(session, "_FIRST_REST", 0.3)
+    monkeypatch.setattr(resync, "_FIRST_PAUSE", 0.3)
     given = both(source)
     making = slot._create_statement
     with streaming(given) as steps:

@@ -165,7 +165,7 @@ def test_retained_log_beyond_the_budget_is_reported(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A slot that makes the server keep more than the budget is told of, long before it is lost."""
-    monkeypatch.setattr(session, "_GUARD_EVERY", 0.0)
+    monkeypatch.setattr(session, "_SLOT_INTERVAL", 0.0)
     source.execute(TABLE)
     given = source.settings(tables=STREAMED, stream={"interval": 0, "wal_budget": "1KB"})
     with streaming(given) as steps:

@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from bronze.cdc import apply, new_slot, session, stream, table_sync
+from bronze.cdc import apply, new_slot, resync, session, stream
 from bronze.errors import TableRefused
 from bronze.ingest import pipeline
 from bronze.model.events import BatchApplied, CheckpointMade
@@ -33,8 +33,8 @@ from tests.support.streams import (
 @pytest.fixture
 def watchful(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream looks at the catalog all the time, and tries again at once what has failed."""
-    monkeypatch.setattr(session, "_LOOK_EVERY", 0.1)
-    monkeypatch.setattr(session, "_FIRST_REST", 0.2)
+    monkeypatch.setattr(session, "_CATALOG_INTERVAL", 0.1)
+    monkeypatch.setattr(resync, "_FIRST_PAUSE", 0.2)
 
 
 @dataclass(frozen=True)
@@ -298,7 +298,7 @@ def test_tables_that_come_while_a_stream_runs(
     """A table that the stream missed at its start is said, and followed once it is there; so is
     one that comes back at once, whenever it would have been tried again.
     """
-    monkeypatch.setattr(session, "_FIRST_REST", 3600.0)
+    monkeypatch.setattr(resync, "_FIRST_PAUSE", 3600.0)
     for statement in (TABLE, "CREATE TABLE u (id int PRIMARY KEY)", "INSERT INTO u VALUES (1)"):
         source.execute(statement)
     given = settings(source, {name: {"pattern": "streaming"} for name in ("t", "u", "v")})
@@ -345,7 +345,7 @@ def test_tables_that_go_or_are_locked_before_they_are_published(
             other.execute("LOCK TABLE v")
             return new_slot.publish(*given)
 
-        monkeypatch.setattr(table_sync, "publish", late)
+        monkeypatch.setattr(stream, "publish", late)
         result = stream.stream(given, until_caught_up=True)
     said = {one.table: one.error.message for one in result.tables if one.error}
     assert said.keys() == {"public.u", "public.v"}
@@ -404,7 +404,7 @@ def test_a_confirmation_that_was_lost(source: Source, monkeypatch: pytest.Monkey
 
 def test_a_stop_while_a_slot_waits(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     """A new slot waits for open transactions: that is said, and a stop does not wait for them."""
-    monkeypatch.setattr(table_sync, "_LONG", 0.2)
+    monkeypatch.setattr(new_slot, "_NOTICE_AFTER", 0.2)
     source.execute(TABLE)
     given = settings(source)
     with psycopg.connect(source.dsn) as other:

@@ -10,8 +10,9 @@ import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bronze.cdc import replica_identity
-from bronze.cdc.replica_identity import LINE, PART, Rows
+from bronze.cdc import net_changes
+from bronze.cdc.net_changes import Rows
+from bronze.cdc.row_changes import LINE, PART
 
 Row = tuple[str, str | None]
 Step = tuple[str, Row, int]
@@ -35,7 +36,7 @@ def played(rows: Sequence[Row], steps: Sequence[Step]) -> tuple[Rows, list[Row]]
             now.append(new)
             moved[1].append((new, line))
     frames = [
-        replica_identity.moves(
+        net_changes.moves(
             pl.DataFrame([row for row, _ in found], {"k": pl.String, "v": pl.String}, orient="row"),
             ["k"],
             sign,
@@ -44,7 +45,7 @@ def played(rows: Sequence[Row], steps: Sequence[Step]) -> tuple[Rows, list[Row]]
         )
         for sign, found in moved.items()
     ]
-    return replica_identity.net_rows(pl.concat(frames).sort(LINE, maintain_order=True), ["k"]), now
+    return net_changes.net_rows(pl.concat(frames).sort(LINE, maintain_order=True), ["k"]), now
 
 
 def keys(frame: pl.DataFrame) -> Counter[str]:
