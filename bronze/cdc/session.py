@@ -166,7 +166,7 @@ class Session:
                     self._record_checkpoint(batch, stamp.batch_id)
                     receiver.confirm(self._records.position)
                     targets = [following.target for following in tables.following]
-                    maintenance.touched({t.place: t.settings for t in targets})
+                    maintenance.add({t.place: t.settings for t in targets})
                 self._run_periodic(receiver)
                 if end is None:
                     tables.retry_due()

@@ -244,7 +244,7 @@ def place(tmp_path: Path) -> Place:
 def test_a_row_that_the_table_has_not_is_a_mismatch(place: Place, message: bytes) -> None:
     """What changes must have been there: something was lost before."""
     stored = table(place, [("b", "v", 1, "w")])
-    with pytest.raises(Mismatch, match="not all rows"):
+    with pytest.raises(Mismatch, match="does not have all rows"):
         net_changes(job(happened([message]), place, stored, row_key=BY_K, identity=INDEX))
 
 
