@@ -60,14 +60,14 @@ def net_changes(job: NetTask) -> NetChanges:
     pieces = range(len(job.gathered.pieces))
     parts = [Part(job.gathered, i, job.floor, job.any_bytes) for i in pieces]
     last = _last_changes(job, parts)
-    gone = last.filter(~pl.col(UPSERT)).select(job.key)
+    deleted = last.filter(~pl.col(UPSERT)).select(job.key)
     frames: list[pl.DataFrame] = []
     rejected: list[RejectedValue] = []
     changes: list[Changes] = []
     findings = NO_FINDINGS
-    for rows, refused, found in _upserted_rows(job, parts, last.filter(UPSERT)):
+    for rows, rejected_texts, found in _upserted_rows(job, parts, last.filter(UPSERT)):
         findings += found
-        records = rejected_values(rows, refused, job.row_key.names)
+        records = rejected_values(rows, rejected_texts, job.row_key.names)
         rejected += protect.protect_rejected(records, job.enrichment.protection)
         if frames and portion.size_of(frames) + portion.size(rows) > _IN_MEMORY:
             changes += _staged(job, frames)
@@ -78,7 +78,7 @@ def net_changes(job: NetTask) -> NetChanges:
     emptied = _is_truncated(job)
     return NetChanges(
         tuple(changes),
-        _deletes(job, gone) if gone.height and not emptied else (),
+        _deletes(job, deleted) if deleted.height and not emptied else (),
         emptied,
         tuple(rejected),
         sum(part.count for part in parts),
@@ -97,8 +97,8 @@ def _staged(job: NetTask, frames: Sequence[pl.DataFrame]) -> list[WrittenFile]:
     return [file] if file else []
 
 
-def _deletes(job: NetTask, gone: pl.DataFrame) -> tuple[Changes, ...]:
-    keys = stored_keys(job, gone)
+def _deletes(job: NetTask, deleted: pl.DataFrame) -> tuple[Changes, ...]:
+    keys = stored_keys(job, deleted)
     if portion.size(keys) > _IN_MEMORY:
         return tuple(_staged(job, [keys]))
     return (keys,)
@@ -122,7 +122,7 @@ def _refuse_missing(job: NetTask, rows: pl.DataFrame) -> None:
     if any(rows[name].null_count() for name in job.key):
         raise TableRefused(
             f"A row of table {job.table} has no value in its key {', '.join(job.key)}.",
-            hint="Name columns that are unique and never NULL as its key.",
+            hint="Choose columns that are unique and never NULL as its key.",
             table=job.table,
         )
 
@@ -141,12 +141,12 @@ def _refuse_missing(job: NetTask, rows: pl.DataFrame) -> None:
 class Rows:
     """The net moves of a batch, by key; a key appears once for each row.
 
-    ``came`` are the rows after the batch that are new or changed, with the `PART` and the `LINE` of
-    their last change. ``went`` are the rows before the batch that were changed or deleted.
+    ``before`` are the rows of the table that were changed or deleted. ``after`` are the rows that
+    are new or changed, with the `PART` and the `LINE` of their last change.
     """
 
-    came: pl.DataFrame = field(repr=False)
-    went: pl.DataFrame = field(repr=False)
+    before: pl.DataFrame = field(repr=False)
+    after: pl.DataFrame = field(repr=False)
 
 
 def moves(
@@ -188,17 +188,17 @@ def net_rows(moves: pl.DataFrame, key: Sequence[str]) -> Rows:
     first[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
     starts = np.flatnonzero(first)
     if not len(starts):
-        return Rows(moves.select(*key, PART, LINE), moves.select(key))
+        return Rows(moves.select(key), moves.select(*key, PART, LINE))
     ends = np.append(starts[1:], len(order)) - 1
     counts = np.cumsum(sign, dtype=np.int64)
     counts -= np.repeat(counts[starts] - sign[starts], ends - starts + 1)
     # Where more rows are removed than were added, the table had the others.
-    before = np.maximum(-np.minimum.reduceat(counts, starts), 0)
-    after = counts[ends] + before
+    count_before = np.maximum(-np.minimum.reduceat(counts, starts), 0)
+    count_after = counts[ends] + count_before
     latest = np.maximum.reduceat(np.where(sign > 0, np.arange(len(order)), -1), starts)
-    came = np.sort(np.repeat(order[latest], after))
-    went = np.sort(np.repeat(order[starts], before))
-    return Rows(moves[came].select(*key, PART, LINE), moves[went].select(key))
+    before = np.sort(np.repeat(order[starts], count_before))
+    after = np.sort(np.repeat(order[latest], count_after))
+    return Rows(moves[before].select(key), moves[after].select(*key, PART, LINE))
 
 
 def _moves_of(part: Part, identity: Sequence[str], key: Sequence[str]) -> pl.DataFrame:
@@ -219,43 +219,43 @@ def _moves_of(part: Part, identity: Sequence[str], key: Sequence[str]) -> pl.Dat
 def _net_by_rows(job: NetTask, parts: Sequence[Part]) -> pl.DataFrame:
     all_moves = pl.concat([_moves_of(part, job.identity, job.key) for part in parts])
     _refuse_missing(job, all_moves)
-    found = net_rows(all_moves, job.key)
-    _refuse_shared(job, found)
-    left = found.went.join(found.came, on=job.key, how="anti")
+    rows = net_rows(all_moves, job.key)
+    _refuse_shared(job, rows)
+    deleted = rows.before.join(rows.after, on=job.key, how="anti")
     frames = [
-        found.came.with_columns(pl.lit(True).alias(UPSERT)),
-        left.with_columns(pl.lit(False).alias(UPSERT)),
+        rows.after.with_columns(pl.lit(True).alias(UPSERT)),
+        deleted.with_columns(pl.lit(False).alias(UPSERT)),
     ]
     return pl.concat(frames, how="diagonal").select(*job.key, *_EVENT)
 
 
-def _refuse_shared(job: NetTask, found: Rows) -> None:
+def _refuse_shared(job: NetTask, net: Rows) -> None:
     """Checks that no key has two rows after the batch, and that Bronze has the rows before it.
 
     Raises:
         Mismatch: otherwise.
     """
-    came, went = stored_keys(job, found.came), stored_keys(job, found.went)
-    key = came.columns
-    there = went.head(0)
+    before, after = stored_keys(job, net.before), stored_keys(job, net.after)
+    key = after.columns
+    there = before.head(0)
     if not _is_truncated(job):
-        names = pl.concat([came, went]).unique()
+        names = pl.concat([before, after]).unique()
         live = pl.col("record_status").ne_missing(DELETED)
         held = lookup.find_rows(job.place, job.stored, job.layout, names, ["record_status"])
         there = pl.concat([there, *(rows.filter(live).select(key) for rows in held)])
-    new = came.join(went, on=key, how="anti", nulls_equal=True)
+    new = after.join(before, on=key, how="anti", nulls_equal=True)
     again = new.join(there, on=key, how="semi", nulls_equal=True).height
-    shared = came.is_duplicated().any() or again
-    if shared or went.is_duplicated().any() or there.is_duplicated().any():
+    shared = after.is_duplicated().any() or again
+    if shared or before.is_duplicated().any() or there.is_duplicated().any():
         raise Mismatch(
             f"Rows of table {job.table} share the key {', '.join(job.key)}.",
-            hint="All its rows are compared with the source.",
+            hint="The table is resynced from the source.",
             table=job.table,
         )
-    if went.join(there, on=key, how="anti", nulls_equal=True).height:
+    if before.join(there, on=key, how="anti", nulls_equal=True).height:
         raise Mismatch(
             f"Bronze does not have all rows of {job.table} that the stream has changed.",
-            hint="All its rows are compared with the source.",
+            hint="The table is resynced from the source.",
             table=job.table,
         )
 
@@ -271,10 +271,10 @@ def _upserted_rows(
             continue
         found = part.changes
         raw = found.new.select([text.name for text in job.texts])[lines]
-        mine = {place: value for place, value in missing.items() if place[0] == part.number}
-        typed = text_values.parse_texts(fill_from_changes(raw, lines, parts, mine), job.texts)
+        of_part = {spot: origin for spot, origin in missing.items() if spot.part == part.number}
+        typed = text_values.parse_texts(fill_from_changes(raw, lines, parts, of_part), job.texts)
         del found, raw
-        for rows, rejected, some in fill_from_table(job, *typed, lines, mine):
+        for rows, rejected, some in fill_from_table(job, *typed, lines, of_part):
             yield _bronze_rows(job, part, rows, rejected, some)
 
 
