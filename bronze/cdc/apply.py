@@ -53,7 +53,7 @@ def has_same_columns(following: FollowedTable, gathered: TableChanges) -> bool:
     plan, described = following.plan, gathered.described
     # Each partition of a partitioned table has its own; the prerequisites check those.
     partitioned = plan.target.relation.kind == "partitioned"
-    identified = partitioned or set(_identity(following, gathered)) <= described.told
+    identified = partitioned or set(_identity(following, gathered)) <= described.identifying
     same = described.columns == following.sent_columns and not gathered.drifted
     return same and identified and bool(following.identity)
 
@@ -142,7 +142,7 @@ def _current_state(following: FollowedTable) -> State:
 
 
 def vanished_error(target: Target) -> TableVanished:
-    """The error of a streamed table whose Bronze table was removed."""
+    """The error of a streamed table without its Bronze table, which was removed."""
     return TableVanished(
         f"The Bronze table {target.name} does not exist any more at {target.place.url}.",
         hint="Put it back; or start the stream again, which then loads the table again.",

@@ -88,7 +88,7 @@ class WaitingTables:
         self._left_out[oid] = position
 
     def left_out_since(self, synced: SyncedTables) -> dict[int, int]:
-        """By oid the synced tables whose changes after the slot's position were left out, and the
+        """The synced tables of which changes after the slot's position were left out: by oid the
         position up to which they were.
         """
         return {
@@ -161,7 +161,7 @@ class WaitingTables:
         return synced
 
     def refuse(self, targets: Iterable[Target], error: BronzeError) -> None:
-        """Removes tables whose slot could not be created: they failed."""
+        """Removes tables because their slot could not be created: they failed."""
         for target in targets:
             del self._tables[target.label]
             self._on_failure(target, error)
@@ -256,8 +256,8 @@ class StreamedTables:
         self.sync_later(targets, why)
 
     def sync_later(self, targets: Sequence[Target], why: str) -> None:
-        """Has tables synced. One that cannot be streamed, or whose Bronze table is another table's,
-        fails.
+        """Has tables synced. A table fails if it cannot be streamed, or if another table has its
+        Bronze table.
         """
         free: list[Target] = []
         for target in targets:
@@ -303,7 +303,7 @@ class StreamedTables:
                 continue
             targets.append(self._with_relation(failed.target, existing[label]))
             followed = self.followed.get(oid)
-            # A renamed table may be followed under its new name by now.
+            # A renamed table may already be followed under its new name.
             if followed and followed.label == label:
                 del self.followed[oid]
         if targets:

@@ -2,7 +2,7 @@
 
 `Session.follow` repeats these steps:
 
-1. `_join_waiting_tables`: a table whose resync can begin is synced, and follows from then on;
+1. `_join_waiting_tables`: tables that wait for a resync are synced once their slot was created;
 2. `_receive_batch`: the receiver's next batch, of whole transactions;
 3. `_apply_batch`: its changes are applied to each table; a table's commit has the new position;
 4. `_record_checkpoint`: one record says that all tables have reached the position;
@@ -125,7 +125,7 @@ class Session:
         """Repeats the steps of the loop until the stream is to end.
 
         Args:
-            until_caught_up: whether to end when all that is committed by now is applied.
+            until_caught_up: whether to end when all that was committed before this call is applied.
 
         Raises:
             SourceRewound: the source was put back to an earlier state. Positions in the lake are
@@ -337,7 +337,7 @@ class Session:
                 if error:
                     self._tables.stop_following(following, error)
         failpoint.reach("landed")
-        # Only after the loop: an error in it would leave files of the other tables behind.
+        # Only after the loop: an error in it would leave unfinished files of other tables.
         if unreachable:
             raise unreachable[0]
         if to_resync:

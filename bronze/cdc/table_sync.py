@@ -284,7 +284,7 @@ def _plan_streamed_columns(
                 hint="The next retry adds it again.",
                 table=target.label,
             )
-        # This connection has the tables' locks. Another one would wait behind those who wait.
+        # With the connection that has the tables' locks: another one might wait for a lock.
         names = publication.streamed_columns(placed.holder, target.relation, stream.publication)
         return selection.with_columns_of(target, names)
 

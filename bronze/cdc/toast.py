@@ -60,7 +60,7 @@ def locate_missing(job: NetTask, parts: Sequence[Part], last: pl.DataFrame) -> d
         last: the last change of each key, as `Part.events` names them.
 
     Raises:
-        Mismatch: rows are told apart by all columns, so that what was not sent cannot be found.
+        Mismatch: all columns identify a row, so that an unsent value cannot be found.
     """
     unsent = {part.number: part.open for part in parts}
     missing = list(_missing_values(unsent, last))
