@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 import uuid_utils
 
-from bronze.cdc import apply
+from bronze.cdc import table_sync
 from bronze.config.settings import Settings
 from bronze.delta import log, properties, store
 from bronze.errors import (
@@ -201,8 +201,10 @@ def _check_source(
     with connect.source_errors(source.origin):
         if streamed:
             slot_name, publication_name = settings.stream.names(name)
-            keyed, wanting = apply.prepare_tables(connection, streamed, slot_name, publication_name)
-            no_stream = apply.prerequisites_error(name, wanting) or _slot_conflict(
+            keyed, wanting = table_sync.prepare_tables(
+                connection, streamed, slot_name, publication_name
+            )
+            no_stream = table_sync.prerequisites_error(name, wanting) or _slot_conflict(
                 connection, slot_name
             )
         limits = capacity.low_connection_limits(connection, source.origin, bool(streamed))
@@ -221,7 +223,7 @@ def _check_source(
         no_shared_snapshot=snapshot.standby_error(source.origin) if standby else None,
         no_stream=no_stream,
         limits=limits,
-        unfit=apply.unfit_tables(wanting),
+        unfit=table_sync.unfit_tables(wanting),
         streamed={target.label: target for target in keyed},
         relations={relation.oid: relation for relation in shared.relations},
         personal={surveyed.relation.oid: surveyed.personal for surveyed in surveys},

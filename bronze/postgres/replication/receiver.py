@@ -76,7 +76,7 @@ class Receiver:
             interval: the seconds for which a batch collects transactions.
             memory: the bytes of messages at which a batch is complete.
             largest: the bytes that a change may have. A larger one is not received: its size is in
-                `Gathered.oversize`.
+                `TableChanges.oversize`.
             past: the transactions that the server has to send again first.
             lost: called in the receiver's thread when the server has not answered for longer than
                 its wal_sender_timeout.
@@ -350,8 +350,8 @@ class Receiver:
             known = gathered.described
             gathered.drifted |= known.columns != described.columns
             # Only the columns that are sent with every change of the batch can be used.
-            common = known.told & described.told
-            gathered.described = replace(known, told=common)
+            common = known.identifying & described.identifying
+            gathered.described = replace(known, identifying=common)
         self._relations[oid] = described
 
     def _truncate(self, oid: int) -> None:
