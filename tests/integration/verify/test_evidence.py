@@ -94,7 +94,7 @@ def test_what_was_not_found_is_no_proof(source: Source) -> None:
     no_lake(source)
     given = invoke("verify", "-c", path, "--at-rest")
     assert given.exit_code == 1
-    assert "nothing was proven" in given.stderr
+    assert "nothing was verified" in given.stderr
 
 
 def test_a_proof_says_what_it_rests_on(source: Source) -> None:

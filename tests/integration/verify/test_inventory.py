@@ -101,7 +101,7 @@ def test_tables_are_proven_though_their_records_are_damaged(
     assert result.exit_code == 1
     error = result.tables[-1].error
     assert error
-    assert "not known in full" in error.message
+    assert "cannot be read in full" in error.message
     assert statuses(proven(landed, "a")) == {
         "bronze.bz_a": "equal",
         "governance.data_lineage": "failed",
@@ -135,6 +135,6 @@ def test_a_bronze_table_is_what_landed_in_it_last(source: Source) -> None:
     known, lost = inventory.recorded_tables(settings)
     assert lost is None
     assert known == {
-        "bz_t": ("test", "public.t19", 20),
-        "bz_now": ("test", "public.m", 2),
+        "bz_t": inventory.RecordedTable("test", "public.t19", 20),
+        "bz_now": inventory.RecordedTable("test", "public.m", 2),
     }
