@@ -121,24 +121,14 @@ def _repair_at_rest(
     if not damaged:
         return list(results)
     try:
-        with ExitStack() as stack:
-            claims = claims_of_bronze(settings, damaged, str(uuid_utils.uuid7()), stack)
-            options = Options(repair=True, trust_hashes=False)
-            # An error of the comparison is an error of the repair, too.
-            comparisons = compare_tables(settings, claims, options, pool, notify)
-            repaired = {
-                result.target: result
-                for result in _repair_and_compare(
-                    settings, claims, comparisons, damaged, pool, notify
-                )
-            }
+        repaired = _repair_from_source(settings, damaged, pool, notify)
     except BronzeError as error:
         # The faults stay true, though nothing could be repaired.
         return [
             replace(result, error=error.failure()) if result.target in damaged else result
             for result in results
         ]
-    names = [claim.given.target.name for claim in claims]
+    names = [target.removeprefix(f"{settings.lake.schema_}.") for target in repaired]
     try:
         checked = rest.verify_at_rest(settings, names, pool, notify) if names else []
     except BronzeError as error:
@@ -151,6 +141,21 @@ def _repair_at_rest(
         else:
             final.append(_not_repairable(result) if result.target in damaged else result)
     return final
+
+
+def _repair_from_source(
+    settings: Settings, targets: Collection[str], pool: Executor | None, notify: Notify
+) -> dict[str, VerifiedTable]:
+    """Compares and repairs the Bronze tables that a table of the source is loaded into; the results
+    are by the name of the Bronze table (``schema.table``).
+    """
+    with ExitStack() as stack:
+        claims = claims_of_bronze(settings, targets, str(uuid_utils.uuid7()), stack)
+        options = Options(repair=True, trust_hashes=False)
+        # An error of the comparison is an error of the repair, too.
+        comparisons = compare_tables(settings, claims, options, pool, notify)
+        results = _repair_and_compare(settings, claims, comparisons, targets, pool, notify)
+    return {result.target: result for result in results}
 
 
 def _not_repairable(result: VerifiedTable) -> VerifiedTable:
