@@ -12,7 +12,9 @@ from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta import log
 from bronze.errors import FileDamaged
 from bronze.governance.tables import rejected_values
-from bronze.protection import erasure, subject
+from bronze.protection import erasure
+from bronze.protection.old_versions import delete_old_versions
+from bronze.protection.subject import recorded_values
 from tests.conftest import Source
 from tests.integration.protection.test_erasure import found, records, run
 
@@ -79,7 +81,7 @@ def test_a_value_of_before_its_protection_may_be_a_token(source: Source) -> None
     assert (done.is_found, done.exit_code) == (False, 1)
     assert done.doubtful >= 2
     assert any("--old-versions" in note for note in done.notes)
-    erasure.purge_history(given, "t")
+    delete_old_versions(given, "t")
     assert found(source.lake, "234567") == []
     done = erasure.forget(given, "t", {"id": "234567"})
     assert (done.is_found, done.doubtful) == (False, 0)
@@ -161,7 +163,7 @@ def test_files_that_are_no_parquet(source: Source) -> None:
     assert (done.rows, done.left, done.exit_code) == (1, 0, 0)
     assert done.after is not None
     assert done.after.unreadable == 2
-    assert any("2 files that no version names are no Parquet" in note for note in done.notes)
+    assert any("2 files that no version names are not Parquet" in note for note in done.notes)
     for path in broken:
         path.unlink()
     assert found(source.lake, "infinity") == []
@@ -188,13 +190,13 @@ def test_many_rows_and_many_records(source: Source, monkeypatch: pytest.MonkeyPa
     given = source.settings()
     run(given)
     source.execute("DELETE FROM t")
-    calls, written = list[int](), subject.written
+    calls, record_text = list[int](), recorded_values.record_text
 
     def counting(value: Any) -> str:
         calls.append(1)
-        return written(value)
+        return record_text(value)
 
-    monkeypatch.setattr(subject, "written", counting)
+    monkeypatch.setattr(recorded_values, "record_text", counting)
     done = erasure.forget(given, "t", {"who": "1"})
     assert (done.rows, done.exit_code) == (2000, 0)
     assert done.records >= 200
