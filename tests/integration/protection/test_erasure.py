@@ -199,7 +199,10 @@ REFERS = {"name": "refers", "column": "id", "references": {"table": "a.b"}}
 # What takes the evidence away, and what is said then.
 UNANSWERED: dict[str, tuple[str, str]] = {
     "no table": ("DROP TABLE t", "There is no table public.t"),
-    "another table": ("DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY)", "dropped and created again"),
+    "another table": (
+        "DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY)",
+        "dropped and created again",
+    ),
     "no schema": ("ALTER TABLE t SET SCHEMA other; DROP TABLE other.t", "There is no table"),
     "no column": ("ALTER TABLE t DROP id", "has none of the columns id"),
     "no right": ("REVOKE SELECT ON t FROM asker", "may not read it"),
