@@ -124,7 +124,7 @@ def _table_refusal(target: Target, columns: Sequence[Column]) -> Iterator[None]:
     except ConfigError as error:
         names = ", ".join(column.name for column in columns)
         raise TableRefused(
-            f"Table {target.label} cannot be protected ({names}), and is not loaded without that:"
+            f"Table {target.label} cannot be protected ({names}), and is not loaded:"
             f" {error.message}",
             hint=error.hint,
             table=target.label,

@@ -369,7 +369,7 @@ def test_a_table_without_its_key_fails_alone(
     wrong = {
         None: "BRONZE_MASTER_KEY is not set",
         "c2hvcnQ=": "is not the base64 of 32 bytes",
-        base64.b64encode(b"x" * 32).decode(): "was wrapped by the master key",
+        base64.b64encode(b"x" * 32).decode(): "was wrapped with the master key",
     }
     for value, said in wrong.items():
         if "wrapped" in said:
@@ -498,7 +498,7 @@ def test_keys_rotate_and_old_values_stay_readable(
     monkeypatch.setenv("OLD", os.environ["BRONZE_MASTER_KEY"])
     monkeypatch.setenv("BRONZE_MASTER_KEY", base64.b64encode(bytes(32)).decode())
     keyring.unwrapped.cache_clear()
-    with pytest.raises(ConfigError, match="none of those"):
+    with pytest.raises(ConfigError, match="not one of those"):
         keys.rewrap(given)
     both = given.model_copy(
         update={"protection": ProtectionSettings(previous=(SecretName(secret="OLD"),))}

@@ -262,7 +262,7 @@ def test_data_keys_open_with_their_master_alone(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("OLD", old)
     monkeypatch.setenv(MASTER_KEY, base64.b64encode(bytes(32)).decode())
     keyring.unwrapped.cache_clear()
-    with pytest.raises(ConfigError, match="none of those"):
+    with pytest.raises(ConfigError, match="not one of those"):
         keyring.unwrapped(mine, MASTERS)
     both = (*MASTERS, Secret("env", "OLD"))
     assert keyring.unwrapped(mine, both) == data
