@@ -211,9 +211,9 @@ class Subject:
 
     def key_match(self, key: Mapping[str, Any], is_recent: bool) -> tuple[bool, bool]:
         """Whether a key in a record has the selected values: for certain, and possibly."""
-        found = [value.key_match(key, is_recent) for value in self.values]
-        verdicts = [verdict for verdict in found if verdict is not None]
-        if not found or len(verdicts) < len(found):
+        matches = (value.key_match(key, is_recent) for value in self.values)
+        verdicts = [verdict for verdict in matches if verdict is not None]
+        if not verdicts or len(verdicts) < len(self.values):
             return False, False
         return all(sure for sure, _ in verdicts), all(maybe for _, maybe in verdicts)
 
