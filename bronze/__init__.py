@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from bronze.api.check import CheckReport
     from bronze.config.settings import Settings as Config
     from bronze.governance.audit import AuditReport
-    from bronze.protection.erasure import ErasureResult
+    from bronze.protection.erasure_result import ErasureResult
     from bronze.protection.keys import KeyReport
     from bronze.quality.report import QualityReport
     from bronze.verify.results import VerifiedTable, VerifyResult
@@ -62,7 +62,7 @@ _LATER = {
     "AuditReport": ("bronze.governance.audit", "AuditReport"),
     "Config": ("bronze.config.settings", "Settings"),
     "CheckReport": ("bronze.api.check", "CheckReport"),
-    "ErasureResult": ("bronze.protection.erasure", "ErasureResult"),
+    "ErasureResult": ("bronze.protection.erasure_result", "ErasureResult"),
     "KeyReport": ("bronze.protection.keys", "KeyReport"),
     "QualityReport": ("bronze.quality.report", "QualityReport"),
     "VerifiedTable": ("bronze.verify.results", "VerifiedTable"),

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from bronze.ingest.pipeline import Notify
     from bronze.maintenance.maintain import Notify as NotifyMaintained
     from bronze.model.results import MaintainResult, RunResult, StreamResult
-    from bronze.protection.erasure import ErasureResult
+    from bronze.protection.erasure_result import ErasureResult
     from bronze.protection.keys import KeyReport
     from bronze.quality.report import QualityReport
     from bronze.verify.results import VerifyResult

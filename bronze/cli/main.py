@@ -210,12 +210,12 @@ def reveal(
     """Show rows with their encrypted values decrypted; the audit log records it."""
     import bronze
     from bronze.cli import render
-    from bronze.protection import subject
+    from bronze.protection.subject import row_selection
 
     with _errors(as_json):
         wanted = [name.strip() for name in columns.split(",") if name.strip()]
         rows = bronze.open(config).reveal(
-            table, key=subject.parsed(key or ()), columns=wanted, limit=limit
+            table, key=row_selection.parsed(key or ()), columns=wanted, limit=limit
         )
         render.revealed_rows(rows, "json" if as_json else "csv" if as_csv else "")
 
@@ -238,14 +238,14 @@ def forget(
     """Erase a person's rows: from the table, its older versions and its change data feed."""
     import bronze
     from bronze.cli import render
-    from bronze.protection import subject
+    from bronze.protection.subject import row_selection
 
     with _errors(as_json):
         opened = bronze.open(config)
         if old_versions:
             done = opened.delete_old_versions(table)
         else:
-            done = opened.forget(table, subject.parsed(key or ()), ask=not without_source)
+            done = opened.forget(table, row_selection.parsed(key or ()), ask=not without_source)
         render.document(done) if as_json else render.erasure_result(done)
         raise typer.Exit(done.exit_code)
 

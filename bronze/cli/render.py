@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from bronze.api.check import CheckReport, TableReport
     from bronze.governance.audit import AuditReport
     from bronze.model.results import MaintainResult, RunResult, StreamResult, TableResult
-    from bronze.protection.erasure import ErasureResult, Evidence
+    from bronze.protection.erasure_result import ErasureResult, Evidence
     from bronze.protection.keys import KeyReport
     from bronze.quality.report import QualityReport, TableQuality
     from bronze.verify.results import VerifyResult

@@ -46,19 +46,26 @@ def exit_code(errors: Iterable[Failure | None], unrecorded: Failure | None = Non
 
 
 class Shown:
-    """How results show themselves: in one line, and in a notebook as a table of their tables."""
+    """How results show themselves: in one line, and in a notebook with a table of their figures."""
 
-    def __repr__(self) -> str:
+    def _summary(self) -> Sequence[str]:
+        """The parts of the line: how many tables there are, by status, and the exit code."""
         tables: Sequence[Any] = getattr(self, "tables", ())
         states = Counter(getattr(table, "status", "") for table in tables)
         counts = [f"{count} {state}" for state, count in states.items() if state]
         parts = [f"{len(tables)} tables", *counts] if tables else []
-        code = getattr(self, "exit_code", None)
-        return f"<{type(self).__name__}: {', '.join([*parts, f'exit code {code}'])}>"
+        return [*parts, f"exit code {getattr(self, 'exit_code', None)}"]
+
+    def _figures(self) -> Sequence[Mapping[str, Any]]:
+        """The rows of the notebook's table: one for each table of the result."""
+        tables: Sequence[Any] = getattr(self, "tables", ())
+        return [asdict(table) for table in tables]
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {', '.join(self._summary())}>"
 
     def _repr_html_(self) -> str:
-        tables: Sequence[Any] = getattr(self, "tables", ())
-        rows = [asdict(table) for table in tables]
+        rows = self._figures()
         names = [name for name in (rows[0] if rows else {}) if any(row[name] for row in rows)]
         head = "".join(f"<th>{escape(name)}</th>" for name in names)
         body = "".join(

@@ -266,8 +266,8 @@ def reused_names(properties: Mapping[str, str], name: str) -> tuple[str, ...]:
     """The Bronze columns that had the values of one of them once, the latest first, and that the
     source uses for something else now: in rows of before they have them still.
     """
-    known: dict[str, list[str]] = json.loads(properties.get(FORMER, "{}"))
-    live = json.loads(properties.get(NUMBERS, "{}"))
+    known = _former(properties)
+    live = _numbers(properties)
     return tuple(n for n in known.get(former_names(properties, name)[0], ()) if n in live)
 
 

@@ -37,12 +37,21 @@ class LakeTable:
         return self.state is not None and properties.TABLE in self.state.properties
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """What arguments may call it by: its own name, and those of the source's table."""
-        table = self.label.partition(".")[2]
+    def own_names(self) -> tuple[str, str]:
+        """Its own name, without and with the schema."""
+        return self.name, self.target
+
+    @property
+    def short_label(self) -> str:
+        """The name of the source's table without its schema."""
         if self.state is not None:
-            table = evolution.table_of(self.state.properties)[1]
-        return tuple(filter(None, (self.name, self.label, table)))
+            return evolution.table_of(self.state.properties)[1]
+        return self.label.partition(".")[2]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What arguments may call it by: its own names, and those of the source's table."""
+        return tuple(filter(None, (*self.own_names, self.label, self.short_label)))
 
 
 T = TypeVar("T", bound=LakeTable)
@@ -79,3 +88,23 @@ def find(settings: Settings, there: Iterable[T], names: Sequence[str]) -> list[T
             hint=f"There are {', '.join(sorted(one.name for one in found)) or 'none'}.",
         )
     return [one for one in found if not names or set(one.names) & set(names)]
+
+
+def find_one(settings: Settings, there: Iterable[T], name: str) -> T:
+    """The table of this name. Its own name comes first, then that of the source's table with the
+    schema, then without.
+
+    Raises:
+        ConfigError: there is no such table, or there are several.
+    """
+    tables = find(settings, there, [name])
+    by_name = [table for table in tables if name in table.own_names]
+    by_label = [table for table in tables if name == table.label]
+    matches = by_name or by_label or tables
+    if len(matches) > 1:
+        names = [table.name for table in matches]
+        raise ConfigError(
+            f"Several Bronze tables hold a table {name}: {', '.join(names)}.",
+            hint=f"Name one of them, such as {names[0]}.",
+        )
+    return matches[0]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pytest
 
 from bronze import errors
 from bronze.errors import BronzeError
 from bronze.model.results import EXIT_CODES, Failure, RunResult, TableResult, exit_code
+from bronze.protection.erasure_result import ErasureResult, Evidence
+from bronze.protection.keys import KeyReport
 
 BAD = Failure("TableRefused", "It <b>cannot</b> be read.", "")
 AWAY = Failure("SourceUnreachable", "It is away.", "")
@@ -53,3 +57,27 @@ def test_a_result_shows_itself_in_a_line_and_a_notebook() -> None:
     assert "<th>inserted</th>" in html
     assert "<th>deleted</th>" not in html
     assert "It &lt;b&gt;cannot&lt;/b&gt; be read." in html
+
+
+def test_an_erasure_shows_itself_in_a_line_and_a_notebook() -> None:
+    """What was erased and what is left, in words; where nothing was found, that."""
+    evidence = Evidence(files=2, rows=9, found=3)
+    erased = ErasureResult("bronze.bz_a", 4, 3, 2, files=1, before=evidence, after=Evidence())
+    assert repr(erased) == (
+        "<ErasureResult: bronze.bz_a, 3 rows and 2 records erased, 0 left, exit code 0>"
+    )
+    assert "<th>records</th>" in erased._repr_html_()
+    assert "<th>left</th>" not in erased._repr_html_()
+    absent = ErasureResult("bronze.bz_a", 4, before=Evidence(doubtful=2), notes=("<b>",))
+    assert repr(absent) == (
+        "<ErasureResult: bronze.bz_a, nothing found, 0 left, 2 doubtful, exit code 1>"
+    )
+    assert "&lt;b&gt;" in absent._repr_html_()
+
+
+def test_a_key_shows_itself_in_a_line_and_a_notebook() -> None:
+    """What it is for, and whether new values are protected with it."""
+    created = datetime(2026, 1, 2, tzinfo=UTC)
+    key = KeyReport("a1", "bronze.bz_a", "mail", "hash", "m1", created, current=False)
+    assert repr(key) == "<KeyReport: a1, bronze.bz_a mail hash, old>"
+    assert "<td>2026-01-02 00:00:00+00:00</td>" in key._repr_html_()
