@@ -26,7 +26,12 @@ _LEAST_CHANGE = 4 * 2**20
 # units of a table together give back no more than there is room for.
 _MOST_FEW = 4 * 2**20
 _LEAST_FEW = 2**16
-# A fingerprint, and whether it was seen: by the worker, and here.
+INDEXES = 2
+"""How many indexes of fingerprints are in memory at once (`bronze.tables.known_rows`): those of the
+two tables that are being read where one ends and the next begins. Together they take half of what
+the libraries leave.
+"""
+# A fingerprint in an index, and whether it was seen: by the worker, and by the run.
 _KNOWN_ROW = 10
 # A version of a row, while the last ones are found.
 _VERSION = 100
@@ -66,7 +71,7 @@ def given_back(memory: int, units: int) -> int:
 
 def beside_known_rows(memory: int) -> int:
     """What is left of the memory for reading, beside the fingerprints of a table."""
-    return memory - (memory - _BASE) // 2
+    return memory - INDEXES * _for_known_rows(memory)
 
 
 def shares_of_known_rows(memory: int, rows: int) -> int:
@@ -85,7 +90,8 @@ def rounds_of_named_rows(memory: int, rows: int) -> int:
 
 
 def _for_known_rows(memory: int) -> int:
-    return (memory - _BASE) // 4
+    """What one index may take."""
+    return (memory - _BASE) // 2 // INDEXES
 
 
 def split_and_file(whole: int, memory: int, readers: int) -> tuple[int, int]:

@@ -36,7 +36,7 @@ from bronze.postgres.copy.snapshot import Snapshot
 from bronze.protection import keys
 from bronze.quality import rules, set_rules
 from bronze.rows.metadata import METADATA_COLUMNS
-from bronze.tables import evolution, known_rows, selection
+from bronze.tables import duplicate_keys, evolution, selection
 from bronze.tables.context import TableContext
 from bronze.tables.evolution import ColumnContract
 from bronze.tables.selection import Target
@@ -237,7 +237,7 @@ def _refuse_duplicate_keys(
         (KEY_TEXT, TEXT),
     )
     known = KnownRows(state.place, state.version, state.files, layout, key.names, 0)
-    if target.settings.history or not known_rows.doubled(known):
+    if target.settings.history or not duplicate_keys.doubled(known):
         return
     commits = f" ({', '.join(state.foreign)})" if state.foreign else ""
     raise TableRefused(

@@ -14,7 +14,7 @@ from bronze.model.units import KnownRows
 from bronze.postgres import statement
 from bronze.postgres.catalog.relations import TABLEOID
 from bronze.protection import key_text
-from bronze.tables import known_rows, selection
+from bronze.tables import duplicate_keys, selection
 from bronze.tables.context import TableContext, ask_source
 from bronze.tables.evolution import ColumnContract
 from bronze.tables.selection import Target
@@ -152,7 +152,7 @@ def merges_deleted_rows(target: Target, state: State, key: tuple[str, ...]) -> b
         key = tuple(name for name in key if name != KEY_TEXT)
     if not key or not set(key) <= dict(state.columns).keys():
         return False
-    return known_rows.doubled(
+    return duplicate_keys.doubled(
         KnownRows(target.place, state.version, state.files, state.columns, key, 0)
     )
 
@@ -167,7 +167,7 @@ def lacks_text(target: Target, state: State, key: RowKey) -> bool:
     names = key.names[:-1]
     if not set(names) <= columns.keys():
         return False
-    return known_rows.keyless(
+    return duplicate_keys.keyless(
         KnownRows(target.place, state.version, state.files, state.columns, names, 0)
     )
 

@@ -34,7 +34,7 @@ from bronze.ingest.table_run import TableRun
 from bronze.model.files import StoredFile
 from bronze.model.results import Failure, TableResult
 from bronze.model.units import KnownRows
-from bronze.tables import evolution, known_rows
+from bronze.tables import duplicate_keys, evolution
 from bronze.tables.selection import Target
 from bronze.verify.claim import Claim, carried_columns
 from bronze.verify.results import VerifiedTable
@@ -260,7 +260,7 @@ def _twins_cut(claim: Claim, batch_id: str) -> Workflow[int]:
     if state is None or claim.history or not claim.names:
         return 0
     known = KnownRows(state.place, state.version, state.files, claim.layout, claim.names, 0)
-    (twins,) = yield [Task(known_rows.twins, known, claim.label)]
+    (twins,) = yield [Task(duplicate_keys.twins, known, claim.label)]
     rows = {file: [numbers] for file, numbers in twins if len(numbers)}
     return (yield from _rows_cut(claim, rows, batch_id)) if rows else 0
 
