@@ -17,10 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bronze.delta.log import State
+from bronze.delta.properties import TableProperties
 from bronze.model.stamp import AuditMark
-
-LOGS = "bronze.audit.logs"
-"""The property with the ids of the logs under which a table was written, with commas between."""
 
 # As many digits of a hash as a transaction's 64 bits hold.
 _DIGITS = 15
@@ -41,7 +39,7 @@ class Known:
 
 def known_records(state: State) -> Iterator[Known]:
     """What a table knows of each log that it was written under."""
-    for log in filter(None, state.properties.get(LOGS, "").split(",")):
+    for log in TableProperties.read(state.properties).audit_logs:
         sequence, digits = (state.position(name) for name in _names(log))
         yield Known(log, sequence or 0, f"{digits or 0:0{_DIGITS}x}")
 
@@ -66,9 +64,9 @@ def transactions(state: State | None, mark: AuditMark) -> tuple[tuple[str, int],
 
 
 def logs(state: State | None, mark: AuditMark) -> str:
-    """The table's property `LOGS` with the log of ``mark``."""
-    held = state.properties.get(LOGS, "") if state else ""
-    return ",".join(dict.fromkeys(filter(None, (*held.split(","), mark.log))))
+    """The value of the table's property `AUDIT_LOGS` with the log of ``mark``."""
+    known = TableProperties.read(state.properties).audit_logs if state else ()
+    return ",".join(dict.fromkeys((*known, mark.log)))
 
 
 def _names(log: str) -> tuple[str, str]:

@@ -20,7 +20,7 @@ import tenacity
 from bronze.delta import audit_mark, files, positions, store
 from bronze.delta.log import ENGINE, MARK, Action, State, infos, read, write
 from bronze.delta.positions import Position
-from bronze.delta.properties import TABLE
+from bronze.delta.properties import AUDIT_LOGS, TABLE
 from bronze.delta.schema import NTZ, delta_schema, properties, protocol
 from bronze.errors import CommitConflict, FileDamaged, LakeError, Overtaken
 from bronze.model.columns import DeltaType
@@ -141,7 +141,7 @@ def commit(
     if state is not None:
         state.writable()
     if shape is not None:
-        known = {audit_mark.LOGS: audit_mark.logs(state, audited)} if audited else {}
+        known = {AUDIT_LOGS: audit_mark.logs(state, audited)} if audited else {}
         actions += _shaped(state, shape, known, now)
         marks = audit_mark.transactions(state, audited) if audited else ()
         actions += _transactions(marks, now)

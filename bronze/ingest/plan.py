@@ -9,11 +9,11 @@ from typing import Literal
 
 from bronze.anomaly import models
 from bronze.config.settings import Settings
-from bronze.delta import properties
 from bronze.delta.commit import Shape
 from bronze.delta.log import State
 from bronze.delta.partition import source_of
 from bronze.delta.positions import Position
+from bronze.delta.properties import TableProperties
 from bronze.delta.write.history import KIND
 from bronze.errors import TableRefused
 from bronze.ingest import units, watermarks
@@ -184,7 +184,7 @@ def _reads_rows(context: TableContext, mode: Mode) -> bool:
 
 
 def _rules_note(state: State | None, scoring: str) -> tuple[str, ...]:
-    if state is None or state.properties.get(properties.RULES, scoring) == scoring:
+    if state is None or TableProperties.read(state.properties).rules in (None, scoring):
         return ()
     return ("its rules have changed: rows that did not change keep their scores",)
 

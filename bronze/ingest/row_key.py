@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
-from bronze.delta import properties
 from bronze.delta.log import State
+from bronze.delta.properties import TableProperties
 from bronze.errors import TableRefused
 from bronze.model.columns import KEY_TEXT, NO_KEY, Column, RowKey
 from bronze.model.units import KnownRows
@@ -145,8 +144,8 @@ def unstable_key(target: Target, column: Column, where: str) -> TableRefused:
 
 def merges_deleted_rows(target: Target, state: State, key: tuple[str, ...]) -> bool:
     """Whether the key has changed, and rows of the Bronze table share the new one."""
-    known = state.properties.get(properties.KEY)
-    if not key or target.settings.history or known in (None, json.dumps(key)):
+    known = TableProperties.read(state.properties).key
+    if not key or target.settings.history or known in (None, key):
         return False
     if KEY_TEXT not in dict(state.columns):
         key = tuple(name for name in key if name != KEY_TEXT)

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from bronze.config.settings import Settings
-from bronze.delta import log, properties, store
+from bronze.delta import log, store
 from bronze.delta.log import State
+from bronze.delta.properties import TableProperties
 from bronze.errors import BronzeError, ConfigError
-from bronze.tables import evolution
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,14 @@ class LakeTable:
     @property
     def is_bronze(self) -> bool:
         """Whether it says that bronze made it of a table of the source."""
-        return self.state is not None and properties.TABLE in self.state.properties
+        return self.state is not None and TableProperties.read(self.state.properties).is_bronze
 
     @property
     def names(self) -> tuple[str, ...]:
         """What arguments may call it by: its own name, and those of the source's table."""
         table = self.label.partition(".")[2]
         if self.state is not None:
-            table = evolution.table_of(self.state.properties)[1]
+            table = TableProperties.read(self.state.properties).name
         return tuple(filter(None, (self.name, self.label, table)))
 
 
@@ -60,9 +60,8 @@ def opened(settings: Settings, schema: str) -> Iterator[LakeTable]:
         except BronzeError as error:
             yield LakeTable(schema, name, error=error)
             continue
-        known = state.properties if state else {}
-        source, label = known.get(properties.SOURCE, ""), known.get(properties.TABLE, "")
-        yield LakeTable(schema, name, source, label, state)
+        known = TableProperties.read(state.properties if state else {})
+        yield LakeTable(schema, name, known.source, known.label, state)
 
 
 def find(settings: Settings, there: Iterable[T], names: Sequence[str]) -> list[T]:

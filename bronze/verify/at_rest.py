@@ -19,7 +19,7 @@ from bronze.execution import budget, executors
 from bronze.execution.executors import Task, Workflow
 from bronze.ingest.pipeline import Notify, worker_pool
 from bronze.model.events import TableProgress
-from bronze.tables import evolution
+from bronze.tables import evolution, row_format
 from bronze.verify import file_check, inventory
 from bronze.verify.digests import Basis
 from bronze.verify.file_check import Inspected, Resting
@@ -134,7 +134,7 @@ def with_file_findings(
             f"{gone:,} of the altered rows have gone from the source: nobody can tell what they"
             " were"
         )
-    meddled = evolution.foreign_column_changes(state.columns, state.properties)
+    meddled = row_format.foreign_column_changes(state.columns, state.properties)
     if meddled:
         notes.append(f"another writer has changed the table's columns: {', '.join(meddled)}")
     if state.foreign:
@@ -163,8 +163,8 @@ def tasks(state: State, sizes: Mapping[str, int], basis: Basis | None) -> list[R
         sizes: the sizes of what lies in its folder, by the path.
         basis: what the digests of its rows are made of, if they are to be summed up.
     """
-    form = evolution.row_format_of(state.columns, state.properties, state.partition)
-    layout = evolution.columns_as_written(state.columns, state.properties)
+    form = row_format.row_format_of(state.columns, state.properties, state.partition)
+    layout = row_format.columns_as_written(state.columns, state.properties)
     key = evolution.key(state.properties)
     return [
         Resting(

@@ -25,7 +25,7 @@ from bronze.postgres.copy import row_hash, splits
 from bronze.postgres.copy.snapshot import Snapshot
 from bronze.postgres.replication import publication
 from bronze.protection import key_text, keys
-from bronze.tables import evolution, selection
+from bronze.tables import evolution, row_format, selection
 from bronze.tables.context import TableContext, ask_source
 from bronze.tables.selection import Target
 from bronze.verify import digests, evidence
@@ -93,7 +93,7 @@ class Claim:
     def layout(self) -> tuple[tuple[str, DeltaType], ...]:
         """The Bronze table's columns, with those of ours that somebody has taken from it."""
         return (
-            evolution.columns_as_written(self.state.columns, self.state.properties)
+            row_format.columns_as_written(self.state.columns, self.state.properties)
             if self.state
             else ()
         )

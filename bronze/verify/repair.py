@@ -34,7 +34,7 @@ from bronze.ingest.table_run import TableRun
 from bronze.model.files import StoredFile
 from bronze.model.results import Failure, TableResult
 from bronze.model.units import KnownRows
-from bronze.tables import duplicate_keys, evolution
+from bronze.tables import duplicate_keys, row_format
 from bronze.tables.selection import Target
 from bronze.verify.claim import Claim, carried_columns
 from bronze.verify.results import VerifiedTable
@@ -230,7 +230,7 @@ def _rows_cut(claim: Claim, rows: Rows, batch_id: str) -> Workflow[int]:
         merge.Merge(
             place=place,
             file=file,
-            layout=evolution.columns_as_written(state.columns, state.properties),
+            layout=row_format.columns_as_written(state.columns, state.properties),
             key=(),
             stats=tuple(n for n in optimize.statistics(state) if n in dict(state.columns)),
             stamp=replace(claim.given.stamp, batch_id=batch_id),
@@ -267,7 +267,7 @@ def _twins_cut(claim: Claim, batch_id: str) -> Workflow[int]:
 
 def _open(state: State) -> Shape:
     """The table as it is, which says that all its rows are to be compared."""
-    columns = evolution.columns_as_written(state.columns, state.properties)
+    columns = row_format.columns_as_written(state.columns, state.properties)
     return Shape(columns, optimize.statistics(state), state.partition, ((properties.CUT, "true"),))
 
 
