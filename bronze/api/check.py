@@ -6,7 +6,7 @@ No rows are read except a small sample of each table, in which personal data is 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -14,7 +14,8 @@ import uuid_utils
 
 from bronze.cdc import table_sync
 from bronze.config.settings import Settings
-from bronze.delta import log, properties, store
+from bronze.delta import log, store
+from bronze.delta.properties import TableProperties
 from bronze.errors import (
     BronzeError,
     ConfigError,
@@ -239,17 +240,21 @@ def _slot_conflict(connection: connect.Connection, name: str) -> ConfigError | N
     return None
 
 
-def _orphans(settings: Settings, chosen: Sequence[selection.Target]) -> dict[tuple[str, str], str]:
+def _orphans(settings: Settings, chosen: Sequence[selection.Target]) -> dict[tuple[str, int], str]:
     """The Bronze tables that no table is loaded into, by the source and oid of their old table."""
     if all(log.read(target.place) for target in chosen):
         return {}
     targets = {target.name for target in chosen}
-    orphans: dict[tuple[str, str], str] = {}
+    orphans: dict[tuple[str, int], str] = {}
     for name in store.folders(settings.place(settings.lake.schema_, "")):
         state = None if name in targets else log.read(settings.place(settings.lake.schema_, name))
-        if state and properties.OID in state.properties:
-            table = state.properties
-            orphans[table[properties.SOURCE], table[properties.OID]] = name
+        if state is None:
+            continue
+        known = TableProperties.read(state.properties)
+        # Of a table that is not loaded now, an oid that cannot be read only costs a note.
+        with suppress(LakeError):
+            if known.oid is not None:
+                orphans[known.source, known.oid] = name
     return orphans
 
 
@@ -257,7 +262,7 @@ def _table_report(
     settings: Settings,
     checked: _CheckedSource,
     target: selection.Target,
-    orphans: Mapping[tuple[str, str], str],
+    orphans: Mapping[tuple[str, int], str],
 ) -> TableReport:
     relation = target.relation
     notes = selection.unprotected(target, checked.personal.get(relation.oid, ()))
@@ -342,10 +347,10 @@ def _with_rules(
 
 
 def _rename_notes(
-    given: TableContext, outline: plan.PlanOutline, orphans: Mapping[tuple[str, str], str]
+    given: TableContext, outline: plan.PlanOutline, orphans: Mapping[tuple[str, int], str]
 ) -> tuple[str, ...]:
     """A note on a new table that was loaded into another Bronze table under its old name."""
-    orphan = orphans.get((given.target.source, str(given.target.relation.oid)))
+    orphan = orphans.get((given.target.source, given.target.relation.oid))
     if outline.state is not None or not orphan:
         return ()
     return (

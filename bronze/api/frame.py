@@ -7,10 +7,11 @@ from deltalake import DeltaTable
 
 from bronze.config.settings import Settings
 from bronze.delta import log, store
+from bronze.delta.properties import TableProperties
 from bronze.delta.write.history import KIND, ORDER
 from bronze.errors import ConfigError
 from bronze.model.units import ACTIVE
-from bronze.tables import evolution, lake
+from bronze.tables import lake
 
 
 def active_rows(settings: Settings, name: str) -> pl.LazyFrame:
@@ -31,6 +32,6 @@ def active_rows(settings: Settings, name: str) -> pl.LazyFrame:
         )
         rows = pl.scan_delta(delta)
     if KIND in dict(state.columns):
-        key = evolution.key(state.properties)
+        key = TableProperties.read(state.properties).key
         rows = rows.sort(ORDER, maintain_order=True).unique(key, keep="last")
     return rows.filter(pl.col("record_status") == ACTIVE)

@@ -60,7 +60,7 @@ def testimony_of(settings: Settings, own: str) -> Testimony:
                     continue
                 if schema == GOVERNANCE:
                     books.append(name)
-                elif {properties.TABLE, audit_mark.LOGS} & set(state.properties):
+                elif {properties.TABLE, properties.AUDIT_LOGS} & set(state.properties):
                     tables.append(name)
                     known += [(name, one) for one in audit_mark.known_records(state)]
             except BronzeError as error:

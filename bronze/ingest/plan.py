@@ -9,10 +9,10 @@ from typing import Literal
 
 from bronze.anomaly import models
 from bronze.config.settings import Settings
-from bronze.delta import properties
 from bronze.delta.commit import Shape
 from bronze.delta.log import State
 from bronze.delta.positions import Position
+from bronze.delta.properties import TableProperties
 from bronze.delta.write.history import KIND
 from bronze.errors import TableRefused
 from bronze.ingest import units, watermarks
@@ -35,7 +35,7 @@ from bronze.postgres.copy.snapshot import Snapshot
 from bronze.protection import keys
 from bronze.quality import rules, set_rules
 from bronze.rows.metadata import METADATA_COLUMNS
-from bronze.tables import evolution, known_rows, selection
+from bronze.tables import duplicate_keys, evolution, selection
 from bronze.tables.context import TableContext
 from bronze.tables.evolution import ColumnContract
 from bronze.tables.selection import Target
@@ -182,7 +182,7 @@ def _reads_rows(context: TableContext, mode: Mode) -> bool:
 
 
 def _rules_note(state: State | None, scoring: str) -> tuple[str, ...]:
-    if state is None or state.properties.get(properties.RULES, scoring) == scoring:
+    if state is None or TableProperties.read(state.properties).rules in (None, scoring):
         return ()
     return ("its rules have changed: rows that did not change keep their scores",)
 
@@ -235,7 +235,7 @@ def _refuse_duplicate_keys(
         (KEY_TEXT, TEXT),
     )
     known = KnownRows(state.place, state.version, state.files, layout, key.names, 0)
-    if target.settings.history or not known_rows.doubled(known):
+    if target.settings.history or not duplicate_keys.doubled(known):
         return
     commits = f" ({', '.join(state.foreign)})" if state.foreign else ""
     raise TableRefused(

@@ -18,7 +18,7 @@ from bronze.postgres.connection.connect import Connection
 from bronze.postgres.copy import row_sizes, splits
 from bronze.postgres.copy.splits import Split
 from bronze.rows.metadata import COMMIT_TIMESTAMP
-from bronze.tables import evolution
+from bronze.tables import row_format
 from bronze.tables.context import TableContext, ask_source
 from bronze.tables.evolution import ColumnContract
 
@@ -56,7 +56,7 @@ def row_units(
     if against is not None:
         shares = list(_known_rows(context, shape, key.names, (), against))
         if doubting:
-            form = evolution.row_format_of(against.columns, against.properties, against.partition)
+            form = row_format.row_format_of(against.columns, against.properties, against.partition)
             shares = [replace(share, form=form) for share in shares if share]
         memory = budget.beside_known_rows(memory)
     groups = grouped_splits(context, memory, key.source_names)

@@ -7,12 +7,9 @@ oid of the source table: another table may get its name, but not its oid.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-
-from bronze.delta import properties
 from bronze.delta.log import State
 from bronze.delta.positions import STREAM, TablePosition
+from bronze.delta.properties import TableProperties
 from bronze.errors import TableRefused
 from bronze.postgres.catalog import definition
 from bronze.postgres.catalog.relations import Relation
@@ -134,7 +131,7 @@ def reason_to_compare(
 
 
 def _bronze_reason(state: State) -> str:
-    if state.properties.get(properties.CUT):
+    if TableProperties.read(state.properties).cut:
         return "a repair has removed rows"
     return foreign_commits_reason(state)
 
@@ -151,37 +148,35 @@ def foreign_commits_reason(state: State) -> str:
 
 
 def _source_reason(context: TableContext, state: State, contract: ColumnContract) -> str:
-    target, known = context.target, state.properties
+    target, known = context.target, TableProperties.read(state.properties)
     if contract.notes:
         return "its columns have changed"
-    if known.get(properties.OID) != str(target.relation.oid):
+    if known.oid != target.relation.oid:
         return "the table was recreated in the source"
     if change := _definition_change(target, known):
         return change
-    if target.published and known.get(properties.PUBLISHED, "") != target.published:
+    if target.published and known.published != target.published:
         return "its publication has changed"
     return ""
 
 
-def _definition_change(target: Target, known: Mapping[str, str]) -> str:
+def _definition_change(target: Target, known: TableProperties) -> str:
     """What has changed of the definition of the source table, "" if nothing has."""
-    recorded = known.get(properties.DEFINITION)
-    if recorded is None:
+    if known.definition is None:
         return "the last run did not record its definition"
     # A rewrite gives all rows a new xmin; a stream and a cursor column show nothing of it.
     rewrites_count = _watermark_name(target) != incremental.XMIN
     return definition.definition_change(
-        json.loads(recorded), target.relation.definition, storage=rewrites_count
+        known.definition, target.relation.definition, storage=rewrites_count
     )
 
 
 def _key_reason(target: Target, state: State, key: tuple[str, ...]) -> str:
-    known = state.properties
-    if known.get(properties.KEY) != json.dumps(key):
+    known = TableProperties.read(state.properties)
+    if known.key != key:
         return "its key has changed"
     streamed = target.settings.pattern == "streaming"
-    was_enforced = json.loads(known.get(properties.ENFORCED, "true"))
-    if streamed and was_enforced and not target.relation.enforces(target.key):
+    if streamed and known.enforced and not target.relation.enforces(target.key):
         return "PostgreSQL no longer enforces its key, or only at commit"
     return ""
 

@@ -18,9 +18,10 @@ import polars as pl
 import uuid_utils
 
 from bronze.config.settings import GOVERNANCE, Settings
-from bronze.delta import commit, files, log, properties
+from bronze.delta import commit, files, log
 from bronze.delta.layout import vacuum
 from bronze.delta.log import State
+from bronze.delta.properties import TableProperties
 from bronze.delta.write.history import KIND
 from bronze.errors import ConfigError, TableRefused
 from bronze.governance import audit, writer
@@ -39,7 +40,6 @@ from bronze.tables.selection import Target
 ROW_HASH = "row_hash"
 """The purpose of the key of a table's row hashes."""
 
-IDS = "bronze.keys"
 """The property of a Bronze table that names the keys of its row hashes ("") and columns."""
 
 Use = tuple[str, str, str]
@@ -145,7 +145,7 @@ def _known_keys(settings: Settings, uses: Collection[Use]) -> Mapping[Use, tuple
 
 
 def ids(protection: TableProtection | None) -> str:
-    """The property `IDS` of a table."""
+    """The property `KEY_IDS` of a table."""
     return json.dumps(_current_ids(protection))
 
 
@@ -156,24 +156,15 @@ def _current_ids(protection: TableProtection | None) -> dict[str, str]:
     return {"": protection.row_hash.id, **columns}
 
 
-def key_ids(known: Mapping[str, str]) -> dict[str, str]:
-    """What the property `IDS` among the properties of a Bronze table says.
-
-    Raises:
-        LakeError: it cannot be read.
-    """
-    return properties.value(known, IDS, {}, lambda text: properties.mapping_in(text, str))
-
-
 def is_rotated(protection: TableProtection | None, state: State | None) -> bool:
     """Whether the table was written with other keys than those that equality depends on now.
 
     Raises:
-        LakeError: the table's property `IDS` cannot be read.
+        LakeError: the table's property `KEY_IDS` cannot be read.
     """
     if protection is None or protection.row_hash is None or state is None:
         return False
-    before = key_ids(state.properties)
+    before = TableProperties.read(state.properties).key_ids
     current = _current_ids(protection)
     return bool(before) and any(before.get(name, key) != key for name, key in current.items())
 
@@ -284,7 +275,7 @@ def _refuse_unrepeatable(settings: Settings, uses: Collection[Use]) -> None:
 
 def _uses_keys(table: LakeTable, names: Set[str], joins: Set[str]) -> bool:
     """Whether a table is one of some names and protected, or has a key of some joins."""
-    if table.state is None or properties.PROTECT not in table.state.properties:
+    if table.state is None or not TableProperties.read(table.state.properties).has_protection:
         return False
     rules = (rule for rule, _ in evolution.protected_columns(table.state.properties).values())
     return table.target in names or any(rule and rule.join in joins for rule in rules)

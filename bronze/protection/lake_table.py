@@ -16,6 +16,7 @@ import polars as pl
 from bronze.config.settings import Settings
 from bronze.delta import commit, files, log, store
 from bronze.delta.log import State
+from bronze.delta.properties import TableProperties
 from bronze.errors import ConfigError
 from bronze.governance.tables.keys import KeyRecord
 from bronze.model.columns import DeltaType, ProtectionRule
@@ -152,7 +153,7 @@ def protected_since(table: ProtectedTable) -> str:
 
 def _protection_in(known: Mapping[str, str]) -> tuple[Any, ...]:
     """How properties of a table say that its columns are protected, and with which keys."""
-    return evolution.protected_columns(known), keys.key_ids(known)
+    return evolution.protected_columns(known), dict(TableProperties.read(known).key_ids)
 
 
 def batches(state: State) -> set[str]:

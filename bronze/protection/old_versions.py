@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 import polars as pl
 
 from bronze.config.settings import Settings
-from bronze.delta import properties
 from bronze.delta.layout import vacuum
 from bronze.delta.layout.vacuum import Expired
+from bronze.delta.properties import TableProperties
 from bronze.protection import lake_table, row_removal
 from bronze.protection.erasure_result import ErasureResult
 from bronze.protection.lake_table import BATCH, ProtectedTable
@@ -33,7 +33,7 @@ def delete_old_versions(settings: Settings, table: str) -> ErasureResult:
     began = time.monotonic()
     target = lake_table.protected_table(settings, table)
     records, expired_records = 0, Expired()
-    if properties.PROTECT in target.state.properties:
+    if TableProperties.read(target.state.properties).has_protection:
         records, expired_records = _remove_older_records(settings, target)
     expired = vacuum.purge(target.state.place, time.time()) + expired_records
     return ErasureResult(

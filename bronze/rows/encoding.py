@@ -85,16 +85,14 @@ class _Part(NamedTuple):
 
 
 def narrowed(values: pl.Series, to: Any) -> tuple[pl.Series, pl.Series]:
-    """Values as another type has them, and which of them it has exactly; what it has not is NULL,
-    or rounded.
-    """
+    """Values cast to another type, and which of them are exact; the others are NULL or rounded."""
     if values.dtype == to:
         return values, pl.repeat(True, len(values), eager=True)
     try:
-        made = values.cast(to, strict=False)
-        return made, made.cast(values.dtype, strict=False).eq_missing(values)
+        narrow = values.cast(to, strict=False)
+        return narrow, narrow.cast(values.dtype, strict=False).eq_missing(values)
     except pl.exceptions.PolarsError:
-        # Other writers may have put there what is nothing like it.
+        # Other writers may have written values of another kind.
         return pl.Series(values.name, [None], to).new_from_index(0, len(values)), values.is_null()
 
 

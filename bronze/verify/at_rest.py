@@ -20,7 +20,7 @@ from bronze.execution import budget, executors
 from bronze.execution.executors import Task, Workflow
 from bronze.ingest.pipeline import Notify, worker_pool
 from bronze.model.events import TableProgress
-from bronze.tables import evolution
+from bronze.tables import evolution, row_format
 from bronze.verify import file_check, inventory
 from bronze.verify.digests import Basis
 from bronze.verify.file_check import CheckedFile, FileCheckTask
@@ -132,7 +132,7 @@ def with_file_faults(
             f"{altered_deleted:,} of the altered rows are deleted in the source, so that their"
             " original values are unknown"
         )
-    columns = evolution.foreign_column_changes(state.columns, state.properties)
+    columns = row_format.foreign_column_changes(state.columns, state.properties)
     if columns:
         notes.append(f"another writer has changed the table's columns: {', '.join(columns)}")
     if state.foreign:
@@ -174,8 +174,8 @@ def file_tasks(state: State, sizes: Mapping[str, int], basis: Basis | None) -> l
         sizes: the sizes in bytes of the objects in the table's folder, by path.
         basis: what the digests of its rows are computed from, if bucket sums are needed.
     """
-    form = evolution.row_format_of(state.columns, state.properties, state.partition)
-    layout = evolution.columns_as_written(state.columns, state.properties)
+    form = row_format.row_format_of(state.columns, state.properties, state.partition)
+    layout = row_format.columns_as_written(state.columns, state.properties)
     key = evolution.key(state.properties)
     return [
         FileCheckTask(

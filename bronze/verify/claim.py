@@ -29,7 +29,7 @@ from bronze.postgres.copy import row_hash, splits
 from bronze.postgres.copy.snapshot import Snapshot
 from bronze.postgres.replication import publication
 from bronze.protection import key_text, keys
-from bronze.tables import evolution, selection
+from bronze.tables import evolution, row_format, selection
 from bronze.tables.context import TableContext, ask_source
 from bronze.tables.selection import Target
 from bronze.verify import digests, evidence
@@ -105,7 +105,7 @@ class Claim:
     def layout(self) -> tuple[tuple[str, DeltaType], ...]:
         """The Bronze table's columns, with metadata columns that another writer dropped."""
         return (
-            evolution.columns_as_written(self.state.columns, self.state.properties)
+            row_format.columns_as_written(self.state.columns, self.state.properties)
             if self.state
             else ()
         )

@@ -35,7 +35,7 @@ from bronze.model.files import StoredFile
 from bronze.model.locations import Destination
 from bronze.model.results import Failure, TableResult
 from bronze.model.units import KnownRows
-from bronze.tables import evolution, known_rows
+from bronze.tables import duplicate_keys, row_format
 from bronze.tables.selection import Target
 from bronze.verify.claim import Claim, with_streamed_columns
 from bronze.verify.results import VerifiedTable
@@ -266,7 +266,7 @@ def _remove_rows(claim: Claim, rows: Rows, batch_id: str) -> Workflow[int]:
     state = _state(claim, list(rows))
     into = Destination(
         place=place,
-        columns=evolution.columns_as_written(state.columns, state.properties),
+        columns=row_format.columns_as_written(state.columns, state.properties),
         key=(),
         stats=tuple(n for n in optimize.statistics(state) if n in dict(state.columns)),
         stamp=replace(claim.given.stamp, batch_id=batch_id),
@@ -301,14 +301,14 @@ def _remove_duplicates(claim: Claim, batch_id: str) -> Workflow[int]:
     if state is None or claim.has_history or not claim.names:
         return 0
     known = KnownRows(state.place, state.version, state.files, claim.layout, claim.names, 0)
-    (twins,) = yield [Task(known_rows.twins, known, claim.label)]
+    (twins,) = yield [Task(duplicate_keys.twins, known, claim.label)]
     rows = {file: [numbers] for file, numbers in twins if len(numbers)}
     return (yield from _remove_rows(claim, rows, batch_id)) if rows else 0
 
 
 def _commit(claim: Claim, state: State, change: Change, batch_id: str) -> None:
     """Commits a removal, with the property that makes the next load compare all rows."""
-    columns = evolution.columns_as_written(state.columns, state.properties)
+    columns = row_format.columns_as_written(state.columns, state.properties)
     compare_all = ((properties.CUT, "true"),)
     shape = Shape(columns, optimize.statistics(state), state.partition, compare_all)
     facts = {

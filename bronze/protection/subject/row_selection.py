@@ -14,12 +14,13 @@ from typing import Any
 
 import polars as pl
 
+from bronze.delta.properties import TableProperties
 from bronze.errors import ConfigError
 from bronze.model.columns import DETERMINISTIC_METHODS, KEY_TEXT, DeltaType, ProtectionRule
 from bronze.model.protection import ProtectedColumn, TableProtection
 from bronze.postgres.copy.literals import Read
 from bronze.postgres.copy.read import dtype
-from bronze.protection import keys, lake_table, plaintext, protect
+from bronze.protection import lake_table, plaintext, protect
 from bronze.protection.lake_table import ProtectedTable
 from bronze.protection.subject.row_match import SelectedValue, StoredForms, Subject
 from bronze.protection.subject.source_rows import Original
@@ -202,7 +203,7 @@ def _stored_forms(table: ProtectedTable, name: str, value: pl.Series) -> StoredF
     possible = pl.Series(name, [*certain, *shaped], dtype=pl.String)
     if not shaped or not _had_format(table, column):
         return StoredForms(possible, possible, possible)
-    current = keys.key_ids(table.state.properties).get(name)
+    current = TableProperties.read(table.state.properties).key_ids.get(name)
     latest = [key for key in column.keys if key.id == current] or [column.keys[0]]
     column = replace(column, keys=tuple(latest))
     now = protect.protect_texts(value, column, table.protection.masters)

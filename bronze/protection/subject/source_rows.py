@@ -15,8 +15,8 @@ import polars as pl
 import psycopg
 
 from bronze.config.settings import Settings
-from bronze.delta import properties
 from bronze.delta.log import State
+from bronze.delta.properties import TableProperties
 from bronze.errors import ConfigError, TableRefused
 from bronze.model.columns import KEY_TEXT
 from bronze.postgres.catalog.operators import comparison_operators
@@ -27,7 +27,6 @@ from bronze.postgres.connection.connect import Connection, explain
 from bronze.postgres.copy import literals
 from bronze.postgres.copy.literals import NoValue, Read, Typed
 from bronze.postgres.statement import quoted
-from bronze.tables import evolution
 
 _IF_GONE = "if the rows are gone from the source for good, use --without-source"
 _OR_IF_GONE = f"or, {_IF_GONE}"
@@ -118,14 +117,14 @@ def source_table(settings: Settings, target: str, state: State) -> Iterator[Orig
         LakeError: a property of the Bronze table cannot be read.
         SourceError, SourceUnreachable: the source cannot be asked.
     """
-    name = state.properties.get(properties.SOURCE, "")
+    name = TableProperties.read(state.properties).source
     if name not in settings.source:
         raise ConfigError(
             f"The config has no source {name}, from which {target} was loaded.",
             hint=f"{_IF_GONE[0].upper()}{_IF_GONE[1:]}.",
         )
     origin = settings.origin(name)
-    label = state.properties.get(properties.TABLE, "")
+    label = TableProperties.read(state.properties).label
     with connect.connect(origin) as connection:
         try:
             # With this setting PostgreSQL raises an error rather than hide rows by a policy.
@@ -148,11 +147,10 @@ def source_table(settings: Settings, target: str, state: State) -> Iterator[Orig
 
 def _relation(connection: Connection, target: str, state: State) -> Relation:
     """The table itself: by its name, or by its oid if it was renamed."""
-    schema, name = evolution.table_of(state.properties)
-    label = state.properties.get(properties.TABLE, "")
-    oid = properties.value(state.properties, properties.OID, "", _oid)
-    named = [r for r in relations(connection, [schema]) if r.name == name]
-    if named and oid in ("", str(named[0].oid)):
+    known = TableProperties.read(state.properties)
+    label, oid = known.label, known.oid
+    named = [r for r in relations(connection, [known.schema]) if r.name == known.name]
+    if named and oid in (None, named[0].oid):
         return named[0]
     if named:
         raise TableRefused(
@@ -161,11 +159,11 @@ def _relation(connection: Connection, target: str, state: State) -> Relation:
             hint=f"`bronze run` compares the two; then forget; {_OR_IF_GONE}",
             table=label,
         )
-    schemas: list[Any] = connection.execute(_RENAMED, [oid or "0"]).fetchall()
+    schemas: list[Any] = connection.execute(_RENAMED, [oid or 0]).fetchall()
     for (other,) in schemas:
         for relation in relations(connection, [other]):
             numbers = {attribute.number for attribute in relation.attributes}
-            if str(relation.oid) == oid and numbers >= set(_numbered(state).values()):
+            if relation.oid == oid and numbers >= set(_numbered(state).values()):
                 return relation
     raise TableRefused(
         f"There is no table {label} in the source: it cannot be asked whether it has such a row.",
@@ -182,12 +180,7 @@ WHERE c.oid = %s::oid AND n.nspname NOT LIKE 'pg\\_%%' AND n.nspname <> 'informa
 
 def _numbered(state: State) -> dict[str, int]:
     """The numbers that the source's columns had in the last load, by their Bronze names."""
-    parse = lambda text: properties.mapping_in(text, int)  # noqa: E731
-    return properties.value(state.properties, properties.NUMBERS, {}, parse)
-
-
-def _oid(text: str) -> str:
-    return str(int(text)) if text else ""
+    return dict(TableProperties.read(state.properties).numbers)
 
 
 def _columns(connection: Connection, relation: Relation, state: State) -> dict[str, Typed]:

@@ -583,7 +583,7 @@ def test_an_entry_of_the_delta_log_that_cannot_be_read_is_a_fault(settings: Sett
     DeltaTable(str(folder(settings))).create_checkpoint()
     (folder(settings) / "_delta_log" / f"{1:020}.json").write_text("not json")
     (said,) = problems(settings)
-    assert "is no entry of a Delta log" in said
+    assert "is not an entry of a Delta log" in said
 
 
 @pytest.mark.parametrize("value", ["", "[1]", "{"])

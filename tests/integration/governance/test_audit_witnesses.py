@@ -15,7 +15,7 @@ from deltalake import DeltaTable
 from bronze import failpoint
 from bronze.api.client import Bronze
 from bronze.cli import render
-from bronze.delta import audit_mark, log
+from bronze.delta import audit_mark, log, properties
 from bronze.governance import audit, audit_witnesses
 from bronze.governance.audit import AuditReport
 from bronze.governance.tables import audit_log as book
@@ -199,7 +199,7 @@ def test_a_lake_of_before_is_read_on(source: Source, capsys: pytest.CaptureFixtu
             if action.get("txn", {}).get("appId", "").startswith("bronze/audit/"):
                 continue
             configuration = action.get("metaData", {}).get("configuration", {})
-            for name in ("bronze.audit.log", audit_mark.LOGS):
+            for name in ("bronze.audit.log", properties.AUDIT_LOGS):
                 configuration.pop(name, None)
             kept.append(json.dumps(action) + "\n")
         entry.write_text("".join(kept))

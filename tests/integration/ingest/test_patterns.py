@@ -749,7 +749,7 @@ def test_an_overtaken_run_commits_nothing(source: Source) -> None:
     errors = {table: (r.status, r.error.message if r.error else "") for table, r in results.items()}
     for name in every.tables:
         assert errors[f"public.{name}"][0] == "failed", name
-        assert "Another run has landed the table at" in errors[f"public.{name}"][1], name
+        assert "Another run has committed to the table at" in errors[f"public.{name}"][1], name
         folder = source.table(name)
         assert DeltaTable(str(folder)).version() == rivals[f"public.{name}"].version, name
         log = "".join(path.read_text() for path in (folder / "_delta_log").glob("*.json"))

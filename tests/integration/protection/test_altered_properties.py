@@ -42,8 +42,8 @@ ALTERED: list[tuple[str, str, list[Callable[[Settings, str], object]]]] = [
     (properties.FORMER, '{"code": 7}', [forget, show]),
     (properties.PROTECT, "[1]", [forget, show, rotate]),
     (properties.OID, "x", [forget]),
-    (keys.IDS, "[]", [forget, show]),
-    (keys.IDS, "x", [forget, show]),
+    (properties.KEY_IDS, "[]", [forget, show]),
+    (properties.KEY_IDS, "x", [forget, show]),
 ]
 
 
@@ -73,6 +73,6 @@ def test_altered_properties_are_named_in_a_sentence(source: Source) -> None:
     assert errors["whole"] is None
     for name, (altered, text, _) in zip(names, ALTERED, strict=True):
         error = errors[name]
-        if altered == keys.IDS:
+        if altered == properties.KEY_IDS:
             assert error is not None, text
             assert altered in error.message

@@ -315,7 +315,7 @@ def test_a_change_of_protection_reloads_the_table(source: Source) -> None:
     for number, protect_ in enumerate(choices):
         given = settings(source, "t", protect=protect_)
         result = landed(given)
-        assert any("written anew" in note for note in result.notes) == (number > 0)
+        assert any("the table is reloaded" in note for note in result.notes) == (number > 0)
         assert differences(given) == {}
         assert landed(given).status == "unchanged"
         if protect_:

@@ -345,7 +345,7 @@ def the_choices_after_a_refusal_work(source: Case) -> Story:
     result = yield beside
     assert counts(result) == (0, 1, 0)
     assert (row(source, 1)["c"], row(source, 1)["c_new"]) == (None, "x10")
-    assert not [note for note in result.notes if "is called c now" in note]
+    assert not [note for note in result.notes if "was renamed to c" in note]
     yield from quietly(source, beside)
 
 
@@ -360,7 +360,7 @@ def a_renamed_column_is_told_with_the_way_to_keep_its_name(source: Case) -> Stor
     result = yield BATCH
     assert counts(result) == (0, 50, 0)
     (note,) = [note for note in result.notes if "rename" in note]
-    assert note.startswith("column v is called w now")
+    assert note.startswith("column v was renamed to w")
     assert 'rename = { "w" = "v" }' in note
     assert set(values(source, "v").values()) == {None}
     assert values(source, "w")[1] == "v1"

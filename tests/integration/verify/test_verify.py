@@ -29,7 +29,7 @@ from bronze.errors import ConfigError, LakeUnreachable, SnapshotLost, SourceUnre
 from bronze.execution import budget
 from bronze.ingest import load, pipeline
 from bronze.model.locations import Place
-from bronze.tables import known_rows
+from bronze.tables import duplicate_keys
 from bronze.verify import claim
 from bronze.verify import verify as verifying
 from bronze.verify.comparison import Options, compare_tables
@@ -820,7 +820,7 @@ def failing_removal(monkeypatch: pytest.MonkeyPatch) -> None:
     def twins(_: object) -> None:
         raise LakeUnreachable("The lake is away.")
 
-    monkeypatch.setattr(known_rows, "twins", twins)
+    monkeypatch.setattr(duplicate_keys, "twins", twins)
 
 
 def failing_plan(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -166,7 +166,7 @@ def test_an_entry_that_cannot_be_read_is_told(place: Place, broken: str) -> None
         lambda: expiring.strays(state, list(expiring.lying(place))),
         lambda: list(log.infos(place)),
     ):
-        with pytest.raises(FileDamaged, match="no entry of a Delta log") as caught:
+        with pytest.raises(FileDamaged, match="is not an entry of a Delta log") as caught:
             read()
         assert "backup" in caught.value.hint
     assert names(place) == before
