@@ -35,7 +35,7 @@ from bronze.postgres.catalog import constraints, survey
 from bronze.postgres.catalog.constraints import Constraints
 from bronze.postgres.catalog.relations import Relation
 from bronze.postgres.catalog.survey import Personal
-from bronze.postgres.connection import capacity, connect
+from bronze.postgres.connection import capacity, connect, parameters, translation
 from bronze.postgres.copy import read, snapshot
 from bronze.postgres.copy.snapshot import Consistency, Snapshot
 from bronze.postgres.replication import publication, slot
@@ -187,7 +187,7 @@ class _CheckedSource:
         """A note on a standby from which tables can be read one by one."""
         if not self.snapshot.since.standby or self.no_shared_snapshot:
             return []
-        return [f"{connect.address(self.source.origin)} {_STANDBY}"]
+        return [f"{parameters.address(self.source.origin)} {_STANDBY}"]
 
 
 def _check_source(
@@ -198,7 +198,7 @@ def _check_source(
     keyed: list[selection.Target] = []
     wanting: tuple[MissingPrerequisite, ...] = ()
     no_stream: BronzeError | None = None
-    with connect.source_errors(source.origin):
+    with translation.source_errors(source.origin):
         if streamed:
             slot_name, publication_name = settings.stream.names(name)
             keyed, wanting = apply.prepare_tables(connection, streamed, slot_name, publication_name)

@@ -17,7 +17,7 @@ from bronze.model.events import LoadEvent, Notice, StreamEvent, TableFailed
 from bronze.model.locations import Origin
 from bronze.model.results import Failure, LateRecord, TableResult
 from bronze.postgres.catalog.relations import Relation
-from bronze.postgres.connection import connect
+from bronze.postgres.connection import translation
 from bronze.postgres.connection.connect import Connection
 from bronze.postgres.replication.rewind import KnownTransactions
 from bronze.postgres.replication.slot import Session
@@ -176,5 +176,5 @@ class StreamContext:
     def found(self) -> tuple[Relation, ...]:
         """What is in the source's schemas now."""
         schemas = self.settings.source[self.origin.name].schema_
-        with connect.source_errors(self.origin):
+        with translation.source_errors(self.origin):
             return selection.relations_of(self.control, self.origin.name, schemas)

@@ -22,7 +22,7 @@ from bronze.cdc.context import Stopped, StreamContext
 from bronze.errors import BronzeError, TableRefused
 from bronze.model.events import Waiting
 from bronze.model.locations import Origin
-from bronze.postgres.connection import connect
+from bronze.postgres.connection import connect, sockets, translation
 from bronze.postgres.connection.connect import Connection
 from bronze.postgres.copy import snapshot
 from bronze.postgres.copy.snapshot import Snapshot
@@ -81,7 +81,7 @@ def _refused(
             label = targets[0].label
             if isinstance(error, TableRefused):
                 return {label: error}
-            return {label: connect.explain(error, origin, label)}
+            return {label: translation.explain(error, origin, label)}
     refused: dict[str, BronzeError] = {}
     for target in targets:
         refused |= _refused(origin, connection, name, [target])
@@ -207,7 +207,7 @@ class NewSlot:
             given_up = time.monotonic() > until
             for connection in (self.sender, self._holder):
                 if connection and given_up:
-                    connect.cut(connection)
+                    sockets.cut(connection)
                 elif connection:
                     with suppress(psycopg.Error):
                         connection.cancel_safe(timeout=1)
@@ -237,7 +237,7 @@ class NewSlot:
 
     def _run(self) -> None:
         try:
-            with connect.source_errors(self._stream.origin):
+            with translation.source_errors(self._stream.origin):
                 self._make()
         except BaseException as error:  # whatever it is, the one who waits has to hear of it
             self.error = error

@@ -48,7 +48,7 @@ from bronze.model.events import (
 from bronze.model.stamp import RowStamp
 from bronze.postgres.catalog import definition
 from bronze.postgres.catalog.relations import Relation
-from bronze.postgres.connection import connect
+from bronze.postgres.connection import connect, sockets, translation
 from bronze.postgres.copy import snapshot
 from bronze.postgres.replication import publication, slot
 from bronze.postgres.replication.batch import Batch, release
@@ -214,7 +214,7 @@ class Session:
             largest=self._largest,
             past=past,
             # Nobody answers there either, and who waits for it would wait for ever.
-            lost=lambda: connect.cut(stream.control),
+            lost=lambda: sockets.cut(stream.control),
         )
 
     def _land(self, pool: Executor, batch: Batch) -> None:
@@ -592,7 +592,7 @@ class Session:
                 self._gives_up(one, _left_error(one, now.get(one.oid)))
         self._follow_new(now.values())
         following = self._following
-        with connect.source_errors(stream.origin):
+        with translation.source_errors(stream.origin):
             relations = [now[one.oid] for one in following]
             covered = publication.fingerprints_of(stream.control, stream.publication, relations)
             keyed = [(now[one.oid], one.plan.target.key) for one in following]

@@ -32,7 +32,7 @@ from bronze.governance import openlineage
 from bronze.ingest import pipeline
 from bronze.model.events import Notice, Waiting
 from bronze.model.results import StreamResult
-from bronze.postgres.connection import connect
+from bronze.postgres.connection import connect, translation
 from bronze.postgres.connection.connect import Connection
 from bronze.postgres.replication import publication, slot
 from bronze.tables import selection
@@ -124,7 +124,7 @@ def drop(settings: Settings, tables: Sequence[str] = ()) -> str:
     name = _source(settings, tables)
     own, published = settings.stream.names(name)
     origin = settings.origin(name)
-    with connect.source_errors(origin), connect.connect(origin) as connection:
+    with translation.source_errors(origin), connect.connect(origin) as connection:
         slot.drop(connection, own)
         publication.unpublish(connection, published)
     return own
@@ -168,7 +168,7 @@ def _connected(
         stack.callback(connect.forget_server, origin)
         control = stack.enter_context(connect.connect(origin))
         connect.remember_server(origin, control)
-        with connect.source_errors(origin):
+        with translation.source_errors(origin):
             # Where a connection fell silent, the server keeps its session for hours.
             slot.end_sessions(control, sessions)
             _claim(control, own, bool(sessions), stop)

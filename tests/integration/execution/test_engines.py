@@ -152,7 +152,9 @@ def test_a_stream_uses_the_engine_for_the_loads_of_its_tables(source: Source) ->
 
 def tasks_of(cluster: distributed.LocalCluster) -> int:
     """How many transitions of tasks a cluster's scheduler has seen."""
-    return int(cluster.scheduler.transition_counter)
+    scheduler = cluster.scheduler
+    assert scheduler is not None
+    return int(scheduler.transition_counter)
 
 
 def loaded(source: Source, pool: Executor) -> list[tuple[str, str]]:
