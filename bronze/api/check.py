@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from typing import Any
 
 import uuid_utils
 
@@ -29,7 +30,7 @@ from bronze.ingest import pipeline, plan
 from bronze.ingest.pipeline import OpenSource
 from bronze.model.columns import Column
 from bronze.model.quality import ResolvedRule
-from bronze.model.results import Failure
+from bronze.model.results import Failure, Shown
 from bronze.model.stamp import RowStamp
 from bronze.postgres.catalog import constraints, survey
 from bronze.postgres.catalog.constraints import Constraints
@@ -105,8 +106,8 @@ class TableReport:
     limits: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class CheckReport:
+@dataclass(frozen=True, repr=False)
+class CheckReport(Shown):
     """What a run would do. ``missing`` are problems of no single table, ``notes`` are about the
     sources.
     """
@@ -119,6 +120,15 @@ class CheckReport:
     def problems(self) -> tuple[Failure, ...]:
         """All errors that a run would have."""
         return self.missing + tuple(table.problem for table in self.tables if table.problem)
+
+    @property
+    def exit_code(self) -> int:
+        """0: a run would have no problem; 1: it would."""
+        return 1 if self.problems else 0
+
+    def _row(self, item: TableReport) -> Mapping[str, Any]:
+        columns = [f"{column.target} {column.delta_type}" for column in item.columns]
+        return {**asdict(item), "columns": columns, "rules": [rule.name for rule in item.rules]}
 
 
 def check(settings: Settings, tables: Sequence[str] = ()) -> CheckReport:

@@ -11,10 +11,11 @@ again, and counted is what is still found.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import ClassVar
 from urllib.parse import unquote
 
 import polars as pl
@@ -31,7 +32,7 @@ from bronze.errors import BronzeError, ConfigError, LakeError, TableRefused
 from bronze.governance.tables import anomalies, models, profiles, quality, rejected_values
 from bronze.model.files import StoredFile, WrittenFile
 from bronze.model.locations import Place
-from bronze.model.results import Failure
+from bronze.model.results import Failure, Shown
 from bronze.protection import governance_records, lake_table, source_rows
 from bronze.protection import subject as subjects
 from bronze.protection.governance_records import About, Person, Seen
@@ -72,8 +73,8 @@ class SourceAnswer:
     rows: int
 
 
-@dataclass(frozen=True)
-class ErasureResult:
+@dataclass(frozen=True, repr=False)
+class ErasureResult(Shown):
     """What was erased, and what is left.
 
     ``rows`` left the current version of the table, ``records`` the tables of governance;
@@ -81,6 +82,8 @@ class ErasureResult:
     ``left`` rows and records found. ``source`` is who said that the row is gone there, ``before``
     and ``after`` what was looked at. ``unrecorded`` is why the audit log does not have it, if so.
     """
+
+    _items: ClassVar[str] = ""
 
     target: str
     version: int
@@ -114,6 +117,13 @@ class ErasureResult:
         """0: nothing is left, and that is recorded; 1: otherwise, or nothing was found."""
         open_ends = self.left or self.doubtful or self.unrecorded
         return 1 if open_ends or not self.is_found else 0
+
+    def _summary(self) -> Iterable[str]:
+        return [
+            self.target,
+            f"{self.rows} rows and {self.records} records erased",
+            f"{self.left} left",
+        ]
 
 
 def forget(
