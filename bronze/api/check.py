@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from typing import Any
 
 import uuid_utils
 
@@ -30,13 +31,13 @@ from bronze.ingest import pipeline, plan
 from bronze.ingest.pipeline import OpenSource
 from bronze.model.columns import Column
 from bronze.model.quality import ResolvedRule
-from bronze.model.results import Failure
+from bronze.model.results import Failure, Shown
 from bronze.model.stamp import RowStamp
 from bronze.postgres.catalog import constraints, survey
 from bronze.postgres.catalog.constraints import Constraints
 from bronze.postgres.catalog.relations import Relation
 from bronze.postgres.catalog.survey import Personal
-from bronze.postgres.connection import capacity, connect
+from bronze.postgres.connection import capacity, connect, parameters, translation
 from bronze.postgres.copy import read, snapshot
 from bronze.postgres.copy.snapshot import Consistency, Snapshot
 from bronze.postgres.replication import publication, slot
@@ -106,8 +107,8 @@ class TableReport:
     limits: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class CheckReport:
+@dataclass(frozen=True, repr=False)
+class CheckReport(Shown):
     """What a run would do. ``missing`` are problems of no single table, ``notes`` are about the
     sources.
     """
@@ -120,6 +121,15 @@ class CheckReport:
     def problems(self) -> tuple[Failure, ...]:
         """All errors that a run would have."""
         return self.missing + tuple(table.problem for table in self.tables if table.problem)
+
+    @property
+    def exit_code(self) -> int:
+        """0: a run would have no problem; 1: it would."""
+        return 1 if self.problems else 0
+
+    def _row(self, item: TableReport) -> Mapping[str, Any]:
+        columns = [f"{column.target} {column.delta_type}" for column in item.columns]
+        return {**asdict(item), "columns": columns, "rules": [rule.name for rule in item.rules]}
 
 
 def check(settings: Settings, tables: Sequence[str] = ()) -> CheckReport:
@@ -188,7 +198,7 @@ class _CheckedSource:
         """A note on a standby from which tables can be read one by one."""
         if not self.snapshot.since.standby or self.no_shared_snapshot:
             return []
-        return [f"{connect.address(self.source.origin)} {_STANDBY}"]
+        return [f"{parameters.address(self.source.origin)} {_STANDBY}"]
 
 
 def _check_source(
@@ -199,7 +209,7 @@ def _check_source(
     keyed: list[selection.Target] = []
     wanting: tuple[MissingPrerequisite, ...] = ()
     no_stream: BronzeError | None = None
-    with connect.source_errors(source.origin):
+    with translation.source_errors(source.origin):
         if streamed:
             slot_name, publication_name = settings.stream.names(name)
             keyed, wanting = table_sync.prepare_tables(

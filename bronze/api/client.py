@@ -132,8 +132,9 @@ class Bronze:
     ) -> StreamResult:
         """Applies the changes of tables whose pattern is "streaming", batch after batch.
 
-        Tables that are new are copied first. It ends when ``stop`` is set, with the batch at hand
-        applied; what it had confirmed is never lost, and the next stream goes on from there.
+        Tables that are new are loaded first, on the config's ``[run] engine``; batches are applied
+        by threads of this process. The stream ends when ``stop`` is set, after the current batch;
+        the next stream continues from the position that was recorded last.
 
         Args:
             tables: which tables.

@@ -21,7 +21,7 @@ from bronze.errors import ConfigError, SourceBusy
 from bronze.model.events import Notice, Resynced, SlotRetains, TableAdded
 from bronze.postgres.catalog import definition
 from bronze.postgres.catalog.relations import Relation
-from bronze.postgres.connection import connect
+from bronze.postgres.connection import translation
 from bronze.postgres.replication import publication, slot
 from bronze.tables import selection
 
@@ -89,7 +89,7 @@ class CatalogWatch:
 
     def _resync_changed_tables(self, now: Mapping[int, Relation]) -> None:
         control, following = self._stream.control, self._tables.following
-        with connect.source_errors(self._stream.origin):
+        with translation.source_errors(self._stream.origin):
             fingerprints = publication.fingerprints_of(
                 control, self._stream.publication, [now[table.oid] for table in following]
             )

@@ -22,7 +22,7 @@ from bronze.model.results import Failure, LateRecord, TableResult
 from bronze.model.stamp import RowStamp
 from bronze.model.units import NO_FINDINGS, Findings
 from bronze.postgres.catalog.relations import Relation
-from bronze.postgres.connection import connect
+from bronze.postgres.connection import translation
 from bronze.postgres.connection.connect import Connection
 from bronze.postgres.replication.batch import Batch
 from bronze.postgres.replication.rewind import KnownTransactions
@@ -278,5 +278,5 @@ class StreamContext:
     def relations(self) -> tuple[Relation, ...]:
         """The relations that the source's schemas have now."""
         schemas = self.settings.source[self.origin.name].schema_
-        with connect.source_errors(self.origin):
+        with translation.source_errors(self.origin):
             return selection.relations_of(self.control, self.origin.name, schemas)

@@ -22,7 +22,7 @@ from bronze.cdc.context import Stopped, StreamContext
 from bronze.errors import BronzeError, TableRefused
 from bronze.model.events import Waiting
 from bronze.model.locations import Origin
-from bronze.postgres.connection import connect
+from bronze.postgres.connection import connect, sockets, translation
 from bronze.postgres.connection.connect import Connection
 from bronze.postgres.copy import snapshot
 from bronze.postgres.copy.snapshot import Snapshot
@@ -83,7 +83,7 @@ def _publish_each(
             label = targets[0].label
             if isinstance(error, TableRefused):
                 return {label: error}
-            return {label: connect.explain(error, origin, label)}
+            return {label: translation.explain(error, origin, label)}
     refused: dict[str, BronzeError] = {}
     for target in targets:
         refused |= _publish_each(origin, connection, name, [target])
@@ -208,7 +208,7 @@ class NewSlot:
             given_up = time.monotonic() > until
             for connection in (self.sender, self._holder):
                 if connection and given_up:
-                    connect.cut(connection)
+                    sockets.cut(connection)
                 elif connection:
                     with suppress(psycopg.Error):
                         connection.cancel_safe(timeout=1)
@@ -238,7 +238,7 @@ class NewSlot:
 
     def _run(self) -> None:
         try:
-            with connect.source_errors(self._stream.origin):
+            with translation.source_errors(self._stream.origin):
                 self._create()
         except BaseException as error:  # the thread that waits has to get it
             self.error = error

@@ -62,7 +62,7 @@ from bronze.execution.periodic import Periodic
 from bronze.maintenance.background import BackgroundMaintenance
 from bronze.model.events import Resynced, Waiting
 from bronze.model.stamp import RowStamp
-from bronze.postgres.connection import connect
+from bronze.postgres.connection import connect, sockets
 from bronze.postgres.copy import snapshot
 from bronze.postgres.replication import slot
 from bronze.postgres.replication.batch import Batch, release
@@ -273,7 +273,7 @@ class Session:
             largest=self._largest_change,
             past=past,
             # The server does not answer there either: a query would wait for ever.
-            lost=lambda: connect.cut(stream.control),
+            lost=lambda: sockets.cut(stream.control),
         )
 
     def _receive_batch(self, receiver: Receiver) -> Batch | None:

@@ -46,7 +46,7 @@ from bronze.governance.lineage import LineageEntry
 from bronze.ingest import pipeline
 from bronze.model.events import Notice, Resynced, Waiting
 from bronze.model.results import StreamResult
-from bronze.postgres.connection import connect
+from bronze.postgres.connection import connect, translation
 from bronze.postgres.connection.connect import Connection
 from bronze.postgres.copy import snapshot
 from bronze.postgres.copy.snapshot import Snapshot
@@ -144,7 +144,7 @@ def drop(settings: Settings, tables: Sequence[str] = ()) -> str:
     name = _source(settings, tables)
     slot_name, publication_name = settings.stream.names(name)
     origin = settings.origin(name)
-    with connect.source_errors(origin), connect.connect(origin) as connection:
+    with translation.source_errors(origin), connect.connect(origin) as connection:
         slot.drop(connection, slot_name)
         publication.unpublish(connection, publication_name)
     return slot_name
@@ -191,7 +191,7 @@ def _connected(
         stack.callback(connect.forget_server, origin)
         control = stack.enter_context(connect.connect(origin))
         connect.remember_server(origin, control)
-        with connect.source_errors(origin):
+        with translation.source_errors(origin):
             # If a connection was lost without an end, the server keeps its session for hours.
             slot.end_sessions(control, sessions)
             _claim(control, slot_name, bool(sessions), stop)

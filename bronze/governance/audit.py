@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, ClassVar
 from uuid import uuid4
 
 import polars as pl
@@ -33,6 +33,7 @@ from bronze.governance.tables import audit_log as book
 from bronze.governance.tables.audit_log import AuditRecord, Head
 from bronze.governance.writer import Page, append
 from bronze.model.locations import Place
+from bronze.model.results import Shown
 from bronze.model.stamp import AuditMark
 from bronze.version import VERSION
 
@@ -60,8 +61,8 @@ class Event:
     batch_id: str = ""
 
 
-@dataclass(frozen=True)
-class AuditReport:
+@dataclass(frozen=True, repr=False)
+class AuditReport(Shown):
     """What the audit log holds. ``records`` are those that were asked for, of ``count`` in all;
     ``head`` is the hash of the last one. ``verified`` says that the chain was checked, ``problems``
     what is wrong with it; of ``unsealed`` records at its beginning, which are older than the key of
@@ -71,6 +72,8 @@ class AuditReport:
     were read; ``tables`` Bronze tables were asked, of which ``vouching`` know of records of this
     log, up to number ``vouched``. ``notes`` say what is not proven.
     """
+
+    _items: ClassVar[str] = "records"
 
     records: tuple[AuditRecord, ...]
     count: int

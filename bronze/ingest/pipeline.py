@@ -42,7 +42,7 @@ from bronze.model.results import Failure, RunResult, TableResult
 from bronze.model.stamp import AuditMark, RowStamp
 from bronze.model.units import Unit, UnitResult
 from bronze.postgres.catalog.relations import Relation
-from bronze.postgres.connection import connect
+from bronze.postgres.connection import connect, translation
 from bronze.postgres.copy import snapshot as snapshots
 from bronze.postgres.copy.snapshot import Snapshot
 from bronze.tables import selection
@@ -195,7 +195,7 @@ def open_sources(
         origin = replace(settings.origin(name), application_name=f"bronze {batch_id}")
         stack.callback(connect.forget_server, origin)
         pool = stack.enter_context(connect.pool(origin, source.pool.min, source.pool.max))
-        with connect.source_errors(origin):
+        with translation.source_errors(origin):
             connection = stack.enter_context(pool.connection())
             relations += [
                 (name, r) for r in selection.relations_of(connection, name, source.schema_)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 from bronze.model.results import Failure, Shown
 
@@ -48,6 +48,8 @@ class ErasureResult(Shown):
     the erasure, if so.
     """
 
+    _items: ClassVar[str] = ""
+
     target: str
     version: int
     rows: int = 0
@@ -85,8 +87,4 @@ class ErasureResult(Shown):
         erased = f"{self.rows} rows and {self.records} records erased"
         parts = [self.target, erased if self.is_found else "nothing found", f"{self.left} left"]
         parts += [f"{self.doubtful} doubtful"] if self.doubtful else []
-        return [*parts, f"exit code {self.exit_code}"]
-
-    def _figures(self) -> Sequence[Mapping[str, Any]]:
-        nested = ("source", "before", "after")
-        return [{name: value for name, value in asdict(self).items() if name not in nested}]
+        return parts

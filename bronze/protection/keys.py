@@ -10,9 +10,8 @@ import json
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import polars as pl
 import uuid_utils
@@ -30,7 +29,6 @@ from bronze.governance.tables.keys import KeyRecord
 from bronze.model.columns import DETERMINISTIC_METHODS, Column
 from bronze.model.locations import Place
 from bronze.model.protection import DataKey, ProtectedColumn, TableProtection
-from bronze.model.results import Shown
 from bronze.protection import keyring
 from bronze.tables import evolution, lake, selection
 from bronze.tables.evolution import ColumnContract
@@ -40,14 +38,12 @@ from bronze.tables.selection import Target
 ROW_HASH = "row_hash"
 """The purpose of the key of a table's row hashes."""
 
-"""The property of a Bronze table that names the keys of its row hashes ("") and columns."""
-
 Use = tuple[str, str, str]
 """What a key is for: table, column and purpose."""
 
 
-@dataclass(frozen=True, repr=False)
-class KeyReport(Shown):
+@dataclass(frozen=True)
+class KeyReport:
     """A key, without its secret. New values are protected with it if it is ``current``."""
 
     id: str
@@ -57,13 +53,6 @@ class KeyReport(Shown):
     master: str
     created: datetime
     current: bool
-
-    def _summary(self) -> Sequence[str]:
-        use = " ".join(filter(None, (self.table, self.column, self.purpose)))
-        return [self.id, use, "current" if self.current else "old"]
-
-    def _figures(self) -> Sequence[Mapping[str, Any]]:
-        return [asdict(self)]
 
 
 def protection(

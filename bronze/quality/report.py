@@ -7,9 +7,10 @@ its last run has brought, or, for a table that is streamed, that its stream has 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import polars as pl
 
@@ -21,6 +22,7 @@ from bronze.governance.tables import quality as book
 from bronze.governance.tables import streams
 from bronze.governance.tables.quality import Figure
 from bronze.model.files import StoredFile
+from bronze.model.results import Shown
 from bronze.quality import checks
 from bronze.tables import evolution
 from bronze.tables.naming import short_name
@@ -70,8 +72,8 @@ class TableQuality:
         return tuple(f for f in self.figures if f.passed is False and f.rule != checks.FRESHNESS)
 
 
-@dataclass(frozen=True)
-class QualityReport:
+@dataclass(frozen=True, repr=False)
+class QualityReport(Shown):
     """How tables fare; ``missing`` are Bronze tables that there are no figures of, ``lake`` is
     where it was looked for them.
     """
@@ -85,6 +87,11 @@ class QualityReport:
         """0: all is as demanded; 1: something is not, or there are no figures of it."""
         unmet = any(table.unmet or not table.fresh for table in self.tables)
         return 1 if unmet or self.missing or not self.tables else 0
+
+    def _row(self, item: TableQuality) -> Mapping[str, Any]:
+        latest = asdict(item.runs[0]) if item.runs else {}
+        rules = [figure.rule for figure in item.unmet]
+        return {"table": item.table, "target": item.target, **latest, "unmet": rules}
 
 
 def quality(settings: Settings, tables: Sequence[str] = (), trend: int = 1) -> QualityReport:

@@ -11,7 +11,8 @@ from bronze.config.settings import RunSettings, Settings
 from bronze.errors import BronzeError
 from bronze.model.locations import Origin
 from bronze.model.stamp import RowStamp
-from bronze.postgres.connection.connect import Connection, explain
+from bronze.postgres.connection.connect import Connection
+from bronze.postgres.connection.translation import explain
 from bronze.postgres.copy.snapshot import Snapshot
 from bronze.tables.selection import Target
 

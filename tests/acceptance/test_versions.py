@@ -10,7 +10,7 @@ import pytest
 
 from bronze.demo import server as postgres
 from bronze.errors import SnapshotLost
-from bronze.postgres.connection import connect
+from bronze.postgres.connection import connect, translation
 from tests.acceptance.test_cli import configured, invoke
 from tests.conftest import Source
 from tests.support.content import differences
@@ -65,8 +65,8 @@ def test_a_snapshot_that_is_gone_is_known_by_the_servers_words(
     empty.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
     with pytest.raises(psycopg.Error) as caught:
         empty.execute("SET TRANSACTION SNAPSHOT '00000FFF-0000001B-1'")
-    assert isinstance(connect.explain(caught.value, origin), SnapshotLost)
-    assert isinstance(connect.explain(caught.value, origin, "t"), SnapshotLost)
+    assert isinstance(translation.explain(caught.value, origin), SnapshotLost)
+    assert isinstance(translation.explain(caught.value, origin, "t"), SnapshotLost)
 
 
 @pytest.mark.skipif(VERSION >= 14, reason=f"PostgreSQL {VERSION} is streamed")

@@ -16,7 +16,7 @@ from psycopg import sql
 from typer.testing import CliRunner
 
 from bronze.api import progress
-from bronze.cli import render
+from bronze.cli import output, reports, results
 from bronze.cli.main import app
 from bronze.config import loading
 from bronze.errors import ConfigError
@@ -59,16 +59,16 @@ def test_printed_results_have_no_control_characters(capsys: pytest.CaptureFixtur
         TableResult(EVIL, f"bronze.{EVIL}", "landed", notes=(EVIL,)),
     )
     result = RunResult("b", 1, 1.0, tables, notes=(EVIL,), unrecorded=failure)
-    render.run_result(result)
-    render.document(result)
+    results.run_result(result)
+    output.print_result(result)
     with progress.progress(False) as notify:
         notify(TableFailed(EVIL, failure))
         notify(TableLanded(tables[1]))
     steps = progress.stream_log(False)
     steps(Notice(EVIL))
     steps(BatchApplied(1, 1, 1, 0, 0.0, (EVIL,)))
-    render.revealed_rows(pl.DataFrame({EVIL: [EVIL]}), "")
-    render.revealed_rows(pl.DataFrame({EVIL: [EVIL]}), "json")
+    reports.revealed_rows(pl.DataFrame({EVIL: [EVIL]}), "")
+    reports.revealed_rows(pl.DataFrame({EVIL: [EVIL]}), "json")
     out = capsys.readouterr()
     assert not RAW & set(out.out + out.err)
     assert out.out.count(SHOWN) >= 4
@@ -84,7 +84,7 @@ def test_csv_is_escaped_for_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> 
 
     for stream, raw in ((Terminal(), False), (io.StringIO(), True)):
         monkeypatch.setattr("sys.stdout", stream)
-        render.revealed_rows(pl.DataFrame({"x": ["\x1b[2J"]}), "csv")
+        reports.revealed_rows(pl.DataFrame({"x": ["\x1b[2J"]}), "csv")
         assert ("\x1b" in stream.getvalue()) is raw
 
 

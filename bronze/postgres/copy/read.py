@@ -31,14 +31,16 @@ from bronze.model.columns import Column, DeltaType
 from bronze.model.locations import Origin
 from bronze.postgres.connection import relay
 from bronze.postgres.connection.connect import (
-    CANCELED,
-    SEARCH_PATH_HINT,
     connect,
-    contested_error,
-    explain,
     forget_server,
     is_indirect,
     server_parameters,
+)
+from bronze.postgres.connection.translation import (
+    CANCELED,
+    SEARCH_PATH_HINT,
+    contested_error,
+    explain,
     unqualified_name,
 )
 

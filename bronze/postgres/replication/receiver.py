@@ -23,7 +23,7 @@ from psycopg import pq
 
 from bronze.errors import Mismatch, SourceBusy, SourceUnreachable
 from bronze.model.locations import Origin
-from bronze.postgres.connection.connect import explain, source_errors
+from bronze.postgres.connection.translation import explain, source_errors
 from bronze.postgres.replication import pgoutput, slot
 from bronze.postgres.replication.batch import Batch, Piece, Spool, TableChanges
 from bronze.postgres.replication.pgoutput import RelationMessage

@@ -23,7 +23,8 @@ from bronze.postgres.catalog.operators import comparison_operators
 from bronze.postgres.catalog.relations import Relation, relations
 from bronze.postgres.catalog.types import TypeOptions
 from bronze.postgres.connection import connect
-from bronze.postgres.connection.connect import Connection, explain
+from bronze.postgres.connection.connect import Connection
+from bronze.postgres.connection.translation import explain
 from bronze.postgres.copy import literals
 from bronze.postgres.copy.literals import NoValue, Read, Typed
 from bronze.postgres.statement import quoted

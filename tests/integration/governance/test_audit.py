@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 import bronze
 from bronze.api.client import Bronze
-from bronze.cli import render
+from bronze.cli import reports
 from bronze.config import loading
 from bronze.config.settings import Settings
 from bronze.errors import BronzeError, ConfigError, LakeUnreachable, TableRefused
@@ -550,7 +550,7 @@ def test_records_of_before_the_key_are_told(
     recorded(sealing, 1)
     report = audit.report(sealing, verify=True)
     assert (report.problems, report.unsealed) == ((), 3)
-    render.audit(report)
+    reports.audit(report)
     assert "the first 3 are not sealed" in capsys.readouterr().out
 
 
@@ -612,7 +612,7 @@ def test_details_that_nobody_can_read_break_nothing(settings: Settings, details:
     edited(settings, 1, lambda held: [replace(one, details=details) for one in held])
     report = audit.report(settings, verify=True)
     assert report.problems
-    render.audit(report)
+    reports.audit(report)
     other = parsed(folder(settings).parents[2], run={"workers": 1})
     audit.record(other, "reveal", "t", "succeeded")
 

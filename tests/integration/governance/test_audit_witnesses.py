@@ -14,7 +14,7 @@ from deltalake import DeltaTable
 
 from bronze import failpoint
 from bronze.api.client import Bronze
-from bronze.cli import render
+from bronze.cli import reports
 from bronze.delta import audit_mark, log, properties
 from bronze.governance import audit, audit_witnesses
 from bronze.governance.audit import AuditReport
@@ -212,7 +212,7 @@ def test_a_lake_of_before_is_read_on(source: Source, capsys: pytest.CaptureFixtu
     assert (report.tables, report.vouching, report.log) == (1, 0, "")
     assert any("before logs had an id" in note for note in report.notes)
     assert any("were last written before" in note for note in report.notes)
-    render.audit(report)
+    reports.audit(report)
     assert "0 of 1 Bronze tables know of them" in capsys.readouterr().out
     assert opened.run().exit_code == 0
     assert opened.run().exit_code == 0

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import bronze
 from bronze.api import check
 from bronze.cdc import stream
-from bronze.cli import render
+from bronze.cli import reports, results
 from bronze.cli.main import app
 from bronze.config import loading
 from bronze.config.quality import QualitySettings
@@ -511,7 +511,7 @@ def test_nulls_are_a_fault_where_it_is_said_so_and_are_named(
     assert f"7 of 12 values are NULL, not below 5.00%, {named}" in error.message
     report = trend.quality(given)
     assert report.exit_code == 1
-    render.quality(report, 1)
+    reports.quality(report, 1)
     assert named in " ".join(capsys.readouterr().out.split())
 
 
@@ -524,12 +524,12 @@ def test_what_did_not_land_is_not_said_to_have(
     given = settings(source, [{**POSITIVE, "severity": "critical"}], quality={"on_failure": "stop"})
     result = pipeline.run(given)
     assert (result.tables[0].status, result.tables[0].quarantined) == ("failed", 0)
-    render.run_result(result)
+    results.run_result(result)
     shown = capsys.readouterr()
     assert "quarantined" not in shown.out + shown.err
     report = trend.quality(given)
     assert not report.tables[0].fresh
-    render.quality(report, 1)
+    reports.quality(report, 1)
     told = capsys.readouterr().out
     assert "bz_t (refused)" in told
     assert "nothing has ever landed" in told

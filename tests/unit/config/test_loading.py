@@ -370,7 +370,12 @@ def test_a_connection_string_can_be_a_secret(
     files = [path.read_bytes() for path in (tmp_path / "lake").rglob("*") if path.is_file()]
     # A file and a log entry of the table, and as many of each of the three governance tables.
     assert len(files) == 8
-    shown = [*pool.units, *files, repr(settings).encode(), repr(result).encode()]
+    shown = [
+        *pool.units,
+        *files,
+        repr(settings).encode(),
+        repr(dataclasses.asdict(result)).encode(),
+    ]
     assert not [text for text in shown if PASSWORD.encode() in text]
 
 

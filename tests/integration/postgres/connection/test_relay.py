@@ -30,7 +30,7 @@ from psycopg.conninfo import make_conninfo
 from bronze.demo.server import Server
 from bronze.errors import ConfigError, SourceRefused, SourceUnreachable
 from bronze.model.locations import Origin
-from bronze.postgres.connection.connect import parameters
+from bronze.postgres.connection.parameters import parameters
 from bronze.postgres.connection.relay import is_needed, relay
 from bronze.postgres.copy.read import _url
 
