@@ -197,16 +197,9 @@ def _plan_table(settings: Settings, claim: Claim, batch_id: str) -> list[TableRu
         full = {"pattern": "full_refresh", "key": claim.key.source_names}
         return replace(target, settings=target.settings.model_copy(update=full))
 
-    targets = [context.target]
+    snapshot, targets = context.snapshot, [context.target]
     return pipeline.plan_tables(
-        settings,
-        context.origin,
-        context.snapshot,
-        targets,
-        batch_id,
-        slots,
-        as_loaded,
-        doubting=True,
+        settings, context.origin, snapshot, targets, batch_id, slots, as_loaded, doubting=True
     )
 
 
