@@ -16,6 +16,7 @@ import polars as pl
 from bronze.config.settings import Settings
 from bronze.delta import commit, files, log, properties, store
 from bronze.delta.log import State
+from bronze.delta.properties import TableProperties
 from bronze.errors import ConfigError
 from bronze.governance.tables.keys import KeyRecord
 from bronze.model.columns import DeltaType, ProtectionRule
@@ -40,7 +41,7 @@ class ProtectedTable:
     @property
     def key(self) -> tuple[str, ...]:
         """The names of its key's columns."""
-        return tuple(json.loads(self.state.properties.get(properties.KEY, "[]")))
+        return TableProperties.read(self.state.properties).key or ()
 
     @property
     def kinds(self) -> dict[str, DeltaType]:

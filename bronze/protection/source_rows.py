@@ -6,7 +6,6 @@ was made anew, or whose rows row-level security hides is none.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ import psycopg
 from bronze.config.settings import Settings
 from bronze.delta import properties
 from bronze.delta.log import State
+from bronze.delta.properties import TableProperties
 from bronze.errors import ConfigError, TableRefused
 from bronze.model.columns import KEY_TEXT
 from bronze.postgres.catalog.operators import comparison_operators
@@ -181,10 +181,9 @@ WHERE c.oid = %s::oid AND n.nspname NOT LIKE 'pg\\_%%' AND n.nspname <> 'informa
 """
 
 
-def _numbered(state: State) -> dict[str, int]:
-    """The numbers of the source's columns by their Bronze names, as they were last."""
-    found: dict[str, int] = json.loads(state.properties.get(properties.NUMBERS, "{}"))
-    return found
+def _numbered(state: State) -> Mapping[str, int]:
+    """The attnums in the source by the names of Bronze columns, as of the last run."""
+    return TableProperties.read(state.properties).numbers
 
 
 def _columns(connection: Connection, relation: Relation, state: State) -> dict[str, Typed]:
