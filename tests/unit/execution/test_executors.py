@@ -101,7 +101,7 @@ def test_no_courses_are_no_work() -> None:
 
 
 def test_workflows_without_tasks_end_at_once() -> None:
-    """A workflow that returns without a task, or asks for none, is not waited for, nor is it lost."""
+    """A workflow that returns without a task, or asks for none, still ends."""
 
     def nothing() -> Workflow[str]:
         return "nothing"
@@ -154,7 +154,7 @@ def test_results_are_reported_in_the_calling_thread() -> None:
 
 
 def test_a_workflow_resumes_when_all_its_tasks_have_ended() -> None:
-    """All tasks of a stage have ended before the workflow resumes, and may decide on the next tasks."""
+    """The workflow gets the results of all tasks, and may decide on the next tasks."""
     running: list[int] = []
 
     def halves(number: int) -> Workflow[list[int]]:
@@ -176,7 +176,7 @@ def test_a_workflow_resumes_when_all_its_tasks_have_ended() -> None:
 
 
 def test_tasks_of_earlier_workflows_come_first() -> None:
-    """One at a time: a workflow's later stages go before what later workflows have been waiting for."""
+    """Later tasks of a workflow run before tasks of later workflows."""
     gauge = Gauge()
     workflows = [
         workflow(gauge, [0, 1], [2]),
@@ -261,7 +261,7 @@ def test_a_workflow_may_catch_an_error_and_continue() -> None:
 
 
 def test_a_bug_is_the_error_of_its_workflow_alone() -> None:
-    """An exception other than a BronzeError is reported as a bug in bronze, and the other workflows continue."""
+    """An exception other than a BronzeError is a bug in bronze; the other workflows continue."""
 
     def broken(number: int) -> int:
         return 1 // number
