@@ -1,4 +1,4 @@
-"""All that lies in a table's folder: the Parquet files of whatever version, and their rows."""
+"""All Parquet files in the folder of a table, of all versions, and their rows."""
 
 from __future__ import annotations
 
@@ -23,14 +23,13 @@ _KINDS: Mapping[Any, DeltaType] = {files.arrow_type(kind): kind for kind in map(
 
 
 class Folder:
-    """A table's data files and files of the change data feed, those of the current version among
-    them.
+    """All data files and files of the change data feed in the folder of a table.
 
     Attributes:
         state: the table as it is.
-        paths: all files that lie there.
-        unreadable: those that have turned out to be no Parquet, and that no version names: their
-            writing was broken off, or has not ended. Nothing can be read of them.
+        paths: the paths of all files.
+        unreadable: files that turned out not to be Parquet and that no version names: their
+            writing was interrupted, or has not ended.
     """
 
     def __init__(self, state: State) -> None:
@@ -46,7 +45,7 @@ class Folder:
 
     @property
     def lost(self) -> list[str]:
-        """The files of the current version that are not there."""
+        """The files of the current version that are missing."""
         return sorted({*self._current} - {unquote(path) for path in self.paths})
 
     def is_current(self, path: str) -> bool:
@@ -65,8 +64,8 @@ class Folder:
                 yield path, part
 
     def parts(self, path: str, columns: Sequence[str] | None = None) -> Iterator[pl.DataFrame]:
-        """The rows of a file, a part at a time: those of some columns that the file has, in the
-        types that it has them in, and with its partition.
+        """The rows of a file, a part at a time, with those of ``columns`` that the file has, in the
+        types of the file, and with its partition.
 
         Raises:
             FileDamaged: it cannot be read, and a version names it.
@@ -101,7 +100,7 @@ class Folder:
 
 
 def _kind(found: Any) -> DeltaType:
-    """The kind that a file has a column in."""
+    """The type of a column in a file."""
     if pa.types.is_decimal128(found):
         return DeltaType("decimal", found.precision, found.scale)
     if pa.types.is_list(found) or pa.types.is_large_list(found):

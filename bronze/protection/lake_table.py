@@ -40,8 +40,8 @@ class ProtectedTable:
 
     @property
     def key(self) -> tuple[str, ...]:
-        """The columns of its key, none if it has no key."""
-        return evolution.key(self.state.properties)
+        """The names of its key's columns."""
+        return TableProperties.read(self.state.properties).key or ()
 
     @property
     def kinds(self) -> dict[str, DeltaType]:

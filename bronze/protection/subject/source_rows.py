@@ -179,9 +179,9 @@ WHERE c.oid = %s::oid AND n.nspname NOT LIKE 'pg\\_%%' AND n.nspname <> 'informa
 """
 
 
-def _numbered(state: State) -> dict[str, int]:
-    """The numbers that the source's columns had in the last load, by their Bronze names."""
-    return dict(TableProperties.read(state.properties).numbers)
+def _numbered(state: State) -> Mapping[str, int]:
+    """The attnums in the source by the names of Bronze columns, as of the last run."""
+    return TableProperties.read(state.properties).numbers
 
 
 def _columns(connection: Connection, relation: Relation, state: State) -> dict[str, Typed]:

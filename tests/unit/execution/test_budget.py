@@ -31,7 +31,7 @@ def test_the_memory_that_a_refusal_asks_for_is_enough(
 
 @IN_MEMORY
 @given(memory=MEMORY, number=st.integers(0, 300))
-def test_all_units_together_give_back_what_there_is_room_for(memory: int, number: int) -> None:
+def test_the_results_of_all_units_fit_into_the_memory(memory: int, number: int) -> None:
     """The more units a table has, the fewer rows each of them gives back."""
     given_back = budget.given_back(memory, number)
     assert 2**16 <= given_back <= 4 * 2**20

@@ -41,7 +41,7 @@ def test_characters_that_delta_forbids(bad: str) -> None:
     assert repr(bad) in faults([f"a{bad}b", "c"], ADDED)[f"a{bad}b"]
 
 
-def test_all_forbidden_characters_are_told_at_once() -> None:
+def test_all_forbidden_characters_are_in_one_message() -> None:
     """The reason lists every bad character of a name."""
     reason = faults(["a b(c)"], ADDED)["a b(c)"]
     assert all(repr(character) in reason for character in " ()")
@@ -61,6 +61,6 @@ def test_names_that_differ_only_in_case() -> None:
     assert "'Id'" in found["ID"]
 
 
-def test_every_fault_is_found() -> None:
+def test_every_altered_row_is_noticed() -> None:
     """One bad column does not hide another."""
     assert faults(["a b", "batch_id", "ok", "OK"], ADDED).keys() == {"a b", "batch_id", "OK"}

@@ -209,7 +209,7 @@ def test_any_sortable_kind_clusters(place: Place, kind: str) -> None:
     st.integers(1_000, 60_000),
     st.sampled_from([60_000, MEMORY]),
 )
-def test_whatever_comes_the_rows_stay(
+def test_optimize_never_changes_rows(
     appends: list[tuple[int, bool, bool]], by: tuple[str, ...], target: int, memory: int
 ) -> None:
     """However rows are added and files improved, the table holds just the rows that came."""
@@ -230,7 +230,7 @@ def test_whatever_comes_the_rows_stay(
 @pytest.mark.parametrize(
     ("memory", "group"), [(40_000, 2**24), (100_000, 2**24), (400_000, 2**24), (100_000, 3_000)]
 )
-def test_what_does_not_fit_in_memory_goes_by_the_way_of_files(
+def test_what_does_not_fit_into_memory_is_sorted_in_files(
     place: Place, memory: int, group: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With little memory no job holds much, and the outcome is the same: rows, and their order;
@@ -425,7 +425,7 @@ SPAWN = partial(ProcessPoolExecutor, mp_context=multiprocessing.get_context("spa
 
 
 @pytest.mark.parametrize("pools", [Sent, pytest.param(SPAWN, marks=pytest.mark.soak)])
-def test_processes_do_the_jobs_as_well(place: Place, pools: Callable[[int], Executor]) -> None:
+def test_processes_run_the_jobs(place: Place, pools: Callable[[int], Executor]) -> None:
     """Jobs and their results travel to other processes and back."""
     for seed in range(3):
         put(place, rows(1000, seed))
@@ -495,7 +495,9 @@ def test_partitions_that_are_still_valid_are_committed(
     assert unlisted(place) == set()
 
 
-def test_a_rival_that_always_wins(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_concurrent_writer_that_always_wins(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """After some tries it gives up, and leaves neither changes nor files."""
     for seed in range(4):
         put(place, rows(900, seed))
@@ -507,7 +509,7 @@ def test_a_rival_that_always_wins(place: Place, monkeypatch: pytest.MonkeyPatch)
     assert unlisted(place) == set()
 
 
-def test_an_answer_that_was_lost(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_response_that_was_lost(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """A commit which stands although the store says that somebody was first deletes nothing."""
     for seed in range(4):
         put(place, rows(900, seed))
@@ -523,7 +525,7 @@ def test_an_answer_that_was_lost(place: Place, monkeypatch: pytest.MonkeyPatch) 
     assert content(place) == before
 
 
-def test_two_improvers_at_once(place: Place) -> None:
+def test_two_optimizations_at_once(place: Place) -> None:
     """However they interleave with each other and a writer, the rows are those that came."""
     put(place, rows(900))
     expected = content(place)
@@ -578,7 +580,7 @@ def test_a_log_that_miscounts_is_noticed(place: Place) -> None:
 
 
 @pytest.mark.parametrize("kill", ["spread", "write"])
-def test_what_a_killed_improvement_leaves(
+def test_files_of_a_killed_optimization_are_swept(
     place: Place, monkeypatch: pytest.MonkeyPatch, kill: str
 ) -> None:
     """Files of one that died are named by its batch, and swept like those of any run that died."""
@@ -618,7 +620,7 @@ def test_columns_that_have_no_order_are_refused(place: Place, by: tuple[str, ...
 
 
 @pytest.mark.parametrize("feature", ["deletionVectors", "columnMapping", "rowTracking"])
-def test_tables_that_we_would_break_are_refused(place: Place, feature: str) -> None:
+def test_tables_with_unknown_features_are_refused(place: Place, feature: str) -> None:
     """A table with features that a rewrite does not know is left as it is."""
     for seed in range(8):
         put(place, rows(300, seed))
@@ -637,6 +639,6 @@ def test_tables_that_we_would_break_are_refused(place: Place, feature: str) -> N
     assert set(Path(place.url).rglob("*")) == before
 
 
-def test_where_there_is_no_table_nothing_is_done(place: Place) -> None:
+def test_optimize_of_a_missing_table_does_nothing(place: Place) -> None:
     """A place without a table is no error."""
     assert improve(place) == Improved()

@@ -363,7 +363,7 @@ def test_inserts_alone_have_no_feed_of_their_own(bench: Bench) -> None:
     assert bench.told(landed.version) == Counter(("insert", bits(one)) for one in fresh)
 
 
-def test_all_rows_of_a_file_may_go(bench: Bench) -> None:
+def test_all_rows_of_a_file_may_be_deleted(bench: Bench) -> None:
     """A file whose rows all go is replaced by none, and its rows are deletes of the feed."""
     paths = bench.create([[[plain(1), plain(2)]], [[plain(3)]]])
     landed = bench.changed([], {paths[0]: [0, 1]}, "remove")
@@ -375,7 +375,7 @@ def test_all_rows_of_a_file_may_go(bench: Bench) -> None:
     )
 
 
-def test_a_row_that_changed_is_not_gone(bench: Bench) -> None:
+def test_a_changed_row_is_not_a_deleted_one(bench: Bench) -> None:
     """A row whose hash vanished because it was changed is updated, once, and not deleted."""
     paths = bench.create([[[plain(1), plain(2)]]])
     after = plain(1, "b", NOW, load_timestamp=BEFORE.loaded_at)
