@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from polars import DataFrame
 
     from bronze.api.check import CheckReport, TableReport
-    from bronze.governance.audit import AuditReport
+    from bronze.governance.audit_proof import AuditReport
     from bronze.model.results import MaintainResult, RunResult, StreamResult, TableResult
     from bronze.protection.erasure import ErasureResult, Evidence
     from bronze.protection.keys import KeyReport

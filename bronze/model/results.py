@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 Status = Literal["landed", "unchanged", "failed"]
 
@@ -46,19 +46,26 @@ def exit_code(errors: Iterable[Failure | None], unrecorded: Failure | None = Non
 
 
 class Shown:
-    """How results show themselves: in one line, and in a notebook as a table of their tables."""
+    """How results show themselves: in one line, and in a notebook as a table of their tables, or
+    of another field that is named by ``_listed``.
+    """
+
+    _listed: ClassVar[str] = "tables"
 
     def __repr__(self) -> str:
-        tables: Sequence[Any] = getattr(self, "tables", ())
-        states = Counter(getattr(table, "status", "") for table in tables)
+        items: Sequence[Any] = getattr(self, self._listed, ())
+        states = Counter(getattr(item, "status", "") for item in items)
         counts = [f"{count} {state}" for state, count in states.items() if state]
-        parts = [f"{len(tables)} tables", *counts] if tables else []
+        parts = [f"{len(items)} {self._listed}", *counts] if items else []
         code = getattr(self, "exit_code", None)
         return f"<{type(self).__name__}: {', '.join([*parts, f'exit code {code}'])}>"
 
+    def _rows(self) -> list[dict[str, Any]]:
+        """The rows of the table in a notebook."""
+        return [asdict(item) for item in getattr(self, self._listed, ())]
+
     def _repr_html_(self) -> str:
-        tables: Sequence[Any] = getattr(self, "tables", ())
-        rows = [asdict(table) for table in tables]
+        rows = self._rows()
         names = [name for name in (rows[0] if rows else {}) if any(row[name] for row in rows)]
         head = "".join(f"<th>{escape(name)}</th>" for name in names)
         body = "".join(

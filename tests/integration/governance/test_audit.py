@@ -24,9 +24,9 @@ from bronze.api.client import Bronze
 from bronze.cli import render
 from bronze.config import loading
 from bronze.config.settings import Settings
-from bronze.errors import BronzeError, ConfigError, LakeUnreachable, TableRefused
-from bronze.governance import actor, audit
-from bronze.governance.tables import audit_log as book
+from bronze.errors import BronzeError, ConfigError, LakeError, LakeUnreachable, TableRefused
+from bronze.governance import actor, audit, audit_proof, audit_state
+from bronze.governance.tables import audit_log
 from bronze.governance.tables.audit_log import AuditRecord, Head
 from bronze.maintenance import maintain
 from tests.conftest import Source
@@ -59,12 +59,12 @@ def recorded(settings: Settings, count: int) -> None:
 
 def problems(settings: Settings, head: str = "") -> tuple[str, ...]:
     """What `--verify` finds."""
-    return audit.report(settings, verify=True, head=head).problems
+    return audit_proof.report(settings, verify=True, head=head).problems
 
 
 def folder(settings: Settings) -> Path:
     """Where the log is."""
-    return Path(audit.place(settings).url)
+    return Path(audit_state.place(settings).url)
 
 
 def held(settings: Settings, sequence: int) -> Path:
@@ -80,14 +80,14 @@ def edited(
 ) -> None:
     """Writes the file with a record anew."""
     file = held(settings, sequence)
-    book.frame(edit(book.read(pl.read_parquet(file)))).write_parquet(file)
+    audit_log.frame(edit(audit_log.read(pl.read_parquet(file)))).write_parquet(file)
 
 
 def test_records_say_who_what_when_and_what_came_of_it(settings: Settings) -> None:
     """One record has all that was told, and the process adds who and where."""
     before = datetime.now(UTC) - timedelta(seconds=1)
     audit.record(settings, "reveal", "public.t", "denied", {"columns": ["é"]})
-    first, own = audit.report(settings).records
+    first, own = audit_proof.report(settings).records
     assert (first.action, first.result) == ("config", "first seen")
     assert (own.sequence, own.action, own.subject, own.result) == (
         2,
@@ -150,7 +150,7 @@ def test_what_could_not_be_recorded_is_told(source: Source) -> None:
     source.execute("CREATE TABLE t (id int PRIMARY KEY)")
     settings = source.settings()
     assert Bronze(settings).run().exit_code == 0
-    log = Path(audit.place(settings).url) / "_delta_log"
+    log = Path(audit_state.place(settings).url) / "_delta_log"
     log.rename(log.with_name("elsewhere"))
     log.write_text("not a folder")
     done = Bronze(settings).verify()
@@ -162,12 +162,12 @@ def test_what_could_not_be_recorded_is_told(source: Source) -> None:
 def test_an_untouched_log_is_whole(settings: Settings) -> None:
     """Nothing is found where nothing was done; after maintenance it is the same in fewer files."""
     recorded(settings, 6)
-    before = audit.report(settings, verify=True)
+    before = audit_proof.report(settings, verify=True)
     assert (before.count, before.problems) == (7, ())
     (result,) = maintain.maintain(settings).tables
     assert (result.target, result.error) == ("governance.audit_log", None)
     assert result.files_after < result.files_before
-    after = audit.report(settings, verify=True)
+    after = audit_proof.report(settings, verify=True)
     assert (before.files, after.files) == (6, result.files_after)
     assert replace(after, files=before.files) == before
     assert problems(settings, before.head) == ()
@@ -190,7 +190,7 @@ def changed_with_its_hash(settings: Settings) -> None:
 
     def edit(found: list[AuditRecord]) -> list[AuditRecord]:
         other = replace(found[0], result="denied")
-        return [replace(other, record_hash=book.digest(other, None))]
+        return [replace(other, record_hash=audit_log.digest(other, None))]
 
     edited(settings, 3, edit)
 
@@ -198,16 +198,16 @@ def changed_with_its_hash(settings: Settings) -> None:
 def swapped(settings: Settings) -> None:
     """Two records have changed places, numbers included."""
     ours, theirs = held(settings, 3), held(settings, 4)
-    first, second = (book.read(pl.read_parquet(file))[0] for file in (ours, theirs))
-    book.frame([replace(first, sequence=4)]).write_parquet(ours)
-    book.frame([replace(second, sequence=3)]).write_parquet(theirs)
+    first, second = (audit_log.read(pl.read_parquet(file))[0] for file in (ours, theirs))
+    audit_log.frame([replace(first, sequence=4)]).write_parquet(ours)
+    audit_log.frame([replace(second, sequence=3)]).write_parquet(theirs)
 
 
 def put_in(settings: Settings) -> None:
     """A record is there that nobody has entered."""
 
     def edit(found: list[AuditRecord]) -> list[AuditRecord]:
-        (more,) = book.chained([found[0]], Head(3, found[0].record_hash), None)
+        (more,) = audit_log.chained([found[0]], Head(3, found[0].record_hash), None)
         return [*found, more]
 
     edited(settings, 3, edit)
@@ -248,13 +248,13 @@ def headless(settings: Settings) -> None:
 def remade(settings: Settings) -> None:
     """All records are chained anew, and the end in the log's last entry is theirs."""
     last = max((folder(settings) / "_delta_log").glob("*.json"))
-    before = audit.report(settings)
+    before = audit_proof.report(settings)
     edits = [replace(r, result="denied") if r.sequence == 3 else r for r in before.records]
-    links = book.chained(edits, Head(), None)
+    links = audit_log.chained(edits, Head(), None)
     for number in (1, 3, 4, 5):
         file = held(settings, number)
         mine = pl.read_parquet(file)["sequence"].to_list()
-        book.frame([link for link in links if link.sequence in mine]).write_parquet(file)
+        audit_log.frame([link for link in links if link.sequence in mine]).write_parquet(file)
     last.write_text(last.read_text().replace(before.head, links[-1].record_hash))
 
 
@@ -267,7 +267,7 @@ TAMPERINGS = {
     "removed at the end": (removed(5), "record 5 is missing at the end"),
     "a byte flipped": (flipped, "3 "),
     "a file lost": (lost, "cannot be read"),
-    "the end taken away": (headless, "does not tell where the chain ends"),
+    "the end taken away": (headless, "does not say where the chain ends"),
     "chained anew": (remade, "record 3 is not the one that was committed"),
 }
 
@@ -286,7 +286,7 @@ def test_tampering_is_detected(settings: Settings, name: str) -> None:
 def test_what_was_put_back_is_detected_by_a_head_kept_elsewhere(settings: Settings) -> None:
     """Deleting the newest entries of the log leaves a true, shorter log: only the outside knows."""
     recorded(settings, 4)
-    head = audit.report(settings).head
+    head = audit_proof.report(settings).head
     newest = max((folder(settings) / "_delta_log").glob("*.json"))
     newest.unlink()
     assert problems(settings) == ()
@@ -301,7 +301,7 @@ def test_a_sealed_log_needs_its_key(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     sealing = parsed(tmp_path, audit={"key": {"secret": "AUDIT"}})
     recorded(sealing, 4)
     assert problems(sealing) == ()
-    assert KEY not in "".join(map(str, audit.report(sealing).records))
+    assert KEY not in "".join(map(str, audit_proof.report(sealing).records))
     next_key = {"key": {"secret": "NEXT"}, "former_keys": [{"secret": "AUDIT"}]}
     renewed = parsed(tmp_path, audit=next_key)
     audit.record(renewed, "reveal", "public.t", "succeeded")
@@ -360,7 +360,7 @@ def test_writers_at_once_keep_one_chain(settings: Settings) -> None:
         for writer in writers:
             writer.communicate(timeout=60)
         assert [writer.returncode for writer in writers] == [0, 0]
-    report = audit.report(settings, verify=True)
+    report = audit_proof.report(settings, verify=True)
     assert report.problems == ()
     assert [record.sequence for record in report.records] == list(range(1, 26))
     assert [r.action for r in report.records].count("config") == 1
@@ -389,7 +389,7 @@ def test_a_changed_config_is_recorded_by_its_keys(tmp_path: Path) -> None:
         '[tables.t]\npattern = "batch"\nkey = ["id"]\n'
     )
     audit.record(second, "run", "", "succeeded")
-    records = audit.report(second).records
+    records = audit_proof.report(second).records
     assert [r.action for r in records] == ["config", "run", "run", "config", "run"]
     assert records[3].subject == str(tmp_path / "bronze.toml")
     told = json.loads(records[3].details)
@@ -412,7 +412,7 @@ def test_two_configs_of_one_lake_are_told_apart(tmp_path: Path) -> None:
         both.append(loading.load(tmp_path / name))
     for own in (*both, *both):
         audit.record(own, "run", "", "succeeded")
-    actions = [record.action for record in audit.report(both[0]).records]
+    actions = [record.action for record in audit_proof.report(both[0]).records]
     assert actions == ["config", "run", "config", "run", "run", "run"]
 
 
@@ -457,7 +457,7 @@ def test_failures_are_recorded_and_refusals_are_not(source: Source, tmp_path: Pa
     assert not source.lake.exists()
     with pytest.raises(BronzeError):
         Bronze(parsed(tmp_path, run={"max_retries": 0})).run()
-    record = audit.report(parsed(tmp_path)).records[-1]
+    record = audit_proof.report(parsed(tmp_path)).records[-1]
     assert (record.action, record.result) == ("run", "failed")
     assert json.loads(record.details)["error"] == "SourceUnreachable"
 
@@ -512,31 +512,31 @@ def test_any_other_value_breaks_the_chain(
     drafts: list[AuditRecord], key: bytes | None, data: st.DataObject
 ) -> None:
     """Records come back from their file as they were; with any field changed they are refused."""
-    links = book.chained(drafts, Head(), key)
+    links = audit_log.chained(drafts, Head(), key)
     head = Head(len(links), links[-1].record_hash)
-    keys = {book.key_id(key): key} if key else {}
-    assert book.read(book.frame(links)) == links
-    assert list(book.faults(links, head, keys, bool(key))) == []
+    keys = {audit_log.key_id(key): key} if key else {}
+    assert audit_log.read(audit_log.frame(links)) == links
+    assert list(audit_log.faults(links, head, keys, bool(key))) == []
     number = data.draw(st.integers(0, len(links) - 1))
-    name = data.draw(st.sampled_from([n for n, k in book.COLUMNS if k.name == "string"]))
+    name = data.draw(st.sampled_from([n for n, k in audit_log.COLUMNS if k.name == "string"]))
     other = replace(links[number], **{name: getattr(links[number], name) + "x"})
     touched = [*links[:number], other, *links[number + 1 :]]
-    assert list(book.faults(touched, head, keys, bool(key)))
+    assert list(audit_log.faults(touched, head, keys, bool(key)))
     if len(links) > 1:
-        assert list(book.faults(links[:number] + links[number + 1 :], head, keys, bool(key)))
-    assert len(astuple(other)) == len(book.COLUMNS)
+        assert list(audit_log.faults(links[:number] + links[number + 1 :], head, keys, bool(key)))
+    assert len(astuple(other)) == len(audit_log.COLUMNS)
 
 
 @pytest.mark.parametrize("text", ["7d", "12H", "2026-05-01", "2026-05-01T08:00+02:00"])
 def test_times_are_understood(text: str) -> None:
     """Durations are back from now, dates are as they are; all have a time zone."""
-    assert audit.moment(text).tzinfo
+    assert audit_proof.moment(text).tzinfo
 
 
 def test_a_time_that_is_none_is_refused() -> None:
     """It is the user's error, with an example of what is right."""
     with pytest.raises(ConfigError, match="not a time") as caught:
-        audit.moment("yesterday")
+        audit_proof.moment("yesterday")
     assert "7d" in caught.value.hint
 
 
@@ -548,7 +548,7 @@ def test_records_of_before_the_key_are_told(
     recorded(parsed(tmp_path), 2)
     sealing = parsed(tmp_path, audit={"key": {"secret": "AUDIT"}})
     recorded(sealing, 1)
-    report = audit.report(sealing, verify=True)
+    report = audit_proof.report(sealing, verify=True)
     assert (report.problems, report.unsealed) == ((), 3)
     render.audit(report)
     assert "the first 3 are not sealed" in capsys.readouterr().out
@@ -571,9 +571,9 @@ def test_a_log_without_its_end_is_gone_on_with(settings: Settings) -> None:
     audit.enter(settings, [])
     known = audit.mark(settings)
     assert known
-    assert (known.sequence, known.hash) == (4, audit.report(settings).head)
+    assert (known.sequence, known.hash) == (4, audit_proof.report(settings).head)
     recorded(settings, 1)
-    assert audit.report(settings).count == 5
+    assert audit_proof.report(settings).count == 5
     assert problems(settings) == ()
 
 
@@ -586,23 +586,65 @@ def test_an_entry_of_the_delta_log_that_cannot_be_read_is_a_fault(settings: Sett
     assert "is no entry of a Delta log" in said
 
 
-@pytest.mark.parametrize("value", ["", "[1]", "{"])
-def test_properties_and_facts_that_nobody_can_read_break_nothing(
-    settings: Settings, value: str
-) -> None:
-    """The config is recorded again, and what a commit does not tell any more is a fault."""
-    recorded(settings, 1)
+def rewrite_entries(settings: Settings, edit: Callable[[dict[str, Any]], None]) -> None:
+    """Changes each action of each entry of the Delta log."""
     for entry in (folder(settings) / "_delta_log").glob("*.json"):
         actions = [json.loads(line) for line in entry.read_text().splitlines()]
         for action in actions:
-            if "metaData" in action:
-                action["metaData"]["configuration"]["bronze.audit.configs"] = value
-            if "commitInfo" in action:
-                action["commitInfo"]["bronze"] = json.dumps({"audit": value or {"sequence": "x"}})
+            edit(action)
         entry.write_text("".join(json.dumps(action) + "\n" for action in actions))
-    assert "a commit does not tell where the chain ended" in problems(settings)
+
+
+@pytest.mark.parametrize("facts", [{}, {"sequence": "x"}, [1], "x"])
+def test_a_commit_without_a_readable_end_is_a_problem(settings: Settings, facts: object) -> None:
+    """It names no record that could be compared."""
     recorded(settings, 1)
-    assert [one.action for one in audit.report(settings).records] == ["config", "reveal"] * 2
+
+    def edit(action: dict[str, Any]) -> None:
+        if "commitInfo" in action:
+            action["commitInfo"]["bronze"] = json.dumps({"audit": facts})
+
+    rewrite_entries(settings, edit)
+    expected = ("a commit does not say where the chain ended",)
+    assert problems(settings) == (expected if facts else ())
+
+
+GARBLED = {
+    audit_state.HEAD: ("", "7", "x:" + "0" * 64, "9" * 30 + ":" + "0" * 64, "2:" + "Z" * 64),
+    audit_state.CONFIGS: ("", "[1]", "{", "null", '{"python": 1}', '["ab"]'),
+}
+
+
+@pytest.mark.parametrize("name", GARBLED)
+def test_a_garbled_property_of_the_log_is_an_error_with_a_hint(
+    settings: Settings, name: str
+) -> None:
+    """Recording is refused and `verify` reports it; without the property both go on."""
+    recorded(settings, 2)
+    for value in GARBLED[name]:
+
+        def garble(action: dict[str, Any], value: str = value) -> None:
+            if "metaData" in action:
+                action["metaData"]["configuration"][name] = value
+
+        rewrite_entries(settings, garble)
+        said = f"The property {name} of the audit log cannot be read"
+        assert [said in problem for problem in problems(settings)] == [True], value
+        with pytest.raises(LakeError, match=said) as caught:
+            audit.record(settings, "reveal", "t", "succeeded")
+        assert "Unset the property" in caught.value.hint
+        assert audit.mark(settings) is None or name == audit_state.CONFIGS
+
+    def unset(action: dict[str, Any]) -> None:
+        if "metaData" in action:
+            del action["metaData"]["configuration"][name]
+
+    rewrite_entries(settings, unset)
+    recorded(settings, 1)
+    assert problems(settings) == ()
+    records = audit_proof.report(settings).records
+    again = ["config"] if name == audit_state.CONFIGS else []
+    assert [one.action for one in records] == ["config", "reveal", "reveal", *again, "reveal"]
 
 
 @pytest.mark.parametrize("details", ["", "[1]", '"text"', "{"])
@@ -610,7 +652,7 @@ def test_details_that_nobody_can_read_break_nothing(settings: Settings, details:
     """They are shown as they are, and a config whose record is such is recorded anew."""
     recorded(settings, 1)
     edited(settings, 1, lambda held: [replace(one, details=details) for one in held])
-    report = audit.report(settings, verify=True)
+    report = audit_proof.report(settings, verify=True)
     assert report.problems
     render.audit(report)
     other = parsed(folder(settings).parents[2], run={"workers": 1})

@@ -16,9 +16,9 @@ from bronze import failpoint
 from bronze.api.client import Bronze
 from bronze.cli import render
 from bronze.delta import audit_mark, log
-from bronze.governance import audit, audit_witnesses
-from bronze.governance.audit import AuditReport
-from bronze.governance.tables import audit_log as book
+from bronze.governance import audit, audit_proof, audit_state, audit_witnesses
+from bronze.governance.audit_proof import AuditReport
+from bronze.governance.tables import audit_log
 from bronze.ingest import pipeline
 from bronze.model.stamp import AuditMark
 from tests.conftest import Source
@@ -45,7 +45,7 @@ def proven(opened: Bronze) -> AuditReport:
 
 def folder(opened: Bronze) -> Path:
     """Where the log is."""
-    return Path(audit.place(opened.config).url)
+    return Path(audit_state.place(opened.config).url)
 
 
 def cut_off(opened: Bronze, commits: int) -> None:
@@ -203,7 +203,7 @@ def test_a_lake_of_before_is_read_on(source: Source, capsys: pytest.CaptureFixtu
                 configuration.pop(name, None)
             kept.append(json.dumps(action) + "\n")
         entry.write_text("".join(kept))
-    rewritten = book.read(pl.read_delta(str(folder(opened))))
+    rewritten = audit_log.read(pl.read_delta(str(folder(opened))))
     first = json.loads(rewritten[0].details)
     del first["log"]
     _without_id(opened, json.dumps(first, sort_keys=True))
@@ -227,13 +227,13 @@ def test_a_lake_of_before_is_read_on(source: Source, capsys: pytest.CaptureFixtu
 def _without_id(opened: Bronze, details: str) -> None:
     """Chains the log anew with a first record that names no id, as it was written before."""
     place = folder(opened)
-    records = book.read(pl.read_delta(str(place)))
+    records = audit_log.read(pl.read_delta(str(place)))
     records[0] = replace(records[0], details=details)
-    links = book.chained(records, book.Head(), None)
+    links = audit_log.chained(records, audit_log.Head(), None)
     swaps = {old.record_hash: new.record_hash for old, new in zip(records, links, strict=True)}
     for file in place.glob("*.parquet"):
         mine = pl.read_parquet(file)["sequence"].to_list()
-        book.frame([one for one in links if one.sequence in mine]).write_parquet(file)
+        audit_log.frame([one for one in links if one.sequence in mine]).write_parquet(file)
     for entry in (place / "_delta_log").glob("*.json"):
         text = entry.read_text()
         for old, new in swaps.items():
@@ -247,7 +247,7 @@ def test_what_could_not_be_looked_at_is_no_yes(opened: Bronze, tmp_path: Path) -
     root = tmp_path / "no such lake"
     lake = opened.config.lake.model_copy(update={"root": str(root)})
     elsewhere = opened.config.model_copy(update={"lake": lake})
-    wrong = audit.report(elsewhere, verify=True)
+    wrong = audit_proof.report(elsewhere, verify=True)
     assert wrong.problems == (
         f"there is no record at {root}/governance/audit_log, and no table in the lake:"
         " nothing was ever done there",
