@@ -106,7 +106,7 @@ def _page(
     if not events:
         return None
     drafts = [_draft(event, now) for event in events]
-    records = audit_log.chained(drafts, audit_state.end(state), key)
+    records = audit_log.continue_chain(drafts, audit_state.end(state), key)
     end = audit_state.end_of(records)
     notes = {
         **dict(settings.maintain.properties()),

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pytest
 
 from bronze import errors
 from bronze.errors import BronzeError
+from bronze.governance.audit_proof import AuditReport
+from bronze.governance.tables.audit_log import AuditRecord
+from bronze.governance.tables.quality import Figure
 from bronze.model.results import EXIT_CODES, Failure, RunResult, TableResult, exit_code
+from bronze.quality.report import QualityReport, Run, TableQuality
 
 BAD = Failure("TableRefused", "It <b>cannot</b> be read.", "")
 AWAY = Failure("SourceUnreachable", "It is away.", "")
@@ -53,3 +59,30 @@ def test_a_result_shows_itself_in_a_line_and_a_notebook() -> None:
     assert "<th>inserted</th>" in html
     assert "<th>deleted</th>" not in html
     assert "It &lt;b&gt;cannot&lt;/b&gt; be read." in html
+
+
+def test_an_audit_report_shows_its_records() -> None:
+    """The line counts records, not tables; the notebook has a row for each."""
+    record = AuditRecord(
+        7, datetime(2026, 5, 1, tzinfo=UTC), "me", "", "here", "run", "<t>", "failed", "{}", "", "1"
+    )
+    report = AuditReport((record,), 7, "", tables=3, problems=("record 2 is missing",))
+    assert repr(report) == "<AuditReport: 1 records, exit code 1>"
+    html = report._repr_html_()
+    assert "<td>7</td>" in html
+    assert "<td>&lt;t&gt;</td>" in html
+    assert "<th>identity</th>" not in html
+    assert repr(AuditReport((), 0, "")) == "<AuditReport: exit code 0>"
+
+
+def test_a_quality_report_shows_its_newest_figures() -> None:
+    """A row for each table with the rules that it does not meet, and for one without figures."""
+    newest = Run("b", datetime(2026, 5, 1, tzinfo=UTC), "load", True, 1200, 99.5, 7, 3, 1)
+    rule = Figure("a<b", "range", passed=False)
+    table = TableQuality("public.t", "bronze.bz_t", (newest, newest), (rule,), 12.0, 60)
+    report = QualityReport((table,), ("bronze.bz_u",))
+    assert repr(report) == "<QualityReport: 1 tables, exit code 1>"
+    html = report._repr_html_()
+    assert html.count("<tr>") == 3
+    for cell in ("1200", "99.5", "a&lt;b", "bronze.bz_u", "no figures"):
+        assert f"<td>{cell}</td>" in html, cell
