@@ -51,7 +51,7 @@ from bronze.version import VERSION
 if TYPE_CHECKING:
     from bronze.api.check import CheckReport
     from bronze.config.settings import Settings as Config
-    from bronze.governance.audit import AuditReport
+    from bronze.governance.audit_proof import AuditReport
     from bronze.protection.erasure_result import ErasureResult
     from bronze.protection.keys import KeyReport
     from bronze.quality.report import QualityReport
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 
 # These need libraries that take a second to load.
 _LATER = {
-    "AuditReport": ("bronze.governance.audit", "AuditReport"),
+    "AuditReport": ("bronze.governance.audit_proof", "AuditReport"),
     "Config": ("bronze.config.settings", "Settings"),
     "CheckReport": ("bronze.api.check", "CheckReport"),
     "ErasureResult": ("bronze.protection.erasure_result", "ErasureResult"),

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from bronze.api.check import CheckReport
     from bronze.cdc.stream import Notify as NotifyStep
     from bronze.config.settings import Settings
-    from bronze.governance.audit import AuditReport
+    from bronze.governance.audit_proof import AuditReport
     from bronze.ingest.pipeline import Notify
     from bronze.maintenance.maintain import Notify as NotifyMaintained
     from bronze.model.results import MaintainResult, RunResult, StreamResult
@@ -253,9 +253,9 @@ class Bronze:
         Raises:
             LakeError: the lake cannot be read.
         """
-        from bronze.governance import audit
+        from bronze.governance import audit_proof
 
-        return audit.report(
+        return audit_proof.report(
             self.config, verify=verify, head=head, since=since, action=action, table=table
         )
 

@@ -317,7 +317,7 @@ def audit(
     """Show who did what and when, and prove that the audit log is complete."""
     import bronze
     from bronze.cli import output, reports
-    from bronze.governance.audit import moment
+    from bronze.governance.audit_proof import moment
 
     with exit_codes(as_json):
         report = bronze.open(config).audit(

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from polars import DataFrame
 
     from bronze.api.check import CheckReport, TableReport
-    from bronze.governance.audit import AuditReport
+    from bronze.governance.audit_proof import AuditReport
     from bronze.protection.keys import KeyReport
     from bronze.quality.report import QualityReport, TableQuality
 

@@ -10,7 +10,7 @@ import bronze
 from bronze import errors
 from bronze.api.check import CheckReport, ColumnReport, TableReport
 from bronze.errors import BronzeError
-from bronze.governance.audit import AuditReport
+from bronze.governance.audit_proof import AuditReport
 from bronze.governance.tables.audit_log import AuditRecord
 from bronze.model.results import EXIT_CODES, Failure, RunResult, Shown, TableResult, exit_code
 from bronze.protection.erasure_result import ErasureResult, Evidence
