@@ -126,6 +126,20 @@ def test_no_more_values_than_the_limit_are_kept_or_built() -> None:
     assert builder.builds["old"] == 2
 
 
+def test_a_running_build_takes_the_place_of_a_kept_value() -> None:
+    """While one of two places is used by a build, one value is kept beside it."""
+    builder = Builder("slow")
+    shared = SharedBuilds(builder, 2)
+    with ThreadPoolExecutor() as pool:
+        slow = pool.submit(shared.get, "slow")
+        assert builder.begun["slow"].wait(TIMEOUT)
+        for key in ("a", "b", "b", "a"):
+            assert shared.get(key) == key.upper()
+        assert builder.builds == {"slow": 1, "a": 2, "b": 1}
+        builder.gates["slow"].set()
+        assert slow.result(TIMEOUT) == "SLOW"
+
+
 def test_the_value_used_longest_ago_is_dropped_first() -> None:
     """A use counts, not the build."""
     builder = Builder()
