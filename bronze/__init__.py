@@ -16,7 +16,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from bronze.api.client import Bronze, Rule, open  # noqa: A004 - as in gzip.open
+from bronze.api.client import Bronze, open  # noqa: A004 - as in gzip.open
+from bronze.api.rule import Rule
 from bronze.errors import (
     BronzeError,
     CommitConflict,

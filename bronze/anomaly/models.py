@@ -16,7 +16,8 @@ import pyarrow as pa
 
 from bronze.anomaly import training
 from bronze.anomaly.forest import check_forest
-from bronze.config.settings import GOVERNANCE, AnomalySettings, Settings
+from bronze.config.settings import GOVERNANCE, Settings
+from bronze.config.tables import AnomalySettings
 from bronze.delta import files, log, properties
 from bronze.delta.files import Layout
 from bronze.delta.log import State

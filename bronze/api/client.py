@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING
 
-from bronze.errors import ConfigError
-from bronze.model.quality import POINTS, ResolvedRule, Severity
+from bronze.api.rule import Rule
 
 if TYPE_CHECKING:
-    import polars as pl
     from polars import DataFrame, LazyFrame
 
     from bronze.api.check import CheckReport
@@ -32,52 +30,6 @@ if TYPE_CHECKING:
     from bronze.protection.keys import KeyReport
     from bronze.quality.report import QualityReport
     from bronze.verify.results import VerifyResult
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A rule for the rows of a table, made in Python.
-
-    Args:
-        name: what it is called, once in its table.
-        holds: a polars expression over the source's columns that is false for rows that break
-            the rule; where it is NULL they keep it. It looks at no other rows.
-        severity: "low", "medium", "high" or "critical"; see `bronze.model.quality.POINTS`.
-        allow: the share of rows that may break it.
-        allow_rows: how many rows may break it, whatever their share is.
-    """
-
-    name: str
-    holds: pl.Expr = field(compare=False)
-    severity: Severity = "medium"
-    allow: float = 0.0
-    allow_rows: int = 0
-
-    def criterion(self) -> ResolvedRule:
-        """The rule as it travels.
-
-        Raises:
-            ConfigError: it has no such severity, share or number of rows.
-        """
-        fits = self.severity in POINTS and 0 <= self.allow <= 1 and self.allow_rows >= 0
-        if not fits:
-            raise ConfigError(
-                f"The rule {self.name!r} has the severity {self.severity!r} and allows"
-                f" {self.allow!r} and {self.allow_rows!r} rows.",
-                hint=f"A severity is one of {', '.join(POINTS)}; a share is from 0 to 1, a number"
-                " of rows at least 0.",
-            )
-        serialised = self.holds.meta.serialize()
-        return ResolvedRule(
-            self.name,
-            "expression",
-            (),
-            self.severity,
-            "python",
-            self.allow,
-            holds=serialised,
-            allow_rows=self.allow_rows,
-        )
 
 
 @dataclass(frozen=True)

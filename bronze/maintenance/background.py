@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from concurrent.futures import Executor
 from types import TracebackType
 
-from bronze.config.settings import Settings, TableSettings
+from bronze.config.settings import Settings
+from bronze.config.tables import TableSettings
 from bronze.delta import log
 from bronze.delta.layout import optimize, vacuum
 from bronze.errors import BronzeError

@@ -13,7 +13,8 @@ from contextlib import nullcontext
 import uuid_utils
 
 from bronze import failpoint
-from bronze.config.settings import GOVERNANCE, Settings, TableSettings
+from bronze.config.settings import GOVERNANCE, Settings
+from bronze.config.tables import TableSettings
 from bronze.delta import log, store
 from bronze.delta.layout import optimize, vacuum
 from bronze.delta.layout.optimize import Improved, Wish

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from bronze.demo import server as postgres
+from bronze.demo import installation
 from bronze.errors import SnapshotLost
 from bronze.postgres.connection import connect, translation
 from tests.acceptance.test_cli import configured, invoke
@@ -30,7 +30,7 @@ def test_each_version_has_the_features_that_it_is_said_to_have(empty: psycopg.Co
     """So that nothing is left out on a server that could do it, and nothing passes for a feature
     that is none.
     """
-    assert empty.info.server_version // 10_000 == VERSION == postgres.version()
+    assert empty.info.server_version // 10_000 == VERSION == installation.version()
     wrong = {}
     for name, feature in FEATURES.items():
         try:
