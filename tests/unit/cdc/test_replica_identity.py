@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from bronze.cdc import replica_identity
 from bronze.cdc.replica_identity import LINE, PART, Rows
+from tests.support.effort import examples
 
 Row = tuple[str, str | None]
 Step = tuple[str, Row, int]
@@ -52,7 +53,7 @@ def keys(frame: pl.DataFrame) -> Counter[str]:
     return Counter(frame["k"].to_list())
 
 
-@settings(derandomize=True, database=None, max_examples=200, deadline=None)
+@settings(derandomize=True, database=None, max_examples=examples(50), deadline=None)
 @given(rows=st.lists(_ROW, max_size=4), steps=st.lists(_STEP, max_size=12))
 def test_rows_are_counted_whatever_keys_they_share(rows: list[Row], steps: list[Step]) -> None:
     """What went and what came turn the keys of the rows at first into those of the model's at the
