@@ -98,6 +98,8 @@ class Source:
             "source": {"name": "test", "dsn": self.dsn, "schema": "public"},
             "lake": {"root": str(self.lake), "schema": "bronze"},
             "run": {"workers": 2, "max_retries": 0, "retry_delay": 0},
+            # What comes is applied at once: a batch is not gathered for a second.
+            "stream": {"interval": 0},
         }
         for name, values in sections.items():
             document[name] = {**document.get(name, {}), **values}
