@@ -30,12 +30,13 @@ from bronze.model.stamp import RowStamp
 from bronze.model.units import ACTIVE
 from bronze.postgres.copy.read import dtype
 from bronze.rows.metadata import METADATA_COLUMNS
+from tests.support.effort import examples
 
 ON_DISK = settings(
     derandomize=True,
     database=None,
     deadline=None,
-    max_examples=24,
+    max_examples=examples(12),
     phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),
 )

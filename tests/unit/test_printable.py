@@ -24,6 +24,7 @@ from bronze.model.events import BatchApplied, Notice, TableFailed, TableLanded
 from bronze.model.results import Failure, RunResult, TableResult
 from bronze.printable import VisibleFormatter, visible, visible_json
 from tests.conftest import Source
+from tests.support.effort import examples
 
 EVIL = "a\x1b[2J\x9b31m\u202eb\x07\r\n\u2028c\x00\u200fd"
 SHOWN = r"a\x1b[2J\x9b31m\u202eb"
@@ -31,7 +32,7 @@ RAW = set("\x1b\x9b\u202e\x07\r\u2028\x00\u200f")
 TEXTS = st.text(st.characters(codec=None, exclude_categories=[]))
 
 
-@settings(derandomize=True, database=None, deadline=None)
+@settings(derandomize=True, database=None, deadline=None, max_examples=examples(25))
 @given(TEXTS)
 def test_text_that_is_not_printable_is_escaped(text: str) -> None:
     """Control and format characters are escaped; printable text is unchanged."""
@@ -42,7 +43,7 @@ def test_text_that_is_not_printable_is_escaped(text: str) -> None:
         assert shown == text
 
 
-@settings(derandomize=True, database=None, deadline=None)
+@settings(derandomize=True, database=None, deadline=None, max_examples=examples(25))
 @given(TEXTS)
 def test_escaped_json_is_printable_and_equal(text: str) -> None:
     """The document has only printable characters, and is parsed to the same text."""

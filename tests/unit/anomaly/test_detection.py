@@ -22,6 +22,7 @@ from bronze.model.anomaly import MAX_OUTLIERS, SKETCH_SIZE, Feature, Model, Moni
 from bronze.model.columns import Column, DeltaType
 from bronze.model.stamp import RowStamp
 from bronze.model.units import Findings
+from tests.support.effort import examples
 
 DAY = dt.datetime(2026, 1, 10, tzinfo=dt.UTC)
 STAMP = RowStamp("a batch", DAY, "shop", "batch")
@@ -124,7 +125,7 @@ VALUES = st.one_of(
 
 
 @given(st.lists(VALUES, min_size=60, max_size=80), st.lists(VALUES, min_size=1, max_size=5))
-@settings(derandomize=True, database=None, deadline=None, max_examples=10)
+@settings(derandomize=True, database=None, deadline=None, max_examples=examples(6))
 def test_any_number_has_a_score(sample: list[float | None], rows: list[float | None]) -> None:
     """Whatever the sample, NULL, infinite and huge values get finite scores."""
     kinds = {"value": "double"}

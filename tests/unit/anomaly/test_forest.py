@@ -16,6 +16,7 @@ from bronze.anomaly.forest import Scorer, check_forest
 from bronze.anomaly.training import _forest
 from bronze.errors import LakeError
 from bronze.model.anomaly import Forest
+from tests.support.effort import examples
 
 
 def trained(rows: Any, trees: int, sample: int, seed: int) -> tuple[IsolationForest, Forest]:
@@ -44,7 +45,7 @@ def kinds(chance: np.random.Generator, height: int, width: int) -> Any:
     st.integers(2, 256),
     st.integers(1, 12),
 )
-@settings(derandomize=True, database=None, deadline=None, max_examples=30)
+@settings(derandomize=True, database=None, deadline=None, max_examples=examples(10))
 def test_scores_equal_those_of_scikit_learn(
     seed: int, width: int, height: int, sample: int, trees: int
 ) -> None:

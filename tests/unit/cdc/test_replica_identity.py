@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from bronze.cdc import net_changes
 from bronze.cdc.net_changes import Rows
 from bronze.cdc.row_changes import LINE, PART
+from tests.support.effort import examples
 
 Row = tuple[str, str | None]
 Step = tuple[str, Row, int]
@@ -53,7 +54,7 @@ def keys(frame: pl.DataFrame) -> Counter[str]:
     return Counter(frame["k"].to_list())
 
 
-@settings(derandomize=True, database=None, max_examples=200, deadline=None)
+@settings(derandomize=True, database=None, max_examples=examples(50), deadline=None)
 @given(rows=st.lists(_ROW, max_size=4), steps=st.lists(_STEP, max_size=12))
 def test_net_rows_lead_to_the_models_rows(rows: list[Row], steps: list[Step]) -> None:
     """Whatever keys rows share: without the rows before, and with those after, the keys are those

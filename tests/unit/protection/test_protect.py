@@ -27,6 +27,7 @@ from bronze.model.locations import Secret
 from bronze.model.protection import DataKey, ProtectedColumn, TableProtection
 from bronze.model.units import RejectedValue
 from bronze.protection import ff1, keyring, protect
+from tests.support.effort import examples
 
 MASTERS = (Secret("env", MASTER_KEY),)
 _ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
@@ -78,7 +79,7 @@ def test_encrypted_values_are_decrypted_exactly(kind: str, method: str) -> None:
     dtype, values = _KINDS[kind]
     one = column(method)
 
-    @settings(derandomize=True, database=None, deadline=None, max_examples=6)
+    @settings(derandomize=True, database=None, deadline=None, max_examples=examples(3))
     @given(st.lists(st.none() | values, max_size=6))
     def comes_back(rows: list[Any]) -> None:
         clear = pl.Series("v", rows, dtype=dtype, strict=False)

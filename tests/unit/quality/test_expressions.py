@@ -18,9 +18,10 @@ from bronze.model.columns import Column, DeltaType
 from bronze.postgres.copy.read import dtype
 from bronze.quality.expressions import Unfit, columns_of, condition_of
 from bronze.quality.scoring import MOMENT, expression
+from tests.support.effort import examples
 
 NOW = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
-PROVEN = settings(derandomize=True, database=None, deadline=None, max_examples=30)
+PROVEN = settings(derandomize=True, database=None, deadline=None, max_examples=examples(10))
 
 
 def column(kind: DeltaType, name: str = "x") -> Column:

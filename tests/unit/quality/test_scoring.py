@@ -20,10 +20,11 @@ from bronze.model.quality import POINTS, QualityRules, QualityTotals, ResolvedRu
 from bronze.model.stamp import RowStamp
 from bronze.model.units import Enrichment
 from bronze.quality.scoring import score_rows, told_apart
+from tests.support.effort import examples
 
 MOMENT = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 STAMP = RowStamp("018df7a0-0000-7000-8000-000000000000", MOMENT, "shop", "batch", "a lineage")
-PROVEN = settings(derandomize=True, database=None, deadline=None, max_examples=60)
+PROVEN = settings(derandomize=True, database=None, deadline=None, max_examples=examples(20))
 
 
 def criterion(name: str, holds: pl.Expr, severity: Severity = "medium") -> ResolvedRule:

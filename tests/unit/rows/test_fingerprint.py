@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bronze.rows import fingerprint
+from tests.support.effort import examples
 
-IN_MEMORY = settings(derandomize=True, database=None, deadline=None, max_examples=40)
+IN_MEMORY = settings(derandomize=True, database=None, deadline=None, max_examples=examples(15))
 HASHES = st.lists(st.text("0123456789abcdef", min_size=32, max_size=32), min_size=1, max_size=20)
 
 

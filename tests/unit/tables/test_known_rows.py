@@ -28,12 +28,13 @@ from bronze.model.locations import Place
 from bronze.model.units import ACTIVE, DELETED, KnownRows
 from bronze.postgres.copy.read import dtype
 from bronze.tables import known_rows
+from tests.support.effort import examples
 from tests.support.stored_rows import Row, digest, layout_of, table_of
 
-IN_MEMORY = settings(derandomize=True, database=None, deadline=None, max_examples=60)
+IN_MEMORY = settings(derandomize=True, database=None, deadline=None, max_examples=examples(20))
 ON_DISK = settings(
     IN_MEMORY,
-    max_examples=15,
+    max_examples=examples(6),
     phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),
 )

@@ -29,6 +29,7 @@ from bronze.model.files import StoredFile, WrittenFile
 from bronze.model.locations import Destination, Place
 from bronze.model.units import ACTIVE, DELETED
 from bronze.rows.metadata import METADATA_COLUMNS
+from tests.support.effort import examples
 from tests.support.merging import (
     BEFORE,
     NOW,
@@ -455,7 +456,7 @@ def test_columns_change_without_rows(bench: Bench) -> None:
 _MASKS = st.lists(st.lists(st.booleans(), max_size=20), min_size=1, max_size=4)
 
 
-@settings(derandomize=True, database=None, deadline=None)
+@settings(derandomize=True, database=None, deadline=None, max_examples=examples(25))
 @given(masks=_MASKS, data=st.data())
 def test_masks_are_joined_bit_by_bit(masks: list[list[bool]], data: st.DataObject) -> None:
     """What one file or another has the key of is found; the rest is to be inserted."""
