@@ -139,7 +139,7 @@ def bronze_refresh(folder: Path, source: Path) -> None:
     state = log.read(place)
     assert state is not None
     known = KnownRows(place, state.version, state.files, SHAPE.columns, (), 3)
-    held = known_rows.known_fingerprints(known)
+    held = known_rows.index_of(known)
     files_of = sorted(source.glob("*.parquet"))
 
     def sieve(path: Path) -> int:

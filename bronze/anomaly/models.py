@@ -235,7 +235,7 @@ def _latest(
     for file in state.files:
         if not _may_have(file, context.target):
             continue
-        parquet = files.opened(place, file)
+        parquet = files.open_parquet(place, file)
         for start, part in files.parts(parquet, models_table.COLUMNS, models_table.SELECTION):
             records = pl.DataFrame(part).with_row_index("at", start)
             for row in records.filter(_about(context.target)).iter_rows(named=True):
@@ -244,7 +244,7 @@ def _latest(
     if latest is None:
         return None
     file, record = latest
-    for start, part in files.parts(files.opened(place, file), models_table.COLUMNS):
+    for start, part in files.parts(files.open_parquet(place, file), models_table.COLUMNS):
         if start <= record["at"] < start + part.num_rows:
             row = pl.DataFrame(part.slice(record["at"] - start, 1)).row(0, named=True)
             model = models_table.model_of(row)
@@ -290,8 +290,8 @@ def earlier_profiles(settings: Settings, target: Target, most: int = 40) -> pl.D
             break
         if not _may_have(file, target):
             continue
-        with log.mapped(place, "read"):
-            for _, part in files.parts(files.opened(place, file), profiles.COLUMNS):
+        with log.mapped_errors(place, "read"):
+            for _, part in files.parts(files.open_parquet(place, file), profiles.COLUMNS):
                 parts.append(pl.DataFrame(part).filter(_about(target)))
     return pl.concat(parts).sort("profiled_timestamp").tail(most)
 
@@ -319,7 +319,7 @@ def _sample(
 ) -> pl.DataFrame:
     """Rows of the Bronze table, or of the source if it lacks columns or rows."""
     if state is not None and {c.target for c in columns} <= {name for name, _ in state.columns}:
-        with log.mapped(state.place, "read"):
+        with log.mapped_errors(state.place, "read"):
             sample = _from_bronze(state, columns, seed)
         if sample.height >= training.MIN_ROWS:
             return sample
@@ -336,7 +336,7 @@ def _from_bronze(state: State, columns: Sequence[Column], seed: int) -> pl.DataF
     rows_per_file = -(-_SAMPLE_ROWS // max(len(stored), 1))
     samples = []
     for file in stored:
-        parquet = files.opened(state.place, file)
+        parquet = files.open_parquet(state.place, file)
         groups = chance.permutation(parquet.num_row_groups).tolist()
         remaining = rows_per_file
         for group in groups:

@@ -138,11 +138,11 @@ def check(settings: Settings, tables: Sequence[str] = ()) -> CheckReport:
     Raises:
         ConfigError, SourceError, LakeError: neither a run nor this check can start.
     """
-    openlineage.ready(settings)
+    openlineage.check_package(settings)
     missing: list[BronzeError] = []
     notes: list[str] = []
     try:
-        audit.ready(settings)
+        audit.check_key(settings)
     except ConfigError as error:
         missing.append(error)
     with ExitStack() as stack:
@@ -275,8 +275,8 @@ def _table_report(
     orphans: Mapping[tuple[str, int], str],
 ) -> TableReport:
     relation = target.relation
-    notes = selection.unprotected(target, checked.personal.get(relation.oid, ()))
-    notes += blind_spots.slowly(relation, checked.snapshot.version)
+    notes = selection.unprotected_notes(target, checked.personal.get(relation.oid, ()))
+    notes += blind_spots.ctid_notes(relation, checked.snapshot.version)
     report = TableReport(
         table=target.label,
         target=target.full_name,
@@ -348,11 +348,11 @@ def _with_rules(
     """
     key = tuple(column.name for column in outline.key)
     criteria = rules.criteria(given.settings, given.target, outline.contract, key, known)
-    set_rules.answerable(given, known, criteria)
+    set_rules.check_set_rules(given, known, criteria)
     return replace(
         report,
         rules=tuple(map(_rule, criteria)),
-        untranslated=rules.untranslated(given.target, outline.contract, known),
+        untranslated=rules.untranslated_checks(given.target, outline.contract, known),
     )
 
 

@@ -161,7 +161,7 @@ class Bronze:
         """
         from bronze.tables import lake
 
-        found = lake.opened(self.config, self.config.lake.schema_)
+        found = lake.tables_of(self.config, self.config.lake.schema_)
         return tuple(sorted(table.name for table in found if table.is_bronze))
 
     def table(self, name: str) -> LazyFrame:
@@ -219,7 +219,7 @@ class Bronze:
         """
         from bronze.protection import keys
 
-        return keys.reports(keys.stored_keys(self.config)[1])
+        return keys.key_reports(keys.stored_keys(self.config)[1])
 
     def rotate_keys(
         self, tables: Sequence[str] = (), *, reencrypt: bool = False

@@ -21,12 +21,12 @@ def active_rows(settings: Settings, name: str) -> pl.LazyFrame:
         ConfigError: there is no such table in the lake, or there are several.
         LakeError, LakeUnreachable: it cannot be read.
     """
-    found = lake.opened(settings, settings.lake.schema_)
+    found = lake.tables_of(settings, settings.lake.schema_)
     table = lake.find_one(settings, (one for one in found if one.is_bronze or one.error), name)
     state = table.state
     if table.error or state is None:
         raise table.error or ConfigError(f"There is no Bronze table {name}.")
-    with log.mapped(state.place, "read"):
+    with log.mapped_errors(state.place, "read"):
         delta = DeltaTable(
             state.place.url, version=state.version, storage_options=store.options(state.place)
         )

@@ -68,7 +68,7 @@ def follow(
             started.append(Event("stream", "", "started", _arguments(tables)))
             # If the lake cannot be written, the stream itself reports it and waits.
             with suppress(BronzeError):
-                audit.enter(settings, started)
+                audit.record_events(settings, started)
         notify(event)
 
     def events(done: StreamResult) -> list[Event]:
@@ -219,10 +219,10 @@ def _run_and_record(
         raise
     except BaseException as error:
         with suppress(BronzeError):
-            audit.enter(settings, [_failure_event(action, tables, error)])
+            audit.record_events(settings, [_failure_event(action, tables, error)])
         raise
     try:
-        audit.enter(settings, events(done))
+        audit.record_events(settings, events(done))
     except BronzeError as error:
         return replace(done, unrecorded=error.failure())
     return done

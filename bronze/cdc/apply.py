@@ -33,7 +33,7 @@ from bronze.execution.executors import Task, Workflow
 from bronze.governance import lineage
 from bronze.governance.lineage import LineageEntry
 from bronze.governance.tables import quality as quality_table
-from bronze.governance.tables.quality import Graded
+from bronze.governance.tables.quality import TableFigures
 from bronze.ingest import diff, watermarks
 from bronze.ingest.diff import Difference, Edit
 from bronze.ingest.load import record_rejected_values
@@ -101,7 +101,7 @@ def _apply(
     if netted.empty:
         following.entry = lineage.add_counts(following.entry, rows_read=netted.read)
         return AppliedChanges(following, netted.read)
-    difference = Difference(netted.changes, deletes=netted.deletes, emptied=netted.emptied)
+    difference = Difference(netted.changes, deletes=netted.deletes, delete_others=netted.truncated)
     for attempt in commit.attempts():
         with attempt:
             if attempt.retry_state.attempt_number > 1:
@@ -135,7 +135,7 @@ def _current_state(following: FollowedTable) -> State:
     if state is None:
         raise vanished_error(plan.target)
     if table_position(plan).streamed(state) != following.position:
-        raise commit.overtaken(plan.target.place)
+        raise commit.overtaken_error(plan.target.place)
     if foreign := watermarks.foreign_commits_reason(state):
         raise Overtaken(f"{foreign[0].upper()}{foreign[1:]}.", hint="All rows are compared.")
     return state
@@ -280,7 +280,7 @@ def record_quality(settings: Settings, followings: Iterable[FollowedTable]) -> N
     """
     unrecorded = [(f, f.quality) for f in followings if f.quality and f.quality.scored.rows]
     graded = [
-        Graded(
+        TableFigures(
             source_table=following.label,
             target_table=following.target.full_name,
             stamp=quality.stamp,
@@ -296,7 +296,7 @@ def record_quality(settings: Settings, followings: Iterable[FollowedTable]) -> N
         )
         for following, quality in unrecorded
     ]
-    checks.enter(settings.place(GOVERNANCE, quality_table.NAME), graded)
+    checks.record_figures(settings.place(GOVERNANCE, quality_table.NAME), graded)
     for following, _ in unrecorded:
         following.quality = None
 

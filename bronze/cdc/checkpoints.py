@@ -78,7 +78,7 @@ def history(state: State | None, identity: str, slot: str) -> str:
     return f"{identity}+{era}" if era else identity
 
 
-@commit.retried
+@commit.retry_conflicts
 def give_up_positions(settings: Settings, identity: str, slot: str) -> None:
     """Begins a new `history`: earlier positions are not valid any more.
 
@@ -123,7 +123,7 @@ def floor(state: State | None, stream: str, oid: int, at: int, confirmed: int) -
     return reached if reached >= confirmed and at_checkpoint <= at else None
 
 
-@commit.retried
+@commit.retry_conflicts
 def record(
     settings: Settings,
     history: str,

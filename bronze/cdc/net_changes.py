@@ -87,7 +87,7 @@ def net_changes(job: NetTask) -> NetChanges:
 
 
 def _is_truncated(job: NetTask) -> bool:
-    return job.gathered.emptied is not None and job.gathered.emptied >= job.floor
+    return job.gathered.truncated is not None and job.gathered.truncated >= job.floor
 
 
 def _staged(job: NetTask, frames: Sequence[pl.DataFrame]) -> list[WrittenFile]:
@@ -286,7 +286,7 @@ def _bronze_rows(
     whole = _with_all_columns(rows, job.columns)
     made, findings = enrich(whole, rejected, job.into.stamp, job.base, job.enrichment)
     protection = job.enrichment.protection
-    made = key_text.with_text(made, whole, rejected, job.row_key, protection)
+    made = key_text.add_key_text(made, whole, rejected, job.row_key, protection)
     if job.enrichment.watch:
         made, outliers = score_rows(made, job.enrichment.watch, job.row_key.names, job.into.stamp)
         findings += Findings(outliers)

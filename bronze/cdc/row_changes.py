@@ -60,7 +60,7 @@ class Part:
         found = _with_old_values(received)
         flagged = zip(self.names, found.unchanged, strict=True)
         self.open = tuple((name, flags) for name, flags in flagged if flags is not None)
-        if self._piece.aside is None:
+        if self._piece.spooled is None:
             self._kept = found
         return found
 
@@ -181,12 +181,12 @@ class NetTask:
 class NetChanges:
     """One change for each key: the new rows, and the keys of deleted ones.
 
-    ``emptied`` says that all other rows were deleted too, ``read`` how many changes there were.
+    ``truncated`` says that all other rows were deleted too, ``read`` how many changes there were.
     """
 
     changes: tuple[Changes, ...] = field(repr=False)
     deletes: tuple[Changes, ...] = field(repr=False)
-    emptied: bool
+    truncated: bool
     rejected: tuple[RejectedValue, ...]
     read: int
     findings: Findings = NO_FINDINGS
@@ -194,7 +194,7 @@ class NetChanges:
     @property
     def empty(self) -> bool:
         """Whether there is no change."""
-        return not (self.changes or self.deletes or self.emptied)
+        return not (self.changes or self.deletes or self.truncated)
 
 
 def stored_keys(job: NetTask, keys: pl.DataFrame) -> pl.DataFrame:
@@ -202,7 +202,7 @@ def stored_keys(job: NetTask, keys: pl.DataFrame) -> pl.DataFrame:
     clear, rejected = text_values.parse_texts(keys.select(job.key), key_texts(job))
     protection = job.enrichment.protection
     rows = protect.protect_rows(clear, protection)
-    keyed = key_text.with_text(rows, clear, rejected, job.row_key, protection)
+    keyed = key_text.add_key_text(rows, clear, rejected, job.row_key, protection)
     return keyed.select(job.row_key.names)
 
 

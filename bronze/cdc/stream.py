@@ -91,7 +91,7 @@ def stream(
         SourceRefused: a prerequisite is missing at the source; the error says how to meet it.
         SourceError, LakeError: no table could be streamed.
     """
-    openlineage.ready(settings)
+    openlineage.check_package(settings)
     began, totals = time.monotonic(), StreamTotals()
     stop = stop or threading.Event()
     name = _source(settings, tables)

@@ -204,7 +204,7 @@ def reveal(
     with exit_codes(as_json):
         names = [name.strip() for name in columns.split(",") if name.strip()]
         rows = bronze.open(config).reveal(
-            table, key=row_selection.parsed(key or ()), columns=names, limit=limit
+            table, key=row_selection.key_values(key or ()), columns=names, limit=limit
         )
         reports.revealed_rows(rows, "json" if as_json else "csv" if as_csv else "")
 
@@ -234,7 +234,7 @@ def forget(
         if old_versions:
             done = opened.delete_old_versions(table)
         else:
-            done = opened.forget(table, row_selection.parsed(key or ()), ask=not without_source)
+            done = opened.forget(table, row_selection.key_values(key or ()), ask=not without_source)
         output.print_result(done) if as_json else results.erasure_result(done)
         raise typer.Exit(done.exit_code)
 

@@ -129,14 +129,14 @@ def _run_rows(table: TableQuality) -> Iterator[list[str]]:
 
 
 def _unmet(table: TableQuality) -> None:
-    from bronze.quality.checks import NULLS, emptiest
+    from bronze.quality.checks import NULLS, columns_with_most_nulls
 
     for figure in table.unmet:
         name = figure.rule if figure.kind != "check" else f"{figure.rule} (check)"
         count = f"{figure.failed:,} of {figure.checked:,}"
         keys = f", such as {', '.join(figure.examples)}" if figure.examples else ""
         if figure.rule == NULLS and figure.kind == "check":
-            keys = f", most of them in {emptiest(table.figures)}"
+            keys = f", most of them in {columns_with_most_nulls(table.figures)}"
         print_line(f"{table.target}: {name}: {count} ({figure.share or 0:.2%}){keys}")
     if not table.fresh:
         age = f"{_age(table)} old" if math.isfinite(table.age) else "nothing has ever landed"

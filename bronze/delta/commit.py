@@ -37,7 +37,7 @@ ORPHAN_AGE = 24 * 3600.0
 _LOG_AGE = 25 * 24 * 3600.0
 
 
-def overtaken(place: Place) -> Overtaken:
+def overtaken_error(place: Place) -> Overtaken:
     """The error of a run that has to read the source again."""
     return Overtaken(
         f"Another run has committed to the table at {place.url} since this run read the source.",
@@ -45,13 +45,13 @@ def overtaken(place: Place) -> Overtaken:
     )
 
 
-def lost_race(error: BaseException) -> bool:
+def is_retryable(error: BaseException) -> bool:
     """Whether the same change may be committed once the table has been read again."""
     return isinstance(error, CommitConflict) and not isinstance(error, Overtaken)
 
 
 _ON_CONFLICT: dict[str, Any] = {
-    "retry": tenacity.retry_if_exception(lost_race),
+    "retry": tenacity.retry_if_exception(is_retryable),
     "stop": tenacity.stop_after_attempt(12),
     "wait": tenacity.wait_exponential_jitter(multiplier=0.05, max=2, jitter=0.1),
     "reraise": True,
@@ -60,13 +60,13 @@ _ON_CONFLICT: dict[str, Any] = {
 Work = TypeVar("Work", bound=Callable[..., Any])
 
 
-def retried(work: Work) -> Work:
+def retry_conflicts(work: Work) -> Work:
     """Decorates a function that reads a table and commits to it: repeats it after a conflict."""
     return cast("Work", tenacity.retry(**_ON_CONFLICT)(work))
 
 
 def attempts() -> tenacity.Retrying:
-    """The policy of `retried` for a loop over attempts, as tenacity has them."""
+    """The policy of `retry_conflicts` for a loop over attempts, as tenacity has them."""
     return tenacity.Retrying(**_ON_CONFLICT)
 
 
@@ -230,7 +230,7 @@ def _refuse_overtaken(state: State, reached: Position) -> None:
         )
 
 
-@retried
+@retry_conflicts
 def replace(
     place: Place,
     shape: Shape,
@@ -261,7 +261,7 @@ def replace(
     """
     state = read(place)
     if outdated(state):
-        raise overtaken(place)
+        raise overtaken_error(place)
     removed = state.files if state else ()
     change = Change("WRITE", data, removed, parameters={"mode": "Overwrite"})
     compared = state.version if state else None

@@ -192,7 +192,9 @@ def _frame(table: pa.Table, height: int) -> pl.DataFrame:
     return pl.DataFrame(table)
 
 
-def opened(place: Place, file: StoredFile | WrittenFile, proven: bool = False) -> pq.ParquetFile:
+def open_parquet(
+    place: Place, file: StoredFile | WrittenFile, proven: bool = False
+) -> pq.ParquetFile:
     """A file to read; if ``proven``, checksums of its pages are verified.
 
     Raises:
@@ -201,7 +203,7 @@ def opened(place: Place, file: StoredFile | WrittenFile, proven: bool = False) -
     """
     path = unquote(file.path) if isinstance(file, StoredFile) else file.path
     if is_outside(file.path):
-        raise store.damaged(place, path, "is outside of the table's folder")
+        raise store.damage_error(place, path, "is outside of the table's folder")
     source = store.reader(place, path)
     with _mapped_errors(place, path):
         return _Named(source, place, path, proven)
@@ -234,9 +236,9 @@ def _mapped_errors(place: Place, path: str) -> Iterator[None]:
         # Arrow reports a damaged page by an OSError without errno.
         of_arrow = isinstance(error, pa.ArrowException) or type(error) is OSError
         if not of_arrow or getattr(error, "errno", None) is not None:
-            raise store.unread(place, path, error) from error
+            raise store.read_error(place, path, error) from error
         text = " ".join(str(error).split())[:200]
-        raise store.damaged(place, path, f"cannot be read: {text.rstrip('.')}") from error
+        raise store.damage_error(place, path, f"cannot be read: {text.rstrip('.')}") from error
 
 
 def parts(

@@ -72,7 +72,7 @@ class Folder:
             LakeError, LakeUnreachable
         """
         try:
-            parquet = files.opened(self.state.place, WrittenFile(path, 0, 0, ""))
+            parquet = files.open_parquet(self.state.place, WrittenFile(path, 0, 0, ""))
             own = {field.name: field.type for field in parquet.schema_arrow}
             partition = self._current.get(unquote(path)) or _of_folders(path)
             known = dict(self.state.columns)
@@ -93,10 +93,10 @@ class Folder:
 
     @cached_property
     def _strays(self) -> frozenset[str]:
-        lying = list(vacuum.lying(self.state.place))
+        lying = list(vacuum.objects_of(self.state.place))
         there = {found.path for found in lying}
         gone = {path for path in self.paths if path not in there and not self.is_current(path)}
-        return frozenset({found.path for found in vacuum.strays(self.state, lying)} | gone)
+        return frozenset({found.path for found in vacuum.unnamed_files(self.state, lying)} | gone)
 
 
 def _kind(found: Any) -> DeltaType:

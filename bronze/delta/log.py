@@ -95,14 +95,14 @@ class State:
         """
         for file in self.named:
             if files.is_outside(file.path):
-                raise store.damaged(self.place, file.path, "is outside of the table's folder")
+                raise store.damage_error(self.place, file.path, "is outside of the table's folder")
         return self.named
 
     @cached_property
     def named(self) -> tuple[StoredFile, ...]:
         """All data files that the log names, wherever they are."""
         safe = [name for name, kind in self.columns if kind.name in SAFE]
-        with mapped(self.place, "read"):
+        with mapped_errors(self.place, "read"):
             adds: Any = pl.DataFrame(self.table.get_add_actions(flatten=False))
         return tuple(_stored(row, safe) for row in adds.iter_rows(named=True))
 
@@ -194,7 +194,7 @@ def read(place: Place) -> State | None:
     Raises:
         LakeError, LakeUnreachable
     """
-    with mapped(place, "read"):
+    with mapped_errors(place, "read"):
         try:
             table = DeltaTable(place.url, storage_options=store.options(place) or None)
         except TableNotFoundError as error:
@@ -216,7 +216,7 @@ def write(place: Place, version: int, actions: Sequence[Action]) -> None:
     failpoint.reach("commit")
     if version and store.is_missing(place, "_delta_log"):
         # Writing the entry would create the folder again, as of a new table.
-        raise store.failure(place, "committed", FileNotFoundError("no such file or directory"))
+        raise store.store_error(place, "committed", FileNotFoundError("no such file or directory"))
     try:
         obstore.put(store.opened(place), path, entry, mode="create")
     except AlreadyExistsError:
@@ -227,7 +227,7 @@ def write(place: Place, version: int, actions: Sequence[Action]) -> None:
             ) from None
     except (BaseError, OSError) as error:
         if not _is_written(place, path, entry):
-            raise store.failure(place, "committed", error) from None
+            raise store.store_error(place, "committed", error) from None
     failpoint.reach("committed")
     if version and version % _CHECKPOINT_EVERY == 0:
         # The commit is valid without the checkpoint; the next one will be tried later.
@@ -281,7 +281,7 @@ def entries(place: Place, versions: Iterable[int]) -> Iterator[tuple[int, Sequen
             yield version, None
             continue
         except (BaseError, OSError) as error:
-            raise store.failure(place, "read", error) from None
+            raise store.store_error(place, "read", error) from None
         try:
             actions = [json.loads(line) for line in text.splitlines() if line.strip()]
         except ValueError:
@@ -334,12 +334,12 @@ def _is_written(place: Place, path: str, entry: bytes) -> bool:
 
 
 @contextmanager
-def mapped(place: Place, what: str) -> Iterator[None]:
+def mapped_errors(place: Place, what: str) -> Iterator[None]:
     """Turns errors of deltalake into those of bronze; ``what`` was being done, such as "read"."""
     try:
         yield
     except (DeltaError, OSError, ValueError) as error:
-        failure = store.failure(place, what, error)
+        failure = store.store_error(place, what, error)
         if not failure.hint:
             failure.hint = _RESTORE
         raise failure from error

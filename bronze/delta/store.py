@@ -62,7 +62,7 @@ def opened(place: Place) -> Any:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # an option that it does not know makes obstore panic
-        raise failure(place, "opened", error) from None
+        raise store_error(place, "opened", error) from None
 
 
 @contextmanager
@@ -89,7 +89,7 @@ def writer(place: Place, path: str) -> Iterator[IO[bytes] | io.RawIOBase]:
             yield upload
             upload.finish()
     except (BaseError, OSError, pa.ArrowException) as error:
-        raise failure(place, "written", error) from None
+        raise store_error(place, "written", error) from None
 
 
 class _Upload(io.RawIOBase):
@@ -148,24 +148,24 @@ def reader(place: Place, path: str) -> IO[bytes] | Any:
             return pa.OSFile(str(Path(place.url) / path))
         return _Download(obstore.open_reader(opened(place), path))
     except (BaseError, OSError) as error:
-        raise unread(place, path, error) from None
+        raise read_error(place, path, error) from None
 
 
-def unread(place: Place, path: str, error: BaseException) -> BronzeError:
-    """The error for a file of a table that could not be read. Only a missing file is `damaged`:
+def read_error(place: Place, path: str, error: BaseException) -> BronzeError:
+    """The error for a file of a table that could not be read. Only a missing one is `damage_error`:
     after any other error the next attempt may succeed.
     """
     if isinstance(error, (FileNotFoundError, NotFoundError)):
         # If the whole lake is missing, the error is not of a single file.
         if is_missing(place):
-            return failure(place, "read", FileNotFoundError("no such file or directory"))
-        return damaged(place, path, "is missing")
+            return store_error(place, "read", FileNotFoundError("no such file or directory"))
+        return damage_error(place, path, "is missing")
     if isinstance(error, (PermissionError, PermissionDeniedError)):
         return LakeUnreachable(
             f"The file {path} of the table at {place.url} cannot be read: permission denied.",
             hint="Check the owner and the permissions of the file.",
         )
-    known = failure(place, "read", error)
+    known = store_error(place, "read", error)
     if isinstance(known, LakeUnreachable):
         return known
     return LakeUnreachable(
@@ -174,7 +174,7 @@ def unread(place: Place, path: str, error: BaseException) -> BronzeError:
     )
 
 
-def damaged(place: Place, path: str, what: str) -> FileDamaged:
+def damage_error(place: Place, path: str, what: str) -> FileDamaged:
     """The error for a file of a table that is missing or damaged; ``what`` completes "The file"."""
     return FileDamaged(
         f"The file {path} of the table at {place.url} {what}.",
@@ -192,7 +192,7 @@ def put(place: Place, path: str, data: bytes) -> None:
     try:
         obstore.put(opened(place), path, data)
     except (BaseError, OSError) as error:
-        raise failure(place, "written", error) from None
+        raise store_error(place, "written", error) from None
 
 
 def prove_writable(place: Place) -> None:
@@ -215,7 +215,7 @@ def delete(place: Place, paths: list[str]) -> None:
     except FileNotFoundError:
         return
     except (BaseError, OSError) as error:
-        raise failure(place, "cleaned", error) from None
+        raise store_error(place, "cleaned", error) from None
 
 
 def listing(place: Place, under: str = "") -> list[str]:
@@ -228,7 +228,7 @@ def listing(place: Place, under: str = "") -> list[str]:
     except FileNotFoundError:
         return []
     except (BaseError, OSError) as error:
-        raise failure(place, "listed", error) from None
+        raise store_error(place, "listed", error) from None
 
 
 def folders(place: Place) -> list[str]:
@@ -238,11 +238,11 @@ def folders(place: Place) -> list[str]:
     try:
         found = obstore.list_with_delimiter(opened(place))["common_prefixes"]
     except (BaseError, OSError) as error:
-        raise failure(place, "listed", error) from None
+        raise store_error(place, "listed", error) from None
     return sorted(path.rstrip("/").rpartition("/")[2] for path in found)
 
 
-def failure(place: Place, what: str, error: BaseException) -> BronzeError:
+def store_error(place: Place, what: str, error: BaseException) -> BronzeError:
     """The error of bronze for an error of the store; ``what`` was being done, such as "read"."""
     text = " ".join(str(error).split())
     low = text.lower()

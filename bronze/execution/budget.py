@@ -45,7 +45,7 @@ def readers(memory: int, workers: int, slots: int) -> int:
     return max(1, min(workers, slots, (memory - _LIBRARIES) // _MOST))
 
 
-def for_rewriting(memory: int, workers: int) -> int:
+def rewrite_memory(memory: int, workers: int) -> int:
     """What each task that rewrites files may take."""
     return (memory - _BASE) // readers(memory, workers, workers)
 
@@ -55,7 +55,7 @@ def beside_large_row(readers: int) -> int:
     return _LIBRARIES + (readers - 1) * _MOST
 
 
-def heaviest_row(memory: int, readers: int) -> int:
+def largest_row(memory: int, readers: int) -> int:
     """The largest row that can be read; one such row is read at a time."""
     return max(_LEAST_CHANGE, (memory - beside_large_row(readers)) // COPIES)
 
@@ -65,7 +65,7 @@ def largest_change(memory: int, readers: int) -> int:
     return max(_LEAST_CHANGE, (memory - beside_large_row(readers)) // (COPIES + _RECEIVED))
 
 
-def given_back(memory: int, units: int) -> int:
+def result_bytes(memory: int, units: int) -> int:
     """The most bytes of rows to merge in the result of each of ``units``, rather than in a file."""
     return max(_LEAST_FEW, min(_MOST_FEW, _for_known_rows(memory) // 2 // max(units, 1)))
 

@@ -75,10 +75,10 @@ def record(
         ConfigError: the key that the config names does not exist.
         LakeError, LakeUnreachable: the record cannot be written.
     """
-    enter(settings, [Event(action, subject, result, details or {})])
+    record_events(settings, [Event(action, subject, result, details or {})])
 
 
-def enter(settings: Settings, events: Sequence[Event]) -> None:
+def record_events(settings: Settings, events: Sequence[Event]) -> None:
     """Writes records in one commit. Raises as `record` does."""
     key = _key(settings)
     now = datetime.now(UTC)
@@ -183,7 +183,7 @@ def mark(settings: Settings) -> AuditMark | None:
     with suppress(BronzeError):
         newest = _newest(settings)
         if newest is None:
-            enter(settings, [])
+            record_events(settings, [])
             newest = _newest(settings)
         return newest
     return None
@@ -213,7 +213,7 @@ def records_lost(
     short = [name for name, state in tables.items() if audit_mark.knows_more(state, known)]
     if short:
         details = {"last": known.sequence}
-        enter(settings, [Event(AUDIT, name, CUT_OFF, details) for name in short])
+        record_events(settings, [Event(AUDIT, name, CUT_OFF, details) for name in short])
     return tuple(
         f"{name} knows of records that are missing in the audit log, which ended with record"
         f" {known.sequence}: see `bronze audit --verify`"
@@ -227,7 +227,7 @@ def _newest(settings: Settings) -> AuditMark | None:
     return AuditMark(log_id, end.sequence, end.hash) if end.sequence and log_id else None
 
 
-def ready(settings: Settings) -> None:
+def check_key(settings: Settings) -> None:
     """Checks that records can be sealed as the config says.
 
     Raises:

@@ -78,7 +78,7 @@ def records_of(state: State) -> tuple[list[AuditRecord], list[str]]:
     unreadable = []
     for file in state.files:
         try:
-            parquet = files.opened(state.place, file)
+            parquet = files.open_parquet(state.place, file)
             rows = [pl.DataFrame(part) for _, part in files.parts(parquet, audit_log.COLUMNS)]
             complete = [part.drop_nulls() for part in rows]
             frames += complete

@@ -238,7 +238,7 @@ class LineageLedger:
         ]
         self.entries.append(entry)
 
-    def closed(self) -> tuple[tuple[LateRecord, ...], Failure | None]:
+    def write(self) -> tuple[tuple[LateRecord, ...], Failure | None]:
         """Writes the entries.
 
         Returns:

@@ -33,7 +33,7 @@ _PRODUCER = f"urn:bronze:{VERSION}"
 _TYPES = {"streaming": "RUNNING", "failed": "FAIL"}
 
 
-def ready(settings: Settings) -> None:
+def check_package(settings: Settings) -> None:
     """Checks that events can be built, if the config asks for them.
 
     Raises:

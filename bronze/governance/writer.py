@@ -39,7 +39,7 @@ class Page:
     facts: Mapping[str, Any]
 
 
-@commit.retried
+@commit.retry_conflicts
 def append_rows(
     place: Place, columns: Columns, rows: pl.DataFrame, batch_id: str, stats: Sequence[str] = ()
 ) -> None:
@@ -61,7 +61,7 @@ def append_rows(
     commit_rows(place, state, columns, rows, facts, batch_id=batch_id, stats=stats)
 
 
-@commit.retried
+@commit.retry_conflicts
 def append(place: Place, columns: Columns, page_for: Callable[[State | None], Page | None]) -> None:
     """Appends the page that ``page_for`` returns for the present state of the table.
 

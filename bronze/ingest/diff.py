@@ -42,8 +42,8 @@ class Difference:
 
     ``changes`` are new and updated rows. ``missing`` are fingerprints of rows that the Bronze table
     has and the source has not, or has with other values; ``deletes`` are keys of deleted rows, and
-    with ``emptied`` every row that is not among the changes is deleted. Where all rows were read,
-    ``bronze_rows`` and ``source_rows`` count the live rows of the table and those of the source.
+    with ``delete_others`` every row that is not among the changes is deleted. Where all rows were
+    read, ``bronze_rows`` and ``source_rows`` count the live rows of the table and of the source.
     """
 
     changes: tuple[Changes, ...]
@@ -51,7 +51,7 @@ class Difference:
     bronze_rows: int = 0
     source_rows: int = 0
     deletes: tuple[Changes, ...] = ()
-    emptied: bool = False
+    delete_others: bool = False
 
     @property
     def staged(self) -> tuple[WrittenFile, ...]:
@@ -91,10 +91,10 @@ def difference_of(plan: Plan, stamp: RowStamp, results: Sequence[UnitResult]) ->
     missing: list[tuple[KnownRows, Fingerprints]] = []
     bronze_rows = 0
     for known, mask in _seen_masks(plan, results).items():
-        fingerprints = known_rows.known_fingerprints(known)
+        fingerprints = known_rows.index_of(known)
         seen = np.unpackbits(mask, count=len(fingerprints)).astype(np.bool_)
         missing.append((known, known_rows.unmatched_fingerprints(fingerprints, seen)))
-        bronze_rows += known_rows.distinct(fingerprints)
+        bronze_rows += known_rows.count_distinct(fingerprints)
     return Difference(changes, tuple(missing), bronze_rows, source_rows)
 
 
@@ -221,7 +221,7 @@ def _merge_tasks(
     into = plan.destination(stamp)
     rewrite_all = plan.contract.rewrite
     # Only keys can be looked up by the bounds of a file: fingerprints may be of any file's rows.
-    in_any_file = difference.emptied or any(len(prints) for _, prints in difference.missing)
+    in_any_file = difference.delete_others or any(len(prints) for _, prints in difference.missing)
     if not (rewrite_all or in_any_file):
         keys = (*difference.changes, *difference.deletes)
         stored = merge.candidates(stored, keys, into.key, into.place)
@@ -231,7 +231,7 @@ def _merge_tasks(
             file=file,
             changes=difference.changes,
             deletes=difference.deletes,
-            emptied=difference.emptied,
+            delete_others=difference.delete_others,
             on_delete=plan.target.settings.on_delete,
             anew=rewrite_all,
             doubting=plan.doubting,

@@ -88,7 +88,7 @@ def load_table(settings: Settings, table: TableRun) -> Workflow[TableResult]:
         write = _replace_all if plan.mode == "load" else _merge
         outcome = yield from write(settings, table, plan)
         failpoint.reach("landed")
-        known_rows.drop_cached(plan.target.place)
+        known_rows.drop_index(plan.target.place)
         notes = table.plan.notes + _record_anomalies(settings, table, outcome)
         notes += yield from _optimize(settings, table, outcome.changed)
         return _result(table, outcome, notes)
@@ -149,8 +149,8 @@ def _has_same_rows(table: TableRun, plan: Plan) -> Workflow[bool]:
     if state is None or plan.contract.rewrite or plan.contract.reload or plan.doubting:
         return False
     known = KnownRows(plan.target.place, state.version, state.files, plan.shape.columns, (), 0)
-    (bronze,) = yield [Task(known_rows.total, known, table.target.label)]
-    source_sum = reduce(fingerprint.added, (part.sum for part in table.results), 0)
+    (bronze,) = yield [Task(known_rows.row_count_and_sum, known, table.target.label)]
+    source_sum = reduce(fingerprint.sum_of_totals, (part.sum for part in table.results), 0)
     return bool(bronze == (table.rows, source_sum))
 
 
@@ -170,7 +170,7 @@ def _merge(settings: Settings, table: TableRun, plan: Plan) -> Workflow[Outcome]
                 or _another_run_committed(state, plan)
                 or _doubted_rows_moved(state, plan)
             ):
-                raise commit.overtaken(plan.target.place)
+                raise commit.overtaken_error(plan.target.place)
             if plan.state and plan.state.is_same(state):
                 # It knows already what it has read of the log.
                 state = plan.state
@@ -311,7 +311,7 @@ def record_rejected_values(
 
 def discard(place: Place, batch_id: str) -> None:
     """Deletes the files of a batch that no commit has."""
-    known_rows.drop_cached(place)
+    known_rows.drop_index(place)
     with suppress(BronzeError):
         commit.discard(place, batch_id)
 
@@ -339,8 +339,8 @@ def _optimize(settings: Settings, table: TableRun, changed: bool) -> Workflow[tu
         planned = table.plan.state if table.plan else None
         # Where nothing changed, the files are those of the plan.
         state = log.read(place) if changed or planned is None else planned
-        if state is not None and optimize.needed(state, layout):
-            yield from maintain.improvement(settings, place, layout, table.target.label)
+        if state is not None and optimize.is_needed(state, layout):
+            yield from maintain.optimize_table(settings, place, layout, table.target.label)
     except BronzeError as error:
         return (f"the table was not optimized: {error.message}",)
     return ()

@@ -78,16 +78,16 @@ def run(
     Raises:
         ConfigError, SourceError, LakeError: no table could be loaded.
     """
-    openlineage.ready(settings)
+    openlineage.check_package(settings)
     ledger = lineage.LineageLedger(settings)
     try:
         result = _run_with_retries(settings, tables, pool, notify, ledger)
     except BronzeError:
         # The tables that landed before the error need their lineage, too.
-        ledger.closed()
+        ledger.write()
         openlineage.send(settings, ledger.entries)
         raise
-    late, unrecorded = ledger.closed()
+    late, unrecorded = ledger.write()
     notes = openlineage.send(settings, ledger.entries)
     if settings.maintain.auto:
         notes += maintain.maintain_governance(settings)

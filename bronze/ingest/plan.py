@@ -107,7 +107,7 @@ def plan_table(
     state, contract = outline.state, outline.contract
     row_key, no_key_reason = row_key_of(context, contract, state)
     protection = outline.protection
-    if not keys.complete(protection):
+    if not keys.has_all_keys(protection):
         protection = keys.protection(settings, target, contract)
     contract = _with_new_key(target, contract, row_key, state)
     mode, where, mode_notes = _mode(context, state, contract, row_key.names, no_key_reason)
@@ -151,7 +151,7 @@ def plan_table(
             *mode_notes,
             *_rules_note(state, scoring),
             *(enrichment.watch.notes if enrichment.watch else ()),
-            *selection.unprotected(target, survey.personal_by_name(target.relation)),
+            *selection.unprotected_notes(target, survey.personal_by_name(target.relation)),
         ),
         all_units=lambda: tuple(row_units(splits.WHOLE_TABLE, merging=True, against=state)),
         enrichment=enrichment,
@@ -215,7 +215,7 @@ def _enrichment(
     """
     protect = context.target.settings.protect
     protected = {name for name, how in protect.items() if how.method != "clear"}
-    quality = set_rules.quality(context, contract, key, asking=reading, protected=protected)
+    quality = set_rules.quality_rules(context, contract, key, asking=reading, protected=protected)
     watch = models.monitoring_of(context, contract, key.names, state, protected)
     return Enrichment(protection=protection, watch=watch, quality=quality)
 
@@ -235,7 +235,7 @@ def _refuse_duplicate_keys(
         (KEY_TEXT, TEXT),
     )
     known = KnownRows(state.place, state.version, state.files, layout, key.names, 0)
-    if target.settings.history or not duplicate_keys.doubled(known):
+    if target.settings.history or not duplicate_keys.has_duplicates(known):
         return
     commits = f" ({', '.join(state.foreign)})" if state.foreign else ""
     raise TableRefused(
@@ -271,7 +271,7 @@ def outline_plan(context: TableContext) -> PlanOutline:
     key = key_columns(target, contract)
     protection = keys.protection(context.settings, target, contract, making=False)
     if keys.is_rotated(protection, state):
-        note = f"its keys have been rotated: {evolution.ANEW}"
+        note = f"its keys have been rotated: {evolution.RELOAD_NOTE}"
         contract = replace(contract, reload=True, notes=(*contract.notes, note))
     no_key_reason = "" if key else target.relation.keyless
     names = tuple(column.target for column in key)

@@ -151,7 +151,7 @@ def merges_deleted_rows(target: Target, state: State, key: tuple[str, ...]) -> b
         key = tuple(name for name in key if name != KEY_TEXT)
     if not key or not set(key) <= dict(state.columns).keys():
         return False
-    return duplicate_keys.doubled(
+    return duplicate_keys.has_duplicates(
         KnownRows(target.place, state.version, state.files, state.columns, key, 0)
     )
 
@@ -166,7 +166,7 @@ def lacks_text(target: Target, state: State, key: RowKey) -> bool:
     names = key.names[:-1]
     if not set(names) <= columns.keys():
         return False
-    return duplicate_keys.keyless(
+    return duplicate_keys.has_rows_without_key(
         KnownRows(target.place, state.version, state.files, state.columns, names, 0)
     )
 

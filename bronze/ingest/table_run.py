@@ -129,7 +129,7 @@ class TableRun:
 
     def compare_all_rows(self, plan: Plan) -> Plan:
         """Replaces the plan by one that compares all rows, and forgets what was read."""
-        known_rows.drop_cached(self.target.place)
+        known_rows.drop_index(self.target.place)
         self.results.clear()
         self.plan = plan.compare_all_rows()
         return self.plan

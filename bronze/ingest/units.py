@@ -62,7 +62,7 @@ def row_units(
     groups = grouped_splits(context, memory, key.source_names)
     rows = _bronze_rows(context, contract, shape, key, enrichment)
     limits = row_size_limits(context, contract.columns, key)
-    few = budget.given_back(context.run.memory, len(shares) * len(groups))
+    few = budget.result_bytes(context.run.memory, len(shares) * len(groups))
     work: list[Unit] = []
     for known in shares:
         for group in groups:
@@ -91,7 +91,7 @@ def row_size_limits(
     # Errors name a row by its key; a protected key must not be shown.
     named = () if any(column.protect for column in key.columns) else key.columns
     key_parts = [f"{statement.literal(column.name)}::text, {column.text}" for column in named]
-    heaviest = budget.heaviest_row(context.run.memory, context.readers)
+    heaviest = budget.largest_row(context.run.memory, context.readers)
     return RowSizeLimits(
         table=statement.quoted(relation.schema, relation.name),
         weight=weight,

@@ -113,7 +113,7 @@ class _KnownRowFilter:
     known: KnownRows
 
     def __post_init__(self) -> None:
-        self._fingerprints: Fingerprints = known_rows.known_fingerprints(self.known)
+        self._fingerprints: Fingerprints = known_rows.index_of(self.known)
         self._seen = np.zeros(len(self._fingerprints), np.bool_)
 
     def new_rows(self, rows: pl.DataFrame) -> pl.DataFrame:
@@ -121,7 +121,7 @@ class _KnownRowFilter:
         prints = known_rows.fingerprints(self.known, rows)
         there, places = known_rows.match_fingerprints(self._fingerprints, prints)
         self._seen[places] = True
-        return rows.filter(pl.Series(~there & known_rows.shared(self.known, prints)))
+        return rows.filter(pl.Series(~there & known_rows.in_share(self.known, prints)))
 
     def seen(self) -> bytes:
         """A bit for each fingerprint of the table: whether a row had it."""
@@ -153,13 +153,13 @@ class _UnitTotals:
     def _keys(self, rows: pl.DataFrame, rejected: pl.Series) -> pl.DataFrame:
         protection, key = self.unit.rows.enrichment.protection, self.unit.rows.key
         keys = protect.protect_rows(rows, protection)
-        keys = key_text.with_text(keys, rows, rejected, key, protection)
+        keys = key_text.add_key_text(keys, rows, rejected, key, protection)
         return self.filter.new_rows(keys) if self.filter else keys
 
     def _enriched(self, rows: pl.DataFrame, rejected: pl.Series) -> pl.DataFrame:
         how = self.unit.rows
         bronze_rows, findings = enrich(rows, rejected, how.into.stamp, how.base, how.enrichment)
-        bronze_rows = key_text.with_text(
+        bronze_rows = key_text.add_key_text(
             bronze_rows, rows, rejected, how.key, how.enrichment.protection
         )
         if self.unit.counts_rows:
@@ -167,7 +167,9 @@ class _UnitTotals:
         if rejected.null_count() < len(rejected):
             bronze_rows = portion.with_columns(bronze_rows, [rejected.alias(_REJECTED)])
         if self.unit.sums_rows and bronze_rows.height:
-            self.sum = fingerprint.added(self.sum, fingerprint.total(bronze_rows["row_hash"]))
+            self.sum = fingerprint.sum_of_totals(
+                self.sum, fingerprint.total(bronze_rows["row_hash"])
+            )
         if how.history:
             bronze_rows = portion.with_columns(
                 bronze_rows, [_constant(history.KIND, "insert", pl.String(), bronze_rows)]

@@ -103,8 +103,8 @@ class BackgroundMaintenance:
     def _optimize(self, place: Place, table_settings: TableSettings, name: str) -> None:
         wish = maintain.layout_wish(self._settings, table_settings)
         state = log.read(place)
-        if state is not None and optimize.needed(state, wish):
-            workflow = maintain.improvement(self._settings, place, wish, name, _SHARE)
+        if state is not None and optimize.is_needed(state, wish):
+            workflow = maintain.optimize_table(self._settings, place, wish, name, _SHARE)
             for _ in executors.drive(self._pool, [workflow], 1):
                 pass
 

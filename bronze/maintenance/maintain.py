@@ -17,7 +17,7 @@ from bronze.config.settings import GOVERNANCE, Settings
 from bronze.config.tables import TableSettings
 from bronze.delta import log, store
 from bronze.delta.layout import optimize, vacuum
-from bronze.delta.layout.optimize import Improved, Wish
+from bronze.delta.layout.optimize import OptimizeResult, TableLayout
 from bronze.errors import BronzeError, LakeError
 from bronze.execution import budget, executors
 from bronze.execution.executors import Task, Workflow
@@ -87,11 +87,11 @@ def maintain_governance(settings: Settings) -> tuple[str, ...]:
                 continue
             state = log.read(place)
             if state is not None and len(state.files) >= _MANY_FILES:
-                optimize.improve(
+                optimize.optimize_table(
                     place,
                     layout_wish(settings, TableSettings()),
                     batch_id=str(uuid_utils.uuid7()),
-                    memory=budget.for_rewriting(settings.run.memory, settings.run.workers),
+                    memory=budget.rewrite_memory(settings.run.memory, settings.run.workers),
                     each=map,
                 )
         except BronzeError as error:
@@ -102,7 +102,7 @@ def maintain_governance(settings: Settings) -> tuple[str, ...]:
 def _in_lake(settings: Settings) -> Iterator[LakeTable]:
     """The Bronze tables and the governance tables of the lake, without other writers' tables."""
     for schema in dict.fromkeys((settings.lake.schema_, GOVERNANCE)):
-        for table in lake.opened(settings, schema):
+        for table in lake.tables_of(settings, schema):
             if table.error or table.is_bronze or (table.state and schema == GOVERNANCE):
                 yield table
 
@@ -110,7 +110,7 @@ def _in_lake(settings: Settings) -> Iterator[LakeTable]:
 def _maintain_table(settings: Settings, table: LakeTable) -> Workflow[MaintainedTable]:
     """The workflow of one table; an error is in the result."""
     began = time.monotonic()
-    improved, expired = Improved(), vacuum.Expired()
+    improved, expired = OptimizeResult(), vacuum.VacuumResult()
     error = None
     try:
         state = table.state
@@ -119,7 +119,7 @@ def _maintain_table(settings: Settings, table: LakeTable) -> Workflow[Maintained
         schema, name = evolution.table_of(state.properties)
         own = settings.table(table.source, schema, name) if name else TableSettings()
         wish = layout_wish(settings, own)
-        improved = yield from improvement(settings, state.place, wish, table.name)
+        improved = yield from optimize_table(settings, state.place, wish, table.name)
         expired = vacuum.expire(state.place, settings.maintain.retention, (), time.time())
     except BronzeError as caught:
         error = caught.failure()
@@ -137,23 +137,23 @@ def _maintain_table(settings: Settings, table: LakeTable) -> Workflow[Maintained
     )
 
 
-def layout_wish(settings: Settings, own: TableSettings) -> Wish:
+def layout_wish(settings: Settings, own: TableSettings) -> TableLayout:
     """The layout that the config asks for: clustering columns and file size."""
     by = tuple(own.rename.get(name, name) for name in own.cluster_by)
-    return Wish(by, settings.maintain.file_size)
+    return TableLayout(by, settings.maintain.file_size)
 
 
-def improvement(
-    settings: Settings, place: Place, wish: Wish, table: str, share: int = 1
-) -> Workflow[Improved]:
-    """The workflow of `bronze.delta.layout.optimize.improve`; it uses one ``share``-th of the
-    memory.
+def optimize_table(
+    settings: Settings, place: Place, wish: TableLayout, table: str, share: int = 1
+) -> Workflow[OptimizeResult]:
+    """The workflow of `bronze.delta.layout.optimize.optimize_table`, which uses one ``share``-th of
+    the memory.
     """
     steps = optimize.steps(
         place,
         wish,
         batch_id=str(uuid_utils.uuid7()),
-        memory=budget.for_rewriting(settings.run.memory, settings.run.workers) // share,
+        memory=budget.rewrite_memory(settings.run.memory, settings.run.workers) // share,
     )
     try:
         work, jobs = next(steps)
@@ -166,5 +166,5 @@ def improvement(
                 failpoint.reach("rewritten")
                 work, jobs = steps.send(results)
     except StopIteration as end:
-        done: Improved = end.value
+        done: OptimizeResult = end.value
         return done

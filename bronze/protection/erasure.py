@@ -31,7 +31,7 @@ from bronze.config.settings import Settings
 from bronze.delta import commit
 from bronze.delta.folder import Folder
 from bronze.delta.layout import vacuum
-from bronze.delta.layout.vacuum import Expired
+from bronze.delta.layout.vacuum import VacuumResult
 from bronze.errors import ConfigError, LakeError, TableRefused
 from bronze.protection import lake_table, row_removal
 from bronze.protection.erasure_result import ErasureResult, Evidence, SourceAnswer
@@ -188,11 +188,11 @@ def search_versions(
     return person, _count_records(settings, person, rows)
 
 
-def erase_governance_records(settings: Settings, person: Person) -> tuple[int, Expired]:
+def erase_governance_records(settings: Settings, person: Person) -> tuple[int, VacuumResult]:
     """Removes the governance records about a person's rows: how many there were, and what was
     deleted with the older versions that had them.
     """
-    removed, expired = 0, Expired()
+    removed, expired = 0, VacuumResult()
     for state, columns in governance_records.governance_tables(settings):
         matches = lambda records: person.match(records)[0]  # noqa: E731
         rows, more = row_removal.remove_records(state.place, matches, columns)
@@ -200,13 +200,13 @@ def erase_governance_records(settings: Settings, person: Person) -> tuple[int, E
     return removed, expired
 
 
-@commit.retried
+@commit.retry_conflicts
 def rewrite_without(table: ProtectedTable, subject: Subject) -> tuple[int, int]:
     """Commits the table without the selected rows: its version, and how many rows there were."""
     return row_removal.remove_rows(table.reload().state, subject.matches, subject.columns)
 
 
-def purge_history(table: ProtectedTable) -> Expired:
+def purge_history(table: ProtectedTable) -> VacuumResult:
     """Deletes all files and log entries that the current version of a table does not need."""
     return vacuum.purge(table.state.place, time.time())
 

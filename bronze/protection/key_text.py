@@ -35,7 +35,7 @@ def row_key(columns: Sequence[Column], has_text: bool) -> RowKey:
     return RowKey(tuple(columns), names)
 
 
-def with_text(
+def add_key_text(
     rows: pl.DataFrame,
     clear: pl.DataFrame,
     rejected: pl.Series,

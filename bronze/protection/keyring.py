@@ -67,13 +67,13 @@ def new(wrapping: bytes, table: str, column: str, purpose: str) -> DataKey:
     return _wrap(blank, os.urandom(_DATA), wrapping)
 
 
-def rewrapped(key: DataKey, masters: Sequence[Secret], wrapping: bytes) -> DataKey:
+def rewrap(key: DataKey, masters: Sequence[Secret], wrapping: bytes) -> DataKey:
     """The same data key, wrapped with another master key.
 
     Raises:
         ConfigError: none of the master keys unwraps it.
     """
-    return _wrap(key, unwrapped(key, tuple(masters)), wrapping)
+    return _wrap(key, unwrap(key, tuple(masters)), wrapping)
 
 
 def _wrap(key: DataKey, data: bytes, wrapping: bytes) -> DataKey:
@@ -94,7 +94,7 @@ def _binding(key: DataKey) -> bytes:
 
 
 @lru_cache(_CACHED_KEYS)
-def unwrapped(key: DataKey, masters: tuple[Secret, ...]) -> bytes:
+def unwrap(key: DataKey, masters: tuple[Secret, ...]) -> bytes:
     """The 64 bytes of a data key.
 
     Raises:

@@ -82,7 +82,7 @@ def protection(
     with _table_refusal(target, columns):
         for current in (keys[use][0] for use in needed):
             if current.id:
-                keyring.unwrapped(current, settings.masters)
+                keyring.unwrap(current, settings.masters)
     protected = tuple(
         ProtectedColumn(
             c.target, c.name, c.kind, c.protect, keys.get(uses.get(c.target, hashes), ())
@@ -120,7 +120,7 @@ def _table_refusal(target: Target, columns: Sequence[Column]) -> Iterator[None]:
         ) from None
 
 
-def complete(protection: TableProtection | None) -> bool:
+def has_all_keys(protection: TableProtection | None) -> bool:
     """Whether all keys that a table needs have been made."""
     if protection is None or protection.row_hash is None:
         return True
@@ -173,7 +173,9 @@ def stored_keys(settings: Settings) -> tuple[State | None, tuple[KeyRecord, ...]
     state = log.read(folder)
     frames = [files.conform(pl.DataFrame().to_arrow(), keys_table.COLUMNS, {}, 0)]
     for file in state.files if state else ():
-        frames += [part for _, part in files.parts(files.opened(folder, file), keys_table.COLUMNS)]
+        frames += [
+            part for _, part in files.parts(files.open_parquet(folder, file), keys_table.COLUMNS)
+        ]
     return state, keys_table.records(pl.concat([pl.DataFrame(part) for part in frames]))
 
 
@@ -229,7 +231,7 @@ def rotate(settings: Settings, tables: Collection[str], reencrypt: bool) -> tupl
 
     before = {record.key.id for record in stored_keys(settings)[1]}
     records = _add_keys(settings, rotated)
-    return tuple(report for report in reports(records) if report.id not in before)
+    return tuple(report for report in key_reports(records) if report.id not in before)
 
 
 def _refuse_unrepeatable(settings: Settings, uses: Collection[Use]) -> None:
@@ -241,7 +243,7 @@ def _refuse_unrepeatable(settings: Settings, uses: Collection[Use]) -> None:
     """
     names = {table for table, _, _ in uses if table}
     joins = {join for table, join, _ in uses if not table}
-    for table in lake.opened(settings, settings.lake.schema_):
+    for table in lake.tables_of(settings, settings.lake.schema_):
         if table.error:
             raise table.error
         if table.state is None or not _uses_keys(table, names, joins):
@@ -294,7 +296,7 @@ def rewrap(settings: Settings) -> int:
     rewrapped = [
         record
         if record.key.master == master
-        else KeyRecord(keyring.rewrapped(record.key, settings.masters, wrapping), record.created)
+        else KeyRecord(keyring.rewrap(record.key, settings.masters, wrapping), record.created)
         for record in records
     ]
     _commit(settings, state, rewrapped, replacing=True)
@@ -303,7 +305,7 @@ def rewrap(settings: Settings) -> int:
     return len(old)
 
 
-def reports(records: Sequence[KeyRecord]) -> tuple[KeyReport, ...]:
+def key_reports(records: Sequence[KeyRecord]) -> tuple[KeyReport, ...]:
     """What may be shown of some keys."""
     current = {keys[0].id for keys in current_keys(records).values()}
     return tuple(
@@ -313,7 +315,7 @@ def reports(records: Sequence[KeyRecord]) -> tuple[KeyReport, ...]:
     )
 
 
-@commit.retried
+@commit.retry_conflicts
 def _add_keys(
     settings: Settings, missing: Callable[[Sequence[KeyRecord]], Sequence[Use]]
 ) -> tuple[KeyRecord, ...]:

@@ -80,7 +80,7 @@ def protected_table(settings: Settings, name: str) -> ProtectedTable:
         LakeError: it cannot be read; or another one cannot, which may hold a table of this name.
         LakeUnreachable: the lake cannot be read.
     """
-    tables = list(lake.opened(settings, settings.lake.schema_))
+    tables = list(lake.tables_of(settings, settings.lake.schema_))
     if not any(name in table.own_names for table in tables):
         for table in tables:
             if table.error:
@@ -164,6 +164,6 @@ def batches(state: State) -> set[str]:
     """
     found: set[str] = set()
     for file in state.files:
-        for _, part in files.parts(files.opened(state.place, file), state.columns, [BATCH]):
+        for _, part in files.parts(files.open_parquet(state.place, file), state.columns, [BATCH]):
             found |= {*pl.DataFrame(part)[BATCH].drop_nulls().unique()}
     return found

@@ -9,7 +9,7 @@ import polars as pl
 
 from bronze.config.settings import Settings
 from bronze.delta.layout import vacuum
-from bronze.delta.layout.vacuum import Expired
+from bronze.delta.layout.vacuum import VacuumResult
 from bronze.delta.properties import TableProperties
 from bronze.protection import lake_table, row_removal
 from bronze.protection.erasure_result import ErasureResult
@@ -32,7 +32,7 @@ def delete_old_versions(settings: Settings, table: str) -> ErasureResult:
     """
     began = time.monotonic()
     target = lake_table.protected_table(settings, table)
-    records, expired_records = 0, Expired()
+    records, expired_records = 0, VacuumResult()
     if TableProperties.read(target.state.properties).has_protection:
         records, expired_records = _remove_older_records(settings, target)
     expired = vacuum.purge(target.state.place, time.time()) + expired_records
@@ -47,12 +47,12 @@ def delete_old_versions(settings: Settings, table: str) -> ErasureResult:
     )
 
 
-def _remove_older_records(settings: Settings, table: ProtectedTable) -> tuple[int, Expired]:
+def _remove_older_records(settings: Settings, table: ProtectedTable) -> tuple[int, VacuumResult]:
     """Removes the governance records that are older than all rows of a table, and the models that
     were trained before them.
     """
     oldest = min(lake_table.batches(table.state), default="")
-    removed, expired = 0, Expired()
+    removed, expired = 0, VacuumResult()
     scope = governance_records.record_scope(settings, table)
     for state, _ in governance_records.governance_tables(settings):
         column = BATCH if BATCH in dict(state.columns) else _TRAINED

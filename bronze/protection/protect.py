@@ -42,7 +42,7 @@ from bronze.model.locations import Secret
 from bronze.model.protection import DataKey, ProtectedColumn, TableProtection
 from bronze.model.units import RejectedValue
 from bronze.protection import ff1, plaintext
-from bronze.protection.keyring import unwrapped
+from bronze.protection.keyring import unwrap
 
 REVEALED = ("encrypt", "encrypt_deterministic")
 """The methods that can be undone."""
@@ -61,7 +61,7 @@ _DIGITS, _LETTERS = "0123456789", "abcdefghijklmnopqrstuvwxyz"
 _FORMATS = ((_DIGITS, 6), (_LETTERS, 5))
 
 
-def protected(
+def protect_with_hashes(
     rows: pl.DataFrame, hashes: pl.Series, protection: TableProtection
 ) -> tuple[pl.DataFrame, pl.Series]:
     """The rows with their columns protected, and their keyed ``row_hash``.
@@ -77,7 +77,7 @@ def protected(
     protected_rows = protect_rows(rows, protection)
     if protection.row_hash is None:
         return protected_rows, hashes
-    return protected_rows, keyed_hashes(hashes, unwrapped(protection.row_hash, protection.masters))
+    return protected_rows, keyed_hashes(hashes, unwrap(protection.row_hash, protection.masters))
 
 
 def protect_rows(rows: pl.DataFrame, protection: TableProtection | None) -> pl.DataFrame:
@@ -130,7 +130,7 @@ def protect_texts(
     if rule.method == "mask":
         return _masked(texts, rule.keep)
     key = column.keys[0]
-    data = unwrapped(key, tuple(masters))
+    data = unwrap(key, tuple(masters))
     if rule.method == "encrypt":
         # Without the blank the length would show which one is true.
         padded = texts.str.pad_end(_LONGEST_BOOLEAN) if clear.dtype == pl.Boolean else texts
@@ -257,7 +257,7 @@ def reveal_values(
         if parts is None or key is None:
             raise ValueError
         if parts[2] not in ciphers:
-            data = unwrapped(key, tuple(masters))
+            data = unwrap(key, tuple(masters))
             ciphers[key.id] = AESGCM(data[:_HALF]) if parts[1] == "v1" else AESSIV(data)
         return _decrypt(parts[3], ciphers[key.id], bound(key))
 

@@ -74,7 +74,7 @@ def _read_rows(
     names = [name for name, _ in layout if wanted is None or name in wanted]
     frames = [pl.DataFrame(schema={name: dtype(kind) for name, kind in layout if name in names})]
     for file in table.state.files:
-        parquet = files.opened(table.state.place, file)
+        parquet = files.open_parquet(table.state.place, file)
         for _, part in files.parts(parquet, layout, names, None, dict(file.partition)):
             rows = pl.DataFrame(part)
             frames.append(rows.filter(subject.matches(rows)) if key else rows)

@@ -13,7 +13,7 @@ import uuid_utils
 from bronze.delta import commit, files, log
 from bronze.delta.commit import Change
 from bronze.delta.layout import optimize, vacuum
-from bronze.delta.layout.vacuum import Expired
+from bronze.delta.layout.vacuum import VacuumResult
 from bronze.delta.log import State
 from bronze.errors import BronzeError
 from bronze.model.files import StoredFile, WrittenFile
@@ -23,7 +23,9 @@ RowFilter = Callable[[pl.DataFrame], pl.Series]
 """Says which rows of a frame are meant."""
 
 
-def remove_records(place: Place, matches: RowFilter, columns: Sequence[str]) -> tuple[int, Expired]:
+def remove_records(
+    place: Place, matches: RowFilter, columns: Sequence[str]
+) -> tuple[int, VacuumResult]:
     """Removes rows of a governance table, and the versions that had them.
 
     Args:
@@ -42,7 +44,7 @@ def remove_records(place: Place, matches: RowFilter, columns: Sequence[str]) -> 
         with attempt:
             state = log.read(place)
             rows = remove_rows(state, matches, columns)[1] if state else 0
-    return rows, vacuum.purge(place, time.time()) if rows else Expired()
+    return rows, vacuum.purge(place, time.time()) if rows else VacuumResult()
 
 
 def remove_rows(state: State, matches: RowFilter, columns: Sequence[str]) -> tuple[int, int]:
@@ -86,7 +88,7 @@ def remove_rows(state: State, matches: RowFilter, columns: Sequence[str]) -> tup
 def _count_in_file(
     state: State, file: StoredFile, matches: RowFilter, columns: Sequence[str]
 ) -> int:
-    parquet = files.opened(state.place, file)
+    parquet = files.open_parquet(state.place, file)
     parts = files.parts(parquet, state.columns, list(columns), None, dict(file.partition))
     return sum(int(matches(pl.DataFrame(part)).sum()) for _, part in parts)
 
@@ -95,7 +97,7 @@ def _file_without(
     state: State, file: StoredFile, matches: RowFilter, batch: str
 ) -> WrittenFile | None:
     """Writes a file's other rows; None where it has no others."""
-    parquet = files.opened(state.place, file)
+    parquet = files.open_parquet(state.place, file)
     cluster = files.cluster_of(unquote(file.path))
     name = files.clustered(batch, *cluster) if cluster else batch
     stats = [column for column in optimize.statistics(state) if column in dict(state.columns)]

@@ -9,7 +9,7 @@ import numpy as np
 from bronze.config.quality import QualitySettings
 from bronze.governance import writer
 from bronze.governance.tables import quality as quality_table
-from bronze.governance.tables.quality import Figure, Graded
+from bronze.governance.tables.quality import Figure, TableFigures
 from bronze.model.locations import Place
 from bronze.model.quality import BEST_SCORE, QualityRules, QualityTotals, ResolvedRule
 
@@ -157,7 +157,7 @@ def _duplicates_figure(
     )
 
 
-def against(figures: Sequence[Figure]) -> str:
+def reasons_to_refuse(figures: Sequence[Figure]) -> str:
     """Why these rows must not be written, "" if they may: checks that are not met, and rules of
     severity high or critical that more rows break than allowed.
 
@@ -176,7 +176,7 @@ def against(figures: Sequence[Figure]) -> str:
     return "; ".join(reasons)
 
 
-def emptiest(figures: Sequence[Figure]) -> str:
+def columns_with_most_nulls(figures: Sequence[Figure]) -> str:
     """The columns with the most NULLs, and their numbers of NULLs."""
     columns = [f for f in figures if f.rule == NULLS and f.column and f.failed]
     columns.sort(key=lambda figure: (-(figure.failed or 0), figure.column))
@@ -196,11 +196,11 @@ def _reason(figure: Figure, figures: Sequence[Figure]) -> str:
         return f"{count} rows are duplicates, not below {figure.allowed:.2%}"
     return (
         f"{count} values are NULL, not below {figure.allowed:.2%}, most of them in"
-        f" {emptiest(figures)}"
+        f" {columns_with_most_nulls(figures)}"
     )
 
 
-def enter(place: Place, graded: Iterable[Graded]) -> None:
+def record_figures(place: Place, graded: Iterable[TableFigures]) -> None:
     """Appends the figures of tables to ``governance.quality`` at ``place``.
 
     Raises:

@@ -202,7 +202,7 @@ def _read(state: State, stored: Sequence[StoredFile]) -> pl.DataFrame:
     parts = (
         part
         for file in stored
-        for _, part in files.parts(files.opened(state.place, file), state.columns)
+        for _, part in files.parts(files.open_parquet(state.place, file), state.columns)
     )
     return pl.concat([pl.DataFrame(part) for part in (empty, *parts)])
 

@@ -69,7 +69,9 @@ def fingerprint(settings: Settings, target: Target, criteria: Sequence[ResolvedR
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def untranslated(target: Target, contract: ColumnContract, known: Constraints) -> tuple[str, ...]:
+def untranslated_checks(
+    target: Target, contract: ColumnContract, known: Constraints
+) -> tuple[str, ...]:
     """The names of the CHECK constraints that bronze cannot evaluate."""
     return tuple(
         check.name for check in known.checks if _check_expression(check, contract, known) is None

@@ -69,7 +69,9 @@ def score_rows(
     )
 
 
-def told_apart(totals: QualityTotals, hashes: pl.Series, quality: QualityRules) -> QualityTotals:
+def with_fingerprints(
+    totals: QualityTotals, hashes: pl.Series, quality: QualityRules
+) -> QualityTotals:
     """The totals with the fingerprints of rows without a key, by which duplicates are counted."""
     if not quality.distinct or not len(hashes):
         return totals

@@ -36,7 +36,7 @@ _MAX_FINGERPRINTS = 2_000_000
 _NARROW_ROW_BYTES = 50
 
 
-def quality(
+def quality_rules(
     context: TableContext,
     contract: ColumnContract,
     key: RowKey,
@@ -120,7 +120,9 @@ def _evaluated(
     return replace(criterion, holds=_none_of(columns, rows).meta.serialize())
 
 
-def answerable(context: TableContext, known: Constraints, criteria: Sequence[ResolvedRule]) -> None:
+def check_set_rules(
+    context: TableContext, known: Constraints, criteria: Sequence[ResolvedRule]
+) -> None:
     """Checks that PostgreSQL can evaluate the rules that span rows, without reading a row.
 
     Raises:

@@ -23,16 +23,16 @@ _NIBBLES = np.zeros(256, np.uint8)
 _NIBBLES[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
 
 
-def formed(hashes: pl.Series, digits: int = 2 * _DIGITS) -> pl.Series:
+def is_well_formed(hashes: pl.Series, digits: int = 2 * _DIGITS) -> pl.Series:
     """Which hashes are well-formed: ``digits`` hexadecimal digits. Other writers may have written
     anything there.
     """
     return hashes.str.contains(f"^[0-9a-f]{{{digits}}}$").fill_null(False)
 
 
-def plain(hashes: pl.Series, digits: int = 2 * _DIGITS) -> tuple[pl.Series, pl.Series]:
-    """Hashes with zeros, which no row has, for malformed ones; and which are `formed`."""
-    known = formed(hashes, digits)
+def with_zeros(hashes: pl.Series, digits: int = 2 * _DIGITS) -> tuple[pl.Series, pl.Series]:
+    """Hashes with zeros, which no row has, for malformed ones; and which are `is_well_formed`."""
+    known = is_well_formed(hashes, digits)
     if known.all():
         return hashes, known
     made = pl.when(known).then(hashes).otherwise(pl.lit("0" * digits)).alias(hashes.name)
@@ -65,13 +65,13 @@ def of_keys(columns: Sequence[pl.Series]) -> Fingerprints:
 def total(hashes: pl.Series) -> int:
     """The sums of both halves of the row hashes, each modulo 2^64, as one number of 128 bits.
 
-    It does not depend on the order of rows; totals of parts are added by `added`.
+    It does not depend on the order of rows; totals of parts are added by `sum_of_totals`.
     """
     high, low = (int(of_hashes(hashes, offset).sum(dtype=np.uint64)) for offset in (0, _DIGITS))
     return high << 64 | low
 
 
-def added(one: int, other: int) -> int:
+def sum_of_totals(one: int, other: int) -> int:
     """The total of all rows, from the totals of two parts."""
     mask = (1 << 64) - 1
     return ((one >> 64) + (other >> 64) & mask) << 64 | ((one & mask) + (other & mask) & mask)

@@ -66,7 +66,7 @@ def _of_pattern(own: TableSettings) -> Iterator[str]:
         yield f"deleted rows are detected every {own.deletes:,} seconds only"
 
 
-def slowly(relation: Relation, version: int) -> tuple[str, ...]:
+def ctid_notes(relation: Relation, version: int) -> tuple[str, ...]:
     """Why a table cannot be read by ranges of pages, if privileges are the reason; ``version`` is
     that of the server.
     """

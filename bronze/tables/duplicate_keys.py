@@ -14,7 +14,7 @@ from bronze.delta import files
 from bronze.model.files import StoredFile
 from bronze.model.units import DELETED, KnownRows
 from bronze.rows.fingerprint import Fingerprints
-from bronze.tables.known_rows import Positions, fingerprints, is_in, keyed, shared
+from bronze.tables.known_rows import Positions, fingerprints, has_key, in_share, is_in
 
 # The fingerprints that are read at once: 80 MB, and as much again while they are sorted.
 _SHARE_ROWS = 10**7
@@ -24,7 +24,7 @@ _KEYS_AT_ONCE = 10**6
 _ROW = "\0row"
 
 
-def doubled(known: KnownRows) -> bool:
+def has_duplicates(known: KnownRows) -> bool:
     """Whether several rows of a table, deleted ones included, have the same key.
 
     Raises:
@@ -33,7 +33,7 @@ def doubled(known: KnownRows) -> bool:
     return any(len(_duplicate_keys(share)) for share in _shares(known))
 
 
-def twins(known: KnownRows) -> list[tuple[StoredFile, Positions]]:
+def surplus_rows(known: KnownRows) -> list[tuple[StoredFile, Positions]]:
     """The positions of the surplus rows, by file: all rows but one of each key. The one that is
     left is live if any of them is.
 
@@ -54,7 +54,7 @@ def twins(known: KnownRows) -> list[tuple[StoredFile, Positions]]:
     ]
 
 
-def keyless(known: KnownRows) -> bool:
+def has_rows_without_key(known: KnownRows) -> bool:
     """Whether a live row of a table has NULL in a column of the key.
 
     Raises:
@@ -62,10 +62,10 @@ def keyless(known: KnownRows) -> bool:
     """
     names = (*known.key, "record_status")
     for file in known.files:
-        parquet = files.opened(known.place, file)
+        parquet = files.open_parquet(known.place, file)
         for _, table in files.parts(parquet, known.layout, names, None, dict(file.partition)):
             live = pl.col("record_status").ne_missing(DELETED)
-            if pl.DataFrame(table).filter(live & ~keyed(known.key)).height:
+            if pl.DataFrame(table).filter(live & ~has_key(known.key)).height:
                 return True
     return False
 
@@ -79,11 +79,11 @@ def _duplicate_keys(known: KnownRows) -> Fingerprints:
     """The fingerprints of the keys that several rows have, sorted."""
     parts = [np.empty(0, np.uint64)]
     for file in known.files:
-        parquet = files.opened(known.place, file)
+        parquet = files.open_parquet(known.place, file)
         constants = dict(file.partition)
         for _, table in files.parts(parquet, known.layout, known.key, None, constants):
-            prints = fingerprints(known, pl.DataFrame(table).filter(keyed(known.key)))
-            parts.append(prints[shared(known, prints)])
+            prints = fingerprints(known, pl.DataFrame(table).filter(has_key(known.key)))
+            parts.append(prints[in_share(known, prints)])
     prints = np.sort(np.concatenate(parts))
     return np.unique(prints[1:][prints[1:] == prints[:-1]])
 
@@ -92,11 +92,11 @@ def _surplus_rows(known: KnownRows, keys: Fingerprints) -> pl.DataFrame:
     """The ``file`` and ``row`` of all rows but one of each of the ``keys``."""
     parts = []
     for number, file in enumerate(known.files):
-        parquet = files.opened(known.place, file)
+        parquet = files.open_parquet(known.place, file)
         names = (*known.key, "record_status")
         constants = dict(file.partition)
         for start, table in files.parts(parquet, known.layout, names, None, constants):
-            rows = pl.DataFrame(table).with_row_index(_ROW, start).filter(keyed(known.key))
+            rows = pl.DataFrame(table).with_row_index(_ROW, start).filter(has_key(known.key))
             prints = fingerprints(known, rows)
             mask = is_in(keys, prints)
             parts.append(

@@ -20,7 +20,7 @@ from bronze.postgres.catalog.types import absent_column, common_kind, recast_col
 from bronze.postgres.statement import quoted
 from bronze.rows.metadata import METADATA_COLUMNS
 
-ANEW = (
+RELOAD_NOTE = (
     "the table is reloaded, without the rows that the source no longer has; its older versions stay"
     " until they expire, or until `bronze forget --old-versions` deletes them"
 )
@@ -98,7 +98,7 @@ def resolve_contract(
     notes += [f"column {name} was added" for name in new]
     columns += new.values()
     if reloaded:
-        notes.append(f"the protection of {', '.join(reloaded)} has changed: {ANEW}")
+        notes.append(f"the protection of {', '.join(reloaded)} has changed: {RELOAD_NOTE}")
         base = len(columns)
     return ColumnContract(tuple(columns), base, rewrite, tuple(notes), bool(reloaded))
 

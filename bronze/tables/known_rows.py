@@ -5,11 +5,11 @@ sorted fingerprints of its live rows, or of their keys. `KnownRows` says which o
 
 - Built: `_build_index` reads the columns it needs of all files of the table, a part at a time. The
   index takes 8 bytes a row. A table that is too large for the memory is compared in several
-  rounds, each with the index of one share of all fingerprints (see `shared`).
+  rounds, each with the index of one share of all fingerprints (see `in_share`).
 - Shared: the workers of a process that compare with the same table share one index. Tables do not
   wait for each other (see `SharedBuilds`).
 - Freed: the indexes used last are kept, at most as many as `bronze.execution.budget` has reserved
-  memory for; `drop_cached` frees those of a table whose load has ended.
+  memory for; `drop_index` frees those of a table whose load has ended.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _ROW = "\0row"
 # The index of a table
 
 
-def known_fingerprints(known: KnownRows) -> Fingerprints:
+def index_of(known: KnownRows) -> Fingerprints:
     """The index: the table's fingerprints in ascending order, with repetitions.
 
     Raises:
@@ -53,7 +53,7 @@ def known_fingerprints(known: KnownRows) -> Fingerprints:
     return _indexes.get(known)
 
 
-def drop_cached(place: Place) -> None:
+def drop_index(place: Place) -> None:
     """Frees the indexes of a table."""
     _indexes.drop(lambda known: known.place == place)
 
@@ -62,7 +62,7 @@ def _build_index(known: KnownRows) -> Fingerprints:
     if known.history:
         versions = _last_versions(known)
         live = versions["fingerprint"].filter(versions["live"]).to_numpy()
-        return np.sort(live[shared(known, live)])
+        return np.sort(live[in_share(known, live)])
     index = np.empty(sum(file.rows for file in known.files if file.rows > 0), np.uint64)
     size = 0
     for file in known.files:
@@ -90,7 +90,7 @@ def fingerprints(known: KnownRows, rows: pl.DataFrame) -> Fingerprints:
     return fingerprint.of_hashes(rows["row_hash"], known.offset)
 
 
-def shared(known: KnownRows, prints: Fingerprints) -> Mask:
+def in_share(known: KnownRows, prints: Fingerprints) -> Mask:
     """Which fingerprints belong to the share that is compared."""
     mask: Mask = (prints % np.uint64(known.shares)) == np.uint64(known.share)
     return mask
@@ -126,7 +126,7 @@ def is_in(index: Fingerprints, prints: Fingerprints) -> Mask:
     return mask
 
 
-def distinct(index: Fingerprints) -> int:
+def count_distinct(index: Fingerprints) -> int:
     """How many different fingerprints an index has."""
     return int(np.count_nonzero(np.diff(index))) + 1 if len(index) else 0
 
@@ -159,7 +159,7 @@ def last_positions(
     ]
 
 
-def total(known: KnownRows) -> tuple[int, int]:
+def row_count_and_sum(known: KnownRows) -> tuple[int, int]:
     """How many rows a table has, and the total of their fingerprints (`fingerprint.total`).
 
     Raises:
@@ -167,16 +167,16 @@ def total(known: KnownRows) -> tuple[int, int]:
     """
     rows, sums = 0, 0
     for file in known.files:
-        parquet = files.opened(known.place, file)
+        parquet = files.open_parquet(known.place, file)
         for _, table in files.parts(parquet, known.layout, ("row_hash",), None):
             hashes = pl.DataFrame(table)["row_hash"].drop_nulls()
-            hashes = hashes.filter(fingerprint.formed(hashes))
+            hashes = hashes.filter(fingerprint.is_well_formed(hashes))
             rows += table.num_rows
-            sums = fingerprint.added(sums, fingerprint.total(hashes))
+            sums = fingerprint.sum_of_totals(sums, fingerprint.total(hashes))
     return rows, sums
 
 
-def keyed(names: Sequence[str]) -> pl.Expr:
+def has_key(names: Sequence[str]) -> pl.Expr:
     """The condition that a stored row has a key of these columns, without NULLs."""
     plain = [pl.col(name).is_not_null() for name in names if name != KEY_TEXT]
     whole = pl.all_horizontal(plain) if plain else pl.lit(False)
@@ -188,20 +188,20 @@ def _live_rows(known: KnownRows, file: StoredFile) -> Iterator[tuple[int, Positi
     from there, and their fingerprints. Not for a table with history.
     """
     columns = (*(known.key or ("row_hash",)), "record_status")
-    parquet = files.opened(known.place, file)
+    parquet = files.open_parquet(known.place, file)
     # `_row_fingerprints` needs all columns to check that rows are unaltered.
     read = None if known.form else columns
     for start, table in files.parts(parquet, known.layout, read, None, dict(file.partition)):
         rows = pl.DataFrame(table)
         live = rows["record_status"].ne_missing(DELETED)
         if known.key:
-            live &= rows.select(keyed(known.key)).to_series()
+            live &= rows.select(has_key(known.key)).to_series()
             prints = fingerprints(known, rows.filter(live))
         else:
             prints, formed = _row_fingerprints(known, file, start, rows)
             live &= formed | (known.form is not None)
             prints = prints[live.to_numpy()]
-        mask = shared(known, prints)
+        mask = in_share(known, prints)
         yield start, np.flatnonzero(live.to_numpy())[mask], prints[mask]
 
 
@@ -212,7 +212,7 @@ def _row_fingerprints(
     writer added or altered (as far as ``form`` tells) gets a fingerprint that is made of its
     position, so that no row of the source matches it.
     """
-    hashes, formed = fingerprint.plain(rows["row_hash"])
+    hashes, formed = fingerprint.with_zeros(rows["row_hash"])
     prints = fingerprint.of_hashes(hashes, known.offset).copy()
     unaltered = formed.to_numpy()
     if known.form:
@@ -249,16 +249,16 @@ def _versions(known: KnownRows, number: int, file: StoredFile) -> Iterator[pl.Da
     """All versions in a file that have a key, a time and a well-formed hash."""
     names = [*known.versions, "update_timestamp", "row_hash", "record_status"]
     read = None if known.form else names
-    parquet = files.opened(known.place, file)
+    parquet = files.open_parquet(known.place, file)
     for start, table in files.parts(parquet, known.layout, read, None, dict(file.partition)):
         rows = pl.DataFrame(table)
         if not known.key:
             prints, _ = _row_fingerprints(known, file, start, rows)
             rows = rows.with_columns(pl.Series(_FINGERPRINT, prints))
         rows = rows.with_row_index(_ROW, start).filter(
-            keyed(known.versions),
+            has_key(known.versions),
             pl.col("update_timestamp").is_not_null(),
-            fingerprint.formed(rows["row_hash"]),
+            fingerprint.is_well_formed(rows["row_hash"]),
         )
         keys = fingerprint.of_keys(rows.select(known.versions).get_columns())
         yield pl.DataFrame(

@@ -57,7 +57,7 @@ class LakeTable:
 T = TypeVar("T", bound=LakeTable)
 
 
-def opened(settings: Settings, schema: str) -> Iterator[LakeTable]:
+def tables_of(settings: Settings, schema: str) -> Iterator[LakeTable]:
     """All tables in the folders of a schema, whoever made them.
 
     Raises:

@@ -24,7 +24,7 @@ def short_name(full_name: str) -> str:
     return full_name.partition(".")[2]
 
 
-def faults(names: Iterable[str], metadata: Collection[str]) -> Mapping[str, str]:
+def name_faults(names: Iterable[str], metadata: Collection[str]) -> Mapping[str, str]:
     """The column names that are not possible, each with the reason.
 
     Args:
@@ -46,11 +46,11 @@ def faults(names: Iterable[str], metadata: Collection[str]) -> Mapping[str, str]
     return found
 
 
-def renames(names: Sequence[str], metadata: Collection[str]) -> Mapping[str, str]:
-    """A possible name for each of `faults`, similar to the column's own."""
+def proposed_names(names: Sequence[str], metadata: Collection[str]) -> Mapping[str, str]:
+    """A possible name for each of `name_faults`, similar to the column's own."""
     taken = {name.lower() for name in (*names, *metadata)}
     found: dict[str, str] = {}
-    for name in faults(names, metadata):
+    for name in name_faults(names, metadata):
         wanted = "".join("_" if c in _FORBIDDEN else c for c in name)
         if wanted.lower() in metadata:
             wanted = f"source_{wanted}"

@@ -22,7 +22,7 @@ from bronze.postgres.catalog.survey import Personal
 from bronze.postgres.catalog.types import TypeOptions, column_contract
 from bronze.postgres.connection.connect import Connection
 from bronze.rows.metadata import COMMIT_TIMESTAMP, METADATA_COLUMNS
-from bronze.tables.naming import faults, renames, table_name
+from bronze.tables.naming import name_faults, proposed_names, table_name
 
 
 @dataclass(frozen=True)
@@ -239,10 +239,10 @@ def contract_columns(target: Target) -> tuple[Column, ...]:
     ours = [name for name, _ in METADATA_COLUMNS]
     ours += [KEY_TEXT, COMMIT_TIMESTAMP, *([KIND] if own.history else [])]
     ours += [name for name, _ in ANOMALY_COLUMNS] if own.anomalies else []
-    bad = faults([c.target for c in found], ours)
+    bad = name_faults([c.target for c in found], ours)
     if bad:
         name, reason = next(iter(bad.items()))
-        proposed = renames([c.target for c in found], ours)
+        proposed = proposed_names([c.target for c in found], ours)
         pairs = ", ".join(f"{toml(old)} = {toml(new)}" for old, new in proposed.items())
         raise TableRefused(
             f"Column {name!r} of table {target.label} cannot keep its name: {reason}.",
@@ -265,7 +265,7 @@ def _revealing_protection(
     )
 
 
-def unprotected(target: Target, personal: Sequence[Personal]) -> tuple[str, ...]:
+def unprotected_notes(target: Target, personal: Sequence[Personal]) -> tuple[str, ...]:
     """A note about columns that look personal and that the config does not mention, if any."""
     out = dropped_columns(target)
     there = {attribute.name for attribute in target.relation.attributes} - out

@@ -37,7 +37,7 @@ _VERSIONS = ("insert", "update", "delete")
 
 
 @dataclass(frozen=True)
-class Judged:
+class RowCheck:
     """The result for some rows: ``altered`` are those whose hashes are not those of their values,
     ``unfit`` those in which a metadata column has a value that no run writes, by column. ``hashes``
     are the row hashes of the values as they are stored.
@@ -56,7 +56,7 @@ class Judged:
         return wrong
 
 
-def check_rows(rows: pl.DataFrame, form: RowFormat) -> Judged:
+def check_rows(rows: pl.DataFrame, form: RowFormat) -> RowCheck:
     """Checks rows, which have all columns of their table."""
     sound, hashes = _match_hashes(rows, form)
     for types in form.earlier:
@@ -65,7 +65,7 @@ def check_rows(rows: pl.DataFrame, form: RowFormat) -> Judged:
             break
         sound[rest] = _match_earlier_hashes(rows[rest], form, types)
     unfit = {name: mask.to_numpy() for name, mask in _unfit(rows, form).items()}
-    return Judged(~sound, {name: mask for name, mask in unfit.items() if mask.any()}, hashes)
+    return RowCheck(~sound, {name: mask for name, mask in unfit.items() if mask.any()}, hashes)
 
 
 def _match_earlier_hashes(
@@ -97,13 +97,13 @@ def _match_hashes(rows: pl.DataFrame, form: RowFormat) -> tuple[Mask, pl.Series]
         # NULL may stand for a rejected value, which is part of the hash but not of the table.
         rest = np.flatnonzero(other)
         whole = values[rest].select(pl.all_horizontal(pl.all().is_not_null())).to_series()
-        formed = fingerprint.formed(rows["row_hash"][rest])
+        formed = fingerprint.is_well_formed(rows["row_hash"][rest])
         sound[rest] &= ~whole.to_numpy() & formed.to_numpy()
     return sound, hashes
 
 
 def _match_checksums(checksums: pl.Series, sums: npt.NDArray[np.uint64]) -> Mask:
-    plain, formed = fingerprint.plain(checksums, _DIGITS)
+    plain, formed = fingerprint.with_zeros(checksums, _DIGITS)
     mask: Mask = fingerprint.of_hashes(plain, 0).byteswap() == sums
     mask &= formed.to_numpy()
     return mask

@@ -93,13 +93,13 @@ def _verify_table(table: ExpectedTable) -> Workflow[VerifiedTable]:
 
 def _check_files(state: State, result: VerifiedTable) -> Workflow[VerifiedTable]:
     """Checks all files of a table."""
-    objects = list(vacuum.lying(state.place))
+    objects = list(vacuum.objects_of(state.place))
     sizes = {item.path: item.size for item in objects}
     checks: list[CheckedFile] = yield [
         Task(file_check.check_file, task, result.table) for task in file_tasks(state, sizes, None)
     ]
     result, _ = with_file_faults(state, checks, result)
-    strays = vacuum.strays(state, objects)
+    strays = vacuum.unnamed_files(state, objects)
     has_faults = result.files or result.altered or result.columns or result.foreign
     return replace(
         result,

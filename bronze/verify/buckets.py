@@ -43,7 +43,7 @@ def digests_of_hashes(hashes: pl.Series) -> Digests:
     """
     if not len(hashes):
         return np.empty((0, 2), np.uint64)
-    text, _ = fingerprint.plain(hashes)
+    text, _ = fingerprint.with_zeros(hashes)
     halves = [fingerprint.of_hashes(text, offset) for offset in (0, _HALF)]
     return np.stack(halves, axis=1)
 

@@ -47,7 +47,7 @@ class Claim:
     identifies the rows. ``error`` is why the table cannot be verified.
     """
 
-    given: TableContext
+    context: TableContext
     state: State | None = None
     columns: tuple[Column, ...] = ()
     base: int = 0
@@ -58,43 +58,43 @@ class Claim:
     @property
     def label(self) -> str:
         """The source table's ``schema.name``."""
-        return self.given.target.label
+        return self.context.target.label
 
     @property
     def target(self) -> str:
         """The Bronze table's ``schema.name``."""
-        return self.given.target.full_name
+        return self.context.target.full_name
 
     @property
-    def names(self) -> tuple[str, ...]:
+    def key_names(self) -> tuple[str, ...]:
         """The Bronze table's key columns."""
         return self.key.names
 
     @property
     def is_streamed(self) -> bool:
         """Whether the config streams the table."""
-        return self.given.target.settings.pattern == "streaming"
+        return self.context.target.settings.pattern == "streaming"
 
     @property
     def has_history(self) -> bool:
         """Whether the Bronze table keeps every version of a row."""
-        return self.state is not None and self.given.target.settings.history
+        return self.state is not None and self.context.target.settings.history
 
     @property
     def keeps_deleted(self) -> bool:
         """Whether the config keeps rows in Bronze that are deleted in the source."""
-        return self.given.target.settings.deletes == "ignore"
+        return self.context.target.settings.deletes == "ignore"
 
     @property
     def quoted_name(self) -> str:
         """The source table's name in SQL."""
-        relation = self.given.target.relation
+        relation = self.context.target.relation
         return statement.quoted(relation.schema, relation.name)
 
     @property
     def size(self) -> int:
         """The size of the source table in bytes, for the progress."""
-        return splits.size_of(self.given.target.relation)
+        return splits.size_of(self.context.target.relation)
 
     @property
     def basis(self) -> Basis:
@@ -116,7 +116,7 @@ class Claim:
 
         With ``trust_hashes`` the digests are the row hashes, otherwise `basis` defines them.
         """
-        context, columns = self.given, self.columns
+        context, columns = self.context, self.columns
         basis = None if trust_hashes else self.basis
         computed_here = basis is not None and not basis.in_postgres
         combined = basis is not None and basis.in_postgres
@@ -164,7 +164,7 @@ class Claim:
         """
         if self.state is None:
             return {}
-        snapshot = self.given.snapshot
+        snapshot = self.context.snapshot
         position = positions.read(self.state, snapshot.timeline)
         lag = None if position is None else max(0, snapshot.position - position)
         return {"version": self.state.version, "position": position, "lag_bytes": lag}
@@ -188,16 +188,16 @@ class Claim:
             notes.append("the Bronze table has no position on the source's timeline")
         if self.keeps_deleted and (kept := result.extra - duplicates):
             notes.append(f'{kept:,} rows are only in Bronze, which deletes = "ignore" allows')
-        if self.given.snapshot.name is None:
+        if self.context.snapshot.name is None:
             notes.append("the source cannot share a snapshot: each query saw a moment of its own")
         return tuple(notes)
 
     def _is_newer_than_snapshot(self, result: VerifiedTable) -> bool:
-        return result.position is not None and result.position > self.given.snapshot.position
+        return result.position is not None and result.position > self.context.snapshot.position
 
     def refreshed(self) -> Claim:
         """The same claim, with the Bronze table as it is now."""
-        return _resolve(self.given)
+        return _resolve(self.context)
 
 
 def claims_of_source(

@@ -82,7 +82,7 @@ def compare_tables(
     """
     if not claims:
         return []
-    limit = min(claim.given.readers for claim in claims)
+    limit = min(claim.context.readers for claim in claims)
     rows_read, bytes_read = [0] * len(claims), [0] * len(claims)
     comparisons: dict[str, Comparison] = {}
 
@@ -93,10 +93,10 @@ def compare_tables(
             share = bytes_read[number] / max(claims[number].size, 1)
             notify(TableProgress(claims[number].label, rows_read[number], share))
 
-    origins = {claim.given.origin for claim in claims}
+    origins = {claim.context.origin for claim in claims}
     with worker_pool(settings, pool, limit, origins) as workers:
         workflows = [_compare_table(settings, claim, options) for claim in claims]
-        relief = lock_relief((claim.given.snapshot, claim.given.origin) for claim in claims)
+        relief = lock_relief((claim.context.snapshot, claim.context.origin) for claim in claims)
         for comparison in executors.drive(workers, workflows, limit, report_progress, relief):
             result = comparison.result
             notify(TableProgress(result.table, max(result.source_rows, 0), 1.0))
@@ -111,7 +111,7 @@ def _compare_table(settings: Settings, claim: Claim, options: Options) -> Workfl
         claim.label,
         claim.target,
         "equal",
-        claim.given.origin.name,
+        claim.context.origin.name,
         trusted=options.trust_hashes,
     )
     comparison = Comparison(result, options)
@@ -146,7 +146,7 @@ def _compare_sides(settings: Settings, claim: Claim, comparison: Comparison) -> 
     elif differing.any():
         count = int(source[differing, 0].sum() + bronze[differing, 0].sum())
         shares = budget.rounds_of_named_rows(settings.run.memory, count)
-        file_tasks = [replace(task, key=claim.names) for task in file_tasks]
+        file_tasks = [replace(task, key=claim.key_names) for task in file_tasks]
         for share in range(shares):
             selection = RowSelection(differing, share, shares)
             yield from _compare_selection(claim, selection, row_tasks, file_tasks, comparison)
@@ -207,7 +207,7 @@ def _check_tasks(state: State | None, basis: Basis | None) -> list[FileCheckTask
     """The tasks that check the files of a Bronze table, if there is one."""
     if state is None:
         return []
-    sizes = {item.path: item.size for item in vacuum.lying(state.place)}
+    sizes = {item.path: item.size for item in vacuum.objects_of(state.place)}
     return at_rest.file_tasks(state, sizes, basis)
 
 
@@ -254,7 +254,7 @@ def _last_versions(
     claim: Claim, state: State, comparison: Comparison
 ) -> Workflow[tuple[Sequence[StoredFile], Sequence[npt.NDArray[np.int64]]]]:
     """The readable files of a history, and for each the rows that are live last versions."""
-    units.check_history_fits(claim.given, sum(max(file.rows, 0) for file in state.named))
+    units.check_history_fits(claim.context, sum(max(file.rows, 0) for file in state.named))
     tasks = _check_tasks(state, None)
     if comparison.options.trust_hashes:
         # An unreadable file has to be known before: last versions are found over all files.
@@ -263,7 +263,9 @@ def _last_versions(
     _add_file_faults(claim, comparison, checks)
     unreadable = {file.path for file in comparison.damage.unreadable}
     stored = tuple(file for file in state.named if file.path not in unreadable)
-    known = KnownRows(state.place, state.version, stored, claim.layout, (), 0, versions=claim.names)
+    known = KnownRows(
+        state.place, state.version, stored, claim.layout, (), 0, versions=claim.key_names
+    )
     (live,) = yield [Task(evidence.last_version_rows, known, claim.label)]
     return stored, live
 
@@ -292,7 +294,7 @@ def _compare_selection(
         bronze = evidence.concat_frames(outcomes[len(row_tasks) :])
     else:
         bronze = evidence.no_bronze_rows(source)
-    differences = compare_rows(source, bronze, claim.names)
+    differences = compare_rows(source, bronze, claim.key_names)
     duplicates = yield from _duplicates(claim, comparison, file_tasks, differences.extra)
     comparison.duplicates += duplicates.height
     if comparison.options.repair:
@@ -308,7 +310,7 @@ def _duplicates(
     extra: pl.DataFrame,
 ) -> Workflow[pl.DataFrame]:
     """The extra rows that share their key with another row, where it matters which they are."""
-    key = claim.names
+    key = claim.key_names
     needed = comparison.options.repair or claim.keeps_deleted
     if not needed or not key or claim.has_history or not extra.height:
         return extra.clear()
@@ -369,7 +371,7 @@ def _with_counts(
     """The result with the differences of one share of rows; only the faulty ones are listed."""
     rows = list(result.rows)
     for fault in ("missing", "different", "extra"):
-        rows += faulty.faulty_rows(fault, claim.names, MAX_LISTED - len(rows))
+        rows += faulty.faulty_rows(fault, claim.key_names, MAX_LISTED - len(rows))
     return replace(
         result,
         missing=result.missing + differences.missing.height,

@@ -58,7 +58,7 @@ class Basis:
         protection = self.protection
         if protection is None or protection.row_hash is None:
             return None
-        return keyring.unwrapped(protection.row_hash, protection.masters)
+        return keyring.unwrap(protection.row_hash, protection.masters)
 
     @property
     def stored_columns(self) -> tuple[Column, ...]:
@@ -145,7 +145,7 @@ def combine_hashes(partial: pl.Series, row_hashes: pl.Series) -> pl.Series:
     """The row hashes where the partial hash is the same, elsewhere the combined hash of both; see
     `bronze.postgres.copy.row_hash.packed_hashes_query`.
     """
-    plain, _ = fingerprint.plain(row_hashes)
+    plain, _ = fingerprint.with_zeros(row_hashes)
     differs = partial.ne_missing(plain)
     if not differs.any():
         return plain

@@ -175,7 +175,7 @@ def _keyed_hashes(task: SourceTask, condition: str) -> Iterator[pl.DataFrame]:
         ):
             frame = protect.protect_rows(clear, task.protection) if key else clear
             if task.key.has_text:
-                frame = key_text.with_text(frame, clear, rejected, task.key, task.protection)
+                frame = key_text.add_key_text(frame, clear, rejected, task.key, task.protection)
             if basis and has_stored:
                 hashes = digests.source_digests(frame, basis, HASH, _PARTIAL)
                 frame = frame.with_columns(hashes.alias(HASH))
@@ -197,7 +197,7 @@ def _hash_key(task: SourceTask) -> bytes:
     protection = task.protection
     if protection is None or protection.row_hash is None:
         return b""
-    return keyring.unwrapped(protection.row_hash, protection.masters)
+    return keyring.unwrap(protection.row_hash, protection.masters)
 
 
 def file_sums(task: FileTask) -> BucketSums:
@@ -267,7 +267,7 @@ def _live_rows(task: FileTask, columns: Sequence[str]) -> Iterator[pl.DataFrame]
     """Some columns of a file's live rows, and the numbers of the rows (`ROW`)."""
     compute = HASH in columns and task.basis is not None
     names = None if compute else (*columns, "record_status")
-    parquet = files.opened(task.place, task.file)
+    parquet = files.open_parquet(task.place, task.file)
     constants = dict(task.file.partition)
     for start, table in files.parts(parquet, task.layout, names, None, constants):
         rows = pl.DataFrame(table).with_columns(

@@ -23,7 +23,7 @@ from bronze.model.files import RowFormat, StoredFile
 from bronze.model.locations import Place
 from bronze.model.units import DELETED
 from bronze.tables import soundness
-from bronze.tables.soundness import Judged
+from bronze.tables.soundness import RowCheck
 from bronze.verify import buckets, digests
 from bronze.verify.buckets import Sums
 from bronze.verify.digests import Basis
@@ -92,7 +92,7 @@ def check_file(task: FileCheckTask) -> CheckedFile:
 
 def _check_rows(task: FileCheckTask) -> CheckedFile:
     file = task.file
-    parquet = files.opened(task.place, file, proven=True)
+    parquet = files.open_parquet(task.place, file, proven=True)
     unknown = sorted(set(parquet.schema_arrow.names) - {name for name, _ in task.layout})
     if unknown:
         # A column under another name would be read as NULL.
@@ -133,7 +133,7 @@ def _check_rows(task: FileCheckTask) -> CheckedFile:
 
 
 def _digests_of_live_rows(
-    part: pl.DataFrame, live: pl.Series, judged: Judged, task: FileCheckTask
+    part: pl.DataFrame, live: pl.Series, judged: RowCheck, task: FileCheckTask
 ) -> buckets.Digests:
     basis = task.basis
     if basis is None:
@@ -156,7 +156,7 @@ def _hashes_are_digests(task: FileCheckTask, basis: Basis) -> bool:
 
 
 def _listed_rows(
-    part: pl.DataFrame, judged: Judged, task: FileCheckTask, limit: int
+    part: pl.DataFrame, judged: RowCheck, task: FileCheckTask, limit: int
 ) -> Iterator[tuple[str, str]]:
     """The keys of the first altered rows, and what is altered in each."""
     numbers = np.flatnonzero(judged.wrong)[: max(limit, 0)]

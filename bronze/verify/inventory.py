@@ -94,7 +94,7 @@ def _all_tables(
 ) -> Iterator[ExpectedTable]:
     schema = settings.lake.schema_
     missing = dict(recorded)
-    for table in lake.opened(settings, schema):
+    for table in lake.tables_of(settings, schema):
         record = missing.pop(table.name, None)
         if record is not None and not _source_names(settings, record, table.state):
             record = None
@@ -210,7 +210,7 @@ def _records(place: Place) -> tuple[list[pl.DataFrame], BronzeError | None]:
         return [], error
     for file in stored:
         try:
-            parquet = files.opened(place, file)
+            parquet = files.open_parquet(place, file)
             parts += [pl.DataFrame(part) for _, part in files.parts(parquet, layout)]
         except FileDamaged as error:
             first_error = first_error or error

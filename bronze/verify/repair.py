@@ -137,7 +137,7 @@ def repair_tables(
         store.prove_writable(settings.place(settings.lake.schema_, ""))
     except BronzeError as error:
         return {claim.target: RepairResult(error=error.failure()) for claim, _ in damaged}
-    limit = min(claim.given.readers for claim, _ in damaged)
+    limit = min(claim.context.readers for claim, _ in damaged)
     with worker_pool(settings, pool, limit, ()) as workers:
         workflows = [_remove_damage(claim, damage, batch_id) for claim, damage in damaged]
         results.update(executors.drive(workers, workflows, limit))
@@ -180,14 +180,14 @@ def _load(
             if results[target].load is None:
                 results[target] = results[target].failed(error)
     ledger.unwritten = pipeline.record_quality(settings, tables)
-    _, unrecorded = ledger.closed()
+    _, unrecorded = ledger.write()
     for target in entries:
         results[target] = replace(results[target], unrecorded=unrecorded)
 
 
 def _plan_table(settings: Settings, claim: Claim, batch_id: str) -> list[TableRun]:
     """The run of one table that compares all rows. A streamed table is compared by its key."""
-    context = claim.given
+    context = claim.context
     slots = settings.source[context.origin.name].pool.readers
 
     def as_loaded(target: Target) -> Target:
@@ -207,7 +207,7 @@ def _remove_damage(
     claim: Claim, damage: Damage, batch_id: str
 ) -> Workflow[tuple[str, RepairResult]]:
     """Removes unreadable files, then surplus rows, then duplicates; an error is in the result."""
-    place = claim.given.target.place
+    place = claim.context.target.place
     result = RepairResult(has_history=claim.has_history, is_streamed=claim.is_streamed)
     try:
         _check_repairable(claim)
@@ -249,20 +249,20 @@ def _remove_files(claim: Claim, unreadable: list[StoredFile], batch_id: str) -> 
     """Removes files from the table, in a commit without changes for the change data feed: their
     rows are unknown, and the load that follows commits what they are.
     """
-    state = _state(claim, unreadable)
+    state = _current_state(claim, unreadable)
     _commit(claim, state, Change("DELETE", removed=unreadable, is_data=False), batch_id)
 
 
 def _remove_rows(claim: Claim, rows: Rows, batch_id: str) -> Workflow[int]:
     """Rewrites files without some rows; returns how many live rows were removed."""
-    place = claim.given.target.place
-    state = _state(claim, list(rows))
+    place = claim.context.target.place
+    state = _current_state(claim, list(rows))
     into = Destination(
         place=place,
         columns=row_format.columns_as_written(state.columns, state.properties),
         key=(),
         stats=tuple(n for n in optimize.statistics(state) if n in dict(state.columns)),
-        stamp=replace(claim.given.stamp, batch_id=batch_id),
+        stamp=replace(claim.context.stamp, batch_id=batch_id),
     )
     jobs = [
         merge.Merge(
@@ -290,11 +290,11 @@ def _remove_rows(claim: Claim, rows: Rows, batch_id: str) -> Workflow[int]:
 
 def _remove_duplicates(claim: Claim, batch_id: str) -> Workflow[int]:
     """Leaves one row of each key: a comparison finds rows by key, and would leave the others."""
-    state = log.read(claim.given.target.place)
-    if state is None or claim.has_history or not claim.names:
+    state = log.read(claim.context.target.place)
+    if state is None or claim.has_history or not claim.key_names:
         return 0
-    known = KnownRows(state.place, state.version, state.files, claim.layout, claim.names, 0)
-    (twins,) = yield [Task(duplicate_keys.twins, known, claim.label)]
+    known = KnownRows(state.place, state.version, state.files, claim.layout, claim.key_names, 0)
+    (twins,) = yield [Task(duplicate_keys.surplus_rows, known, claim.label)]
     rows = {file: [numbers] for file, numbers in twins if len(numbers)}
     return (yield from _remove_rows(claim, rows, batch_id)) if rows else 0
 
@@ -306,20 +306,20 @@ def _commit(claim: Claim, state: State, change: Change, batch_id: str) -> None:
     shape = Shape(columns, optimize.statistics(state), state.partition, compare_all)
     facts = {
         "batch_id": batch_id,
-        "source": claim.given.origin.name,
+        "source": claim.context.origin.name,
         "table": claim.label,
         "mode": "repair",
     }
     commit.commit(state.place, state, change, facts, shape=shape)
 
 
-def _state(claim: Claim, needed: Sequence[StoredFile]) -> State:
+def _current_state(claim: Claim, needed: Sequence[StoredFile]) -> State:
     """The table's current state, which must still have the needed files.
 
     Raises:
         CommitConflict: another writer has replaced them.
     """
-    place = claim.given.target.place
+    place = claim.context.target.place
     state = log.read(place)
     if state is None or not {file.path for file in needed} <= {file.path for file in state.named}:
         raise CommitConflict(

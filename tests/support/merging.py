@@ -177,7 +177,7 @@ class Bench:
                 changes=tuple(changes),
                 gone=np.array(gone[file.path], np.int64) if file.path in gone else None,
                 deletes=tuple(deletes),
-                emptied=emptied,
+                delete_others=emptied,
                 on_delete=on_delete,
                 anew=anew,
             )

@@ -101,7 +101,7 @@ def job(
 def applied(rows: Mapping[Row, Row], netted: NetChanges, place: Place) -> dict[Row, Row]:
     """A table's rows by key, once what was netted is in it."""
     key = ["bz k", "bz n"]
-    after = {} if netted.emptied else dict(rows)
+    after = {} if netted.truncated else dict(rows)
     for deletes in netted.deletes:
         for gone in changing.read(place, deletes, key).rows():
             after.pop(gone, None)

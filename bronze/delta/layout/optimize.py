@@ -38,7 +38,7 @@ from bronze.model.locations import Place
 Each = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 """Runs a function of a module for all jobs, and yields the results in any order."""
 
-Steps = Generator[tuple[Callable[[Any], Any], Sequence[Any]], list[Any], "Improved"]
+Steps = Generator[tuple[Callable[[Any], Any], Sequence[Any]], list[Any], "OptimizeResult"]
 """Yields a function and its jobs, gets their results in any order, and returns the result."""
 
 _MOST_COLUMNS = 4
@@ -52,7 +52,7 @@ _PAUSE = 0.1
 
 
 @dataclass(frozen=True)
-class Wish:
+class TableLayout:
     """The layout that a table should have.
 
     Attributes:
@@ -68,8 +68,8 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Improved:
-    """The result of `improve`; ``version`` is None if there was nothing to do.
+class OptimizeResult:
+    """The result of `optimize_table`; ``version`` is None if there was nothing to do.
 
     ``files`` and ``bytes`` are those of the table, ``rewritten`` (bytes) and ``rows`` were
     rewritten.
@@ -84,8 +84,8 @@ class Improved:
     rows: int = 0
 
 
-def needed(state: State, wish: Wish) -> bool:
-    """Whether `improve` would do something; only the log is read.
+def is_needed(state: State, wish: TableLayout) -> bool:
+    """Whether `optimize_table` would do something; only the log is read.
 
     Raises:
         LakeError: the table has no such columns to cluster by.
@@ -93,7 +93,9 @@ def needed(state: State, wish: Wish) -> bool:
     return bool(planned(state, wish))
 
 
-def improve(place: Place, wish: Wish, *, batch_id: str, memory: int, each: Each) -> Improved:
+def optimize_table(
+    place: Place, wish: TableLayout, *, batch_id: str, memory: int, each: Each
+) -> OptimizeResult:
     """Rewrites the files that are worth it, once, within the budget.
 
     Args:
@@ -121,18 +123,18 @@ def improve(place: Place, wish: Wish, *, batch_id: str, memory: int, each: Each)
             else:
                 work, jobs = generator.send(results)
     except StopIteration as end:
-        result: Improved = end.value
+        result: OptimizeResult = end.value
         return result
 
 
-def steps(place: Place, wish: Wish, *, batch_id: str, memory: int) -> Steps:
-    """`improve` as a generator, for callers that run the jobs themselves."""
+def steps(place: Place, wish: TableLayout, *, batch_id: str, memory: int) -> Steps:
+    """`optimize_table` as a generator, for callers that run the jobs themselves."""
     for attempt in range(_TRIES):
         _pause(attempt)
         state = read(place)
         groups = planned(state, wish) if state else ()
         if state is None or not groups:
-            return Improved()
+            return OptimizeResult()
         state.writable()
         made = yield from rewrite.steps(_orders(state, wish, groups, batch_id, memory))
         result = _commit_current(state, wish, made, batch_id)
@@ -156,7 +158,7 @@ def _pause(attempt: int) -> None:
 # The plan
 
 
-def planned(state: State, wish: Wish) -> tuple[tuple[StoredFile, ...], ...]:
+def planned(state: State, wish: TableLayout) -> tuple[tuple[StoredFile, ...], ...]:
     """The groups of files that are worth a rewrite, each of which becomes new files.
 
     Raises:
@@ -175,7 +177,7 @@ def planned(state: State, wish: Wish) -> tuple[tuple[StoredFile, ...], ...]:
     return tuple(groups)
 
 
-def _cluster_columns(state: State, wish: Wish) -> tuple[str, ...]:
+def _cluster_columns(state: State, wish: TableLayout) -> tuple[str, ...]:
     """The columns to cluster by within a partition."""
     known = dict(state.columns)
     # A column keeps the table's spelling when the source changes the case of its name.
@@ -191,7 +193,11 @@ def _cluster_columns(state: State, wish: Wish) -> tuple[str, ...]:
 
 
 def _orders(
-    state: State, wish: Wish, groups: Sequence[tuple[StoredFile, ...]], batch_id: str, memory: int
+    state: State,
+    wish: TableLayout,
+    groups: Sequence[tuple[StoredFile, ...]],
+    batch_id: str,
+    memory: int,
 ) -> list[rewrite.Order]:
     by = _cluster_columns(state, wish)
     layout = tuple((name, kind) for name, kind in state.columns if name != state.partition)
@@ -217,8 +223,8 @@ def _orders(
 
 
 def _commit_current(
-    state: State, wish: Wish, made: Sequence[Made], batch_id: str
-) -> Improved | None:
+    state: State, wish: TableLayout, made: Sequence[Made], batch_id: str
+) -> OptimizeResult | None:
     """Commits the rewrites of files that are still in the table; None if there are none."""
     columns = state.columns
     for attempt in range(_TRIES):
@@ -238,7 +244,7 @@ def _commit_current(
     raise _conflict(state.place)
 
 
-def _commit(state: State, wish: Wish, made: Sequence[Made], batch_id: str) -> int:
+def _commit(state: State, wish: TableLayout, made: Sequence[Made], batch_id: str) -> int:
     added = [file for one in made for file in one.files]
     removed = [file for one in made for file in one.order.files]
     parameters = {"clusterBy": json.dumps(wish.cluster_by), "targetSize": str(wish.target)}
@@ -248,7 +254,7 @@ def _commit(state: State, wish: Wish, made: Sequence[Made], batch_id: str) -> in
     )
 
 
-def _shape(state: State, wish: Wish) -> commit.Shape | None:
+def _shape(state: State, wish: TableLayout) -> commit.Shape | None:
     """The schema with statistics for the columns to cluster by, None if it does not change. The
     properties of tables that bronze has not made are not changed.
     """
@@ -280,12 +286,12 @@ def _discard(place: Place, made: Iterable[Made]) -> None:
     rewrite.discard(place, [file for one in made for file in one.files])
 
 
-def _summary(state: State, made: Sequence[Made], version: int) -> Improved:
+def _summary(state: State, made: Sequence[Made], version: int) -> OptimizeResult:
     added = [file for one in made for file in one.files]
     removed = [file for one in made for file in one.order.files]
     written = sum(file.size for file in added)
     before = file_groups.size_of(state.files)
-    return Improved(
+    return OptimizeResult(
         version=version,
         files_before=len(state.files),
         files_after=len(state.files) - len(removed) + len(added),
@@ -301,10 +307,10 @@ def _summary(state: State, made: Sequence[Made], version: int) -> Improved:
 
 def statistics(state: State) -> tuple[str, ...]:
     """The columns of a table that have file statistics."""
-    return _statistics(state, Wish((), 0))
+    return _statistics(state, TableLayout((), 0))
 
 
-def _statistics(state: State, wish: Wish) -> tuple[str, ...]:
+def _statistics(state: State, wish: TableLayout) -> tuple[str, ...]:
     """The columns with file statistics: those of the table, and those to cluster by."""
     safe = [name for name, kind in state.columns if kind.name in SAFE]
     text = state.properties.get(_STATS)

@@ -195,7 +195,7 @@ def _looks(order: Order) -> list[Look]:
 def survey(job: Look) -> Surveyed:
     """Surveys a file by a few of its row groups."""
     order = job.order
-    parquet = files.opened(order.place, job.file)
+    parquet = files.open_parquet(order.place, job.file)
     footer = parquet.metadata
     looks = max(_LOOKS, _LOOKED_AT * footer.num_row_groups // max(1, footer.num_rows))
     groups = range(0, footer.num_row_groups, -(-footer.num_row_groups // looks) or 1)
@@ -344,7 +344,7 @@ def _slices(frame: pl.DataFrame, rows: Numbers, size: int) -> Iterator[pl.DataFr
 
 def _tables(order: Order, pile: Iterable[Source]) -> Iterator[pa.Table]:
     for file, groups in pile:
-        parquet = files.opened(order.place, file)
+        parquet = files.open_parquet(order.place, file)
         constants = dict(file.partition)
         for _, table in files.parts(parquet, order.layout, None, groups, constants):
             yield table

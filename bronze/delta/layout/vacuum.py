@@ -21,7 +21,7 @@ from obstore.exceptions import BaseError
 from bronze import failpoint
 from bronze.delta import log, store
 from bronze.delta.commit import ORPHAN_AGE
-from bronze.delta.log import ENTRY, State, mapped, read
+from bronze.delta.log import ENTRY, State, mapped_errors, read
 from bronze.model.locations import Place
 
 # Entries are kept this long whatever the retention: `bronze.delta.commit.sweep` reads in the log
@@ -34,15 +34,15 @@ _FEED = "_change_data/"
 
 
 @dataclass(frozen=True)
-class Expired:
+class VacuumResult:
     """What was deleted: files of rows and of the change data feed, their bytes, and log files."""
 
     files: int = 0
     bytes: int = 0
     entries: int = 0
 
-    def __add__(self, other: Expired) -> Expired:
-        return Expired(
+    def __add__(self, other: VacuumResult) -> VacuumResult:
+        return VacuumResult(
             self.files + other.files, self.bytes + other.bytes, self.entries + other.entries
         )
 
@@ -65,7 +65,7 @@ class _Entry:
     paths: frozenset[str] = field(repr=False)
 
 
-def expire(place: Place, retention: float, keep: Sequence[int], now: float) -> Expired:
+def expire(place: Place, retention: float, keep: Sequence[int], now: float) -> VacuumResult:
     """Deletes all files but those of versions that were current less than ``retention`` ago.
 
     Args:
@@ -84,9 +84,9 @@ def expire(place: Place, retention: float, keep: Sequence[int], now: float) -> E
         raise ValueError("a retention is not negative")
     state = read(place)
     if state is None:
-        return Expired()
+        return VacuumResult()
     state.writable()
-    objects = list(lying(place))
+    objects = list(objects_of(place))
     entries = _entries(place, objects)
     oldest = _current(entries, now - retention, state.version)
     kept = sorted({version for version in keep if version < oldest} | {oldest})
@@ -109,10 +109,10 @@ def expire(place: Place, retention: float, keep: Sequence[int], now: float) -> E
     store.delete(place, [found.path for found in dead])
     failpoint.reach("expired")
     store.delete(place, logs)
-    return Expired(len(dead), sum(found.size for found in dead), len(logs))
+    return VacuumResult(len(dead), sum(found.size for found in dead), len(logs))
 
 
-def purge(place: Place, now: float) -> Expired:
+def purge(place: Place, now: float) -> VacuumResult:
     """Deletes all files that the current version does not need, however young they are: older
     versions and their change data feed cannot be read any more.
 
@@ -128,9 +128,9 @@ def purge(place: Place, now: float) -> Expired:
     """
     state = read(place)
     if state is None:
-        return Expired()
+        return VacuumResult()
     state.writable()
-    objects = list(lying(place))
+    objects = list(objects_of(place))
     entries = _entries(place, objects)
     known = {path for entry in entries for path in entry.paths}
     needed = {unquote(path) for path in _live(place, state.version)}
@@ -147,10 +147,10 @@ def purge(place: Place, now: float) -> Expired:
     failpoint.reach("expiring")
     store.delete(place, [found.path for found in dead])
     store.delete(place, logs)
-    return Expired(len(dead), sum(found.size for found in dead), len(logs))
+    return VacuumResult(len(dead), sum(found.size for found in dead), len(logs))
 
 
-def strays(state: State, objects: Sequence[Object]) -> list[Object]:
+def unnamed_files(state: State, objects: Sequence[Object]) -> list[Object]:
     """The data files in a table's folder that no entry of the log names.
 
     Raises:
@@ -164,7 +164,7 @@ def strays(state: State, objects: Sequence[Object]) -> list[Object]:
     return [found for found in others if not {found.path, unquote(found.path)} & known]
 
 
-def lying(place: Place) -> Iterator[Object]:
+def objects_of(place: Place) -> Iterator[Object]:
     """All objects in the folder of a table.
 
     Raises:
@@ -175,7 +175,7 @@ def lying(place: Place) -> Iterator[Object]:
             for meta in chunk:
                 yield Object(meta["path"], meta["size"], meta["last_modified"].timestamp())
     except (BaseError, OSError) as error:
-        raise store.failure(place, "listed", error) from None
+        raise store.store_error(place, "listed", error) from None
 
 
 def _entries(place: Place, objects: Iterable[Object]) -> list[_Entry]:
@@ -206,7 +206,7 @@ def _current(entries: Sequence[_Entry], moment: float, latest: int) -> int:
 
 
 def _live(place: Place, version: int) -> list[str]:
-    with mapped(place, "read"):
+    with mapped_errors(place, "read"):
         table = DeltaTable(place.url, version=version, storage_options=store.options(place) or None)
         found: Any = table.get_add_actions(flatten=False)
         return [str(path) for path in found["path"].to_pylist()]
@@ -228,7 +228,7 @@ def _expired_log(place: Place, objects: Iterable[Object], floor: int, latest: in
     has = {int(name[1]) for path, name in named if name and _CHECKPOINT.fullmatch(path)}
     # Readers begin at the checkpoint that was created last.
     for version in sorted({floor, latest} - has):
-        with mapped(place, "checkpointed"):
+        with mapped_errors(place, "checkpointed"):
             DeltaTable(
                 place.url, version=version, storage_options=store.options(place) or None
             ).create_checkpoint()

@@ -38,7 +38,7 @@ def read(place: Place, change: Changes, columns: Sequence[str]) -> pl.DataFrame:
     """Some columns of all rows of the changes."""
     if isinstance(change, pl.DataFrame):
         return change.select(columns)
-    return pl.DataFrame(files.opened(place, change).read(list(columns), use_threads=False))
+    return pl.DataFrame(files.open_parquet(place, change).read(list(columns), use_threads=False))
 
 
 def picked(
@@ -69,7 +69,7 @@ def picks(
         for start in range(0, max(len(lines), 1), GROUP):
             yield rows[lines[start : start + GROUP]]
         return
-    parquet = files.opened(place, change)
+    parquet = files.open_parquet(place, change)
     ends = np.cumsum(_counts(parquet))
     groups = np.unique(np.searchsorted(ends, lines, side="right"))
     for start, table in files.parts(parquet, layout, names, [int(g) for g in groups]):
@@ -83,7 +83,7 @@ def weights(place: Place, change: Changes) -> Weights:
     """About how many bytes each row of the changes takes."""
     if isinstance(change, pl.DataFrame):
         return np.full(change.height, portion.size(change) / max(change.height, 1))
-    parquet = files.opened(place, change)
+    parquet = files.open_parquet(place, change)
     groups = [parquet.metadata.row_group(i) for i in range(parquet.num_row_groups)]
     means = [group.total_byte_size / max(group.num_rows, 1) for group in groups]
     return np.repeat(np.array(means, np.float64), _counts(parquet))

@@ -96,7 +96,7 @@ def _deleted_versions(job: Append) -> Iterator[pl.DataFrame]:
     keys = [read(job.into.place, change, job.into.key) for change in job.changes]
     columns = job.into.columns
     for file, numbers in job.gone:
-        parquet = files.opened(job.into.place, file)
+        parquet = files.open_parquet(job.into.place, file)
         for start, table in files.parts(parquet, columns, None, None, dict(file.partition)):
             inside = numbers[(numbers >= start) & (numbers < start + table.num_rows)]
             if len(inside):
@@ -117,7 +117,7 @@ def latest(
     names = [*key, ORDER, "load_timestamp", "row_hash", "record_status"]
     found = []
     for file in stored:
-        parquet = files.opened(place, file)
+        parquet = files.open_parquet(place, file)
         for _, table in files.parts(parquet, layout, names, None, dict(file.partition)):
             rows = pl.DataFrame(table).select(names)
             found.append(rows.join(wanted, on=list(key), how="semi", nulls_equal=True))

@@ -37,7 +37,7 @@ def find_rows(
     key = keys.columns
     wanted = [*key, *columns]
     for file in merge.candidates(stored, [keys], key, place):
-        parquet = files.opened(place, file)
+        parquet = files.open_parquet(place, file)
         constants = dict(file.partition)
         groups = _groups(parquet, layout, keys, constants)
         for _, table in files.parts(parquet, layout, wanted, groups, constants):

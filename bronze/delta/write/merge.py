@@ -55,7 +55,7 @@ class Merge:
     """What is to be done to one file of the table ``into``.
 
     ``gone`` are the numbers of its rows that have vanished from the source, ``deletes`` the keys
-    of such rows; with ``emptied`` all have that are not among the changes. ``anew`` asks for the
+    of such rows; with ``delete_others`` all have that are not among the changes. ``anew`` asks for the
     file to be written even if none of its rows changes, because its columns have. With
     ``doubting``, a row that has the hash of its change may have other values, and is replaced.
     """
@@ -65,7 +65,7 @@ class Merge:
     changes: tuple[Changes, ...] = field(repr=False)
     gone: npt.NDArray[np.int64] | None = field(default=None, repr=False)
     deletes: tuple[Changes, ...] = field(default=(), repr=False)
-    emptied: bool = False
+    delete_others: bool = False
     on_delete: OnDelete = "mark"
     anew: bool = False
     doubting: bool = False
@@ -130,7 +130,7 @@ def merge(job: Merge) -> Merged:
     Raises:
         LakeError, LakeUnreachable: a file cannot be read or written.
     """
-    parquet = files.opened(job.into.place, job.file)
+    parquet = files.open_parquet(job.into.place, job.file)
     matches = _matches(job, parquet, job.changes)
     found = tuple(
         _mask(matches.filter(pl.col("source") == i)["line"], height(change))
@@ -239,11 +239,11 @@ def _effective(
 def _deleted_rows(job: Merge, parquet: pq.ParquetFile) -> Rows:
     """The numbers of the live rows that have gone from the source."""
     found = [] if job.gone is None else [job.gone]
-    if job.deletes and not job.emptied:
+    if job.deletes and not job.delete_others:
         rows = _matches(job, parquet, job.deletes)["row"].unique().sort()
         if len(rows):
             found.append(rows.to_numpy()[_live(_rows(job, parquet, rows, _STATUS))])
-    if job.emptied:
+    if job.delete_others:
         parts = _parts(job, parquet, _STATUS)
         found += [start + np.flatnonzero(_live(pl.DataFrame(table))) for start, table in parts]
     return np.unique(_all(found))

@@ -75,7 +75,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Graded:
+class TableFigures:
     """The figures of one table and run; ``as_of`` is the moment of the source that it loaded."""
 
     source_table: str
@@ -87,7 +87,7 @@ class Graded:
     figures: tuple[Figure, ...]
 
 
-def frame(tables: Iterable[Graded]) -> pl.DataFrame:
+def frame(tables: Iterable[TableFigures]) -> pl.DataFrame:
     """The records of some tables as a frame with `COLUMNS`."""
     now = datetime.now(UTC)
     rows = [

@@ -356,7 +356,7 @@ class Receiver:
 
     def _truncate(self, oid: int) -> None:
         if oid in self._tables and self._begin:
-            self._discard(oid).emptied = self._begin.position
+            self._discard(oid).truncated = self._begin.position
 
     def _discard_oversize(self, oid: int, size: int) -> None:
         """Discards the changes of a table with a change that is too large."""
@@ -393,7 +393,7 @@ class Receiver:
             self._batch.changes += len(messages)
             self._batch.size += len(piece.data)
             if self._batch.size > self._memory:
-                piece.put_aside(self._spool())
+                piece.move_to_spool(self._spool())
         self._messages, self._marks, self._current, self._unpacked = {}, {}, {}, 0
 
     def _spool(self) -> Spool:

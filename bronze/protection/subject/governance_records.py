@@ -87,7 +87,7 @@ def record_scope(settings: Settings, table: ProtectedTable) -> RecordScope:
 def _current_records(state: State, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
     """The current records of a governance table, with some of their columns."""
     for file in state.files:
-        for _, part in files.parts(files.opened(state.place, file), state.columns, columns):
+        for _, part in files.parts(files.open_parquet(state.place, file), state.columns, columns):
             yield pl.DataFrame(part)
 
 

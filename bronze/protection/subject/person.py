@@ -179,7 +179,7 @@ def unique_categories(
     category_columns = (name for names in columns.values() for name in names)
     wanted = list(dict.fromkeys((*category_columns, *subject.columns)))
     for file in table.state.files:
-        parquet = files.opened(table.state.place, file)
+        parquet = files.open_parquet(table.state.place, file)
         for _, part in files.parts(
             parquet, table.state.columns, wanted, None, dict(file.partition)
         ):

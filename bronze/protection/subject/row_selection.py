@@ -30,7 +30,7 @@ Spellings = Callable[[str], Iterable[pl.Series]]
 """What a column has in all files of a table, and what records have of it."""
 
 
-def parsed(pairs: Sequence[str]) -> dict[str, str]:
+def key_values(pairs: Sequence[str]) -> dict[str, str]:
     """``["a=1", "b=x"]`` as a mapping.
 
     Raises:

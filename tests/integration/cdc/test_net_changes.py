@@ -154,7 +154,7 @@ def test_net_changes_lead_to_the_source_rows(
         stored = table(place, list(at_floor.values()))
         after = dict(at_floor)
         for one in gathered:
-            seen["spooled"] += sum(piece.aside is not None for piece in one.pieces)
+            seen["spooled"] += sum(piece.spooled is not None for piece in one.pieces)
             seen["pieces"] += len(one.pieces) > 1
             seen["unsent"] += unchanged_toast_values(one)
             with pytest.MonkeyPatch.context() as patch:

@@ -569,7 +569,7 @@ def test_a_log_without_the_end_property_is_continued(settings: Settings) -> None
     """Runs name the last record, and the next record follows it."""
     write_records(settings, 3)
     headless(settings)
-    audit.enter(settings, [])
+    audit.record_events(settings, [])
     known = audit.mark(settings)
     assert known
     assert (known.sequence, known.hash) == (4, audit_proof.report(settings).head)

@@ -322,7 +322,7 @@ def test_governance_tables_do_not_grow_into_many_files(
     assert counts == [1, 2, 3, 1, 2, 3]
     assert len(records(shop)) == 6
     monkeypatch.setattr(maintain, "_FULL_BOOK", 1)
-    monkeypatch.setattr(optimize, "improve", failed)
+    monkeypatch.setattr(optimize, "optimize_table", failed)
     (note, *_) = pipeline.run(settings).notes
     assert "were not joined: The lake is away." in note
     assert len(records(shop)) == 7

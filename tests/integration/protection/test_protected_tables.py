@@ -208,7 +208,7 @@ def test_a_stream_protects_its_changes(
     monkeypatch.setattr(receiver, "_PIECE", 4096)
     monkeypatch.setattr("bronze.cdc.session._LEAST_BATCH", 4096)
     monkeypatch.setattr("bronze.cdc.session._SHARE", 10**9)
-    put_aside = Piece.put_aside
+    put_aside = Piece.move_to_spool
 
     def seen(piece: Piece, spool: Spool) -> None:
         data = piece.data
@@ -382,7 +382,7 @@ def test_a_table_without_its_key_fails_alone(
             monkeypatch.delenv("BRONZE_MASTER_KEY")
         else:
             monkeypatch.setenv("BRONZE_MASTER_KEY", value)
-        keyring.unwrapped.cache_clear()
+        keyring.unwrap.cache_clear()
         (problem,) = check.check(batched).problems
         assert problem.message.startswith("Table public.people cannot be protected (")
         assert said in problem.message
@@ -500,7 +500,7 @@ def test_keys_rotate_and_old_values_stay_readable(
         keys.rotate(given, ["bronze.bz_x"], reencrypt=False)
     monkeypatch.setenv("OLD", os.environ["BRONZE_MASTER_KEY"])
     monkeypatch.setenv("BRONZE_MASTER_KEY", base64.b64encode(bytes(32)).decode())
-    keyring.unwrapped.cache_clear()
+    keyring.unwrap.cache_clear()
     with pytest.raises(ConfigError, match="not one of those"):
         keys.rewrap(given)
     both = given.model_copy(
@@ -515,7 +515,7 @@ def test_keys_rotate_and_old_values_stay_readable(
     assert keys.rewrap(both) == 0
     assert len(list((source.lake / "governance" / "keys").glob("*.parquet"))) == 1
     assert keys.rewrap(both) == 0
-    keyring.unwrapped.cache_clear()
+    keyring.unwrap.cache_clear()
     assert clear(given, again, "bz_t")["a"].to_list() == [f"plant{i}" for i in range(1, 7)]
     assert landed(given).status == "unchanged"
 

@@ -179,7 +179,7 @@ def compact(place: Place) -> int:
     rows = [
         part
         for file in state.files
-        for _, part in files.parts(files.opened(place, file), state.columns)
+        for _, part in files.parts(files.open_parquet(place, file), state.columns)
     ]
     file = files.write(rows, place, str(uuid_utils.uuid7()), ())
     assert file is not None

@@ -820,7 +820,7 @@ def failing_removal(monkeypatch: pytest.MonkeyPatch) -> None:
     def twins(_: object) -> None:
         raise LakeUnreachable("The lake is away.")
 
-    monkeypatch.setattr(duplicate_keys, "twins", twins)
+    monkeypatch.setattr(duplicate_keys, "surplus_rows", twins)
 
 
 def failing_plan(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,7 +73,7 @@ def changes_of(*pieces: Sequence[bytes], spilled: bool = False) -> TableChanges:
         found.append(Piece(lengths, marks, data))
         if spilled:
             _spools.append(Spool())
-            found[-1].put_aside(_spools[-1])
+            found[-1].move_to_spool(_spools[-1])
     return TableChanges(DESCRIBED, found)
 
 
@@ -169,12 +169,12 @@ def test_transactions_before_the_floor_are_left_out(place: Place) -> None:
 def test_a_truncate_before_the_floor_is_left_out(place: Place) -> None:
     """The table has it already. One at the floor is applied, also without other changes."""
     found = changes_of([insert("a", "1", "1", None), delete("b", "2")])
-    found.emptied = 100
+    found.truncated = 100
     result = net_changes(job(found, place, (), floor=100))
-    assert result.emptied
+    assert result.truncated
     assert not result.deletes
-    assert not net_changes(job(found, place, (), floor=101)).emptied
-    alone = TableChanges(DESCRIBED, [], emptied=100)
+    assert not net_changes(job(found, place, (), floor=101)).truncated
+    alone = TableChanges(DESCRIBED, [], truncated=100)
     assert not net_changes(job(alone, place, (), floor=100)).empty
     assert net_changes(job(alone, place, (), floor=101)).empty
 

@@ -160,19 +160,19 @@ def gathered(
         lengths = np.array([len(message) for message in piece], np.int64)
         made.append(Piece(lengths, ((0, next(positions), 10**15),), b"".join(piece)))
         if spool is not None:
-            made[-1].put_aside(spool)
+            made[-1].move_to_spool(spool)
     return TableChanges(DESCRIBED, made, emptied)
 
 
 def applied(rows: dict[str, Any], given: Any, place: Place) -> dict[str, Any]:
     """The table's rows by key, after the net changes of a job."""
     netted = net_changes(given)
-    after = {} if netted.emptied else dict(rows)
+    after = {} if netted.truncated else dict(rows)
     gone = [k for d in netted.deletes for k in changing.read(place, d, ["bz k"])["bz k"]]
     came = [row for c in netted.changes for row in changing.read(place, c, TARGETS).rows()]
     keys = [row[0] for row in came]
     assert len({*keys, *gone}) == len(keys) + len(gone)
-    assert not (netted.emptied and gone)
+    assert not (netted.truncated and gone)
     for key in gone:
         del after[key]
     return after | {row[0]: row for row in came}
@@ -233,7 +233,7 @@ def marked_table(place: Place, rows: Sequence[Any], gone: Sequence[str]) -> tupl
     stored = table(place, [*rows, *((key, "gone", 9, None) for key in gone)])
     changed = []
     for file in stored:
-        frame = pl.DataFrame(files.opened(place, file).read())
+        frame = pl.DataFrame(files.open_parquet(place, file).read())
         status = pl.when(pl.col("bz k").is_in(gone)).then(pl.lit("DELETED"))
         frame = frame.with_columns(status.otherwise("record_status").alias("record_status"))
         made = files.write([frame.select([n for n, _ in LAYOUT])], place, "b", STATS)

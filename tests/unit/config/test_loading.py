@@ -553,7 +553,7 @@ def test_a_master_key_can_be_kept_in_key_vault(
         )
         assert keyring.master(first) == bytes(range(32))
         data_key = keyring.new(keyring.master(first), "t", "c", "encrypt")
-        assert len(keyring.unwrapped(data_key, (first,))) == 64
+        assert len(keyring.unwrap(data_key, (first,))) == 64
 
 
 def test_a_key_vault_secret_is_fetched_in_its_current_version(tmp_path: Path) -> None:

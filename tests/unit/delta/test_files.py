@@ -235,7 +235,7 @@ def test_a_read_that_fails_now_is_not_damage(
     path = tmp_path / "t" / file.path
     monkeypatch.setattr(store, "reader", lambda *_: Failing(path, error, reads))
     with pytest.raises(LakeError) as caught:
-        list(files.parts(files.opened(place, file), [("long", DeltaType("long"))]))
+        list(files.parts(files.open_parquet(place, file), [("long", DeltaType("long"))]))
     assert type(caught.value) is kind
     assert caught.value.hint
 

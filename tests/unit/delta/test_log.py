@@ -156,7 +156,7 @@ def test_partitions_are_read_from_the_log(place: Place) -> None:
     found = {file.partition: file for file in state.files}
     assert {dict(p)["region"] for p in found} == {"plain", "a b", "é%/x", None}
     for file in state.files:
-        assert files.opened(place, file).metadata.num_rows == file.rows
+        assert files.open_parquet(place, file).metadata.num_rows == file.rows
 
 
 def test_positions_are_kept_by_name(place: Place) -> None:

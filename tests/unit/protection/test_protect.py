@@ -162,7 +162,7 @@ def test_masks_show_only_the_end_of_long_values() -> None:
 def test_hashes_and_tokens_are_hmac_as_python_has_it() -> None:
     """Polars computes HMAC-SHA-256 with the key that the docstring describes."""
     mine = key("hash")
-    secret = keyring.unwrapped(mine, MASTERS)[:32].hex().encode()
+    secret = keyring.unwrap(mine, MASTERS)[:32].hex().encode()
     wanted = hmac.digest(secret, "ünï".encode(), hashlib.sha256).hex()
     assert stored(["ünï", None], column("hash", mine)).to_list() == [wanted, None]
     assert stored(["ünï"], column("tokenize", mine))[0] == f"tok_{wanted[:32]}"
@@ -213,7 +213,7 @@ def test_stored_values_have_the_documented_form() -> None:
     """They are bound to table and column, and any implementation of AES decrypts them."""
     for method, cipher in (("encrypt", AESGCM), ("encrypt_deterministic", AESSIV)):
         mine = key(method)
-        data = keyring.unwrapped(mine, MASTERS)
+        data = keyring.unwrap(mine, MASTERS)
         (sealed,) = stored(["plant"], column(method, mine))
         version, name, text = sealed.split(":")
         raw = base64.b64decode(text)
@@ -254,24 +254,24 @@ def test_data_keys_are_unwrapped_by_their_master_key_only(monkeypatch: pytest.Mo
     found; and no key is in a repr.
     """
     mine = key()
-    data = keyring.unwrapped(mine, MASTERS)
+    data = keyring.unwrap(mine, MASTERS)
     assert len(data) == 64
     assert mine.wrapped not in repr(mine)
     sent = pickle.dumps(TableProtection((column("encrypt", mine),), mine, MASTERS))
     assert not any(secret in sent for secret in (data, keyring.master(MASTERS[0])))
     with pytest.raises(ConfigError, match="was changed"):
-        keyring.unwrapped(replace(mine, column="other"), MASTERS)
+        keyring.unwrap(replace(mine, column="other"), MASTERS)
     old = os.environ[MASTER_KEY]
     monkeypatch.setenv("OLD", old)
     monkeypatch.setenv(MASTER_KEY, base64.b64encode(bytes(32)).decode())
-    keyring.unwrapped.cache_clear()
+    keyring.unwrap.cache_clear()
     with pytest.raises(ConfigError, match="not one of those"):
-        keyring.unwrapped(mine, MASTERS)
+        keyring.unwrap(mine, MASTERS)
     both = (*MASTERS, Secret("env", "OLD"))
-    assert keyring.unwrapped(mine, both) == data
-    again = keyring.rewrapped(mine, both, bytes(32))
+    assert keyring.unwrap(mine, both) == data
+    again = keyring.rewrap(mine, both, bytes(32))
     assert again.master == keyring.fingerprint(bytes(32)) != mine.master
-    assert keyring.unwrapped(again, MASTERS) == data
+    assert keyring.unwrap(again, MASTERS) == data
 
 
 @pytest.mark.parametrize("text", ["", "short", "!" * 44, base64.b64encode(bytes(31)).decode()])

@@ -19,7 +19,7 @@ from bronze.ingest.enrich import enrich
 from bronze.model.quality import POINTS, QualityRules, QualityTotals, ResolvedRule, Severity
 from bronze.model.stamp import RowStamp
 from bronze.model.units import Enrichment
-from bronze.quality.scoring import score_rows, told_apart
+from bronze.quality.scoring import score_rows, with_fingerprints
 from tests.support.effort import examples
 
 MOMENT = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
@@ -211,9 +211,9 @@ def test_scores_do_not_depend_on_slices(
 def test_duplicates_have_equal_fingerprints(share: int) -> None:
     """In a sample of fingerprints either all duplicates of a row are, or none."""
     hashes = pl.Series([f"{i:032x}"[::-1] for i in range(300)] * 2)
-    found = told_apart(QualityTotals(rows=600), hashes, QualityRules(distinct=share))
+    found = with_fingerprints(QualityTotals(rows=600), hashes, QualityRules(distinct=share))
     prints = np.frombuffer(b"".join(found.prints), np.uint64)
     assert len(prints) == 600 if share == 1 else 100 < len(prints) < 300
     _, counts = np.unique(prints, return_counts=True)
     assert set(counts) == {2}
-    assert told_apart(QualityTotals(rows=600), hashes, QualityRules()).prints == ()
+    assert with_fingerprints(QualityTotals(rows=600), hashes, QualityRules()).prints == ()

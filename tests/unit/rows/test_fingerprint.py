@@ -157,5 +157,5 @@ def test_totals_of_parts_add_up_to_the_total(texts: list[str], data: st.DataObje
     low = data.draw(st.integers(0, len(texts)))
     mixed = pl.Series(data.draw(st.permutations(texts)))
     parts = [fingerprint.total(part) for part in (mixed[:low], mixed[low:])]
-    assert fingerprint.added(*parts) == whole
-    assert fingerprint.added(whole, 0) == whole
+    assert fingerprint.sum_of_totals(*parts) == whole
+    assert fingerprint.sum_of_totals(whole, 0) == whole

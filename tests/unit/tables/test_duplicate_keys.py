@@ -31,7 +31,7 @@ def test_duplicate_keys_are_noticed(
             for key, status in zip(keys, itertools.cycle((ACTIVE, DELETED)), strict=False)
         ]
         stored = table_of(place, layout, rows)
-        return duplicate_keys.doubled(KnownRows(place, 0, stored, layout, ("k0", "k1"), 0))
+        return duplicate_keys.has_duplicates(KnownRows(place, 0, stored, layout, ("k0", "k1"), 0))
 
     assert not doubled()
     assert not doubled((1, "a"), (1, "b"), (2, "a"), (None, "a"), (None, "a"))
@@ -66,7 +66,7 @@ def test_all_rows_but_one_of_each_key_are_surplus(
     stored = table_of(Place(str(tmp_path)), layout, [[first], [second, third], [single[:1]]])
     whole = KnownRows(Place(str(tmp_path)), 0, stored, layout, ("k0", "k1"), 0)
     monkeypatch.setattr(pl, "concat", concat)
-    found = {file.path: rows.tolist() for file, rows in duplicate_keys.twins(whole)}
+    found = {file.path: rows.tolist() for file, rows in duplicate_keys.surplus_rows(whole)}
     assert found == {
         stored[0].path: [300],
         stored[1].path: [1, 2, 3, 5, 8, 9, 11],
@@ -74,7 +74,7 @@ def test_all_rows_but_one_of_each_key_are_surplus(
     }
     assert max(kept) <= 17
     once = KnownRows(Place(str(tmp_path)), 0, stored[2:], layout, ("k0", "k1"), 0)
-    assert duplicate_keys.twins(once) == []
+    assert duplicate_keys.surplus_rows(once) == []
 
 
 def test_key_columns_may_have_any_name(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_key_columns_may_have_any_name(tmp_path: Path) -> None:
     rows: list[Row] = [(1, 1, None, DELETED, None), (1, 1, None, ACTIVE, None)]
     stored = table_of(place, layout, [[rows]])
     known = KnownRows(place, 0, stored, layout, ("row", "file"), 0)
-    assert duplicate_keys.doubled(known)
-    assert [(file, rows.tolist()) for file, rows in duplicate_keys.twins(known)] == [
+    assert duplicate_keys.has_duplicates(known)
+    assert [(file, rows.tolist()) for file, rows in duplicate_keys.surplus_rows(known)] == [
         (stored[0], [0])
     ]

@@ -69,7 +69,7 @@ def test_rows_of_the_source_are_matched_with_an_index(
     source = set(itertools.chain.from_iterable(parts))
     unmatched = known_rows.unmatched_fingerprints(index, matched)
     assert unmatched.tolist() == sorted(number for number in table if number not in source)
-    assert known_rows.distinct(index) == len(set(table))
+    assert known_rows.count_distinct(index) == len(set(table))
 
 
 @IN_MEMORY
@@ -78,7 +78,7 @@ def test_shares_cover_everything_once(prints: list[int], shares: int) -> None:
     """Each fingerprint is in exactly one of the shares."""
     whole = KnownRows(Place("x"), 0, (), (), (), 0, 0, shares)
     masks = [
-        known_rows.shared(replace(whole, share=i), np.array(prints, np.uint64))
+        known_rows.in_share(replace(whole, share=i), np.array(prints, np.uint64))
         for i in range(shares)
     ]
     assert np.sum(masks, axis=0).tolist() == [1] * len(prints)
@@ -169,7 +169,7 @@ def test_an_index_has_the_live_rows_of_all_files(
     by_print = dict(zip(prints.tolist(), identities, strict=True))
     assert len(by_print) == len(identities)
 
-    parts = [known_rows.known_fingerprints(replace(whole, share=i)) for i in range(shares)]
+    parts = [known_rows.index_of(replace(whole, share=i)) for i in range(shares)]
     assert all((np.diff(part.astype(object)) >= 0).all() for part in parts)
     found = Counter(by_print[one] for part in parts for one in part.tolist())
     assert found == Counter(live)
@@ -184,7 +184,7 @@ def test_an_index_has_the_live_rows_of_all_files(
         assert sorted(itertools.chain.from_iterable(places)) == [
             i for i, row in enumerate(rows) if counts(row) and identity(row) in chosen
         ]
-    known_rows.drop_cached(place)
+    known_rows.drop_index(place)
 
 
 def test_a_key_of_the_source_matches_that_of_the_table(tmp_path: Path) -> None:
@@ -194,10 +194,10 @@ def test_a_key_of_the_source_matches_that_of_the_table(tmp_path: Path) -> None:
     known = KnownRows(place, 0, stored, layout, ("k0", "k1"), 0)
     read = pl.DataFrame({"k1": ["é", "é"], "k0": [-1, 1]}, schema_overrides={"k0": pl.Int32})
     mask, _ = known_rows.match_fingerprints(
-        known_rows.known_fingerprints(known), known_rows.fingerprints(known, read)
+        known_rows.index_of(known), known_rows.fingerprints(known, read)
     )
     assert mask.tolist() == [True, False]
-    known_rows.drop_cached(place)
+    known_rows.drop_index(place)
 
 
 def test_rows_without_a_hash_are_left_out(tmp_path: Path) -> None:
@@ -206,12 +206,12 @@ def test_rows_without_a_hash_are_left_out(tmp_path: Path) -> None:
     pl.DataFrame({"k0": [1, 2]}).write_parquet(tmp_path / "theirs.parquet")
     stored = StoredFile("theirs.parquet", 0, 2)
     by_hash = KnownRows(place, 0, (stored,), layout, (), 0)
-    assert known_rows.known_fingerprints(by_hash).tolist() == []
+    assert known_rows.index_of(by_hash).tolist() == []
     assert known_rows.positions(by_hash, stored, index_of([1])).tolist() == []
     by_key = replace(by_hash, key=("k0",))
-    assert known_rows.known_fingerprints(by_key).tolist() == [1, 2]
+    assert known_rows.index_of(by_key).tolist() == [1, 2]
     assert known_rows.positions(by_key, stored, index_of([2])).tolist() == [1]
-    known_rows.drop_cached(place)
+    known_rows.drop_index(place)
 
 
 @pytest.mark.parametrize("text", ["abc", "", "z" * 32, "A" * 32, "0" * 31 + "é"])
@@ -224,10 +224,10 @@ def test_malformed_hashes_are_left_out(tmp_path: Path, text: str) -> None:
     known = KnownRows(place, 0, stored, layout, (), 16)
     read = pl.DataFrame({"row_hash": ours})
     prints = known_rows.fingerprints(known, read)
-    assert set(prints.tolist()) <= set(known_rows.known_fingerprints(known).tolist())
+    assert set(prints.tolist()) <= set(known_rows.index_of(known).tolist())
     prints_of_chosen = index_of(prints.tolist()[1:])
     assert known_rows.positions(known, stored[0], prints_of_chosen).tolist() == [2]
-    known_rows.drop_cached(place)
+    known_rows.drop_index(place)
 
 
 @pytest.fixture
@@ -243,7 +243,7 @@ def stored_tables(tmp_path: Path) -> Iterator[Callable[[int], KnownRows]]:
 
     yield make
     for place in made:
-        known_rows.drop_cached(place)
+        known_rows.drop_index(place)
 
 
 def test_two_tables_are_read_at_the_same_time(
@@ -252,7 +252,7 @@ def test_two_tables_are_read_at_the_same_time(
     """A worker whose table takes long to read holds up no worker with another table."""
     slow, quick = stored_tables(1), stored_tables(2)
     begun, gate = threading.Event(), threading.Event()
-    open_file = files.opened
+    open_file = files.open_parquet
 
     def opened(place: Place, *rest: Any) -> Any:
         if place == slow.place:
@@ -260,11 +260,11 @@ def test_two_tables_are_read_at_the_same_time(
             assert gate.wait(TIMEOUT)
         return open_file(place, *rest)
 
-    monkeypatch.setattr(files, "opened", opened)
+    monkeypatch.setattr(files, "open_parquet", opened)
     with ThreadPoolExecutor() as pool:
-        first = pool.submit(known_rows.known_fingerprints, slow)
+        first = pool.submit(known_rows.index_of, slow)
         assert begun.wait(TIMEOUT)
-        second = pool.submit(known_rows.known_fingerprints, quick)
+        second = pool.submit(known_rows.index_of, quick)
         try:
             assert second.result(TIMEOUT).tolist() == [2]
             assert not first.done()
@@ -279,7 +279,7 @@ def test_workers_that_compare_with_one_table_share_its_index(
     """However many workers ask at once, the table is read once, and all have the same array."""
     known, opens = stored_tables(1), Counter[str]()
     barrier = threading.Barrier(4)
-    open_file = files.opened
+    open_file = files.open_parquet
 
     def opened(place: Place, *rest: Any) -> Any:
         opens[place.url] += 1
@@ -287,9 +287,9 @@ def test_workers_that_compare_with_one_table_share_its_index(
 
     def ask(_: int) -> Any:
         barrier.wait(TIMEOUT)
-        return known_rows.known_fingerprints(replace(known))
+        return known_rows.index_of(replace(known))
 
-    monkeypatch.setattr(files, "opened", opened)
+    monkeypatch.setattr(files, "open_parquet", opened)
     with ThreadPoolExecutor(4) as pool:
         first, *others = pool.map(ask, range(4))
     assert all(other is first for other in others)
@@ -309,12 +309,12 @@ def test_a_table_that_could_not_be_read_is_read_again(
             assert gate.wait(TIMEOUT)
             raise LakeUnreachable("The lake is away.")
 
-        patch.setattr(files, "opened", opened)
-        calls = [pool.submit(known_rows.known_fingerprints, known) for _ in range(2)]
+        patch.setattr(files, "open_parquet", opened)
+        calls = [pool.submit(known_rows.index_of, known) for _ in range(2)]
         assert begun.wait(TIMEOUT)
         gate.set()
         assert all(isinstance(call.exception(TIMEOUT), LakeUnreachable) for call in calls)
-    assert known_rows.known_fingerprints(known).tolist() == [1]
+    assert known_rows.index_of(known).tolist() == [1]
 
 
 def test_few_indexes_are_kept_and_those_of_a_table_can_be_freed(
@@ -324,29 +324,29 @@ def test_few_indexes_are_kept_and_those_of_a_table_can_be_freed(
     Another version of a table, or another part of its hashes, has an index of its own.
     """
     reads: list[str] = []
-    open_file = files.opened
+    open_file = files.open_parquet
 
     def opened(place: Place, *rest: Any) -> Any:
         reads.append(place.url)
         return open_file(place, *rest)
 
-    monkeypatch.setattr(files, "opened", opened)
+    monkeypatch.setattr(files, "open_parquet", opened)
     tables = [stored_tables(number) for number in range(budget.INDEXES + 1)]
     urls = [known.place.url for known in tables]
     for known in (*tables[:-1], *tables[:-1]):
-        known_rows.known_fingerprints(known)
+        known_rows.index_of(known)
     assert reads == urls[:-1]
-    known_rows.known_fingerprints(tables[-1])
-    known_rows.known_fingerprints(tables[-2])
+    known_rows.index_of(tables[-1])
+    known_rows.index_of(tables[-2])
     assert reads == urls
-    known_rows.known_fingerprints(tables[0])
+    known_rows.index_of(tables[0])
     assert reads == [*urls, urls[0]]
-    known_rows.drop_cached(tables[-1].place)
-    known_rows.known_fingerprints(tables[0])
+    known_rows.drop_index(tables[-1].place)
+    known_rows.index_of(tables[0])
     assert reads == [*urls, urls[0]]
-    known_rows.drop_cached(tables[0].place)
+    known_rows.drop_index(tables[0].place)
     for known in (tables[0], replace(tables[0], version=1), replace(tables[0], offset=1)):
-        assert known_rows.known_fingerprints(known).tolist() == [0]
+        assert known_rows.index_of(known).tolist() == [0]
     assert reads == [*urls, *[urls[0]] * 4]
 
 
@@ -400,7 +400,7 @@ def test_the_index_of_a_history_has_the_live_last_versions(
         orient="row",
     )
     prints = known_rows.fingerprints(known, lines)
-    assert known_rows.known_fingerprints(known).tolist() == sorted(prints.tolist())
+    assert known_rows.index_of(known).tolist() == sorted(prints.tolist())
     chosen = dict(list(live.items())[::2])
     prints_of_chosen = index_of(prints.tolist()[::2])
     found = {
@@ -409,7 +409,7 @@ def test_the_index_of_a_history_has_the_live_last_versions(
         for position in places
     }
     assert found == {(file, position) for _, file, position, _, _ in chosen.values()}
-    known_rows.drop_cached(place)
+    known_rows.drop_index(place)
 
 
 def test_key_columns_of_a_history_may_have_any_name(tmp_path: Path) -> None:
@@ -419,6 +419,6 @@ def test_key_columns_of_a_history_may_have_any_name(tmp_path: Path) -> None:
     moment = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
     stored = table_of(place, layout, [[[(7, moment, ACTIVE, digest(7))]]])
     known = KnownRows(place, 0, stored, layout, ("row",), 0, versions=("row",))
-    assert known_rows.known_fingerprints(known).tolist() == [7]
+    assert known_rows.index_of(known).tolist() == [7]
     assert [rows.tolist() for _, rows in known_rows.last_positions(known)] == [[0]]
-    known_rows.drop_cached(place)
+    known_rows.drop_index(place)

@@ -28,7 +28,7 @@ from uuid_utils import uuid7
 
 from bronze.delta import commit, files, log, store
 from bronze.delta.layout import hilbert, optimize, rewrite
-from bronze.delta.layout.optimize import Improved, Wish
+from bronze.delta.layout.optimize import OptimizeResult, TableLayout
 from bronze.errors import CommitConflict, LakeError, Mismatch
 from bronze.model.columns import DeltaType
 from bronze.model.locations import Place
@@ -63,7 +63,7 @@ TYPES: dict[str, Any] = {
     "list": pl.List(pl.Decimal(12, 2)),
 }
 SHAPE = commit.Shape(COLUMNS, ("id", "place"))
-SMALL = Wish(("id", "place"), target=20_000)
+SMALL = TableLayout(("id", "place"), target=20_000)
 
 
 @pytest.fixture
@@ -126,10 +126,10 @@ def here(work: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterable[Any]:
 
 
 def improve(
-    place: Place, wish: Wish = SMALL, each: optimize.Each = here, memory: int = MEMORY
-) -> Improved:
+    place: Place, wish: TableLayout = SMALL, each: optimize.Each = here, memory: int = MEMORY
+) -> OptimizeResult:
     """Improves once."""
-    return optimize.improve(place, wish, batch_id=str(uuid7()), memory=memory, each=each)
+    return optimize.optimize_table(place, wish, batch_id=str(uuid7()), memory=memory, each=each)
 
 
 def content(place: Place) -> Counter[str]:
@@ -171,8 +171,8 @@ def test_clustered_rows_are_the_same_rows(place: Place) -> None:
     assert {files.cluster_of(f.path) is None for f in state.files} == {False}
     feed = DeltaTable(place.url).load_cdf(starting_version=state.version)
     assert pl.DataFrame(feed.read_all()).height == 0
-    assert not optimize.needed(state, SMALL)
-    assert improve(place) == Improved()
+    assert not optimize.is_needed(state, SMALL)
+    assert improve(place) == OptimizeResult()
     assert unlisted(place) == set()
 
 
@@ -186,7 +186,7 @@ def test_large_rows_are_not_joined_in_one_row_group(
         frame = rows(20, seed)
         put(place, frame.with_columns(pl.lit("x" * 15_000).alias("name")))
     before = content(place)
-    assert improve(place, Wish((), 200_000)).rows == 160
+    assert improve(place, TableLayout((), 200_000)).rows == 160
     assert content(place) == before
     for file in state_of(place).files:
         footer = pq.read_metadata(Path(place.url) / file.path)
@@ -199,7 +199,7 @@ def test_any_sortable_kind_clusters(place: Place, kind: str) -> None:
     put(place, rows(300, 1))
     put(place, rows(300, 2))
     before = content(place)
-    assert improve(place, Wish((kind,), 4_000)).rows == 600
+    assert improve(place, TableLayout((kind,), 4_000)).rows == 600
     assert content(place) == before
 
 
@@ -222,8 +222,8 @@ def test_optimize_never_changes_rows(
             expected += multiset(frame)
             (foreign if is_foreign and seed else put)(place, frame)
             if then:
-                improve(place, Wish(by, target), memory=memory)
-                assert not optimize.needed(state_of(place), Wish(by, target)) or by == ()
+                improve(place, TableLayout(by, target), memory=memory)
+                assert not optimize.is_needed(state_of(place), TableLayout(by, target)) or by == ()
         assert content(place) == expected
         assert unlisted(place) == set()
 
@@ -250,7 +250,7 @@ def test_what_does_not_fit_into_memory_is_sorted_in_files(
         return honest(frame, by)
 
     monkeypatch.setattr(rewrite, "along", along)
-    wish = Wish(("id",), 20_000)
+    wish = TableLayout(("id",), 20_000)
     assert improve(place, wish, memory=memory).rows == 2100
     assert content(place) == before
     assert unlisted(place) == set()
@@ -268,7 +268,7 @@ def test_small_files_are_joined_and_large_ones_left_alone(place: Place) -> None:
         put(place, rows(300, start).with_columns(id=pl.Series(np.arange(300) % 10 + start)))
     before = content(place)
     small = max(file.size for file in state_of(place).files if file != large)
-    wish = Wish((), target=small * 4)
+    wish = TableLayout((), target=small * 4)
     done = improve(place, wish)
     state = state_of(place)
     assert content(place) == before
@@ -277,7 +277,7 @@ def test_small_files_are_joined_and_large_ones_left_alone(place: Place) -> None:
     spans = sorted((dict(f.low)["id"], dict(f.high)["id"]) for f in state.files if f != large)
     assert all(first[1] < second[0] for first, second in itertools.pairwise(spans))
     assert done.rows == 3000
-    assert not optimize.needed(state, wish)
+    assert not optimize.is_needed(state, wish)
 
 
 def test_few_small_files_are_left_alone(place: Place) -> None:
@@ -285,10 +285,10 @@ def test_few_small_files_are_left_alone(place: Place) -> None:
     for seed in range(4):
         put(place, rows(300, seed))
     sizes = [file.size for file in state_of(place).files]
-    assert not optimize.needed(state_of(place), Wish((), target=round(min(sizes) / 0.8)))
-    assert optimize.needed(state_of(place), Wish((), target=sum(sizes)))
+    assert not optimize.is_needed(state_of(place), TableLayout((), target=round(min(sizes) / 0.8)))
+    assert optimize.is_needed(state_of(place), TableLayout((), target=sum(sizes)))
     DeltaTable(place.url).restore(1)
-    assert not optimize.needed(state_of(place), Wish((), target=sum(sizes)))
+    assert not optimize.is_needed(state_of(place), TableLayout((), target=sum(sizes)))
 
 
 @pytest.mark.parametrize("by", [(), ("id", "place")])
@@ -301,7 +301,7 @@ def test_the_cost_follows_the_new_rows(place: Place, by: tuple[str, ...]) -> Non
         numbers = {"id": draw.integers(0, 2**40, 500), "place": draw.integers(0, 9, 500)}
         put(place, pl.DataFrame(numbers).cast({"place": pl.Int32}), shape)
         new += state_of(place).files[0].size if not seed else 0
-        done = improve(place, Wish(by, 40_000))
+        done = improve(place, TableLayout(by, 40_000))
         written += done.rewritten
         most = max(most, len(state_of(place).files))
     total = sum(file.size for file in state_of(place).files)
@@ -325,7 +325,7 @@ def test_filters_skip_more_files(place: Place) -> None:
 
     assert max(skipped("id", 500_000), skipped("place", 25)) == 0
     size = sum(file.size for file in state_of(place).files)
-    improve(place, Wish(("id", "place"), size // 16))
+    improve(place, TableLayout(("id", "place"), size // 16))
     assert min(skipped("id", 500_000), skipped("place", 25)) > 0.6
     assert len(state_of(place).files) == 16
 
@@ -346,7 +346,7 @@ def test_statistics_are_kept_for_the_columns_to_cluster_by(place: Place) -> None
     for _ in range(3):
         put(place, frame, shape)
     before = state_of(place)
-    improve(place, Wish((odd, "price"), 2_000))
+    improve(place, TableLayout((odd, "price"), 2_000))
     state = state_of(place)
     assert state.properties == {
         **before.properties,
@@ -355,7 +355,7 @@ def test_statistics_are_kept_for_the_columns_to_cluster_by(place: Place) -> None
     assert {name for file in state.files for name, _ in file.low} == {"id", odd}
     for _ in range(3):
         put(place, frame, shape)
-    assert improve(place, Wish((odd, "price"), 2_000)).version == state.version + 4
+    assert improve(place, TableLayout((odd, "price"), 2_000)).version == state.version + 4
     assert state_of(place).properties == state.properties
 
 
@@ -368,13 +368,13 @@ def test_partitions_are_never_mixed(tmp_path: Path) -> None:
             frame = pl.DataFrame({"id": range(seed, 900 + seed), "part": parts * 300})
             write_deltalake(place.url, frame.to_arrow(), mode="append", partition_by=["part"])
         before = content(place)
-        done = improve(place, Wish(by, 20_000))
+        done = improve(place, TableLayout(by, 20_000))
         assert done.files_before == 27
         assert done.files_after == 3
         assert content(place) == before
         found = Counter(dict(file.partition)["part"] for file in state_of(place).files)
         assert set(found) == set(parts)
-        assert not optimize.needed(state_of(place), Wish(by, 20_000))
+        assert not optimize.is_needed(state_of(place), TableLayout(by, 20_000))
 
 
 @pytest.mark.parametrize("by", [(), ("id",)])
@@ -385,7 +385,7 @@ def test_partitions_stay_in_their_folders(place: Place, by: tuple[str, ...]) -> 
         frame = pl.DataFrame({"id": range(seed, 900 + seed), "day": days * 300})
         write_deltalake(place.url, frame.to_arrow(), mode="append", partition_by=["day"])
     before = multiset(pl.read_delta(place.url))
-    assert improve(place, Wish(by, 20_000)).files_after == 3
+    assert improve(place, TableLayout(by, 20_000)).files_after == 3
     assert all(file.path.startswith("day=2024-01-0") for file in state_of(place).files)
     assert multiset(pl.read_delta(place.url)) == before
 
@@ -401,7 +401,7 @@ def test_files_of_other_writers_and_older_schemas(place: Place) -> None:
         more = rows(300, seed).to_arrow()
         write_deltalake(place.url, more, mode="append", schema_mode="merge")
     before = content(place)
-    assert improve(place, Wish(("name", "id"), 5_000)).rows == 1500
+    assert improve(place, TableLayout(("name", "id"), 5_000)).rows == 1500
     assert content(place) == before
 
 
@@ -412,9 +412,9 @@ def test_other_columns_to_cluster_by(place: Place) -> None:
     before = content(place)
     improve(place)
     total = sum(file.size for file in state_of(place).files)
-    wish = Wish(("name",), 20_000, budget=total // 3)
+    wish = TableLayout(("name",), 20_000, budget=total // 3)
     calls = []
-    while optimize.needed(state_of(place), wish):
+    while optimize.is_needed(state_of(place), wish):
         calls.append(improve(place, wish))
         assert calls[-1].rewritten < wish.budget * 1.3
         assert len(calls) < 9
@@ -432,7 +432,7 @@ def test_processes_run_the_jobs(place: Place, pools: Callable[[int], Executor]) 
         put(place, rows(1000, seed))
     before = content(place)
     with pools(2) as pool:
-        assert improve(place, Wish(("id", "name"), 15_000), on(pool), 75_000).rows == 3000
+        assert improve(place, TableLayout(("id", "name"), 15_000), on(pool), 75_000).rows == 3000
     assert content(place) == before
 
 
@@ -489,7 +489,7 @@ def test_partitions_that_are_still_valid_are_committed(
         frame = pl.DataFrame({"id": range(900), "part": ["a", "b", "c"] * 300})
         write_deltalake(place.url, frame.to_arrow(), mode="append", partition_by=["part"])
     during(place, monkeypatch, lambda n: DeltaTable(place.url).delete("part='a'") if n == 1 else 0)
-    done = improve(place, Wish(("id",), 20_000))
+    done = improve(place, TableLayout(("id",), 20_000))
     assert (done.files_before, done.files_after, done.rows) == (18, 2, 5400)
     left = pl.DataFrame(DeltaTable(place.url).to_pyarrow_table())["part"]
     assert Counter(left.to_list()) == {"b": 2700, "c": 2700}
@@ -536,7 +536,7 @@ def test_two_optimizations_at_once(place: Place) -> None:
         start.wait()
         for seed in range(8):
             if number:
-                improve(place, Wish(("id",), 15_000))
+                improve(place, TableLayout(("id",), 15_000))
             else:
                 foreign(place, rows(300, seed))
 
@@ -564,7 +564,7 @@ def test_a_lost_row_is_noticed(
 
     monkeypatch.setattr(files, "write", careless)
     with pytest.raises(Mismatch) as caught:
-        improve(place, Wish(by, 20_000), memory=memory)
+        improve(place, TableLayout(by, 20_000), memory=memory)
     assert caught.value.hint
     assert state_of(place).version == 7
     assert unlisted(place) == set()
@@ -600,7 +600,7 @@ def test_files_of_a_killed_optimization_are_swept(
     with monkeypatch.context() as patch:
         patch.setattr(rewrite, "_ROOM", 12)
         with pytest.raises(KeyboardInterrupt):
-            improve(place, Wish(("id",), 10_000), dying, 200_000)
+            improve(place, TableLayout(("id",), 10_000), dying, 200_000)
     monkeypatch.undo()
     left = unlisted(place)
     assert left
@@ -617,7 +617,7 @@ def test_columns_that_have_no_order_are_refused(place: Place, by: tuple[str, ...
     """A column that is not there or cannot be sorted is named, and so are too many of them."""
     put(place, rows(10))
     with pytest.raises(LakeError, match=by[0]) as caught:
-        improve(place, Wish(by))
+        improve(place, TableLayout(by))
     assert caught.value.hint
 
 
@@ -643,4 +643,4 @@ def test_tables_with_unknown_features_are_refused(place: Place, feature: str) ->
 
 def test_optimize_of_a_missing_table_does_nothing(place: Place) -> None:
     """A place without a table is no error."""
-    assert improve(place) == Improved()
+    assert improve(place) == OptimizeResult()

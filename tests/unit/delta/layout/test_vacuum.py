@@ -14,7 +14,7 @@ from deltalake import DeltaTable, write_deltalake
 
 from bronze.delta import commit, files, log, positions
 from bronze.delta.layout import vacuum as expiring
-from bronze.delta.layout.vacuum import Expired, expire, purge
+from bronze.delta.layout.vacuum import VacuumResult, expire, purge
 from bronze.errors import FileDamaged, LakeError
 from bronze.model.columns import DeltaType
 from bronze.model.locations import Place
@@ -145,7 +145,7 @@ def test_old_log_entries_are_deleted_once_a_checkpoint_replaces_them(place: Plac
     assert ids(place) == ids(place, 5) == [5]
     put(place, 0, 9)
     assert ids(place) == [9]
-    assert expire(place, DAY, (), time.time()) == Expired()
+    assert expire(place, DAY, (), time.time()) == VacuumResult()
 
 
 @pytest.mark.parametrize("broken", ["", "not json", "\xff", "[1]", '{"add": {}}', '{"txn": 1}'])
@@ -163,7 +163,7 @@ def test_an_entry_that_cannot_be_read_is_an_error(place: Place, broken: str) -> 
     for read in (
         lambda: expire(place, DAY, (), time.time()),
         lambda: purge(place, time.time()),
-        lambda: expiring.strays(state, list(expiring.lying(place))),
+        lambda: expiring.unnamed_files(state, list(expiring.objects_of(place))),
         lambda: list(log.infos(place)),
     ):
         with pytest.raises(FileDamaged, match="is not an entry of a Delta log") as caught:
@@ -217,7 +217,7 @@ def test_an_orphan_is_kept_for_the_retention(place: Place) -> None:
     orphan.write_bytes(b"x")
     age(orphan, 20)
     assert expire(place, 30 * DAY, (), time.time()).files == 0
-    assert expire(place, 10 * DAY, (), time.time()) == Expired(1, 1, 0)
+    assert expire(place, 10 * DAY, (), time.time()) == VacuumResult(1, 1, 0)
 
 
 def test_other_files_in_the_folder_are_kept(place: Place) -> None:
@@ -229,7 +229,7 @@ def test_other_files_in_the_folder_are_kept(place: Place) -> None:
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"x")
         age(path, 400)
-    assert expire(place, 0, (), time.time()) == Expired()
+    assert expire(place, 0, (), time.time()) == VacuumResult()
     assert set(others) < names(place)
 
 
@@ -249,7 +249,7 @@ def test_foreign_partitions_with_odd_names(tmp_path: Path) -> None:
 
 def test_vacuum_of_a_missing_table_deletes_nothing(place: Place) -> None:
     """A place without a table is no error, and stays as it is."""
-    assert expire(place, 0, (), time.time()) == Expired()
+    assert expire(place, 0, (), time.time()) == VacuumResult()
     assert not Path(place.url).exists()
 
 
@@ -265,12 +265,12 @@ def test_files_committed_during_a_purge_are_kept(
     """A version that comes after the table was read is no older one."""
     put(place, 0, 1)
     put(place, 0, 2)
-    lying = expiring.lying
+    lying = expiring.objects_of
 
     def meanwhile(where: Place) -> Any:
         put(place, 0, 3)
         return lying(where)
 
-    monkeypatch.setattr(expiring, "lying", meanwhile)
+    monkeypatch.setattr(expiring, "objects_of", meanwhile)
     assert purge(place, time.time()).files == 1
     assert ids(place) == [3]

@@ -278,13 +278,13 @@ def test_a_file_without_a_changed_key_is_not_opened(
     """Of files with a hundred keys each, only the one with the changed key is read and written."""
     paths = bench.create([[[plain(100 * i + j) for j in range(100)]] for i in range(3)])
     read: list[str] = []
-    honest = files.opened
+    honest = files.open_parquet
 
     def opened(place: Place, file: StoredFile | WrittenFile) -> pq.ParquetFile:
         read.append(file.path)
         return honest(place, file)
 
-    monkeypatch.setattr(files, "opened", opened)
+    monkeypatch.setattr(files, "open_parquet", opened)
     landed = bench.changed([frame(PLAIN, [plain(150, "b", NOW), plain(999, "c", NOW)])])
     assert set(read) == {paths[1]} == set(landed.looked)
     now = {file.path for file in bench.state.files}
