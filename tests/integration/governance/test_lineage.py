@@ -311,7 +311,7 @@ def test_tables_of_one_name_in_two_sources(shop: Source) -> None:
 
 def test_books_do_not_grow_into_many_files(shop: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each run adds files to them; runs join these now and then, and what hinders it is told."""
-    monkeypatch.setattr(maintain, "_FULL_BOOK", 4)
+    monkeypatch.setattr(maintain, "_MANY_FILES", 4)
     settings = shop.settings()
     place = settings.place("governance", book.NAME)
     counts = []
@@ -322,7 +322,7 @@ def test_books_do_not_grow_into_many_files(shop: Source, monkeypatch: pytest.Mon
         counts.append(len(state.files))
     assert counts == [1, 2, 3, 1, 2, 3]
     assert len(records(shop)) == 6
-    monkeypatch.setattr(maintain, "_FULL_BOOK", 1)
+    monkeypatch.setattr(maintain, "_MANY_FILES", 1)
     monkeypatch.setattr(optimize, "improve", failed)
     (note, *_) = pipeline.run(settings).notes
     assert "were not joined: The lake is away." in note
