@@ -54,10 +54,10 @@ _FEW = 100
 class Merge:
     """What is to be done to one file of the table ``into``.
 
-    ``gone`` are the numbers of its rows that have vanished from the source, ``deletes`` the keys
-    of such rows; with ``delete_others`` all have that are not among the changes. ``anew`` asks for the
-    file to be written even if none of its rows changes, because its columns have. With
-    ``doubting``, a row that has the hash of its change may have other values, and is replaced.
+    ``gone`` are the numbers of its rows that are deleted in the source, ``deletes`` the keys of
+    such rows; with ``delete_others`` all rows are that are not among the changes. ``anew`` rewrites
+    the file even if none of its rows changes, because its columns have. With ``doubting``, a row
+    that has the hash of its change may have other values, and is replaced.
     """
 
     into: Destination

@@ -310,7 +310,7 @@ def test_governance_tables_do_not_grow_into_many_files(
     shop: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each run adds files; some runs optimize them, and a note says if that fails."""
-    monkeypatch.setattr(maintain, "_FULL_BOOK", 4)
+    monkeypatch.setattr(maintain, "_MANY_FILES", 4)
     settings = shop.settings()
     place = settings.place("governance", data_lineage.NAME)
     counts = []
@@ -321,7 +321,7 @@ def test_governance_tables_do_not_grow_into_many_files(
         counts.append(len(state.files))
     assert counts == [1, 2, 3, 1, 2, 3]
     assert len(records(shop)) == 6
-    monkeypatch.setattr(maintain, "_FULL_BOOK", 1)
+    monkeypatch.setattr(maintain, "_MANY_FILES", 1)
     monkeypatch.setattr(optimize, "optimize_table", failed)
     (note, *_) = pipeline.run(settings).notes
     assert "were not joined: The lake is away." in note

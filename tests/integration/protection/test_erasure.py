@@ -330,7 +330,7 @@ def learned(source: Source, given: Settings, monkeypatch: pytest.MonkeyPatch) ->
     source.execute(LEARNED)
     source.execute("CREATE TABLE u (LIKE t INCLUDING ALL); INSERT INTO u SELECT * FROM t")
     with monkeypatch.context() as patch:
-        patch.setattr(profiles, "LEAST", 1)
+        patch.setattr(profiles, "MIN_ROWS", 1)
         run(given)
         for change in ("amount = 7171.375, pay = NULL", "pay = 4242.5"):
             source.execute(f"UPDATE t SET {change} WHERE id = 601")

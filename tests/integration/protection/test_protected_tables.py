@@ -217,7 +217,7 @@ def test_a_stream_protects_its_changes(
         spool._file.seek(0)
         aside.append(spool._file.read())
 
-    monkeypatch.setattr(Piece, "put_aside", seen)
+    monkeypatch.setattr(Piece, "move_to_spool", seen)
     streamed(given)
     with psycopg.connect(source.dsn) as connection:
         connection.execute(
