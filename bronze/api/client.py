@@ -1,7 +1,7 @@
 """The Python interface: the commands of the command line as methods.
 
-Results have the ``exit_code`` of the command. Where a command could do nothing, its method raises an
-error of `bronze.errors`.
+Results have the ``exit_code`` of the command. Where a command could do nothing, its method raises
+an error of `bronze.errors`.
 """
 
 from __future__ import annotations
