@@ -1,7 +1,7 @@
 """The Python interface: the commands of the command line as methods.
 
-What they return has an ``exit_code`` as the command has, and fails with the errors of
-`bronze.errors` where nothing could be done at all.
+Results have the ``exit_code`` of the command. Where a command could do nothing, its method raises
+an error of `bronze.errors`.
 """
 
 from __future__ import annotations
@@ -53,20 +53,20 @@ class Bronze:
         """Loads tables from PostgreSQL into the lake from one snapshot.
 
         A table that fails does not stop the others. When the source goes away, the run starts again
-        from a new snapshot, as often as ``[run] max_retries`` says.
+        from a new snapshot, up to ``[run] max_retries`` times.
 
         Args:
             tables: which tables.
-            pool: where units of work run instead of the config's ``[run] engine``.
+            pool: where tasks run instead of the config's ``[run] engine``.
             notify: called with what happens to each table, from this thread; without it, a
                 notebook shows the progress.
 
         Returns:
-            What happened to each table: rows read, inserted, updated, deleted, and why it failed.
+            The result of each table: rows read, inserted, updated, deleted, or why it failed.
 
         Raises:
             ConfigError: the config or a name is wrong.
-            SourceError, LakeError: nothing could be done at all.
+            SourceError, LakeError: no table could be loaded.
         """
         from bronze.api import progress, recorded
 
@@ -116,7 +116,7 @@ class Bronze:
             )
 
     def drop_stream(self, tables: Sequence[str] = ()) -> str:
-        """Drops the replication slot and the publication; Bronze tables stay as they are.
+        """Drops the replication slot and the publication; Bronze tables are not changed.
 
         Returns:
             The name of the stream.
@@ -138,7 +138,7 @@ class Bronze:
         notify: NotifyMaintained | None = None,
     ) -> MaintainResult:
         """Optimizes and vacuums tables of the lake: joins small files, clusters rows, deletes files
-        and log entries that are older than the retention. The source is not asked.
+        and log entries that are older than the retention. It does not connect to the source.
 
         Args:
             tables: names of tables in PostgreSQL, of Bronze tables or of governance tables.
@@ -167,8 +167,8 @@ class Bronze:
     def table(self, name: str) -> LazyFrame:
         """The active rows of a Bronze table, to be filtered, joined and collected with polars.
 
-        Rows that are gone from the source or in quarantine are left out; of a history it has the
-        last version of each row. Values are as they are stored: protected ones stay protected.
+        It has no rows that were deleted at the source or are in quarantine, and of a history the
+        latest version of each row. Values are as stored: protected ones stay protected.
 
         Args:
             name: the Bronze table's, or the source table's.
@@ -193,14 +193,14 @@ class Bronze:
         """Reads the audit log, the newest record first.
 
         Args:
-            verify: whether to check the chain of hashes, against the tables of the lake too.
-            head: a hash that was noted earlier, which the log has to contain.
-            since: records of that moment and later.
-            action: records of one command, such as "run".
-            table: records about one table.
+            verify: whether to check the chain of hashes, also against the tables of the lake.
+            head: a hash that was noted earlier; the log has to contain it.
+            since: only records of that time or later.
+            action: only records of this command, such as "run".
+            table: only records about this table.
 
         Returns:
-            The records, and what is wrong with the log where it was checked.
+            The records and, with ``verify``, the faults of the log.
 
         Raises:
             LakeError: the lake cannot be read.
@@ -243,7 +243,7 @@ class Bronze:
         return keys.rotate(self.config, names, reencrypt)
 
     def rewrap_keys(self) -> int:
-        """Wraps all keys with the config's master key, the old one being under ``previous``.
+        """Wraps all keys with the config's master key; ``previous`` has the old one.
 
         Returns:
             How many keys were wrapped again.
@@ -285,15 +285,15 @@ class Bronze:
 
     def forget(self, table: str, key: Mapping[str, str], *, ask: bool = True) -> ErasureResult:
         """Erases the rows of a person from a Bronze table, its older versions and the governance
-        tables, and proves it by reading everything that is left.
+        tables, then reads everything that is left as proof.
 
         Args:
             table: the Bronze table's name, or the source table's.
             key: values of columns that select the rows, as PostgreSQL writes them.
-            ask: whether the source is asked first that it has no such row any more.
+            ask: whether to check first that the source has no such row.
 
         Returns:
-            What was erased, what was looked at before and after, and what is left.
+            What was erased, what was read before and after, and what is left.
 
         Raises:
             ConfigError: there is no such table or column, or the source still has the row.
@@ -304,7 +304,7 @@ class Bronze:
         return recorded.forget(self.config, table, key, ask=ask)
 
     def delete_old_versions(self, table: str) -> ErasureResult:
-        """Deletes all older versions of a table, whatever the retention is.
+        """Deletes all older versions of a table, regardless of the retention.
 
         Raises:
             ConfigError: there is no such table.
@@ -328,17 +328,17 @@ class Bronze:
 
         Args:
             tables: which tables.
-            repair: whether what differs is reloaded, and verified again.
-            at_rest: whether files are checked against the log and their own hashes instead; the
-                source is not asked then.
-            trust_hashes: whether the hashes in Bronze are taken for those of the values.
+            repair: whether to reload what differs, and to verify it again.
+            at_rest: whether to check files against the log and their own hashes instead, without
+                the source.
+            trust_hashes: whether to trust the stored hashes instead of hashing the values.
             pool: where tasks run instead of the config's ``[run] engine``.
             notify: called with what happens to each table, from this thread; without it, a
                 notebook shows the progress.
 
         Raises:
             ConfigError: the config or a name is wrong.
-            SourceError, LakeError: nothing could be found out at all.
+            SourceError, LakeError: no table could be verified.
         """
         from bronze.api import progress, recorded
 
@@ -382,10 +382,10 @@ class Bronze:
     def check(self, tables: Sequence[str] = ()) -> CheckReport:
         """Says what a run would do with each table and column, and what prevents it.
 
-        It looks under the same locks as a run, and reads no rows but a small sample.
+        It takes the same locks as a run, and reads no rows except a small sample.
 
         Raises:
-            ConfigError, SourceError, LakeError: neither a run nor this can begin.
+            ConfigError, SourceError, LakeError: neither a run nor this check can start.
         """
         from bronze.api import check
 
@@ -396,10 +396,10 @@ def open(config: str | Path | Mapping[str, object] = "bronze.toml") -> Bronze:  
     """Reads a config.
 
     Args:
-        config: a file's path, or what would be in the file as a dictionary.
+        config: the path of a file, or the content of such a file as a dictionary.
 
     Raises:
-        ConfigError: with all that is wrong in it.
+        ConfigError: with all errors of the config.
     """
     from bronze.config import loading
 

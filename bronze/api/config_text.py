@@ -254,13 +254,13 @@ def _targets(relations: Sequence[Relation]) -> dict[int, str]:
     defaults = {relation.oid: table_name(relation.name) for relation in relations}
     counts = Counter(defaults.values())
     schemas = len({relation.schema for relation in relations})
-    taken = {name for name, count in counts.items() if count == 1}
+    names = {name for name, count in counts.items() if count == 1}
     targets = {}
     for relation in relations:
         default = defaults[relation.oid]
         if counts[default] > 1:
-            name = free(table_name(relation.label) if schemas > 1 else default, taken)
-            taken.add(name)
+            name = free(table_name(relation.label) if schemas > 1 else default, names)
+            names.add(name)
             if name != default:
                 targets[relation.oid] = name
     return targets

@@ -1,4 +1,4 @@
-"""The demo: a source is made, taken in, changed, and taken in again."""
+"""The demo: creates a source, loads it, changes it, and loads the changes."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ anomalies = {{ expected = 0.00025, columns = ["quantity", "unit_price", "line_to
 
 
 def run_tour(directory: Path, scale: float, keep: bool) -> None:
-    """Shows the whole job under ``directory``; PostgreSQL runs only meanwhile, unless ``keep``.
+    """Runs the demo in ``directory``; PostgreSQL is stopped at the end, unless ``keep``.
 
-    A source that an earlier demo made there is gone on with.
+    It continues with the source of an earlier demo in the directory.
 
     Raises:
-        BronzeError: PostgreSQL does not start, or the job fails.
+        BronzeError: PostgreSQL does not start, or a run fails.
     """
     directory.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
@@ -76,7 +76,7 @@ def run_tour(directory: Path, scale: float, keep: bool) -> None:
     else:
         started.stop()
     output.print_line(
-        f"All of it took {time.monotonic() - began:.0f} s. Look around under {directory}:"
+        f"The demo took {time.monotonic() - began:.0f} s. Its files are in {directory}:"
     )
     output.print_line(
         f"  python -c \"import polars; print(polars.read_delta('{_orders(directory)}'))\""
@@ -85,11 +85,11 @@ def run_tour(directory: Path, scale: float, keep: bool) -> None:
         output.print_line(f"  bronze check -c {directory / 'bronze.toml'}")
         output.print_line(f"  bronze run -c {directory / 'bronze.toml'}")
     else:
-        output.print_line(f"  bronze demo --dir {directory} --keep    then run and check by hand")
+        output.print_line(f"  bronze demo --dir {directory} --keep    then run commands yourself")
 
 
 def stop(directory: Path) -> None:
-    """Stops the source of a demo that was kept running.
+    """Stops the source of a demo that was left running.
 
     Raises:
         ConfigError: there is no demo.
@@ -108,12 +108,12 @@ def _orders(directory: Path) -> Path:
 def _show(directory: Path, started: server.Server, scale: float) -> None:
     dsn = started.dsn(inventory.DATABASE)
     if _is_prepared(started):
-        output.print_line(f"Going on with the source that is there: {dsn}")
+        output.print_line(f"Continuing with the existing source: {dsn}")
     else:
-        output.print_line(f"Making the source at scale {scale:g}: {dsn}")
+        output.print_line(f"Creating the source at scale {scale:g}: {dsn}")
         inventory.create(started.dsn(), scale=scale)
     config = directory / "bronze.toml"
-    secrets = _keyed(directory.absolute() / "secrets")
+    secrets = _key_folder(directory.absolute() / "secrets")
     config.write_text(CONFIG.format(dsn=dsn, schema=inventory.SCHEMA, secrets=secrets))
     opened = bronze.open(config)
     output.print_line("\nFirst run: everything")
@@ -130,8 +130,8 @@ def _show(directory: Path, started: server.Server, scale: float) -> None:
     _run(opened)
 
 
-def _keyed(folder: Path) -> Path:
-    """A folder with a master key in it, which is made if there is none."""
+def _key_folder(folder: Path) -> Path:
+    """The folder of the master key, which is created if there is none."""
     folder.mkdir(mode=0o700, exist_ok=True)
     key = folder / "master.key"
     if not key.exists():

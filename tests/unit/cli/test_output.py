@@ -1,4 +1,4 @@
-"""What people see of results."""
+"""What commands print."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from bronze.cli import output, reports, results
 from bronze.model.results import RunResult, TableResult
 
 
-def test_no_digit_is_left_out(
+def test_figures_are_never_truncated(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Figures are whole however narrow the terminal is; columns without any are left out."""
+    """Figures are complete on a narrow terminal; empty columns are left out."""
     monkeypatch.setattr(output, "_out", Console(highlight=False, width=40))
     done = [
         TableResult("public.a", "bronze.bz_a", "landed", 3_000_000, 2_999_999, version=1),
@@ -32,8 +32,8 @@ def test_no_digit_is_left_out(
     ]
 
 
-def test_names_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    """Whatever brackets they have."""
+def test_names_with_brackets_are_not_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    """In tables of values and of columns."""
     rows = pl.DataFrame({"price[eur]": [1.0], "a[/b]": [math.inf]})
     reports.revealed_rows(rows, "table")
     assert "price[eur]" in (shown := capsys.readouterr().out)
@@ -45,7 +45,7 @@ def test_names_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None
     assert json.loads(capsys.readouterr().out) == [{"price[eur]": 1.0, "a[/b]": "inf"}]
 
 
-def test_colons_make_no_emoji(capsys: pytest.CaptureFixture[str]) -> None:
+def test_words_between_colons_are_not_emoji(capsys: pytest.CaptureFixture[str]) -> None:
     """A key or a name with a word between colons is shown as it is, on stdout and on stderr."""
     given = "Rows differ: id=:x:, at=fe80:a:b:c, in [a]:boom:"
     output.print_line(given)
