@@ -42,6 +42,7 @@ from bronze.delta.files import arrow_type
 from bronze.delta.schema import kinds
 from bronze.errors import LakeError
 from bronze.model.columns import DeltaType, ProtectionRule, ProtectMethod
+from bronze.model.locations import TableName
 
 T = TypeVar("T")
 
@@ -101,9 +102,9 @@ class TableProperties:
         return self._texts.get(SCHEMA, self.label.partition(".")[0])
 
     @property
-    def name(self) -> str:
-        """The source table's name without its schema, which may have dots."""
-        return self.label[len(self.schema) + 1 :]
+    def source_table(self) -> TableName:
+        """The schema and the name of the source table, "" where they are not known."""
+        return TableName(self.schema, self.label[len(self.schema) + 1 :])
 
     @property
     def is_bronze(self) -> bool:

@@ -12,6 +12,7 @@ from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta import audit_mark, log, properties, store
 from bronze.delta.audit_mark import Known
 from bronze.errors import BronzeError
+from bronze.model.locations import TableName
 
 _MAX_NAMES = 5
 
@@ -51,7 +52,7 @@ def testimony_of(settings: Settings, audit_log: str) -> Testimony:
     known: list[tuple[str, Known]] = []
     for schema in store.folders(settings.place("", "")):
         for folder in store.folders(settings.place(schema, "")):
-            name = f"{schema}.{folder}"
+            name = TableName(schema, folder).label
             if schema == GOVERNANCE and folder == audit_log:
                 continue
             try:

@@ -18,12 +18,13 @@ from bronze.config.tables import TableSettings
 from bronze.delta import log, store
 from bronze.delta.layout import optimize, vacuum
 from bronze.delta.layout.optimize import OptimizeResult, TableLayout
+from bronze.delta.properties import TableProperties
 from bronze.errors import BronzeError, LakeError
 from bronze.execution import budget, executors
 from bronze.execution.executors import Task, Workflow
 from bronze.model.locations import Place
 from bronze.model.results import MaintainedTable, MaintainResult
-from bronze.tables import evolution, lake
+from bronze.tables import lake
 from bronze.tables.lake import LakeTable
 
 Notify = Callable[[MaintainedTable], None]
@@ -116,7 +117,7 @@ def _maintain_table(settings: Settings, table: LakeTable) -> Workflow[Maintained
         state = table.state
         if state is None:
             raise table.error or LakeError(f"There is no table {table.target}.")
-        schema, name = evolution.table_of(state.properties)
+        schema, name = TableProperties.read(state.properties).source_table
         own = settings.table(table.source, schema, name) if name else TableSettings()
         wish = layout_wish(settings, own)
         improved = yield from optimize_table(settings, state.place, wish, table.name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from bronze.model.columns import DeltaType
 from bronze.model.stamp import RowStamp
@@ -41,6 +41,20 @@ class Origin:
     row_security: Literal["refuse", "apply"] = "refuse"
     application_name: str = "bronze"
     connections: tuple[int, int] = (1, 10)
+
+
+class TableName(NamedTuple):
+    """The name of a table, of PostgreSQL or of the lake. Its parts are kept apart, as both may have
+    dots in PostgreSQL; a schema of the lake has none.
+    """
+
+    schema: str
+    name: str
+
+    @property
+    def label(self) -> str:
+        """The name as users write it, ``schema.name``."""
+        return f"{self.schema}.{self.name}"
 
 
 @dataclass(frozen=True)

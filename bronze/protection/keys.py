@@ -248,7 +248,8 @@ def _refuse_unrepeatable(settings: Settings, uses: Collection[Use]) -> None:
             raise table.error
         if table.state is None or not _uses_keys(table, names, joins):
             continue
-        own = settings.table(table.source, *evolution.table_of(table.state.properties))
+        known = TableProperties.read(table.state.properties)
+        own = settings.table(table.source, *known.source_table)
         reason = ""
         if KIND in dict(table.state.columns):
             reason = "keeps the versions of its rows"

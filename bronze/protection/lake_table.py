@@ -51,7 +51,7 @@ class ProtectedTable:
     @property
     def original(self) -> tuple[str, str]:
         """The schema and the name of the source's table."""
-        return evolution.table_of(self.state.properties)
+        return TableProperties.read(self.state.properties).source_table
 
     def protected(self, name: str) -> ProtectedColumn | None:
         """How a column is protected, None if it is in clear."""

@@ -18,15 +18,16 @@ import pyarrow as pa
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta import files, log, properties, store
 from bronze.delta.log import State
+from bronze.delta.properties import TableProperties
 from bronze.errors import ConfigError
 from bronze.governance.json_values import json_value
 from bronze.governance.tables import quality as quality_table
 from bronze.governance.tables import streams
 from bronze.governance.tables.quality import Figure
 from bronze.model.files import StoredFile
+from bronze.model.locations import TableName
 from bronze.model.results import Shown
 from bronze.quality import checks
-from bronze.tables import evolution
 from bronze.tables.naming import short_name
 
 # How many of the newest files of stream records are read.
@@ -132,10 +133,11 @@ def _without_figures(settings: Settings, targets: Sequence[str]) -> Iterator[str
     """The Bronze tables in the lake other than these."""
     schema = settings.lake.schema_
     for name in store.folders(settings.place(schema, "")):
-        if f"{schema}.{name}" not in targets:
+        target = TableName(schema, name).label
+        if target not in targets:
             state = log.read(settings.place(schema, name))
             if state is not None and properties.TABLE in state.properties:
-                yield f"{schema}.{name}"
+                yield target
 
 
 @dataclass(frozen=True)
@@ -191,9 +193,9 @@ def _schema_of(settings: Settings, system: str, label: str, target: str) -> str:
     if len(schemas) != 1 and label.count(".") > 1:
         # The config does not decide it; the Bronze table does if it is there.
         state = log.read(settings.place(settings.lake.schema_, short_name(target)))
-        schema, name = evolution.table_of(state.properties) if state else ("", "")
-        if f"{schema}.{name}" == label:
-            return schema
+        known = TableProperties.read(state.properties if state else {})
+        if known.label == label:
+            return known.schema
     return schemas[0] if schemas else label.partition(".")[0]
 
 
@@ -225,7 +227,8 @@ def _streamed_moments(settings: Settings) -> dict[str, datetime]:
             if "." in name:
                 moments[name] = recorded - timedelta(seconds=lag)
             elif (stream, source) in streams_here:
-                moments[f"{settings.lake.schema_}.{name}"] = recorded - timedelta(seconds=lag)
+                target = TableName(settings.lake.schema_, name).label
+                moments[target] = recorded - timedelta(seconds=lag)
     return moments
 
 

@@ -16,6 +16,7 @@ import polars as pl
 from bronze.config.quality import RuleSettings
 from bronze.config.settings import Settings
 from bronze.errors import TableRefused
+from bronze.model.locations import TableName
 from bronze.model.quality import ResolvedRule, RuleKind
 from bronze.postgres.catalog.constraints import Check, Constraints
 from bronze.postgres.copy.read import dtype
@@ -168,7 +169,7 @@ def _is_proven(
 
 def _names(target: Target, schema: str, table: str) -> list[str]:
     """The names by which a rule of a table may refer to another one."""
-    full = f"{schema}.{table}"
+    full = TableName(schema, table).label
     return [full, table] if schema == target.relation.schema else [full]
 
 

@@ -266,14 +266,6 @@ def thresholds_property(properties: Mapping[str, str] | None, now: int) -> str:
 # What the properties say
 
 
-def table_of(properties: Mapping[str, str]) -> tuple[str, str]:
-    """The schema and the name of the source table, each of which may have dots; ("", "") where
-    they are not known.
-    """
-    known = TableProperties.read(properties)
-    return known.schema, known.name
-
-
 def protected_columns(
     properties: Mapping[str, str],
 ) -> Mapping[str, tuple[ProtectionRule, DeltaType]]:

@@ -11,6 +11,7 @@ from bronze.delta import log, store
 from bronze.delta.log import State
 from bronze.delta.properties import TableProperties
 from bronze.errors import BronzeError, ConfigError
+from bronze.model.locations import TableName
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class LakeTable:
     @property
     def target(self) -> str:
         """Its full name."""
-        return f"{self.schema}.{self.name}"
+        return TableName(self.schema, self.name).label
 
     @property
     def is_bronze(self) -> bool:
@@ -44,9 +45,9 @@ class LakeTable:
     @property
     def short_label(self) -> str:
         """The name of the source's table without its schema."""
-        if self.state is not None:
-            return TableProperties.read(self.state.properties).name
-        return self.label.partition(".")[2]
+        if self.state is None:
+            return ""
+        return TableProperties.read(self.state.properties).source_table.name
 
     @property
     def names(self) -> tuple[str, ...]:

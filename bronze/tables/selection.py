@@ -15,7 +15,7 @@ from bronze.delta.write.history import KIND
 from bronze.errors import ConfigError, TableRefused
 from bronze.model.anomaly import ANOMALY_COLUMNS
 from bronze.model.columns import KEY_TEXT, Column
-from bronze.model.locations import Place
+from bronze.model.locations import Place, TableName
 from bronze.postgres import statement
 from bronze.postgres.catalog.relations import TABLEOID, Relation, relations, schemas, with_tableoid
 from bronze.postgres.catalog.survey import Personal
@@ -49,7 +49,7 @@ class Target:
     @property
     def full_name(self) -> str:
         """The Bronze table's ``schema.name``, as governance tables have it."""
-        return f"{self.schema}.{self.name}"
+        return TableName(self.schema, self.name).label
 
     @property
     def names(self) -> tuple[str, str, str]:

@@ -14,6 +14,7 @@ import polars as pl
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta import files, log, properties, store
 from bronze.delta.log import State
+from bronze.delta.properties import TableProperties
 from bronze.errors import (
     BronzeError,
     FileDamaged,
@@ -22,8 +23,8 @@ from bronze.errors import (
     TableVanished,
 )
 from bronze.governance.tables import data_lineage
-from bronze.model.locations import Place
-from bronze.tables import evolution, lake
+from bronze.model.locations import Place, TableName
+from bronze.tables import lake
 from bronze.tables.lake import LakeTable
 
 
@@ -230,10 +231,10 @@ def _source_names(
         return ()
     known = state.properties if state else {}
     if known.get(properties.TABLE) == record.label and properties.SCHEMA in known:
-        pairs = [evolution.table_of(known)]
+        pairs = [TableProperties.read(known).source_table]
     else:
         pairs = [
-            (schema, record.label[len(schema) + 1 :])
+            TableName(schema, record.label[len(schema) + 1 :])
             for schema in source.schema_
             if record.label.startswith(f"{schema}.")
         ]

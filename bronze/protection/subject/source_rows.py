@@ -150,7 +150,7 @@ def _relation(connection: Connection, target: str, state: State) -> Relation:
     """The table itself: by its name, or by its oid if it was renamed."""
     known = TableProperties.read(state.properties)
     label, oid = known.label, known.oid
-    named = [r for r in relations(connection, [known.schema]) if r.name == known.name]
+    named = [r for r in relations(connection, [known.schema]) if r.name == known.source_table.name]
     if named and oid in (None, named[0].oid):
         return named[0]
     if named:

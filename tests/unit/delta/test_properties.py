@@ -121,11 +121,11 @@ def test_a_garbled_property_is_named(name: str, attribute: str) -> None:
 def test_names_with_dots() -> None:
     """The schema tells where the name begins; old tables have no schema beside their label."""
     table = TableProperties.read({properties.TABLE: "a.b.t.u", properties.SCHEMA: "a.b"})
-    assert (table.schema, table.name, table.is_bronze) == ("a.b", "t.u", True)
+    assert (*table.source_table, table.is_bronze) == ("a.b", "t.u", True)
     table = TableProperties.read({properties.TABLE: "public.t.u"})
-    assert (table.schema, table.name) == ("public", "t.u")
+    assert table.source_table == ("public", "t.u")
     table = TableProperties.read({})
-    assert (table.schema, table.name, table.is_bronze) == ("", "", False)
+    assert (*table.source_table, table.is_bronze) == ("", "", False)
 
 
 def test_a_repair_that_was_followed_by_a_comparison() -> None:
