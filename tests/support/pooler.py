@@ -98,7 +98,7 @@ class Pooler:
                 near, _ = listener.accept()
             except OSError:
                 return
-            # Messages are sent one by one: each would wait for what the other side says to the last.
+            # Messages are sent one by one: each would wait for the answer to the last.
             near.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             threading.Thread(target=self._serve, args=(near,), daemon=True).start()
 

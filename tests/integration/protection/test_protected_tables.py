@@ -584,7 +584,7 @@ def test_reveal_shows_rows_to_those_who_hold_the_key(
 
 FORGETTING = [
     {},
-    {"on_delete": "remove"},
+    pytest.param({"on_delete": "remove"}, marks=pytest.mark.soak),
     {"history": True},
     {"protect": {"id": "tokenize", "a": "encrypt"}, "pattern": "batch"},
 ]
