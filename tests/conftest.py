@@ -38,6 +38,8 @@ _ENOUGH = 4 * 2**30
 # The quickest way to make a database; before 15 it is the only one.
 _COPYING = "STRATEGY file_copy" if has("strategies and locale providers of databases") else ""
 _numbers = itertools.count()
+# Tables of tests are small: more threads to read their logs wait for each other more than they do.
+os.environ.setdefault("TOKIO_WORKER_THREADS", "1")
 
 # Imports make objects that stay, which a collection would look through again and again: as often
 # as Python collects, it takes a sixth of the tests' time.

@@ -12,18 +12,14 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from psycopg import sql
-from typer.testing import CliRunner
 
 from bronze.api import progress
 from bronze.cli import output, reports, results
-from bronze.cli.main import app
 from bronze.config import loading
 from bronze.errors import ConfigError
 from bronze.model.events import BatchApplied, Notice, TableFailed, TableLanded
 from bronze.model.results import Failure, RunResult, TableResult
 from bronze.printable import VisibleFormatter, visible, visible_json
-from tests.conftest import Source
 from tests.support.effort import examples
 
 EVIL = "a\x1b[2J\x9b31m\u202eb\x07\r\n\u2028c\x00\u200fd"
@@ -105,44 +101,6 @@ def test_a_traceback_in_a_log_is_printable() -> None:
     assert first == "a"
     assert others[0].startswith(f"ValueError: {SHOWN}")
     assert all(line.isprintable() for line in others)
-
-
-def test_no_command_prints_control_characters_of_the_source(source: Source, tmp_path: Path) -> None:
-    """Control characters in names, comments and values are escaped in the output."""
-    name = "t\x1b]0;x\x07\u202e"
-    table = sql.Identifier(name).as_string()
-    source.execute(f'CREATE TABLE {table} (id int PRIMARY KEY, "v\x1b[31m" text, n numeric(5,2))')
-    source.execute(f"COMMENT ON TABLE {table} IS 'a\x1b[2Jcomment\u202e'")
-    source.execute(f"INSERT INTO {table} VALUES (1, 'x\x1b[2J', 1), (2, NULL, 'NaN')")
-    source.execute("CREATE TABLE good (id int PRIMARY KEY)")
-    file = tmp_path / "bronze.toml"
-    file.write_text(
-        f'[source]\ndsn = "{source.dsn}"\n[lake]\nroot = "{source.lake}"\n'
-        '[tables."t\\u001b]0;x\\u0007\\u202e"]\ntarget = "bz_t"\n'
-        'protect = { "v\\u001b[31m" = "encrypt" }\n'
-    )
-    runs = [
-        ["check"],
-        ["run"],
-        ["verify"],
-        ["maintain"],
-        ["quality"],
-        ["audit", "--verify"],
-        ["keys"],
-        ["reveal", "bz_t"],
-        ["run", "no\x1b[2J"],
-        ["init", "--dsn", source.dsn, "--out", str(tmp_path / "new.toml")],
-    ]
-    for arguments in runs:
-        config = [] if arguments[0] == "init" else ["-c", str(file)]
-        formats: list[list[str]] = [[], ["--json"]] if config else [[]]
-        for option in formats:
-            done = CliRunner().invoke(app, [*arguments, *config, *option])
-            assert done.exit_code < 3, (arguments, done.output)
-            assert not RAW & set(done.stdout + done.stderr), (arguments, option)
-            if option:
-                json.loads(done.stdout)
-    assert not RAW & set((tmp_path / "new.toml").read_text())
 
 
 @pytest.mark.parametrize(

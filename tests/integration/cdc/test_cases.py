@@ -3,6 +3,7 @@
 A file begins with a comment about the case, and may have these lines:
 
 - ``-- config: {…}``: the table's section of the config;
+- ``-- also: {"SUFFIX": {…}}``: another table, with more in its section, by the suffix of its name;
 - ``-- ids: [[…], […]]``: the ids of the active rows after the second and the third stream;
 - ``-- quiet: true``: neither of these two streams has a note about the table;
 - ``-- resynced: true``: the second stream resyncs the table.
@@ -48,22 +49,33 @@ class Case:
     resynced: bool = False
 
     @classmethod
-    def read(cls, file: Path) -> Case:
-        """The case of a file."""
-        text = file.read_text().replace("{t}", file.stem).replace("{virtual}", VIRTUAL)
+    def read(cls, file: Path) -> Iterator[Case]:
+        """The cases of a file."""
+        text = file.read_text().replace("{virtual}", VIRTUAL)
         head, *parts = re.split(r"^-- stream$", text, flags=re.MULTILINE)
-        options = re.findall(r"^-- (config|ids|quiet|resynced): (.*)$", head, re.MULTILINE)
-        transactions = [re.split(r"^-- commit$", part, flags=re.MULTILINE) for part in parts]
-        streams = [tuple(one.strip() for one in some if one.strip()) for some in transactions]
-        return cls(
-            file.stem,
-            (*streams, *[()] * (3 - len(streams))),
-            **{name: json.loads(value) for name, value in options},
-        )
+        options = {
+            name: json.loads(value)
+            for name, value in re.findall(
+                r"^-- (config|also|ids|quiet|resynced): (.*)$", head, re.MULTILINE
+            )
+        }
+        config, also = options.pop("config", {}), options.pop("also", {})
+        configs = {file.stem: config}
+        configs |= {f"{file.stem}_{suffix}": config | more for suffix, more in also.items()}
+        for name, own in configs.items():
+            streams = [_transactions(part.replace("{t}", name)) for part in parts]
+            yield cls(name, (*streams, *[()] * (3 - len(streams))), own, **options)
+
+
+def _transactions(text: str) -> tuple[str, ...]:
+    found = re.split(r"^-- commit$", text, flags=re.MULTILINE)
+    return tuple(one.strip() for one in found if one.strip())
 
 
 CASES = {
-    file.stem: Case.read(file) for file in sorted((Path(__file__).parent / "cases").glob("*.sql"))
+    case.name: case
+    for file in sorted((Path(__file__).parent / "cases").glob("*.sql"))
+    for case in Case.read(file)
 }
 PARTITIONS = ("partition_attached", "partition_detached", "partition_truncated")
 

@@ -30,6 +30,7 @@ from bronze.governance.tables import audit_log
 from bronze.governance.tables.audit_log import AuditRecord, Head
 from bronze.maintenance import maintain
 from tests.conftest import Source
+from tests.support.effort import examples
 
 KEY = "a key for sealing"
 
@@ -506,7 +507,7 @@ DRAFTS = st.builds(
 )
 
 
-@fuzz(derandomize=True, database=None, deadline=None, max_examples=20)
+@fuzz(derandomize=True, database=None, deadline=None, max_examples=examples(8))
 @given(st.lists(DRAFTS, min_size=1, max_size=5), st.sampled_from([None, b"key"]), st.data())
 def test_any_other_value_breaks_the_chain(
     drafts: list[AuditRecord], key: bytes | None, data: st.DataObject

@@ -459,7 +459,9 @@ def only_rows_since_the_watermark_are_read(source: Case) -> Story:
     assert counts((yield FULL)) == (0, 1, 0)
 
 
-@pytest.mark.parametrize("zone", ["Pacific/Kiritimati", "Pacific/Pago_Pago"])
+@pytest.mark.parametrize(
+    "zone", ["Pacific/Kiritimati", pytest.param("Pacific/Pago_Pago", marks=pytest.mark.soak)]
+)
 def test_a_cursor_without_a_time_zone_needs_an_overlap(source: Source, zone: str) -> None:
     """Whether such a column is in UTC or in the server's zone, late commits are not missed."""
     (name,) = source.execute("SELECT current_database()")

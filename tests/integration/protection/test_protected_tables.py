@@ -591,7 +591,7 @@ def test_reveal_decrypts_rows_and_is_audited(
 
 FORGETTING = [
     {},
-    {"on_delete": "remove"},
+    pytest.param({"on_delete": "remove"}, marks=pytest.mark.soak),
     {"history": True},
     {"protect": {"id": "tokenize", "a": "encrypt"}, "pattern": "batch"},
 ]
