@@ -88,6 +88,9 @@ def with_an_earlier_slot(source: Source, given: Settings) -> None:
     source.execute("SELECT pg_copy_logical_replication_slot('bronze_test', 'test_earlier')")
     source.execute("UPDATE t SET v = v || 'w' WHERE id = 1")
     caught_up(given)
+    # The server may take a moment to notice that the stream has ended.
+    active = "SELECT active FROM pg_replication_slots WHERE slot_name = 'bronze_test'"
+    until(lambda: source.execute(active) == [(False,)])
     for slot in ("bronze_test", "test_earlier"):
         if slot == "test_earlier":
             copy = "SELECT pg_copy_logical_replication_slot('test_earlier', 'bronze_test')"

@@ -585,7 +585,7 @@ def test_an_unreadable_entry_of_the_delta_log_is_a_problem(settings: Settings) -
     DeltaTable(str(folder(settings))).create_checkpoint()
     (folder(settings) / "_delta_log" / f"{1:020}.json").write_text("not json")
     (problem,) = problems(settings)
-    assert "is no entry of a Delta log" in problem
+    assert "is not an entry of a Delta log" in problem
 
 
 def rewrite_entries(settings: Settings, edit: Callable[[dict[str, Any]], None]) -> None:

@@ -51,6 +51,7 @@ CASES: list[tuple[str, str, str, Any, Any]] = [
         {"v": (ProtectionRule("mask", keep=2), LONG)},
         {},
     ),
+    (properties.KEY_IDS, "key_ids", '{"": "a1", "v": "a2"}', {"": "a1", "v": "a2"}, {}),
     (properties.CUT, "cut", "true", True, False),
     (properties.AUDIT_LOGS, "audit_logs", "a,b", ("a", "b"), ()),
 ]
