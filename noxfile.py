@@ -78,7 +78,9 @@ def soak(session):
     session.install("-e", ".[test]")
     session.run("pytest", "-m", "soak", "--timeout", "1800", *session.posargs, env=KEPT)
     if not session.posargs:
-        session.run("pytest", "-m", "not types", "--timeout", "1800", "tests/unit", env=MANY)
+        session.run(
+            "pytest", "-m", "not soak and not types", "--timeout", "1800", "tests/unit", env=MANY
+        )
 
 
 # What the older servers are called in the registry of npm, where they are kept, and where here.

@@ -229,7 +229,13 @@ def test_optimize_never_changes_rows(
 
 
 @pytest.mark.parametrize(
-    ("memory", "group"), [(100_000, 2**24), (400_000, 2**24), (100_000, 3_000)]
+    ("memory", "group"),
+    [
+        pytest.param(40_000, 2**24, marks=pytest.mark.soak),
+        (100_000, 2**24),
+        (400_000, 2**24),
+        (100_000, 3_000),
+    ],
 )
 def test_what_does_not_fit_into_memory_is_sorted_in_files(
     place: Place, memory: int, group: int, monkeypatch: pytest.MonkeyPatch

@@ -390,7 +390,9 @@ def test_a_changed_row_is_not_a_deleted_one(bench: Bench) -> None:
 # Large and small edits
 
 
-@pytest.mark.parametrize("edits", [1, 100, 101, 400])
+@pytest.mark.parametrize(
+    "edits", [1, 100, 101, 400, *(pytest.param(n, marks=pytest.mark.soak) for n in (99, 250))]
+)
 @pytest.mark.parametrize("on_delete", ["mark", "remove"])
 def test_few_and_many_edits_of_a_row_group_do_the_same(
     bench: Bench, edits: int, on_delete: merge.OnDelete
