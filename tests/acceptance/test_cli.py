@@ -194,7 +194,7 @@ def test_a_failed_table_is_in_the_json_document(source: Source) -> None:
     """The others land, and the exit code is 1."""
     source.execute('CREATE TABLE good AS SELECT 1 AS id; CREATE TABLE bad ("a b" int)')
     result = invoke("run", "--json", "-c", configured(source))
-    assert result.exit_code == 1
+    assert result.exit_code == 1, result.output
     found = {table["table"]: table for table in json.loads(result.stdout)["tables"]}
     assert found["public.good"]["status"] == "landed"
     assert found["public.bad"]["status"] == "failed"
