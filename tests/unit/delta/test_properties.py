@@ -71,6 +71,7 @@ GARBLED: Mapping[str, list[str]] = {
     "thresholds": ["", "{}", '["a"]'],
     "definition": ["", "[]", '{"columns": 1}'],
     "enforced": ["", "yes", "1", "[]"],
+    "key_ids": ["", "[]", '{"": 1}'],
     "protected": [
         "",
         "[]",
