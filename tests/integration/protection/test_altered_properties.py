@@ -66,7 +66,8 @@ def test_altered_properties_are_named_in_a_sentence(source: Source) -> None:
         table.alter.set_table_properties({altered: text}, raise_if_not_exists=False)
         version = DeltaTable(str(source.table(name))).version()
         for command in commands:
-            with pytest.raises(LakeError, match=f"property {altered} of the Bronze table cannot be read"):
+            message = f"property {altered} of the Bronze table cannot be read"
+            with pytest.raises(LakeError, match=message):
                 command(settings, name)
         assert DeltaTable(str(source.table(name))).version() == version
     errors = {one.table.removeprefix("public."): one.error for one in pipeline.run(settings).tables}
