@@ -120,11 +120,11 @@ def bronze(folder: Path, changes: Path) -> None:
     into = SHAPE.destination(place, (KEY,), stamp)
     jobs = [
         merge.Merge(into, file, (frame,))
-        for file in merge.candidates(state.files, [frame], (KEY,), place)
+        for file in merge.candidate_files(state.files, [frame], (KEY,), place)
     ]
     with ThreadPoolExecutor(2) as pool:
         merged = list(pool.map(merge.merge, jobs))
-    found = insert.join_masks([one.found for one in merged], [frame])
+    found = insert.join_masks([one.matched for one in merged], [frame])
     new = insert.insert(insert.Insert(into, (frame,), found))
     loud = [one for one in merged if one.rewritten]
     added = [*(one.file for one in loud if one.file), *new.files]

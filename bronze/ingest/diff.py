@@ -224,7 +224,7 @@ def _merge_tasks(
     in_any_file = difference.delete_others or any(len(prints) for _, prints in difference.missing)
     if not (rewrite_all or in_any_file):
         keys = (*difference.changes, *difference.deletes)
-        stored = merge.candidates(stored, keys, into.key, into.place)
+        stored = merge.candidate_files(stored, keys, into.key, into.place)
     for file in stored:
         job = merge.Merge(
             into=into,
@@ -233,7 +233,7 @@ def _merge_tasks(
             deletes=difference.deletes,
             delete_others=difference.delete_others,
             on_delete=plan.target.settings.on_delete,
-            anew=rewrite_all,
+            rewrite=rewrite_all,
             doubting=plan.doubting,
         )
         yield FileMerge(job, difference.missing)
@@ -280,10 +280,10 @@ def _insert_jobs(
     groups: list[list[tuple[Changes, bytes]]] = [[]]
     rows_of_group = 0
     as_they_are = not (feed or plan.shape.partition)
-    masks = insert.join_masks([m.found for m in merged], changes)
+    masks = insert.join_masks([m.matched for m in merged], changes)
     for change, mask in zip(changes, masks, strict=True):
         rows = height(change)
-        new_rows = len(insert.unfound(mask, rows))
+        new_rows = len(insert.unmatched_lines(mask, rows))
         if isinstance(change, WrittenFile) and new_rows == rows and as_they_are:
             adopted.append(change)
         elif new_rows:
@@ -311,7 +311,7 @@ def _insert_job(
     return insert.Insert(
         into=plan.destination(stamp),
         changes=tuple(change for change, _ in group),
-        found=tuple(mask for _, mask in group),
+        matched=tuple(mask for _, mask in group),
         feed=feed,
         moved=moved,
     )

@@ -271,7 +271,7 @@ def _remove_rows(claim: Claim, rows: Rows, batch_id: str) -> Workflow[int]:
             changes=(),
             gone=np.unique(np.concatenate([np.empty(0, np.int64), *numbers])),
             on_delete="remove",
-            anew=True,
+            rewrite=True,
         )
         for file, numbers in rows.items()
     ]

@@ -159,7 +159,7 @@ class Bench:
         changes: Sequence[Changes],
         gone: Mapping[str, Sequence[int]] | None = None,
         on_delete: merge.OnDelete = "mark",
-        anew: bool = False,
+        rewrite: bool = False,
         deletes: Sequence[Changes] = (),
         emptied: bool = False,
     ) -> Landed:
@@ -167,9 +167,9 @@ class Bench:
         gone = gone or {}
         state = self.state
         found = list(state.files)
-        if not gone and not anew and not emptied:
+        if not gone and not rewrite and not emptied:
             both = (*changes, *deletes)
-            found = merge.candidates(state.files, both, self.key, self.place)
+            found = merge.candidate_files(state.files, both, self.key, self.place)
         jobs = [
             merge.Merge(
                 into=self.into,
@@ -179,20 +179,20 @@ class Bench:
                 deletes=tuple(deletes),
                 delete_others=emptied,
                 on_delete=on_delete,
-                anew=anew,
+                rewrite=rewrite,
             )
             for file in found
         ]
         merged = [merge.merge(job) for job in jobs]
         rewritten = [one for one in merged if one.rewritten]
         feed = [one.feed for one in rewritten if one.feed]
-        masks = insert.join_masks([one.found for one in merged], changes)
+        masks = insert.join_masks([one.matched for one in merged], changes)
         moved = tuple(one.moved for one in merged if one.moved is not None)
         inserted = insert.insert(
             insert.Insert(
                 into=self.into,
                 changes=tuple(changes),
-                found=masks,
+                matched=masks,
                 feed=bool(feed),
                 moved=moved,
             )

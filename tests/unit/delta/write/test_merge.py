@@ -153,8 +153,8 @@ def cases(draw: st.DrawFn) -> Case:
         gone,
         draw(st.sampled_from(["mark", "remove"])),
         {
-            "_FEW": draw(st.sampled_from([0, 1, 100])),
-            "_KEYS": draw(st.sampled_from([1, 4, 2_000_000])),
+            "_MAX_SLICED": draw(st.sampled_from([0, 1, 100])),
+            "_KEYS_PER_JOIN": draw(st.sampled_from([1, 4, 2_000_000])),
             "GROUP": draw(st.sampled_from([1, 3, 30_000])),
             "BYTES": draw(st.sampled_from([1, 200, 2**24])),
             "_PART_VALUES": draw(st.sampled_from([1, 20, 1_200_000])),
@@ -167,8 +167,8 @@ def cases(draw: st.DrawFn) -> Case:
 _places = itertools.count()
 
 _LIMITED = {
-    "_FEW": [merge],
-    "_KEYS": [merge],
+    "_MAX_SLICED": [merge],
+    "_KEYS_PER_JOIN": [merge],
     "GROUP": [changing],
     "BYTES": [changing],
     "_PART_VALUES": [files],
@@ -330,7 +330,7 @@ def test_bounds_choose_the_files(
         () if high is None else (("id", high),),
     )
     keys = frame(PLAIN, [plain(7)])
-    found = merge.candidates([file], [keys, keys], ("id",), bench.place)
+    found = merge.candidate_files([file], [keys, keys], ("id",), bench.place)
     assert found == [file] * hit
 
 
@@ -339,16 +339,16 @@ def test_bounds_say_nothing_of_a_key_that_is_null(bench: Bench) -> None:
     file = StoredFile("x", 1, 1, (("id", 1),), (("id", 9),))
     for keys in ([None], [None, 100]):
         change = pl.DataFrame({"id": pl.Series(keys, dtype=pl.Int64)})
-        assert merge.candidates([file], [change], ("id",), bench.place) == [file]
+        assert merge.candidate_files([file], [change], ("id",), bench.place) == [file]
 
 
 def test_no_changes_look_at_no_file(bench: Bench) -> None:
     """Without changes, and with changes of no rows, there is nothing to look for."""
     bench.create([[[plain(1)]]])
     stored = bench.state.files
-    assert merge.candidates(stored, [], ("id",), bench.place) == []
+    assert merge.candidate_files(stored, [], ("id",), bench.place) == []
     empty = frame(PLAIN, [])
-    assert merge.candidates(stored, [empty], ("id",), bench.place) == []
+    assert merge.candidate_files(stored, [empty], ("id",), bench.place) == []
 
 
 # What the feed says
@@ -439,10 +439,10 @@ def test_columns_change_without_rows(bench: Bench) -> None:
         *METADATA_COLUMNS,
     )
     into = Destination(bench.place, layout, ("id",), ("id",), NOW)
-    job = merge.Merge(into, bench.state.files[0], (), anew=True)
+    job = merge.Merge(into, bench.state.files[0], (), rewrite=True)
     made = merge.merge(job)
     assert made.rewritten
-    assert (made.updated, made.deleted, made.feed, made.found) == (0, 0, None, ())
+    assert (made.updated, made.deleted, made.feed, made.matched) == (0, 0, None, ())
     assert made.file is not None
     now = bench.rows(made.file)
     assert now.columns == [name for name, _ in layout]
@@ -470,11 +470,11 @@ def test_masks_are_joined_bit_by_bit(masks: list[list[bool]], data: st.DataObjec
     whole = insert.join_masks(packed, changes)
     for i, mask in enumerate(masks):
         wanted = [j for j in range(len(mask)) if not any(one[i][j] for one in parts)]
-        assert insert.unfound(whole[i], len(mask)).tolist() == wanted
+        assert insert.unmatched_lines(whole[i], len(mask)).tolist() == wanted
     nothing = insert.join_masks([], changes)
-    assert [len(insert.unfound(m, c.height)) for m, c in zip(nothing, changes, strict=True)] == [
-        len(mask) for mask in masks
-    ]
+    assert [
+        len(insert.unmatched_lines(m, c.height)) for m, c in zip(nothing, changes, strict=True)
+    ] == [len(mask) for mask in masks]
 
 
 # Files of others
