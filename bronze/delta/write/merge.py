@@ -42,6 +42,8 @@ from bronze.model.units import DELETED
 OnDelete = Literal["mark", "remove"]
 # The number of keys from which the keys of changes are joined with those of a file.
 _KEYS_PER_JOIN = 2_000_000
+# The number of a row in its file, and of its change: which of the changes, and the line in it.
+_ROW, _SOURCE, _LINE = "\0row", "\0source", "\0line"
 # Up to this many rows of a row group are replaced without copying the others.
 _MAX_SLICED = 100
 
@@ -129,7 +131,7 @@ def merge(job: Merge) -> Merged:
     parquet = files.open_parquet(job.into.place, job.file)
     matches = _matches(job, parquet, job.changes)
     matched = tuple(
-        _mask(matches.filter(pl.col("source") == i)["line"], height(change))
+        _mask(matches.filter(pl.col(_SOURCE) == i)[_LINE], height(change))
         for i, change in enumerate(job.changes)
     )
     edits, revived = _effective_edits(job, parquet, matches)
@@ -147,14 +149,14 @@ def merge(job: Merge) -> Merged:
     ):
         feed_buffer = RowGroupBuffer(feed.add)
         for start, table in _file_parts(job, parquet):
-            in_part = edits.filter(pl.col("row").is_between(start, start + table.num_rows - 1))
-            in_part = in_part.with_columns(pl.col("row") - start)
+            in_part = edits.filter(pl.col(_ROW).is_between(start, start + table.num_rows - 1))
+            in_part = in_part.with_columns(pl.col(_ROW) - start)
             for rows, few in _split_by_size(table, in_part, weights):
                 output.add(_apply_edits(job, rows, few, feed_buffer, moved) if few.height else rows)
             # Frees their memory before the next rows are read.
             del table, rows
         feed_buffer.flush()
-    updated = int((edits["line"].is_not_null()).sum())
+    updated = int((edits[_LINE].is_not_null()).sum())
     return Merged(
         job.file,
         matched,
@@ -182,23 +184,23 @@ def _matches(job: Merge, parquet: pq.ParquetFile, changes: Sequence[Changes]) ->
     parts = [pl.DataFrame(table) for _, table in _file_parts(job, parquet, job.into.key)]
     if not parts:
         return nothing
-    stored = pl.concat(parts).with_row_index("row")
+    stored = pl.concat(parts).with_row_index(_ROW)
     matches = [nothing]
     for keys in _key_batches(job, changes):
         joined = portion.join(stored, keys, job.into.key, "inner")
         matches.append(joined.select(pl.col(n).cast(t) for n, t in _EDITS.items()))
-    return pl.concat(matches).sort("row")
+    return pl.concat(matches).sort(_ROW)
 
 
-_EDITS: dict[str, Any] = {"row": pl.Int64, "source": pl.Int64, "line": pl.Int64}
+_EDITS: dict[str, Any] = {_ROW: pl.Int64, _SOURCE: pl.Int64, _LINE: pl.Int64}
 
 
 def _key_batches(job: Merge, changes: Sequence[Changes]) -> Iterator[pl.DataFrame]:
     """The keys of the changes with the number of the change and the line, in portions."""
     frames: list[pl.DataFrame] = []
     for source, change in enumerate(changes):
-        keys = read(job.into.place, change, job.into.key).with_row_index("line")
-        frames.append(keys.with_columns(pl.lit(source, pl.Int64).alias("source")))
+        keys = read(job.into.place, change, job.into.key).with_row_index(_LINE)
+        frames.append(keys.with_columns(pl.lit(source, pl.Int64).alias(_SOURCE)))
         if sum(frame.height for frame in frames) >= _KEYS_PER_JOIN:
             yield pl.concat(frames)
             frames = []
@@ -214,7 +216,7 @@ def _effective_edits(
     edits = [pl.DataFrame(schema=_EDITS)]
     if matches.height:
         hashes = _changed_rows(job, matches, ["row_hash"])["row_hash"]
-        old = _stored_rows(job, parquet, matches["row"], ["row_hash", "record_status"])
+        old = _stored_rows(job, parquet, matches[_ROW], ["row_hash", "record_status"])
         live = old["record_status"].ne_missing(DELETED)
         live &= old["row_hash"].is_not_null() | job.doubting
         same = (old["row_hash"] == hashes) & live & (not job.doubting)
@@ -222,21 +224,21 @@ def _effective_edits(
         edits.append(matches.filter(~same.fill_null(False)))
     deleted = _deleted_rows(job, parquet)
     if len(deleted):
-        gone = pl.DataFrame({"row": deleted}).cast(pl.Int64)
-        gone = gone.join(matches, on="row", how="anti")
+        gone = pl.DataFrame({_ROW: deleted}).cast(pl.Int64)
+        gone = gone.join(matches, on=_ROW, how="anti")
         edits.append(
             gone.with_columns(source=None, line=None).select(
                 pl.col(name).cast(kind) for name, kind in _EDITS.items()
             )
         )
-    return pl.concat(edits).sort("row"), revived
+    return pl.concat(edits).sort(_ROW), revived
 
 
 def _deleted_rows(job: Merge, parquet: pq.ParquetFile) -> Rows:
     """The numbers of the live rows that were deleted in the source."""
     deleted = [] if job.gone is None else [job.gone]
     if job.deletes and not job.delete_others:
-        rows = _matches(job, parquet, job.deletes)["row"].unique().sort()
+        rows = _matches(job, parquet, job.deletes)[_ROW].unique().sort()
         if len(rows):
             deleted.append(rows.to_numpy()[_live(_stored_rows(job, parquet, rows, _STATUS))])
     if job.delete_others:
@@ -273,15 +275,15 @@ def _split_by_size(
     """Splits a row group and its edits where the new rows are too large for the memory."""
     sizes = np.zeros(edits.height)
     for source, row_sizes in enumerate(weights):
-        chosen = (edits["source"] == source).fill_null(False)
-        sizes[chosen.to_numpy()] = row_sizes[edits["line"].filter(chosen).to_numpy()]
+        chosen = (edits[_SOURCE] == source).fill_null(False)
+        sizes[chosen.to_numpy()] = row_sizes[edits[_LINE].filter(chosen).to_numpy()]
     runs = (np.cumsum(sizes) - sizes) // changing.BYTES
     starts = np.flatnonzero(np.diff(runs)) + 1
-    rows = edits["row"].to_numpy()
+    rows = edits[_ROW].to_numpy()
     bounds = [0, *starts.tolist(), edits.height]
     lows = [0, *rows[starts].tolist(), table.num_rows]
     for i, (low, high) in enumerate(pairwise(lows)):
-        few = edits[bounds[i] : bounds[i + 1]].with_columns(pl.col("row") - low)
+        few = edits[bounds[i] : bounds[i + 1]].with_columns(pl.col(_ROW) - low)
         yield table.slice(low, high - low), few
 
 
@@ -293,11 +295,11 @@ def _apply_edits(
     moved: list[pl.DataFrame],
 ) -> pa.Table:
     """Applies edits to a row group, and writes them to the change data feed."""
-    updates = edits.filter(pl.col("line").is_not_null())
-    gone = edits.filter(pl.col("line").is_null())["row"].to_numpy()
+    updates = edits.filter(pl.col(_LINE).is_not_null())
+    gone = edits.filter(pl.col(_LINE).is_null())[_ROW].to_numpy()
     rows, after, removed = [], [], []
     if updates.height:
-        before = pl.DataFrame(_take_rows(table, updates["row"].to_numpy()))
+        before = pl.DataFrame(_take_rows(table, updates[_ROW].to_numpy()))
         dates_of = job.into.dates_of
         stored = before.select("load_timestamp", *([column_of(dates_of)] if dates_of else []))
         names = before.columns
@@ -320,8 +322,8 @@ def _apply_edits(
             moved += [new.filter(~stays)]
             new = new.filter(stays)
         feed.add(feed_rows(new, "update_postimage"))
-        rows.append(updates["row"].to_numpy()[stays])
-        removed.append(updates["row"].to_numpy()[~stays])
+        rows.append(updates[_ROW].to_numpy()[stays])
+        removed.append(updates[_ROW].to_numpy()[~stays])
         after.append(new)
         del new
     if len(gone):
@@ -377,9 +379,9 @@ def _changed_rows(job: Merge, edits: pl.DataFrame, columns: Sequence[str]) -> pl
     """Some columns of the changed row of each of the ``edits``, in their order."""
     layout = [(name, kind) for name, kind in job.into.columns if name in columns]
     frames, order = [], []
-    for source in edits["source"].unique(maintain_order=True):
-        positions = np.flatnonzero((edits["source"] == source).to_numpy())
-        lines = edits["line"].to_numpy()[positions]
+    for source in edits[_SOURCE].unique(maintain_order=True):
+        positions = np.flatnonzero((edits[_SOURCE] == source).to_numpy())
+        lines = edits[_LINE].to_numpy()[positions]
         sequence = np.argsort(lines)
         frames.append(select_rows(job.into.place, job.changes[source], lines[sequence], layout))
         order.append(positions[sequence])

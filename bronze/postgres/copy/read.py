@@ -351,8 +351,12 @@ def _decimals(series: pl.Series, kind: DeltaType) -> pl.Series:
     halves = np.empty((len(series), 2), np.int64)
     halves[:, 0] = series.fill_null(0).to_numpy()
     halves[:, 1] = halves[:, 0] >> 63
-    mask = series.is_not_null().to_arrow() if series.null_count() else None
-    buffers = [mask.buffers()[1] if mask is not None else None, pa.py_buffer(halves)]
+    validity = None
+    if series.null_count():
+        # Arrow's own bits would begin anywhere in a byte where the series is part of a longer one.
+        valid = np.packbits(series.is_not_null().to_numpy(), bitorder="little")
+        validity = pa.py_buffer(valid)
+    buffers = [validity, pa.py_buffer(halves)]
     decimal = pa.decimal128(kind.precision, kind.scale)
     return pl.Series(pa.Array.from_buffers(decimal, len(series), buffers))
 
