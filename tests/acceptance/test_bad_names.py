@@ -22,7 +22,10 @@ from bronze.postgres.catalog.relations import relations
 from bronze.postgres.connection import connect
 from bronze.postgres.copy import splits
 from bronze.rows.metadata import METADATA_COLUMNS
+from bronze.verify.verify import verify
 from tests.conftest import Source
+from tests.support.content import differences
+from tests.support.streams import caught_up
 
 TABLES = (
     'we"ird',
@@ -554,3 +557,28 @@ def test_the_column_of_a_history_is_reserved(source: Source) -> None:
     assert "'change_type'" in failure.message
     land(source)
     assert read(source, "t")["change_type"].to_list() == ["change_type"]
+
+
+WORKING_NAMES = ("row", "line", "source", "file", "part", "at", "key", "deleted", "live", "order")
+
+
+@pytest.mark.parametrize("own", [{}, {"history": True}, {"pattern": "streaming"}])
+def test_keys_may_have_any_name(source: Source, own: dict[str, Any]) -> None:
+    """Names that bronze could use for itself while it compares, merges and repairs are free."""
+    names = [sql.Identifier(name) for name in WORKING_NAMES]
+    columns = sql.SQL(", ").join(sql.SQL("{} int").format(name) for name in names)
+    key = sql.SQL(", ").join(names)
+    create = sql.SQL("CREATE TABLE t ({}, v text, PRIMARY KEY ({}))").format(columns, key)
+    values = sql.SQL(", ").join(sql.SQL("g") for _ in names)
+    insert = sql.SQL("INSERT INTO t SELECT {}, 'v' FROM generate_series(1, 100) g").format(values)
+    source.execute(create.as_string())
+    source.execute(insert.as_string())
+    settings = source.settings(tables={"t": own})
+    load = caught_up if own.get("pattern") == "streaming" else pipeline.run
+    load(settings)
+    source.execute("UPDATE t SET v = 'w' WHERE row <= 3")
+    source.execute("DELETE FROM t WHERE row = 4")
+    source.execute(insert.as_string().replace("(1, 100)", "(101, 103)"))
+    assert load(settings).exit_code == 0
+    assert differences(settings) == {}
+    assert verify(settings).exit_code == 0

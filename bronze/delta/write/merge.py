@@ -227,7 +227,7 @@ def _effective_edits(
         gone = pl.DataFrame({_ROW: deleted}).cast(pl.Int64)
         gone = gone.join(matches, on=_ROW, how="anti")
         edits.append(
-            gone.with_columns(source=None, line=None).select(
+            gone.with_columns(pl.lit(None).alias(_SOURCE), pl.lit(None).alias(_LINE)).select(
                 pl.col(name).cast(kind) for name, kind in _EDITS.items()
             )
         )
