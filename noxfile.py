@@ -13,11 +13,13 @@ nox.options.reuse_existing_virtualenvs = True
 
 # Without kept bytecode each worker, and each process that a test starts, compiles all anew.
 KEPT = {"PYTHONDONTWRITEBYTECODE": None}
+# Of each property so many times more examples than otherwise are tried.
+MANY = {**KEPT, "BRONZE_TEST_EFFORT": "10"}
 
 
 @nox.session
 def unit(session):
-    """The tests that need no PostgreSQL, in about a minute."""
+    """The tests that need no PostgreSQL, in less than half a minute."""
     session.install("-e", ".[test]")
     session.run("pytest", "-m", "not soak and not types", "tests/unit", *session.posargs, env=KEPT)
 
@@ -75,6 +77,10 @@ def soak(session):
     """Kills, memory, long runs."""
     session.install("-e", ".[test]")
     session.run("pytest", "-m", "soak", "--timeout", "1800", *session.posargs, env=KEPT)
+    if not session.posargs:
+        session.run(
+            "pytest", "-m", "not soak and not types", "--timeout", "1800", "tests/unit", env=MANY
+        )
 
 
 # What the older servers are called in the registry of npm, where they are kept, and where here.

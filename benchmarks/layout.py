@@ -114,10 +114,10 @@ def skipped(
     return {key: Skipped(*np.mean(values, axis=0).tolist()) for key, values in sums.items()}
 
 
-def ours(place: Place, wish: optimize.Wish) -> int:
+def ours(place: Place, wish: optimize.TableLayout) -> int:
     """Clusters where it is needed; returns the bytes that were written."""
     state = log.read(place)
-    if state is None or not optimize.needed(state, wish):
+    if state is None or not optimize.is_needed(state, wish):
         return 0
 
     def each(work: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
@@ -125,11 +125,13 @@ def ours(place: Place, wish: optimize.Wish) -> int:
             yield future.result()
 
     with ThreadPoolExecutor(2) as pool:
-        done = optimize.improve(place, wish, batch_id=str(uuid7()), memory=_MEMORY, each=each)
+        done = optimize.optimize_table(
+            place, wish, batch_id=str(uuid7()), memory=_MEMORY, each=each
+        )
     return done.rewritten
 
 
-def theirs(place: Place, wish: optimize.Wish) -> int:
+def theirs(place: Place, wish: optimize.TableLayout) -> int:
     """Z-orders all of the table; returns the bytes that were written."""
     table = DeltaTable(place.url)
     found = table.optimize.z_order(list(wish.cluster_by), target_size=wish.target)
@@ -142,7 +144,7 @@ def theirs(place: Place, wish: optimize.Wish) -> int:
 class Contestant:
     """One way to lay out a table, and how it did."""
 
-    improve: Callable[[Place, optimize.Wish], int]
+    improve: Callable[[Place, optimize.TableLayout], int]
     rewritten: int = 0
     seconds: float = 0.0
     files: int = 0
@@ -151,7 +153,7 @@ class Contestant:
 
 
 def run(
-    folder: Path, days: int, rows: int, wish: optimize.Wish, only: str
+    folder: Path, days: int, rows: int, wish: optimize.TableLayout, only: str
 ) -> dict[str, Contestant]:
     """Plays all days for all contestants."""
     field = {"bronze": Contestant(ours), "z_order": Contestant(theirs)}
@@ -249,7 +251,7 @@ def main() -> None:
             said = ", ".join(f"{count} files {share:.1%}" for count, share in shares.items())
             print(f"one {name} curve through all rows skips: {said}")
     if given.only != "curves":
-        wish = optimize.Wish(BY, given.target)
+        wish = optimize.TableLayout(BY, given.target)
         with tempfile.TemporaryDirectory() as folder:
             show(run(Path(folder), given.days, given.rows, wish, given.only))
 

@@ -117,16 +117,15 @@ def bronze(folder: Path, changes: Path) -> None:
     state = log.read(place)
     assert state is not None
     stamp = RowStamp(_BATCH.format(1), dt.datetime(2026, 1, 2, tzinfo=dt.UTC), "bench", "batch")
+    into = SHAPE.destination(place, (KEY,), stamp)
     jobs = [
-        merge.Merge(place, file, SHAPE.columns, (KEY,), (KEY,), stamp, (frame,))
-        for file in merge.candidates(state.files, [frame], (KEY,), place)
+        merge.Merge(into, file, (frame,))
+        for file in merge.candidate_files(state.files, [frame], (KEY,), place)
     ]
     with ThreadPoolExecutor(2) as pool:
         merged = list(pool.map(merge.merge, jobs))
-    found = insert.join_masks([one.found for one in merged], [frame])
-    new = insert.insert(
-        insert.Insert(place, SHAPE.columns, (KEY,), stamp.batch_id, (frame,), found)
-    )
+    found = insert.join_masks([one.matched for one in merged], [frame])
+    new = insert.insert(insert.Insert(into, (frame,), found))
     loud = [one for one in merged if one.rewritten]
     added = [*(one.file for one in loud if one.file), *new.files]
     feed = [*(one.feed for one in loud if one.feed), *new.feed]
@@ -140,7 +139,7 @@ def bronze_refresh(folder: Path, source: Path) -> None:
     state = log.read(place)
     assert state is not None
     known = KnownRows(place, state.version, state.files, SHAPE.columns, (), 3)
-    held = known_rows.known_fingerprints(known)
+    held = known_rows.index_of(known)
     files_of = sorted(source.glob("*.parquet"))
 
     def sieve(path: Path) -> int:

@@ -16,7 +16,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from bronze.api.client import Bronze, Rule, open  # noqa: A004 - as in gzip.open
+from bronze.api.client import Bronze, open  # noqa: A004 - as in gzip.open
+from bronze.api.rule import Rule
 from bronze.errors import (
     BronzeError,
     CommitConflict,
@@ -51,18 +52,18 @@ from bronze.version import VERSION
 if TYPE_CHECKING:
     from bronze.api.check import CheckReport
     from bronze.config.settings import Settings as Config
-    from bronze.governance.audit import AuditReport
-    from bronze.protection.erasure import ErasureResult
+    from bronze.governance.audit_proof import AuditReport
+    from bronze.protection.erasure_result import ErasureResult
     from bronze.protection.keys import KeyReport
     from bronze.quality.report import QualityReport
     from bronze.verify.results import VerifiedTable, VerifyResult
 
 # These need libraries that take a second to load.
 _LATER = {
-    "AuditReport": ("bronze.governance.audit", "AuditReport"),
+    "AuditReport": ("bronze.governance.audit_proof", "AuditReport"),
     "Config": ("bronze.config.settings", "Settings"),
     "CheckReport": ("bronze.api.check", "CheckReport"),
-    "ErasureResult": ("bronze.protection.erasure", "ErasureResult"),
+    "ErasureResult": ("bronze.protection.erasure_result", "ErasureResult"),
     "KeyReport": ("bronze.protection.keys", "KeyReport"),
     "QualityReport": ("bronze.quality.report", "QualityReport"),
     "VerifiedTable": ("bronze.verify.results", "VerifiedTable"),

@@ -1,4 +1,4 @@
-"""Portions of rows: so many at a time as take a bounded room, however long and however wide."""
+"""Portions of rows that take a bounded memory, however long and wide the rows are."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import polars as pl
 import pyarrow as pa
 
 FEWEST = 1_000
-"""What is done for a portion costs so much for each of its columns that wide rows are taken in
-portions of at least so many, where their bytes allow it."""
+"""The least number of rows of a portion, where their bytes allow it: each portion has a cost for
+each of its columns."""
 
-HELD = "\0held"
-"""The end of the names of what was joined."""
+JOINED = "\0joined"
+"""The suffix of the columns of the right side of a `join`, where the left one has the same name."""
 
 _ONE = "\0one"
 _VIEW = 16
 
 
 def rows(values: int, columns: int) -> int:
-    """How many rows of so many columns have about so many values."""
+    """The number of rows with this many columns that have about this many values."""
     return max(1, FEWEST, values // max(1, columns))
 
 
 def portions_of(table: pa.Table, most: int, size: int) -> Iterator[pa.Table]:
-    """The rows in their order, at most ``most`` at a time and about ``size`` bytes, or one row."""
+    """Portions of the rows, in their order, of at most ``most`` rows and about ``size`` bytes."""
     if table.num_rows <= most and _fits(table, size):
         yield table
         return
@@ -50,38 +50,39 @@ def _halves(table: pa.Table, size: int) -> Iterator[pa.Table]:
 
 
 def size(frame: pl.DataFrame) -> int:
-    """About how many bytes a frame takes, which counts a text's own and those that point to it."""
+    """The approximate memory of a frame in bytes, with the views of its texts."""
     pointing = sum(dtype in (pl.String, pl.Binary) for dtype in frame.dtypes)
     return int(frame.estimated_size()) + _VIEW * pointing * frame.height
 
 
 def size_of(frames: Iterable[pl.DataFrame]) -> int:
-    """The same for several."""
+    """The approximate memory of several frames, in bytes."""
     return sum(map(size, frames))
 
 
 def release() -> None:
-    """Gives back what Arrow keeps of the room that large rows took."""
+    """Returns the memory that Arrow keeps after large rows to the operating system."""
     pa.default_memory_pool().release_unused()
 
 
 def join(
     left: pl.DataFrame, right: pl.DataFrame, on: Sequence[str], how: Literal["inner", "left"]
 ) -> pl.DataFrame:
-    """Rows joined by keys, where NULL is equal to NULL, and NaN to NaN; columns of both that are no
-    keys have `HELD` at their end in ``right``.
+    """Joins rows by keys, where NULL equals NULL and NaN equals NaN.
+
+    Other columns that both have end with `JOINED` if they come from ``right``.
     """
     also: list[str] = []
     if len(on) == 1 and left[on[0]].dtype.is_float():
-        # By one key that is sorted, as that of one row is, polars finds no NaN.
-        one = pl.lit(0, pl.Int8).alias(_ONE)
-        left, right, also = left.with_columns(one), right.with_columns(one), [_ONE]
-    found = left.join(right, on=[*on, *also], how=how, suffix=HELD, nulls_equal=True)
-    return found.drop(also)
+        # polars does not match NaN in a single sorted key; a single row is sorted.
+        constant = pl.lit(0, pl.Int8).alias(_ONE)
+        left, right, also = left.with_columns(constant), right.with_columns(constant), [_ONE]
+    joined = left.join(right, on=[*on, *also], how=how, suffix=JOINED, nulls_equal=True)
+    return joined.drop(also)
 
 
 def without_enums(frame: pl.DataFrame) -> pl.DataFrame:
-    """A frame with strings instead of enums; values of other columns are not copied for it."""
+    """Casts enum columns to strings; other columns are not copied."""
     return pl.DataFrame(
         [s.cast(pl.String) if isinstance(s.dtype, pl.Enum) else s for s in frame.get_columns()],
         height=frame.height,
@@ -89,7 +90,7 @@ def without_enums(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def with_columns(frame: pl.DataFrame, columns: Iterable[pl.Series]) -> pl.DataFrame:
-    """A frame with columns behind its own, or in their places; no others are copied for it."""
+    """Adds columns to a frame, or replaces those of the same name; no others are copied."""
     new = {series.name: series for series in columns}
-    made = [new.pop(series.name, series) for series in frame.get_columns()]
-    return pl.DataFrame([*made, *new.values()], height=frame.height)
+    columns_in_order = [new.pop(series.name, series) for series in frame.get_columns()]
+    return pl.DataFrame([*columns_in_order, *new.values()], height=frame.height)

@@ -1,1 +1,1 @@
-"""Anomalies: rows and runs that are unlike the others of their table."""
+"""Anomalies: rows and runs that differ from the others of their table."""

@@ -1,4 +1,4 @@
-"""Which rows are anomalies, and which of their columns make them so."""
+"""Which rows are anomalies, and which of their columns make them anomalies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from bronze.anomaly.features import numbers
+from bronze.anomaly.features import feature_values
 from bronze.anomaly.forest import Scorer, scorer
 from bronze.model.anomaly import (
     ANOMALY_COLUMNS,
@@ -22,7 +22,7 @@ from bronze.model.anomaly import (
 )
 from bronze.model.stamp import RowStamp
 
-_REASONS = 3
+_MAX_REASONS = 3
 _LEAST_SHARE = 0.05
 
 
@@ -31,29 +31,29 @@ def score_rows(
 ) -> tuple[pl.DataFrame, Outliers]:
     """Bronze rows with their scores, and the anomalies among them.
 
-    The model knows no protected column, so that the rows may be as they are stored.
+    The model has no protected column, so that the rows may be as they are stored.
     """
-    (score, _), (said, _) = ANOMALY_COLUMNS
+    (score, _), (is_anomaly, _) = ANOMALY_COLUMNS
     model = watch.model
     if model is None or not rows.height:
-        nothing = (pl.lit(None, pl.Float64).alias(score), pl.lit(None, pl.Boolean).alias(said))
-        return rows.with_columns(nothing), Outliers()
-    seen = numbers(rows, model.features, model.moment, stamp.loaded_at)
-    scores = _scorer(model).scores(seen)
-    strange = scores > model.threshold
-    made = rows.with_columns(pl.Series(score, scores), pl.Series(said, strange))
-    places = np.flatnonzero(strange)
-    if not len(places):
-        return made, Outliers(rows.height)
-    most = places[np.argsort(-scores[places], kind="stable")[:MAX_OUTLIERS]]
-    kept = pl.DataFrame(
+        nulls = (pl.lit(None, pl.Float64).alias(score), pl.lit(None, pl.Boolean).alias(is_anomaly))
+        return rows.with_columns(nulls), Outliers()
+    features = feature_values(rows, model.features, model.moment, stamp.loaded_at)
+    scores = _scorer(model).scores(features)
+    outlying = scores > model.threshold
+    scored = rows.with_columns(pl.Series(score, scores), pl.Series(is_anomaly, outlying))
+    indices = np.flatnonzero(outlying)
+    if not len(indices):
+        return scored, Outliers(rows.height)
+    highest = indices[np.argsort(-scores[indices], kind="stable")[:MAX_OUTLIERS]]
+    outliers = pl.DataFrame(
         [
-            _keys(rows[most], key),
-            pl.Series(SCORE_COLUMN, scores[most]),
-            *(pl.Series(str(i), one[most]) for i, one in enumerate(seen)),
+            _keys(rows[highest], key),
+            pl.Series(SCORE_COLUMN, scores[highest]),
+            *(pl.Series(str(i), values[highest]) for i, values in enumerate(features)),
         ]
     )
-    return made, Outliers(rows.height, len(places), kept)
+    return scored, Outliers(rows.height, len(indices), outliers)
 
 
 def _scorer(model: Model) -> Scorer:
@@ -66,34 +66,34 @@ def _keys(rows: pl.DataFrame, key: Sequence[str]) -> pl.Series:
 
 
 def reasons_of(model: Model, outliers: Outliers) -> list[str]:
-    """For each of the rows that are kept a JSON list of the columns that made it an anomaly.
+    """For each of the outliers a JSON array of the columns that make it an anomaly.
 
-    A column's contribution is by how much the score falls when its value is made an ordinary one,
-    as a share of what all columns' do.
+    The contribution of a column is the fall of the score when its value is replaced by an ordinary
+    one, as a share of the falls of all columns.
     """
     if outliers.rows is None:
         return []
     forest = _scorer(model)
-    seen = [outliers.rows[str(i)].to_numpy() for i in range(len(model.features))]
+    features = [outliers.rows[str(i)].to_numpy() for i in range(len(model.features))]
     scores = outliers.rows[SCORE_COLUMN].to_numpy()
     names = list(dict.fromkeys(feature.column for feature in model.features))
     falls = np.zeros((len(names), len(scores)))
-    for at, name in enumerate(names):
+    for i, name in enumerate(names):
         ordinary = [
-            np.full_like(one, f.fill) if f.column == name else one
-            for f, one in zip(model.features, seen, strict=True)
+            np.full_like(values, f.fill) if f.column == name else values
+            for f, values in zip(model.features, features, strict=True)
         ]
-        falls[at] = np.maximum(scores - forest.scores(ordinary), 0)
-    whole = falls.sum(axis=0)
-    shares = np.divide(falls, whole, out=np.zeros_like(falls), where=whole > 0)
-    return [_written(names, share) for share in shares.T]
+        falls[i] = np.maximum(scores - forest.scores(ordinary), 0)
+    total = falls.sum(axis=0)
+    shares = np.divide(falls, total, out=np.zeros_like(falls), where=total > 0)
+    return [_contributions(names, share) for share in shares.T]
 
 
-def _written(names: Sequence[str], shares: npt.NDArray[np.float64]) -> str:
-    order = np.argsort(-shares, kind="stable")[:_REASONS]
-    found = [
-        {"column": names[at], "contribution": round(float(shares[at]), 3)}
-        for at in order
-        if shares[at] >= _LEAST_SHARE
+def _contributions(names: Sequence[str], shares: npt.NDArray[np.float64]) -> str:
+    order = np.argsort(-shares, kind="stable")[:_MAX_REASONS]
+    contributions = [
+        {"column": names[i], "contribution": round(float(shares[i]), 3)}
+        for i in order
+        if shares[i] >= _LEAST_SHARE
     ]
-    return json.dumps(found, ensure_ascii=False)
+    return json.dumps(contributions, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""What a forest sees of rows: a few numbers that are made of each."""
+"""The features of rows: the numbers that a forest is trained on and scores."""
 
 from __future__ import annotations
 
@@ -12,56 +12,56 @@ import polars as pl
 from bronze.model.anomaly import Feature
 
 _DAY = 86_400 * 10**6
-MOST = 1e30
-"""Larger numbers count as this, whose differences and shares are floats still."""
+MAX_NUMBER = 1e30
+"""Larger numbers count as this one: differences and shares of it are still finite."""
 
 
-def numbers(
+def feature_values(
     rows: pl.DataFrame, features: Sequence[Feature], moment: datetime, loaded: datetime
 ) -> list[npt.NDArray[np.float32]]:
-    """The features of rows, one by one: finite, whatever the rows hold.
+    """The values of features, one array for each: finite, whatever the rows contain.
 
-    A time is so many days old as it was at the model's moment. What lay in the future then is as
-    far ahead as it is when the row lands, and nothing once that has passed: rows do not become
-    strange by being new.
+    The age of a time is its age in days at the model's moment. For a time after that moment it is
+    the time that is left when the row is loaded, and 0 once the time has passed: new rows do not
+    become anomalies by being new.
 
     Args:
-        rows: at least the features' columns.
-        features: what is made of them.
-        moment: the model's.
-        loaded: when the rows land.
+        rows: with at least the columns of the features.
+        features: the features.
+        moment: the model's moment.
+        loaded: when the rows are loaded.
     """
-    return [_finite(_measured(rows[f.column], f, moment, loaded), f.fill) for f in features]
+    return [_finite(_values(rows[f.column], f, moment, loaded), f.fill) for f in features]
 
 
-def _measured(values: pl.Series, feature: Feature, moment: datetime, loaded: datetime) -> pl.Series:
+def _values(values: pl.Series, feature: Feature, moment: datetime, loaded: datetime) -> pl.Series:
     if feature.measure == "age":
         times = values.cast(pl.Datetime("us")).to_physical()
-        was = (_micros(moment) - times) / _DAY
-        ahead = (_micros(loaded) - times) / _DAY
-        return was.zip_with((was >= 0).fill_null(True), ahead.clip(upper_bound=0.0))
+        age = (_micros(moment) - times) / _DAY
+        age_when_loaded = (_micros(loaded) - times) / _DAY
+        return age.zip_with((age >= 0).fill_null(True), age_when_loaded.clip(upper_bound=0.0))
     if feature.measure == "length":
         return values.str.len_chars().cast(pl.Float64)
     if feature.measure == "missing":
         return missing(values).cast(pl.Float64)
     if feature.measure == "frequency":
-        known = dict(feature.shares)
+        by_value = dict(feature.shares)
         text = values.cast(pl.String)
-        shares = text.replace_strict(list(known), list(known.values()), default=0.0)
+        shares = text.replace_strict(list(by_value), list(by_value.values()), default=0.0)
         return shares.cast(pl.Float64).set(values.is_null(), None)
-    whole = as_numbers(values).clip(-MOST, MOST)
-    return ((whole - feature.centre) / feature.scale).arcsinh()
+    clipped = as_numbers(values).clip(-MAX_NUMBER, MAX_NUMBER)
+    return ((clipped - feature.centre) / feature.scale).arcsinh()
 
 
 def as_numbers(values: pl.Series) -> pl.Series:
-    """Numbers as floats. A numeric that Delta has no type for is PostgreSQL's text of it, which may
-    be NaN or infinite.
+    """Numbers as floats. A numeric for which Delta has no type is text of PostgreSQL, which may be
+    NaN or infinite.
     """
     return values.cast(pl.Float64, strict=False)
 
 
 def missing(values: pl.Series) -> pl.Series:
-    """Which of the values are NULL, or no number."""
+    """Which of the values are NULL or NaN."""
     return values.is_null() | values.is_nan() if values.dtype.is_float() else values.is_null()
 
 

@@ -1,10 +1,10 @@
 """The scores of an isolation forest, equal to scikit-learn's ``-score_samples`` to its last digits.
 
-Rather than to walk down the trees row by row, a row's leaf is found by what its features rule out
-(after QuickScorer, Lucchese and others, SIGIR 2015): the leaves of a tree are bits, each interval
-between the thresholds of a feature has a mask of those that are left, and of the masks of all
-features exactly one bit stays. So a tree costs a lookup for each feature, for all rows at once.
-Features with few different values in the rows at hand are looked up together.
+Instead of walking down the trees row by row, the leaf of a row is found by the leaves that its
+features rule out (as in QuickScorer, Lucchese and others, SIGIR 2015): the leaves of a tree are
+bits, each interval between the thresholds of a feature has a mask of the possible leaves, and the
+masks of all features have exactly one bit in common. So a tree costs one lookup for each feature,
+for all rows at once. Features with few distinct values in these rows are looked up together.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from bronze.model.anomaly import Floats, Forest
 Codes = npt.NDArray[np.intp]
 
 _WORD = 64
-# Of each word so many bits stand for leaves. Words are looked up in pairs, as values of 16 bytes.
+# How many bits of each word stand for leaves. Words are looked up in pairs, as values of 16 bytes.
 _USED = 60
 _PAIR = 2 * _USED
-# A bit of the i-th word times the i-th of these has 12 highest bits that no other bit has.
+# A bit of the i-th word times the i-th multiplier has 12 highest bits that no other bit gives.
 _MULTIPLIERS = np.array(
     [
         0x4164D839F767C451,
@@ -41,29 +41,28 @@ _MULTIPLIERS = np.array(
 _LEAVES = len(_MULTIPLIERS) * _USED
 _SHIFT = np.uint64(_WORD - 12)
 _SLOTS = 1 << 12
-# Rows that are scored at once: what is made of them stays in the processor's cache.
+# How many rows are scored at once, so that their arrays stay in the cache of the processor.
 _ROWS = 1 << 14
-# Features are looked up together as long as they have fewer combinations than a share of the rows.
-_COMBINED = 4
+# Features are looked up together while the rows are this many times their combinations.
+_ROWS_PER_COMBINATION = 4
 _EULER = 0.5772156649015329
-_KEPT = 4
-
+_MAX_SCORERS = 4
+# A tree is one table if its features divide all rows into at most this many cells.
+_MAX_CELLS = 1 << 16
 
 Masks = list[npt.NDArray[np.uint64] | None]
-_Whole = tuple[list[tuple[int, Codes]], Floats]
-# A tree whose features part all rows into no more cells than this is one table of these.
-_CELLS = 1 << 16
+_CellTable = tuple[list[tuple[int, Codes]], Floats]
 
 
 class Scorer:
-    """A proven forest made ready to score."""
+    """A forest that `check_forest` has checked, in the form in which it scores."""
 
     def __init__(self, forest: Forest, features: int) -> None:
         bounds = np.cumsum([0, *forest.sizes])
         trees = [slice(a, b) for a, b in pairwise(bounds)]
         inner = forest.feature >= 0
-        # What is compared is a float32: the largest one below a threshold parts the same values.
-        cuts = _below(forest.threshold)
+        # Values are float32: the largest float32 up to a threshold divides them in the same way.
+        cuts = _as_float32(forest.threshold)
         self._cuts = [np.unique(cuts[inner & (forest.feature == f)]) for f in range(features)]
         self._masks = []
         self._values = []
@@ -71,7 +70,10 @@ class Scorer:
             masks, values = self._tree(forest, tree, cuts[tree])
             self._masks.append(masks)
             self._values.append(values)
-        self._tables = [self._whole(f, t) for f, t in zip(self._masks, self._values, strict=True)]
+        self._tables = [
+            self._cell_table(masks, values)
+            for masks, values in zip(self._masks, self._values, strict=True)
+        ]
         self._scale = len(trees) * float(_expected(np.array([forest.sample]))[0])
 
     def _tree(
@@ -94,46 +96,47 @@ class Scorer:
             low = (number >= first[nodes, None]) & (number < middle[nodes, None])
             high = (number >= middle[nodes, None]) & (number < last[nodes, None])
             # In the i-th interval the first i nodes send a row to the right.
-            some = np.zeros((1, len(number)), np.bool_)
-            cleared = np.vstack([some, np.logical_or.accumulate(low)])
-            cleared |= np.vstack([np.logical_or.accumulate(high[::-1])[::-1], some])
-            own = np.packbits(~cleared & used, axis=1, bitorder="little").view(np.uint64)
-            place = np.searchsorted(cuts[nodes], np.append(known, np.inf), side="left")
-            spread = own[place].reshape(len(known) + 1, pairs, 2)
+            none = np.zeros((1, len(number)), np.bool_)
+            cleared = np.vstack([none, np.logical_or.accumulate(low)])
+            cleared |= np.vstack([np.logical_or.accumulate(high[::-1])[::-1], none])
+            packed = np.packbits(~cleared & used, axis=1, bitorder="little").view(np.uint64)
+            interval = np.searchsorted(cuts[nodes], np.append(known, np.inf), side="left")
+            spread = packed[interval].reshape(len(known) + 1, pairs, 2)
             masks.append(np.ascontiguousarray(spread.transpose(1, 0, 2)))
-        ends = np.flatnonzero(feature < 0)
+        nodes = np.flatnonzero(feature < 0)
         values = np.zeros(_SLOTS)
-        at = first[ends]
-        bits = np.uint64(1) << (at % _USED).astype(np.uint64)
-        slots = (bits * _MULTIPLIERS[at // _USED]) >> _SHIFT
-        values[slots] = depth[ends] + _expected(forest.rows[tree][ends])
+        leaf = first[nodes]
+        bits = np.uint64(1) << (leaf % _USED).astype(np.uint64)
+        slots = (bits * _MULTIPLIERS[leaf // _USED]) >> _SHIFT
+        values[slots] = depth[nodes] + _expected(forest.rows[tree][nodes])
         return masks, values
 
-    def _whole(self, masks: Masks, values: Floats) -> _Whole | None:
-        """A tree as one table over all intervals of all its features, where these are few."""
+    def _cell_table(self, masks: Masks, values: Floats) -> _CellTable | None:
+        """A tree as one table over all intervals of all its features, None if they are too many."""
         used = [f for f, mask in enumerate(masks) if mask is not None]
-        found: Any = None
+        combined: Any = None
         places: list[tuple[int, Codes]] = []
         cells = 1
         for f in reversed(used):
             mask: Any = masks[f]
-            # Neighbouring intervals between thresholds of other trees have the same mask.
+            # Neighbouring intervals between thresholds of other trees have equal masks.
             differs = (mask[:, 1:] != mask[:, :-1]).any(axis=(0, 2))
-            own = np.append(0, np.cumsum(differs))
-            kept = mask[:, np.append(0, np.flatnonzero(differs) + 1)]
-            places.append((f, own * cells))
-            cells *= kept.shape[1]
-            if cells > _CELLS:
+            interval = np.append(0, np.cumsum(differs))
+            distinct = mask[:, np.append(0, np.flatnonzero(differs) + 1)]
+            places.append((f, interval * cells))
+            cells *= distinct.shape[1]
+            if cells > _MAX_CELLS:
                 return None
-            found = kept if found is None else kept[:, :, None, :] & found[:, None]
-            found = found.reshape(len(found), cells, 2)
-        if found is None:
+            combined = distinct if combined is None else distinct[:, :, None, :] & combined[:, None]
+            combined = combined.reshape(len(combined), cells, 2)
+        if combined is None:
             return None
-        product = (found * _MULTIPLIERS[: 2 * len(found)].reshape(-1, 1, 2)).sum(axis=(0, 2))
+        multipliers = _MULTIPLIERS[: 2 * len(combined)].reshape(-1, 1, 2)
+        product = (combined * multipliers).sum(axis=(0, 2))
         return places, values[(product >> _SHIFT).astype(np.intp)]
 
     def scores(self, columns: Sequence[npt.NDArray[np.float32]]) -> Floats:
-        """The scores, from 0 to 1, of rows whose features are given one by one."""
+        """The scores of rows, from 0 to 1, by the values of each feature."""
         height = len(columns[0])
         codes = [
             np.searchsorted(c, x, side="left") for c, x in zip(self._cuts, columns, strict=True)
@@ -141,9 +144,9 @@ class Scorer:
         axes = _axes(codes, [len(cuts) + 1 for cuts in self._cuts], height)
         lengths = np.zeros(height)
         trees = zip(self._masks, self._values, self._tables, strict=True)
-        for masks, values, whole in trees:
-            if whole is not None:
-                lengths += _cell(whole, codes)
+        for masks, values, cells in trees:
+            if cells is not None:
+                lengths += _lengths_in_cells(cells, codes)
                 continue
             tables = [table for axis in axes if (table := _table(axis, masks)) is not None]
             if not tables:
@@ -152,38 +155,41 @@ class Scorer:
                 continue
             for start in range(0, height, _ROWS):
                 part = slice(start, start + _ROWS)
-                lengths[part] += _looked_up(tables, part, values)
+                lengths[part] += _lengths_in_tables(tables, part, values)
         return np.asarray(np.exp2(-lengths / self._scale))
 
 
-def _cell(whole: _Whole, codes: Sequence[Codes]) -> Floats:
-    places, values = whole
-    at: Any = None
+def _lengths_in_cells(cells: _CellTable, codes: Sequence[Codes]) -> Floats:
+    """The path length of each row in a tree that is one table."""
+    places, values = cells
+    cell: Any = None
     for feature, place in places:
-        mine = np.take(place, codes[feature], mode="clip")
-        at = mine if at is None else np.add(at, mine, out=at)
-    return np.asarray(np.take(values, at, mode="clip"))
+        offset = np.take(place, codes[feature], mode="clip")
+        cell = offset if cell is None else np.add(cell, offset, out=cell)
+    return np.asarray(np.take(values, cell, mode="clip"))
 
 
 Axis = tuple[Codes, list[tuple[int, Codes]]]
-"""What is looked up at once: each row's combination, and for each feature every combination's
-interval."""
+"""Features that are looked up together: the combination of each row, and for each feature the
+interval of each combination."""
 
 
 def _axes(codes: Sequence[Codes], counts: Sequence[int], height: int) -> list[Axis]:
+    """The features as axes, narrow ones combined."""
     axes: list[Axis] = []
     for number, (code, count) in enumerate(zip(codes, counts, strict=True)):
         if count > 1:
             axes.append(_compact(code, count, [(number, np.arange(count))]))
     while len(axes) > 1:
         axes.sort(key=_width)
-        (one, mine), (other, its) = axes[:2]
-        narrow, wide = _width(axes[0]), _width(axes[1])
-        if narrow * wide * _COMBINED > max(height, _ROWS // _COMBINED):
+        (codes_1, bins_1), (codes_2, bins_2) = axes[:2]
+        width_1, width_2 = _width(axes[0]), _width(axes[1])
+        most = max(height, _ROWS // _ROWS_PER_COMBINATION)
+        if width_1 * width_2 * _ROWS_PER_COMBINATION > most:
             break
-        both = [(f, np.repeat(bins, wide)) for f, bins in mine]
-        both += [(f, np.tile(bins, narrow)) for f, bins in its]
-        axes[:2] = [_compact(one * wide + other, narrow * wide, both)]
+        both = [(f, np.repeat(bins, width_2)) for f, bins in bins_1]
+        both += [(f, np.tile(bins, width_1)) for f, bins in bins_2]
+        axes[:2] = [_compact(codes_1 * width_2 + codes_2, width_1 * width_2, both)]
     return axes
 
 
@@ -192,7 +198,7 @@ def _width(axis: Axis) -> int:
 
 
 def _compact(codes: Codes, count: int, bins: list[tuple[int, Codes]]) -> Axis:
-    """An axis with those combinations alone that rows have."""
+    """An axis with only those combinations that rows have."""
     present = np.flatnonzero(np.bincount(codes, minlength=count))
     places = np.zeros(count, np.intp)
     places[present] = np.arange(len(present))
@@ -202,38 +208,41 @@ def _compact(codes: Codes, count: int, bins: list[tuple[int, Codes]]) -> Axis:
 def _table(
     axis: Axis, masks: Sequence[npt.NDArray[np.uint64] | None]
 ) -> tuple[Codes, npt.NDArray[np.complex128]] | None:
-    """Each row's combination, and every combination's mask in a tree; None if it rules out none."""
-    found: npt.NDArray[np.uint64] | None = None
+    """The combination of each row, and the mask of each combination in a tree; None if the tree has
+    none of the features.
+    """
+    combined: npt.NDArray[np.uint64] | None = None
     for feature, bins in axis[1]:
         mask = masks[feature]
         if mask is not None:
-            mine = mask[:, bins]
-            found = mine if found is None else found & mine
-    if found is None:
+            selected = mask[:, bins]
+            combined = selected if combined is None else combined & selected
+    if combined is None:
         return None
-    return axis[0], found.view(np.complex128)[:, :, 0]
+    return axis[0], combined.view(np.complex128)[:, :, 0]
 
 
-def _looked_up(
+def _lengths_in_tables(
     tables: Sequence[tuple[Codes, npt.NDArray[np.complex128]]], part: slice, values: Floats
 ) -> Floats:
+    """The path length of each row of a part in one tree."""
     product: Any = None
     for pair in range(len(tables[0][1])):
-        left: Any = None
+        leaves: Any = None
         for codes, masks in tables:
-            mine = np.take(masks[pair], codes[part], mode="clip").view(np.uint64)
-            left = mine if left is None else np.bitwise_and(left, mine, out=left)
-        one, other = _MULTIPLIERS[2 * pair : 2 * pair + 2]
-        found = left[0::2] * one + left[1::2] * other
-        product = found if product is None else product + found
+            possible = np.take(masks[pair], codes[part], mode="clip").view(np.uint64)
+            leaves = possible if leaves is None else np.bitwise_and(leaves, possible, out=leaves)
+        first, second = _MULTIPLIERS[2 * pair : 2 * pair + 2]
+        term = leaves[0::2] * first + leaves[1::2] * second
+        product = term if product is None else product + term
     return np.asarray(np.take(values, (product >> _SHIFT).view(np.int64), mode="clip"))
 
 
 def _spans(
     feature: npt.NDArray[np.int32], left: npt.NDArray[np.int32], right: npt.NDArray[np.int32]
 ) -> tuple[Codes, Codes, Codes, Floats]:
-    """Of each node: its first leaf, the first one to its right, the one behind its last; its
-    depth.
+    """For each node: its first leaf, the first leaf of its right child, the leaf after its last
+    one, and its depth.
     """
     leaf, below, above = (feature < 0).tolist(), left.tolist(), right.tolist()
     count = [1] * len(leaf)
@@ -243,35 +252,38 @@ def _spans(
     first, middle, depth = [0] * len(leaf), [0] * len(leaf), [0.0] * len(leaf)
     for node in range(len(leaf)):
         if not leaf[node]:
-            one, other = below[node], above[node]
-            first[one], first[other] = first[node], first[node] + count[one]
-            middle[node] = first[other]
-            depth[one] = depth[other] = depth[node] + 1
-    begins = np.array(first)
-    return begins, np.array(middle), begins + np.array(count), np.array(depth)
+            low, high = below[node], above[node]
+            first[low], first[high] = first[node], first[node] + count[low]
+            middle[node] = first[high]
+            depth[low] = depth[high] = depth[node] + 1
+    starts = np.array(first)
+    return starts, np.array(middle), starts + np.array(count), np.array(depth)
 
 
 def _expected(rows: npt.NDArray[Any]) -> Floats:
-    """The mean path length of an unsuccessful search among so many rows (Liu and others, 2008)."""
+    """The mean path length of an unsuccessful search in a tree of so many rows (Liu and others,
+    2008).
+    """
     many = np.maximum(rows, 2).astype(np.float64)
-    found = 2.0 * (np.log(np.maximum(many - 1.0, 1.0)) + _EULER) - 2.0 * (many - 1.0) / many
-    return np.where(rows <= 1, 0.0, np.where(rows == 2, 1.0, found))
+    mean = 2.0 * (np.log(np.maximum(many - 1.0, 1.0)) + _EULER) - 2.0 * (many - 1.0) / many
+    return np.where(rows <= 1, 0.0, np.where(rows == 2, 1.0, mean))
 
 
-def _below(thresholds: Floats) -> npt.NDArray[np.float32]:
+def _as_float32(thresholds: Floats) -> npt.NDArray[np.float32]:
+    """The largest float32 up to each threshold."""
     near = thresholds.astype(np.float32)
     return np.where(near > thresholds, np.nextafter(near, np.float32(-np.inf)), near)
 
 
-def prove(forest: Forest, features: int) -> None:
-    """Makes sure that the arrays are trees, which neither lead astray nor round in circles.
+def check_forest(forest: Forest, features: int) -> None:
+    """Checks that the arrays are trees: that each node exists and has one parent.
 
     Raises:
-        LakeError: what is there is no forest.
+        LakeError: the arrays are not a forest.
     """
     nodes = len(forest.feature)
     arrays = (forest.threshold, forest.left, forest.right, forest.rows)
-    good = (
+    valid = (
         len(forest.sizes) > 0
         and forest.sample > 1
         and all(len(array) == nodes for array in arrays)
@@ -279,25 +291,25 @@ def prove(forest: Forest, features: int) -> None:
         and int(forest.sizes.sum()) == nodes
         and int(forest.feature.max()) < features
     )
-    if good:
+    if valid:
         size = np.repeat(forest.sizes, forest.sizes)
-        own = np.arange(nodes) - np.repeat(np.cumsum(forest.sizes) - forest.sizes, forest.sizes)
+        index = np.arange(nodes) - np.repeat(np.cumsum(forest.sizes) - forest.sizes, forest.sizes)
         inner = forest.feature >= 0
         leaves = np.add.reduceat(~inner, np.cumsum(forest.sizes) - forest.sizes)
         sides = (forest.left[inner], forest.right[inner])
-        good = (
+        valid = (
             bool(np.isfinite(forest.threshold[inner]).all())
-            and all(bool(((s > own[inner]) & (s < size[inner])).all()) for s in sides)
+            and all(bool(((s > index[inner]) & (s < size[inner])).all()) for s in sides)
             and bool((forest.rows > 0).all())
             and bool((leaves <= _LEAVES).all())
-            and _each_once(forest, inner)
+            and _has_one_parent_each(forest, inner)
         )
-    if not good:
-        raise LakeError("A stored anomaly model is damaged: its arrays are no trees.")
+    if not valid:
+        raise LakeError("A stored anomaly model is damaged: its arrays are not trees.")
 
 
-def _each_once(forest: Forest, inner: npt.NDArray[np.bool_]) -> bool:
-    """Whether every node but the roots is a child exactly once."""
+def _has_one_parent_each(forest: Forest, inner: npt.NDArray[np.bool_]) -> bool:
+    """Whether every node but the roots is the child of exactly one node."""
     starts = np.repeat(np.cumsum(forest.sizes) - forest.sizes, forest.sizes)[inner]
     children = np.concatenate([starts + forest.left[inner], starts + forest.right[inner]])
     times = np.bincount(children, minlength=len(inner))
@@ -308,10 +320,10 @@ def _each_once(forest: Forest, inner: npt.NDArray[np.bool_]) -> bool:
 
 
 def scorer(version: str, forest: Forest, features: int) -> Scorer:
-    """The scorer of a model's version, made once per process."""
+    """The scorer of a version of a model, which is cached in the process."""
     with _lock:
         if version not in _scorers:
-            while len(_scorers) >= _KEPT:
+            while len(_scorers) >= _MAX_SCORERS:
                 del _scorers[next(iter(_scorers))]
             _scorers[version] = Scorer(forest, features)
         return _scorers[version]

@@ -1,5 +1,5 @@
-"""How a table's rows are watched: its model is taken from the lake, or made of a sample of what is
-in the Bronze table; before there is one, of the rows that it will be made of.
+"""The anomaly model of a table: read from the lake, or trained on a sample of the Bronze table; or
+on a sample of the source, before the Bronze table has rows.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ import polars as pl
 import pyarrow as pa
 
 from bronze.anomaly import training
-from bronze.anomaly.forest import prove
-from bronze.config.settings import GOVERNANCE, AnomalySettings, Settings
+from bronze.anomaly.forest import check_forest
+from bronze.config.settings import GOVERNANCE, Settings
+from bronze.config.tables import AnomalySettings
 from bronze.delta import files, log, properties
 from bronze.delta.files import Layout
 from bronze.delta.log import State
 from bronze.errors import LakeError
 from bronze.governance import writer
-from bronze.governance.tables import models as book
+from bronze.governance.tables import models as models_table
 from bronze.governance.tables import profiles
 from bronze.model.anomaly import Model, Monitoring
 from bronze.model.columns import Column, DeltaType
@@ -36,17 +37,17 @@ from bronze.tables.evolution import ColumnContract
 from bronze.tables.naming import short_name
 from bronze.tables.selection import Target
 
-# A sample has about so many rows, of so many pages or files, and so many bytes.
-_ROWS = 50_000
+# The size of a sample: about so many rows, from so many pages or files, and of so many bytes.
+_SAMPLE_ROWS = 50_000
 _PAGES = 500
 _FILES = 64
 _BYTES = 32 * 2**20
-# A model is made anew when its table has grown so much, or when so many times as many rows as
-# expected were anomalies in a run of so many rows.
+# A new model is trained when the table has grown by this factor, or when the anomalies in a run of
+# at least _MIN_SCORED rows exceed the expected share by this factor.
 _GROWTH = 2
 _EXCESS = 5
-_JUDGED = 1000
-_PROFILED = 100
+_MIN_SCORED = 1000
+_MAX_PROFILED = 100
 
 
 def monitoring_of(
@@ -56,14 +57,14 @@ def monitoring_of(
     state: State | None,
     protected: Collection[str] = (),
 ) -> Monitoring | None:
-    """How a table's rows are watched; None where they are not, and have no columns for it.
+    """How the rows of a table are monitored; None if they are not and never were.
 
     Args:
         context: the table.
         contract: its columns.
-        key: the key's target names.
-        state: the Bronze table as it was found.
-        protected: source names of columns whose values nothing may be learned of.
+        key: the target names of its key.
+        state: the Bronze table before the run.
+        protected: source names of columns whose values must not be in a model.
 
     Raises:
         SourceError: the sample cannot be read.
@@ -74,87 +75,90 @@ def monitoring_of(
         return (
             Monitoring() if state is not None and properties.WATCHED in state.properties else None
         )
-    free = [c for c in contract.columns if c.name not in protected and c.kind.name != "array"]
-    profiled = [c for c in contract.columns if c.kind.name != "array"][:_PROFILED]
-    numeric = {c.target for c in free if c.is_number}
-    named = _named(context, contract.columns, key)
-    model, notes = _model(context, own, _candidates(own, free, named), state)
+    scalar = [c for c in contract.columns if c.kind.name != "array"]
+    unprotected = [c for c in scalar if c.name not in protected]
+    identifiers = _identifiers(context, contract.columns, key)
+    model, notes = _model(context, own, _candidates(own, unprotected, identifiers), state)
     if model is not None and (notes or own.columns):
-        notes += _left_out(own, contract.columns, named, model)
+        notes += _unused_columns(own, contract.columns, identifiers, model)
     return Monitoring(
         model,
-        tuple(c.target for c in profiled),
-        frozenset(numeric - named),
+        tuple(c.target for c in scalar[:_MAX_PROFILED]),
+        frozenset(c.target for c in unprotected if c.is_number and c.target not in identifiers),
         notes,
     )
 
 
-def _left_out(
-    own: AnomalySettings, columns: Sequence[Column], named: Collection[str], model: Model
+def _unused_columns(
+    own: AnomalySettings, columns: Sequence[Column], identifiers: Collection[str], model: Model
 ) -> tuple[str, ...]:
-    """Says which columns the scores know nothing of, though somebody may think so. Keys, and what
-    names something, are not among them unless they were chosen.
+    """A note with the columns that are not features of the model. Identifiers are named only if
+    the config selects them.
     """
-    seen = {feature.column for feature in model.features}
-    wanted = (c for c in columns if c.name and c.target not in seen)
-    if own.columns:
-        left = [c for c in wanted if c.name in own.columns]
-    else:
-        left = [c for c in wanted if c.target not in named]
-    listed = ", ".join(f"{c.name} ({c.source_type})" for c in left)
-    return (f"no anomaly is found by the values of {listed}",) if left else ()
+    used = {feature.column for feature in model.features}
+    unused = [
+        c
+        for c in columns
+        if c.name
+        and c.target not in used
+        and (c.name in own.columns if own.columns else c.target not in identifiers)
+    ]
+    listed = ", ".join(f"{c.name} ({c.source_type})" for c in unused)
+    return (f"no anomaly is found by the values of {listed}",) if unused else ()
 
 
-_FOREIGN = """
+_KEY_COLUMNS = """
 SELECT DISTINCT a.attname FROM pg_constraint c
 JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = ANY(c.conkey)
 WHERE c.conrelid = %s AND c.contype IN ('p', 'u', 'f')
 """
-_NAMING = ("id", "key", "no", "nr", "number", "code", "uuid", "zip")
+_IDENTIFIER_WORDS = ("id", "key", "no", "nr", "number", "code", "uuid", "zip")
 
 
-def _named(context: TableContext, columns: Sequence[Column], key: Sequence[str]) -> set[str]:
-    """The target names of columns that name something: of keys and foreign keys, or by their
-    names.
-    """
+def _identifiers(context: TableContext, columns: Sequence[Column], key: Sequence[str]) -> set[str]:
+    """The target names of identifiers: columns of keys and foreign keys, others by their names."""
     oid = context.target.relation.oid
-    rows: list[Any] = ask_source(context, lambda holder: holder.execute(_FOREIGN, [oid]).fetchall())
+    rows: list[Any] = ask_source(
+        context, lambda holder: holder.execute(_KEY_COLUMNS, [oid]).fetchall()
+    )
     names = {name for (name,) in rows}
     return {
         c.target
         for c in columns
-        if c.name in names or c.target in key or c.name.lower().rpartition("_")[2] in _NAMING
+        if c.name in names
+        or c.target in key
+        or c.name.lower().rpartition("_")[2] in _IDENTIFIER_WORDS
     }
 
 
 def _candidates(
-    own: AnomalySettings, free: Sequence[Column], named: Collection[str]
+    own: AnomalySettings, columns: Sequence[Column], identifiers: Collection[str]
 ) -> list[Column]:
-    """The columns that features may be made of; ``named`` are those that name something."""
-    fit = [c for c in free if c.name and training.suitable_columns(c)]
+    """The columns that may be features."""
+    suitable = [c for c in columns if c.name and training.suitable_columns(c)]
     if own.columns:
-        return [c for c in fit if c.name in own.columns]
-    return [c for c in fit if c.target not in named]
+        return [c for c in suitable if c.name in own.columns]
+    return [c for c in suitable if c.target not in identifiers]
 
 
 def _model(
     context: TableContext, own: AnomalySettings, columns: Sequence[Column], state: State | None
 ) -> tuple[Model | None, tuple[str, ...]]:
-    """The model to go by, and what to say about it."""
+    """The model of the table, None if it has none, and notes about it."""
     if not columns:
-        return None, ("no column is fit for anomaly scores: there are none",)
+        return None, ("no column is fit for anomaly scores: rows have none",)
     kinds = [(c.target, "number" if _text_number(c) else str(c.kind)) for c in columns]
-    said = [own.trees, own.expected, own.seed, kinds]
-    settings = hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
+    parts = [own.trees, own.expected, own.seed, kinds]
+    settings = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
     rows = sum(max(file.rows, 0) for file in state.files) if state else 0
-    place = context.settings.place(GOVERNANCE, book.NAME)
-    known, why = _stored(context, own, place, settings, rows)
-    if known is not None and not why:
-        return known, ()
+    place = context.settings.place(GOVERNANCE, models_table.NAME)
+    stored, reason = _stored(context, own, place, settings, rows)
+    if stored is not None and not reason:
+        return stored, ()
     sample = _sample(context, columns, state, own.seed)
     rows = max(rows, sample.height, 0 if state else context.target.relation.rows)
-    if sample.height < training.LEAST:
-        return None, (f"no anomaly scores: the table has fewer than {training.LEAST} rows",)
+    if sample.height < training.MIN_ROWS:
+        return None, (f"no anomaly scores: the table has fewer than {training.MIN_ROWS} rows",)
     chosen = {c.target for c in columns} if own.columns else set()
     day = context.stamp.loaded_at.replace(hour=0, minute=0, second=0, microsecond=0)
     model = training.train(
@@ -168,29 +172,29 @@ def _model(
     )
     if model is None:
         return None, ("no anomaly scores: no column has values that differ",)
-    _keep(context, place, model, why, settings)
-    return model, (f"the anomaly model was trained ({why}): version {model.version}",)
+    _store(context, place, model, reason, settings)
+    return model, (f"the anomaly model was trained ({reason}): version {model.version}",)
 
 
 def _text_number(column: Column) -> bool:
     return column.is_number and column.kind.name == "string"
 
 
-def _keep(context: TableContext, place: Place, model: Model, why: str, settings: str) -> None:
+def _store(context: TableContext, place: Place, model: Model, reason: str, settings: str) -> None:
     target, stamp = context.target, context.stamp
-    record = book.ModelRecord(
-        model, stamp.loaded_at, target.source, target.label, target.full_name, why, settings
+    record = models_table.ModelRecord(
+        model, stamp.loaded_at, target.source, target.label, target.full_name, reason, settings
     )
-    store_records(place, book.COLUMNS, book.frame(record), stamp.batch_id)
+    store_records(place, models_table.COLUMNS, models_table.frame(record), stamp.batch_id)
 
 
 def store_records(place: Place, columns: Layout, records: pl.DataFrame, batch_id: str) -> None:
-    """Enters records into one of the books of this part.
+    """Appends records to a governance table of models, profiles or anomalies.
 
     Raises:
-        LakeError, LakeUnreachable
+        LakeError, LakeUnreachable: they cannot be written.
     """
-    writer.append_rows(place, columns, records, batch_id, BY)
+    writer.append_rows(place, columns, records, batch_id, STATISTICS)
 
 
 # The models in the lake
@@ -199,17 +203,17 @@ def store_records(place: Place, columns: Layout, records: pl.DataFrame, batch_id
 def _stored(
     context: TableContext, own: AnomalySettings, place: Place, settings: str, rows: int
 ) -> tuple[Model | None, str]:
-    """The table's model, and why another one is needed; "" where it is not."""
+    """The stored model of the table, and why a new one is needed, "" if it is not."""
     state = log.read(place)
-    found = None
+    latest = None
     if state is not None:
         try:
-            found = _latest(place, state, context)
+            latest = _latest(place, state, context)
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowException, LakeError):
             return None, "the one in the lake is damaged"
-    if found is None:
+    if latest is None:
         return None, "there was none"
-    model, record = found
+    model, record = latest
     age = (context.stamp.loaded_at - record["trained_timestamp"]).total_seconds()
     if record["settings"] != settings:
         return model, "its columns or settings have changed"
@@ -227,50 +231,51 @@ def _latest(
     place: Place, state: State, context: TableContext
 ) -> tuple[Model, dict[str, Any]] | None:
     """The newest record of the table, and its model."""
-    best: tuple[Any, Any] | None = None
+    latest: tuple[Any, Any] | None = None
     for file in state.files:
-        if not _may_hold(file, context.target):
+        if not _may_have(file, context.target):
             continue
-        parquet = files.opened(place, file)
-        for start, part in files.parts(parquet, book.COLUMNS, book.TOLD):
-            told = pl.DataFrame(part).with_row_index("at", start)
-            mine = told.filter(_about(context.target))
-            for row in mine.iter_rows(named=True):
-                if best is None or row["trained_timestamp"] > best[1]["trained_timestamp"]:
-                    best = file, row
-    if best is None:
+        parquet = files.open_parquet(place, file)
+        for start, part in files.parts(parquet, models_table.COLUMNS, models_table.SELECTION):
+            records = pl.DataFrame(part).with_row_index("at", start)
+            for row in records.filter(_about(context.target)).iter_rows(named=True):
+                if latest is None or row["trained_timestamp"] > latest[1]["trained_timestamp"]:
+                    latest = file, row
+    if latest is None:
         return None
-    file, record = best
-    for start, part in files.parts(files.opened(place, file), book.COLUMNS):
+    file, record = latest
+    for start, part in files.parts(files.open_parquet(place, file), models_table.COLUMNS):
         if start <= record["at"] < start + part.num_rows:
             row = pl.DataFrame(part.slice(record["at"] - start, 1)).row(0, named=True)
-            model = book.model_of(row)
+            model = models_table.model_of(row)
             if training.version(model) != model.version:
-                raise LakeError(f"The model {model.version} is not what it was.")
-            prove(model.forest, len(model.features))
+                raise LakeError(f"The anomaly model {model.version} was changed in the lake.")
+            check_forest(model.forest, len(model.features))
             return model, record
     return None
 
 
 def _last_share(context: TableContext, model: Model) -> float:
-    """The share of anomalies in the last run of which the model has told many rows."""
-    told = pl.DataFrame(schema={"model_version": pl.String, "scored": pl.Int64})
-    # What hinders the reading is told when the run is to be entered.
+    """The share of anomalies in the last run in which the model scored enough rows."""
+    earlier = pl.DataFrame(schema={"model_version": pl.String, "scored": pl.Int64})
+    # The profile of this run cannot be recorded then either, which is reported.
     with suppress(LakeError):
-        told = earlier_profiles(context.settings, context.target)
-    told = told.filter(pl.col("model_version") == model.version, pl.col("scored") >= _JUDGED)
-    if told.is_empty():
+        earlier = earlier_profiles(context.settings, context.target)
+    earlier = earlier.filter(
+        pl.col("model_version") == model.version, pl.col("scored") >= _MIN_SCORED
+    )
+    if earlier.is_empty():
         return 0.0
-    row = told.row(-1, named=True)
+    row = earlier.row(-1, named=True)
     return float(row["anomalies"] / row["scored"])
 
 
-BY = ("target_table",)
-"""What the books of this part have file statistics of, so that few files are read of them."""
+STATISTICS = ("target_table",)
+"""The columns of these governance tables with file statistics, by which files are skipped."""
 
 
 def earlier_profiles(settings: Settings, target: Target, most: int = 40) -> pl.DataFrame:
-    """The last profiles of a table, in the order of their time.
+    """The last profiles of a table, oldest first.
 
     Raises:
         LakeError, LakeUnreachable: they cannot be read.
@@ -278,27 +283,28 @@ def earlier_profiles(settings: Settings, target: Target, most: int = 40) -> pl.D
     place = settings.place(GOVERNANCE, profiles.NAME)
     state = log.read(place)
     parts = [pl.DataFrame(files.conform(pa.table({}), profiles.COLUMNS, {}, 0))]
-    # Files are named by their batches, which are named by their times.
+    # The names of files begin with their batch ids, which are ordered by time.
     newest = sorted(state.files, key=lambda file: file.path, reverse=True) if state else []
     for file in newest:
         if sum(part.height for part in parts) >= most:
             break
-        if not _may_hold(file, target):
+        if not _may_have(file, target):
             continue
-        with log.mapped(place, "read"):
-            for _, part in files.parts(files.opened(place, file), profiles.COLUMNS):
+        with log.mapped_errors(place, "read"):
+            for _, part in files.parts(files.open_parquet(place, file), profiles.COLUMNS):
                 parts.append(pl.DataFrame(part).filter(_about(target)))
     return pl.concat(parts).sort("profiled_timestamp").tail(most)
 
 
 def _about(target: Target) -> pl.Expr:
-    """The condition that is true for records about a table."""
+    """The condition for records about a table."""
     names = (target.full_name, short_name(target.full_name))
     return (pl.col("source_table") == target.label) & pl.col("target_table").is_in(names)
 
 
-def _may_hold(file: StoredFile, target: Target) -> bool:
-    low, high = (dict(side).get(BY[0]) for side in (file.low, file.high))
+def _may_have(file: StoredFile, target: Target) -> bool:
+    """Whether a file may have records about a table, by its statistics."""
+    low, high = (dict(side).get(STATISTICS[0]) for side in (file.low, file.high))
     return any(
         (low is None or low <= name) and (high is None or name <= high)
         for name in (target.full_name, short_name(target.full_name))
@@ -311,67 +317,67 @@ def _may_hold(file: StoredFile, target: Target) -> bool:
 def _sample(
     context: TableContext, columns: Sequence[Column], state: State | None, seed: int
 ) -> pl.DataFrame:
-    """Rows of the Bronze table; of the source, where that has not these columns, or no rows."""
+    """Rows of the Bronze table, or of the source if it lacks columns or rows."""
     if state is not None and {c.target for c in columns} <= {name for name, _ in state.columns}:
-        with log.mapped(state.place, "read"):
+        with log.mapped_errors(state.place, "read"):
             sample = _from_bronze(state, columns, seed)
-        if sample.height >= training.LEAST:
+        if sample.height >= training.MIN_ROWS:
             return sample
     return _from_source(context, columns, seed)
 
 
 def _from_bronze(state: State, columns: Sequence[Column], seed: int) -> pl.DataFrame:
-    """Rows of the Bronze table: some row groups of some files, chosen by the seed."""
+    """Rows of the Bronze table: some row groups of some files, selected by the seed."""
     chance = np.random.default_rng(seed)
-    some = sorted(state.files, key=lambda file: file.path)
-    if len(some) > _FILES:
-        some = [some[i] for i in sorted(chance.choice(len(some), _FILES, replace=False))]
+    stored = sorted(state.files, key=lambda file: file.path)
+    if len(stored) > _FILES:
+        stored = [stored[i] for i in sorted(chance.choice(len(stored), _FILES, replace=False))]
     layout = [*((c.target, c.kind) for c in columns), *_STATUS]
-    each = -(-_ROWS // max(len(some), 1))
-    found = []
-    for file in some:
-        parquet = files.opened(state.place, file)
+    rows_per_file = -(-_SAMPLE_ROWS // max(len(stored), 1))
+    samples = []
+    for file in stored:
+        parquet = files.open_parquet(state.place, file)
         groups = chance.permutation(parquet.num_row_groups).tolist()
-        left = each
+        remaining = rows_per_file
         for group in groups:
-            if left <= 0:
+            if remaining <= 0:
                 break
             for _, part in files.parts(parquet, layout, None, [group], dict(file.partition)):
                 rows = pl.DataFrame(part).filter(pl.col("record_status").ne_missing(DELETED))
-                rows = _some(rows.drop("record_status"), left, chance)
-                left -= rows.height
-                found.append(rows)
-    return pl.concat(found) if found else pl.DataFrame()
+                rows = _subset(rows.drop("record_status"), remaining, chance)
+                remaining -= rows.height
+                samples.append(rows)
+    return pl.concat(samples) if samples else pl.DataFrame()
 
 
 _STATUS = (("record_status", DeltaType("string")),)
 
 
 def _from_source(context: TableContext, columns: Sequence[Column], seed: int) -> pl.DataFrame:
-    """Rows of the source, in the run's snapshot: those of some pages, chosen by the seed."""
+    """Rows of the source in the run's snapshot: those of some pages, selected by the seed."""
     relation = context.target.relation
     table = statement.quoted(relation.schema, relation.name)
     pages = sum(relation.heaps)
     if not pages:
-        # What has no pages is sampled from its beginning.
+        # A view has no pages: its first rows are the sample.
         names = ", ".join(statement.quoted(a.name) for a in relation.attributes if a.readable)
-        table = f"(SELECT {names} FROM {table} LIMIT {_ROWS}) AS sample"  # noqa: S608
+        table = f"(SELECT {names} FROM {table} LIMIT {_SAMPLE_ROWS}) AS sample"  # noqa: S608
     else:
-        wanted = min(_PAGES, max(1, _BYTES * pages // max(splits.size_of(relation), 1)))
-        if pages > wanted:
-            table += f" TABLESAMPLE SYSTEM ({100 * wanted / pages:.6f}) REPEATABLE ({seed})"
+        sampled = min(_PAGES, max(1, _BYTES * pages // max(splits.size_of(relation), 1)))
+        if pages > sampled:
+            table += f" TABLESAMPLE SYSTEM ({100 * sampled / pages:.6f}) REPEATABLE ({seed})"
     query = statement.select(columns, table)
-    session = context.held.session(context.origin)
-    guarded = bool(context.target.settings.protect)
+    session = context.snapshot.session(context.origin)
+    has_protection = bool(context.target.settings.protect)
     label = context.target.label
     parts = reader.read_rows(
-        context.origin, session, query, (splits.WHOLE_TABLE,), columns, label, guarded
+        context.origin, session, query, (splits.WHOLE_TABLE,), columns, label, has_protection
     )
     rows = pl.concat([rows for rows, _ in parts] or [pl.DataFrame()])
-    return _some(rows, _ROWS, np.random.default_rng(seed))
+    return _subset(rows, _SAMPLE_ROWS, np.random.default_rng(seed))
 
 
-def _some(rows: pl.DataFrame, most: int, chance: np.random.Generator) -> pl.DataFrame:
+def _subset(rows: pl.DataFrame, most: int, chance: np.random.Generator) -> pl.DataFrame:
     if rows.height <= most:
         return rows
     return rows[np.sort(chance.choice(rows.height, most, replace=False))]

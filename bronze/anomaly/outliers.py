@@ -1,5 +1,5 @@
-"""What is unlike the rest of a table is told: rows that are anomalies, and a run whose rows are as
-a whole unlike those of the runs before.
+"""Records anomalies: rows that differ from the others of their table, and runs whose rows as a
+whole differ from those of earlier runs.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from bronze.anomaly.detection import reasons_of
 from bronze.anomaly.models import earlier_profiles, store_records
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.errors import BronzeError
+from bronze.governance.json_values import json_value
 from bronze.governance.tables import anomalies, profiles
 from bronze.governance.tables.profiles import Scope
 from bronze.model.anomaly import KEY_COLUMN, SCORE_COLUMN, Model, Monitoring
@@ -23,21 +24,21 @@ from bronze.model.stamp import RowStamp
 from bronze.model.units import Findings
 from bronze.tables.selection import Target
 
-# A run is held against so many before it, once there are so many.
+# A run is compared with at most _HISTORY and at least _MIN_HISTORY earlier runs.
 _HISTORY = 20
-_LEAST = 5
-# Beyond so many deviations it is far from them. One is the median absolute deviation, as the
-# standard deviation of a normal distribution, or what is taken for chance in any case: a share of
-# the usual value, or of all rows.
-_FAR = 5.0
+_MIN_HISTORY = 5
+# A measure is unusual beyond so many deviations. One deviation is the median absolute deviation,
+# scaled to the standard deviation of a normal distribution, but at least a share of the usual value
+# (for NULLs a share of all rows), which counts as chance.
+_MAX_DEVIATIONS = 5.0
 _NORMAL = 1.4826
 _CHANCE = 0.05
 _CHANCE_OF_NULLS = 0.01
 
 
 @dataclass(frozen=True)
-class Far:
-    """A measure of a run that is far from what is ``usual``, by so many deviations."""
+class UnusualMeasure:
+    """A measure of a run that differs from the ``usual`` value by so many deviations."""
 
     measure: str
     column: str
@@ -46,29 +47,31 @@ class Far:
     deviations: float
 
     def __str__(self) -> str:
-        what = f"{self.measure.replace('_', ' ')}{' of ' + self.column if self.column else ''}"
-        return f"unusual: {what} is {self.value:,.6g}, where {self.usual:,.6g} is usual"
+        name = f"{self.measure.replace('_', ' ')}{' of ' + self.column if self.column else ''}"
+        return f"unusual: {name} is {self.value:,.6g}, where {self.usual:,.6g} is usual"
 
 
-def far(now: Mapping[str, float], before: Sequence[Mapping[str, float]]) -> Iterator[Far]:
-    """The measures that are far from those of earlier runs; none where these are too few.
+def unusual_measures(
+    now: Mapping[str, float], before: Sequence[Mapping[str, float]]
+) -> Iterator[UnusualMeasure]:
+    """The measures that differ from those of earlier runs; none if there are too few runs.
 
     Args:
-        now: a run's, as in `bronze.governance.tables.profiles.measures`.
-        before: those of earlier runs.
+        now: the measures of a run, see `bronze.governance.tables.profiles.measures`.
+        before: the measures of earlier runs.
     """
     for name, value in now.items():
         measure, _, column = name.partition(" ")
-        known = [one[name] for one in before if name in one]
-        few = min([now["rows"], *(one["rows"] for one in before)]) < profiles.LEAST
-        if len(known) < _LEAST or (few and measure != "rows"):
+        known = [earlier[name] for earlier in before if name in earlier]
+        few_rows = min([now["rows"], *(earlier["rows"] for earlier in before)]) < profiles.MIN_ROWS
+        if len(known) < _MIN_HISTORY or (few_rows and measure != "rows"):
             continue
         usual = float(np.median(known))
         spread = _NORMAL * float(np.median(np.abs(np.array(known) - usual)))
         chance = _CHANCE_OF_NULLS if measure == "null_share" else _CHANCE * abs(usual)
         deviations = abs(value - usual) / max(spread, chance, np.finfo(float).tiny)
-        if deviations > _FAR:
-            yield Far(measure, column, value, usual, min(deviations, 1e6))
+        if deviations > _MAX_DEVIATIONS:
+            yield UnusualMeasure(measure, column, value, usual, min(deviations, 1e6))
 
 
 def record_findings(
@@ -79,20 +82,20 @@ def record_findings(
     findings: Findings,
     scope: Scope,
 ) -> tuple[str, ...]:
-    """Enters what was found out about rows that have landed into the books.
+    """Records the anomalies and the profile of rows that have landed in governance tables.
 
-    The rows stand, and say themselves which of them are anomalies: so a book that cannot be
-    written is told, and no failure.
+    A record that cannot be written is a message and not a failure, as the rows have landed, with
+    their scores.
 
     Returns:
-        What there is to say about the run.
+        Messages about the run for the user.
     """
     if not watch.profiled:
         return ()
     try:
         return _record(settings, target, stamp, watch, findings, scope)
     except BronzeError as error:
-        return (f"the anomalies were not entered into the books: {error.message}",)
+        return (f"the anomalies were not recorded: {error.message}",)
 
 
 def _record(
@@ -103,39 +106,41 @@ def _record(
     findings: Findings,
     scope: Scope,
 ) -> tuple[str, ...]:
-    at, profile, outliers = datetime.now(UTC), findings.profile, findings.outliers
-    before = earlier_profiles(settings, target).filter(pl.col("scope") == scope).tail(_HISTORY)
-    strange: list[Far] = []
-    if profile.rows or scope == "whole":
-        known = [json.loads(text) for text in before["measures"]]
-        strange = list(far(profiles.measures(profile), known))
-    records = [_runs(strange)] if strange else []
+    now, profile, outliers = datetime.now(UTC), findings.profile, findings.outliers
+    unusual: list[UnusualMeasure] = []
+    is_profiled = bool(profile.rows) or scope == "whole"
+    if is_profiled:
+        earlier = earlier_profiles(settings, target).filter(pl.col("scope") == scope)
+        texts = earlier.tail(_HISTORY)["measures"]
+        before = [json_value(text, profiles.NAME, dict) for text in texts]
+        unusual = list(unusual_measures(profiles.measures(profile), before))
+    records = [_run_records(unusual)] if unusual else []
     if watch.model and outliers.count:
-        records.append(_rows(watch.model, findings))
+        records.append(_row_records(watch.model, findings))
     if records:
         frame = anomalies.frame(
             pl.concat(records),
-            at=at,
+            at=now,
             stamp=stamp,
             source_table=target.label,
             target_table=target.full_name,
         )
         place = settings.place(GOVERNANCE, anomalies.NAME)
         store_records(place, anomalies.COLUMNS, frame, stamp.batch_id)
-    if profile.rows or scope == "whole":
+    if is_profiled:
         frame = profiles.frame(
             profile,
             outliers,
             scope=scope,
             model=watch.model.version if watch.model else None,
-            at=at,
+            at=now,
             stamp=stamp,
             source_table=target.label,
             target_table=target.full_name,
         )
         place = settings.place(GOVERNANCE, profiles.NAME)
         store_records(place, profiles.COLUMNS, frame, stamp.batch_id)
-    return tuple(map(str, strange))
+    return tuple(map(str, unusual))
 
 
 _SCHEMA = {
@@ -148,8 +153,8 @@ _SCHEMA = {
 }
 
 
-def _rows(model: Model, findings: Findings) -> pl.DataFrame:
-    """Records of the most striking rows."""
+def _row_records(model: Model, findings: Findings) -> pl.DataFrame:
+    """Records of the outliers with the highest scores."""
     rows = findings.outliers.rows
     return pl.DataFrame(
         {
@@ -164,30 +169,25 @@ def _rows(model: Model, findings: Findings) -> pl.DataFrame:
     )
 
 
-def _runs(found: Sequence[Far]) -> pl.DataFrame:
+def _run_records(unusual: Sequence[UnusualMeasure]) -> pl.DataFrame:
     """A record of each measure."""
-    written = [
-        json.dumps(
-            [
-                {
-                    "column": f.column or None,
-                    "measure": f.measure,
-                    "value": f.value,
-                    "usual": f.usual,
-                }
-            ],
-            ensure_ascii=False,
-        )
-        for f in found
+    details = [
+        {
+            "column": measure.column or None,
+            "measure": measure.measure,
+            "value": measure.value,
+            "usual": measure.usual,
+        }
+        for measure in unusual
     ]
     return pl.DataFrame(
         {
-            "level": [anomalies.RUN] * len(found),
-            "row_key": [None] * len(found),
-            "anomaly_score": [f.deviations for f in found],
-            "threshold": [_FAR] * len(found),
-            "model_version": [None] * len(found),
-            "columns": written,
+            "level": [anomalies.RUN] * len(unusual),
+            "row_key": [None] * len(unusual),
+            "anomaly_score": [measure.deviations for measure in unusual],
+            "threshold": [_MAX_DEVIATIONS] * len(unusual),
+            "model_version": [None] * len(unusual),
+            "columns": [json.dumps([one], ensure_ascii=False) for one in details],
         },
         schema=_SCHEMA,
     )

@@ -1,4 +1,4 @@
-"""What the values of rows are like, summed up so that those of many parts can be added."""
+"""Profiles: statistics of the values of rows, which can be added up over many parts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MARGIN = 1.5
 
 
 def profile_of(rows: pl.DataFrame, watch: Monitoring) -> Profile:
-    """The profile of clear source rows."""
+    """The profile of rows in clear text."""
     names = [name for name in watch.profiled if name in rows.columns]
     return Profile(rows.height, {name: _column(rows[name], watch) for name in names})
 
@@ -26,20 +26,19 @@ def _column(values: pl.Series, watch: Monitoring) -> ColumnProfile:
         inexact = present.dtype.is_float() or present.dtype == pl.String
         floats = floats.filter(floats.is_finite()) if inexact else floats
         total, numbers = float(floats.sum()), len(floats)
-    return ColumnProfile(len(values) - len(present), total, numbers, _least(present.hash()))
+    return ColumnProfile(len(values) - len(present), total, numbers, _smallest(present.hash()))
 
 
-def _least(hashes: pl.Series) -> npt.NDArray[np.uint64]:
-    """The smallest different ones, sorted."""
-    # To find those below a bound costs less than to find all, and where many differ they suffice.
+def _smallest(hashes: pl.Series) -> npt.NDArray[np.uint64]:
+    """The smallest distinct hashes, sorted."""
+    # Distinct hashes below a bound cost less than all, and are enough if many values differ.
     share = _MARGIN * SKETCH_SIZE / max(len(hashes), 1)
     while share < 1:
-        least = hashes.filter(hashes < int(2**64 * share)).unique()
-        if len(least) >= SKETCH_SIZE:
+        smallest = hashes.filter(hashes < int(2**64 * share)).unique()
+        if len(smallest) >= SKETCH_SIZE:
             break
-        # So many different ones there are, as far as can be told.
-        many = len(least) / share
-        share = max(_MARGIN * SKETCH_SIZE / max(many, 1), 2 * share)
+        estimated = len(smallest) / share
+        share = max(_MARGIN * SKETCH_SIZE / max(estimated, 1), 2 * share)
     else:
-        least = hashes.unique()
-    return np.sort(least.to_numpy())[:SKETCH_SIZE].copy()
+        smallest = hashes.unique()
+    return np.sort(smallest.to_numpy())[:SKETCH_SIZE].copy()

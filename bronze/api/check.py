@@ -6,15 +6,17 @@ No rows are read except a small sample of each table, in which personal data is 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from typing import Any
 
 import uuid_utils
 
-from bronze.cdc import apply
+from bronze.cdc import table_sync
 from bronze.config.settings import Settings
-from bronze.delta import log, properties, store
+from bronze.delta import log, store
+from bronze.delta.properties import TableProperties
 from bronze.errors import (
     BronzeError,
     ConfigError,
@@ -29,13 +31,13 @@ from bronze.ingest import pipeline, plan
 from bronze.ingest.pipeline import OpenSource
 from bronze.model.columns import Column
 from bronze.model.quality import ResolvedRule
-from bronze.model.results import Failure
+from bronze.model.results import Failure, Shown
 from bronze.model.stamp import RowStamp
 from bronze.postgres.catalog import constraints, survey
 from bronze.postgres.catalog.constraints import Constraints
 from bronze.postgres.catalog.relations import Relation
 from bronze.postgres.catalog.survey import Personal
-from bronze.postgres.connection import capacity, connect
+from bronze.postgres.connection import capacity, connect, parameters, translation
 from bronze.postgres.copy import read, snapshot
 from bronze.postgres.copy.snapshot import Consistency, Snapshot
 from bronze.postgres.replication import publication, slot
@@ -105,8 +107,8 @@ class TableReport:
     limits: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class CheckReport:
+@dataclass(frozen=True, repr=False)
+class CheckReport(Shown):
     """What a run would do. ``missing`` are problems of no single table, ``notes`` are about the
     sources.
     """
@@ -120,6 +122,15 @@ class CheckReport:
         """All errors that a run would have."""
         return self.missing + tuple(table.problem for table in self.tables if table.problem)
 
+    @property
+    def exit_code(self) -> int:
+        """0: a run would have no problem; 1: it would."""
+        return 1 if self.problems else 0
+
+    def _row(self, item: TableReport) -> Mapping[str, Any]:
+        columns = [f"{column.target} {column.delta_type}" for column in item.columns]
+        return {**asdict(item), "columns": columns, "rules": [rule.name for rule in item.rules]}
+
 
 def check(settings: Settings, tables: Sequence[str] = ()) -> CheckReport:
     """Checks the source and the lake as a run would: in a snapshot, under the same locks.
@@ -127,11 +138,11 @@ def check(settings: Settings, tables: Sequence[str] = ()) -> CheckReport:
     Raises:
         ConfigError, SourceError, LakeError: neither a run nor this check can start.
     """
-    openlineage.ready(settings)
+    openlineage.check_package(settings)
     missing: list[BronzeError] = []
     notes: list[str] = []
     try:
-        audit.ready(settings)
+        audit.check_key(settings)
     except ConfigError as error:
         missing.append(error)
     with ExitStack() as stack:
@@ -187,7 +198,7 @@ class _CheckedSource:
         """A note on a standby from which tables can be read one by one."""
         if not self.snapshot.since.standby or self.no_shared_snapshot:
             return []
-        return [f"{connect.address(self.source.origin)} {_STANDBY}"]
+        return [f"{parameters.address(self.source.origin)} {_STANDBY}"]
 
 
 def _check_source(
@@ -198,11 +209,13 @@ def _check_source(
     keyed: list[selection.Target] = []
     wanting: tuple[MissingPrerequisite, ...] = ()
     no_stream: BronzeError | None = None
-    with connect.source_errors(source.origin):
+    with translation.source_errors(source.origin):
         if streamed:
             slot_name, publication_name = settings.stream.names(name)
-            keyed, wanting = apply.prepare_tables(connection, streamed, slot_name, publication_name)
-            no_stream = apply.prerequisites_error(name, wanting) or _slot_conflict(
+            keyed, wanting = table_sync.prepare_tables(
+                connection, streamed, slot_name, publication_name
+            )
+            no_stream = table_sync.prerequisites_error(name, wanting) or _slot_conflict(
                 connection, slot_name
             )
         limits = capacity.low_connection_limits(connection, source.origin, bool(streamed))
@@ -221,7 +234,7 @@ def _check_source(
         no_shared_snapshot=snapshot.standby_error(source.origin) if standby else None,
         no_stream=no_stream,
         limits=limits,
-        unfit=apply.unfit_tables(wanting),
+        unfit=table_sync.unfit_tables(wanting),
         streamed={target.label: target for target in keyed},
         relations={relation.oid: relation for relation in shared.relations},
         personal={surveyed.relation.oid: surveyed.personal for surveyed in surveys},
@@ -237,17 +250,21 @@ def _slot_conflict(connection: connect.Connection, name: str) -> ConfigError | N
     return None
 
 
-def _orphans(settings: Settings, chosen: Sequence[selection.Target]) -> dict[tuple[str, str], str]:
+def _orphans(settings: Settings, chosen: Sequence[selection.Target]) -> dict[tuple[str, int], str]:
     """The Bronze tables that no table is loaded into, by the source and oid of their old table."""
     if all(log.read(target.place) for target in chosen):
         return {}
     targets = {target.name for target in chosen}
-    orphans: dict[tuple[str, str], str] = {}
+    orphans: dict[tuple[str, int], str] = {}
     for name in store.folders(settings.place(settings.lake.schema_, "")):
         state = None if name in targets else log.read(settings.place(settings.lake.schema_, name))
-        if state and properties.OID in state.properties:
-            table = state.properties
-            orphans[table[properties.SOURCE], table[properties.OID]] = name
+        if state is None:
+            continue
+        known = TableProperties.read(state.properties)
+        # Of a table that is not loaded now, an oid that cannot be read only costs a note.
+        with suppress(LakeError):
+            if known.oid is not None:
+                orphans[known.source, known.oid] = name
     return orphans
 
 
@@ -255,11 +272,11 @@ def _table_report(
     settings: Settings,
     checked: _CheckedSource,
     target: selection.Target,
-    orphans: Mapping[tuple[str, str], str],
+    orphans: Mapping[tuple[str, int], str],
 ) -> TableReport:
     relation = target.relation
-    notes = selection.unprotected(target, checked.personal.get(relation.oid, ()))
-    notes += blind_spots.slowly(relation, checked.snapshot.version)
+    notes = selection.unprotected_notes(target, checked.personal.get(relation.oid, ()))
+    notes += blind_spots.ctid_notes(relation, checked.snapshot.version)
     report = TableReport(
         table=target.label,
         target=target.full_name,
@@ -331,19 +348,19 @@ def _with_rules(
     """
     key = tuple(column.name for column in outline.key)
     criteria = rules.criteria(given.settings, given.target, outline.contract, key, known)
-    set_rules.answerable(given, known, criteria)
+    set_rules.check_set_rules(given, known, criteria)
     return replace(
         report,
         rules=tuple(map(_rule, criteria)),
-        untranslated=rules.untranslated(given.target, outline.contract, known),
+        untranslated=rules.untranslated_checks(given.target, outline.contract, known),
     )
 
 
 def _rename_notes(
-    given: TableContext, outline: plan.PlanOutline, orphans: Mapping[tuple[str, str], str]
+    given: TableContext, outline: plan.PlanOutline, orphans: Mapping[tuple[str, int], str]
 ) -> tuple[str, ...]:
     """A note on a new table that was loaded into another Bronze table under its old name."""
-    orphan = orphans.get((given.target.source, str(given.target.relation.oid)))
+    orphan = orphans.get((given.target.source, given.target.relation.oid))
     if outline.state is not None or not orphan:
         return ()
     return (

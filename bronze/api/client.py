@@ -1,83 +1,35 @@
 """The Python interface: the commands of the command line as methods.
 
-What they return has an ``exit_code`` as the command has, and fails with the errors of
-`bronze.errors` where nothing could be done at all.
+Results have the ``exit_code`` of the command. Where a command could do nothing, its method raises
+an error of `bronze.errors`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING
 
-from bronze.errors import ConfigError
-from bronze.model.quality import POINTS, ResolvedRule, Severity
+from bronze.api.rule import Rule
 
 if TYPE_CHECKING:
-    import polars as pl
     from polars import DataFrame, LazyFrame
 
     from bronze.api.check import CheckReport
     from bronze.cdc.stream import Notify as NotifyStep
     from bronze.config.settings import Settings
-    from bronze.governance.audit import AuditReport
+    from bronze.governance.audit_proof import AuditReport
     from bronze.ingest.pipeline import Notify
     from bronze.maintenance.maintain import Notify as NotifyMaintained
     from bronze.model.results import MaintainResult, RunResult, StreamResult
-    from bronze.protection.erasure import ErasureResult
+    from bronze.protection.erasure_result import ErasureResult
     from bronze.protection.keys import KeyReport
     from bronze.quality.report import QualityReport
     from bronze.verify.results import VerifyResult
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A rule for the rows of a table, made in Python.
-
-    Args:
-        name: what it is called, once in its table.
-        holds: a polars expression over the source's columns that is false for rows that break
-            the rule; where it is NULL they keep it. It looks at no other rows.
-        severity: "low", "medium", "high" or "critical"; see `bronze.model.quality.POINTS`.
-        allow: the share of rows that may break it.
-        allow_rows: how many rows may break it, whatever their share is.
-    """
-
-    name: str
-    holds: pl.Expr = field(compare=False)
-    severity: Severity = "medium"
-    allow: float = 0.0
-    allow_rows: int = 0
-
-    def criterion(self) -> ResolvedRule:
-        """The rule as it travels.
-
-        Raises:
-            ConfigError: it has no such severity, share or number of rows.
-        """
-        fits = self.severity in POINTS and 0 <= self.allow <= 1 and self.allow_rows >= 0
-        if not fits:
-            raise ConfigError(
-                f"The rule {self.name!r} has the severity {self.severity!r} and allows"
-                f" {self.allow!r} and {self.allow_rows!r} rows.",
-                hint=f"A severity is one of {', '.join(POINTS)}; a share is from 0 to 1, a number"
-                " of rows at least 0.",
-            )
-        serialised = self.holds.meta.serialize()
-        return ResolvedRule(
-            self.name,
-            "expression",
-            (),
-            self.severity,
-            "python",
-            self.allow,
-            holds=serialised,
-            allow_rows=self.allow_rows,
-        )
 
 
 @dataclass(frozen=True)
@@ -101,20 +53,20 @@ class Bronze:
         """Loads tables from PostgreSQL into the lake from one snapshot.
 
         A table that fails does not stop the others. When the source goes away, the run starts again
-        from a new snapshot, as often as ``[run] max_retries`` says.
+        from a new snapshot, up to ``[run] max_retries`` times.
 
         Args:
             tables: which tables.
-            pool: where units of work run instead of the config's ``[run] engine``.
+            pool: where tasks run instead of the config's ``[run] engine``.
             notify: called with what happens to each table, from this thread; without it, a
                 notebook shows the progress.
 
         Returns:
-            What happened to each table: rows read, inserted, updated, deleted, and why it failed.
+            The result of each table: rows read, inserted, updated, deleted, or why it failed.
 
         Raises:
             ConfigError: the config or a name is wrong.
-            SourceError, LakeError: nothing could be done at all.
+            SourceError, LakeError: no table could be loaded.
         """
         from bronze.api import progress, recorded
 
@@ -132,8 +84,9 @@ class Bronze:
     ) -> StreamResult:
         """Applies the changes of tables whose pattern is "streaming", batch after batch.
 
-        Tables that are new are copied first. It ends when ``stop`` is set, with the batch at hand
-        applied; what it had confirmed is never lost, and the next stream goes on from there.
+        Tables that are new are loaded first, on the config's ``[run] engine``; batches are applied
+        by threads of this process. The stream ends when ``stop`` is set, after the current batch;
+        the next stream continues from the position that was recorded last.
 
         Args:
             tables: which tables.
@@ -163,7 +116,7 @@ class Bronze:
             )
 
     def drop_stream(self, tables: Sequence[str] = ()) -> str:
-        """Drops the replication slot and the publication; Bronze tables stay as they are.
+        """Drops the replication slot and the publication; Bronze tables are not changed.
 
         Returns:
             The name of the stream.
@@ -185,7 +138,7 @@ class Bronze:
         notify: NotifyMaintained | None = None,
     ) -> MaintainResult:
         """Optimizes and vacuums tables of the lake: joins small files, clusters rows, deletes files
-        and log entries that are older than the retention. The source is not asked.
+        and log entries that are older than the retention. It does not connect to the source.
 
         Args:
             tables: names of tables in PostgreSQL, of Bronze tables or of governance tables.
@@ -208,14 +161,14 @@ class Bronze:
         """
         from bronze.tables import lake
 
-        found = lake.opened(self.config, self.config.lake.schema_)
+        found = lake.tables_of(self.config, self.config.lake.schema_)
         return tuple(sorted(table.name for table in found if table.is_bronze))
 
     def table(self, name: str) -> LazyFrame:
         """The active rows of a Bronze table, to be filtered, joined and collected with polars.
 
-        Rows that are gone from the source or in quarantine are left out; of a history it has the
-        last version of each row. Values are as they are stored: protected ones stay protected.
+        It has no rows that were deleted at the source or are in quarantine, and of a history the
+        latest version of each row. Values are as stored: protected ones stay protected.
 
         Args:
             name: the Bronze table's, or the source table's.
@@ -240,21 +193,21 @@ class Bronze:
         """Reads the audit log, the newest record first.
 
         Args:
-            verify: whether to check the chain of hashes, against the tables of the lake too.
-            head: a hash that was noted earlier, which the log has to contain.
-            since: records of that moment and later.
-            action: records of one command, such as "run".
-            table: records about one table.
+            verify: whether to check the chain of hashes, also against the tables of the lake.
+            head: a hash that was noted earlier; the log has to contain it.
+            since: only records of that time or later.
+            action: only records of this command, such as "run".
+            table: only records about this table.
 
         Returns:
-            The records, and what is wrong with the log where it was checked.
+            The records and, with ``verify``, the faults of the log.
 
         Raises:
             LakeError: the lake cannot be read.
         """
-        from bronze.governance import audit
+        from bronze.governance import audit_proof
 
-        return audit.report(
+        return audit_proof.report(
             self.config, verify=verify, head=head, since=since, action=action, table=table
         )
 
@@ -266,7 +219,7 @@ class Bronze:
         """
         from bronze.protection import keys
 
-        return keys.reports(keys.stored_keys(self.config)[1])
+        return keys.key_reports(keys.stored_keys(self.config)[1])
 
     def rotate_keys(
         self, tables: Sequence[str] = (), *, reencrypt: bool = False
@@ -290,7 +243,7 @@ class Bronze:
         return keys.rotate(self.config, names, reencrypt)
 
     def rewrap_keys(self) -> int:
-        """Wraps all keys with the config's master key, the old one being under ``previous``.
+        """Wraps all keys with the config's master key; ``previous`` has the old one.
 
         Returns:
             How many keys were wrapped again.
@@ -332,15 +285,15 @@ class Bronze:
 
     def forget(self, table: str, key: Mapping[str, str], *, ask: bool = True) -> ErasureResult:
         """Erases the rows of a person from a Bronze table, its older versions and the governance
-        tables, and proves it by reading everything that is left.
+        tables, then reads everything that is left as proof.
 
         Args:
             table: the Bronze table's name, or the source table's.
             key: values of columns that select the rows, as PostgreSQL writes them.
-            ask: whether the source is asked first that it has no such row any more.
+            ask: whether to check first that the source has no such row.
 
         Returns:
-            What was erased, what was looked at before and after, and what is left.
+            What was erased, what was read before and after, and what is left.
 
         Raises:
             ConfigError: there is no such table or column, or the source still has the row.
@@ -351,7 +304,7 @@ class Bronze:
         return recorded.forget(self.config, table, key, ask=ask)
 
     def delete_old_versions(self, table: str) -> ErasureResult:
-        """Deletes all older versions of a table, whatever the retention is.
+        """Deletes all older versions of a table, regardless of the retention.
 
         Raises:
             ConfigError: there is no such table.
@@ -375,17 +328,17 @@ class Bronze:
 
         Args:
             tables: which tables.
-            repair: whether what differs is reloaded, and verified again.
-            at_rest: whether files are checked against the log and their own hashes instead; the
-                source is not asked then.
-            trust_hashes: whether the hashes in Bronze are taken for those of the values.
+            repair: whether to reload what differs, and to verify it again.
+            at_rest: whether to check files against the log and their own hashes instead, without
+                the source.
+            trust_hashes: whether to trust the stored hashes instead of hashing the values.
             pool: where tasks run instead of the config's ``[run] engine``.
             notify: called with what happens to each table, from this thread; without it, a
                 notebook shows the progress.
 
         Raises:
             ConfigError: the config or a name is wrong.
-            SourceError, LakeError: nothing could be found out at all.
+            SourceError, LakeError: no table could be verified.
         """
         from bronze.api import progress, recorded
 
@@ -429,10 +382,10 @@ class Bronze:
     def check(self, tables: Sequence[str] = ()) -> CheckReport:
         """Says what a run would do with each table and column, and what prevents it.
 
-        It looks under the same locks as a run, and reads no rows but a small sample.
+        It takes the same locks as a run, and reads no rows except a small sample.
 
         Raises:
-            ConfigError, SourceError, LakeError: neither a run nor this can begin.
+            ConfigError, SourceError, LakeError: neither a run nor this check can start.
         """
         from bronze.api import check
 
@@ -443,10 +396,10 @@ def open(config: str | Path | Mapping[str, object] = "bronze.toml") -> Bronze:  
     """Reads a config.
 
     Args:
-        config: a file's path, or what would be in the file as a dictionary.
+        config: the path of a file, or the content of such a file as a dictionary.
 
     Raises:
-        ConfigError: with all that is wrong in it.
+        ConfigError: with all errors of the config.
     """
     from bronze.config import loading
 

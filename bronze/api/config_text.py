@@ -24,7 +24,7 @@ from bronze.postgres.catalog.relations import Relation
 from bronze.postgres.catalog.survey import Personal, Survey
 from bronze.rows.metadata import COMMIT_TIMESTAMP, METADATA_COLUMNS
 from bronze.tables import selection
-from bronze.tables.naming import faults, free, renames, table_name
+from bronze.tables.naming import free, name_faults, proposed_names, table_name
 
 PASSWORD_VARIABLE = "BRONZE_SOURCE_PASSWORD"  # noqa: S105 - a name
 DSN_VARIABLE = "BRONZE_SOURCE_DSN"
@@ -254,13 +254,13 @@ def _targets(relations: Sequence[Relation]) -> dict[int, str]:
     defaults = {relation.oid: table_name(relation.name) for relation in relations}
     counts = Counter(defaults.values())
     schemas = len({relation.schema for relation in relations})
-    taken = {name for name, count in counts.items() if count == 1}
+    names = {name for name, count in counts.items() if count == 1}
     targets = {}
     for relation in relations:
         default = defaults[relation.oid]
         if counts[default] > 1:
-            name = free(table_name(relation.label) if schemas > 1 else default, taken)
-            taken.add(name)
+            name = free(table_name(relation.label) if schemas > 1 else default, names)
+            names.add(name)
             if name != default:
                 targets[relation.oid] = name
     return targets
@@ -286,12 +286,12 @@ def _settings(surveyed: Survey, target: str | None) -> list[str]:
 def _renames(relation: Relation) -> list[str]:
     """The lines that rename columns whose names Delta cannot hold, with the reasons."""
     names = [attribute.name for attribute in relation.attributes]
-    renamed = renames(names, _BRONZE_COLUMNS)
+    renamed = proposed_names(names, _BRONZE_COLUMNS)
     if not renamed:
         return []
     reasons = [
         _comment(f"{_shown(name)} is renamed: {reason}").rstrip()
-        for name, reason in faults(names, _BRONZE_COLUMNS).items()
+        for name, reason in name_faults(names, _BRONZE_COLUMNS).items()
     ]
     pairs = [f"{_key(name)} = {_string(new)}" for name, new in renamed.items()]
     inline = f"rename = {{ {', '.join(pairs)} }}"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 import polars as pl
 from deltalake import DeltaTable
 
 from bronze.config.settings import Settings
-from bronze.delta import log, properties, store
+from bronze.delta import log, store
+from bronze.delta.properties import TableProperties
 from bronze.delta.write.history import KIND, ORDER
 from bronze.errors import ConfigError
 from bronze.model.units import ACTIVE
@@ -19,20 +18,20 @@ def active_rows(settings: Settings, name: str) -> pl.LazyFrame:
     """The rows of a Bronze table that are active: of a history, the last versions of them.
 
     Raises:
-        ConfigError: there is no such table in the lake.
+        ConfigError: there is no such table in the lake, or there are several.
         LakeError, LakeUnreachable: it cannot be read.
     """
-    found = lake.opened(settings, settings.lake.schema_)
-    (table,) = lake.find(settings, (one for one in found if one.is_bronze or one.error), [name])
+    found = lake.tables_of(settings, settings.lake.schema_)
+    table = lake.find_one(settings, (one for one in found if one.is_bronze or one.error), name)
     state = table.state
     if table.error or state is None:
         raise table.error or ConfigError(f"There is no Bronze table {name}.")
-    with log.mapped(state.place, "read"):
+    with log.mapped_errors(state.place, "read"):
         delta = DeltaTable(
             state.place.url, version=state.version, storage_options=store.options(state.place)
         )
         rows = pl.scan_delta(delta)
     if KIND in dict(state.columns):
-        key = json.loads(state.properties[properties.KEY])
+        key = TableProperties.read(state.properties).key
         rows = rows.sort(ORDER, maintain_order=True).unique(key, keep="last")
     return rows.filter(pl.col("record_status") == ACTIVE)

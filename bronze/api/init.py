@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from bronze.api.config_text import DatabaseSurvey, config_text
-from bronze.config.settings import TableSettings
+from bronze.config.tables import TableSettings
 from bronze.errors import ConfigError
 from bronze.model.locations import Origin, Place
 from bronze.model.results import Failure
 from bronze.postgres.catalog import relations as catalog
 from bronze.postgres.catalog import survey
 from bronze.postgres.catalog.relations import Relation
-from bronze.postgres.connection import connect
+from bronze.postgres.connection import connect, translation
 from bronze.postgres.copy import snapshot
 from bronze.tables import selection
 from bronze.tables.selection import Target
@@ -46,7 +46,7 @@ def propose_config(
     """
     # With a short lock timeout: a locked table is proposed like any other.
     origin = Origin(name=name or "source", conninfo=dsn, lock_timeout=1)
-    with connect.source_errors(origin), connect.connect(origin) as connection:
+    with translation.source_errors(origin), connect.connect(origin) as connection:
         database = _survey_database(origin, connection, schemas)
     for surveyed in database.excluded:
         notify(f"Left out: {database.refused[surveyed.relation.oid].message}")

@@ -24,7 +24,8 @@ from bronze.maintenance import maintain as maintenance
 from bronze.model.events import StreamEvent
 from bronze.model.results import LateRecord, MaintainResult, RunResult, StreamResult, TableResult
 from bronze.protection import erasure
-from bronze.protection.erasure import ErasureResult
+from bronze.protection.erasure_result import ErasureResult
+from bronze.protection.old_versions import delete_old_versions
 from bronze.verify import verify as proof
 from bronze.verify.results import VerifyResult
 
@@ -67,7 +68,7 @@ def follow(
             started.append(Event("stream", "", "started", _arguments(tables)))
             # If the lake cannot be written, the stream itself reports it and waits.
             with suppress(BronzeError):
-                audit.enter(settings, started)
+                audit.record_events(settings, started)
         notify(event)
 
     def events(done: StreamResult) -> list[Event]:
@@ -194,13 +195,13 @@ def forget(settings: Settings, table: str, key: Mapping[str, str], *, ask: bool)
 
 
 def old_versions(settings: Settings, table: str) -> ErasureResult:
-    """`bronze.protection.erasure.purge_history`."""
+    """`bronze.protection.old_versions.delete_old_versions`."""
 
     def events(done: ErasureResult) -> list[Event]:
         details = {"old_versions": True, "files": done.files, "version": done.version}
         return [Event("forget", done.target, _outcome(done), details)]
 
-    work = lambda: erasure.purge_history(settings, table)  # noqa: E731
+    work = lambda: delete_old_versions(settings, table)  # noqa: E731
     return _run_and_record(settings, "forget", [table], work, events)
 
 
@@ -218,10 +219,10 @@ def _run_and_record(
         raise
     except BaseException as error:
         with suppress(BronzeError):
-            audit.enter(settings, [_failure_event(action, tables, error)])
+            audit.record_events(settings, [_failure_event(action, tables, error)])
         raise
     try:
-        audit.enter(settings, events(done))
+        audit.record_events(settings, events(done))
     except BronzeError as error:
         return replace(done, unrecorded=error.failure())
     return done

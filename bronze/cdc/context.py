@@ -1,4 +1,4 @@
-"""What the parts of a stream share: connection, names, totals, and who gets its events."""
+"""What the modules of a stream share: the connection, its tables, totals, and where events go."""
 
 from __future__ import annotations
 
@@ -6,21 +6,28 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 
-from bronze.cdc.apply import AppliedChanges
 from bronze.config.settings import Settings
+from bronze.delta.log import State
 from bronze.errors import BronzeError
 from bronze.governance import lineage, openlineage
 from bronze.governance.lineage import LineageEntry
 from bronze.ingest import pipeline
+from bronze.ingest.plan import Plan
 from bronze.model.events import LoadEvent, Notice, StreamEvent, TableFailed
 from bronze.model.locations import Origin
+from bronze.model.quality import QualityTotals
 from bronze.model.results import Failure, LateRecord, TableResult
+from bronze.model.stamp import RowStamp
+from bronze.model.units import NO_FINDINGS, Findings
 from bronze.postgres.catalog.relations import Relation
-from bronze.postgres.connection import connect
+from bronze.postgres.connection import translation
 from bronze.postgres.connection.connect import Connection
+from bronze.postgres.replication.batch import Batch
 from bronze.postgres.replication.rewind import KnownTransactions
 from bronze.postgres.replication.slot import Session
+from bronze.postgres.replication.text_values import TextColumn
 from bronze.tables import selection
 from bronze.tables.selection import Target
 
@@ -31,13 +38,101 @@ Notify = Callable[[StreamEvent], None]
 
 
 class Stopped(Exception):
-    """The stream was asked to stop while it copied."""
+    """The stream was asked to stop."""
+
+
+@dataclass(frozen=True)
+class UnrecordedQuality:
+    """The quality of the rows of some batches. The last one, with the ``stamp``, was committed in
+    the source at ``as_of``, and applied ``age`` seconds later.
+    """
+
+    scored: QualityTotals
+    stamp: RowStamp
+    as_of: datetime
+    age: float
+
+
+@dataclass
+class FollowedTable:
+    """A table that follows the stream.
+
+    Attributes:
+        plan: its column contract, layout and key.
+        sent_columns: the columns (name, type oid, modifier) that the contract was made for, as the
+            stream describes them.
+        texts: how the stream's texts become its columns.
+        identity: the source's columns that identify a row at any moment.
+        floor: the Bronze table has all transactions before this position.
+        position: the position in the Bronze table's log; it may be less than ``floor``.
+        version: the version of the Bronze table at ``position``.
+        entry: its record in ``governance.data_lineage``, with the counts up to now.
+        findings: the anomalies of its rows that are not recorded yet.
+        quality: the quality of its rows that is not recorded yet.
+        error: why it does not follow any more.
+        ahead_of_audit: the state in which it named an audit record that the audit log lacked.
+    """
+
+    plan: Plan
+    sent_columns: tuple[tuple[str, int, int], ...]
+    texts: tuple[TextColumn, ...]
+    identity: tuple[str, ...]
+    floor: int
+    position: int
+    version: int
+    entry: LineageEntry
+    findings: Findings = NO_FINDINGS
+    quality: UnrecordedQuality | None = field(default=None)
+    error: BronzeError | None = field(default=None)
+    ahead_of_audit: State | None = field(default=None)
+
+    @property
+    def target(self) -> Target:
+        """The source table and its Bronze table."""
+        return self.plan.target
+
+    @property
+    def label(self) -> str:
+        """The source table's ``schema.name``."""
+        return self.target.label
+
+    @property
+    def oid(self) -> int:
+        """The source table's oid."""
+        return self.target.relation.oid
+
+
+@dataclass(frozen=True)
+class StartedTables:
+    """The tables of a stream on a new connection: by oid those that are ``followed`` from their
+    positions, and by the reason those ``to_resync``. Positions belong to the ``history``.
+    """
+
+    history: str
+    followed: dict[int, FollowedTable]
+    to_resync: dict[str, list[Target]]
+
+
+@dataclass(frozen=True)
+class AppliedChanges:
+    """What a batch did to one table; ``read`` is the number of changes that were received."""
+
+    following: FollowedTable
+    read: int = 0
+    inserted: int = 0
+    updated: int = 0
+    deleted: int = 0
+    rejected: int = 0
+    anomalies: int = 0
+    quarantined: int = 0
+    error: BronzeError | None = None
 
 
 @dataclass
 class StreamTotals:
-    """What a stream has done since it began; ``names`` are the Bronze tables that it has made, or
-    found there.
+    """What a stream has done since it began, over all its connections.
+
+    ``bronze_tables`` are the names of the Bronze tables that it has created or found in the lake.
     """
 
     batches: int = 0
@@ -45,34 +140,40 @@ class StreamTotals:
     changes: int = 0
     position: int = 0
     tables: dict[str, TableResult] = field(default_factory=dict)
-    names: set[str] = field(default_factory=set)
+    bronze_tables: set[str] = field(default_factory=set)
     late: list[LateRecord] = field(default_factory=list)
     unrecorded: Failure | None = None
 
-    def copied(self, result: TableResult) -> None:
-        """Adds what a copy did."""
+    def add_load(self, result: TableResult) -> None:
+        """Adds the result of a table sync or resync."""
         self._add(result.table, result)
 
-    def followed(self, one: AppliedChanges) -> None:
+    def add_changes(self, applied: AppliedChanges) -> None:
         """Adds what a batch did to a table."""
-        target = one.following.plan.target
+        target = applied.following.target
         self._add(
-            one.following.label,
+            applied.following.label,
             TableResult(
                 table=target.label,
                 target=target.full_name,
-                status="failed" if one.error else "landed",
-                rows_read=one.read,
-                inserted=one.inserted,
-                updated=one.updated,
-                deleted=one.deleted,
-                rejected=one.rejected,
-                anomalies=one.anomalies,
-                quarantined=one.quarantined,
-                version=one.following.version,
-                error=one.error.failure() if one.error else None,
+                status="failed" if applied.error else "landed",
+                rows_read=applied.read,
+                inserted=applied.inserted,
+                updated=applied.updated,
+                deleted=applied.deleted,
+                rejected=applied.rejected,
+                anomalies=applied.anomalies,
+                quarantined=applied.quarantined,
+                version=applied.following.version,
+                error=applied.error.failure() if applied.error else None,
             ),
         )
+
+    def add_batch(self, batch: Batch) -> None:
+        """Adds a batch that all tables have applied."""
+        self.batches += 1
+        self.transactions += batch.transactions
+        self.changes += batch.changes
 
     def _add(self, label: str, new: TableResult) -> None:
         old = self.tables.get(label)
@@ -97,9 +198,10 @@ class StreamTotals:
 
 @dataclass
 class StreamProgress:
-    """How far a stream has come: ``done`` is the position before which everything is applied,
-    ``lag`` how many bytes of the source's log are behind it. ``published`` is the publication's
-    oid, ``past`` what the server has to send again first.
+    """The progress of a stream.
+
+    All changes before the position ``done`` are applied; the source's log has ``lag`` more bytes.
+    ``published`` is the publication's oid, ``past`` what the server has to send again first.
     """
 
     done: int = 0
@@ -110,7 +212,7 @@ class StreamProgress:
 
 @dataclass(frozen=True)
 class StreamContext:
-    """What all parts of a stream share, for the time of one connection.
+    """What all modules of a stream share, for the life of one connection.
 
     Attributes:
         settings: the config.
@@ -119,11 +221,11 @@ class StreamContext:
         slot: the replication slot's name.
         publication: the publication's name.
         stop: ends the stream once it is set.
-        totals: what the stream has done so far, on earlier connections too.
-        notify: is called with each event.
-        copied: is called with the progress of copies.
-        sessions: the sessions at the server.
-        progress: how far the stream has come.
+        totals: what the stream has done, on earlier connections too.
+        on_event: is called with each event.
+        on_load_event: is called with the progress of table syncs and resyncs.
+        sessions: its sessions at the server.
+        progress: its progress.
     """
 
     settings: Settings
@@ -133,48 +235,48 @@ class StreamContext:
     publication: str
     stop: threading.Event
     totals: StreamTotals
-    notify: Notify
-    copied: pipeline.Notify
+    on_event: Notify
+    on_load_event: pipeline.Notify
     sessions: list[Session]
     progress: StreamProgress = field(default_factory=StreamProgress)
 
-    def tell(self, event: StreamEvent) -> None:
-        """Passes an event on, and logs it where it has something to say."""
+    def notify(self, event: StreamEvent) -> None:
+        """Passes an event on, and logs its message if it has one."""
         if event.message:
             _log.warning("%s", event.message)
-        self.notify(event)
+        self.on_event(event)
 
-    def copying(self, event: LoadEvent) -> None:
-        """Passes the progress of a copy on.
+    def notify_load(self, event: LoadEvent) -> None:
+        """Passes on the progress of a table sync or resync.
 
         Raises:
             Stopped: the stream is to end.
         """
         if self.stop.is_set():
             raise Stopped
-        self.copied(event)
+        self.on_load_event(event)
 
-    def failed(self, target: Target, error: BronzeError) -> None:
-        """Counts and tells that a table is not followed."""
+    def notify_failure(self, target: Target, error: BronzeError) -> None:
+        """Reports and counts a table that is not followed because of an error."""
         failure = error.failure()
-        self.totals.copied(
+        self.totals.add_load(
             TableResult(table=target.label, target=target.full_name, status="failed", error=failure)
         )
-        self.tell(TableFailed(target.label, failure))
+        self.notify(TableFailed(target.label, failure))
 
-    def remember(self, entries: Sequence[LineageEntry], *, begins: bool = False) -> None:
-        """Enters records of lineage; ``begins`` says that they are of tables that have just come.
+    def record_lineage(self, entries: Sequence[LineageEntry], *, begins: bool = False) -> None:
+        """Records lineage; ``begins`` says that the tables begin to follow now.
 
         Raises:
-            LakeError, LakeUnreachable: they cannot be written.
+            LakeError, LakeUnreachable: it cannot be written.
         """
         late = lineage.record(self.settings, entries)
         self.totals.late += [lineage.late_record(record) for record in late]
         for note in openlineage.send(self.settings, entries, begins=begins):
-            self.tell(Notice(note))
+            self.notify(Notice(note))
 
-    def found(self) -> tuple[Relation, ...]:
-        """What is in the source's schemas now."""
+    def relations(self) -> tuple[Relation, ...]:
+        """The relations that the source's schemas have now."""
         schemas = self.settings.source[self.origin.name].schema_
-        with connect.source_errors(self.origin):
+        with translation.source_errors(self.origin):
             return selection.relations_of(self.control, self.origin.name, schemas)

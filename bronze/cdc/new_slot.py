@@ -1,9 +1,9 @@
-"""A replication slot in the making, on a thread and connections of its own.
+"""Creates a replication slot, in a thread and with connections of its own.
 
-A new slot waits for every transaction of the whole server that was open when it was asked for, be
-that for hours. Until it is there no table is locked, as whoever wants to change one would wait as
-long, and everybody else behind them. Once it is, the tables are locked in its snapshot; what was
-done to them in between is for `bronze.postgres.copy.snapshot.changed_relations` to say.
+PostgreSQL creates a slot only when all transactions of the server that were open have ended, which
+may take hours. Meanwhile no table is locked: a session that wants to alter one would wait as long,
+and all others behind it. Once the slot is created, the tables are locked in its snapshot. What was
+done to them in between, `bronze.postgres.copy.snapshot.changed_relations` finds.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bronze.cdc.context import Stopped, StreamContext
 from bronze.errors import BronzeError, TableRefused
 from bronze.model.events import Waiting
 from bronze.model.locations import Origin
-from bronze.postgres.connection import connect
+from bronze.postgres.connection import connect, sockets, translation
 from bronze.postgres.connection.connect import Connection
 from bronze.postgres.copy import snapshot
 from bronze.postgres.copy.snapshot import Snapshot
@@ -30,49 +30,51 @@ from bronze.postgres.replication import publication, slot, slot_waits
 from bronze.tables.selection import Target
 
 _POLL = 0.05
-# After so many seconds it is said whom it waits for.
-_LONG = 2.0
-_PUZZLING = 10.0
-# How often it is looked, and said again: where they are others, and where they are the same.
-_LOOK_EVERY = 1.0
-_OTHERS_EVERY, _SAME_EVERY = 30.0, 300.0
-# A server that does not answer is not waited for when all is to end.
+# After this many seconds a notice names what the slot waits for; later, if that is unknown.
+_NOTICE_AFTER = 2.0
+_UNKNOWN_NOTICE_AFTER = 10.0
+_CHECK_INTERVAL = 1.0
+# The notice is repeated: if it names other transactions, and if it names the same ones.
+_REPEAT_CHANGED, _REPEAT_SAME = 30.0, 300.0
+# How long `close` waits for a server that does not answer.
 _LEAVING = 3.0
 
 
 def publish(
     origin: Origin, connection: Connection, name: str, targets: Sequence[Target]
-) -> tuple[dict[str, BronzeError], Covered]:
-    """Publishes tables, and notes how they are.
+) -> tuple[dict[str, BronzeError], PublishedTables]:
+    """Publishes tables, and reads the fingerprints of their publication.
 
-    That is asked for before the snapshot is taken in which they are read: what is changed after it
-    is noticed later.
+    To be called before the snapshot in which they are read, so that a later change of the
+    publication is noticed.
 
     Returns:
-        By their labels, why some are not published: somebody has them locked, or they are gone; and
-        all of them.
+        The errors of tables that are not published, by label: they are locked by another session,
+        or do not exist any more; and all tables with their fingerprints.
 
     Raises:
         SourceRefused, SourceBusy: as `bronze.postgres.replication.publication.publish`.
         psycopg.Error
     """
-    refused = _refused(origin, connection, name, targets)
-    found = publication.fingerprints_of(connection, name, [target.relation for target in targets])
-    covered = [replace(one, published=found.get(one.relation.oid, "")) for one in targets]
-    return refused, Covered(publication.oid_of(connection, name) or 0, tuple(covered))
+    refused = _publish_each(origin, connection, name, targets)
+    relations = [target.relation for target in targets]
+    fingerprints = publication.fingerprints_of(connection, name, relations)
+    published = [replace(t, published=fingerprints.get(t.relation.oid, "")) for t in targets]
+    return refused, PublishedTables(publication.oid_of(connection, name) or 0, tuple(published))
 
 
 @dataclass(frozen=True)
-class Covered:
-    """A publication's oid, and tables with how it has them."""
+class PublishedTables:
+    """A publication's oid, and tables with the fingerprints of their publication."""
 
     oid: int
     targets: tuple[Target, ...]
 
 
-def _refused(
+def _publish_each(
     origin: Origin, connection: Connection, name: str, targets: Sequence[Target]
 ) -> dict[str, BronzeError]:
+    """Publishes the tables together; if that fails, one by one. Returns the errors by label."""
     try:
         publication.publish(connection, name, [target.relation for target in targets])
         return {}
@@ -81,29 +83,29 @@ def _refused(
             label = targets[0].label
             if isinstance(error, TableRefused):
                 return {label: error}
-            return {label: connect.explain(error, origin, label)}
+            return {label: translation.explain(error, origin, label)}
     refused: dict[str, BronzeError] = {}
     for target in targets:
-        refused |= _refused(origin, connection, name, [target])
+        refused |= _publish_each(origin, connection, name, [target])
     return refused
 
 
 class NewSlot:
-    """A slot that is being made, and then the snapshot of its position with the tables locked.
+    """A slot that is being created, and then its snapshot with the tables locked.
 
     Attributes:
-        targets: the tables that it is made for.
-        name: the slot's.
-        refused: by label, why a table was not published.
+        targets: the tables to read in its snapshot.
+        name: the slot's name.
+        refused: the errors of tables that were not published, by label.
         published: the publication's oid.
-        sender: the connection on which it was made, once it was.
-        error: why there is none.
+        sender: the connection that created it, None before.
+        error: why it was not created.
     """
 
     def __init__(
         self, stream: StreamContext, targets: Sequence[Target], name: str, *, temporary: bool
     ) -> None:
-        """Publishes the tables, and asks for the slot. `close` it, whatever comes of it."""
+        """Begins to publish the tables and to create the slot. `close` it in any case."""
         self.targets, self.name = tuple(targets), name
         self.refused: dict[str, BronzeError] = {}
         self.published = 0
@@ -112,24 +114,24 @@ class NewSlot:
         self._stream, self._temporary = stream, temporary
         self._schemas = stream.settings.source[stream.origin.name].schema_
         self._holder: Connection | None = None
-        self._held: Snapshot | None = None
-        self._made = False
-        self._stack, self._locked = ExitStack(), ExitStack()
+        self._snapshot: Snapshot | None = None
+        self._created = False
+        self._connections, self._locks = ExitStack(), ExitStack()
         self._releasing = threading.Lock()
         self._done, self._stopped = threading.Event(), threading.Event()
         self._began = time.monotonic()
-        self._look_at, self._said_at = self._began + _LONG / 2, 0.0
-        self._open: frozenset[str] = frozenset()
-        self._said: frozenset[str] | None = None
+        self._check_at, self._notified_at = self._began + _NOTICE_AFTER / 2, 0.0
+        self._open_transactions: frozenset[str] = frozenset()
+        self._notified: frozenset[str] | None = None
         self._thread = threading.Thread(target=self._run, name="bronze slot", daemon=True)
         self._thread.start()
 
     def wait(self, seconds: float) -> bool:
-        """Waits for it; whether it is there, or has failed."""
+        """Waits until it is created or has failed; False if that takes longer."""
         return self._done.wait(seconds)
 
     def wait_or_stop(self, who: str) -> None:
-        """Waits for it for as long as it takes, and says whom it waits for; see `say`.
+        """Waits until it is created or has failed, with notices as of `notify_waiting`.
 
         Raises:
             Stopped: the stream is to end.
@@ -137,134 +139,136 @@ class NewSlot:
         while not self.wait(_POLL):
             if self._stream.stop.is_set():
                 raise Stopped
-            self.say(who, "")
+            self.notify_waiting(who, "")
 
     @property
-    def held(self) -> Snapshot:
-        """The snapshot, with the tables locked, until it is closed.
+    def snapshot(self) -> Snapshot:
+        """The snapshot, with the tables locked until it is closed.
 
         Raises:
             BronzeError: why there is none.
         """
         if self.error:
             raise self.error
-        if self._held is None:
+        if self._snapshot is None:
             raise Stopped
-        return self._held
+        return self._snapshot
 
-    def say(self, who: str, meanwhile: str) -> None:
-        """Says whom it waits for, once it has for long, and again from time to time.
+    def notify_waiting(self, who: str, meanwhile: str) -> None:
+        """Sends a notice of what the slot waits for, if it takes long; repeats it now and then.
 
         Args:
             who: what waits for the slot, with its verb.
-            meanwhile: what goes on, as a sentence; may be empty.
+            meanwhile: a sentence about what goes on meanwhile; may be empty.
         """
         now = time.monotonic()
-        if now < self._look_at or self._done.is_set():
+        if now < self._check_at or self._done.is_set():
             return
-        self._look_at = now + _LOOK_EVERY
-        long = now - self._began >= _LONG
-        said = self._locks(who) if self._made else self._transactions(who)
-        if said is None or not long:
+        self._check_at = now + _CHECK_INTERVAL
+        # Also called early, so that it knows which transactions last.
+        notice = self._lock_notice(who) if self._created else self._transaction_notice(who)
+        if notice is None or now - self._began < _NOTICE_AFTER:
             return
-        whom, text = said
-        every = _SAME_EVERY if whom == self._said else _OTHERS_EVERY
-        if self._said is None or now - self._said_at >= every:
-            self._said, self._said_at = whom, now
-            self._stream.tell(Waiting(f"{text} {meanwhile}".rstrip()))
+        causes, text = notice
+        interval = _REPEAT_SAME if causes == self._notified else _REPEAT_CHANGED
+        if self._notified is None or now - self._notified_at >= interval:
+            self._notified, self._notified_at = causes, now
+            self._stream.notify(Waiting(f"{text} {meanwhile}".rstrip()))
 
-    def _transactions(self, who: str) -> tuple[frozenset[str], str] | None:
-        found = slot_waits.open_transactions(self._stream.control)
-        # Those that were open when it was looked last: the others come and go.
-        lasting = [one for one in found if one.xid in self._open]
-        self._open = frozenset(one.xid for one in found)
+    def _transaction_notice(self, who: str) -> tuple[frozenset[str], str] | None:
+        """The open transactions that the slot waits for, and the notice of them."""
+        transactions = slot_waits.open_transactions(self._stream.control)
+        # Those of the last check that are still open: the others come and go.
+        lasting = [one for one in transactions if one.xid in self._open_transactions]
+        self._open_transactions = frozenset(one.xid for one in transactions)
         text = f"{who} for a new replication slot, and that for"
         if lasting:
-            named = slot_waits.describe_transactions(lasting)
-            whom = frozenset(one.xid for one in lasting)
-            return whom, f"{text} transactions that are still open: {named}."
-        if time.monotonic() - self._began < _PUZZLING:
+            names = slot_waits.describe_transactions(lasting)
+            xids = frozenset(one.xid for one in lasting)
+            return xids, f"{text} transactions that are still open: {names}."
+        if time.monotonic() - self._began < _UNKNOWN_NOTICE_AFTER:
             return None
         return frozenset(), f"{text} the server; no transaction has been open for long."
 
-    def _locks(self, who: str) -> tuple[frozenset[str], str] | None:
-        holder = self._holder
-        pids = (
-            slot_waits.blocking_pids(self._stream.control, holder.info.backend_pid)
-            if holder
-            else ()
-        )
+    def _lock_notice(self, who: str) -> tuple[frozenset[str], str] | None:
+        """The sessions whose locks it waits for, and the notice of them."""
+        if self._holder is None:
+            return None
+        pids = slot_waits.blocking_pids(self._stream.control, self._holder.info.backend_pid)
         if not pids:
             return None
-        named = ", ".join(map(str, pids))
-        return frozenset(map(str, pids)), f"{who} for a table's lock, which pid {named} has taken."
+        names = ", ".join(map(str, pids))
+        return frozenset(map(str, pids)), f"{who} for a lock on a table, which pid {names} has."
 
     def close(self) -> None:
-        """Ends it, and what it has locked; a temporary slot is gone then."""
+        """Ends its connections and locks; a temporary slot ends with them."""
         self._stopped.set()
         until = time.monotonic() + _LEAVING
         while not self._done.wait(_POLL):
             given_up = time.monotonic() > until
             for connection in (self.sender, self._holder):
                 if connection and given_up:
-                    connect.cut(connection)
+                    sockets.cut(connection)
                 elif connection:
                     with suppress(psycopg.Error):
                         connection.cancel_safe(timeout=1)
             if given_up:
-                # What is only being connected is closed by the thread.
+                # The thread closes a connection that is still being opened.
                 break
         if self._done.wait(_POLL):
             self._release()
 
     def take_sender(self) -> Connection:
-        """The connection on which it was made, to stream from it; snapshot and locks end.
+        """The connection that created it, to stream from the slot; ends snapshot and locks.
 
         Raises:
             Stopped: there is none.
         """
-        self._locked.close()
+        self._locks.close()
         if self.sender is None:
             raise Stopped
         return self.sender
 
     def _release(self) -> None:
         with self._releasing:
-            self._locked.close()
-            self._stack.close()
+            self._locks.close()
+            self._connections.close()
 
     # The thread
 
     def _run(self) -> None:
         try:
-            with connect.source_errors(self._stream.origin):
-                self._make()
-        except BaseException as error:  # whatever it is, the one who waits has to hear of it
+            with translation.source_errors(self._stream.origin):
+                self._create()
+        except BaseException as error:  # the thread that waits has to get it
             self.error = error
         finally:
             self._done.set()
             if self._stopped.is_set():
                 self._release()
 
-    def _make(self) -> None:
+    def _create(self) -> None:
         origin = self._stream.origin
         self._holder = connect.connect(origin)
-        self._stack.callback(self._holder.close)
-        self.refused, covered = publish(
+        self._connections.callback(self._holder.close)
+        self.refused, published = publish(
             origin, self._holder, self._stream.publication, self.targets
         )
-        self.targets, self.published = covered.targets, covered.oid
-        wanted = [one for one in self.targets if one.label not in self.refused]
+        self.targets, self.published = published.targets, published.oid
         sender = slot.walsender(origin)
-        self._stack.callback(sender.close)
+        self._connections.callback(sender.close)
         self.sender = sender
         if self._stopped.is_set():
             return
         failover = not self._temporary
-        made = slot.create(sender, self.name, temporary=self._temporary, failover=failover)
+        created = slot.create(sender, self.name, temporary=self._temporary, failover=failover)
         failpoint.reach("slotted")
-        self._made = True
-        relations = [one.relation for one in wanted if one.relation.readable]
-        exported = made.snapshot, made.position
-        holding = snapshot.hold(origin, self._holder, relations, self._schemas, "run", exported)
-        self._held = self._locked.enter_context(holding)
+        self._created = True
+        relations = [
+            target.relation
+            for target in self.targets
+            if target.label not in self.refused and target.relation.readable
+        ]
+        exported = created.snapshot, created.position
+        held = snapshot.hold(origin, self._holder, relations, self._schemas, "run", exported)
+        self._snapshot = self._locks.enter_context(held)

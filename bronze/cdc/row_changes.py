@@ -1,4 +1,7 @@
-"""One piece of a table's changes, taken apart: what happens to which row."""
+"""The changes of a table in a batch, parsed: what happens to which row.
+
+`NetTask` is what a worker gets to compute the `NetChanges`.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from bronze.cdc import replica_identity
-from bronze.cdc.replica_identity import LINE, PART
 from bronze.delta.write.changes import Changes
-from bronze.model.columns import Column, DeltaType, RowKey
+from bronze.model.columns import Column, RowKey
 from bronze.model.files import StoredFile
-from bronze.model.locations import Place
-from bronze.model.stamp import RowStamp
+from bronze.model.locations import Destination
 from bronze.model.units import NO_ENRICHMENT, NO_FINDINGS, Enrichment, Findings, RejectedValue
 from bronze.postgres.replication import pgoutput, text_values
 from bronze.postgres.replication.batch import TableChanges
@@ -24,24 +24,25 @@ from bronze.postgres.replication.text_values import TextColumn
 from bronze.protection import key_text, protect
 from bronze.rows.metadata import COMMIT_TIMESTAMP
 
-UPSERT = "\0upsert"
+# Columns of a change: whether it is an upsert, the number of its part, and its number in the part.
+UPSERT, PART, LINE = "\0upsert", "\0part", "\0line"
 
 
 class Part:
-    """One piece of the changes, taken apart.
+    """A piece of the changes, parsed.
 
     Attributes:
-        number: which of the pieces it is.
-        names: the columns that the stream has.
-        open: which of them were not sent with some changes, and which changes these are; known
-            once the changes were looked at.
+        number: the number of the piece.
+        names: the columns that the stream describes.
+        open: the columns that some changes lack (unchanged TOAST), and which changes these are;
+            known once `changes` was read.
     """
 
     def __init__(
         self, gathered: TableChanges, number: int, floor: int, any_bytes: bool = False
     ) -> None:
-        """Transactions before the position ``floor`` are in the table already; with ``any_bytes``,
-        a text may be bytes that are no UTF-8.
+        """The table has the transactions before the position ``floor`` already. With ``any_bytes``,
+        texts may be invalid UTF-8.
         """
         self.number, self._any_bytes = number, any_bytes
         self.names = [name for name, _, _ in gathered.described.columns]
@@ -51,47 +52,47 @@ class Part:
 
     @property
     def changes(self) -> pgoutput.RowChanges:
-        """The changes; those that are put aside are not kept in memory."""
+        """The changes. Those in a spool are read each time, and not kept in memory."""
         if self._kept is not None:
             return self._kept
         piece = self._piece
-        taken = pgoutput.read_changes(piece.read(), piece.lengths, self.names, self._any_bytes)
-        found = _completed(taken)
+        received = pgoutput.read_changes(piece.read(), piece.lengths, self.names, self._any_bytes)
+        found = _with_old_values(received)
         flagged = zip(self.names, found.unchanged, strict=True)
         self.open = tuple((name, flags) for name, flags in flagged if flags is not None)
-        if self._piece.aside is None:
+        if self._piece.spooled is None:
             self._kept = found
         return found
 
     @cached_property
     def transactions(self) -> npt.NDArray[np.int64]:
-        """For each change the number of its transaction."""
+        """The number of each change's transaction."""
         starts = np.array([start for start, _, _ in self._piece.marks], np.int64)
         return np.searchsorted(starts, np.arange(len(self._piece.lengths)), side="right") - 1
 
     @cached_property
     def new(self) -> npt.NDArray[np.bool_]:
-        """Which changes are not in the table yet."""
+        """Which changes the table does not have yet."""
         positions = np.array([position for _, position, _ in self._piece.marks], np.int64)
         fresh: npt.NDArray[np.bool_] = positions[self.transactions] >= self._floor
         return fresh
 
     @property
     def count(self) -> int:
-        """How many these are."""
+        """How many changes the table does not have yet."""
         return int(self.new.sum())
 
     def committed(self, lines: npt.NDArray[np.int64]) -> pl.Series:
-        """When the transactions of some changes were committed."""
+        """The commit times of some changes' transactions."""
         times = np.array([time for _, _, time in self._piece.marks], np.int64)
         moments = pl.Series(COMMIT_TIMESTAMP, times[self.transactions[lines]])
         return moments.cast(pl.Datetime("us", "UTC"))
 
     def events(self, key: Sequence[str]) -> pl.DataFrame:
-        """What happens to which row: the columns ``key``, by which rows are told apart at any
-        moment, `UPSERT`, and where it stands: `PART`, `LINE`.
+        """The changes by key: the columns ``key``, which identify a row at any moment, `UPSERT`,
+        `PART` and `LINE`.
 
-        A row whose ``key`` changes goes under the old one, and comes under the new one.
+        If an UPDATE changes the key, the old key is deleted, and the new one upserted.
         """
         found = self.changes
         deleted = pl.Series(found.kinds == pgoutput.DELETE)
@@ -105,44 +106,27 @@ class Part:
             other = np.zeros(len(moved), np.bool_)
             for name in key:
                 other |= old[name].ne_missing(new[name]).to_numpy()
-            left = old.with_columns(pl.lit(False).alias(UPSERT)).with_row_index(LINE)
-            left = left.filter(pl.Series(moved & other))
-            both = pl.concat([left, both.select(left.columns)]).sort(LINE, maintain_order=True)
-        return _copied(
+            deletes = old.with_columns(pl.lit(False).alias(UPSERT)).with_row_index(LINE)
+            deletes = deletes.filter(pl.Series(moved & other))
+            both = pl.concat([deletes, both.select(deletes.columns)]).sort(
+                LINE, maintain_order=True
+            )
+        return detached(
             both.select(*key, UPSERT, pl.lit(self.number).alias(PART), pl.col(LINE).cast(pl.Int64))
         )
 
-    def moves(self, known: Sequence[str], key: Sequence[str]) -> pl.DataFrame:
-        """Which rows go and which come, for `bronze.cdc.replica_identity`; an update does both.
 
-        Args:
-            known: the columns by which rows are told apart at any moment.
-            key: those of them that are the key.
-        """
-        found = self.changes
-        before, after = found.kinds != pgoutput.INSERT, found.kinds != pgoutput.DELETE
-        new = found.new.select(known)
-        # Where no old row is sent, an update has left these columns alone.
-        told = pl.Series(found.keyed | ~after)
-        old = pl.DataFrame([found.old[n].zip_with(told, new[n]).alias(n) for n in known])
-        both = []
-        for rows, which, sign in ((old, before, -1), (new, after, 1)):
-            lines = np.flatnonzero(which & self.new)
-            both.append(replica_identity.moves(rows[lines], key, sign, self.number, lines))
-        return _copied(pl.concat(both).sort(LINE, maintain_order=True))
-
-
-def _copied(rows: pl.DataFrame) -> pl.DataFrame:
-    # The texts are views into the messages, which would stay in memory with them. Arrow takes no
-    # name that begins with \0.
+def detached(rows: pl.DataFrame) -> pl.DataFrame:
+    """A copy: the texts are views into the messages, which would stay in memory with them."""
+    # Arrow does not accept a name that begins with \0.
     plain = rows.rename({name: str(i) for i, name in enumerate(rows.columns)})
     copied = pl.DataFrame(plain.to_arrow(compat_level=pl.CompatLevel.oldest()))
     copied.columns = rows.columns
     return copied
 
 
-def _completed(found: pgoutput.RowChanges) -> pgoutput.RowChanges:
-    """The changes with what the old row tells of unchanged values."""
+def _with_old_values(found: pgoutput.RowChanges) -> pgoutput.RowChanges:
+    """The changes, with unchanged values from the old row if it was sent."""
     columns: list[pl.Series] = []
     unchanged: list[npt.NDArray[np.bool_] | None] = []
     for series, flags in zip(found.new.get_columns(), found.unchanged, strict=True):
@@ -171,7 +155,7 @@ class NetTask:
         identity: the names of the columns that tell rows apart at any moment: the key, where
             PostgreSQL keeps it unique; else others, the key among them.
         any_bytes: whether a text may be bytes that are no UTF-8.
-        stored: the table's files, with ``layout`` its columns, to look unchanged values up.
+        into: the Bronze table; ``stored`` are its files, to look unchanged values up.
     """
 
     table: str
@@ -181,13 +165,9 @@ class NetTask:
     texts: tuple[TextColumn, ...]
     row_key: RowKey
     identity: tuple[str, ...]
-    place: Place
+    into: Destination
     stored: tuple[StoredFile, ...] = field(repr=False)
-    layout: tuple[tuple[str, DeltaType], ...]
-    stats: tuple[str, ...]
-    stamp: RowStamp
     base: int
-    dates_of: str | None = None
     enrichment: Enrichment = NO_ENRICHMENT
     any_bytes: bool = False
 
@@ -199,38 +179,38 @@ class NetTask:
 
 @dataclass(frozen=True)
 class NetChanges:
-    """One change for each key: rows as they are now, and the keys of rows that are gone.
+    """One change for each key: the new rows, and the keys of deleted ones.
 
-    ``emptied`` says that all other rows are gone, too; ``read`` counts the changes that came.
+    ``truncated`` says that all other rows were deleted too, ``read`` how many changes there were.
     """
 
     changes: tuple[Changes, ...] = field(repr=False)
     deletes: tuple[Changes, ...] = field(repr=False)
-    emptied: bool
+    truncated: bool
     rejected: tuple[RejectedValue, ...]
     read: int
     findings: Findings = NO_FINDINGS
 
     @property
     def empty(self) -> bool:
-        """Whether nothing is left to do."""
-        return not (self.changes or self.deletes or self.emptied)
+        """Whether there is no change."""
+        return not (self.changes or self.deletes or self.truncated)
 
 
 def stored_keys(job: NetTask, keys: pl.DataFrame) -> pl.DataFrame:
-    """Keys as the stream has them, as the table has them."""
+    """The keys of the Bronze table, from those of the stream."""
     clear, rejected = text_values.parse_texts(keys.select(job.key), key_texts(job))
     protection = job.enrichment.protection
     rows = protect.protect_rows(clear, protection)
-    told = key_text.with_text(rows, clear, rejected, job.row_key, protection)
-    return told.select(job.row_key.names)
+    keyed = key_text.add_key_text(rows, clear, rejected, job.row_key, protection)
+    return keyed.select(job.row_key.names)
 
 
 Key = tuple[str, ...]
-"""A row's key as the stream has it."""
+"""A row's key, as the stream sends it."""
 
 
 def key_texts(job: NetTask) -> list[TextColumn]:
-    """How the stream's texts of the key's columns become values."""
+    """How the texts of the key's columns are parsed."""
     named = {text.name: text for text in job.texts}
     return [named[name] for name in job.key]

@@ -30,8 +30,7 @@ import numpy.typing as npt
 import polars as pl
 
 from bronze import portion
-from bronze.cdc.replica_identity import LINE, PART
-from bronze.cdc.row_changes import Key, NetTask, Part, stored_keys
+from bronze.cdc.row_changes import LINE, PART, Key, NetTask, Part, stored_keys
 from bronze.delta.write import lookup
 from bronze.errors import Mismatch
 from bronze.protection import protect
@@ -61,7 +60,7 @@ def locate_missing(job: NetTask, parts: Sequence[Part], last: pl.DataFrame) -> d
         last: the last change of each key, as `Part.events` names them.
 
     Raises:
-        Mismatch: rows are told apart by all columns, so that what was not sent cannot be found.
+        Mismatch: all columns identify a row, so that an unsent value cannot be found.
     """
     unsent = {part.number: part.open for part in parts}
     missing = list(_missing_values(unsent, last))
@@ -115,7 +114,7 @@ def fill_from_changes(
 ) -> pl.DataFrame:
     """The texts of some ``changes`` of a part, with the missing values that other changes have."""
     rows = {int(change): row for row, change in enumerate(changes)}
-    # A part that lies in a file is read whenever it is asked.
+    # By part, as a part in a spool is read each time.
     wanted: dict[int, dict[str, list[tuple[int, int]]]] = {}
     for spot, origin in missing.items():
         if isinstance(origin, Spot):
@@ -136,16 +135,16 @@ def fill_from_table(
     changes: npt.NDArray[np.int64],
     missing: Mapping[Spot, Origin],
 ) -> Iterator[tuple[pl.DataFrame, pl.Series, npt.NDArray[np.int64]]]:
-    """The rows with the missing values that the table has, a few at a time as these may be large.
+    """The rows with the missing values from the table, in several frames as values may be large.
 
     Yields:
-        Rows, their rejected values, and the changes that they are of.
+        Rows, their rejected values, and the numbers of their changes.
 
     Raises:
-        Mismatch: the table does not have a value, or has it only protected for good.
+        Mismatch: the table does not have a value, or has it only protected irreversibly.
     """
     row_of = {int(change): row for row, change in enumerate(changes)}
-    # What a row lacks is under one key, as it has had one at a time.
+    # All missing values of a row are stored under one key: a row has one key at a time.
     key_of: dict[int, Key] = {}
     lacking: dict[str, set[int]] = {}
     for spot, origin in missing.items():
@@ -166,32 +165,41 @@ def fill_from_table(
     keys = stored_keys(job, raw).with_columns(pl.Series(_ROW, list(key_of), pl.Int64))
     key = [name for name in keys.columns if name != _ROW]
     columns = [targets[name] for name in lacking]
-    left = set(key_of)
+    not_stored = set(key_of)
     for stored in lookup.find_rows(
-        job.place, job.stored, job.layout, keys.select(key).unique(), columns
+        job.into.place, job.stored, job.into.columns, keys.select(key).unique(), columns
     ):
-        # A join copies values: they are found by their number.
+        # A join would copy the values: it has their row numbers instead.
         numbered = stored.select(key).with_row_index(_STORED)
         pairs = portion.join(keys, numbered, key, "inner")
         at, of = pairs[_ROW].to_numpy(), pairs[_STORED].to_numpy()
-        whole, refused, some = _selected(rows, rejected, changes, at)
-        for name, lack in lacking.items():
-            mine = np.flatnonzero(np.isin(at, list(lack)))
-            values = stored[targets[name]].gather(of[mine])
-            # A value that is large is no NULL: where the table has one, it was rejected.
+        filled, filled_rejected, filled_changes = _selected(rows, rejected, changes, at)
+        for name, lacking_rows in lacking.items():
+            places = np.flatnonzero(np.isin(at, list(lacking_rows)))
+            values = stored[targets[name]].gather(of[places])
+            # A large value is not NULL: if the table has NULL, the value was rejected.
             if values.null_count():
                 raise missing_value_error(job, name)
-            target = targets[name]
-            values = _in_clear(job, target, values, rows.schema[target])
-            whole.replace_column(
-                whole.get_column_index(target), whole[target].scatter(mine, values)
-            )
-        if len(left - set(at.tolist())) != len(left) - len(at):
+            _fill_column(job, filled, targets[name], places, values)
+        matched = set(at.tolist())
+        if len(not_stored - matched) != len(not_stored) - len(at):
             raise missing_value_error(job, next(iter(lacking)))
-        left -= set(at.tolist())
-        yield whole, refused, some
-    if left:
-        raise missing_value_error(job, next(name for name, lack in lacking.items() if lack & left))
+        not_stored -= matched
+        yield filled, filled_rejected, filled_changes
+    if not_stored:
+        raise missing_value_error(job, next(n for n, some in lacking.items() if some & not_stored))
+
+
+def _fill_column(
+    job: NetTask,
+    rows: pl.DataFrame,
+    target: str,
+    places: npt.NDArray[np.int64],
+    stored: pl.Series,
+) -> None:
+    """Replaces the values of a column at some places by stored ones, in place."""
+    values = _in_clear(job, target, stored, rows.schema[target])
+    rows.replace_column(rows.get_column_index(target), rows[target].scatter(places, values))
 
 
 _ROW, _STORED = "\0row", "\0stored"
@@ -207,7 +215,7 @@ def _selected(
 
 
 def missing_value_error(job: NetTask, name: str) -> Mismatch:
-    """The error of a value that was not sent, and is not in the table either."""
+    """The error of a value that was not sent, and that the table does not have."""
     return Mismatch(
         f"PostgreSQL did not send unchanged values of column {name} of {job.table}, and Bronze does"
         " not have all of them.",
@@ -217,7 +225,7 @@ def missing_value_error(job: NetTask, name: str) -> Mismatch:
 
 
 def _in_clear(job: NetTask, target: str, stored: pl.Series, kind: pl.DataType) -> pl.Series:
-    """The values of a column as they were before they were protected."""
+    """The values of a column before protection."""
     protection = job.enrichment.protection
     for column in protection.columns if protection else ():
         if column.column == target and protection:

@@ -1,4 +1,4 @@
-"""The command line: parse, call, render. It holds no logic of its own.
+"""The command line: parses arguments, calls `bronze.api`, prints what it returns.
 
 Imports of the work itself are made when a command runs, so that ``--help`` answers at once.
 """
@@ -6,22 +6,16 @@ Imports of the work itself are made when a command runs, so that ``--help`` answ
 from __future__ import annotations
 
 import gc
-import json
-import logging
-import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from bronze.errors import BronzeError
-from bronze.model.results import Failure
-from bronze.printable import VisibleFormatter, visible, visible_json
+from bronze.cli.failures import exit_codes
 
 app = typer.Typer(
     name="bronze",
@@ -30,11 +24,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-INTERRUPTED = 130
-_BUG = 70
-_DEBUG = "BRONZE_DEBUG"
-_REPORT = "This is a bug in it: run again with BRONZE_DEBUG=1 and report what it prints."
 
 Config = Annotated[
     Path,
@@ -54,13 +43,13 @@ def run(
     """Load tables from PostgreSQL into the lake from one snapshot."""
     import bronze
     from bronze.api import progress
-    from bronze.cli import render
+    from bronze.cli import output, results
 
-    with _errors(as_json):
+    with exit_codes(as_json):
         opened = bronze.open(config)
         with progress.progress(as_json) as notify:
             result = opened.run(tables or (), notify=notify)
-        render.document(result) if as_json else render.run_result(result)
+        output.print_result(result) if as_json else results.run_result(result)
         raise typer.Exit(result.exit_code)
 
 
@@ -70,12 +59,12 @@ def check(
 ) -> None:
     """Say what a run would do with each table and column, and what prevents it."""
     import bronze
-    from bronze.cli import render
+    from bronze.cli import output, reports
 
-    with _errors(as_json):
+    with exit_codes(as_json):
         report = bronze.open(config).check(tables or ())
-        render.document(report) if as_json else render.check(report)
-        raise typer.Exit(1 if report.problems else 0)
+        output.print_result(report) if as_json else reports.check(report)
+        raise typer.Exit(report.exit_code)
 
 
 @app.command()
@@ -96,13 +85,13 @@ def stream(
     """Apply the changes of tables whose pattern is "streaming", within seconds."""
     import bronze
     from bronze.api import progress
-    from bronze.cli import render
+    from bronze.cli import output, results
 
-    with _errors(as_json):
+    with exit_codes(as_json):
         opened = bronze.open(config)
         if drop:
             dropped = opened.drop_stream(tables or ())
-            render.dropped_stream(dropped, as_json)
+            results.dropped_stream(dropped, as_json)
             return
         stop = threading.Event()
         with _stopped_by_signals(stop), progress.progress(as_json) as copied:
@@ -113,13 +102,13 @@ def stream(
                 notify=progress.stream_log(as_json),
                 copied=copied,
             )
-        render.document(result) if as_json else render.stream_result(result)
+        output.print_result(result) if as_json else results.stream_result(result)
         raise typer.Exit(result.exit_code)
 
 
 @contextmanager
 def _stopped_by_signals(stop: threading.Event) -> Iterator[None]:
-    """The first SIGINT or SIGTERM lets the batch in hand be finished, the next one interrupts."""
+    """The first SIGINT or SIGTERM ends the stream after the current batch, the next interrupts."""
 
     def handle(*_: object) -> None:
         if stop.is_set():
@@ -161,9 +150,9 @@ def verify(
     """Prove that Bronze equals the source, or name the rows that differ."""
     import bronze
     from bronze.api import progress
-    from bronze.cli import render
+    from bronze.cli import output, results
 
-    with _errors(as_json):
+    with exit_codes(as_json):
         opened = bronze.open(config)
         with progress.progress(as_json) as notify:
             result = opened.verify(
@@ -173,7 +162,7 @@ def verify(
                 trust_hashes=trust_hashes,
                 notify=notify,
             )
-        render.document(result) if as_json else render.verify_result(result)
+        output.print_result(result) if as_json else results.verify_result(result)
         raise typer.Exit(result.exit_code)
 
 
@@ -187,11 +176,11 @@ def maintain(
 ) -> None:
     """Optimize and vacuum: join small files, cluster rows, delete what is past the retention."""
     import bronze
-    from bronze.cli import render
+    from bronze.cli import output, results
 
-    with _errors(as_json):
+    with exit_codes(as_json):
         result = bronze.open(config).maintain(tables or ())
-        render.document(result) if as_json else render.maintain_result(result)
+        output.print_result(result) if as_json else results.maintain_result(result)
         raise typer.Exit(result.exit_code)
 
 
@@ -209,22 +198,22 @@ def reveal(
 ) -> None:
     """Show rows with their encrypted values decrypted; the audit log records it."""
     import bronze
-    from bronze.cli import render
-    from bronze.protection import subject
+    from bronze.cli import reports
+    from bronze.protection.subject import row_selection
 
-    with _errors(as_json):
-        wanted = [name.strip() for name in columns.split(",") if name.strip()]
+    with exit_codes(as_json):
+        names = [name.strip() for name in columns.split(",") if name.strip()]
         rows = bronze.open(config).reveal(
-            table, key=subject.parsed(key or ()), columns=wanted, limit=limit
+            table, key=row_selection.key_values(key or ()), columns=names, limit=limit
         )
-        render.revealed_rows(rows, "json" if as_json else "csv" if as_csv else "")
+        reports.revealed_rows(rows, "json" if as_json else "csv" if as_csv else "")
 
 
 @app.command()
 def forget(
     table: Annotated[str, typer.Argument(help="The Bronze table, or the source's.")],
     key: Annotated[
-        list[str] | None, typer.Option("--key", help="Whose rows: customer_id=42")
+        list[str] | None, typer.Option("--key", help="The person's rows: customer_id=42")
     ] = None,
     without_source: Annotated[
         bool, typer.Option("--without-source", help="Do not ask whether the source has them.")
@@ -237,16 +226,16 @@ def forget(
 ) -> None:
     """Erase a person's rows: from the table, its older versions and its change data feed."""
     import bronze
-    from bronze.cli import render
-    from bronze.protection import subject
+    from bronze.cli import output, results
+    from bronze.protection.subject import row_selection
 
-    with _errors(as_json):
+    with exit_codes(as_json):
         opened = bronze.open(config)
         if old_versions:
             done = opened.delete_old_versions(table)
         else:
-            done = opened.forget(table, subject.parsed(key or ()), ask=not without_source)
-        render.document(done) if as_json else render.erasure_result(done)
+            done = opened.forget(table, row_selection.key_values(key or ()), ask=not without_source)
+        output.print_result(done) if as_json else results.erasure_result(done)
         raise typer.Exit(done.exit_code)
 
 
@@ -264,11 +253,11 @@ def keys(
 ) -> None:
     """List the keys, without their secrets."""
     import bronze
-    from bronze.cli import render
+    from bronze.cli import reports
 
     if context.invoked_subcommand is None:
-        with _errors(as_json):
-            render.keys(bronze.open(config).keys(), as_json)
+        with exit_codes(as_json):
+            reports.keys(bronze.open(config).keys(), as_json)
         return
     sources = {context.get_parameter_source(name) for name in ("config", "as_json")}
     if any(source and source.name == "COMMANDLINE" for source in sources):
@@ -277,7 +266,7 @@ def keys(
 
 @_keys.command()
 def new() -> None:
-    """Print a new master key, for BRONZE_MASTER_KEY or a secret store. It is kept nowhere."""
+    """Print a new master key, for BRONZE_MASTER_KEY or a secret store. It is stored nowhere."""
     from bronze.protection import keyring
 
     print(keyring.new_master())
@@ -295,20 +284,20 @@ def rotate(
 ) -> None:
     """Make new keys; what the old ones have encrypted stays readable."""
     import bronze
-    from bronze.cli import render
+    from bronze.cli import reports
 
-    with _errors(as_json):
-        render.keys(bronze.open(config).rotate_keys(tables or (), reencrypt=reencrypt), as_json)
+    with exit_codes(as_json):
+        reports.keys(bronze.open(config).rotate_keys(tables or (), reencrypt=reencrypt), as_json)
 
 
 @_keys.command()
 def rewrap(config: Config = Path("bronze.toml"), as_json: AsJson = False) -> None:
-    """Wrap all keys by the master key under [protection] key; previous opens the old ones."""
+    """Wrap all keys with the master key [protection] key; previous unwraps the old ones."""
     import bronze
-    from bronze.cli import render
+    from bronze.cli import results
 
-    with _errors(as_json):
-        render.rewrapped_keys(bronze.open(config).rewrap_keys(), as_json)
+    with exit_codes(as_json):
+        results.rewrapped_keys(bronze.open(config).rewrap_keys(), as_json)
 
 
 @app.command()
@@ -317,9 +306,7 @@ def audit(
     verify: Annotated[
         bool, typer.Option("--verify", help="Prove that no record was changed, added or removed.")
     ] = False,
-    head: Annotated[
-        str, typer.Option(help="With --verify: a hash kept elsewhere, to be found again.")
-    ] = "",
+    head: Annotated[str, typer.Option(help="With --verify: a hash that was noted earlier.")] = "",
     since: Annotated[
         str, typer.Option(help='Records since then: "7d", "12h", or an ISO date or time.')
     ] = "",
@@ -329,10 +316,10 @@ def audit(
 ) -> None:
     """Show who did what and when, and prove that the audit log is complete."""
     import bronze
-    from bronze.cli import render
-    from bronze.governance.audit import moment
+    from bronze.cli import output, reports
+    from bronze.governance.audit_proof import moment
 
-    with _errors(as_json):
+    with exit_codes(as_json):
         report = bronze.open(config).audit(
             verify=verify or bool(head),
             head=head,
@@ -340,7 +327,7 @@ def audit(
             action=action,
             table=table,
         )
-        render.document(report) if as_json else render.audit(report)
+        output.print_result(report) if as_json else reports.audit(report)
         raise typer.Exit(report.exit_code)
 
 
@@ -357,11 +344,11 @@ def quality(
 ) -> None:
     """Show the quality figures of tables, by rule, from the lake."""
     import bronze
-    from bronze.cli import render
+    from bronze.cli import output, reports
 
-    with _errors(as_json):
+    with exit_codes(as_json):
         report = bronze.open(config).quality(tables or (), trend=trend)
-        render.document(report) if as_json else render.quality(report, trend)
+        output.print_result(report) if as_json else reports.quality(report, trend)
         raise typer.Exit(report.exit_code)
 
 
@@ -376,15 +363,15 @@ def init(
 ) -> None:
     """Survey a database and write a config with comments for it."""
     from bronze.api import init as propose
-    from bronze.cli import render
+    from bronze.cli import output
 
-    with _errors(False):
+    with exit_codes(False):
         text = propose.propose_config(
-            dsn, schemas=schema or (), name=name, notify=render.print_line
+            dsn, schemas=schema or (), name=name, notify=output.print_line
         )
         propose.write_config(out, text)
-        render.print_line(
-            f"Wrote {out}. Look it over, then: bronze check -c {out}; bronze run -c {out}"
+        output.print_line(
+            f"Wrote {out}. Review it, then: bronze check -c {out}; bronze run -c {out}"
         )
 
 
@@ -402,68 +389,12 @@ def demo(
     """Run everything on an embedded PostgreSQL with an inventory database."""
     from bronze.cli import tour
 
-    with _errors(False):
+    with exit_codes(False):
         tour.stop(directory) if stop else tour.run_tour(directory, scale, keep)
-
-
-@contextmanager
-def _errors(as_json: bool) -> Iterator[None]:
-    """Turns errors into a sentence, or a document, and an exit code."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    if _DEBUG in os.environ:
-        logging.basicConfig(level=logging.INFO)
-        logging.getLogger("bronze").setLevel(logging.DEBUG)
-    _log_visibly()
-    try:
-        yield
-    except BronzeError as error:
-        _document(as_json, error.failure())
-        _say(f"Error: {error.message}", error.hint)
-        raise typer.Exit(error.exit_code) from None
-    except typer.Exit:
-        raise
-    except Exception as error:
-        if _DEBUG in os.environ:
-            raise
-        _document(as_json, Failure(type(error).__name__, "A fault inside bronze.", _REPORT))
-        _say(f"Error: {type(error).__name__} inside bronze. {_REPORT}")
-        raise typer.Exit(_BUG) from None
-    except BaseException as error:
-        # An interrupt within polars comes out of it as a panic.
-        if "KeyboardInterrupt" not in f"{type(error).__name__} {error}":
-            raise
-        _document(as_json, Failure("Interrupted", "Interrupted.", "Run it again."))
-        typer.echo("Interrupted. Nothing half-written is visible; run it again.", err=True)
-        raise typer.Exit(INTERRUPTED) from None
-
-
-def _log_visibly() -> None:
-    """Lets the handlers that logging has by default write what shows, and nothing else."""
-    for handler in logging.getLogger().handlers:
-        if type(handler) is logging.StreamHandler:
-            handler.setFormatter(VisibleFormatter(logging.BASIC_FORMAT))
-    if logging.lastResort:
-        logging.lastResort.setFormatter(VisibleFormatter())
-
-
-def _document(as_json: bool, failure: Failure) -> None:
-    if as_json:
-        print(visible_json(json.dumps({"error": asdict(failure)}, ensure_ascii=False)))
-
-
-def _say(message: str, hint: str = "") -> None:
-    """What went wrong; the renderer's imports may be what failed, so it is not asked."""
-    typer.secho(visible(message), fg=typer.colors.RED, err=True)
-    if hint:
-        typer.echo(f"  {visible(hint)}", err=True)
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 def main() -> None:
     """The console script."""
-    # Collecting among what imports leave for good is a tenth of a short run.
+    # Garbage collection of imported objects takes a tenth of a short run.
     gc.set_threshold(50_000)
     app()

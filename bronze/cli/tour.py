@@ -1,4 +1,4 @@
-"""The demo: a source is made, taken in, changed, and taken in again."""
+"""The demo: creates a source, loads it, changes it, and loads the changes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import psycopg
 
 import bronze
 from bronze.api import progress
-from bronze.cli import render
+from bronze.cli import output, results
 from bronze.demo import inventory, server
 from bronze.errors import ConfigError
 
@@ -55,12 +55,12 @@ anomalies = {{ expected = 0.00025, columns = ["quantity", "unit_price", "line_to
 
 
 def run_tour(directory: Path, scale: float, keep: bool) -> None:
-    """Shows the whole job under ``directory``; PostgreSQL runs only meanwhile, unless ``keep``.
+    """Runs the demo in ``directory``; PostgreSQL is stopped at the end, unless ``keep``.
 
-    A source that an earlier demo made there is gone on with.
+    It continues with the source of an earlier demo in the directory.
 
     Raises:
-        BronzeError: PostgreSQL does not start, or the job fails.
+        BronzeError: PostgreSQL does not start, or a run fails.
     """
     directory.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
@@ -71,25 +71,25 @@ def run_tour(directory: Path, scale: float, keep: bool) -> None:
         started.stop()
         raise
     if keep:
-        render.print_line(f"The source is left running at {started.dsn(inventory.DATABASE)}")
-        render.print_line(f"Stop it with: bronze demo --dir {directory} --stop")
+        output.print_line(f"The source is left running at {started.dsn(inventory.DATABASE)}")
+        output.print_line(f"Stop it with: bronze demo --dir {directory} --stop")
     else:
         started.stop()
-    render.print_line(
-        f"All of it took {time.monotonic() - began:.0f} s. Look around under {directory}:"
+    output.print_line(
+        f"The demo took {time.monotonic() - began:.0f} s. Its files are in {directory}:"
     )
-    render.print_line(
+    output.print_line(
         f"  python -c \"import polars; print(polars.read_delta('{_orders(directory)}'))\""
     )
     if keep:
-        render.print_line(f"  bronze check -c {directory / 'bronze.toml'}")
-        render.print_line(f"  bronze run -c {directory / 'bronze.toml'}")
+        output.print_line(f"  bronze check -c {directory / 'bronze.toml'}")
+        output.print_line(f"  bronze run -c {directory / 'bronze.toml'}")
     else:
-        render.print_line(f"  bronze demo --dir {directory} --keep    then run and check by hand")
+        output.print_line(f"  bronze demo --dir {directory} --keep    then run commands yourself")
 
 
 def stop(directory: Path) -> None:
-    """Stops the source of a demo that was kept running.
+    """Stops the source of a demo that was left running.
 
     Raises:
         ConfigError: there is no demo.
@@ -98,7 +98,7 @@ def stop(directory: Path) -> None:
     if not data.is_dir():
         raise ConfigError(f"There is no demo under {directory}.", hint="Name it with --dir.")
     server.Server(data, server.HOST, 0).stop()
-    render.print_line("The source is stopped.")
+    output.print_line("The source is stopped.")
 
 
 def _orders(directory: Path) -> Path:
@@ -108,30 +108,30 @@ def _orders(directory: Path) -> Path:
 def _show(directory: Path, started: server.Server, scale: float) -> None:
     dsn = started.dsn(inventory.DATABASE)
     if _is_prepared(started):
-        render.print_line(f"Going on with the source that is there: {dsn}")
+        output.print_line(f"Continuing with the existing source: {dsn}")
     else:
-        render.print_line(f"Making the source at scale {scale:g}: {dsn}")
+        output.print_line(f"Creating the source at scale {scale:g}: {dsn}")
         inventory.create(started.dsn(), scale=scale)
     config = directory / "bronze.toml"
-    secrets = _keyed(directory.absolute() / "secrets")
+    secrets = _key_folder(directory.absolute() / "secrets")
     config.write_text(CONFIG.format(dsn=dsn, schema=inventory.SCHEMA, secrets=secrets))
     opened = bronze.open(config)
-    render.print_line("\nFirst run: everything")
+    output.print_line("\nFirst run: everything")
     _run(opened)
     changed = inventory.change_day(dsn)
     counts = [
         sum(getattr(change, kind) for change in changed.values())
         for kind in ("inserted", "updated", "deleted")
     ]
-    render.print_line(
+    output.print_line(
         "\nA day of business: {:,} rows inserted, {:,} updated, {:,} deleted".format(*counts)
     )
-    render.print_line("Second run:")
+    output.print_line("Second run:")
     _run(opened)
 
 
-def _keyed(folder: Path) -> Path:
-    """A folder with a master key in it, which is made if there is none."""
+def _key_folder(folder: Path) -> Path:
+    """The folder of the master key, which is created if there is none."""
     folder.mkdir(mode=0o700, exist_ok=True)
     key = folder / "master.key"
     if not key.exists():
@@ -143,7 +143,7 @@ def _keyed(folder: Path) -> Path:
 def _run(opened: bronze.Bronze) -> None:
     with progress.progress(False) as notify:
         result = opened.run(notify=notify)
-    render.run_result(result)
+    results.run_result(result)
 
 
 def _is_prepared(started: server.Server) -> bool:

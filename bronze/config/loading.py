@@ -17,7 +17,6 @@ from pydantic import BaseModel, ValidationError
 from bronze.config.protection import ColumnProtection
 from bronze.config.quality import RULE_SECTIONS, QualitySettings, RuleSettings
 from bronze.config.settings import (
-    AnomalySettings,
     AuditSettings,
     LakeSettings,
     LineageSettings,
@@ -30,8 +29,8 @@ from bronze.config.settings import (
     Settings,
     SourceSettings,
     StreamSettings,
-    TableSettings,
 )
+from bronze.config.tables import AnomalySettings, TableSettings
 from bronze.errors import ConfigError
 
 

@@ -1,4 +1,7 @@
-"""The sections of bronze.toml as frozen values; `bronze.config.loading` reads them."""
+"""The sections of bronze.toml as frozen values; `bronze.config.loading` reads them.
+
+Those of single tables are in `bronze.config.tables`.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,13 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, model_validator
 
-from bronze.config.fields import Bytes, Decimal, NameList, Seconds, Section, to_seconds
-from bronze.config.protection import MASTER_KEY, ColumnProtection
-from bronze.config.quality import QualitySettings, RuleSettings
+from bronze.config.fields import Bytes, NameList, Seconds, Section, to_seconds
+from bronze.config.protection import MASTER_KEY
+from bronze.config.quality import QualitySettings
+from bronze.config.tables import TableSettings
 from bronze.errors import ConfigError
 from bronze.model.locations import Origin, Place, Secret
 from bronze.model.quality import ResolvedRule
-from bronze.model.stamp import IngestionMethod
 
 _ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
 _SECRET = re.compile(r"key|secret|token|password|credential|sas", re.IGNORECASE)
@@ -179,85 +182,6 @@ class ProtectionSettings(Section):
 
     key: SecretName | None = None
     previous: tuple[SecretName, ...] = ()
-
-
-def _from_bool(value: object) -> object:
-    if isinstance(value, bool):
-        return {} if value else None
-    return value
-
-
-class AnomalySettings(Section):
-    """``anomalies`` of a table: ``true``, or some of these settings of anomaly detection.
-
-    ``expected`` is the share of anomalies, ``retrain`` the age of a model in seconds.
-    """
-
-    expected: float = Field(default=0.01, gt=0, le=0.5)
-    trees: int = Field(default=100, ge=10, le=1000)
-    columns: NameList = ()
-    retrain: Seconds = 30 * 86400
-    seed: int = Field(default=7, ge=0, lt=2**31)
-
-
-class TableSettings(Section):
-    """[tables.NAME]: the settings of one table. Times are in seconds."""
-
-    pattern: IngestionMethod = "full_refresh"
-    cursor: str = "xmin"
-    overlap: Seconds | None = None
-    deletes: Literal["detect", "ignore"] | Seconds = "detect"
-    on_delete: Literal["mark", "remove"] = "mark"
-    history: bool = False
-    cluster_by: NameList = Field(default=(), max_length=4)
-    partition_by: str | None = None
-    priority: int = Field(default=2, ge=1, le=9)
-    target: str | None = Field(default=None, pattern=r"^[^/\\\s.\x00-\x1f\x7f-\x9f]+$")
-    columns: NameList = ()
-    key: NameList = ()
-    rename: Mapping[str, str] = {}
-    decimals: Mapping[str, Decimal] = {}
-    arrays: Literal["array", "string"] = "array"
-    timestamps: Literal["timestamp_ntz", "timestamp"] = "timestamp_ntz"
-    protect: Mapping[str, ColumnProtection] = {}
-    anomalies: Annotated[AnomalySettings | None, BeforeValidator(_from_bool)] = None
-    sla: Annotated[int, Field(ge=1), BeforeValidator(to_seconds)] | None = None
-    rules: tuple[RuleSettings, ...] = ()
-    quality: QualitySettings = QualitySettings()
-
-    @model_validator(mode="after")
-    def _check_pattern(self) -> TableSettings:
-        if self.pattern in ("full_refresh", "streaming"):
-            for name in ("cursor", "overlap", "deletes"):
-                if name in self.model_fields_set:
-                    raise ValueError(f'{name} is only for the patterns "batch" and "micro_batch"')
-        if self.history and self.pattern == "streaming":
-            raise ValueError(
-                'history cannot be combined with the pattern "streaming", where the change data'
-                " feed has every version of a row"
-            )
-        if self.history and "on_delete" in self.model_fields_set:
-            raise ValueError("on_delete cannot be combined with history, which keeps deleted rows")
-        if self.overlap is not None and self.cursor == "xmin":
-            raise ValueError('overlap is only for a cursor column; cursor = "xmin" needs none')
-        return self
-
-    @model_validator(mode="after")
-    def _check_names(self) -> TableSettings:
-        dropped = {name for name, protection in self.protect.items() if protection.dropped}
-        for name in self.columns:
-            if name in dropped:
-                raise ValueError(f'column {name} is listed in columns, but protect says "drop"')
-        names = [rule.called for rule in self.rules]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"two rules are named {name!r}: give one of them another name")
-        return self
-
-    @property
-    def method(self) -> IngestionMethod:
-        """The value of the column ingestion_method."""
-        return self.pattern
 
 
 class AuditSettings(Section):

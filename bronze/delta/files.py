@@ -1,4 +1,4 @@
-"""Data files: Parquet, written whole beside the table, visible to nobody until they are committed.
+"""Data files: Parquet files in the folder of the table, which readers see once they are committed.
 
 Measured on 2,000,000 rows of order details: zstd level 1 is a third faster than level 3 and no
 larger; dictionaries help only columns with few values and make keys and hashes slower and larger.
@@ -28,7 +28,7 @@ from bronze.model.files import StoredFile, WrittenFile
 from bronze.model.locations import Place
 
 _LEVEL = 1
-# A column whose values in the first row group repeat at least so often gets a dictionary.
+# A column whose values repeat at least this often in the first row group gets a dictionary.
 _REPEATS = 8
 _SAMPLE = 10_000
 _DATA = "part-"
@@ -42,22 +42,22 @@ _NAME = re.compile(
     f"(?:{_FEED_FOLDER})?(?:[^/]+=[^/]*/)?(?:{_DATA}|{_FEED})(?P<batch>.+?)(?:-(?P<spec>[0-9a-f]{{8}})-(?P<cluster>[0-9a-f]{{8}}))?"
     f"-[0-9a-f]{{32}}{re.escape(_SUFFIX)}"
 )
-# Few values at a time are read of the row groups of other writers, which may be large.
+# The values that are read at a time of row groups of other writers, which may be large.
 _PART_VALUES = 1_200_000
 # A row group is read and written whole: it has no more bytes than this, or one row.
 _GROUP_BYTES = 16 * 2**20
 
 CHANGE = "_change_type"
-"""The column of a file of the change data feed that says what happened to the row."""
+"""The column of a file of the change data feed with the kind of change."""
 
 Layout = Sequence[tuple[str, DeltaType]]
 Partition = tuple[tuple[str, str | None], ...]
 
 
 class Output:
-    """A file being written; it is made when the first rows come, and gone if an error comes.
+    """A file being written: created with its first rows, deleted after an error.
 
-    ``file`` is there when the context has ended: None where there were no rows.
+    ``file`` is set when the context has ended; it is None if there were no rows.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Output:
         table = rows if isinstance(rows, pa.Table) else arrow(rows)
         if not table.num_rows:
             return
-        # The log has the partition's value; a file has the other columns.
+        # The log has the value of the partition; the file has the other columns.
         outside = {name for name, _ in self._partition}
         table = table.select([name for name in table.column_names if name not in outside])
         if self._parquet is None:
@@ -105,7 +105,7 @@ class Output:
         if self._parquet is None:
             return
         if kind is not None:
-            # A file is abandoned only by an error inside its own context.
+            # The file is deleted by an error inside its own context.
             self._stack.__exit__(kind, error, trace)
             return
         with self._stack:
@@ -117,19 +117,19 @@ class Output:
 
 
 def groups(table: pa.Table) -> Iterator[pa.Table]:
-    """The row groups that a file gets of some rows; each of them would be one."""
+    """The row groups that some rows become in a file."""
     return portion.portions_of(table, table.num_rows, _GROUP_BYTES)
 
 
 def _folders(partition: Partition) -> str:
-    # Polars takes a partition's value from the folder's name, not from the log; but readers do
-    # not agree on how other characters are written there.
+    # Polars reads the value of a partition from the name of the folder, not from the log; but
+    # readers do not agree on the encoding of other characters there.
     folders = "".join(f"{name}={_NULL if value is None else value}/" for name, value in partition)
     return folders if _PLAIN.fullmatch(folders) else ""
 
 
 def data(place: Place, batch_id: str, stats: Sequence[str], partition: Partition = ()) -> Output:
-    """A new data file; ``batch_id`` names it, so that a file of a dead run can be told.
+    """A new data file, with ``batch_id`` in its name, by which files of ended runs are found.
 
     Raises:
         LakeUnreachable: it cannot be written.
@@ -149,10 +149,10 @@ def write(
     stats: Sequence[str],
     partition: Partition = (),
 ) -> WrittenFile | None:
-    """Writes the rows of all frames, all of one partition, into one new file, a row group a frame.
+    """Writes the rows of all frames, all of one partition, to a new file, with a row group a frame.
 
     Returns:
-        The file, or None where there were no rows.
+        The file, or None if there were no rows.
 
     Raises:
         LakeUnreachable: it cannot be written.
@@ -165,7 +165,7 @@ def write(
 
 
 def _parquet(sink: Any, first: pa.Table) -> pq.ParquetWriter:
-    # Values that are large do not repeat, and have no order that counts.
+    # Large values need neither a dictionary nor statistics.
     head = first.slice(0, _SAMPLE)
     small = [n for n in head.column_names if head[n].nbytes <= _GROUP_BYTES]
     sample = _frame(head.select(small), head.num_rows)
@@ -182,7 +182,7 @@ def _parquet(sink: Any, first: pa.Table) -> pq.ParquetWriter:
 
 
 def arrow(frame: pl.DataFrame) -> pa.Table:
-    """Rows as they are written."""
+    """The rows as an Arrow table, as they are written."""
     return frame.to_arrow(compat_level=pl.CompatLevel.oldest())
 
 
@@ -192,31 +192,33 @@ def _frame(table: pa.Table, height: int) -> pl.DataFrame:
     return pl.DataFrame(table)
 
 
-def opened(place: Place, file: StoredFile | WrittenFile, proven: bool = False) -> pq.ParquetFile:
-    """A file to read from; where it is to be ``proven``, a damaged page is an error.
+def open_parquet(
+    place: Place, file: StoredFile | WrittenFile, proven: bool = False
+) -> pq.ParquetFile:
+    """A file to read; if ``proven``, checksums of its pages are verified.
 
     Raises:
-        FileDamaged: it is not there, or is no Parquet.
-        LakeUnreachable: it cannot be read, which says nothing of what is in it.
+        FileDamaged: it does not exist, or is not Parquet.
+        LakeUnreachable: it cannot be read now.
     """
     path = unquote(file.path) if isinstance(file, StoredFile) else file.path
     if is_outside(file.path):
-        raise store.damaged(place, path, "is outside of the table's folder")
+        raise store.damage_error(place, path, "is outside of the table's folder")
     source = store.reader(place, path)
-    with _whole(place, path):
+    with _mapped_errors(place, path):
         return _Named(source, place, path, proven)
 
 
 def is_outside(path: str) -> bool:
-    """Whether a path in the log is none of a file in the table's folder: bronze writes none such,
-    and reads nothing that others have put into the log from elsewhere.
+    """Whether a path in the log is outside of the table's folder: bronze does not write such
+    paths, and does not read files there.
     """
     plain = unquote(path)
     return plain.startswith(("/", "\\")) or "://" in plain or ".." in re.split(r"[/\\]", plain)
 
 
 class _Named(pq.ParquetFile):  # type: ignore[misc]
-    """A Parquet file that knows where it lies, so that errors can name it."""
+    """A Parquet file with its place and path, so that errors can name it."""
 
     def __init__(self, source: Any, place: Place, path: str, proven: bool) -> None:
         self.place, self.path = place, path
@@ -224,19 +226,19 @@ class _Named(pq.ParquetFile):  # type: ignore[misc]
 
 
 @contextmanager
-def _whole(place: Place, path: str) -> Iterator[None]:
-    """Makes errors of what is no Parquet, or not of the table's columns, ours, and those of a read
-    that failed.
+def _mapped_errors(place: Place, path: str) -> Iterator[None]:
+    """Turns errors of Arrow and of the store into those of bronze: `FileDamaged` for a file that is
+    not Parquet or does not have the columns of the table, others for a read that failed.
     """
     try:
         yield
     except (BaseError, OSError, pa.ArrowException) as error:
-        # Arrow says that a page is damaged by an error of no number.
+        # Arrow reports a damaged page by an OSError without errno.
         of_arrow = isinstance(error, pa.ArrowException) or type(error) is OSError
         if not of_arrow or getattr(error, "errno", None) is not None:
-            raise store.unread(place, path, error) from error
+            raise store.read_error(place, path, error) from error
         text = " ".join(str(error).split())[:200]
-        raise store.damaged(place, path, f"cannot be read: {text.rstrip('.')}") from error
+        raise store.damage_error(place, path, f"cannot be read: {text.rstrip('.')}") from error
 
 
 def parts(
@@ -249,7 +251,7 @@ def parts(
     """The rows, a row group at a time, each part with the number of its first row in the file.
 
     Every part has the columns of ``layout`` in their order and types, whoever wrote the file;
-    what the file does not have is NULL, or the value of its partition.
+    columns that the file does not have are NULL, or have the value of its partition.
 
     Args:
         parquet: the file.
@@ -259,16 +261,16 @@ def parts(
         partition: the file's partition values.
     """
 
-    def naming() -> AbstractContextManager[None]:
+    def errors() -> AbstractContextManager[None]:
         if isinstance(parquet, _Named):
-            return _whole(parquet.place, parquet.path)
+            return _mapped_errors(parquet.place, parquet.path)
         return nullcontext()
 
     found = _parts(parquet, layout, columns, groups, partition)
-    # What a generator has a name for stays while it waits.
+    # Variables of a generator stay in memory while it waits: the part is popped from a list.
     held: list[tuple[int, pa.Table]] = []
     while True:
-        with naming():
+        with errors():
             held += islice(found, 1)
         if not held:
             return
@@ -291,7 +293,7 @@ def _parts(
         start = sum(counts[:number])
         size = min(most, _fitting(parquet.metadata.row_group(number), names))
         if not names or counts[number] <= size:
-            # What a generator has a name for stays while it waits.
+            # Variables of a generator stay in memory while it waits: the table has no name.
             yield (
                 start,
                 conform(
@@ -334,8 +336,8 @@ def conform(
             there = table[name]
             columns.append(there if there.type == kept else there.cast(kept))
         elif constants.get(name) is not None:
-            value = pa.scalar(constants[name]).cast(kept)
-            columns.append(pa.chunked_array([pa.repeat(value, height)]))
+            value = pl.Series([constants[name]]).to_arrow(compat_level=pl.CompatLevel.oldest())
+            columns.append(pa.chunked_array([pa.repeat(value.cast(kept)[0], height)]))
         else:
             columns.append(pa.chunked_array([pa.nulls(height, kept)]))
     return pa.Table.from_arrays(columns, [name for name, _ in layout])
@@ -366,24 +368,24 @@ def arrow_type(kind: DeltaType) -> pa.DataType:
 
 
 def clustered(batch_id: str, spec: str, cluster: str) -> str:
-    """What names a file that belongs to a cluster, where otherwise its batch alone does.
+    """The part of a file's name for a file of a cluster; for others it is the batch alone.
 
     Args:
         batch_id: the batch that writes it.
-        spec: eight hexadecimal digits for what the rows are clustered by.
+        spec: eight hexadecimal digits for the clustering.
         cluster: eight hexadecimal digits for the cluster.
     """
     return f"{batch_id}-{spec}-{cluster}"
 
 
 def batch_of(path: str) -> str | None:
-    """The batch that a path in the table names, None for a file that is not ours."""
+    """The batch in the name of a file, None for a file of another writer."""
     named = _NAME.fullmatch(path)
     return named["batch"] if named else None
 
 
 def cluster_of(path: str) -> tuple[str, str] | None:
-    """The clustering and the cluster that a path in the table names, None where it names none."""
+    """The clustering and the cluster in the name of a file, None if it has none."""
     named = _NAME.fullmatch(path)
     return (named["spec"], named["cluster"]) if named and named["spec"] else None
 

@@ -1,4 +1,4 @@
-"""All that lies in a table's folder: the Parquet files of whatever version, and their rows."""
+"""All Parquet files in the folder of a table, of all versions, and their rows."""
 
 from __future__ import annotations
 
@@ -23,14 +23,13 @@ _KINDS: Mapping[Any, DeltaType] = {files.arrow_type(kind): kind for kind in map(
 
 
 class Folder:
-    """A table's data files and files of the change data feed, those of the current version among
-    them.
+    """All data files and files of the change data feed in the folder of a table.
 
     Attributes:
         state: the table as it is.
-        paths: all files that lie there.
-        unreadable: those that have turned out to be no Parquet, and that no version names: their
-            writing was broken off, or has not ended. Nothing can be read of them.
+        paths: the paths of all files.
+        unreadable: files that turned out not to be Parquet and that no version names: their
+            writing was interrupted, or has not ended.
     """
 
     def __init__(self, state: State) -> None:
@@ -46,7 +45,7 @@ class Folder:
 
     @property
     def lost(self) -> list[str]:
-        """The files of the current version that are not there."""
+        """The files of the current version that are missing."""
         return sorted({*self._current} - {unquote(path) for path in self.paths})
 
     def is_current(self, path: str) -> bool:
@@ -65,15 +64,15 @@ class Folder:
                 yield path, part
 
     def parts(self, path: str, columns: Sequence[str] | None = None) -> Iterator[pl.DataFrame]:
-        """The rows of a file, a part at a time: those of some columns that the file has, in the
-        types that it has them in, and with its partition.
+        """The rows of a file, a part at a time, with those of ``columns`` that the file has, in the
+        types of the file, and with its partition.
 
         Raises:
             FileDamaged: it cannot be read, and a version names it.
             LakeError, LakeUnreachable
         """
         try:
-            parquet = files.opened(self.state.place, WrittenFile(path, 0, 0, ""))
+            parquet = files.open_parquet(self.state.place, WrittenFile(path, 0, 0, ""))
             own = {field.name: field.type for field in parquet.schema_arrow}
             partition = self._current.get(unquote(path)) or _of_folders(path)
             known = dict(self.state.columns)
@@ -94,14 +93,14 @@ class Folder:
 
     @cached_property
     def _strays(self) -> frozenset[str]:
-        lying = list(vacuum.lying(self.state.place))
+        lying = list(vacuum.objects_of(self.state.place))
         there = {found.path for found in lying}
         gone = {path for path in self.paths if path not in there and not self.is_current(path)}
-        return frozenset({found.path for found in vacuum.strays(self.state, lying)} | gone)
+        return frozenset({found.path for found in vacuum.unnamed_files(self.state, lying)} | gone)
 
 
 def _kind(found: Any) -> DeltaType:
-    """The kind that a file has a column in."""
+    """The type of a column in a file."""
     if pa.types.is_decimal128(found):
         return DeltaType("decimal", found.precision, found.scale)
     if pa.types.is_list(found) or pa.types.is_large_list(found):

@@ -1,10 +1,10 @@
-"""A table's Delta log: the state that it describes, and new entries by compare-and-swap.
+"""The Delta log of a table: the state that it describes, and new entries by compare-and-swap.
 
-A commit is the object ``_delta_log/<version>.json``, put only if it is not there: whoever puts
-the next version first has won, and everybody else reads again. The format is that of the Delta
-transaction log protocol (PROTOCOL.md of delta-io/delta). The entries are written here rather than
-by deltalake because it cannot write the files of a change data feed (``cdc`` actions), and because
-its own resolution of conflicts is not ours (see `bronze.delta.commit`).
+A commit is the object ``_delta_log/<version>.json``, which is written only if it does not exist:
+one of several writers wins, and the others read the table again. The format is that of the Delta
+transaction log protocol (PROTOCOL.md of delta-io/delta). Entries are not written by deltalake,
+because it cannot write the files of a change data feed (``cdc`` actions), and because it resolves
+conflicts in another way (see `bronze.delta.commit`).
 """
 
 from __future__ import annotations
@@ -36,30 +36,30 @@ from bronze.model.locations import Place
 Action = Mapping[str, Any]
 
 ENGINE = "bronze"
-"""What commits of ours name as their engine."""
+"""The engine that commits of bronze name."""
 MARK = "bronze/commit"
-"""The app transaction of a Bronze table that holds the version up to which all changes of rows were
-ours, or were compared with the source since."""
+"""The app transaction of a Bronze table with the version up to which all changes of rows are those
+of bronze, or were compared with the source since."""
 
 ENTRY = re.compile(r"_delta_log/(\d{20})\.json")
 """The path of an entry, in a table's folder."""
 
 _RESTORE = (
-    "If entries of its _delta_log are gone or were changed, restore them from a backup; or move the"
-    " table's folder away, and a run loads it anew."
+    "If entries of its _delta_log are missing or were changed, restore them from a backup; or move"
+    " the table's folder away, and the next run loads it again."
 )
-# So that a reader never replays more entries than this.
+# A reader never replays more entries than this.
 _CHECKPOINT_EVERY = 20
 _FEATURES = frozenset({"appendOnly", "invariants", "changeDataFeed", "timestampNtz"})
-# Up to 4 the protocol has neither column mapping nor deletion vectors; from 7 on it names what it
-# has; between them it has column mapping.
+# Up to writer version 4 there are neither column mapping nor deletion vectors; 5 and 6 have column
+# mapping; from 7 on features are named.
 _OLD_WRITER = 4
 _NAMED_FEATURES = 7
 
 
 @dataclass(frozen=True)
 class State:
-    """A table as it was read: what a commit is compared against."""
+    """A table as it was read. A commit on top of it fails if the table has changed since."""
 
     place: Place
     table: DeltaTable
@@ -88,28 +88,28 @@ class State:
 
     @cached_property
     def files(self) -> tuple[StoredFile, ...]:
-        """The data files that make up the table.
+        """The data files of the table.
 
         Raises:
-            FileDamaged: the log names one that is not in the table's folder.
+            FileDamaged: the log names one outside of the table's folder.
         """
         for file in self.named:
             if files.is_outside(file.path):
-                raise store.damaged(self.place, file.path, "is outside of the table's folder")
+                raise store.damage_error(self.place, file.path, "is outside of the table's folder")
         return self.named
 
     @cached_property
     def named(self) -> tuple[StoredFile, ...]:
         """All data files that the log names, wherever they are."""
         safe = [name for name, kind in self.columns if kind.name in SAFE]
-        with mapped(self.place, "read"):
+        with mapped_errors(self.place, "read"):
             adds: Any = pl.DataFrame(self.table.get_add_actions(flatten=False))
         return tuple(_stored(row, safe) for row in adds.iter_rows(named=True))
 
     @cached_property
     def foreign(self) -> tuple[str, ...]:
-        """The commits by which another writer changed rows or columns, and which no comparison has
-        taken into account. Costs nothing where the last commit is ours.
+        """The commits by which another writer changed rows or columns since the table was compared
+        last. Costs nothing if the last commit is bronze's.
 
         Raises:
             LakeError, LakeUnreachable
@@ -117,27 +117,28 @@ class State:
         return self.foreign_since(self.position(MARK))
 
     def foreign_since(self, version: int | None) -> tuple[str, ...]:
-        """Those after a version; with None, as far as the log still has them."""
+        """`foreign`, but after a version; with None, as far as the log goes back."""
         if version == self.version:
             return ()
-        found = []
+        commits = []
         for number in range(0 if version is None else version + 1, self.version + 1):
             try:
                 actions = entry(self.place, number)
             except FileDamaged:
-                found.append(f"version {number}, whose entry in the log cannot be read")
+                commits.append(f"version {number}, whose entry in the log cannot be read")
                 continue
             if actions is None:
-                # It is expired; a table of before knows nothing of what is older, either.
-                found += [] if version is None else [f"version {number}, which the log has no more"]
-            elif said := _changed_by(actions):
-                found.append(f"version {number}: {said}")
-        return tuple(found)
+                # The entry has expired. Without a mark, expired entries are never reported.
+                if version is not None:
+                    commits.append(f"version {number}, whose entry the log no longer has")
+            elif description := _foreign_change(actions):
+                commits.append(f"version {number}: {description}")
+        return tuple(commits)
 
     def is_same(self, other: State) -> bool:
         """Whether both are one version of one table."""
-        mine, theirs = self.table.metadata().id, other.table.metadata().id
-        return (mine, self.version) == (theirs, other.version)
+        ids = self.table.metadata().id, other.table.metadata().id
+        return ids[0] == ids[1] and self.version == other.version
 
     def position(self, name: str) -> int | None:
         """The value of an app transaction, None where there is none."""
@@ -145,22 +146,23 @@ class State:
         return found
 
     def writable(self) -> None:
-        """Makes sure that we may add, rewrite and remove files.
+        """Checks that bronze may add, rewrite and remove files.
 
         Raises:
-            LakeError: the table uses something that we would break.
+            LakeError: the table has a feature that bronze cannot write.
         """
         protocol = self.table.protocol()
         used = {*(protocol.writer_features or ()), *(protocol.reader_features or ())}
-        more = sorted(used - _FEATURES)
+        unknown = sorted(used - _FEATURES)
         if protocol.min_writer_version not in (*range(_OLD_WRITER + 1), _NAMED_FEATURES):
-            more.append(f"writer version {protocol.min_writer_version}")
-        more += [name for name in self.properties if name.startswith("delta.constraints.")]
+            unknown.append(f"writer version {protocol.min_writer_version}")
+        unknown += [name for name in self.properties if name.startswith("delta.constraints.")]
         if len(self.table.metadata().partition_columns) > 1:
-            more.append("several partition columns")
-        if more:
+            unknown.append("several partition columns")
+        if unknown:
             raise LakeError(
-                f"The table at {self.place.url} uses {', '.join(more)}, which bronze cannot write.",
+                f"The table at {self.place.url} uses {', '.join(unknown)}, which bronze cannot"
+                " write.",
                 hint="Drop the feature or constraint with the tool that added it, or give the"
                 " table another target.",
             )
@@ -174,25 +176,25 @@ def _stored(row: Mapping[str, Any], safe: Sequence[str]) -> StoredFile:
         size=row["size_bytes"],
         rows=-1 if row["num_records"] is None else row["num_records"],
         low=tuple((n, low[n]) for n in safe if low.get(n) is not None),
-        high=tuple((n, _whole(high[n])) for n in safe if high.get(n) is not None),
+        high=tuple((n, _widest(high[n])) for n in safe if high.get(n) is not None),
         partition=tuple((n, None if v is None else str(v)) for n, v in partition.items()),
     )
 
 
-def _whole(bound: Any) -> Any:
-    """Other writers cut bounds to milliseconds, so the values may be a little greater."""
+def _widest(bound: Any) -> Any:
+    """An upper bound that other writers may have cut to milliseconds."""
     if not isinstance(bound, datetime) or bound.microsecond % 1000:
         return bound
     return bound.replace(microsecond=bound.microsecond + 999)
 
 
 def read(place: Place) -> State | None:
-    """The table as it is now, None where there is none.
+    """The table as it is now, None if there is none.
 
     Raises:
         LakeError, LakeUnreachable
     """
-    with mapped(place, "read"):
+    with mapped_errors(place, "read"):
         try:
             table = DeltaTable(place.url, storage_options=store.options(place) or None)
         except TableNotFoundError as error:
@@ -203,32 +205,32 @@ def read(place: Place) -> State | None:
 
 
 def write(place: Place, version: int, actions: Sequence[Action]) -> None:
-    """Puts one entry of the log.
+    """Writes one entry of the log.
 
     Raises:
-        CommitConflict: somebody else has put this version first.
-        LakeError, LakeUnreachable: it could not be put.
+        CommitConflict: another writer wrote this version first.
+        LakeError, LakeUnreachable: it could not be written.
     """
     lines = "".join(json.dumps(action, ensure_ascii=False) + "\n" for action in actions)
     path, entry = f"_delta_log/{version:020}.json", lines.encode()
     failpoint.reach("commit")
     if version and store.is_missing(place, "_delta_log"):
-        # Putting the entry would make a folder where the table has been, as it would a new one.
-        raise store.failure(place, "committed", FileNotFoundError("no such file or directory"))
+        # Writing the entry would create the folder again, as of a new table.
+        raise store.store_error(place, "committed", FileNotFoundError("no such file or directory"))
     try:
         obstore.put(store.opened(place), path, entry, mode="create")
     except AlreadyExistsError:
-        if not _stands(place, path, entry):
+        if not _is_written(place, path, entry):
             raise CommitConflict(
                 f"Another writer committed to the table at {place.url} first.",
-                hint="Run again; nothing of this run is in that table.",
+                hint="Run again; this run has committed nothing to that table.",
             ) from None
     except (BaseError, OSError) as error:
-        if not _stands(place, path, entry):
-            raise store.failure(place, "committed", error) from None
+        if not _is_written(place, path, entry):
+            raise store.store_error(place, "committed", error) from None
     failpoint.reach("committed")
     if version and version % _CHECKPOINT_EVERY == 0:
-        # The commit stands; a checkpoint that fails is made up for by the next one.
+        # The commit is valid without the checkpoint; the next one will be tried later.
         with suppress(DeltaError, OSError):
             DeltaTable(
                 place.url, version=version, storage_options=store.options(place) or None
@@ -236,8 +238,7 @@ def write(place: Place, version: int, actions: Sequence[Action]) -> None:
 
 
 def infos(place: Place, latest: int | None = None) -> Iterator[Action]:
-    """What the commits up to a version say of themselves, as far as the log still has them, in no
-    order.
+    """The infos of all commits up to a version, as far as the log goes back, in any order.
 
     Raises:
         FileDamaged: an entry cannot be read.
@@ -250,7 +251,7 @@ def infos(place: Place, latest: int | None = None) -> Iterator[Action]:
 
 
 def info(place: Place, version: int) -> Action | None:
-    """What one commit says of itself; None where the log has it no more.
+    """The info of one commit, None if the log no longer has it.
 
     Raises:
         LakeError, LakeUnreachable
@@ -260,15 +261,15 @@ def info(place: Place, version: int) -> Action | None:
 
 
 def entry(place: Place, version: int) -> Sequence[Action] | None:
-    """The actions of one commit; None where the log has it no more. Raises as `entries` does."""
+    """The actions of one commit, None if the log no longer has it. Raises as `entries` does."""
     return next(actions for _, actions in entries(place, (version,)))
 
 
 def entries(place: Place, versions: Iterable[int]) -> Iterator[tuple[int, Sequence[Action] | None]]:
-    """The actions of some commits by their versions, None for one that the log has no more.
+    """The actions of some commits by their versions, None for one that the log no longer has.
 
     Raises:
-        FileDamaged: an entry cannot be read; a checkpoint may stand for it.
+        FileDamaged: an entry cannot be read; a checkpoint may replace it.
         LakeError, LakeUnreachable
     """
     opened = store.opened(place)
@@ -280,14 +281,14 @@ def entries(place: Place, versions: Iterable[int]) -> Iterator[tuple[int, Sequen
             yield version, None
             continue
         except (BaseError, OSError) as error:
-            raise store.failure(place, "read", error) from None
+            raise store.store_error(place, "read", error) from None
         try:
             actions = [json.loads(line) for line in text.splitlines() if line.strip()]
         except ValueError:
             actions = []
         if not actions or not all(map(_is_action, actions)):
             raise FileDamaged(
-                f"The file {path} of the table at {place.url} is no entry of a Delta log.",
+                f"The file {path} of the table at {place.url} is not an entry of a Delta log.",
                 hint=_RESTORE,
             )
         yield version, actions
@@ -308,8 +309,10 @@ def _info(actions: Sequence[Action]) -> Action:
     return found
 
 
-def _changed_by(actions: Sequence[Action]) -> str:
-    """Who changed rows or columns by a commit, and how; "" where it was bronze, or nobody did."""
+def _foreign_change(actions: Sequence[Action]) -> str:
+    """The operation and the writer of a commit that changed rows or columns; "" for commits of
+    bronze, and those that changed neither.
+    """
     info = _info(actions)
     if info.get("engineInfo") == ENGINE:
         return ""
@@ -318,12 +321,12 @@ def _changed_by(actions: Sequence[Action]) -> str:
         "metaData" in action for action in actions
     ):
         return ""
-    who = info.get("engineInfo") or info.get("clientVersion") or "an unknown writer"
-    return f"{info.get('operation', 'a change')} by {who}"
+    writer = info.get("engineInfo") or info.get("clientVersion") or "an unknown writer"
+    return f"{info.get('operation', 'a change')} by {writer}"
 
 
-def _stands(place: Place, path: str, entry: bytes) -> bool:
-    """Whether an entry is there after all: the store's answer may have been lost on its way."""
+def _is_written(place: Place, path: str, entry: bytes) -> bool:
+    """Whether an entry was written after all: the response of the store may have been lost."""
     try:
         return bytes(obstore.get(store.opened(place), path).bytes()) == entry
     except (BaseError, OSError):
@@ -331,12 +334,12 @@ def _stands(place: Place, path: str, entry: bytes) -> bool:
 
 
 @contextmanager
-def mapped(place: Place, what: str) -> Iterator[None]:
-    """Turns deltalake's errors into ours."""
+def mapped_errors(place: Place, what: str) -> Iterator[None]:
+    """Turns errors of deltalake into those of bronze; ``what`` was being done, such as "read"."""
     try:
         yield
     except (DeltaError, OSError, ValueError) as error:
-        mine = store.failure(place, what, error)
-        if not mine.hint:
-            mine.hint = _RESTORE
-        raise mine from error
+        failure = store.store_error(place, what, error)
+        if not failure.hint:
+            failure.hint = _RESTORE
+        raise failure from error

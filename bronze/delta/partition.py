@@ -1,5 +1,5 @@
-"""Partitions by date: a column of dates, derived from a timestamp of the row, whose values the
-log has, one for each file, instead of the files themselves.
+"""Partitions by date: a column of dates, derived from a timestamp of the row. The log has its value
+for each file; the files do not have the column.
 """
 
 from __future__ import annotations
@@ -15,10 +15,8 @@ from bronze import portion
 from bronze.delta.files import Output, Partition
 from bronze.model.files import WrittenFile
 
-# So many files are written at once; when there are more, those that are open are finished.
+# This many files are open at once. Before another one is opened, all of them are completed.
 _OPEN = 64
-
-
 _SUFFIX = "_date"
 
 
@@ -38,9 +36,9 @@ def dated(rows: pl.DataFrame, source: str) -> pl.DataFrame:
 
 
 class Outputs:
-    """Files being written, one for each partition; a single one where there are no partitions.
+    """Files being written, one for each partition, or a single one without partitions.
 
-    ``files`` are complete when the context has ended; none is there if it ends with an error.
+    ``files`` are complete when the context has ended; after an error there are none.
     """
 
     def __init__(self, new: Callable[[Partition], Output], column: str | None) -> None:

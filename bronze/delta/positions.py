@@ -1,6 +1,6 @@
-"""Where tables hold positions: the names of their app transactions (Delta's ``txn`` actions).
+"""The positions that tables have, as app transactions (Delta's ``txn`` actions), and their names.
 
-A commit holds its position in the same log entry as its rows. ``timeline`` is the history of the
+A commit has its position in the same log entry as its rows. ``timeline`` is the history of the
 source that a position belongs to (system identifier, timeline, database), ``oid`` the source
 table's, ``stream`` is ``timeline/slot``.
 
@@ -16,8 +16,9 @@ In ``governance.streams``:
 
 - ``bronze/{stream}``: the LSN of the last checkpoint;
 - ``bronze/{stream}/recorded`` and ``…/publication``: the server's clock; the publication's oid;
-- ``bronze/{stream}/{oid}`` and ``…/held``: what a table had reached, and the position it held;
-- ``bronze/{timeline}/{slot}/era``: how often the positions of the stream were given up.
+- ``bronze/{stream}/{oid}`` and ``…/held``: the position that a table had reached, and the one in
+  its own log;
+- ``bronze/{timeline}/{slot}/era``: how often the positions of the stream were discarded.
 
 In other governance tables:
 
@@ -37,15 +38,15 @@ STREAM = "stream"
 
 
 class HasPositions(Protocol):
-    """A table's state in its log."""
+    """The state of a table in its log."""
 
     def position(self, name: str) -> int | None:
-        """The value of an app transaction, None where there is none."""
+        """The value of an app transaction, None if there is none."""
 
 
 @dataclass(frozen=True)
 class Position:
-    """What a commit leaves: ``value`` under ``bronze/{name}``, ``marks`` below that."""
+    """The position that a commit sets: ``value`` as ``bronze/{name}``, ``marks`` below it."""
 
     name: str
     value: int
@@ -54,24 +55,24 @@ class Position:
     @property
     def transactions(self) -> tuple[tuple[str, int], ...]:
         """The app transactions."""
-        own = f"bronze/{self.name}"
-        return ((own, self.value), *((f"{own}/{name}", value) for name, value in self.marks))
+        path = f"bronze/{self.name}"
+        return ((path, self.value), *((f"{path}/{name}", value) for name, value in self.marks))
 
 
 def read(state: HasPositions | None, name: str) -> int | None:
-    """The value under ``bronze/{name}``; None without a state."""
+    """The value of ``bronze/{name}``; None without a state."""
     return state.position(f"bronze/{name}") if state else None
 
 
 @dataclass(frozen=True)
 class TablePosition:
-    """How far a Bronze table has followed a table of the source."""
+    """The position of a Bronze table in the history of its source table."""
 
     timeline: str
     oid: int
 
     def watermark(self, state: HasPositions | None, name: str) -> int | None:
-        """The value of a watermark, None where the table has none."""
+        """The value of a watermark, None if the table has none."""
         return read(state, f"{self.timeline}/{self.oid}/{name}")
 
     def watermarks(self, values: Sequence[tuple[str, int]]) -> tuple[tuple[str, int], ...]:
@@ -79,12 +80,12 @@ class TablePosition:
         return tuple((f"{self.oid}/{name}", value) for name, value in values)
 
     def streamed(self, state: HasPositions) -> int | None:
-        """The LSN up to which the stream was applied; None where something else came after."""
+        """The LSN up to which the stream was applied; None if a batch run came after."""
         position = self.watermark(state, STREAM)
         return position if position is not None and position == read(state, self.timeline) else None
 
     def last_transaction(self, state: HasPositions) -> tuple[int, int] | None:
-        """The end and the time of the last transaction that was applied; None where the table was
+        """The end and the time of the last transaction that was applied; None if the table was
         copied or compared since.
         """
         end, committed = self.watermark(state, "last"), self.watermark(state, "last/committed")
@@ -93,7 +94,7 @@ class TablePosition:
         return end, committed
 
     def after_batch(self, position: int, committed: int) -> Position:
-        """What a batch of a stream leaves, whose last transaction was committed at that time."""
+        """The position after a batch of a stream whose last transaction was ``committed`` then."""
         marks = self.watermarks(
             [(STREAM, position), ("last", position), ("last/committed", committed)]
         )
@@ -107,19 +108,19 @@ class StreamPosition:
     stream: str
 
     def position(self, state: HasPositions | None) -> int:
-        """Its LSN; 0 where there is none."""
+        """Its LSN; 0 if there is none."""
         return read(state, self.stream) or 0
 
     def recorded(self, state: HasPositions | None) -> int | None:
-        """The server's clock when it was made, in microseconds since 1970."""
+        """The time of the checkpoint by the server's clock, in microseconds since 1970."""
         return read(state, f"{self.stream}/recorded")
 
     def publication(self, state: HasPositions | None) -> int | None:
-        """The oid of the publication that was followed."""
+        """The oid of the publication of the stream."""
         return read(state, f"{self.stream}/publication")
 
     def table(self, state: HasPositions | None, oid: int) -> tuple[int, int] | None:
-        """The position that a table had reached, and the one that it held itself."""
+        """The position that a table had reached, and the one in its own log."""
         reached = read(state, f"{self.stream}/{oid}")
         held = read(state, f"{self.stream}/{oid}/held")
         return None if reached is None or held is None else (reached, held)
@@ -127,7 +128,7 @@ class StreamPosition:
     def checkpoint(
         self, position: int, clock: int, publication: int, tables: Sequence[tuple[int, int]]
     ) -> Position:
-        """What a checkpoint leaves; ``tables`` are oids and the positions that tables hold."""
+        """The position that a checkpoint sets; ``tables`` are oids and positions."""
         marks = [(str(oid), max(position, held)) for oid, held in tables]
         marks += [(f"{oid}/held", held) for oid, held in tables]
         marks += [("recorded", clock), ("publication", publication)]
@@ -135,12 +136,12 @@ class StreamPosition:
 
 
 def era(state: HasPositions | None, timeline: str, slot: str) -> int:
-    """How often the positions of a stream were given up."""
+    """How often the positions of a stream were discarded."""
     return read(state, f"{timeline}/{slot}/era") or 0
 
 
 def next_era(state: HasPositions | None, timeline: str, slot: str) -> Position:
-    """What giving them up leaves."""
+    """The position that discards those of a stream."""
     return Position(f"{timeline}/{slot}/era", era(state, timeline, slot) + 1)
 
 

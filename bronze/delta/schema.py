@@ -22,7 +22,7 @@ PROPERTIES: Mapping[str, str] = {
     "delta.autoOptimize.autoCompact": "true",
 }
 
-# Delta's names where they are not ours.
+# Delta's names of types that bronze names differently.
 _NAMES = {"int": "integer"}
 _KINDS = {_NAMES.get(name, name): name for name in get_args(DeltaTypeName)}
 _DECIMAL = re.compile(r"decimal\((\d+),(\d+)\)")
@@ -64,13 +64,13 @@ def _kind(name: str, found: Any) -> DeltaType:
     if not isinstance(found, str) or found not in _KINDS:
         raise LakeError(
             f"Column {name!r} is of type {found}, which bronze does not write.",
-            hint="Somebody else added it: drop it, or give the table another target.",
+            hint="Another writer added it: drop it, or give the table another target.",
         )
     return DeltaType(_KINDS[found])
 
 
 def protocol(columns: Iterable[tuple[str, DeltaType]]) -> dict[str, Any]:
-    """What a reader and a writer of a table with these columns have to know.
+    """The protocol of a table with these columns: what its readers and writers have to support.
 
     A timestamp without time zone is a feature of its own, and the features that a protocol of
     numbers implies have to be named beside it.

@@ -1,7 +1,7 @@
-"""File statistics that no reader can lose a row by.
+"""File statistics for data skipping, by which no reader can miss a row.
 
-They are kept only for kinds whose order every reader agrees on and whose values JSON holds
-exactly. A bound may be wider than the data, never narrower.
+Only columns of types that all readers order alike, and that JSON can hold exactly, get them. A
+bound may be wider than the data, never narrower.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 import polars as pl
 
 SAFE = ("short", "int", "long", "boolean", "string", "date", "timestamp", "timestamp_ntz")
-"""The kinds that get statistics."""
+"""The types that get statistics."""
 
-# As Delta's own writers do; longer bounds cost more than they skip.
+# As other writers of Delta do: longer bounds cost more than they save.
 _PREFIX = 32
 _LAST = 0x10FFFF
 _SURROGATES = range(0xD800, 0xE000)
@@ -46,7 +46,7 @@ class Statistics:
                     bounds[name] = wider(bounds[name], value) if name in bounds else value
 
     def json(self) -> str:
-        """Delta's JSON."""
+        """The statistics in Delta's JSON."""
         low = {name: lower_bound(value) for name, value in self.low.items()}
         high = {name: upper_bound(value) for name, value in self.high.items()}
         return json.dumps(
@@ -66,7 +66,7 @@ def lower_bound(value: Any) -> Any:
 
 
 def upper_bound(value: Any) -> Any:
-    """A JSON value that is not less than ``value``; None where a short one does not exist."""
+    """A JSON value that is not less than ``value``; None if there is no short one."""
     if not isinstance(value, str) or len(value) <= _PREFIX:
         return _written(value)
     prefix = value[:_PREFIX]

@@ -1,4 +1,4 @@
-"""The object store beneath the lake: local folders, S3, Azure, Google Cloud, by one interface."""
+"""The object store of the lake: local folders, S3, Azure or Google Cloud, by one interface."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _REMOTE = re.compile(r"^[a-z][a-z0-9+]*://", re.IGNORECASE)
 
 
 def options(place: Place) -> dict[str, str]:
-    """The object store's options with their secrets resolved; deltalake takes the same ones."""
+    """The options of the object store, with secrets resolved; deltalake takes the same ones."""
     return {
         name: secrets.resolve(value) if isinstance(value, Secret) else value
         for name, value in place.options
@@ -46,7 +46,7 @@ def is_local(place: Place) -> bool:
 
 
 def is_missing(place: Place, under: str = "") -> bool:
-    """Whether a folder of this machine is not there; only writing may make one."""
+    """Whether a local folder does not exist; only writing creates one."""
     return is_local(place) and not (Path(place.url) / under).is_dir()
 
 
@@ -56,20 +56,20 @@ def opened(place: Place) -> Any:
         if is_local(place):
             return LocalStore(prefix=Path(place.url).absolute(), mkdir=True)
         given = options(place)
-        # deltalake takes the options of the connection among those of the store.
+        # obstore takes some options of deltalake as options of the connection.
         client = {name: given.pop(name) for name in _CLIENT if name in given}
         return from_url(place.url, config=given, client_options=client)  # type: ignore[call-overload]
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # an option that it does not know makes obstore panic
-        raise failure(place, "opened", error) from None
+        raise store_error(place, "opened", error) from None
 
 
 @contextmanager
 def writer(place: Place, path: str) -> Iterator[IO[bytes] | io.RawIOBase]:
-    """A file to write one object with, whose memory is bounded however large the object gets.
+    """A file to write one object with, in bounded memory.
 
-    When the context ends with an error the object is not there, or is of no use.
+    If the context ends with an error, the object does not exist or is incomplete.
 
     Raises:
         LakeError, LakeUnreachable: it cannot be written.
@@ -89,7 +89,7 @@ def writer(place: Place, path: str) -> Iterator[IO[bytes] | io.RawIOBase]:
             yield upload
             upload.finish()
     except (BaseError, OSError, pa.ArrowException) as error:
-        raise failure(place, "written", error) from None
+        raise store_error(place, "written", error) from None
 
 
 class _Upload(io.RawIOBase):
@@ -137,7 +137,7 @@ class _Download(io.RawIOBase):
 
 
 def reader(place: Place, path: str) -> IO[bytes] | Any:
-    """An object to read from, from any position.
+    """An object to read, from any offset.
 
     Raises:
         FileDamaged: there is no such object.
@@ -148,43 +148,43 @@ def reader(place: Place, path: str) -> IO[bytes] | Any:
             return pa.OSFile(str(Path(place.url) / path))
         return _Download(obstore.open_reader(opened(place), path))
     except (BaseError, OSError) as error:
-        raise unread(place, path, error) from None
+        raise read_error(place, path, error) from None
 
 
-def unread(place: Place, path: str, error: BaseException) -> BronzeError:
-    """The error for a file of a table that could not be read, to its end or at all. Only one that
-    is not there is `damaged`: anything else may be otherwise at the next attempt.
+def read_error(place: Place, path: str, error: BaseException) -> BronzeError:
+    """The error for a file of a table that could not be read. Only a missing one is `damage_error`:
+    after any other error the next attempt may succeed.
     """
     if isinstance(error, (FileNotFoundError, NotFoundError)):
-        # Where the whole lake is gone, no single file is to blame.
+        # If the whole lake is missing, the error is not of a single file.
         if is_missing(place):
-            return failure(place, "read", FileNotFoundError("no such file or directory"))
-        return damaged(place, path, "is missing")
+            return store_error(place, "read", FileNotFoundError("no such file or directory"))
+        return damage_error(place, path, "is missing")
     if isinstance(error, (PermissionError, PermissionDeniedError)):
         return LakeUnreachable(
             f"The file {path} of the table at {place.url} cannot be read: permission denied.",
-            hint="Check who owns it.",
+            hint="Check the owner and the permissions of the file.",
         )
-    mine = failure(place, "read", error)
-    if isinstance(mine, LakeUnreachable):
-        return mine
+    known = store_error(place, "read", error)
+    if isinstance(known, LakeUnreachable):
+        return known
     return LakeUnreachable(
         f"The file {path} of the table at {place.url} could not be read: {error_text(error)}.",
-        hint="Check the disk, or the network and the store; then do the same again.",
+        hint="Check the disk, or the network and the object store; then try again.",
     )
 
 
-def damaged(place: Place, path: str, what: str) -> FileDamaged:
-    """The error for a file of a table that is lost, or is not what it should be."""
+def damage_error(place: Place, path: str, what: str) -> FileDamaged:
+    """The error for a file of a table that is missing or damaged; ``what`` completes "The file"."""
     return FileDamaged(
         f"The file {path} of the table at {place.url} {what}.",
-        hint="`bronze verify --at-rest` says what else is damaged; `bronze verify --repair` takes"
-        " from the source what was lost.",
+        hint="`bronze verify --at-rest` lists all damaged files; `bronze verify --repair` reads"
+        " lost rows from the source.",
     )
 
 
 def put(place: Place, path: str, data: bytes) -> None:
-    """Writes one object, wholly or not at all.
+    """Writes one object atomically.
 
     Raises:
         LakeUnreachable: it cannot be written.
@@ -192,11 +192,11 @@ def put(place: Place, path: str, data: bytes) -> None:
     try:
         obstore.put(opened(place), path, data)
     except (BaseError, OSError) as error:
-        raise failure(place, "written", error) from None
+        raise store_error(place, "written", error) from None
 
 
 def prove_writable(place: Place) -> None:
-    """Writes and deletes an object, so that a run does not read for nothing.
+    """Checks that the lake can be written, by writing and deleting an object.
 
     Raises:
         LakeError, LakeUnreachable
@@ -207,7 +207,7 @@ def prove_writable(place: Place) -> None:
 
 
 def delete(place: Place, paths: list[str]) -> None:
-    """Deletes objects; one that is not there is no error."""
+    """Deletes objects; a missing one is not an error."""
     if not paths or is_missing(place):
         return
     try:
@@ -215,7 +215,7 @@ def delete(place: Place, paths: list[str]) -> None:
     except FileNotFoundError:
         return
     except (BaseError, OSError) as error:
-        raise failure(place, "cleaned", error) from None
+        raise store_error(place, "cleaned", error) from None
 
 
 def listing(place: Place, under: str = "") -> list[str]:
@@ -228,7 +228,7 @@ def listing(place: Place, under: str = "") -> list[str]:
     except FileNotFoundError:
         return []
     except (BaseError, OSError) as error:
-        raise failure(place, "listed", error) from None
+        raise store_error(place, "listed", error) from None
 
 
 def folders(place: Place) -> list[str]:
@@ -238,18 +238,18 @@ def folders(place: Place) -> list[str]:
     try:
         found = obstore.list_with_delimiter(opened(place))["common_prefixes"]
     except (BaseError, OSError) as error:
-        raise failure(place, "listed", error) from None
+        raise store_error(place, "listed", error) from None
     return sorted(path.rstrip("/").rpartition("/")[2] for path in found)
 
 
-def failure(place: Place, what: str, error: BaseException) -> BronzeError:
-    """Our error for one of the store's."""
+def store_error(place: Place, what: str, error: BaseException) -> BronzeError:
+    """The error of bronze for an error of the store; ``what`` was being done, such as "read"."""
     text = " ".join(str(error).split())
     low = text.lower()
-    for sign, said, hint in _SIGNS:
+    for sign, reason, hint in _SIGNS:
         if sign in low:
             return LakeUnreachable(
-                f"The lake at {place.url} could not be {what}: {said}.", hint=hint
+                f"The lake at {place.url} could not be {what}: {reason}.", hint=hint
             )
     return LakeError(f"The lake at {place.url} could not be {what}: {error_text(error)}.")
 

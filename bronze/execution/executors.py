@@ -1,8 +1,8 @@
-"""Where units of work run: on any `concurrent.futures.Executor`.
+"""Executors of tasks (threads, processes, Dask), and the driver that runs workflows on them.
 
-A unit holds all that it needs, so threads, processes and a Dask cluster do the same. Only the
-number of units in flight is decided here: it never exceeds what the source allows, and shrinks
-when the source has no connection left.
+A task has everything it needs, so that all executors give the same results. The driver decides
+only how many tasks run at once: never more than the source allows, and fewer when the source has no
+connection left.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# How long to wait for a connection slot before a unit is tried again, and how often.
+# Seconds to wait for a free connection if no task runs, and how many tasks may be put back in all.
 _BUSY_DELAY = 1.0
 _BUSY_TRIES = 60
+# Seconds to wait for a task to end, between two calls of ``meanwhile``.
 _PATIENCE = 0.5
 
 
@@ -52,10 +53,9 @@ def executor(engine: str, workers: int) -> Iterator[Executor]:
         with ThreadPoolExecutor(workers, thread_name_prefix="bronze") as pool:
             yield pool
     elif engine == "processes":
-        # A forked child would inherit the locks of our libraries' threads.
+        # A forked child would inherit the locks of the libraries' threads.
         context = multiprocessing.get_context("spawn")
-        made = ProcessPoolExecutor(workers, context, _end_with_parent)
-        with made as processes:
+        with ProcessPoolExecutor(workers, context, _end_with_parent) as processes:
             yield processes
     else:
         with _dask(engine.removeprefix("dask://")) as cluster:
@@ -63,7 +63,7 @@ def executor(engine: str, workers: int) -> Iterator[Executor]:
 
 
 def _end_with_parent() -> None:
-    """Ends this process when the one that it works for is killed: otherwise it waits for ever."""
+    """Ends this worker process when its parent is killed; it would wait forever otherwise."""
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
@@ -96,7 +96,7 @@ def _dask(address: str) -> Iterator[Executor]:
 
 @dataclass(frozen=True)
 class Task:
-    """Something that any worker can do: a function of a module, and what it is given."""
+    """A task for any worker: a function of a module, its argument, and the table it belongs to."""
 
     work: Callable[[Any], Any]
     given: Any
@@ -104,56 +104,57 @@ class Task:
 
 
 Workflow = Generator[Sequence[Task], list[Any], T]
-"""What becomes of one table: it yields the tasks that it needs done, is sent their results in
-the tasks' order (or thrown the error of one of them), and at last returns what came of it."""
+"""The work on one table: a generator that yields tasks, gets their results in the order of the
+tasks (or the error of one of them), and returns the result of the table."""
 
 
 @dataclass
 class _Stage(Generic[T]):
-    """Where a course is: its tasks that are not done yet, and the results of the others."""
+    """The state of a workflow: the results of its current tasks, and how many are unfinished."""
 
-    course: Workflow[T]
+    workflow: Workflow[T]
     results: list[Any] = field(default_factory=list)
-    begun: bool = False
-    left: int = 0
+    is_started: bool = False
+    unfinished: int = 0
     error: BronzeError | None = None
 
 
 def drive(
     pool: Executor,
-    courses: Sequence[Workflow[T]],
+    workflows: Sequence[Workflow[T]],
     limit: int,
-    told: Callable[[int, Any], None] = lambda *_: None,
+    notify: Callable[[int, Any], None] = lambda *_: None,
     meanwhile: Callable[[], None] = lambda: None,
 ) -> Iterator[T]:
-    """Runs courses side by side, at most ``limit`` tasks at once; yields what each returns.
+    """Runs workflows side by side, at most ``limit`` tasks at once; yields the result of each.
 
-    The tasks of earlier courses come first. A task that finds no free connection is put back, and
-    from then on one task less runs at once. Of a course in which a task has failed no further
-    task is begun.
+    The tasks of earlier workflows come first. A task that finds no free connection is put back, and
+    from then on fewer tasks run at once. After a task has failed, no further task of its workflow
+    is started.
 
     Args:
-        pool: where the tasks run.
-        courses: in the order of their urgency.
+        pool: the executor of the tasks.
+        workflows: in the order of their priority.
         limit: how many tasks run at once.
-        told: is told of each result, with its course's number, from this thread.
-        meanwhile: is called at least twice a second as long as tasks run, from this thread.
+        notify: is called with the number of a workflow and each result of its tasks, in this
+            thread.
+        meanwhile: is called at least twice a second while tasks run, in this thread.
 
     Raises:
-        Exception: what a course raises ends the others too.
+        Exception: what a workflow raises, which ends the others too.
     """
-    stages = [_Stage(course) for course in courses]
+    stages = [_Stage(workflow) for workflow in workflows]
     waiting: list[tuple[int, int, Task]] = []
     flying: dict[Future[Parcel[Any]], tuple[int, int, Task]] = {}
     refused = 0
     try:
         for number in range(len(stages)):
-            yield from _advanced(stages, number, waiting)
+            yield from _advance(stages, number, waiting)
         while waiting or flying:
             while waiting and len(flying) < limit:
                 entry = heapq.heappop(waiting)
                 task = entry[2]
-                flying[pool.submit(_done, task.work, Parcel(task.given))] = entry
+                flying[pool.submit(_perform, task.work, Parcel(task.given))] = entry
             # Without a time limit an interrupt would be seen only when a task has ended.
             ended = wait(flying, _PATIENCE, FIRST_COMPLETED).done
             meanwhile()
@@ -168,47 +169,48 @@ def drive(
                         time.sleep(_BUSY_DELAY)
                     continue
                 stage = stages[number]
-                stage.left -= 1
+                stage.unfinished -= 1
                 if isinstance(outcome, BronzeError):
                     stage.error = stage.error or outcome
-                    stage.left -= _withdrawn(waiting, number)
+                    stage.unfinished -= _withdraw(waiting, number)
                 else:
                     stage.results[place] = outcome
-                    told(number, outcome)
-                if not stage.left:
-                    yield from _advanced(stages, number, waiting)
+                    notify(number, outcome)
+                if not stage.unfinished:
+                    yield from _advance(stages, number, waiting)
     finally:
         for future in flying:
             future.cancel()
         for stage in stages:
-            stage.course.close()
+            stage.workflow.close()
 
 
-def _advanced(
+def _advance(
     stages: Sequence[_Stage[T]], number: int, waiting: list[tuple[int, int, Task]]
 ) -> Iterator[T]:
-    """Takes a course to its next tasks, or yields what it returns."""
+    """Resumes a workflow until its next tasks, or yields its result."""
     stage = stages[number]
     try:
         tasks: Sequence[Task] = ()
         while not tasks:
             if stage.error:
                 error, stage.error = stage.error, None
-                tasks = stage.course.throw(error)
-            elif stage.begun:
-                tasks = stage.course.send(stage.results)
+                tasks = stage.workflow.throw(error)
+            elif stage.is_started:
+                tasks = stage.workflow.send(stage.results)
             else:
-                stage.begun, tasks = True, next(stage.course)
+                stage.is_started, tasks = True, next(stage.workflow)
             stage.results = [None] * len(tasks)
     except StopIteration as end:
         yield end.value
         return
-    stage.left = len(tasks)
+    stage.unfinished = len(tasks)
     for place, task in enumerate(tasks):
         heapq.heappush(waiting, (number, place, task))
 
 
-def _withdrawn(waiting: list[tuple[int, int, Task]], number: int) -> int:
+def _withdraw(waiting: list[tuple[int, int, Task]], number: int) -> int:
+    """Removes the waiting tasks of a workflow; returns how many."""
     kept = [entry for entry in waiting if entry[0] != number]
     count = len(waiting) - len(kept)
     waiting[:] = kept
@@ -216,22 +218,23 @@ def _withdrawn(waiting: list[tuple[int, int, Task]], number: int) -> int:
     return count
 
 
-def _done(work: Callable[[Any], T], given: Parcel[Any]) -> Parcel[T]:
-    """Does a task where it has arrived."""
+def _perform(work: Callable[[Any], T], given: Parcel[Any]) -> Parcel[T]:
+    """Performs a task, on the worker."""
     return Parcel(work(given.content))
 
 
 def _outcome(future: Future[Parcel[Any]], task: Task) -> Any:
+    """The result of a task, or its error."""
     try:
         return future.result().content
     except BronzeError as error:
         return error
-    except Exception as error:  # a fault of ours in one table must not stop the others
-        # Where it was is told, not what was said: the messages of libraries quote cells.
+    except Exception as error:  # a bug that concerns one table does not stop the others
+        # Only the place is logged, not the message: those of libraries quote values.
         where = "".join(traceback.format_tb(error.__traceback__))
         _log.debug("a task of table %s failed: %s\n%s", task.table, type(error).__name__, where)
         return BronzeError(
-            f"Table {task.table} could not be taken: {type(error).__name__} inside bronze.",
-            hint="This is a bug in it: run again with BRONZE_DEBUG=1 and report what it prints.",
+            f"Table {task.table} could not be processed: {type(error).__name__} inside bronze.",
+            hint="This is a bug in bronze: run again with BRONZE_DEBUG=1 and report the output.",
             table=task.table,
         )

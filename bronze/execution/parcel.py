@@ -1,8 +1,8 @@
-"""What goes to a worker, and comes back: as it is, or as bytes where that is another process.
+"""Arguments and results of tasks, pickled in a way of their own for workers in other processes.
 
-As polars pickles a frame it holds Python's lock, for which its threads wait as they free what Arrow
-has read: with workers that are processes both would wait for ever. So frames go as Arrow writes
-them, whichever executor it is; other frames of the user's process are pickled as polars does it.
+While polars pickles a frame it holds Python's lock, for which its threads wait while they free what
+Arrow has read: a deadlock with processes as workers. So frames in a parcel are pickled as Arrow
+IPC; all other frames of the user's process are pickled as usual.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Parcel(Generic[T]):
-    """Something that is opened where it arrives; within a process it is what was put into it."""
+    """A value on its way to a worker or back; within a process it is passed as it is."""
 
     content: T
 
@@ -31,30 +31,32 @@ class Parcel(Generic[T]):
         pickler: Any = pickle.Pickler(out, pickle.HIGHEST_PROTOCOL)
         pickler.dispatch_table = _TABLE
         pickler.dump(self.content)
-        return _arrived, (out.getvalue(),)
+        return _unpack, (out.getvalue(),)
 
 
-def _arrived(data: bytes) -> Parcel[Any]:
+def _unpack(data: bytes) -> Parcel[Any]:
     return Parcel(pickle.loads(data))  # noqa: S301 - our own bytes
 
 
-def _sent(frame: pl.DataFrame) -> tuple[Callable[[bytes], pl.DataFrame], tuple[bytes]]:
+def _reduce_frame(frame: pl.DataFrame) -> tuple[Callable[[bytes], pl.DataFrame], tuple[bytes]]:
     out = io.BytesIO()
     frame.write_ipc(out)
-    return _received, (out.getvalue(),)
+    return _frame_of, (out.getvalue(),)
 
 
-def _received(data: bytes) -> pl.DataFrame:
+def _frame_of(data: bytes) -> pl.DataFrame:
     return pl.read_ipc(io.BytesIO(data))
 
 
-def _sent_alone(series: pl.Series) -> tuple[Callable[[bytes], pl.Series], tuple[bytes]]:
-    _, data = _sent(series.to_frame())
-    return _received_alone, data
+def _reduce_series(series: pl.Series) -> tuple[Callable[[bytes], pl.Series], tuple[bytes]]:
+    _, data = _reduce_frame(series.to_frame())
+    return _series_of, data
 
 
-def _received_alone(data: bytes) -> pl.Series:
-    return _received(data).to_series()
+def _series_of(data: bytes) -> pl.Series:
+    return _frame_of(data).to_series()
 
 
-_TABLE: Any = ChainMap({pl.DataFrame: _sent, pl.Series: _sent_alone}, copyreg.dispatch_table)
+_TABLE: Any = ChainMap(
+    {pl.DataFrame: _reduce_frame, pl.Series: _reduce_series}, copyreg.dispatch_table
+)

@@ -1,4 +1,4 @@
-"""Actions that a loop repeats now and then."""
+"""Actions that a loop repeats after a while."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Periodic:
-    """An ``action`` that `poll` does when it was done ``every`` seconds ago or longer."""
+    """An ``action`` that `poll` runs if its last run was ``every`` seconds ago or longer."""
 
     every: float
     action: Callable[[], None]
     done_at: float = field(default_factory=time.monotonic)
 
     def poll(self) -> None:
-        """Does it if it is due."""
+        """Runs the action if it is due."""
         if time.monotonic() - self.done_at > self.every:
             self.run()
 
     def run(self) -> None:
-        """Does it now."""
+        """Runs the action now."""
         self.postpone()
         self.action()
 
     def postpone(self) -> None:
-        """Counts the time anew."""
+        """Restarts the time."""
         self.done_at = time.monotonic()

@@ -1,1 +1,1 @@
-"""What is recorded about the tables, and who did what to them."""
+"""Records about the tables: the audit log, lineage, and the schemas of the governance tables."""

@@ -1,4 +1,4 @@
-"""Who is at work: the user of the operating system, the cloud's identity, and the machine."""
+"""Who runs bronze: the user of the operating system, the cloud's identity, and the machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from functools import cache
 if sys.platform != "win32":
     import pwd
 
-# What a login through sudo, a Databricks job and an Azure workload tell of who is behind them.
+# The variables in which sudo, a Databricks job and an Azure workload name the user behind them.
 _IDENTITIES = (
     ("sudo", "SUDO_USER"),
     ("databricks", "DATABRICKS_CLIENT_ID"),
@@ -20,20 +20,20 @@ _IDENTITIES = (
 
 
 def user() -> str:
-    """The user of the operating system, by number where it has no name."""
+    """The name of the user of the operating system, or its number if it has no name."""
     if sys.platform == "win32":
         return getpass.getuser()
     try:
-        # Not by getpass: it believes the environment first, which anybody can set.
+        # Not by getpass: it reads the environment first, which anybody can set.
         return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:  # a container may run as a user that nobody has named
+    except KeyError:  # a container may run as a user without a name
         return str(os.getuid())
 
 
 def identity() -> str:
-    """Who else it is by the environment, as ``azure:<client id>``; may be empty."""
-    told = ((kind, os.environ.get(name)) for kind, name in _IDENTITIES)
-    return ", ".join(f"{kind}:{value}" for kind, value in told if value)
+    """The identities in the environment, as ``azure:<client id>``; may be empty."""
+    identities = ((kind, os.environ.get(name)) for kind, name in _IDENTITIES)
+    return ", ".join(f"{kind}:{value}" for kind, value in identities if value)
 
 
 @cache

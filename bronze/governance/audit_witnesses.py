@@ -1,6 +1,6 @@
-"""What the tables of a lake say of its audit log: which of its records they know of.
+"""What the tables of a lake know of its audit log, by which the log is verified.
 
-Every table in the lake is asked, whatever schema it lies in; see `bronze.delta.audit_mark`.
+Every table in the lake is read, in whatever schema; see `bronze.delta.audit_mark`.
 """
 
 from __future__ import annotations
@@ -12,76 +12,79 @@ from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta import audit_mark, log, properties, store
 from bronze.delta.audit_mark import Known
 from bronze.errors import BronzeError
+from bronze.model.locations import TableName
 
-_NAMED = 5
+_MAX_NAMES = 5
 
 
 @dataclass(frozen=True)
 class Testimony:
-    """What a lake's tables say.
+    """What a lake's tables know.
 
-    ``tables`` are the Bronze tables that were asked, ``books`` the tables of ``governance`` beside
-    the log; ``known`` is what each table knows, by name; what could not be asked is in ``silent``,
-    with the reason.
+    ``tables`` are the Bronze tables that were read, ``governance_tables`` the other tables of
+    ``governance``; ``known`` is which record each table knows of, by the table's name;
+    ``unreadable`` are tables that could not be read, with the reason.
     """
 
     tables: tuple[str, ...] = ()
-    books: tuple[str, ...] = ()
+    governance_tables: tuple[str, ...] = ()
     known: tuple[tuple[str, Known], ...] = ()
-    silent: tuple[tuple[str, str], ...] = ()
+    unreadable: tuple[tuple[str, str], ...] = ()
 
-    def vouching(self, of: str) -> dict[str, int]:
-        """The tables that know a record of one log, and its number."""
-        return {name: known.sequence for name, known in self.known if known.log == of}
+    def vouching(self, log_id: str) -> dict[str, int]:
+        """The tables that know of a record of a log, with the record's number."""
+        return {name: known.sequence for name, known in self.known if known.log == log_id}
 
     @property
     def unbound(self) -> tuple[str, ...]:
-        """The tables that know of no log: they were last written before tables named records."""
+        """The tables that know of no log, as no release that names records has written them."""
         bound = {name for name, _ in self.known}
         return tuple(name for name in self.tables if name not in bound)
 
 
-def testimony_of(settings: Settings, own: str) -> Testimony:
-    """Asks all tables of the lake but the log itself, whose name in ``governance`` is ``own``.
+def testimony_of(settings: Settings, audit_log: str) -> Testimony:
+    """Reads all tables of the lake except the log, whose name in ``governance`` is ``audit_log``.
 
     Raises:
         LakeError, LakeUnreachable: the lake cannot be listed.
     """
-    tables, books, silent = [], [], []
+    tables, governance_tables, unreadable = [], [], []
     known: list[tuple[str, Known]] = []
     for schema in store.folders(settings.place("", "")):
         for folder in store.folders(settings.place(schema, "")):
-            name = f"{schema}.{folder}"
-            if schema == GOVERNANCE and folder == own:
+            name = TableName(schema, folder).label
+            if schema == GOVERNANCE and folder == audit_log:
                 continue
             try:
                 state = log.read(settings.place(schema, folder))
                 if state is None:
                     continue
                 if schema == GOVERNANCE:
-                    books.append(name)
-                elif {properties.TABLE, audit_mark.LOGS} & set(state.properties):
+                    governance_tables.append(name)
+                elif {properties.TABLE, properties.AUDIT_LOGS} & set(state.properties):
                     tables.append(name)
-                    known += [(name, one) for one in audit_mark.known_records(state)]
+                    known += [(name, record) for record in audit_mark.known_records(state)]
             except BronzeError as error:
-                silent.append((name, error.message))
-    return Testimony(tuple(tables), tuple(books), tuple(known), tuple(silent))
+                unreadable.append((name, error.message))
+    return Testimony(tuple(tables), tuple(governance_tables), tuple(known), tuple(unreadable))
 
 
-def faults(told: Testimony, own: str, hashes: Mapping[int, str], last: int) -> Iterator[str]:
-    """What the tables say against a log, in words.
+def faults(
+    testimony: Testimony, log_id: str, hashes: Mapping[int, str], last: int
+) -> Iterator[str]:
+    """Where the tables contradict a log, in words.
 
     Args:
-        told: what they say.
-        own: the log's id, "" where it has none.
-        hashes: its records' hashes, by number.
-        last: the number of the last one.
+        testimony: what the tables know.
+        log_id: the log's id, "" if it has none.
+        hashes: the hashes of its records, by number.
+        last: the number of the last record.
     """
-    for name, reason in told.silent:
+    for name, reason in testimony.unreadable:
         yield f"table {name} could not be asked which records it knows of: {reason.rstrip('.')}"
     others: dict[str, list[str]] = {}
-    for name, known in told.known:
-        if known.log != own:
+    for name, known in testimony.known:
+        if known.log != log_id:
             others.setdefault(known.log, []).append(name)
         elif known.sequence > last:
             yield (
@@ -98,43 +101,53 @@ def faults(told: Testimony, own: str, hashes: Mapping[int, str], last: int) -> I
 
 
 def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return f"table{'' if len(names) == 1 else 's'} {', '.join(names[:_NAMED])}{more}"
+    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    return f"table{'' if len(names) == 1 else 's'} {', '.join(names[:_MAX_NAMES])}{more}"
 
 
-def absence(told: Testimony, where: str) -> str:
+def absence(testimony: Testimony, where: str) -> str:
     """What it means that there is no log, or one without records."""
-    if told.tables or told.books:
+    if testimony.tables or testimony.governance_tables:
         return (
-            f"there is no record at {where}, beside {len(told.tables)} Bronze tables and"
-            f" {len(told.books)} of governance: the log was deleted, emptied or never written"
+            f"there is no record at {where}, beside {len(testimony.tables)} Bronze tables and"
+            f" {len(testimony.governance_tables)} governance tables: the log was deleted, emptied"
+            " or never written"
         )
-    return f"there is no record at {where}, and no table in the lake: nothing was ever done there"
+    return (
+        f"there is no record at {where}, and no table in the lake: no command has ever written to"
+        " it"
+    )
 
 
-def notes(told: Testimony, own: str, last: int, keyed: bool) -> Iterator[str]:
-    """What cannot be proven of a log in which no fault was found, in sentences."""
-    vouching = told.vouching(own)
-    known = max(vouching.values(), default=0)
-    if not own:
+def notes(testimony: Testimony, log_id: str, last: int, sealed: bool) -> Iterator[str]:
+    """What is not proven of a log without faults, in sentences.
+
+    Args:
+        testimony: what the tables know.
+        log_id: the log's id, "" if it has none.
+        last: the number of the last record.
+        sealed: whether the config has a key.
+    """
+    known = max(testimony.vouching(log_id).values(), default=0)
+    if not log_id:
         yield (
-            "This log was begun before logs had an id: that it is this lake's own is not proven."
-            " The next command that records something gives it one."
+            "This log was begun before logs had an id: nothing proves that it is this lake's own."
+            " The next command that records something gives it an id."
         )
-    if told.unbound:
+    if testimony.unbound:
         yield (
-            f"{len(told.unbound)} of {len(told.tables)} Bronze tables were last written before"
-            " tables named records of the log, and prove nothing of it; their next run changes"
-            f" that: {', '.join(told.unbound[:_NAMED])}"
-            f"{' …' if len(told.unbound) > _NAMED else '.'}"
+            f"{len(testimony.unbound)} of {len(testimony.tables)} Bronze tables were last written"
+            " before tables named records of the log, and prove nothing about it until their next"
+            f" run: {', '.join(testimony.unbound[:_MAX_NAMES])}"
+            f"{' …' if len(testimony.unbound) > _MAX_NAMES else '.'}"
         )
     if known < last:
         yield (
-            f"Tables know of records up to {known}; that none is missing after record {last} is"
-            " proven by a head kept elsewhere alone (--head)."
+            f"Tables know of records up to {known}; only a head kept elsewhere (--head) proves that"
+            f" none is missing after record {last}."
         )
-    if not keyed:
+    if not sealed:
         yield (
-            "The config has no [audit] key: whoever can write all of the lake could make log and"
-            " tables anew."
+            "The config has no [audit] key: whoever can write to the whole lake could rewrite both"
+            " log and tables."
         )

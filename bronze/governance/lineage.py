@@ -1,14 +1,13 @@
-"""Lineage: what a run did to each table is entered into ``governance.data_lineage``, once.
+"""Lineage: what a run did to each table is recorded in ``governance.data_lineage``, once.
 
-All records of a run are one append at its end. Each commit of a table holds its record among its
-facts, and the book holds, for each table, the version up to which all commits are in it (as app
-transactions). So whoever writes next sees which commits lie between, and enters those of runs that
-died, or that are still to write theirs, which then leave it.
+All records of a run are one append at its end. Each commit to a Bronze table has its record among
+its facts, and ``data_lineage`` has, for each table, the version up to which all commits are
+recorded (as an app transaction). So the next run sees which commits are not, and writes the records
+of runs that died, or that have not written theirs yet; those then skip them.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
@@ -20,7 +19,8 @@ from bronze.delta import commit, log, positions
 from bronze.delta.log import State
 from bronze.delta.positions import Position
 from bronze.errors import BronzeError
-from bronze.governance.tables import data_lineage as book
+from bronze.governance.json_values import json_value
+from bronze.governance.tables import data_lineage
 from bronze.governance.tables.data_lineage import LineageRecord
 from bronze.governance.writer import Page, append
 from bronze.model.columns import Column
@@ -28,18 +28,18 @@ from bronze.model.locations import Place
 from bronze.model.results import Failure, LateRecord, TableResult
 
 FACT = "lineage"
-"""The key of a commit's facts under which its record is."""
+"""The key of a commit's facts with its record."""
 
 STREAM = "stream"
 
 
 @dataclass(frozen=True)
 class LineageEntry:
-    """A record to be entered, and what it is about.
+    """A record to write, and its table.
 
-    ``version`` is the latest one that is known of its table, which lies at ``place``; None where
-    nothing is known. ``columns`` are the contract, ``database`` is the source's as
-    ``host:port/name``, ``began`` when the run began.
+    ``version`` is the latest known version of the Bronze table at ``place``, None if there is none.
+    ``columns`` are the column contract, ``database`` is the source as ``host:port/name``, ``began``
+    is when the run began.
     """
 
     record: LineageRecord
@@ -51,7 +51,7 @@ class LineageEntry:
 
 
 def with_result(entry: LineageEntry, result: TableResult) -> LineageEntry:
-    """The record with what was done."""
+    """The entry with the result of a run."""
     record, landed = entry.record, result.version is not None
     done = replace(
         record,
@@ -74,7 +74,7 @@ def _before(version: int | None) -> int | None:
 
 
 def begin_stream(entry: LineageEntry) -> LineageEntry:
-    """The record of a table that follows a stream from here on."""
+    """The entry of a table that joins a stream."""
     record = entry.record
     known = record.version_before if record.version_after is None else record.version_after
     done = replace(record, mode=STREAM, status="streaming", version_after=known, error_kind="")
@@ -82,20 +82,20 @@ def begin_stream(entry: LineageEntry) -> LineageEntry:
 
 
 def add_counts(entry: LineageEntry, **done: int) -> LineageEntry:
-    """The record with what a batch of the stream has added to its counts."""
+    """The entry with the counts of a batch of the stream added."""
     known = asdict(entry.record)
     sums = {name: known[name] + count for name, count in done.items()}
     return replace(entry, record=replace(entry.record, **sums))
 
 
 def advance(entry: LineageEntry, batch_id: str, position: int, version: int) -> LineageEntry:
-    """The record of a table that a stream has brought to a version."""
+    """The entry of a table that a stream has written at a version."""
     done = replace(entry.record, batch_id=batch_id, position=position, version_after=version)
     return replace(entry, record=done, version=version)
 
 
 def end_stream(entry: LineageEntry, error: BronzeError | None) -> LineageEntry:
-    """The record of a table that does not follow the stream any more."""
+    """The entry of a table that leaves the stream."""
     record = entry.record
     moved = record.inserted or record.updated or record.deleted
     status = "failed" if error else "landed" if moved else "unchanged"
@@ -104,115 +104,124 @@ def end_stream(entry: LineageEntry, error: BronzeError | None) -> LineageEntry:
 
 
 def facts_of(entry: LineageEntry, **done: Any) -> Mapping[str, Any]:
-    """The record as a commit holds it; its version is told by where it is."""
+    """The facts of a commit with the record; the commit itself is its version."""
     return {FACT: asdict(replace(entry.record, **done))}
 
 
 def place(settings: Settings) -> Place:
     """Where the records are."""
-    return settings.place(GOVERNANCE, book.NAME)
+    return settings.place(GOVERNANCE, data_lineage.NAME)
 
 
 def record(settings: Settings, entries: Sequence[LineageEntry]) -> tuple[LineageRecord, ...]:
-    """Enters records, and with them those that others have left out about the same tables.
+    """Writes records, together with records about the same tables that other runs did not write.
 
     Returns:
-        The latter.
+        The records of other runs.
 
     Raises:
-        CommitConflict: others wrote at the same time, again and again.
-        LakeError, LakeUnreachable: the book cannot be written, or a table's log not be read.
+        CommitConflict: other writers committed first each time.
+        LakeError, LakeUnreachable: ``data_lineage`` cannot be written, or the log of a table cannot
+            be read.
     """
     late: list[LineageRecord] = []
 
     def page(state: State | None) -> Page | None:
         late[:] = []
-        marks: dict[str, int] = {}
+        versions: dict[str, int] = {}
         own: list[LineageRecord] = []
         for table in _by_table(entries):
-            mark = _mark(state, table)
-            late.extend(_unrecorded(table, mark))
-            own += [e.record for e in table if not _is_recorded(e.record, mark)]
-            if (known := _latest(table)) is not None:
+            recorded = _recorded_version(state, table)
+            late.extend(_missing_records(table, recorded))
+            own += [e.record for e in table if not _is_recorded(e.record, recorded)]
+            if (latest := _latest(table)) is not None:
                 name = table[0].record.target_table
-                marks[name] = known if mark is None else max(known, mark)
+                versions[name] = latest if recorded is None else max(latest, recorded)
         records = [*late, *own]
         if not records:
             return None
         count = positions.read(state, positions.LINEAGE) or 0
-        reached = Position(positions.LINEAGE, count + len(records), tuple(marks.items()))
+        reached = Position(positions.LINEAGE, count + len(records), tuple(versions.items()))
         notes = dict(settings.maintain.properties())
-        return Page(book.frame(records), reached, notes, {"records": len(records)})
+        return Page(data_lineage.frame(records), reached, notes, {"records": len(records)})
 
-    append(place(settings), book.COLUMNS, page)
+    append(place(settings), data_lineage.COLUMNS, page)
     failpoint.reach("remembered")
     return tuple(late)
 
 
 def _by_table(entries: Sequence[LineageEntry]) -> Iterable[list[LineageEntry]]:
     tables: dict[str, list[LineageEntry]] = {}
-    for one in entries:
-        tables.setdefault(one.record.target_table, []).append(one)
+    for entry in entries:
+        tables.setdefault(entry.record.target_table, []).append(entry)
     return tables.values()
 
 
 def _latest(table: Sequence[LineageEntry]) -> int | None:
-    return max((one.version for one in table if one.version is not None), default=None)
+    return max((entry.version for entry in table if entry.version is not None), default=None)
 
 
-def _mark(state: State | None, table: Sequence[LineageEntry]) -> int | None:
-    """The version up to which the book has all commits of a table, None where it has none."""
-    first, known = table[0], _latest(table)
-    mark = positions.recorded_version(state, first.record.target_table)
-    if mark is None or known is None or known >= mark:
-        return mark
-    # Either somebody else was faster, or the table was moved away and made anew.
+def _recorded_version(state: State | None, table: Sequence[LineageEntry]) -> int | None:
+    """The version up to which all commits of a table are recorded, None if none is."""
+    first, latest = table[0], _latest(table)
+    recorded = positions.recorded_version(state, first.record.target_table)
+    if recorded is None or latest is None or latest >= recorded:
+        return recorded
+    # Either another run has committed since, or the table was moved away and loaded again.
     now = log.read(first.place)
-    return mark if now is not None and now.version >= mark else None
+    return recorded if now is not None and now.version >= recorded else None
 
 
-def _is_recorded(record: LineageRecord, mark: int | None) -> bool:
-    """Whether somebody else has entered it: a stream's records are its own to enter."""
+def _is_recorded(record: LineageRecord, recorded: int | None) -> bool:
+    """Whether another run has written the record; those of a stream are written by it only."""
     version = record.version_after
-    return record.mode != STREAM and version is not None and mark is not None and version <= mark
+    return (
+        record.mode != STREAM
+        and version is not None
+        and recorded is not None
+        and version <= recorded
+    )
 
 
-def _unrecorded(table: Sequence[LineageEntry], mark: int | None) -> Iterator[LineageRecord]:
-    """The records in a table's log that the book does not have, latest first."""
-    known = _latest(table)
-    if known is None:
+def _missing_records(
+    table: Sequence[LineageEntry], recorded: int | None
+) -> Iterator[LineageRecord]:
+    """The records in a table's commits after version ``recorded``, latest first."""
+    latest = _latest(table)
+    if latest is None:
         return
-    own = [one.record for one in table]
-    mine = {record.lineage_id for record in own}
-    made = {r.version_after for r in own if r.version_after != r.version_before}
-    for version in range(known, -1 if mark is None else mark, -1):
-        if version in made:
+    own = [entry.record for entry in table]
+    ids = {record.lineage_id for record in own}
+    committed = {r.version_after for r in own if r.version_after != r.version_before}
+    for version in range(latest, -1 if recorded is None else recorded, -1):
+        if version in committed:
             continue
         info = log.info(table[0].place, version)
         if info is None:
             return
         fact = commit.facts_of(info).get(FACT)
-        if not fact:
+        if not isinstance(fact, dict):
+            # No fact, or none of bronze's.
             continue
-        found = _read(fact, version)
-        if found.lineage_id not in mine:
-            mine.add(found.lineage_id)
-            yield found
-        if found.mode == STREAM:
-            # Its counts are of all its commits, and before its first one it has entered the table.
+        record = _record_in(fact, version)
+        if record.lineage_id not in ids:
+            ids.add(record.lineage_id)
+            yield record
+        if record.mode == STREAM:
+            # Its counts are of all its commits, and it wrote a record before the first of them.
             return
 
 
-def _read(fact: Mapping[str, Any], version: int) -> LineageRecord:
-    known: dict[str, Any] = {one.name: fact.get(one.name) for one in fields(LineageRecord)}
-    before = _before(version) if known["mode"] != STREAM else known["version_before"]
-    return LineageRecord(**{**known, "version_before": before, "version_after": version})
+def _record_in(fact: Mapping[str, Any], version: int) -> LineageRecord:
+    values: dict[str, Any] = {field.name: fact.get(field.name) for field in fields(LineageRecord)}
+    before = _before(version) if values["mode"] != STREAM else values["version_before"]
+    return LineageRecord(**{**values, "version_before": before, "version_after": version})
 
 
 @dataclass
 class LineageLedger:
-    """The entries of a run, until they are entered together; ``unwritten`` is why something else
-    that is to be remembered could not be entered.
+    """The entries of a run until they are written together; ``unwritten`` is why another record of
+    the run could not be written.
     """
 
     settings: Settings
@@ -220,21 +229,21 @@ class LineageLedger:
     unwritten: Failure | None = None
 
     def add(self, entry: LineageEntry) -> None:
-        """Keeps an entry. A failure gives way to what a later attempt has done."""
+        """Adds an entry. It replaces that of an earlier, failed attempt."""
         target = entry.record.target_table
         self.entries = [
-            one
-            for one in self.entries
-            if one.record.target_table != target or one.record.version_after is not None
+            earlier
+            for earlier in self.entries
+            if earlier.record.target_table != target or earlier.record.version_after is not None
         ]
         self.entries.append(entry)
 
-    def closed(self) -> tuple[tuple[LateRecord, ...], Failure | None]:
-        """Enters them.
+    def write(self) -> tuple[tuple[LateRecord, ...], Failure | None]:
+        """Writes the entries.
 
         Returns:
-            What was entered of others, and why nothing could be entered, if so. What is in the
-            tables then is entered by the next run.
+            The records of other runs that were written with them, and why something could not be
+            written, if so; the next run then writes it from the commits.
         """
         try:
             return tuple(
@@ -245,11 +254,11 @@ class LineageLedger:
 
 
 def late_record(record: LineageRecord) -> LateRecord:
-    """What is told of a record that somebody else has left out."""
+    """The result of a record that another run did not write."""
     return LateRecord(
         record.batch_id,
         record.source_table,
         record.target_table,
         record.version_after,
-        tuple(json.loads(record.schema_changes)),
+        tuple(json_value(record.schema_changes, data_lineage.NAME, list)),
     )

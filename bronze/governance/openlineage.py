@@ -1,8 +1,8 @@
-"""OpenLineage: the records of lineage as events, for whoever gathers them from many systems.
+"""OpenLineage: the lineage records as events for a catalog.
 
-Each table's run is a run of its own, whose parent is the whole one. Events are sent when a run
+The run of each table is a run of its own, whose parent is the whole run. Events are sent when a run
 ends, with the times at which it began and ended; those of a stream when a table joins it, every
-hour, and when it ends. Nobody waits long for whoever does not answer.
+hour, and when it ends. A server that does not answer delays them by ``[lineage] timeout`` at most.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ _PRODUCER = f"urn:bronze:{VERSION}"
 _TYPES = {"streaming": "RUNNING", "failed": "FAIL"}
 
 
-def ready(settings: Settings) -> None:
-    """Makes sure that events can be made, where the config wants them.
+def check_package(settings: Settings) -> None:
+    """Checks that events can be built, if the config asks for them.
 
     Raises:
-        ConfigError: the package for it is not installed.
+        ConfigError: the package for them is not installed.
     """
-    if _wanted(settings) and importlib.util.find_spec("openlineage") is None:
+    if _is_configured(settings) and importlib.util.find_spec("openlineage") is None:
         raise ConfigError(
             "The config has [lineage], and the package openlineage-python is not installed.",
             hint="pip install 'bronze[openlineage]'; or leave url and file out of [lineage].",
@@ -49,36 +49,36 @@ def ready(settings: Settings) -> None:
 def send(
     settings: Settings, entries: Sequence[LineageEntry], *, begins: bool = True
 ) -> tuple[str, ...]:
-    """Sends the events of records, where the config wants them.
+    """Sends the events of records, if the config asks for them.
 
     Args:
         settings: the config.
-        entries: the records, with what is known of their tables.
-        begins: whether it has not been told before that they began.
+        entries: the records, with their tables.
+        begins: whether START events are to be sent too.
 
     Returns:
-        What there is to tell people: why not all were sent, if so.
+        Messages for the user: why not all were sent, if so.
     """
-    if not _wanted(settings) or not entries:
+    if not _is_configured(settings) or not entries:
         return ()
     sending = _Sending(settings, entries, begins)
-    # A thread that is left behind does not keep the process from ending.
+    # As a daemon it does not keep the process from ending.
     thread = threading.Thread(target=sending, name="bronze openlineage", daemon=True)
     thread.start()
     thread.join(settings.lineage.timeout)
     if thread.is_alive():
         sending.given_up = True
         return (_note(settings, f"no answer in {settings.lineage.timeout} s"),)
-    return (_note(settings, sending.fault),) if sending.fault else ()
+    return (_note(settings, sending.error),) if sending.error else ()
 
 
-def _wanted(settings: Settings) -> bool:
+def _is_configured(settings: Settings) -> bool:
     return bool(settings.lineage.url or settings.lineage.file)
 
 
-def _note(settings: Settings, why: str) -> str:
+def _note(settings: Settings, reason: str) -> str:
     where = settings.lineage.file or urlsplit(settings.lineage.url).hostname
-    return f"Not all OpenLineage events were sent to {where}: {why}."
+    return f"Not all OpenLineage events were sent to {where}: {reason}."
 
 
 @dataclass
@@ -86,7 +86,7 @@ class _Sending:
     settings: Settings
     entries: Sequence[LineageEntry]
     begins: bool
-    fault: str = ""
+    error: str = ""
     given_up: bool = False
 
     def __call__(self) -> None:
@@ -97,23 +97,24 @@ class _Sending:
                     return
                 send(event)
         except BronzeError as error:
-            self.fault = error.message
-        except Exception as error:  # whatever the client or the server make of it, the run is done
-            self.fault = type(error).__name__
+            self.error = error.message
+        except Exception as error:  # no error of the client or the server may fail the run
+            self.error = type(error).__name__
 
 
 def _transport(settings: Settings) -> Transport:
     from openlineage.client.transport.file import FileConfig, FileTransport
     from openlineage.client.transport.http import ApiKeyTokenProvider, HttpConfig, HttpTransport
 
-    own = settings.lineage
-    if own.file:
+    lineage = settings.lineage
+    if lineage.file:
         # Relative to the config, as the lake is.
-        path = Path(settings.path).parent / Path(own.file).expanduser()
+        path = Path(settings.path).parent / Path(lineage.file).expanduser()
         return FileTransport(FileConfig(log_file_path=str(path), append=True))
-    config = HttpConfig(url=own.url, timeout=own.timeout, retry={"total": 0})
-    if own.api_key:
-        config.auth = ApiKeyTokenProvider({"apiKey": secrets.resolve(settings.secret(own.api_key))})
+    config = HttpConfig(url=lineage.url, timeout=lineage.timeout, retry={"total": 0})
+    if lineage.api_key:
+        key = secrets.resolve(settings.secret(lineage.api_key))
+        config.auth = ApiKeyTokenProvider({"apiKey": key})
     return HttpTransport(config)
 
 
@@ -129,14 +130,14 @@ def _events(
     def event(
         kind: str, at: datetime, run: Run, job: Job, entry: LineageEntry | None = None
     ) -> RunEvent:
-        known = [entry] if entry and entry.columns else []
+        tables = [entry] if entry and entry.columns else []
         return RunEvent(
             eventType=RunState[kind],
             eventTime=at.isoformat(),
             run=run,
             job=job,
-            inputs=[_input(one) for one in known],
-            outputs=[_output(one) for one in known],
+            inputs=[_input(table) for table in tables],
+            outputs=[_output(table) for table in tables],
             producer=_PRODUCER,
         )
 
@@ -184,7 +185,7 @@ def _run_facets(entry: LineageEntry, namespace: str) -> dict[str, RunFacet]:
 
 
 def _source(entry: LineageEntry) -> tuple[str, str]:
-    """The namespace and name of the table in PostgreSQL, as OpenLineage spells them."""
+    """The namespace and name of the table in PostgreSQL, by OpenLineage's naming."""
     server, _, database = entry.database.rpartition("/")
     return f"postgres://{server}", f"{database}.{entry.record.source_table}"
 
@@ -202,13 +203,13 @@ def _input(entry: LineageEntry) -> InputDataset:
     from openlineage.client.generated.datasource_dataset import DatasourceDatasetFacet
 
     namespace, name = _source(entry)
-    told = [(c.name, c.source_type) for c in entry.columns if c.name]
+    columns = [(c.name, c.source_type) for c in entry.columns if c.name]
     uri = f"{namespace}/{entry.database.rpartition('/')[2]}"
     return InputDataset(
         namespace,
         name,
         facets={
-            "schema": _schema(told),
+            "schema": _schema(columns),
             "dataSource": DatasourceDatasetFacet(
                 entry.record.source_system, uri, producer=_PRODUCER
             ),
@@ -258,16 +259,16 @@ def _output(entry: LineageEntry) -> OutputDataset:
 def _identity(entry: LineageEntry, column: str) -> InputField:
     from openlineage.client.generated.column_lineage_dataset import InputField, Transformation
 
-    same = Transformation("DIRECT", "IDENTITY")
-    return InputField(*_source(entry), column, [same])
+    identity = Transformation("DIRECT", "IDENTITY")
+    return InputField(*_source(entry), column, [identity])
 
 
-def _schema(told: Sequence[tuple[str, str]]) -> SchemaDatasetFacet:
+def _schema(columns: Sequence[tuple[str, str]]) -> SchemaDatasetFacet:
     from openlineage.client.generated.schema_dataset import (
         SchemaDatasetFacet,
         SchemaDatasetFacetFields,
     )
 
     return SchemaDatasetFacet(
-        [SchemaDatasetFacetFields(name, kind) for name, kind in told], producer=_PRODUCER
+        [SchemaDatasetFacetFields(name, kind) for name, kind in columns], producer=_PRODUCER
     )

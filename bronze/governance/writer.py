@@ -1,8 +1,8 @@
-"""How rows get into governance tables: appended by many processes at once, each row once.
+"""Appends rows to governance tables: by many processes at once, each row once.
 
-`append_rows` appends rows whatever the table has; `append` appends what depends on what it has;
-`commit_rows` commits against a state that the caller has read. A file that was written and did not
-land is deleted.
+`append_rows` appends given rows; `append` appends rows that depend on the table's state;
+`commit_rows` commits on top of a state that the caller has read. A file that was written but not
+committed is deleted.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ Columns = Sequence[tuple[str, DeltaType]]
 
 @dataclass(frozen=True)
 class Page:
-    """Rows to append, the position that the table then has, properties of the table, and the facts
-    of the commit.
+    """Rows to append, the position of the table with them, its properties, and the facts of the
+    commit.
     """
 
     rows: pl.DataFrame = field(repr=False)
@@ -39,7 +39,7 @@ class Page:
     facts: Mapping[str, Any]
 
 
-@commit.retried
+@commit.retry_conflicts
 def append_rows(
     place: Place, columns: Columns, rows: pl.DataFrame, batch_id: str, stats: Sequence[str] = ()
 ) -> None:
@@ -48,12 +48,12 @@ def append_rows(
     Args:
         place: the table.
         columns: its columns.
-        rows: with these columns; none are no commit.
+        rows: with these columns; no commit is made without any.
         batch_id: the run that they are of.
         stats: the columns with file statistics.
 
     Raises:
-        CommitConflict: others were first, again and again.
+        CommitConflict: other writers committed first each time.
         LakeError, LakeUnreachable: the table cannot be read or written.
     """
     state = log.read(place)
@@ -61,16 +61,16 @@ def append_rows(
     commit_rows(place, state, columns, rows, facts, batch_id=batch_id, stats=stats)
 
 
-@commit.retried
-def append(place: Place, columns: Columns, made: Callable[[State | None], Page | None]) -> None:
-    """Appends the page that ``made`` returns for the table as it is.
+@commit.retry_conflicts
+def append(place: Place, columns: Columns, page_for: Callable[[State | None], Page | None]) -> None:
+    """Appends the page that ``page_for`` returns for the present state of the table.
 
     Raises:
-        CommitConflict: others were first, again and again.
+        CommitConflict: other writers committed first each time.
         LakeError, LakeUnreachable: the table cannot be read or written.
     """
     state = log.read(place)
-    page = made(state)
+    page = page_for(state)
     if page is not None:
         commit_rows(
             place, state, columns, page.rows, page.facts, reached=page.reached, notes=page.notes
@@ -90,22 +90,22 @@ def commit_rows(
     notes: Mapping[str, str] | None = None,
     removed: Sequence[StoredFile] = (),
 ) -> None:
-    """Commits rows to a table in the state that was read; without rows nothing is done.
+    """Commits rows to a table on top of a state that was read; without rows it does nothing.
 
     Args:
         place: the table.
-        state: as it was read; None where it is to be created.
+        state: the state that was read; None to create the table.
         columns: its columns.
         rows: with these columns.
         facts: the facts of the commit.
-        batch_id: the run that they are of; a new one without.
+        batch_id: the run that they are of; a new id if empty.
         stats: the columns with file statistics.
-        reached: the position that the table then has.
-        notes: properties that are set; those of others stay.
+        reached: the position of the table with them.
+        notes: properties to set; other properties stay.
         removed: files that the rows replace.
 
     Raises:
-        CommitConflict: somebody else was first.
+        CommitConflict: another writer committed first.
         LakeError, LakeUnreachable: the table cannot be written.
     """
     batch_id = batch_id or str(uuid_utils.uuid7())
@@ -115,8 +115,8 @@ def commit_rows(
     change = Change("WRITE", [file], removed, parameters={"mode": "Append"})
     shape = None
     if state is None or notes is not None:
-        known = {**(state.properties if state else {}), **(notes or {})}
-        shape = Shape(tuple(columns), tuple(stats), notes=tuple(known.items()))
+        properties = {**(state.properties if state else {}), **(notes or {})}
+        shape = Shape(tuple(columns), tuple(stats), notes=tuple(properties.items()))
     try:
         commit.commit(place, state, change, facts, shape=shape, reached=reached)
     except CommitConflict:
@@ -124,7 +124,7 @@ def commit_rows(
             store.delete(place, [file.path])
         raise
     except BronzeError:
-        # Where no answer came, the commit may stand all the same.
+        # Without an answer from the store the commit may have succeeded.
         with suppress(BronzeError):
             commit.discard(place, batch_id)
         raise

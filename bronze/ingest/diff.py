@@ -42,8 +42,8 @@ class Difference:
 
     ``changes`` are new and updated rows. ``missing`` are fingerprints of rows that the Bronze table
     has and the source has not, or has with other values; ``deletes`` are keys of deleted rows, and
-    with ``emptied`` every row that is not among the changes is deleted. Where all rows were read,
-    ``bronze_rows`` and ``source_rows`` count the live rows of the table and those of the source.
+    with ``delete_others`` every row that is not among the changes is deleted. Where all rows were
+    read, ``bronze_rows`` and ``source_rows`` count the live rows of the table and of the source.
     """
 
     changes: tuple[Changes, ...]
@@ -51,7 +51,7 @@ class Difference:
     bronze_rows: int = 0
     source_rows: int = 0
     deletes: tuple[Changes, ...] = ()
-    emptied: bool = False
+    delete_others: bool = False
 
     @property
     def staged(self) -> tuple[WrittenFile, ...]:
@@ -91,10 +91,10 @@ def difference_of(plan: Plan, stamp: RowStamp, results: Sequence[UnitResult]) ->
     missing: list[tuple[KnownRows, Fingerprints]] = []
     bronze_rows = 0
     for known, mask in _seen_masks(plan, results).items():
-        fingerprints = known_rows.known_fingerprints(known)
+        fingerprints = known_rows.index_of(known)
         seen = np.unpackbits(mask, count=len(fingerprints)).astype(np.bool_)
         missing.append((known, known_rows.unmatched_fingerprints(fingerprints, seen)))
-        bronze_rows += known_rows.distinct(fingerprints)
+        bronze_rows += known_rows.count_distinct(fingerprints)
     return Difference(changes, tuple(missing), bronze_rows, source_rows)
 
 
@@ -181,15 +181,10 @@ def _append_versions(
         for positions in known_rows.last_positions(replace(known, files=state.files), fingerprints)
     ]
     job = history.Append(
-        place=plan.target.place,
+        into=plan.destination(stamp),
         stored=state.files,
-        layout=plan.shape.columns,
-        key=plan.key,
-        stats=plan.shape.stats,
-        stamp=stamp,
         changes=difference.changes,
         gone=tuple(deleted_rows),
-        dates_of=plan.dates_of,
         doubting=plan.doubting,
     )
     appended = history.Appended((), 0, 0, 0)
@@ -223,27 +218,22 @@ def _merge_tasks(
     plan: Plan, stamp: RowStamp, difference: Difference, stored: Sequence[StoredFile]
 ) -> Iterator[FileMerge]:
     """A task for each file that may have to be rewritten."""
-    place = plan.target.place
+    into = plan.destination(stamp)
     rewrite_all = plan.contract.rewrite
     # Only keys can be looked up by the bounds of a file: fingerprints may be of any file's rows.
-    in_any_file = difference.emptied or any(len(prints) for _, prints in difference.missing)
+    in_any_file = difference.delete_others or any(len(prints) for _, prints in difference.missing)
     if not (rewrite_all or in_any_file):
         keys = (*difference.changes, *difference.deletes)
-        stored = merge.candidates(stored, keys, plan.key, place)
+        stored = merge.candidate_files(stored, keys, into.key, into.place)
     for file in stored:
         job = merge.Merge(
-            place=place,
+            into=into,
             file=file,
-            layout=plan.shape.columns,
-            key=plan.key,
-            stats=plan.shape.stats,
-            stamp=stamp,
             changes=difference.changes,
             deletes=difference.deletes,
-            emptied=difference.emptied,
+            delete_others=difference.delete_others,
             on_delete=plan.target.settings.on_delete,
-            anew=rewrite_all,
-            dates_of=plan.dates_of,
+            rewrite=rewrite_all,
             doubting=plan.doubting,
         )
         yield FileMerge(job, difference.missing)
@@ -289,11 +279,12 @@ def _insert_jobs(
     adopted: list[WrittenFile] = []
     groups: list[list[tuple[Changes, bytes]]] = [[]]
     rows_of_group = 0
-    masks = insert.join_masks([m.found for m in merged], changes)
+    as_they_are = not (feed or plan.shape.partition)
+    masks = insert.join_masks([m.matched for m in merged], changes)
     for change, mask in zip(changes, masks, strict=True):
         rows = height(change)
-        new_rows = len(insert.unfound(mask, rows))
-        if isinstance(change, WrittenFile) and new_rows == rows and not (feed or plan.dates_of):
+        new_rows = len(insert.unmatched_lines(mask, rows))
+        if isinstance(change, WrittenFile) and new_rows == rows and as_they_are:
             adopted.append(change)
         elif new_rows:
             groups[-1].append((change, mask))
@@ -318,13 +309,9 @@ def _insert_job(
 ) -> insert.Insert:
     """The job that writes the new rows of some changes, and rows that moved to other partitions."""
     return insert.Insert(
-        place=plan.target.place,
-        layout=plan.shape.columns,
-        stats=plan.shape.stats,
-        batch_id=stamp.batch_id,
+        into=plan.destination(stamp),
         changes=tuple(change for change, _ in group),
-        found=tuple(mask for _, mask in group),
+        matched=tuple(mask for _, mask in group),
         feed=feed,
         moved=moved,
-        dates_of=plan.dates_of,
     )

@@ -33,12 +33,12 @@ def enrich(
     profile = profile_of(rows, enrichment.watch) if enrichment.watch else Profile()
     if enrichment.protection:
         hashes = row_hashes_of(rows, rejected, base)
-        rows, hashes = protect.protected(rows, hashes, enrichment.protection)
+        rows, hashes = protect.protect_with_hashes(rows, hashes, enrichment.protection)
         checksums = checksums_of(rows, base)
     else:
         # Without protection, hash and checksum are of the same values: they are encoded once.
         hashes, checksums = digests(rows, rejected, base)
-    quality = scoring.told_apart(quality, hashes, enrichment.quality)
+    quality = scoring.with_fingerprints(quality, hashes, enrichment.quality)
     bronze_rows = with_metadata(
         rows, hashes, checksums, stamp, scores, enrichment.quality.threshold
     )

@@ -78,7 +78,7 @@ def load_table(settings: Settings, table: TableRun) -> Workflow[TableResult]:
         if table.error or table.plan is None:
             return _failed_result(table, table.error or _unplanned(table))
         plan = table.plan
-        table.written = yield _read_tasks(table, plan)
+        table.results = yield _read_tasks(table, plan)
         failpoint.reach("read")
         record_rejected_values(settings, table.target, table.stamp, table.rejected)
         failpoint.reach("booked")
@@ -88,12 +88,12 @@ def load_table(settings: Settings, table: TableRun) -> Workflow[TableResult]:
         write = _replace_all if plan.mode == "load" else _merge
         outcome = yield from write(settings, table, plan)
         failpoint.reach("landed")
-        known_rows.drop_cached(plan.target.place)
+        known_rows.drop_index(plan.target.place)
         notes = table.plan.notes + _record_anomalies(settings, table, outcome)
         notes += yield from _optimize(settings, table, outcome.changed)
         return _result(table, outcome, notes)
     except BronzeError as error:
-        if error.retry and not isinstance(error, CommitConflict) and not table.held.alive():
+        if error.retry and not isinstance(error, CommitConflict) and not table.snapshot.alive():
             raise SnapshotLost(
                 f"The connection to the source {table.origin.name} was lost during the run:"
                 f" {error.message}",
@@ -116,7 +116,7 @@ def _read_tasks(table: TableRun, plan: Plan) -> list[Task]:
 def _replace_all(settings: Settings, table: TableRun, plan: Plan) -> Workflow[Outcome]:
     """Replaces all rows of the table; commits only the position where they are the same."""
     place = plan.target.place
-    data = [file for part in table.written for file in part.files]
+    data = [file for part in table.results for file in part.files]
     if (yield from _has_same_rows(table, plan)):
         version = commit.commit(
             place,
@@ -149,8 +149,8 @@ def _has_same_rows(table: TableRun, plan: Plan) -> Workflow[bool]:
     if state is None or plan.contract.rewrite or plan.contract.reload or plan.doubting:
         return False
     known = KnownRows(plan.target.place, state.version, state.files, plan.shape.columns, (), 0)
-    (bronze,) = yield [Task(known_rows.total, known, table.target.label)]
-    source_sum = reduce(fingerprint.added, (part.sum for part in table.written), 0)
+    (bronze,) = yield [Task(known_rows.row_count_and_sum, known, table.target.label)]
+    source_sum = reduce(fingerprint.sum_of_totals, (part.sum for part in table.results), 0)
     return bool(bronze == (table.rows, source_sum))
 
 
@@ -161,7 +161,7 @@ def _merge(settings: Settings, table: TableRun, plan: Plan) -> Workflow[Outcome]
     there now. Where the table would not get as many rows as the source has, all rows are read and
     compared once more.
     """
-    difference = diff.difference_of(plan, table.stamp, table.written)
+    difference = diff.difference_of(plan, table.stamp, table.results)
     for attempt in commit.attempts():
         with attempt:
             state = log.read(plan.target.place)
@@ -170,7 +170,7 @@ def _merge(settings: Settings, table: TableRun, plan: Plan) -> Workflow[Outcome]
                 or _another_run_committed(state, plan)
                 or _doubted_rows_moved(state, plan)
             ):
-                raise commit.overtaken(plan.target.place)
+                raise commit.overtaken_error(plan.target.place)
             if plan.state and plan.state.is_same(state):
                 # It knows already what it has read of the log.
                 state = plan.state
@@ -178,9 +178,9 @@ def _merge(settings: Settings, table: TableRun, plan: Plan) -> Workflow[Outcome]
             if _row_counts_differ(table, plan, difference, edit, state):
                 _delete_files(table, edit.written)
                 plan = table.compare_all_rows(plan)
-                table.written = yield _read_tasks(table, plan)
+                table.results = yield _read_tasks(table, plan)
                 quality_gate.check_quality(settings, table, plan)
-                difference = diff.difference_of(plan, table.stamp, table.written)
+                difference = diff.difference_of(plan, table.stamp, table.results)
                 edit = yield from diff.edit_table(plan, table.stamp, difference, state)
                 if _row_counts_differ(table, plan, difference, edit, state):
                     raise _wrong_row_count(table, difference, edit)
@@ -196,7 +196,7 @@ def _row_counts_differ(
 
     A cursor column may not show all changes; two rows may share a fingerprint.
     """
-    comparable = difference.missing and table.held.name is not None
+    comparable = difference.missing and table.snapshot.name is not None
     if not comparable or plan.state is None or state.version != plan.state.version:
         return False
     return difference.bronze_rows + edit.growth != difference.source_rows
@@ -271,8 +271,8 @@ def _commit_facts(table: TableRun, **counts: int) -> dict[str, Any]:
         "batch_id": table.stamp.batch_id,
         "source": table.origin.name,
         "table": table.target.label,
-        "snapshot": table.held.name,
-        "position": table.held.position,
+        "snapshot": table.snapshot.name,
+        "position": table.snapshot.position,
         "loaded_at": table.stamp.loaded_at.isoformat(),
         "mode": mode,
         "rows": table.rows,
@@ -311,7 +311,7 @@ def record_rejected_values(
 
 def discard(place: Place, batch_id: str) -> None:
     """Deletes the files of a batch that no commit has."""
-    known_rows.drop_cached(place)
+    known_rows.drop_index(place)
     with suppress(BronzeError):
         commit.discard(place, batch_id)
 
@@ -339,8 +339,8 @@ def _optimize(settings: Settings, table: TableRun, changed: bool) -> Workflow[tu
         planned = table.plan.state if table.plan else None
         # Where nothing changed, the files are those of the plan.
         state = log.read(place) if changed or planned is None else planned
-        if state is not None and optimize.needed(state, layout):
-            yield from maintain.improvement(settings, place, layout, table.target.label)
+        if state is not None and optimize.is_needed(state, layout):
+            yield from maintain.optimize_table(settings, place, layout, table.target.label)
     except BronzeError as error:
         return (f"the table was not optimized: {error.message}",)
     return ()

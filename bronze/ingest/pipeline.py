@@ -42,8 +42,9 @@ from bronze.model.results import Failure, RunResult, TableResult
 from bronze.model.stamp import AuditMark, RowStamp
 from bronze.model.units import Unit, UnitResult
 from bronze.postgres.catalog.relations import Relation
-from bronze.postgres.connection import connect
-from bronze.postgres.copy import snapshot
+from bronze.postgres.connection import connect, translation
+from bronze.postgres.copy import snapshot as snapshots
+from bronze.postgres.copy.snapshot import Snapshot
 from bronze.tables import selection
 from bronze.tables.selection import Target
 
@@ -77,16 +78,16 @@ def run(
     Raises:
         ConfigError, SourceError, LakeError: no table could be loaded.
     """
-    openlineage.ready(settings)
+    openlineage.check_package(settings)
     ledger = lineage.LineageLedger(settings)
     try:
         result = _run_with_retries(settings, tables, pool, notify, ledger)
     except BronzeError:
         # The tables that landed before the error need their lineage, too.
-        ledger.closed()
+        ledger.write()
         openlineage.send(settings, ledger.entries)
         raise
-    late, unrecorded = ledger.closed()
+    late, unrecorded = ledger.write()
     notes = openlineage.send(settings, ledger.entries)
     if settings.maintain.auto:
         notes += maintain.maintain_governance(settings)
@@ -120,7 +121,7 @@ def _run_with_retries(
             # Each attempt is a batch of its own: an earlier one may have committed some tables.
             batch_id = str(uuid_utils.uuid7())
             table_runs = _plan_all(settings, tables, batch_id, stack)
-            position = table_runs[0].held.position
+            position = table_runs[0].snapshot.position
             if not tables:
                 for result in _missing_tables(settings, table_runs):
                     results[result.table] = result
@@ -159,15 +160,15 @@ class OpenSource:
         settings: Settings,
         targets: Sequence[Target],
         stack: ExitStack,
-        consistency: snapshot.Consistency | None = None,
-    ) -> snapshot.Snapshot:
+        consistency: snapshots.Consistency | None = None,
+    ) -> Snapshot:
         """A snapshot of these tables, held until the stack is closed; ``consistency`` is the
         config's unless it is given.
         """
         source = settings.source[self.origin.name]
         readable = [target.relation for target in targets if target.relation.readable]
         return stack.enter_context(
-            snapshot.hold(
+            snapshots.hold(
                 self.origin,
                 self.connection,
                 readable,
@@ -194,7 +195,7 @@ def open_sources(
         origin = replace(settings.origin(name), application_name=f"bronze {batch_id}")
         stack.callback(connect.forget_server, origin)
         pool = stack.enter_context(connect.pool(origin, source.pool.min, source.pool.max))
-        with connect.source_errors(origin):
+        with translation.source_errors(origin):
             connection = stack.enter_context(pool.connection())
             relations += [
                 (name, r) for r in selection.relations_of(connection, name, source.schema_)
@@ -215,8 +216,10 @@ def _plan_all(
     for name, source in sources.items():
         of_source = [target for target in targets if target.source == name]
         if of_source:
-            held = source.take_snapshot(settings, of_source, stack)
-            tables += plan_tables(settings, source.origin, held, of_source, batch_id, source.slots)
+            snapshot = source.take_snapshot(settings, of_source, stack)
+            tables += plan_tables(
+                settings, source.origin, snapshot, of_source, batch_id, source.slots
+            )
     return sorted(tables, key=lambda table: (table.target.settings.priority, -table.size))
 
 
@@ -239,21 +242,21 @@ def _without_streamed(targets: Sequence[Target], names: Sequence[str]) -> list[T
 def plan_tables(
     settings: Settings,
     origin: Origin,
-    held: snapshot.Snapshot,
+    snapshot: Snapshot,
     targets: Sequence[Target],
     batch_id: str,
     slots: int,
-    fitted: Callable[[Target], Target] = lambda target: target,
+    adjust: Callable[[Target], Target] = lambda target: target,
     doubting: bool = False,
 ) -> list[TableRun]:
     """The tables of one source with their plans; a table that cannot be planned has an ``error``.
 
-    ``fitted`` may change a table, as the snapshot shows it, before it is planned; ``doubting`` is
+    ``adjust`` may change a table, as the snapshot shows it, before it is planned; ``doubting`` is
     as in `bronze.ingest.plan.plan_table`.
     """
     readers = budget.readers(settings.run.memory, settings.run.workers, slots)
     now = datetime.now(UTC)
-    relations = {relation.oid: relation for relation in held.relations}
+    relations = {relation.oid: relation for relation in snapshot.relations}
     config = fingerprint.fingerprint_of(fingerprint.imprint(settings))
     audited = audit.mark(settings)
     tables = []
@@ -262,13 +265,17 @@ def plan_tables(
         stamp = RowStamp(batch_id, now, origin.name, target.settings.method, lineage_id, audited)
         table_plan, refusal = None, None
         try:
-            relation = relation_in_snapshot(target, held, relations)
-            current = fitted(selection.with_relation(target, relation))
-            table_plan = plan.plan_table(current, held, origin, stamp, settings, readers, doubting)
+            relation = relation_in_snapshot(target, snapshot, relations)
+            current = adjust(selection.with_relation(target, relation))
+            table_plan = plan.plan_table(
+                current, snapshot, origin, stamp, settings, readers, doubting
+            )
         except (TableRefused, LakeError) as error:
             refusal = error
-        entry = table_run.lineage_entry(settings, config, target, stamp, held, table_plan)
-        tables.append(TableRun(target, origin, held, stamp, readers, entry, table_plan, refusal))
+        entry = table_run.lineage_entry(settings, config, target, stamp, snapshot, table_plan)
+        tables.append(
+            TableRun(target, origin, snapshot, stamp, readers, entry, table_plan, refusal)
+        )
     _compare_audit_marks(settings, audited, tables)
     return tables
 
@@ -294,14 +301,14 @@ def _compare_audit_marks(
 
 
 def relation_in_snapshot(
-    target: Target, held: snapshot.Snapshot, relations: Mapping[int, Relation]
+    target: Target, snapshot: Snapshot, relations: Mapping[int, Relation]
 ) -> Relation:
     """A table as the snapshot shows it; ``relations`` are all tables of the snapshot by their oid.
 
     Raises:
         SourceError: it cannot be read in the snapshot.
     """
-    for label, error in held.refused:
+    for label, error in snapshot.refused:
         if label == target.label:
             raise error
     if not target.relation.readable:
@@ -346,7 +353,7 @@ def load_tables(
     try:
         with worker_pool(settings, pool, limit, {table.origin for table in tables}) as workers:
             loads = [load.load_table(settings, table) for table in tables]
-            relieve = lock_relief((table.held, table.origin) for table in tables)
+            relieve = lock_relief((table.snapshot, table.origin) for table in tables)
             for result in executors.drive(workers, loads, limit, report, relieve):
                 notify(_ended(result))
                 yield result
@@ -368,7 +375,7 @@ def _progress(table: str, units: Sequence[Unit], read: Mapping[int, UnitResult])
     return TableProgress(table, rows, done / size if size else 0.0)
 
 
-def lock_relief(held: Iterable[tuple[snapshot.Snapshot, Origin]]) -> Callable[[], None]:
+def lock_relief(held: Iterable[tuple[Snapshot, Origin]]) -> Callable[[], None]:
     """A function to call again and again while snapshots are held: see `Snapshot.give_way`."""
     holders = {id(opened.holder): (opened, origin) for opened, origin in held}
     called = time.monotonic()

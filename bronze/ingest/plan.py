@@ -9,11 +9,10 @@ from typing import Literal
 
 from bronze.anomaly import models
 from bronze.config.settings import Settings
-from bronze.delta import properties
 from bronze.delta.commit import Shape
 from bronze.delta.log import State
-from bronze.delta.partition import source_of
 from bronze.delta.positions import Position
+from bronze.delta.properties import TableProperties
 from bronze.delta.write.history import KIND
 from bronze.errors import TableRefused
 from bronze.ingest import units, watermarks
@@ -26,7 +25,7 @@ from bronze.ingest.row_key import (
 )
 from bronze.ingest.shape import TEXT, resolve_columns, shape_of
 from bronze.model.columns import KEY_TEXT, Column, RowKey
-from bronze.model.locations import Origin
+from bronze.model.locations import Destination, Origin
 from bronze.model.protection import TableProtection
 from bronze.model.stamp import RowStamp
 from bronze.model.units import Enrichment, KnownRows, Unit
@@ -36,7 +35,7 @@ from bronze.postgres.copy.snapshot import Snapshot
 from bronze.protection import keys
 from bronze.quality import rules, set_rules
 from bronze.rows.metadata import METADATA_COLUMNS
-from bronze.tables import evolution, known_rows, selection
+from bronze.tables import duplicate_keys, evolution, selection
 from bronze.tables.context import TableContext
 from bronze.tables.evolution import ColumnContract
 from bronze.tables.selection import Target
@@ -69,7 +68,7 @@ class Plan:
     enrichment: Enrichment
     doubting: bool = False
 
-    def whole(self, why: str = "its cursor did not show all changes") -> Plan:
+    def compare_all_rows(self, why: str = "its cursor did not show all changes") -> Plan:
         """The plan that compares all rows, in the same snapshot."""
         note = f"all rows were compared: {why}"
         return replace(self, mode="compare", units=self.all_units(), notes=(*self.notes, note))
@@ -79,10 +78,9 @@ class Plan:
         """The columns of the Bronze table that tell its rows apart; empty without a key."""
         return self.row_key.names
 
-    @property
-    def dates_of(self) -> str | None:
-        """The column by whose dates the table is partitioned."""
-        return source_of(self.shape.partition) if self.shape.partition else None
+    def destination(self, stamp: RowStamp) -> Destination:
+        """The Bronze table, as a batch writes into it."""
+        return self.shape.destination(self.target.place, self.key, stamp)
 
 
 def plan_table(
@@ -109,7 +107,7 @@ def plan_table(
     state, contract = outline.state, outline.contract
     row_key, no_key_reason = row_key_of(context, contract, state)
     protection = outline.protection
-    if not keys.complete(protection):
+    if not keys.has_all_keys(protection):
         protection = keys.protection(settings, target, contract)
     contract = _with_new_key(target, contract, row_key, state)
     mode, where, mode_notes = _mode(context, state, contract, row_key.names, no_key_reason)
@@ -153,7 +151,7 @@ def plan_table(
             *mode_notes,
             *_rules_note(state, scoring),
             *(enrichment.watch.notes if enrichment.watch else ()),
-            *selection.unprotected(target, survey.personal_by_name(target.relation)),
+            *selection.unprotected_notes(target, survey.personal_by_name(target.relation)),
         ),
         all_units=lambda: tuple(row_units(splits.WHOLE_TABLE, merging=True, against=state)),
         enrichment=enrichment,
@@ -180,11 +178,11 @@ def _reads_rows(context: TableContext, mode: Mode) -> bool:
     before its slot has a snapshot, the plan only says what to read.
     """
     streamed = context.target.settings.pattern == "streaming"
-    return not (streamed and (mode == "changes" or context.held.name is None))
+    return not (streamed and (mode == "changes" or context.snapshot.name is None))
 
 
 def _rules_note(state: State | None, scoring: str) -> tuple[str, ...]:
-    if state is None or state.properties.get(properties.RULES, scoring) == scoring:
+    if state is None or TableProperties.read(state.properties).rules in (None, scoring):
         return ()
     return ("its rules have changed: rows that did not change keep their scores",)
 
@@ -217,7 +215,7 @@ def _enrichment(
     """
     protect = context.target.settings.protect
     protected = {name for name, how in protect.items() if how.method != "clear"}
-    quality = set_rules.quality(context, contract, key, asking=reading, protected=protected)
+    quality = set_rules.quality_rules(context, contract, key, asking=reading, protected=protected)
     watch = models.monitoring_of(context, contract, key.names, state, protected)
     return Enrichment(protection=protection, watch=watch, quality=quality)
 
@@ -237,7 +235,7 @@ def _refuse_duplicate_keys(
         (KEY_TEXT, TEXT),
     )
     known = KnownRows(state.place, state.version, state.files, layout, key.names, 0)
-    if target.settings.history or not known_rows.doubled(known):
+    if target.settings.history or not duplicate_keys.has_duplicates(known):
         return
     commits = f" ({', '.join(state.foreign)})" if state.foreign else ""
     raise TableRefused(
@@ -269,11 +267,11 @@ def outline_plan(context: TableContext) -> PlanOutline:
         LakeError: bronze cannot write the Bronze table.
     """
     target = context.target
-    state, contract, partition = resolve_columns(target, context.held.since)
+    state, contract, partition = resolve_columns(target, context.snapshot.since)
     key = key_columns(target, contract)
     protection = keys.protection(context.settings, target, contract, making=False)
     if keys.is_rotated(protection, state):
-        note = f"its keys have been rotated: {evolution.ANEW}"
+        note = f"its keys have been rotated: {evolution.RELOAD_NOTE}"
         contract = replace(contract, reload=True, notes=(*contract.notes, note))
     no_key_reason = "" if key else target.relation.keyless
     names = tuple(column.target for column in key)

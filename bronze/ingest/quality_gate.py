@@ -10,7 +10,7 @@ from typing import Any
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.errors import QualityRefused
 from bronze.governance.tables import quality as quality_table
-from bronze.governance.tables.quality import Graded
+from bronze.governance.tables.quality import TableFigures
 from bronze.ingest.plan import Plan
 from bronze.ingest.table_run import TableRun
 from bronze.quality import checks
@@ -27,7 +27,7 @@ def check_quality(settings: Settings, table: TableRun, plan: Plan) -> None:
     quality = plan.enrichment.quality
     table.figures = checks.figures(quality, table.findings.quality, gate, age)
     _drop_fingerprints(table)
-    failures = checks.against(table.figures) if gate.on_failure == "stop" else ""
+    failures = checks.reasons_to_refuse(table.figures) if gate.on_failure == "stop" else ""
     if failures:
         raise QualityRefused(
             f"Table {table.target.label} does not meet its quality rules: {failures}.",
@@ -41,15 +41,15 @@ def _drop_fingerprints(table: TableRun) -> None:
     """Frees the fingerprints that quality figures are counted by: those of all tables of a run
     would not fit into its memory.
     """
-    for i, part in enumerate(table.written):
+    for i, part in enumerate(table.results):
         quality = replace(part.findings.quality, prints=())
-        table.written[i] = replace(part, findings=replace(part.findings, quality=quality))
+        table.results[i] = replace(part, findings=replace(part.findings, quality=quality))
 
 
 def record_quality(settings: Settings, tables: Sequence[TableRun]) -> None:
     """Records the quality of tables that were committed or refused in ``governance.quality``."""
     records = [
-        Graded(
+        TableFigures(
             source_table=table.target.label,
             target_table=table.target.full_name,
             stamp=table.stamp,
@@ -63,7 +63,7 @@ def record_quality(settings: Settings, tables: Sequence[TableRun]) -> None:
         and table.plan
         and (table.error is None or isinstance(table.error, QualityRefused))
     ]
-    checks.enter(settings.place(GOVERNANCE, quality_table.NAME), records)
+    checks.record_figures(settings.place(GOVERNANCE, quality_table.NAME), records)
 
 
 def result_fields(table: TableRun) -> dict[str, Any]:

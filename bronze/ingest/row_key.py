@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
-from bronze.delta import properties
 from bronze.delta.log import State
+from bronze.delta.properties import TableProperties
 from bronze.errors import TableRefused
 from bronze.model.columns import KEY_TEXT, NO_KEY, Column, RowKey
 from bronze.model.units import KnownRows
 from bronze.postgres import statement
 from bronze.postgres.catalog.relations import TABLEOID
 from bronze.protection import key_text
-from bronze.tables import known_rows, selection
+from bronze.tables import duplicate_keys, selection
 from bronze.tables.context import TableContext, ask_source
 from bronze.tables.evolution import ColumnContract
 from bronze.tables.selection import Target
@@ -145,14 +144,14 @@ def unstable_key(target: Target, column: Column, where: str) -> TableRefused:
 
 def merges_deleted_rows(target: Target, state: State, key: tuple[str, ...]) -> bool:
     """Whether the key has changed, and rows of the Bronze table share the new one."""
-    known = state.properties.get(properties.KEY)
-    if not key or target.settings.history or known in (None, json.dumps(key)):
+    known = TableProperties.read(state.properties).key
+    if not key or target.settings.history or known in (None, key):
         return False
     if KEY_TEXT not in dict(state.columns):
         key = tuple(name for name in key if name != KEY_TEXT)
     if not key or not set(key) <= dict(state.columns).keys():
         return False
-    return known_rows.doubled(
+    return duplicate_keys.has_duplicates(
         KnownRows(target.place, state.version, state.files, state.columns, key, 0)
     )
 
@@ -167,7 +166,7 @@ def lacks_text(target: Target, state: State, key: RowKey) -> bool:
     names = key.names[:-1]
     if not set(names) <= columns.keys():
         return False
-    return known_rows.keyless(
+    return duplicate_keys.has_rows_without_key(
         KnownRows(target.place, state.version, state.files, state.columns, names, 0)
     )
 

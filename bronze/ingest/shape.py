@@ -10,6 +10,7 @@ from bronze.delta import log, properties
 from bronze.delta.commit import Shape
 from bronze.delta.log import State
 from bronze.delta.partition import column_of
+from bronze.delta.properties import TableProperties
 from bronze.delta.schema import delta_schema
 from bronze.delta.statistics import SAFE
 from bronze.delta.write.history import KIND
@@ -23,7 +24,7 @@ from bronze.postgres.copy import incremental
 from bronze.postgres.copy.snapshot import OpenTransactions
 from bronze.protection import keys
 from bronze.rows.metadata import COMMIT_TIMESTAMP, METADATA_COLUMNS
-from bronze.tables import evolution, selection
+from bronze.tables import evolution, row_format, selection
 from bronze.tables.context import TableContext
 from bronze.tables.evolution import ColumnContract
 from bronze.tables.selection import Target
@@ -60,7 +61,7 @@ def resolve_columns(
         state.writable()
         _refuse_other_table(target, state)
         contract = evolve_columns(target, columns, state)
-        if foreign_changes := evolution.foreign_column_changes(state.columns, state.properties):
+        if foreign_changes := row_format.foreign_column_changes(state.columns, state.properties):
             note = f"another writer has changed the table's columns: {', '.join(foreign_changes)}"
             contract = replace(contract, notes=(*contract.notes, note))
     _cluster_columns(target, contract)
@@ -81,7 +82,7 @@ def evolve_columns(target: Target, columns: Sequence[Column], state: State) -> C
     settings = target.settings
     added = {state.partition, COMMIT_TIMESTAMP, KIND if settings.history else None}
     added |= {name for name, _ in ANOMALY_COLUMNS} if _has_anomaly_columns(target, state) else set()
-    restored = evolution.columns_as_written(state.columns, state.properties)
+    restored = row_format.columns_as_written(state.columns, state.properties)
     bronze_columns = [pair for pair in restored if pair[0] not in added]
     targets = {column.target for column in columns}
     # A column may have been renamed to the name of one that is left out.
@@ -95,7 +96,7 @@ def evolve_columns(target: Target, columns: Sequence[Column], state: State) -> C
 
 def _has_anomaly_columns(target: Target, state: State | None) -> bool:
     """Whether the table has the columns of anomaly scores; once it has, it keeps them."""
-    had_them = state is not None and properties.WATCHED in state.properties
+    had_them = state is not None and TableProperties.read(state.properties).watched
     return had_them or target.settings.anomalies is not None
 
 
@@ -105,11 +106,10 @@ def _refuse_other_table(target: Target, state: State) -> None:
     Raises:
         TableRefused: it is of another one.
     """
-    known = state.properties
-    names = {known.get(properties.TABLE, target.label), known.get(properties.OID, "")}
-    if not names & {target.label, str(target.relation.oid)}:
+    known = TableProperties.read(state.properties)
+    if known.label not in ("", target.label) and known.oid != target.relation.oid:
         raise TableRefused(
-            f"The Bronze table {target.name} holds {known[properties.TABLE]}, not {target.label}.",
+            f"The Bronze table {target.name} holds {known.label}, not {target.label}.",
             hint="Give this table another target, or move that Bronze table away.",
             table=target.label,
         )
@@ -252,11 +252,12 @@ def _protection_notes(
     contract: ColumnContract, state: State | None, enrichment: Enrichment
 ) -> dict[str, str]:
     """Properties that say how columns are protected, and by which keys."""
-    if not enrichment.protection and not (state and properties.PROTECT in state.properties):
+    had_any = state is not None and TableProperties.read(state.properties).has_protection
+    if not enrichment.protection and not had_any:
         return {}
     return {
         properties.PROTECT: evolution.protection_property(contract.columns),
-        keys.IDS: keys.ids(enrichment.protection),
+        properties.KEY_IDS: keys.ids(enrichment.protection),
     }
 
 
@@ -275,7 +276,7 @@ def _state_notes(
         notes |= evolution.former_names_property(
             contract.columns, state.properties, target.relation
         )
-        if properties.CUT in state.properties:
+        if TableProperties.read(state.properties).cut:
             notes[properties.CUT] = ""
     return notes
 

@@ -30,7 +30,7 @@ def lineage_entry(
     config: str,
     target: Target,
     stamp: RowStamp,
-    held: Snapshot,
+    snapshot: Snapshot,
     plan: Plan | None,
 ) -> LineageEntry:
     """The lineage record of a table as its run starts; ``config`` is the hash of the config."""
@@ -46,9 +46,9 @@ def lineage_entry(
         created_by=", ".join(filter(None, (actor.user(), actor.identity()))),
         batch_id=stamp.batch_id,
         mode=plan.mode if plan else "",
-        position=held.position,
-        snapshot=held.name,
-        timeline=held.timeline,
+        position=snapshot.position,
+        snapshot=snapshot.name,
+        timeline=snapshot.timeline,
         version_before=version,
         version_after=None,
         rows_read=0,
@@ -62,7 +62,7 @@ def lineage_entry(
         status="failed",
         error_kind="",
     )
-    at = held.holder.info
+    at = snapshot.holder.info
     return LineageEntry(
         record=record,
         place=target.place,
@@ -90,19 +90,19 @@ def schema_changes(plan: Plan | None) -> tuple[str, ...]:
 
 @dataclass
 class TableRun:
-    """One table of a run. ``held`` is the snapshot that it is read in, ``readers`` how many workers
-    read at once, ``written`` what its units did, ``began`` a time of `time.monotonic`.
+    """One table of a run, read in ``snapshot`` by ``readers`` workers. ``results`` are those
+    of its units, ``began`` is a time of `time.monotonic`.
     """
 
     target: Target
     origin: Origin
-    held: Snapshot
+    snapshot: Snapshot
     stamp: RowStamp
     readers: int
     entry: LineageEntry
     plan: Plan | None = None
     error: BronzeError | None = None
-    written: list[UnitResult] = field(default_factory=list)
+    results: list[UnitResult] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
     figures: tuple[Figure, ...] = ()
 
@@ -110,17 +110,17 @@ class TableRun:
     def rows(self) -> int:
         """How many rows were read, each counted once; reads of keys alone do not count."""
         units = self.plan.units if self.plan else ()
-        return sum(part.rows for part in self.written if units[part.unit].counts_rows)
+        return sum(part.rows for part in self.results if units[part.unit].counts_rows)
 
     @property
     def rejected(self) -> list[RejectedValue]:
         """The values that Delta cannot hold."""
-        return [record for part in self.written for record in part.rejected]
+        return [record for part in self.results for record in part.rejected]
 
     @property
     def findings(self) -> Findings:
         """The anomalies, profile and quality of the rows that were read."""
-        return reduce(add, (part.findings for part in self.written), NO_FINDINGS)
+        return reduce(add, (part.findings for part in self.results), NO_FINDINGS)
 
     @property
     def size(self) -> int:
@@ -129,7 +129,7 @@ class TableRun:
 
     def compare_all_rows(self, plan: Plan) -> Plan:
         """Replaces the plan by one that compares all rows, and forgets what was read."""
-        known_rows.drop_cached(self.target.place)
-        self.written.clear()
-        self.plan = plan.whole()
+        known_rows.drop_index(self.target.place)
+        self.results.clear()
+        self.plan = plan.compare_all_rows()
         return self.plan

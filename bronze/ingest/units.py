@@ -9,7 +9,6 @@ from psycopg import errors as pg
 
 from bronze.delta.commit import Shape
 from bronze.delta.log import State
-from bronze.delta.partition import source_of
 from bronze.errors import TableRefused
 from bronze.execution import budget
 from bronze.model.columns import Column, RowKey
@@ -20,7 +19,7 @@ from bronze.postgres.copy import row_sizes, splits
 from bronze.postgres.copy.packed import OLDEST_VERSION as OLDEST_PACKED
 from bronze.postgres.copy.splits import Split
 from bronze.rows.metadata import COMMIT_TIMESTAMP
-from bronze.tables import evolution
+from bronze.tables import row_format
 from bronze.tables.context import TableContext, ask_source
 from bronze.tables.evolution import ColumnContract
 
@@ -58,25 +57,24 @@ def row_units(
     if against is not None:
         shares = list(_known_rows(context, shape, key.names, (), against))
         if doubting:
-            form = evolution.row_format_of(against.columns, against.properties, against.partition)
+            form = row_format.row_format_of(against.columns, against.properties, against.partition)
             shares = [replace(share, form=form) for share in shares if share]
         memory = budget.beside_known_rows(memory)
     groups = grouped_splits(context, memory, key.source_names)
     rows = _bronze_rows(context, contract, shape, key, enrichment)
     limits = row_size_limits(context, contract.columns, key)
-    few = budget.given_back(context.run.memory, len(shares) * len(groups))
+    few = budget.result_bytes(context.run.memory, len(shares) * len(groups))
     work: list[Unit] = []
     for known in shares:
         for group in groups:
             conditions = [_both(split.where, where) for split in group]
             read = _source_read(context, contract.columns, conditions, limits)
             size = sum(split.size for split in group)
-            place, number = context.target.place, len(work)
+            number = len(work)
             if merging:
-                unit = Unit.merge(number, read, rows, place, shape.stats, size, known, few)
+                work.append(Unit.merge(number, read, rows, size, known, few))
             else:
-                unit = Unit.load(number, read, rows, place, shape.stats, size)
-            work.append(unit)
+                work.append(Unit.load(number, read, rows, size))
     return work
 
 
@@ -84,17 +82,17 @@ def row_size_limits(
     context: TableContext, columns: Sequence[Column], key: RowKey
 ) -> RowSizeLimits | None:
     """How the sizes of rows are measured before they are read, None where rows are small enough."""
-    held, relation = context.held, context.target.relation
+    snapshot, relation = context.snapshot, context.target.relation
     names = [column.name for column in columns if column.name]
     weight = row_sizes.row_size_expression(relation, names)
-    if not (weight and splits.has_page_ranges(relation, held.version) and held.name):
+    if not (weight and splits.has_page_ranges(relation, snapshot.version) and snapshot.name):
         return None
     if not ask_source(context, lambda holder: row_sizes.has_large_values(holder, relation, names)):
         return None
     # Errors name a row by its key; a protected key must not be shown.
     named = () if any(column.protect for column in key.columns) else key.columns
     key_parts = [f"{statement.literal(column.name)}::text, {column.text}" for column in named]
-    heaviest = budget.heaviest_row(context.run.memory, context.readers)
+    heaviest = budget.largest_row(context.run.memory, context.readers)
     return RowSizeLimits(
         table=statement.quoted(relation.schema, relation.name),
         weight=weight,
@@ -123,7 +121,7 @@ def grouped_splits(context: TableContext, memory: int, key: Sequence[str]) -> li
 
 
 def _largest_split(context: TableContext) -> int:
-    packed = context.origin.reader == "packed" and context.held.version >= OLDEST_PACKED
+    packed = context.origin.reader == "packed" and context.snapshot.version >= OLDEST_PACKED
     return budget.largest_split(packed)
 
 
@@ -152,7 +150,7 @@ def key_units(
             read = _source_read(context, key.columns, [split.where for split in group])
             size = sum(split.size for split in group) // _KEYS_FACTOR
             number = start + len(work)
-            work.append(Unit.keys(number, read, rows, context.target.place, size, known))
+            work.append(Unit.keys(number, read, rows, size, known))
     return work
 
 
@@ -166,7 +164,7 @@ def _source_read(
     return SourceRead(
         table=context.target.label,
         origin=context.origin,
-        session=context.held.session(context.origin),
+        session=context.snapshot.session(context.origin),
         query=statement.select(columns, statement.quoted(relation.schema, relation.name)),
         splits=tuple(conditions),
         columns=columns,
@@ -183,9 +181,8 @@ def _bronze_rows(
 ) -> BronzeRows:
     return BronzeRows(
         key=key,
-        stamp=context.stamp,
+        into=shape.destination(context.target.place, key.names, context.stamp),
         base=contract.base,
-        dates_of=source_of(shape.partition) if shape.partition else None,
         history=context.target.settings.history,
         streamed=COMMIT_TIMESTAMP in dict(shape.columns),
         enrichment=enrichment,
@@ -229,7 +226,7 @@ def check_fits(context: TableContext, state: State | None) -> None:
         TableRefused: its history has too many versions; or it is too large for one statement, where
             there is no snapshot that several could share.
     """
-    if context.held.name is None:
+    if context.snapshot.name is None:
         _single_split(context)
     if state is not None and context.target.settings.history:
         check_history_fits(context, sum(max(file.rows, 0) for file in state.files))
@@ -250,12 +247,12 @@ def check_history_fits(context: TableContext, rows: int) -> None:
 
 
 def _splits(context: TableContext, size: int, key: Sequence[str]) -> list[Split]:
-    held, relation = context.held, context.target.relation
-    if held.name is None:
+    snapshot, relation = context.snapshot, context.target.relation
+    if snapshot.name is None:
         return [_single_split(context)]
 
     def split(holder: Connection) -> list[Split]:
-        return splits.splits_of(holder, relation, held.version, size, key)
+        return splits.splits_of(holder, relation, snapshot.version, size, key)
 
     try:
         return list(ask_source(context, split))

@@ -7,12 +7,9 @@ oid of the source table: another table may get its name, but not its oid.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-
-from bronze.delta import properties
 from bronze.delta.log import State
 from bronze.delta.positions import STREAM, TablePosition
+from bronze.delta.properties import TableProperties
 from bronze.errors import TableRefused
 from bronze.postgres.catalog import definition
 from bronze.postgres.catalog.relations import Relation
@@ -134,7 +131,7 @@ def reason_to_compare(
 
 
 def _bronze_reason(state: State) -> str:
-    if state.properties.get(properties.CUT):
+    if TableProperties.read(state.properties).cut:
         return "a repair has removed rows"
     return foreign_commits_reason(state)
 
@@ -151,37 +148,35 @@ def foreign_commits_reason(state: State) -> str:
 
 
 def _source_reason(context: TableContext, state: State, contract: ColumnContract) -> str:
-    target, known = context.target, state.properties
+    target, known = context.target, TableProperties.read(state.properties)
     if contract.notes:
         return "its columns have changed"
-    if known.get(properties.OID) != str(target.relation.oid):
+    if known.oid != target.relation.oid:
         return "the table was recreated in the source"
     if change := _definition_change(target, known):
         return change
-    if target.published and known.get(properties.PUBLISHED, "") != target.published:
+    if target.published and known.published != target.published:
         return "its publication has changed"
     return ""
 
 
-def _definition_change(target: Target, known: Mapping[str, str]) -> str:
+def _definition_change(target: Target, known: TableProperties) -> str:
     """What has changed of the definition of the source table, "" if nothing has."""
-    recorded = known.get(properties.DEFINITION)
-    if recorded is None:
+    if known.definition is None:
         return "the last run did not record its definition"
     # A rewrite gives all rows a new xmin; a stream and a cursor column show nothing of it.
     rewrites_count = _watermark_name(target) != incremental.XMIN
     return definition.definition_change(
-        json.loads(recorded), target.relation.definition, storage=rewrites_count
+        known.definition, target.relation.definition, storage=rewrites_count
     )
 
 
 def _key_reason(target: Target, state: State, key: tuple[str, ...]) -> str:
-    known = state.properties
-    if known.get(properties.KEY) != json.dumps(key):
+    known = TableProperties.read(state.properties)
+    if known.key != key:
         return "its key has changed"
     streamed = target.settings.pattern == "streaming"
-    was_enforced = json.loads(known.get(properties.ENFORCED, "true"))
-    if streamed and was_enforced and not target.relation.enforces(target.key):
+    if streamed and known.enforced and not target.relation.enforces(target.key):
         return "PostgreSQL no longer enforces its key, or only at commit"
     return ""
 
@@ -193,7 +188,7 @@ def _watermark_reason(context: TableContext, state: State) -> str:
         return "the Bronze table has no position in this history of the source"
     if _has_cursor_column(target):
         ahead = _stored_watermark(context, state, _clock_name(target))
-        if incremental.clock_set_back(context.held.since, watermark, ahead):
+        if incremental.clock_set_back(context.snapshot.since, watermark, ahead):
             return "the source's clock was set back"
     return ""
 
@@ -202,7 +197,7 @@ def changes_condition(context: TableContext, state: State) -> str | None:
     """The condition in SQL for rows that may have changed since the last batch, None where the
     watermark is too old for one.
     """
-    target, snapshot = context.target, context.held
+    target, snapshot = context.target, context.snapshot
     watermark = _stored_watermark(context, state, _watermark_name(target))
     if watermark is None:
         return None
@@ -225,11 +220,11 @@ def next_watermarks(
         whole: whether all rows are read.
     """
     pattern = context.target.settings.pattern
-    horizon = (_stored_name(context, incremental.XMIN), context.held.horizon)
+    horizon = (_stored_name(context, incremental.XMIN), context.snapshot.horizon)
     if pattern == "full_refresh":
         return [horizon], True
     if pattern == "streaming":
-        return [(_stored_name(context, STREAM), context.held.position)], False
+        return [(_stored_name(context, STREAM), context.snapshot.position)], False
     # Rows that changed without a new cursor value are still to be read by xmin.
     watermarks = [horizon] if whole or not _has_cursor_column(context.target) else []
     watermarks += _cursor_watermarks(context, state, whole)
@@ -244,7 +239,7 @@ def _cursor_watermarks(
     context: TableContext, state: State | None, whole: bool
 ) -> list[tuple[str, int]]:
     """The watermark of a cursor column, and how far the source's clock was ahead of ours."""
-    target, since = context.target, context.held.since
+    target, since = context.target, context.snapshot.since
     if not _has_cursor_column(target):
         return []
     name = _watermark_name(target)
@@ -272,7 +267,9 @@ def _stored_name(context: TableContext, name: str) -> str:
 
 def _stored_watermark(context: TableContext, state: State | None, name: str) -> int | None:
     """The value of a watermark in the Bronze table, None where it has none."""
-    return TablePosition(context.held.timeline, context.target.relation.oid).watermark(state, name)
+    return TablePosition(context.snapshot.timeline, context.target.relation.oid).watermark(
+        state, name
+    )
 
 
 def _has_cursor_column(target: Target) -> bool:

@@ -95,11 +95,13 @@ def _first_frames(frames: Iterator[pl.DataFrame], size: int) -> list[pl.DataFram
 
 
 def _write_files(unit: Unit, frames: Iterator[pl.DataFrame]) -> tuple[WrittenFile, ...]:
+    into = unit.rows.into
+
     def new(values: files.Partition) -> files.Output:
-        return files.data(unit.place, unit.rows.stamp.batch_id, unit.stats, values)
+        return files.data(into.place, into.stamp.batch_id, into.stats, values)
 
     # Changes are staged in a file, and get to their partitions by the merge.
-    dates_of = unit.rows.dates_of if unit.kind == "load" else None
+    dates_of = into.dates_of if unit.kind == "load" else None
     date = partition.column_of(dates_of) if dates_of else None
     return partition.write(frames, new, date)
 
@@ -111,7 +113,7 @@ class _KnownRowFilter:
     known: KnownRows
 
     def __post_init__(self) -> None:
-        self._fingerprints: Fingerprints = known_rows.known_fingerprints(self.known)
+        self._fingerprints: Fingerprints = known_rows.index_of(self.known)
         self._seen = np.zeros(len(self._fingerprints), np.bool_)
 
     def new_rows(self, rows: pl.DataFrame) -> pl.DataFrame:
@@ -119,7 +121,7 @@ class _KnownRowFilter:
         prints = known_rows.fingerprints(self.known, rows)
         there, places = known_rows.match_fingerprints(self._fingerprints, prints)
         self._seen[places] = True
-        return rows.filter(pl.Series(~there & known_rows.shared(self.known, prints)))
+        return rows.filter(pl.Series(~there & known_rows.in_share(self.known, prints)))
 
     def seen(self) -> bytes:
         """A bit for each fingerprint of the table: whether a row had it."""
@@ -151,13 +153,13 @@ class _UnitTotals:
     def _keys(self, rows: pl.DataFrame, rejected: pl.Series) -> pl.DataFrame:
         protection, key = self.unit.rows.enrichment.protection, self.unit.rows.key
         keys = protect.protect_rows(rows, protection)
-        keys = key_text.with_text(keys, rows, rejected, key, protection)
+        keys = key_text.add_key_text(keys, rows, rejected, key, protection)
         return self.filter.new_rows(keys) if self.filter else keys
 
     def _enriched(self, rows: pl.DataFrame, rejected: pl.Series) -> pl.DataFrame:
         how = self.unit.rows
-        bronze_rows, findings = enrich(rows, rejected, how.stamp, how.base, how.enrichment)
-        bronze_rows = key_text.with_text(
+        bronze_rows, findings = enrich(rows, rejected, how.into.stamp, how.base, how.enrichment)
+        bronze_rows = key_text.add_key_text(
             bronze_rows, rows, rejected, how.key, how.enrichment.protection
         )
         if self.unit.counts_rows:
@@ -165,7 +167,9 @@ class _UnitTotals:
         if rejected.null_count() < len(rejected):
             bronze_rows = portion.with_columns(bronze_rows, [rejected.alias(_REJECTED)])
         if self.unit.sums_rows and bronze_rows.height:
-            self.sum = fingerprint.added(self.sum, fingerprint.total(bronze_rows["row_hash"]))
+            self.sum = fingerprint.sum_of_totals(
+                self.sum, fingerprint.total(bronze_rows["row_hash"])
+            )
         if how.history:
             bronze_rows = portion.with_columns(
                 bronze_rows, [_constant(history.KIND, "insert", pl.String(), bronze_rows)]
@@ -173,14 +177,15 @@ class _UnitTotals:
         if how.streamed:
             commit_times = _constant(COMMIT_TIMESTAMP, None, pl.Datetime("us", "UTC"), bronze_rows)
             bronze_rows = portion.with_columns(bronze_rows, [commit_times])
-        return partition.dated(bronze_rows, how.dates_of) if how.dates_of else bronze_rows
+        dates_of = how.into.dates_of
+        return partition.dated(bronze_rows, dates_of) if dates_of else bronze_rows
 
     def _with_scores(self, rows: pl.DataFrame) -> pl.DataFrame:
         # Only after the filter, as rows that the table holds have their scores.
         how = self.unit.rows
         if how.enrichment.watch is None:
             return rows
-        rows, outliers = score_rows(rows, how.enrichment.watch, how.key.names, how.stamp)
+        rows, outliers = score_rows(rows, how.enrichment.watch, how.key.names, how.into.stamp)
         self.findings += Findings(outliers)
         return rows
 

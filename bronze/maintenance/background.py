@@ -1,8 +1,8 @@
-"""Maintenance in the background: while a stream goes on, its tables are optimized and vacuumed.
+"""Maintenance in the background: optimizes and vacuums the tables of a running stream.
 
-A thread of its own looks every few seconds at the tables that were written to, one at a time. Its
-work runs where the stream's does, one task after another, so that both keep within the memory and
-a batch waits for no more than one of them. Now and then it deletes old files and log entries.
+A thread checks the tables that were written to every few seconds, one at a time. Its tasks run in
+the stream's executor, one after another: so both stay within the memory, and a batch waits for at
+most one task. Once an hour it deletes old files and log entries.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from concurrent.futures import Executor
 from types import TracebackType
 
-from bronze.config.settings import Settings, TableSettings
+from bronze.config.settings import Settings
+from bronze.config.tables import TableSettings
 from bronze.delta import log
 from bronze.delta.layout import optimize, vacuum
 from bronze.errors import BronzeError
@@ -24,29 +25,29 @@ from bronze.model.locations import Place
 
 _log = logging.getLogger(__name__)
 
-_EVERY = 5.0
-_EXPIRE_EVERY = 3600.0
-_BOOK_EVERY = 300.0
+_INTERVAL = 5.0
+_VACUUM_INTERVAL = 3600.0
+_CHECKPOINTS_INTERVAL = 300.0
 _LAST_WAIT = 5.0
-# Batches are gathered and landed beside it.
+# The share of the memory: batches are received and applied at the same time.
 _SHARE = 4
 
 
 class BackgroundMaintenance:
-    """Improves tables in the background, for as long as the context lasts."""
+    """Maintains tables in a thread, for the time of the context."""
 
     def __init__(self, settings: Settings, pool: Executor, checkpoints: Place) -> None:
-        """Works in ``pool``; does nothing where the config has [maintain] auto off.
+        """Does nothing if the config has [maintain] auto off.
 
         Args:
             settings: the config.
-            pool: where the stream's own tasks run.
-            checkpoints: the table to which each batch adds a file.
+            pool: the executor of the stream.
+            checkpoints: the table of the checkpoints, to which each batch adds a file.
         """
         self._settings, self._pool, self._checkpoints = settings, pool, checkpoints
-        self._touched: dict[Place, TableSettings] = {}
-        self._expired: dict[str, float] = {}
-        self._improved: dict[str, float] = {}
+        self._written: dict[Place, TableSettings] = {}
+        self._vacuumed_at: dict[str, float] = {}
+        self._maintained_at: dict[str, float] = {}
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="bronze maintenance", daemon=True)
@@ -64,52 +65,52 @@ class BackgroundMaintenance:
     ) -> None:
         self._stopped.set()
         if self._thread.is_alive():
-            # What it has not committed by then is left for a later sweep.
+            # Files that it has not committed by then are deleted by a later vacuum.
             self._thread.join(_LAST_WAIT)
 
-    def touched(self, tables: Mapping[Place, TableSettings]) -> None:
-        """Takes note of tables that may have been written to."""
+    def add(self, tables: Mapping[Place, TableSettings]) -> None:
+        """Adds tables that may have been written to."""
         with self._lock:
-            self._touched |= tables
+            self._written |= tables
 
     def _run(self) -> None:
-        while not self._stopped.wait(_EVERY):
+        while not self._stopped.wait(_INTERVAL):
             with self._lock:
-                tables = dict(self._touched)
-                self._touched.clear()
-            for place, own in tables.items():
+                tables = dict(self._written)
+                self._written.clear()
+            for place, table_settings in tables.items():
                 if self._stopped.is_set():
                     return
-                self._maintain(place, own)
-            self._maintain(self._checkpoints, TableSettings(), _BOOK_EVERY)
+                self._maintain(place, table_settings)
+            self._maintain(self._checkpoints, TableSettings(), _CHECKPOINTS_INTERVAL)
 
-    def _maintain(self, place: Place, own: TableSettings, every: float = 0) -> None:
+    def _maintain(self, place: Place, table_settings: TableSettings, interval: float = 0) -> None:
         now = time.monotonic()
-        if now - self._improved.setdefault(place.url, now - every) < every:
+        if now - self._maintained_at.setdefault(place.url, now - interval) < interval:
             return
-        self._improved[place.url] = now
+        self._maintained_at[place.url] = now
         name = place.url.rpartition("/")[2]
         try:
-            self._improve(place, own, name)
-            self._expire(place)
+            self._optimize(place, table_settings, name)
+            self._vacuum(place)
         except BronzeError as error:
             _log.warning("%s was not maintained: %s", name, error.message)
         except Exception as error:
-            # At the end the pool is gone first. What else fails here is no matter of the stream.
+            # The pool ends before this thread. Other errors here do not concern the stream.
             if not self._stopped.is_set():
                 _log.warning("%s was not maintained: %s", name, type(error).__name__)
 
-    def _improve(self, place: Place, own: TableSettings, name: str) -> None:
-        wish = maintain.layout_wish(self._settings, own)
+    def _optimize(self, place: Place, table_settings: TableSettings, name: str) -> None:
+        wish = maintain.layout_wish(self._settings, table_settings)
         state = log.read(place)
-        if state is not None and optimize.needed(state, wish):
-            course = maintain.improvement(self._settings, place, wish, name, _SHARE)
-            for _ in executors.drive(self._pool, [course], 1):
+        if state is not None and optimize.is_needed(state, wish):
+            workflow = maintain.optimize_table(self._settings, place, wish, name, _SHARE)
+            for _ in executors.drive(self._pool, [workflow], 1):
                 pass
 
-    def _expire(self, place: Place) -> None:
+    def _vacuum(self, place: Place) -> None:
         now = time.monotonic()
-        last = self._expired.setdefault(place.url, now)
-        if now - last > _EXPIRE_EVERY:
-            self._expired[place.url] = now
+        last = self._vacuumed_at.setdefault(place.url, now)
+        if now - last > _VACUUM_INTERVAL:
+            self._vacuumed_at[place.url] = now
             vacuum.expire(place, self._settings.maintain.retention, (), time.time())

@@ -1,6 +1,6 @@
-"""Maintenance: files are joined and clustered, and what nobody needs any more is deleted.
+"""Maintenance: optimizes tables (joins and clusters their files) and vacuums them.
 
-The tables are found in the lake; the source is not asked.
+The tables are found in the lake; the source is not needed.
 """
 
 from __future__ import annotations
@@ -13,21 +13,24 @@ from contextlib import nullcontext
 import uuid_utils
 
 from bronze import failpoint
-from bronze.config.settings import GOVERNANCE, Settings, TableSettings
+from bronze.config.settings import GOVERNANCE, Settings
+from bronze.config.tables import TableSettings
 from bronze.delta import log, store
 from bronze.delta.layout import optimize, vacuum
-from bronze.delta.layout.optimize import Improved, Wish
+from bronze.delta.layout.optimize import OptimizeResult, TableLayout
+from bronze.delta.properties import TableProperties
 from bronze.errors import BronzeError, LakeError
 from bronze.execution import budget, executors
 from bronze.execution.executors import Task, Workflow
 from bronze.model.locations import Place
 from bronze.model.results import MaintainedTable, MaintainResult
-from bronze.tables import evolution, lake
+from bronze.tables import lake
 from bronze.tables.lake import LakeTable
 
 Notify = Callable[[MaintainedTable], None]
 
-_FULL_BOOK = 50
+# The number of files at which a governance table is optimized after a run.
+_MANY_FILES = 50
 
 
 def maintain(
@@ -37,60 +40,59 @@ def maintain(
     pool: Executor | None = None,
     notify: Notify = lambda _: None,
 ) -> MaintainResult:
-    """Improves the layout of Bronze tables, and expires their old files and log entries.
+    """Optimizes tables, and deletes their old files and log entries.
 
-    The tables in which is remembered what happened are among them, as each run adds a file to them:
-    their files are joined, their records stay as they are.
+    Governance tables are among them, as each run adds a file to them; their rows do not change.
 
     Args:
         settings: the config.
-        tables: names of Bronze tables, of the source's, or of those of ``governance``; none takes
-            all that are in the lake.
-        pool: where to run the work instead of the config's engine.
-        notify: is told of each table, from this thread.
+        tables: names of Bronze tables, source tables or governance tables; none means all tables of
+            the lake.
+        pool: an executor for the tasks, instead of the config's engine.
+        notify: is called with the result of each table, in this thread.
 
     Raises:
-        ConfigError: there is no such table.
+        ConfigError: a table does not exist.
         LakeError, LakeUnreachable: the lake cannot be read.
     """
     began = time.monotonic()
     chosen = lake.find(settings, _in_lake(settings), tables)
     run = settings.run
     limit = budget.readers(run.memory, run.workers, run.workers)
-    given = nullcontext(pool) if pool else executors.executor(settings.run.engine, limit)
+    context = nullcontext(pool) if pool else executors.executor(settings.run.engine, limit)
     results = []
-    with given as running:
-        courses = [_maintained(settings, one) for one in chosen]
-        for result in executors.drive(running, courses, limit):
+    with context as running:
+        workflows = [_maintain_table(settings, table) for table in chosen]
+        for result in executors.drive(running, workflows, limit):
             notify(result)
             results.append(result)
     return MaintainResult(time.monotonic() - began, tuple(results))
 
 
 def maintain_governance(settings: Settings) -> tuple[str, ...]:
-    """Joins the files of the books that have many: each run adds some to them, and reads them.
+    """Joins the files of governance tables that have many: each run adds files, and reads them.
 
     Returns:
-        What hindered it.
+        Notes about errors.
     """
     notes = []
     try:
         names = store.folders(settings.place(GOVERNANCE, ""))
     except BronzeError as error:
-        return (f"the books were not looked through: {error.message}",)
+        return (f"governance tables were not optimized: {error.message}",)
     for name in names:
         place = settings.place(GOVERNANCE, name)
         try:
-            # Not each book is to be opened in each run.
-            if sum(path.endswith(".parquet") for path in store.listing(place)) < _FULL_BOOK:
+            # Listing the files is cheaper than reading the log of each table in each run.
+            if sum(path.endswith(".parquet") for path in store.listing(place)) < _MANY_FILES:
                 continue
             state = log.read(place)
-            if state is not None and len(state.files) >= _FULL_BOOK:
-                optimize.improve(
+            if state is not None and len(state.files) >= _MANY_FILES:
+                optimize.optimize_table(
                     place,
                     layout_wish(settings, TableSettings()),
                     batch_id=str(uuid_utils.uuid7()),
-                    memory=budget.for_rewriting(settings.run.memory, settings.run.workers),
+                    memory=budget.rewrite_memory(settings.run.memory, settings.run.workers),
                     each=map,
                 )
         except BronzeError as error:
@@ -99,31 +101,31 @@ def maintain_governance(settings: Settings) -> tuple[str, ...]:
 
 
 def _in_lake(settings: Settings) -> Iterator[LakeTable]:
-    """The Bronze tables in the lake, and the books: what else lies there is left alone."""
+    """The Bronze tables and the governance tables of the lake, without other writers' tables."""
     for schema in dict.fromkeys((settings.lake.schema_, GOVERNANCE)):
-        for one in lake.opened(settings, schema):
-            if one.error or one.is_bronze or (one.state and schema == GOVERNANCE):
-                yield one
+        for table in lake.tables_of(settings, schema):
+            if table.error or table.is_bronze or (table.state and schema == GOVERNANCE):
+                yield table
 
 
-def _maintained(settings: Settings, one: LakeTable) -> Workflow[MaintainedTable]:
-    """The course of one table; what hinders it is in the result."""
+def _maintain_table(settings: Settings, table: LakeTable) -> Workflow[MaintainedTable]:
+    """The workflow of one table; an error is in the result."""
     began = time.monotonic()
-    improved, expired = Improved(), vacuum.Expired()
+    improved, expired = OptimizeResult(), vacuum.VacuumResult()
     error = None
     try:
-        if one.state is None:
-            raise one.error or LakeError(f"There is no table {one.target}.")
-        schema, table = evolution.table_of(one.state.properties)
-        own = settings.table(one.source, schema, table) if table else TableSettings()
-        improved = yield from improvement(
-            settings, one.state.place, layout_wish(settings, own), one.name
-        )
-        expired = vacuum.expire(one.state.place, settings.maintain.retention, (), time.time())
+        state = table.state
+        if state is None:
+            raise table.error or LakeError(f"There is no table {table.target}.")
+        schema, name = TableProperties.read(state.properties).source_table
+        own = settings.table(table.source, schema, name) if name else TableSettings()
+        wish = layout_wish(settings, own)
+        improved = yield from optimize_table(settings, state.place, wish, table.name)
+        expired = vacuum.expire(state.place, settings.maintain.retention, (), time.time())
     except BronzeError as caught:
         error = caught.failure()
     return MaintainedTable(
-        target=one.target,
+        target=table.target,
         version=improved.version,
         files_before=improved.files_before,
         files_after=improved.files_after,
@@ -136,23 +138,23 @@ def _maintained(settings: Settings, one: LakeTable) -> Workflow[MaintainedTable]
     )
 
 
-def layout_wish(settings: Settings, own: TableSettings) -> Wish:
-    """How the config wants a table to lie."""
+def layout_wish(settings: Settings, own: TableSettings) -> TableLayout:
+    """The layout that the config asks for: clustering columns and file size."""
     by = tuple(own.rename.get(name, name) for name in own.cluster_by)
-    return Wish(by, settings.maintain.file_size)
+    return TableLayout(by, settings.maintain.file_size)
 
 
-def improvement(
-    settings: Settings, place: Place, wish: Wish, table: str, share: int = 1
-) -> Workflow[Improved]:
-    """The course of `bronze.delta.layout.optimize.improve`; of the memory it takes one
-    ``share``-th.
+def optimize_table(
+    settings: Settings, place: Place, wish: TableLayout, table: str, share: int = 1
+) -> Workflow[OptimizeResult]:
+    """The workflow of `bronze.delta.layout.optimize.optimize_table`, which uses one ``share``-th of
+    the memory.
     """
     steps = optimize.steps(
         place,
         wish,
         batch_id=str(uuid_utils.uuid7()),
-        memory=budget.for_rewriting(settings.run.memory, settings.run.workers) // share,
+        memory=budget.rewrite_memory(settings.run.memory, settings.run.workers) // share,
     )
     try:
         work, jobs = next(steps)
@@ -165,5 +167,5 @@ def improvement(
                 failpoint.reach("rewritten")
                 work, jobs = steps.send(results)
     except StopIteration as end:
-        done: Improved = end.value
+        done: OptimizeResult = end.value
         return done

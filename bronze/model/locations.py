@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
+
+from bronze.model.columns import DeltaType
+from bronze.model.stamp import RowStamp
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,40 @@ class Origin:
     reader: Literal["packed", "connectorx"] = "packed"
 
 
+class TableName(NamedTuple):
+    """The name of a table, of PostgreSQL or of the lake. Its parts are kept apart, as both may have
+    dots in PostgreSQL; a schema of the lake has none.
+    """
+
+    schema: str
+    name: str
+
+    @property
+    def label(self) -> str:
+        """The name as users write it, ``schema.name``."""
+        return f"{self.schema}.{self.name}"
+
+
 @dataclass(frozen=True)
 class Place:
     """The location of a Delta table: a URL or path, and the options of the object store."""
 
     url: str
     options: tuple[tuple[str, str | Secret], ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True)
+class Destination:
+    """The Delta table that a batch writes rows into.
+
+    ``columns`` is its schema in the order of its files, ``key`` the columns that tell its rows
+    apart (none if nothing does), ``stats`` the columns that get file statistics, ``stamp`` the
+    batch. ``dates_of`` is the column whose dates are its partitions, None without partitions.
+    """
+
+    place: Place
+    columns: tuple[tuple[str, DeltaType], ...]
+    key: tuple[str, ...]
+    stats: tuple[str, ...]
+    stamp: RowStamp
+    dates_of: str | None = None

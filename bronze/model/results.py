@@ -1,12 +1,12 @@
-"""The results of commands, as frozen values; `bronze.cli.render` prints them."""
+"""The results of commands, as frozen values; `bronze.cli` prints them."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 Status = Literal["landed", "unchanged", "failed"]
 
@@ -46,19 +46,29 @@ def exit_code(errors: Iterable[Failure | None], unrecorded: Failure | None = Non
 
 
 class Shown:
-    """How results show themselves: in one line, and in a notebook as a table of their tables."""
+    """How results show themselves: in one line, and in a notebook as a table of their items."""
+
+    _items: ClassVar[str] = "tables"
+    """The field whose values are the rows of the table; "": the result is its only row."""
+
+    def _row(self, item: Any) -> Mapping[str, Any]:
+        """The cells of an item, by column."""
+        return asdict(item)
+
+    def _summary(self) -> Iterable[str]:
+        """What the line says, besides the exit code."""
+        items: Sequence[Any] = getattr(self, self._items)
+        states = Counter(getattr(item, "status", "") for item in items)
+        counts = [f"{count} {state}" for state, count in states.items() if state]
+        return [f"{len(items)} {self._items}", *counts] if items else []
 
     def __repr__(self) -> str:
-        tables: Sequence[Any] = getattr(self, "tables", ())
-        states = Counter(getattr(table, "status", "") for table in tables)
-        counts = [f"{count} {state}" for state, count in states.items() if state]
-        parts = [f"{len(tables)} tables", *counts] if tables else []
-        code = getattr(self, "exit_code", None)
-        return f"<{type(self).__name__}: {', '.join([*parts, f'exit code {code}'])}>"
+        code: int = getattr(self, "exit_code")  # noqa: B009 - a property of each result
+        return f"<{type(self).__name__}: {', '.join([*self._summary(), f'exit code {code}'])}>"
 
     def _repr_html_(self) -> str:
-        tables: Sequence[Any] = getattr(self, "tables", ())
-        rows = [asdict(table) for table in tables]
+        items: Sequence[Any] = getattr(self, self._items) if self._items else (self,)
+        rows = [self._row(item) for item in items[:_MOST_ROWS]]
         names = [name for name in (rows[0] if rows else {}) if any(row[name] for row in rows)]
         head = "".join(f"<th>{escape(name)}</th>" for name in names)
         body = "".join(
@@ -66,12 +76,31 @@ class Shown:
             for row in rows
         )
         table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        return f"<div>{escape(repr(self))}{table if rows else ''}</div>"
+        messages = "".join(f"<p>{escape(message)}</p>" for message in self._messages())
+        return f"<div>{escape(repr(self))}{table if rows else ''}{messages}</div>"
+
+    def _messages(self) -> Iterator[str]:
+        """What no row of the table says."""
+        if not self._items:
+            return
+        hidden = len(getattr(self, self._items)) - _MOST_ROWS
+        if hidden > 0:
+            yield f"and {hidden:,} more {self._items}"
+        failures = (*getattr(self, "problems", ()), getattr(self, "unrecorded", None))
+        for failure in filter(None, failures):
+            yield failure.message if isinstance(failure, Failure) else str(failure)
+        yield from getattr(self, "notes", ())
+
+
+_MOST_ROWS = 100
+"""In a notebook: the audit log may have many more."""
 
 
 def _cell(value: object) -> str:
     if isinstance(value, dict):
-        return str(value.get("message", value))
+        if "message" in value:
+            return str(value["message"])
+        return ", ".join(f"{name} {_cell(part)}" for name, part in value.items() if part)
     if isinstance(value, list | tuple):
         return "; ".join(map(_cell, value))
     return "" if value is None else str(value)

@@ -8,10 +8,9 @@ from typing import Any, Literal
 from bronze.model.anomaly import NO_OUTLIERS, NO_PROFILE, Monitoring, Outliers, Profile
 from bronze.model.columns import Column, DeltaType, RowKey
 from bronze.model.files import RowFormat, StoredFile, WrittenFile
-from bronze.model.locations import Origin, Place
+from bronze.model.locations import Destination, Origin, Place
 from bronze.model.protection import TableProtection
 from bronze.model.quality import QualityRules, QualityTotals
-from bronze.model.stamp import RowStamp
 
 ACTIVE, QUARANTINED, DELETED = "ACTIVE", "QUARANTINED", "DELETED"
 """The values of record_status: the row is in the source; it is, but its score is below the
@@ -128,15 +127,14 @@ class SourceRead:
 class BronzeRows:
     """How rows of the source become rows of the Bronze table.
 
-    ``key`` tells rows apart, ``base`` is as in `bronze.rows.encoding`. ``dates_of`` is the column
-    whose dates are the table's partitions; ``history`` says that the table keeps every version of a
-    row, ``streamed`` that it has the time of a row's commit.
+    ``key`` tells rows of the source apart, ``into`` is the Bronze table, ``base`` as in
+    `bronze.rows.encoding`. ``history`` says that the table keeps every version of a row,
+    ``streamed`` that it has the time of a row's commit.
     """
 
     key: RowKey
-    stamp: RowStamp
+    into: Destination
     base: int = 0
-    dates_of: str | None = None
     history: bool = False
     streamed: bool = False
     enrichment: Enrichment = NO_ENRICHMENT
@@ -153,7 +151,6 @@ class Unit:
       merged: given back where they have less than ``few`` bytes, in a file otherwise;
     - `keys`: no row is kept; the result says which keys of the table the source still has.
 
-    ``place`` is the table's folder, ``stats`` are the columns that get file statistics,
     ``estimate`` is about how many bytes of the source are read.
     """
 
@@ -161,24 +158,14 @@ class Unit:
     kind: Literal["load", "merge", "keys"]
     read: SourceRead
     rows: BronzeRows
-    place: Place
-    stats: tuple[str, ...]
     estimate: int
     known: KnownRows | None = None
     few: int = 0
 
     @classmethod
-    def load(
-        cls,
-        number: int,
-        read: SourceRead,
-        rows: BronzeRows,
-        place: Place,
-        stats: tuple[str, ...],
-        estimate: int,
-    ) -> Unit:
+    def load(cls, number: int, read: SourceRead, rows: BronzeRows, estimate: int) -> Unit:
         """The unit that writes all its rows to files of the table."""
-        return cls(number, "load", read, rows, place, stats, estimate)
+        return cls(number, "load", read, rows, estimate)
 
     @classmethod
     def merge(
@@ -186,27 +173,19 @@ class Unit:
         number: int,
         read: SourceRead,
         rows: BronzeRows,
-        place: Place,
-        stats: tuple[str, ...],
         estimate: int,
         known: KnownRows | None,
         few: int,
     ) -> Unit:
         """The unit that keeps rows to be merged."""
-        return cls(number, "merge", read, rows, place, stats, estimate, known, few)
+        return cls(number, "merge", read, rows, estimate, known, few)
 
     @classmethod
     def keys(
-        cls,
-        number: int,
-        read: SourceRead,
-        rows: BronzeRows,
-        place: Place,
-        estimate: int,
-        known: KnownRows,
+        cls, number: int, read: SourceRead, rows: BronzeRows, estimate: int, known: KnownRows
     ) -> Unit:
         """The unit that looks which keys are still there."""
-        return cls(number, "keys", read, rows, place, (), estimate, known)
+        return cls(number, "keys", read, rows, estimate, known)
 
     @property
     def counts_rows(self) -> bool:

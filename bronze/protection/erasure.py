@@ -1,119 +1,47 @@
-"""Erasure: the rows of a person leave a table, its older versions and its change data feed.
+"""Erases a person's rows from the lake, and proves that nothing is left.
 
-First every Parquet file in the table's folder is searched for the rows, and the tables of
-governance for records of them: where neither has any, nothing is done. The files of the current
-version that hold such rows are written anew without them, in one commit. Then everything else is
-deleted that the current version does not need: older data files, files of the change data feed,
-and the entries of the log, whose statistics may hold keys. At last every file that is left is read
-again, and counted is what is still found.
+`forget` takes these steps, in this order:
+
+1. `assert_gone_in_source` asks the table of the source whether it still has such a row. If it has,
+   or cannot answer, nothing is done: the next run would bring the row back.
+2. `search_versions` reads all Parquet files in the table's folder, of whatever version, and the
+   governance tables. If neither has anything of the person, nothing is done.
+3. `erase_governance_records` removes the governance records about the rows. It comes before the
+   rows go, as the older versions tell which records these are.
+4. `rewrite_without` commits the table without the rows: the files that have some are rewritten.
+5. `purge_history` deletes what the current version does not need: older data files, files of the
+   change data feed, and entries of the log, whose statistics may have values of the key.
+6. `count_remaining` reads every file that is left. That it finds nothing is the proof.
+
+A row or record that may be the person's or another's, which the lake cannot tell, is not erased: it
+is counted as doubtful, and a note says what to do. Not reached are backups and copies, versions
+that the object store keeps, what readers have read, and the source.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from urllib.parse import unquote
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import polars as pl
-import uuid_utils
 
-from bronze.config.settings import GOVERNANCE, Settings
-from bronze.delta import commit, files, log, properties
-from bronze.delta.commit import Change
+from bronze.config.settings import Settings
+from bronze.delta import commit
 from bronze.delta.folder import Folder
-from bronze.delta.layout import optimize, vacuum
-from bronze.delta.layout.vacuum import Expired
-from bronze.delta.log import State
-from bronze.errors import BronzeError, ConfigError, LakeError, TableRefused
-from bronze.governance.tables import anomalies, models, profiles, quality, rejected_values
-from bronze.model.files import StoredFile, WrittenFile
-from bronze.model.locations import Place
-from bronze.model.results import Failure
-from bronze.protection import governance_records, lake_table, source_rows
-from bronze.protection import subject as subjects
-from bronze.protection.governance_records import About, Person, Seen
-from bronze.protection.lake_table import BATCH, ProtectedTable
-from bronze.protection.source_rows import Original
-from bronze.protection.subject import Subject, Verdict
+from bronze.delta.layout import vacuum
+from bronze.delta.layout.vacuum import VacuumResult
+from bronze.errors import ConfigError, LakeError, TableRefused
+from bronze.protection import lake_table, row_removal
+from bronze.protection.erasure_result import ErasureResult, Evidence, SourceAnswer
+from bronze.protection.lake_table import ProtectedTable
+from bronze.protection.subject import governance_records, row_selection, source_rows
+from bronze.protection.subject.governance_records import RecordScope
+from bronze.protection.subject.person import Person, PersonValues, unique_categories
+from bronze.protection.subject.row_match import Subject
+from bronze.protection.subject.source_rows import Original
 from bronze.tables import evolution
-
-_TRAINED = "trained_timestamp"
-Among = Callable[[pl.DataFrame], pl.Series]
-"""Tells which rows of a frame are meant."""
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What was looked at, and what was found: ``files`` of the table's with ``rows``, of which
-    ``found`` are the person's, and ``records`` of governance, of which ``told`` tell of them.
-
-    ``doubtful`` rows and records have what may be theirs or another one's; ``unreadable`` files,
-    which no version names, are no Parquet, as their writing was broken off.
-    """
-
-    files: int = 0
-    rows: int = 0
-    found: int = 0
-    records: int = 0
-    told: int = 0
-    doubtful: int = 0
-    unreadable: int = 0
-
-
-@dataclass(frozen=True)
-class SourceAnswer:
-    """The table of the source that was asked, its oid, and how many such rows it has."""
-
-    table: str
-    oid: int
-    rows: int
-
-
-@dataclass(frozen=True)
-class ErasureResult:
-    """What was erased, and what is left.
-
-    ``rows`` left the current version of the table, ``records`` the tables of governance;
-    ``files`` and ``entries`` of the log were deleted. Afterwards ``scanned`` files were read, and
-    ``left`` rows and records found. ``source`` is who said that the row is gone there, ``before``
-    and ``after`` what was looked at. ``unrecorded`` is why the audit log does not have it, if so.
-    """
-
-    target: str
-    version: int
-    rows: int = 0
-    records: int = 0
-    files: int = 0
-    bytes: int = 0
-    entries: int = 0
-    scanned: int = 0
-    left: int = 0
-    seconds: float = 0.0
-    source: SourceAnswer | None = None
-    before: Evidence | None = None
-    after: Evidence | None = None
-    notes: tuple[str, ...] = ()
-    unrecorded: Failure | None = None
-
-    @property
-    def is_found(self) -> bool:
-        """Whether there was anything to erase; so it is where older versions were all."""
-        return self.before is None or bool(self.before.found or self.before.told)
-
-    @property
-    def doubtful(self) -> int:
-        """How many rows and records are left that may be theirs, or another one's."""
-        looked = (self.after if self.is_found else self.before) or Evidence()
-        return looked.doubtful
-
-    @property
-    def exit_code(self) -> int:
-        """0: nothing is left, and that is recorded; 1: otherwise, or nothing was found."""
-        open_ends = self.left or self.doubtful or self.unrecorded
-        return 1 if open_ends or not self.is_found else 0
 
 
 def forget(
@@ -121,42 +49,42 @@ def forget(
 ) -> ErasureResult:
     """Erases the rows whose columns have some values.
 
-    What is left out of: backups and copies, versions that the object store keeps, what readers
-    have read, and the source.
-
     Args:
         settings: the config.
-        table: the Bronze table, or the source's.
-        key: values of columns, as text; PostgreSQL reads it by the columns' types. Who does not
-            ask the source gives it as the Bronze table has it.
-        ask: whether to make sure that the source has no such row.
+        table: the name of the Bronze table, or of the source's.
+        key: values of columns, as text. PostgreSQL reads them by the columns' types; without the
+            source they are read as the Bronze table has them.
+        ask: whether to ask the source first that it has no such row.
 
     Raises:
         ConfigError: there is no such table or column.
-        TableRefused: the source still has such a row, which the next run would bring back; or the
-            table that the Bronze table was loaded from is not there to be asked.
-        SourceError: it could not be asked; nothing was done.
+        TableRefused: the source still has such a row; or the table that the Bronze table was loaded
+            from is not there to be asked.
+        SourceError: the source could not be asked; nothing was done.
         CommitConflict: others committed again and again.
         LakeError, LakeUnreachable
     """
     began = time.monotonic()
     if not key:
-        raise ConfigError("Nobody is named.", hint='Name the rows: --key "customer_id=42"')
-    mine = lake_table.protected_table(settings, table)
-    about = governance_records.about(settings, mine)
-    whose, asked, notes = _selected_rows(settings, mine, key, about, ask)
-    person, before = _search_versions(settings, mine, whose, about)
-    done = ErasureResult(mine.name, mine.state.version, source=asked, before=before, notes=notes)
-    if not done.is_found:
-        notes = (*notes, *_open_ends(mine, before))
-        return replace(done, notes=notes, seconds=time.monotonic() - began)
-    # First the records: which rows they name is known only while older versions are there.
-    records, more = _unrecorded(settings, person, about)
-    version, rows = _rewrite_without(mine, whose)
-    expired = vacuum.purge(mine.state.place, time.time()) + more
-    after = _proof(settings, mine, person, about)
+        raise ConfigError(
+            "No row is selected.", hint='Select rows by a column: --key "customer_id=42"'
+        )
+    target = lake_table.protected_table(settings, table)
+    scope = governance_records.record_scope(settings, target)
+    with _source_table(settings, target, ask) as origin:
+        subject = _select_rows(settings, target, key, scope, origin)
+        source, notes = assert_gone_in_source(target, key, origin) if origin else (None, ())
+    person, before = search_versions(settings, target, subject, scope)
+    result = ErasureResult(target.name, target.state.version, source=source, before=before)
+    if not result.is_found:
+        notes = (*notes, *_open_questions(target, before))
+        return replace(result, notes=notes, seconds=time.monotonic() - began)
+    records, expired_records = erase_governance_records(settings, person)
+    version, rows = rewrite_without(target, subject)
+    expired = purge_history(target) + expired_records
+    after = count_remaining(settings, target, person)
     return replace(
-        done,
+        result,
         version=version,
         rows=rows,
         records=records,
@@ -166,96 +94,32 @@ def forget(
         scanned=after.files,
         left=after.found + after.told,
         after=after,
-        notes=(*notes, *_open_ends(mine, after)),
+        notes=(*notes, *_open_questions(target, after)),
         seconds=time.monotonic() - began,
     )
 
 
-def purge_history(settings: Settings, table: str) -> ErasureResult:
-    """Deletes all that the current version of a table does not need; if its columns are protected,
-    or were, also what was recorded of rows that are older than all of its rows.
-
-    Raises:
-        ConfigError: there is no such table.
-        CommitConflict: others committed again and again.
-        LakeError, LakeUnreachable
-    """
-    began = time.monotonic()
-    mine = lake_table.protected_table(settings, table)
-    records, more = 0, Expired()
-    if properties.PROTECT in mine.state.properties:
-        records, more = _outdated(settings, mine)
-    expired = vacuum.purge(mine.state.place, time.time()) + more
-    return ErasureResult(
-        target=mine.name,
-        version=mine.state.version,
-        records=records,
-        files=expired.files,
-        bytes=expired.bytes,
-        entries=expired.entries,
-        seconds=time.monotonic() - began,
-    )
+def _source_table(
+    settings: Settings, table: ProtectedTable, ask: bool
+) -> AbstractContextManager[Original | None]:
+    """The table of the source, on an open connection; None if it is not to be asked."""
+    if not ask:
+        return nullcontext()
+    return source_rows.source_table(settings, table.name, table.state)
 
 
-def _selected_rows(
-    settings: Settings, table: ProtectedTable, key: Mapping[str, str], about: About, ask: bool
-) -> tuple[Subject, SourceAnswer | None, tuple[str, ...]]:
-    """The rows that are meant, who said that the source has none, and what there is to say."""
-    with ExitStack() as stack:
-        origin = None
-        if ask:
-            origin = stack.enter_context(
-                source_rows.source_table(settings, table.name, table.state)
-            )
-        heads = {
-            evolution.former_names(table.state.properties, name)[0]: t for name, t in key.items()
-        }
+def _select_rows(
+    settings: Settings,
+    table: ProtectedTable,
+    key: Mapping[str, str],
+    scope: RecordScope,
+    origin: Original | None,
+) -> Subject:
+    def spellings(name: str) -> Iterator[pl.Series]:
+        yield from _stored_values(table, name)
+        yield from governance_records.recorded_keys(settings, scope, name)
 
-        def spelled(name: str) -> Iterator[pl.Series]:
-            yield from _stored_values(table, name)
-            yield from governance_records.texts(settings, about, [name])
-
-        whose = subjects.subject(table, key, origin, spelled)
-        if origin is None:
-            return whose, None, ()
-        count = origin.rows(heads)
-        asked = SourceAnswer(origin.relation.label, origin.relation.oid, count)
-    if count:
-        raise TableRefused(
-            f"The source still has such a row in {asked.table}: the next run would bring it back.",
-            hint="Delete it there first; then forget it here.",
-            table=asked.table,
-        )
-    return whose, asked, tuple(_caveats(table, origin, heads))
-
-
-def _caveats(table: ProtectedTable, origin: Original, names: Mapping[str, str]) -> Iterator[str]:
-    for name in names:
-        if name not in origin.columns:
-            yield f"the source has no column {name} any more, and was asked without it"
-        elif table.protected(name) and not origin.columns[name].exact:
-            yield (
-                f"column {name} is protected: its values were looked for as they were given, and as"
-                " PostgreSQL writes that; other spellings that its type takes for equal are not"
-                " found"
-            )
-
-
-def _open_ends(table: ProtectedTable, found: Evidence) -> Iterator[str]:
-    """What cannot be answered by what was found."""
-    if found.unreadable:
-        yield (
-            f"{found.unreadable} files that no version names are no Parquet, as their writing was"
-            " broken off or has not ended: nothing can be read of them, and a day after it they are"
-            " deleted"
-        )
-    if found.doubtful:
-        yield (
-            f"{found.doubtful} rows or records may be theirs, or another one's: they are of a time"
-            " when a column was protected otherwise, or had another name that is used for something"
-            f" else now. `bronze forget {table.name} --old-versions` deletes those that are not of"
-            " the current version; name the others by another column"
-        )
+    return row_selection.select_rows(table, key, origin, spellings)
 
 
 def _stored_values(table: ProtectedTable, name: str) -> Iterator[pl.Series]:
@@ -266,179 +130,141 @@ def _stored_values(table: ProtectedTable, name: str) -> Iterator[pl.Series]:
             yield values if isinstance(values.dtype, pl.List) else values.unique()
 
 
-def _search_versions(
-    settings: Settings, table: ProtectedTable, whose: Subject, about: About
-) -> tuple[Person, Evidence]:
-    """A person's rows in all files of a table, of whatever version, and what tells of them.
+def assert_gone_in_source(
+    table: ProtectedTable, key: Mapping[str, str], origin: Original
+) -> tuple[SourceAnswer, tuple[str, ...]]:
+    """The source's answer that it has no such row, with notes on what it was not asked.
 
     Raises:
-        LakeError: a file that a version names is not there, or cannot be read.
+        TableRefused: it still has such a row, or cannot be asked for one.
+    """
+    properties = table.state.properties
+    latest = {evolution.former_names(properties, name)[0]: text for name, text in key.items()}
+    answer = SourceAnswer(origin.relation.label, origin.relation.oid, origin.rows(latest))
+    if answer.rows:
+        raise TableRefused(
+            f"The source still has such a row in {answer.table}: the next run would bring it back.",
+            hint="Delete it there first; then forget it here.",
+            table=answer.table,
+        )
+    return answer, tuple(_limits(table, latest, origin))
+
+
+def _limits(table: ProtectedTable, key: Mapping[str, str], origin: Original) -> Iterator[str]:
+    """What the source was not asked, and which rows are not found."""
+    for name in key:
+        if name not in origin.columns:
+            yield f"the source no longer has the column {name}, and was asked without it"
+        elif table.protected(name) and not origin.columns[name].exact:
+            yield (
+                f"column {name} is protected: its values were searched as they were given, and as"
+                " PostgreSQL writes them; rows with another text that its type takes for equal are"
+                " not found"
+            )
+
+
+def search_versions(
+    settings: Settings, table: ProtectedTable, subject: Subject, scope: RecordScope
+) -> tuple[Person, Evidence]:
+    """Finds a person's rows in all files of a table, of whatever version, and the governance
+    records about them.
+
+    Raises:
+        LakeError: a file that a version names is missing, or cannot be read.
+        LakeUnreachable
     """
     folder = Folder(table.state)
     if folder.lost:
         raise LakeError(
-            f"The file {folder.lost[0]} of {table.name} is not there: nobody knows what is in it.",
-            hint="`bronze verify --repair` mends the table; then forget.",
+            f"The file {folder.lost[0]} of {table.name} is missing: it may have such rows.",
+            hint="`bronze verify --repair` repairs the table; then forget.",
         )
     targets = dict(settings.table(table.source, *table.original).rename)
-    seen = Seen(table, governance_records.records_of(settings, about, targets))
-    looked = _looked(folder, whose, seen)
-    person = Person(whose, seen, governance_records.alone(table, seen, whose), targets)
-    return person, _count_records(settings, person, about, looked)
+    facts = governance_records.recorded_facts(settings, scope, targets)
+    values = PersonValues(table, facts)
+    rows = _count_rows(folder, subject, values)
+    unique = unique_categories(table, values, subject)
+    person = Person(subject, scope, values, unique, targets)
+    return person, _count_records(settings, person, rows)
 
 
-def _looked(folder: Folder, whose: Subject, seen: Seen | None = None) -> Evidence:
-    """What the files of a table have of a person; ``seen`` takes in their rows."""
+def erase_governance_records(settings: Settings, person: Person) -> tuple[int, VacuumResult]:
+    """Removes the governance records about a person's rows: how many there were, and what was
+    deleted with the older versions that had them.
+    """
+    removed, expired = 0, VacuumResult()
+    for state, columns in governance_records.governance_tables(settings):
+        matches = lambda records: person.match(records)[0]  # noqa: E731
+        rows, more = row_removal.remove_records(state.place, matches, columns)
+        removed, expired = removed + rows, expired + more
+    return removed, expired
+
+
+@commit.retry_conflicts
+def rewrite_without(table: ProtectedTable, subject: Subject) -> tuple[int, int]:
+    """Commits the table without the selected rows: its version, and how many rows there were."""
+    return row_removal.remove_rows(table.reload().state, subject.matches, subject.columns)
+
+
+def purge_history(table: ProtectedTable) -> VacuumResult:
+    """Deletes all files and log entries that the current version of a table does not need."""
+    return vacuum.purge(table.state.place, time.time())
+
+
+def count_remaining(settings: Settings, table: ProtectedTable, person: Person) -> Evidence:
+    """What all files that are left, of the table and of governance, still have of a person."""
+    rows = _count_rows(Folder(table.reload().state), person.subject)
+    return _count_records(settings, person, rows)
+
+
+def _count_rows(folder: Folder, subject: Subject, values: PersonValues | None = None) -> Evidence:
+    """What the files of a table have of a person; ``values`` collects what their rows have."""
     rows = found = doubtful = 0
     for path in folder.paths:
-        mine = 0
-        for part in folder.parts(path, whose.columns):
-            sure, possible = whose.verdict(part, folder.is_current(path))
-            rows, mine = rows + part.height, mine + int(sure.sum())
-            doubtful += int((possible & ~sure).sum())
-        found += mine
-        if mine and seen:
-            for part in folder.parts(path, [*whose.columns, *seen.columns]):
-                seen.add(part.filter(whose.among(part, folder.is_current(path))))
+        is_current, in_file = folder.is_current(path), 0
+        for part in folder.parts(path, subject.columns):
+            certain, possible = subject.match(part, is_current)
+            rows, in_file = rows + part.height, in_file + int(certain.sum())
+            doubtful += int((possible & ~certain).sum())
+        found += in_file
+        if in_file and values:
+            for part in folder.parts(path, [*subject.columns, *values.columns]):
+                values.add(part.filter(subject.matches(part, is_current)))
     files = len(folder.paths) - len(folder.unreadable)
     return Evidence(files, rows, found, doubtful=doubtful, unreadable=len(folder.unreadable))
 
 
-def _count_records(settings: Settings, person: Person, about: About, looked: Evidence) -> Evidence:
-    """What was looked at, with the records in all files of governance, of whatever version."""
+def _count_records(settings: Settings, person: Person, rows: Evidence) -> Evidence:
+    """Adds what all files of governance, of whatever version, have about a person."""
     records = told = doubtful = unreadable = 0
-    for state, columns in governance_records.books(settings):
+    for state, columns in governance_records.governance_tables(settings):
         folder = Folder(state)
         for _, part in folder.rows(columns):
-            sure, possible = _verdict(person, about, part)
-            records, told = records + part.height, told + int(sure.sum())
-            doubtful += int((possible & ~sure).sum())
+            certain, possible = person.match(part)
+            records, told = records + part.height, told + int(certain.sum())
+            doubtful += int((possible & ~certain).sum())
         unreadable += len(folder.unreadable)
     return replace(
-        looked,
+        rows,
         records=records,
         told=told,
-        doubtful=looked.doubtful + doubtful,
-        unreadable=looked.unreadable + unreadable,
+        doubtful=rows.doubtful + doubtful,
+        unreadable=rows.unreadable + unreadable,
     )
 
 
-def _verdict(person: Person, about: About, records: pl.DataFrame) -> Verdict:
-    """Which records are about a table and tell of a person, and which may do so."""
-    mine = about.among(records)
-    nothing = pl.repeat(False, records.height, dtype=pl.Boolean, eager=True)
-    if not mine.any():
-        return nothing, nothing
-    where = mine.arg_true()
-    sure, possible = person.verdict(records.filter(mine))
-    return nothing.clone().scatter(where, sure), nothing.clone().scatter(where, possible)
-
-
-def _proof(settings: Settings, table: ProtectedTable, person: Person, about: About) -> Evidence:
-    """What is in the files that are left."""
-    looked = _looked(Folder(table.again().state), person.subject)
-    return _count_records(settings, person, about, looked)
-
-
-@commit.retried
-def _rewrite_without(table: ProtectedTable, whose: Subject) -> tuple[int, int]:
-    """Commits the table without the rows; its version, and how many they were."""
-    return _committed(table.again().state, whose.among, whose.columns)
-
-
-def _committed(state: State, among: Among, columns: Sequence[str]) -> tuple[int, int]:
-    batch = str(uuid_utils.uuid7())
-    old: list[StoredFile] = []
-    new: list[WrittenFile] = []
-    rows = 0
-    try:
-        for file in state.files:
-            found = _count_in_file(state, file, among, columns)
-            if found:
-                old.append(file)
-                rows += found
-                left = _rewritten_file(state, file, among, batch)
-                new += [left] if left else []
-        if not old:
-            return state.version, 0
-        change = Change("DELETE", new, old, is_data=False)
-        return commit.commit(state.place, state, change, {"batch_id": batch, "erased": rows}), rows
-    except BaseException:
-        # Where no answer came, the commit may stand all the same.
-        with suppress(BronzeError):
-            commit.discard(state.place, batch)
-        raise
-
-
-def _count_in_file(state: State, file: StoredFile, among: Among, columns: Sequence[str]) -> int:
-    parquet = files.opened(state.place, file)
-    parts = files.parts(parquet, state.columns, list(columns), None, dict(file.partition))
-    return sum(int(among(pl.DataFrame(part)).sum()) for _, part in parts)
-
-
-def _rewritten_file(state: State, file: StoredFile, among: Among, batch: str) -> WrittenFile | None:
-    """A file anew without some rows; None where it has no others."""
-    parquet = files.opened(state.place, file)
-    cluster = files.cluster_of(unquote(file.path))
-    name = files.clustered(batch, *cluster) if cluster else batch
-    stats = [column for column in optimize.statistics(state) if column in dict(state.columns)]
-    parts = files.parts(parquet, state.columns, None, None, dict(file.partition))
-    frames = (pl.DataFrame(part) for _, part in parts)
-    kept = (frame.filter(~among(frame)) for frame in frames)
-    return files.write(kept, state.place, name, stats, file.partition)
-
-
-def _unrecorded(settings: Settings, person: Person, about: About) -> tuple[int, Expired]:
-    """Erases the records that tell of a person."""
-    rows, done = 0, Expired()
-    for state, columns in governance_records.books(settings):
-        among = lambda records: _verdict(person, about, records)[0]  # noqa: E731
-        found, more = _erased(state.place, among, columns)
-        rows, done = rows + found, done + more
-    return rows, done
-
-
-def _outdated(settings: Settings, table: ProtectedTable) -> tuple[int, Expired]:
-    """Erases the records that are older than all rows of a table, and what was learned of them."""
-    batches = lake_table.batches(table.state)
-    rows, done = 0, Expired()
-    about = governance_records.about(settings, table)
-    for book in (rejected_values, quality, anomalies, profiles, models):
-        place = settings.place(GOVERNANCE, book.NAME)
-        state = log.read(place)
-        if state is None:
-            continue
-        column = BATCH if BATCH in dict(state.columns) else _TRAINED
-        found, more = _erased(
-            place, _older(about, column, batches), [column, *governance_records.ABOUT]
+def _open_questions(table: ProtectedTable, evidence: Evidence) -> Iterator[str]:
+    """What the lake cannot answer, and what to do about it."""
+    if evidence.unreadable:
+        yield (
+            f"{evidence.unreadable} files that no version names are not Parquet, as their writing"
+            " was interrupted or has not ended: nothing can be read from them, and after a day they"
+            " are deleted"
         )
-        rows, done = rows + found, done + more
-    return rows, done
-
-
-def _moment(batch: str) -> datetime:
-    """When a batch began: the first 48 bits of a UUIDv7 are its time in milliseconds (RFC 9562)."""
-    return datetime.fromtimestamp(int(batch.replace("-", "")[:12], 16) / 1000, UTC)
-
-
-def _older(about: About, column: str, batches: set[str]) -> Among:
-    """Which records are about a table, and older than all of some batches."""
-
-    def among(records: pl.DataFrame) -> pl.Series:
-        mine = about.among(records)
-        if not batches:
-            return mine
-        oldest = min(batches)
-        since = oldest if column == BATCH else _moment(oldest)
-        return mine & (records[column] < since).fill_null(False)
-
-    return among
-
-
-def _erased(place: Place, among: Among, columns: Sequence[str]) -> tuple[int, Expired]:
-    """Erases the records of a book that are meant."""
-    for attempt in commit.attempts():
-        with attempt:
-            state = log.read(place)
-            rows = _committed(state, among, columns)[1] if state else 0
-    return rows, vacuum.purge(place, time.time()) if rows else Expired()
+    if evidence.doubtful:
+        yield (
+            f"{evidence.doubtful} rows or records may be this person's or another's: they were"
+            " written when a column was protected in another way, or had another name, which is"
+            f" used for something else now. `bronze forget {table.name} --old-versions` deletes"
+            " those that are not of the current version; select the others by another column"
+        )

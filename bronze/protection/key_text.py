@@ -1,10 +1,10 @@
 """Key text: the values of a row's key that Delta cannot hold or compare, as text.
 
-An infinite date, a decimal NaN or bytes that are not text are NULL in a Bronze table, so that rows
-which differ in nothing else look alike. The column `KEY_TEXT` keeps such values of a row's key: a
-JSON object of column names and PostgreSQL's own texts, NULL in a row without any. Of an array
-column, which nothing can join by, it keeps every value, as `bronze.protection.plaintext` writes it.
-The text of a protected column is protected like a value.
+An infinite date, a decimal NaN or bytes that are not text are NULL in a Bronze table, so that two
+rows may have the same key there. The column `KEY_TEXT` has such values of a row's key: a JSON
+object of column names and PostgreSQL's own texts, NULL in a row without any. Of an array column,
+which cannot be joined by, it has every value, as `bronze.protection.plaintext` writes it. The text
+of a protected column is protected like a value.
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ def row_key(columns: Sequence[Column], has_text: bool) -> RowKey:
     """The key of these source columns, with or without `KEY_TEXT`."""
     names = tuple(column.target for column in columns if not is_list(column))
     if has_text:
-        # Data skipping goes by the first column, and needs one that is never NULL.
+        # Data skipping uses the first column, which must never be NULL.
         never_null = {column.target for column in columns if not column.reject}
         names = (*sorted(names, key=lambda name: name not in never_null), KEY_TEXT)
     return RowKey(tuple(columns), names)
 
 
-def with_text(
+def add_key_text(
     rows: pl.DataFrame,
     clear: pl.DataFrame,
     rejected: pl.Series,
     key: RowKey,
     protection: TableProtection | None,
 ) -> pl.DataFrame:
-    """The rows with `KEY_TEXT`, where their table has it.
+    """The rows with `KEY_TEXT`, if their table has it.
 
     Args:
         rows: as they are stored.
         clear: the same rows in clear, at least the columns of their key.
         rejected: their rejected values, as in `bronze.postgres.statement`.
-        key: the columns that tell them apart.
+        key: the key of the table.
         protection: how the table is protected.
 
     Raises:
-        Mismatch: the table needs the column, and does not have it.
+        Mismatch: the table needs the column but does not have it.
     """
     parts = _parts(clear, rejected, key)
     if not key.has_text:
@@ -60,8 +60,8 @@ def with_text(
             column = next(iter(next(iter(parts.values()))))
             raise Mismatch(
                 f"The key has a value that Delta cannot hold, in column {column}.",
-                hint=f"The table needs a column {KEY_TEXT}, and a comparison of all rows. A stream"
-                " does that by itself; after a run, run again.",
+                hint=f"The table needs a column {KEY_TEXT}, and all rows have to be compared. A"
+                " stream does that by itself; after a run, run again.",
             )
         return rows
     if protection is not None:
@@ -74,7 +74,7 @@ def with_text(
 
 
 def _protect(parts: dict[int, dict[str, str]], protection: TableProtection) -> None:
-    """Replaces the texts of protected columns in ``parts``, which are as from `_parts`."""
+    """Protects the texts of protected columns in ``parts``, as `_parts` returns them."""
     for column in protection.columns:
         rows = [row for row, part in parts.items() if column.column in part]
         if rows:

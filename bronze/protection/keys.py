@@ -1,14 +1,14 @@
-"""The keys of the tables: looked up in ``governance.keys``, made where there are none, rotated.
+"""The data keys of the tables, in ``governance.keys``: looked up, made and rotated.
 
-They are made when a table is planned, by compare-and-swap, so two runs that begin at once use the
-same ones. What a run gets are wrapped keys; they are unwrapped where rows are worked on.
+A key is made when a table that needs it is planned, by compare-and-swap, so that two runs which
+begin at once use the same one. A run gets wrapped keys, which its workers unwrap.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -17,27 +17,26 @@ import polars as pl
 import uuid_utils
 
 from bronze.config.settings import GOVERNANCE, Settings
-from bronze.delta import commit, files, log, properties, store
+from bronze.delta import commit, files, log
 from bronze.delta.layout import vacuum
 from bronze.delta.log import State
+from bronze.delta.properties import TableProperties
 from bronze.delta.write.history import KIND
 from bronze.errors import ConfigError, TableRefused
 from bronze.governance import audit, writer
-from bronze.governance.tables import keys as book
+from bronze.governance.tables import keys as keys_table
 from bronze.governance.tables.keys import KeyRecord
 from bronze.model.columns import DETERMINISTIC_METHODS, Column
 from bronze.model.locations import Place
 from bronze.model.protection import DataKey, ProtectedColumn, TableProtection
 from bronze.protection import keyring
-from bronze.tables import evolution, selection
+from bronze.tables import evolution, lake, selection
 from bronze.tables.evolution import ColumnContract
+from bronze.tables.lake import LakeTable
 from bronze.tables.selection import Target
 
 ROW_HASH = "row_hash"
 """The purpose of the key of a table's row hashes."""
-
-IDS = "bronze.keys"
-"""The property of a Bronze table that names the keys of its row hashes ("") and columns."""
 
 Use = tuple[str, str, str]
 """What a key is for: table, column and purpose."""
@@ -45,7 +44,7 @@ Use = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class KeyReport:
-    """One key, without its secret. ``current`` is what new values are protected with."""
+    """A key, without its secret. New values are protected with it if it is ``current``."""
 
     id: str
     table: str
@@ -59,118 +58,125 @@ class KeyReport:
 def protection(
     settings: Settings, target: Target, contract: ColumnContract, *, making: bool = True
 ) -> TableProtection | None:
-    """How a table is protected by the config; None where all of it is taken in clear.
+    """How a table is protected by the config; None if all of it stays in clear.
 
     Args:
         settings: the config.
         target: the table.
         contract: its columns.
-        making: whether keys are made where there are none; else they have no id.
+        making: whether missing keys are made; if not, they have no id.
 
     Raises:
-        TableRefused: a master key is not there, or is not the one that the table's keys need.
+        TableRefused: a master key is missing, or is not the one that the table's keys need.
         LakeError, LakeUnreachable: the keys cannot be read or written.
     """
     columns = [column for column in contract.columns if column.protect]
     if not columns:
         return TableProtection((), None, ()) if selection.dropped_columns(target) else None
     uses, hashes = _uses(target, columns)
-    wanted = [*uses.values(), hashes]
-    with _refused(target, columns):
-        for given in settings.masters:
-            keyring.master(given)
-    held = ensure_keys(settings, wanted) if making else _known(settings, wanted)
-    with _refused(target, columns):
-        for current in (held[use][0] for use in wanted):
+    needed = [*uses.values(), hashes]
+    with _table_refusal(target, columns):
+        for secret in settings.masters:
+            keyring.master(secret)
+    keys = ensure_keys(settings, needed) if making else _known_keys(settings, needed)
+    with _table_refusal(target, columns):
+        for current in (keys[use][0] for use in needed):
             if current.id:
-                keyring.unwrapped(current, settings.masters)
-    return TableProtection(
-        tuple(
-            ProtectedColumn(
-                c.target, c.name, c.kind, c.protect, held.get(uses.get(c.target, hashes), ())
-            )
-            for c in columns
-            if c.protect
-        ),
-        held[hashes][0],
-        settings.masters,
+                keyring.unwrap(current, settings.masters)
+    protected = tuple(
+        ProtectedColumn(
+            c.target, c.name, c.kind, c.protect, keys.get(uses.get(c.target, hashes), ())
+        )
+        for c in columns
+        if c.protect
     )
+    return TableProtection(protected, keys[hashes][0], settings.masters)
 
 
 def _uses(target: Target, columns: Sequence[Column]) -> tuple[dict[str, Use], Use]:
-    """What keys the protected columns need, by their target names, and the row hashes."""
+    """The keys that the protected columns need, by their Bronze names, and that of row hashes."""
     table = target.full_name
     uses: dict[str, Use] = {}
     for column in columns:
-        how = column.protect
-        if how and how.method != "mask":
-            where = ("", how.join) if how.join else (table, column.target)
-            uses[column.target] = (*where, how.method)
+        rule = column.protect
+        if rule and rule.method != "mask":
+            owner = ("", rule.join) if rule.join else (table, column.target)
+            uses[column.target] = (*owner, rule.method)
     return uses, (table, "", ROW_HASH)
 
 
 @contextmanager
-def _refused(target: Target, columns: Sequence[Column]) -> Iterator[None]:
-    """What hinders a key hinders the table that needs it, and no other."""
+def _table_refusal(target: Target, columns: Sequence[Column]) -> Iterator[None]:
+    """A key that cannot be used fails the table that needs it, and no other."""
     try:
         yield
     except ConfigError as error:
         names = ", ".join(column.name for column in columns)
         raise TableRefused(
-            f"Table {target.label} cannot be protected ({names}), and is not taken without:"
+            f"Table {target.label} cannot be protected ({names}), and is not loaded:"
             f" {error.message}",
             hint=error.hint,
             table=target.label,
         ) from None
 
 
-def complete(given: TableProtection | None) -> bool:
+def has_all_keys(protection: TableProtection | None) -> bool:
     """Whether all keys that a table needs have been made."""
-    if given is None or given.row_hash is None:
+    if protection is None or protection.row_hash is None:
         return True
-    return bool(given.row_hash.id) and all(column.keys[0].id for column in given.columns)
+    return bool(protection.row_hash.id) and all(c.keys[0].id for c in protection.columns)
 
 
-def _known(settings: Settings, uses: Collection[Use]) -> Mapping[Use, tuple[DataKey, ...]]:
-    """The keys for some uses; those that are still to be made have no id."""
+def _known_keys(settings: Settings, uses: Collection[Use]) -> Mapping[Use, tuple[DataKey, ...]]:
+    """The keys for some uses; those that have to be made have no id."""
     blanks = {use: (DataKey("", *use, "", ""),) for use in uses}
     return {**blanks, **current_keys(stored_keys(settings)[1])}
 
 
-def ids(given: TableProtection | None) -> str:
-    """The property `IDS` of a table."""
-    if given is None or given.row_hash is None:
-        return "{}"
-    named = {c.column: c.keys[0].id for c in given.columns if c.protect.stable}
-    return json.dumps({"": given.row_hash.id, **named})
+def ids(protection: TableProtection | None) -> str:
+    """The property `KEY_IDS` of a table."""
+    return json.dumps(_current_ids(protection))
 
 
-def is_rotated(given: TableProtection | None, state: State | None) -> bool:
-    """Whether the table was written with other keys than those that equality depends on now."""
-    if given is None or given.row_hash is None or state is None:
+def _current_ids(protection: TableProtection | None) -> dict[str, str]:
+    if protection is None or protection.row_hash is None:
+        return {}
+    columns = {c.column: c.keys[0].id for c in protection.columns if c.protect.stable}
+    return {"": protection.row_hash.id, **columns}
+
+
+def is_rotated(protection: TableProtection | None, state: State | None) -> bool:
+    """Whether the table was written with other keys than those that equality depends on now.
+
+    Raises:
+        LakeError: the table's property `KEY_IDS` cannot be read.
+    """
+    if protection is None or protection.row_hash is None or state is None:
         return False
-    was: dict[str, str] = json.loads(state.properties.get(IDS, "{}"))
-    now: dict[str, str] = json.loads(ids(given))
-    return bool(was) and any(was.get(name, key) != key for name, key in now.items())
+    before = TableProperties.read(state.properties).key_ids
+    current = _current_ids(protection)
+    return bool(before) and any(before.get(name, key) != key for name, key in current.items())
 
 
 def place(settings: Settings) -> Place:
     """Where the keys are."""
-    return settings.place(GOVERNANCE, book.NAME)
+    return settings.place(GOVERNANCE, keys_table.NAME)
 
 
 def stored_keys(settings: Settings) -> tuple[State | None, tuple[KeyRecord, ...]]:
-    """The table of keys as it is, and its records, earliest first.
+    """The table of keys as it is now, and its records, earliest first.
 
     Raises:
         LakeError, LakeUnreachable
     """
-    where = place(settings)
-    state = log.read(where)
-    frames = [files.conform(pl.DataFrame().to_arrow(), book.COLUMNS, {}, 0)]
+    folder = place(settings)
+    state = log.read(folder)
+    frames = [files.conform(pl.DataFrame().to_arrow(), keys_table.COLUMNS, {}, 0)]
     for file in state.files if state else ():
-        frames += [part for _, part in files.parts(files.opened(where, file), book.COLUMNS)]
-    return state, book.records(pl.concat([pl.DataFrame(part) for part in frames]))
+        frames += [
+            part for _, part in files.parts(files.open_parquet(folder, file), keys_table.COLUMNS)
+        ]
+    return state, keys_table.records(pl.concat([pl.DataFrame(part) for part in frames]))
 
 
 def current_keys(records: Sequence[KeyRecord]) -> dict[Use, tuple[DataKey, ...]]:
@@ -183,7 +189,7 @@ def current_keys(records: Sequence[KeyRecord]) -> dict[Use, tuple[DataKey, ...]]
 
 
 def ensure_keys(settings: Settings, uses: Collection[Use]) -> Mapping[Use, tuple[DataKey, ...]]:
-    """The keys for some uses, made where there are none."""
+    """The keys for some uses; missing ones are made."""
 
     def missing(records: Sequence[KeyRecord]) -> list[Use]:
         known = current_keys(records)
@@ -193,103 +199,115 @@ def ensure_keys(settings: Settings, uses: Collection[Use]) -> Mapping[Use, tuple
 
 
 def rotate(settings: Settings, tables: Collection[str], reencrypt: bool) -> tuple[KeyReport, ...]:
-    """Makes new keys for tables: what was written with the old ones stays readable.
+    """Makes new keys for tables. What was written with the old ones stays readable.
 
     Args:
         settings: the config.
-        tables: as keys name them (``schema.bz_table``); none is all that have keys. Keys that
-            several tables share are left as they are, unless no table is named.
-        reencrypt: new keys for row hashes and for methods that keep equal values equal as well:
-            the next run of these tables writes them anew.
+        tables: full names of Bronze tables; none means all that have keys. Keys that several tables
+            share are not rotated, unless no table is named.
+        reencrypt: whether row hashes, and methods that keep equal values equal, get new keys too:
+            the next run reloads these tables.
 
     Raises:
         ConfigError: there is no master key, or a table has no keys.
-        TableRefused: a table cannot be written anew; no key was made.
+        TableRefused: a table cannot be reloaded; no key was made.
         LakeError, LakeUnreachable
     """
 
-    def wanted(records: Sequence[KeyRecord]) -> list[Use]:
+    def rotated(records: Sequence[KeyRecord]) -> list[Use]:
         known = current_keys(records)
         unknown = sorted(set(tables) - {table for table, _, _ in known})
         if unknown:
             raise ConfigError(
                 f"There are no keys for the table {unknown[0]}.",
-                hint="`bronze keys` lists those that there are.",
+                hint="`bronze keys` lists all keys.",
             )
         chosen = [use for use in known if not tables or use[0] in tables]
         if reencrypt:
-            _refuse_kept(settings, chosen)
+            _refuse_unrepeatable(settings, chosen)
         return [
             use for use in chosen if reencrypt or use[2] not in (*DETERMINISTIC_METHODS, ROW_HASH)
         ]
 
     before = {record.key.id for record in stored_keys(settings)[1]}
-    records = _add_keys(settings, wanted)
-    return tuple(report for report in reports(records) if report.id not in before)
+    records = _add_keys(settings, rotated)
+    return tuple(report for report in key_reports(records) if report.id not in before)
 
 
-def _refuse_kept(settings: Settings, uses: Collection[Use]) -> None:
-    """Refuses to change keys of tables with rows that the source has no more, and that are kept."""
-    names, joins = {table for table, _, _ in uses if table}, {join for t, join, _ in uses if not t}
-    schema = settings.lake.schema_
-    for folder in store.folders(settings.place(schema, "")):
-        state, name = log.read(settings.place(schema, folder)), f"{schema}.{folder}"
-        if state is None or properties.PROTECT not in state.properties:
+def _refuse_unrepeatable(settings: Settings, uses: Collection[Use]) -> None:
+    """Refuses new keys for tables that keep rows which the source no longer has.
+
+    Raises:
+        TableRefused: one of these tables cannot be reloaded.
+        LakeError, LakeUnreachable
+    """
+    names = {table for table, _, _ in uses if table}
+    joins = {join for table, join, _ in uses if not table}
+    for table in lake.tables_of(settings, settings.lake.schema_):
+        if table.error:
+            raise table.error
+        if table.state is None or not _uses_keys(table, names, joins):
             continue
-        shared = {
-            how.join for how, _ in evolution.protected_columns(state.properties).values() if how
-        }
-        if name not in names and not shared & joins:
-            continue
-        own = settings.table(
-            state.properties.get(properties.SOURCE, ""), *evolution.table_of(state.properties)
-        )
-        kept = "keeps the versions of its rows" if KIND in dict(state.columns) else ""
-        if not kept and own.deletes == "ignore":
-            kept = 'keeps rows that the source has no more (deletes = "ignore")'
-        if kept:
+        known = TableProperties.read(table.state.properties)
+        own = settings.table(table.source, *known.source_table)
+        reason = ""
+        if KIND in dict(table.state.columns):
+            reason = "keeps the versions of its rows"
+        elif own.deletes == "ignore":
+            reason = 'keeps rows that the source no longer has (deletes = "ignore")'
+        if reason:
             raise TableRefused(
-                f"Table {name} cannot be written anew: it {kept}, and they cannot be read again.",
-                hint="No key was made. Rotate without --reencrypt, which is for new values; or"
-                " name the other tables.",
-                table=name,
+                f"Table {table.target} cannot be reloaded: it {reason}, which cannot be read"
+                " again.",
+                hint="No key was made. Rotate without --reencrypt, for new values alone; or name"
+                " the other tables.",
+                table=table.target,
             )
 
 
+def _uses_keys(table: LakeTable, names: Set[str], joins: Set[str]) -> bool:
+    """Whether a table is one of some names and protected, or has a key of some joins."""
+    if table.state is None or not TableProperties.read(table.state.properties).has_protection:
+        return False
+    rules = (rule for rule, _ in evolution.protected_columns(table.state.properties).values())
+    return table.target in names or any(rule and rule.join in joins for rule in rules)
+
+
 def rewrap(settings: Settings) -> int:
-    """Wraps all keys by the first master key of the config; returns how many were not yet. Audited.
+    """Wraps all keys with the first master key of the config, which is audited; returns how many
+    were wrapped with another one.
 
     The table of keys is replaced, and its older versions, which the old master key opens, are
-    deleted, even if an earlier call could only replace it.
+    deleted, also those that an earlier call could not delete.
 
     Raises:
-        ConfigError: a key was wrapped by a master key that the config does not name.
+        ConfigError: a key was wrapped with a master key that the config does not name.
         LakeError, LakeUnreachable
     """
     wrapping = keyring.master(settings.masters[0])
-    mine = keyring.fingerprint(wrapping)
+    master = keyring.fingerprint(wrapping)
     state, records = stored_keys(settings)
-    old = [record for record in records if record.key.master != mine]
+    old = [record for record in records if record.key.master != master]
     if state is None:
         return 0
     if not old:
         if vacuum.purge(state.place, time.time()).files:
-            audit.record(settings, "keys", "", "rewrapped", {"by": mine, "rewrapped": 0})
+            audit.record(settings, "keys", "", "rewrapped", {"by": master, "rewrapped": 0})
         return 0
-    done = [
+    rewrapped = [
         record
-        if record.key.master == mine
-        else KeyRecord(keyring.rewrapped(record.key, settings.masters, wrapping), record.created)
+        if record.key.master == master
+        else KeyRecord(keyring.rewrap(record.key, settings.masters, wrapping), record.created)
         for record in records
     ]
-    _commit(settings, state, done, replacing=True)
+    _commit(settings, state, rewrapped, replacing=True)
     vacuum.purge(state.place, time.time())
-    audit.record(settings, "keys", "", "rewrapped", {"by": mine, "rewrapped": len(old)})
+    audit.record(settings, "keys", "", "rewrapped", {"by": master, "rewrapped": len(old)})
     return len(old)
 
 
-def reports(records: Sequence[KeyRecord]) -> tuple[KeyReport, ...]:
-    """What may be shown of keys."""
+def key_reports(records: Sequence[KeyRecord]) -> tuple[KeyReport, ...]:
+    """What may be shown of some keys."""
     current = {keys[0].id for keys in current_keys(records).values()}
     return tuple(
         KeyReport(k.id, k.table, k.column, k.purpose, k.master, record.created, k.id in current)
@@ -298,17 +316,17 @@ def reports(records: Sequence[KeyRecord]) -> tuple[KeyReport, ...]:
     )
 
 
-@commit.retried
+@commit.retry_conflicts
 def _add_keys(
-    settings: Settings, wanted: Callable[[Sequence[KeyRecord]], Sequence[Use]]
+    settings: Settings, missing: Callable[[Sequence[KeyRecord]], Sequence[Use]]
 ) -> tuple[KeyRecord, ...]:
-    """The records, once there are new ones for what is wanted of those that there are; audited."""
+    """Makes the keys that are missing among the records, which is audited; all records then."""
     state, records = stored_keys(settings)
-    uses = wanted(records)
+    uses = missing(records)
     if not uses:
         return records
     wrapping = keyring.master(settings.masters[0])
-    # The latest one counts, whatever the clocks of different machines say.
+    # The latest key is the current one, whatever the clocks of different machines say.
     last = max((record.created for record in records), default=datetime.min.replace(tzinfo=UTC))
     now = max(datetime.now(UTC), last + timedelta(microseconds=1))
     new = tuple(KeyRecord(keyring.new(wrapping, *use), now) for use in uses)
@@ -327,8 +345,8 @@ def _commit(
     writer.commit_rows(
         place(settings),
         state,
-        book.COLUMNS,
-        book.frame(records),
+        keys_table.COLUMNS,
+        keys_table.frame(records),
         {"batch_id": batch_id},
         batch_id=batch_id,
         removed=state.files if replacing and state else (),

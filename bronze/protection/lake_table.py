@@ -1,12 +1,12 @@
-"""A Bronze table as it lies in the lake, and how it was protected at any time.
+"""A Bronze table in the lake, and how its columns are protected now and were before.
 
-All that is known of it is in the lake: the source's table that it holds, the keys that its values
-may have been protected with, and, in the log, what its properties were.
+All of it is read from the lake: the properties of the table say which table of the source it holds
+and how its columns are protected, ``governance.keys`` has the keys, and the log has the properties
+that the table had before.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,22 +14,23 @@ from typing import Any
 import polars as pl
 
 from bronze.config.settings import Settings
-from bronze.delta import commit, files, log, properties, store
+from bronze.delta import commit, files, log, store
 from bronze.delta.log import State
+from bronze.delta.properties import TableProperties
 from bronze.errors import ConfigError
 from bronze.governance.tables.keys import KeyRecord
 from bronze.model.columns import DeltaType, ProtectionRule
 from bronze.model.protection import DataKey, ProtectedColumn, TableProtection
 from bronze.protection import keys
-from bronze.tables import evolution
+from bronze.tables import evolution, lake
 
 BATCH = "batch_id"
-"""The column with the batch that wrote a row, or a record."""
+"""The column with the batch that wrote a row, or a governance record."""
 
 
 @dataclass(frozen=True)
 class ProtectedTable:
-    """A Bronze table as it lies in the lake; ``label`` is the source's table that it holds."""
+    """A Bronze table, by its full name; ``label`` is the table of ``source`` that it holds."""
 
     name: str
     label: str
@@ -40,125 +41,119 @@ class ProtectedTable:
     @property
     def key(self) -> tuple[str, ...]:
         """The names of its key's columns."""
-        return tuple(json.loads(self.state.properties.get(properties.KEY, "[]")))
+        return TableProperties.read(self.state.properties).key or ()
 
     @property
     def kinds(self) -> dict[str, DeltaType]:
-        """The kind of each column's values before they are protected."""
+        """The type of each column's values before they are protected."""
         return dict(self.state.columns) | {c.column: c.kind for c in self.protection.columns}
 
     @property
     def original(self) -> tuple[str, str]:
         """The schema and the name of the source's table."""
-        return evolution.table_of(self.state.properties)
+        return TableProperties.read(self.state.properties).source_table
 
     def protected(self, name: str) -> ProtectedColumn | None:
-        """How a column is protected, None where it is in clear."""
+        """How a column is protected, None if it is in clear."""
         return next((c for c in self.protection.columns if c.column == name), None)
 
     def names(self, column: str) -> tuple[str, ...]:
-        """The columns that may have the values of which a record under a column's name tells, the
-        latest first.
+        """The columns that may have the values which a record has under a column's name, the latest
+        first.
         """
         known = self.state.properties
-        heads = [name for name in self.kinds if column in evolution.reused_names(known, name)]
-        if heads and column not in evolution.key_columns_in_source(known):
-            return (*evolution.former_names(known, heads[0]), column)
+        successors = [name for name in self.kinds if column in evolution.reused_names(known, name)]
+        if successors and column not in evolution.key_columns_in_source(known):
+            return (*evolution.former_names(known, successors[0]), column)
         return evolution.former_names(known, column)
 
-    def again(self) -> ProtectedTable:
+    def reload(self) -> ProtectedTable:
         """The table as it is now."""
-        state = log.read(self.state.place)
-        return replace(self, state=state or self.state)
+        return replace(self, state=log.read(self.state.place) or self.state)
 
 
-def protected_table(settings: Settings, table: str) -> ProtectedTable:
-    """The Bronze table of a name, its own or the source table's.
+def protected_table(settings: Settings, name: str) -> ProtectedTable:
+    """The Bronze table of a name: its own, or that of the source's table.
 
     Raises:
-        ConfigError: there is no such table.
-        LakeError, LakeUnreachable
+        ConfigError: there is no such table, or there are several.
+        LakeError: it cannot be read; or another one cannot, which may hold a table of this name.
+        LakeUnreachable: the lake cannot be read.
     """
-    schema, found = settings.lake.schema_, list[tuple[str, str, State]]()
-    for name in store.folders(settings.place(schema, "")):
-        state = log.read(settings.place(schema, name))
-        if state and (label := state.properties.get(properties.TABLE)):
-            found.append((name, label, state))
-    own = [one for one in found if table in (one[0], f"{schema}.{one[0]}")]
-    full = [one for one in found if table == one[1]]
-    short = [one for one in found if table == evolution.table_of(one[2].properties)[1]]
-    meant = own or full or short
-    if not meant:
-        raise ConfigError(
-            f"There is no Bronze table {table} in {settings.lake.root}.",
-            hint=f"There are {', '.join(name for name, _, _ in found) or 'none'}.",
-        )
-    if len(meant) > 1:
-        names = [name for name, _, _ in meant]
-        raise ConfigError(
-            f"Several Bronze tables hold a table {table}: {', '.join(names)}.",
-            hint=f"Name one of them, such as {names[0]}.",
-        )
-    ((name, label, state),) = meant
-    return _protected_table(settings, f"{schema}.{name}", label, state)
-
-
-def _protected_table(settings: Settings, name: str, label: str, state: State) -> ProtectedTable:
-    records = keys.stored_keys(settings)[1]
-    columns = []
-    for column, (how, kind) in evolution.protected_columns(state.properties).items():
-        if how:
-            mine = _keys(records, name, column, how)
-            columns.append(ProtectedColumn(column, column, kind, how, mine))
-    protection = TableProtection(tuple(columns), None, settings.masters)
+    tables = list(lake.tables_of(settings, settings.lake.schema_))
+    if not any(name in table.own_names for table in tables):
+        for table in tables:
+            if table.error:
+                raise table.error
+    table = lake.find_one(settings, (one for one in tables if one.is_bronze or one.error), name)
+    if table.error or table.state is None:
+        raise table.error or ConfigError(f"There is no Bronze table {name}.")
     return ProtectedTable(
-        name, label, state.properties.get(properties.SOURCE, ""), state, protection
+        table.target,
+        table.label,
+        table.source,
+        table.state,
+        _protection_of(settings, table.target, table.state),
     )
 
 
-def _keys(
-    records: Sequence[KeyRecord], table: str, column: str, how: ProtectionRule
+def _protection_of(settings: Settings, table: str, state: State) -> TableProtection:
+    records = keys.stored_keys(settings)[1]
+    columns = tuple(
+        ProtectedColumn(column, column, kind, rule, _keys_of(records, table, column, rule))
+        for column, (rule, kind) in evolution.protected_columns(state.properties).items()
+        if rule
+    )
+    return TableProtection(columns, None, settings.masters)
+
+
+def _keys_of(
+    records: Sequence[KeyRecord], table: str, column: str, rule: ProtectionRule
 ) -> tuple[DataKey, ...]:
-    """All keys that values of a column may have been protected with, the latest first."""
-    mine = {(table, column), ("", how.join)} if how.join else {(table, column)}
-    found = [r.key for r in reversed(records) if (r.key.table, r.key.column) in mine]
-    return tuple(sorted(found, key=lambda key: key.purpose != how.method))
+    """All keys that may have protected values of a column: those of its method first, the latest
+    first.
+    """
+    uses = {(table, column), ("", rule.join)} if rule.join else {(table, column)}
+    latest_first = (record.key for record in reversed(records))
+    matches = [key for key in latest_first if (key.table, key.column) in uses]
+    return tuple(sorted(matches, key=lambda key: key.purpose != rule.method))
 
 
 def history(state: State) -> Iterator[tuple[str, Mapping[str, str]]]:
-    """The properties that a table has had, as far as the log still has them, in their order, each
-    with the batch that began with them ("" where a commit names none).
+    """The properties that a table has had, as far as the log still has them, earliest first, each
+    with the batch that set them ("" where the commit names none).
 
     Raises:
         LakeError, LakeUnreachable
     """
-    for path in sorted(store.listing(state.place, "_delta_log")):
-        if not path.endswith(".json"):
-            continue
-        with store.reader(state.place, path) as file:
-            actions = [json.loads(line) for line in file.read().splitlines() if line.strip()]
-        facts = next(
-            (a["commitInfo"].get(commit.FACTS) for a in actions if "commitInfo" in a), None
-        )
-        batch = json.loads(facts or "{}").get(BATCH, "")
-        for action in actions:
+    names = map(log.ENTRY.fullmatch, store.listing(state.place, "_delta_log"))
+    versions = sorted(int(name[1]) for name in names if name)
+    for _, actions in log.entries(state.place, versions):
+        infos = (action["commitInfo"] for action in actions or () if "commitInfo" in action)
+        info: Mapping[str, Any] = next(infos, {})
+        for action in actions or ():
             if "metaData" in action:
-                yield batch, action["metaData"].get("configuration", {})
+                batch = commit.facts_of(info).get(BATCH, "")
+                yield str(batch), action["metaData"].get("configuration", {})
 
 
 def protected_since(table: ProtectedTable) -> str:
     """The first batch whose rows were all written as a table's columns are protected now; "" where
     that is not known.
+
+    Raises:
+        LakeError, LakeUnreachable
     """
-
-    def how(known: Mapping[str, str]) -> tuple[Any, Any]:
-        return evolution.protected_columns(known), json.loads(known.get(keys.IDS, "{}"))
-
+    current = _protection_in(table.state.properties)
     since = ""
     for batch, known in history(table.state):
-        same = how(known) == how(table.state.properties)
-        since = (since or batch) if same else ""
+        since = (since or batch) if _protection_in(known) == current else ""
     return since or min(batches(table.state), default="")
+
+
+def _protection_in(known: Mapping[str, str]) -> tuple[Any, ...]:
+    """How properties of a table say that its columns are protected, and with which keys."""
+    return evolution.protected_columns(known), dict(TableProperties.read(known).key_ids)
 
 
 def batches(state: State) -> set[str]:
@@ -169,6 +164,6 @@ def batches(state: State) -> set[str]:
     """
     found: set[str] = set()
     for file in state.files:
-        for _, part in files.parts(files.opened(state.place, file), state.columns, [BATCH]):
+        for _, part in files.parts(files.open_parquet(state.place, file), state.columns, [BATCH]):
             found |= {*pl.DataFrame(part)[BATCH].drop_nulls().unique()}
     return found

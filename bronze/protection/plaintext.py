@@ -1,7 +1,7 @@
-"""The text that stands for a value before it is protected, and the value of such a text.
+"""The text of a value, which is what gets protected, and the value of such a text.
 
-The text depends on the value alone, so that equal values of an int and a bigint, or of decimals
-with more or fewer digits, have the same. No two values of a column have the same one.
+The text depends on the value alone: equal values of an int and a bigint, or of decimals with more
+or fewer digits, have the same text. Different values of a column have different texts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _FIELD = "v"
 
 
 def texts(values: pl.Series) -> pl.Series:
-    """The texts of values of any kind; NULL where there is none."""
+    """The texts of values of any type; NULL for NULL."""
     kind = values.dtype
     if kind == pl.String:
         return values
@@ -32,48 +32,48 @@ def texts(values: pl.Series) -> pl.Series:
         text = values.dt.replace_time_zone(None).cast(pl.String)
         return (text + _ZONE).alias(values.name) if kind.time_zone else text
     if isinstance(kind, pl.List):
-        return _of_lists(values)
+        return _list_texts(values)
     return values.cast(pl.String)
 
 
 def values(texts: pl.Series, kind: Any) -> pl.Series:
-    """The values of texts that `texts` has made of a column of the polars type ``kind``."""
+    """The values whose texts `texts` has made, in the polars type ``kind``."""
     if kind == pl.String:
         return texts
     if kind == pl.Binary:
         return texts.str.strip_prefix(_HEX).str.decode("hex")
     if kind == pl.Date or isinstance(kind, pl.Datetime):
-        # Polars takes no year of five digits for what it is, and is slower.
+        # Polars misreads years of five digits, and is slower.
         plain = texts.str.strip_suffix(_ZONE).to_arrow(compat_level=pl.CompatLevel.oldest())
         arrow = pa.date32() if kind == pl.Date else pa.timestamp("us")
         return pl.Series(texts.name, pc.cast(plain, arrow)).cast(kind)
     if isinstance(kind, pl.List):
-        return _to_lists(texts, kind)
+        return _list_values(texts, kind)
     if kind == pl.Boolean:
-        # It may be padded to the length of the other one.
+        # `protect` may have padded it to the length of "false".
         return texts.str.strip_chars_end() == "true"
     return texts.cast(kind)
 
 
-def _of_lists(lists: pl.Series) -> pl.Series:
+def _list_texts(lists: pl.Series) -> pl.Series:
     flat = texts(lists.list.explode(empty_as_null=False, keep_nulls=False))
-    frame = pl.DataFrame({_FIELD: _regrouped(flat, lists)})
+    frame = pl.DataFrame({_FIELD: _as_lists(flat, lists)})
     made = frame.select(pl.struct(_FIELD).struct.json_encode()).to_series()
     return made.set(lists.is_null(), None).alias(lists.name)
 
 
-def _to_lists(texts: pl.Series, kind: pl.List) -> pl.Series:
+def _list_values(texts: pl.Series, kind: pl.List) -> pl.Series:
     layout = pl.Struct({_FIELD: pl.List(pl.String)})
     lists = texts.str.json_decode(layout).struct.field(_FIELD)
     flat = lists.list.explode(empty_as_null=False, keep_nulls=False)
-    return _regrouped(values(flat, kind.inner), lists).alias(texts.name)
+    return _as_lists(values(flat, kind.inner), lists).alias(texts.name)
 
 
-def _regrouped(flat: pl.Series, like: pl.Series) -> pl.Series:
+def _as_lists(flat: pl.Series, like: pl.Series) -> pl.Series:
     """Elements, one after another, as lists as long as those of ``like``, null where it is."""
     lengths = like.list.len().fill_null(0).to_numpy().astype(np.int64)
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
     elements = flat.to_arrow(compat_level=pl.CompatLevel.oldest())
-    missing = pa.array(like.is_null().to_numpy()) if like.null_count() else None
-    lists = pa.LargeListArray.from_arrays(pa.array(offsets), elements, mask=missing)
+    missing = like.is_null().to_arrow() if like.null_count() else None
+    lists = pa.LargeListArray.from_arrays(pl.Series(offsets).to_arrow(), elements, mask=missing)
     return pl.Series(lists, dtype=pl.List(flat.dtype))

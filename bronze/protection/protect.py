@@ -1,24 +1,24 @@
-"""Protection: values of personal columns are replaced before they are written anywhere.
+"""Protects values of personal columns, before they are written anywhere.
 
-What is protected is the text of a value (`bronze.protection.plaintext`), whatever its type; what is
-stored is a string, and NULL for NULL. By the method it is
+The text of a value is protected (`bronze.protection.plaintext`), whatever its type; a string is
+stored, and NULL for NULL. By method it is
 
 - ``encrypt``: ``v1:<key id>:<base64>`` of a nonce of 12 bytes, the text encrypted with AES-256-GCM,
   and a tag of 16 bytes. Every value has a random nonce of its own, so equal values differ. The text
-  of true ends with a blank, so that it is as long as that of false; all other texts show how long
-  they are.
-- ``encrypt_deterministic``: ``s1:<key id>:<base64>`` of the text after a byte 0 (SIV takes nothing
-  empty), encrypted with AES-256-SIV: equal values are equal.
+  of true ends with a blank, so that it is as long as that of false; the length of all other texts
+  shows.
+- ``encrypt_deterministic``: ``s1:<key id>:<base64>`` of the text after a byte 0 (SIV does not
+  encrypt an empty text), encrypted with AES-256-SIV: equal values stay equal.
 - ``tokenize``: ``tok_`` and the first 128 bits of HMAC-SHA-256. With ``format``, a text of ASCII
   digits, or letters, and anything else but other letters and digits keeps its length, its
-  punctuation and its case, and has other digits (at least 6) or letters (at least 5), by FF1;
-  a text which that cannot be done with becomes a usual token.
+  punctuation and its case, and gets other digits (at least 6) or letters (at least 5), by FF1;
+  any other text becomes a usual token.
 - ``hash``: HMAC-SHA-256, as 64 hexadecimal digits.
 - ``mask``: ``***``, and the last ``keep`` characters of texts that are more than twice as long.
 
-Encryption is bound to the key's table and column: what is moved to another one cannot be read
-there. Keys of HMAC are the hexadecimal digits of 32 bytes of a data key, as ASCII; AES-GCM and FF1
-take these 32 bytes, AES-SIV all 64.
+Encryption is bound to the key's table and column: a value that was moved to another column cannot
+be decrypted there. Keys of HMAC are the hexadecimal digits of 32 bytes of a data key, as ASCII;
+AES-GCM and FF1 take these 32 bytes, AES-SIV all 64.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from bronze.model.locations import Secret
 from bronze.model.protection import DataKey, ProtectedColumn, TableProtection
 from bronze.model.units import RejectedValue
 from bronze.protection import ff1, plaintext
-from bronze.protection.keyring import unwrapped
+from bronze.protection.keyring import unwrap
 
 REVEALED = ("encrypt", "encrypt_deterministic")
 """The methods that can be undone."""
@@ -57,43 +57,44 @@ _TOKEN = "tok_"  # noqa: S105 - a prefix
 _VERSIONS = {"encrypt": "v1", "encrypt_deterministic": "s1"}
 _SEALED = re.compile(r"^(v1|s1):([0-9a-f]{16}):(.*)$", re.DOTALL)
 _DIGITS, _LETTERS = "0123456789", "abcdefghijklmnopqrstuvwxyz"
-# The alphabets that a text may be of, and the fewest of their characters.
+# The alphabets in which tokens can keep the format, each with the fewest of its characters.
 _FORMATS = ((_DIGITS, 6), (_LETTERS, 5))
 
 
-def protected(
+def protect_with_hashes(
     rows: pl.DataFrame, hashes: pl.Series, protection: TableProtection
 ) -> tuple[pl.DataFrame, pl.Series]:
-    """The rows with their personal values replaced, and their ``row_hash`` keyed.
+    """The rows with their columns protected, and their keyed ``row_hash``.
 
     Args:
         rows: the source's columns in clear.
         hashes: the unkeyed ``row_hash`` of each.
-        protection: how.
+        protection: how the table is protected.
 
     Raises:
         ConfigError: a key cannot be unwrapped.
     """
-    done = protect_rows(rows, protection)
+    protected_rows = protect_rows(rows, protection)
     if protection.row_hash is None:
-        return done, hashes
-    return done, keyed_hashes(hashes, unwrapped(protection.row_hash, protection.masters))
+        return protected_rows, hashes
+    return protected_rows, keyed_hashes(hashes, unwrap(protection.row_hash, protection.masters))
 
 
 def protect_rows(rows: pl.DataFrame, protection: TableProtection | None) -> pl.DataFrame:
-    """The rows with those of their columns replaced that are protected."""
+    """The rows with their protected columns as they are stored."""
     columns = protection.columns if protection else ()
-    there = [column for column in columns if column.column in rows.columns]
+    present = [column for column in columns if column.column in rows.columns]
     masters = protection.masters if protection else ()
     return rows.with_columns(
-        protect_texts(rows[column.column], column, masters).alias(column.column) for column in there
+        protect_texts(rows[column.column], column, masters).alias(column.column)
+        for column in present
     )
 
 
 def keyed_hashes(hashes: pl.Series, key: bytes) -> pl.Series:
-    """Row hashes as a table with protected columns has them: the first 128 bits of HMAC-SHA-256
-    over the 16 bytes of each hash, as 32 hexadecimal digits. So PostgreSQL can compute the hashes
-    without knowing the key.
+    """The row hashes of a table with protected columns: the first 128 bits of HMAC-SHA-256 over the
+    16 bytes of each hash, as 32 hexadecimal digits. PostgreSQL can compute the unkeyed hashes
+    without the key.
     """
     return _hmac(hashes.str.decode("hex"), key, _HASH_DIGITS).alias(hashes.name)
 
@@ -101,21 +102,18 @@ def keyed_hashes(hashes: pl.Series, key: bytes) -> pl.Series:
 def protect_rejected(
     records: Iterable[RejectedValue], protection: TableProtection | None
 ) -> list[RejectedValue]:
-    """Records of rejected values, with the texts of protected columns replaced.
-
-    A text is protected as a value would be; its column's method and key are the same.
-    """
+    """Records of rejected values, with the texts of protected columns protected like values."""
     columns = {c.name: c for c in protection.columns} if protection else {}
     if not columns or protection is None:
         return list(records)
-    kept = []
+    protected_records = []
     for record in records:
         column = columns.get(record.column)
         if column:
             text = protect_texts(pl.Series([record.text]), column, protection.masters)[0]
             record = replace(record, text=text)
-        kept.append(record)
-    return kept
+        protected_records.append(record)
+    return protected_records
 
 
 def protect_texts(
@@ -126,95 +124,96 @@ def protect_texts(
     Raises:
         ConfigError: the key cannot be unwrapped.
     """
-    texts, how = plaintext.texts(clear), column.protect
+    texts, rule = plaintext.texts(clear), column.protect
     if texts.null_count() == len(texts):
         return pl.Series([None] * len(texts), dtype=pl.String)
-    if how.method == "mask":
-        return _masked(texts, how.keep)
+    if rule.method == "mask":
+        return _masked(texts, rule.keep)
     key = column.keys[0]
-    data = unwrapped(key, tuple(masters))
-    if how.method == "encrypt":
-        # Without the blank a text's length would tell true from false.
-        equally = texts.str.pad_end(_LONGEST_BOOLEAN) if clear.dtype == pl.Boolean else texts
-        return _sealed(equally, key, AESGCM(data[:_HALF]))
-    if how.method == "hash":
+    data = unwrap(key, tuple(masters))
+    if rule.method == "encrypt":
+        # Without the blank the length would show which one is true.
+        padded = texts.str.pad_end(_LONGEST_BOOLEAN) if clear.dtype == pl.Boolean else texts
+        return _encrypt(padded, key, AESGCM(data[:_HALF]))
+    if rule.method == "hash":
         return _hmac(texts, data)
     methods: Mapping[str, Callable[[pl.Series], pl.Series]] = {
-        "encrypt_deterministic": lambda one: _sealed(one, key, AESSIV(data)),
-        "tokenize": lambda one: _tokens(one, data, how.format),
+        "encrypt_deterministic": lambda unique: _encrypt(unique, key, AESSIV(data)),
+        "tokenize": lambda unique: _tokens(unique, data, rule.format),
     }
-    return _once(texts, methods[how.method])
+    return _apply_to_unique(texts, methods[rule.method])
 
 
-def _once(texts: pl.Series, method: Callable[[pl.Series], pl.Series]) -> pl.Series:
-    """The texts with a method applied to each different one."""
+def _apply_to_unique(texts: pl.Series, method: Callable[[pl.Series], pl.Series]) -> pl.Series:
+    """The texts protected by a method, which is applied once to equal texts."""
     unique = texts.drop_nulls().unique()
-    known = pl.DataFrame({"clear": unique, "stored": method(unique)})
+    stored = pl.DataFrame({"clear": unique, "stored": method(unique)})
     frame = pl.DataFrame({"clear": texts})
-    return frame.join(known, on="clear", how="left", maintain_order="left")["stored"]
+    return frame.join(stored, on="clear", how="left", maintain_order="left")["stored"]
 
 
-def _sealed(texts: pl.Series, key: DataKey, cipher: AESGCM | AESSIV) -> pl.Series:
-    where = bound(key)
+def _encrypt(texts: pl.Series, key: DataKey, cipher: AESGCM | AESSIV) -> pl.Series:
+    binding = bound(key)
     clear = texts.cast(pl.Binary).to_list()
     if isinstance(cipher, AESGCM):
-        drawn = os.urandom(_NONCE * len(clear))
-        nonces = [drawn[at : at + _NONCE] for at in range(0, len(drawn), _NONCE)]
+        random = os.urandom(_NONCE * len(clear))
+        nonces = [random[at : at + _NONCE] for at in range(0, len(random), _NONCE)]
         pairs = zip(nonces, clear, strict=True)
-        sealed = [None if v is None else n + cipher.encrypt(n, v, where) for n, v in pairs]
+        sealed = [None if v is None else n + cipher.encrypt(n, v, binding) for n, v in pairs]
     else:
-        sealed = [None if v is None else cipher.encrypt(b"\0" + v, [where]) for v in clear]
+        sealed = [None if v is None else cipher.encrypt(b"\0" + v, [binding]) for v in clear]
     version = _VERSIONS["encrypt" if isinstance(cipher, AESGCM) else "encrypt_deterministic"]
     return f"{version}:{key.id}:" + pl.Series(sealed, dtype=pl.Binary).bin.encode("base64")
 
 
 def bound(key: DataKey) -> bytes:
-    """What a value under a key is bound to."""
+    """What values that a key encrypts are bound to."""
     return f"{key.table}\0{key.column}".encode()
 
 
 def _hmac(values: pl.Series, key: bytes, digits: int = 64) -> pl.Series:
     frame = pl.DataFrame({"v": values.cast(pl.Binary)})
-    made = plh.col("v").chash.hmac_sha256(key=key[:_HALF].hex()).str.slice(0, digits)
-    found: pl.Series = frame.select(made).to_series()
-    return found
+    digest = plh.col("v").chash.hmac_sha256(key=key[:_HALF].hex()).str.slice(0, digits)
+    digests: pl.Series = frame.select(digest).to_series()
+    return digests
 
 
 def _masked(texts: pl.Series, keep: int) -> pl.Series:
     text = pl.col("text")
     shown = MASK + text.str.tail(keep) if keep else pl.lit(MASK)
     long = text.str.len_chars() > 2 * keep
-    found = pl.when(long).then(shown).when(text.is_not_null()).then(pl.lit(MASK))
-    return pl.DataFrame({"text": texts}).select(found).to_series()
+    masked = pl.when(long).then(shown).when(text.is_not_null()).then(pl.lit(MASK))
+    return pl.DataFrame({"text": texts}).select(masked).to_series()
 
 
-def _tokens(texts: pl.Series, key: bytes, shaped: bool) -> pl.Series:
+def _tokens(texts: pl.Series, key: bytes, keeps_format: bool) -> pl.Series:
     plain = _TOKEN + _hmac(texts, key, _HASH_DIGITS)
-    if not shaped:
+    if not keeps_format:
         return plain
-    made = plain.to_list()
-    for rows, stored in _shaped(texts.to_list(), key):
+    tokens = plain.to_list()
+    for rows, stored in _tokens_with_format(texts.to_list(), key):
         for row, text in zip(rows, stored, strict=True):
-            made[row] = text
-    return pl.Series(made, dtype=pl.String)
+            tokens[row] = text
+    return pl.Series(tokens, dtype=pl.String)
 
 
-def _shaped(texts: Sequence[str], key: bytes) -> list[tuple[list[int], list[str]]]:
-    """The numbers of the texts whose shape can be kept, and what they become."""
+def _tokens_with_format(texts: Sequence[str], key: bytes) -> list[tuple[list[int], list[str]]]:
+    """The tokens of the texts whose format can be kept, with the row numbers of the texts."""
     groups: dict[tuple[str, int], list[int]] = {}
     for row, text in enumerate(texts):
-        found = [alphabet for alphabet, least in _FORMATS if _fits(text, alphabet, least)]
-        if len(found) == 1:
-            count = sum(c.lower() in found[0] for c in text)
-            groups.setdefault((found[0], count), []).append(row)
-    done = []
+        alphabets = [alphabet for alphabet, least in _FORMATS if _fits(text, alphabet, least)]
+        if len(alphabets) == 1:
+            count = sum(c.lower() in alphabets[0] for c in text)
+            groups.setdefault((alphabets[0], count), []).append(row)
+    tokens = []
     for (alphabet, _), rows in groups.items():
         values = [[alphabet.index(c) for c in texts[r].lower() if c in alphabet] for r in rows]
-        made = ff1.encrypt(key[:_HALF], len(alphabet), np.array(values, np.uint8))
-        done.append(
-            (rows, [_refilled(texts[r], alphabet, n) for r, n in zip(rows, made, strict=True)])
+        encrypted = ff1.encrypt(key[:_HALF], len(alphabet), np.array(values, np.uint8))
+        pairs = zip(rows, encrypted, strict=True)
+        tokens.append(
+            (rows, [_replace_characters(texts[row], alphabet, new) for row, new in pairs])
         )
-    return done
+    return tokens
 
 
 def _fits(text: str, alphabet: str, least: int) -> bool:
@@ -223,25 +222,26 @@ def _fits(text: str, alphabet: str, least: int) -> bool:
     return len(word) >= least and text.isascii() and all(c.lower() in alphabet for c in word)
 
 
-def _refilled(text: str, alphabet: str, numerals: Any) -> str:
-    drawn = iter(numerals.tolist())
-    made = []
+def _replace_characters(text: str, alphabet: str, numerals: Any) -> str:
+    """A text with other letters or digits, which keeps its case and its punctuation."""
+    remaining = iter(numerals.tolist())
+    characters = []
     for c in text:
         if c.isalnum():
-            new = alphabet[next(drawn)]
+            new = alphabet[next(remaining)]
             c = new.upper() if c.isupper() else new
-        made.append(c)
-    return "".join(made)
+        characters.append(c)
+    return "".join(characters)
 
 
 def reveal_values(
     stored: pl.Series, column: ProtectedColumn, masters: Sequence[Secret], kind: Any
 ) -> pl.Series:
-    """The values that `protect_texts` made the stored ones of, with the polars type ``kind``.
+    """The values from which `protect_texts` made the stored ones, in the polars type ``kind``.
 
     Raises:
         ConfigError: a key cannot be unwrapped.
-        Mismatch: the method cannot be undone, or a value is none that a key of this column made.
+        Mismatch: the method cannot be undone, or no key of this column has encrypted a value.
     """
     if column.protect.method not in REVEALED:
         raise Mismatch(
@@ -257,45 +257,45 @@ def reveal_values(
         if parts is None or key is None:
             raise ValueError
         if parts[2] not in ciphers:
-            data = unwrapped(key, tuple(masters))
+            data = unwrap(key, tuple(masters))
             ciphers[key.id] = AESGCM(data[:_HALF]) if parts[1] == "v1" else AESSIV(data)
-        return _opened(parts[3], ciphers[key.id], bound(key))
+        return _decrypt(parts[3], ciphers[key.id], bound(key))
 
     try:
-        found = [None if text is None else clear(text) for text in stored.to_list()]
+        texts = [None if text is None else clear(text) for text in stored.to_list()]
     except (ValueError, InvalidTag):
         raise Mismatch(
             f"A value of column {column.column} cannot be decrypted by any key of this column.",
-            hint="It was changed, moved from elsewhere, or its key is missing in governance.keys.",
+            hint="It was changed, or moved here from another column; or its key is missing in"
+            " governance.keys.",
         ) from None
-    return plaintext.values(pl.Series(stored.name, found, dtype=pl.String), kind)
+    return plaintext.values(pl.Series(stored.name, texts, dtype=pl.String), kind)
 
 
 def decrypt(
     stored: pl.Series, column: ProtectedColumn, masters: Sequence[Secret], kind: Any
 ) -> tuple[pl.Series, pl.Series]:
-    """What `reveal_values` gives, NULL for a value that no key of this column made; and which these
-    are.
+    """What `reveal_values` returns, with NULL for a value that no key of this column has encrypted;
+    and which values these are.
 
     Raises:
         ConfigError: a key cannot be unwrapped.
     """
     try:
-        return reveal_values(stored, column, masters, kind), pl.repeat(
-            False, len(stored), eager=True
-        )
+        values = reveal_values(stored, column, masters, kind)
+        return values, pl.repeat(False, len(stored), eager=True)
     except (Mismatch, pl.exceptions.PolarsError, pa.ArrowException, ValueError):
         if len(stored) == 1:
             nothing = pl.Series(stored.name, [None], dtype=kind)
             return nothing, pl.Series([True])
     half = len(stored) // 2
     halves = [decrypt(part, column, masters, kind) for part in (stored[:half], stored[half:])]
-    (one, bad), (other, worse) = halves
-    return pl.concat([one, other]), pl.concat([bad, worse])
+    revealed, faulty = zip(*halves, strict=True)
+    return pl.concat(revealed), pl.concat(faulty)
 
 
-def _opened(text: str, cipher: AESGCM | AESSIV, where: bytes) -> str:
+def _decrypt(text: str, cipher: AESGCM | AESSIV, binding: bytes) -> str:
     sealed = base64.b64decode(text, validate=True)
     if isinstance(cipher, AESGCM):
-        return cipher.decrypt(sealed[:_NONCE], sealed[_NONCE:], where).decode()
-    return cipher.decrypt(sealed, [where])[1:].decode()
+        return cipher.decrypt(sealed[:_NONCE], sealed[_NONCE:], binding).decode()
+    return cipher.decrypt(sealed, [binding])[1:].decode()

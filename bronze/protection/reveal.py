@@ -1,4 +1,4 @@
-"""Reveal: protected values are decrypted for those who hold the master key."""
+"""Reveals rows: decrypts their values for those who have the master key."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from bronze.governance import audit
 from bronze.postgres.copy.read import dtype
 from bronze.protection import protect
 from bronze.protection.lake_table import ProtectedTable, protected_table
-from bronze.protection.subject import subject
+from bronze.protection.subject.row_selection import select_rows
 
-_NAMED = 100
+_AUDITED_HASHES = 100
 
 
 def reveal(
@@ -28,35 +28,38 @@ def reveal(
 ) -> pl.DataFrame:
     """The rows of a Bronze table with their encrypted values as they are in the source.
 
-    Tokens, hashes and masks cannot be undone, and stay as they are. That it was done is audited,
-    with the ``row_hash`` of the rows, whether it worked or not.
+    Tokens, hashes and masks cannot be undone, and stay as they are. Each call is audited, with the
+    ``row_hash`` of the first rows, also one that fails.
 
     Args:
         settings: the config, which names the master key.
-        table: the Bronze table, or the source's.
+        table: the name of the Bronze table, or of the source's.
         key: only rows whose columns have these values, given as text.
-        columns: only these columns; none is all.
-        limit: how many rows at most; 0 is all.
+        columns: only these columns; none means all.
+        limit: how many rows at most; 0 means all.
 
     Raises:
-        ConfigError: there is no such table or column, or the master key is not the one.
-        Mismatch: a value was changed, or moved from elsewhere.
+        ConfigError: there is no such table or column, or the master key is missing or wrong.
+        Mismatch: a value was changed, or moved here from another column.
         LakeError, LakeUnreachable
     """
-    asked = {"columns": ", ".join(columns) or "all", "by": ", ".join(key or {}) or "none"}
+    request = {"columns": ", ".join(columns) or "all", "by": ", ".join(key or {}) or "none"}
     try:
-        mine = protected_table(settings, table)
-        rows = _decrypted(mine, _rows(mine, key or {}, columns, limit), columns)
+        target = protected_table(settings, table)
+        stored = _read_rows(target, key or {}, columns, limit)
+        rows = _decrypt_columns(target, stored, columns)
     except BronzeError as error:
-        audit.record(settings, "reveal", table, "failed", {"error": type(error).__name__, **asked})
+        audit.record(
+            settings, "reveal", table, "failed", {"error": type(error).__name__, **request}
+        )
         raise
-    hashes = ", ".join(rows["row_hash"].head(_NAMED).fill_null(""))
-    details = {"rows": rows.height, **asked, "row_hash": hashes}
-    audit.record(settings, "reveal", mine.name, "succeeded", details)
+    hashes = ", ".join(rows["row_hash"].head(_AUDITED_HASHES).fill_null(""))
+    details = {"rows": rows.height, **request, "row_hash": hashes}
+    audit.record(settings, "reveal", target.name, "succeeded", details)
     return rows if not columns else rows.select(columns)
 
 
-def _rows(
+def _read_rows(
     table: ProtectedTable, key: Mapping[str, str], columns: Sequence[str], limit: int
 ) -> pl.DataFrame:
     layout = table.state.columns
@@ -66,21 +69,23 @@ def _rows(
             f"The Bronze table {table.name} has no column {unknown[0]}.",
             hint=f"It has {', '.join(name for name, _ in layout)}.",
         )
-    whose = subject(table, key)
-    wanted = {*columns, *whose.columns, "row_hash"} if columns else None
+    subject = select_rows(table, key)
+    wanted = {*columns, *subject.columns, "row_hash"} if columns else None
     names = [name for name, _ in layout if wanted is None or name in wanted]
-    found = [pl.DataFrame(schema={name: dtype(kind) for name, kind in layout if name in names})]
+    frames = [pl.DataFrame(schema={name: dtype(kind) for name, kind in layout if name in names})]
     for file in table.state.files:
-        parquet = files.opened(table.state.place, file)
+        parquet = files.open_parquet(table.state.place, file)
         for _, part in files.parts(parquet, layout, names, None, dict(file.partition)):
             rows = pl.DataFrame(part)
-            found.append(rows.filter(whose.among(rows)) if key else rows)
-            if limit and sum(frame.height for frame in found) >= limit:
-                return pl.concat(found).head(limit)
-    return pl.concat(found)
+            frames.append(rows.filter(subject.matches(rows)) if key else rows)
+            if limit and sum(frame.height for frame in frames) >= limit:
+                return pl.concat(frames).head(limit)
+    return pl.concat(frames)
 
 
-def _decrypted(table: ProtectedTable, rows: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
+def _decrypt_columns(
+    table: ProtectedTable, rows: pl.DataFrame, columns: Sequence[str]
+) -> pl.DataFrame:
     masters = table.protection.masters
     for column in table.protection.columns:
         wanted = column.column in rows.columns and (not columns or column.column in columns)

@@ -1,1 +1,1 @@
-"""Rules: what rows have to keep, how they are checked, and the figures of it."""
+"""Quality: the rules of tables, the scores of rows, and the figures of runs."""

@@ -1,4 +1,4 @@
-"""How a table's rows fared, held against what is demanded of them."""
+"""The figures of a table's rows: how many break each rule, and whether the limits are met."""
 
 from __future__ import annotations
 
@@ -8,34 +8,39 @@ import numpy as np
 
 from bronze.config.quality import QualitySettings
 from bronze.governance import writer
-from bronze.governance.tables import quality as book
-from bronze.governance.tables.quality import Figure, Graded
+from bronze.governance.tables import quality as quality_table
+from bronze.governance.tables.quality import Figure, TableFigures
 from bronze.model.locations import Place
 from bronze.model.quality import BEST_SCORE, QualityRules, QualityTotals, ResolvedRule
 
 SCORE, QUARANTINED, FRESHNESS, NULLS = "score", "quarantined", "freshness", "null_share"
 _SEVERE = ("high", "critical")
-_NAMED = 3
+_MAX_NAMES = 3
 
 
 def figures(
-    quality: QualityRules, found: QualityTotals, demanded: QualitySettings, age: float
+    quality: QualityRules, totals: QualityTotals, demanded: QualitySettings, age: float
 ) -> tuple[Figure, ...]:
     """A figure for each rule and each check of a table.
 
     Args:
-        quality: what the rows were held against.
-        found: how they fared.
-        demanded: what is demanded of the table as a whole.
-        age: how old the source's state is that they are of, in seconds.
+        quality: the rules.
+        totals: the counts of rows by rule.
+        demanded: the limits of the table as a whole.
+        age: seconds since the moment of the source that the rows are of.
     """
-    rules = [_rule(criterion, found, i) for i, criterion in enumerate(quality.criteria)]
-    return (*rules, *_checks(quality, found, demanded, age))
+    rules = [_rule_figure(criterion, totals, i) for i, criterion in enumerate(quality.criteria)]
+    return (
+        *rules,
+        *_null_figures(quality, totals, demanded),
+        _duplicates_figure(quality, totals, demanded),
+        *_table_figures(totals, demanded, age),
+    )
 
 
-def _rule(criterion: ResolvedRule, found: QualityTotals, number: int) -> Figure:
-    checked: int | None = found.rows
-    failed: int | None = found.failed[number] if found.failed else 0
+def _rule_figure(criterion: ResolvedRule, totals: QualityTotals, number: int) -> Figure:
+    checked: int | None = totals.rows
+    failed: int | None = totals.failed[number] if totals.failed else 0
     if criterion.evaluation == "counted":
         checked, failed = criterion.counted
     elif criterion.evaluation == "none":
@@ -44,8 +49,8 @@ def _rule(criterion: ResolvedRule, found: QualityTotals, number: int) -> Figure:
     allowed = criterion.allow
     if checked is not None and failed is not None:
         share = failed / max(checked, 1)
-        met, few = share <= criterion.allow, criterion.allow_rows
-        allowed, passed = _judged(criterion.allow, met, failed, few, checked)
+        met = share <= criterion.allow
+        allowed, passed = _limit(criterion.allow, met, failed, criterion.allow_rows, checked)
     return Figure(
         rule=criterion.name,
         kind=criterion.kind,
@@ -58,39 +63,45 @@ def _rule(criterion: ResolvedRule, found: QualityTotals, number: int) -> Figure:
         measured=share,
         allowed=allowed,
         passed=passed,
-        examples=found.examples[number] if found.examples else (),
+        examples=totals.examples[number] if totals.examples else (),
     )
 
 
-def _checks(
-    quality: QualityRules, found: QualityTotals, demanded: QualitySettings, age: float
+def _null_figures(
+    quality: QualityRules, totals: QualityTotals, demanded: QualitySettings
 ) -> Iterator[Figure]:
-    rows = found.rows
-    nulls = dict(zip((source for source, _ in quality.names), found.nulls, strict=False))
+    """The share of NULLs in the table, and in each column."""
+    rows = totals.rows
+    nulls = dict(zip((source for source, _ in quality.names), totals.nulls, strict=False))
     cells, empty = rows * len(quality.names), sum(nulls.values())
-    most, few = demanded.null_share, demanded.allow_rows
     share = empty / cells if cells else 0.0
     allowed = passed = None
-    if most is not None:
-        # So few rows may be without a value in each of the columns.
-        worst = max(nulls.values(), default=0)
-        allowed, passed = _judged(most, share < most, worst, few, rows)
+    if demanded.null_share is not None:
+        # The number of rows that may fail is of each column.
+        worst, met = max(nulls.values(), default=0), share < demanded.null_share
+        allowed, passed = _limit(demanded.null_share, met, worst, demanded.allow_rows, rows)
     yield Figure(
         NULLS, "check", checked=cells, failed=empty, measured=share, allowed=allowed, passed=passed
     )
     for name, count in nulls.items():
         share = count / max(rows, 1)
         yield Figure(NULLS, "check", name, checked=rows, failed=count, measured=share)
-    yield _duplicates(quality, found, demanded)
-    compliant, least = (rows - found.refused) / rows if rows else 1.0, demanded.schema_compliance
-    refused, passed = _judged(0.0, compliant >= least, found.refused, few, rows)
+
+
+def _table_figures(
+    totals: QualityTotals, demanded: QualitySettings, age: float
+) -> Iterator[Figure]:
+    """Schema compliance, freshness, the average score and the quarantined rows."""
+    rows, refused = totals.rows, totals.refused
+    compliant, least = (rows - refused) / rows if rows else 1.0, demanded.schema_compliance
+    few, passed = _limit(0.0, compliant >= least, refused, demanded.allow_rows, rows)
     yield Figure(
         "schema_compliance",
         "check",
         checked=rows,
-        failed=found.refused,
+        failed=refused,
         measured=compliant,
-        allowed=min(least, 1 - refused),
+        allowed=min(least, 1 - few),
         passed=passed,
     )
     yield Figure(
@@ -100,40 +111,40 @@ def _checks(
         allowed=float(demanded.freshness),
         passed=age < demanded.freshness,
     )
-    average = found.total / rows if rows else float(BEST_SCORE)
-    yield Figure(SCORE, "check", checked=rows, failed=found.flawed, measured=average)
-    yield Figure(QUARANTINED, "check", checked=rows, failed=found.quarantined)
+    average = totals.total / rows if rows else float(BEST_SCORE)
+    yield Figure(SCORE, "check", checked=rows, failed=totals.flawed, measured=average)
+    yield Figure(QUARANTINED, "check", checked=rows, failed=totals.quarantined)
 
 
-def _judged(limit: float, met: bool, failed: int, few: int, checked: int) -> tuple[float, bool]:
-    """The share of the checked rows that may fail, and whether no more do.
+def _limit(
+    share: float, met: bool, failed: int, allow_rows: int, checked: int
+) -> tuple[float, bool]:
+    """The share of the checked rows that may fail, and whether no more fail.
 
     Args:
-        limit: the share that may.
-        met: whether no more than that share fails, or less where it is to be less.
+        share: the share that may fail by the config.
+        met: whether no more than that share fails (or less, where the limit excludes it).
         failed: how many rows fail.
-        few: how many rows may, whatever their share is.
+        allow_rows: how many rows may fail whatever their share is.
         checked: how many rows there are.
     """
-    return max(limit, min(few / max(checked, 1), 1.0)), met or failed <= few
+    return max(share, min(allow_rows / max(checked, 1), 1.0)), met or failed <= allow_rows
 
 
-def _duplicates(quality: QualityRules, found: QualityTotals, demanded: QualitySettings) -> Figure:
-    """Rows beyond the first of each key, or, without one, beyond the first that is the same."""
-    if not quality.distinct:
-        return _doubles(found.rows, 0, demanded, "proven")
-    prints = np.sort(np.frombuffer(b"".join(found.prints), np.uint64))
-    # The same rows have the same fingerprint, so a share of all fingerprints tells of all.
-    again = int(np.count_nonzero(prints[1:] == prints[:-1])) * quality.distinct
-    how = "rows" if quality.distinct == 1 else "estimated"
-    return _doubles(found.rows, min(again, found.rows), demanded, how)
-
-
-def _doubles(checked: int, failed: int, demanded: QualitySettings, evaluation: str) -> Figure:
+def _duplicates_figure(
+    quality: QualityRules, totals: QualityTotals, demanded: QualitySettings
+) -> Figure:
+    """Rows beyond the first of each key or, without a key, beyond the first equal row."""
+    checked, failed, evaluation = totals.rows, 0, "proven"
+    if quality.distinct:
+        prints = np.sort(np.frombuffer(b"".join(totals.prints), np.uint64))
+        # Equal rows have equal fingerprints, so that a sample of all fingerprints is enough.
+        repeated = int(np.count_nonzero(prints[1:] == prints[:-1])) * quality.distinct
+        failed = min(repeated, checked)
+        evaluation = "rows" if quality.distinct == 1 else "estimated"
     share = failed / max(checked, 1)
-    # None at all is below every limit.
     met = share < demanded.duplicates
-    allowed, passed = _judged(demanded.duplicates, met, failed, demanded.allow_rows, checked)
+    allowed, passed = _limit(demanded.duplicates, met, failed, demanded.allow_rows, checked)
     return Figure(
         "duplicates",
         "check",
@@ -146,56 +157,57 @@ def _doubles(checked: int, failed: int, demanded: QualitySettings, evaluation: s
     )
 
 
-def against(figures: Sequence[Figure]) -> str:
-    """What speaks against landing these rows, "" if nothing does: checks that are not met, and
-    rules of severity high or critical that more rows break than may.
+def reasons_to_refuse(figures: Sequence[Figure]) -> str:
+    """Why these rows must not be written, "" if they may: checks that are not met, and rules of
+    severity high or critical that more rows break than allowed.
 
-    Freshness is none of it: what took long to read would be no fresher for being left out.
+    Freshness is not one of the checks: refusing late rows would not make the table fresher.
     """
-    bad = [
+    unmet = [
         figure
         for figure in figures
         if figure.passed is False
         and figure.rule != FRESHNESS
         and (figure.origin == "check" or figure.severity in _SEVERE)
     ]
-    said = [_said(figure, figures) for figure in bad[:_NAMED]]
-    if len(bad) > _NAMED:
-        said.append(f"and {len(bad) - _NAMED} more")
-    return "; ".join(said)
+    reasons = [_reason(figure, figures) for figure in unmet[:_MAX_NAMES]]
+    if len(unmet) > _MAX_NAMES:
+        reasons.append(f"and {len(unmet) - _MAX_NAMES} more")
+    return "; ".join(reasons)
 
 
-def emptiest(figures: Sequence[Figure]) -> str:
-    """The columns with the most NULLs, with how many of their values are."""
+def columns_with_most_nulls(figures: Sequence[Figure]) -> str:
+    """The columns with the most NULLs, and their numbers of NULLs."""
     columns = [f for f in figures if f.rule == NULLS and f.column and f.failed]
     columns.sort(key=lambda figure: (-(figure.failed or 0), figure.column))
-    said = [f"{f.column} ({f.failed:,} of {f.checked:,})" for f in columns[:_NAMED]]
-    left = len(columns) - _NAMED
-    return ", ".join([*said, *([f"and {left} more"] if left > 0 else [])])
+    listed = [f"{f.column} ({f.failed:,} of {f.checked:,})" for f in columns[:_MAX_NAMES]]
+    if len(columns) > _MAX_NAMES:
+        listed.append(f"and {len(columns) - _MAX_NAMES} more")
+    return ", ".join(listed)
 
 
-def _said(figure: Figure, figures: Sequence[Figure]) -> str:
-    what = f"{figure.failed:,} of {figure.checked:,}"
+def _reason(figure: Figure, figures: Sequence[Figure]) -> str:
+    count = f"{figure.failed:,} of {figure.checked:,}"
     if figure.kind != "check":
-        return f"{what} rows break the rule {figure.rule!r}"
+        return f"{count} rows break the rule {figure.rule!r}"
     if figure.rule == "schema_compliance":
-        return f"{what} rows have values that Delta cannot hold"
+        return f"{count} rows have values that Delta cannot store"
     if figure.rule == "duplicates":
-        return f"{what} rows are duplicates, not below {figure.allowed:.2%}"
+        return f"{count} rows are duplicates, not below {figure.allowed:.2%}"
     return (
-        f"{what} values are NULL, not below {figure.allowed:.2%}, most of them in"
-        f" {emptiest(figures)}"
+        f"{count} values are NULL, not below {figure.allowed:.2%}, most of them in"
+        f" {columns_with_most_nulls(figures)}"
     )
 
 
-def enter(place: Place, graded: Iterable[Graded]) -> None:
-    """Enters how tables fared into the book at ``place``.
+def record_figures(place: Place, graded: Iterable[TableFigures]) -> None:
+    """Appends the figures of tables to ``governance.quality`` at ``place``.
 
     Raises:
-        LakeError, LakeUnreachable: it cannot be written.
+        LakeError, LakeUnreachable: they cannot be written.
     """
     tables = list(graded)
     if not tables:
         return
     batch = tables[-1].stamp.batch_id
-    writer.append_rows(place, book.COLUMNS, book.frame(tables), batch)
+    writer.append_rows(place, quality_table.COLUMNS, quality_table.frame(tables), batch)

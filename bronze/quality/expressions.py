@@ -1,4 +1,4 @@
-"""Rules as polars expressions over the source's column names, true for rows that keep them."""
+"""Rules as polars expressions over the source's column names, true for rows that meet them."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Unfit(Exception):
     """Why a rule cannot be used."""
 
 
-def of_rule(rule: RuleSettings, column: Column) -> pl.Expr:
-    """A rule about one column.
+def condition_of(rule: RuleSettings, column: Column) -> pl.Expr:
+    """The expression of a rule about one column.
 
     Raises:
-        Unfit: it cannot be used on this column.
+        Unfit: the rule cannot be used on this column.
     """
     value = pl.col(column.name)
     if rule.not_null:
@@ -38,12 +38,12 @@ def of_rule(rule: RuleSettings, column: Column) -> pl.Expr:
     if rule.range is not None:
         return _range(rule.range, column)
     if rule.accepted_values is not None:
-        values = [_typed(column, given) for given in rule.accepted_values]
+        values = [_typed(column, accepted) for accepted in rule.accepted_values]
         return value.is_in(pl.Series(values, dtype=dtype(column.kind)).implode())
     if rule.freshness is not None:
         return _fresh(column, rule.freshness)
     if column.kind.name != "string":
-        raise Unfit(f"column {column.name} is no text but {column.kind}")
+        raise Unfit(f"column {column.name} is not text but {column.kind}")
     if rule.pattern is not None:
         return value.str.contains(rule.pattern)
     if rule.length is None:
@@ -73,7 +73,7 @@ def _range(bounds: Bounds, column: Column) -> pl.Expr:
         raise Unfit(f"{_NEVER}: no value of {column.source_type} is in that range")
     if low is not None and high is not None and low > high:
         raise Unfit(f"{_NEVER}: min is more than max")
-    # A bound that no value of the type reaches would not fit into it.
+    # A bound beyond the values of the type does not fit into the type.
     low = max(low, least) if low is not None and least is not None else low
     high = min(high, most) if high is not None and most is not None else high
     value = pl.col(column.name)
@@ -83,7 +83,7 @@ def _range(bounds: Bounds, column: Column) -> pl.Expr:
 
 
 def _limits(kind: DeltaType) -> tuple[Any, Any]:
-    """The least and the most that a value of a kind can be, None where there is none."""
+    """The smallest and the largest value of a type, None if it has no such limit."""
     if kind.name in _BITS:
         return -(2 ** _BITS[kind.name]), 2 ** _BITS[kind.name] - 1
     if kind.name == "decimal":
@@ -93,14 +93,14 @@ def _limits(kind: DeltaType) -> tuple[Any, Any]:
 
 
 def _typed(column: Column, value: Any, rounding: str | None = None) -> Any:
-    """A value of the config as one of the column's kind, rounded into a range where need be."""
+    """A value of the config in the column's type; a bound is rounded into the range."""
     reader = _READERS.get(column.kind.name)
     if reader is None:
         raise Unfit(f"column {column.name} is {column.kind}, which has no values to compare with")
-    found = reader(column.kind, value, rounding)
-    if found is None:
-        raise Unfit(f"{value!r} is no value of column {column.name}, which is {column.kind}")
-    return found
+    typed = reader(column.kind, value, rounding)
+    if typed is None:
+        raise Unfit(f"{value!r} is not a value of column {column.name}, which is {column.kind}")
+    return typed
 
 
 _CONTEXT = Context(prec=80)
@@ -110,14 +110,14 @@ def _decimal(kind: DeltaType, value: Any, rounding: str | None) -> Decimal | Non
     if isinstance(value, bool) or not isinstance(value, (int, float, str, Decimal)):
         return None
     try:
-        # A float means what it looks like.
-        given = Decimal(str(value))
+        # A float means the number that is written in the config.
+        number = Decimal(str(value))
     except ArithmeticError:
         return None
-    if not given.is_finite():
+    if not number.is_finite():
         return None
-    exact = given.quantize(Decimal(1).scaleb(-kind.scale), rounding, _CONTEXT)
-    return exact if rounding or (exact == given and abs(exact) <= _limits(kind)[1]) else None
+    exact = number.quantize(Decimal(1).scaleb(-kind.scale), rounding, _CONTEXT)
+    return exact if rounding or (exact == number and abs(exact) <= _limits(kind)[1]) else None
 
 
 def _integer(kind: DeltaType, value: Any, rounding: str | None) -> int | None:
@@ -183,8 +183,8 @@ _PARTS = {
     "Ternary": ("predicate", "truthy", "falsy"),
     "Cast": ("expr",),
 }
-# Functions that look at one row alone, as polars' JSON calls them; of a family without names all
-# do but those that are named here as looking further.
+# Functions of one row, by their names in polars' JSON. Of these families all functions are, except
+# for those that are listed.
 _FAMILIES: Mapping[str, Collection[str]] = {
     "Sql": (),
     "StringExpr": ("ConcatVertical",),
@@ -192,7 +192,7 @@ _FAMILIES: Mapping[str, Collection[str]] = {
     "BinaryExpr": (),
     "ListExpr": (),
 }
-_ALONE = {
+_ROW_FUNCTIONS = {
     "IsNull", "IsNotNull", "IsFinite", "IsInfinite", "IsNan", "IsNotNan", "IsBetween", "IsIn",
     "IsClose", "AnyHorizontal", "AllHorizontal", "Not", "Abs", "Sign", "Floor", "Ceil", "Round",
     "RoundSF", "Clip", "Pow", "Sqrt", "Log", "Log1p", "Exp", "Negate", "Coalesce", "FillNull",
@@ -201,30 +201,30 @@ _ALONE = {
 }  # fmt: skip
 
 
-def checked(holds: pl.Expr, schema: Mapping[str, Any]) -> tuple[str, ...]:
-    """The columns that an expression of the user's looks at.
+def columns_of(condition: pl.Expr, schema: Mapping[str, Any]) -> tuple[str, ...]:
+    """The columns that a condition of the user reads.
 
     Raises:
-        Unfit: it looks at columns that are not there or at other rows, or is no condition.
+        Unfit: it reads missing columns or other rows, or is not a condition.
     """
-    used = tuple(dict.fromkeys(holds.meta.root_names()))
+    used = tuple(dict.fromkeys(condition.meta.root_names()))
     unknown = [name for name in used if name not in schema]
     if unknown:
         raise Unfit(f"there is no column {unknown[0]}")
     if not used:
         raise Unfit("it names no column")
-    # Of its types polars is sure only once it has been evaluated.
-    nothing = pl.DataFrame({name: [None] for name in schema}, schema=dict(schema))
+    # Only by evaluating it polars knows its type for certain.
+    row = pl.DataFrame({name: [None] for name in schema}, schema=dict(schema))
     try:
-        found = nothing.select(holds).schema
+        schema_of_result = row.select(condition).schema
     except pl.exceptions.PolarsError as error:
         raise Unfit(_first_line(error)) from None
-    if found.dtypes() != [pl.Boolean]:
-        kinds = ", ".join(str(kind) for kind in found.dtypes())
-        raise Unfit(f"it is no condition: its value is {kinds}, not Boolean")
-    outside = _outside(json.loads(holds.meta.serialize(format="json")))
-    if outside:
-        raise Unfit(f"it looks at other rows, or does not say that it does not ({outside})")
+    if schema_of_result.dtypes() != [pl.Boolean]:
+        types = ", ".join(str(dtype) for dtype in schema_of_result.dtypes())
+        raise Unfit(f"it is not a condition: its value is {types}, not Boolean")
+    part = _part_beyond_row(json.loads(condition.meta.serialize(format="json")))
+    if part:
+        raise Unfit(f"it reads other rows, or may do so ({part})")
     return used
 
 
@@ -232,33 +232,33 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0].rstrip(".")
 
 
-def _outside(node: Any) -> str:
-    """The part of an expression (as polars' JSON has it) that may look beyond its row, or ""."""
+def _part_beyond_row(node: Any) -> str:
+    """The part of an expression (in polars' JSON) that may read other rows, or ""."""
     if not isinstance(node, dict):
         return str(node)
-    ((what, inner),) = node.items()
-    if what in ("Column", "Literal"):
+    ((kind, inner),) = node.items()
+    if kind in ("Column", "Literal"):
         return ""
-    if what == "Alias":
-        return _outside(inner[0])
-    if what == "Function":
-        family, name = _named(inner["function"])
-        known = family in _ALONE or (family in _FAMILIES and name not in _FAMILIES[family])
-        if not known and not (family in ("", "Boolean") and name in _ALONE):
+    if kind == "Alias":
+        return _part_beyond_row(inner[0])
+    if kind == "Function":
+        family, name = _family_and_name(inner["function"])
+        known = family in _ROW_FUNCTIONS or (family in _FAMILIES and name not in _FAMILIES[family])
+        if not known and not (family in ("", "Boolean") and name in _ROW_FUNCTIONS):
             return name or family
-        return _first(inner["input"])
-    if what in _PARTS:
-        return _first([inner[part] for part in _PARTS[what]])
-    return str(what)
+        return _first_beyond_row(inner["input"])
+    if kind in _PARTS:
+        return _first_beyond_row([inner[part] for part in _PARTS[kind]])
+    return str(kind)
 
 
-def _named(function: Any) -> tuple[str, str]:
-    """A function's family, if it has one, and its name."""
+def _family_and_name(function: Any) -> tuple[str, str]:
+    """The family of a function, "" if it has none, and its name."""
     if isinstance(function, str):
         return "", function
     ((family, name),) = function.items()
     return family, next(iter(name), "") if isinstance(name, (dict, list)) else str(name)
 
 
-def _first(nodes: Sequence[Any]) -> str:
-    return next((found for node in nodes if (found := _outside(node))), "")
+def _first_beyond_row(nodes: Sequence[Any]) -> str:
+    return next((part for node in nodes if (part := _part_beyond_row(node))), "")

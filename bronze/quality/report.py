@@ -1,37 +1,42 @@
-"""How the tables in the lake fare: the latest figures of each, and how they came to be so.
+"""How good the rows of the Bronze tables are: the latest figures of each table, and earlier runs.
 
-It needs the lake alone. How fresh a table is, is measured anew: by the moment of the source that
-its last run has brought, or, for a table that is streamed, that its stream has recorded.
+Only the lake is read. The age of a table is measured now: from the moment of the source that its
+last run loaded or, for a streamed table, that its stream recorded.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import polars as pl
+import pyarrow as pa
 
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta import files, log, properties, store
 from bronze.delta.log import State
+from bronze.delta.properties import TableProperties
 from bronze.errors import ConfigError
-from bronze.governance.tables import quality as book
+from bronze.governance.json_values import json_value
+from bronze.governance.tables import quality as quality_table
 from bronze.governance.tables import streams
 from bronze.governance.tables.quality import Figure
 from bronze.model.files import StoredFile
+from bronze.model.locations import TableName
+from bronze.model.results import Shown
 from bronze.quality import checks
-from bronze.tables import evolution
 from bronze.tables.naming import short_name
 
-# Of a stream's records only so many files are looked into, from the newest on.
-_RECORDS = 20
+# How many of the newest files of stream records are read.
+_STREAM_FILES = 20
 
 
 @dataclass(frozen=True)
 class Run:
-    """How the rows of one run fared; ``unmet`` counts the rules and checks that were not met."""
+    """The figures of one run; ``unmet`` counts the rules and checks that were not met."""
 
     batch_id: str
     evaluated: datetime
@@ -48,8 +53,8 @@ class Run:
 class TableQuality:
     """One table: its runs, newest first, and the figures of the newest.
 
-    ``age`` is how old the source's state is that the table holds, in seconds; it is to be below
-    ``allowed``.
+    ``age`` is the time in seconds since the moment of the source that the table shows; it has to
+    be below ``allowed``.
     """
 
     table: str
@@ -61,19 +66,19 @@ class TableQuality:
 
     @property
     def fresh(self) -> bool:
-        """Whether it is as fresh as demanded."""
+        """Whether the age is allowed."""
         return self.age < self.allowed
 
     @property
     def unmet(self) -> tuple[Figure, ...]:
-        """The figures of the newest run that are not as demanded."""
+        """The figures of the newest run that do not meet the demands, but for freshness."""
         return tuple(f for f in self.figures if f.passed is False and f.rule != checks.FRESHNESS)
 
 
-@dataclass(frozen=True)
-class QualityReport:
-    """How tables fare; ``missing`` are Bronze tables that there are no figures of, ``lake`` is
-    where it was looked for them.
+@dataclass(frozen=True, repr=False)
+class QualityReport(Shown):
+    """The quality of tables; ``missing`` are Bronze tables without figures, ``lake`` is the root of
+    the lake that was searched.
     """
 
     tables: tuple[TableQuality, ...]
@@ -82,165 +87,175 @@ class QualityReport:
 
     @property
     def exit_code(self) -> int:
-        """0: all is as demanded; 1: something is not, or there are no figures of it."""
+        """0: all demands are met; 1: some are not, or a table has no figures."""
         unmet = any(table.unmet or not table.fresh for table in self.tables)
         return 1 if unmet or self.missing or not self.tables else 0
 
+    def _row(self, item: TableQuality) -> Mapping[str, Any]:
+        latest = asdict(item.runs[0]) if item.runs else {}
+        rules = [figure.rule for figure in item.unmet]
+        return {"table": item.table, "target": item.target, **latest, "unmet": rules}
+
 
 def quality(settings: Settings, tables: Sequence[str] = (), trend: int = 1) -> QualityReport:
-    """How tables fare.
+    """Reads the quality of tables.
 
     Args:
         settings: the config.
-        tables: names of the source's tables, or of Bronze tables; none takes all that there are.
-        trend: how many of the last runs are told.
+        tables: names of the source's tables, or of Bronze tables; all tables without any.
+        trend: how many of the last runs to report.
 
     Raises:
         ConfigError: there are no figures of such a table.
         LakeError, LakeUnreachable: the lake cannot be read.
     """
-    state = log.read(settings.place(GOVERNANCE, book.NAME))
-    frame = (
-        _read(state, state.files) if state else pl.DataFrame(schema=dict.fromkeys(_KEYS, pl.String))
-    )
-    found = [
-        _Recorded(str(source), *_original(settings, str(source), str(target)), str(target), records)
-        for (source, target), records in _ours(settings, frame)
-        .partition_by(_KEYS, as_dict=True)
-        .items()
-    ]
-    unknown = [name for name in tables if not any(name in one.names for one in found)]
+    state = log.read(settings.place(GOVERNANCE, quality_table.NAME))
+    recorded = _recorded_tables(settings, _read(state, state.files)) if state else []
+    unknown = [name for name in tables if not any(name in one.names for one in recorded)]
     if unknown:
         raise ConfigError(
             f"There are no figures of a table {unknown[0]} in {settings.lake.root}.",
-            hint="They are entered by `bronze run` and `bronze stream`. There are those of"
-            f" {', '.join(sorted(one.target for one in found)) or 'none'}.",
+            hint="`bronze run` and `bronze stream` record them. There are those of"
+            f" {', '.join(sorted(one.target for one in recorded)) or 'none'}.",
         )
-    recorded = _recorded(settings)
-    fared = tuple(
-        _table(settings, one, recorded.get(one.target), trend)
-        for one in sorted(found, key=lambda one: (one.source, one.target))
+    reached = _streamed_moments(settings)
+    selected = tuple(
+        _table_quality(settings, one, reached.get(one.target), trend)
+        for one in sorted(recorded, key=lambda one: (one.source, one.target))
         if not tables or set(one.names) & set(tables)
     )
-    missing = () if tables else tuple(_without_figures(settings, [one.target for one in found]))
-    return QualityReport(fared, missing, settings.lake.root)
+    targets = [one.target for one in recorded]
+    missing = () if tables else tuple(_without_figures(settings, targets))
+    return QualityReport(selected, missing, settings.lake.root)
 
 
 def _without_figures(settings: Settings, targets: Sequence[str]) -> Iterator[str]:
-    """The Bronze tables in the lake that are none of these."""
+    """The Bronze tables in the lake other than these."""
     schema = settings.lake.schema_
-    known = {target.removeprefix(f"{schema}.") for target in targets}
     for name in store.folders(settings.place(schema, "")):
-        if name not in known:
+        target = TableName(schema, name).label
+        if target not in targets:
             state = log.read(settings.place(schema, name))
             if state is not None and properties.TABLE in state.properties:
-                yield f"{schema}.{name}"
-
-
-_KEYS = ["source_table", "target_table"]
+                yield target
 
 
 @dataclass(frozen=True)
-class _Recorded:
-    """The figures of one table: ``source`` is the label of the source's table, of which ``schema``
-    and ``name`` are the parts; ``target`` the Bronze table's full name.
+class _RecordedTable:
+    """The figures of one table, newest first. ``source`` is the label of the source's table, in
+    ``schema`` of the source ``system``; ``target`` is the Bronze table's full name.
     """
 
+    system: str
     source: str
     schema: str
-    name: str
     target: str
     records: pl.DataFrame
 
     @property
-    def short(self) -> str:
-        """The Bronze table's name within its schema."""
-        return short_name(self.target)
+    def name(self) -> str:
+        """The name of the source's table without its schema."""
+        return self.source[len(self.schema) + 1 :]
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names that it may be asked for by."""
-        return self.source, self.name, self.target, self.short
+        """The names by which arguments may call it."""
+        return self.source, self.name, self.target, short_name(self.target)
 
 
-def _ours(settings: Settings, records: pl.DataFrame) -> pl.DataFrame:
-    """The records of this config's Bronze tables, each under its full name."""
-    target, mine = pl.col("target_table"), f"{settings.lake.schema_}."
-    full = target.str.contains(".", literal=True)
-    return records.with_columns(pl.when(full).then(target).otherwise(pl.lit(mine) + target)).filter(
-        target.str.starts_with(mine)
+def _recorded_tables(settings: Settings, records: pl.DataFrame) -> list[_RecordedTable]:
+    """The tables of this config with figures."""
+    newest = _with_full_names(settings, records).sort(
+        "evaluated_timestamp", descending=True, maintain_order=True
     )
+    tables = []
+    for (source, target), own in newest.partition_by(
+        ["source_table", "target_table"], as_dict=True
+    ).items():
+        label, name, system = str(source), str(target), str(own["source_system"][0])
+        schema = _schema_of(settings, system, label, name)
+        tables.append(_RecordedTable(system, label, schema, name, own))
+    return tables
 
 
-def _original(settings: Settings, label: str, target: str) -> tuple[str, str]:
-    """The schema and the name of the source's table with a label."""
-    if label.count(".") > 1:
-        # Either has dots: the Bronze table knows which.
+def _with_full_names(settings: Settings, records: pl.DataFrame) -> pl.DataFrame:
+    """The records of this config's Bronze tables, each under its full name."""
+    target, prefix = pl.col("target_table"), f"{settings.lake.schema_}."
+    is_full = target.str.contains(".", literal=True)
+    full = pl.when(is_full).then(target).otherwise(pl.lit(prefix) + target)
+    return records.with_columns(full).filter(target.str.starts_with(prefix))
+
+
+def _schema_of(settings: Settings, system: str, label: str, target: str) -> str:
+    """The schema of a table of the source. Its name, and that of the table, may have dots."""
+    source = settings.source.get(system)
+    schemas = [name for name in source.schema_ if label.startswith(f"{name}.")] if source else []
+    if len(schemas) != 1 and label.count(".") > 1:
+        # The config does not decide it; the Bronze table does if it is there.
         state = log.read(settings.place(settings.lake.schema_, short_name(target)))
-        known = evolution.table_of(state.properties) if state else ("", "")
-        if ".".join(known) == label:
-            return known
-    schema, _, name = label.partition(".")
-    return schema, name
+        known = TableProperties.read(state.properties if state else {})
+        if known.label == label:
+            return known.schema
+    return schemas[0] if schemas else label.partition(".")[0]
 
 
 def _read(state: State, stored: Sequence[StoredFile]) -> pl.DataFrame:
-    names = [name for name, _ in state.columns]
-    frames = [
-        pl.DataFrame(table)
+    empty = files.conform(pa.table({}), state.columns, {}, 0)
+    parts = (
+        part
         for file in stored
-        for _, table in files.parts(files.opened(state.place, file), state.columns)
-    ]
-    return pl.concat(frames) if frames else pl.DataFrame(schema=names)
+        for _, part in files.parts(files.open_parquet(state.place, file), state.columns)
+    )
+    return pl.concat([pl.DataFrame(part) for part in (empty, *parts)])
 
 
-def _recorded(settings: Settings) -> dict[str, datetime]:
-    """For tables that are streamed, by their full names, the moment of the source that they have
-    reached. What earlier releases recorded under a name alone is of this config's table only where
-    this config's stream has recorded it.
+def _streamed_moments(settings: Settings) -> dict[str, datetime]:
+    """For streamed tables, by their full names, the moment of the source that they show. Earlier
+    releases recorded the name alone: such a record counts if this config's stream wrote it.
     """
     state = log.read(settings.place(GOVERNANCE, streams.NAME))
     if state is None:
         return {}
     newest = sorted(state.files, key=lambda file: files.batch_of(file.path) or "", reverse=True)
-    found: dict[str, datetime] = {}
-    records = _read(state, newest[:_RECORDS]).sort("recorded_timestamp")
-    own = {(settings.stream.names(source)[0], source) for source in settings.source}
-    for stream, source, at, lag, tables in records.select(
+    records = _read(state, newest[:_STREAM_FILES]).sort("recorded_timestamp")
+    streams_here = {(settings.stream.names(source)[0], source) for source in settings.source}
+    moments: dict[str, datetime] = {}
+    for stream, source, recorded, lag, tables in records.select(
         "stream", "source_system", "recorded_timestamp", "lag_seconds", "tables"
     ).iter_rows():
-        for name in json.loads(tables):
+        for name in json_value(tables, streams.NAME, dict):
             if "." in name:
-                found[name] = at - timedelta(seconds=lag)
-            elif (stream, source) in own:
-                found[f"{settings.lake.schema_}.{name}"] = at - timedelta(seconds=lag)
-    return found
+                moments[name] = recorded - timedelta(seconds=lag)
+            elif (stream, source) in streams_here:
+                target = TableName(settings.lake.schema_, name).label
+                moments[target] = recorded - timedelta(seconds=lag)
+    return moments
 
 
-def _table(
-    settings: Settings, one: _Recorded, recorded: datetime | None, trend: int
+def _table_quality(
+    settings: Settings, table: _RecordedTable, streamed: datetime | None, trend: int
 ) -> TableQuality:
-    records = one.records
-    newest = records.sort("evaluated_timestamp", descending=True, maintain_order=True)
-    batches = newest["batch_id"].unique(maintain_order=True).head(max(trend, 1))
-    runs = [newest.filter(pl.col("batch_id") == batch) for batch in batches]
-    system = newest["source_system"][0]
+    records = table.records
+    batches = records["batch_id"].unique(maintain_order=True).head(max(trend, 1))
+    runs = [records.filter(pl.col("batch_id") == batch) for batch in batches]
     landed = records.filter("landed")["as_of_timestamp"].max()
-    moments = [at for at in (landed, recorded) if isinstance(at, datetime)]
+    moments = [moment for moment in (landed, streamed) if isinstance(moment, datetime)]
     age = (datetime.now(UTC) - max(moments)).total_seconds() if moments else float("inf")
+    own = settings.table(table.system, table.schema, table.name)
     return TableQuality(
-        table=one.source,
-        target=one.target,
+        table=table.source,
+        target=table.target,
         runs=tuple(_run(rows) for rows in runs),
         figures=tuple(_figure(row) for row in runs[0].to_dicts()),
         age=age,
-        allowed=settings.demanded(settings.table(system, one.schema, one.name)).freshness,
+        allowed=settings.demanded(own).freshness,
     )
 
 
 def _run(rows: pl.DataFrame) -> Run:
-    score = rows.filter(pl.col("rule") == checks.SCORE, pl.col("kind") == "check").to_dicts()[0]
-    low = rows.filter(pl.col("rule") == checks.QUARANTINED, pl.col("kind") == "check").to_dicts()[0]
+    check = pl.col("kind") == "check"
+    (score,) = rows.filter(check, pl.col("rule") == checks.SCORE).head(1).to_dicts()
+    (low,) = rows.filter(check, pl.col("rule") == checks.QUARANTINED).head(1).to_dicts()
     return Run(
         batch_id=score["batch_id"],
         evaluated=score["evaluated_timestamp"],
@@ -257,7 +272,8 @@ def _run(rows: pl.DataFrame) -> Run:
 def _figure(row: dict[str, object]) -> Figure:
     names = [name for name in Figure.__dataclass_fields__ if name not in ("column", "examples")]
     examples = tuple(
-        json.dumps(key, ensure_ascii=False) for key in json.loads(str(row["examples"]))
+        json.dumps(key, ensure_ascii=False)
+        for key in json_value(str(row["examples"]), quality_table.NAME, list)
     )
     return Figure(
         **{name: row[name] for name in names},  # type: ignore[arg-type]

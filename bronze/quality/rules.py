@@ -1,8 +1,8 @@
-"""The rules of a table: those of the config, those made in Python, and those that follow from
-PostgreSQL's own constraints.
+"""The rules of a table: those of the config, those added in Python, and those that follow from
+PostgreSQL's constraints.
 
-What PostgreSQL itself sees to is proven, and costs nothing. CHECK constraints are evaluated all the
-same: what they say of the source has to hold for what was carried into Bronze.
+Rules that PostgreSQL enforces are proven, and are not evaluated. CHECK constraints are evaluated
+nevertheless: they must hold for the rows in Bronze too.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import polars as pl
 from bronze.config.quality import RuleSettings
 from bronze.config.settings import Settings
 from bronze.errors import TableRefused
+from bronze.model.locations import TableName
 from bronze.model.quality import ResolvedRule, RuleKind
 from bronze.postgres.catalog.constraints import Check, Constraints
 from bronze.postgres.copy.read import dtype
-from bronze.quality import expressions
-from bronze.quality import scoring as quality
+from bronze.quality import expressions, scoring
 from bronze.quality.expressions import Unfit
 from bronze.tables.evolution import ColumnContract
 from bronze.tables.selection import Target, toml
@@ -33,58 +33,60 @@ def criteria(
     key: Sequence[str],
     known: Constraints,
 ) -> tuple[ResolvedRule, ...]:
-    """All rules of a table. Those that span rows have still to be asked of PostgreSQL.
+    """All rules of a table; PostgreSQL evaluates those that span rows (see `set_rules`).
 
     Args:
         settings: the config.
         target: the table.
         contract: its columns.
         key: the source's names of its key.
-        known: what PostgreSQL promises.
+        known: its constraints in PostgreSQL.
 
     Raises:
-        TableRefused: a rule names a column that is not there, or cannot be used on it.
+        TableRefused: a rule names a missing column, or cannot be used on the column.
     """
-    found: dict[str, ResolvedRule] = {}
+    resolved: dict[str, ResolvedRule] = {}
     for rule in target.settings.rules:
-        found[rule.called] = _configured(target, contract, key, known, rule)
+        resolved[rule.called] = _config_rule(target, contract, key, known, rule)
     for name in target.names:
-        for made in settings.added.get(name, ()):
-            if made.name in found:
-                raise _refused(target, made.name, "another rule has that name")
-            expression = quality.expression(made.holds)
-            found[made.name] = _checked(target, contract, made, expression)
+        for added in settings.added.get(name, ()):
+            if added.name in resolved:
+                raise _refusal(target, added.name, "another rule has that name")
+            expression = scoring.expression(added.holds)
+            resolved[added.name] = _expression_rule(target, contract, added, expression)
     if settings.demanded(target.settings).derive:
-        for derived in _derived(contract, key, known):
-            found.setdefault(derived.name, derived)
-    return tuple(found.values())
+        for derived in _derived_rules(contract, key, known):
+            resolved.setdefault(derived.name, derived)
+    return tuple(resolved.values())
 
 
 def fingerprint(settings: Settings, target: Target, criteria: Sequence[ResolvedRule]) -> str:
-    """What tells whether rows would be scored as they were before."""
-    said = [rule.model_dump_json() for rule in target.settings.rules]
-    # What PostgreSQL proves costs no row a point.
+    """A hash of all that the scores of rows depend on."""
+    parts = [rule.model_dump_json() for rule in target.settings.rules]
+    # A proven rule lowers no score.
     scoring = [c for c in criteria if c.origin != "derived" or c.evaluation != "proven"]
-    said += [f"{c.name} {c.kind} {c.columns} {c.severity} {c.origin}" for c in scoring]
-    said.append(str(settings.demanded(target.settings).threshold))
-    return hashlib.sha256("\n".join(said).encode()).hexdigest()[:16]
+    parts += [f"{c.name} {c.kind} {c.columns} {c.severity} {c.origin}" for c in scoring]
+    parts.append(str(settings.demanded(target.settings).threshold))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def untranslated(target: Target, contract: ColumnContract, known: Constraints) -> tuple[str, ...]:
-    """The names of the CHECK constraints that are left to PostgreSQL alone."""
+def untranslated_checks(
+    target: Target, contract: ColumnContract, known: Constraints
+) -> tuple[str, ...]:
+    """The names of the CHECK constraints that bronze cannot evaluate."""
     return tuple(
-        check.name for check in known.checks if _translated(check, contract, known) is None
+        check.name for check in known.checks if _check_expression(check, contract, known) is None
     )
 
 
-def _translated(check: Check, contract: ColumnContract, known: Constraints) -> pl.Expr | None:
-    # Its parser is loaded where there is something to parse.
+def _check_expression(check: Check, contract: ColumnContract, known: Constraints) -> pl.Expr | None:
+    # Imported here as its parser takes time to load.
     from bronze.postgres.catalog.check_constraints import check_expression
 
     return check_expression(check.text, contract.columns, known.folding)
 
 
-def _refused(target: Target, rule: str, reason: str) -> TableRefused:
+def _refusal(target: Target, rule: str, reason: str) -> TableRefused:
     return TableRefused(
         f"The rule {rule!r} of table {target.label} cannot be used: {reason}.",
         hint=f"Correct it in [[tables.{toml(target.relation.name)}.rules]].",
@@ -92,7 +94,7 @@ def _refused(target: Target, rule: str, reason: str) -> TableRefused:
     )
 
 
-def _configured(
+def _config_rule(
     target: Target,
     contract: ColumnContract,
     key: Sequence[str],
@@ -103,10 +105,10 @@ def _configured(
     present = {column.name: column for column in contract.columns if column.name}
     missing = [name for name in columns if name not in present]
     if missing:
-        raise _refused(target, rule.called, f"there is no column {missing[0]}")
+        raise _refusal(target, rule.called, f"there is no column {missing[0]}")
     if rule.kind == "unique" and not columns:
-        raise _refused(target, rule.called, "the table has no key: name columns")
-    made = ResolvedRule(
+        raise _refusal(target, rule.called, "the table has no key: name columns")
+    resolved = ResolvedRule(
         rule.called,
         rule.kind,
         columns,
@@ -115,56 +117,59 @@ def _configured(
         rule.allow,
         allow_rows=rule.allow_rows,
     )
-    if _proven(target, made, known, rule):
-        return replace(made, evaluation="proven")
+    if _is_proven(target, resolved, known, rule):
+        return replace(resolved, evaluation="proven")
     if rule.expression is not None:
-        return _checked(target, contract, made, pl.sql_expr(rule.expression))
+        return _expression_rule(target, contract, resolved, pl.sql_expr(rule.expression))
     if rule.kind in ("unique", "references"):
         lists = [name for name in columns if present[name].kind.name == "array"]
         if lists:
-            raise _refused(target, rule.called, f"column {lists[0]} is an array")
-        return made
+            raise _refusal(target, rule.called, f"column {lists[0]} is an array")
+        return resolved
     try:
-        return _with(made, expressions.of_rule(rule, present[columns[0]]))
+        return _with_condition(resolved, expressions.condition_of(rule, present[columns[0]]))
     except Unfit as unfit:
-        raise _refused(target, rule.called, str(unfit)) from None
+        raise _refusal(target, rule.called, str(unfit)) from None
 
 
-def _with(criterion: ResolvedRule, holds: pl.Expr) -> ResolvedRule:
-    return replace(criterion, holds=holds.meta.serialize())
+def _with_condition(rule: ResolvedRule, condition: pl.Expr) -> ResolvedRule:
+    return replace(rule, holds=condition.meta.serialize())
 
 
-def _checked(
-    target: Target, contract: ColumnContract, made: ResolvedRule, expression: pl.Expr
+def _expression_rule(
+    target: Target, contract: ColumnContract, rule: ResolvedRule, expression: pl.Expr
 ) -> ResolvedRule:
-    """A rule of an expression that has been tried on the table's columns."""
+    """The rule with an expression that can be used on the table's columns."""
     schema = {column.name: dtype(column.kind) for column in contract.columns if column.name}
     try:
-        used = expressions.checked(expression, schema)
+        used = expressions.columns_of(expression, schema)
     except Unfit as unfit:
-        raise _refused(target, made.name, str(unfit)) from None
-    return replace(_with(made, expression), columns=used)
+        raise _refusal(target, rule.name, str(unfit)) from None
+    return replace(_with_condition(rule, expression), columns=used)
 
 
-def _proven(target: Target, made: ResolvedRule, known: Constraints, rule: RuleSettings) -> bool:
-    if made.kind == "not_null":
-        return made.columns[0] in known.not_null
-    if made.kind == "unique":
-        return any(set(columns) <= set(made.columns) for columns in known.unique)
+def _is_proven(
+    target: Target, resolved: ResolvedRule, known: Constraints, rule: RuleSettings
+) -> bool:
+    """Whether a constraint of PostgreSQL guarantees a rule."""
+    if resolved.kind == "not_null":
+        return resolved.columns[0] in known.not_null
+    if resolved.kind == "unique":
+        return any(set(columns) <= set(resolved.columns) for columns in known.unique)
     if rule.references is not None:
-        pairs = set(zip(made.columns, referred(target, rule), strict=True))
+        pairs = set(zip(resolved.columns, referred(target, rule), strict=True))
         return any(
-            held.proven
-            and rule.references.table in _names(target, held.schema, held.table)
-            and set(zip(held.columns, held.others, strict=True)) == pairs
-            for held in known.references
+            foreign_key.proven
+            and rule.references.table in _names(target, foreign_key.schema, foreign_key.table)
+            and set(zip(foreign_key.columns, foreign_key.others, strict=True)) == pairs
+            for foreign_key in known.references
         )
     return False
 
 
 def _names(target: Target, schema: str, table: str) -> list[str]:
     """The names by which a rule of a table may refer to another one."""
-    full = f"{schema}.{table}"
+    full = TableName(schema, table).label
     return [full, table] if schema == target.relation.schema else [full]
 
 
@@ -172,43 +177,43 @@ def referred(target: Target, rule: RuleSettings) -> tuple[str, ...]:
     """The columns that a rule refers to.
 
     Raises:
-        TableRefused: they are not as many as those that refer to them.
+        TableRefused: their number differs from that of the columns that refer to them.
     """
     if rule.references is None:
         raise TypeError(f"the rule {rule.called} refers to nothing")
     others = rule.references.columns or rule.on
     if len(others) != len(rule.on):
-        raise _refused(target, rule.called, "it refers to another number of columns")
+        raise _refusal(target, rule.called, "it refers to a different number of columns")
     return others
 
 
-def _derived(
+def _derived_rules(
     contract: ColumnContract, key: Sequence[str], known: Constraints
 ) -> Iterator[ResolvedRule]:
-    """What follows from the source's own constraints, and from the type contract."""
+    """The rules that follow from the source's constraints and from the column contract."""
 
     def proven(kind: RuleKind, *columns: str) -> ResolvedRule:
         name = f"{', '.join(columns)} {kind}"
         return ResolvedRule(name, kind, columns, "medium", "derived", evaluation="proven")
 
     if key:
-        # PostgreSQL enforces it, or it was looked at when the run was planned.
+        # PostgreSQL enforces it, or planning has checked it.
         yield proven("unique", *key)
-    taken = {column.name for column in contract.columns}
-    yield from (proven("not_null", name) for name in known.not_null if name in taken)
-    yield from (proven("accepted_values", name) for name, _ in known.enums if name in taken)
+    names = {column.name for column in contract.columns}
+    yield from (proven("not_null", name) for name in known.not_null if name in names)
+    yield from (proven("accepted_values", name) for name, _ in known.enums if name in names)
     for reference in known.references:
-        if taken.issuperset(reference.columns) and (reference.proven or reference.readable):
-            found = ResolvedRule(
+        if names.issuperset(reference.columns) and (reference.proven or reference.readable):
+            rule = ResolvedRule(
                 reference.name, "references", reference.columns, "medium", "derived"
             )
-            yield replace(found, evaluation="proven") if reference.proven else found
+            yield replace(rule, evaluation="proven") if reference.proven else rule
     for check in known.checks:
-        holds = _translated(check, contract, known)
-        if holds is not None:
-            columns = tuple(dict.fromkeys(holds.meta.root_names()))
-            found = ResolvedRule(check.name, "expression", columns, "medium", "derived")
-            yield _with(found, holds)
+        condition = _check_expression(check, contract, known)
+        if condition is not None:
+            columns = tuple(dict.fromkeys(condition.meta.root_names()))
+            rule = ResolvedRule(check.name, "expression", columns, "medium", "derived")
+            yield _with_condition(rule, condition)
     for column in contract.columns:
         if column.name and column.reject:
             name = f"{column.name} schema"

@@ -1,4 +1,4 @@
-"""Rows are held against the rules of their table, in clear, before anything is done to them."""
+"""Scores rows by the rules of their table, in clear text, before columns are protected."""
 
 from __future__ import annotations
 
@@ -24,116 +24,122 @@ from bronze.model.stamp import RowStamp
 from bronze.rows import fingerprint
 
 MOMENT = "\0moment"
-"""The column in which expressions find the moment that freshness is measured from."""
+"""The column with the moment from which expressions measure freshness."""
 
 
 def score_rows(
-    rows: pl.DataFrame, rejected: pl.Series, stamp: RowStamp, wanted: QualityRules
+    rows: pl.DataFrame, rejected: pl.Series, stamp: RowStamp, quality: QualityRules
 ) -> tuple[pl.Series | None, QualityTotals]:
-    """The score of each row, None where all are the best, and how the rows fared.
+    """The score of each row, None if all have the best score, and the counts by rule.
 
     Args:
-        rows: the source's columns, typed, under their target names, in clear.
-        rejected: each row's rejected values as text, NULL where it has none.
-        stamp: says from when freshness is measured.
-        wanted: the rules.
+        rows: the source's columns, typed, under their target names, in clear text.
+        rejected: the rejected values of each row as text, NULL if it has none.
+        stamp: has the moment from which freshness is measured.
+        quality: the rules.
 
     Raises:
         TableRefused: an expression fails on these rows.
     """
-    masks = _masks(rows, rejected, stamp, wanted)
+    masks = _masks(rows, rejected, stamp, quality)
     failed = tuple(0 if mask is None else int(mask.sum()) for mask in masks)
-    found = QualityTotals(
+    totals = QualityTotals(
         rows=rows.height,
         total=BEST_SCORE * rows.height,
         refused=len(rejected) - rejected.null_count(),
         failed=failed,
         examples=tuple(
-            _examples(rows, mask, wanted.key) if mask is not None and count else ()
+            _examples(rows, mask, quality.key) if mask is not None and count else ()
             for mask, count in zip(masks, failed, strict=True)
         ),
-        nulls=tuple(rows[target].null_count() for _, target in wanted.names),
+        nulls=tuple(rows[target].null_count() for _, target in quality.names),
     )
     if not any(failed):
-        return None, found
+        return None, totals
     lost = np.zeros(rows.height, np.int32)
-    for criterion, mask in zip(wanted.criteria, masks, strict=True):
+    for criterion, mask in zip(quality.criteria, masks, strict=True):
         if mask is not None:
             lost += mask.to_numpy() * np.int32(POINTS[criterion.severity])
     scores = pl.Series(np.maximum(BEST_SCORE - lost, 0))
     return scores, replace(
-        found,
+        totals,
         total=int(scores.sum()),
         flawed=int((scores < BEST_SCORE).sum()),
-        quarantined=int((scores < wanted.threshold).sum()),
+        quarantined=int((scores < quality.threshold).sum()),
     )
 
 
-def told_apart(found: QualityTotals, hashes: pl.Series, wanted: QualityRules) -> QualityTotals:
-    """What was found, with the fingerprints by which whole rows are told apart, where asked for."""
-    if not wanted.distinct or not len(hashes):
-        return found
+def with_fingerprints(
+    totals: QualityTotals, hashes: pl.Series, quality: QualityRules
+) -> QualityTotals:
+    """The totals with the fingerprints of rows without a key, by which duplicates are counted."""
+    if not quality.distinct or not len(hashes):
+        return totals
     prints = fingerprint.of_hashes(hashes, 0)
-    kept = prints[prints % np.uint64(wanted.distinct) == 0]
-    return replace(found, prints=(kept.tobytes(),))
+    kept = prints[prints % np.uint64(quality.distinct) == 0]
+    return replace(totals, prints=(kept.tobytes(),))
 
 
 def _masks(
-    rows: pl.DataFrame, rejected: pl.Series, stamp: RowStamp, wanted: QualityRules
+    rows: pl.DataFrame, rejected: pl.Series, stamp: RowStamp, quality: QualityRules
 ) -> list[pl.Series | None]:
-    """For each criterion which rows break it; None where it is not evaluated here."""
-    masks: list[pl.Series | None] = [None] * len(wanted.criteria)
-    evaluated = [i for i, criterion in enumerate(wanted.criteria) if criterion.holds]
+    """For each rule the rows that break it; None if it is not evaluated here."""
+    masks: list[pl.Series | None] = [None] * len(quality.criteria)
+    evaluated = [i for i, criterion in enumerate(quality.criteria) if criterion.holds]
     if evaluated and rows.height:
-        named = rows.select(pl.col(t).alias(s) for s, t in wanted.names) if wanted.renamed else rows
+        named = (
+            rows.select(pl.col(t).alias(s) for s, t in quality.names) if quality.renamed else rows
+        )
         named = named.with_columns(pl.lit(stamp.loaded_at).alias(MOMENT))
-        broken = [_broken(wanted.criteria[i]).alias(str(i)) for i in evaluated]
+        broken = [_broken(quality.criteria[i]).alias(str(i)) for i in evaluated]
         try:
-            found = named.select(broken)
+            results = named.select(broken)
         except pl.exceptions.PolarsError:
-            raise _unfit(named, [wanted.criteria[i] for i in evaluated]) from None
+            raise _failing_rule(named, [quality.criteria[i] for i in evaluated]) from None
         for i in evaluated:
-            masks[i] = found[str(i)]
+            masks[i] = results[str(i)]
     if rejected.null_count() < len(rejected):
-        for i, criterion in enumerate(wanted.criteria):
+        for i, criterion in enumerate(quality.criteria):
             if criterion.rejects:
                 masks[i] = _rejected(rejected, criterion.rejects)
     return masks
 
 
 def _broken(criterion: ResolvedRule) -> pl.Expr:
-    # What is unknown keeps the rule, as in SQL.
+    # NULL meets the rule, as in a CHECK constraint.
     return expression(criterion.holds).not_().fill_null(False)
 
 
 @lru_cache(maxsize=1024)
 def expression(serialised: bytes) -> pl.Expr:
-    """An expression that was serialised."""
+    """The expression of its serialised form."""
     return pl.Expr.deserialize(io.BytesIO(serialised))
 
 
-def _unfit(rows: pl.DataFrame, criteria: Sequence[ResolvedRule]) -> TableRefused:
-    """The error for the expression that failed; polars' own text would quote values."""
+def _failing_rule(rows: pl.DataFrame, criteria: Sequence[ResolvedRule]) -> TableRefused:
+    """The error for the expression that failed, without polars' message, which quotes values."""
     for criterion in criteria:
         try:
             rows.select(_broken(criterion))
         except pl.exceptions.PolarsError as error:
             return TableRefused(
                 f"The rule {criterion.name!r} fails on rows of the table: {type(error).__name__}.",
-                hint="Write it so that it has an answer for every value, for example with TRY_CAST"
+                hint="Write it so that it has a result for every value, for example with TRY_CAST"
                 " instead of CAST.",
             )
-    return TableRefused("A rule fails on rows of the table.", hint="Look at its expression.")
+    return TableRefused(
+        "A rule fails on rows of the table.", hint="Check the expressions of its rules."
+    )
 
 
 def _rejected(lines: pl.Series, column: str) -> pl.Series:
-    """Which rows have a rejected value of a column; see `bronze.postgres.statement`."""
-    begins = pl.escape_regex(json.dumps(column, ensure_ascii=False))
-    return lines.fill_null("").str.contains(rf"(?m)^\[{begins}, ")
+    """Which rows have a rejected value in a column; see `bronze.postgres.statement`."""
+    name = pl.escape_regex(json.dumps(column, ensure_ascii=False))
+    return lines.fill_null("").str.contains(rf"(?m)^\[{name}, ")
 
 
 def _examples(rows: pl.DataFrame, mask: pl.Series, key: Sequence[str]) -> tuple[str, ...]:
-    """The keys of a few of the rows, as JSON objects."""
+    """The keys of some of the rows as JSON objects."""
     if not key:
         return ()
     few = rows.select(key)[mask.arg_true().head(MAX_EXAMPLES)]

@@ -1,1 +1,1 @@
-"""Rows as Bronze has them: their canonical encoding, hashes, and the metadata columns."""
+"""Rows of Bronze tables: canonical encoding, hashes, fingerprints and metadata columns."""

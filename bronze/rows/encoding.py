@@ -85,16 +85,14 @@ class _Part(NamedTuple):
 
 
 def narrowed(values: pl.Series, to: Any) -> tuple[pl.Series, pl.Series]:
-    """Values as another type has them, and which of them it has exactly; what it has not is NULL,
-    or rounded.
-    """
+    """Values cast to another type, and which of them are exact; the others are NULL or rounded."""
     if values.dtype == to:
         return values, pl.repeat(True, len(values), eager=True)
     try:
-        made = values.cast(to, strict=False)
-        return made, made.cast(values.dtype, strict=False).eq_missing(values)
+        narrow = values.cast(to, strict=False)
+        return narrow, narrow.cast(values.dtype, strict=False).eq_missing(values)
     except pl.exceptions.PolarsError:
-        # Other writers may have put there what is nothing like it.
+        # Other writers may have written values of another kind.
         return pl.Series(values.name, [None], to).new_from_index(0, len(values)), values.is_null()
 
 
@@ -142,12 +140,12 @@ def _pack(parts: Sequence[_Part], rows: int) -> pa.LargeBinaryArray:
 def _added_column(number: int, series: pl.Series) -> list[pa.LargeBinaryArray]:
     """The pieces of a column that was added later; all are empty if its value is NULL."""
     rows = len(series)
-    prefix = pa.repeat(pa.scalar(number.to_bytes(2, "big"), pa.large_binary()), rows)
+    prefix = pa.repeat(_scalar(number.to_bytes(2, "big")), rows)
     fixed, *variable = encoding_pieces([series], rows)
     if not series.null_count():
         return [prefix, fixed, *variable]
-    not_null = pa.array(series.is_not_null().to_numpy())
-    empty = pa.scalar(None, pa.large_binary())
+    not_null = series.is_not_null().to_arrow()
+    empty = _scalar(None)
     # Variable parts of NULL are empty already.
     return [*(pc.if_else(not_null, part, empty) for part in (prefix, fixed)), *variable]
 
@@ -156,10 +154,15 @@ def join_pieces(arrays: Sequence[pa.LargeBinaryArray]) -> pa.LargeBinaryArray:
     """The pieces of each row, joined."""
     if len(arrays) == 1:
         return arrays[0]
-    separator = pa.scalar(b"", pa.large_binary())
     return pc.binary_join_element_wise(
-        *arrays, separator, null_handling="replace", null_replacement=""
+        *arrays, _scalar(b""), null_handling="replace", null_replacement=""
     )
+
+
+def _scalar(value: bytes | None) -> pa.LargeBinaryScalar:
+    # pa.scalar and pa.array import pandas where it is installed, which takes 0.3 s.
+    oldest = pl.CompatLevel.oldest()
+    return pl.Series([value], dtype=pl.Binary).to_arrow(compat_level=oldest)[0]
 
 
 def _flags(parts: Sequence[_Part], rows: int) -> npt.NDArray[np.int16]:

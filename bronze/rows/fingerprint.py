@@ -1,7 +1,7 @@
-"""Fingerprints: 64 bits of a row, or of its key, by which large sets of them are compared.
+"""Fingerprints: 64 bits of the hash of a row or of its key, by which large tables are compared.
 
-Two rows may share a fingerprint, if rarely (among 20 million rows once in 100,000 sets): whoever
-compares by them proves the count of rows afterwards.
+Two rows may have the same fingerprint (among 20 million rows once in 100,000 tables): after a
+comparison by fingerprints the count of rows is checked.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ _NIBBLES = np.zeros(256, np.uint8)
 _NIBBLES[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
 
 
-def formed(hashes: pl.Series, digits: int = 2 * _DIGITS) -> pl.Series:
-    """Which hashes have the form of ``row_hash``, or are of another number of hexadecimal digits;
-    other writers put there what they like.
+def is_well_formed(hashes: pl.Series, digits: int = 2 * _DIGITS) -> pl.Series:
+    """Which hashes are well-formed: ``digits`` hexadecimal digits. Other writers may have written
+    anything there.
     """
     return hashes.str.contains(f"^[0-9a-f]{{{digits}}}$").fill_null(False)
 
 
-def plain(hashes: pl.Series, digits: int = 2 * _DIGITS) -> tuple[pl.Series, pl.Series]:
-    """Hashes with zeros for what has not their form, which no row has; and which are `formed`."""
-    known = formed(hashes, digits)
+def with_zeros(hashes: pl.Series, digits: int = 2 * _DIGITS) -> tuple[pl.Series, pl.Series]:
+    """Hashes with zeros, which no row has, for malformed ones; and which are `is_well_formed`."""
+    known = is_well_formed(hashes, digits)
     if known.all():
         return hashes, known
     made = pl.when(known).then(hashes).otherwise(pl.lit("0" * digits)).alias(hashes.name)
@@ -40,7 +40,7 @@ def plain(hashes: pl.Series, digits: int = 2 * _DIGITS) -> tuple[pl.Series, pl.S
 
 
 def of_hashes(hashes: pl.Series, offset: int) -> Fingerprints:
-    """The 16 digits of each ``row_hash`` that begin at ``offset`` (0 to 16), none being NULL."""
+    """The 16 digits of each ``row_hash`` from ``offset`` (0 to 16) on; none may be NULL."""
     if not len(hashes):
         return np.empty(0, np.uint64)
     packed = hashes.str.slice(offset, _DIGITS).to_arrow(compat_level=pl.CompatLevel.oldest())
@@ -51,7 +51,7 @@ def of_hashes(hashes: pl.Series, offset: int) -> Fingerprints:
 
 
 def of_keys(columns: Sequence[pl.Series]) -> Fingerprints:
-    """The fingerprints of keys, whose columns are given: an integer is its own."""
+    """The fingerprints of keys with these columns; a single integer is its own fingerprint."""
     first = columns[0]
     if len(columns) == 1 and first.dtype.is_integer() and not first.null_count():
         return first.cast(pl.Int64).to_numpy().view(np.uint64)
@@ -63,15 +63,15 @@ def of_keys(columns: Sequence[pl.Series]) -> Fingerprints:
 
 
 def total(hashes: pl.Series) -> int:
-    """The sum of the row hashes as two 64-bit numbers, each modulo 2^64, as one of 128 bits.
+    """The sums of both halves of the row hashes, each modulo 2^64, as one number of 128 bits.
 
-    Sums of parts may be added by `added`; rows in another order have the same one.
+    It does not depend on the order of rows; totals of parts are added by `sum_of_totals`.
     """
     high, low = (int(of_hashes(hashes, offset).sum(dtype=np.uint64)) for offset in (0, _DIGITS))
     return high << 64 | low
 
 
-def added(one: int, other: int) -> int:
-    """The total of all rows of which these are the totals of two parts."""
+def sum_of_totals(one: int, other: int) -> int:
+    """The total of all rows, from the totals of two parts."""
     mask = (1 << 64) - 1
     return ((one >> 64) + (other >> 64) & mask) << 64 | ((one & mask) + (other & mask) & mask)

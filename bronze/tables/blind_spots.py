@@ -1,10 +1,11 @@
-"""What by design is not seen of a table: the limits of its kind, its pattern and its columns."""
+"""Blind spots: what is not seen of a table by design, by its kind, pattern and columns."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from bronze.config.settings import Settings, TableSettings
+from bronze.config.settings import Settings
+from bronze.config.tables import TableSettings
 from bronze.model.columns import Column
 from bronze.postgres.catalog.relations import Relation
 from bronze.postgres.copy import incremental, splits
@@ -13,19 +14,19 @@ from bronze.tables import selection
 from bronze.tables.selection import Target
 
 _OF_KINDS = {
-    "view": "what functions that it calls read or call by themselves is not seen",
+    "view": "changes of what functions that it calls read or call are not seen",
     "materialized view": "it shows its source as of the last REFRESH, not as of the snapshot",
-    "foreign table": "it is read from another server, at a moment of its own, not the snapshot's",
+    "foreign table": "it is read from another server as of its own time, not as of the snapshot",
 }
 
 
 def limits(settings: Settings, target: Target, columns: Sequence[Column]) -> tuple[str, ...]:
-    """What of a table, by design, is not seen or not taken, in sentences; none where all of it is.
+    """Sentences about what is not seen or not loaded of a table by design; none if everything is.
 
     Args:
         settings: the config.
         target: the table.
-        columns: those that are taken; none where that is not known.
+        columns: the columns that are loaded; none if they are not known.
     """
     return (
         *_of_source(settings, target),
@@ -39,9 +40,9 @@ def _of_source(settings: Settings, target: Target) -> Iterator[str]:
     if relation.kind in _OF_KINDS:
         yield _OF_KINDS[relation.kind]
     if relation.secured and source.row_security == "apply":
-        yield "rows that row-level security hides from the role are not taken"
+        yield "rows that row-level security hides from the role are not loaded"
     if source.consistency == "per-table" and target.settings.pattern != "streaming":
-        yield "it is read at a moment of its own, not together with other tables"
+        yield "it is read as of its own time, not of that of other tables"
 
 
 def _of_columns(target: Target, columns: Sequence[Column]) -> Iterator[str]:
@@ -51,7 +52,7 @@ def _of_columns(target: Target, columns: Sequence[Column]) -> Iterator[str]:
     taken = {column.name for column in columns}
     lost = [a.name for a in target.relation.attributes if a.name not in out | taken]
     if target.settings.pattern == "streaming" and columns and lost:
-        yield f"the server's log has no generated columns such as these: {', '.join(lost)}"
+        yield f"the write-ahead log does not have these generated columns: {', '.join(lost)}"
 
 
 def _of_pattern(own: TableSettings) -> Iterator[str]:
@@ -62,17 +63,19 @@ def _of_pattern(own: TableSettings) -> Iterator[str]:
     if own.deletes == "ignore":
         yield 'deleted rows are not seen: deletes = "ignore"'
     elif own.deletes != "detect":
-        yield f"deleted rows are looked for every {own.deletes:,} seconds only"
+        yield f"deleted rows are detected every {own.deletes:,} seconds only"
 
 
-def slowly(relation: Relation, version: int) -> tuple[str, ...]:
-    """What keeps a table of the given server from being read in parallel, if its rights do."""
+def ctid_notes(relation: Relation, version: int) -> tuple[str, ...]:
+    """Why a table cannot be read by ranges of pages, if privileges are the reason; ``version`` is
+    that of the server.
+    """
     if not relation.heaps or not relation.readable or "ctid" in relation.system:
         return ()
     if version < splits.CTID_RANGES_VERSION:
         return ()
     table = quoted(relation.schema, relation.name)
     return (
-        "the system column ctid may not be read: rows are read by ranges of the key, or all at"
-        f" once; GRANT SELECT (ctid) ON {table} has them read by ranges of pages",
+        "the system column ctid cannot be read (permission denied): rows are read by ranges of"
+        f" the key, or all at once; GRANT SELECT (ctid) ON {table} to read them by ranges of pages",
     )

@@ -1,4 +1,4 @@
-"""A table of a run, and what all its tasks have in common."""
+"""The context of a table in a run: what all its tasks have in common."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from bronze.config.settings import RunSettings, Settings
 from bronze.errors import BronzeError
 from bronze.model.locations import Origin
 from bronze.model.stamp import RowStamp
-from bronze.postgres.connection.connect import Connection, explain
+from bronze.postgres.connection.connect import Connection
+from bronze.postgres.connection.translation import explain
 from bronze.postgres.copy.snapshot import Snapshot
 from bronze.tables.selection import Target
 
 
 @dataclass(frozen=True)
 class TableContext:
-    """One table of a run: what all its units have in common."""
+    """The context of one table in a run, which all its units share."""
 
     target: Target
-    held: Snapshot
+    snapshot: Snapshot
     origin: Origin
     stamp: RowStamp
     settings: Settings
@@ -34,15 +35,20 @@ class TableContext:
 
 
 def ask_source(context: TableContext, question: Any) -> Any:
-    """Asks in the snapshot's own transaction, which an error must not end."""
-    holder: Connection = context.held.holder
+    """The answer of a function that queries the source in the transaction of the snapshot. An error
+    does not end the transaction.
+
+    Raises:
+        BronzeError: the query failed.
+    """
+    holder: Connection = context.snapshot.holder
     try:
         holder.execute("SAVEPOINT plan")
         answer = question(holder)
         holder.execute("RELEASE SAVEPOINT plan")
     except psycopg.Error as error:
-        mine: BronzeError = explain(error, context.origin, context.target.label)
-        if not mine.retry:
+        failure: BronzeError = explain(error, context.origin, context.target.label)
+        if not failure.retry:
             holder.execute("ROLLBACK TO SAVEPOINT plan; RELEASE SAVEPOINT plan")
-        raise mine from error
+        raise failure from error
     return answer

@@ -1,4 +1,4 @@
-"""Names in the lake: of tables, and which names of columns Delta cannot hold."""
+"""Names of tables in the lake, and of columns that Delta does not allow."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 PREFIX = "bz_"
 
-# Delta refuses these without column mapping, which our readers and writers do not share.
+# Delta refuses these without column mapping, which not all readers and writers support.
 _FORBIDDEN = frozenset(" ,;{}()\n\t=")
 
 
 def table_name(source_name: str) -> str:
-    """``bz_`` and the source's name in lower case, what is no letter or digit being ``_``."""
+    """``bz_`` and the source's name in lower case, with ``_`` for all but letters and digits."""
     name = unicodedata.normalize("NFC", source_name).lower()
     return PREFIX + "".join(c if c.isalnum() else "_" for c in name)
 
 
 def short_name(full_name: str) -> str:
-    """A Bronze table's name without its schema, by which records of governance of earlier versions
-    know it. The lake's schemas have no dots.
+    """The name of a Bronze table without its schema, as governance tables of early versions have
+    it. Schemas of the lake have no dots.
     """
     return full_name.partition(".")[2]
 
 
-def faults(names: Iterable[str], metadata: Collection[str]) -> Mapping[str, str]:
-    """The column names that cannot be, each with the reason.
+def name_faults(names: Iterable[str], metadata: Collection[str]) -> Mapping[str, str]:
+    """The column names that are not possible, each with the reason.
 
     Args:
         names: the columns' names in the Bronze table, in order.
@@ -37,20 +37,20 @@ def faults(names: Iterable[str], metadata: Collection[str]) -> Mapping[str, str]
         other = taken.get(name.lower())
         bad = sorted(_FORBIDDEN.intersection(name))
         if bad:
-            found[name] = f"Delta allows no {' '.join(map(repr, bad))} in a name"
+            found[name] = f"Delta does not allow {' '.join(map(repr, bad))} in a name"
         elif other in metadata:
             found[name] = "bronze adds a column of that name"
         elif other is not None:
-            found[name] = f"Delta takes it for the same as {other!r}"
+            found[name] = f"Delta does not distinguish it from {other!r}"
         taken.setdefault(name.lower(), name)
     return found
 
 
-def renames(names: Sequence[str], metadata: Collection[str]) -> Mapping[str, str]:
-    """A name that can be for each of `faults`, near to the column's own."""
+def proposed_names(names: Sequence[str], metadata: Collection[str]) -> Mapping[str, str]:
+    """A possible name for each of `name_faults`, similar to the column's own."""
     taken = {name.lower() for name in (*names, *metadata)}
     found: dict[str, str] = {}
-    for name in faults(names, metadata):
+    for name in name_faults(names, metadata):
         wanted = "".join("_" if c in _FORBIDDEN else c for c in name)
         if wanted.lower() in metadata:
             wanted = f"source_{wanted}"
@@ -60,7 +60,7 @@ def renames(names: Sequence[str], metadata: Collection[str]) -> Mapping[str, str
 
 
 def free(wanted: str, taken: Collection[str]) -> str:
-    """``wanted``, or with a number behind it, so that its lower case is not among ``taken``."""
+    """``wanted``, with a number appended if its lower case is among ``taken``."""
     number, name = 1, wanted
     while name.lower() in taken:
         number += 1

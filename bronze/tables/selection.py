@@ -1,4 +1,4 @@
-"""From the config and the catalog to targets: which tables are taken, as what, and where to."""
+"""Selection: which tables and columns of the source are loaded, and into which Bronze tables."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from bronze.config.protection import ColumnProtection
-from bronze.config.settings import Settings, TableSettings
+from bronze.config.settings import Settings
+from bronze.config.tables import TableSettings
 from bronze.delta.write.history import KIND
 from bronze.errors import ConfigError, TableRefused
 from bronze.model.anomaly import ANOMALY_COLUMNS
 from bronze.model.columns import KEY_TEXT, Column
-from bronze.model.locations import Place
+from bronze.model.locations import Place, TableName
 from bronze.postgres import statement
 from bronze.postgres.catalog.relations import TABLEOID, Relation, relations, schemas, with_tableoid
 from bronze.postgres.catalog.survey import Personal
 from bronze.postgres.catalog.types import TypeOptions, column_contract
 from bronze.postgres.connection.connect import Connection
 from bronze.rows.metadata import COMMIT_TIMESTAMP, METADATA_COLUMNS
-from bronze.tables.naming import faults, renames, table_name
+from bronze.tables.naming import name_faults, proposed_names, table_name
 
 
 @dataclass(frozen=True)
 class Target:
-    """A table of the source and the Bronze table that it becomes.
+    """A table of the source and its Bronze table.
 
-    ``published`` tells how a publication has it, where it is streamed (see
+    ``published`` is how a publication has a streamed table (see
     `bronze.postgres.replication.publication.Published`).
     """
 
@@ -47,24 +48,24 @@ class Target:
 
     @property
     def full_name(self) -> str:
-        """The Bronze table's ``schema.name``, by which the tables of governance know it."""
-        return f"{self.schema}.{self.name}"
+        """The Bronze table's ``schema.name``, as governance tables have it."""
+        return TableName(self.schema, self.name).label
 
     @property
     def names(self) -> tuple[str, str, str]:
-        """The names that config and arguments may call it by."""
+        """The names that config and arguments may use for it."""
         return self.relation.name, self.label, f"{self.source}.{self.label}"
 
     @property
     def key(self) -> tuple[str, ...]:
-        """The source's columns by which its rows are known: the config's, or the table's own."""
+        """The source's columns that identify a row: those of the config, or the table's own key."""
         return self.settings.key or self.relation.key
 
 
 def relations_of(
     connection: Connection, source: str, wanted: Sequence[str]
 ) -> tuple[Relation, ...]:
-    """All relations in the schemas that a source's config names.
+    """All relations in the schemas that the config of a source names.
 
     Raises:
         ConfigError: there is no such schema.
@@ -82,24 +83,25 @@ def relations_of(
 def select_targets(
     settings: Settings, found: Sequence[tuple[str, Relation]], wanted: Sequence[str]
 ) -> list[Target]:
-    """The tables to take, of those found (each with its source's name), by the config.
+    """The tables to load, by the config.
 
     Args:
         settings: the config.
-        found: the relations of all sources.
-        wanted: names to take only (``table``, ``schema.table``); none takes all.
+        found: the relations of all sources, each with the name of its source.
+        wanted: names of tables to load (``table``, ``schema.table``); none selects all.
 
     Raises:
-        ConfigError: a wanted table is not there, there is none at all, or two would become one.
+        ConfigError: there is no such table, no table at all, or two would become one Bronze table.
     """
-    taken = all_targets(settings, found)
-    unknown = [name for name in wanted if not any(name in t.names for t in taken)]
+    targets = all_targets(settings, found)
+    unknown = [name for name in wanted if not any(name in t.names for t in targets)]
     if unknown:
+        suggestion = _suggestion(unknown[0], targets)
         raise ConfigError(
-            f"There is no table {', '.join(unknown)} in the source{_nearest(unknown[0], taken)}.",
-            hint="`bronze check` lists the tables that the config takes; names are case-sensitive.",
+            f"There is no table {', '.join(unknown)} in the source{suggestion}.",
+            hint="`bronze check` lists the tables of the config; names are case-sensitive.",
         )
-    chosen = [t for t in taken if not wanted or any(name in t.names for name in wanted)]
+    chosen = [t for t in targets if not wanted or any(name in t.names for name in wanted)]
     for place, count in Counter(t.place.url for t in chosen).items():
         if count > 1:
             both = [t.label for t in chosen if t.place.url == place]
@@ -117,7 +119,7 @@ def select_targets(
 
 
 def all_targets(settings: Settings, found: Sequence[tuple[str, Relation]]) -> list[Target]:
-    """What the config makes of the tables that it takes, of those found; see `select_targets`."""
+    """All tables that the config loads; arguments as of `select_targets`."""
     return [
         _target(settings, source, relation)
         for source, relation in found
@@ -128,13 +130,13 @@ def all_targets(settings: Settings, found: Sequence[tuple[str, Relation]]) -> li
 def missing_tables(
     settings: Settings, chosen: Sequence[Target], *, streamed: bool = False
 ) -> list[TableRefused]:
-    """An error for each table that the config has a section for, and the source has not: of those
-    that a run takes, or of those that are ``streamed``.
+    """An error for each table that has a section in the config and is not in the source: of those
+    that a run loads, or of those that are ``streamed``.
     """
     known = {name for target in chosen for name in target.names}
     return [
         TableRefused(
-            f"There is no table {name} in the source{_nearest(name, chosen)}.",
+            f"There is no table {name} in the source{_suggestion(name, chosen)}.",
             hint=f"Correct or remove [tables.{toml(name)}]; its Bronze table stays as it is.",
             table=name,
             sqlstate="42P01",
@@ -151,7 +153,7 @@ def toml(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _nearest(name: str, known: Sequence[Target]) -> str:
+def _suggestion(name: str, known: Sequence[Target]) -> str:
     close = difflib.get_close_matches(name, [n for t in known for n in t.names], 1)
     return f" (did you mean {close[0]}?)" if close else ""
 
@@ -166,13 +168,13 @@ def _target(settings: Settings, source: str, relation: Relation) -> Target:
 
 
 def with_relation(target: Target, relation: Relation) -> Target:
-    """The target with its table as it has been seen."""
+    """The target with its table as it is in the catalog now."""
     wanted = TABLEOID in target.settings.key
     return replace(target, relation=with_tableoid(relation) if wanted else relation)
 
 
 def dropped_columns(target: Target) -> frozenset[str]:
-    """The source's names of the columns that the config does not take."""
+    """The source's names of the columns that the config leaves out."""
     own = target.settings
     dropped = {name for name, how in own.protect.items() if how.dropped}
     return frozenset(
@@ -183,8 +185,8 @@ def dropped_columns(target: Target) -> frozenset[str]:
 
 
 def with_columns_of(target: Target, names: Collection[str]) -> Target:
-    """A streamed table with those columns only that its stream carries, whose ``names`` these are,
-    and those that the config leaves out anyway.
+    """A streamed table with only the columns ``names``, which its stream has, and those that the
+    config leaves out anyway.
     """
     kept = {*names, *dropped_columns(target)}
     attributes = tuple(a for a in target.relation.attributes if a.name in kept)
@@ -192,11 +194,11 @@ def with_columns_of(target: Target, names: Collection[str]) -> Target:
 
 
 def contract_columns(target: Target) -> tuple[Column, ...]:
-    """The type contract of the columns that are taken of a table.
+    """The column contract of a table.
 
     Raises:
         TableRefused: a column cannot have its name in Delta or may not be read, or the config
-            names one that is not there, or leaves one of the key out.
+            names a missing column, or leaves out one of the key.
     """
     own, relation = target.settings, target.relation
     present = {attribute.name for attribute in relation.attributes}
@@ -217,7 +219,7 @@ def contract_columns(target: Target) -> tuple[Column, ...]:
     for attribute in relation.attributes:
         how = own.protect.get(attribute.name)
         if how and (how.format or how.keep) and attribute.type.has_few_values:
-            raise _seen_through(target, attribute.name, attribute.type.declared, how)
+            raise _revealing_protection(target, attribute.name, attribute.type.declared, how)
     choices = TypeOptions(own.decimals, own.arrays, own.timestamps, relation.encoding)
     found = tuple(
         replace(
@@ -237,10 +239,10 @@ def contract_columns(target: Target) -> tuple[Column, ...]:
     ours = [name for name, _ in METADATA_COLUMNS]
     ours += [KEY_TEXT, COMMIT_TIMESTAMP, *([KIND] if own.history else [])]
     ours += [name for name, _ in ANOMALY_COLUMNS] if own.anomalies else []
-    bad = faults([c.target for c in found], ours)
+    bad = name_faults([c.target for c in found], ours)
     if bad:
         name, reason = next(iter(bad.items()))
-        proposed = renames([c.target for c in found], ours)
+        proposed = proposed_names([c.target for c in found], ours)
         pairs = ", ".join(f"{toml(old)} = {toml(new)}" for old, new in proposed.items())
         raise TableRefused(
             f"Column {name!r} of table {target.label} cannot keep its name: {reason}.",
@@ -250,21 +252,21 @@ def contract_columns(target: Target) -> tuple[Column, ...]:
     return found
 
 
-def _seen_through(
+def _revealing_protection(
     target: Target, column: str, declared: str, how: ColumnProtection
 ) -> TableRefused:
     option = "format = true" if how.format else f"keep = {how.keep}"
     return TableRefused(
-        f"Column {column} of table {target.label} is of the type {declared}, which has few values:"
-        f" {option} would show by a length, or an end, which of them it is.",
+        f"Column {column} of table {target.label} has the type {declared}, which has few values:"
+        f" with {option}, the length or the end of a value would reveal it.",
         hint=f"Leave {option.partition(' ')[0]} out: protect = {{ {toml(column)} ="
         f' "{how.method}" }}',
         table=target.label,
     )
 
 
-def unprotected(target: Target, personal: Sequence[Personal]) -> tuple[str, ...]:
-    """What to say of columns that look personal, and that the config does not speak of."""
+def unprotected_notes(target: Target, personal: Sequence[Personal]) -> tuple[str, ...]:
+    """A note about columns that look personal and that the config does not mention, if any."""
     out = dropped_columns(target)
     there = {attribute.name for attribute in target.relation.attributes} - out
     left = [p for p in personal if p.column in there and p.column not in target.settings.protect]
@@ -273,17 +275,17 @@ def unprotected(target: Target, personal: Sequence[Personal]) -> tuple[str, ...]
     names = ", ".join(f"{one.column} ({one.kind}, by {' and '.join(one.signs)})" for one in left)
     key = target.key
     pairs = ", ".join(f"{toml(n)} = {toml(how)}" for n, how in protections(left, key).items())
-    said = f"looks personal and is not protected: {names}. Say protect = {{ {pairs} }},"
-    return (f'{said} or "clear" for what may be read by all',)
+    note = f"looks personal and is not protected: {names}. Set protect = {{ {pairs} }},"
+    return (f'{note} or "clear" for columns that everybody may read',)
 
 
 def protections(personal: Sequence[Personal], key: Sequence[str]) -> dict[str, str]:
-    """A method of protection for each column that looks personal; rows are known by those of the
-    key, which have to stay alike.
+    """A method of protection for each column that looks personal; equal values of key columns stay
+    equal.
     """
     return {
-        one.column: "tokenize" if one.column in key or one.kind == "phone" else "encrypt"
-        for one in personal
+        column.column: "tokenize" if column.column in key or column.kind == "phone" else "encrypt"
+        for column in personal
     }
 
 
@@ -301,19 +303,19 @@ def unreadable_error(target: Target) -> TableRefused:
 def _keyless(target: Target, column: str) -> TableRefused:
     own = target.settings
     if column in own.protect and own.protect[column].dropped:
-        hint = f'Take its tokens: protect = {{ {toml(column)} = "tokenize" }}'
+        hint = f'Load its tokens: protect = {{ {toml(column)} = "tokenize" }}'
     else:
         named = ", ".join(map(toml, (*own.columns, column)))
-        hint = f"Take it as well: columns = [{named}]"
+        hint = f"Load it as well: columns = [{named}]"
     return TableRefused(
-        f"Column {column} of table {target.label} is part of its key, and cannot be left out.",
+        f"Column {column} of table {target.label} is part of its key and cannot be left out.",
         hint=f"{hint}; or name other columns that are unique and never NULL: key = […].",
         table=target.label,
     )
 
 
 def unreadable_columns_error(target: Target) -> TableRefused:
-    """The error for a table of which the role may read only some of the columns to be taken."""
+    """The error for a table of which the role may not read some of the columns to load."""
     relation, out = target.relation, dropped_columns(target)
     shut = [a.name for a in relation.attributes if not a.readable and a.name not in out]
     names = ", ".join(shut)
@@ -338,7 +340,7 @@ def unreadable_columns_error(target: Target) -> TableRefused:
 
 
 def _leaving_out(target: Target, closed: Sequence[str]) -> str:
-    """The shorter one of the two lines of the config that leave columns out of a table."""
+    """The shorter one of the two settings that leave columns out of a table."""
     own, out = target.settings, dropped_columns(target)
     taken = [a.name for a in target.relation.attributes if a.name not in {*closed, *out}]
     if not own.columns and len(closed) <= len(taken):

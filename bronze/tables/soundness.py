@@ -1,8 +1,8 @@
-"""Whether stored rows are as bronze wrote them, as far as they themselves tell.
+"""Soundness: whether stored rows are as bronze wrote them, as far as the rows themselves show.
 
-``checksum`` is of the values as they are stored. ``row_hash`` is of those in the source: without a
-key it is that of the stored ones too, unless values were rejected, which are NULL. Of the other
-columns of ours there are values that no run writes.
+``checksum`` is computed from the values as they are stored, ``row_hash`` from those in the source:
+both are of the same values unless some were rejected, which are stored as NULL, or are protected by
+a secret key. The other metadata columns have values that no run writes if they were altered.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ _VERSIONS = ("insert", "update", "delete")
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What some rows say of themselves: which of them have not the hashes of their values, and in
-    which a column of ours has what no run writes, by the column. ``hashes`` are the row hashes of
-    the values that are stored.
+class RowCheck:
+    """The result for some rows: ``altered`` are those whose hashes are not those of their values,
+    ``unfit`` those in which a metadata column has a value that no run writes, by column. ``hashes``
+    are the row hashes of the values as they are stored.
     """
 
     altered: Mask
@@ -49,68 +49,68 @@ class Judged:
 
     @property
     def wrong(self) -> Mask:
-        """Which rows are not as bronze wrote them."""
+        """The rows that are not as bronze wrote them."""
         wrong = self.altered.copy()
         for mask in self.unfit.values():
             wrong |= mask
         return wrong
 
 
-def check_rows(rows: pl.DataFrame, form: RowFormat) -> Judged:
-    """Judges rows, which have all columns of their table."""
-    proven, hashes = _sealed(rows, form)
-    for kinds in form.earlier:
-        left = np.flatnonzero(~proven)
-        if not len(left):
+def check_rows(rows: pl.DataFrame, form: RowFormat) -> RowCheck:
+    """Checks rows, which have all columns of their table."""
+    sound, hashes = _match_hashes(rows, form)
+    for types in form.earlier:
+        rest = np.flatnonzero(~sound)
+        if not len(rest):
             break
-        proven[left] = _was_sealed(rows[left], form, kinds)
-    found = {name: mask.to_numpy() for name, mask in _unfit(rows, form).items()}
-    return Judged(~proven, {name: mask for name, mask in found.items() if mask.any()}, hashes)
+        sound[rest] = _match_earlier_hashes(rows[rest], form, types)
+    unfit = {name: mask.to_numpy() for name, mask in _unfit(rows, form).items()}
+    return RowCheck(~sound, {name: mask for name, mask in unfit.items() if mask.any()}, hashes)
 
 
-def _was_sealed(
-    rows: pl.DataFrame, form: RowFormat, kinds: Sequence[tuple[str, DeltaType]]
+def _match_earlier_hashes(
+    rows: pl.DataFrame, form: RowFormat, types: Sequence[tuple[str, DeltaType]]
 ) -> Mask:
-    """Which rows have the hashes of the values that columns had when they were of these kinds."""
+    """Which rows have the hashes of their values in the types that columns had before."""
     exact = np.ones(rows.height, np.bool_)
-    for name, kind in kinds:
-        values, same = narrowed(rows[name], dtype(kind))
+    for name, kind in types:
+        values, is_exact = narrowed(rows[name], dtype(kind))
         rows = rows.with_columns(values)
-        exact &= same.to_numpy()
-    proven, _ = _sealed(rows, form)
-    return proven & exact
+        exact &= is_exact.to_numpy()
+    sound, _ = _match_hashes(rows, form)
+    return sound & exact
 
 
-def _sealed(rows: pl.DataFrame, form: RowFormat) -> tuple[Mask, pl.Series]:
+def _match_hashes(rows: pl.DataFrame, form: RowFormat) -> tuple[Mask, pl.Series]:
     """Which rows have the hashes of their values, and these hashes."""
     if not rows.height:
         return np.ones(0, np.bool_), pl.Series(dtype=pl.String)
     values = rows.select(form.values)
     made = encoding_pieces(values.get_columns(), rows.height, form.base)
-    proven = _same(rows["checksum"], hashing.xxh3(made, rows.height))
+    sound = _match_checksums(rows["checksum"], hashing.xxh3(made, rows.height))
     none = pl.repeat(None, rows.height, dtype=pl.String, eager=True)
     if not form.hashed:
-        return proven, none
+        return sound, none
     hashes = metadata.row_hashes_of_pieces(made, none)
     other = hashes.ne_missing(rows["row_hash"]).to_numpy()
     if other.any():
-        # What is NULL may be a rejected value, which is part of the hash and not of the table.
-        left = np.flatnonzero(other)
-        whole = values[left].select(pl.all_horizontal(pl.all().is_not_null())).to_series()
-        formed = fingerprint.formed(rows["row_hash"][left])
-        proven[left] &= ~whole.to_numpy() & formed.to_numpy()
-    return proven, hashes
+        # NULL may stand for a rejected value, which is part of the hash but not of the table.
+        rest = np.flatnonzero(other)
+        whole = values[rest].select(pl.all_horizontal(pl.all().is_not_null())).to_series()
+        formed = fingerprint.is_well_formed(rows["row_hash"][rest])
+        sound[rest] &= ~whole.to_numpy() & formed.to_numpy()
+    return sound, hashes
 
 
-def _same(said: pl.Series, sums: npt.NDArray[np.uint64]) -> Mask:
-    plain, formed = fingerprint.plain(said, _DIGITS)
-    same: Mask = fingerprint.of_hashes(plain, 0).byteswap() == sums
-    same &= formed.to_numpy()
-    return same
+def _match_checksums(checksums: pl.Series, sums: npt.NDArray[np.uint64]) -> Mask:
+    plain, formed = fingerprint.with_zeros(checksums, _DIGITS)
+    mask: Mask = fingerprint.of_hashes(plain, 0).byteswap() == sums
+    mask &= formed.to_numpy()
+    return mask
 
 
 def _unfit(rows: pl.DataFrame, form: RowFormat) -> dict[str, pl.Series]:
-    """In which rows a column of ours has what no run writes."""
+    """The rows in which a metadata column has a value that no run writes, by column."""
     update, batch = pl.col("update_timestamp"), pl.col("\0batch")
     live = pl.col("record_status").ne_missing(DELETED)
     near = (update.dt.epoch("ms") - batch).abs() <= _DAY
@@ -155,7 +155,7 @@ def _status(thresholds: tuple[int, ...]) -> pl.Expr:
 
 
 def _times(ids: pl.Series) -> pl.Series:
-    """The times in UUIDv7s, in milliseconds; NULL for what is none."""
+    """The times of UUIDv7s, in milliseconds; NULL for anything else."""
     unique = ids.drop_nulls().unique()
     times = {
         text: int(text.replace("-", "")[:12], 16)
@@ -163,8 +163,8 @@ def _times(ids: pl.Series) -> pl.Series:
     }
     if len(unique) == 1 and not ids.null_count():
         return pl.repeat(times.get(unique[0]), len(ids), dtype=pl.Int64, eager=True)
-    return ids.replace_strict(times, default=None, return_dtype=pl.Int64) if times else _none(ids)
+    return ids.replace_strict(times, default=None, return_dtype=pl.Int64) if times else _nulls(ids)
 
 
-def _none(like: pl.Series) -> pl.Series:
+def _nulls(like: pl.Series) -> pl.Series:
     return pl.repeat(None, len(like), dtype=pl.Int64, eager=True)

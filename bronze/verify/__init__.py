@@ -1,1 +1,1 @@
-"""The proof that Bronze equals the source, the check of tables at rest, and the repair."""
+"""Verification: Bronze against the source, Bronze at rest, and the repair of what differs."""

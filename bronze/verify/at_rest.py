@@ -1,5 +1,6 @@
-"""The proof of Bronze tables at rest: their files are what the log says, and their rows what their
-checksums say. The source is asked for nothing but a repair.
+"""Verification at rest: whether each file is what the Delta log says, and each row as written.
+
+The source is not read; only a repair needs it.
 """
 
 from __future__ import annotations
@@ -19,155 +20,165 @@ from bronze.execution import budget, executors
 from bronze.execution.executors import Task, Workflow
 from bronze.ingest.pipeline import Notify, worker_pool
 from bronze.model.events import TableProgress
-from bronze.tables import evolution
+from bronze.tables import evolution, row_format
 from bronze.verify import file_check, inventory
 from bronze.verify.digests import Basis
-from bronze.verify.file_check import Inspected, Resting
-from bronze.verify.inventory import Lying
+from bronze.verify.file_check import CheckedFile, FileCheckTask
+from bronze.verify.inventory import ExpectedTable
 from bronze.verify.repair import Damage
 from bronze.verify.results import FaultyFile, FaultyRow, VerifiedTable
-from bronze.verify.row_diff import LISTED
+from bronze.verify.row_diff import MAX_LISTED
 
 
 def verify_at_rest(
-    settings: Settings, tables: Sequence[str], pool: Executor | None, notify: Notify
+    settings: Settings, names: Sequence[str], pool: Executor | None, notify: Notify
 ) -> list[VerifiedTable]:
-    """What was found out about each table; see `bronze.verify.verify.verify`.
+    """The result of each table; see `bronze.verify.verify.verify`.
 
     Raises:
         ConfigError: there is no such table.
         LakeError, LakeUnreachable: the lake cannot be read.
     """
-    chosen = inventory.resting_tables(settings, tables)
+    tables = inventory.expected_tables(settings, names)
     run = settings.run
     limit = budget.readers(run.memory, run.workers, run.workers)
-    sizes = [_size(one) for one in chosen]
-    done = [[0, 0] for _ in chosen]
+    sizes = [_size(table) for table in tables]
+    rows_read, bytes_read = [0] * len(tables), [0] * len(tables)
 
-    def told(number: int, outcome: object) -> None:
-        if isinstance(outcome, Inspected):
-            done[number][0] += outcome.rows
-            done[number][1] += outcome.file.size
-            share = done[number][1] / max(sizes[number], 1)
-            notify(TableProgress(chosen[number].name, done[number][0], share))
+    def report_progress(number: int, outcome: object) -> None:
+        if isinstance(outcome, CheckedFile):
+            rows_read[number] += outcome.rows
+            bytes_read[number] += outcome.file.size
+            share = bytes_read[number] / max(sizes[number], 1)
+            notify(TableProgress(tables[number].name, rows_read[number], share))
 
     results: dict[str, VerifiedTable] = {}
     with worker_pool(settings, pool, limit, ()) as workers:
-        courses = [_look(one) for one in chosen]
-        for result in executors.drive(workers, courses, limit, told):
+        workflows = [_verify_table(table) for table in tables]
+        for result in executors.drive(workers, workflows, limit, report_progress):
             results[result.target] = result
-    return [results[one.target] for one in chosen]
+    return [results[table.target] for table in tables]
 
 
-def _size(one: Lying) -> int:
+def _size(table: ExpectedTable) -> int:
     """The bytes of a table's files, for the progress; an error is in the table's result."""
     with suppress(BronzeError):
-        return sum(file.size for file in one.state.named) if one.state else 0
+        return sum(file.size for file in table.state.named) if table.state else 0
     return 0
 
 
-def _look(one: Lying) -> Workflow[VerifiedTable]:
-    """The course of one table; what hinders it is in the result."""
+def _verify_table(table: ExpectedTable) -> Workflow[VerifiedTable]:
+    """Verifies one table; an error is in the result."""
     began = time.monotonic()
-    target = one.target
-    result = VerifiedTable(one.label, target, "failed", source=one.source)
+    result = VerifiedTable(table.label, table.target, "failed", source=table.source)
     try:
-        if one.state is None:
-            raise one.error or LakeError(f"There is no Bronze table {target}.")
-        result = yield from _inspected(one.state, result)
-        if one.state.version < one.version:
-            said = (
-                f"the log ends at version {one.state.version}, and governance.data_lineage has"
-                f" version {one.version}"
+        if table.state is None:
+            raise table.error or LakeError(f"There is no Bronze table {table.target}.")
+        result = yield from _check_files(table.state, result)
+        if table.state.version < table.version:
+            cut_off = (
+                f"the Delta log ends at version {table.state.version}, but"
+                f" governance.data_lineage records version {table.version}"
             )
             result = replace(
                 result,
                 status="differs",
-                foreign=(*result.foreign, said),
-                notes=(*result.notes, said),
+                foreign=(*result.foreign, cut_off),
+                notes=(*result.notes, cut_off),
             )
     except BronzeError as error:
         result = replace(result, status="failed", error=error.failure())
     return replace(result, seconds=time.monotonic() - began)
 
 
-def _inspected(state: State, result: VerifiedTable) -> Workflow[VerifiedTable]:
-    objects = list(vacuum.lying(state.place))
-    sizes = {found.path: found.size for found in objects}
-    parts: list[Inspected] = yield [
-        Task(file_check.inspect, task, result.table) for task in tasks(state, sizes, None)
+def _check_files(state: State, result: VerifiedTable) -> Workflow[VerifiedTable]:
+    """Checks all files of a table."""
+    objects = list(vacuum.objects_of(state.place))
+    sizes = {item.path: item.size for item in objects}
+    checks: list[CheckedFile] = yield [
+        Task(file_check.check_file, task, result.table) for task in file_tasks(state, sizes, None)
     ]
-    result, _ = with_file_findings(state, parts, result)
-    strays = vacuum.strays(state, objects)
-    wrong = result.files or result.altered or result.columns or result.foreign
+    result, _ = with_file_faults(state, checks, result)
+    strays = vacuum.unnamed_files(state, objects)
+    has_faults = result.files or result.altered or result.columns or result.foreign
     return replace(
         result,
-        status="differs" if wrong else "equal",
-        bronze_rows=sum(part.live for part in parts),
+        status="differs" if has_faults else "equal",
+        bronze_rows=sum(check.live for check in checks),
         version=state.version,
         stray_files=len(strays),
         stray_bytes=sum(stray.size for stray in strays),
     )
 
 
-def with_file_findings(
-    state: State, parts: Sequence[Inspected], result: VerifiedTable
+def with_file_faults(
+    state: State, checks: Sequence[CheckedFile], result: VerifiedTable
 ) -> tuple[VerifiedTable, Damage]:
-    """The result with what files say of themselves, and what of it can be mended."""
+    """The result with the faults of checked files, and the damage for a repair to work on."""
     damage = Damage()
-    for part in parts:
-        if part.fault:
-            (damage.stale if part.read else damage.lost).append(part.file)
-        for some, numbers in ((damage.altered, part.altered), (damage.gone, part.gone)):
+    for check in checks:
+        if check.fault:
+            (damage.misdescribed if check.is_read else damage.unreadable).append(check.file)
+        for rows, numbers in (
+            (damage.altered, check.altered),
+            (damage.altered_deleted, check.altered_deleted),
+        ):
             if len(numbers):
-                some[part.file] = [numbers]
-    faulty = [FaultyFile(p.file.path, p.fault, max(p.file.rows, 0)) for p in parts if p.fault]
-    rows = [
-        FaultyRow("altered", key, part.file.path, what)
-        for part in parts
-        for key, what in part.named
-    ]
-    gone = sum(len(part.gone) for part in parts)
+                rows[check.file] = [numbers]
+    altered_deleted = sum(len(check.altered_deleted) for check in checks)
     notes = [*result.notes]
-    if gone:
+    if altered_deleted:
         notes.append(
-            f"{gone:,} of the altered rows have gone from the source: nobody can tell what they"
-            " were"
+            f"{altered_deleted:,} of the altered rows are deleted in the source, so that their"
+            " original values are unknown"
         )
-    meddled = evolution.foreign_column_changes(state.columns, state.properties)
-    if meddled:
-        notes.append(f"another writer has changed the table's columns: {', '.join(meddled)}")
+    columns = row_format.foreign_column_changes(state.columns, state.properties)
+    if columns:
+        notes.append(f"another writer has changed the table's columns: {', '.join(columns)}")
     if state.foreign:
         notes.append(f"another writer has changed the table: {'; '.join(state.foreign)}")
     return (
         replace(
             result,
-            altered=gone + sum(len(part.altered) for part in parts),
-            rows=tuple(rows[:LISTED]),
-            files=tuple(faulty),
-            columns=meddled,
+            altered=altered_deleted + sum(len(check.altered) for check in checks),
+            rows=_altered_rows(checks),
+            files=tuple(
+                FaultyFile(check.file.path, check.fault, max(check.file.rows, 0))
+                for check in checks
+                if check.fault
+            ),
+            columns=columns,
             foreign=state.foreign,
-            bronze_files=sum(part.read for part in parts),
-            gone_rows=sum(part.rows - part.live for part in parts),
+            bronze_files=sum(check.is_read for check in checks),
+            gone_rows=sum(check.rows - check.live for check in checks),
             notes=tuple(notes),
         ),
         damage,
     )
 
 
-def tasks(state: State, sizes: Mapping[str, int], basis: Basis | None) -> list[Resting]:
-    """The files of a table, each to be held against the log and its own rows.
+def _altered_rows(checks: Sequence[CheckedFile]) -> tuple[FaultyRow, ...]:
+    rows = [
+        FaultyRow("altered", key, check.file.path, what)
+        for check in checks
+        for key, what in check.listed
+    ]
+    return tuple(rows[:MAX_LISTED])
+
+
+def file_tasks(state: State, sizes: Mapping[str, int], basis: Basis | None) -> list[FileCheckTask]:
+    """The tasks that check the files of a table.
 
     Args:
         state: the table.
-        sizes: the sizes of what lies in its folder, by the path.
-        basis: what the digests of its rows are made of, if they are to be summed up.
+        sizes: the sizes in bytes of the objects in the table's folder, by path.
+        basis: what the digests of its rows are computed from, if bucket sums are needed.
     """
-    form = evolution.row_format_of(state.columns, state.properties, state.partition)
-    layout = evolution.columns_as_written(state.columns, state.properties)
+    form = row_format.row_format_of(state.columns, state.properties, state.partition)
+    layout = row_format.columns_as_written(state.columns, state.properties)
     key = evolution.key(state.properties)
     return [
-        Resting(
+        FileCheckTask(
             place=state.place,
             file=file,
             size=sizes.get(file.path, sizes.get(unquote(file.path))),

@@ -1,4 +1,8 @@
-"""What is to be proven: tables of the source in a snapshot, and their Bronze tables beside it."""
+"""The tables to verify: each a table of the source in a snapshot, with its Bronze table.
+
+A claim resolves the columns and the key by which the two are compared, and makes the tasks for the
+source's side.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +29,7 @@ from bronze.postgres.copy import row_hash, splits
 from bronze.postgres.copy.snapshot import Snapshot
 from bronze.postgres.replication import publication
 from bronze.protection import key_text, keys
-from bronze.tables import evolution, selection
+from bronze.tables import evolution, row_format, selection
 from bronze.tables.context import TableContext, ask_source
 from bronze.tables.selection import Target
 from bronze.verify import digests, evidence
@@ -36,11 +40,14 @@ from bronze.verify.results import VerifiedTable
 
 @dataclass(frozen=True)
 class Claim:
-    """One table. ``state`` is its Bronze table, None where there is none yet; ``key`` is
-    what tells its rows apart; ``error`` is what hinders the proof.
+    """One table to verify.
+
+    ``state`` is the Bronze table, None where there is none yet. ``columns`` are the source's
+    columns to compare, of which the Bronze table was created with the first ``base``. ``key``
+    identifies the rows. ``error`` is why the table cannot be verified.
     """
 
-    given: TableContext
+    context: TableContext
     state: State | None = None
     columns: tuple[Column, ...] = ()
     base: int = 0
@@ -51,142 +58,158 @@ class Claim:
     @property
     def label(self) -> str:
         """The source table's ``schema.name``."""
-        return self.given.target.label
+        return self.context.target.label
 
     @property
     def target(self) -> str:
         """The Bronze table's ``schema.name``."""
-        return self.given.target.full_name
+        return self.context.target.full_name
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """The Bronze table's columns by which its rows are known."""
+    def key_names(self) -> tuple[str, ...]:
+        """The Bronze table's key columns."""
         return self.key.names
 
     @property
-    def history(self) -> bool:
+    def is_streamed(self) -> bool:
+        """Whether the config streams the table."""
+        return self.context.target.settings.pattern == "streaming"
+
+    @property
+    def has_history(self) -> bool:
         """Whether the Bronze table keeps every version of a row."""
-        return self.state is not None and self.given.target.settings.history
+        return self.state is not None and self.context.target.settings.history
 
     @property
-    def keeps_gone(self) -> bool:
-        """Whether the config has rows stay that the source has no more."""
-        return self.given.target.settings.deletes == "ignore"
+    def keeps_deleted(self) -> bool:
+        """Whether the config keeps rows in Bronze that are deleted in the source."""
+        return self.context.target.settings.deletes == "ignore"
 
     @property
-    def table(self) -> str:
-        """The source table in SQL."""
-        relation = self.given.target.relation
+    def quoted_name(self) -> str:
+        """The source table's name in SQL."""
+        relation = self.context.target.relation
         return statement.quoted(relation.schema, relation.name)
 
     @property
     def size(self) -> int:
-        """About how many bytes are read of the source."""
-        return splits.size_of(self.given.target.relation)
+        """The size of the source table in bytes, for the progress."""
+        return splits.size_of(self.context.target.relation)
 
     @property
     def basis(self) -> Basis:
-        """What the digests of rows are made of."""
-        return digests.basis(self.columns, self.base, self.key, self.protection)
+        """What the digests of the rows are computed from."""
+        return digests.basis_of(self.columns, self.base, self.key, self.protection)
 
     @property
     def layout(self) -> tuple[tuple[str, DeltaType], ...]:
-        """The Bronze table's columns, with those of ours that somebody has taken from it."""
+        """The Bronze table's columns, with metadata columns that another writer dropped."""
         return (
-            evolution.columns_as_written(self.state.columns, self.state.properties)
+            row_format.columns_as_written(self.state.columns, self.state.properties)
             if self.state
             else ()
         )
 
-    def asking(self, trusting: bool) -> tuple[list[SourceTask], list[tuple[str, ...]]]:
-        """What to ask the source for all digests, and for those of rows with their keys.
+    def source_tasks(self, trust_hashes: bool) -> tuple[list[SourceTask], list[SourceTask]]:
+        """The tasks that read the source: for the bucket sums of all rows, and for the rows of
+        some buckets with their keys, which still need a selection.
 
-        With ``trusting`` they are the row hashes that Bronze rows have, otherwise `basis` says what
-        they are.
+        With ``trust_hashes`` the digests are the row hashes, otherwise `basis` defines them.
         """
-        given, columns = self.given, self.columns
-        basis = None if trusting else self.basis
-        beside = basis is not None and not basis.plain
-        key, proven = evidence.asked_columns(self.key, basis), basis is not None and basis.plain
-        rest = basis.rest if basis and beside else None
-        groups = units.grouped_splits(given, given.run.memory, self.key.source_names)
-        asked, naming = [], []
-        for group in groups:
-            wheres = [part.where for part in group]
-            names = tuple(
+        context, columns = self.context, self.columns
+        basis = None if trust_hashes else self.basis
+        computed_here = basis is not None and not basis.in_postgres
+        combined = basis is not None and basis.in_postgres
+        key_columns = evidence.columns_to_read(self.key, basis)
+        readable = basis.readable if basis and computed_here else None
+        sums, rows = [], []
+        for group in units.grouped_splits(context, context.run.memory, self.key.source_names):
+            keyed = tuple(
                 row_hash.keyed_hashes_query(
-                    columns, self.table, where, self.base, key, proven, rest
+                    columns,
+                    self.quoted_name,
+                    split.where,
+                    self.base,
+                    key_columns,
+                    combined,
+                    readable,
                 )
-                for where in wheres
+                for split in group
             )
-            packed = names
-            if not beside:
+            packed = keyed
+            if not computed_here:
                 packed = tuple(
-                    row_hash.packed_hashes_query(columns, self.table, where, self.base, proven)
-                    for where in wheres
+                    row_hash.packed_hashes_query(
+                        columns, self.quoted_name, split.where, self.base, combined
+                    )
+                    for split in group
                 )
-            asked.append(
-                SourceTask(
-                    origin=given.origin,
-                    session=given.held.session(given.origin),
-                    table=self.label,
-                    queries=packed,
-                    estimate=sum(part.size for part in group),
-                    key=self.key,
-                    protection=self.protection,
-                    basis=basis,
-                )
+            task = SourceTask(
+                origin=context.origin,
+                session=context.snapshot.session(context.origin),
+                table=self.label,
+                queries=packed,
+                estimate=sum(split.size for split in group),
+                key=self.key,
+                protection=self.protection,
+                basis=basis,
             )
-            naming.append(names)
-        return asked, naming
+            sums.append(task)
+            rows.append(replace(task, queries=keyed))
+        return sums, rows
 
-    def placed(self) -> dict[str, Any]:
-        """Where the Bronze table is, and how far behind the snapshot."""
+    def position_fields(self) -> dict[str, Any]:
+        """The fields of the result about the Bronze table's version, its position, and how far
+        that is behind the snapshot.
+        """
         if self.state is None:
             return {}
-        held = self.given.held
-        position = positions.read(self.state, held.timeline)
-        lag = None if position is None else max(0, held.position - position)
+        snapshot = self.context.snapshot
+        position = positions.read(self.state, snapshot.timeline)
+        lag = None if position is None else max(0, snapshot.position - position)
         return {"version": self.state.version, "position": position, "lag_bytes": lag}
 
-    def notes(self, result: VerifiedTable, doubled: int) -> tuple[str, ...]:
-        """What else there is to say; ``doubled`` of the extra rows share their key with others."""
-        streamed = self.given.target.settings.pattern == "streaming"
-        take = "`bronze stream --until-caught-up`" if streamed else "`bronze run`"
-        said = []
+    def notes(self, result: VerifiedTable, duplicates: int) -> tuple[str, ...]:
+        """The notes on a result; ``duplicates`` of its extra rows share their key with others."""
+        command = "`bronze stream --until-caught-up`" if self.is_streamed else "`bronze run`"
+        notes = []
         if self.state is None:
-            said.append(f"there is no Bronze table yet: {take} makes it")
-        elif result.status == "differs" and self._ahead(result):
-            said.append("another run has landed it since the source was looked at: verify again")
+            notes.append(f"there is no Bronze table yet: {command} creates it")
+        elif result.status == "differs" and self._is_newer_than_snapshot(result):
+            notes.append(
+                "a run has committed to the Bronze table since the snapshot was taken: verify again"
+            )
         elif result.status == "differs" and result.lag_bytes:
-            said.append(
-                f"Bronze is as of an earlier position, {result.lag_bytes:,} bytes of the source's"
-                f" log ago: what differs may be changes not yet taken in; {take} takes them in"
+            notes.append(
+                f"the Bronze table is {result.lag_bytes:,} bytes of WAL behind the snapshot: the"
+                f" differences may be changes that are not loaded yet; {command} loads them"
             )
         elif result.status == "differs" and result.position is None:
-            said.append("the Bronze table has no position in this history of the source")
-        if self.keeps_gone and (alone := result.extra - doubled):
-            said.append(f'{alone:,} rows are in Bronze alone, as deletes = "ignore" has it')
-        if self.given.held.name is None:
-            said.append("the source shares no snapshot: each statement saw a moment of its own")
-        return tuple(said)
+            notes.append("the Bronze table has no position on the source's timeline")
+        if self.keeps_deleted and (kept := result.extra - duplicates):
+            notes.append(f'{kept:,} rows are only in Bronze, which deletes = "ignore" allows')
+        if self.context.snapshot.name is None:
+            notes.append("the source cannot share a snapshot: each query saw a moment of its own")
+        return tuple(notes)
 
-    def _ahead(self, result: VerifiedTable) -> bool:
-        return result.position is not None and result.position > self.given.held.position
+    def _is_newer_than_snapshot(self, result: VerifiedTable) -> bool:
+        return result.position is not None and result.position > self.context.snapshot.position
 
-    def again(self) -> Claim:
-        """The same, with the Bronze table as it is now."""
-        return _resolve(self.given)
+    def refreshed(self) -> Claim:
+        """The same claim, with the Bronze table as it is now."""
+        return _resolve(self.context)
 
 
 def claims_of_source(
     settings: Settings, tables: Sequence[str], batch_id: str, stack: ExitStack
 ) -> list[Claim]:
-    """The tables to be proven, each source in one snapshot for as long as the stack lasts.
+    """The tables of the source to verify: those with these names, all of the config if none.
+
+    Each source has one snapshot, which is held until the stack is closed.
 
     Raises:
-        ConfigError: a table is not there.
-        SourceError: a source cannot be asked.
+        ConfigError: there is no such table.
+        SourceError: a source cannot be queried.
     """
     relations, sources = pipeline.open_sources(settings, batch_id, stack)
     return _claims(settings, selection.select_targets(settings, relations, tables), sources, stack)
@@ -195,66 +218,67 @@ def claims_of_source(
 def claims_of_bronze(
     settings: Settings, names: Collection[str], batch_id: str, stack: ExitStack
 ) -> list[Claim]:
-    """The tables that become these Bronze tables (``schema.table``); one that no table of the
-    source becomes, or several, is left out.
+    """The tables of the source that are loaded into these Bronze tables (``schema.table``). A
+    Bronze table that no table of the source is loaded into, or more than one, is left out.
 
     Raises:
-        ConfigError, SourceError: a source cannot be asked.
+        ConfigError, SourceError: a source cannot be queried.
     """
     relations, sources = pipeline.open_sources(settings, batch_id, stack)
-    taken = selection.all_targets(settings, relations)
-    count = Counter(target.full_name for target in taken)
-    chosen = [t for t in taken if t.full_name in names and count[t.full_name] == 1]
-    return _claims(settings, chosen, sources, stack)
+    targets = selection.all_targets(settings, relations)
+    count = Counter(target.full_name for target in targets)
+    selected = [t for t in targets if t.full_name in names and count[t.full_name] == 1]
+    return _claims(settings, selected, sources, stack)
 
 
 def _claims(
     settings: Settings,
-    chosen: Sequence[Target],
+    targets: Sequence[Target],
     sources: Mapping[str, OpenSource],
     stack: ExitStack,
 ) -> list[Claim]:
     claims = []
     for name, source in sources.items():
-        mine = [target for target in chosen if target.source == name]
-        if mine:
-            held = source.take_snapshot(settings, mine, stack)
-            seen = {relation.oid: relation for relation in held.relations}
-            claims += [_claim(settings, source, held, seen, target) for target in mine]
+        in_source = [target for target in targets if target.source == name]
+        if in_source:
+            snapshot = source.take_snapshot(settings, in_source, stack)
+            relations = {relation.oid: relation for relation in snapshot.relations}
+            claims += [_claim(settings, source, snapshot, relations, t) for t in in_source]
     return claims
 
 
 def _claim(
     settings: Settings,
     source: OpenSource,
-    held: Snapshot,
-    seen: dict[int, Relation],
+    snapshot: Snapshot,
+    relations: dict[int, Relation],
     target: Target,
 ) -> Claim:
     stamp = RowStamp("0", datetime.now(UTC), source.origin.name, target.settings.method)
     readers = budget.readers(settings.run.memory, settings.run.workers, source.slots)
-    given = TableContext(target, held, source.origin, stamp, settings, readers)
+    context = TableContext(target, snapshot, source.origin, stamp, settings, readers)
     try:
-        there = selection.with_relation(target, pipeline.relation_in_snapshot(target, held, seen))
-        return _resolve(replace(given, target=carried_columns(given, there)))
+        relation = pipeline.relation_in_snapshot(target, snapshot, relations)
+        in_snapshot = selection.with_relation(target, relation)
+        return _resolve(replace(context, target=with_streamed_columns(context, in_snapshot)))
     except BronzeError as error:
-        return Claim(given, error=error)
+        return Claim(context, error=error)
 
 
-def carried_columns(context: TableContext, target: Target) -> Target:
-    """A table with those columns only that its stream carries, if it is streamed."""
+def with_streamed_columns(context: TableContext, target: Target) -> Target:
+    """The target, if it is streamed with the columns of its publication only."""
     if target.settings.pattern != "streaming":
         return target
     relation = target.relation
-    _, published = context.settings.stream.names(context.origin.name)
+    _, publication_name = context.settings.stream.names(context.origin.name)
     names = ask_source(
-        context, lambda holder: publication.streamed_columns(holder, relation, published)
+        context, lambda holder: publication.streamed_columns(holder, relation, publication_name)
     ) or {attribute.name for attribute in relation.attributes}
     return selection.with_columns_of(target, names)
 
 
 def _resolve(context: TableContext) -> Claim:
-    """The columns and the key by which both sides are compared."""
+    """Resolves the columns and the key by which a table and its Bronze table are compared."""
     target = context.target
     try:
         columns = selection.contract_columns(target)
@@ -264,23 +288,25 @@ def _resolve(context: TableContext) -> Claim:
         if properties.TABLE not in state.properties:
             raise LakeError(
                 f"The table at {target.place.url} was not made by bronze.",
-                hint="Move it away, or give the source's table another target.",
+                hint="Move it away, or give the source's table another target in the config.",
                 table=target.label,
             )
-        now = shape.evolve_columns(target, columns, state)
-        protection = None if now.reload else keys.protection(context.settings, target, now)
-        if now.reload or keys.is_rotated(protection, state):
+        contract = shape.evolve_columns(target, columns, state)
+        protection = (
+            None if contract.reload else keys.protection(context.settings, target, contract)
+        )
+        if contract.reload or keys.is_rotated(protection, state):
             raise TableRefused(
-                f"The protection of table {target.label} has changed since it landed last.",
-                hint="A run writes it anew; then it can be proven.",
+                f"The protection of table {target.label} has changed since its last load.",
+                hint="`bronze run` writes the Bronze table again; verify it afterwards.",
                 table=target.label,
             )
-        by = evolution.key_columns_in_source(state.properties)
-        there = {column.target: column for column in now.columns if column.name}
+        key_names = evolution.key_columns_in_source(state.properties)
+        in_source = {column.target: column for column in contract.columns if column.name}
         key = NO_KEY
-        if by and set(by) <= there.keys():
-            columns_by = [there[name] for name in by]
-            key = key_text.row_key(columns_by, KEY_TEXT in dict(state.columns))
-        return Claim(context, state, now.columns, now.base, key, protection)
+        if key_names and set(key_names) <= in_source.keys():
+            key_columns = [in_source[name] for name in key_names]
+            key = key_text.row_key(key_columns, KEY_TEXT in dict(state.columns))
+        return Claim(context, state, contract.columns, contract.base, key, protection)
     except BronzeError as error:
         return Claim(context, error=error)

@@ -1,6 +1,7 @@
-"""What a worker finds out for a proof: the rows of one side, summed up by buckets or by name.
+"""The hashes of one side, source or Bronze, as a worker computes them.
 
-Nothing here knows of the other side; `bronze.verify.verify` holds the two against each other.
+First come the bucket sums of all rows. For buckets in which the sides differ, the keys and digests
+of the rows follow. Nothing here knows the other side: `bronze.verify.comparison` compares the two.
 """
 
 from __future__ import annotations
@@ -33,9 +34,15 @@ _TRIES = 4
 _MAX_DELAY = 8.0
 
 HASH, FILE, ROW = "row_hash", "\0file", "\0row"
-_PARTIAL = "\0partial"
+"""The columns of keyed hashes: the digest; in Bronze also the number of the file, and of the row
+in the file."""
 
-patient = tenacity.retry(
+_PARTIAL = "\0partial"
+_TEXT = pl.String
+_HASHES = Column("", HASH, "text", DeltaType("string"), "same", "", "", "", "")
+_PARTIALS = replace(_HASHES, target=_PARTIAL)
+
+retry_unreachable = tenacity.retry(
     retry=tenacity.retry_if_exception_type(SourceUnreachable),
     stop=tenacity.stop_after_attempt(_TRIES),
     wait=tenacity.wait_exponential_jitter(multiplier=0.5, max=_MAX_DELAY),
@@ -44,29 +51,33 @@ patient = tenacity.retry(
 
 
 @dataclass(frozen=True)
-class NamedRows:
-    """Which rows are to be named: those of some buckets, and of them one share by their keys."""
+class RowSelection:
+    """The rows to fetch with their keys: those in some buckets, and of these one of several
+    shares, divided by key so that each share fits into the memory.
+    """
 
-    chosen: npt.NDArray[np.bool_] = field(repr=False)
+    bucket_mask: npt.NDArray[np.bool_] = field(repr=False)
     share: int = 0
     shares: int = 1
 
-    def of(self, rows: pl.DataFrame, key: Sequence[str]) -> pl.DataFrame:
-        """Those of the rows that are meant."""
-        found = digests.numbers(rows[HASH])
-        mine = self.chosen[buckets.bucket_of(found)]
+    def filter_rows(self, rows: pl.DataFrame, key: Sequence[str]) -> pl.DataFrame:
+        """The selected ones of the rows."""
+        hashes = buckets.digests_of_hashes(rows[HASH])
+        selected = self.bucket_mask[buckets.bucket_numbers(hashes)]
         if self.shares > 1:
-            prints = fingerprint.of_keys(rows.select(key).get_columns()) if key else found[:, 1]
-            mine &= prints % np.uint64(self.shares) == np.uint64(self.share)
-        return rows.filter(pl.Series(mine))
+            prints = fingerprint.of_keys(rows.select(key).get_columns()) if key else hashes[:, 1]
+            selected &= prints % np.uint64(self.shares) == np.uint64(self.share)
+        return rows.filter(pl.Series(selected))
 
 
 @dataclass(frozen=True)
 class SourceTask:
-    """Some slices of a table of the source. ``queries`` are those of
-    `bronze.postgres.copy.row_hash`: to name rows, each has its condition, and ``key`` tells them
-    apart. With ``protection`` what comes of the source is protected here, as it is in Bronze:
-    PostgreSQL never sees a key. With a ``basis`` that is not plain, queries are those for naming.
+    """Some splits of a table of the source.
+
+    ``queries`` are made by `bronze.postgres.copy.row_hash`: `packed_hashes_query` for bucket sums,
+    `keyed_hashes_query` to fetch rows with their ``key``, and always the latter with a ``basis``
+    that PostgreSQL cannot compute. With ``protection`` the source's values are protected here, as
+    they are in Bronze: PostgreSQL never gets a key.
     """
 
     origin: Origin
@@ -76,14 +87,16 @@ class SourceTask:
     estimate: int = 0
     key: RowKey = NO_KEY
     protection: TableProtection | None = None
-    wanted: NamedRows | None = None
+    selection: RowSelection | None = None
     basis: Basis | None = None
 
 
 @dataclass(frozen=True)
 class FileTask:
-    """A file of a Bronze table. ``live`` are the numbers of its rows that count in a history. With
-    ``basis`` digests are made of what the rows hold, otherwise they are the hashes that they have.
+    """A file of a Bronze table.
+
+    In a history ``live`` has the numbers of the live rows. With a ``basis`` digests are computed
+    from the stored values, without one the stored ``row_hash`` is taken.
     """
 
     place: Place
@@ -92,169 +105,169 @@ class FileTask:
     layout: tuple[tuple[str, DeltaType], ...]
     key: tuple[str, ...] = ()
     live: npt.NDArray[np.int64] | None = field(default=None, repr=False)
-    wanted: NamedRows | None = None
+    selection: RowSelection | None = None
     basis: Basis | None = None
 
 
 @dataclass(frozen=True)
 class BucketSums:
-    """The sums of some rows, of one side. ``fault`` is why a file could not be read."""
+    """The bucket sums of some rows of one side. ``estimate`` is about how many bytes of the source
+    they are of, ``fault`` why a file could not be read.
+    """
 
-    source: bool
+    is_source: bool
     sums: Sums = field(repr=False)
     estimate: int = 0
     fault: str = ""
 
 
-@patient
-def of_source(task: SourceTask) -> BucketSums:
-    """The sums of what PostgreSQL hashes.
+@retry_unreachable
+def source_sums(task: SourceTask) -> BucketSums:
+    """The bucket sums of rows of the source.
 
     Raises:
         SourceError
     """
-    sums = buckets.nothing()
-    if task.basis and not task.basis.plain:
-        for rows in _named(task, "true"):
-            buckets.add(sums, digests.numbers(rows[HASH]))
+    sums = buckets.empty_sums()
+    if task.basis and not task.basis.in_postgres:
+        for rows in _keyed_hashes(task, "true"):
+            buckets.add_to_sums(sums, buckets.digests_of_hashes(rows[HASH]))
         return BucketSums(True, sums, task.estimate)
-    key = _key(task)
+    key = _hash_key(task)
     for data in server_hashes.packed_hashes(task.origin, task.session, task.queries, task.table):
-        found = buckets.unpacked(data)
-        if key and len(found):
-            found = buckets.sums_of_hashes(protect.keyed_hashes(buckets.written(found), key))
-        buckets.add(sums, found)
+        hashes = buckets.unpack_digests(data)
+        if key and len(hashes):
+            keyed = protect.keyed_hashes(buckets.hashes_of_digests(hashes), key)
+            hashes = buckets.digests_of_hashes(keyed)
+        buckets.add_to_sums(sums, hashes)
     return BucketSums(True, sums, task.estimate)
 
 
-@patient
-def named(task: SourceTask) -> pl.DataFrame:
-    """The wanted rows of the source: their keys, and ``row_hash``.
+@retry_unreachable
+def keyed_hashes_in_source(task: SourceTask) -> pl.DataFrame:
+    """The selected rows of the source: their keys and digests.
 
     Raises:
         SourceError
     """
-    if task.wanted is None:
+    if task.selection is None:
         raise ValueError("which rows?")
-    # Of digests that are made here PostgreSQL cannot tell the buckets.
-    ours = _key(task) or (task.basis and not task.basis.plain)
-    condition = "true" if ours else buckets.condition(task.wanted.chosen)
+    # PostgreSQL cannot select buckets of digests that are computed here.
+    computed_here = _hash_key(task) or (task.basis and not task.basis.in_postgres)
+    condition = "true" if computed_here else buckets.bucket_condition(task.selection.bucket_mask)
     names = task.key.names
     kinds = {c.target: read.dtype(c.stored) for c in task.key.columns} | {KEY_TEXT: _TEXT}
-    found = [pl.DataFrame(schema={**{name: kinds[name] for name in names}, HASH: _TEXT})]
-    found += [task.wanted.of(rows, names) for rows in _named(task, condition)]
-    return pl.concat(found)
+    parts = [pl.DataFrame(schema={**{name: kinds[name] for name in names}, HASH: _TEXT})]
+    parts += [task.selection.filter_rows(rows, names) for rows in _keyed_hashes(task, condition)]
+    return pl.concat(parts)
 
 
-def _named(task: SourceTask, condition: str) -> Iterator[pl.DataFrame]:
-    """The keys of rows of the source as they are stored, and their digests."""
-    key, basis = _key(task), task.basis
+def _keyed_hashes(task: SourceTask, condition: str) -> Iterator[pl.DataFrame]:
+    """The keys of rows of the source, in their stored form, and the digests."""
+    key, basis = _hash_key(task), task.basis
     names = task.key.names
-    columns = (*asked_columns(task.key, basis), _HASHES)
-    beside = basis is not None and not basis.plain
-    columns = (*columns, _PARTIALS) if beside else columns
+    columns = (*columns_to_read(task.key, basis), _HASHES)
+    has_stored = basis is not None and not basis.in_postgres
+    columns = (*columns, _PARTIALS) if has_stored else columns
     for query in task.queries:
         for clear, rejected in reader.read_rows(
             task.origin, task.session, query, (condition,), columns, task.table, bool(key)
         ):
             frame = protect.protect_rows(clear, task.protection) if key else clear
             if task.key.has_text:
-                frame = key_text.with_text(frame, clear, rejected, task.key, task.protection)
-            if basis and beside:
-                made = digests.of_source(frame, basis, HASH, _PARTIAL)
-                frame = frame.with_columns(made.alias(HASH))
+                frame = key_text.add_key_text(frame, clear, rejected, task.key, task.protection)
+            if basis and has_stored:
+                hashes = digests.source_digests(frame, basis, HASH, _PARTIAL)
+                frame = frame.with_columns(hashes.alias(HASH))
             elif key:
                 frame = frame.with_columns(protect.keyed_hashes(frame[HASH], key))
             yield frame.select(*names, HASH)
 
 
-def asked_columns(key: RowKey, basis: Basis | None) -> tuple[Column, ...]:
-    """The columns of the source whose values are needed to name its rows."""
-    more = basis.wanted if basis and not basis.plain else ()
-    return (*key.columns, *(column for column in more if column not in key.columns))
+def columns_to_read(key: RowKey, basis: Basis | None) -> tuple[Column, ...]:
+    """The source's columns to read with the digests: the key, and those that PostgreSQL cannot
+    include in a digest.
+    """
+    stored = basis.stored_columns if basis and not basis.in_postgres else ()
+    return (*key.columns, *(column for column in stored if column not in key.columns))
 
 
-def _key(task: SourceTask) -> bytes:
+def _hash_key(task: SourceTask) -> bytes:
     """The key of the table's row hashes, b"" where they have none."""
-    given = task.protection
-    if given is None or given.row_hash is None:
+    protection = task.protection
+    if protection is None or protection.row_hash is None:
         return b""
-    return keyring.unwrapped(given.row_hash, given.masters)
+    return keyring.unwrap(protection.row_hash, protection.masters)
 
 
-_TEXT = pl.String
-_HASHES = Column("", HASH, "text", DeltaType("string"), "same", "", "", "", "")
-_PARTIALS = replace(_HASHES, target=_PARTIAL)
-
-
-def of_file(task: FileTask) -> BucketSums:
-    """The sums of the digests of a file.
+def file_sums(task: FileTask) -> BucketSums:
+    """The bucket sums of a file's live rows.
 
     Raises:
         LakeError, LakeUnreachable: the lake cannot be read.
     """
-    sums = buckets.nothing()
+    sums = buckets.empty_sums()
     try:
-        for rows in _live(task, (HASH,)):
-            buckets.add(sums, digests.numbers(rows[HASH]))
+        for rows in _live_rows(task, (HASH,)):
+            buckets.add_to_sums(sums, buckets.digests_of_hashes(rows[HASH]))
     except FileDamaged as error:
-        return BucketSums(False, buckets.nothing(), fault=error.message)
+        return BucketSums(False, buckets.empty_sums(), fault=error.message)
     return BucketSums(False, sums)
 
 
 def keyed_hashes_in_file(task: FileTask) -> pl.DataFrame:
-    """The wanted rows of a file: their keys, ``row_hash``, and where they are (`FILE`, `ROW`).
+    """The selected live rows of a file: their keys and digests, and where they are (`FILE`, `ROW`).
 
     Raises:
         LakeError, LakeUnreachable
     """
     kinds = {name: read.dtype(kind) for name, kind in task.layout if name in task.key}
     schema = {**{n: kinds[n] for n in task.key}, HASH: _TEXT, FILE: pl.Int64, ROW: pl.Int64}
-    found = [pl.DataFrame(schema=schema)]
-    for rows in _live(task, (*task.key, HASH)):
-        kept = rows if task.wanted is None else task.wanted.of(rows, task.key)
-        found.append(
-            kept.with_columns(pl.lit(task.number, pl.Int64).alias(FILE)).select(list(schema))
+    parts = [pl.DataFrame(schema=schema)]
+    for rows in _live_rows(task, (*task.key, HASH)):
+        selected = rows if task.selection is None else task.selection.filter_rows(rows, task.key)
+        parts.append(
+            selected.with_columns(pl.lit(task.number, pl.Int64).alias(FILE)).select(list(schema))
         )
-    return pl.concat(found)
+    return pl.concat(parts)
 
 
 @dataclass(frozen=True)
-class Sharing:
-    """A file in which the rows with some keys are looked for."""
+class KeyLookup:
+    """A file in which to look for the rows with some keys."""
 
-    held: FileTask
+    file: FileTask
     keys: pl.DataFrame = field(repr=False)
 
 
-def sharing(task: Sharing) -> pl.DataFrame:
-    """The keys of all rows that count and have one of the keys.
+def keys_in_file(lookup: KeyLookup) -> pl.DataFrame:
+    """The keys of all live rows that have one of the keys; a key occurs once for each row.
 
     Raises:
         LakeError, LakeUnreachable
     """
-    names = task.keys.columns
-    parts = (rows.select(names) for rows in _live(task.held, names))
-    found = [rows.join(task.keys, on=names, how="semi", nulls_equal=True) for rows in parts]
-    return pl.concat([task.keys.clear(), *found])
+    names = lookup.keys.columns
+    parts = (rows.select(names) for rows in _live_rows(lookup.file, names))
+    matches = [rows.join(lookup.keys, on=names, how="semi", nulls_equal=True) for rows in parts]
+    return pl.concat([lookup.keys.clear(), *matches])
 
 
-def last(known: KnownRows) -> tuple[npt.NDArray[np.int64], ...]:
-    """For each file of a history the numbers of its rows that are live last versions.
+def last_version_rows(known: KnownRows) -> tuple[npt.NDArray[np.int64], ...]:
+    """For each file of a history, the numbers of the rows that are last versions and live.
 
     Raises:
         LakeError, LakeUnreachable
     """
-    found = dict(known_rows.last_positions(known))
-    nothing = np.empty(0, np.int64)
-    return tuple(found.get(file, nothing) for file in known.files)
+    positions = dict(known_rows.last_positions(known))
+    no_rows = np.empty(0, np.int64)
+    return tuple(positions.get(file, no_rows) for file in known.files)
 
 
-def _live(task: FileTask, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
-    """Some columns of the rows that count, and their numbers."""
-    made = HASH in columns and task.basis is not None
-    names = None if made else (*columns, "record_status")
-    parquet = files.opened(task.place, task.file)
+def _live_rows(task: FileTask, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
+    """Some columns of a file's live rows, and the numbers of the rows (`ROW`)."""
+    compute = HASH in columns and task.basis is not None
+    names = None if compute else (*columns, "record_status")
+    parquet = files.open_parquet(task.place, task.file)
     constants = dict(task.file.partition)
     for start, table in files.parts(parquet, task.layout, names, None, constants):
         rows = pl.DataFrame(table).with_columns(
@@ -264,17 +277,20 @@ def _live(task: FileTask, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
             inside = (task.live >= start) & (task.live < start + table.num_rows)
             rows = rows[task.live[inside] - start]
         rows = rows.filter(pl.col("record_status").ne_missing(DELETED))
-        if made and task.basis:
-            rows = rows.with_columns(digests.of_bronze(rows, task.basis).alias(HASH))
+        if compute and task.basis:
+            rows = rows.with_columns(digests.bronze_digests(rows, task.basis).alias(HASH))
         yield rows.select(*columns, ROW)
 
 
-def concatenated(parts: Sequence[Any]) -> pl.DataFrame:
-    """The rows that several workers have found."""
+def concat_frames(parts: Sequence[Any]) -> pl.DataFrame:
+    """The rows that several workers returned, as one frame."""
     return pl.concat([part for part in parts if isinstance(part, pl.DataFrame)])
 
 
-def no_rows(like: pl.DataFrame) -> pl.DataFrame:
-    """No rows of a Bronze table, with the columns of `keyed_hashes_in_file`."""
+def no_bronze_rows(source: pl.DataFrame) -> pl.DataFrame:
+    """A frame without rows, with the columns of `keyed_hashes_in_file`; ``source`` is a frame of
+    `keyed_hashes_in_source`.
+    """
     kinds = {FILE: pl.Int64, ROW: pl.Int64}
-    return like.clear().with_columns(pl.lit(None, kind).alias(name) for name, kind in kinds.items())
+    empty = source.clear()
+    return empty.with_columns(pl.lit(None, kind).alias(name) for name, kind in kinds.items())

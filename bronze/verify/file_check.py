@@ -1,4 +1,8 @@
-"""A file of a Bronze table at rest, held against what the log and its own rows say of it."""
+"""The check of one file of a Bronze table at rest: against the Delta log, and row by row.
+
+It runs in a worker. The file has to be readable and to have the size, the rows and the statistics
+of the log; each row has to have its checksum, its hash and valid metadata columns.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +23,20 @@ from bronze.model.files import RowFormat, StoredFile
 from bronze.model.locations import Place
 from bronze.model.units import DELETED
 from bronze.tables import soundness
-from bronze.tables.soundness import Judged
+from bronze.tables.soundness import RowCheck
 from bronze.verify import buckets, digests
 from bronze.verify.buckets import Sums
 from bronze.verify.digests import Basis
-from bronze.verify.row_diff import LISTED
+from bronze.verify.row_diff import MAX_LISTED
 
 
 @dataclass(frozen=True)
-class Resting:
-    """A file. ``size`` is that of what lies there, None where nothing does; faulty rows are named
-    by their ``key``. With ``basis``, the digests of the rows that count are summed up.
+class FileCheckTask:
+    """A file to check.
+
+    ``size`` is the size in bytes of the object in the store, None where there is no object.
+    Faulty rows are listed by ``key``. With a ``basis`` the bucket sums of the live rows' digests
+    are computed as well.
     """
 
     place: Place
@@ -42,112 +49,128 @@ class Resting:
 
 
 @dataclass(frozen=True)
-class Inspected:
-    """What was found. ``fault`` is what is wrong with the file, "" if nothing is; ``altered`` are
-    the numbers of live rows that are not as they were written, ``gone`` those of such rows that are
-    marked as deleted, ``named`` are the first keys of both, and what is wrong with them. Of the
-    ``rows`` of a file that could be ``read`` to its end ``live`` ones are not marked as deleted.
+class CheckedFile:
+    """The result of a file.
+
+    ``fault`` is the fault of the file itself, "" if it has none; ``is_read`` says that it could be
+    read to its end. It has ``rows`` rows, of which ``live`` are not marked as deleted.
+
+    ``altered`` are the numbers of altered live rows, ``altered_deleted`` those of altered rows that
+    are marked as deleted. ``listed`` has the first of both: key, and what is altered.
     """
 
     file: StoredFile
     fault: str = ""
-    read: bool = False
+    is_read: bool = False
     rows: int = 0
     live: int = 0
     altered: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
-    gone: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
-    named: tuple[tuple[str, str], ...] = ()
+    altered_deleted: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    listed: tuple[tuple[str, str], ...] = ()
     sums: Sums | None = field(default=None, repr=False)
 
 
-def inspect(task: Resting) -> Inspected:
-    """Reads all of a file.
+def check_file(task: FileCheckTask) -> CheckedFile:
+    """Reads all of a file, and checks it.
 
     Raises:
         LakeUnreachable: the lake cannot be reached.
     """
     file = task.file
     if files.is_outside(file.path):
-        return Inspected(file, "is outside of the table's folder")
+        return CheckedFile(file, "is outside of the table's folder")
     if task.size is None:
-        return Inspected(file, "is missing")
+        return CheckedFile(file, "is missing")
     if task.size != file.size:
-        return Inspected(file, f"has {task.size:,} bytes, and {file.size:,} by the log")
+        return CheckedFile(file, f"has {task.size:,} bytes, but {file.size:,} by the log")
     try:
-        return _read(task)
+        return _check_rows(task)
     except FileDamaged as error:
         about = f"The file {unquote(file.path)} of the table at {task.place.url} "
-        return Inspected(file, error.message.removeprefix(about).rstrip("."))
+        return CheckedFile(file, error.message.removeprefix(about).rstrip("."))
 
 
-def _read(task: Resting) -> Inspected:
+def _check_rows(task: FileCheckTask) -> CheckedFile:
     file = task.file
-    parquet = files.opened(task.place, file, proven=True)
+    parquet = files.open_parquet(task.place, file, proven=True)
     unknown = sorted(set(parquet.schema_arrow.names) - {name for name, _ in task.layout})
     if unknown:
-        # What the file calls otherwise would be read as NULL.
-        return Inspected(file, f"has columns that the table has not: {', '.join(unknown)[:200]}")
+        # A column under another name would be read as NULL.
+        names = ", ".join(unknown)[:200]
+        return CheckedFile(file, f"has columns that the table does not have: {names}")
     bounds: dict[str, tuple[Any, Any]] = {}
-    rows, count = 0, 0
-    altered, gone = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    named: list[tuple[str, str]] = []
-    sums = buckets.nothing() if task.basis else None
+    rows, live_rows = 0, 0
+    altered, altered_deleted = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    listed: list[tuple[str, str]] = []
+    sums = buckets.empty_sums() if task.basis else None
     for start, table in files.parts(parquet, task.layout, None, None, dict(file.partition)):
         part = pl.DataFrame(table)
         rows += part.height
-        _widen(bounds, part, file)
-        found = soundness.check_rows(part, task.form)
+        _extend_bounds(bounds, part, file)
+        judged = soundness.check_rows(part, task.form)
         live = part["record_status"].ne_missing(DELETED)
-        count += int(live.sum())
-        if task.basis and sums is not None:
-            same = task.form.hashed and _is_whole(task)
-            known = found.hashes.filter(live) if same else None
-            made = digests.of_bronze(part.filter(live), task.basis, known)
-            buckets.add(sums, digests.numbers(made))
-        wrong = found.wrong
+        live_rows += int(live.sum())
+        if sums is not None:
+            buckets.add_to_sums(sums, _digests_of_live_rows(part, live, judged, task))
+        wrong = judged.wrong
         if not wrong.any():
             continue
-        there = live.to_numpy()
-        altered.append(start + np.flatnonzero(wrong & there))
-        gone.append(start + np.flatnonzero(wrong & ~there))
-        named += _named(part, found, task, LISTED - len(named))
-    fault = _fault(file, rows, bounds)
-    return Inspected(
+        is_live = live.to_numpy()
+        altered.append(start + np.flatnonzero(wrong & is_live))
+        altered_deleted.append(start + np.flatnonzero(wrong & ~is_live))
+        listed += _listed_rows(part, judged, task, MAX_LISTED - len(listed))
+    return CheckedFile(
         file,
-        fault,
+        _fault_by_statistics(file, rows, bounds),
         True,
         rows,
-        count,
+        live_rows,
         np.concatenate(altered),
-        np.concatenate(gone),
-        tuple(named),
+        np.concatenate(altered_deleted),
+        tuple(listed),
         sums,
     )
 
 
-def _is_whole(task: Resting) -> bool:
-    """Whether the hashes of what is stored are those of the digests."""
-    if task.basis is None or task.basis.rest != task.basis.columns:
+def _digests_of_live_rows(
+    part: pl.DataFrame, live: pl.Series, judged: RowCheck, task: FileCheckTask
+) -> buckets.Digests:
+    basis = task.basis
+    if basis is None:
+        raise ValueError("digests need a basis")
+    reuse = task.form.hashed and _hashes_are_digests(task, basis)
+    known = judged.hashes.filter(live) if reuse else None
+    return buckets.digests_of_hashes(digests.bronze_digests(part.filter(live), basis, known))
+
+
+def _hashes_are_digests(task: FileCheckTask, basis: Basis) -> bool:
+    """Whether the hashes of the check are also those of which the digests are made: both over the
+    same columns, with the same types.
+    """
+    if basis.readable != basis.columns:
         return False
-    held = dict(task.layout)
-    targets = tuple(column.target for column in task.basis.columns)
-    kinds = all(held.get(c.target) == c.kind for c in task.basis.columns)
-    return targets == task.form.values and kinds and task.basis.base == task.form.base
+    types = dict(task.layout)
+    targets = tuple(column.target for column in basis.columns)
+    same_types = all(types.get(c.target) == c.kind for c in basis.columns)
+    return targets == task.form.values and same_types and basis.base == task.form.base
 
 
-def _named(
-    part: pl.DataFrame, found: Judged, task: Resting, most: int
+def _listed_rows(
+    part: pl.DataFrame, judged: RowCheck, task: FileCheckTask, limit: int
 ) -> Iterator[tuple[str, str]]:
-    """The keys of the first rows that are not as they were written, and what is wrong with each."""
-    numbers = np.flatnonzero(found.wrong)[: max(most, 0)]
+    """The keys of the first altered rows, and what is altered in each."""
+    numbers = np.flatnonzero(judged.wrong)[: max(limit, 0)]
     keys = part[numbers].select(task.key or ["row_hash"]).to_dicts()
     for number, values in zip(numbers.tolist(), keys, strict=True):
-        why = [name for name, mask in found.unfit.items() if mask[number]]
-        why = ["values", *why] if found.altered[number] else why
-        yield _written(values), ", ".join(why)
+        columns = [name for name, mask in judged.unfit.items() if mask[number]]
+        what = ["values", *columns] if judged.altered[number] else columns
+        yield json.dumps(values, default=str, ensure_ascii=False), ", ".join(what)
 
 
-def _widen(bounds: dict[str, tuple[Any, Any]], rows: pl.DataFrame, file: StoredFile) -> None:
+def _extend_bounds(
+    bounds: dict[str, tuple[Any, Any]], rows: pl.DataFrame, file: StoredFile
+) -> None:
+    """Extends the bounds by the values of more rows, in the columns with statistics."""
     for name in {name for name, _ in (*file.low, *file.high)} & set(rows.columns):
         low, high = bounds.get(name, (None, None))
         lows = [v for v in (low, rows[name].min()) if v is not None]
@@ -155,17 +178,14 @@ def _widen(bounds: dict[str, tuple[Any, Any]], rows: pl.DataFrame, file: StoredF
         bounds[name] = min(lows, default=None), max(highs, default=None)
 
 
-def _fault(file: StoredFile, rows: int, bounds: Mapping[str, tuple[Any, Any]]) -> str:
+def _fault_by_statistics(file: StoredFile, rows: int, bounds: Mapping[str, tuple[Any, Any]]) -> str:
+    """How the file differs from its statistics in the log, "" if it does not."""
     if file.rows not in (-1, rows):
-        return f"has {rows:,} rows, and {file.rows:,} by the log"
+        return f"has {rows:,} rows, but {file.rows:,} by the log"
     low, high = dict(file.low), dict(file.high)
     for name, (least, most) in bounds.items():
         if (least is not None and name in low and least < low[name]) or (
             most is not None and name in high and most > high[name]
         ):
-            return f"has values of {name} beyond the bounds in the log"
+            return f"has values of {name} outside of the bounds in the log"
     return ""
-
-
-def _written(values: Mapping[str, Any]) -> str:
-    return json.dumps(values, default=str, ensure_ascii=False)

@@ -1,9 +1,10 @@
-"""Repair: what differs is taken anew from the source.
+"""Repair: removes damaged rows and files from a Bronze table, then loads what differs.
 
-First leave the table what a comparison would not see: rows that are there more than once, and
-files that are lost or cannot be read. Then all rows are compared, as a run does it, in the snapshot
-of the proof, and those in Bronze are held against their own hashes, too: only what differs lands.
-What a history had in lost files, or in rows that were altered, is lost; the result says so.
+First the table loses what a comparison cannot update: rows that exist more than once, rows that
+bronze never wrote, and files that are missing or unreadable. Then a load compares all rows with the
+source, in the snapshot of the verification, and the rows in Bronze with their own hashes; only what
+differs is written. Lost earlier versions of a history, and rows that the source has no more, cannot
+be restored; the notes of the result say so.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,11 +32,12 @@ from bronze.ingest import pipeline
 from bronze.ingest.pipeline import Notify, worker_pool
 from bronze.ingest.table_run import TableRun
 from bronze.model.files import StoredFile
+from bronze.model.locations import Destination
 from bronze.model.results import Failure, TableResult
 from bronze.model.units import KnownRows
-from bronze.tables import evolution, known_rows
+from bronze.tables import duplicate_keys, row_format
 from bronze.tables.selection import Target
-from bronze.verify.claim import Claim, carried_columns
+from bronze.verify.claim import Claim, with_streamed_columns
 from bronze.verify.results import VerifiedTable
 
 Rows = dict[StoredFile, list[npt.NDArray[np.int64]]]
@@ -45,336 +46,352 @@ Rows = dict[StoredFile, list[npt.NDArray[np.int64]]]
 
 @dataclass
 class Damage:
-    """What is wrong with a table's files.
+    """The faults of a Bronze table that a repair works on.
 
-    ``rows`` are numbers of rows to be cut out. ``altered`` rows are not as they were written, and
-    ``wrong`` ones not as the source has them: a comparison takes them anew. ``gone`` are altered
-    rows that are marked as deleted, which nobody has any more. ``lost`` files are to
-    leave the table, ``stale`` ones, of which the log says what is not so, to be written anew.
+    ``surplus`` rows are to be removed. ``altered`` rows are not as bronze wrote them, ``different``
+    rows not as in the source: a comparison updates both. ``altered_deleted`` are altered rows that
+    are marked as deleted, so that the source has them no more. ``unreadable`` files are to be
+    removed, ``misdescribed`` files, about which the log is wrong, to be rewritten.
     """
 
-    rows: Rows = field(default_factory=dict)
+    surplus: Rows = field(default_factory=dict)
     altered: Rows = field(default_factory=dict)
-    wrong: Rows = field(default_factory=dict)
-    gone: Rows = field(default_factory=dict)
-    lost: list[StoredFile] = field(default_factory=list)
-    stale: list[StoredFile] = field(default_factory=list)
+    different: Rows = field(default_factory=dict)
+    altered_deleted: Rows = field(default_factory=dict)
+    unreadable: list[StoredFile] = field(default_factory=list)
+    misdescribed: list[StoredFile] = field(default_factory=list)
 
     def add_all(self, other: Damage) -> None:
         """Adds other damage of the same table."""
-        for mine, theirs in (
-            (self.rows, other.rows),
+        for rows, more in (
+            (self.surplus, other.surplus),
             (self.altered, other.altered),
-            (self.wrong, other.wrong),
-            (self.gone, other.gone),
+            (self.different, other.different),
+            (self.altered_deleted, other.altered_deleted),
         ):
-            for file, numbers in theirs.items():
-                mine.setdefault(file, []).extend(numbers)
-        self.lost += other.lost
-        self.stale += other.stale
+            for file, numbers in more.items():
+                rows.setdefault(file, []).extend(numbers)
+        self.unreadable += other.unreadable
+        self.misdescribed += other.misdescribed
 
-    def whole(self) -> Damage:
-        """The same, with all rows that are wrong to be cut out."""
-        cut = Damage(lost=self.lost, stale=self.stale)
-        for some in (self.rows, self.wrong):
-            cut.add_all(Damage(rows=some))
-        return cut
+    def with_different_removed(self) -> Damage:
+        """The same damage, with the different rows to be removed as well."""
+        damage = Damage(unreadable=self.unreadable, misdescribed=self.misdescribed)
+        for rows in (self.surplus, self.different):
+            damage.add_all(Damage(surplus=rows))
+        return damage
 
-    def cut(self, history: bool) -> Rows:
-        """The rows to be cut out: of a history altered versions, too, as none takes their place."""
-        both = Damage()
-        for some in (self.rows, self.gone, *([self.altered] if history else [])):
-            both.add_all(Damage(rows=some))
-        return both.rows
+    def rows_to_remove(self, history: bool) -> Rows:
+        """The rows to remove. In a history these are altered versions too: no update replaces a
+        version.
+        """
+        damage = Damage()
+        for rows in (self.surplus, self.altered_deleted, *([self.altered] if history else [])):
+            damage.add_all(Damage(surplus=rows))
+        return damage.surplus
 
 
 @dataclass(frozen=True)
 class RepairResult:
-    """What a repair did to a table: it cut out rows, and files with so many rows by the log, and
-    landed others; ``has_cut`` says that it committed such a cut, even of no rows. ``error`` is why
-    it could not do all of it, ``unrecorded`` why what it did could not be entered into the books.
+    """What a repair did to a table.
+
+    It removed ``removed`` rows, of which ``removed_deleted`` were marked as deleted, and the
+    ``removed_files``, with ``file_rows`` rows by the log; then ``load`` compared the table with the
+    source. ``has_removal`` says that it committed a removal, even one of no rows. ``error`` is why
+    it is incomplete, ``unrecorded`` why there is no record of it in governance.data_lineage.
     """
 
-    cut: int = 0
-    gone: int = 0
-    files: tuple[str, ...] = ()
+    removed: int = 0
+    removed_deleted: int = 0
+    removed_files: tuple[str, ...] = ()
     file_rows: int = 0
-    history: bool = False
-    landed: TableResult | None = None
+    has_history: bool = False
+    is_streamed: bool = False
+    load: TableResult | None = None
     error: Failure | None = None
-    streamed: bool = False
     unrecorded: Failure | None = None
-    has_cut: bool = False
+    has_removal: bool = False
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the load succeeded."""
+        return self.load is not None and self.load.error is None
 
     def failed(self, error: BronzeError) -> RepairResult:
-        """The same, when something else could not be done; the first error is the one to tell."""
+        """The same result with an error; the first one is kept."""
         return replace(self, error=self.error or error.failure())
 
 
 def repair_tables(
     settings: Settings,
-    wanting: Sequence[tuple[Claim, Damage]],
+    damaged: Sequence[tuple[Claim, Damage]],
     pool: Executor | None,
     notify: Notify,
 ) -> dict[str, RepairResult]:
-    """Repairs tables; what was done to each, by its target, and what hindered it."""
-    done: dict[str, RepairResult] = {}
-    if not wanting:
-        return done
+    """Repairs tables. The results are by the name of the Bronze table; errors are in them."""
+    results: dict[str, RepairResult] = {}
+    if not damaged:
+        return results
     batch_id = str(uuid_utils.uuid7())
     try:
         store.prove_writable(settings.place(settings.lake.schema_, ""))
     except BronzeError as error:
-        return {claim.target: RepairResult(error=error.failure()) for claim, _ in wanting}
-    limit = min(claim.given.readers for claim, _ in wanting)
+        return {claim.target: RepairResult(error=error.failure()) for claim, _ in damaged}
+    limit = min(claim.context.readers for claim, _ in damaged)
     with worker_pool(settings, pool, limit, ()) as workers:
-        courses = [_cut(claim, damage, batch_id) for claim, damage in wanting]
-        done.update(executors.drive(workers, courses, limit))
-    # What was cut out has to land again, whatever came in between.
-    claims = [claim for claim, _ in wanting]
-    again = [c for c in claims if done[c.target].error is None or done[c.target].has_cut]
-    _land(settings, again, done, pool, notify)
-    return done
+        workflows = [_remove_damage(claim, damage, batch_id) for claim, damage in damaged]
+        results.update(executors.drive(workers, workflows, limit))
+    # Removed rows have to be loaded again, even if the removal failed half-way.
+    to_load = [
+        claim
+        for claim, _ in damaged
+        if results[claim.target].error is None or results[claim.target].has_removal
+    ]
+    _load(settings, to_load, results, pool, notify)
+    return results
 
 
-def _land(
+def _load(
     settings: Settings,
     claims: Sequence[Claim],
-    done: dict[str, RepairResult],
+    results: dict[str, RepairResult],
     pool: Executor | None,
     notify: Notify,
 ) -> None:
-    """Has tables compared with the source as a whole; what comes of it is noted in ``done``."""
+    """Compares all rows of tables with the source, and loads what differs; updates ``results``."""
     batch_id = str(uuid_utils.uuid7())
     tables: list[TableRun] = []
     for claim in claims:
         try:
-            tables += _planned(settings, claim, batch_id)
+            tables += _plan_table(settings, claim, batch_id)
         except BronzeError as error:
-            done[claim.target] = done[claim.target].failed(error)
+            results[claim.target] = results[claim.target].failed(error)
     if not tables:
         return
     ledger = lineage.LineageLedger(settings)
     entries = {table.entry.record.target_table: table.entry for table in tables}
     try:
-        for result in pipeline.load_tables(settings, tables, pool, notify):
-            before = done[result.target]
-            done[result.target] = replace(before, landed=result, error=before.error or result.error)
-            ledger.add(lineage.with_result(entries[result.target], result))
+        for load in pipeline.load_tables(settings, tables, pool, notify):
+            result = results[load.target]
+            results[load.target] = replace(result, load=load, error=result.error or load.error)
+            ledger.add(lineage.with_result(entries[load.target], load))
     except BronzeError as error:
         for target in entries:
-            if done[target].landed is None:
-                done[target] = done[target].failed(error)
+            if results[target].load is None:
+                results[target] = results[target].failed(error)
     ledger.unwritten = pipeline.record_quality(settings, tables)
-    _, unrecorded = ledger.closed()
+    _, unrecorded = ledger.write()
     for target in entries:
-        done[target] = replace(done[target], unrecorded=unrecorded)
+        results[target] = replace(results[target], unrecorded=unrecorded)
 
 
-def _planned(settings: Settings, claim: Claim, batch_id: str) -> list[TableRun]:
-    """The run of one table, which compares all rows."""
-    given = claim.given
-    slots = settings.source[given.origin.name].pool.readers
+def _plan_table(settings: Settings, claim: Claim, batch_id: str) -> list[TableRun]:
+    """The run of one table that compares all rows. A streamed table is compared by its key."""
+    context = claim.context
+    slots = settings.source[context.origin.name].pool.readers
 
-    def fitted(target: Target) -> Target:
-        there = carried_columns(given, target)
-        if target.settings.pattern != "streaming":
-            return there
-        own = {"pattern": "full_refresh", "key": claim.key.source_names}
-        return replace(there, settings=target.settings.model_copy(update=own))
+    def as_loaded(target: Target) -> Target:
+        target = with_streamed_columns(context, target)
+        if not claim.is_streamed:
+            return target
+        full = {"pattern": "full_refresh", "key": claim.key.source_names}
+        return replace(target, settings=target.settings.model_copy(update=full))
 
-    targets = [given.target]
+    snapshot, targets = context.snapshot, [context.target]
     return pipeline.plan_tables(
-        settings, given.origin, given.held, targets, batch_id, slots, fitted, doubting=True
+        settings, context.origin, snapshot, targets, batch_id, slots, as_loaded, doubting=True
     )
 
 
-def _cut(claim: Claim, damage: Damage, batch_id: str) -> Workflow[tuple[str, RepairResult]]:
-    """Cuts out what is damaged."""
-    place = claim.given.target.place
-    done = RepairResult(history=claim.history, streamed=_is_streamed(claim))
+def _remove_damage(
+    claim: Claim, damage: Damage, batch_id: str
+) -> Workflow[tuple[str, RepairResult]]:
+    """Removes unreadable files, then surplus rows, then duplicates; an error is in the result."""
+    place = claim.context.target.place
+    result = RepairResult(has_history=claim.has_history, is_streamed=claim.is_streamed)
     try:
-        if claim.error:
-            raise claim.error
-        refused = _refused(claim)
-        if refused:
-            raise refused
-        if damage.lost:
-            state = _state(claim, damage.lost)
-            # Nobody can tell what these rows were; the next commit tells what they are.
-            change = Change("DELETE", removed=damage.lost, is_data=False)
-            commit.commit(place, state, change, _facts(claim, batch_id), shape=_open(state))
-            done = replace(
-                done,
-                files=tuple(f.path for f in damage.lost if not files.is_outside(f.path)),
-                file_rows=sum(max(file.rows, 0) for file in damage.lost),
-                has_cut=True,
+        _check_repairable(claim)
+        if damage.unreadable:
+            _remove_files(claim, damage.unreadable, batch_id)
+            inside = tuple(f.path for f in damage.unreadable if not files.is_outside(f.path))
+            result = replace(
+                result,
+                removed_files=inside,
+                file_rows=sum(max(file.rows, 0) for file in damage.unreadable),
+                has_removal=True,
             )
-        rows = {**{file: [] for file in damage.stale}, **damage.cut(claim.history)}
-        if rows:
-            count = yield from _rows_cut(claim, rows, batch_id)
-            gone = sum(len(part) for parts in damage.gone.values() for part in parts)
-            done = replace(done, cut=count, gone=gone, has_cut=True)
-        twins = yield from _twins_cut(claim, batch_id)
-        return claim.target, replace(done, cut=done.cut + twins)
+        rows: Rows = {file: [] for file in damage.misdescribed}
+        if rows := rows | damage.rows_to_remove(claim.has_history):
+            removed = yield from _remove_rows(claim, rows, batch_id)
+            deleted = sum(len(part) for parts in damage.altered_deleted.values() for part in parts)
+            result = replace(result, removed=removed, removed_deleted=deleted, has_removal=True)
+        duplicates = yield from _remove_duplicates(claim, batch_id)
+        return claim.target, replace(result, removed=result.removed + duplicates)
     except BronzeError as error:
         with suppress(BronzeError):
             commit.discard(place, batch_id)
-        return claim.target, done.failed(error)
+        return claim.target, result.failed(error)
 
 
-def _rows_cut(claim: Claim, rows: Rows, batch_id: str) -> Workflow[int]:
-    place = claim.given.target.place
-    state = _state(claim, list(rows))
+def _check_repairable(claim: Claim) -> None:
+    """Raises the error of a claim, or that its table is streamed and has no Bronze table yet."""
+    if claim.error:
+        raise claim.error
+    if claim.state is None and claim.is_streamed:
+        raise TableRefused(
+            f"The streamed table {claim.label} has no Bronze table yet.",
+            hint="`bronze stream` makes its initial copy.",
+            table=claim.label,
+        )
+
+
+def _remove_files(claim: Claim, unreadable: list[StoredFile], batch_id: str) -> None:
+    """Removes files from the table, in a commit without changes for the change data feed: their
+    rows are unknown, and the load that follows commits what they are.
+    """
+    state = _current_state(claim, unreadable)
+    _commit(claim, state, Change("DELETE", removed=unreadable, is_data=False), batch_id)
+
+
+def _remove_rows(claim: Claim, rows: Rows, batch_id: str) -> Workflow[int]:
+    """Rewrites files without some rows; returns how many live rows were removed."""
+    place = claim.context.target.place
+    state = _current_state(claim, list(rows))
+    into = Destination(
+        place=place,
+        columns=row_format.columns_as_written(state.columns, state.properties),
+        key=(),
+        stats=tuple(n for n in optimize.statistics(state) if n in dict(state.columns)),
+        stamp=replace(claim.context.stamp, batch_id=batch_id),
+    )
     jobs = [
         merge.Merge(
-            place=place,
+            into=into,
             file=file,
-            layout=evolution.columns_as_written(state.columns, state.properties),
-            key=(),
-            stats=tuple(n for n in optimize.statistics(state) if n in dict(state.columns)),
-            stamp=replace(claim.given.stamp, batch_id=batch_id),
             changes=(),
             gone=np.unique(np.concatenate([np.empty(0, np.int64), *numbers])),
             on_delete="remove",
-            anew=True,
+            rewrite=True,
         )
         for file, numbers in rows.items()
     ]
-    done: list[merge.Merged] = yield [Task(merge.merge, job, claim.label) for job in jobs]
+    merged: list[merge.Merged] = yield [Task(merge.merge, job, claim.label) for job in jobs]
     change = Change(
         "DELETE",
-        added=[one.file for one in done if one.file and one.edits],
-        # Of a file that has no rows, whatever the log says, nothing is written anew.
-        removed=[one.old for one in done if one.edits or not one.file],
-        feed=[one.feed for one in done if one.feed],
-        quiet=[(one.old, one.file) for one in done if one.file and not one.edits],
+        added=[one.file for one in merged if one.file and one.edits],
+        # Of a file without rows, whatever the log says, no file is written.
+        removed=[one.old for one in merged if one.edits or not one.file],
+        feed=[one.feed for one in merged if one.feed],
+        quiet=[(one.old, one.file) for one in merged if one.file and not one.edits],
     )
-    commit.commit(place, state, change, _facts(claim, batch_id), shape=_open(state))
-    return sum(one.deleted for one in done)
+    _commit(claim, state, change, batch_id)
+    return sum(one.deleted for one in merged)
 
 
-def _twins_cut(claim: Claim, batch_id: str) -> Workflow[int]:
-    """Leaves one row of each key: by it rows are found, and one of several would stay as it is."""
-    state = log.read(claim.given.target.place)
-    if state is None or claim.history or not claim.names:
+def _remove_duplicates(claim: Claim, batch_id: str) -> Workflow[int]:
+    """Leaves one row of each key: a comparison finds rows by key, and would leave the others."""
+    state = log.read(claim.context.target.place)
+    if state is None or claim.has_history or not claim.key_names:
         return 0
-    known = KnownRows(state.place, state.version, state.files, claim.layout, claim.names, 0)
-    (twins,) = yield [Task(known_rows.twins, known, claim.label)]
+    known = KnownRows(state.place, state.version, state.files, claim.layout, claim.key_names, 0)
+    (twins,) = yield [Task(duplicate_keys.surplus_rows, known, claim.label)]
     rows = {file: [numbers] for file, numbers in twins if len(numbers)}
-    return (yield from _rows_cut(claim, rows, batch_id)) if rows else 0
+    return (yield from _remove_rows(claim, rows, batch_id)) if rows else 0
 
 
-def _open(state: State) -> Shape:
-    """The table as it is, which says that all its rows are to be compared."""
-    columns = evolution.columns_as_written(state.columns, state.properties)
-    return Shape(columns, optimize.statistics(state), state.partition, ((properties.CUT, "true"),))
+def _commit(claim: Claim, state: State, change: Change, batch_id: str) -> None:
+    """Commits a removal, with the property that makes the next load compare all rows."""
+    columns = row_format.columns_as_written(state.columns, state.properties)
+    compare_all = ((properties.CUT, "true"),)
+    shape = Shape(columns, optimize.statistics(state), state.partition, compare_all)
+    facts = {
+        "batch_id": batch_id,
+        "source": claim.context.origin.name,
+        "table": claim.label,
+        "mode": "repair",
+    }
+    commit.commit(state.place, state, change, facts, shape=shape)
 
 
-def _state(claim: Claim, wanted: Sequence[StoredFile]) -> State:
-    """The table as it is now, which must still have the files that are meant.
+def _current_state(claim: Claim, needed: Sequence[StoredFile]) -> State:
+    """The table's current state, which must still have the needed files.
 
     Raises:
-        CommitConflict: somebody else has written them anew.
+        CommitConflict: another writer has replaced them.
     """
-    state = log.read(claim.given.target.place)
-    if state is None or not {file.path for file in wanted} <= {file.path for file in state.named}:
+    place = claim.context.target.place
+    state = log.read(place)
+    if state is None or not {file.path for file in needed} <= {file.path for file in state.named}:
         raise CommitConflict(
-            f"Another writer committed to the table at {claim.given.target.place.url} first.",
-            hint="Verify again; nothing of this repair is in that table.",
+            f"Another writer committed to the table at {place.url} first.",
+            hint="Verify again: this step of the repair was not committed.",
         )
     return state
 
 
-def _is_streamed(claim: Claim) -> bool:
-    return claim.given.target.settings.pattern == "streaming"
-
-
-def _refused(claim: Claim) -> TableRefused | None:
-    """Why a table cannot be repaired, None where it can."""
-    if claim.state is None and _is_streamed(claim):
-        return TableRefused(
-            f"Table {claim.label} is streamed, and not there yet.",
-            hint="`bronze stream` copies it.",
-            table=claim.label,
-        )
-    return None
-
-
-def _facts(claim: Claim, batch_id: str) -> Mapping[str, Any]:
-    return {
-        "batch_id": batch_id,
-        "source": claim.given.origin.name,
-        "table": claim.label,
-        "mode": "repair",
-    }
-
-
 def with_repair(
-    result: VerifiedTable, done: Mapping[str, RepairResult], before: VerifiedTable
+    after: VerifiedTable, repairs: Mapping[str, RepairResult], before: VerifiedTable
 ) -> VerifiedTable:
-    """What a table is after its repair, with what the repair did; ``before`` is what it was."""
-    one = done.get(result.target)
-    if one is None:
-        return result
-    landed = one.landed
-    counts = (landed.inserted, landed.updated, landed.deleted) if landed else ()
-    earlier = [note for note in before.notes if note.startswith(_REPAIRED)]
-    told = one.error is None or one.has_cut or any(counts)
-    notes = [*earlier, *([_describe(one, counts)] if told else []), *_losses(one)]
-    if one.streamed and (one.error is None or one.has_cut):
-        notes.append("the stream compares this table once when it goes on")
-    if one.error and one.has_cut and not _is_landed(one):
-        notes.append(
-            f"{one.cut + one.file_rows:,} rows were cut out and not brought back: verify again"
-        )
+    """The result of a table after its repair, with what the repair did; ``before`` is the result
+    before it.
+    """
+    repair = repairs.get(after.target)
+    if repair is None:
+        return after
+    load = repair.load
+    counts = (load.inserted, load.updated, load.deleted) if load else ()
+    has_changed = repair.error is None or repair.has_removal or any(counts)
+    notes = [note for note in before.notes if note.startswith(_REPAIRED)]
+    notes += [*([_summary(repair, counts)] if has_changed else []), *_losses(repair)]
+    if repair.is_streamed and (repair.error is None or repair.has_removal):
+        notes.append("the next `bronze stream` resyncs this table once")
+    if repair.error and repair.has_removal and not repair.is_loaded:
+        rows = repair.removed + repair.file_rows
+        notes.append(f"{rows:,} rows were removed and not loaded again: verify again")
     return replace(
-        result,
-        # What is left may well be sound: rows may be missing all the same.
-        status="failed" if one.error and result.status == "equal" else result.status,
-        repaired=before.repaired + one.cut + sum(counts),
-        notes=(*notes, *result.notes),
-        error=result.error or one.error or one.unrecorded,
+        after,
+        # The rows that are left may be equal though others are missing.
+        status="failed" if repair.error and after.status == "equal" else after.status,
+        repaired=before.repaired + repair.removed + sum(counts),
+        notes=(*notes, *after.notes),
+        error=after.error or repair.error or repair.unrecorded,
     )
-
-
-def _is_landed(one: RepairResult) -> bool:
-    return one.landed is not None and one.landed.error is None
 
 
 _REPAIRED = "repaired: "
 
 
-def _describe(one: RepairResult, counts: Sequence[int]) -> str:
-    said = f"{_REPAIRED}{one.cut:,} rows cut out"
-    if one.files:
-        said += f", {len(one.files)} files dropped"
+def _summary(repair: RepairResult, counts: Sequence[int]) -> str:
+    summary = f"{_REPAIRED}{repair.removed:,} rows removed"
+    if repair.removed_files:
+        summary += f", {len(repair.removed_files)} files removed"
     if counts:
-        said += ", {:,} inserted, {:,} updated, {:,} deleted".format(*counts)
-    return said
+        summary += ", {:,} inserted, {:,} updated, {:,} deleted".format(*counts)
+    return summary
 
 
-def _losses(one: RepairResult) -> list[str]:
-    """What no repair can bring back."""
-    lost = []
-    if one.files and one.history:
-        lost.append(
-            f"the earlier versions of rows in {', '.join(one.files)} are lost ({one.file_rows:,}"
-            " versions by the log): the source has the last ones alone"
+def _losses(repair: RepairResult) -> list[str]:
+    """Notes on what a repair cannot restore."""
+    names = ", ".join(repair.removed_files)
+    losses = []
+    if names and repair.has_history:
+        losses.append(
+            f"the earlier versions of rows in {names} are lost ({repair.file_rows:,} versions by"
+            " the log): the source has only the current ones"
         )
-    elif one.files:
-        lost.append(
-            f"rows of {', '.join(one.files)} that have gone from the source are lost, and when its"
-            " other rows landed first"
+    elif names:
+        losses.append(
+            f"rows of {names} that are deleted in the source are lost, and the load_timestamp of"
+            " its other rows"
         )
-    if one.gone and not one.history:
-        lost.append(
-            f"{one.gone:,} rows that had gone from the source, and had been altered, are lost; the"
-            " table's earlier versions have them until they expire"
+    if repair.removed_deleted and not repair.has_history:
+        losses.append(
+            f"{repair.removed_deleted:,} altered rows that are deleted in the source are lost;"
+            " earlier versions of the table have them until vacuum"
         )
-    if one.cut and one.history:
-        lost.append(
-            f"{one.cut:,} versions that had been altered are lost to the history; the table's"
-            " earlier versions have them until they expire"
+    if repair.removed and repair.has_history:
+        losses.append(
+            f"{repair.removed:,} altered versions are lost from the history; earlier versions of"
+            " the table have them until vacuum"
         )
-    return lost
+    return losses

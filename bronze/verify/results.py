@@ -1,4 +1,4 @@
-"""The frozen values that a proof ends with."""
+"""The result of a verification: for each table whether it is equal, and every fault."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ from typing import Literal
 from bronze.model.results import Failure, Shown, exit_code
 
 Fault = Literal["missing", "extra", "different", "altered"]
-"""What is wrong with a row: it is in the source alone; in Bronze alone; in both, but with other
-values; or it is not as bronze wrote it: its values are not those of its hashes, or a column of ours
-has what no run writes."""
+"""The fault of a row. ``missing``: only in the source. ``extra``: only in Bronze. ``different``: in
+both, with other values. ``altered``: not as bronze wrote it, because its values do not have its
+hashes, or a metadata column has a value that no run writes.
+"""
 
 
 @dataclass(frozen=True)
 class FaultyRow:
-    """A row that is not as it should be. ``key`` is a JSON object: the row's key, or its row_hash
-    where there is none; ``file`` is where it lies, if it was looked at there, and ``what`` of it is
-    not as it was written: "values", or columns of ours.
+    """A row with a fault.
+
+    ``key`` is a JSON object: the row's key, or its row_hash in a table without a key. ``file`` is
+    the file that has the row, if the fault was found in the file. ``what`` lists what is altered:
+    "values", or metadata columns.
     """
 
     fault: Fault
@@ -28,7 +31,7 @@ class FaultyRow:
 
 @dataclass(frozen=True)
 class FaultyFile:
-    """A file that is not what the table's log says; ``rows`` are those that the log has in it."""
+    """A file that is not what the Delta log says; ``rows`` is its number of rows by the log."""
 
     file: str
     what: str
@@ -37,18 +40,21 @@ class FaultyFile:
 
 @dataclass(frozen=True)
 class VerifiedTable:
-    """What was found out about one table, ``table`` of ``source``, and its Bronze table ``target``.
+    """The result of one table: ``table`` of ``source`` and its Bronze table ``target``.
 
-    ``source_rows`` is -1 where the source was not asked, ``bronze_rows`` are those that count;
-    ``bronze_files`` were read to the end, and with them ``gone_rows`` that do not count, as they
-    are marked as deleted or are earlier versions. ``trusted`` says that the hashes of rows were
-    taken for those of their values. ``rows`` are the first faulty ones, which the four counts have
-    in full. ``columns`` is what another writer did to the table's columns, ``foreign`` are the
-    commits by which one changed the table, and which no comparison has taken into account.
-    ``position`` is what the Bronze table holds, and ``lag_bytes`` how much of the source's log lies
-    between that and the snapshot; both are None where the table has no position in this history of
-    the source. ``stray_files`` lie in the table's folder, unknown to its log. ``repaired`` is how
-    many rows a repair has inserted, updated, and deleted or cut out.
+    ``source_rows`` is -1 where the source was not read. ``bronze_rows`` is the number of live rows,
+    in ``bronze_files`` files that were read to the end; these files also have ``gone_rows`` rows
+    that are marked as deleted or are earlier versions. ``trusted`` says that ``row_hash`` was
+    trusted instead of being computed from the values.
+
+    ``missing``, ``extra``, ``different`` and ``altered`` count all faulty rows; ``rows`` lists the
+    first of them. ``columns`` are the changes of another writer to the table's columns, ``foreign``
+    the foreign commits that no comparison has checked yet.
+
+    ``position`` (LSN) is where the Bronze table's last load or batch ended, ``lag_bytes`` the bytes
+    of WAL from there to the snapshot; both are None where the table has no position on the source's
+    timeline. ``stray_files`` are files in the table's folder that the Delta log does not know.
+    ``repaired`` is the number of rows that a repair inserted, updated, deleted or removed.
     """
 
     table: str
@@ -81,8 +87,8 @@ class VerifiedTable:
 
 @dataclass(frozen=True, repr=False)
 class VerifyResult(Shown):
-    """A proof, or what stands against it. ``at_rest`` says that the source was not asked;
-    ``unrecorded`` is why the audit log does not have it, if so.
+    """The result of a verification. ``at_rest`` says that the source was not read; ``unrecorded``
+    is why the audit log has no record of it, if it has none.
     """
 
     at_rest: bool
@@ -92,8 +98,8 @@ class VerifyResult(Shown):
 
     @property
     def exit_code(self) -> int:
-        """0: all equal, and recorded; 3: nothing could be found out, as a side is out of reach;
-        1: otherwise.
+        """0: all tables are equal, and it is recorded. 3: nothing could be verified, because source
+        or lake cannot be reached. 1: otherwise.
         """
         if not self.tables:
             return 1

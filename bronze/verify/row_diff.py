@@ -1,4 +1,7 @@
-"""Named rows of both sides, held against each other."""
+"""Row differences: matches the rows of source and Bronze by key and digest.
+
+The result is which rows are missing in Bronze, extra in Bronze, or different.
+"""
 
 from __future__ import annotations
 
@@ -10,61 +13,68 @@ import polars as pl
 
 from bronze.verify.results import Fault, FaultyRow
 
-LISTED = 100
-"""Of so many faulty rows a table the keys are told."""
+MAX_LISTED = 100
+"""How many faulty rows of a table are listed with their keys."""
 
 _HASH, _NUMBER = "row_hash", "\0number"
 
 
 @dataclass(frozen=True)
 class RowDifferences:
-    """What one side has and the other has not; of rows that differ, those of the source, and
-    ``instead`` those of Bronze.
+    """The rows that are not the same in source and Bronze.
+
+    ``missing`` rows are only in the source, ``extra`` rows only in Bronze. ``different`` are the
+    source's rows that have another digest in Bronze, ``different_in_bronze`` the Bronze rows with
+    the same keys.
     """
 
     missing: pl.DataFrame = field(repr=False)
     extra: pl.DataFrame = field(repr=False)
     different: pl.DataFrame = field(repr=False)
-    instead: pl.DataFrame = field(repr=False)
+    different_in_bronze: pl.DataFrame = field(repr=False)
 
-    def listed(self, fault: Fault, key: Sequence[str], most: int) -> Iterator[FaultyRow]:
-        """The keys of the first rows with a fault."""
+    def faulty_rows(self, fault: Fault, key: Sequence[str], limit: int) -> Iterator[FaultyRow]:
+        """The keys of the first rows with a fault; without a key, their hashes."""
         rows: pl.DataFrame = getattr(self, fault)
-        shown = rows.select(key or [_HASH])
-        for values in (shown.sort(shown.columns) if key else shown).head(max(most, 0)).to_dicts():
+        keys = rows.select(key or [_HASH])
+        ordered = keys.sort(keys.columns) if key else keys
+        for values in ordered.head(max(limit, 0)).to_dicts():
             yield FaultyRow(fault, json.dumps(values, default=str, ensure_ascii=False))
 
 
-def compare_rows(source: pl.DataFrame, lake: pl.DataFrame, key: Sequence[str]) -> RowDifferences:
-    """The rows that are not the same on both sides, each being as often there as here.
+def compare_rows(source: pl.DataFrame, bronze: pl.DataFrame, key: Sequence[str]) -> RowDifferences:
+    """The rows that are not the same on both sides. Equal rows have to occur equally often.
 
     Args:
-        source: key and ``row_hash`` of the rows of the source.
-        lake: those of the Bronze table, and further columns.
-        key: the key's columns; without any, no row is another one that differs.
+        source: key and ``row_hash`` of the source's rows.
+        bronze: key and ``row_hash`` of the Bronze rows, and any other columns.
+        key: the key columns. Without a key no row is ``different``: it is missing and extra.
     """
-    whole = [*key, _HASH, _NUMBER]
-    theirs, ours = (_numbered(rows, [*key, _HASH]) for rows in (source, lake))
-    missing = theirs.join(ours, on=whole, how="anti", nulls_equal=True)
-    extra = ours.join(theirs, on=whole, how="anti", nulls_equal=True)
+    by_digest = [*key, _HASH, _NUMBER]
+    source, bronze = (_numbered(rows, [*key, _HASH]) for rows in (source, bronze))
+    missing = source.join(bronze, on=by_digest, how="anti", nulls_equal=True)
+    extra = bronze.join(source, on=by_digest, how="anti", nulls_equal=True)
     if not key:
         return RowDifferences(missing, extra, missing.clear(), extra.clear())
-    # One row of ours is the other one that differs; more of the same key are too many.
+    # One Bronze row is the different one of a source row; further ones of the key are extra.
     missing, extra = (_numbered(rows, key) for rows in (missing, extra))
-    pairs = [*key, _NUMBER]
+    by_key = [*key, _NUMBER]
     return RowDifferences(
-        missing=missing.join(extra, on=pairs, how="anti", nulls_equal=True),
-        extra=extra.join(missing, on=pairs, how="anti", nulls_equal=True),
-        different=missing.join(extra, on=pairs, how="semi", nulls_equal=True),
-        instead=extra.join(missing, on=pairs, how="semi", nulls_equal=True),
+        missing=missing.join(extra, on=by_key, how="anti", nulls_equal=True),
+        extra=extra.join(missing, on=by_key, how="anti", nulls_equal=True),
+        different=missing.join(extra, on=by_key, how="semi", nulls_equal=True),
+        different_in_bronze=extra.join(missing, on=by_key, how="semi", nulls_equal=True),
     )
 
 
-def doubled(extra: pl.DataFrame, there: pl.DataFrame, key: Sequence[str]) -> pl.DataFrame:
-    """Those extra rows whose key another row has as well, ``there`` being the keys of all rows."""
-    several = there.group_by(key).len().filter(pl.col("len") > 1)
-    return extra.join(several, on=list(key), how="semi", nulls_equal=True)
+def duplicates_of(extra: pl.DataFrame, keys: pl.DataFrame, key: Sequence[str]) -> pl.DataFrame:
+    """The extra rows that share their key with another Bronze row; ``keys`` are those of all
+    Bronze rows with these keys.
+    """
+    shared = keys.group_by(key).len().filter(pl.col("len") > 1)
+    return extra.join(shared, on=list(key), how="semi", nulls_equal=True)
 
 
 def _numbered(rows: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
+    """The rows with a number among those that are equal in some columns."""
     return rows.with_columns(pl.int_range(pl.len()).over(by).alias(_NUMBER))

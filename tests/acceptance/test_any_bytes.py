@@ -84,16 +84,16 @@ def kept(raw: Source, table: str = "bz_t") -> dict[str, set[str]]:
     return {column: set(part["source_text"]) for (column,), part in rows.group_by("column_name")}
 
 
-def told(raw: Source) -> dict[str, set[str]]:
-    """What should be kept of the rows that are no text: their bytes."""
+def expected_bytes(raw: Source) -> dict[str, set[str]]:
+    """The bytes of the invalid texts, as rejected_values should have them."""
     texts = (f"'\\x' || encode(convert_to(concat({n}), 'SQL_ASCII'), 'hex')" for n in NAMES)
     (row,) = raw.execute(f"SELECT {', '.join(texts)} FROM t WHERE id = 3")
     return {name: {text.decode()} for name, text in zip(NAMES, row, strict=True)}
 
 
-def test_bytes_that_are_no_text_are_kept(raw: Source) -> None:
-    """In a run: they are NULL in the table, beside which their bytes are kept, whatever the type;
-    other rows and values land as ever, and both sides hash the same.
+def test_a_run_records_invalid_text_as_rejected_values(raw: Source) -> None:
+    """Such values of any type are NULL in the table, and rejected_values has their bytes; other
+    values land, and PostgreSQL and bronze compute the same hashes.
     """
     raw.execute(MADE)
     tables: list[dict[str, Any]] = [
@@ -114,7 +114,7 @@ def test_bytes_that_are_no_text_are_kept(raw: Source) -> None:
             assert result.error is None
             assert result.updated == updated
             proven(given)
-    assert kept(raw) == told(raw)
+    assert kept(raw) == expected_bytes(raw)
     rows = pl.read_delta(str(raw.table("t")))
     assert rows.filter(id=3).select(NAMES).row(0) == (None,) * len(NAMES)
     assert rows.filter(id=5)["a"].item() == "ä \N{GRINNING FACE}"
@@ -124,8 +124,8 @@ def test_bytes_that_are_no_text_are_kept(raw: Source) -> None:
     assert "rejected_values" in next(c for c in table.columns if c.name == "a").note
 
 
-def test_bytes_that_are_no_text_come_by_a_stream(raw: Source) -> None:
-    """As in a run; the hash is the same whichever way a row came."""
+def test_a_stream_records_invalid_text_as_rejected_values(raw: Source) -> None:
+    """As in a run; runs and streams give the same row hash."""
     raw.execute(MADE)
     given = raw.settings(tables={"t": {"pattern": "streaming"}}, stream={"interval": 0})
     changes = (
@@ -138,13 +138,13 @@ def test_bytes_that_are_no_text_come_by_a_stream(raw: Source) -> None:
         result = stream.stream(given, until_caught_up=True)
         assert [table.error for table in result.tables if table.error] == []
         proven(given)
-    assert kept(raw) == told(raw)
+    assert kept(raw) == expected_bytes(raw)
     assert feed.faults(raw.table("t")) == []
 
 
 @pytest.mark.parametrize("pattern", ["batch", "streaming"])
-def test_keys_that_are_no_text(raw: Source, pattern: str) -> None:
-    """Rows whose keys are bytes are told apart by them."""
+def test_keys_of_invalid_text_identify_rows(raw: Source, pattern: str) -> None:
+    """Rows are matched by the bytes of their keys."""
     raw.execute(
         "CREATE TABLE t (name text PRIMARY KEY, v int);"
         " INSERT INTO t VALUES ('plain', 1), (E'\\xe4', 2), (E'\\xf6', 3), ('\\xe4', 4)"
@@ -166,8 +166,8 @@ def test_keys_that_are_no_text(raw: Source, pattern: str) -> None:
     ]
 
 
-def test_names_that_are_no_text(raw: Source) -> None:
-    """A table or column whose name is no text cannot be taken, which is said."""
+def test_names_of_invalid_text_are_refused(raw: Source) -> None:
+    """A table or column with such a name is refused, with an error that says so."""
     raw.execute("CREATE TABLE t (id int PRIMARY KEY)")
     given = raw.settings()
     with psycopg.connect(raw.dsn, autocommit=True) as connection:
@@ -186,9 +186,11 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("encoding", OTHERS)
-def test_characters_that_utf8_has_not(server: Server, tmp_path: Path, encoding: str) -> None:
-    """In a database of another encoding a table with such a character is refused, and told are
-    the column and the row; all other characters land.
+def test_characters_without_a_utf8_form_refuse_their_table(
+    server: Server, tmp_path: Path, encoding: str
+) -> None:
+    """In a database with another encoding, the error names the column and the row; all other
+    characters land.
     """
     odd, plain = OTHERS[encoding]
     with encoded(server, tmp_path / "lake", encoding) as source:
@@ -208,8 +210,8 @@ def test_characters_that_utf8_has_not(server: Server, tmp_path: Path, encoding: 
         assert said in table.error.message
 
 
-def test_an_encoding_that_cannot_be_had(server: Server, tmp_path: Path) -> None:
-    """PostgreSQL converts MULE_INTERNAL to no UTF-8, which is said."""
+def test_a_database_that_cannot_send_utf8_is_refused(server: Server, tmp_path: Path) -> None:
+    """PostgreSQL cannot convert MULE_INTERNAL to UTF-8; the error says so."""
     with encoded(server, tmp_path / "lake", "MULE_INTERNAL") as source:
         for look in (pipeline.run, check.check):
             with pytest.raises(SourceRefused, match="MULE_INTERNAL"):

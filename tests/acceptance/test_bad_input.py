@@ -1,4 +1,4 @@
-"""Wrong addresses, passwords, names and rights, and no room: what a user gets wrong is said."""
+"""Wrong addresses, passwords, names, privileges and a full disk: each has a clear error."""
 
 from __future__ import annotations
 
@@ -114,8 +114,8 @@ def password_needed(server: Server, role: str) -> Iterator[None]:
         ("ssl-password.invalid:5432", "ssl-password.invalid:5432/shop cannot be reached"),
     ],
 )
-def test_a_server_that_is_not_there_is_named(source: Source, host: str, said: str) -> None:
-    """A closed port and an unknown host are errors of the whole run, which is not retried."""
+def test_an_unreachable_server_is_named(source: Source, host: str, said: str) -> None:
+    """A closed port or an unknown host ends the whole run, without retries."""
     dsn = f"postgresql://me@{host}/shop"
     error = refused(source, source={"dsn": dsn}, run={"max_retries": 5, "retry_delay": 60})
     assert isinstance(error, SourceUnreachable)
@@ -149,7 +149,7 @@ def test_a_wrong_password_is_refused(role: str, source: Source, server: Server) 
 
 
 @pytest.mark.parametrize("way", ["secret", "PGPASSWORD", "PGPASSFILE"])
-def test_a_password_may_come_from_elsewhere(
+def test_a_password_may_come_from_a_file_or_the_environment(
     role: str,
     source: Source,
     server: Server,
@@ -157,7 +157,7 @@ def test_a_password_may_come_from_elsewhere(
     monkeypatch: pytest.MonkeyPatch,
     way: str,
 ) -> None:
-    """By name from the secret provider, from libpq's variable, or from its password file."""
+    """From the secret provider, from PGPASSWORD, or from the password file."""
     source.execute(f"CREATE TABLE t AS SELECT 1 AS id; GRANT SELECT ON t TO {role}")
     more: dict[str, Any] = {"dsn": seen_by(role, source).dsn}
     if way == "secret":
@@ -176,10 +176,10 @@ def test_a_password_may_come_from_elsewhere(
     assert rows(source, "t") == 1
 
 
-def test_the_address_may_come_from_the_environment(
+def test_the_address_may_come_from_libpq_variables(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All reads go where libpq's variables lead, as the planning does."""
+    """All reads use the server of libpq's variables, as the planning does."""
     source.execute("CREATE TABLE t AS SELECT 1 AS id")
     given = conninfo_to_dict(source.dsn)
     for name, key in (("HOST", "host"), ("PORT", "port"), ("USER", "user"), ("DATABASE", "dbname")):
@@ -190,7 +190,7 @@ def test_the_address_may_come_from_the_environment(
 
 
 def test_a_missing_database_is_named(source: Source) -> None:
-    """Exit code 3, as nothing of the source can be seen."""
+    """Exit code 3, as the source cannot be read."""
     error = refused(source, source={"dsn": re.sub(r"/\w+$", "/nowhere", source.dsn)})
     assert isinstance(error, SourceRefused)
     assert 'database "nowhere" does not exist' in error.message
@@ -199,7 +199,7 @@ def test_a_missing_database_is_named(source: Source) -> None:
 
 @pytest.mark.parametrize("schema", ["nowhere", ["public", "nowhere"]])
 def test_a_missing_schema_is_named(source: Source, schema: object) -> None:
-    """Also beside one that is there: the user expects tables from both."""
+    """Also beside an existing one: the user expects tables of both."""
     source.execute("CREATE TABLE t ()")
     error = refused(source, source={"schema": schema})
     assert isinstance(error, ConfigError)
@@ -207,8 +207,8 @@ def test_a_missing_schema_is_named(source: Source, schema: object) -> None:
     assert "schema" in error.hint
 
 
-def test_a_source_without_tables_says_where_to_look(source: Source) -> None:
-    """An empty schema, and patterns that take nothing, are the user's to mend."""
+def test_a_source_without_tables_is_a_config_error(source: Source) -> None:
+    """An empty schema and patterns that match no table are errors with a hint."""
     assert "takes no table" in refused(source).message
     source.execute("CREATE TABLE t ()")
     error = refused(source, source={"exclude": ["*"]})
@@ -217,7 +217,7 @@ def test_a_source_without_tables_says_where_to_look(source: Source) -> None:
 
 
 def test_a_missing_table_is_named(source: Source) -> None:
-    """On the command line that is all that happens; in the config the others land."""
+    """A table named on the command line ends the run; one in the config lets the others land."""
     source.execute('CREATE TABLE t AS SELECT 1 AS id; CREATE TABLE "Orders" (id int)')
     error = refused(source, "t", "orders", "public.nothing")
     assert isinstance(error, ConfigError)
@@ -237,7 +237,7 @@ def test_a_missing_table_is_named(source: Source) -> None:
 
 
 def test_a_missing_column_fails_its_table(source: Source) -> None:
-    """The config names a column that is not there: that table fails, the others land."""
+    """The config names a column that does not exist: that table fails, the others land."""
     source.execute("CREATE TABLE u AS SELECT 1 AS name")
     wrong: dict[str, dict[str, Any]] = {
         "renamed": {"rename": {"nmae": "x"}},
@@ -278,8 +278,8 @@ def test_one_table_without_permission_fails_alone(role: str, source: Source) -> 
     assert [rows(source, f"t{i}") for i in range(10) if i != 3] == [1] * 9
 
 
-def test_rights_on_a_part_are_not_enough(role: str, source: Source) -> None:
-    """A grant on some columns, or on a table in a closed schema, fails that table alone."""
+def test_partial_privileges_fail_their_table(role: str, source: Source) -> None:
+    """A grant on some columns, or on a table in a schema without USAGE, fails that table alone."""
     source.execute("CREATE TABLE seen AS SELECT 1 AS id")
     for schema in ("other", "closed"):
         source.execute(f"CREATE SCHEMA {schema}")
@@ -307,8 +307,8 @@ def test_rights_on_a_part_are_not_enough(role: str, source: Source) -> None:
     assert absent(source, "others", "closeds")
 
 
-def test_row_level_security_is_not_obeyed_silently(role: str, source: Source) -> None:
-    """A policy would leave rows out: the table is refused, until the config says to apply it."""
+def test_row_level_security_refuses_the_table_by_default(role: str, source: Source) -> None:
+    """A policy would hide rows: the table is refused unless the config says to apply it."""
     source.execute(f"""
         CREATE TABLE t AS SELECT generate_series(1, 10) AS id; CREATE TABLE u AS SELECT 1 AS id;
         ALTER TABLE t ENABLE ROW LEVEL SECURITY; CREATE POLICY p ON t USING (id <= 4);
@@ -328,8 +328,8 @@ def test_row_level_security_is_not_obeyed_silently(role: str, source: Source) ->
 
 
 @pytest.mark.parametrize("root", ["file", "file/lake", "/proc/lake", "/dev/null"])
-def test_a_root_that_cannot_be_written_is_named(source: Source, tmp_path: Path, root: str) -> None:
-    """Before a row is read, with exit code 3, whatever makes it unwritable."""
+def test_an_unwritable_lake_root_is_named(source: Source, tmp_path: Path, root: str) -> None:
+    """Before a row is read, with exit code 3, whatever the cause is."""
     source.execute("CREATE TABLE t AS SELECT 1 AS id")
     (tmp_path / "file").write_text("not a folder")
     error = refused(source, lake={"root": str(tmp_path / root)})
@@ -353,8 +353,8 @@ def small_disk(folder: Path, options: str) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("options", ["size=1m", "size=1m,nr_inodes=6"])
-def test_a_full_disk_leaves_nothing_behind(source: Source, options: str) -> None:
-    """No room for the data, or for the log: the old state stays, and room is all it takes."""
+def test_a_full_disk_leaves_no_partial_files(source: Source, options: str) -> None:
+    """No space for the data or the log: the old version stays, and with space the run lands."""
     rows_of = "SELECT i AS id, md5(i::text) || md5((-i)::text) AS text FROM generate_series"
     source.execute(f"CREATE TABLE t AS {rows_of}(1, 10) i")
     with small_disk(source.lake, options):
@@ -381,8 +381,8 @@ def test_a_full_disk_leaves_nothing_behind(source: Source, options: str) -> None
         assert rows(source, "t") == source.execute("SELECT count(*) FROM t")[0][0]
 
 
-def test_a_limit_on_files_is_a_full_disk(source: Source) -> None:
-    """A process that may not write large files says so, and leaves nothing behind."""
+def test_a_file_size_limit_is_reported_as_a_full_disk(source: Source) -> None:
+    """A process that may not write large files says so, and leaves no partial files."""
     source.execute("CREATE TABLE t AS SELECT i, md5(i::text) FROM generate_series(1, 9999) i")
     resource = pytest.importorskip("resource", reason="POSIX limits")
     config = configured(source)

@@ -1,4 +1,4 @@
-"""Strange names and strange shapes: what PostgreSQL allows lands, or says how it can."""
+"""Unusual names and tables: what PostgreSQL allows lands, or is refused with a remedy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ from bronze.postgres.catalog.relations import relations
 from bronze.postgres.connection import connect
 from bronze.postgres.copy import splits
 from bronze.rows.metadata import METADATA_COLUMNS
+from bronze.verify.verify import verify
 from tests.conftest import Source
+from tests.support.content import differences
+from tests.support.streams import caught_up
 
 TABLES = (
     'we"ird',
@@ -70,7 +73,7 @@ def failures(result: RunResult) -> dict[str, Failure]:
 
 
 def land(source: Source, /, **sections: Any) -> RunResult:
-    """Runs, and expects that all went well."""
+    """Runs without an error."""
     result = pipeline.run(source.settings(**sections))
     assert failures(result) == {}
     return result
@@ -105,8 +108,8 @@ def settings_in(hint: str) -> dict[str, Any]:
     return found
 
 
-def test_tables_of_any_name_land(source: Source) -> None:
-    """Each lands under its own name's bz_ form, and is found by its name."""
+def test_tables_with_any_name_land(source: Source) -> None:
+    """Each lands as bz_ and its name, and can be selected by its name."""
     for table in TABLES:
         made(source, table, "id")
     source.execute('ALTER TABLE ".." RENAME TO "..x"')
@@ -126,8 +129,8 @@ def test_tables_of_any_name_land(source: Source) -> None:
     assert failures(alone) == {}
 
 
-def test_a_lake_may_lie_in_a_folder_of_any_name(source: Source) -> None:
-    """The log lies beside the data, there and nowhere else, at the second run too."""
+def test_the_lake_may_be_in_a_folder_with_any_name(source: Source) -> None:
+    """Log and data are in that folder and nowhere else, after a second run too."""
     folder = "with space é #?& 100%"
     made(source, "t", "id")
     root = source.lake / folder
@@ -143,14 +146,14 @@ def test_a_lake_may_lie_in_a_folder_of_any_name(source: Source) -> None:
     assert DeltaTable(str(root / "bronze" / "bz_t")).to_pyarrow_table().num_rows == 2
 
 
-def test_a_folder_that_reads_like_an_escape_is_refused(source: Source) -> None:
-    """Readers would take the folder for another one, so the config does not allow it."""
+def test_a_percent_escape_in_the_lake_root_is_refused(source: Source) -> None:
+    """Readers would decode it to another folder, so the config does not allow it."""
     with pytest.raises(ConfigError, match=r"lake\.root: .* a percent sign before two digits"):
         source.settings(lake={"root": str(source.lake / "a%20b")})
 
 
-def test_columns_of_any_name_land(source: Source) -> None:
-    """Whatever Delta can hold keeps its name and its value, as a key too."""
+def test_columns_with_any_name_land(source: Source) -> None:
+    """Names that Delta allows stay as they are, key columns' too."""
     keys = {f"t{i}": key for i, key in enumerate(COLUMNS)}
     for name, key in keys.items():
         made(source, name, *COLUMNS, key=key)
@@ -169,8 +172,8 @@ REFUSED = (
 )
 
 
-def test_a_column_that_delta_cannot_hold_is_refused_with_its_rename(source: Source) -> None:
-    """The hint can be put into the config as it is, and with it the table lands."""
+def test_a_column_name_that_delta_forbids_is_refused_with_a_rename(source: Source) -> None:
+    """The hint can be copied into the config, and with it the table lands."""
     tables = {f"my t{i}": column for i, column in enumerate(REFUSED)}
     for name, column in tables.items():
         made(source, name, "id", column)
@@ -199,8 +202,8 @@ def test_a_column_that_delta_cannot_hold_is_refused_with_its_rename(source: Sour
         assert frame[section["rename"][column]].to_list() == [column]
 
 
-def test_a_rename_may_not_collide_either(source: Source) -> None:
-    """The new name is held to the same rules."""
+def test_a_rename_that_collides_is_refused(source: Source) -> None:
+    """New names follow the same rules."""
     made(source, "t", "id", "a b")
     for name in ("ID", "checksum", "a,b"):
         result = pipeline.run(source.settings(tables={"t": {"rename": {"a b": name}}}))
@@ -209,8 +212,10 @@ def test_a_rename_may_not_collide_either(source: Source) -> None:
 
 
 @pytest.mark.parametrize("names", [("A b", "a b"), ("MyTable", "mytable"), ("🚀", "🔥")])
-def test_two_tables_that_would_be_one_are_refused(source: Source, names: tuple[str, str]) -> None:
-    """Nothing is read; the hint names one of the two as the config knows it."""
+def test_two_tables_with_the_same_target_are_refused(
+    source: Source, names: tuple[str, str]
+) -> None:
+    """Nothing is read; the hint names one of the two as the config does."""
     for name in names:
         made(source, name, "id")
     with pytest.raises(ConfigError) as caught:
@@ -250,7 +255,7 @@ def test_tables_without_rows_columns_or_keys_land(source: Source) -> None:
 
 
 def test_a_table_may_become_empty(source: Source) -> None:
-    """A full refresh of a table without rows leaves none, and the version before is still there."""
+    """A full refresh of an empty table removes all rows, and the earlier version stays readable."""
     made(source, "t", "id")
     land(source)
     source.execute("DELETE FROM t")
@@ -273,7 +278,7 @@ def test_a_huge_row_lands(source: Source) -> None:
 
 
 def test_relations_of_all_kinds_land(source: Source) -> None:
-    """Whatever can be read like a table, each row once."""
+    """Everything that can be read like a table, each row once."""
     host = source.execute("SELECT current_setting('port')")[0][0]
     database = source.dsn.rpartition("/")[2]
     source.execute(f"""
@@ -347,8 +352,8 @@ def test_a_view_that_cannot_be_read_fails_alone(source: Source) -> None:
     assert read(source, "good").height == 1
 
 
-def test_a_bloated_table_gives_each_row_once(source: Source) -> None:
-    """Many pages, few rows, at the beginning, in the middle and at the end."""
+def test_each_row_of_a_bloated_table_is_read_once(source: Source) -> None:
+    """It has many pages with few rows, at the beginning, in the middle and at the end."""
     source.execute("""
         CREATE TABLE t AS SELECT i AS id, repeat('x', 900) AS filler
             FROM generate_series(1, 30000) i;
@@ -392,8 +397,8 @@ def many(of: int | str = "") -> str:
 ODD = "100%\"odd\"'key'"
 
 
-def test_a_view_split_by_ranges_gives_each_row_once(source: Source) -> None:
-    """Special values included, whatever the key's type and its name are."""
+def test_each_row_of_a_view_split_by_ranges_is_read_once(source: Source) -> None:
+    """For each type of the key, with special values, and for any name."""
     moods = ", ".join(f"'m{i}'" for i in range(1, 1001))
     odd = ODD.replace('"', '""')
     source.execute(f"CREATE TYPE mood AS ENUM ({moods})")
@@ -436,8 +441,8 @@ FEW = (
 )
 
 
-def test_ranges_hold_each_row_once(source: Source) -> None:
-    """Of a column with few values, NULLs and infinities too, each row meets one condition."""
+def test_exactly_one_range_is_true_for_each_row(source: Source) -> None:
+    """Also of a column with few values, NULLs and infinities."""
     odd = ODD.replace('"', '""')
     source.execute("CREATE TYPE mood AS ENUM ('z', 'a', 'm')")
     for i, key in enumerate(FEW):
@@ -467,8 +472,8 @@ NO_KEYS = {
 LAST = {"2": "the same value of", "NULL": "no value in", "4": ""}
 
 
-def test_a_key_that_is_none_is_refused(source: Source) -> None:
-    """Rows that share a key or have none are refused before anything is written; others land."""
+def test_a_key_with_duplicates_or_nulls_is_refused(source: Source) -> None:
+    """Rows with the same key or without one refuse the table before anything is written."""
     cases = dict(enumerate(itertools.product(NO_KEYS, LAST)))
     for i, (kind, last) in cases.items():
         rows = f"SELECT * FROM (VALUES (2, 1), (3, 1), ({last}, 1)) v (id, part)"
@@ -494,7 +499,7 @@ def test_a_key_that_is_none_is_refused(source: Source) -> None:
 
 
 def test_a_key_may_be_an_array(source: Source) -> None:
-    """Rows of a view, too, are told apart by a column of arrays."""
+    """Rows of tables and views are matched by a column of arrays."""
     source.execute(f"""
         CREATE TABLE t AS SELECT i AS id, ARRAY[i / 2, i, NULL] AS key
         FROM generate_series(1, 900) i;
@@ -509,8 +514,8 @@ def test_a_key_may_be_an_array(source: Source) -> None:
     assert sorted(rows["id"]) == [i for i in range(1, 901) if i not in (5, 6)] + [1000]
 
 
-def test_heirs_may_repeat_the_key_of_their_parent(source: Source) -> None:
-    """The parent's own primary key says nothing of its heirs' rows: it is counted."""
+def test_keys_of_an_inheritance_parent_are_counted(source: Source) -> None:
+    """The primary key of a parent does not hold for rows of its children."""
     source.execute("""
         CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE heir () INHERITS (t);
         INSERT INTO t VALUES (1); INSERT INTO heir VALUES (1)
@@ -522,8 +527,8 @@ def test_heirs_may_repeat_the_key_of_their_parent(source: Source) -> None:
 
 
 @pytest.mark.parametrize("change", ["INSERT INTO t VALUES (1)", "INSERT INTO t VALUES (NULL)"])
-def test_a_key_that_was_one_is_refused_later(source: Source, change: str) -> None:
-    """A Bronze table stays as it was when the key of its source is one no more."""
+def test_a_key_that_is_no_longer_unique_is_refused(source: Source, change: str) -> None:
+    """The Bronze table stays as it is."""
     source.execute("CREATE TABLE t AS SELECT 1 AS id")
     settings: dict[str, Any] = {"tables": {"t": {"key": ["id"]}}}
     land(source, **settings)
@@ -534,8 +539,8 @@ def test_a_key_that_was_one_is_refused_later(source: Source, change: str) -> Non
     assert sorted(path for path in source.table("t").rglob("*") if path.is_file()) == before
 
 
-def test_of_two_columns_one_may_repeat(source: Source) -> None:
-    """A key of several columns is unique if they are together, and any NULL in it is too many."""
+def test_a_composite_key_is_unique_as_a_whole(source: Source) -> None:
+    """One of its columns may have duplicates; none may have NULL."""
     source.execute("CREATE TABLE t AS SELECT i / 2 AS a, i % 2 AS b FROM generate_series(1, 9) i")
     settings: dict[str, Any] = {"tables": {"t": {"key": ["a", "b"]}}}
     land(source, **settings)
@@ -545,10 +550,35 @@ def test_of_two_columns_one_may_repeat(source: Source) -> None:
     assert "Rows of table public.t have no value in the key a, b." in failure.message
 
 
-def test_a_history_has_a_column_of_its_own(source: Source) -> None:
-    """One of that name is refused where the history is kept, and lands elsewhere."""
+def test_the_column_of_a_history_is_reserved(source: Source) -> None:
+    """A source column of that name is refused in a history, and lands in other tables."""
     made(source, "t", "id", "change_type", key="id")
     (failure,) = failures(pipeline.run(source.settings(tables={"t": {"history": True}}))).values()
     assert "'change_type'" in failure.message
     land(source)
     assert read(source, "t")["change_type"].to_list() == ["change_type"]
+
+
+WORKING_NAMES = ("row", "line", "source", "file", "part", "at", "key", "deleted", "live", "order")
+
+
+@pytest.mark.parametrize("own", [{}, {"history": True}, {"pattern": "streaming"}])
+def test_keys_may_have_any_name(source: Source, own: dict[str, Any]) -> None:
+    """Names that bronze could use for itself while it compares, merges and repairs are free."""
+    names = [sql.Identifier(name) for name in WORKING_NAMES]
+    columns = sql.SQL(", ").join(sql.SQL("{} int").format(name) for name in names)
+    key = sql.SQL(", ").join(names)
+    create = sql.SQL("CREATE TABLE t ({}, v text, PRIMARY KEY ({}))").format(columns, key)
+    values = sql.SQL(", ").join(sql.SQL("g") for _ in names)
+    insert = sql.SQL("INSERT INTO t SELECT {}, 'v' FROM generate_series(1, 100) g").format(values)
+    source.execute(create.as_string())
+    source.execute(insert.as_string())
+    settings = source.settings(tables={"t": own})
+    load = caught_up if own.get("pattern") == "streaming" else pipeline.run
+    load(settings)
+    source.execute("UPDATE t SET v = 'w' WHERE row <= 3")
+    source.execute("DELETE FROM t WHERE row = 4")
+    source.execute(insert.as_string().replace("(1, 100)", "(101, 103)"))
+    assert load(settings).exit_code == 0
+    assert differences(settings) == {}
+    assert verify(settings).exit_code == 0

@@ -1,4 +1,4 @@
-"""A source that is locked, changed, cut off, restarted, full, or not one server at all."""
+"""A source that is locked, altered, disconnected, restarted, full, a standby or a pooler."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ def under_way(source: Source, /, *tables: str, **sections: Any) -> Iterator[Futu
 
 
 @pytest.mark.parametrize("change", ["DROP TABLE t CASCADE", "ALTER TABLE t DROP id CASCADE"])
-def test_nobody_changes_a_table_while_it_is_read(source: Source, change: str) -> None:
-    """From the plan to the last row, DROP and ALTER wait for the run."""
+def test_ddl_waits_until_a_table_is_read(source: Source, change: str) -> None:
+    """DROP and ALTER wait for the run from the plan to the last row."""
     source.execute(GATED)
     with closed_gate(source.dsn) as gate, under_way(source, "gated", "t", source=PATIENT) as run:
         gate.reached()
@@ -87,11 +87,11 @@ def test_nobody_changes_a_table_while_it_is_read(source: Source, change: str) ->
 
 
 @pytest.mark.parametrize("proves", [False, True])
-def test_who_waits_to_change_a_table_is_let_through(
+def test_waiting_ddl_is_let_through(
     source: Source, monkeypatch: pytest.MonkeyPatch, proves: bool
 ) -> None:
-    """Reads that queue up behind an ALTER, which waits for the run's own lock, would wait for ever:
-    they are canceled, and a run reads the table again as it is after the ALTER; a proof says so.
+    """An ALTER waits for the lock of the run, and reads would wait behind the ALTER for ever: they
+    are canceled. The run reads the table again after the ALTER; verify fails the table.
     """
     source.execute("CREATE TABLE t AS SELECT generate_series(1, 50) AS id; CREATE TABLE u (id int)")
     given = source.settings(source=PATIENT, run={"max_retries": 3})
@@ -121,7 +121,7 @@ def test_who_waits_to_change_a_table_is_let_through(
 
 
 def test_a_table_dropped_before_its_lock_fails_alone(source: Source) -> None:
-    """It was found, but is dropped while bronze waits for its lock; its Bronze table stays."""
+    """It is dropped while bronze waits for its lock; its Bronze table stays."""
     source.execute("CREATE TABLE a AS SELECT 1 AS id; CREATE TABLE b AS SELECT 2 AS id")
     assert failures(pipeline.run(source.settings())) == {}
     with psycopg.connect(source.dsn) as other:
@@ -143,8 +143,8 @@ def test_a_table_dropped_before_its_lock_fails_alone(source: Source) -> None:
     assert DeltaTable(str(source.table("b"))).version() == 0
 
 
-def test_a_table_changed_before_its_lock_is_read_as_it_is_then(source: Source) -> None:
-    """What was found before the lock does not count: the plan is made of the locked state."""
+def test_a_table_altered_before_its_lock_is_planned_again(source: Source) -> None:
+    """The plan is made from the catalog after the lock."""
     source.execute("CREATE TABLE b AS SELECT 2 AS id, 'x' AS gone")
     with psycopg.connect(source.dsn) as other:
         other.execute("LOCK TABLE b IN ACCESS EXCLUSIVE MODE")
@@ -159,7 +159,7 @@ def test_a_table_changed_before_its_lock_is_read_as_it_is_then(source: Source) -
 
 
 def test_a_locked_table_fails_alone(source: Source) -> None:
-    """Somebody holds ACCESS EXCLUSIVE for longer than lock_timeout: the others land."""
+    """Another session has ACCESS EXCLUSIVE for longer than lock_timeout: the others land."""
     source.execute("CREATE TABLE a AS SELECT 1 AS id; CREATE TABLE b AS SELECT 2 AS id")
     with psycopg.connect(source.dsn) as other:
         other.execute("LOCK TABLE a IN ACCESS EXCLUSIVE MODE")
@@ -173,8 +173,8 @@ def test_a_locked_table_fails_alone(source: Source) -> None:
     assert not source.table("a").exists()
 
 
-def test_a_read_that_takes_too_long_fails_alone(source: Source) -> None:
-    """A statement_timeout ends the read of one table, and leaves no file of it."""
+def test_a_statement_timeout_fails_its_table(source: Source) -> None:
+    """The read ends and leaves no file; other tables land."""
     source.execute(GATED)
     with closed_gate(source.dsn):
         limits = {"statement_timeout": 1, "lock_timeout": "1h"}
@@ -187,8 +187,8 @@ def test_a_read_that_takes_too_long_fails_alone(source: Source) -> None:
     assert not list(source.table("gated").glob("*"))
 
 
-def test_one_reader_that_is_cut_reads_again(source: Source) -> None:
-    """The snapshot lives on, so only that read is begun again; all is one batch."""
+def test_one_terminated_reader_is_retried(source: Source) -> None:
+    """The snapshot still exists, so only that read is repeated, in the same batch."""
     source.execute(GATED)
     with (
         closed_gate(source.dsn) as gate,
@@ -207,10 +207,10 @@ def test_one_reader_that_is_cut_reads_again(source: Source) -> None:
 
 
 @pytest.mark.parametrize("away", [0.0, 1.0])
-def test_a_source_that_comes_back_is_read_anew(
+def test_a_lost_snapshot_restarts_the_run(
     server: Server, source: Source, monkeypatch: pytest.MonkeyPatch, away: float
 ) -> None:
-    """When all is cut the snapshot is lost: all tables are taken again, of one new snapshot."""
+    """When all connections end, the snapshot is lost: all tables are read from a new one."""
     monkeypatch.setattr(read_unit.retry, "wait", tenacity.wait_none())
     source.execute(GATED)
     with proxied(server) as proxy:
@@ -239,10 +239,10 @@ def test_a_source_that_comes_back_is_read_anew(
         assert frame["batch_id"].unique().to_list() == [result.batch_id]
 
 
-def test_a_source_that_stays_away_ends_the_run(
+def test_a_source_that_stays_unreachable_ends_the_run(
     server: Server, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After its retries the run says that the source cannot be reached; what landed stays."""
+    """After the retries the run reports an unreachable source; committed tables stay."""
     monkeypatch.setattr(read_unit.retry, "wait", tenacity.wait_none())
     source.execute(GATED)
     with proxied(server) as proxy:
@@ -306,10 +306,10 @@ def _alone(server: Server) -> bool:
     return False
 
 
-def test_a_restart_in_the_middle_is_survived(
+def test_a_run_survives_a_server_restart(
     small: Server, fresh: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """PostgreSQL crashes and comes back: the run begins again and equals the source."""
+    """PostgreSQL crashes and recovers: the run starts again, and Bronze equals the source."""
     monkeypatch.setattr(read_unit.retry, "wait", tenacity.wait_none())
     fresh.execute(GATED)
     fresh.execute("CHECKPOINT")
@@ -338,8 +338,8 @@ def taken(dsn: str, count: int) -> Iterator[Callable[[int], None]]:
         give_back(len(kept))
 
 
-def test_a_full_server_is_waited_for(fresh: Source) -> None:
-    """With no slot for its readers a run waits, and goes on with fewer than it wanted."""
+def test_a_run_waits_for_free_connections(fresh: Source) -> None:
+    """Without free connections a run waits, and continues with fewer readers."""
     fresh.execute(GATED)
     for i in range(4):
         fresh.execute(f"CREATE TABLE t{i} AS SELECT {i} AS id")
@@ -365,8 +365,8 @@ def _full(dsn: str) -> bool:
     return False
 
 
-def test_a_server_that_stays_full_is_said(fresh: Source) -> None:
-    """A run that gets no connection at all says so, with exit code 3."""
+def test_a_server_without_free_connections_is_reported(fresh: Source) -> None:
+    """A run that gets no connection ends with exit code 3 and says why."""
     fresh.execute("CREATE TABLE t AS SELECT 1 AS id")
     with taken(fresh.dsn, 8), pytest.raises(BronzeError) as caught:
         pipeline.run(fresh.settings())
@@ -376,8 +376,8 @@ def test_a_server_that_stays_full_is_said(fresh: Source) -> None:
     assert caught.value.exit_code == 3
 
 
-def test_the_pool_bounds_all_connections(source: Source) -> None:
-    """The snapshot's, the readers' and all others together never exceed pool.max."""
+def test_pool_max_bounds_all_connections(source: Source) -> None:
+    """Those of the snapshot, the readers and the control queries together."""
     source.execute(GATED)
     for i in range(6):
         source.execute(f"CREATE VIEW gated_{i} AS SELECT gate(id) AS id FROM t")
@@ -422,8 +422,10 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Ser
         yield primary, standby
 
 
-def test_a_standby_is_refused(pair: tuple[Server, Server], tmp_path: Path) -> None:
-    """It cannot share a snapshot: the error says so, and what to do; check says the same."""
+def test_a_standby_is_refused_for_consistent_runs(
+    pair: tuple[Server, Server], tmp_path: Path
+) -> None:
+    """It cannot export a snapshot: run and check say so, with a hint."""
     source = Source(pair[1].dsn("shop"), tmp_path / "lake")
     with pytest.raises(SnapshotRefused) as caught:
         pipeline.run(source.settings())
@@ -435,8 +437,10 @@ def test_a_standby_is_refused(pair: tuple[Server, Server], tmp_path: Path) -> No
     assert not [path for path in source.lake.rglob("*") if path.is_file()]
 
 
-def test_a_standby_lands_table_by_table(pair: tuple[Server, Server], tmp_path: Path) -> None:
-    """With consistency "per-table" each table is read at a moment of its own, also there."""
+def test_a_standby_is_read_with_consistency_per_table(
+    pair: tuple[Server, Server], tmp_path: Path
+) -> None:
+    """Each table is read from a snapshot of its own."""
     source = Source(pair[1].dsn("shop"), tmp_path / "lake")
     result = pipeline.run(source.settings(source={"consistency": "per-table"}))
     assert failures(result) == {}
@@ -446,7 +450,7 @@ def test_a_standby_lands_table_by_table(pair: tuple[Server, Server], tmp_path: P
 def test_a_cursor_column_on_a_standby_needs_an_overlap(
     pair: tuple[Server, Server], tmp_path: Path
 ) -> None:
-    """It does not show the primary's transactions: without an overlap a run and a check refuse."""
+    """It does not show the primary's open transactions: run and check refuse without an overlap."""
     source = Source(pair[1].dsn("shop"), tmp_path / "lake")
     table = {"t": {"pattern": "batch", "cursor": "at", "key": ["id"]}}
     given = source.settings(source={"consistency": "per-table"}, tables=table)
@@ -461,8 +465,8 @@ def test_a_cursor_column_on_a_standby_needs_an_overlap(
     assert whole(source, "t")
 
 
-def test_a_check_says_what_a_standby_cannot_do(pair: tuple[Server, Server], tmp_path: Path) -> None:
-    """That nothing shares a snapshot or is streamed there; and where that is no matter, a note."""
+def test_check_reports_the_limits_of_a_standby(pair: tuple[Server, Server], tmp_path: Path) -> None:
+    """No shared snapshot and no stream are problems; without need of them there is a note."""
     source = Source(pair[1].dsn("shop"), tmp_path / "lake")
     (problem,) = check.check(source.settings()).problems
     assert problem.kind == "SnapshotRefused"
@@ -479,10 +483,10 @@ def test_a_check_says_what_a_standby_cannot_do(pair: tuple[Server, Server], tmp_
 
 
 @pytest.mark.parametrize("first", [0, 1])
-def test_a_pooler_before_two_servers_is_refused(
+def test_a_pooler_for_two_servers_is_refused(
     pair: tuple[Server, Server], tmp_path: Path, first: int
 ) -> None:
-    """Readers would not reach the server that holds the snapshot: it is found out before."""
+    """Readers could not reach the server of the snapshot; that is found out before they read."""
     with proxied(pair[first], pair[1 - first]) as pooler:
         source = Source(pooler.dsn("shop"), tmp_path / "lake")
         with pytest.raises(SnapshotRefused) as caught:

@@ -100,13 +100,13 @@ def test_each_command_has_help(command: str) -> None:
     assert result.stderr == ""
 
 
-def test_no_command_is_a_question_for_help() -> None:
-    """Nothing at all shows the overview."""
+def test_without_a_command_help_is_shown() -> None:
+    """`bronze` alone shows the overview."""
     assert "Usage" in invoke().output
 
 
-def test_help_imports_nothing_heavy() -> None:
-    """The answer to --help does not wait for the libraries that do the work."""
+def test_help_imports_no_large_library() -> None:
+    """--help does not import polars and the others."""
     code = (
         "import sys; from bronze.cli.main import app; app(['--help'], standalone_mode=False);"
         "print([m for m in ('polars', 'deltalake', 'connectorx', 'psycopg', 'sklearn')"
@@ -116,20 +116,20 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_the_version_is_the_packages() -> None:
-    """One number, wherever one looks."""
+def test_version_is_the_version_of_the_package() -> None:
+    """The same number everywhere."""
     assert bronze.__version__ == importlib.metadata.version("bronze")
 
 
-def test_an_unknown_option_is_the_users_error() -> None:
-    """Exit code 2, and the option is named."""
+def test_an_unknown_option_exits_with_2() -> None:
+    """The message names the option."""
     result = invoke("run", "--jsno")
     assert result.exit_code == 2
     assert "--jsno" in result.stderr
 
 
-def test_a_run_prints_one_document(source: Source) -> None:
-    """With --json stdout holds the result and nothing else, and stderr is silent."""
+def test_run_prints_one_json_document(source: Source) -> None:
+    """With --json stdout has the result and nothing else, and stderr is empty."""
     source.execute("CREATE TABLE t AS SELECT generate_series(1, 3) AS id")
     result = invoke("run", "--json", "-c", configured(source))
     assert result.exit_code == 0, result.output
@@ -143,8 +143,8 @@ def test_a_run_prints_one_document(source: Source) -> None:
     assert result.stderr == ""
 
 
-def test_a_run_tells_people_what_it_did(source: Source) -> None:
-    """Without --json there is a table of tables, and a log line for each."""
+def test_run_prints_figures_for_people(source: Source) -> None:
+    """Without --json there is a line of figures and a log line for each table."""
     source.execute("CREATE TABLE orders AS SELECT generate_series(1, 3) AS id")
     result = invoke("run", "orders", "-c", configured(source))
     assert result.exit_code == 0, result.output
@@ -153,8 +153,8 @@ def test_a_run_tells_people_what_it_did(source: Source) -> None:
     assert "public.orders" in result.stderr
 
 
-def test_check_prints_one_document(source: Source) -> None:
-    """What stands in the way is in the document, and exit code 1 says that there is something."""
+def test_check_prints_one_json_document(source: Source) -> None:
+    """The document has the problems, and the exit code is 1 if there is one."""
     source.execute('CREATE TABLE t (id int PRIMARY KEY, "a b" text)')
     result = invoke("check", "--json", "-c", configured(source))
     assert result.exit_code == 1, result.output
@@ -177,10 +177,10 @@ def test_check_prints_one_document(source: Source) -> None:
         ({"lake": {"root": "/dev/null/lake"}}, 3, "LakeUnreachable"),
     ],
 )
-def test_an_error_is_one_document_too(
+def test_an_error_is_one_json_document(
     source: Source, command: str, section: dict[str, Any], exit_code: int, kind: str
 ) -> None:
-    """With --json an error has its kind, its sentence and its hint on stdout."""
+    """With --json stdout has the kind, the message and the hint of the error."""
     source.execute("CREATE TABLE t ()")
     result = invoke(command, "--json", "-c", configured(source, **section))
     assert result.exit_code == exit_code, result.output
@@ -190,11 +190,11 @@ def test_an_error_is_one_document_too(
     assert error["hint"]
 
 
-def test_a_failed_table_is_in_the_document(source: Source) -> None:
-    """The others landed, and exit code 1 says that not all did."""
+def test_a_failed_table_is_in_the_json_document(source: Source) -> None:
+    """The others land, and the exit code is 1."""
     source.execute('CREATE TABLE good AS SELECT 1 AS id; CREATE TABLE bad ("a b" int)')
     result = invoke("run", "--json", "-c", configured(source))
-    assert result.exit_code == 1
+    assert result.exit_code == 1, result.output
     found = {table["table"]: table for table in json.loads(result.stdout)["tables"]}
     assert found["public.good"]["status"] == "landed"
     assert found["public.bad"]["status"] == "failed"
@@ -202,17 +202,15 @@ def test_a_failed_table_is_in_the_document(source: Source) -> None:
     assert "rename" in found["public.bad"]["error"]["hint"]
 
 
-def test_the_config_can_be_named_by_the_environment(
-    source: Source, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """BRONZE_CONFIG is -c for those who cannot give options."""
+def test_bronze_config_names_the_config(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment variable BRONZE_CONFIG has the effect of -c."""
     source.execute("CREATE TABLE t AS SELECT 1 AS id")
     monkeypatch.setenv("BRONZE_CONFIG", str(configured(source)))
     assert invoke("run").exit_code == 0
 
 
 def test_a_missing_config_says_how_to_write_one(tmp_path: Path) -> None:
-    """The first thing a new user meets."""
+    """The first error that a new user sees has a hint."""
     result = invoke("run", "-c", tmp_path / "bronze.toml")
     assert result.exit_code == 2
     assert "There is no config file" in result.stderr
@@ -220,16 +218,16 @@ def test_a_missing_config_says_how_to_write_one(tmp_path: Path) -> None:
     assert result.stdout == ""
 
 
-def test_the_lake_lies_beside_the_config(source: Source) -> None:
-    """A relative root is relative to the config file, wherever the command runs."""
+def test_a_relative_lake_root_is_relative_to_the_config(source: Source) -> None:
+    """Whatever the working directory is."""
     source.execute("CREATE TABLE t AS SELECT 1 AS id")
     result = invoke("run", "-c", configured(source, lake={"root": "lake"}))
     assert result.exit_code == 0, result.output
     assert source.table("t").is_dir()
 
 
-def test_an_interrupted_run_leaves_nothing_half_written(source: Source) -> None:
-    """What had landed stays whole, what had not is not there, and the source is left alone."""
+def test_sigterm_leaves_no_partial_table(source: Source) -> None:
+    """Committed tables stay, others have no file, and no query runs on at the source."""
     config = gated(source)
     with closed_gate(source.dsn) as gate, started("run", "--json", "-c", config) as process:
         gate.reached()
@@ -242,8 +240,8 @@ def test_an_interrupted_run_leaves_nothing_half_written(source: Source) -> None:
     prove_interrupted(source, config, output, errors)
 
 
-def test_ctrl_c_leaves_nothing_half_written(source: Source) -> None:
-    """As any other interrupt."""
+def test_ctrl_c_leaves_no_partial_table(source: Source) -> None:
+    """As with SIGTERM."""
     config = gated(source)
     with closed_gate(source.dsn) as gate, ThreadPoolExecutor(1) as pool:
 
@@ -283,8 +281,8 @@ def prove_interrupted(source: Source, config: Path, output: str, errors: str) ->
     assert pl.read_delta(str(source.table("gated"))).height == 10
 
 
-def test_a_kill_in_the_middle_leaves_nothing_visible(source: Source) -> None:
-    """Not even the chance to say goodbye is needed: the next run lands all."""
+def test_a_killed_run_leaves_no_visible_files(source: Source) -> None:
+    """After SIGKILL no version has a partial table, and the next run lands all."""
     source.execute(GATE)
     source.execute("CREATE TABLE t AS SELECT generate_series(1, 10) AS id")
     source.execute("CREATE VIEW gated AS SELECT gate(id) AS id FROM t")
@@ -299,7 +297,7 @@ def test_a_kill_in_the_middle_leaves_nothing_visible(source: Source) -> None:
 
 
 def test_no_output_has_the_password(source: Source) -> None:
-    """Neither a good run, nor an error, nor the trace of a debugging run shows it."""
+    """Not of a successful run, an error, or a traceback with BRONZE_DEBUG."""
     source.execute('CREATE TABLE t AS SELECT 1 AS id; CREATE TABLE bad ("a b" int)')
     good = source.dsn.replace("postgres@", f"postgres:{PASSWORD}@")
     lost = f"postgresql://postgres:{PASSWORD}@127.0.0.1:1/db"
@@ -314,8 +312,8 @@ def test_no_output_has_the_password(source: Source) -> None:
     assert not [path for path in kept if PASSWORD.encode() in path.read_bytes()]
 
 
-def test_protected_values_are_revealed_rotated_and_forgotten(source: Source) -> None:
-    """The commands for personal data print what they promise, as text, JSON and CSV."""
+def test_commands_for_protected_tables(source: Source) -> None:
+    """reveal, keys and forget print their results as text, JSON and CSV."""
     source.execute("CREATE TABLE t (id int PRIMARY KEY, mail text)")
     source.execute("INSERT INTO t VALUES (1, 'ann@example.com'), (2, 'bob@example.com')")
     path = configured(source, tables={"t": {"protect": {"mail": "encrypt"}}})
@@ -350,8 +348,8 @@ def test_protected_values_are_revealed_rotated_and_forgotten(source: Source) -> 
     assert invoke("forget", "t", "-c", path).exit_code == 2
 
 
-def test_the_audit_is_shown_and_proven(source: Source) -> None:
-    """Records are lines for people, one document for programs; what is wrong ends with 1."""
+def test_audit_prints_and_verifies_records(source: Source) -> None:
+    """As lines for people or one JSON document; exit code 1 if the log has a fault."""
     source.execute("CREATE TABLE t AS SELECT 1 AS id")
     config = configured(source)
     invoke("run", "-c", config)
@@ -369,8 +367,8 @@ def test_the_audit_is_shown_and_proven(source: Source) -> None:
     assert (wrong.exit_code, "is not a time" in wrong.stderr) == (2, True)
 
 
-def test_what_a_dead_run_did_is_told_by_the_next(source: Source) -> None:
-    """The one that enters it says so, and the audit has it."""
+def test_the_next_run_records_what_a_killed_run_committed(source: Source) -> None:
+    """It says so, and the audit log has the record."""
     source.execute("CREATE TABLE t AS SELECT 1 AS id")
     config = configured(source)
     with started("run", "-c", config, BRONZE_FAILPOINT="landed") as dying:

@@ -1,4 +1,4 @@
-"""A source whose clock is set back: a cursor column is not believed then."""
+"""A source whose clock is set back: then a cursor column is not trusted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HOUR = 3600 * 10**6
 
 
 def wrong(monkeypatch: pytest.MonkeyPatch, hours: int) -> None:
-    """Has the source's clock go wrong by so many hours."""
+    """Sets the source's clock wrong by some hours."""
     query = TRUE.replace("clock_timestamp() AS now", f"clock_timestamp() + '{hours}h' AS now")
     assert hours == 0 or query != TRUE
     monkeypatch.setattr(snapshot, "_OPEN_TRANSACTIONS", query.replace("min(a.xact_start)", "NULL"))
@@ -30,10 +30,10 @@ def written(source: Source, number: int, ago: str) -> None:
 
 
 @pytest.mark.parametrize("own", [{}, {"deletes": "ignore"}, {"overlap": "1m"}], ids=str)
-def test_a_clock_that_was_set_back(
+def test_a_source_clock_that_was_set_back_compares_all_rows(
     source: Source, monkeypatch: pytest.MonkeyPatch, own: dict[str, Any]
 ) -> None:
-    """All rows are compared once; from then on the watermark is of the clock as it is."""
+    """Once; after that the watermark follows the clock again."""
     source.execute("""
         CREATE TABLE t (id int PRIMARY KEY, v text, at timestamptz DEFAULT now());
         INSERT INTO t SELECT i, 'v' || i, '2020-01-01 00:00Z' FROM generate_series(0, 50) i
@@ -55,10 +55,10 @@ def test_a_clock_that_was_set_back(
     assert not any("compared" in note for note in landed.notes)
 
 
-def test_a_clock_that_was_set_back_and_has_gone_on(
+def test_a_clock_that_was_set_back_and_passed_the_watermark_is_noticed(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Past the watermark nothing of its own tells, but against ours it has lost time."""
+    """It is compared with the clock of this machine, against which it has lost time."""
     source.execute("""
         CREATE TABLE t (id int PRIMARY KEY, v text, at timestamptz DEFAULT now());
         INSERT INTO t SELECT i, 'v' || i, '2020-01-01 00:00Z' FROM generate_series(0, 50) i

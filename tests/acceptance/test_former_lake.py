@@ -1,4 +1,4 @@
-"""A lake that an earlier version wrote is read, carried on and proven."""
+"""A lake that an earlier version wrote is read, continued and verified."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def names(source: Source, table: str) -> set[str]:
     return set(frame["target_table"].to_list())
 
 
-def test_a_lake_of_an_earlier_version_is_carried_on(source: Source) -> None:
-    """Runs, streams, proofs, figures and erasure find what earlier versions wrote."""
+def test_a_lake_of_an_earlier_version_stays_usable(source: Source) -> None:
+    """Runs, streams, verify, quality and erasure find what earlier versions wrote."""
     source.execute(TABLES)
     lake = bronze.Bronze(source.settings(tables=SECTIONS))
     assert lake.run().exit_code == lake.stream(until_caught_up=True).exit_code == 0

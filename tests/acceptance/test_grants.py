@@ -1,4 +1,4 @@
-"""Tables of which a role may read some columns, and tables of which the config takes some."""
+"""Tables with column privileges, and tables of which the config loads some columns."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def role(server: Server) -> Iterator[str]:
 
 
 def problems(given: Settings) -> dict[str, Failure]:
-    """What `bronze check` says of each table that it would refuse."""
+    """The problems that `bronze check` reports, by table."""
     report = check.check(given)
     return {t.table.partition(".")[2]: t.problem for t in report.tables if t.problem}
 
@@ -66,8 +66,8 @@ def columns(source: Source, table: str) -> list[str]:
     return names[: names.index("load_timestamp")]
 
 
-def test_granted_columns_are_taken_where_the_others_are_left_out(role: str, source: Source) -> None:
-    """Of every kind of table, by every pattern, with no right but to these columns."""
+def test_granted_columns_are_loaded_without_the_others(role: str, source: Source) -> None:
+    """Of each kind of table, by each pattern, with privileges on these columns only."""
     fill = f"SELECT g, 'p' || g, '{SECRET.decode()}', now() FROM generate_series(1, 3000) g"
     named = (
         "id int PRIMARY KEY, pub text, secret text CHECK (secret <> ''), at timestamptz NOT NULL"
@@ -119,9 +119,9 @@ def test_granted_columns_are_taken_where_the_others_are_left_out(role: str, sour
     assert "ctid" not in notes["public.chosen"]
 
 
-def test_what_may_not_be_read_is_named_with_both_mends(role: str, source: Source) -> None:
-    """Check and run name the columns; the line that they propose for the config takes the rest,
-    and so does the grant.
+def test_unreadable_columns_are_named_with_two_remedies(role: str, source: Source) -> None:
+    """Check and run name the columns. With the line that they propose for the config the other
+    columns load, with the GRANT all of them do.
     """
     granted = {"few": "id, a", "most": "id, a, b, c", "keyed": "a"}
     for name, names in granted.items():
@@ -152,9 +152,9 @@ def test_what_may_not_be_read_is_named_with_both_mends(role: str, source: Source
     landed(reader.settings())
 
 
-def test_rights_to_what_the_plan_needs_are_looked_at(role: str, source: Source) -> None:
-    """A cursor that may not be read, xmin included, and a rule on another table refuse the table
-    in check and run alike.
+def test_privileges_on_cursors_and_rules_are_checked(role: str, source: Source) -> None:
+    """Check and run refuse a table with an unreadable cursor, xmin included, or with a rule on
+    an unreadable table.
     """
     for name in ("xmined", "cursored", "referring", "other"):
         source.execute(f"CREATE TABLE {name} (id int PRIMARY KEY, at timestamptz, o int)")
@@ -186,8 +186,8 @@ def test_rights_to_what_the_plan_needs_are_looked_at(role: str, source: Source) 
     landed(given)
 
 
-def test_a_table_is_locked_by_its_columns(role: str, source: Source) -> None:
-    """The lock comes before the snapshot, and stays until the last row is read."""
+def test_a_table_with_column_privileges_is_locked(role: str, source: Source) -> None:
+    """The lock is taken before the snapshot, and held until the last row is read."""
     source.execute(f"""
         {GATE}; CREATE TABLE t AS SELECT generate_series(1, 50) AS id, 'x' AS secret;
         CREATE VIEW gated AS SELECT gate(id) AS id FROM generate_series(1, 50) AS id;
@@ -218,8 +218,10 @@ def test_a_table_is_locked_by_its_columns(role: str, source: Source) -> None:
 
 
 @pytest.mark.parametrize("listed", [True, False])
-def test_a_stream_takes_granted_columns(role: str, source: Source, listed: bool) -> None:
-    """Copied and followed, whether the publication has the other columns or not."""
+def test_a_stream_loads_and_applies_granted_columns(
+    role: str, source: Source, listed: bool
+) -> None:
+    """Whether the publication has the other columns or not."""
     source.execute(f"""
         CREATE TABLE t (id int PRIMARY KEY, pub text, secret text, later text,
                         virtual int GENERATED ALWAYS AS (id) VIRTUAL);
@@ -263,9 +265,9 @@ def test_a_stream_takes_granted_columns(role: str, source: Source, listed: bool)
     assert leaked(source) == []
 
 
-def test_columns_come_and_go_with_the_config(source: Source) -> None:
-    """One that is named later is filled, one that is named no more leaves the table, and what the
-    source adds or renames is not taken unasked.
+def test_columns_are_added_and_dropped_by_the_config(source: Source) -> None:
+    """A column that is listed later is filled, one that is no longer listed is dropped, and columns
+    that the source adds or renames are not loaded.
     """
     source.execute("CREATE TABLE t (id int PRIMARY KEY, a text, b text)")
     source.execute("INSERT INTO t SELECT g, 'a' || g, 'b' || g FROM generate_series(1, 9) g")
@@ -290,9 +292,9 @@ def test_columns_come_and_go_with_the_config(source: Source) -> None:
     assert pipeline.run(config(columns=["id", "d"], rename={"d": "a"})).tables[0].updated == 0
 
 
-def test_what_is_left_out_cannot_be_asked_for(source: Source) -> None:
-    """A key, a cluster column or a rule of a column that is not taken is refused, and a column
-    that is named and dropped at once is an error of the config.
+def test_settings_of_columns_that_are_not_loaded_are_refused(source: Source) -> None:
+    """A key, a cluster column or a rule of such a column; a column that is both listed and dropped
+    is an error of the config.
     """
     for name in ("keyed", "clustered", "ruled", "partitioned"):
         source.execute(f"CREATE TABLE {name} (id int PRIMARY KEY, a text, at date)")

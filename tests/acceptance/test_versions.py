@@ -1,4 +1,4 @@
-"""What servers of each version have, and how those are met that have too little."""
+"""Features of each version of PostgreSQL, and refusals of versions without them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from bronze.demo import server as postgres
+from bronze.demo import installation
 from bronze.errors import SnapshotLost
-from bronze.postgres.connection import connect
+from bronze.postgres.connection import connect, translation
 from tests.acceptance.test_cli import configured, invoke
 from tests.conftest import Source
 from tests.support.content import differences
@@ -26,11 +26,9 @@ def empty(source: Source) -> Iterator[psycopg.Connection]:
         yield connection
 
 
-def test_each_version_has_the_features_that_it_is_said_to_have(empty: psycopg.Connection) -> None:
-    """So that nothing is left out on a server that could do it, and nothing passes for a feature
-    that is none.
-    """
-    assert empty.info.server_version // 10_000 == VERSION == postgres.version()
+def test_each_version_has_the_features_of_the_list(empty: psycopg.Connection) -> None:
+    """No test is skipped on a server with the feature, and none passes on one without it."""
+    assert empty.info.server_version // 10_000 == VERSION == installation.version()
     wrong = {}
     for name, feature in FEATURES.items():
         try:
@@ -44,10 +42,8 @@ def test_each_version_has_the_features_that_it_is_said_to_have(empty: psycopg.Co
     assert wrong == {}
 
 
-def test_a_server_that_is_too_old_to_be_read_is_refused(
-    source: Source, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With its version, and that from which on it could be, whatever is asked of it."""
+def test_an_unsupported_version_is_refused(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By each command, with its version and the oldest one that is supported."""
     monkeypatch.setattr(connect, "OLDEST_VERSION", VERSION + 1)
     for command in ("check", "run", "verify"):
         done = invoke(command, "-c", configured(source))
@@ -57,22 +53,22 @@ def test_a_server_that_is_too_old_to_be_read_is_refused(
         assert f"bronze supports {VERSION + 1} and later" in said, command
 
 
-def test_a_snapshot_that_is_gone_is_known_by_the_servers_words(
+def test_a_lost_snapshot_is_recognised_by_the_error_of_each_version(
     source: Source, empty: psycopg.Connection
 ) -> None:
-    """It ended, or is another server's: each version says so in its words and with its code."""
+    """Each version has its own message and SQLSTATE for a snapshot that does not exist."""
     origin = source.settings().origin("test")
     empty.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
     with pytest.raises(psycopg.Error) as caught:
         empty.execute("SET TRANSACTION SNAPSHOT '00000FFF-0000001B-1'")
-    assert isinstance(connect.explain(caught.value, origin), SnapshotLost)
-    assert isinstance(connect.explain(caught.value, origin, "t"), SnapshotLost)
+    assert isinstance(translation.explain(caught.value, origin), SnapshotLost)
+    assert isinstance(translation.explain(caught.value, origin, "t"), SnapshotLost)
 
 
 @pytest.mark.skipif(VERSION >= 14, reason=f"PostgreSQL {VERSION} is streamed")
 def test_servers_before_14_are_loaded_and_not_streamed(source: Source) -> None:
-    """All that `bronze run` and `bronze verify` do is done; a stream is refused in a sentence, by
-    `bronze check` too, and there is none to drop.
+    """`bronze run` and `bronze verify` work; `bronze stream` and `bronze check` refuse a stream in
+    a sentence, and there is none to drop.
     """
     source.execute(
         "CREATE TABLE t (id int PRIMARY KEY, v text, at timestamptz DEFAULT now());"

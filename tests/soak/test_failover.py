@@ -19,6 +19,7 @@ from deltalake import DeltaTable
 
 from bronze.cdc import stream
 from bronze.config.settings import Settings
+from bronze.demo import installation
 from bronze.demo import server as postgres
 from bronze.demo.server import Server
 from bronze.errors import BronzeError
@@ -67,7 +68,7 @@ def started(data: Path, **more: str) -> Iterator[Server]:
 def mirrored(primary: Server, data: Path) -> None:
     """Makes the data directory of a standby."""
     made = ["-D", str(data), "-d", primary.dsn(), "-R", "-S", MIRROR, "-C", "-c", "fast"]
-    subprocess.run([str(postgres.binary("pg_basebackup")), *made], check=True)
+    subprocess.run([str(installation.binary("pg_basebackup")), *made], check=True)
 
 
 def asked(server: Server, query: str) -> list[tuple[Any, ...]]:

@@ -27,7 +27,7 @@ from bronze import failpoint
 from bronze.cdc import stream
 from bronze.config.settings import Settings
 from bronze.delta import log
-from bronze.delta.layout import optimize
+from bronze.delta.layout import file_groups
 from bronze.delta.write.history import KIND
 from bronze.ingest import pipeline
 from bronze.maintenance import maintain
@@ -318,8 +318,8 @@ class Machine(RuleBasedStateMachine):
 def _driven(source: Source, folder: Path, examples: int, steps: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         # Small files are joined sooner.
-        patch.setattr(optimize, "_MANY", 3)
-        patch.setattr(optimize, "_FEWEST", 2)
+        patch.setattr(file_groups, "_MANY", 3)
+        patch.setattr(file_groups, "_FEWEST", 2)
 
         class Here(Machine):
             def __init__(self) -> None:

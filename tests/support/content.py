@@ -70,7 +70,7 @@ def differences(settings: Settings) -> dict[str, str]:
 def _keyed(settings: Settings, table: str, hashes: pl.Series) -> pl.Series:
     """Hashes as a table with protected columns has them."""
     key, *_ = keys.current_keys(keys.stored_keys(settings)[1])[table, "", keys.ROW_HASH]
-    return protect.keyed_hashes(hashes, keyring.unwrapped(key, settings.masters))
+    return protect.keyed_hashes(hashes, keyring.unwrap(key, settings.masters))
 
 
 def _fault(

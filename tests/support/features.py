@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from bronze.demo import server
+from bronze.demo import installation
 from bronze.errors import ConfigError
 
 
@@ -68,7 +68,7 @@ FEATURES: Mapping[str, Feature] = {
     "forced drops of databases": Feature(13, "DROP DATABASE IF EXISTS nowhere WITH (FORCE)"),
 }
 
-VERSION = server.version()
+VERSION = installation.version()
 
 
 def has(feature: str) -> bool:
@@ -86,10 +86,10 @@ def known(kind: str) -> bool:
 
 def _owned(program: str) -> bool:
     try:
-        place = server.binary(program)
+        place = installation.binary(program)
     except ConfigError:
         return False
-    return place.parent == server.binary("postgres").parent
+    return place.parent == installation.binary("postgres").parent
 
 
 def with_program(program: str) -> pytest.MarkDecorator:

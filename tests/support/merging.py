@@ -25,17 +25,18 @@ from bronze.delta.write import insert, merge
 from bronze.delta.write.changes import Changes
 from bronze.model.columns import DeltaType
 from bronze.model.files import StoredFile, WrittenFile
-from bronze.model.locations import Place
+from bronze.model.locations import Destination, Place
 from bronze.model.stamp import RowStamp
 from bronze.model.units import ACTIVE
 from bronze.postgres.copy.read import dtype
 from bronze.rows.metadata import METADATA_COLUMNS
+from tests.support.effort import examples
 
 ON_DISK = settings(
     derandomize=True,
     database=None,
     deadline=None,
-    max_examples=24,
+    max_examples=examples(12),
     phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
@@ -124,6 +125,11 @@ class Bench:
     dates_of: str | None = None
 
     @property
+    def into(self) -> Destination:
+        """The table, as the next batch writes into it."""
+        return Destination(self.place, self.layout, self.key, self.stats, NOW, self.dates_of)
+
+    @property
     def stats(self) -> tuple[str, ...]:
         """The columns with file statistics."""
         return tuple(n for n, kind in self.layout if n in self.key and kind.name in SAFE)
@@ -153,7 +159,7 @@ class Bench:
         changes: Sequence[Changes],
         gone: Mapping[str, Sequence[int]] | None = None,
         on_delete: merge.OnDelete = "mark",
-        anew: bool = False,
+        rewrite: bool = False,
         deletes: Sequence[Changes] = (),
         emptied: bool = False,
     ) -> Landed:
@@ -161,43 +167,34 @@ class Bench:
         gone = gone or {}
         state = self.state
         found = list(state.files)
-        if not gone and not anew and not emptied:
+        if not gone and not rewrite and not emptied:
             both = (*changes, *deletes)
-            found = merge.candidates(state.files, both, self.key, self.place)
+            found = merge.candidate_files(state.files, both, self.key, self.place)
         jobs = [
             merge.Merge(
-                place=self.place,
+                into=self.into,
                 file=file,
-                layout=self.layout,
-                key=self.key,
-                stats=self.stats,
-                stamp=NOW,
                 changes=tuple(changes),
                 gone=np.array(gone[file.path], np.int64) if file.path in gone else None,
                 deletes=tuple(deletes),
-                emptied=emptied,
+                delete_others=emptied,
                 on_delete=on_delete,
-                anew=anew,
-                dates_of=self.dates_of,
+                rewrite=rewrite,
             )
             for file in found
         ]
         merged = [merge.merge(job) for job in jobs]
         rewritten = [one for one in merged if one.rewritten]
         feed = [one.feed for one in rewritten if one.feed]
-        masks = insert.join_masks([one.found for one in merged], changes)
+        masks = insert.join_masks([one.matched for one in merged], changes)
         moved = tuple(one.moved for one in merged if one.moved is not None)
         inserted = insert.insert(
             insert.Insert(
-                place=self.place,
-                layout=self.layout,
-                stats=self.stats,
-                batch_id=NOW.batch_id,
+                into=self.into,
                 changes=tuple(changes),
-                found=masks,
+                matched=masks,
                 feed=bool(feed),
                 moved=moved,
-                dates_of=self.dates_of,
             )
         )
         quiet = [(one.old, one.file) for one in rewritten if one.file and not one.edits]

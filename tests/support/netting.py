@@ -12,7 +12,7 @@ from bronze.cdc.row_changes import NetChanges, NetTask
 from bronze.delta import commit, files, log
 from bronze.delta.write import changes as changing
 from bronze.model.columns import Column, DeltaType, RowKey
-from bronze.model.locations import Place
+from bronze.model.locations import Destination, Place
 from bronze.model.stamp import RowStamp
 from bronze.postgres.catalog.types import SourceType, TypeOptions, column_contract
 from bronze.postgres.replication import text_values
@@ -75,7 +75,13 @@ def table(place: Place, rows: Sequence[Row]) -> tuple[Any, ...]:
     return state.files
 
 
-def job(gathered: TableChanges, place: Place, stored: Sequence[Any], **more: Any) -> NetTask:
+def job(
+    gathered: TableChanges,
+    place: Place,
+    stored: Sequence[Any],
+    layout: tuple[tuple[str, DeltaType], ...] = LAYOUT,
+    **more: Any,
+) -> NetTask:
     """What is to be netted."""
     given: dict[str, Any] = {
         "table": "public.t",
@@ -85,11 +91,8 @@ def job(gathered: TableChanges, place: Place, stored: Sequence[Any], **more: Any
         "texts": TEXTS,
         "row_key": ROW_KEY,
         "identity": KEY,
-        "place": place,
+        "into": Destination(place, layout, ROW_KEY.names, STATS, NOW),
         "stored": tuple(stored),
-        "layout": LAYOUT,
-        "stats": STATS,
-        "stamp": NOW,
         "base": len(COLUMNS),
     }
     return NetTask(**(given | more))
@@ -98,7 +101,7 @@ def job(gathered: TableChanges, place: Place, stored: Sequence[Any], **more: Any
 def applied(rows: Mapping[Row, Row], netted: NetChanges, place: Place) -> dict[Row, Row]:
     """A table's rows by key, once what was netted is in it."""
     key = ["bz k", "bz n"]
-    after = {} if netted.emptied else dict(rows)
+    after = {} if netted.truncated else dict(rows)
     for deletes in netted.deletes:
         for gone in changing.read(place, deletes, key).rows():
             after.pop(gone, None)

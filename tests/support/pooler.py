@@ -98,6 +98,8 @@ class Pooler:
                 near, _ = listener.accept()
             except OSError:
                 return
+            # Messages are sent one by one: each would wait for the answer to the one before.
+            near.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             threading.Thread(target=self._serve, args=(near,), daemon=True).start()
 
     def _serve(self, near: socket.socket) -> None:
@@ -158,6 +160,7 @@ class Pooler:
                 return self._free.popleft() if self.oldest else self._free.pop()
             self._made += 1
         far = socket.create_connection((self.server.host, self.server.port))
+        far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         given = b"user\0postgres\0database\0" + self.database.encode() + b"\0\0"
         stream = _Stream(far)
         try:

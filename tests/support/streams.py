@@ -82,7 +82,9 @@ def streaming(given: Settings, tables: Sequence[str] = ()) -> Iterator[list[Stre
     finally:
         stop.set()
         thread.join(60)
-    assert failures == []
+        # Whatever else has failed: a stream that has ended is the reason.
+        if failures:
+            raise failures[0]
 
 
 def until(

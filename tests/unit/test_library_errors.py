@@ -12,6 +12,7 @@ from bronze.delta import log, store
 from bronze.errors import LakeError
 from bronze.library_errors import error_text
 from bronze.model.locations import Place
+from tests.support.effort import examples
 
 MESSAGES = [
     (
@@ -48,7 +49,7 @@ def test_debug_output_of_libraries_is_removed(text: str, message: str) -> None:
     assert error_text(ValueError(text)) == message
 
 
-@settings(derandomize=True, database=None, deadline=None)
+@settings(derandomize=True, database=None, deadline=None, max_examples=examples(25))
 @given(st.text(), st.text(st.sampled_from('aGe {}:()\n\x1b[31m↳->"')))
 def test_the_message_of_any_error_is_one_line(text: str, debug: str) -> None:
     """It is never empty."""

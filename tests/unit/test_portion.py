@@ -8,8 +8,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bronze import portion
+from tests.support.effort import examples
 
-IN_MEMORY = settings(derandomize=True, database=None, deadline=None, max_examples=25)
+IN_MEMORY = settings(derandomize=True, database=None, deadline=None, max_examples=examples(10))
 
 
 @IN_MEMORY

@@ -12,18 +12,15 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from psycopg import sql
-from typer.testing import CliRunner
 
 from bronze.api import progress
-from bronze.cli import render
-from bronze.cli.main import app
+from bronze.cli import output, reports, results
 from bronze.config import loading
 from bronze.errors import ConfigError
 from bronze.model.events import BatchApplied, Notice, TableFailed, TableLanded
 from bronze.model.results import Failure, RunResult, TableResult
 from bronze.printable import VisibleFormatter, visible, visible_json
-from tests.conftest import Source
+from tests.support.effort import examples
 
 EVIL = "a\x1b[2J\x9b31m\u202eb\x07\r\n\u2028c\x00\u200fd"
 SHOWN = r"a\x1b[2J\x9b31m\u202eb"
@@ -31,7 +28,7 @@ RAW = set("\x1b\x9b\u202e\x07\r\u2028\x00\u200f")
 TEXTS = st.text(st.characters(codec=None, exclude_categories=[]))
 
 
-@settings(derandomize=True, database=None, deadline=None)
+@settings(derandomize=True, database=None, deadline=None, max_examples=examples(25))
 @given(TEXTS)
 def test_text_that_is_not_printable_is_escaped(text: str) -> None:
     """Control and format characters are escaped; printable text is unchanged."""
@@ -42,7 +39,7 @@ def test_text_that_is_not_printable_is_escaped(text: str) -> None:
         assert shown == text
 
 
-@settings(derandomize=True, database=None, deadline=None)
+@settings(derandomize=True, database=None, deadline=None, max_examples=examples(25))
 @given(TEXTS)
 def test_escaped_json_is_printable_and_equal(text: str) -> None:
     """The document has only printable characters, and is parsed to the same text."""
@@ -59,16 +56,16 @@ def test_printed_results_have_no_control_characters(capsys: pytest.CaptureFixtur
         TableResult(EVIL, f"bronze.{EVIL}", "landed", notes=(EVIL,)),
     )
     result = RunResult("b", 1, 1.0, tables, notes=(EVIL,), unrecorded=failure)
-    render.run_result(result)
-    render.document(result)
+    results.run_result(result)
+    output.print_result(result)
     with progress.progress(False) as notify:
         notify(TableFailed(EVIL, failure))
         notify(TableLanded(tables[1]))
     steps = progress.stream_log(False)
     steps(Notice(EVIL))
     steps(BatchApplied(1, 1, 1, 0, 0.0, (EVIL,)))
-    render.revealed_rows(pl.DataFrame({EVIL: [EVIL]}), "")
-    render.revealed_rows(pl.DataFrame({EVIL: [EVIL]}), "json")
+    reports.revealed_rows(pl.DataFrame({EVIL: [EVIL]}), "")
+    reports.revealed_rows(pl.DataFrame({EVIL: [EVIL]}), "json")
     out = capsys.readouterr()
     assert not RAW & set(out.out + out.err)
     assert out.out.count(SHOWN) >= 4
@@ -84,7 +81,7 @@ def test_csv_is_escaped_for_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> 
 
     for stream, raw in ((Terminal(), False), (io.StringIO(), True)):
         monkeypatch.setattr("sys.stdout", stream)
-        render.revealed_rows(pl.DataFrame({"x": ["\x1b[2J"]}), "csv")
+        reports.revealed_rows(pl.DataFrame({"x": ["\x1b[2J"]}), "csv")
         assert ("\x1b" in stream.getvalue()) is raw
 
 
@@ -104,44 +101,6 @@ def test_a_traceback_in_a_log_is_printable() -> None:
     assert first == "a"
     assert others[0].startswith(f"ValueError: {SHOWN}")
     assert all(line.isprintable() for line in others)
-
-
-def test_no_command_prints_control_characters_of_the_source(source: Source, tmp_path: Path) -> None:
-    """Control characters in names, comments and values are escaped in the output."""
-    name = "t\x1b]0;x\x07\u202e"
-    table = sql.Identifier(name).as_string()
-    source.execute(f'CREATE TABLE {table} (id int PRIMARY KEY, "v\x1b[31m" text, n numeric(5,2))')
-    source.execute(f"COMMENT ON TABLE {table} IS 'a\x1b[2Jcomment\u202e'")
-    source.execute(f"INSERT INTO {table} VALUES (1, 'x\x1b[2J', 1), (2, NULL, 'NaN')")
-    source.execute("CREATE TABLE good (id int PRIMARY KEY)")
-    file = tmp_path / "bronze.toml"
-    file.write_text(
-        f'[source]\ndsn = "{source.dsn}"\n[lake]\nroot = "{source.lake}"\n'
-        '[tables."t\\u001b]0;x\\u0007\\u202e"]\ntarget = "bz_t"\n'
-        'protect = { "v\\u001b[31m" = "encrypt" }\n'
-    )
-    runs = [
-        ["check"],
-        ["run"],
-        ["verify"],
-        ["maintain"],
-        ["quality"],
-        ["audit", "--verify"],
-        ["keys"],
-        ["reveal", "bz_t"],
-        ["run", "no\x1b[2J"],
-        ["init", "--dsn", source.dsn, "--out", str(tmp_path / "new.toml")],
-    ]
-    for arguments in runs:
-        config = [] if arguments[0] == "init" else ["-c", str(file)]
-        formats: list[list[str]] = [[], ["--json"]] if config else [[]]
-        for option in formats:
-            done = CliRunner().invoke(app, [*arguments, *config, *option])
-            assert done.exit_code < 3, (arguments, done.output)
-            assert not RAW & set(done.stdout + done.stderr), (arguments, option)
-            if option:
-                json.loads(done.stdout)
-    assert not RAW & set((tmp_path / "new.toml").read_text())
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,10 @@
-"""A line through the values of several columns, on which rows that are alike lie close together.
+"""The Hilbert curve through the values of several columns, which keeps similar rows together.
 
-Each column's values become ranks: how far up they are among a sample, so that skewed, narrow and
-wide columns count alike. NULL is below all values. A row's ranks are a point in a cube, and its
-key is the place of that point on Hilbert's curve (J. Skilling, "Programming the Hilbert curve",
-AIP Conference Proceedings 707, 2004). Measured by ``benchmarks.layout``: files cut from Hilbert's
-curve are hit by fewer filters than those cut from a Z-order curve, which jumps.
+The values of each column become ranks among those of a sample, so that skewed, narrow and wide
+columns have the same weight. NULL is below all values. The ranks of a row are a point in a cube,
+and its key is the place of that point on the Hilbert curve (J. Skilling, "Programming the Hilbert
+curve", AIP Conference Proceedings 707, 2004). Measured by ``benchmarks.layout``: filters read fewer
+files cut from the Hilbert curve than files cut from a Z-order curve, which jumps.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ Numbers = npt.NDArray[np.int64]
 
 
 BITS = 10
-"""Of a rank. Four columns of them still fit in a key of 64 bits."""
+"""The bits of a rank. The ranks of four columns fit into a key of 64 bits."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What turns a column's values into ranks: values that cut a sample into equal parts."""
+    """The scale of a column: values that cut a sample into equal parts, which give the ranks."""
 
     column: str
     cuts: pl.Series = field(repr=False, compare=False)
@@ -35,10 +35,10 @@ class Scale:
 
 @dataclass(frozen=True)
 class Fence:
-    """What cuts the curve into consecutive ranges of about the same number of rows.
+    """Cuts of the curve into consecutive ranges with about the same number of rows.
 
-    Between two ranges is a key of ``keys``; of the rows that have this very key, ``shares`` says
-    which part lies before the cut, so that one frequent key does not make one range large.
+    Between two ranges is a key of ``keys``; ``shares`` is the part of the rows with this very key
+    that is before the cut, so that a frequent key does not make a range large.
     """
 
     keys: Keys = field(repr=False, compare=False)
@@ -46,7 +46,7 @@ class Fence:
 
     @property
     def ranges(self) -> int:
-        """How many there are."""
+        """The number of ranges."""
         return len(self.keys) + 1
 
 
@@ -68,9 +68,9 @@ def keys(frame: pl.DataFrame, by: Sequence[Scale]) -> Keys:
 
 
 def along(frame: pl.DataFrame, by: Sequence[Scale]) -> tuple[Numbers, Keys]:
-    """The rows' numbers in the curve's order, and their keys in that order.
+    """The numbers of the rows in the order of the curve, and their keys in that order.
 
-    Rows of one key are in the order of their values.
+    Rows with the same key are in the order of their values.
     """
     found = keys(frame, by)
     plain = [_plain(frame[scale.column]) for scale in by]
@@ -81,7 +81,7 @@ def along(frame: pl.DataFrame, by: Sequence[Scale]) -> tuple[Numbers, Keys]:
 
 
 def _plain(values: pl.Series) -> pl.Series:
-    """The values as something that can be searched; only their order matters."""
+    """The values in a type that can be searched; only their order matters."""
     if values.dtype.is_decimal():
         return values.cast(pl.Float64)
     if values.dtype == pl.Boolean:
@@ -102,11 +102,11 @@ def _ranks(values: pl.Series, cuts: pl.Series) -> Keys:
 
 
 def hilbert(axes: Sequence[Keys], bits: int) -> Keys:
-    """The places of points on Hilbert's curve.
+    """The places of points on the Hilbert curve.
 
     Args:
-        axes: for each dimension the points' coordinates, each below ``2**bits``.
-        bits: of a coordinate; dimensions times bits are at most 64.
+        axes: for each dimension the coordinates of the points, each below ``2**bits``.
+        bits: the bits of a coordinate; dimensions times bits are at most 64.
     """
     if len(axes) == 1:
         return axes[0].astype(np.uint64)
@@ -134,7 +134,7 @@ def hilbert(axes: Sequence[Keys], bits: int) -> Keys:
 
 
 def fence(sample: Keys, ranges: int) -> Fence:
-    """What cuts the curve into ``ranges``, from the keys of a sample of rows."""
+    """The cuts of the curve into ``ranges``, by the keys of a sample of rows."""
     ordered = np.sort(sample)
     places = np.arange(1, ranges) * len(ordered) / ranges
     cuts = ordered[places.astype(np.int64)] if len(ordered) else np.zeros(ranges - 1, np.uint64)

@@ -1,9 +1,9 @@
-"""Rewriting: the rows of some files are written anew, in the order of a curve or as they are.
+"""Rewriting: writes the rows of some files to new files, in the order of a curve or as they are.
 
-What fits in one
-job's memory is read, sorted and written by one job (`write`). What does not is sorted outside of
-memory first: `spread` sorts as many rows as fit and writes them to a file that nobody sees, a row
-group for each range of the curve; then each output file is a job that takes its ranges from there.
+What fits into the memory of one job is read, sorted and written by one job (`write`). Anything
+larger is sorted outside of memory first: `spread` sorts as many rows as fit and writes them to a
+temporary file, with a row group for each range of the curve; then a job for each output file reads
+its ranges from the temporary files.
 """
 
 from __future__ import annotations
@@ -24,24 +24,25 @@ from bronze.model.columns import DeltaType
 from bronze.model.files import StoredFile, WrittenFile
 from bronze.model.locations import Place
 
-# Of a group's rows so many are looked at to draw its scales, and these many to learn their size.
+# The rows of a group that are sampled for its scales, and those that are measured; how many row
+# groups of a file are read for that.
 _SAMPLE = 100_000
 _WEIGHED = 1_000
 _LOOKS = 8
-# Row groups of large rows have few of them: so many rows of a file are looked at, at least.
+# Row groups of large rows have few rows: at least this many rows of a file are read.
 _LOOKED_AT = 50_000
-# What a job holds at once is a part of its memory: sorting copies, and sizes are estimates.
+# A job has a third of its memory for rows: sorting copies them, and sizes are estimates.
 _ROOM = 3
-# As many values make a row group of an output file, or as many bytes.
+# The values, and the bytes, of a row group of an output file.
 _GROUP_VALUES = 1_200_000
 _GROUP_BYTES = 12 * 2**20
 
 
 @dataclass(frozen=True)
 class Order:
-    """Files of one partition that are to be written anew, as about ``count`` files.
+    """The order to rewrite files of one partition, as about ``count`` files.
 
-    ``by`` are the columns of the curve; without any, rows stay as they come. ``layout`` has no
+    ``by`` are the columns of the curve; without any, rows keep their order. ``layout`` has no
     partition column. ``batch_id`` names the new files, ``cluster`` (the clustering and the
     cluster) too. ``memory`` is what each job may take, in bytes.
     """
@@ -60,7 +61,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Made:
-    """What became of an order: ``rows`` were read and written again."""
+    """The result of an order: its new files, with as many ``rows`` as were read."""
 
     order: Order
     files: tuple[WrittenFile, ...]
@@ -69,7 +70,7 @@ class Made:
 
 @dataclass(frozen=True)
 class Surveyed:
-    """What a file holds: its rows, the bytes that one takes in memory, and a sample of them."""
+    """The size of a file: its rows, the bytes of a row in memory, and a sample of the rows."""
 
     number: int
     path: str
@@ -80,7 +81,7 @@ class Surveyed:
 
 @dataclass(frozen=True)
 class Look:
-    """The job to survey one file: to see every ``step``-th row of it."""
+    """The job to survey one file by every ``step``-th row."""
 
     order: Order
     file: StoredFile
@@ -89,7 +90,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Spread:
-    """The job to sort some of an order's files into ranges of the curve."""
+    """The job to sort some files of an order into ranges of the curve."""
 
     order: Order
     files: tuple[StoredFile, ...]
@@ -99,7 +100,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Spill:
-    """A file in between: ``ranges`` tells for each of its row groups the range that it is of."""
+    """A temporary file; ``ranges`` has the range of the curve of each of its row groups."""
 
     file: WrittenFile
     ranges: tuple[int, ...]
@@ -107,7 +108,7 @@ class Spill:
 
 @dataclass(frozen=True)
 class Spilled:
-    """What one `Spread` read, and where it is now."""
+    """The result of a `Spread`: how many rows it read, and its temporary files."""
 
     number: int
     read: int
@@ -115,14 +116,15 @@ class Spilled:
 
 
 Source = tuple[StoredFile | WrittenFile, tuple[int, ...] | None]
-"""A file and those of its row groups that are meant; None means all."""
+"""A file and some of its row groups; None means all."""
 
 
 @dataclass(frozen=True)
 class Write:
     """The job to write ``count`` files of an order.
 
-    Each of ``piles`` fits in memory; it is sorted, and follows the one before it.
+    Each of ``piles`` fits into memory; it is sorted, and its rows follow those of the previous
+    one.
     """
 
     order: Order
@@ -133,7 +135,7 @@ class Write:
 
 @dataclass(frozen=True)
 class Written:
-    """What one `Write` read and wrote."""
+    """The result of a `Write`: how many rows it read, and the files it wrote."""
 
     number: int
     read: int
@@ -141,8 +143,8 @@ class Written:
 
 
 @dataclass
-class _Course:
-    """How far an order is; ``fence`` is there if it does not fit in one job's memory."""
+class _Progress:
+    """The progress of an order, with a ``fence`` if it does not fit into the memory of a job."""
 
     order: Order
     by: tuple[Scale, ...] = ()
@@ -155,24 +157,24 @@ Steps = Generator[tuple[Callable[[Any], Any], Sequence[Any]], list[Any], list[Ma
 
 
 def steps(orders: Sequence[Order]) -> Steps:
-    """Yields functions with their jobs, is sent their results in any order; returns what was made.
+    """Yields functions with their jobs, gets their results in any order, and returns the new files.
 
     Raises:
-        Mismatch: an order's rows that were read are not those that were written.
+        Mismatch: the rows of an order that were written are not as many as those that were read.
         LakeError, LakeUnreachable: a file cannot be read or written.
     """
     looks = [look for order in orders if order.by for look in _looks(order)]
     seen = (yield survey, looks) if looks else []
-    courses = [_course(order, [s for s in seen if s.number == order.number]) for order in orders]
-    spreads = [job for course in courses for job in _spreads(course)]
+    started = [_progress(order, [s for s in seen if s.number == order.number]) for order in orders]
+    spreads = [job for progress in started for job in _spreads(progress)]
     spilled: list[Spilled] = []
     written: list[Written] = []
     try:
         spilled = (yield spread, spreads) if spreads else []
-        for course in courses:
-            course.spilled = tuple(s for s in spilled if s.number == course.order.number)
-        written = yield write, [job for course in courses for job in _writes(course)]
-        return [_made(course, written) for course in courses]
+        for progress in started:
+            progress.spilled = tuple(s for s in spilled if s.number == progress.order.number)
+        written = yield write, [job for progress in started for job in _writes(progress)]
+        return [_made(progress, written) for progress in started]
     except BaseException:
         discard(orders[0].place, [file for one in written for file in one.files])
         raise
@@ -181,7 +183,7 @@ def steps(orders: Sequence[Order]) -> Steps:
 
 
 def discard(place: Place, unwanted: Iterable[WrittenFile]) -> None:
-    """Deletes files that nobody sees."""
+    """Deletes files that were not committed."""
     store.delete(place, [file.path for file in unwanted])
 
 
@@ -191,9 +193,9 @@ def _looks(order: Order) -> list[Look]:
 
 
 def survey(job: Look) -> Surveyed:
-    """Does one job: looks at a few row groups of a file."""
+    """Surveys a file by a few of its row groups."""
     order = job.order
-    parquet = files.opened(order.place, job.file)
+    parquet = files.open_parquet(order.place, job.file)
     footer = parquet.metadata
     looks = max(_LOOKS, _LOOKED_AT * footer.num_row_groups // max(1, footer.num_rows))
     groups = range(0, footer.num_row_groups, -(-footer.num_row_groups // looks) or 1)
@@ -210,16 +212,16 @@ def survey(job: Look) -> Surveyed:
     return Surveyed(order.number, job.file.path, footer.num_rows, width, sample)
 
 
-def _course(order: Order, seen: Sequence[Surveyed]) -> _Course:
+def _progress(order: Order, seen: Sequence[Surveyed]) -> _Progress:
     if not order.by:
-        return _Course(order)
+        return _Progress(order)
     sample = pl.concat([one.sample for one in seen])
     by = scales(sample, order.by)
     room = order.memory / _ROOM
     sizes = {one.path: one.rows * one.width for one in seen}
     size = sum(sizes.values())
     if size <= room:
-        return _Course(order, by)
+        return _Progress(order, by)
     piles = max(1, int(-(-size // (room * order.count))))
     bunches: list[list[StoredFile]] = [[]]
     for file in order.files:
@@ -227,31 +229,33 @@ def _course(order: Order, seen: Sequence[Surveyed]) -> _Course:
             bunches.append([])
         bunches[-1].append(file)
     cut = fence(keys(sample, by), order.count * piles)
-    return _Course(order, by, cut, tuple(map(tuple, bunches)))
+    return _Progress(order, by, cut, tuple(map(tuple, bunches)))
 
 
-def _spreads(course: _Course) -> list[Spread]:
-    if course.fence is None:
+def _spreads(progress: _Progress) -> list[Spread]:
+    if progress.fence is None:
         return []
-    return [Spread(course.order, bunch, course.by, course.fence) for bunch in course.bunches]
+    return [
+        Spread(progress.order, bunch, progress.by, progress.fence) for bunch in progress.bunches
+    ]
 
 
-def _writes(course: _Course) -> list[Write]:
-    order, cut = course.order, course.fence
+def _writes(progress: _Progress) -> list[Write]:
+    order, cut = progress.order, progress.fence
     if cut is None:
         pile = tuple((file, None) for file in order.files)
-        return [Write(order, (pile,), course.by, order.count if course.by else 1)]
+        return [Write(order, (pile,), progress.by, order.count if progress.by else 1)]
     piles: list[list[Source]] = [[] for _ in range(cut.ranges)]
-    for spill in (spill for one in course.spilled for spill in one.spills):
+    for spill in (spill for one in progress.spilled for spill in one.spills):
         for group, number in enumerate(spill.ranges):
             piles[number].append((spill.file, (group,)))
     step = cut.ranges // order.count
     jobs = (tuple(map(tuple, piles[i : i + step])) for i in range(0, cut.ranges, step))
-    return [Write(order, job, course.by) for job in jobs]
+    return [Write(order, job, progress.by) for job in jobs]
 
 
 def spread(job: Spread) -> Spilled:
-    """Does one job: as many rows as fit are sorted and written at a time.
+    """Sorts files into ranges of the curve, as many rows at a time as fit into the memory.
 
     Raises:
         LakeError, LakeUnreachable: a file cannot be read or written.
@@ -288,7 +292,7 @@ def _spilled(job: Spread, frame: pl.DataFrame) -> Spill:
 
 
 def write(job: Write) -> Written:
-    """Does one job.
+    """Writes files of an order.
 
     Raises:
         LakeError, LakeUnreachable: a file cannot be read or written.
@@ -340,7 +344,7 @@ def _slices(frame: pl.DataFrame, rows: Numbers, size: int) -> Iterator[pl.DataFr
 
 def _tables(order: Order, pile: Iterable[Source]) -> Iterator[pa.Table]:
     for file, groups in pile:
-        parquet = files.opened(order.place, file)
+        parquet = files.open_parquet(order.place, file)
         constants = dict(file.partition)
         for _, table in files.parts(parquet, order.layout, None, groups, constants):
             yield table
@@ -353,7 +357,7 @@ def _count_rows(tables: Iterable[pa.Table], tally: list[int]) -> Iterator[pa.Tab
 
 
 def _gathered(tables: Iterable[pa.Table], rows: int | None, size: float) -> Iterator[pa.Table]:
-    """Tables joined until they have so many rows, or bytes."""
+    """Tables joined until they have ``rows`` rows or ``size`` bytes."""
     held: list[pa.Table] = []
     height, weight = 0, 0
     for table in tables:
@@ -371,15 +375,19 @@ def _gathered(tables: Iterable[pa.Table], rows: int | None, size: float) -> Iter
         yield pa.concat_tables(held)
 
 
-def _made(course: _Course, written: Sequence[Written]) -> Made:
-    """Proves that no row was lost or doubled on the way."""
-    order = course.order
+def _made(progress: _Progress, written: Sequence[Written]) -> Made:
+    """The result of an order.
+
+    Raises:
+        Mismatch: rows were lost or duplicated.
+    """
+    order = progress.order
     mine = [one for one in written if one.number == order.number]
     made = tuple(file for one in mine for file in one.files)
     counts = {sum(one.read for one in mine), sum(file.rows for file in made)}
-    if course.fence is not None:
-        spills = [spill for one in course.spilled for spill in one.spills]
-        counts |= {sum(one.read for one in course.spilled), sum(s.file.rows for s in spills)}
+    if progress.fence is not None:
+        spills = [spill for one in progress.spilled for spill in one.spills]
+        counts |= {sum(one.read for one in progress.spilled), sum(s.file.rows for s in spills)}
     if all(file.rows >= 0 for file in order.files):
         counts.add(sum(file.rows for file in order.files))
     if len(counts) > 1:

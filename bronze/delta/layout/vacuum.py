@@ -1,8 +1,8 @@
-"""Expiry: files and log entries that no version which must stay readable needs are deleted.
+"""Vacuum: deletes the files and log entries that no version within the retention needs.
 
-What is needed is worked out from the log, entry by entry, rather than by deltalake's ``vacuum``.
-Measured with deltalake 1.6.6: its ``vacuum(full=True)`` takes all files of the change data feed and
-all files that the log does not know for dead once they are as old as the retention, even those of
+Which files are needed is computed here from the log, entry by entry, not by deltalake's ``vacuum``.
+Measured with deltalake 1.6.6: its ``vacuum(full=True)`` deletes all files of the change data feed
+and all files that the log does not name once they are older than the retention, even those of
 versions in ``keep_versions`` or of a run in progress.
 """
 
@@ -21,11 +21,11 @@ from obstore.exceptions import BaseError
 from bronze import failpoint
 from bronze.delta import log, store
 from bronze.delta.commit import ORPHAN_AGE
-from bronze.delta.log import ENTRY, State, mapped, read
+from bronze.delta.log import ENTRY, State, mapped_errors, read
 from bronze.model.locations import Place
 
-# As long as this an entry is kept whatever the retention: `bronze.delta.commit.sweep` asks the log
-# whether a batch has landed.
+# Entries are kept this long whatever the retention: `bronze.delta.commit.sweep` reads in the log
+# whether a batch has committed.
 _LOG_AGE = 30 * 24 * 3600.0
 _LOG = "_delta_log/"
 _OF_LOG = re.compile(rf"{_LOG}(\d{{20}})\.(?:json|crc|checkpoint\..*parquet)")
@@ -34,22 +34,22 @@ _FEED = "_change_data/"
 
 
 @dataclass(frozen=True)
-class Expired:
+class VacuumResult:
     """What was deleted: files of rows and of the change data feed, their bytes, and log files."""
 
     files: int = 0
     bytes: int = 0
     entries: int = 0
 
-    def __add__(self, other: Expired) -> Expired:
-        return Expired(
+    def __add__(self, other: VacuumResult) -> VacuumResult:
+        return VacuumResult(
             self.files + other.files, self.bytes + other.bytes, self.entries + other.entries
         )
 
 
 @dataclass(frozen=True)
 class Object:
-    """Something that lies in the table's folder; ``at`` is when it was written (seconds)."""
+    """An object in the folder of a table, written ``at`` (seconds since 1970)."""
 
     path: str
     size: int
@@ -58,39 +58,39 @@ class Object:
 
 @dataclass(frozen=True)
 class _Entry:
-    """An entry of the log: when it was committed, and the paths that it names."""
+    """An entry of the log, committed ``at``, and the paths that it names."""
 
     version: int
     at: float
     paths: frozenset[str] = field(repr=False)
 
 
-def expire(place: Place, retention: float, keep: Sequence[int], now: float) -> Expired:
-    """Deletes what no version needs that was current less than ``retention`` ago.
+def expire(place: Place, retention: float, keep: Sequence[int], now: float) -> VacuumResult:
+    """Deletes all files but those of versions that were current less than ``retention`` ago.
 
     Args:
         place: the table.
         retention: seconds.
-        keep: versions which stay readable however old they are.
-        now: seconds since 1970. A file that the log does not know is spared for a day at least,
-            and for the retention, as a run may be about to commit it.
+        keep: versions that stay readable however old they are.
+        now: seconds since 1970. A file that the log does not name is kept for the retention, and
+            for a day at least, because a run may be about to commit it.
 
     Raises:
-        LakeError: a version to keep or an entry of the log cannot be read, or the table uses
-            something that we do not know; nothing was deleted.
+        LakeError: a version to keep or an entry of the log cannot be read, or the table has a
+            feature that bronze does not support; nothing was deleted.
         LakeUnreachable: the table cannot be read or cleaned.
     """
     if retention < 0:
         raise ValueError("a retention is not negative")
     state = read(place)
     if state is None:
-        return Expired()
+        return VacuumResult()
     state.writable()
-    objects = list(lying(place))
+    objects = list(objects_of(place))
     entries = _entries(place, objects)
     oldest = _current(entries, now - retention, state.version)
     kept = sorted({version for version in keep if version < oldest} | {oldest})
-    # Its changes can be read for as long as an entry is young: what it removed is needed too.
+    # The changes of a young entry can be read: the files that it removed are needed too.
     young = [e for e in entries if e.version > oldest or e.at > now - retention]
     needed = {path for entry in young for path in entry.paths}
     needed |= {unquote(path) for version in kept for path in _live(place, version)}
@@ -104,37 +104,37 @@ def expire(place: Place, retention: float, keep: Sequence[int], now: float) -> E
         and (found.path in known or found.at < spared)
     ]
     floor = min(kept[0], _current(entries, now - max(retention, _LOG_AGE), state.version))
-    logs = _forgotten(place, objects, floor, state.version)
+    logs = _expired_log(place, objects, floor, state.version)
     failpoint.reach("expiring")
     store.delete(place, [found.path for found in dead])
     failpoint.reach("expired")
     store.delete(place, logs)
-    return Expired(len(dead), sum(found.size for found in dead), len(logs))
+    return VacuumResult(len(dead), sum(found.size for found in dead), len(logs))
 
 
-def purge(place: Place, now: float) -> Expired:
-    """Deletes all that the current version does not need, however young it is: no older version
-    can be read any more, nor what the change data feed told of them.
+def purge(place: Place, now: float) -> VacuumResult:
+    """Deletes all files that the current version does not need, however young they are: older
+    versions and their change data feed cannot be read any more.
 
     Args:
         place: the table.
-        now: seconds since 1970. A file that the log does not know is spared for a day, as a run
+        now: seconds since 1970. A file that the log does not name is kept for a day, because a run
             may be about to commit it.
 
     Raises:
-        LakeError: an entry of the log cannot be read, or the table uses something that we do not
-            know; nothing was deleted.
+        LakeError: an entry of the log cannot be read, or the table has a feature that bronze does
+            not support; nothing was deleted.
         LakeUnreachable: the table cannot be read or cleaned.
     """
     state = read(place)
     if state is None:
-        return Expired()
+        return VacuumResult()
     state.writable()
-    objects = list(lying(place))
+    objects = list(objects_of(place))
     entries = _entries(place, objects)
     known = {path for entry in entries for path in entry.paths}
     needed = {unquote(path) for path in _live(place, state.version)}
-    # What others have committed since.
+    # Other writers may have committed since.
     needed |= {path for e in entries if e.version > state.version for path in e.paths}
     dead = [
         found
@@ -143,15 +143,15 @@ def purge(place: Place, now: float) -> Expired:
         and not {found.path, unquote(found.path)} & needed
         and (found.path in known or found.at < now - ORPHAN_AGE)
     ]
-    logs = _forgotten(place, objects, state.version, state.version)
+    logs = _expired_log(place, objects, state.version, state.version)
     failpoint.reach("expiring")
     store.delete(place, [found.path for found in dead])
     store.delete(place, logs)
-    return Expired(len(dead), sum(found.size for found in dead), len(logs))
+    return VacuumResult(len(dead), sum(found.size for found in dead), len(logs))
 
 
-def strays(state: State, objects: Sequence[Object]) -> list[Object]:
-    """The data files in a table's folder that no version which the log still has knows.
+def unnamed_files(state: State, objects: Sequence[Object]) -> list[Object]:
+    """The data files in a table's folder that no entry of the log names.
 
     Raises:
         LakeError, LakeUnreachable
@@ -164,8 +164,8 @@ def strays(state: State, objects: Sequence[Object]) -> list[Object]:
     return [found for found in others if not {found.path, unquote(found.path)} & known]
 
 
-def lying(place: Place) -> Iterator[Object]:
-    """All that lies in a table's folder.
+def objects_of(place: Place) -> Iterator[Object]:
+    """All objects in the folder of a table.
 
     Raises:
         LakeError, LakeUnreachable
@@ -175,11 +175,11 @@ def lying(place: Place) -> Iterator[Object]:
             for meta in chunk:
                 yield Object(meta["path"], meta["size"], meta["last_modified"].timestamp())
     except (BaseError, OSError) as error:
-        raise store.failure(place, "listed", error) from None
+        raise store.store_error(place, "listed", error) from None
 
 
 def _entries(place: Place, objects: Iterable[Object]) -> list[_Entry]:
-    """All entries of the log that are still there, in their order."""
+    """All entries of the log, in their order."""
     written = {int(name[1]): o.at for o in objects if (name := ENTRY.fullmatch(o.path))}
     return [
         _Entry(version, _time(actions, written[version]), _paths(actions))
@@ -189,9 +189,9 @@ def _entries(place: Place, objects: Iterable[Object]) -> list[_Entry]:
 
 
 def _time(actions: Iterable[Mapping[str, Any]], written: float) -> float:
-    """When an entry was committed: the later one where its own time and its file's differ."""
-    told = [action.get("commitInfo", {}).get("timestamp") for action in actions]
-    return max([written, *(one / 1000 for one in told if isinstance(one, int))])
+    """When an entry was committed: the later one of its own time and that of its file."""
+    stated = [action.get("commitInfo", {}).get("timestamp") for action in actions]
+    return max([written, *(one / 1000 for one in stated if isinstance(one, int))])
 
 
 def _paths(actions: Iterable[Mapping[str, Any]]) -> frozenset[str]:
@@ -200,35 +200,35 @@ def _paths(actions: Iterable[Mapping[str, Any]]) -> frozenset[str]:
 
 
 def _current(entries: Sequence[_Entry], moment: float, latest: int) -> int:
-    """The version that was current at a moment; the oldest known one if that is younger."""
+    """The version that was current at a time; the oldest one of the log if it is younger."""
     before = [entry.version for entry in entries if entry.at <= moment]
     return max(before, default=entries[0].version if entries else latest)
 
 
 def _live(place: Place, version: int) -> list[str]:
-    with mapped(place, "read"):
+    with mapped_errors(place, "read"):
         table = DeltaTable(place.url, version=version, storage_options=store.options(place) or None)
         found: Any = table.get_add_actions(flatten=False)
         return [str(path) for path in found["path"].to_pylist()]
 
 
 def is_data(path: str) -> bool:
-    """Whether it is a Parquet file of rows or of the change data feed, and no hidden one."""
+    """Whether a path is a Parquet file of rows or of the change data feed, and not hidden."""
     folders = path.removeprefix(_FEED).split("/")
     hidden = any(name.startswith(("_", ".")) and "=" not in name for name in folders)
     return path.endswith(".parquet") and not hidden
 
 
-def _forgotten(place: Place, objects: Iterable[Object], floor: int, latest: int) -> list[str]:
-    """The files of the log below a version, which a checkpoint then stands for."""
+def _expired_log(place: Place, objects: Iterable[Object], floor: int, latest: int) -> list[str]:
+    """The log files below the version ``floor``; creates the checkpoint that replaces them."""
     named = [(found.path, _OF_LOG.fullmatch(found.path)) for found in objects]
     old = [path for path, name in named if name and int(name[1]) < floor]
     if not old:
         return []
     has = {int(name[1]) for path, name in named if name and _CHECKPOINT.fullmatch(path)}
-    # The last one that is made is where readers begin.
+    # Readers begin at the checkpoint that was created last.
     for version in sorted({floor, latest} - has):
-        with mapped(place, "checkpointed"):
+        with mapped_errors(place, "checkpointed"):
             DeltaTable(
                 place.url, version=version, storage_options=store.options(place) or None
             ).create_checkpoint()

@@ -1,1 +1,1 @@
-"""How changed rows become data files of a table."""
+"""Writes changed rows into the data files of a table: merge, insert, history, lookup."""

@@ -1,4 +1,4 @@
-"""Insertion: changed rows whose keys no file of the table has are added to it."""
+"""Insert: adds the changed rows with keys that no file of the table has."""
 
 from __future__ import annotations
 
@@ -12,85 +12,80 @@ import polars as pl
 
 from bronze.delta import files
 from bronze.delta.partition import Outputs, column_of
-from bronze.delta.write.changes import Changes, Gathered, height, image, picks
-from bronze.model.columns import DeltaType
+from bronze.delta.write.changes import Changes, RowGroupBuffer, feed_rows, height, iterate_rows
 from bronze.model.files import WrittenFile
-from bronze.model.locations import Place
+from bronze.model.locations import Destination
 
 
 @dataclass(frozen=True)
 class Insert:
-    """Rows to be added: of each of the changes, those that no file had the key of, and the rows
-    that have ``moved`` from another partition.
+    """The rows to add to the table ``into``: the rows of each change with keys that no file has,
+    and the rows that ``moved`` from another partition.
 
-    ``found`` are masks as in `bronze.delta.write.merge.Merged`, joined over all files. ``feed``
-    asks for the rows in the change data feed too, where the commit has one.
+    ``matched`` are masks as in `bronze.delta.write.merge.Merged`, joined over all files. With
+    ``feed`` the rows are also written to the change data feed, where the commit has one.
     """
 
-    place: Place
-    layout: tuple[tuple[str, DeltaType], ...]
-    stats: tuple[str, ...]
-    batch_id: str
+    into: Destination
     changes: tuple[Changes, ...] = field(repr=False)
-    found: tuple[bytes, ...] = field(repr=False)
+    matched: tuple[bytes, ...] = field(repr=False)
     feed: bool = True
     moved: tuple[pl.DataFrame, ...] = field(default=(), repr=False)
-    dates_of: str | None = None
 
     @cached_property
     def lines(self) -> tuple[npt.NDArray[np.int64], ...]:
-        """For each of the changes the lines to insert."""
+        """The lines to insert, for each of the changes."""
         return tuple(
-            unfound(mask, height(change))
-            for change, mask in zip(self.changes, self.found, strict=True)
+            unmatched_lines(mask, height(change))
+            for change, mask in zip(self.changes, self.matched, strict=True)
         )
 
 
 @dataclass(frozen=True)
 class Inserted:
-    """What an `Insert` wrote; ``rows`` counts those that are new."""
+    """What an `Insert` wrote; ``rows`` is the number of new rows, without the moved ones."""
 
     rows: int
     files: tuple[WrittenFile, ...]
     feed: tuple[WrittenFile, ...]
 
 
-def unfound(mask: bytes, height: int) -> npt.NDArray[np.int64]:
-    """The lines of changes that a mask of `bronze.delta.write.merge.Merged` leaves out."""
+def unmatched_lines(mask: bytes, height: int) -> npt.NDArray[np.int64]:
+    """The lines of changes that are not in a mask of `bronze.delta.write.merge.Merged`."""
     bits = np.unpackbits(np.frombuffer(mask, np.uint8), count=height)
     return np.flatnonzero(bits == 0)
 
 
 def join_masks(masks: Sequence[Sequence[bytes]], changes: Sequence[Changes]) -> tuple[bytes, ...]:
-    """The masks of several files as one for each of the changes."""
-    whole = [np.zeros(-(-height(change) // 8), np.uint8) for change in changes]
-    for found in masks:
-        for one, mask in zip(whole, found, strict=True):
-            one |= np.frombuffer(mask, np.uint8)
-    return tuple(one.tobytes() for one in whole)
+    """Joins the masks of several files: one mask for each of the changes."""
+    joined = [np.zeros(-(-height(change) // 8), np.uint8) for change in changes]
+    for file_masks in masks:
+        for total, mask in zip(joined, file_masks, strict=True):
+            total |= np.frombuffer(mask, np.uint8)
+    return tuple(total.tobytes() for total in joined)
 
 
 def insert(job: Insert) -> Inserted:
-    """Writes the rows that are new into files, and into some of the change data feed.
+    """Writes the new and the moved rows into data files and into files of the change data feed.
 
     Raises:
         LakeError, LakeUnreachable: a file cannot be read or written.
     """
-    place, batch = job.place, job.batch_id
-    date = column_of(job.dates_of) if job.dates_of else None
+    into, batch = job.into, job.into.stamp.batch_id
+    date = column_of(into.dates_of) if into.dates_of else None
     with (
-        Outputs(lambda values: files.data(place, batch, job.stats, values), date) as output,
-        Outputs(lambda values: files.feed(place, batch, values), date) as feed,
+        Outputs(lambda values: files.data(into.place, batch, into.stats, values), date) as output,
+        Outputs(lambda values: files.feed(into.place, batch, values), date) as feed,
     ):
-        kept, told = Gathered(output.add), Gathered(feed.add)
+        data_buffer, feed_buffer = RowGroupBuffer(output.add), RowGroupBuffer(feed.add)
         for change, lines in zip(job.changes, job.lines, strict=True):
-            for rows in picks(place, change, lines, job.layout) if len(lines) else ():
-                kept.add(rows)
+            for rows in iterate_rows(into.place, change, lines, into.columns) if len(lines) else ():
+                data_buffer.add(rows)
                 if job.feed:
-                    told.add(image(rows, "insert"))
+                    feed_buffer.add(feed_rows(rows, "insert"))
         for rows in job.moved:
-            kept.add(rows)
-            told.add(image(rows, "update_postimage"))
-        kept.flush()
-        told.flush()
+            data_buffer.add(rows)
+            feed_buffer.add(feed_rows(rows, "update_postimage"))
+        data_buffer.flush()
+        feed_buffer.flush()
     return Inserted(sum(map(len, job.lines)), tuple(output.files), tuple(feed.files))

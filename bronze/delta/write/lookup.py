@@ -1,4 +1,4 @@
-"""Looking up: the values that a table holds for some keys."""
+"""Lookup: reads the stored rows of some keys."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ def find_rows(
     keys: pl.DataFrame,
     columns: Sequence[str],
 ) -> Iterator[pl.DataFrame]:
-    """Some columns of the rows with these keys, the keys' columns first, a few rows at a time.
+    """Reads some columns of the rows with these keys, in portions; the key columns come first.
 
     Args:
         place: the table.
         stored: its files.
         layout: its columns.
-        keys: the keys, a column for each of the table's key.
-        columns: those to look up.
+        keys: the keys, with the key columns of the table.
+        columns: the columns to read beside the key.
 
     Raises:
         LakeError, LakeUnreachable: a file cannot be read.
     """
     key = keys.columns
-    wanted = [*key, *columns]
-    for file in merge.candidates(stored, [keys], key, place):
-        parquet = files.opened(place, file)
+    names = [*key, *columns]
+    for file in merge.candidate_files(stored, [keys], key, place):
+        parquet = files.open_parquet(place, file)
         constants = dict(file.partition)
         groups = _groups(parquet, layout, keys, constants)
-        for _, table in files.parts(parquet, layout, wanted, groups, constants):
+        for _, table in files.parts(parquet, layout, names, groups, constants):
             rows = (
-                pl.DataFrame(table).join(keys, on=key, how="semi", nulls_equal=True).select(wanted)
+                pl.DataFrame(table).join(keys, on=key, how="semi", nulls_equal=True).select(names)
             )
             del table
             if rows.height:
@@ -55,7 +55,7 @@ def _groups(
     keys: pl.DataFrame,
     constants: dict[str, str | None],
 ) -> list[int]:
-    """The row groups that have one of the keys: the values beside them may be large."""
+    """The row groups with one of the keys; no others are read, as their values may be large."""
     counts = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
     ends = np.cumsum(counts)
     hits: set[int] = set()

@@ -1,14 +1,10 @@
-"""Merge: changed rows take the place of the old ones, in the files that hold them.
+"""Merge: replaces stored rows by changed ones, in the files that have their keys.
 
-Each file of the table that may hold a changed key is a job of its own: its keys are joined with
-those of the changes, and only if rows differ it is written anew, row by row in its old order. The
-job also writes what happened to the change data feed (``cdc`` files, as in the Delta protocol): the
-images of a row before and after an update, and deleted rows. Changes that no file has the key of
-are inserted at the end, by `bronze.delta.write.insert`. `bronze.delta.commit` makes all of it
-visible at once.
-
-A job's memory is bounded by the rows of one file's keys and by a few row groups, however many
-changes there are.
+Each file of the table that may have a changed key is a job of its own: its keys are joined with
+those of the changes, and only if rows differ the file is rewritten, in its old row order. The job
+also writes the change data feed (``cdc`` files, as in the Delta protocol): the images of a row
+before and after an update, and deleted rows. `bronze.delta.write.insert` then inserts the changes
+with keys that no file has, and `bronze.delta.commit` makes all of it visible in one commit.
 """
 
 from __future__ import annotations
@@ -30,67 +26,61 @@ from bronze.delta.partition import column_of, dated
 from bronze.delta.write import changes as changing
 from bronze.delta.write.changes import (
     Changes,
-    Gathered,
+    RowGroupBuffer,
     Rows,
+    feed_rows,
     height,
-    image,
     join_frames,
     mark_deleted,
-    picked,
     read,
+    select_rows,
 )
-from bronze.model.columns import DeltaType
 from bronze.model.files import StoredFile, WrittenFile
-from bronze.model.locations import Place
-from bronze.model.stamp import RowStamp
+from bronze.model.locations import Destination, Place
 from bronze.model.units import DELETED
 
 OnDelete = Literal["mark", "remove"]
-# The keys of so many changes are joined at once.
-_KEYS = 2_000_000
-# Up to so many rows of a row group are replaced without copying the others.
-_FEW = 100
+# The number of keys from which the keys of changes are joined with those of a file.
+_KEYS_PER_JOIN = 2_000_000
+# The number of a row in its file, and of its change: which of the changes, and the line in it.
+_ROW, _SOURCE, _LINE = "\0row", "\0source", "\0line"
+# Up to this many rows of a row group are replaced without copying the others.
+_MAX_SLICED = 100
 
 
 @dataclass(frozen=True)
 class Merge:
-    """What is to be done to one file.
+    """The changes to merge into one file of the table ``into``.
 
-    ``gone`` are the numbers of its rows that have vanished from the source, ``deletes`` the keys
-    of such rows; with ``emptied`` all have that are not among the changes. ``anew`` asks for the
-    file to be written even if none of its rows changes, because its columns have. ``dates_of`` is
-    the column whose dates are the table's partitions. With ``doubting``, a row that has the hash
-    of its change may have other values, and is replaced.
+    Deleted in the source are the rows with the numbers ``gone`` and with the keys ``deletes``; with
+    ``delete_others`` also all rows that are not among the changes. ``rewrite`` rewrites the file
+    even if none of its rows changes, as its columns changed. With ``doubting``, equal row hashes do
+    not prove equal values: every row with a change is replaced.
     """
 
-    place: Place
+    into: Destination
     file: StoredFile
-    layout: tuple[tuple[str, DeltaType], ...]
-    key: tuple[str, ...]
-    stats: tuple[str, ...]
-    stamp: RowStamp
     changes: tuple[Changes, ...] = field(repr=False)
     gone: npt.NDArray[np.int64] | None = field(default=None, repr=False)
     deletes: tuple[Changes, ...] = field(default=(), repr=False)
-    emptied: bool = False
+    delete_others: bool = False
     on_delete: OnDelete = "mark"
-    anew: bool = False
-    dates_of: str | None = None
+    rewrite: bool = False
     doubting: bool = False
 
 
 @dataclass(frozen=True)
 class Merged:
-    """What became of one file.
+    """The result of merging into one file.
 
-    ``found`` has for each of the changes a mask of its rows whose keys the file has. ``file`` is
-    None where nothing changed, or (``rewritten`` being true) where no row is left. ``moved`` are
-    updated rows that belong in another partition now; ``revived`` counts the updated rows that
-    were not live before.
+    ``matched`` has a mask for each of the changes: its rows with keys that the file has. ``file``
+    is None where nothing changed, or (with ``rewritten``) where no row is left. ``moved`` are
+    updated rows that now belong to another partition; ``revived`` is the number of updated rows
+    that were not live before.
     """
 
     old: StoredFile
-    found: tuple[bytes, ...] = field(repr=False)
+    matched: tuple[bytes, ...] = field(repr=False)
     rewritten: bool = False
     file: WrittenFile | None = None
     feed: WrittenFile | None = None
@@ -101,28 +91,28 @@ class Merged:
 
     @property
     def edits(self) -> int:
-        """How many rows changed."""
+        """The number of rows that were updated or deleted."""
         return self.updated + self.deleted
 
 
-def candidates(
+def candidate_files(
     stored: Sequence[StoredFile], changes: Sequence[Changes], key: Sequence[str], place: Place
 ) -> list[StoredFile]:
-    """The files that may hold a key of the changes, by the bounds that the log has."""
+    """The files that may have a key of the changes, by the statistics in the log."""
     first = key[0]
-    left = list(stored)
-    found: list[StoredFile] = []
+    remaining = list(stored)
+    candidates: list[StoredFile] = []
     for change in changes:
         keys = read(place, change, [first])[first].unique().sort()
-        hit = [file for file in left if _overlaps(file, first, keys)]
-        found += hit
-        left = [file for file in left if file not in hit]
-    return found
+        overlapping = [file for file in remaining if _overlaps(file, first, keys)]
+        candidates += overlapping
+        remaining = [file for file in remaining if file not in overlapping]
+    return candidates
 
 
 def _overlaps(file: StoredFile, column: str, keys: pl.Series) -> bool:
     low, high = dict(file.low).get(column), dict(file.high).get(column)
-    # A value that Delta cannot hold is NULL, of which bounds say nothing.
+    # A value that Delta cannot store is NULL, and statistics do not cover NULLs.
     if low is None or high is None or keys.null_count():
         return bool(len(keys))
     bounds = pl.Series([low, high], dtype=keys.dtype, strict=False)
@@ -133,43 +123,43 @@ def _overlaps(file: StoredFile, column: str, keys: pl.Series) -> bool:
 
 
 def merge(job: Merge) -> Merged:
-    """Does one job.
+    """Merges changes into one file.
 
     Raises:
         LakeError, LakeUnreachable: a file cannot be read or written.
     """
-    parquet = files.opened(job.place, job.file)
+    parquet = files.open_parquet(job.into.place, job.file)
     matches = _matches(job, parquet, job.changes)
-    found = tuple(
-        _mask(matches.filter(pl.col("source") == i)["line"], height(change))
+    matched = tuple(
+        _mask(matches.filter(pl.col(_SOURCE) == i)[_LINE], height(change))
         for i, change in enumerate(job.changes)
     )
-    edits, revived = _effective(job, parquet, matches)
-    if not edits.height and not job.anew:
-        return Merged(job.file, found)
-    batch, partition = job.stamp.batch_id, job.file.partition
+    edits, revived = _effective_edits(job, parquet, matches)
+    if not edits.height and not job.rewrite:
+        return Merged(job.file, matched)
+    batch, partition = job.into.stamp.batch_id, job.file.partition
     cluster = files.cluster_of(job.file.path)
-    # Rows that take each other's places leave a cluster one.
+    # Updates leave the rows in place, so the file stays in its cluster.
     name = files.clustered(batch, *cluster) if cluster else batch
     moved: list[pl.DataFrame] = []
-    weights = [changing.weights(job.place, change) for change in job.changes]
+    weights = [changing.weights(job.into.place, change) for change in job.changes]
     with (
-        files.data(job.place, name, job.stats, partition) as output,
-        files.feed(job.place, batch, partition) as feed,
+        files.data(job.into.place, name, job.into.stats, partition) as output,
+        files.feed(job.into.place, batch, partition) as feed,
     ):
-        told = Gathered(feed.add)
-        for start, table in _parts(job, parquet):
-            mine = edits.filter(pl.col("row").is_between(start, start + table.num_rows - 1))
-            here = mine.with_columns(pl.col("row") - start)
-            for rows, few in _bounded(table, here, weights):
-                output.add(_edited(job, rows, few, told, moved) if few.height else rows)
-            # They would stay while the next ones are read.
+        feed_buffer = RowGroupBuffer(feed.add)
+        for start, table in _file_parts(job, parquet):
+            in_part = edits.filter(pl.col(_ROW).is_between(start, start + table.num_rows - 1))
+            in_part = in_part.with_columns(pl.col(_ROW) - start)
+            for rows, few in _split_by_size(table, in_part, weights):
+                output.add(_apply_edits(job, rows, few, feed_buffer, moved) if few.height else rows)
+            # Frees their memory before the next rows are read.
             del table, rows
-        told.flush()
-    updated = int((edits["line"].is_not_null()).sum())
+        feed_buffer.flush()
+    updated = int((edits[_LINE].is_not_null()).sum())
     return Merged(
         job.file,
-        found,
+        matched,
         rewritten=True,
         file=output.file,
         feed=feed.file,
@@ -180,81 +170,81 @@ def merge(job: Merge) -> Merged:
     )
 
 
-def _parts(
+def _file_parts(
     job: Merge, parquet: pq.ParquetFile, columns: Sequence[str] | None = None
 ) -> Iterator[tuple[int, pa.Table]]:
-    return files.parts(parquet, job.layout, columns, None, dict(job.file.partition))
+    return files.parts(parquet, job.into.columns, columns, None, dict(job.file.partition))
 
 
 def _matches(job: Merge, parquet: pq.ParquetFile, changes: Sequence[Changes]) -> pl.DataFrame:
-    """The rows of the file whose keys are among the changes: row, source and line of each."""
+    """The rows of the file with a key of the changes: row number, change and line of each."""
     nothing = pl.DataFrame(schema=_EDITS)
     if not changes:
         return nothing
-    parts = [pl.DataFrame(table) for _, table in _parts(job, parquet, job.key)]
+    parts = [pl.DataFrame(table) for _, table in _file_parts(job, parquet, job.into.key)]
     if not parts:
         return nothing
-    held = pl.concat(parts).with_row_index("row")
-    found = [nothing]
-    for keys in _keys(job, changes):
-        joined = portion.join(held, keys, job.key, "inner")
-        found.append(joined.select(pl.col(n).cast(t) for n, t in _EDITS.items()))
-    return pl.concat(found).sort("row")
+    stored = pl.concat(parts).with_row_index(_ROW)
+    matches = [nothing]
+    for keys in _key_batches(job, changes):
+        joined = portion.join(stored, keys, job.into.key, "inner")
+        matches.append(joined.select(pl.col(n).cast(t) for n, t in _EDITS.items()))
+    return pl.concat(matches).sort(_ROW)
 
 
-_EDITS: dict[str, Any] = {"row": pl.Int64, "source": pl.Int64, "line": pl.Int64}
+_EDITS: dict[str, Any] = {_ROW: pl.Int64, _SOURCE: pl.Int64, _LINE: pl.Int64}
 
 
-def _keys(job: Merge, changes: Sequence[Changes]) -> Iterator[pl.DataFrame]:
-    """The keys of the changes with source and line, a bounded number at once."""
-    gathered: list[pl.DataFrame] = []
+def _key_batches(job: Merge, changes: Sequence[Changes]) -> Iterator[pl.DataFrame]:
+    """The keys of the changes with the number of the change and the line, in portions."""
+    frames: list[pl.DataFrame] = []
     for source, change in enumerate(changes):
-        keys = read(job.place, change, job.key).with_row_index("line")
-        gathered.append(keys.with_columns(pl.lit(source, pl.Int64).alias("source")))
-        if sum(frame.height for frame in gathered) >= _KEYS:
-            yield pl.concat(gathered)
-            gathered = []
-    if gathered:
-        yield pl.concat(gathered)
+        keys = read(job.into.place, change, job.into.key).with_row_index(_LINE)
+        frames.append(keys.with_columns(pl.lit(source, pl.Int64).alias(_SOURCE)))
+        if sum(frame.height for frame in frames) >= _KEYS_PER_JOIN:
+            yield pl.concat(frames)
+            frames = []
+    if frames:
+        yield pl.concat(frames)
 
 
-def _effective(
+def _effective_edits(
     job: Merge, parquet: pq.ParquetFile, matches: pl.DataFrame
 ) -> tuple[pl.DataFrame, int]:
-    """The rows to replace (with source and line) and to delete (without); how many revive."""
+    """The rows to replace (with change and line) and to delete; how many of them become live."""
     revived = 0
     edits = [pl.DataFrame(schema=_EDITS)]
     if matches.height:
-        hashes = _lines(job, matches, ["row_hash"])["row_hash"]
-        old = _rows(job, parquet, matches["row"], ["row_hash", "record_status"])
+        hashes = _changed_rows(job, matches, ["row_hash"])["row_hash"]
+        old = _stored_rows(job, parquet, matches[_ROW], ["row_hash", "record_status"])
         live = old["record_status"].ne_missing(DELETED)
         live &= old["row_hash"].is_not_null() | job.doubting
         same = (old["row_hash"] == hashes) & live & (not job.doubting)
         revived = int((~live).sum())
         edits.append(matches.filter(~same.fill_null(False)))
-    vanished = _deleted_rows(job, parquet)
-    if len(vanished):
-        gone = pl.DataFrame({"row": vanished}).cast(pl.Int64)
-        gone = gone.join(matches, on="row", how="anti")
+    deleted = _deleted_rows(job, parquet)
+    if len(deleted):
+        gone = pl.DataFrame({_ROW: deleted}).cast(pl.Int64)
+        gone = gone.join(matches, on=_ROW, how="anti")
         edits.append(
-            gone.with_columns(source=None, line=None).select(
+            gone.with_columns(pl.lit(None).alias(_SOURCE), pl.lit(None).alias(_LINE)).select(
                 pl.col(name).cast(kind) for name, kind in _EDITS.items()
             )
         )
-    return pl.concat(edits).sort("row"), revived
+    return pl.concat(edits).sort(_ROW), revived
 
 
 def _deleted_rows(job: Merge, parquet: pq.ParquetFile) -> Rows:
-    """The numbers of the live rows that have gone from the source."""
-    found = [] if job.gone is None else [job.gone]
-    if job.deletes and not job.emptied:
-        rows = _matches(job, parquet, job.deletes)["row"].unique().sort()
+    """The numbers of the live rows that were deleted in the source."""
+    deleted = [] if job.gone is None else [job.gone]
+    if job.deletes and not job.delete_others:
+        rows = _matches(job, parquet, job.deletes)[_ROW].unique().sort()
         if len(rows):
-            found.append(rows.to_numpy()[_live(_rows(job, parquet, rows, _STATUS))])
-    if job.emptied:
-        parts = _parts(job, parquet, _STATUS)
-        found += [start + np.flatnonzero(_live(pl.DataFrame(table))) for start, table in parts]
-    return np.unique(_all(found))
+            deleted.append(rows.to_numpy()[_live(_stored_rows(job, parquet, rows, _STATUS))])
+    if job.delete_others:
+        parts = _file_parts(job, parquet, _STATUS)
+        deleted += [start + np.flatnonzero(_live(pl.DataFrame(table))) for start, table in parts]
+    return np.unique(_join_numbers(deleted))
 
 
 _STATUS = ["record_status"]
@@ -265,106 +255,111 @@ def _live(rows: pl.DataFrame) -> npt.NDArray[np.bool_]:
     return live
 
 
-def _rows(
+def _stored_rows(
     job: Merge, parquet: pq.ParquetFile, rows: pl.Series, columns: Sequence[str]
 ) -> pl.DataFrame:
-    """The values of some columns in some rows (sorted) of the file."""
-    wanted = rows.to_numpy()
-    found = []
-    for start, table in _parts(job, parquet, columns):
-        inside = wanted[(wanted >= start) & (wanted < start + table.num_rows)]
+    """Some columns of some rows (sorted numbers) of the file."""
+    numbers = rows.to_numpy()
+    frames = []
+    for start, table in _file_parts(job, parquet, columns):
+        inside = numbers[(numbers >= start) & (numbers < start + table.num_rows)]
         if len(inside):
-            found.append(pl.DataFrame(table)[inside - start])
-    gathered: pl.DataFrame = pl.concat(found)
-    return gathered
+            frames.append(pl.DataFrame(table)[inside - start])
+    selected: pl.DataFrame = pl.concat(frames)
+    return selected
 
 
-def _bounded(
+def _split_by_size(
     table: pa.Table, edits: pl.DataFrame, weights: Sequence[changing.Weights]
 ) -> Iterator[tuple[pa.Table, pl.DataFrame]]:
-    """One row group with its edits, cut where the new rows are too large to be there at once."""
+    """Splits a row group and its edits where the new rows are too large for the memory."""
     sizes = np.zeros(edits.height)
-    for source, known in enumerate(weights):
-        mine = (edits["source"] == source).fill_null(False)
-        sizes[mine.to_numpy()] = known[edits["line"].filter(mine).to_numpy()]
+    for source, row_sizes in enumerate(weights):
+        chosen = (edits[_SOURCE] == source).fill_null(False)
+        sizes[chosen.to_numpy()] = row_sizes[edits[_LINE].filter(chosen).to_numpy()]
     runs = (np.cumsum(sizes) - sizes) // changing.BYTES
     starts = np.flatnonzero(np.diff(runs)) + 1
-    rows = edits["row"].to_numpy()
+    rows = edits[_ROW].to_numpy()
     bounds = [0, *starts.tolist(), edits.height]
     lows = [0, *rows[starts].tolist(), table.num_rows]
     for i, (low, high) in enumerate(pairwise(lows)):
-        few = edits[bounds[i] : bounds[i + 1]].with_columns(pl.col("row") - low)
+        few = edits[bounds[i] : bounds[i + 1]].with_columns(pl.col(_ROW) - low)
         yield table.slice(low, high - low), few
 
 
-def _edited(
-    job: Merge, table: pa.Table, edits: pl.DataFrame, told: Gathered, moved: list[pl.DataFrame]
+def _apply_edits(
+    job: Merge,
+    table: pa.Table,
+    edits: pl.DataFrame,
+    feed: RowGroupBuffer,
+    moved: list[pl.DataFrame],
 ) -> pa.Table:
-    """One row group with its edits, which are told to the change data feed."""
-    updates = edits.filter(pl.col("line").is_not_null())
-    gone = edits.filter(pl.col("line").is_null())["row"].to_numpy()
+    """Applies edits to a row group, and writes them to the change data feed."""
+    updates = edits.filter(pl.col(_LINE).is_not_null())
+    gone = edits.filter(pl.col(_LINE).is_null())[_ROW].to_numpy()
     rows, after, removed = [], [], []
     if updates.height:
-        before = pl.DataFrame(_take(table, updates["row"].to_numpy()))
-        held = before.select("load_timestamp", *([column_of(job.dates_of)] if job.dates_of else []))
+        before = pl.DataFrame(_take_rows(table, updates[_ROW].to_numpy()))
+        dates_of = job.into.dates_of
+        stored = before.select("load_timestamp", *([column_of(dates_of)] if dates_of else []))
         names = before.columns
-        told.add(image(before, "update_preimage"))
-        # Of large rows there are never more copies than it takes.
+        feed.add(feed_rows(before, "update_preimage"))
+        # Large rows are not kept in memory longer than needed.
         del before
-        new = _lines(job, updates, names)
-        first = held["load_timestamp"]
+        new = _changed_rows(job, updates, names)
+        first = stored["load_timestamp"]
         if job.doubting:
-            # No row landed after its own update, or never.
+            # A load time that is missing, or later than the row's own update, is wrong.
             wrong = (first > new["load_timestamp"]).fill_null(True)
             first = first.set(wrong, None).fill_null(new["load_timestamp"])
         new.replace_column(new.get_column_index("load_timestamp"), first)
-        here = np.ones(new.height, np.bool_)
-        if job.dates_of:
-            new = dated(new, job.dates_of)
-            date = column_of(job.dates_of)
-            here = new[date].eq_missing(held[date]).to_numpy()
-        if not here.all():
-            moved += [new.filter(~here)]
-            new = new.filter(here)
-        told.add(image(new, "update_postimage"))
-        rows.append(updates["row"].to_numpy()[here])
-        removed.append(updates["row"].to_numpy()[~here])
+        stays = np.ones(new.height, np.bool_)
+        if job.into.dates_of:
+            new = dated(new, job.into.dates_of)
+            date = column_of(job.into.dates_of)
+            stays = new[date].eq_missing(stored[date]).to_numpy()
+        if not stays.all():
+            moved += [new.filter(~stays)]
+            new = new.filter(stays)
+        feed.add(feed_rows(new, "update_postimage"))
+        rows.append(updates[_ROW].to_numpy()[stays])
+        removed.append(updates[_ROW].to_numpy()[~stays])
         after.append(new)
         del new
     if len(gone):
-        before = pl.DataFrame(_take(table, gone))
+        before = pl.DataFrame(_take_rows(table, gone))
         if job.on_delete == "remove":
-            told.add(image(before, "delete"))
+            feed.add(feed_rows(before, "delete"))
             removed.append(gone)
         else:
-            new = mark_deleted(before, job.stamp)
-            told.add(image(before, "update_preimage"))
-            told.add(image(new, "update_postimage"))
+            new = mark_deleted(before, job.into.stamp)
+            feed.add(feed_rows(before, "update_preimage"))
+            feed.add(feed_rows(new, "update_postimage"))
             rows.append(gone)
             after.append(new)
     changed = join_frames(after) if after else pl.DataFrame(table.slice(0, 0))
     after.clear()
     arrow = changed.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(table.schema)
-    return _replaced(table, _all(rows), arrow, _all(removed))
+    return _replace_rows(table, _join_numbers(rows), arrow, _join_numbers(removed))
 
 
-def _take(table: pa.Table, rows: Rows) -> pa.Table:
-    return table if len(rows) == table.num_rows else table.take(pa.array(rows))
+def _take_rows(table: pa.Table, rows: Rows) -> pa.Table:
+    return table if len(rows) == table.num_rows else table.take(pl.Series(rows).to_arrow())
 
 
-def _all(rows: Sequence[Rows]) -> Rows:
+def _join_numbers(rows: Sequence[Rows]) -> Rows:
     return np.concatenate([np.empty(0, np.int64), *rows])
 
 
-def _replaced(table: pa.Table, rows: Rows, changed: pa.Table, removed: Rows) -> pa.Table:
-    """A table with some rows replaced, and others removed."""
-    if len(rows) + len(removed) > _FEW:
+def _replace_rows(table: pa.Table, rows: Rows, changed: pa.Table, removed: Rows) -> pa.Table:
+    """Replaces some rows of a table, and removes others."""
+    if len(rows) + len(removed) > _MAX_SLICED:
         order = np.arange(table.num_rows)
         order[rows] = table.num_rows + np.arange(len(rows))
         both = pl.concat([pl.DataFrame(table), pl.DataFrame(changed)])
         mixed = both[np.delete(order, removed)]
         return mixed.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(table.schema)
-    # Slices of what is there copy nothing.
+    # Slices copy nothing.
     new = {int(row): changed.slice(i, 1) for i, row in enumerate(rows)}
     pieces, start = [], 0
     for row in np.sort(np.concatenate([rows, removed])).tolist():
@@ -380,16 +375,16 @@ def _mask(lines: pl.Series, height: int) -> bytes:
     return np.packbits(mask).tobytes()
 
 
-def _lines(job: Merge, wanted: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
-    """Some columns of the changes, for each source and line in ``wanted``, in its order."""
-    layout = [(name, kind) for name, kind in job.layout if name in columns]
+def _changed_rows(job: Merge, edits: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
+    """Some columns of the changed row of each of the ``edits``, in their order."""
+    layout = [(name, kind) for name, kind in job.into.columns if name in columns]
     frames, order = [], []
-    for source in wanted["source"].unique(maintain_order=True):
-        here = np.flatnonzero((wanted["source"] == source).to_numpy())
-        lines = wanted["line"].to_numpy()[here]
+    for source in edits[_SOURCE].unique(maintain_order=True):
+        positions = np.flatnonzero((edits[_SOURCE] == source).to_numpy())
+        lines = edits[_LINE].to_numpy()[positions]
         sequence = np.argsort(lines)
-        frames.append(picked(job.place, job.changes[source], lines[sequence], layout))
-        order.append(here[sequence])
+        frames.append(select_rows(job.into.place, job.changes[source], lines[sequence], layout))
+        order.append(positions[sequence])
     if len(frames) == 1 and (np.diff(order[0]) > 0).all():
         return frames[0]
     return pl.concat(frames)[np.argsort(np.concatenate(order))]

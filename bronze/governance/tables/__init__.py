@@ -1,1 +1,1 @@
-"""The schema of each governance table, a module for each."""
+"""The schemas of the governance tables, one module each."""

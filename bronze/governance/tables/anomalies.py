@@ -1,7 +1,8 @@
-"""``governance.anomalies``: rows, and runs, that are unlike the others of their table.
+"""``governance.anomalies``: rows and runs that differ from the others of their table.
 
-A row is told by its key, with its score and the columns that made it an anomaly, by their shares;
-of a run the measure is told that is far from what it was in earlier ones. No cell's value is here.
+The record of a row has its key, its score, and the columns that make it an anomaly, with their
+contributions; the record of a run has the measure that differs from earlier runs. No record has
+a value of a cell.
 """
 
 from __future__ import annotations
@@ -32,25 +33,25 @@ ROW, RUN = "row", "run"
 
 
 def frame(
-    found: pl.DataFrame, *, at: datetime, stamp: RowStamp, source_table: str, target_table: str
+    records: pl.DataFrame, *, at: datetime, stamp: RowStamp, source_table: str, target_table: str
 ) -> pl.DataFrame:
-    """The records of one table's run as a frame with `COLUMNS`.
+    """The records of one table and run as a frame with `COLUMNS`.
 
     Args:
-        found: with those of `COLUMNS` that differ between the records of a run.
+        records: the columns that differ between the records of a run, from ``level`` on.
         at: when they were found.
-        stamp: the run's.
+        stamp: the run's stamp.
         source_table: the table in the source.
         target_table: the Bronze table.
     """
-    return found.select(
+    return records.select(
         pl.lit(stamp.batch_id).alias("batch_id"),
         pl.lit(at).cast(pl.Datetime("us", "UTC")).alias("anomaly_timestamp"),
         pl.lit(stamp.source_system).alias("source_system"),
         pl.lit(source_table).alias("source_table"),
         pl.lit(target_table).alias("target_table"),
-        *_own,
+        *_RECORD_COLUMNS,
     )
 
 
-_own: Sequence[str] = [name for name, _ in COLUMNS[5:]]
+_RECORD_COLUMNS: Sequence[str] = [name for name, _ in COLUMNS[5:]]

@@ -1,9 +1,9 @@
-"""``governance.audit_log``: who did what, when, and what came of it; each record seals the last.
+"""``governance.audit_log``: who did what, when, and with which result, as a chain of hashes.
 
 A record's hash is SHA-256 over the hash of the record before it and all its own fields, in one
-canonical encoding; with a key it is HMAC-SHA256, which nobody can compute who has only the lake.
-The last hash is known to the Delta log. So a record that was changed, removed, put in or moved is
-told by those that come after it, or by the log.
+canonical encoding; with a key it is HMAC-SHA256, which needs more than the lake to compute. The
+Delta log has the last hash. So a record that was changed, removed, inserted or moved contradicts
+the records after it, or the Delta log.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ COLUMNS: tuple[tuple[str, DeltaType], ...] = (
 )
 NAME = "audit_log"
 FIRST = "0" * 64
-"""What the first record has for the hash of the one before it."""
+"""The hash before the first record."""
 
 _POLARS = {"string": pl.String(), "long": pl.Int64(), "timestamp": pl.Datetime("us", "UTC")}
 _SCHEMA = {name: _POLARS[kind.name] for name, kind in COLUMNS}
@@ -52,7 +52,7 @@ class AuditRecord:
 
     ``actor`` is the user of the operating system, ``identity`` that of the cloud, if there is one;
     ``subject`` is what the action was about (a table, a config), ``details`` a JSON object.
-    ``key_id`` tells which key it is sealed with, "" where with none.
+    ``key_id`` is the id of the key that sealed it, "" without a key.
     """
 
     sequence: int
@@ -73,15 +73,17 @@ class AuditRecord:
 
 @dataclass(frozen=True)
 class Head:
-    """The end of a chain: the last record's number, 0 where there is none, and its hash."""
+    """The end of a chain: number and hash of the last record, number 0 without records."""
 
     sequence: int = 0
     hash: str = FIRST
 
 
-def chained(records: Iterable[AuditRecord], head: Head, key: bytes | None) -> list[AuditRecord]:
-    """The records with their numbers and hashes, as they follow a head."""
-    links = []
+def continue_chain(
+    records: Iterable[AuditRecord], head: Head, key: bytes | None
+) -> list[AuditRecord]:
+    """The records with numbers and hashes, as they continue a chain that ends at a head."""
+    chain = []
     for record in records:
         numbered = replace(
             record,
@@ -89,26 +91,27 @@ def chained(records: Iterable[AuditRecord], head: Head, key: bytes | None) -> li
             key_id=key_id(key) if key else "",
             previous_hash=head.hash,
         )
-        links.append(replace(numbered, record_hash=digest(numbered, key)))
-        head = Head(links[-1].sequence, links[-1].record_hash)
-    return links
+        chain.append(replace(numbered, record_hash=digest(numbered, key)))
+        head = Head(chain[-1].sequence, chain[-1].record_hash)
+    return chain
 
 
 def digest(record: AuditRecord, key: bytes | None) -> str:
-    """A record's hash, as 64 hexadecimal digits; its own ``record_hash`` is no part of it."""
+    """A record's hash as 64 hexadecimal digits; its field ``record_hash`` is not part of it."""
     *values, _ = astuple(record)
-    told = [_encoded(value) for value in values]
-    text = json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode()
+    text = json.dumps(
+        [_encoded(value) for value in values], ensure_ascii=False, separators=(",", ":")
+    ).encode()
     return hmac.new(key, text, "sha256").hexdigest() if key else hashlib.sha256(text).hexdigest()
 
 
 def _encoded(value: Any) -> Any:
-    # Microseconds since 1970, as the file has them.
+    # Microseconds since 1970, as in the file.
     return (value - _EPOCH) // timedelta(microseconds=1) if isinstance(value, datetime) else value
 
 
 def key_id(key: bytes) -> str:
-    """What tells keys apart, and nothing about them."""
+    """The id of a key, which reveals nothing about it."""
     return hmac.new(key, b"bronze audit key", "sha256").hexdigest()[:_ID_DIGITS]
 
 
@@ -118,10 +121,11 @@ def faults(
     """What is wrong with a chain, in words.
 
     Args:
-        records: all of them, by their numbers.
-        head: where the chain ends by the Delta log.
-        keys: the keys that there are, by `key_id`.
-        sealed: whether the records have to be sealed from the first that is on.
+        records: all records, by number.
+        head: the end of the chain in the Delta log.
+        keys: the known keys, by `key_id`.
+        sealed: whether the config has a key, so that records must be sealed from the first sealed
+            one on.
     """
     before = Head()
     for record in records:
@@ -139,18 +143,18 @@ def faults(
     if before.sequence < head.sequence:
         yield f"{_span(before.sequence + 1, head.sequence)} missing at the end"
     elif before != head:
-        yield "the last record is not the one that the Delta log tells of"
+        yield "the last record is not the one that the Delta log names"
     yield from _unsealed(records, sealed)
 
 
 def _unsealed(records: Sequence[AuditRecord], sealed: bool) -> Iterator[str]:
-    """Records without a key where there has to be one: who has no key could have written them."""
+    """Records without a seal that need one: anybody could have written them."""
     keyed = [record.sequence for record in records if record.key_id]
     if sealed and records and not keyed:
         yield "no record is sealed with a key, and the config has one"
-    bare = [r.sequence for r in records if not r.key_id and keyed and r.sequence > keyed[0]]
-    if bare:
-        yield f"record {bare[0]} is not sealed with a key, and earlier ones are"
+    unsealed = [r.sequence for r in records if not r.key_id and keyed and r.sequence > keyed[0]]
+    if unsealed:
+        yield f"record {unsealed[0]} is not sealed with a key, and earlier ones are"
 
 
 def _span(first: int, last: int) -> str:
@@ -165,6 +169,6 @@ def frame(records: Sequence[AuditRecord]) -> pl.DataFrame:
 
 
 def read(rows: pl.DataFrame) -> list[AuditRecord]:
-    """The records of a frame with `COLUMNS`, by their numbers."""
+    """The records of a frame with `COLUMNS`, by number."""
     ordered = rows.select(list(_SCHEMA)).cast(_SCHEMA).sort("sequence", "record_hash")  # type: ignore[arg-type]
     return [AuditRecord(*row) for row in ordered.iter_rows()]

@@ -1,7 +1,7 @@
 """``governance.data_lineage``: where the rows of each Bronze table came from, and how.
 
-One record per run and table, which the column data_lineage of its rows names. A stream's record
-of a table is entered again as it goes on, under the same id: the latest one counts.
+There is one record per run and table; the column data_lineage of the rows has its id. A stream
+appends the record of a table again as it goes on, under the same id: the latest one counts.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ _POLARS = {"string": pl.String(), "long": pl.Int64(), "timestamp": pl.Datetime("
 
 @dataclass(frozen=True)
 class LineageRecord:
-    """One record, without the time at which it is entered.
+    """One record, without the time at which it is written.
 
-    ``transformation_type`` is the table's pattern, ``mode`` how it was taken this time: load,
-    compare, changes or stream. ``position`` is the log position (LSN) of the source, in the history
-    ``timeline`` of it. ``version_before`` is the version that the commit was made on; None where
-    the table was made. ``contract_hash`` is of what each column becomes, ``schema_changes`` a JSON
-    array. ``status`` is landed, unchanged, failed, or streaming for a stream that goes on.
+    ``transformation_type`` is the table's pattern, ``mode`` how it was loaded this time: load,
+    compare, changes or stream. ``position`` is the LSN of the source, on its ``timeline``.
+    ``version_before`` is the version that the commit builds on; None if it created the table.
+    ``contract_hash`` is the hash of the column contract, ``schema_changes`` a JSON array.
+    ``status`` is landed, unchanged, failed, or streaming for a stream that goes on.
     """
 
     lineage_id: str
@@ -83,7 +83,7 @@ class LineageRecord:
 
 
 def frame(records: Sequence[LineageRecord]) -> pl.DataFrame:
-    """The records as a frame with `COLUMNS`, entered now."""
+    """The records as a frame with `COLUMNS`, written now."""
     known = {field.name for field in fields(LineageRecord)}
     now = datetime.now(UTC)
     return pl.DataFrame(

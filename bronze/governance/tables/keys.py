@@ -1,7 +1,7 @@
 """``governance.keys``: the data keys, each wrapped by a master key that is not in the lake.
 
-Nothing is ever changed in it: the latest record of a table, column and purpose is the key for new
-values; earlier ones open old values. Whoever has the table alone can open nothing.
+Records never change: the latest record of a table, column and purpose is the key for new values;
+earlier ones decrypt old values. The table alone decrypts nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NAME = "keys"
 
 @dataclass(frozen=True)
 class KeyRecord:
-    """A key, and when it was made."""
+    """A key, and when it was generated."""
 
     key: DataKey
     created: datetime

@@ -1,8 +1,8 @@
-"""``governance.models``: the isolation forests that tell anomalies, as numbers.
+"""``governance.models``: the isolation forests that find anomalies, as numbers.
 
-A record is a model: its features as JSON, and its trees as arrays, which are those of
-`bronze.model.anomaly.Forest`. Nothing in it is code; what cannot be a forest is refused when it is
-used.
+A record is a model: its features as JSON, and its trees as the arrays of
+`bronze.model.anomaly.Forest`. It contains no code; arrays that are not a forest are refused when
+the model is used.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ COLUMNS: tuple[tuple[str, DeltaType], ...] = (
     *((f"tree_{name}", _DOUBLES if name == "threshold" else _INTS) for name in _ARRAYS),
 )
 NAME = "models"
-TOLD = ("trained_timestamp", "source_table", "target_table", "settings", "table_rows")
-"""The columns by which a record is chosen."""
+SELECTION = ("trained_timestamp", "source_table", "target_table", "settings", "table_rows")
+"""The columns by which a record is selected."""
 
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """A model, and what it was made for and why."""
+    """A model, the table that it is for, and why it was trained."""
 
     model: Model
     trained: datetime
@@ -89,7 +89,7 @@ def model_of(row: dict[str, Any]) -> Model:
     """The model of a record.
 
     Raises:
-        KeyError, TypeError, ValueError: it is none.
+        KeyError, TypeError, ValueError: the record is not a model.
     """
 
     def whole(name: str) -> npt.NDArray[np.int32]:

@@ -1,5 +1,5 @@
-"""``governance.profiles``: what the rows of each run were like, for the next ones to be held
-against.
+"""``governance.profiles``: statistics of the rows of each run, with which later runs are
+compared.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from bronze.model.columns import DeltaType
 from bronze.model.stamp import RowStamp
 
 Scope = Literal["whole", "changes", "stream"]
-"""Which rows a profile is of: all of the table's, those that may have changed, or those that a
-stream brought. Only like is held against like."""
+"""The rows of a profile: all rows of the table, those that may have changed, or those of a stream.
+Only profiles of the same scope are compared."""
 
 COLUMNS: tuple[tuple[str, DeltaType], ...] = (
     ("batch_id", DeltaType("string")),
@@ -33,22 +33,22 @@ COLUMNS: tuple[tuple[str, DeltaType], ...] = (
 )
 NAME = "profiles"
 
-LEAST = 50
-"""A mean, or a count of values, says little of fewer rows; and a mean of few numbers tells what
-they are.
+MIN_ROWS = 50
+"""The least number of rows for a mean or a count of values: with fewer it says little, and a mean
+of few numbers reveals them.
 """
 
 
 def measures(profile: Profile) -> dict[str, float]:
-    """The numbers of a profile by name: of the rows, and of each column."""
-    found = {"rows": float(profile.rows)}
+    """The measures of a profile by name: of the rows, and of each column."""
+    measures = {"rows": float(profile.rows)}
     for name, column in profile.columns.items():
         if profile.rows:
-            found[f"null_share {name}"] = column.nulls / profile.rows
-        if column.mean is not None and column.numbers >= LEAST:
-            found[f"mean {name}"] = column.mean
-        found[f"distinct {name}"] = round(column.distinct)
-    return found
+            measures[f"null_share {name}"] = column.nulls / profile.rows
+        if column.mean is not None and column.numbers >= MIN_ROWS:
+            measures[f"mean {name}"] = column.mean
+        measures[f"distinct {name}"] = round(column.distinct)
+    return measures
 
 
 def frame(
@@ -62,7 +62,7 @@ def frame(
     source_table: str,
     target_table: str,
 ) -> pl.DataFrame:
-    """The record of one table's run as a frame with `COLUMNS`."""
+    """The record of one table and run as a frame with `COLUMNS`."""
     return pl.DataFrame(
         {
             "batch_id": [stamp.batch_id],

@@ -1,8 +1,8 @@
-"""``governance.quality``: how the rows of each run fared, by rule and for the table as a whole.
+"""``governance.quality``: the figures of each run, by rule and for the table as a whole.
 
 There is a record for each rule, and one for each check of the table: ``null_share`` (also by
 column), ``duplicates``, ``schema_compliance``, ``freshness``, ``score`` (rows below 100, and the
-average) and ``quarantined``. Rows are named by their keys alone.
+average) and ``quarantined``. Rows appear by their keys only.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ NAME = "quality"
 
 @dataclass(frozen=True)
 class Figure:
-    """One rule or check.
+    """The figures of one rule or check.
 
-    ``share`` is that of the rows (or cells) that fail; ``measured`` is what is held against
-    ``allowed``: that share, the share that complies, seconds, or an average. What is not known is
-    None; ``passed`` is None where nothing is demanded. ``examples`` are keys as JSON objects.
+    ``share`` is that of the rows (or cells) that fail; ``measured`` is compared with ``allowed``:
+    that share, the share that complies, seconds, or an average. Unknown figures are None;
+    ``passed`` is None if there is no limit. ``examples`` are keys as JSON objects.
     """
 
     rule: str
@@ -68,15 +68,15 @@ class Figure:
 
     @property
     def share(self) -> float | None:
-        """The share that fails."""
+        """The share of the rows or cells that fail."""
         if self.checked is None or self.failed is None:
             return None
         return self.failed / self.checked if self.checked else 0.0
 
 
 @dataclass(frozen=True)
-class Graded:
-    """How one table's rows fared: ``as_of`` is the moment of the source that they are of."""
+class TableFigures:
+    """The figures of one table and run; ``as_of`` is the moment of the source that it loaded."""
 
     source_table: str
     target_table: str
@@ -87,7 +87,7 @@ class Graded:
     figures: tuple[Figure, ...]
 
 
-def frame(tables: Iterable[Graded]) -> pl.DataFrame:
+def frame(tables: Iterable[TableFigures]) -> pl.DataFrame:
     """The records of some tables as a frame with `COLUMNS`."""
     now = datetime.now(UTC)
     rows = [

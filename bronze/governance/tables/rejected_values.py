@@ -1,7 +1,7 @@
-"""``governance.rejected_values``: what Delta cannot hold, as PostgreSQL writes it.
+"""``governance.rejected_values``: values that Delta cannot store, as PostgreSQL writes them.
 
-The records of a batch are there before its rows are. A batch that dies in between leaves records
-of a batch that no row names: they do no harm, and the next run writes its own.
+The records of a batch are written before its rows. A batch that dies in between leaves records of
+a batch without rows: they do no harm, and the next run writes its own.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ NAME = "rejected_values"
 def frame(
     records: Iterable[RejectedValue], *, stamp: RowStamp, source_table: str, target_table: str
 ) -> pl.DataFrame:
-    """The records of one table's run as a frame with `COLUMNS`."""
+    """The records of one table and run as a frame with `COLUMNS`."""
     texts = [(record.key, record.column, record.text) for record in records]
     schema = {"row_key": pl.String, "column_name": pl.String, "source_text": pl.String}
     return pl.DataFrame(texts, schema=schema, orient="row").select(

@@ -1,8 +1,8 @@
-"""``governance.streams``: which states of the source the tables have shown together.
+"""``governance.streams``: the checkpoints of streams.
 
-Each record maps one position of a stream to the version that each of its tables has there, so
-that a reader can see all of them as of one moment. Its position is what the slot was told: from
-there on the source sends everything again.
+Each record has a position of a stream and the version of each of its tables at that position, so
+that all of them can be read as of one moment. The position is confirmed to the replication slot:
+after a restart the source sends everything from there on again.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ NAME = "streams"
 @dataclass(frozen=True)
 class Checkpoint:
     """One record: ``tables`` is a JSON object of the versions of Bronze tables by their full names
-    (records of earlier releases have the names alone), ``committed`` when the last transaction was
-    committed in the source, in microseconds since 1970; None for a heartbeat.
+    (records of earlier releases have the names alone). ``committed`` is when the last transaction
+    was committed in the source, in microseconds since 1970; None for a heartbeat.
     """
 
     stream: str

@@ -40,7 +40,7 @@ class Reference:
 class Constraints:
     """The constraints of a relation.
 
-    ``not_null`` are its columns without NULL. ``unique`` are the sets of columns of which no two
+    ``not_null`` are its columns without NULL. ``unique`` are the sets of columns in which no two
     rows have the same values (rows with NULL aside). ``enums`` are its enum columns with the labels
     of their types, ``folding`` its columns with a nondeterministic collation, under which
     different texts are equal.

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from bronze.model.locations import TableName
 from bronze.postgres.catalog.definition import Definition, definitions
 from bronze.postgres.catalog.types import SourceType, valid_text
 from bronze.postgres.connection.connect import Connection
@@ -88,7 +89,7 @@ class Relation:
     @property
     def label(self) -> str:
         """``schema.name``, for messages and results."""
-        return f"{self.schema}.{self.name}"
+        return TableName(self.schema, self.name).label
 
     @property
     def key(self) -> tuple[str, ...]:

@@ -198,7 +198,7 @@ def equal(
         column: the column.
         text: the one.
         others: the texts.
-        refused: those of which it is known that they are no values; what is found out is added.
+        refused: texts that are known not to be values of the type; those found here are added.
 
     Raises:
         psycopg.Error

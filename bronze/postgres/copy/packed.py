@@ -31,13 +31,8 @@ from psycopg import generators, pq
 from bronze.errors import SourceError
 from bronze.model.columns import Column
 from bronze.model.locations import Origin
-from bronze.postgres.connection.connect import (
-    CANCELED,
-    Connection,
-    connect,
-    explain,
-    forget_server,
-)
+from bronze.postgres.connection.connect import Connection, connect, forget_server
+from bronze.postgres.connection.translation import CANCELED, explain
 from bronze.postgres.copy import packing, read, unpacking
 from bronze.postgres.copy.snapshot import BEGIN
 from bronze.postgres.copy.splits import CTID_RANGES_VERSION, PAGES

@@ -31,14 +31,16 @@ from bronze.model.columns import Column, DeltaType
 from bronze.model.locations import Origin
 from bronze.postgres.connection import relay
 from bronze.postgres.connection.connect import (
-    CANCELED,
-    SEARCH_PATH_HINT,
     connect,
-    contested_error,
-    explain,
     forget_server,
     is_indirect,
     server_parameters,
+)
+from bronze.postgres.connection.translation import (
+    CANCELED,
+    SEARCH_PATH_HINT,
+    contested_error,
+    explain,
     unqualified_name,
 )
 
@@ -361,8 +363,12 @@ def _decimals(series: pl.Series, kind: DeltaType) -> pl.Series:
     # For small frames, polars takes a hundred times as long to fill NULL as Arrow does.
     halves[:, 0] = integers.fill_null(0).to_numpy(zero_copy_only=False)
     halves[:, 1] = halves[:, 0] >> 63
-    mask = integers.is_valid().buffers()[1] if integers.null_count else None
-    buffers = [mask, pa.py_buffer(halves)]
+    validity = None
+    if integers.null_count:
+        # Arrow's own bits would begin anywhere in a byte where the series is part of a longer one.
+        valid = np.packbits(series.is_not_null().to_numpy(), bitorder="little")
+        validity = pa.py_buffer(valid)
+    buffers = [validity, pa.py_buffer(halves)]
     decimal = pa.decimal128(kind.precision, kind.scale)
     return pl.Series(pa.Array.from_buffers(decimal, len(series), buffers))
 
@@ -383,6 +389,6 @@ def regroup_like(flat: pl.Series, like: pl.Series) -> pl.Series:
     lengths = like.list.len().fill_null(0).to_numpy().astype(np.int64)
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
     values = flat.to_arrow(compat_level=pl.CompatLevel.oldest())
-    missing = pa.array(like.is_null().to_numpy()) if like.null_count() else None
-    lists = pa.LargeListArray.from_arrays(pa.array(offsets), values, mask=missing)
+    missing = like.is_null().to_arrow() if like.null_count() else None
+    lists = pa.LargeListArray.from_arrays(pl.Series(offsets).to_arrow(), values, mask=missing)
     return pl.Series(lists, dtype=pl.List(flat.dtype))

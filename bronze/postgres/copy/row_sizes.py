@@ -14,7 +14,8 @@ from bronze.errors import TableRefused
 from bronze.model.locations import Origin
 from bronze.model.units import RowSizeLimits
 from bronze.postgres.catalog.relations import Relation
-from bronze.postgres.connection.connect import Connection, connect, source_errors
+from bronze.postgres.connection.connect import Connection, connect
+from bronze.postgres.connection.translation import source_errors
 from bronze.postgres.statement import quoted
 
 # Types whose values are never large.

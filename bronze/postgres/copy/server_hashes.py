@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from bronze.model.locations import Origin
-from bronze.postgres.connection.connect import connect, source_errors
+from bronze.postgres.connection.connect import connect
+from bronze.postgres.connection.translation import source_errors
 
 
 def packed_hashes(

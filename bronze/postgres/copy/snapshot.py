@@ -23,15 +23,10 @@ from bronze.errors import BronzeError, SnapshotLost, SnapshotRefused
 from bronze.model.locations import Origin
 from bronze.postgres.catalog import definition
 from bronze.postgres.catalog.relations import Relation, relations
-from bronze.postgres.connection.connect import (
-    SNAPSHOT_HINT,
-    Connection,
-    address,
-    connect,
-    explain,
-    source_errors,
-)
+from bronze.postgres.connection.connect import Connection, connect
+from bronze.postgres.connection.parameters import address
 from bronze.postgres.connection.session_settings import pinning_statement
+from bronze.postgres.connection.translation import SNAPSHOT_HINT, explain, source_errors
 from bronze.postgres.statement import literal, quoted
 
 Consistency = Literal["run", "per-table"]

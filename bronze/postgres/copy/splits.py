@@ -1,4 +1,4 @@
-"""Splits of a table: SQL conditions, of which exactly one is true for each row.
+"""Splits of a table: SQL conditions; for each row exactly one of them is true.
 
 Tables are split by pages, as ranges of ``ctid``. That needs no key, gives even splits however the
 data is skewed, and is complete by construction: the first range starts at the first page and the

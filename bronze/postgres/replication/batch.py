@@ -67,32 +67,32 @@ class Piece:
 
     ``lengths`` are those of the messages. ``marks`` has for each transaction the index of its first
     change in the piece, its position and the time of its commit (as in
-    `bronze.postgres.replication.pgoutput.Begin`). ``aside`` is the spool with the messages, and
+    `bronze.postgres.replication.pgoutput.Begin`). ``spooled`` is the spool with the messages, and
     their offset and length in it.
     """
 
     lengths: npt.NDArray[np.int64]
     marks: tuple[tuple[int, int, int], ...]
     data: bytes = field(default=b"", repr=False)
-    aside: tuple[Spool, int, int] | None = None
+    spooled: tuple[Spool, int, int] | None = None
 
     def read(self) -> bytes:
         """The messages."""
-        if self.aside is None:
+        if self.spooled is None:
             return self.data
-        spool, offset, length = self.aside
+        spool, offset, length = self.spooled
         return spool.get(offset, length)
 
-    def put_aside(self, spool: Spool) -> None:
+    def move_to_spool(self, spool: Spool) -> None:
         """Moves the messages into a spool."""
-        self.aside, self.data = (spool, *spool.put(self.data)), b""
+        self.spooled, self.data = (spool, *spool.put(self.data)), b""
 
 
 @dataclass
 class TableChanges:
     """The changes of one table in a batch.
 
-    ``emptied`` is the position of the last transaction that truncated the table (None: none);
+    ``truncated`` is the position of the last transaction that truncated the table (None: none);
     changes before the TRUNCATE are left out. ``drifted`` says that its columns changed within the
     batch. ``oversize`` is the size in bytes of a change that is too large for the memory (0: there
     is none); then ``pieces`` is empty.
@@ -100,7 +100,7 @@ class TableChanges:
 
     described: RelationMessage
     pieces: list[Piece] = field(default_factory=list)
-    emptied: int | None = None
+    truncated: int | None = None
     drifted: bool = False
     oversize: int = 0
 

@@ -55,8 +55,8 @@ class RelationMessage:
     """A relation as the stream describes it.
 
     ``identity`` is pg_class.relreplident, ``columns`` are name, type oid and type modifier of each
-    column, ``told`` those whose old values come with an update or a delete (of a
-    partitioned table: those of the root).
+    column, ``identifying`` the names of the columns that old rows have in an update or a delete
+    (of a partitioned table: by the root).
     """
 
     oid: int
@@ -64,7 +64,7 @@ class RelationMessage:
     name: str
     identity: str
     columns: tuple[tuple[str, int, int], ...]
-    told: frozenset[str] = frozenset()
+    identifying: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

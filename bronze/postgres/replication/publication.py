@@ -16,6 +16,7 @@ from psycopg import errors as pg
 from psycopg import sql
 
 from bronze.errors import SourceBusy, SourceRefused, TableRefused
+from bronze.model.locations import TableName
 from bronze.postgres.catalog.relations import Relation
 from bronze.postgres.connection.connect import Connection
 from bronze.postgres.statement import quoted
@@ -304,7 +305,7 @@ def parts_of(connection: Connection, relations: Sequence[Relation]) -> Parts:
 def _part(row: Any, indexes: Sequence[_Index]) -> tuple[int, Part]:
     oid, schema, name, kind, persistence, replica, owned, columns, virtual, stored = row
     return oid, Part(
-        label=f"{schema}.{name}",
+        label=TableName(schema, name).label,
         name=quoted(schema, name),
         kind=kind,
         persistence=persistence,

@@ -23,7 +23,7 @@ from psycopg import pq
 
 from bronze.errors import Mismatch, SourceBusy, SourceUnreachable
 from bronze.model.locations import Origin
-from bronze.postgres.connection.connect import explain, source_errors
+from bronze.postgres.connection.translation import explain, source_errors
 from bronze.postgres.replication import pgoutput, slot
 from bronze.postgres.replication.batch import Batch, Piece, Spool, TableChanges
 from bronze.postgres.replication.pgoutput import RelationMessage
@@ -76,7 +76,7 @@ class Receiver:
             interval: the seconds for which a batch collects transactions.
             memory: the bytes of messages at which a batch is complete.
             largest: the bytes that a change may have. A larger one is not received: its size is in
-                `Gathered.oversize`.
+                `TableChanges.oversize`.
             past: the transactions that the server has to send again first.
             lost: called in the receiver's thread when the server has not answered for longer than
                 its wal_sender_timeout.
@@ -350,13 +350,13 @@ class Receiver:
             known = gathered.described
             gathered.drifted |= known.columns != described.columns
             # Only the columns that are sent with every change of the batch can be used.
-            common = known.told & described.told
-            gathered.described = replace(known, told=common)
+            common = known.identifying & described.identifying
+            gathered.described = replace(known, identifying=common)
         self._relations[oid] = described
 
     def _truncate(self, oid: int) -> None:
         if oid in self._tables and self._begin:
-            self._discard(oid).emptied = self._begin.position
+            self._discard(oid).truncated = self._begin.position
 
     def _discard_oversize(self, oid: int, size: int) -> None:
         """Discards the changes of a table with a change that is too large."""
@@ -393,7 +393,7 @@ class Receiver:
             self._batch.changes += len(messages)
             self._batch.size += len(piece.data)
             if self._batch.size > self._memory:
-                piece.put_aside(self._spool())
+                piece.move_to_spool(self._spool())
         self._messages, self._marks, self._current, self._unpacked = {}, {}, {}, 0
 
     def _spool(self) -> Spool:

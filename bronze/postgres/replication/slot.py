@@ -19,8 +19,10 @@ from psycopg.conninfo import make_conninfo
 from bronze.errors import BronzeError, ConfigError, SourceBusy, SourceRefused
 from bronze.model.locations import Origin
 from bronze.postgres.catalog.types import SQL_ASCII
-from bronze.postgres.connection.connect import Connection, parameters, source_errors
+from bronze.postgres.connection.connect import Connection
+from bronze.postgres.connection.parameters import parameters
 from bronze.postgres.connection.session_settings import pinning_statement
+from bronze.postgres.connection.translation import source_errors
 from bronze.postgres.statement import quoted
 
 PLUGIN = "pgoutput"

@@ -9,9 +9,10 @@ from typing import Any
 
 import polars as pl
 import pytest
+from deltalake import DeltaTable
 
 from bronze.anomaly import training
-from bronze.anomaly.outliers import far
+from bronze.anomaly.outliers import unusual_measures
 from bronze.cdc import stream
 from bronze.config.settings import Settings
 from bronze.errors import ConfigError
@@ -20,74 +21,74 @@ from bronze.model.results import RunResult, TableResult
 from tests.conftest import Source
 
 ROWS = 3000
-MADE = """
+CREATE = """
 CREATE TABLE goods (
     id int PRIMARY KEY, shop_id int, price numeric(12, 2), pieces int, state text, sold date)
 """
-FILLED = """
+FILL = """
 INSERT INTO goods
 SELECT i, i %% 7, CASE WHEN i %% 500 = 7 THEN 1000000 ELSE 50 + i * 7919 %% 997 END,
     i * 31 %% 20, (ARRAY['new', 'paid', 'sent', 'sent'])[1 + i %% 4], date '2025-01-01' + i %% 300
 FROM generate_series(%s::int, %s::int) i
 """
 
-GROWN = """
+GROW = """
 INSERT INTO goods (id, shop_id, price, pieces, state, sold)
 SELECT id + n * 3000, shop_id, price, pieces, state, sold FROM goods, generate_series(1, 2) n
 """
 
 
-def made(source: Source, **own: Any) -> Settings:
-    """A table with an outlier in 500 rows, and settings that watch it."""
-    source.execute(MADE)
-    source.execute(FILLED, 1, ROWS)
+def with_table(source: Source, **own: Any) -> Settings:
+    """A table with an outlier in 500 rows, and settings that monitor it."""
+    source.execute(CREATE)
+    source.execute(FILL, 1, ROWS)
     source.execute("VACUUM ANALYZE goods")
-    return watching(source, **own)
+    return monitored(source, **own)
 
 
-def watching(source: Source, **own: Any) -> Settings:
-    """Settings that watch the table."""
-    given = {"anomalies": {"expected": 0.002, "trees": 20}, **own}
-    return source.settings(tables={"goods": given}, stream={"interval": 0})
+def monitored(source: Source, **own: Any) -> Settings:
+    """Settings that monitor the table."""
+    section = {"anomalies": {"expected": 0.002, "trees": 20}, **own}
+    return source.settings(tables={"goods": section}, stream={"interval": 0})
 
 
-def ran(settings: Settings) -> TableResult:
-    """A run that goes well."""
+def run(settings: Settings) -> TableResult:
+    """The result of a run without errors."""
     result: RunResult = pipeline.run(settings)
     assert result.exit_code == 0, result
     return result.tables[0]
 
 
-def book(source: Source, name: str) -> pl.DataFrame:
+def records(source: Source, name: str) -> pl.DataFrame:
     """A governance table."""
     return pl.read_delta(str(source.lake / "governance" / name))
 
 
-def held(source: Source) -> pl.DataFrame:
-    """The Bronze table in the order of its key."""
+def bronze_rows(source: Source) -> pl.DataFrame:
+    """The Bronze table, ordered by key."""
     return pl.read_delta(str(source.table("goods"))).sort("id")
 
 
 def test_a_first_load_trains_and_a_second_run_does_not(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Planted outliers are flagged and explained; later runs go by the model that is there, and
-    leave the scores of rows that have not changed alone.
+    """Outliers are anomalies with reasons; later runs use the stored model, and keep the scores of
+    unchanged rows.
     """
-    settings = made(source)
-    first = ran(settings)
-    rows = held(source)
+    settings = with_table(source)
+    first = run(settings)
+    rows = bronze_rows(source)
     planted = [i for i in range(1, ROWS + 1) if i % 500 == 7]
     assert set(rows.filter("is_anomaly")["id"]) >= set(planted)
     assert first.anomalies == rows["is_anomaly"].sum() < 20
-    told = book(source, "anomalies").filter(pl.col("level") == "row")
-    assert told.height == first.anomalies
-    mine = told.filter(pl.col("row_key") == '{"id": 507}').row(0, named=True)
-    assert json.loads(mine["columns"])[0]["column"] == "price"
-    assert mine["anomaly_score"] > mine["threshold"]
-    assert mine["batch_id"] == rows["batch_id"][0]
-    (model,) = book(source, "models").iter_rows(named=True)
-    assert mine["model_version"] == model["model_version"]
+    recorded = records(source, "anomalies").filter(pl.col("level") == "row")
+    assert recorded.height == first.anomalies
+    outlier = recorded.filter(pl.col("row_key") == '{"id": 507}').row(0, named=True)
+    assert json.loads(outlier["columns"])[0]["column"] == "price"
+    assert outlier["anomaly_score"] > outlier["threshold"]
+    assert outlier["batch_id"] == rows["batch_id"][0]
+    (model,) = records(source, "models").iter_rows(named=True)
+    assert outlier["model_version"] == model["model_version"]
     measures = {(f["column"], f["measure"]) for f in json.loads(model["features"])}
     assert measures == {
         ("price", "number"),
@@ -98,61 +99,61 @@ def test_a_first_load_trains_and_a_second_run_does_not(
 
     monkeypatch.setattr(training, "train", lambda *_, **__: pytest.fail("it trained"))
     source.execute("UPDATE goods SET price = 2000000, pieces = 1000000 WHERE id = 1")
-    second = ran(settings)
+    second = run(settings)
     assert (second.updated, second.anomalies) == (1, 1)
-    after = held(source)
+    after = bronze_rows(source)
     assert after["is_anomaly"][0] is True
     assert after["anomaly_score"].to_list()[1:] == rows["anomaly_score"].to_list()[1:]
-    profiles = book(source, "profiles").sort("profiled_timestamp")
+    profiles = records(source, "profiles").sort("profiled_timestamp")
     assert profiles["scored"].to_list() == [ROWS, 1]
 
 
-def test_rows_are_proved_without_their_scores(source: Source) -> None:
-    """Hashes are over the source's columns alone: they are the same with scores and without."""
-    settings = made(source)
-    ran(settings)
-    scored = held(source)
+def test_row_hashes_do_not_include_scores(source: Source) -> None:
+    """Hashes are over the source's columns: they are the same with scores and without."""
+    settings = with_table(source)
+    run(settings)
+    scored = bronze_rows(source)
     plain = source.settings(tables={"goods": {"target": "bz_plain"}})
-    ran(plain)
+    run(plain)
     other = pl.read_delta(str(source.table("plain"))).sort("id")
     assert "anomaly_score" not in other.columns
     assert scored.select("row_hash", "checksum").equals(other.select("row_hash", "checksum"))
 
 
 def test_small_changes_are_scored_by_the_model_in_the_lake(source: Source) -> None:
-    """A micro-batch of a few rows gets scores, too."""
-    settings = made(source, pattern="micro_batch")
-    ran(settings)
+    """A micro-batch of a few rows gets scores too."""
+    settings = with_table(source, pattern="micro_batch")
+    run(settings)
     source.execute(
         "INSERT INTO goods VALUES (9001, 1, 5000000, 3, 'new', '2025-02-02'),"
         " (9002, 1, 333, 3, 'new', '2025-02-02'), (9003, NULL, NULL, NULL, NULL, NULL)"
     )
-    second = ran(settings)
+    second = run(settings)
     assert (second.inserted, second.anomalies) == (3, 1)
-    new = held(source).filter(pl.col("id") > ROWS)
+    new = bronze_rows(source).filter(pl.col("id") > ROWS)
     assert new["is_anomaly"].to_list() == [True, False, False]
-    assert book(source, "models").height == 1
-    assert set(book(source, "profiles")["scope"]) == {"whole", "changes"}
+    assert records(source, "models").height == 1
+    assert set(records(source, "profiles")["scope"]) == {"whole", "changes"}
 
 
 def test_a_stream_scores_its_rows(server: Any, source: Source) -> None:
-    """Rows that a stream brings have scores, and its anomalies are in the book at its end."""
-    settings = made(source, pattern="streaming")
+    """Streamed rows have scores, and their anomalies are recorded when the stream ends."""
+    settings = with_table(source, pattern="streaming")
     if source.execute("SHOW wal_level") != [("logical",)]:
         pytest.skip("the server writes no logical log")
     stream.stream(settings, until_caught_up=True)
     source.execute("INSERT INTO goods VALUES (9001, 1, 5000000, 3, 'new', '2025-02-02')")
     result = stream.stream(settings, until_caught_up=True)
     assert result.tables[0].anomalies == 1
-    assert held(source).filter(pl.col("id") == 9001)["is_anomaly"].item() is True
-    told = book(source, "anomalies").filter(pl.col("row_key") == '{"id": 9001}')
-    assert told["level"].to_list() == ["row"]
-    assert book(source, "models").height == 1
-    assert book(source, "profiles")["scope"].to_list().count("stream") == 1
+    assert bronze_rows(source).filter(pl.col("id") == 9001)["is_anomaly"].item() is True
+    recorded = records(source, "anomalies").filter(pl.col("row_key") == '{"id": 9001}')
+    assert recorded["level"].to_list() == ["row"]
+    assert records(source, "models").height == 1
+    assert records(source, "profiles")["scope"].to_list().count("stream") == 1
 
 
-class At:
-    """A clock that stands."""
+class StoppedClock:
+    """A clock that stands still."""
 
     def __init__(self, moment: dt.datetime) -> None:
         self._moment = moment
@@ -162,23 +163,23 @@ class At:
         return self._moment
 
 
-def retrained(source: Source) -> list[str]:
-    """Why models were made, in their order."""
-    return book(source, "models").sort("trained_timestamp")["reason"].to_list()
+def training_reasons(source: Source) -> list[str]:
+    """The reasons why models were trained, in order."""
+    return records(source, "models").sort("trained_timestamp")["reason"].to_list()
 
 
-def test_a_model_is_made_anew_when_it_no_longer_fits(source: Source) -> None:
-    """Another column, other settings, a table that has grown, and age: each has a new model."""
-    ran(made(source))
+def test_a_model_is_retrained_when_it_no_longer_fits(source: Source) -> None:
+    """After a new column, changed settings, and growth of the table."""
+    run(with_table(source))
     source.execute("ALTER TABLE goods ADD COLUMN weight float8 DEFAULT random()")
-    note = ran(watching(source)).notes[-1]
+    note = run(monitored(source)).notes[-1]
     assert "trained (its columns or settings have changed)" in note
-    assert "weight" in book(source, "models").sort("trained_timestamp")["features"][-1]
-    ran(watching(source, anomalies={"expected": 0.002, "trees": 15}))
-    source.execute(GROWN)
-    ran(watching(source, anomalies={"expected": 0.002, "trees": 15}))
-    ran(watching(source, anomalies={"expected": 0.002, "trees": 15}))
-    assert retrained(source) == [
+    assert "weight" in records(source, "models").sort("trained_timestamp")["features"][-1]
+    run(monitored(source, anomalies={"expected": 0.002, "trees": 15}))
+    source.execute(GROW)
+    run(monitored(source, anomalies={"expected": 0.002, "trees": 15}))
+    run(monitored(source, anomalies={"expected": 0.002, "trees": 15}))
+    assert training_reasons(source) == [
         "there was none",
         "its columns or settings have changed",
         "its columns or settings have changed",
@@ -186,57 +187,66 @@ def test_a_model_is_made_anew_when_it_no_longer_fits(source: Source) -> None:
     ]
 
 
-def test_a_model_is_made_anew_on_its_day(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After the time that the config says, and when far more rows than expected stand out."""
-    settings = made(source)
-    ran(settings)
-    aged = watching(source, anomalies={"expected": 0.002, "trees": 20, "retrain": 1})
+def test_a_model_is_retrained_after_its_time(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the time in the config, and when far more rows than expected are anomalies."""
+    settings = with_table(source)
+    run(settings)
+    aged = monitored(source, anomalies={"expected": 0.002, "trees": 20, "retrain": 1})
     now = dt.datetime.now(dt.UTC)
-    monkeypatch.setattr(pipeline, "datetime", At(now + dt.timedelta(days=3)))
-    assert "the last one is 3 days old" in ran(aged).notes[0]
+    monkeypatch.setattr(pipeline, "datetime", StoppedClock(now + dt.timedelta(days=3)))
+    assert "the last one is 3 days old" in run(aged).notes[0]
     source.execute("UPDATE goods SET price = price + 5000000 WHERE id <= 1500")
-    assert ran(settings).anomalies > 1000
-    assert "of the last run's rows were anomalies" in ran(settings).notes[0]
-    versions = book(source, "models")["model_version"]
+    assert run(settings).anomalies > 1000
+    assert "of the last run's rows were anomalies" in run(settings).notes[0]
+    versions = records(source, "models")["model_version"]
     assert versions.n_unique() == len(versions)
 
 
-def test_a_damaged_model_is_made_anew(source: Source) -> None:
-    """What is no model is not used: another one is trained, and that is said. A file of the book
-    that is gone is a damage as well.
-    """
-    settings = made(source)
-    ran(settings)
+def test_a_damaged_model_is_retrained(source: Source) -> None:
+    """A new model is trained, with a note; also when a file of ``governance.models`` is missing."""
+    settings = with_table(source)
+    run(settings)
     folder = source.lake / "governance" / "models"
     reasons = ["there was none"]
     for column in ("features", "tree_left", "tree_sizes"):
-        bad = book(source, "models")
+        bad = records(source, "models")
         value: Any = "{" if bad.schema[column] == pl.String else [1, 2, 3]
         broken = pl.Series(column, [value] * len(bad), dtype=bad.schema[column])
         bad.with_columns(broken).write_delta(str(folder), mode="overwrite")
-        assert "the one in the lake is damaged" in ran(settings).notes[0], column
+        assert "the one in the lake is damaged" in run(settings).notes[0], column
         reasons.append("the one in the lake is damaged")
-        assert retrained(source) == reasons, column
+        assert training_reasons(source) == reasons, column
     for file in folder.glob("*.parquet"):
         file.unlink()
-    assert "damaged" in ran(settings).notes[0]
+    assert "damaged" in run(settings).notes[0]
 
 
-def test_a_damaged_book_is_told_and_stops_nothing(source: Source) -> None:
-    """Rows land, and the run says that the anomalies are not in the books."""
-    settings = made(source)
-    ran(settings)
+def test_damaged_profiles_do_not_fail_a_run(source: Source) -> None:
+    """Rows land, and a note says that the anomalies were not recorded."""
+    settings = with_table(source)
+    run(settings)
     for file in (source.lake / "governance" / "profiles").glob("*.parquet"):
         file.write_bytes(b"no Parquet")
     source.execute("INSERT INTO goods VALUES (9001, 1, 5000000, 3, 'new', '2025-02-02')")
-    result = ran(settings)
+    result = run(settings)
     assert (result.inserted, result.anomalies) == (1, 1)
-    assert "were not entered into the books" in result.notes[0]
+    assert "the anomalies were not recorded" in result.notes[0]
 
 
-def test_numbers_that_delta_has_no_type_for_are_numbers(source: Source) -> None:
-    """A numeric without precision, one of many digits and domains are watched as what they are,
-    with NaN and infinities among them; what takes no part in the scores is named.
+def test_garbled_profiles_do_not_fail_a_run(source: Source) -> None:
+    """Another writer has changed their JSON: a note says that the anomalies were not recorded."""
+    settings = with_table(source)
+    run(settings)
+    DeltaTable(str(source.lake / "governance" / "profiles")).update({"measures": "'{'"})
+    (note,) = run(settings).notes
+    assert "not recorded: A record of governance.profiles cannot be read" in note
+
+
+def test_numbers_without_a_delta_type_are_numbers(source: Source) -> None:
+    """A numeric without precision, one of many digits, and domains are features of their kind, with
+    NaN and infinities among the values; a note names the columns that are not features.
     """
     source.execute("CREATE DOMAIN price AS numeric CHECK (value > 0)")
     source.execute("CREATE DOMAIN words AS text")
@@ -253,124 +263,124 @@ def test_numbers_that_delta_has_no_type_for_are_numbers(source: Source) -> None:
     source.execute("UPDATE goods SET free = 'NaN' WHERE id = 1")
     source.execute("UPDATE goods SET free = 1e300, wide = 1e40 WHERE id = 77")
     source.execute("UPDATE goods SET free = NULL WHERE id % 500 = 0")
-    settings = watching(source)
-    result = ran(settings)
-    (features,) = book(source, "models")["features"]
+    settings = monitored(source)
+    result = run(settings)
+    (features,) = records(source, "models")["features"]
     assert {(f["column"], f["measure"]) for f in json.loads(features)} == {
         ("free", "number"),
         ("wide", "number"),
         ("d", "number"),
         ("w", "length"),
     }
-    rows = held(source)
+    rows = bronze_rows(source)
     assert rows["anomaly_score"].null_count() == 0
     assert rows.filter("is_anomaly").sort("anomaly_score")["id"][-1] == 77
     assert (
         "no anomaly is found by the values of at (time without time zone), u (uuid), b (bytea),"
         " l (integer[])" in result.notes
     )
-    means = [json.loads(one) for one in book(source, "profiles")["measures"]]
+    means = [json.loads(text) for text in records(source, "profiles")["measures"]]
     assert means[0]["mean d"] == pytest.approx(4, abs=0.1)
-    assert ran(settings).notes == ()
-    chosen = watching(source, anomalies={"columns": ["free", "b"], "trees": 20})
+    assert run(settings).notes == ()
+    chosen = monitored(source, anomalies={"columns": ["free", "b"], "trees": 20})
     for _ in range(2):
-        assert ran(chosen).notes[-1] == "no anomaly is found by the values of b (bytea)"
+        assert run(chosen).notes[-1] == "no anomaly is found by the values of b (bytea)"
 
 
-def test_tables_of_which_nothing_can_be_learned_have_no_scores(source: Source) -> None:
-    """Few rows, or none that differ: the columns are NULL, the run goes well and says so."""
+def test_tables_without_a_model_have_no_scores(source: Source) -> None:
+    """With few rows, or equal rows, the columns are NULL, and a note says why."""
     source.execute("CREATE TABLE goods (id int PRIMARY KEY, n int)")
     source.execute("INSERT INTO goods SELECT i, i FROM generate_series(1, 20) i")
-    settings = watching(source)
-    assert "fewer than 50 rows" in ran(settings).notes[0]
-    assert held(source)["anomaly_score"].null_count() == 20
+    settings = monitored(source)
+    assert "fewer than 50 rows" in run(settings).notes[0]
+    assert bronze_rows(source)["anomaly_score"].null_count() == 20
     source.execute("INSERT INTO goods SELECT i, 5 FROM generate_series(21, 200) i")
     source.execute("UPDATE goods SET n = 5")
-    ran(settings)
-    assert "no column has values that differ" in ran(settings).notes[0]
+    run(settings)
+    assert "no column has values that differ" in run(settings).notes[0]
     source.execute("ALTER TABLE goods DROP COLUMN n")
-    assert "no column is fit" in " ".join(ran(settings).notes)
+    assert "no column is fit" in " ".join(run(settings).notes)
 
 
 def test_scores_stay_when_they_are_switched_off(source: Source) -> None:
-    """The columns stay, as the table has them; rows that come later have none."""
-    ran(made(source))
+    """The columns of the table stay; later rows have no score."""
+    run(with_table(source))
     source.execute("INSERT INTO goods VALUES (9001, 1, 5000000, 3, 'new', '2025-02-02')")
-    result = ran(source.settings())
+    result = run(source.settings())
     assert (result.inserted, result.anomalies) == (1, 0)
-    rows = held(source)
+    rows = bronze_rows(source)
     assert rows.filter(pl.col("anomaly_score").is_null())["id"].to_list() == [9001]
 
 
-def test_scores_can_begin_in_a_table_that_is_there(source: Source) -> None:
-    """The columns are added; rows get their scores when they change. The sample is of Bronze."""
-    made(source)
-    ran(source.settings())
+def test_scores_can_be_added_to_a_bronze_table(source: Source) -> None:
+    """The columns are added; rows get scores when they change. The sample is of Bronze."""
+    with_table(source)
+    run(source.settings())
     source.execute("UPDATE goods SET pieces = 4 WHERE id IN (7, 8)")
-    result = ran(watching(source))
+    result = run(monitored(source))
     assert (result.updated, result.anomalies) == (2, 1)
-    rows = held(source)
+    rows = bronze_rows(source)
     assert rows.filter(pl.col("anomaly_score").is_not_null())["id"].to_list() == [7, 8]
 
 
-def test_a_column_that_is_called_so_is_refused(source: Source) -> None:
-    """With the rename to put into the config; without scores it is a column as any other."""
+def test_a_column_named_like_a_score_is_refused(source: Source) -> None:
+    """The hint is the rename for the config; without scores it is a column as any other."""
     source.execute("CREATE TABLE goods (id int PRIMARY KEY, is_anomaly boolean)")
-    result = pipeline.run(watching(source)).tables[0]
+    result = pipeline.run(monitored(source)).tables[0]
     assert result.error is not None
     assert "source_is_anomaly" in result.error.hint
-    ran(source.settings())
-    assert held(source).schema["is_anomaly"] == pl.Boolean
+    run(source.settings())
+    assert bronze_rows(source).schema["is_anomaly"] == pl.Boolean
 
 
-def test_protected_columns_are_left_out(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is learned of a column that is protected, and it has no mean in the profiles."""
+def test_protected_columns_are_in_no_model(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A protected column is not a feature, and has no mean in the profiles."""
     monkeypatch.setenv("BRONZE_MASTER_KEY", base64.b64encode(bytes(range(32))).decode())
-    ran(made(source, protect={"price": "encrypt", "state": "encrypt", "pieces": "clear"}))
-    (features,) = book(source, "models")["features"]
+    run(with_table(source, protect={"price": "encrypt", "state": "encrypt", "pieces": "clear"}))
+    (features,) = records(source, "models")["features"]
     assert {feature["column"] for feature in json.loads(features)} == {"pieces", "sold"}
-    (measures,) = book(source, "profiles")["measures"]
+    (measures,) = records(source, "profiles")["measures"]
     assert "mean pieces" in json.loads(measures)
     assert "mean price" not in json.loads(measures)
 
 
-def test_a_run_that_is_unlike_those_before_is_told(source: Source) -> None:
-    """Rows, NULLs, means and different values that are far from usual are anomalies of the run."""
-    settings = made(source)
+def test_unusual_measures_of_a_run_are_anomalies(source: Source) -> None:
+    """Numbers of rows, NULLs, means and distinct values that differ from earlier runs."""
+    settings = with_table(source)
     for number in range(6):
         source.execute("UPDATE goods SET pieces = %s WHERE id = 11", number)
-        assert not [n for n in ran(settings).notes if n.startswith("unusual")]
+        assert not [n for n in run(settings).notes if n.startswith("unusual")]
     source.execute("UPDATE goods SET state = NULL, pieces = pieces + 100 WHERE id % 2 = 0")
     source.execute("DELETE FROM goods WHERE id > 1500")
-    notes = " ".join(ran(settings).notes)
+    notes = " ".join(run(settings).notes)
     assert "unusual: rows is 1,500, where 3,000 is usual" in notes
     assert "unusual: null share of state is 0.5" in notes
     assert "unusual: mean of pieces is 59" in notes
-    told = book(source, "anomalies").filter(pl.col("level") == "run")
-    measures = {(m[0]["measure"], m[0]["column"]) for m in map(json.loads, told["columns"])}
+    recorded = records(source, "anomalies").filter(pl.col("level") == "run")
+    measures = {(m[0]["measure"], m[0]["column"]) for m in map(json.loads, recorded["columns"])}
     assert {("rows", None), ("null_share", "state"), ("mean", "pieces")} <= measures
-    assert told["row_key"].null_count() == told.height
+    assert recorded["row_key"].null_count() == recorded.height
 
 
-def test_what_varies_anyway_is_not_told() -> None:
-    """A measure is far only beyond what it has varied by, and a few percent."""
+def test_a_measure_is_unusual_beyond_its_variation() -> None:
+    """It differs by more than it has varied so far, and by more than a few percent."""
     before = [
         {"rows": float(n), "mean x": m}
         for n, m in zip(range(1000, 1100, 10), [1, 9] * 5, strict=True)
     ]
     usual = {"rows": 1050.0, "mean x": 12.0}
-    assert list(far(usual, before)) == []
-    assert [f.measure for f in far({"rows": 3000.0}, before)] == ["rows"]
-    assert [str(f) for f in far({**usual, "mean x": 99.0}, before)] == [
+    assert list(unusual_measures(usual, before)) == []
+    assert [f.measure for f in unusual_measures({"rows": 3000.0}, before)] == ["rows"]
+    assert [str(f) for f in unusual_measures({**usual, "mean x": 99.0}, before)] == [
         "unusual: mean of x is 99, where 5 is usual"
     ]
-    assert list(far({"rows": 3000.0}, before[:4])) == []
+    assert list(unusual_measures({"rows": 3000.0}, before[:4])) == []
     few = [{"rows": 10.0, "mean x": 1.0}] * 9
-    assert list(far({"rows": 10.0, "mean x": 50.0}, few)) == []
+    assert list(unusual_measures({"rows": 10.0, "mean x": 50.0}, few)) == []
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("section", "message"),
     [
         ({"expected": 0.9}, "expected"),
         ({"treees": 5}, "did you mean trees?"),
@@ -378,25 +388,25 @@ def test_what_varies_anyway_is_not_told() -> None:
         ("yes", "anomalies"),
     ],
 )
-def test_settings_are_checked(source: Source, given: Any, said: str) -> None:
-    """Nonsense is refused, and an unknown key names the nearest one."""
+def test_settings_are_checked(source: Source, section: Any, message: str) -> None:
+    """Wrong values are refused, and the error of an unknown key names the nearest one."""
     with pytest.raises(ConfigError) as caught:
-        source.settings(tables={"goods": {"anomalies": given}})
-    assert said in caught.value.message
+        source.settings(tables={"goods": {"anomalies": section}})
+    assert message in caught.value.message
 
 
-def test_a_chosen_column_that_is_not_there_is_refused(source: Source) -> None:
+def test_a_missing_column_in_the_config_is_refused(source: Source) -> None:
     """A misspelled column is an error of its table."""
-    settings = made(source, anomalies={"columns": ["pricee"]})
+    settings = with_table(source, anomalies={"columns": ["pricee"]})
     error = pipeline.run(settings).tables[0].error
     assert error is not None
     assert "no column pricee" in error.message
 
 
-def test_a_category_may_have_any_name(source: Source) -> None:
-    """One that polars would give to a column of its own, too."""
-    settings = made(source)
+def test_a_category_column_may_have_any_name(source: Source) -> None:
+    """Also a name that polars gives to columns of results."""
+    settings = with_table(source)
     source.execute('ALTER TABLE goods RENAME state TO "count"')
-    ran(settings)
-    (features,) = book(source, "models")["features"]
+    run(settings)
+    (features,) = records(source, "models")["features"]
     assert "count" in {feature["column"] for feature in json.loads(features)}

@@ -247,11 +247,11 @@ def test_check_lists_changes_that_are_not_seen_by_design(role: str, source: Sour
         "seen": (),
         "xmined": (),
         "cursored": ("leave at alone, or set it to an earlier time", "deleted rows are not seen"),
-        "seldom": ("deleted rows are looked for every 86,400 seconds",),
+        "seldom": ("deleted rows are detected every 86,400 seconds",),
         "shown": ("functions that it calls",),
         "stored": ("last REFRESH",),
         "away": ("another server",),
-        "followed": ("the server's log has no generated columns such as these: v",),
+        "followed": ("the write-ahead log does not have these generated columns: v",),
         "chosen": ("leaves these columns out: arr, at",),
         "secured": ("row-level security hides",),
     }

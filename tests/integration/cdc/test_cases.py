@@ -1,13 +1,14 @@
-"""Streamed tables of many kinds: each file in ``cases`` is one, streamed three times.
+"""Cases of streaming: each file in ``cases`` is a table, which is streamed three times.
 
-A file begins with a comment that says what it is about, and may have these lines:
+A file begins with a comment about the case, and may have these lines:
 
 - ``-- config: {…}``: the table's section of the config;
+- ``-- also: {"SUFFIX": {…}}``: another table, with more in its section, by the suffix of its name;
 - ``-- ids: [[…], […]]``: the ids of the active rows after the second and the third stream;
-- ``-- quiet: true``: neither of these two streams says anything about the table;
-- ``-- resynced: true``: the second stream compares the table with the source.
+- ``-- quiet: true``: neither of these two streams has a note about the table;
+- ``-- resynced: true``: the second stream resyncs the table.
 
-``-- stream`` begins what happens before a stream, ``-- commit`` ends a transaction. ``{t}`` is the
+``-- stream`` begins the SQL before a stream, ``-- commit`` ends a transaction. ``{t}`` is the
 table, which has the file's name.
 """
 
@@ -48,29 +49,40 @@ class Case:
     resynced: bool = False
 
     @classmethod
-    def read(cls, file: Path) -> Case:
-        """The case of a file."""
-        text = file.read_text().replace("{t}", file.stem).replace("{virtual}", VIRTUAL)
+    def read(cls, file: Path) -> Iterator[Case]:
+        """The cases of a file."""
+        text = file.read_text().replace("{virtual}", VIRTUAL)
         head, *parts = re.split(r"^-- stream$", text, flags=re.MULTILINE)
-        options = re.findall(r"^-- (config|ids|quiet|resynced): (.*)$", head, re.MULTILINE)
-        transactions = [re.split(r"^-- commit$", part, flags=re.MULTILINE) for part in parts]
-        streams = [tuple(one.strip() for one in some if one.strip()) for some in transactions]
-        return cls(
-            file.stem,
-            (*streams, *[()] * (3 - len(streams))),
-            **{name: json.loads(value) for name, value in options},
-        )
+        options = {
+            name: json.loads(value)
+            for name, value in re.findall(
+                r"^-- (config|also|ids|quiet|resynced): (.*)$", head, re.MULTILINE
+            )
+        }
+        config, also = options.pop("config", {}), options.pop("also", {})
+        configs = {file.stem: config}
+        configs |= {f"{file.stem}_{suffix}": config | more for suffix, more in also.items()}
+        for name, own in configs.items():
+            streams = [_transactions(part.replace("{t}", name)) for part in parts]
+            yield cls(name, (*streams, *[()] * (3 - len(streams))), own, **options)
+
+
+def _transactions(text: str) -> tuple[str, ...]:
+    found = re.split(r"^-- commit$", text, flags=re.MULTILINE)
+    return tuple(one.strip() for one in found if one.strip())
 
 
 CASES = {
-    file.stem: Case.read(file) for file in sorted((Path(__file__).parent / "cases").glob("*.sql"))
+    case.name: case
+    for file in sorted((Path(__file__).parent / "cases").glob("*.sql"))
+    for case in Case.read(file)
 }
 PARTITIONS = ("partition_attached", "partition_detached", "partition_truncated")
 
 
 @dataclass(frozen=True)
 class Streams:
-    """All cases after three streams: what each stream did and left, by table."""
+    """All cases after three streams: results, differences and versions of each stream, by table."""
 
     source: Source
     results: list[dict[str, TableResult]] = field(default_factory=list)
@@ -80,8 +92,8 @@ class Streams:
     def rows(self, name: str, number: int) -> pl.DataFrame:
         """The active rows of a table after a stream."""
         version = self.versions[number][name]
-        held = pl.read_delta(str(self.source.table(name)), version=version)
-        return held.filter(pl.col("record_status") == "ACTIVE")
+        all_rows = pl.read_delta(str(self.source.table(name)), version=version)
+        return all_rows.filter(pl.col("record_status") == "ACTIVE")
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +123,7 @@ def streams(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 # Generated columns are left out of that table: it has a test of its own.
 @pytest.mark.parametrize("name", sorted(CASES.keys() - {"generated"}))
 def test_a_streamed_table_equals_its_source(streams: Streams, name: str) -> None:
-    """After each stream the rows are the source's, and the change data feed leads to them."""
+    """After each stream it has the rows of the source, and a correct change data feed."""
     case = CASES[name]
     assert [wrong.get(f"public.{name}") for wrong in streams.wrong] == [None] * 3
     since = streams.versions[1 if case.resynced else 0][name]
@@ -121,7 +133,7 @@ def test_a_streamed_table_equals_its_source(streams: Streams, name: str) -> None
     if case.quiet:
         assert [streams.results[number][name].notes for number in (1, 2)] == [(), ()]
     if case.resynced:
-        # The third stream reads changes alone.
+        # The third stream reads only changes.
         assert streams.results[1][name].notes
         assert streams.results[2][name].rows_read == 9
 
@@ -133,9 +145,7 @@ def test_the_first_stream_copies_a_table(streams: Streams) -> None:
 
 
 def test_generated_columns(streams: Streams) -> None:
-    """Stored ones are there where the server sends them; the others are left out, and the table is
-    streamed without them.
-    """
+    """Stored ones are streamed if the server sends them; the other ones are left out."""
     found = streams.rows("generated", 2)
     stored = ["s"] if has("generated columns in publications") else []
     values = [(1, 5, 10), (2, 2, 4)]
@@ -146,11 +156,11 @@ def test_generated_columns(streams: Streams) -> None:
     assert (result.inserted, result.updated, result.notes) == (1, 1, ())
 
 
-def test_partitions_that_are_exchanged_while_it_runs(
+def test_partitions_exchanged_while_a_stream_runs_are_resynced(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A look at the catalog finds them, and each table is resynced."""
-    monkeypatch.setattr(session, "_LOOK_EVERY", 0.1)
+    """A check of the catalog finds them."""
+    monkeypatch.setattr(session, "_CATALOG_INTERVAL", 0.1)
     for name in PARTITIONS:
         for transaction in CASES[name].streams[0]:
             source.execute(transaction)

@@ -25,12 +25,12 @@ TABLES = ("a", "b")
 
 
 class Died(BaseException):
-    """What ends a stream at once, wherever it is."""
+    """Ends a stream at once, wherever it is."""
 
 
 @pytest.fixture
 def settings(source: Source) -> Settings:
-    """Two streamed tables, which have been copied."""
+    """Two streamed tables after their initial copy, each with a new row in the source."""
     given = source.settings(
         tables={table: {"pattern": "streaming"} for table in TABLES}, run={"workers": 1}
     )
@@ -53,8 +53,8 @@ def checkpoint(source: Source) -> set[int]:
     return set(json.loads(last).values())
 
 
-def dies(settings: Settings, point: str, before: int) -> None:
-    """A stream that dies at a failpoint, when Bronze tables have so many rows in all."""
+def kill_stream_at(settings: Settings, point: str, before: int) -> None:
+    """A stream that dies at a failpoint, when the Bronze tables have ``before`` rows in all."""
     patch = pytest.MonkeyPatch()
 
     def reach(name: str) -> None:
@@ -68,8 +68,8 @@ def dies(settings: Settings, point: str, before: int) -> None:
             caught_up(settings)
 
 
-def goes_on(source: Source, settings: Settings) -> None:
-    """The next stream ends with each change applied once."""
+def check_next_stream(source: Source, settings: Settings) -> None:
+    """After the next stream each change is applied once."""
     caught_up(settings)
     assert differences(settings) == {}
     assert rows(source) == [1, 1]
@@ -80,30 +80,30 @@ def goes_on(source: Source, settings: Settings) -> None:
 
 def test_a_stream_that_dies_before_any_commit(source: Source, settings: Settings) -> None:
     """Nothing is visible: the server sends the batch again, and all tables apply it."""
-    dies(settings, "inserted", before=0)
+    kill_stream_at(settings, "inserted", before=0)
     assert rows(source) == [0, 0]
-    goes_on(source, settings)
+    check_next_stream(source, settings)
 
 
 def test_a_stream_that_dies_between_two_commits(source: Source, settings: Settings) -> None:
     """The server sends the batch again. One table's position says that it has it, and it leaves the
     batch out; the other one applies it.
     """
-    dies(settings, "committed", before=1)
+    kill_stream_at(settings, "committed", before=1)
     assert sorted(rows(source)) == [0, 1]
-    goes_on(source, settings)
+    check_next_stream(source, settings)
 
 
 def test_a_stream_that_dies_before_its_checkpoint(source: Source, settings: Settings) -> None:
     """The server sends the batch again, all tables leave it out, and the checkpoint is made."""
-    dies(settings, "landed", before=2)
+    kill_stream_at(settings, "landed", before=2)
     assert (rows(source), checkpoint(source)) == ([1, 1], {0})
-    goes_on(source, settings)
+    check_next_stream(source, settings)
     assert checkpoint(source) == {1}
 
 
 def test_a_stream_that_dies_before_it_confirms(source: Source, settings: Settings) -> None:
     """The next stream asks for what comes after the checkpoint: nothing is sent again."""
-    dies(settings, "recorded", before=2)
+    kill_stream_at(settings, "recorded", before=2)
     assert (rows(source), checkpoint(source)) == ([1, 1], {1})
-    goes_on(source, settings)
+    check_next_stream(source, settings)

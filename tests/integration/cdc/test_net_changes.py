@@ -1,4 +1,4 @@
-"""Changes that PostgreSQL sends, netted: what is left leads to the rows of the source."""
+"""Net changes of what PostgreSQL really sends: applied, they lead to the rows of the source."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ PUT = ("put", 0, "x" * 8000, "é" * 4000)
 TOUCH = ("touch", 0, "a", None)
 
 
-def does(connection: psycopg.Connection[Any], step: tuple[Any, ...]) -> None:
-    """One step of a history, as far as it can be done."""
+def run_step(connection: psycopg.Connection[Any], step: tuple[Any, ...]) -> None:
+    """A step of a history, if it is possible."""
     action, place, first, second = step
     key = KEYS[place]
 
-    def there(at: tuple[str, int]) -> bool:
+    def exists(at: tuple[str, int]) -> bool:
         found = connection.execute("SELECT 1 FROM t WHERE k = %s AND n = %s", at).fetchone()
         return found is not None
 
@@ -69,15 +69,15 @@ def does(connection: psycopg.Connection[Any], step: tuple[Any, ...]) -> None:
         connection.execute("DELETE FROM t WHERE k = %s AND n = %s", key)
     elif action == "truncate":
         connection.execute("TRUNCATE t")
-    elif action == "move" and not there(KEYS[first]):
+    elif action == "move" and not exists(KEYS[first]):
         move(key, KEYS[first])
-    elif action == "swap" and there(key) and there(KEYS[first]) and key != KEYS[first]:
+    elif action == "swap" and exists(key) and exists(KEYS[first]) and key != KEYS[first]:
         move(key, ("tmp", 0))
         move(KEYS[first], key)
         move(("tmp", 0), KEYS[first])
 
 
-def present(source: Source) -> dict[Row, Row]:
+def source_rows(source: Source) -> dict[Row, Row]:
     """The source's rows by key."""
     found = source.execute("SELECT k, v, n, w FROM t")
     return {(row[0], row[2]): row for row in found}
@@ -85,7 +85,7 @@ def present(source: Source) -> dict[Row, Row]:
 
 @pytest.fixture
 def receiver(source: Source) -> Iterator[Receiver]:
-    """Receives what happens in ``t`` and ``marker``, a transaction more or less at a time."""
+    """Receives the changes of ``t`` and ``marker``, about one transaction in a batch."""
     source.execute("CREATE TABLE t (k text, v text, n int, w text, PRIMARY KEY (k, n))")
     for name in ("k", "v", "w"):
         source.execute(f"ALTER TABLE t ALTER {name} SET STORAGE EXTERNAL")
@@ -106,24 +106,24 @@ def receiver(source: Source) -> Iterator[Receiver]:
 
 
 @pytest.mark.parametrize("identity", ["DEFAULT", "FULL"])
-def test_a_history_nets_to_what_the_source_has(
+def test_net_changes_lead_to_the_source_rows(
     source: Source,
     receiver: Receiver,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     identity: str,
 ) -> None:
-    """Applied to the table as at the floor, a batch gives exactly the rows of the source.
+    """Applied to the rows at the floor, the batches give exactly the rows of the source.
 
-    Large values are left out by the stream; they are found in earlier changes, in pieces in memory
-    or in files, or in the Delta table, whatever keys the rows have had in between.
+    The stream does not send unchanged TOAST. Its values are in earlier changes, in pieces in memory
+    or in a spool, or in the Delta table, whatever keys the rows have had in between.
     """
     monkeypatch.setattr(replication, "_PIECE", 6_000)
-    # So that what was left out comes from the table a row or two at a time.
+    # So that the table's values are read a row or two at a time.
     monkeypatch.setattr(files, "_GROUP_BYTES", 6_000)
     source.execute(f"ALTER TABLE t REPLICA IDENTITY {identity}")
     numbers = itertools.count()
-    seen = {"left out": 0, "files": 0, "pieces": 0}
+    seen = {"unsent": 0, "spooled": 0, "pieces": 0}
 
     @settings(
         derandomize=True,
@@ -140,23 +140,23 @@ def test_a_history_nets_to_what_the_source_has(
         place = Place(str(tmp_path / f"{identity}{next(numbers)}"))
         with psycopg.connect(source.dsn, autocommit=True) as connection:
             connection.execute("SET synchronous_commit = on")
-            floor, held = 0, present(source)
+            floor, at_floor = 0, source_rows(source)
             for number, steps in enumerate(history):
                 if number == at:
-                    floor, held = log_end(source), present(source)
+                    floor, at_floor = log_end(source), source_rows(source)
                 with connection.transaction():
                     for step in steps:
-                        does(connection, step)
+                        run_step(connection, step)
             if at >= len(history):
-                floor, held = log_end(source), present(source)
+                floor, at_floor = log_end(source), source_rows(source)
             end = log_end(source)
             gathered = gathered_until(connection, receiver, end)
-        stored = table(place, list(held.values()))
-        after = dict(held)
+        stored = table(place, list(at_floor.values()))
+        after = dict(at_floor)
         for one in gathered:
-            seen["files"] += sum(piece.aside is not None for piece in one.pieces)
+            seen["spooled"] += sum(piece.spooled is not None for piece in one.pieces)
             seen["pieces"] += len(one.pieces) > 1
-            seen["left out"] += unchanged_toast_values(one)
+            seen["unsent"] += unchanged_toast_values(one)
             with pytest.MonkeyPatch.context() as patch:
                 if staged:
                     patch.setattr("bronze.cdc.net_changes._IN_MEMORY", 0)
@@ -164,14 +164,14 @@ def test_a_history_nets_to_what_the_source_has(
             after = applied(after, netted, place)
             place = Place(str(tmp_path / f"{identity}{next(numbers)}"))
             stored = table(place, list(after.values()))
-        assert after == present(source)
+        assert after == source_rows(source)
 
     check()
     assert all(seen.values()), seen
 
 
 def log_end(source: Source) -> int:
-    """Where the server's log ends."""
+    """The position at which the server's log ends."""
     ((text,),) = source.execute("SELECT pg_current_wal_insert_lsn()::text")
     return slot.lsn(text)
 
@@ -179,7 +179,7 @@ def log_end(source: Source) -> int:
 def gathered_until(
     connection: psycopg.Connection[Any], receiver: Receiver, end: int
 ) -> list[TableChanges]:
-    """What happened to ``t`` until now, batch after batch."""
+    """The changes of ``t`` until now, by batch."""
     connection.execute("INSERT INTO marker SELECT 1 FROM generate_series(1, 1500)")
     found: list[TableChanges] = []
     position = 0
@@ -192,7 +192,7 @@ def gathered_until(
 
 
 def unchanged_toast_values(gathered: TableChanges) -> int:
-    """How many values the stream has left out."""
+    """How many values the stream did not send."""
     count = 0
     for piece in gathered.pieces:
         found = pgoutput.read_changes(piece.read(), piece.lengths, NAMES)

@@ -1,4 +1,4 @@
-"""What a stream does when slot, source, connection, lake or a table is lost, and comes back."""
+"""Recovery: a slot, source, connection, lake or table is lost, or comes back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from bronze.cdc import session, stream
+from bronze.cdc import resync, session, stream
 from bronze.config.settings import Settings
 from bronze.delta import commit, log, positions
 from bronze.demo.server import Server
@@ -37,8 +37,8 @@ from tests.support.streams import (
 
 
 def test_missed_changes_are_resynced_after_slot_loss(source: Source) -> None:
-    """Whether somebody moved it, dropped it, or the server gave it up (which is said): all rows are
-    compared, and only what differs is written.
+    """Whether the slot was advanced, dropped, or invalidated by the server (which is reported): all
+    rows are compared, and only differences are written.
     """
     source.execute(TABLE)
     source.execute("INSERT INTO t SELECT g, 'v' FROM generate_series(1, 100) g")
@@ -84,10 +84,13 @@ def lost_slot(source: Source) -> bool:
 
 
 def with_an_earlier_slot(source: Source, given: Settings) -> None:
-    """Streams a change, and has the slot forget it."""
+    """Streams a change, and puts the slot back to its position before the change."""
     source.execute("SELECT pg_copy_logical_replication_slot('bronze_test', 'test_earlier')")
     source.execute("UPDATE t SET v = v || 'w' WHERE id = 1")
     caught_up(given)
+    # The server may take a moment to notice that the stream has ended.
+    active = "SELECT active FROM pg_replication_slots WHERE slot_name = 'bronze_test'"
+    until(lambda: source.execute(active) == [(False,)])
     for slot in ("bronze_test", "test_earlier"):
         if slot == "test_earlier":
             copy = "SELECT pg_copy_logical_replication_slot('test_earlier', 'bronze_test')"
@@ -95,8 +98,8 @@ def with_an_earlier_slot(source: Source, given: Settings) -> None:
         source.execute("SELECT pg_drop_replication_slot(%s)", slot)
 
 
-def put_row(source: Source, place: Place, name: str, change: int) -> None:
-    """Moves one of a table's app transactions."""
+def move_position(source: Source, place: Place, name: str, change: int) -> None:
+    """Adds ``change`` to one of a table's positions."""
     state = log.read(place)
     ((identity,),) = source.execute(
         "SELECT system_identifier || '/1/' || current_database() FROM pg_control_system()"
@@ -108,12 +111,11 @@ def put_row(source: Source, place: Place, name: str, change: int) -> None:
     commit.commit(place, state, commit.Change("WRITE"), {}, reached=moved)
 
 
-# Once all was compared, positions are of another era.
+# After a comparison of all rows, positions belong to another history.
 @pytest.mark.parametrize("cases", [("nothing", "time"), ("log",)])
-def test_a_source_restored_from_a_backup_is_compared(source: Source, cases: Sequence[str]) -> None:
-    """What a slot brings again is left out; if it is something else, all tables are compared.
-
-    So they are if the server's log ends before a position of ours.
+def test_a_source_restored_from_a_backup_is_resynced(source: Source, cases: Sequence[str]) -> None:
+    """Transactions that the server sends again are left out. If they are not the recorded ones, or
+    the server's log ends before a position in the lake, all tables are resynced.
     """
     source.execute(TABLE)
     source.execute("INSERT INTO t SELECT g, 'v' FROM generate_series(1, 10) g")
@@ -122,8 +124,12 @@ def test_a_source_restored_from_a_backup_is_compared(source: Source, cases: Sequ
     ((oid,),) = source.execute("SELECT 't'::regclass::oid::int8")
     moves: Mapping[str, Callable[[], None]] = {
         "nothing": lambda: None,
-        "log": lambda: put_row(source, given.place("governance", "streams"), "bronze_test", 10**12),
-        "time": lambda: put_row(source, given.place("bronze", "bz_t"), f"{oid}/last/committed", 1),
+        "log": lambda: move_position(
+            source, given.place("governance", "streams"), "bronze_test", 10**12
+        ),
+        "time": lambda: move_position(
+            source, given.place("bronze", "bz_t"), f"{oid}/last/committed", 1
+        ),
     }
     for another in cases:
         notes = list[str]()
@@ -141,7 +147,7 @@ def test_a_source_restored_from_a_backup_is_compared(source: Source, cases: Sequ
 
 
 def test_a_table_that_was_not_streamed_for_a_while_is_resynced(source: Source) -> None:
-    """A table that others streamed without, or that a run took in between, is compared first."""
+    """A table that the last stream did not follow, or that a run has loaded, is resynced first."""
     source.execute(TABLE)
     source.execute("CREATE TABLE u (id int PRIMARY KEY)")
     source.execute("INSERT INTO t SELECT g, 'v' FROM generate_series(1, 10) g")
@@ -161,7 +167,7 @@ def test_a_table_that_was_not_streamed_for_a_while_is_resynced(source: Source) -
 
 
 def test_a_bronze_table_restored_to_an_earlier_version_is_resynced(source: Source) -> None:
-    """A table whose position went back has lost what the slot no longer has."""
+    """With an earlier position it lacks changes that the slot no longer has."""
     from deltalake import DeltaTable
 
     source.execute(TABLE)
@@ -180,7 +186,7 @@ def test_a_bronze_table_restored_to_an_earlier_version_is_resynced(source: Sourc
 
 
 def cut(source: Source) -> None:
-    """Cuts a stream's connections, the one that brings the changes among them."""
+    """Ends a stream's sessions, with that of its walsender."""
     query = """
         WITH mine AS (SELECT * FROM pg_stat_activity WHERE application_name ~ '^bronze stream')
         SELECT pg_terminate_backend(pid) FROM mine
@@ -189,8 +195,8 @@ def cut(source: Source) -> None:
     until(lambda: source.execute(query))
 
 
-def test_a_lost_connection_is_made_again(source: Source) -> None:
-    """The stream goes on where it was, and says that it was cut."""
+def test_a_stream_connects_again_after_a_lost_connection(source: Source) -> None:
+    """It goes on from its position, and reports the error."""
     source.execute(TABLE)
     given = settings(source, retry_delay=0)
     with streaming(given) as steps:
@@ -205,7 +211,7 @@ def test_a_lost_connection_is_made_again(source: Source) -> None:
 
 @pytest.mark.soak
 def test_retries_are_counted_from_zero_after_a_batch(source: Source) -> None:
-    """However often the connection is cut, a stream that lands in between is back at once."""
+    """However often the connection is lost, the pause stays short if batches are applied."""
     source.execute(TABLE)
     given = settings(source, retry_delay=1)
     with streaming(given) as steps:
@@ -215,8 +221,8 @@ def test_retries_are_counted_from_zero_after_a_batch(source: Source) -> None:
             source.execute("INSERT INTO t VALUES (%s)", number)
             until(lambda number=number: rows(source).height == number + 1)  # type: ignore[misc]
             cut(source)
-            told = number + 1
-            until(lambda told=told: sum("Again" in s.message for s in steps) == told)  # type: ignore[misc]
+            count = number + 1
+            until(lambda count=count: sum("Again" in s.message for s in steps) == count)  # type: ignore[misc]
         source.execute("INSERT INTO t VALUES (9)")
         until(lambda: rows(source).height == 4)
     notes = [step.message for step in steps if step.message]
@@ -224,7 +230,7 @@ def test_retries_are_counted_from_zero_after_a_batch(source: Source) -> None:
 
 
 def test_a_silent_server_is_disconnected(source: Source, server: Server) -> None:
-    """A connection over which nothing comes any more is made again, though nobody closed it."""
+    """The stream connects again if the server sends nothing, although the connection is open."""
     source.execute(TABLE)
     ((database,),) = source.execute("SELECT current_database()")
     source.execute(f"ALTER DATABASE {database} SET wal_sender_timeout = '500ms'")
@@ -242,7 +248,7 @@ def test_a_silent_server_is_disconnected(source: Source, server: Server) -> None
 
 
 def test_a_full_lake_is_retried(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No table is given up because nothing can be written for a while."""
+    """No table fails because the lake cannot be written for a while."""
     resource = pytest.importorskip("resource")
     monkeypatch.setattr(session, "_LONGEST_PAUSE", 0.2)
     source.execute(TABLE)
@@ -252,7 +258,7 @@ def test_a_full_lake_is_retried(source: Source, monkeypatch: pytest.MonkeyPatch)
         until(lambda: steps)
         resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, hard))
         try:
-            # What the stream records still has room.
+            # The stream's checkpoints are small enough to be written.
             source.execute("INSERT INTO t SELECT g, md5(g::text) FROM generate_series(1, 9999) g")
             until(lambda: any("no space left" in step.message for step in steps))
         finally:
@@ -261,11 +267,11 @@ def test_a_full_lake_is_retried(source: Source, monkeypatch: pytest.MonkeyPatch)
     proven(source, given)
 
 
-@pytest.mark.parametrize("met", ["by a batch", "on a line of its own"])
+@pytest.mark.parametrize("where", ["in a batch", "after a reconnect"])
 def test_an_unreachable_lake_is_retried(
-    source: Source, monkeypatch: pytest.MonkeyPatch, met: str
+    source: Source, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    """Whether its folder is gone or, once unmounted, empty: nothing is made in its place."""
+    """Whether its folder does not exist or is empty, as if unmounted: nothing is created in it."""
     monkeypatch.setattr(session, "_LONGEST_PAUSE", 0.2)
     monkeypatch.setattr(stream, "_LONGEST_PAUSE", 0.2)
     source.execute(TABLE)
@@ -273,14 +279,14 @@ def test_an_unreachable_lake_is_retried(
     with streaming(given) as steps:
         until(lambda: steps)
         source.lake.rename(away)
-        if met == "by a batch":
+        if where == "in a batch":
             source.execute("INSERT INTO t VALUES (1)")
         else:
             source.lake.mkdir()
             cut(source)
         until(lambda: any("is gone" in step.message for step in steps), told=lambda: steps)
         assert not list(source.lake.rglob("*"))
-        if met != "by a batch":
+        if where != "in a batch":
             source.lake.rmdir()
             source.execute("INSERT INTO t VALUES (1)")
         away.rename(source.lake)
@@ -291,9 +297,9 @@ def test_an_unreachable_lake_is_retried(
 def test_a_removed_bronze_table_fails_alone(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is not taken for a new one, on another line neither; once it is back, it follows again."""
-    monkeypatch.setattr(session, "_FIRST_REST", 0.3)
-    monkeypatch.setattr(session, "_LONGEST_REST", 0.3)
+    """It is not considered new, also after a reconnect. Once it is put back, it follows again."""
+    monkeypatch.setattr(resync, "_FIRST_PAUSE", 0.3)
+    monkeypatch.setattr(resync, "_LONGEST_PAUSE", 0.3)
     source.execute(TABLE)
     source.execute("CREATE TABLE u (id int PRIMARY KEY)")
     both = {"t": {"pattern": "streaming"}, "u": {"pattern": "streaming"}}
@@ -302,12 +308,12 @@ def test_a_removed_bronze_table_fails_alone(
         until(lambda: steps)
         source.table("t").rename(away)
         source.execute("INSERT INTO t VALUES (1)")
-        until(lambda: any("bz_t was there and is gone" in step.message for step in steps))
+        until(lambda: any("bz_t does not exist any more" in step.message for step in steps))
         source.execute("INSERT INTO u VALUES (1)")
         until(lambda: rows(source, "u").height == 1)
         cut(source)
-        told = len(steps)
-        until(lambda: any("tried again" in step.message for step in steps[told:]))
+        before = len(steps)
+        until(lambda: any("tried again" in step.message for step in steps[before:]))
         assert not source.table("t").exists()
         away.rename(source.table("t"))
         until(lambda: any("t is followed again" in step.message for step in steps))
@@ -317,8 +323,8 @@ def test_a_removed_bronze_table_fails_alone(
 
 
 def test_a_failed_table_is_retried(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Now and then, and at growing intervals: then it is compared, and what comes later follows."""
-    monkeypatch.setattr(session, "_FIRST_REST", 0.1)
+    """At growing intervals, by a resync; then it follows."""
+    monkeypatch.setattr(resync, "_FIRST_PAUSE", 0.1)
     source.execute(TABLE)
     source.execute("CREATE TABLE u (id int)")
     both = {"t": {"pattern": "streaming"}, "u": {"pattern": "streaming"}}
@@ -343,8 +349,8 @@ def test_a_failed_table_is_retried(source: Source, monkeypatch: pytest.MonkeyPat
 def test_a_change_larger_than_the_memory_resyncs_its_table(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A change that does not fit into the memory is not taken in, and said: the table is compared,
-    so that it lands if it can be read by itself; else this table alone fails, the others go on.
+    """A change that does not fit into the memory is reported, and its table is resynced. If the row
+    does not fit either, this table alone fails; the others follow.
     """
     monkeypatch.setattr(budget, "COPIES", 10**6)
     monkeypatch.setattr(budget, "_LEAST_CHANGE", 2**20)
@@ -393,7 +399,7 @@ def config_file(source: Source, tmp_path: Path) -> Path:
 
 
 def test_sigterm_ends_the_stream_after_its_batch(source: Source, tmp_path: Path) -> None:
-    """The command ends well, and what it has landed is recorded."""
+    """The command ends with exit code 0, after a checkpoint of what it has applied."""
     source.execute(TABLE)
     path = config_file(source, tmp_path)
     process = subprocess.Popen(
@@ -413,8 +419,8 @@ def test_sigterm_ends_the_stream_after_its_batch(source: Source, tmp_path: Path)
 
 @pytest.mark.soak
 def test_a_killed_stream_applies_nothing_twice(source: Source, tmp_path: Path) -> None:
-    """What was landed and not recorded, or recorded and not confirmed, is sent again, and left out
-    by each table.
+    """The server sends again what was applied without a checkpoint, or not confirmed; each table
+    leaves it out.
     """
     source.execute(TABLE)
     source.execute("INSERT INTO t SELECT g, 'v' FROM generate_series(1, 50) g")

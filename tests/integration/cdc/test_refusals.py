@@ -1,4 +1,4 @@
-"""What cannot be streamed is refused, alone and with a sentence."""
+"""Tables that cannot be streamed: they alone are refused, with a sentence and a hint."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from bronze.api import check
-from bronze.cdc import session, stream
+from bronze.cdc import resync, session, stream
 from bronze.demo.server import Server
 from bronze.errors import ConfigError, SourceRefused, TableRefused
 from bronze.ingest import pipeline
@@ -30,14 +30,14 @@ from tests.support.streams import (
 
 @dataclass(frozen=True)
 class Trouble:
-    """Tables of which some cannot be followed: what the first stream said, and the second."""
+    """The results of two streams of tables of which some cannot be followed."""
 
     source: Source
     first: StreamResult
     second: StreamResult
 
     def error(self, result: StreamResult, name: str) -> Failure:
-        """Why a table did not follow."""
+        """The error of a table."""
         (error,) = [table.error for table in result.tables if table.table == f"public.{name}"]
         assert error is not None
         return error
@@ -45,7 +45,7 @@ class Trouble:
 
 @pytest.fixture(scope="module")
 def trouble(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trouble]:
-    """A good table beside two that cannot be told by their rows, one retyped and one dropped."""
+    """A good table, two whose rows cannot be identified, a retyped one and a dropped one."""
     with database(server, tmp_path_factory.mktemp("trouble") / "lake") as source:
         source.execute(
             "CREATE TABLE good (id int PRIMARY KEY);"
@@ -69,7 +69,7 @@ def trouble(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 def test_a_table_without_replica_identity_is_refused(trouble: Trouble) -> None:
-    """REPLICA IDENTITY NOTHING, and a table without a key, are refused with the mend; others go."""
+    """REPLICA IDENTITY NOTHING, and a table without a key, are refused with SQL that helps."""
     failed = {table.table for table in trouble.first.tables if table.error}
     assert failed == {"public.none", "public.bare"}
     hint = trouble.error(trouble.first, "none").hint
@@ -79,7 +79,7 @@ def test_a_table_without_replica_identity_is_refused(trouble: Trouble) -> None:
 
 
 def test_an_incompatible_type_change_stops_its_table_alone(trouble: Trouble) -> None:
-    """The table stays as it was, the others go on, and the error says what to do."""
+    """Its Bronze table stays as it was, the others follow, and the error says what to do."""
     assert "rename" in trouble.error(trouble.second, "retyped").hint
     assert rows(trouble.source, "retyped")["v"].to_list() == ["5"]
     (good,) = [table for table in trouble.second.tables if table.table == "public.good"]
@@ -87,14 +87,14 @@ def test_an_incompatible_type_change_stops_its_table_alone(trouble: Trouble) -> 
 
 
 def test_a_dropped_table_keeps_its_bronze_table(trouble: Trouble) -> None:
-    """The others go on, it is no error, and its Bronze table stays."""
+    """That is no error, its Bronze table stays, and the others follow."""
     assert "public.dropped" not in {t.table for t in trouble.second.tables if t.error}
     assert rows(trouble.source, "dropped").height == 1
     assert rows(trouble.source, "good").height == 2
 
 
 def test_a_second_copy_is_refused(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two streams would take turns with one slot."""
+    """Two streams cannot use one slot."""
     monkeypatch.setattr(stream, "_LEAVING", 0.2)
     source.execute(TABLE)
     given = settings(source)
@@ -108,10 +108,10 @@ def test_a_second_copy_is_refused(source: Source, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_key_shared_by_rows_is_refused(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the config's key is not unique any more the table is left as it was, and that is said;
-    it follows again once the key is unique.
+    """If the config's key is not unique any more, the Bronze table stays as it was, and that is
+    reported. The table follows again once the key is unique.
     """
-    monkeypatch.setattr(session, "_FIRST_REST", 0.5)
+    monkeypatch.setattr(resync, "_FIRST_PAUSE", 0.5)
     source.execute("CREATE TABLE t (id int, v text); ALTER TABLE t REPLICA IDENTITY FULL")
     source.execute("INSERT INTO t VALUES (1, 'a'), (2, 'b')")
     given = settings(source, LOOSE)
@@ -136,10 +136,10 @@ def test_a_key_shared_by_rows_is_refused(source: Source, monkeypatch: pytest.Mon
 def test_a_key_without_its_constraint_is_resynced(
     source: Source, monkeypatch: pytest.MonkeyPatch, running: bool
 ) -> None:
-    """The stream does not tell: the table is compared as soon as that is seen, be it by the next
-    stream.
+    """The stream does not report it: the table is resynced when the catalog is checked, at the
+    latest by the next stream.
     """
-    monkeypatch.setattr(session, "_LOOK_EVERY", 0.2 if running else 60.0)
+    monkeypatch.setattr(session, "_CATALOG_INTERVAL", 0.2 if running else 60.0)
     source.execute("CREATE TABLE t (k int PRIMARY KEY, id int NOT NULL UNIQUE)")
     source.execute("ALTER TABLE t REPLICA IDENTITY FULL")
     source.execute("INSERT INTO t SELECT g, g FROM generate_series(1, 20) g")
@@ -162,8 +162,8 @@ def test_a_key_without_its_constraint_is_resynced(
 def test_a_partition_with_another_replica_identity_is_resynced(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where rows may share a key and not all old rows come whole, the table is refused."""
-    monkeypatch.setattr(session, "_LOOK_EVERY", 0.2)
+    """If rows may share a key and not all old rows are sent in full, the table is refused."""
+    monkeypatch.setattr(session, "_CATALOG_INTERVAL", 0.2)
     source.execute(
         "CREATE TABLE t (id int, d int) PARTITION BY LIST (d);"
         "CREATE TABLE t_1 PARTITION OF t FOR VALUES IN (1);"
@@ -178,7 +178,7 @@ def test_a_partition_with_another_replica_identity_is_resynced(
 
 
 def test_missing_privileges_are_reported_with_their_grants(source: Source) -> None:
-    """Without the right to replicate nothing begins, and the DBA gets the SQL."""
+    """Without the privilege REPLICATION nothing is created, and the hint has the SQL for it."""
     source.execute(TABLE)
     source.execute("CREATE ROLE reader LOGIN")
     source.execute("GRANT SELECT ON t TO reader")
@@ -197,14 +197,14 @@ def test_missing_privileges_are_reported_with_their_grants(source: Source) -> No
 
 
 def test_the_config_decides_what_is_streamed(source: Source) -> None:
-    """A run leaves streamed tables alone, and a stream all others; each says so where asked."""
+    """A run loads no streamed table, and a stream no other; an error says so if one is named."""
     source.execute(TABLE)
     source.execute("CREATE TABLE u (id int PRIMARY KEY)")
     given = settings(source)
     assert [table.table for table in pipeline.run(given).tables] == ["public.u"]
     with pytest.raises(ConfigError, match=r"does not load .*public\.t"):
         pipeline.run(given, ["t"])
-    with pytest.raises(ConfigError, match=r"public\.u streamed"):
+    with pytest.raises(ConfigError, match=r"does not stream public\.u"):
         stream.stream(given, ["u"], until_caught_up=True)
     with pytest.raises(ConfigError, match="any table"):
         stream.stream(source.settings(), until_caught_up=True)
@@ -214,7 +214,7 @@ def test_the_config_decides_what_is_streamed(source: Source) -> None:
 
 
 def test_check_reports_what_prevents_streaming(source: Source) -> None:
-    """The same sentences as the stream's, before it begins."""
+    """With the sentences of the stream, before it begins."""
     source.execute(TABLE)
     assert check.check(settings(source)).problems == ()
     source.execute("ALTER TABLE t REPLICA IDENTITY NOTHING")
@@ -224,7 +224,7 @@ def test_check_reports_what_prevents_streaming(source: Source) -> None:
 
 
 def test_all_tables_refused_is_an_error(source: Source) -> None:
-    """Where no table can be streamed, the first reason is the error."""
+    """If no table can be streamed, the error is the first table's."""
     source.execute(TABLE)
     source.execute("ALTER TABLE t REPLICA IDENTITY NOTHING")
     with pytest.raises(TableRefused, match="t"):

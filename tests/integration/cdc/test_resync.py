@@ -1,4 +1,4 @@
-"""Tables that have to be compared again wait for a slot, and nothing else waits with them."""
+"""Resyncs: tables that have to be compared again wait for a slot, and the others follow."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FOREIGN = "SELECT pid, backend_xid FROM pg_stat_activity WHERE application_name 
 
 @contextmanager
 def open_elsewhere(server: Server) -> Iterator[psycopg.Connection[Any]]:
-    """Somebody is idle in a transaction that has written, in another database."""
+    """A session of another database is idle in a transaction that has written."""
     dsn = server.dsn("postgres")
     with psycopg.connect(dsn, application_name="a long report") as other:
         other.execute("SELECT pg_current_xact_id()")
@@ -45,7 +45,7 @@ def open_elsewhere(server: Server) -> Iterator[psycopg.Connection[Any]]:
 
 @contextmanager
 def prepared(source: Source) -> Iterator[None]:
-    """There is a prepared transaction, if nobody ends it."""
+    """A prepared transaction, until it is ended."""
     with psycopg.connect(source.dsn) as preparing:
         preparing.execute("SELECT pg_current_xact_id()")
         preparing.execute("PREPARE TRANSACTION 'it''s mine'")
@@ -57,7 +57,7 @@ def prepared(source: Source) -> Iterator[None]:
 
 
 def both(source: Source) -> Settings:
-    """Two tables that have been streamed."""
+    """Two tables that were streamed."""
     for name in ("t", "u"):
         source.execute(f"CREATE TABLE {name} (id int PRIMARY KEY, v text, a int, b int)")
         source.execute(f"INSERT INTO {name} VALUES (1, 'a', 1, 2), (2, 'b', 3, 4)")
@@ -66,7 +66,7 @@ def both(source: Source) -> Settings:
     return given
 
 
-def beside(source: Source) -> list[tuple[Any, ...]]:
+def temporary_slots(source: Source) -> list[tuple[Any, ...]]:
     """The temporary slots of the database."""
     return source.execute(
         "SELECT slot_name, active_pid, confirmed_flush_lsn FROM pg_replication_slots"
@@ -75,12 +75,12 @@ def beside(source: Source) -> list[tuple[Any, ...]]:
 
 
 def said(steps: list[StreamEvent], *words: str) -> bool:
-    """Whether a note has all these words."""
+    """Whether a message has all these words."""
     return any(all(word in step.message for word in words) for step in steps)
 
 
-def recorded(source: Source) -> dict[str, int | None]:
-    """The versions of the last record."""
+def checkpoint_versions(source: Source) -> dict[str, int | None]:
+    """The versions of the last checkpoint."""
     found = pl.read_delta(str(source.lake / "governance" / "streams")).sort("recorded_timestamp")
     return dict(json.loads(found["tables"][-1]))
 
@@ -88,11 +88,11 @@ def recorded(source: Source) -> dict[str, int | None]:
 def test_other_tables_go_on_while_one_waits(
     source: Source, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A transaction in another database, and a prepared one, keep a table that got a column
-    waiting: it is said whose they are, the other table follows, and DDL on both is free.
+    """A table with a new column waits for a transaction in another database, and for a prepared
+    one: a notice describes them, the other table follows, and both tables can be altered.
     """
-    monkeypatch.setattr(new_slot, "_LONG", 0.4)
-    monkeypatch.setattr(new_slot, "_LOOK_EVERY", 0.1)
+    monkeypatch.setattr(new_slot, "_NOTICE_AFTER", 0.4)
+    monkeypatch.setattr(new_slot, "_CHECK_INTERVAL", 0.1)
     given = both(source)
     with open_elsewhere(server) as other, prepared(source), streaming(given) as steps:
         until(lambda: steps)
@@ -111,8 +111,11 @@ def test_other_tables_go_on_while_one_waits(
             source.execute(f"UPDATE t SET v = 'e{number}' WHERE id = 1")
             until(lambda n=number: n in rows(source, "u")["id"])  # type: ignore[misc]
         assert rows(source)["id"].to_list() == [1, 2]
-        until(lambda: recorded(source)["bronze.bz_u"], told=lambda: recorded(source))
-        assert recorded(source)["bronze.bz_t"] is None
+        until(
+            lambda: checkpoint_versions(source)["bronze.bz_u"],
+            told=lambda: checkpoint_versions(source),
+        )
+        assert checkpoint_versions(source)["bronze.bz_t"] is None
         for name in ("t", "u"):
             source.execute(f"SET lock_timeout = 500; ALTER TABLE {name} ADD x{name} int")
         source.execute("INSERT INTO u VALUES (20, 'e')")
@@ -123,14 +126,14 @@ def test_other_tables_go_on_while_one_waits(
         source.execute("INSERT INTO t VALUES (4, 'd')")
         until(lambda: rows(source).height == 4)
         until(lambda: "xu" in rows(source, "u").columns)
-        until(lambda: not beside(source))
+        until(lambda: not temporary_slots(source))
         assert sum("waits" in step.message for step in steps) <= 2
     proven(source, given, "t", "u")
 
 
-def test_a_stop_while_a_table_waits(source: Source, server: Server) -> None:
-    """It ends at once, leaves no slot, and the next stream compares the table, as what was left
-    out of it is not sent again.
+def test_a_stream_stops_while_a_table_waits(source: Source, server: Server) -> None:
+    """It ends at once and leaves no slot. The next stream resyncs the table, as its changes that
+    were left out are not sent again.
     """
     given = both(source)
     with open_elsewhere(server):
@@ -138,26 +141,26 @@ def test_a_stop_while_a_table_waits(source: Source, server: Server) -> None:
             until(lambda: steps)
             source.execute("ALTER TABLE t ADD w int; INSERT INTO t VALUES (3, 'c')")
             source.execute("ALTER TABLE t DROP w")
-            until(lambda: beside(source))
+            until(lambda: temporary_slots(source))
             source.execute("INSERT INTO t VALUES (4, 'd'); INSERT INTO u VALUES (4, 'd')")
             until(lambda: 4 in rows(source, "u")["id"])
             began = time.monotonic()
         assert time.monotonic() - began < 3
-        until(lambda: not beside(source))
+        until(lambda: not temporary_slots(source))
     notes: list[str] = []
     caught_up(given, notes)
     assert any("public.t: resyncing" in note for note in notes)
     proven(source, given, "t", "u")
 
 
-def test_tables_that_are_new_at_the_start_come_later(
+def test_new_tables_wait_while_the_others_follow(
     source: Source, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those that have followed follow at once; a stream until it has caught up waits for all of
-    them, says so, and can be stopped.
+    """At the start of a stream, the tables with positions follow at once. With --until-caught-up
+    the stream waits for all of them, says so, and can be stopped.
     """
-    monkeypatch.setattr(new_slot, "_LONG", 0.2)
-    monkeypatch.setattr(new_slot, "_LOOK_EVERY", 0.1)
+    monkeypatch.setattr(new_slot, "_NOTICE_AFTER", 0.2)
+    monkeypatch.setattr(new_slot, "_CHECK_INTERVAL", 0.1)
     both(source)
     source.execute("CREATE TABLE w (id int PRIMARY KEY)")
     source.execute("INSERT INTO w VALUES (1)")
@@ -184,22 +187,22 @@ def test_tables_that_are_new_at_the_start_come_later(
             assert not thread.is_alive()
             assert source.table("w").exists() == (how == "end")
     assert rows(source, "w").height == 1
-    assert None not in recorded(source).values()
-    assert recorded(source).keys() == {"bronze.bz_t", "bronze.bz_u", "bronze.bz_w"}
+    assert None not in checkpoint_versions(source).values()
+    assert checkpoint_versions(source).keys() == {"bronze.bz_t", "bronze.bz_u", "bronze.bz_w"}
     proven(source, given, "t", "u", "w")
 
 
 @pytest.mark.parametrize("stopped", [False, True])
-def test_what_was_left_out_after_the_slot(
+def test_changes_received_before_the_slot_was_noticed_are_applied(
     source: Source, monkeypatch: pytest.MonkeyPatch, stopped: bool
 ) -> None:
-    """Where the stream was faster than the news of the slot, what it brought after the slot's
-    position is taken from the slot; one that is stopped there compares the table again.
+    """Those after the slot's position are received again, from the slot. If the stream is stopped
+    meanwhile, the next one resyncs the table.
     """
     given = both(source)
     known, caught = threading.Event(), list[int]()
     wait, take = NewSlot.wait, Receiver.take
-    monkeypatch.setattr(resync, "_BRIEF", 0)
+    monkeypatch.setattr(resync, "_SLOT_PATIENCE", 0)
     monkeypatch.setattr(NewSlot, "wait", lambda new, s: known.is_set() and wait(new, s))
     stops: list[threading.Event] = []
 
@@ -212,17 +215,17 @@ def test_what_was_left_out_after_the_slot(
         return batch
 
     monkeypatch.setattr(Receiver, "take", taking)
-    begun = session.Session.__init__
+    original = session.Session.__init__
 
-    def noting(self: session.Session, line: Any, *given: Any) -> None:
-        stops.append(line.stop)
-        begun(self, line, *given)
+    def with_stop(self: session.Session, context: Any, *given: Any) -> None:
+        stops.append(context.stop)
+        original(self, context, *given)
 
-    monkeypatch.setattr(session.Session, "__init__", noting)
+    monkeypatch.setattr(session.Session, "__init__", with_stop)
     with streaming(given) as steps:
         until(lambda: steps)
         source.execute("ALTER TABLE t ADD w int; INSERT INTO t VALUES (3, 'c')")
-        until(lambda: any(row[2] for row in beside(source)))
+        until(lambda: any(row[2] for row in temporary_slots(source)))
         for number in range(4, 8):
             source.execute(
                 f"INSERT INTO t VALUES ({number}, 'd'); UPDATE t SET a = {number} WHERE id = 1;"
@@ -234,16 +237,16 @@ def test_what_was_left_out_after_the_slot(
         until(lambda: caught)
         if not stopped:
             until(lambda: sorted(rows(source)["id"]) == [1, 6, 7], told=lambda: rows(source))
-            assert differs(source, given)
+            assert is_proven(source, given)
             source.execute("INSERT INTO t VALUES (9, 'z')")
             until(lambda: 9 in rows(source)["id"])
-            until(lambda: not beside(source))
+            until(lambda: not temporary_slots(source))
     caught_up(given)
     proven(source, given, "t", "u")
 
 
-def differs(source: Source, given: Settings) -> bool:
-    """Whether the table is what it should be by now."""
+def is_proven(source: Source, given: Settings) -> bool:
+    """Whether the table equals the source."""
     proven(source, given, "t")
     return True
 
@@ -259,11 +262,11 @@ BETWEEN = {
 }
 
 
-def test_what_happens_between_slot_and_lock(
+def test_a_table_changed_between_slot_and_lock_is_synced_again(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A table that is truncated, altered, rewritten or made anew before it is locked is not taken
-    for what it was: it is tried again at once.
+    """A table that is truncated, altered, rewritten or recreated after its slot was created and
+    before it is locked waits for another slot at once.
     """
     given = settings(source, BOTH, retry_delay=0)
     both(source)
@@ -292,17 +295,17 @@ def test_what_happens_between_slot_and_lock(
                 told=lambda: (statement, [repr(step) for step in steps]),  # noqa: B023
             )
             assert set(left) <= set(rows(source)["id"])
-            assert differs(source, given)
+            assert is_proven(source, given)
     proven(source, given, "t", "u")
 
 
-def test_a_lock_on_one_table_stops_no_other(
+def test_a_locked_table_does_not_stop_the_others(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is said who has it, the others follow, and after lock_timeout it is tried again later."""
-    monkeypatch.setattr(new_slot, "_LONG", 0.2)
-    monkeypatch.setattr(new_slot, "_LOOK_EVERY", 0.1)
-    monkeypatch.setattr(session, "_FIRST_REST", 0.3)
+    """A notice names the session with the lock; after lock_timeout the table is retried later."""
+    monkeypatch.setattr(new_slot, "_NOTICE_AFTER", 0.2)
+    monkeypatch.setattr(new_slot, "_CHECK_INTERVAL", 0.1)
+    monkeypatch.setattr(resync, "_FIRST_PAUSE", 0.3)
     both(source)
     given = source.settings(tables=BOTH, stream={"interval": 0}, source={"lock_timeout": 1})
     hold = snapshot.hold
@@ -327,13 +330,13 @@ def test_a_lock_on_one_table_stops_no_other(
     proven(source, given, "t", "u")
 
 
-def test_who_waits_to_change_a_table_that_is_compared_is_let_through(
+def test_a_resync_gives_way_to_a_session_that_alters_the_table(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An ALTER waits for the comparison's lock, and whoever wants to read the table waits behind
-    the ALTER: the comparison gives way and comes again, and the stream goes on all the time.
+    """The ALTER waits for the lock of the resync, and all readers of the table wait behind it. So
+    the resync ends and is retried; the stream goes on meanwhile.
     """
-    monkeypatch.setattr(session, "_FIRST_REST", 0.3)
+    monkeypatch.setattr(resync, "_FIRST_PAUSE", 0.3)
     given = both(source)
     hold, altering = snapshot.hold, list[threading.Thread]()
     waiting = "SELECT 1 FROM pg_locks WHERE NOT granted AND relation = 't'::regclass"
@@ -360,41 +363,41 @@ def test_who_waits_to_change_a_table_that_is_compared_is_let_through(
     proven(source, given, "t", "u")
 
 
-def test_a_slot_that_cannot_be_made_stops_no_other(
+def test_a_slot_that_cannot_be_created_does_not_stop_the_others(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the server has none left, the table is tried again, and the others follow."""
-    monkeypatch.setattr(session, "_FIRST_REST", 0.3)
+    """If the server refuses the slot, the table is retried, and the others follow."""
+    monkeypatch.setattr(resync, "_FIRST_PAUSE", 0.3)
     given = both(source)
-    making = slot._create_statement
+    original = slot._create_statement
     with streaming(given) as steps:
         until(lambda: steps)
         monkeypatch.setattr(
-            slot, "_create_statement", lambda name, *rest: making("Not A Name!", *rest)
+            slot, "_create_statement", lambda name, *rest: original("Not A Name!", *rest)
         )
         source.execute("ALTER TABLE t ADD w int; INSERT INTO t VALUES (3, 'c')")
         until(lambda: said(steps, "public.t is not followed", "name of a slot"))
         source.execute("INSERT INTO u VALUES (3, 'c')")
         until(lambda: 3 in rows(source, "u")["id"])
-        monkeypatch.setattr(slot, "_create_statement", making)
+        monkeypatch.setattr(slot, "_create_statement", original)
         until(lambda: said(steps, "public.t is followed again"), told=lambda: steps)
     proven(source, given, "t", "u")
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("first", [True, False])
-def test_killed_while_a_slot_waits(
+def test_a_stream_killed_while_its_slot_waits(
     source: Source, server: Server, tmp_path: Path, first: bool
 ) -> None:
-    """The server goes on making the slot of a process that is gone: the next stream ends that, and
-    is not taken for it.
+    """The server goes on creating the slot of a killed process: the next stream ends that session
+    and creates its own slot.
     """
     source.execute("CREATE TABLE t (id int PRIMARY KEY, v text)")
     source.execute("INSERT INTO t VALUES (1, 'a')")
     path, given = config_file(source, tmp_path), settings(source)
     if not first:
         caught_up(given)
-    making = (
+    being_created = (
         "SELECT active_pid FROM pg_replication_slots WHERE database = current_database()"
         f" AND confirmed_flush_lsn IS NULL AND temporary = {not first}"
     )
@@ -408,24 +411,24 @@ def test_killed_while_a_slot_waits(
                     with suppress(psycopg.errors.DuplicateColumn):
                         source.execute("ALTER TABLE t ADD w int")
                     source.execute("INSERT INTO t SELECT max(id) + 1, 'b' FROM t")
-                until(lambda: source.execute(making))
-                ((pid,),) = source.execute(making)
+                until(lambda: source.execute(being_created))
+                ((pid,),) = source.execute(being_created)
                 process.send_signal(signal.SIGKILL)
             time.sleep(0.2)
-            assert source.execute(making) == [(pid,)]
+            assert source.execute(being_created) == [(pid,)]
         with streaming(given) as steps:
-            until(lambda: source.execute(making) not in ([], [(pid,)]))
-            assert len(source.execute(making)) == 1
+            until(lambda: source.execute(being_created) not in ([], [(pid,)]))
+            assert len(source.execute(being_created)) == 1
             other.rollback()
-            until(lambda: source.table("t").exists() and differs_not(given), told=lambda: steps)
+            until(lambda: source.table("t").exists() and equals_source(given), told=lambda: steps)
             source.execute("INSERT INTO t (id) VALUES (100)")
             until(lambda: 100 in rows(source)["id"])
-            until(lambda: not beside(source))
+            until(lambda: not temporary_slots(source))
     caught_up(given)
     proven(source, given, "t")
 
 
-def differs_not(given: Settings) -> bool:
+def equals_source(given: Settings) -> bool:
     """Whether the tables equal the source."""
     from tests.support.content import differences
 
@@ -434,7 +437,7 @@ def differs_not(given: Settings) -> bool:
 
 @pytest.mark.soak
 def test_sigterm_while_the_first_slot_waits(source: Source, server: Server, tmp_path: Path) -> None:
-    """The command says whom it waits for, and ends at once, with nothing left at the source."""
+    """The command says what it waits for, ends at once, and leaves no slot at the source."""
     source.execute("CREATE TABLE t (id int PRIMARY KEY)")
     path = config_file(source, tmp_path)
     with open_elsewhere(server) as other:
@@ -454,11 +457,13 @@ def test_sigterm_while_the_first_slot_waits(source: Source, server: Server, tmp_
         until(lambda: not source.execute(query))
 
 
-# Whom it waits for
+# What a slot waits for
 
 
-def test_what_a_role_is_shown_of_others(source: Source, server: Server) -> None:
-    """Without pg_read_all_stats pid, database, user and application; what is hidden is said."""
+def test_the_notice_names_what_the_role_may_see_of_other_sessions(
+    source: Source, server: Server
+) -> None:
+    """Without pg_read_all_stats: pid, database, user and application, and which grant helps."""
     name = psycopg.conninfo.conninfo_to_dict(source.dsn)["dbname"]
     role = f"{name}_role"
     source.execute(f"CREATE ROLE {role} LOGIN")
@@ -469,11 +474,11 @@ def test_what_a_role_is_shown_of_others(source: Source, server: Server) -> None:
         ):
             found = {one.pid: one for one in slot_waits.open_transactions(mine)}
             one = found[other.info.backend_pid]
-            told = slot_waits.describe_transactions([one])
-            assert told.startswith(
+            text = slot_waits.describe_transactions([one])
+            assert text.startswith(
                 f"pid {one.pid} (database postgres, user postgres, application a long report)."
             )
-            assert "GRANT pg_read_all_stats" in told
+            assert "GRANT pg_read_all_stats" in text
             with psycopg.connect(source.dsn) as seeing:
                 seen = {one.pid: one for one in slot_waits.open_transactions(seeing)}[one.pid]
             assert "idle in transaction, since" in str(seen)

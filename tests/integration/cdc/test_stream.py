@@ -1,4 +1,4 @@
-"""Streaming: what the source does is what the tables show, whatever it is and whatever happens."""
+"""A stream: the tables show what the source has, with the metadata and checkpoints that belong."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.support.streams import (
 def test_a_large_altered_table_is_resynced_in_splits(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is read in the snapshot of a slot, in parts: it need not fit into memory at once."""
+    """It is read in the snapshot of a slot: it does not need to fit into the memory."""
     source.execute(TABLE)
     source.execute("INSERT INTO t SELECT g, 'v' FROM generate_series(1, 100) g; ANALYZE t")
     given = settings(source)
@@ -44,7 +44,7 @@ def test_a_large_altered_table_is_resynced_in_splits(
 
 
 def test_rows_have_ingestion_method_and_commit_time(source: Source) -> None:
-    """Rows of the stream have its method, and the time of their commit in the source."""
+    """Streamed rows have the method "streaming", and the time of their commit in the source."""
     source.execute(TABLE)
     source.execute("INSERT INTO t VALUES (1, 'copied')")
     given = settings(source)
@@ -60,7 +60,7 @@ def test_rows_have_ingestion_method_and_commit_time(source: Source) -> None:
 
 
 def test_no_change_makes_no_commit(source: Source) -> None:
-    """A table that did not change gets no new version; what concerns others moves the slot on."""
+    """A table without changes gets no new version; changes of other tables advance the slot."""
     source.execute(TABLE)
     source.execute("INSERT INTO t VALUES (1)")
     source.execute("CREATE TABLE other (id int)")
@@ -79,7 +79,7 @@ def test_no_change_makes_no_commit(source: Source) -> None:
         )
         return bool(result.position <= confirmed + 1 <= now + 1)
 
-    # The server may hear of it a moment after the stream has gone.
+    # The server may process the confirmation a moment after the stream has ended.
     until(is_confirmed)
     assert [t.inserted for t in caught_up(given).tables] == []
     proven(source, given)
@@ -87,7 +87,7 @@ def test_no_change_makes_no_commit(source: Source) -> None:
 
 @pytest.mark.soak
 def test_a_transaction_larger_than_memory(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is put aside in files, and lands whole."""
+    """It is spooled to a file, and applied as a whole."""
     monkeypatch.setattr(session, "_SHARE", 10**6)
     monkeypatch.setattr(session, "_LEAST_BATCH", 2**16)
     monkeypatch.setattr("bronze.postgres.replication.receiver._PIECE", 2**15)
@@ -107,8 +107,8 @@ def test_a_transaction_larger_than_memory(source: Source, monkeypatch: pytest.Mo
     proven(source, given)
 
 
-def test_changes_land_while_it_runs(source: Source) -> None:
-    """A stream that goes on lands each change within moments."""
+def test_changes_are_applied_while_it_runs(source: Source) -> None:
+    """A running stream applies each change within moments."""
     source.execute(TABLE)
     given = settings(source)
     with streaming(given) as steps:
@@ -121,7 +121,7 @@ def test_changes_land_while_it_runs(source: Source) -> None:
 
 
 def test_checkpoints_map_a_position_to_versions(source: Source) -> None:
-    """Read at the versions of one record, two tables show one moment."""
+    """At the versions of one checkpoint, two tables show the same moment."""
     source.execute(TABLE)
     source.execute("CREATE TABLE u (id int PRIMARY KEY, n int)")
     given = settings(source, {"t": {"pattern": "streaming"}, "u": {"pattern": "streaming"}})
@@ -145,7 +145,7 @@ def test_checkpoints_map_a_position_to_versions(source: Source) -> None:
 
 
 def test_an_idle_slot_is_advanced(source: Source) -> None:
-    """What others do in the database is not kept for a stream whose tables rest."""
+    """The server does not keep the log of other tables' changes for a stream without changes."""
     source.execute(TABLE)
     source.execute("CREATE TABLE other (id int)")
     given = source.settings(tables=STREAMED, stream={"interval": 0, "heartbeat": 0})
@@ -164,8 +164,8 @@ def test_an_idle_slot_is_advanced(source: Source) -> None:
 def test_retained_log_beyond_the_budget_is_reported(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A slot that makes the server keep more than the budget is told of, long before it is lost."""
-    monkeypatch.setattr(session, "_GUARD_EVERY", 0.0)
+    """A slot that makes the server keep more log than the budget is reported before it is lost."""
+    monkeypatch.setattr(session, "_SLOT_INTERVAL", 0.0)
     source.execute(TABLE)
     given = source.settings(tables=STREAMED, stream={"interval": 0, "wal_budget": "1KB"})
     with streaming(given) as steps:
@@ -175,7 +175,7 @@ def test_retained_log_beyond_the_budget_is_reported(
 
 
 def test_drop_removes_slot_and_publication(source: Source) -> None:
-    """Slot and publication go, the tables stay, and dropping twice is no error."""
+    """Slot and publication are dropped, the tables stay, and dropping twice is no error."""
     source.execute(TABLE)
     source.execute("INSERT INTO t VALUES (1)")
     given = settings(source)
@@ -190,7 +190,7 @@ def test_drop_removes_slot_and_publication(source: Source) -> None:
 
 
 def test_help_lists_the_options() -> None:
-    """The command tells of its options."""
-    told = CliRunner().invoke(app, ["stream", "--help"]).stdout
-    assert "--until-caught-up" in told
-    assert "--drop" in told
+    """The help of the command names its options."""
+    text = CliRunner().invoke(app, ["stream", "--help"]).stdout
+    assert "--until-caught-up" in text
+    assert "--drop" in text

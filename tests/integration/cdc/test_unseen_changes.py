@@ -1,4 +1,4 @@
-"""What changes a table's rows without a row that tells of it: it is noticed, and answered."""
+"""Changes of a table that the stream does not send: its rows are compared, or it is refused."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from bronze.cdc import apply, new_slot, session, stream, table_sync
+from bronze.cdc import apply, new_slot, resync, session, stream
 from bronze.errors import TableRefused
 from bronze.ingest import pipeline
 from bronze.model.events import BatchApplied, CheckpointMade
@@ -32,24 +32,24 @@ from tests.support.streams import (
 
 @pytest.fixture
 def watchful(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stream looks at the catalog all the time, and tries again at once what has failed."""
-    monkeypatch.setattr(session, "_LOOK_EVERY", 0.1)
-    monkeypatch.setattr(session, "_FIRST_REST", 0.2)
+    """A stream checks the catalog all the time, and retries a failed table at once."""
+    monkeypatch.setattr(session, "_CATALOG_INTERVAL", 0.1)
+    monkeypatch.setattr(resync, "_FIRST_PAUSE", 0.2)
 
 
 @dataclass(frozen=True)
 class Change:
-    """Of a table ``{t}`` what makes it, with its rows; and what changes it without a row, which
-    may need a ``feature`` that older servers lack.
+    """SQL that creates a table ``{t}`` with rows, and SQL that changes it without a row in the
+    stream. The latter may need a ``feature`` that older servers lack.
     """
 
-    made: str
+    create: str
     change: str
     own: Mapping[str, Any] = field(default_factory=dict)
     feature: str = ""
 
 
-# --- what the stream does not tell, or only with the next row -----------------------------------
+# --- changes that the stream does not send, or only with the next row ---------------------------
 
 PLAIN = "CREATE TABLE {t} (id int PRIMARY KEY, v int); INSERT INTO {t} VALUES (1, 1), (2, 2)"
 KEYED = (
@@ -79,10 +79,10 @@ PARTED = (
     "CREATE TABLE {t}_2 (LIKE {t} INCLUDING ALL);"
     "INSERT INTO {t} VALUES (1, 1); INSERT INTO {t}_2 VALUES (11, 11)"
 )
-UNTOLD = {
+UNSEEN = {
     "retyped": Change(PLAIN, "ALTER TABLE {t} ALTER v TYPE int USING v * 100"),
     "expression": Change(
-        # Before it no stream has the column, and no Bronze table that is streamed.
+        # Older servers do not stream the column.
         STORED,
         "ALTER TABLE {t} ALTER w SET EXPRESSION AS (v * 3)",
         feature="generated columns in publications",
@@ -96,7 +96,9 @@ UNTOLD = {
     "column added": Change(PLAIN, "ALTER TABLE {t} ADD w int DEFAULT 7"),
     "column renamed": Change(PLAIN, "ALTER TABLE {t} RENAME v TO w"),
     "case of a name": Change(PLAIN, 'ALTER TABLE {t} RENAME v TO "V"'),
-    "column anew": Change(PLAIN, "ALTER TABLE {t} DROP v; ALTER TABLE {t} ADD v int DEFAULT 9"),
+    "column recreated": Change(
+        PLAIN, "ALTER TABLE {t} DROP v; ALTER TABLE {t} ADD v int DEFAULT 9"
+    ),
     "key grown": Change(
         KEYED,
         "ALTER TABLE {t} DROP CONSTRAINT {t}_pkey, ADD PRIMARY KEY (id, u);"
@@ -119,10 +121,12 @@ UNTOLD = {
 
 
 def each(changes: Mapping[str, Change]) -> dict[str, Change]:
-    """The changes that the server knows, with the names of their tables in their places."""
+    """The changes that the server knows, by the names of their tables."""
     return {
         f"t_{number}": replace(
-            one, made=one.made.format(t=f"t_{number}"), change=one.change.format(t=f"t_{number}")
+            one,
+            create=one.create.format(t=f"t_{number}"),
+            change=one.change.format(t=f"t_{number}"),
         )
         for number, one in enumerate(changes.values())
         if not one.feature or has(one.feature)
@@ -131,11 +135,11 @@ def each(changes: Mapping[str, Change]) -> dict[str, Change]:
 
 @pytest.mark.usefixtures("watchful")
 @pytest.mark.parametrize("running", [True, False])
-def test_what_no_row_tells_of_reaches_a_stream(source: Source, running: bool) -> None:
-    """All tables equal the source within a look at the catalog, or at the next start."""
-    changes = each(UNTOLD)
+def test_unseen_changes_reach_a_stream(source: Source, running: bool) -> None:
+    """All tables equal the source after a check of the catalog, or at the next start."""
+    changes = each(UNSEEN)
     for one in changes.values():
-        source.execute(one.made)
+        source.execute(one.create)
     streamed = {name: {"pattern": "streaming"} for name in changes}
     given = source.settings(
         source={"tables": list(streamed)}, tables=streamed, stream={"interval": 0}
@@ -146,14 +150,14 @@ def test_what_no_row_tells_of_reaches_a_stream(source: Source, running: bool) ->
             for one in changes.values():
                 source.execute(one.change)
             until(lambda: differences(given) == {}, told=lambda: (differences(given), steps))
-        # It may have been stopped before it could record what it has done.
+        # It may have been stopped before its checkpoint.
         caught_up(given)
     else:
         caught_up(given)
         for one in changes.values():
             source.execute(one.change)
         caught_up(given)
-    # By another key the images of an update are those of other rows.
+    # With another key the change data feed pairs other rows.
     proven(
         source, given, *(t for t, one in changes.items() if "PRIMARY KEY (id, u)" not in one.change)
     )
@@ -164,9 +168,11 @@ def test_what_no_row_tells_of_reaches_a_stream(source: Source, running: bool) ->
 
 @pytest.mark.usefixtures("watchful")
 @pytest.mark.parametrize("running", [True, False])
-def test_changes_while_a_publication_was_another(source: Source, running: bool) -> None:
-    """The server does not send what was committed meanwhile: the tables are compared, though the
-    publication be what it was by then.
+def test_changes_while_the_publication_was_different_are_resynced(
+    source: Source, running: bool
+) -> None:
+    """The server does not send what was committed meanwhile: the tables are resynced, even if the
+    publication was changed back.
     """
     source.execute(TABLE)
     source.execute("CREATE TABLE u (id int PRIMARY KEY)")
@@ -195,7 +201,7 @@ def test_changes_while_a_publication_was_another(source: Source, running: bool) 
     caught_up(given)
     ((name,),) = source.execute("SELECT pubname FROM pg_publication")
 
-    def changed(number: int, broken: str, mended: str) -> None:
+    def change(number: int, broken: str, mended: str) -> None:
         source.execute(broken.format(p=name))
         with psycopg.connect(source.dsn) as connection:
             connection.execute("DELETE FROM t WHERE id = %s", [number - 1])
@@ -207,13 +213,13 @@ def test_changes_while_a_publication_was_another(source: Source, running: bool) 
         with streaming(given) as steps:
             until(lambda: any(isinstance(step, CheckpointMade | BatchApplied) for step in steps))
             for number, (broken, mended) in enumerate(changes):
-                changed(number, broken, mended)
+                change(number, broken, mended)
                 until(lambda: differences(given) == {}, told=lambda: (broken, steps))  # noqa: B023
-        # It may have been stopped before it could record what it has done.
+        # It may have been stopped before its checkpoint.
         caught_up(given)
     else:
         for number, (broken, mended) in enumerate(changes):
-            changed(number, broken, mended)
+            change(number, broken, mended)
             caught_up(given)
             assert differences(given) == {}, broken
     proven(source, given, "t", "u")
@@ -238,11 +244,11 @@ def test_changes_while_a_publication_was_another(source: Source, running: bool) 
         ),
     ],
 )
-def test_a_table_is_refused_while_its_publication_leaves_something_out(
+def test_a_table_is_refused_while_its_publication_is_incomplete(
     source: Source, broken: str, said: str
 ) -> None:
-    """Its Bronze table stays as it was, with all its columns; the others go on; once all is
-    published again it is compared and follows.
+    """Its Bronze table stays as it was, with all its columns, and the others follow. Once all rows
+    and columns are published again, it is resynced and follows.
     """
     source.execute(TABLE)
     source.execute("CREATE TABLE u (id int PRIMARY KEY)")
@@ -278,8 +284,8 @@ def test_a_table_is_refused_while_its_publication_leaves_something_out(
         ("CREATE SCHEMA other; ALTER TABLE t SET SCHEMA other", "another schema"),
     ],
 )
-def test_a_table_that_is_there_no_more_is_told_of(source: Source, gone: str, said: str) -> None:
-    """By a running stream, while no row of it changes; the others go on."""
+def test_a_renamed_moved_or_dropped_table_is_reported(source: Source, gone: str, said: str) -> None:
+    """By a running stream, without a change of its rows; the others follow."""
     source.execute(TABLE)
     source.execute("CREATE TABLE u (id int PRIMARY KEY)")
     given = settings(source, {"t": {"pattern": "streaming"}, "u": {"pattern": "streaming"}})
@@ -292,13 +298,13 @@ def test_a_table_that_is_there_no_more_is_told_of(source: Source, gone: str, sai
 
 
 @pytest.mark.usefixtures("watchful")
-def test_tables_that_come_while_a_stream_runs(
+def test_tables_that_are_created_while_a_stream_runs_are_followed(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A table that the stream missed at its start is said, and followed once it is there; so is
-    one that comes back at once, whenever it would have been tried again.
+    """A table that is missing at the start is reported, and followed once it is created. So is one
+    that is dropped and created again, without waiting for its retry.
     """
-    monkeypatch.setattr(session, "_FIRST_REST", 3600.0)
+    monkeypatch.setattr(resync, "_FIRST_PAUSE", 3600.0)
     for statement in (TABLE, "CREATE TABLE u (id int PRIMARY KEY)", "INSERT INTO u VALUES (1)"):
         source.execute(statement)
     given = settings(source, {name: {"pattern": "streaming"} for name in ("t", "u", "v")})
@@ -314,7 +320,7 @@ def test_tables_that_come_while_a_stream_runs(
             source.execute(f"CREATE TABLE {name} (id int PRIMARY KEY)")
             said(f"public.{name} has come since the stream began")
             source.execute(f"INSERT INTO {name} VALUES (7)")
-            until(lambda n=name: made(source, n) and 7 in rows(source, n)["id"])  # type: ignore[misc]
+            until(lambda n=name: exists(source, n) and 7 in rows(source, n)["id"])  # type: ignore[misc]
         source.execute("DROP TABLE v")
         said("public.v was dropped")
         source.execute("CREATE TABLE v (id int PRIMARY KEY)")
@@ -322,15 +328,15 @@ def test_tables_that_come_while_a_stream_runs(
     proven(source, given, "t", "u", "v")
 
 
-def made(source: Source, name: str) -> bool:
-    """Whether a Bronze table is there."""
+def exists(source: Source, name: str) -> bool:
+    """Whether there is a Bronze table."""
     return (source.table(name) / "_delta_log" / f"{0:020}.json").exists()
 
 
-def test_tables_that_go_or_are_locked_before_they_are_published(
+def test_tables_dropped_or_locked_before_they_are_published_are_refused(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They alone are refused."""
+    """The others follow."""
     source.execute(TABLE)
     source.execute("CREATE TABLE u (id int PRIMARY KEY); CREATE TABLE v (id int PRIMARY KEY)")
     tables = {name: {"pattern": "streaming"} for name in ("t", "u", "v")}
@@ -345,7 +351,7 @@ def test_tables_that_go_or_are_locked_before_they_are_published(
             other.execute("LOCK TABLE v")
             return new_slot.publish(*given)
 
-        monkeypatch.setattr(table_sync, "publish", late)
+        monkeypatch.setattr(stream, "publish", late)
         result = stream.stream(given, until_caught_up=True)
     said = {one.table: one.error.message for one in result.tables if one.error}
     assert said.keys() == {"public.u", "public.v"}
@@ -355,9 +361,9 @@ def test_tables_that_go_or_are_locked_before_they_are_published(
 
 
 @pytest.mark.parametrize("back", [True, False])
-def test_another_replica_identity(source: Source, back: bool) -> None:
-    """From then on other columns' old values are sent: the table is compared, though the identity
-    be what it was by then.
+def test_a_change_of_the_replica_identity_is_resynced(source: Source, back: bool) -> None:
+    """It changes which old values are sent: the table is resynced, even if the identity was changed
+    back.
     """
     source.execute("CREATE TABLE t (id int PRIMARY KEY, email text NOT NULL UNIQUE)")
     source.execute("INSERT INTO t VALUES (1, 'a'), (2, 'b')")
@@ -375,9 +381,11 @@ def test_another_replica_identity(source: Source, back: bool) -> None:
     proven(source, given, "t")
 
 
-def test_a_confirmation_that_was_lost(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A table that failed in a batch that was recorded, and not confirmed, is not taken for whole
-    by the streams that follow.
+def test_a_failed_table_is_resynced_after_a_lost_confirmation(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table that failed in a batch with a checkpoint, which the server did not hear of, is not
+    considered complete by later streams.
     """
     source.execute(TABLE)
     source.execute("CREATE TABLE u (id int PRIMARY KEY)")
@@ -385,26 +393,28 @@ def test_a_confirmation_that_was_lost(source: Source, monkeypatch: pytest.Monkey
     given = settings(source, {"t": {"pattern": "streaming"}, "u": {"pattern": "streaming"}})
     caught_up(given)
     source.execute("INSERT INTO t VALUES (2, 'b')")
-    true = apply._apply
+    original = apply._apply
 
     def failing(settings: Any, following: Any, *others: Any) -> Any:
         if following.label == "public.t":
             raise TableRefused("It cannot be.", table="public.t")
-        return (yield from true(settings, following, *others))
+        return (yield from original(settings, following, *others))
 
     with monkeypatch.context() as patch:
         patch.setattr(apply, "_apply", failing)
-        with monkeypatch.context() as unheard:
-            unheard.setattr(Receiver, "confirm", lambda *_: None)
+        with monkeypatch.context() as unconfirmed:
+            unconfirmed.setattr(Receiver, "confirm", lambda *_: None)
             stream.stream(given, until_caught_up=True)
         stream.stream(given, until_caught_up=True)
     caught_up(given)
     proven(source, given, "t", "u")
 
 
-def test_a_stop_while_a_slot_waits(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A new slot waits for open transactions: that is said, and a stop does not wait for them."""
-    monkeypatch.setattr(table_sync, "_LONG", 0.2)
+def test_a_stream_stops_while_its_slot_waits(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new slot waits for open transactions: a notice says so, and a stop does not wait."""
+    monkeypatch.setattr(new_slot, "_NOTICE_AFTER", 0.2)
     source.execute(TABLE)
     given = settings(source)
     with psycopg.connect(source.dsn) as other:
@@ -416,8 +426,8 @@ def test_a_stop_while_a_slot_waits(source: Source, monkeypatch: pytest.MonkeyPat
     proven(source, given, "t")
 
 
-def test_a_table_that_is_made_anew_after_it_has_drifted(source: Source) -> None:
-    """Both in one batch: the new one is compared and followed."""
+def test_a_table_that_is_altered_and_then_recreated_is_followed(source: Source) -> None:
+    """Both in one batch: the new table is resynced and followed."""
     source.execute("CREATE TABLE t (id int PRIMARY KEY)")
     given = source.settings(tables=STREAMED, stream={"interval": 1})
     with streaming(given) as steps:
@@ -435,17 +445,17 @@ def test_a_table_that_is_made_anew_after_it_has_drifted(source: Source) -> None:
     proven(source, given, "t")
 
 
-# --- what a cursor does not show ----------------------------------------------------------------
+# --- changes that a cursor does not show --------------------------------------------------------
 
 XMIN = {"pattern": "batch"}
 CURSOR = {"pattern": "batch", "cursor": "at"}
 AT = "at timestamptz NOT NULL DEFAULT '2020-01-01'"
 BEFORE = {
-    "label": Change(MOOD, UNTOLD["label"].change, XMIN),
-    "label of a key": Change(MOODS, UNTOLD["label of a key"].change, XMIN),
-    "attribute": Change(PAIR, UNTOLD["attribute"].change, XMIN),
-    "cidr": Change(UNTOLD["cidr"].made, UNTOLD["cidr"].change, XMIN),
-    "names": Change(UNTOLD["names"].made, UNTOLD["names"].change, XMIN),
+    "label": Change(MOOD, UNSEEN["label"].change, XMIN),
+    "label of a key": Change(MOODS, UNSEEN["label of a key"].change, XMIN),
+    "attribute": Change(PAIR, UNSEEN["attribute"].change, XMIN),
+    "cidr": Change(UNSEEN["cidr"].create, UNSEEN["cidr"].change, XMIN),
+    "names": Change(UNSEEN["names"].create, UNSEEN["names"].change, XMIN),
     "virtual": Change(
         "CREATE TABLE {t} (id int PRIMARY KEY, v int, w int GENERATED ALWAYS AS (v * 2) VIRTUAL);"
         "INSERT INTO {t} VALUES (1, 1)",
@@ -507,11 +517,11 @@ BEFORE = {
 }
 
 
-def test_what_no_row_tells_of_reaches_a_batch(source: Source) -> None:
-    """The next run compares all rows and says why; the one after it reads changes alone."""
+def test_unseen_changes_reach_a_batch_run(source: Source) -> None:
+    """The next run compares all rows and says why; the one after it reads only changes."""
     changes = each(BEFORE)
     for one in changes.values():
-        source.execute(one.made)
+        source.execute(one.create)
     own = {name: dict(one.own) for name, one in changes.items()}
     given = source.settings(source={"tables": list(own)}, tables=own)
 

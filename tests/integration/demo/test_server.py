@@ -14,7 +14,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from bronze.demo import server
+from bronze.demo import installation, server
 from bronze.errors import ConfigError, SourceUnreachable
 
 FAST = {"fsync": "off", "shared_buffers": "16MB"}
@@ -194,9 +194,9 @@ def test_a_missing_package_is_reported_with_the_command_that_installs_it(
 
 def test_an_unknown_program_is_refused() -> None:
     """Only existing programs have a path."""
-    assert server.binary("pg_basebackup").exists()
+    assert installation.binary("pg_basebackup").exists()
     with pytest.raises(ConfigError, match="no program"):
-        server.binary("pg_nothing")
+        installation.binary("pg_nothing")
 
 
 def test_folders_of_killed_initialisations_are_deleted(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from bronze.execution.executors import executor
 from bronze.ingest import pipeline
 from bronze.model.units import ACTIVE
 from tests.conftest import Source
+from tests.support import streams
 from tests.unit.execution.test_executors import Caught
 
 
@@ -126,6 +127,34 @@ def test_every_engine_gives_the_same_tables(
 
 
 EQUAL = dict.fromkeys(ENGINES, True)
+
+
+def test_a_stream_uses_the_engine_for_the_loads_of_its_tables(source: Source) -> None:
+    """A cluster reads a new table in the snapshot of the stream's slot; changes are applied by
+    threads of the stream's own process.
+    """
+    source.execute(streams.TABLE)
+    source.execute("INSERT INTO t SELECT i FROM generate_series(1, 100) i")
+    with distributed.LocalCluster(  # type: ignore[no-untyped-call]
+        processes=False, protocol="tcp", n_workers=1, threads_per_worker=1, dashboard_address=None
+    ) as cluster:
+        address = cluster.scheduler_address.removeprefix("tcp://")
+        config = streams.settings(source, engine=f"dask://{address}")
+        tasks = [tasks_of(cluster)]
+        for statement in ("", "UPDATE t SET v = 'new'"):
+            source.execute(statement)
+            streams.caught_up(config)
+            tasks.append(tasks_of(cluster))
+    before, loaded, applied = tasks
+    assert before < loaded == applied
+    streams.proven(source, config)
+
+
+def tasks_of(cluster: distributed.LocalCluster) -> int:
+    """How many transitions of tasks a cluster's scheduler has seen."""
+    scheduler = cluster.scheduler
+    assert scheduler is not None
+    return int(scheduler.transition_counter)
 
 
 def loaded(source: Source, pool: Executor) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""The audit: what is recorded, and that no record can be touched without being noticed."""
+"""The audit log: what is recorded, and that every change of a record is detected."""
 
 from __future__ import annotations
 
@@ -21,27 +21,28 @@ from hypothesis import strategies as st
 
 import bronze
 from bronze.api.client import Bronze
-from bronze.cli import render
+from bronze.cli import reports
 from bronze.config import loading
 from bronze.config.settings import Settings
-from bronze.errors import BronzeError, ConfigError, LakeUnreachable, TableRefused
-from bronze.governance import actor, audit
-from bronze.governance.tables import audit_log as book
+from bronze.errors import BronzeError, ConfigError, LakeError, LakeUnreachable, TableRefused
+from bronze.governance import actor, audit, audit_proof, audit_state
+from bronze.governance.tables import audit_log
 from bronze.governance.tables.audit_log import AuditRecord, Head
 from bronze.maintenance import maintain
 from tests.conftest import Source
+from tests.support.effort import examples
 
 KEY = "a key for sealing"
 
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    """A config with a lake that nothing is in yet."""
-    return parsed(tmp_path)
+    """A config with an empty lake."""
+    return config(tmp_path)
 
 
-def parsed(folder: Path, **sections: Any) -> Settings:
-    """A config whose source is not asked."""
+def config(folder: Path, **sections: Any) -> Settings:
+    """A config whose source is never connected to."""
     return loading.parse(
         {
             "source": {"name": "test", "dsn": "postgresql://u@nowhere/db"},
@@ -51,43 +52,43 @@ def parsed(folder: Path, **sections: Any) -> Settings:
     )
 
 
-def recorded(settings: Settings, count: int) -> None:
-    """Enters records, each by a commit of its own; the config's is the first."""
+def write_records(settings: Settings, count: int) -> None:
+    """Writes records, each in its own commit; the first also has the record of the config."""
     for number in range(count):
         audit.record(settings, "reveal", f"public.t{number}", "succeeded", {"rows": number})
 
 
 def problems(settings: Settings, head: str = "") -> tuple[str, ...]:
-    """What `--verify` finds."""
-    return audit.report(settings, verify=True, head=head).problems
+    """The problems that `--verify` finds."""
+    return audit_proof.report(settings, verify=True, head=head).problems
 
 
 def folder(settings: Settings) -> Path:
     """Where the log is."""
-    return Path(audit.place(settings).url)
+    return Path(audit_state.place(settings).url)
 
 
-def held(settings: Settings, sequence: int) -> Path:
-    """The file with a record."""
+def file_of(settings: Settings, sequence: int) -> Path:
+    """The file that has a record."""
     for file in folder(settings).glob("*.parquet"):
         if sequence in pl.read_parquet(file)["sequence"]:
             return file
     raise AssertionError(sequence)
 
 
-def edited(
+def edit_file(
     settings: Settings, sequence: int, edit: Callable[[list[AuditRecord]], list[AuditRecord]]
 ) -> None:
-    """Writes the file with a record anew."""
-    file = held(settings, sequence)
-    book.frame(edit(book.read(pl.read_parquet(file)))).write_parquet(file)
+    """Rewrites the file that has a record."""
+    file = file_of(settings, sequence)
+    audit_log.frame(edit(audit_log.read(pl.read_parquet(file)))).write_parquet(file)
 
 
-def test_records_say_who_what_when_and_what_came_of_it(settings: Settings) -> None:
-    """One record has all that was told, and the process adds who and where."""
+def test_records_have_actor_action_time_and_result(settings: Settings) -> None:
+    """A record has what was passed; the process adds who and where."""
     before = datetime.now(UTC) - timedelta(seconds=1)
     audit.record(settings, "reveal", "public.t", "denied", {"columns": ["é"]})
-    first, own = audit.report(settings).records
+    first, own = audit_proof.report(settings).records
     assert (first.action, first.result) == ("config", "first seen")
     assert (own.sequence, own.action, own.subject, own.result) == (
         2,
@@ -103,8 +104,8 @@ def test_records_say_who_what_when_and_what_came_of_it(settings: Settings) -> No
     assert own.previous_hash == first.record_hash
 
 
-def test_proofs_erasures_and_keys_are_recorded(source: Source) -> None:
-    """So are those that find or cannot do something; what makes a key is a record of its own."""
+def test_verify_forget_and_keys_are_recorded(source: Source) -> None:
+    """Also if they find differences or fail; a command that makes a key has a record of it."""
     source.execute("CREATE TABLE t (id int PRIMARY KEY, mail text)")
     source.execute("INSERT INTO t VALUES (1, 'a'), (2, 'b')")
     opened = Bronze(source.settings(tables={"t": {"protect": {"mail": "encrypt"}}}))
@@ -145,12 +146,12 @@ def test_proofs_erasures_and_keys_are_recorded(source: Source) -> None:
     assert list(details[9]["made"].values()) == ["bronze.bz_t mail encrypt"]
 
 
-def test_what_could_not_be_recorded_is_told(source: Source) -> None:
-    """A proof whose record cannot be written is no success, and says why."""
+def test_verify_without_its_record_fails(source: Source) -> None:
+    """The exit code is 1, and the result says why the record could not be written."""
     source.execute("CREATE TABLE t (id int PRIMARY KEY)")
     settings = source.settings()
     assert Bronze(settings).run().exit_code == 0
-    log = Path(audit.place(settings).url) / "_delta_log"
+    log = Path(audit_state.place(settings).url) / "_delta_log"
     log.rename(log.with_name("elsewhere"))
     log.write_text("not a folder")
     done = Bronze(settings).verify()
@@ -159,30 +160,30 @@ def test_what_could_not_be_recorded_is_told(source: Source) -> None:
     assert done.unrecorded
 
 
-def test_an_untouched_log_is_whole(settings: Settings) -> None:
-    """Nothing is found where nothing was done; after maintenance it is the same in fewer files."""
-    recorded(settings, 6)
-    before = audit.report(settings, verify=True)
+def test_an_unchanged_log_has_no_problems(settings: Settings) -> None:
+    """Also after maintenance, when it has fewer files."""
+    write_records(settings, 6)
+    before = audit_proof.report(settings, verify=True)
     assert (before.count, before.problems) == (7, ())
     (result,) = maintain.maintain(settings).tables
     assert (result.target, result.error) == ("governance.audit_log", None)
     assert result.files_after < result.files_before
-    after = audit.report(settings, verify=True)
+    after = audit_proof.report(settings, verify=True)
     assert (before.files, after.files) == (6, result.files_after)
     assert replace(after, files=before.files) == before
     assert problems(settings, before.head) == ()
 
 
 def test_it_can_only_be_appended_to(settings: Settings) -> None:
-    """Other writers are told so by the table itself."""
-    recorded(settings, 1)
+    """The table is append-only for other writers."""
+    write_records(settings, 1)
     with pytest.raises(Exception, match=r"(?i)append.?only"):
         DeltaTable(str(folder(settings))).delete()
 
 
 def changed(settings: Settings) -> None:
     """A record says something else."""
-    edited(settings, 3, lambda found: [replace(found[0], result="denied")])
+    edit_file(settings, 3, lambda found: [replace(found[0], result="denied")])
 
 
 def changed_with_its_hash(settings: Settings) -> None:
@@ -190,35 +191,35 @@ def changed_with_its_hash(settings: Settings) -> None:
 
     def edit(found: list[AuditRecord]) -> list[AuditRecord]:
         other = replace(found[0], result="denied")
-        return [replace(other, record_hash=book.digest(other, None))]
+        return [replace(other, record_hash=audit_log.digest(other, None))]
 
-    edited(settings, 3, edit)
+    edit_file(settings, 3, edit)
 
 
 def swapped(settings: Settings) -> None:
-    """Two records have changed places, numbers included."""
-    ours, theirs = held(settings, 3), held(settings, 4)
-    first, second = (book.read(pl.read_parquet(file))[0] for file in (ours, theirs))
-    book.frame([replace(first, sequence=4)]).write_parquet(ours)
-    book.frame([replace(second, sequence=3)]).write_parquet(theirs)
+    """Two records have swapped places and numbers."""
+    ours, theirs = file_of(settings, 3), file_of(settings, 4)
+    first, second = (audit_log.read(pl.read_parquet(file))[0] for file in (ours, theirs))
+    audit_log.frame([replace(first, sequence=4)]).write_parquet(ours)
+    audit_log.frame([replace(second, sequence=3)]).write_parquet(theirs)
 
 
 def put_in(settings: Settings) -> None:
-    """A record is there that nobody has entered."""
+    """A record was inserted."""
 
     def edit(found: list[AuditRecord]) -> list[AuditRecord]:
-        (more,) = book.chained([found[0]], Head(3, found[0].record_hash), None)
+        (more,) = audit_log.continue_chain([found[0]], Head(3, found[0].record_hash), None)
         return [*found, more]
 
-    edited(settings, 3, edit)
+    edit_file(settings, 3, edit)
 
 
 def removed(number: int) -> Callable[[Settings], None]:
-    """A record is taken out by an entry of the log, as a writer would who heeds nothing."""
+    """A record is removed by an entry of the Delta log, by a writer that ignores append-only."""
 
     def remove(settings: Settings) -> None:
         table = DeltaTable(str(folder(settings)))
-        path = held(settings, number).name
+        path = file_of(settings, number).name
         entry = {"remove": {"path": path, "deletionTimestamp": 0, "dataChange": True}}
         log = folder(settings) / "_delta_log" / f"{table.version() + 1:020}.json"
         log.write_text(json.dumps(entry) + "\n")
@@ -228,33 +229,33 @@ def removed(number: int) -> Callable[[Settings], None]:
 
 def flipped(settings: Settings) -> None:
     """One byte of a file has another value."""
-    file = held(settings, 3)
+    file = file_of(settings, 3)
     data = bytearray(file.read_bytes())
     data[data.index(b"\x28\xb5\x2f\xfd") + 12] ^= 0xFF
     file.write_bytes(data)
 
 
 def lost(settings: Settings) -> None:
-    """A file is gone."""
-    held(settings, 3).unlink()
+    """A file is missing."""
+    file_of(settings, 3).unlink()
 
 
 def headless(settings: Settings) -> None:
-    """The property that tells of the end is gone, and the entries tell of another one."""
+    """The property with the end of the chain has another name."""
     for entry in (folder(settings) / "_delta_log").glob("*.json"):
         entry.write_text(entry.read_text().replace("bronze.audit.head", "bronze.audit.other"))
 
 
-def remade(settings: Settings) -> None:
-    """All records are chained anew, and the end in the log's last entry is theirs."""
+def rewritten(settings: Settings) -> None:
+    """The chain is computed again with a changed record, and so is the end in the last commit."""
     last = max((folder(settings) / "_delta_log").glob("*.json"))
-    before = audit.report(settings)
+    before = audit_proof.report(settings)
     edits = [replace(r, result="denied") if r.sequence == 3 else r for r in before.records]
-    links = book.chained(edits, Head(), None)
+    links = audit_log.continue_chain(edits, Head(), None)
     for number in (1, 3, 4, 5):
-        file = held(settings, number)
+        file = file_of(settings, number)
         mine = pl.read_parquet(file)["sequence"].to_list()
-        book.frame([link for link in links if link.sequence in mine]).write_parquet(file)
+        audit_log.frame([link for link in links if link.sequence in mine]).write_parquet(file)
     last.write_text(last.read_text().replace(before.head, links[-1].record_hash))
 
 
@@ -267,58 +268,58 @@ TAMPERINGS = {
     "removed at the end": (removed(5), "record 5 is missing at the end"),
     "a byte flipped": (flipped, "3 "),
     "a file lost": (lost, "cannot be read"),
-    "the end taken away": (headless, "does not tell where the chain ends"),
-    "chained anew": (remade, "record 3 is not the one that was committed"),
+    "the end taken away": (headless, "does not say where the chain ends"),
+    "rewritten": (rewritten, "record 3 is not the one that was committed"),
 }
 
 
 @pytest.mark.parametrize("name", TAMPERINGS)
 def test_tampering_is_detected(settings: Settings, name: str) -> None:
-    """Whatever is done to a record or a file is found, and told with the record's number."""
-    tamper, said = TAMPERINGS[name]
-    recorded(settings, 4)
+    """Every change of a record or file is found, and reported with the number of the record."""
+    tamper, message = TAMPERINGS[name]
+    write_records(settings, 4)
     assert problems(settings) == ()
     tamper(settings)
     found = problems(settings)
-    assert any(said in problem for problem in found), found
+    assert any(message in problem for problem in found), found
 
 
-def test_what_was_put_back_is_detected_by_a_head_kept_elsewhere(settings: Settings) -> None:
-    """Deleting the newest entries of the log leaves a true, shorter log: only the outside knows."""
-    recorded(settings, 4)
-    head = audit.report(settings).head
+def test_an_older_state_of_the_log_contradicts_a_kept_head(settings: Settings) -> None:
+    """Without its newest entries the log is valid but shorter: only a kept hash detects it."""
+    write_records(settings, 4)
+    head = audit_proof.report(settings).head
     newest = max((folder(settings) / "_delta_log").glob("*.json"))
     newest.unlink()
     assert problems(settings) == ()
-    (said,) = problems(settings, head)
-    assert "put back" in said
+    (problem,) = problems(settings, head)
+    assert "put back" in problem
 
 
 def test_a_sealed_log_needs_its_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who has the lake but not the key cannot chain records anew; with a new key, old ones hold."""
+    """Nobody can rewrite the chain without it; after a change of keys old records are valid."""
     monkeypatch.setenv("AUDIT", KEY)
     monkeypatch.setenv("NEXT", "another key")
-    sealing = parsed(tmp_path, audit={"key": {"secret": "AUDIT"}})
-    recorded(sealing, 4)
+    sealing = config(tmp_path, audit={"key": {"secret": "AUDIT"}})
+    write_records(sealing, 4)
     assert problems(sealing) == ()
-    assert KEY not in "".join(map(str, audit.report(sealing).records))
+    assert KEY not in "".join(map(str, audit_proof.report(sealing).records))
     next_key = {"key": {"secret": "NEXT"}, "former_keys": [{"secret": "AUDIT"}]}
-    renewed = parsed(tmp_path, audit=next_key)
+    renewed = config(tmp_path, audit=next_key)
     audit.record(renewed, "reveal", "public.t", "succeeded")
     assert problems(renewed) == ()
-    assert any("sealed with another key" in said for said in problems(sealing))
-    plain = parsed(tmp_path)
+    assert any("sealed with another key" in problem for problem in problems(sealing))
+    plain = config(tmp_path)
     audit.record(plain, "reveal", "public.t", "succeeded")
-    assert any("is not sealed" in said for said in problems(renewed))
+    assert any("is not sealed" in problem for problem in problems(renewed))
 
 
-def test_a_chain_made_anew_without_the_key_is_detected(
+def test_a_chain_rewritten_without_the_key_is_detected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A log that nobody has sealed is not taken for one that is."""
+    """A log without a sealed record is a problem if the config has a key."""
     monkeypatch.setenv("AUDIT", KEY)
-    recorded(parsed(tmp_path), 2)
-    assert problems(parsed(tmp_path, audit={"key": {"secret": "AUDIT"}})) == (
+    write_records(config(tmp_path), 2)
+    assert problems(config(tmp_path, audit={"key": {"secret": "AUDIT"}})) == (
         "no record is sealed with a key, and the config has one",
     )
 
@@ -335,8 +336,8 @@ for number in range(12):
 """
 
 
-def test_writers_at_once_keep_one_chain(settings: Settings) -> None:
-    """Two processes that record at the same time take turns: nothing is lost, nothing torn."""
+def test_concurrent_writers_write_one_chain(settings: Settings) -> None:
+    """Two processes that record at the same time lose no record."""
     document = settings.model_dump_json(by_alias=True, exclude_unset=True)
     with ExitStack() as stack:
         writers = [
@@ -360,7 +361,7 @@ def test_writers_at_once_keep_one_chain(settings: Settings) -> None:
         for writer in writers:
             writer.communicate(timeout=60)
         assert [writer.returncode for writer in writers] == [0, 0]
-    report = audit.report(settings, verify=True)
+    report = audit_proof.report(settings, verify=True)
     assert report.problems == ()
     assert [record.sequence for record in report.records] == list(range(1, 26))
     assert [r.action for r in report.records].count("config") == 1
@@ -370,7 +371,7 @@ def test_writers_at_once_keep_one_chain(settings: Settings) -> None:
 
 
 def test_a_changed_config_is_recorded_by_its_keys(tmp_path: Path) -> None:
-    """The names of what was added, removed and changed are told; values and secrets are not."""
+    """The record has the names of added, removed and changed keys, without values and secrets."""
 
     def written(text: str, root: str = "lake") -> Settings:
         path = tmp_path / "bronze.toml"
@@ -389,20 +390,20 @@ def test_a_changed_config_is_recorded_by_its_keys(tmp_path: Path) -> None:
         '[tables.t]\npattern = "batch"\nkey = ["id"]\n'
     )
     audit.record(second, "run", "", "succeeded")
-    records = audit.report(second).records
+    records = audit_proof.report(second).records
     assert [r.action for r in records] == ["config", "run", "run", "config", "run"]
     assert records[3].subject == str(tmp_path / "bronze.toml")
-    told = json.loads(records[3].details)
-    assert told["added"] == ["tables.t.key", "tables.t.pattern"]
-    assert told["removed"] == ["run.workers"]
-    assert told["changed"] == ["source.test.dsn.host"]
+    details = json.loads(records[3].details)
+    assert details["added"] == ["tables.t.key", "tables.t.pattern"]
+    assert details["removed"] == ["run.workers"]
+    assert details["changed"] == ["source.test.dsn.host"]
     everything = b"".join(f.read_bytes() for f in tmp_path.glob("lake/**/*") if f.is_file())
     for word in (b"hush", b"louder", b"silent", b"still", b"elsewhere"):
         assert word not in everything
 
 
-def test_two_configs_of_one_lake_are_told_apart(tmp_path: Path) -> None:
-    """Two files that take turns are no changes of each other."""
+def test_two_configs_of_one_lake_are_separate(tmp_path: Path) -> None:
+    """Two files that are used in turn are not changes of each other."""
     both = []
     for name, workers in (("one.toml", 1), ("two.toml", 2)):
         (tmp_path / name).write_text(
@@ -412,12 +413,12 @@ def test_two_configs_of_one_lake_are_told_apart(tmp_path: Path) -> None:
         both.append(loading.load(tmp_path / name))
     for own in (*both, *both):
         audit.record(own, "run", "", "succeeded")
-    actions = [record.action for record in audit.report(both[0]).records]
+    actions = [record.action for record in audit_proof.report(both[0]).records]
     assert actions == ["config", "run", "config", "run", "run", "run"]
 
 
-def test_a_run_is_one_query_away(source: Source) -> None:
-    """Each command is recorded with its figures, and each change of a schema with its table."""
+def test_commands_and_schema_changes_are_recorded(source: Source) -> None:
+    """Each command has a record with its figures, and each schema change one with its table."""
     source.execute("CREATE TABLE t (id int PRIMARY KEY)")
     source.execute("INSERT INTO t VALUES (1), (2)")
     opened = Bronze(source.settings())
@@ -427,8 +428,8 @@ def test_a_run_is_one_query_away(source: Source) -> None:
     opened.maintain()
     report = opened.audit(verify=True)
     assert report.problems == ()
-    told = [(r.action, r.subject, r.result) for r in report.records]
-    assert told == [
+    recorded = [(r.action, r.subject, r.result) for r in report.records]
+    assert recorded == [
         ("config", "python", "first seen"),
         ("schema", "public.t", "changed"),
         ("run", "", "succeeded"),
@@ -449,27 +450,27 @@ def test_a_run_is_one_query_away(source: Source) -> None:
 
 
 def test_failures_are_recorded_and_refusals_are_not(source: Source, tmp_path: Path) -> None:
-    """A command that fails leaves a record; one that was never begun for its arguments does not."""
+    """A command that fails has a record; one that is refused for its arguments has none."""
     source.execute("CREATE TABLE t (id int PRIMARY KEY)")
     opened = Bronze(source.settings())
     with pytest.raises(ConfigError):
         opened.run(["no_such_table"])
     assert not source.lake.exists()
     with pytest.raises(BronzeError):
-        Bronze(parsed(tmp_path, run={"max_retries": 0})).run()
-    record = audit.report(parsed(tmp_path)).records[-1]
+        Bronze(config(tmp_path, run={"max_retries": 0})).run()
+    record = audit_proof.report(config(tmp_path)).records[-1]
     assert (record.action, record.result) == ("run", "failed")
     assert json.loads(record.details)["error"] == "SourceUnreachable"
 
 
-def test_a_stream_is_recorded_at_both_ends(source: Source) -> None:
-    """That it began is known while it goes on, what it did when it has ended."""
+def test_a_stream_is_recorded_at_its_start_and_end(source: Source) -> None:
+    """The first record says that it runs, the last one what it did."""
     source.execute("CREATE TABLE t (id int PRIMARY KEY)")
     opened = Bronze(source.settings(tables={"t": {"pattern": "streaming"}}))
     opened.stream(until_caught_up=True)
     name = opened.drop_stream()
-    told = [(r.action, r.subject, r.result) for r in opened.audit(verify=True).records[1:]]
-    assert told == [
+    recorded = [(r.action, r.subject, r.result) for r in opened.audit(verify=True).records[1:]]
+    assert recorded == [
         ("stream", "", "started"),
         ("schema", "public.t", "changed"),
         ("stream", name, "succeeded"),
@@ -477,14 +478,14 @@ def test_a_stream_is_recorded_at_both_ends(source: Source) -> None:
     ]
 
 
-def test_what_cannot_be_recorded_is_told(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The data has landed; the result says that the audit has not, and the exit code too."""
+def test_a_run_without_its_record_fails(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tables have landed; result and exit code say that the record is missing."""
     source.execute("CREATE TABLE t (id int PRIMARY KEY)")
 
     def refuse(*_: object) -> None:
-        raise LakeUnreachable("The lake is gone.")
+        raise LakeUnreachable("The lake cannot be reached.")
 
-    monkeypatch.setattr(audit, "enter", refuse)
+    monkeypatch.setattr(audit, "append", refuse)
     result = Bronze(source.settings()).run()
     assert [table.status for table in result.tables] == ["landed"]
     assert result.unrecorded
@@ -497,7 +498,7 @@ DRAFTS = st.builds(
     AuditRecord,
     sequence=st.just(0),
     recorded_timestamp=st.datetimes(datetime(1970, 1, 1), datetime(2100, 1, 1)).map(
-        lambda told: told.replace(tzinfo=UTC)
+        lambda time: time.replace(tzinfo=UTC)
     ),
     **dict.fromkeys(
         ("actor", "identity", "host", "action", "subject", "result", "details", "batch_id"), TEXTS
@@ -506,119 +507,162 @@ DRAFTS = st.builds(
 )
 
 
-@fuzz(derandomize=True, database=None, deadline=None, max_examples=20)
+@fuzz(derandomize=True, database=None, deadline=None, max_examples=examples(8))
 @given(st.lists(DRAFTS, min_size=1, max_size=5), st.sampled_from([None, b"key"]), st.data())
 def test_any_other_value_breaks_the_chain(
     drafts: list[AuditRecord], key: bytes | None, data: st.DataObject
 ) -> None:
-    """Records come back from their file as they were; with any field changed they are refused."""
-    links = book.chained(drafts, Head(), key)
+    """Records are read from their file as they were; a change of any field is detected."""
+    links = audit_log.continue_chain(drafts, Head(), key)
     head = Head(len(links), links[-1].record_hash)
-    keys = {book.key_id(key): key} if key else {}
-    assert book.read(book.frame(links)) == links
-    assert list(book.faults(links, head, keys, bool(key))) == []
+    keys = {audit_log.key_id(key): key} if key else {}
+    assert audit_log.read(audit_log.frame(links)) == links
+    assert list(audit_log.faults(links, head, keys, bool(key))) == []
     number = data.draw(st.integers(0, len(links) - 1))
-    name = data.draw(st.sampled_from([n for n, k in book.COLUMNS if k.name == "string"]))
+    name = data.draw(st.sampled_from([n for n, k in audit_log.COLUMNS if k.name == "string"]))
     other = replace(links[number], **{name: getattr(links[number], name) + "x"})
     touched = [*links[:number], other, *links[number + 1 :]]
-    assert list(book.faults(touched, head, keys, bool(key)))
+    assert list(audit_log.faults(touched, head, keys, bool(key)))
     if len(links) > 1:
-        assert list(book.faults(links[:number] + links[number + 1 :], head, keys, bool(key)))
-    assert len(astuple(other)) == len(book.COLUMNS)
+        assert list(audit_log.faults(links[:number] + links[number + 1 :], head, keys, bool(key)))
+    assert len(astuple(other)) == len(audit_log.COLUMNS)
 
 
 @pytest.mark.parametrize("text", ["7d", "12H", "2026-05-01", "2026-05-01T08:00+02:00"])
-def test_times_are_understood(text: str) -> None:
-    """Durations are back from now, dates are as they are; all have a time zone."""
-    assert audit.moment(text).tzinfo
+def test_times_are_parsed(text: str) -> None:
+    """Durations count back from now, dates are as written; all have a time zone."""
+    assert audit_proof.moment(text).tzinfo
 
 
-def test_a_time_that_is_none_is_refused() -> None:
-    """It is the user's error, with an example of what is right."""
+@pytest.mark.parametrize("text", ["yesterday", "9" * 30 + "d", "", "٣d"])
+def test_a_text_that_is_not_a_time_is_refused(text: str) -> None:
+    """It is an error of the user, with an example."""
     with pytest.raises(ConfigError, match="not a time") as caught:
-        audit.moment("yesterday")
+        audit_proof.moment(text)
     assert "7d" in caught.value.hint
 
 
-def test_records_of_before_the_key_are_told(
+def test_records_older_than_the_key_are_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """They hold as they are, and anybody could have written them."""
+    """They are valid, and anybody could have written them."""
     monkeypatch.setenv("AUDIT", KEY)
-    recorded(parsed(tmp_path), 2)
-    sealing = parsed(tmp_path, audit={"key": {"secret": "AUDIT"}})
-    recorded(sealing, 1)
-    report = audit.report(sealing, verify=True)
+    write_records(config(tmp_path), 2)
+    sealing = config(tmp_path, audit={"key": {"secret": "AUDIT"}})
+    write_records(sealing, 1)
+    report = audit_proof.report(sealing, verify=True)
     assert (report.problems, report.unsealed) == ((), 3)
-    render.audit(report)
+    reports.audit(report)
     assert "the first 3 are not sealed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("column", ["sequence", "recorded_timestamp", "details"])
 def test_a_record_without_a_value_is_detected(settings: Settings, column: str) -> None:
-    """It is told as a fault, and breaks nothing."""
-    recorded(settings, 3)
-    file = held(settings, 3)
+    """It is a problem, not an error."""
+    write_records(settings, 3)
+    file = file_of(settings, 3)
     rows = pl.read_parquet(file)
     rows.with_columns(pl.lit(None, rows.schema[column]).alias(column)).write_parquet(file)
-    assert any("lack values" in said for said in problems(settings))
+    assert any("lack values" in problem for problem in problems(settings))
 
 
-def test_a_log_without_its_end_is_gone_on_with(settings: Settings) -> None:
-    """Runs name the last record that is there, and the next record follows it."""
-    recorded(settings, 3)
+def test_a_log_without_the_end_property_is_continued(settings: Settings) -> None:
+    """Runs name the last record, and the next record follows it."""
+    write_records(settings, 3)
     headless(settings)
-    audit.enter(settings, [])
+    audit.record_events(settings, [])
     known = audit.mark(settings)
     assert known
-    assert (known.sequence, known.hash) == (4, audit.report(settings).head)
-    recorded(settings, 1)
-    assert audit.report(settings).count == 5
+    assert (known.sequence, known.hash) == (4, audit_proof.report(settings).head)
+    write_records(settings, 1)
+    assert audit_proof.report(settings).count == 5
     assert problems(settings) == ()
 
 
-def test_an_entry_of_the_delta_log_that_cannot_be_read_is_a_fault(settings: Settings) -> None:
-    """A checkpoint may stand for it."""
-    recorded(settings, 3)
+def test_an_unreadable_entry_of_the_delta_log_is_a_problem(settings: Settings) -> None:
+    """Even if a checkpoint replaces it."""
+    write_records(settings, 3)
     DeltaTable(str(folder(settings))).create_checkpoint()
     (folder(settings) / "_delta_log" / f"{1:020}.json").write_text("not json")
-    (said,) = problems(settings)
-    assert "is no entry of a Delta log" in said
+    (problem,) = problems(settings)
+    assert "is not an entry of a Delta log" in problem
 
 
-@pytest.mark.parametrize("value", ["", "[1]", "{"])
-def test_properties_and_facts_that_nobody_can_read_break_nothing(
-    settings: Settings, value: str
-) -> None:
-    """The config is recorded again, and what a commit does not tell any more is a fault."""
-    recorded(settings, 1)
+def rewrite_entries(settings: Settings, edit: Callable[[dict[str, Any]], None]) -> None:
+    """Changes each action of each entry of the Delta log."""
     for entry in (folder(settings) / "_delta_log").glob("*.json"):
         actions = [json.loads(line) for line in entry.read_text().splitlines()]
         for action in actions:
-            if "metaData" in action:
-                action["metaData"]["configuration"]["bronze.audit.configs"] = value
-            if "commitInfo" in action:
-                action["commitInfo"]["bronze"] = json.dumps({"audit": value or {"sequence": "x"}})
+            edit(action)
         entry.write_text("".join(json.dumps(action) + "\n" for action in actions))
-    assert "a commit does not tell where the chain ended" in problems(settings)
-    recorded(settings, 1)
-    assert [one.action for one in audit.report(settings).records] == ["config", "reveal"] * 2
 
 
-@pytest.mark.parametrize("details", ["", "[1]", '"text"', "{"])
-def test_details_that_nobody_can_read_break_nothing(settings: Settings, details: str) -> None:
-    """They are shown as they are, and a config whose record is such is recorded anew."""
-    recorded(settings, 1)
-    edited(settings, 1, lambda held: [replace(one, details=details) for one in held])
-    report = audit.report(settings, verify=True)
+@pytest.mark.parametrize("facts", [{}, {"sequence": "x"}, [1], "x"])
+def test_a_commit_without_a_readable_end_is_a_problem(settings: Settings, facts: object) -> None:
+    """It names no record that could be compared."""
+    write_records(settings, 1)
+
+    def edit(action: dict[str, Any]) -> None:
+        if "commitInfo" in action:
+            action["commitInfo"]["bronze"] = json.dumps({"audit": facts})
+
+    rewrite_entries(settings, edit)
+    expected = ("a commit does not say where the chain ended",)
+    assert problems(settings) == (expected if facts else ())
+
+
+GARBLED = {
+    audit_state.HEAD: ("", "7", "x:" + "0" * 64, "9" * 30 + ":" + "0" * 64, "2:" + "Z" * 64),
+    audit_state.CONFIGS: ("", "[1]", "{", "null", '{"python": 1}', '["ab"]'),
+}
+
+
+@pytest.mark.parametrize("name", GARBLED)
+def test_a_garbled_property_of_the_log_is_an_error_with_a_hint(
+    settings: Settings, name: str
+) -> None:
+    """Recording is refused and `verify` reports it; without the property both go on."""
+    write_records(settings, 2)
+    for value in GARBLED[name]:
+
+        def garble(action: dict[str, Any], value: str = value) -> None:
+            if "metaData" in action:
+                action["metaData"]["configuration"][name] = value
+
+        rewrite_entries(settings, garble)
+        message = f"The property {name} of the audit log cannot be read"
+        assert [message in problem for problem in problems(settings)] == [True], value
+        with pytest.raises(LakeError, match=message) as caught:
+            audit.record(settings, "reveal", "t", "succeeded")
+        assert "Unset the property" in caught.value.hint
+        assert audit.mark(settings) is None or name == audit_state.CONFIGS
+
+    def unset(action: dict[str, Any]) -> None:
+        if "metaData" in action:
+            del action["metaData"]["configuration"][name]
+
+    rewrite_entries(settings, unset)
+    write_records(settings, 1)
+    assert problems(settings) == ()
+    records = audit_proof.report(settings).records
+    again = ["config"] if name == audit_state.CONFIGS else []
+    assert [one.action for one in records] == ["config", "reveal", "reveal", *again, "reveal"]
+
+
+@pytest.mark.parametrize("details", ["", "[1]", '"text"', "{", '{"keys": [[1, 2], ["b", 3]]}'])
+def test_unreadable_details_are_shown_as_they_are(settings: Settings, details: str) -> None:
+    """A config with such a record is recorded again."""
+    write_records(settings, 1)
+    edit_file(settings, 1, lambda held: [replace(one, details=details) for one in held])
+    report = audit_proof.report(settings, verify=True)
     assert report.problems
-    render.audit(report)
-    other = parsed(folder(settings).parents[2], run={"workers": 1})
+    reports.audit(report)
+    other = config(folder(settings).parents[2], run={"workers": 1})
     audit.record(other, "reveal", "t", "succeeded")
 
 
-def test_the_environment_does_not_say_who_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Anybody can set it."""
+def test_the_actor_is_not_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anybody can set its variables."""
     before = actor.user()
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.setenv(name, "somebody else")

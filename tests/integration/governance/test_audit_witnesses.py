@@ -1,4 +1,4 @@
-"""The audit log is bound to its lake: the tables that lie there contradict what is not theirs."""
+"""The audit log belongs to its lake: the tables of the lake contradict any other log."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from deltalake import DeltaTable
 
 from bronze import failpoint
 from bronze.api.client import Bronze
-from bronze.cli import render
-from bronze.delta import audit_mark, log
-from bronze.governance import audit, audit_witnesses
-from bronze.governance.audit import AuditReport
-from bronze.governance.tables import audit_log as book
+from bronze.cli import reports
+from bronze.delta import audit_mark, log, properties
+from bronze.governance import audit, audit_proof, audit_state, audit_witnesses
+from bronze.governance.audit_proof import AuditReport
+from bronze.governance.tables import audit_log
 from bronze.ingest import pipeline
 from bronze.model.stamp import AuditMark
 from tests.conftest import Source
@@ -39,24 +39,24 @@ def opened(source: Source) -> Bronze:
 
 
 def proven(opened: Bronze) -> AuditReport:
-    """What `bronze audit --verify` finds."""
+    """The report of `bronze audit --verify`."""
     return opened.audit(verify=True)
 
 
 def folder(opened: Bronze) -> Path:
     """Where the log is."""
-    return Path(audit.place(opened.config).url)
+    return Path(audit_state.place(opened.config).url)
 
 
 def cut_off(opened: Bronze, commits: int) -> None:
-    """Deletes the newest entries of the log, as if they had never been."""
+    """Deletes the newest entries of the log."""
     entries = sorted((folder(opened) / "_delta_log").glob("*.json"))
     for entry in entries[-commits:]:
         entry.unlink()
 
 
 def emptied(opened: Bronze) -> None:
-    """An empty table takes the log's place."""
+    """An empty table replaces the log."""
     shutil.rmtree(folder(opened))
     empty = pl.DataFrame(schema={"sequence": pl.Int64})
     empty.write_delta(str(folder(opened)))
@@ -64,13 +64,13 @@ def emptied(opened: Bronze) -> None:
 
 
 def bare(opened: Bronze) -> None:
-    """Only the log's folder is left."""
+    """The folder of the log is empty."""
     shutil.rmtree(folder(opened))
     folder(opened).mkdir()
 
 
 def without_rows(opened: Bronze) -> None:
-    """All files of the log are taken out of it, and its properties stay."""
+    """The log keeps its properties, but has no files."""
     table = DeltaTable(str(folder(opened)))
     entries = [
         {"remove": {"path": path, "deletionTimestamp": 0, "dataChange": True}}
@@ -89,15 +89,15 @@ DAMAGES: dict[str, tuple[Callable[[Bronze], None], str]] = {
 }
 
 
-def test_a_log_that_is_gone_is_never_whole(opened: Bronze, tmp_path: Path) -> None:
-    """Deleted, emptied or cut off, it is contradicted by the tables, each with what it knows."""
+def test_a_deleted_log_is_never_valid(opened: Bronze, tmp_path: Path) -> None:
+    """Whether deleted, emptied or cut off: the tables contradict it, and are named."""
     kept = tmp_path / "kept"
     shutil.copytree(folder(opened), kept)
-    for name, (damage, said) in DAMAGES.items():
+    for name, (damage, message) in DAMAGES.items():
         damage(opened)
         report = proven(opened)
         assert report.exit_code == 1, name
-        for each in (said, "table bronze.bz_t"):
+        for each in (message, "table bronze.bz_t"):
             assert any(each in problem for problem in report.problems), (name, report.problems)
         assert not report.notes
         shutil.rmtree(folder(opened), ignore_errors=True)
@@ -108,28 +108,28 @@ def test_a_log_that_is_gone_is_never_whole(opened: Bronze, tmp_path: Path) -> No
 def test_a_damaged_log_that_grows_again_stays_contradicted(
     source: Source, opened: Bronze, damage: str
 ) -> None:
-    """The runs that follow say so, and write over nothing that tells of it."""
+    """The following runs report it, and keep all evidence of it."""
     DAMAGES[damage][0](opened)
-    told: list[str] = []
+    notes: list[str] = []
     for number in range(10, 16):
         source.execute("INSERT INTO t VALUES (%s)", number)
-        told += [note for table in opened.run().tables for note in table.notes]
+        notes += [note for table in opened.run().tables for note in table.notes]
     report = proven(opened)
     assert report.exit_code == 1
     if damage == "deleted":
         assert any("under another audit log" in problem for problem in report.problems)
     else:
         assert any("knew of records" in problem for problem in report.problems)
-        assert any("see `bronze audit --verify`" in note for note in told)
+        assert any("see `bronze audit --verify`" in note for note in notes)
         assert [(r.subject, r.result) for r in report.records if r.action == "audit"] == [
             ("bronze.bz_t", "cut off")
         ]
 
 
-def test_a_log_of_another_lake_is_not_whole_here(
+def test_a_log_of_another_lake_is_not_valid(
     source: Source, opened: Bronze, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sealed by the same key or not, the tables know of other records."""
+    """Even if sealed by the same key, as the tables know of other records."""
     monkeypatch.setenv("AUDIT", "a key for sealing")
     for key in ({}, {"audit": {"key": {"secret": "AUDIT"}}}):
         mine, other = (
@@ -146,18 +146,18 @@ def test_a_log_of_another_lake_is_not_whole_here(
         assert any("under another audit log" in problem for problem in problems), problems
 
 
-def test_a_record_made_anew_is_contradicted(opened: Bronze) -> None:
-    """A log whose chain is whole is contradicted by a table that knows another hash."""
+def test_a_rewritten_record_is_contradicted(opened: Bronze) -> None:
+    """A table that knows another hash contradicts a log with a valid chain."""
     state = log.read(opened.config.place("bronze", "bz_t"))
     assert state
     (known,) = audit_mark.known_records(state)
-    told = audit_witnesses.testimony_of(opened.config, "audit_log")
+    testimony = audit_witnesses.testimony_of(opened.config, "audit_log")
     hashes = {one.sequence: one.record_hash for one in opened.audit().records}
     last = max(hashes)
     faults = audit_witnesses.faults
-    assert list(faults(told, known.log, hashes, last)) == []
+    assert list(faults(testimony, known.log, hashes, last)) == []
     hashes[known.sequence] = hashes[1][::-1]
-    assert list(faults(told, known.log, hashes, last)) == [
+    assert list(faults(testimony, known.log, hashes, last)) == [
         f"record {known.sequence} is not the one that table bronze.bz_t knows of"
     ]
     other = AuditMark(known.log, known.sequence, hashes[known.sequence])
@@ -168,7 +168,7 @@ def test_a_record_made_anew_is_contradicted(opened: Bronze) -> None:
 def test_a_run_that_dies_gives_no_false_alarm(
     source: Source, opened: Bronze, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a table names was recorded before, wherever a run ends between the two."""
+    """A record is written before a table names it, wherever the run dies."""
     for number, where in enumerate(("planned", "read", "commit", "committed", "landed")):
         source.execute("INSERT INTO t VALUES (%s)", 100 + number)
 
@@ -185,9 +185,11 @@ def test_a_run_that_dies_gives_no_false_alarm(
     assert proven(opened).problems == ()
 
 
-def test_a_lake_of_before_is_read_on(source: Source, capsys: pytest.CaptureFixture[str]) -> None:
-    """Log and tables that do not know each other are whole, with what is not proven; the next run
-    binds them.
+def test_a_log_of_an_earlier_release_is_valid(
+    source: Source, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Log and tables that do not name each other have notes about what is not proven; the next run
+    adds the names.
     """
     source.execute("CREATE TABLE t (id int PRIMARY KEY)")
     opened = Bronze(source.settings())
@@ -199,11 +201,11 @@ def test_a_lake_of_before_is_read_on(source: Source, capsys: pytest.CaptureFixtu
             if action.get("txn", {}).get("appId", "").startswith("bronze/audit/"):
                 continue
             configuration = action.get("metaData", {}).get("configuration", {})
-            for name in ("bronze.audit.log", audit_mark.LOGS):
+            for name in ("bronze.audit.log", properties.AUDIT_LOGS):
                 configuration.pop(name, None)
             kept.append(json.dumps(action) + "\n")
         entry.write_text("".join(kept))
-    rewritten = book.read(pl.read_delta(str(folder(opened))))
+    rewritten = audit_log.read(pl.read_delta(str(folder(opened))))
     first = json.loads(rewritten[0].details)
     del first["log"]
     _without_id(opened, json.dumps(first, sort_keys=True))
@@ -212,7 +214,7 @@ def test_a_lake_of_before_is_read_on(source: Source, capsys: pytest.CaptureFixtu
     assert (report.tables, report.vouching, report.log) == (1, 0, "")
     assert any("before logs had an id" in note for note in report.notes)
     assert any("were last written before" in note for note in report.notes)
-    render.audit(report)
+    reports.audit(report)
     assert "0 of 1 Bronze tables know of them" in capsys.readouterr().out
     assert opened.run().exit_code == 0
     assert opened.run().exit_code == 0
@@ -225,15 +227,15 @@ def test_a_lake_of_before_is_read_on(source: Source, capsys: pytest.CaptureFixtu
 
 
 def _without_id(opened: Bronze, details: str) -> None:
-    """Chains the log anew with a first record that names no id, as it was written before."""
+    """Rewrites the chain with a first record that names no id, as earlier releases wrote it."""
     place = folder(opened)
-    records = book.read(pl.read_delta(str(place)))
+    records = audit_log.read(pl.read_delta(str(place)))
     records[0] = replace(records[0], details=details)
-    links = book.chained(records, book.Head(), None)
+    links = audit_log.continue_chain(records, audit_log.Head(), None)
     swaps = {old.record_hash: new.record_hash for old, new in zip(records, links, strict=True)}
     for file in place.glob("*.parquet"):
         mine = pl.read_parquet(file)["sequence"].to_list()
-        book.frame([one for one in links if one.sequence in mine]).write_parquet(file)
+        audit_log.frame([one for one in links if one.sequence in mine]).write_parquet(file)
     for entry in (place / "_delta_log").glob("*.json"):
         text = entry.read_text()
         for old, new in swaps.items():
@@ -241,30 +243,30 @@ def _without_id(opened: Bronze, details: str) -> None:
         entry.write_text(text)
 
 
-def test_what_could_not_be_looked_at_is_no_yes(opened: Bronze, tmp_path: Path) -> None:
-    """Without a log, a table, a file, a permission or the right root, nothing is called whole."""
+def test_unreadable_evidence_is_a_problem(opened: Bronze, tmp_path: Path) -> None:
+    """Without a log, a table, a file or the right root the log is not valid."""
     table = Path(opened.config.place("bronze", "bz_t").url)
     root = tmp_path / "no such lake"
     lake = opened.config.lake.model_copy(update={"root": str(root)})
     elsewhere = opened.config.model_copy(update={"lake": lake})
-    wrong = audit.report(elsewhere, verify=True)
+    wrong = audit_proof.report(elsewhere, verify=True)
     assert wrong.problems == (
         f"there is no record at {root}/governance/audit_log, and no table in the lake:"
-        " nothing was ever done there",
+        " no command has ever written to it",
     )
     assert not root.exists()
     last = max((table / "_delta_log").glob("*.json"))
     kept = last.read_text()
     last.write_text("{")
-    assert any("could not be asked" in said for said in proven(opened).problems)
+    assert any("could not be asked" in problem for problem in proven(opened).problems)
     last.write_text(kept)
     held = next(folder(opened).glob("*.parquet"))
     held.rename(held.with_suffix(".gone"))
-    assert any("cannot be read" in said for said in proven(opened).problems)
+    assert any("cannot be read" in problem for problem in proven(opened).problems)
 
 
-def test_a_stream_names_records_too(source: Source) -> None:
-    """Its commits name the newest record, and a log cut off before them is found."""
+def test_commits_of_a_stream_name_records(source: Source) -> None:
+    """A log cut off before them is detected."""
     source.execute("CREATE TABLE t (id int PRIMARY KEY)")
     opened = Bronze(source.settings(tables={"t": {"pattern": "streaming"}}))
     for number in range(3):
@@ -272,7 +274,7 @@ def test_a_stream_names_records_too(source: Source) -> None:
         assert opened.stream(until_caught_up=True).exit_code == 0
     assert proven(opened).problems == ()
     cut_off(opened, 3)
-    assert any("were taken away" in said for said in proven(opened).problems)
+    assert any("were taken away" in problem for problem in proven(opened).problems)
     source.execute("INSERT INTO t VALUES (9)")
     assert opened.stream(until_caught_up=True).exit_code == 0
     records = [r.subject for r in proven(opened).records if r.action == "audit"]
@@ -280,8 +282,8 @@ def test_a_stream_names_records_too(source: Source) -> None:
     opened.drop_stream()
 
 
-def test_many_writers_never_contradict_each_other(source: Source) -> None:
-    """A process that knows less than a table names nothing there: what was named stays."""
+def test_a_table_never_names_an_earlier_record(source: Source) -> None:
+    """A process that knows fewer records than the table leaves its record as it is."""
     source.execute("CREATE TABLE t (id int PRIMARY KEY)")
     opened = Bronze(source.settings())
     opened.run()

@@ -1,4 +1,4 @@
-"""Lineage: one record per run and table, whatever becomes of the run."""
+"""Lineage: one record per run and table, however the run ends."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,9 @@ from bronze.delta import log
 from bronze.delta.layout import optimize
 from bronze.errors import LakeUnreachable
 from bronze.governance import lineage
-from bronze.governance.tables import data_lineage as book
+from bronze.governance.tables import data_lineage
 from bronze.ingest import pipeline
 from bronze.maintenance import maintain
-from bronze.model.results import Failure, LateRecord
 from tests.conftest import Source
 
 CHILD = """
@@ -48,16 +48,16 @@ def shop(source: Source) -> Source:
 
 
 def records(source: Source) -> list[dict[str, Any]]:
-    """The records in the order in which they were entered."""
+    """The records in the order in which they were written."""
     return (
-        pl.read_delta(str(source.lake / "governance" / book.NAME))
+        pl.read_delta(str(source.lake / "governance" / data_lineage.NAME))
         .sort("created_timestamp", "version_after", nulls_last=True)
         .rows(named=True)
     )
 
 
 def killed(settings: Settings, point: str, what: str = "run") -> None:
-    """Works in a process of its own, until it is killed."""
+    """Runs a command in a process that is killed at a failpoint."""
     document = settings.model_dump_json(by_alias=True, exclude_unset=True)
     done = subprocess.run(
         [sys.executable, "-c", CHILD, document, what],
@@ -69,7 +69,7 @@ def killed(settings: Settings, point: str, what: str = "run") -> None:
 
 
 def figures(record: dict[str, Any]) -> tuple[Any, ...]:
-    """What a record says was done."""
+    """The figures of a record."""
     names = ("mode", "status", "version_before", "version_after", "rows_read")
     return tuple(record[name] for name in (*names, "inserted", "updated", "deleted"))
 
@@ -80,8 +80,8 @@ def rows(source: Source) -> pl.DataFrame:
 
 
 def test_a_record_per_run_and_table(shop: Source) -> None:
-    """A load, changes, nothing, and a failure: each run leaves one record with true figures, in the
-    columns that are documented, in their order.
+    """A load, changes, no changes, and a failure: each run has one record with its figures, in the
+    documented columns and their order.
     """
     settings = shop.settings()
     first = pipeline.run(settings)
@@ -93,7 +93,7 @@ def test_a_record_per_run_and_table(shop: Source) -> None:
     shop.execute("ALTER TABLE t ALTER word TYPE int USING 1")
     assert pipeline.run(settings).tables[0].error
     found = records(shop)
-    assert list(found[0]) == [name for name, _ in book.COLUMNS]
+    assert list(found[0]) == [name for name, _ in data_lineage.COLUMNS]
     assert [figures(record) for record in found] == [
         ("load", "landed", None, 0, 3, 3, 0, 0),
         ("compare", "landed", 0, 1, 4, 2, 1, 1),
@@ -113,8 +113,8 @@ def test_a_record_per_run_and_table(shop: Source) -> None:
     assert load["created_by"]
 
 
-def test_a_column_that_comes_is_told_once(shop: Source) -> None:
-    """The contract's hash moves with the columns, and the change is told by that run's record."""
+def test_a_new_column_is_recorded_once(shop: Source) -> None:
+    """The contract's hash changes with the columns; only that run's record has the change."""
     settings = shop.settings()
     pipeline.run(settings)
     shop.execute("ALTER TABLE t ADD more int")
@@ -129,16 +129,16 @@ def test_a_column_that_comes_is_told_once(shop: Source) -> None:
     ]
 
 
-def test_a_run_that_dies_after_its_commit_is_entered_by_the_next(shop: Source) -> None:
-    """Killed between the table's commit and the book: the next run enters it, and only once."""
+def test_the_next_run_records_a_run_that_died_after_its_commit(shop: Source) -> None:
+    """Killed between the commit and its record: the next run writes the record, once."""
     settings = shop.settings(maintain={"auto": False})
     # The first commit is that of the audit log.
     killed(settings, "committed:2")
-    # The audit log has begun, and the run is in no book.
+    # The audit log has begun, and the run is in no other table.
     assert [path.name for path in (shop.lake / "governance").iterdir()] == ["audit_log"]
     (dead,) = set(rows(shop)["data_lineage"])
     result = pipeline.run(settings)
-    assert [(one.table, one.version) for one in result.late] == [("public.t", 0)]
+    assert [(late.table, late.version) for late in result.late] == [("public.t", 0)]
     assert pipeline.run(settings).late == ()
     assert [figures(record) for record in records(shop)] == [
         ("load", "landed", None, 0, 3, 3, 0, 0),
@@ -149,8 +149,8 @@ def test_a_run_that_dies_after_its_commit_is_entered_by_the_next(shop: Source) -
 
 
 @pytest.mark.soak
-def test_deaths_in_a_row_are_all_entered(shop: Source) -> None:
-    """Each run that died is entered with its own figures, beside rewrites that are no runs."""
+def test_several_runs_that_died_are_all_recorded(shop: Source) -> None:
+    """Each with its own figures, though other commits are rewrites without a run."""
     settings = shop.settings()
     pipeline.run(settings)
     for number in (4, 5):
@@ -166,26 +166,25 @@ def test_deaths_in_a_row_are_all_entered(shop: Source) -> None:
     ]
 
 
-def test_a_slow_run_does_not_enter_what_a_faster_one_has(shop: Source) -> None:
-    """Who writes first enters what both know; who comes after leaves it."""
+def test_a_slow_run_does_not_record_again_what_a_faster_one_has(shop: Source) -> None:
+    """The first to write records the commits of both; the other one skips them."""
     settings = shop.settings()
-    held: list[lineage.LineageLedger] = []
-    closed = lineage.LineageLedger.closed
+    postponed: list[Sequence[lineage.LineageEntry]] = []
 
-    def kept(ledger: lineage.LineageLedger) -> tuple[tuple[LateRecord, ...], Failure | None]:
-        held.append(ledger)
-        return (), None
+    def postpone(_: Settings, entries: Sequence[lineage.LineageEntry]) -> tuple[()]:
+        postponed.append(list(entries))
+        return ()
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(lineage.LineageLedger, "closed", kept)
+        patched.setattr(lineage, "record", postpone)
         pipeline.run(settings)
     fast = pipeline.run(settings)
     assert len(fast.late) == 1
-    assert closed(held[0]) == ((), None)
+    assert lineage.record(settings, postponed[0]) == ()
     assert [figures(record)[3] for record in records(shop)] == [0, 1]
 
 
-def test_a_table_that_is_made_anew_is_entered_anew(shop: Source) -> None:
+def test_a_table_that_is_loaded_again_is_recorded_again(shop: Source) -> None:
     """When the Bronze table was moved away, its versions begin again, and so do its records."""
     settings = shop.settings()
     for _ in range(2):
@@ -199,8 +198,8 @@ def test_a_table_that_is_made_anew_is_entered_anew(shop: Source) -> None:
     ]
 
 
-def test_a_book_that_cannot_be_written_fails_no_table(shop: Source) -> None:
-    """The tables land, the result says what is missing, and the next run enters it."""
+def test_missing_records_do_not_fail_a_table(shop: Source) -> None:
+    """The tables land, the result says what is missing, and the next run records it."""
     settings = shop.settings()
     governance = shop.lake / "governance"
     shop.lake.mkdir()
@@ -210,13 +209,11 @@ def test_a_book_that_cannot_be_written_fails_no_table(shop: Source) -> None:
     assert result.unrecorded
     assert result.exit_code == 1
     governance.unlink()
-    assert [one.batch_id for one in pipeline.run(settings).late] == [result.batch_id]
+    assert [late.batch_id for late in pipeline.run(settings).late] == [result.batch_id]
 
 
-def test_a_source_that_goes_away_leaves_its_records(
-    shop: Source, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A run that is begun again has a record of each attempt's commit, and none of a failure."""
+def test_a_retried_run_has_one_record(shop: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the connection was lost, the attempt that failed has no record."""
     settings = shop.settings(run={"max_retries": 1})
     planned, calls = pipeline._plan_all, []
 
@@ -224,7 +221,7 @@ def test_a_source_that_goes_away_leaves_its_records(
         tables = planned(*arguments)
         calls.append(tables)
         if len(calls) == 1:
-            (holder,) = {table.held.holder for table in tables}
+            (holder,) = {table.snapshot.holder for table in tables}
             shop.execute("SELECT pg_terminate_backend(%s, 10000)", holder.info.backend_pid)
         return tables
 
@@ -235,7 +232,7 @@ def test_a_source_that_goes_away_leaves_its_records(
 
 
 def test_a_stream_has_one_record_per_session(shop: Source) -> None:
-    """It is entered when the table joins and when the stream ends, its counts then of all of it."""
+    """It is written when the table joins, and again with all counts when the stream ends."""
     settings = shop.settings(tables=STREAMED)
     stream.stream(settings, until_caught_up=True)
     joined, ended = records(shop)
@@ -257,37 +254,37 @@ def test_a_stream_has_one_record_per_session(shop: Source) -> None:
 
 
 @pytest.mark.soak
-def test_a_stream_that_dies_is_entered_by_the_next(shop: Source) -> None:
-    """Killed after its commit: the next stream enters what it had landed, with all its counts."""
+def test_the_next_stream_records_a_stream_that_died(shop: Source) -> None:
+    """Killed after its commit: the next stream writes its record, with all its counts."""
     settings = shop.settings(tables=STREAMED)
     stream.stream(settings, until_caught_up=True)
     shop.execute("INSERT INTO t VALUES (4, 'four'), (5, 'five')")
     killed(settings, "landed", "stream")
     (dead,) = set(rows(shop)["data_lineage"]) - {records(shop)[0]["lineage_id"]}
     result = stream.stream(settings, until_caught_up=True)
-    assert [one.table for one in result.late] == ["public.t"]
-    told = [record for record in records(shop) if record["lineage_id"] == dead]
-    assert [figures(record) for record in told] == [
+    assert [late.table for late in result.late] == ["public.t"]
+    late = [record for record in records(shop) if record["lineage_id"] == dead]
+    assert [figures(record) for record in late] == [
         ("stream", "streaming", 0, 0, 0, 0, 0, 0),
         ("stream", "landed", 0, 1, 2, 2, 0, 0),
     ]
 
 
 def test_no_secret_is_in_a_commit(shop: Source, tmp_path: Path) -> None:
-    """What a commit tells of its run has no password, though the config file holds one."""
+    """The facts of a commit have no password, though the config file has one."""
     path = tmp_path / "bronze.toml"
     dsn = f"{shop.dsn}&password=hush-hush" if "?" in shop.dsn else f"{shop.dsn}?password=hush-hush"
     path.write_text(
         f'[source]\nname = "test"\ndsn = "{dsn}"\n[lake]\nroot = "lake"\n[run]\nworkers = 1\n'
     )
     pipeline.run(loading.load(path))
-    held = [file for file in (tmp_path / "lake").rglob("*") if file.is_file()]
-    assert held
-    assert not [file for file in held if b"hush-hush" in file.read_bytes()]
+    files = [file for file in (tmp_path / "lake").rglob("*") if file.is_file()]
+    assert files
+    assert not [file for file in files if b"hush-hush" in file.read_bytes()]
 
 
 def test_tables_of_one_name_in_two_sources(shop: Source) -> None:
-    """Each has its own record; nothing is taken for a dead run."""
+    """Each has its own record, and neither is taken for a run that died."""
     document = {
         "source": {name: {"dsn": shop.dsn, "schema": "public"} for name in ("one", "two")},
         "lake": {"root": str(shop.lake)},
@@ -309,11 +306,13 @@ def test_tables_of_one_name_in_two_sources(shop: Source) -> None:
     assert pipeline.run(settings).late == ()
 
 
-def test_books_do_not_grow_into_many_files(shop: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each run adds files to them; runs join these now and then, and what hinders it is told."""
-    monkeypatch.setattr(maintain, "_FULL_BOOK", 4)
+def test_governance_tables_do_not_grow_into_many_files(
+    shop: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each run adds files; some runs optimize them, and a note says if that fails."""
+    monkeypatch.setattr(maintain, "_MANY_FILES", 4)
     settings = shop.settings()
-    place = settings.place("governance", book.NAME)
+    place = settings.place("governance", data_lineage.NAME)
     counts = []
     for _ in range(6):
         assert pipeline.run(settings).notes == ()
@@ -322,8 +321,8 @@ def test_books_do_not_grow_into_many_files(shop: Source, monkeypatch: pytest.Mon
         counts.append(len(state.files))
     assert counts == [1, 2, 3, 1, 2, 3]
     assert len(records(shop)) == 6
-    monkeypatch.setattr(maintain, "_FULL_BOOK", 1)
-    monkeypatch.setattr(optimize, "improve", failed)
+    monkeypatch.setattr(maintain, "_MANY_FILES", 1)
+    monkeypatch.setattr(optimize, "optimize_table", failed)
     (note, *_) = pipeline.run(settings).notes
     assert "were not joined: The lake is away." in note
     assert len(records(shop)) == 7

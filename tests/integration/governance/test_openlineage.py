@@ -1,4 +1,4 @@
-"""OpenLineage: what is sent, to whom, and that nobody waits for who does not answer."""
+"""OpenLineage: what is sent, and that a server without an answer does not delay a run."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def shop(source: Source) -> Source:
     return source
 
 
-class Gatherer(ThreadingHTTPServer):
-    """A server that keeps what is posted to it."""
+class Collector(ThreadingHTTPServer):
+    """A server that keeps the posted events."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -40,12 +40,12 @@ class Gatherer(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """Where it is."""
+        """Its address."""
         return f"http://127.0.0.1:{self.server_address[1]}"
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: Gatherer
+    server: Collector
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -56,13 +56,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
-        """Says nothing."""
+        """Logs nothing."""
 
 
 @pytest.fixture
-def gatherer() -> Iterator[Gatherer]:
-    """A server that listens."""
-    with Gatherer() as server:
+def collector() -> Iterator[Collector]:
+    """A server that is listening."""
+    with Collector() as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield server
@@ -75,58 +75,58 @@ def lines(path: Path) -> Events:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def told(events: Events) -> list[tuple[str, str]]:
-    """What happened to which job."""
+def types_and_jobs(events: Events) -> list[tuple[str, str]]:
+    """The type and the job of each event."""
     return [(event["eventType"], event["job"]["name"]) for event in events]
 
 
-def test_a_run_is_told_to_a_server(
-    shop: Source, gatherer: Gatherer, monkeypatch: pytest.MonkeyPatch
+def test_a_run_sends_its_events_to_a_server(
+    shop: Source, collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each table's run has its parent, its columns and where each came from, and its rows."""
-    monkeypatch.setenv("GATHERER", "a-token")
-    own = {"url": gatherer.url, "api_key": {"secret": "GATHERER"}, "namespace": "prod"}
+    """The run of each table has its parent, its columns with their origin, and its rows."""
+    monkeypatch.setenv("COLLECTOR", "a-token")
+    own = {"url": collector.url, "api_key": {"secret": "COLLECTOR"}, "namespace": "prod"}
     result = pipeline.run(shop.settings(lineage=own))
     assert result.notes == ()
-    events = gatherer.events
-    assert told(events) == [
+    events = collector.events
+    assert types_and_jobs(events) == [
         ("START", "bronze.run"),
         ("START", "bronze.bronze.bz_t"),
         ("COMPLETE", "bronze.bronze.bz_t"),
         ("COMPLETE", "bronze.run"),
     ]
     assert {event["path"] for event in events} == {"/api/v1/lineage"}
-    assert {seen["Authorization"] for seen in gatherer.headers_seen} == {"Bearer a-token"}
+    assert {seen["Authorization"] for seen in collector.headers_seen} == {"Bearer a-token"}
     start, done = events[1:3]
     assert start["eventTime"] < done["eventTime"]
     assert start["run"]["runId"] == done["run"]["runId"]
     parent = done["run"]["facets"]["parent"]
     assert parent["run"]["runId"] == events[0]["run"]["runId"] == result.batch_id
     assert (parent["job"]["namespace"], parent["job"]["name"]) == ("prod", "bronze.run")
-    (given,), (made,) = done["inputs"], done["outputs"]
-    assert given["namespace"].startswith("postgres://127.0.0.1:")
-    assert given["name"].endswith(".public.t")
-    assert (made["namespace"], made["name"]) == ("file", str(shop.table("t")))
-    fields = [(f["name"], f["type"]) for f in made["facets"]["schema"]["fields"]]
+    (table,), (target,) = done["inputs"], done["outputs"]
+    assert table["namespace"].startswith("postgres://127.0.0.1:")
+    assert table["name"].endswith(".public.t")
+    assert (target["namespace"], target["name"]) == ("file", str(shop.table("t")))
+    fields = [(f["name"], f["type"]) for f in target["facets"]["schema"]["fields"]]
     assert fields == [("id", "int"), ("price", "decimal(8,2)")]
-    source = [(f["name"], f["type"]) for f in given["facets"]["schema"]["fields"]]
+    source = [(f["name"], f["type"]) for f in table["facets"]["schema"]["fields"]]
     assert source == [("id", "integer"), ("price", "numeric(8,2)")]
-    (origin,) = made["facets"]["columnLineage"]["fields"]["price"]["inputFields"]
-    assert (origin["name"], origin["field"]) == (given["name"], "price")
+    (origin,) = target["facets"]["columnLineage"]["fields"]["price"]["inputFields"]
+    assert (origin["name"], origin["field"]) == (table["name"], "price")
     assert origin["transformations"][0]["subtype"] == "IDENTITY"
-    assert made["facets"]["version"]["datasetVersion"] == "0"
-    assert made["outputFacets"]["outputStatistics"]["rowCount"] == 2
-    assert "@" not in given["facets"]["dataSource"]["uri"]
+    assert target["facets"]["version"]["datasetVersion"] == "0"
+    assert target["outputFacets"]["outputStatistics"]["rowCount"] == 2
+    assert "@" not in table["facets"]["dataSource"]["uri"]
 
 
-def test_every_event_is_as_the_standard_has_it(shop: Source, tmp_path: Path) -> None:
-    """Each event, and each of its facets, names its schema and who made it; times have zones."""
+def test_events_follow_the_standard(shop: Source, tmp_path: Path) -> None:
+    """Each event and facet names its schema and its producer; times have zones."""
     settings = shop.settings(lineage={"file": str(tmp_path / "events")})
     pipeline.run(settings)
     shop.execute("ALTER TABLE t ALTER price TYPE text")
     assert pipeline.run(settings).exit_code == 1
     events = lines(tmp_path / "events")
-    assert told(events)[4:] == [
+    assert types_and_jobs(events)[4:] == [
         ("START", "bronze.run"),
         ("START", "bronze.bronze.bz_t"),
         ("FAIL", "bronze.bronze.bz_t"),
@@ -144,29 +144,29 @@ def test_every_event_is_as_the_standard_has_it(shop: Source, tmp_path: Path) -> 
                 assert facet["_schemaURL"].startswith("https://openlineage.io/spec/")
 
 
-def test_a_stream_is_told_while_it_goes_on(shop: Source, tmp_path: Path) -> None:
+def test_a_stream_sends_events_while_it_goes_on(shop: Source, tmp_path: Path) -> None:
     """It starts when the table joins, and is complete when the stream ends."""
     settings = shop.settings(
         tables={"t": {"pattern": "streaming"}}, lineage={"file": str(tmp_path / "events")}
     )
     stream.stream(settings, until_caught_up=True)
     events = lines(tmp_path / "events")
-    assert [kind for kind, _ in told(events)] == ["START", "RUNNING", "COMPLETE"]
+    assert [kind for kind, _ in types_and_jobs(events)] == ["START", "RUNNING", "COMPLETE"]
     assert len({event["run"]["runId"] for event in events}) == 1
     assert {e["job"]["facets"]["jobType"]["processingType"] for e in events} == {"STREAMING"}
 
 
-def test_a_server_that_refuses_is_told(shop: Source, gatherer: Gatherer) -> None:
-    """The run is as good as without it; a note says where events were not taken."""
-    gatherer.status = 500
-    result = pipeline.run(shop.settings(lineage={"url": gatherer.url}))
+def test_a_server_that_refuses_events_fails_no_run(shop: Source, collector: Collector) -> None:
+    """A note names the server."""
+    collector.status = 500
+    result = pipeline.run(shop.settings(lineage={"url": collector.url}))
     assert result.exit_code == 0
     assert "127.0.0.1" in result.notes[0]
-    assert len(gatherer.events) == 1
+    assert len(collector.events) == 1
 
 
-def test_a_server_that_does_not_answer_is_not_waited_for(shop: Source) -> None:
-    """However many tables there are, a run ends within the timeout."""
+def test_a_server_without_an_answer_delays_a_run_by_the_timeout(shop: Source) -> None:
+    """Whatever the number of tables is."""
     for number in range(5):
         shop.execute(f"CREATE TABLE more_{number} (id int PRIMARY KEY)")
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -179,8 +179,8 @@ def test_a_server_that_does_not_answer_is_not_waited_for(shop: Source) -> None:
     assert result.notes
 
 
-def test_nobody_there_is_told(shop: Source) -> None:
-    """A URL at which nothing listens fails no table."""
+def test_an_unreachable_server_fails_no_run(shop: Source) -> None:
+    """A note says that events were not sent."""
     with socket.create_server(("127.0.0.1", 0)) as gone:
         url = f"http://127.0.0.1:{gone.getsockname()[1]}"
     result = pipeline.run(shop.settings(lineage={"url": url}))
@@ -188,10 +188,10 @@ def test_nobody_there_is_told(shop: Source) -> None:
     assert "Not all OpenLineage events" in result.notes[0]
 
 
-def test_a_missing_package_is_told_before_anything_is_read(
+def test_a_missing_package_is_an_error_before_anything_is_read(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The config wants events, and nothing can make them: the user's error, with the remedy."""
+    """The hint of the error is how to install it."""
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(ConfigError, match="not installed") as caught:
         pipeline.run(source.settings(lineage={"url": "http://127.0.0.1:1"}))

@@ -88,7 +88,7 @@ def counts(result: TableResult) -> tuple[int, int, int]:
     return result.inserted, result.updated, result.deleted
 
 
-FEW = ("xmin", "whole", "hidden")
+FEW = ("xmin", "hidden")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Erasure: whatever a person's row has put into the lake is found before, and nowhere after."""
+"""Erasure: everything in the lake that comes from a person's row is found, and nothing is left."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from bronze.governance.tables import profiles
 from bronze.governance.tables import rejected_values as book
 from bronze.ingest import pipeline
 from bronze.protection import erasure
+from bronze.protection.old_versions import delete_old_versions
 from tests.conftest import Source
 from tests.support.features import known
 from tests.support.strategies import SETUP
@@ -80,7 +81,7 @@ def run(given: Settings) -> dict[str, Any]:
     return {one.target: one for one in done.tables}
 
 
-def found(lake: Path, *texts: str) -> list[str]:
+def files_with(lake: Path, *texts: str) -> list[str]:
     """The files of a lake in which one of the texts is, by their bytes or their decoded values."""
     wanted = [text.encode() for text in texts]
     places = []
@@ -99,8 +100,8 @@ def records(source: Source, name: str) -> pl.DataFrame:
     return pl.read_delta(str(source.lake / "governance" / name))
 
 
-def test_a_value_is_found_however_it_is_spelled(source: Source) -> None:
-    """PostgreSQL casts what is given: a spelling of a value erases its row, and no other."""
+def test_any_text_of_a_value_selects_its_row(source: Source) -> None:
+    """PostgreSQL reads the text by the column's type: any text of a value erases its row alone."""
     source.execute(SETUP)
     cases = [case for case in SPELLINGS if case[0] in QUICK]
     columns = ", ".join(f"c{i} {kind}" for i, (kind, *_) in enumerate(cases))
@@ -122,8 +123,8 @@ def test_a_value_is_found_however_it_is_spelled(source: Source) -> None:
 
 
 @pytest.mark.soak
-def test_a_key_is_found_however_it_is_spelled(source: Source) -> None:
-    """So are keys, those that Delta cannot hold or compare among them."""
+def test_any_text_of_a_key_selects_its_row(source: Source) -> None:
+    """The same for keys, also those that Delta cannot hold or compare."""
     source.execute(SETUP)
     cases = [case for case in SPELLINGS if known(case[0])]
     for i, (kind, mine, other, _) in enumerate(cases):
@@ -135,7 +136,7 @@ def test_a_key_is_found_however_it_is_spelled(source: Source) -> None:
         source.execute(f"DELETE FROM t{i} WHERE note LIKE 'plant%%'")
     run(given)
     for i, (kind, _, _, spelled) in enumerate(cases):
-        assert found(source.table(f"t{i}"), f"plant{i}."), kind
+        assert files_with(source.table(f"t{i}"), f"plant{i}."), kind
         with pytest.raises(TableRefused, match="still has such a row"):
             erasure.forget(given, f"t{i}", {"id": cases[i][2]})
         for number, text in enumerate(spelled):
@@ -144,12 +145,12 @@ def test_a_key_is_found_however_it_is_spelled(source: Source) -> None:
                 kind,
                 text,
             )
-        assert found(source.table(f"t{i}"), f"plant{i}.") == [], kind
+        assert files_with(source.table(f"t{i}"), f"plant{i}.") == [], kind
         assert pl.read_delta(str(source.table(f"t{i}")))["note"].to_list() == [f"else{i}."], kind
 
 
-def test_what_does_not_fit_a_type_names_nobody(source: Source) -> None:
-    """Nothing is rounded or cut off to somebody else's key."""
+def test_a_value_that_does_not_fit_its_type_selects_no_row(source: Source) -> None:
+    """Nothing is rounded or truncated to the key of another row."""
     source.execute(
         "CREATE TABLE t (a varchar(3), b numeric(5, 1), c bit(3), d timestamp(0), e uuid,"
         " f char(2), PRIMARY KEY (a, b, c, d, e, f))"
@@ -157,7 +158,7 @@ def test_what_does_not_fit_a_type_names_nobody(source: Source) -> None:
     run(source.settings())
     wrong = {"a": "abcd", "b": "1.25", "c": "1011", "d": "2024-01-01 00:00:00.5", "e": "x"}
     for name, text in (wrong | {"f": "abc"}).items():
-        with pytest.raises(ConfigError, match=f"column {name} is no value of type"):
+        with pytest.raises(ConfigError, match=f"column {name} is not of type"):
             erasure.forget(source.settings(), "t", {name: text})
 
 
@@ -165,7 +166,7 @@ DOTTED = '"my.app"."a.b"'
 
 
 def test_names_may_have_dots(source: Source) -> None:
-    """The very table is asked, whatever dots its names have; so are its settings found."""
+    """The right table is asked, and its settings are found, if names have dots."""
     source.execute(f'CREATE SCHEMA "my.app"; CREATE TABLE {DOTTED} (id int PRIMARY KEY, v text)')
     source.execute('CREATE SCHEMA my; CREATE TABLE my."app.a.b" (id int PRIMARY KEY, v text)')
     source.execute(f"INSERT INTO {DOTTED} VALUES (1, 'plant'), (2, 'x')")
@@ -195,10 +196,13 @@ def test_names_may_have_dots(source: Source) -> None:
 REFERS = {"name": "refers", "column": "id", "references": {"table": "a.b"}}
 
 
-# What takes the evidence away, and what is said then.
+# Why the source cannot answer, and the message.
 UNANSWERED: dict[str, tuple[str, str]] = {
     "no table": ("DROP TABLE t", "There is no table public.t"),
-    "another table": ("DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY)", "made anew"),
+    "another table": (
+        "DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY)",
+        "dropped and created again",
+    ),
     "no schema": ("ALTER TABLE t SET SCHEMA other; DROP TABLE other.t", "There is no table"),
     "no column": ("ALTER TABLE t DROP id", "has none of the columns id"),
     "no right": ("REVOKE SELECT ON t FROM asker", "may not read it"),
@@ -211,8 +215,8 @@ UNANSWERED: dict[str, tuple[str, str]] = {
 }
 
 
-def test_what_is_not_answered_is_not_gone(source: Source) -> None:
-    """Whatever takes the evidence away, the row stays, a sentence says why, and the exit tells."""
+def test_without_an_answer_of_the_source_nothing_is_erased(source: Source) -> None:
+    """The row stays, a sentence says why the source cannot answer, and the exit code is not 0."""
     source.execute("CREATE SCHEMA other")
     source.execute("DROP ROLE IF EXISTS asker; CREATE ROLE asker LOGIN")
     options = psycopg.conninfo.make_conninfo(source.dsn, user="asker")
@@ -234,7 +238,7 @@ def test_what_is_not_answered_is_not_gone(source: Source) -> None:
             erasure.forget(given, "t", {"id": "1"})
         assert refused.value.exit_code != 0, name
         assert _version(given) == version, name
-        assert found(lake, "plant"), name
+        assert files_with(lake, "plant"), name
     # Who knows better may say so.
     done = erasure.forget(given, "t", {"id": "1"}, ask=False)
     assert (done.rows, done.left, done.source) == (1, 0, None)
@@ -247,9 +251,9 @@ def _version(given: Settings, name: str = "bz_t") -> int:
     return state.version
 
 
-def test_nothing_found_is_no_proof(source: Source, tmp_path: Path) -> None:
-    """A key that nobody has ends with 1, says what was looked at, and deletes nothing; a file that
-    is lost is no proof either.
+def test_finding_nothing_is_not_a_proof(source: Source, tmp_path: Path) -> None:
+    """A key that no row has ends with 1, says what was read, and deletes nothing; so does a missing
+    file.
     """
     source.execute("CREATE TABLE t (id int PRIMARY KEY, v text)")
     source.execute("INSERT INTO t VALUES (1, 'x')")
@@ -277,16 +281,16 @@ def test_nothing_found_is_no_proof(source: Source, tmp_path: Path) -> None:
     state = log.read(given.place("bronze", "bz_t"))
     assert state is not None
     (source.table("t") / state.files[0].path).unlink()
-    with pytest.raises(BronzeError, match="is not there"):
+    with pytest.raises(BronzeError, match="is missing: it may have such rows"):
         erasure.forget(given, "t", {"id": "2"})
 
 
 @pytest.mark.parametrize("own", [{}, {"history": True, "pattern": "batch"}])
-def test_a_renamed_key_finds_what_was_under_its_old_names(
+def test_erasure_by_a_renamed_key_covers_its_former_names(
     source: Source, own: dict[str, Any]
 ) -> None:
-    """Rows marked DELETED, rejected values and examples of before two renamings are erased with the
-    row of today, by the new name or by an old one; those of others stay.
+    """Rows marked DELETED, rejected values and examples from before two renames are erased with the
+    current row, by the new name or by an old one; those of other rows stay.
     """
     rules = [{"name": "small", "column": "n", "range": {"max": 0}}]
     given = source.settings(tables={"t": {**own, "rules": rules}})
@@ -301,10 +305,10 @@ def test_a_renamed_key_finds_what_was_under_its_old_names(
     run(given)
     source.execute("DELETE FROM t WHERE address = 'plant'")
     run(given)
-    assert found(source.lake / GOVERNANCE, "plant")
+    assert files_with(source.lake / GOVERNANCE, "plant")
     done = erasure.forget(given, "t", {"email" if own else "address": "plant"})
     assert (done.left, done.exit_code) == (0, 0)
-    assert found(source.lake, "plant") == []
+    assert files_with(source.lake, "plant") == []
     kept = pl.read_delta(str(source.table("t")))
     assert {*kept["mail"], *kept["email"], *kept["address"]} == {"else", None}
     assert records(source, book.NAME)["row_key"].str.contains("else").all()
@@ -319,14 +323,14 @@ LEARNED = (
 
 
 def learned(source: Source, given: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What an earlier release has learned: a model knows a category of one row, and a profile the
-    means of one row, one of them of a numeric that is kept as text.
+    """Models and profiles as an earlier release wrote them: with a category of one row, and with
+    means of one row, one of them of a numeric that is stored as text.
     """
     source.execute("CREATE TABLE t (id int PRIMARY KEY, kind text, pay float8, amount numeric)")
     source.execute(LEARNED)
     source.execute("CREATE TABLE u (LIKE t INCLUDING ALL); INSERT INTO u SELECT * FROM t")
     with monkeypatch.context() as patch:
-        patch.setattr(profiles, "LEAST", 1)
+        patch.setattr(profiles, "MIN_ROWS", 1)
         run(given)
         for change in ("amount = 7171.375, pay = NULL", "pay = 4242.5"):
             source.execute(f"UPDATE t SET {change} WHERE id = 601")
@@ -336,7 +340,7 @@ def learned(source: Source, given: Settings, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def mean(source: Source, value: str) -> bool:
-    """Whether a profile tells a value."""
+    """Whether a profile has a value."""
     return bool(records(source, "profiles")["measures"].str.contains(value, literal=True).any())
 
 
@@ -347,11 +351,11 @@ WATCHED: dict[str, Any] = {
 }
 
 
-def test_what_was_learned_of_a_person_alone_goes(
+def test_models_and_profiles_with_a_value_of_one_person_are_erased(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A category that no other row has leaves with the models that know it, a mean of one row
-    leaves with its profile; what others share stays.
+    """Models with a category that no other row has are erased, and profiles with a mean of one row;
+    those whose values other rows share stay.
     """
     given = source.settings(tables={"t": WATCHED, "u": WATCHED})
     learned(source, given, monkeypatch)
@@ -360,7 +364,7 @@ def test_what_was_learned_of_a_person_alone_goes(
     assert (done.left, done.exit_code) == (0, 0)
     models = records(source, "models")
     assert models["target_table"].to_list() == ["bronze.bz_u"]
-    assert found(source.table("t"), "plant") == []
+    assert files_with(source.table("t"), "plant") == []
     assert not mean(source, "4242.5")
     assert not mean(source, "7171.375")
     (result,) = (one for name, one in run(given).items() if name == "bronze.bz_t")
@@ -370,10 +374,10 @@ def test_what_was_learned_of_a_person_alone_goes(
     assert records(source, "models").height == 2
 
 
-def test_what_was_learned_under_a_former_name_goes(
+def test_models_and_profiles_with_a_former_column_name_are_erased(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where columns were renamed since, and no file is left that has their old names."""
+    """Also after columns were renamed, when no file is left that has their old names."""
     given = source.settings(tables={"t": WATCHED, "u": WATCHED})
     learned(source, given, monkeypatch)
     renamed = {"trees": 10, "columns": ["sort", "wage"]}
@@ -381,14 +385,14 @@ def test_what_was_learned_under_a_former_name_goes(
     for old, new in (("kind", "sort"), ("pay", "wage"), ("amount", "sum")):
         source.execute(f"ALTER TABLE t RENAME {old} TO {new}")
     run(given)
-    erasure.purge_history(given, "t")
+    delete_old_versions(given, "t")
     assert mean(source, "4242.5")
     source.execute("DELETE FROM t WHERE id = 601")
     done = erasure.forget(given, "t", {"id": "601"})
     assert (done.left, done.exit_code) == (0, 0)
     assert not mean(source, "4242.5")
     assert not mean(source, "7171.375")
-    assert found(source.lake / GOVERNANCE / "models", "plant", "kind1") == found(
+    assert files_with(source.lake / GOVERNANCE / "models", "plant", "kind1") == files_with(
         source.lake / GOVERNANCE / "models", "kind1"
     )
     known = records(source, "models").filter(pl.col("target_table") == "bronze.bz_t")
@@ -396,7 +400,7 @@ def test_what_was_learned_under_a_former_name_goes(
 
 
 def test_no_mean_of_few_numbers_is_written(source: Source) -> None:
-    """A profile has no statistic that is one person's value, whatever its table is."""
+    """A profile has no mean that is one person's value, however small the batch is."""
     source.execute(
         "CREATE TABLE t (id int PRIMARY KEY, kind text, pay float8, amount numeric);" + LEARNED
     )
@@ -411,9 +415,9 @@ def test_no_mean_of_few_numbers_is_written(source: Source) -> None:
         assert ("mean amount" in one) == (one["rows"] == 601)
 
 
-def test_rejected_values_of_a_table_without_a_key(source: Source) -> None:
-    """Its rows are named by their hash, and so are found; records of before, which name nobody,
-    go where they may be the person's.
+def test_rejected_values_of_a_table_without_a_key_are_erased(source: Source) -> None:
+    """They name rows by the row hash; records of earlier releases, which name no row, are erased if
+    they may be the person's.
     """
     source.execute("CREATE TABLE t (name text, day date, other date)")
     source.execute(
@@ -436,7 +440,7 @@ def test_rejected_values_of_a_table_without_a_key(source: Source) -> None:
     assert (done.rows, done.records, done.left) == (1, 2, 0)
     texts = records(source, book.NAME)["source_text"].to_list()
     assert sorted(texts) == ["23456-01-02", "45678-01-02"]
-    assert found(source.lake, "12345-01-02", "34567-01-02", "plant") == []
+    assert files_with(source.lake, "12345-01-02", "34567-01-02", "plant") == []
 
 
 def _entered(given: Settings, frame: pl.DataFrame) -> None:
@@ -445,9 +449,9 @@ def _entered(given: Settings, frame: pl.DataFrame) -> None:
     writer.append_rows(place, book.COLUMNS, rows, "b")
 
 
-def test_two_configs_on_one_lake_keep_their_records_apart(source: Source) -> None:
-    """Every table of governance has the full name, so that they join; records of before, which
-    have the name alone, are told apart by the batches that lineage knows.
+def test_records_of_two_schemas_with_one_table_name_are_kept_apart(source: Source) -> None:
+    """Governance tables have the full name of the table; records of earlier releases, which have
+    the name without the schema, are told apart by the batches in the lineage.
     """
     source.execute("CREATE TABLE t (id int PRIMARY KEY, day date, n int, kind text)")
     source.execute(

@@ -1,4 +1,4 @@
-"""Erasure, whatever has happened to a table: random keys, spellings, patterns, and histories."""
+"""Erasure from tables with random keys, texts of keys, patterns and changes."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ EVENTS = {
 
 @dataclass(frozen=True)
 class Life:
-    """A table's key, how it is taken, and what happens to it."""
+    """A table's key, its settings, and what happens to it."""
 
     key: Declared
     values: Sequence[str]
@@ -62,7 +62,7 @@ class Life:
 
 @st.composite
 def lives(draw: st.DrawFn) -> Life:
-    """Any of them."""
+    """Any such table."""
     key = draw(st.sampled_from(KEYS))
     values = draw(st.lists(key.texts, min_size=2, max_size=6, unique=True))
     own: dict[str, Any] = draw(
@@ -150,7 +150,7 @@ def others(source: Source, keys: set[str]) -> dict[str, list[str]]:
 
 
 def lived(server: Server, life: Life) -> None:
-    """A person comes, things happen, the person goes and is forgotten."""
+    """A person is inserted, the table changes, the person is deleted and erased."""
     with TemporaryDirectory() as folder, database(server, Path(folder) / "lake") as source:
         source.execute(SETUP)
         source.execute(
@@ -199,7 +199,7 @@ def lived(server: Server, life: Life) -> None:
 
 
 def lived_all(server: Server, examples: int, *, alike: bool) -> None:
-    """Many lives, the same ones each time if they are to be ``alike``."""
+    """Many tables, the same ones each time if ``alike``."""
 
     @settings(
         max_examples=examples,
@@ -215,14 +215,14 @@ def lived_all(server: Server, examples: int, *, alike: bool) -> None:
     each()
 
 
-def test_a_person_is_nowhere_afterwards(server: Server) -> None:
-    """Whatever a person's row has put into the lake is in no byte and in no decoded value once it
-    is forgotten; everybody else's rows and records are as they were.
+def test_nothing_of_an_erased_person_is_left(server: Server) -> None:
+    """After an erasure no byte and no decoded value in the lake comes from the person's row, and
+    the rows and records of everybody else are unchanged.
     """
     lived_all(server, 3, alike=True)
 
 
 @pytest.mark.soak
-def test_a_person_is_nowhere_afterwards_at_length(server: Server) -> None:
-    """The same, with many more lives."""
+def test_nothing_of_an_erased_person_is_left_at_length(server: Server) -> None:
+    """The same, with many more tables."""
     lived_all(server, 40, alike=False)

@@ -1,4 +1,4 @@
-"""Erasure takes nobody else's rows, and proves nothing that it does not know."""
+"""Erasure leaves the rows of others, and says what it cannot know."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta import log
 from bronze.errors import FileDamaged
 from bronze.governance.tables import rejected_values
-from bronze.protection import erasure, subject
+from bronze.protection import erasure
+from bronze.protection.old_versions import delete_old_versions
+from bronze.protection.subject import recorded_values
 from tests.conftest import Source
-from tests.integration.protection.test_erasure import found, records, run
+from tests.integration.protection.test_erasure import files_with, records, run
 
 SHAPED: dict[str, Any] = {
     "protect": {"id": {"method": "tokenize", "format": True}},
@@ -23,7 +25,7 @@ SHAPED: dict[str, Any] = {
 
 
 def tokens(source: Source) -> dict[int, str]:
-    """What the table has for each row's number."""
+    """The stored tokens by the rows' numbers."""
     frame = pl.read_delta(str(source.table("t")))
     return dict(frame.select("n", "id").rows())
 
@@ -35,9 +37,12 @@ def recorded(source: Source) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", ["text", "int"])
-def test_a_token_that_is_another_ones_value(source: Source, kind: str) -> None:
-    """In a dense column of format tokens somebody's token is another one's clear value: who is not
-    there is not found, whose token it is keeps their row and its records, and who is there goes.
+def test_a_token_that_is_the_value_of_another_row_does_not_match_it(
+    source: Source, kind: str
+) -> None:
+    """In a dense column of format tokens the token of one row is the clear value of another. A
+    value that no row has is not found, the row with that token stays with its records, and the row
+    with that value is erased.
     """
     source.execute(f"CREATE TABLE t (id {kind} PRIMARY KEY, n int, day date)")
     source.execute("INSERT INTO t SELECT 234560 + i, i, 'infinity' FROM generate_series(1, 9) i")
@@ -65,9 +70,9 @@ def test_a_token_that_is_another_ones_value(source: Source, kind: str) -> None:
     assert {json.loads(key)["id"] for key in left} == {*others.values()}
 
 
-def test_a_value_of_before_its_protection_may_be_a_token(source: Source) -> None:
-    """Where clear values lie in older versions of a text column, whether a match is theirs or
-    another one's token cannot be told: it is said, it is no proof, and --old-versions ends it.
+def test_a_clear_value_that_may_be_a_token_is_doubtful(source: Source) -> None:
+    """If older versions of a text column have clear values, a match may be the token of another
+    row: it is reported, the exit code is 1, and --old-versions deletes it.
     """
     source.execute("CREATE TABLE t (id text PRIMARY KEY, n int, day date)")
     source.execute("INSERT INTO t VALUES ('234567', 1, 'infinity'), ('345678', 2, NULL)")
@@ -79,15 +84,15 @@ def test_a_value_of_before_its_protection_may_be_a_token(source: Source) -> None
     assert (done.is_found, done.exit_code) == (False, 1)
     assert done.doubtful >= 2
     assert any("--old-versions" in note for note in done.notes)
-    erasure.purge_history(given, "t")
-    assert found(source.lake, "234567") == []
+    delete_old_versions(given, "t")
+    assert files_with(source.lake, "234567") == []
     done = erasure.forget(given, "t", {"id": "234567"})
     assert (done.is_found, done.doubtful) == (False, 0)
 
 
-def test_a_name_that_is_used_again(source: Source) -> None:
-    """Rows of before a key was renamed have it under its old name, though another column is called
-    so now: they are erased, and no row whose new column has that value.
+def test_rows_under_a_reused_column_name_are_told_apart_by_time(source: Source) -> None:
+    """Rows from before a rename of the key have it under the old name, which another column has
+    now: they are erased, and no row whose new column has that value.
     """
     source.execute("CREATE TABLE t (a int PRIMARY KEY, note text)")
     source.execute("INSERT INTO t VALUES (1, 'plant'), (2, 'old'), (3, 'x')")
@@ -105,7 +110,7 @@ def test_a_name_that_is_used_again(source: Source) -> None:
     assert (done.is_found, done.doubtful) == (False, 0)
     done = erasure.forget(given, "t", {"b": "1"})
     assert (done.rows, done.left, done.exit_code, done.notes) == (1, 0, 0, ())
-    assert found(source.lake, "plant") == []
+    assert files_with(source.lake, "plant") == []
     assert sorted(pl.read_delta(str(source.table("t")))["note"]) == ["else", "old", "x", "x"]
 
 
@@ -119,9 +124,9 @@ OPEN = {
 
 
 @pytest.mark.parametrize("how", OPEN)
-def test_a_name_that_cannot_be_told(source: Source, how: str) -> None:
-    """Where a row of before and one of today cannot be told apart, nothing is erased by the old
-    name, and that is said, with an exit code.
+def test_rows_under_an_ambiguous_column_name_are_doubtful(source: Source, how: str) -> None:
+    """If an earlier row and a later one cannot be told apart, nothing is erased by the old name;
+    that is reported, and the exit code is 1.
     """
     statement, column = OPEN[how]
     source.execute("CREATE TABLE t (a int PRIMARY KEY, b int NOT NULL, mail text, note text)")
@@ -139,10 +144,9 @@ def test_a_name_that_cannot_be_told(source: Source, how: str) -> None:
     assert "plant" in pl.read_delta(str(source.table("t")))["note"].to_list()
 
 
-def test_files_that_are_no_parquet(source: Source) -> None:
-    """What a kill, or a run that goes on, has left half written holds nothing that can be read:
-    that is said, and nothing is kept from being erased; a file that a version names has to be
-    whole.
+def test_unfinished_files_do_not_stop_an_erasure(source: Source) -> None:
+    """Files that a kill or a running load has left half written cannot be read: that is reported,
+    and the erasure goes on. A file that a version names must be readable.
     """
     source.execute("CREATE TABLE t (id int PRIMARY KEY, day date)")
     source.execute("INSERT INTO t VALUES (1, 'infinity'), (2, NULL)")
@@ -161,10 +165,10 @@ def test_files_that_are_no_parquet(source: Source) -> None:
     assert (done.rows, done.left, done.exit_code) == (1, 0, 0)
     assert done.after is not None
     assert done.after.unreadable == 2
-    assert any("2 files that no version names are no Parquet" in note for note in done.notes)
+    assert any("2 files that no version names are not Parquet" in note for note in done.notes)
     for path in broken:
         path.unlink()
-    assert found(source.lake, "infinity") == []
+    assert files_with(source.lake, "infinity") == []
     (source.table("t") / _state(given).files[0].path).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(FileDamaged, match="cannot be read"):
         erasure.forget(given, "t", {"id": "2"}, ask=False)
@@ -176,10 +180,8 @@ def _state(given: Settings) -> log.State:
     return state
 
 
-def test_many_rows_and_many_records(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it costs grows with the rows and with the records, and not with the one times the
-    other.
-    """
+def test_cost_grows_with_rows_plus_records(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cost is that of the rows plus that of the records, not their product."""
     source.execute("CREATE TABLE t (id int PRIMARY KEY, who int, day date)")
     source.execute(
         "INSERT INTO t SELECT i, 1, CASE WHEN i % 10 = 0 THEN 'infinity'::date END"
@@ -188,13 +190,13 @@ def test_many_rows_and_many_records(source: Source, monkeypatch: pytest.MonkeyPa
     given = source.settings()
     run(given)
     source.execute("DELETE FROM t")
-    calls, written = list[int](), subject.written
+    calls, record_text = list[int](), recorded_values.record_text
 
     def counting(value: Any) -> str:
         calls.append(1)
-        return written(value)
+        return record_text(value)
 
-    monkeypatch.setattr(subject, "written", counting)
+    monkeypatch.setattr(recorded_values, "record_text", counting)
     done = erasure.forget(given, "t", {"who": "1"})
     assert (done.rows, done.exit_code) == (2000, 0)
     assert done.records >= 200

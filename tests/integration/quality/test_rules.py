@@ -1,4 +1,4 @@
-"""Quality from end to end: rows are scored, figures are entered, bad batches are stopped."""
+"""Quality from end to end: rows are scored, figures recorded, and bad batches refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import bronze
 from bronze.api import check
 from bronze.cdc import stream
-from bronze.cli import render
+from bronze.cli import reports, results
 from bronze.cli.main import app
 from bronze.config import loading
 from bronze.config.quality import QualitySettings
@@ -27,7 +27,7 @@ from bronze.ingest import pipeline
 from bronze.model.quality import QualityRules, QualityTotals
 from bronze.model.results import TableResult
 from bronze.quality import checks, set_rules
-from bronze.quality import report as trend
+from bronze.quality import report as quality_report
 from tests.conftest import Source
 from tests.support.content import differences
 
@@ -47,18 +47,18 @@ TABLE = filled("t")
 
 
 def settings(source: Source, rules: Rules, **more: Any) -> Settings:
-    """Settings with rules for the table t, and what else it has of its own."""
+    """Settings with rules and other keys of the table t."""
     return source.settings(tables={"t": {"rules": rules, **more}})
 
 
-def ran(given: Settings) -> dict[str, TableResult]:
-    """What a run does with each table."""
+def run_all(given: Settings) -> dict[str, TableResult]:
+    """The result of a run for each table."""
     return {result.table.partition(".")[2]: result for result in pipeline.run(given).tables}
 
 
 def run(given: Settings) -> TableResult:
-    """What a run does with the table t."""
-    return ran(given)["t"]
+    """The result of a run for the table t."""
+    return run_all(given)["t"]
 
 
 def scores(source: Source, name: str = "t") -> dict[int, tuple[int, str]]:
@@ -68,17 +68,17 @@ def scores(source: Source, name: str = "t") -> dict[int, tuple[int, str]]:
     return {key: (score, status) for key, score, status in rows}
 
 
-def book(source: Source, target: str = "bronze.bz_t") -> pl.DataFrame:
+def figures(source: Source, target: str = "bronze.bz_t") -> pl.DataFrame:
     """The figures of the newest run of a table."""
     frame = pl.read_delta(str(source.lake / "governance" / "quality"))
-    mine = frame.filter(pl.col("target_table") == target)
-    newest = mine.sort("evaluated_timestamp")["batch_id"].last()
-    return mine.filter(pl.col("batch_id") == newest)
+    own = frame.filter(pl.col("target_table") == target)
+    newest = own.sort("evaluated_timestamp")["batch_id"].last()
+    return own.filter(pl.col("batch_id") == newest)
 
 
 def figure(source: Source, rule: str, column: str | None = None, **more: Any) -> dict[str, Any]:
     """The newest figure of one rule or check."""
-    found = book(source, **more).filter(pl.col("rule") == rule)
+    found = figures(source, **more).filter(pl.col("rule") == rule)
     if column is not None:
         found = found.filter(pl.col("column_name") == column)
     return found.to_dicts()[0]
@@ -88,14 +88,14 @@ def figure(source: Source, rule: str, column: str | None = None, **more: Any) ->
 
 
 def test_a_bad_row_is_quarantined_and_recovers(source: Source) -> None:
-    """It is in the table all the same, and ACTIVE again once it is mended in the source."""
+    """It is in the Bronze table, and ACTIVE again once it is corrected in the source."""
     patterns = ("full_refresh", "batch", "micro_batch")
     for name in patterns:
         source.execute(filled(name))
         source.execute(f"UPDATE {name} SET q = -1 WHERE id = 7")
     own = {name: {"rules": [POSITIVE], "pattern": name} for name in patterns}
     given = source.settings(tables=own)
-    results = ran(given)
+    results = run_all(given)
     for name in patterns:
         assert (results[name].score, results[name].quarantined) == (98.75, 1), name
         assert scores(source, name)[7] == (75, "QUARANTINED"), name
@@ -105,7 +105,7 @@ def test_a_bad_row_is_quarantined_and_recovers(source: Source) -> None:
         source.execute(
             f"UPDATE {name} SET q = 1 WHERE id = 7; UPDATE {name} SET q = 0 WHERE id = 8"
         )
-    results = ran(given)
+    results = run_all(given)
     for name in patterns:
         assert (results[name].updated, results[name].quarantined) == (2, 1), name
         assert scores(source, name)[7] == (100, "ACTIVE"), name
@@ -113,14 +113,14 @@ def test_a_bad_row_is_quarantined_and_recovers(source: Source) -> None:
     assert differences(given) == {}
     for name in patterns:
         source.execute(f"DELETE FROM {name} WHERE id = 8")
-    results = ran(given)
+    results = run_all(given)
     for name in patterns:
         assert results[name].deleted == 1, name
         assert scores(source, name)[8] == (75, "DELETED"), name
 
 
-def test_every_kind_of_rule_marks_its_rows(source: Source) -> None:
-    """Those about one row, those that span rows, and those that refer to another table."""
+def test_every_kind_of_rule_finds_the_rows_that_break_it(source: Source) -> None:
+    """Rules about one row, rules that span rows, and references to another table."""
     source.execute("CREATE TABLE other (a int, b text)")
     source.execute("INSERT INTO other VALUES (1, 'x'), (2, 'y')")
     source.execute(
@@ -143,7 +143,7 @@ def test_every_kind_of_rule_marks_its_rows(source: Source) -> None:
             {2, 3},
         ),
         "fresh": ({"column": "at", "freshness": "1h"}, {4}),
-        "said": ({"expression": "a < p OR b = 'y'"}, {2}),
+        "expression": ({"expression": "a < p OR b = 'y'"}, {2}),
     }
     given = settings(source, [{**rule, "name": name} for name, (rule, _) in rules.items()])
     assert run(given).error is None
@@ -161,8 +161,8 @@ def test_every_kind_of_rule_marks_its_rows(source: Source) -> None:
     }
 
 
-def test_rules_travel_to_other_processes(source: Source) -> None:
-    """Units are pickled with what their rows are held against."""
+def test_rules_are_evaluated_in_other_processes(source: Source) -> None:
+    """Units are pickled with their rules."""
     source.execute(TABLE)
     source.execute("INSERT INTO t VALUES (30, -4, 's1')")
     rules: Rules = [POSITIVE, {"column": "s", "unique": True}, {"expression": "q < 20"}]
@@ -173,8 +173,8 @@ def test_rules_travel_to_other_processes(source: Source) -> None:
     assert scores(source)[20] == (90, "ACTIVE")
 
 
-def test_rules_speak_of_the_sources_columns(source: Source) -> None:
-    """Whatever they are called in Bronze."""
+def test_rules_name_columns_of_the_source(source: Source) -> None:
+    """Whatever their names in Bronze are."""
     source.execute('CREATE TABLE t (id int PRIMARY KEY, "odd name" int)')
     source.execute("INSERT INTO t VALUES (1, -1)")
     rules: Rules = [
@@ -188,8 +188,8 @@ def test_rules_speak_of_the_sources_columns(source: Source) -> None:
     assert figure(source, "odd name range")["column_name"] == "odd name"
 
 
-def test_rules_made_in_python(source: Source) -> None:
-    """They join those of the config, under the table's name."""
+def test_rules_can_be_added_in_python(source: Source) -> None:
+    """They are added to those of the config, by the name of the table."""
     source.execute(TABLE)
     opened = bronze.Bronze(settings(source, [POSITIVE]))
     rules = [
@@ -232,15 +232,15 @@ ALTER TABLE t ADD CONSTRAINT loose FOREIGN KEY (free) REFERENCES parent NOT VALI
 
 
 def test_rules_follow_from_constraints(source: Source) -> None:
-    """What PostgreSQL sees to is proven; what it only wishes for is looked at; what may mean
-    something else is left out.
+    """Enforced constraints are proven, unvalidated ones are evaluated, and those that bronze cannot
+    translate are left out.
     """
     source.execute(CONSTRAINED)
     given = settings(
         source, [{"column": "q", "not_null": True}, {"columns": ["free", "q", "n"], "unique": True}]
     )
     assert run(given).error is None
-    found = book(source).filter(pl.col("kind") != "check").select("rule", "evaluation", "failed")
+    found = figures(source).filter(pl.col("kind") != "check").select("rule", "evaluation", "failed")
     assert {rule: (how, failed) for rule, how, failed in found.rows()} == {
         "q not_null": ("proven", 0),
         "free, q, n unique": ("proven", 0),
@@ -259,11 +259,11 @@ def test_rules_follow_from_constraints(source: Source) -> None:
     assert {rule.name for rule in report.rules} == set(found["rule"])
     bare = source.settings(quality={"derive": False})
     assert run(bare).error is None
-    assert book(source).filter(pl.col("kind") != "check").height == 0
+    assert figures(source).filter(pl.col("kind") != "check").height == 0
 
 
 def test_a_not_null_that_is_not_valid_is_not_proven(source: Source) -> None:
-    """PostgreSQL 18 says of such a column that it is NOT NULL, though it has NULLs."""
+    """PostgreSQL 18 calls such a column NOT NULL, though it has NULLs."""
     source.execute("CREATE TABLE t (id int PRIMARY KEY, q int); INSERT INTO t VALUES (1, NULL)")
     source.execute("ALTER TABLE t ADD CONSTRAINT wished NOT NULL q NOT VALID")
     assert run(settings(source, [{"column": "q", "not_null": True}])).error is None
@@ -271,8 +271,8 @@ def test_a_not_null_that_is_not_valid_is_not_proven(source: Source) -> None:
     assert (row["evaluation"], row["failed"]) == ("rows", 1)
 
 
-def test_heirs_prove_nothing(source: Source) -> None:
-    """A key and a reference of a parent do not bind its heirs."""
+def test_constraints_of_a_parent_prove_nothing_about_its_children(source: Source) -> None:
+    """A key or a reference of a parent does not apply to tables that inherit from it."""
     source.execute(
         "CREATE TABLE t (id int UNIQUE, q int); CREATE TABLE heir () INHERITS (t);"
         "INSERT INTO t VALUES (1, 1), (2, 2); INSERT INTO heir VALUES (1, 9)"
@@ -287,8 +287,8 @@ def test_heirs_prove_nothing(source: Source) -> None:
     )
 
 
-def test_a_table_that_may_not_be_read_is_not_asked(source: Source) -> None:
-    """A reference that only PostgreSQL could tell of is left out where the role may not look."""
+def test_a_reference_to_an_unreadable_table_is_left_out(source: Source) -> None:
+    """The role of bronze may not read the table, so that PostgreSQL cannot evaluate the rule."""
     source.execute(CONSTRAINED)
     role = f"reader_{source.dsn.rpartition('_')[2].partition('?')[0]}"
     source.execute(f"CREATE ROLE {role} LOGIN")
@@ -301,14 +301,14 @@ def test_a_table_that_may_not_be_read_is_not_asked(source: Source) -> None:
         )
         given = source.settings(source={"dsn": dsn, "tables": ["t"]})
         assert run(given).error is None
-        assert "loose" not in book(source)["rule"].to_list()
+        assert "loose" not in figures(source)["rule"].to_list()
     finally:
         source.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
 def test_too_many_values_are_only_counted(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then no row is marked, and the figure is PostgreSQL's."""
-    monkeypatch.setattr(set_rules, "VALUES", 2)
+    """Then no score is lowered, and PostgreSQL counts the rows."""
+    monkeypatch.setattr(set_rules, "MAX_VALUES", 2)
     source.execute("CREATE TABLE t (id int PRIMARY KEY, q int);")
     source.execute("INSERT INTO t SELECT i, i % 4 FROM generate_series(1, 9) i")
     assert run(settings(source, [{"column": "q", "unique": True}])).error is None
@@ -322,40 +322,40 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"column": "nosuch", "not_null": True}, "there is no column nosuch"),
     ({"column": "q", "range": {"min": 2**40}}, "it could never hold"),
     ({"expression": "nosuch > 1"}, "there is no column nosuch"),
-    ({"expression": "q > avg(q)"}, "it looks at other rows"),
-    ({"column": "q", "pattern": "a"}, "is no text"),
-    ({"column": "q", "references": {"table": "u", "columns": ["a", "b"]}}, "another number"),
+    ({"expression": "q > avg(q)"}, "it reads other rows"),
+    ({"column": "q", "pattern": "a"}, "is not text"),
+    ({"column": "q", "references": {"table": "u", "columns": ["a", "b"]}}, "a different number"),
     ({"column": "q", "references": {"table": "nosuch", "columns": "id"}}, "nosuch"),
     ({"columns": ["l"], "unique": True}, "column l is an array"),
 ]
 
 
 def test_a_wrong_rule_fails_its_table_before_it_is_read(source: Source) -> None:
-    """With the rule and the reason; other tables land."""
+    """The error has the rule and the reason; other tables land."""
     tables = {f"t{i}": case for i, case in enumerate(WRONG)}
     source.execute("CREATE TABLE u (id int)")
     for name in tables:
         source.execute(f"CREATE TABLE {name} (id int PRIMARY KEY, q int, l int[])")
     given = source.settings(tables={name: {"rules": [rule]} for name, (rule, _) in tables.items()})
-    results = ran(given)
+    results = run_all(given)
     assert {name: result.status for name, result in results.items()} == {
         **dict.fromkeys(tables, "failed"),
         "u": "landed",
     }
     problems = {report.table: report.problem for report in check.check(given).tables}
-    for name, (rule, said) in tables.items():
+    for name, (rule, reason) in tables.items():
         error = results[name].error
         assert error, rule
-        assert said in error.message, rule
+        assert reason in error.message, rule
         assert not source.table(name).exists(), rule
-        if "nosuch" not in said or "column" in said:
+        if "nosuch" not in reason or "column" in reason:
             assert problems[f"public.{name}"] == error, rule
 
 
 # --- the table as a whole ----------------------------------------------------------------------
 
 
-def test_figures_of_the_table_are_entered(source: Source) -> None:
+def test_figures_of_the_table_are_recorded(source: Source) -> None:
     """NULL share by column and in all, duplicates, schema compliance, freshness and scores."""
     source.execute("CREATE TABLE t (id int PRIMARY KEY, q int, p numeric(8, 2))")
     source.execute("INSERT INTO t SELECT i, nullif(i % 4, 0), i FROM generate_series(1, 8) i")
@@ -376,7 +376,7 @@ def test_figures_of_the_table_are_entered(source: Source) -> None:
     score = figure(source, "score")
     assert (score["checked"], score["failed"], score["measured"]) == (9, 1, 890 / 9)
     assert figure(source, "quarantined")["failed"] == 0
-    frame = book(source)
+    frame = figures(source)
     lineage = pl.read_delta(str(source.table("t")))["data_lineage"].unique().to_list()
     assert frame["data_lineage"].unique().to_list() == lineage
     assert frame["mode"].unique().to_list() == ["load"]
@@ -384,7 +384,7 @@ def test_figures_of_the_table_are_entered(source: Source) -> None:
 
 
 def test_duplicates_of_a_table_without_a_key_are_counted(source: Source) -> None:
-    """Rows beyond the first that is the same in all columns, NULLs too."""
+    """Rows beyond the first of those that are equal in all columns, NULLs included."""
     source.execute("CREATE TABLE t (a int, b text)")
     source.execute(
         "INSERT INTO t VALUES (1, 'x'), (1, 'x'), (1, 'x'), (1, NULL), (1, NULL), (2, 'x')"
@@ -395,8 +395,8 @@ def test_duplicates_of_a_table_without_a_key_are_counted(source: Source) -> None
     assert row["evaluation"] == "rows"
 
 
-def test_examples_hold_keys_alone(source: Source) -> None:
-    """No other value of a row is anywhere in the book."""
+def test_examples_have_keys_only(source: Source) -> None:
+    """No other value of a row is anywhere in ``governance.quality``."""
     source.execute(TABLE)
     source.execute("INSERT INTO t VALUES (30, -4, 's3cret')")
     rules: Rules = [POSITIVE, {"column": "s", "pattern": "^s[0-9]+$"}]
@@ -404,11 +404,11 @@ def test_examples_hold_keys_alone(source: Source) -> None:
     assert json.loads(figure(source, "s pattern")["examples"]) == [{"id": 30}]
     for file in (source.lake / "governance").rglob("*"):
         assert not file.is_file() or b"s3cret" not in file.read_bytes()
-    assert "s3cret" not in str(book(source).to_dicts())
+    assert "s3cret" not in str(figures(source).to_dicts())
 
 
-def test_the_gate_keeps_a_bad_batch_from_landing(source: Source) -> None:
-    """The old version stays as it is, the figures are entered, and a mended source lands."""
+def test_the_gate_refuses_a_bad_batch(source: Source) -> None:
+    """The old version stays as it is, the figures are recorded, and the corrected source lands."""
     source.execute(TABLE)
     given = settings(source, [POSITIVE], quality={"on_failure": "stop"})
     first = run(given)
@@ -441,7 +441,7 @@ GATED: list[tuple[dict[str, Any], bool]] = [
 ]
 
 
-def test_what_the_gate_goes_by(source: Source) -> None:
+def test_which_figures_make_the_gate_refuse(source: Source) -> None:
     """Checks, and rules of severity high or critical, beyond the share that they allow."""
     own: dict[str, Any] = {}
     for i, (case, _) in enumerate(GATED):
@@ -451,7 +451,7 @@ def test_what_the_gate_goes_by(source: Source) -> None:
         source.execute(f"UPDATE {name} SET s = NULL WHERE id = 8")
         quality = {"null_share": 0.05, **case.get("quality", {}), "on_failure": "stop"}
         own[name] = {"rules": case.get("rules", []), "quality": quality}
-    results = ran(source.settings(tables=own))
+    results = run_all(source.settings(tables=own))
     wrong = {
         str(case): results[f"t{i}"].status
         for i, (case, stopped) in enumerate(GATED)
@@ -461,7 +461,7 @@ def test_what_the_gate_goes_by(source: Source) -> None:
 
 
 def test_each_check_allows_a_number_of_rows() -> None:
-    """NULLs of any column, duplicates, rows with rejected values: as many, and not one more."""
+    """NULLs of any column, duplicates, rows with rejected values: up to the number, not beyond."""
     wanted = QualityRules((), names=(("a", "a"), ("b", "b")), distinct=1)
     prints = np.array([0, 0, 0, *range(1, 8)], np.uint64).tobytes()
     found = QualityTotals(rows=10, refused=2, nulls=(2, 2), prints=(prints,))
@@ -475,7 +475,7 @@ def test_each_check_allows_a_number_of_rows() -> None:
 
 
 def test_a_batch_of_one_row_may_break_a_rule(source: Source) -> None:
-    """A share of one row is all or nothing: a rule, and the checks, allow a number of rows too."""
+    """The share of one row is all or nothing: rules and checks allow a number of rows too."""
     source.execute(TABLE)
     given = settings(
         source,
@@ -493,14 +493,14 @@ def test_a_batch_of_one_row_may_break_a_rule(source: Source) -> None:
     assert row["allowed"] == pytest.approx(2 / 3)
 
 
-def test_nulls_are_a_fault_where_it_is_said_so_and_are_named(
+def test_nulls_beyond_a_limit_are_reported_with_their_columns(
     source: Source, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A clean table with NULLs is as demanded by default; otherwise their columns are named."""
+    """By default NULLs are allowed; with a limit the error names the columns with the most."""
     source.execute("CREATE TABLE t (id int PRIMARY KEY, a int, b int, c int, d int, e int)")
     source.execute("INSERT INTO t (id, a, b) VALUES (1, 1, 1), (2, NULL, 1)")
     run(settings(source, []))
-    report = trend.quality(settings(source, []))
+    report = quality_report.quality(settings(source, []))
     assert (report.exit_code, report.tables[0].unmet) == (0, ())
     assert figure(source, "null_share", "")["measured"] == 7 / 12
     source.execute("UPDATE t SET b = 2")
@@ -509,55 +509,55 @@ def test_nulls_are_a_fault_where_it_is_said_so_and_are_named(
     named = "most of them in c (2 of 2), d (2 of 2), e (2 of 2), and 1 more"
     assert error
     assert f"7 of 12 values are NULL, not below 5.00%, {named}" in error.message
-    report = trend.quality(given)
+    report = quality_report.quality(given)
     assert report.exit_code == 1
-    render.quality(report, 1)
+    reports.quality(report, 1)
     assert named in " ".join(capsys.readouterr().out.split())
 
 
-def test_what_did_not_land_is_not_said_to_have(
+def test_a_refused_table_is_not_reported_as_landed(
     source: Source, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nothing of a refused table is quarantined, and one that never landed has no age."""
+    """It has no quarantined rows, and no age if it never landed."""
     source.execute(TABLE)
     source.execute("UPDATE t SET q = -1 WHERE id < 3")
     given = settings(source, [{**POSITIVE, "severity": "critical"}], quality={"on_failure": "stop"})
     result = pipeline.run(given)
     assert (result.tables[0].status, result.tables[0].quarantined) == ("failed", 0)
-    render.run_result(result)
+    results.run_result(result)
     shown = capsys.readouterr()
     assert "quarantined" not in shown.out + shown.err
-    report = trend.quality(given)
+    report = quality_report.quality(given)
     assert not report.tables[0].fresh
-    render.quality(report, 1)
-    told = capsys.readouterr().out
-    assert "bz_t (refused)" in told
-    assert "nothing has ever landed" in told
-    assert "h46m" not in told
+    reports.quality(report, 1)
+    shown_quality = capsys.readouterr().out
+    assert "bz_t (refused)" in shown_quality
+    assert "nothing has ever landed" in shown_quality
+    assert "h46m" not in shown_quality
 
 
-def test_no_figures_are_no_good_figures(source: Source, tmp_path: Path) -> None:
-    """Neither a lake without figures, nor a table without, nor another root is as demanded."""
+def test_missing_figures_are_not_good_figures(source: Source, tmp_path: Path) -> None:
+    """The exit code is 1 for a lake without figures, a table without figures, and a wrong root."""
     source.execute(TABLE)
     source.execute("CREATE TABLE u (id int PRIMARY KEY)")
     given = settings(source, [])
-    assert trend.quality(given).exit_code == 1
+    assert quality_report.quality(given).exit_code == 1
     pipeline.run(given)
-    assert trend.quality(given).exit_code == 0
+    assert quality_report.quality(given).exit_code == 0
     elsewhere = settings(Source(source.dsn, tmp_path / "elsewhere"), [])
-    report = trend.quality(elsewhere)
+    report = quality_report.quality(elsewhere)
     assert (report.exit_code, report.tables) == (1, ())
     assert not (tmp_path / "elsewhere").exists()
     shutil.copytree(source.table("u"), source.table("v"))
-    report = trend.quality(given)
+    report = quality_report.quality(given)
     assert (report.exit_code, report.missing) == (1, ("bronze.bz_v",))
     shutil.rmtree(source.lake / "governance" / "quality")
-    report = trend.quality(given)
+    report = quality_report.quality(given)
     assert (report.exit_code, len(report.missing)) == (1, 3)
 
 
-def test_what_changed_is_what_is_held_against_rules(source: Source) -> None:
-    """With the pattern batch the figures are of the rows that were read."""
+def test_rules_apply_to_the_rows_that_were_read(source: Source) -> None:
+    """With the pattern batch these are the changed rows."""
     source.execute(TABLE)
     given = settings(source, [POSITIVE], pattern="batch")
     run(given)
@@ -569,8 +569,8 @@ def test_what_changed_is_what_is_held_against_rules(source: Source) -> None:
     assert figure(source, "positive")["checked"] == 0
 
 
-def test_a_stream_scores_what_it_brings(source: Source) -> None:
-    """Batch by batch, one set of figures; a rule that spans rows is not evaluated there."""
+def test_a_stream_scores_its_rows(source: Source) -> None:
+    """Each batch has its figures; rules that span rows are not evaluated."""
     source.execute(TABLE)
     rules: Rules = [POSITIVE, {"column": "s", "unique": True}, {"unique": True, "name": "key"}]
     own = {"rules": rules, "pattern": "streaming"}
@@ -584,7 +584,7 @@ def test_a_stream_scores_what_it_brings(source: Source) -> None:
     assert done.tables[-1].quarantined == 1
     assert scores(source)[7] == (75, "QUARANTINED")
     assert scores(source)[30] == (100, "ACTIVE")
-    found = book(source)
+    found = figures(source)
     assert found["mode"].unique().to_list() == ["stream"]
     assert (figure(source, "positive")["checked"], figure(source, "positive")["failed"]) == (2, 1)
     late = figure(source, "s unique")
@@ -593,8 +593,8 @@ def test_a_stream_scores_what_it_brings(source: Source) -> None:
     source.execute("UPDATE t SET q = 1 WHERE id = 7")
     stream.stream(given, until_caught_up=True)
     assert scores(source)[7] == (100, "ACTIVE")
-    (table,) = trend.quality(given, trend=9).tables
-    assert [one.mode for one in table.runs] == ["stream", "stream", "load"]
+    (table,) = quality_report.quality(given, trend=9).tables
+    assert [run.mode for run in table.runs] == ["stream", "stream", "load"]
     assert table.fresh
 
 
@@ -611,7 +611,7 @@ def _written(source: Source, folder: Path, extra: str = "") -> Path:
 
 
 def test_the_command_shows_the_latest_and_the_trend(source: Source, tmp_path: Path) -> None:
-    """From the lake alone; it ends with 1 where something is not as demanded."""
+    """It reads the lake only; the exit code is 1 if a limit is not met."""
     source.execute(TABLE)
     file = _written(source, tmp_path)
     nothing = CliRunner().invoke(app, ["quality", "-c", str(file)])
@@ -624,31 +624,31 @@ def test_the_command_shows_the_latest_and_the_trend(source: Source, tmp_path: Pa
     shown = CliRunner().invoke(app, ["quality", "-c", str(away), "--trend", "5"])
     assert shown.exit_code == 1
     assert 'bronze.bz_t: positive: 1 of 20 (5.00%), such as {"id": 7}' in shown.stdout
-    told = json.loads(
+    document = json.loads(
         CliRunner().invoke(app, ["quality", "t", "-c", str(away), "--trend", "5", "--json"]).stdout
     )
-    assert [one["score"] for one in told["tables"][0]["runs"]] == [99.5, 100.0]
+    assert [run["score"] for run in document["tables"][0]["runs"]] == [99.5, 100.0]
     unknown = CliRunner().invoke(app, ["quality", "nosuch", "-c", str(away)])
     assert unknown.exit_code == 2
     assert "There are no figures of a table nosuch" in unknown.stderr
 
 
-def test_freshness_is_measured_when_it_is_asked_for(
+def test_freshness_is_measured_at_the_time_of_the_report(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A table that was fresh when it landed grows old."""
+    """A table that was fresh when it landed becomes stale."""
     source.execute(TABLE)
     given = settings(source, [], sla="1h")
     run(given)
-    assert trend.quality(given).exit_code == 0
+    assert quality_report.quality(given).exit_code == 0
 
     class Later(dt.datetime):
         @classmethod
         def now(cls, tz: dt.tzinfo | None = None) -> dt.datetime:  # type: ignore[override]
             return dt.datetime.now(tz) + dt.timedelta(hours=2)
 
-    monkeypatch.setattr(trend, "datetime", Later)
-    report = trend.quality(given)
+    monkeypatch.setattr(quality_report, "datetime", Later)
+    report = quality_report.quality(given)
     assert not report.tables[0].fresh
     assert report.exit_code == 1
 
@@ -657,7 +657,7 @@ def test_freshness_is_measured_when_it_is_asked_for(
 
 
 @pytest.mark.parametrize(
-    ("rule", "said"),
+    ("rule", "message"),
     [
         ({"column": "q"}, "this has none of them"),
         ({"column": "q", "not_null": True, "unique": True}, "this has not_null and unique"),
@@ -677,25 +677,25 @@ def test_freshness_is_measured_when_it_is_asked_for(
         ({"column": "q", "range": {"minimum": 1}}, "did you mean min?"),
     ],
 )
-def test_wrong_rules_are_said_with_their_place(rule: dict[str, Any], said: str) -> None:
-    """Where nothing has to be known of the table, the config itself is refused."""
+def test_errors_in_rules_have_their_place_in_the_config(rule: dict[str, Any], message: str) -> None:
+    """Errors that do not depend on the table are errors of the config."""
     document = {"source": {"dsn": "postgresql://x/y"}, "lake": {"root": "l"}}
     with pytest.raises(ConfigError) as caught:
         loading.parse({**document, "tables": {"t": {"rules": [rule]}}})
-    assert said in caught.value.message
+    assert message in caught.value.message
     assert "tables.t.rules.0" in caught.value.message
 
 
-def test_names_of_rules_are_different() -> None:
-    """By name, or by what they say."""
+def test_names_of_rules_are_unique() -> None:
+    """Also the names that they get without one."""
     document = {"source": {"dsn": "postgresql://x/y"}, "lake": {"root": "l"}}
     rule = {"column": "q", "not_null": True}
     with pytest.raises(ConfigError, match="two rules are named 'q not_null'"):
         loading.parse({**document, "tables": {"t": {"rules": [rule, rule]}}})
 
 
-def test_a_stream_cannot_be_stopped_by_its_rows() -> None:
-    """Neither by what the table says of itself nor by what is said of all, unless it says land."""
+def test_a_streamed_table_cannot_refuse_batches() -> None:
+    """``on_failure = "stop"`` is an error, also in [quality] unless the table overrides it."""
     document = {
         "source": {"dsn": "postgresql://x/y"},
         "lake": {"root": "l"},
@@ -707,8 +707,8 @@ def test_a_stream_cannot_be_stopped_by_its_rows() -> None:
     assert loading.parse({**document, "tables": {"t": own}}).tables["t"].quality
 
 
-def test_what_a_table_demands_of_itself_wins() -> None:
-    """Key by key; its sla is its freshness unless that is said too."""
+def test_quality_settings_of_a_table_take_precedence() -> None:
+    """Key by key; its sla is its freshness unless it has one."""
     given = loading.parse(
         {
             "source": {"dsn": "postgresql://x/y"},
@@ -725,8 +725,8 @@ def test_what_a_table_demands_of_itself_wins() -> None:
     assert (b.threshold, b.freshness) == (50, 3600)
 
 
-def test_that_rules_have_changed_is_told_once(source: Source) -> None:
-    """Rows that do not change keep their scores, so people are to know."""
+def test_changed_rules_are_reported_once(source: Source) -> None:
+    """As unchanged rows keep their scores."""
     source.execute(TABLE)
     source.execute("UPDATE t SET q = -1 WHERE id = 7")
     run(settings(source, []))
@@ -739,8 +739,8 @@ def test_that_rules_have_changed_is_told_once(source: Source) -> None:
     assert any("its rules have changed" in note for note in run(settings(source, [stricter])).notes)
 
 
-def test_records_of_before_have_the_name_alone(source: Source) -> None:
-    """Figures, models and profiles that know a table by its name without the schema are read on."""
+def test_records_of_earlier_releases_are_read(source: Source) -> None:
+    """Figures, models and profiles that have the name of a table without its schema."""
     source.execute(TABLE)
     given = source.settings(tables={"t": {"anomalies": {"trees": 10, "columns": ["q"]}}})
     source.execute("INSERT INTO t SELECT i, i, 's' FROM generate_series(21, 400) i")
@@ -750,7 +750,7 @@ def test_records_of_before_have_the_name_alone(source: Source) -> None:
         DeltaTable(place).update({"target_table": "'bz_t'"})
     result = run(given)
     assert not any("was trained" in note for note in result.notes)
-    (table,) = trend.quality(given, ["bz_t"], 5).tables
+    (table,) = quality_report.quality(given, ["bz_t"], 5).tables
     assert (table.target, len(table.runs)) == ("bronze.bz_t", 2)
     with pytest.raises(ConfigError, match="no figures of a table"):
-        trend.quality(source.settings(lake={"schema": "other"}), ["bronze.bz_t"])
+        quality_report.quality(source.settings(lake={"schema": "other"}), ["bronze.bz_t"])

@@ -28,17 +28,18 @@ from bronze.rows.encoding import encode
 from bronze.tables import selection
 from tests.acceptance.test_exact import same
 from tests.conftest import Source
+from tests.support.effort import examples
 from tests.support.strategies import EVERY, REJECTED, SETUP, Sample, expected, samples
 
 IN_DATABASE = settings(
     derandomize=True,
     database=None,
     deadline=None,
-    max_examples=10,
+    max_examples=examples(6),
     phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
-IN_MEMORY = settings(derandomize=True, database=None, deadline=None, max_examples=25)
+IN_MEMORY = settings(derandomize=True, database=None, deadline=None, max_examples=examples(10))
 
 
 @pytest.fixture

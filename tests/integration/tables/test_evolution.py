@@ -174,7 +174,7 @@ WIDER = {
 
 
 @together(*((BATCH, kind) for kind in WIDER), (FULL, "int"), (FULL, "decimal"))
-def test_a_wider_type_takes_all_values_along(source: Case, own: dict[str, Any], kind: str) -> Story:
+def test_a_widened_column_keeps_all_values(source: Case, own: dict[str, Any], kind: str) -> Story:
     """One commit, all values as they were; the version before is read as it was."""
     old, new, delta, value = WIDER[kind]
     source.execute(
@@ -243,7 +243,7 @@ def test_a_column_that_is_dropped_and_added_in_another_case(
 
 
 @together("varchar(50)", "text")
-def test_a_longer_text_is_no_change(source: Case, new: str) -> Story:
+def test_a_longer_varchar_is_not_a_change(source: Case, new: str) -> Story:
     """Delta knows one type of text: nothing is rewritten."""
     source.execute("CREATE TABLE t (id int PRIMARY KEY, c varchar(10)); INSERT INTO t VALUES (1)")
     yield BATCH
@@ -266,7 +266,7 @@ def a_narrower_type_keeps_the_wider_one(source: Case) -> Story:
     assert counts((yield BATCH)) == (0, 1, 0)
 
 
-def test_a_narrower_choice_rounds_nothing(source: Source) -> None:
+def test_a_narrower_decimal_in_the_config_rounds_nothing(source: Source) -> None:
     """A table keeps its wider decimals; numerics that do not fit them are rejected values."""
     source.execute("CREATE TABLE t (id int PRIMARY KEY, n numeric)")
     land(source, {"decimals": {"n": "decimal(8,4)"}})
@@ -345,7 +345,7 @@ def the_choices_after_a_refusal_work(source: Case) -> Story:
     result = yield beside
     assert counts(result) == (0, 1, 0)
     assert (row(source, 1)["c"], row(source, 1)["c_new"]) == (None, "x10")
-    assert not [note for note in result.notes if "is called c now" in note]
+    assert not [note for note in result.notes if "was renamed to c" in note]
     yield from quietly(source, beside)
 
 
@@ -360,7 +360,7 @@ def a_renamed_column_is_told_with_the_way_to_keep_its_name(source: Case) -> Stor
     result = yield BATCH
     assert counts(result) == (0, 50, 0)
     (note,) = [note for note in result.notes if "rename" in note]
-    assert note.startswith("column v is called w now")
+    assert note.startswith("column v was renamed to w")
     assert 'rename = { "w" = "v" }' in note
     assert set(values(source, "v").values()) == {None}
     assert values(source, "w")[1] == "v1"
@@ -405,7 +405,7 @@ def test_a_renamed_table_is_a_new_one(source: Source) -> None:
     assert pipeline.run(source.settings(tables={"t": BATCH})).exit_code == 1
 
 
-def test_a_renamed_table_goes_on_in_its_old_target(source: Source) -> None:
+def test_a_renamed_table_continues_in_its_old_target(source: Source) -> None:
     """It is the same table still: only what changed is read."""
     source.execute(THING)
     land(source, BATCH)
@@ -446,7 +446,9 @@ def a_table_that_was_made_anew(source: Case) -> Story:
     a_renamed_key,
     a_table_that_was_made_anew,
 )
-def test_a_table_that_changes_goes_on(source: Case, story: Callable[[Case], Story]) -> Story:
+def test_a_table_survives_a_change_of_its_columns(
+    source: Case, story: Callable[[Case], Story]
+) -> Story:
     """Each story holds, told beside the others."""
     yield from story(source)
 
@@ -463,7 +465,7 @@ def test_a_table_that_took_the_name_of_another(source: Source) -> None:
     assert differences(only) == {}
 
 
-def test_two_tables_do_not_take_turns_in_one(source: Source) -> None:
+def test_two_tables_are_not_loaded_into_one(source: Source) -> None:
     """A Bronze table that holds another table of the source is refused, and stays."""
     source.execute(f"{THING}; CREATE TABLE u (LIKE t INCLUDING ALL)")
 

@@ -1,6 +1,6 @@
-"""What another writer may do to a Bronze table, and what each proof finds and each repair mends.
+"""Damage to Bronze tables: what each verification finds, and what repairs and runs make of it.
 
-The table in docs/proof.md is made by this: `BRONZE_DOCS=write` has it written.
+`BRONZE_DOCS=write` writes the results into the table in docs/proof.md.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ DOCS = Path(__file__).parents[3] / "docs" / "proof.md"
 MASTER = base64.b64encode(bytes(range(32))).decode()
 BEGIN, END = "<!-- made by tests/integration/verify/test_damage.py -->\n", "<!-- end -->\n"
 SEVEN = pl.col("id") == 7
-GONE = pl.col("id") == 4
+DELETED = pl.col("id") == 4
 
 
 @dataclass(frozen=True)
 class Damage:
-    """A kind of damage, of the table in a folder. ``own`` is what the table has in the config."""
+    """A kind of damage to the table in a folder. ``own`` is the table's section of the config."""
 
     what: str
     do: Callable[[Path], None]
@@ -57,7 +57,7 @@ def new(folder: Path) -> Path:
 
 
 def rewritten(path: Path, rows: pl.DataFrame) -> None:
-    """Puts other rows into a file, and what the log says of it right."""
+    """Writes other rows into a file, and corrects its entry in the log."""
     before = pq.read_schema(path)
     pq.write_table(rows.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(before), path)
     stats = {"numRecords": rows.height}
@@ -65,7 +65,7 @@ def rewritten(path: Path, rows: pl.DataFrame) -> None:
 
 
 def edited(path: Path, edit: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Changes what the log says of a file."""
+    """Changes the entry of a file in the log."""
     folder = next(p for p in path.parents if (p / "_delta_log").is_dir())
     for entry in (folder / "_delta_log").glob("*.json"):
         actions = [json.loads(line) for line in entry.read_text().splitlines()]
@@ -76,7 +76,7 @@ def edited(path: Path, edit: Callable[[dict[str, Any]], dict[str, Any]]) -> None
 
 
 def tampered(*changes: pl.Expr) -> Callable[[Path], None]:
-    """Changes columns of the first file, behind everybody's back."""
+    """Changes columns of the first file, without a commit."""
 
     def do(folder: Path) -> None:
         path = old(folder)
@@ -91,7 +91,7 @@ def where(row: pl.Expr, column: str, value: Any) -> pl.Expr:
 
 
 def forged(keeping: str = "") -> Callable[[Path], None]:
-    """Changes a value and the hashes over it, but for one."""
+    """Changes a value and its hashes, except for one."""
 
     def do(folder: Path) -> None:
         path = old(folder)
@@ -114,24 +114,24 @@ def rows(change: Callable[[pl.DataFrame], pl.DataFrame]) -> Callable[[Path], Non
     return do
 
 
-def added(held: pl.DataFrame) -> pl.DataFrame:
+def added(frame: pl.DataFrame) -> pl.DataFrame:
     """A row that the source never had."""
-    return pl.concat([held, held.filter(SEVEN).with_columns(pl.lit(99, pl.Int32).alias("id"))])
+    return pl.concat([frame, frame.filter(SEVEN).with_columns(pl.lit(99, pl.Int32).alias("id"))])
 
 
 def truncated(folder: Path) -> None:
-    """The first half of a file."""
+    """Cuts off the second half of a file."""
     old(folder).write_bytes(old(folder).read_bytes()[: old(folder).stat().st_size // 2])
 
 
 def flipped(folder: Path) -> None:
-    """A byte among the data of a file."""
+    """Flips a bit among the data of a file."""
     whole = old(folder).read_bytes()
     old(folder).write_bytes(whole[:200] + bytes([whole[200] ^ 0x10]) + whole[201:])
 
 
 def swapped(folder: Path) -> None:
-    """Two files take each other's places."""
+    """Swaps two files."""
     one, other = old(folder), new(folder)
     first, second = one.read_bytes(), other.read_bytes()
     one.write_bytes(second)
@@ -139,7 +139,7 @@ def swapped(folder: Path) -> None:
 
 
 def committed(folder: Path, *actions: Mapping[str, Any]) -> None:
-    """An entry of the log by another writer."""
+    """Adds a commit of another writer to the log."""
     version = DeltaTable(str(folder)).version() + 1
     info = {"commitInfo": {"operation": "WRITE", "engineInfo": "other"}}
     text = "".join(json.dumps(action) + "\n" for action in (info, *actions))
@@ -153,7 +153,7 @@ def adding(path: str) -> dict[str, Any]:
 
 
 def copied(folder: Path) -> None:
-    """A copy of a file becomes part of the table."""
+    """Adds a copy of a file to the table."""
     shutil.copy(old(folder), folder / "copy.parquet")
     size = old(folder).stat().st_size
     action = adding("copy.parquet")
@@ -162,7 +162,7 @@ def copied(folder: Path) -> None:
 
 
 def outside(folder: Path) -> None:
-    """The log names a file of somewhere else."""
+    """Adds a file outside of the folder to the log."""
     committed(folder, adding("../x.parquet"))
 
 
@@ -181,7 +181,7 @@ def metadata(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]
 
 
 def without(column: str) -> Callable[[Path], None]:
-    """A column leaves the table's schema."""
+    """Removes a column from the table's schema."""
 
     def change(found: dict[str, Any]) -> None:
         schema = json.loads(found["schemaString"])
@@ -192,7 +192,7 @@ def without(column: str) -> Callable[[Path], None]:
 
 
 def replaced(change: Callable[[pl.DataFrame], pl.DataFrame]) -> Callable[[Path], None]:
-    """Another writer writes the whole table anew."""
+    """Another writer overwrites the whole table."""
 
     def do(folder: Path) -> None:
         table = DeltaTable(str(folder)).to_pyarrow_table()
@@ -203,40 +203,40 @@ def replaced(change: Callable[[pl.DataFrame], pl.DataFrame]) -> Callable[[Path],
 
 
 def anonymous(found: dict[str, Any]) -> None:
-    """No property says any more that bronze made the table."""
+    """Removes the table properties that bronze sets."""
     found["configuration"] = {
         name: value for name, value in found["configuration"].items() if "bronze" not in name
     }
 
 
 def last_entry(folder: Path) -> None:
-    """The last entry of the log is gone."""
+    """Removes the last entry of the log."""
     max((folder / "_delta_log").glob("*.json")).unlink()
 
 
 def first_entry(folder: Path) -> None:
-    """The first entry of the log is gone."""
+    """Removes the first entry of the log."""
     min((folder / "_delta_log").glob("*.json")).unlink()
 
 
 def bounds(folder: Path) -> None:
-    """The log has bounds that the file's keys do not keep to."""
+    """Writes bounds into the log that exclude keys of the file."""
     stats = json.dumps({"numRecords": 50, "minValues": {"id": 1}, "maxValues": {"id": 9}})
     edited(old(folder), lambda add: add | {"stats": stats})
 
 
 def partition(folder: Path) -> None:
-    """Rows are in the partition of another day."""
+    """Moves a file to the partition of another day."""
     edited(old(folder), lambda add: add | {"partitionValues": {"at_date": "1999-01-01"}})
 
 
 def lake(do: Callable[[DeltaTable], object]) -> Callable[[Path], None]:
-    """Something that deltalake does, as another writer."""
+    """An operation of deltalake, as another writer."""
     return lambda folder: (do(DeltaTable(str(folder))), None)[1]
 
 
 def append(folder: Path) -> None:
-    """Rows that are there are added once more."""
+    """Appends rows that exist already."""
     data = pl.DataFrame(pq.read_table(new(folder))).head(5)
     write_deltalake(str(folder), data.to_arrow(compat_level=pl.CompatLevel.oldest()), mode="append")
 
@@ -248,7 +248,7 @@ DAMAGES = [
     Damage("a value and its `checksum`", forged(keeping="row_hash")),
     Damage("a value, `checksum` and `row_hash`", forged()),
     Damage("a key", tampered(where(SEVEN, "id", 777))),
-    Damage("a value of a row that has gone from the source", tampered(where(GONE, "v", "other"))),
+    Damage("a value of a row deleted in the source", tampered(where(DELETED, "v", "other"))),
     Damage("a protected value becomes another row's", tampered(where(SEVEN, "v", "tok_")), HIDDEN),
     Damage("`row_hash`", tampered(where(SEVEN, "row_hash", "0" * 32))),
     Damage("`row_hash` becomes NULL", tampered(where(SEVEN, "row_hash", None))),
@@ -256,12 +256,16 @@ DAMAGES = [
     Damage(
         "`record_status`: ACTIVE to DELETED", tampered(where(SEVEN, "record_status", "DELETED"))
     ),
-    Damage("`record_status`: DELETED to ACTIVE", tampered(where(GONE, "record_status", "ACTIVE"))),
+    Damage(
+        "`record_status`: DELETED to ACTIVE", tampered(where(DELETED, "record_status", "ACTIVE"))
+    ),
     Damage(
         "`record_status`: ACTIVE to QUARANTINED",
         tampered(where(SEVEN, "record_status", "QUARANTINED")),
     ),
-    Damage("`record_status` of another kind", tampered(where(SEVEN, "record_status", "OTHER"))),
+    Damage(
+        "`record_status` with an unknown value", tampered(where(SEVEN, "record_status", "OTHER"))
+    ),
     Damage(
         "`data_quality_score` below the threshold", tampered(where(SEVEN, "data_quality_score", 50))
     ),
@@ -273,48 +277,48 @@ DAMAGES = [
     Damage("`batch_id`", tampered(where(SEVEN, "batch_id", "other"))),
     Damage("`ingestion_method`", tampered(where(SEVEN, "ingestion_method", "other"))),
     Damage("`data_lineage` becomes NULL", tampered(where(SEVEN, "data_lineage", None))),
-    Damage("a row is removed", rows(lambda held: held.filter(~SEVEN))),
-    Damage("a row is doubled", rows(lambda held: pl.concat([held, held.filter(SEVEN)]))),
+    Damage("a row is removed", rows(lambda frame: frame.filter(~SEVEN))),
+    Damage("a row is duplicated", rows(lambda frame: pl.concat([frame, frame.filter(SEVEN)]))),
     Damage("a row is added", rows(added)),
     Damage("a file is missing", lambda folder: old(folder).unlink()),
     Damage("a file is truncated", truncated),
     Damage("a file is empty", lambda folder: (old(folder).write_bytes(b""), None)[1]),
     Damage("a byte is flipped", flipped),
-    Damage("two files take each other's places", swapped),
+    Damage("two files are swapped", swapped),
     Damage("a file of a history is missing", lambda folder: old(folder).unlink(), HISTORY),
-    Damage("a file lies beside the table", lambda folder: (folder / "x.parquet").touch()),
-    Damage("the bounds that the log has of a file", bounds),
-    Damage("the partition that the log has of a file", partition, {"partition_by": "at"}),
+    Damage("a stray file in the folder", lambda folder: (folder / "x.parquet").touch()),
+    Damage("wrong bounds of a file in the log", bounds),
+    Damage("a wrong partition of a file in the log", partition, {"partition_by": "at"}),
     Damage("an entry of the log adds a copy of a file", copied),
     Damage("an entry of the log adds `../x`", outside),
-    Damage("the last entry of the log is gone", last_entry),
-    Damage("the first entry of the log is gone", first_entry),
-    Damage("the log is gone", lambda folder: shutil.rmtree(folder / "_delta_log")),
-    Damage("the table is gone", lambda folder: shutil.rmtree(folder)),
-    Damage("the properties are gone", metadata(anonymous)),
+    Damage("the last entry of the log is missing", last_entry),
+    Damage("the first entry of the log is missing", first_entry),
+    Damage("the log is missing", lambda folder: shutil.rmtree(folder / "_delta_log")),
+    Damage("the table is missing", lambda folder: shutil.rmtree(folder)),
+    Damage("the properties are missing", metadata(anonymous)),
     Damage("a column is dropped", without("v")),
     Damage("`row_hash` is dropped", without("row_hash")),
     Damage(
-        "`row_hash` is dropped, and the files written anew",
-        replaced(lambda held: held.drop("row_hash")),
+        "`row_hash` is dropped, and the files are rewritten",
+        replaced(lambda frame: frame.drop("row_hash")),
     ),
     Damage(
         "a column with values is added",
-        replaced(lambda held: held.with_columns(pl.lit("x").alias("more"))),
+        replaced(lambda frame: frame.with_columns(pl.lit("x").alias("more"))),
     ),
     Damage(
         "`UPDATE` by another writer", lake(lambda t: t.update({"v": "'x'"}, predicate="id = 7"))
     ),
     Damage("`DELETE` by another writer", lake(lambda t: t.delete("id = 7"))),
-    Damage("`INSERT` by another writer of rows that are there", append),
+    Damage("`INSERT` by another writer of rows that exist already", append),
     Damage("`RESTORE` by another writer", lake(lambda t: t.restore(0))),
     Damage("`OPTIMIZE` by another writer", lake(lambda t: t.optimize.compact())),
     Damage("`VACUUM` by another writer", lake(lambda t: t.vacuum(dry_run=False))),
 ]
 
 
-def made(source: Source, damages: list[Damage]) -> tuple[Settings, list[str]]:
-    """A table for each damage, in two files, one of whose rows has gone from the source."""
+def damaged_tables(source: Source, damages: list[Damage]) -> tuple[Settings, list[str]]:
+    """A table for each damage, in two files, with a row that is deleted in the source."""
     names = [f"t{number}" for number in range(len(damages))]
     for name in names:
         source.execute(f"DROP TABLE IF EXISTS {name}")
@@ -342,15 +346,15 @@ def made(source: Source, damages: list[Damage]) -> tuple[Settings, list[str]]:
     return settings, names
 
 
-def looked(settings: Settings, names: list[str], **how: Any) -> dict[str, VerifiedTable]:
-    """What a proof says of each table."""
+def verified(settings: Settings, names: list[str], **how: Any) -> dict[str, VerifiedTable]:
+    """The result of each table."""
     found = verifying.verify(settings, **how).tables
     by_name = {table.target.rpartition(".")[2].removeprefix("bz_"): table for table in found}
     return {name: by_name[name] for name in names}
 
 
-def said(found: VerifiedTable) -> str:
-    """What a proof says, in a cell of the table."""
+def verify_cell(found: VerifiedTable) -> str:
+    """The result of a verification, in a cell of the table."""
     kinds = ("missing", "extra", "different", "altered")
     parts = [f"{count} {kind}" for kind in kinds if (count := getattr(found, kind))]
     parts += ["file" if len(found.files) == 1 else "files"] if found.files else []
@@ -366,14 +370,14 @@ def said(found: VerifiedTable) -> str:
 
 def matrix(source: Source) -> Iterator[tuple[str, ...]]:
     """The rows of the table."""
-    settings, names = made(source, DAMAGES)
+    settings, names = damaged_tables(source, DAMAGES)
     cells: dict[str, list[str]] = {name: [] for name in names}
     for how in ({}, {"trust_hashes": True}, {"at_rest": True}):
-        for name, found in looked(settings, names, **how).items():
-            cells[name].append(said(found))
-    for name, found in looked(settings, names, repair=True).items():
-        cells[name].append(mended(found))
-    whole = [name for name in names if cells[name][-1].startswith("mended")]
+        for name, found in verified(settings, names, **how).items():
+            cells[name].append(verify_cell(found))
+    for name, found in verified(settings, names, repair=True).items():
+        cells[name].append(repair_cell(found))
+    whole = [name for name in names if cells[name][-1].startswith("repaired")]
     tables = settings.model_dump()["tables"]
     own = {name: dict(DAMAGES[int(name[1:])].own) for name in tables}
     assert differences(source.settings(source={"tables": whole}, tables=own)) == {}
@@ -384,10 +388,10 @@ def matrix(source: Source) -> Iterator[tuple[str, ...]]:
 
 
 def runs(source: Source) -> dict[str, str]:
-    """What the next run makes of each damage."""
-    settings, names = made(source, DAMAGES)
+    """What the next run does about each damage."""
+    settings, names = damaged_tables(source, DAMAGES)
     done = {t.target.rpartition("_")[2]: t for t in pipeline.run(settings).tables}
-    after = looked(settings, names)
+    after = verified(settings, names)
     cells = {}
     for name in names:
         ran, found = done[name], after[name]
@@ -396,30 +400,30 @@ def runs(source: Source) -> dict[str, str]:
             cells[name] = "refused"
         elif found.status == "equal":
             changed = ran.inserted or ran.updated or ran.deleted or noticed
-            cells[name] = "mended" if changed else "nothing to do"
+            cells[name] = "repaired" if changed else "nothing to do"
         else:
-            cells[name] = "not all of it" if noticed else "not noticed"
+            cells[name] = "in part" if noticed else "not noticed"
     return cells
 
 
-def mended(found: VerifiedTable) -> str:
-    """What a repair came to."""
+def repair_cell(found: VerifiedTable) -> str:
+    """The result of a repair, in a cell of the table."""
     if found.error is not None:
         return "refused"
     if found.status != "equal":
-        return f"left: {said(found)}"
+        return f"remaining: {verify_cell(found)}"
     lost = any(" lost" in note for note in found.notes)
-    return "mended, with a loss" if lost else "mended" if found.notes else "nothing to do"
+    return "repaired, with a loss" if lost else "repaired" if found.notes else "nothing to do"
 
 
 HEAD = ("damage", "`verify`", "`--trust-hashes`", "`--at-rest`", "`--repair`", "next run")
 
 
 @pytest.mark.soak
-def test_each_damage_is_found_and_mended_as_the_docs_say(
+def test_each_damage_is_found_and_repaired_as_documented(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The table in the docs is what proofs and repairs do."""
+    """The table in docs/proof.md has the results of verifications, repairs and runs."""
     monkeypatch.setenv("BRONZE_MASTER_KEY", MASTER)
     lines = [HEAD, ("---",) * len(HEAD), *matrix(source)]
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)

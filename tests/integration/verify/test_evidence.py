@@ -1,4 +1,4 @@
-"""Nothing that was not looked at is proven: without its evidence no proof says equal."""
+"""Nothing is equal unless it was read: without tables, logs or files no verification succeeds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from deltalake import DeltaTable
 
 from bronze.verify.results import VerifyResult
@@ -17,97 +16,102 @@ from tests.conftest import Source
 TABLES = "CREATE TABLE {0} (id int PRIMARY KEY, v text); INSERT INTO {0} VALUES (1, 'a'), (2, 'b')"
 
 
-def landed(source: Source) -> Path:
-    """Two tables that a run has taken; the config."""
-    for name in ("t", "u"):
+def loaded(source: Source, *names: str) -> Path:
+    """Tables that a run has loaded; the config."""
+    for name in names:
         source.execute(TABLES.format(name))
     path = configured(source)
     assert invoke("run", "-c", path).exit_code == 0
     return path
 
 
-def no_lake(source: Source) -> None:
-    """All of the lake."""
-    shutil.rmtree(source.lake)
+def no_table(folder: Path) -> None:
+    """Removes the table."""
+    shutil.rmtree(folder)
 
 
-def no_tables(source: Source) -> None:
-    """All Bronze tables; the books are still there."""
-    shutil.rmtree(source.lake / "bronze")
+def no_log(folder: Path) -> None:
+    """Removes the table's Delta log."""
+    shutil.rmtree(folder / "_delta_log")
 
 
-def no_table(source: Source) -> None:
-    """One of them."""
-    shutil.rmtree(source.table("t"))
-
-
-def no_log(source: Source) -> None:
-    """The log of one."""
-    shutil.rmtree(source.table("t") / "_delta_log")
-
-
-def empty_log(source: Source) -> None:
-    """All entries of its log."""
-    for entry in (source.table("t") / "_delta_log").iterdir():
+def empty_log(folder: Path) -> None:
+    """Removes all entries of the log."""
+    for entry in (folder / "_delta_log").iterdir():
         entry.unlink()
 
 
-def no_file(source: Source) -> None:
-    """Its file."""
-    (uri,) = DeltaTable(str(source.table("t"))).file_uris()
+def no_file(folder: Path) -> None:
+    """Removes the table's file."""
+    (uri,) = DeltaTable(str(folder)).file_uris()
     Path(uri).unlink()
 
 
-def no_rows(source: Source) -> None:
-    """Its rows, by another writer."""
-    DeltaTable(str(source.table("t"))).delete()
+def no_rows(folder: Path) -> None:
+    """Deletes all rows, as another writer."""
+    DeltaTable(str(folder)).delete()
 
 
-EVIDENCE = [no_lake, no_tables, no_table, no_log, empty_log, no_file, no_rows]
+def statuses(path: Path, *how: str) -> dict[str, str]:
+    """The status of each table; the command must not exit with 0."""
+    result = invoke("verify", "-c", path, "--json", *how)
+    assert result.exit_code in (1, 3), how
+    document = json.loads(result.stdout)
+    return {table["target"]: table["status"] for table in document.get("tables", ())}
 
 
-@pytest.mark.parametrize("removed", EVIDENCE)
-def test_without_its_evidence_nothing_is_equal(
-    source: Source, removed: Callable[[Source], None]
-) -> None:
-    """Whatever is taken away: neither proof exits with 0, nor calls that table equal."""
-    path = landed(source)
-    removed(source)
-    for how in ((), ("--trust-hashes",), ("--at-rest",)):
-        given = invoke("verify", "-c", path, "--json", *how)
-        assert given.exit_code in (1, 3), how
-        document = json.loads(given.stdout)
-        states = {t["target"]: t["status"] for t in document.get("tables", ())}
-        assert states.get("bronze.bz_t") != "equal", how
+HOWS: list[tuple[str, ...]] = [(), ("--trust-hashes",), ("--at-rest",)]
 
 
-def test_a_proof_of_no_table_is_none() -> None:
-    """Where nothing was looked at, nothing is equal."""
+def test_a_table_without_data_is_never_equal(source: Source) -> None:
+    """Whatever is removed of a table, no verification calls it equal; other tables are."""
+    removals: list[Callable[[Path], None]] = [no_table, no_log, empty_log, no_file, no_rows]
+    names = [removal.__name__ for removal in removals]
+    path = loaded(source, *names, "whole")
+    for removal in removals:
+        removal(source.table(removal.__name__))
+    for how in HOWS:
+        status = statuses(path, *how)
+        assert status["bronze.bz_whole"] == "equal", how
+        assert {n for n in names if status.get(f"bronze.bz_{n}") == "equal"} == set(), how
+
+
+def test_an_empty_lake_is_never_equal(source: Source) -> None:
+    """Neither without Bronze tables nor without a lake is a table equal."""
+    path = loaded(source, "t", "u")
+    for folder in (source.lake / "bronze", source.lake):
+        shutil.rmtree(folder)
+        for how in HOWS:
+            assert "equal" not in statuses(path, *how).values(), (folder, how)
+
+
+def test_a_result_without_tables_is_a_failure() -> None:
+    """Where no table was verified, the exit code is 1."""
     assert VerifyResult(at_rest=True, seconds=0.0, tables=()).exit_code == 1
 
 
-def test_what_was_not_found_is_no_proof(source: Source) -> None:
-    """A wrong name, or an empty lake, is said to be none; nothing is proven by it."""
-    path = landed(source)
+def test_unknown_names_and_missing_lakes_are_errors(source: Source) -> None:
+    """An unknown table exits with 2, a missing lake with 1 and a sentence."""
+    path = loaded(source, "t")
     for how in ((), ("--at-rest",)):
         assert invoke("verify", "nothing", "-c", path, *how).exit_code == 2
-    no_lake(source)
-    given = invoke("verify", "-c", path, "--at-rest")
-    assert given.exit_code == 1
-    assert "nothing was proven" in given.stderr
+    shutil.rmtree(source.lake)
+    result = invoke("verify", "-c", path, "--at-rest")
+    assert result.exit_code == 1
+    assert "nothing was verified" in result.stderr
 
 
-def test_a_proof_says_what_it_rests_on(source: Source) -> None:
-    """How many rows and files of which side were looked at, in words and as JSON."""
-    path = landed(source)
+def test_a_result_counts_what_was_read(source: Source) -> None:
+    """How many rows and files of each side were read, in words and as JSON."""
+    path = loaded(source, "t", "u")
     source.execute("DELETE FROM t WHERE id = 2")
     assert invoke("run", "-c", path).exit_code == 0
-    given = json.loads(invoke("verify", "-c", path, "--json").stdout)
-    table = next(one for one in given["tables"] if one["table"] == "public.t")
-    looked = ("source", "target", "source_rows", "bronze_rows", "gone_rows", "bronze_files")
-    assert [table[name] for name in looked] == ["test", "bronze.bz_t", 1, 1, 1, 1]
+    document = json.loads(invoke("verify", "-c", path, "--json").stdout)
+    result = next(table for table in document["tables"] if table["table"] == "public.t")
+    fields = ("source", "target", "source_rows", "bronze_rows", "gone_rows", "bronze_files")
+    assert [result[name] for name in fields] == ["test", "bronze.bz_t", 1, 1, 1, 1]
     shown = " ".join(invoke("verify", "-c", path).stdout.split())
-    assert "3 rows of test were hashed; 3 rows of Bronze and 1 that do not count" in shown
+    assert "3 rows of test were hashed; 3 rows of Bronze and 1 inactive ones" in shown
     shown = " ".join(invoke("verify", "-c", path, "--at-rest").stdout.split())
-    assert "The source was not asked; 3 rows of Bronze and 1 that do not count" in shown
+    assert "The source was not asked; 3 rows of Bronze and 1 inactive ones" in shown
     assert "in 2 files of 2 tables were read, and hashed again." in shown

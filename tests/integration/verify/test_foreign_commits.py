@@ -1,7 +1,8 @@
-"""What another writer commits to a Bronze table is noticed by the next run, and by a stream."""
+"""Foreign commits to a Bronze table make the next run, and a stream, compare all rows."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -35,8 +36,8 @@ PATTERNS: list[dict[str, Any]] = [
 NOTICED = "all rows are compared: another writer has changed the Bronze table (version 1: "
 
 
-def landed(source: Source, table: str = THING, **own: Any) -> Settings:
-    """A database with one table, which a run has taken."""
+def loaded(source: Source, table: str = THING, **own: Any) -> Settings:
+    """A database with one table that a run has loaded."""
     source.execute(table)
     settings = source.settings(tables={"t": own})
     assert pipeline.run(settings).exit_code == 0
@@ -44,135 +45,151 @@ def landed(source: Source, table: str = THING, **own: Any) -> Settings:
 
 
 def run(settings: Settings) -> TableResult:
-    """What a run did to the only table."""
-    (done,) = pipeline.run(settings).tables
-    assert done.error is None
-    return done
+    """The result of a run for the only table."""
+    (result,) = pipeline.run(settings).tables
+    assert result.error is None
+    return result
 
 
-def theirs(source: Source, do: Callable[[DeltaTable], Any]) -> None:
-    """Something that another writer does."""
+def another_writer(source: Source, do: Callable[[DeltaTable], Any]) -> None:
+    """Lets another writer do something to the table."""
     do(DeltaTable(str(source.table("t"))))
 
 
 def update(table: DeltaTable) -> None:
-    """A value is changed beneath its hashes."""
+    """Changes a value beneath its hashes."""
     table.update(updates={"v": "'x'"}, predicate="id = 7")
 
 
-@pytest.mark.parametrize("own", PATTERNS)
-def test_the_next_run_compares_what_another_writer_changed(
-    source: Source, own: dict[str, Any]
-) -> None:
-    """Though nothing changed in the source: it says so once, and the table is as it should be."""
-    settings = landed(source, **own)
-    theirs(source, update)
-    done = run(settings)
-    assert [note for note in done.notes if note.startswith(NOTICED)]
-    assert done.updated == 1
+def test_the_next_run_compares_a_table_with_foreign_commits(source: Source) -> None:
+    """Though nothing changed in the source: a note says so once, and the rows are right again."""
+    names = {f"t{number}": pattern for number, pattern in enumerate(PATTERNS)}
+    for name in names:
+        source.execute(re.sub(r"\bt\b", name, THING))
+    settings = source.settings(tables=names)
+    assert pipeline.run(settings).exit_code == 0
+
+    def run_all() -> dict[str, TableResult]:
+        results = {t.target.removeprefix("bronze.bz_"): t for t in pipeline.run(settings).tables}
+        assert [result.error for result in results.values()] == [None] * len(names)
+        return results
+
+    for name in names:
+        update(DeltaTable(str(source.table(name))))
+    for name, done in run_all().items():
+        assert [note for note in done.notes if note.startswith(NOTICED)], name
+        assert done.updated == 1, name
     assert differences(settings) == {}
-    assert not any("another writer" in note for note in run(settings).notes)
-    theirs(source, lambda table: table.delete("id < 9"))
-    done = run(settings)
-    assert any("another writer" in note for note in done.notes)
-    assert done.inserted == 8
-    assert run(settings).notes == ()
+    for name, done in run_all().items():
+        assert not any("another writer" in note for note in done.notes), name
+        DeltaTable(str(source.table(name))).delete("id < 9")
+    for name, done in run_all().items():
+        assert any("another writer" in note for note in done.notes), name
+        assert done.inserted == 8, name
+    assert {name: done.notes for name, done in run_all().items()} == dict.fromkeys(names, ())
 
 
-def test_a_table_without_a_key_is_loaded_anew(source: Source) -> None:
-    """Its rows cannot be told apart; their hashes alone would look right."""
-    settings = landed(source, THING.replace(" PRIMARY KEY", ""))
-    theirs(source, update)
+def test_a_table_without_a_key_is_reloaded_after_a_foreign_commit(source: Source) -> None:
+    """Its rows have no key to compare by, and their row hashes alone look right."""
+    settings = loaded(source, THING.replace(" PRIMARY KEY", ""))
+    another_writer(source, update)
     assert any("another writer" in note for note in run(settings).notes)
     assert differences(settings) == {}
 
 
-def test_what_changes_no_row_is_no_change(source: Source) -> None:
-    """Files that another writer joins, and old ones that it deletes, cost no comparison."""
-    settings = landed(source, pattern="batch")
+def test_optimize_and_vacuum_by_another_writer_cause_no_comparison(source: Source) -> None:
+    """They change no row."""
+    settings = loaded(source, pattern="batch")
     source.execute("INSERT INTO t VALUES (51, 'x', 1)")
     assert run(settings).inserted == 1
-    theirs(source, lambda table: table.optimize.compact())
-    theirs(source, lambda table: table.vacuum(dry_run=False))
+    another_writer(source, lambda table: table.optimize.compact())
+    another_writer(source, lambda table: table.vacuum(dry_run=False))
     assert run(settings).notes == ()
     source.execute("INSERT INTO t VALUES (52, 'x', 1)")
     assert run(settings).rows_read == 1
 
 
-@pytest.mark.parametrize("own", [*PATTERNS[:2], {"pattern": "micro_batch", "cursor": "xmin"}])
-def test_a_table_of_before_is_looked_through_once(
-    source: Source, monkeypatch: pytest.MonkeyPatch, own: dict[str, Any]
+def test_commits_of_a_lake_without_marks_are_read_once(
+    source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where it is not noted which commits were looked at, a run reads each of them once."""
-    settings = landed(source, **own)
-    source.execute("INSERT INTO t VALUES (51)")
-    assert run(settings).inserted == 1
-    for path in (source.table("t") / "_delta_log").glob("*.json"):
-        lines = path.read_text().splitlines()
-        path.write_text("".join(line + "\n" for line in lines if log.MARK not in line))
-    read: Counter[int] = Counter()
+    """Where no mark says which commits are known, a run reads each commit once."""
+    patterns: list[dict[str, Any]] = [*PATTERNS[:2], {"pattern": "micro_batch", "cursor": "xmin"}]
+    names = {f"t{number}": pattern for number, pattern in enumerate(patterns)}
+    for name in names:
+        source.execute(re.sub(r"\bt\b", name, THING))
+    settings = source.settings(tables=names)
+    assert pipeline.run(settings).exit_code == 0
+
+    def insert(row: int) -> None:
+        source.execute("; ".join(f"INSERT INTO {name} VALUES ({row})" for name in names))
+        assert [table.inserted for table in pipeline.run(settings).tables] == [1] * len(names)
+
+    insert(51)
+    for name in names:
+        for path in (source.table(name) / "_delta_log").glob("*.json"):
+            lines = path.read_text().splitlines()
+            path.write_text("".join(line + "\n" for line in lines if log.MARK not in line))
+    read: Counter[tuple[str, int]] = Counter()
     entry = log.entry
 
     def counted(place: Place, version: int) -> Any:
-        read[version] += place.url.endswith("bz_t")
+        read[place.url, version] += place.url.rpartition("bz_")[2] in names
         return entry(place, version)
 
-    source.execute("INSERT INTO t VALUES (52)")
     monkeypatch.setattr(log, "entry", counted)
-    assert run(settings).inserted == 1
+    insert(52)
     assert max(read.values()) == 1
     read.clear()
-    source.execute("INSERT INTO t VALUES (53)")
-    assert run(settings).inserted == 1
+    insert(53)
     assert not +read
 
 
 @pytest.mark.parametrize("own", [{"pattern": "batch"}, {"pattern": "batch", "history": True}])
-def test_a_row_that_is_doubted_is_not_lost_when_its_file_is_rewritten(
+def test_a_run_is_retried_when_maintenance_rewrites_a_file_to_compare(
     source: Source, monkeypatch: pytest.MonkeyPatch, own: dict[str, Any]
 ) -> None:
-    """Maintenance joins files between the reading and the merge: the run is begun again."""
-    landed(source, **own)
+    """Maintenance compacts files between comparison and merge: no row is lost."""
+    loaded(source, **own)
     settings = source.settings(tables={"t": own}, run={"max_retries": 1})
     row = (
         pl.read_delta(str(source.table("t")))
         .head(1)
         .with_columns(pl.lit(999, pl.Int32).alias("id"))
     )
-    held = row.to_arrow(compat_level=pl.CompatLevel.oldest())
-    write_deltalake(str(source.table("t")), held, mode="append")
-    graded = quality_gate.check_quality
-    times: list[int] = []
+    foreign = row.to_arrow(compat_level=pl.CompatLevel.oldest())
+    write_deltalake(str(source.table("t")), foreign, mode="append")
+    check_quality = quality_gate.check_quality
+    versions: list[int] = []
 
-    def maintained(*given: Any) -> None:
-        if not times:
-            times.append(joined(settings.place("bronze", "bz_t")))
-        graded(*given)
+    def with_maintenance(*arguments: Any) -> None:
+        if not versions:
+            versions.append(compact(settings.place("bronze", "bz_t")))
+        check_quality(*arguments)
 
-    monkeypatch.setattr(quality_gate, "check_quality", maintained)
+    monkeypatch.setattr(quality_gate, "check_quality", with_maintenance)
     run(settings)
-    assert len(times) == 1
+    assert len(versions) == 1
     assert differences(settings) == {}
 
 
-def joined(place: Place) -> int:
+def compact(place: Place) -> int:
     """Writes all rows into one file, as maintenance does."""
     state = log.read(place)
     assert state is not None
     rows = [
         part
         for file in state.files
-        for _, part in files.parts(files.opened(place, file), state.columns)
+        for _, part in files.parts(files.open_parquet(place, file), state.columns)
     ]
     file = files.write(rows, place, str(uuid_utils.uuid7()), ())
     assert file is not None
     return commit.commit(place, state, Change("OPTIMIZE", [file], state.files, is_data=False), {})
 
 
-def test_maintenance_does_not_hide_it(source: Source) -> None:
-    """A commit of ours that changes no row, after theirs, leaves it to be compared."""
-    settings = landed(source, pattern="batch")
-    theirs(source, update)
+def test_a_foreign_commit_before_maintenance_is_compared(source: Source) -> None:
+    """A commit of bronze that changes no row does not hide the foreign commit before it."""
+    settings = loaded(source, pattern="batch")
+    another_writer(source, update)
     place = settings.place("bronze", "bz_t")
     state = log.read(place)
     assert state is not None
@@ -181,27 +198,27 @@ def test_maintenance_does_not_hide_it(source: Source) -> None:
     assert differences(settings) == {}
 
 
-def test_rows_of_a_key_that_is_there_twice_are_refused(source: Source) -> None:
-    """A run would leave one of them; a repair takes it out."""
-    settings = landed(source)
+def test_duplicate_keys_are_refused_by_a_run_and_removed_by_a_repair(source: Source) -> None:
+    """A run would update only one of two rows with the same key."""
+    settings = loaded(source)
     data = pl.read_delta(str(source.table("t"))).head(3)
-    held = data.to_arrow(compat_level=pl.CompatLevel.oldest())
-    write_deltalake(str(source.table("t")), held, mode="append")
+    foreign = data.to_arrow(compat_level=pl.CompatLevel.oldest())
+    write_deltalake(str(source.table("t")), foreign, mode="append")
     (done,) = pipeline.run(settings).tables
     assert done.error is not None
     assert "rows of the same key" in done.error.message
     assert "verify public.t --repair" in done.error.hint
-    (mended,) = verifying.verify(settings, repair=True).tables
-    assert (mended.status, mended.repaired) == ("equal", 3)
+    (repaired,) = verifying.verify(settings, repair=True).tables
+    assert (repaired.status, repaired.repaired) == ("equal", 3)
     assert run(settings).notes == ()
 
 
-def test_a_stream_compares_what_another_writer_changed(source: Source) -> None:
-    """By its next batch for that table, and when it begins."""
+def test_a_stream_resyncs_a_table_with_foreign_commits(source: Source) -> None:
+    """When it starts."""
     source.execute(THING)
     settings = source.settings(tables={"t": {"pattern": "streaming"}}, stream={"interval": 0})
     assert stream.stream(settings, until_caught_up=True).exit_code == 0
-    theirs(source, update)
+    another_writer(source, update)
     assert stream.stream(settings, until_caught_up=True).exit_code == 0
     assert differences(settings) == {}
     assert verifying.verify(settings).exit_code == 0

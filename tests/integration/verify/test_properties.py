@@ -1,4 +1,4 @@
-"""What somebody else may do to the properties in which a Bronze table says what it is."""
+"""Table properties of Bronze tables that another writer has made unreadable."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ READ = {
     properties.KEY: ["", "7", '{"id": 1}', "[1]"],
     properties.LAYOUT: ["", "{}", "[]", '{"fields": [1]}'],
     properties.NUMBERS: ["[]", "x"],
+    properties.OID: ["", "x"],
+    properties.DEFINITION: ["", "[]", "x"],
+    properties.ENFORCED: ["", "x"],
     properties.PROTECT: ["", "[]", '{"v": 1}', '{"v": {"protect": {"x": 1}, "kind": "{}"}}'],
     properties.THRESHOLDS: ["", "{}", '["a"]'],
     properties.WIDENED: ["", "7", "[7]", '[{"v": 7}]', '[{"v": ["none", 0, 0]}]'],
@@ -21,8 +24,8 @@ READ = {
 }
 
 
-def test_properties_that_cannot_be_read_fail_their_table_alone(source: Source) -> None:
-    """The proofs and the runs of the others go on, and a sentence names the property."""
+def test_unreadable_properties_fail_their_table_alone(source: Source) -> None:
+    """Other tables are verified and loaded, and the error names the property."""
     names = {f"t{i}": pair for i, pair in enumerate((p, v) for p in READ for v in READ[p])}
     for name in (*names, "whole"):
         source.execute(f"CREATE TABLE {name} (id int PRIMARY KEY, v text)")

@@ -15,16 +15,15 @@ from typing import Any
 
 SOONER: dict[str, dict[str, Any]] = {
     "bronze.cdc.session": {
-        "_GUARD_EVERY": 0.3,
-        "_LOOK_EVERY": 0.6,
-        "_RECORD_EVERY": 5.0,
-        "_LINEAGE_EVERY": 20.0,
+        "_SLOT_INTERVAL": 0.3,
+        "_CATALOG_INTERVAL": 0.6,
+        "_FIGURES_INTERVAL": 5.0,
+        "_LINEAGE_INTERVAL": 20.0,
         "_LONGEST_PAUSE": 1.0,
-        "_FIRST_REST": 0.5,
-        "_LONGEST_REST": 1.0,
     },
+    "bronze.cdc.resync": {"_FIRST_PAUSE": 0.5, "_LONGEST_PAUSE": 1.0},
     "bronze.cdc.stream": {"_LONGEST_PAUSE": 1.0, "_LEAVING": 3.0},
-    "bronze.maintenance.background": {"_EVERY": 0.5},
+    "bronze.maintenance.background": {"_INTERVAL": 0.5},
     "bronze.delta.layout.optimize": {"_MANY": 4, "_FEWEST": 2},
 }
 """The constants that are set, by module."""

@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 
 from bronze.anomaly import training
 from bronze.anomaly.detection import reasons_of, score_rows
-from bronze.anomaly.features import numbers
+from bronze.anomaly.features import feature_values
 from bronze.anomaly.profile import profile_of
 from bronze.model.anomaly import MAX_OUTLIERS, SKETCH_SIZE, Feature, Model, Monitoring
 from bronze.model.columns import Column, DeltaType
 from bronze.model.stamp import RowStamp
 from bronze.model.units import Findings
+from tests.support.effort import examples
 
 DAY = dt.datetime(2026, 1, 10, tzinfo=dt.UTC)
 STAMP = RowStamp("a batch", DAY, "shop", "batch")
@@ -63,7 +64,7 @@ def model(rows: pl.DataFrame, kinds: dict[str, str] | None = None, **given: Any)
 
 
 def test_the_same_sample_gives_the_same_version() -> None:
-    """A model is told by what it was made of: another seed, share or row gives another one."""
+    """A different seed, expected share or sample gives a different version."""
     rows = shop(500)
     first = model(rows)
     assert first.version == model(rows).version
@@ -71,8 +72,8 @@ def test_the_same_sample_gives_the_same_version() -> None:
     assert len({first.version, *(other.version for other in others)}) == 4
 
 
-def test_about_the_expected_share_is_flagged() -> None:
-    """The threshold is where the expected share of the sample lies above it."""
+def test_about_the_expected_share_of_rows_are_anomalies() -> None:
+    """The scores of the expected share of the sample are above the threshold."""
     rows = shop(5000)
     made, found = score_rows(rows, Monitoring(model(rows, expected=0.02)), ["id"], STAMP)
     assert 0.01 <= made["is_anomaly"].mean() <= 0.03  # type: ignore[operator]
@@ -85,8 +86,8 @@ def test_about_the_expected_share_is_flagged() -> None:
     ("column", "value"),
     [("price", 1e9), ("price", -1e300), ("price", math.inf), ("pieces", 10**17)],
 )
-def test_the_column_that_is_out_of_line_is_named(column: str, value: float) -> None:
-    """A gross outlier is flagged, and the first reason is its column."""
+def test_the_first_reason_is_the_column_of_the_outlier(column: str, value: float) -> None:
+    """A large outlier is an anomaly, and the first reason is its column."""
     planted = shop(3000).with_columns(
         pl.when(pl.col("id") % 500 == 7).then(value).otherwise(pl.col(column)).alias(column)
     )
@@ -94,14 +95,14 @@ def test_the_column_that_is_out_of_line_is_named(column: str, value: float) -> N
     made = model(planted, expected=0.002)
     rows, found = score_rows(planted, Monitoring(made), ["id"], STAMP)
     assert set(rows.filter("is_anomaly")["id"]) >= {7, 507, 1007, 1507, 2007, 2507}
-    told = dict(zip(found.rows["key"], reasons_of(made, found), strict=True))
-    first = json.loads(told[json.dumps({"id": 507})])[0]
+    reasons = dict(zip(found.rows["key"], reasons_of(made, found), strict=True))
+    first = json.loads(reasons[json.dumps({"id": 507})])[0]
     assert first["column"] == column
     assert first["contribution"] > 0.5
 
 
-def test_a_category_nobody_has_seen_is_unlikely() -> None:
-    """A value that the sample has not scores higher than one that it has."""
+def test_an_unknown_category_scores_higher_than_a_known_one() -> None:
+    """A value that is not in the sample is less likely than one that is."""
     rows = shop(3000)
     made = model(rows, {"state": "string", "price": "double"}, trees=50)
     two = pl.DataFrame({"id": [1, 2], "price": [100.0, 100.0], "state": ["paid", "stolen"]})
@@ -109,13 +110,13 @@ def test_a_category_nobody_has_seen_is_unlikely() -> None:
     assert unseen > known
 
 
-def test_newer_rows_are_not_strange_for_being_new() -> None:
-    """A date after the model's moment is as old as nothing when it lands; one far ahead is not."""
+def test_new_rows_are_no_anomalies_because_they_are_new() -> None:
+    """The age of a time after the model's moment is 0 once it has passed, and negative before."""
     ages = [Feature("sold", "age")]
     later = DAY + dt.timedelta(days=400)
     times = [DAY - dt.timedelta(days=3), DAY + dt.timedelta(days=399), later + dt.timedelta(days=9)]
     rows = pl.DataFrame({"sold": [*times, None]})
-    assert numbers(rows, ages, DAY, later)[0].tolist() == [3, 0, -9, 0]
+    assert feature_values(rows, ages, DAY, later)[0].tolist() == [3, 0, -9, 0]
 
 
 VALUES = st.one_of(
@@ -124,9 +125,9 @@ VALUES = st.one_of(
 
 
 @given(st.lists(VALUES, min_size=60, max_size=80), st.lists(VALUES, min_size=1, max_size=5))
-@settings(derandomize=True, database=None, deadline=None, max_examples=10)
+@settings(derandomize=True, database=None, deadline=None, max_examples=examples(6))
 def test_any_number_has_a_score(sample: list[float | None], rows: list[float | None]) -> None:
-    """Whatever a model was made of, NULL, infinite and huge values get finite scores."""
+    """Whatever the sample, NULL, infinite and huge values get finite scores."""
     kinds = {"value": "double"}
     frame = pl.DataFrame({"value": sample}, schema={"value": pl.Float64})
     features = training.find_features(frame, columns(**kinds), {"value"})
@@ -140,15 +141,15 @@ def test_any_number_has_a_score(sample: list[float | None], rows: list[float | N
 
 
 @pytest.mark.parametrize("values", [[None] * 60, [5.0] * 60, [math.nan] * 60])
-def test_what_never_differs_teaches_nothing(values: list[float | None]) -> None:
-    """Of constant columns there is no model."""
+def test_constant_columns_give_no_model(values: list[float | None]) -> None:
+    """A sample whose rows all have the same features cannot train a forest."""
     frame = pl.DataFrame({"value": values}, schema={"value": pl.Float64})
     features = training.find_features(frame, columns(value="double"), set())
     assert training.train(frame, features, DAY, 60, expected=0.1, trees=10, seed=1) is None
 
 
-def test_kinds_of_columns_make_their_features() -> None:
-    """Numbers, ages, categories and lengths are found; numbers that name something are not."""
+def test_each_kind_of_column_has_its_feature() -> None:
+    """Numbers, ages, categories and lengths are features; identifiers are only if selected."""
     rows = shop(200).with_columns(
         note=pl.Series([f"{'x' * (i % 60)}{i}" for i in range(200)]), maybe=pl.lit(True)
     )
@@ -167,7 +168,7 @@ def test_kinds_of_columns_make_their_features() -> None:
 
 
 def test_without_a_model_there_is_no_score() -> None:
-    """The columns are there, and NULL."""
+    """The columns exist and are NULL."""
     made, found = score_rows(shop(3), Monitoring(), ["id"], STAMP)
     assert made["anomaly_score"].null_count() == made["is_anomaly"].null_count() == 3
     assert made.schema["is_anomaly"] == pl.Boolean
@@ -175,7 +176,7 @@ def test_without_a_model_there_is_no_score() -> None:
 
 
 def test_findings_of_parts_add_up_to_those_of_the_whole() -> None:
-    """However rows are divided: all anomalies are counted, the most striking are kept."""
+    """All anomalies are counted and those with the highest scores kept, however it is divided."""
     rows = shop(6000)
     watch = Monitoring(model(rows, expected=0.3), tuple(rows.columns), frozenset({"price"}))
     parts = [rows[:10], rows[10:4000], rows[4000:]]
@@ -191,26 +192,28 @@ def test_findings_of_parts_add_up_to_those_of_the_whole() -> None:
     assert summed.outliers.rows["score"].to_list() == whole.outliers.rows["score"].to_list()
     assert summed.profile.rows == 6000
     for name, column in whole.profile.columns.items():
-        mine = summed.profile.columns[name]
-        assert mine.hashes.tolist() == column.hashes.tolist(), name
-        assert (mine.nulls, mine.numbers) == (column.nulls, column.numbers)
-        assert mine.sum == pytest.approx(column.sum)
+        total = summed.profile.columns[name]
+        assert total.hashes.tolist() == column.hashes.tolist(), name
+        assert (total.nulls, total.numbers) == (column.nulls, column.numbers)
+        assert total.sum == pytest.approx(column.sum)
 
 
 @pytest.mark.parametrize("count", [1, SKETCH_SIZE - 1, 20_000])
 def test_distinct_values_are_estimated(count: int) -> None:
-    """Few are counted, of many the number is known to some percent."""
+    """Small numbers are exact, large ones are within some percent."""
     rows = pl.DataFrame({"value": [i % count for i in range(60_000)]})
     found = profile_of(rows, Monitoring(None, ("value",))).columns["value"]
     assert found.distinct == pytest.approx(count, rel=0 if count < SKETCH_SIZE else 0.15)
     assert found.mean is None
 
 
-def test_a_model_travels_to_other_processes() -> None:
-    """What a unit carries is the same on the other side."""
+def test_a_pickled_model_gives_the_same_scores() -> None:
+    """Units take models to other processes."""
     rows = shop(300)
     watch = Monitoring(model(rows))
     other: Monitoring = pickle.loads(pickle.dumps(watch))  # noqa: S301
-    mine, its = (score_rows(rows, one, ["id"], STAMP)[0]["anomaly_score"] for one in (watch, other))
-    assert mine.to_list() == its.to_list()
+    before, after = (
+        score_rows(rows, each, ["id"], STAMP)[0]["anomaly_score"] for each in (watch, other)
+    )
+    assert before.to_list() == after.to_list()
     assert watch.model == other.model

@@ -1,4 +1,4 @@
-"""The scores of a forest, against those of scikit-learn."""
+"""The scores of a forest are those of scikit-learn."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from hypothesis import strategies as st
 from sklearn.ensemble import IsolationForest
 
 from bronze.anomaly import forest as module
-from bronze.anomaly.forest import Scorer, prove
+from bronze.anomaly.forest import Scorer, check_forest
 from bronze.anomaly.training import _forest
 from bronze.errors import LakeError
 from bronze.model.anomaly import Forest
+from tests.support.effort import examples
 
 
-def learned(rows: Any, trees: int, sample: int, seed: int) -> tuple[IsolationForest, Forest]:
-    """scikit-learn's forest, and ours of the same trees."""
+def trained(rows: Any, trees: int, sample: int, seed: int) -> tuple[IsolationForest, Forest]:
+    """A forest of scikit-learn, and ours of the same trees."""
     theirs = IsolationForest(n_estimators=trees, max_samples=sample, random_state=seed).fit(rows)
     return theirs, _forest(theirs, np.arange(rows.shape[1], dtype=np.int32))
 
 
 def kinds(chance: np.random.Generator, height: int, width: int) -> Any:
-    """Columns of unlike kinds: continuous, of few values, constant, heavy of tail."""
+    """Columns of several kinds: continuous, with few values, constant, with a heavy tail."""
     made = [
         chance.normal(size=height),
         chance.integers(0, 3, height).astype(float),
@@ -44,24 +45,26 @@ def kinds(chance: np.random.Generator, height: int, width: int) -> Any:
     st.integers(2, 256),
     st.integers(1, 12),
 )
-@settings(derandomize=True, database=None, deadline=None, max_examples=30)
-def test_scores_are_those_of_scikit_learn(
+@settings(derandomize=True, database=None, deadline=None, max_examples=examples(10))
+def test_scores_equal_those_of_scikit_learn(
     seed: int, width: int, height: int, sample: int, trees: int
 ) -> None:
-    """Whatever the data, and for rows that no tree has seen, the scores are equal."""
+    """For any data, also for rows that were not in the training sample."""
     chance = np.random.default_rng(seed)
     rows = kinds(chance, height, width)
-    theirs, mine = learned(rows, trees, min(sample, height), seed)
+    theirs, mine = trained(rows, trees, min(sample, height), seed)
     other = np.vstack([kinds(chance, 50, width), rows, np.full((1, width), 1e30, np.float32)])
     found = Scorer(mine, width).scores(list(np.ascontiguousarray(other.T)))
     np.testing.assert_allclose(found, -theirs.score_samples(other), rtol=0, atol=1e-9)
 
 
 def test_values_at_a_threshold_go_left() -> None:
-    """A value that is a threshold's nearest float, or its neighbours, falls where it does there."""
+    """The nearest float32 of a threshold and its neighbours go to the same side as in
+    scikit-learn.
+    """
     chance = np.random.default_rng(3)
     rows = chance.normal(size=(400, 1)).astype(np.float32)
-    theirs, mine = learned(rows, 20, 256, 3)
+    theirs, mine = trained(rows, 20, 256, 3)
     near = mine.threshold[mine.feature >= 0].astype(np.float32)
     both = (np.nextafter(near, np.float32(side)) for side in (-np.inf, np.inf))
     other = np.concatenate([near, *both])[:, None]
@@ -69,14 +72,14 @@ def test_values_at_a_threshold_go_left() -> None:
     np.testing.assert_allclose(found, -theirs.score_samples(other), rtol=0, atol=1e-9)
 
 
-def test_large_trees_take_several_pairs_of_words() -> None:
+def test_large_trees_use_several_pairs_of_words() -> None:
     """Trees of up to 256 leaves are scored as well."""
     rows = np.arange(256, dtype=np.float32)[:, None]
-    theirs, mine = learned(rows, 8, 256, 0)
+    theirs, mine = trained(rows, 8, 256, 0)
     assert max((tree.tree_.node_count + 1) // 2 for tree in theirs.estimators_) > 60
     found = Scorer(mine, 1).scores([rows[:, 0]])
     np.testing.assert_allclose(found, -theirs.score_samples(rows), rtol=0, atol=1e-9)
-    # A full tree of 256 leaves, which chance does not make.
+    # A full tree of 256 leaves, which random data does not give.
     nodes = np.arange(511)
     inner = nodes < 255
     starts = 128.0 / 2.0 ** np.floor(np.log2(nodes[inner] + 1))
@@ -95,8 +98,8 @@ def test_large_trees_take_several_pairs_of_words() -> None:
     np.testing.assert_allclose(scores, 2 ** (-8 / scale))
 
 
-def test_each_leafs_bit_has_a_slot_of_its_own() -> None:
-    """The multipliers tell all bits apart."""
+def test_each_bit_of_a_leaf_has_its_own_slot() -> None:
+    """The multipliers give a distinct slot for each bit."""
     bits = np.uint64(1) << np.arange(module._USED, dtype=np.uint64)
     slots = (bits * module._MULTIPLIERS[:, None]) >> module._SHIFT
     assert len(np.unique(slots)) == slots.size == module._LEAVES
@@ -117,9 +120,9 @@ def test_each_leafs_bit_has_a_slot_of_its_own() -> None:
         lambda f: replace(f, sizes=f.sizes[:0], feature=f.feature[:0]),
     ],
 )
-def test_what_is_no_forest_is_refused(damage: Any) -> None:
-    """Arrays that would lead astray, or round in circles, are an error before they are used."""
-    _, mine = learned(kinds(np.random.default_rng(1), 300, 2), 5, 256, 1)
-    prove(mine, 2)
+def test_arrays_that_are_not_a_forest_are_refused(damage: Any) -> None:
+    """Arrays with missing nodes or cycles are an error before they are used."""
+    _, mine = trained(kinds(np.random.default_rng(1), 300, 2), 5, 256, 1)
+    check_forest(mine, 2)
     with pytest.raises(LakeError, match="damaged"):
-        prove(damage(mine), 2)
+        check_forest(damage(mine), 2)

@@ -50,7 +50,7 @@ def work() -> int:
 
 
 def test_the_public_names_are_these() -> None:
-    """A name that comes or goes is a change that users notice: it is made on purpose."""
+    """Users notice an added or removed name: it has to be deliberate."""
     assert sorted(bronze.__all__) == sorted(NAMES.split())
     for name in bronze.__all__:
         assert getattr(bronze, name) is not None

@@ -1,4 +1,4 @@
-"""Rows known by their identity: what is left of moves is what a table in memory has."""
+"""Net rows: counting moves by identity leads to the rows of a model in memory."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bronze.cdc import replica_identity
-from bronze.cdc.replica_identity import LINE, PART, Rows
+from bronze.cdc import net_changes
+from bronze.cdc.net_changes import Rows
+from bronze.cdc.row_changes import LINE, PART
+from tests.support.effort import examples
 
 Row = tuple[str, str | None]
 Step = tuple[str, Row, int]
@@ -22,8 +24,8 @@ _STEP = st.tuples(
 )
 
 
-def played(rows: Sequence[Row], steps: Sequence[Step]) -> tuple[Rows, list[Row]]:
-    """What is left of some steps, each in the row at its place; and the model's rows at the end."""
+def net_and_model(rows: Sequence[Row], steps: Sequence[Step]) -> tuple[Rows, list[Row]]:
+    """The net rows of some steps, each of the row at its place; and the model's rows after them."""
     now = list(rows)
     moved: dict[int, list[tuple[Row, int]]] = {-1: [], 1: []}
     for line, (action, new, place) in enumerate(steps):
@@ -35,7 +37,7 @@ def played(rows: Sequence[Row], steps: Sequence[Step]) -> tuple[Rows, list[Row]]
             now.append(new)
             moved[1].append((new, line))
     frames = [
-        replica_identity.moves(
+        net_changes.moves(
             pl.DataFrame([row for row, _ in found], {"k": pl.String, "v": pl.String}, orient="row"),
             ["k"],
             sign,
@@ -44,7 +46,7 @@ def played(rows: Sequence[Row], steps: Sequence[Step]) -> tuple[Rows, list[Row]]
         )
         for sign, found in moved.items()
     ]
-    return replica_identity.net_rows(pl.concat(frames).sort(LINE, maintain_order=True), ["k"]), now
+    return net_changes.net_rows(pl.concat(frames).sort(LINE, maintain_order=True), ["k"]), now
 
 
 def keys(frame: pl.DataFrame) -> Counter[str]:
@@ -52,24 +54,24 @@ def keys(frame: pl.DataFrame) -> Counter[str]:
     return Counter(frame["k"].to_list())
 
 
-@settings(derandomize=True, database=None, max_examples=200, deadline=None)
+@settings(derandomize=True, database=None, max_examples=examples(50), deadline=None)
 @given(rows=st.lists(_ROW, max_size=4), steps=st.lists(_STEP, max_size=12))
-def test_rows_are_counted_whatever_keys_they_share(rows: list[Row], steps: list[Step]) -> None:
-    """What went and what came turn the keys of the rows at first into those of the model's at the
-    end; and each row that came stands where one like it was made that is there.
+def test_net_rows_lead_to_the_models_rows(rows: list[Row], steps: list[Step]) -> None:
+    """Whatever keys rows share: without the rows before, and with those after, the keys are those
+    of the model; and the change of each row after the batch has a row that the model has.
     """
-    found, now = played(rows, steps)
+    net, now = net_and_model(rows, steps)
     before, after = Counter(k for k, _ in rows), Counter(k for k, _ in now)
-    assert not keys(found.went) - before
-    assert before - keys(found.went) + keys(found.came) == after
-    brought = Counter(steps[line][1] for part, line in found.came.select(PART, LINE).rows())
-    assert not brought - Counter(now)
+    assert not keys(net.before) - before
+    assert before - keys(net.before) + keys(net.after) == after
+    added = Counter(steps[line][1] for part, line in net.after.select(PART, LINE).rows())
+    assert not added - Counter(now)
 
 
-def test_rows_that_swap_keys_are_both_there() -> None:
-    """Though in between both have the same one."""
-    found, _ = played(
+def test_rows_that_swap_keys_are_both_kept() -> None:
+    """Although both have the same key in between."""
+    net, _ = net_and_model(
         [("1", "a"), ("2", "b")], [("update", ("2", "a"), 0), ("update", ("1", "b"), 0)]
     )
-    assert found.came.sort("k").rows() == [("1", 7, 1), ("2", 7, 0)]
-    assert keys(found.went) == Counter("12")
+    assert net.after.sort("k").rows() == [("1", 7, 1), ("2", 7, 0)]
+    assert keys(net.before) == Counter("12")

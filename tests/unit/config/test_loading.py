@@ -11,7 +11,6 @@ import ssl
 import threading
 import urllib.parse
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,11 +26,8 @@ from bronze.cli.main import app
 from bronze.config import loading
 from bronze.dsn import parse_dsn
 from bronze.errors import ConfigError
-from bronze.ingest import pipeline
-from bronze.ingest.worker import read_unit
 from bronze.model.locations import Secret
 from bronze.protection import keyring
-from tests.conftest import Source
 
 PASSWORD = "pa55-w0rd"
 DSN = "postgresql://me@localhost/db"
@@ -333,47 +329,6 @@ def test_keys_of_the_object_store_are_in_no_repr() -> None:
         assert PASSWORD not in shown
 
 
-class RecordingPool(ThreadPoolExecutor):
-    """An executor that records the units of work sent to it."""
-
-    def __init__(self) -> None:
-        super().__init__(1)
-        self.units: list[bytes] = []
-
-    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """Records the pickle and the repr of a unit of work."""
-        if args[0] is read_unit:
-            self.units += [pickle.dumps(args[1]), repr(args[1]).encode()]
-        return super().submit(fn, *args, **kwargs)
-
-
-@pytest.mark.parametrize("provider", ["env", "file", "config"])
-def test_a_connection_string_can_be_a_secret(
-    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, provider: str
-) -> None:
-    """Its provider resolves it, and it is in no unit of work and in no file of the lake."""
-    source.execute("CREATE TABLE t AS SELECT 1 AS id")
-    dsn = source.dsn.replace("postgres@", f"postgres:{PASSWORD}@")
-    (tmp_path / "DSN").write_text(f"{dsn}\n")
-    monkeypatch.setenv("DSN", dsn)
-    if provider == "config":
-        settings = loading.load(config_file(tmp_path, f'[source]\ndsn = "{dsn}"'))
-    else:
-        settings = source.settings(
-            source={"dsn": {"secret": "DSN"}},
-            secrets={"provider": provider, "folder": str(tmp_path) if provider == "file" else ""},
-        )
-    with RecordingPool() as pool:
-        result = pipeline.run(settings, pool=pool)
-    assert result.exit_code == 0
-    assert len(pool.units) == 2
-    files = [path.read_bytes() for path in (tmp_path / "lake").rglob("*") if path.is_file()]
-    # A file and a log entry of the table, and as many of each of the three governance tables.
-    assert len(files) == 8
-    shown = [*pool.units, *files, repr(settings).encode(), repr(result).encode()]
-    assert not [text for text in shown if PASSWORD.encode() in text]
-
-
 @pytest.mark.parametrize(
     ("secret", "message"),
     [
@@ -548,7 +503,7 @@ def test_a_master_key_can_be_kept_in_key_vault(
         )
         assert keyring.master(first) == bytes(range(32))
         data_key = keyring.new(keyring.master(first), "t", "c", "encrypt")
-        assert len(keyring.unwrapped(data_key, (first,))) == 64
+        assert len(keyring.unwrap(data_key, (first,))) == 64
 
 
 def test_a_key_vault_secret_is_fetched_in_its_current_version(tmp_path: Path) -> None:

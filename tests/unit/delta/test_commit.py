@@ -76,7 +76,7 @@ def held(place: Place, timeline: str = "here") -> int | None:
     return positions.read(state, timeline)
 
 
-def test_where_there_is_no_table_none_is_read(place: Place) -> None:
+def test_a_missing_table_is_none(place: Place) -> None:
     """A place without a table is no error."""
     assert log.read(place) is None
 
@@ -90,7 +90,7 @@ def test_replace_creates_then_replaces(place: Place) -> None:
     assert ids(place) == []
 
 
-def test_a_table_may_begin_empty(place: Place) -> None:
+def test_a_table_may_be_empty_at_first(place: Place) -> None:
     """A table without rows is created with its schema."""
     assert put(place, [], 1) == 0
     assert pl.read_delta(place.url).schema == {"id": pl.Int64}
@@ -109,7 +109,7 @@ def _path(place: Place, version: int) -> str:
     return str(uri).rpartition("/")[2]
 
 
-def test_the_table_holds_its_position(place: Place) -> None:
+def test_the_table_has_its_position(place: Place) -> None:
     """The position is part of the commit, survives checkpoints, and is one for each history."""
     put(place, [1], 2**62)
     put(place, [2], 7, "restored")
@@ -183,7 +183,7 @@ def test_a_writer_that_always_wins_is_a_conflict(
 
 
 @pytest.mark.usefixtures("hurried")
-def test_somebody_else_creates_the_table_first(
+def test_another_writer_creates_the_table_first(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A table that appears between read and creation is replaced, not created again."""
@@ -194,7 +194,7 @@ def test_somebody_else_creates_the_table_first(
 
 
 @pytest.mark.usefixtures("hurried")
-def test_a_rival_run_with_a_later_position_wins(
+def test_a_concurrent_run_with_a_later_position_wins(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever overtakes this run between its read and its commit is not undone by it."""
@@ -246,7 +246,7 @@ def swept(place: Place) -> int:
     return commit.sweep(state, time.time())
 
 
-def test_only_dead_runs_are_swept(place: Place) -> None:
+def test_only_files_of_ended_runs_are_swept(place: Place) -> None:
     """A file goes if its run began over a day ago and never landed here; nothing else does."""
     put(place, [1], 1, name=batch(3 * DAY))
     put(place, [2], 2, name=batch(2 * DAY))
@@ -264,7 +264,7 @@ def test_only_dead_runs_are_swept(place: Place) -> None:
     assert swept(place) == 0
 
 
-def test_nothing_is_swept_where_the_log_cannot_say_what_landed(place: Place) -> None:
+def test_nothing_is_swept_if_the_log_cannot_be_read(place: Place) -> None:
     """The file may be of the commit whose entry cannot be read."""
     put(place, [1], 1)
     put(place, [2], 2)
@@ -276,7 +276,7 @@ def test_nothing_is_swept_where_the_log_cannot_say_what_landed(place: Place) -> 
     assert (Path(place.url) / dead).exists()
 
 
-def test_all_files_of_a_landed_run_are_kept(place: Place) -> None:
+def test_all_files_of_a_committed_run_are_kept(place: Place) -> None:
     """A file beside those that a run committed may be of a retry of it: it is left alone."""
     name = batch(2 * DAY)
     put(place, [1], 1, name=name)
@@ -308,7 +308,7 @@ def test_a_changed_schema_replaces_the_old_one(place: Place) -> None:
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_a_timestamp_without_time_zone_may_come_later(place: Place, nested: bool) -> None:
+def test_a_timestamp_without_time_zone_may_be_added_later(place: Place, nested: bool) -> None:
     """A column that needs a feature which the table lacks lands, and the table stays readable."""
     put(place, [1], 1)
     moment: Any = dt.datetime(2024, 2, 29, 12, 0, 0, 1)
@@ -330,7 +330,7 @@ def _rows(reader: Any) -> list[dict[str, Any]]:
     return pl.DataFrame(reader.read_all()).to_dicts()
 
 
-def test_the_change_data_feed_tells_what_each_version_did(place: Place) -> None:
+def test_the_change_data_feed_has_the_changes_of_each_version(place: Place) -> None:
     """Between two versions, rows that were replaced are deleted, and the new ones inserted."""
     put(place, [1, 2], 1)
     put(place, [2, 3], 2)
@@ -375,13 +375,11 @@ def test_foreign_commits_to_a_governance_table_cost_its_writers_nothing(
     assert state.position(log.MARK) is None
 
 
-def test_a_table_that_nobody_could_read_is_not_committed(place: Place) -> None:
-    """Names that differ in their case alone are found before they are in the log, where they would
-    keep every reader out for good.
-    """
+def test_names_that_differ_only_in_case_are_refused(place: Place) -> None:
+    """Once such names are in the log, no reader could open the table: nothing is committed."""
     put(place, [1], 10)
     for name in ("ID", "id"):
         shape = commit.Shape((*COLUMNS, (name, DeltaType("long"))), ("id",))
-        with pytest.raises(LakeError, match="could not be read"):
+        with pytest.raises(LakeError, match="Delta Lake does not distinguish them"):
             commit.commit(place, log.read(place), commit.Change("WRITE"), {}, shape=shape)
     assert DeltaTable(place.url).version() == 0

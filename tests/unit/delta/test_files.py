@@ -128,7 +128,7 @@ def test_row_groups_have_statistics_where_order_is_plain(tmp_path: Path) -> None
     assert known == {"short", "int", "long", "date", "at", 'naive "at"'}
 
 
-def test_a_files_name_tells_its_batch(tmp_path: Path) -> None:
+def test_the_name_of_a_file_has_its_batch(tmp_path: Path) -> None:
     """Two files of a batch have different names, which both tell the batch."""
     place = Place(str(tmp_path))
     written = [files.write([frame(1)], place, BATCH, ()) for _ in range(2)]
@@ -147,7 +147,7 @@ def test_a_files_name_tells_its_batch(tmp_path: Path) -> None:
         "foreign.parquet",
     ],
 )
-def test_other_files_tell_no_batch(path: str) -> None:
+def test_names_of_other_files_have_no_batch(path: str) -> None:
     """A name that is not of ours has no batch."""
     assert files.batch_of(path) is None
 
@@ -160,7 +160,7 @@ def remote(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("remote")
-def test_a_store_is_written_as_a_folder_is(tmp_path: Path) -> None:
+def test_an_object_store_is_written_like_a_folder(tmp_path: Path) -> None:
     """Through the object store's interface, the file is the same, its size included."""
     place = Place(str(tmp_path / "t"))
     # Noise cannot be packed: it fills more than one part.
@@ -194,7 +194,7 @@ def test_an_error_in_the_rows_leaves_nothing_in_a_store(tmp_path: Path) -> None:
     assert not [path for path in tmp_path.iterdir() if path.suffix == ".parquet"]
 
 
-def test_a_folder_that_cannot_be_is_the_lakes_fault(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_an_error_of_the_lake(tmp_path: Path) -> None:
     """A path through a file is reported with what to do about it."""
     (tmp_path / "file").write_text("")
     with pytest.raises(LakeUnreachable, match="a part of its path is a file") as caught:
@@ -221,7 +221,7 @@ READS: list[tuple[BaseException, type[LakeError]]] = [
 
 @pytest.mark.parametrize("reads", [0, 1])
 @pytest.mark.parametrize(("error", "kind"), READS)
-def test_a_read_that_fails_in_passing_is_no_damage(
+def test_a_read_that_fails_now_is_not_damage(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     error: BaseException,
@@ -235,12 +235,12 @@ def test_a_read_that_fails_in_passing_is_no_damage(
     path = tmp_path / "t" / file.path
     monkeypatch.setattr(store, "reader", lambda *_: Failing(path, error, reads))
     with pytest.raises(LakeError) as caught:
-        list(files.parts(files.opened(place, file), [("long", DeltaType("long"))]))
+        list(files.parts(files.open_parquet(place, file), [("long", DeltaType("long"))]))
     assert type(caught.value) is kind
     assert caught.value.hint
 
 
-def test_a_file_that_cannot_be_opened_in_passing_is_no_damage(
+def test_a_file_that_cannot_be_opened_now_is_not_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same holds for the first touch of it."""

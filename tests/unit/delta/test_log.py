@@ -1,25 +1,22 @@
-"""The Delta log: what it says of a table, and that a version belongs to whoever puts it first."""
+"""The Delta log: the state that is read from it, and commits by compare-and-swap."""
 
 from __future__ import annotations
 
 import datetime as dt
 import json
-import logging
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import boto3
 import obstore
 import polars as pl
 import pytest
 from deltalake import DeltaTable, write_deltalake
-from moto.server import ThreadedMotoServer
 from obstore.exceptions import AlreadyExistsError, GenericError
 
-from bronze.delta import commit, files, log, positions
+from bronze.delta import commit, files, log, positions, store
 from bronze.delta.schema import delta_schema
 from bronze.errors import CommitConflict, LakeError
 from bronze.model.columns import DeltaType
@@ -104,7 +101,7 @@ UNSAFE = {
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])
-def test_a_state_says_what_was_committed(place: Place, checkpointed: bool) -> None:
+def test_the_state_is_what_was_committed(place: Place, checkpointed: bool) -> None:
     """Columns, properties, files and their bounds are read as they were written, to the digit."""
     columns = (*((n, kind) for n, (kind, _, _) in EVERY.items()), *UNSAFE.items())
     data = [pl.Series(n, list(ends), dtype=dtype(kind)) for n, (kind, *ends) in EVERY.items()]
@@ -149,7 +146,7 @@ def test_a_table_without_files_has_none(place: Place) -> None:
     assert read(place).columns == ID
 
 
-def test_partitions_are_as_the_log_has_them(place: Place) -> None:
+def test_partitions_are_read_from_the_log(place: Place) -> None:
     """A partitioned table's column, and each file's value of it, NULL and odd names included."""
     values = ["plain", "a b", "é%/x", None, ""]
     rows = pl.DataFrame({"id": range(5), "region": values})
@@ -159,7 +156,7 @@ def test_partitions_are_as_the_log_has_them(place: Place) -> None:
     found = {file.partition: file for file in state.files}
     assert {dict(p)["region"] for p in found} == {"plain", "a b", "é%/x", None}
     for file in state.files:
-        assert files.opened(place, file).metadata.num_rows == file.rows
+        assert files.open_parquet(place, file).metadata.num_rows == file.rows
 
 
 def test_positions_are_kept_by_name(place: Place) -> None:
@@ -178,13 +175,13 @@ def test_positions_are_kept_by_name(place: Place) -> None:
 # Who comes first
 
 
-def test_a_version_is_put_once(place: Place) -> None:
-    """Of many writers of one version exactly one wins; the others are told, and change nothing."""
+def test_one_of_several_writers_of_a_version_wins(place: Place) -> None:
+    """Of many writers of one version exactly one wins; the others get an error."""
     create(place, 0)
     state = read(place)
     start = threading.Barrier(8)
 
-    def one(number: int) -> int | None:
+    def commit_once(number: int) -> int | None:
         start.wait(30)
         try:
             add(place, state, number)
@@ -193,17 +190,17 @@ def test_a_version_is_put_once(place: Place) -> None:
         return number
 
     with ThreadPoolExecutor(8) as pool:
-        (winner,) = [n for n in pool.map(one, range(1, 9)) if n is not None]
+        (winner,) = [n for n in pool.map(commit_once, range(1, 9)) if n is not None]
     assert ids(place) == [0, winner]
     assert read(place).version == 1
 
 
-def test_writers_that_read_again_all_get_in(place: Place) -> None:
-    """Whoever loses and reads again wins in the end, and no commit is lost or written over."""
+def test_writers_that_read_again_all_commit(place: Place) -> None:
+    """A writer that reads again after a conflict commits in the end; no commit is lost."""
     create(place, 0)
     start = threading.Barrier(4)
 
-    def one(number: int) -> int:
+    def commit_once(number: int) -> int:
         start.wait(30)
         tries = 0
         while True:
@@ -215,7 +212,7 @@ def test_writers_that_read_again_all_get_in(place: Place) -> None:
             return tries
 
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(one, range(1, 5)))
+        list(pool.map(commit_once, range(1, 5)))
     assert ids(place) == [0, 1, 2, 3, 4]
     assert read(place).version == 4
 
@@ -233,8 +230,8 @@ def test_a_foreign_commit_in_between_is_a_conflict(place: Place) -> None:
     assert ids(place) == [-1, 1, 2]
 
 
-def test_a_table_is_created_once(place: Place) -> None:
-    """Two that both found no table do not make two."""
+def test_a_table_is_created_by_one_writer(place: Place) -> None:
+    """Of two writers that both found no table, one creates it."""
     create(place, 1)
     with pytest.raises(CommitConflict) as caught:
         create(place, 2)
@@ -243,8 +240,8 @@ def test_a_table_is_created_once(place: Place) -> None:
     assert ids(place) == [1]
 
 
-def test_a_log_that_cannot_be_written_is_said_to_be_so(tmp_path: Path) -> None:
-    """A folder that cannot be made is the lake's fault, and no conflict."""
+def test_a_log_that_cannot_be_written_is_an_error_of_the_lake(tmp_path: Path) -> None:
+    """A folder that cannot be created is an error of the lake, not a conflict."""
     (tmp_path / "file").write_text("")
     with pytest.raises(LakeError) as caught:
         log.write(Place(str(tmp_path / "file" / "t")), 0, [])
@@ -253,7 +250,7 @@ def test_a_log_that_cannot_be_written_is_said_to_be_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [GenericError, AlreadyExistsError])
-def test_a_commit_whose_answer_was_lost_stands(
+def test_a_commit_whose_response_was_lost_is_recognised(
     place: Place, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
     """A store may do what it is asked and then fail to say so, or be asked twice by its client.
@@ -331,7 +328,7 @@ def put(
     partition: tuple[str, ...] = (),
     schema: str = "",
 ) -> None:
-    """A table of somebody else's making."""
+    """A table of another writer."""
     columns = (*ID, ("a", DeltaType("string")), ("b", DeltaType("string")))
     metadata = {
         "id": "6a5b7a3e-9a55-4a1c-b3a9-3f2a1e5d7c11",
@@ -382,8 +379,8 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, str], tuple[str, ...], str]] 
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_we_would_break_is_refused(place: Place, name: str) -> None:
-    """A table that uses more than we know is not written: it is refused by name, with a hint."""
+def test_unknown_features_are_refused(place: Place, name: str) -> None:
+    """A table with a feature that bronze cannot write is refused; the error names the feature."""
     protocol, configuration, partition, said = REFUSED[name]
     put(place, protocol, configuration, partition)
     with pytest.raises(LakeError, match=said) as caught:
@@ -404,7 +401,7 @@ def test_what_we_would_break_is_refused(place: Place, name: str) -> None:
         (named("timestampNtz", "changeDataFeed", reader=("timestampNtz",)), {}, ()),
     ],
 )
-def test_what_we_know_is_written(
+def test_known_features_are_written(
     place: Place,
     protocol: dict[str, Any],
     configuration: dict[str, str],
@@ -426,7 +423,7 @@ def test_what_we_know_is_written(
         {"type": "array", "elementType": "byte", "containsNull": True},
     ],
 )
-def test_columns_of_types_that_are_not_ours_are_refused(place: Place, field: Any) -> None:
+def test_columns_of_unknown_types_are_refused(place: Place, field: Any) -> None:
     """A column that bronze never writes is named, with what to do about it."""
     fields = json.loads(delta_schema(ID))["fields"]
     odd = {"name": "od d", "type": field, "nullable": True, "metadata": {}}
@@ -438,8 +435,8 @@ def test_columns_of_types_that_are_not_ours_are_refused(place: Place, field: Any
 
 
 @pytest.mark.parametrize("broken", ["not json", '{"add": 1}', ""])
-def test_a_broken_log_is_the_lakes_fault(place: Place, broken: str) -> None:
-    """A log that cannot be read is one of our errors, which names the table."""
+def test_a_broken_log_is_an_error_of_the_lake(place: Place, broken: str) -> None:
+    """A log that cannot be read is a LakeError, which names the table."""
     create(place, 1)
     (Path(place.url) / "_delta_log" / f"{0:020}.json").write_text(broken)
     with pytest.raises(LakeError) as caught:
@@ -450,30 +447,14 @@ def test_a_broken_log_is_the_lakes_fault(place: Place, broken: str) -> None:
 # On an object store
 
 
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[dict[str, str]]:
-    """The options that reach the bucket ``lake``."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    login = {"aws_access_key_id": "key", "aws_secret_access_key": "word"}
-    url = f"http://{host}:{port}"
-    client: Any = boto3.client("s3", endpoint_url=url, region_name="us-east-1", **login)
-    client.create_bucket(Bucket="lake")
-    yield {"aws_endpoint_url": url, "aws_region": "us-east-1", "allow_http": "true", **login}
-    client.close()
-    server.stop()
-
-
-def test_on_s3_a_version_is_put_once(bucket: dict[str, str]) -> None:
-    """The store itself refuses a version that is there: one of several writers wins."""
+def test_one_of_several_writers_wins_on_s3(bucket: dict[str, str]) -> None:
+    """The store itself refuses an entry that exists."""
     place = Place("s3://lake/put/t", tuple(bucket.items()))
     create(place, 0)
     state = read(place)
     start = threading.Barrier(4)
 
-    def one(number: int) -> int | None:
+    def commit_once(number: int) -> int | None:
         start.wait(30)
         try:
             add(place, state, number)
@@ -482,7 +463,7 @@ def test_on_s3_a_version_is_put_once(bucket: dict[str, str]) -> None:
         return number
 
     with ThreadPoolExecutor(4) as pool:
-        winners = [n for n in pool.map(one, range(1, 5)) if n is not None]
+        winners = [n for n in pool.map(commit_once, range(1, 5)) if n is not None]
     assert len(winners) == 1
     assert ids(place) == [0, *winners]
     assert add(place, read(place), 9) == 2
@@ -492,28 +473,19 @@ def test_on_s3_a_version_is_put_once(bucket: dict[str, str]) -> None:
 def test_on_s3_checkpoints_are_written(
     bucket: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A checkpoint goes where the table is, with the same options."""
+    """A checkpoint is written to the table's folder, with the same options."""
     monkeypatch.setattr(log, "_CHECKPOINT_EVERY", 2)
     place = Place("s3://lake/check/t", tuple(bucket.items()))
     create(place, 0)
     add(place, read(place), 1)
     add(place, read(place), 2)
-    client: Any = boto3.client(
-        "s3",
-        endpoint_url=bucket["aws_endpoint_url"],
-        region_name="us-east-1",
-        aws_access_key_id="key",
-        aws_secret_access_key="word",
-    )
-    listed = client.list_objects_v2(Bucket="lake", Prefix="check/t/_delta_log/")["Contents"]
-    client.close()
-    names = [entry["Key"].rpartition("/")[2] for entry in listed]
+    names = [path.rpartition("/")[2] for path in store.listing(place, "_delta_log")]
     assert f"{2:020}.checkpoint.parquet" in names
     assert ids(place) == [0, 1, 2]
 
 
-def test_a_bucket_that_is_not_there_is_no_conflict(bucket: dict[str, str]) -> None:
-    """A commit that could not be put is the lake's fault, and nobody is told of another writer."""
+def test_a_missing_bucket_is_not_a_conflict(bucket: dict[str, str]) -> None:
+    """A commit that could not be written is an error of the lake, not of another writer."""
     with pytest.raises(LakeError) as caught:
         log.write(Place("s3://nowhere/t", tuple(bucket.items())), 0, [])
     assert not isinstance(caught.value, CommitConflict)

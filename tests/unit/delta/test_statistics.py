@@ -25,11 +25,12 @@ from bronze.model.columns import DeltaType
 from bronze.model.files import WrittenFile
 from bronze.model.locations import Place
 from bronze.postgres.copy.read import dtype
+from tests.support.effort import examples
 
-FIXED = settings(derandomize=True, database=None, deadline=None, max_examples=60)
+FIXED = settings(derandomize=True, database=None, deadline=None, max_examples=examples(20))
 ON_DISK = settings(
     FIXED,
-    max_examples=5,
+    max_examples=examples(3),
     phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),
 )

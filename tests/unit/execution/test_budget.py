@@ -20,13 +20,13 @@ def test_the_memory_that_a_refusal_asks_for_is_enough(
     memory: int, workers: int, slots: int, more: int
 ) -> None:
     """A row that does not fit fits into what is asked for, though more readers are then there."""
-    most = budget.heaviest_row(memory, budget.readers(memory, workers, slots))
+    most = budget.largest_row(memory, budget.readers(memory, workers, slots))
     size = most + more % 10**9
     rest = budget.beside_large_row(workers)
     refused = row_sizes.row_too_large_error("t", "1", size, most, budget.COPIES, rest)
     (asked,) = re.findall(r'to "(\d+)MB"', refused.hint)
     memory = int(asked) * 10**6
-    assert budget.heaviest_row(memory, budget.readers(memory, workers, slots)) >= size
+    assert budget.largest_row(memory, budget.readers(memory, workers, slots)) >= size
 
 
 @IN_MEMORY
@@ -45,8 +45,8 @@ def test_splits_fit_into_the_memory_of_a_reader(
 
 @IN_MEMORY
 @given(memory=MEMORY, number=st.integers(0, 300))
-def test_all_units_together_give_back_what_there_is_room_for(memory: int, number: int) -> None:
+def test_the_results_of_all_units_fit_into_the_memory(memory: int, number: int) -> None:
     """The more units a table has, the fewer rows each of them gives back."""
-    given_back = budget.given_back(memory, number)
+    given_back = budget.result_bytes(memory, number)
     assert 2**16 <= given_back <= 4 * 2**20
     assert given_back * number <= max(memory // 8, 2**16 * number)

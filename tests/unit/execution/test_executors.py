@@ -62,34 +62,34 @@ def tasks(work: Callable[[int], Any], numbers: Iterable[int]) -> list[Task]:
     return [Task(work, number, TABLE) for number in numbers]
 
 
-def course(work: Callable[[int], Any], *stages: Iterable[int]) -> Workflow[list[list[Any]]]:
-    """A course of some stages, which returns all that it was sent."""
+def workflow(work: Callable[[int], Any], *stages: Iterable[int]) -> Workflow[list[list[Any]]]:
+    """A workflow of some stages, which returns all that it was sent."""
     sent: list[list[Any]] = []
     for numbers in stages:
         sent += [(yield tasks(work, numbers))]
     return sent
 
 
-def told_off(work: Callable[[int], Any], numbers: Iterable[int]) -> Workflow[Any]:
-    """A course of one stage, which returns its results, or the error that it was thrown."""
+def catching(work: Callable[[int], Any], numbers: Iterable[int]) -> Workflow[Any]:
+    """A workflow of one stage, which returns its results, or the error that it was thrown."""
     try:
         return (yield tasks(work, numbers))
     except BronzeError as error:
         return error
 
 
-def driven(courses: Sequence[Workflow[Any]], limit: int, threads: int = 8) -> list[Any]:
-    """What the courses return, as they end."""
+def driven(workflows: Sequence[Workflow[Any]], limit: int, threads: int = 8) -> list[Any]:
+    """What the workflows return, as they end."""
     with ThreadPoolExecutor(threads) as pool:
-        return list(drive(pool, courses, limit))
+        return list(drive(pool, workflows, limit))
 
 
 @pytest.mark.parametrize("limit", [1, 3, 8])
 def test_no_more_tasks_run_at_once_than_allowed(limit: int) -> None:
-    """Each task runs once, and never more of them together than the limit, over all courses."""
+    """Each task runs once, and never more of them together than the limit, over all workflows."""
     gauge = Gauge(together=limit)
-    courses = [course(gauge, range(9)), course(gauge, range(9, 15), range(15, 20))]
-    found = driven(courses, limit)
+    workflows = [workflow(gauge, range(9)), workflow(gauge, range(9, 15), range(15, 20))]
+    found = driven(workflows, limit)
     assert sorted(found) == [[list(range(9))], [list(range(9, 15)), list(range(15, 20))]]
     assert sorted(gauge.begun) == list(range(20))
     assert gauge.most == limit
@@ -100,16 +100,16 @@ def test_no_courses_are_no_work() -> None:
     assert driven([], 3) == []
 
 
-def test_courses_without_tasks_end_at_once() -> None:
-    """A course that returns without a task, or asks for none, is not waited for, nor is it lost."""
+def test_workflows_without_tasks_end_at_once() -> None:
+    """A workflow that returns without a task, or asks for none, still ends."""
 
     def nothing() -> Workflow[str]:
         return "nothing"
         yield []
 
     gauge = Gauge()
-    empty = course(gauge, [], [], [])
-    between = course(gauge, [], [1], [], [2])
+    empty = workflow(gauge, [], [], [])
+    between = workflow(gauge, [], [1], [], [2])
     assert driven([nothing(), empty, between, nothing()], 2) == [
         "nothing",
         [[], [], []],
@@ -120,7 +120,7 @@ def test_courses_without_tasks_end_at_once() -> None:
 
 
 def test_results_are_in_the_order_of_the_tasks() -> None:
-    """A course is sent its results in its tasks' order, however they end."""
+    """A workflow gets its results in the order of its tasks, however they end."""
     gates = [threading.Event() for _ in range(5)]
 
     def backwards(number: int) -> int:
@@ -128,33 +128,33 @@ def test_results_are_in_the_order_of_the_tasks() -> None:
         gates[number].set()
         return number
 
-    told: list[tuple[int, Any]] = []
+    reported: list[tuple[int, Any]] = []
     with ThreadPoolExecutor(5) as pool:
-        courses = [course(backwards, []), course(backwards, range(5))]
-        found = list(drive(pool, courses, 5, lambda *one: told.append(one)))
+        workflows = [workflow(backwards, []), workflow(backwards, range(5))]
+        found = list(drive(pool, workflows, 5, lambda *one: reported.append(one)))
     assert found == [[[]], [[0, 1, 2, 3, 4]]]
-    assert sorted(told) == [(1, number) for number in range(5)]
+    assert sorted(reported) == [(1, number) for number in range(5)]
 
 
-def test_results_are_told_in_the_calling_thread() -> None:
-    """Whoever is told of results needs no lock; an error is no result."""
+def test_results_are_reported_in_the_calling_thread() -> None:
+    """Results are reported in one thread, so that no lock is needed; an error is not a result."""
     threads = set()
-    told = []
+    reported = []
 
     def hear(number: int, result: Any) -> None:
         threads.add(threading.get_ident())
-        told.append((number, result))
+        reported.append((number, result))
 
     gauge = Gauge(fails=[1])
-    courses = [told_off(gauge, [0, 1]), course(gauge, [2], [3])]
+    workflows = [catching(gauge, [0, 1]), workflow(gauge, [2], [3])]
     with ThreadPoolExecutor(2) as pool:
-        list(drive(pool, courses, 2, hear))
+        list(drive(pool, workflows, 2, hear))
     assert threads == {threading.get_ident()}
-    assert sorted(told) == [(0, 0), (1, 2), (1, 3)]
+    assert sorted(reported) == [(0, 0), (1, 2), (1, 3)]
 
 
-def test_a_stage_begins_when_the_one_before_has_ended() -> None:
-    """All tasks of a stage have ended before the course goes on, and may decide what is next."""
+def test_a_workflow_resumes_when_all_its_tasks_have_ended() -> None:
+    """The workflow gets the results of all tasks, and may decide on the next tasks."""
     running: list[int] = []
 
     def halves(number: int) -> Workflow[list[int]]:
@@ -175,11 +175,15 @@ def test_a_stage_begins_when_the_one_before_has_ended() -> None:
     assert driven([halves(9)], 8) == [[9, 9, 4, 4, 2, 2, 1, 1]]
 
 
-def test_tasks_of_earlier_courses_come_first() -> None:
-    """One at a time: a course's later stages go before what later courses have been waiting for."""
+def test_tasks_of_earlier_workflows_come_first() -> None:
+    """Later tasks of a workflow run before tasks of later workflows."""
     gauge = Gauge()
-    courses = [course(gauge, [0, 1], [2]), course(gauge, [10, 11], [12]), course(gauge, [20])]
-    assert driven(courses, 1) == [[[0, 1], [2]], [[10, 11], [12]], [[20]]]
+    workflows = [
+        workflow(gauge, [0, 1], [2]),
+        workflow(gauge, [10, 11], [12]),
+        workflow(gauge, [20]),
+    ]
+    assert driven(workflows, 1) == [[[0, 1], [2]], [[10, 11], [12]], [[20]]]
     assert gauge.begun == [0, 1, 2, 10, 11, 12, 20]
 
 
@@ -188,30 +192,32 @@ def test_a_full_source_slows_the_run_down(slots: int, monkeypatch: pytest.Monkey
     """Tasks that found no connection run again, with fewer at once, and all of them end well."""
     monkeypatch.setattr(executors, "_BUSY_DELAY", 0.001)
     gauge = Gauge(together=8, slots=slots)
-    assert driven([course(gauge, range(20))], 8) == [[list(range(20))]]
+    assert driven([workflow(gauge, range(20))], 8) == [[list(range(20))]]
     assert gauge.most == slots
     assert 8 - slots <= gauge.refused < 30
 
 
-def test_a_source_that_stays_full_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After many tries a full source is an error of the courses, not an endless loop."""
+def test_a_source_without_free_connections_is_an_error_after_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After many tries a full source is an error of the workflows, not an endless loop."""
     monkeypatch.setattr(executors, "_BUSY_DELAY", 0)
     monkeypatch.setattr(executors, "_BUSY_TRIES", 5)
     gauge = Gauge(slots=0)
-    found = driven([told_off(gauge, [0]), told_off(gauge, [1])], 2)
+    found = driven([catching(gauge, [0]), catching(gauge, [1])], 2)
     assert [type(one) for one in found] == [SourceBusy, SourceBusy]
     assert gauge.refused == 7
 
 
-def test_an_error_in_one_course_does_not_stop_the_others() -> None:
-    """A failed task is the error of its course alone."""
+def test_an_error_in_one_workflow_does_not_stop_the_others() -> None:
+    """A failed task ends its own workflow only."""
     gauge = Gauge(fails=[1, 21])
-    found = driven([told_off(gauge, range(10 * i, 10 * i + 3)) for i in range(4)], 2)
+    found = driven([catching(gauge, range(10 * i, 10 * i + 3)) for i in range(4)], 2)
     kinds = {str(one) if isinstance(one, TableRefused) else tuple(one) for one in found}
     assert kinds == {"task 1", (10, 11, 12), "task 21", (30, 31, 32)}
 
 
-def test_of_a_failed_course_no_further_task_begins() -> None:
+def test_after_a_failure_no_further_task_of_a_workflow_starts() -> None:
     """What is waiting of it is dropped; what is running is waited for before it hears of the error.
 
     Of several errors it is thrown the first.
@@ -231,14 +237,14 @@ def test_of_a_failed_course_no_further_task_begins() -> None:
         ends.set()
         return number
 
-    # Once the first has failed, the other course's task gets its place, and lets the second end.
-    found = driven([told_off(one, range(9)), told_off(one, [100])], 2)
+    # Once the first has failed, the other workflow's task gets its place, and lets the second end.
+    found = driven([catching(one, range(9)), catching(one, [100])], 2)
     assert begun in ([0, 1, 100], [1, 0, 100])
     assert [str(outcome) for outcome in found] in (["first", "[100]"], ["[100]", "first"])
 
 
-def test_a_course_may_catch_an_error_and_go_on() -> None:
-    """After an error a course may ask for more, and its results are those of the new tasks."""
+def test_a_workflow_may_catch_an_error_and_continue() -> None:
+    """After an error a workflow may ask for more, and its results are those of the new tasks."""
     gauge = Gauge(fails=[0, 3])
 
     def stubborn() -> Workflow[list[Any]]:
@@ -254,13 +260,13 @@ def test_a_course_may_catch_an_error_and_go_on() -> None:
     assert gauge.begun == [0, 2, 3]
 
 
-def test_a_fault_of_ours_is_the_error_of_its_course_alone() -> None:
-    """An error that is not ours is told as a fault in bronze, and the other courses go on."""
+def test_a_bug_is_the_error_of_its_workflow_alone() -> None:
+    """An exception other than a BronzeError is a bug in bronze; the other workflows continue."""
 
     def broken(number: int) -> int:
         return 1 // number
 
-    failed, fine = driven([told_off(broken, [0]), course(broken, [1])], 1)
+    failed, fine = driven([catching(broken, [0]), workflow(broken, [1])], 1)
     assert isinstance(failed, BronzeError)
     assert "ZeroDivisionError inside bronze" in failed.message
     assert TABLE in failed.message
@@ -268,7 +274,7 @@ def test_a_fault_of_ours_is_the_error_of_its_course_alone() -> None:
     assert fine == [[1]]
 
 
-def test_what_a_course_raises_ends_all() -> None:
+def test_an_error_of_a_workflow_itself_ends_all() -> None:
     """The others are closed, nothing further begins, and the error reaches the caller as it is."""
     gauge = Gauge()
     closed = []
@@ -286,20 +292,20 @@ def test_what_a_course_raises_ends_all() -> None:
         finally:
             closed.append("bursting")
 
-    courses = [bursting(), waiting(), waiting()]
+    workflows = [bursting(), waiting(), waiting()]
     with pytest.raises(KeyError, match="mine"):
-        driven(courses, 1)
+        driven(workflows, 1)
     assert sorted(closed) == ["bursting", "waiting", "waiting"]
     assert gauge.begun == [0]
 
 
-def test_an_error_that_a_course_lets_pass_ends_all() -> None:
-    """A task's error that its course does not catch is raised to the caller."""
+def test_an_error_that_a_workflow_raises_ends_all() -> None:
+    """A task's error that its workflow does not catch is raised to the caller."""
     with pytest.raises(TableRefused, match="task 0"):
-        driven([course(Gauge(fails=[0]), [0])], 1)
+        driven([workflow(Gauge(fails=[0]), [0])], 1)
 
 
-def test_a_caller_that_goes_away_closes_the_courses() -> None:
+def test_a_caller_that_stops_closes_the_workflows() -> None:
     """Whoever stops listening leaves no generator behind, nor a task that has not begun."""
     gauge = Gauge()
     closed = []
@@ -310,10 +316,10 @@ def test_a_caller_that_goes_away_closes_the_courses() -> None:
         finally:
             closed.append(True)
 
-    courses: list[Workflow[Any]] = [course(gauge, [0]), waiting()]
+    workflows: list[Workflow[Any]] = [workflow(gauge, [0]), waiting()]
     with ThreadPoolExecutor(1) as pool:
         # More is asked for than the pool can run: what it has not begun is called back.
-        running: Any = drive(pool, courses, 50)
+        running: Any = drive(pool, workflows, 50)
         assert next(running) == [[0]]
         running.close()
     assert closed == [True]
@@ -333,12 +339,12 @@ class Caught(Executor):
             return pool.submit(fn, *args, **kwargs)
 
 
-def test_work_is_what_engines_run() -> None:
+def test_every_engine_runs_tasks() -> None:
     """Engines get a plain function of a module, which any process can import."""
     assert pickle.loads(pickle.dumps(read_unit)) is read_unit  # noqa: S301 - our own bytes
 
 
-def test_a_scheduler_that_is_not_there_is_the_configs_fault(
+def test_a_missing_scheduler_is_a_config_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A cluster that does not answer is said to be so."""

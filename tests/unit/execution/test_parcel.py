@@ -48,7 +48,7 @@ def test_frames_go_as_arrow_has_them() -> None:
         assert part["column"].name == "t"
 
 
-def test_other_frames_of_the_process_are_pickled_as_ever() -> None:
+def test_other_frames_of_the_process_are_pickled_as_usual() -> None:
     """Whoever imports bronze keeps polars' own pickling of what is theirs."""
     assert not {pl.DataFrame, pl.Series} & set(copyreg.dispatch_table)
     assert b"ARROW1" not in pickle.dumps(portion.without_enums(FRAME))

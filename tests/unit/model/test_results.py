@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pytest
 
+import bronze
 from bronze import errors
+from bronze.api.check import CheckReport, ColumnReport, TableReport
 from bronze.errors import BronzeError
-from bronze.model.results import EXIT_CODES, Failure, RunResult, TableResult, exit_code
+from bronze.governance.audit_proof import AuditReport
+from bronze.governance.tables.audit_log import AuditRecord
+from bronze.model.results import EXIT_CODES, Failure, RunResult, Shown, TableResult, exit_code
+from bronze.protection.erasure_result import ErasureResult, Evidence
+from bronze.quality.report import QualityReport, Run, TableQuality
 
 BAD = Failure("TableRefused", "It <b>cannot</b> be read.", "")
 AWAY = Failure("SourceUnreachable", "It is away.", "")
@@ -53,3 +61,60 @@ def test_a_result_shows_itself_in_a_line_and_a_notebook() -> None:
     assert "<th>inserted</th>" in html
     assert "<th>deleted</th>" not in html
     assert "It &lt;b&gt;cannot&lt;/b&gt; be read." in html
+
+
+def test_a_check_shows_columns_and_problems() -> None:
+    """The columns of a table by their Delta types; a problem of no table below the tables."""
+    columns = (ColumnReport("Id", "integer", "id", "int", ""),)
+    tables = (TableReport("public.a", "bronze.bz_a", "table", 1, 8192, ("id",), columns),)
+    report = CheckReport(tables, (BAD,), ("A note.",))
+    assert repr(report) == "<CheckReport: 1 tables, exit code 1>"
+    html = report._repr_html_()
+    assert "<td>id int</td>" in html
+    assert "<p>It &lt;b&gt;cannot&lt;/b&gt; be read.</p><p>A note.</p>" in html
+    assert CheckReport(tables, ()).exit_code == 0
+
+
+def test_an_audit_shows_its_records_up_to_a_limit() -> None:
+    """A notebook gets a hundred records; the line says how many there are."""
+    record = AuditRecord(1, datetime(2026, 1, 1, tzinfo=UTC), "", "", "", "run", "", "", "", "", "")
+    report = AuditReport((record,) * 103, 103, "ab", problems=("Record 7 was changed",))
+    assert repr(report) == "<AuditReport: 103 records, exit code 1>"
+    html = report._repr_html_()
+    assert html.count("<td>run</td>") == 100
+    assert "<p>and 3 more records</p><p>Record 7 was changed</p>" in html
+
+
+def test_quality_shows_the_latest_run_of_each_table() -> None:
+    """Its figures, and not those of the runs before."""
+    runs = tuple(
+        Run("b", datetime(2026, 1, d, tzinfo=UTC), "", True, d, 99, 0, 0, 0) for d in (2, 1)
+    )
+    report = QualityReport((TableQuality("a", "bronze.bz_a", runs, (), 1.0, 10),))
+    assert repr(report) == "<QualityReport: 1 tables, exit code 0>"
+    html = report._repr_html_()
+    assert "2026-01-02" in html
+    assert "2026-01-01" not in html
+
+
+def test_an_erasure_shows_itself_as_a_row() -> None:
+    """What was erased and what is left, with the evidence."""
+    seen = Evidence(files=3, rows=70, found=2)
+    done = ErasureResult(
+        "bronze.bz_a", 9, rows=2, before=seen, after=Evidence(), notes=("A note.",)
+    )
+    assert repr(done) == (
+        "<ErasureResult: bronze.bz_a, 2 rows and 0 records erased, 0 left, exit code 0>"
+    )
+    html = done._repr_html_()
+    assert "<td>files 3, rows 70, found 2</td>" in html
+    assert html.count("A note.") == 1
+
+
+def test_every_public_result_with_an_exit_code_shows_itself() -> None:
+    """So does one that is added."""
+    public = [getattr(bronze, name) for name in bronze.__all__]
+    results = [kind for kind in public if isinstance(kind, type) and hasattr(kind, "exit_code")]
+    assert [kind for kind in results if not issubclass(kind, Shown | BronzeError)] == []
+    assert len([kind for kind in results if issubclass(kind, Shown)]) == 8
+    assert all(kind.__repr__ is Shown.__repr__ for kind in results if issubclass(kind, Shown))

@@ -1,4 +1,4 @@
-"""Protected values: what is stored of them, and what those who hold the key get back."""
+"""Protected values: their stored forms, and what is decrypted with the key."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from bronze.model.locations import Secret
 from bronze.model.protection import DataKey, ProtectedColumn, TableProtection
 from bronze.model.units import RejectedValue
 from bronze.protection import ff1, keyring, protect
+from tests.support.effort import examples
 
 MASTERS = (Secret("env", MASTER_KEY),)
 _ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
@@ -73,12 +74,12 @@ _KINDS: dict[str, tuple[Any, st.SearchStrategy[Any]]] = {
 
 @pytest.mark.parametrize("method", protect.REVEALED)
 @pytest.mark.parametrize("kind", _KINDS)
-def test_what_is_encrypted_comes_back_as_it_was(kind: str, method: str) -> None:
-    """Values of each kind, and NULL, come back exactly; equal ones are alike if they are to be."""
+def test_encrypted_values_are_decrypted_exactly(kind: str, method: str) -> None:
+    """Values of each type, and NULL; equal values stay equal with a deterministic method alone."""
     dtype, values = _KINDS[kind]
     one = column(method)
 
-    @settings(derandomize=True, database=None, deadline=None, max_examples=6)
+    @settings(derandomize=True, database=None, deadline=None, max_examples=examples(3))
     @given(st.lists(st.none() | values, max_size=6))
     def comes_back(rows: list[Any]) -> None:
         clear = pl.Series("v", rows, dtype=dtype, strict=False)
@@ -95,7 +96,7 @@ def test_what_is_encrypted_comes_back_as_it_was(kind: str, method: str) -> None:
 
 
 def test_equal_numbers_of_different_types_are_protected_alike() -> None:
-    """An int equals a bigint, and 1.5 equals 1.50: columns that become wider stay comparable."""
+    """An int equals a bigint, and 1.5 equals 1.50: widened columns stay comparable."""
     one = column("tokenize")
     assert stored([7], one, pl.Int16).equals(stored([7], one, pl.Int64))
     narrow, wide = pl.Decimal(5, 1), pl.Decimal(9, 3)
@@ -116,10 +117,10 @@ def test_equal_numbers_of_different_types_are_protected_alike() -> None:
         ({"format": True}, "", "tok_"),
     ],
 )
-def test_tokens_keep_a_shape_only_where_that_is_safe(
+def test_tokens_keep_the_format_only_where_that_is_safe(
     more: dict[str, Any], text: str, shape: str
 ) -> None:
-    """Enough digits alone, or letters alone, keep their shape; all else becomes a plain token."""
+    """Enough digits alone, or letters alone, keep their format; all else becomes a usual token."""
     (token,) = stored([text], column("tokenize", **more))
     if shape == "tok_":
         assert token.startswith("tok_")
@@ -135,7 +136,7 @@ def test_tokens_keep_a_shape_only_where_that_is_safe(
 
 
 def test_an_encrypted_boolean_does_not_show_which_it_is() -> None:
-    """True is as long as false, and those that were not are read on."""
+    """True is as long as false; values without the padding, of earlier releases, can be read."""
     one = column("encrypt")
     sealed = stored([True, False, None], one, pl.Boolean)
     assert len({len(text.rstrip("=")) for text in sealed.drop_nulls()}) == 1
@@ -145,23 +146,23 @@ def test_an_encrypted_boolean_does_not_show_which_it_is() -> None:
 
 
 def test_tokens_of_different_values_differ() -> None:
-    """A token stands for one value alone, with its shape or without."""
+    """A token stands for one value alone, with the format or without."""
     values = [f"{i:07d}" for i in range(3000)]
     for shaped in (True, False):
         assert stored(values, column("tokenize", format=shaped)).n_unique() == 3000
 
 
-def test_masks_show_the_end_of_long_values_alone() -> None:
-    """At most the last characters are left, and none of a value that is not twice as long."""
+def test_masks_show_only_the_end_of_long_values() -> None:
+    """At most the last characters are shown, and none of a value that is not twice as long."""
     values = ["4242424242424242", "12345678", "", None]
     assert stored(values, column("mask", keep=4)).to_list() == ["***4242", "***", "***", None]
     assert stored(values, column("mask")).to_list() == ["***", "***", "***", None]
 
 
 def test_hashes_and_tokens_are_hmac_as_python_has_it() -> None:
-    """What polars computes is HMAC-SHA-256 with the key that the docstring names."""
+    """Polars computes HMAC-SHA-256 with the key that the docstring describes."""
     mine = key("hash")
-    secret = keyring.unwrapped(mine, MASTERS)[:32].hex().encode()
+    secret = keyring.unwrap(mine, MASTERS)[:32].hex().encode()
     wanted = hmac.digest(secret, "ünï".encode(), hashlib.sha256).hex()
     assert stored(["ünï", None], column("hash", mine)).to_list() == [wanted, None]
     assert stored(["ünï"], column("tokenize", mine))[0] == f"tok_{wanted[:32]}"
@@ -189,8 +190,10 @@ _TWEAK, _OTHER = "39383736353433323130", "3737373770717273373737"
         (_LONG, 36, _MIXED, _OTHER, "xs8a0azh2avyalyzuwd"),
     ],
 )
-def test_ff1_is_that_of_nist(secret: str, radix: int, text: str, tweak: str, result: str) -> None:
-    """The samples that NIST has published come out."""
+def test_ff1_matches_the_samples_of_nist(
+    secret: str, radix: int, text: str, tweak: str, result: str
+) -> None:
+    """Keys, texts and results are those that NIST has published."""
     numerals = np.array([[_ALPHABET.index(c) for c in text]] * 3, np.uint8)
     made = ff1.encrypt(bytes.fromhex(secret), radix, numerals, bytes.fromhex(tweak))
     assert ["".join(_ALPHABET[i] for i in row) for row in made] == [result] * 3
@@ -198,7 +201,7 @@ def test_ff1_is_that_of_nist(secret: str, radix: int, text: str, tweak: str, res
 
 @pytest.mark.parametrize("length", [6, 7, 18, 19, 40, 120])
 def test_ff1_is_one_to_one_whatever_the_length(length: int) -> None:
-    """Different strings of any length become different ones; small domains are refused."""
+    """Different strings stay different; small domains are refused."""
     drawn = np.random.default_rng(length).integers(0, 10, (500, length), dtype=np.uint8)
     rows = np.unique(drawn, axis=0)
     assert len(np.unique(ff1.encrypt(bytes(32), 10, rows), axis=0)) == len(rows)
@@ -206,11 +209,11 @@ def test_ff1_is_one_to_one_whatever_the_length(length: int) -> None:
         ff1.encrypt(bytes(32), 10, rows[:, :5])
 
 
-def test_what_is_stored_can_be_read_by_anybody_with_the_key() -> None:
-    """The form is the documented one, bound to table and column, for AES as others have it."""
+def test_stored_values_have_the_documented_form() -> None:
+    """They are bound to table and column, and any implementation of AES decrypts them."""
     for method, cipher in (("encrypt", AESGCM), ("encrypt_deterministic", AESSIV)):
         mine = key(method)
-        data = keyring.unwrapped(mine, MASTERS)
+        data = keyring.unwrap(mine, MASTERS)
         (sealed,) = stored(["plant"], column(method, mine))
         version, name, text = sealed.split(":")
         raw = base64.b64decode(text)
@@ -223,7 +226,7 @@ def test_what_is_stored_can_be_read_by_anybody_with_the_key() -> None:
 
 
 def test_a_moved_or_changed_value_is_not_decrypted() -> None:
-    """What belongs to another column, table or key, or was changed, is refused without a word."""
+    """A value of another column, table or key, or a changed one, is refused without showing it."""
     mine, other = key(), key(column="w")
     sealed = stored(["plant"], column("encrypt", mine))[0]
     head, data = sealed.rsplit(":", 1)
@@ -246,34 +249,36 @@ def test_a_moved_or_changed_value_is_not_decrypted() -> None:
         protect.reveal_values(pl.Series(["x"]), column("hash"), MASTERS, pl.String)
 
 
-def test_data_keys_open_with_their_master_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another master key, or a record that was changed, opens nothing; the right one among several
-    is found; and no key is in a repr.
+def test_data_keys_are_unwrapped_by_their_master_key_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another master key, or a changed record, unwraps nothing; the right one among several is
+    found; and no key is in a repr.
     """
     mine = key()
-    data = keyring.unwrapped(mine, MASTERS)
+    data = keyring.unwrap(mine, MASTERS)
     assert len(data) == 64
     assert mine.wrapped not in repr(mine)
     sent = pickle.dumps(TableProtection((column("encrypt", mine),), mine, MASTERS))
     assert not any(secret in sent for secret in (data, keyring.master(MASTERS[0])))
     with pytest.raises(ConfigError, match="was changed"):
-        keyring.unwrapped(replace(mine, column="other"), MASTERS)
+        keyring.unwrap(replace(mine, column="other"), MASTERS)
     old = os.environ[MASTER_KEY]
     monkeypatch.setenv("OLD", old)
     monkeypatch.setenv(MASTER_KEY, base64.b64encode(bytes(32)).decode())
-    keyring.unwrapped.cache_clear()
-    with pytest.raises(ConfigError, match="none of those"):
-        keyring.unwrapped(mine, MASTERS)
+    keyring.unwrap.cache_clear()
+    with pytest.raises(ConfigError, match="not one of those"):
+        keyring.unwrap(mine, MASTERS)
     both = (*MASTERS, Secret("env", "OLD"))
-    assert keyring.unwrapped(mine, both) == data
-    again = keyring.rewrapped(mine, both, bytes(32))
+    assert keyring.unwrap(mine, both) == data
+    again = keyring.rewrap(mine, both, bytes(32))
     assert again.master == keyring.fingerprint(bytes(32)) != mine.master
-    assert keyring.unwrapped(again, MASTERS) == data
+    assert keyring.unwrap(again, MASTERS) == data
 
 
 @pytest.mark.parametrize("text", ["", "short", "!" * 44, base64.b64encode(bytes(31)).decode()])
-def test_a_master_key_that_is_none_is_said(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The master key is 32 bytes in base64; what was given instead is not repeated."""
+def test_a_malformed_master_key_is_refused_without_its_text(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The master key is 32 bytes in base64; the message does not repeat other text."""
     monkeypatch.setenv(MASTER_KEY, text)
     with pytest.raises(ConfigError, match="not the base64 of 32 bytes") as caught:
         keyring.master(MASTERS[0])
@@ -281,7 +286,7 @@ def test_a_master_key_that_is_none_is_said(text: str, monkeypatch: pytest.Monkey
 
 
 def test_rejected_values_are_protected_like_others() -> None:
-    """The text of a rejected value of a protected column is protected; others are left alone."""
+    """The text of a rejected value of a protected column is protected; others are unchanged."""
     one = replace(column("encrypt"), name="source name")
     protection = TableProtection((one,), key("row_hash"), MASTERS)
     records = [RejectedValue("source name", "{}", "plant"), RejectedValue("v", "{}", "open")]

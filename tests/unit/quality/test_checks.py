@@ -1,4 +1,4 @@
-"""Figures of tables, held against what is demanded of them."""
+"""The figures of tables, and their limits."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from bronze.quality import checks
 
 
 def _figures(demanded: QualitySettings) -> dict[str, Figure]:
-    """The checks of ten rows of two columns, of which one has two NULLs, and one row is refused."""
+    """The checks of ten rows with two columns; one column has two NULLs, and one row is refused."""
     quality = QualityRules(names=(("a", "a"), ("b", "b")))
     found = QualityTotals(rows=10, nulls=(2, 0), refused=1)
     made = checks.figures(quality, found, demanded, 1.0)
     return {figure.rule: figure for figure in made if not figure.column}
 
 
-def test_a_check_shows_the_limit_that_it_is_held_against() -> None:
-    """Where so few rows may fail whatever their share is, the limit shown is theirs, in each check;
-    without it the share alone counts.
+def test_a_figure_shows_the_limit_that_applies() -> None:
+    """If a number of rows may fail whatever their share is, the limit is that number as a share;
+    otherwise it is the share of the config.
     """
     strict = QualitySettings(null_share=0.05, schema_compliance=0.95, duplicates=0.01, allow_rows=0)
     found = _figures(strict)

@@ -1,4 +1,4 @@
-"""Rules about one column, and expressions of the user's: what they mean, and which are refused."""
+"""Rules about one column, and expressions of users: what they mean, and which are refused."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ from hypothesis import strategies as st
 from bronze.config.quality import RuleSettings
 from bronze.model.columns import Column, DeltaType
 from bronze.postgres.copy.read import dtype
-from bronze.quality.expressions import Unfit, checked, of_rule
+from bronze.quality.expressions import Unfit, columns_of, condition_of
 from bronze.quality.scoring import MOMENT, expression
+from tests.support.effort import examples
 
 NOW = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
-PROVEN = settings(derandomize=True, database=None, deadline=None, max_examples=30)
+PROVEN = settings(derandomize=True, database=None, deadline=None, max_examples=examples(10))
 
 
 def column(kind: DeltaType, name: str = "x") -> Column:
-    """A column of a kind."""
+    """A column of a type."""
     return Column(name, name, str(kind), kind, "same", "", "", "", "")
 
 
 def kept(rule: dict[str, Any], kind: DeltaType, values: list[Any]) -> list[bool]:
-    """Which values keep a rule on their column, after it has travelled."""
-    made = of_rule(RuleSettings.model_validate({"column": "x", **rule}), column(kind))
+    """Which values meet a rule on their column, after the rule was serialised."""
+    made = condition_of(RuleSettings.model_validate({"column": "x", **rule}), column(kind))
     frame = pl.DataFrame({"x": pl.Series(values, dtype=dtype(kind))})
     frame = frame.with_columns(pl.lit(NOW).alias(MOMENT))
     holds = expression(made.meta.serialize())
@@ -64,19 +65,19 @@ CASES: dict[str, tuple[DeltaType, Any, Any]] = {
 
 
 def _exact(value: Any, inexact: bool) -> Any:
-    # A float of the config means what it looks like.
+    # A float means the number that is written in the config.
     return Decimal(str(value)) if isinstance(value, float) and not inexact else value
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_range_is_that_of_the_values_themselves(case: str) -> None:
-    """Both ends belong to it, NULL keeps it, and bounds between two values are not rounded."""
+def test_a_range_includes_its_bounds(case: str) -> None:
+    """Both bounds and NULL meet it, and bounds between two values are not rounded outwards."""
     kind, values, bounds = CASES[case]
 
     @PROVEN
     @given(st.lists(st.none() | values, min_size=1, max_size=8), bounds, st.none() | bounds)
-    def holds(cells: list[Any], low: Any, high: Any) -> None:
-        said = {"min": low} if high is None else {"min": low, "max": high}
+    def check(cells: list[Any], low: Any, high: Any) -> None:
+        limits = {"min": low} if high is None else {"min": low, "max": high}
         inexact = case in ("double", "float")
         wanted = [
             v is None
@@ -84,21 +85,21 @@ def test_a_range_is_that_of_the_values_themselves(case: str) -> None:
             for v in cells
         ]
         try:
-            found = kept({"range": said}, kind, cells)
+            found = kept({"range": limits}, kind, cells)
         except Unfit:
-            # It could never hold.
+            # No value is in the range.
             found = [v is None for v in cells]
         assert found == wanted
 
-    holds()
+    check()
 
 
 @PROVEN
 @given(st.lists(st.none() | st.text("ab.é\n🚀", max_size=5)), st.integers(0, 3), st.integers(3, 5))
-def test_lengths_are_characters_and_patterns_are_found_anywhere(
+def test_lengths_count_characters_and_patterns_match_anywhere(
     cells: list[str | None], low: int, high: int
 ) -> None:
-    """Not bytes; and only ^ and $ tie a pattern to the ends."""
+    """Lengths are not bytes; only ^ and $ bind a pattern to the ends."""
     lengths = [v is None or low <= len(v) <= high for v in cells]
     assert kept({"length": {"min": low, "max": high}}, DeltaType("string"), cells) == lengths
     for pattern in ("a.b", "^a", "é", r"\."):
@@ -117,16 +118,16 @@ def test_lengths_are_characters_and_patterns_are_found_anywhere(
         (DeltaType("date"), [dt.date(2020, 1, 1)], dt.date(2020, 1, 1), dt.date(2020, 1, 2)),
     ],
 )
-def test_accepted_values_are_of_the_columns_type(
+def test_accepted_values_have_the_type_of_the_column(
     kind: DeltaType, values: list[Any], good: Any, bad: Any
 ) -> None:
-    """A value that is listed keeps the rule, and NULL; another breaks it."""
+    """Listed values and NULL meet the rule; other values break it."""
     assert kept({"accepted_values": values}, kind, [good, bad, None]) == [True, False, True]
 
 
 def test_not_null_and_freshness() -> None:
-    """NULL breaks not_null alone; an age is measured from the run's moment, a date's from its
-    beginning.
+    """NULL breaks not_null only; ages are measured from the moment of the run, those of dates from
+    their beginning.
     """
     assert kept({"not_null": True}, DeltaType("int"), [1, None]) == [True, False]
     hour = dt.timedelta(hours=1)
@@ -150,34 +151,34 @@ def test_not_null_and_freshness() -> None:
             "could never hold: min is more than max",
         ),
         ({"range": {"min": 1.2, "max": 1.8}}, DeltaType("int"), "could never hold"),
-        ({"range": {"min": "a"}}, DeltaType("int"), "'a' is no value of column x, which is int"),
-        ({"range": {"min": True}}, DeltaType("int"), "is no value"),
-        ({"range": {"min": float("nan")}}, DeltaType("double"), "is no value"),
-        ({"range": {"min": float("inf")}}, DECIMAL, "is no value"),
+        ({"range": {"min": "a"}}, DeltaType("int"), "'a' is not a value of column x, which is int"),
+        ({"range": {"min": True}}, DeltaType("int"), "is not a value"),
+        ({"range": {"min": float("nan")}}, DeltaType("double"), "is not a value"),
+        ({"range": {"min": float("inf")}}, DECIMAL, "is not a value"),
         ({"range": {"min": 1}}, DeltaType("boolean"), "has no range"),
-        ({"range": {"min": 1}}, DeltaType("date"), "is no value"),
-        ({"range": {"min": NOW}}, DeltaType("timestamp_ntz"), "is no value"),
-        ({"accepted_values": [0.125]}, DECIMAL, "is no value"),
-        ({"accepted_values": [12345]}, DECIMAL, "is no value"),
-        ({"accepted_values": [2**31]}, DeltaType("int"), "is no value"),
-        ({"accepted_values": [1]}, DeltaType("string"), "is no value"),
-        ({"accepted_values": [1]}, DeltaType("boolean"), "is no value"),
+        ({"range": {"min": 1}}, DeltaType("date"), "is not a value"),
+        ({"range": {"min": NOW}}, DeltaType("timestamp_ntz"), "is not a value"),
+        ({"accepted_values": [0.125]}, DECIMAL, "is not a value"),
+        ({"accepted_values": [12345]}, DECIMAL, "is not a value"),
+        ({"accepted_values": [2**31]}, DeltaType("int"), "is not a value"),
+        ({"accepted_values": [1]}, DeltaType("string"), "is not a value"),
+        ({"accepted_values": [1]}, DeltaType("boolean"), "is not a value"),
         ({"accepted_values": ["x"]}, DeltaType("binary"), "has no values to compare with"),
-        ({"pattern": "a"}, DeltaType("int"), "is no text but int"),
-        ({"length": {"min": 1}}, DeltaType("binary"), "is no text but binary"),
+        ({"pattern": "a"}, DeltaType("int"), "is not text but int"),
+        ({"length": {"min": 1}}, DeltaType("binary"), "is not text but binary"),
         ({"freshness": "1h"}, DeltaType("string"), "has no age"),
     ],
 )
-def test_rules_that_cannot_be_are_refused(
+def test_rules_that_cannot_be_used_are_refused(
     rule: dict[str, Any], kind: DeltaType, reason: str
 ) -> None:
-    """Before any row is read, with the reason."""
+    """The error has the reason, and no row is read."""
     with pytest.raises(Unfit, match=re.escape(reason)):
-        of_rule(RuleSettings.model_validate({"column": "x", **rule}), column(kind))
+        condition_of(RuleSettings.model_validate({"column": "x", **rule}), column(kind))
 
 
 SCHEMA = {"i": pl.Int32, "d": pl.Decimal(6, 2), "s": pl.String, "t": pl.Datetime("us", "UTC")}
-ALONE: list[Callable[[], pl.Expr]] = [
+ROW_EXPRESSIONS: list[Callable[[], pl.Expr]] = [
     lambda: pl.sql_expr("i > 0 AND length(s) < 9 OR d BETWEEN 1 AND 2"),
     lambda: pl.sql_expr("s LIKE 'a%' AND s ~ '^a' AND upper(s) IN ('A', 'B')"),
     lambda: pl.sql_expr("CASE WHEN i > 1 THEN d > 1 ELSE s IS NULL END"),
@@ -189,35 +190,35 @@ ALONE: list[Callable[[], pl.Expr]] = [
 ]
 
 
-def test_expressions_of_one_row_are_taken() -> None:
-    """Of SQL and of polars, with the columns that they look at."""
-    for make in ALONE:
-        assert set(checked(make(), SCHEMA)) <= set(SCHEMA)
-    assert checked(pl.sql_expr("i > 0 AND d > i"), SCHEMA) == ("i", "d")
+def test_expressions_of_one_row_are_accepted() -> None:
+    """SQL and polars expressions, with the columns that they read."""
+    for make in ROW_EXPRESSIONS:
+        assert set(columns_of(make(), SCHEMA)) <= set(SCHEMA)
+    assert columns_of(pl.sql_expr("i > 0 AND d > i"), SCHEMA) == ("i", "d")
 
 
 @pytest.mark.parametrize(
     ("holds", "reason"),
     [
-        (pl.sql_expr("i > avg(i)"), "looks at other rows"),
-        (pl.sql_expr("row_number() OVER (ORDER BY i) > 1"), "looks at other rows"),
-        (pl.col("i").sum().over("s") > 1, "looks at other rows"),
-        (pl.col("i").is_unique(), "looks at other rows"),
-        (pl.col("i").shift() > 1, "looks at other rows"),
-        (pl.col("i").cum_sum() > 1, "looks at other rows"),
-        (pl.col("i").rank() > 1, "looks at other rows"),
-        (pl.col("i").is_first_distinct(), "looks at other rows"),
-        (pl.col("i").sort() > 1, "looks at other rows"),
-        (pl.col("s").str.join() == "a", "looks at other rows"),
-        ((pl.col("i") > 1).any(), "looks at other rows"),
-        (pl.col("i") > pl.len(), "looks at other rows"),
-        (pl.sql_expr("i + 1"), "it is no condition: its value is Int"),
+        (pl.sql_expr("i > avg(i)"), "reads other rows"),
+        (pl.sql_expr("row_number() OVER (ORDER BY i) > 1"), "reads other rows"),
+        (pl.col("i").sum().over("s") > 1, "reads other rows"),
+        (pl.col("i").is_unique(), "reads other rows"),
+        (pl.col("i").shift() > 1, "reads other rows"),
+        (pl.col("i").cum_sum() > 1, "reads other rows"),
+        (pl.col("i").rank() > 1, "reads other rows"),
+        (pl.col("i").is_first_distinct(), "reads other rows"),
+        (pl.col("i").sort() > 1, "reads other rows"),
+        (pl.col("s").str.join() == "a", "reads other rows"),
+        ((pl.col("i") > 1).any(), "reads other rows"),
+        (pl.col("i") > pl.len(), "reads other rows"),
+        (pl.sql_expr("i + 1"), "it is not a condition: its value is Int"),
         (pl.sql_expr("1 > 0"), "it names no column"),
         (pl.sql_expr("nosuch > 0"), "there is no column nosuch"),
         (pl.sql_expr("s > 1"), "cannot compare string with numeric"),
     ],
 )
-def test_other_expressions_are_refused(holds: pl.Expr, reason: str) -> None:
-    """What looks at other rows would depend on how the rows are cut into slices."""
+def test_expressions_of_several_rows_are_refused(holds: pl.Expr, reason: str) -> None:
+    """Their results would depend on how rows are divided into slices."""
     with pytest.raises(Unfit, match=re.escape(reason)):
-        checked(holds, SCHEMA)
+        columns_of(holds, SCHEMA)

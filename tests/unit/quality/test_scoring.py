@@ -1,4 +1,4 @@
-"""Scores: what a row loses, what is counted, and what examples tell."""
+"""Scores: the points that rows lose, the counts, and the examples."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from bronze.ingest.enrich import enrich
 from bronze.model.quality import POINTS, QualityRules, QualityTotals, ResolvedRule, Severity
 from bronze.model.stamp import RowStamp
 from bronze.model.units import Enrichment
-from bronze.quality.scoring import score_rows, told_apart
+from bronze.quality.scoring import score_rows, with_fingerprints
+from tests.support.effort import examples
 
 MOMENT = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 STAMP = RowStamp("018df7a0-0000-7000-8000-000000000000", MOMENT, "shop", "batch", "a lineage")
-PROVEN = settings(derandomize=True, database=None, deadline=None, max_examples=60)
+PROVEN = settings(derandomize=True, database=None, deadline=None, max_examples=examples(20))
 
 
 def criterion(name: str, holds: pl.Expr, severity: Severity = "medium") -> ResolvedRule:
@@ -44,12 +45,12 @@ SAME = (("id", "id"), ("q", "q"), ("s", "s"))
 
 
 def quality(*criteria: ResolvedRule, **more: Any) -> QualityRules:
-    """What `ROWS` are held against."""
+    """The rules for `ROWS`."""
     return QualityRules(criteria, **{"names": SAME, "key": ("id",), **more})
 
 
 def test_each_broken_rule_costs_the_points_of_its_severity() -> None:
-    """100 less 5, 10, 25 and 100, and never below 0; NULL keeps every rule."""
+    """100 minus 5, 10, 25 or 100, and never below 0; NULL breaks no rule."""
     assert POINTS == {"low": 5, "medium": 10, "high": 25, "critical": 100}
     for severity, points in POINTS.items():
         rule = criterion("positive", pl.col("q") > 0, severity)
@@ -63,8 +64,8 @@ def test_each_broken_rule_costs_the_points_of_its_severity() -> None:
     assert scores.to_list() == [100, 0, 100, 0]
 
 
-def test_a_rule_that_a_row_keeps_changes_no_score() -> None:
-    """However many rules a row keeps, what it loses by the others is the same."""
+def test_a_rule_that_a_row_meets_changes_no_score() -> None:
+    """The number of rules that a row meets does not dilute the others."""
     bad = criterion("positive", pl.col("q") > 0, "high")
     good = [criterion(str(i), pl.col("id") > 0, "critical") for i in range(20)]
     alone, _ = score_rows(ROWS, nothing(4), STAMP, quality(bad))
@@ -76,7 +77,7 @@ def test_a_rule_that_a_row_keeps_changes_no_score() -> None:
 
 @pytest.mark.parametrize(("threshold", "status"), [(75, "ACTIVE"), (76, "QUARANTINED")])
 def test_rows_below_the_threshold_are_quarantined(threshold: int, status: str) -> None:
-    """At the threshold they are not."""
+    """Rows at the threshold are not."""
     wanted = quality(criterion("positive", pl.col("q") > 0, "high"), threshold=threshold)
     made, found = enrich(ROWS, nothing(4), STAMP, 3, Enrichment(quality=wanted))
     assert made["data_quality_score"].to_list() == [100, 75, 100, 75]
@@ -85,8 +86,8 @@ def test_rows_below_the_threshold_are_quarantined(threshold: int, status: str) -
     assert found.quality.flawed == 2
 
 
-def test_slices_with_and_without_faults_can_be_put_together() -> None:
-    """Their columns have the same types, whether any row is quarantined or not."""
+def test_slices_have_the_same_schema() -> None:
+    """Whether or not they have a quarantined row, so that they can be concatenated."""
     wanted = Enrichment(quality=quality(criterion("positive", pl.col("q") > 0, "high")))
     parts = [enrich(ROWS[i : i + 1], nothing(1), STAMP, 3, wanted)[0] for i in range(4)]
     assert pl.concat(parts).schema == parts[0].schema
@@ -94,7 +95,7 @@ def test_slices_with_and_without_faults_can_be_put_together() -> None:
 
 
 def test_a_rejected_value_breaks_the_schema_rule_of_its_column() -> None:
-    """Whatever the column is called, and whatever the value's text holds."""
+    """Whatever the name of the column and the text of the value."""
     name = 'odd "na.me\\'
     rule = ResolvedRule("schema", "schema", (name,), "medium", "derived", rejects=name)
     other = ResolvedRule("other", "schema", ("na",), "low", "derived", rejects="na")
@@ -107,8 +108,8 @@ def test_a_rejected_value_breaks_the_schema_rule_of_its_column() -> None:
     assert found.refused == 3
 
 
-def test_examples_are_keys_and_nothing_else() -> None:
-    """Up to five of them, as JSON objects of the key's columns alone."""
+def test_examples_are_keys_only() -> None:
+    """Up to five JSON objects of the columns of the key."""
     rows = pl.DataFrame({"a": range(9), "b": ["x"] * 9, "secret": ["s3cret"] * 9})
     wanted = QualityRules(
         (criterion("none", pl.col("secret") == ""),),
@@ -125,8 +126,8 @@ def test_examples_are_keys_and_nothing_else() -> None:
     assert without.examples == ((),)
 
 
-def test_rules_speak_of_the_sources_names() -> None:
-    """A column that has another name in Bronze is still the source's to the rules."""
+def test_rules_use_the_names_of_the_source() -> None:
+    """Also for a column with a different name in Bronze."""
     rows = pl.DataFrame({"id": [1, 2], "b": [1, -1]})
     wanted = QualityRules(
         (criterion("positive", pl.col("a") > 0),), names=(("id", "id"), ("a", "b")), key=("id",)
@@ -137,8 +138,8 @@ def test_rules_speak_of_the_sources_names() -> None:
     assert found.examples == (('{"id": 2}',),)
 
 
-def test_an_expression_that_fails_is_named_and_tells_no_value() -> None:
-    """Polars would quote the value that cannot be cast."""
+def test_the_error_of_a_failing_expression_has_no_value() -> None:
+    """It names the rule; the message of polars would quote the value that cannot be cast."""
     rows = pl.DataFrame({"s": ["1", "s3cret"]})
     wanted = QualityRules(
         (
@@ -161,10 +162,10 @@ def test_an_expression_that_fails_is_named_and_tells_no_value() -> None:
     st.lists(st.sampled_from(list(POINTS)), min_size=3, max_size=3),
     st.integers(1, 9),
 )
-def test_scores_are_those_of_each_row_alone(
+def test_scores_do_not_depend_on_slices(
     cells: list[tuple[int | None, str | None]], severities: list[Severity], step: int
 ) -> None:
-    """Scores, counts and NULLs equal a loop over rows, however the rows are cut into slices."""
+    """Scores, counts and NULLs equal those of a loop over rows, for any size of slices."""
     rules = [
         criterion("positive", pl.col("q") > 0, severities[0]),
         criterion("known", pl.col("s").is_in(["a", "b"]), severities[1]),
@@ -207,12 +208,12 @@ def test_scores_are_those_of_each_row_alone(
 
 
 @pytest.mark.parametrize("share", [1, 3])
-def test_whole_rows_are_told_apart_by_their_hashes(share: int) -> None:
-    """All fingerprints, or one in so many: the same rows are always both in it or both not."""
+def test_duplicates_have_equal_fingerprints(share: int) -> None:
+    """In a sample of fingerprints either all duplicates of a row are, or none."""
     hashes = pl.Series([f"{i:032x}"[::-1] for i in range(300)] * 2)
-    found = told_apart(QualityTotals(rows=600), hashes, QualityRules(distinct=share))
+    found = with_fingerprints(QualityTotals(rows=600), hashes, QualityRules(distinct=share))
     prints = np.frombuffer(b"".join(found.prints), np.uint64)
     assert len(prints) == 600 if share == 1 else 100 < len(prints) < 300
     _, counts = np.unique(prints, return_counts=True)
     assert set(counts) == {2}
-    assert told_apart(QualityTotals(rows=600), hashes, QualityRules()).prints == ()
+    assert with_fingerprints(QualityTotals(rows=600), hashes, QualityRules()).prints == ()

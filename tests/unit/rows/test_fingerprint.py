@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bronze.rows import fingerprint
+from tests.support.effort import examples
 
-IN_MEMORY = settings(derandomize=True, database=None, deadline=None, max_examples=40)
+IN_MEMORY = settings(derandomize=True, database=None, deadline=None, max_examples=examples(15))
 HASHES = st.lists(st.text("0123456789abcdef", min_size=32, max_size=32), min_size=1, max_size=20)
 
 
@@ -156,5 +157,5 @@ def test_totals_of_parts_add_up_to_the_total(texts: list[str], data: st.DataObje
     low = data.draw(st.integers(0, len(texts)))
     mixed = pl.Series(data.draw(st.permutations(texts)))
     parts = [fingerprint.total(part) for part in (mixed[:low], mixed[low:])]
-    assert fingerprint.added(*parts) == whole
-    assert fingerprint.added(whole, 0) == whole
+    assert fingerprint.sum_of_totals(*parts) == whole
+    assert fingerprint.sum_of_totals(whole, 0) == whole

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bronze.rows.metadata import METADATA_COLUMNS
-from bronze.tables.naming import faults, table_name
+from bronze.tables.naming import name_faults, table_name
 
 ADDED = [name for name, _ in METADATA_COLUMNS]
 
@@ -32,35 +32,35 @@ def test_a_table_has_a_name_that_any_store_can_hold(source: str, bronze: str) ->
 @pytest.mark.parametrize("name", ["id", "a.b", 'quo"te', "back`tick", "ünï", "100%", "a:b", "-"])
 def test_most_names_of_columns_are_fine(name: str) -> None:
     """Dots, quotes and letters of any script are no fault."""
-    assert faults([name], ADDED) == {}
+    assert name_faults([name], ADDED) == {}
 
 
 @pytest.mark.parametrize("bad", list(" ,;{}()\n\t="))
 def test_characters_that_delta_forbids(bad: str) -> None:
     """Each character that Delta does not allow is named."""
-    assert repr(bad) in faults([f"a{bad}b", "c"], ADDED)[f"a{bad}b"]
+    assert repr(bad) in name_faults([f"a{bad}b", "c"], ADDED)[f"a{bad}b"]
 
 
-def test_all_forbidden_characters_are_told_at_once() -> None:
+def test_all_forbidden_characters_are_in_one_message() -> None:
     """The reason lists every bad character of a name."""
-    reason = faults(["a b(c)"], ADDED)["a b(c)"]
+    reason = name_faults(["a b(c)"], ADDED)["a b(c)"]
     assert all(repr(character) in reason for character in " ()")
 
 
 @pytest.mark.parametrize("name", ["row_hash", "ROW_HASH", "Load_Timestamp"])
 def test_names_of_our_own_columns_are_taken(name: str) -> None:
     """A source's column cannot have the name of one that bronze adds, in any case."""
-    assert faults([name], ADDED) == {name: "bronze adds a column of that name"}
+    assert name_faults([name], ADDED) == {name: "bronze adds a column of that name"}
 
 
 def test_names_that_differ_only_in_case() -> None:
     """Delta does not tell them apart: the later one is at fault, and told of the first."""
-    found = faults(["Id", "x", "id", "ID"], ADDED)
+    found = name_faults(["Id", "x", "id", "ID"], ADDED)
     assert found.keys() == {"id", "ID"}
     assert "'Id'" in found["id"]
     assert "'Id'" in found["ID"]
 
 
-def test_every_fault_is_found() -> None:
+def test_every_altered_row_is_noticed() -> None:
     """One bad column does not hide another."""
-    assert faults(["a b", "batch_id", "ok", "OK"], ADDED).keys() == {"a b", "batch_id", "OK"}
+    assert name_faults(["a b", "batch_id", "ok", "OK"], ADDED).keys() == {"a b", "batch_id", "OK"}

@@ -1,4 +1,4 @@
-"""Digests: what rows of both sides are held against each other by."""
+"""Row digests, by which source and Bronze are compared."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bronze.model.columns import NO_KEY, Column, DeltaType
 from bronze.rows import metadata
 from bronze.verify import buckets, digests
 
-# Nothing that another writer may put where a hash is has a hash's form.
+# Texts that another writer may have written as row_hash; none is one.
 FOREIGN = ["z" * 32, "0" * 31 + "\n", "A" * 32, "0" * 31, "0" * 33, "é" * 16, "ä" * 32, "", None]
 
 
@@ -19,26 +19,26 @@ def column(kind: DeltaType) -> Column:
 
 
 @pytest.mark.parametrize("foreign", FOREIGN)
-def test_a_hash_of_no_form_is_nobodys(foreign: str | None) -> None:
-    """It is told from every row's, and breaks nothing."""
-    mine = pl.Series(["0123456789abcdef" * 2] * 2)
-    found = digests.combined(mine, pl.Series([mine[0], foreign], dtype=pl.String))
-    assert found[0] == mine[0]
-    assert found[1] != mine[0]
-    numbers = digests.numbers(pl.Series([mine[0], foreign], dtype=pl.String))
-    assert numbers.tolist() == [buckets.sums_of_hashes(mine)[0].tolist(), [0, 0]]
+def test_a_malformed_row_hash_equals_no_digest(foreign: str | None) -> None:
+    """It differs from the digest of any row, and raises no error."""
+    hashes = pl.Series(["0123456789abcdef" * 2] * 2)
+    combined = digests.combine_hashes(hashes, pl.Series([hashes[0], foreign], dtype=pl.String))
+    assert combined[0] == hashes[0]
+    assert combined[1] != hashes[0]
+    numbers = buckets.digests_of_hashes(pl.Series([hashes[0], foreign], dtype=pl.String))
+    assert numbers.tolist() == [buckets.digests_of_hashes(hashes)[0].tolist(), [0, 0]]
 
 
-def test_a_value_that_the_sources_type_cannot_hold_is_not_taken_for_null() -> None:
-    """Another writer may have widened a column: what is stored there has no row's digest."""
-    given = digests.basis([column(DeltaType("int"))], 1, NO_KEY, None)
+def test_a_value_beyond_the_sources_type_is_not_null() -> None:
+    """Another writer may have widened a column: a row with such a value equals no row."""
+    basis = digests.basis_of([column(DeltaType("int"))], 1, NO_KEY, None)
     source = pl.DataFrame({"v": pl.Series([None, 7], dtype=pl.Int32)})
     hashes = metadata.row_hashes_of(source, pl.Series([None, None], dtype=pl.String), 1)
-    own = source.with_columns(hashes.alias("row_hash"))
-    assert digests.of_bronze(own, given).to_list() == hashes.to_list()
-    wide = own.with_columns(pl.Series("v", [5_000_000_000, 7]))
-    (altered, same) = digests.of_bronze(wide, given).to_list()
+    stored = source.with_columns(hashes.alias("row_hash"))
+    assert digests.bronze_digests(stored, basis).to_list() == hashes.to_list()
+    wide = stored.with_columns(pl.Series("v", [5_000_000_000, 7]))
+    (altered, same) = digests.bronze_digests(wide, basis).to_list()
     assert altered != hashes[0]
     assert same == hashes[1]
-    texts = own.with_columns(pl.Series("v", ["x", "7"]))
-    assert digests.of_bronze(texts, given)[0] != hashes[0]
+    texts = stored.with_columns(pl.Series("v", ["x", "7"]))
+    assert digests.bronze_digests(texts, basis)[0] != hashes[0]

@@ -1,5 +1,6 @@
 -- Rows share a deferrable key for a while: shifts, swaps and cycles.
 -- config: {"key": ["id"]}
+-- also: {"removed": {"on_delete": "remove"}}
 -- quiet: true
 
 -- stream

@@ -19,6 +19,7 @@ from bronze.postgres.connection import connect
 from bronze.postgres.copy import read
 from bronze.tables import selection
 from tests.conftest import Source
+from tests.support.effort import examples
 
 TABLE = """
 CREATE TABLE t (
@@ -134,7 +135,7 @@ def checked(source: Source) -> Iterator[CheckedTable]:
     derandomize=True,
     database=None,
     deadline=None,
-    max_examples=100,
+    max_examples=examples(40),
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much],
 )
 @given(CLAUSES)

@@ -34,7 +34,7 @@ from bronze.model.columns import Column, DeltaType
 from bronze.model.locations import Origin
 from bronze.postgres import statement
 from bronze.postgres.connection import relay as relay_module
-from bronze.postgres.connection.connect import parameters
+from bronze.postgres.connection.parameters import parameters
 from bronze.postgres.connection.relay import is_needed, relay
 from bronze.postgres.copy import packed
 from bronze.postgres.copy.read import _url

@@ -25,10 +25,13 @@ from bronze.postgres.copy.snapshot import OpenTransactions, Snapshot
 from bronze.postgres.statement import literal
 from tests.conftest import FAST, Source
 from tests.integration.ingest.test_patterns import BATCH, counts, land, position
+from tests.support.effort import examples
 from tests.support.features import with_program
 
 SEVERAL = settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=examples(6),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 HALF = 2**31
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)

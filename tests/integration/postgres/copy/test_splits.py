@@ -22,8 +22,9 @@ from bronze.postgres.connection import connect
 from bronze.postgres.copy import splits
 from bronze.postgres.copy.splits import Split
 from tests.conftest import Source
+from tests.support.effort import examples
 
-IN_MEMORY = settings(derandomize=True, database=None, deadline=None, max_examples=30)
+IN_MEMORY = settings(derandomize=True, database=None, deadline=None, max_examples=examples(15))
 NEW, OLD = 180_000, 130_000
 PAGE = 8192
 

@@ -23,12 +23,15 @@ from bronze.postgres.replication import pgoutput, slot
 from bronze.postgres.replication.pgoutput import DELETE, INSERT, UPDATE, RowChanges
 from tests.conftest import Source, database
 from tests.support import wire
+from tests.support.effort import examples
 from tests.support.wire import Wire
 
 SEVERAL = settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=examples(6),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-MANY = settings(SEVERAL, max_examples=150)
+MANY = settings(SEVERAL, max_examples=examples(50))
 
 Row = tuple[str | None, ...]
 

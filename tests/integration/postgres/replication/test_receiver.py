@@ -223,7 +223,7 @@ def test_a_transaction_larger_than_the_memory_is_spooled(
             found = [row for row in rows(gathered) if row[0] is not None]
             assert found == expected
             assert len(set(marked(gathered))) == 1
-            stored = [piece for piece in pieces(batch) if piece.aside]
+            stored = [piece for piece in pieces(batch) if piece.spooled]
             assert len(stored) > 5
             assert all(not piece.data for piece in stored)
             kept = sum(len(piece.data) for piece in pieces(batch))
@@ -254,14 +254,14 @@ def test_a_truncate_discards_earlier_changes_of_the_table(
         batch = taken(receiver)
         own = batch.tables[number(source, "t")]
         assert rows(own) == [("1", "after")]
-        assert {position for position, _ in marked(own)} == {own.emptied}
+        assert {position for position, _ in marked(own)} == {own.truncated}
         assert rows(batch.tables[number(source, "marker")]) == [("7",)]
-        assert batch.tables[number(source, "marker")].emptied is None
+        assert batch.tables[number(source, "marker")].truncated is None
         assert number(source, "other") not in batch.tables
         written.execute("TRUNCATE t")
         again = taken(receiver)
         assert rows(again.tables[number(source, "t")]) == []
-        assert again.tables[number(source, "t")].emptied is not None
+        assert again.tables[number(source, "t")].truncated is not None
         assert again.position > batch.position
 
 

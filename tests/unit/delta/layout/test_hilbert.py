@@ -17,7 +17,7 @@ from bronze.delta.layout import hilbert
 
 
 @pytest.mark.parametrize(("dimensions", "bits"), [(2, 1), (2, 5), (3, 1), (3, 3), (4, 1), (4, 2)])
-def test_every_step_goes_to_a_neighbour(dimensions: int, bits: int) -> None:
+def test_consecutive_keys_are_neighbours_in_the_cube(dimensions: int, bits: int) -> None:
     """The curve visits each point of the cube once, and each next one is beside the last."""
     points = np.array(list(itertools.product(range(2**bits), repeat=dimensions)), np.uint64)
     found = hilbert.hilbert(list(points.T.copy()), bits)
@@ -59,14 +59,14 @@ def test_one_column_is_simply_sorted(name: str) -> None:
 
 
 @pytest.mark.parametrize("values", [[], [None, None]])
-def test_a_sample_without_values_is_no_error(values: list[Any]) -> None:
+def test_a_sample_may_have_no_values(values: list[Any]) -> None:
     """Where nothing is known of a column, its values are one rank above NULL."""
     by = hilbert.scales(pl.DataFrame({"x": values, "y": values}, schema={"x": int, "y": str}), "xy")
     rows, _ = hilbert.along(pl.DataFrame({"x": [1, None], "y": ["a", None]}), by)
     assert rows.tolist() == [1, 0]
 
 
-def test_a_narrow_column_counts_like_a_wide_one() -> None:
+def test_narrow_and_wide_columns_have_the_same_weight() -> None:
     """Files cut from the curve halve a column of ten values as well as one of a million."""
     draw = np.random.default_rng(1)
     size = 40_000

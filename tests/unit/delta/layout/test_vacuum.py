@@ -14,7 +14,7 @@ from deltalake import DeltaTable, write_deltalake
 
 from bronze.delta import commit, files, log, positions
 from bronze.delta.layout import vacuum as expiring
-from bronze.delta.layout.vacuum import Expired, expire, purge
+from bronze.delta.layout.vacuum import VacuumResult, expire, purge
 from bronze.errors import FileDamaged, LakeError
 from bronze.model.columns import DeltaType
 from bronze.model.locations import Place
@@ -117,7 +117,7 @@ def test_versions_to_keep_stay_readable(place: Place) -> None:
         ids(place, 4)
 
 
-def test_a_version_to_keep_that_is_not_there_stops_all(place: Place) -> None:
+def test_a_missing_version_to_keep_is_an_error(place: Place) -> None:
     """Where a version to keep cannot be read, nothing is deleted."""
     for days in (90, 60, 30):
         put(place, days, 1)
@@ -128,7 +128,7 @@ def test_a_version_to_keep_that_is_not_there_stops_all(place: Place) -> None:
     assert names(place) == before
 
 
-def test_old_log_entries_go_once_a_checkpoint_stands_for_them(place: Place) -> None:
+def test_old_log_entries_are_deleted_once_a_checkpoint_replaces_them(place: Place) -> None:
     """Entries that no version needs are deleted; the table, its position and history go on."""
     reached = positions.Position("here", 77)
     for number in range(6):
@@ -145,11 +145,11 @@ def test_old_log_entries_go_once_a_checkpoint_stands_for_them(place: Place) -> N
     assert ids(place) == ids(place, 5) == [5]
     put(place, 0, 9)
     assert ids(place) == [9]
-    assert expire(place, DAY, (), time.time()) == Expired()
+    assert expire(place, DAY, (), time.time()) == VacuumResult()
 
 
 @pytest.mark.parametrize("broken", ["", "not json", "\xff", "[1]", '{"add": {}}', '{"txn": 1}'])
-def test_an_entry_that_cannot_be_read_is_told(place: Place, broken: str) -> None:
+def test_an_entry_that_cannot_be_read_is_an_error(place: Place, broken: str) -> None:
     """A checkpoint may stand for it, and yet nobody knows which files it named: none is deleted."""
     for number in range(3):
         put(place, 100 - number, number)
@@ -163,10 +163,10 @@ def test_an_entry_that_cannot_be_read_is_told(place: Place, broken: str) -> None
     for read in (
         lambda: expire(place, DAY, (), time.time()),
         lambda: purge(place, time.time()),
-        lambda: expiring.strays(state, list(expiring.lying(place))),
+        lambda: expiring.unnamed_files(state, list(expiring.objects_of(place))),
         lambda: list(log.infos(place)),
     ):
-        with pytest.raises(FileDamaged, match="no entry of a Delta log") as caught:
+        with pytest.raises(FileDamaged, match="is not an entry of a Delta log") as caught:
             read()
         assert "backup" in caught.value.hint
     assert names(place) == before
@@ -197,7 +197,7 @@ def test_entries_of_the_last_thirty_days_stay(place: Place) -> None:
 
 
 @pytest.mark.parametrize(("hours", "dead"), [(23.5, False), (24.5, True)])
-def test_a_file_that_the_log_does_not_know(place: Place, hours: float, dead: bool) -> None:
+def test_a_file_that_the_log_does_not_name(place: Place, hours: float, dead: bool) -> None:
     """It may be of a run at work, and is spared for a day, whatever the retention."""
     put(place, 2, 1)
     orphans = [f"part-{BATCH}-{'0' * 32}.zstd.parquet", "foreign.parquet", "_change_data/x.parquet"]
@@ -210,17 +210,17 @@ def test_a_file_that_the_log_does_not_know(place: Place, hours: float, dead: boo
     assert (set(orphans) <= names(place)) is not dead
 
 
-def test_an_orphan_is_spared_for_the_retention(place: Place) -> None:
+def test_an_orphan_is_kept_for_the_retention(place: Place) -> None:
     """A longer retention spares files of dead runs for longer too."""
     put(place, 50, 1)
     orphan = Path(place.url) / "foreign.parquet"
     orphan.write_bytes(b"x")
     age(orphan, 20)
     assert expire(place, 30 * DAY, (), time.time()).files == 0
-    assert expire(place, 10 * DAY, (), time.time()) == Expired(1, 1, 0)
+    assert expire(place, 10 * DAY, (), time.time()) == VacuumResult(1, 1, 0)
 
 
-def test_what_is_no_row_file_is_left_alone(place: Place) -> None:
+def test_other_files_in_the_folder_are_kept(place: Place) -> None:
     """Hidden folders, manifests and other people's notes stay."""
     put(place, 50, 1)
     others = ["_delta_index/x.parquet", "README.md", "_symlink/manifest", ".hidden/x.parquet"]
@@ -229,7 +229,7 @@ def test_what_is_no_row_file_is_left_alone(place: Place) -> None:
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"x")
         age(path, 400)
-    assert expire(place, 0, (), time.time()) == Expired()
+    assert expire(place, 0, (), time.time()) == VacuumResult()
     assert set(others) < names(place)
 
 
@@ -247,9 +247,9 @@ def test_foreign_partitions_with_odd_names(tmp_path: Path) -> None:
     assert pl.read_delta(place.url)["_p"].to_list() == ["a b/é%"]
 
 
-def test_where_there_is_no_table_nothing_expires(place: Place) -> None:
+def test_vacuum_of_a_missing_table_deletes_nothing(place: Place) -> None:
     """A place without a table is no error, and stays as it is."""
-    assert expire(place, 0, (), time.time()) == Expired()
+    assert expire(place, 0, (), time.time()) == VacuumResult()
     assert not Path(place.url).exists()
 
 
@@ -259,16 +259,18 @@ def test_a_negative_retention_is_refused(place: Place) -> None:
         expire(place, -1, (), time.time())
 
 
-def test_what_lands_during_a_purge_stays(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_committed_during_a_purge_are_kept(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A version that comes after the table was read is no older one."""
     put(place, 0, 1)
     put(place, 0, 2)
-    lying = expiring.lying
+    lying = expiring.objects_of
 
     def meanwhile(where: Place) -> Any:
         put(place, 0, 3)
         return lying(where)
 
-    monkeypatch.setattr(expiring, "lying", meanwhile)
+    monkeypatch.setattr(expiring, "objects_of", meanwhile)
     assert purge(place, time.time()).files == 1
     assert ids(place) == [3]

@@ -26,9 +26,10 @@ from bronze.delta.write import insert, merge
 from bronze.delta.write.changes import Changes
 from bronze.model.columns import DeltaType
 from bronze.model.files import StoredFile, WrittenFile
-from bronze.model.locations import Place
+from bronze.model.locations import Destination, Place
 from bronze.model.units import ACTIVE, DELETED
 from bronze.rows.metadata import METADATA_COLUMNS
+from tests.support.effort import examples
 from tests.support.merging import (
     BEFORE,
     NOW,
@@ -152,8 +153,8 @@ def cases(draw: st.DrawFn) -> Case:
         gone,
         draw(st.sampled_from(["mark", "remove"])),
         {
-            "_FEW": draw(st.sampled_from([0, 1, 100])),
-            "_KEYS": draw(st.sampled_from([1, 4, 2_000_000])),
+            "_MAX_SLICED": draw(st.sampled_from([0, 1, 100])),
+            "_KEYS_PER_JOIN": draw(st.sampled_from([1, 4, 2_000_000])),
             "GROUP": draw(st.sampled_from([1, 3, 30_000])),
             "BYTES": draw(st.sampled_from([1, 200, 2**24])),
             "_PART_VALUES": draw(st.sampled_from([1, 20, 1_200_000])),
@@ -166,8 +167,8 @@ def cases(draw: st.DrawFn) -> Case:
 _places = itertools.count()
 
 _LIMITED = {
-    "_FEW": [merge],
-    "_KEYS": [merge],
+    "_MAX_SLICED": [merge],
+    "_KEYS_PER_JOIN": [merge],
     "GROUP": [changing],
     "BYTES": [changing],
     "_PART_VALUES": [files],
@@ -277,13 +278,13 @@ def test_a_file_without_a_changed_key_is_not_opened(
     """Of files with a hundred keys each, only the one with the changed key is read and written."""
     paths = bench.create([[[plain(100 * i + j) for j in range(100)]] for i in range(3)])
     read: list[str] = []
-    honest = files.opened
+    honest = files.open_parquet
 
     def opened(place: Place, file: StoredFile | WrittenFile) -> pq.ParquetFile:
         read.append(file.path)
         return honest(place, file)
 
-    monkeypatch.setattr(files, "opened", opened)
+    monkeypatch.setattr(files, "open_parquet", opened)
     landed = bench.changed([frame(PLAIN, [plain(150, "b", NOW), plain(999, "c", NOW)])])
     assert set(read) == {paths[1]} == set(landed.looked)
     now = {file.path for file in bench.state.files}
@@ -329,7 +330,7 @@ def test_bounds_choose_the_files(
         () if high is None else (("id", high),),
     )
     keys = frame(PLAIN, [plain(7)])
-    found = merge.candidates([file], [keys, keys], ("id",), bench.place)
+    found = merge.candidate_files([file], [keys, keys], ("id",), bench.place)
     assert found == [file] * hit
 
 
@@ -338,16 +339,16 @@ def test_bounds_say_nothing_of_a_key_that_is_null(bench: Bench) -> None:
     file = StoredFile("x", 1, 1, (("id", 1),), (("id", 9),))
     for keys in ([None], [None, 100]):
         change = pl.DataFrame({"id": pl.Series(keys, dtype=pl.Int64)})
-        assert merge.candidates([file], [change], ("id",), bench.place) == [file]
+        assert merge.candidate_files([file], [change], ("id",), bench.place) == [file]
 
 
 def test_no_changes_look_at_no_file(bench: Bench) -> None:
     """Without changes, and with changes of no rows, there is nothing to look for."""
     bench.create([[[plain(1)]]])
     stored = bench.state.files
-    assert merge.candidates(stored, [], ("id",), bench.place) == []
+    assert merge.candidate_files(stored, [], ("id",), bench.place) == []
     empty = frame(PLAIN, [])
-    assert merge.candidates(stored, [empty], ("id",), bench.place) == []
+    assert merge.candidate_files(stored, [empty], ("id",), bench.place) == []
 
 
 # What the feed says
@@ -363,7 +364,7 @@ def test_inserts_alone_have_no_feed_of_their_own(bench: Bench) -> None:
     assert bench.told(landed.version) == Counter(("insert", bits(one)) for one in fresh)
 
 
-def test_all_rows_of_a_file_may_go(bench: Bench) -> None:
+def test_all_rows_of_a_file_may_be_deleted(bench: Bench) -> None:
     """A file whose rows all go is replaced by none, and its rows are deletes of the feed."""
     paths = bench.create([[[plain(1), plain(2)]], [[plain(3)]]])
     landed = bench.changed([], {paths[0]: [0, 1]}, "remove")
@@ -375,7 +376,7 @@ def test_all_rows_of_a_file_may_go(bench: Bench) -> None:
     )
 
 
-def test_a_row_that_changed_is_not_gone(bench: Bench) -> None:
+def test_a_changed_row_is_not_a_deleted_one(bench: Bench) -> None:
     """A row whose hash vanished because it was changed is updated, once, and not deleted."""
     paths = bench.create([[[plain(1), plain(2)]]])
     after = plain(1, "b", NOW, load_timestamp=BEFORE.loaded_at)
@@ -389,7 +390,9 @@ def test_a_row_that_changed_is_not_gone(bench: Bench) -> None:
 # Large and small edits
 
 
-@pytest.mark.parametrize("edits", [1, 99, 100, 101, 250, 400])
+@pytest.mark.parametrize(
+    "edits", [1, 100, 101, 400, *(pytest.param(n, marks=pytest.mark.soak) for n in (99, 250))]
+)
 @pytest.mark.parametrize("on_delete", ["mark", "remove"])
 def test_few_and_many_edits_of_a_row_group_do_the_same(
     bench: Bench, edits: int, on_delete: merge.OnDelete
@@ -435,12 +438,11 @@ def test_columns_change_without_rows(bench: Bench) -> None:
         ("more", DeltaType("date")),
         *METADATA_COLUMNS,
     )
-    job = merge.Merge(
-        bench.place, bench.state.files[0], layout, ("id",), ("id",), NOW, (), anew=True
-    )
+    into = Destination(bench.place, layout, ("id",), ("id",), NOW)
+    job = merge.Merge(into, bench.state.files[0], (), rewrite=True)
     made = merge.merge(job)
     assert made.rewritten
-    assert (made.updated, made.deleted, made.feed, made.found) == (0, 0, None, ())
+    assert (made.updated, made.deleted, made.feed, made.matched) == (0, 0, None, ())
     assert made.file is not None
     now = bench.rows(made.file)
     assert now.columns == [name for name, _ in layout]
@@ -456,7 +458,7 @@ def test_columns_change_without_rows(bench: Bench) -> None:
 _MASKS = st.lists(st.lists(st.booleans(), max_size=20), min_size=1, max_size=4)
 
 
-@settings(derandomize=True, database=None, deadline=None)
+@settings(derandomize=True, database=None, deadline=None, max_examples=examples(25))
 @given(masks=_MASKS, data=st.data())
 def test_masks_are_joined_bit_by_bit(masks: list[list[bool]], data: st.DataObject) -> None:
     """What one file or another has the key of is found; the rest is to be inserted."""
@@ -468,11 +470,11 @@ def test_masks_are_joined_bit_by_bit(masks: list[list[bool]], data: st.DataObjec
     whole = insert.join_masks(packed, changes)
     for i, mask in enumerate(masks):
         wanted = [j for j in range(len(mask)) if not any(one[i][j] for one in parts)]
-        assert insert.unfound(whole[i], len(mask)).tolist() == wanted
+        assert insert.unmatched_lines(whole[i], len(mask)).tolist() == wanted
     nothing = insert.join_masks([], changes)
-    assert [len(insert.unfound(m, c.height)) for m, c in zip(nothing, changes, strict=True)] == [
-        len(mask) for mask in masks
-    ]
+    assert [
+        len(insert.unmatched_lines(m, c.height)) for m, c in zip(nothing, changes, strict=True)
+    ] == [len(mask) for mask in masks]
 
 
 # Files of others
@@ -483,7 +485,9 @@ def test_a_job_is_a_value(bench: Bench) -> None:
     bench.create([[[plain(1), plain(2)]]])
     state = bench.state
     changes = (frame(PLAIN, [plain(2, "b", NOW)]),)
-    job = merge.Merge(bench.place, state.files[0], PLAIN, ("id",), ("id",), NOW, changes)
+    job = merge.Merge(
+        Destination(bench.place, PLAIN, ("id",), ("id",), NOW), state.files[0], changes
+    )
     one, two = merge.merge(job), merge.merge(dataclasses.replace(job))
     assert one.file is not None
     assert two.file is not None

@@ -37,7 +37,7 @@ from tests.support.merging import (
 
 
 @pytest.mark.parametrize("stats", [None, '{"numRecords": 3}', "{}"])
-def test_a_file_without_bounds_is_always_looked_at(bench: Bench, stats: str | None) -> None:
+def test_a_file_without_statistics_is_always_read(bench: Bench, stats: str | None) -> None:
     """A file of which the log says nothing may hold any key; its rows are changed like others."""
     bench.create([[[plain(1)]]])
     theirs = [plain(10), plain(11, "x"), plain(12)]
@@ -58,7 +58,7 @@ def test_a_file_without_bounds_is_always_looked_at(bench: Bench, stats: str | No
     )
 
 
-def test_a_file_of_other_columns_fits_in(bench: Bench) -> None:
+def test_a_file_with_other_columns_is_read_in_the_columns_of_the_table(bench: Bench) -> None:
     """A file with other column order and Arrow types, without some columns and with nobody's."""
     bench.create([[[plain(1)]]])
     theirs = pa.table(
@@ -85,7 +85,7 @@ def test_a_file_of_other_columns_fits_in(bench: Bench) -> None:
     assert now["row_hash"].is_null().to_list() == [True, True, False]
 
 
-def test_a_large_row_group_of_others_is_taken_in_parts(
+def test_a_large_row_group_of_another_writer_is_read_in_parts(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A row group larger than what is read at once loses no row, and becomes several."""
@@ -127,7 +127,7 @@ def test_rows_that_become_large_are_replaced_a_few_at_a_time(
     assert pq.read_metadata(Path(bench.place.url) / file.path).num_row_groups > 5
 
 
-def test_an_empty_file_of_others_is_no_obstacle(bench: Bench) -> None:
+def test_an_empty_file_of_another_writer_is_read(bench: Bench) -> None:
     """Spark writes files of no rows: nothing is found in them, and they stay."""
     bench.create([[[plain(1)]]])
     arrow = frame(PLAIN, []).to_arrow(compat_level=pl.CompatLevel.oldest())
@@ -138,7 +138,7 @@ def test_an_empty_file_of_others_is_no_obstacle(bench: Bench) -> None:
     assert {"empty.parquet"} < {file.path for file in bench.state.files}
 
 
-def test_bounds_of_times_that_others_cut_lose_no_key(tmp_path: Path) -> None:
+def test_truncated_time_bounds_of_other_writers_lose_no_key(tmp_path: Path) -> None:
     """Other writers cut the bounds of timestamps to milliseconds: the key is there all the same."""
     moment = dt.datetime(2024, 1, 1, 0, 0, 0, 123_456, tzinfo=UTC)
     layout = layout_of(("id", DeltaType("timestamp")))
@@ -153,7 +153,7 @@ def test_bounds_of_times_that_others_cut_lose_no_key(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["k" * 400, "k" * 63 + "é" * 9, "\U0010ffff" * 90, "k" * 31 + "é"])
-def test_bounds_of_long_strings_that_others_cut_lose_no_key(tmp_path: Path, text: str) -> None:
+def test_truncated_string_bounds_of_other_writers_lose_no_key(tmp_path: Path, text: str) -> None:
     """Other writers cut the bounds of strings in their way: the key is there all the same."""
     layout = layout_of(("id", DeltaType("string")))
     bench = Bench(Place(str(tmp_path / "t")), layout, ("id",))
@@ -166,7 +166,7 @@ def test_bounds_of_long_strings_that_others_cut_lose_no_key(tmp_path: Path, text
     assert pl.read_delta(bench.place.url).height == 1
 
 
-def test_rows_that_others_added_are_merged_with_ours(bench: Bench) -> None:
+def test_rows_of_another_writer_are_merged(bench: Bench) -> None:
     """Rows appended by deltalake, without our columns, are updated and kept like our own."""
     bench.create([[[plain(1)]]])
     theirs = pl.DataFrame(

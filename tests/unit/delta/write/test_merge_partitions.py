@@ -70,7 +70,7 @@ def test_a_row_moves_with_its_date(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few: int
 ) -> None:
     """A row whose date changes leaves its partition for the other, as one update of the feed."""
-    monkeypatch.setattr(merge, "_FEW", few)
+    monkeypatch.setattr(merge, "_MAX_SLICED", few)
     bench = Bench(Place(str(tmp_path / "t")), DATED, ("id",), "at")
     shape = commit.Shape(DATED, ("id",), partition="at_date")
     commit.commit(bench.place, None, commit.Change("WRITE"), {}, shape=shape)

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 from cryptography.exceptions import InvalidTag
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bronze.postgres.connection import scratch
 from bronze.postgres.replication.batch import Spool
+from tests.support.effort import examples
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the folders are for POSIX only")
 
@@ -74,6 +75,7 @@ def test_files_of_a_killed_process_are_deleted(
             living.kill()
 
 
+@settings(max_examples=examples(25))
 @given(st.lists(st.binary(max_size=300), max_size=8))
 def test_a_spool_returns_its_parts_and_encrypts_its_file(parts: list[bytes]) -> None:
     """Parts are returned in any order, and none can be read without the key."""

@@ -1,4 +1,4 @@
-"""What people see of results."""
+"""What commands print."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import pytest
 from rich.console import Console
 
 from bronze.api.check import CheckReport, ColumnReport, TableReport
-from bronze.cli import render
+from bronze.cli import output, reports, results
 from bronze.model.results import RunResult, TableResult
 
 
-def test_no_digit_is_left_out(
+def test_figures_are_never_truncated(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Figures are whole however narrow the terminal is; columns without any are left out."""
-    monkeypatch.setattr(render, "_out", Console(highlight=False, width=40))
+    """Figures are complete on a narrow terminal; empty columns are left out."""
+    monkeypatch.setattr(output, "_out", Console(highlight=False, width=40))
     done = [
         TableResult("public.a", "bronze.bz_a", "landed", 3_000_000, 2_999_999, version=1),
         TableResult("public.数据", "bronze.bz_数据", "landed", 12, version=12),
     ]
-    render.run_result(RunResult("id", 1, 1.0, tuple(done)))
+    results.run_result(RunResult("id", 1, 1.0, tuple(done)))
     lines = capsys.readouterr().out.splitlines()
     assert lines[:3] == [
         "Bronze table  status       read   inserted    s   v",
@@ -32,25 +32,25 @@ def test_no_digit_is_left_out(
     ]
 
 
-def test_names_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    """Whatever brackets they have."""
+def test_names_with_brackets_are_not_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    """In tables of values and of columns."""
     rows = pl.DataFrame({"price[eur]": [1.0], "a[/b]": [math.inf]})
-    render.revealed_rows(rows, "table")
+    reports.revealed_rows(rows, "table")
     assert "price[eur]" in (shown := capsys.readouterr().out)
     assert "a[/b]" in shown
     columns = (ColumnReport("a[/b]", "text", "price[eur]", "string", ""),)
-    render.check(CheckReport((TableReport("t", "bz_t", "table", 1, 1, (), columns),), ()))
+    reports.check(CheckReport((TableReport("t", "bz_t", "table", 1, 1, (), columns),), ()))
     assert "a[/b] → price[eur]" in capsys.readouterr().out
-    render.revealed_rows(rows, "json")
+    reports.revealed_rows(rows, "json")
     assert json.loads(capsys.readouterr().out) == [{"price[eur]": 1.0, "a[/b]": "inf"}]
 
 
-def test_colons_make_no_emoji(capsys: pytest.CaptureFixture[str]) -> None:
+def test_words_between_colons_are_not_emoji(capsys: pytest.CaptureFixture[str]) -> None:
     """A key or a name with a word between colons is shown as it is, on stdout and on stderr."""
     given = "Rows differ: id=:x:, at=fe80:a:b:c, in [a]:boom:"
-    render.print_line(given)
-    render.print_error(given, f"{given} again")
-    render.revealed_rows(pl.DataFrame({":x:": ["fe80:a:b:c"]}), "table")
+    output.print_line(given)
+    output.print_error(given, f"{given} again")
+    reports.revealed_rows(pl.DataFrame({":x:": ["fe80:a:b:c"]}), "table")
     shown = capsys.readouterr()
     assert given in shown.out
     assert "fe80:a:b:c" in shown.out.splitlines()[-1]

@@ -1,12 +1,11 @@
-"""Whether the source has a row still: asked of the very table that a Bronze table was loaded from.
+"""Asks the source's table that a Bronze table was loaded from whether it still has a row.
 
-Nothing but "no such row", answered by that table, is an answer. A table that is not there, that
-was made anew, or whose rows row-level security hides is none.
+Only that table's answer counts. If the table is missing, was made again, or has rows that row-level
+security hides, that is an error, and no answer.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,21 +15,22 @@ import polars as pl
 import psycopg
 
 from bronze.config.settings import Settings
-from bronze.delta import properties
 from bronze.delta.log import State
+from bronze.delta.properties import TableProperties
 from bronze.errors import ConfigError, TableRefused
 from bronze.model.columns import KEY_TEXT
 from bronze.postgres.catalog.operators import comparison_operators
 from bronze.postgres.catalog.relations import Relation, relations
 from bronze.postgres.catalog.types import TypeOptions
 from bronze.postgres.connection import connect
-from bronze.postgres.connection.connect import Connection, explain
+from bronze.postgres.connection.connect import Connection
+from bronze.postgres.connection.translation import explain
 from bronze.postgres.copy import literals
 from bronze.postgres.copy.literals import NoValue, Read, Typed
 from bronze.postgres.statement import quoted
-from bronze.tables import evolution
 
-_WITHOUT = "or, if the rows are gone there for good: --without-source"
+_IF_GONE = "if the rows are gone from the source for good, use --without-source"
+_OR_IF_GONE = f"or, {_IF_GONE}"
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Original:
     """The table of the source that a Bronze table was loaded from, on an open connection.
 
     ``columns`` are those of the source by the names of the Bronze table's columns; by the same
-    names, ``refused`` are texts that have turned out to be no values of a column's type.
+    names, ``refused`` are texts that have turned out not to be values of a column's type.
     """
 
     connection: Connection
@@ -51,7 +51,7 @@ class Original:
         """A text as a value of a Bronze table's column; None where the source has no such column.
 
         Raises:
-            ConfigError: it is no value of the column's type.
+            ConfigError: it is not a value of the column's type.
         """
         column = self.columns.get(name)
         if column is None:
@@ -60,7 +60,7 @@ class Original:
             return literals.read(self.connection, column, text, self.choices)
         except NoValue:
             raise ConfigError(
-                f"What is given for column {name} is no value of type {column.limited}."
+                f"The value given for column {name} is not of type {column.limited}."
             ) from None
 
     def equal(self, name: str, text: str, others: Collection[str]) -> list[str]:
@@ -69,35 +69,36 @@ class Original:
         return literals.equal(self.connection, self.columns[name], text, others, refused)
 
     def texts(self, name: str, values: pl.Series) -> pl.Series:
-        """What the Bronze table has of a column, as texts that PostgreSQL reads."""
+        """Values of a Bronze table's column, as texts that PostgreSQL reads."""
         if not isinstance(values.dtype, pl.List):
             return values.cast(pl.String)
         element = self.columns[name].attribute.type.element
         delimiter = element.delimiter if element else ","
-        made = [
-            None if one is None else literals.written(one, delimiter) for one in values.to_list()
+        texts = [
+            None if value is None else literals.written(value, delimiter)
+            for value in values.to_list()
         ]
-        return pl.Series(values.name, made, dtype=pl.String)
+        return pl.Series(values.name, texts, dtype=pl.String)
 
-    def rows(self, given: Mapping[str, str]) -> int:
-        """How many rows the table has with some values, by the names of the Bronze table.
+    def rows(self, key: Mapping[str, str]) -> int:
+        """How many rows the table has with some values, which are by the names of the Bronze table.
 
         Raises:
             TableRefused: none of the columns is in the source.
         """
-        there = {self.columns[name]: text for name, text in given.items() if name in self.columns}
+        values = {self.columns[name]: text for name, text in key.items() if name in self.columns}
         label = self.relation.label
-        if not there:
+        if not values:
             raise TableRefused(
-                f"Table {label} of the source has none of the columns {', '.join(given)}: it cannot"
+                f"Table {label} of the source has none of the columns {', '.join(key)}: it cannot"
                 " be asked for such a row.",
-                hint=f"Name the rows by columns that it has; {_WITHOUT}",
+                hint=f"Select the rows by columns that it has; {_OR_IF_GONE}",
                 table=label,
             )
-        where = " AND ".join(column.condition() for column in there)
+        where = " AND ".join(column.condition() for column in values)
         table = quoted(self.relation.schema, self.relation.name).replace("%", "%%")
         query = f"SELECT count(*) FROM {table} WHERE {where}"  # noqa: S608
-        texts = [text for column, text in there.items() for _ in range(column.parameters)]
+        texts = [text for column, text in values.items() for _ in range(column.parameters)]
         row: Any = self.connection.execute(query.encode(), texts).fetchone()
         return int(row[0])
 
@@ -108,25 +109,26 @@ def source_table(settings: Settings, target: str, state: State) -> Iterator[Orig
 
     Args:
         settings: the config.
-        target: the Bronze table's name.
-        state: it, as it is.
+        target: the name of the Bronze table.
+        state: the Bronze table as it is now.
 
     Raises:
         ConfigError: the config has no such source.
-        TableRefused: the table is not there, or is another one.
-        SourceError, SourceUnreachable: it cannot be asked.
+        TableRefused: the table is missing, or is another one, or not all of it can be read.
+        LakeError: a property of the Bronze table cannot be read.
+        SourceError, SourceUnreachable: the source cannot be asked.
     """
-    name = state.properties.get(properties.SOURCE, "")
+    name = TableProperties.read(state.properties).source
     if name not in settings.source:
         raise ConfigError(
-            f"The config has no source {name}, from which {target} is.",
-            hint="If the rows are gone there for good: --without-source",
+            f"The config has no source {name}, from which {target} was loaded.",
+            hint=f"{_IF_GONE[0].upper()}{_IF_GONE[1:]}.",
         )
     origin = settings.origin(name)
-    label = state.properties.get(properties.TABLE, "")
+    label = TableProperties.read(state.properties).label
     with connect.connect(origin) as connection:
         try:
-            # Rows that security hides are not gone: a policy makes an error of the question.
+            # With this setting PostgreSQL raises an error rather than hide rows by a policy.
             connection.execute("SET row_security = off")
             relation = _relation(connection, target, state)
             own = settings.table(name, relation.schema, relation.name)
@@ -137,7 +139,7 @@ def source_table(settings: Settings, target: str, state: State) -> Iterator[Orig
                 raise TableRefused(
                     f"Table {label} of the source cannot be asked: the role may not read it, or"
                     " row-level security hides rows of it.",
-                    hint=f"GRANT SELECT on it, and BYPASSRLS, to a role that asks; {_WITHOUT}",
+                    hint=f"GRANT SELECT on it, and BYPASSRLS, to the role; {_OR_IF_GONE}",
                     table=label,
                     sqlstate=error.sqlstate,
                 ) from None
@@ -145,32 +147,28 @@ def source_table(settings: Settings, target: str, state: State) -> Iterator[Orig
 
 
 def _relation(connection: Connection, target: str, state: State) -> Relation:
-    """The very table: by its name, or by its oid where it was renamed."""
-    schema, name = evolution.table_of(state.properties)
-    label, oid = (
-        state.properties.get(properties.TABLE, ""),
-        state.properties.get(properties.OID, ""),
-    )
-    named = [r for r in relations(connection, [schema]) if r.name == name]
-    if named and oid in ("", str(named[0].oid)):
+    """The table itself: by its name, or by its oid if it was renamed."""
+    known = TableProperties.read(state.properties)
+    label, oid = known.label, known.oid
+    named = [r for r in relations(connection, [known.schema]) if r.name == known.source_table.name]
+    if named and oid in (None, named[0].oid):
         return named[0]
     if named:
         raise TableRefused(
-            f"Table {label} of the source is not the one that {target} was loaded from: it was made"
-            " anew, or the config names another database.",
-            hint=f"`bronze run` compares the two; then forget; {_WITHOUT}",
+            f"Table {label} of the source is not the one that {target} was loaded from: it was"
+            " dropped and created again, or the config names another database.",
+            hint=f"`bronze run` compares the two; then forget; {_OR_IF_GONE}",
             table=label,
         )
-    renamed: list[Any] = connection.execute(_RENAMED, [oid or "0"]).fetchall()
-    for (other,) in renamed:
+    schemas: list[Any] = connection.execute(_RENAMED, [oid or 0]).fetchall()
+    for (other,) in schemas:
         for relation in relations(connection, [other]):
             numbers = {attribute.number for attribute in relation.attributes}
-            if str(relation.oid) == oid and numbers >= set(_numbered(state).values()):
+            if relation.oid == oid and numbers >= set(_numbered(state).values()):
                 return relation
     raise TableRefused(
-        f"There is no table {label} in the source, so that it cannot be asked whether it has such a"
-        " row.",
-        hint=f"Correct [source], or put the table back; {_WITHOUT}",
+        f"There is no table {label} in the source: it cannot be asked whether it has such a row.",
+        hint=f"Correct [source], or restore the table; {_OR_IF_GONE}",
         table=label,
     )
 
@@ -181,10 +179,9 @@ WHERE c.oid = %s::oid AND n.nspname NOT LIKE 'pg\\_%%' AND n.nspname <> 'informa
 """
 
 
-def _numbered(state: State) -> dict[str, int]:
-    """The numbers of the source's columns by their Bronze names, as they were last."""
-    found: dict[str, int] = json.loads(state.properties.get(properties.NUMBERS, "{}"))
-    return found
+def _numbered(state: State) -> Mapping[str, int]:
+    """The attnums in the source by the names of Bronze columns, as of the last run."""
+    return TableProperties.read(state.properties).numbers
 
 
 def _columns(connection: Connection, relation: Relation, state: State) -> dict[str, Typed]:
@@ -192,10 +189,10 @@ def _columns(connection: Connection, relation: Relation, state: State) -> dict[s
     operators = dict(comparison_operators(connection, relation.schema, relation.name))
     known = literals.typed(connection, relation.oid, relation.attributes, operators)
     targets = {number: target for target, number in _numbered(state).items()}
-    ours = {name for name, _ in state.columns} - {KEY_TEXT}
-    found = {}
+    names = {name for name, _ in state.columns} - {KEY_TEXT}
+    columns = {}
     for attribute in relation.attributes:
         target = targets.get(attribute.number, attribute.name if not targets else "")
-        if target in ours and attribute.name in known:
-            found[target] = known[attribute.name]
-    return found
+        if target in names and attribute.name in known:
+            columns[target] = known[attribute.name]
+    return columns

@@ -1,0 +1,78 @@
+"""Errors of a command: the sentence or document on the terminal, and the exit code."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+
+import typer
+
+from bronze.errors import BronzeError
+from bronze.model.results import Failure
+from bronze.printable import VisibleFormatter, visible, visible_json
+
+INTERRUPTED = 130
+_BUG = 70
+_DEBUG = "BRONZE_DEBUG"
+_REPORT = "This is a bug in it: run again with BRONZE_DEBUG=1 and report what it prints."
+
+
+@contextmanager
+def exit_codes(as_json: bool) -> Iterator[None]:
+    """Prints an error as a sentence, or as a document, and exits with its code."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    if _DEBUG in os.environ:
+        logging.basicConfig(level=logging.INFO)
+        logging.getLogger("bronze").setLevel(logging.DEBUG)
+    _log_visibly()
+    try:
+        yield
+    except BronzeError as error:
+        _print_document(as_json, error.failure())
+        _print_error(f"Error: {error.message}", error.hint)
+        raise typer.Exit(error.exit_code) from None
+    except typer.Exit:
+        raise
+    except Exception as error:
+        if _DEBUG in os.environ:
+            raise
+        _print_document(as_json, Failure(type(error).__name__, "A fault inside bronze.", _REPORT))
+        _print_error(f"Error: {type(error).__name__} inside bronze. {_REPORT}")
+        raise typer.Exit(_BUG) from None
+    except BaseException as error:
+        # polars raises a panic for an interrupt during a query.
+        if "KeyboardInterrupt" not in f"{type(error).__name__} {error}":
+            raise
+        _print_document(as_json, Failure("Interrupted", "Interrupted.", "Run it again."))
+        typer.echo("Interrupted. Nothing half-written is visible; run it again.", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _log_visibly() -> None:
+    """Has the default handlers of logging write control characters as visible text."""
+    for handler in logging.getLogger().handlers:
+        if type(handler) is logging.StreamHandler:
+            handler.setFormatter(VisibleFormatter(logging.BASIC_FORMAT))
+    if logging.lastResort:
+        logging.lastResort.setFormatter(VisibleFormatter())
+
+
+def _print_document(as_json: bool, failure: Failure) -> None:
+    if as_json:
+        print(visible_json(json.dumps({"error": asdict(failure)}, ensure_ascii=False)))
+
+
+def _print_error(message: str, hint: str = "") -> None:
+    """Without `bronze.cli.output`, as its imports may be what failed."""
+    typer.secho(visible(message), fg=typer.colors.RED, err=True)
+    if hint:
+        typer.echo(f"  {visible(hint)}", err=True)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt

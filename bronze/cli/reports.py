@@ -1,0 +1,214 @@
+"""What commands that only read print: check, quality, audit, keys and reveal."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from bronze.cli.output import (
+    print_error,
+    print_figures,
+    print_json,
+    print_line,
+    print_table,
+    quality_score,
+    size,
+)
+from bronze.printable import visible
+from bronze.tables.naming import short_name
+
+if TYPE_CHECKING:
+    from polars import DataFrame
+
+    from bronze.api.check import CheckReport, TableReport
+    from bronze.governance.audit_proof import AuditReport
+    from bronze.protection.keys import KeyReport
+    from bronze.quality.report import QualityReport, TableQuality
+
+
+def revealed_rows(rows: DataFrame, form: str) -> None:
+    """Prints decrypted rows as ``json``, as ``csv``, or as a table for people."""
+    if form == "json":
+        print_json(rows.to_dicts())
+        return
+    if form == "csv":
+        writer = csv.writer(sys.stdout)
+        # A file gets the values as they are; a terminal would execute control characters.
+        printed_row = _visible_row if sys.stdout.isatty() else tuple
+        writer.writerows(printed_row(row) for row in (rows.columns, *rows.iter_rows()))
+        return
+    print_table(
+        rows.columns,
+        (["" if value is None else str(value) for value in row] for row in rows.iter_rows()),
+    )
+
+
+def _visible_row(row: Sequence[Any]) -> tuple[Any, ...]:
+    return tuple(visible(value) if isinstance(value, str) else value for value in row)
+
+
+def check(report: CheckReport) -> None:
+    """Prints what each table and column becomes, then the problems."""
+    for table in report.tables:
+        _checked_table(table)
+    for note in report.notes:
+        print_line(f"\nnote: {note}")
+    for problem in report.problems:
+        print_error(f"\n{problem.message}", problem.hint)
+
+
+def _checked_table(table: TableReport) -> None:
+    rows = "never analysed" if table.rows < 0 else f"about {table.rows:,} rows"
+    key = ", ".join(table.key) or "no key"
+    print_line(
+        f"\n{table.table} → {table.target}  ({table.kind}, {rows}, {size(table.bytes)}, {key})"
+    )
+    if table.columns:
+        columns = [
+            (
+                column.name if column.name == column.target else f"{column.name} → {column.target}",
+                column.source_type,
+                column.delta_type,
+                column.note,
+            )
+            for column in table.columns
+        ]
+        print_table(("column", "PostgreSQL", "Delta", ""), columns, padding=2)
+    if table.rules:
+        print_line(f"  rules: {_rule_counts(table)}")
+    for note in table.notes:
+        print_line(f"  note: {note}")
+    for limit in table.limits:
+        print_line(f"  by design: {limit}")
+
+
+def _rule_counts(table: TableReport) -> str:
+    """How many rules a table has, by their origin."""
+    counts = Counter(rule.origin for rule in table.rules)
+    proven = sum(rule.evaluation == "proven" for rule in table.rules)
+    names = {"config": "of the config", "python": "made in Python", "derived": "derived"}
+    parts = [f"{counts[origin]} {name}" for origin, name in names.items() if counts[origin]]
+    parts += [f"{proven} of them proven by PostgreSQL"] if proven else []
+    untranslated = ", ".join(table.untranslated)
+    checks = f"; left to PostgreSQL alone: {untranslated}" if untranslated else ""
+    return ", ".join(parts) + checks
+
+
+def quality(report: QualityReport, trend: int) -> None:
+    """Prints the runs of each table, then the rules and checks that were not met."""
+    if not report.tables:
+        print_line(f"There are no figures yet in {report.lake}: `bronze run` records them.")
+    rows = [cells for table in report.tables for cells in _run_rows(table)]
+    names = ("rows", "score", "below 100", "quarantined", "unmet", "age")
+    if rows:
+        print_figures(("Bronze table", *names), rows)
+    for table in report.tables:
+        _unmet(table)
+    for name in report.missing:
+        print_line(f"{name}: there are no figures yet: its next run records them")
+
+
+def _run_rows(table: TableQuality) -> Iterator[list[str]]:
+    for number, run in enumerate(table.runs):
+        name = f"  {run.evaluated:%Y-%m-%d %H:%M}" if number else short_name(table.target)
+        yield [
+            name if run.landed else f"{name} (refused)",
+            f"{run.rows:,}",
+            quality_score(run.score),
+            f"{run.flawed:,}",
+            f"{run.quarantined:,}",
+            str(run.unmet),
+            "" if number else _age(table),
+        ]
+
+
+def _unmet(table: TableQuality) -> None:
+    from bronze.quality.checks import NULLS, columns_with_most_nulls
+
+    for figure in table.unmet:
+        name = figure.rule if figure.kind != "check" else f"{figure.rule} (check)"
+        count = f"{figure.failed:,} of {figure.checked:,}"
+        keys = f", such as {', '.join(figure.examples)}" if figure.examples else ""
+        if figure.rule == NULLS and figure.kind == "check":
+            keys = f", most of them in {columns_with_most_nulls(table.figures)}"
+        print_line(f"{table.target}: {name}: {count} ({figure.share or 0:.2%}){keys}")
+    if not table.fresh:
+        age = f"{_age(table)} old" if math.isfinite(table.age) else "nothing has ever landed"
+        print_line(f"{table.target}: not fresh: {age}; the limit is {table.allowed:,} s")
+
+
+def _age(table: TableQuality) -> str:
+    if not math.isfinite(table.age):
+        return "never"
+    minutes, seconds = divmod(int(table.age), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds:02}s"
+
+
+def audit(report: AuditReport) -> None:
+    """Prints records of the audit log, then whether the log is complete."""
+    for row in report.records:
+        when = row.recorded_timestamp.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        action = " ".join(filter(None, (row.action, row.subject, row.result)))
+        actor = f"{row.actor}@{row.host}"
+        print_line(f"{row.sequence:>6}  {when}  {actor}  {action}  {_short_details(row.details)}")
+    for problem in report.problems:
+        print_error(f"{problem}.")
+    print_line(f"{report.count:,} records in all{_proof(report)}")
+    for note in report.notes:
+        print_line(f"  {note}")
+    if report.head:
+        print_line(f"head {report.head}")
+
+
+def _proof(report: AuditReport) -> str:
+    if not report.verified:
+        return "; `bronze audit --verify` proves them"
+    if report.problems:
+        return ", and they are not as they were written"
+    unsealed = f"; the first {report.unsealed:,} are not sealed: anybody could have written them"
+    witnesses = (
+        f"; {report.vouching:,} of {report.tables:,} Bronze tables know of them, up to"
+        f" {report.vouched:,}"
+    )
+    return (
+        f", all of them whole: {report.files:,} files of {report.place} were read"
+        f"{witnesses}{unsealed if report.unsealed else ''}"
+    )
+
+
+def _short_details(details: str) -> str:
+    """The details of a record, without the hashes of the config's keys."""
+    try:
+        values = dict(json.loads(details))
+    except (TypeError, ValueError):
+        return details
+    values.pop("keys", None)
+    return ", ".join(
+        f"{name} {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
+        for name, value in values.items()
+        if value or name == "position"
+    )
+
+
+def keys(reports: Sequence[KeyReport], as_json: bool) -> None:
+    """Prints keys, without their secrets."""
+    if as_json:
+        print_json([asdict(key) for key in reports])
+        return
+    names = ("key", "table", "column", "purpose", "master key", "made", "state")
+    rows = [
+        [
+            *(key.id, key.table, key.column, key.purpose, key.master),
+            f"{key.created:%Y-%m-%d %H:%M}",
+            "current" if key.current else "old",
+        ]
+        for key in reports
+    ]
+    print_figures(names, rows, names)

@@ -1,0 +1,133 @@
+"""The actions that an entry of the Delta log consists of, as dictionaries.
+
+The format is that of https://github.com/delta-io/delta/blob/master/PROTOCOL.md; ``now`` is in
+milliseconds since 1970.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from urllib.parse import quote
+from uuid import uuid4
+
+from bronze.delta.log import ENGINE, Action, State
+from bronze.delta.schema import NTZ, delta_schema, protocol
+from bronze.model.columns import DeltaType
+from bronze.model.files import StoredFile, WrittenFile
+
+# The characters of a path that are not percent-encoded, beside letters and digits.
+_PLAIN = "/=-_.~"
+
+
+def commit_info(
+    operation: str,
+    parameters: Mapping[str, str],
+    is_blind_append: bool,
+    extra: Mapping[str, str],
+    now: int,
+) -> Action:
+    """The action that describes the commit; ``extra`` are fields beside those of Delta."""
+    return {
+        "commitInfo": {
+            "timestamp": now,
+            "operation": operation,
+            "operationParameters": dict(parameters),
+            "isBlindAppend": is_blind_append,
+            "engineInfo": ENGINE,
+            # No two entries are equal, so that a writer recognises its own.
+            "txnId": str(uuid4()),
+            **extra,
+        }
+    }
+
+
+def transactions(values: Sequence[tuple[str, int]], now: int) -> list[Action]:
+    """The app transactions that set these values."""
+    return [
+        {"txn": {"appId": name, "version": value, "lastUpdated": now}} for name, value in values
+    ]
+
+
+def table_actions(
+    state: State | None,
+    columns: tuple[tuple[str, DeltaType], ...],
+    partition: str | None,
+    properties: Mapping[str, str],
+    now: int,
+) -> Iterator[Action]:
+    """The protocol and metadata of a table, as far as they change; ``properties`` are added to
+    those of ``state``.
+    """
+    needed = protocol(columns)
+    if state is None:
+        yield {"protocol": needed}
+        yield {
+            "metaData": {
+                "id": str(uuid4()),
+                "format": {"provider": "parquet", "options": {}},
+                "schemaString": delta_schema(columns),
+                "partitionColumns": [partition] if partition else [],
+                "configuration": dict(properties),
+                "createdTime": now,
+            }
+        }
+        return
+    configuration = {**state.properties, **properties}
+    if columns == state.columns and configuration == state.properties:
+        return
+    known = state.table.protocol().reader_features or ()
+    if NTZ in needed.get("readerFeatures", ()) and NTZ not in known:
+        yield {"protocol": needed}
+    metadata = state.table.metadata()
+    yield {
+        "metaData": {
+            "id": metadata.id,
+            "name": metadata.name,
+            "description": metadata.description,
+            "format": {"provider": "parquet", "options": {}},
+            "schemaString": delta_schema(columns),
+            "partitionColumns": metadata.partition_columns,
+            "configuration": configuration,
+            "createdTime": metadata.created_time,
+        }
+    }
+
+
+def add(file: WrittenFile, is_data: bool, now: int) -> Action:
+    """The action that adds a data file; ``is_data`` is false if rows only moved."""
+    return {
+        "add": {
+            "path": quote(file.path, safe=_PLAIN),
+            "partitionValues": dict(file.partition),
+            "size": file.size,
+            "modificationTime": now,
+            "dataChange": is_data,
+            "stats": file.stats,
+        }
+    }
+
+
+def remove(file: StoredFile, is_data: bool, now: int) -> Action:
+    """The action that removes a data file; ``is_data`` is false if rows only moved."""
+    return {
+        "remove": {
+            "path": file.path,
+            "deletionTimestamp": now,
+            "dataChange": is_data,
+            "extendedFileMetadata": True,
+            "partitionValues": dict(file.partition),
+            "size": file.size,
+        }
+    }
+
+
+def feed(file: WrittenFile) -> Action:
+    """The action that adds a file of the change data feed."""
+    return {
+        "cdc": {
+            "path": quote(file.path, safe=_PLAIN),
+            "partitionValues": dict(file.partition),
+            "size": file.size,
+            "dataChange": False,
+        }
+    }

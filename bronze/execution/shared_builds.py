@@ -1,0 +1,94 @@
+"""Large values that threads build once and share, with few of them in memory at a time."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+@dataclass
+class _Build(Generic[V]):
+    """A value that a thread is building; ``keep`` tells whether it is kept for later calls."""
+
+    future: Future[V] = field(default_factory=Future)
+    keep: bool = True
+
+
+class SharedBuilds(Generic[K, V]):
+    """Builds the value of each key once, and keeps the values that were used last.
+
+    Threads that need the same value share one build. Values of different keys are built at the
+    same time. Values that are kept or being built are at most ``limit`` together: where all are
+    being built, a further build waits for one of them to end. Nobody holds the lock while building.
+    """
+
+    def __init__(self, build: Callable[[K], V], limit: int) -> None:
+        self._build = build
+        self._limit = limit
+        self._changed = threading.Condition()
+        # In the order of their use: the first one is dropped first.
+        self._kept: dict[K, V] = {}
+        self._builds: dict[K, _Build[V]] = {}
+
+    def get(self, key: K) -> V:
+        """The value of a key: kept, or built by this thread or another one.
+
+        Raises:
+            Exception: what ``build`` raised, in all threads that wait for this build. The next call
+                builds again.
+        """
+        with self._changed:
+            while not (self._is_present(key) or self._make_room()):
+                self._changed.wait()
+            if key in self._kept:
+                value = self._kept[key] = self._kept.pop(key)
+                return value
+            build = self._builds.get(key)
+            is_first = build is None
+            if build is None:
+                build = self._builds[key] = _Build()
+        if is_first:
+            self._run(key, build)
+        return build.future.result()
+
+    def drop(self, matches: Callable[[K], bool]) -> None:
+        """Frees the values of keys that match; one that is being built is not kept afterwards."""
+        with self._changed:
+            for key in [key for key in self._kept if matches(key)]:
+                del self._kept[key]
+            for key, build in self._builds.items():
+                if matches(key):
+                    build.keep = False
+            self._changed.notify_all()
+
+    def _is_present(self, key: K) -> bool:
+        return key in self._kept or key in self._builds
+
+    def _make_room(self) -> bool:
+        """Drops the values used longest ago until one more fits; tells whether it does."""
+        while self._kept and len(self._kept) + len(self._builds) >= self._limit:
+            del self._kept[next(iter(self._kept))]
+        return len(self._builds) < self._limit
+
+    def _run(self, key: K, build: _Build[V]) -> None:
+        """Builds a value, and passes it, or the error, to all that wait for it."""
+        try:
+            value = self._build(key)
+        except BaseException as error:
+            with self._changed:
+                del self._builds[key]
+                self._changed.notify_all()
+            build.future.set_exception(error)
+            return
+        with self._changed:
+            del self._builds[key]
+            if build.keep:
+                self._kept[key] = value
+            self._changed.notify_all()
+        build.future.set_result(value)
