@@ -85,7 +85,7 @@ def own(rows: pl.DataFrame, master: AESGCM, kept: list[str]) -> pl.DataFrame:
 
 def _enriched(rows: pl.DataFrame, wanted: Enrichment) -> pl.DataFrame:
     nothing = pl.repeat(None, rows.height, dtype=pl.String, eager=True)
-    return enrich(rows, nothing, _STAMP, rows.width, wanted)[0]
+    return enrich(rows, nothing, _STAMP, rows.width, wanted).rows
 
 
 def written(

@@ -284,9 +284,10 @@ def _bronze_rows(
 ) -> tuple[pl.DataFrame, pl.Series, Findings]:
     """The Bronze rows of some changes of a part."""
     whole = _with_all_columns(rows, job.columns)
-    made, findings = enrich(whole, rejected, job.into.stamp, job.base, job.enrichment)
+    enriched = enrich(whole, rejected, job.into.stamp, job.base, job.enrichment)
+    findings = enriched.findings
     protection = job.enrichment.protection
-    made = key_text.add_key_text(made, whole, rejected, job.row_key, protection)
+    made = key_text.add_key_text(enriched.rows, whole, rejected, job.row_key, protection)
     if job.enrichment.watch:
         made, outliers = score_rows(made, job.enrichment.watch, job.row_key.names, job.into.stamp)
         findings += Findings(outliers)

@@ -21,7 +21,10 @@ LARGEST_SPLIT = 12 * 2**20
 # as they share a connection. The split that is asked for ahead stays with PostgreSQL.
 PACKED_SPLIT = 4 * 2**20
 _FILE = 128 * 2**20
-_UNITS_PER_READER = 3
+# Each unit of a load writes a file, which should be large. Where rows are compared, which takes
+# longer for some than for others, more and smaller units leave no reader without work at the end.
+UNITS_OF_LOAD = 1
+UNITS_OF_COMPARISON = 3
 # Measured: how many times its size a row of large values takes at most, on its way from the source
 # or the stream into a file, or from one file into another (COPIES); and a change that is received.
 COPIES = 16
@@ -104,18 +107,20 @@ def largest_split(packed: bool) -> int:
     return min(PACKED_SPLIT, LARGEST_SPLIT) if packed else LARGEST_SPLIT
 
 
-def split_and_file(whole: int, memory: int, readers: int, most: int) -> tuple[int, int]:
+def split_and_file(
+    whole: int, memory: int, readers: int, most: int, units: int = UNITS_OF_COMPARISON
+) -> tuple[int, int]:
     """The bytes of the source in a split (at most ``most``) and in a file, for a table of ``whole``
     bytes.
 
-    All files have about the same size, and their number is a multiple of the number of readers, so
-    that all readers have work until the end.
+    All files have about the same size, and their number is a multiple of the number of readers, at
+    least ``units`` times as many, so that all readers have work until the end.
     """
     each = (memory - _BASE) // readers - _READER
     largest = max(2**20, min(most, each // GROWTH))
     if whole <= largest:
         return largest, _FILE
-    rounds = max(_UNITS_PER_READER, -(-whole // (_FILE * readers)))
+    rounds = max(units, -(-whole // (_FILE * readers)))
     per_file = -(-whole // (rounds * readers))
     per_split = -(-per_file // -(-per_file // largest))
     # Pages do not divide evenly: with a little more room the last page needs no file of its own.

@@ -330,8 +330,14 @@ def _failed_result(table: TableRun, error: BronzeError) -> TableResult:
 
 
 def _optimize(settings: Settings, table: TableRun, changed: bool) -> Workflow[tuple[str, ...]]:
-    """Optimizes the table where it needs that; an error of it is a note, as all rows are there."""
-    if not settings.maintain.auto:
+    """Optimizes the table where it needs that; an error of it is a note, as all rows are there.
+
+    What this run has written whole stays as it is, unless it is to be clustered: a later run joins
+    its files where they are small and many.
+    """
+    written_whole = changed and table.plan is not None and table.plan.mode == "load"
+    clustered = bool(table.target.settings.cluster_by)
+    if not settings.maintain.auto or (written_whole and not clustered):
         return ()
     place = table.target.place
     try:

@@ -60,7 +60,8 @@ def row_units(
             form = row_format.row_format_of(against.columns, against.properties, against.partition)
             shares = [replace(share, form=form) for share in shares if share]
         memory = budget.beside_known_rows(memory)
-    groups = grouped_splits(context, memory, key.source_names)
+    units = budget.UNITS_OF_COMPARISON if merging else budget.UNITS_OF_LOAD
+    groups = grouped_splits(context, memory, key.source_names, units)
     rows = _bronze_rows(context, contract, shape, key, enrichment)
     limits = row_size_limits(context, contract.columns, key)
     few = budget.result_bytes(context.run.memory, len(shares) * len(groups))
@@ -109,14 +110,21 @@ def row_size_limits(
     )
 
 
-def grouped_splits(context: TableContext, memory: int, key: Sequence[str]) -> list[list[Split]]:
-    """The splits of a table, in groups for one worker each; ``key`` has names of source columns."""
+def grouped_splits(
+    context: TableContext,
+    memory: int,
+    key: Sequence[str],
+    units: int = budget.UNITS_OF_COMPARISON,
+) -> list[list[Split]]:
+    """The splits of a table, in groups for one worker each: at least ``units`` for each reader.
+    ``key`` has names of source columns.
+    """
     whole = splits.size_of(context.target.relation)
     most = _largest_split(context)
-    per_split, _ = budget.split_and_file(whole, memory, context.readers, most)
+    per_split, _ = budget.split_and_file(whole, memory, context.readers, most, units)
     parts = _splits(context, per_split, key)
     sizes = sum(part.size for part in parts)
-    _, per_file = budget.split_and_file(sizes, memory, context.readers, most)
+    _, per_file = budget.split_and_file(sizes, memory, context.readers, most, units)
     return splits.group_splits(parts, per_file)
 
 

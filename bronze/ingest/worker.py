@@ -116,12 +116,16 @@ class _KnownRowFilter:
         self._fingerprints: Fingerprints = known_rows.index_of(self.known)
         self._seen = np.zeros(len(self._fingerprints), np.bool_)
 
-    def new_rows(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """The rows that the table does not hold."""
+    def new_rows(self, rows: pl.DataFrame) -> pl.Series:
+        """Which rows the table does not hold, by the columns that are compared."""
         prints = known_rows.fingerprints(self.known, rows)
         there, places = known_rows.match_fingerprints(self._fingerprints, prints)
         self._seen[places] = True
-        return rows.filter(pl.Series(~there & known_rows.in_share(self.known, prints)))
+        return pl.Series(~there & known_rows.in_share(self.known, prints))
+
+    def new_rows_of(self, hashes: pl.Series) -> pl.Series:
+        """Which rows the table does not hold, by their row hashes."""
+        return self.new_rows(hashes.to_frame("row_hash"))
 
     def seen(self) -> bytes:
         """A bit for each fingerprint of the table: whether a row had it."""
@@ -145,31 +149,27 @@ class _UnitTotals:
         self.rows += rows.height
         if self.unit.kind == "keys":
             return self._keys(rows, rejected)
-        bronze_rows = self._enriched(rows, rejected)
-        if self.filter:
-            bronze_rows = self.filter.new_rows(bronze_rows)
-        return self._without_rejected(self._with_scores(bronze_rows))
+        return self._without_rejected(self._with_scores(self._enriched(rows, rejected)))
 
     def _keys(self, rows: pl.DataFrame, rejected: pl.Series) -> pl.DataFrame:
         protection, key = self.unit.rows.enrichment.protection, self.unit.rows.key
         keys = protect.protect_rows(rows, protection)
         keys = key_text.add_key_text(keys, rows, rejected, key, protection)
-        return self.filter.new_rows(keys) if self.filter else keys
+        return keys.filter(self.filter.new_rows(keys)) if self.filter else keys
 
     def _enriched(self, rows: pl.DataFrame, rejected: pl.Series) -> pl.DataFrame:
         how = self.unit.rows
-        bronze_rows, findings = enrich(rows, rejected, how.into.stamp, how.base, how.enrichment)
+        keep = self.filter.new_rows_of if self.filter else None
+        enriched = enrich(rows, rejected, how.into.stamp, how.base, how.enrichment, keep)
+        if self.unit.sums_rows and rows.height:
+            self.sum = fingerprint.sum_of_totals(self.sum, fingerprint.total(enriched.hashes))
         bronze_rows = key_text.add_key_text(
-            bronze_rows, rows, rejected, how.key, how.enrichment.protection
+            enriched.rows, enriched.clear, enriched.rejected, how.key, how.enrichment.protection
         )
         if self.unit.counts_rows:
-            self.findings += findings
-        if rejected.null_count() < len(rejected):
-            bronze_rows = portion.with_columns(bronze_rows, [rejected.alias(_REJECTED)])
-        if self.unit.sums_rows and bronze_rows.height:
-            self.sum = fingerprint.sum_of_totals(
-                self.sum, fingerprint.total(bronze_rows["row_hash"])
-            )
+            self.findings += enriched.findings
+        if enriched.rejected.null_count() < len(enriched.rejected):
+            bronze_rows = portion.with_columns(bronze_rows, [enriched.rejected.alias(_REJECTED)])
         if how.history:
             bronze_rows = portion.with_columns(
                 bronze_rows, [_constant(history.KIND, "insert", pl.String(), bronze_rows)]

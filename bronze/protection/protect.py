@@ -61,23 +61,15 @@ _DIGITS, _LETTERS = "0123456789", "abcdefghijklmnopqrstuvwxyz"
 _FORMATS = ((_DIGITS, 6), (_LETTERS, 5))
 
 
-def protect_with_hashes(
-    rows: pl.DataFrame, hashes: pl.Series, protection: TableProtection
-) -> tuple[pl.DataFrame, pl.Series]:
-    """The rows with their columns protected, and their keyed ``row_hash``.
-
-    Args:
-        rows: the source's columns in clear.
-        hashes: the unkeyed ``row_hash`` of each.
-        protection: how the table is protected.
+def protected_hashes(hashes: pl.Series, protection: TableProtection) -> pl.Series:
+    """The ``row_hash`` of rows as a protected table has it, from the unkeyed ones.
 
     Raises:
         ConfigError: a key cannot be unwrapped.
     """
-    protected_rows = protect_rows(rows, protection)
     if protection.row_hash is None:
-        return protected_rows, hashes
-    return protected_rows, keyed_hashes(hashes, unwrap(protection.row_hash, protection.masters))
+        return hashes
+    return keyed_hashes(hashes, unwrap(protection.row_hash, protection.masters))
 
 
 def protect_rows(rows: pl.DataFrame, protection: TableProtection | None) -> pl.DataFrame:

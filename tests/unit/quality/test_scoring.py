@@ -79,7 +79,8 @@ def test_a_rule_that_a_row_meets_changes_no_score() -> None:
 def test_rows_below_the_threshold_are_quarantined(threshold: int, status: str) -> None:
     """Rows at the threshold are not."""
     wanted = quality(criterion("positive", pl.col("q") > 0, "high"), threshold=threshold)
-    made, found = enrich(ROWS, nothing(4), STAMP, 3, Enrichment(quality=wanted))
+    enriched = enrich(ROWS, nothing(4), STAMP, 3, Enrichment(quality=wanted))
+    made, found = enriched.rows, enriched.findings
     assert made["data_quality_score"].to_list() == [100, 75, 100, 75]
     assert made["record_status"].cast(pl.String).to_list() == ["ACTIVE", status, "ACTIVE", status]
     assert found.quality.quarantined == (2 if status == "QUARANTINED" else 0)
@@ -89,7 +90,7 @@ def test_rows_below_the_threshold_are_quarantined(threshold: int, status: str) -
 def test_slices_have_the_same_schema() -> None:
     """Whether or not they have a quarantined row, so that they can be concatenated."""
     wanted = Enrichment(quality=quality(criterion("positive", pl.col("q") > 0, "high")))
-    parts = [enrich(ROWS[i : i + 1], nothing(1), STAMP, 3, wanted)[0] for i in range(4)]
+    parts = [enrich(ROWS[i : i + 1], nothing(1), STAMP, 3, wanted).rows for i in range(4)]
     assert pl.concat(parts).schema == parts[0].schema
     assert pl.concat(parts)["data_quality_score"].to_list() == [100, 75, 100, 75]
 
