@@ -630,7 +630,7 @@ def test_the_command_shows_the_latest_and_the_trend(source: Source, tmp_path: Pa
     assert [run["score"] for run in document["tables"][0]["runs"]] == [99.5, 100.0]
     unknown = CliRunner().invoke(app, ["quality", "nosuch", "-c", str(away)])
     assert unknown.exit_code == 2
-    assert "There are no figures of a table nosuch" in unknown.stderr
+    assert "Table nosuch has no quality figures" in unknown.stderr
 
 
 def test_freshness_is_measured_at_the_time_of_the_report(
@@ -720,7 +720,7 @@ def test_quality_settings_of_a_table_take_precedence() -> None:
             },
         }
     )
-    a, b = (given.demanded(given.tables[name]) for name in "ab")
+    a, b = (given.quality_of(given.tables[name]) for name in "ab")
     assert (a.threshold, a.null_share, a.freshness) == (60, 0.2, 300)
     assert (b.threshold, b.freshness) == (50, 3600)
 

@@ -156,7 +156,7 @@ def test_names_of_other_files_have_no_batch(path: str) -> None:
 def remote(monkeypatch: pytest.MonkeyPatch) -> None:
     """Folders are written as object stores are: by uploads in parts."""
     monkeypatch.setattr(store, "is_local", lambda _: False)
-    monkeypatch.setattr(store, "opened", lambda place: LocalStore(prefix=place.url, mkdir=True))
+    monkeypatch.setattr(store, "open_store", lambda place: LocalStore(prefix=place.url, mkdir=True))
 
 
 @pytest.mark.usefixtures("remote")

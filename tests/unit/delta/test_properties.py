@@ -130,5 +130,5 @@ def test_names_with_dots() -> None:
 
 def test_a_repair_that_was_followed_by_a_comparison() -> None:
     """Properties are overwritten, not removed: an empty text says that nothing is cut."""
-    assert not TableProperties.read({properties.CUT: ""}).cut
+    assert not TableProperties.read({properties.CUT: ""}).has_removed_rows
     assert TableProperties.read({properties.AUDIT_LOGS: ""}).audit_logs == ()

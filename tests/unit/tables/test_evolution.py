@@ -26,7 +26,7 @@ def test_types_before_each_widening_can_be_read_again() -> None:
     )
     first = evolution.widened_property(columns, [("a", INT), ("b", LONG), ("c", ARRAY)], {})
     second = evolution.widened_property(columns, [("a", LONG), ("b", INT)], first)
-    assert TableProperties.read(second).widened == ({"a": INT}, {"b": INT})
+    assert TableProperties.read(second).types_before_widening == ({"a": INT}, {"b": INT})
     assert row_format.earlier_types(second) == ((("b", INT),), (("b", INT), ("a", INT)))
     assert evolution.widened_property(columns, [("c", ARRAY)], {}) == {}
 

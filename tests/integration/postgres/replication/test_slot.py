@@ -155,7 +155,7 @@ def test_a_created_slot_is_found_with_its_state(source: Source, origin: Origin, 
         assert found.restart
         assert found.restart <= made.position
         assert (found.active_pid, found.wal_status, found.reason) == (None, "reserved", "")
-        assert not found.lost
+        assert not found.is_invalidated
         connection.execute("SET synchronous_commit = on")
         connection.execute("INSERT INTO public.t SELECT generate_series(1, 1000)")
         later = slot.find(connection, name)
@@ -442,7 +442,7 @@ def test_a_slot_beyond_the_size_limit_is_lost(narrow: Server) -> None:
         found = slot.find(connection, "one")
         assert found
         assert found.safe_wal_size
-        assert not found.lost
+        assert not found.is_invalidated
         for _ in range(4):
             connection.execute("SELECT pg_logical_emit_message(false, 'x', repeat('x', 1000000))")
             connection.execute("SELECT pg_switch_wal()")
@@ -451,7 +451,7 @@ def test_a_slot_beyond_the_size_limit_is_lost(narrow: Server) -> None:
         assert lost
         reason = "wal_removed" if has("invalidation_reason") else ""
         assert (lost.wal_status, lost.reason) == ("lost", reason)
-        assert lost.lost
+        assert lost.is_invalidated
         assert lost.safe_wal_size is None
         assert (lost.restart, lost.retained) == (None, 0)
         slot.drop(connection, "one")
