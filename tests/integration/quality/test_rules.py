@@ -515,7 +515,7 @@ def test_nulls_beyond_a_limit_are_reported_with_their_columns(
     assert named in " ".join(capsys.readouterr().out.split())
 
 
-def test_a_refused_table_is_not_reported_as_landed(
+def test_a_refused_table_is_not_reported_as_loaded(
     source: Source, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It has no quarantined rows, and no age if it never landed."""

@@ -31,7 +31,7 @@ def test_types_before_each_widening_can_be_read_again() -> None:
     assert evolution.widened_property(columns, [("c", ARRAY)], {}) == {}
 
 
-def test_columns_whose_names_were_swapped_keep_their_former_names_apart() -> None:
+def test_columns_with_swapped_names_keep_separate_former_names() -> None:
     """The former names of a column lead to its values, those that are in use again do not."""
     properties = {
         "bronze.columns": '{"a": 1, "b": 2}',

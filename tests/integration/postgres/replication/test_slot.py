@@ -142,7 +142,9 @@ def test_the_exported_snapshot_is_consistent_with_the_stream(
     assert min(commits) >= made.position
 
 
-def test_a_created_slot_is_found_with_its_state(source: Source, origin: Origin, name: str) -> None:
+def test_the_state_of_a_slot_has_its_positions_and_its_process(
+    source: Source, origin: Origin, name: str
+) -> None:
     """With its positions and the process that streams from it; before it is created, it is None."""
     source.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION p FOR TABLE t")
     with connect.connect(origin) as connection, sending(origin) as sender:
@@ -379,7 +381,7 @@ def test_the_flushed_position_is_the_end_of_the_log(source: Source, origin: Orig
         assert slot.flushed_position(connection) > before + 1000
 
 
-def test_asynchronous_commits_are_before_the_settled_position(
+def test_asynchronous_commits_are_before_the_flushed_position(
     source: Source, origin: Origin
 ) -> None:
     """It waits until they are flushed."""
