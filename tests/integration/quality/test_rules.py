@@ -752,5 +752,5 @@ def test_records_of_earlier_releases_are_read(source: Source) -> None:
     assert not any("was trained" in note for note in result.notes)
     (table,) = quality_report.quality(given, ["bz_t"], 5).tables
     assert (table.target, len(table.runs)) == ("bronze.bz_t", 2)
-    with pytest.raises(ConfigError, match="no figures of a table"):
+    with pytest.raises(ConfigError, match="has no quality figures"):
         quality_report.quality(source.settings(lake={"schema": "other"}), ["bronze.bz_t"])
