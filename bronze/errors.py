@@ -155,7 +155,7 @@ class CommitConflict(LakeError):
 
 
 class Overtaken(CommitConflict):
-    """A run with a later state of the source has landed: the source has to be read again."""
+    """Another run committed a later state of the source: the source has to be read again."""
 
 
 class Mismatch(BronzeError):
@@ -163,4 +163,4 @@ class Mismatch(BronzeError):
 
 
 class QualityRefused(BronzeError):
-    """The quality of a table's rows is below the limits of its config, so it did not land."""
+    """The quality of a table's rows is below the limits of its config, so it was not committed."""

@@ -17,15 +17,15 @@ def visible(text: str) -> str:
     """One line of text, with an escape for each character that is not printable: control and format
     characters, separators other than the space, surrogates.
     """
-    return text if text.isprintable() else "".join(map(_escaped, text))
+    return text if text.isprintable() else "".join(map(_escape, text))
 
 
 def visible_json(document: str) -> str:
     """An equal JSON document, with JSON escapes for all characters that are not printable."""
-    return document if document.isprintable() else "".join(map(_escaped_in_json, document))
+    return document if document.isprintable() else "".join(map(_escape_in_json, document))
 
 
-def _escaped(character: str) -> str:
+def _escape(character: str) -> str:
     code = ord(character)
     if character.isprintable():
         return character
@@ -36,7 +36,7 @@ def _escaped(character: str) -> str:
     return f"\\u{code:04x}" if code <= _PLANE else f"\\U{code:08x}"
 
 
-def _escaped_in_json(character: str) -> str:
+def _escape_in_json(character: str) -> str:
     if character.isprintable():
         return character
     units = character.encode("utf-16-be", "surrogatepass")

@@ -74,7 +74,7 @@ class Scorer:
             self._cell_table(masks, values)
             for masks, values in zip(self._masks, self._values, strict=True)
         ]
-        self._scale = len(trees) * float(_expected(np.array([forest.sample]))[0])
+        self._scale = len(trees) * float(_mean_path_length(np.array([forest.sample]))[0])
 
     def _tree(
         self, forest: Forest, tree: slice, cuts: npt.NDArray[np.float32]
@@ -108,7 +108,7 @@ class Scorer:
         leaf = first[nodes]
         bits = np.uint64(1) << (leaf % _USED).astype(np.uint64)
         slots = (bits * _MULTIPLIERS[leaf // _USED]) >> _SHIFT
-        values[slots] = depth[nodes] + _expected(forest.rows[tree][nodes])
+        values[slots] = depth[nodes] + _mean_path_length(forest.rows[tree][nodes])
         return masks, values
 
     def _cell_table(self, masks: Masks, values: Floats) -> _CellTable | None:
@@ -260,8 +260,8 @@ def _spans(
     return starts, np.array(middle), starts + np.array(count), np.array(depth)
 
 
-def _expected(rows: npt.NDArray[Any]) -> Floats:
-    """The mean path length of an unsuccessful search in a tree of so many rows (Liu and others,
+def _mean_path_length(rows: npt.NDArray[Any]) -> Floats:
+    """The mean path length of an unsuccessful search in a tree with ``rows`` rows (Liu and others,
     2008).
     """
     many = np.maximum(rows, 2).astype(np.float64)

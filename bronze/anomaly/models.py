@@ -37,7 +37,7 @@ from bronze.tables.evolution import ColumnContract
 from bronze.tables.naming import short_name
 from bronze.tables.selection import Target
 
-# The size of a sample: about so many rows, from so many pages or files, and of so many bytes.
+# The size of a sample, at most: its rows (about), its pages or files, and its bytes.
 _SAMPLE_ROWS = 50_000
 _PAGES = 500
 _FILES = 64
@@ -152,7 +152,7 @@ def _model(
     settings = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
     rows = sum(max(file.rows, 0) for file in state.files) if state else 0
     place = context.settings.place(GOVERNANCE, models_table.NAME)
-    stored, reason = _stored(context, own, place, settings, rows)
+    stored, reason = _stored_model(context, own, place, settings, rows)
     if stored is not None and not reason:
         return stored, ()
     sample = _sample(context, columns, state, own.seed)
@@ -200,7 +200,7 @@ def store_records(place: Place, columns: Layout, records: pl.DataFrame, batch_id
 # The models in the lake
 
 
-def _stored(
+def _stored_model(
     context: TableContext, own: AnomalySettings, place: Place, settings: str, rows: int
 ) -> tuple[Model | None, str]:
     """The stored model of the table, and why a new one is needed, "" if it is not."""

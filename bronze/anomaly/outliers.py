@@ -27,9 +27,9 @@ from bronze.tables.selection import Target
 # A run is compared with at most _HISTORY and at least _MIN_HISTORY earlier runs.
 _HISTORY = 20
 _MIN_HISTORY = 5
-# A measure is unusual beyond so many deviations. One deviation is the median absolute deviation,
-# scaled to the standard deviation of a normal distribution, but at least a share of the usual value
-# (for NULLs a share of all rows), which counts as chance.
+# The number of deviations beyond which a measure is unusual. A deviation is the median absolute
+# deviation, scaled to the standard deviation of a normal distribution, but at least a share of the
+# usual value (for NULLs a share of all rows), which counts as chance.
 _MAX_DEVIATIONS = 5.0
 _NORMAL = 1.4826
 _CHANCE = 0.05
@@ -38,7 +38,7 @@ _CHANCE_OF_NULLS = 0.01
 
 @dataclass(frozen=True)
 class UnusualMeasure:
-    """A measure of a run that differs from the ``usual`` value by so many deviations."""
+    """A measure of a run, its ``usual`` value, and their difference in deviations."""
 
     measure: str
     column: str
@@ -82,9 +82,9 @@ def record_findings(
     findings: Findings,
     scope: Scope,
 ) -> tuple[str, ...]:
-    """Records the anomalies and the profile of rows that have landed in governance tables.
+    """Records the anomalies and the profile of committed rows in governance tables.
 
-    A record that cannot be written is a message and not a failure, as the rows have landed, with
+    A record that cannot be written is a message and not a failure, as the rows are committed, with
     their scores.
 
     Returns:

@@ -29,7 +29,7 @@ _FAR_ROWS = 64
 _FAR = 1.5
 # How often a number is among the features that a tree draws from; others are once.
 _WEIGHT = 3
-# A text is a category if it has at most so many values, with so many rows each on average.
+# A text is a category with at most this many values, and at least this many rows for each.
 _CATEGORIES = 50
 _ROWS_PER_CATEGORY = 10
 _TIMES = ("date", "timestamp", "timestamp_ntz")

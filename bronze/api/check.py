@@ -391,4 +391,6 @@ def _column(column: Column) -> ColumnReport:
         "character varying",
     ):
         note = _AS_TEXT
-    return ColumnReport(column.name, column.source_type, column.target, str(column.stored), note)
+    return ColumnReport(
+        column.name, column.source_type, column.target, str(column.stored_type), note
+    )

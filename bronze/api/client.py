@@ -372,7 +372,7 @@ class Bronze:
             trend: how many of the last runs are included.
 
         Raises:
-            ConfigError: there are no figures of such a table.
+            ConfigError: a table has no quality figures.
             LakeError: the lake cannot be read.
         """
         from bronze.quality import report

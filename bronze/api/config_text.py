@@ -80,7 +80,7 @@ def _heading(survey: DatabaseSurvey) -> str:
     tables = _count(len(survey.surveys), "table")
     size = _size(sum(s.size for s in survey.surveys))
     return _comment(
-        f"Written by `bronze init` for the database {_shown(survey.database)}: PostgreSQL"
+        f"Written by `bronze init` for the database {_name_in_comment(survey.database)}: PostgreSQL"
         f" {survey.version}, {tables}, {size}.",
         "Row counts and sizes are PostgreSQL's estimates. `bronze check` shows what each column"
         " becomes, `bronze run` loads the tables.",
@@ -96,7 +96,7 @@ def _source(dsn: str, name: str, survey: DatabaseSurvey) -> str:
         f"name = {_string(name)}",
         *_connection(dsn, keywords, secrets),
         f"schema = {shown[0] if len(shown) == 1 else _list(shown)}",
-        *_left_out(survey),
+        *_exclusion_lines(survey),
     ]
     if secrets:
         lines += [
@@ -130,15 +130,17 @@ def _connection(dsn: str, keywords: Mapping[str, str], secrets: Collection[str])
     ]
 
 
-def _left_out(survey: DatabaseSurvey) -> list[str]:
+def _exclusion_lines(survey: DatabaseSurvey) -> list[str]:
     """What is not loaded: comments with the reasons, and the setting ``exclude``."""
     lines = []
     if survey.hidden:
-        hidden = ", ".join(map(_shown, survey.hidden))
+        hidden = ", ".join(map(_name_in_comment, survey.hidden))
         lines.append(f"Schemas left out, because this role may read no table in them: {hidden}")
     if survey.left_out:
-        extensions = ", ".join(dict.fromkeys(_shown(s.extension) for s in survey.left_out))
-        names = ", ".join(_shown(s.relation.label) for s in survey.left_out)
+        extensions = ", ".join(
+            dict.fromkeys(_name_in_comment(s.extension) for s in survey.left_out)
+        )
+        names = ", ".join(_name_in_comment(s.relation.label) for s in survey.left_out)
         lines.append(f"Left out, because they belong to the extension {extensions}: {names}")
     for surveyed in survey.excluded:
         reason = survey.refused[surveyed.relation.oid]
@@ -230,7 +232,7 @@ def _tables(source: str, survey: DatabaseSurvey) -> str:
             section = [f"[tables.{_key(key)}]", *comments, *settings, *protection, ""]
             sections.append("\n".join(section))
         else:
-            lines.append(f"# {_shown(relation.label)}: {'; '.join(remarks)}")
+            lines.append(f"# {_name_in_comment(relation.label)}: {'; '.join(remarks)}")
     notes = [_comment(*_NOTES)] if any(s.cursor or s.personal for s in survey.surveys) else []
     notes += [_comment(*_PROTECTION_NOTES)] if any("# protect" in s for s in sections) else []
     others = ["\n".join(("# Tables without a section:", *lines, ""))] if lines else []
@@ -276,7 +278,7 @@ def _settings(surveyed: Survey, target: str | None) -> list[str]:
             f" {table_name(relation.name)}"
         )
     if unreadable := [a.name for a in relation.attributes if not a.readable]:
-        names = ", ".join(map(_shown, unreadable))
+        names = ", ".join(map(_name_in_comment, unreadable))
         lines.append(_comment(f"Left out, because this role may not read it: {names}").rstrip())
         columns = [_string(a.name) for a in relation.attributes if a.readable]
         lines.append(f"columns = {_list(columns)}")
@@ -290,7 +292,7 @@ def _renames(relation: Relation) -> list[str]:
     if not renamed:
         return []
     reasons = [
-        _comment(f"{_shown(name)} is renamed: {reason}").rstrip()
+        _comment(f"{_name_in_comment(name)} is renamed: {reason}").rstrip()
         for name, reason in name_faults(names, _BRONZE_COLUMNS).items()
     ]
     pairs = [f"{_key(name)} = {_string(new)}" for name, new in renamed.items()]
@@ -317,16 +319,16 @@ def _remarks(surveyed: Survey, survey: DatabaseSurvey) -> Iterator[str]:
     relation = surveyed.relation
     kind = "" if relation.kind == "table" else f"{relation.kind}, "
     rows = "number of rows unknown" if surveyed.rows < 0 else _count(surveyed.rows, "row")
-    key = ", ".join(map(_shown, relation.key)) or "none"
+    key = ", ".join(map(_name_in_comment, relation.key)) or "none"
     yield f"{kind}{rows}, {_size(surveyed.size)}, key: {key}"
-    cursor = f", cursor {_shown(surveyed.cursor)}" if surveyed.cursor else ""
+    cursor = f", cursor {_name_in_comment(surveyed.cursor)}" if surveyed.cursor else ""
     yield f"proposed pattern: {surveyed.pattern}{cursor} ({surveyed.reason})"
     others = [c.column for c in surveyed.cursors if c.whole and c.column != surveyed.cursor]
     if others and relation.key:
-        yield f"possible cursors: {', '.join(map(_shown, others))}"
+        yield f"possible cursors: {', '.join(map(_name_in_comment, others))}"
     if personal := _personal(surveyed):
         columns = ", ".join(
-            f"{_shown(p.column)} ({p.kind}: {', '.join(p.signs)})" for p in personal
+            f"{_name_in_comment(p.column)} ({p.kind}: {', '.join(p.signs)})" for p in personal
         )
         yield f"looks personal: {columns}: protect it before it leaves the source"
     if reason := survey.refused.get(relation.oid):
@@ -355,7 +357,7 @@ def _comment(*paragraphs: str) -> str:
     return "".join(f"# {line}\n" for line in lines)
 
 
-def _shown(name: str) -> str:
+def _name_in_comment(name: str) -> str:
     """A name as comments show it: quoted if it has special characters."""
     return name if _PLAIN_NAME.fullmatch(name) else _string(name)
 
@@ -372,9 +374,9 @@ def _key(name: str) -> str:
 def _string(value: str) -> str:
     """A TOML string. JSON's escapes are valid TOML, but TOML has to escape more characters."""
     quoted = json.dumps(value, ensure_ascii=False)
-    return "".join(c if c.isprintable() else _escaped(c) for c in quoted)
+    return "".join(c if c.isprintable() else _escape(c) for c in quoted)
 
 
-def _escaped(character: str) -> str:
+def _escape(character: str) -> str:
     code = ord(character)
     return f"\\u{code:04X}" if code <= 0xFFFF else f"\\U{code:08X}"

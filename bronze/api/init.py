@@ -92,7 +92,7 @@ def _survey_database(
     if not any(relation.readable for relation in relations):
         raise _no_tables(relations, row[0], row[2], schemas)
     inside = [s for s in surveys if s.relation.schema in loaded]
-    refused = _refused(origin, connection, [s.relation for s in inside], sorted(loaded))
+    refused = _refusals(origin, connection, [s.relation for s in inside], sorted(loaded))
     # The config excludes tables by name only, so it must not exclude another schema's table.
     names = {s.relation.name for s in inside if not s.extension and s.relation.oid not in refused}
     others = [s for s in inside if s.relation.name not in names]
@@ -111,7 +111,7 @@ def _survey_database(
     )
 
 
-def _refused(
+def _refusals(
     origin: Origin,
     connection: connect.Connection,
     relations: Sequence[Relation],

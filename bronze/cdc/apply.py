@@ -107,7 +107,7 @@ def _apply(
             if attempt.retry_state.attempt_number > 1:
                 state = _current_state(following)
             edit = yield from diff.edit_table(plan, stamp, difference, state)
-            _commit(following, netted, edit, difference.staged, batch, stamp, state)
+            _commit(following, netted, edit, difference.staged_files, batch, stamp, state)
     following.findings += netted.findings
     quality = netted.findings.quality
     following.quality = _add_quality(following.quality, quality, stamp, batch)
@@ -134,7 +134,7 @@ def _current_state(following: FollowedTable) -> State:
     state = log.read(plan.target.place)
     if state is None:
         raise vanished_error(plan.target)
-    if table_position(plan).streamed(state) != following.position:
+    if table_position(plan).stream_position(state) != following.position:
         raise commit.overtaken_error(plan.target.place)
     if foreign := watermarks.foreign_commits_reason(state):
         raise Overtaken(f"{foreign[0].upper()}{foreign[1:]}.", hint="All rows are compared.")
@@ -210,11 +210,13 @@ def _commit(
         except CommitConflict:
             # The next attempt needs the staged files again.
             staged_paths = {file.path for file in staged}
-            _delete(following, [file for file in edit.written if file.path not in staged_paths])
+            _delete(
+                following, [file for file in edit.commit_files if file.path not in staged_paths]
+            )
             raise
         following.position = following.floor = batch.position
     following.entry = entry
-    committed = {file.path for file in edit.written}
+    committed = {file.path for file in edit.commit_files}
     _delete(following, [file for file in staged if file.path not in committed])
 
 
@@ -290,7 +292,7 @@ def record_quality(settings: Settings, followings: Iterable[FollowedTable]) -> N
             figures=checks.figures(
                 enrichment_of_changes(following.plan.enrichment).quality,
                 quality.scored,
-                settings.demanded(following.target.settings),
+                settings.quality_of(following.target.settings),
                 quality.age,
             ),
         )

@@ -115,7 +115,7 @@ class CatalogWatch:
         """
         stream, limit = self._stream, self._stream.settings.stream.wal_budget
         state = slot.find(stream.control, stream.slot)
-        if state is None or state.lost:
+        if state is None or state.is_invalidated:
             raise SourceBusy(
                 f"The slot {stream.slot} was lost.", hint="The stream starts again with a new slot."
             )

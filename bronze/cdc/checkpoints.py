@@ -94,7 +94,7 @@ def give_up_positions(settings: Settings, identity: str, slot: str) -> None:
 
 def known_transactions(state: State | None, stream: str) -> KnownTransactions:
     """The transactions that the last checkpoint knows; ``stream`` as for `position`."""
-    recorded = StreamPosition(stream).recorded(state)
+    recorded = StreamPosition(stream).checkpoint_time(state)
     return KnownTransactions(position(state, stream), recorded) if recorded else KnownTransactions()
 
 

@@ -23,7 +23,7 @@ from bronze.cdc.row_changes import (
     NetChanges,
     NetTask,
     Part,
-    detached,
+    copy_rows,
     stored_keys,
 )
 from bronze.cdc.toast import fill_from_changes, fill_from_table, locate_missing
@@ -70,7 +70,7 @@ def net_changes(job: NetTask) -> NetChanges:
         records = rejected_values(rows, rejected_texts, job.row_key.names)
         rejected += protect.protect_rejected(records, job.enrichment.protection)
         if frames and portion.size_of(frames) + portion.size(rows) > _IN_MEMORY:
-            changes += _staged(job, frames)
+            changes += _write_frames(job, frames)
             frames = []
         frames.append(rows)
         del rows
@@ -90,7 +90,7 @@ def _is_truncated(job: NetTask) -> bool:
     return job.gathered.truncated is not None and job.gathered.truncated >= job.floor
 
 
-def _staged(job: NetTask, frames: Sequence[pl.DataFrame]) -> list[WrittenFile]:
+def _write_frames(job: NetTask, frames: Sequence[pl.DataFrame]) -> list[WrittenFile]:
     # Deletes are keys, without the other columns that the table has statistics of.
     stats = [name for name in job.into.stats if all(name in frame.columns for frame in frames)]
     file = files.write(frames, job.into.place, job.into.stamp.batch_id, stats)
@@ -100,7 +100,7 @@ def _staged(job: NetTask, frames: Sequence[pl.DataFrame]) -> list[WrittenFile]:
 def _deletes(job: NetTask, deleted: pl.DataFrame) -> tuple[Changes, ...]:
     keys = stored_keys(job, deleted)
     if portion.size(keys) > _IN_MEMORY:
-        return tuple(_staged(job, [keys]))
+        return tuple(_write_frames(job, [keys]))
     return (keys,)
 
 
@@ -213,14 +213,14 @@ def _moves_of(part: Part, identity: Sequence[str], key: Sequence[str]) -> pl.Dat
     for rows, which, sign in ((old, before, -1), (new, after, 1)):
         lines = np.flatnonzero(which & part.new)
         both.append(moves(rows[lines], key, sign, part.number, lines))
-    return detached(pl.concat(both).sort(LINE, maintain_order=True))
+    return copy_rows(pl.concat(both).sort(LINE, maintain_order=True))
 
 
 def _net_by_rows(job: NetTask, parts: Sequence[Part]) -> pl.DataFrame:
     all_moves = pl.concat([_moves_of(part, job.identity, job.key) for part in parts])
     _refuse_missing(job, all_moves)
     rows = net_rows(all_moves, job.key)
-    _refuse_shared(job, rows)
+    _check_unique_keys(job, rows)
     deleted = rows.before.join(rows.after, on=job.key, how="anti")
     frames = [
         rows.after.with_columns(pl.lit(True).alias(UPSERT)),
@@ -229,7 +229,7 @@ def _net_by_rows(job: NetTask, parts: Sequence[Part]) -> pl.DataFrame:
     return pl.concat(frames, how="diagonal").select(*job.key, *_EVENT)
 
 
-def _refuse_shared(job: NetTask, net: Rows) -> None:
+def _check_unique_keys(job: NetTask, net: Rows) -> None:
     """Checks that no key has two rows after the batch, and that Bronze has the rows before it.
 
     Raises:
@@ -291,7 +291,7 @@ def _bronze_rows(
     if job.enrichment.watch:
         made, outliers = score_rows(made, job.enrichment.watch, job.row_key.names, job.into.stamp)
         findings += Findings(outliers)
-    made = portion.with_columns(portion.without_enums(made), [part.committed(lines)])
+    made = portion.with_columns(portion.without_enums(made), [part.commit_times(lines)])
     made = partition.dated(made, job.into.dates_of) if job.into.dates_of else made
     return made, rejected, findings
 

@@ -208,7 +208,7 @@ class NewSlot:
             given_up = time.monotonic() > until
             for connection in (self.sender, self._holder):
                 if connection and given_up:
-                    sockets.cut(connection)
+                    sockets.cut_connection(connection)
                 elif connection:
                     with suppress(psycopg.Error):
                         connection.cancel_safe(timeout=1)

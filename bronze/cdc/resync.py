@@ -88,8 +88,8 @@ class WaitingTables:
         self._left_out[oid] = position
 
     def left_out_since(self, synced: SyncedTables) -> dict[int, int]:
-        """The synced tables of which changes after the slot's position were left out: by oid the
-        position up to which they were.
+        """The synced tables that skipped changes after the slot's position: by oid the position
+        up to which they skipped them.
         """
         return {
             oid: self._left_out[oid]

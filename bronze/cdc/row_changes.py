@@ -82,7 +82,7 @@ class Part:
         """How many changes the table does not have yet."""
         return int(self.new.sum())
 
-    def committed(self, lines: npt.NDArray[np.int64]) -> pl.Series:
+    def commit_times(self, lines: npt.NDArray[np.int64]) -> pl.Series:
         """The commit times of some changes' transactions."""
         times = np.array([time for _, _, time in self._piece.marks], np.int64)
         moments = pl.Series(COMMIT_TIMESTAMP, times[self.transactions[lines]])
@@ -111,12 +111,12 @@ class Part:
             both = pl.concat([deletes, both.select(deletes.columns)]).sort(
                 LINE, maintain_order=True
             )
-        return detached(
+        return copy_rows(
             both.select(*key, UPSERT, pl.lit(self.number).alias(PART), pl.col(LINE).cast(pl.Int64))
         )
 
 
-def detached(rows: pl.DataFrame) -> pl.DataFrame:
+def copy_rows(rows: pl.DataFrame) -> pl.DataFrame:
     """A copy: the texts are views into the messages, which would stay in memory with them."""
     # Arrow does not accept a name that begins with \0.
     plain = rows.rename({name: str(i) for i, name in enumerate(rows.columns)})

@@ -273,7 +273,7 @@ class Session:
             largest=self._largest_change,
             past=past,
             # The server does not answer there either: a query would wait for ever.
-            lost=lambda: sockets.cut(stream.control),
+            lost=lambda: sockets.cut_connection(stream.control),
         )
 
     def _receive_batch(self, receiver: Receiver) -> Batch | None:

@@ -100,7 +100,9 @@ def stream(
     while not stop.is_set():
         since, batches = time.monotonic(), totals.batches
         try:
-            with _connected(settings, name, stop, totals, notify, copied, sessions) as context:
+            with _connection_context(
+                settings, name, stop, totals, notify, copied, sessions
+            ) as context:
                 targets = _streamed_targets(context, tables)
                 connected = True
                 started = _start(context, targets)
@@ -173,7 +175,7 @@ def _source(settings: Settings, tables: Sequence[str]) -> str:
 
 
 @contextmanager
-def _connected(
+def _connection_context(
     settings: Settings,
     name: str,
     stop: threading.Event,
@@ -259,7 +261,7 @@ def _start(stream: StreamContext, targets: Sequence[Target]) -> StartedTables:
     slot.end_abandoned(stream.control, stream.slot)
     existing = slot.find(stream.control, stream.slot)
     why = ""
-    if existing and existing.lost:
+    if existing and existing.is_invalidated:
         why = f"the slot {stream.slot} was lost"
     elif existing and _is_publication_recreated(stream):
         # Older servers cannot decode what was written while there was no publication.
@@ -313,7 +315,9 @@ def _resume(stream: StreamContext, targets: Sequence[Target], confirmed: int) ->
                 stream.notify_failure(target, error)
                 failed.append(lineage.end_stream(table.entry, error))
                 continue
-            position = apply.table_position(plan).streamed(plan.state) if plan.state else None
+            position = (
+                apply.table_position(plan).stream_position(plan.state) if plan.state else None
+            )
             if plan.mode != "changes" or plan.state is None or position is None:
                 for note in plan.notes if plan.state else ():
                     stream.notify(Notice(f"{target.label}: {note}"))

@@ -155,7 +155,7 @@ def fill_from_table(
     if len(complete) == rows.height:
         yield rows, rejected, changes
     elif len(complete):
-        yield _selected(rows, rejected, changes, complete)
+        yield _changes_at(rows, rejected, changes, complete)
     if not key_of:
         return
     targets = {text.name: text.target for text in job.texts}
@@ -173,7 +173,7 @@ def fill_from_table(
         numbered = stored.select(key).with_row_index(_STORED)
         pairs = portion.join(keys, numbered, key, "inner")
         at, of = pairs[_ROW].to_numpy(), pairs[_STORED].to_numpy()
-        filled, filled_rejected, filled_changes = _selected(rows, rejected, changes, at)
+        filled, filled_rejected, filled_changes = _changes_at(rows, rejected, changes, at)
         for name, lacking_rows in lacking.items():
             places = np.flatnonzero(np.isin(at, list(lacking_rows)))
             values = stored[targets[name]].gather(of[places])
@@ -205,7 +205,7 @@ def _fill_column(
 _ROW, _STORED = "\0row", "\0stored"
 
 
-def _selected(
+def _changes_at(
     rows: pl.DataFrame,
     rejected: pl.Series,
     changes: npt.NDArray[np.int64],

@@ -94,7 +94,7 @@ def stream(
             results.dropped_stream(dropped, as_json)
             return
         stop = threading.Event()
-        with _stopped_by_signals(stop), progress.progress(as_json) as copied:
+        with _stop_on_signals(stop), progress.progress(as_json) as copied:
             result = opened.stream(
                 tables or (),
                 until_caught_up=until_caught_up,
@@ -107,7 +107,7 @@ def stream(
 
 
 @contextmanager
-def _stopped_by_signals(stop: threading.Event) -> Iterator[None]:
+def _stop_on_signals(stop: threading.Event) -> Iterator[None]:
     """The first SIGINT or SIGTERM ends the stream after the current batch, the next interrupts."""
 
     def handle(*_: object) -> None:

@@ -56,14 +56,14 @@ def _visible_row(row: Sequence[Any]) -> tuple[Any, ...]:
 def check(report: CheckReport) -> None:
     """Prints what each table and column becomes, then the problems."""
     for table in report.tables:
-        _checked_table(table)
+        _print_table(table)
     for note in report.notes:
         print_line(f"\nnote: {note}")
     for problem in report.problems:
         print_error(f"\n{problem.message}", problem.hint)
 
 
-def _checked_table(table: TableReport) -> None:
+def _print_table(table: TableReport) -> None:
     rows = "never analysed" if table.rows < 0 else f"about {table.rows:,} rows"
     key = ", ".join(table.key) or "no key"
     print_line(

@@ -125,7 +125,7 @@ def maintain_result(result: MaintainResult) -> None:
     for row in result.tables:
         if row.error:
             print_error(f"{row.target}: {row.error.message}", row.error.hint)
-    _unrecorded(result)
+    _print_record_failure(result)
 
 
 def _print_notes(result: RunResult | StreamResult) -> None:
@@ -136,10 +136,10 @@ def _print_notes(result: RunResult | StreamResult) -> None:
             f"{record.table}: batch {record.batch_id} was committed by a run that died before it"
             " was recorded; it is recorded now"
         )
-    _unrecorded(result)
+    _print_record_failure(result)
 
 
-def _unrecorded(
+def _print_record_failure(
     result: RunResult | StreamResult | MaintainResult | VerifyResult | ErasureResult,
 ) -> None:
     if result.unrecorded:
@@ -159,7 +159,7 @@ def erasure_result(done: ErasureResult) -> None:
     if done.before and not done.is_found:
         print_error(
             f"{done.target}: nothing was found and nothing was erased."
-            f" {_searched(done.before)} were read.",
+            f" {_evidence_counts(done.before)} were read.",
             "Check the value. The log of older versions may still have values of rows that were"
             " deleted earlier: --old-versions deletes it.",
         )
@@ -182,13 +182,15 @@ def erasure_result(done: ErasureResult) -> None:
     elif done.before and done.after and not done.doubtful:
         print_line(
             f"Found before: {done.before.found} rows and {done.before.told} records, among"
-            f" {_searched(done.before)}."
+            f" {_evidence_counts(done.before)}."
         )
-        print_line(f"Proof: {_searched(done.after)} were read afterwards, none has such a row.")
-    _unrecorded(done)
+        print_line(
+            f"Proof: {_evidence_counts(done.after)} were read afterwards, none has such a row."
+        )
+    _print_record_failure(done)
 
 
-def _searched(evidence: Evidence) -> str:
+def _evidence_counts(evidence: Evidence) -> str:
     return (
         f"{evidence.rows:,} rows in {evidence.files:,} Parquet files and {evidence.records:,}"
         " records of governance"
@@ -235,7 +237,7 @@ def verify_result(result: VerifyResult) -> None:
             print_line(f"{row.table}: and {hidden:,} more")
         if row.error:
             print_error(f"{row.table}: {row.error.message}", row.error.hint)
-    _unrecorded(result)
+    _print_record_failure(result)
 
 
 def _basis(result: VerifyResult) -> str:

@@ -46,7 +46,7 @@ class ColumnProtection(Section):
         return self
 
     @property
-    def dropped(self) -> bool:
+    def is_dropped(self) -> bool:
         """Whether the column is left out of the Bronze table."""
         return self.method == "drop"
 

@@ -126,7 +126,7 @@ class RuleSettings(Section):
         return (self.column,) if self.column else self.columns
 
     @property
-    def called(self) -> str:
+    def label(self) -> str:
         """The name of the rule; by default its expression, or its columns and kind."""
         default = self.expression or " ".join((", ".join(self.on) or "key", self.kind))
         return self.name or default

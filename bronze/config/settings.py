@@ -238,7 +238,7 @@ class Settings(Section):
     @model_validator(mode="after")
     def _check_streamed_tables(self) -> Settings:
         for name, table in self.tables.items():
-            if table.pattern == "streaming" and self.demanded(table).on_failure == "stop":
+            if table.pattern == "streaming" and self.quality_of(table).on_failure == "stop":
                 raise ValueError(
                     f'tables.{name} has pattern = "streaming", and a stream cannot skip a batch:'
                     f' on_failure = "stop" is not possible; set on_failure = "land" in'
@@ -268,7 +268,7 @@ class Settings(Section):
 
         return loading.load(path)
 
-    def demanded(self, table: TableSettings) -> QualitySettings:
+    def quality_of(self, table: TableSettings) -> QualitySettings:
         """The quality settings of a table: its own, and those of [quality] for the rest."""
         overrides = {name: getattr(table.quality, name) for name in table.quality.model_fields_set}
         if table.sla is not None:

@@ -76,11 +76,11 @@ class TableSettings(Section):
 
     @model_validator(mode="after")
     def _check_names(self) -> TableSettings:
-        dropped = {name for name, protection in self.protect.items() if protection.dropped}
+        dropped = {name for name, protection in self.protect.items() if protection.is_dropped}
         for name in self.columns:
             if name in dropped:
                 raise ValueError(f'column {name} is listed in columns, but protect says "drop"')
-        names = [rule.called for rule in self.rules]
+        names = [rule.label for rule in self.rules]
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two rules are named {name!r}: give one of them another name")

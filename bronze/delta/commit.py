@@ -126,8 +126,8 @@ def commit(
         shape: the new schema; None leaves it unchanged.
         reached: the new position.
         audited: the record of the audit log that the commit names; only with a ``shape``.
-        compared: the version of the table of which all rows were compared with the source for this
-            change, None if they were not.
+        compared: the version of the table that was compared with the source, all rows of it, for
+            this change; None without a comparison.
 
     Returns:
         The new version.

@@ -175,7 +175,7 @@ def _parquet(sink: Any, first: pa.Table) -> pq.ParquetWriter:
         compression="zstd",
         compression_level=_LEVEL,
         use_dictionary=_repeating(sample),
-        write_statistics=_ordered(sample),
+        write_statistics=_statistics_columns(sample),
         write_page_checksum=True,
         store_schema=False,
     )
@@ -205,7 +205,7 @@ def open_parquet(
     if is_outside(file.path):
         raise store.damage_error(place, path, "is outside of the table's folder")
     source = store.reader(place, path)
-    with _mapped_errors(place, path):
+    with _map_errors(place, path):
         return _Named(source, place, path, proven)
 
 
@@ -226,7 +226,7 @@ class _Named(pq.ParquetFile):  # type: ignore[misc]
 
 
 @contextmanager
-def _mapped_errors(place: Place, path: str) -> Iterator[None]:
+def _map_errors(place: Place, path: str) -> Iterator[None]:
     """Turns errors of Arrow and of the store into those of bronze: `FileDamaged` for a file that is
     not Parquet or does not have the columns of the table, others for a read that failed.
     """
@@ -263,7 +263,7 @@ def parts(
 
     def errors() -> AbstractContextManager[None]:
         if isinstance(parquet, _Named):
-            return _mapped_errors(parquet.place, parquet.path)
+            return _map_errors(parquet.place, parquet.path)
         return nullcontext()
 
     found = _parts(parquet, layout, columns, groups, partition)
@@ -367,7 +367,7 @@ def arrow_type(kind: DeltaType) -> pa.DataType:
     return _ARROW[kind.name]
 
 
-def clustered(batch_id: str, spec: str, cluster: str) -> str:
+def cluster_name(batch_id: str, spec: str, cluster: str) -> str:
     """The part of a file's name for a file of a cluster; for others it is the batch alone.
 
     Args:
@@ -395,6 +395,6 @@ def _repeating(frame: pl.DataFrame) -> list[str]:
     return [s.name for s in flat if s.n_unique() * _REPEATS <= frame.height]
 
 
-def _ordered(frame: pl.DataFrame) -> list[str]:
+def _statistics_columns(frame: pl.DataFrame) -> list[str]:
     # Row group statistics of floats mislead readers about NaN.
     return [s.name for s in frame.get_columns() if s.dtype.is_integer() or s.dtype.is_temporal()]

@@ -44,7 +44,7 @@ class Folder:
         self._current = {unquote(file.path): dict(file.partition) for file in state.files}
 
     @property
-    def lost(self) -> list[str]:
+    def missing_files(self) -> list[str]:
         """The files of the current version that are missing."""
         return sorted({*self._current} - {unquote(path) for path in self.paths})
 

@@ -93,18 +93,18 @@ class State:
         Raises:
             FileDamaged: the log names one outside of the table's folder.
         """
-        for file in self.named:
+        for file in self.listed_files:
             if files.is_outside(file.path):
                 raise store.damage_error(self.place, file.path, "is outside of the table's folder")
-        return self.named
+        return self.listed_files
 
     @cached_property
-    def named(self) -> tuple[StoredFile, ...]:
+    def listed_files(self) -> tuple[StoredFile, ...]:
         """All data files that the log names, wherever they are."""
         safe = [name for name, kind in self.columns if kind.name in SAFE]
         with mapped_errors(self.place, "read"):
             adds: Any = pl.DataFrame(self.table.get_add_actions(flatten=False))
-        return tuple(_stored(row, safe) for row in adds.iter_rows(named=True))
+        return tuple(_stored_file(row, safe) for row in adds.iter_rows(named=True))
 
     @cached_property
     def foreign(self) -> tuple[str, ...]:
@@ -168,7 +168,7 @@ class State:
             )
 
 
-def _stored(row: Mapping[str, Any], safe: Sequence[str]) -> StoredFile:
+def _stored_file(row: Mapping[str, Any], safe: Sequence[str]) -> StoredFile:
     low, high = (row.get(side) or {} for side in ("min", "max"))
     partition = row.get("partition") or {}
     return StoredFile(
@@ -218,7 +218,7 @@ def write(place: Place, version: int, actions: Sequence[Action]) -> None:
         # Writing the entry would create the folder again, as of a new table.
         raise store.store_error(place, "committed", FileNotFoundError("no such file or directory"))
     try:
-        obstore.put(store.opened(place), path, entry, mode="create")
+        obstore.put(store.open_store(place), path, entry, mode="create")
     except AlreadyExistsError:
         if not _is_written(place, path, entry):
             raise CommitConflict(
@@ -272,7 +272,7 @@ def entries(place: Place, versions: Iterable[int]) -> Iterator[tuple[int, Sequen
         FileDamaged: an entry cannot be read; a checkpoint may replace it.
         LakeError, LakeUnreachable
     """
-    opened = store.opened(place)
+    opened = store.open_store(place)
     for version in versions:
         path = f"_delta_log/{version:020}.json"
         try:
@@ -328,7 +328,7 @@ def _foreign_change(actions: Sequence[Action]) -> str:
 def _is_written(place: Place, path: str, entry: bytes) -> bool:
     """Whether an entry was written after all: the response of the store may have been lost."""
     try:
-        return bytes(obstore.get(store.opened(place), path).bytes()) == entry
+        return bytes(obstore.get(store.open_store(place), path).bytes()) == entry
     except (BaseError, OSError):
         return False
 

@@ -79,7 +79,7 @@ class TablePosition:
         """Watermarks as a `Position` has them."""
         return tuple((f"{self.oid}/{name}", value) for name, value in values)
 
-    def streamed(self, state: HasPositions) -> int | None:
+    def stream_position(self, state: HasPositions) -> int | None:
         """The LSN up to which the stream was applied; None if a batch run came after."""
         position = self.watermark(state, STREAM)
         return position if position is not None and position == read(state, self.timeline) else None
@@ -89,7 +89,7 @@ class TablePosition:
         copied or compared since.
         """
         end, committed = self.watermark(state, "last"), self.watermark(state, "last/committed")
-        if end is None or committed is None or end != self.streamed(state):
+        if end is None or committed is None or end != self.stream_position(state):
             return None
         return end, committed
 
@@ -111,7 +111,7 @@ class StreamPosition:
         """Its LSN; 0 if there is none."""
         return read(state, self.stream) or 0
 
-    def recorded(self, state: HasPositions | None) -> int | None:
+    def checkpoint_time(self, state: HasPositions | None) -> int | None:
         """The time of the checkpoint by the server's clock, in microseconds since 1970."""
         return read(state, f"{self.stream}/recorded")
 

@@ -124,7 +124,7 @@ class TableProperties:
         return self._value(KEY, None, _names)
 
     @cached_property
-    def keyed(self) -> tuple[str, ...]:
+    def key_text_columns(self) -> tuple[str, ...]:
         """In a table with `bronze.model.columns.KEY_TEXT`, the Bronze names of the columns that the
         key has in the source.
         """
@@ -153,9 +153,9 @@ class TableProperties:
         return self._value(LAYOUT, None, kinds)
 
     @cached_property
-    def widened(self) -> tuple[Mapping[str, DeltaType], ...]:
+    def types_before_widening(self) -> tuple[Mapping[str, DeltaType], ...]:
         """For each time that columns were widened, their types before."""
-        return self._value(WIDENED, (), _widened)
+        return self._value(WIDENED, (), _parse_types)
 
     @cached_property
     def thresholds(self) -> tuple[int, ...] | None:
@@ -172,12 +172,12 @@ class TableProperties:
         return self._value(DEFINITION, None, _definition)
 
     @property
-    def published(self) -> str:
+    def publication_state(self) -> str:
         """How a publication has the table, "" if it is not streamed."""
         return self._texts.get(PUBLISHED, "")
 
     @cached_property
-    def enforced(self) -> bool:
+    def is_key_enforced(self) -> bool:
         """Whether PostgreSQL enforced the key at once when the table was loaded last."""
         return self._value(ENFORCED, True, _boolean)
 
@@ -187,7 +187,7 @@ class TableProperties:
         return self._texts.get(RULES)
 
     @property
-    def watched(self) -> bool:
+    def has_anomaly_columns(self) -> bool:
         """Whether the table has the columns of anomaly scores."""
         return WATCHED in self._texts
 
@@ -197,9 +197,9 @@ class TableProperties:
         return PROTECT in self._texts
 
     @cached_property
-    def protected(self) -> Mapping[str, tuple[ProtectionRule, DeltaType]]:
+    def protection(self) -> Mapping[str, tuple[ProtectionRule, DeltaType]]:
         """How the protected columns are protected, and their types in the source."""
-        return self._value(PROTECT, {}, _protected)
+        return self._value(PROTECT, {}, _parse_protection)
 
     @cached_property
     def key_ids(self) -> Mapping[str, str]:
@@ -209,7 +209,7 @@ class TableProperties:
         return self._value(KEY_IDS, {}, lambda text: _mapping(text, str))
 
     @property
-    def cut(self) -> bool:
+    def has_removed_rows(self) -> bool:
         """Whether a repair has removed rows since the table was compared last."""
         return bool(self._texts.get(CUT))
 
@@ -272,7 +272,7 @@ def _former(text: str) -> dict[str, tuple[str, ...]]:
     return {name: tuple(_array(names, str)) for name, names in _mapping(text, list).items()}
 
 
-def _widened(text: str) -> tuple[dict[str, DeltaType], ...]:
+def _parse_types(text: str) -> tuple[dict[str, DeltaType], ...]:
     return tuple(
         {name: _stored_type(*kind) for name, kind in types.items()} for types in json.loads(text)
     )
@@ -285,7 +285,7 @@ def _stored_type(name: Any, precision: int, scale: int) -> DeltaType:
     return kind
 
 
-def _protected(text: str) -> dict[str, tuple[ProtectionRule, DeltaType]]:
+def _parse_protection(text: str) -> dict[str, tuple[ProtectionRule, DeltaType]]:
     return {
         name: (_protection_rule(column["protect"]), kinds(column["kind"])[0][1])
         for name, column in _mapping(text, dict).items()

@@ -62,13 +62,13 @@ class Statistics:
 
 def lower_bound(value: Any) -> Any:
     """A JSON value that is not greater than ``value``."""
-    return value[:_PREFIX] if isinstance(value, str) else _written(value)
+    return value[:_PREFIX] if isinstance(value, str) else _json_value(value)
 
 
 def upper_bound(value: Any) -> Any:
     """A JSON value that is not less than ``value``; None if there is no short one."""
     if not isinstance(value, str) or len(value) <= _PREFIX:
-        return _written(value)
+        return _json_value(value)
     prefix = value[:_PREFIX]
     while prefix:
         following = ord(prefix[-1]) + 1
@@ -80,7 +80,7 @@ def upper_bound(value: Any) -> Any:
     return None
 
 
-def _written(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     if isinstance(value, datetime):
         moment = value.replace(tzinfo=None).isoformat(timespec="microseconds")
         return f"{moment}Z" if value.tzinfo else moment

@@ -50,7 +50,7 @@ def is_missing(place: Place, under: str = "") -> bool:
     return is_local(place) and not (Path(place.url) / under).is_dir()
 
 
-def opened(place: Place) -> Any:
+def open_store(place: Place) -> Any:
     """The store whose root is the table's folder."""
     try:
         if is_local(place):
@@ -85,7 +85,7 @@ def writer(place: Place, path: str) -> Iterator[IO[bytes] | io.RawIOBase]:
                 local.unlink(missing_ok=True)
                 raise
         else:
-            upload = _Upload(obstore.open_writer(opened(place), path))
+            upload = _Upload(obstore.open_writer(open_store(place), path))
             yield upload
             upload.finish()
     except (BaseError, OSError, pa.ArrowException) as error:
@@ -146,7 +146,7 @@ def reader(place: Place, path: str) -> IO[bytes] | Any:
     try:
         if is_local(place):
             return pa.OSFile(str(Path(place.url) / path))
-        return _Download(obstore.open_reader(opened(place), path))
+        return _Download(obstore.open_reader(open_store(place), path))
     except (BaseError, OSError) as error:
         raise read_error(place, path, error) from None
 
@@ -190,7 +190,7 @@ def put(place: Place, path: str, data: bytes) -> None:
         LakeUnreachable: it cannot be written.
     """
     try:
-        obstore.put(opened(place), path, data)
+        obstore.put(open_store(place), path, data)
     except (BaseError, OSError) as error:
         raise store_error(place, "written", error) from None
 
@@ -211,7 +211,7 @@ def delete(place: Place, paths: list[str]) -> None:
     if not paths or is_missing(place):
         return
     try:
-        obstore.delete(opened(place), paths)
+        obstore.delete(open_store(place), paths)
     except FileNotFoundError:
         return
     except (BaseError, OSError) as error:
@@ -223,7 +223,7 @@ def listing(place: Place, under: str = "") -> list[str]:
     if is_missing(place):
         return []
     try:
-        found = obstore.list(opened(place), under or None, chunk_size=1000)
+        found = obstore.list(open_store(place), under or None, chunk_size=1000)
         return [meta["path"] for chunk in found for meta in chunk]
     except FileNotFoundError:
         return []
@@ -236,7 +236,7 @@ def folders(place: Place) -> list[str]:
     if is_missing(place):
         return []
     try:
-        found = obstore.list_with_delimiter(opened(place))["common_prefixes"]
+        found = obstore.list_with_delimiter(open_store(place))["common_prefixes"]
     except (BaseError, OSError) as error:
         raise store_error(place, "listed", error) from None
     return sorted(path.rstrip("/").rpartition("/")[2] for path in found)

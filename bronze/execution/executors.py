@@ -129,7 +129,7 @@ def drive(
     """Runs workflows side by side, at most ``limit`` tasks at once; yields the result of each.
 
     The tasks of earlier workflows come first. A task that finds no free connection is put back, and
-    from then on fewer tasks run at once. After a task has failed, no further task of its workflow
+    afterwards fewer tasks run at once. After a task has failed, no further task of its workflow
     is started.
 
     Args:

@@ -14,7 +14,7 @@ V = TypeVar("V")
 
 @dataclass
 class _Build(Generic[V]):
-    """A value that a thread is building; ``keep`` tells whether it is kept for later calls."""
+    """A value that a thread is building; ``keep`` says whether it is kept for later calls."""
 
     future: Future[V] = field(default_factory=Future)
     keep: bool = True
@@ -25,7 +25,8 @@ class SharedBuilds(Generic[K, V]):
 
     Threads that need the same value share one build. Values of different keys are built at the
     same time. Values that are kept or being built are at most ``limit`` together: where all are
-    being built, a further build waits for one of them to end. Nobody holds the lock while building.
+    being built, a further build waits for one of them to end. The lock is free while a value is
+    built.
     """
 
     def __init__(self, build: Callable[[K], V], limit: int) -> None:
@@ -71,7 +72,7 @@ class SharedBuilds(Generic[K, V]):
         return key in self._kept or key in self._builds
 
     def _make_room(self) -> bool:
-        """Drops the values used longest ago until one more fits; tells whether it does."""
+        """Drops the values used longest ago until one more fits; returns whether it does."""
         while self._kept and len(self._kept) + len(self._builds) >= self._limit:
             del self._kept[next(iter(self._kept))]
         return len(self._builds) < self._limit

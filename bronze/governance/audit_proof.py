@@ -37,7 +37,7 @@ class AuditReport(Shown):
     that nothing proves who wrote them.
 
     How it was verified: ``place`` is where the log is, ``log`` its id, ``files`` how many files
-    were read. ``tables`` Bronze tables were read, of which ``vouching`` know of records of this
+    were read. ``tables`` Bronze tables were read, and ``vouching`` of them know of records of this
     log, up to number ``vouched``. ``notes`` say what is not proven.
     """
 
@@ -107,7 +107,7 @@ def report(
     problems = [*unreadable, *_problems(settings, state, records, testimony)]
     if head and head not in {one.record_hash for one in records}:
         problems.append("no record has the hash that was kept: the log was put back or rewritten")
-    return _verified(settings, selected, records, testimony, problems)
+    return _verify_chain(settings, selected, records, testimony, problems)
 
 
 def _is_selected(record: AuditRecord, since: datetime | None, action: str, table: str) -> bool:
@@ -119,7 +119,7 @@ def _is_selected(record: AuditRecord, since: datetime | None, action: str, table
     )
 
 
-def _verified(
+def _verify_chain(
     settings: Settings,
     selected: AuditReport,
     records: Sequence[AuditRecord],
@@ -160,7 +160,7 @@ def _problems(
             )
     if state is None:
         return
-    named = [name for one in records if (name := _named_log(one))]
+    named = [name for one in records if (name := _log_id(one))]
     if named != [log_id] and (log_id or named):
         yield "the log's id is not the one that its records name"
     yield from _chain_problems(settings, state, records)
@@ -209,7 +209,7 @@ def _commit_problems(
             yield f"record {end.sequence} is not the one that was committed"
 
 
-def _named_log(record: AuditRecord) -> str:
+def _log_id(record: AuditRecord) -> str:
     """The id of the log, if this record names it."""
     if record.action != CONFIG:
         return ""

@@ -41,7 +41,7 @@ def head(state: State | None) -> Head | None:
     Raises:
         LakeError: the property cannot be read.
     """
-    return _property(state, HEAD, None, _parsed_head)
+    return _property(state, HEAD, None, _parse_head)
 
 
 def end(state: State | None) -> Head:
@@ -111,7 +111,7 @@ def _parsed_configs(text: str) -> dict[str, str]:
     return configs
 
 
-def _parsed_head(text: str) -> Head:
+def _parse_head(text: str) -> Head:
     parts = re.fullmatch(r"([0-9]{1,18}):([0-9a-f]{64})", text)
     if parts is None:
         raise ValueError(text)

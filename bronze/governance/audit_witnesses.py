@@ -94,13 +94,14 @@ def faults(
         elif not known.agrees(hashes.get(known.sequence, "")):
             yield f"record {known.sequence} is not the one that table {name} knows of"
     for other, names in others.items():
+        verb = "was" if len(names) == 1 else "were"
         yield (
-            f"{_listed(names)} {'was' if len(names) == 1 else 'were'} written under another audit"
+            f"{_list_names(names)} {verb} written under another audit"
             f" log, {other}: that log was deleted or replaced, or the tables were copied here"
         )
 
 
-def _listed(names: Sequence[str]) -> str:
+def _list_names(names: Sequence[str]) -> str:
     more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
     return f"table{'' if len(names) == 1 else 's'} {', '.join(names[:_MAX_NAMES])}{more}"
 

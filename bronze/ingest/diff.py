@@ -54,7 +54,7 @@ class Difference:
     delete_others: bool = False
 
     @property
-    def staged(self) -> tuple[WrittenFile, ...]:
+    def staged_files(self) -> tuple[WrittenFile, ...]:
         """The files that hold changes until they are merged."""
         return tuple(
             change for change in (*self.changes, *self.deletes) if isinstance(change, WrittenFile)
@@ -72,7 +72,7 @@ class Edit:
     growth: int
 
     @property
-    def written(self) -> tuple[WrittenFile, ...]:
+    def commit_files(self) -> tuple[WrittenFile, ...]:
         """All files that the commit needs."""
         rewritten = (new for _, new in self.change.quiet)
         return (*self.change.added, *self.change.feed, *rewritten)

@@ -53,7 +53,7 @@ class Outcome:
     written: tuple[WrittenFile, ...]
 
     @property
-    def changed(self) -> bool:
+    def has_changes(self) -> bool:
         """Whether rows or files of the table changed."""
         return bool(self.inserted or self.updated or self.deleted or self.written)
 
@@ -76,7 +76,7 @@ def load_table(settings: Settings, table: TableRun) -> Workflow[TableResult]:
     """
     try:
         if table.error or table.plan is None:
-            return _failed_result(table, table.error or _unplanned(table))
+            return _failed_result(table, table.error or _unplanned_error(table))
         plan = table.plan
         table.results = yield _read_tasks(table, plan)
         failpoint.reach("read")
@@ -90,7 +90,7 @@ def load_table(settings: Settings, table: TableRun) -> Workflow[TableResult]:
         failpoint.reach("landed")
         known_rows.drop_index(plan.target.place)
         notes = table.plan.notes + _record_anomalies(settings, table, outcome)
-        notes += yield from _optimize(settings, table, outcome.changed)
+        notes += yield from _optimize(settings, table, outcome.has_changes)
         return _result(table, outcome, notes)
     except BronzeError as error:
         if error.retry and not isinstance(error, CommitConflict) and not table.snapshot.alive():
@@ -102,7 +102,7 @@ def load_table(settings: Settings, table: TableRun) -> Workflow[TableResult]:
         return _failed_result(table, error)
 
 
-def _unplanned(table: TableRun) -> BronzeError:
+def _unplanned_error(table: TableRun) -> BronzeError:
     return BronzeError(
         f"Table {table.target.label} was not planned.",
         hint="This is a bug in bronze: report it.",
@@ -159,7 +159,7 @@ def _merge(settings: Settings, table: TableRun, plan: Plan) -> Workflow[Outcome]
 
     After a foreign commit in between, the same differences are merged into the files that are
     there now. Where the table would not get as many rows as the source has, all rows are read and
-    compared once more.
+    compared again.
     """
     difference = diff.difference_of(plan, table.stamp, table.results)
     for attempt in commit.attempts():
@@ -168,7 +168,7 @@ def _merge(settings: Settings, table: TableRun, plan: Plan) -> Workflow[Outcome]
             if (
                 state is None
                 or _another_run_committed(state, plan)
-                or _doubted_rows_moved(state, plan)
+                or _have_doubtful_rows_moved(state, plan)
             ):
                 raise commit.overtaken_error(plan.target.place)
             if plan.state and plan.state.is_same(state):
@@ -176,7 +176,7 @@ def _merge(settings: Settings, table: TableRun, plan: Plan) -> Workflow[Outcome]
                 state = plan.state
             edit = yield from diff.edit_table(plan, table.stamp, difference, state)
             if _row_counts_differ(table, plan, difference, edit, state):
-                _delete_files(table, edit.written)
+                _delete_files(table, edit.commit_files)
                 plan = table.compare_all_rows(plan)
                 table.results = yield _read_tasks(table, plan)
                 quality_gate.check_quality(settings, table, plan)
@@ -184,8 +184,8 @@ def _merge(settings: Settings, table: TableRun, plan: Plan) -> Workflow[Outcome]
                 edit = yield from diff.edit_table(plan, table.stamp, difference, state)
                 if _row_counts_differ(table, plan, difference, edit, state):
                     raise _wrong_row_count(table, difference, edit)
-            version = _commit(table, plan, edit, difference.staged, state)
-            return Outcome(version, edit.inserted, edit.updated, edit.deleted, edit.written)
+            version = _commit(table, plan, edit, difference.staged_files, state)
+            return Outcome(version, edit.inserted, edit.updated, edit.deleted, edit.commit_files)
     raise AssertionError("the last attempt raises")
 
 
@@ -230,9 +230,9 @@ def _commit(
     except CommitConflict:
         # After any other error the commit may exist. Staged files are merged by the next attempt.
         kept = {file.path for file in staged}
-        _delete_files(table, [file for file in edit.written if file.path not in kept])
+        _delete_files(table, [file for file in edit.commit_files if file.path not in kept])
         raise
-    needed = {file.path for file in edit.written}
+    needed = {file.path for file in edit.commit_files}
     _delete_files(table, [file for file in staged if file.path not in needed])
     failpoint.reach("cleaned")
     return version
@@ -252,9 +252,9 @@ def _another_run_committed(state: State | None, plan: Plan) -> bool:
     return positions(state) != positions(plan.state)
 
 
-def _doubted_rows_moved(state: State, plan: Plan) -> bool:
-    """Whether rows that are doubted lie in other files now: they are known by their places alone,
-    and would not be found.
+def _have_doubtful_rows_moved(state: State, plan: Plan) -> bool:
+    """Whether rows to check are in other files now; they are identified by file and position, and
+    a merge would not find them.
     """
     if not plan.doubting or plan.state is None:
         return False
@@ -288,7 +288,7 @@ def _record_anomalies(settings: Settings, table: TableRun, outcome: Outcome) -> 
     if plan is None or plan.enrichment.watch is None:
         return ()
     findings = table.findings
-    if not outcome.changed:
+    if not outcome.has_changes:
         findings = replace(findings, outliers=Outliers())
     scope: Scope = "changes" if plan.mode == "changes" else "whole"
     return outliers.record_findings(
@@ -357,13 +357,13 @@ def _result(table: TableRun, outcome: Outcome, notes: tuple[str, ...]) -> TableR
     return TableResult(
         table=table.target.label,
         target=table.target.full_name,
-        status="unchanged" if existed and not outcome.changed else "landed",
+        status="unchanged" if existed and not outcome.has_changes else "landed",
         rows_read=table.rows,
         inserted=outcome.inserted,
         updated=outcome.updated,
         deleted=outcome.deleted,
         rejected=len(table.rejected),
-        anomalies=table.findings.outliers.count if outcome.changed else 0,
+        anomalies=table.findings.outliers.count if outcome.has_changes else 0,
         version=outcome.version,
         files=len(outcome.written),
         bytes=sum(file.size for file in outcome.written),

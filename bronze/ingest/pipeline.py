@@ -83,7 +83,7 @@ def run(
     try:
         result = _run_with_retries(settings, tables, pool, notify, ledger)
     except BronzeError:
-        # The tables that landed before the error need their lineage, too.
+        # The tables that were committed before the error need their lineage, too.
         ledger.write()
         openlineage.send(settings, ledger.entries)
         raise
@@ -125,7 +125,7 @@ def _run_with_retries(
             if not tables:
                 for result in _missing_tables(settings, table_runs):
                     results[result.table] = result
-                    notify(_ended(result))
+                    notify(_end_event(result))
             failpoint.reach("planned")
             overtaken = []
             entries = {table.entry.record.target_table: table.entry for table in table_runs}
@@ -162,7 +162,7 @@ class OpenSource:
         stack: ExitStack,
         consistency: snapshots.Consistency | None = None,
     ) -> Snapshot:
-        """A snapshot of these tables, held until the stack is closed; ``consistency`` is the
+        """A snapshot of these tables, open until the stack is closed; ``consistency`` is the
         config's unless it is given.
         """
         source = settings.source[self.origin.name]
@@ -344,7 +344,7 @@ def load_tables(
         table = tables[number]
         if isinstance(outcome, UnitResult) and table.plan:
             if read[number][0] is not table.plan:
-                # A table whose rows are all read after all has other units from then on.
+                # A new plan that reads all rows of the table has other units.
                 read[number] = (table.plan, {})
             results = read[number][1]
             results[outcome.unit] = outcome
@@ -355,7 +355,7 @@ def load_tables(
             loads = [load.load_table(settings, table) for table in tables]
             relieve = lock_relief((table.snapshot, table.origin) for table in tables)
             for result in executors.drive(workers, loads, limit, report, relieve):
-                notify(_ended(result))
+                notify(_end_event(result))
                 yield result
     except BaseException:
         for table in tables:
@@ -363,7 +363,7 @@ def load_tables(
         raise
 
 
-def _ended(result: TableResult) -> LoadEvent:
+def _end_event(result: TableResult) -> LoadEvent:
     return TableFailed(result.table, result.error) if result.error else TableLanded(result)
 
 
@@ -376,7 +376,7 @@ def _progress(table: str, units: Sequence[Unit], read: Mapping[int, UnitResult])
 
 
 def lock_relief(held: Iterable[tuple[Snapshot, Origin]]) -> Callable[[], None]:
-    """A function to call again and again while snapshots are held: see `Snapshot.give_way`."""
+    """A function to call repeatedly while snapshots are open: see `Snapshot.give_way`."""
     holders = {id(opened.holder): (opened, origin) for opened, origin in held}
     called = time.monotonic()
 

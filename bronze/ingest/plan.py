@@ -162,7 +162,7 @@ def plan_table(
 def _doubting_mode(
     target: Target, mode: Mode, state: State, contract: ColumnContract, key: RowKey
 ) -> tuple[Mode, str]:
-    """How rows get into a Bronze table whose own rows are in doubt: none of them is relied on.
+    """The mode and the split for a Bronze table with rows that may be altered: none is trusted.
 
     Raises:
         TableRefused: two rows of the Bronze table share a key.
@@ -230,7 +230,7 @@ def _refuse_duplicate_keys(
         TableRefused: two rows share a key.
     """
     layout = (
-        *((c.target, c.stored) for c in contract.columns),
+        *((c.target, c.stored_type) for c in contract.columns),
         *METADATA_COLUMNS,
         (KEY_TEXT, TEXT),
     )

@@ -1,4 +1,4 @@
-"""The quality gate: measures the rows that a run read, and decides whether they may land."""
+"""The quality gate: measures the rows that a run read, and decides whether they are committed."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def check_quality(settings: Settings, table: TableRun, plan: Plan) -> None:
     """Measures the quality of the rows that were read, and applies the gate of the config to it.
 
     Raises:
-        QualityRefused: the gate does not let them land.
+        QualityRefused: they do not meet the limits of the config.
     """
-    gate = settings.demanded(table.target.settings)
+    gate = settings.quality_of(table.target.settings)
     age = time.time() - table.stamp.loaded_at.timestamp()
     quality = plan.enrichment.quality
     table.figures = checks.figures(quality, table.findings.quality, gate, age)

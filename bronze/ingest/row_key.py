@@ -86,7 +86,7 @@ def _check_unique(context: TableContext, names: Sequence[str], table: str) -> No
     if tables := _tables_sharing_keys(context, table, key):
         table_name = selection.toml(target.relation.name)
         key_names = ", ".join(map(selection.toml, (TABLEOID, *names)))
-        message += f" They are in {_listed(tables)}: a key does not span inheriting tables."
+        message += f" They are in {_list_names(tables)}: a key does not span inheriting tables."
         hint = (
             f"[tables.{table_name}] key = [{key_names}] tells them apart, by a column with the oid"
             " of the table that a row is in."
@@ -97,7 +97,7 @@ def _check_unique(context: TableContext, names: Sequence[str], table: str) -> No
 _MAX_LISTED = 5
 
 
-def _listed(names: Sequence[str]) -> str:
+def _list_names(names: Sequence[str]) -> str:
     more = len(names) - _MAX_LISTED
     return ", ".join(names[:_MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
 

@@ -96,7 +96,7 @@ def evolve_columns(target: Target, columns: Sequence[Column], state: State) -> C
 
 def _has_anomaly_columns(target: Target, state: State | None) -> bool:
     """Whether the table has the columns of anomaly scores; once it has, it keeps them."""
-    had_them = state is not None and TableProperties.read(state.properties).watched
+    had_them = state is not None and TableProperties.read(state.properties).has_anomaly_columns
     return had_them or target.settings.anomalies is not None
 
 
@@ -136,7 +136,7 @@ def _configured_partition_column(target: Target, contract: ColumnContract) -> st
     source_name = target.settings.partition_by
     if not source_name:
         return None
-    columns = {column.name: (column.target, column.stored) for column in contract.columns}
+    columns = {column.name: (column.target, column.stored_type) for column in contract.columns}
     columns |= {name: (name, kind) for name, kind in METADATA_COLUMNS}
     target_name, kind = columns.get(source_name, ("", None))
     if kind is None or kind.name not in _DATED:
@@ -202,7 +202,10 @@ def _layout(
     state: State | None,
 ) -> list[tuple[str, DeltaType]]:
     """The columns of the Bronze table, in their order."""
-    layout = [*((column.target, column.stored) for column in contract.columns), *METADATA_COLUMNS]
+    layout = [
+        *((column.target, column.stored_type) for column in contract.columns),
+        *METADATA_COLUMNS,
+    ]
     layout += ANOMALY_COLUMNS if _has_anomaly_columns(target, state) else ()
     layout += [(KEY_TEXT, TEXT)] if row_key.has_text else []
     layout += [(KIND, TEXT)] if target.settings.history else []
@@ -266,7 +269,7 @@ def _state_notes(
 ) -> dict[str, str]:
     """Properties that go on from those that the Bronze table has."""
     target = context.target
-    threshold = context.settings.demanded(target.settings).threshold
+    threshold = context.settings.quality_of(target.settings).threshold
     known = state.properties if state and not contract.reload else None
     notes = {properties.THRESHOLDS: evolution.thresholds_property(known, threshold)}
     if _has_anomaly_columns(target, state):
@@ -276,7 +279,7 @@ def _state_notes(
         notes |= evolution.former_names_property(
             contract.columns, state.properties, target.relation
         )
-        if TableProperties.read(state.properties).cut:
+        if TableProperties.read(state.properties).has_removed_rows:
             notes[properties.CUT] = ""
     return notes
 

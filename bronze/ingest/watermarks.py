@@ -131,7 +131,7 @@ def reason_to_compare(
 
 
 def _bronze_reason(state: State) -> str:
-    if TableProperties.read(state.properties).cut:
+    if TableProperties.read(state.properties).has_removed_rows:
         return "a repair has removed rows"
     return foreign_commits_reason(state)
 
@@ -155,7 +155,7 @@ def _source_reason(context: TableContext, state: State, contract: ColumnContract
         return "the table was recreated in the source"
     if change := _definition_change(target, known):
         return change
-    if target.published and known.published != target.published:
+    if target.published and known.publication_state != target.published:
         return "its publication has changed"
     return ""
 
@@ -176,7 +176,7 @@ def _key_reason(target: Target, state: State, key: tuple[str, ...]) -> str:
     if known.key != key:
         return "its key has changed"
     streamed = target.settings.pattern == "streaming"
-    if streamed and known.enforced and not target.relation.enforces(target.key):
+    if streamed and known.is_key_enforced and not target.relation.enforces(target.key):
         return "PostgreSQL no longer enforces its key, or only at commit"
     return ""
 

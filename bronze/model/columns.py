@@ -92,10 +92,10 @@ class Column:
     form, ``reject`` is a condition that is true for values which Delta cannot hold ("" if there are
     none), ``text`` is PostgreSQL's text of the value, and ``element``, for arrays, the canonical
     SQL of one element ``e``. ``kind`` is the type of the value as it is read and hashed,
-    ``stored`` the type in the Bronze table. ``base_type`` is PostgreSQL's name of the type, for a
-    domain that of its base type; "" if the source no longer has the column. ``raw`` reads the value
-    without testing whether it is rejected: a value that is rejected then makes PostgreSQL raise an
-    error, or its reader sees it ("" if neither is so, or no value is rejected).
+    ``stored_type`` the type in the Bronze table. ``base_type`` is PostgreSQL's name of the type,
+    for a domain that of its base type; "" if the source no longer has the column. ``raw`` reads the
+    value without testing whether it is rejected: a value that is rejected then makes PostgreSQL
+    raise an error, or its reader sees it ("" if neither is so, or no value is rejected).
     """
 
     name: str
@@ -121,7 +121,7 @@ class Column:
         )
 
     @property
-    def stored(self) -> DeltaType:
+    def stored_type(self) -> DeltaType:
         """The type of the column in the Bronze table."""
         return DeltaType("string") if self.protect else self.kind
 

@@ -12,7 +12,7 @@ from bronze.model.results import Failure, TableResult
 
 @dataclass(frozen=True)
 class TableProgress:
-    """A table is being read: so many ``rows``, and which ``share`` of it, from 0 to 1."""
+    """The progress of a table: the ``rows`` read, and their ``share`` of it, from 0 to 1."""
 
     table: str
     rows: int
@@ -23,7 +23,7 @@ class TableProgress:
 
 @dataclass(frozen=True)
 class TableLanded:
-    """A table has landed, or was found unchanged."""
+    """A table was committed, or is unchanged."""
 
     result: TableResult
 

@@ -81,7 +81,7 @@ class QualityRules:
     distinct: int = 0
 
     @property
-    def renamed(self) -> bool:
+    def has_renames(self) -> bool:
         """Whether any column has a different name in the Bronze table."""
         return any(source != target for source, target in self.names)
 

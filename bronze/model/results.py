@@ -153,7 +153,7 @@ class RunResult(Shown):
 
     ``late`` are tables of earlier runs whose records were missing, ``notes`` messages for the user.
     ``unrecorded`` is why this run could not write all of its records into the governance tables;
-    the tables have landed nevertheless.
+    the tables are committed nevertheless.
     """
 
     batch_id: str
@@ -166,7 +166,7 @@ class RunResult(Shown):
 
     @property
     def exit_code(self) -> int:
-        """0: all tables landed; 3: no table did, as the source or the lake cannot be reached;
+        """0: all tables were loaded; 3: none was, as the source or the lake cannot be reached;
         1: some tables failed, or a record could not be written.
         """
         return exit_code((table.error for table in self.tables), self.unrecorded)

@@ -109,7 +109,7 @@ class RowSizeLimits:
 class SourceRead:
     """Which rows of a source table a unit reads.
 
-    ``query`` is the SELECT without its WHERE, ``splits`` are conditions, each of which selects rows
+    ``query`` is the SELECT without its WHERE, ``splits`` are conditions; each selects rows
     that fit into the memory of one worker. ``session`` are the statements that join the snapshot of
     the run. With ``row_sizes``, splits are divided further where their rows are large.
     """

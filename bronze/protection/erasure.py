@@ -155,7 +155,7 @@ def _limits(table: ProtectedTable, key: Mapping[str, str], origin: Original) -> 
     for name in key:
         if name not in origin.columns:
             yield f"the source no longer has the column {name}, and was asked without it"
-        elif table.protected(name) and not origin.columns[name].exact:
+        elif table.protection_of(name) and not origin.columns[name].exact:
             yield (
                 f"column {name} is protected: its values were searched as they were given, and as"
                 " PostgreSQL writes them; rows with another text that its type takes for equal are"
@@ -174,9 +174,10 @@ def search_versions(
         LakeUnreachable
     """
     folder = Folder(table.state)
-    if folder.lost:
+    if folder.missing_files:
         raise LakeError(
-            f"The file {folder.lost[0]} of {table.name} is missing: it may have such rows.",
+            f"The file {folder.missing_files[0]} of {table.name} is missing: it may have such"
+            " rows.",
             hint="`bronze verify --repair` repairs the table; then forget.",
         )
     targets = dict(settings.table(table.source, *table.original).rename)

@@ -13,10 +13,10 @@ from bronze.model.results import Failure, Shown
 class Evidence:
     """What was read, and what was found in it.
 
-    Of the table ``rows`` in ``files`` were read, of which ``found`` are the person's; of the
-    governance tables ``records``, of which ``told`` are about them. ``doubtful`` rows and records
-    may be theirs or another person's. ``unreadable`` files, which no version names, are not
-    Parquet, as their writing was interrupted.
+    ``rows`` rows in ``files`` files of the table were read, and ``found`` of them are the person's;
+    ``records`` records of the governance tables were read, and ``told`` of them are about the
+    person. ``doubtful`` rows and records may be the person's or another's. ``unreadable`` files
+    are in no version and not Parquet, as their writing was interrupted.
     """
 
     files: int = 0

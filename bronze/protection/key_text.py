@@ -22,7 +22,7 @@ from bronze.protection import plaintext, protect
 
 def is_list(column: Column) -> bool:
     """Whether the column is an array in the Bronze table."""
-    return column.stored.name == "array"
+    return column.stored_type.name == "array"
 
 
 def row_key(columns: Sequence[Column], has_text: bool) -> RowKey:

@@ -214,7 +214,7 @@ def rotate(settings: Settings, tables: Collection[str], reencrypt: bool) -> tupl
         LakeError, LakeUnreachable
     """
 
-    def rotated(records: Sequence[KeyRecord]) -> list[Use]:
+    def uses_to_rotate(records: Sequence[KeyRecord]) -> list[Use]:
         known = current_keys(records)
         unknown = sorted(set(tables) - {table for table, _, _ in known})
         if unknown:
@@ -230,7 +230,7 @@ def rotate(settings: Settings, tables: Collection[str], reencrypt: bool) -> tupl
         ]
 
     before = {record.key.id for record in stored_keys(settings)[1]}
-    records = _add_keys(settings, rotated)
+    records = _add_keys(settings, uses_to_rotate)
     return tuple(report for report in key_reports(records) if report.id not in before)
 
 

@@ -53,7 +53,7 @@ class ProtectedTable:
         """The schema and the name of the source's table."""
         return TableProperties.read(self.state.properties).source_table
 
-    def protected(self, name: str) -> ProtectedColumn | None:
+    def protection_of(self, name: str) -> ProtectedColumn | None:
         """How a column is protected, None if it is in clear."""
         return next((c for c in self.protection.columns if c.column == name), None)
 
@@ -120,8 +120,8 @@ def _keys_of(
 
 
 def history(state: State) -> Iterator[tuple[str, Mapping[str, str]]]:
-    """The properties that a table has had, as far as the log still has them, earliest first, each
-    with the batch that set them ("" where the commit names none).
+    """The earlier properties of a table that the log still has, earliest first, each with the
+    batch that set them ("" where the commit names none).
 
     Raises:
         LakeError, LakeUnreachable
@@ -138,8 +138,8 @@ def history(state: State) -> Iterator[tuple[str, Mapping[str, str]]]:
 
 
 def protected_since(table: ProtectedTable) -> str:
-    """The first batch whose rows were all written as a table's columns are protected now; "" where
-    that is not known.
+    """The first batch that wrote all its rows with the present protection of the columns; "" where
+    it is not known.
 
     Raises:
         LakeError, LakeUnreachable

@@ -37,7 +37,7 @@ def texts(values: pl.Series) -> pl.Series:
 
 
 def values(texts: pl.Series, kind: Any) -> pl.Series:
-    """The values whose texts `texts` has made, in the polars type ``kind``."""
+    """The values of texts that `texts` made, in the polars type ``kind``."""
     if kind == pl.String:
         return texts
     if kind == pl.Binary:

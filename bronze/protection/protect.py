@@ -120,7 +120,7 @@ def protect_texts(
     if texts.null_count() == len(texts):
         return pl.Series([None] * len(texts), dtype=pl.String)
     if rule.method == "mask":
-        return _masked(texts, rule.keep)
+        return _mask(texts, rule.keep)
     key = column.keys[0]
     data = unwrap(key, tuple(masters))
     if rule.method == "encrypt":
@@ -145,7 +145,7 @@ def _apply_to_unique(texts: pl.Series, method: Callable[[pl.Series], pl.Series])
 
 
 def _encrypt(texts: pl.Series, key: DataKey, cipher: AESGCM | AESSIV) -> pl.Series:
-    binding = bound(key)
+    binding = associated_data(key)
     clear = texts.cast(pl.Binary).to_list()
     if isinstance(cipher, AESGCM):
         random = os.urandom(_NONCE * len(clear))
@@ -158,8 +158,8 @@ def _encrypt(texts: pl.Series, key: DataKey, cipher: AESGCM | AESSIV) -> pl.Seri
     return f"{version}:{key.id}:" + pl.Series(sealed, dtype=pl.Binary).bin.encode("base64")
 
 
-def bound(key: DataKey) -> bytes:
-    """What values that a key encrypts are bound to."""
+def associated_data(key: DataKey) -> bytes:
+    """The associated data of the values that a key encrypts: its table and column."""
     return f"{key.table}\0{key.column}".encode()
 
 
@@ -170,7 +170,7 @@ def _hmac(values: pl.Series, key: bytes, digits: int = 64) -> pl.Series:
     return digests
 
 
-def _masked(texts: pl.Series, keep: int) -> pl.Series:
+def _mask(texts: pl.Series, keep: int) -> pl.Series:
     text = pl.col("text")
     shown = MASK + text.str.tail(keep) if keep else pl.lit(MASK)
     long = text.str.len_chars() > 2 * keep
@@ -251,7 +251,7 @@ def reveal_values(
         if parts[2] not in ciphers:
             data = unwrap(key, tuple(masters))
             ciphers[key.id] = AESGCM(data[:_HALF]) if parts[1] == "v1" else AESSIV(data)
-        return _decrypt(parts[3], ciphers[key.id], bound(key))
+        return _decrypt(parts[3], ciphers[key.id], associated_data(key))
 
     try:
         texts = [None if text is None else clear(text) for text in stored.to_list()]

@@ -99,7 +99,7 @@ def _file_without(
     """Writes a file's other rows; None where it has no others."""
     parquet = files.open_parquet(state.place, file)
     cluster = files.cluster_of(unquote(file.path))
-    name = files.clustered(batch, *cluster) if cluster else batch
+    name = files.cluster_name(batch, *cluster) if cluster else batch
     stats = [column for column in optimize.statistics(state) if column in dict(state.columns)]
     parts = files.parts(parquet, state.columns, None, None, dict(file.partition))
     frames = (pl.DataFrame(part) for _, part in parts)

@@ -119,7 +119,7 @@ def _table_figures(
 def _limit(
     share: float, met: bool, failed: int, allow_rows: int, checked: int
 ) -> tuple[float, bool]:
-    """The share of the checked rows that may fail, and whether no more fail.
+    """The share of the checked rows that may fail, and whether it is not exceeded.
 
     Args:
         share: the share that may fail by the config.

@@ -38,7 +38,7 @@ def condition_of(rule: RuleSettings, column: Column) -> pl.Expr:
     if rule.range is not None:
         return _range(rule.range, column)
     if rule.accepted_values is not None:
-        values = [_typed(column, accepted) for accepted in rule.accepted_values]
+        values = [_typed_value(column, accepted) for accepted in rule.accepted_values]
         return value.is_in(pl.Series(values, dtype=dtype(column.kind)).implode())
     if rule.freshness is not None:
         return _fresh(column, rule.freshness)
@@ -64,8 +64,8 @@ def _between(value: pl.Expr, low: Any, high: Any, kind: Any) -> pl.Expr:
 def _range(bounds: Bounds, column: Column) -> pl.Expr:
     if column.kind.name not in _ORDERED:
         raise Unfit(f"column {column.name} is {column.kind}, which has no range")
-    low = None if bounds.min is None else _typed(column, bounds.min, ROUND_CEILING)
-    high = None if bounds.max is None else _typed(column, bounds.max, ROUND_FLOOR)
+    low = None if bounds.min is None else _typed_value(column, bounds.min, ROUND_CEILING)
+    high = None if bounds.max is None else _typed_value(column, bounds.max, ROUND_FLOOR)
     least, most = _limits(column.kind)
     if (low is not None and most is not None and low > most) or (
         high is not None and least is not None and high < least
@@ -92,7 +92,7 @@ def _limits(kind: DeltaType) -> tuple[Any, Any]:
     return None, None
 
 
-def _typed(column: Column, value: Any, rounding: str | None = None) -> Any:
+def _typed_value(column: Column, value: Any, rounding: str | None = None) -> Any:
     """A value of the config in the column's type; a bound is rounded into the range."""
     reader = _READERS.get(column.kind.name)
     if reader is None:

@@ -106,16 +106,16 @@ def quality(settings: Settings, tables: Sequence[str] = (), trend: int = 1) -> Q
         trend: how many of the last runs to report.
 
     Raises:
-        ConfigError: there are no figures of such a table.
+        ConfigError: a table has no quality figures.
         LakeError, LakeUnreachable: the lake cannot be read.
     """
     state = log.read(settings.place(GOVERNANCE, quality_table.NAME))
-    recorded = _recorded_tables(settings, _read(state, state.files)) if state else []
+    recorded = _recorded_tables(settings, _read_rows(state, state.files)) if state else []
     unknown = [name for name in tables if not any(name in one.names for one in recorded)]
     if unknown:
         raise ConfigError(
-            f"There are no figures of a table {unknown[0]} in {settings.lake.root}.",
-            hint="`bronze run` and `bronze stream` record them. There are those of"
+            f"Table {unknown[0]} has no quality figures in {settings.lake.root}.",
+            hint="`bronze run` and `bronze stream` record them. Tables with figures:"
             f" {', '.join(sorted(one.target for one in recorded)) or 'none'}.",
         )
     reached = _streamed_moments(settings)
@@ -199,7 +199,7 @@ def _schema_of(settings: Settings, system: str, label: str, target: str) -> str:
     return schemas[0] if schemas else label.partition(".")[0]
 
 
-def _read(state: State, stored: Sequence[StoredFile]) -> pl.DataFrame:
+def _read_rows(state: State, stored: Sequence[StoredFile]) -> pl.DataFrame:
     empty = files.conform(pa.table({}), state.columns, {}, 0)
     parts = (
         part
@@ -217,7 +217,7 @@ def _streamed_moments(settings: Settings) -> dict[str, datetime]:
     if state is None:
         return {}
     newest = sorted(state.files, key=lambda file: files.batch_of(file.path) or "", reverse=True)
-    records = _read(state, newest[:_STREAM_FILES]).sort("recorded_timestamp")
+    records = _read_rows(state, newest[:_STREAM_FILES]).sort("recorded_timestamp")
     streams_here = {(settings.stream.names(source)[0], source) for source in settings.source}
     moments: dict[str, datetime] = {}
     for stream, source, recorded, lag, tables in records.select(
@@ -248,7 +248,7 @@ def _table_quality(
         runs=tuple(_run(rows) for rows in runs),
         figures=tuple(_figure(row) for row in runs[0].to_dicts()),
         age=age,
-        allowed=settings.demanded(own).freshness,
+        allowed=settings.quality_of(own).freshness,
     )
 
 

@@ -47,14 +47,14 @@ def criteria(
     """
     resolved: dict[str, ResolvedRule] = {}
     for rule in target.settings.rules:
-        resolved[rule.called] = _config_rule(target, contract, key, known, rule)
+        resolved[rule.label] = _config_rule(target, contract, key, known, rule)
     for name in target.names:
         for added in settings.added.get(name, ()):
             if added.name in resolved:
                 raise _refusal(target, added.name, "another rule has that name")
             expression = scoring.expression(added.holds)
             resolved[added.name] = _expression_rule(target, contract, added, expression)
-    if settings.demanded(target.settings).derive:
+    if settings.quality_of(target.settings).derive:
         for derived in _derived_rules(contract, key, known):
             resolved.setdefault(derived.name, derived)
     return tuple(resolved.values())
@@ -66,7 +66,7 @@ def fingerprint(settings: Settings, target: Target, criteria: Sequence[ResolvedR
     # A proven rule lowers no score.
     scoring = [c for c in criteria if c.origin != "derived" or c.evaluation != "proven"]
     parts += [f"{c.name} {c.kind} {c.columns} {c.severity} {c.origin}" for c in scoring]
-    parts.append(str(settings.demanded(target.settings).threshold))
+    parts.append(str(settings.quality_of(target.settings).threshold))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
@@ -105,11 +105,11 @@ def _config_rule(
     present = {column.name: column for column in contract.columns if column.name}
     missing = [name for name in columns if name not in present]
     if missing:
-        raise _refusal(target, rule.called, f"there is no column {missing[0]}")
+        raise _refusal(target, rule.label, f"there is no column {missing[0]}")
     if rule.kind == "unique" and not columns:
-        raise _refusal(target, rule.called, "the table has no key: name columns")
+        raise _refusal(target, rule.label, "the table has no key: name columns")
     resolved = ResolvedRule(
-        rule.called,
+        rule.label,
         rule.kind,
         columns,
         rule.severity,
@@ -124,12 +124,12 @@ def _config_rule(
     if rule.kind in ("unique", "references"):
         lists = [name for name in columns if present[name].kind.name == "array"]
         if lists:
-            raise _refusal(target, rule.called, f"column {lists[0]} is an array")
+            raise _refusal(target, rule.label, f"column {lists[0]} is an array")
         return resolved
     try:
         return _with_condition(resolved, expressions.condition_of(rule, present[columns[0]]))
     except Unfit as unfit:
-        raise _refusal(target, rule.called, str(unfit)) from None
+        raise _refusal(target, rule.label, str(unfit)) from None
 
 
 def _with_condition(rule: ResolvedRule, condition: pl.Expr) -> ResolvedRule:
@@ -157,7 +157,7 @@ def _is_proven(
     if resolved.kind == "unique":
         return any(set(columns) <= set(resolved.columns) for columns in known.unique)
     if rule.references is not None:
-        pairs = set(zip(resolved.columns, referred(target, rule), strict=True))
+        pairs = set(zip(resolved.columns, referenced_columns(target, rule), strict=True))
         return any(
             foreign_key.proven
             and rule.references.table in _names(target, foreign_key.schema, foreign_key.table)
@@ -173,17 +173,17 @@ def _names(target: Target, schema: str, table: str) -> list[str]:
     return [full, table] if schema == target.relation.schema else [full]
 
 
-def referred(target: Target, rule: RuleSettings) -> tuple[str, ...]:
+def referenced_columns(target: Target, rule: RuleSettings) -> tuple[str, ...]:
     """The columns that a rule refers to.
 
     Raises:
         TableRefused: their number differs from that of the columns that refer to them.
     """
     if rule.references is None:
-        raise TypeError(f"the rule {rule.called} refers to nothing")
+        raise TypeError(f"the rule {rule.label} refers to nothing")
     others = rule.references.columns or rule.on
     if len(others) != len(rule.on):
-        raise _refusal(target, rule.called, "it refers to a different number of columns")
+        raise _refusal(target, rule.label, "it refers to a different number of columns")
     return others
 
 

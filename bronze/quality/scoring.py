@@ -88,10 +88,12 @@ def _masks(
     evaluated = [i for i, criterion in enumerate(quality.criteria) if criterion.holds]
     if evaluated and rows.height:
         named = (
-            rows.select(pl.col(t).alias(s) for s, t in quality.names) if quality.renamed else rows
+            rows.select(pl.col(t).alias(s) for s, t in quality.names)
+            if quality.has_renames
+            else rows
         )
         named = named.with_columns(pl.lit(stamp.loaded_at).alias(MOMENT))
-        broken = [_broken(quality.criteria[i]).alias(str(i)) for i in evaluated]
+        broken = [_violation(quality.criteria[i]).alias(str(i)) for i in evaluated]
         try:
             results = named.select(broken)
         except pl.exceptions.PolarsError:
@@ -101,11 +103,11 @@ def _masks(
     if rejected.null_count() < len(rejected):
         for i, criterion in enumerate(quality.criteria):
             if criterion.rejects:
-                masks[i] = _rejected(rejected, criterion.rejects)
+                masks[i] = _has_rejected_value(rejected, criterion.rejects)
     return masks
 
 
-def _broken(criterion: ResolvedRule) -> pl.Expr:
+def _violation(criterion: ResolvedRule) -> pl.Expr:
     # NULL meets the rule, as in a CHECK constraint.
     return expression(criterion.holds).not_().fill_null(False)
 
@@ -120,7 +122,7 @@ def _failing_rule(rows: pl.DataFrame, criteria: Sequence[ResolvedRule]) -> Table
     """The error for the expression that failed, without polars' message, which quotes values."""
     for criterion in criteria:
         try:
-            rows.select(_broken(criterion))
+            rows.select(_violation(criterion))
         except pl.exceptions.PolarsError as error:
             return TableRefused(
                 f"The rule {criterion.name!r} fails on rows of the table: {type(error).__name__}.",
@@ -132,7 +134,7 @@ def _failing_rule(rows: pl.DataFrame, criteria: Sequence[ResolvedRule]) -> Table
     )
 
 
-def _rejected(lines: pl.Series, column: str) -> pl.Series:
+def _has_rejected_value(lines: pl.Series, column: str) -> pl.Series:
     """Which rows have a rejected value in a column; see `bronze.postgres.statement`."""
     name = pl.escape_regex(json.dumps(column, ensure_ascii=False))
     return lines.fill_null("").str.contains(rf"(?m)^\[{name}, ")

@@ -64,12 +64,12 @@ def quality_rules(
     criteria = rules.criteria(context.settings, context.target, contract, key.source_names, known)
     if asking:
         criteria = tuple(
-            _evaluated(context, contract, known, criterion, protected) for criterion in criteria
+            _evaluate_rule(context, contract, known, criterion, protected) for criterion in criteria
         )
     hidden = {target for source, target in names if source in protected} | {KEY_TEXT}
     return QualityRules(
         criteria=criteria if asking else rules_of_changes(criteria),
-        threshold=context.settings.demanded(context.target.settings).threshold,
+        threshold=context.settings.quality_of(context.target.settings).threshold,
         names=names,
         key=tuple(name for name in key.names if name not in hidden),
         distinct=0 if key.columns else -(-_rows(relation) // _MAX_FINGERPRINTS) or 1,
@@ -91,7 +91,7 @@ def _rows(relation: Relation) -> int:
     return relation.rows if relation.rows >= 0 else size_of(relation) // _NARROW_ROW_BYTES
 
 
-def _evaluated(
+def _evaluate_rule(
     context: TableContext,
     contract: ColumnContract,
     known: Constraints,
@@ -160,7 +160,7 @@ def _condition(
             for name, value in own.items()
         )
         return f"{present} AND EXISTS (SELECT FROM ({repeated}) AS repeated WHERE {equal})"
-    schema, other, columns = _referenced(context, known, criterion)
+    schema, other, columns = _reference_of(context, known, criterion)
     others = _comparisons(context, schema, other)
     equal = " AND ".join(
         f"other.{quoted(name)} {_equal(operators.get(column), others.get(name))} {own[column]}"
@@ -183,14 +183,14 @@ def _equal(left: ComparisonOperators | None, right: ComparisonOperators | None) 
     return left.equal if left and left == right else DEFAULT_OPERATORS.equal
 
 
-def _referenced(
+def _reference_of(
     context: TableContext, known: Constraints, criterion: ResolvedRule
 ) -> tuple[str, str, tuple[str, ...]]:
     """The schema and name of the table that a rule refers to, and its columns."""
     for rule in context.target.settings.rules:
-        if rule.references and rule.called == criterion.name and criterion.origin == "config":
+        if rule.references and rule.label == criterion.name and criterion.origin == "config":
             schema, table = _schema_and_name(context, criterion.name, rule.references.table)
-            return schema, table, rules.referred(context.target, rule)
+            return schema, table, rules.referenced_columns(context.target, rule)
     foreign_key = next(key for key in known.references if key.name == criterion.name)
     return foreign_key.schema, foreign_key.table, foreign_key.others
 

@@ -84,7 +84,7 @@ class _Part(NamedTuple):
     missing: Flags | None
 
 
-def narrowed(values: pl.Series, to: Any) -> tuple[pl.Series, pl.Series]:
+def cast_exactly(values: pl.Series, to: Any) -> tuple[pl.Series, pl.Series]:
     """Values cast to another type, and which of them are exact; the others are NULL or rounded."""
     if values.dtype == to:
         return values, pl.repeat(True, len(values), eager=True)

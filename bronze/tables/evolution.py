@@ -76,7 +76,7 @@ def resolve_contract(
     for name, stored in held:
         if name in metadata:
             continue
-        rule, kind = known.protected.get(name, (None, stored))
+        rule, kind = known.protection.get(name, (None, stored))
         if name.lower() in left_out:
             reloaded.append(name)
             continue
@@ -89,7 +89,7 @@ def resolve_contract(
         if column.protect != rule:
             reloaded.append(name)
         else:
-            column = _widened(column, kind, relation)
+            column = _widen_column(column, kind, relation)
             if column.kind != kind:
                 rewrite |= column.protect is None
                 notes.append(f"column {name} is widened from {kind} to {column.kind}")
@@ -117,7 +117,7 @@ def _with_spelling_of(names: Sequence[str], columns: Sequence[Column]) -> Iterat
         )
 
 
-def _widened(column: Column, stored: DeltaType, relation: Relation) -> Column:
+def _widen_column(column: Column, stored: DeltaType, relation: Relation) -> Column:
     """The column with a type that holds all values of the source and of the Bronze table.
 
     Raises:
@@ -235,13 +235,13 @@ def widened_property(
     """The property `WIDENED`, if any column was ever widened: rows that are gone from the source
     keep the checksum of their narrower values.
     """
-    times = [*TableProperties.read(properties).widened]
+    times = [*TableProperties.read(properties).types_before_widening]
     before = dict(held)
     # Arrays are never widened: one that differs is reloaded.
     narrower = {
         c.target: kind
         for c in columns
-        if (kind := before.get(c.target, c.stored)) != c.stored and kind.element is None
+        if (kind := before.get(c.target, c.stored_type)) != c.stored_type and kind.element is None
     }
     if narrower:
         times.append(narrower)
@@ -270,7 +270,7 @@ def protected_columns(
     properties: Mapping[str, str],
 ) -> Mapping[str, tuple[ProtectionRule, DeltaType]]:
     """How the protected columns of a Bronze table are protected, and their types in the source."""
-    return TableProperties.read(properties).protected
+    return TableProperties.read(properties).protection
 
 
 def key(properties: Mapping[str, str]) -> tuple[str, ...]:
@@ -282,7 +282,7 @@ def key_columns_in_source(properties: Mapping[str, str]) -> tuple[str, ...]:
     """The Bronze names of the columns that the key has in the source."""
     known = TableProperties.read(properties)
     names = known.key or ()
-    return known.keyed if KEY_TEXT in names else names
+    return known.key_text_columns if KEY_TEXT in names else names
 
 
 def former_names(properties: Mapping[str, str], name: str) -> tuple[str, ...]:

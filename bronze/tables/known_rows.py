@@ -209,7 +209,7 @@ def _row_fingerprints(
     known: KnownRows, file: StoredFile, start: int, rows: pl.DataFrame
 ) -> tuple[Fingerprints, pl.Series]:
     """The fingerprints of whole rows, and which rows have a well-formed hash. A row that another
-    writer added or altered (as far as ``form`` tells) gets a fingerprint that is made of its
+    writer added or altered (by its form, see ``form``) gets a fingerprint that is made of its
     position, so that no row of the source matches it.
     """
     hashes, formed = fingerprint.with_zeros(rows["row_hash"])

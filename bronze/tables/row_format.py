@@ -1,5 +1,5 @@
-"""The form of the rows that bronze wrote to a table, as its properties say, whatever other writers
-have done to its columns since.
+"""The form of the rows that bronze wrote to a table, by its properties, even after other writers
+changed its columns.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def columns_as_written(
 def foreign_column_changes(columns: Columns, properties: Mapping[str, str]) -> tuple[str, ...]:
     """What another writer has done to the columns of a Bronze table, in words."""
     present = dict(columns)
-    written = dict(_written(columns, properties))
+    written = dict(_bronze_columns(columns, properties))
     metadata = [name for name, _ in METADATA_COLUMNS if name not in {**written, **present}]
     return (
         *(f"{name} was dropped" for name in [*written, *metadata] if name not in present),
@@ -58,16 +58,16 @@ def row_format_of(
     has_history = KIND in names and names.index(KIND) > last
     added = {*metadata, partition, COMMIT_TIMESTAMP, KEY_TEXT}
     added |= {KIND} if has_history else set()
-    added |= {name for name, _ in ANOMALY_COLUMNS} if known.watched else set()
+    added |= {name for name, _ in ANOMALY_COLUMNS} if known.has_anomaly_columns else set()
     values = tuple(name for name in names if name not in added)
     return RowFormat(
         values=values,
         base=len(values) if known.base is None else known.base,
         earlier=(
-            tuple(pair for pair in _written(columns, properties) if pair[0] in values),
+            tuple(pair for pair in _bronze_columns(columns, properties) if pair[0] in values),
             *earlier_types(properties),
         ),
-        hashed=not known.protected,
+        hashed=not known.protection,
         partition=partition or "",
         thresholds=known.thresholds or (),
         history=has_history,
@@ -80,13 +80,13 @@ def earlier_types(properties: Mapping[str, str]) -> tuple[tuple[tuple[str, Delta
     """
     types: dict[str, DeltaType] = {}
     times = []
-    for time in reversed(TableProperties.read(properties).widened):
+    for time in reversed(TableProperties.read(properties).types_before_widening):
         types |= time
         times.append(tuple(types.items()))
     return tuple(times)
 
 
-def _written(columns: Columns, properties: Mapping[str, str]) -> Columns:
+def _bronze_columns(columns: Columns, properties: Mapping[str, str]) -> Columns:
     """The columns that bronze gave a table; ``columns`` where it is not known."""
     layout = TableProperties.read(properties).layout
     return columns if layout is None else layout

@@ -176,7 +176,7 @@ def with_relation(target: Target, relation: Relation) -> Target:
 def dropped_columns(target: Target) -> frozenset[str]:
     """The source's names of the columns that the config leaves out."""
     own = target.settings
-    dropped = {name for name, how in own.protect.items() if how.dropped}
+    dropped = {name for name, how in own.protect.items() if how.is_dropped}
     return frozenset(
         attribute.name
         for attribute in target.relation.attributes
@@ -302,7 +302,7 @@ def unreadable_error(target: Target) -> TableRefused:
 
 def _keyless(target: Target, column: str) -> TableRefused:
     own = target.settings
-    if column in own.protect and own.protect[column].dropped:
+    if column in own.protect and own.protect[column].is_dropped:
         hint = f'Load its tokens: protect = {{ {toml(column)} = "tokenize" }}'
     else:
         named = ", ".join(map(toml, (*own.columns, column)))
@@ -315,7 +315,7 @@ def _keyless(target: Target, column: str) -> TableRefused:
 
 
 def unreadable_columns_error(target: Target) -> TableRefused:
-    """The error for a table of which the role may not read some of the columns to load."""
+    """The error for a table with columns to load that the role may not read."""
     relation, out = target.relation, dropped_columns(target)
     shut = [a.name for a in relation.attributes if not a.readable and a.name not in out]
     names = ", ".join(shut)

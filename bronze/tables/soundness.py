@@ -1,4 +1,4 @@
-"""Soundness: whether stored rows are as bronze wrote them, as far as the rows themselves show.
+"""Soundness: whether stored rows are as bronze wrote them, by their own hashes and forms.
 
 ``checksum`` is computed from the values as they are stored, ``row_hash`` from those in the source:
 both are of the same values unless some were rejected, which are stored as NULL, or are protected by
@@ -24,7 +24,7 @@ from bronze.model.stamp import IngestionMethod
 from bronze.model.units import ACTIVE, DELETED, QUARANTINED
 from bronze.postgres.copy.read import dtype
 from bronze.rows import fingerprint, hashing, metadata
-from bronze.rows.encoding import encoding_pieces, narrowed
+from bronze.rows.encoding import cast_exactly, encoding_pieces
 from bronze.rows.metadata import COMMIT_TIMESTAMP
 
 Mask = npt.NDArray[np.bool_]
@@ -74,7 +74,7 @@ def _match_earlier_hashes(
     """Which rows have the hashes of their values in the types that columns had before."""
     exact = np.ones(rows.height, np.bool_)
     for name, kind in types:
-        values, is_exact = narrowed(rows[name], dtype(kind))
+        values, is_exact = cast_exactly(rows[name], dtype(kind))
         rows = rows.with_columns(values)
         exact &= is_exact.to_numpy()
     sound, _ = _match_hashes(rows, form)

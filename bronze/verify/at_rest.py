@@ -63,7 +63,7 @@ def verify_at_rest(
 def _size(table: ExpectedTable) -> int:
     """The bytes of a table's files, for the progress; an error is in the table's result."""
     with suppress(BronzeError):
-        return sum(file.size for file in table.state.named) if table.state else 0
+        return sum(file.size for file in table.state.listed_files) if table.state else 0
     return 0
 
 
@@ -187,5 +187,5 @@ def file_tasks(state: State, sizes: Mapping[str, int], basis: Basis | None) -> l
             key=key if set(key) <= dict(layout).keys() else (),
             basis=basis,
         )
-        for file in state.named
+        for file in state.listed_files
     ]

@@ -43,7 +43,7 @@ class Claim:
     """One table to verify.
 
     ``state`` is the Bronze table, None where there is none yet. ``columns`` are the source's
-    columns to compare, of which the Bronze table was created with the first ``base``. ``key``
+    columns to compare; the Bronze table was created with the first ``base`` of them. ``key``
     identifies the rows. ``error`` is why the table cannot be verified.
     """
 
@@ -195,7 +195,7 @@ class Claim:
     def _is_newer_than_snapshot(self, result: VerifiedTable) -> bool:
         return result.position is not None and result.position > self.context.snapshot.position
 
-    def refreshed(self) -> Claim:
+    def with_current_table(self) -> Claim:
         """The same claim, with the Bronze table as it is now."""
         return _resolve(self.context)
 
@@ -205,7 +205,7 @@ def claims_of_source(
 ) -> list[Claim]:
     """The tables of the source to verify: those with these names, all of the config if none.
 
-    Each source has one snapshot, which is held until the stack is closed.
+    Each source has one snapshot, which stays open until the stack is closed.
 
     Raises:
         ConfigError: there is no such table.

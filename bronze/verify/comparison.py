@@ -58,7 +58,7 @@ class Options:
 
 @dataclass
 class Comparison:
-    """The comparison of one table, as far as it has come.
+    """The state of the comparison of one table.
 
     ``damage`` is what a repair works on; of the extra rows ``duplicates`` share their key with
     others.
@@ -239,7 +239,7 @@ def _file_tasks(claim: Claim, comparison: Comparison) -> Workflow[list[FileTask]
     state = claim.state
     if state is None:
         return []
-    stored: Sequence[StoredFile] = state.named
+    stored: Sequence[StoredFile] = state.listed_files
     live: Sequence[npt.NDArray[np.int64] | None] = [None] * len(stored)
     if claim.has_history:
         stored, live = yield from _last_versions(claim, state, comparison)
@@ -254,7 +254,7 @@ def _last_versions(
     claim: Claim, state: State, comparison: Comparison
 ) -> Workflow[tuple[Sequence[StoredFile], Sequence[npt.NDArray[np.int64]]]]:
     """The readable files of a history, and for each the rows that are live last versions."""
-    units.check_history_fits(claim.context, sum(max(file.rows, 0) for file in state.named))
+    units.check_history_fits(claim.context, sum(max(file.rows, 0) for file in state.listed_files))
     tasks = _check_tasks(state, None)
     if comparison.options.trust_hashes:
         # An unreadable file has to be known before: last versions are found over all files.
@@ -262,7 +262,7 @@ def _last_versions(
     checks = yield [Task(file_check.check_file, task, claim.label) for task in tasks]
     _add_file_faults(claim, comparison, checks)
     unreadable = {file.path for file in comparison.damage.unreadable}
-    stored = tuple(file for file in state.named if file.path not in unreadable)
+    stored = tuple(file for file in state.listed_files if file.path not in unreadable)
     known = KnownRows(
         state.place, state.version, stored, claim.layout, (), 0, versions=claim.key_names
     )

@@ -26,7 +26,7 @@ from bronze.postgres.copy.read import dtype
 from bronze.protection import keyring, protect
 from bronze.protection.protect import REVEALED
 from bronze.rows import fingerprint, metadata
-from bronze.rows.encoding import encode, narrowed
+from bronze.rows.encoding import cast_exactly, encode
 
 _DIGITS = 32
 _NO_HASH = "0" * _DIGITS
@@ -36,7 +36,7 @@ _NO_HASH = "0" * _DIGITS
 class Basis:
     """What the digests of a table's rows are computed from.
 
-    ``columns`` are the source's columns, of which the table was created with the first ``base``.
+    ``columns`` are the source's columns; the table was created with the first ``base`` of them.
     ``readable`` are those with values that can be read in Bronze, ``stored`` the names of the
     Bronze columns that are compared in their stored form.
     """
@@ -132,7 +132,7 @@ def _hashes_of_values(rows: pl.DataFrame, basis: Basis) -> tuple[pl.Series, pl.S
             stored, wrong = protect.decrypt(stored, protected[column.target], masters, kind)
             unfit = wrong if unfit is None else unfit | wrong
         elif stored.dtype != kind:
-            stored, exact = narrowed(stored, kind)
+            stored, exact = cast_exactly(stored, kind)
             unfit = ~exact if unfit is None else unfit | ~exact
         values.append(stored)
     none = pl.repeat(None, rows.height, dtype=pl.String, eager=True)

@@ -130,7 +130,7 @@ def source_sums(task: SourceTask) -> BucketSums:
     """
     sums = buckets.empty_sums()
     if task.basis and not task.basis.in_postgres:
-        for rows in _keyed_hashes(task, "true"):
+        for rows in _read_keyed_hashes(task, "true"):
             buckets.add_to_sums(sums, buckets.digests_of_hashes(rows[HASH]))
         return BucketSums(True, sums, task.estimate)
     key = _hash_key(task)
@@ -156,13 +156,15 @@ def keyed_hashes_in_source(task: SourceTask) -> pl.DataFrame:
     computed_here = _hash_key(task) or (task.basis and not task.basis.in_postgres)
     condition = "true" if computed_here else buckets.bucket_condition(task.selection.bucket_mask)
     names = task.key.names
-    kinds = {c.target: read.dtype(c.stored) for c in task.key.columns} | {KEY_TEXT: _TEXT}
+    kinds = {c.target: read.dtype(c.stored_type) for c in task.key.columns} | {KEY_TEXT: _TEXT}
     parts = [pl.DataFrame(schema={**{name: kinds[name] for name in names}, HASH: _TEXT})]
-    parts += [task.selection.filter_rows(rows, names) for rows in _keyed_hashes(task, condition)]
+    parts += [
+        task.selection.filter_rows(rows, names) for rows in _read_keyed_hashes(task, condition)
+    ]
     return pl.concat(parts)
 
 
-def _keyed_hashes(task: SourceTask, condition: str) -> Iterator[pl.DataFrame]:
+def _read_keyed_hashes(task: SourceTask, condition: str) -> Iterator[pl.DataFrame]:
     """The keys of rows of the source, in their stored form, and the digests."""
     key, basis = _hash_key(task), task.basis
     names = task.key.names

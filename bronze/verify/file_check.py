@@ -53,7 +53,7 @@ class CheckedFile:
     """The result of a file.
 
     ``fault`` is the fault of the file itself, "" if it has none; ``is_read`` says that it could be
-    read to its end. It has ``rows`` rows, of which ``live`` are not marked as deleted.
+    read to its end. It has ``rows`` rows; ``live`` of them are not marked as deleted.
 
     ``altered`` are the numbers of altered live rows, ``altered_deleted`` those of altered rows that
     are marked as deleted. ``listed`` has the first of both: key, and what is altered.
@@ -118,7 +118,7 @@ def _check_rows(task: FileCheckTask) -> CheckedFile:
         is_live = live.to_numpy()
         altered.append(start + np.flatnonzero(wrong & is_live))
         altered_deleted.append(start + np.flatnonzero(wrong & ~is_live))
-        listed += _listed_rows(part, judged, task, MAX_LISTED - len(listed))
+        listed += _altered_rows(part, judged, task, MAX_LISTED - len(listed))
     return CheckedFile(
         file,
         _fault_by_statistics(file, rows, bounds),
@@ -144,7 +144,7 @@ def _digests_of_live_rows(
 
 
 def _hashes_are_digests(task: FileCheckTask, basis: Basis) -> bool:
-    """Whether the hashes of the check are also those of which the digests are made: both over the
+    """Whether the digests can use the hashes of the check, as both are over the
     same columns, with the same types.
     """
     if basis.readable != basis.columns:
@@ -155,7 +155,7 @@ def _hashes_are_digests(task: FileCheckTask, basis: Basis) -> bool:
     return targets == task.form.values and same_types and basis.base == task.form.base
 
 
-def _listed_rows(
+def _altered_rows(
     part: pl.DataFrame, judged: RowCheck, task: FileCheckTask, limit: int
 ) -> Iterator[tuple[str, str]]:
     """The keys of the first altered rows, and what is altered in each."""

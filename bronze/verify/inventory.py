@@ -204,7 +204,7 @@ def _records(place: Place) -> tuple[list[pl.DataFrame], BronzeError | None]:
     first_error: BronzeError | None = None
     try:
         state = log.read(place)
-        stored = state.named if state else ()
+        stored = state.listed_files if state else ()
     except LakeUnreachable:
         raise
     except LakeError as error:

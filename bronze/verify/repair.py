@@ -3,8 +3,8 @@
 First the table loses what a comparison cannot update: rows that exist more than once, rows that
 bronze never wrote, and files that are missing or unreadable. Then a load compares all rows with the
 source, in the snapshot of the verification, and the rows in Bronze with their own hashes; only what
-differs is written. Lost earlier versions of a history, and rows that the source has no more, cannot
-be restored; the notes of the result say so.
+differs is written. Lost earlier versions of a history, and rows that were deleted in the source,
+cannot be restored; the notes of the result say so.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Damage:
 
     ``surplus`` rows are to be removed. ``altered`` rows are not as bronze wrote them, ``different``
     rows not as in the source: a comparison updates both. ``altered_deleted`` are altered rows that
-    are marked as deleted, so that the source has them no more. ``unreadable`` files are to be
+    are marked as deleted, so the source does not have them. ``unreadable`` files are to be
     removed, ``misdescribed`` files, about which the log is wrong, to be rewritten.
     """
 
@@ -95,7 +95,7 @@ class Damage:
 class RepairResult:
     """What a repair did to a table.
 
-    It removed ``removed`` rows, of which ``removed_deleted`` were marked as deleted, and the
+    It removed ``removed`` rows (``removed_deleted`` of them were marked as deleted) and the
     ``removed_files``, with ``file_rows`` rows by the log; then ``load`` compared the table with the
     source. ``has_removal`` says that it committed a removal, even one of no rows. ``error`` is why
     it is incomplete, ``unrecorded`` why there is no record of it in governance.data_lineage.
@@ -117,7 +117,7 @@ class RepairResult:
         """Whether the load succeeded."""
         return self.load is not None and self.load.error is None
 
-    def failed(self, error: BronzeError) -> RepairResult:
+    def with_error(self, error: BronzeError) -> RepairResult:
         """The same result with an error; the first one is kept."""
         return replace(self, error=self.error or error.failure())
 
@@ -165,7 +165,7 @@ def _load(
         try:
             tables += _plan_table(settings, claim, batch_id)
         except BronzeError as error:
-            results[claim.target] = results[claim.target].failed(error)
+            results[claim.target] = results[claim.target].with_error(error)
     if not tables:
         return
     ledger = lineage.LineageLedger(settings)
@@ -178,7 +178,7 @@ def _load(
     except BronzeError as error:
         for target in entries:
             if results[target].load is None:
-                results[target] = results[target].failed(error)
+                results[target] = results[target].with_error(error)
     ledger.unwritten = pipeline.record_quality(settings, tables)
     _, unrecorded = ledger.write()
     for target in entries:
@@ -190,7 +190,7 @@ def _plan_table(settings: Settings, claim: Claim, batch_id: str) -> list[TableRu
     context = claim.context
     slots = settings.source[context.origin.name].pool.readers
 
-    def as_loaded(target: Target) -> Target:
+    def as_full_load(target: Target) -> Target:
         target = with_streamed_columns(context, target)
         if not claim.is_streamed:
             return target
@@ -199,7 +199,7 @@ def _plan_table(settings: Settings, claim: Claim, batch_id: str) -> list[TableRu
 
     snapshot, targets = context.snapshot, [context.target]
     return pipeline.plan_tables(
-        settings, context.origin, snapshot, targets, batch_id, slots, as_loaded, doubting=True
+        settings, context.origin, snapshot, targets, batch_id, slots, as_full_load, doubting=True
     )
 
 
@@ -230,7 +230,7 @@ def _remove_damage(
     except BronzeError as error:
         with suppress(BronzeError):
             commit.discard(place, batch_id)
-        return claim.target, result.failed(error)
+        return claim.target, result.with_error(error)
 
 
 def _check_repairable(claim: Claim) -> None:
@@ -279,7 +279,7 @@ def _remove_rows(claim: Claim, rows: Rows, batch_id: str) -> Workflow[int]:
     change = Change(
         "DELETE",
         added=[one.file for one in merged if one.file and one.edits],
-        # Of a file without rows, whatever the log says, no file is written.
+        # A file without rows is not written again, even if the log says that it has rows.
         removed=[one.old for one in merged if one.edits or not one.file],
         feed=[one.feed for one in merged if one.feed],
         quiet=[(one.old, one.file) for one in merged if one.file and not one.edits],
@@ -321,7 +321,9 @@ def _current_state(claim: Claim, needed: Sequence[StoredFile]) -> State:
     """
     place = claim.context.target.place
     state = log.read(place)
-    if state is None or not {file.path for file in needed} <= {file.path for file in state.named}:
+    if state is None or not {file.path for file in needed} <= {
+        file.path for file in state.listed_files
+    }:
         raise CommitConflict(
             f"Another writer committed to the table at {place.url} first.",
             hint="Verify again: this step of the repair was not committed.",

@@ -51,13 +51,13 @@ def compare_rows(source: pl.DataFrame, bronze: pl.DataFrame, key: Sequence[str])
         key: the key columns. Without a key no row is ``different``: it is missing and extra.
     """
     by_digest = [*key, _HASH, _NUMBER]
-    source, bronze = (_numbered(rows, [*key, _HASH]) for rows in (source, bronze))
+    source, bronze = (_number_equal_rows(rows, [*key, _HASH]) for rows in (source, bronze))
     missing = source.join(bronze, on=by_digest, how="anti", nulls_equal=True)
     extra = bronze.join(source, on=by_digest, how="anti", nulls_equal=True)
     if not key:
         return RowDifferences(missing, extra, missing.clear(), extra.clear())
     # One Bronze row is the different one of a source row; further ones of the key are extra.
-    missing, extra = (_numbered(rows, key) for rows in (missing, extra))
+    missing, extra = (_number_equal_rows(rows, key) for rows in (missing, extra))
     by_key = [*key, _NUMBER]
     return RowDifferences(
         missing=missing.join(extra, on=by_key, how="anti", nulls_equal=True),
@@ -75,6 +75,6 @@ def duplicates_of(extra: pl.DataFrame, keys: pl.DataFrame, key: Sequence[str]) -
     return extra.join(shared, on=list(key), how="semi", nulls_equal=True)
 
 
-def _numbered(rows: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
+def _number_equal_rows(rows: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
     """The rows with a number among those that are equal in some columns."""
     return rows.with_columns(pl.int_range(pl.len()).over(by).alias(_NUMBER))

@@ -87,7 +87,7 @@ def _repair_and_compare(
     options = comparisons[0].options if comparisons else Options(True, False)
     for is_last in (False, True):
         repaired = repairs.repair_tables(settings, damaged, pool, notify)
-        refreshed = [claim.refreshed() for claim, _ in damaged]
+        refreshed = [claim.with_current_table() for claim, _ in damaged]
         options = replace(options, repair=not is_last)
         after = compare_tables(settings, refreshed, options, pool, notify)
         for comparison in after:

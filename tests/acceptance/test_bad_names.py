@@ -108,7 +108,7 @@ def settings_in(hint: str) -> dict[str, Any]:
     return found
 
 
-def test_tables_with_any_name_land(source: Source) -> None:
+def test_tables_with_any_name_are_loaded(source: Source) -> None:
     """Each lands as bz_ and its name, and can be selected by its name."""
     for table in TABLES:
         made(source, table, "id")
@@ -152,7 +152,7 @@ def test_a_percent_escape_in_the_lake_root_is_refused(source: Source) -> None:
         source.settings(lake={"root": str(source.lake / "a%20b")})
 
 
-def test_columns_with_any_name_land(source: Source) -> None:
+def test_columns_with_any_name_are_loaded(source: Source) -> None:
     """Names that Delta allows stay as they are, key columns' too."""
     keys = {f"t{i}": key for i, key in enumerate(COLUMNS)}
     for name, key in keys.items():
@@ -230,7 +230,7 @@ def test_two_tables_with_the_same_target_are_refused(
     assert len({table.target for table in result.tables}) == 2
 
 
-def test_tables_without_rows_columns_or_keys_land(source: Source) -> None:
+def test_tables_without_rows_columns_or_keys_are_loaded(source: Source) -> None:
     """Each is a Delta table with the columns it has, and its rows, if any."""
     source.execute("""
         CREATE TABLE empty (id int PRIMARY KEY, tags text[], n numeric(9,2));
@@ -264,7 +264,7 @@ def test_a_table_may_become_empty(source: Source) -> None:
     assert pl.read_delta(str(source.table("t")), version=0).height == 1
 
 
-def test_a_huge_row_lands(source: Source) -> None:
+def test_a_huge_row_is_loaded(source: Source) -> None:
     """Text and bytes of 20 MB each, beside a small row."""
     source.execute("""
         CREATE TABLE t AS SELECT 1 AS id, repeat('ab', 10000000) AS text,
@@ -277,7 +277,7 @@ def test_a_huge_row_lands(source: Source) -> None:
     assert frame["bytes"][0] == b"\x00\xff" * 10_000_000
 
 
-def test_relations_of_all_kinds_land(source: Source) -> None:
+def test_relations_of_all_kinds_are_loaded(source: Source) -> None:
     """Everything that can be read like a table, each row once."""
     host = source.execute("SELECT current_setting('port')")[0][0]
     database = source.dsn.rpartition("/")[2]

@@ -312,7 +312,7 @@ def test_no_output_has_the_password(source: Source) -> None:
     assert not [path for path in kept if PASSWORD.encode() in path.read_bytes()]
 
 
-def test_commands_for_protected_tables(source: Source) -> None:
+def test_commands_for_protected_tables_print_their_results(source: Source) -> None:
     """reveal, keys and forget print their results as text, JSON and CSV."""
     source.execute("CREATE TABLE t (id int PRIMARY KEY, mail text)")
     source.execute("INSERT INTO t VALUES (1, 'ann@example.com'), (2, 'bob@example.com')")

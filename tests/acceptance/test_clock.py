@@ -55,7 +55,7 @@ def test_a_source_clock_that_was_set_back_compares_all_rows(
     assert not any("compared" in note for note in landed.notes)
 
 
-def test_a_clock_that_was_set_back_and_passed_the_watermark_is_noticed(
+def test_a_clock_set_back_past_the_watermark_is_detected(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is compared with the clock of this machine, against which it has lost time."""

@@ -40,7 +40,7 @@ def _checked(server: Server, folder: Path, seed: int) -> World:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_bronze_equals_its_source_whatever_is_done(server: Server, tmp_path: Path) -> None:
+def test_bronze_equals_its_source_after_any_operations(server: Server, tmp_path: Path) -> None:
     """A few seeds: rounds of operations, after each of which all tables are compared by content,
     the proofs are clean, and a table that is refused is as it was.
     """
@@ -50,8 +50,10 @@ def test_bronze_equals_its_source_whatever_is_done(server: Server, tmp_path: Pat
 
 @pytest.mark.slow
 @pytest.mark.timeout(0)
-def test_ten_thousand_operations(server: Server, tmp_path: Path) -> None:
-    """Many seeds, all of which are tried; those that fail are told together."""
+def test_bronze_equals_its_source_after_ten_thousand_operations(
+    server: Server, tmp_path: Path
+) -> None:
+    """Runs many seeds, and reports all that fail together."""
     wrong: list[Exception] = []
     seeds = range(SEED, SEED + -(-_LONG // OPERATIONS))
     for seed in seeds:

@@ -47,7 +47,7 @@ SETTINGS = {**FAST, "wal_sender_timeout": "5s", "wal_receiver_status_interval": 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder for servers, to which the user may go whom they run as."""
+    """A folder for servers that their user can enter."""
     found = Path(os.path.realpath(tempfile.mkdtemp(prefix="bronze-tests-")))
     yield found
     shutil.rmtree(found, ignore_errors=True)

@@ -218,7 +218,7 @@ def test_runs_stay_within_their_memory(
 
 
 def test_a_table_without_a_key_stays_within_its_memory(lines: str, tmp_path: Path) -> None:
-    """Landing it anew, and finding that nothing has changed, as well."""
+    """Neither a reload nor a run without changes takes more memory."""
     settings = settings_for(lines, tmp_path, "512MB", {"keyless": {}})
     first, second = outcome(settings, "keyless"), outcome(settings, "keyless")
     assert (first["status"], second["status"]) == ("landed", "unchanged")

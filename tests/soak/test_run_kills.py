@@ -99,7 +99,7 @@ def proven(settings: Settings, lake: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_at_every_failpoint(shop: str, tmp_path: Path) -> None:
+def test_the_next_run_completes_one_killed_at_any_failpoint(shop: str, tmp_path: Path) -> None:
     """Wherever a process dies, the next run leaves all as if it never had."""
     settings = loading.parse(document(shop, tmp_path))
     landed(settings)
@@ -123,7 +123,7 @@ def test_killed_at_every_failpoint(shop: str, tmp_path: Path) -> None:
 
 
 def test_killed_at_random_while_the_source_changes(shop: str, tmp_path: Path) -> None:
-    """Many kills in a row, the source changing all the time: nothing is lost or told twice."""
+    """Many kills in a row while the source changes: no row is lost or reported twice."""
     settings = loading.parse(document(shop, tmp_path))
     dice = random.Random(5)  # noqa: S311 - a load, no secret
     killed = 0
@@ -163,7 +163,7 @@ def changing(dsn: str, seed: int) -> Iterator[None]:
 
 @pytest.mark.slow
 def test_runs_that_race_each_other(shop: str, tmp_path: Path) -> None:
-    """Two runs at once, again and again: whoever loses a table takes it anew, and none is torn."""
+    """Concurrent runs, repeatedly: the loser of a table reads it again, and no table is mixed."""
     settings = loading.parse(document(shop, tmp_path))
     for day in range(4):
         racing = [child(settings) for _ in range(2)]

@@ -71,7 +71,7 @@ def plain(connection: psycopg.Connection[Any], start: int) -> None:
 
 
 def nested(connection: psycopg.Connection[Any], start: int) -> None:
-    """One with more inner transactions than a standby is told of."""
+    """A transaction with more subtransactions than a standby receives."""
     connection.execute("BEGIN")
     for i in range(200):
         connection.execute("SAVEPOINT one")

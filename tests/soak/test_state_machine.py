@@ -340,6 +340,6 @@ def _driven(source: Source, folder: Path, examples: int, steps: int) -> None:
 
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
-def test_much_of_everything(source: Source, tmp_path: Path) -> None:
-    """Many long stories."""
+def test_random_histories_keep_bronze_equal_at_length(source: Source, tmp_path: Path) -> None:
+    """Many long random histories of a table keep Bronze equal to the source."""
     _driven(source, tmp_path, EXAMPLES, 30)

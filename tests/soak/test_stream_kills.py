@@ -169,7 +169,7 @@ def torn(lake: Path, at: Mapping[str, int]) -> set[int]:
 
 
 @pytest.mark.slow
-def test_killed_at_every_failpoint(shop: str, tmp_path: Path) -> None:
+def test_the_next_stream_completes_one_killed_at_any_failpoint(shop: str, tmp_path: Path) -> None:
     """Wherever a stream dies, the next one leaves all as if it never had, at every record."""
     path = shop_file(shop, tmp_path)
     given, lake = loading.load(path), tmp_path / "lake"
@@ -239,8 +239,8 @@ def test_killed_while_the_layout_is_improved(shop: str, tmp_path: Path) -> None:
         *[("committed", 2), ("landed", 3), ("commit", 4), ("recorded", 1)],
     ],
 )
-def test_killed_in_the_first_copy(shop: str, tmp_path: Path, point: str, times: int) -> None:
-    """A copy that died is made up for by the next stream, whether it had a slot or not."""
+def test_a_killed_table_sync_is_repeated(shop: str, tmp_path: Path, point: str, times: int) -> None:
+    """The next stream repeats a table sync that was killed, with a slot or without one."""
     path = shop_file(shop, tmp_path)
     assert killed(path, point, times) == -signal.SIGKILL
     inventory.change_day(shop, seed=times)
@@ -433,7 +433,7 @@ def go(process: subprocess.Popen[bytes]) -> None:
 
 
 def test_killed_at_random_under_load(source: Source) -> None:
-    """Many kills of a stream that runs on: nothing is lost, told twice, or shown by halves."""
+    """Many kills of a stream: no change is lost, applied twice or shown in part."""
     opened(source)
     given = settings(source)
     dice = random.Random(7)  # noqa: S311 - a load, no secret
@@ -467,7 +467,7 @@ def _recorded(source: Source) -> int:
 SLOW = {"max_connections": "40", "wal_sender_timeout": "3s"}
 
 
-def test_the_server_crashes_while_it_runs(tmp_path: Path) -> None:
+def test_a_stream_survives_a_server_crash(tmp_path: Path) -> None:
     """The stream finds a server that was killed and has recovered, and goes on by itself."""
     folder = Path(os.path.realpath(tempfile.mkdtemp(prefix="bronze-tests-")))
     try:
@@ -493,7 +493,9 @@ def test_the_server_crashes_while_it_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["cut", pytest.param("stall", marks=pytest.mark.slow)])
-def test_the_connection_is_lost_again_and_again(source: Source, server: Server, how: str) -> None:
+def test_a_stream_survives_repeated_connection_losses(
+    source: Source, server: Server, how: str
+) -> None:
     """Whether connections are cut, or say nothing any more, the stream makes them again."""
     opened(source)
     database = source.execute("SELECT current_database()")[0][0]
@@ -512,7 +514,7 @@ def test_the_connection_is_lost_again_and_again(source: Source, server: Server, 
         balanced(given, source.lake)
 
 
-def test_the_lake_is_full_for_a_while(source: Source, tmp_path: Path) -> None:
+def test_a_stream_survives_a_full_lake(source: Source, tmp_path: Path) -> None:
     """The stream waits, says so, and lands all of it once there is room; no table is given up."""
     folder = tmp_path / "small"
     folder.mkdir()

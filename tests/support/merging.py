@@ -239,7 +239,7 @@ class Landed:
 
     @property
     def rewritten(self) -> list[str]:
-        """The paths of the files that were written anew."""
+        """The paths of the files that were rewritten."""
         return [one.old.path for one in self.merged if one.rewritten]
 
 

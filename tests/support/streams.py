@@ -66,7 +66,7 @@ def table_state(source: Source, name: str = "t") -> log.State:
 
 @contextmanager
 def streaming(given: Settings, tables: Sequence[str] = ()) -> Iterator[list[StreamEvent]]:
-    """A stream in a thread, stopped at the end; gives the steps that it has told of so far."""
+    """A stream in a thread, stopped at the end; gives the messages that it has sent so far."""
     stop, steps, failures = threading.Event(), list[StreamEvent](), list[BaseException]()
 
     def work() -> None:
@@ -90,7 +90,7 @@ def streaming(given: Settings, tables: Sequence[str] = ()) -> Iterator[list[Stre
 def until(
     true: Callable[[], object], patience: float = 30, told: Callable[[], object] = lambda: None
 ) -> None:
-    """Waits until something is true; ``told`` says what is not."""
+    """Waits until a condition is true; ``told`` returns the context of a timeout."""
     end = time.monotonic() + patience
     began = time.monotonic()
     while not true():

@@ -1,4 +1,4 @@
-"""Stories of tables, told in the same runs: many tables cost a run little more than one."""
+"""Test cases that share runs: many tables cost a run little more than one."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def _joining_count(sizes: Sequence[int], start: int, budget: int) -> int:
 
 
 def _bounds_key(stored: Sequence[StoredFile], column: str) -> Callable[[StoredFile], Any]:
-    """A sort key: the minimum of a column, or of the first one of which all files have it."""
+    """A sort key: the minimum of the first column with a minimum in all files."""
     common = set.intersection(*({name for name, _ in file.low} for file in stored))
     names = [column] if column in common else [n for n, _ in stored[0].low if n in common][:1]
     order = {id(file): number for number, file in enumerate(stored)}

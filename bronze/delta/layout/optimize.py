@@ -90,7 +90,7 @@ def is_needed(state: State, wish: TableLayout) -> bool:
     Raises:
         LakeError: the table has no such columns to cluster by.
     """
-    return bool(planned(state, wish))
+    return bool(groups_to_rewrite(state, wish))
 
 
 def optimize_table(
@@ -132,7 +132,7 @@ def steps(place: Place, wish: TableLayout, *, batch_id: str, memory: int) -> Ste
     for attempt in range(_TRIES):
         _pause(attempt)
         state = read(place)
-        groups = planned(state, wish) if state else ()
+        groups = groups_to_rewrite(state, wish) if state else ()
         if state is None or not groups:
             return OptimizeResult()
         state.writable()
@@ -158,8 +158,8 @@ def _pause(attempt: int) -> None:
 # The plan
 
 
-def planned(state: State, wish: TableLayout) -> tuple[tuple[StoredFile, ...], ...]:
-    """The groups of files that are worth a rewrite, each of which becomes new files.
+def groups_to_rewrite(state: State, wish: TableLayout) -> tuple[tuple[StoredFile, ...], ...]:
+    """The groups of files that are worth a rewrite; each group becomes new files.
 
     Raises:
         LakeError: the table has no such columns to cluster by.

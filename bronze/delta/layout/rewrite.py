@@ -174,7 +174,7 @@ def steps(orders: Sequence[Order]) -> Steps:
         for progress in started:
             progress.spilled = tuple(s for s in spilled if s.number == progress.order.number)
         written = yield write, [job for progress in started for job in _writes(progress)]
-        return [_made(progress, written) for progress in started]
+        return [_order_result(progress, written) for progress in started]
     except BaseException:
         discard(orders[0].place, [file for one in written for file in one.files])
         raise
@@ -264,16 +264,16 @@ def spread(job: Spread) -> Spilled:
     spills: list[Spill] = []
     room = order.memory / _ROOM
     try:
-        for table in _gathered(_tables(order, [(f, None) for f in job.files]), None, room):
+        for table in _regroup_tables(_tables(order, [(f, None) for f in job.files]), None, room):
             read += table.num_rows
-            spills.append(_spilled(job, pl.DataFrame(table)))
+            spills.append(_spill(job, pl.DataFrame(table)))
     except BaseException:
         discard(order.place, [spill.file for spill in spills])
         raise
     return Spilled(order.number, read, tuple(spills))
 
 
-def _spilled(job: Spread, frame: pl.DataFrame) -> Spill:
+def _spill(job: Spread, frame: pl.DataFrame) -> Spill:
     rows, found = along(frame, job.by)
     starts = split(found, job.fence)
     ranges: list[int] = []
@@ -299,7 +299,7 @@ def write(job: Write) -> Written:
     """
     order, tally = job.order, [0]
     made: list[WrittenFile] = []
-    name = files.clustered(order.batch_id, *order.cluster) if order.cluster else order.batch_id
+    name = files.cluster_name(order.batch_id, *order.cluster) if order.cluster else order.batch_id
     try:
         for frames in _outputs(job, tally):
             file = files.write(frames, order.place, name, order.stats, order.files[0].partition)
@@ -316,16 +316,20 @@ def _outputs(job: Write, tally: list[int]) -> Iterator[Iterator[pl.DataFrame | p
     size = portion.rows(_GROUP_VALUES, len(job.order.layout))
     if not job.by:
         tables = _count_rows(_tables(job.order, [s for pile in job.piles for s in pile]), tally)
-        yield _gathered(tables, size, _GROUP_BYTES)
+        yield _regroup_tables(tables, size, _GROUP_BYTES)
     elif job.count == 1:
-        yield (frame for pile in job.piles for frame in _slices(*_sorted(job, pile, tally), size))
+        yield (
+            frame for pile in job.piles for frame in _slices(*_sort_pile(job, pile, tally), size)
+        )
     else:
-        frame, rows = _sorted(job, job.piles[0], tally)
+        frame, rows = _sort_pile(job, job.piles[0], tally)
         for part in np.array_split(rows, job.count):
             yield _slices(frame, part, size)
 
 
-def _sorted(job: Write, pile: Sequence[Source], tally: list[int]) -> tuple[pl.DataFrame, Numbers]:
+def _sort_pile(
+    job: Write, pile: Sequence[Source], tally: list[int]
+) -> tuple[pl.DataFrame, Numbers]:
     tables = list(_count_rows(_tables(job.order, pile), tally))
     if not tables:
         return pl.DataFrame(), np.empty(0, np.int64)
@@ -356,7 +360,9 @@ def _count_rows(tables: Iterable[pa.Table], tally: list[int]) -> Iterator[pa.Tab
         yield table
 
 
-def _gathered(tables: Iterable[pa.Table], rows: int | None, size: float) -> Iterator[pa.Table]:
+def _regroup_tables(
+    tables: Iterable[pa.Table], rows: int | None, size: float
+) -> Iterator[pa.Table]:
     """Tables joined until they have ``rows`` rows or ``size`` bytes."""
     held: list[pa.Table] = []
     height, weight = 0, 0
@@ -375,7 +381,7 @@ def _gathered(tables: Iterable[pa.Table], rows: int | None, size: float) -> Iter
         yield pa.concat_tables(held)
 
 
-def _made(progress: _Progress, written: Sequence[Written]) -> Made:
+def _order_result(progress: _Progress, written: Sequence[Written]) -> Made:
     """The result of an order.
 
     Raises:

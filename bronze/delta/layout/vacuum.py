@@ -156,7 +156,7 @@ def unnamed_files(state: State, objects: Sequence[Object]) -> list[Object]:
     Raises:
         LakeError, LakeUnreachable
     """
-    known = {unquote(file.path) for file in state.named}
+    known = {unquote(file.path) for file in state.listed_files}
     others = [o for o in objects if is_data(o.path) and not {o.path, unquote(o.path)} & known]
     if not others:
         return []
@@ -171,7 +171,7 @@ def objects_of(place: Place) -> Iterator[Object]:
         LakeError, LakeUnreachable
     """
     try:
-        for chunk in obstore.list(store.opened(place), chunk_size=1000):
+        for chunk in obstore.list(store.open_store(place), chunk_size=1000):
             for meta in chunk:
                 yield Object(meta["path"], meta["size"], meta["last_modified"].timestamp())
     except (BaseError, OSError) as error:

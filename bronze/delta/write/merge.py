@@ -140,7 +140,7 @@ def merge(job: Merge) -> Merged:
     batch, partition = job.into.stamp.batch_id, job.file.partition
     cluster = files.cluster_of(job.file.path)
     # Updates leave the rows in place, so the file stays in its cluster.
-    name = files.clustered(batch, *cluster) if cluster else batch
+    name = files.cluster_name(batch, *cluster) if cluster else batch
     moved: list[pl.DataFrame] = []
     weights = [changing.weights(job.into.place, change) for change in job.changes]
     with (

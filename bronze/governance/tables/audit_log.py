@@ -100,12 +100,12 @@ def digest(record: AuditRecord, key: bytes | None) -> str:
     """A record's hash as 64 hexadecimal digits; its field ``record_hash`` is not part of it."""
     *values, _ = astuple(record)
     text = json.dumps(
-        [_encoded(value) for value in values], ensure_ascii=False, separators=(",", ":")
+        [_encode(value) for value in values], ensure_ascii=False, separators=(",", ":")
     ).encode()
     return hmac.new(key, text, "sha256").hexdigest() if key else hashlib.sha256(text).hexdigest()
 
 
-def _encoded(value: Any) -> Any:
+def _encode(value: Any) -> Any:
     # Microseconds since 1970, as in the file.
     return (value - _EPOCH) // timedelta(microseconds=1) if isinstance(value, datetime) else value
 
@@ -144,10 +144,10 @@ def faults(
         yield f"{_span(before.sequence + 1, head.sequence)} missing at the end"
     elif before != head:
         yield "the last record is not the one that the Delta log names"
-    yield from _unsealed(records, sealed)
+    yield from _unsealed_records(records, sealed)
 
 
-def _unsealed(records: Sequence[AuditRecord], sealed: bool) -> Iterator[str]:
+def _unsealed_records(records: Sequence[AuditRecord], sealed: bool) -> Iterator[str]:
     """Records without a seal that need one: anybody could have written them."""
     keyed = [record.sequence for record in records if record.key_id]
     if sealed and records and not keyed:

@@ -1,4 +1,4 @@
-"""The constraints of a table, as far as PostgreSQL guarantees that all its rows satisfy them."""
+"""The constraints of a table that PostgreSQL guarantees for all its rows."""
 
 from __future__ import annotations
 

@@ -78,16 +78,16 @@ class ValueSql:
     raw: str = ""
 
 
-def _unchanged(kind: DeltaType, value: str) -> ValueSql:
+def _plain_value(kind: DeltaType, value: str) -> ValueSql:
     return ValueSql(kind, "same", value, value, "", f"{value}::text")
 
 
 def _same_value(name: str) -> Callable[[str, SourceType], ValueSql]:
-    return lambda v, _: _unchanged(DeltaType(name), v)  # type: ignore[arg-type]
+    return lambda v, _: _plain_value(DeltaType(name), v)  # type: ignore[arg-type]
 
 
 def _cast(name: str, to: str) -> Callable[[str, SourceType], ValueSql]:
-    return lambda v, _: _unchanged(DeltaType(name), f"{v}::{to}")  # type: ignore[arg-type]
+    return lambda v, _: _plain_value(DeltaType(name), f"{v}::{to}")  # type: ignore[arg-type]
 
 
 def output_text(value: str) -> str:
@@ -99,7 +99,7 @@ def output_text(value: str) -> str:
 
 
 def _text(value: str, _: SourceType) -> ValueSql:
-    return _unchanged(DeltaType("string"), output_text(value))
+    return _plain_value(DeltaType("string"), output_text(value))
 
 
 def _in_range(name: str, low: str, high: str) -> Callable[[str, SourceType], ValueSql]:
@@ -128,13 +128,13 @@ _timestamptz = _in_range(
 
 def _numeric(value: str, source: SourceType) -> ValueSql:
     if source.typmod < _NUMERIC_TYPMOD_HEADER:
-        return _unchanged(DeltaType("string"), f"{value}::text")
+        return _plain_value(DeltaType("string"), f"{value}::text")
     packed = source.typmod - _NUMERIC_TYPMOD_HEADER
     precision = packed >> 16 & 0xFFFF
     scale = (packed & 0x7FF ^ 0x400) - 0x400
     kind = DeltaType("decimal", max(precision - min(scale, 0), scale), max(scale, 0))
     if kind.precision > MAX_PRECISION:
-        return _unchanged(DeltaType("string"), f"{value}::text")
+        return _plain_value(DeltaType("string"), f"{value}::text")
     # A numeric with a precision cannot be infinite: NaN is its only special value.
     return _decimal(kind, f"nullif({value}, 'NaN')", f"{value} = 'NaN'", value)
 

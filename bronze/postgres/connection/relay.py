@@ -209,7 +209,7 @@ class _Flow:
         self.has_sent = False
 
     @property
-    def finished(self) -> bool:
+    def is_finished(self) -> bool:
         """Whether the source has closed and all its bytes have been sent on."""
         return self._source_closed and not self._unsent
 
@@ -268,7 +268,7 @@ def _attempt(
 
 
 def _forward(requests: _Flow, results: _Flow, stop: socket.socket) -> None:
-    while not (requests.finished or results.finished):
+    while not (requests.is_finished or results.is_finished):
         waits: dict[socket.socket, int] = defaultdict(int)
         more = results.step(waits)
         try:

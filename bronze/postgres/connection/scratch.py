@@ -1,7 +1,7 @@
 """Temporary folders that do not outlive their process, even if it is killed.
 
 The process that creates one holds a lock in it, which the system releases when the process dies.
-The next process that creates one deletes those that nobody has locked.
+The next process that creates one deletes those that no process has locked.
 """
 
 from __future__ import annotations

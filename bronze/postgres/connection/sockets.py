@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 
 
-def cut(connection: psycopg.Connection[Any]) -> None:
+def cut_connection(connection: psycopg.Connection[Any]) -> None:
     """Cuts a connection from another thread; a thread that waits for an answer gets an error."""
     with suppress(OSError, psycopg.Error), _duplicate(connection) as duplicate:
         duplicate.shutdown(socket.SHUT_RDWR)
@@ -28,7 +28,7 @@ def time_limit(connection: psycopg.Connection[Any], seconds: float) -> Iterator[
 
     def expire() -> None:
         expired.set()
-        cut(connection)
+        cut_connection(connection)
 
     timer = Timer(seconds, expire)
     timer.start()

@@ -76,7 +76,7 @@ class RowChanges:
         new: the new rows, as columns of texts; NULL for deleted rows.
         unchanged: for each column the rows with an unchanged TOAST value, which is not sent: its
             text is NULL. None where there are none.
-        old: the old rows, as far as they are sent; NULL elsewhere.
+        old: the old rows; NULL where they are not sent.
         keyed: the changes with an old row.
     """
 

@@ -55,7 +55,7 @@ class KnownTransactions:
 
 
 def rewound_error() -> SourceRewound:
-    """The error of a server whose transactions are not those that the lake has."""
+    """The error of a server that does not have the transactions of the lake."""
     return SourceRewound(
         "The source was put back to an earlier state, and continued from there.",
         hint="All tables are resynced from it.",

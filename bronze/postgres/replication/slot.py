@@ -55,7 +55,7 @@ class Slot:
     temporary: bool
 
     @property
-    def lost(self) -> bool:
+    def is_invalidated(self) -> bool:
         """Whether the slot was invalidated: its changes are lost, and it cannot be used again."""
         return self.wal_status == "lost" or bool(self.reason)
 

@@ -109,8 +109,8 @@ def governance_tables(settings: Settings) -> Iterator[tuple[State, list[str]]]:
 class RecordedFacts:
     """What the records about a table say of its rows.
 
-    ``keys`` are the sets of columns by which they name rows, ``means`` the columns whose mean they
-    have, ``nameless`` the columns of which they have a value without saying of which row, and
+    ``keys`` are the sets of columns by which they name rows, ``means`` the columns with a mean,
+    ``nameless`` the columns with a value that is not attributed to a row, and
     ``categories`` the values, as text, that they have of each column.
     """
 

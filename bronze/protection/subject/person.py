@@ -26,8 +26,8 @@ from bronze.protection.subject.row_match import Match, Subject
 
 
 class PersonValues:
-    """What a person's rows have had in the files of all versions, as far as records may say it:
-    each value once.
+    """The distinct values of a person's rows in the files of all versions, for the columns that
+    governance records may have.
     """
 
     def __init__(self, table: ProtectedTable, facts: RecordedFacts) -> None:

@@ -45,7 +45,7 @@ class StoredForms:
         return self.possible is not self.certain
 
     @cached_property
-    def recorded(self) -> tuple[ValueSet, ValueSet, ValueSet]:
+    def value_sets(self) -> tuple[ValueSet, ValueSet, ValueSet]:
         """``now``, ``certain`` and ``possible``, to be looked up by what records say."""
         now = ValueSet(self.now.to_list())
         certain, possible = (
@@ -147,7 +147,7 @@ class SelectedValue:
                 forms = self.forms.get(name)
                 if forms is None:
                     return False, False
-                now, certain, possible = forms.recorded
+                now, certain, possible = forms.value_sets
                 is_certain = (now if is_recent else certain).has(key[name])
                 if name in self.reused and not self.is_dated:
                     return False, is_certain
@@ -171,10 +171,10 @@ class SelectedValue:
 
 @dataclass(frozen=True)
 class Subject:
-    """Rows that are selected by values of columns, all of which they have.
+    """Selects the rows that have all of some values of columns.
 
-    ``since`` is the first batch whose rows were all written as the columns are protected now; ""
-    where that is not known.
+    ``since`` is the first batch that wrote all its rows with the present protection of the columns;
+    "" where it is not known.
     """
 
     values: tuple[SelectedValue, ...]
@@ -185,7 +185,7 @@ class Subject:
         other types.
 
         Args:
-            rows: rows of a Bronze table, with at least `columns` as far as it has them.
+            rows: rows of a Bronze table, with at least those of `columns` that it has.
             is_current: whether they are of the current version.
         """
         return self.match(rows, is_current)[0]

@@ -94,7 +94,7 @@ def _selected_value(
     for name in (*names, *reused):
         kind = table.kinds[name]
         value = _parse(text, kind) if read is None else _convert(read, kind)
-        if read and origin and not read.exact and not table.protected(name):
+        if read and origin and not read.exact and not table.protection_of(name):
             value = _equal_values(origin, names[0], text, spellings(name), value)
         if value is not None:
             forms[name] = _stored_forms(table, name, value)
@@ -176,7 +176,7 @@ def _key_texts(
         kind = table.kinds[names[0]]
         raise ConfigError(f"The value given for column {names[0]} is not of type {kind}.")
     texts = {text, *([read.text] if read else [])}
-    column = table.protected(names[0])
+    column = table.protection_of(names[0])
     if column:
         certain, shaped = _possible_texts(pl.Series(sorted(texts)), column, table.protection)
         texts = {*certain, *shaped}
@@ -189,7 +189,7 @@ def _stored_forms(table: ProtectedTable, name: str, value: pl.Series) -> StoredF
     Raises:
         ConfigError: its method does not keep equal values equal.
     """
-    column = table.protected(name)
+    column = table.protection_of(name)
     value = value.alias(name)
     if column is None:
         return StoredForms(value, value, value)
@@ -212,7 +212,7 @@ def _stored_forms(table: ProtectedTable, name: str, value: pl.Series) -> StoredF
 
 
 def _had_format(table: ProtectedTable, column: ProtectedColumn) -> bool:
-    """Whether tokens of a column keep the format of values, or did so as far as the log knows."""
+    """Whether tokens of a column keep the format of values, or did in any version in the log."""
     if column.protect.format:
         return True
     for _, properties in lake_table.history(table.state):

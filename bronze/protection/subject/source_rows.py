@@ -164,10 +164,10 @@ def _relation(connection: Connection, target: str, state: State) -> Relation:
     for (other,) in schemas:
         for relation in relations(connection, [other]):
             numbers = {attribute.number for attribute in relation.attributes}
-            if relation.oid == oid and numbers >= set(_numbered(state).values()):
+            if relation.oid == oid and numbers >= set(_attnums(state).values()):
                 return relation
     raise TableRefused(
-        f"There is no table {label} in the source: it cannot be asked whether it has such a row.",
+        f"Table {label} does not exist in the source, so it cannot be searched for such a row.",
         hint=f"Correct [source], or restore the table; {_OR_IF_GONE}",
         table=label,
     )
@@ -179,7 +179,7 @@ WHERE c.oid = %s::oid AND n.nspname NOT LIKE 'pg\\_%%' AND n.nspname <> 'informa
 """
 
 
-def _numbered(state: State) -> Mapping[str, int]:
+def _attnums(state: State) -> Mapping[str, int]:
     """The attnums in the source by the names of Bronze columns, as of the last run."""
     return TableProperties.read(state.properties).numbers
 
@@ -188,7 +188,7 @@ def _columns(connection: Connection, relation: Relation, state: State) -> dict[s
     """The source's columns by Bronze names."""
     operators = dict(comparison_operators(connection, relation.schema, relation.name))
     known = literals.typed(connection, relation.oid, relation.attributes, operators)
-    targets = {number: target for target, number in _numbered(state).items()}
+    targets = {number: target for target, number in _attnums(state).items()}
     names = {name for name, _ in state.columns} - {KEY_TEXT}
     columns = {}
     for attribute in relation.attributes:

@@ -77,7 +77,7 @@ def landed(text: str, folder: Path) -> RunResult:
     return result
 
 
-def test_the_demo_lands_with_its_proposal(demo: str, tmp_path: Path) -> None:
+def test_the_demo_is_loaded_with_the_proposed_config(demo: str, tmp_path: Path) -> None:
     """All ten tables land with the unchanged proposal; it names personal columns and keys."""
     text = propose_config(demo)
     result = landed(text, tmp_path)
@@ -91,7 +91,9 @@ def test_the_demo_lands_with_its_proposal(demo: str, tmp_path: Path) -> None:
     assert ".example" not in text
 
 
-def test_tables_with_unusual_names_land_with_their_proposal(source: Source, tmp_path: Path) -> None:
+def test_tables_with_unusual_names_are_loaded_with_the_proposed_config(
+    source: Source, tmp_path: Path
+) -> None:
     """For any names of tables, columns and schemas, the proposal loads, and all tables land."""
     columns_with_all_names = sql.SQL(", ").join(
         sql.SQL("{} text").format(sql.Identifier(n)) for n in UNUSUAL

@@ -94,7 +94,9 @@ def test_a_stream_that_dies_between_two_commits(source: Source, settings: Settin
     check_next_stream(source, settings)
 
 
-def test_a_stream_that_dies_before_its_checkpoint(source: Source, settings: Settings) -> None:
+def test_a_stream_that_dies_before_its_checkpoint_applies_nothing_twice(
+    source: Source, settings: Settings
+) -> None:
     """The server sends the batch again, all tables leave it out, and the checkpoint is made."""
     kill_stream_at(settings, "landed", before=2)
     assert (rows(source), checkpoint(source)) == ([1, 1], {0})
@@ -102,7 +104,9 @@ def test_a_stream_that_dies_before_its_checkpoint(source: Source, settings: Sett
     assert checkpoint(source) == {1}
 
 
-def test_a_stream_that_dies_before_it_confirms(source: Source, settings: Settings) -> None:
+def test_a_stream_that_dies_before_it_confirms_gets_nothing_again(
+    source: Source, settings: Settings
+) -> None:
     """The next stream asks for what comes after the checkpoint: nothing is sent again."""
     kill_stream_at(settings, "recorded", before=2)
     assert (rows(source), checkpoint(source)) == ([1, 1], {1})

@@ -193,7 +193,7 @@ def test_new_tables_wait_while_the_others_follow(
 
 
 @pytest.mark.parametrize("stopped", [False, True])
-def test_changes_received_before_the_slot_was_noticed_are_applied(
+def test_changes_received_before_the_slot_is_ready_are_applied(
     source: Source, monkeypatch: pytest.MonkeyPatch, stopped: bool
 ) -> None:
     """Those after the slot's position are received again, from the slot. If the stream is stopped

@@ -86,7 +86,9 @@ def test_no_change_makes_no_commit(source: Source) -> None:
 
 
 @pytest.mark.soak
-def test_a_transaction_larger_than_memory(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_transaction_larger_than_memory_is_applied_as_a_whole(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is spooled to a file, and applied as a whole."""
     monkeypatch.setattr(session, "_SHARE", 10**6)
     monkeypatch.setattr(session, "_LEAST_BATCH", 2**16)

@@ -95,7 +95,7 @@ FEW = ("xmin", "hidden")
     ("kind", "chosen"),
     [("timestamptz", FEW), pytest.param("date", tuple(PATTERNS), marks=pytest.mark.soak)],
 )
-def test_rows_with_infinite_keys_land_like_others(
+def test_rows_with_infinite_keys_are_loaded_like_others(
     source: Source, kind: str, chosen: tuple[str, ...]
 ) -> None:
     """Rows valid to infinity land and are updated, closed and deleted like others, in every
@@ -167,7 +167,7 @@ def has_source_rows(source: Source, name: str) -> bool:
     return sorted(live(source, name).select("id", "v").rows()) == sorted(source_rows)
 
 
-def test_unchanged_toast_is_found_by_an_infinite_key(source: Source) -> None:
+def test_unchanged_toast_is_looked_up_by_an_infinite_key(source: Source) -> None:
     """An unchanged TOAST value that the stream does not send is found by the whole key."""
     source.execute(
         "CREATE TABLE t (id date, v int, big text, PRIMARY KEY (id));"

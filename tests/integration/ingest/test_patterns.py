@@ -130,7 +130,7 @@ def without_margin(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @together(FULL, BATCH, {"pattern": "micro_batch"}, BY_TIME)
-def test_only_differences_land(source: Case, options: dict[str, Any]) -> Story:
+def test_only_differences_are_committed(source: Case, options: dict[str, Any]) -> Story:
     """New, changed and deleted rows become inserts, updates and marks; no other row changes."""
     source.execute(THING)
     assert counts((yield options)) == (50, 0, 0)
@@ -627,7 +627,7 @@ def test_rows_of_an_exchanged_partition_are_not_missed(source: Source) -> None:
     assert counts(result) == (0, 1, 0)
 
 
-def test_rows_of_inheriting_tables_land_with_their_parent(source: Source) -> None:
+def test_rows_of_inheriting_tables_are_loaded_with_their_parent(source: Source) -> None:
     """With inheritance, a change in a child table is a change of its parent, too."""
     source.execute(
         "CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE u (more int) INHERITS (t);"
@@ -834,7 +834,7 @@ KEYS = {
 }
 
 
-def test_keys_of_any_type(source: Source) -> None:
+def test_keys_of_any_type_identify_rows(source: Source) -> None:
     """Keys of every usual type work, alone and as one of two columns."""
     single, double = ([f"{count} {kind}" for kind in KEYS] for count in ("one", "two"))
     for kind, (declared, value) in KEYS.items():
@@ -1004,8 +1004,10 @@ def test_only_rejected_values_of_changed_rows_are_recorded(
     a_new_primary_key_leads_to_a_full_comparison,
     a_key_that_delta_cannot_hold,
 )
-def test_what_lands_is_what_changed(source: Case, story: Callable[[Case], Story]) -> Story:
-    """Each story holds, with its table beside those of the others."""
+def test_every_load_pattern_commits_the_changed_rows(
+    source: Case, story: Callable[[Case], Story]
+) -> Story:
+    """Each pattern commits exactly the changed rows, in runs shared by all cases."""
     yield from story(source)
 
 
@@ -1062,7 +1064,7 @@ def test_a_first_run_beside_a_prepared_transaction_sets_no_watermark(source: Sou
     assert land(source, BY_TIME).notes == ()
 
 
-def test_rows_that_a_cursor_did_not_show_are_found_by_their_number(source: Source) -> None:
+def test_rows_missed_by_a_cursor_are_detected_by_the_row_count(source: Source) -> None:
     """All rows are compared in the same snapshot, and the progress is of what is read then."""
     source.execute(THING)
     settings = source.settings(tables={"t": BY_TIME})

@@ -198,7 +198,7 @@ REFERS = {"name": "refers", "column": "id", "references": {"table": "a.b"}}
 
 # Why the source cannot answer, and the message.
 UNANSWERED: dict[str, tuple[str, str]] = {
-    "no table": ("DROP TABLE t", "There is no table public.t"),
+    "no table": ("DROP TABLE t", "Table public.t does not exist in the source"),
     "another table": (
         "DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY)",
         "dropped and created again",

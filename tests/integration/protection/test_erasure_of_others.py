@@ -90,7 +90,7 @@ def test_a_clear_value_that_may_be_a_token_is_doubtful(source: Source) -> None:
     assert (done.is_found, done.doubtful) == (False, 0)
 
 
-def test_rows_under_a_reused_column_name_are_told_apart_by_time(source: Source) -> None:
+def test_rows_under_a_reused_column_name_are_distinguished_by_time(source: Source) -> None:
     """Rows from before a rename of the key have it under the old name, which another column has
     now: they are erased, and no row whose new column has that value.
     """
@@ -125,7 +125,7 @@ OPEN = {
 
 @pytest.mark.parametrize("how", OPEN)
 def test_rows_under_an_ambiguous_column_name_are_doubtful(source: Source, how: str) -> None:
-    """If an earlier row and a later one cannot be told apart, nothing is erased by the old name;
+    """If an earlier row and a later one cannot be distinguished, nothing is erased by the old name;
     that is reported, and the exit code is 1.
     """
     statement, column = OPEN[how]

@@ -790,7 +790,7 @@ def test_a_value_selects_its_own_row_and_not_the_row_with_that_token(source: Sou
         assert shown == [int(token)] != [own]
 
 
-def test_records_are_found_by_keys_of_any_type(source: Source) -> None:
+def test_records_are_matched_by_keys_of_any_type(source: Source) -> None:
     """A key with a timestamp, partly protected, and rows selected by another column."""
     source.execute(
         "CREATE TABLE t (at timestamptz, mail text, active bool, day date, PRIMARY KEY (at, mail))"

@@ -88,7 +88,7 @@ def test_names_with_dots_find_their_settings(source: Source, case: str, landed: 
     for argument in (name, f"{schema}.{name}", "bz_t", "bronze.bz_t"):
         (found,) = report.quality(given, [argument]).tables
         assert (found.table, found.allowed) == (f"{schema}.{name}", 7)
-    with pytest.raises(ConfigError, match="no figures of a table"):
+    with pytest.raises(ConfigError, match="has no quality figures"):
         report.quality(given, [name.rpartition(".")[2] + "x"])
 
 

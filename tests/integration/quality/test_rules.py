@@ -515,7 +515,7 @@ def test_nulls_beyond_a_limit_are_reported_with_their_columns(
     assert named in " ".join(capsys.readouterr().out.split())
 
 
-def test_a_refused_table_is_not_reported_as_landed(
+def test_a_refused_table_is_not_reported_as_loaded(
     source: Source, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It has no quarantined rows, and no age if it never landed."""
@@ -630,7 +630,7 @@ def test_the_command_shows_the_latest_and_the_trend(source: Source, tmp_path: Pa
     assert [run["score"] for run in document["tables"][0]["runs"]] == [99.5, 100.0]
     unknown = CliRunner().invoke(app, ["quality", "nosuch", "-c", str(away)])
     assert unknown.exit_code == 2
-    assert "There are no figures of a table nosuch" in unknown.stderr
+    assert "Table nosuch has no quality figures" in unknown.stderr
 
 
 def test_freshness_is_measured_at_the_time_of_the_report(
@@ -720,7 +720,7 @@ def test_quality_settings_of_a_table_take_precedence() -> None:
             },
         }
     )
-    a, b = (given.demanded(given.tables[name]) for name in "ab")
+    a, b = (given.quality_of(given.tables[name]) for name in "ab")
     assert (a.threshold, a.null_share, a.freshness) == (60, 0.2, 300)
     assert (b.threshold, b.freshness) == (50, 3600)
 
@@ -752,5 +752,5 @@ def test_records_of_earlier_releases_are_read(source: Source) -> None:
     assert not any("was trained" in note for note in result.notes)
     (table,) = quality_report.quality(given, ["bz_t"], 5).tables
     assert (table.target, len(table.runs)) == ("bronze.bz_t", 2)
-    with pytest.raises(ConfigError, match="no figures of a table"):
+    with pytest.raises(ConfigError, match="has no quality figures"):
         quality_report.quality(source.settings(lake={"schema": "other"}), ["bronze.bz_t"])

@@ -449,7 +449,7 @@ def a_table_that_was_made_anew(source: Case) -> Story:
 def test_a_table_survives_a_change_of_its_columns(
     source: Case, story: Callable[[Case], Story]
 ) -> Story:
-    """Each story holds, told beside the others."""
+    """After each change of its columns the table equals the source; all cases share runs."""
     yield from story(source)
 
 

@@ -268,7 +268,9 @@ def test_a_commit_after_the_snapshot_is_reported(source: Source) -> None:
         source.execute("UPDATE t SET v = 'new' WHERE id = 3")
         assert pipeline.run(settings).exit_code == 0
         options = Options(repair=False, trust_hashes=False)
-        (compared,) = compare_tables(settings, [before.refreshed()], options, None, lambda _: None)
+        (compared,) = compare_tables(
+            settings, [before.with_current_table()], options, None, lambda _: None
+        )
     found = compared.result
     assert (found.status, counts(found)) == ("differs", (0, 0, 1))
     assert any("verify again" in note for note in found.notes)
@@ -516,7 +518,7 @@ def test_worker_processes_give_the_same_results(
         assert verify(settings, at_rest=True, pool=pool).status == "equal"
 
 
-def test_the_verify_command(source: Source) -> None:
+def test_the_verify_command_reports_differing_tables(source: Source) -> None:
     """It exits with 1 where a table differs, lists the rows, and prints JSON if asked."""
     source.execute(TABLE)
     path = configured(source)
@@ -539,7 +541,7 @@ def test_the_verify_command(source: Source) -> None:
 # --- at rest ---------------------------------------------------------------------------------
 
 
-def test_a_value_altered_beneath_its_hash_is_found_at_rest(source: Source) -> None:
+def test_a_value_altered_without_its_hash_is_detected_at_rest(source: Source) -> None:
     """The row_hash is right, the value is not; a repair keeps the row's load_timestamp."""
     settings = loaded(source)
     first = pl.read_delta(str(source.table("t")))["load_timestamp"].unique().to_list()
@@ -560,7 +562,7 @@ def test_a_value_altered_beneath_its_hash_is_found_at_rest(source: Source) -> No
 
 
 @pytest.mark.parametrize("table", [TABLE, KEYLESS])
-def test_flipped_bytes_are_found(source: Source, table: str) -> None:
+def test_flipped_bytes_are_detected(source: Source, table: str) -> None:
     """The file is unreadable, or rows have wrong checksums; or else no value has changed."""
     settings = loaded(source, table)
     (path,) = files(source)
@@ -710,7 +712,7 @@ def test_stray_files_are_counted(source: Source) -> None:
     assert (found.status, found.stray_files, found.stray_bytes) == ("equal", 1, 5)
 
 
-def test_wrong_bounds_in_the_log_are_found(source: Source) -> None:
+def test_wrong_bounds_in_the_log_are_detected(source: Source) -> None:
     """Data skipping would leave out the file for keys that it has."""
     settings = loaded(source)
     entry = source.table("t") / "_delta_log" / f"{0:020}.json"

@@ -18,7 +18,7 @@ def begin(world: World, table: str) -> str:
 
 
 def kill(world: World, table: str) -> str:
-    """The stream is killed, whatever it does, and begins anew or not."""
+    """The stream is killed at any moment, and is started again or not."""
     if not world.stream or not world.stream.running:
         return "there is none"
     world.pause(world.dice.uniform(0, 0.5))
@@ -30,7 +30,7 @@ def kill(world: World, table: str) -> str:
 
 
 def stop(world: World, table: str) -> str:
-    """The stream is asked to end, and begins anew or not."""
+    """The stream is stopped, and is started again or not."""
     if not world.stream or not world.stream.running:
         return "there is none"
     world.say("-- the stream is stopped")

@@ -12,10 +12,10 @@ from tests.soak.checker.tables import Column
 from tests.soak.checker.world import Open, World
 
 _SPAN = 120
-"""Keys are drawn from so many, so that they come again."""
+"""The number of different keys: few, so that keys are used again."""
 
 LATE = 5
-"""At most so many transactions are open at once, which the server has room for prepared."""
+"""The most open transactions: the server has room for as many prepared ones."""
 
 
 def seed_of(columns: list[Column]) -> str:

@@ -170,7 +170,7 @@ def narrow(world: World, table: str) -> str:
 
 
 def values_anew(world: World, table: str) -> str:
-    """ALTER TYPE to the same type, which makes all values of a column anew."""
+    """ALTER TYPE to the same type, which rewrites all values of a column."""
     found = [c for c in world.plain(table) if c.type in _ANEW]
     if not found:
         return "no column"
@@ -266,7 +266,7 @@ def identity(world: World, table: str) -> str:
 
 
 def storage(world: World, table: str) -> str:
-    """PostgreSQL writes the table anew, or cleans up."""
+    """PostgreSQL rewrites the table, or vacuums it."""
     index = world.ask(
         "SELECT indexrelid::regclass::text FROM pg_index WHERE indrelid = to_regclass(%s)"
         " AND indisprimary",

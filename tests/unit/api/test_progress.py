@@ -24,7 +24,7 @@ def test_a_notebook_shows_a_line_for_each_table(monkeypatch: pytest.MonkeyPatch)
     assert pages[-1] == ("public.a: landed, 20 rows read<br>public.&lt;b&gt;: failed: No.")
 
 
-def test_nothing_is_shown_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_progress_is_shown_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     """Outside of a notebook a call shows nothing, and a caller's own function is called."""
     assert not progress.in_notebook()
     event = TableProgress("public.a", 10, 0.5)

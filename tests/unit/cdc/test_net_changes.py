@@ -128,7 +128,7 @@ def test_unsent_values_follow_rows_that_swap_keys(place: Place) -> None:
 
 
 @pytest.mark.parametrize("spilled", [False, True])
-def test_unsent_values_are_taken_from_earlier_changes(
+def test_unsent_values_come_from_earlier_changes(
     place: Place, tmp_path: Path, spilled: bool
 ) -> None:
     """From the latest earlier one, in any piece, even if it is NULL; not from the table."""

@@ -63,7 +63,7 @@ def metadata(place: Place, path: str) -> Any:
     return pq.read_metadata(Path(place.url) / path)
 
 
-def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+def test_written_rows_are_read_back(tmp_path: Path) -> None:
     """Every type keeps its type and its values to the bit, over several frames."""
     place = Place(str(tmp_path / "t"))
     frames = [frame(7, "a"), frame(0), frame(20, "b")]
@@ -156,7 +156,7 @@ def test_names_of_other_files_have_no_batch(path: str) -> None:
 def remote(monkeypatch: pytest.MonkeyPatch) -> None:
     """Folders are written as object stores are: by uploads in parts."""
     monkeypatch.setattr(store, "is_local", lambda _: False)
-    monkeypatch.setattr(store, "opened", lambda place: LocalStore(prefix=place.url, mkdir=True))
+    monkeypatch.setattr(store, "open_store", lambda place: LocalStore(prefix=place.url, mkdir=True))
 
 
 @pytest.mark.usefixtures("remote")

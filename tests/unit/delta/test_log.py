@@ -250,7 +250,7 @@ def test_a_log_that_cannot_be_written_is_an_error_of_the_lake(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("error", [GenericError, AlreadyExistsError])
-def test_a_commit_whose_response_was_lost_is_recognised(
+def test_a_commit_with_a_lost_response_is_recognised(
     place: Place, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
     """A store may do what it is asked and then fail to say so, or be asked twice by its client.

@@ -24,27 +24,27 @@ CASES: list[tuple[str, str, str, Any, Any]] = [
     (properties.SCHEMA, "schema", "a.b", "a.b", ""),
     (properties.OID, "oid", "4711", 4711, None),
     (properties.KEY, "key", '["id", "v"]', ("id", "v"), None),
-    (properties.KEYED, "keyed", '["v"]', ("v",), ()),
+    (properties.KEYED, "key_text_columns", '["v"]', ("v",), ()),
     (properties.BASE, "base", "2", 2, None),
     (properties.NUMBERS, "numbers", '{"id": 1}', {"id": 1}, {}),
     (properties.FORMER, "former", '{"v": ["w", "x"]}', {"v": ("w", "x")}, {}),
     (properties.LAYOUT, "layout", delta_schema(COLUMNS), COLUMNS, None),
     (
         properties.WIDENED,
-        "widened",
+        "types_before_widening",
         '[{"v": ["int", 0, 0]}, {"w": ["decimal", 9, 2]}]',
         ({"v": DeltaType("int")}, {"w": DeltaType("decimal", 9, 2)}),
         (),
     ),
     (properties.THRESHOLDS, "thresholds", "[50, 60]", (50, 60), None),
     (properties.DEFINITION, "definition", '{"columns": "1"}', {"columns": "1"}, None),
-    (properties.PUBLISHED, "published", "[1]", "[1]", ""),
-    (properties.ENFORCED, "enforced", "false", False, True),
+    (properties.PUBLISHED, "publication_state", "[1]", "[1]", ""),
+    (properties.ENFORCED, "is_key_enforced", "false", False, True),
     (properties.RULES, "rules", "abc", "abc", None),
-    (properties.WATCHED, "watched", "true", True, False),
+    (properties.WATCHED, "has_anomaly_columns", "true", True, False),
     (
         properties.PROTECT,
-        "protected",
+        "protection",
         json.dumps(
             {"v": {"protect": {"method": "mask", "keep": 2}, "kind": delta_schema([("v", LONG)])}}
         ),
@@ -52,27 +52,27 @@ CASES: list[tuple[str, str, str, Any, Any]] = [
         {},
     ),
     (properties.KEY_IDS, "key_ids", '{"": "a1", "v": "a2"}', {"": "a1", "v": "a2"}, {}),
-    (properties.CUT, "cut", "true", True, False),
+    (properties.CUT, "has_removed_rows", "true", True, False),
     (properties.AUDIT_LOGS, "audit_logs", "a,b", ("a", "b"), ()),
 ]
 
 GARBLED: Mapping[str, list[str]] = {
     "oid": ["", "t", "[1]"],
     "key": ["", "7", '{"id": 1}', "[1]", '"id"'],
-    "keyed": ["", "7", '{"id": 1}', "[1]"],
+    "key_text_columns": ["", "7", '{"id": 1}', "[1]"],
     "base": ["", "many"],
     "numbers": ["", "[]", "x", '{"id": "1"}'],
     "former": ["", "[]", '{"v": "w"}', '{"v": [1]}'],
     "layout": ["", "{}", "[]", '{"fields": [1]}', '{"fields": [{"name": "v", "type": "none"}]}'],
-    "widened": [
+    "types_before_widening": [
         *("", "7", "[7]", '[{"v": 7}]'),
         *('[{"v": ["none", 0, 0]}]', '[{"v": ["array", 0, 0]}]', '[{"v": ["decimal", 0, 0]}]'),
     ],
     "thresholds": ["", "{}", '["a"]'],
     "definition": ["", "[]", '{"columns": 1}'],
-    "enforced": ["", "yes", "1", "[]"],
+    "is_key_enforced": ["", "yes", "1", "[]"],
     "key_ids": ["", "[]", '{"": 1}'],
-    "protected": [
+    "protection": [
         "",
         "[]",
         '{"v": 1}',
@@ -82,7 +82,16 @@ GARBLED: Mapping[str, list[str]] = {
     ],
 }
 # Any text may be the name of something.
-TEXTS = {"source", "label", "schema", "published", "rules", "watched", "cut", "audit_logs"}
+TEXTS = {
+    "source",
+    "label",
+    "schema",
+    "publication_state",
+    "rules",
+    "has_anomaly_columns",
+    "has_removed_rows",
+    "audit_logs",
+}
 
 
 def test_every_property_has_a_case() -> None:
@@ -132,5 +141,5 @@ def test_names_with_dots() -> None:
 
 def test_a_repair_that_was_followed_by_a_comparison() -> None:
     """Properties are overwritten, not removed: an empty text says that nothing is cut."""
-    assert not TableProperties.read({properties.CUT: ""}).cut
+    assert not TableProperties.read({properties.CUT: ""}).has_removed_rows
     assert TableProperties.read({properties.AUDIT_LOGS: ""}).audit_logs == ()

@@ -108,7 +108,7 @@ def test_a_string_lies_between_its_bounds(text: str) -> None:
         ("", ""),
     ],
 )
-def test_upper_bounds_of_strings(text: str, high: str | None) -> None:
+def test_the_upper_bound_of_a_string_is_an_incremented_prefix(text: str, high: str | None) -> None:
     """A long string's upper bound is its prefix made one greater, or there is none."""
     assert upper_bound(text) == high
 

@@ -58,7 +58,7 @@ def _back(job: Job) -> tuple[Job, ...]:
     return (job, job)
 
 
-def test_both_ways_frames_travel_in_parcels(monkeypatch: Any) -> None:
+def test_arguments_and_results_are_sent_as_parcels(monkeypatch: Any) -> None:
     """An argument and a result never meet polars' own pickling; within a process nothing is one."""
 
     def never(*_: object) -> None:

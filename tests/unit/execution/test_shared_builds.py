@@ -126,7 +126,7 @@ def test_no_more_values_than_the_limit_are_kept_or_built() -> None:
     assert builder.builds["old"] == 2
 
 
-def test_a_running_build_takes_the_place_of_a_kept_value() -> None:
+def test_a_running_build_evicts_a_kept_value() -> None:
     """While one of two places is used by a build, one value is kept beside it."""
     builder = Builder("slow")
     shared = SharedBuilds(builder, 2)
@@ -167,7 +167,7 @@ def test_dropped_values_are_built_again() -> None:
     assert builder.builds == {"a": 2, "b": 2, "c": 1}
 
 
-def test_many_threads_with_few_places() -> None:
+def test_concurrent_builds_never_exceed_the_limit() -> None:
     """Every thread gets its value, and never are more built at once than the limit."""
     builder = Builder()
     shared = SharedBuilds(builder, 2)

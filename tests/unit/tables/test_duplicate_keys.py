@@ -18,7 +18,7 @@ from tests.support.stored_rows import Row, digest, layout_of, table_of
 
 
 @pytest.mark.parametrize("share_rows", [1, 10**7])
-def test_duplicate_keys_are_noticed(
+def test_duplicate_keys_are_detected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share_rows: int
 ) -> None:
     """Deleted rows count, in whatever file they are; a key with NULLs is none."""

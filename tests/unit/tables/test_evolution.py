@@ -26,12 +26,12 @@ def test_types_before_each_widening_can_be_read_again() -> None:
     )
     first = evolution.widened_property(columns, [("a", INT), ("b", LONG), ("c", ARRAY)], {})
     second = evolution.widened_property(columns, [("a", LONG), ("b", INT)], first)
-    assert TableProperties.read(second).widened == ({"a": INT}, {"b": INT})
+    assert TableProperties.read(second).types_before_widening == ({"a": INT}, {"b": INT})
     assert row_format.earlier_types(second) == ((("b", INT),), (("b", INT), ("a", INT)))
     assert evolution.widened_property(columns, [("c", ARRAY)], {}) == {}
 
 
-def test_columns_whose_names_were_swapped_keep_their_former_names_apart() -> None:
+def test_columns_with_swapped_names_keep_separate_former_names() -> None:
     """The former names of a column lead to its values, those that are in use again do not."""
     properties = {
         "bronze.columns": '{"a": 1, "b": 2}',

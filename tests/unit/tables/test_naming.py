@@ -48,19 +48,19 @@ def test_all_forbidden_characters_are_in_one_message() -> None:
 
 
 @pytest.mark.parametrize("name", ["row_hash", "ROW_HASH", "Load_Timestamp"])
-def test_names_of_our_own_columns_are_taken(name: str) -> None:
+def test_names_of_bronze_columns_are_reserved(name: str) -> None:
     """A source's column cannot have the name of one that bronze adds, in any case."""
     assert name_faults([name], ADDED) == {name: "bronze adds a column of that name"}
 
 
 def test_names_that_differ_only_in_case() -> None:
-    """Delta does not tell them apart: the later one is at fault, and told of the first."""
+    """Delta treats them as equal: the error is about the later one, and names the first."""
     found = name_faults(["Id", "x", "id", "ID"], ADDED)
     assert found.keys() == {"id", "ID"}
     assert "'Id'" in found["id"]
     assert "'Id'" in found["ID"]
 
 
-def test_every_altered_row_is_noticed() -> None:
+def test_every_altered_row_is_detected() -> None:
     """One bad column does not hide another."""
     assert name_faults(["a b", "batch_id", "ok", "OK"], ADDED).keys() == {"a b", "batch_id", "OK"}

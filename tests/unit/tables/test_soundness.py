@@ -1,4 +1,4 @@
-"""Rows that are judged by themselves: what is not as bronze wrote it is told."""
+"""Soundness: rows that are not as bronze wrote them are detected without the source."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_value_that_the_narrower_column_did_not_hold_is_altered(
         assert soundness.check_rows(nearly, form).altered.tolist() == [True]
 
 
-def test_old_special_values_stay_as_they_were_written() -> None:
+def test_special_values_are_widened_exactly() -> None:
     """NaN, infinities and a negative zero are widened exactly."""
     form = RowFormat(("id", "v"), 2, ((("v", DeltaType("float")),),))
     for value in (float("nan"), float("inf"), -float("inf"), -0.0, 0.1, None):

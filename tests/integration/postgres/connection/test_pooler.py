@@ -142,7 +142,9 @@ def test_a_port_forwarding_proxy_is_accepted(server: Server, source: Source) -> 
 
 @needs_pgbouncer
 @pytest.mark.parametrize("mode", ["transaction", "session"])
-def test_pgbouncer(server: Server, source: Source, tmp_path: Path, mode: Mode) -> None:
+def test_pgbouncer_is_accepted_in_session_mode_only(
+    server: Server, source: Source, tmp_path: Path, mode: Mode
+) -> None:
     """The real pgbouncer is accepted in session mode and refused in transaction mode."""
     source.execute("CREATE TABLE t AS SELECT i AS id FROM generate_series(1, 1000) i")
     database = str(conninfo_to_dict(source.dsn)["dbname"])

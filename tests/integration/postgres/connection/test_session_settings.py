@@ -321,7 +321,9 @@ def test_key_ranges_follow_the_order_of_the_type(login: Login) -> None:
 
 
 @pytest.mark.parametrize("language", ["sql", "plpgsql"])
-def test_a_view_whose_function_needs_a_search_path_is_refused(login: Login, language: str) -> None:
+def test_a_view_with_a_function_that_needs_a_search_path_is_refused(
+    login: Login, language: str
+) -> None:
     """Its error says how to mend the function; the other tables land."""
     body = {"sql": "SELECT n FROM lookup", "plpgsql": "BEGIN RETURN (SELECT n FROM lookup); END"}
     login.source.execute(f"""

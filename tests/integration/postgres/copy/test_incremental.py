@@ -143,7 +143,7 @@ def wrapping(tmp_path: Path) -> Iterator[Source]:
 
 
 @with_program("pg_resetwal")
-def test_changes_land_across_the_wraparound(wrapping: Source) -> None:
+def test_changes_are_loaded_across_the_xid_wraparound(wrapping: Source) -> None:
     """After the wraparound old rows are not read again and new ones are not missed."""
     source = wrapping
     source.execute("CREATE TABLE t (id int PRIMARY KEY, v text)")

@@ -145,7 +145,7 @@ def test_the_error_for_a_large_row_has_no_protected_key(source: Source) -> None:
     assert "(0,1)" in error.message
 
 
-def test_large_rows_land_exactly(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_rows_are_loaded_exactly(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows larger than a split, among small ones, equal those of the source after the load, after
     changes, and after a batch without changes.
     """

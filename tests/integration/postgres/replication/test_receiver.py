@@ -265,7 +265,7 @@ def test_a_truncate_discards_earlier_changes_of_the_table(
         assert again.position > batch.position
 
 
-def test_a_table_whose_columns_change_within_a_batch_is_marked(
+def test_a_table_with_columns_that_change_within_a_batch_is_marked(
     source: Source, written: psycopg.Connection[Any]
 ) -> None:
     """Even if they change back; not if only the replica identity changes."""
@@ -308,7 +308,7 @@ def test_changes_of_other_tables_make_no_batch(
             assert batch.position > end
 
 
-def test_the_idle_position_does_not_pass_changes_that_were_not_taken(
+def test_the_idle_position_does_not_pass_unapplied_changes(
     source: Source, written: psycopg.Connection[Any]
 ) -> None:
     """It stays before a batch that is being collected or is ready."""
@@ -386,7 +386,7 @@ def test_status_updates_are_sent_while_a_full_batch_waits(
         assert walsender(source) == pid
 
 
-def test_a_lost_connection_is_raised_when_a_batch_is_taken(
+def test_a_lost_connection_is_raised_with_the_next_batch(
     source: Source, written: psycopg.Connection[Any]
 ) -> None:
     """After the batch that was ready; and again with each later call."""

@@ -142,7 +142,9 @@ def test_the_exported_snapshot_is_consistent_with_the_stream(
     assert min(commits) >= made.position
 
 
-def test_a_created_slot_is_found_with_its_state(source: Source, origin: Origin, name: str) -> None:
+def test_the_state_of_a_slot_has_its_positions_and_its_process(
+    source: Source, origin: Origin, name: str
+) -> None:
     """With its positions and the process that streams from it; before it is created, it is None."""
     source.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION p FOR TABLE t")
     with connect.connect(origin) as connection, sending(origin) as sender:
@@ -155,7 +157,7 @@ def test_a_created_slot_is_found_with_its_state(source: Source, origin: Origin, 
         assert found.restart
         assert found.restart <= made.position
         assert (found.active_pid, found.wal_status, found.reason) == (None, "reserved", "")
-        assert not found.lost
+        assert not found.is_invalidated
         connection.execute("SET synchronous_commit = on")
         connection.execute("INSERT INTO public.t SELECT generate_series(1, 1000)")
         later = slot.find(connection, name)
@@ -379,7 +381,7 @@ def test_the_flushed_position_is_the_end_of_the_log(source: Source, origin: Orig
         assert slot.flushed_position(connection) > before + 1000
 
 
-def test_asynchronous_commits_are_before_the_settled_position(
+def test_asynchronous_commits_are_before_the_flushed_position(
     source: Source, origin: Origin
 ) -> None:
     """It waits until they are flushed."""
@@ -442,7 +444,7 @@ def test_a_slot_beyond_the_size_limit_is_lost(narrow: Server) -> None:
         found = slot.find(connection, "one")
         assert found
         assert found.safe_wal_size
-        assert not found.lost
+        assert not found.is_invalidated
         for _ in range(4):
             connection.execute("SELECT pg_logical_emit_message(false, 'x', repeat('x', 1000000))")
             connection.execute("SELECT pg_switch_wal()")
@@ -451,7 +453,7 @@ def test_a_slot_beyond_the_size_limit_is_lost(narrow: Server) -> None:
         assert lost
         reason = "wal_removed" if has("invalidation_reason") else ""
         assert (lost.wal_status, lost.reason) == ("lost", reason)
-        assert lost.lost
+        assert lost.is_invalidated
         assert lost.safe_wal_size is None
         assert (lost.restart, lost.retained) == (None, 0)
         slot.drop(connection, "one")

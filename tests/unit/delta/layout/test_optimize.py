@@ -237,7 +237,7 @@ def test_optimize_never_changes_rows(
         (100_000, 3_000),
     ],
 )
-def test_what_does_not_fit_into_memory_is_sorted_in_files(
+def test_groups_larger_than_the_memory_are_sorted_in_files(
     place: Place, memory: int, group: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With little memory no job holds much, and the outcome is the same: rows, and their order;
@@ -267,7 +267,7 @@ def test_what_does_not_fit_into_memory_is_sorted_in_files(
 
 
 def test_small_files_are_joined_and_large_ones_left_alone(place: Place) -> None:
-    """Without columns to cluster by only small files are written anew, neighbours together."""
+    """Without columns to cluster by only small files are rewritten, neighbours together."""
     put(place, rows(4000).with_columns(id=pl.lit(-5, pl.Int64)))
     (large,) = state_of(place).files
     for start in (0, 50, 10, 60, 20, 70, 30, 80, 40, 90):
@@ -396,7 +396,7 @@ def test_partitions_stay_in_their_folders(place: Place, by: tuple[str, ...]) -> 
     assert multiset(pl.read_delta(place.url)) == before
 
 
-def test_files_of_other_writers_and_older_schemas(place: Place) -> None:
+def test_files_of_other_writers_and_older_schemas_are_conformed(place: Place) -> None:
     """Columns that a file does not have are NULL, and types are the table's."""
     put(
         place,
@@ -411,7 +411,7 @@ def test_files_of_other_writers_and_older_schemas(place: Place) -> None:
     assert content(place) == before
 
 
-def test_other_columns_to_cluster_by(place: Place) -> None:
+def test_files_of_another_clustering_are_rewritten(place: Place) -> None:
     """Files of another clustering are new files again, of which a call takes up to its budget."""
     for seed in range(8):
         put(place, rows(800, seed))
@@ -443,7 +443,7 @@ def test_processes_run_the_jobs(place: Place, pools: Callable[[int], Executor]) 
 
 
 def during(place: Place, monkeypatch: pytest.MonkeyPatch, act: Callable[[int], object]) -> None:
-    """Lets somebody act before each try to commit, told its number."""
+    """Calls a function before each try to commit, with its number."""
     honest, tries = commit.commit, 0
 
     def slow(*args: Any, **kwargs: Any) -> int:
@@ -476,8 +476,10 @@ def test_an_append_between_read_and_commit(place: Place, monkeypatch: pytest.Mon
     assert unlisted(place) == set()
 
 
-def test_a_delete_between_read_and_commit(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file that was rewritten meanwhile is not brought back: the work is done anew."""
+def test_a_file_deleted_between_read_and_commit_is_not_restored(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that was rewritten meanwhile is not restored: the work is repeated."""
     for seed in range(4):
         put(place, rows(500, seed))
     during(place, monkeypatch, lambda n: DeltaTable(place.url).delete("place = 3") if n == 1 else 0)
@@ -516,8 +518,10 @@ def test_a_concurrent_writer_that_always_wins(
     assert unlisted(place) == set()
 
 
-def test_a_response_that_was_lost(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A commit which stands although the store says that somebody was first deletes nothing."""
+def test_a_commit_with_a_lost_response_deletes_no_file(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit that succeeded though the store reports a conflict deletes no file."""
     for seed in range(4):
         put(place, rows(500, seed))
     before = content(place)
@@ -532,7 +536,7 @@ def test_a_response_that_was_lost(place: Place, monkeypatch: pytest.MonkeyPatch)
     assert content(place) == before
 
 
-def test_two_optimizations_at_once(place: Place) -> None:
+def test_concurrent_optimizations_keep_all_rows(place: Place) -> None:
     """However they interleave with each other and a writer, the rows are those that came."""
     put(place, rows(900))
     expected = content(place)
@@ -557,7 +561,7 @@ def test_two_optimizations_at_once(place: Place) -> None:
 @pytest.mark.parametrize(
     ("by", "memory"), [((), MEMORY), (("id", "name"), 50_000), (("id", "name"), MEMORY)]
 )
-def test_a_lost_row_is_noticed(
+def test_a_rewrite_that_loses_a_row_is_not_committed(
     place: Place, monkeypatch: pytest.MonkeyPatch, by: tuple[str, ...], memory: int
 ) -> None:
     """If what was written is not what was read nothing is committed, and no file is left."""
@@ -576,7 +580,7 @@ def test_a_lost_row_is_noticed(
     assert unlisted(place) == set()
 
 
-def test_a_log_that_miscounts_is_noticed(place: Place) -> None:
+def test_a_wrong_row_count_in_the_log_stops_the_rewrite(place: Place) -> None:
     """Rows that the log counts and a file does not have stop the rewrite."""
     for seed in range(8):
         put(place, rows(300, seed))

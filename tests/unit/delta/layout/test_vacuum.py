@@ -1,4 +1,4 @@
-"""Expiry: what somebody may still read stays, the rest goes."""
+"""Vacuum: files that a reader may need stay, all others are deleted."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def test_an_entry_that_does_not_say_its_time_is_as_old_as_its_file(place: Place,
 
 
 def test_entries_of_the_last_thirty_days_stay(place: Place) -> None:
-    """The log says which batches have landed for as long as somebody asks it."""
+    """The log keeps the committed batches for as long as a sweep reads them."""
     for number, days in enumerate((29, 20, 10, 5)):
         put(place, days, number)
     assert expire(place, 0, (), time.time()).entries == 0

@@ -207,7 +207,7 @@ def _after(case: Case, number: int, new: Mapping[Any, Row]) -> Row | None:
 def test_a_merge_does_what_the_model_does(tmp_path: Path, case: Case) -> None:
     """Rows are replaced, revived, marked, removed and added; all others stay, in their order.
 
-    The feed says exactly that, and only files with a changed row are written anew.
+    The feed says exactly that, and only files with a changed row are rewritten.
     """
     bench = Bench(Place(str(tmp_path / str(next(_places)))), case.layout, case.key)
     paths = bench.create([[[case.old[i] for i in group] for group in one] for one in case.files])
@@ -429,8 +429,8 @@ def test_few_and_many_edits_of_a_row_group_do_the_same(
     assert groups == [400 - len(gone) * (on_delete == "remove"), 100, 400]
 
 
-def test_columns_change_without_rows(bench: Bench) -> None:
-    """A file may be written anew for its columns alone: wider, and with one more, all else kept."""
+def test_a_file_is_rewritten_for_its_columns_alone(bench: Bench) -> None:
+    """A file is rewritten for changed columns alone (wider, or added); its values stay."""
     paths = bench.create([[[plain(1), plain(2)], [plain(3)]]])
     layout = (
         *PLAIN[:1],

@@ -81,7 +81,7 @@ def test_rows_are_deleted_by_key(bench: Bench, on_delete: merge.OnDelete, staged
 
 @pytest.mark.parametrize("staged", [False, True])
 def test_unknown_keys_delete_nothing(bench: Bench, staged: bool) -> None:
-    """A file whose only such rows are marked already is not written anew."""
+    """A file whose only such rows are marked already is not rewritten."""
     rows = [plain(1), plain(2, record_status=DELETED), plain(8)]
     paths = bench.create([[rows]])
     landed = bench.changed([], deletes=keys_of(bench, [2, 3, 99], staged), on_delete="remove")
