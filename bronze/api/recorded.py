@@ -12,22 +12,22 @@ from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import asdict, replace
 from threading import Event as Stop
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from bronze.cdc import stream
 from bronze.config.settings import Settings
 from bronze.errors import BronzeError, ConfigError
 from bronze.governance import audit
 from bronze.governance.audit import Event
-from bronze.ingest import pipeline
-from bronze.maintenance import maintain as maintenance
 from bronze.model.events import StreamEvent
 from bronze.model.results import LateRecord, MaintainResult, RunResult, StreamResult, TableResult
-from bronze.protection import erasure
 from bronze.protection.erasure_result import ErasureResult
-from bronze.protection.old_versions import delete_old_versions
-from bronze.verify import verify as proof
 from bronze.verify.results import VerifyResult
+
+# Each command imports only what it needs: all together take half a second.
+if TYPE_CHECKING:
+    from bronze.cdc import stream
+    from bronze.ingest import pipeline
+    from bronze.maintenance import maintain as maintenance
 
 R = TypeVar("R", RunResult, StreamResult, MaintainResult, VerifyResult, ErasureResult)
 
@@ -36,6 +36,7 @@ def run(
     settings: Settings, tables: Sequence[str], *, pool: Executor | None, notify: pipeline.Notify
 ) -> RunResult:
     """`bronze.ingest.pipeline.run`."""
+    from bronze.ingest import pipeline
 
     def events(done: RunResult) -> list[Event]:
         details = {
@@ -61,6 +62,8 @@ def follow(
     copied: pipeline.Notify,
 ) -> StreamResult:
     """`bronze.cdc.stream.stream`."""
+    from bronze.cdc import stream
+
     started: list[Event] = []
 
     def record_start(event: StreamEvent) -> None:
@@ -101,6 +104,8 @@ def drop(settings: Settings, tables: Sequence[str]) -> str:
     Raises:
         LakeError, LakeUnreachable: slot and publication are dropped, but it cannot be recorded.
     """
+    from bronze.cdc import stream
+
     dropped = stream.drop(settings, tables)
     audit.record(settings, "drop stream", dropped, "succeeded")
     return dropped
@@ -110,6 +115,7 @@ def maintain(
     settings: Settings, tables: Sequence[str], *, pool: Executor | None, notify: maintenance.Notify
 ) -> MaintainResult:
     """`bronze.maintenance.maintain.maintain`."""
+    from bronze.maintenance import maintain as maintenance
 
     def events(done: MaintainResult) -> list[Event]:
         failed = {t.target: t.error.kind for t in done.tables if t.error}
@@ -138,6 +144,7 @@ def verify(
     notify: pipeline.Notify,
 ) -> VerifyResult:
     """`bronze.verify.verify.verify`."""
+    from bronze.verify import verify as proof
 
     def events(done: VerifyResult) -> list[Event]:
         counts = ("missing", "extra", "different", "altered", "repaired")
@@ -177,6 +184,7 @@ def verify(
 
 def forget(settings: Settings, table: str, key: Mapping[str, str], *, ask: bool) -> ErasureResult:
     """`bronze.protection.erasure.forget`. The values of the key are not recorded."""
+    from bronze.protection import erasure
 
     def events(done: ErasureResult) -> list[Event]:
         details = {
@@ -196,6 +204,7 @@ def forget(settings: Settings, table: str, key: Mapping[str, str], *, ask: bool)
 
 def old_versions(settings: Settings, table: str) -> ErasureResult:
     """`bronze.protection.old_versions.delete_old_versions`."""
+    from bronze.protection.old_versions import delete_old_versions
 
     def events(done: ErasureResult) -> list[Event]:
         details = {"old_versions": True, "files": done.files, "version": done.version}

@@ -203,7 +203,10 @@ UNANSWERED: dict[str, tuple[str, str]] = {
         "DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY)",
         "dropped and created again",
     ),
-    "no schema": ("ALTER TABLE t SET SCHEMA other; DROP TABLE other.t", "There is no table"),
+    "no schema": (
+        "ALTER TABLE t SET SCHEMA other; DROP TABLE other.t",
+        "does not exist in the source",
+    ),
     "no column": ("ALTER TABLE t DROP id", "has none of the columns id"),
     "no right": ("REVOKE SELECT ON t FROM asker", "may not read it"),
     "hidden rows": (
