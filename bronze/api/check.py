@@ -38,7 +38,7 @@ from bronze.postgres.catalog.constraints import Constraints
 from bronze.postgres.catalog.relations import Relation
 from bronze.postgres.catalog.survey import Personal
 from bronze.postgres.connection import capacity, connect, parameters, translation
-from bronze.postgres.copy import read, snapshot
+from bronze.postgres.copy import rows_reader, snapshot
 from bronze.postgres.copy.snapshot import Consistency, Snapshot
 from bronze.postgres.replication import publication, slot
 from bronze.postgres.replication.prerequisites import MissingPrerequisite
@@ -221,7 +221,7 @@ def _check_source(
         limits = capacity.low_connection_limits(connection, source.origin, bool(streamed))
         surveys = survey.survey_relations(connection, [target.relation for target in targets])
     if len(streamed) < len(targets):
-        read.check_reachable(source.origin)
+        rows_reader.check_reachable(source.origin)
     consistency = settings.source[name].consistency
     standby = snapshot.open_transactions(connection).standby and consistency == "run"
     # A stream gets its snapshot from its slot, so a check of streamed tables needs none to share.

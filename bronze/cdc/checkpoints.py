@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from bronze import failpoint
-from bronze.cdc import apply
+from bronze.cdc import apply_table
 from bronze.cdc.context import FollowedTable, StartedTables, StreamContext
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta import commit, log, positions
@@ -243,10 +243,12 @@ class StreamRecords:
         """
         stamp = self.last_stamp
         for following in self._followed.values():
-            for note in apply.record_anomalies(self._settings, following, stamp) if stamp else ():
+            for note in (
+                apply_table.record_anomalies(self._settings, following, stamp) if stamp else ()
+            ):
                 self._stream.notify(Notice(f"{following.label}: {note}"))
         try:
-            apply.record_quality(self._settings, self._followed.values())
+            apply_table.record_quality(self._settings, self._followed.values())
         except BronzeError as error:
             self._stream.notify(Notice(f"Quality figures were not recorded: {error.message}"))
 

@@ -36,7 +36,7 @@ from bronze.ingest.worker import rejected_values
 from bronze.model.columns import Column
 from bronze.model.files import WrittenFile
 from bronze.model.units import DELETED, NO_FINDINGS, Findings, RejectedValue
-from bronze.postgres.copy import read
+from bronze.postgres.copy import rows_reader
 from bronze.postgres.replication import pgoutput, text_values
 from bronze.protection import key_text, protect
 from bronze.rows import fingerprint, metadata
@@ -302,7 +302,7 @@ def _with_all_columns(rows: pl.DataFrame, columns: Sequence[Column]) -> pl.DataF
     found = [
         rows[c.target]
         if c.target in present
-        else pl.Series(c.target, [None], read.dtype(c.kind)).new_from_index(0, rows.height)
+        else pl.Series(c.target, [None], rows_reader.dtype(c.kind)).new_from_index(0, rows.height)
         for c in columns
     ]
     return pl.DataFrame(found, height=rows.height)

@@ -2,7 +2,7 @@
 
     connect → start each table at its position → the apply loop → (after an error) connect again
 
-`bronze.cdc.session` is the apply loop. This module connects, and starts the tables:
+`bronze.cdc.apply_loop` is the apply loop. This module connects, and starts the tables:
 
 - with a new slot, all tables are copied or compared in its snapshot (`bronze.cdc.table_sync`);
 - with the slot of an earlier stream, a table goes on from its position. If the slot no longer has
@@ -21,7 +21,8 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from random import uniform
 
-from bronze.cdc import apply, checkpoints, table_sync
+from bronze.cdc import apply_table, checkpoints, table_sync
+from bronze.cdc.apply_loop import Session
 from bronze.cdc.context import (
     FollowedTable,
     Notify,
@@ -31,7 +32,6 @@ from bronze.cdc.context import (
     StreamTotals,
 )
 from bronze.cdc.new_slot import NewSlot, publish
-from bronze.cdc.session import Session
 from bronze.config.settings import Settings
 from bronze.delta import log
 from bronze.errors import (
@@ -316,7 +316,7 @@ def _resume(stream: StreamContext, targets: Sequence[Target], confirmed: int) ->
                 failed.append(lineage.end_stream(table.entry, error))
                 continue
             position = (
-                apply.table_position(plan).stream_position(plan.state) if plan.state else None
+                apply_table.table_position(plan).stream_position(plan.state) if plan.state else None
             )
             if plan.mode != "changes" or plan.state is None or position is None:
                 for note in plan.notes if plan.state else ():
@@ -331,7 +331,7 @@ def _resume(stream: StreamContext, targets: Sequence[Target], confirmed: int) ->
             followed[oid] = table_sync.followed_table(
                 stream, placed, table, floor=floor, position=position, version=plan.state.version
             )
-            last = apply.table_position(plan).last_transaction(plan.state)
+            last = apply_table.table_position(plan).last_transaction(plan.state)
             last_transactions |= {last} if last and last[0] > confirmed else set()
         stream.progress.past = replace(
             checkpoints.known_transactions(records, stream_id),

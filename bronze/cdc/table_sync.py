@@ -17,7 +17,7 @@ from typing import Any
 import uuid_utils
 
 from bronze import failpoint
-from bronze.cdc import apply, checkpoints
+from bronze.cdc import apply_table, checkpoints
 from bronze.cdc.context import FollowedTable, StreamContext
 from bronze.cdc.new_slot import NewSlot
 from bronze.delta import log, positions
@@ -260,7 +260,7 @@ def plan_tables(
     for table in tables:
         removed = table.plan and table.plan.state is None
         if removed and table.target.name in stream.totals.bronze_tables:
-            table.plan, table.error = None, apply.vanished_error(table.target)
+            table.plan, table.error = None, apply_table.vanished_error(table.target)
     states = [table.plan.state for table in tables if table.plan]
     known = [positions.read(state, history) or 0 for state in states if state]
     known.append(checkpoints.position(records, f"{history}/{stream.slot}"))

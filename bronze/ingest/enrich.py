@@ -22,7 +22,7 @@ Keep = Callable[[pl.Series], pl.Series]
 @dataclass(frozen=True)
 class EnrichedRows:
     """The Bronze rows that were kept, with their source rows in ``clear`` and their ``rejected``
-    values; ``hashes`` and ``findings`` are of all rows.
+    values; ``hashes`` and ``findings`` are of all rows. If none was kept, ``rows`` has no columns.
     """
 
     rows: pl.DataFrame
@@ -65,17 +65,19 @@ def enrich(
     if protection:
         hashes = protect.protected_hashes(hashes, protection)
     quality = scoring.with_fingerprints(quality, hashes, enrichment.quality)
+    findings = Findings(profile=profile, quality=quality)
     all_hashes = hashes
     if keep:
         # Most rows of a table are there already: what follows is not done for them.
         kept = keep(hashes)
         rows, rejected, hashes = rows.filter(kept), rejected.filter(kept), hashes.filter(kept)
         scores = None if scores is None else scores.filter(kept)
+        if not rows.height:
+            return EnrichedRows(pl.DataFrame(), rows, rejected, all_hashes, findings)
     stored = protect.protect_rows(rows, protection) if protection else rows
     if checksums is None:
         checksums = checksums_of(stored, base)
     bronze_rows = with_metadata(
         stored, hashes, checksums, stamp, scores, enrichment.quality.threshold
     )
-    findings = Findings(profile=profile, quality=quality)
     return EnrichedRows(bronze_rows, rows, rejected, all_hashes, findings)

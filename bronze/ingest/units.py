@@ -16,7 +16,7 @@ from bronze.model.units import BronzeRows, Enrichment, KnownRows, RowSizeLimits,
 from bronze.postgres import statement
 from bronze.postgres.connection.connect import Connection
 from bronze.postgres.copy import row_sizes, splits
-from bronze.postgres.copy.packed import OLDEST_VERSION as OLDEST_PACKED
+from bronze.postgres.copy.packed_reader import OLDEST_VERSION as OLDEST_PACKED
 from bronze.postgres.copy.splits import Split
 from bronze.rows.metadata import COMMIT_TIMESTAMP
 from bronze.tables import row_format

@@ -149,7 +149,11 @@ class _UnitTotals:
         self.rows += rows.height
         if self.unit.kind == "keys":
             return self._keys(rows, rejected)
-        return self._without_rejected(self._with_scores(self._enriched(rows, rejected)))
+        bronze_rows = self._enriched(rows, rejected)
+        # A frame without columns would get a row by adding one.
+        if not bronze_rows.width:
+            return bronze_rows
+        return self._without_rejected(self._with_scores(bronze_rows))
 
     def _keys(self, rows: pl.DataFrame, rejected: pl.Series) -> pl.DataFrame:
         protection, key = self.unit.rows.enrichment.protection, self.unit.rows.key
@@ -163,11 +167,13 @@ class _UnitTotals:
         enriched = enrich(rows, rejected, how.into.stamp, how.base, how.enrichment, keep)
         if self.unit.sums_rows and rows.height:
             self.sum = fingerprint.sum_of_totals(self.sum, fingerprint.total(enriched.hashes))
+        if self.unit.counts_rows:
+            self.findings += enriched.findings
+        if not enriched.rows.width:
+            return enriched.rows
         bronze_rows = key_text.add_key_text(
             enriched.rows, enriched.clear, enriched.rejected, how.key, how.enrichment.protection
         )
-        if self.unit.counts_rows:
-            self.findings += enriched.findings
         if enriched.rejected.null_count() < len(enriched.rejected):
             bronze_rows = portion.with_columns(bronze_rows, [enriched.rejected.alias(_REJECTED)])
         if how.history:

@@ -10,7 +10,7 @@ from bronze.config.settings import Settings
 from bronze.delta import files
 from bronze.errors import BronzeError, ConfigError
 from bronze.governance import audit
-from bronze.postgres.copy.read import dtype
+from bronze.postgres.copy.rows_reader import dtype
 from bronze.protection import protect
 from bronze.protection.lake_table import ProtectedTable, protected_table
 from bronze.protection.subject.row_selection import select_rows

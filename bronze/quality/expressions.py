@@ -13,7 +13,7 @@ import polars as pl
 
 from bronze.config.quality import Bounds, RuleSettings
 from bronze.model.columns import Column, DeltaType
-from bronze.postgres.copy.read import dtype
+from bronze.postgres.copy.rows_reader import dtype
 from bronze.quality.scoring import MOMENT
 
 _BITS = {"short": 15, "int": 31, "long": 63}

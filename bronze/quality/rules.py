@@ -19,7 +19,7 @@ from bronze.errors import TableRefused
 from bronze.model.locations import TableName
 from bronze.model.quality import ResolvedRule, RuleKind
 from bronze.postgres.catalog.constraints import Check, Constraints
-from bronze.postgres.copy.read import dtype
+from bronze.postgres.copy.rows_reader import dtype
 from bronze.quality import expressions, scoring
 from bronze.quality.expressions import Unfit
 from bronze.tables.evolution import ColumnContract

@@ -22,7 +22,7 @@ from bronze.postgres.catalog.operators import (
     comparison_operators,
 )
 from bronze.postgres.catalog.relations import Relation
-from bronze.postgres.copy.read import decode, dtype
+from bronze.postgres.copy.rows_reader import decode, dtype
 from bronze.postgres.copy.splits import size_of
 from bronze.postgres.statement import quoted
 from bronze.quality import rules

@@ -22,7 +22,7 @@ from bronze.model.files import RowFormat
 from bronze.model.quality import BEST_SCORE
 from bronze.model.stamp import IngestionMethod
 from bronze.model.units import ACTIVE, DELETED, QUARANTINED
-from bronze.postgres.copy.read import dtype
+from bronze.postgres.copy.rows_reader import dtype
 from bronze.rows import fingerprint, hashing, metadata
 from bronze.rows.encoding import cast_exactly, encoding_pieces
 from bronze.rows.metadata import COMMIT_TIMESTAMP

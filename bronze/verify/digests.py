@@ -22,7 +22,7 @@ import polars_hash as plh
 from bronze.model.columns import KEY_TEXT, Column, RowKey
 from bronze.model.protection import TableProtection
 from bronze.postgres.copy import row_hash
-from bronze.postgres.copy.read import dtype
+from bronze.postgres.copy.rows_reader import dtype
 from bronze.protection import keyring, protect
 from bronze.protection.protect import REVEALED
 from bronze.rows import fingerprint, metadata

@@ -22,7 +22,7 @@ from bronze.model.files import StoredFile
 from bronze.model.locations import Origin, Place
 from bronze.model.protection import TableProtection
 from bronze.model.units import DELETED, KnownRows
-from bronze.postgres.copy import read, reader, server_hashes
+from bronze.postgres.copy import reader, rows_reader, server_hashes
 from bronze.protection import key_text, keyring, protect
 from bronze.rows import fingerprint
 from bronze.tables import known_rows
@@ -156,7 +156,9 @@ def keyed_hashes_in_source(task: SourceTask) -> pl.DataFrame:
     computed_here = _hash_key(task) or (task.basis and not task.basis.in_postgres)
     condition = "true" if computed_here else buckets.bucket_condition(task.selection.bucket_mask)
     names = task.key.names
-    kinds = {c.target: read.dtype(c.stored_type) for c in task.key.columns} | {KEY_TEXT: _TEXT}
+    kinds = {c.target: rows_reader.dtype(c.stored_type) for c in task.key.columns} | {
+        KEY_TEXT: _TEXT
+    }
     parts = [pl.DataFrame(schema={**{name: kinds[name] for name in names}, HASH: _TEXT})]
     parts += [
         task.selection.filter_rows(rows, names) for rows in _read_keyed_hashes(task, condition)
@@ -223,7 +225,7 @@ def keyed_hashes_in_file(task: FileTask) -> pl.DataFrame:
     Raises:
         LakeError, LakeUnreachable
     """
-    kinds = {name: read.dtype(kind) for name, kind in task.layout if name in task.key}
+    kinds = {name: rows_reader.dtype(kind) for name, kind in task.layout if name in task.key}
     schema = {**{n: kinds[n] for n in task.key}, HASH: _TEXT, FILE: pl.Int64, ROW: pl.Int64}
     parts = [pl.DataFrame(schema=schema)]
     for rows in _live_rows(task, (*task.key, HASH)):

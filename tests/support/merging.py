@@ -28,7 +28,7 @@ from bronze.model.files import StoredFile, WrittenFile
 from bronze.model.locations import Destination, Place
 from bronze.model.stamp import RowStamp
 from bronze.model.units import ACTIVE
-from bronze.postgres.copy.read import dtype
+from bronze.postgres.copy.rows_reader import dtype
 from bronze.rows.metadata import METADATA_COLUMNS
 from tests.support.effort import examples
 

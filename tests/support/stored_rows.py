@@ -12,7 +12,7 @@ from bronze.delta import files
 from bronze.model.columns import DeltaType
 from bronze.model.files import StoredFile
 from bronze.model.locations import Place
-from bronze.postgres.copy.read import dtype
+from bronze.postgres.copy.rows_reader import dtype
 
 _BATCH = "018df7a0-0000-7000-8000-000000000000"
 _METADATA = (

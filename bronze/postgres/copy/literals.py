@@ -19,7 +19,7 @@ from bronze.postgres.catalog.operators import ComparisonOperators
 from bronze.postgres.catalog.relations import Attribute
 from bronze.postgres.catalog.types import TypeOptions, column_contract, output_text
 from bronze.postgres.connection.connect import Connection
-from bronze.postgres.copy.read import decode, dtype
+from bronze.postgres.copy.rows_reader import decode, dtype
 from bronze.postgres.statement import quoted
 
 _TYPES = """

@@ -9,11 +9,11 @@ import polars as pl
 
 from bronze.model.columns import Column
 from bronze.model.locations import Origin
-from bronze.postgres.copy import packed, read
+from bronze.postgres.copy import packed_reader, rows_reader
 
 
 class SplitReader(Protocol):
-    """Reads the rows of splits; see `bronze.postgres.copy.read.read_rows`."""
+    """Reads the rows of splits; see `bronze.postgres.copy.rows_reader.read_rows`."""
 
     def __call__(
         self,
@@ -28,7 +28,10 @@ class SplitReader(Protocol):
         """Yields parts: the columns with target names, and the text of rejected values."""
 
 
-READERS: dict[str, SplitReader] = {"packed": packed.read_rows, "connectorx": read.read_rows}
+READERS: dict[str, SplitReader] = {
+    "packed": packed_reader.read_rows,
+    "connectorx": rows_reader.read_rows,
+}
 """The readers by their name in the config."""
 
 

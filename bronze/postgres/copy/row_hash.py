@@ -65,7 +65,7 @@ def keyed_hashes_query(
     rest: Sequence[Column] | None = None,
 ) -> str:
     """A SELECT of keys and hashes without a WHERE clause, for
-    `bronze.postgres.copy.read.read_rows`.
+    `bronze.postgres.copy.rows_reader.read_rows`.
 
     It returns the key's columns in their wire form, ``row_hash`` as text, and the key's rejected
     values. A WHERE clause may use ``d``, the hash (bytea).

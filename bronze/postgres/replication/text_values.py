@@ -1,4 +1,4 @@
-"""Parses the texts of logical decoding into the columns that `bronze.postgres.copy.read` returns.
+"""Parses the texts of logical decoding into columns as `bronze.postgres.copy.rows_reader` reads.
 
 Logical decoding sends each value as the text of its type's output function, in a session with the
 settings of `bronze.postgres.connection.session_settings.PINNED`. The column contract decides which
@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from bronze.errors import Mismatch
 from bronze.model.columns import Column, DeltaType
 from bronze.postgres.catalog.types import SourceType, TypeOptions, value_sql
-from bronze.postgres.copy.read import dtype, regroup_like
+from bronze.postgres.copy.rows_reader import dtype, regroup_like
 from bronze.postgres.replication.pgoutput import NO_TEXT
 
 

@@ -19,7 +19,7 @@ from bronze.errors import ConfigError
 from bronze.model.columns import DETERMINISTIC_METHODS, KEY_TEXT, DeltaType, ProtectionRule
 from bronze.model.protection import ProtectedColumn, TableProtection
 from bronze.postgres.copy.literals import Read
-from bronze.postgres.copy.read import dtype
+from bronze.postgres.copy.rows_reader import dtype
 from bronze.protection import lake_table, plaintext, protect
 from bronze.protection.lake_table import ProtectedTable
 from bronze.protection.subject.row_match import SelectedValue, StoredForms, Subject

@@ -25,7 +25,7 @@ import polars as pl
 import psycopg
 import pytest
 
-from bronze.cdc import session, stream
+from bronze.cdc import apply_loop, stream
 from bronze.demo.server import Server
 from bronze.model.results import TableResult
 from tests.conftest import Source, database
@@ -160,7 +160,7 @@ def test_partitions_exchanged_while_a_stream_runs_are_resynced(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A check of the catalog finds them."""
-    monkeypatch.setattr(session, "_CATALOG_INTERVAL", 0.1)
+    monkeypatch.setattr(apply_loop, "_CATALOG_INTERVAL", 0.1)
     for name in PARTITIONS:
         for transaction in CASES[name].streams[0]:
             source.execute(transaction)

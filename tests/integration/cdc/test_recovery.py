@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from bronze.cdc import resync, session, stream
+from bronze.cdc import apply_loop, resync, stream
 from bronze.config.settings import Settings
 from bronze.delta import commit, log, positions
 from bronze.demo.server import Server
@@ -250,7 +250,7 @@ def test_a_silent_server_is_disconnected(source: Source, server: Server) -> None
 def test_a_full_lake_is_retried(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     """No table fails because the lake cannot be written for a while."""
     resource = pytest.importorskip("resource")
-    monkeypatch.setattr(session, "_LONGEST_PAUSE", 0.2)
+    monkeypatch.setattr(apply_loop, "_LONGEST_PAUSE", 0.2)
     source.execute(TABLE)
     given = settings(source, retry_delay=1)
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -272,7 +272,7 @@ def test_an_unreachable_lake_is_retried(
     source: Source, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     """Whether its folder does not exist or is empty, as if unmounted: nothing is created in it."""
-    monkeypatch.setattr(session, "_LONGEST_PAUSE", 0.2)
+    monkeypatch.setattr(apply_loop, "_LONGEST_PAUSE", 0.2)
     monkeypatch.setattr(stream, "_LONGEST_PAUSE", 0.2)
     source.execute(TABLE)
     given, away = settings(source, retry_delay=1), source.lake.with_name("away")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from bronze.api import check
-from bronze.cdc import resync, session, stream
+from bronze.cdc import apply_loop, resync, stream
 from bronze.demo.server import Server
 from bronze.errors import ConfigError, SourceRefused, TableRefused
 from bronze.ingest import pipeline
@@ -139,7 +139,7 @@ def test_a_key_without_its_constraint_is_resynced(
     """The stream does not report it: the table is resynced when the catalog is checked, at the
     latest by the next stream.
     """
-    monkeypatch.setattr(session, "_CATALOG_INTERVAL", 0.2 if running else 60.0)
+    monkeypatch.setattr(apply_loop, "_CATALOG_INTERVAL", 0.2 if running else 60.0)
     source.execute("CREATE TABLE t (k int PRIMARY KEY, id int NOT NULL UNIQUE)")
     source.execute("ALTER TABLE t REPLICA IDENTITY FULL")
     source.execute("INSERT INTO t SELECT g, g FROM generate_series(1, 20) g")
@@ -163,7 +163,7 @@ def test_a_partition_with_another_replica_identity_is_resynced(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If rows may share a key and not all old rows are sent in full, the table is refused."""
-    monkeypatch.setattr(session, "_CATALOG_INTERVAL", 0.2)
+    monkeypatch.setattr(apply_loop, "_CATALOG_INTERVAL", 0.2)
     source.execute(
         "CREATE TABLE t (id int, d int) PARTITION BY LIST (d);"
         "CREATE TABLE t_1 PARTITION OF t FOR VALUES IN (1);"

@@ -7,7 +7,7 @@ import threading
 import polars as pl
 import pytest
 
-from bronze.cdc import resync, session, stream
+from bronze.cdc import apply_loop, resync, stream
 from bronze.cdc.new_slot import NewSlot
 from bronze.config.settings import Settings
 from bronze.errors import LakeUnreachable
@@ -25,7 +25,7 @@ STREAMED = {"pattern": "streaming"}
 @pytest.fixture(autouse=True)
 def watchful(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream checks the catalog all the time, and retries a failed table at once."""
-    monkeypatch.setattr(session, "_CATALOG_INTERVAL", 0.1)
+    monkeypatch.setattr(apply_loop, "_CATALOG_INTERVAL", 0.1)
     monkeypatch.setattr(resync, "_FIRST_PAUSE", 0.2)
     monkeypatch.setattr(resync, "_LONGEST_PAUSE", 0.2)
 
@@ -135,7 +135,7 @@ def test_a_table_that_is_renamed_and_altered_is_reported(source: Source) -> None
     given = _settings(source, {"t": STREAMED, "u": STREAMED})
     with streaming(given) as steps, pytest.MonkeyPatch.context() as patch:
         until(lambda: has_rows(source, 1))
-        patch.setattr(session, "_CATALOG_INTERVAL", 3600.0)
+        patch.setattr(apply_loop, "_CATALOG_INTERVAL", 3600.0)
         source.execute("ALTER TABLE t RENAME TO s; ALTER TABLE s ADD w int")
         source.execute("INSERT INTO s VALUES (2, 'b', 3); INSERT INTO u VALUES (1)")
         until(lambda: said(steps, "Table public.t was renamed to public.s"), told=lambda: steps)
@@ -190,14 +190,14 @@ def test_lineage_is_recorded_if_the_audit_log_cannot_be_read(
         raise LakeUnreachable("The audit log cannot be read.")
 
     monkeypatch.setattr(audit, "records_lost", failing)
-    original = session.Session.__init__
+    original = apply_loop.Session.__init__
 
-    def with_lost_audit_records(self: session.Session, *arguments: object) -> None:
+    def with_lost_audit_records(self: apply_loop.Session, *arguments: object) -> None:
         original(self, *arguments)  # type: ignore[arg-type]
         for following in self._tables.followed.values():
             following.ahead_of_audit = object()  # type: ignore[assignment]
 
-    monkeypatch.setattr(session.Session, "__init__", with_lost_audit_records)
+    monkeypatch.setattr(apply_loop.Session, "__init__", with_lost_audit_records)
     result = stream.stream(given, until_caught_up=True)
     assert result.unrecorded is not None
     lineage = pl.read_delta(str(source.lake / "governance" / "data_lineage"))

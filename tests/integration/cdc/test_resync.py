@@ -17,7 +17,7 @@ import polars as pl
 import psycopg
 import pytest
 
-from bronze.cdc import new_slot, resync, session, stream
+from bronze.cdc import apply_loop, new_slot, resync, stream
 from bronze.cdc.new_slot import NewSlot
 from bronze.config.settings import Settings
 from bronze.demo.server import Server
@@ -215,13 +215,13 @@ def test_changes_received_before_the_slot_is_ready_are_applied(
         return batch
 
     monkeypatch.setattr(Receiver, "take", taking)
-    original = session.Session.__init__
+    original = apply_loop.Session.__init__
 
-    def with_stop(self: session.Session, context: Any, *given: Any) -> None:
+    def with_stop(self: apply_loop.Session, context: Any, *given: Any) -> None:
         stops.append(context.stop)
         original(self, context, *given)
 
-    monkeypatch.setattr(session.Session, "__init__", with_stop)
+    monkeypatch.setattr(apply_loop.Session, "__init__", with_stop)
     with streaming(given) as steps:
         until(lambda: steps)
         source.execute("ALTER TABLE t ADD w int; INSERT INTO t VALUES (3, 'c')")

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from bronze.api import check
-from bronze.cdc import session, stream
+from bronze.cdc import apply_loop, stream
 from bronze.cli.main import app
 from bronze.execution import budget
 from tests.conftest import Source
@@ -90,8 +90,8 @@ def test_a_transaction_larger_than_memory_is_applied_as_a_whole(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is spooled to a file, and applied as a whole."""
-    monkeypatch.setattr(session, "_SHARE", 10**6)
-    monkeypatch.setattr(session, "_LEAST_BATCH", 2**16)
+    monkeypatch.setattr(apply_loop, "_SHARE", 10**6)
+    monkeypatch.setattr(apply_loop, "_LEAST_BATCH", 2**16)
     monkeypatch.setattr("bronze.postgres.replication.receiver._PIECE", 2**15)
     monkeypatch.setattr("bronze.cdc.net_changes._IN_MEMORY", 2**16)
     source.execute(TABLE)
@@ -167,7 +167,7 @@ def test_retained_log_beyond_the_budget_is_reported(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A slot that makes the server keep more log than the budget is reported before it is lost."""
-    monkeypatch.setattr(session, "_SLOT_INTERVAL", 0.0)
+    monkeypatch.setattr(apply_loop, "_SLOT_INTERVAL", 0.0)
     source.execute(TABLE)
     given = source.settings(tables=STREAMED, stream={"interval": 0, "wal_budget": "1KB"})
     with streaming(given) as steps:

@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from bronze.cdc import apply, new_slot, resync, session, stream
+from bronze.cdc import apply_loop, apply_table, new_slot, resync, stream
 from bronze.errors import TableRefused
 from bronze.ingest import pipeline
 from bronze.model.events import BatchApplied, CheckpointMade
@@ -33,7 +33,7 @@ from tests.support.streams import (
 @pytest.fixture
 def watchful(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream checks the catalog all the time, and retries a failed table at once."""
-    monkeypatch.setattr(session, "_CATALOG_INTERVAL", 0.1)
+    monkeypatch.setattr(apply_loop, "_CATALOG_INTERVAL", 0.1)
     monkeypatch.setattr(resync, "_FIRST_PAUSE", 0.2)
 
 
@@ -393,7 +393,7 @@ def test_a_failed_table_is_resynced_after_a_lost_confirmation(
     given = settings(source, {"t": {"pattern": "streaming"}, "u": {"pattern": "streaming"}})
     caught_up(given)
     source.execute("INSERT INTO t VALUES (2, 'b')")
-    original = apply._apply
+    original = apply_table._apply
 
     def failing(settings: Any, following: Any, *others: Any) -> Any:
         if following.label == "public.t":
@@ -401,7 +401,7 @@ def test_a_failed_table_is_resynced_after_a_lost_confirmation(
         return (yield from original(settings, following, *others))
 
     with monkeypatch.context() as patch:
-        patch.setattr(apply, "_apply", failing)
+        patch.setattr(apply_table, "_apply", failing)
         with monkeypatch.context() as unconfirmed:
             unconfirmed.setattr(Receiver, "confirm", lambda *_: None)
             stream.stream(given, until_caught_up=True)

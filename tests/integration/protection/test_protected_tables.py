@@ -28,7 +28,7 @@ from bronze.ingest import pipeline
 from bronze.model.events import StreamEvent
 from bronze.model.protection import ProtectedColumn
 from bronze.model.results import TableResult
-from bronze.postgres.copy.read import dtype
+from bronze.postgres.copy.rows_reader import dtype
 from bronze.postgres.replication import receiver
 from bronze.postgres.replication.batch import Piece, Spool
 from bronze.protection import erasure, keyring, keys, protect, reveal
@@ -206,8 +206,8 @@ def test_a_stream_protects_its_changes(
     given = source.settings(tables={"t": table}, stream={"interval": 0})
     aside: list[bytes] = []
     monkeypatch.setattr(receiver, "_PIECE", 4096)
-    monkeypatch.setattr("bronze.cdc.session._LEAST_BATCH", 4096)
-    monkeypatch.setattr("bronze.cdc.session._SHARE", 10**9)
+    monkeypatch.setattr("bronze.cdc.apply_loop._LEAST_BATCH", 4096)
+    monkeypatch.setattr("bronze.cdc.apply_loop._SHARE", 10**9)
     put_aside = Piece.move_to_spool
 
     def seen(piece: Piece, spool: Spool) -> None:

@@ -22,7 +22,7 @@ from bronze.ingest import pipeline
 from bronze.postgres import statement
 from bronze.postgres.catalog.relations import relations
 from bronze.postgres.connection import connect
-from bronze.postgres.copy import read, row_hash
+from bronze.postgres.copy import row_hash, rows_reader
 from bronze.rows import metadata
 from bronze.rows.encoding import encode
 from bronze.tables import selection
@@ -475,7 +475,7 @@ def compare_hashes(source: Source, sample: Sample, base: int) -> None:
         ]
     by_bronze: list[str] = []
     select = statement.select(columns, table)
-    for rows, rejected in read.read_rows(origin, (), select, ["true"], columns, "public.t"):
+    for rows, rejected in rows_reader.read_rows(origin, (), select, ["true"], columns, "public.t"):
         by_bronze.extend(metadata.digests(rows, rejected, base + 1)[0])
     assert sorted(by_bronze) == sorted(by_postgresql)
     assert len(set(by_bronze)) == len(sample.rows)

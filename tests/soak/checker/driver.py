@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 SOONER: dict[str, dict[str, Any]] = {
-    "bronze.cdc.session": {
+    "bronze.cdc.apply_loop": {
         "_SLOT_INTERVAL": 0.3,
         "_CATALOG_INTERVAL": 0.6,
         "_FIGURES_INTERVAL": 5.0,

@@ -22,7 +22,7 @@ from bronze.errors import CommitConflict, LakeError
 from bronze.model.columns import DeltaType
 from bronze.model.files import WrittenFile
 from bronze.model.locations import Place
-from bronze.postgres.copy.read import dtype
+from bronze.postgres.copy.rows_reader import dtype
 
 BATCH = "018df7a0-0000-7000-8000-000000000000"
 ID = (("id", DeltaType("long")),)

@@ -24,7 +24,7 @@ from bronze.delta.statistics import SAFE, Statistics, lower_bound, upper_bound
 from bronze.model.columns import DeltaType
 from bronze.model.files import WrittenFile
 from bronze.model.locations import Place
-from bronze.postgres.copy.read import dtype
+from bronze.postgres.copy.rows_reader import dtype
 from tests.support.effort import examples
 
 FIXED = settings(derandomize=True, database=None, deadline=None, max_examples=examples(20))

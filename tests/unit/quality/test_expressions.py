@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from bronze.config.quality import RuleSettings
 from bronze.model.columns import Column, DeltaType
-from bronze.postgres.copy.read import dtype
+from bronze.postgres.copy.rows_reader import dtype
 from bronze.quality.expressions import Unfit, columns_of, condition_of
 from bronze.quality.scoring import MOMENT, expression
 from tests.support.effort import examples

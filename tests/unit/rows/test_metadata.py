@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from bronze.model.stamp import RowStamp
-from bronze.postgres.copy.read import dtype
+from bronze.postgres.copy.rows_reader import dtype
 from bronze.rows import hashing
 from bronze.rows.metadata import METADATA_COLUMNS, digests, with_metadata
 

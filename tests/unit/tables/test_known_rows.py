@@ -26,7 +26,7 @@ from bronze.model.columns import DeltaType
 from bronze.model.files import StoredFile
 from bronze.model.locations import Place
 from bronze.model.units import ACTIVE, DELETED, KnownRows
-from bronze.postgres.copy.read import dtype
+from bronze.postgres.copy.rows_reader import dtype
 from bronze.tables import known_rows
 from tests.support.effort import examples
 from tests.support.stored_rows import Row, digest, layout_of, table_of

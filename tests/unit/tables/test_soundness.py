@@ -14,7 +14,7 @@ from bronze import portion
 from bronze.model.columns import DeltaType
 from bronze.model.files import RowFormat
 from bronze.model.stamp import RowStamp
-from bronze.postgres.copy.read import dtype
+from bronze.postgres.copy.rows_reader import dtype
 from bronze.rows import metadata
 from bronze.tables import soundness
 

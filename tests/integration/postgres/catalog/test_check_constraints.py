@@ -16,7 +16,7 @@ from bronze.postgres import statement
 from bronze.postgres.catalog.check_constraints import check_expression
 from bronze.postgres.catalog.relations import Relation, relations
 from bronze.postgres.connection import connect
-from bronze.postgres.copy import read
+from bronze.postgres.copy import rows_reader
 from bronze.tables import selection
 from tests.conftest import Source
 from tests.support.effort import examples
@@ -96,7 +96,7 @@ class CheckedTable:
             (target,) = selection.select_targets(given_settings, [("test", self.relation)], ())
             self.columns: tuple[Column, ...] = selection.contract_columns(target)
         query = statement.select(self.columns, '"public"."t"')
-        ((self.rows, self.rejected),) = read.read_rows(
+        ((self.rows, self.rejected),) = rows_reader.read_rows(
             origin, (), query, ["true"], self.columns, "t"
         )
         self.rows = self.rows.sort("id")

@@ -36,8 +36,8 @@ from bronze.postgres import statement
 from bronze.postgres.connection import relay as relay_module
 from bronze.postgres.connection.parameters import parameters
 from bronze.postgres.connection.relay import is_needed, relay
-from bronze.postgres.copy import packed
-from bronze.postgres.copy.read import _url
+from bronze.postgres.copy import packed_reader
+from bronze.postgres.copy.rows_reader import _url
 
 LONG_RESULT = "SELECT i, repeat(md5(i::text), 32) FROM generate_series(1, {rows}) AS i"
 
@@ -758,7 +758,7 @@ def test_packed_reads_need_no_relay(proxy_for: OpenProxy, roots: str) -> None:
 
     def rows(proxy: TlsProxy) -> list[Any]:
         origin = Origin("test", make_conninfo(**params_for(proxy.port, roots)))
-        parts = packed.read_rows(origin, (), query, ["true"], [column], "t")
+        parts = packed_reader.read_rows(origin, (), query, ["true"], [column], "t")
         return [row for frame, _ in parts for row in frame.rows()]
 
     proxy = proxy_for()

@@ -20,7 +20,7 @@ from bronze.model.columns import Column, DeltaType
 from bronze.model.locations import Origin
 from bronze.postgres.catalog.relations import relations
 from bronze.postgres.connection import connect, session_settings
-from bronze.postgres.copy import read, splits
+from bronze.postgres.copy import rows_reader, splits
 from bronze.postgres.copy.snapshot import hold
 from bronze.postgres.replication import slot
 from bronze.verify import verify
@@ -212,7 +212,10 @@ def test_every_kind_of_session_is_pinned(login: Login, monkeypatch: pytest.Monke
                 )
                 session = snapshot.session(origin)
                 (rows,) = (
-                    r for r, _ in read.read_rows(origin, session, query, ["true"], [SETTING], "t")
+                    r
+                    for r, _ in rows_reader.read_rows(
+                        origin, session, query, ["true"], [SETTING], "t"
+                    )
                 )
             assert dict(v.split("=", 1) for v in rows["v"]) == PINNED
         connect.forget_server(origin)

@@ -19,7 +19,7 @@ from bronze.model.columns import Column
 from bronze.postgres import statement
 from bronze.postgres.catalog.relations import relations
 from bronze.postgres.connection import connect
-from bronze.postgres.copy import packed, packing, read
+from bronze.postgres.copy import packed_query, packed_reader, rows_reader
 from bronze.postgres.copy.reader import READERS, SplitReader
 from bronze.tables import selection
 from tests.acceptance.test_any_bytes import MADE, ODD, encoded
@@ -73,14 +73,16 @@ def rows_of(
 @contextmanager
 def guarded_way() -> Iterator[None]:
     """Makes the packed reader begin with the query that tests all values."""
-    with mock.patch.object(packing, "quick_packing", packing.guarded_packing):
+    with mock.patch.object(packed_query, "quick_packing", packed_query.guarded_packing):
         yield
 
 
 @contextmanager
 def without_connectorx() -> Iterator[None]:
     """Makes the packed reader fail where it would leave rows to connectorx."""
-    with mock.patch.object(read, "read_rows", side_effect=AssertionError("connectorx reads")):
+    with mock.patch.object(
+        rows_reader, "read_rows", side_effect=AssertionError("connectorx reads")
+    ):
         yield
 
 
@@ -101,20 +103,23 @@ def prove(
 ) -> Rows:
     """Asserts that the packed reader returns connectorx's rows, in each of its ways."""
     columns = contract(source, name, **chosen)
-    expected = rows_of(read.read_rows, source, columns, name, where)
+    expected = rows_of(rows_reader.read_rows, source, columns, name, where)
     with without_connectorx():
-        assert differences(rows_of(packed.read_rows, source, columns, name, where), expected) == {}
+        assert (
+            differences(rows_of(packed_reader.read_rows, source, columns, name, where), expected)
+            == {}
+        )
         with guarded_way():
-            guarded = rows_of(packed.read_rows, source, columns, name, where)
+            guarded = rows_of(packed_reader.read_rows, source, columns, name, where)
         assert differences(guarded, expected) == {}
     return expected
 
 
 def prove_column(source: Source, column: Column) -> None:
     """The same of one column alone, as the packed reader begins."""
-    expected = rows_of(read.read_rows, source, [column])
+    expected = rows_of(rows_reader.read_rows, source, [column])
     with without_connectorx():
-        assert differences(rows_of(packed.read_rows, source, [column]), expected) == {}
+        assert differences(rows_of(packed_reader.read_rows, source, [column]), expected) == {}
 
 
 @pytest.fixture
@@ -182,7 +187,7 @@ def test_all_types_have_any_pattern_of_nulls(
     """More columns than one word has flags: none, all, or some of the values are NULL."""
     dice = random.Random(seed)  # noqa: S311 - a pattern of test data
     columns = tuple((f"c{i}", declared) for i, declared in enumerate(EVERY))
-    assert len(columns) > 2 * packing.FLAGS_PER_WORD
+    assert len(columns) > 2 * packed_query.FLAGS_PER_WORD
     rows = tuple(
         tuple(text if dice.random() < share else None for text in texts)
         for share in (1, 0, 0.5, 0.5, 0.98, 0.02, 1)
@@ -259,7 +264,7 @@ def test_tables_of_1600_columns_are_equal(source: Source, kinds: tuple[str, ...]
         )
     prove(source)
     columns = contract(source, "t")
-    assert packing.quick_packing(statement.select(columns, "public.t"), columns).in_arrays
+    assert packed_query.quick_packing(statement.select(columns, "public.t"), columns).in_arrays
 
 
 def test_huge_values_are_equal(source: Source) -> None:
@@ -295,7 +300,7 @@ def test_aggregates_see_the_rows_in_one_order(source: Source) -> None:
     (plan,) = source.execute("EXPLAIN (FORMAT JSON) SELECT string_agg(v, '') FROM t")
     assert "Gather" in str(plan)
     with without_connectorx():
-        rows, _ = rows_of(packed.read_rows, source, columns)
+        rows, _ = rows_of(packed_reader.read_rows, source, columns)
     assert rows.height == 29_000
     assert rows.rows() == source.execute("SELECT id, n, v, ctid::text FROM t ORDER BY t.ctid")
 

@@ -20,7 +20,7 @@ from bronze.postgres import statement
 from bronze.postgres.catalog.relations import Relation, relations
 from bronze.postgres.catalog.types import SourceType, TypeOptions, column_contract, recast_column
 from bronze.postgres.connection import connect
-from bronze.postgres.copy import read
+from bronze.postgres.copy import rows_reader
 from bronze.postgres.replication.text_values import TextColumn, parse_texts, text_column
 from bronze.tables import selection
 from tests.acceptance.test_exact import CASES
@@ -74,7 +74,7 @@ def both(
         texts = output(connection, statement.quoted("public", name))
     columns = [widened(column) for column in selection.contract_columns(target)]
     select = statement.select(columns, statement.quoted("public", name))
-    parts = list(read.read_rows(origin, (), select, ["true"], columns, name))
+    parts = list(rows_reader.read_rows(origin, (), select, ["true"], columns, name))
     own = target.settings
     choices = TypeOptions(own.decimals, own.arrays, own.timestamps)
     parsed = parse_texts(texts, _texts(columns, target.relation, choices))
@@ -352,7 +352,7 @@ def test_columns_that_are_wider_in_the_bronze_table_are_cast_exactly(source: Sou
         return recast_column(column, statement.quoted(column.name), wider[column.name])
 
     schema = prove(source, widened, columns)[0].schema
-    assert schema == {name: read.dtype(kind) for name, kind in wider.items()}
+    assert schema == {name: rows_reader.dtype(kind) for name, kind in wider.items()}
 
 
 def test_a_configured_decimal_that_was_widened_is_not_rounded(

@@ -18,13 +18,22 @@ from bronze.model.locations import Origin
 from bronze.postgres import statement
 from bronze.postgres.catalog.relations import Relation, relations
 from bronze.postgres.connection import connect
-from bronze.postgres.copy import packed, packing, read, reader, splits, unpacking
+from bronze.postgres.copy import (
+    packed_columns,
+    packed_query,
+    packed_reader,
+    reader,
+    rows_reader,
+    splits,
+)
 from bronze.postgres.copy.snapshot import BEGIN
 from tests.acceptance.test_exact import CASES, REJECTED
 from tests.acceptance.test_exact import SETUP as TYPES
 from tests.conftest import Source
 from tests.integration.postgres.copy.test_readers import contract, rows_of, without_connectorx
 from tests.support.features import since
+
+READ_ROWS = rows_reader.read_rows
 
 pytestmark = since("scans of page ranges")
 
@@ -51,7 +60,7 @@ def opened(
         application_name=NAME,
         **changes,  # type: ignore[arg-type]
     )
-    return packed.read_rows(
+    return packed_reader.read_rows(
         origin, session, statement.select(columns, "public.t"), where, columns, "public.t", True
     )
 
@@ -87,7 +96,7 @@ def numbers(source: Source) -> Source:
 
 def test_one_connection_reads_all_splits_and_asks_ahead(numbers: Source) -> None:
     """PostgreSQL packs the next split while the rows of this one are processed."""
-    with mock.patch.object(packed, "connect", side_effect=connect.connect) as connecting:
+    with mock.patch.object(packed_reader, "connect", side_effect=connect.connect) as connecting:
         reading = opened(numbers, ["id < 3", "id = 3", "id > 3"])
         assert next(reading)[0]["id"].to_list() == [1, 2]
         until(lambda: sessions(numbers, "idle in transaction", "id = 3"))
@@ -130,16 +139,16 @@ def test_a_rejected_value_is_found_by_the_query_that_tests_values(
     source.execute(f"INSERT INTO t VALUES (1, NULL), (2, {TRIPS[kind]}), (3, NULL)")
     columns = contract(source, "t")
     where = ["id = 1", "id = 2", "id = 3"]
-    expected = rows_of(read.read_rows, source, columns, where=where)
+    expected = rows_of(rows_reader.read_rows, source, columns, where=where)
     asked = []
-    query = packing.Packing.query
+    query = packed_query.Packing.query
 
-    def recorded(way: packing.Packing, condition: str) -> str:
+    def recorded(way: packed_query.Packing, condition: str) -> str:
         asked.append((condition, way.quick))
         return query(way, condition)
 
-    with without_connectorx(), mock.patch.object(packing.Packing, "query", recorded):
-        rows = rows_of(packed.read_rows, source, columns, where=where)
+    with without_connectorx(), mock.patch.object(packed_query.Packing, "query", recorded):
+        rows = rows_of(packed_reader.read_rows, source, columns, where=where)
     assert (rows[0].to_dicts(), rows[1]) == (expected[0].to_dicts(), expected[1])
     assert (rows[1][1] is None) == (kind == "text")
     ways = [("id = 1", True), ("id = 2", True), ("id = 2", False), ("id = 3", False)]
@@ -155,8 +164,8 @@ def test_ordinary_values_are_read_in_the_first_way(source: Source) -> None:
     source.execute(f"INSERT INTO t VALUES ({', '.join(values.values())}, '', '')")
     source.execute("INSERT INTO t (n) VALUES ('é')")
     columns = contract(source, "t")
-    with mock.patch.object(packing, "guarded_packing", return_value=None):
-        rows, _ = rows_of(packed.read_rows, source, columns, where=["true", "false", "true"])
+    with mock.patch.object(packed_query, "guarded_packing", return_value=None):
+        rows, _ = rows_of(packed_reader.read_rows, source, columns, where=["true", "false", "true"])
     assert rows.height == 4
 
 
@@ -164,10 +173,17 @@ def test_what_cannot_be_packed_is_read_by_connectorx(numbers: Source) -> None:
     """For example columns of more than a gigabyte."""
     columns = contract(numbers, "t")
     where = ["id < 3", "id >= 3"]
-    expected = rows_of(read.read_rows, numbers, columns, where=where)
-    failing = mock.patch.object(packing, "_concatenation", "string_agg({}, int4send(1 / 0))".format)
-    with failing, mock.patch.object(read, "read_rows", side_effect=read.read_rows) as reading:
-        assert rows_of(packed.read_rows, numbers, columns, where=where)[0].equals(expected[0])
+    expected = rows_of(rows_reader.read_rows, numbers, columns, where=where)
+    failing = mock.patch.object(
+        packed_query, "_concatenation", "string_agg({}, int4send(1 / 0))".format
+    )
+    with (
+        failing,
+        mock.patch.object(rows_reader, "read_rows", side_effect=READ_ROWS) as reading,
+    ):
+        assert rows_of(packed_reader.read_rows, numbers, columns, where=where)[0].equals(
+            expected[0]
+        )
     assert reading.call_count == 1
 
 
@@ -183,10 +199,10 @@ def test_a_split_of_unknown_size_is_packed_if_it_is_small(numbers: Source) -> No
         (10, [pages], 0),
     ):
         with (
-            mock.patch.object(packed, "LARGEST", largest),
-            mock.patch.object(read, "read_rows", side_effect=read.read_rows) as reading,
+            mock.patch.object(packed_reader, "LARGEST", largest),
+            mock.patch.object(rows_reader, "read_rows", side_effect=READ_ROWS) as reading,
         ):
-            rows, _ = rows_of(packed.read_rows, numbers, columns, where=where)
+            rows, _ = rows_of(packed_reader.read_rows, numbers, columns, where=where)
         assert rows.height == (8 if len(where) > 1 else 6)
         assert reading.call_count == calls
         if calls:
@@ -199,13 +215,13 @@ def test_very_long_arrays_are_read_by_connectorx(source: Source, value: str) -> 
     source.execute(f"CREATE TABLE t AS SELECT g AS id, {value} AS v FROM generate_series(1, 3) g")
     columns = contract(source, "t")
     where = ["id = 1", "id > 1"]
-    expected = rows_of(read.read_rows, source, columns, where=where)
+    expected = rows_of(rows_reader.read_rows, source, columns, where=where)
     for walked, calls in ((8, 0), (7, 1)):
         with (
-            mock.patch.object(unpacking, "_MOST_WALKED", walked),
-            mock.patch.object(read, "read_rows", side_effect=read.read_rows) as reading,
+            mock.patch.object(packed_columns, "_MOST_WALKED", walked),
+            mock.patch.object(rows_reader, "read_rows", side_effect=READ_ROWS) as reading,
         ):
-            rows = rows_of(packed.read_rows, source, columns, where=where)
+            rows = rows_of(packed_reader.read_rows, source, columns, where=where)
         assert repr(rows[0].to_dicts()) == repr(expected[0].to_dicts())
         assert [call.args[3] for call in reading.call_args_list] == [["id > 1"]] * calls
 
@@ -214,10 +230,10 @@ def test_servers_before_14_are_read_by_connectorx(numbers: Source) -> None:
     """They scan the whole table for each range of pages."""
     columns = contract(numbers, "t")
     with (
-        mock.patch.object(packed, "OLDEST_VERSION", 990_000),
-        mock.patch.object(read, "read_rows", side_effect=read.read_rows) as reading,
+        mock.patch.object(packed_reader, "OLDEST_VERSION", 990_000),
+        mock.patch.object(rows_reader, "read_rows", side_effect=READ_ROWS) as reading,
     ):
-        assert rows_of(packed.read_rows, numbers, columns)[0].height == 6
+        assert rows_of(packed_reader.read_rows, numbers, columns)[0].height == 6
     assert reading.call_count == 1
 
 

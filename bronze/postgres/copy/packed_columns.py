@@ -1,4 +1,4 @@
-"""Turns packed columns (see `bronze.postgres.copy.packing`) into the columns of an Arrow table.
+"""Turns packed columns (see `bronze.postgres.copy.packed_query`) into columns of an Arrow table.
 
 The table has the types in which connectorx returns the same columns, so that both readers decode
 them alike.
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from bronze.postgres.copy.packing import FLAGS_PER_WORD, SEPARATOR, Field, Packing
+from bronze.postgres.copy.packed_query import FLAGS_PER_WORD, SEPARATOR, Field, Packing
 
 Bytes = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]

@@ -7,7 +7,7 @@
 3. `bronze.ingest.diff.edit_table`, on workers: merge the net changes into the table's files;
 4. `_commit`: the files and the batch's position, in one Delta transaction.
 
-Its error is in the result. `bronze.cdc.session` decides what happens then.
+Its error is in the result. `bronze.cdc.apply_loop` decides what happens then.
 """
 
 from __future__ import annotations

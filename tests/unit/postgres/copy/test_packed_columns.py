@@ -7,8 +7,8 @@ import struct
 import pytest
 
 from bronze.model.columns import DeltaType
-from bronze.postgres.copy.packing import Field, Packing
-from bronze.postgres.copy.unpacking import UnfitValue, unpack
+from bronze.postgres.copy.packed_columns import UnfitValue, unpack
+from bronze.postgres.copy.packed_query import Field, Packing
 
 NO_FLAGS = struct.pack(">3i", 0, 0, 0)
 LENGTHS = struct.pack(">3i", 1, 2, 0)

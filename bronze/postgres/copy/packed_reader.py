@@ -33,7 +33,7 @@ from bronze.model.columns import Column
 from bronze.model.locations import Origin
 from bronze.postgres.connection.connect import Connection, connect, forget_server
 from bronze.postgres.connection.translation import CANCELED, explain
-from bronze.postgres.copy import packing, read, unpacking
+from bronze.postgres.copy import packed_columns, packed_query, rows_reader
 from bronze.postgres.copy.snapshot import BEGIN
 from bronze.postgres.copy.splits import CTID_RANGES_VERSION, PAGES
 
@@ -61,7 +61,7 @@ def read_rows(
     table: str,
     guarded: bool = False,
 ) -> Iterator[tuple[pl.DataFrame, pl.Series]]:
-    """Reads rows as `bronze.postgres.copy.read.read_rows` does, which has the same arguments.
+    """Reads rows as `bronze.postgres.copy.rows_reader.read_rows` does, with the same arguments.
 
     Raises:
         SourceError: or a subclass; `TableRefused` if only this table cannot be read.
@@ -73,11 +73,11 @@ def read_rows(
             remaining.pop(0)
             if remaining:
                 reader.request(remaining[0])
-            yield from read.decoded_parts(raw.pop(), columns, table)
+            yield from rows_reader.decoded_parts(raw.pop(), columns, table)
     finally:
         reader.close()
     if remaining:
-        yield from read.read_rows(origin, session, query, remaining, columns, table, guarded)
+        yield from rows_reader.read_rows(origin, session, query, remaining, columns, table, guarded)
 
 
 class _PackedReader:
@@ -92,10 +92,10 @@ class _PackedReader:
         table: str,
     ) -> None:
         self._origin, self._table = origin, table
-        self._session = (*(session or (BEGIN,)), packing.SESSION)
+        self._session = (*(session or (BEGIN,)), packed_query.SESSION)
         self._ways = [
-            packing.quick_packing(query, columns),
-            packing.guarded_packing(query, columns),
+            packed_query.quick_packing(query, columns),
+            packed_query.guarded_packing(query, columns),
         ]
         self._connection: Connection | None = None
         self._requested = ""
@@ -111,9 +111,9 @@ class _PackedReader:
                     self.close()
                     break
                 return [self._read_packed(condition)]
-            except unpacking.UnfitValue:
+            except packed_columns.UnfitValue:
                 self._ways.pop(0)
-            except unpacking.NotPackable:
+            except packed_columns.NotPackable:
                 self.close()
                 break
             except psycopg.Error as error:
@@ -139,7 +139,7 @@ class _PackedReader:
         try:
             self._send(condition)
             self._ahead = True
-        except (psycopg.Error, unpacking.NotPackable):
+        except (psycopg.Error, packed_columns.NotPackable):
             # It is raised again by `rows`.
             self.close()
 
@@ -160,12 +160,12 @@ class _PackedReader:
             self._send(condition)
         rows, values = self._fetch()
         self._ahead = False
-        return unpacking.unpack(way, rows, values)
+        return packed_columns.unpack(way, rows, values)
 
     def _send(self, condition: str) -> None:
         connection, way = self._open(), self._ways[0]
         if not condition.startswith(PAGES) and _estimate(connection, way, condition) > LARGEST:
-            raise unpacking.NotPackable
+            raise packed_columns.NotPackable
         query = way.query(condition).encode()
         connection.pgconn.send_query_params(query, None, result_format=pq.Format.BINARY)
         self._requested = condition
@@ -201,7 +201,7 @@ class _PackedReader:
         return explained
 
 
-def _estimate(connection: Connection, way: packing.Packing, condition: str) -> int:
+def _estimate(connection: Connection, way: packed_query.Packing, condition: str) -> int:
     """How many bytes PostgreSQL expects of a split."""
     query = f"EXPLAIN (FORMAT JSON) {way.rows} WHERE {condition}"
     row: Any = connection.execute(query.encode()).fetchone()

@@ -35,7 +35,7 @@ from datetime import UTC, datetime
 import uuid_utils
 
 from bronze import failpoint
-from bronze.cdc import apply, checkpoints
+from bronze.cdc import apply_table, checkpoints
 from bronze.cdc.catalog_watch import CatalogWatch
 from bronze.cdc.checkpoints import StreamRecords
 from bronze.cdc.context import (
@@ -364,11 +364,11 @@ class Session:
                 )
                 self._stream.notify(Resynced((following.label,), why))
                 to_resync.append(following)
-            elif not apply.has_same_columns(following, gathered):
+            elif not apply_table.has_same_columns(following, gathered):
                 to_resync.append(following)
             else:
                 workflows.append(
-                    apply.apply_batch(self._settings, following, gathered, batch, stamp)
+                    apply_table.apply_batch(self._settings, following, gathered, batch, stamp)
                 )
         return workflows, to_resync
 

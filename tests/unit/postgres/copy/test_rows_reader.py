@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from bronze.model.columns import DeltaType
-from bronze.postgres.copy.read import decode, regroup_like
+from bronze.postgres.copy.rows_reader import decode, regroup_like
 
 PRICE = DeltaType("decimal", 12, 2)
 
