@@ -11,7 +11,7 @@ from typing import Any, Literal
 from bronze.model.locations import TableName
 from bronze.postgres.catalog.definition import Definition, definitions
 from bronze.postgres.catalog.types import SourceType, valid_text
-from bronze.postgres.connection.connect import Connection
+from bronze.postgres.connection.connect import Connection, one_snapshot
 
 RelationKind = Literal["table", "partitioned", "materialized view", "view", "foreign table"]
 
@@ -244,6 +244,14 @@ def relations(
     Raises:
         psycopg.Error
     """
+    # Each statement of its own would see what others commit meanwhile, such as a new type.
+    with one_snapshot(connection):
+        return _relations(connection, schemas, locked)
+
+
+def _relations(
+    connection: Connection, schemas: Sequence[str], locked: Sequence[int]
+) -> tuple[Relation, ...]:
     arguments = {"schemas": list(schemas), "locked": list(locked)}
     rows = _rows(connection, _RELATIONS, arguments)
     oids = {"oids": [row[0] for row in rows]}

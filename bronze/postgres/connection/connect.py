@@ -14,6 +14,7 @@ from typing import Any
 
 import psycopg
 from psycopg.conninfo import make_conninfo
+from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from bronze.errors import SourceBusy, SourceRefused, SourceUnreachable
@@ -49,6 +50,22 @@ def connect(origin: Origin) -> Connection:
             connection.close()
             raise
         return connection
+
+
+@contextmanager
+def one_snapshot(connection: Connection) -> Iterator[None]:
+    """Makes the statements inside see one state of the database: they are a read-only transaction,
+    unless they are part of one already.
+
+    Raises:
+        psycopg.Error
+    """
+    if connection.info.transaction_status != TransactionStatus.IDLE:
+        yield
+        return
+    with connection.transaction():
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        yield
 
 
 def _pin(connection: Connection, origin: Origin) -> None:

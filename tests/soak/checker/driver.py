@@ -24,7 +24,7 @@ SOONER: dict[str, dict[str, Any]] = {
     "bronze.cdc.resync": {"_FIRST_PAUSE": 0.5, "_LONGEST_PAUSE": 1.0},
     "bronze.cdc.stream": {"_LONGEST_PAUSE": 1.0, "_LEAVING": 3.0},
     "bronze.maintenance.background": {"_INTERVAL": 0.5},
-    "bronze.delta.layout.optimize": {"_MANY": 4, "_FEWEST": 2},
+    "bronze.delta.layout.file_groups": {"_MANY": 4, "_FEWEST": 2},
 }
 """The constants that are set, by module."""
 
