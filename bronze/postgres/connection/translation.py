@@ -36,6 +36,9 @@ _CONNECTION_LOST = (
     pg.IdleInTransactionSessionTimeout,
     pg.ConnectionException,
 )
+# Deadlocks and lost races; a full disk, too little memory; a query that was canceled or took longer
+# than its limit: the same query may succeed later.
+_PASSING = ("40", "53", "57014")
 _NOT_IN_UTF8 = (pg.CharacterNotInRepertoire, pg.UntranslatableCharacter)
 # PostgreSQL 17 and later; and earlier versions, which use the SQLSTATE of a wrong value.
 _SNAPSHOT_LOST = re.compile(
@@ -194,6 +197,8 @@ def _database_error(error: psycopg.Error, where: str, text: str) -> Explanation:
         )
     if isinstance(error, pg.LockNotAvailable):
         return SourceBusy, f"Another session holds a lock at {where}: {text}.", _RETRIED
+    if (error.sqlstate or "").startswith(_PASSING):
+        return SourceBusy, f"{where} could not answer: {text}.", _RETRIED
     if isinstance(error, (pg.FeatureNotSupported, pg.ObjectNotInPrerequisiteState)):
         return SnapshotRefused, f"{where} cannot export a snapshot: {text}.", SNAPSHOT_HINT
     return SourceError, f"{where} could not be read: {text}.", ""
