@@ -9,7 +9,7 @@ from bronze.config.settings import Settings
 from bronze.delta import log, store
 from bronze.delta.properties import TableProperties
 from bronze.delta.write.history import KIND, ORDER
-from bronze.errors import ConfigError
+from bronze.errors import ConfigError, LakeError
 from bronze.model.units import ACTIVE
 from bronze.tables import lake
 
@@ -33,5 +33,10 @@ def active_rows(settings: Settings, name: str) -> pl.LazyFrame:
         rows = pl.scan_delta(delta)
     if KIND in dict(state.columns):
         key = TableProperties.read(state.properties).key
+        if not key:
+            raise LakeError(
+                f"The Bronze table {table.target} does not say which columns identify its rows.",
+                hint="Another writer has removed the property bronze.key: the next run sets it.",
+            )
         rows = rows.sort(ORDER, maintain_order=True).unique(key, keep="last")
     return rows.filter(pl.col("record_status") == ACTIVE)

@@ -42,8 +42,28 @@ def connect(origin: Origin) -> Connection:
     Raises:
         SourceUnreachable, SourceBusy, SourceRefused, ConfigError
     """
+    return _connect(origin, parameters(origin))
+
+
+def connect_again(origin: Origin) -> Connection:
+    """A new connection as of `connect`, to the server that was reached before (`remember_server`).
+
+    A connection string may name several servers, or a name that has several addresses: what a run
+    reads beside its first connection has to come from the same server.
+
+    Raises:
+        SourceUnreachable, SourceBusy, SourceRefused, ConfigError
+    """
+    params, server = parameters(origin), _server_parameters.get(origin)
+    if server is None:
+        return _connect(origin, params)
+    params.pop("hostaddr", None)
+    return _connect(origin, params | server)
+
+
+def _connect(origin: Origin, params: Mapping[str, Any]) -> Connection:
     with source_errors(origin):
-        connection = psycopg.connect(make_conninfo("", **parameters(origin)), autocommit=True)
+        connection = psycopg.connect(make_conninfo("", **params), autocommit=True)
         try:
             _pin(connection, origin)
         except BaseException:

@@ -236,6 +236,12 @@ _CONNECTION_ERRORS: Sequence[tuple[tuple[str, ...], type[SourceError], str, str]
         "Check user, password and database of the connection string.",
     ),
     (
+        ("unexpected eof", "eof detected", "syscall error", "reset by peer"),
+        SourceUnreachable,
+        "closed the connection",
+        _UNREACHABLE_HINT,
+    ),
+    (
         ("ssl", "certificate"),
         SourceRefused,
         "cannot be used over TLS",

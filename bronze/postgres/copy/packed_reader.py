@@ -31,7 +31,7 @@ from psycopg import generators, pq
 from bronze.errors import SourceError
 from bronze.model.columns import Column
 from bronze.model.locations import Origin
-from bronze.postgres.connection.connect import Connection, connect, forget_server
+from bronze.postgres.connection.connect import Connection, connect_again, forget_server
 from bronze.postgres.connection.translation import CANCELED, explain
 from bronze.postgres.copy import packed_columns, packed_query, rows_reader
 from bronze.postgres.copy.snapshot import BEGIN
@@ -40,12 +40,11 @@ from bronze.postgres.copy.splits import CTID_RANGES_VERSION, PAGES
 OLDEST_VERSION = CTID_RANGES_VERSION
 """The oldest server whose rows are packed; older ones cannot read a range of pages by itself."""
 
-# SQLSTATE classes of errors that another way of reading may avoid or can explain: unsupported
-# feature (a NaN as an integer), data exception, integrity constraint violation, insufficient
-# resources, program limit exceeded (1 GB per value), errors that functions raise.
-_OTHER_WAY = ("0A", "22", "23", "53", "54", "P0")
-# "too many connections" is of class 53, too.
-_NO_OTHER_WAY = ("53300", "53400")
+# SQLSTATEs, or their classes, of errors that are the same however rows are read: of connections,
+# transactions, rollbacks, privileges, missing functions, too many connections, locks, cancellation,
+# input and output. None of them quotes a value.
+# All others may be due to a value: another way of reading avoids them, or explains them without it.
+_SAME_ANY_WAY = ("08", "25", "40", "42501", "42883", "53300", "53400", "55", "57", "58")
 _CANCEL_TIMEOUT = 5.0
 
 LARGEST = 64 * 2**20
@@ -124,7 +123,7 @@ class _PackedReader:
                     # The time until its rows were wanted counted against the statement timeout.
                     self._asks_ahead = False
                     continue
-                if not state.startswith(_OTHER_WAY) or state in _NO_OTHER_WAY:
+                if not state or state.startswith(_SAME_ANY_WAY):
                     raise self._error(error) from error
                 self._ways.pop(0)
             except SourceError as error:
@@ -184,7 +183,7 @@ class _PackedReader:
 
     def _open(self) -> Connection:
         if self._connection is None:
-            self._connection = connect(self._origin)
+            self._connection = connect_again(self._origin)
             try:
                 for statement in self._session:
                     self._connection.execute(statement)

@@ -14,7 +14,7 @@ from bronze.errors import TableRefused
 from bronze.model.locations import Origin
 from bronze.model.units import RowSizeLimits
 from bronze.postgres.catalog.relations import Relation
-from bronze.postgres.connection.connect import Connection, connect
+from bronze.postgres.connection.connect import Connection, connect_again
 from bronze.postgres.connection.translation import source_errors
 from bronze.postgres.statement import quoted
 
@@ -137,7 +137,7 @@ def divide_splits(
         TableRefused: a row is too large for the memory.
         SourceError: or a subclass.
     """
-    with source_errors(origin, table), connect(origin) as connection:
+    with source_errors(origin, table), connect_again(origin) as connection:
         for statement in session:
             connection.execute(statement)
         divided = [part for where in wheres for part in _divide(connection, weighing, where, table)]

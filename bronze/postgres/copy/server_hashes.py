@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from bronze.model.locations import Origin
-from bronze.postgres.connection.connect import connect
+from bronze.postgres.connection.connect import connect_again
 from bronze.postgres.connection.translation import source_errors
 
 
@@ -23,7 +23,7 @@ def packed_hashes(
     Raises:
         SourceError: or a subclass; `TableRefused` if only this table cannot be read.
     """
-    with connect(origin) as connection, source_errors(origin, table):
+    with connect_again(origin) as connection, source_errors(origin, table):
         for statement in session:
             connection.execute(statement)
         for query in queries:

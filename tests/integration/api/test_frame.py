@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from deltalake import DeltaTable
 
 import bronze
+from bronze.delta import properties
 from tests.conftest import Source
 
 
@@ -28,3 +30,14 @@ def test_a_table_shows_its_active_rows(source: Source) -> None:
     assert sorted(lake.table("bz_h").select("id", "v").collect().rows()) == [(1, "c"), (3, None)]
     with pytest.raises(bronze.ConfigError, match="none"):
         lake.table("none")
+
+
+def test_a_history_without_a_known_key_is_refused(source: Source) -> None:
+    """Without it nobody can tell which versions are the last ones."""
+    source.execute("CREATE TABLE h (id int PRIMARY KEY, v text); INSERT INTO h VALUES (1, 'a')")
+    lake = bronze.Bronze(source.settings(tables={"h": {"history": True}}))
+    assert lake.run().exit_code == 0
+    delta = DeltaTable(str(source.table("h")))
+    delta.alter.set_table_properties({properties.KEY: "[]"}, raise_if_not_exists=False)
+    with pytest.raises(bronze.LakeError, match="which columns identify its rows"):
+        lake.table("h")

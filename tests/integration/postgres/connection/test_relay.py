@@ -767,3 +767,22 @@ def test_packed_reads_need_no_relay(proxy_for: OpenProxy, roots: str) -> None:
         with pytest.raises(SourceRefused, match="cannot be used over TLS"):
             rows(proxy_for("db.example"))
     assert {version for version, _ in proxy.sessions} == {"TLSv1.3"}
+
+
+@pytest.mark.parametrize("mode", ["prefer", "verify-full"])
+def test_a_packed_read_that_is_cut_can_be_retried(
+    proxy_for: OpenProxy, roots: str, mode: str
+) -> None:
+    """Libpq calls it an error of TLS, which says nothing about the parameters of TLS."""
+    column = Column("n", "n", "int", DeltaType("int"), "same", "n", "n", "", "n::text")
+    rows = "(SELECT n, pg_sleep(CASE WHEN n > 5 THEN 60 ELSE 0 END) FROM generate_series(1, 9) n)"
+    query = statement.select([column], f"{rows} AS t")
+    proxy = proxy_for()
+    given = params_for(proxy.port, roots if mode == "verify-full" else "", mode=mode)
+    origin = Origin("test", make_conninfo(**given))
+    parts = packed_reader.read_rows(origin, (), query, ["n < 3", "n > 7"], [column], "t")
+    assert next(parts)[0]["n"].to_list() == [1, 2]
+    proxy.cut()
+    with pytest.raises(SourceUnreachable) as raised:
+        list(parts)
+    assert raised.value.retry

@@ -96,7 +96,9 @@ def numbers(source: Source) -> Source:
 
 def test_one_connection_reads_all_splits_and_asks_ahead(numbers: Source) -> None:
     """PostgreSQL packs the next split while the rows of this one are processed."""
-    with mock.patch.object(packed_reader, "connect", side_effect=connect.connect) as connecting:
+    with mock.patch.object(
+        packed_reader, "connect_again", side_effect=connect.connect_again
+    ) as connecting:
         reading = opened(numbers, ["id < 3", "id = 3", "id > 3"])
         assert next(reading)[0]["id"].to_list() == [1, 2]
         until(lambda: sessions(numbers, "idle in transaction", "id = 3"))
@@ -374,3 +376,20 @@ def test_the_config_chooses_the_reader(
     given = numbers.settings(source={"reader": chosen} if chosen else {})
     assert [table.error for table in pipeline.run(given).tables] == [None]
     assert set(used) == {chosen or "packed"}
+
+
+@pytest.mark.parametrize(
+    "expression",
+    ["public.refuse(card)", "card::regclass", "pg_has_role(card::name, 'postgres', 'MEMBER')"],
+)
+def test_errors_show_no_values(source: Source, expression: str) -> None:
+    """Whatever error a view's function raises: it is explained without the value that it quotes."""
+    source.execute(
+        "CREATE FUNCTION refuse(v text) RETURNS text LANGUAGE plpgsql AS"
+        " $$ BEGIN RAISE EXCEPTION 'bad card %', v USING ERRCODE = 'XX000'; END $$"
+    )
+    source.execute("CREATE TABLE b (id int, card text); INSERT INTO b VALUES (1, 's3cr3t-4111')")
+    source.execute(f"CREATE VIEW t AS SELECT id, {expression} AS card FROM b")
+    with pytest.raises(SourceError) as raised:
+        list(opened(source, ["true"]))
+    assert "s3cr3t" not in f"{raised.value.message} {raised.value.hint}"
