@@ -21,7 +21,16 @@ MANY = {**KEPT, "BRONZE_TEST_EFFORT": "10"}
 def unit(session):
     """The tests that need no PostgreSQL, in less than half a minute."""
     session.install("-e", ".[test]")
-    session.run("pytest", "-m", "not soak and not types", "tests/unit", *session.posargs, env=KEPT)
+    session.run(
+        "pytest",
+        "-n",
+        "2",
+        "-m",
+        "not soak and not types",
+        "tests/unit",
+        *session.posargs,
+        env=KEPT,
+    )
 
 
 @nox.session

@@ -88,7 +88,12 @@ def row_size_limits(
     weight = row_sizes.row_size_expression(relation, names)
     if not (weight and splits.has_page_ranges(relation, snapshot.version) and snapshot.name):
         return None
-    if not ask_source(context, lambda holder: row_sizes.has_large_values(holder, relation, names)):
+    large = row_sizes.has_large_values(relation, names)
+    if large is None:
+        large = ask_source(
+            context, lambda holder: row_sizes.samples_large_values(holder, relation, names)
+        )
+    if not large:
         return None
     # Errors name a row by its key; a protected key must not be shown.
     named = () if any(column.protect for column in key.columns) else key.columns
@@ -258,6 +263,8 @@ def _splits(context: TableContext, size: int, key: Sequence[str]) -> list[Split]
     snapshot, relation = context.snapshot, context.target.relation
     if snapshot.name is None:
         return [_single_split(context)]
+    if splits.by_pages(relation, snapshot.version, key):
+        return list(splits.page_ranges(relation, size))
 
     def split(holder: Connection) -> list[Split]:
         return splits.splits_of(holder, relation, snapshot.version, size, key)

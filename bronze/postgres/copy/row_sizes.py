@@ -95,19 +95,27 @@ def row_size_expression(relation: Relation, names: Sequence[str]) -> str:
     return " + ".join(sizes)
 
 
-def has_large_values(connection: Connection, relation: Relation, names: Sequence[str]) -> bool:
-    """Whether a table has values out of line or, by a sample of its pages, compressed values."""
+def has_large_values(relation: Relation, names: Sequence[str]) -> bool | None:
+    """Whether a table has values out of line, or compressed ones; None if only a sample of its
+    pages tells (`samples_large_values`).
+    """
     if relation.toast:
         return True
-    if sum(relation.heaps) < _MIN_PAGES or relation.kind == "partitioned":
-        return False
-    columns = [
+    small = sum(relation.heaps) < _MIN_PAGES or relation.kind == "partitioned"
+    return False if small or not _columns_of_any_size(relation, names) else None
+
+
+def _columns_of_any_size(relation: Relation, names: Sequence[str]) -> list[str]:
+    return [
         quoted(attribute.name)
         for attribute in relation.attributes
         if attribute.name in names and attribute.type.name not in _SMALL_TYPES
     ]
-    if not columns:
-        return False
+
+
+def samples_large_values(connection: Connection, relation: Relation, names: Sequence[str]) -> bool:
+    """Whether a sample of a table's pages has compressed values."""
+    columns = _columns_of_any_size(relation, names)
     share = min(100.0, 100 * _SAMPLED_PAGES / sum(relation.heaps))
     compressed = " OR ".join(f"pg_column_compression({column}) IS NOT NULL" for column in columns)
     row: Any = connection.execute(

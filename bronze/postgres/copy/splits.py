@@ -50,14 +50,21 @@ def splits_of(
         size: the bytes of source data per split.
         key: the key columns; ranges of the first are used where pages cannot be.
     """
-    # Without a key an older server scans the table once per range: slow, but with bounded memory.
-    if has_page_ranges(relation, version if key else CTID_RANGES_VERSION):
+    if by_pages(relation, version, key):
         return list(page_ranges(relation, size))
     total = _estimated_size(connection, relation)
     count = -(-total // size)
     if count <= 1 or not key:
         return [Split(WHOLE_TABLE, total)]
     return key_ranges(connection, relation, key[0], count, total)
+
+
+def by_pages(relation: Relation, version: int, key: Sequence[str]) -> bool:
+    """Whether a relation is split by pages, which asks nothing of the server; arguments as of
+    `splits_of`.
+    """
+    # Without a key an older server scans the table once per range: slow, but with bounded memory.
+    return has_page_ranges(relation, version if key else CTID_RANGES_VERSION)
 
 
 def has_page_ranges(relation: Relation, version: int) -> bool:
