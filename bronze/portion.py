@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 
@@ -94,3 +95,13 @@ def with_columns(frame: pl.DataFrame, columns: Iterable[pl.Series]) -> pl.DataFr
     new = {series.name: series for series in columns}
     columns_in_order = [new.pop(series.name, series) for series in frame.get_columns()]
     return pl.DataFrame([*columns_in_order, *new.values()], height=frame.height)
+
+
+def regroup_like(flat: pl.Series, like: pl.Series) -> pl.Series:
+    """Groups elements into lists with the lengths of those of ``like``; null where it is null."""
+    lengths = like.list.len().fill_null(0).to_numpy().astype(np.int64)
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+    values = flat.to_arrow(compat_level=pl.CompatLevel.oldest())
+    missing = like.is_null().to_arrow() if like.null_count() else None
+    lists = pa.LargeListArray.from_arrays(pl.Series(offsets).to_arrow(), values, mask=missing)
+    return pl.Series(lists, dtype=pl.List(flat.dtype))

@@ -370,7 +370,7 @@ def _from_source(context: TableContext, columns: Sequence[Column], seed: int) ->
     session = context.snapshot.session(context.origin)
     has_protection = bool(context.target.settings.protect)
     label = context.target.label
-    parts = reader.read_rows(
+    parts = reader.reader_of(context.origin)(
         context.origin, session, query, (splits.WHOLE_TABLE,), columns, label, has_protection
     )
     rows = pl.concat([rows for rows, _ in parts] or [pl.DataFrame()])

@@ -246,7 +246,7 @@ def _source_rows(
 def _read(
     source: SourceRead, conditions: Sequence[str], guarded: bool
 ) -> Iterator[tuple[pl.DataFrame, pl.Series]]:
-    return reader.read_rows(
+    return reader.reader_of(source.origin)(
         source.origin,
         source.session,
         source.query,

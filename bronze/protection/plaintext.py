@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from bronze import portion
 
 _HEX = "\\x"
 _ZONE = "+00"
@@ -57,7 +58,7 @@ def values(texts: pl.Series, kind: Any) -> pl.Series:
 
 def _list_texts(lists: pl.Series) -> pl.Series:
     flat = texts(lists.list.explode(empty_as_null=False, keep_nulls=False))
-    frame = pl.DataFrame({_FIELD: _as_lists(flat, lists)})
+    frame = pl.DataFrame({_FIELD: portion.regroup_like(flat, lists)})
     made = frame.select(pl.struct(_FIELD).struct.json_encode()).to_series()
     return made.set(lists.is_null(), None).alias(lists.name)
 
@@ -66,14 +67,4 @@ def _list_values(texts: pl.Series, kind: pl.List) -> pl.Series:
     layout = pl.Struct({_FIELD: pl.List(pl.String)})
     lists = texts.str.json_decode(layout).struct.field(_FIELD)
     flat = lists.list.explode(empty_as_null=False, keep_nulls=False)
-    return _as_lists(values(flat, kind.inner), lists).alias(texts.name)
-
-
-def _as_lists(flat: pl.Series, like: pl.Series) -> pl.Series:
-    """Elements, one after another, as lists as long as those of ``like``, null where it is."""
-    lengths = like.list.len().fill_null(0).to_numpy().astype(np.int64)
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-    elements = flat.to_arrow(compat_level=pl.CompatLevel.oldest())
-    missing = like.is_null().to_arrow() if like.null_count() else None
-    lists = pa.LargeListArray.from_arrays(pl.Series(offsets).to_arrow(), elements, mask=missing)
-    return pl.Series(lists, dtype=pl.List(flat.dtype))
+    return portion.regroup_like(values(flat, kind.inner), lists).alias(texts.name)

@@ -173,8 +173,9 @@ def _read_keyed_hashes(task: SourceTask, condition: str) -> Iterator[pl.DataFram
     columns = (*columns_to_read(task.key, basis), _HASHES)
     has_stored = basis is not None and not basis.in_postgres
     columns = (*columns, _PARTIALS) if has_stored else columns
+    read_rows = reader.reader_of(task.origin)
     for query in task.queries:
-        for clear, rejected in reader.read_rows(
+        for clear, rejected in read_rows(
             task.origin, task.session, query, (condition,), columns, task.table, bool(key)
         ):
             frame = protect.protect_rows(clear, task.protection) if key else clear

@@ -35,18 +35,6 @@ READERS: dict[str, SplitReader] = {
 """The readers by their name in the config."""
 
 
-def read_rows(
-    origin: Origin,
-    session: Sequence[str],
-    query: str,
-    where: Sequence[str],
-    columns: Sequence[Column],
-    table: str,
-    guarded: bool = False,
-) -> Iterator[tuple[pl.DataFrame, pl.Series]]:
-    """Reads rows with the reader that the origin asks for.
-
-    Raises:
-        SourceError: or a subclass; `TableRefused` if only this table cannot be read.
-    """
-    return READERS[origin.reader](origin, session, query, where, columns, table, guarded)
+def reader_of(origin: Origin) -> SplitReader:
+    """The reader that an origin asks for."""
+    return READERS[origin.reader]

@@ -352,7 +352,7 @@ def decode(series: pl.Series, kind: DeltaType, wire: str) -> pl.Series:
         return _decimals(series.cast(pl.Int64), kind)
     if wire == "texts":
         flat = series.list.explode(empty_as_null=False, keep_nulls=False)
-        return regroup_like(_parse_elements(flat, kind.of), series)
+        return portion.regroup_like(_parse_elements(flat, kind.of), series)
     return series.cast(dtype(kind))
 
 
@@ -382,13 +382,3 @@ def _parse_elements(texts: pl.Series, kind: DeltaType) -> pl.Series:
     if kind.name == "binary":
         return texts.str.decode("hex")
     return texts.cast(dtype(kind))
-
-
-def regroup_like(flat: pl.Series, like: pl.Series) -> pl.Series:
-    """Groups elements into lists with the lengths of those of ``like``; null where it is null."""
-    lengths = like.list.len().fill_null(0).to_numpy().astype(np.int64)
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-    values = flat.to_arrow(compat_level=pl.CompatLevel.oldest())
-    missing = like.is_null().to_arrow() if like.null_count() else None
-    lists = pa.LargeListArray.from_arrays(pl.Series(offsets).to_arrow(), values, mask=missing)
-    return pl.Series(lists, dtype=pl.List(flat.dtype))

@@ -17,10 +17,11 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from bronze import portion
 from bronze.errors import Mismatch
 from bronze.model.columns import Column, DeltaType
 from bronze.postgres.catalog.types import SourceType, TypeOptions, value_sql
-from bronze.postgres.copy.rows_reader import dtype, regroup_like
+from bronze.postgres.copy.rows_reader import dtype
 from bronze.postgres.replication.pgoutput import NO_TEXT
 
 
@@ -217,7 +218,7 @@ def _parse_arrays(
     flat = _unquote(tokens.list.explode(empty_as_null=False, keep_nulls=False))
     elements, rejected_elements = _parse_checked(flat, kind.of, source.element or source)
     if not rejected_elements.any():
-        return regroup_like(elements, tokens), _all_false(texts)
+        return portion.regroup_like(elements, tokens), _all_false(texts)
     rows = np.arange(len(texts))
     owners = np.repeat(rows, tokens.list.len().fill_null(0).to_numpy())
     rejected = pl.Series(np.isin(rows, owners[rejected_elements.to_numpy()]))

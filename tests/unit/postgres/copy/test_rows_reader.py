@@ -8,7 +8,8 @@ import polars as pl
 import pytest
 
 from bronze.model.columns import DeltaType
-from bronze.postgres.copy.rows_reader import decode, regroup_like
+from bronze.portion import regroup_like
+from bronze.postgres.copy.rows_reader import decode
 
 PRICE = DeltaType("decimal", 12, 2)
 
