@@ -367,10 +367,14 @@ def test_the_config_chooses_the_reader(
     for name, original in dict(reader.READERS).items():
 
         def recorded(
-            origin: Origin, *args: object, name: str = name, original: reader.SplitReader = original
+            origin: Origin,
+            *args: object,
+            guarded: bool,
+            name: str = name,
+            original: reader.SplitReader = original,
         ) -> object:
             used.append(name)
-            return original(origin, *args)  # type: ignore[arg-type]
+            return original(origin, *args, guarded=guarded)  # type: ignore[arg-type,misc]
 
         monkeypatch.setitem(reader.READERS, name, recorded)  # type: ignore[arg-type]
     given = numbers.settings(source={"reader": chosen} if chosen else {})
