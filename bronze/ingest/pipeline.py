@@ -194,9 +194,8 @@ def open_sources(
     for name, source in settings.source.items():
         origin = replace(settings.origin(name), application_name=f"bronze {batch_id}")
         stack.callback(connect.forget_server, origin)
-        pool = stack.enter_context(connect.pool(origin, source.pool.min, source.pool.max))
+        connection = stack.enter_context(connect.connect(origin))
         with translation.source_errors(origin):
-            connection = stack.enter_context(pool.connection())
             relations += [
                 (name, r) for r in selection.relations_of(connection, name, source.schema_)
             ]

@@ -146,7 +146,7 @@ class Claim:
                 )
             task = SourceTask(
                 origin=context.origin,
-                session=context.snapshot.session(context.origin),
+                session=context.snapshot.session,
                 table=self.label,
                 queries=packed,
                 estimate=sum(split.size for split in group),

@@ -29,7 +29,7 @@ from bronze.errors import (
 )
 from bronze.model.columns import Column, DeltaType
 from bronze.model.locations import Origin
-from bronze.postgres.connection import relay
+from bronze.postgres.connection import read_connections, relay, session_settings
 from bronze.postgres.connection.connect import (
     connect,
     forget_server,
@@ -89,6 +89,7 @@ def read_rows(
     Raises:
         SourceError: or a subclass; `TableRefused` if only this table cannot be read.
     """
+    read_connections.close_one(origin, session)
     with _connection_url(origin) as url:
         for condition in where:
             try:
@@ -161,9 +162,15 @@ def _url(params: Mapping[str, str]) -> str:
 def _fetch(
     origin: Origin, url: str, session: Sequence[str], query: str, table: str, guarded: bool
 ) -> pa.Table:
+    # The settings end with the transaction, so that the session's next user has none of them.
+    pinning = [session_settings.pinning_statement(origin, local=True)] if session else []
     try:
         return connectorx.read_sql(
-            url, query, return_type="arrow", protocol="binary", pre_execution_query=list(session)
+            url,
+            query,
+            return_type="arrow",
+            protocol="binary",
+            pre_execution_query=[*session, *pinning],
         )
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise

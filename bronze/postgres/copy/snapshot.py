@@ -25,7 +25,7 @@ from bronze.postgres.catalog import definition
 from bronze.postgres.catalog.relations import Relation, relations
 from bronze.postgres.connection.connect import Connection, connect
 from bronze.postgres.connection.parameters import address
-from bronze.postgres.connection.session_settings import pinning_statement
+from bronze.postgres.connection.read_connections import BEGIN, keep_for, read_connection
 from bronze.postgres.connection.translation import SNAPSHOT_HINT, explain, source_errors
 from bronze.postgres.statement import literal, quoted
 
@@ -36,8 +36,6 @@ _LOCKABLE = ("table", "partitioned", "view")
 # It takes the locks of a SELECT and checks its privileges, but reads no row.
 _EMPTY_SELECT = "SELECT FROM {} LIMIT 0"
 _RELATIONS_PER_STATEMENT = 50
-
-BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
 
 @dataclass(frozen=True)
@@ -87,11 +85,10 @@ class Snapshot:
     refused: tuple[tuple[str, BronzeError], ...]
     holder: Connection
 
-    def session(self, origin: Origin) -> tuple[str, ...]:
+    @property
+    def session(self) -> tuple[str, ...]:
         """The statements with which another connection joins the snapshot."""
-        join = [f"SET TRANSACTION SNAPSHOT '{self.name}'"] if self.name else []
-        # The settings end with the transaction, so that the session's next user has none of them.
-        return (BEGIN, *join, pinning_statement(origin, local=True))
+        return (BEGIN, f"SET TRANSACTION SNAPSHOT '{self.name}'") if self.name else (BEGIN,)
 
     def give_way(self, origin: Origin) -> None:
         """Cancels reads that wait behind a session that waits for the snapshot's locks.
@@ -157,9 +154,10 @@ def hold(
             snapshot = _locked_snapshot(
                 origin, holder, wanted, schemas, consistency, since, position
             )
-            if snapshot.name:
-                _check_joinable(origin, snapshot)
-            yield snapshot
+            with keep_for(origin, snapshot.session):
+                if snapshot.name:
+                    _check_joinable(origin, snapshot)
+                yield snapshot
         finally:
             _rollback(holder)
 
@@ -378,16 +376,20 @@ def timeline_of(connection: Connection) -> str:
 
 
 def _check_joinable(origin: Origin, snapshot: Snapshot) -> None:
-    with connect(origin) as other:
-        try:
-            for statement in snapshot.session(origin)[:2]:
-                other.execute(statement)
-        except psycopg.Error as error:
-            refusal = explain(error, origin)
-            if not isinstance(refusal, (SnapshotRefused, SnapshotLost)):
-                raise refusal from error
-            raise SnapshotRefused(
-                f"A second connection to {address(origin)} cannot join the snapshot of the first"
-                f" ({literal(str(snapshot.name))}): the two do not reach the same server.",
-                hint=SNAPSHOT_HINT,
-            ) from error
+    """Joins the snapshot over another connection, which is kept for the first read.
+
+    Raises:
+        SnapshotRefused: it reaches another server.
+    """
+    try:
+        with read_connection(origin, snapshot.session):
+            pass
+    except psycopg.Error as error:
+        refusal = explain(error, origin)
+        if not isinstance(refusal, (SnapshotRefused, SnapshotLost)):
+            raise refusal from error
+        raise SnapshotRefused(
+            f"A second connection to {address(origin)} cannot join the snapshot of the first"
+            f" ({literal(str(snapshot.name))}): the two do not reach the same server.",
+            hint=SNAPSHOT_HINT,
+        ) from error
