@@ -267,7 +267,8 @@ def _relations(
         attributes.setdefault(oid, []).append(
             Attribute(name, kind, not_null, comment or "", number, granted)
         )
-    definition_of = definitions(connection, oids["oids"])
+    views = [row[0] for row in rows if _KINDS[row[3]] == "view"]
+    definition_of = definitions(connection, {row[0]: row[11] for row in rows}, views)
     encoding = str(connection.execute("SHOW server_encoding").fetchone()[0])  # type: ignore[index]
     return tuple(
         _relation(
