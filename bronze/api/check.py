@@ -33,18 +33,18 @@ from bronze.model.columns import Column
 from bronze.model.quality import ResolvedRule
 from bronze.model.results import Failure, Shown
 from bronze.model.stamp import RowStamp
-from bronze.postgres.catalog import constraints, survey
+from bronze.postgres.catalog import survey
 from bronze.postgres.catalog.constraints import Constraints
 from bronze.postgres.catalog.relations import Relation
 from bronze.postgres.catalog.survey import Personal
 from bronze.postgres.connection import capacity, connect, parameters, translation
 from bronze.postgres.copy import rows_reader, snapshot
 from bronze.postgres.copy.snapshot import Consistency, Snapshot
-from bronze.postgres.replication import publication, slot
+from bronze.postgres.replication import slot
 from bronze.postgres.replication.prerequisites import MissingPrerequisite
 from bronze.quality import rules, set_rules
 from bronze.tables import blind_spots, selection
-from bronze.tables.context import TableContext, ask_source
+from bronze.tables.context import TableContext, constraints_of, streamed_columns_of
 
 _REJECTS = "values Delta cannot hold become NULL and are kept in governance.rejected_values"
 _AS_TEXT = "PostgreSQL's text"
@@ -146,7 +146,9 @@ def check(settings: Settings, tables: Sequence[str] = ()) -> CheckReport:
     except ConfigError as error:
         missing.append(error)
     with ExitStack() as stack:
-        present, sources = pipeline.open_sources(settings, str(uuid_utils.uuid7()), stack)
+        present, sources = pipeline.open_sources(
+            settings, str(uuid_utils.uuid7()), stack, detailed=True
+        )
         chosen = selection.select_targets(settings, present, tables)
         store.prove_writable(settings.place(settings.lake.schema_, ""))
         missing += [] if tables else selection.missing_tables(settings, chosen)
@@ -290,7 +292,7 @@ def _table_report(
     columns: tuple[Column, ...] = ()
     try:
         given = _assignment(settings, checked, target)
-        known = ask_source(given, lambda holder: constraints.constraints(holder, relation))
+        known = constraints_of(given)
         columns = selection.contract_columns(given.target)
         outline = plan.outline_plan(given)
         report = replace(report, notes=report.notes + outline.contract.notes)
@@ -330,12 +332,7 @@ def _with_published_columns(given: TableContext) -> selection.Target:
     target = given.target
     if target.settings.pattern != "streaming":
         return target
-    _, publication_name = given.settings.stream.names(given.origin.name)
-    names = ask_source(
-        given,
-        lambda holder: publication.streamed_columns(holder, target.relation, publication_name),
-    )
-    return selection.with_columns_of(target, names)
+    return selection.with_columns_of(target, streamed_columns_of(given))
 
 
 def _with_rules(

@@ -179,12 +179,13 @@ class OpenSource:
 
 
 def open_sources(
-    settings: Settings, batch_id: str, stack: ExitStack
+    settings: Settings, batch_id: str, stack: ExitStack, *, detailed: bool = False
 ) -> tuple[list[tuple[str, Relation]], dict[str, OpenSource]]:
     """Connects to all sources, until the stack is closed.
 
     Returns:
-        All tables, with the names of their sources; and the open sources by name.
+        All tables, with the names of their sources, and only if ``detailed`` with their columns,
+        keys and definitions, which a snapshot shows again; and the open sources by name.
 
     Raises:
         ConfigError, SourceError
@@ -196,9 +197,8 @@ def open_sources(
         stack.callback(connect.forget_server, origin)
         connection = stack.enter_context(connect.connect(origin))
         with translation.source_errors(origin):
-            relations += [
-                (name, r) for r in selection.relations_of(connection, name, source.schema_)
-            ]
+            listed = selection.relations_of(connection, name, source.schema_, detailed=detailed)
+            relations += [(name, relation) for relation in listed]
         connect.remember_server(origin, connection)
         sources[name] = OpenSource(origin, connection, source.pool.readers)
     return relations, sources

@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import psycopg
@@ -71,7 +71,8 @@ class Snapshot:
     ``version`` the server's (for example 180006). ``relations`` are the locked ones as the snapshot
     shows them, ``refused`` the labels of the others with the errors. All transactions with an id
     (64 bits, with the epoch) below ``horizon`` had ended; none from ``following`` on had begun.
-    ``since`` describes the transactions that were open.
+    ``since`` describes the transactions that were open. ``locked`` are the oids of the relations
+    that have a lock, ``answers`` those to questions about all relations, by the question.
     """
 
     name: str | None
@@ -84,6 +85,8 @@ class Snapshot:
     relations: tuple[Relation, ...]
     refused: tuple[tuple[str, BronzeError], ...]
     holder: Connection
+    locked: frozenset[int] = frozenset()
+    answers: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def session(self) -> tuple[str, ...]:
@@ -143,9 +146,10 @@ def hold(
         SourceUnreachable, SourceBusy, SourceRefused
     """
     with source_errors(origin):
-        _refuse_standby(origin, holder, consistency)
         # Before the snapshot: a transaction that begins between the two began later.
         since = open_transactions(holder)
+        if since.standby and consistency == "run":
+            raise standby_error(origin)
         name, position = exported or ("", None)
         holder.execute(BEGIN)
         try:
@@ -191,6 +195,7 @@ def _locked_snapshot(
         relations=relations(holder, schemas, locked),
         refused=tuple(refused),
         holder=holder,
+        locked=frozenset(locked),
     )
 
 
@@ -228,12 +233,6 @@ def _rollback(holder: Connection) -> None:
     except psycopg.Error:
         # The connection is lost, and the transaction with it.
         holder.close()
-
-
-def _refuse_standby(origin: Origin, holder: Connection, consistency: Consistency) -> None:
-    row: Any = holder.execute("SELECT pg_is_in_recovery()").fetchone()
-    if row[0] and consistency == "run":
-        raise standby_error(origin)
 
 
 def standby_error(origin: Origin) -> SnapshotRefused:

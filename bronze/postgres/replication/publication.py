@@ -164,9 +164,10 @@ def unpublish(connection: Connection, publication: str) -> None:
 
 
 def streamed_columns(
-    connection: Connection, relation: Relation, publication: str
-) -> frozenset[str]:
-    """The columns of a table that a stream can contain; a column list's omissions are ignored.
+    connection: Connection, relations: Sequence[Relation], publication: str
+) -> Mapping[int, frozenset[str]]:
+    """By each table's oid the columns that a stream can contain; a column list's omissions are
+    ignored. Tables that were dropped are not among them.
 
     Virtual generated columns are never among them; stored ones only from PostgreSQL 18 on, with
     ``publish_generated_columns = stored`` or a column list that names them.
@@ -174,17 +175,18 @@ def streamed_columns(
     Raises:
         psycopg.Error
     """
-    part = parts_of(connection, [relation]).get(relation.oid)
-    if part is None:
-        return frozenset()
+    parts = parts_of(connection, relations)
     published = find(connection, publication)
-    listed = published.attributes.get(relation.oid, frozenset()) if published else frozenset()
     stored = connection.info.server_version >= GENERATED_COLUMNS_VERSION and (
         not published or published.generated
     )
-    return (
-        frozenset(part.columns) - part.virtual - (frozenset() if stored else part.stored - listed)
-    )
+    columns = {}
+    for oid in (relation.oid for relation in relations if relation.oid in parts):
+        part = parts[oid]
+        listed = published.attributes.get(oid, frozenset()) if published else frozenset()
+        unsent = part.virtual if stored else part.virtual | (part.stored - listed)
+        columns[oid] = frozenset(part.columns) - unsent
+    return columns
 
 
 def fingerprints_of(
