@@ -305,7 +305,8 @@ class Receiver:
         due = self._batch.began + self._interval - time.monotonic()
         # A batch that is due waits for `take`, which wakes the thread.
         wait = min(_PAUSE, due) if self._batch.position and due > 0 else _PAUSE
-        readable = select.select([self._pg.socket, self._bell], [], [], wait)[0]
+        sources: list[Any] = [self._pg.socket, self._bell]
+        readable = select.select(sources, [], [], wait)[0]
         if self._bell in readable:
             self._bell.recv(4096)
         if self._pg.socket in readable:
