@@ -23,7 +23,7 @@ from bronze.model.quality import BEST_SCORE
 from bronze.model.stamp import IngestionMethod
 from bronze.model.units import ACTIVE, DELETED, QUARANTINED
 from bronze.postgres.copy.rows_reader import dtype
-from bronze.rows import fingerprint, hashing, metadata
+from bronze.rows import fingerprint, hashing
 from bronze.rows.encoding import cast_exactly, encoding_pieces
 from bronze.rows.metadata import COMMIT_TIMESTAMP
 
@@ -86,12 +86,12 @@ def _match_hashes(rows: pl.DataFrame, form: RowFormat) -> tuple[Mask, pl.Series]
     if not rows.height:
         return np.ones(0, np.bool_), pl.Series(dtype=pl.String)
     values = rows.select(form.values)
-    made = encoding_pieces(values.get_columns(), rows.height, form.base)
+    made = hashing.joined(encoding_pieces(values.get_columns(), rows.height, form.base))
     sound = _match_checksums(rows["checksum"], hashing.xxh3(made, rows.height))
     none = pl.repeat(None, rows.height, dtype=pl.String, eager=True)
     if not form.hashed:
         return sound, none
-    hashes = metadata.row_hashes_of_pieces(made, none)
+    hashes = hashing.sha256(made, rows.height, none)
     other = hashes.ne_missing(rows["row_hash"]).to_numpy()
     if other.any():
         # NULL may stand for a rejected value, which is part of the hash but not of the table.
