@@ -14,13 +14,12 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from statistics import median
 
 import psycopg
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.command import BRONZE, Used, measure, server_of
+from benchmarks.command import BRONZE, Used, configure, measure, median_of, server_of
 from bronze.demo import server
 from bronze.demo.server import Server
 
@@ -59,26 +58,14 @@ def _commands(folder: Path, started: Server, count: int, rounds: int) -> dict[st
             connection.execute(_TABLE.format(number=number, rows=_ROWS))
     home = folder / database
     home.mkdir()
-    (home / "bronze.toml").write_text(
-        f'[source]\nname = "bench"\ndsn = "{own}"\nschema = "public"\n'
-        '[lake]\nroot = "lake"\nschema = "bronze"\n'
-    )
+    configure(home, own, "public", {})
     process = server_of(own)
     figures: dict[str, list[Used]] = {}
     for _ in range(rounds):
         shutil.rmtree(home / "lake", ignore_errors=True)
         for title, command in _COMMANDS.items():
             figures.setdefault(title, []).append(measure([BRONZE, *command], process, home))
-    return {title: _median(runs) for title, runs in figures.items()}
-
-
-def _median(runs: Sequence[Used]) -> Used:
-    return Used(
-        median(run.wall for run in runs),
-        median(run.cpu for run in runs),
-        median(run.server_cpu for run in runs),
-        round(median(run.peak for run in runs)),
-    )
+    return {title: median_of(runs) for title, runs in figures.items()}
 
 
 def show(figures: dict[int, dict[str, Used]]) -> None:
