@@ -67,12 +67,16 @@ def server_of(dsn: str) -> psutil.Process:
 
 def cpu_of(server: psutil.Process) -> float:
     """CPU seconds of PostgreSQL, with those of processes that have ended."""
-    total = 0.0
-    for process in (server, *server.children()):
-        with suppress(psutil.Error):
-            used = process.cpu_times()
-            total += used.user + used.system + used.children_user + used.children_system
-    return total
+    while True:
+        processes = server.children()
+        total = 0.0
+        with suppress(psutil.NoSuchProcess):
+            for process in (server, *processes):
+                used = process.cpu_times()
+                total += used.user + used.system + used.children_user + used.children_system
+        # Seconds of a process that ends meanwhile move to the server's own.
+        if server.children() == processes:
+            return total
 
 
 def measure(

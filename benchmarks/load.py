@@ -159,8 +159,9 @@ def _cells(line: Line, first: Line) -> Iterator[str]:
     used = median_of(line.runs)
     for seconds in (used.wall, used.cpu, used.server_cpu):
         yield f"{seconds:.2f}"
-    # The rows of the limit lie in memory.
-    for size in (used.peak if line.differs is not None else 0, used.written, line.size):
+    # The rows of the limit are mapped, and what it throws away is written to /dev/null.
+    sizes = (used.peak, used.written, line.size) if line.differs is not None else (0, 0, 0)
+    for size in sizes:
         yield f"{size / 1e6:,.1f}" if size else "–"
     millions = (line.rows - first.rows) / 1e6
     if millions and first.runs:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.command import BRONZE, configure
+from bronze.demo.installation import binary
 
 _SCRIPTS = Path(__file__).parent
 
@@ -53,11 +54,11 @@ class Contestant:
 
 CONTESTANTS = {
     "bronze": Contestant("lake/bronze/bz_{}"),
-    "dlt, connectorx": Contestant("lake/bench/{}", "dlt_table.py", ["connectorx"]),
-    "dlt, default": Contestant("lake/bench/{}", "dlt_table.py", ["sqlalchemy"]),
-    "DuckDB": Contestant("{}.parquet", "duckdb_copy.py", ["plain"]),
-    "DuckDB, hash": Contestant("{}.parquet", "duckdb_copy.py", ["hash"]),
+    "dlt-connectorx": Contestant("lake/bench/{}", "dlt_table.py", ["connectorx"]),
+    "dlt-default": Contestant("lake/bench/{}", "dlt_table.py", ["sqlalchemy"]),
+    "duckdb": Contestant("{}.parquet", "duckdb_copy.py", ["plain"]),
+    "duckdb-hash": Contestant("{}.parquet", "duckdb_copy.py", ["hash"]),
     "naive": Contestant("{}", "naive.py"),
-    "limit": Contestant("", "limit.py"),
+    "limit": Contestant("", "limit.py", [str(binary("psql"))]),
 }
 """The contestants by their names, in the order of a round."""
