@@ -38,10 +38,10 @@ content       whether the table holds what the source holds; the columns which d
               many rows (see `benchmarks.content`); looked at after the first round
 
 ``bronze`` and ``dlt-…`` write Delta tables, bronze's with metadata, two hashes a row, governance
-tables and checks; ``naive`` writes a Delta table by hand; ``duckdb`` and ``duckdb-hash`` one Parquet
-file. ``limit`` is no tool but a reference, see `benchmarks.contestants.limit`.
+tables and checks; ``naive`` writes a Delta table by hand; ``duckdb`` and ``duckdb-hash`` write one
+Parquet file. ``limit`` is no tool but a reference, see `benchmarks.contestants.limit`.
 
-`tables` has many small tables; `verify` proves a load, with and without a row that differs;
+`tables` has many small tables, beside dlt; `verify` proves a load, with and without a row that differs;
 `quality` and `anomaly` load with rules and with scores, and `anomaly` counts the planted outliers
 that it finds; `stream` has changes of a live source.
 

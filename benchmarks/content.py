@@ -83,6 +83,8 @@ def differences(files: Sequence[str], source: Source) -> dict[str, str]:
             found[column.name] = "is missing"
         elif reason := _unfit(column, schema.field(column.name).type):
             found[column.name] = reason
+            if column.type == "numeric" and schema.field(column.name).type == pa.float64():
+                found[column.name] += _rounding(files, source, column)
         else:
             comparable.append(column)
     if source.key.name in found:
@@ -190,19 +192,31 @@ def _deviation(files: Sequence[str], source: Source, column: Column) -> str:
     """In how many rows a column differs, with the shortest example."""
     if column is source.key:
         return "has other values"
-    pair = [source.key, column]
-    theirs, ours = pl.concat(_texts(source.task, pair)), pl.concat(_frames(files, pair))
-    both = theirs.join(ours, on=source.key.name, suffix="_held")
-    value, wrong = pl.col(column.name), pl.col(f"{column.name}_held")
-    unequal = both.filter(value.ne_missing(wrong)).select(
-        value.cast(pl.String), wrong.cast(pl.String)
-    )
+    unequal = _unequal(files, source, column)
     if unequal.is_empty():
         return "has other values"
-    first, second = unequal.sort(value.str.len_chars(), nulls_last=True).row(0)
+    first, second = unequal.sort(pl.col("source").str.len_chars(), nulls_last=True).row(0)
     is_json = column.type in ("json", "jsonb") and all(map(_same_json, unequal.iter_rows()))
     what = "is written anew" if is_json else "differs"
     return f"{what} in {len(unequal):,} rows, such as {first!r} as {second!r}"
+
+
+def _rounding(files: Sequence[str], source: Source, column: Column) -> str:
+    """How many values of a numeric have other digits as a float."""
+    pairs = _unequal(files, source, column).drop_nulls().iter_rows()
+    rounded = sum(Decimal(first) != Decimal(second) for first, second in pairs)
+    return f", which changes {rounded:,} of the values"
+
+
+def _unequal(files: Sequence[str], source: Source, column: Column) -> pl.DataFrame:
+    """The pairs of different canonical texts of a column, ``source`` and ``held``."""
+    both = [source.key, column]
+    theirs, ours = pl.concat(_texts(source.task, both)), pl.concat(_frames(files, both))
+    pairs = theirs.join(ours, on=source.key.name, suffix="_held").select(
+        pl.col(column.name).cast(pl.String).alias("source"),
+        pl.col(f"{column.name}_held").cast(pl.String).alias("held"),
+    )
+    return pairs.filter(pl.col("source").ne_missing(pl.col("held")))
 
 
 def _same_json(pair: tuple[str | None, str | None]) -> bool:

@@ -1,4 +1,4 @@
-"""The contestants: commands that copy one table of PostgreSQL into files.
+"""The contestants: commands that copy a table of PostgreSQL into files.
 
 ``bronze`` is ``bronze run`` as installed, with its defaults. Every other one is a script in this
 folder, as one would write it: it is started with DSN, schema, table and an empty folder, and with
@@ -54,8 +54,8 @@ class Contestant:
 
 CONTESTANTS = {
     "bronze": Contestant("lake/bronze/bz_{}"),
-    "dlt-connectorx": Contestant("lake/bench/{}", "dlt_table.py", ["connectorx"]),
-    "dlt-default": Contestant("lake/bench/{}", "dlt_table.py", ["sqlalchemy"]),
+    "dlt-connectorx": Contestant("lake/bench/{}", "dlt_database.py", ["connectorx"]),
+    "dlt-default": Contestant("lake/bench/{}", "dlt_database.py", ["sqlalchemy"]),
     "duckdb": Contestant("{}.parquet", "duckdb_copy.py", ["plain"]),
     "duckdb-hash": Contestant("{}.parquet", "duckdb_copy.py", ["hash"]),
     "naive": Contestant("{}", "naive.py"),

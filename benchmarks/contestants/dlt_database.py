@@ -1,4 +1,4 @@
-"""dlt's ``sql_table`` into a Delta table, telemetry switched off.
+"""dlt's ``sql_database`` into Delta tables, telemetry switched off: one table, or a whole schema.
 
 ``connectorx`` is the backend that its documentation recommends for speed (the page "Advanced
 configuration" of its SQL database source); ``sqlalchemy`` is its default, in which rows are Python
@@ -16,25 +16,25 @@ os.environ["RUNTIME__LOG_LEVEL"] = "ERROR"
 
 import dlt
 import sqlalchemy
-from dlt.sources.sql_database import sql_table
+from dlt.sources.sql_database import sql_database
 from dlt.sources.sql_database.helpers import TableBackend, unwrap_json_connector_x
 
 _PRECISION, _SCALE = 38, 15
 
 
 def load(dsn: str, schema: str, table: str, folder: str, backend: TableBackend) -> None:
-    """Runs a dlt pipeline for the one table."""
-    resource = sql_table(
+    """Runs a dlt pipeline for the one table; for all of the schema if it is ""."""
+    source = sql_database(
         dsn,
-        table,
-        schema,
+        schema=schema,
+        table_names=[table] if table else None,
         backend=backend,
         reflection_level="full_with_precision",
         table_adapter_callback=_bounded,
     )
-    if backend == "connectorx":
+    if table and backend == "connectorx":
         for column in _json_columns(dsn, schema, table):
-            resource.add_map(unwrap_json_connector_x(column))
+            source.resources[table].add_map(unwrap_json_connector_x(column))
     pipeline = dlt.pipeline(
         pipeline_name="bench",
         pipelines_dir=f"{folder}/dlt",
@@ -42,7 +42,7 @@ def load(dsn: str, schema: str, table: str, folder: str, backend: TableBackend) 
         dataset_name="bench",
     )
     pipeline.run(
-        resource, write_disposition="replace", table_format="delta", loader_file_format="parquet"
+        source, write_disposition="replace", table_format="delta", loader_file_format="parquet"
     ).raise_on_failed_jobs()
 
 
