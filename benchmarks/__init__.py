@@ -41,7 +41,7 @@ content       whether the table holds what the source holds; the columns which d
 tables and checks; ``naive`` writes a Delta table by hand; ``duckdb`` and ``duckdb-hash`` write one
 Parquet file. ``limit`` is no tool but a reference, see `benchmarks.contestants.limit`.
 
-`tables` has many small tables, beside dlt; `verify` proves a load, with and without a row that differs;
+`tables` has many small tables, beside dlt; `verify` proves a load, also where a row differs;
 `quality` and `anomaly` load with rules and with scores, and `anomaly` counts the planted outliers
 that it finds; `stream` has changes of a live source.
 

@@ -2,8 +2,8 @@
 
 Databases of 10, 100 and 1,000 tables of 20 rows each, and the commands as installed, with their
 defaults: ``check``, the first ``run``, a ``run`` that finds nothing new, ``verify``. Beside them
-dlt's ``sql_database`` with connectorx, which loads all rows again in its second run. Figures are of whole
-processes; those of a table are the slope from the smallest database to this one.
+dlt's ``sql_database`` with connectorx, which loads all rows again in its second run. Figures are of
+whole processes; those of a table are the slope from the smallest database to this one.
 """
 
 from __future__ import annotations
