@@ -39,8 +39,9 @@ that were loaded by a query."""
 
 _HASH_DIGITS = 32
 _CHECKSUM_DIGITS = 16
+_DIGITS = np.frombuffer(b"0123456789abcdef", np.uint8)
 # Four hexadecimal digits for each of the 65,536 values of two bytes.
-_HEX = np.array([f"{i:04x}".encode() for i in range(1 << 16)]).view(np.uint32)
+_HEX = _DIGITS[np.arange(1 << 16)[:, None] >> [12, 8, 4, 0] & 0xF].view(np.uint32).ravel()
 
 
 def with_metadata(
