@@ -111,6 +111,9 @@ class LogContent(Protocol):
     def files(self) -> tuple[StoredFile, ...]:
         """All data files, those of the latest commit first."""
 
+    def paths(self) -> Sequence[str]:
+        """The paths of all data files, as `StoredFile` has them."""
+
 
 # By replaying
 
@@ -137,6 +140,10 @@ class Replayed:
             return tuple(_file(add, self.metadata.partition_columns, columns) for add in self.adds)
         except _UNUSUAL:
             return opened(self.place, self.version).files()
+
+    def paths(self) -> Sequence[str]:
+        """The paths of all data files."""
+        return [add["path"] for add in self.adds]
 
 
 def content_of(place: Place) -> LogContent:
@@ -406,6 +413,11 @@ class Opened:
         safe = [name for name, kind in kinds(self.metadata.schema) if kind.name in SAFE]
         adds: Any = pl.DataFrame(self.table.get_add_actions(flatten=False))
         return tuple(_opened_file(row, safe) for row in adds.iter_rows(named=True))
+
+    def paths(self) -> Sequence[str]:
+        """The paths of all data files."""
+        adds: Any = self.table.get_add_actions(flatten=False)
+        return [str(path) for path in adds["path"].to_pylist()]
 
 
 def opened(place: Place, version: int | None = None) -> Opened:

@@ -74,6 +74,7 @@ def load_table(settings: Settings, table: TableRun) -> Workflow[TableResult]:
         SnapshotLost: the connection to the source was lost, and with it the snapshot that all
             tables share.
     """
+    table.began = time.monotonic()
     try:
         if table.error or table.plan is None:
             return _failed_result(table, table.error or _unplanned_error(table))

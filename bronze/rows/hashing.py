@@ -1,7 +1,8 @@
 """Hashes of the encoding of rows (see `bronze.rows.encoding`).
 
 Small rows are joined and hashed all at once; rows that are hashed twice are joined once, by
-`joined`. Large rows are not copied: their pieces are hashed one after another.
+`joined`. Large rows are not copied: their pieces are hashed one after another. A few rows are
+hashed without polars, whose expressions take longer than the hashes.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from bronze.rows.encoding import join_pieces
 _LARGE = 24 * 2**20
 _DIGITS = 32
 _DIGEST_DIGITS = 64
+_FEW = 256
 
 Pieces = Sequence[pa.LargeBinaryArray]
 
@@ -46,6 +48,9 @@ def sha256(pieces: Pieces, rows: int, rejected: pl.Series) -> pl.Series:
     if _is_large(pieces):
         hashes = [_update(hashlib.sha256(), row).hexdigest() for row in _rows(pieces, rows)]
         return pl.Series([digits[:_DIGITS] for digits in hashes], dtype=pl.String)
+    if rows <= _FEW:
+        few = [hashlib.sha256(row).hexdigest()[:_DIGITS] for row in join_pieces(pieces).to_pylist()]
+        return pl.Series(few, dtype=pl.String)
     digests = _frame(pieces).select(plh.col("bytes").chash.sha2_256()).to_series()
     array = digests.to_arrow(compat_level=pl.CompatLevel.oldest())
     digits = np.frombuffer(array.buffers()[2], f"V{_DIGITS}")
@@ -67,6 +72,9 @@ def xxh3(pieces: Pieces, rows: int) -> npt.NDArray[np.uint64]:
     if _is_large(pieces):
         sums = [_update(xxhash.xxh3_64(), row).intdigest() for row in _rows(pieces, rows)]
         return np.array(sums, np.uint64)
+    if rows <= _FEW:
+        few = [xxhash.xxh3_64_intdigest(row) for row in join_pieces(pieces).to_pylist()]
+        return np.array(few, np.uint64)
     numbers = _frame(pieces).select(plh.col("bytes").nchash.xxh3_64()).to_series()
     return np.asarray(numbers.to_numpy(), np.uint64)
 

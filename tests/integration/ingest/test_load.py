@@ -1,13 +1,16 @@
-"""Loads of one table: which files they write."""
+"""Loads of one table: which files they write, and how long they take."""
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from deltalake import DeltaTable
 
 from bronze.ingest import pipeline
+from bronze.verify import verify
 from tests.conftest import Source
 from tests.support.content import differences
 
@@ -35,3 +38,32 @@ def test_a_load_writes_its_bytes_once(
     if not own:
         assert len(table.file_uris()) == 4
     assert differences(settings) == {}
+
+
+def test_the_seconds_of_a_table_are_of_its_own_work(source: Source) -> None:
+    """With one worker tables are loaded, and verified, one after another: together their seconds
+    are not more than those of the run.
+    """
+
+    class Slow(ThreadPoolExecutor):
+        def submit(self, work: Any, /, *given: Any, **named: Any) -> Any:
+            def slow() -> Any:
+                time.sleep(0.1)
+                return work(*given, **named)
+
+            return super().submit(slow)
+
+    for name in "abcd":
+        source.execute(f"CREATE TABLE {name} (id int PRIMARY KEY)")
+        source.execute(f"INSERT INTO {name} VALUES (1)")
+    settings = source.settings(run={"workers": 1})
+    with Slow(1) as pool:
+        loaded = pipeline.run(settings, pool=pool)
+        verified = verify.verify(settings, pool=pool)
+    for seconds, tables in (
+        (loaded.seconds, [table.seconds for table in loaded.tables]),
+        (verified.seconds, [table.seconds for table in verified.tables]),
+    ):
+        assert len(tables) == 4
+        assert min(tables) >= 0.1
+        assert sum(tables) <= seconds

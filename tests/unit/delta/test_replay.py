@@ -51,6 +51,7 @@ def agrees(place: Place, names: tuple[str, ...] = NAMES) -> Replayed:
         assert getattr(ours, field) == getattr(theirs, field)
     assert ours.created_time == theirs.created_time
     assert replayed.files() == opened.files()
+    assert replayed.paths() == opened.paths()
     for name in names:
         assert replayed.transaction(name) == opened.transaction(name)
     return replayed
