@@ -36,7 +36,7 @@ from bronze.model.files import WrittenFile
 from bronze.model.locations import Place
 from bronze.model.results import TableResult
 from bronze.model.stamp import RowStamp
-from bronze.model.units import KnownRows, RejectedValue
+from bronze.model.units import KnownRows, RejectedValue, UnitResult
 from bronze.rows import fingerprint
 from bronze.tables import known_rows
 from bronze.tables.selection import Target
@@ -79,7 +79,7 @@ def load_table(settings: Settings, table: TableRun) -> Workflow[TableResult]:
         if table.error or table.plan is None:
             return _failed_result(table, table.error or _unplanned_error(table))
         plan = table.plan
-        table.results = yield _read_tasks(table, plan)
+        table.results = yield from _read(table, plan)
         failpoint.reach("read")
         record_rejected_values(settings, table.target, table.stamp, table.rejected)
         failpoint.reach("booked")
@@ -94,6 +94,8 @@ def load_table(settings: Settings, table: TableRun) -> Workflow[TableResult]:
         notes += yield from _optimize(settings, table, outcome.has_changes)
         return _result(table, outcome, notes)
     except BronzeError as error:
+        if isinstance(error, SnapshotLost):
+            raise
         if error.retry and not isinstance(error, CommitConflict) and not table.snapshot.alive():
             raise SnapshotLost(
                 f"The connection to the source {table.origin.name} was lost during the run:"
@@ -110,8 +112,15 @@ def _unplanned_error(table: TableRun) -> BronzeError:
     )
 
 
-def _read_tasks(table: TableRun, plan: Plan) -> list[Task]:
-    return [Task(read_unit, unit, table.target.label) for unit in plan.units]
+def _read(table: TableRun, plan: Plan) -> Workflow[list[UnitResult]]:
+    """Reads the units of a plan.
+
+    Raises:
+        SnapshotLost: the rows may be incomplete.
+    """
+    results = yield [Task(read_unit, unit, table.target.label) for unit in plan.units]
+    table.snapshot.check_alive()
+    return results
 
 
 def _replace_all(settings: Settings, table: TableRun, plan: Plan) -> Workflow[Outcome]:
@@ -179,7 +188,7 @@ def _merge(settings: Settings, table: TableRun, plan: Plan) -> Workflow[Outcome]
             if _row_counts_differ(table, plan, difference, edit, state):
                 _delete_files(table, edit.commit_files)
                 plan = table.compare_all_rows(plan)
-                table.results = yield _read_tasks(table, plan)
+                table.results = yield from _read(table, plan)
                 quality_gate.check_quality(settings, table, plan)
                 difference = diff.difference_of(plan, table.stamp, table.results)
                 edit = yield from diff.edit_table(plan, table.stamp, difference, state)

@@ -112,6 +112,22 @@ class Snapshot:
             return False
         return True
 
+    def check_alive(self) -> None:
+        """Checks that the snapshot's locks lasted until now, after rows have been read in it.
+
+        Connections that have joined it outlive its holder, but not the holder's locks: to them a
+        table that was truncated or rewritten afterwards looks empty.
+
+        Raises:
+            SnapshotLost: the transaction that holds it has ended.
+        """
+        if self.name is not None and not self.alive():
+            raise SnapshotLost(
+                "The connection that holds the snapshot of the run was lost, and with it the locks"
+                " on the tables.",
+                hint="Run again: rows read since then may be incomplete, and were not committed.",
+            )
+
 
 _GIVE_WAY = """
 SELECT pg_cancel_backend(a.pid) FROM pg_stat_activity a

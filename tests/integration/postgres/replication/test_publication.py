@@ -125,16 +125,70 @@ def test_unpublish_drops_the_publication(
     assert source.execute("SELECT count(*) FROM pg_publication") == [(0,)]
 
 
-def test_a_publication_that_is_dropped_while_it_is_read_does_not_exist(
+def test_a_publication_is_read_as_the_snapshot_has_it(
     source: Source, connection: Connection
 ) -> None:
-    """An old snapshot may still show it when its tables cannot be read any more; the transaction
-    goes on.
-    """
+    """One that was dropped since is still there in an older snapshot, and not in a new one."""
     source.execute("CREATE TABLE a (id int PRIMARY KEY); CREATE PUBLICATION p FOR TABLE a")
     connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
-    assert publication.find(connection, "p")
+    before = publication.find(connection, "p")
+    assert before is not None
     source.execute("DROP PUBLICATION p")
-    assert publication.find(connection, "p") is None
-    assert connection.execute("SELECT 1").fetchone() == (1,)
+    assert publication.find(connection, "p") == before
     connection.execute("ROLLBACK")
+    assert publication.find(connection, "p") is None
+
+
+_TABLES = """
+CREATE SCHEMA other;
+CREATE TABLE a (id int PRIMARY KEY, b text, c int GENERATED ALWAYS AS (id * 2) STORED, gone int);
+ALTER TABLE a DROP COLUMN gone;
+CREATE TABLE other.b (id int PRIMARY KEY, x int);
+CREATE UNLOGGED TABLE other.unlogged (id int);
+CREATE TABLE parent (id int, day date) PARTITION BY RANGE (day);
+CREATE TABLE part PARTITION OF parent FOR VALUES FROM ('2026-01-01') TO ('2027-01-01')
+    PARTITION BY LIST (id);
+CREATE TABLE leaf PARTITION OF part FOR VALUES IN (1);
+CREATE TABLE leaf2 PARTITION OF parent DEFAULT;
+CREATE TABLE heir () INHERITS (a);
+"""
+_FORMS = (
+    "FOR ALL TABLES",
+    "FOR TABLE a, other.b",
+    "FOR TABLE ONLY a",
+    "FOR TABLE parent",
+    "FOR TABLE parent, leaf",
+    "FOR TABLE part, a",
+    "FOR TABLE leaf2",
+    "FOR TABLE a (id, b), other.b WHERE (id > 3)",
+    "FOR TABLES IN SCHEMA other",
+    "FOR TABLES IN SCHEMA public, TABLE other.b",
+    "",
+)
+
+
+@pytest.mark.parametrize("by_root", [True, False])
+def test_members_are_those_of_postgresqls_view(
+    source: Source, connection: Connection, by_root: bool
+) -> None:
+    """Whatever tables a publication has, and while all of them are locked, which the view waits
+    for.
+    """
+    source.execute(_TABLES)
+    view = """
+        SELECT c.oid::int8, attnames::text[], rowfilter IS NOT NULL
+        FROM pg_publication_tables t JOIN pg_namespace n ON n.nspname = t.schemaname
+        JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename WHERE pubname = 'p'
+    """
+    options = [f"publish_via_partition_root = {by_root}"]
+    for form in _FORMS:
+        for more in ([], ["publish_generated_columns = stored"]):
+            source.execute(f"CREATE PUBLICATION p {form} WITH ({', '.join([*options, *more])})")
+            expected = source.execute(view)
+            with psycopg.connect(source.dsn) as other:
+                other.execute("LOCK TABLE a, other.b, parent IN ACCESS EXCLUSIVE MODE")
+                published = publication.find(connection, "p")
+            assert published is not None
+            assert published.attributes == {oid: frozenset(names) for oid, names, _ in expected}
+            assert published.filtered == {oid for oid, _, filtered in expected if filtered}
+            source.execute("DROP PUBLICATION p")
