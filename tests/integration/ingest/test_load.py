@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from deltalake import DeltaTable
 
+from bronze.errors import SnapshotLost
 from bronze.ingest import pipeline
+from bronze.postgres.copy.snapshot import Snapshot
 from bronze.verify import verify
 from tests.conftest import Source
 from tests.support.content import differences
@@ -67,3 +69,42 @@ def test_the_seconds_of_a_table_are_of_its_own_work(source: Source) -> None:
         assert len(tables) == 4
         assert min(tables) >= 0.1
         assert sum(tables) <= seconds
+
+
+def test_rows_read_after_the_locks_were_lost_are_not_committed(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection that holds the snapshot is cut, and the table truncated: to connections that
+    have joined the snapshot before it looks empty. Nothing is committed, and nothing is said to
+    differ.
+    """
+    source.execute("CREATE TABLE t (id int PRIMARY KEY)")
+    source.execute("INSERT INTO t SELECT generate_series(1, 1000)")
+    settings = source.settings(run={"max_retries": 0})
+    assert pipeline.run(settings).exit_code == 0
+    version = DeltaTable(str(source.table("t"))).version()
+
+    def cut(held: Snapshot) -> None:
+        source.execute("SELECT pg_terminate_backend(%s, 10000)", held.holder.info.backend_pid)
+        source.execute("TRUNCATE t")
+
+    planned, claimed = pipeline._plan_all, verify.claims_of_source
+
+    def plan_and_cut(*arguments: Any) -> Any:
+        tables = planned(*arguments)
+        cut(tables[0].snapshot)
+        return tables
+
+    def claim_and_cut(*arguments: Any) -> Any:
+        claims = claimed(*arguments)
+        cut(claims[0].context.snapshot)
+        return claims
+
+    monkeypatch.setattr(pipeline, "_plan_all", plan_and_cut)
+    with pytest.raises(SnapshotLost):
+        pipeline.run(settings)
+    assert DeltaTable(str(source.table("t"))).version() == version
+    monkeypatch.setattr(verify, "claims_of_source", claim_and_cut)
+    (proof,) = verify.verify(settings).tables
+    assert proof.error
+    assert proof.error.kind == "SnapshotLost"
