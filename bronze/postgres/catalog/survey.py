@@ -1,7 +1,7 @@
 """A survey of the source: size, activity, cursor columns and personal data of each relation.
 
 Personal data is detected by the names of columns and in a small sample of rows. Sampled values do
-not leave this module, only the kind of data that they seem to be: a guess, for a person to check.
+not leave this package, only the kind of data that they seem to be: a guess, for a person to check.
 """
 
 from __future__ import annotations
