@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
+import polars as pl
 import psycopg
 import pytest
 
@@ -206,3 +207,14 @@ def test_more_tables_ask_no_more_of_the_catalog(source: Source) -> None:
     more = {name: asked[12][name] - asked[2][name] for name in COMMANDS}
     # A connection is made ready for each read; one statement of a check samples several tables.
     assert more == {"check": 0, "run": 10, "run again": 10, "verify": 10}
+
+
+@pytest.mark.parametrize("engine", ["threads", "processes"])
+def test_a_worker_reads_all_tables_over_one_connection(source: Source, engine: str) -> None:
+    """A thread, or a process that works for this run alone."""
+    for number in range(4):
+        source.execute(f"CREATE VIEW v{number} AS SELECT pg_backend_pid() AS process")
+    given = source.settings(run={"workers": 1, "engine": engine})
+    assert [table.error for table in pipeline.run(given).tables] == [None] * 4
+    tables = [pl.read_delta(str(source.table(f"v{number}"))) for number in range(4)]
+    assert pl.concat(table.select("process") for table in tables)["process"].n_unique() == 1
