@@ -43,8 +43,12 @@ _PATIENCE = 0.5
 
 
 @contextmanager
-def executor(engine: str, workers: int) -> Iterator[Executor]:
+def executor(
+    engine: str, workers: int, prepare: Callable[[], None] | None = None
+) -> Iterator[Executor]:
     """The executor of a config's ``engine``: "threads", "processes" or "dask://host:port".
+
+    ``prepare``, a function of a module, is called in each process that works for this run alone.
 
     Raises:
         ConfigError: Dask is not installed, or its scheduler does not answer.
@@ -55,15 +59,19 @@ def executor(engine: str, workers: int) -> Iterator[Executor]:
     elif engine == "processes":
         # A forked child would inherit the locks of the libraries' threads.
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, context, _end_with_parent) as processes:
+        with ProcessPoolExecutor(workers, context, _begin, (prepare,)) as processes:
             yield processes
     else:
         with _dask(engine.removeprefix("dask://")) as cluster:
             yield cluster
 
 
-def _end_with_parent() -> None:
-    """Ends this worker process when its parent is killed; it would wait forever otherwise."""
+def _begin(prepare: Callable[[], None] | None) -> None:
+    """Begins a worker process, which ends when its parent is killed; it would wait forever
+    otherwise.
+    """
+    if prepare:
+        prepare()
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
