@@ -24,7 +24,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 
 from bronze import failpoint
 from bronze.delta import files, store
-from bronze.delta.replay import LogContent, content_of
+from bronze.delta.replay import LogContent, Replayed, content_of
 from bronze.delta.schema import kinds
 from bronze.errors import CommitConflict, FileDamaged, LakeError
 from bronze.model.columns import DeltaType
@@ -175,6 +175,20 @@ def read(place: Place) -> State | None:
                 raise
             return None
         return State(place, content.version, content)
+
+
+def refresh(state: State) -> State | None:
+    """The table as it is now: the state itself where nothing was committed since it was read.
+
+    Raises:
+        LakeError, LakeUnreachable
+    """
+    content = state.content
+    if isinstance(content, Replayed) and content.is_latest():
+        return state
+    now = read(state.place)
+    # The given one knows already what it has read of the log.
+    return state if now is not None and state.is_same(now) else now
 
 
 def write(place: Place, version: int, actions: Sequence[Action]) -> None:

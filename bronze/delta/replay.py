@@ -16,7 +16,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from functools import cached_property
 from typing import Any, Protocol
@@ -120,7 +120,9 @@ class LogContent(Protocol):
 
 @dataclass(frozen=True)
 class Replayed:
-    """The content of a log whose entries were replayed; ``adds`` are its ``add`` actions."""
+    """The content of a log whose entries were replayed; ``adds`` are its ``add`` actions, ``last``
+    identifies the object of the last entry, None if only a checkpoint was there.
+    """
 
     place: Place
     version: int
@@ -128,6 +130,7 @@ class Replayed:
     protocol: TableProtocol
     adds: Sequence[Mapping[str, Any]] = field(repr=False)
     transactions: Mapping[str, int] = field(repr=False)
+    last: tuple[object, ...] | None = None
 
     def transaction(self, name: str) -> int | None:
         """The version of an app transaction, None if there is none."""
@@ -144,6 +147,17 @@ class Replayed:
     def paths(self) -> Sequence[str]:
         """The paths of all data files."""
         return [add["path"] for add in self.adds]
+
+    def is_latest(self) -> bool:
+        """Whether this is certain to be the present content, by one listing of the last entries."""
+        if self.last is None or store.is_missing(self.place, _LOG):
+            return False
+        try:
+            entries, _ = _listed(store.open_store(self.place), self.version)
+        except _UNUSUAL:
+            return False
+        found = {version: _identity(entry) for version, entry in entries.items()}
+        return found == {self.version: self.last}
 
 
 def content_of(place: Place) -> LogContent:
@@ -165,7 +179,7 @@ def _replayed(place: Place) -> Replayed:
         raise FileNotFoundError(_LOG)
     log = store.open_store(place)
     hint = _hinted_checkpoint(log)
-    checkpoint, entries = _objects_to_read(log, hint)
+    checkpoint, entries, last = _objects_to_read(log, hint)
     newest_first = [f"{_LOG}/{version:020}.json" for version in reversed(entries)]
     layers: list[Actions] = [_actions(data) for data in _contents(place, log, newest_first)]
     if checkpoint is not None:
@@ -174,7 +188,7 @@ def _replayed(place: Place) -> Replayed:
     version = entries[-1] if entries else checkpoint
     if version is None:
         raise FileNotFoundError(_LOG)
-    return _reconciled(place, version, layers)
+    return replace(_reconciled(place, version, layers), last=last)
 
 
 def _hinted_checkpoint(log: Any) -> int:
@@ -187,20 +201,35 @@ def _hinted_checkpoint(log: Any) -> int:
         return 0
 
 
-def _objects_to_read(log: Any, oldest: int) -> tuple[int | None, list[int]]:
-    """The version of the latest checkpoint, None without one, and those of the entries after it."""
-    entries: dict[int, int] = {}
-    checkpoints: dict[int, int] = {}
+def _listed(log: Any, oldest: int) -> tuple[dict[int, Any], dict[int, Any]]:
+    """The objects of the entries and of the checkpoints from a version on, by their versions."""
+    entries: dict[int, Any] = {}
+    checkpoints: dict[int, Any] = {}
     # The offset is less than the name of the entry of that version.
     for chunk in obstore.list(log, _LOG, offset=f"{_LOG}/{oldest:020}", chunk_size=1000):
         for found in chunk:
             name = found["path"].removeprefix(f"{_LOG}/")
             if match := _ENTRY.fullmatch(name):
-                entries[int(match[1])] = found["size"]
+                entries[int(match[1])] = found
             elif match := _CHECKPOINT.fullmatch(name):
-                checkpoints[int(match[1])] = found["size"]
+                checkpoints[int(match[1])] = found
             elif not _REDUNDANT.fullmatch(name):
                 raise ValueError(f"unknown object {name}")
+    return entries, checkpoints
+
+
+def _identity(found: Mapping[str, Any]) -> tuple[object, ...]:
+    """What changes when an object is replaced."""
+    return found["e_tag"], found["last_modified"], found["size"]
+
+
+def _objects_to_read(
+    log: Any, oldest: int
+) -> tuple[int | None, list[int], tuple[object, ...] | None]:
+    """The version of the latest checkpoint, None without one; those of the entries after it; and
+    the identity of the last entry, None without one.
+    """
+    entries, checkpoints = _listed(log, oldest)
     checkpoint = max(checkpoints, default=None)
     if checkpoint is None and oldest:
         raise ValueError("the checkpoint is missing")
@@ -208,10 +237,10 @@ def _objects_to_read(log: Any, oldest: int) -> tuple[int | None, list[int]]:
     versions = sorted(version for version in entries if version >= first)
     if versions != list(range(first, first + len(versions))):
         raise ValueError("entries are missing")
-    size = checkpoints.get(-1 if checkpoint is None else checkpoint, 0)
-    if sum(entries[v] for v in versions) > _LONGEST or size > _LARGEST_CHECKPOINT:
+    size = 0 if checkpoint is None else checkpoints[checkpoint]["size"]
+    if sum(entries[v]["size"] for v in versions) > _LONGEST or size > _LARGEST_CHECKPOINT:
         raise ValueError("the log is long")
-    return checkpoint, versions
+    return checkpoint, versions, _identity(entries[versions[-1]]) if versions else None
 
 
 def _contents(place: Place, log: Any, paths: Sequence[str]) -> Iterable[bytes]:

@@ -174,16 +174,13 @@ def _merge(settings: Settings, table: TableRun, plan: Plan) -> Workflow[Outcome]
     difference = diff.difference_of(plan, table.stamp, table.results)
     for attempt in commit.attempts():
         with attempt:
-            state = log.read(plan.target.place)
+            state = log.refresh(plan.state) if plan.state else log.read(plan.target.place)
             if (
                 state is None
                 or _another_run_committed(state, plan)
                 or _have_doubtful_rows_moved(state, plan)
             ):
                 raise commit.overtaken_error(plan.target.place)
-            if plan.state and plan.state.is_same(state):
-                # It knows already what it has read of the log.
-                state = plan.state
             edit = yield from diff.edit_table(plan, table.stamp, difference, state)
             if _row_counts_differ(table, plan, difference, edit, state):
                 _delete_files(table, edit.commit_files)

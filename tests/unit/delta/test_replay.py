@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -298,3 +299,34 @@ def test_a_missing_table_is_no_table(tmp_path: Path) -> None:
     (tmp_path / "u" / "_delta_log").mkdir(parents=True)
     for folder in ("t", "u"):
         assert log.read(Place(str(tmp_path / folder))) is None
+
+
+def test_a_state_is_read_again_only_after_a_commit(tmp_path: Path) -> None:
+    """A commit, a table that was deleted, and another one in its place at the same version are all
+    seen; so is a commit after a checkpoint.
+    """
+    place = Place(str(tmp_path / "t"))
+    rows = pl.DataFrame({"id": [1]}).to_arrow()
+    after: log.State | None = None
+    for checkpointed in (False, True):
+        write_deltalake(place.url, rows, mode="append")
+        if checkpointed:
+            DeltaTable(place.url).create_checkpoint()
+        state = log.read(place)
+        assert state is not None
+        assert log.refresh(state) is state
+        write_deltalake(place.url, rows, mode="append")
+        after = log.refresh(state)
+        assert after is not None
+        assert after.version == state.version + 1
+        assert len(after.files) == after.version + 1
+    assert after is not None
+    shutil.move(place.url, tmp_path / "old")
+    assert log.refresh(after) is None
+    assert not Path(place.url).exists()
+    for _ in range(after.version + 1):
+        write_deltalake(place.url, rows, mode="append")
+    other = log.refresh(after)
+    assert other is not None
+    assert other.version == after.version
+    assert not other.is_same(after)
