@@ -33,7 +33,9 @@ class Used:
         wall: seconds of wall clock.
         cpu: CPU seconds, user and system, of the command and of processes that it started.
         server_cpu: CPU seconds of PostgreSQL in that time.
-        peak: the most resident bytes; of the largest process, if the command starts others.
+        peak: the most resident bytes; of the largest process, if the command starts others. Pages
+            of libraries count, of which the kernel maps more at once where they were installed just
+            now: compare figures of one environment.
         written: the bytes which it handed to the system to write (``wchar`` of ``/proc/PID/io``):
             those of every file, deleted ones and logs too. Unlike ``write_bytes`` it is the same on
             a disk and on tmpfs. Files mapped into memory are not in it. None without ``/proc``.
