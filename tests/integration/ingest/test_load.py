@@ -12,7 +12,7 @@ from deltalake import DeltaTable
 from bronze.errors import SnapshotLost
 from bronze.ingest import pipeline
 from bronze.postgres.copy.snapshot import Snapshot
-from bronze.verify import verify
+from bronze.verify import claim, verify
 from tests.conftest import Source
 from tests.support.content import differences
 
@@ -88,7 +88,7 @@ def test_rows_read_after_the_locks_were_lost_are_not_committed(
         source.execute("SELECT pg_terminate_backend(%s, 10000)", held.holder.info.backend_pid)
         source.execute("TRUNCATE t")
 
-    planned, claimed = pipeline._plan_all, verify.claims_of_source
+    planned, claimed = pipeline._plan_all, claim.claims_of_source
 
     def plan_and_cut(*arguments: Any) -> Any:
         tables = planned(*arguments)
