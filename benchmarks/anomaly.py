@@ -45,7 +45,9 @@ PLANTED: Mapping[str, tuple[float, list[str], pl.Expr]] = {
 
 
 def load(dsn: str, table: str, lake: str, own: Mapping[str, Any]) -> dict[str, float]:
-    """Takes one table into a new lake; the seconds that it took, imports of bronze left out."""
+    """Loads one table into a new lake; the seconds that it took, without the imports of bronze, and
+    the most resident MB of the process.
+    """
     document = {
         "source": {"name": "bench", "dsn": dsn, "schema": inventory.SCHEMA, "tables": [table]},
         "lake": {"root": lake},
@@ -56,7 +58,9 @@ def load(dsn: str, table: str, lake: str, own: Mapping[str, Any]) -> dict[str, f
     began, used = time.perf_counter(), _cpu()
     result = pipeline.run(loading.parse(document))
     assert result.exit_code == 0, result
-    return {"work": time.perf_counter() - began, "cpu": _cpu() - used}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak *= 1 if sys.platform == "darwin" else 1024
+    return {"work": time.perf_counter() - began, "cpu": _cpu() - used, "peak": peak / 1e6}
 
 
 def _cpu() -> float:
@@ -98,13 +102,14 @@ def costs(dsn: str, folder: Path, rounds: int) -> None:
             runs[case].append(apart(dsn, "order_details", lake, own))
             shutil.rmtree(lake)
     grid = Table(title="order_details, first load", title_justify="left")
-    for heading in ("", "work s", "CPU s", "more work", "more CPU"):
+    for heading in ("", "work s", "CPU s", "more work", "more CPU", "peak MB"):
         grid.add_column(heading, justify="right" if heading else "left")
     plain = {kind: median(run[kind] for run in runs["no scores"]) for kind in ("work", "cpu")}
     for case, found in runs.items():
         mine = {kind: median(run[kind] for run in found) for kind in plain}
         more = [f"{mine[kind] / plain[kind] - 1:.0%}" for kind in plain]
-        grid.add_row(case, f"{mine['work']:.2f}", f"{mine['cpu']:.2f}", *more)
+        peak = median(run["peak"] for run in found)
+        grid.add_row(case, f"{mine['work']:.2f}", f"{mine['cpu']:.2f}", *more, f"{peak:.0f}")
     Console(width=100).print(grid)
 
 
