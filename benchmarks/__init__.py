@@ -6,6 +6,7 @@ Everything runs on one machine against an embedded PostgreSQL on made-up data::
     python -m benchmarks.load                                # about 2,000,000 and 500,000 rows
     python -m benchmarks.load --rows 50000 --wide-rows 20000 --runs 1
     python -m benchmarks.load --table wide --only bronze naive --json wide.json
+    python -m benchmarks.startup
     python -m benchmarks.memory --rows 2000000 20000000
     python -m benchmarks.merge --rows 2000000
     python -m benchmarks.stream catchup
@@ -48,4 +49,7 @@ with ``--cases`` and ``--only``.
 
 `anomaly` takes the demo's tables with anomaly scores: how many of the planted outliers are found,
 and how much longer a first load takes than without.
+
+`startup` runs commands over ten small tables, in which little but the start of the command is
+measured, and shows what of it each library takes to import.
 """
