@@ -24,7 +24,8 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 
 from bronze import failpoint
 from bronze.delta import files, store
-from bronze.delta.replay import LogContent, Replayed, content_of
+from bronze.delta.read.content import LogContent
+from bronze.delta.read.replay import Replayed, content_of
 from bronze.delta.schema import kinds
 from bronze.errors import CommitConflict, FileDamaged, LakeError
 from bronze.model.columns import DeltaType

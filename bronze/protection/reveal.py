@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import polars as pl
 
@@ -13,6 +13,7 @@ from bronze.governance import audit
 from bronze.postgres.copy.rows_reader import dtype
 from bronze.protection import protect
 from bronze.protection.lake_table import ProtectedTable, protected_table
+from bronze.protection.subject.row_match import Subject
 from bronze.protection.subject.row_selection import select_rows
 
 _AUDITED_HASHES = 100
@@ -73,14 +74,28 @@ def _read_rows(
     wanted = {*columns, *subject.columns, "row_hash"} if columns else None
     names = [name for name, _ in layout if wanted is None or name in wanted]
     frames = [pl.DataFrame(schema={name: dtype(kind) for name, kind in layout if name in names})]
-    for file in table.state.files:
-        parquet = files.open_parquet(table.state.place, file)
-        for _, part in files.parts(parquet, layout, names, None, dict(file.partition)):
-            rows = pl.DataFrame(part)
-            frames.append(rows.filter(subject.matches(rows)) if key else rows)
-            if limit and sum(frame.height for frame in frames) >= limit:
-                return pl.concat(frames).head(limit)
+    for rows in _selected_rows(table, subject, names):
+        frames.append(rows)
+        if limit and sum(frame.height for frame in frames) >= limit:
+            return pl.concat(frames).head(limit)
     return pl.concat(frames)
+
+
+def _selected_rows(
+    table: ProtectedTable, subject: Subject, names: Sequence[str]
+) -> Iterator[pl.DataFrame]:
+    """The columns of the selected rows; a row group without any is read for the key alone."""
+    layout = table.state.columns
+    for file in table.state.files:
+        parquet, partition = files.open_parquet(table.state.place, file), dict(file.partition)
+        for group in range(parquet.num_row_groups):
+            if subject.values:
+                keys = files.parts(parquet, layout, subject.columns, [group], partition)
+                if not any(subject.matches(pl.DataFrame(part)).any() for _, part in keys):
+                    continue
+            for _, part in files.parts(parquet, layout, names, [group], partition):
+                rows = pl.DataFrame(part)
+                yield rows.filter(subject.matches(rows)) if subject.values else rows
 
 
 def _decrypt_columns(

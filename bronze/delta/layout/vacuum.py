@@ -19,9 +19,10 @@ from deltalake import DeltaTable
 from obstore.exceptions import BaseError
 
 from bronze import failpoint
-from bronze.delta import log, replay, store
+from bronze.delta import log, store
 from bronze.delta.commit import ORPHAN_AGE
 from bronze.delta.log import ENTRY, State, mapped_errors, read
+from bronze.delta.read import content
 from bronze.model.locations import Place
 
 # Entries are kept this long whatever the retention: `bronze.delta.commit.sweep` reads in the log
@@ -209,7 +210,7 @@ def _live(state: State, version: int) -> Sequence[str]:
     with mapped_errors(state.place, "read"):
         if version == state.version:
             return state.content.paths()
-        return replay.opened(state.place, version).paths()
+        return content.opened(state.place, version).paths()
 
 
 def is_data(path: str) -> bool:

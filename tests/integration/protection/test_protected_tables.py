@@ -557,6 +557,19 @@ def test_errors_do_not_quote_values(source: Source, capfd: pytest.CaptureFixture
         assert not PLANTED.search("".join(capfd.readouterr()).encode())
 
 
+def test_reveal_finds_a_row_in_whichever_file_it_is(source: Source) -> None:
+    """Files without the row are passed over, and those after them are still read."""
+    source.execute("CREATE TABLE t (id int PRIMARY KEY, mail text)")
+    given = settings(source, "t", protect={"mail": "encrypt"})
+    for number in (1, 2, 3):
+        source.execute(f"INSERT INTO t VALUES ({number}, 'plant{number}')")
+        landed(given)
+    for number in (1, 2, 3):
+        rows = reveal.reveal(given, "t", key={"id": str(number)}, columns=["mail"])
+        assert rows.rows() == [(f"plant{number}",)]
+    assert reveal.reveal(given, "t", key={"id": "4"}).is_empty()
+
+
 def test_reveal_decrypts_rows_and_is_audited(
     source: Source,
 ) -> None:

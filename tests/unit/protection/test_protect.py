@@ -93,6 +93,53 @@ def test_encrypted_values_are_decrypted_exactly(kind: str, method: str) -> None:
     comes_back()
 
 
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"method": "encrypt_deterministic"},
+        {"method": "tokenize"},
+        {"method": "tokenize", "format": True},
+        {"method": "hash"},
+        {"method": "mask", "keep": 2},
+    ],
+    ids=str,
+)
+def test_repeated_values_are_protected_like_each_alone(rule: dict[str, Any]) -> None:
+    """However often a value occurs, and whether NULL is among them."""
+    one = column(**rule)
+    values = ["Anna Meyer", None, "+49 30 123456", "", "ünï"]
+    alone = {value: stored([value], one)[0] for value in values}
+    assert alone[None] is None
+    for rows in (values, values * 20, values[2:] * 20):
+        assert stored(rows, one).to_list() == [alone[value] for value in rows]
+
+
+@pytest.mark.parametrize("method", protect.REVEALED)
+def test_values_of_several_keys_are_decrypted_in_their_rows(method: str) -> None:
+    """After a rotation, with NULLs; what no key has encrypted, or is not of the type, is told."""
+    old, new, foreign = key(method), key(method), key(method)
+    days = [f"2026-01-0{n}" for n in range(1, 8)]
+    rows = pl.concat(
+        stored(values, column(method, mine))
+        for mine, values in (
+            (old, days[:2]),
+            (new, [*days[2:4], None]),
+            (foreign, [days[4]]),
+            (old, [*days[5:], "no day"]),
+        )
+    )
+    both = column(method, new, old)
+    texts, faulty = protect.decrypt(rows, both, MASTERS, pl.String)
+    assert texts.to_list() == [*days[:4], None, None, *days[5:], "no day"]
+    assert faulty.to_list() == [False] * 5 + [True] + [False] * 3
+    dates, faulty = protect.decrypt(rows, both, MASTERS, pl.Date)
+    expected = [dt.date(2026, 1, n) for n in range(1, 8)]
+    assert dates.to_list() == [*expected[:4], None, None, *expected[5:], None]
+    assert faulty.to_list() == [False] * 5 + [True, False, False, True]
+    with pytest.raises(Mismatch, match="cannot be decrypted"):
+        protect.reveal_values(rows, both, MASTERS, pl.String)
+
+
 def test_equal_numbers_of_different_types_are_protected_alike() -> None:
     """An int equals a bigint, and 1.5 equals 1.50: widened columns stay comparable."""
     one = column("tokenize")

@@ -1,9 +1,9 @@
-"""The content of a Delta log: the metadata, protocol, files and app transactions of a table.
+"""Reads the content of a Delta log by replaying its entries.
 
 `content_of` replays the log itself where that is simple: its entries since the last checkpoint are
 read once, and have everything. deltalake takes several times as long, and reads the log again for
-each app transaction. `opened` is the same by deltalake, for all other logs: long ones, damaged
-ones, checkpoints in several parts, and features that bronze does not know.
+each app transaction. deltalake reads all other logs: long ones, damaged ones, checkpoints in
+several parts, and features that bronze does not know.
 
 The rules are those of the Delta transaction log protocol (PROTOCOL.md of delta-io/delta), "Action
 Reconciliation": the newest action about a file, a table or an application counts.
@@ -18,16 +18,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
-from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import obstore
-import polars as pl
 import pyarrow.parquet as pq
-from deltalake import DeltaTable
 from obstore.exceptions import BaseError
 
 from bronze.delta import store
+from bronze.delta.read.content import LogContent, TableMetadata, TableProtocol, opened, widest
 from bronze.delta.schema import NTZ, kinds
 from bronze.delta.statistics import SAFE
 from bronze.errors import BronzeError
@@ -65,57 +63,6 @@ _UNUSUAL = (
     OverflowError,
 )
 """The errors of logs that `content_of` leaves to deltalake."""
-
-
-@dataclass(frozen=True)
-class TableMetadata:
-    """The metadata of a table; ``schema`` is Delta's JSON."""
-
-    id: str
-    name: str | None
-    description: str | None
-    schema: str
-    partition_columns: tuple[str, ...]
-    configuration: Mapping[str, str]
-    created_time: int | None
-
-
-@dataclass(frozen=True)
-class TableProtocol:
-    """The versions and features that readers and writers of a table have to support."""
-
-    reader: int
-    writer: int
-    reader_features: frozenset[str]
-    writer_features: frozenset[str]
-
-
-class LogContent(Protocol):
-    """What a log says about a table at a version."""
-
-    @property
-    def version(self) -> int:
-        """The version."""
-
-    @property
-    def metadata(self) -> TableMetadata:
-        """The metadata."""
-
-    @property
-    def protocol(self) -> TableProtocol:
-        """The protocol."""
-
-    def transaction(self, name: str) -> int | None:
-        """The version of an app transaction, None if there is none."""
-
-    def files(self) -> tuple[StoredFile, ...]:
-        """All data files, those of the latest commit first."""
-
-    def paths(self) -> Sequence[str]:
-        """The paths of all data files, as `StoredFile` has them."""
-
-
-# By replaying
 
 
 @dataclass(frozen=True)
@@ -384,85 +331,3 @@ def _bound(kind: str, value: Any) -> Any:
     if type(value) is not expected:
         raise TypeError(f"{kind} is not {expected}")
     return value
-
-
-def widest(bound: Any) -> Any:
-    """An upper bound that other writers may have cut to milliseconds."""
-    if not isinstance(bound, datetime) or bound.microsecond % 1000:
-        return bound
-    return bound.replace(microsecond=bound.microsecond + 999)
-
-
-# By deltalake
-
-
-@dataclass(frozen=True)
-class Opened:
-    """The content of a log that deltalake has read."""
-
-    table: DeltaTable
-
-    @cached_property
-    def version(self) -> int:
-        """The version."""
-        return self.table.version()
-
-    @cached_property
-    def metadata(self) -> TableMetadata:
-        """The metadata."""
-        metadata = self.table.metadata()
-        return TableMetadata(
-            id=str(metadata.id),
-            name=metadata.name,
-            description=metadata.description,
-            schema=self.table.schema().to_json(),
-            partition_columns=tuple(metadata.partition_columns),
-            configuration=dict(metadata.configuration),
-            created_time=metadata.created_time,
-        )
-
-    @cached_property
-    def protocol(self) -> TableProtocol:
-        """The protocol."""
-        protocol = self.table.protocol()
-        return TableProtocol(
-            protocol.min_reader_version,
-            protocol.min_writer_version,
-            frozenset(protocol.reader_features or ()),
-            frozenset(protocol.writer_features or ()),
-        )
-
-    def transaction(self, name: str) -> int | None:
-        """The version of an app transaction, None if there is none."""
-        found: int | None = self.table.transaction_version(name)
-        return found
-
-    def files(self) -> tuple[StoredFile, ...]:
-        """All data files, those of the latest commit first."""
-        safe = [name for name, kind in kinds(self.metadata.schema) if kind.name in SAFE]
-        adds: Any = pl.DataFrame(self.table.get_add_actions(flatten=False))
-        return tuple(_opened_file(row, safe) for row in adds.iter_rows(named=True))
-
-    def paths(self) -> Sequence[str]:
-        """The paths of all data files."""
-        adds: Any = self.table.get_add_actions(flatten=False)
-        return [str(path) for path in adds["path"].to_pylist()]
-
-
-def opened(place: Place, version: int | None = None) -> Opened:
-    """The content of a log as deltalake reads it. Raises as `content_of` does."""
-    options = store.options(place) or None
-    return Opened(DeltaTable(place.url, version=version, storage_options=options))
-
-
-def _opened_file(row: Mapping[str, Any], safe: Sequence[str]) -> StoredFile:
-    low, high = (row.get(side) or {} for side in ("min", "max"))
-    partition = row.get("partition") or {}
-    return StoredFile(
-        path=row["path"],
-        size=row["size_bytes"],
-        rows=-1 if row["num_records"] is None else row["num_records"],
-        low=tuple((n, low[n]) for n in safe if low.get(n) is not None),
-        high=tuple((n, widest(high[n])) for n in safe if high.get(n) is not None),
-        partition=tuple((n, None if v is None else str(v)) for n, v in partition.items()),
-    )

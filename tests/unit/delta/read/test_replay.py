@@ -17,9 +17,12 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bronze.delta import commit, log, replay
+from bronze.delta import commit, log
 from bronze.delta.positions import Position
-from bronze.delta.replay import Opened, Replayed
+from bronze.delta.read import content as contents
+from bronze.delta.read import replay
+from bronze.delta.read.content import Opened
+from bronze.delta.read.replay import Replayed
 from bronze.delta.schema import kinds
 from bronze.delta.statistics import Statistics
 from bronze.model.columns import DeltaType
@@ -43,7 +46,7 @@ NAMES = ("bronze/a", "bronze/a/é", "bronze/b")
 
 def agrees(place: Place, names: tuple[str, ...] = NAMES) -> Replayed:
     """The replayed content, which is that of deltalake."""
-    replayed, opened = replay._replayed(place), replay.opened(place)
+    replayed, opened = replay._replayed(place), contents.opened(place)
     assert replayed.version == opened.version
     assert replayed.protocol == opened.protocol
     ours, theirs = replayed.metadata, opened.metadata
@@ -239,7 +242,7 @@ def test_an_unusual_log_is_left_to_deltalake(
     with pytest.raises(replay._UNUSUAL):
         replay._replayed(place)
     try:
-        theirs = replay.opened(place)
+        theirs = contents.opened(place)
     except (DeltaError, OSError, ValueError) as error:
         with pytest.raises(type(error)):
             replay.content_of(place)
@@ -279,7 +282,7 @@ def test_statistics_of_another_type_are_left_to_deltalake(tmp_path: Path, stats:
     place, folder = Place(str(tmp_path / "t")), tmp_path / "t" / "_delta_log"
     write_deltalake(place.url, pl.DataFrame({"id": [1]}).to_arrow())
     entry(folder, 1, added(stats=stats))
-    theirs = replay.opened(place)
+    theirs = contents.opened(place)
     content = replay.content_of(place)
     assert isinstance(content, Replayed)
     try:
