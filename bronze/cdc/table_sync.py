@@ -276,8 +276,11 @@ def _plan_streamed_columns(
 ) -> list[TableRun]:
     slots = stream.settings.source[stream.origin.name].pool.readers
     batch_id = str(uuid_utils.uuid7())
-    # With the connection that has the tables' locks: another one might wait for a lock.
-    streamed = publication.streamed_columns(placed.holder, placed.relations, stream.publication)
+    oids = {target.relation.oid for target in targets}
+    relations = [relation for relation in placed.relations if relation.oid in oids]
+    # Asked for only when a table is planned: PostgreSQL locks all tables of a publication to list
+    # their columns, and waits for those that could not be locked.
+    streamed: dict[int, frozenset[str]] = {}
 
     def with_streamed_columns(target: Target) -> Target:
         if not target.published:
@@ -285,6 +288,11 @@ def _plan_streamed_columns(
                 f"Table {target.label} was taken out of publication {stream.publication}.",
                 hint="The next retry adds it again.",
                 table=target.label,
+            )
+        if not streamed:
+            # With the connection that has the tables' locks: another one might wait for a lock.
+            streamed.update(
+                publication.streamed_columns(placed.holder, relations, stream.publication)
             )
         return selection.with_columns_of(target, streamed.get(target.relation.oid, frozenset()))
 
