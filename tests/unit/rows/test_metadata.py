@@ -150,3 +150,21 @@ def test_large_rows_are_hashed_like_small_ones(monkeypatch: pytest.MonkeyPatch) 
         by_piece = digests(*case)
         assert by_piece[0].to_list() == hashes.to_list()
         assert by_piece[1].to_list() == sums.to_list()
+
+
+@pytest.mark.parametrize("points", [[100], [40], [79, 80, 81, 100], []])
+def test_rows_below_the_threshold_are_quarantined(points: list[int]) -> None:
+    """Each row has its own score and status, also a single one; without scores all have the best
+    score and are active.
+    """
+    rows = pl.DataFrame({"a": range(len(points))})
+    hashes = digests(rows, no_rejected_values(len(points)))
+    scores = pl.Series(points, dtype=pl.Int64)
+    frame = with_metadata(rows, *hashes, STAMP, scores, 80)
+    assert frame["data_quality_score"].to_list() == points
+    statuses = ["QUARANTINED" if score < 80 else "ACTIVE" for score in points]
+    assert frame["record_status"].to_list() == statuses
+    best = with_metadata(rows, *hashes, STAMP)
+    assert best.schema == frame.schema
+    assert best["data_quality_score"].to_list() == [100] * len(points)
+    assert best["record_status"].to_list() == ["ACTIVE"] * len(points)
